@@ -1,0 +1,55 @@
+# The one door: `make help` lists what it opens. Every recipe is one command or a script beside what it is about.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+CUDA ?= 0
+DATA ?= figures
+SEEDS ?= 1000
+CARGO := cargo
+
+# CUDA=1 builds the same workspace against the full libtorch, beside the CPU build.
+ifeq ($(CUDA),1)
+export LIBTORCH := $(CURDIR)/.libtorch-cuda
+CARGO_FLAGS := --target-dir target-cuda --features rank/cuda
+FLAVOUR := cuda
+else
+CARGO_FLAGS :=
+FLAVOUR := cpu
+endif
+
+.PHONY: help setup build test sim lint demo bench gpu-check clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s'|'
+
+setup: ## fetch libtorch (once per machine) and check that the tools are there
+	@deploy/setup/prerequisites.sh
+	@python3 deploy/setup/libtorch.py $(FLAVOUR)
+
+build: setup ## compile everything (CUDA=1: against CUDA and NCCL)
+	$(CARGO) build --locked --workspace $(CARGO_FLAGS)
+
+test: build ## run every test
+	@deploy/setup/test.sh
+
+sim: setup ## simulate SEEDS worlds; SEED=n TRACE=1 tells one world's story
+	$(CARGO) run --locked --quiet -p tests --bin sim -- --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(TRACE),--trace)
+
+lint: setup ## formatting and clippy, warnings are errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+demo: build ## train the demo job on this machine, from nothing to pictures (DATA=wesnoth: on drawn art)
+	@deploy/demo.sh $(DATA)
+
+bench: build ## one rank against two at the same global batch
+	@deploy/bench.sh
+
+gpu-check: ## pack a stripped binary and a script to run on a machine with one GPU
+	@$(MAKE) build CUDA=1
+	@deploy/setup/gpu_pack.sh
+
+clean: ## delete what was built and made here (libtorch stays in its cache)
+	rm -rf target target-cuda .demo .libtorch .libtorch-cuda

@@ -1,0 +1,3 @@
+//! What the cluster should do next: a pure machine.
+
+pub mod event;

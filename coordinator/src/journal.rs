@@ -1,0 +1,240 @@
+//! Loss curves and log lines on their way into the store. One task owns the writing, so that the daemon's loop never waits
+//! for it; what does not fit its queue is dropped and counted, because nothing depends on it for correctness. Fed by the
+//! daemon's loop; read by the rpc.
+
+use crate::store::{StateError, StateStore, last_key, logs_prefix, ordered, steps_prefix};
+use proto::id::JobId;
+use proto::pb;
+use prost::Message;
+use slatedb::WriteBatch;
+use std::collections::BTreeMap;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Newest log lines that are kept of each job.
+pub(crate) const LOG_LINES_MAX: u64 = 20_000;
+/// Longest log line that is kept, in bytes.
+const LINE_BYTES_MAX: usize = 4096;
+const QUEUE_MAX: usize = 8192;
+const BATCH_MAX: usize = 512;
+
+/// Cheap to clone; all clones write one journal.
+#[derive(Debug, Clone)]
+pub(crate) struct Journal {
+    entries: mpsc::Sender<Entry>,
+    /// Counts the batches written: whoever follows a log waits for it to change.
+    written: watch::Receiver<u64>,
+    store: StateStore,
+}
+
+#[derive(Debug)]
+enum Entry {
+    Step { job: JobId, step: pb::StepReport },
+    Log { job: JobId, line: pb::LogLine },
+    /// Answered when everything before it can be read.
+    Barrier(oneshot::Sender<()>),
+}
+
+impl Journal {
+    /// Starts the writing task; it ends when the last clone is gone. A store that fails ends it too, and the daemon's
+    /// loop hears of that from the store itself.
+    pub(crate) fn start(store: StateStore) -> Self {
+        let (entries, queue) = mpsc::channel(QUEUE_MAX);
+        let (count, written) = watch::channel(0);
+        let writer = Writer { store: store.clone(), logs: BTreeMap::new() };
+        tokio::spawn(writer.run(queue, count));
+        Self { entries, written, store }
+    }
+
+    /// Never waits.
+    pub(crate) fn step(&self, job: &JobId, step: pb::StepReport) {
+        self.offer(Entry::Step { job: job.clone(), step });
+    }
+
+    /// Never waits.
+    pub(crate) fn log(&self, job: &JobId, mut line: pb::LogLine) {
+        if LINE_BYTES_MAX < line.text.len() {
+            let end = line.text.floor_char_boundary(LINE_BYTES_MAX);
+            line.text.truncate(end);
+            line.text.push('…');
+        }
+        self.offer(Entry::Log { job: job.clone(), line });
+    }
+
+    fn offer(&self, entry: Entry) {
+        if self.entries.try_send(entry).is_err() {
+            tracing::warn!(queue = QUEUE_MAX, "journal is behind, a step or log line was dropped");
+        }
+    }
+
+    /// Returns when everything offered before can be read.
+    pub(crate) async fn settled(&self) {
+        let (done, wait) = oneshot::channel();
+        if self.entries.send(Entry::Barrier(done)).await.is_ok() {
+            // An error means that the writer is gone: nothing more will come either way.
+            wait.await.ok();
+        }
+    }
+
+    /// Changes when there may be more to read.
+    pub(crate) fn written(&self) -> watch::Receiver<u64> {
+        self.written.clone()
+    }
+
+    /// Up to `limit` finished steps of `job` after step `after`, in order.
+    pub(crate) async fn steps(
+        &self,
+        job: &JobId,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<pb::StepReport>, StateError> {
+        let from = ordered(after.saturating_add(1)).into_bytes();
+        let entries = self.store.scan(&steps_prefix(job), from, limit).await?;
+        entries.iter().map(|(key, bytes)| self.store.decode(key, bytes)).collect()
+    }
+
+    /// Up to `limit` lines of `job` from line number `from` on, in order, with their numbers.
+    pub(crate) async fn logs(
+        &self,
+        job: &JobId,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, pb::LogLine)>, StateError> {
+        let prefix = logs_prefix(job);
+        let entries = self.store.scan(&prefix, ordered(from).into_bytes(), limit).await?;
+        entries
+            .iter()
+            .map(|(key, bytes)| Ok((number_of(key, &prefix), self.store.decode(key, bytes)?)))
+            .collect()
+    }
+}
+
+/// The number at the end of a key that [`ordered`] made.
+fn number_of(key: &str, prefix: &str) -> u64 {
+    key[prefix.len()..].parse().unwrap_or_default()
+}
+
+struct Writer {
+    store: StateStore,
+    /// First and next line number of every job that logged since the start.
+    logs: BTreeMap<JobId, (u64, u64)>,
+}
+
+impl Writer {
+    async fn run(mut self, mut queue: mpsc::Receiver<Entry>, count: watch::Sender<u64>) {
+        let mut entries = Vec::new();
+        while 0 < queue.recv_many(&mut entries, BATCH_MAX).await {
+            if let Err(error) = self.write(std::mem::take(&mut entries)).await {
+                tracing::error!(%error, "journal cannot be written");
+                return;
+            }
+            count.send_modify(|it| *it += 1);
+        }
+    }
+
+    async fn write(&mut self, entries: Vec<Entry>) -> Result<(), StateError> {
+        let mut batch = WriteBatch::new();
+        let mut any = false;
+        let mut barriers = Vec::new();
+        for entry in entries {
+            match entry {
+                Entry::Barrier(done) => {
+                    barriers.push(done);
+                    continue;
+                }
+                Entry::Step { job, step } => {
+                    let bytes = step.encode_to_vec();
+                    batch.put(format!("{}{}", steps_prefix(&job), ordered(step.step)), &bytes);
+                    batch.put(last_key(&job), &bytes);
+                }
+                Entry::Log { job, line } => {
+                    let prefix = logs_prefix(&job);
+                    let (first, next) = self.range(job).await?;
+                    batch.put(format!("{prefix}{}", ordered(*next)), line.encode_to_vec());
+                    *next += 1;
+                    while LOG_LINES_MAX < *next - *first {
+                        batch.delete(format!("{prefix}{}", ordered(*first)));
+                        *first += 1;
+                    }
+                }
+            }
+            any = true;
+        }
+        if any {
+            self.store.append(batch).await?;
+        }
+        for done in barriers {
+            // Whoever asked may have gone.
+            done.send(()).ok();
+        }
+        Ok(())
+    }
+
+    /// First and next line number of a job's log; read from the store once.
+    async fn range(&mut self, job: JobId) -> Result<(&mut u64, &mut u64), StateError> {
+        if !self.logs.contains_key(&job) {
+            let prefix = logs_prefix(&job);
+            let lines = self.store.scan(&prefix, Vec::new(), usize::MAX).await?;
+            let number = |entry: Option<&(String, bytes::Bytes)>| entry.map(|(key, _)| number_of(key, &prefix));
+            let first = number(lines.first()).unwrap_or(0);
+            let next = number(lines.last()).map_or(0, |last| last + 1);
+            self.logs.insert(job.clone(), (first, next));
+        }
+        let (first, next) = self.logs.get_mut(&job).expect("it was put there above if it was missing");
+        Ok((first, next))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn line(number: u64) -> pb::LogLine {
+        pb::LogLine { text: format!("line {number}"), ..Default::default() }
+    }
+
+    async fn store(dir: &tempfile::TempDir) -> StateStore {
+        StateStore::open(&format!("file://{}", dir.path().display())).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn curves_and_logs_are_read_back_in_order_also_by_the_next_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let (job, other) = (JobId("a-1".into()), JobId("a-10".into()));
+        let first = store(&dir).await;
+        let journal = Journal::start(first.clone());
+        for step in [2, 1, 10] {
+            journal.step(&job, pb::StepReport { step, loss: f64::NAN, ..Default::default() });
+        }
+        journal.step(&other, pb::StepReport { step: 5, ..Default::default() });
+        journal.log(&job, line(0));
+        journal.settled().await;
+        let steps = journal.steps(&job, 1, 10).await.unwrap();
+        assert_eq!(steps.iter().map(|it| it.step).collect::<Vec<_>>(), [2, 10]);
+        assert!(steps[0].loss.is_nan(), "a loss that is not a number is kept, not lost");
+        first.close().await.unwrap();
+
+        let second = store(&dir).await;
+        let journal = Journal::start(second.clone());
+        journal.log(&job, line(1));
+        journal.settled().await;
+        assert_eq!(journal.logs(&job, 0, 10).await.unwrap(), [(0, line(0)), (1, line(1))]);
+        assert_eq!(second.last_steps().await.unwrap()[&job].step, 10);
+    }
+
+    #[tokio::test]
+    async fn only_the_newest_lines_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let job = JobId("a-1".into());
+        let mut writer = Writer { store: store(&dir).await, logs: BTreeMap::new() };
+        let entries = |numbers: std::ops::Range<u64>| {
+            numbers.map(|it| Entry::Log { job: job.clone(), line: line(it) }).collect()
+        };
+        writer.write(entries(0..LOG_LINES_MAX)).await.unwrap();
+        writer.write(entries(LOG_LINES_MAX..LOG_LINES_MAX + 3)).await.unwrap();
+        let journal = Journal::start(writer.store.clone());
+        let kept = journal.logs(&job, 0, usize::MAX).await.unwrap();
+        assert_eq!(kept.len() as u64, LOG_LINES_MAX);
+        assert_eq!(kept[0], (3, line(3)));
+    }
+}

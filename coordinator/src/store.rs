@@ -1,0 +1,227 @@
+//! The coordinator's durable state: SlateDB under `<store>/state/`. One process holds it; a second one that opens it fences
+//! the first, whose next save fails. Written by the daemon's loop (records) and by the journal (curves and logs), read by
+//! the rpc. It knows keys and bytes, not what a job should do.
+//!
+//! | key | value |
+//! |---|---|
+//! | `counters` | JSON of `Counters` |
+//! | `job/<id>` | JSON of `JobRecord` |
+//! | `last/<job>` | protobuf `StepReport`: the newest step seen |
+//! | `steps/<job>/<step>` | protobuf `StepReport` |
+//! | `logs/<job>/<number>` | protobuf `LogLine` |
+
+use coordinator_core::event::{Counters, Durable, JobRecord, Record};
+use proto::id::JobId;
+use proto::pb;
+use prost::Message;
+use slatedb::config::Settings;
+use slatedb::{CloseReason, Db, ErrorKind, WriteBatch};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A save that takes longer than this ends the process: better a restart than a coordinator that answers nobody.
+const SAVE_WITHIN: Duration = Duration::from_secs(60);
+/// Steps and log lines reach the store at least this often; records are flushed at once.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
+const COUNTERS_KEY: &str = "counters";
+const JOB_PREFIX: &str = "job/";
+const LAST_PREFIX: &str = "last/";
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StateError {
+    #[error("the store of the coordinator's state: {0}")]
+    Url(#[from] model_data::store::StoreError),
+    #[error("cannot {action} the coordinator's state under {url}: {source}")]
+    Db { action: &'static str, url: String, source: slatedb::Error },
+    #[error("another coordinator took over the state under {url}; this one must stop, because only one may write it")]
+    Fenced { url: String },
+    #[error("the store under {url} did not take a save within {} s", SAVE_WITHIN.as_secs())]
+    Slow { url: String },
+    #[error("the record `{key}` under {url} cannot be read: {reason}; was it written by a newer coordinator?")]
+    Record { key: String, url: String, reason: String },
+}
+
+/// Cheap to clone; all clones are one database.
+#[derive(Clone)]
+pub(crate) struct StateStore {
+    db: Db,
+    url: String,
+}
+
+impl std::fmt::Debug for StateStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StateStore").field("url", &self.url).finish_non_exhaustive()
+    }
+}
+
+impl StateStore {
+    /// Opens (or makes) the state under `<store_url>/state/` and fences whoever had it open.
+    pub(crate) async fn open(store_url: &str) -> Result<Self, StateError> {
+        let (store, prefix) = model_data::store::open(store_url)?;
+        let url = format!("{}/state", store_url.trim_end_matches('/'));
+        let settings = Settings { flush_interval: Some(FLUSH_INTERVAL), ..Settings::default() };
+        let opened = Db::builder(prefix.join("state"), store).with_settings(settings).build().await;
+        match opened {
+            Ok(db) => Ok(Self { db, url }),
+            Err(source) => Err(StateError::Db { action: "open", url, source }),
+        }
+    }
+
+    /// Everything that was ever saved: what a restart begins with.
+    pub(crate) async fn load(&self) -> Result<Durable, StateError> {
+        let mut durable = Durable::default();
+        if let Some(bytes) = self.db.get(COUNTERS_KEY).await.map_err(|it| self.failed("read", it))? {
+            let counters: Counters = self.json(COUNTERS_KEY, &bytes)?;
+            durable.apply(Record::Counters(counters));
+        }
+        for (key, bytes) in self.scan(JOB_PREFIX, Vec::new(), usize::MAX).await? {
+            let job: JobRecord = self.json(&key, &bytes)?;
+            durable.apply(Record::Job(Box::new(job)));
+        }
+        Ok(durable)
+    }
+
+    /// Makes these records durable, together. Returns only when a crash cannot lose them.
+    pub(crate) async fn save(&self, records: &[Record]) -> Result<(), StateError> {
+        let mut batch = WriteBatch::new();
+        for record in records {
+            let (key, json) = match record {
+                Record::Counters(counters) => (COUNTERS_KEY.to_owned(), serde_json::to_vec(counters)),
+                Record::Job(job) => (format!("{JOB_PREFIX}{}", job.id), serde_json::to_vec(job)),
+            };
+            batch.put(key, json.expect("records are plain tables, lists and finite numbers"));
+        }
+        let save = async {
+            let write = self.db.write(batch).await?;
+            self.db.flush().await?;
+            write.await_durable().await
+        };
+        match tokio::time::timeout(SAVE_WITHIN, save).await {
+            Ok(result) => result.map_err(|it| self.failed("save", it)),
+            Err(_) => Err(StateError::Slow { url: self.url.clone() }),
+        }
+    }
+
+    /// Puts lines of curves and logs, and takes old ones away; durable within [`FLUSH_INTERVAL`], which nobody awaits.
+    pub(crate) async fn append(&self, batch: WriteBatch) -> Result<(), StateError> {
+        self.db.write(batch).await.map(drop).map_err(|it| self.failed("append to", it))
+    }
+
+    /// Up to `limit` entries whose key begins with `prefix`, in key order, from the suffix `from` on.
+    pub(crate) async fn scan(
+        &self,
+        prefix: &str,
+        from: Vec<u8>,
+        limit: usize,
+    ) -> Result<Vec<(String, bytes::Bytes)>, StateError> {
+        let mut entries = Vec::new();
+        let scanned = self.db.scan_prefix(prefix, from..).await;
+        let mut iterator = scanned.map_err(|it| self.failed("read", it))?;
+        while entries.len() < limit {
+            let Some(entry) = iterator.next().await.map_err(|it| self.failed("read", it))? else { break };
+            entries.push((String::from_utf8_lossy(&entry.key).into_owned(), entry.value));
+        }
+        Ok(entries)
+    }
+
+    /// The newest step of every job that ever finished one.
+    pub(crate) async fn last_steps(&self) -> Result<BTreeMap<JobId, pb::StepReport>, StateError> {
+        let mut steps = BTreeMap::new();
+        for (key, bytes) in self.scan(LAST_PREFIX, Vec::new(), usize::MAX).await? {
+            let step = self.decode(&key, &bytes)?;
+            steps.insert(JobId(key[LAST_PREFIX.len()..].to_owned()), step);
+        }
+        Ok(steps)
+    }
+
+    pub(crate) fn decode<M: Message + Default>(&self, key: &str, bytes: &[u8]) -> Result<M, StateError> {
+        M::decode(bytes).map_err(|error| self.unreadable(key, &error))
+    }
+
+    /// Waits until the database has closed itself: another coordinator took over, or a background task of it broke.
+    pub(crate) async fn lost(&self) -> StateError {
+        let mut status = self.db.subscribe();
+        let reason = match status.wait_for(|it| it.close_reason.is_some()).await {
+            Ok(status) => status.close_reason,
+            Err(_) => None,
+        };
+        match reason {
+            Some(CloseReason::Fenced) => StateError::Fenced { url: self.url.clone() },
+            _ => StateError::Slow { url: self.url.clone() },
+        }
+    }
+
+    pub(crate) async fn close(&self) -> Result<(), StateError> {
+        self.db.close().await.map_err(|it| self.failed("close", it))
+    }
+
+    fn json<T: serde::de::DeserializeOwned>(&self, key: &str, bytes: &[u8]) -> Result<T, StateError> {
+        serde_json::from_slice(bytes).map_err(|error| self.unreadable(key, &error))
+    }
+
+    fn unreadable(&self, key: &str, error: &dyn std::error::Error) -> StateError {
+        StateError::Record { key: key.to_owned(), url: self.url.clone(), reason: error.to_string() }
+    }
+
+    fn failed(&self, action: &'static str, source: slatedb::Error) -> StateError {
+        let url = self.url.clone();
+        match source.kind() {
+            ErrorKind::Closed(CloseReason::Fenced) => StateError::Fenced { url },
+            _ => StateError::Db { action, url, source },
+        }
+    }
+}
+
+pub(crate) fn last_key(job: &JobId) -> String {
+    format!("{LAST_PREFIX}{job}")
+}
+
+/// Followed by the step as [`ordered`] writes it.
+pub(crate) fn steps_prefix(job: &JobId) -> String {
+    format!("steps/{job}/")
+}
+
+/// Followed by the line's number as [`ordered`] writes it.
+pub(crate) fn logs_prefix(job: &JobId) -> String {
+    format!("logs/{job}/")
+}
+
+/// A number as text that sorts like the number.
+pub(crate) fn ordered(number: u64) -> String {
+    format!("{number:020}")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn url(dir: &tempfile::TempDir) -> String {
+        format!("file://{}", dir.path().display())
+    }
+
+    #[tokio::test]
+    async fn what_was_saved_outlives_a_process_that_just_dies() {
+        let dir = tempfile::tempdir().unwrap();
+        let job = crate::fixture::job_record("demo-1");
+        let records = [Record::Counters(Counters { jobs: 1 }), Record::Job(Box::new(job.clone()))];
+        let store = StateStore::open(&url(&dir)).await.unwrap();
+        store.save(&records).await.unwrap();
+        // No close: this is a process killed between its save and its reply.
+        drop(store);
+        let durable = StateStore::open(&url(&dir)).await.unwrap().load().await.unwrap();
+        assert_eq!(durable.counters.jobs, 1);
+        assert_eq!(durable.jobs[&job.id], job);
+    }
+
+    #[tokio::test]
+    async fn a_second_coordinator_fences_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = StateStore::open(&url(&dir)).await.unwrap();
+        let second = StateStore::open(&url(&dir)).await.unwrap();
+        let error = first.save(&[Record::Counters(Counters { jobs: 7 })]).await.unwrap_err();
+        assert!(matches!(error, StateError::Fenced { .. }), "{error}");
+        assert!(matches!(first.lost().await, StateError::Fenced { .. }));
+        assert_eq!(second.load().await.unwrap().counters.jobs, 0);
+    }
+}

@@ -1,0 +1,71 @@
+//! Small things about text that people read: the nearest known word, durations, sizes, moments. Pure. Called by the
+//! configuration and by every command that prints.
+
+use std::time::Duration;
+
+/// The known word that a typo most likely meant, if any is near enough.
+pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .map(|it| (strsim::damerau_levenshtein(word, it), it))
+        .min()
+        .filter(|(distance, it)| distance * 3 <= it.len().max(3))
+        .map(|(_, it)| it)
+}
+
+/// `2h03m`, `4m07s`, `12s` or `250ms`.
+pub(crate) fn duration(value: Duration) -> String {
+    let seconds = value.as_secs();
+    match seconds {
+        0 => format!("{}ms", value.as_millis()),
+        1..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        _ => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
+    }
+}
+
+/// `1.5 GiB`.
+#[allow(clippy::cast_precision_loss)] // One decimal is printed.
+pub(crate) fn bytes(value: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut scaled = value as f64;
+    let mut unit = 0;
+    while 1024.0 <= scaled && unit + 1 < UNITS.len() {
+        scaled /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{value} B") } else { format!("{scaled:.1} {}", UNITS[unit]) }
+}
+
+/// How long ago `then_ms` was at `now_ms`, both in milliseconds since 1970; a moment ahead of ours counts as now.
+pub(crate) fn ago(then_ms: u64, now_ms: u64) -> String {
+    format!("{} ago", duration(Duration::from_secs(now_ms.saturating_sub(then_ms) / 1000)).replace("0ms", "0s"))
+}
+
+/// Milliseconds since 1970, by this machine's clock.
+pub(crate) fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |it| u64::try_from(it.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_near_word_is_suggested() {
+        let known = ["listen", "store", "log.filter"];
+        assert_eq!(nearest("lsiten", known.into_iter()), Some("listen"));
+        assert_eq!(nearest("banana", known.into_iter()), None);
+    }
+
+    #[test]
+    fn figures_read_well() {
+        assert_eq!(duration(Duration::from_secs(7387)), "2h03m");
+        assert_eq!(duration(Duration::from_secs(247)), "4m07s");
+        assert_eq!(duration(Duration::from_millis(250)), "250ms");
+        assert_eq!(bytes(1_610_612_736), "1.5 GiB");
+        assert_eq!(bytes(17), "17 B");
+        assert_eq!(ago(9_000, 8_000), "0s ago");
+        assert_eq!(ago(1_000, 13_500), "12s ago");
+    }
+}

@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Puts libtorch where the build looks for it: a cached folder, and a link to it in the checkout.
+
+    libtorch.py              CPU flavour, link `.libtorch`             (called by `make setup`; about 700 MB)
+    libtorch.py cuda         GPU flavour, link `.libtorch-cuda`        (called by `make build CUDA=1`; about 7 GB)
+    libtorch.py gpu-check    GPU flavour of the version that newer GPUs' machines have, link `.libtorch-gpu-check`
+
+The cache lies outside the checkout ($RETRI_CACHE, else ~/.cache/retri), so that a second clone downloads nothing. The
+CPU flavour unpacks only what is linked. A GPU flavour is the whole wheel with its CUDA packages, and the CUDA headers
+that c10d's NCCL header includes; its link points at the folder `torch`, with `nvidia` beside it.
+"""
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import zipfile
+
+VERSION = "2.10.0"
+CPU_WHEELS = [
+    f"torch=={VERSION}",
+    # libtorch_cpu.so needs libcudart.so.12 and libcupti.so.12 even where there is no GPU.
+    "nvidia-cuda-runtime-cu12==12.8.90",
+    "nvidia-cuda-cupti-cu12==12.8.90",
+]
+CPU_LIBRARIES = ("libtorch_cpu.so", "libc10.so", "libtorch.so", "libgomp", "libcudart.so.12", "libcupti.so.12")
+# ProcessGroupNCCL.hpp includes CUDA headers that torch's own dependencies lack: crt/ and CCCL.
+CUDA_WHEELS = {
+    "cuda": ("2.10.0", ["nvidia-cuda-nvcc-cu12==12.8.93", "nvidia-cuda-cccl-cu12==12.8.90"]),
+    "gpu-check": ("2.11.0", ["nvidia-cuda-crt==13.0.*", "nvidia-cuda-cccl==13.0.*"]),
+}
+
+
+def main() -> None:
+    checkout = pathlib.Path(__file__).resolve().parents[2]
+    cache = pathlib.Path(os.environ.get("RETRI_CACHE") or pathlib.Path.home() / ".cache" / "retri")
+    flavour = sys.argv[1] if len(sys.argv) > 1 else "cpu"
+    if flavour == "cpu":
+        home = cache / f"libtorch-{VERSION}-cpu"
+        if not (home / "build-version").exists():
+            install_cpu(cache, home)
+        link(checkout / ".libtorch", home)
+    elif flavour in CUDA_WHEELS:
+        version, headers = CUDA_WHEELS[flavour]
+        home = cache / f"libtorch-{version}-cuda"
+        if not (home / "torch" / "build-version").exists():
+            install_cuda(version, headers, home)
+        link(checkout / (".libtorch-" + flavour), home / "torch")
+    else:
+        sys.exit(f"setup: unknown flavour {flavour!r}; it is cpu (the default), {' or '.join(CUDA_WHEELS)}")
+
+
+def install_cpu(cache: pathlib.Path, home: pathlib.Path) -> None:
+    """Downloads the wheels and unpacks the libraries and headers; `build-version` is written last, so that an
+    interrupted run is done again."""
+    wheels = cache / "wheels"
+    wheels.mkdir(parents=True, exist_ok=True)
+    print(f"setup: downloading libtorch {VERSION} (CPU, once) into {cache}", flush=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), *CPU_WHEELS]
+    if subprocess.run(command).returncode != 0:
+        sys.exit(f"setup: pip could not download {', '.join(CPU_WHEELS)}; is the package index reachable?")
+    partial = home.with_name(home.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "lib").mkdir(parents=True)
+    for wheel in sorted(wheels.glob("*.whl")):
+        unpack(wheel, partial)
+    torch_link = partial / "lib" / "libtorch.so"
+    torch_link.unlink(missing_ok=True)
+    # torch-sys asks the linker for -ltorch; all of it is in libtorch_cpu.so.
+    torch_link.symlink_to("libtorch_cpu.so")
+    (partial / "build-version").write_text(VERSION)
+    shutil.rmtree(home, ignore_errors=True)
+    partial.rename(home)
+    shutil.rmtree(wheels)
+
+
+def install_cuda(version: str, headers: list[str], home: pathlib.Path) -> None:
+    """Installs the whole wheel and its CUDA packages into a folder of their own, not into any Python."""
+    partial = home.with_name(home.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    print(f"setup: installing libtorch {version} (CUDA, 7 GB, once) into {home}", flush=True)
+    packages = [f"torch=={version}", *headers]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--no-cache-dir", "--target",
+               str(partial), *packages]
+    if subprocess.run(command).returncode != 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        sys.exit(f"setup: pip could not install {', '.join(packages)}; is the package index reachable, the disk full?")
+    # Python's compiler of kernels is 600 MB and nothing that we link.
+    shutil.rmtree(partial / "triton", ignore_errors=True)
+    (partial / "torch" / "build-version").write_text(version)
+    shutil.rmtree(home, ignore_errors=True)
+    partial.rename(home)
+
+
+def unpack(wheel: pathlib.Path, home: pathlib.Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        for member in archive.namelist():
+            name = member.rsplit("/", 1)[-1]
+            if member.startswith("torch/include/") and name:
+                target = home / member.removeprefix("torch/")
+            elif "/lib/" in member and name.startswith(CPU_LIBRARIES):
+                target = home / "lib" / name
+            else:
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(member) as source, open(target, "wb") as sink:
+                shutil.copyfileobj(source, sink)
+
+
+def link(place: pathlib.Path, home: pathlib.Path) -> None:
+    if place.is_symlink() and os.readlink(place) == str(home):
+        return
+    place.unlink(missing_ok=True)
+    place.symlink_to(home)
+
+
+if __name__ == "__main__":
+    main()

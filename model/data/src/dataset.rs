@@ -1,0 +1,298 @@
+//! Reads a data set: the manifest once, then single row groups by range reads, or the metadata columns of all rows.
+//! Cheap to clone; keeps only footers. It decodes no picture and caches no row; the loader does.
+
+use std::sync::Arc;
+
+use arrow_array::RecordBatch;
+use bytes::Bytes;
+use futures::TryStreamExt;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
+use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
+use parquet::arrow::ProjectionMask;
+use parquet::errors::ParquetError;
+use proto::dataset::{DATASET_FILE, DATASET_SCHEMA_VERSION, DatasetManifest};
+use sha2::{Digest, Sha256};
+use tokio::sync::OnceCell;
+
+use crate::columns::{ColumnError, PICTURE_COLUMNS, metadata_of, number_column, rows_of, schema, text_column};
+use crate::parquet_object::ParquetObject;
+use crate::sample::{Metadata, Sample};
+use crate::store::{StoreError, open};
+use crate::writer::hex;
+
+#[derive(Debug, thiserror::Error)]
+pub enum DatasetError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("no data set at {url:?}: {DATASET_FILE} is not there; `coordinator dataset synthesize|import` makes one")]
+    Missing { url: String },
+    #[error("cannot read {path:?} of the data set {url:?}")]
+    Read { url: String, path: String, source: object_store::Error },
+    #[error("{DATASET_FILE} of {url:?} is not a data-set manifest")]
+    Json { url: String, source: serde_json::Error },
+    #[error("{DATASET_FILE} of {url:?} contradicts itself: {what}")]
+    Manifest { url: String, what: String },
+    #[error("cannot read row group {group} of {path:?} of the data set {url:?}")]
+    Parquet { url: String, path: String, group: usize, source: ParquetError },
+    #[error("row group {group} of {path:?} of the data set {url:?} is damaged")]
+    Columns { url: String, path: String, group: usize, source: ColumnError },
+    #[error("{path:?} of the data set {url:?} does not have the rows that {DATASET_FILE} says: {what}")]
+    Shape { url: String, path: String, what: String },
+    #[error("position {position} is outside the data set {url:?} of {samples} samples")]
+    Position { url: String, position: u64, samples: u64 },
+}
+
+/// One row group of one file, both 0-based.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupId {
+    pub file: usize,
+    pub group: usize,
+}
+
+#[derive(Debug, Clone)]
+pub struct Dataset {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    url: String,
+    store: Arc<dyn ObjectStore>,
+    prefix: Path,
+    manifest: DatasetManifest,
+    version: String,
+    /// First position and rows of every row group, in order of position.
+    groups: Vec<(u64, u32, GroupId)>,
+    footers: Vec<OnceCell<ArrowReaderMetadata>>,
+}
+
+impl Dataset {
+    /// Reads `dataset.json` and nothing else.
+    ///
+    /// # Errors
+    /// There is no data set at `url`, or its manifest is not one that this version can read.
+    pub async fn open(url: &str) -> Result<Self, DatasetError> {
+        let (store, prefix) = open(url)?;
+        let path = prefix.clone().join(DATASET_FILE);
+        let bytes = match get(store.as_ref(), &path).await {
+            Ok(bytes) => bytes,
+            Err(object_store::Error::NotFound { .. }) => {
+                return Err(DatasetError::Missing { url: url.to_owned() });
+            }
+            Err(source) => {
+                return Err(DatasetError::Read { url: url.to_owned(), path: DATASET_FILE.to_owned(), source });
+            }
+        };
+        let manifest: DatasetManifest = serde_json::from_slice(&bytes)
+            .map_err(|source| DatasetError::Json { url: url.to_owned(), source })?;
+        let groups = groups_of(&manifest)
+            .map_err(|what| DatasetError::Manifest { url: url.to_owned(), what })?;
+        let footers = manifest.files.iter().map(|_| OnceCell::new()).collect();
+        let version = hex(&Sha256::digest(&bytes));
+        Ok(Self {
+            inner: Arc::new(Inner { url: url.to_owned(), store, prefix, manifest, version, groups, footers }),
+        })
+    }
+
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.inner.url
+    }
+
+    #[must_use]
+    pub fn manifest(&self) -> &DatasetManifest {
+        &self.inner.manifest
+    }
+
+    /// SHA-256 of `dataset.json` in hex: what a job pins. It covers all files, because the manifest has their hashes.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.inner.version
+    }
+
+    /// Number of samples; never 0.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> u64 {
+        self.inner.manifest.samples
+    }
+
+    /// Every row group with its first position, in order of position.
+    pub fn groups(&self) -> impl Iterator<Item = (u64, GroupId)> + '_ {
+        self.inner.groups.iter().map(|(first, _, group)| (*first, *group))
+    }
+
+    /// Where a position lies: its row group, and the row inside it.
+    ///
+    /// # Errors
+    /// The position is outside the data set.
+    pub fn group_of(&self, position: u64) -> Result<(GroupId, usize), DatasetError> {
+        if position >= self.len() {
+            return Err(DatasetError::Position { url: self.inner.url.clone(), position, samples: self.len() });
+        }
+        let at = self.inner.groups.partition_point(|(first, _, _)| *first <= position) - 1;
+        let (first, _, group) = self.inner.groups[at];
+        Ok((group, (position - first) as usize))
+    }
+
+    /// The path of a group's file, for messages.
+    #[must_use]
+    pub fn path_of(&self, group: GroupId) -> &str {
+        &self.inner.manifest.files[group.file].path
+    }
+
+    /// All rows of one row group, by one range read.
+    ///
+    /// # Errors
+    /// Storage fails, or the file is not what the manifest says.
+    pub async fn rows_of_group(&self, group: GroupId) -> Result<Vec<Sample>, DatasetError> {
+        let batch = self.read(group, None).await?;
+        rows_of(&batch).map_err(|source| self.columns_error(group, source))
+    }
+
+    /// All columns but the pictures, of all rows in order of position.
+    ///
+    /// # Errors
+    /// As [`Self::rows_of_group`].
+    pub async fn scan(&self) -> Result<Vec<Metadata>, DatasetError> {
+        let wanted: Vec<usize> = (0..schema().fields().len())
+            .filter(|i| !PICTURE_COLUMNS.contains(&schema().field(*i).name().as_str()))
+            .collect();
+        let mut rows = Vec::new();
+        for (_, group) in self.groups() {
+            let batch = self.read(group, Some(&wanted)).await?;
+            rows.extend(metadata_of(&batch).map_err(|source| self.columns_error(group, source))?);
+        }
+        Ok(rows)
+    }
+
+    /// The index: (id, position), sorted by id.
+    ///
+    /// # Errors
+    /// The index is missing or damaged.
+    pub async fn index(&self) -> Result<Vec<(String, u64)>, DatasetError> {
+        let file = &self.inner.manifest.index;
+        let bytes = self.bytes_of(&file.path).await?;
+        let damaged = |source| DatasetError::Parquet {
+            url: self.inner.url.clone(),
+            path: file.path.clone(),
+            group: 0,
+            source,
+        };
+        let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes)
+            .and_then(|b| b.build())
+            .map_err(damaged)?;
+        let mut rows = Vec::new();
+        for batch in reader {
+            let batch = batch.map_err(|e| damaged(e.into()))?;
+            let read = || Ok((text_column(&batch, "id")?, number_column(&batch, "position")?));
+            let (ids, positions) = read().map_err(|source| DatasetError::Columns {
+                url: self.inner.url.clone(),
+                path: file.path.clone(),
+                group: 0,
+                source,
+            })?;
+            rows.extend(ids.into_iter().zip(positions));
+        }
+        Ok(rows)
+    }
+
+    /// A file of the data set, whole.
+    ///
+    /// # Errors
+    /// Storage fails.
+    pub async fn bytes_of(&self, path: &str) -> Result<Bytes, DatasetError> {
+        get(self.inner.store.as_ref(), &self.inner.prefix.clone().join(path)).await.map_err(|source| {
+            DatasetError::Read { url: self.inner.url.clone(), path: path.to_owned(), source }
+        })
+    }
+
+    /// One row group as one batch; `columns` are indices into the schema.
+    async fn read(&self, group: GroupId, columns: Option<&[usize]>) -> Result<RecordBatch, DatasetError> {
+        let file = &self.inner.manifest.files[group.file];
+        let rows = file.row_groups[group.group] as usize;
+        let failed = |source| DatasetError::Parquet {
+            url: self.inner.url.clone(),
+            path: file.path.clone(),
+            group: group.group,
+            source,
+        };
+        let footer = self.footer(group.file).await.map_err(failed)?;
+        if footer.metadata().num_row_groups() != file.row_groups.len() {
+            return Err(self.shape_error(group, format!("{} row groups", footer.metadata().num_row_groups())));
+        }
+        let mut builder = ParquetRecordBatchStreamBuilder::new_with_metadata(self.reader(group.file), footer)
+            .with_row_groups(vec![group.group])
+            .with_batch_size(rows.max(1));
+        if let Some(columns) = columns {
+            let mask = ProjectionMask::roots(builder.parquet_schema(), columns.iter().copied());
+            builder = builder.with_projection(mask);
+        }
+        let batches: Vec<RecordBatch> = builder.build().map_err(failed)?.try_collect().await.map_err(failed)?;
+        match <[RecordBatch; 1]>::try_from(batches) {
+            Ok([batch]) if batch.num_rows() == rows => Ok(batch),
+            Ok([batch]) => Err(self.shape_error(group, format!("{} rows instead of {rows}", batch.num_rows()))),
+            Err(batches) => Err(self.shape_error(group, format!("{} batches", batches.len()))),
+        }
+    }
+
+    async fn footer(&self, file: usize) -> Result<ArrowReaderMetadata, ParquetError> {
+        let load = || async {
+            ArrowReaderMetadata::load_async(&mut self.reader(file), ArrowReaderOptions::new()).await
+        };
+        self.inner.footers[file].get_or_try_init(load).await.cloned()
+    }
+
+    fn reader(&self, file: usize) -> ParquetObject {
+        let file = &self.inner.manifest.files[file];
+        ParquetObject {
+            store: Arc::clone(&self.inner.store),
+            path: self.inner.prefix.clone().join(file.path.as_str()),
+            size: file.size_bytes,
+        }
+    }
+
+    fn columns_error(&self, group: GroupId, source: ColumnError) -> DatasetError {
+        DatasetError::Columns {
+            url: self.inner.url.clone(),
+            path: self.path_of(group).to_owned(),
+            group: group.group,
+            source,
+        }
+    }
+
+    fn shape_error(&self, group: GroupId, found: String) -> DatasetError {
+        let what = format!("row group {} has {found}", group.group);
+        DatasetError::Shape { url: self.inner.url.clone(), path: self.path_of(group).to_owned(), what }
+    }
+}
+
+async fn get(store: &dyn ObjectStore, path: &Path) -> Result<Bytes, object_store::Error> {
+    store.get(path).await?.bytes().await
+}
+
+fn groups_of(manifest: &DatasetManifest) -> Result<Vec<(u64, u32, GroupId)>, String> {
+    if manifest.schema_version != DATASET_SCHEMA_VERSION {
+        return Err(format!(
+            "schema_version is {}, this program reads {DATASET_SCHEMA_VERSION}",
+            manifest.schema_version
+        ));
+    }
+    let mut first = 0u64;
+    let mut groups = Vec::new();
+    for (file, entry) in manifest.files.iter().enumerate() {
+        for (group, rows) in entry.row_groups.iter().enumerate() {
+            groups.push((first, *rows, GroupId { file, group }));
+            first += u64::from(*rows);
+        }
+    }
+    if first != manifest.samples || first == 0 {
+        return Err(format!("samples is {}, the row groups add up to {first}", manifest.samples));
+    }
+    if groups.iter().any(|(_, rows, _)| *rows == 0) {
+        return Err("a row group has no rows".to_owned());
+    }
+    Ok(groups)
+}

@@ -1,0 +1,53 @@
+//! One training example, ready for the model: pictures as bytes, masks, words, and every random number that the sample
+//! needs (law 2). Plain data; made by [`crate::prepare`], read by the `model` crate. No libtorch, no I/O.
+
+use image::{GrayImage, RgbImage};
+
+/// A target with its references, all at the job's resolution (square).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Example {
+    /// Position of the target in the data set.
+    pub position: u64,
+    /// The picture to draw, padded to a square with a random solid colour.
+    pub target: RgbImage,
+    /// 255 where `target` shows the picture, 0 on the padding (M_tgt of equation 3).
+    pub target_mask: GrayImage,
+    /// 255 inside the face box, 0 elsewhere (M_face of equation 3).
+    pub face_mask: GrayImage,
+    /// N references; empty for architectures without references.
+    pub references: Vec<Reference>,
+    /// Tags, or "" where the prompt was dropped.
+    pub prompt: String,
+    /// Uniform in 0..1000.
+    pub timestep: u32,
+    /// Seeds the target's noise; a pure function of (job seed, epoch, sample).
+    pub noise_seed: u64,
+}
+
+/// One picture that the target is to be drawn from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reference {
+    pub picture: RgbImage,
+    pub concept: Concept,
+    /// Position of the sample that it was cut from.
+    pub position: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Concept {
+    Face,
+    Clothes,
+    Figure,
+}
+
+impl Concept {
+    /// The word that the text encoder reads (paper, section 5.1).
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Face => "face",
+            Self::Clothes => "clothes",
+            Self::Figure => "figure",
+        }
+    }
+}

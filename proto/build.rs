@@ -1,0 +1,8 @@
+//! Compiles train.proto with a protoc in Rust, so that no tool has to be installed.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=train.proto");
+    let descriptors = protox::compile(["train.proto"], ["."])?;
+    tonic_prost_build::configure().compile_fds(descriptors)?;
+    Ok(())
+}

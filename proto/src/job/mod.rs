@@ -1,0 +1,177 @@
+//! job.toml: text -> [`JobSpec`] with errors that name file, line, field, value and what is allowed, and back. No I/O:
+//! whether the data set is there is for the caller to find out. Called by `coordinator submit`, by the coordinator
+//! again, and by ranks.
+
+mod check;
+mod place;
+mod raw;
+
+use crate::spec::{JobSpec, Optimizer};
+use raw::{
+    AutoencoderToml, CheckpointToml, DataToml, JobToml, ModelToml, OptimizerName, OptimizerToml,
+    ResourcesToml, TextEncoderToml, TrainToml, UNetToml, WorkersToml,
+};
+use std::fmt;
+use std::path::Path;
+
+/// Everything wrong with one job.toml, in the order of its lines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobErrors(pub Vec<JobError>);
+
+/// One thing wrong.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct JobError {
+    pub file: String,
+    /// 1-based.
+    pub line: usize,
+    /// Dotted, for instance `train.global_batch`; empty when the text is no TOML.
+    pub field: String,
+    /// The value and what is allowed.
+    pub message: String,
+}
+
+impl fmt::Display for JobError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: ", self.file, self.line)?;
+        if !self.field.is_empty() {
+            write!(f, "{}: ", self.field)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+impl fmt::Display for JobErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            error.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for JobErrors {}
+
+/// Reads a job. `file` is for messages only. Paths without a scheme are taken relative to `directory`; without one
+/// they are refused, because the coordinator cannot know what they were relative to.
+pub fn parse(file: &str, text: &str, directory: Option<&Path>) -> Result<JobSpec, JobErrors> {
+    let at = |(line, field, message)| JobError {
+        file: file.to_owned(),
+        line,
+        field,
+        message,
+    };
+    let raw: JobToml =
+        toml::from_str(text).map_err(|error| JobErrors(vec![at(place::of_toml_error(text, &error))]))?;
+    check::check(raw, directory).map_err(|faults| {
+        let mut errors: Vec<JobError> = faults
+            .into_iter()
+            .map(|fault| at((place::line_of(text, &fault.field), fault.field, fault.message)))
+            .collect();
+        errors.sort_by_key(|error| error.line);
+        JobErrors(errors)
+    })
+}
+
+/// The canonical job.toml: every field written out. `parse(to_toml(spec)) == spec`.
+#[must_use]
+pub fn to_toml(spec: &JobSpec) -> String {
+    let Optimizer::AdamW {
+        beta1,
+        beta2,
+        epsilon,
+        weight_decay,
+    } = spec.train.optimizer;
+    let (unet, autoencoder, text) = (
+        &spec.model.unet,
+        &spec.model.autoencoder,
+        &spec.model.text_encoder,
+    );
+    let raw = JobToml {
+        name: spec.name.clone(),
+        resources: ResourcesToml {
+            workers: Some(WorkersToml {
+                min: spec.resources.workers_min,
+                max: spec.resources.workers_max,
+            }),
+            devices_per_worker: Some(spec.resources.devices_per_worker),
+            device: Some(spec.resources.device),
+        },
+        data: DataToml {
+            dataset: spec.data.dataset.clone(),
+            task: Some(spec.data.task),
+            pairing: Some(spec.data.pairing),
+            references: Some(spec.data.references),
+            resolution: spec.data.resolution,
+            prompt_drop: Some(spec.data.prompt_drop),
+            face_probability: Some(spec.data.face_probability),
+            face_enlargement: Some(spec.data.face_enlargement),
+            figure_threshold: Some(spec.data.figure_threshold),
+            multitask_reconstruction: Some(spec.data.multitask_reconstruction),
+            holdout: Some(spec.data.holdout),
+            seed: Some(spec.data.seed),
+        },
+        model: ModelToml {
+            architecture: spec.model.architecture,
+            size: None,
+            init: spec.model.init.clone(),
+            freeze: Some(spec.model.freeze.clone()),
+            unet: UNetToml {
+                channels: Some(unet.channels),
+                channel_mult: Some(unet.channel_mult.clone()),
+                res_blocks: Some(unet.res_blocks),
+                attention_levels: Some(unet.attention_levels.clone()),
+                heads: Some(unet.heads),
+                context_dim: Some(unet.context_dim),
+                latent_channels: Some(unet.latent_channels),
+                norm_groups: Some(unet.norm_groups),
+            },
+            autoencoder: AutoencoderToml {
+                channels: Some(autoencoder.channels),
+                channel_mult: Some(autoencoder.channel_mult.clone()),
+                res_blocks: Some(autoencoder.res_blocks),
+                latent_channels: Some(autoencoder.latent_channels),
+                scaling_factor: Some(autoencoder.scaling_factor),
+                norm_groups: Some(autoencoder.norm_groups),
+            },
+            text_encoder: TextEncoderToml {
+                width: Some(text.width),
+                layers: Some(text.layers),
+                heads: Some(text.heads),
+                tokens: Some(text.tokens),
+            },
+        },
+        train: TrainToml {
+            steps: spec.train.steps,
+            global_batch: spec.train.global_batch,
+            micro_batch: spec.train.micro_batch,
+            learning_rate: Some(spec.train.learning_rate),
+            learning_rates: spec.train.learning_rates.clone(),
+            warmup: Some(spec.train.warmup),
+            decay: Some(spec.train.decay),
+            clip: Some(spec.train.clip.unwrap_or(0.0)),
+            face_loss_weight: Some(spec.train.face_loss_weight),
+            loss_weighting: Some(spec.train.loss_weighting),
+            precision: Some(spec.train.precision),
+            reduction: Some(spec.train.reduction),
+            threads: Some(spec.train.threads),
+            optimizer: OptimizerToml {
+                name: Some(OptimizerName::AdamW),
+                beta1: Some(beta1),
+                beta2: Some(beta2),
+                epsilon: Some(epsilon),
+                weight_decay: Some(weight_decay),
+            },
+        },
+        checkpoint: CheckpointToml {
+            every: Some(spec.checkpoint.every),
+            keep: Some(spec.checkpoint.keep),
+        },
+    };
+    toml::to_string(&raw).expect("plain tables, numbers and strings are TOML")
+}
+
+#[cfg(test)]
+mod tests;

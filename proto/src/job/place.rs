@@ -1,0 +1,81 @@
+//! Where in the text a field stands, and what the TOML reader's errors mean to a person.
+
+use toml::de::{DeTable, DeValue};
+
+/// Line (1-based) of a dotted field; of its nearest parent that is written when the field itself is not; 1 at worst.
+pub(super) fn line_of(text: &str, field: &str) -> usize {
+    let Ok(document) = DeTable::parse(text) else {
+        return 1;
+    };
+    let mut table = document.into_inner();
+    let mut line = 1;
+    for part in field.split('.') {
+        let Some((key, value)) = table.iter().find(|(key, _)| key.get_ref().as_ref() == part) else {
+            break;
+        };
+        line = line_at(text, key.span().start);
+        match value.get_ref() {
+            DeValue::Table(inner) => table = inner.clone(),
+            _ => break,
+        }
+    }
+    line
+}
+
+/// Line, field and message of an error of the TOML reader.
+pub(super) fn of_toml_error(text: &str, error: &toml::de::Error) -> (usize, String, String) {
+    let start = error.span().map_or(0, |span| span.start);
+    let field = DeTable::parse(text)
+        .map(|document| field_at(document.get_ref(), start))
+        .unwrap_or_default();
+    let mut message = error.message().replace('\n', ", ");
+    if let Some(hint) = did_you_mean(&message) {
+        message = format!("{message}; did you mean `{hint}`?");
+    }
+    (line_at(text, start), field, message)
+}
+
+fn line_at(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+}
+
+/// Dotted name of the innermost field whose key or value covers `offset`.
+fn field_at(table: &DeTable<'_>, offset: usize) -> String {
+    let mut best = String::new();
+    for (key, value) in table {
+        let name = key.get_ref().to_string();
+        if key.span().contains(&offset) {
+            return name;
+        }
+        if let DeValue::Table(inner) = value.get_ref() {
+            let deeper = field_at(inner, offset);
+            if !deeper.is_empty() {
+                return format!("{name}.{deeper}");
+            }
+        }
+        if value.span().contains(&offset) {
+            best = name;
+        }
+    }
+    best
+}
+
+/// Reads "unknown field `x`, expected one of `a`, `b`" and picks the nearest.
+fn did_you_mean(message: &str) -> Option<&str> {
+    if !message.starts_with("unknown") {
+        return None;
+    }
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let (unknown, allowed) = quoted.split_first()?;
+    nearest(unknown, allowed)
+}
+
+/// The allowed word that `unknown` is probably a slip of; None when nothing is near.
+pub(super) fn nearest<'a>(unknown: &str, allowed: &[&'a str]) -> Option<&'a str> {
+    allowed
+        .iter()
+        .map(|word| (strsim::damerau_levenshtein(unknown, word), *word))
+        .min()
+        .filter(|(distance, word)| *distance <= 1 + word.len() / 3)
+        .map(|(_, word)| word)
+}

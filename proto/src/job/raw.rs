@@ -1,0 +1,146 @@
+//! job.toml as typed: every field optional that has a default, nothing checked but its type. The meaning is
+//! [`crate::spec::JobSpec`]; the way between is [`super::check`].
+
+use crate::spec::{
+    Architecture, Component, Decay, DeviceKind, LossWeighting, Pairing, Precision, Reduction, Task,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct JobToml {
+    pub(super) name: String,
+    #[serde(default)]
+    pub(super) resources: ResourcesToml,
+    pub(super) data: DataToml,
+    pub(super) model: ModelToml,
+    pub(super) train: TrainToml,
+    #[serde(default)]
+    pub(super) checkpoint: CheckpointToml,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ResourcesToml {
+    pub(super) workers: Option<WorkersToml>,
+    pub(super) devices_per_worker: Option<u32>,
+    pub(super) device: Option<DeviceKind>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WorkersToml {
+    pub(super) min: u32,
+    pub(super) max: u32,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DataToml {
+    pub(super) dataset: String,
+    pub(super) task: Option<Task>,
+    pub(super) pairing: Option<Pairing>,
+    pub(super) references: Option<u32>,
+    pub(super) resolution: u32,
+    pub(super) prompt_drop: Option<f64>,
+    pub(super) face_probability: Option<f64>,
+    pub(super) face_enlargement: Option<f64>,
+    pub(super) figure_threshold: Option<f64>,
+    pub(super) multitask_reconstruction: Option<f64>,
+    pub(super) holdout: Option<f64>,
+    pub(super) seed: Option<u64>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ModelToml {
+    pub(super) architecture: Architecture,
+    pub(super) size: Option<String>,
+    pub(super) init: Option<String>,
+    pub(super) freeze: Option<Vec<Component>>,
+    #[serde(default)]
+    pub(super) unet: UNetToml,
+    #[serde(default)]
+    pub(super) autoencoder: AutoencoderToml,
+    #[serde(default)]
+    pub(super) text_encoder: TextEncoderToml,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UNetToml {
+    pub(super) channels: Option<u32>,
+    pub(super) channel_mult: Option<Vec<u32>>,
+    pub(super) res_blocks: Option<u32>,
+    pub(super) attention_levels: Option<Vec<u32>>,
+    pub(super) heads: Option<u32>,
+    pub(super) context_dim: Option<u32>,
+    pub(super) latent_channels: Option<u32>,
+    pub(super) norm_groups: Option<u32>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AutoencoderToml {
+    pub(super) channels: Option<u32>,
+    pub(super) channel_mult: Option<Vec<u32>>,
+    pub(super) res_blocks: Option<u32>,
+    pub(super) latent_channels: Option<u32>,
+    pub(super) scaling_factor: Option<f64>,
+    pub(super) norm_groups: Option<u32>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TextEncoderToml {
+    pub(super) width: Option<u32>,
+    pub(super) layers: Option<u32>,
+    pub(super) heads: Option<u32>,
+    pub(super) tokens: Option<u32>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TrainToml {
+    pub(super) steps: u64,
+    pub(super) global_batch: u32,
+    pub(super) micro_batch: u32,
+    pub(super) learning_rate: Option<f64>,
+    #[serde(default)]
+    pub(super) learning_rates: BTreeMap<Component, f64>,
+    pub(super) warmup: Option<u64>,
+    pub(super) decay: Option<Decay>,
+    /// Largest gradient norm; 0 turns clipping off.
+    pub(super) clip: Option<f64>,
+    pub(super) face_loss_weight: Option<f64>,
+    pub(super) loss_weighting: Option<LossWeighting>,
+    pub(super) precision: Option<Precision>,
+    pub(super) reduction: Option<Reduction>,
+    pub(super) threads: Option<u32>,
+    #[serde(default)]
+    pub(super) optimizer: OptimizerToml,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OptimizerToml {
+    pub(super) name: Option<OptimizerName>,
+    pub(super) beta1: Option<f64>,
+    pub(super) beta2: Option<f64>,
+    pub(super) epsilon: Option<f64>,
+    pub(super) weight_decay: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum OptimizerName {
+    AdamW,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CheckpointToml {
+    pub(super) every: Option<u64>,
+    pub(super) keep: Option<u32>,
+}

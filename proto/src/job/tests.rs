@@ -1,0 +1,175 @@
+//! Every message that a wrong job.toml gets.
+#![allow(clippy::unwrap_used)]
+
+use super::{parse, to_toml};
+use std::path::Path;
+
+const GOOD: &str = r#"name = "demo"
+
+[resources]
+workers = { min = 1, max = 2 }
+
+[data]
+dataset = "../figures"
+resolution = 64
+references = 2
+
+[model]
+architecture = "retrinet"
+size = "small"
+init = "s3://weights/base"
+
+[train]
+steps = 100
+global_batch = 32
+micro_batch = 8
+
+[checkpoint]
+every = 50
+"#;
+
+fn read(text: &str) -> Result<crate::spec::JobSpec, String> {
+    parse("job.toml", text, Some(Path::new("/jobs/here"))).map_err(|errors| errors.to_string())
+}
+
+/// `GOOD` with one piece replaced gives this message.
+fn check(from: &str, to: &str, message: &str) {
+    assert!(GOOD.contains(from), "{from:?} is not in the good job");
+    assert_eq!(read(&GOOD.replacen(from, to, 1)).unwrap_err(), message);
+}
+
+#[test]
+fn a_good_job_means_what_it_says() {
+    let spec = read(GOOD).unwrap();
+    assert_eq!(spec.data.dataset, "file:///jobs/figures");
+    assert_eq!(spec.model.init.as_deref(), Some("s3://weights/base"));
+    assert_eq!(spec.micro_batches(), 4);
+}
+
+#[test]
+fn the_canonical_text_means_the_same() {
+    let spec = read(GOOD).unwrap();
+    assert_eq!(parse("canonical", &to_toml(&spec), None).unwrap(), spec);
+}
+
+#[test]
+fn unknown_keys_get_a_suggestion() {
+    check(
+        "global_batch",
+        "globl_batch",
+        "job.toml:18: train.globl_batch: unknown field `globl_batch`, expected one of `steps`, `global_batch`, \
+         `micro_batch`, `learning_rate`, `learning_rates`, `warmup`, `decay`, `clip`, `face_loss_weight`, \
+         `loss_weighting`, `precision`, `reduction`, `threads`, `optimizer`; did you mean `global_batch`?",
+    );
+    check(
+        "architecture = \"retrinet\"",
+        "architecture = \"retronet\"",
+        "job.toml:12: model.architecture: unknown variant `retronet`, expected one of `autoencoder`, \
+         `text-to-image`, `retrinet`; did you mean `retrinet`?",
+    );
+    check(
+        "size = \"small\"",
+        "size = \"smal\"",
+        "job.toml:13: model.size: is \"smal\"; it must be one of tiny, small, sd15; did you mean \"small\"?",
+    );
+}
+
+#[test]
+fn wrong_types_and_missing_fields_are_named() {
+    check(
+        "steps = 100",
+        "steps = \"many\"",
+        "job.toml:17: train.steps: invalid type: string \"many\", expected u64",
+    );
+    check("steps = 100\n", "", "job.toml:16: train: missing field `steps`");
+}
+
+#[test]
+fn numbers_that_do_not_fit_together_are_refused() {
+    check(
+        "global_batch = 32",
+        "global_batch = 33",
+        "job.toml:18: train.global_batch: is 33; it must be a multiple of train.micro_batch, which is 8",
+    );
+    check(
+        "resolution = 64",
+        "resolution = 72",
+        "job.toml:8: data.resolution: is 72; this model takes positive multiples of 16",
+    );
+    check(
+        "references = 2",
+        "references = 0",
+        "job.toml:9: data.references: is 0; retrinet draws a target from references, so at least 1 is needed (the \
+         paper uses 4)",
+    );
+    check(
+        "min = 1, max = 2",
+        "min = 3, max = 2",
+        "job.toml:4: resources.workers.max: is 2; it must be at least workers.min, which is 3",
+    );
+    check(
+        "micro_batch = 8",
+        "micro_batch = 32",
+        "job.toml:4: resources.workers.max: 2 ranks are more than the 1 micro-batches of a step; raise \
+         train.global_batch or lower train.micro_batch",
+    );
+    check(
+        "size = \"small\"",
+        "size = \"small\"\nfreeze = [\"autoencoder\", \"text-encoder\", \"encoder\", \"middle\", \"decoder\", \
+         \"retrieval-encoder\", \"cross-attention\"]",
+        "job.toml:14: model.freeze: names every component; nothing is left to train",
+    );
+    check(
+        "size = \"small\"",
+        "size = \"small\"\nunet = { heads = 5 }",
+        "job.toml:14: model.unet.heads: is 5; it must divide every width, and 64 is one",
+    );
+}
+
+#[test]
+fn all_faults_come_together_in_line_order() {
+    let text = GOOD
+        .replacen("every = 50", "every = 0", 1)
+        .replacen("name = \"demo\"", "name = \"De mo\"", 1);
+    assert_eq!(
+        read(&text).unwrap_err(),
+        "job.toml:1: name: is \"De mo\"; it must be 1 to 40 lower-case letters, digits and dashes, a letter first\n\
+         job.toml:22: checkpoint.every: is 0; it must be at least 1"
+    );
+}
+
+#[test]
+fn urls_must_be_reachable_from_everywhere() {
+    check(
+        "\"../figures\"",
+        "\"http://x/y\"",
+        "job.toml:7: data.dataset: is \"http://x/y\"; the scheme must be file:// or s3://",
+    );
+    let without_directory = parse("job.toml", GOOD, None).unwrap_err().to_string();
+    assert_eq!(
+        without_directory,
+        "job.toml:7: data.dataset: is \"../figures\"; here it must be file:///… or s3://bucket/…"
+    );
+}
+
+#[test]
+fn text_that_is_no_toml_says_where() {
+    let message = read("name = \n").unwrap_err();
+    assert!(message.starts_with("job.toml:1: "), "{message}");
+}
+
+#[test]
+fn no_text_panics() {
+    let mut state = 1_u64;
+    for _ in 0..2_000 {
+        let mut bytes = GOOD.as_bytes().to_vec();
+        for _ in 0..3 {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let at = (state >> 33) as usize % bytes.len();
+            bytes[at] = (state >> 24) as u8 & 0x7f;
+        }
+        let _ = read(&String::from_utf8(bytes).unwrap());
+    }
+}

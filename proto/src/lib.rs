@@ -1,0 +1,19 @@
+//! The contract: what coordinator, workers, ranks and people say to each other. No I/O.
+//!
+//! Read in this order: ids, what a job is ([`spec`], [`job`]), what processes say ([`message`], [`wire`]), what lies in
+//! object storage ([`dataset`], [`checkpoint`]).
+
+pub mod checkpoint;
+pub mod dataset;
+pub mod id;
+pub mod job;
+pub mod message;
+pub mod size;
+pub mod spec;
+pub mod wire;
+
+/// What `train.proto` generates. Used at the edge of a process only; everything inside speaks [`message`].
+#[allow(missing_debug_implementations, unreachable_pub, clippy::all, clippy::pedantic)]
+pub mod pb {
+    tonic::include_proto!("retri.v1");
+}

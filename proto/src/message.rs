@@ -1,0 +1,198 @@
+//! What coordinator, daemons and ranks say to each other, as plain values. The machines and the simulated world speak
+//! these; `wire.rs` turns them into protobuf and back at the edge of a process. Ranks and their daemon exchange
+//! [`RankReport`] and [`RankOrder`] as one JSON object per line over the daemon's Unix socket.
+
+use crate::checkpoint::{CheckpointRef, ShardEntry};
+use crate::id::{Generation, JobId, Rank, Step, WorkerId};
+use crate::spec::DeviceKind;
+use serde::{Deserialize, Serialize};
+
+/// What a worker says of itself, whole, each time: a lost report is mended by the next.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkerReport {
+    pub worker: WorkerId,
+    pub device: DeviceKind,
+    pub devices: u32,
+    /// Every rank process the worker has, and those that ended and are not yet forgotten by the coordinator (an
+    /// assignment that no longer names their generation makes the worker forget them).
+    pub ranks: Vec<RankReport>,
+}
+
+/// One rank's state. A later report of the same rank replaces an earlier one, save that `steps` may overlap.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RankReport {
+    pub job: JobId,
+    pub generation: Generation,
+    pub rank: Rank,
+    pub phase: RankPhase,
+    /// Rank 0 of a generation: where its c10d store listens (`host:port`).
+    pub store_address: Option<String>,
+    /// Rank 0: finished steps that the coordinator has not acknowledged, oldest first, at most [`STEPS_MAX`].
+    pub steps: Vec<StepReport>,
+    /// Shards that this rank wrote and whose checkpoint is not yet known to be committed.
+    pub shards: Vec<ShardReport>,
+}
+
+/// Longest `steps` list; older entries are dropped first (the curve gets a gap, nothing else).
+pub const STEPS_MAX: usize = 512;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RankPhase {
+    /// The process starts, loads weights, opens the data set.
+    Starting,
+    /// It waits for the c10d store and the other ranks.
+    Joining,
+    Training,
+    /// All work is done and every shard is written.
+    Finished,
+    /// The process ended or gave up; the first line of why, with what and where.
+    Failed {
+        error: String,
+    },
+}
+
+/// One optimizer update, as rank 0 saw it; the loss is the mean over the global batch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepReport {
+    pub step: Step,
+    /// The whole loss.
+    pub loss: f64,
+    /// Equation 3's first term (target mask) and second term (face mask, before lambda).
+    pub loss_target: f64,
+    pub loss_face: f64,
+    pub gradient_norm: f64,
+    pub learning_rate: f64,
+    pub samples: u32,
+    pub seconds: PhaseSeconds,
+    /// Largest resident memory of the rank so far.
+    pub peak_memory_bytes: u64,
+}
+
+/// Wall seconds of one step by phase; together they are the step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PhaseSeconds {
+    /// Waiting for samples.
+    pub data: f64,
+    pub forward: f64,
+    pub backward: f64,
+    /// Waiting for other ranks' gradients after the own backward is done.
+    pub communication: f64,
+    /// Clip and update.
+    pub optimizer: f64,
+    /// Writing a checkpoint.
+    pub checkpoint: f64,
+}
+
+impl PhaseSeconds {
+    #[must_use]
+    pub fn total(&self) -> f64 {
+        self.data + self.forward + self.backward + self.communication + self.optimizer + self.checkpoint
+    }
+}
+
+/// A rank's share of a checkpoint lies in the store, whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShardReport {
+    pub step: Step,
+    pub shard: ShardEntry,
+    /// See [`crate::checkpoint::CheckpointManifest`]; all ranks of a generation say the same.
+    pub init_digest: Option<String>,
+    pub environment: String,
+}
+
+/// What a worker should be doing, whole, each time (law 5).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DesiredState {
+    pub worker: WorkerId,
+    /// At most one per job.
+    pub assignments: Vec<Assignment>,
+}
+
+/// A worker's part in one generation of one job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Assignment {
+    pub job: JobId,
+    pub generation: Generation,
+    pub work: Work,
+    /// Canonical job.toml; already validated by the coordinator.
+    pub job_toml: String,
+    pub dataset_version: String,
+    /// This worker runs ranks `first_rank .. first_rank + ranks`, on its devices 0, 1, …
+    pub first_rank: Rank,
+    pub ranks: u32,
+    pub world: u32,
+    /// Known once rank 0 has reported it.
+    pub store_address: Option<String>,
+    /// The checkpoint to start from; None: step 0.
+    pub resume: Option<CheckpointRef>,
+    /// URL of the store under which `jobs/<job>/…` lies.
+    pub store_url: String,
+    /// Steps up to this one are known to the coordinator and need not be reported again.
+    pub acknowledged_step: Step,
+    /// Checkpoints up to this step are committed; shards up to it need not be reported again.
+    pub committed_step: Step,
+    /// The one knob from which every time-out derives, in milliseconds (law 9).
+    pub detect_within_ms: u64,
+}
+
+/// What a generation is for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Work {
+    Train,
+    /// Draw pictures with a checkpoint of another job, on one rank, and write them to
+    /// `jobs/<this job>/pictures/`.
+    Sample(SampleRequest),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SampleRequest {
+    /// The trained job.
+    pub source: JobId,
+    /// None: the base weights of `source`, untrained (to compare with).
+    pub checkpoint: Option<CheckpointRef>,
+    /// Pictures to draw, of held-out characters where the job holds some out.
+    pub count: u32,
+    /// DDIM steps.
+    pub steps: u32,
+    /// Classifier-free guidance scale.
+    pub guidance: f64,
+    pub seed: u64,
+    /// What the prompt says.
+    pub prompt: SamplePrompt,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SamplePrompt {
+    /// The target's own prompt.
+    Full,
+    /// The target's prompt without the tags that name hair, eyes, skin, accessories or clothes: whatever of these the
+    /// picture shows, the references have told.
+    Pose,
+    Empty,
+}
+
+/// What a daemon tells a rank process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RankOrder {
+    /// First line on the socket, and again whenever the assignment changes without a new generation (the store's
+    /// address becomes known, steps are acknowledged, a checkpoint is committed).
+    Assignment {
+        assignment: Box<Assignment>,
+        rank: Rank,
+        device: u32,
+    },
+    /// Leave now; nothing more will be read.
+    Stop,
+}

@@ -1,0 +1,107 @@
+//! Named model sizes: the numbers behind `size = "…"` in job.toml.
+
+use crate::spec::{AutoencoderConfig, TextEncoderConfig, UNetConfig};
+
+/// Every size that [`named`] knows, smallest first.
+pub const NAMES: [&str; 3] = ["tiny", "small", "sd15"];
+
+/// The three components of a size; None when there is no such size.
+#[must_use]
+pub fn named(size: &str) -> Option<(UNetConfig, AutoencoderConfig, TextEncoderConfig)> {
+    match size {
+        "tiny" => Some(tiny()),
+        "small" => Some(small()),
+        "sd15" => Some(sd15()),
+        _ => None,
+    }
+}
+
+/// For tests, at 32 pixels.
+fn tiny() -> (UNetConfig, AutoencoderConfig, TextEncoderConfig) {
+    (
+        UNetConfig {
+            channels: 16,
+            channel_mult: vec![1, 2],
+            res_blocks: 1,
+            attention_levels: vec![1],
+            heads: 2,
+            context_dim: 16,
+            latent_channels: 4,
+            norm_groups: 8,
+        },
+        AutoencoderConfig {
+            channels: 8,
+            channel_mult: vec![1, 2, 2],
+            res_blocks: 1,
+            latent_channels: 4,
+            scaling_factor: 1.0,
+            norm_groups: 8,
+        },
+        TextEncoderConfig {
+            width: 16,
+            layers: 1,
+            heads: 2,
+            tokens: 77,
+        },
+    )
+}
+
+/// For the demo at 64 pixels: latents of 4x16x16, weights under 20 MB in fp16.
+fn small() -> (UNetConfig, AutoencoderConfig, TextEncoderConfig) {
+    (
+        UNetConfig {
+            channels: 64,
+            channel_mult: vec![1, 2, 3],
+            res_blocks: 1,
+            attention_levels: vec![1, 2],
+            heads: 4,
+            context_dim: 64,
+            latent_channels: 4,
+            norm_groups: 32,
+        },
+        AutoencoderConfig {
+            channels: 32,
+            channel_mult: vec![1, 2, 4],
+            res_blocks: 1,
+            latent_channels: 4,
+            scaling_factor: 1.0,
+            norm_groups: 16,
+        },
+        TextEncoderConfig {
+            width: 64,
+            layers: 2,
+            heads: 4,
+            tokens: 77,
+        },
+    )
+}
+
+/// Stable Diffusion 1.5 (notes 3.1, 5.1, 5.2).
+fn sd15() -> (UNetConfig, AutoencoderConfig, TextEncoderConfig) {
+    (
+        UNetConfig {
+            channels: 320,
+            channel_mult: vec![1, 2, 4, 4],
+            res_blocks: 2,
+            attention_levels: vec![0, 1, 2],
+            heads: 8,
+            context_dim: 768,
+            latent_channels: 4,
+            norm_groups: 32,
+        },
+        AutoencoderConfig {
+            channels: 128,
+            channel_mult: vec![1, 2, 4, 4],
+            res_blocks: 2,
+            latent_channels: 4,
+            scaling_factor: 0.18215,
+            norm_groups: 32,
+        },
+        TextEncoderConfig {
+            width: 768,
+            layers: 12,
+            heads: 12,
+            tokens: 77,
+        },
+    )
+}

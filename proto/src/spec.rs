@@ -1,0 +1,301 @@
+//! What a job is, valid by construction: the meaning of job.toml. Plain data, made only by [`crate::job`], passed by
+//! value to whoever needs it. Text form and error messages live in `job.rs`; documentation for people stands in
+//! `deploy/jobs/demo.toml`.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobSpec {
+    /// Lower-case letters, digits and dashes; at most 40 characters.
+    pub name: String,
+    pub resources: Resources,
+    pub data: Data,
+    pub model: Model,
+    pub train: Train,
+    pub checkpoint: CheckpointPolicy,
+}
+
+impl JobSpec {
+    /// Micro-batches of one step, over all ranks. Global batch is a multiple of micro-batch, so this is exact.
+    #[must_use]
+    pub fn micro_batches(&self) -> u32 {
+        self.train.global_batch / self.train.micro_batch
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resources {
+    /// The gang is placed whole, with this many workers at least.
+    pub workers_min: u32,
+    pub workers_max: u32,
+    /// Ranks on each worker.
+    pub devices_per_worker: u32,
+    pub device: DeviceKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceKind {
+    Cpu,
+    Cuda,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// URL of the data set's folder: `file:///…` or `s3://bucket/…`.
+    pub dataset: String,
+    pub task: Task,
+    pub pairing: Pairing,
+    /// N, the number of references of one sample. The paper: 4.
+    pub references: u32,
+    /// Side of the square target and reference pictures, in pixels.
+    pub resolution: u32,
+    /// Probability that a sample's prompt is replaced by the empty string. The paper: 0.5.
+    pub prompt_drop: f64,
+    /// Probability that a reference slot shows the face (else the clothes). Ours: 0.5.
+    pub face_probability: f64,
+    /// The drawn face box is this much larger than the annotated one. Ours: 1.33, measured on the paper's figure 2.
+    pub face_enlargement: f64,
+    /// Above this share of the picture's area the face box counts as "the majority" and the whole figure is shown
+    /// instead of the clothes. Ours: 0.5.
+    pub figure_threshold: f64,
+    /// Share of reconstruction samples when task is multitask. Ours: 0.5.
+    pub multitask_reconstruction: f64,
+    /// Share of characters that training never shows, chosen by a hash of (seed, character); sampling draws them.
+    pub holdout: f64,
+    /// The one seed of the job: order, noise, crops, weights without init.
+    pub seed: u64,
+}
+
+/// What the references are (paper, section 5.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Task {
+    /// Whole pictures with the word "figure".
+    Reconstruction,
+    /// Faces and clothes, drawn per slot.
+    Composition,
+    /// Both, mixed by sample.
+    Multitask,
+}
+
+/// Where the references come from (paper, section 3.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pairing {
+    /// The target itself under another random transform.
+    A,
+    /// Other pictures of the same character and outfit.
+    B,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    pub architecture: Architecture,
+    pub unet: UNetConfig,
+    pub autoencoder: AutoencoderConfig,
+    pub text_encoder: TextEncoderConfig,
+    /// URL of a folder with `unet.safetensors`, `text_encoder.safetensors`, `autoencoder.safetensors` (those that the
+    /// architecture takes over). None: random weights from the job's seed.
+    pub init: Option<String>,
+    /// Components whose weights do not move. Always a subset of the architecture's components.
+    pub freeze: Vec<Component>,
+}
+
+/// What is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Architecture {
+    /// The autoencoder alone: the first half of a base model.
+    Autoencoder,
+    /// A text-to-picture U-Net with its text encoder, on a given autoencoder: the second half of a base model.
+    TextToImage,
+    /// The paper's model, on a given base model.
+    Retrinet,
+}
+
+impl Architecture {
+    /// The parts this architecture is made of, in the order in which data meets them.
+    #[must_use]
+    pub fn components(self) -> &'static [Component] {
+        use Component::*;
+        match self {
+            Self::Autoencoder => &[Autoencoder],
+            Self::TextToImage => &[Autoencoder, TextEncoder, Encoder, Middle, Decoder],
+            Self::Retrinet => &[
+                Autoencoder,
+                TextEncoder,
+                Encoder,
+                Middle,
+                Decoder,
+                RetrievalEncoder,
+                CrossAttention,
+            ],
+        }
+    }
+
+    /// What stays frozen when job.toml does not say: the paper's choice for RetriNet (section 5.1).
+    #[must_use]
+    pub fn frozen_by_default(self) -> &'static [Component] {
+        use Component::*;
+        match self {
+            Self::Autoencoder => &[],
+            Self::TextToImage => &[Autoencoder],
+            Self::Retrinet => &[Autoencoder, TextEncoder, Encoder, Middle],
+        }
+    }
+}
+
+/// A part of a model that can be frozen and has its own learning rate. `Encoder` includes the time embedding;
+/// `CrossAttention` includes the zero convolutions ("conjunction network" on the authors' page).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Component {
+    Autoencoder,
+    TextEncoder,
+    Encoder,
+    Middle,
+    Decoder,
+    RetrievalEncoder,
+    CrossAttention,
+}
+
+/// The U-Net in CompVis block layout (notes 3.1). SD 1.5: 320, [1,2,4,4], 2, [0,1,2], 8, 768, 4.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UNetConfig {
+    /// Width of the first level.
+    pub channels: u32,
+    /// Width of level i is `channels * channel_mult[i]`; level i works at latent side / 2^i.
+    pub channel_mult: Vec<u32>,
+    /// Residual blocks per encoder level; the decoder has one more.
+    pub res_blocks: u32,
+    /// Levels that have spatial transformers.
+    pub attention_levels: Vec<u32>,
+    /// Attention heads at every level; divides every attended width.
+    pub heads: u32,
+    /// Width of the text states.
+    pub context_dim: u32,
+    /// Channels in and out; equals the autoencoder's latent channels.
+    pub latent_channels: u32,
+    /// Groups of every group norm; divides every width.
+    pub norm_groups: u32,
+}
+
+/// AutoencoderKL (notes 5.2). SD 1.5: 128, [1,2,4,4], 2, 4, 0.18215, 32.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AutoencoderConfig {
+    pub channels: u32,
+    /// One entry per level; the latent side is resolution / 2^(levels - 1).
+    pub channel_mult: Vec<u32>,
+    pub res_blocks: u32,
+    pub latent_channels: u32,
+    /// Latents are multiplied by this before the U-Net sees them, so that their variance is near 1.
+    pub scaling_factor: f64,
+    pub norm_groups: u32,
+}
+
+impl AutoencoderConfig {
+    /// Pixels per latent cell, along one side.
+    #[must_use]
+    pub fn factor(&self) -> u32 {
+        1 << (self.channel_mult.len() - 1)
+    }
+}
+
+/// CLIP's text transformer with CLIP's vocabulary (49,408 tokens, notes 5.1). SD 1.5: 768, 12, 12, 77.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextEncoderConfig {
+    pub width: u32,
+    pub layers: u32,
+    pub heads: u32,
+    /// Prompts are cut or padded to this many tokens, begin and end included.
+    pub tokens: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Train {
+    pub steps: u64,
+    /// Samples of one step, over all ranks: a multiple of `micro_batch`.
+    pub global_batch: u32,
+    /// Samples of one forward and backward.
+    pub micro_batch: u32,
+    pub optimizer: Optimizer,
+    /// Learning rate of components that `learning_rates` does not name.
+    pub learning_rate: f64,
+    pub learning_rates: BTreeMap<Component, f64>,
+    /// Steps over which the rate rises linearly from 0.
+    pub warmup: u64,
+    /// How the rate goes on after the warm-up.
+    pub decay: Decay,
+    /// Largest L2 norm of the whole gradient; None: no clipping.
+    pub clip: Option<f64>,
+    /// lambda of equation 3.
+    pub face_loss_weight: f64,
+    /// How much each noise level counts.
+    pub loss_weighting: LossWeighting,
+    pub precision: Precision,
+    pub reduction: Reduction,
+    /// Intra-op threads of a rank. Fixed, because it changes float sums.
+    pub threads: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Optimizer {
+    AdamW {
+        beta1: f64,
+        beta2: f64,
+        epsilon: f64,
+        weight_decay: f64,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decay {
+    Constant,
+    /// Half a cosine down to 0 at the last step.
+    Cosine,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LossWeighting {
+    /// The paper's plain epsilon loss.
+    Epsilon,
+    /// min(snr, 5) / snr (Hang et al. 2023).
+    MinSnr,
+    /// (1 - abar) / abar, clipped to [0.5, 20]: stresses high noise, where colours and so identity are decided.
+    Noise,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    Fp32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reduction {
+    /// Float sums in DDP's Reducer.
+    Fast,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointPolicy {
+    /// Steps between checkpoints; the last step always has one.
+    pub every: u64,
+    /// Newest checkpoints that are kept.
+    pub keep: u32,
+}

@@ -1,0 +1,540 @@
+//! Plain messages <-> generated protobuf. Every field that comes in is checked here, once; machines see only values that
+//! mean something. No I/O; called by the rpc shells.
+
+use crate::checkpoint::{CheckpointRef, ShardEntry};
+use crate::id::{Generation, JobId, Rank, Step, WorkerId};
+use crate::message::{
+    Assignment, DesiredState, PhaseSeconds, RankPhase, RankReport, SamplePrompt, SampleRequest, ShardReport,
+    StepReport, Work, WorkerReport,
+};
+use crate::pb;
+use crate::spec::DeviceKind;
+
+/// A field that cannot be what it is. Becomes INVALID_ARGUMENT.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("field `{field}` is {value}; {expected}")]
+pub struct WireError {
+    pub field: &'static str,
+    pub value: String,
+    pub expected: &'static str,
+}
+
+/// Longest name, address or path that is accepted, in bytes.
+const TEXT_MAX: usize = 1024;
+/// Longest job.toml and error text that is accepted, in bytes.
+const LONG_TEXT_MAX: usize = 1 << 20;
+/// Most ranks in one report, assignments in one state, shards or steps in one rank report.
+const LIST_MAX: usize = 4096;
+
+fn wrong<T>(field: &'static str, value: impl ToString, expected: &'static str) -> Result<T, WireError> {
+    Err(WireError {
+        field,
+        value: value.to_string(),
+        expected,
+    })
+}
+
+fn present<T>(field: &'static str, value: Option<T>) -> Result<T, WireError> {
+    value.ok_or(WireError {
+        field,
+        value: "missing".into(),
+        expected: "it must be given",
+    })
+}
+
+fn text(field: &'static str, value: String, length_max: usize) -> Result<String, WireError> {
+    if value.is_empty() {
+        return wrong(field, "empty", "it must be given");
+    }
+    if value.len() > length_max {
+        return wrong(field, format!("{} bytes long", value.len()), "it must be shorter");
+    }
+    Ok(value)
+}
+
+fn bounded<T>(field: &'static str, list: Vec<T>) -> Result<Vec<T>, WireError> {
+    if list.len() > LIST_MAX {
+        return wrong(
+            field,
+            format!("{} entries long", list.len()),
+            "at most 4096 are accepted",
+        );
+    }
+    Ok(list)
+}
+
+/// A job's id: what may stand in a path of the object store.
+pub fn job_id(value: String) -> Result<JobId, WireError> {
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if value.is_empty() || value.len() > 64 || !value.chars().all(good) {
+        return wrong(
+            "job",
+            format!("{value:?}"),
+            "it must be 1 to 64 lower-case letters, digits and dashes",
+        );
+    }
+    Ok(JobId(value))
+}
+
+fn device_kind(value: &str) -> Result<DeviceKind, WireError> {
+    match value {
+        "cpu" => Ok(DeviceKind::Cpu),
+        "cuda" => Ok(DeviceKind::Cuda),
+        other => wrong("device", format!("{other:?}"), "it must be cpu or cuda"),
+    }
+}
+
+impl DeviceKind {
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
+impl SamplePrompt {
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Pose => "pose",
+            Self::Empty => "empty",
+        }
+    }
+}
+
+impl From<&WorkerId> for pb::WorkerId {
+    fn from(id: &WorkerId) -> Self {
+        Self {
+            name: id.name.clone(),
+            boot: id.boot,
+        }
+    }
+}
+
+impl TryFrom<pb::WorkerId> for WorkerId {
+    type Error = WireError;
+
+    fn try_from(id: pb::WorkerId) -> Result<Self, WireError> {
+        Ok(Self {
+            name: text("worker.name", id.name, TEXT_MAX)?,
+            boot: id.boot,
+        })
+    }
+}
+
+impl From<&WorkerReport> for pb::WorkerReport {
+    fn from(report: &WorkerReport) -> Self {
+        Self {
+            worker: Some((&report.worker).into()),
+            device: report.device.name().into(),
+            devices: report.devices,
+            ranks: report.ranks.iter().map(Into::into).collect(),
+            logs: Vec::new(),
+        }
+    }
+}
+
+impl TryFrom<pb::WorkerReport> for WorkerReport {
+    type Error = WireError;
+
+    /// Log lines are not part of the plain report; take them out before.
+    fn try_from(report: pb::WorkerReport) -> Result<Self, WireError> {
+        if !(1..=1024).contains(&report.devices) {
+            return wrong("devices", report.devices, "a worker has 1 to 1024 devices");
+        }
+        Ok(Self {
+            worker: present("worker", report.worker)?.try_into()?,
+            device: device_kind(&report.device)?,
+            devices: report.devices,
+            ranks: bounded("ranks", report.ranks)?
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl From<&RankReport> for pb::RankReport {
+    fn from(report: &RankReport) -> Self {
+        use pb::rank_report::Phase;
+        let (phase, error) = match &report.phase {
+            RankPhase::Starting => (Phase::Starting, String::new()),
+            RankPhase::Joining => (Phase::Joining, String::new()),
+            RankPhase::Training => (Phase::Training, String::new()),
+            RankPhase::Finished => (Phase::Finished, String::new()),
+            RankPhase::Failed { error } => (Phase::Failed, error.clone()),
+        };
+        Self {
+            job: report.job.0.clone(),
+            generation: report.generation.0,
+            rank: report.rank.0,
+            phase: phase.into(),
+            error,
+            store_address: report.store_address.clone(),
+            steps: report.steps.iter().map(Into::into).collect(),
+            shards: report.shards.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl TryFrom<pb::RankReport> for RankReport {
+    type Error = WireError;
+
+    fn try_from(report: pb::RankReport) -> Result<Self, WireError> {
+        use pb::rank_report::Phase;
+        let phase = match Phase::try_from(report.phase) {
+            Ok(Phase::Starting) => RankPhase::Starting,
+            Ok(Phase::Joining) => RankPhase::Joining,
+            Ok(Phase::Training) => RankPhase::Training,
+            Ok(Phase::Finished) => RankPhase::Finished,
+            Ok(Phase::Failed) => RankPhase::Failed {
+                error: text("error", report.error, LONG_TEXT_MAX)?,
+            },
+            Ok(Phase::Unspecified) | Err(_) => {
+                return wrong(
+                    "phase",
+                    report.phase,
+                    "it must be one of the phases of train.proto",
+                );
+            }
+        };
+        Ok(Self {
+            job: job_id(report.job)?,
+            generation: Generation(report.generation),
+            rank: Rank(report.rank),
+            phase,
+            store_address: report
+                .store_address
+                .map(|it| text("store_address", it, TEXT_MAX))
+                .transpose()?,
+            steps: bounded("steps", report.steps)?
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
+            shards: bounded("shards", report.shards)?
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl From<&StepReport> for pb::StepReport {
+    fn from(report: &StepReport) -> Self {
+        Self {
+            step: report.step.0,
+            loss: report.loss,
+            loss_target: report.loss_target,
+            loss_face: report.loss_face,
+            gradient_norm: report.gradient_norm,
+            learning_rate: report.learning_rate,
+            samples: report.samples,
+            seconds: Some(pb::PhaseSeconds {
+                data: report.seconds.data,
+                forward: report.seconds.forward,
+                backward: report.seconds.backward,
+                communication: report.seconds.communication,
+                optimizer: report.seconds.optimizer,
+                checkpoint: report.seconds.checkpoint,
+            }),
+            peak_memory_bytes: report.peak_memory_bytes,
+        }
+    }
+}
+
+impl TryFrom<pb::StepReport> for StepReport {
+    type Error = WireError;
+
+    fn try_from(report: pb::StepReport) -> Result<Self, WireError> {
+        let seconds = present("steps.seconds", report.seconds)?;
+        Ok(Self {
+            step: Step(report.step),
+            loss: report.loss,
+            loss_target: report.loss_target,
+            loss_face: report.loss_face,
+            gradient_norm: report.gradient_norm,
+            learning_rate: report.learning_rate,
+            samples: report.samples,
+            seconds: PhaseSeconds {
+                data: seconds.data,
+                forward: seconds.forward,
+                backward: seconds.backward,
+                communication: seconds.communication,
+                optimizer: seconds.optimizer,
+                checkpoint: seconds.checkpoint,
+            },
+            peak_memory_bytes: report.peak_memory_bytes,
+        })
+    }
+}
+
+impl From<&ShardReport> for pb::ShardReport {
+    fn from(report: &ShardReport) -> Self {
+        Self {
+            step: report.step.0,
+            path: report.shard.path.clone(),
+            size_bytes: report.shard.size_bytes,
+            sha256: report.shard.sha256.clone(),
+            init_digest: report.init_digest.clone(),
+            environment: report.environment.clone(),
+        }
+    }
+}
+
+impl TryFrom<pb::ShardReport> for ShardReport {
+    type Error = WireError;
+
+    fn try_from(report: pb::ShardReport) -> Result<Self, WireError> {
+        let path = text("shards.path", report.path, TEXT_MAX)?;
+        if path.contains('/') || path.starts_with('.') {
+            return wrong("shards.path", format!("{path:?}"), "it must be a plain file name");
+        }
+        if report.sha256.len() != 64 || !report.sha256.chars().all(|c| c.is_ascii_hexdigit()) {
+            return wrong(
+                "shards.sha256",
+                format!("{:?}", report.sha256),
+                "it must be 64 hex digits",
+            );
+        }
+        Ok(Self {
+            step: Step(report.step),
+            shard: ShardEntry {
+                path,
+                size_bytes: report.size_bytes,
+                sha256: report.sha256,
+            },
+            init_digest: report.init_digest,
+            environment: report.environment,
+        })
+    }
+}
+
+impl From<&DesiredState> for pb::DesiredState {
+    fn from(state: &DesiredState) -> Self {
+        Self {
+            worker: Some((&state.worker).into()),
+            assignments: state.assignments.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl TryFrom<pb::DesiredState> for DesiredState {
+    type Error = WireError;
+
+    fn try_from(state: pb::DesiredState) -> Result<Self, WireError> {
+        let assignments = bounded("assignments", state.assignments)?;
+        Ok(Self {
+            worker: present("worker", state.worker)?.try_into()?,
+            assignments: assignments
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl From<&Assignment> for pb::Assignment {
+    fn from(assignment: &Assignment) -> Self {
+        Self {
+            job: assignment.job.0.clone(),
+            generation: assignment.generation.0,
+            sample: match &assignment.work {
+                Work::Train => None,
+                Work::Sample(request) => Some(request.into()),
+            },
+            job_toml: assignment.job_toml.clone(),
+            dataset_version: assignment.dataset_version.clone(),
+            first_rank: assignment.first_rank.0,
+            ranks: assignment.ranks,
+            world: assignment.world,
+            store_address: assignment.store_address.clone(),
+            resume: assignment.resume.map(Into::into),
+            store_url: assignment.store_url.clone(),
+            acknowledged_step: assignment.acknowledged_step.0,
+            committed_step: assignment.committed_step.0,
+            detect_within_ms: assignment.detect_within_ms,
+        }
+    }
+}
+
+impl TryFrom<pb::Assignment> for Assignment {
+    type Error = WireError;
+
+    fn try_from(assignment: pb::Assignment) -> Result<Self, WireError> {
+        let last_rank = u64::from(assignment.first_rank) + u64::from(assignment.ranks);
+        if assignment.ranks == 0 || last_rank > u64::from(assignment.world) {
+            let value = format!("{} from {}", assignment.ranks, assignment.first_rank);
+            return wrong(
+                "ranks",
+                value,
+                "a worker's ranks are at least one and lie inside the world",
+            );
+        }
+        if assignment.detect_within_ms == 0 {
+            return wrong("detect_within_ms", 0, "it must be positive");
+        }
+        Ok(Self {
+            job: job_id(assignment.job)?,
+            generation: Generation(assignment.generation),
+            work: match assignment.sample {
+                None => Work::Train,
+                Some(request) => Work::Sample(request.try_into()?),
+            },
+            job_toml: text("job_toml", assignment.job_toml, LONG_TEXT_MAX)?,
+            dataset_version: assignment.dataset_version,
+            first_rank: Rank(assignment.first_rank),
+            ranks: assignment.ranks,
+            world: assignment.world,
+            store_address: assignment.store_address,
+            resume: assignment.resume.map(Into::into),
+            store_url: text("store_url", assignment.store_url, TEXT_MAX)?,
+            acknowledged_step: Step(assignment.acknowledged_step),
+            committed_step: Step(assignment.committed_step),
+            detect_within_ms: assignment.detect_within_ms,
+        })
+    }
+}
+
+impl From<CheckpointRef> for pb::CheckpointRef {
+    fn from(checkpoint: CheckpointRef) -> Self {
+        Self {
+            step: checkpoint.step.0,
+            generation: checkpoint.generation.0,
+        }
+    }
+}
+
+impl From<pb::CheckpointRef> for CheckpointRef {
+    fn from(checkpoint: pb::CheckpointRef) -> Self {
+        Self {
+            step: Step(checkpoint.step),
+            generation: Generation(checkpoint.generation),
+        }
+    }
+}
+
+impl From<&SampleRequest> for pb::SampleWork {
+    fn from(request: &SampleRequest) -> Self {
+        Self {
+            source: request.source.0.clone(),
+            checkpoint: request.checkpoint.map(Into::into),
+            count: request.count,
+            steps: request.steps,
+            guidance: request.guidance,
+            seed: request.seed,
+            prompt: request.prompt.name().into(),
+        }
+    }
+}
+
+impl TryFrom<pb::SampleWork> for SampleRequest {
+    type Error = WireError;
+
+    fn try_from(work: pb::SampleWork) -> Result<Self, WireError> {
+        let prompt = match work.prompt.as_str() {
+            "full" => SamplePrompt::Full,
+            "pose" => SamplePrompt::Pose,
+            "empty" => SamplePrompt::Empty,
+            other => {
+                return wrong("prompt", format!("{other:?}"), "it must be full, pose or empty");
+            }
+        };
+        if !(1..=10_000).contains(&work.count) {
+            return wrong("count", work.count, "1 to 10000 pictures can be drawn at once");
+        }
+        if !(1..=1000).contains(&work.steps) {
+            return wrong("steps", work.steps, "a picture takes 1 to 1000 steps");
+        }
+        if !work.guidance.is_finite() || !(0.0..=100.0).contains(&work.guidance) {
+            return wrong("guidance", work.guidance, "it must be between 0 and 100");
+        }
+        Ok(Self {
+            source: job_id(work.source)?,
+            checkpoint: work.checkpoint.map(Into::into),
+            count: work.count,
+            steps: work.steps,
+            guidance: work.guidance,
+            seed: work.seed,
+            prompt,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> WorkerReport {
+        WorkerReport {
+            worker: WorkerId {
+                name: "w1".into(),
+                boot: 7,
+            },
+            device: DeviceKind::Cpu,
+            devices: 2,
+            ranks: vec![RankReport {
+                job: JobId("demo-1".into()),
+                generation: Generation(3),
+                rank: Rank(1),
+                phase: RankPhase::Failed {
+                    error: "no space".into(),
+                },
+                store_address: Some("127.0.0.1:5".into()),
+                steps: Vec::new(),
+                shards: vec![ShardReport {
+                    step: Step(9),
+                    shard: ShardEntry {
+                        path: "a".into(),
+                        size_bytes: 1,
+                        sha256: "0".repeat(64),
+                    },
+                    init_digest: None,
+                    environment: "cpu".into(),
+                }],
+            }],
+        }
+    }
+
+    #[test]
+    fn a_report_crosses_the_wire_unchanged() {
+        let wire = pb::WorkerReport::from(&report());
+        assert_eq!(WorkerReport::try_from(wire), Ok(report()));
+    }
+
+    #[test]
+    fn a_wrong_field_is_named() {
+        let broken = |change: fn(&mut pb::WorkerReport)| {
+            let mut wire = pb::WorkerReport::from(&report());
+            change(&mut wire);
+            WorkerReport::try_from(wire).map_err(|error| error.to_string())
+        };
+        let expect = |change, message: &str| assert_eq!(broken(change), Err(message.to_owned()));
+        expect(
+            |it| it.worker = None,
+            "field `worker` is missing; it must be given",
+        );
+        expect(
+            |it| it.device = "tpu".into(),
+            "field `device` is \"tpu\"; it must be cpu or cuda",
+        );
+        expect(
+            |it| it.devices = 0,
+            "field `devices` is 0; a worker has 1 to 1024 devices",
+        );
+        expect(
+            |it| it.ranks[0].phase = 77,
+            "field `phase` is 77; it must be one of the phases of train.proto",
+        );
+        expect(
+            |it| it.ranks[0].shards[0].path = "../x".into(),
+            "field `shards.path` is \"../x\"; it must be a plain file name",
+        );
+        expect(
+            |it| it.ranks[0].job = "../x".into(),
+            "field `job` is \"../x\"; it must be 1 to 64 lower-case letters, digits and dashes",
+        );
+    }
+}

@@ -1,0 +1,59 @@
+//! The face of the worker daemon's machine: what it is told and what it wants done. Plain values, no I/O.
+
+use proto::id::{Generation, JobId, Rank, WorkerId};
+use proto::message::{Assignment, DesiredState, RankReport, WorkerReport};
+
+/// Milliseconds of the shell's monotonic clock. The machine never reads a clock.
+pub type Millis = u64;
+
+/// One rank process of this node, as the machine names it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RankKey {
+    pub job: JobId,
+    pub generation: Generation,
+    pub rank: Rank,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The stream to the coordinator is open.
+    Connected,
+    /// It broke; ranks go on.
+    Disconnected,
+    /// What should be, from the coordinator.
+    Desired(DesiredState),
+    /// A line from a rank process; also its sign of life.
+    RankSaid(RankReport),
+    /// A rank process is gone. `outcome` says how: "exit status 0", "killed by signal 9", and the last line it wrote.
+    RankExited { key: RankKey, success: bool, outcome: String },
+    /// Leave in order (SIGTERM): stop ranks, then [`Effect::Exit`].
+    Shutdown,
+    Deadline,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Start a process for this rank on this device and hand it the assignment as its first line.
+    Spawn { key: RankKey, device: u32, assignment: Box<Assignment> },
+    /// Hand a running process its assignment again, because something in it changed.
+    Update { key: RankKey, device: u32, assignment: Box<Assignment> },
+    /// Ask the process to leave.
+    Stop { key: RankKey },
+    /// Kill it now. Its exit is reported by `RankExited` like any other.
+    Kill { key: RankKey },
+    /// Send to the coordinator; drop it when there is no stream.
+    Report(WorkerReport),
+    Note(Fact),
+    /// All ranks are gone after `Shutdown`.
+    Exit,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Fact {
+    RankStarted { key: RankKey },
+    /// The rank was silent for longer than its deadline and is killed.
+    RankSilent { key: RankKey, silent_ms: u64 },
+    RankGone { key: RankKey, outcome: String },
+    /// Orders for somebody else, or older than what is known; ignored.
+    Ignored { worker: WorkerId, what: String },
+}

@@ -1,0 +1,278 @@
+// A C face over libtorch's c10d, called by ffi.rs only. Every function catches every C++ exception and leaves the
+// message in a thread-local string that retri_error() returns; none lets one cross into Rust. Tensors cross as
+// `at::Tensor*`, which is what tch hands out. With RETRI_CUDA the NCCL process group is there too.
+#include <torch/torch.h>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+#include <torch/csrc/distributed/c10d/reducer.hpp>
+#ifdef RETRI_CUDA
+#include <ATen/cuda/CUDAContext.h>
+#include <ATen/detail/CUDAHooksInterface.h>
+#include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
+#endif
+#include <unistd.h>
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace {
+
+using Millis = std::chrono::milliseconds;
+
+thread_local std::string last_error;
+
+// Buckets as DistributedDataParallel sizes them: the first small, so that communication starts early.
+constexpr int64_t first_bucket_bytes = 1024 * 1024;
+constexpr int64_t bucket_bytes = 25 * 1024 * 1024;
+
+struct Store {
+  c10::intrusive_ptr<c10d::TCPStore> tcp;
+};
+
+struct Group {
+  c10::intrusive_ptr<c10d::ProcessGroup> group;
+  c10::intrusive_ptr<c10d::Backend> backend;
+  std::unique_ptr<c10d::Reducer> reducer;
+};
+
+// Runs `body`; on an exception keeps its message and returns `failed`.
+template <typename Result, typename Body>
+Result guarded(Result failed, Body body) {
+  try {
+    return body();
+  } catch (const std::exception& error) {
+    last_error = error.what();
+  } catch (...) {
+    last_error = "an exception that is no std::exception";
+  }
+  return failed;
+}
+
+Group* assemble(
+    const c10::intrusive_ptr<c10d::Store>& store,
+    int rank,
+    int world,
+    c10::DeviceType device,
+    c10d::ProcessGroup::BackendType type,
+    const c10::intrusive_ptr<c10d::Backend>& backend) {
+  auto group = c10::make_intrusive<c10d::ProcessGroup>(store, rank, world);
+  group->setDefaultBackend(type);
+  group->setBackend(device, type, std::optional<c10::intrusive_ptr<c10d::Backend>>(backend));
+  return new Group{group, backend, nullptr};
+}
+
+std::unique_ptr<c10d::Reducer> make_reducer(
+    const std::vector<at::Tensor>& parameters,
+    const c10::intrusive_ptr<c10d::ProcessGroup>& group) {
+  auto [buckets, limits] = c10d::compute_bucket_assignment_by_size(
+      parameters, {static_cast<size_t>(first_bucket_bytes), static_cast<size_t>(bucket_bytes)});
+  // Gradients become ready from the last layer to the first, so buckets go in reverse.
+  std::vector<std::vector<size_t>> reversed(buckets.rbegin(), buckets.rend());
+  std::vector<bool> sparse(parameters.size(), false);
+  std::unordered_map<size_t, std::string> names;
+  const bool find_unused = false;
+  const bool gradient_as_bucket_view = true;
+  return std::make_unique<c10d::Reducer>(
+      parameters, std::move(reversed), group, std::move(sparse), bucket_bytes, find_unused,
+      gradient_as_bucket_view, std::move(names), first_bucket_bytes,
+      /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false);
+}
+
+} // namespace
+
+extern "C" {
+
+const char* retri_error() {
+  return last_error.c_str();
+}
+
+// Leaves the process at once: no destructor of a library may wait for a peer that is gone.
+void retri_exit(int code) {
+  _exit(code);
+}
+
+// A store for one generation. port 0 with server: any free port. Does not wait for other ranks.
+void* retri_store(const char* host, int port, int server, int64_t timeout_ms) {
+  return guarded<void*>(nullptr, [&]() -> void* {
+    c10d::TCPStoreOptions options;
+    options.port = static_cast<uint16_t>(port);
+    options.isServer = server != 0;
+    options.waitWorkers = false;
+    options.timeout = Millis(timeout_ms);
+    return new Store{c10::make_intrusive<c10d::TCPStore>(host, options)};
+  });
+}
+
+int retri_store_port(void* store) {
+  return static_cast<Store*>(store)->tcp->getPort();
+}
+
+int retri_store_set(void* store, const char* key, const char* value) {
+  return guarded(-1, [&] {
+    const std::string text(value);
+    static_cast<Store*>(store)->tcp->set(key, std::vector<uint8_t>(text.begin(), text.end()));
+    return 0;
+  });
+}
+
+// Waits until the key is there.
+int retri_store_wait(void* store, const char* key, int64_t timeout_ms) {
+  return guarded(-1, [&] {
+    static_cast<Store*>(store)->tcp->wait({std::string(key)}, Millis(timeout_ms));
+    return 0;
+  });
+}
+
+void retri_store_free(void* store) {
+  delete static_cast<Store*>(store);
+}
+
+// host: the address on which this rank talks to the others.
+void* retri_group_gloo(
+    void* store, const char* prefix, const char* host, int rank, int world, int64_t timeout_ms) {
+  return guarded<void*>(nullptr, [&]() -> void* {
+    auto scoped = c10::make_intrusive<c10d::PrefixStore>(prefix, static_cast<Store*>(store)->tcp);
+    auto options = c10d::ProcessGroupGloo::Options::create(Millis(timeout_ms));
+    options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(host));
+    auto backend = c10::make_intrusive<c10d::ProcessGroupGloo>(scoped, rank, world, options);
+    return assemble(
+        scoped, rank, world, c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::GLOO, backend);
+  });
+}
+
+#ifdef RETRI_CUDA
+void* retri_group_nccl(
+    void* store, const char* prefix, int device, int rank, int world, int64_t timeout_ms) {
+  return guarded<void*>(nullptr, [&]() -> void* {
+    // 1: on a time-out or a communicator's error the watchdog aborts the communicator and ends the process.
+    setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1", 1);
+    const auto heartbeat_s = std::max<int64_t>(1, timeout_ms / 1000);
+    setenv("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", std::to_string(heartbeat_s).c_str(), 1);
+    auto scoped = c10::make_intrusive<c10d::PrefixStore>(prefix, static_cast<Store*>(store)->tcp);
+    auto options = c10d::ProcessGroupNCCL::Options::create();
+    options->timeout = Millis(timeout_ms);
+    // Non-blocking: a peer that never comes is met by our time-out and not by a hang inside NCCL.
+    options->config.blocking = 0;
+    auto backend = c10::make_intrusive<c10d::ProcessGroupNCCL>(scoped, rank, world, options);
+    backend->setBoundDeviceId(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device)));
+    return assemble(
+        scoped, rank, world, c10::DeviceType::CUDA, c10d::ProcessGroup::BackendType::NCCL, backend);
+  });
+}
+#endif
+
+int retri_all_reduce(void* group, at::Tensor* tensor) {
+  return guarded(-1, [&] {
+    std::vector<at::Tensor> tensors{*tensor};
+    static_cast<Group*>(group)->group->allreduce(tensors)->wait();
+    return 0;
+  });
+}
+
+int retri_broadcast(void* group, at::Tensor* tensor, int root) {
+  return guarded(-1, [&] {
+    std::vector<at::Tensor> tensors{*tensor};
+    c10d::BroadcastOptions options;
+    options.rootRank = root;
+    static_cast<Group*>(group)->group->broadcast(tensors, options)->wait();
+    return 0;
+  });
+}
+
+// Starts aborting on a thread of its own, because an abort can itself block. The caller leaves the process soon.
+void retri_group_abort(void* group) {
+  std::thread([backend = static_cast<Group*>(group)->backend] {
+    guarded(-1, [&] {
+      backend->abort();
+      return 0;
+    });
+  }).detach();
+}
+
+// Returns once the reducer's hooks hang on the parameters. Their order must be the same on every rank.
+int retri_reducer(void* group, at::Tensor* const* parameters, int count) {
+  return guarded(-1, [&] {
+    std::vector<at::Tensor> list;
+    for (int i = 0; i < count; i++) {
+      list.push_back(*parameters[i]);
+    }
+    auto* owner = static_cast<Group*>(group);
+    owner->reducer = make_reducer(list, owner->group);
+    return 0;
+  });
+}
+
+// The next backward reduces.
+int retri_reducer_prepare(void* group) {
+  return guarded(-1, [&] {
+    auto& reducer = static_cast<Group*>(group)->reducer;
+    TORCH_CHECK(reducer != nullptr, "no reducer was made for this group");
+    reducer->prepare_for_forward();
+    reducer->rebuild_buckets();
+    reducer->prepare_for_backward({});
+    return 0;
+  });
+}
+
+// Nanoseconds from prepare to the moment when the last own gradient was ready. -1: not known.
+int64_t retri_reducer_ready_nanos(void* group) {
+  return guarded<int64_t>(-1, [&]() -> int64_t {
+    auto& reducer = static_cast<Group*>(group)->reducer;
+    TORCH_CHECK(reducer != nullptr, "no reducer was made for this group");
+    const auto ready = reducer->get_backward_stats();
+    return ready.empty() ? -1 : *std::max_element(ready.begin(), ready.end());
+  });
+}
+
+void retri_group_free(void* group) {
+  guarded(-1, [&] {
+    delete static_cast<Group*>(group);
+    return 0;
+  });
+}
+
+// Does this library hold CUDA code, and can it see devices?
+int retri_cuda_devices() {
+#ifdef RETRI_CUDA
+  return guarded(-1, [&] { return static_cast<int>(at::cuda::device_count()); });
+#else
+  return 0;
+#endif
+}
+
+// Writes the device's name and compute capability as major * 10 + minor; -1 with retri_error() otherwise.
+int retri_cuda_capability(int device, char* name, int name_bytes) {
+#ifdef RETRI_CUDA
+  return guarded(-1, [&] {
+    const auto* properties = at::cuda::getDeviceProperties(static_cast<c10::DeviceIndex>(device));
+    snprintf(name, static_cast<size_t>(name_bytes), "%s", properties->name);
+    return properties->major * 10 + properties->minor;
+  });
+#else
+  (void)device;
+  (void)name;
+  (void)name_bytes;
+  last_error = "this build has no CUDA; build with CUDA=1";
+  return -1;
+#endif
+}
+
+// What the library says of its own build; with CUDA it names the compiler's architecture flags. "" in a CPU build.
+const char* retri_cuda_build() {
+#ifdef RETRI_CUDA
+  static const std::string text = guarded(std::string(), [] {
+    const auto& hooks = at::detail::getCUDAHooks();
+    return hooks.hasCUDA() || hooks.compiledWithCuDNN() ? hooks.showConfig() : std::string();
+  });
+  return text.c_str();
+#else
+  return "";
+#endif
+}
+
+} // extern "C"
