@@ -160,7 +160,7 @@ mod tests {
         let config = load(text, &[("RETRI_COORDINATOR__LISTEN", "127.0.0.1:2"), ("HOME", "/x")]).unwrap();
         assert_eq!(config.listen.port(), 2);
         assert_eq!(config.detect_within_ms, 2000);
-        assert_eq!(config.log, Log { filter: "info".into(), format: LogFormat::Json });
+        assert_eq!(config.log, Log { filter: "info,slatedb=warn".into(), format: LogFormat::Json });
         assert_eq!(config.metrics_listen.port(), 7071);
     }
 

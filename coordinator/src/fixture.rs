@@ -1,8 +1,13 @@
 //! Small valid things for this crate's tests.
 
 use coordinator_core::event::{JobPhase, JobRecord};
-use proto::id::{Generation, JobId};
+use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry};
+use proto::dataset::{DATASET_FILE, DATASET_SCHEMA_VERSION, DatasetManifest, IndexFile, SampleFile};
+use proto::id::{Generation, JobId, Step};
 use proto::message::Work;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use sha2::{Digest, Sha256};
 
 /// A job that `job::parse` accepts, on the data set at `dataset`.
 pub(crate) fn job_toml(dataset: &str) -> String {
@@ -40,4 +45,71 @@ pub(crate) fn job_record(id: &str) -> JobRecord {
         restarts: 0,
         incidents: Vec::new(),
     }
+}
+
+/// A small checkpoint of job `demo-1` in a folder of its own.
+pub(crate) struct TestCheckpoint {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) url: String,
+    pub(crate) manifest: CheckpointManifest,
+    pub(crate) reference: CheckpointRef,
+}
+
+/// Seven tensors, the same for every `world`, dealt over that many shards; with its manifest if `committed`.
+pub(crate) async fn test_checkpoint(world: usize, committed: bool) -> TestCheckpoint {
+    let dir = tempfile::tempdir().expect("the temporary folder takes files");
+    let url = format!("file://{}", dir.path().display());
+    let (step, generation) = (Step(4), Generation(2));
+    let job = JobId("demo-1".into());
+    let folder = dir.path().join(proto::checkpoint::checkpoint_folder(&job, step, generation));
+    std::fs::create_dir_all(&folder).expect("the temporary folder takes files");
+    let values: Vec<Vec<u8>> = (0..7u8).map(|it| (it..it + 8).flat_map(|b| f32::from(b).to_le_bytes()).collect()).collect();
+    let mut shards = Vec::new();
+    for rank in 0..world {
+        let mine = (0..7).filter(|it| it % world == rank).map(|it| {
+            let view = TensorView::new(Dtype::F32, vec![2, 4], &values[it]).expect("8 floats of 4 bytes");
+            (format!("weights/unet.output_blocks.{it}.weight"), view)
+        });
+        let bytes = safetensors::serialize(mine, None).expect("the names differ");
+        let path = format!("rank-{rank}-of-{world}.safetensors");
+        std::fs::write(folder.join(&path), &bytes).expect("the temporary folder takes files");
+        let sha256 = format!("{:x}", Sha256::digest(&bytes));
+        shards.push(ShardEntry { path, size_bytes: bytes.len() as u64, sha256 });
+    }
+    let manifest = CheckpointManifest {
+        job,
+        step,
+        generation,
+        job_toml: job_toml("file:///data"),
+        dataset_version: "0".repeat(64),
+        init_digest: None,
+        shards,
+        environment: "test".into(),
+    };
+    if committed {
+        let json = serde_json::to_vec(&manifest).expect("a manifest is JSON");
+        std::fs::write(folder.join(MANIFEST_FILE), json).expect("the temporary folder takes files");
+    }
+    TestCheckpoint { dir, url, manifest, reference: CheckpointRef { step, generation } }
+}
+
+/// A folder with the manifest of a data set of four samples, which is all that a submit reads; its URL.
+pub(crate) fn dataset(dir: &std::path::Path) -> String {
+    let file = |path: &str| (path.to_owned(), 1, "0".repeat(64));
+    let (path, size_bytes, sha256) = file("samples-0.parquet");
+    let samples = SampleFile { path, size_bytes, sha256, row_groups: vec![4] };
+    let (path, size_bytes, sha256) = file("index.parquet");
+    let manifest = DatasetManifest {
+        schema_version: DATASET_SCHEMA_VERSION,
+        source: "fixture".into(),
+        samples: 4,
+        characters: 1,
+        files: vec![samples],
+        index: IndexFile { path, size_bytes, sha256 },
+    };
+    let folder = dir.join("data");
+    std::fs::create_dir_all(&folder).expect("the temporary folder takes files");
+    let json = serde_json::to_vec(&manifest).expect("a manifest is JSON");
+    std::fs::write(folder.join(DATASET_FILE), json).expect("the temporary folder takes files");
+    format!("file://{}", folder.display())
 }

@@ -53,7 +53,8 @@ impl Journal {
     /// Never waits.
     pub(crate) fn log(&self, job: &JobId, mut line: pb::LogLine) {
         if LINE_BYTES_MAX < line.text.len() {
-            let end = line.text.floor_char_boundary(LINE_BYTES_MAX);
+            let boundary = |it: &usize| line.text.is_char_boundary(*it);
+            let end = (0..=LINE_BYTES_MAX).rev().find(boundary).unwrap_or(0);
             line.text.truncate(end);
             line.text.push('…');
         }

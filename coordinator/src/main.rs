@@ -1,11 +1,81 @@
 //! The coordinator's binary: `serve` and every command for people.
 
+mod cli;
 mod config;
-mod journal;
+mod serve;
+mod daemon;
+mod session;
+mod rpc;
+mod status;
+mod facts;
 mod store;
+mod journal;
+mod checkpoint;
+mod pin;
+mod metrics;
 mod words;
 
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod serve_tests;
 
-fn main() {}
+use anyhow::Context;
+use clap::Parser;
+use cli::{Cli, Command, Outcome};
+use config::{Config, Log, LogFormat};
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = tokio::runtime::Runtime::new()
+        .context("cannot start the async runtime")
+        .and_then(|runtime| runtime.block_on(run(cli)));
+    match result {
+        Ok(Outcome::True) => ExitCode::SUCCESS,
+        Ok(Outcome::False) => ExitCode::FAILURE,
+        Err(error) => {
+            // A cause that the text above it has told already is not told again.
+            let mut text = String::new();
+            for cause in error.chain().map(ToString::to_string) {
+                if !text.contains(&cause) {
+                    text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
+                }
+            }
+            for line in text.lines() {
+                eprintln!("error: {line}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<Outcome> {
+    match cli.command {
+        Command::Serve { config } => serve(config.as_deref()).await,
+        command => cli::run(&cli.global, command).await,
+    }
+}
+
+async fn serve(file: Option<&Path>) -> anyhow::Result<Outcome> {
+    let config = Config::load(file, std::env::vars())?;
+    log_to_stderr(&config.log)?;
+    serve::serve(config).await?;
+    Ok(Outcome::True)
+}
+
+fn log_to_stderr(log: &Log) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&log.filter).with_context(|| {
+        format!("configuration: `log.filter` is {:?}; write for instance info or info,slatedb=warn", log.filter)
+    })?;
+    let colours = std::io::stderr().is_terminal();
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
+    match log.format {
+        LogFormat::Text => subscriber.init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+    Ok(())
+}

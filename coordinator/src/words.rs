@@ -36,6 +36,21 @@ pub(crate) fn bytes(value: u64) -> String {
     if unit == 0 { format!("{value} B") } else { format!("{scaled:.1} {}", UNITS[unit]) }
 }
 
+/// An error with its causes in one line.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let part = error.to_string();
+        // Some libraries repeat the cause in their own text.
+        if !text.contains(&part) {
+            text = format!("{text}: {part}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
 /// How long ago `then_ms` was at `now_ms`, both in milliseconds since 1970; a moment ahead of ours counts as now.
 pub(crate) fn ago(then_ms: u64, now_ms: u64) -> String {
     format!("{} ago", duration(Duration::from_secs(now_ms.saturating_sub(then_ms) / 1000)).replace("0ms", "0s"))

@@ -1,1 +1,26 @@
+//! RetriNet and what it is made of, on libtorch: the only crate, with the rank process, that knows tensors. It knows nothing
+//! of workers, jobs' queues or rpc. Read in this order: [`trainer`], [`retrinet`], [`unet`], then the layers.
 
+pub mod attention;
+pub mod autoencoder;
+mod batch;
+pub mod device;
+mod diffusion;
+pub mod embedding;
+pub mod error;
+pub mod init;
+pub mod layer;
+pub mod loss;
+pub mod noise;
+pub mod optimizer;
+pub mod parameter;
+pub mod resnet;
+pub mod retrinet;
+pub mod sampler;
+pub mod schedule;
+pub mod text;
+pub mod trainer;
+pub mod unet;
+pub mod weights;
+
+pub use diffusion::SampleOptions;

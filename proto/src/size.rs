@@ -60,12 +60,12 @@ fn small() -> (UNetConfig, AutoencoderConfig, TextEncoderConfig) {
             norm_groups: 32,
         },
         AutoencoderConfig {
-            channels: 32,
+            channels: 16,
             channel_mult: vec![1, 2, 4],
             res_blocks: 1,
             latent_channels: 4,
             scaling_factor: 1.0,
-            norm_groups: 16,
+            norm_groups: 8,
         },
         TextEncoderConfig {
             width: 64,

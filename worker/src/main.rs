@@ -1,1 +1,89 @@
-fn main() {}
+//! `worker`: the program of a node. Reads settings and starts what was asked for; no libtorch in this process.
+
+mod child;
+mod config;
+mod daemon;
+mod doctor;
+mod link;
+mod logs;
+mod metrics;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use config::{Config, LogFormat};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// A node of the RetriNet training fleet.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Attach to the coordinator and run ranks until SIGTERM.
+    Daemon {
+        /// Settings that replace the shipped defaults (see worker/default.toml).
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Check libtorch, devices, object store and ports of this node; exit code 1 when something is wrong.
+    Doctor {
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Object store to reach, for instance s3://bucket/folder; replaces the setting `store`.
+        #[arg(long, value_name = "URL")]
+        store: Option<String>,
+        #[arg(long, value_enum, default_value = "table")]
+        output: Output,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    match arguments.command {
+        Command::Daemon { config } => {
+            let config = config::load(config.as_deref(), std::env::vars())?;
+            start_logging(&config);
+            // One thread, which is the process's first: ranks ask the kernel to die with the thread that started them.
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(daemon::run(config))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Doctor { config, store, output } => {
+            let mut config = config::load(config.as_deref(), std::env::vars())?;
+            config.store = store.or(config.store);
+            let output = match output {
+                Output::Table => "table",
+                Output::Json => "json",
+            };
+            doctor::run(&config, output)
+        }
+    }
+}
+
+fn start_logging(config: &Config) {
+    let filter = tracing_subscriber::EnvFilter::new(&config.log.filter);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log.format {
+        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}

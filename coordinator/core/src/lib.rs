@@ -1,3 +1,323 @@
-//! What the cluster should do next: a pure machine.
+//! What the cluster should do next: a pure machine. It keeps the queue, the workers' leases, generations and checkpoint
+//! commits. It has no async, clock, randomness, sockets, files or logging; the coordinator's loop calls
+//! [`Coordinator::handle`] and performs the effects in order.
+//!
+//! Its rules: what should be is said again on every report (law 5); nothing visible tells of what is not saved (law 7);
+//! only the newest generation of a job publishes (law 4); every wait has a deadline (law 9).
 
+mod clock;
+mod commit;
+mod deadline;
 pub mod event;
+mod explain;
+mod fleet;
+mod invariant;
+mod job;
+mod live;
+mod outbox;
+mod placement;
+mod report;
+mod request;
+mod view;
+
+use clock::Clock;
+use deadline::Deadlines;
+use event::{Counters, Durable, Effect, Event, Fact, Millis, Record};
+use explain::Ending;
+use fleet::{Arrival, Fleet};
+use job::Job;
+use outbox::Outbox;
+use placement::{Decision, Gang, Seat};
+use proto::checkpoint::CheckpointRef;
+use proto::id::{JobId, WorkerId};
+use proto::message::{DesiredState, RankPhase, RankReport, WorkerReport};
+use report::{Oddity, Sense};
+use std::collections::{BTreeMap, BTreeSet};
+pub use view::{JobView, RankView, View, WorkerView};
+
+/// What the machine is told once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// URL under which `jobs/<job>/…` lies; handed to ranks.
+    pub store_url: String,
+    /// The one knob from which every time-out derives, in milliseconds (law 9).
+    pub detect_within_ms: u64,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Coordinator {
+    config: Config,
+    deadlines: Deadlines,
+    clock: Clock,
+    counters: Counters,
+    jobs: BTreeMap<JobId, Job>,
+    fleet: Fleet,
+    /// Oddities that were noted, by worker and sort.
+    noted: BTreeSet<(WorkerId, &'static str)>,
+}
+
+impl Coordinator {
+    /// The machine as it was when `durable` was saved; `Durable::default()` for a new one. Generations that ran go on:
+    /// their workers have some time to find the coordinator again.
+    #[must_use]
+    pub fn restore(config: Config, durable: Durable, now: Millis) -> Self {
+        let deadlines = Deadlines::new(config.detect_within_ms);
+        let clock = Clock::new(now);
+        let mut fleet = Fleet::default();
+        let mut jobs = BTreeMap::new();
+        for (id, record) in durable.jobs {
+            let job = Job::new(record, deadlines, clock.now());
+            let device = job.record.spec.resources.device;
+            for member in job.members() {
+                fleet.expect(&member.worker, device, member.ranks, deadlines.reattach(clock.now()));
+            }
+            jobs.insert(id, job);
+        }
+        let counters = durable.counters;
+        Self { config, deadlines, clock, counters, jobs, fleet, noted: BTreeSet::new() }
+    }
+
+    /// Takes one event; the effects are to be performed in order. Never fails and never panics on strange input: what
+    /// cannot be meant is refused or ignored, with a reason. Panics when its own invariants are broken: a crash and a
+    /// restart are cheaper than a wrong checkpoint.
+    pub fn handle(&mut self, now: Millis, event: Event) -> Vec<Effect> {
+        let mut outbox = Outbox::new(self.clock.advance(now), now);
+        match event {
+            Event::Submit { request, spec, job_toml, dataset_version } => {
+                self.on_submit(request, *spec, job_toml, dataset_version, &mut outbox);
+            }
+            Event::Sample { request, sample, latest } => self.on_sample(request, sample, latest, &mut outbox),
+            Event::Cancel { request, job } => self.on_cancel(request, &job, &mut outbox),
+            Event::Heard { report } => self.on_heard(&report, &mut outbox),
+            Event::Disconnected { worker } => self.fleet.disconnect(&worker),
+            Event::ManifestWritten { job, checkpoint, result } => {
+                self.on_manifest_written(&job, checkpoint, result, &mut outbox);
+            }
+            Event::Deadline => {}
+        }
+        self.expire(&mut outbox);
+        self.tend_jobs(&mut outbox);
+        self.place(&mut outbox);
+        invariant::check(self);
+        self.conclude(outbox)
+    }
+
+    /// When [`Event::Deadline`] is wanted, in the clock of the last event.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Millis> {
+        let jobs = self.jobs.values().filter_map(|job| job.next_deadline(self.deadlines, self.clock.now()));
+        let deadline = jobs.chain(self.fleet.next_deadline()).min()?;
+        Some(self.clock.wall_of(deadline))
+    }
+
+    /// Jobs in submit order, workers by name.
+    #[must_use]
+    pub fn view(&self) -> View<'_> {
+        let used = self.used_devices();
+        let worker = |worker| view::worker(worker, &used);
+        let workers = self.fleet.iter().map(worker).collect();
+        let jobs = self.in_submit_order().into_iter().map(|id| view::job(&self.jobs[id])).collect();
+        View { jobs, workers }
+    }
+
+    fn on_heard(&mut self, report: &WorkerReport, outbox: &mut Outbox) {
+        let worker = &report.worker;
+        match self.fleet.hear(report, self.deadlines, outbox.now, outbox.wall) {
+            Arrival::Known => {}
+            Arrival::Up => outbox.note(Fact::WorkerUp { worker: worker.clone() }),
+            Arrival::Replaced { old } => {
+                self.noted.retain(|(noted, _)| *noted != old);
+                let reason = format!("restarted as {worker}");
+                outbox.note(Fact::WorkerDown { worker: old.clone(), reason });
+                outbox.note(Fact::WorkerUp { worker: worker.clone() });
+                let ending = Ending::WorkerRestarted { old: old.clone(), new: worker.clone() };
+                self.end_generations_of(&old, &ending, outbox);
+            }
+            Arrival::Stale { newer } => {
+                self.ignore(worker, &Oddity::OldBoot { newer }, outbox);
+                return;
+            }
+        }
+        // A report is answered with what should be, whether that changed or not.
+        outbox.tell.insert(worker.name.clone());
+        let mut failures: BTreeMap<JobId, Ending> = BTreeMap::new();
+        for rank in &report.ranks {
+            let Some(ending) = self.on_rank(worker, rank, outbox) else { continue };
+            let known = failures.get(&rank.job);
+            if known.is_none_or(|known| known.is_hearsay() && !ending.is_hearsay()) {
+                failures.insert(rank.job.clone(), ending);
+            }
+        }
+        for (id, ending) in failures {
+            if let Some(job) = self.jobs.get_mut(&id) {
+                job.end_generation(&ending, self.deadlines, outbox);
+            }
+        }
+    }
+
+    /// Takes one rank's report; the reason if it ends its generation.
+    fn on_rank(&mut self, worker: &WorkerId, report: &RankReport, outbox: &mut Outbox) -> Option<Ending> {
+        match report::judge(self.jobs.get(&report.job), worker, report) {
+            Sense::Live => {}
+            Sense::Late => {
+                if let Some(ending) = failure(worker, report) {
+                    let rank = Some((report.generation, report.rank));
+                    self.jobs.get_mut(&report.job)?.amend(worker, rank, &ending, outbox);
+                }
+                return None;
+            }
+            Sense::Odd(oddity) => {
+                self.ignore(worker, &oddity, outbox);
+                return None;
+            }
+        }
+        let job = self.jobs.get_mut(&report.job)?;
+        let (steps_max, committed) = (job.steps_max(), job.committed());
+        let news = job.live.take(report, outbox.now, steps_max, committed);
+        if news.for_all {
+            job.tell_members(outbox);
+        }
+        for step in news.steps {
+            let (job, generation) = (report.job.clone(), report.generation);
+            outbox.note(Fact::Stepped { job, generation, report: step });
+        }
+        for oddity in news.oddities {
+            self.ignore(worker, &oddity, outbox);
+        }
+        failure(worker, report)
+    }
+
+    fn ignore(&mut self, worker: &WorkerId, oddity: &Oddity, outbox: &mut Outbox) {
+        if self.noted.insert((worker.clone(), oddity.sort())) {
+            outbox.note(Fact::Ignored { worker: worker.clone(), what: oddity.to_string() });
+        }
+    }
+
+    fn on_manifest_written(
+        &mut self,
+        id: &JobId,
+        checkpoint: CheckpointRef,
+        result: Result<(), String>,
+        outbox: &mut Outbox,
+    ) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        if commit::answered(job, checkpoint, result, outbox) {
+            outbox.note(Fact::Committed { job: id.clone(), checkpoint });
+            self.retain(id, outbox);
+        }
+    }
+
+    fn retain(&mut self, id: &JobId, outbox: &mut Outbox) {
+        let pins = self.jobs.values().filter_map(Job::pin);
+        let pinned = pins.filter(|(source, _)| *source == id).map(|(_, checkpoint)| checkpoint).collect();
+        if let Some(job) = self.jobs.get_mut(id) {
+            commit::retain(job, &pinned, outbox);
+        }
+    }
+
+    fn end_generations_of(&mut self, worker: &WorkerId, ending: &Ending, outbox: &mut Outbox) {
+        for job in self.jobs.values_mut() {
+            job.amend(worker, None, ending, outbox);
+            if job.members().iter().any(|member| member.worker == *worker) {
+                job.end_generation(ending, self.deadlines, outbox);
+            }
+        }
+    }
+
+    /// Ends the leases whose time is over, and what depended on them.
+    fn expire(&mut self, outbox: &mut Outbox) {
+        for worker in self.fleet.expire(outbox.now) {
+            let silent_for_ms = self.config.detect_within_ms;
+            let ending = Ending::WorkerLost { worker: worker.clone(), silent_for_ms };
+            outbox.note(Fact::WorkerDown { worker: worker.clone(), reason: ending.to_string() });
+            self.end_generations_of(&worker, &ending, outbox);
+        }
+    }
+
+    /// Moves every job on as far as it goes by itself.
+    fn tend_jobs(&mut self, outbox: &mut Outbox) {
+        let mut no_longer_read = Vec::new();
+        for job in self.jobs.values_mut() {
+            let pinned = job.pin().map(|(source, _)| source.clone());
+            let endings = [
+                commit::retry(job, self.deadlines, outbox).err(),
+                job.overdue(self.deadlines, outbox.now),
+                commit::begin(job, self.deadlines, outbox).err(),
+            ];
+            for ending in endings.into_iter().flatten() {
+                job.end_generation(&ending, self.deadlines, outbox);
+            }
+            if job.live.all_finished() && job.live.finished_at.is_none() {
+                job.live.finished_at = Some(outbox.now);
+            }
+            if job.settle(outbox) {
+                no_longer_read.extend(pinned);
+            }
+        }
+        for source in no_longer_read {
+            self.retain(&source, outbox);
+        }
+    }
+
+    /// Starts the queued jobs that fit, and says of the others what they wait for.
+    fn place(&mut self, outbox: &mut Outbox) {
+        let queued = self.in_submit_order().into_iter().filter_map(|id| self.jobs[id].gang(outbox.now));
+        let gangs: Vec<Gang> = queued.collect();
+        if gangs.is_empty() {
+            return;
+        }
+        let used = self.used_devices();
+        let reachable = self.fleet.iter().filter(|worker| worker.is_reachable());
+        let seat = |worker: &fleet::Worker| Seat {
+            worker: worker.id.clone(),
+            device: worker.device,
+            devices: worker.devices,
+            free: worker.devices.saturating_sub(used.get(&worker.id).copied().unwrap_or(0)),
+        };
+        for (id, decision) in placement::place(&gangs, reachable.map(seat).collect()) {
+            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            match decision {
+                Decision::Start(workers) => job.form(workers, outbox),
+                Decision::Wait(shortage) => job.wait(shortage.to_string(), outbox),
+            }
+        }
+    }
+
+    /// Turns what was gathered into effects.
+    fn conclude(&self, outbox: Outbox) -> Vec<Effect> {
+        let jobs = outbox.save.iter().filter_map(|id| self.jobs.get(id));
+        let mut records: Vec<Record> = jobs.map(|job| Record::Job(Box::new(job.record.clone()))).collect();
+        if outbox.save_counters {
+            records.insert(0, Record::Counters(self.counters));
+        }
+        let workers = outbox.tell.iter().filter_map(|name| self.fleet.reachable(name));
+        let states = workers.map(|worker| self.desired(&worker.id)).collect();
+        outbox.into_effects(records, states)
+    }
+
+    fn desired(&self, worker: &WorkerId) -> DesiredState {
+        let Config { store_url, detect_within_ms } = &self.config;
+        let assignment = |job: &Job| job.assignment(worker, store_url, *detect_within_ms);
+        DesiredState { worker: worker.clone(), assignments: self.jobs.values().filter_map(assignment).collect() }
+    }
+
+    fn used_devices(&self) -> BTreeMap<WorkerId, u32> {
+        let mut used = BTreeMap::new();
+        for member in self.jobs.values().flat_map(Job::members) {
+            *used.entry(member.worker.clone()).or_insert(0) += member.ranks;
+        }
+        used
+    }
+
+    fn in_submit_order(&self) -> Vec<&JobId> {
+        let mut ids: Vec<&JobId> = self.jobs.keys().collect();
+        ids.sort_by_key(|id| self.jobs[*id].number);
+        ids
+    }
+}
+
+fn failure(worker: &WorkerId, report: &RankReport) -> Option<Ending> {
+    let RankPhase::Failed { error } = &report.phase else { return None };
+    Some(Ending::RankFailed { rank: report.rank, worker: worker.clone(), error: error.clone() })
+}

@@ -1,14 +1,26 @@
 //! What a sample is, without libtorch: the Parquet data set, the order and randomness of training, reference choice, crops
 //! and masks, and the two ways to come by data (synthetic figures, import). The `model` crate turns an
-//! [`example::Example`] into tensors; the rank asks the loader for them.
+//! [`example::Example`] into tensors; the rank asks the [`loader::Loader`] for them.
 
+mod cache;
 pub mod columns;
 pub mod dataset;
+pub mod describe;
 pub mod example;
+#[cfg(test)]
+mod example_data;
+pub mod figure;
 pub mod holdout;
+pub mod identity;
+pub mod import;
+pub mod loader;
 pub mod order;
 mod parquet_object;
+pub mod picture;
+pub mod prepare;
 pub mod random;
+pub mod reference;
 pub mod sample;
 pub mod store;
+pub mod verify;
 pub mod writer;

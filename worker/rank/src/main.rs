@@ -1,1 +1,60 @@
-fn main() {}
+//! `worker-rank`: the process that holds libtorch. One per device, started by the worker daemon, which holds none; also
+//! the part of `worker doctor` that needs libtorch.
+
+mod checkpoint;
+mod clock;
+mod collective;
+mod deadline;
+mod device;
+mod doctor;
+mod environment;
+mod group;
+mod hash;
+mod init;
+mod link;
+mod prefetch;
+mod run;
+mod share;
+mod train;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// The libtorch side of a worker. People use `worker`; this program is started by it.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Be one rank of one generation, as the daemon at the socket says.
+    Run(run::Settings),
+    /// Check libtorch, devices, object store and ports of this node.
+    Doctor(doctor::Node),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Run(settings) => {
+            start_logging();
+            run::run(&settings).map(|()| true)
+        }
+        Command::Doctor(node) => doctor::run(&node),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Plain lines on standard error; the daemon gives each its rank and time.
+fn start_logging() {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).without_time().with_target(false).init();
+}

@@ -4,6 +4,7 @@ use std::ffi::{c_char, c_int, c_void};
 
 unsafe extern "C" {
     pub(super) fn retri_error() -> *const c_char;
+    pub(super) fn retri_libtorch_version() -> *const c_char;
     pub(super) fn retri_exit(code: c_int) -> !;
     pub(super) fn retri_store(host: *const c_char, port: c_int, server: c_int, timeout_ms: i64) -> *mut c_void;
     pub(super) fn retri_store_port(store: *mut c_void) -> c_int;

@@ -91,6 +91,11 @@ const char* retri_error() {
   return last_error.c_str();
 }
 
+// The version whose headers this was compiled with.
+const char* retri_libtorch_version() {
+  return TORCH_VERSION;
+}
+
 // Leaves the process at once: no destructor of a library may wait for a peer that is gone.
 void retri_exit(int code) {
   _exit(code);

@@ -1,0 +1,61 @@
+//! Every time-out of the coordinator's machine, derived from the one knob `detect_within` (law 9), so that no pair of
+//! them can be set in the wrong order. Each is a moment in the time of [`crate::clock::Clock`]; it has come when
+//! `deadline <= now`.
+
+use crate::event::Millis;
+
+/// After its own restart the coordinator gives workers this many `detect_within` to find it again.
+const REATTACH: u64 = 2;
+/// A rank of a formed generation must be in its worker's report within this many `detect_within`: enough for the
+/// worker to kill an older process on the same device, and to start ten times slower than it should.
+const ROLL_CALL: u64 = 12;
+/// All ranks are finished: the last checkpoint must be complete within this many `detect_within`.
+const LAST_SHARDS: u64 = 4;
+/// A manifest that could not be written this often ends the generation.
+pub(crate) const MANIFEST_ATTEMPTS_MAX: u32 = 10;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Deadlines {
+    detect_within_ms: u64,
+}
+
+impl Deadlines {
+    pub(crate) fn new(detect_within_ms: u64) -> Self {
+        Self { detect_within_ms: detect_within_ms.max(1) }
+    }
+
+    /// A worker heard now is up until then.
+    pub(crate) fn lease(self, now: Millis) -> Millis {
+        self.after(now, 1)
+    }
+
+    /// A member of a running generation has until then to come back to a restarted coordinator.
+    pub(crate) fn reattach(self, now: Millis) -> Millis {
+        self.after(now, REATTACH)
+    }
+
+    /// A job queued now starts with fewer workers than it could use only after that: a restarted worker may be on its
+    /// way back.
+    pub(crate) fn settle(self, now: Millis) -> Millis {
+        self.after(now, 1)
+    }
+
+    /// A rank that was in its worker's report now must be so again by then.
+    pub(crate) fn roll_call(self, now: Millis) -> Millis {
+        self.after(now, ROLL_CALL)
+    }
+
+    /// A manifest handed to the store now is handed to it again then.
+    pub(crate) fn manifest_retry(self, now: Millis) -> Millis {
+        self.after(now, 1)
+    }
+
+    /// All ranks said now that they are finished; their last checkpoint is complete by then.
+    pub(crate) fn last_shards(self, now: Millis) -> Millis {
+        self.after(now, LAST_SHARDS)
+    }
+
+    fn after(self, now: Millis, times: u64) -> Millis {
+        now.saturating_add(self.detect_within_ms.saturating_mul(times))
+    }
+}

@@ -1,0 +1,66 @@
+//! Why things are as they are, as values that become one sentence: one value answers the record, the log and the test.
+//! It decides nothing.
+
+use proto::id::{Rank, Step, WorkerId};
+use std::fmt;
+
+/// Why a generation ended before its work was done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Ending {
+    RankFailed { rank: Rank, worker: WorkerId, error: String },
+    WorkerLost { worker: WorkerId, silent_for_ms: u64 },
+    WorkerRestarted { old: WorkerId, new: WorkerId },
+    /// The worker is up and does not report this rank.
+    RankMissing { rank: Rank, worker: WorkerId },
+    /// Shards of one checkpoint that cannot belong together.
+    ShardsDisagree { step: Step, what: String },
+    ManifestRefused { step: Step, attempts: u32, error: String },
+    /// All ranks are finished and the last checkpoint is not complete.
+    LastCheckpointMissing { step: Step, without: Vec<Rank> },
+}
+
+/// Longest piece of a rank's own words that is kept in a record, in characters.
+const WORDS_MAX: usize = 600;
+
+impl Ending {
+    /// True when this only tells that somebody else is gone: the news of a victim, not of the culprit.
+    pub(crate) fn is_hearsay(&self) -> bool {
+        const OF_PEERS: [&str; 6] = [
+            "connection closed by peer",
+            "connection reset by peer",
+            "broken pipe",
+            "connection refused",
+            "socket closed",
+            "timed out waiting",
+        ];
+        let Self::RankFailed { error, .. } = self else { return false };
+        let error = error.to_lowercase();
+        OF_PEERS.iter().any(|words| error.contains(words))
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RankFailed { rank, worker, error } => {
+                let error: String = error.chars().take(WORDS_MAX).collect();
+                write!(f, "rank {rank} on {worker} failed: {error}")
+            }
+            Self::WorkerLost { worker, silent_for_ms } => {
+                write!(f, "worker {worker} was not heard for {silent_for_ms} ms")
+            }
+            Self::WorkerRestarted { old, new } => write!(f, "worker {old} restarted as {new}"),
+            Self::RankMissing { rank, worker } => write!(f, "worker {worker} is up but does not run rank {rank}"),
+            Self::ShardsDisagree { step, what } => write!(f, "the shards of step {step} disagree: {what}"),
+            Self::ManifestRefused { step, attempts, error } => {
+                let error: String = error.chars().take(WORDS_MAX).collect();
+                write!(f, "the manifest of step {step} could not be written in {attempts} attempts: {error}")
+            }
+            Self::LastCheckpointMissing { step, without } => {
+                let ranks: Vec<String> = without.iter().map(Rank::to_string).collect();
+                let ranks = ranks.join(", ");
+                write!(f, "all ranks are finished, but no shard of step {step} came from rank {ranks}")
+            }
+        }
+    }
+}

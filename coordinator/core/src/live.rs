@@ -1,0 +1,141 @@
+//! What the ranks of a job's newest generation said, as far as the coordinator heard since it started. Never durable:
+//! after a restart it is rebuilt from the next reports. It takes reports that [`crate::report`] found sensible.
+
+use crate::commit::PENDING_MAX;
+use crate::event::{Member, Millis};
+use crate::report::Oddity;
+use proto::checkpoint::CheckpointRef;
+use proto::id::{Rank, Step};
+use proto::message::{RankPhase, RankReport, ShardReport, StepReport};
+use std::collections::BTreeMap;
+
+#[derive(Debug, Default)]
+pub(crate) struct Live {
+    /// Every rank of the running generation; empty when none runs.
+    pub(crate) ranks: BTreeMap<Rank, RankLive>,
+    /// Where rank 0's c10d store listens.
+    pub(crate) store_address: Option<String>,
+    /// The checkpoint that the generation began from.
+    pub(crate) resume: Option<CheckpointRef>,
+    /// The newest step that rank 0 reported; the resumed step before that.
+    pub(crate) acknowledged: Step,
+    pub(crate) last_step: Option<StepReport>,
+    /// Shards of checkpoints that are not committed yet.
+    pub(crate) shards: BTreeMap<Step, BTreeMap<Rank, ShardReport>>,
+    /// Since when all ranks are finished.
+    pub(crate) finished_at: Option<Millis>,
+}
+
+#[derive(Debug)]
+pub(crate) struct RankLive {
+    /// None: not reported yet.
+    pub(crate) phase: Option<RankPhase>,
+    /// When it last stood in its worker's report; before the first, when its generation was formed.
+    pub(crate) heard: Millis,
+}
+
+/// What a rank's report brought.
+#[derive(Debug, Default)]
+pub(crate) struct News {
+    /// Steps not seen before in this generation, in order.
+    pub(crate) steps: Vec<StepReport>,
+    /// All members must be told: the store's address.
+    pub(crate) for_all: bool,
+    pub(crate) oddities: Vec<Oddity>,
+}
+
+impl Live {
+    /// A generation formed (or found running after a restart) at `now`.
+    pub(crate) fn new(members: &[Member], resume: Option<CheckpointRef>, now: Millis) -> Self {
+        let mut ranks = BTreeMap::new();
+        for member in members {
+            for rank in member.first_rank.0..member.first_rank.0.saturating_add(member.ranks) {
+                ranks.insert(Rank(rank), RankLive { phase: None, heard: now });
+            }
+        }
+        let acknowledged = resume.map_or(Step(0), |resume| resume.step);
+        Self { ranks, resume, acknowledged, ..Self::default() }
+    }
+
+    /// Takes the report of a rank of this generation. `steps_max` is the job's number of steps, `committed` its newest
+    /// committed step.
+    pub(crate) fn take(&mut self, report: &RankReport, now: Millis, steps_max: Step, committed: Step) -> News {
+        let mut news = News::default();
+        let Some(rank) = self.ranks.get_mut(&report.rank) else { return news };
+        rank.heard = now;
+        // A report that was overtaken does not set a rank back.
+        if rank.phase.as_ref().map_or(0, progress) < progress(&report.phase) {
+            rank.phase = Some(report.phase.clone());
+        }
+        if report.rank == Rank(0) {
+            if report.store_address.is_some() && self.store_address != report.store_address {
+                self.store_address.clone_from(&report.store_address);
+                news.for_all = true;
+            }
+            self.take_steps(report, steps_max, &mut news);
+        }
+        self.take_shards(report, steps_max, committed, &mut news);
+        news
+    }
+
+    fn take_steps(&mut self, report: &RankReport, steps_max: Step, news: &mut News) {
+        for step in &report.steps {
+            if steps_max < step.step || step.step == Step(0) {
+                news.oddities.push(Oddity::StepOutside { step: step.step, steps_max });
+            } else if self.acknowledged < step.step {
+                self.acknowledged = step.step;
+                self.last_step = Some(step.clone());
+                news.steps.push(step.clone());
+            }
+        }
+    }
+
+    fn take_shards(&mut self, report: &RankReport, steps_max: Step, committed: Step, news: &mut News) {
+        for shard in &report.shards {
+            if shard.step <= committed {
+                continue;
+            }
+            if steps_max < shard.step {
+                news.oddities.push(Oddity::StepOutside { step: shard.step, steps_max });
+                continue;
+            }
+            let path = &shard.shard.path;
+            if path.is_empty() || path.starts_with('.') || path.contains(['/', '\\']) {
+                news.oddities.push(Oddity::ShardPath { path: path.clone() });
+                continue;
+            }
+            let of_step = self.shards.entry(shard.step).or_default();
+            if of_step.iter().any(|(rank, other)| *rank != report.rank && other.shard.path == *path) {
+                news.oddities.push(Oddity::ShardPath { path: path.clone() });
+                continue;
+            }
+            // A rank lives once, so its first word on a shard is its only one.
+            of_step.entry(report.rank).or_insert_with(|| shard.clone());
+        }
+        // Unfinished checkpoints do not pile up when one rank's shards never come.
+        while PENDING_MAX < self.shards.len() {
+            self.shards.pop_first();
+        }
+    }
+
+    pub(crate) fn all_finished(&self) -> bool {
+        let finished = |rank: &RankLive| rank.phase == Some(RankPhase::Finished);
+        !self.ranks.is_empty() && self.ranks.values().all(finished)
+    }
+
+    /// The running rank that was silent longest, and since when.
+    pub(crate) fn longest_silent(&self) -> Option<(Rank, Millis)> {
+        self.ranks.iter().map(|(rank, live)| (*rank, live.heard)).min_by_key(|(_, heard)| *heard)
+    }
+}
+
+/// Order of phases in a rank's life, above 0.
+fn progress(phase: &RankPhase) -> u8 {
+    match phase {
+        RankPhase::Starting => 1,
+        RankPhase::Joining => 2,
+        RankPhase::Training => 3,
+        RankPhase::Finished => 4,
+        RankPhase::Failed { .. } => 5,
+    }
+}

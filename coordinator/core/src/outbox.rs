@@ -1,0 +1,72 @@
+//! What one event leads to, gathered while it is handled and put into the one safe order at the end: saves first, so
+//! that nothing visible tells of a state that a restart could forget (law 7). The machine's parts can only add here.
+
+use crate::event::{Effect, Fact, Millis, Record, Reply, RequestId};
+use proto::checkpoint::{CheckpointManifest, CheckpointRef};
+use proto::id::JobId;
+use proto::message::DesiredState;
+use std::collections::BTreeSet;
+
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    /// Time by which deadlines are kept.
+    pub(crate) now: Millis,
+    /// Time as people read it, for records.
+    pub(crate) wall: Millis,
+    /// Jobs whose record changed.
+    pub(crate) save: BTreeSet<JobId>,
+    pub(crate) save_counters: bool,
+    /// Names of workers whose desired state may have changed, or who reported and are answered.
+    pub(crate) tell: BTreeSet<String>,
+    manifests: Vec<CheckpointManifest>,
+    replies: Vec<Effect>,
+    deletions: Vec<Effect>,
+    facts: Vec<Effect>,
+}
+
+impl Outbox {
+    pub(crate) fn new(now: Millis, wall: Millis) -> Self {
+        Self {
+            now,
+            wall,
+            save: BTreeSet::new(),
+            save_counters: false,
+            tell: BTreeSet::new(),
+            manifests: Vec::new(),
+            replies: Vec::new(),
+            deletions: Vec::new(),
+            facts: Vec::new(),
+        }
+    }
+
+    pub(crate) fn write_manifest(&mut self, manifest: CheckpointManifest) {
+        self.manifests.push(manifest);
+    }
+
+    pub(crate) fn reply(&mut self, request: RequestId, reply: Reply) {
+        self.replies.push(Effect::Reply { request, reply });
+    }
+
+    pub(crate) fn delete(&mut self, job: JobId, checkpoint: CheckpointRef) {
+        self.deletions.push(Effect::DeleteCheckpoint { job, checkpoint });
+    }
+
+    pub(crate) fn note(&mut self, fact: Fact) {
+        self.facts.push(Effect::Note(fact));
+    }
+
+    /// The effects in order: `records` are what `save` and `save_counters` asked for, `states` what `tell` asked for.
+    pub(crate) fn into_effects(self, records: Vec<Record>, states: Vec<DesiredState>) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        if !records.is_empty() {
+            effects.push(Effect::Save(records));
+        }
+        let manifests = self.manifests.into_iter().map(Box::new);
+        effects.extend(manifests.map(|manifest| Effect::WriteManifest { manifest }));
+        effects.extend(self.replies);
+        effects.extend(states.into_iter().map(|state| Effect::Send { worker: state.worker.clone(), state }));
+        effects.extend(self.deletions);
+        effects.extend(self.facts);
+        effects
+    }
+}

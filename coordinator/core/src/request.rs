@@ -1,0 +1,136 @@
+//! What people ask for: submit, sample, cancel. Each is answered once, after what it changed is saved.
+
+use crate::event::{JobPhase, JobRecord, Reply, RequestId};
+use crate::job::Job;
+use crate::outbox::Outbox;
+use crate::Coordinator;
+use proto::checkpoint::CheckpointRef;
+use proto::id::{Generation, JobId};
+use proto::message::{SampleRequest, Work};
+use proto::spec::{JobSpec, Resources};
+
+impl Coordinator {
+    pub(crate) fn on_submit(
+        &mut self,
+        request: RequestId,
+        spec: JobSpec,
+        job_toml: String,
+        dataset_version: String,
+        outbox: &mut Outbox,
+    ) {
+        let resources = &spec.resources;
+        let gang = resources.workers_min.max(1)..=resources.workers_max;
+        if gang.is_empty() || resources.workers_min == 0 || resources.devices_per_worker == 0 {
+            let reason = format!(
+                "resources: workers {} to {} with {} devices each is no gang; a gang is 1 or more workers, min <= max, \
+                 with 1 or more devices",
+                resources.workers_min, resources.workers_max, resources.devices_per_worker
+            );
+            return outbox.reply(request, Reply::Refused { reason });
+        }
+        let job = self.enqueue(spec, job_toml, dataset_version, Work::Train, outbox);
+        outbox.reply(request, Reply::Accepted { job });
+    }
+
+    pub(crate) fn on_sample(
+        &mut self,
+        request: RequestId,
+        mut sample: SampleRequest,
+        latest: bool,
+        outbox: &mut Outbox,
+    ) {
+        let source = match self.sampled_job(&mut sample, latest) {
+            Ok(source) => source,
+            Err(reason) => return outbox.reply(request, Reply::Refused { reason }),
+        };
+        let mut spec = source.record.spec.clone();
+        spec.name = format!("{}-sample", source.record.id);
+        let device = spec.resources.device;
+        spec.resources = Resources { workers_min: 1, workers_max: 1, devices_per_worker: 1, device };
+        let (job_toml, version) = (source.record.job_toml.clone(), source.record.dataset_version.clone());
+        let job = self.enqueue(spec, job_toml, version, Work::Sample(sample), outbox);
+        outbox.reply(request, Reply::Accepted { job });
+    }
+
+    /// The trained job that is meant; picks its newest checkpoint when that is asked for.
+    fn sampled_job(&self, sample: &mut SampleRequest, latest: bool) -> Result<&Job, String> {
+        let id = &sample.source;
+        let source = self.jobs.get(id).ok_or_else(|| self.no_such_job(id))?;
+        if let Work::Sample(of) = &source.record.work {
+            return Err(format!("job {id} draws pictures and trains nothing; sample {} instead", of.source));
+        }
+        if sample.count == 0 {
+            return Err("count: 0 pictures were asked for; ask for 1 or more".to_owned());
+        }
+        let checkpoints = &source.record.checkpoints;
+        if latest {
+            sample.checkpoint = checkpoints.last().copied();
+        }
+        let has = |checkpoint: CheckpointRef| checkpoints.contains(&checkpoint);
+        match sample.checkpoint {
+            None if latest => Err(format!("job {id} has no committed checkpoint yet")),
+            Some(asked) if !has(asked) => {
+                let steps: Vec<String> = checkpoints.iter().map(|kept| kept.step.to_string()).collect();
+                let steps = if steps.is_empty() { "none".to_owned() } else { steps.join(", ") };
+                Err(format!("job {id} has no checkpoint of step {}; it has: {steps}", asked.step))
+            }
+            None | Some(_) => Ok(source),
+        }
+    }
+
+    pub(crate) fn on_cancel(&mut self, request: RequestId, id: &JobId, outbox: &mut Outbox) {
+        let Some(job) = self.jobs.get_mut(id) else {
+            let reason = self.no_such_job(id);
+            return outbox.reply(request, Reply::Refused { reason });
+        };
+        let was_over = job.record.phase.is_over();
+        if !was_over {
+            job.cancel(outbox);
+        }
+        let phase = job.record.phase.word().to_owned();
+        let read = job.record.work.clone();
+        outbox.reply(request, Reply::Cancelled { phase });
+        if let Work::Sample(sample) = read
+            && !was_over
+        {
+            self.retain(&sample.source, outbox);
+        }
+    }
+
+    fn enqueue(
+        &mut self,
+        spec: JobSpec,
+        job_toml: String,
+        dataset_version: String,
+        work: Work,
+        outbox: &mut Outbox,
+    ) -> JobId {
+        self.counters.jobs += 1;
+        let id = JobId(format!("{}-{}", spec.name, self.counters.jobs));
+        let record = JobRecord {
+            id: id.clone(),
+            spec,
+            job_toml,
+            dataset_version,
+            work,
+            submitted_ms: outbox.wall,
+            generation: Generation(0),
+            phase: JobPhase::Queued { reason: "was just submitted".to_owned() },
+            checkpoints: Vec::new(),
+            fruitless: 0,
+            restarts: 0,
+            incidents: Vec::new(),
+        };
+        let job = Job::new(record, self.deadlines, outbox.now);
+        job.note_queued(outbox);
+        self.jobs.insert(id.clone(), job);
+        outbox.save.insert(id.clone());
+        outbox.save_counters = true;
+        id
+    }
+
+    fn no_such_job(&self, id: &JobId) -> String {
+        let newest = self.in_submit_order().last().map(|newest| format!("; the newest is {newest}"));
+        format!("there is no job {id}{}", newest.unwrap_or_default())
+    }
+}

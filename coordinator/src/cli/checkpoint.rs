@@ -1,0 +1,149 @@
+//! `coordinator checkpoints` and `coordinator checkpoint verify|digest|export`: asks the coordinator which checkpoints there are, and
+//! reads them in the object store itself.
+
+use super::client::{self, connect};
+use super::{Global, Outcome, Output, Target, print_json, table};
+use crate::checkpoint::Checkpoint;
+use crate::words::bytes;
+use anyhow::Result;
+use clap::Subcommand;
+use proto::checkpoint::{CheckpointManifest, CheckpointRef};
+use proto::id::JobId;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CheckpointCommand {
+    /// Read every byte again and compare with the manifest; exit code 0 only if all is well
+    Verify {
+        /// A job's newest checkpoint, or the one of a step
+        #[arg(value_name = "JOB[@STEP]")]
+        target: Target,
+    },
+    /// Print one SHA-256 over trained weights and optimizer state, sorted by name: equal for equal runs
+    Digest {
+        /// A job's newest checkpoint, or the one of a step
+        #[arg(value_name = "JOB[@STEP]")]
+        target: Target,
+    },
+    /// Write the weights as a folder that another job's `model.init` can name
+    Export {
+        /// A job's newest checkpoint, or the one of a step
+        #[arg(value_name = "JOB[@STEP]")]
+        target: Target,
+        /// Folder for the files; made if it is missing
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Write 16-bit floats, which halves the size
+        #[arg(long)]
+        half: bool,
+    },
+}
+
+pub(crate) async fn checkpoint(global: &Global, command: &CheckpointCommand) -> Result<Outcome> {
+    match command {
+        CheckpointCommand::Verify { target } => verify(global, target).await,
+        CheckpointCommand::Digest { target } => digest(global, target).await,
+        CheckpointCommand::Export { target, out, half } => export(global, target, out, *half).await,
+    }
+}
+
+/// The checkpoint that is meant, and which it is.
+async fn open(global: &Global, target: &Target) -> Result<(Checkpoint, CheckpointRef)> {
+    let mut client = connect(global).await?;
+    let view = client::describe(global, &mut client, &target.job.0).await?;
+    let reference = target.of(&view)?;
+    Ok((Checkpoint::at(&view.store_url, &target.job, reference)?, reference))
+}
+
+async fn verify(global: &Global, target: &Target) -> Result<Outcome> {
+    let (checkpoint, reference) = open(global, target).await?;
+    let (_, verified) = checkpoint.verify().await?;
+    let good = verified.findings.is_empty();
+    match global.output {
+        Output::Json => print_json(&json!({
+            "job": target.job,
+            "step": reference.step,
+            "generation": reference.generation,
+            "shards": verified.shards,
+            "bytes": verified.bytes,
+            "good": good,
+            "findings": verified.findings,
+        })),
+        Output::Table => {
+            for finding in &verified.findings {
+                println!("{finding}");
+            }
+            let result = if good { "all good".into() } else { format!("{} faults", verified.findings.len()) };
+            println!(
+                "{}@{}: {} shards, {}: {result}",
+                target.job,
+                reference.step,
+                verified.shards,
+                bytes(verified.bytes)
+            );
+        }
+    }
+    Ok(if good { Outcome::True } else { Outcome::False })
+}
+
+async fn digest(global: &Global, target: &Target) -> Result<Outcome> {
+    let (checkpoint, reference) = open(global, target).await?;
+    let digest = checkpoint.digest().await?;
+    match global.output {
+        Output::Json => print_json(&json!({ "job": target.job, "step": reference.step, "digest": digest })),
+        Output::Table => println!("{digest}"),
+    }
+    Ok(Outcome::True)
+}
+
+async fn export(global: &Global, target: &Target, out: &Path, half: bool) -> Result<Outcome> {
+    let (checkpoint, _) = open(global, target).await?;
+    let origin = checkpoint.export(out, half).await?;
+    match global.output {
+        Output::Json => print_json(&serde_json::to_value(&origin)?),
+        Output::Table => {
+            for (file, sha256) in &origin.files {
+                println!("{sha256}  {}", out.join(file).display());
+            }
+        }
+    }
+    Ok(Outcome::True)
+}
+
+pub(crate) async fn checkpoints(global: &Global, job: &str) -> Result<Outcome> {
+    let mut client = connect(global).await?;
+    let view = client::describe(global, &mut client, job).await?;
+    let mut rows: Vec<CheckpointManifest> = Vec::new();
+    for reference in &view.checkpoints {
+        let checkpoint = Checkpoint::at(&view.store_url, &JobId(view.job.clone()), (*reference).into())?;
+        rows.push(checkpoint.manifest().await?);
+    }
+    let size = |it: &CheckpointManifest| it.shards.iter().map(|shard| shard.size_bytes).sum::<u64>();
+    if global.output == Output::Json {
+        let value = |it: &CheckpointManifest| {
+            json!({
+                "step": it.step,
+                "generation": it.generation,
+                "shards": it.shards.len(),
+                "bytes": size(it),
+                "environment": it.environment,
+                "folder": proto::checkpoint::checkpoint_folder(&it.job, it.step, it.generation),
+            })
+        };
+        print_json(&rows.iter().map(value).collect());
+        return Ok(Outcome::True);
+    }
+    let mut table = table(&["STEP", "GENERATION", "SHARDS", "SIZE", "ENVIRONMENT"]);
+    for row in &rows {
+        table.add_row([
+            row.step.to_string(),
+            row.generation.to_string(),
+            row.shards.len().to_string(),
+            bytes(size(row)),
+            row.environment.clone(),
+        ]);
+    }
+    println!("{table}");
+    Ok(Outcome::True)
+}

@@ -1,0 +1,77 @@
+//! The connection of a command to the coordinator, with errors that say what to do.
+
+use super::Global;
+use anyhow::{Result, anyhow};
+use proto::pb;
+use proto::pb::control_client::ControlClient;
+use std::error::Error;
+use std::time::Duration;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+pub(crate) type Client = ControlClient<Channel>;
+
+pub(crate) async fn connect(global: &Global) -> Result<Client> {
+    let url = &global.coordinator;
+    let endpoint = Endpoint::from_shared(url.clone())
+        .map_err(|_| anyhow!("{url:?} is no URL of a coordinator; write http://HOST:PORT"))?
+        .connect_timeout(CONNECT_WITHIN)
+        .http2_keep_alive_interval(CONNECT_WITHIN)
+        .keep_alive_while_idle(true);
+    let channel = endpoint.connect().await.map_err(|error| {
+        let reason = innermost(&error);
+        anyhow!("cannot reach a coordinator at {url}: {reason}; start one with `coordinator serve`")
+    })?;
+    Ok(ControlClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
+}
+
+/// What a refused request tells its user.
+pub(crate) fn refusal(global: &Global, status: &Status) -> anyhow::Error {
+    match status.code() {
+        Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition => anyhow!("{}", status.message()),
+        _ => anyhow!("the coordinator at {} could not answer: {}", global.coordinator, status_text(status)),
+    }
+}
+
+/// Whether asking again may help: the connection broke, or the coordinator is starting or stopping.
+pub(crate) fn is_lost(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled | Code::Aborted | Code::DeadlineExceeded
+    )
+}
+
+pub(crate) async fn describe(global: &Global, client: &mut Client, job: &str) -> Result<pb::JobView> {
+    let request = pb::JobRequest { job: job.to_owned() };
+    let reply = client.describe_job(request).await.map_err(|status| refusal(global, &status))?;
+    Ok(reply.into_inner())
+}
+
+/// The whole loss curve.
+pub(crate) async fn steps(global: &Global, client: &mut Client, job: &str) -> Result<Vec<pb::StepReport>> {
+    let failed = |status: Status| refusal(global, &status);
+    let request = pb::JobRequest { job: job.to_owned() };
+    let mut stream = client.list_steps(request).await.map_err(failed)?.into_inner();
+    let mut steps = Vec::new();
+    while let Some(step) = stream.message().await.map_err(failed)? {
+        steps.push(step);
+    }
+    Ok(steps)
+}
+
+fn status_text(status: &Status) -> String {
+    let cause = status.source().map_or_else(String::new, |source| format!(" ({})", innermost(source)));
+    format!("{}{cause}", status.message())
+}
+
+/// The cause of causes: "Connection refused (os error 111)" rather than "transport error".
+fn innermost(error: &dyn Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}

@@ -1,0 +1,91 @@
+//! Views as JSON, for `--output json`. Field names are those of train.proto; moments are milliseconds since 1970. Pure.
+
+use proto::pb;
+use serde_json::{Value, json};
+
+pub(crate) fn job(view: &pb::JobView) -> Value {
+    json!({
+        "job": view.job,
+        "name": view.name,
+        "phase": view.phase,
+        "reason": view.reason,
+        "generation": view.generation,
+        "world": view.world,
+        "step": view.step,
+        "steps": view.steps,
+        "last_step": view.last_step.as_ref().map(step),
+        "checkpoints": view.checkpoints.iter().map(checkpoint).collect::<Vec<_>>(),
+        "members": view.members.iter().map(member).collect::<Vec<_>>(),
+        "incidents": view.incidents.iter().map(incident).collect::<Vec<_>>(),
+        "restarts": view.restarts,
+        "submitted_ms": view.submitted_ms,
+        "ended_ms": (view.ended_ms != 0).then_some(view.ended_ms),
+        "store_url": view.store_url,
+        "dataset_version": view.dataset_version,
+        "sample_of": view.sample.as_ref().map(|it| it.source.clone()),
+        "job_toml": view.job_toml,
+    })
+}
+
+pub(crate) fn step(step: &pb::StepReport) -> Value {
+    let seconds = step.seconds.unwrap_or_default();
+    json!({
+        "step": step.step,
+        "loss": step.loss,
+        "loss_target": step.loss_target,
+        "loss_face": step.loss_face,
+        "gradient_norm": step.gradient_norm,
+        "learning_rate": step.learning_rate,
+        "samples": step.samples,
+        "seconds": {
+            "data": seconds.data,
+            "forward": seconds.forward,
+            "backward": seconds.backward,
+            "communication": seconds.communication,
+            "optimizer": seconds.optimizer,
+            "checkpoint": seconds.checkpoint,
+        },
+        "peak_memory_bytes": step.peak_memory_bytes,
+    })
+}
+
+fn checkpoint(checkpoint: &pb::CheckpointRef) -> Value {
+    json!({ "step": checkpoint.step, "generation": checkpoint.generation })
+}
+
+fn member(member: &pb::Member) -> Value {
+    json!({
+        "worker": member.worker.as_ref().map(|it| it.name.clone()),
+        "boot": member.worker.as_ref().map(|it| it.boot),
+        "first_rank": member.first_rank,
+        "ranks": member.ranks,
+        "phases": member.phases,
+    })
+}
+
+fn incident(incident: &pb::Incident) -> Value {
+    json!({ "at_ms": incident.at_ms, "generation": incident.generation, "what": incident.what })
+}
+
+pub(crate) fn worker(worker: &pb::WorkerView) -> Value {
+    json!({
+        "worker": worker.worker.as_ref().map(|it| it.name.clone()),
+        "boot": worker.worker.as_ref().map(|it| it.boot),
+        "device": worker.device,
+        "devices": worker.devices,
+        "devices_used": worker.devices_used,
+        "up": worker.up,
+        "jobs": worker.jobs,
+        "last_heard_ms": worker.last_heard_ms,
+    })
+}
+
+pub(crate) fn log_line(line: &pb::LogLine) -> Value {
+    json!({
+        "job": line.job,
+        "generation": line.generation,
+        "rank": line.rank,
+        "at_ms": line.at_ms,
+        "text": line.text,
+    })
+}

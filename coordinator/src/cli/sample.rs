@@ -1,0 +1,138 @@
+//! `coordinator sample`: a job of its own, run by one worker, draws pictures with a job's checkpoint; this command waits for
+//! it and fetches what it drew.
+
+use super::client::{self, connect, refusal};
+use super::{Global, Outcome, Output, Target, print_json, watch};
+use anyhow::{Context, Result, anyhow};
+use clap::{Args, ValueEnum};
+use futures::TryStreamExt;
+use object_store::{ObjectStore, ObjectStoreExt};
+use proto::message::{SamplePrompt, SampleRequest};
+use proto::pb;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// Written last by the rank, with what each picture is and how near it came.
+const SUMMARY_FILE: &str = "pictures.json";
+
+#[derive(Debug, Args)]
+pub(crate) struct SampleArgs {
+    /// A job's newest checkpoint, or the one of a step
+    #[arg(value_name = "JOB[@STEP]")]
+    target: Target,
+    /// Folder for the pictures; made if it is missing
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Pictures to draw, of characters that training did not see where the job holds some out
+    #[arg(long, default_value_t = 16)]
+    count: u32,
+    /// DDIM steps of each picture
+    #[arg(long, default_value_t = 30)]
+    steps: u32,
+    /// Classifier-free guidance scale
+    #[arg(long, default_value_t = 3.0)]
+    guidance: f64,
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// What the prompt says of the target: all its tags, only pose and scene, or nothing
+    #[arg(long, value_enum, default_value = "full")]
+    prompt: Prompt,
+    /// Draw with the weights that the job began from, to compare with
+    #[arg(long)]
+    base: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Prompt {
+    Full,
+    Pose,
+    Empty,
+}
+
+pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome> {
+    let mut client = connect(global).await?;
+    let checkpoint = match args.target.step {
+        Some(_) if args.base => return Err(anyhow!("--base draws without a checkpoint; leave out the @STEP")),
+        Some(_) => Some(args.target.of(&client::describe(global, &mut client, &args.target.job.0).await?)?),
+        None => None,
+    };
+    let work = SampleRequest {
+        source: args.target.job.clone(),
+        checkpoint,
+        count: args.count,
+        steps: args.steps,
+        guidance: args.guidance,
+        seed: args.seed,
+        prompt: match args.prompt {
+            Prompt::Full => SamplePrompt::Full,
+            Prompt::Pose => SamplePrompt::Pose,
+            Prompt::Empty => SamplePrompt::Empty,
+        },
+    };
+    let request = pb::SampleRequest { work: Some((&work).into()), base: args.base };
+    let reply = client.sample(request).await.map_err(|status| refusal(global, &status))?.into_inner();
+    let view = watch::follow(global, &reply.job).await?;
+    if view.phase != "done" {
+        return Err(anyhow!("{} ended {}: {}", view.job, view.phase, view.reason));
+    }
+    let (files, summary) = fetch(&view, &args.out).await?;
+    match global.output {
+        Output::Json => print_json(&serde_json::json!({
+            "job": view.job,
+            "out": args.out,
+            "files": files,
+            "summary": summary,
+        })),
+        Output::Table => println!("{}", summary_line(&view.job, &args.out, files, &summary)),
+    }
+    Ok(Outcome::True)
+}
+
+/// Copies `jobs/<job>/pictures/*` into `out`; how many files, and the summary of pictures.json.
+async fn fetch(view: &pb::JobView, out: &Path) -> Result<(usize, Value)> {
+    let (store, prefix) = model_data::store::open(&view.store_url)?;
+    let folder = ["jobs", &view.job, "pictures"].into_iter().fold(prefix, |path, part| path.join(part));
+    std::fs::create_dir_all(out).with_context(|| format!("cannot make the folder {}", out.display()))?;
+    let listed: Vec<_> = store.list(Some(&folder)).try_collect().await?;
+    let mut summary = None;
+    for object in &listed {
+        let Some(name) = object.location.filename() else { continue };
+        let bytes = store.get(&object.location).await?.bytes().await?;
+        if name == SUMMARY_FILE {
+            let value: Value = serde_json::from_slice(&bytes).with_context(|| format!("{} is no JSON", object.location))?;
+            summary = value.get("summary").cloned();
+        }
+        let file = out.join(name);
+        std::fs::write(&file, &bytes).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    let summary = summary.ok_or_else(|| anyhow!("there is no {folder}/{SUMMARY_FILE} with a summary in the store"))?;
+    Ok((listed.len(), summary))
+}
+
+/// Names how many pictures are nearest to their own identity, when the rank could tell.
+fn summary_line(job: &str, out: &Path, files: usize, summary: &Value) -> String {
+    let number = |key: &str| summary.get(key).and_then(Value::as_u64);
+    let score = match (number("correct"), number("count"), number("of")) {
+        (Some(correct), Some(count), Some(of)) => {
+            format!("; {correct} of {count} are nearest to their own character and outfit among {of}")
+        }
+        _ => String::new(),
+    };
+    format!("{job}: {files} files in {}{score}", out.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_score_is_told_when_there_is_one() {
+        let summary = serde_json::json!({ "correct": 11, "count": 16, "of": 8 });
+        let line = summary_line("demo-1-sample-2", Path::new("out"), 18, &summary);
+        assert_eq!(
+            line,
+            "demo-1-sample-2: 18 files in out; 11 of 16 are nearest to their own character and outfit among 8"
+        );
+        assert_eq!(summary_line("a-1", Path::new("out"), 3, &Value::Null), "a-1: 3 files in out");
+    }
+}

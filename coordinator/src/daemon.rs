@@ -1,0 +1,346 @@
+//! The coordinator's loop: one task owns the machine, waits for an event, handles it, and performs the effects in order.
+//! Others hold a [`Handle`]. The loop never waits for a worker, a client or a slow log; it waits only for a save to be
+//! durable, because nothing may become visible before (law 7).
+
+use crate::checkpoint::commit::Archive;
+use crate::facts;
+use crate::journal::Journal;
+use crate::status::{self, Detail};
+use crate::store::{StateError, StateStore};
+use crate::words::now_ms;
+use coordinator_core::Coordinator;
+use coordinator_core::event::{Effect, Event, Fact, Reply, RequestId};
+use proto::checkpoint::CheckpointRef;
+use proto::id::{JobId, WorkerId};
+use proto::message::{DesiredState, PhaseSeconds, WorkerReport};
+use proto::pb;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+const COMMANDS_MAX: usize = 256;
+/// The machine's clock may jump, so no sleep is longer than this before the clock is read again.
+const SLEEP_MAX_MS: u64 = 1000;
+/// And none is shorter, so that a deadline that has passed cannot make the loop spin.
+const SLEEP_MIN_MS: u64 = 5;
+
+/// How the rest of the process talks to the loop. Cheap to clone; the loop ends when all are gone.
+#[derive(Debug, Clone)]
+pub(crate) struct Handle {
+    commands: mpsc::Sender<Command>,
+    changes: watch::Receiver<u64>,
+}
+
+/// The loop has ended: the process is about to.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("the coordinator is stopping")]
+pub(crate) struct Stopping;
+
+/// One stream of one worker. A worker that comes again on a new stream replaces the old one.
+#[derive(Debug)]
+pub(crate) struct Session {
+    worker: WorkerId,
+    number: u64,
+    /// The newest desired state; None until there is one. Closed when the stream was replaced.
+    pub(crate) desired: watch::Receiver<Option<DesiredState>>,
+}
+
+/// Sums over a job's steps since this process started.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Totals {
+    pub(crate) samples: u64,
+    pub(crate) seconds: PhaseSeconds,
+}
+
+/// Everything that metrics tell.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Snapshot {
+    pub(crate) jobs: Vec<pb::JobView>,
+    pub(crate) workers: Vec<pb::WorkerView>,
+    pub(crate) totals: BTreeMap<String, Totals>,
+}
+
+type MakeEvent = Box<dyn FnOnce(RequestId) -> Event + Send>;
+
+enum Command {
+    Ask { event: MakeEvent, reply: oneshot::Sender<Reply> },
+    Attach { worker: WorkerId, reply: oneshot::Sender<Session> },
+    Heard { report: WorkerReport, logs: Vec<(JobId, pb::LogLine)> },
+    Detach { worker: WorkerId, number: u64 },
+    Job { job: JobId, reply: oneshot::Sender<Option<pb::JobView>> },
+    Snapshot { reply: oneshot::Sender<Snapshot> },
+}
+
+impl Handle {
+    /// Gives the machine a request and waits for its reply.
+    pub(crate) async fn ask(
+        &self,
+        event: impl FnOnce(RequestId) -> Event + Send + 'static,
+    ) -> Result<Reply, Stopping> {
+        self.send(|reply| Command::Ask { event: Box::new(event), reply }).await
+    }
+
+    pub(crate) async fn attach(&self, worker: WorkerId) -> Result<Session, Stopping> {
+        self.send(|reply| Command::Attach { worker, reply }).await
+    }
+
+    pub(crate) async fn heard(
+        &self,
+        report: WorkerReport,
+        logs: Vec<(JobId, pb::LogLine)>,
+    ) -> Result<(), Stopping> {
+        self.commands.send(Command::Heard { report, logs }).await.map_err(|_| Stopping)
+    }
+
+    pub(crate) async fn detach(&self, session: Session) {
+        let Session { worker, number, .. } = session;
+        // When the loop has ended there is nothing to detach from.
+        self.commands.send(Command::Detach { worker, number }).await.ok();
+    }
+
+    pub(crate) async fn job(&self, job: JobId) -> Result<Option<pb::JobView>, Stopping> {
+        self.send(|reply| Command::Job { job, reply }).await
+    }
+
+    pub(crate) async fn snapshot(&self) -> Result<Snapshot, Stopping> {
+        self.send(|reply| Command::Snapshot { reply }).await
+    }
+
+    /// Changes whenever a view may have changed; closed when the loop has ended.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+
+    async fn send<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Stopping> {
+        let (reply, wait) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| Stopping)?;
+        wait.await.map_err(|_| Stopping)
+    }
+}
+
+/// The loop's state; see [`Daemon::run`].
+pub(crate) struct Daemon {
+    machine: Coordinator,
+    store: StateStore,
+    store_url: String,
+    journal: Journal,
+    archive: Archive,
+    commands: mpsc::Receiver<Command>,
+    changes: watch::Sender<u64>,
+    sessions: BTreeMap<WorkerId, (u64, watch::Sender<Option<DesiredState>>)>,
+    pending: BTreeMap<RequestId, oneshot::Sender<Reply>>,
+    /// Requests and sessions are numbered by one counter.
+    next_number: u64,
+    /// Work on the object store; a finished manifest comes back as an event.
+    tasks: JoinSet<Option<Event>>,
+    last_steps: BTreeMap<JobId, pb::StepReport>,
+    totals: BTreeMap<JobId, Totals>,
+}
+
+impl Daemon {
+    /// `last_steps` is what the store remembers of jobs that no rank reports on any more.
+    pub(crate) fn new(
+        machine: Coordinator,
+        store: StateStore,
+        store_url: String,
+        journal: Journal,
+        archive: Archive,
+        last_steps: BTreeMap<JobId, pb::StepReport>,
+    ) -> (Self, Handle) {
+        let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+        let (changes, receiver) = watch::channel(0);
+        let daemon = Self {
+            machine,
+            store,
+            store_url,
+            journal,
+            archive,
+            commands,
+            changes,
+            sessions: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            next_number: 1,
+            tasks: JoinSet::new(),
+            last_steps,
+            totals: BTreeMap::new(),
+        };
+        (daemon, Handle { commands: sender, changes: receiver })
+    }
+
+    /// Runs until `stop` is set or the state cannot be saved any more.
+    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<(), StateError> {
+        let store = self.store.clone();
+        let mut lost = std::pin::pin!(store.lost());
+        loop {
+            let sleep = sleep_ms(self.machine.next_deadline(), now_ms());
+            tokio::select! {
+                () = stopped(&mut stop) => return Ok(()),
+                error = &mut lost => return Err(error),
+                Some(done) = self.tasks.join_next() => match done {
+                    Ok(Some(event)) => self.handle(event).await?,
+                    Ok(None) => {}
+                    Err(error) => tracing::error!(%error, "a task on the object store broke"),
+                },
+                command = self.commands.recv() => match command {
+                    Some(command) => self.obey(command).await?,
+                    None => return Ok(()),
+                },
+                () = tokio::time::sleep(Duration::from_millis(sleep)) => self.handle(Event::Deadline).await?,
+            }
+        }
+    }
+
+    async fn obey(&mut self, command: Command) -> Result<(), StateError> {
+        match command {
+            Command::Ask { event, reply } => {
+                let request = RequestId(self.number());
+                self.pending.insert(request, reply);
+                self.handle(event(request)).await?;
+            }
+            Command::Attach { worker, reply } => {
+                let number = self.number();
+                let (sender, desired) = watch::channel(None);
+                let session = Session { worker: worker.clone(), number, desired };
+                if reply.send(session).is_ok() {
+                    self.sessions.insert(worker, (number, sender));
+                }
+            }
+            Command::Heard { report, logs } => {
+                self.keep_logs(logs);
+                self.handle(Event::Heard { report }).await?;
+            }
+            Command::Detach { worker, number } => {
+                if self.sessions.get(&worker).is_some_and(|(current, _)| *current == number) {
+                    self.sessions.remove(&worker);
+                    self.handle(Event::Disconnected { worker }).await?;
+                }
+            }
+            // Whoever asked may have gone.
+            Command::Job { job, reply } => drop(reply.send(self.job(&job))),
+            Command::Snapshot { reply } => drop(reply.send(self.snapshot())),
+        }
+        Ok(())
+    }
+
+    async fn handle(&mut self, event: Event) -> Result<(), StateError> {
+        let quiet = matches!(event, Event::Deadline);
+        let effects = self.machine.handle(now_ms(), event);
+        let changed = !quiet || !effects.is_empty();
+        for effect in effects {
+            self.perform(effect).await?;
+        }
+        if changed {
+            self.changes.send_modify(|it| *it += 1);
+        }
+        Ok(())
+    }
+
+    async fn perform(&mut self, effect: Effect) -> Result<(), StateError> {
+        match effect {
+            Effect::Save(records) => self.store.save(&records).await?,
+            Effect::Send { worker, state } => {
+                if let Some((_, desired)) = self.sessions.get(&worker) {
+                    desired.send_replace(Some(state));
+                }
+            }
+            Effect::Reply { request, reply } => {
+                if let Some(waiting) = self.pending.remove(&request) {
+                    // Whoever asked may have gone; what they asked for is done all the same.
+                    waiting.send(reply).ok();
+                }
+            }
+            Effect::WriteManifest { manifest } => {
+                let archive = self.archive.clone();
+                self.tasks.spawn(async move {
+                    let result = archive.write_manifest(&manifest).await.map_err(|it| it.to_string());
+                    if let Err(error) = &result {
+                        tracing::warn!(job = %manifest.job, step = %manifest.step, %error, "manifest not written");
+                    }
+                    let checkpoint = CheckpointRef { step: manifest.step, generation: manifest.generation };
+                    Some(Event::ManifestWritten { job: manifest.job, checkpoint, result })
+                });
+            }
+            Effect::DeleteCheckpoint { job, checkpoint } => {
+                let archive = self.archive.clone();
+                self.tasks.spawn(async move {
+                    if let Err(error) = archive.delete(&job, checkpoint).await {
+                        tracing::warn!(%job, step = %checkpoint.step, %error, "old checkpoint not deleted");
+                    }
+                    None
+                });
+            }
+            Effect::Note(fact) => self.note(&fact),
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, fact: &Fact) {
+        facts::log(fact);
+        if let Fact::Stepped { job, report, .. } = fact {
+            let step: pb::StepReport = report.into();
+            self.journal.step(job, step);
+            self.last_steps.insert(job.clone(), step);
+            let totals = self.totals.entry(job.clone()).or_default();
+            totals.samples += u64::from(report.samples);
+            totals.seconds = sum(totals.seconds, report.seconds);
+        }
+    }
+
+    /// Only lines of jobs that exist are kept, so that a confused worker cannot fill the store.
+    fn keep_logs(&self, logs: Vec<(JobId, pb::LogLine)>) {
+        if logs.is_empty() {
+            return;
+        }
+        let view = self.machine.view();
+        for (job, line) in logs {
+            if view.jobs.iter().any(|it| it.record.id == job) {
+                self.journal.log(&job, line);
+            }
+        }
+    }
+
+    fn job(&self, job: &JobId) -> Option<pb::JobView> {
+        let view = self.machine.view();
+        let job = view.jobs.iter().find(|it| it.record.id == *job)?;
+        Some(status::job_view(job, self.last_steps.get(&job.record.id), &self.store_url, Detail::Full))
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let (view, now) = (self.machine.view(), now_ms());
+        let job = |job| {
+            let job: &coordinator_core::JobView<'_> = job;
+            status::job_view(job, self.last_steps.get(&job.record.id), &self.store_url, Detail::Brief)
+        };
+        Snapshot {
+            jobs: view.jobs.iter().map(job).collect(),
+            workers: view.workers.iter().map(|it| status::worker_view(it, &view.jobs, now)).collect(),
+            totals: self.totals.iter().map(|(job, totals)| (job.0.clone(), *totals)).collect(),
+        }
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number
+    }
+}
+
+/// Whoever could say "stop" being gone means the same.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    stop.wait_for(|it| *it).await.ok();
+}
+
+fn sleep_ms(deadline: Option<u64>, now: u64) -> u64 {
+    deadline.map_or(SLEEP_MAX_MS, |it| it.saturating_sub(now).clamp(SLEEP_MIN_MS, SLEEP_MAX_MS))
+}
+
+fn sum(a: PhaseSeconds, b: PhaseSeconds) -> PhaseSeconds {
+    PhaseSeconds {
+        data: a.data + b.data,
+        forward: a.forward + b.forward,
+        backward: a.backward + b.backward,
+        communication: a.communication + b.communication,
+        optimizer: a.optimizer + b.optimizer,
+        checkpoint: a.checkpoint + b.checkpoint,
+    }
+}

@@ -1,0 +1,61 @@
+//! Looks whether what a job reads is there, and which version of its data set it pins. Called by `submit` on the user's
+//! machine and by the coordinator again.
+
+use model_data::dataset::{Dataset, DatasetError};
+use model_data::store::{StoreError, local_folder, open};
+use object_store::ObjectStoreExt;
+use proto::spec::{Architecture, JobSpec};
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PinError {
+    #[error("data.dataset: {}", crate::words::chain(.0))]
+    Dataset(#[from] DatasetError),
+    #[error("data.dataset: there is no folder {url}; make the data set first, or correct the path")]
+    NoFolder { url: String },
+    #[error("model.init: {}", crate::words::chain(.0))]
+    Store(#[from] StoreError),
+    #[error("model.init: there is no {file} under {url}; the architecture begins from it")]
+    NoInit { url: String, file: &'static str },
+    #[error("model.init: cannot look for {file} under {url}: {source}")]
+    Init { url: String, file: &'static str, source: object_store::Error },
+}
+
+/// The SHA-256 of `dataset.json`.
+pub(crate) async fn pin(spec: &JobSpec) -> Result<String, PinError> {
+    let url = &spec.data.dataset;
+    // Opening a local store makes its folder, which must not happen to a mistyped path.
+    if let Some(folder) = local_folder(url).map_err(DatasetError::from)?
+        && !folder.is_dir()
+    {
+        return Err(PinError::NoFolder { url: url.clone() });
+    }
+    let dataset = Dataset::open(url).await?;
+    if let Some(init) = &spec.model.init {
+        look_for_init(init, spec.model.architecture).await?;
+    }
+    Ok(dataset.version().to_owned())
+}
+
+/// A RetriNet begins from a whole base model; the others can do with an autoencoder.
+async fn look_for_init(url: &str, architecture: Architecture) -> Result<(), PinError> {
+    let needed: &[&'static str] = match architecture {
+        Architecture::Autoencoder | Architecture::TextToImage => &["autoencoder.safetensors"],
+        Architecture::Retrinet => &["autoencoder.safetensors", "text_encoder.safetensors", "unet.safetensors"],
+    };
+    if let Some(folder) = local_folder(url)?
+        && !folder.is_dir()
+    {
+        return Err(PinError::NoInit { url: url.to_owned(), file: needed[0] });
+    }
+    let (store, prefix) = open(url)?;
+    for file in needed {
+        match store.head(&prefix.clone().join(*file)).await {
+            Ok(_) => {}
+            Err(object_store::Error::NotFound { .. }) => {
+                return Err(PinError::NoInit { url: url.to_owned(), file });
+            }
+            Err(source) => return Err(PinError::Init { url: url.to_owned(), file, source }),
+        }
+    }
+    Ok(())
+}

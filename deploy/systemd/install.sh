@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Installs one role on this node from a built checkout (`make build`, on GPU nodes `make build CUDA=1`):
+#   sudo deploy/systemd/install.sh coordinator
+#   sudo CUDA=1 deploy/systemd/install.sh worker
+# Programs go to /opt/retri, the unit to /etc/systemd/system, settings to /etc/retri (those that exist are left alone).
+# Starts nothing. DESTDIR=… installs below another root.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+role=${1:-}
+root=${DESTDIR:-}
+flavour=; [ "${CUDA:-0}" = 1 ] && flavour=-cuda
+bin=target$flavour/debug
+case $role in
+  coordinator) programs=(coordinator) ;;
+  worker) programs=(worker worker-rank) ;;
+  *) echo "install: which role? deploy/systemd/install.sh coordinator|worker" >&2; exit 2 ;;
+esac
+
+for program in "${programs[@]}"; do
+  [ -x "$bin/$program" ] || { echo "install: $bin/$program is missing; run make build${flavour:+ CUDA=1} first" >&2; exit 1; }
+  install -D -m 755 "$bin/$program" "$root/opt/retri/bin/$program"
+done
+install -D -m 644 deploy/README.md "$root/opt/retri/share/README.md"
+install -D -m 644 "deploy/systemd/retri-$role.service" "$root/etc/systemd/system/retri-$role.service"
+[ -e "$root/etc/retri/$role.toml" ] || install -D -m 644 "deploy/$role.toml" "$root/etc/retri/$role.toml"
+[ -e "$root/etc/retri/s3.env" ] || install -D -m 600 deploy/systemd/s3.env "$root/etc/retri/s3.env"
+
+if [ "$role" = worker ]; then
+  mkdir -p "$root/opt/retri/torch"
+  cp -a ".libtorch$flavour/lib" "$root/opt/retri/torch/"
+  # The CUDA libraries lie where libtorch looks for them: beside its own folder.
+  if [ -n "$flavour" ]; then cp -a .libtorch-cuda/../nvidia "$root/opt/retri/"; fi
+fi
+if [ -z "$root" ]; then systemctl daemon-reload; fi
+echo "installed; look at /etc/retri/$role.toml, then: systemctl enable --now retri-$role"

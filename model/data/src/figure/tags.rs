@@ -1,0 +1,62 @@
+//! Which tags tell what someone looks like, and which tell what they do and where. Used to ask for a pose without giving
+//! the identity away: then only the references can say who is to be drawn.
+
+use crate::sample::{join_tags, split_tags};
+
+const ENDINGS: [&str; 64] = [
+    "_hair", "_eyes", "_skin", "_bangs", "bangs", "_bow", "_ribbon", "_hairband", "hairband", "_skirt", "skirt", "_shirt",
+    "shirt", "_dress", "dress", "_jacket", "jacket", "_hoodie", "hoodie", "_sweater", "sweater", "_kimono", "kimono",
+    "_pants", "pants", "_shorts", "shorts", "_socks", "socks", "thighhighs", "kneehighs", "pantyhose", "legwear", "_scarf",
+    "scarf", "_cape", "cape", "cloak", "_overalls", "overalls", "_necktie", "necktie", "_uniform", "sleeves", "_hat", "hat",
+    "_cap", "shoes", "boots", "sneakers", "gloves", "_ears", "horns", "wings", "tail", "armor", "robe", "glasses", "apron",
+    "blazer", "swimsuit", "bikini", "hood", "beard",
+];
+
+const WORDS: [&str; 38] = [
+    "twintails", "low_twintails", "ponytail", "side_ponytail", "double_bun", "twin_braids", "twin_drills", "bob_cut",
+    "ahoge", "hair_between_eyes", "mole_under_eye", "freckles", "bandaid_on_face", "facial_mark", "hairclip",
+    "hair_ornament", "hair_flower", "headphones", "eyepatch", "crown", "beret", "serafuku", "maid", "obi", "turtleneck",
+    "striped", "frills", "sleeveless", "detached_collar", "choker", "belt", "hood_down", "pointy_ears", "jewelry",
+    "undead", "skeleton", "tsurime", "tareme",
+];
+
+/// Whether a tag describes hair, eyes, skin, body features, accessories or clothes.
+#[must_use]
+pub fn is_appearance_tag(tag: &str) -> bool {
+    // "closed_eyes" is an expression, "arm_up" a pose: verbs win over endings.
+    let expression = tag.starts_with("closed_") || tag.starts_with("half-closed") || tag.contains("_closed");
+    !expression && (WORDS.contains(&tag) || ENDINGS.iter().any(|ending| ending_matches(tag, ending)))
+}
+
+/// The prompt without its appearance tags: who is drawn must then come from the references.
+#[must_use]
+pub fn pose_prompt(prompt: &str) -> String {
+    join_tags(split_tags(prompt).filter(|tag| !is_appearance_tag(tag)))
+}
+
+/// A tag ends in a word when it is that word, or has it after "_" or "-".
+fn ending_matches(tag: &str, ending: &str) -> bool {
+    let word = ending.trim_start_matches('_');
+    tag.strip_suffix(word).is_some_and(|before| before.is_empty() || before.ends_with('_') || before.ends_with('-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_go_and_poses_stay() {
+        let prompt = "1girl, blue_hair, closed_eyes, full_body, long_hair, one_eye_closed, outdoors, pleated_skirt, \
+                      red_eyes, serafuku, smile, solo, standing, t-shirt, twintails, waving, white_background";
+        assert_eq!(
+            pose_prompt(prompt),
+            "1girl, closed_eyes, full_body, one_eye_closed, outdoors, smile, solo, standing, waving, white_background"
+        );
+    }
+
+    #[test]
+    fn endings_match_whole_words() {
+        assert!(is_appearance_tag("hat") && is_appearance_tag("witch_hat"));
+        assert!(!is_appearance_tag("what") && !is_appearance_tag("landscape"));
+    }
+}

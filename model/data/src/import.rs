@@ -1,0 +1,322 @@
+//! Reads the general form of a data set and writes ours. The form is a folder with pictures, masks and `samples.jsonl`,
+//! one JSON object per line with the paper's field names:
+//!
+//! | field | meaning |
+//! |---|---|
+//! | `id` | text, unique |
+//! | `character` | one character tag |
+//! | `artists` | one artist tag |
+//! | `bbox` | face: centre x, centre y, width, height, each as a share (0..1) of the picture's width or height |
+//! | `prompts` | general tags, separated by ", ", with underscores |
+//! | `cloths` | list of clothing tags; may be left out |
+//! | `similar` | list of ids of the same character, outfit and artist; left out: all rows with the same `character`, `artists` and `outfit` |
+//! | `outfit` | name of the outfit; may be left out, then only `similar` tells which rows belong together |
+//! | `image` | path of a PNG, JPEG or WebP inside the folder |
+//! | `mask` | path of a grey picture of the same size, 255 on the figure; left out: the picture's own alpha |
+//!
+//! Transparent pictures are stored over white. A row that cannot be used is reported with its line and reason and left
+//! out; a `similar` that names a row that is not there (or was left out) is reported and dropped. With `strict`, anything
+//! reported makes the import fail before `dataset.json` is written.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::BufRead;
+use std::path::{Component, Path, PathBuf};
+
+use bytes::Bytes;
+use image::{ColorType, DynamicImage, GrayImage, Rgb};
+use proto::dataset::DatasetManifest;
+use serde::{Deserialize, Serialize};
+
+use crate::picture::{PictureError, encode_gray, encode_rgb, flatten, open_picture};
+use crate::sample::{Metadata, Sample, join_tags, split_tags};
+use crate::verify::check_box;
+use crate::writer::{DatasetWriter, WriteError, WriteOptions};
+
+pub const SAMPLES_FILE: &str = "samples.jsonl";
+
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    #[error("cannot read {}; an import folder holds {SAMPLES_FILE}, pictures and masks", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("strict: {} of {} rows of {SAMPLES_FILE} were rejected and {} links dropped, nothing was written; the first: {}",
+        report.rejected.len(), report.rows, report.dropped.len(), report.first())]
+    Strict { report: Box<ImportReport> },
+    #[error("no row of {} can be used; the first reason: {}", path.display(), report.first())]
+    Nothing { path: PathBuf, report: Box<ImportReport> },
+    #[error(transparent)]
+    Write(Box<WriteError>),
+}
+
+impl From<WriteError> for ImportError {
+    fn from(error: WriteError) -> Self {
+        Self::Write(Box::new(error))
+    }
+}
+
+/// What became of the rows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ImportReport {
+    /// Lines that were not blank.
+    pub rows: u64,
+    pub accepted: u64,
+    /// Rows that were left out: line (1-based) and reason.
+    pub rejected: Vec<(u64, String)>,
+    /// `similar` entries that were dropped from accepted rows: line and reason.
+    pub dropped: Vec<(u64, String)>,
+}
+
+impl ImportReport {
+    fn first(&self) -> String {
+        match self.rejected.iter().chain(&self.dropped).min() {
+            Some((line, reason)) => format!("line {line}: {reason}"),
+            None => "the file has no rows".to_owned(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Row {
+    id: String,
+    character: String,
+    artists: String,
+    bbox: [f64; 4],
+    prompts: String,
+    #[serde(default)]
+    cloths: Vec<String>,
+    similar: Option<Vec<String>>,
+    #[serde(default)]
+    outfit: String,
+    image: String,
+    mask: Option<String>,
+    #[serde(skip)]
+    line: u64,
+}
+
+/// Imports `folder` into a new data set at `url`. `source` is its one line for people.
+///
+/// # Errors
+/// The folder or URL cannot be used, no row is good, or `strict` and not all are.
+pub async fn import(
+    folder: &Path,
+    url: &str,
+    source: &str,
+    strict: bool,
+) -> Result<(DatasetManifest, ImportReport), ImportError> {
+    let mut report = ImportReport::default();
+    let rows = read_rows(folder, &mut report)?;
+    let mut writer = DatasetWriter::open(url, WriteOptions::new(source))?;
+    for group in groups(rows, &mut report) {
+        let samples = load_group(folder, group, &mut report);
+        if !samples.is_empty() {
+            report.accepted += samples.len() as u64;
+            writer.add(samples).await?;
+        }
+    }
+    report.rejected.sort();
+    report.dropped.sort();
+    if report.accepted == 0 {
+        return Err(ImportError::Nothing { path: folder.join(SAMPLES_FILE), report: Box::new(report) });
+    }
+    if strict && !(report.rejected.is_empty() && report.dropped.is_empty()) {
+        return Err(ImportError::Strict { report: Box::new(report) });
+    }
+    Ok((writer.finish().await?, report))
+}
+
+fn read_rows(folder: &Path, report: &mut ImportReport) -> Result<Vec<Row>, ImportError> {
+    let path = folder.join(SAMPLES_FILE);
+    let failed = |source| ImportError::Read { path: path.clone(), source };
+    let file = std::fs::File::open(&path).map_err(failed)?;
+    let (mut rows, mut ids) = (Vec::new(), BTreeMap::new());
+    for (index, text) in std::io::BufReader::new(file).split(b'\n').enumerate() {
+        let (line, text) = (index as u64 + 1, text.map_err(failed)?);
+        if text.trim_ascii().is_empty() {
+            continue;
+        }
+        report.rows += 1;
+        let parsed = serde_json::from_slice::<Row>(&text)
+            .map_err(|e| e.to_string())
+            .and_then(|row| check_fields(row, line, &mut ids));
+        match parsed {
+            Ok(row) => rows.push(row),
+            Err(reason) => report.rejected.push((line, reason)),
+        }
+    }
+    Ok(rows)
+}
+
+fn check_fields(mut row: Row, line: u64, ids: &mut BTreeMap<String, u64>) -> Result<Row, String> {
+    for (field, value) in [("id", &row.id), ("character", &row.character), ("artists", &row.artists)] {
+        if value.trim().is_empty() {
+            return Err(format!("{field} is empty; every row needs one"));
+        }
+    }
+    check_box(row.bbox)?;
+    if let Some(first) = ids.get(&row.id) {
+        return Err(format!("id {:?} is that of line {first} too", row.id));
+    }
+    ids.insert(row.id.clone(), line);
+    row.line = line;
+    row.prompts = join_tags(split_tags(&row.prompts));
+    row.cloths = row.cloths.iter().map(|tag| tag.trim().replace('_', " ")).collect();
+    Ok(row)
+}
+
+/// Rows that belong together, by outfit or by `similar`, in the order of their first lines. Links that lead nowhere are
+/// dropped here.
+fn groups(mut rows: Vec<Row>, report: &mut ImportReport) -> Vec<Vec<Row>> {
+    let index: BTreeMap<String, usize> = rows.iter().enumerate().map(|(i, r)| (r.id.clone(), i)).collect();
+    let who = |row: &Row| (row.character.clone(), row.artists.clone());
+    let people: Vec<(String, String)> = rows.iter().map(who).collect();
+    let mut links = Links::new(rows.len());
+    let mut outfits: BTreeMap<(String, String, String), usize> = BTreeMap::new();
+    for (i, row) in rows.iter_mut().enumerate() {
+        if !row.outfit.is_empty() {
+            let key = (row.character.clone(), row.artists.clone(), row.outfit.clone());
+            links.join(i, *outfits.entry(key).or_insert(i));
+        }
+        let (line, own) = (row.line, row.id.clone());
+        let mut keep = |id: &String| {
+            let reason = match index.get(id) {
+                None => format!("similar names {id:?}, which is not there"),
+                Some(_) if *id == own => "similar names the row itself".to_owned(),
+                Some(j) if people[*j] != people[i] => {
+                    format!("similar names {id:?}, which is of another character or artist")
+                }
+                Some(j) => {
+                    links.join(i, *j);
+                    return true;
+                }
+            };
+            report.dropped.push((line, reason));
+            false
+        };
+        if let Some(similar) = &mut row.similar {
+            similar.retain(&mut keep);
+        }
+    }
+    let mut groups: BTreeMap<usize, Vec<Row>> = BTreeMap::new();
+    for (i, row) in rows.into_iter().enumerate() {
+        groups.entry(links.root(i)).or_default().push(row);
+    }
+    groups.into_values().collect()
+}
+
+/// The usable samples of one group, with their links to unusable ones dropped.
+fn load_group(folder: &Path, group: Vec<Row>, report: &mut ImportReport) -> Vec<Sample> {
+    let mut loaded = Vec::new();
+    for row in group {
+        match load_pictures(folder, &row) {
+            Ok((image, mask, width, height)) => loaded.push((row, image, mask, width, height)),
+            Err(reason) => report.rejected.push((row.line, reason)),
+        }
+    }
+    let here: BTreeSet<String> = loaded.iter().map(|(row, ..)| row.id.clone()).collect();
+    let same_outfit = |row: &Row| -> Vec<String> {
+        let others = loaded.iter().filter(|(r, ..)| !row.outfit.is_empty() && r.outfit == row.outfit && r.id != row.id);
+        others.map(|(r, ..)| r.id.clone()).collect()
+    };
+    let similar: Vec<Vec<String>> = loaded
+        .iter()
+        .map(|(row, ..)| {
+            let mut similar = row.similar.clone().unwrap_or_else(|| same_outfit(row));
+            similar.retain(|id| {
+                if !here.contains(id) {
+                    report.dropped.push((row.line, format!("similar names {id:?}, which was rejected")));
+                }
+                here.contains(id)
+            });
+            similar
+        })
+        .collect();
+    loaded
+        .into_iter()
+        .zip(similar)
+        .map(|((row, image, mask, width, height), similar)| Sample {
+            metadata: Metadata {
+                id: row.id,
+                character: row.character,
+                artists: row.artists,
+                outfit: row.outfit,
+                bbox: row.bbox,
+                prompts: row.prompts,
+                cloths: row.cloths,
+                similar,
+                width,
+                height,
+                ..Metadata::default()
+            },
+            image,
+            mask,
+        })
+        .collect()
+}
+
+fn load_pictures(folder: &Path, row: &Row) -> Result<(Bytes, Bytes, u32, u32), String> {
+    let text = |e: PictureError| e.to_string();
+    let bytes = read_inside(folder, "image", &row.image)?;
+    let picture = open_picture("image", &bytes).map_err(text)?;
+    let (width, height) = (picture.width(), picture.height());
+    let transparent = picture.color().has_alpha();
+    let mask = match &row.mask {
+        Some(path) => {
+            let bytes = read_inside(folder, "mask", path)?;
+            let mask = open_picture("mask", &bytes).map_err(text)?;
+            if (mask.width(), mask.height()) != (width, height) {
+                let (w, h) = (mask.width(), mask.height());
+                return Err(format!("the mask {path:?} is {w}x{h} pixels, the image is {width}x{height}"));
+            }
+            if mask.color() == ColorType::L8 { bytes } else { encode_gray(mask.into_luma8()).map_err(text)? }
+        }
+        None if transparent => encode_gray(alpha(&picture)).map_err(text)?,
+        None => {
+            return Err("there is no mask: name a mask file, or give the image an alpha channel".to_owned());
+        }
+    };
+    let image = if transparent {
+        encode_rgb(flatten(picture, Rgb([255, 255, 255]))).map_err(text)?
+    } else {
+        bytes
+    };
+    Ok((image, mask, width, height))
+}
+
+fn alpha(picture: &DynamicImage) -> GrayImage {
+    let rgba = picture.to_rgba8();
+    let values = rgba.as_raw().chunks_exact(4).map(|p| p[3]).collect();
+    GrayImage::from_vec(rgba.width(), rgba.height(), values).expect("one alpha for each pixel")
+}
+
+/// A file of the folder; a path that leaves it is refused, because import folders come from strangers.
+fn read_inside(folder: &Path, field: &str, path: &str) -> Result<Bytes, String> {
+    let relative = Path::new(path);
+    if !relative.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
+        return Err(format!("{field} {path:?} leaves the folder; write a path inside it"));
+    }
+    std::fs::read(folder.join(relative)).map(Bytes::from).map_err(|e| format!("{field} {path:?} cannot be read: {e}"))
+}
+
+/// Union-find: which rows are linked, directly or through others. The smallest index of a group is its root.
+struct Links {
+    parent: Vec<usize>,
+}
+
+impl Links {
+    fn new(count: usize) -> Self {
+        Self { parent: (0..count).collect() }
+    }
+
+    fn root(&mut self, mut at: usize) -> usize {
+        while self.parent[at] != at {
+            self.parent[at] = self.parent[self.parent[at]];
+            at = self.parent[at];
+        }
+        at
+    }
+
+    fn join(&mut self, a: usize, b: usize) {
+        let (a, b) = (self.root(a), self.root(b));
+        self.parent[a.max(b)] = a.min(b);
+    }
+}

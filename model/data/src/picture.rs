@@ -1,0 +1,342 @@
+//! Pixels: decoding, boxes, resizing, and placing a picture on a square of one colour (notes 1.2, rows A.4). No choice is
+//! made and no random number drawn here. Called by prepare, the import and the verifier.
+
+use bytes::Bytes;
+use image::imageops::FilterType;
+use image::{DynamicImage, GrayImage, ImageFormat, Rgb, RgbImage};
+
+use crate::sample::{Metadata, Sample};
+
+/// A larger picture is refused before its pixels are allocated: no training picture needs it, and a damaged header may
+/// claim anything.
+const LARGEST_SIDE: u32 = 8192;
+
+#[derive(Debug, thiserror::Error)]
+pub enum PictureError {
+    #[error("the {what} cannot be decoded as PNG, JPEG or WebP: {reason}")]
+    Decode { what: &'static str, reason: String },
+    #[error("the {what} is {found_width}x{found_height} pixels, the row says {width}x{height}")]
+    Size { what: &'static str, found_width: u32, found_height: u32, width: u32, height: u32 },
+    #[error("the picture cannot be encoded as PNG: {reason}")]
+    Encode { reason: String },
+}
+
+/// A sample whose picture and mask are pixels.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decoded {
+    pub position: u64,
+    pub metadata: Metadata,
+    pub picture: RgbImage,
+    /// Same size; 255 on the figure.
+    pub mask: GrayImage,
+}
+
+impl Decoded {
+    /// Memory held by the pixels.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.picture.as_raw().len() + self.mask.as_raw().len()
+    }
+
+    /// The face as a pixel box, enlarged around its centre and clipped to the picture.
+    #[must_use]
+    pub fn face(&self, enlargement: f64) -> Region {
+        face_region(self.metadata.bbox, enlargement, self.picture.width(), self.picture.height())
+    }
+}
+
+/// Decodes both pictures of a row and checks their sizes against it.
+///
+/// # Errors
+/// Bytes that are no picture, or pictures of another size than the row says.
+pub fn decode(sample: &Sample, position: u64) -> Result<Decoded, PictureError> {
+    let row = &sample.metadata;
+    let picture = flatten(open_picture("image", &sample.image)?, Rgb([255, 255, 255]));
+    let mask = open_picture("mask", &sample.mask)?.into_luma8();
+    for (what, width, height) in
+        [("image", picture.width(), picture.height()), ("mask", mask.width(), mask.height())]
+    {
+        if (width, height) != (row.width, row.height) {
+            return Err(PictureError::Size {
+                what,
+                found_width: width,
+                found_height: height,
+                width: row.width,
+                height: row.height,
+            });
+        }
+    }
+    Ok(Decoded { position, metadata: row.clone(), picture, mask })
+}
+
+/// Decodes PNG, JPEG or WebP by content.
+///
+/// # Errors
+/// The bytes are none of them, or larger than 8192 pixels along a side.
+pub fn open_picture(what: &'static str, bytes: &[u8]) -> Result<DynamicImage, PictureError> {
+    let fail = |reason: String| PictureError::Decode { what, reason };
+    let mut reader = image::ImageReader::new(std::io::Cursor::new(bytes))
+        .with_guessed_format()
+        .map_err(|e| fail(e.to_string()))?;
+    let mut limits = image::Limits::default();
+    limits.max_image_width = Some(LARGEST_SIDE);
+    limits.max_image_height = Some(LARGEST_SIDE);
+    reader.limits(limits);
+    reader.decode().map_err(|e| fail(e.to_string()))
+}
+
+/// An RGB picture; where the original has alpha, over `background`.
+#[must_use]
+pub fn flatten(picture: DynamicImage, background: Rgb<u8>) -> RgbImage {
+    if !picture.color().has_alpha() {
+        return picture.into_rgb8();
+    }
+    let rgba = picture.into_rgba8();
+    let mut flat = RgbImage::new(rgba.width(), rgba.height());
+    for (to, from) in flat.chunks_exact_mut(3).zip(rgba.chunks_exact(4)) {
+        for (channel, value) in to.iter_mut().enumerate() {
+            *value = blend(from[channel], background.0[channel], from[3]);
+        }
+    }
+    flat
+}
+
+/// PNG bytes of an RGB picture. The same pixels give the same bytes.
+///
+/// # Errors
+/// Only when memory runs out.
+pub fn encode_rgb(picture: RgbImage) -> Result<Bytes, PictureError> {
+    encode(&DynamicImage::ImageRgb8(picture))
+}
+
+/// PNG bytes of a grey picture.
+///
+/// # Errors
+/// Only when memory runs out.
+pub fn encode_gray(picture: GrayImage) -> Result<Bytes, PictureError> {
+    encode(&DynamicImage::ImageLuma8(picture))
+}
+
+fn encode(picture: &DynamicImage) -> Result<Bytes, PictureError> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    picture
+        .write_to(&mut bytes, ImageFormat::Png)
+        .map_err(|e| PictureError::Encode { reason: e.to_string() })?;
+    Ok(bytes.into_inner().into())
+}
+
+/// A non-empty pixel box inside a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Region {
+    pub x: u32,
+    pub y: u32,
+    pub width: u32,
+    pub height: u32,
+}
+
+impl Region {
+    #[must_use]
+    pub fn whole(width: u32, height: u32) -> Self {
+        Self { x: 0, y: 0, width, height }
+    }
+
+    /// The pixels from (left, top) to (right, bottom), rounded, clipped to the picture, at least one pixel.
+    #[must_use]
+    pub fn clipped(left: f64, top: f64, right: f64, bottom: f64, width: u32, height: u32) -> Self {
+        let low = |v: f64, side: u32| (v.round().max(0.0) as u32).min(side - 1);
+        let high = |v: f64, low: u32, side: u32| (v.round().max(0.0) as u32).clamp(low + 1, side);
+        let (x, y) = (low(left, width), low(top, height));
+        Self { x, y, width: high(right, x, width) - x, height: high(bottom, y, height) - y }
+    }
+
+    /// First row below the region.
+    #[must_use]
+    pub fn bottom(&self) -> u32 {
+        self.y + self.height
+    }
+
+    /// What two regions share, if anything.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Option<Self> {
+        let (x, y) = (self.x.max(other.x), self.y.max(other.y));
+        let right = (self.x + self.width).min(other.x + other.width);
+        let bottom = self.bottom().min(other.bottom());
+        (right > x && bottom > y).then(|| Self { x, y, width: right - x, height: bottom - y })
+    }
+}
+
+/// A normalised (centre x, centre y, width, height) box as pixels of a picture of this size.
+#[must_use]
+pub fn face_region(bbox: [f64; 4], enlargement: f64, width: u32, height: u32) -> Region {
+    let [cx, cy, w, h] = bbox;
+    let (w_px, h_px) = (f64::from(width), f64::from(height));
+    let (half_w, half_h) = (w * enlargement / 2.0, h * enlargement / 2.0);
+    Region::clipped(
+        (cx - half_w) * w_px,
+        (cy - half_h) * h_px,
+        (cx + half_w) * w_px,
+        (cy + half_h) * h_px,
+        width,
+        height,
+    )
+}
+
+/// The smallest region that holds every mask pixel of at least 128; None for an empty mask.
+#[must_use]
+pub fn mask_region(mask: &GrayImage) -> Option<Region> {
+    let width = mask.width() as usize;
+    let (mut left, mut right, mut top, mut bottom) = (width, 0, usize::MAX, 0);
+    for (y, row) in mask.as_raw().chunks_exact(width.max(1)).enumerate() {
+        let Some(first) = row.iter().position(|v| *v >= 128) else { continue };
+        let last = row.iter().rposition(|v| *v >= 128).unwrap_or(first);
+        left = left.min(first);
+        right = right.max(last + 1);
+        top = top.min(y);
+        bottom = y + 1;
+    }
+    (right > left).then(|| Region {
+        x: left as u32,
+        y: top as u32,
+        width: (right - left) as u32,
+        height: (bottom - top) as u32,
+    })
+}
+
+/// The pixels of a region.
+#[must_use]
+pub fn crop(picture: &RgbImage, region: Region) -> RgbImage {
+    let mut out = RgbImage::new(region.width, region.height);
+    let (from_row, to_row) = (picture.width() as usize * 3, region.width as usize * 3);
+    for (y, row) in out.chunks_exact_mut(to_row).enumerate() {
+        let start = (region.y as usize + y) * from_row + region.x as usize * 3;
+        row.copy_from_slice(&picture.as_raw()[start..start + to_row]);
+    }
+    out
+}
+
+/// Paints a region with one colour.
+pub fn fill(picture: &mut RgbImage, region: Region, colour: Rgb<u8>) {
+    for y in region.y..region.bottom() {
+        for x in region.x..region.x + region.width {
+            picture.put_pixel(x, y, colour);
+        }
+    }
+}
+
+/// Replaces the background by one colour, softly at the mask's edge.
+pub fn replace_background(picture: &mut RgbImage, mask: &GrayImage, colour: Rgb<u8>) {
+    for (pixel, alpha) in picture.chunks_exact_mut(3).zip(mask.as_raw()) {
+        for (value, pad) in pixel.iter_mut().zip(colour.0) {
+            *value = blend(*value, pad, *alpha);
+        }
+    }
+}
+
+/// Where a picture of `width` x `height` comes to lie in a square of `side`: the longer side fills `scale` of it; `along`
+/// (two numbers in 0..=1) says where in the free space.
+#[must_use]
+pub fn place(width: u32, height: u32, side: u32, scale: f64, along: (f64, f64)) -> Region {
+    let longest = f64::from(width.max(height));
+    let factor = f64::from(side) * scale / longest;
+    let fit = |length: u32| ((f64::from(length) * factor).round() as u32).clamp(1, side);
+    let (w, h) = (fit(width), fit(height));
+    let at = |free: u32, share: f64| (f64::from(free) * share).round() as u32;
+    Region { x: at(side - w, along.0), y: at(side - h, along.1), width: w, height: h }
+}
+
+/// A picture in its place on a square of one colour.
+#[must_use]
+pub fn on_pad(picture: RgbImage, at: Region, side: u32, colour: Rgb<u8>) -> RgbImage {
+    let small = resize(picture, at.width, at.height);
+    if (at.width, at.height) == (side, side) {
+        return small;
+    }
+    let mut canvas = RgbImage::from_pixel(side, side, colour);
+    let (row_bytes, side_bytes) = (at.width as usize * 3, side as usize * 3);
+    for (y, row) in small.chunks_exact(row_bytes).enumerate() {
+        let start = (at.y as usize + y) * side_bytes + at.x as usize * 3;
+        canvas.as_flat_samples_mut().as_mut_slice()[start..start + row_bytes].copy_from_slice(row);
+    }
+    canvas
+}
+
+/// Another size, area-averaged when shrinking.
+#[must_use]
+pub fn resize(picture: RgbImage, width: u32, height: u32) -> RgbImage {
+    if picture.dimensions() == (width, height) {
+        return picture;
+    }
+    // Through DynamicImage, because that code is compiled optimised inside the image crate.
+    DynamicImage::ImageRgb8(picture).resize_exact(width, height, FilterType::Triangle).into_rgb8()
+}
+
+/// 255 inside the region, 0 elsewhere.
+#[must_use]
+pub fn region_mask(side: u32, region: Region) -> GrayImage {
+    let mut mask = GrayImage::new(side, side);
+    for row in mask.chunks_exact_mut(side as usize).skip(region.y as usize).take(region.height as usize) {
+        row[region.x as usize..(region.x + region.width) as usize].fill(255);
+    }
+    mask
+}
+
+fn blend(over: u8, under: u8, alpha: u8) -> u8 {
+    let alpha = u32::from(alpha);
+    ((u32::from(over) * alpha + u32::from(under) * (255 - alpha) + 127) / 255) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faces_are_enlarged_around_their_centre_and_clipped() {
+        let face = face_region([0.5, 0.5, 0.2, 0.1], 1.0, 100, 200);
+        assert_eq!(face, Region { x: 40, y: 90, width: 20, height: 20 });
+        let larger = face_region([0.5, 0.5, 0.2, 0.1], 2.0, 100, 200);
+        assert_eq!(larger, Region { x: 30, y: 80, width: 40, height: 40 });
+        let corner = face_region([0.0, 1.0, 0.5, 0.5], 1.0, 100, 100);
+        assert_eq!(corner, Region { x: 0, y: 75, width: 25, height: 25 });
+        let outside = face_region([7.0, -3.0, 0.1, 0.1], 1.0, 10, 10);
+        assert_eq!(outside, Region { x: 9, y: 0, width: 1, height: 1 });
+    }
+
+    #[test]
+    fn placing_keeps_the_aspect_ratio() {
+        assert_eq!(place(50, 100, 64, 1.0, (1.0, 0.5)), Region { x: 32, y: 0, width: 32, height: 64 });
+        assert_eq!(place(100, 100, 64, 1.0, (0.3, 0.9)), Region::whole(64, 64));
+        assert_eq!(place(1, 5000, 64, 1.0, (0.0, 0.0)).width, 1);
+    }
+
+    #[test]
+    fn a_placed_picture_is_surrounded_by_its_pad() {
+        let red = Rgb([200, 0, 0]);
+        let pad = Rgb([0, 0, 9]);
+        let at = place(10, 20, 8, 1.0, (1.0, 0.0));
+        let out = on_pad(RgbImage::from_pixel(10, 20, red), at, 8, pad);
+        let mask = region_mask(8, at);
+        for (x, y, pixel) in out.enumerate_pixels() {
+            let inside = mask.get_pixel(x, y).0[0] == 255;
+            assert_eq!(*pixel, if inside { red } else { pad }, "{x} {y}");
+            assert_eq!(inside, x >= 4);
+        }
+    }
+
+    #[test]
+    fn backgrounds_are_replaced_softly() {
+        let mut picture = RgbImage::from_pixel(3, 1, Rgb([200, 100, 0]));
+        let mask = GrayImage::from_vec(3, 1, vec![255, 128, 0]).expect("three pixels");
+        replace_background(&mut picture, &mask, Rgb([0, 0, 0]));
+        assert_eq!(picture.as_raw()[..], [200, 100, 0, 100, 50, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn the_masks_region_is_tight() {
+        let mut mask = GrayImage::new(9, 7);
+        assert_eq!(mask_region(&mask), None);
+        mask.put_pixel(2, 3, image::Luma([255]));
+        mask.put_pixel(5, 6, image::Luma([128]));
+        mask.put_pixel(8, 0, image::Luma([127]));
+        assert_eq!(mask_region(&mask), Some(Region { x: 2, y: 3, width: 4, height: 4 }));
+    }
+}

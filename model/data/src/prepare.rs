@@ -1,0 +1,237 @@
+//! From decoded samples to one training example (paper, section 5.1 and A.4; notes 3.8). Pure: no I/O, and every random
+//! number comes from [`crate::random`], so the same arguments give the same example on any rank (law 2).
+
+use image::{Rgb, RgbImage};
+use proto::spec::Data;
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+
+use crate::example::{Concept, Example, Reference};
+use crate::picture::{
+    Decoded, Region, crop, face_region, fill, mask_region, on_pad, place, region_mask, replace_background,
+};
+use crate::random::{Purpose, random};
+use crate::reference::{Slot, Source};
+
+/// Noise levels of training (notes 5.3).
+const TIMESTEPS: u32 = 1000;
+/// References are drawn this small at least, so that their place never equals the target's.
+const SMALLEST_SCALE: f64 = 0.8;
+/// Below the chin there must be this share of the picture, else the face is painted over instead of cut off.
+const SMALLEST_BELOW_CHIN: f64 = 0.3;
+
+/// The example of `target` in `epoch`. `references` are the slots of [`crate::reference::choose`] with the picture of each;
+/// empty for architectures without references.
+#[must_use]
+pub fn prepare(data: &Data, epoch: u64, target: &Decoded, references: &[(Slot, &Decoded)]) -> Example {
+    let stream = |purpose| random(data.seed, epoch, target.position, purpose);
+    let (mut crops, mut pads) = (stream(Purpose::Crop), stream(Purpose::Pad));
+    let side = data.resolution;
+    let (width, height) = target.picture.dimensions();
+    let at = place(width, height, side, 1.0, anywhere(&mut crops));
+    let picture = on_pad(target.picture.clone(), at, side, colour(&mut pads));
+    let face = face_region(target.metadata.bbox, 1.0, at.width, at.height);
+    let face = Region { x: face.x + at.x, y: face.y + at.y, ..face };
+    let dropped = stream(Purpose::PromptDrop).random_bool(data.prompt_drop.clamp(0.0, 1.0));
+    Example {
+        position: target.position,
+        target: picture,
+        target_mask: region_mask(side, at),
+        face_mask: region_mask(side, face),
+        references: references
+            .iter()
+            .map(|(slot, from)| reference(data, *slot, from, &mut crops, colour(&mut pads)))
+            .collect(),
+        prompt: if dropped { String::new() } else { target.metadata.prompts.clone() },
+        timestep: stream(Purpose::Timestep).random_range(0..TIMESTEPS),
+        noise_seed: stream(Purpose::Noise).random(),
+    }
+}
+
+/// Cuts one reference out of a sample. Whether the clothes are shown at all depends on how much the face fills.
+fn reference(data: &Data, slot: Slot, from: &Decoded, rng: &mut ChaCha8Rng, pad: Rgb<u8>) -> Reference {
+    let [_, _, face_width, face_height] = from.metadata.bbox;
+    let mostly_face = face_width * face_height > data.figure_threshold;
+    let concept = if slot.wish == Concept::Clothes && mostly_face { Concept::Figure } else { slot.wish };
+    let cut = match concept {
+        Concept::Face => crop(&from.picture, from.face(data.face_enlargement)),
+        Concept::Clothes => clothes(from, rng, pad),
+        Concept::Figure => whole(from, slot.source, rng),
+    };
+    let scale = rng.random_range(SMALLEST_SCALE..=1.0);
+    let at = place(cut.width(), cut.height(), data.resolution, scale, anywhere(rng));
+    Reference { picture: on_pad(cut, at, data.resolution, pad), concept, position: from.position }
+}
+
+/// The picture without its face: cut off below the chin or painted over, each half of the time; and with the background
+/// kept or replaced by the pad colour, each half of the time (both are seen in the paper's figures, notes 1.2).
+fn clothes(from: &Decoded, rng: &mut ChaCha8Rng, pad: Rgb<u8>) -> RgbImage {
+    let (cut_off, keep_background) = (rng.random_bool(0.5), rng.random_bool(0.5));
+    let (width, height) = from.picture.dimensions();
+    let face = from.face(1.0);
+    let below = height - face.bottom();
+    let cut_off = cut_off && f64::from(below) >= SMALLEST_BELOW_CHIN * f64::from(height);
+    let mut region = if cut_off {
+        Region { x: 0, y: face.bottom(), width, height: below }
+    } else {
+        Region::whole(width, height)
+    };
+    let mut picture = from.picture.clone();
+    if !keep_background {
+        replace_background(&mut picture, &from.mask, pad);
+        let figure = mask_region(&from.mask).and_then(|figure| figure.intersection(&region));
+        region = figure.unwrap_or(region);
+    }
+    if !cut_off {
+        fill(&mut picture, face, pad);
+    }
+    crop(&picture, region)
+}
+
+/// The whole picture; of the target itself only a random part, because an identical reference teaches copying.
+fn whole(from: &Decoded, source: Source, rng: &mut ChaCha8Rng) -> RgbImage {
+    if source != Source::Target {
+        return from.picture.clone();
+    }
+    let (width, height) = (f64::from(from.picture.width()), f64::from(from.picture.height()));
+    let share = rng.random_range(SMALLEST_SCALE..=1.0);
+    let (x, y) = anywhere(rng);
+    let (left, top) = (width * (1.0 - share) * x, height * (1.0 - share) * y);
+    let (w, h) = from.picture.dimensions();
+    crop(&from.picture, Region::clipped(left, top, left + width * share, top + height * share, w, h))
+}
+
+fn anywhere(rng: &mut ChaCha8Rng) -> (f64, f64) {
+    (rng.random_range(0.0..=1.0), rng.random_range(0.0..=1.0))
+}
+
+fn colour(rng: &mut ChaCha8Rng) -> Rgb<u8> {
+    Rgb([rng.random(), rng.random(), rng.random()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::example_data::data;
+    use crate::sample::Metadata;
+    use image::GrayImage;
+
+    const SKIN: Rgb<u8> = Rgb([250, 220, 200]);
+    const BACK: Rgb<u8> = Rgb([10, 20, 30]);
+    const CLOTH: Rgb<u8> = Rgb([0, 180, 0]);
+
+    /// A "figure": face in the upper half, clothes below, background left and right.
+    fn figure(position: u64, width: u32, height: u32) -> Decoded {
+        let mut picture = RgbImage::from_pixel(width, height, BACK);
+        let mut mask = GrayImage::new(width, height);
+        for y in height / 8..height {
+            for x in width / 4..width * 3 / 4 {
+                picture.put_pixel(x, y, if y < height / 2 { SKIN } else { CLOTH });
+                mask.put_pixel(x, y, image::Luma([255]));
+            }
+        }
+        let metadata = Metadata {
+            bbox: [0.5, 5.0 / 16.0, 0.5, 3.0 / 8.0],
+            prompts: "1girl, solo".to_owned(),
+            width,
+            height,
+            ..Metadata::default()
+        };
+        Decoded { position, metadata, picture, mask }
+    }
+
+    fn slot(wish: Concept) -> Slot {
+        Slot { source: Source::Similar(0), wish }
+    }
+
+    fn close(a: Rgb<u8>, b: Rgb<u8>) -> bool {
+        a.0.iter().zip(b.0).all(|(a, b)| a.abs_diff(b) < 40)
+    }
+
+    fn count(picture: &RgbImage, colour: Rgb<u8>) -> usize {
+        picture.pixels().filter(|p| close(**p, colour)).count()
+    }
+
+    #[test]
+    fn the_mask_covers_the_picture_and_not_the_pad() {
+        let target = figure(1, 48, 96);
+        let example = prepare(&data(), 0, &target, &[]);
+        assert_eq!(example.target.dimensions(), (64, 64));
+        let inside = example.target_mask.pixels().filter(|p| p.0[0] == 255).count();
+        assert_eq!(inside, 32 * 64);
+        let pad = example.target.enumerate_pixels().find(|(x, y, _)| example.target_mask.get_pixel(*x, *y).0[0] == 0);
+        let (_, _, pad) = pad.expect("a tall picture leaves a pad");
+        for (x, y, pixel) in example.target.enumerate_pixels() {
+            if example.target_mask.get_pixel(x, y).0[0] == 0 {
+                assert_eq!(pixel, pad, "the pad has one colour");
+            }
+        }
+    }
+
+    #[test]
+    fn the_face_mask_lies_on_the_face_wherever_the_picture_was_put() {
+        for position in 0..20 {
+            // Of the final size already, so that no edge is blurred.
+            let example = prepare(&data(), 0, &figure(position, 32, 64), &[]);
+            let mut faces = 0;
+            for (x, y, pixel) in example.target.enumerate_pixels() {
+                if example.face_mask.get_pixel(x, y).0[0] == 255 {
+                    faces += 1;
+                    assert!(close(*pixel, SKIN), "position {position} at {x} {y}: {pixel:?}");
+                }
+            }
+            assert_eq!(faces, 16 * 24);
+        }
+    }
+
+    #[test]
+    fn clothes_never_show_the_face_and_faces_never_the_clothes() {
+        let target = figure(0, 64, 64);
+        for position in 0..60 {
+            let target = Decoded { position, ..target.clone() };
+            let from = figure(100, 64, 64);
+            let slots = [(slot(Concept::Clothes), &from), (slot(Concept::Face), &from)];
+            let example = prepare(&data(), 0, &target, &slots);
+            let (clothes, face) = (&example.references[0], &example.references[1]);
+            assert_eq!((clothes.concept, face.concept), (Concept::Clothes, Concept::Face));
+            // The pad may by chance look like skin; the true face covers far more than chance.
+            assert!(count(&clothes.picture, CLOTH) > 250, "position {position}");
+            assert!(count(&face.picture, SKIN) > 900, "position {position}");
+            let greens = count(&face.picture, CLOTH);
+            assert!(greens < count(&clothes.picture, CLOTH) * 2, "position {position}: {greens}");
+        }
+    }
+
+    #[test]
+    fn a_picture_that_is_mostly_face_is_shown_whole() {
+        let mut from = figure(100, 64, 64);
+        from.metadata.bbox = [0.5, 0.5, 0.8, 0.7];
+        let example = prepare(&data(), 0, &figure(1, 64, 64), &[(slot(Concept::Clothes), &from)]);
+        assert_eq!(example.references[0].concept, Concept::Figure);
+        assert_eq!(example.references[0].position, 100);
+    }
+
+    #[test]
+    fn everything_repeats_and_another_epoch_differs() {
+        let (target, from) = (figure(5, 48, 64), figure(6, 64, 64));
+        let slots = [(slot(Concept::Clothes), &from)];
+        let once = prepare(&data(), 0, &target, &slots);
+        assert_eq!(once, prepare(&data(), 0, &target, &slots));
+        let later = prepare(&data(), 1, &target, &slots);
+        assert_ne!(once.noise_seed, later.noise_seed);
+        assert_ne!(once.references[0].picture, later.references[0].picture);
+    }
+
+    #[test]
+    fn prompts_drop_at_their_rate_and_timesteps_spread() {
+        let target = figure(0, 16, 16);
+        let examples: Vec<Example> = (0..1000)
+            .map(|position| prepare(&data(), 0, &Decoded { position, ..target.clone() }, &[]))
+            .collect();
+        let dropped = examples.iter().filter(|e| e.prompt.is_empty()).count();
+        assert!((430..570).contains(&dropped), "{dropped}");
+        let mean = examples.iter().map(|e| f64::from(e.timestep)).sum::<f64>() / 1000.0;
+        assert!((450.0..550.0).contains(&mean), "{mean}");
+        assert!(examples.iter().all(|e| e.timestep < TIMESTEPS));
+    }
+}

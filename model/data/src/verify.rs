@@ -1,0 +1,208 @@
+//! Re-reads a whole data set and lists everything that is wrong with it. It repairs nothing and stops at nothing: one
+//! damaged file does not hide the faults of the next. Called by `coordinator dataset verify`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::dataset::{Dataset, DatasetError, GroupId};
+use crate::picture::decode;
+use crate::sample::{Metadata, Sample};
+use crate::writer::hex;
+
+/// One fault.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    pub path: String,
+    /// Row group and row inside it, both 0-based, and the row's id; None for a fault of the whole file.
+    pub row: Option<(usize, usize, String)>,
+    pub what: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.row {
+            Some((group, row, id)) => {
+                write!(f, "{}: row group {group}, row {row} (id {id:?}): {}", self.path, self.what)
+            }
+            None => write!(f, "{}: {}", self.path, self.what),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Verification {
+    /// Samples that were read.
+    pub samples: u64,
+    pub findings: Vec<Finding>,
+}
+
+/// Checks files against `dataset.json`, every row, every picture, and the index.
+///
+/// # Errors
+/// Never for a fault of the data set, only if the metadata of a position that was just read cannot be found again.
+pub async fn verify(dataset: &Dataset) -> Result<Verification, DatasetError> {
+    let mut findings = Vec::new();
+    let manifest = dataset.manifest();
+    for file in &manifest.files {
+        check_file(dataset, &file.path, file.size_bytes, &file.sha256, &mut findings).await;
+    }
+    let index = &manifest.index;
+    check_file(dataset, &index.path, index.size_bytes, &index.sha256, &mut findings).await;
+    let mut rows: BTreeMap<u64, (GroupId, Metadata)> = BTreeMap::new();
+    for (first, group) in dataset.groups().collect::<Vec<_>>() {
+        match dataset.rows_of_group(group).await {
+            Err(error) => findings.push(of_file(dataset.path_of(group), chain(&error))),
+            Ok(samples) => {
+                for (row, sample) in samples.into_iter().enumerate() {
+                    let position = first + row as u64;
+                    let place = Place { dataset, group, row };
+                    place.check_row(&sample, position, &mut findings);
+                    rows.insert(position, (group, sample.metadata));
+                }
+            }
+        }
+    }
+    check_links(dataset, &rows, &mut findings)?;
+    check_index(dataset, &rows, &mut findings).await;
+    Ok(Verification { samples: rows.len() as u64, findings })
+}
+
+struct Place<'a> {
+    dataset: &'a Dataset,
+    group: GroupId,
+    row: usize,
+}
+
+impl Place<'_> {
+    fn finding(&self, id: &str, what: String) -> Finding {
+        Finding {
+            path: self.dataset.path_of(self.group).to_owned(),
+            row: Some((self.group.group, self.row, id.to_owned())),
+            what,
+        }
+    }
+
+    fn check_row(&self, sample: &Sample, position: u64, findings: &mut Vec<Finding>) {
+        let row = &sample.metadata;
+        let mut found = |what: String| findings.push(self.finding(&row.id, what));
+        if let Err(error) = decode(sample, position) {
+            found(error.to_string());
+        }
+        if let Err(reason) = check_box(row.bbox) {
+            found(reason);
+        }
+        for (field, value) in [("id", &row.id), ("character", &row.character), ("artists", &row.artists)] {
+            if value.is_empty() {
+                found(format!("{field} is empty"));
+            }
+        }
+    }
+}
+
+/// Whether a face box lies in the picture and is not empty.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_box(bbox: [f64; 4]) -> Result<(), String> {
+    let [cx, cy, w, h] = bbox;
+    // Six printed digits, as detectors write them, may stick out by half a millionth.
+    let inside = |low: f64, high: f64| low >= -1e-5 && high <= 1.0 + 1e-5 && high > low;
+    if inside(cx - w / 2.0, cx + w / 2.0) && inside(cy - h / 2.0, cy + h / 2.0) {
+        return Ok(());
+    }
+    Err(format!(
+        "bbox [{cx}, {cy}, {w}, {h}] leaves the picture or is empty; it is centre x, centre y, width, height in 0..1"
+    ))
+}
+
+async fn check_file(dataset: &Dataset, path: &str, size: u64, sha256: &str, findings: &mut Vec<Finding>) {
+    match dataset.bytes_of(path).await {
+        Err(error) => findings.push(of_file(path, chain(&error))),
+        Ok(bytes) if bytes.len() as u64 != size => {
+            findings.push(of_file(path, format!("has {} bytes, dataset.json says {size}", bytes.len())));
+        }
+        Ok(bytes) => {
+            let found = hex(&Sha256::digest(&bytes));
+            if found != sha256 {
+                findings.push(of_file(path, format!("has SHA-256 {found}, dataset.json says {sha256}")));
+            }
+        }
+    }
+}
+
+/// Duplicate ids; `similar` that dangles, names itself, lies in another row group, or disagrees with its positions.
+fn check_links(
+    dataset: &Dataset,
+    rows: &BTreeMap<u64, (GroupId, Metadata)>,
+    findings: &mut Vec<Finding>,
+) -> Result<(), DatasetError> {
+    let mut positions: BTreeMap<&str, u64> = BTreeMap::new();
+    for (position, (group, row)) in rows {
+        let (_, at) = dataset.group_of(*position)?;
+        let place = Place { dataset, group: *group, row: at };
+        if let Some(first) = positions.insert(&row.id, *position) {
+            findings.push(place.finding(&row.id, format!("the id is that of position {first} too")));
+        }
+    }
+    for (position, (group, row)) in rows {
+        let (_, at) = dataset.group_of(*position)?;
+        let place = Place { dataset, group: *group, row: at };
+        if row.similar.len() != row.similar_positions.len() {
+            let (ids, numbers) = (row.similar.len(), row.similar_positions.len());
+            findings.push(place.finding(&row.id, format!("similar has {ids} ids and {numbers} positions")));
+        }
+        for (n, id) in row.similar.iter().enumerate() {
+            let fault = match positions.get(id.as_str()) {
+                None => Some(format!("similar names {id:?}, which is not in the data set")),
+                Some(at) if at == position => Some("similar names the sample itself".to_owned()),
+                Some(at) if row.similar_positions.get(n).is_some_and(|p| p != at) => {
+                    Some(format!("similar {id:?} is at position {at}, not {}", row.similar_positions[n]))
+                }
+                Some(at) if dataset.group_of(*at)?.0 != *group => {
+                    Some(format!("similar {id:?} lies in another row group"))
+                }
+                Some(_) => None,
+            };
+            findings.extend(fault.map(|what| place.finding(&row.id, what)));
+        }
+    }
+    Ok(())
+}
+
+async fn check_index(dataset: &Dataset, rows: &BTreeMap<u64, (GroupId, Metadata)>, findings: &mut Vec<Finding>) {
+    let path = &dataset.manifest().index.path;
+    let index = match dataset.index().await {
+        Ok(index) => index,
+        Err(error) => return findings.push(of_file(path, chain(&error))),
+    };
+    if index.len() as u64 != dataset.len() {
+        findings.push(of_file(path, format!("has {} entries for {} samples", index.len(), dataset.len())));
+    }
+    if !index.is_sorted_by(|a, b| a.0 < b.0) {
+        findings.push(of_file(path, "is not sorted by id".to_owned()));
+    }
+    for (id, position) in index {
+        // Rows that could not be read have their own finding.
+        if rows.get(&position).is_some_and(|(_, row)| row.id != id) || position >= dataset.len() {
+            findings.push(of_file(path, format!("says {id:?} is at position {position}, which is another sample")));
+        }
+    }
+}
+
+fn of_file(path: &str, what: String) -> Finding {
+    Finding { path: path.to_owned(), row: None, what }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}

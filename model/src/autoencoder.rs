@@ -1,0 +1,230 @@
+//! AutoencoderKL (notes 5.2), CompVis names: pictures in [-1, 1] <-> latents. Knows nothing of the scaling factor; the
+//! trainer and the sampler multiply and divide by it.
+
+use crate::attention::attend;
+use crate::layer::{Conv, GroupNorm, PointConv, to_map, to_tokens};
+use crate::parameter::Scope;
+use crate::resnet::ResBlock;
+use crate::unet::double;
+use proto::spec::AutoencoderConfig;
+use tch::Tensor;
+
+#[derive(Debug)]
+pub struct Autoencoder {
+    encoder: PictureEncoder,
+    quant: PointConv,
+    post_quant: PointConv,
+    decoder: PictureDecoder,
+}
+
+/// The posterior of a picture's latent: a diagonal normal distribution.
+#[derive(Debug)]
+pub struct Moments {
+    /// [batch, latent channels, h, w]
+    pub mean: Tensor,
+    /// Same shape; clamped to [-30, 20].
+    pub log_variance: Tensor,
+}
+
+impl Moments {
+    /// Divergence from the standard normal, mean over a picture's latent values: [batch].
+    #[must_use]
+    pub fn divergence(&self) -> Tensor {
+        let terms = &self.mean * &self.mean + self.log_variance.exp() - 1.0 - &self.log_variance;
+        terms.flatten(1, 3).mean_dim(1i64, false, None) * 0.5
+    }
+
+    /// mean + standard deviation * noise.
+    #[must_use]
+    pub fn draw(&self, noise: &Tensor) -> Tensor {
+        &self.mean + (&self.log_variance * 0.5).exp() * noise
+    }
+}
+
+impl Autoencoder {
+    #[must_use]
+    pub fn new(scope: &Scope<'_>, config: &AutoencoderConfig) -> Self {
+        let latent = i64::from(config.latent_channels);
+        Self {
+            encoder: PictureEncoder::new(&scope.sub("encoder"), config),
+            quant: PointConv::new(&scope.sub("quant_conv"), 2 * latent, 2 * latent),
+            post_quant: PointConv::new(&scope.sub("post_quant_conv"), latent, latent),
+            decoder: PictureDecoder::new(&scope.sub("decoder"), config),
+        }
+    }
+
+    /// Pictures [batch, 3, H, W] in [-1, 1] -> moments of [batch, latent channels, H / factor, W / factor].
+    #[must_use]
+    pub fn encode(&self, pictures: &Tensor) -> Moments {
+        let halves = self.quant.forward(&self.encoder.forward(pictures)).chunk(2, 1);
+        Moments { mean: halves[0].shallow_clone(), log_variance: halves[1].clamp(-30.0, 20.0) }
+    }
+
+    /// Unscaled latents -> pictures [batch, 3, H, W], about [-1, 1].
+    #[must_use]
+    pub fn decode(&self, latents: &Tensor) -> Tensor {
+        self.decoder.forward(&self.post_quant.forward(latents))
+    }
+}
+
+fn width(config: &AutoencoderConfig, level: usize) -> i64 {
+    i64::from(config.channels * config.channel_mult[level])
+}
+
+/// Single-head self-attention with a residual: `attn_1` of the mid blocks.
+#[derive(Debug)]
+struct MidAttention {
+    norm: GroupNorm,
+    queries: PointConv,
+    keys: PointConv,
+    values: PointConv,
+    out: PointConv,
+}
+
+impl MidAttention {
+    fn new(scope: &Scope<'_>, width: i64, groups: i64) -> Self {
+        let point = |name: &str| PointConv::new(&scope.sub(name), width, width);
+        Self {
+            norm: GroupNorm::new(&scope.sub("norm"), groups, width, 1e-6),
+            queries: point("q"),
+            keys: point("k"),
+            values: point("v"),
+            out: point("proj_out"),
+        }
+    }
+
+    fn forward(&self, xs: &Tensor) -> Tensor {
+        let tokens = to_tokens(&self.norm.forward(xs));
+        let (queries, keys) = (self.queries.tokens(&tokens), self.keys.tokens(&tokens));
+        let found = attend(&queries, &keys, &self.values.tokens(&tokens), 1, false);
+        xs + to_map(&self.out.tokens(&found), xs.size()[2])
+    }
+}
+
+/// `mid`: residual block, attention, residual block.
+#[derive(Debug)]
+struct Mid {
+    first: ResBlock,
+    attention: MidAttention,
+    second: ResBlock,
+}
+
+impl Mid {
+    fn new(scope: &Scope<'_>, width: i64, groups: i64) -> Self {
+        let scope = scope.sub("mid");
+        Self {
+            first: ResBlock::autoencoder(&scope.sub("block_1"), width, width, groups),
+            attention: MidAttention::new(&scope.sub("attn_1"), width, groups),
+            second: ResBlock::autoencoder(&scope.sub("block_2"), width, width, groups),
+        }
+    }
+
+    fn forward(&self, xs: &Tensor) -> Tensor {
+        self.second.forward(&self.attention.forward(&self.first.forward(xs, None)), None)
+    }
+}
+
+/// A level of the encoder or the decoder: its residual blocks, then a change of size except at the end.
+#[derive(Debug)]
+struct Level {
+    blocks: Vec<ResBlock>,
+    resize: Option<Conv>,
+}
+
+#[derive(Debug)]
+struct PictureEncoder {
+    inward: Conv,
+    levels: Vec<Level>,
+    mid: Mid,
+    norm: GroupNorm,
+    out: Conv,
+}
+
+impl PictureEncoder {
+    fn new(scope: &Scope<'_>, config: &AutoencoderConfig) -> Self {
+        let groups = i64::from(config.norm_groups);
+        let count = config.channel_mult.len();
+        let mut inputs = i64::from(config.channels);
+        let inward = Conv::three(&scope.sub("conv_in"), 3, inputs);
+        let mut levels = Vec::new();
+        for level in 0..count {
+            let (at, outputs) = (scope.sub("down").sub(level), width(config, level));
+            let mut blocks = Vec::new();
+            for block in 0..config.res_blocks {
+                blocks.push(ResBlock::autoencoder(&at.sub("block").sub(block), inputs, outputs, groups));
+                inputs = outputs;
+            }
+            let resize = (level + 1 < count)
+                .then(|| Conv::down_unpadded(&at.sub("downsample").sub("conv"), outputs));
+            levels.push(Level { blocks, resize });
+        }
+        Self {
+            inward,
+            levels,
+            mid: Mid::new(scope, inputs, groups),
+            norm: GroupNorm::new(&scope.sub("norm_out"), groups, inputs, 1e-6),
+            out: Conv::three(&scope.sub("conv_out"), inputs, 2 * i64::from(config.latent_channels)),
+        }
+    }
+
+    fn forward(&self, pictures: &Tensor) -> Tensor {
+        let mut xs = self.inward.forward(pictures);
+        for level in &self.levels {
+            xs = level.blocks.iter().fold(xs, |xs, block| block.forward(&xs, None));
+            if let Some(down) = &level.resize {
+                // One more column on the right and row at the bottom, and none on the other sides.
+                xs = down.forward(&xs.constant_pad_nd([0, 1, 0, 1]));
+            }
+        }
+        self.out.forward(&self.norm.forward(&self.mid.forward(&xs)).silu())
+    }
+}
+
+#[derive(Debug)]
+struct PictureDecoder {
+    inward: Conv,
+    mid: Mid,
+    /// From the smallest size to the largest; names count the other way.
+    levels: Vec<Level>,
+    norm: GroupNorm,
+    out: Conv,
+}
+
+impl PictureDecoder {
+    fn new(scope: &Scope<'_>, config: &AutoencoderConfig) -> Self {
+        let groups = i64::from(config.norm_groups);
+        let count = config.channel_mult.len();
+        let mut inputs = width(config, count - 1);
+        let inward = Conv::three(&scope.sub("conv_in"), i64::from(config.latent_channels), inputs);
+        let mid = Mid::new(scope, inputs, groups);
+        let mut levels = Vec::new();
+        for level in (0..count).rev() {
+            let (at, outputs) = (scope.sub("up").sub(level), width(config, level));
+            let mut blocks = Vec::new();
+            for block in 0..=config.res_blocks {
+                blocks.push(ResBlock::autoencoder(&at.sub("block").sub(block), inputs, outputs, groups));
+                inputs = outputs;
+            }
+            let resize = (level > 0).then(|| Conv::three(&at.sub("upsample").sub("conv"), outputs, outputs));
+            levels.push(Level { blocks, resize });
+        }
+        Self {
+            inward,
+            mid,
+            levels,
+            norm: GroupNorm::new(&scope.sub("norm_out"), groups, inputs, 1e-6),
+            out: Conv::three(&scope.sub("conv_out"), inputs, 3),
+        }
+    }
+
+    fn forward(&self, latents: &Tensor) -> Tensor {
+        let mut xs = self.mid.forward(&self.inward.forward(latents));
+        for level in &self.levels {
+            xs = level.blocks.iter().fold(xs, |xs, block| block.forward(&xs, None));
+            if let Some(up) = &level.resize {
+                xs = up.forward(&double(&xs));
+            }
+        }
+        self.out.forward(&self.norm.forward(&xs).silu())
+    }
+}

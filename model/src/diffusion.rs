@@ -1,0 +1,154 @@
+//! A latent diffusion model put together: autoencoder, text encoder, U-Net and, for RetriNet, the retrieval block. It turns
+//! batches into predictions and noise into pictures; it never computes a loss or an update (the trainer does).
+
+use crate::autoencoder::Autoencoder;
+use crate::batch::{Batch, to_images};
+use crate::error::ModelError;
+use crate::noise::{self, Purpose};
+use crate::parameter::Scope;
+use crate::retrinet::{Conditions, References, RetrievalBlock, predict};
+use crate::sampler::{Sampler, guide};
+use crate::text::{Prompts, TextEncoder};
+use crate::unet::UNet;
+use model_data::example::Concept;
+use proto::spec::{Architecture, Model};
+use std::collections::BTreeMap;
+use tch::{Device, Tensor};
+
+/// How pictures are drawn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SampleOptions {
+    /// DDIM steps, 1 to 500.
+    pub steps: u32,
+    /// Scale of classifier-free guidance; 1 draws with the prompt alone.
+    pub guidance: f64,
+    /// With an example's position it fixes the noise that a picture begins from.
+    pub seed: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Diffusion {
+    autoencoder: Autoencoder,
+    text: TextEncoder,
+    unet: UNet,
+    retrieval: Option<RetrievalBlock>,
+    prompts: Prompts,
+    scaling: f64,
+    /// States of concept words and of the empty prompt; used only while the text encoder is frozen.
+    known: BTreeMap<String, Tensor>,
+    text_frozen: bool,
+    device: Device,
+}
+
+/// A batch's latents, scaled: targets [B, c, h, w] and references [B * N, c, h, w].
+#[derive(Debug)]
+pub(crate) struct Latents {
+    pub(crate) targets: Tensor,
+    references: Tensor,
+}
+
+impl Diffusion {
+    pub(crate) fn new(scope: &Scope<'_>, model: &Model, text_frozen: bool, device: Device) -> Self {
+        let retrieval = (model.architecture == Architecture::Retrinet)
+            .then(|| RetrievalBlock::new(scope, &model.unet));
+        Self {
+            autoencoder: Autoencoder::new(&scope.sub("autoencoder"), &model.autoencoder),
+            text: TextEncoder::new(&scope.sub("text_encoder"), &model.text_encoder),
+            unet: UNet::new(&scope.sub("unet"), &model.unet),
+            retrieval,
+            prompts: Prompts::new(model.text_encoder.tokens),
+            scaling: model.autoencoder.scaling_factor,
+            known: BTreeMap::new(),
+            text_frozen,
+            device,
+        }
+    }
+
+    /// One encoder call for all pictures of a batch. The posterior's mean, not a draw: the simplest that is the same on
+    /// every device.
+    pub(crate) fn latents(&self, batch: &Batch) -> Latents {
+        let latents = self.autoencoder.encode(&batch.pictures).mean * self.scaling;
+        let rest = latents.size()[0] - batch.count;
+        Latents { targets: latents.narrow(0, 0, batch.count), references: latents.narrow(0, batch.count, rest) }
+    }
+
+    /// What the prediction for a batch depends on. `prompts` may hold several branches of the batch's size.
+    pub(crate) fn conditions(&mut self, batch: &Batch, latents: &Latents, prompts: &[String]) -> Conditions {
+        let context = self.text_states(prompts);
+        let references = self.retrieval.is_some().then(|| {
+            let words: Vec<String> = batch.concepts.iter().map(|c: &Concept| c.word().to_owned()).collect();
+            let words = self.text_states(&words);
+            References { latents: latents.references.shallow_clone(), words, each: batch.references }
+        });
+        Conditions { timesteps: self.timesteps(&batch.timesteps), context, references }
+    }
+
+    fn timesteps(&self, timesteps: &[i64]) -> Tensor {
+        Tensor::from_slice(timesteps).to_device(self.device)
+    }
+
+    pub(crate) fn predict(&self, noisy: &Tensor, conditions: &Conditions) -> Tensor {
+        predict(&self.unet, self.retrieval.as_ref(), noisy, conditions)
+    }
+
+    /// Text states [strings, tokens, width]; each distinct string is encoded once.
+    fn text_states(&mut self, strings: &[String]) -> Tensor {
+        let distinct: BTreeMap<&str, i64> = {
+            let mut sorted: Vec<&str> = strings.iter().map(String::as_str).collect();
+            sorted.sort_unstable();
+            sorted.dedup();
+            sorted.into_iter().zip(0..).collect()
+        };
+        let texts: Vec<&str> = distinct.keys().copied().collect();
+        let states = if self.text_frozen && texts.iter().all(|text| is_common(text)) {
+            let known: Vec<Tensor> = texts.iter().map(|text| self.known_state(text)).collect();
+            Tensor::stack(&known, 0)
+        } else {
+            self.text.forward(&self.prompts.batch(&texts, self.device))
+        };
+        let index: Vec<i64> = strings.iter().map(|text| distinct[text.as_str()]).collect();
+        states.index_select(0, &Tensor::from_slice(&index).to_device(self.device))
+    }
+
+    fn known_state(&mut self, text: &str) -> Tensor {
+        if let Some(state) = self.known.get(text) {
+            return state.shallow_clone();
+        }
+        let state = self.text.forward(&self.prompts.batch(&[text], self.device)).get(0);
+        self.known.insert(text.to_owned(), state.shallow_clone());
+        state
+    }
+
+    /// Draws one picture for each example of a batch; its targets are not looked at.
+    pub(crate) fn draw(
+        &mut self,
+        batch: &Batch,
+        seeds: &[u64],
+        options: &SampleOptions,
+    ) -> Result<Vec<image::RgbImage>, ModelError> {
+        let sampler = Sampler::new(options.steps)?;
+        let latents = self.latents(batch);
+        let guided = options.guidance != 1.0;
+        let mut prompts = batch.prompts.clone();
+        if guided {
+            let empty = std::iter::repeat_n(String::new(), prompts.len());
+            prompts = empty.chain(prompts).collect();
+        }
+        let mut conditions = self.conditions(batch, &latents, &prompts);
+        let shape = latents.targets.size();
+        let mut xs = noise::normal(seeds, Purpose::Target, &shape[1..], self.device);
+        for timestep in sampler.timesteps() {
+            conditions.timesteps = self.timesteps(&vec![timestep as i64; seeds.len()]);
+            let predicted = self.predict(&xs, &conditions);
+            let noise = if guided { guide(&predicted, options.guidance) } else { predicted };
+            let step = sampler.step(timestep);
+            xs = xs * step.latents + noise * step.noise;
+        }
+        Ok(to_images(&self.autoencoder.decode(&(xs / self.scaling))))
+    }
+}
+
+/// Texts that come back in every batch.
+fn is_common(text: &str) -> bool {
+    text.is_empty() || [Concept::Face, Concept::Clothes, Concept::Figure].iter().any(|c| c.word() == text)
+}

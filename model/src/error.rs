@@ -1,0 +1,71 @@
+//! What can go wrong between a job and its tensors. Each error names the thing, its value and what would be right.
+
+use std::path::PathBuf;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    #[error("{path}: cannot be read as a weights file")]
+    ReadWeights {
+        path: PathBuf,
+        #[source]
+        source: WeightsFault,
+    },
+    #[error("{path}: cannot be written")]
+    WriteWeights {
+        path: PathBuf,
+        #[source]
+        source: WeightsFault,
+    },
+    #[error("{origin}: tensor {tensor:?} is missing; expected shape {expected:?}")]
+    MissingTensor { origin: String, tensor: String, expected: Vec<i64> },
+    #[error("{origin}: tensor {tensor:?} does not belong to this model")]
+    ExtraTensor { origin: String, tensor: String },
+    #[error("{origin}: tensor {tensor:?} has shape {found:?}; expected {expected:?}")]
+    TensorShape { origin: String, tensor: String, found: Vec<i64>, expected: Vec<i64> },
+    #[error("the base weights have no {component:?}; a {architecture} job needs {needed}")]
+    MissingInit { component: &'static str, architecture: &'static str, needed: &'static str },
+    #[error("model.{field} is {value}; {expected}")]
+    Config { field: &'static str, value: String, expected: String },
+    #[error("example at position {position}: {field} is {found}; {expected}")]
+    Example { position: u64, field: &'static str, found: String, expected: String },
+    #[error("step {step}: the gradient's norm is {norm}; nothing was changed. A lower learning rate may help")]
+    Gradient { step: u64, norm: f64 },
+    #[error("step {step}: parameter {parameter:?} has no gradient; call zero_gradients before the first forward")]
+    NoGradient { step: u64, parameter: String },
+    #[error("{steps} sampling steps; there must be 1 to {max}")]
+    SamplingSteps { steps: u32, max: u32 },
+    #[error("an {architecture} model cannot {wish}")]
+    Unsupported { architecture: &'static str, wish: &'static str },
+    #[error("libtorch failed in {action}: {message}")]
+    Library { action: &'static str, message: String },
+}
+
+/// Why a weights file cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsFault {
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Format(#[from] safetensors::SafeTensorError),
+    #[error("tensor {tensor:?} is stored as {found:?}; F32 or F16 is expected")]
+    Kind { tensor: String, found: String },
+}
+
+/// Runs libtorch code whose mistakes panic (shapes that do not fit, memory that runs out) and turns a panic into an
+/// error with the first line of its message, so that a rank can report it before it ends.
+pub(crate) fn guarded<T>(
+    action: &'static str,
+    work: impl FnOnce() -> Result<T, ModelError>,
+) -> Result<T, ModelError> {
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    outcome.unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("panic without a message");
+        let text = text.replace("\\n", "\n");
+        let message = text.lines().next().unwrap_or_default().to_owned();
+        Err(ModelError::Library { action, message })
+    })
+}

@@ -1,0 +1,183 @@
+//! The plain layers that all networks are made of: weights by name, a forward, no training. Conventions: pictures and
+//! feature maps are [batch, channels, height, width] in channels-last memory, token sequences [batch, tokens, width].
+
+use crate::parameter::{Init, Scope};
+use tch::Tensor;
+
+/// y = x W^T + b.
+#[derive(Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    #[must_use]
+    pub fn new(scope: &Scope<'_>, inputs: i64, outputs: i64) -> Self {
+        Self { bias: Some(scope.parameter("bias", &[outputs], Init::Zeros)), ..Self::unbiased(scope, inputs, outputs) }
+    }
+
+    #[must_use]
+    pub fn unbiased(scope: &Scope<'_>, inputs: i64, outputs: i64) -> Self {
+        Self { weight: scope.parameter("weight", &[outputs, inputs], Init::FanIn), bias: None }
+    }
+
+    /// [..., inputs] -> [..., outputs].
+    #[must_use]
+    pub fn forward(&self, xs: &Tensor) -> Tensor {
+        xs.linear(&self.weight, self.bias.as_ref())
+    }
+}
+
+/// A 3x3 or 1x1 convolution with bias.
+#[derive(Debug)]
+pub struct Conv {
+    weight: Tensor,
+    bias: Tensor,
+    stride: i64,
+    padding: i64,
+}
+
+impl Conv {
+    /// 3x3, stride 1, same size.
+    #[must_use]
+    pub fn three(scope: &Scope<'_>, inputs: i64, outputs: i64) -> Self {
+        Self::new(scope, [outputs, inputs, 3, 3], Init::FanIn, 1, 1)
+    }
+
+    /// 3x3, stride 1, same size, beginning with zero weights.
+    #[must_use]
+    pub fn three_zero(scope: &Scope<'_>, inputs: i64, outputs: i64) -> Self {
+        Self::new(scope, [outputs, inputs, 3, 3], Init::Zeros, 1, 1)
+    }
+
+    /// 3x3, stride 2, symmetric padding of 1: half the size.
+    #[must_use]
+    pub fn down(scope: &Scope<'_>, channels: i64) -> Self {
+        Self::new(scope, [channels, channels, 3, 3], Init::FanIn, 2, 1)
+    }
+
+    /// 3x3, stride 2, no padding: the autoencoder pads by itself.
+    #[must_use]
+    pub fn down_unpadded(scope: &Scope<'_>, channels: i64) -> Self {
+        Self::new(scope, [channels, channels, 3, 3], Init::FanIn, 2, 0)
+    }
+
+    fn new(scope: &Scope<'_>, shape: [i64; 4], init: Init, stride: i64, padding: i64) -> Self {
+        Self {
+            weight: scope.parameter("weight", &shape, init),
+            bias: scope.parameter("bias", &[shape[0]], Init::Zeros),
+            stride,
+            padding,
+        }
+    }
+
+    /// [batch, inputs, h, w] -> [batch, outputs, h / stride, w / stride].
+    #[must_use]
+    pub fn forward(&self, xs: &Tensor) -> Tensor {
+        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+        xs.conv2d(&self.weight, Some(&self.bias), stride, padding, [1, 1], 1)
+    }
+}
+
+/// A 1x1 convolution, computed as a linear layer over channels-last memory.
+#[derive(Debug)]
+pub struct PointConv {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl PointConv {
+    #[must_use]
+    pub fn new(scope: &Scope<'_>, inputs: i64, outputs: i64) -> Self {
+        Self::with(scope, inputs, outputs, Init::FanIn)
+    }
+
+    /// Begins with zero weights: nothing flows through it until its first update.
+    #[must_use]
+    pub fn zero(scope: &Scope<'_>, inputs: i64, outputs: i64) -> Self {
+        Self::with(scope, inputs, outputs, Init::Zeros)
+    }
+
+    fn with(scope: &Scope<'_>, inputs: i64, outputs: i64, init: Init) -> Self {
+        Self {
+            weight: scope.parameter("weight", &[outputs, inputs, 1, 1], init),
+            bias: scope.parameter("bias", &[outputs], Init::Zeros),
+        }
+    }
+
+    /// On tokens: [batch, tokens, inputs] -> [batch, tokens, outputs].
+    #[must_use]
+    pub fn tokens(&self, xs: &Tensor) -> Tensor {
+        xs.linear(&self.weight.flatten(1, 3), Some(&self.bias))
+    }
+
+    /// On a feature map: [batch, inputs, h, w] -> [batch, outputs, h, w].
+    #[must_use]
+    pub fn forward(&self, xs: &Tensor) -> Tensor {
+        self.tokens(&xs.permute([0, 2, 3, 1])).permute([0, 3, 1, 2])
+    }
+}
+
+/// Normalises groups of channels.
+#[derive(Debug)]
+pub struct GroupNorm {
+    weight: Tensor,
+    bias: Tensor,
+    groups: i64,
+    epsilon: f64,
+}
+
+impl GroupNorm {
+    #[must_use]
+    pub fn new(scope: &Scope<'_>, groups: i64, channels: i64, epsilon: f64) -> Self {
+        Self {
+            weight: scope.parameter("weight", &[channels], Init::Ones),
+            bias: scope.parameter("bias", &[channels], Init::Zeros),
+            groups,
+            epsilon,
+        }
+    }
+
+    #[must_use]
+    pub fn forward(&self, xs: &Tensor) -> Tensor {
+        xs.group_norm(self.groups, Some(&self.weight), Some(&self.bias), self.epsilon, true)
+    }
+}
+
+/// Normalises the last dimension; epsilon 1e-5.
+#[derive(Debug)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl LayerNorm {
+    #[must_use]
+    pub fn new(scope: &Scope<'_>, width: i64) -> Self {
+        Self { bias: Some(scope.parameter("bias", &[width], Init::Zeros)), ..Self::unbiased(scope, width) }
+    }
+
+    /// With a scale and no shift.
+    #[must_use]
+    pub fn unbiased(scope: &Scope<'_>, width: i64) -> Self {
+        Self { weight: scope.parameter("weight", &[width], Init::Ones), bias: None }
+    }
+
+    #[must_use]
+    pub fn forward(&self, xs: &Tensor) -> Tensor {
+        xs.layer_norm(self.weight.size(), Some(&self.weight), self.bias.as_ref(), 1e-5, true)
+    }
+}
+
+/// A feature map's positions as tokens: [batch, c, h, w] -> [batch, h * w, c]. No copy in channels-last memory.
+#[must_use]
+pub fn to_tokens(xs: &Tensor) -> Tensor {
+    xs.permute([0, 2, 3, 1]).flatten(1, 2)
+}
+
+/// Tokens back as a feature map of the given height: [batch, h * w, c] -> [batch, c, h, w].
+#[must_use]
+pub fn to_map(xs: &Tensor, height: i64) -> Tensor {
+    xs.unflatten(1, [height, -1]).permute([0, 3, 1, 2])
+}

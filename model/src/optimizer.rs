@@ -1,0 +1,225 @@
+//! AdamW with decoupled weight decay (Loshchilov and Hutter 2019) over a sorted list of parameters, a learning rate for
+//! each component, clipping by the global norm. The state is visible, because checkpoints hold it. Called by the trainer.
+//!
+//! libtorch's fused kernels are not reachable through tch, so parameters and moments live in a few large flat tensors of
+//! which the layers' weights are views: an update is ten operations for each of these, not for each weight.
+
+use crate::error::ModelError;
+use crate::trainer::component_of;
+use proto::spec::{Component, Decay, Optimizer as OptimizerSpec, Train};
+use std::collections::BTreeMap;
+use tch::{Kind, Tensor};
+
+/// A flat tensor is closed when it has this many values: large enough to save calls, small enough to stay near the cache.
+const CHUNK_VALUES: i64 = 1 << 20;
+
+#[derive(Debug)]
+pub struct AdamW {
+    beta1: f64,
+    beta2: f64,
+    epsilon: f64,
+    weight_decay: f64,
+    clip: Option<f64>,
+    rates: LearningRates,
+    chunks: Vec<Chunk>,
+}
+
+/// Neighbouring parameters of one component, flat. `parameters` and the layers see views of `values`.
+#[derive(Debug)]
+struct Chunk {
+    component: Component,
+    parameters: Vec<(String, Tensor)>,
+    values: Tensor,
+    average: Tensor,
+    average_square: Tensor,
+}
+
+/// What one update did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct UpdateReport {
+    /// L2 norm of the whole gradient before clipping.
+    pub gradient_norm: f64,
+    /// The learning rate of components without one of their own.
+    pub learning_rate: f64,
+}
+
+/// The learning rate of every step: a pure function.
+#[derive(Debug, Clone)]
+pub struct LearningRates {
+    base: f64,
+    by_component: BTreeMap<Component, f64>,
+    warmup: u64,
+    decay: Decay,
+    steps: u64,
+}
+
+impl LearningRates {
+    #[must_use]
+    pub fn new(train: &Train) -> Self {
+        Self {
+            base: train.learning_rate,
+            by_component: train.learning_rates.clone(),
+            warmup: train.warmup,
+            decay: train.decay,
+            steps: train.steps,
+        }
+    }
+
+    /// The rate of a component (None: of those without their own) for the update that completes `step`, 1-based.
+    #[must_use]
+    pub fn at(&self, step: u64, component: Option<Component>) -> f64 {
+        let own = component.and_then(|component| self.by_component.get(&component));
+        own.copied().unwrap_or(self.base) * self.factor(step)
+    }
+
+    fn factor(&self, step: u64) -> f64 {
+        if step < self.warmup {
+            return step as f64 / self.warmup as f64;
+        }
+        match self.decay {
+            Decay::Constant => 1.0,
+            Decay::Cosine => {
+                let length = self.steps.saturating_sub(self.warmup).max(1);
+                let share = (step - self.warmup).min(length) as f64 / length as f64;
+                0.5 * (1.0 + (std::f64::consts::PI * share).cos())
+            }
+        }
+    }
+}
+
+impl AdamW {
+    /// Takes parameters over: afterwards the given tensors are views of the optimizer's flat ones, with the same values.
+    /// `parameters` are sorted by name.
+    #[must_use]
+    pub fn new(parameters: &[(String, Tensor)], train: &Train) -> Self {
+        let OptimizerSpec::AdamW { beta1, beta2, epsilon, weight_decay } = train.optimizer;
+        let mut chunks = Vec::new();
+        let mut open: Vec<(String, Tensor)> = Vec::new();
+        let values = |open: &[(String, Tensor)]| open.iter().map(|(_, t)| t.numel() as i64).sum::<i64>();
+        for (name, tensor) in parameters {
+            let full = values(&open) >= CHUNK_VALUES;
+            if open.last().is_some_and(|(last, _)| full || component_of(last) != component_of(name)) {
+                chunks.push(Chunk::new(std::mem::take(&mut open)));
+            }
+            open.push((name.clone(), tensor.shallow_clone()));
+        }
+        if !open.is_empty() {
+            chunks.push(Chunk::new(open));
+        }
+        let rates = LearningRates::new(train);
+        Self { beta1, beta2, epsilon, weight_decay, clip: train.clip, rates, chunks }
+    }
+
+    /// One update from the parameters' gradients; `step` is the 1-based step that it completes.
+    ///
+    /// # Errors
+    /// A parameter without a gradient, or a gradient whose norm is not finite. Nothing is changed then.
+    pub fn update(&mut self, step: u64) -> Result<UpdateReport, ModelError> {
+        tch::no_grad(|| {
+            let gradients: Vec<Tensor> =
+                self.chunks.iter().map(|chunk| chunk.gradient(step)).collect::<Result<_, _>>()?;
+            let norm = norm(&gradients);
+            if !norm.is_finite() {
+                return Err(ModelError::Gradient { step, norm });
+            }
+            let scale = self.clip.map_or(1.0, |clip| (clip / (norm + 1e-6)).min(1.0));
+            for (index, gradient) in gradients.into_iter().enumerate() {
+                let gradient = if scale < 1.0 { gradient * scale } else { gradient };
+                self.update_chunk(index, &gradient, step);
+            }
+            Ok(UpdateReport { gradient_norm: norm, learning_rate: self.rates.at(step, None) })
+        })
+    }
+
+    fn update_chunk(&mut self, index: usize, gradient: &Tensor, step: u64) {
+        let chunk = &mut self.chunks[index];
+        let rate = self.rates.at(step, Some(chunk.component));
+        // 1. moments
+        let _ = chunk.average.lerp_(gradient, 1.0 - self.beta1);
+        let _ = chunk.average_square.lerp_(&gradient.square(), 1.0 - self.beta2);
+        // 2. weight decay, apart from the gradient
+        let _ = chunk.values.g_mul_scalar_(1.0 - rate * self.weight_decay);
+        // 3. the step, with the moments' bias taken out
+        let exponent = step as f64;
+        let correction = (1.0 - self.beta2.powf(exponent)).sqrt();
+        let mut denominator = chunk.average_square.sqrt();
+        let _ = denominator.g_mul_scalar_(correction.recip());
+        let _ = denominator.g_add_scalar_(self.epsilon);
+        let mut change = chunk.average.divide(&denominator);
+        let _ = change.g_mul_scalar_(rate / (1.0 - self.beta1.powf(exponent)));
+        let _ = chunk.values.g_sub_(&change);
+    }
+
+    /// The moments by parameter: ("NAME/exp_avg", view), ("NAME/exp_avg_sq", view), sorted.
+    #[must_use]
+    pub fn moments(&self) -> Vec<(String, Tensor)> {
+        let mut moments = Vec::new();
+        for chunk in &self.chunks {
+            let averages = chunk.split(&chunk.average);
+            let squares = chunk.split(&chunk.average_square);
+            for (((name, _), average), square) in chunk.parameters.iter().zip(averages).zip(squares) {
+                moments.push((format!("{name}/exp_avg"), average));
+                moments.push((format!("{name}/exp_avg_sq"), square));
+            }
+        }
+        moments
+    }
+}
+
+impl Chunk {
+    fn new(mut parameters: Vec<(String, Tensor)>) -> Self {
+        let component = component_of(&parameters[0].0);
+        let (values, views) = tch::no_grad(|| {
+            let flats: Vec<Tensor> = parameters.iter().map(|(_, t)| t.detach().flatten(0, -1)).collect();
+            let values = Tensor::cat(&flats, 0);
+            let views = split(&values, &parameters);
+            (values, views)
+        });
+        for ((_, parameter), view) in parameters.iter_mut().zip(&views) {
+            parameter.set_data(view);
+        }
+        Self {
+            component,
+            average: values.zeros_like(),
+            average_square: values.zeros_like(),
+            values,
+            parameters,
+        }
+    }
+
+    fn split(&self, flat: &Tensor) -> Vec<Tensor> {
+        split(flat, &self.parameters)
+    }
+
+    /// All gradients, flat, in the order of the parameters.
+    fn gradient(&self, step: u64) -> Result<Tensor, ModelError> {
+        let mut flats = Vec::with_capacity(self.parameters.len());
+        for (name, parameter) in &self.parameters {
+            let gradient = parameter.grad();
+            if !gradient.defined() {
+                return Err(ModelError::NoGradient { step, parameter: name.clone() });
+            }
+            flats.push(gradient.flatten(0, -1));
+        }
+        Ok(Tensor::cat(&flats, 0))
+    }
+}
+
+/// Views of a flat tensor with the shapes of the parameters.
+fn split(flat: &Tensor, parameters: &[(String, Tensor)]) -> Vec<Tensor> {
+    let mut start = 0;
+    let mut views = Vec::with_capacity(parameters.len());
+    for (_, parameter) in parameters {
+        let length = parameter.numel() as i64;
+        views.push(flat.narrow(0, start, length).view(parameter.size().as_slice()));
+        start += length;
+    }
+    views
+}
+
+/// L2 norm over all gradients, summed in fp64.
+fn norm(gradients: &[Tensor]) -> f64 {
+    let squares: Vec<Tensor> =
+        gradients.iter().map(|gradient| gradient.norm().to_kind(Kind::Double).square()).collect();
+    Tensor::stack(&squares, 0).sum(Kind::Double).sqrt().double_value(&[])
+}

@@ -1,0 +1,109 @@
+//! RetriNet (paper, section 5.1 and figure 4; notes 3.3 and 3.4): a retrieval encoder over the references and, for each of
+//! its blocks, a cross-attention from the target's features with a zero convolution; the result is added to the skip
+//! connection on its way to the decoder. Nothing here is frozen or trained: that is the trainer's choice.
+
+use crate::attention::ReferenceAttention;
+use crate::parameter::Scope;
+use crate::unet::{Encoder, UNet, encoder_widths};
+use proto::spec::UNetConfig;
+use tch::Tensor;
+
+/// What RetriNet adds to a U-Net.
+#[derive(Debug)]
+pub struct RetrievalBlock {
+    encoder: Encoder,
+    attentions: Vec<ReferenceAttention>,
+}
+
+/// The references of a micro-batch, folded into the batch dimension: those of one target lie next to each other.
+#[derive(Debug)]
+pub struct References {
+    /// Clean scaled latents, [batch * n, c, h, w].
+    pub latents: Tensor,
+    /// Text states of the concept words, [batch * n, tokens, context_dim].
+    pub words: Tensor,
+    /// n, references of one target.
+    pub each: i64,
+}
+
+impl RetrievalBlock {
+    /// The encoder's weights lie under `retrieval.input_blocks`, the attentions' under `cross_attention.I` and
+    /// `zero_convs.I` for input block I.
+    #[must_use]
+    pub fn new(scope: &Scope<'_>, config: &UNetConfig) -> Self {
+        let heads = i64::from(config.heads);
+        let widths = encoder_widths(config);
+        let (attention, zero) = (scope.sub("cross_attention"), scope.sub("zero_convs"));
+        let attentions = widths
+            .iter()
+            .enumerate()
+            .map(|(i, width)| ReferenceAttention::new(&attention.sub(i), &zero.sub(i), *width, heads))
+            .collect();
+        Self { encoder: Encoder::new(&scope.sub("retrieval"), config), attentions }
+    }
+
+    /// g_{i,n}: the references' features for each input block, [batch * n, C_i, H_i, W_i]. `time` is the SiLU of the
+    /// targets' time embedding, [batch, 4 * channels].
+    #[must_use]
+    pub fn encode(&self, references: &References, time: &Tensor) -> Vec<Tensor> {
+        let time = time.repeat_interleave_self_int(references.each, 0, None);
+        self.encoder.forward(&references.latents, &time, &references.words)
+    }
+
+    /// h_i + u_i for every input block: the target's features with what was found in the references.
+    #[must_use]
+    pub fn join(&self, features: &[Tensor], references: &[Tensor]) -> Vec<Tensor> {
+        let joined = self.attentions.iter().zip(features).zip(references);
+        joined.map(|((attention, h), g)| h + attention.forward(h, g)).collect()
+    }
+}
+
+/// What a prediction depends on, beside the noisy latents.
+#[derive(Debug)]
+pub struct Conditions {
+    /// [batch]
+    pub timesteps: Tensor,
+    /// Text states, [branches * batch, tokens, context_dim]: one branch for training, two (unconditional first) for
+    /// classifier-free guidance.
+    pub context: Tensor,
+    /// Kept in every branch and encoded once (notes 3.5).
+    pub references: Option<References>,
+}
+
+/// Predicted noise for latents [batch, c, h, w]: [branches * batch, c, h, w]. Without a retrieval block or without
+/// references this is the U-Net alone.
+#[must_use]
+pub fn predict(
+    unet: &UNet,
+    retrieval: Option<&RetrievalBlock>,
+    latents: &Tensor,
+    conditions: &Conditions,
+) -> Tensor {
+    let context = &conditions.context;
+    let branches = context.size()[0] / latents.size()[0];
+    // 1. time
+    let time = unet.embed_time(&conditions.timesteps);
+    // 2. the references, before the branches part
+    let found = retrieval.zip(conditions.references.as_ref()).map(|(block, references)| {
+        let features = block.encode(references, &time);
+        (block, features.iter().map(|xs| repeated(xs, branches)).collect::<Vec<_>>())
+    });
+    // 3. encoder and middle on the target
+    let time = repeated(&time, branches);
+    let mut features = unet.encoder.forward(&repeated(latents, branches), &time, context);
+    let middle = unet.middle.forward(&features[features.len() - 1], &time, context);
+    // 4. what the references add to the skip connections
+    if let Some((block, found)) = found {
+        features = block.join(&features, &found);
+    }
+    // 5. decoder
+    unet.decoder.forward(&middle, features, &time, context)
+}
+
+/// The batch as often as said, one after the other; no copy for once.
+fn repeated(xs: &Tensor, times: i64) -> Tensor {
+    match times {
+        1 => xs.shallow_clone(),
+        _ => Tensor::cat(&vec![xs; times as usize], 0),
+    }
+}

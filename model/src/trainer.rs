@@ -1,0 +1,329 @@
+//! One rank's model: builds the architecture of a job, runs forward passes, updates weights, draws pictures. The face that
+//! the rank process uses. It never talks to other ranks: gradients are reduced by the caller between `forward` and
+//! `update`. One OS thread owns it.
+
+use crate::autoencoder::Autoencoder;
+use crate::batch::{Batch, BatchShape, masks, to_images};
+use crate::diffusion::{Diffusion, SampleOptions};
+use crate::error::{ModelError, guarded};
+use crate::init::{InitWeights, load_init};
+use crate::loss::{Masks, noise_loss, picture_loss};
+use crate::noise::{self, Purpose};
+use crate::optimizer::{AdamW, UpdateReport};
+use crate::parameter::Parameters;
+use crate::schedule::NoiseSchedule;
+use crate::weights::{self, NamedTensors};
+use model_data::example::Example;
+use proto::spec::{Architecture, Component, JobSpec};
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor};
+
+/// See the module's header.
+#[derive(Debug)]
+pub struct Trainer {
+    spec: JobSpec,
+    device: Device,
+    network: Network,
+    parameters: Parameters,
+    /// Trainable parameters, sorted by name.
+    trained: Vec<(String, Tensor)>,
+    optimizer: AdamW,
+    schedule: NoiseSchedule,
+    init_digest: Option<String>,
+    step: u64,
+}
+
+#[derive(Debug)]
+enum Network {
+    Autoencoder(Autoencoder),
+    Diffusion(Box<Diffusion>),
+}
+
+/// Loss of one micro-batch: sums over its samples, divided by the global batch, so that those of a step add up to a mean.
+#[derive(Debug)]
+pub struct MicroBatchLoss {
+    /// What to call `f_backward` on.
+    pub loss: Tensor,
+    /// The value of `loss`.
+    pub total: f64,
+    /// Equation 3's first term (an autoencoder's reconstruction term), weighted by noise level.
+    pub target: f64,
+    /// Equation 3's second term before lambda, weighted by noise level; 0 for an autoencoder.
+    pub face: f64,
+}
+
+/// The component that a full parameter name belongs to. Names are made by the networks: a prefix that is not known here is
+/// a mistake of ours.
+pub(crate) fn component_of(name: &str) -> Component {
+    const PREFIXES: [(&str, Component); 9] = [
+        ("autoencoder.", Component::Autoencoder),
+        ("text_encoder.", Component::TextEncoder),
+        ("unet.time_embed.", Component::Encoder),
+        ("unet.input_blocks.", Component::Encoder),
+        ("unet.middle_block.", Component::Middle),
+        ("unet.out", Component::Decoder),
+        ("retrieval.", Component::RetrievalEncoder),
+        ("cross_attention.", Component::CrossAttention),
+        ("zero_convs.", Component::CrossAttention),
+    ];
+    let found = PREFIXES.iter().find(|(prefix, _)| name.starts_with(prefix));
+    found.map(|(_, component)| *component).expect("every network's prefix is in the table")
+}
+
+impl Trainer {
+    /// Builds the architecture of `spec.model` with weights from `init`, or random ones from the job's seed. A RetriNet
+    /// takes encoder, decoder and retrieval encoder from the base U-Net and answers like it until its first update.
+    ///
+    /// # Errors
+    /// Base weights that are missing, unreadable or do not fit; an autoencoder to be trained inside a diffusion model.
+    pub fn new(spec: &JobSpec, init: Option<&InitWeights>, device: Device) -> Result<Self, ModelError> {
+        guarded("building the model", || Self::build(spec, init, device))
+    }
+
+    fn build(spec: &JobSpec, init: Option<&InitWeights>, device: Device) -> Result<Self, ModelError> {
+        let model = &spec.model;
+        let frozen = |component: Component| model.freeze.contains(&component);
+        if model.architecture != Architecture::Autoencoder && !frozen(Component::Autoencoder) {
+            return Err(ModelError::Config {
+                field: "freeze",
+                value: format!("{:?}", model.freeze),
+                expected: "the noise loss cannot train the autoencoder: freeze it".to_owned(),
+            });
+        }
+        // 1. build, without drawing random values where files follow
+        let mut parameters = Parameters::seeded(spec.data.seed, device);
+        let awaited = init.iter().flat_map(|init| init.keys().map(String::as_str)).chain(["retrieval"]);
+        for component in awaited {
+            parameters = parameters.awaiting(format!("{component}."));
+        }
+        let network = if model.architecture == Architecture::Autoencoder {
+            let scope = parameters.root().sub("autoencoder");
+            Network::Autoencoder(Autoencoder::new(&scope, &model.autoencoder))
+        } else {
+            let text_frozen = frozen(Component::TextEncoder);
+            let diffusion = Diffusion::new(&parameters.root(), model, text_frozen, device);
+            Network::Diffusion(Box::new(diffusion))
+        };
+        // 2. base weights; the retrieval encoder begins as a copy
+        let init_digest = init.map(|init| load_init(&parameters, model.architecture, init)).transpose()?;
+        let copies = parameters.under("retrieval.");
+        let mut base = parameters.under("unet.");
+        base.retain(|name, _| copies.contains_key(name));
+        weights::load("the base U-Net", &base, &copies)?;
+        // 3. what moves
+        let mut trained: Vec<(String, Tensor)> = parameters.tensors().into_iter().collect();
+        trained.retain(|(name, _)| !frozen(component_of(name)));
+        let optimizer = AdamW::new(&trained, &spec.train);
+        for (_, tensor) in &trained {
+            let _ = tensor.set_requires_grad(true);
+        }
+        let schedule = NoiseSchedule::default();
+        Ok(Self {
+            spec: spec.clone(),
+            device,
+            network,
+            parameters,
+            trained,
+            optimizer,
+            schedule,
+            init_digest,
+            step: 0,
+        })
+    }
+
+    /// Trainable parameters sorted by name: what the Reducer sees, always in this order.
+    #[must_use]
+    pub fn parameters(&self) -> &[(String, Tensor)] {
+        &self.trained
+    }
+
+    /// SHA-256 over the base weights' files, None when the job began from random weights.
+    #[must_use]
+    pub fn init_digest(&self) -> Option<String> {
+        self.init_digest.clone()
+    }
+
+    /// The last step that `update` completed or `load_state` set; 0 before the first.
+    #[must_use]
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Zeroes gradients in place, because the Reducer may hold views of them, and makes those that do not exist yet.
+    pub fn zero_gradients(&mut self) {
+        let missing = self.trained.iter().filter(|(_, parameter)| !parameter.grad().defined());
+        let terms: Vec<Tensor> = missing.map(|(_, p)| (p * p.zeros_like()).sum(Kind::Float)).collect();
+        if !terms.is_empty() {
+            Tensor::stack(&terms, 0).sum(Kind::Float).backward();
+        }
+        for (_, parameter) in &self.trained {
+            let _ = parameter.grad().zero_();
+        }
+    }
+
+    /// Forward pass of one micro-batch. Backward is the caller's: `loss.loss.f_backward()`.
+    ///
+    /// # Errors
+    /// An example that does not fit the job; a failure inside libtorch.
+    pub fn forward(&mut self, examples: &[Example], global_batch: u32) -> Result<MicroBatchLoss, ModelError> {
+        guarded("the forward pass", || {
+            let batch = Batch::new(examples, self.batch_shape(), self.device)?;
+            let terms = match &mut self.network {
+                Network::Autoencoder(autoencoder) => autoencoder_terms(autoencoder, &batch),
+                Network::Diffusion(_) => self.diffusion_terms(&batch, examples),
+            };
+            // One transfer for all three figures.
+            let sums = (terms / f64::from(global_batch)).sum_dim_intlist(1i64, false, Kind::Float);
+            let values = sums.detach().to_device(Device::Cpu);
+            let value = |row| values.double_value(&[row]);
+            let (total, target, face) = (value(0), value(1), value(2));
+            Ok(MicroBatchLoss { loss: sums.get(0), total, target, face })
+        })
+    }
+
+    /// Rows total, target and face of each sample's loss: [3, B].
+    fn diffusion_terms(&mut self, batch: &Batch, examples: &[Example]) -> Tensor {
+        let Network::Diffusion(diffusion) = &mut self.network else {
+            unreachable!("only called for a diffusion network")
+        };
+        // 1. noisy latents
+        let latents = diffusion.latents(batch);
+        let size = latents.targets.size();
+        let noise = noise::normal(&batch.noise_seeds, Purpose::Target, &size[1..], self.device);
+        let timesteps = || batch.timesteps.iter().map(|timestep| *timestep as usize);
+        let column = |values: Vec<f32>| Tensor::from_slice(&values).to_device(self.device);
+        let signal = column(timesteps().map(|t| self.schedule.mix(t).0 as f32).collect()).view([-1, 1, 1, 1]);
+        let level = column(timesteps().map(|t| self.schedule.mix(t).1 as f32).collect()).view([-1, 1, 1, 1]);
+        let noisy = &latents.targets * signal + &noise * level;
+        // 2. prediction
+        let conditions = diffusion.conditions(batch, &latents, &batch.prompts);
+        let predicted = diffusion.predict(&noisy, &conditions);
+        // 3. equation 3
+        let (target, face) = masks(examples, self.device);
+        let masks = Masks::at_latents(&target, &face, i64::from(self.spec.model.autoencoder.factor()));
+        let loss = noise_loss(&predicted, &noise, &masks);
+        let weighting = self.spec.train.loss_weighting;
+        let weight = column(timesteps().map(|t| self.schedule.loss_weight(t, weighting) as f32).collect());
+        let (target, face) = (loss.target * &weight, loss.face * &weight);
+        let total = &target + &face * self.spec.train.face_loss_weight;
+        Tensor::stack(&[total, target, face], 0)
+    }
+
+    /// Clips, then updates with the learning rates of `step`, the 1-based step that this update completes. Gradients are
+    /// read from the parameters.
+    ///
+    /// # Errors
+    /// A missing gradient, or a norm that is not finite; nothing is changed then.
+    pub fn update(&mut self, step: u64) -> Result<UpdateReport, ModelError> {
+        let report = guarded("the update", || self.optimizer.update(step))?;
+        self.step = step;
+        Ok(report)
+    }
+
+    /// Everything that a checkpoint holds, sorted by name: `weights/NAME` for trained weights, `optimizer/NAME/exp_avg` and
+    /// `optimizer/NAME/exp_avg_sq`. The tensors are the live ones: copy before the next update.
+    #[must_use]
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        self.live_state().into_iter().collect()
+    }
+
+    fn live_state(&self) -> NamedTensors {
+        let weights = self.trained.iter().map(|(name, t)| (format!("weights/{name}"), t.detach()));
+        let moments = self.optimizer.moments().into_iter();
+        weights.chain(moments.map(|(name, tensor)| (format!("optimizer/{name}"), tensor))).collect()
+    }
+
+    /// Takes over the state of a checkpoint that was made after `step` updates.
+    ///
+    /// # Errors
+    /// A tensor that is missing, does not belong here or has another shape; nothing is changed then.
+    pub fn load_state(&mut self, tensors: &BTreeMap<String, Tensor>, step: u64) -> Result<(), ModelError> {
+        weights::load(&format!("the checkpoint of step {step}"), tensors, &self.live_state())?;
+        self.step = step;
+        Ok(())
+    }
+
+    /// The model's weights by the file they belong in: `autoencoder`, `text_encoder` and `unet` as [`InitWeights`] wants
+    /// them; a RetriNet's own parts under `retrieval`, `cross_attention` and `zero_convs`.
+    #[must_use]
+    pub fn export(&self) -> BTreeMap<String, NamedTensors> {
+        let mut files: BTreeMap<String, NamedTensors> = BTreeMap::new();
+        for (name, tensor) in self.parameters.tensors() {
+            if let Some((file, rest)) = name.split_once('.') {
+                files.entry(file.to_owned()).or_default().insert(rest.to_owned(), tensor.detach());
+            }
+        }
+        files
+    }
+
+    /// Draws one picture for each example from its prompt, references and concepts. An autoencoder gives back the
+    /// targets as it sees them.
+    ///
+    /// # Errors
+    /// An example that does not fit the job; a number of steps that the schedule does not have.
+    pub fn sample(
+        &mut self,
+        examples: &[Example],
+        options: &SampleOptions,
+    ) -> Result<Vec<image::RgbImage>, ModelError> {
+        let mut images = Vec::with_capacity(examples.len());
+        for part in examples.chunks(self.spec.train.micro_batch.max(1) as usize) {
+            let drawn = guarded("drawing pictures", || tch::no_grad(|| self.draw(part, options)))?;
+            images.extend(drawn);
+        }
+        Ok(images)
+    }
+
+    fn draw(
+        &mut self,
+        examples: &[Example],
+        options: &SampleOptions,
+    ) -> Result<Vec<image::RgbImage>, ModelError> {
+        let batch = Batch::new(examples, self.batch_shape(), self.device)?;
+        match &mut self.network {
+            Network::Autoencoder(autoencoder) => {
+                let targets = batch.pictures.narrow(0, 0, batch.count);
+                Ok(to_images(&autoencoder.decode(&autoencoder.encode(&targets).mean)))
+            }
+            Network::Diffusion(diffusion) => {
+                // A bijection of the position, so that neighbours share no noise.
+                let spread = |position: u64| position.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ options.seed;
+                let seeds: Vec<u64> = examples.iter().map(|example| spread(example.position)).collect();
+                diffusion.draw(&batch, &seeds, options)
+            }
+        }
+    }
+
+    fn batch_shape(&self) -> BatchShape {
+        let references = match self.spec.model.architecture {
+            Architecture::Autoencoder => None,
+            Architecture::TextToImage => Some(0),
+            Architecture::Retrinet => Some(self.spec.data.references as usize),
+        };
+        BatchShape { resolution: self.spec.data.resolution, references }
+    }
+}
+
+/// Rows total, reconstruction and zero of each example's loss, mean over its pictures: [3, B].
+fn autoencoder_terms(autoencoder: &Autoencoder, batch: &Batch) -> Tensor {
+    let moments = autoencoder.encode(&batch.pictures);
+    let size = moments.mean.size();
+    // One stream for each example, shared out among its pictures.
+    let each = 1 + batch.references;
+    let shape = [each, size[1], size[2], size[3]];
+    let noise = noise::normal(&batch.noise_seeds, Purpose::Posterior, &shape, moments.mean.device());
+    let noise = noise.transpose(0, 1);
+    let target = noise.get(0);
+    let rest = noise.narrow(0, 1, batch.references).transpose(0, 1).flatten(0, 1);
+    let decoded = autoencoder.decode(&moments.draw(&Tensor::cat(&[target, rest], 0)));
+    let loss = picture_loss(&decoded, &batch.pictures, &moments);
+    let mean = |xs: &Tensor| {
+        let own = xs.narrow(0, 0, batch.count);
+        let rest = xs.narrow(0, batch.count, batch.count * batch.references);
+        let rest = rest.view([batch.count, batch.references]).sum_dim_intlist(1i64, false, Kind::Float);
+        (own + rest) / each as f64
+    };
+    let total = mean(&loss.total);
+    let face = total.zeros_like();
+    Tensor::stack(&[total, mean(&loss.reconstruction), face], 0)
+}

@@ -1,0 +1,180 @@
+//! Weights as safetensors files and as digests. Strict both ways: a name too few, a name too many or a shape that differs
+//! is an error that says which. Called by the trainer and by tools that export models.
+
+use crate::error::{ModelError, WeightsFault};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::path::Path;
+use tch::{Device, Kind, Tensor};
+
+/// Tensors by name, sorted.
+pub type NamedTensors = BTreeMap<String, Tensor>;
+
+/// How values are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    Float32,
+    /// Half the size; values are rounded to 11 bits.
+    Float16,
+}
+
+/// Reads all tensors of a safetensors file as fp32 on the CPU.
+///
+/// # Errors
+/// The file cannot be read, is not safetensors, or holds a tensor that is neither F32 nor F16.
+pub fn read(path: &Path) -> Result<NamedTensors, ModelError> {
+    let attempt = || {
+        let bytes = std::fs::read(path)?;
+        parse(&bytes)
+    };
+    attempt().map_err(|source| ModelError::ReadWeights { path: path.to_owned(), source })
+}
+
+/// Reads all tensors of a safetensors file in memory as fp32 on the CPU.
+///
+/// # Errors
+/// The bytes are not safetensors, or hold a tensor that is neither F32 nor F16.
+pub fn parse(bytes: &[u8]) -> Result<NamedTensors, WeightsFault> {
+    let mut tensors = NamedTensors::new();
+    for (name, view) in SafeTensors::deserialize(bytes)?.tensors() {
+        let kind = match view.dtype() {
+            Dtype::F32 => Kind::Float,
+            Dtype::F16 => Kind::Half,
+            other => return Err(WeightsFault::Kind { tensor: name, found: format!("{other:?}") }),
+        };
+        let shape: Vec<i64> = view.shape().iter().map(|side| *side as i64).collect();
+        let tensor = Tensor::from_data_size(view.data(), &shape, kind).to_kind(Kind::Float);
+        tensors.insert(name, tensor);
+    }
+    Ok(tensors)
+}
+
+/// Writes tensors as one safetensors file. The same tensors give the same bytes.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write(path: &Path, tensors: &NamedTensors, storage: Storage) -> Result<(), ModelError> {
+    let attempt = || {
+        std::fs::write(path, serialize(tensors, storage)?)?;
+        Ok(())
+    };
+    attempt().map_err(|source| ModelError::WriteWeights { path: path.to_owned(), source })
+}
+
+/// The bytes of a safetensors file with these tensors.
+///
+/// # Errors
+/// The format's own limits (a header of more than 100 MB).
+pub fn serialize(tensors: &NamedTensors, storage: Storage) -> Result<Vec<u8>, WeightsFault> {
+    let (kind, dtype) = match storage {
+        Storage::Float32 => (Kind::Float, Dtype::F32),
+        Storage::Float16 => (Kind::Half, Dtype::F16),
+    };
+    let held: Vec<(&String, Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let shape = tensor.size().iter().map(|side| *side as usize).collect();
+            (name, shape, bytes(tensor, kind))
+        })
+        .collect();
+    let views: Result<Vec<_>, _> =
+        held.iter().map(|(name, shape, data)| Ok((name, TensorView::new(dtype, shape.clone(), data)?))).collect();
+    Ok(safetensors::serialize(views.map_err(|e: safetensors::SafeTensorError| e)?, None)?)
+}
+
+/// Copies values into parameters in place. The names must be the same on both sides.
+///
+/// # Errors
+/// The first missing, extra or misshapen tensor, with `origin` (a file or a checkpoint) named. Nothing is copied then.
+pub fn load(origin: &str, from: &NamedTensors, into: &NamedTensors) -> Result<(), ModelError> {
+    for (name, parameter) in into {
+        let expected = parameter.size();
+        match from.get(name) {
+            None => {
+                let (origin, tensor) = (origin.to_owned(), name.clone());
+                return Err(ModelError::MissingTensor { origin, tensor, expected });
+            }
+            Some(tensor) if tensor.size() != expected => {
+                let (origin, found) = (origin.to_owned(), tensor.size());
+                return Err(ModelError::TensorShape { origin, tensor: name.clone(), found, expected });
+            }
+            Some(_) => {}
+        }
+    }
+    if let Some(extra) = from.keys().find(|name| !into.contains_key(*name)) {
+        return Err(ModelError::ExtraTensor { origin: origin.to_owned(), tensor: extra.clone() });
+    }
+    tch::no_grad(|| {
+        for (name, parameter) in into {
+            parameter.shallow_clone().copy_(&from[name]);
+        }
+    });
+    Ok(())
+}
+
+/// SHA-256 over names, shapes and fp32 values, sorted by name, in lower-case hex: the figure by which two runs are compared.
+#[must_use]
+pub fn digest(tensors: &NamedTensors) -> String {
+    let mut hash = Sha256::new();
+    for (name, tensor) in tensors {
+        hash.update(name.as_bytes());
+        hash.update([0]);
+        for side in tensor.size() {
+            hash.update(side.to_le_bytes());
+        }
+        hash.update(bytes(tensor, Kind::Float));
+    }
+    hex(&hash.finalize())
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn bytes(tensor: &Tensor, kind: Kind) -> Vec<u8> {
+    let tensor = tensor.detach().to_device(Device::Cpu).to_kind(kind).contiguous();
+    let mut data = vec![0u8; tensor.numel() * kind.elt_size_in_bytes()];
+    let values = tensor.numel();
+    tensor.copy_data_u8(&mut data, values);
+    data
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn two() -> NamedTensors {
+        NamedTensors::from([
+            ("b".to_owned(), Tensor::from_slice(&[1f32, 2.5, -3.0, 1e-3]).view([2, 2])),
+            ("a".to_owned(), Tensor::from_slice(&[7f32])),
+        ])
+    }
+
+    #[test]
+    fn a_file_gives_back_what_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.safetensors");
+        write(&path, &two(), Storage::Float32).unwrap();
+        assert_eq!(digest(&read(&path).unwrap()), digest(&two()));
+        write(&path, &two(), Storage::Float16).unwrap();
+        let half = read(&path).unwrap();
+        assert_eq!(half["b"].double_value(&[0, 1]), 2.5);
+        assert!((half["b"].double_value(&[1, 1]) - 1e-3).abs() < 1e-6);
+        assert_ne!(digest(&half), digest(&two()));
+    }
+
+    #[test]
+    fn a_file_that_does_not_fit_says_which_tensor() {
+        let message = |from: &NamedTensors, into: &NamedTensors| load("x.st", from, into).unwrap_err().to_string();
+        let mut less = two();
+        less.remove("a");
+        assert_eq!(message(&less, &two()), "x.st: tensor \"a\" is missing; expected shape [1]");
+        assert_eq!(message(&two(), &less), "x.st: tensor \"a\" does not belong to this model");
+        let mut other = two();
+        other.insert("b".into(), Tensor::from_slice(&[1f32, 2.]));
+        assert_eq!(message(&other, &two()), "x.st: tensor \"b\" has shape [2]; expected [2, 2]");
+        let error = read(Path::new("no/such.safetensors")).unwrap_err();
+        assert_eq!(error.to_string(), "no/such.safetensors: cannot be read as a weights file");
+    }
+}

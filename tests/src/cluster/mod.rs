@@ -1,0 +1,344 @@
+//! Real processes on loopback: one coordinator, some workers and their ranks, exactly as a person would start them, on
+//! free ports and in a folder of their own. Whatever a [`Cluster`] started is killed by process id when it is dropped;
+//! nothing is ever looked up by name. Waiting is hearing from a process or of its end, never sleeping.
+//!
+//! Called by `tests/tests/cluster*.rs`. The binaries are those beside the test's own (`make build`).
+
+pub mod command;
+pub mod http;
+pub mod job;
+pub mod process;
+pub mod prometheus;
+pub mod seaweedfs;
+pub mod tool;
+pub mod watch;
+
+use anyhow::{Context, Result, ensure};
+use command::{Outcome, run};
+use process::Process;
+use proto::pb::JobView;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use watch::Watch;
+
+/// What a cluster is made of.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Workers at the start, named w1, w2, …, with one CPU device each.
+    pub workers: usize,
+    /// Where state, checkpoints and data lie; None: a folder of the cluster's own.
+    pub store: Option<String>,
+    /// Variables that every process gets, for instance S3 credentials.
+    pub environment: Vec<(String, String)>,
+}
+
+impl Options {
+    #[must_use]
+    pub fn with_workers(workers: usize) -> Self {
+        Self {
+            workers,
+            store: None,
+            environment: Vec::new(),
+        }
+    }
+}
+
+/// Long enough that a busy machine is not taken for a dead one; only the loss of a whole worker waits for it.
+const DETECT_WITHIN_MS: u64 = 4000;
+
+#[derive(Debug)]
+pub struct Cluster {
+    options: Options,
+    directory: tempfile::TempDir,
+    coordinator: Option<Process>,
+    workers: Vec<Option<Process>>,
+    /// Chosen by the first start, kept by every later one.
+    url: String,
+    metrics: String,
+}
+
+impl Cluster {
+    /// Returns when the coordinator and every worker have said that they are ready.
+    ///
+    /// # Errors
+    /// A process did not start; the message ends with what it last printed.
+    pub fn start(options: Options) -> Result<Self> {
+        let directory = tempfile::tempdir().context("a folder for the cluster")?;
+        let mut cluster = Self {
+            options: options.clone(),
+            directory,
+            coordinator: None,
+            workers: Vec::new(),
+            url: "http://127.0.0.1:0".to_owned(),
+            metrics: "http://127.0.0.1:0".to_owned(),
+        };
+        cluster.start_coordinator()?;
+        for index in 0..options.workers {
+            cluster.workers.push(None);
+            cluster.start_worker(index)?;
+        }
+        Ok(cluster)
+    }
+
+    /// Starts the coordinator, at the same addresses and on the same store as the last time.
+    ///
+    /// # Errors
+    /// It did not get ready.
+    pub fn start_coordinator(&mut self) -> Result<()> {
+        let mut command = self.command("coordinator")?;
+        command
+            .arg("serve")
+            .env("RETRI_COORDINATOR__LISTEN", host_and_port(&self.url))
+            .env("RETRI_COORDINATOR__METRICS_LISTEN", host_and_port(&self.metrics))
+            .env("RETRI_COORDINATOR__STORE", self.store())
+            .env(
+                "RETRI_COORDINATOR__DETECT_WITHIN_MS",
+                DETECT_WITHIN_MS.to_string(),
+            );
+        let process = Process::start(
+            "coordinator",
+            command,
+            self.directory.path(),
+            "coordinator ready rpc=http",
+        )?;
+        self.url = process.announced("rpc")?;
+        self.metrics = process.announced("metrics")?;
+        self.coordinator = Some(process);
+        Ok(())
+    }
+
+    /// Starts worker number `index` (0-based), or starts it again.
+    ///
+    /// # Errors
+    /// It did not get ready.
+    pub fn start_worker(&mut self, index: usize) -> Result<()> {
+        let name = format!("w{}", index + 1);
+        let mut command = self.command("worker")?;
+        command
+            .arg("daemon")
+            .env("RETRI_WORKER__NAME", &name)
+            .env("RETRI_WORKER__COORDINATOR", &self.url)
+            .env("RETRI_WORKER__DEVICE", "cpu")
+            .env("RETRI_WORKER__DEVICES", "1")
+            .env("RETRI_WORKER__METRICS_LISTEN", "127.0.0.1:0")
+            .env(
+                "RETRI_WORKER__RUN_DIR",
+                self.directory.path().join(format!("run-{name}")),
+            )
+            .env("RETRI_WORKER__CACHE_DIR", self.directory.path().join("cache"))
+            .env("RETRI_WORKER__DETECT_WITHIN", DETECT_WITHIN_MS.to_string());
+        self.workers[index] = Some(Process::start(
+            &name,
+            command,
+            self.directory.path(),
+            "worker ready name=",
+        )?);
+        Ok(())
+    }
+
+    /// Kills the coordinator, as a power cut would (SIGKILL).
+    ///
+    /// # Errors
+    /// It is not running.
+    pub fn kill_coordinator(&mut self) -> Result<()> {
+        self.coordinator
+            .take()
+            .context("the coordinator is not running")?
+            .kill()
+    }
+
+    /// Kills a worker's daemon (SIGKILL) and returns when its ranks have died with it.
+    ///
+    /// # Errors
+    /// It is not running, or a rank outlives it.
+    pub fn kill_worker(&mut self, index: usize) -> Result<()> {
+        let daemon = self.workers[index]
+            .take()
+            .with_context(|| format!("worker {index} is not running"))?;
+        let ranks = daemon.children()?;
+        daemon.kill()?;
+        ranks.into_iter().try_for_each(process::wait_until_gone)
+    }
+
+    /// Kills the one rank of a worker (SIGKILL); its daemon lives on.
+    ///
+    /// # Errors
+    /// The worker has no rank or several.
+    pub fn kill_rank(&self, index: usize) -> Result<()> {
+        let ranks = self.worker(index)?.children()?;
+        ensure!(
+            ranks.len() == 1,
+            "worker {index} has the ranks {ranks:?}; one was expected"
+        );
+        process::signal("KILL", ranks[0])
+    }
+
+    /// Asks coordinator and workers to end (SIGTERM), workers first; all must exit with 0.
+    ///
+    /// # Errors
+    /// One of them ended otherwise.
+    pub fn stop(mut self) -> Result<()> {
+        for worker in self.workers.drain(..).flatten() {
+            worker.terminate()?;
+        }
+        self.coordinator.take().map_or(Ok(()), Process::terminate)
+    }
+
+    fn worker(&self, index: usize) -> Result<&Process> {
+        self.workers[index]
+            .as_ref()
+            .with_context(|| format!("worker {index} is not running"))
+    }
+
+    /// Where the coordinator serves /metrics, for instance `http://127.0.0.1:40123`.
+    #[must_use]
+    pub fn coordinator_metrics(&self) -> &str {
+        &self.metrics
+    }
+
+    /// Where worker number `index` serves /metrics.
+    ///
+    /// # Errors
+    /// It is not running.
+    pub fn worker_metrics(&self, index: usize) -> Result<String> {
+        self.worker(index)?.announced("metrics")
+    }
+
+    /// The folder that goes away with the cluster.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// URL of the object store.
+    #[must_use]
+    pub fn store(&self) -> String {
+        let own = || format!("file://{}", self.directory.path().join("store").display());
+        self.options.store.clone().unwrap_or_else(own)
+    }
+
+    /// Runs `coordinator ARGUMENTS` against this cluster.
+    ///
+    /// # Errors
+    /// The program cannot be started. That it fails is an [`Outcome`].
+    pub fn run(&self, arguments: &[&str]) -> Result<Outcome> {
+        let mut command = self.command("coordinator")?;
+        command.args(arguments).env("COORDINATOR_URL", &self.url);
+        run(command)
+    }
+
+    /// Runs `coordinator ARGUMENTS`, which must succeed, and returns what it printed.
+    ///
+    /// # Errors
+    /// It exits with another code than 0.
+    pub fn ok(&self, arguments: &[&str]) -> Result<String> {
+        self.run(arguments)?.success()
+    }
+
+    /// Runs `coordinator ARGUMENTS --output json`, which must succeed.
+    ///
+    /// # Errors
+    /// It fails, or what it prints is no JSON.
+    pub fn json(&self, arguments: &[&str]) -> Result<Value> {
+        let text = self.ok(&[arguments, &["--output", "json"]].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("{arguments:?} printed no JSON: {text}"))
+    }
+
+    /// Submits a job and returns its id.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn submit(&self, job_toml: &str) -> Result<String> {
+        let file = self.write_job(job_toml)?;
+        Ok(self.ok(&["submit", &file])?.trim().to_owned())
+    }
+
+    /// Writes a job file into the cluster's folder.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn write_job(&self, job_toml: &str) -> Result<String> {
+        let file = self.directory.path().join("job.toml");
+        std::fs::write(&file, job_toml).with_context(|| format!("writing {}", file.display()))?;
+        Ok(file.display().to_string())
+    }
+
+    /// Watches the job until `condition` is true of it.
+    ///
+    /// # Errors
+    /// The job ends or nothing new is said for too long, with the condition never true.
+    pub fn wait(&self, job: &str, what: &str, condition: impl Fn(&JobView) -> bool) -> Result<JobView> {
+        self.watch(job)?.until(what, condition).with_context(|| self.last_words())
+    }
+
+    /// Waits until the job has ended and demands that it is done.
+    ///
+    /// # Errors
+    /// It ended otherwise.
+    pub fn wait_done(&self, job: &str) -> Result<JobView> {
+        self.wait(job, "phase done", |view| view.phase == "done")
+    }
+
+    /// Waits until the job has done `step` steps.
+    ///
+    /// # Errors
+    /// It ended before.
+    pub fn wait_step(&self, job: &str, step: u64) -> Result<JobView> {
+        self.wait(job, &format!("step {step}"), |view| step <= view.step)
+    }
+
+    /// The job's views as they change.
+    ///
+    /// # Errors
+    /// The coordinator cannot be reached, or does not know the job.
+    pub fn watch(&self, job: &str) -> Result<Watch> {
+        Watch::start(&self.url, job)
+    }
+
+    /// The end of every process's output, for error messages.
+    fn last_words(&self) -> String {
+        let processes = self.coordinator.iter().chain(self.workers.iter().flatten());
+        processes.map(Process::last_words).collect::<Vec<_>>().join("\n")
+    }
+
+    fn command(&self, name: &str) -> Result<Command> {
+        let mut command = Command::new(binary(name)?);
+        command
+            .envs(self.options.environment.iter().cloned())
+            .current_dir(self.directory.path());
+        Ok(command)
+    }
+}
+
+/// A binary of this workspace, built beside the running test.
+///
+/// # Errors
+/// It has not been built.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let test = std::env::current_exe().context("the path of the running test")?;
+    let folder = test
+        .parent()
+        .and_then(Path::parent)
+        .context("a test lies in target/PROFILE/deps")?;
+    let path = folder.join(name);
+    ensure!(
+        path.is_file(),
+        "{} does not exist: run `make build` first",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// The root of the checkout.
+#[must_use]
+pub fn checkout() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests/ lies in the checkout")
+        .to_owned()
+}
+
+fn host_and_port(url: &str) -> &str {
+    url.trim_start_matches("http://")
+}

@@ -1,0 +1,186 @@
+//! One server process: its log, its first words, its end. Nothing survives the value that holds it.
+
+use anyhow::{Context, Result, bail, ensure};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// A process that is not ready after this long is broken, on any machine.
+const START_WITHIN: Duration = Duration::from_secs(60);
+const LAST_WORDS_LINES: usize = 15;
+
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    /// What it printed until it was ready.
+    first_lines: Vec<String>,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `command` and returns when it has printed a line that contains `ready`, on stdout or stderr. All that it
+    /// prints goes to `<directory>/<name>.log`, behind the words of earlier processes of that name.
+    ///
+    /// # Errors
+    /// It cannot be started, ends, or is not ready in time; the message ends with its last words.
+    pub fn start(name: &str, mut command: Command, directory: &Path, ready: &str) -> Result<Self> {
+        let log = directory.join(format!("{name}.log"));
+        let sink = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .context("the log of a process")?;
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("starting {name}"))?;
+        let (sender, lines) = mpsc::channel();
+        follow(
+            child.stdout.take().context("stdout was asked for")?,
+            sink.try_clone()?,
+            sender.clone(),
+        );
+        follow(child.stderr.take().context("stderr was asked for")?, sink, sender);
+        let mut process = Self {
+            name: name.to_owned(),
+            child,
+            first_lines: Vec::new(),
+            log,
+        };
+        // The channel closes when the process has closed both streams.
+        while let Ok(line) = lines.recv_timeout(START_WITHIN) {
+            let done = line.contains(ready);
+            process.first_lines.push(line);
+            if done {
+                return Ok(process);
+            }
+        }
+        bail!("{name} did not get ready\n{}", process.last_words())
+    }
+
+    /// The value of the newest `key=value` among the words that it printed until it was ready.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn announced(&self, key: &str) -> Result<String> {
+        let words = self.first_lines.iter().flat_map(|line| line.split_whitespace());
+        let value = words
+            .filter_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+            .next_back();
+        value
+            .map(str::to_owned)
+            .with_context(|| format!("{} said {:?} without {key}=", self.name, self.first_lines))
+    }
+
+    /// Ids of its child processes, in ascending order.
+    ///
+    /// # Errors
+    /// /proc cannot be read.
+    pub fn children(&self) -> Result<Vec<u32>> {
+        let mut children = Vec::new();
+        // Every thread of the process has its own list.
+        let threads = PathBuf::from(format!("/proc/{}/task", self.child.id()));
+        for thread in std::fs::read_dir(&threads).with_context(|| format!("reading {}", threads.display()))? {
+            // A thread may end while we read: then its children are another's.
+            let list = std::fs::read_to_string(thread?.path().join("children")).unwrap_or_default();
+            children.extend(list.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+        }
+        children.sort_unstable();
+        Ok(children)
+    }
+
+    /// SIGKILL, and waits for the end.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn kill(mut self) -> Result<()> {
+        self.end().with_context(|| format!("killing {}", self.name))
+    }
+
+    /// SIGTERM, and waits for the end, which must come with exit code 0.
+    ///
+    /// # Errors
+    /// Another exit code.
+    pub fn terminate(mut self) -> Result<()> {
+        signal("TERM", self.child.id())?;
+        let status = self.child.wait()?;
+        ensure!(
+            status.success(),
+            "{} ended with {status} after SIGTERM\n{}",
+            self.name,
+            self.last_words()
+        );
+        Ok(())
+    }
+
+    /// The end of its log.
+    #[must_use]
+    pub fn last_words(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let last = &lines[lines.len().saturating_sub(LAST_WORDS_LINES)..];
+        format!("--- last words of {}:\n{}", self.name, last.join("\n"))
+    }
+
+    fn end(&mut self) -> std::io::Result<()> {
+        // Killing what has already ended and been waited for is harmless: the standard library knows.
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end().ok();
+    }
+}
+
+/// Drains a stream into the log, so that the process never blocks on a full pipe, and tells whoever still listens.
+fn follow(stream: impl Read + Send + 'static, mut log: File, lines: mpsc::Sender<String>) {
+    std::thread::spawn(move || {
+        let mut lines = Some(lines);
+        for line in BufReader::new(stream).lines().map_while(Result::ok) {
+            // A full disk shows in the test itself.
+            writeln!(log, "{line}").ok();
+            if lines.as_ref().is_some_and(|lines| lines.send(line).is_err()) {
+                lines = None;
+            }
+        }
+    });
+}
+
+/// Sends a signal by process id.
+///
+/// # Errors
+/// There is no such process.
+pub fn signal(name: &str, pid: u32) -> Result<()> {
+    let status = Command::new("sh")
+        .args(["-c", &format!("kill -{name} {pid}")])
+        .status()?;
+    ensure!(
+        status.success(),
+        "signal {name} could not be sent to process {pid}"
+    );
+    Ok(())
+}
+
+/// Waits for the end of a process that is not our child.
+///
+/// # Errors
+/// It is still there after a long time.
+pub fn wait_until_gone(pid: u32) -> Result<()> {
+    let status = Command::new("timeout")
+        .args(["30", "tail", &format!("--pid={pid}"), "-f", "/dev/null"])
+        .status()?;
+    ensure!(
+        status.success(),
+        "process {pid} should have died with its parent and lives on"
+    );
+    Ok(())
+}

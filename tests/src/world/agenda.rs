@@ -1,0 +1,68 @@
+//! Virtual time: what happens when. Two things at the same moment happen in the order in which they were put down.
+
+use super::ranks::Pid;
+use coordinator_core::event as coordinator;
+use proto::checkpoint::{CheckpointManifest, CheckpointRef};
+use proto::id::{Generation, JobId, WorkerId};
+use proto::message::{Assignment, DesiredState, RankReport, WorkerReport};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use worker_core::event::RankKey;
+
+#[derive(Debug)]
+pub(crate) enum Happening {
+    /// A person asks for something; again until it is answered.
+    Ask { wish: usize },
+    Fault { number: usize },
+
+    CoordinatorStart,
+    CoordinatorWake { boot: u64 },
+    /// A report that was sent to this start of the coordinator.
+    CoordinatorHears { boot: u64, report: WorkerReport },
+    CoordinatorLosesLink { boot: u64, worker: WorkerId },
+    ManifestLands { boot: u64, manifest: Box<CheckpointManifest> },
+    ManifestAnswered { boot: u64, job: JobId, checkpoint: CheckpointRef, result: Result<(), String> },
+
+    NodeStart { node: usize, clock_back: bool },
+    NodeWake { node: usize, boot: u64 },
+    NodeHears { node: usize, boot: u64, state: DesiredState },
+    LinkOpen { node: usize, boot: u64 },
+
+    /// A line of a rank reaches its daemon.
+    RankSaid { node: usize, boot: u64, report: RankReport },
+    RankExited { node: usize, boot: u64, key: RankKey, success: bool, outcome: String },
+    RankTold { pid: Pid, assignment: Box<Assignment> },
+    RankLoaded { pid: Pid },
+    RankBeat { pid: Pid },
+    RankWrites { pid: Pid, step: u64, value: u64 },
+    RankSaysWritten { pid: Pid, step: u64, value: u64 },
+    RankFails { pid: Pid, error: String },
+    RankTiresOfJoining { pid: Pid },
+    RankFinishes { pid: Pid },
+    RankDies { pid: Pid, success: bool, outcome: &'static str },
+    GroupSteps { job: JobId, generation: Generation },
+}
+
+/// A request of the outside world, and which of its wishes it carries.
+pub(crate) type Requests = BTreeMap<coordinator::RequestId, usize>;
+
+#[derive(Debug, Default)]
+pub(crate) struct Agenda {
+    times: BinaryHeap<Reverse<(u64, u64)>>,
+    happenings: BTreeMap<u64, Happening>,
+    count: u64,
+}
+
+impl Agenda {
+    pub(crate) fn put(&mut self, at: u64, happening: Happening) {
+        self.count += 1;
+        self.times.push(Reverse((at, self.count)));
+        self.happenings.insert(self.count, happening);
+    }
+
+    pub(crate) fn next(&mut self) -> Option<(u64, Happening)> {
+        let Reverse((at, number)) = self.times.pop()?;
+        let happening = self.happenings.remove(&number)?;
+        Some((at, happening))
+    }
+}

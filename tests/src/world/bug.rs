@@ -1,0 +1,41 @@
+//! Bugs that can be planted in a world, to show that the oracle bites. They live in the harness, between machines and
+//! world; the machines themselves are the ones that ship.
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bug {
+    /// A desired state is sent once; repetitions are swallowed.
+    SendOnce,
+    /// A restarted daemon keeps its boot number.
+    SameBoot,
+    /// Ranks report a shard before it is written.
+    ShardBeforeWritten,
+    /// The coordinator's shell saves after it sent and replied.
+    SaveLast,
+    /// Now and then a save is reported done and is not.
+    SaveLost,
+    /// Ranks ignore the checkpoint they should resume from.
+    ResumeFromNothing,
+    /// The coordinator's shell never delivers deadlines.
+    NoDeadlines,
+    /// Daemons report every rank under the newest generation.
+    GenerationsMixed,
+    /// Daemons do not kill what they are told to kill.
+    KillIgnored,
+    /// One rank takes the micro-batches of another.
+    WrongShare,
+}
+
+impl Bug {
+    pub const ALL: [Self; 10] = [
+        Self::SendOnce,
+        Self::SameBoot,
+        Self::ShardBeforeWritten,
+        Self::SaveLast,
+        Self::SaveLost,
+        Self::ResumeFromNothing,
+        Self::NoDeadlines,
+        Self::GenerationsMixed,
+        Self::KillIgnored,
+        Self::WrongShare,
+    ];
+}

@@ -1,0 +1,204 @@
+//! The coordinator's shell in the simulated world: it performs effects in order, can be killed between any two of them,
+//! and starts again from what was saved. The machine inside is the one that ships.
+
+use super::World;
+use super::agenda::Happening;
+use super::bug::Bug;
+use super::plan::DETECT_WITHIN_MS;
+use coordinator_core::event::{Durable, Effect, Event};
+use coordinator_core::{Config, Coordinator};
+use proto::checkpoint::{CheckpointManifest, CheckpointRef};
+use proto::id::WorkerId;
+use proto::message::DesiredState;
+use std::collections::BTreeMap;
+
+/// The wall clock at the world's beginning, so that setting it back leaves it above 0.
+const WALL_AT_START: u64 = 1_000_000;
+
+#[derive(Debug)]
+pub(crate) struct CoordinatorHost {
+    machine: Option<Coordinator>,
+    /// Counts starts; what was sent to an earlier start is lost.
+    pub(crate) boot: u64,
+    /// How far its wall clock is from the world's time.
+    skew: i64,
+    wake_at: Option<u64>,
+    /// Which node a worker's stream leads to.
+    links: BTreeMap<WorkerId, usize>,
+    /// Last desired state by worker, for [`Bug::SendOnce`].
+    sent: BTreeMap<WorkerId, DesiredState>,
+}
+
+impl CoordinatorHost {
+    pub(crate) fn new() -> Self {
+        Self { machine: None, boot: 0, skew: 0, wake_at: None, links: BTreeMap::new(), sent: BTreeMap::new() }
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.machine.is_some()
+    }
+
+    fn wall(&self, now: u64) -> u64 {
+        (WALL_AT_START + now).saturating_add_signed(self.skew)
+    }
+
+    pub(crate) fn link(&mut self, worker: WorkerId, node: usize) {
+        self.links.insert(worker, node);
+    }
+
+    pub(crate) fn unlink(&mut self, worker: &WorkerId) {
+        self.links.remove(worker);
+    }
+}
+
+impl World {
+    pub(crate) fn start_coordinator(&mut self) {
+        self.trace.line(self.now, || "coordinator starts".to_owned());
+        self.oracle.on_restore(&self.durable);
+        let host = &mut self.coordinator;
+        let config = Config { store_url: "memory:".to_owned(), detect_within_ms: DETECT_WITHIN_MS };
+        // Recovery goes through text, as it does in the state store.
+        let text = serde_json::to_string(&self.durable).expect("durable state is plain data");
+        let durable: Durable = serde_json::from_str(&text).expect("what was written can be read");
+        host.boot += 1;
+        host.machine = Some(Coordinator::restore(config, durable, host.wall(self.now)));
+        host.wake_at = None;
+        self.schedule_coordinator_wake();
+    }
+
+    pub(crate) fn crash_coordinator(&mut self, down_ms: u64) {
+        if self.coordinator.machine.take().is_none() {
+            return;
+        }
+        self.trace.line(self.now, || format!("coordinator crashes, for {down_ms} ms"));
+        self.coordinator.links.clear();
+        self.coordinator.sent.clear();
+        self.requests.clear();
+        for node in 0..self.nodes.len() {
+            let delay = self.dice.between(1, 50);
+            self.break_link(node, delay);
+        }
+        self.agenda.put(self.now + down_ms, Happening::CoordinatorStart);
+    }
+
+    pub(crate) fn jump_clock(&mut self, by_ms: i64) {
+        self.trace.line(self.now, || format!("coordinator's clock is set by {by_ms} ms"));
+        self.coordinator.skew = (self.coordinator.skew + by_ms).clamp(-900_000, 900_000);
+        // A real shell's sleep is not moved by the wall clock, so it looks again soon.
+        self.coordinator.wake_at = None;
+        let boot = self.coordinator.boot;
+        self.agenda.put(self.now + 1_000, Happening::CoordinatorWake { boot });
+    }
+
+    pub(crate) fn coordinator_wakes(&mut self, boot: u64) {
+        if boot != self.coordinator.boot || self.bug == Some(Bug::NoDeadlines) {
+            return;
+        }
+        self.coordinator.wake_at = None;
+        let Some(machine) = &self.coordinator.machine else { return };
+        let wall = self.coordinator.wall(self.now);
+        if machine.next_deadline().is_some_and(|deadline| deadline <= wall) {
+            self.coordinator_handles(Event::Deadline);
+            let next = self.coordinator.machine.as_ref().and_then(Coordinator::next_deadline);
+            self.oracle.require(next.is_none_or(|next| wall < next), || "the deadline does not move on".to_owned());
+        } else {
+            self.schedule_coordinator_wake();
+        }
+    }
+
+    fn schedule_coordinator_wake(&mut self) {
+        let host = &mut self.coordinator;
+        let Some(deadline) = host.machine.as_ref().and_then(Coordinator::next_deadline) else { return };
+        let at = self.now + deadline.saturating_sub(host.wall(self.now));
+        if host.wake_at.is_none_or(|set| at < set) {
+            host.wake_at = Some(at);
+            self.agenda.put(at, Happening::CoordinatorWake { boot: host.boot });
+        }
+    }
+
+    pub(crate) fn coordinator_handles(&mut self, event: Event) {
+        let wall = self.coordinator.wall(self.now);
+        let Some(machine) = &mut self.coordinator.machine else { return };
+        self.trace.line(self.now, || format!("coordinator <- {event:?}"));
+        let mut effects = machine.handle(wall, event);
+        if self.bug == Some(Bug::SaveLast) {
+            effects.sort_by_key(|effect| matches!(effect, Effect::Save(_)));
+        }
+        for effect in effects {
+            self.trace.line(self.now, || format!("coordinator -> {effect:?}"));
+            self.perform(effect);
+            if self.is_rough() && self.dice.chance(self.plan.noise.crash_between_effects) {
+                let down_ms = self.dice.between(10, 2_000);
+                self.crash_coordinator(down_ms);
+                return;
+            }
+        }
+        self.schedule_coordinator_wake();
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Save(records) => {
+                let lost = self.bug == Some(Bug::SaveLost) && self.dice.chance(100);
+                for record in records {
+                    self.oracle.on_save(&self.durable, &record, &self.store);
+                    if !lost {
+                        self.durable.apply(record);
+                    }
+                }
+            }
+            Effect::Send { worker, state } => {
+                self.oracle.on_send(&self.durable, &worker, &state);
+                self.send_down(&worker, state);
+            }
+            Effect::Reply { request, reply } => self.on_reply(request, reply),
+            Effect::WriteManifest { manifest } => {
+                self.oracle.on_write_manifest(&self.durable, &manifest, &self.store);
+                let slow = self.is_rough() && self.dice.chance(self.plan.noise.manifest_trouble / 2);
+                let delay = if slow { self.dice.between(1, 2 * DETECT_WITHIN_MS) } else { self.dice.between(5, 60) };
+                let boot = self.coordinator.boot;
+                self.agenda.put(self.now + delay, Happening::ManifestLands { boot, manifest });
+            }
+            Effect::DeleteCheckpoint { job, checkpoint } => {
+                self.oracle.on_delete(&self.durable, &job, checkpoint);
+                self.store.delete_checkpoint(&job, checkpoint);
+            }
+            Effect::Note(fact) => self.oracle.on_fact(&self.durable, &fact),
+        }
+    }
+
+    fn send_down(&mut self, worker: &WorkerId, state: DesiredState) {
+        let Some(node) = self.coordinator.links.get(worker).copied() else { return };
+        if self.bug == Some(Bug::SendOnce) {
+            let known = self.coordinator.sent.insert(worker.clone(), state.clone());
+            if known.as_ref() == Some(&state) {
+                return;
+            }
+        }
+        for at in self.deliveries(node, false) {
+            self.agenda.put(at, Happening::NodeHears { node, boot: worker.boot, state: state.clone() });
+        }
+    }
+
+    /// A manifest reaches the store, whether or not the one who sent it still lives.
+    pub(crate) fn manifest_lands(&mut self, boot: u64, manifest: &CheckpointManifest) {
+        let trouble = self.is_rough() && self.dice.chance(self.plan.noise.manifest_trouble);
+        let kind = if trouble { self.dice.between(1, 3) } else { 0 };
+        let result = match kind {
+            // The call fails and nothing is written.
+            1 => Err("503 slow down".to_owned()),
+            _ if self.store.was_deleted(manifest) => Ok(()),
+            _ => self.store.put_manifest(manifest),
+        };
+        let result = match kind {
+            // It is written, and the answer is lost or is an error.
+            2 => return,
+            3 => Err("connection reset".to_owned()),
+            _ => result,
+        };
+        let job = manifest.job.clone();
+        let checkpoint = CheckpointRef { step: manifest.step, generation: manifest.generation };
+        let at = self.now + self.dice.between(1, 20);
+        self.agenda.put(at, Happening::ManifestAnswered { boot, job, checkpoint, result });
+    }
+}

@@ -1,0 +1,35 @@
+//! The world's only source of chance: SplitMix64 from one seed. The same seed always rolls the same.
+
+#[derive(Debug, Clone)]
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    /// `purpose` keeps streams of one seed apart, so that one more roll here does not change what happens there.
+    pub(crate) fn new(seed: u64, purpose: u64) -> Self {
+        let mut dice = Self(seed ^ purpose.wrapping_mul(0xD1B5_4A32_D192_ED03));
+        dice.roll();
+        dice
+    }
+
+    pub(crate) fn roll(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// From `low` to `high`, both included.
+    pub(crate) fn between(&mut self, low: u64, high: u64) -> u64 {
+        low + self.roll() % (high - low + 1)
+    }
+
+    /// True in `permille` of 1000 rolls.
+    pub(crate) fn chance(&mut self, permille: u64) -> bool {
+        self.between(1, 1000) <= permille
+    }
+
+    pub(crate) fn pick(&mut self, count: usize) -> usize {
+        (self.roll() % count.max(1) as u64) as usize
+    }
+}

@@ -1,0 +1,289 @@
+//! Whole clusters in one value: both machines as they ship, under one virtual clock, with everything around them played
+//! by chance from one seed: network, processes, disks, clocks, people. A world has a rough youth, in which messages are
+//! lost, late, doubled and overtaken and everything crashes, and then heals; every job must come to its end, with the
+//! number that an undisturbed run gives. The same seed is the same world, to the last event.
+
+mod agenda;
+mod bug;
+mod coordinator;
+mod dice;
+mod group;
+mod node;
+mod oracle;
+mod people;
+mod plan;
+mod ranks;
+mod store;
+mod toy;
+mod trace;
+
+use agenda::{Agenda, Happening, Requests};
+pub use bug::Bug;
+use coordinator::CoordinatorHost;
+use coordinator_core::event::{Durable, Event, FRUITLESS_MAX, JobPhase, JobRecord};
+use dice::Dice;
+use group::Group;
+use node::Node;
+use oracle::Oracle;
+use people::Wish;
+use plan::{DETECT_WITHIN_MS, Fault, Plan};
+use proto::id::{Generation, JobId};
+use proto::message::Work;
+use ranks::{Pid, Process};
+use std::collections::BTreeMap;
+use std::fmt;
+use store::Store;
+pub use trace::Story;
+use trace::Trace;
+
+/// How long a healed world may take to bring everything to an end, in virtual milliseconds.
+const PATIENCE_MS: u64 = 600_000;
+/// How long it is watched after that: ranks must have left.
+const AFTERMATH_MS: u64 = 4 * DETECT_WITHIN_MS;
+
+/// How a world ended well.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outcome {
+    pub done: u32,
+    pub failed: u32,
+    pub cancelled: u32,
+    /// Generations that did not do their work.
+    pub restarts: u32,
+    pub events: u64,
+    /// Of the whole story, when it was hashed.
+    pub hash: u64,
+}
+
+/// What went wrong, and how to see it again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broken {
+    pub seed: u64,
+    pub at_ms: u64,
+    pub what: String,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.at_ms as f64 / 1000.0;
+        write!(f, "seed {} at {seconds} s: {} (replay: make sim SEED={} TRACE=1)", self.seed, self.what, self.seed)
+    }
+}
+
+/// Lives through the world of this seed.
+///
+/// # Errors
+/// The first thing that the oracle did not accept.
+pub fn run(seed: u64, bug: Option<Bug>, story: Story) -> Result<Outcome, Broken> {
+    let mut world = World::new(seed, bug, story);
+    let result = world.live();
+    result.map_err(|what| Broken { seed, at_ms: world.now, what })
+}
+
+#[derive(Debug)]
+struct World {
+    now: u64,
+    dice: Dice,
+    plan: Plan,
+    bug: Option<Bug>,
+    trace: Trace,
+    agenda: Agenda,
+    oracle: Oracle,
+    store: Store,
+    /// What the state store holds.
+    durable: Durable,
+    coordinator: CoordinatorHost,
+    nodes: Vec<Node>,
+    processes: BTreeMap<Pid, Process>,
+    next_pid: Pid,
+    groups: BTreeMap<(JobId, Generation), Group>,
+    wishes: Vec<Wish>,
+    requests: Requests,
+    next_request: u64,
+}
+
+impl World {
+    fn new(seed: u64, bug: Option<Bug>, story: Story) -> Self {
+        let plan = Plan::new(seed);
+        let nodes = plan.nodes.iter().enumerate().map(|(number, devices)| Node::new(number, *devices)).collect();
+        let mut world = Self {
+            now: 0,
+            dice: Dice::new(seed, 2),
+            plan,
+            bug,
+            trace: Trace::new(story),
+            agenda: Agenda::default(),
+            oracle: Oracle::default(),
+            store: Store::default(),
+            durable: Durable::default(),
+            coordinator: CoordinatorHost::new(),
+            nodes,
+            processes: BTreeMap::new(),
+            next_pid: 0,
+            groups: BTreeMap::new(),
+            wishes: Vec::new(),
+            requests: BTreeMap::new(),
+            next_request: 0,
+        };
+        world.agenda.put(0, Happening::CoordinatorStart);
+        for node in 0..world.nodes.len() {
+            let at = world.dice.between(0, 1_000);
+            world.agenda.put(at, Happening::NodeStart { node, clock_back: false });
+        }
+        for number in 0..world.plan.faults.len() {
+            let at = world.plan.faults[number].0;
+            world.agenda.put(at, Happening::Fault { number });
+        }
+        world.make_wishes();
+        world
+    }
+
+    fn live(&mut self) -> Result<Outcome, String> {
+        let plan = format!("{:?}", self.plan);
+        self.trace.line(0, || plan);
+        let mut events = 0;
+        let mut over_at = None;
+        while let Some((at, happening)) = self.agenda.next() {
+            self.now = at;
+            events += 1;
+            self.happen(happening);
+            if let Some(violation) = self.oracle.violation.take() {
+                return Err(violation);
+            }
+            if self.now < self.plan.heal_at {
+                continue;
+            }
+            match over_at {
+                None if self.is_settled() => over_at = Some(self.now),
+                None if self.plan.heal_at + PATIENCE_MS < self.now => return Err(self.unsettled()),
+                Some(over_at) if over_at + AFTERMATH_MS < self.now => break,
+                None | Some(_) => {}
+            }
+        }
+        self.judge()?;
+        let mut outcome = Outcome { events, hash: self.trace.hash(), ..Outcome::default() };
+        for record in self.durable.jobs.values() {
+            outcome.restarts += record.restarts;
+            match &record.phase {
+                JobPhase::Done { .. } => outcome.done += 1,
+                JobPhase::Failed { .. } => outcome.failed += 1,
+                JobPhase::Cancelled { .. } => outcome.cancelled += 1,
+                JobPhase::Queued { .. } | JobPhase::Running { .. } => {}
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// True until the world heals.
+    fn is_rough(&self) -> bool {
+        self.now < self.plan.heal_at
+    }
+
+    fn is_settled(&self) -> bool {
+        let over = self.durable.jobs.values().all(|job| job.phase.is_over());
+        over && self.wishes.iter().all(|wish| wish.granted)
+    }
+
+    fn unsettled(&self) -> String {
+        let jobs = self.durable.jobs.values().filter(|job| !job.phase.is_over());
+        let jobs: Vec<String> = jobs.map(|job| format!("{} is {:?}", job.id, job.phase)).collect();
+        let wishes = self.wishes.iter().filter(|wish| !wish.granted).count();
+        format!("hangs: {}; {wishes} wishes without an answer", jobs.join("; "))
+    }
+
+    /// The end of a healed world.
+    fn judge(&self) -> Result<(), String> {
+        if !self.is_settled() {
+            return Err(self.unsettled());
+        }
+        if let Some(process) = self.processes.values().next() {
+            return Err(format!("{:?} still runs when all is over", process.key));
+        }
+        self.durable.jobs.values().try_for_each(|record| self.judge_job(record))
+    }
+
+    fn judge_job(&self, record: &JobRecord) -> Result<(), String> {
+        let id = &record.id;
+        for checkpoint in &record.checkpoints {
+            self.store.load(id, *checkpoint).map_err(|error| format!("{id}: {error}"))?;
+        }
+        match &record.phase {
+            JobPhase::Done { .. } if record.work == Work::Train => {
+                let last = record.checkpoints.last().ok_or_else(|| format!("{id} is done without a checkpoint"))?;
+                let steps = record.spec.train.steps;
+                let expected = toy::undisturbed(record.spec.data.seed, steps, u64::from(record.spec.micro_batches()));
+                let value = self.store.load(id, *last)?;
+                if last.step.0 != steps || value != expected {
+                    return Err(format!("{id} ends at step {} with {value}, not {steps} with {expected}", last.step));
+                }
+                Ok(())
+            }
+            JobPhase::Failed { reason, .. } if record.fruitless < FRUITLESS_MAX || reason.is_empty() => {
+                Err(format!("{id} failed after {} fruitless generations: {reason:?}", record.fruitless))
+            }
+            JobPhase::Done { .. }
+            | JobPhase::Failed { .. }
+            | JobPhase::Cancelled { .. }
+            | JobPhase::Queued { .. }
+            | JobPhase::Running { .. } => Ok(()),
+        }
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Ask { wish } => self.ask(wish),
+            Happening::Fault { number } => self.fault(self.plan.faults[number].1),
+            Happening::CoordinatorStart => self.start_coordinator(),
+            Happening::CoordinatorWake { boot } => self.coordinator_wakes(boot),
+            Happening::CoordinatorHears { boot, report } => self.coordinator_hears(boot, report),
+            Happening::CoordinatorLosesLink { boot, worker } => {
+                if boot == self.coordinator.boot {
+                    self.coordinator_handles(Event::Disconnected { worker });
+                }
+            }
+            Happening::ManifestLands { boot, manifest } => self.manifest_lands(boot, &manifest),
+            Happening::ManifestAnswered { boot, job, checkpoint, result } => {
+                if boot == self.coordinator.boot {
+                    self.coordinator_handles(Event::ManifestWritten { job, checkpoint, result });
+                }
+            }
+            Happening::NodeStart { node, clock_back } => self.start_node(node, clock_back),
+            Happening::NodeWake { node, boot } => self.node_wakes(node, boot),
+            Happening::NodeHears { node, boot, state } => {
+                self.node_handles(node, boot, worker_core::event::Event::Desired(state));
+            }
+            Happening::LinkOpen { node, boot } => self.open_link(node, boot),
+            Happening::RankSaid { node, boot, report } => self.rank_said(node, boot, report),
+            Happening::RankExited { node, boot, key, success, outcome } => {
+                let exited = worker_core::event::Event::RankExited { key, success, outcome };
+                self.node_handles(node, boot, exited);
+            }
+            Happening::RankTold { pid, assignment } => self.rank_told(pid, *assignment),
+            Happening::RankLoaded { pid } => self.rank_loaded(pid),
+            Happening::RankBeat { pid } => self.rank_beats(pid),
+            Happening::RankWrites { pid, step, value } => self.rank_writes(pid, step, value),
+            Happening::RankSaysWritten { pid, step, value } => self.rank_says_written(pid, step, value),
+            Happening::RankFails { pid, error } => self.rank_fails(pid, error),
+            Happening::RankTiresOfJoining { pid } => self.rank_tires(pid),
+            Happening::RankFinishes { pid } => self.rank_finishes(pid),
+            Happening::RankDies { pid, success, outcome } => self.rank_dies(pid, success, outcome),
+            Happening::GroupSteps { job, generation } => self.group_steps(job, generation),
+        }
+    }
+
+    fn fault(&mut self, fault: Fault) {
+        match fault {
+            Fault::RankCrash { node } => self.crash_rank(node),
+            Fault::RankHang { node } => self.hang_rank(node),
+            Fault::NodeCrash { node, down_ms, clock_back } => self.crash_node(node, down_ms, clock_back),
+            Fault::NodeShutdown { node, down_ms } => self.shut_node_down(node, down_ms),
+            Fault::CoordinatorCrash { down_ms } => self.crash_coordinator(down_ms),
+            Fault::LinkBreak { node, away_ms } => {
+                self.nodes[node].deaf_until(self.now + away_ms);
+                let delay = self.dice.between(1, 2 * DETECT_WITHIN_MS);
+                self.break_link(node, delay);
+            }
+            Fault::Deaf { node, for_ms } => self.deafen(node, for_ms),
+            Fault::ClockJump { by_ms } => self.jump_clock(by_ms),
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! A node in the simulated world: the daemon's shell and its stream to the coordinator. The machine inside is the one that
+//! ships. A daemon that dies takes its rank processes with it.
+
+use super::World;
+use super::agenda::Happening;
+use super::bug::Bug;
+use super::plan::DETECT_WITHIN_MS;
+use coordinator_core::event as coordinator;
+use proto::id::{Generation, WorkerId};
+use proto::message::WorkerReport;
+use proto::spec::DeviceKind;
+use worker_core::event::{Effect, Event};
+use worker_core::{Config, Worker};
+
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) devices: u32,
+    machine: Option<Worker>,
+    pub(crate) boot: u64,
+    wake_at: Option<u64>,
+    linked: bool,
+    /// Until then its stream carries nothing.
+    deaf_until: u64,
+    /// The last delivery on its stream, up and down: a stream keeps its order.
+    last_up: u64,
+    last_down: u64,
+}
+
+impl Node {
+    pub(crate) fn new(number: usize, devices: u32) -> Self {
+        Self {
+            name: format!("w{}", number + 1),
+            devices,
+            machine: None,
+            boot: 0,
+            wake_at: None,
+            linked: false,
+            deaf_until: 0,
+            last_up: 0,
+            last_down: 0,
+        }
+    }
+
+    pub(crate) fn deaf_until(&mut self, at: u64) {
+        self.deaf_until = at;
+    }
+
+    fn id(&self) -> WorkerId {
+        WorkerId { name: self.name.clone(), boot: self.boot }
+    }
+}
+
+impl World {
+    pub(crate) fn start_node(&mut self, number: usize, clock_back: bool) {
+        let node = &mut self.nodes[number];
+        if node.machine.is_some() {
+            return;
+        }
+        if self.bug != Some(Bug::SameBoot) || node.boot == 0 {
+            node.boot = if clock_back && 2 < node.boot { node.boot - 2 } else { node.boot + self.now + 10 };
+        }
+        let (worker, devices) = (node.id(), node.devices);
+        self.trace.line(self.now, || format!("{worker} starts"));
+        let config = Config { worker, device: DeviceKind::Cpu, devices, detect_within_ms: DETECT_WITHIN_MS };
+        node.machine = Some(Worker::new(config, self.now));
+        node.wake_at = None;
+        let boot = node.boot;
+        self.agenda.put(self.now + self.dice.between(1, 500), Happening::LinkOpen { node: number, boot });
+    }
+
+    pub(crate) fn crash_node(&mut self, number: usize, down_ms: u64, clock_back: bool) {
+        if self.nodes[number].machine.take().is_none() {
+            return;
+        }
+        let worker = self.nodes[number].id();
+        self.trace.line(self.now, || format!("{worker} is gone, for {down_ms} ms"));
+        self.processes.retain(|_, process| process.node != number);
+        let delay = self.dice.between(1, 2 * DETECT_WITHIN_MS);
+        self.break_link(number, delay);
+        self.agenda.put(self.now + down_ms, Happening::NodeStart { node: number, clock_back });
+    }
+
+    pub(crate) fn shut_node_down(&mut self, number: usize, down_ms: u64) {
+        let boot = self.nodes[number].boot;
+        self.node_handles(number, boot, Event::Shutdown);
+        self.agenda.put(self.now + DETECT_WITHIN_MS * 2 + down_ms, Happening::NodeStart { node: number, clock_back: false });
+    }
+
+    pub(crate) fn deafen(&mut self, number: usize, for_ms: u64) {
+        let name = &self.nodes[number].name;
+        self.trace.line(self.now, || format!("{name} is cut off for {for_ms} ms"));
+        self.nodes[number].deaf_until = self.now + for_ms;
+    }
+
+    /// The stream breaks: the daemon knows at once, the coordinator after `delay` ms.
+    pub(crate) fn break_link(&mut self, number: usize, delay: u64) {
+        let node = &mut self.nodes[number];
+        if !std::mem::take(&mut node.linked) {
+            return;
+        }
+        let (worker, boot) = (node.id(), node.boot);
+        self.trace.line(self.now, || format!("{worker} loses its stream"));
+        self.coordinator.unlink(&worker);
+        let host = self.coordinator.boot;
+        self.agenda.put(self.now + delay, Happening::CoordinatorLosesLink { boot: host, worker });
+        self.node_handles(number, boot, Event::Disconnected);
+        self.agenda.put(self.now + 200, Happening::LinkOpen { node: number, boot });
+    }
+
+    pub(crate) fn open_link(&mut self, number: usize, boot: u64) {
+        let node = &mut self.nodes[number];
+        if node.machine.is_none() || node.boot != boot || node.linked {
+            return;
+        }
+        if !self.coordinator.is_up() || self.now < node.deaf_until {
+            self.agenda.put(self.now + 500, Happening::LinkOpen { node: number, boot });
+            return;
+        }
+        node.linked = true;
+        (node.last_up, node.last_down) = (self.now, self.now);
+        let worker = node.id();
+        self.coordinator.link(worker, number);
+        self.node_handles(number, boot, Event::Connected);
+    }
+
+    pub(crate) fn node_wakes(&mut self, number: usize, boot: u64) {
+        let node = &mut self.nodes[number];
+        if boot != node.boot {
+            return;
+        }
+        node.wake_at = None;
+        let Some(machine) = &node.machine else { return };
+        if machine.next_deadline().is_some_and(|deadline| deadline <= self.now) {
+            self.node_handles(number, boot, Event::Deadline);
+            let next = self.nodes[number].machine.as_ref().and_then(Worker::next_deadline);
+            let moved = next.is_none_or(|next| self.now < next);
+            self.oracle.require(moved, || "a daemon's deadline does not move on".to_owned());
+        } else {
+            self.schedule_node_wake(number);
+        }
+    }
+
+    fn schedule_node_wake(&mut self, number: usize) {
+        let node = &mut self.nodes[number];
+        let Some(at) = node.machine.as_ref().and_then(Worker::next_deadline) else { return };
+        if node.wake_at.is_none_or(|set| at < set) {
+            node.wake_at = Some(at);
+            self.agenda.put(at.max(self.now), Happening::NodeWake { node: number, boot: node.boot });
+        }
+    }
+
+    pub(crate) fn node_handles(&mut self, number: usize, boot: u64, event: Event) {
+        let node = &mut self.nodes[number];
+        if node.boot != boot {
+            return;
+        }
+        let Some(machine) = &mut node.machine else { return };
+        let worker = WorkerId { name: node.name.clone(), boot };
+        self.trace.line(self.now, || format!("{worker} <- {event:?}"));
+        for effect in machine.handle(self.now, event) {
+            self.trace.line(self.now, || format!("{worker} -> {effect:?}"));
+            match effect {
+                Effect::Spawn { key, device, assignment } => self.spawn(number, key, device, *assignment),
+                Effect::Update { key, assignment, .. } => self.tell_rank(number, &key, assignment),
+                Effect::Stop { key } => self.stop_rank(number, &key),
+                Effect::Kill { key } => self.kill_rank(number, &key),
+                Effect::Report(report) => self.send_up(number, report),
+                Effect::Note(_) => {}
+                Effect::Exit => {
+                    let left = self.processes.values().any(|process| process.node == number);
+                    self.oracle.require(!left, || format!("{worker} leaves and its ranks do not"));
+                    self.nodes[number].machine = None;
+                    let delay = self.dice.between(1, 50);
+                    self.break_link(number, delay);
+                    return;
+                }
+            }
+        }
+        self.schedule_node_wake(number);
+    }
+
+    fn send_up(&mut self, number: usize, mut report: WorkerReport) {
+        if self.bug == Some(Bug::GenerationsMixed) {
+            for rank in &mut report.ranks {
+                let newest = self.durable.jobs.get(&rank.job).map_or(Generation(0), |job| job.generation);
+                rank.generation = newest;
+            }
+        }
+        let boot = self.coordinator.boot;
+        for at in self.deliveries(number, true) {
+            self.agenda.put(at, Happening::CoordinatorHears { boot, report: report.clone() });
+        }
+    }
+
+    pub(crate) fn coordinator_hears(&mut self, boot: u64, report: WorkerReport) {
+        if boot == self.coordinator.boot {
+            self.coordinator_handles(coordinator::Event::Heard { report });
+        }
+    }
+
+    /// When copies of a message on this node's stream arrive: none, one or two.
+    pub(crate) fn deliveries(&mut self, number: usize, up: bool) -> Vec<u64> {
+        let delay = self.dice.between(1, 60);
+        let node = &mut self.nodes[number];
+        if !node.linked || self.now < node.deaf_until {
+            return Vec::new();
+        }
+        let last = if up { &mut node.last_up } else { &mut node.last_down };
+        let mut at = self.now + delay;
+        if self.now < self.plan.heal_at {
+            let noise = self.plan.noise;
+            if self.dice.chance(noise.lost) {
+                return Vec::new();
+            }
+            if self.dice.chance(noise.reordered) {
+                return vec![at + self.dice.between(0, 2_000)];
+            }
+            if self.dice.chance(noise.doubled) {
+                *last = at.max(*last);
+                return vec![*last, *last + self.dice.between(0, 1_000)];
+            }
+        }
+        at = at.max(*last);
+        *last = at;
+        vec![at]
+    }
+}

@@ -1,0 +1,144 @@
+//! What must be true of every world at every event, whoever fails. The first thing that is not is kept; the world stops
+//! there. It sees what crosses the edge of the machines, never their inside.
+
+use super::store::Store;
+use coordinator_core::event::{Durable, Fact, JobPhase, JobRecord, Record, Reply};
+use proto::checkpoint::{CheckpointManifest, CheckpointRef};
+use proto::id::{JobId, WorkerId};
+use proto::message::DesiredState;
+use std::collections::BTreeSet;
+use worker_core::event::RankKey;
+
+#[derive(Debug, Default)]
+pub(crate) struct Oracle {
+    pub(crate) violation: Option<String>,
+    accepted: BTreeSet<JobId>,
+    started: BTreeSet<RankKey>,
+}
+
+impl Oracle {
+    pub(crate) fn require(&mut self, holds: bool, what: impl FnOnce() -> String) {
+        if !holds && self.violation.is_none() {
+            self.violation = Some(what());
+        }
+    }
+
+    /// A record is about to become durable.
+    pub(crate) fn on_save(&mut self, durable: &Durable, record: &Record, store: &Store) {
+        let (old, new) = match record {
+            Record::Counters(new) => {
+                let old = durable.counters;
+                return self.require(old.jobs <= new.jobs, || format!("counters go back: {old:?} to {new:?}"));
+            }
+            Record::Job(new) => (durable.jobs.get(&new.id), new),
+        };
+        let id = &new.id;
+        for checkpoint in &new.checkpoints {
+            let known = old.is_some_and(|old| old.checkpoints.contains(checkpoint));
+            let readable = if known { Ok(0) } else { store.load(id, *checkpoint) };
+            self.require(readable.is_ok(), || format!("{id} commits {checkpoint:?}: {readable:?}"));
+        }
+        let Some(old) = old else { return };
+        let generations = (old.generation, new.generation);
+        self.require(generations.0 <= generations.1, || format!("{id}: generation goes back: {generations:?}"));
+        let committed = (newest(old), newest(new));
+        self.require(
+            committed.0.map(|c| c.step) <= committed.1.map(|c| c.step),
+            || format!("{id}: committed step goes back: {committed:?}"),
+        );
+        self.require(
+            committed.0.map(|c| c.generation) <= committed.1.map(|c| c.generation),
+            || format!("{id}: an older generation commits after a newer one: {committed:?}"),
+        );
+        let phases = (old.phase.word(), new.phase.word());
+        let stays = !old.phase.is_over() || phases.0 == phases.1;
+        self.require(stays, || format!("{id} was {} and is {}", phases.0, phases.1));
+    }
+
+    /// The coordinator started from what is durable.
+    pub(crate) fn on_restore(&mut self, durable: &Durable) {
+        let lost = self.accepted.iter().find(|id| !durable.jobs.contains_key(*id)).cloned();
+        self.require(lost.is_none(), || format!("{lost:?} was accepted and is forgotten"));
+    }
+
+    pub(crate) fn on_reply(&mut self, durable: &Durable, reply: &Reply, asked: Option<&JobId>) {
+        match reply {
+            Reply::Accepted { job } => {
+                let saved = durable.jobs.contains_key(job);
+                self.require(saved, || format!("{job} is accepted and not saved"));
+                self.accepted.insert(job.clone());
+            }
+            Reply::Cancelled { phase } => {
+                let saved = asked.and_then(|id| durable.jobs.get(id)).map(|job| job.phase.word());
+                self.require(saved == Some(phase), || format!("{asked:?} is told to be {phase} and is {saved:?}"));
+            }
+            Reply::Refused { .. } => {}
+        }
+    }
+
+    pub(crate) fn on_send(&mut self, durable: &Durable, worker: &WorkerId, state: &DesiredState) {
+        for assignment in &state.assignments {
+            let saved = durable.jobs.get(&assignment.job);
+            let member = saved.is_some_and(|job| {
+                let JobPhase::Running { members } = &job.phase else { return false };
+                let is_member = members.iter().any(|m| m.worker == *worker && m.first_rank == assignment.first_rank);
+                job.generation == assignment.generation && is_member
+            });
+            self.require(member, || {
+                let (job, generation) = (&assignment.job, assignment.generation);
+                format!("{worker} is sent {job} generation {generation}, which is not saved")
+            });
+        }
+    }
+
+    pub(crate) fn on_write_manifest(&mut self, durable: &Durable, manifest: &CheckpointManifest, store: &Store) {
+        let (id, generation) = (&manifest.job, manifest.generation);
+        let newest = durable.jobs.get(id).map(|job| job.generation);
+        self.require(newest == Some(generation), || {
+            format!("{id}: generation {generation} publishes while {newest:?} is the newest")
+        });
+        if !store.was_deleted(manifest) {
+            let shards = store.check_shards(manifest);
+            self.require(shards.is_ok(), || format!("{id}: manifest of step {}: {shards:?}", manifest.step));
+        }
+    }
+
+    pub(crate) fn on_delete(&mut self, durable: &Durable, id: &JobId, checkpoint: CheckpointRef) {
+        let kept = durable.jobs.get(id).is_some_and(|job| job.checkpoints.contains(&checkpoint));
+        self.require(!kept, || format!("{id}: {checkpoint:?} is deleted while the record names it"));
+    }
+
+    /// Metrics, too, tell only what a restart remembers.
+    pub(crate) fn on_fact(&mut self, durable: &Durable, fact: &Fact) {
+        let saved = match fact {
+            Fact::Committed { job, checkpoint } => {
+                durable.jobs.get(job).is_some_and(|job| job.checkpoints.contains(checkpoint))
+            }
+            Fact::GenerationFormed { job, generation, .. } => {
+                durable.jobs.get(job).is_some_and(|job| *generation <= job.generation)
+            }
+            Fact::JobDone { job, .. } | Fact::JobFailed { job, .. } | Fact::JobCancelled { job } => {
+                durable.jobs.get(job).is_some_and(|job| job.phase.is_over())
+            }
+            Fact::WorkerUp { .. }
+            | Fact::WorkerDown { .. }
+            | Fact::JobQueued { .. }
+            | Fact::GenerationEnded { .. }
+            | Fact::Stepped { .. }
+            | Fact::Ignored { .. } => true,
+        };
+        self.require(saved, || format!("{fact:?} is told and not saved"));
+    }
+
+    /// A daemon starts a rank process.
+    pub(crate) fn on_spawn(&mut self, key: &RankKey, device: u32, devices: u32, held_by: Option<&RankKey>) {
+        self.require(device < devices, || format!("{key:?} starts on device {device} of {devices}"));
+        self.require(held_by.is_none(), || format!("{key:?} starts on the device of {held_by:?}"));
+        let first = self.started.insert(key.clone());
+        self.require(first, || format!("{key:?} is started a second time"));
+    }
+}
+
+fn newest(record: &JobRecord) -> Option<CheckpointRef> {
+    record.checkpoints.last().copied()
+}

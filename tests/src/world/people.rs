@@ -1,0 +1,177 @@
+//! The people outside: each has wishes and asks until there is an answer.
+
+use super::World;
+use super::agenda::Happening;
+use super::plan::PlannedJob;
+use coordinator_core::event::{Event, Reply, RequestId};
+use proto::id::JobId;
+use proto::message::{SamplePrompt, SampleRequest};
+use proto::spec::{
+    Architecture, AutoencoderConfig, CheckpointPolicy, Data, Decay, DeviceKind, JobSpec, LossWeighting, Model, Optimizer,
+    Pairing, Precision, Reduction, Resources, Task, TextEncoderConfig, Train, UNetConfig,
+};
+use std::collections::BTreeMap;
+
+/// How long a person waits for an answer before asking again.
+const PATIENCE_MS: u64 = 4_000;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Wish {
+    kind: Kind,
+    /// The planned job it is about.
+    job: usize,
+    pub(crate) granted: bool,
+    /// The job that it became.
+    pub(crate) became: Option<JobId>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Submit,
+    Cancel,
+    Sample,
+}
+
+impl World {
+    pub(crate) fn make_wishes(&mut self) {
+        for (job, planned) in self.plan.jobs.iter().enumerate() {
+            let wishes = [
+                (Kind::Submit, Some(planned.at)),
+                (Kind::Cancel, planned.cancel_at),
+                (Kind::Sample, planned.sample_at),
+            ];
+            for (kind, at) in wishes {
+                let Some(at) = at else { continue };
+                self.agenda.put(at, Happening::Ask { wish: self.wishes.len() });
+                self.wishes.push(Wish { kind, job, granted: false, became: None });
+            }
+        }
+    }
+
+    pub(crate) fn ask(&mut self, number: usize) {
+        let wish = self.wishes[number].clone();
+        if wish.granted {
+            return;
+        }
+        self.agenda.put(self.now + PATIENCE_MS, Happening::Ask { wish: number });
+        self.next_request += 1;
+        let request = RequestId(self.next_request);
+        let event = match (wish.kind, self.submitted(wish.job)) {
+            (Kind::Submit, _) => submit(request, &self.plan.jobs[wish.job]),
+            (Kind::Cancel, Some(job)) => Event::Cancel { request, job },
+            (Kind::Sample, Some(source)) => sample(request, source),
+            (Kind::Cancel | Kind::Sample, None) => return,
+        };
+        self.requests.insert(request, number);
+        self.coordinator_handles(event);
+    }
+
+    /// The job that a planned job became, once that is known outside.
+    pub(crate) fn submitted(&self, job: usize) -> Option<JobId> {
+        let submit = self.wishes.iter().find(|wish| wish.kind == Kind::Submit && wish.job == job)?;
+        submit.became.clone()
+    }
+
+    pub(crate) fn on_reply(&mut self, request: RequestId, reply: Reply) {
+        let Some(number) = self.requests.remove(&request) else { return };
+        let asked = self.submitted(self.wishes[number].job);
+        self.oracle.on_reply(&self.durable, &reply, asked.as_ref());
+        let over = asked.as_ref().and_then(|id| self.durable.jobs.get(id)).is_some_and(|job| job.phase.is_over());
+        let wish = &mut self.wishes[number];
+        match reply {
+            Reply::Accepted { job } => {
+                wish.granted = true;
+                wish.became = Some(job);
+            }
+            Reply::Cancelled { .. } => wish.granted = true,
+            // No checkpoint yet: one may come as long as the job lives.
+            Reply::Refused { .. } => wish.granted = wish.kind == Kind::Sample && over,
+        }
+    }
+
+    /// The planned jobs by the data seed that marks them, for whoever meets a record.
+    pub(crate) fn planned(&self) -> BTreeMap<u64, &PlannedJob> {
+        self.plan.jobs.iter().map(|job| (job.seed, job)).collect()
+    }
+}
+
+fn submit(request: RequestId, job: &PlannedJob) -> Event {
+    let spec = Box::new(spec(job));
+    Event::Submit { request, spec, job_toml: "# toy".to_owned(), dataset_version: "toy".to_owned() }
+}
+
+fn sample(request: RequestId, source: JobId) -> Event {
+    let (count, steps, guidance, seed) = (1, 1, 1.0, 0);
+    let prompt = SamplePrompt::Full;
+    let sample = SampleRequest { source, checkpoint: None, count, steps, guidance, seed, prompt };
+    Event::Sample { request, sample, latest: true }
+}
+
+fn spec(job: &PlannedJob) -> JobSpec {
+    let resources = Resources {
+        workers_min: job.workers_min,
+        workers_max: job.workers_max,
+        devices_per_worker: job.devices,
+        device: DeviceKind::Cpu,
+    };
+    let data = Data {
+        dataset: "file:///toy".to_owned(),
+        task: Task::Multitask,
+        pairing: Pairing::B,
+        references: 1,
+        resolution: 8,
+        prompt_drop: 0.5,
+        face_probability: 0.5,
+        face_enlargement: 1.33,
+        figure_threshold: 0.5,
+        multitask_reconstruction: 0.5,
+        holdout: 0.0,
+        seed: job.seed,
+    };
+    let train = Train {
+        steps: job.steps,
+        global_batch: job.micro_batches,
+        micro_batch: 1,
+        optimizer: Optimizer::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 },
+        learning_rate: 1e-3,
+        learning_rates: BTreeMap::new(),
+        warmup: 0,
+        decay: Decay::Constant,
+        clip: None,
+        face_loss_weight: 0.0,
+        loss_weighting: LossWeighting::Epsilon,
+        precision: Precision::Fp32,
+        reduction: Reduction::Fast,
+        threads: 1,
+    };
+    let checkpoint = CheckpointPolicy { every: job.every, keep: job.keep };
+    JobSpec { name: "toy".to_owned(), resources, data, model: model(), train, checkpoint }
+}
+
+/// Never looked at: nothing here draws.
+fn model() -> Model {
+    Model {
+        architecture: Architecture::Retrinet,
+        unet: UNetConfig {
+            channels: 8,
+            channel_mult: vec![1],
+            res_blocks: 1,
+            attention_levels: vec![],
+            heads: 1,
+            context_dim: 8,
+            latent_channels: 4,
+            norm_groups: 1,
+        },
+        autoencoder: AutoencoderConfig {
+            channels: 8,
+            channel_mult: vec![1],
+            res_blocks: 1,
+            latent_channels: 4,
+            scaling_factor: 1.0,
+            norm_groups: 1,
+        },
+        text_encoder: TextEncoderConfig { width: 8, layers: 1, heads: 1, tokens: 8 },
+        init: None,
+        freeze: vec![],
+    }
+}

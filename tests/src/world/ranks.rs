@@ -1,0 +1,218 @@
+//! Rank processes in the simulated world: they start, meet, train the toy step by step in lockstep, write shards and
+//! leave. They die, hang, and are orphaned in an old generation, where they go on as if nothing had happened. What
+//! happens to the processes from outside is here; what they do together is in `group.rs`.
+
+use super::World;
+use super::agenda::Happening;
+use super::bug::Bug;
+use super::plan::DETECT_WITHIN_MS;
+use super::store;
+use proto::checkpoint::checkpoint_folder;
+use proto::id::{Rank, Step};
+use proto::message::{Assignment, RankPhase, RankReport, ShardReport, StepReport, Work};
+use worker_core::event::{Event, RankKey};
+
+/// Process number, never used twice.
+pub(crate) type Pid = u64;
+
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) key: RankKey,
+    pub(crate) node: usize,
+    boot: u64,
+    device: u32,
+    pub(crate) assignment: Assignment,
+    pub(crate) phase: RankPhase,
+    /// It exists and does nothing.
+    pub(crate) hung: bool,
+    pub(crate) step: u64,
+    /// The toy's value after `step`.
+    pub(crate) value: u64,
+    /// When its last line reaches the daemon: lines keep their order, and the exit comes after them.
+    last_line: u64,
+}
+
+impl World {
+    pub(crate) fn spawn(&mut self, node: usize, key: RankKey, device: u32, assignment: Assignment) {
+        let held = self.processes.values().find(|p| p.node == node && p.device == device).map(|p| &p.key);
+        self.oracle.on_spawn(&key, device, self.nodes[node].devices, held);
+        self.next_pid += 1;
+        let pid = self.next_pid;
+        let boot = self.nodes[node].boot;
+        let slow = self.is_rough() && self.dice.chance(self.plan.noise.slow_start);
+        let delay = if slow { self.dice.between(2_000, 8_000) } else { self.dice.between(100, 1_200) };
+        let phase = RankPhase::Starting;
+        let (hung, step, value, last_line) = (false, 0, 0, self.now);
+        let process = Process { key, node, boot, device, assignment, phase, hung, step, value, last_line };
+        self.processes.insert(pid, process);
+        self.agenda.put(self.now + delay, Happening::RankLoaded { pid });
+    }
+
+    /// The process, if it is there and not hung.
+    pub(crate) fn working(&mut self, pid: Pid) -> Option<&mut Process> {
+        self.processes.get_mut(&pid).filter(|process| !process.hung)
+    }
+
+    fn find(&self, node: usize, key: &RankKey) -> Option<Pid> {
+        let found = self.processes.iter().find(|(_, process)| process.node == node && process.key == *key);
+        found.map(|(pid, _)| *pid)
+    }
+
+    pub(crate) fn tell_rank(&mut self, node: usize, key: &RankKey, assignment: Box<Assignment>) {
+        if let Some(pid) = self.find(node, key) {
+            self.agenda.put(self.now + 2, Happening::RankTold { pid, assignment });
+        }
+    }
+
+    pub(crate) fn stop_rank(&mut self, node: usize, key: &RankKey) {
+        let Some(pid) = self.find(node, key) else { return };
+        let delay = self.dice.between(2, 300);
+        if self.working(pid).is_some() {
+            let outcome = "exit status 0";
+            self.agenda.put(self.now + delay, Happening::RankDies { pid, success: true, outcome });
+        }
+    }
+
+    pub(crate) fn kill_rank(&mut self, node: usize, key: &RankKey) {
+        if self.bug == Some(Bug::KillIgnored) {
+            return;
+        }
+        if let Some(pid) = self.find(node, key) {
+            let at = self.now + self.dice.between(1, 30);
+            self.agenda.put(at, Happening::RankDies { pid, success: false, outcome: "killed by signal 9" });
+        }
+    }
+
+    /// A fault: some rank of this node dies at once.
+    pub(crate) fn crash_rank(&mut self, node: usize) {
+        if let Some(pid) = self.some_rank(node) {
+            self.rank_dies(pid, false, "killed by signal 11");
+        }
+    }
+
+    /// A fault: some rank of this node does nothing more.
+    pub(crate) fn hang_rank(&mut self, node: usize) {
+        let Some(pid) = self.some_rank(node) else { return };
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.hung = true;
+            let key = &process.key;
+            self.trace.line(self.now, || format!("{key:?} hangs"));
+        }
+    }
+
+    fn some_rank(&mut self, node: usize) -> Option<Pid> {
+        let here = self.processes.iter().filter(|(_, process)| process.node == node);
+        let pids: Vec<Pid> = here.map(|(pid, _)| *pid).collect();
+        let chosen = self.dice.pick(pids.len());
+        pids.get(chosen).copied()
+    }
+
+    pub(crate) fn rank_dies(&mut self, pid: Pid, success: bool, outcome: &str) {
+        let Some(process) = self.processes.remove(&pid) else { return };
+        let (node, boot, key) = (process.node, process.boot, process.key);
+        self.trace.line(self.now, || format!("{key:?} ends: {outcome}"));
+        let at = (self.now + self.dice.between(1, 5)).max(process.last_line);
+        let outcome = outcome.to_owned();
+        self.agenda.put(at, Happening::RankExited { node, boot, key, success, outcome });
+    }
+
+    /// The process says where it is; also its sign of life.
+    pub(crate) fn say(&mut self, pid: Pid, steps: Vec<StepReport>, shards: Vec<ShardReport>) {
+        let delay = self.dice.between(1, 4);
+        let now = self.now;
+        let Some(process) = self.working(pid) else { return };
+        let joined = process.phase != RankPhase::Starting && process.key.rank == Rank(0);
+        let report = RankReport {
+            job: process.key.job.clone(),
+            generation: process.key.generation,
+            rank: process.key.rank,
+            phase: process.phase.clone(),
+            // The number of the process stands for its port.
+            store_address: joined.then(|| format!("host:{pid}")),
+            steps,
+            shards,
+        };
+        process.last_line = (now + delay).max(process.last_line);
+        let (node, boot, at) = (process.node, process.boot, process.last_line);
+        self.agenda.put(at, Happening::RankSaid { node, boot, report });
+    }
+
+    pub(crate) fn rank_said(&mut self, node: usize, boot: u64, report: RankReport) {
+        self.node_handles(node, boot, Event::RankSaid(report));
+    }
+
+    pub(crate) fn rank_beats(&mut self, pid: Pid) {
+        if self.working(pid).is_some() {
+            self.say(pid, vec![], vec![]);
+            self.agenda.put(self.now + DETECT_WITHIN_MS / 3, Happening::RankBeat { pid });
+        }
+    }
+
+    /// Libraries and weights are there: it loads its checkpoint and is ready to meet the others.
+    pub(crate) fn rank_loaded(&mut self, pid: Pid) {
+        let resume_ignored = self.bug == Some(Bug::ResumeFromNothing);
+        let Some(process) = self.processes.get_mut(&pid).filter(|process| !process.hung) else { return };
+        let (source, checkpoint) = match &process.assignment.work {
+            Work::Train => (process.key.job.clone(), process.assignment.resume),
+            Work::Sample(sample) => (sample.source.clone(), sample.checkpoint),
+        };
+        if let Some(checkpoint) = checkpoint.filter(|_| !resume_ignored) {
+            match self.store.load(&source, checkpoint) {
+                Ok(value) => (process.step, process.value) = (checkpoint.step.0, value),
+                Err(error) => {
+                    // An orphan may come too late for its checkpoint; whom the record names may not.
+                    let key = process.key.clone();
+                    let job = self.durable.jobs.get(&key.job);
+                    let current = job.is_some_and(|job| {
+                        job.generation == key.generation && matches!(job.phase, coordinator_core::event::JobPhase::Running { .. })
+                    });
+                    self.oracle.require(!current, || format!("{key:?} cannot resume: {error}"));
+                    return self.rank_fails(pid, error);
+                }
+            }
+        }
+        process.phase = RankPhase::Joining;
+        self.rank_beats(pid);
+        self.agenda.put(self.now + 4 * DETECT_WITHIN_MS, Happening::RankTiresOfJoining { pid });
+        self.try_join(pid);
+    }
+
+    pub(crate) fn rank_told(&mut self, pid: Pid, assignment: Assignment) {
+        let Some(process) = self.working(pid) else { return };
+        process.assignment = assignment;
+        self.try_join(pid);
+    }
+
+    pub(crate) fn rank_tires(&mut self, pid: Pid) {
+        if self.working(pid).is_some_and(|process| process.phase == RankPhase::Joining) {
+            self.rank_fails(pid, "timed out waiting for the other ranks to join".to_owned());
+        }
+    }
+
+    pub(crate) fn rank_fails(&mut self, pid: Pid, error: String) {
+        let Some(process) = self.working(pid) else { return };
+        if process.phase == RankPhase::Finished {
+            return;
+        }
+        process.phase = RankPhase::Failed { error };
+        self.say(pid, vec![], vec![]);
+        self.rank_dies(pid, false, "exit status 1");
+    }
+
+    pub(crate) fn rank_writes(&mut self, pid: Pid, step: u64, value: u64) {
+        let Some(process) = self.working(pid) else { return };
+        let key = process.key.clone();
+        let entry = store::entry(key.rank.0, process.assignment.world, value);
+        self.store.put_shard(&checkpoint_folder(&key.job, Step(step), key.generation), &entry.path, value);
+        if self.bug != Some(Bug::ShardBeforeWritten) {
+            self.rank_says_written(pid, step, value);
+        }
+    }
+
+    pub(crate) fn rank_says_written(&mut self, pid: Pid, step: u64, value: u64) {
+        let Some(process) = self.working(pid) else { return };
+        let shard = store::entry(process.key.rank.0, process.assignment.world, value);
+        let environment = "toy".to_owned();
+        self.say(pid, vec![], vec![ShardReport { step: Step(step), shard, init_digest: None, environment }]);
+    }
+}

@@ -1,0 +1,85 @@
+//! The object store's stand-in: names and contents, whole or not there, with conditional put. It never fails by itself;
+//! the world decides which calls fail and which answers are lost.
+
+use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry, checkpoint_folder};
+use proto::id::{Generation, JobId, Step};
+use std::collections::{BTreeMap, BTreeSet};
+
+#[derive(Debug, Default)]
+pub(crate) struct Store {
+    manifests: BTreeMap<String, CheckpointManifest>,
+    /// The toy's value by object name.
+    shards: BTreeMap<String, u64>,
+    deleted: BTreeSet<String>,
+}
+
+impl Store {
+    pub(crate) fn put_shard(&mut self, folder: &str, file: &str, value: u64) {
+        self.shards.insert(format!("{folder}/{file}"), value);
+    }
+
+    /// Only if there is none; the same again is success.
+    pub(crate) fn put_manifest(&mut self, manifest: &CheckpointManifest) -> Result<(), String> {
+        let name = manifest_name(&manifest.job, manifest.step, manifest.generation);
+        match self.manifests.get(&name) {
+            Some(there) if there != manifest => Err(format!("{name} exists and is another")),
+            Some(_) => Ok(()),
+            None => {
+                self.manifests.insert(name, manifest.clone());
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn delete_checkpoint(&mut self, job: &JobId, checkpoint: CheckpointRef) {
+        let folder = checkpoint_folder(job, checkpoint.step, checkpoint.generation);
+        self.manifests.remove(&format!("{folder}/{MANIFEST_FILE}"));
+        let prefix = format!("{folder}/");
+        self.shards.retain(|name, _| !name.starts_with(&prefix));
+        self.deleted.insert(folder);
+    }
+
+    pub(crate) fn was_deleted(&self, manifest: &CheckpointManifest) -> bool {
+        self.deleted.contains(&checkpoint_folder(&manifest.job, manifest.step, manifest.generation))
+    }
+
+    /// What is wrong with the shards that the manifest names.
+    pub(crate) fn check_shards(&self, manifest: &CheckpointManifest) -> Result<(), String> {
+        let folder = checkpoint_folder(&manifest.job, manifest.step, manifest.generation);
+        for entry in &manifest.shards {
+            let name = format!("{folder}/{}", entry.path);
+            let value = self.shards.get(&name).ok_or_else(|| format!("{name} is named and not there"))?;
+            if digest(*value) != entry.sha256 {
+                return Err(format!("{name} holds {value}, whose digest is not {}", entry.sha256));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a checkpoint as a rank does.
+    pub(crate) fn load(&self, job: &JobId, checkpoint: CheckpointRef) -> Result<u64, String> {
+        let name = manifest_name(job, checkpoint.step, checkpoint.generation);
+        let manifest = self.manifests.get(&name).ok_or_else(|| format!("{name} is not there"))?;
+        self.check_shards(manifest)?;
+        let folder = checkpoint_folder(job, checkpoint.step, checkpoint.generation);
+        let values: BTreeSet<u64> =
+            manifest.shards.iter().filter_map(|e| self.shards.get(&format!("{folder}/{}", e.path))).copied().collect();
+        match values.iter().collect::<Vec<_>>()[..] {
+            [value] => Ok(*value),
+            _ => Err(format!("{name}: the shards hold {values:?}, not one value")),
+        }
+    }
+}
+
+/// A shard's entry as a rank writes it.
+pub(crate) fn entry(rank: u32, world: u32, value: u64) -> ShardEntry {
+    ShardEntry { path: format!("rank-{rank}-of-{world}.safetensors"), size_bytes: 8, sha256: digest(value) }
+}
+
+fn digest(value: u64) -> String {
+    format!("{value:064x}")
+}
+
+fn manifest_name(job: &JobId, step: Step, generation: Generation) -> String {
+    format!("{}/{MANIFEST_FILE}", checkpoint_folder(job, step, generation))
+}

@@ -1,0 +1,309 @@
+//! Real processes on loopback: the way of a tiny job from job.toml to pictures, and what happens to it when something
+//! dies under it. Faults strike when `coordinator watch` shows that the job is in the middle.
+#![allow(clippy::unwrap_used)]
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use tests::cluster::job::{TinyJob, synthesize};
+use tests::cluster::{Cluster, Options};
+
+/// A cluster with the tests' data set in its folder.
+fn cluster(workers: usize) -> Result<(Cluster, String)> {
+    let cluster = Cluster::start(Options::with_workers(workers))?;
+    let dataset = format!("file://{}", cluster.directory().join("figures").display());
+    cluster.ok(&synthesize(&dataset))?;
+    Ok((cluster, dataset))
+}
+
+/// Long enough that a fault at step 10 lands in its middle, with a commit before and steps to repeat.
+fn job(dataset: &str, workers: u32) -> TinyJob {
+    TinyJob {
+        name: "tiny".to_owned(),
+        dataset: dataset.to_owned(),
+        workers,
+        steps: 40,
+        checkpoint_every: 8,
+    }
+}
+
+fn digest(cluster: &Cluster, job: &str) -> Result<String> {
+    let digest = cluster.ok(&["checkpoint", "digest", job])?.trim().to_owned();
+    ensure!(
+        digest.len() == 64 && digest.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        "digest is {digest:?}"
+    );
+    Ok(digest)
+}
+
+/// The weights of [`job`] on two workers when nothing goes wrong: made once, by whichever test needs it first.
+fn undisturbed() -> &'static str {
+    static DIGEST: OnceLock<String> = OnceLock::new();
+    DIGEST.get_or_init(|| {
+        let (cluster, dataset) = cluster(2).unwrap();
+        let id = cluster.submit(&job(&dataset, 2).to_toml()).unwrap();
+        let view = cluster.wait_done(&id).unwrap();
+        assert_eq!(view.restarts, 0, "{view:?}");
+        digest(&cluster, &id).unwrap()
+    })
+}
+
+/// Lets `fault` strike a job on two workers in its middle; the job must end as if nothing had been, after `restarts`.
+fn check(fault: impl FnOnce(&mut Cluster) -> Result<()>, restarts: u32) -> Result<()> {
+    let expected = undisturbed();
+    let (mut cluster, dataset) = cluster(2)?;
+    let id = cluster.submit(&job(&dataset, 2).to_toml())?;
+    cluster.wait_step(&id, 10)?;
+    fault(&mut cluster)?;
+    let view = cluster.wait_done(&id)?;
+    assert_eq!(view.restarts, restarts, "{view:?}");
+    assert_eq!(view.generation, u64::from(restarts) + 1, "{view:?}");
+    assert_eq!(view.incidents.len(), restarts as usize, "{view:?}");
+    assert_eq!(
+        digest(&cluster, &id)?,
+        expected,
+        "the weights differ from those of an undisturbed run"
+    );
+    cluster.stop()
+}
+
+#[test]
+fn a_job_survives_the_death_of_a_rank() -> Result<()> {
+    check(|cluster| cluster.kill_rank(1), 1)
+}
+
+#[test]
+fn a_job_survives_the_death_of_a_daemon() -> Result<()> {
+    check(
+        |cluster| {
+            cluster.kill_worker(1)?;
+            cluster.start_worker(1)
+        },
+        1,
+    )
+}
+
+#[test]
+fn a_job_does_not_notice_the_death_of_the_coordinator() -> Result<()> {
+    check(
+        |cluster| {
+            cluster.kill_coordinator()?;
+            cluster.start_coordinator()
+        },
+        0,
+    )
+}
+
+#[test]
+fn a_job_moves_to_another_worker_when_its_own_is_lost() -> Result<()> {
+    let (mut cluster, dataset) = cluster(2)?;
+    let id = cluster.submit(&job(&dataset, 1).to_toml())?;
+    let view = cluster.wait_step(&id, 10)?;
+    let name = view.members[0].worker.as_ref().map(|worker| worker.name.as_str());
+    cluster.kill_worker(if name == Some("w1") { 0 } else { 1 })?;
+    let view = cluster.wait_done(&id)?;
+    assert_eq!(view.restarts, 1, "{view:?}");
+    Ok(())
+}
+
+#[test]
+fn the_whole_path_from_job_to_pictures() -> Result<()> {
+    let (cluster, dataset) = cluster(2)?;
+    let id = cluster.submit(&job(&dataset, 2).to_toml())?;
+    assert_eq!(id, "tiny-1");
+    assert_eq!(cluster.wait_step(&id, 1)?.world, 2);
+    let view = cluster.wait_done(&id)?;
+    assert_eq!((view.step, view.steps), (40, 40), "{view:?}");
+
+    let jobs = cluster.json(&["jobs"])?;
+    assert_eq!(jobs.as_array().map(Vec::len), Some(1), "{jobs}");
+    assert_eq!(
+        (&jobs[0]["job"], &jobs[0]["phase"]),
+        (&"tiny-1".into(), &"done".into())
+    );
+    let workers = cluster.json(&["workers"])?;
+    let up = workers
+        .as_array()
+        .context("workers")?
+        .iter()
+        .filter(|worker| worker["up"] == true);
+    assert_eq!(up.count(), 2, "{workers}");
+    assert!(cluster.ok(&["jobs"])?.contains("tiny-1"));
+    assert!(cluster.ok(&["workers"])?.contains("w2"));
+
+    // Every step was reported.
+    let described = cluster.json(&["describe", &id])?;
+    assert_eq!(described["curve"]["steps"], 40, "{described}");
+    assert!(cluster.ok(&["describe", &id])?.contains("40/40"));
+
+    checkpoints_are_whole(&cluster, &id)?;
+    pictures_are_drawn(&cluster, &id)?;
+    a_torn_checkpoint_is_found(&cluster, &id)?;
+    cluster.stop()
+}
+
+/// The two newest are kept, verify, and have a digest.
+fn checkpoints_are_whole(cluster: &Cluster, id: &str) -> Result<()> {
+    let checkpoints = cluster.json(&["checkpoints", id])?;
+    let steps: Vec<&Value> = checkpoints
+        .as_array()
+        .context("checkpoints")?
+        .iter()
+        .map(|it| &it["step"])
+        .collect();
+    assert_eq!(steps, [32, 40], "{checkpoints}");
+    cluster.ok(&["checkpoint", "verify", id])?;
+    cluster.ok(&["checkpoint", "verify", &format!("{id}@32")])?;
+    assert_ne!(digest(cluster, &format!("{id}@32"))?, digest(cluster, id)?);
+    let missing = cluster
+        .run(&["checkpoint", "digest", &format!("{id}@7")])?
+        .failure()?;
+    assert!(
+        missing.contains('7') && missing.contains("32"),
+        "it should name what there is: {missing}"
+    );
+    Ok(())
+}
+
+fn pictures_are_drawn(cluster: &Cluster, id: &str) -> Result<()> {
+    let out = cluster.directory().join("pictures");
+    let folder = out.display().to_string();
+    cluster.ok(&[
+        "sample", id, "--count", "2", "--steps", "2", "--seed", "3", "--out", &folder,
+    ])?;
+    let grid = std::fs::read(out.join("grid.png")).context("grid.png")?;
+    assert!(grid.starts_with(b"\x89PNG"));
+    let summary: Value = serde_json::from_slice(&std::fs::read(out.join("pictures.json"))?)?;
+    assert!(summary.to_string().contains("correct"), "{summary}");
+    assert!(out.join("000.png").is_file() && out.join("001.png").is_file());
+    Ok(())
+}
+
+/// One changed byte in one shard is found and named.
+fn a_torn_checkpoint_is_found(cluster: &Cluster, id: &str) -> Result<()> {
+    let shard = newest_shard(cluster, id)?;
+    let mut bytes = std::fs::read(&shard)?;
+    let last = bytes.last_mut().context("a shard has bytes")?;
+    *last ^= 1;
+    std::fs::write(&shard, bytes)?;
+    let outcome = cluster.run(&["checkpoint", "verify", id])?;
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    let said = outcome.stdout + &outcome.stderr;
+    let name = shard.file_name().context("a name")?.to_string_lossy();
+    assert!(
+        said.contains(&*name) && said.contains("sha256") || said.contains("SHA-256"),
+        "{said}"
+    );
+    Ok(())
+}
+
+fn newest_shard(cluster: &Cluster, id: &str) -> Result<PathBuf> {
+    let folder = cluster
+        .directory()
+        .join(format!("store/jobs/{id}/checkpoints/0000000040-g1"));
+    Ok(folder.join("rank-1-of-2.safetensors"))
+}
+
+#[test]
+fn the_same_job_gives_the_same_weights() -> Result<()> {
+    let (cluster, dataset) = cluster(1)?;
+    let first = cluster.submit(&job(&dataset, 1).to_toml())?;
+    let second = cluster.submit(&job(&dataset, 1).to_toml())?;
+    cluster.wait_done(&first)?;
+    cluster.wait_done(&second)?;
+    assert_ne!(first, second);
+    assert_eq!(digest(&cluster, &first)?, digest(&cluster, &second)?);
+    cluster.stop()
+}
+
+#[test]
+fn a_waiting_job_outlives_the_coordinator_and_can_be_cancelled() -> Result<()> {
+    let (mut cluster, dataset) = cluster(1)?;
+    // Two workers are wanted and one is there.
+    let id = cluster.submit(&job(&dataset, 2).to_toml())?;
+    let view = cluster.wait(&id, "phase queued", |view| view.phase == "queued")?;
+    assert!(view.reason.contains("needs 2 cpu workers"), "{view:?}");
+    cluster.kill_coordinator()?;
+    cluster.start_coordinator()?;
+    assert_eq!(cluster.json(&["describe", &id])?["phase"], "queued");
+
+    cluster.ok(&["cancel", &id])?;
+    assert_eq!(cluster.json(&["describe", &id])?["phase"], "cancelled");
+    let watched = cluster.run(&["watch", &id])?;
+    assert_ne!(
+        watched.code,
+        Some(0),
+        "a cancelled job did not do what was asked for: {watched:?}"
+    );
+
+    // A running job frees its worker for the next.
+    let endless = TinyJob {
+        steps: 1_000_000,
+        ..job(&dataset, 1)
+    };
+    let running = cluster.submit(&endless.to_toml())?;
+    cluster.wait_step(&running, 2)?;
+    let next = cluster.submit(
+        &TinyJob {
+            steps: 2,
+            ..job(&dataset, 1)
+        }
+        .to_toml(),
+    )?;
+    cluster.ok(&["cancel", &running])?;
+    cluster.wait_done(&next)?;
+    assert_eq!(cluster.json(&["describe", &running])?["phase"], "cancelled");
+    cluster.stop()
+}
+
+#[test]
+fn wrong_input_is_refused_with_what_would_be_right() -> Result<()> {
+    let (mut cluster, dataset) = cluster(0)?;
+    let good = job(&dataset, 1).to_toml();
+    let refused = |cluster: &Cluster, toml: &str, words: &[&str]| -> Result<()> {
+        let file = cluster.write_job(toml)?;
+        let said = cluster.run(&["submit", &file])?.failure()?;
+        for word in words {
+            assert!(said.contains(word), "{word:?} is missing in: {said}");
+        }
+        Ok(())
+    };
+    refused(
+        &cluster,
+        &good.replace("steps =", "stepps ="),
+        &["job.toml:", "stepps", "did you mean `steps`?"],
+    )?;
+    refused(
+        &cluster,
+        &good.replace("global_batch = 4", "global_batch = 5"),
+        &["train.global_batch", "is 5", "2"],
+    )?;
+    refused(
+        &cluster,
+        &good.replace("resolution = 32", "resolution = 33"),
+        &["data.resolution", "is 33"],
+    )?;
+    refused(
+        &cluster,
+        &good.replace("/figures\"", "/figurines\""),
+        &["data.dataset", "figurines"],
+    )?;
+    let absent = cluster.run(&["submit", "nowhere.toml"])?.failure()?;
+    assert!(absent.contains("nowhere.toml"), "{absent}");
+    let unknown = cluster.run(&["describe", "tiny-77"])?.failure()?;
+    assert!(unknown.contains("tiny-77"), "{unknown}");
+
+    // A dry run says yes and leaves nothing.
+    let file = cluster.write_job(&good)?;
+    cluster.ok(&["submit", &file, "--dry-run"])?;
+    assert_eq!(cluster.json(&["jobs"])?, Value::Array(Vec::new()));
+
+    cluster.kill_coordinator()?;
+    let alone = cluster.run(&["jobs"])?.failure()?;
+    assert!(
+        alone.contains("cannot reach a coordinator at http://127.0.0.1:"),
+        "{alone}"
+    );
+    Ok(())
+}

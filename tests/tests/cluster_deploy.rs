@@ -1,0 +1,216 @@
+//! What lies in deploy/ says the truth about the programs: units start commands that exist with files that exist, the
+//! example settings are taken by the real daemons, and every metric that is named anywhere is one that is served.
+
+use anyhow::{Context, Result, ensure};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+use tests::cluster::command::run;
+use tests::cluster::process::Process;
+use tests::cluster::{binary, checkout};
+
+fn read(file: &str) -> Result<String> {
+    std::fs::read_to_string(checkout().join(file)).with_context(|| format!("reading {file}"))
+}
+
+/// The values of every `Key=value` line of a unit, by `Section.Key`.
+fn unit(file: &str) -> Result<BTreeMap<String, Vec<String>>> {
+    let mut section = String::new();
+    let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for line in read(file)?
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+    {
+        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            name.clone_into(&mut section);
+        } else {
+            let (key, value) = line
+                .split_once('=')
+                .with_context(|| format!("{file}: what is {line:?}?"))?;
+            values
+                .entry(format!("{section}.{key}"))
+                .or_default()
+                .push(value.to_owned());
+        }
+    }
+    Ok(values)
+}
+
+fn check_unit(role: &str, subcommand: &str) -> Result<()> {
+    let file = format!("deploy/systemd/retri-{role}.service");
+    let unit = unit(&file)?;
+    let one = |key: &str| match unit.get(key).map(Vec::as_slice) {
+        Some([value]) => Ok(value.as_str()),
+        other => Err(anyhow::anyhow!(
+            "{file}: {key} should stand there once, and is {other:?}"
+        )),
+    };
+    for (key, value) in [
+        // The daemons call sd_notify; without this systemd would take them for ready too soon.
+        ("Service.Type", "notify"),
+        ("Service.Restart", "always"),
+        ("Unit.StartLimitIntervalSec", "0"),
+        // Only the daemon gets SIGTERM: it stops its children itself.
+        ("Service.KillMode", "mixed"),
+        ("Service.DynamicUser", "yes"),
+        ("Service.StateDirectory", "retri"),
+        ("Service.EnvironmentFile", "-/etc/retri/s3.env"),
+        ("Install.WantedBy", "multi-user.target"),
+    ] {
+        ensure!(
+            one(key)? == value,
+            "{file}: {key} is {}, it should be {value}",
+            one(key)?
+        );
+    }
+    one("Service.TimeoutStopSec")?;
+    let start = one("Service.ExecStart")?;
+    let expected = format!("/opt/retri/bin/{role} {subcommand} --config /etc/retri/{role}.toml");
+    ensure!(
+        start == expected,
+        "{file}: ExecStart is {start:?}, it should be {expected:?}"
+    );
+    let mut help = Command::new(binary(role)?);
+    help.args([subcommand, "--help"]);
+    ensure!(
+        run(help)?.success()?.contains("--config"),
+        "`{role} {subcommand}` does not take --config"
+    );
+    Ok(())
+}
+
+#[test]
+fn the_units_start_what_exists() -> Result<()> {
+    check_unit("coordinator", "serve")?;
+    check_unit("worker", "daemon")
+}
+
+#[test]
+fn the_worker_writes_only_where_its_unit_lets_it() -> Result<()> {
+    let unit = unit("deploy/systemd/retri-worker.service")?;
+    let config = read("deploy/worker.toml")?;
+    for (key, place, field) in [
+        ("RuntimeDirectory", "/run/", "run_dir"),
+        ("CacheDirectory", "/var/cache/", "cache_dir"),
+    ] {
+        let folder = &unit
+            .get(&format!("Service.{key}"))
+            .with_context(|| format!("no {key}"))?[0];
+        let line = format!("{field} = \"{place}{folder}\"");
+        ensure!(
+            config.contains(&line),
+            "deploy/worker.toml should say {line}, as the unit has {key}={folder}"
+        );
+    }
+    Ok(())
+}
+
+/// Starts the daemon with the example file. Environment variables move it to free ports and to a folder of its own; all
+/// other values, and that every key is known, are the file's.
+fn check_example(role: &str, subcommand: &str, ready: &str, moved: &[(&str, &str)]) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let place = |value: &str| value.replace("{}", &directory.path().display().to_string());
+    let mut command = Command::new(binary(role)?);
+    command
+        .args([subcommand, "--config"])
+        .arg(checkout().join(format!("deploy/{role}.toml")));
+    command.envs(moved.iter().map(|(name, value)| (name, place(value))));
+    Process::start(role, command, directory.path(), ready)?.terminate()
+}
+
+#[test]
+fn the_example_settings_are_taken() -> Result<()> {
+    let moved = [
+        ("RETRI_COORDINATOR__LISTEN", "127.0.0.1:0"),
+        ("RETRI_COORDINATOR__METRICS_LISTEN", "127.0.0.1:0"),
+        ("RETRI_COORDINATOR__STORE", "file://{}/store"),
+    ];
+    check_example("coordinator", "serve", "coordinator ready rpc=http", &moved)?;
+    let moved = [
+        ("RETRI_WORKER__METRICS_LISTEN", "127.0.0.1:0"),
+        ("RETRI_WORKER__RUN_DIR", "{}/run"),
+        ("RETRI_WORKER__CACHE_DIR", "{}/cache"),
+    ];
+    check_example("worker", "daemon", "worker ready name=", &moved)
+}
+
+#[test]
+fn installing_keeps_settings_that_are_there() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let install = || -> Result<()> {
+        let mut command = Command::new(checkout().join("deploy/systemd/install.sh"));
+        command
+            .arg("coordinator")
+            .env("DESTDIR", root.path())
+            .env_remove("CUDA");
+        run(command)?.success()?;
+        Ok(())
+    };
+    install()?;
+    for file in [
+        "opt/retri/bin/coordinator",
+        "etc/systemd/system/retri-coordinator.service",
+        "etc/retri/s3.env",
+    ] {
+        ensure!(root.path().join(file).is_file(), "{file} was not installed");
+    }
+    let config = root.path().join("etc/retri/coordinator.toml");
+    std::fs::write(&config, "# ours\n")?;
+    install()?;
+    ensure!(
+        std::fs::read_to_string(&config)? == "# ours\n",
+        "a second install replaced the node's settings"
+    );
+    Ok(())
+}
+
+/// Every word of `text` that looks like one of our metrics.
+fn metrics_in(text: &str) -> BTreeSet<String> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| word.starts_with("retri_"))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_metric_that_is_named_is_served() -> Result<()> {
+    let mut served = BTreeSet::new();
+    for source in ["coordinator/src/metrics.rs", "worker/src/metrics.rs"] {
+        // A name is registered as a string; counters get `_total` when they are written out.
+        let text = read(source)?;
+        for name in text
+            .split('"')
+            .filter(|word| word.starts_with("retri_") && !word.contains([' ', '{']))
+        {
+            served.insert(name.to_owned());
+            served.insert(format!("{name}_total"));
+        }
+    }
+    for file in ["deploy/grafana/training.json", "deploy/README.md"] {
+        let named = metrics_in(&read(file)?);
+        ensure!(!named.is_empty(), "{file} names no metric");
+        let unknown: Vec<&String> = named.difference(&served).collect();
+        ensure!(
+            unknown.is_empty(),
+            "{file} names {unknown:?}, which nobody serves"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn every_file_that_the_runbook_names_exists() -> Result<()> {
+    let text = read("deploy/README.md")?;
+    for path in text.split('`').skip(1).step_by(2) {
+        let ours = ["deploy/", "coordinator/", "worker/"]
+            .iter()
+            .any(|top| path.starts_with(top));
+        if ours && !path.contains(' ') {
+            ensure!(
+                Path::new(&checkout()).join(path).exists(),
+                "deploy/README.md names {path}, which does not exist"
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,144 @@
+//! The monitoring that we ship, against a job that really runs: Prometheus reads our configuration and scrapes both
+//! daemons, and every query behind a panel of the dashboard finds data.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use tests::cluster::job::{TinyJob, synthesize};
+use tests::cluster::prometheus::{Prometheus, lint_metrics, promtool};
+use tests::cluster::{Cluster, Options, checkout, http};
+
+/// Prometheus scrapes once a second and `rate` needs two scrapes; the job says something several times a second.
+const TRIES_MAX: usize = 2000;
+
+#[test]
+fn every_panel_shows_data_of_a_running_job() -> Result<()> {
+    let cluster = Cluster::start(Options::with_workers(2))?;
+    let dataset = format!("file://{}", cluster.directory().join("figures").display());
+    cluster.ok(&synthesize(&dataset))?;
+    let addresses = (0..2).map(|worker| Ok(strip(&cluster.worker_metrics(worker)?)));
+    let addresses = addresses.collect::<Result<Vec<_>>>()?;
+    let prometheus = Prometheus::start(
+        cluster.directory(),
+        &strip(cluster.coordinator_metrics()),
+        &addresses,
+    )?;
+
+    let endless = TinyJob {
+        name: "seen".to_owned(),
+        dataset,
+        workers: 2,
+        steps: 1_000_000,
+        checkpoint_every: 10,
+    };
+    let id = cluster.submit(&endless.to_toml())?;
+    let mut watch = cluster.watch(&id)?;
+    let mut left: Vec<(String, String)> = queries(&id)?;
+    ensure!(!left.is_empty(), "the dashboard has no queries");
+    for _ in 0..TRIES_MAX {
+        // The job's next word is the clock: no sleep.
+        watch.next_view()?.context("the job ended by itself")?;
+        let mut empty = Vec::new();
+        for (panel, expression) in left {
+            if prometheus.query(&expression)?.is_empty() {
+                empty.push((panel, expression));
+            }
+        }
+        left = empty;
+        if left.is_empty() {
+            break;
+        }
+    }
+    ensure!(left.is_empty(), "these panels show nothing: {left:#?}");
+
+    for address in addresses
+        .iter()
+        .map(String::as_str)
+        .chain([strip(cluster.coordinator_metrics()).as_str()])
+    {
+        let page = http::get(&format!("http://{address}/metrics"))?;
+        let found = lint_metrics(&page)?;
+        ensure!(found.trim().is_empty(), "promtool on {address}: {found}\n{page}");
+        http::get(&format!("http://{address}/healthz"))?;
+    }
+    cluster.ok(&["cancel", &id])?;
+    cluster.stop()
+}
+
+#[test]
+fn the_configuration_passes_promtool() -> Result<()> {
+    let config = checkout().join("deploy/prometheus/prometheus.yml");
+    promtool(&["check", "config", &config.display().to_string()])?.success()?;
+    Ok(())
+}
+
+#[test]
+fn every_panel_has_a_title_a_description_a_unit_and_a_place_of_its_own() -> Result<()> {
+    let dashboard = dashboard()?;
+    let mut places = BTreeSet::new();
+    for panel in panels(&dashboard)? {
+        let title = panel["title"].as_str().context("a panel without a title")?;
+        ensure!(
+            panel["description"].as_str().is_some_and(|text| !text.is_empty()),
+            "{title}: no description"
+        );
+        ensure!(
+            panel["fieldConfig"]["defaults"]["unit"].is_string(),
+            "{title}: no unit"
+        );
+        let place = &panel["gridPos"];
+        let side = |name: &str| {
+            place[name]
+                .as_u64()
+                .with_context(|| format!("{title}: gridPos.{name}"))
+        };
+        for x in side("x")?..side("x")? + side("w")? {
+            for y in side("y")?..side("y")? + side("h")? {
+                ensure!(x < 24, "{title}: reaches beyond the dashboard's 24 columns");
+                ensure!(places.insert((x, y)), "{title}: lies on another panel");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn strip(url: &str) -> String {
+    url.trim_start_matches("http://").to_owned()
+}
+
+fn dashboard() -> Result<Value> {
+    let file = checkout().join("deploy/grafana/training.json");
+    let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is no JSON", file.display()))
+}
+
+fn panels(dashboard: &Value) -> Result<&Vec<Value>> {
+    dashboard["panels"]
+        .as_array()
+        .context("the dashboard has no panels")
+}
+
+/// Panel title and expression of every query, with the dashboard's variables put in as Grafana would: the chosen job,
+/// and as interval four times the time between scrapes.
+fn queries(job: &str) -> Result<Vec<(String, String)>> {
+    let dashboard = dashboard()?;
+    let mut queries = Vec::new();
+    for panel in panels(&dashboard)? {
+        let title = panel["title"].as_str().context("a panel without a title")?;
+        for target in panel["targets"]
+            .as_array()
+            .with_context(|| format!("{title}: no targets"))?
+        {
+            let expression = target["expr"]
+                .as_str()
+                .with_context(|| format!("{title}: no expr"))?;
+            let expression = expression.replace("$job", job).replace("$__rate_interval", "4s");
+            ensure!(
+                !expression.contains('$'),
+                "{title}: a variable that this test does not know: {expression}"
+            );
+            queries.push((title.to_owned(), expression));
+        }
+    }
+    Ok(queries)
+}

@@ -1,0 +1,42 @@
+//! Every time-out of the worker's machine, derived from the one knob `detect_within` (law 9), so that no pair of them
+//! can be set in the wrong order. Pure numbers; the machine and nobody else asks.
+
+use crate::event::Millis;
+use proto::message::RankPhase;
+
+/// How much longer than `detect_within` a starting rank may be silent: it loads libtorch and weights, which can block
+/// its only thread for long.
+const STARTING_ALLOWANCE: u64 = 10;
+
+/// Reports per `detect_within`: two may be lost before the coordinator counts the worker as gone.
+const REPORTS_PER_LEASE: u64 = 3;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Deadlines {
+    detect_within_ms: u64,
+}
+
+impl Deadlines {
+    pub(crate) fn new(detect_within_ms: u64) -> Self {
+        Self { detect_within_ms: detect_within_ms.max(REPORTS_PER_LEASE) }
+    }
+
+    /// When a rank last heard at `heard` counts as hung.
+    pub(crate) fn silent_at(self, heard: Millis, phase: &RankPhase) -> Millis {
+        let allowance = match phase {
+            RankPhase::Starting => STARTING_ALLOWANCE,
+            RankPhase::Joining | RankPhase::Training | RankPhase::Finished | RankPhase::Failed { .. } => 1,
+        };
+        heard.saturating_add(self.detect_within_ms.saturating_mul(allowance))
+    }
+
+    /// When a process that was asked to leave (or killed) at `now` is killed (again).
+    pub(crate) fn kill_at(self, now: Millis) -> Millis {
+        now.saturating_add(self.detect_within_ms)
+    }
+
+    /// When the report sent at `sent` is sent again though nothing changed.
+    pub(crate) fn report_at(self, sent: Millis) -> Millis {
+        sent.saturating_add(self.detect_within_ms / REPORTS_PER_LEASE)
+    }
+}

@@ -1,0 +1,129 @@
+//! One rank of this node: what its process is doing and what is told of it to the coordinator. It belongs to one
+//! generation for ever. It never decides; the machine in `lib.rs` does.
+
+use crate::deadline::Deadlines;
+use crate::event::{Millis, RankKey};
+use proto::id::Step;
+use proto::message::{Assignment, RankPhase, RankReport, STEPS_MAX};
+
+/// Shards that are kept for a coordinator that is away; older ones are dropped first, and their checkpoints with them.
+const SHARDS_MAX: usize = 32;
+
+#[derive(Debug)]
+pub(crate) struct RankState {
+    pub(crate) life: Life,
+    /// The latest report, with steps and shards gathered until the coordinator has them.
+    pub(crate) report: RankReport,
+    /// What the process was last told.
+    pub(crate) handed: Option<Box<Assignment>>,
+}
+
+/// What the process is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// It runs and should; `heard` is its last sign of life.
+    Running { device: u32, heard: Millis },
+    /// It was asked to leave, or killed. It holds its device until it is gone.
+    Leaving { device: u32, kill_at: Millis },
+    /// No process. The report stays until the coordinator no longer names the generation.
+    Gone,
+}
+
+impl RankState {
+    /// A process that was just started.
+    pub(crate) fn started(key: &RankKey, device: u32, assignment: Box<Assignment>, now: Millis) -> Self {
+        let life = Life::Running { device, heard: now };
+        Self { life, report: blank(key, RankPhase::Starting), handed: Some(assignment) }
+    }
+
+    /// A rank that will not be started here, and why.
+    pub(crate) fn refused(key: &RankKey, error: &str) -> Self {
+        let phase = RankPhase::Failed { error: error.to_owned() };
+        Self { life: Life::Gone, report: blank(key, phase), handed: None }
+    }
+
+    pub(crate) fn device(&self) -> Option<u32> {
+        match self.life {
+            Life::Running { device, .. } | Life::Leaving { device, .. } => Some(device),
+            Life::Gone => None,
+        }
+    }
+
+    /// When this rank next needs the machine.
+    pub(crate) fn deadline(&self, deadlines: Deadlines) -> Option<Millis> {
+        match self.life {
+            Life::Running { heard, .. } => Some(deadlines.silent_at(heard, &self.report.phase)),
+            Life::Leaving { kill_at, .. } => Some(kill_at),
+            Life::Gone => None,
+        }
+    }
+
+    /// Takes in what the process said. True when the coordinator should hear of it.
+    pub(crate) fn merge(&mut self, said: RankReport, now: Millis) -> bool {
+        if let Life::Running { heard, .. } = &mut self.life {
+            *heard = now;
+        }
+        let mut changed = self.advance(said.phase);
+        if said.store_address.is_some() && said.store_address != self.report.store_address {
+            self.report.store_address = said.store_address;
+            changed = true;
+        }
+        let (acknowledged, committed) = self.known();
+        for step in said.steps {
+            let newest = self.report.steps.last().map_or(acknowledged, |last| last.step.max(acknowledged));
+            if step.step > newest {
+                self.report.steps.push(step);
+                changed = true;
+            }
+        }
+        let surplus = self.report.steps.len().saturating_sub(STEPS_MAX);
+        self.report.steps.drain(..surplus);
+        for shard in said.shards {
+            if shard.step > committed && !self.report.shards.contains(&shard) {
+                self.report.shards.push(shard);
+                changed = true;
+            }
+        }
+        let surplus = self.report.shards.len().saturating_sub(SHARDS_MAX);
+        self.report.shards.drain(..surplus);
+        changed
+    }
+
+    /// Keeps the newest assignment and drops what the coordinator has by now. True when the report became shorter.
+    pub(crate) fn hand(&mut self, assignment: Box<Assignment>) -> bool {
+        self.handed = Some(assignment);
+        let (acknowledged, committed) = self.known();
+        let before = self.report.steps.len() + self.report.shards.len();
+        self.report.steps.retain(|step| step.step > acknowledged);
+        self.report.shards.retain(|shard| shard.step > committed);
+        self.report.steps.len() + self.report.shards.len() != before
+    }
+
+    /// Moves the phase on. What ended stays as it ended: the first failure is the telling one, and a rank that
+    /// finished has finished whatever its process does on its way out. True when it moved.
+    pub(crate) fn advance(&mut self, phase: RankPhase) -> bool {
+        let ended = matches!(self.report.phase, RankPhase::Finished | RankPhase::Failed { .. });
+        if ended || self.report.phase == phase {
+            return false;
+        }
+        self.report.phase = phase;
+        true
+    }
+
+    /// The acknowledged and the committed step, as last handed down.
+    fn known(&self) -> (Step, Step) {
+        self.handed.as_ref().map_or((Step(0), Step(0)), |a| (a.acknowledged_step, a.committed_step))
+    }
+}
+
+fn blank(key: &RankKey, phase: RankPhase) -> RankReport {
+    RankReport {
+        job: key.job.clone(),
+        generation: key.generation,
+        rank: key.rank,
+        phase,
+        store_address: None,
+        steps: Vec::new(),
+        shards: Vec::new(),
+    }
+}

@@ -1,0 +1,196 @@
+//! A rank's share of a checkpoint to the store, and a whole checkpoint back. Every byte is hashed on the way out and
+//! checked on the way in. Never writes a manifest: the coordinator does, when all shares are there. Called by
+//! [`crate::train`] and [`crate::sample`].
+
+use crate::hash::hex_sha256;
+use crate::share;
+use model::error::WeightsFault;
+use model::weights::{self, NamedTensors, Storage};
+use model_data::store::{self, StoreError};
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry, checkpoint_folder};
+use proto::id::{Generation, JobId, Step};
+use std::sync::Arc;
+use tch::Tensor;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CheckpointError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cannot {action} {path}")]
+    Object { action: &'static str, path: String, source: object_store::Error },
+    #[error("{path} is no manifest")]
+    Manifest { path: String, source: serde_json::Error },
+    #[error("{path} is damaged: {what} is {found}, the manifest says {expected}")]
+    Damaged { path: String, what: &'static str, found: String, expected: String },
+    #[error("{path} cannot be written or read as safetensors")]
+    Format { path: String, source: WeightsFault },
+}
+
+/// Where a job's checkpoints lie.
+#[derive(Debug, Clone)]
+pub(crate) struct Checkpoints {
+    store: Arc<dyn ObjectStore>,
+    prefix: Path,
+    job: JobId,
+}
+
+impl Checkpoints {
+    pub(crate) fn open(store_url: &str, job: &JobId) -> Result<Self, CheckpointError> {
+        let (store, prefix) = store::open(store_url)?;
+        Ok(Self { store, prefix, job: job.clone() })
+    }
+
+    fn path(&self, checkpoint: CheckpointRef, file: &str) -> Path {
+        let folder = checkpoint_folder(&self.job, checkpoint.step, checkpoint.generation);
+        folder.split('/').chain([file]).fold(self.prefix.clone(), |path, part| path.join(part))
+    }
+
+    /// Writes this rank's part of `state` (sorted by name, the same on every rank) and returns its manifest entry.
+    pub(crate) async fn write_share(
+        &self,
+        (step, generation): (Step, Generation),
+        (rank, world): (u32, u32),
+        state: &[(String, Tensor)],
+    ) -> Result<ShardEntry, CheckpointError> {
+        let file = format!("rank-{rank}-of-{world}.safetensors");
+        let path = self.path(CheckpointRef { step, generation }, &file);
+        let sizes: Vec<u64> = state.iter().map(|(_, tensor)| bytes_of(tensor)).collect();
+        let own = &state[share::tensors(&sizes, rank, world)];
+        let own = own.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+        let bytes = weights::serialize(&own, Storage::Float32)
+            .map_err(|source| CheckpointError::Format { path: path.to_string(), source })?;
+        let entry = ShardEntry { path: file, size_bytes: bytes.len() as u64, sha256: hex_sha256(&bytes) };
+        self.store
+            .put(&path, PutPayload::from(bytes))
+            .await
+            .map_err(|source| CheckpointError::Object { action: "write", path: path.to_string(), source })?;
+        Ok(entry)
+    }
+
+    /// Reads the manifest and every shard, checked against it.
+    pub(crate) async fn read(
+        &self,
+        checkpoint: CheckpointRef,
+    ) -> Result<(CheckpointManifest, NamedTensors), CheckpointError> {
+        let path = self.path(checkpoint, MANIFEST_FILE);
+        let manifest: CheckpointManifest = serde_json::from_slice(&self.get(&path).await?)
+            .map_err(|source| CheckpointError::Manifest { path: path.to_string(), source })?;
+        let mut tensors = NamedTensors::new();
+        for shard in &manifest.shards {
+            let path = self.path(checkpoint, &shard.path);
+            let bytes = self.get(&path).await?;
+            verify(path.as_ref(), shard, &bytes)?;
+            tensors.extend(
+                weights::parse(&bytes)
+                    .map_err(|source| CheckpointError::Format { path: path.to_string(), source })?,
+            );
+        }
+        Ok((manifest, tensors))
+    }
+
+    async fn get(&self, path: &Path) -> Result<bytes::Bytes, CheckpointError> {
+        let wrong = |source| CheckpointError::Object { action: "read", path: path.to_string(), source };
+        self.store.get(path).await.map_err(wrong)?.bytes().await.map_err(wrong)
+    }
+}
+
+fn verify(path: &str, shard: &ShardEntry, bytes: &[u8]) -> Result<(), CheckpointError> {
+    let damaged = |what, found: String, expected: String| CheckpointError::Damaged {
+        path: path.to_owned(),
+        what,
+        found,
+        expected,
+    };
+    if bytes.len() as u64 != shard.size_bytes {
+        return Err(damaged("its size", bytes.len().to_string(), shard.size_bytes.to_string()));
+    }
+    let found = hex_sha256(bytes);
+    if found != shard.sha256 {
+        return Err(damaged("its SHA-256", found, shard.sha256.clone()));
+    }
+    Ok(())
+}
+
+fn bytes_of(tensor: &Tensor) -> u64 {
+    (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use tch::{Device, Kind};
+
+    const STEP: Step = Step(4);
+    const GENERATION: Generation = Generation(2);
+
+    fn state() -> Vec<(String, Tensor)> {
+        ["a", "b", "c", "d"]
+            .iter()
+            .zip(1i64..)
+            .map(|(name, n)| ((*name).to_owned(), Tensor::arange(n * 6, (Kind::Float, Device::Cpu)).view([n, 6])))
+            .collect()
+    }
+
+    /// Writes what two ranks and the coordinator write.
+    async fn written(folder: &std::path::Path) -> Checkpoints {
+        let url = format!("file://{}", folder.display());
+        let job = JobId("demo-1".into());
+        let checkpoints = Checkpoints::open(&url, &job).unwrap();
+        let mut shards = Vec::new();
+        for rank in 0..2 {
+            shards.push(checkpoints.write_share((STEP, GENERATION), (rank, 2), &state()).await.unwrap());
+        }
+        let manifest = CheckpointManifest {
+            job,
+            step: STEP,
+            generation: GENERATION,
+            job_toml: String::new(),
+            dataset_version: "v".into(),
+            init_digest: None,
+            shards,
+            environment: "test".into(),
+        };
+        let path = checkpoints.path(CheckpointRef { step: STEP, generation: GENERATION }, MANIFEST_FILE);
+        checkpoints.store.put(&path, serde_json::to_vec(&manifest).unwrap().into()).await.unwrap();
+        checkpoints
+    }
+
+    fn place() -> CheckpointRef {
+        CheckpointRef { step: STEP, generation: GENERATION }
+    }
+
+    #[tokio::test]
+    async fn shares_of_two_ranks_come_back_as_one_state() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = written(folder.path()).await;
+        let (manifest, tensors) = checkpoints.read(place()).await.unwrap();
+        assert_eq!(manifest.shards.len(), 2);
+        let expected = state();
+        assert_eq!(tensors.len(), expected.len());
+        for (name, tensor) in expected {
+            assert!(tensors[&name].equal(&tensor), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_changed_byte_a_cut_shard_and_a_missing_one_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = written(folder.path()).await;
+        let shard = folder.path().join("jobs/demo-1/checkpoints/0000000004-g2/rank-1-of-2.safetensors");
+        let good = std::fs::read(&shard).unwrap();
+        let mut bad = good.clone();
+        *bad.last_mut().unwrap() ^= 1;
+        std::fs::write(&shard, &bad).unwrap();
+        let error = checkpoints.read(place()).await.unwrap_err().to_string();
+        assert!(error.contains("rank-1-of-2.safetensors is damaged: its SHA-256 is"), "{error}");
+        std::fs::write(&shard, &good[..good.len() - 1]).unwrap();
+        let error = checkpoints.read(place()).await.unwrap_err().to_string();
+        assert!(error.contains("its size is"), "{error}");
+        std::fs::remove_file(&shard).unwrap();
+        let error = checkpoints.read(place()).await.unwrap_err().to_string();
+        assert!(error.contains("cannot read") && error.contains("rank-1-of-2"), "{error}");
+    }
+}

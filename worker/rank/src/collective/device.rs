@@ -1,0 +1,88 @@
+//! What libtorch and the machine offer: devices, and whether the library holds code for them. No decisions.
+
+use super::{CollectiveError, ffi};
+use std::ffi::{CStr, c_char, c_int};
+
+/// One GPU as the driver describes it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct Gpu {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    /// For instance `sm_70` for a V100.
+    pub(crate) architecture: String,
+}
+
+/// For instance `2.10.0`.
+pub(crate) fn libtorch_version() -> String {
+    // SAFETY: the shim returns a string literal.
+    unsafe { CStr::from_ptr(ffi::retri_libtorch_version()) }.to_string_lossy().into_owned()
+}
+
+/// Every GPU that this process sees; empty in a CPU build.
+pub(crate) fn gpus() -> Result<Vec<Gpu>, CollectiveError> {
+    // SAFETY: takes nothing, catches everything.
+    let count = unsafe { ffi::retri_cuda_devices() };
+    if count < 0 {
+        return Err(CollectiveError::last("cannot count the GPUs"));
+    }
+    (0..count).map(gpu).collect()
+}
+
+fn gpu(index: c_int) -> Result<Gpu, CollectiveError> {
+    let mut name = [0u8; 256];
+    let bytes = c_int::try_from(name.len()).expect("256 fits");
+    // SAFETY: the buffer is as long as we say, and the shim ends what it writes with a zero.
+    let capability = unsafe { ffi::retri_cuda_capability(index, name.as_mut_ptr().cast::<c_char>(), bytes) };
+    if capability < 0 {
+        return Err(CollectiveError::last(format!("cannot read the properties of GPU {index}")));
+    }
+    let name = CStr::from_bytes_until_nul(&name).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let index = u32::try_from(index).expect("device numbers are not negative");
+    Ok(Gpu { index, name, architecture: format!("sm_{capability}") })
+}
+
+/// The architectures that this libtorch was compiled for, as it says itself; empty in a CPU build.
+pub(crate) fn library_architectures() -> Vec<String> {
+    // SAFETY: the shim returns a pointer to a string that lives as long as the process.
+    let text = unsafe { CStr::from_ptr(ffi::retri_cuda_build()) };
+    architectures(&text.to_string_lossy())
+}
+
+/// Reads `…;-gencode;arch=compute_70,code=sm_70;…` out of libtorch's description of its build.
+fn architectures(description: &str) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    for part in description.split("code=").skip(1) {
+        let name: String = part.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+        if name.starts_with("sm_") && !found.contains(&name) {
+            found.push(name);
+        }
+    }
+    found
+}
+
+/// Can this libtorch run on that GPU? Code for sm_XY runs on the same major version with an equal or higher minor one.
+pub(crate) fn supports(library: &[String], architecture: &str) -> bool {
+    let version = |name: &str| name.strip_prefix("sm_")?.trim_end_matches('a').parse::<u32>().ok();
+    let Some(device) = version(architecture) else { return false };
+    library.iter().filter_map(|name| version(name)).any(|built| built / 10 == device / 10 && built <= device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_librarys_list_is_read_and_compared_as_cuda_does() {
+        let list = architectures(
+            "  - NVCC architecture flags: -gencode;arch=compute_70,code=sm_70;-gencode;arch=compute_80,code=sm_80;\
+             -gencode;arch=compute_90,code=sm_90;-gencode;arch=compute_120,code=compute_120",
+        );
+        assert_eq!(list, ["sm_70", "sm_80", "sm_90"]);
+        assert!(supports(&list, "sm_70"));
+        assert!(supports(&list, "sm_75"), "minor versions upward");
+        assert!(supports(&list, "sm_86"));
+        assert!(!supports(&list, "sm_60"), "older");
+        assert!(!supports(&list, "sm_100"), "another major version");
+        assert!(!supports(&[], "sm_70"));
+    }
+}

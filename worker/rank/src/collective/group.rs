@@ -1,0 +1,264 @@
+//! The ranks of one generation as a group: sums, and DistributedDataParallel's Reducer over the trained parameters. A
+//! world of one needs no peers: the same calls do nothing then, so that the step loop has one path.
+
+use super::store::{Store, c_text, millis};
+use super::{CollectiveError, ffi};
+use proto::id::Generation;
+use std::ffi::{c_int, c_void};
+use std::ptr::NonNull;
+use std::time::Duration;
+use tch::{Device, Tensor};
+
+/// This rank's place, and how to be reached.
+#[derive(Debug, Clone)]
+pub(crate) struct Membership {
+    /// Scopes every key of the group in the store: nothing of another generation can be met.
+    pub(crate) job: String,
+    pub(crate) generation: Generation,
+    pub(crate) rank: u32,
+    pub(crate) world: u32,
+    /// The address of this machine on which it talks to the other ranks (Gloo).
+    pub(crate) host: String,
+    pub(crate) device: Device,
+    /// Longest wait for the slowest rank, in one call.
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug)]
+pub(crate) struct Group {
+    /// None: a world of one.
+    raw: Option<NonNull<c_void>>,
+    membership: Membership,
+    /// Kept open on rank 0, whose store the others use.
+    _store: Option<Store>,
+}
+
+impl Group {
+    pub(crate) fn alone(membership: Membership) -> Self {
+        Self { raw: None, membership, _store: None }
+    }
+
+    /// Meets the others in `store`. All ranks are there when it returns.
+    pub(crate) fn join(store: Store, membership: Membership) -> Result<Self, CollectiveError> {
+        let prefix = format!("{}/g{}/", membership.job, membership.generation);
+        let raw = open(&store, &prefix, &membership)?;
+        let raw = NonNull::new(raw).ok_or_else(|| {
+            let Membership { rank, world, generation, .. } = &membership;
+            CollectiveError::last(format!("rank {rank} of {world} cannot join generation {generation}"))
+        })?;
+        Ok(Self { raw: Some(raw), membership, _store: Some(store) })
+    }
+
+    pub(crate) fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// The sum over all ranks, in place, the same bits on each.
+    pub(crate) fn all_reduce(&self, tensor: &Tensor, what: &str) -> Result<(), CollectiveError> {
+        let Some(raw) = self.raw else { return Ok(()) };
+        // SAFETY: `raw` is a live group and the tensor is borrowed during the call, which waits for the end of the sum.
+        let code = unsafe { ffi::retri_all_reduce(raw.as_ptr(), tensor.as_ptr().cast_mut().cast()) };
+        self.checked(code, what)
+    }
+
+    /// Everybody gets `root`'s values, in place.
+    pub(crate) fn broadcast(&self, tensor: &Tensor, root: u32, what: &str) -> Result<(), CollectiveError> {
+        let Some(raw) = self.raw else { return Ok(()) };
+        let root = c_int::try_from(root).expect("ranks are far fewer than 2^31");
+        // SAFETY: as in `all_reduce`.
+        let code = unsafe { ffi::retri_broadcast(raw.as_ptr(), tensor.as_ptr().cast_mut().cast(), root) };
+        self.checked(code, what)
+    }
+
+    /// Hangs the Reducer on the parameters: same list, same order on every rank. Gradients become views into its
+    /// buckets, so they must be zeroed in place from now on. A world of one has none.
+    pub(crate) fn attach(&mut self, parameters: &[(String, Tensor)]) -> Result<(), CollectiveError> {
+        let Some(raw) = self.raw else { return Ok(()) };
+        let pointers: Vec<*mut c_void> =
+            parameters.iter().map(|(_, tensor)| tensor.as_ptr().cast_mut().cast()).collect();
+        let count = c_int::try_from(pointers.len()).expect("parameters are far fewer than 2^31");
+        // SAFETY: `pointers` are live tensors during the call; the reducer keeps its own references to them.
+        let code = unsafe { ffi::retri_reducer(raw.as_ptr(), pointers.as_ptr(), count) };
+        self.checked(code, "preparing to reduce gradients")
+    }
+
+    /// The next backward ends with every gradient being the mean over ranks. Backwards before it only accumulate here.
+    pub(crate) fn reduce_next_backward(&self, what: &str) -> Result<(), CollectiveError> {
+        let Some(raw) = self.raw else { return Ok(()) };
+        // SAFETY: `raw` is a live group.
+        let code = unsafe { ffi::retri_reducer_prepare(raw.as_ptr()) };
+        self.checked(code, what)
+    }
+
+    /// How long after `reduce_next_backward` this rank's own last gradient was ready; None where nothing was reduced.
+    pub(crate) fn own_backward(&self) -> Option<Duration> {
+        let raw = self.raw?;
+        // SAFETY: `raw` is a live group.
+        let nanos = unsafe { ffi::retri_reducer_ready_nanos(raw.as_ptr()) };
+        u64::try_from(nanos).ok().map(Duration::from_nanos)
+    }
+
+    /// Frees peers that wait in a collective of this rank. May take for ever, so it runs on a thread of its own and
+    /// this process should end without waiting for it.
+    pub(crate) fn abort(&self) {
+        if let Some(raw) = self.raw {
+            // SAFETY: `raw` is a live group; the shim's thread holds its own reference to the backend.
+            unsafe { ffi::retri_group_abort(raw.as_ptr()) }
+        }
+    }
+
+    fn checked(&self, code: c_int, what: &str) -> Result<(), CollectiveError> {
+        if code == 0 { Ok(()) } else { Err(self.blame(CollectiveError::last(what))) }
+    }
+
+    /// Says in our words what a transport's message means for the generation.
+    pub(crate) fn blame(&self, error: CollectiveError) -> CollectiveError {
+        let Membership { rank, world, generation, timeout, .. } = &self.membership;
+        let peer = match world {
+            2 => format!("rank {} of generation {generation}", 1 - rank),
+            _ => format!("a peer in generation {generation}"),
+        };
+        let lower = error.reason.to_lowercase();
+        let meaning = if ["closed by peer", "reset by peer", "broken pipe", "connection refused"]
+            .iter()
+            .any(|sign| lower.contains(sign))
+        {
+            format!("{peer} closed its connection")
+        } else if lower.contains("timed out") || lower.contains("timeout") {
+            format!("{peer} did not answer within {} s", timeout.as_secs_f64())
+        } else {
+            return error;
+        };
+        CollectiveError { reason: format!("{meaning} ({})", error.reason), ..error }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(raw) = self.raw {
+            // SAFETY: `raw` came from the shim and is freed once.
+            unsafe { ffi::retri_group_free(raw.as_ptr()) }
+        }
+    }
+}
+
+fn open(store: &Store, prefix: &str, membership: &Membership) -> Result<*mut c_void, CollectiveError> {
+    let prefix = c_text("prefix", prefix)?;
+    let rank = c_int::try_from(membership.rank).expect("ranks are far fewer than 2^31");
+    let world = c_int::try_from(membership.world).expect("ranks are far fewer than 2^31");
+    let timeout = millis(membership.timeout);
+    match membership.device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => {
+            let device = c_int::try_from(device).expect("devices are far fewer than 2^31");
+            // SAFETY: the store is alive during the call and the group keeps its own reference; strings are copied.
+            Ok(unsafe { ffi::retri_group_nccl(store.raw(), prefix.as_ptr(), device, rank, world, timeout) })
+        }
+        Device::Cpu => {
+            let host = c_text("address", &membership.host)?;
+            // SAFETY: as above.
+            Ok(unsafe {
+                ffi::retri_group_gloo(store.raw(), prefix.as_ptr(), host.as_ptr(), rank, world, timeout)
+            })
+        }
+        other => Err(CollectiveError {
+            action: format!("ranks on {other:?} cannot form a group"),
+            reason: "this build has no collectives for that device; build with CUDA=1".into(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use tch::Kind;
+
+    const TIMEOUT: Duration = Duration::from_secs(30);
+
+    fn membership(rank: u32) -> Membership {
+        Membership {
+            job: "test-1".into(),
+            generation: Generation(1),
+            rank,
+            world: 2,
+            host: "127.0.0.1".into(),
+            device: Device::Cpu,
+            timeout: TIMEOUT,
+        }
+    }
+
+    /// Runs both ranks, each on a thread of its own, and returns what they return.
+    fn two<T: Send + 'static>(body: fn(Group) -> T) -> (T, T) {
+        let store = Store::serve("127.0.0.1", TIMEOUT).unwrap();
+        let address = format!("127.0.0.1:{}", store.port());
+        let other = std::thread::spawn(move || {
+            body(Group::join(Store::connect(&address, TIMEOUT).unwrap(), membership(1)).unwrap())
+        });
+        let first = body(Group::join(store, membership(0)).unwrap());
+        (first, other.join().unwrap())
+    }
+
+    #[test]
+    fn sums_and_broadcasts_reach_both_ranks() {
+        let (a, b) = two(|group| {
+            let rank = f64::from(group.membership().rank);
+            let sum = Tensor::from_slice(&[1.0 + rank, 10.0]);
+            group.all_reduce(&sum, "summing").unwrap();
+            let sent = Tensor::from_slice(&[rank + 5.0]);
+            group.broadcast(&sent, 1, "sharing").unwrap();
+            (Vec::<f64>::try_from(sum).unwrap(), Vec::<f64>::try_from(sent).unwrap())
+        });
+        assert_eq!(a, (vec![3.0, 20.0], vec![6.0]));
+        assert_eq!(a, b);
+    }
+
+    /// Two micro-batches: the first only accumulates, the second reduces the sum of both to the mean over ranks.
+    #[test]
+    fn only_the_prepared_backward_communicates_and_it_reduces_what_accumulated() {
+        let (a, b) = two(|mut group| {
+            let rank = f64::from(group.membership().rank);
+            let weight = Tensor::zeros([3], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+            group.attach(&[("weight".into(), weight.shallow_clone())]).unwrap();
+            (weight.sum(Kind::Float) * (1.0 + rank)).f_backward().unwrap();
+            let before = Vec::<f32>::try_from(weight.grad()).unwrap();
+            group.reduce_next_backward("reducing").unwrap();
+            (weight.sum(Kind::Float) * 10.0).f_backward().unwrap();
+            assert!(group.own_backward().is_some());
+            (before, Vec::<f32>::try_from(weight.grad()).unwrap())
+        });
+        assert_eq!(a.0, vec![1.0; 3]);
+        assert_eq!(b.0, vec![2.0; 3]);
+        assert_eq!(a.1, vec![11.5; 3]);
+        assert_eq!(a.1, b.1);
+    }
+
+    #[test]
+    fn a_peer_that_leaves_is_named() {
+        let (error, _) = two(|group| {
+            (group.membership().rank == 0).then(|| {
+                let tensor = Tensor::from_slice(&[1.0f64]);
+                // The peer's group is dropped, so this sum cannot end well.
+                group.all_reduce(&tensor, "reducing step 12").unwrap_err().to_string()
+            })
+        });
+        let error = error.unwrap();
+        assert!(error.starts_with("reducing step 12: rank 1 of generation 1 closed its connection"), "{error}");
+    }
+
+    #[test]
+    fn a_world_of_one_needs_nobody() {
+        let mut group = Group::alone(Membership { world: 1, ..membership(0) });
+        let tensor = Tensor::from_slice(&[2.0f64]);
+        group.attach(&[]).unwrap();
+        group.all_reduce(&tensor, "summing").unwrap();
+        assert_eq!(Vec::<f64>::try_from(tensor).unwrap(), vec![2.0]);
+        assert_eq!(group.own_backward(), None);
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_refused() {
+        let error = Store::connect("nowhere", TIMEOUT).unwrap_err().to_string();
+        assert!(error.contains("\"nowhere\"") && error.contains("host:port"), "{error}");
+    }
+}

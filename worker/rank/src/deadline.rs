@@ -1,0 +1,37 @@
+//! Every time-out of a rank, derived from the one knob `detect_within` (law 9). Pure numbers.
+//!
+//! Whether another rank is alive is its daemon's business, which kills it, and the coordinator's, which then ends the
+//! generation: our daemon tells us to stop. The waits here only bound what nobody else would notice.
+
+use std::time::Duration;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Deadlines {
+    detect_within: Duration,
+}
+
+impl Deadlines {
+    pub(crate) fn new(detect_within_ms: u64) -> Self {
+        Self { detect_within: Duration::from_millis(detect_within_ms.max(3)) }
+    }
+
+    /// Between two signs of life to the daemon; it may miss two.
+    pub(crate) fn heartbeat(self) -> Duration {
+        self.detect_within / 3
+    }
+
+    /// For all ranks to load what they need and meet. Loading base weights over a slow network counts too.
+    pub(crate) fn join(self) -> Duration {
+        self.detect_within * 30
+    }
+
+    /// For the slowest rank in one collective call: another may still be writing its share of a checkpoint.
+    pub(crate) fn collective(self) -> Duration {
+        self.detect_within * 30
+    }
+
+    /// For one answer of an object store, in `doctor`.
+    pub(crate) fn probe(self) -> Duration {
+        self.detect_within
+    }
+}

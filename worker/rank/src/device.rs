@@ -1,0 +1,55 @@
+//! Which device this rank computes on, refused with a clear word where libtorch holds no code for it.
+
+use crate::collective::device::{Gpu, gpus, library_architectures, supports};
+use anyhow::{Context, bail};
+use proto::spec::DeviceKind;
+use tch::Device;
+
+/// The device of this node with this number.
+pub(crate) fn choose(kind: DeviceKind, index: u32) -> anyhow::Result<Device> {
+    if kind == DeviceKind::Cuda {
+        let found = gpus()?;
+        let library = library_architectures();
+        check(&found, &library, index)?;
+    }
+    Ok(model::device::device(kind, index))
+}
+
+fn check(found: &[Gpu], library: &[String], index: u32) -> anyhow::Result<()> {
+    if library.is_empty() {
+        bail!("a GPU is asked for, and this worker-rank is built without CUDA; build with CUDA=1");
+    }
+    let gpu = found
+        .iter()
+        .find(|gpu| gpu.index == index)
+        .with_context(|| format!("GPU {index} is asked for; {} were found", found.len()))?;
+    if !supports(library, &gpu.architecture) {
+        bail!(
+            "GPU {index} ({}) is {}, and this libtorch holds code for {}; use a libtorch built for it",
+            gpu.name,
+            gpu.architecture,
+            library.join(" ")
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_gpu_that_is_missing_or_too_old_or_without_code_is_named() {
+        let v100 = Gpu { index: 0, name: "Tesla V100".into(), architecture: "sm_70".into() };
+        let new = ["sm_75".to_owned(), "sm_80".to_owned()];
+        let error = check(std::slice::from_ref(&v100), &new, 0).unwrap_err().to_string();
+        assert!(error.contains("Tesla V100") && error.contains("sm_70") && error.contains("sm_75 sm_80"), "{error}");
+        check(&[v100], &["sm_70".to_owned()], 0).unwrap();
+        let error = check(&[], &new, 2).unwrap_err().to_string();
+        assert!(error.contains("GPU 2") && error.contains("0 were found"), "{error}");
+        let error = check(&[], &[], 0).unwrap_err().to_string();
+        assert!(error.contains("CUDA=1"), "{error}");
+        assert_eq!(choose(DeviceKind::Cpu, 3).unwrap(), Device::Cpu);
+    }
+}

@@ -1,0 +1,213 @@
+//! `worker-rank doctor`: is this node fit to train? Looks at libtorch, devices, the object store and the ports, and says what
+//! it found, one line each. Changes nothing. Called by `worker doctor` with the node's settings.
+
+use crate::collective::device::{gpus, library_architectures, libtorch_version, supports};
+use crate::deadline::Deadlines;
+use futures::TryStreamExt;
+use model_data::store;
+use object_store::ObjectStore;
+use proto::spec::DeviceKind;
+use serde::Serialize;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+use tch::{Device, Kind, Tensor};
+
+/// The shipped `detect_within`: the store's answer may take this long.
+const DETECT_WITHIN_MS: u64 = 10_000;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Node {
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Ranks that this node is to run at once.
+    #[arg(long, default_value_t = 1)]
+    devices: u32,
+    /// Where ranks listen.
+    #[arg(long, default_value = "127.0.0.1")]
+    address: String,
+    #[arg(long)]
+    metrics_listen: Option<SocketAddr>,
+    /// Object store to reach.
+    #[arg(long)]
+    store: Option<String>,
+    /// table or json.
+    #[arg(long, default_value = "table")]
+    output: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    ok: bool,
+    found: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Findings {
+    ok: bool,
+    checks: Vec<Check>,
+}
+
+/// Prints the findings; true when nothing is wrong.
+pub(crate) fn run(node: &Node) -> anyhow::Result<bool> {
+    let mut checks = vec![libtorch(), threads(node)];
+    checks.extend(devices(node));
+    checks.extend(ports(node));
+    if let Some(url) = &node.store {
+        checks.push(object_store(url)?);
+    }
+    let findings = Findings { ok: checks.iter().all(|check| check.ok), checks };
+    let mut out = std::io::stdout().lock();
+    if node.output == "json" {
+        writeln!(out, "{}", serde_json::to_string_pretty(&findings)?)?;
+    } else {
+        for Check { name, ok, found } in &findings.checks {
+            writeln!(out, "{:<8} {name:<13} {found}", if *ok { "ok" } else { "WRONG" })?;
+        }
+    }
+    Ok(findings.ok)
+}
+
+fn check(name: &'static str, outcome: Result<String, String>) -> Check {
+    let ok = outcome.is_ok();
+    Check { name, ok, found: outcome.unwrap_or_else(|error| error) }
+}
+
+fn libtorch() -> Check {
+    let architectures = library_architectures();
+    let flavour = if architectures.is_empty() {
+        "CPU flavour".to_owned()
+    } else {
+        format!("CUDA flavour with code for {}", architectures.join(" "))
+    };
+    // A product of ones: that the library loads is proven by our being here, that it computes is not.
+    let ones = Tensor::ones([8, 8], (Kind::Float, Device::Cpu));
+    let sum = ones.matmul(&ones).sum(Kind::Double).double_value(&[]);
+    let outcome = if (sum - 512.0).abs() < 1e-6 {
+        Ok(format!("{}, {flavour}", libtorch_version()))
+    } else {
+        Err(format!("{} computes 8 x 8 ones as {sum} instead of 512", libtorch_version()))
+    };
+    check("libtorch", outcome)
+}
+
+fn threads(node: &Node) -> Check {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let found = format!("{cores} cores, libtorch takes {} threads unless the job says otherwise", tch::get_num_threads());
+    let enough = node.device != "cpu" || node.devices as usize <= cores;
+    let outcome = if enough { Ok(found) } else { Err(format!("{found}; {} CPU devices are too many", node.devices)) };
+    check("threads", outcome)
+}
+
+fn devices(node: &Node) -> Vec<Check> {
+    if node.device != DeviceKind::Cuda.name() {
+        return vec![check("devices", Ok(format!("{} CPU slots", node.devices)))];
+    }
+    let found = match gpus() {
+        Ok(found) => found,
+        Err(error) => return vec![check("devices", Err(error.to_string()))],
+    };
+    let library = library_architectures();
+    let count = format!("{} GPUs found, {} in the settings", found.len(), node.devices);
+    let enough = found.len() >= node.devices as usize;
+    let mut checks = vec![check("devices", if enough { Ok(count) } else { Err(count) })];
+    for gpu in found {
+        let text = format!("GPU {}: {}, {}", gpu.index, gpu.name, gpu.architecture);
+        let fits = supports(&library, &gpu.architecture);
+        let outcome = if fits { Ok(text) } else { Err(format!("{text}; libtorch holds no code for it")) };
+        checks.push(check("device", outcome));
+    }
+    checks
+}
+
+fn ports(node: &Node) -> Vec<Check> {
+    let address = &node.address;
+    let ranks = TcpListener::bind((address.as_str(), 0))
+        .map(|_| format!("ranks can listen on {address}"))
+        .map_err(|error| format!("ranks cannot listen on {address}: {error}; set `address` to an address of this machine"));
+    let mut checks = vec![check("rank ports", ranks)];
+    if let Some(listen) = node.metrics_listen {
+        let metrics = match TcpListener::bind(listen) {
+            Ok(_) => Ok(format!("{listen} is free")),
+            Err(_) if answers_as_worker(listen) => Ok(format!("{listen} is served by a running worker")),
+            Err(error) => Err(format!("{listen}: {error}; set `metrics_listen` to a free port")),
+        };
+        checks.push(check("metrics port", metrics));
+    }
+    checks
+}
+
+fn answers_as_worker(listen: SocketAddr) -> bool {
+    let ask = || -> std::io::Result<String> {
+        let wait = Duration::from_secs(1);
+        let mut stream = TcpStream::connect_timeout(&listen, wait)?;
+        stream.set_read_timeout(Some(wait))?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.take(1 << 20).read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    ask().is_ok_and(|answer| answer.contains("retri_worker_"))
+}
+
+fn object_store(url: &str) -> anyhow::Result<Check> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let wait = Deadlines::new(DETECT_WITHIN_MS).probe();
+    let outcome = runtime.block_on(async {
+        let (objects, prefix) = store::open(url).map_err(|error| error.to_string())?;
+        // One entry of a listing: reads, writes nothing, and fails for a wrong bucket, key or address.
+        let mut listing = objects.list(Some(&prefix));
+        match tokio::time::timeout(wait, listing.try_next()).await {
+            Ok(Ok(_)) => Ok(format!("{url} answers")),
+            Ok(Err(error)) => Err(format!("{url}: {error}")),
+            Err(_) => Err(format!("{url} does not answer within {} s", wait.as_secs())),
+        }
+    });
+    Ok(check("object store", outcome))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn node() -> Node {
+        Node {
+            device: "cpu".into(),
+            devices: 1,
+            address: "127.0.0.1".into(),
+            metrics_listen: None,
+            store: None,
+            output: "json".into(),
+        }
+    }
+
+    #[test]
+    fn a_sound_node_is_found_sound() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Some(format!("file://{}", folder.path().display()));
+        assert!(run(&Node { store, ..node() }).unwrap());
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listen = taken.local_addr().unwrap();
+        let serving = std::thread::spawn(move || drop(taken.accept()));
+        let checks = ports(&Node { address: "203.0.113.1".into(), metrics_listen: Some(listen), ..node() });
+        serving.join().unwrap();
+        assert!(checks.iter().all(|check| !check.ok), "{checks:?}");
+        assert!(checks[0].found.contains("203.0.113.1") && checks[1].found.contains("metrics_listen"));
+        let store = object_store("ftp://somewhere").unwrap();
+        assert!(!store.ok && store.found.contains("ftp"), "{store:?}");
+        assert!(!threads(&Node { devices: 100_000, ..node() }).ok);
+    }
+
+    #[test]
+    #[cfg(not(feature = "cuda"))]
+    fn a_gpu_in_a_cpu_build_is_missing() {
+        let checks = devices(&Node { device: "cuda".into(), ..node() });
+        assert!(!checks[0].ok && checks[0].found.contains("0 GPUs found, 1 in the settings"), "{checks:?}");
+    }
+}

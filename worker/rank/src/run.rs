@@ -1,0 +1,106 @@
+//! The life of one rank process: connect to the daemon, do the work, say how it ended, leave. Whatever goes wrong becomes
+//! one line that says which rank, where and why. Called by `main`.
+
+use crate::collective::{Group, exit_now, first_line};
+use crate::link::{Link, Task};
+use crate::train;
+
+use proto::message::{RankPhase, Work};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use tokio::runtime::{Builder, Handle};
+
+/// Threads for sockets, storage and sample loading; the model has the main thread.
+const RUNTIME_THREADS: usize = 2;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Settings {
+    /// The daemon's Unix socket.
+    #[arg(long)]
+    socket: PathBuf,
+    #[arg(long)]
+    job: String,
+    #[arg(long)]
+    generation: u64,
+    #[arg(long)]
+    rank: u32,
+    /// The address of this machine on which it talks to other ranks.
+    #[arg(long)]
+    pub(crate) address: String,
+    /// Where base weights from object storage are kept.
+    #[arg(long)]
+    pub(crate) cache_dir: PathBuf,
+    /// The daemon's process id: this process dies with it.
+    #[arg(long)]
+    parent: i32,
+}
+
+/// What every part of the work needs.
+#[derive(Debug)]
+pub(crate) struct Rank<'a> {
+    pub(crate) runtime: &'a Handle,
+    pub(crate) link: &'a Link,
+    pub(crate) task: &'a Task,
+    pub(crate) settings: &'a Settings,
+}
+
+/// Returns only when the work could not even begin.
+pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
+    die_with(settings.parent)?;
+    let runtime = Builder::new_multi_thread().worker_threads(RUNTIME_THREADS).enable_all().build()?;
+    let (link, task) = Link::connect(runtime.handle(), &settings.socket)?;
+    let rank = Rank { runtime: runtime.handle(), link: &link, task: &task, settings };
+    let mut group = None;
+    let outcome = catch_unwind(AssertUnwindSafe(|| work(&rank, &mut group)))
+        .unwrap_or_else(|panic| Err(anyhow::anyhow!("panic: {}", panic_text(&*panic))));
+    match outcome {
+        Ok(()) => {
+            link.last(RankPhase::Finished);
+            exit_now(0)
+        }
+        Err(error) => {
+            let error = format!(
+                "rank {} of generation {}: {}",
+                task.rank,
+                task.assignment.generation,
+                first_line(&format!("{error:#}"))
+            );
+            if let Some(group) = &group {
+                group.abort();
+            }
+            eprintln!("error: {error}");
+            link.last(RankPhase::Failed { error });
+            exit_now(1)
+        }
+    }
+}
+
+fn work(rank: &Rank<'_>, group: &mut Option<Group>) -> anyhow::Result<()> {
+    let (assignment, settings) = (&rank.task.assignment, rank.settings);
+    let ours = (&assignment.job.0, assignment.generation.0, rank.task.rank);
+    anyhow::ensure!(
+        ours == (&settings.job, settings.generation, settings.rank),
+        "the daemon's order is for rank {} of {} generation {}, this process is for rank {} of {} generation {}",
+        ours.2, ours.0, ours.1, settings.rank, settings.job, settings.generation
+    );
+    let name = format!("job.toml of {}", assignment.job);
+    let spec = proto::job::parse(&name, &assignment.job_toml, None)?;
+    match &assignment.work {
+        Work::Train => train::train(rank, &spec, group),
+        Work::Sample(_) => anyhow::bail!("in work"),
+    }
+}
+
+/// Asks the kernel to end this process with its parent, and leaves at once if the parent is gone already.
+fn die_with(parent: i32) -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    let now = rustix::process::getppid().map(rustix::process::Pid::as_raw_pid);
+    anyhow::ensure!(now == Some(parent), "the daemon (process {parent}) is gone");
+    Ok(())
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message");
+    first_line(&text.replace("\\n", "\n")).to_owned()
+}

@@ -1,0 +1,75 @@
+//! Which part of a step and of a checkpoint is whose: pure arithmetic, so that every rank agrees without asking.
+
+use std::ops::Range;
+
+/// The micro-batches of a step that `rank` of `world` computes, contiguous; the first ranks take one more when they do
+/// not divide evenly. All ranks' ranges together are `0..micro_batches`.
+pub(crate) fn micro_batches(micro_batches: u32, rank: u32, world: u32) -> Range<u32> {
+    let (base, extra) = (micro_batches / world, micro_batches % world);
+    let start = rank * base + rank.min(extra);
+    start..start + base + u32::from(rank < extra)
+}
+
+/// The tensors of a checkpoint that `rank` of `world` writes: a contiguous range of indices, split where the bytes are
+/// as even as whole tensors allow. All ranks' ranges together are all tensors.
+pub(crate) fn tensors(bytes: &[u64], rank: u32, world: u32) -> Range<usize> {
+    let total: u128 = bytes.iter().map(|&b| u128::from(b)).sum();
+    // A tensor belongs to the rank in whose part of the bytes its middle lies.
+    let owner = |middle_doubled: u128| middle_doubled * u128::from(world) / (2 * total.max(1));
+    let mut offset: u128 = 0;
+    let mut range = 0..0;
+    for (index, &size) in bytes.iter().enumerate() {
+        let middle_doubled = 2 * offset + u128::from(size);
+        offset += u128::from(size);
+        match owner(middle_doubled).min(u128::from(world - 1)).cmp(&u128::from(rank)) {
+            std::cmp::Ordering::Less => range = index + 1..index + 1,
+            std::cmp::Ordering::Equal => range.end = index + 1,
+            std::cmp::Ordering::Greater => break,
+        }
+    }
+    range
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn micro_batches_are_dealt_out_whole_and_the_first_ranks_take_more() {
+        assert_eq!(micro_batches(5, 0, 2), 0..3);
+        assert_eq!(micro_batches(5, 1, 2), 3..5);
+        for total in 1..20 {
+            for world in 1..=total {
+                let mut next = 0;
+                for rank in 0..world {
+                    let range = micro_batches(total, rank, world);
+                    assert_eq!(range.start, next);
+                    assert!(!range.is_empty(), "every rank has work: {total} over {world}");
+                    next = range.end;
+                }
+                assert_eq!(next, total);
+            }
+        }
+    }
+
+    #[test]
+    fn tensors_are_split_in_order_without_gap_or_overlap_and_evenly() {
+        let bytes: Vec<u64> = (0..50).map(|n| (n * 37) % 91).collect();
+        let total: u64 = bytes.iter().sum();
+        for world in 1..9u32 {
+            let mut next = 0;
+            for rank in 0..world {
+                let range = tensors(&bytes, rank, world);
+                assert_eq!(range.start, next, "rank {rank} of {world}");
+                next = range.end;
+                let share: u64 = bytes[range].iter().sum();
+                let even = total / u64::from(world);
+                assert!(share.abs_diff(even) <= 2 * 91, "{share} of {even}");
+            }
+            assert_eq!(next, bytes.len());
+        }
+        assert_eq!(tensors(&[], 0, 2), 0..0);
+        assert_eq!(tensors(&[0, 0], 0, 2).len() + tensors(&[0, 0], 1, 2).len(), 2);
+        assert_eq!(tensors(&[8], 0, 3).len() + tensors(&[8], 1, 3).len() + tensors(&[8], 2, 3).len(), 1);
+    }
+}

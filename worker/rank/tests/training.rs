@@ -1,0 +1,303 @@
+//! Real `worker-rank` processes, with this test as their daemon: they train a tiny job, meet over Gloo, write their
+//! shares and come back from them.
+#![allow(clippy::unwrap_used)]
+
+use model_data::figure::{Similar, SynthesizeOptions, identities};
+use model_data::writer::{DatasetWriter, WriteOptions};
+use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, checkpoint_folder};
+use proto::id::{Generation, JobId, Rank, Step};
+use proto::message::{Assignment, RankOrder, RankPhase, RankReport, Work};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+const JOB: &str = r#"
+name = "tiny"
+[resources]
+workers = { min = 1, max = 2 }
+[data]
+dataset = "DATASET"
+resolution = 32
+references = 2
+seed = 5
+[model]
+architecture = "retrinet"
+size = "tiny"
+[train]
+steps = 4
+global_batch = 6
+micro_batch = 2
+learning_rate = 0.001
+threads = 1
+[checkpoint]
+every = 2
+"#;
+
+/// The data set, the store and the assignment that all tests start from.
+struct World {
+    folder: tempfile::TempDir,
+    assignment: Assignment,
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let url = |name: &str| format!("file://{}/{name}", folder.path().display());
+        let options =
+            SynthesizeOptions { characters: 4, outfits: 1, images: 4, size: 32, seed: 1, similar: Similar::All };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut writer = DatasetWriter::open(&url("data"), WriteOptions::new("figures")).unwrap();
+            for identity in identities(&options) {
+                writer.add(identity).await.unwrap();
+            }
+            writer.finish().await.unwrap();
+        });
+        let assignment = Assignment {
+            job: JobId("tiny-1".into()),
+            generation: Generation(1),
+            work: Work::Train,
+            job_toml: JOB.replace("DATASET", &url("data")),
+            dataset_version: version(&folder.path().join("data")),
+            first_rank: Rank(0),
+            ranks: 1,
+            world: 1,
+            store_address: None,
+            resume: None,
+            store_url: url("store"),
+            acknowledged_step: Step(0),
+            committed_step: Step(0),
+            detect_within_ms: 10_000,
+        };
+        Self { folder, assignment }
+    }
+
+    /// Starts all ranks of the assignment's world and returns the last report of each.
+    fn run(&self, assignment: &Assignment) -> Vec<RankReport> {
+        let mut ranks: Vec<TestRank> =
+            (0..assignment.world).map(|rank| TestRank::start(self.folder.path(), assignment, rank)).collect();
+        if assignment.world > 1 {
+            let address = ranks[0].until(|report| report.store_address.is_some()).store_address;
+            let known = Assignment { store_address: address, ..assignment.clone() };
+            ranks.iter_mut().for_each(|rank| rank.order(&known));
+        }
+        ranks.iter_mut().map(TestRank::to_end).collect()
+    }
+
+    /// What the coordinator does when all shares are there.
+    fn commit(&self, assignment: &Assignment, reports: &[RankReport], step: Step) -> CheckpointRef {
+        let shards: Vec<_> =
+            reports.iter().flat_map(|report| &report.shards).filter(|shard| shard.step == step).collect();
+        assert_eq!(shards.len(), assignment.world as usize);
+        let manifest = CheckpointManifest {
+            job: assignment.job.clone(),
+            step,
+            generation: assignment.generation,
+            job_toml: assignment.job_toml.clone(),
+            dataset_version: assignment.dataset_version.clone(),
+            init_digest: shards[0].init_digest.clone(),
+            shards: shards.iter().map(|shard| shard.shard.clone()).collect(),
+            environment: shards[0].environment.clone(),
+        };
+        let folder = self.checkpoint(assignment, step);
+        std::fs::write(folder.join(MANIFEST_FILE), serde_json::to_vec(&manifest).unwrap()).unwrap();
+        CheckpointRef { step, generation: assignment.generation }
+    }
+
+    fn checkpoint(&self, assignment: &Assignment, step: Step) -> std::path::PathBuf {
+        let folder = checkpoint_folder(&assignment.job, step, assignment.generation);
+        self.folder.path().join("store").join(folder)
+    }
+
+    /// All tensors of a checkpoint, over its shards.
+    fn state(&self, assignment: &Assignment, step: u64) -> BTreeMap<String, Vec<f32>> {
+        let mut state = BTreeMap::new();
+        for rank in 0..assignment.world {
+            let file = format!("rank-{rank}-of-{}.safetensors", assignment.world);
+            let bytes = std::fs::read(self.checkpoint(assignment, Step(step)).join(file)).unwrap();
+            let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            for (name, view) in tensors.iter() {
+                let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+                assert!(state.insert(name.to_owned(), values.collect()).is_none(), "{name} is in two shards");
+            }
+        }
+        state
+    }
+}
+
+fn version(folder: &Path) -> String {
+    use sha2::Digest;
+    let digest = sha2::Sha256::digest(std::fs::read(folder.join("dataset.json")).unwrap());
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// One process and our end of its socket.
+struct TestRank {
+    child: Child,
+    reader: BufReader<UnixStream>,
+    rank: Rank,
+    last: Option<RankReport>,
+}
+
+impl TestRank {
+    fn start(folder: &Path, assignment: &Assignment, rank: u32) -> Self {
+        let socket = folder.join(format!("g{}-{rank}.sock", assignment.generation));
+        let listener = UnixListener::bind(&socket).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_worker-rank"))
+            .arg("run")
+            .arg("--socket")
+            .arg(&socket)
+            .args(["--job", &assignment.job.0, "--generation", &assignment.generation.to_string()])
+            .args(["--rank", &rank.to_string(), "--address", "127.0.0.1", "--cache-dir"])
+            .arg(folder.join("cache"))
+            .args(["--parent", &std::process::id().to_string()])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        let mut this = Self { child, reader: BufReader::new(stream), rank: Rank(rank), last: None };
+        this.order(assignment);
+        this
+    }
+
+    fn order(&mut self, assignment: &Assignment) {
+        let order = RankOrder::Assignment { assignment: Box::new(assignment.clone()), rank: self.rank, device: 0 };
+        writeln!(self.reader.get_mut(), "{}", serde_json::to_string(&order).unwrap()).unwrap();
+    }
+
+    fn next(&mut self) -> Option<RankReport> {
+        let mut line = String::new();
+        if self.reader.read_line(&mut line).unwrap() == 0 {
+            return None;
+        }
+        self.last = Some(serde_json::from_str(&line).unwrap());
+        self.last.clone()
+    }
+
+    fn until(&mut self, wanted: impl Fn(&RankReport) -> bool) -> RankReport {
+        loop {
+            let report = self.next().unwrap_or_else(|| panic!("ended with {:?}", self.last));
+            if wanted(&report) {
+                return report;
+            }
+        }
+    }
+
+    fn to_end(&mut self) -> RankReport {
+        while self.next().is_some() {}
+        let status = self.child.wait().unwrap();
+        let last = self.last.clone().unwrap();
+        assert_eq!(status.success(), last.phase == RankPhase::Finished, "{status} after {:?}", last.phase);
+        last
+    }
+}
+
+impl Drop for TestRank {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn assert_close(a: &BTreeMap<String, Vec<f32>>, b: &BTreeMap<String, Vec<f32>>) {
+    assert!(!a.is_empty());
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+    for (name, values) in a {
+        for (x, y) in values.iter().zip(&b[name]) {
+            // Adam divides by the root of small second moments, which blows up the last bits of a float sum.
+            assert!((x - y).abs() <= 2e-4 * (1.0 + x.abs()), "{name}: {x} and {y}");
+        }
+    }
+}
+
+#[test]
+fn two_ranks_train_to_the_weights_of_one_and_report_every_step() {
+    let world = World::new();
+    let one = world.run(&world.assignment);
+    assert_eq!(one[0].phase, RankPhase::Finished);
+    let pair = Assignment { generation: Generation(2), world: 2, ..world.assignment.clone() };
+    let two = world.run(&pair);
+    assert!(two.iter().all(|report| report.phase == RankPhase::Finished), "{two:?}");
+    // Uneven: three micro-batches over two ranks. Rank 1's share is rank 1's own weights.
+    assert_close(&world.state(&world.assignment, 4), &world.state(&pair, 4));
+    assert_eq!(two[1].steps, vec![], "rank 0 alone reports steps");
+    let steps: Vec<u64> = two[0].steps.iter().map(|step| step.step.0).collect();
+    assert_eq!(steps, [1, 2, 3, 4]);
+    for (a, b) in one[0].steps.iter().zip(&two[0].steps) {
+        assert!((a.loss - b.loss).abs() < 1e-3 * a.loss, "{a:?} {b:?}");
+        assert!(b.seconds.communication > 0.0 && b.seconds.backward > 0.0, "{b:?}");
+        assert_eq!(a.samples, 6);
+        assert!(a.peak_memory_bytes > 50 << 20);
+    }
+    assert!(two[0].shards.iter().map(|shard| shard.step.0).eq([2, 4]));
+}
+
+#[test]
+fn a_resumed_rank_ends_with_the_bits_of_one_that_never_stopped() {
+    let world = World::new();
+    let whole = world.run(&world.assignment);
+    let resume = world.commit(&world.assignment, &whole, Step(2));
+    let second =
+        Assignment { generation: Generation(2), resume: Some(resume), ..world.assignment.clone() };
+    let resumed = world.run(&second);
+    let steps: Vec<u64> = resumed[0].steps.iter().map(|step| step.step.0).collect();
+    assert_eq!(steps, [3, 4]);
+    assert_eq!(world.state(&world.assignment, 4), world.state(&second, 4));
+}
+
+#[test]
+fn what_goes_wrong_is_said_in_one_line_with_rank_place_and_reason() {
+    let world = World::new();
+    let check = |change: fn(&mut Assignment), parts: &[&str]| {
+        let mut assignment = world.assignment.clone();
+        change(&mut assignment);
+        assignment.generation = Generation(10 + parts[0].len() as u64);
+        let last = world.run(&assignment).remove(0);
+        let RankPhase::Failed { error } = last.phase else { panic!("{parts:?}: {last:?}") };
+        assert!(error.starts_with("rank 0 of generation "), "{error}");
+        for part in parts {
+            assert!(error.contains(part), "{error:?} lacks {part:?}");
+        }
+    };
+    check(|a| a.dataset_version = "0".into(), &["the job was submitted with 0"]);
+    check(|a| a.job_toml = "name = 1".into(), &["job.toml of tiny-1:1"]);
+    let missing = |a: &mut Assignment| {
+        a.resume = Some(CheckpointRef { step: Step(2), generation: Generation(7) });
+    };
+    check(missing, &["cannot resume", "0000000002-g7/manifest.json"]);
+}
+
+#[test]
+fn a_rank_whose_peer_is_killed_says_so_instead_of_waiting() {
+    let world = World::new();
+    let endless = world.assignment.job_toml.replace("steps = 4", "steps = 100000");
+    let pair = Assignment { world: 2, job_toml: endless, ..world.assignment.clone() };
+    let mut first = TestRank::start(world.folder.path(), &pair, 0);
+    let mut second = TestRank::start(world.folder.path(), &pair, 1);
+    let address = first.until(|report| report.store_address.is_some()).store_address;
+    let known = Assignment { store_address: address, ..pair };
+    first.order(&known);
+    second.order(&known);
+    first.until(|report| report.steps.len() > 1);
+    second.child.kill().unwrap();
+    let RankPhase::Failed { error } = first.to_end().phase else { panic!("{:?}", first.last) };
+    assert!(error.contains("step ") && error.contains("rank 1 of generation 1 closed its connection"), "{error}");
+}
+
+#[test]
+fn a_rank_leaves_when_it_is_told_to_and_when_its_daemon_is_gone() {
+    let world = World::new();
+    let endless = world.assignment.job_toml.replace("steps = 4", "steps = 100000");
+    let assignment = Assignment { job_toml: endless, ..world.assignment.clone() };
+    let mut told = TestRank::start(world.folder.path(), &assignment, 0);
+    told.until(|report| report.phase == RankPhase::Training);
+    writeln!(told.reader.get_mut(), "{}", serde_json::to_string(&RankOrder::Stop).unwrap()).unwrap();
+    assert!(told.child.wait().unwrap().success());
+    let second = Assignment { generation: Generation(2), ..assignment };
+    let mut left = TestRank::start(world.folder.path(), &second, 0);
+    left.until(|report| report.phase == RankPhase::Training);
+    left.reader.get_ref().shutdown(std::net::Shutdown::Both).unwrap();
+    assert_eq!(left.child.wait().unwrap().code(), Some(3));
+}

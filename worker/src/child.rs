@@ -1,0 +1,461 @@
+//! Rank processes: starts one per rank, feeds it orders and reads its reports over a Unix socket of its own, captures
+//! its output line by line, and says how it ended. Decides nothing: the machine does. Called by [`crate::daemon`].
+//!
+//! A rank is its own process group, so that killing it takes along whatever it started. It dies with the daemon: it asks
+//! the kernel for that, and it leaves when its socket closes.
+
+use crate::logs::{Line, Logs};
+use proto::id::Rank;
+use proto::message::{Assignment, RankOrder, RankReport};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use worker_core::event::{Event, RankKey};
+
+/// What every rank of this node is started with.
+#[derive(Debug, Clone)]
+pub(crate) struct RankSettings {
+    /// The `worker-rank` program.
+    pub(crate) program: PathBuf,
+    /// Folder for sockets.
+    pub(crate) run_dir: PathBuf,
+    pub(crate) cache_dir: PathBuf,
+    /// Where ranks of other nodes reach this node.
+    pub(crate) address: String,
+}
+
+/// What a rank should do, newest last; each replaces the one before.
+#[derive(Debug, Clone)]
+struct Orders {
+    device: u32,
+    assignment: Box<Assignment>,
+    stop: bool,
+    kill: bool,
+}
+
+/// The rank processes of this daemon.
+#[derive(Debug)]
+pub(crate) struct Children {
+    settings: RankSettings,
+    events: mpsc::Sender<Event>,
+    logs: Logs,
+    orders: BTreeMap<RankKey, watch::Sender<Orders>>,
+    tasks: JoinSet<()>,
+    started: u64,
+}
+
+impl Children {
+    /// `events` gets [`Event::RankSaid`] and [`Event::RankExited`].
+    pub(crate) fn new(settings: RankSettings, events: mpsc::Sender<Event>, logs: Logs) -> Self {
+        Self { settings, events, logs, orders: BTreeMap::new(), tasks: JoinSet::new(), started: 0 }
+    }
+
+    /// Starts a process; a failure to start is reported as its exit.
+    pub(crate) fn spawn(&mut self, key: RankKey, device: u32, assignment: Box<Assignment>) {
+        self.started += 1;
+        let socket = self.settings.run_dir.join(format!("{}-{}.sock", std::process::id(), self.started));
+        let (sender, receiver) = watch::channel(Orders { device, assignment, stop: false, kill: false });
+        self.orders.insert(key.clone(), sender);
+        let (settings, events, logs) = (self.settings.clone(), self.events.clone(), self.logs.clone());
+        self.tasks.spawn(async move {
+            let rank = RankProcess { key: key.clone(), socket, events: events.clone(), logs };
+            let outcome = rank.run(&settings, receiver).await;
+            // Ignored: without a receiver the daemon is gone.
+            let _ = match outcome {
+                Ok((status, last_line)) => {
+                    let outcome = describe(status, last_line.as_deref());
+                    events.send(Event::RankExited { key, success: status.success(), outcome }).await
+                }
+                Err(error) => events.send(Event::RankExited { key, success: false, outcome: error }).await,
+            };
+        });
+    }
+
+    pub(crate) fn update(&mut self, key: &RankKey, device: u32, assignment: Box<Assignment>) {
+        self.order(key, |orders| {
+            orders.device = device;
+            orders.assignment = assignment;
+        });
+    }
+
+    pub(crate) fn stop(&mut self, key: &RankKey) {
+        self.order(key, |orders| orders.stop = true);
+    }
+
+    pub(crate) fn kill(&mut self, key: &RankKey) {
+        self.order(key, |orders| orders.kill = true);
+    }
+
+    /// Forgets a process that has exited.
+    pub(crate) fn forget(&mut self, key: &RankKey) {
+        self.orders.remove(key);
+        while self.tasks.try_join_next().is_some() {}
+    }
+
+    fn order(&mut self, key: &RankKey, change: impl FnOnce(&mut Orders)) {
+        if let Some(sender) = self.orders.get(key) {
+            sender.send_modify(change);
+        }
+    }
+}
+
+struct RankProcess {
+    key: RankKey,
+    socket: PathBuf,
+    events: mpsc::Sender<Event>,
+    logs: Logs,
+}
+
+impl RankProcess {
+    /// From start to end; returns the status and the last line of standard error.
+    async fn run(
+        &self,
+        settings: &RankSettings,
+        mut orders: watch::Receiver<Orders>,
+    ) -> Result<(ExitStatus, Option<String>), String> {
+        let listener = UnixListener::bind(&self.socket)
+            .map_err(|error| format!("cannot listen on {}: {error}", self.socket.display()))?;
+        let started = self.start(settings);
+        let result = match started {
+            Ok(mut child) => {
+                let last_line = Arc::new(Mutex::new(None));
+                let mut output = JoinSet::new();
+                if let Some(stdout) = child.stdout.take() {
+                    output.spawn(self.clone_for_output().forward(stdout, None));
+                }
+                if let Some(stderr) = child.stderr.take() {
+                    output.spawn(self.clone_for_output().forward(stderr, Some(Arc::clone(&last_line))));
+                }
+                let status = self.attend(&mut child, &listener, &mut orders).await;
+                // Does nothing when it has exited; otherwise we lost it, and its pipes must close.
+                kill(&child);
+                while output.join_next().await.is_some() {}
+                let line = last_line.lock().unwrap_or_else(PoisonError::into_inner).take();
+                status.map(|status| (status, line))
+            }
+            Err(error) => Err(error),
+        };
+        // Ignored: a socket file that stays behind is never used again.
+        let _ = std::fs::remove_file(&self.socket);
+        result
+    }
+
+    fn start(&self, settings: &RankSettings) -> Result<Child, String> {
+        Command::new(&settings.program)
+            .arg("run")
+            .arg("--socket")
+            .arg(&self.socket)
+            .args(["--job", &self.key.job.0])
+            .args(["--generation", &self.key.generation.to_string()])
+            .args(["--rank", &self.key.rank.to_string()])
+            .args(["--address", &settings.address])
+            .arg("--cache-dir")
+            .arg(&settings.cache_dir)
+            .args(["--parent", &std::process::id().to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| format!("cannot start {}: {error}", settings.program.display()))
+    }
+
+    /// Talks with the process until it has exited.
+    async fn attend(
+        &self,
+        child: &mut Child,
+        listener: &UnixListener,
+        orders: &mut watch::Receiver<Orders>,
+    ) -> Result<ExitStatus, String> {
+        let waiting = |error: std::io::Error| format!("cannot wait for the process: {error}");
+        loop {
+            tokio::select! {
+                status = child.wait() => return status.map_err(waiting),
+                accepted = listener.accept() => {
+                    let (stream, _) = accepted.map_err(|error| format!("cannot accept the rank: {error}"))?;
+                    return self.talk(child, stream, orders).await;
+                }
+                changed = orders.changed() => {
+                    let leave = changed.is_err() || { let now = orders.borrow(); now.stop || now.kill };
+                    // A process that has not even connected has nothing to stop in order.
+                    if leave {
+                        kill(child);
+                        return child.wait().await.map_err(waiting);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn talk(
+        &self,
+        child: &mut Child,
+        stream: UnixStream,
+        orders: &mut watch::Receiver<Orders>,
+    ) -> Result<ExitStatus, String> {
+        let (reader, writer) = stream.into_split();
+        let mut lines = BufReader::new(reader).lines();
+        let mut open = true;
+        // A task of its own, so that a process that no longer reads can still be killed; it ends with this function.
+        let mut writing = JoinSet::new();
+        orders.mark_changed();
+        writing.spawn(tell(writer, orders.clone(), self.key.rank));
+        loop {
+            tokio::select! {
+                line = lines.next_line(), if open => match line {
+                    Ok(Some(line)) => self.said(child, &line).await,
+                    // The process is about to end.
+                    Ok(None) | Err(_) => open = false,
+                },
+                changed = orders.changed() => {
+                    if changed.is_err() || orders.borrow_and_update().kill {
+                        kill(child);
+                        break;
+                    }
+                }
+                // Only after its last word was read.
+                status = child.wait(), if !open => {
+                    return status.map_err(|error| format!("cannot wait for the process: {error}"));
+                }
+            }
+        }
+        child.wait().await.map_err(|error| format!("cannot wait for the process: {error}"))
+    }
+
+    async fn said(&self, child: &Child, line: &str) {
+        let report: Option<RankReport> = serde_json::from_str(line).ok();
+        let report = report.filter(|report| {
+            (&report.job, report.generation, report.rank) == (&self.key.job, self.key.generation, self.key.rank)
+        });
+        match report {
+            // Ignored: without a receiver the daemon is gone.
+            Some(report) => drop(self.events.send(Event::RankSaid(report)).await),
+            None => {
+                tracing::error!(job = %self.key.job, rank = %self.key.rank, line, "unreadable report from rank; killing it");
+                kill(child);
+            }
+        }
+    }
+
+    fn clone_for_output(&self) -> Output {
+        Output { key: self.key.clone(), logs: self.logs.clone() }
+    }
+}
+
+struct Output {
+    key: RankKey,
+    logs: Logs,
+}
+
+impl Output {
+    async fn forward(self, stream: impl AsyncRead + Unpin, last: Option<Arc<Mutex<Option<String>>>>) {
+        let mut lines = BufReader::new(stream).split(b'\n');
+        while let Ok(Some(line)) = lines.next_segment().await {
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            if text.is_empty() {
+                continue;
+            }
+            let RankKey { job, generation, rank } = &self.key;
+            tracing::info!(target: "rank", %job, %generation, %rank, "{text}");
+            if let Some(last) = &last {
+                *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(text.clone());
+            }
+            self.logs.push(Line { key: self.key.clone(), at_ms: epoch_ms(), text });
+        }
+    }
+}
+
+/// Hands the process its newest orders, one JSON object per line, until either side is gone. A process that no longer
+/// reads is met by its exit or by the machine's deadline, so a failed write only ends this.
+async fn tell(mut writer: OwnedWriteHalf, mut orders: watch::Receiver<Orders>, rank: Rank) {
+    while orders.changed().await.is_ok() {
+        let Orders { device, assignment, stop, .. } = orders.borrow_and_update().clone();
+        let order = if stop { RankOrder::Stop } else { RankOrder::Assignment { assignment, rank, device } };
+        let mut line = serde_json::to_vec(&order).expect("orders are plain data");
+        line.push(b'\n');
+        if writer.write_all(&line).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The process is its group's leader. None once it was waited for: then there is nothing left to kill.
+fn kill(child: &Child) {
+    let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
+    if let Some(pid) = pid {
+        // Ignored: it fails only when the group is gone already.
+        let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+    }
+}
+
+fn describe(status: ExitStatus, last_line: Option<&str>) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    let how = match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("killed by signal {signal}"),
+        (None, None) => "ended".to_owned(),
+    };
+    match last_line {
+        Some(line) => format!("{how}; its last line: {line}"),
+        None => how,
+    }
+}
+
+pub(crate) fn epoch_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// `worker-rank` lies beside the running `worker`.
+pub(crate) fn rank_program() -> std::io::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    Ok(own.parent().unwrap_or(Path::new(".")).join("worker-rank"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proto::checkpoint::CheckpointRef;
+    use proto::id::{Generation, JobId, Step};
+    use proto::message::{RankPhase, Work};
+    use std::os::unix::fs::PermissionsExt;
+
+    fn key() -> RankKey {
+        RankKey { job: JobId("demo-1".into()), generation: Generation(3), rank: Rank(1) }
+    }
+
+    fn assignment() -> Box<Assignment> {
+        Box::new(Assignment {
+            job: key().job,
+            generation: key().generation,
+            work: Work::Train,
+            job_toml: "name = \"demo\"".into(),
+            dataset_version: "v".into(),
+            first_rank: Rank(1),
+            ranks: 1,
+            world: 2,
+            store_address: None,
+            resume: Some(CheckpointRef { step: Step(2), generation: Generation(1) }),
+            store_url: "file:///store".into(),
+            acknowledged_step: Step(0),
+            committed_step: Step(0),
+            detect_within_ms: 1000,
+        })
+    }
+
+    struct Scene {
+        folder: tempfile::TempDir,
+        children: Children,
+        events: mpsc::Receiver<Event>,
+        logs: Logs,
+    }
+
+    /// Children whose program is a shell script: it does not talk, the test does in its place.
+    fn scene(script: &str) -> Scene {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("worker-rank");
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let settings = RankSettings {
+            program,
+            run_dir: folder.path().into(),
+            cache_dir: folder.path().into(),
+            address: "127.0.0.1".into(),
+        };
+        let (sender, events) = mpsc::channel(16);
+        let logs = Logs::default();
+        Scene { children: Children::new(settings, sender, logs.clone()), folder, events, logs }
+    }
+
+    async fn connect(scene: &Scene) -> BufReader<UnixStream> {
+        let path = scene.folder.path().join(format!("{}-1.sock", std::process::id()));
+        loop {
+            match UnixStream::connect(&path).await {
+                Ok(stream) => return BufReader::new(stream),
+                // The task that binds it has not run yet.
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    }
+
+    async fn order(stream: &mut BufReader<UnixStream>) -> RankOrder {
+        let mut line = String::new();
+        stream.read_line(&mut line).await.unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_process_that_fails_is_reported_with_its_status_last_line_and_output() {
+        let mut scene = scene("echo on the way; echo oh no >&2; exit 7");
+        scene.children.spawn(key(), 0, assignment());
+        let Some(Event::RankExited { key: found, success, outcome }) = scene.events.recv().await else {
+            panic!("an exit")
+        };
+        assert_eq!((found, success, outcome.as_str()), (key(), false, "exit status 7; its last line: oh no"));
+        let mut lines: Vec<String> = scene.logs.take().into_iter().map(|line| line.text).collect();
+        lines.sort();
+        assert_eq!(lines, ["oh no", "on the way"]);
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_missing_is_reported_as_an_exit() {
+        let mut scene = scene("");
+        std::fs::remove_file(scene.folder.path().join("worker-rank")).unwrap();
+        scene.children.spawn(key(), 0, assignment());
+        let Some(Event::RankExited { success: false, outcome, .. }) = scene.events.recv().await else {
+            panic!("an exit")
+        };
+        assert!(outcome.starts_with("cannot start ") && outcome.contains("worker-rank"), "{outcome}");
+    }
+
+    #[tokio::test]
+    async fn orders_go_down_reports_come_up_and_a_kill_ends_it() {
+        let mut scene = scene("exec tail -f /dev/null");
+        scene.children.spawn(key(), 4, assignment());
+        let mut stream = connect(&scene).await;
+        let first = order(&mut stream).await;
+        assert_eq!(first, RankOrder::Assignment { assignment: assignment(), rank: Rank(1), device: 4 });
+        let known = Box::new(Assignment { store_address: Some("127.0.0.1:9".into()), ..*assignment() });
+        scene.children.update(&key(), 4, known.clone());
+        assert_eq!(order(&mut stream).await, RankOrder::Assignment { assignment: known, rank: Rank(1), device: 4 });
+        scene.children.stop(&key());
+        assert_eq!(order(&mut stream).await, RankOrder::Stop);
+        let report = RankReport {
+            job: key().job,
+            generation: key().generation,
+            rank: key().rank,
+            phase: RankPhase::Training,
+            store_address: None,
+            steps: vec![],
+            shards: vec![],
+        };
+        let line = format!("{}\n", serde_json::to_string(&report).unwrap());
+        stream.get_mut().write_all(line.as_bytes()).await.unwrap();
+        assert_eq!(scene.events.recv().await, Some(Event::RankSaid(report)));
+        scene.children.kill(&key());
+        let outcome = "killed by signal 9".to_owned();
+        assert_eq!(scene.events.recv().await, Some(Event::RankExited { key: key(), success: false, outcome }));
+    }
+
+    #[tokio::test]
+    async fn a_process_that_speaks_for_another_rank_is_killed() {
+        let mut scene = scene("exec tail -f /dev/null");
+        scene.children.spawn(key(), 0, assignment());
+        let mut stream = connect(&scene).await;
+        stream.get_mut().write_all(b"{\"job\":\"other-1\"}\n").await.unwrap();
+        // The stream closes as the process's would.
+        drop(stream);
+        let event = scene.events.recv().await;
+        assert!(matches!(event, Some(Event::RankExited { success: false, .. })), "{event:?}");
+    }
+}

@@ -1,0 +1,177 @@
+//! The daemon's loop: one task owns the machine, turns the world into events and performs the effects in order. All
+//! decisions are `worker-core`'s.
+
+use crate::child::{Children, RankSettings, epoch_ms, rank_program};
+use crate::config::Config;
+use crate::link::Link;
+use crate::logs::Logs;
+use crate::metrics::{self, Metrics};
+use anyhow::Context;
+use proto::id::WorkerId;
+use sd_notify::NotifyState;
+use std::io::Write;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use worker_core::event::{Effect, Event, Fact};
+use worker_core::{Config as MachineConfig, Worker};
+
+/// Events that may wait; whoever makes more waits in turn.
+const EVENTS_MAX: usize = 1024;
+
+/// Runs until SIGTERM or SIGINT, then stops every rank and returns.
+pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
+    let boot = epoch_ms();
+    let program = rank_program()?;
+    anyhow::ensure!(program.is_file(), "{} is missing; it is built with this program and lies beside it", program.display());
+    for (key, folder) in [("run_dir", &config.run_dir), ("cache_dir", &config.cache_dir)] {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot create `{key}` {}", folder.display()))?;
+    }
+    let id = WorkerId { name: config.name.clone(), boot };
+    let metrics = Metrics::new(config.devices);
+    let listen = config.metrics_listen;
+    let address = metrics::serve(listen, metrics.clone())
+        .await
+        .with_context(|| format!("cannot serve metrics on {listen} (`metrics_listen`); is another daemon running?"))?;
+    let (sender, events) = mpsc::channel(EVENTS_MAX);
+    let logs = Logs::default();
+    let detect_within = Duration::from_millis(config.detect_within_ms);
+    let link = Link::start(&config.coordinator, detect_within, sender.clone(), logs.clone())
+        .with_context(|| format!("`coordinator` {} cannot be used", config.coordinator))?;
+    announce(&id, &address.to_string())?;
+    let settings = RankSettings {
+        program,
+        run_dir: config.run_dir.clone(),
+        cache_dir: config.cache_dir.clone(),
+        address: config.address.clone(),
+    };
+    let machine = MachineConfig {
+        worker: id,
+        device: config.device,
+        devices: config.devices,
+        detect_within_ms: config.detect_within_ms,
+    };
+    let daemon = Daemon {
+        worker: Worker::new(machine, 0),
+        start: Instant::now(),
+        children: Children::new(settings, sender, logs),
+        link,
+        metrics,
+    };
+    daemon.serve(events).await
+}
+
+/// The first line on standard output, for scripts; and systemd's readiness.
+fn announce(id: &WorkerId, metrics: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "worker ready name={} boot={} metrics=http://{metrics}", id.name, id.boot)?;
+    out.flush()?;
+    tell_systemd(&[NotifyState::Ready, NotifyState::Status("waiting for the coordinator")]);
+    Ok(())
+}
+
+/// Ignored where there is no systemd.
+fn tell_systemd(states: &[NotifyState<'_>]) {
+    let _ = sd_notify::notify(states);
+}
+
+struct Daemon {
+    worker: Worker,
+    start: Instant,
+    children: Children,
+    link: Link,
+    metrics: Metrics,
+}
+
+impl Daemon {
+    async fn serve(mut self, mut events: mpsc::Receiver<Event>) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut status = String::new();
+        loop {
+            let event = tokio::select! {
+                event = events.recv() => event.context("every sender of events is gone")?,
+                () = sleep_until(self.deadline()) => Event::Deadline,
+                _ = terminate.recv() => Event::Shutdown,
+                _ = interrupt.recv() => Event::Shutdown,
+            };
+            if self.handle(event) {
+                tracing::info!("every rank is gone; leaving");
+                tell_systemd(&[NotifyState::Stopping]);
+                return Ok(());
+            }
+            self.metrics.show(&self.worker.view());
+            let now = self.status();
+            if now != status {
+                tell_systemd(&[NotifyState::Status(&now)]);
+                status = now;
+            }
+        }
+    }
+
+    /// Returns whether the daemon is done.
+    fn handle(&mut self, event: Event) -> bool {
+        if let Event::RankExited { key, .. } = &event {
+            self.children.forget(key);
+        }
+        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let effects = self.worker.handle(now, event);
+        let mut done = false;
+        for effect in effects {
+            done |= self.perform(effect);
+        }
+        done
+    }
+
+    fn perform(&mut self, effect: Effect) -> bool {
+        match effect {
+            Effect::Spawn { key, device, assignment } => self.children.spawn(key, device, assignment),
+            Effect::Update { key, device, assignment } => self.children.update(&key, device, assignment),
+            Effect::Stop { key } => self.children.stop(&key),
+            Effect::Kill { key } => self.children.kill(&key),
+            Effect::Report(report) => self.link.report(report),
+            Effect::Note(fact) => self.note(&fact),
+            Effect::Exit => return true,
+        }
+        false
+    }
+
+    fn note(&self, fact: &Fact) {
+        match fact {
+            Fact::RankStarted { key } => {
+                self.metrics.rank_started(&key.job.0);
+                tracing::info!(job = %key.job, generation = %key.generation, rank = %key.rank, "rank started");
+            }
+            Fact::RankSilent { key, silent_ms } => {
+                tracing::warn!(job = %key.job, generation = %key.generation, rank = %key.rank, silent_ms, "rank is silent; killing it");
+            }
+            Fact::RankGone { key, outcome } => {
+                if outcome != "exit status 0" {
+                    self.metrics.rank_failed(&key.job.0);
+                }
+                tracing::info!(job = %key.job, generation = %key.generation, rank = %key.rank, outcome, "rank is gone");
+            }
+            Fact::Ignored { worker, what } => tracing::warn!(%worker, what, "ignored what the coordinator said"),
+        }
+    }
+
+    fn deadline(&self) -> Option<tokio::time::Instant> {
+        let at = self.worker.next_deadline()?;
+        Some((self.start + Duration::from_millis(at)).into())
+    }
+
+    /// What `systemctl status` shows.
+    fn status(&self) -> String {
+        let view = self.worker.view();
+        let link = if view.connected { "attached" } else { "no coordinator" };
+        let ranks = view.ranks.iter().filter(|rank| rank.device.is_some()).count();
+        format!("{link}, {ranks} ranks running")
+    }
+}
+
+async fn sleep_until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,244 @@
+//! The stream to the coordinator: sends the newest report and new log lines up, hands desired states down to the machine,
+//! and connects again, with growing pauses, whenever it breaks. Decides nothing. One task, started by [`crate::daemon`].
+
+use crate::logs::{Line, Logs};
+use proto::message::{DesiredState, WorkerReport};
+use proto::pb;
+use proto::pb::fleet_client::FleetClient;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::Stream;
+use tonic::transport::Endpoint;
+use worker_core::event::Event;
+
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+
+/// The daemon's end. A report replaces one that was not sent yet: each says everything.
+#[derive(Debug)]
+pub(crate) struct Link {
+    reports: watch::Sender<Option<WorkerReport>>,
+}
+
+impl Link {
+    /// Starts the task. `events` gets [`Event::Connected`], [`Event::Disconnected`] and [`Event::Desired`].
+    pub(crate) fn start(
+        coordinator: &str,
+        detect_within: Duration,
+        events: mpsc::Sender<Event>,
+        logs: Logs,
+    ) -> Result<Self, tonic::transport::Error> {
+        let endpoint = Endpoint::from_shared(coordinator.to_owned())?
+            .connect_timeout(detect_within)
+            .http2_keep_alive_interval(detect_within / 3)
+            .keep_alive_timeout(detect_within)
+            .keep_alive_while_idle(true);
+        let (reports, receiver) = watch::channel(None);
+        tokio::spawn(keep(endpoint, detect_within, receiver, events, logs));
+        Ok(Self { reports })
+    }
+
+    /// Sent at once when there is a stream, else dropped.
+    pub(crate) fn report(&self, report: WorkerReport) {
+        self.reports.send_replace(Some(report));
+    }
+}
+
+/// Connects for ever; ends when the daemon does.
+async fn keep(
+    endpoint: Endpoint,
+    detect_within: Duration,
+    reports: watch::Receiver<Option<WorkerReport>>,
+    events: mpsc::Sender<Event>,
+    logs: Logs,
+) {
+    let pause_max = (detect_within / 3).max(PAUSE_MIN);
+    let mut pause = PAUSE_MIN;
+    let mut complained = false;
+    while !events.is_closed() {
+        match endpoint.connect().await {
+            Ok(channel) => {
+                let client = FleetClient::new(channel);
+                let (heard, reason) = attend(client, reports.clone(), &events, &logs).await;
+                if heard {
+                    (pause, complained) = (PAUSE_MIN, false);
+                }
+                if !complained {
+                    tracing::warn!(coordinator = %endpoint.uri(), reason, "stream to the coordinator broke; ranks go on");
+                }
+            }
+            Err(error) if !complained => {
+                let reason = chain(&error);
+                tracing::warn!(coordinator = %endpoint.uri(), reason, "cannot reach the coordinator; trying on");
+            }
+            Err(_) => {}
+        }
+        complained = true;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(pause_max);
+    }
+}
+
+/// One stream, from open to broken. Returns whether the coordinator ever said something, and why it ended.
+async fn attend(
+    mut client: FleetClient<tonic::transport::Channel>,
+    reports: watch::Receiver<Option<WorkerReport>>,
+    events: &mpsc::Sender<Event>,
+    logs: &Logs,
+) -> (bool, String) {
+    let mut reports = reports;
+    // Only reports made from here on go to this stream; the machine makes one when it hears of the connection, which
+    // must be before the coordinator answers, because the coordinator answers to the first report.
+    reports.mark_unchanged();
+    if events.send(Event::Connected).await.is_err() {
+        return (false, "the daemon ends".into());
+    }
+    let mut heard = false;
+    let reason = match client.attach(outgoing(reports, logs.clone())).await {
+        Err(status) => status.message().to_owned(),
+        Ok(reply) => {
+            tracing::info!("attached to the coordinator");
+            let mut states = reply.into_inner();
+            loop {
+                match states.message().await {
+                    Ok(Some(state)) => {
+                        heard = true;
+                        hear(state, events).await;
+                    }
+                    Ok(None) => break "the coordinator closed it".to_owned(),
+                    Err(status) => break chain(&status),
+                }
+            }
+        }
+    };
+    // Ignored: without a receiver the daemon ends.
+    let _ = events.send(Event::Disconnected).await;
+    (heard, reason)
+}
+
+async fn hear(state: pb::DesiredState, events: &mpsc::Sender<Event>) {
+    match DesiredState::try_from(state) {
+        // Ignored: without a receiver the daemon ends.
+        Ok(state) => drop(events.send(Event::Desired(state)).await),
+        Err(error) => tracing::error!(%error, "coordinator says what makes no sense; ignored"),
+    }
+}
+
+/// Every new report, with the log lines that have come up since the last.
+fn outgoing(
+    reports: watch::Receiver<Option<WorkerReport>>,
+    logs: Logs,
+) -> impl Stream<Item = pb::WorkerReport> + Send + 'static {
+    futures::stream::unfold((reports, logs), |(mut reports, logs)| async move {
+        loop {
+            reports.changed().await.ok()?;
+            let report = reports.borrow_and_update().as_ref().map(pb::WorkerReport::from);
+            if let Some(mut report) = report {
+                report.logs = logs.take().into_iter().map(wire).collect();
+                return Some((report, (reports, logs)));
+            }
+        }
+    })
+}
+
+fn wire(line: Line) -> pb::LogLine {
+    pb::LogLine {
+        job: line.key.job.0,
+        generation: line.key.generation.0,
+        rank: line.key.rank.0,
+        at_ms: line.at_ms,
+        text: line.text,
+    }
+}
+
+/// tonic's own messages say "transport error"; the cause is in the sources.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proto::id::{Generation, JobId, Rank, WorkerId};
+    use proto::pb::fleet_server::{Fleet, FleetServer};
+    use proto::spec::DeviceKind;
+    use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+    use tonic::{Request, Response, Status, Streaming};
+    use worker_core::event::RankKey;
+
+    type Answers = mpsc::Sender<Result<pb::DesiredState, Status>>;
+
+    /// A coordinator that hands each stream to the test, once its first report is there.
+    struct FakeCoordinator {
+        streams: mpsc::Sender<(pb::WorkerReport, Answers, Streaming<pb::WorkerReport>)>,
+    }
+
+    #[tonic::async_trait]
+    impl Fleet for FakeCoordinator {
+        type AttachStream = ReceiverStream<Result<pb::DesiredState, Status>>;
+
+        async fn attach(
+            &self,
+            request: Request<Streaming<pb::WorkerReport>>,
+        ) -> Result<Response<Self::AttachStream>, Status> {
+            let mut reports = request.into_inner();
+            let first = reports.message().await?.ok_or_else(|| Status::cancelled("no report"))?;
+            let (sender, receiver) = mpsc::channel(4);
+            self.streams.send((first, sender, reports)).await.map_err(|_| Status::cancelled("test ended"))?;
+            Ok(Response::new(ReceiverStream::new(receiver)))
+        }
+    }
+
+    fn id() -> WorkerId {
+        WorkerId { name: "w1".into(), boot: 5 }
+    }
+
+    fn report(devices: u32) -> WorkerReport {
+        WorkerReport { worker: id(), device: DeviceKind::Cpu, devices, ranks: vec![] }
+    }
+
+    #[tokio::test]
+    async fn a_broken_stream_is_opened_again_and_reports_carry_log_lines_once() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (streams, mut opened) = mpsc::channel(4);
+        let server = tonic::transport::Server::builder().add_service(FleetServer::new(FakeCoordinator { streams }));
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        let (sender, mut events) = mpsc::channel(16);
+        let logs = Logs::default();
+        let key = RankKey { job: JobId("a-1".into()), generation: Generation(1), rank: Rank(0) };
+        logs.push(Line { key, at_ms: 7, text: "hello".into() });
+        let link = Link::start(&url, Duration::from_secs(10), sender, logs).unwrap();
+
+        assert_eq!(events.recv().await, Some(Event::Connected));
+        link.report(report(1));
+        let (first, answers, _reports) = opened.recv().await.unwrap();
+        assert_eq!((first.devices, first.logs.len()), (1, 1));
+        assert_eq!(first.logs[0].text, "hello");
+        let state = DesiredState { worker: id(), assignments: vec![] };
+        answers.send(Ok(pb::DesiredState::from(&state))).await.unwrap();
+        assert_eq!(events.recv().await, Some(Event::Desired(state)));
+        // Nonsense is ignored, and the stream lives on.
+        answers.send(Ok(pb::DesiredState::default())).await.unwrap();
+        drop(answers);
+        assert_eq!(events.recv().await, Some(Event::Disconnected));
+
+        assert_eq!(events.recv().await, Some(Event::Connected));
+        link.report(report(2));
+        let (second, ..) = opened.recv().await.unwrap();
+        assert_eq!((second.devices, second.logs.len()), (2, 0));
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_refused() {
+        let (sender, _events) = mpsc::channel(1);
+        let link = Link::start("not a url", Duration::from_secs(1), sender, Logs::default());
+        assert!(link.is_err());
+    }
+}
