@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # `make bench`: the same job on one rank and on two (same global batch, same samples), one after the other on this
-# machine; prints samples/s of both, their ratio, and where the time of a step went. Medians over the steps after the
-# first five. Leaves nothing running.
+# machine; prints samples/s of both, their ratio, and where the time of a step went. Leaves nothing running.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=target/debug
@@ -21,7 +20,7 @@ start() { # log file, then the command; sets `ready` to its first line
   "$@" >"$log" 2>&1 &
   local pid=$!
   pids+=("$pid")
-  until ready=$(grep -m1 ' ready ' "$log"); do
+  until ready=$(grep -m1 '^[a-z]* ready ' "$log"); do
     kill -0 "$pid" 2>/dev/null || { tail -n 5 "$log" >&2; exit 1; }
     sleep 0.05
   done
@@ -32,7 +31,7 @@ mkdir -p "$run"
   $bin/coordinator dataset synthesize --characters 120 --outfits 2 --images 8 --size 96 --seed 1 --out "file://$PWD/.demo/figures"
 RETRI_COORDINATOR__LISTEN=127.0.0.1:0 RETRI_COORDINATOR__METRICS_LISTEN=127.0.0.1:0 \
   RETRI_COORDINATOR__STORE="file://$run/store" start coordinator $bin/coordinator serve
-COORDINATOR_URL=$(grep -o 'rpc=[^ ]*' <<<"$ready" | cut -d= -f2-)
+COORDINATOR_URL=$(grep -o 'rpc=http[^ ]*' <<<"$ready" | cut -d= -f2-)
 export COORDINATOR_URL
 for worker in w1 w2; do
   RETRI_WORKER__NAME=$worker RETRI_WORKER__COORDINATOR=$COORDINATOR_URL RETRI_WORKER__METRICS_LISTEN=127.0.0.1:0 \
@@ -44,19 +43,17 @@ for world in 1 2; do
   id=$($bin/coordinator submit "deploy/jobs/.bench-$world.toml")
   rm "deploy/jobs/.bench-$world.toml"
   $bin/coordinator watch "$id" >/dev/null
-  $bin/coordinator describe "$id" --curve "$run/curve-$world.png" --output json >"$run/world-$world.json"
+  $bin/coordinator describe "$id" --output json >"$run/world-$world.json"
 done
 stop
 python3 - "$run" <<'E2'
-import json, statistics, sys
+import json, sys
 rates = {}
 for world in (1, 2):
-    steps = json.load(open(f"{sys.argv[1]}/world-{world}.json"))["steps_done"][5:]
-    seconds = [sum(step["seconds"].values()) for step in steps]
-    rates[world] = statistics.median(step["samples"] / total for step, total in zip(steps, seconds))
-    shares = {phase: 100 * sum(step["seconds"][phase] for step in steps) / sum(seconds) for phase in steps[0]["seconds"]}
-    memory = max(step["peak_memory_bytes"] for step in steps) / 2**20
-    print(f"{world} rank(s): {rates[world]:.1f} samples/s, peak memory of rank 0 {memory:.0f} MiB, "
-          + ", ".join(f"{phase} {share:.1f} %" for phase, share in shares.items()))
+    curve = json.load(open(f"{sys.argv[1]}/world-{world}.json"))["curve"]
+    rates[world] = curve["samples_per_second"]
+    shares = ", ".join(f"{phase} {100 * share:.1f} %" for phase, share in curve["shares"].items())
+    memory = curve["peak_memory_bytes"] / 2**20
+    print(f"{world} rank(s): {rates[world]:.1f} samples/s, peak memory of rank 0 {memory:.0f} MiB, {shares}")
 print(f"BENCH two ranks / one rank = {rates[2] / rates[1]:.2f}")
 E2

@@ -30,7 +30,7 @@ start() { # log file, then the command; sets `ready` to its first line
   "$@" >"$log" 2>&1 &
   local pid=$!
   pids+=("$pid")
-  until ready=$(grep -m1 ' ready ' "$log"); do
+  until ready=$(grep -m1 '^[a-z]* ready ' "$log"); do
     kill -0 "$pid" 2>/dev/null || { tail -n 5 "$log" >&2; fail "$1 did not start"; }
     sleep 0.05
   done
@@ -58,7 +58,7 @@ esac
 
 RETRI_COORDINATOR__LISTEN=127.0.0.1:0 RETRI_COORDINATOR__METRICS_LISTEN=127.0.0.1:0 \
   RETRI_COORDINATOR__STORE="file://$run/store" start coordinator $bin/coordinator serve
-COORDINATOR_URL=$(grep -o 'rpc=[^ ]*' <<<"$ready" | cut -d= -f2-)
+COORDINATOR_URL=$(grep -o 'rpc=http[^ ]*' <<<"$ready" | cut -d= -f2-)
 export COORDINATOR_URL
 for worker in w1 w2; do
   RETRI_WORKER__NAME=$worker RETRI_WORKER__COORDINATOR=$COORDINATOR_URL RETRI_WORKER__DEVICES=1 \
@@ -76,12 +76,9 @@ checkpoint=$($bin/coordinator checkpoints "$id" --output json |
 $bin/coordinator checkpoint verify "$id" >/dev/null || fail "the checkpoint does not verify"
 summary=$(python3 - "$out/job.json" <<'E2'
 import json, sys
-losses = [step["loss"] for step in json.load(open(sys.argv[1]))["steps_done"]]
-part = max(1, len(losses) // 10)
-mean = lambda values: sum(values) / len(values)
-first, last = mean(losses[:part]), mean(losses[-part:])
-print(f"steps={len(losses)} loss={first:.4f}->{last:.4f}")
-sys.exit(0 if last < first else 1)
+curve = json.load(open(sys.argv[1]))["curve"]
+print(f"steps={curve['steps']} loss={curve['loss_first']:.4f}->{curve['loss_last']:.4f}")
+sys.exit(0 if curve["loss_last"] < curve["loss_first"] else 1)
 E2
 ) || fail "the loss did not fall: $summary"
 stop

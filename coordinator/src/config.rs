@@ -1,5 +1,5 @@
-//! Configuration of `coordinator serve`: shipped defaults, then a file, then the environment. It never opens anything it
-//! names. Called once, by `serve`.
+//! Configuration of `coordinator serve`: shipped defaults, then a file, then the environment. It never
+//! opens anything it names. Called once, by `serve`.
 
 use crate::words::nearest;
 use serde::Deserialize;
@@ -45,7 +45,11 @@ pub(crate) enum ConfigError {
     #[error("{} is no TOML: {reason}", path.display())]
     NotToml { path: PathBuf, reason: String },
     #[error("{origin}: unknown key `{key}`; {hint}")]
-    UnknownKey { origin: String, key: String, hint: String },
+    UnknownKey {
+        origin: String,
+        key: String,
+        hint: String,
+    },
     #[error("configuration: {reason}")]
     Value { reason: String },
     #[error("configuration: `detect_within_ms` is {value}; it must be at least {DETECT_WITHIN_MS_MIN}")]
@@ -62,11 +66,13 @@ impl Config {
         environment: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
         let known = known_keys();
-        let mut builder = config::Config::builder()
-            .add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml));
+        let mut builder =
+            config::Config::builder().add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml));
         if let Some(path) = file {
-            let text = std::fs::read_to_string(path)
-                .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+            let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+                path: path.to_owned(),
+                source,
+            })?;
             check_file(path, &text, &known)?;
             builder = builder.add_source(config::File::from_str(&text, config::FileFormat::Toml));
         }
@@ -82,9 +88,13 @@ impl Config {
             .add_source(source)
             .build()
             .and_then(config::Config::try_deserialize)
-            .map_err(|error| ConfigError::Value { reason: error.to_string() })?;
+            .map_err(|error| ConfigError::Value {
+                reason: error.to_string(),
+            })?;
         if config.detect_within_ms < DETECT_WITHIN_MS_MIN {
-            return Err(ConfigError::DetectWithin { value: config.detect_within_ms });
+            return Err(ConfigError::DetectWithin {
+                value: config.detect_within_ms,
+            });
         }
         Ok(config)
     }
@@ -109,10 +119,12 @@ fn collect_keys(table: &toml::Table, prefix: &str, keys: &mut Vec<String>) {
 }
 
 fn check_file(path: &Path, text: &str, known: &[String]) -> Result<(), ConfigError> {
-    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| ConfigError::NotToml {
-        path: path.to_owned(),
-        reason: error.to_string().trim_end().to_owned(),
-    })?;
+    let table: toml::Table = text
+        .parse()
+        .map_err(|error: toml::de::Error| ConfigError::NotToml {
+            path: path.to_owned(),
+            reason: error.to_string().trim_end().to_owned(),
+        })?;
     let mut keys = Vec::new();
     collect_keys(&table, "", &mut keys);
     for key in keys {
@@ -137,7 +149,11 @@ fn check_key(origin: &str, key: &str, known: &[String]) -> Result<(), ConfigErro
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("known keys are {}", known.join(", ")),
     };
-    Err(ConfigError::UnknownKey { origin: origin.to_owned(), key: key.to_owned(), hint })
+    Err(ConfigError::UnknownKey {
+        origin: origin.to_owned(),
+        key: key.to_owned(),
+        hint,
+    })
 }
 
 #[cfg(test)]
@@ -149,7 +165,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.toml");
         std::fs::write(&path, text).unwrap();
-        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let variables = variables
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let folder = format!("{}/", dir.path().display());
         Config::load(Some(&path), variables).map_err(|error| error.to_string().replace(&folder, ""))
     }
@@ -157,10 +175,20 @@ mod tests {
     #[test]
     fn the_environment_beats_the_file_and_the_file_beats_the_defaults() {
         let text = "listen = \"127.0.0.1:1\"\ndetect_within_ms = 2000\n[log]\nformat = \"json\"";
-        let config = load(text, &[("RETRI_COORDINATOR__LISTEN", "127.0.0.1:2"), ("HOME", "/x")]).unwrap();
+        let config = load(
+            text,
+            &[("RETRI_COORDINATOR__LISTEN", "127.0.0.1:2"), ("HOME", "/x")],
+        )
+        .unwrap();
         assert_eq!(config.listen.port(), 2);
         assert_eq!(config.detect_within_ms, 2000);
-        assert_eq!(config.log, Log { filter: "info,slatedb=warn".into(), format: LogFormat::Json });
+        assert_eq!(
+            config.log,
+            Log {
+                filter: "info,slatedb=warn".into(),
+                format: LogFormat::Json
+            }
+        );
         assert_eq!(config.metrics_listen.port(), 7071);
     }
 
@@ -169,8 +197,16 @@ mod tests {
         let expect = |text: &str, variables: &[(&str, &str)], message: &str| {
             assert_eq!(load(text, variables).unwrap_err(), message);
         };
-        expect("lisen = 3", &[], "c.toml: unknown key `lisen`; did you mean `listen`?");
-        expect("[log]\nfilters = \"x\"", &[], "c.toml: unknown key `log.filters`; did you mean `log.filter`?");
+        expect(
+            "lisen = 3",
+            &[],
+            "c.toml: unknown key `lisen`; did you mean `listen`?",
+        );
+        expect(
+            "[log]\nfilters = \"x\"",
+            &[],
+            "c.toml: unknown key `log.filters`; did you mean `log.filter`?",
+        );
         expect(
             "",
             &[("RETRI_COORDINATOR__STOR", "x")],
@@ -181,7 +217,11 @@ mod tests {
             &[],
             "configuration: `detect_within_ms` is 5; it must be at least 100",
         );
-        assert!(load("listen = \"somewhere\"", &[]).unwrap_err().contains("listen"));
+        assert!(
+            load("listen = \"somewhere\"", &[])
+                .unwrap_err()
+                .contains("listen")
+        );
         assert!(load("= 3", &[]).unwrap_err().starts_with("c.toml is no TOML"));
         let missing = Config::load(Some(Path::new("/nowhere/c.toml")), std::iter::empty()).unwrap_err();
         assert!(missing.to_string().contains("/nowhere/c.toml"));

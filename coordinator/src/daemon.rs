@@ -1,6 +1,6 @@
-//! The coordinator's loop: one task owns the machine, waits for an event, handles it, and performs the effects in order.
-//! Others hold a [`Handle`]. The loop never waits for a worker, a client or a slow log; it waits only for a save to be
-//! durable, because nothing may become visible before (law 7).
+//! The coordinator's loop: one task owns the machine, waits for an event, handles it, and performs the
+//! effects in order. Others hold a [`Handle`]. The loop never waits for a worker, a client or a slow log;
+//! it waits only for a save to be durable, because nothing may become visible before (law 7).
 
 use crate::checkpoint::commit::Archive;
 use crate::facts;
@@ -64,12 +64,29 @@ pub(crate) struct Snapshot {
 type MakeEvent = Box<dyn FnOnce(RequestId) -> Event + Send>;
 
 enum Command {
-    Ask { event: MakeEvent, reply: oneshot::Sender<Reply> },
-    Attach { worker: WorkerId, reply: oneshot::Sender<Session> },
-    Heard { report: WorkerReport, logs: Vec<(JobId, pb::LogLine)> },
-    Detach { worker: WorkerId, number: u64 },
-    Job { job: JobId, reply: oneshot::Sender<Option<pb::JobView>> },
-    Snapshot { reply: oneshot::Sender<Snapshot> },
+    Ask {
+        event: MakeEvent,
+        reply: oneshot::Sender<Reply>,
+    },
+    Attach {
+        worker: WorkerId,
+        reply: oneshot::Sender<Session>,
+    },
+    Heard {
+        report: WorkerReport,
+        logs: Vec<(JobId, pb::LogLine)>,
+    },
+    Detach {
+        worker: WorkerId,
+        number: u64,
+    },
+    Job {
+        job: JobId,
+        reply: oneshot::Sender<Option<pb::JobView>>,
+    },
+    Snapshot {
+        reply: oneshot::Sender<Snapshot>,
+    },
 }
 
 impl Handle {
@@ -78,7 +95,11 @@ impl Handle {
         &self,
         event: impl FnOnce(RequestId) -> Event + Send + 'static,
     ) -> Result<Reply, Stopping> {
-        self.send(|reply| Command::Ask { event: Box::new(event), reply }).await
+        self.send(|reply| Command::Ask {
+            event: Box::new(event),
+            reply,
+        })
+        .await
     }
 
     pub(crate) async fn attach(&self, worker: WorkerId) -> Result<Session, Stopping> {
@@ -90,7 +111,10 @@ impl Handle {
         report: WorkerReport,
         logs: Vec<(JobId, pb::LogLine)>,
     ) -> Result<(), Stopping> {
-        self.commands.send(Command::Heard { report, logs }).await.map_err(|_| Stopping)
+        self.commands
+            .send(Command::Heard { report, logs })
+            .await
+            .map_err(|_| Stopping)
     }
 
     pub(crate) async fn detach(&self, session: Session) {
@@ -165,7 +189,13 @@ impl Daemon {
             last_steps,
             totals: BTreeMap::new(),
         };
-        (daemon, Handle { commands: sender, changes: receiver })
+        (
+            daemon,
+            Handle {
+                commands: sender,
+                changes: receiver,
+            },
+        )
     }
 
     /// Runs until `stop` is set or the state cannot be saved any more.
@@ -201,7 +231,11 @@ impl Daemon {
             Command::Attach { worker, reply } => {
                 let number = self.number();
                 let (sender, desired) = watch::channel(None);
-                let session = Session { worker: worker.clone(), number, desired };
+                let session = Session {
+                    worker: worker.clone(),
+                    number,
+                    desired,
+                };
                 if reply.send(session).is_ok() {
                     self.sessions.insert(worker, (number, sender));
                 }
@@ -211,7 +245,11 @@ impl Daemon {
                 self.handle(Event::Heard { report }).await?;
             }
             Command::Detach { worker, number } => {
-                if self.sessions.get(&worker).is_some_and(|(current, _)| *current == number) {
+                if self
+                    .sessions
+                    .get(&worker)
+                    .is_some_and(|(current, _)| *current == number)
+                {
                     self.sessions.remove(&worker);
                     self.handle(Event::Disconnected { worker }).await?;
                 }
@@ -253,12 +291,23 @@ impl Daemon {
             Effect::WriteManifest { manifest } => {
                 let archive = self.archive.clone();
                 self.tasks.spawn(async move {
-                    let result = archive.write_manifest(&manifest).await.map_err(|it| it.to_string());
+                    let result = archive
+                        .write_manifest(&manifest)
+                        .await
+                        .map_err(|it| it.to_string());
                     if let Err(error) = &result {
-                        tracing::warn!(job = %manifest.job, step = %manifest.step, %error, "manifest not written");
+                        let (job, step) = (&manifest.job, manifest.step);
+                        tracing::warn!(%job, %step, %error, "manifest not written");
                     }
-                    let checkpoint = CheckpointRef { step: manifest.step, generation: manifest.generation };
-                    Some(Event::ManifestWritten { job: manifest.job, checkpoint, result })
+                    let checkpoint = CheckpointRef {
+                        step: manifest.step,
+                        generation: manifest.generation,
+                    };
+                    Some(Event::ManifestWritten {
+                        job: manifest.job,
+                        checkpoint,
+                        result,
+                    })
                 });
             }
             Effect::DeleteCheckpoint { job, checkpoint } => {
@@ -303,19 +352,37 @@ impl Daemon {
     fn job(&self, job: &JobId) -> Option<pb::JobView> {
         let view = self.machine.view();
         let job = view.jobs.iter().find(|it| it.record.id == *job)?;
-        Some(status::job_view(job, self.last_steps.get(&job.record.id), &self.store_url, Detail::Full))
+        Some(status::job_view(
+            job,
+            self.last_steps.get(&job.record.id),
+            &self.store_url,
+            Detail::Full,
+        ))
     }
 
     fn snapshot(&self) -> Snapshot {
         let (view, now) = (self.machine.view(), now_ms());
         let job = |job| {
             let job: &coordinator_core::JobView<'_> = job;
-            status::job_view(job, self.last_steps.get(&job.record.id), &self.store_url, Detail::Brief)
+            status::job_view(
+                job,
+                self.last_steps.get(&job.record.id),
+                &self.store_url,
+                Detail::Brief,
+            )
         };
         Snapshot {
             jobs: view.jobs.iter().map(job).collect(),
-            workers: view.workers.iter().map(|it| status::worker_view(it, &view.jobs, now)).collect(),
-            totals: self.totals.iter().map(|(job, totals)| (job.0.clone(), *totals)).collect(),
+            workers: view
+                .workers
+                .iter()
+                .map(|it| status::worker_view(it, &view.jobs, now))
+                .collect(),
+            totals: self
+                .totals
+                .iter()
+                .map(|(job, totals)| (job.0.clone(), *totals))
+                .collect(),
         }
     }
 
@@ -331,7 +398,9 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 fn sleep_ms(deadline: Option<u64>, now: u64) -> u64 {
-    deadline.map_or(SLEEP_MAX_MS, |it| it.saturating_sub(now).clamp(SLEEP_MIN_MS, SLEEP_MAX_MS))
+    deadline.map_or(SLEEP_MAX_MS, |it| {
+        it.saturating_sub(now).clamp(SLEEP_MIN_MS, SLEEP_MAX_MS)
+    })
 }
 
 fn sum(a: PhaseSeconds, b: PhaseSeconds) -> PhaseSeconds {

@@ -1,5 +1,5 @@
-//! Facts of the machine as log lines: ERROR when somebody must act, WARN when the system is mending something, INFO for the
-//! life of jobs and workers, DEBUG for every step. Called by the daemon's loop.
+//! Facts of the machine as log lines: ERROR when somebody must act, WARN when the system is mending
+//! something, INFO for the life of jobs and workers, DEBUG for every step. Called by the daemon's loop.
 
 use coordinator_core::event::Fact;
 
@@ -8,13 +8,25 @@ pub(crate) fn log(fact: &Fact) {
         Fact::WorkerUp { worker } => tracing::info!(%worker, "worker is up"),
         Fact::WorkerDown { worker, reason } => tracing::warn!(%worker, %reason, "worker is down"),
         Fact::JobQueued { job, reason } => tracing::info!(%job, %reason, "job is queued"),
-        Fact::GenerationFormed { job, generation, world } => {
+        Fact::GenerationFormed {
+            job,
+            generation,
+            world,
+        } => {
             tracing::info!(%job, %generation, world, "generation formed");
         }
-        Fact::GenerationEnded { job, generation, reason } => {
+        Fact::GenerationEnded {
+            job,
+            generation,
+            reason,
+        } => {
             tracing::warn!(%job, %generation, %reason, "generation ended");
         }
-        Fact::Stepped { job, generation, report } => {
+        Fact::Stepped {
+            job,
+            generation,
+            report,
+        } => {
             tracing::debug!(%job, %generation, step = %report.step, loss = report.loss, "step done");
         }
         Fact::Committed { job, checkpoint } => {

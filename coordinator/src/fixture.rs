@@ -61,9 +61,13 @@ pub(crate) async fn test_checkpoint(world: usize, committed: bool) -> TestCheckp
     let url = format!("file://{}", dir.path().display());
     let (step, generation) = (Step(4), Generation(2));
     let job = JobId("demo-1".into());
-    let folder = dir.path().join(proto::checkpoint::checkpoint_folder(&job, step, generation));
+    let folder = dir
+        .path()
+        .join(proto::checkpoint::checkpoint_folder(&job, step, generation));
     std::fs::create_dir_all(&folder).expect("the temporary folder takes files");
-    let values: Vec<Vec<u8>> = (0..7u8).map(|it| (it..it + 8).flat_map(|b| f32::from(b).to_le_bytes()).collect()).collect();
+    let values: Vec<Vec<u8>> = (0..7u8)
+        .map(|it| (it..it + 8).flat_map(|b| f32::from(b).to_le_bytes()).collect())
+        .collect();
     let mut shards = Vec::new();
     for rank in 0..world {
         let mine = (0..7).filter(|it| it % world == rank).map(|it| {
@@ -74,7 +78,11 @@ pub(crate) async fn test_checkpoint(world: usize, committed: bool) -> TestCheckp
         let path = format!("rank-{rank}-of-{world}.safetensors");
         std::fs::write(folder.join(&path), &bytes).expect("the temporary folder takes files");
         let sha256 = format!("{:x}", Sha256::digest(&bytes));
-        shards.push(ShardEntry { path, size_bytes: bytes.len() as u64, sha256 });
+        shards.push(ShardEntry {
+            path,
+            size_bytes: bytes.len() as u64,
+            sha256,
+        });
     }
     let manifest = CheckpointManifest {
         job,
@@ -90,14 +98,24 @@ pub(crate) async fn test_checkpoint(world: usize, committed: bool) -> TestCheckp
         let json = serde_json::to_vec(&manifest).expect("a manifest is JSON");
         std::fs::write(folder.join(MANIFEST_FILE), json).expect("the temporary folder takes files");
     }
-    TestCheckpoint { dir, url, manifest, reference: CheckpointRef { step, generation } }
+    TestCheckpoint {
+        dir,
+        url,
+        manifest,
+        reference: CheckpointRef { step, generation },
+    }
 }
 
 /// A folder with the manifest of a data set of four samples, which is all that a submit reads; its URL.
 pub(crate) fn dataset(dir: &std::path::Path) -> String {
     let file = |path: &str| (path.to_owned(), 1, "0".repeat(64));
     let (path, size_bytes, sha256) = file("samples-0.parquet");
-    let samples = SampleFile { path, size_bytes, sha256, row_groups: vec![4] };
+    let samples = SampleFile {
+        path,
+        size_bytes,
+        sha256,
+        row_groups: vec![4],
+    };
     let (path, size_bytes, sha256) = file("index.parquet");
     let manifest = DatasetManifest {
         schema_version: DATASET_SCHEMA_VERSION,
@@ -105,7 +123,11 @@ pub(crate) fn dataset(dir: &std::path::Path) -> String {
         samples: 4,
         characters: 1,
         files: vec![samples],
-        index: IndexFile { path, size_bytes, sha256 },
+        index: IndexFile {
+            path,
+            size_bytes,
+            sha256,
+        },
     };
     let folder = dir.join("data");
     std::fs::create_dir_all(&folder).expect("the temporary folder takes files");

@@ -1,11 +1,11 @@
-//! Loss curves and log lines on their way into the store. One task owns the writing, so that the daemon's loop never waits
-//! for it; what does not fit its queue is dropped and counted, because nothing depends on it for correctness. Fed by the
-//! daemon's loop; read by the rpc.
+//! Loss curves and log lines on their way into the store. One task owns the writing, so that the daemon's
+//! loop never waits for it; what does not fit its queue is dropped and counted, because nothing depends on
+//! it for correctness. Fed by the daemon's loop; read by the rpc.
 
 use crate::store::{StateError, StateStore, last_key, logs_prefix, ordered, steps_prefix};
+use prost::Message;
 use proto::id::JobId;
 use proto::pb;
-use prost::Message;
 use slatedb::WriteBatch;
 use std::collections::BTreeMap;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -28,26 +28,42 @@ pub(crate) struct Journal {
 
 #[derive(Debug)]
 enum Entry {
-    Step { job: JobId, step: pb::StepReport },
-    Log { job: JobId, line: pb::LogLine },
+    Step {
+        job: JobId,
+        step: pb::StepReport,
+    },
+    Log {
+        job: JobId,
+        line: pb::LogLine,
+    },
     /// Answered when everything before it can be read.
     Barrier(oneshot::Sender<()>),
 }
 
 impl Journal {
-    /// Starts the writing task; it ends when the last clone is gone. A store that fails ends it too, and the daemon's
-    /// loop hears of that from the store itself.
+    /// Starts the writing task; it ends when the last clone is gone. A store that fails ends it too, and
+    /// the daemon's loop hears of that from the store itself.
     pub(crate) fn start(store: StateStore) -> Self {
         let (entries, queue) = mpsc::channel(QUEUE_MAX);
         let (count, written) = watch::channel(0);
-        let writer = Writer { store: store.clone(), logs: BTreeMap::new() };
+        let writer = Writer {
+            store: store.clone(),
+            logs: BTreeMap::new(),
+        };
         tokio::spawn(writer.run(queue, count));
-        Self { entries, written, store }
+        Self {
+            entries,
+            written,
+            store,
+        }
     }
 
     /// Never waits.
     pub(crate) fn step(&self, job: &JobId, step: pb::StepReport) {
-        self.offer(Entry::Step { job: job.clone(), step });
+        self.offer(Entry::Step {
+            job: job.clone(),
+            step,
+        });
     }
 
     /// Never waits.
@@ -58,12 +74,18 @@ impl Journal {
             line.text.truncate(end);
             line.text.push('…');
         }
-        self.offer(Entry::Log { job: job.clone(), line });
+        self.offer(Entry::Log {
+            job: job.clone(),
+            line,
+        });
     }
 
     fn offer(&self, entry: Entry) {
         if self.entries.try_send(entry).is_err() {
-            tracing::warn!(queue = QUEUE_MAX, "journal is behind, a step or log line was dropped");
+            tracing::warn!(
+                queue = QUEUE_MAX,
+                "journal is behind, a step or log line was dropped"
+            );
         }
     }
 
@@ -90,7 +112,10 @@ impl Journal {
     ) -> Result<Vec<pb::StepReport>, StateError> {
         let from = ordered(after.saturating_add(1)).into_bytes();
         let entries = self.store.scan(&steps_prefix(job), from, limit).await?;
-        entries.iter().map(|(key, bytes)| self.store.decode(key, bytes)).collect()
+        entries
+            .iter()
+            .map(|(key, bytes)| self.store.decode(key, bytes))
+            .collect()
     }
 
     /// Up to `limit` lines of `job` from line number `from` on, in order, with their numbers.
@@ -101,7 +126,10 @@ impl Journal {
         limit: usize,
     ) -> Result<Vec<(u64, pb::LogLine)>, StateError> {
         let prefix = logs_prefix(job);
-        let entries = self.store.scan(&prefix, ordered(from).into_bytes(), limit).await?;
+        let entries = self
+            .store
+            .scan(&prefix, ordered(from).into_bytes(), limit)
+            .await?;
         entries
             .iter()
             .map(|(key, bytes)| Ok((number_of(key, &prefix), self.store.decode(key, bytes)?)))
@@ -175,12 +203,16 @@ impl Writer {
         if !self.logs.contains_key(&job) {
             let prefix = logs_prefix(&job);
             let lines = self.store.scan(&prefix, Vec::new(), usize::MAX).await?;
-            let number = |entry: Option<&(String, bytes::Bytes)>| entry.map(|(key, _)| number_of(key, &prefix));
+            let number =
+                |entry: Option<&(String, bytes::Bytes)>| entry.map(|(key, _)| number_of(key, &prefix));
             let first = number(lines.first()).unwrap_or(0);
             let next = number(lines.last()).map_or(0, |last| last + 1);
             self.logs.insert(job.clone(), (first, next));
         }
-        let (first, next) = self.logs.get_mut(&job).expect("it was put there above if it was missing");
+        let (first, next) = self
+            .logs
+            .get_mut(&job)
+            .expect("it was put there above if it was missing");
         Ok((first, next))
     }
 }
@@ -191,11 +223,16 @@ mod tests {
     use super::*;
 
     fn line(number: u64) -> pb::LogLine {
-        pb::LogLine { text: format!("line {number}"), ..Default::default() }
+        pb::LogLine {
+            text: format!("line {number}"),
+            ..Default::default()
+        }
     }
 
     async fn store(dir: &tempfile::TempDir) -> StateStore {
-        StateStore::open(&format!("file://{}", dir.path().display())).await.unwrap()
+        StateStore::open(&format!("file://{}", dir.path().display()))
+            .await
+            .unwrap()
     }
 
     #[tokio::test]
@@ -205,21 +242,40 @@ mod tests {
         let first = store(&dir).await;
         let journal = Journal::start(first.clone());
         for step in [2, 1, 10] {
-            journal.step(&job, pb::StepReport { step, loss: f64::NAN, ..Default::default() });
+            journal.step(
+                &job,
+                pb::StepReport {
+                    step,
+                    loss: f64::NAN,
+                    ..Default::default()
+                },
+            );
         }
-        journal.step(&other, pb::StepReport { step: 5, ..Default::default() });
+        journal.step(
+            &other,
+            pb::StepReport {
+                step: 5,
+                ..Default::default()
+            },
+        );
         journal.log(&job, line(0));
         journal.settled().await;
         let steps = journal.steps(&job, 1, 10).await.unwrap();
         assert_eq!(steps.iter().map(|it| it.step).collect::<Vec<_>>(), [2, 10]);
-        assert!(steps[0].loss.is_nan(), "a loss that is not a number is kept, not lost");
+        assert!(
+            steps[0].loss.is_nan(),
+            "a loss that is not a number is kept, not lost"
+        );
         first.close().await.unwrap();
 
         let second = store(&dir).await;
         let journal = Journal::start(second.clone());
         journal.log(&job, line(1));
         journal.settled().await;
-        assert_eq!(journal.logs(&job, 0, 10).await.unwrap(), [(0, line(0)), (1, line(1))]);
+        assert_eq!(
+            journal.logs(&job, 0, 10).await.unwrap(),
+            [(0, line(0)), (1, line(1))]
+        );
         assert_eq!(second.last_steps().await.unwrap()[&job].step, 10);
     }
 
@@ -227,12 +283,23 @@ mod tests {
     async fn only_the_newest_lines_are_kept() {
         let dir = tempfile::tempdir().unwrap();
         let job = JobId("a-1".into());
-        let mut writer = Writer { store: store(&dir).await, logs: BTreeMap::new() };
+        let mut writer = Writer {
+            store: store(&dir).await,
+            logs: BTreeMap::new(),
+        };
         let entries = |numbers: std::ops::Range<u64>| {
-            numbers.map(|it| Entry::Log { job: job.clone(), line: line(it) }).collect()
+            numbers
+                .map(|it| Entry::Log {
+                    job: job.clone(),
+                    line: line(it),
+                })
+                .collect()
         };
         writer.write(entries(0..LOG_LINES_MAX)).await.unwrap();
-        writer.write(entries(LOG_LINES_MAX..LOG_LINES_MAX + 3)).await.unwrap();
+        writer
+            .write(entries(LOG_LINES_MAX..LOG_LINES_MAX + 3))
+            .await
+            .unwrap();
         let journal = Journal::start(writer.store.clone());
         let kept = journal.logs(&job, 0, usize::MAX).await.unwrap();
         assert_eq!(kept.len() as u64, LOG_LINES_MAX);

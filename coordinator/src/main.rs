@@ -1,18 +1,18 @@
 //! The coordinator's binary: `serve` and every command for people.
 
+mod checkpoint;
 mod cli;
 mod config;
-mod serve;
 mod daemon;
-mod session;
-mod rpc;
-mod status;
 mod facts;
-mod store;
 mod journal;
-mod checkpoint;
-mod pin;
 mod metrics;
+mod pin;
+mod rpc;
+mod serve;
+mod session;
+mod status;
+mod store;
 mod words;
 
 #[cfg(test)]
@@ -42,7 +42,11 @@ fn main() -> ExitCode {
             let mut text = String::new();
             for cause in error.chain().map(ToString::to_string) {
                 if !text.contains(&cause) {
-                    text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
+                    text = if text.is_empty() {
+                        cause
+                    } else {
+                        format!("{text}: {cause}")
+                    };
                 }
             }
             for line in text.lines() {
@@ -69,10 +73,16 @@ async fn serve(file: Option<&Path>) -> anyhow::Result<Outcome> {
 
 fn log_to_stderr(log: &Log) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&log.filter).with_context(|| {
-        format!("configuration: `log.filter` is {:?}; write for instance info or info,slatedb=warn", log.filter)
+        format!(
+            "configuration: `log.filter` is {:?}; write for instance info or info,slatedb=warn",
+            log.filter
+        )
     })?;
     let colours = std::io::stderr().is_terminal();
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colours);
     match log.format {
         LogFormat::Text => subscriber.init(),
         LogFormat::Json => subscriber.json().init(),

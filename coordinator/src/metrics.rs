@@ -1,16 +1,16 @@
-//! `/metrics` and `/healthz`. Every scrape asks the daemon's loop for one snapshot and writes it out, so that metrics tell
-//! nothing that is not durable, and of nothing that is gone. Called by Prometheus.
+//! `/metrics` and `/healthz`. Every scrape asks the daemon's loop for one snapshot and writes it out, so
+//! that metrics tell nothing that is not durable, and of nothing that is gone. Called by Prometheus.
 //!
 //! | name | labels | unit | help |
 //! |---|---|---|---|
 //! | `retri_job_phase` | job, phase | 1 | always 1; the label says the phase |
 //! | `retri_job_step` | job | steps | newest finished step |
 //! | `retri_job_steps_wanted` | job | steps | steps the job has |
-//! | `retri_job_loss` | job, term | | loss of the newest step: total, target (equation 3's first term), face (its second) |
+//! | `retri_job_loss` | job, term | | newest step's loss: total, target (equation 3's first term), face (second) |
 //! | `retri_job_gradient_norm` | job | | gradient's L2 norm before clipping, newest step |
 //! | `retri_job_learning_rate` | job | | learning rate of the newest step |
 //! | `retri_job_step_seconds` | job, phase | seconds | wall time of the newest step by phase |
-//! | `retri_job_phase_seconds_total` | job, phase | seconds | the same, summed since the coordinator started |
+//! | `retri_job_phase_seconds_total` | job, phase | seconds | the same, summed since the start |
 //! | `retri_job_samples_total` | job | samples | samples trained since the coordinator started |
 //! | `retri_job_samples_per_second` | job | samples/s | of the newest step |
 //! | `retri_job_generation` | job | | newest generation |
@@ -44,7 +44,10 @@ type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
 type Counters = Family<Labels, Counter<f64, AtomicU64>>;
 
 pub(crate) fn router(handle: Handle) -> Router {
-    Router::new().route("/metrics", get(scrape)).route("/healthz", get(healthz)).with_state(handle)
+    Router::new()
+        .route("/metrics", get(scrape))
+        .route("/healthz", get(healthz))
+        .with_state(handle)
 }
 
 async fn scrape(State(handle): State<Handle>) -> Response {
@@ -85,30 +88,86 @@ struct Families {
 
 impl Families {
     fn register(&self, registry: &mut Registry) {
+        self.register_gauges(registry);
+        self.register_counters(registry);
+    }
+
+    fn register_gauges(&self, registry: &mut Registry) {
         let gauges = [
-            ("retri_job_phase", "Always 1; the label says the phase", &self.phase),
+            (
+                "retri_job_phase",
+                "Always 1; the label says the phase",
+                &self.phase,
+            ),
             ("retri_job_step", "Newest finished step", &self.step),
             ("retri_job_steps_wanted", "Steps the job has", &self.steps_wanted),
             ("retri_job_loss", "Loss of the newest step by term", &self.loss),
-            ("retri_job_gradient_norm", "L2 norm of the newest gradient before clipping", &self.gradient_norm),
-            ("retri_job_learning_rate", "Learning rate of the newest step", &self.learning_rate),
-            ("retri_job_step_seconds", "Wall seconds of the newest step by phase", &self.step_seconds),
-            ("retri_job_samples_per_second", "Samples per second of the newest step", &self.samples_per_second),
+            (
+                "retri_job_gradient_norm",
+                "L2 norm of the newest gradient before clipping",
+                &self.gradient_norm,
+            ),
+            (
+                "retri_job_learning_rate",
+                "Learning rate of the newest step",
+                &self.learning_rate,
+            ),
+            (
+                "retri_job_step_seconds",
+                "Wall seconds of the newest step by phase",
+                &self.step_seconds,
+            ),
+            (
+                "retri_job_samples_per_second",
+                "Samples per second of the newest step",
+                &self.samples_per_second,
+            ),
             ("retri_job_generation", "Newest generation", &self.generation),
             ("retri_job_world", "Ranks of the running generation", &self.world),
-            ("retri_job_peak_memory_bytes", "Largest resident memory of rank 0 so far", &self.peak_memory),
-            ("retri_checkpoint_committed_step", "Step of the newest committed checkpoint", &self.committed_step),
-            ("retri_worker_up", "1 while the worker's lease runs", &self.worker_up),
-            ("retri_worker_devices", "Devices of the worker by state", &self.worker_devices),
+            (
+                "retri_job_peak_memory_bytes",
+                "Largest resident memory of rank 0 so far",
+                &self.peak_memory,
+            ),
+            (
+                "retri_checkpoint_committed_step",
+                "Step of the newest committed checkpoint",
+                &self.committed_step,
+            ),
+            (
+                "retri_worker_up",
+                "1 while the worker's lease runs",
+                &self.worker_up,
+            ),
+            (
+                "retri_worker_devices",
+                "Devices of the worker by state",
+                &self.worker_devices,
+            ),
         ];
         for (name, help, family) in gauges {
             registry.register(name, help, family.clone());
         }
+    }
+
+    fn register_counters(&self, registry: &mut Registry) {
         // The `_total` of a counter's name is added when it is written out.
         let counters = [
-            ("retri_job_phase_seconds", "Wall seconds of all steps by phase", &self.phase_seconds),
-            ("retri_job_samples", "Samples trained since the coordinator started", &self.samples),
-            ("retri_job_restarts", "Generations that ended early", &self.restarts),
+            (
+                "retri_job_phase_seconds",
+                "Wall seconds of all steps by phase",
+                &self.phase_seconds,
+            ),
+            (
+                "retri_job_samples",
+                "Samples trained since the coordinator started",
+                &self.samples,
+            ),
+            (
+                "retri_job_restarts",
+                "Generations that ended early",
+                &self.restarts,
+            ),
         ];
         for (name, help, family) in counters {
             registry.register(name, help, family.clone());
@@ -124,23 +183,33 @@ impl Families {
         self.steps_wanted.get_or_create(&name()).set(job.steps as f64);
         self.generation.get_or_create(&name()).set(job.generation as f64);
         self.world.get_or_create(&name()).set(f64::from(job.world));
-        self.restarts.get_or_create(&name()).inc_by(f64::from(job.restarts));
+        self.restarts
+            .get_or_create(&name())
+            .inc_by(f64::from(job.restarts));
         if let Some(newest) = job.checkpoints.last() {
             self.committed_step.get_or_create(&name()).set(newest.step as f64);
         }
         if let Some(totals) = totals {
             self.samples.get_or_create(&name()).inc_by(totals.samples as f64);
             for (phase, seconds) in phases(&totals.seconds) {
-                self.phase_seconds.get_or_create(&with("phase", phase)).inc_by(seconds);
+                self.phase_seconds
+                    .get_or_create(&with("phase", phase))
+                    .inc_by(seconds);
             }
         }
         let Some(step) = &job.last_step else { return };
-        for (term, loss) in [("total", step.loss), ("target", step.loss_target), ("face", step.loss_face)] {
+        for (term, loss) in [
+            ("total", step.loss),
+            ("target", step.loss_target),
+            ("face", step.loss_face),
+        ] {
             self.loss.get_or_create(&with("term", term)).set(loss);
         }
         self.gradient_norm.get_or_create(&name()).set(step.gradient_norm);
         self.learning_rate.get_or_create(&name()).set(step.learning_rate);
-        self.peak_memory.get_or_create(&name()).set(step.peak_memory_bytes as f64);
+        self.peak_memory
+            .get_or_create(&name())
+            .set(step.peak_memory_bytes as f64);
         let seconds = plain(step.seconds.as_ref());
         for (phase, value) in phases(&seconds) {
             self.step_seconds.get_or_create(&with("phase", phase)).set(value);
@@ -152,16 +221,25 @@ impl Families {
     }
 
     fn worker(&self, worker: &pb::WorkerView) {
-        let name = worker.worker.as_ref().map_or_else(String::new, |it| it.name.clone());
+        let name = worker
+            .worker
+            .as_ref()
+            .map_or_else(String::new, |it| it.name.clone());
         let up = vec![("worker", name.clone())];
         let devices = |state: &str| vec![("worker", name.clone()), ("state", state.to_owned())];
         // A worker that came back under a new boot number is one series: it is up if any boot of it is.
         let before = self.worker_up.get_or_create(&up).get();
-        self.worker_up.get_or_create(&up).set(before.max(f64::from(u8::from(worker.up))));
+        self.worker_up
+            .get_or_create(&up)
+            .set(before.max(f64::from(u8::from(worker.up))));
         if worker.up {
-            self.worker_devices.get_or_create(&devices("used")).set(f64::from(worker.devices_used));
+            self.worker_devices
+                .get_or_create(&devices("used"))
+                .set(f64::from(worker.devices_used));
             let free = worker.devices.saturating_sub(worker.devices_used);
-            self.worker_devices.get_or_create(&devices("free")).set(f64::from(free));
+            self.worker_devices
+                .get_or_create(&devices("free"))
+                .set(f64::from(free));
         }
     }
 }
@@ -170,7 +248,8 @@ fn render(snapshot: &Snapshot, now: u64) -> String {
     let families = Families::default();
     let mut registry = Registry::default();
     families.register(&mut registry);
-    let shown = |job: &&pb::JobView| !is_over(&job.phase) || now < job.ended_ms.saturating_add(ENDED_SHOWN_MS);
+    let shown =
+        |job: &&pb::JobView| !is_over(&job.phase) || now < job.ended_ms.saturating_add(ENDED_SHOWN_MS);
     for job in snapshot.jobs.iter().filter(shown) {
         families.job(job, snapshot.totals.get(&job.job));
     }
@@ -214,7 +293,11 @@ mod tests {
             step: 7,
             loss: 0.5,
             samples: 8,
-            seconds: Some(pb::PhaseSeconds { forward: 1.5, backward: 0.5, ..Default::default() }),
+            seconds: Some(pb::PhaseSeconds {
+                forward: 1.5,
+                backward: 0.5,
+                ..Default::default()
+            }),
             ..Default::default()
         };
         let job = pb::JobView {
@@ -223,18 +306,32 @@ mod tests {
             step: 7,
             restarts: 2,
             last_step: Some(step),
-            checkpoints: vec![pb::CheckpointRef { step: 4, generation: 1 }],
+            checkpoints: vec![pb::CheckpointRef {
+                step: 4,
+                generation: 1,
+            }],
             ..Default::default()
         };
-        let old = pb::JobView { job: "old-1".into(), phase: "done".into(), ended_ms: 1, ..Default::default() };
+        let old = pb::JobView {
+            job: "old-1".into(),
+            phase: "done".into(),
+            ended_ms: 1,
+            ..Default::default()
+        };
         let worker = |boot, up| pb::WorkerView {
-            worker: Some(pb::WorkerId { name: "w1".into(), boot }),
+            worker: Some(pb::WorkerId {
+                name: "w1".into(),
+                boot,
+            }),
             devices: 2,
             devices_used: 1,
             up,
             ..Default::default()
         };
-        let totals = Totals { samples: 56, ..Totals::default() };
+        let totals = Totals {
+            samples: 56,
+            ..Totals::default()
+        };
         Snapshot {
             jobs: vec![job, old],
             workers: vec![worker(2, true), worker(1, false)],
@@ -258,15 +355,24 @@ mod tests {
         ] {
             assert!(text.lines().any(|it| it == line), "{line} is not in\n{text}");
         }
-        assert!(!text.contains("old-1"), "a job that ended long ago is not told of");
+        assert!(
+            !text.contains("old-1"),
+            "a job that ended long ago is not told of"
+        );
     }
 
     #[test]
     fn every_metric_stands_in_the_table_above() {
         let table = include_str!("metrics.rs");
-        for line in render(&snapshot(), 2).lines().filter(|it| it.starts_with("retri_")) {
+        for line in render(&snapshot(), 2)
+            .lines()
+            .filter(|it| it.starts_with("retri_"))
+        {
             let name = line.split('{').next().unwrap_or(line);
-            assert!(table.contains(&format!("//! | `{name}`")), "{name} has no line in the table");
+            assert!(
+                table.contains(&format!("//! | `{name}`")),
+                "{name} has no line in the table"
+            );
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Looks whether what a job reads is there, and which version of its data set it pins. Called by `submit` on the user's
-//! machine and by the coordinator again.
+//! Looks whether what a job reads is there, and which version of its data set it pins. Called by `submit`
+//! on the user's machine and by the coordinator again.
 
 use model_data::dataset::{Dataset, DatasetError};
 use model_data::store::{StoreError, local_folder, open};
@@ -17,7 +17,11 @@ pub(crate) enum PinError {
     #[error("model.init: there is no {file} under {url}; the architecture begins from it")]
     NoInit { url: String, file: &'static str },
     #[error("model.init: cannot look for {file} under {url}: {source}")]
-    Init { url: String, file: &'static str, source: object_store::Error },
+    Init {
+        url: String,
+        file: &'static str,
+        source: object_store::Error,
+    },
 }
 
 /// The SHA-256 of `dataset.json`.
@@ -40,21 +44,37 @@ pub(crate) async fn pin(spec: &JobSpec) -> Result<String, PinError> {
 async fn look_for_init(url: &str, architecture: Architecture) -> Result<(), PinError> {
     let needed: &[&'static str] = match architecture {
         Architecture::Autoencoder | Architecture::TextToImage => &["autoencoder.safetensors"],
-        Architecture::Retrinet => &["autoencoder.safetensors", "text_encoder.safetensors", "unet.safetensors"],
+        Architecture::Retrinet => &[
+            "autoencoder.safetensors",
+            "text_encoder.safetensors",
+            "unet.safetensors",
+        ],
     };
     if let Some(folder) = local_folder(url)?
         && !folder.is_dir()
     {
-        return Err(PinError::NoInit { url: url.to_owned(), file: needed[0] });
+        return Err(PinError::NoInit {
+            url: url.to_owned(),
+            file: needed[0],
+        });
     }
     let (store, prefix) = open(url)?;
     for file in needed {
         match store.head(&prefix.clone().join(*file)).await {
             Ok(_) => {}
             Err(object_store::Error::NotFound { .. }) => {
-                return Err(PinError::NoInit { url: url.to_owned(), file });
+                return Err(PinError::NoInit {
+                    url: url.to_owned(),
+                    file,
+                });
             }
-            Err(source) => return Err(PinError::Init { url: url.to_owned(), file, source }),
+            Err(source) => {
+                return Err(PinError::Init {
+                    url: url.to_owned(),
+                    file,
+                    source,
+                });
+            }
         }
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! The service of people's commands. Checks what comes in, asks the daemon's loop, and turns its answers into replies and
-//! status codes. It decides nothing. Called by tonic.
+//! The service of people's commands. Checks what comes in, asks the daemon's loop, and turns its answers
+//! into replies and status codes. It decides nothing. Called by tonic.
 //!
 //! | code | when |
 //! |---|---|
@@ -91,7 +91,12 @@ impl ControlService {
     }
 
     /// With `follow`, goes on until the job is over and everything it said has been sent.
-    async fn send_logs(&self, job: &JobId, request: &pb::LogsRequest, to: &Sender<pb::LogLine>) -> Result<(), Status> {
+    async fn send_logs(
+        &self,
+        job: &JobId,
+        request: &pb::LogsRequest,
+        to: &Sender<pb::LogLine>,
+    ) -> Result<(), Status> {
         let mut written = self.journal.written();
         let mut changes = self.handle.changes();
         let mut next = 0;
@@ -128,7 +133,9 @@ impl ControlService {
         match reply.map_err(stopping)? {
             Reply::Accepted { job } => Ok(job.0),
             Reply::Refused { reason } => Err(Status::failed_precondition(reason)),
-            Reply::Cancelled { phase } => Err(Status::internal(format!("the machine answered with phase {phase}"))),
+            Reply::Cancelled { phase } => Err(Status::internal(format!(
+                "the machine answered with phase {phase}"
+            ))),
         }
     }
 }
@@ -158,10 +165,20 @@ impl pb::control_server::Control for ControlService {
     type LogsStream = Replies<pb::LogLine>;
 
     async fn submit(&self, request: Request<pb::SubmitRequest>) -> Result<Response<pb::SubmitReply>, Status> {
-        let pb::SubmitRequest { file_name, job_toml, dry_run } = request.into_inner();
-        let file = if file_name.is_empty() { "job.toml" } else { file_name.as_str() };
+        let pb::SubmitRequest {
+            file_name,
+            job_toml,
+            dry_run,
+        } = request.into_inner();
+        let file = if file_name.is_empty() {
+            "job.toml"
+        } else {
+            file_name.as_str()
+        };
         let spec = proto::job::parse(file, &job_toml, None).map_err(invalid)?;
-        let dataset_version = pin(&spec).await.map_err(|error| Status::invalid_argument(format!("{file}: {error}")))?;
+        let dataset_version = pin(&spec)
+            .await
+            .map_err(|error| Status::invalid_argument(format!("{file}: {error}")))?;
         let summary = format!(
             "{} steps of {} samples from {} (version {}), on {} to {} {} workers with {} ranks each",
             spec.train.steps,
@@ -174,13 +191,21 @@ impl pb::control_server::Control for ControlService {
             spec.resources.devices_per_worker,
         );
         if dry_run {
-            return Ok(Response::new(pb::SubmitReply { job: String::new(), summary }));
+            return Ok(Response::new(pb::SubmitReply {
+                job: String::new(),
+                summary,
+            }));
         }
         // Stored is what this coordinator understood, so that a later default cannot change a running job.
         let job_toml = proto::job::to_toml(&spec);
         let reply = self
             .handle
-            .ask(move |request| Event::Submit { request, spec: Box::new(spec), job_toml, dataset_version })
+            .ask(move |request| Event::Submit {
+                request,
+                spec: Box::new(spec),
+                job_toml,
+                dataset_version,
+            })
             .await;
         let job = self.accept(reply).await?;
         Ok(Response::new(pb::SubmitReply { job, summary }))
@@ -188,7 +213,8 @@ impl pb::control_server::Control for ControlService {
 
     async fn sample(&self, request: Request<pb::SampleRequest>) -> Result<Response<pb::SubmitReply>, Status> {
         let pb::SampleRequest { work, base } = request.into_inner();
-        let work = work.ok_or_else(|| Status::invalid_argument("field `work` is missing; it must be given"))?;
+        let work =
+            work.ok_or_else(|| Status::invalid_argument("field `work` is missing; it must be given"))?;
         if base && work.checkpoint.is_some() {
             return Err(Status::invalid_argument(
                 "field `base` is set beside a checkpoint; the base weights belong to no checkpoint",
@@ -197,15 +223,28 @@ impl pb::control_server::Control for ControlService {
         let sample = SampleRequest::try_from(work).map_err(invalid)?;
         self.job(&sample.source.0).await?;
         let latest = !base && sample.checkpoint.is_none();
-        let summary = format!("{} pictures of {} in {} steps", sample.count, sample.source, sample.steps);
-        let reply = self.handle.ask(move |request| Event::Sample { request, sample, latest }).await;
+        let summary = format!(
+            "{} pictures of {} in {} steps",
+            sample.count, sample.source, sample.steps
+        );
+        let reply = self
+            .handle
+            .ask(move |request| Event::Sample {
+                request,
+                sample,
+                latest,
+            })
+            .await;
         let job = self.accept(reply).await?;
         Ok(Response::new(pb::SubmitReply { job, summary }))
     }
 
     async fn cancel(&self, request: Request<pb::CancelRequest>) -> Result<Response<pb::CancelReply>, Status> {
         let (job, _) = self.job(&request.into_inner().job).await?;
-        let reply = self.handle.ask(move |request| Event::Cancel { request, job }).await;
+        let reply = self
+            .handle
+            .ask(move |request| Event::Cancel { request, job })
+            .await;
         match reply.map_err(stopping)? {
             Reply::Cancelled { phase } => Ok(Response::new(pb::CancelReply { phase })),
             Reply::Refused { reason } => Err(Status::failed_precondition(reason)),
@@ -226,23 +265,35 @@ impl pb::control_server::Control for ControlService {
         Ok(Response::new(view))
     }
 
-    async fn watch_job(&self, request: Request<pb::JobRequest>) -> Result<Response<Self::WatchJobStream>, Status> {
+    async fn watch_job(
+        &self,
+        request: Request<pb::JobRequest>,
+    ) -> Result<Response<Self::WatchJobStream>, Status> {
         let (job, view) = self.job(&request.into_inner().job).await?;
         let service = self.clone();
-        Ok(stream(|sender| async move { service.watch(job, view, &sender).await }))
+        Ok(stream(
+            |sender| async move { service.watch(job, view, &sender).await },
+        ))
     }
 
-    async fn list_steps(&self, request: Request<pb::JobRequest>) -> Result<Response<Self::ListStepsStream>, Status> {
+    async fn list_steps(
+        &self,
+        request: Request<pb::JobRequest>,
+    ) -> Result<Response<Self::ListStepsStream>, Status> {
         let (job, _) = self.job(&request.into_inner().job).await?;
         let service = self.clone();
-        Ok(stream(|sender| async move { service.send_steps(&job, &sender).await }))
+        Ok(stream(
+            |sender| async move { service.send_steps(&job, &sender).await },
+        ))
     }
 
     async fn logs(&self, request: Request<pb::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
         let request = request.into_inner();
         let (job, _) = self.job(&request.job).await?;
         let service = self.clone();
-        Ok(stream(|sender| async move { service.send_logs(&job, &request, &sender).await }))
+        Ok(stream(|sender| async move {
+            service.send_logs(&job, &request, &sender).await
+        }))
     }
 
     async fn list_workers(

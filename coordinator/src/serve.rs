@@ -1,5 +1,6 @@
-//! `coordinator serve`: opens the store, restores the machine, listens, and tells who waits (stdout and systemd) that it is
-//! ready. It knows the order of starting and stopping, nothing else. Called by `main`, and by tests with port 0.
+//! `coordinator serve`: opens the store, restores the machine, listens, and tells who waits (stdout and
+//! systemd) that it is ready. It knows the order of starting and stopping, nothing else. Called by `main`,
+//! and by tests with port 0.
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::commit::Archive;
@@ -30,7 +31,11 @@ const MESSAGE_BYTES_MAX: usize = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServeError {
     #[error("cannot listen on {address} (`{field}`): {source}; is another coordinator running there?")]
-    Listen { field: &'static str, address: SocketAddr, source: std::io::Error },
+    Listen {
+        field: &'static str,
+        address: SocketAddr,
+        source: std::io::Error,
+    },
     #[error(transparent)]
     State(#[from] StateError),
     #[error(transparent)]
@@ -76,7 +81,8 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
 
 /// Listens on the configured addresses; port 0 takes a free one.
 pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
-    // Before the store is opened: a second coordinator on this machine should fail here and not fence the first.
+    // Before the store is opened: a second coordinator on this machine should fail here and not fence the
+    // first.
     let rpc_listener = listen("listen", config.listen).await?;
     let metrics_listener = listen("metrics_listen", config.metrics_listen).await?;
     let store = StateStore::open(&config.store).await?;
@@ -89,8 +95,14 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     };
     let machine = Coordinator::restore(core, durable, now_ms());
     let journal = Journal::start(store.clone());
-    let (daemon, handle) =
-        Daemon::new(machine, store.clone(), config.store.clone(), journal.clone(), archive, last_steps);
+    let (daemon, handle) = Daemon::new(
+        machine,
+        store.clone(),
+        config.store.clone(),
+        journal.clone(),
+        archive,
+        last_steps,
+    );
     let (stop, stopped) = watch::channel(false);
     let rpc = rpc_listener.1;
     let metrics = metrics_listener.1;
@@ -98,7 +110,8 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     let control = ControlServer::new(ControlService::new(handle.clone(), journal))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let fleet = FleetServer::new(FleetService::new(handle.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let fleet =
+        FleetServer::new(FleetService::new(handle.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let rpc_server = Server::builder()
         .http2_keepalive_interval(Some(keepalive))
         .http2_keepalive_timeout(Some(keepalive))
@@ -107,9 +120,21 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
         .serve_with_incoming(TcpIncoming::from(rpc_listener.0).with_nodelay(Some(true)));
     let mut servers = JoinSet::new();
     servers.spawn(async move { ended("rpc", rpc_server.await) });
-    servers.spawn(async move { ended("metrics", axum::serve(metrics_listener.0, metrics::router(handle)).await) });
+    servers.spawn(async move {
+        ended(
+            "metrics",
+            axum::serve(metrics_listener.0, metrics::router(handle)).await,
+        )
+    });
     let daemon = tokio::spawn(daemon.run(stopped));
-    Ok(Running { rpc, metrics, daemon, servers, stop, store })
+    Ok(Running {
+        rpc,
+        metrics,
+        daemon,
+        servers,
+        stop,
+        store,
+    })
 }
 
 impl Running {
@@ -140,7 +165,11 @@ impl Running {
 }
 
 async fn listen(field: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
-    let failed = |source| ServeError::Listen { field, address, source };
+    let failed = |source| ServeError::Listen {
+        field,
+        address,
+        source,
+    };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let real = listener.local_addr().map_err(failed)?;
     Ok((listener, real))

@@ -1,4 +1,5 @@
-//! The whole server in this process, on port 0 and a temporary folder, spoken to over gRPC as commands and workers do.
+//! The whole server in this process, on port 0 and a temporary folder, spoken to over gRPC as commands and
+//! workers do.
 
 #![allow(clippy::unwrap_used)]
 
@@ -21,16 +22,27 @@ async fn server(dir: &Path) -> (Running, Client) {
     let variables = [
         ("RETRI_COORDINATOR__LISTEN", "127.0.0.1:0".to_owned()),
         ("RETRI_COORDINATOR__METRICS_LISTEN", "127.0.0.1:0".to_owned()),
-        ("RETRI_COORDINATOR__STORE", format!("file://{}/store", dir.display())),
+        (
+            "RETRI_COORDINATOR__STORE",
+            format!("file://{}/store", dir.display()),
+        ),
     ];
-    let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value));
+    let variables = variables
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value));
     let running = start(Config::load(None, variables).unwrap()).await.unwrap();
-    let client = ControlClient::connect(format!("http://{}", running.rpc)).await.unwrap();
+    let client = ControlClient::connect(format!("http://{}", running.rpc))
+        .await
+        .unwrap();
     (running, client)
 }
 
 async fn submit(client: &mut Client, job_toml: String) -> Result<String, Status> {
-    let request = pb::SubmitRequest { file_name: "j.toml".into(), job_toml, dry_run: false };
+    let request = pb::SubmitRequest {
+        file_name: "j.toml".into(),
+        job_toml,
+        dry_run: false,
+    };
     Ok(client.submit(request).await?.into_inner().job)
 }
 
@@ -48,16 +60,29 @@ struct FakeWorker {
 impl FakeWorker {
     async fn attach(running: &Running, boot: u64) -> Self {
         let report = pb::WorkerReport {
-            worker: Some(pb::WorkerId { name: "w1".into(), boot }),
+            worker: Some(pb::WorkerId {
+                name: "w1".into(),
+                boot,
+            }),
             device: "cpu".into(),
             devices: 1,
             ..Default::default()
         };
         let (reports, stream) = mpsc::channel(4);
         reports.send(report.clone()).await.unwrap();
-        let mut client = FleetClient::connect(format!("http://{}", running.rpc)).await.unwrap();
-        let desired = client.attach(ReceiverStream::new(stream)).await.unwrap().into_inner();
-        Self { report, reports, desired }
+        let mut client = FleetClient::connect(format!("http://{}", running.rpc))
+            .await
+            .unwrap();
+        let desired = client
+            .attach(ReceiverStream::new(stream))
+            .await
+            .unwrap()
+            .into_inner();
+        Self {
+            report,
+            reports,
+            desired,
+        }
     }
 
     /// Reports again and again, as daemons do, until the desired state is as it should be.
@@ -77,7 +102,10 @@ impl FakeWorker {
             step,
             loss: 1.0,
             samples: 4,
-            seconds: Some(pb::PhaseSeconds { forward: 1.0, ..Default::default() }),
+            seconds: Some(pb::PhaseSeconds {
+                forward: 1.0,
+                ..Default::default()
+            }),
             ..Default::default()
         };
         self.report.ranks = vec![pb::RankReport {
@@ -101,7 +129,11 @@ async fn wrong_requests_are_refused_with_what_and_why() {
         assert!(status.message().contains(part), "{}", status.message());
     };
     let status = client.describe_job(request("demo-7")).await.unwrap_err();
-    refused(&status, Code::NotFound, "there is no job demo-7; there are no jobs yet");
+    refused(
+        &status,
+        Code::NotFound,
+        "there is no job demo-7; there are no jobs yet",
+    );
     let status = client.describe_job(request("../x")).await.unwrap_err();
     refused(&status, Code::InvalidArgument, "field `job`");
     let status = submit(&mut client, "name = 3".into()).await.unwrap_err();
@@ -109,14 +141,40 @@ async fn wrong_requests_are_refused_with_what_and_why() {
     let gone = format!("file://{}/nowhere", dir.path().display());
     let status = submit(&mut client, fixture::job_toml(&gone)).await.unwrap_err();
     refused(&status, Code::InvalidArgument, "data.dataset: there is no folder");
-    assert!(!dir.path().join("nowhere").exists(), "looking for a data set makes none");
+    assert!(
+        !dir.path().join("nowhere").exists(),
+        "looking for a data set makes none"
+    );
 
-    let job = submit(&mut client, fixture::job_toml(&fixture::dataset(dir.path()))).await.unwrap();
-    let work = pb::SampleWork { source: job.clone(), count: 1, steps: 1, prompt: "full".into(), ..Default::default() };
-    let status = client.sample(pb::SampleRequest { work: Some(work.clone()), base: false }).await.unwrap_err();
+    let job = submit(&mut client, fixture::job_toml(&fixture::dataset(dir.path())))
+        .await
+        .unwrap();
+    let work = pb::SampleWork {
+        source: job.clone(),
+        count: 1,
+        steps: 1,
+        prompt: "full".into(),
+        ..Default::default()
+    };
+    let status = client
+        .sample(pb::SampleRequest {
+            work: Some(work.clone()),
+            base: false,
+        })
+        .await
+        .unwrap_err();
     refused(&status, Code::FailedPrecondition, "no committed checkpoint");
-    let work = pb::SampleWork { prompt: "loud".into(), ..work };
-    let status = client.sample(pb::SampleRequest { work: Some(work), base: true }).await.unwrap_err();
+    let work = pb::SampleWork {
+        prompt: "loud".into(),
+        ..work
+    };
+    let status = client
+        .sample(pb::SampleRequest {
+            work: Some(work),
+            base: true,
+        })
+        .await
+        .unwrap_err();
     refused(&status, Code::InvalidArgument, "field `prompt`");
     running.stop().await.unwrap();
 }
@@ -126,11 +184,27 @@ async fn a_dry_run_stores_nothing_and_a_submit_outlives_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let dataset = fixture::dataset(dir.path());
     let (running, mut client) = server(dir.path()).await;
-    let dry = pb::SubmitRequest { file_name: String::new(), job_toml: fixture::job_toml(&dataset), dry_run: true };
+    let dry = pb::SubmitRequest {
+        file_name: String::new(),
+        job_toml: fixture::job_toml(&dataset),
+        dry_run: true,
+    };
     let reply = client.submit(dry).await.unwrap().into_inner();
     assert_eq!(reply.job, "");
-    assert!(reply.summary.contains("4 steps of 4 samples"), "{}", reply.summary);
-    assert!(client.list_jobs(pb::ListJobsRequest {}).await.unwrap().into_inner().jobs.is_empty());
+    assert!(
+        reply.summary.contains("4 steps of 4 samples"),
+        "{}",
+        reply.summary
+    );
+    assert!(
+        client
+            .list_jobs(pb::ListJobsRequest {})
+            .await
+            .unwrap()
+            .into_inner()
+            .jobs
+            .is_empty()
+    );
 
     let job = submit(&mut client, fixture::job_toml(&dataset)).await.unwrap();
     let before = client.describe_job(request(&job)).await.unwrap().into_inner();
@@ -140,12 +214,23 @@ async fn a_dry_run_stores_nothing_and_a_submit_outlives_a_restart() {
 
     let (running, mut client) = server(dir.path()).await;
     let after = client.describe_job(request(&job)).await.unwrap().into_inner();
-    assert_eq!((after.job_toml, after.submitted_ms), (before.job_toml, before.submitted_ms));
-    let phase = client.cancel(pb::CancelRequest { job: job.clone() }).await.unwrap().into_inner().phase;
+    assert_eq!(
+        (after.job_toml, after.submitted_ms),
+        (before.job_toml, before.submitted_ms)
+    );
+    let phase = client
+        .cancel(pb::CancelRequest { job: job.clone() })
+        .await
+        .unwrap()
+        .into_inner()
+        .phase;
     assert_eq!(phase, "cancelled");
     let mut views = client.watch_job(request(&job)).await.unwrap().into_inner();
     assert_eq!(views.message().await.unwrap().unwrap().phase, "cancelled");
-    assert!(views.message().await.unwrap().is_none(), "the watch of an ended job ends");
+    assert!(
+        views.message().await.unwrap().is_none(),
+        "the watch of an ended job ends"
+    );
     running.stop().await.unwrap();
 }
 
@@ -159,14 +244,23 @@ async fn a_worker_gets_its_assignment_and_its_steps_become_curve_metrics_and_log
     let job = submit(&mut client, toml).await.unwrap();
     let state = worker.until(|it| !it.assignments.is_empty()).await;
     let assignment = state.assignments[0].clone();
-    assert_eq!((assignment.job.as_str(), assignment.generation, assignment.world), (job.as_str(), 1, 1));
+    assert_eq!(
+        (assignment.job.as_str(), assignment.generation, assignment.world),
+        (job.as_str(), 1, 1)
+    );
 
     worker.train(&assignment, 1..=3);
-    let line = |job: &str, text: &str| pb::LogLine { job: job.into(), text: text.into(), ..Default::default() };
+    let line = |job: &str, text: &str| pb::LogLine {
+        job: job.into(),
+        text: text.into(),
+        ..Default::default()
+    };
     worker.report.logs = vec![line(&job, "hello"), line("stranger-9", "not kept")];
     worker.reports.send(worker.report.clone()).await.unwrap();
     worker.report.logs.clear();
-    worker.until(|it| it.assignments.iter().any(|it| it.acknowledged_step == 3)).await;
+    worker
+        .until(|it| it.assignments.iter().any(|it| it.acknowledged_step == 3))
+        .await;
 
     let mut steps = client.list_steps(request(&job)).await.unwrap().into_inner();
     for step in 1..=3 {
@@ -174,13 +268,26 @@ async fn a_worker_gets_its_assignment_and_its_steps_become_curve_metrics_and_log
     }
     assert!(steps.message().await.unwrap().is_none());
     let view = client.describe_job(request(&job)).await.unwrap().into_inner();
-    assert_eq!((view.phase.as_str(), view.step, view.world), ("training", 3, 1), "{}", view.reason);
+    assert_eq!(
+        (view.phase.as_str(), view.step, view.world),
+        ("training", 3, 1),
+        "{}",
+        view.reason
+    );
     assert_eq!(view.members[0].phases, ["training"]);
-    let logs = pb::LogsRequest { job: job.clone(), ..Default::default() };
+    let logs = pb::LogsRequest {
+        job: job.clone(),
+        ..Default::default()
+    };
     let mut logs = client.logs(logs).await.unwrap().into_inner();
     assert_eq!(logs.message().await.unwrap().unwrap().text, "hello");
     assert!(logs.message().await.unwrap().is_none());
-    let workers = client.list_workers(pb::ListWorkersRequest {}).await.unwrap().into_inner().workers;
+    let workers = client
+        .list_workers(pb::ListWorkersRequest {})
+        .await
+        .unwrap()
+        .into_inner()
+        .workers;
     assert!(workers[0].up && workers[0].jobs == [job], "{workers:?}");
     running.stop().await.unwrap();
 }
@@ -221,7 +328,10 @@ async fn a_second_stream_of_a_worker_replaces_the_first() {
             Err(status) => break status,
         }
     };
-    assert!(status.message().contains("came again on another stream"), "{status}");
+    assert!(
+        status.message().contains("came again on another stream"),
+        "{status}"
+    );
     second.until(|_| true).await;
     running.stop().await.unwrap();
 }

@@ -1,11 +1,12 @@
-//! One worker's stream: its reports go up to the daemon's loop, the newest desired state goes down. Each stream has one
-//! task; a worker that reads slowly gets only the newest state, so nothing queues up. Called by tonic.
+//! One worker's stream: its reports go up to the daemon's loop, the newest desired state goes down. Each
+//! stream has one task; a worker that reads slowly gets only the newest state, so nothing queues up. Called
+//! by tonic.
 
 use crate::daemon::{Handle, Session};
 use proto::id::{JobId, WorkerId};
 use proto::message::WorkerReport;
-use proto::wire::{WireError, job_id};
 use proto::pb;
+use proto::wire::{WireError, job_id};
 use std::pin::Pin;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
@@ -53,7 +54,9 @@ async fn serve(
     mut reports: Streaming<pb::WorkerReport>,
     outbound: &Outbound,
 ) -> Result<(), Status> {
-    let Some(first) = reports.message().await? else { return Ok(()) };
+    let Some(first) = reports.message().await? else {
+        return Ok(());
+    };
     let (report, logs) = plain(first)?;
     let mut session = handle.attach(report.worker.clone()).await.map_err(stopping)?;
     let worker = report.worker.clone();
@@ -105,7 +108,9 @@ fn plain(mut message: pb::WorkerReport) -> Result<(WorkerReport, Vec<(JobId, pb:
     let wrong = |error: WireError| Status::invalid_argument(error.to_string());
     let lines = std::mem::take(&mut message.logs);
     let report = message.try_into().map_err(wrong)?;
-    let logs = lines.into_iter().map(|line| Ok((job_id(line.job.clone())?, line)));
+    let logs = lines
+        .into_iter()
+        .map(|line| Ok((job_id(line.job.clone())?, line)));
     Ok((report, logs.collect::<Result<_, WireError>>().map_err(wrong)?))
 }
 

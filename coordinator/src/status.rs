@@ -1,5 +1,5 @@
-//! What people see of the machine: its view as protobuf messages, with the phase and the reason spelled out. Pure. Called
-//! by the daemon's loop when somebody asks.
+//! What people see of the machine: its view as protobuf messages, with the phase and the reason spelled
+//! out. Pure. Called by the daemon's loop when somebody asks.
 
 use coordinator_core::event::{Incident, JobPhase, Member};
 use coordinator_core::{JobView, RankView, WorkerView};
@@ -24,7 +24,10 @@ pub(crate) fn job_view(
     let (phase, reason) = phase(job);
     let members: &[Member] = match &record.phase {
         JobPhase::Running { members } => members,
-        JobPhase::Queued { .. } | JobPhase::Done { .. } | JobPhase::Failed { .. } | JobPhase::Cancelled { .. } => &[],
+        JobPhase::Queued { .. }
+        | JobPhase::Done { .. }
+        | JobPhase::Failed { .. }
+        | JobPhase::Cancelled { .. } => &[],
     };
     let full = detail == Detail::Full;
     pb::JobView {
@@ -41,11 +44,19 @@ pub(crate) fn job_view(
         },
         last_step: job.last_step.map(Into::into).or_else(|| last_step.copied()),
         checkpoints: record.checkpoints.iter().map(|it| (*it).into()).collect(),
-        members: members.iter().filter(|_| full).map(|it| member(it, &job.ranks)).collect(),
+        members: members
+            .iter()
+            .filter(|_| full)
+            .map(|it| member(it, &job.ranks))
+            .collect(),
         incidents: record.incidents.iter().filter(|_| full).map(incident).collect(),
         submitted_ms: record.submitted_ms,
         ended_ms: ended_ms(&record.phase),
-        job_toml: if full { record.job_toml.clone() } else { String::new() },
+        job_toml: if full {
+            record.job_toml.clone()
+        } else {
+            String::new()
+        },
         store_url: store_url.to_owned(),
         dataset_version: record.dataset_version.clone(),
         sample: match &record.work {
@@ -59,7 +70,10 @@ pub(crate) fn job_view(
 pub(crate) fn worker_view(worker: &WorkerView<'_>, jobs: &[JobView<'_>], now_ms: u64) -> pb::WorkerView {
     let has = |job: &&JobView<'_>| match &job.record.phase {
         JobPhase::Running { members } => members.iter().any(|it| it.worker == *worker.id),
-        JobPhase::Queued { .. } | JobPhase::Done { .. } | JobPhase::Failed { .. } | JobPhase::Cancelled { .. } => false,
+        JobPhase::Queued { .. }
+        | JobPhase::Done { .. }
+        | JobPhase::Failed { .. }
+        | JobPhase::Cancelled { .. } => false,
     };
     pb::WorkerView {
         worker: Some(worker.id.into()),
@@ -68,7 +82,9 @@ pub(crate) fn worker_view(worker: &WorkerView<'_>, jobs: &[JobView<'_>], now_ms:
         devices_used: worker.used,
         up: worker.up,
         jobs: jobs.iter().filter(has).map(|it| it.record.id.0.clone()).collect(),
-        last_heard_ms: worker.last_heard_ms.map_or(0, |heard| now_ms.saturating_sub(heard)),
+        last_heard_ms: worker
+            .last_heard_ms
+            .map_or(0, |heard| now_ms.saturating_sub(heard)),
     }
 }
 
@@ -82,7 +98,10 @@ fn phase(job: &JobView<'_>) -> (&'static str, String) {
         JobPhase::Queued { reason } => ("queued", reason.clone()),
         JobPhase::Running { .. } => running_phase(&job.ranks),
         JobPhase::Done { .. } => match &job.record.work {
-            Work::Train => ("done", format!("all {} steps are done", job.record.spec.train.steps)),
+            Work::Train => (
+                "done",
+                format!("all {} steps are done", job.record.spec.train.steps),
+            ),
             Work::Sample(request) => ("done", format!("{} pictures are drawn", request.count)),
         },
         JobPhase::Failed { reason, .. } => ("failed", reason.clone()),
@@ -93,7 +112,10 @@ fn phase(job: &JobView<'_>) -> (&'static str, String) {
 /// A group forms until its slowest rank trains, and finishes from when its first rank is done.
 fn running_phase(ranks: &[RankView<'_>]) -> (&'static str, String) {
     let missing = |text: &str, rank: &RankView<'_>| {
-        ("forming", format!("rank {} on {} {text}", rank.rank, rank.worker.name))
+        (
+            "forming",
+            format!("rank {} on {} {text}", rank.rank, rank.worker.name),
+        )
     };
     let mut finished = 0;
     for rank in ranks {
@@ -108,7 +130,10 @@ fn running_phase(ranks: &[RankView<'_>]) -> (&'static str, String) {
     }
     match finished {
         0 => ("training", format!("all {} ranks are at work", ranks.len())),
-        _ => ("finishing", format!("{finished} of {} ranks are done", ranks.len())),
+        _ => (
+            "finishing",
+            format!("{finished} of {} ranks are done", ranks.len()),
+        ),
     }
 }
 
@@ -118,7 +143,11 @@ fn member(member: &Member, ranks: &[RankView<'_>]) -> pb::Member {
         worker: Some((&member.worker).into()),
         first_rank: member.first_rank.0,
         ranks: member.ranks,
-        phases: ranks.iter().filter(|it| own.contains(&it.rank.0)).map(|it| rank_phase(it.phase)).collect(),
+        phases: ranks
+            .iter()
+            .filter(|it| own.contains(&it.rank.0))
+            .map(|it| rank_phase(it.phase))
+            .collect(),
     }
 }
 
@@ -134,12 +163,18 @@ fn rank_phase(phase: Option<&RankPhase>) -> String {
 }
 
 fn incident(incident: &Incident) -> pb::Incident {
-    pb::Incident { at_ms: incident.at_ms, generation: incident.generation.0, what: incident.what.clone() }
+    pb::Incident {
+        at_ms: incident.at_ms,
+        generation: incident.generation.0,
+        what: incident.what.clone(),
+    }
 }
 
 fn ended_ms(phase: &JobPhase) -> u64 {
     match phase {
         JobPhase::Queued { .. } | JobPhase::Running { .. } => 0,
-        JobPhase::Done { ended_ms } | JobPhase::Failed { ended_ms, .. } | JobPhase::Cancelled { ended_ms } => *ended_ms,
+        JobPhase::Done { ended_ms }
+        | JobPhase::Failed { ended_ms, .. }
+        | JobPhase::Cancelled { ended_ms } => *ended_ms,
     }
 }

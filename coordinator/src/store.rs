@@ -1,6 +1,6 @@
-//! The coordinator's durable state: SlateDB under `<store>/state/`. One process holds it; a second one that opens it fences
-//! the first, whose next save fails. Written by the daemon's loop (records) and by the journal (curves and logs), read by
-//! the rpc. It knows keys and bytes, not what a job should do.
+//! The coordinator's durable state: SlateDB under `<store>/state/`. One process holds it; a second one that
+//! opens it fences the first, whose next save fails. Written by the daemon's loop (records) and by the
+//! journal (curves and logs), read by the rpc. It knows keys and bytes, not what a job should do.
 //!
 //! | key | value |
 //! |---|---|
@@ -11,15 +11,16 @@
 //! | `logs/<job>/<number>` | protobuf `LogLine` |
 
 use coordinator_core::event::{Counters, Durable, JobRecord, Record};
+use prost::Message;
 use proto::id::JobId;
 use proto::pb;
-use prost::Message;
 use slatedb::config::Settings;
 use slatedb::{CloseReason, Db, ErrorKind, WriteBatch};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A save that takes longer than this ends the process: better a restart than a coordinator that answers nobody.
+/// A save that takes longer than this ends the process: better a restart than a coordinator that answers
+/// nobody.
 const SAVE_WITHIN: Duration = Duration::from_secs(60);
 /// Steps and log lines reach the store at least this often; records are flushed at once.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
@@ -32,13 +33,23 @@ pub(crate) enum StateError {
     #[error("the store of the coordinator's state: {0}")]
     Url(#[from] model_data::store::StoreError),
     #[error("cannot {action} the coordinator's state under {url}: {source}")]
-    Db { action: &'static str, url: String, source: slatedb::Error },
-    #[error("another coordinator took over the state under {url}; this one must stop, because only one may write it")]
+    Db {
+        action: &'static str,
+        url: String,
+        source: slatedb::Error,
+    },
+    #[error("another coordinator took over the state under {url}; this one must stop: only one may write")]
     Fenced { url: String },
     #[error("the store under {url} did not take a save within {} s", SAVE_WITHIN.as_secs())]
     Slow { url: String },
-    #[error("the record `{key}` under {url} cannot be read: {reason}; was it written by a newer coordinator?")]
-    Record { key: String, url: String, reason: String },
+    #[error(
+        "the record `{key}` under {url} cannot be read: {reason}; was it written by a newer coordinator?"
+    )]
+    Record {
+        key: String,
+        url: String,
+        reason: String,
+    },
 }
 
 /// Cheap to clone; all clones are one database.
@@ -50,7 +61,9 @@ pub(crate) struct StateStore {
 
 impl std::fmt::Debug for StateStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StateStore").field("url", &self.url).finish_non_exhaustive()
+        f.debug_struct("StateStore")
+            .field("url", &self.url)
+            .finish_non_exhaustive()
     }
 }
 
@@ -59,18 +72,33 @@ impl StateStore {
     pub(crate) async fn open(store_url: &str) -> Result<Self, StateError> {
         let (store, prefix) = model_data::store::open(store_url)?;
         let url = format!("{}/state", store_url.trim_end_matches('/'));
-        let settings = Settings { flush_interval: Some(FLUSH_INTERVAL), ..Settings::default() };
-        let opened = Db::builder(prefix.join("state"), store).with_settings(settings).build().await;
+        let settings = Settings {
+            flush_interval: Some(FLUSH_INTERVAL),
+            ..Settings::default()
+        };
+        let opened = Db::builder(prefix.join("state"), store)
+            .with_settings(settings)
+            .build()
+            .await;
         match opened {
             Ok(db) => Ok(Self { db, url }),
-            Err(source) => Err(StateError::Db { action: "open", url, source }),
+            Err(source) => Err(StateError::Db {
+                action: "open",
+                url,
+                source,
+            }),
         }
     }
 
     /// Everything that was ever saved: what a restart begins with.
     pub(crate) async fn load(&self) -> Result<Durable, StateError> {
         let mut durable = Durable::default();
-        if let Some(bytes) = self.db.get(COUNTERS_KEY).await.map_err(|it| self.failed("read", it))? {
+        if let Some(bytes) = self
+            .db
+            .get(COUNTERS_KEY)
+            .await
+            .map_err(|it| self.failed("read", it))?
+        {
             let counters: Counters = self.json(COUNTERS_KEY, &bytes)?;
             durable.apply(Record::Counters(counters));
         }
@@ -89,7 +117,10 @@ impl StateStore {
                 Record::Counters(counters) => (COUNTERS_KEY.to_owned(), serde_json::to_vec(counters)),
                 Record::Job(job) => (format!("{JOB_PREFIX}{}", job.id), serde_json::to_vec(job)),
             };
-            batch.put(key, json.expect("records are plain tables, lists and finite numbers"));
+            batch.put(
+                key,
+                json.expect("records are plain tables, lists and finite numbers"),
+            );
         }
         let save = async {
             let write = self.db.write(batch).await?;
@@ -98,13 +129,20 @@ impl StateStore {
         };
         match tokio::time::timeout(SAVE_WITHIN, save).await {
             Ok(result) => result.map_err(|it| self.failed("save", it)),
-            Err(_) => Err(StateError::Slow { url: self.url.clone() }),
+            Err(_) => Err(StateError::Slow {
+                url: self.url.clone(),
+            }),
         }
     }
 
-    /// Puts lines of curves and logs, and takes old ones away; durable within [`FLUSH_INTERVAL`], which nobody awaits.
+    /// Puts lines of curves and logs, and takes old ones away; durable within [`FLUSH_INTERVAL`], which
+    /// nobody awaits.
     pub(crate) async fn append(&self, batch: WriteBatch) -> Result<(), StateError> {
-        self.db.write(batch).await.map(drop).map_err(|it| self.failed("append to", it))
+        self.db
+            .write(batch)
+            .await
+            .map(drop)
+            .map_err(|it| self.failed("append to", it))
     }
 
     /// Up to `limit` entries whose key begins with `prefix`, in key order, from the suffix `from` on.
@@ -118,7 +156,9 @@ impl StateStore {
         let scanned = self.db.scan_prefix(prefix, from..).await;
         let mut iterator = scanned.map_err(|it| self.failed("read", it))?;
         while entries.len() < limit {
-            let Some(entry) = iterator.next().await.map_err(|it| self.failed("read", it))? else { break };
+            let Some(entry) = iterator.next().await.map_err(|it| self.failed("read", it))? else {
+                break;
+            };
             entries.push((String::from_utf8_lossy(&entry.key).into_owned(), entry.value));
         }
         Ok(entries)
@@ -138,7 +178,8 @@ impl StateStore {
         M::decode(bytes).map_err(|error| self.unreadable(key, &error))
     }
 
-    /// Waits until the database has closed itself: another coordinator took over, or a background task of it broke.
+    /// Waits until the database has closed itself: another coordinator took over, or a background task of
+    /// it broke.
     pub(crate) async fn lost(&self) -> StateError {
         let mut status = self.db.subscribe();
         let reason = match status.wait_for(|it| it.close_reason.is_some()).await {
@@ -146,8 +187,12 @@ impl StateStore {
             Err(_) => None,
         };
         match reason {
-            Some(CloseReason::Fenced) => StateError::Fenced { url: self.url.clone() },
-            _ => StateError::Slow { url: self.url.clone() },
+            Some(CloseReason::Fenced) => StateError::Fenced {
+                url: self.url.clone(),
+            },
+            _ => StateError::Slow {
+                url: self.url.clone(),
+            },
         }
     }
 
@@ -160,7 +205,11 @@ impl StateStore {
     }
 
     fn unreadable(&self, key: &str, error: &dyn std::error::Error) -> StateError {
-        StateError::Record { key: key.to_owned(), url: self.url.clone(), reason: error.to_string() }
+        StateError::Record {
+            key: key.to_owned(),
+            url: self.url.clone(),
+            reason: error.to_string(),
+        }
     }
 
     fn failed(&self, action: &'static str, source: slatedb::Error) -> StateError {
@@ -204,7 +253,10 @@ mod tests {
     async fn what_was_saved_outlives_a_process_that_just_dies() {
         let dir = tempfile::tempdir().unwrap();
         let job = crate::fixture::job_record("demo-1");
-        let records = [Record::Counters(Counters { jobs: 1 }), Record::Job(Box::new(job.clone()))];
+        let records = [
+            Record::Counters(Counters { jobs: 1 }),
+            Record::Job(Box::new(job.clone())),
+        ];
         let store = StateStore::open(&url(&dir)).await.unwrap();
         store.save(&records).await.unwrap();
         // No close: this is a process killed between its save and its reply.
@@ -219,7 +271,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = StateStore::open(&url(&dir)).await.unwrap();
         let second = StateStore::open(&url(&dir)).await.unwrap();
-        let error = first.save(&[Record::Counters(Counters { jobs: 7 })]).await.unwrap_err();
+        let error = first
+            .save(&[Record::Counters(Counters { jobs: 7 })])
+            .await
+            .unwrap_err();
         assert!(matches!(error, StateError::Fenced { .. }), "{error}");
         assert!(matches!(first.lost().await, StateError::Fenced { .. }));
         assert_eq!(second.load().await.unwrap().counters.jobs, 0);

@@ -1,5 +1,5 @@
-//! Small things about text that people read: the nearest known word, durations, sizes, moments. Pure. Called by the
-//! configuration and by every command that prints.
+//! Small things about text that people read: the nearest known word, durations, sizes, moments. Pure.
+//! Called by the configuration and by every command that prints.
 
 use std::time::Duration;
 
@@ -33,7 +33,11 @@ pub(crate) fn bytes(value: u64) -> String {
         scaled /= 1024.0;
         unit += 1;
     }
-    if unit == 0 { format!("{value} B") } else { format!("{scaled:.1} {}", UNITS[unit]) }
+    if unit == 0 {
+        format!("{value} B")
+    } else {
+        format!("{scaled:.1} {}", UNITS[unit])
+    }
 }
 
 /// An error with its causes in one line.
@@ -51,9 +55,13 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// How long ago `then_ms` was at `now_ms`, both in milliseconds since 1970; a moment ahead of ours counts as now.
+/// How long ago `then_ms` was at `now_ms`, both in milliseconds since 1970; a moment ahead of ours counts
+/// as now.
 pub(crate) fn ago(then_ms: u64, now_ms: u64) -> String {
-    format!("{} ago", duration(Duration::from_secs(now_ms.saturating_sub(then_ms) / 1000)).replace("0ms", "0s"))
+    format!(
+        "{} ago",
+        duration(Duration::from_secs(now_ms.saturating_sub(then_ms) / 1000)).replace("0ms", "0s")
+    )
 }
 
 /// Milliseconds since 1970, by this machine's clock.

@@ -10,7 +10,7 @@ standard library is enough.
 What becomes what:
   character   the unit type (its .cfg file's id), "_(female)" added for female variants; it is the outfit too
   pictures    the unit's frames, as they are: drawn art with exact alpha, which the import takes as the mask; frames
-              of dying units are left out, because they fade or fall apart
+              that do not show the whole unit (dying, teleporting, shadows, overlays) are left out
   prompts     race, gender, level, weapon and pose, from the .cfg file and the frame's name
   cloths      words for clothes that the unit's description uses; often none
   similar     left out: the import links all frames of a unit
@@ -34,7 +34,9 @@ from pathlib import Path
 
 # Newest first would change the pictures between Debian releases; the first that the release has is taken.
 PACKAGES = ["wesnoth-1.16-data", "wesnoth-1.18-data"]
-SKIPPED_FRAMES = re.compile(r"die|death|dying|dead|explo|halo|projectile|missile|bolt|beam|leading-bg", re.I)
+SKIPPED_FRAMES = re.compile(
+    r"die|death|dying|dead|explo|halo|projectile|missile|bolt|beam|mask|shadow|teleport|glow|overlay|trail|leading-bg", re.I
+)
 POSES = [
     (r"attack|melee|ranged|strike|stab|slash|thrust|shoot|throw|fire", "attack"),
     (r"defen[cds]", "defending"),

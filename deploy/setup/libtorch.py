@@ -2,12 +2,12 @@
 """Puts libtorch where the build looks for it: a cached folder, and a link to it in the checkout.
 
     libtorch.py              CPU flavour, link `.libtorch`             (called by `make setup`; about 700 MB)
-    libtorch.py cuda         GPU flavour, link `.libtorch-cuda`        (called by `make build CUDA=1`; about 7 GB)
-    libtorch.py gpu-check    GPU flavour of the version that newer GPUs' machines have, link `.libtorch-gpu-check`
+    libtorch.py cuda         GPU flavour, link `.libtorch-cuda`        (called by `make build CUDA=1`; 7 GB)
+    libtorch.py gpu-check    GPU flavour of the version that machines with newer GPUs have; `.libtorch-gpu-check`
 
-The cache lies outside the checkout ($RETRI_CACHE, else ~/.cache/retri), so that a second clone downloads nothing. The
-CPU flavour unpacks only what is linked. A GPU flavour is the whole wheel with its CUDA packages, and the CUDA headers
-that c10d's NCCL header includes; its link points at the folder `torch`, with `nvidia` beside it.
+The cache lies outside the checkout ($RETRI_CACHE, else ~/.cache/retri), so that a second clone downloads nothing.
+The CPU flavour unpacks only what is linked. A GPU flavour is the whole wheel with its CUDA packages, and the CUDA
+headers that c10d's NCCL header includes; its link points at the folder `torch`, with `nvidia` beside it.
 """
 import os
 import pathlib

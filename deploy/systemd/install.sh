@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Installs one role on this node from a built checkout (`make build`, on GPU nodes `make build CUDA=1`):
-#   sudo deploy/systemd/install.sh coordinator
-#   sudo CUDA=1 deploy/systemd/install.sh worker
-# Programs go to /opt/retri, the unit to /etc/systemd/system, settings to /etc/retri (those that exist are left alone).
+# sudo deploy/systemd/install.sh coordinator   sudo CUDA=1 deploy/systemd/install.sh worker Programs go to
+# /opt/retri, the unit to /etc/systemd/system, settings to /etc/retri (those that exist are left alone).
 # Starts nothing. DESTDIR=… installs below another root.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -17,7 +16,10 @@ case $role in
 esac
 
 for program in "${programs[@]}"; do
-  [ -x "$bin/$program" ] || { echo "install: $bin/$program is missing; run make build${flavour:+ CUDA=1} first" >&2; exit 1; }
+  if [ ! -x "$bin/$program" ]; then
+    echo "install: $bin/$program is missing; run make build${flavour:+ CUDA=1} first" >&2
+    exit 1
+  fi
   install -D -m 755 "$bin/$program" "$root/opt/retri/bin/$program"
 done
 install -D -m 644 deploy/README.md "$root/opt/retri/share/README.md"

@@ -41,8 +41,7 @@ impl Batch {
         let bytes: Vec<u8> = pictures.flat_map(|picture| picture.as_raw().iter().copied()).collect();
         let side = i64::from(shape.resolution);
         let pictures = Tensor::from_slice(&bytes).view([-1, side, side, 3]).to_device(device);
-        // Height, width, channels in memory is what "channels last" means: the permutation copies nothing.
-        let pictures = (pictures.to_kind(Kind::Float) / 127.5 - 1.0).permute([0, 3, 1, 2]);
+        let pictures = pictures.permute([0, 3, 1, 2]).contiguous().to_kind(Kind::Float) / 127.5 - 1.0;
         Ok(Self {
             pictures,
             count: examples.len() as i64,

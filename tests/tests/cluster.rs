@@ -1,5 +1,5 @@
-//! Real processes on loopback: the way of a tiny job from job.toml to pictures, and what happens to it when something
-//! dies under it. Faults strike when `coordinator watch` shows that the job is in the middle.
+//! Real processes on loopback: the way of a tiny job from job.toml to pictures, and what happens to it when
+//! something dies under it. Faults strike when `coordinator watch` shows that the job is in the middle.
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Context, Result, ensure};
@@ -37,7 +37,8 @@ fn digest(cluster: &Cluster, job: &str) -> Result<String> {
     Ok(digest)
 }
 
-/// The weights of [`job`] on two workers when nothing goes wrong: made once, by whichever test needs it first.
+/// The weights of [`job`] on two workers when nothing goes wrong: made once, by whichever test needs it
+/// first.
 fn undisturbed() -> &'static str {
     static DIGEST: OnceLock<String> = OnceLock::new();
     DIGEST.get_or_init(|| {
@@ -49,7 +50,8 @@ fn undisturbed() -> &'static str {
     })
 }
 
-/// Lets `fault` strike a job on two workers in its middle; the job must end as if nothing had been, after `restarts`.
+/// Lets `fault` strike a job on two workers in its middle; the job must end as if nothing had been, after
+/// `restarts`.
 fn check(fault: impl FnOnce(&mut Cluster) -> Result<()>, restarts: u32) -> Result<()> {
     let expected = undisturbed();
     let (mut cluster, dataset) = cluster(2)?;

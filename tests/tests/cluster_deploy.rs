@@ -1,5 +1,6 @@
-//! What lies in deploy/ says the truth about the programs: units start commands that exist with files that exist, the
-//! example settings are taken by the real daemons, and every metric that is named anywhere is one that is served.
+//! What lies in deploy/ says the truth about the programs: units start commands that exist with files that
+//! exist, the example settings are taken by the real daemons, and every metric that is named anywhere is one
+//! that is served.
 
 use anyhow::{Context, Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
@@ -105,8 +106,8 @@ fn the_worker_writes_only_where_its_unit_lets_it() -> Result<()> {
     Ok(())
 }
 
-/// Starts the daemon with the example file. Environment variables move it to free ports and to a folder of its own; all
-/// other values, and that every key is known, are the file's.
+/// Starts the daemon with the example file. Environment variables move it to free ports and to a folder of
+/// its own; all other values, and that every key is known, are the file's.
 fn check_example(role: &str, subcommand: &str, ready: &str, moved: &[(&str, &str)]) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let place = |value: &str| value.replace("{}", &directory.path().display().to_string());

@@ -1,5 +1,5 @@
-//! The monitoring that we ship, against a job that really runs: Prometheus reads our configuration and scrapes both
-//! daemons, and every query behind a panel of the dashboard finds data.
+//! The monitoring that we ship, against a job that really runs: Prometheus reads our configuration and
+//! scrapes both daemons, and every query behind a panel of the dashboard finds data.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -8,7 +8,8 @@ use tests::cluster::job::{TinyJob, synthesize};
 use tests::cluster::prometheus::{Prometheus, lint_metrics, promtool};
 use tests::cluster::{Cluster, Options, checkout, http};
 
-/// Prometheus scrapes once a second and `rate` needs two scrapes; the job says something several times a second.
+/// Prometheus scrapes once a second and `rate` needs two scrapes; the job says something several times a
+/// second.
 const TRIES_MAX: usize = 2000;
 
 #[test]
@@ -118,8 +119,8 @@ fn panels(dashboard: &Value) -> Result<&Vec<Value>> {
         .context("the dashboard has no panels")
 }
 
-/// Panel title and expression of every query, with the dashboard's variables put in as Grafana would: the chosen job,
-/// and as interval four times the time between scrapes.
+/// Panel title and expression of every query, with the dashboard's variables put in as Grafana would: the
+/// chosen job, and as interval four times the time between scrapes.
 fn queries(job: &str) -> Result<Vec<(String, String)>> {
     let dashboard = dashboard()?;
     let mut queries = Vec::new();

@@ -1,4 +1,5 @@
-//! The tiny job with everything on a real S3 server: data set, the coordinator's state, checkpoints and pictures.
+//! The tiny job with everything on a real S3 server: data set, the coordinator's state, checkpoints and
+//! pictures.
 
 use anyhow::Result;
 use tests::cluster::job::{TinyJob, synthesize};

@@ -1,12 +1,14 @@
-//! Compiles the c10d shim against the libtorch that `LIBTORCH` names (set in one place, `.cargo/config.toml`) and puts
-//! the libraries' folder into the binaries' rpath, so that nothing needs `LD_LIBRARY_PATH`.
+//! Compiles the c10d shim against the libtorch that `LIBTORCH` names (set in one place, `.cargo/config.toml`)
+//! and puts the libraries' folder into the binaries' rpath, so that nothing needs `LD_LIBRARY_PATH`.
 
 use std::path::{Path, PathBuf};
 
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     println!("cargo:rerun-if-changed=src/collective");
-    let libtorch = PathBuf::from(std::env::var_os("LIBTORCH").expect("LIBTORCH names libtorch's folder; run `make setup`"));
+    let libtorch = PathBuf::from(
+        std::env::var_os("LIBTORCH").expect("LIBTORCH names libtorch's folder; run `make setup`"),
+    );
     let libtorch = libtorch
         .canonicalize()
         .unwrap_or_else(|error| panic!("LIBTORCH is {}: {error}; run `make setup`", libtorch.display()));
@@ -33,7 +35,10 @@ fn compile_shim(libtorch: &Path, cuda: bool) {
         .include(include.join("torch/csrc/api/include"))
         .file("src/collective/shim.cpp");
     if cuda {
-        build.define("RETRI_CUDA", None).define("USE_C10D_NCCL", None).define("USE_CUDA", None);
+        build
+            .define("RETRI_CUDA", None)
+            .define("USE_C10D_NCCL", None)
+            .define("USE_CUDA", None);
         for folder in cuda_includes(libtorch) {
             build.include(folder);
         }
@@ -45,7 +50,10 @@ fn compile_shim(libtorch: &Path, cuda: bool) {
 fn cuda_includes(libtorch: &Path) -> Vec<PathBuf> {
     let nvidia = libtorch.join("../nvidia");
     let entries = std::fs::read_dir(&nvidia).unwrap_or_else(|error| {
-        panic!("the CUDA headers should be in {}: {error}; run `deploy/setup/libtorch.py cuda`", nvidia.display())
+        panic!(
+            "the CUDA headers should be in {}: {error}; run `deploy/setup/libtorch.py cuda`",
+            nvidia.display()
+        )
     });
     let mut folders: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path().join("include")))
@@ -63,8 +71,8 @@ fn link(lib: &Path, cuda: bool) {
     println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
     if cuda {
         println!("cargo:rustc-link-lib=c10_cuda");
-        // Nothing refers to libtorch_cuda by name: its kernels register themselves when it is loaded, so the linker
-        // would drop it as unused.
+        // Nothing refers to libtorch_cuda by name: its kernels register themselves when it is loaded, so the
+        // linker would drop it as unused.
         println!("cargo:rustc-link-arg=-Wl,--no-as-needed,-ltorch_cuda,--as-needed");
     }
 }

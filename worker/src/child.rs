@@ -1,8 +1,9 @@
-//! Rank processes: starts one per rank, feeds it orders and reads its reports over a Unix socket of its own, captures
-//! its output line by line, and says how it ended. Decides nothing: the machine does. Called by [`crate::daemon`].
+//! Rank processes: starts one per rank, feeds it orders and reads its reports over a Unix socket of its own,
+//! captures its output line by line, and says how it ended. Decides nothing: the machine does. Called by
+//! [`crate::daemon`].
 //!
-//! A rank is its own process group, so that killing it takes along whatever it started. It dies with the daemon: it asks
-//! the kernel for that, and it leaves when its socket closes.
+//! A rank is its own process group, so that killing it takes along whatever it started. It dies with the
+//! daemon: it asks the kernel for that, and it leaves when its socket closes.
 
 use crate::logs::{Line, Logs};
 use proto::id::Rank;
@@ -55,26 +56,60 @@ pub(crate) struct Children {
 impl Children {
     /// `events` gets [`Event::RankSaid`] and [`Event::RankExited`].
     pub(crate) fn new(settings: RankSettings, events: mpsc::Sender<Event>, logs: Logs) -> Self {
-        Self { settings, events, logs, orders: BTreeMap::new(), tasks: JoinSet::new(), started: 0 }
+        Self {
+            settings,
+            events,
+            logs,
+            orders: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            started: 0,
+        }
     }
 
     /// Starts a process; a failure to start is reported as its exit.
     pub(crate) fn spawn(&mut self, key: RankKey, device: u32, assignment: Box<Assignment>) {
         self.started += 1;
-        let socket = self.settings.run_dir.join(format!("{}-{}.sock", std::process::id(), self.started));
-        let (sender, receiver) = watch::channel(Orders { device, assignment, stop: false, kill: false });
+        let socket = self
+            .settings
+            .run_dir
+            .join(format!("{}-{}.sock", std::process::id(), self.started));
+        let (sender, receiver) = watch::channel(Orders {
+            device,
+            assignment,
+            stop: false,
+            kill: false,
+        });
         self.orders.insert(key.clone(), sender);
         let (settings, events, logs) = (self.settings.clone(), self.events.clone(), self.logs.clone());
         self.tasks.spawn(async move {
-            let rank = RankProcess { key: key.clone(), socket, events: events.clone(), logs };
+            let rank = RankProcess {
+                key: key.clone(),
+                socket,
+                events: events.clone(),
+                logs,
+            };
             let outcome = rank.run(&settings, receiver).await;
             // Ignored: without a receiver the daemon is gone.
             let _ = match outcome {
                 Ok((status, last_line)) => {
                     let outcome = describe(status, last_line.as_deref());
-                    events.send(Event::RankExited { key, success: status.success(), outcome }).await
+                    events
+                        .send(Event::RankExited {
+                            key,
+                            success: status.success(),
+                            outcome,
+                        })
+                        .await
                 }
-                Err(error) => events.send(Event::RankExited { key, success: false, outcome: error }).await,
+                Err(error) => {
+                    events
+                        .send(Event::RankExited {
+                            key,
+                            success: false,
+                            outcome: error,
+                        })
+                        .await
+                }
             };
         });
     }
@@ -121,6 +156,8 @@ impl RankProcess {
         settings: &RankSettings,
         mut orders: watch::Receiver<Orders>,
     ) -> Result<(ExitStatus, Option<String>), String> {
+        // Left behind by a process that had our number before the last reboot, if it is there at all.
+        let _ = std::fs::remove_file(&self.socket);
         let listener = UnixListener::bind(&self.socket)
             .map_err(|error| format!("cannot listen on {}: {error}", self.socket.display()))?;
         let started = self.start(settings);
@@ -132,7 +169,10 @@ impl RankProcess {
                     output.spawn(self.clone_for_output().forward(stdout, None));
                 }
                 if let Some(stderr) = child.stderr.take() {
-                    output.spawn(self.clone_for_output().forward(stderr, Some(Arc::clone(&last_line))));
+                    output.spawn(
+                        self.clone_for_output()
+                            .forward(stderr, Some(Arc::clone(&last_line))),
+                    );
                 }
                 let status = self.attend(&mut child, &listener, &mut orders).await;
                 // Does nothing when it has exited; otherwise we lost it, and its pipes must close.
@@ -205,7 +245,8 @@ impl RankProcess {
         let (reader, writer) = stream.into_split();
         let mut lines = BufReader::new(reader).lines();
         let mut open = true;
-        // A task of its own, so that a process that no longer reads can still be killed; it ends with this function.
+        // A task of its own, so that a process that no longer reads can still be killed; it ends with this
+        // function.
         let mut writing = JoinSet::new();
         orders.mark_changed();
         writing.spawn(tell(writer, orders.clone(), self.key.rank));
@@ -228,26 +269,34 @@ impl RankProcess {
                 }
             }
         }
-        child.wait().await.map_err(|error| format!("cannot wait for the process: {error}"))
+        child
+            .wait()
+            .await
+            .map_err(|error| format!("cannot wait for the process: {error}"))
     }
 
     async fn said(&self, child: &Child, line: &str) {
         let report: Option<RankReport> = serde_json::from_str(line).ok();
         let report = report.filter(|report| {
-            (&report.job, report.generation, report.rank) == (&self.key.job, self.key.generation, self.key.rank)
+            (&report.job, report.generation, report.rank)
+                == (&self.key.job, self.key.generation, self.key.rank)
         });
         match report {
             // Ignored: without a receiver the daemon is gone.
             Some(report) => drop(self.events.send(Event::RankSaid(report)).await),
             None => {
-                tracing::error!(job = %self.key.job, rank = %self.key.rank, line, "unreadable report from rank; killing it");
+                let RankKey { job, rank, .. } = &self.key;
+                tracing::error!(%job, %rank, line, "unreadable report from rank; killing it");
                 kill(child);
             }
         }
     }
 
     fn clone_for_output(&self) -> Output {
-        Output { key: self.key.clone(), logs: self.logs.clone() }
+        Output {
+            key: self.key.clone(),
+            logs: self.logs.clone(),
+        }
     }
 }
 
@@ -264,22 +313,43 @@ impl Output {
             if text.is_empty() {
                 continue;
             }
-            let RankKey { job, generation, rank } = &self.key;
+            let RankKey {
+                job,
+                generation,
+                rank,
+            } = &self.key;
             tracing::info!(target: "rank", %job, %generation, %rank, "{text}");
             if let Some(last) = &last {
                 *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(text.clone());
             }
-            self.logs.push(Line { key: self.key.clone(), at_ms: epoch_ms(), text });
+            self.logs.push(Line {
+                key: self.key.clone(),
+                at_ms: epoch_ms(),
+                text,
+            });
         }
     }
 }
 
-/// Hands the process its newest orders, one JSON object per line, until either side is gone. A process that no longer
-/// reads is met by its exit or by the machine's deadline, so a failed write only ends this.
+/// Hands the process its newest orders, one JSON object per line, until either side is gone. A process that
+/// no longer reads is met by its exit or by the machine's deadline, so a failed write only ends this.
 async fn tell(mut writer: OwnedWriteHalf, mut orders: watch::Receiver<Orders>, rank: Rank) {
     while orders.changed().await.is_ok() {
-        let Orders { device, assignment, stop, .. } = orders.borrow_and_update().clone();
-        let order = if stop { RankOrder::Stop } else { RankOrder::Assignment { assignment, rank, device } };
+        let Orders {
+            device,
+            assignment,
+            stop,
+            ..
+        } = orders.borrow_and_update().clone();
+        let order = if stop {
+            RankOrder::Stop
+        } else {
+            RankOrder::Assignment {
+                assignment,
+                rank,
+                device,
+            }
+        };
         let mut line = serde_json::to_vec(&order).expect("orders are plain data");
         line.push(b'\n');
         if writer.write_all(&line).await.is_err() {
@@ -290,7 +360,10 @@ async fn tell(mut writer: OwnedWriteHalf, mut orders: watch::Receiver<Orders>, r
 
 /// The process is its group's leader. None once it was waited for: then there is nothing left to kill.
 fn kill(child: &Child) {
-    let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
+    let pid = child
+        .id()
+        .and_then(|id| i32::try_from(id).ok())
+        .and_then(rustix::process::Pid::from_raw);
     if let Some(pid) = pid {
         // Ignored: it fails only when the group is gone already.
         let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
@@ -322,140 +395,4 @@ pub(crate) fn rank_program() -> std::io::Result<PathBuf> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use proto::checkpoint::CheckpointRef;
-    use proto::id::{Generation, JobId, Step};
-    use proto::message::{RankPhase, Work};
-    use std::os::unix::fs::PermissionsExt;
-
-    fn key() -> RankKey {
-        RankKey { job: JobId("demo-1".into()), generation: Generation(3), rank: Rank(1) }
-    }
-
-    fn assignment() -> Box<Assignment> {
-        Box::new(Assignment {
-            job: key().job,
-            generation: key().generation,
-            work: Work::Train,
-            job_toml: "name = \"demo\"".into(),
-            dataset_version: "v".into(),
-            first_rank: Rank(1),
-            ranks: 1,
-            world: 2,
-            store_address: None,
-            resume: Some(CheckpointRef { step: Step(2), generation: Generation(1) }),
-            store_url: "file:///store".into(),
-            acknowledged_step: Step(0),
-            committed_step: Step(0),
-            detect_within_ms: 1000,
-        })
-    }
-
-    struct Scene {
-        folder: tempfile::TempDir,
-        children: Children,
-        events: mpsc::Receiver<Event>,
-        logs: Logs,
-    }
-
-    /// Children whose program is a shell script: it does not talk, the test does in its place.
-    fn scene(script: &str) -> Scene {
-        let folder = tempfile::tempdir().unwrap();
-        let program = folder.path().join("worker-rank");
-        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let settings = RankSettings {
-            program,
-            run_dir: folder.path().into(),
-            cache_dir: folder.path().into(),
-            address: "127.0.0.1".into(),
-        };
-        let (sender, events) = mpsc::channel(16);
-        let logs = Logs::default();
-        Scene { children: Children::new(settings, sender, logs.clone()), folder, events, logs }
-    }
-
-    async fn connect(scene: &Scene) -> BufReader<UnixStream> {
-        let path = scene.folder.path().join(format!("{}-1.sock", std::process::id()));
-        loop {
-            match UnixStream::connect(&path).await {
-                Ok(stream) => return BufReader::new(stream),
-                // The task that binds it has not run yet.
-                Err(_) => tokio::task::yield_now().await,
-            }
-        }
-    }
-
-    async fn order(stream: &mut BufReader<UnixStream>) -> RankOrder {
-        let mut line = String::new();
-        stream.read_line(&mut line).await.unwrap();
-        serde_json::from_str(&line).unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_process_that_fails_is_reported_with_its_status_last_line_and_output() {
-        let mut scene = scene("echo on the way; echo oh no >&2; exit 7");
-        scene.children.spawn(key(), 0, assignment());
-        let Some(Event::RankExited { key: found, success, outcome }) = scene.events.recv().await else {
-            panic!("an exit")
-        };
-        assert_eq!((found, success, outcome.as_str()), (key(), false, "exit status 7; its last line: oh no"));
-        let mut lines: Vec<String> = scene.logs.take().into_iter().map(|line| line.text).collect();
-        lines.sort();
-        assert_eq!(lines, ["oh no", "on the way"]);
-    }
-
-    #[tokio::test]
-    async fn a_program_that_is_missing_is_reported_as_an_exit() {
-        let mut scene = scene("");
-        std::fs::remove_file(scene.folder.path().join("worker-rank")).unwrap();
-        scene.children.spawn(key(), 0, assignment());
-        let Some(Event::RankExited { success: false, outcome, .. }) = scene.events.recv().await else {
-            panic!("an exit")
-        };
-        assert!(outcome.starts_with("cannot start ") && outcome.contains("worker-rank"), "{outcome}");
-    }
-
-    #[tokio::test]
-    async fn orders_go_down_reports_come_up_and_a_kill_ends_it() {
-        let mut scene = scene("exec tail -f /dev/null");
-        scene.children.spawn(key(), 4, assignment());
-        let mut stream = connect(&scene).await;
-        let first = order(&mut stream).await;
-        assert_eq!(first, RankOrder::Assignment { assignment: assignment(), rank: Rank(1), device: 4 });
-        let known = Box::new(Assignment { store_address: Some("127.0.0.1:9".into()), ..*assignment() });
-        scene.children.update(&key(), 4, known.clone());
-        assert_eq!(order(&mut stream).await, RankOrder::Assignment { assignment: known, rank: Rank(1), device: 4 });
-        scene.children.stop(&key());
-        assert_eq!(order(&mut stream).await, RankOrder::Stop);
-        let report = RankReport {
-            job: key().job,
-            generation: key().generation,
-            rank: key().rank,
-            phase: RankPhase::Training,
-            store_address: None,
-            steps: vec![],
-            shards: vec![],
-        };
-        let line = format!("{}\n", serde_json::to_string(&report).unwrap());
-        stream.get_mut().write_all(line.as_bytes()).await.unwrap();
-        assert_eq!(scene.events.recv().await, Some(Event::RankSaid(report)));
-        scene.children.kill(&key());
-        let outcome = "killed by signal 9".to_owned();
-        assert_eq!(scene.events.recv().await, Some(Event::RankExited { key: key(), success: false, outcome }));
-    }
-
-    #[tokio::test]
-    async fn a_process_that_speaks_for_another_rank_is_killed() {
-        let mut scene = scene("exec tail -f /dev/null");
-        scene.children.spawn(key(), 0, assignment());
-        let mut stream = connect(&scene).await;
-        stream.get_mut().write_all(b"{\"job\":\"other-1\"}\n").await.unwrap();
-        // The stream closes as the process's would.
-        drop(stream);
-        let event = scene.events.recv().await;
-        assert!(matches!(event, Some(Event::RankExited { success: false, .. })), "{event:?}");
-    }
-}
+mod tests;

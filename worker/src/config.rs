@@ -1,5 +1,6 @@
-//! The daemon's settings: shipped defaults, then a file, then the environment. Read once in `main` and passed down.
-//! Never read anywhere else. Every wrong key or value is an error that names the key and where it stands.
+//! The daemon's settings: shipped defaults, then a file, then the environment. Read once in `main` and passed
+//! down. Never read anywhere else. Every wrong key or value is an error that names the key and where it
+//! stands.
 
 use proto::spec::DeviceKind;
 use serde::Deserialize;
@@ -43,9 +44,17 @@ pub(crate) enum ConfigError {
     #[error("cannot read the worker's settings: {0}")]
     Read(String),
     #[error("{place}: unknown key `{key}`; known keys are {known}")]
-    UnknownKey { place: String, key: String, known: String },
+    UnknownKey {
+        place: String,
+        key: String,
+        known: String,
+    },
     #[error("worker settings: `{key}` is {value}; {expected}")]
-    Value { key: &'static str, value: String, expected: &'static str },
+    Value {
+        key: &'static str,
+        value: String,
+        expected: &'static str,
+    },
 }
 
 /// The text of one layer after another, before any meaning is given to it.
@@ -80,18 +89,27 @@ pub(crate) fn load(
         config::Config::builder().add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml));
     if let Some(path) = file {
         let place = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read(format!("{place}: {error}")))?;
+        let text =
+            std::fs::read_to_string(path).map_err(|error| ConfigError::Read(format!("{place}: {error}")))?;
         refuse_unknown(&place, &keys(&parse(&place, &text)?), &known)?;
         builder = builder.add_source(config::File::from_str(&text, config::FileFormat::Toml));
     }
-    let ours: std::collections::HashMap<String, String> =
-        environment.into_iter().filter(|(key, _)| key.starts_with(&format!("{PREFIX}__"))).collect();
+    let ours: std::collections::HashMap<String, String> = environment
+        .into_iter()
+        .filter(|(key, _)| key.starts_with(&format!("{PREFIX}__")))
+        .collect();
     for variable in ours.keys() {
         let key = variable[PREFIX.len() + 2..].to_lowercase().replace("__", ".");
-        refuse_unknown(&format!("environment variable {variable}"), &BTreeSet::from([key]), &known)?;
+        refuse_unknown(
+            &format!("environment variable {variable}"),
+            &BTreeSet::from([key]),
+            &known,
+        )?;
     }
-    let environment =
-        config::Environment::with_prefix(PREFIX).prefix_separator("__").separator("__").try_parsing(true);
+    let environment = config::Environment::with_prefix(PREFIX)
+        .prefix_separator("__")
+        .separator("__")
+        .try_parsing(true);
     let raw: Raw = builder
         .add_source(environment.source(Some(ours)))
         .build()
@@ -101,7 +119,8 @@ pub(crate) fn load(
 }
 
 fn parse(place: &str, text: &str) -> Result<toml::Table, ConfigError> {
-    text.parse().map_err(|error: toml::de::Error| ConfigError::Read(format!("{place}: {}", error.message())))
+    text.parse()
+        .map_err(|error: toml::de::Error| ConfigError::Read(format!("{place}: {}", error.message())))
 }
 
 /// `log.filter` for a key in a table.
@@ -109,7 +128,9 @@ fn keys(table: &toml::Table) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for (key, value) in table {
         match value {
-            toml::Value::Table(inner) => found.extend(keys(inner).into_iter().map(|sub| format!("{key}.{sub}"))),
+            toml::Value::Table(inner) => {
+                found.extend(keys(inner).into_iter().map(|sub| format!("{key}.{sub}")))
+            }
             _ => {
                 found.insert(key.clone());
             }
@@ -118,7 +139,11 @@ fn keys(table: &toml::Table) -> BTreeSet<String> {
     found
 }
 
-fn refuse_unknown(place: &str, given: &BTreeSet<String>, known: &BTreeSet<String>) -> Result<(), ConfigError> {
+fn refuse_unknown(
+    place: &str,
+    given: &BTreeSet<String>,
+    known: &BTreeSet<String>,
+) -> Result<(), ConfigError> {
     match given.difference(known).next() {
         None => Ok(()),
         Some(key) => Err(ConfigError::UnknownKey {
@@ -130,13 +155,14 @@ fn refuse_unknown(place: &str, given: &BTreeSet<String>, known: &BTreeSet<String
 }
 
 fn check(raw: Raw) -> Result<Config, ConfigError> {
-    let name = if raw.name.is_empty() { host_name() } else { raw.name };
-    if name.len() > 64 || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
-        return wrong("name", name, "it must be letters, digits, dashes, underscores and dots, at most 64 of them");
-    }
+    let name = check_name(raw.name)?;
     let scheme = url::Url::parse(&raw.coordinator).map(|url| url.scheme().to_owned());
     if !matches!(scheme.as_deref(), Ok("http" | "https")) {
-        return wrong("coordinator", raw.coordinator, "it must be a URL such as http://127.0.0.1:7070");
+        return wrong(
+            "coordinator",
+            raw.coordinator,
+            "it must be a URL such as http://127.0.0.1:7070",
+        );
     }
     let device = match raw.device.as_str() {
         "cpu" => DeviceKind::Cpu,
@@ -147,16 +173,37 @@ fn check(raw: Raw) -> Result<Config, ConfigError> {
         return wrong("devices", raw.devices, "it must be 1 to 64");
     }
     if !(100..=3_600_000).contains(&raw.detect_within) {
-        return wrong("detect_within", raw.detect_within, "it must be 100 to 3600000 milliseconds");
+        return wrong(
+            "detect_within",
+            raw.detect_within,
+            "it must be 100 to 3600000 milliseconds",
+        );
     }
     let Ok(metrics_listen) = raw.metrics_listen.parse() else {
-        return wrong("metrics_listen", raw.metrics_listen, "it must be an address and port such as 127.0.0.1:7072");
+        return wrong(
+            "metrics_listen",
+            raw.metrics_listen,
+            "it must be an address and port such as 127.0.0.1:7072",
+        );
     };
     if raw.address.is_empty() || raw.address.contains([':', '/', ' ']) {
-        return wrong("address", raw.address, "it must be a host name or IPv4 address, without a port");
+        return wrong(
+            "address",
+            raw.address,
+            "it must be a host name or IPv4 address, without a port",
+        );
     }
     let log = check_log(raw.log)?;
-    let cache_dir = if raw.cache_dir.is_empty() { default_cache_dir() } else { raw.cache_dir.into() };
+    let cache_dir = if raw.cache_dir.is_empty() {
+        default_cache_dir()
+    } else {
+        raw.cache_dir.into()
+    };
+    let run_dir = if raw.run_dir.is_empty() {
+        std::env::temp_dir().join(format!("retri-worker-{name}"))
+    } else {
+        raw.run_dir.into()
+    };
     Ok(Config {
         name,
         coordinator: raw.coordinator,
@@ -164,12 +211,25 @@ fn check(raw: Raw) -> Result<Config, ConfigError> {
         devices: raw.devices,
         metrics_listen,
         address: raw.address,
-        run_dir: if raw.run_dir.is_empty() { std::env::temp_dir() } else { raw.run_dir.into() },
+        run_dir,
         cache_dir,
         store: (!raw.store.is_empty()).then_some(raw.store),
         detect_within_ms: raw.detect_within,
         log,
     })
+}
+
+fn check_name(given: String) -> Result<String, ConfigError> {
+    let name = if given.is_empty() { host_name() } else { given };
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.len() > 64 || !name.chars().all(fits) {
+        return wrong(
+            "name",
+            name,
+            "it must be at most 64 letters, digits, dashes, underscores and dots",
+        );
+    }
+    Ok(name)
 }
 
 fn check_log(raw: RawLog) -> Result<Log, ConfigError> {
@@ -179,17 +239,29 @@ fn check_log(raw: RawLog) -> Result<Log, ConfigError> {
         _ => return wrong("log.format", raw.format, "it must be text or json"),
     };
     if tracing_subscriber::EnvFilter::try_new(&raw.filter).is_err() {
-        return wrong("log.filter", raw.filter, "it must be levels by module, such as info or worker=debug,info");
+        return wrong(
+            "log.filter",
+            raw.filter,
+            "it must be levels by module, such as info or worker=debug,info",
+        );
     }
-    Ok(Log { filter: raw.filter, format })
+    Ok(Log {
+        filter: raw.filter,
+        format,
+    })
 }
 
 fn wrong<T>(key: &'static str, value: impl ToString, expected: &'static str) -> Result<T, ConfigError> {
-    Err(ConfigError::Value { key, value: value.to_string(), expected })
+    Err(ConfigError::Value {
+        key,
+        value: value.to_string(),
+        expected,
+    })
 }
 
 fn host_name() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "worker".into(), |name| name.trim().to_owned())
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "worker".into(), |name| name.trim().to_owned())
 }
 
 fn default_cache_dir() -> PathBuf {
@@ -206,14 +278,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("worker.toml");
         std::fs::write(&path, text).unwrap();
-        let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        let environment = environment
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
         load(Some(&path), environment).map_err(|error| error.to_string())
     }
 
     #[test]
     fn the_shipped_defaults_are_valid() {
         let config = load(None, []).unwrap();
-        assert_eq!((config.device, config.devices, config.detect_within_ms), (DeviceKind::Cpu, 1, 10_000));
+        assert_eq!(
+            (config.device, config.devices, config.detect_within_ms),
+            (DeviceKind::Cpu, 1, 10_000)
+        );
         assert_eq!(config.log.format, LogFormat::Text);
         assert!(!config.name.is_empty());
     }
@@ -221,27 +298,51 @@ mod tests {
     #[test]
     fn the_file_overrides_defaults_and_the_environment_overrides_the_file() {
         let text = "name = \"w1\"\ndevices = 2\n[log]\nformat = \"json\"\n";
-        let config =
-            load_text(text, &[("RETRI_WORKER__DEVICES", "4"), ("RETRI_WORKER__LOG__FILTER", "debug"), ("OTHER", "x")])
-                .unwrap();
+        let config = load_text(
+            text,
+            &[
+                ("RETRI_WORKER__DEVICES", "4"),
+                ("RETRI_WORKER__LOG__FILTER", "debug"),
+                ("OTHER", "x"),
+            ],
+        )
+        .unwrap();
         assert_eq!((config.name.as_str(), config.devices), ("w1", 4));
-        assert_eq!((config.log.format, config.log.filter.as_str()), (LogFormat::Json, "debug"));
+        assert_eq!(
+            (config.log.format, config.log.filter.as_str()),
+            (LogFormat::Json, "debug")
+        );
     }
 
     #[test]
     fn wrong_settings_name_the_key_and_what_would_be_right() {
         let cases = [
-            ("devises = 2", "worker.toml: unknown key `devises`; known keys are address"),
+            (
+                "devises = 2",
+                "worker.toml: unknown key `devises`; known keys are address",
+            ),
             ("[log]\nlevel = \"info\"", "unknown key `log.level`"),
             ("devices = 0", "`devices` is 0; it must be 1 to 64"),
             ("devices = \"many\"", "devices"),
             ("device = \"tpu\"", "`device` is tpu; it must be cpu or cuda"),
-            ("[log]\nformat = \"xml\"", "`log.format` is xml; it must be text or json"),
+            (
+                "[log]\nformat = \"xml\"",
+                "`log.format` is xml; it must be text or json",
+            ),
             ("[log]\nfilter = \"a=b=c\"", "`log.filter` is a=b=c"),
-            ("detect_within = 5", "`detect_within` is 5; it must be 100 to 3600000"),
-            ("coordinator = \"127.0.0.1:7070\"", "`coordinator` is 127.0.0.1:7070; it must be a URL"),
+            (
+                "detect_within = 5",
+                "`detect_within` is 5; it must be 100 to 3600000",
+            ),
+            (
+                "coordinator = \"127.0.0.1:7070\"",
+                "`coordinator` is 127.0.0.1:7070; it must be a URL",
+            ),
             ("metrics_listen = \"nowhere\"", "`metrics_listen` is nowhere"),
-            ("address = \"10.0.0.1:80\"", "`address` is 10.0.0.1:80; it must be a host name"),
+            (
+                "address = \"10.0.0.1:80\"",
+                "`address` is 10.0.0.1:80; it must be a host name",
+            ),
             ("name = \"a b\"", "`name` is a b"),
             ("name = ", "worker.toml"),
         ];
@@ -250,6 +351,9 @@ mod tests {
             assert!(error.contains(part), "{text:?} gave {error:?}");
         }
         let error = load_text("", &[("RETRI_WORKER__DEVISES", "1")]).unwrap_err();
-        assert!(error.contains("environment variable RETRI_WORKER__DEVISES: unknown key `devises`"), "{error}");
+        assert!(
+            error.contains("environment variable RETRI_WORKER__DEVISES: unknown key `devises`"),
+            "{error}"
+        );
     }
 }

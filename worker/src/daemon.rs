@@ -1,5 +1,5 @@
-//! The daemon's loop: one task owns the machine, turns the world into events and performs the effects in order. All
-//! decisions are `worker-core`'s.
+//! The daemon's loop: one task owns the machine, turns the world into events and performs the effects in
+//! order. All decisions are `worker-core`'s.
 
 use crate::child::{Children, RankSettings, epoch_ms, rank_program};
 use crate::config::Config;
@@ -13,7 +13,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use worker_core::event::{Effect, Event, Fact};
+use worker_core::event::{Effect, Event, Fact, RankKey};
 use worker_core::{Config as MachineConfig, Worker};
 
 /// Events that may wait; whoever makes more waits in turn.
@@ -23,16 +23,24 @@ const EVENTS_MAX: usize = 1024;
 pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let boot = epoch_ms();
     let program = rank_program()?;
-    anyhow::ensure!(program.is_file(), "{} is missing; it is built with this program and lies beside it", program.display());
+    anyhow::ensure!(
+        program.is_file(),
+        "{} is missing; it is built with this program and lies beside it",
+        program.display()
+    );
     for (key, folder) in [("run_dir", &config.run_dir), ("cache_dir", &config.cache_dir)] {
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot create `{key}` {}", folder.display()))?;
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot create `{key}` {}", folder.display()))?;
     }
-    let id = WorkerId { name: config.name.clone(), boot };
+    let id = WorkerId {
+        name: config.name.clone(),
+        boot,
+    };
     let metrics = Metrics::new(config.devices);
     let listen = config.metrics_listen;
-    let address = metrics::serve(listen, metrics.clone())
-        .await
-        .with_context(|| format!("cannot serve metrics on {listen} (`metrics_listen`); is another daemon running?"))?;
+    let address = metrics::serve(listen, metrics.clone()).await.with_context(|| {
+        format!("cannot serve metrics on {listen} (`metrics_listen`); is another daemon running?")
+    })?;
     let (sender, events) = mpsc::channel(EVENTS_MAX);
     let logs = Logs::default();
     let detect_within = Duration::from_millis(config.detect_within_ms);
@@ -64,9 +72,16 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
 /// The first line on standard output, for scripts; and systemd's readiness.
 fn announce(id: &WorkerId, metrics: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "worker ready name={} boot={} metrics=http://{metrics}", id.name, id.boot)?;
+    writeln!(
+        out,
+        "worker ready name={} boot={} metrics=http://{metrics}",
+        id.name, id.boot
+    )?;
     out.flush()?;
-    tell_systemd(&[NotifyState::Ready, NotifyState::Status("waiting for the coordinator")]);
+    tell_systemd(&[
+        NotifyState::Ready,
+        NotifyState::Status("waiting for the coordinator"),
+    ]);
     Ok(())
 }
 
@@ -125,8 +140,16 @@ impl Daemon {
 
     fn perform(&mut self, effect: Effect) -> bool {
         match effect {
-            Effect::Spawn { key, device, assignment } => self.children.spawn(key, device, assignment),
-            Effect::Update { key, device, assignment } => self.children.update(&key, device, assignment),
+            Effect::Spawn {
+                key,
+                device,
+                assignment,
+            } => self.children.spawn(key, device, assignment),
+            Effect::Update {
+                key,
+                device,
+                assignment,
+            } => self.children.update(&key, device, assignment),
             Effect::Stop { key } => self.children.stop(&key),
             Effect::Kill { key } => self.children.kill(&key),
             Effect::Report(report) => self.link.report(report),
@@ -139,19 +162,36 @@ impl Daemon {
     fn note(&self, fact: &Fact) {
         match fact {
             Fact::RankStarted { key } => {
-                self.metrics.rank_started(&key.job.0);
-                tracing::info!(job = %key.job, generation = %key.generation, rank = %key.rank, "rank started");
+                let RankKey {
+                    job,
+                    generation,
+                    rank,
+                } = key;
+                self.metrics.rank_started(&job.0);
+                tracing::info!(%job, %generation, %rank, "rank started");
             }
             Fact::RankSilent { key, silent_ms } => {
-                tracing::warn!(job = %key.job, generation = %key.generation, rank = %key.rank, silent_ms, "rank is silent; killing it");
+                let RankKey {
+                    job,
+                    generation,
+                    rank,
+                } = key;
+                tracing::warn!(%job, %generation, %rank, silent_ms, "rank is silent; killing it");
             }
             Fact::RankGone { key, outcome } => {
+                let RankKey {
+                    job,
+                    generation,
+                    rank,
+                } = key;
                 if outcome != "exit status 0" {
-                    self.metrics.rank_failed(&key.job.0);
+                    self.metrics.rank_failed(&job.0);
                 }
-                tracing::info!(job = %key.job, generation = %key.generation, rank = %key.rank, outcome, "rank is gone");
+                tracing::info!(%job, %generation, %rank, outcome, "rank is gone");
             }
-            Fact::Ignored { worker, what } => tracing::warn!(%worker, what, "ignored what the coordinator said"),
+            Fact::Ignored { worker, what } => {
+                tracing::warn!(%worker, what, "ignored what the coordinator said");
+            }
         }
     }
 
@@ -163,7 +203,11 @@ impl Daemon {
     /// What `systemctl status` shows.
     fn status(&self) -> String {
         let view = self.worker.view();
-        let link = if view.connected { "attached" } else { "no coordinator" };
+        let link = if view.connected {
+            "attached"
+        } else {
+            "no coordinator"
+        };
         let ranks = view.ranks.iter().filter(|rank| rank.device.is_some()).count();
         format!("{link}, {ranks} ranks running")
     }

@@ -11,11 +11,27 @@ pub(crate) fn run(config: &Config, output: &str) -> anyhow::Result<ExitCode> {
     let mut command = Command::new(&program);
     command
         .args(["doctor", "--output", output])
-        .args(["--device", config.device.name(), "--devices", &config.devices.to_string()])
-        .args(["--address", &config.address, "--metrics-listen", &config.metrics_listen.to_string()]);
+        .args([
+            "--device",
+            config.device.name(),
+            "--devices",
+            &config.devices.to_string(),
+        ])
+        .args([
+            "--address",
+            &config.address,
+            "--metrics-listen",
+            &config.metrics_listen.to_string(),
+        ]);
     if let Some(store) = &config.store {
         command.args(["--store", store]);
     }
-    let status = command.status().with_context(|| format!("cannot start {}", program.display()))?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start {}", program.display()))?;
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

@@ -1,5 +1,6 @@
-//! The stream to the coordinator: sends the newest report and new log lines up, hands desired states down to the machine,
-//! and connects again, with growing pauses, whenever it breaks. Decides nothing. One task, started by [`crate::daemon`].
+//! The stream to the coordinator: sends the newest report and new log lines up, hands desired states down to
+//! the machine, and connects again, with growing pauses, whenever it breaks. Decides nothing. One task,
+//! started by [`crate::daemon`].
 
 use crate::logs::{Line, Logs};
 use proto::message::{DesiredState, WorkerReport};
@@ -54,6 +55,7 @@ async fn keep(
     let pause_max = (detect_within / 3).max(PAUSE_MIN);
     let mut pause = PAUSE_MIN;
     let mut complained = false;
+    let coordinator = endpoint.uri().to_string();
     while !events.is_closed() {
         match endpoint.connect().await {
             Ok(channel) => {
@@ -63,12 +65,16 @@ async fn keep(
                     (pause, complained) = (PAUSE_MIN, false);
                 }
                 if !complained {
-                    tracing::warn!(coordinator = %endpoint.uri(), reason, "stream to the coordinator broke; ranks go on");
+                    tracing::warn!(
+                        coordinator,
+                        reason,
+                        "stream to the coordinator broke; ranks go on"
+                    );
                 }
             }
             Err(error) if !complained => {
                 let reason = chain(&error);
-                tracing::warn!(coordinator = %endpoint.uri(), reason, "cannot reach the coordinator; trying on");
+                tracing::warn!(coordinator, reason, "cannot reach the coordinator; trying on");
             }
             Err(_) => {}
         }
@@ -86,8 +92,9 @@ async fn attend(
     logs: &Logs,
 ) -> (bool, String) {
     let mut reports = reports;
-    // Only reports made from here on go to this stream; the machine makes one when it hears of the connection, which
-    // must be before the coordinator answers, because the coordinator answers to the first report.
+    // Only reports made from here on go to this stream; the machine makes one when it hears of the
+    // connection, which must be before the coordinator answers, because the coordinator answers to the first
+    // report.
     reports.mark_unchanged();
     if events.send(Event::Connected).await.is_err() {
         return (false, "the daemon ends".into());
@@ -188,19 +195,33 @@ mod tests {
             request: Request<Streaming<pb::WorkerReport>>,
         ) -> Result<Response<Self::AttachStream>, Status> {
             let mut reports = request.into_inner();
-            let first = reports.message().await?.ok_or_else(|| Status::cancelled("no report"))?;
+            let first = reports
+                .message()
+                .await?
+                .ok_or_else(|| Status::cancelled("no report"))?;
             let (sender, receiver) = mpsc::channel(4);
-            self.streams.send((first, sender, reports)).await.map_err(|_| Status::cancelled("test ended"))?;
+            self.streams
+                .send((first, sender, reports))
+                .await
+                .map_err(|_| Status::cancelled("test ended"))?;
             Ok(Response::new(ReceiverStream::new(receiver)))
         }
     }
 
     fn id() -> WorkerId {
-        WorkerId { name: "w1".into(), boot: 5 }
+        WorkerId {
+            name: "w1".into(),
+            boot: 5,
+        }
     }
 
     fn report(devices: u32) -> WorkerReport {
-        WorkerReport { worker: id(), device: DeviceKind::Cpu, devices, ranks: vec![] }
+        WorkerReport {
+            worker: id(),
+            device: DeviceKind::Cpu,
+            devices,
+            ranks: vec![],
+        }
     }
 
     #[tokio::test]
@@ -208,12 +229,21 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (streams, mut opened) = mpsc::channel(4);
-        let server = tonic::transport::Server::builder().add_service(FleetServer::new(FakeCoordinator { streams }));
+        let server =
+            tonic::transport::Server::builder().add_service(FleetServer::new(FakeCoordinator { streams }));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         let (sender, mut events) = mpsc::channel(16);
         let logs = Logs::default();
-        let key = RankKey { job: JobId("a-1".into()), generation: Generation(1), rank: Rank(0) };
-        logs.push(Line { key, at_ms: 7, text: "hello".into() });
+        let key = RankKey {
+            job: JobId("a-1".into()),
+            generation: Generation(1),
+            rank: Rank(0),
+        };
+        logs.push(Line {
+            key,
+            at_ms: 7,
+            text: "hello".into(),
+        });
         let link = Link::start(&url, Duration::from_secs(10), sender, logs).unwrap();
 
         assert_eq!(events.recv().await, Some(Event::Connected));
@@ -221,7 +251,10 @@ mod tests {
         let (first, answers, _reports) = opened.recv().await.unwrap();
         assert_eq!((first.devices, first.logs.len()), (1, 1));
         assert_eq!(first.logs[0].text, "hello");
-        let state = DesiredState { worker: id(), assignments: vec![] };
+        let state = DesiredState {
+            worker: id(),
+            assignments: vec![],
+        };
         answers.send(Ok(pb::DesiredState::from(&state))).await.unwrap();
         assert_eq!(events.recv().await, Some(Event::Desired(state)));
         // Nonsense is ignored, and the stream lives on.

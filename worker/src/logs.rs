@@ -1,5 +1,5 @@
-//! New output lines of the ranks on their way to the coordinator: a bounded buffer that drops the oldest, because a
-//! log must never hold up a job. Written by [`crate::child`], emptied by [`crate::link`].
+//! New output lines of the ranks on their way to the coordinator: a bounded buffer that drops the oldest,
+//! because a log must never hold up a job. Written by [`crate::child`], emptied by [`crate::link`].
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -53,8 +53,16 @@ mod tests {
     use proto::id::{Generation, JobId, Rank};
 
     fn line(number: usize, text: &str) -> Line {
-        let key = RankKey { job: JobId("a-1".into()), generation: Generation(1), rank: Rank(0) };
-        Line { key, at_ms: number as u64, text: text.into() }
+        let key = RankKey {
+            job: JobId("a-1".into()),
+            generation: Generation(1),
+            rank: Rank(0),
+        };
+        Line {
+            key,
+            at_ms: number as u64,
+            text: text.into(),
+        }
     }
 
     #[test]

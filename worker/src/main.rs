@@ -1,4 +1,5 @@
-//! `worker`: the program of a node. Reads settings and starts what was asked for; no libtorch in this process.
+//! `worker`: the program of a node. Reads settings and starts what was asked for; no libtorch in this
+//! process.
 
 mod child;
 mod config;
@@ -62,12 +63,19 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Daemon { config } => {
             let config = config::load(config.as_deref(), std::env::vars())?;
             start_logging(&config);
-            // One thread, which is the process's first: ranks ask the kernel to die with the thread that started them.
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            // One thread, which is the process's first: ranks ask the kernel to die with the thread that
+            // started them.
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
             runtime.block_on(daemon::run(config))?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Doctor { config, store, output } => {
+        Command::Doctor {
+            config,
+            store,
+            output,
+        } => {
             let mut config = config::load(config.as_deref(), std::env::vars())?;
             config.store = store.or(config.store);
             let output = match output {
@@ -81,9 +89,13 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 
 fn start_logging(config: &Config) {
     let filter = tracing_subscriber::EnvFilter::new(&config.log.filter);
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match config.log.format {
-        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Text => builder
+            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .init(),
         LogFormat::Json => builder.json().init(),
     }
 }

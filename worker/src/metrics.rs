@@ -1,5 +1,5 @@
-//! `/metrics` and `/healthz` of the daemon. One table of names, units and help; filled from the machine's view after every
-//! event by [`crate::daemon`]. Never read by the daemon itself.
+//! `/metrics` and `/healthz` of the daemon. One table of names, units and help; filled from the machine's
+//! view after every event by [`crate::daemon`]. Never read by the daemon itself.
 
 use axum::http::header::CONTENT_TYPE;
 use axum::{Router, extract::State, response::IntoResponse, routing::get};
@@ -51,25 +51,61 @@ impl Metrics {
             registry: Arc::default(),
         };
         let m = &metrics;
-        registry.register("retri_worker_connected", "1 while the stream to the coordinator is open", m.connected.clone());
-        registry.register("retri_worker_capacity", "Ranks this worker can run at once", m.devices.clone());
-        registry.register("retri_worker_devices_used", "Devices that hold a rank process", m.devices_used.clone());
-        registry.register("retri_worker_rank_up", "1 while the rank joins or trains, else 0", m.rank_up.clone());
-        registry.register("retri_worker_rank_generation", "The rank's generation", m.rank_generation.clone());
-        registry.register("retri_worker_rank_step", "Last step that rank 0 has reported", m.rank_step.clone());
-        registry.register("retri_worker_rank_starts", "Rank processes started", m.rank_starts.clone());
-        registry.register("retri_worker_rank_failures", "Rank processes that ended badly", m.rank_failures.clone());
+        registry.register(
+            "retri_worker_connected",
+            "1 while the stream to the coordinator is open",
+            m.connected.clone(),
+        );
+        registry.register(
+            "retri_worker_capacity",
+            "Ranks this worker can run at once",
+            m.devices.clone(),
+        );
+        registry.register(
+            "retri_worker_devices_used",
+            "Devices that hold a rank process",
+            m.devices_used.clone(),
+        );
+        registry.register(
+            "retri_worker_rank_up",
+            "1 while the rank joins or trains, else 0",
+            m.rank_up.clone(),
+        );
+        registry.register(
+            "retri_worker_rank_generation",
+            "The rank's generation",
+            m.rank_generation.clone(),
+        );
+        registry.register(
+            "retri_worker_rank_step",
+            "Last step that rank 0 has reported",
+            m.rank_step.clone(),
+        );
+        registry.register(
+            "retri_worker_rank_starts",
+            "Rank processes started",
+            m.rank_starts.clone(),
+        );
+        registry.register(
+            "retri_worker_rank_failures",
+            "Rank processes that ended badly",
+            m.rank_failures.clone(),
+        );
         metrics.devices.set(devices.into());
         metrics.registry = Arc::new(registry);
         metrics
     }
 
     pub(crate) fn rank_started(&self, job: &str) {
-        self.rank_starts.get_or_create(&JobLabels { job: job.to_owned() }).inc();
+        self.rank_starts
+            .get_or_create(&JobLabels { job: job.to_owned() })
+            .inc();
     }
 
     pub(crate) fn rank_failed(&self, job: &str) {
-        self.rank_failures.get_or_create(&JobLabels { job: job.to_owned() }).inc();
+        self.rank_failures
+            .get_or_create(&JobLabels { job: job.to_owned() })
+            .inc();
     }
 
     /// Shows the machine's view; ranks that it has forgotten disappear.
@@ -81,13 +117,19 @@ impl Metrics {
         self.rank_generation.clear();
         // Ranks come in key order: a newer generation of the same rank is shown last and stays.
         for rank in &view.ranks {
-            let labels = RankLabels { job: rank.key.job.0.clone(), rank: rank.key.rank.0 };
-            let up = matches!(rank.report.phase, RankPhase::Joining | RankPhase::Training) && rank.device.is_some();
+            let labels = RankLabels {
+                job: rank.key.job.0.clone(),
+                rank: rank.key.rank.0,
+            };
+            let up = matches!(rank.report.phase, RankPhase::Joining | RankPhase::Training)
+                && rank.device.is_some();
             self.rank_up.get_or_create(&labels).set(up.into());
             let generation = i64::try_from(rank.key.generation.0).unwrap_or(i64::MAX);
             self.rank_generation.get_or_create(&labels).set(generation);
             if let Some(last) = rank.report.steps.last() {
-                self.rank_step.get_or_create(&labels).set(i64::try_from(last.step.0).unwrap_or(i64::MAX));
+                self.rank_step
+                    .get_or_create(&labels)
+                    .set(i64::try_from(last.step.0).unwrap_or(i64::MAX));
             }
         }
     }
@@ -117,5 +159,11 @@ pub(crate) async fn serve(listen: SocketAddr, metrics: Metrics) -> std::io::Resu
 }
 
 async fn show(State(metrics): State<Metrics>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], metrics.text())
+    (
+        [(
+            CONTENT_TYPE,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        )],
+        metrics.text(),
+    )
 }

@@ -1,6 +1,6 @@
 //! Checkpoints: when all ranks of a generation have written their shards of a step, one manifest makes them a
-//! checkpoint (law 8), once, by the newest generation only (law 4). Here is decided what is written and kept; writing is
-//! the shell's work.
+//! checkpoint (law 8), once, by the newest generation only (law 4). Here is decided what is written and kept;
+//! writing is the shell's work.
 
 use crate::deadline::{Deadlines, MANIFEST_ATTEMPTS_MAX};
 use crate::event::{JobPhase, Millis};
@@ -28,7 +28,10 @@ pub(crate) struct Writing {
 
 impl Writing {
     pub(crate) fn checkpoint(&self) -> CheckpointRef {
-        CheckpointRef { step: self.manifest.step, generation: self.manifest.generation }
+        CheckpointRef {
+            step: self.manifest.step,
+            generation: self.manifest.generation,
+        }
     }
 }
 
@@ -39,11 +42,18 @@ pub(crate) fn begin(job: &mut Job, deadlines: Deadlines, outbox: &mut Outbox) ->
     }
     let world = job.live.ranks.len();
     let complete = job.live.shards.iter().find(|(_, shards)| shards.len() == world);
-    let Some((step, shards)) = complete else { return Ok(()) };
+    let Some((step, shards)) = complete else {
+        return Ok(());
+    };
     let manifest = manifest(job, *step, shards)?;
     outbox.write_manifest(manifest.clone());
     let retry_at = deadlines.manifest_retry(outbox.now);
-    job.writing = Some(Writing { manifest, retry_at, attempts: 1, error: "no answer".to_owned() });
+    job.writing = Some(Writing {
+        manifest,
+        retry_at,
+        attempts: 1,
+        error: "no answer".to_owned(),
+    });
     Ok(())
 }
 
@@ -74,15 +84,19 @@ fn manifest(
     })
 }
 
-/// Takes the shell's answer. True when the checkpoint is now committed. An answer that nobody waits for (doubled, or to
-/// a manifest that was given up) changes nothing.
+/// Takes the shell's answer. True when the checkpoint is now committed. An answer that nobody waits for
+/// (doubled, or to a manifest that was given up) changes nothing.
 pub(crate) fn answered(
     job: &mut Job,
     checkpoint: CheckpointRef,
     result: Result<(), String>,
     outbox: &mut Outbox,
 ) -> bool {
-    let Some(writing) = job.writing.as_mut().filter(|writing| writing.checkpoint() == checkpoint) else {
+    let Some(writing) = job
+        .writing
+        .as_mut()
+        .filter(|writing| writing.checkpoint() == checkpoint)
+    else {
         return false;
     };
     if let Err(error) = result {
@@ -93,7 +107,12 @@ pub(crate) fn answered(
     job.writing = None;
     job.record.checkpoints.push(checkpoint);
     job.record.fruitless = 0;
-    job.live.shards = job.live.shards.split_off(&Step(checkpoint.step.0.saturating_add(1)));
+    // What still waits to be written has its time from now on.
+    job.live.finished_at = None;
+    job.live.shards = job
+        .live
+        .shards
+        .split_off(&Step(checkpoint.step.0.saturating_add(1)));
     outbox.save.insert(job.record.id.clone());
     job.tell_members(outbox);
     true
@@ -101,7 +120,11 @@ pub(crate) fn answered(
 
 /// Tries again, or gives up, when the answer is due.
 pub(crate) fn retry(job: &mut Job, deadlines: Deadlines, outbox: &mut Outbox) -> Result<(), Ending> {
-    let Some(writing) = job.writing.as_mut().filter(|writing| writing.retry_at <= outbox.now) else {
+    let Some(writing) = job
+        .writing
+        .as_mut()
+        .filter(|writing| writing.retry_at <= outbox.now)
+    else {
         return Ok(());
     };
     let given_up = MANIFEST_ATTEMPTS_MAX <= writing.attempts || job.record.phase.is_over();
@@ -113,11 +136,15 @@ pub(crate) fn retry(job: &mut Job, deadlines: Deadlines, outbox: &mut Outbox) ->
     }
     let (step, attempts, error) = (writing.manifest.step, writing.attempts, writing.error.clone());
     job.writing = None;
-    Err(Ending::ManifestRefused { step, attempts, error })
+    Err(Ending::ManifestRefused {
+        step,
+        attempts,
+        error,
+    })
 }
 
-/// Takes the checkpoints that are too many out of the record and names them for deletion. `pinned` are those that
-/// another job reads.
+/// Takes the checkpoints that are too many out of the record and names them for deletion. `pinned` are those
+/// that another job reads.
 pub(crate) fn retain(job: &mut Job, pinned: &BTreeSet<CheckpointRef>, outbox: &mut Outbox) {
     let keep = job.record.spec.checkpoint.keep.max(1) as usize;
     let surplus = job.record.checkpoints.len().saturating_sub(keep);

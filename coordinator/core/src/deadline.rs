@@ -1,13 +1,13 @@
-//! Every time-out of the coordinator's machine, derived from the one knob `detect_within` (law 9), so that no pair of
-//! them can be set in the wrong order. Each is a moment in the time of [`crate::clock::Clock`]; it has come when
-//! `deadline <= now`.
+//! Every time-out of the coordinator's machine, derived from the one knob `detect_within` (law 9), so that no
+//! pair of them can be set in the wrong order. Each is a moment in the time of [`crate::clock::Clock`]; it
+//! has come when `deadline <= now`.
 
 use crate::event::Millis;
 
 /// After its own restart the coordinator gives workers this many `detect_within` to find it again.
 const REATTACH: u64 = 2;
-/// A rank of a formed generation must be in its worker's report within this many `detect_within`: enough for the
-/// worker to kill an older process on the same device, and to start ten times slower than it should.
+/// A rank of a formed generation must be in its worker's report within this many `detect_within`: enough for
+/// the worker to kill an older process on the same device, and to start ten times slower than it should.
 const ROLL_CALL: u64 = 12;
 /// All ranks are finished: the last checkpoint must be complete within this many `detect_within`.
 const LAST_SHARDS: u64 = 4;
@@ -21,7 +21,15 @@ pub(crate) struct Deadlines {
 
 impl Deadlines {
     pub(crate) fn new(detect_within_ms: u64) -> Self {
-        Self { detect_within_ms: detect_within_ms.max(1) }
+        Self {
+            detect_within_ms: detect_within_ms.max(1),
+        }
+    }
+
+    /// Woken later than this after a deadline, the machine was away. It is about the time between two reports of a
+    /// worker: whoever lives is heard within it.
+    pub(crate) fn patience_ms(self) -> u64 {
+        self.detect_within_ms / 3
     }
 
     /// A worker heard now is up until then.
@@ -34,8 +42,8 @@ impl Deadlines {
         self.after(now, REATTACH)
     }
 
-    /// A job queued now starts with fewer workers than it could use only after that: a restarted worker may be on its
-    /// way back.
+    /// A job queued now starts with fewer workers than it could use only after that: a restarted worker may
+    /// be on its way back.
     pub(crate) fn settle(self, now: Millis) -> Millis {
         self.after(now, 1)
     }

@@ -1,6 +1,6 @@
-//! The face of the coordinator's machine: what it is told and what it wants done. Plain values, no I/O. The shell turns
-//! the world into [`Event`]s and performs [`Effect`]s in order; a failed `Save` ends the process (restart = restore), a
-//! failed `Send` is forgotten, because the same state is sent again until it is true.
+//! The face of the coordinator's machine: what it is told and what it wants done. Plain values, no I/O. The
+//! shell turns the world into [`Event`]s and performs [`Effect`]s in order; a failed `Save` ends the process
+//! (restart = restore), a failed `Send` is forgotten, because the same state is sent again until it is true.
 
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
@@ -8,7 +8,8 @@ use proto::message::{DesiredState, SampleRequest, StepReport, Work, WorkerReport
 use proto::spec::JobSpec;
 use serde::{Deserialize, Serialize};
 
-/// Milliseconds of the shell's clock since 1970. The machine never reads a clock. It may jump; the machine survives.
+/// Milliseconds of the shell's clock since 1970. The machine never reads a clock. It may jump; the machine
+/// survives.
 pub type Millis = u64;
 
 /// Ties a reply to whoever asked. Chosen by the shell, unique in one process.
@@ -18,16 +19,36 @@ pub struct RequestId(pub u64);
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// A checked job whose data set is pinned.
-    Submit { request: RequestId, spec: Box<JobSpec>, job_toml: String, dataset_version: String },
+    Submit {
+        request: RequestId,
+        spec: Box<JobSpec>,
+        job_toml: String,
+        dataset_version: String,
+    },
     /// Draw pictures with a job's checkpoint. The machine picks the newest commit when `latest` is set.
-    Sample { request: RequestId, sample: SampleRequest, latest: bool },
-    Cancel { request: RequestId, job: JobId },
+    Sample {
+        request: RequestId,
+        sample: SampleRequest,
+        latest: bool,
+    },
+    Cancel {
+        request: RequestId,
+        job: JobId,
+    },
     /// A worker's report, on whatever stream it came; the first of a boot number is the worker's arrival.
-    Heard { report: WorkerReport },
+    Heard {
+        report: WorkerReport,
+    },
     /// The stream of this worker broke. Its ranks may go on; it has until its deadline to come back.
-    Disconnected { worker: WorkerId },
+    Disconnected {
+        worker: WorkerId,
+    },
     /// The shell's answer to [`Effect::WriteManifest`].
-    ManifestWritten { job: JobId, checkpoint: CheckpointRef, result: Result<(), String> },
+    ManifestWritten {
+        job: JobId,
+        checkpoint: CheckpointRef,
+        result: Result<(), String>,
+    },
     /// Time has reached `next_deadline()` (or passed it, or not quite: the machine looks at `now`).
     Deadline,
 }
@@ -37,13 +58,25 @@ pub enum Effect {
     /// Make these records durable, together, before anything after this effect is done.
     Save(Vec<Record>),
     /// Tell this worker what should be; drop it when the worker has no stream.
-    Send { worker: WorkerId, state: DesiredState },
-    Reply { request: RequestId, reply: Reply },
-    /// Put the manifest where [`proto::checkpoint::checkpoint_folder`] says, only if there is none; if there is one and it is
-    /// equal, that is success. Answer with [`Event::ManifestWritten`]. Repeated after a restart.
-    WriteManifest { manifest: Box<CheckpointManifest> },
+    Send {
+        worker: WorkerId,
+        state: DesiredState,
+    },
+    Reply {
+        request: RequestId,
+        reply: Reply,
+    },
+    /// Put the manifest where [`proto::checkpoint::checkpoint_folder`] says, only if there is none; if there
+    /// is one and it is equal, that is success. Answer with [`Event::ManifestWritten`]. Repeated after a
+    /// restart.
+    WriteManifest {
+        manifest: Box<CheckpointManifest>,
+    },
     /// Delete a checkpoint that retention no longer keeps: manifest first, then its shards. Best effort.
-    DeleteCheckpoint { job: JobId, checkpoint: CheckpointRef },
+    DeleteCheckpoint {
+        job: JobId,
+        checkpoint: CheckpointRef,
+    },
     /// Something worth a log line, a metric or a stored curve; never needed for correctness.
     Note(Fact),
 }
@@ -65,7 +98,8 @@ pub struct Durable {
 }
 
 impl Durable {
-    /// Applies one saved record; applying all of them in the order of their saves gives the state at the last save.
+    /// Applies one saved record; applying all of them in the order of their saves gives the state at the last
+    /// save.
     pub fn apply(&mut self, record: Record) {
         match record {
             Record::Counters(counters) => self.counters = counters,
@@ -104,20 +138,31 @@ pub struct JobRecord {
 
 pub const INCIDENTS_MAX: usize = 32;
 
-/// A job that ends this many generations in a row without a commit fails with the last error: a fault that comes back every time is the
-/// job's own.
+/// A job that ends this many generations in a row without a commit fails with the last error: a fault that
+/// comes back every time is the job's own.
 pub const FRUITLESS_MAX: u32 = 5;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum JobPhase {
     /// Waits for workers; `reason` says for what.
-    Queued { reason: String },
+    Queued {
+        reason: String,
+    },
     /// A generation exists. Whether it is forming or training is seen from its ranks' reports.
-    Running { members: Vec<Member> },
-    Done { ended_ms: Millis },
-    Failed { reason: String, ended_ms: Millis },
-    Cancelled { ended_ms: Millis },
+    Running {
+        members: Vec<Member>,
+    },
+    Done {
+        ended_ms: Millis,
+    },
+    Failed {
+        reason: String,
+        ended_ms: Millis,
+    },
+    Cancelled {
+        ended_ms: Millis,
+    },
 }
 
 /// One worker's part in the running generation. Ranks are numbered over members in order.
@@ -138,26 +183,66 @@ pub struct Incident {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
-    Accepted { job: JobId },
+    Accepted {
+        job: JobId,
+    },
     /// The phase the job is in now.
-    Cancelled { phase: String },
+    Cancelled {
+        phase: String,
+    },
     /// The request makes no sense; names the field or job, and what would be right.
-    Refused { reason: String },
+    Refused {
+        reason: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fact {
-    WorkerUp { worker: WorkerId },
-    WorkerDown { worker: WorkerId, reason: String },
-    JobQueued { job: JobId, reason: String },
-    GenerationFormed { job: JobId, generation: Generation, world: u32 },
-    GenerationEnded { job: JobId, generation: Generation, reason: String },
+    WorkerUp {
+        worker: WorkerId,
+    },
+    WorkerDown {
+        worker: WorkerId,
+        reason: String,
+    },
+    JobQueued {
+        job: JobId,
+        reason: String,
+    },
+    GenerationFormed {
+        job: JobId,
+        generation: Generation,
+        world: u32,
+    },
+    GenerationEnded {
+        job: JobId,
+        generation: Generation,
+        reason: String,
+    },
     /// First time that this step is seen in this generation.
-    Stepped { job: JobId, generation: Generation, report: StepReport },
-    Committed { job: JobId, checkpoint: CheckpointRef },
-    JobDone { job: JobId, step: Step },
-    JobFailed { job: JobId, reason: String },
-    JobCancelled { job: JobId },
+    Stepped {
+        job: JobId,
+        generation: Generation,
+        report: StepReport,
+    },
+    Committed {
+        job: JobId,
+        checkpoint: CheckpointRef,
+    },
+    JobDone {
+        job: JobId,
+        step: Step,
+    },
+    JobFailed {
+        job: JobId,
+        reason: String,
+    },
+    JobCancelled {
+        job: JobId,
+    },
     /// A report that cannot be true and was ignored: who, what.
-    Ignored { worker: WorkerId, what: String },
+    Ignored {
+        worker: WorkerId,
+        what: String,
+    },
 }

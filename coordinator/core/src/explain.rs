@@ -1,5 +1,5 @@
-//! Why things are as they are, as values that become one sentence: one value answers the record, the log and the test.
-//! It decides nothing.
+//! Why things are as they are, as values that become one sentence: one value answers the record, the log and
+//! the test. It decides nothing.
 
 use proto::id::{Rank, Step, WorkerId};
 use std::fmt;
@@ -7,16 +7,39 @@ use std::fmt;
 /// Why a generation ended before its work was done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ending {
-    RankFailed { rank: Rank, worker: WorkerId, error: String },
-    WorkerLost { worker: WorkerId, silent_for_ms: u64 },
-    WorkerRestarted { old: WorkerId, new: WorkerId },
+    RankFailed {
+        rank: Rank,
+        worker: WorkerId,
+        error: String,
+    },
+    WorkerLost {
+        worker: WorkerId,
+        silent_for_ms: u64,
+    },
+    WorkerRestarted {
+        old: WorkerId,
+        new: WorkerId,
+    },
     /// The worker is up and does not report this rank.
-    RankMissing { rank: Rank, worker: WorkerId },
+    RankMissing {
+        rank: Rank,
+        worker: WorkerId,
+    },
     /// Shards of one checkpoint that cannot belong together.
-    ShardsDisagree { step: Step, what: String },
-    ManifestRefused { step: Step, attempts: u32, error: String },
+    ShardsDisagree {
+        step: Step,
+        what: String,
+    },
+    ManifestRefused {
+        step: Step,
+        attempts: u32,
+        error: String,
+    },
     /// All ranks are finished and the last checkpoint is not complete.
-    LastCheckpointMissing { step: Step, without: Vec<Rank> },
+    LastCheckpointMissing {
+        step: Step,
+        without: Vec<Rank>,
+    },
 }
 
 /// Longest piece of a rank's own words that is kept in a record, in characters.
@@ -33,7 +56,9 @@ impl Ending {
             "socket closed",
             "timed out waiting",
         ];
-        let Self::RankFailed { error, .. } = self else { return false };
+        let Self::RankFailed { error, .. } = self else {
+            return false;
+        };
         let error = error.to_lowercase();
         OF_PEERS.iter().any(|words| error.contains(words))
     }
@@ -46,20 +71,35 @@ impl fmt::Display for Ending {
                 let error: String = error.chars().take(WORDS_MAX).collect();
                 write!(f, "rank {rank} on {worker} failed: {error}")
             }
-            Self::WorkerLost { worker, silent_for_ms } => {
+            Self::WorkerLost {
+                worker,
+                silent_for_ms,
+            } => {
                 write!(f, "worker {worker} was not heard for {silent_for_ms} ms")
             }
             Self::WorkerRestarted { old, new } => write!(f, "worker {old} restarted as {new}"),
-            Self::RankMissing { rank, worker } => write!(f, "worker {worker} is up but does not run rank {rank}"),
+            Self::RankMissing { rank, worker } => {
+                write!(f, "worker {worker} is up but does not run rank {rank}")
+            }
             Self::ShardsDisagree { step, what } => write!(f, "the shards of step {step} disagree: {what}"),
-            Self::ManifestRefused { step, attempts, error } => {
+            Self::ManifestRefused {
+                step,
+                attempts,
+                error,
+            } => {
                 let error: String = error.chars().take(WORDS_MAX).collect();
-                write!(f, "the manifest of step {step} could not be written in {attempts} attempts: {error}")
+                write!(
+                    f,
+                    "the manifest of step {step} could not be written in {attempts} attempts: {error}"
+                )
             }
             Self::LastCheckpointMissing { step, without } => {
                 let ranks: Vec<String> = without.iter().map(Rank::to_string).collect();
                 let ranks = ranks.join(", ");
-                write!(f, "all ranks are finished, but no shard of step {step} came from rank {ranks}")
+                write!(
+                    f,
+                    "all ranks are finished, but no shard of step {step} came from rank {ranks}"
+                )
             }
         }
     }

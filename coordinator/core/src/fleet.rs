@@ -1,5 +1,5 @@
-//! The workers: who is up, until when, with what. A worker is a name and a boot number (law 6): a newer boot of a name
-//! is another worker, and the older one is gone. It knows nothing of jobs.
+//! The workers: who is up, until when, with what. A worker is a name and a boot number (law 6): a newer boot
+//! of a name is another worker, and the older one is gone. It knows nothing of jobs.
 
 use crate::deadline::Deadlines;
 use crate::event::Millis;
@@ -31,9 +31,13 @@ pub(crate) struct Worker {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Presence {
     /// Its lease holds until then.
-    Up { until: Millis },
+    Up {
+        until: Millis,
+    },
     /// Not heard since the coordinator restarted; it has until then.
-    Expected { until: Millis },
+    Expected {
+        until: Millis,
+    },
     Down,
 }
 
@@ -64,12 +68,20 @@ impl Fleet {
         entry.devices = entry.devices.saturating_add(devices);
     }
 
-    pub(crate) fn hear(&mut self, report: &WorkerReport, deadlines: Deadlines, now: Millis, wall: Millis) -> Arrival {
+    pub(crate) fn hear(
+        &mut self,
+        report: &WorkerReport,
+        deadlines: Deadlines,
+        now: Millis,
+        wall: Millis,
+    ) -> Arrival {
         let fresh = Worker {
             id: report.worker.clone(),
             device: report.device,
             devices: report.devices.min(DEVICES_MAX),
-            presence: Presence::Up { until: deadlines.lease(now) },
+            presence: Presence::Up {
+                until: deadlines.lease(now),
+            },
             connected: true,
             heard_wall: Some(wall),
         };
@@ -77,14 +89,19 @@ impl Fleet {
             self.workers.insert(report.worker.name.clone(), fresh);
             return Arrival::Up;
         };
-        // A lower boot number than that of a worker that is down is a daemon whose clock was set back, not a ghost.
+        // A lower boot number than that of a worker that is down is a daemon whose clock was set back, not a
+        // ghost.
         if report.worker.boot < known.id.boot && known.presence != Presence::Down {
-            return Arrival::Stale { newer: known.id.clone() };
+            return Arrival::Stale {
+                newer: known.id.clone(),
+            };
         }
         let old = std::mem::replace(known, fresh);
         match old.presence {
             Presence::Up { .. } if old.id == known.id => Arrival::Known,
-            Presence::Up { .. } | Presence::Expected { .. } if old.id != known.id => Arrival::Replaced { old: old.id },
+            Presence::Up { .. } | Presence::Expected { .. } if old.id != known.id => {
+                Arrival::Replaced { old: old.id }
+            }
             Presence::Up { .. } | Presence::Expected { .. } | Presence::Down => Arrival::Up,
         }
     }
@@ -125,7 +142,9 @@ impl Fleet {
 
     /// True while this very boot is up or expected back.
     pub(crate) fn holds(&self, id: &WorkerId) -> bool {
-        self.workers.get(&id.name).is_some_and(|worker| worker.id == *id && worker.presence != Presence::Down)
+        self.workers
+            .get(&id.name)
+            .is_some_and(|worker| worker.id == *id && worker.presence != Presence::Down)
     }
 }
 

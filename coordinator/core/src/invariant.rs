@@ -1,9 +1,9 @@
-//! What must hold after every event, in production too: a crash and a restart from durable state are cheaper than a wrong
-//! checkpoint. Each is about the machine's own doing; bad input cannot break one.
+//! What must hold after every event, in production too: a crash and a restart from durable state are cheaper
+//! than a wrong checkpoint. Each is about the machine's own doing; bad input cannot break one.
 
+use crate::Coordinator;
 use crate::event::{FRUITLESS_MAX, INCIDENTS_MAX, JobPhase, Member};
 use crate::job::Job;
-use crate::Coordinator;
 use proto::id::{Generation, Rank};
 use std::collections::BTreeSet;
 
@@ -26,31 +26,69 @@ fn record(job: &Job) {
     let rising = |pair: &[proto::checkpoint::CheckpointRef]| {
         pair[0].step < pair[1].step && pair[0].generation <= pair[1].generation
     };
-    assert!(record.checkpoints.windows(2).all(rising), "{id}: commits went back: {:?}", record.checkpoints);
+    assert!(
+        record.checkpoints.windows(2).all(rising),
+        "{id}: commits went back: {:?}",
+        record.checkpoints
+    );
     if let Some(newest) = record.checkpoints.last() {
-        assert!(newest.generation <= record.generation, "{id}: a commit of a generation to come");
-        assert!(newest.step <= job.steps_max(), "{id}: a commit after the last step");
+        assert!(
+            newest.generation <= record.generation,
+            "{id}: a commit of a generation to come"
+        );
+        assert!(
+            newest.step <= job.steps_max(),
+            "{id}: a commit after the last step"
+        );
     }
-    assert!(record.fruitless <= FRUITLESS_MAX, "{id}: {} fruitless generations", record.fruitless);
-    assert!(record.incidents.len() <= INCIDENTS_MAX, "{id}: too many incidents");
+    assert!(
+        record.fruitless <= FRUITLESS_MAX,
+        "{id}: {} fruitless generations",
+        record.fruitless
+    );
+    assert!(
+        record.incidents.len() <= INCIDENTS_MAX,
+        "{id}: too many incidents"
+    );
     if let Some(writing) = &job.writing {
-        assert_eq!(writing.checkpoint().generation, record.generation, "{id}: an older generation publishes");
+        assert_eq!(
+            writing.checkpoint().generation,
+            record.generation,
+            "{id}: an older generation publishes"
+        );
     }
 }
 
 fn running(coordinator: &Coordinator, job: &Job, members: &[Member]) {
     let id = &job.record.id;
-    assert!(Generation(0) < job.record.generation, "{id} runs without a generation");
+    assert!(
+        Generation(0) < job.record.generation,
+        "{id} runs without a generation"
+    );
     assert!(job.record.fruitless < FRUITLESS_MAX, "{id} should have failed");
     let mut next = 0;
     let mut workers = BTreeSet::new();
     for member in members {
         assert_eq!(member.first_rank, Rank(next), "{id}: ranks have gaps");
         next += member.ranks;
-        assert!(workers.insert(&member.worker), "{id}: {} is a member twice", member.worker);
-        assert!(coordinator.fleet.holds(&member.worker), "{id}: its member {} is gone", member.worker);
+        assert!(
+            workers.insert(&member.worker),
+            "{id}: {} is a member twice",
+            member.worker
+        );
+        assert!(
+            coordinator.fleet.holds(&member.worker),
+            "{id}: its member {} is gone",
+            member.worker
+        );
     }
     assert!(0 < next, "{id} runs without ranks");
-    assert!(job.live.ranks.keys().copied().eq((0..next).map(Rank)), "{id}: live ranks are not its ranks");
-    assert!(job.live.acknowledged <= job.steps_max().max(job.committed()), "{id}: a step after the last");
+    assert!(
+        job.live.ranks.keys().copied().eq((0..next).map(Rank)),
+        "{id}: live ranks are not its ranks"
+    );
+    assert!(
+        job.live.acknowledged <= job.steps_max().max(job.committed()),
+        "{id}: a step after the last"
+    );
 }

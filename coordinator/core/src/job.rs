@@ -1,11 +1,9 @@
-//! One job's life: queued, running in one generation after another, over. What is durable is its record; all changes of
-//! phase are made here. It knows nothing of other jobs.
+//! One job's life: queued, running in one generation after another, over. What is durable is its record; all
+//! changes of phase are made here. It knows nothing of other jobs.
 
 use crate::commit::Writing;
 use crate::deadline::Deadlines;
-use crate::event::{
-    FRUITLESS_MAX, Fact, INCIDENTS_MAX, Incident, JobPhase, JobRecord, Member, Millis,
-};
+use crate::event::{FRUITLESS_MAX, Fact, INCIDENTS_MAX, Incident, JobPhase, JobRecord, Member, Millis};
 use crate::explain::Ending;
 use crate::live::Live;
 use crate::outbox::Outbox;
@@ -28,8 +26,8 @@ pub(crate) struct Job {
     blame: Option<Blame>,
 }
 
-/// How the last generation ended, as long as somebody may still tell it better: the victims of a broken connection are
-/// often heard before the culprit.
+/// How the last generation ended, as long as somebody may still tell it better: the victims of a broken
+/// connection are often heard before the culprit.
 #[derive(Debug)]
 struct Blame {
     generation: Generation,
@@ -72,10 +70,28 @@ impl Job {
             | JobPhase::Cancelled { .. } => &[],
         };
         // Checkpoints of the running generation came after it resumed.
-        let resume = record.checkpoints.iter().rev().find(|c| c.generation < record.generation).copied();
+        let resume = record
+            .checkpoints
+            .iter()
+            .rev()
+            .find(|c| c.generation < record.generation)
+            .copied();
         let live = Live::new(members, resume, now);
-        let number = record.id.0.rsplit('-').next().and_then(|digits| digits.parse().ok()).unwrap_or(0);
-        Self { record, number, live, writing: None, settle_until: deadlines.settle(now), blame: None }
+        let number = record
+            .id
+            .0
+            .rsplit('-')
+            .next()
+            .and_then(|digits| digits.parse().ok())
+            .unwrap_or(0);
+        Self {
+            record,
+            number,
+            live,
+            writing: None,
+            settle_until: deadlines.settle(now),
+            blame: None,
+        }
     }
 
     pub(crate) fn members(&self) -> &[Member] {
@@ -89,7 +105,10 @@ impl Job {
     }
 
     pub(crate) fn committed(&self) -> Step {
-        self.record.checkpoints.last().map_or(Step(0), |checkpoint| checkpoint.step)
+        self.record
+            .checkpoints
+            .last()
+            .map_or(Step(0), |checkpoint| checkpoint.step)
     }
 
     /// The last step that its ranks can report; pictures are drawn without steps.
@@ -117,13 +136,19 @@ impl Job {
     }
 
     pub(crate) fn tell_members(&self, outbox: &mut Outbox) {
-        outbox.tell.extend(self.members().iter().map(|member| member.worker.name.clone()));
+        outbox
+            .tell
+            .extend(self.members().iter().map(|member| member.worker.name.clone()));
     }
 
     /// Forms the next generation on these workers.
     pub(crate) fn form(&mut self, workers: Vec<WorkerId>, outbox: &mut Outbox) {
         let ranks = self.record.spec.resources.devices_per_worker;
-        let place = |(worker, first): (WorkerId, u32)| Member { worker, first_rank: Rank(first * ranks), ranks };
+        let place = |(worker, first): (WorkerId, u32)| Member {
+            worker,
+            first_rank: Rank(first * ranks),
+            ranks,
+        };
         let members: Vec<Member> = workers.into_iter().zip(0..).map(place).collect();
         self.live = Live::new(&members, self.record.checkpoints.last().copied(), outbox.now);
         self.record.generation = self.record.generation.next();
@@ -148,15 +173,20 @@ impl Job {
 
     pub(crate) fn note_queued(&self, outbox: &mut Outbox) {
         if let JobPhase::Queued { reason } = &self.record.phase {
-            outbox.note(Fact::JobQueued { job: self.record.id.clone(), reason: reason.clone() });
+            outbox.note(Fact::JobQueued {
+                job: self.record.id.clone(),
+                reason: reason.clone(),
+            });
         }
     }
 
-    /// Ends the running generation, which did not do its work. The job is queued again; [`Self::settle`] decides
-    /// whether that was once too often.
+    /// Ends the running generation, which did not do its work. The job is queued again; [`Self::settle`]
+    /// decides whether that was once too often.
     pub(crate) fn end_generation(&mut self, ending: &Ending, deadlines: Deadlines, outbox: &mut Outbox) {
         self.tell_members(outbox);
-        let JobPhase::Running { members } = &mut self.record.phase else { return };
+        let JobPhase::Running { members } = &mut self.record.phase else {
+            return;
+        };
         let members = std::mem::take(members);
         self.record.fruitless += 1;
         self.record.restarts += 1;
@@ -169,20 +199,32 @@ impl Job {
         let what = format!("{ending}; {follows}");
         let surplus = (self.record.incidents.len() + 1).saturating_sub(INCIDENTS_MAX);
         self.record.incidents.drain(..surplus);
-        self.record.incidents.push(Incident { at_ms: outbox.wall, generation, what: what.clone() });
+        self.record.incidents.push(Incident {
+            at_ms: outbox.wall,
+            generation,
+            what: what.clone(),
+        });
         self.record.phase = JobPhase::Queued { reason: what };
         self.settle_until = deadlines.settle(outbox.now);
         self.live.ranks.clear();
         self.live.shards.clear();
         self.live.finished_at = None;
-        self.blame = ending.is_hearsay().then_some(Blame { generation, members, follows });
+        self.blame = ending.is_hearsay().then_some(Blame {
+            generation,
+            members,
+            follows,
+        });
         outbox.save.insert(self.record.id.clone());
         let reason = ending.to_string();
-        outbox.note(Fact::GenerationEnded { job: self.record.id.clone(), generation, reason });
+        outbox.note(Fact::GenerationEnded {
+            job: self.record.id.clone(),
+            generation,
+            reason,
+        });
     }
 
-    /// The culprit of the generation that ended last is found after a victim was heard: its own words (or its silence)
-    /// replace the victim's. `rank` says of which rank the news is; None: of the whole worker.
+    /// The culprit of the generation that ended last is found after a victim was heard: its own words (or its
+    /// silence) replace the victim's. `rank` says of which rank the news is; None: of the whole worker.
     pub(crate) fn amend(
         &mut self,
         worker: &WorkerId,
@@ -190,9 +232,12 @@ impl Job {
         ending: &Ending,
         outbox: &mut Outbox,
     ) {
-        let Some(blame) = self.blame.as_ref().filter(|_| !ending.is_hearsay()) else { return };
+        let Some(blame) = self.blame.as_ref().filter(|_| !ending.is_hearsay()) else {
+            return;
+        };
         let concerns = |member: &Member| {
-            let of_rank = rank.is_none_or(|(generation, rank)| generation == blame.generation && runs(member, rank));
+            let of_rank =
+                rank.is_none_or(|(generation, rank)| generation == blame.generation && runs(member, rank));
             member.worker == *worker && of_rank
         };
         if !blame.members.iter().any(concerns) {
@@ -202,14 +247,20 @@ impl Job {
         if let JobPhase::Failed { reason, .. } = &mut self.record.phase {
             reason.clone_from(&what);
         }
-        if let Some(incident) = self.record.incidents.iter_mut().rfind(|i| i.generation == blame.generation) {
+        if let Some(incident) = self
+            .record
+            .incidents
+            .iter_mut()
+            .rfind(|i| i.generation == blame.generation)
+        {
             incident.what = what;
         }
         self.blame = None;
         outbox.save.insert(self.record.id.clone());
     }
 
-    /// Ends the job when there is nothing more to do or to hope for. True when it is over now and was not before.
+    /// Ends the job when there is nothing more to do or to hope for. True when it is over now and was not
+    /// before.
     pub(crate) fn settle(&mut self, outbox: &mut Outbox) -> bool {
         let complete = match self.record.work {
             // The last commit is the work; ranks get the chance to leave in order.
@@ -232,20 +283,44 @@ impl Job {
     }
 
     fn done(&mut self, outbox: &mut Outbox) {
-        self.over(JobPhase::Done { ended_ms: outbox.wall }, outbox);
-        outbox.note(Fact::JobDone { job: self.record.id.clone(), step: self.committed() });
+        self.over(
+            JobPhase::Done {
+                ended_ms: outbox.wall,
+            },
+            outbox,
+        );
+        outbox.note(Fact::JobDone {
+            job: self.record.id.clone(),
+            step: self.committed(),
+        });
     }
 
     fn fail(&mut self, outbox: &mut Outbox) {
         let last = self.record.incidents.last().map(|incident| incident.what.clone());
         let reason = last.unwrap_or_else(|| format!("{FRUITLESS_MAX} generations ended without a commit"));
-        self.over(JobPhase::Failed { reason: reason.clone(), ended_ms: outbox.wall }, outbox);
-        outbox.note(Fact::JobFailed { job: self.record.id.clone(), reason });
+        self.over(
+            JobPhase::Failed {
+                reason: reason.clone(),
+                ended_ms: outbox.wall,
+            },
+            outbox,
+        );
+        outbox.note(Fact::JobFailed {
+            job: self.record.id.clone(),
+            reason,
+        });
     }
 
     pub(crate) fn cancel(&mut self, outbox: &mut Outbox) {
-        self.over(JobPhase::Cancelled { ended_ms: outbox.wall }, outbox);
-        outbox.note(Fact::JobCancelled { job: self.record.id.clone() });
+        self.over(
+            JobPhase::Cancelled {
+                ended_ms: outbox.wall,
+            },
+            outbox,
+        );
+        outbox.note(Fact::JobCancelled {
+            job: self.record.id.clone(),
+        });
     }
 
     fn over(&mut self, phase: JobPhase, outbox: &mut Outbox) {
@@ -258,7 +333,12 @@ impl Job {
     }
 
     /// What this worker should do for the job.
-    pub(crate) fn assignment(&self, worker: &WorkerId, store_url: &str, detect_within_ms: u64) -> Option<Assignment> {
+    pub(crate) fn assignment(
+        &self,
+        worker: &WorkerId,
+        store_url: &str,
+        detect_within_ms: u64,
+    ) -> Option<Assignment> {
         let members = self.members();
         let member = members.iter().find(|member| member.worker == *worker)?;
         Some(Assignment {
@@ -285,31 +365,51 @@ impl Job {
             && deadlines.roll_call(heard) <= now
         {
             let member = self.members().iter().find(|member| runs(member, rank))?;
-            return Some(Ending::RankMissing { rank, worker: member.worker.clone() });
+            return Some(Ending::RankMissing {
+                rank,
+                worker: member.worker.clone(),
+            });
         }
-        let due = self.live.finished_at.is_some_and(|since| deadlines.last_shards(since) <= now);
-        if !due || self.writing.is_some() {
+        let due = self
+            .live
+            .finished_at
+            .is_some_and(|since| deadlines.last_shards(since) <= now);
+        let step = self.steps_max();
+        if !due || self.writing.is_some() || self.committed() == step {
             return None;
         }
-        let step = self.steps_max();
         let shards = self.live.shards.get(&step);
         let has_shard = |rank: &Rank| shards.is_some_and(|shards| shards.contains_key(rank));
-        let without = self.live.ranks.keys().filter(|rank| !has_shard(rank)).copied().collect();
+        let without = self
+            .live
+            .ranks
+            .keys()
+            .filter(|rank| !has_shard(rank))
+            .copied()
+            .collect();
         Some(Ending::LastCheckpointMissing { step, without })
     }
 
     pub(crate) fn next_deadline(&self, deadlines: Deadlines, now: Millis) -> Option<Millis> {
-        let silent = self.live.longest_silent().map(|(_, heard)| deadlines.roll_call(heard));
+        let silent = self
+            .live
+            .longest_silent()
+            .map(|(_, heard)| deadlines.roll_call(heard));
         let finished = self.live.finished_at.map(|since| deadlines.last_shards(since));
         let finished = finished.filter(|_| self.writing.is_none());
         let retry = self.writing.as_ref().map(|writing| writing.retry_at);
-        let settle = self.gang(now).filter(|gang| gang.settling).map(|_| self.settle_until);
+        let settle = self
+            .gang(now)
+            .filter(|gang| gang.settling)
+            .map(|_| self.settle_until);
         [silent, finished, retry, settle].into_iter().flatten().min()
     }
 
     /// The checkpoint of another job that it reads, while it may still read it.
     pub(crate) fn pin(&self) -> Option<(&JobId, CheckpointRef)> {
-        let Work::Sample(sample) = &self.record.work else { return None };
+        let Work::Sample(sample) = &self.record.work else {
+            return None;
+        };
         let checkpoint = sample.checkpoint.filter(|_| !self.record.phase.is_over())?;
         Some((&sample.source, checkpoint))
     }

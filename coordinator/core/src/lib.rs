@@ -1,9 +1,9 @@
-//! What the cluster should do next: a pure machine. It keeps the queue, the workers' leases, generations and checkpoint
-//! commits. It has no async, clock, randomness, sockets, files or logging; the coordinator's loop calls
-//! [`Coordinator::handle`] and performs the effects in order.
+//! What the cluster should do next: a pure machine. It keeps the queue, the workers' leases, generations and
+//! checkpoint commits. It has no async, clock, randomness, sockets, files or logging; the coordinator's loop
+//! calls [`Coordinator::handle`] and performs the effects in order.
 //!
-//! Its rules: what should be is said again on every report (law 5); nothing visible tells of what is not saved (law 7);
-//! only the newest generation of a job publishes (law 4); every wait has a deadline (law 9).
+//! Its rules: what should be is said again on every report (law 5); nothing visible tells of what is not
+//! saved (law 7); only the newest generation of a job publishes (law 4); every wait has a deadline (law 9).
 
 mod clock;
 mod commit;
@@ -58,8 +58,8 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// The machine as it was when `durable` was saved; `Durable::default()` for a new one. Generations that ran go on:
-    /// their workers have some time to find the coordinator again.
+    /// The machine as it was when `durable` was saved; `Durable::default()` for a new one. Generations that
+    /// ran go on: their workers have some time to find the coordinator again.
     #[must_use]
     pub fn restore(config: Config, durable: Durable, now: Millis) -> Self {
         let deadlines = Deadlines::new(config.detect_within_ms);
@@ -70,28 +70,56 @@ impl Coordinator {
             let job = Job::new(record, deadlines, clock.now());
             let device = job.record.spec.resources.device;
             for member in job.members() {
-                fleet.expect(&member.worker, device, member.ranks, deadlines.reattach(clock.now()));
+                fleet.expect(
+                    &member.worker,
+                    device,
+                    member.ranks,
+                    deadlines.reattach(clock.now()),
+                );
             }
             jobs.insert(id, job);
         }
         let counters = durable.counters;
-        Self { config, deadlines, clock, counters, jobs, fleet, noted: BTreeSet::new() }
+        Self {
+            config,
+            deadlines,
+            clock,
+            counters,
+            jobs,
+            fleet,
+            noted: BTreeSet::new(),
+        }
     }
 
-    /// Takes one event; the effects are to be performed in order. Never fails and never panics on strange input: what
-    /// cannot be meant is refused or ignored, with a reason. Panics when its own invariants are broken: a crash and a
-    /// restart are cheaper than a wrong checkpoint.
+    /// Takes one event; the effects are to be performed in order. Never fails and never panics on strange
+    /// input: what cannot be meant is refused or ignored, with a reason. Panics when its own invariants are
+    /// broken: a crash and a restart are cheaper than a wrong checkpoint.
     pub fn handle(&mut self, now: Millis, event: Event) -> Vec<Effect> {
-        let mut outbox = Outbox::new(self.clock.advance(now), now);
+        let due = self.due();
+        let lived = self.clock.advance(now, due, self.deadlines.patience_ms());
+        let mut outbox = Outbox::new(lived, now);
         match event {
-            Event::Submit { request, spec, job_toml, dataset_version } => {
+            Event::Submit {
+                request,
+                spec,
+                job_toml,
+                dataset_version,
+            } => {
                 self.on_submit(request, *spec, job_toml, dataset_version, &mut outbox);
             }
-            Event::Sample { request, sample, latest } => self.on_sample(request, sample, latest, &mut outbox),
+            Event::Sample {
+                request,
+                sample,
+                latest,
+            } => self.on_sample(request, sample, latest, &mut outbox),
             Event::Cancel { request, job } => self.on_cancel(request, &job, &mut outbox),
             Event::Heard { report } => self.on_heard(&report, &mut outbox),
             Event::Disconnected { worker } => self.fleet.disconnect(&worker),
-            Event::ManifestWritten { job, checkpoint, result } => {
+            Event::ManifestWritten {
+                job,
+                checkpoint,
+                result,
+            } => {
                 self.on_manifest_written(&job, checkpoint, result, &mut outbox);
             }
             Event::Deadline => {}
@@ -106,9 +134,7 @@ impl Coordinator {
     /// When [`Event::Deadline`] is wanted, in the clock of the last event.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Millis> {
-        let jobs = self.jobs.values().filter_map(|job| job.next_deadline(self.deadlines, self.clock.now()));
-        let deadline = jobs.chain(self.fleet.next_deadline()).min()?;
-        Some(self.clock.wall_of(deadline))
+        self.due().map(|deadline| self.clock.wall_of(deadline))
     }
 
     /// Jobs in submit order, workers by name.
@@ -117,21 +143,45 @@ impl Coordinator {
         let used = self.used_devices();
         let worker = |worker| view::worker(worker, &used);
         let workers = self.fleet.iter().map(worker).collect();
-        let jobs = self.in_submit_order().into_iter().map(|id| view::job(&self.jobs[id])).collect();
+        let jobs = self
+            .in_submit_order()
+            .into_iter()
+            .map(|id| view::job(&self.jobs[id]))
+            .collect();
         View { jobs, workers }
+    }
+
+    /// The next deadline, in the time of [`Clock`].
+    fn due(&self) -> Option<Millis> {
+        let next = |job: &Job| job.next_deadline(self.deadlines, self.clock.now());
+        self.jobs
+            .values()
+            .filter_map(next)
+            .chain(self.fleet.next_deadline())
+            .min()
     }
 
     fn on_heard(&mut self, report: &WorkerReport, outbox: &mut Outbox) {
         let worker = &report.worker;
         match self.fleet.hear(report, self.deadlines, outbox.now, outbox.wall) {
             Arrival::Known => {}
-            Arrival::Up => outbox.note(Fact::WorkerUp { worker: worker.clone() }),
+            Arrival::Up => outbox.note(Fact::WorkerUp {
+                worker: worker.clone(),
+            }),
             Arrival::Replaced { old } => {
                 self.noted.retain(|(noted, _)| *noted != old);
                 let reason = format!("restarted as {worker}");
-                outbox.note(Fact::WorkerDown { worker: old.clone(), reason });
-                outbox.note(Fact::WorkerUp { worker: worker.clone() });
-                let ending = Ending::WorkerRestarted { old: old.clone(), new: worker.clone() };
+                outbox.note(Fact::WorkerDown {
+                    worker: old.clone(),
+                    reason,
+                });
+                outbox.note(Fact::WorkerUp {
+                    worker: worker.clone(),
+                });
+                let ending = Ending::WorkerRestarted {
+                    old: old.clone(),
+                    new: worker.clone(),
+                };
                 self.end_generations_of(&old, &ending, outbox);
             }
             Arrival::Stale { newer } => {
@@ -143,7 +193,9 @@ impl Coordinator {
         outbox.tell.insert(worker.name.clone());
         let mut failures: BTreeMap<JobId, Ending> = BTreeMap::new();
         for rank in &report.ranks {
-            let Some(ending) = self.on_rank(worker, rank, outbox) else { continue };
+            let Some(ending) = self.on_rank(worker, rank, outbox) else {
+                continue;
+            };
             let known = failures.get(&rank.job);
             if known.is_none_or(|known| known.is_hearsay() && !ending.is_hearsay()) {
                 failures.insert(rank.job.clone(), ending);
@@ -163,7 +215,9 @@ impl Coordinator {
             Sense::Late => {
                 if let Some(ending) = failure(worker, report) {
                     let rank = Some((report.generation, report.rank));
-                    self.jobs.get_mut(&report.job)?.amend(worker, rank, &ending, outbox);
+                    self.jobs
+                        .get_mut(&report.job)?
+                        .amend(worker, rank, &ending, outbox);
                 }
                 return None;
             }
@@ -180,7 +234,11 @@ impl Coordinator {
         }
         for step in news.steps {
             let (job, generation) = (report.job.clone(), report.generation);
-            outbox.note(Fact::Stepped { job, generation, report: step });
+            outbox.note(Fact::Stepped {
+                job,
+                generation,
+                report: step,
+            });
         }
         for oddity in news.oddities {
             self.ignore(worker, &oddity, outbox);
@@ -190,7 +248,10 @@ impl Coordinator {
 
     fn ignore(&mut self, worker: &WorkerId, oddity: &Oddity, outbox: &mut Outbox) {
         if self.noted.insert((worker.clone(), oddity.sort())) {
-            outbox.note(Fact::Ignored { worker: worker.clone(), what: oddity.to_string() });
+            outbox.note(Fact::Ignored {
+                worker: worker.clone(),
+                what: oddity.to_string(),
+            });
         }
     }
 
@@ -203,14 +264,20 @@ impl Coordinator {
     ) {
         let Some(job) = self.jobs.get_mut(id) else { return };
         if commit::answered(job, checkpoint, result, outbox) {
-            outbox.note(Fact::Committed { job: id.clone(), checkpoint });
+            outbox.note(Fact::Committed {
+                job: id.clone(),
+                checkpoint,
+            });
             self.retain(id, outbox);
         }
     }
 
     fn retain(&mut self, id: &JobId, outbox: &mut Outbox) {
         let pins = self.jobs.values().filter_map(Job::pin);
-        let pinned = pins.filter(|(source, _)| *source == id).map(|(_, checkpoint)| checkpoint).collect();
+        let pinned = pins
+            .filter(|(source, _)| *source == id)
+            .map(|(_, checkpoint)| checkpoint)
+            .collect();
         if let Some(job) = self.jobs.get_mut(id) {
             commit::retain(job, &pinned, outbox);
         }
@@ -229,8 +296,14 @@ impl Coordinator {
     fn expire(&mut self, outbox: &mut Outbox) {
         for worker in self.fleet.expire(outbox.now) {
             let silent_for_ms = self.config.detect_within_ms;
-            let ending = Ending::WorkerLost { worker: worker.clone(), silent_for_ms };
-            outbox.note(Fact::WorkerDown { worker: worker.clone(), reason: ending.to_string() });
+            let ending = Ending::WorkerLost {
+                worker: worker.clone(),
+                silent_for_ms,
+            };
+            outbox.note(Fact::WorkerDown {
+                worker: worker.clone(),
+                reason: ending.to_string(),
+            });
             self.end_generations_of(&worker, &ending, outbox);
         }
     }
@@ -242,8 +315,8 @@ impl Coordinator {
             let pinned = job.pin().map(|(source, _)| source.clone());
             let endings = [
                 commit::retry(job, self.deadlines, outbox).err(),
-                job.overdue(self.deadlines, outbox.now),
                 commit::begin(job, self.deadlines, outbox).err(),
+                job.overdue(self.deadlines, outbox.now),
             ];
             for ending in endings.into_iter().flatten() {
                 job.end_generation(&ending, self.deadlines, outbox);
@@ -262,7 +335,10 @@ impl Coordinator {
 
     /// Starts the queued jobs that fit, and says of the others what they wait for.
     fn place(&mut self, outbox: &mut Outbox) {
-        let queued = self.in_submit_order().into_iter().filter_map(|id| self.jobs[id].gang(outbox.now));
+        let queued = self
+            .in_submit_order()
+            .into_iter()
+            .filter_map(|id| self.jobs[id].gang(outbox.now));
         let gangs: Vec<Gang> = queued.collect();
         if gangs.is_empty() {
             return;
@@ -273,10 +349,14 @@ impl Coordinator {
             worker: worker.id.clone(),
             device: worker.device,
             devices: worker.devices,
-            free: worker.devices.saturating_sub(used.get(&worker.id).copied().unwrap_or(0)),
+            free: worker
+                .devices
+                .saturating_sub(used.get(&worker.id).copied().unwrap_or(0)),
         };
         for (id, decision) in placement::place(&gangs, reachable.map(seat).collect()) {
-            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            let Some(job) = self.jobs.get_mut(&id) else {
+                continue;
+            };
             match decision {
                 Decision::Start(workers) => job.form(workers, outbox),
                 Decision::Wait(shortage) => job.wait(shortage.to_string(), outbox),
@@ -287,7 +367,9 @@ impl Coordinator {
     /// Turns what was gathered into effects.
     fn conclude(&self, outbox: Outbox) -> Vec<Effect> {
         let jobs = outbox.save.iter().filter_map(|id| self.jobs.get(id));
-        let mut records: Vec<Record> = jobs.map(|job| Record::Job(Box::new(job.record.clone()))).collect();
+        let mut records: Vec<Record> = jobs
+            .map(|job| Record::Job(Box::new(job.record.clone())))
+            .collect();
         if outbox.save_counters {
             records.insert(0, Record::Counters(self.counters));
         }
@@ -297,9 +379,15 @@ impl Coordinator {
     }
 
     fn desired(&self, worker: &WorkerId) -> DesiredState {
-        let Config { store_url, detect_within_ms } = &self.config;
+        let Config {
+            store_url,
+            detect_within_ms,
+        } = &self.config;
         let assignment = |job: &Job| job.assignment(worker, store_url, *detect_within_ms);
-        DesiredState { worker: worker.clone(), assignments: self.jobs.values().filter_map(assignment).collect() }
+        DesiredState {
+            worker: worker.clone(),
+            assignments: self.jobs.values().filter_map(assignment).collect(),
+        }
     }
 
     fn used_devices(&self) -> BTreeMap<WorkerId, u32> {
@@ -318,6 +406,12 @@ impl Coordinator {
 }
 
 fn failure(worker: &WorkerId, report: &RankReport) -> Option<Ending> {
-    let RankPhase::Failed { error } = &report.phase else { return None };
-    Some(Ending::RankFailed { rank: report.rank, worker: worker.clone(), error: error.clone() })
+    let RankPhase::Failed { error } = &report.phase else {
+        return None;
+    };
+    Some(Ending::RankFailed {
+        rank: report.rank,
+        worker: worker.clone(),
+        error: error.clone(),
+    })
 }

@@ -1,5 +1,6 @@
-//! What the ranks of a job's newest generation said, as far as the coordinator heard since it started. Never durable:
-//! after a restart it is rebuilt from the next reports. It takes reports that [`crate::report`] found sensible.
+//! What the ranks of a job's newest generation said, as far as the coordinator heard since it started. Never
+//! durable: after a restart it is rebuilt from the next reports. It takes reports that [`crate::report`]
+//! found sensible.
 
 use crate::commit::PENDING_MAX;
 use crate::event::{Member, Millis};
@@ -50,18 +51,37 @@ impl Live {
         let mut ranks = BTreeMap::new();
         for member in members {
             for rank in member.first_rank.0..member.first_rank.0.saturating_add(member.ranks) {
-                ranks.insert(Rank(rank), RankLive { phase: None, heard: now });
+                ranks.insert(
+                    Rank(rank),
+                    RankLive {
+                        phase: None,
+                        heard: now,
+                    },
+                );
             }
         }
         let acknowledged = resume.map_or(Step(0), |resume| resume.step);
-        Self { ranks, resume, acknowledged, ..Self::default() }
+        Self {
+            ranks,
+            resume,
+            acknowledged,
+            ..Self::default()
+        }
     }
 
-    /// Takes the report of a rank of this generation. `steps_max` is the job's number of steps, `committed` its newest
-    /// committed step.
-    pub(crate) fn take(&mut self, report: &RankReport, now: Millis, steps_max: Step, committed: Step) -> News {
+    /// Takes the report of a rank of this generation. `steps_max` is the job's number of steps, `committed`
+    /// its newest committed step.
+    pub(crate) fn take(
+        &mut self,
+        report: &RankReport,
+        now: Millis,
+        steps_max: Step,
+        committed: Step,
+    ) -> News {
         let mut news = News::default();
-        let Some(rank) = self.ranks.get_mut(&report.rank) else { return news };
+        let Some(rank) = self.ranks.get_mut(&report.rank) else {
+            return news;
+        };
         rank.heard = now;
         // A report that was overtaken does not set a rank back.
         if rank.phase.as_ref().map_or(0, progress) < progress(&report.phase) {
@@ -81,7 +101,10 @@ impl Live {
     fn take_steps(&mut self, report: &RankReport, steps_max: Step, news: &mut News) {
         for step in &report.steps {
             if steps_max < step.step || step.step == Step(0) {
-                news.oddities.push(Oddity::StepOutside { step: step.step, steps_max });
+                news.oddities.push(Oddity::StepOutside {
+                    step: step.step,
+                    steps_max,
+                });
             } else if self.acknowledged < step.step {
                 self.acknowledged = step.step;
                 self.last_step = Some(step.clone());
@@ -96,7 +119,10 @@ impl Live {
                 continue;
             }
             if steps_max < shard.step {
-                news.oddities.push(Oddity::StepOutside { step: shard.step, steps_max });
+                news.oddities.push(Oddity::StepOutside {
+                    step: shard.step,
+                    steps_max,
+                });
                 continue;
             }
             let path = &shard.shard.path;
@@ -105,7 +131,10 @@ impl Live {
                 continue;
             }
             let of_step = self.shards.entry(shard.step).or_default();
-            if of_step.iter().any(|(rank, other)| *rank != report.rank && other.shard.path == *path) {
+            if of_step
+                .iter()
+                .any(|(rank, other)| *rank != report.rank && other.shard.path == *path)
+            {
                 news.oddities.push(Oddity::ShardPath { path: path.clone() });
                 continue;
             }
@@ -125,7 +154,10 @@ impl Live {
 
     /// The running rank that was silent longest, and since when.
     pub(crate) fn longest_silent(&self) -> Option<(Rank, Millis)> {
-        self.ranks.iter().map(|(rank, live)| (*rank, live.heard)).min_by_key(|(_, heard)| *heard)
+        self.ranks
+            .iter()
+            .map(|(rank, live)| (*rank, live.heard))
+            .min_by_key(|(_, heard)| *heard)
     }
 }
 

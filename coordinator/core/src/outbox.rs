@@ -1,5 +1,6 @@
-//! What one event leads to, gathered while it is handled and put into the one safe order at the end: saves first, so
-//! that nothing visible tells of a state that a restart could forget (law 7). The machine's parts can only add here.
+//! What one event leads to, gathered while it is handled and put into the one safe order at the end: saves
+//! first, so that nothing visible tells of a state that a restart could forget (law 7). The machine's parts
+//! can only add here.
 
 use crate::event::{Effect, Fact, Millis, Record, Reply, RequestId};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
@@ -55,7 +56,8 @@ impl Outbox {
         self.facts.push(Effect::Note(fact));
     }
 
-    /// The effects in order: `records` are what `save` and `save_counters` asked for, `states` what `tell` asked for.
+    /// The effects in order: `records` are what `save` and `save_counters` asked for, `states` what `tell`
+    /// asked for.
     pub(crate) fn into_effects(self, records: Vec<Record>, states: Vec<DesiredState>) -> Vec<Effect> {
         let mut effects = Vec::new();
         if !records.is_empty() {
@@ -64,7 +66,10 @@ impl Outbox {
         let manifests = self.manifests.into_iter().map(Box::new);
         effects.extend(manifests.map(|manifest| Effect::WriteManifest { manifest }));
         effects.extend(self.replies);
-        effects.extend(states.into_iter().map(|state| Effect::Send { worker: state.worker.clone(), state }));
+        effects.extend(states.into_iter().map(|state| Effect::Send {
+            worker: state.worker.clone(),
+            state,
+        }));
         effects.extend(self.deletions);
         effects.extend(self.facts);
         effects

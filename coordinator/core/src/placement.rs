@@ -1,6 +1,6 @@
-//! Who runs what: a pure solver. Gangs are taken in submit order, each whole or not at all; a later gang may start when
-//! an earlier one does not fit. Solving again after the answer was carried out changes nothing. It holds no state; the
-//! machine calls it after every event.
+//! Who runs what: a pure solver. Gangs are taken in submit order, each whole or not at all; a later gang may
+//! start when an earlier one does not fit. Solving again after the answer was carried out changes nothing. It
+//! holds no state; the machine calls it after every event.
 
 use proto::id::{JobId, WorkerId};
 use proto::spec::DeviceKind;
@@ -46,7 +46,8 @@ pub(crate) struct Shortage {
 /// One decision per gang, in the order of `gangs`.
 pub(crate) fn place(gangs: &[Gang], mut seats: Vec<Seat>) -> Vec<(JobId, Decision)> {
     let starts: Vec<Option<Vec<WorkerId>>> = gangs.iter().map(|gang| seat(gang, &mut seats)).collect();
-    // The reasons are given against what is left after all starts, so that solving again gives the same reasons.
+    // The reasons are given against what is left after all starts, so that solving again gives the same
+    // reasons.
     let decide = |(gang, start): (&Gang, Option<Vec<WorkerId>>)| {
         let decision = start.map_or_else(|| Decision::Wait(shortage(gang, &seats)), Decision::Start);
         (gang.job.clone(), decision)
@@ -57,7 +58,11 @@ pub(crate) fn place(gangs: &[Gang], mut seats: Vec<Seat>) -> Vec<(JobId, Decisio
 /// Takes devices for a gang, if enough workers have them: those with the most free devices first.
 fn seat(gang: &Gang, seats: &mut [Seat]) -> Option<Vec<WorkerId>> {
     let mut ready: Vec<&mut Seat> = seats.iter_mut().filter(|seat| is_ready(gang, seat)).collect();
-    let needed = if gang.settling { gang.workers_max } else { gang.workers_min };
+    let needed = if gang.settling {
+        gang.workers_max
+    } else {
+        gang.workers_min
+    };
     if ready.len() < needed.max(1) as usize {
         return None;
     }
@@ -77,7 +82,9 @@ fn is_ready(gang: &Gang, seat: &Seat) -> bool {
 
 fn shortage(gang: &Gang, seats: &[Seat]) -> Shortage {
     let names = |wanted: &dyn Fn(&Seat) -> bool| -> Vec<String> {
-        let seats = seats.iter().filter(|seat| seat.device == gang.device && wanted(seat));
+        let seats = seats
+            .iter()
+            .filter(|seat| seat.device == gang.device && wanted(seat));
         seats.map(|seat| seat.worker.name.clone()).collect()
     };
     let fits = |seat: &Seat| gang.devices_per_worker <= seat.devices;
@@ -99,7 +106,10 @@ impl fmt::Display for Shortage {
         let (workers, devices) = (gang.workers_min.max(1), gang.devices_per_worker);
         let plural = |n: u32| if n == 1 { "" } else { "s" };
         let (workers_s, devices_s) = (plural(workers), plural(devices));
-        write!(f, "needs {workers} {kind} worker{workers_s} with {devices} free device{devices_s}; ")?;
+        write!(
+            f,
+            "needs {workers} {kind} worker{workers_s} with {devices} free device{devices_s}; "
+        )?;
         match self.ready.len() {
             0 => f.write_str("none is up")?,
             1 => write!(f, "1 is up ({})", self.ready.join(", "))?,

@@ -1,5 +1,5 @@
-//! Is what a worker says of a rank possible? Checked before anything is believed: late words are passed over, impossible
-//! ones are ignored and noted once. It changes nothing and never panics.
+//! Is what a worker says of a rank possible? Checked before anything is believed: late words are passed over,
+//! impossible ones are ignored and noted once. It changes nothing and never panics.
 
 use crate::event::{JobPhase, Member};
 use crate::job::Job;
@@ -20,32 +20,69 @@ pub(crate) enum Sense {
 /// Something that cannot be true.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Oddity {
-    UnknownJob { job: JobId },
-    OldBoot { newer: WorkerId },
-    FutureGeneration { job: JobId, said: Generation, newest: Generation },
-    NotMember { job: JobId, generation: Generation },
-    RankOutside { rank: Rank, first: Rank, ranks: u32 },
-    StepOutside { step: Step, steps_max: Step },
-    ShardPath { path: String },
+    UnknownJob {
+        job: JobId,
+    },
+    OldBoot {
+        newer: WorkerId,
+    },
+    FutureGeneration {
+        job: JobId,
+        said: Generation,
+        newest: Generation,
+    },
+    NotMember {
+        job: JobId,
+        generation: Generation,
+    },
+    RankOutside {
+        rank: Rank,
+        first: Rank,
+        ranks: u32,
+    },
+    StepOutside {
+        step: Step,
+        steps_max: Step,
+    },
+    ShardPath {
+        path: String,
+    },
 }
 
 pub(crate) fn judge(job: Option<&Job>, worker: &WorkerId, report: &RankReport) -> Sense {
-    let Some(job) = job else { return Sense::Odd(Oddity::UnknownJob { job: report.job.clone() }) };
+    let Some(job) = job else {
+        return Sense::Odd(Oddity::UnknownJob {
+            job: report.job.clone(),
+        });
+    };
     let newest = job.record.generation;
     if newest < report.generation {
         let job = report.job.clone();
-        return Sense::Odd(Oddity::FutureGeneration { job, said: report.generation, newest });
+        return Sense::Odd(Oddity::FutureGeneration {
+            job,
+            said: report.generation,
+            newest,
+        });
     }
     if report.generation < newest {
         return Sense::Late;
     }
-    let JobPhase::Running { members } = &job.record.phase else { return Sense::Late };
+    let JobPhase::Running { members } = &job.record.phase else {
+        return Sense::Late;
+    };
     let Some(member) = members.iter().find(|member| member.worker == *worker) else {
-        return Sense::Odd(Oddity::NotMember { job: report.job.clone(), generation: newest });
+        return Sense::Odd(Oddity::NotMember {
+            job: report.job.clone(),
+            generation: newest,
+        });
     };
     if !runs(member, report.rank) {
         let (first, ranks) = (member.first_rank, member.ranks);
-        return Sense::Odd(Oddity::RankOutside { rank: report.rank, first, ranks });
+        return Sense::Odd(Oddity::RankOutside {
+            rank: report.rank,
+            first,
+            ranks,
+        });
     }
     Sense::Live
 }
@@ -75,19 +112,31 @@ impl fmt::Display for Oddity {
             Self::UnknownJob { job } => write!(f, "reports a rank of {job}, which was never submitted here"),
             Self::OldBoot { newer } => write!(f, "reports although {newer} has taken its place"),
             Self::FutureGeneration { job, said, newest } => {
-                write!(f, "reports generation {said} of {job}, whose newest generation is {newest}")
+                write!(
+                    f,
+                    "reports generation {said} of {job}, whose newest generation is {newest}"
+                )
             }
             Self::NotMember { job, generation } => {
-                write!(f, "reports a rank of {job} generation {generation}, of which it is not a member")
+                write!(
+                    f,
+                    "reports a rank of {job} generation {generation}, of which it is not a member"
+                )
             }
             Self::RankOutside { rank, first, ranks } => {
-                write!(f, "reports rank {rank}; it runs {ranks} ranks from rank {first} on")
+                write!(
+                    f,
+                    "reports rank {rank}; it runs {ranks} ranks from rank {first} on"
+                )
             }
             Self::StepOutside { step, steps_max } => {
                 write!(f, "reports step {step} of a job that has steps 1 to {steps_max}")
             }
             Self::ShardPath { path } => {
-                write!(f, "reports shard `{path}`; a shard is a file name that no other rank of the step uses")
+                write!(
+                    f,
+                    "reports shard `{path}`; a shard is a file name that no other rank of the step uses"
+                )
             }
         }
     }

@@ -1,9 +1,9 @@
 //! What people ask for: submit, sample, cancel. Each is answered once, after what it changed is saved.
 
+use crate::Coordinator;
 use crate::event::{JobPhase, JobRecord, Reply, RequestId};
 use crate::job::Job;
 use crate::outbox::Outbox;
-use crate::Coordinator;
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId};
 use proto::message::{SampleRequest, Work};
@@ -22,8 +22,8 @@ impl Coordinator {
         let gang = resources.workers_min.max(1)..=resources.workers_max;
         if gang.is_empty() || resources.workers_min == 0 || resources.devices_per_worker == 0 {
             let reason = format!(
-                "resources: workers {} to {} with {} devices each is no gang; a gang is 1 or more workers, min <= max, \
-                 with 1 or more devices",
+                "resources: workers {} to {} with {} devices each is no gang; a gang is 1 or more \
+                 workers, min <= max, with 1 or more devices",
                 resources.workers_min, resources.workers_max, resources.devices_per_worker
             );
             return outbox.reply(request, Reply::Refused { reason });
@@ -46,8 +46,16 @@ impl Coordinator {
         let mut spec = source.record.spec.clone();
         spec.name = format!("{}-sample", source.record.id);
         let device = spec.resources.device;
-        spec.resources = Resources { workers_min: 1, workers_max: 1, devices_per_worker: 1, device };
-        let (job_toml, version) = (source.record.job_toml.clone(), source.record.dataset_version.clone());
+        spec.resources = Resources {
+            workers_min: 1,
+            workers_max: 1,
+            devices_per_worker: 1,
+            device,
+        };
+        let (job_toml, version) = (
+            source.record.job_toml.clone(),
+            source.record.dataset_version.clone(),
+        );
         let job = self.enqueue(spec, job_toml, version, Work::Sample(sample), outbox);
         outbox.reply(request, Reply::Accepted { job });
     }
@@ -57,7 +65,10 @@ impl Coordinator {
         let id = &sample.source;
         let source = self.jobs.get(id).ok_or_else(|| self.no_such_job(id))?;
         if let Work::Sample(of) = &source.record.work {
-            return Err(format!("job {id} draws pictures and trains nothing; sample {} instead", of.source));
+            return Err(format!(
+                "job {id} draws pictures and trains nothing; sample {} instead",
+                of.source
+            ));
         }
         if sample.count == 0 {
             return Err("count: 0 pictures were asked for; ask for 1 or more".to_owned());
@@ -71,8 +82,15 @@ impl Coordinator {
             None if latest => Err(format!("job {id} has no committed checkpoint yet")),
             Some(asked) if !has(asked) => {
                 let steps: Vec<String> = checkpoints.iter().map(|kept| kept.step.to_string()).collect();
-                let steps = if steps.is_empty() { "none".to_owned() } else { steps.join(", ") };
-                Err(format!("job {id} has no checkpoint of step {}; it has: {steps}", asked.step))
+                let steps = if steps.is_empty() {
+                    "none".to_owned()
+                } else {
+                    steps.join(", ")
+                };
+                Err(format!(
+                    "job {id} has no checkpoint of step {}; it has: {steps}",
+                    asked.step
+                ))
             }
             None | Some(_) => Ok(source),
         }
@@ -115,7 +133,9 @@ impl Coordinator {
             work,
             submitted_ms: outbox.wall,
             generation: Generation(0),
-            phase: JobPhase::Queued { reason: "was just submitted".to_owned() },
+            phase: JobPhase::Queued {
+                reason: "was just submitted".to_owned(),
+            },
             checkpoints: Vec::new(),
             fruitless: 0,
             restarts: 0,
@@ -130,7 +150,10 @@ impl Coordinator {
     }
 
     fn no_such_job(&self, id: &JobId) -> String {
-        let newest = self.in_submit_order().last().map(|newest| format!("; the newest is {newest}"));
+        let newest = self
+            .in_submit_order()
+            .last()
+            .map(|newest| format!("; the newest is {newest}"));
         format!("there is no job {id}{}", newest.unwrap_or_default())
     }
 }

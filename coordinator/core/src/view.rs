@@ -1,5 +1,5 @@
-//! What the machine shows to whoever watches: status tables, metrics, tests. Borrowed, read-only; made on demand by
-//! [`crate::Coordinator::view`], never stored.
+//! What the machine shows to whoever watches: status tables, metrics, tests. Borrowed, read-only; made on
+//! demand by [`crate::Coordinator::view`], never stored.
 
 use crate::event::{JobRecord, Millis};
 use crate::fleet::Worker;
@@ -53,7 +53,11 @@ pub struct WorkerView<'a> {
 pub(crate) fn job(job: &Job) -> JobView<'_> {
     let owner = |rank: Rank| job.members().iter().find(|member| runs(member, rank));
     let ranks = job.live.ranks.iter().filter_map(|(rank, live)| {
-        Some(RankView { rank: *rank, worker: &owner(*rank)?.worker, phase: live.phase.as_ref() })
+        Some(RankView {
+            rank: *rank,
+            worker: &owner(*rank)?.worker,
+            phase: live.phase.as_ref(),
+        })
     });
     JobView {
         record: &job.record,

@@ -1,5 +1,5 @@
-//! What the coordinator itself does to checkpoints: it makes one exist by writing its manifest, last and once (law 8), and
-//! takes old ones away. Called by the daemon's loop, in tasks of their own.
+//! What the coordinator itself does to checkpoints: it makes one exist by writing its manifest, last and
+//! once (law 8), and takes old ones away. Called by the daemon's loop, in tasks of their own.
 
 use super::{Checkpoint, CheckpointError, storage};
 use futures::{StreamExt, TryStreamExt};
@@ -26,14 +26,22 @@ impl Archive {
         Checkpoint::inside(Arc::clone(&self.store), &self.prefix, job, checkpoint)
     }
 
-    /// Commits a checkpoint: looks that every shard is there with its size, then puts the manifest if there is none.
-    /// An equal manifest that is already there is success, because the answer to an earlier put may have been lost.
+    /// Commits a checkpoint: looks that every shard is there with its size, then puts the manifest if there
+    /// is none. An equal manifest that is already there is success, because the answer to an earlier put
+    /// may have been lost.
     pub(crate) async fn write_manifest(&self, manifest: &CheckpointManifest) -> Result<(), CheckpointError> {
-        let reference = CheckpointRef { step: manifest.step, generation: manifest.generation };
+        let reference = CheckpointRef {
+            step: manifest.step,
+            generation: manifest.generation,
+        };
         let checkpoint = self.checkpoint(&manifest.job, reference);
         for shard in &manifest.shards {
             let path = checkpoint.path(&shard.path);
-            let found = self.store.head(&path).await.map_err(|source| storage("find shard", &path, source))?;
+            let found = self
+                .store
+                .head(&path)
+                .await
+                .map_err(|source| storage("find shard", &path, source))?;
             if found.size != shard.size_bytes {
                 return Err(CheckpointError::Refused(format!(
                     "shard {path} has {} bytes, its rank reported {}",
@@ -41,21 +49,29 @@ impl Archive {
                 )));
             }
         }
-        let json = serde_json::to_vec_pretty(manifest).expect("a manifest is plain tables, lists and numbers");
+        let json =
+            serde_json::to_vec_pretty(manifest).expect("a manifest is plain tables, lists and numbers");
         let path = checkpoint.path(MANIFEST_FILE);
-        match self.store.put_opts(&path, PutPayload::from(json), PutMode::Create.into()).await {
+        match self
+            .store
+            .put_opts(&path, PutPayload::from(json), PutMode::Create.into())
+            .await
+        {
             Ok(_) => Ok(()),
             Err(object_store::Error::AlreadyExists { .. }) => {
                 if checkpoint.manifest().await? == *manifest {
                     return Ok(());
                 }
-                Err(CheckpointError::Refused(format!("{path} exists and names other shards")))
+                Err(CheckpointError::Refused(format!(
+                    "{path} exists and names other shards"
+                )))
             }
             Err(source) => Err(storage("write", &path, source)),
         }
     }
 
-    /// Takes a checkpoint away, its manifest first, so that no reader ever sees a manifest whose shards are gone.
+    /// Takes a checkpoint away, its manifest first, so that no reader ever sees a manifest whose shards are
+    /// gone.
     pub(crate) async fn delete(&self, job: &JobId, reference: CheckpointRef) -> Result<(), CheckpointError> {
         let checkpoint = self.checkpoint(job, reference);
         let manifest = checkpoint.path(MANIFEST_FILE);
@@ -65,8 +81,16 @@ impl Archive {
         }
         let folder = checkpoint.folder.clone();
         let failed = |source| storage("delete", &folder, source);
-        let files = self.store.list(Some(&checkpoint.folder)).map_ok(|it| it.location).boxed();
-        self.store.delete_stream(files).try_collect::<Vec<_>>().await.map_err(failed)?;
+        let files = self
+            .store
+            .list(Some(&checkpoint.folder))
+            .map_ok(|it| it.location)
+            .boxed();
+        self.store
+            .delete_stream(files)
+            .try_collect::<Vec<_>>()
+            .await
+            .map_err(failed)?;
         Ok(())
     }
 }
@@ -79,7 +103,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_manifest_is_written_once_and_only_over_whole_shards() {
-        let TestCheckpoint { dir: _dir, url, manifest, reference } = test_checkpoint(2, false).await;
+        let TestCheckpoint {
+            dir: _dir,
+            url,
+            manifest,
+            reference,
+        } = test_checkpoint(2, false).await;
         let archive = Archive::open(&url).unwrap();
         let mut short = manifest.clone();
         short.shards[1].size_bytes += 1;
@@ -87,7 +116,14 @@ mod tests {
         assert!(error.contains("rank-1-of-2.safetensors has"), "{error}");
         let mut missing = manifest.clone();
         missing.shards[0].path = "elsewhere".into();
-        assert!(archive.write_manifest(&missing).await.unwrap_err().to_string().contains("elsewhere"));
+        assert!(
+            archive
+                .write_manifest(&missing)
+                .await
+                .unwrap_err()
+                .to_string()
+                .contains("elsewhere")
+        );
 
         archive.write_manifest(&manifest).await.unwrap();
         archive.write_manifest(&manifest).await.unwrap();
@@ -95,16 +131,29 @@ mod tests {
         other.environment = "another".into();
         let error = archive.write_manifest(&other).await.unwrap_err().to_string();
         assert!(error.contains("names other shards"), "{error}");
-        assert_eq!(Checkpoint::at(&url, &manifest.job, reference).unwrap().manifest().await.unwrap(), manifest);
+        assert_eq!(
+            Checkpoint::at(&url, &manifest.job, reference)
+                .unwrap()
+                .manifest()
+                .await
+                .unwrap(),
+            manifest
+        );
     }
 
     #[tokio::test]
     async fn a_deleted_checkpoint_is_gone_and_deleting_again_is_fine() {
-        let TestCheckpoint { dir, url, manifest, reference } = test_checkpoint(2, true).await;
+        let TestCheckpoint {
+            dir,
+            url,
+            manifest,
+            reference,
+        } = test_checkpoint(2, true).await;
         let archive = Archive::open(&url).unwrap();
         archive.delete(&manifest.job, reference).await.unwrap();
         archive.delete(&manifest.job, reference).await.unwrap();
-        let folder = proto::checkpoint::checkpoint_folder(&manifest.job, reference.step, reference.generation);
+        let folder =
+            proto::checkpoint::checkpoint_folder(&manifest.job, reference.step, reference.generation);
         let left = std::fs::read_dir(dir.path().join(folder)).map_or(0, Iterator::count);
         assert_eq!(left, 0);
     }

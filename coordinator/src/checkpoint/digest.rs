@@ -1,13 +1,14 @@
-//! One SHA-256 over trained weights and optimizer state, sorted by name: the figure by which two runs are compared. It does
-//! not depend on how the tensors are split over shards, so not on the world size. Called by `coordinator checkpoint
-//! digest`.
+//! One SHA-256 over trained weights and optimizer state, sorted by name: the figure by which two runs are
+//! compared. It does not depend on how the tensors are split over shards, so not on the world size. Called
+//! by `coordinator checkpoint digest`.
 
 use super::{Checkpoint, CheckpointError, TensorPlace};
 use sha2::{Digest, Sha256};
 
 impl Checkpoint {
-    /// Lower-case hex. Hashed are, for every tensor in the order of names: the name, a zero byte, the type as safetensors
-    /// writes it (`F32`), a zero byte, the shape (`64x3`), a zero byte, and the tensor's bytes.
+    /// Lower-case hex. Hashed are, for every tensor in the order of names: the name, a zero byte, the type
+    /// as safetensors writes it (`F32`), a zero byte, the shape (`64x3`), a zero byte, and the tensor's
+    /// bytes.
     pub(crate) async fn digest(&self) -> Result<String, CheckpointError> {
         let manifest = self.manifest().await?;
         let mut hash = Sha256::new();
@@ -31,7 +32,11 @@ mod tests {
     use crate::fixture::{TestCheckpoint, test_checkpoint};
 
     async fn digest(test: &TestCheckpoint) -> String {
-        Checkpoint::at(&test.url, &test.manifest.job, test.reference).unwrap().digest().await.unwrap()
+        Checkpoint::at(&test.url, &test.manifest.job, test.reference)
+            .unwrap()
+            .digest()
+            .await
+            .unwrap()
     }
 
     #[tokio::test]
@@ -41,7 +46,9 @@ mod tests {
         assert_eq!(expected.len(), 64);
         assert_eq!(digest(&three).await, expected);
 
-        let file = Checkpoint::at(&one.url, &one.manifest.job, one.reference).unwrap().path("rank-0-of-1.safetensors");
+        let file = Checkpoint::at(&one.url, &one.manifest.job, one.reference)
+            .unwrap()
+            .path("rank-0-of-1.safetensors");
         let file = one.dir.path().join(file.as_ref());
         let mut bytes = std::fs::read(&file).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
@@ -53,8 +60,17 @@ mod tests {
     async fn a_file_that_is_no_shard_is_named() {
         let test = test_checkpoint(1, true).await;
         let checkpoint = Checkpoint::at(&test.url, &test.manifest.job, test.reference).unwrap();
-        std::fs::write(test.dir.path().join(checkpoint.path("rank-0-of-1.safetensors").as_ref()), [0xff; 64]).unwrap();
+        std::fs::write(
+            test.dir
+                .path()
+                .join(checkpoint.path("rank-0-of-1.safetensors").as_ref()),
+            [0xff; 64],
+        )
+        .unwrap();
         let error = checkpoint.digest().await.unwrap_err().to_string();
-        assert!(error.contains("rank-0-of-1.safetensors is no safetensors file"), "{error}");
+        assert!(
+            error.contains("rank-0-of-1.safetensors is no safetensors file"),
+            "{error}"
+        );
     }
 }

@@ -1,21 +1,23 @@
-//! Writes a checkpoint's weights as a folder of whole components, the form in which a job begins from base weights:
-//! `unet.safetensors`, `text_encoder.safetensors`, `autoencoder.safetensors`, and `retrinet.safetensors` for what only a
-//! RetriNet has. Weights that the job did not train come from its init folder, so that the folder is complete. Beside them
-//! `export.json` says where they come from. Called by `coordinator checkpoint export`.
+//! Writes a checkpoint's weights as a folder of whole components, the form in which a job begins from base
+//! weights: `unet.safetensors`, `text_encoder.safetensors`, `autoencoder.safetensors`, and
+//! `retrinet.safetensors` for what only a RetriNet has. Weights that the job did not train come from its
+//! init folder, so that the folder is complete. Beside them `export.json` says where they come from. Called
+//! by `coordinator checkpoint export`.
 
 use super::{Checkpoint, CheckpointError};
 use half::f16;
 use object_store::{ObjectStoreExt, path::Path as ObjectPath};
 use proto::checkpoint::CheckpointManifest;
 use proto::spec::JobSpec;
-use safetensors::tensor::{SafeTensors, TensorView};
 use safetensors::Dtype;
+use safetensors::tensor::{SafeTensors, TensorView};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Components that have a file of their own, under their own names; the rest shares [`REST_FILE`] under full names.
+/// Components that have a file of their own, under their own names; the rest shares [`REST_FILE`] under
+/// full names.
 const COMPONENTS: [&str; 3] = ["autoencoder", "text_encoder", "unet"];
 const REST_FILE: &str = "retrinet.safetensors";
 /// Before the name of every weight in a checkpoint; optimizer state has another.
@@ -56,9 +58,15 @@ impl Checkpoint {
             .map_err(|error| CheckpointError::Refused(format!("the manifest's job.toml: {error}")))?;
         let mut files = init_files(&spec).await?;
         for (name, place) in self.tensors(&manifest.shards).await? {
-            let Some(name) = name.strip_prefix(WEIGHTS_PREFIX) else { continue };
+            let Some(name) = name.strip_prefix(WEIGHTS_PREFIX) else {
+                continue;
+            };
             let bytes = self.range(&place.shard, place.range.clone()).await?.to_vec();
-            let weights = Weights { dtype: place.info.dtype, shape: place.info.shape.clone(), bytes };
+            let weights = Weights {
+                dtype: place.info.dtype,
+                shape: place.info.shape.clone(),
+                bytes,
+            };
             let (file, name) = file_of(name);
             files.entry(file).or_default().insert(name, weights);
         }
@@ -69,7 +77,9 @@ impl Checkpoint {
                 tensors.values_mut().for_each(Weights::halve);
             }
             let bytes = serialize(&file, &tensors)?;
-            origin.files.insert(file.clone(), format!("{:x}", Sha256::digest(&bytes)));
+            origin
+                .files
+                .insert(file.clone(), format!("{:x}", Sha256::digest(&bytes)));
             write(&out.join(file), &bytes)?;
         }
         let json = serde_json::to_vec_pretty(&origin).expect("an origin is strings and numbers");
@@ -111,7 +121,8 @@ impl Weights {
     }
 }
 
-/// The file that a weight belongs to, and its name in there: `unet.out.2.bias` is `out.2.bias` of `unet.safetensors`.
+/// The file that a weight belongs to, and its name in there: `unet.out.2.bias` is `out.2.bias` of
+/// `unet.safetensors`.
 fn file_of(name: &str) -> (String, String) {
     match name.split_once('.') {
         Some((component, rest)) if COMPONENTS.contains(&component) => {
@@ -124,7 +135,9 @@ fn file_of(name: &str) -> (String, String) {
 /// What the job began from, file by file; empty for a job that began from random weights.
 async fn init_files(spec: &JobSpec) -> Result<BTreeMap<String, File>, CheckpointError> {
     let mut files = BTreeMap::new();
-    let Some(url) = &spec.model.init else { return Ok(files) };
+    let Some(url) = &spec.model.init else {
+        return Ok(files);
+    };
     let (store, prefix) = model_data::store::open(url)?;
     for component in COMPONENTS {
         let name = format!("{component}.safetensors");
@@ -149,7 +162,11 @@ fn parse(path: &ObjectPath, bytes: &[u8]) -> Result<File, CheckpointError> {
     };
     let tensors = SafeTensors::deserialize(bytes).map_err(wrong)?;
     let weights = tensors.iter().map(|(name, view)| {
-        let weights = Weights { dtype: view.dtype(), shape: view.shape().to_vec(), bytes: view.data().to_vec() };
+        let weights = Weights {
+            dtype: view.dtype(),
+            shape: view.shape().to_vec(),
+            bytes: view.data().to_vec(),
+        };
         (name.to_owned(), weights)
     });
     Ok(weights.collect())
@@ -162,7 +179,10 @@ fn serialize(file: &str, tensors: &File) -> Result<Vec<u8>, CheckpointError> {
     };
     let mut views = Vec::new();
     for (name, it) in tensors {
-        views.push((name, TensorView::new(it.dtype, it.shape.clone(), &it.bytes).map_err(wrong)?));
+        views.push((
+            name,
+            TensorView::new(it.dtype, it.shape.clone(), &it.bytes).map_err(wrong)?,
+        ));
     }
     safetensors::serialize(views, None).map_err(wrong)
 }
@@ -183,7 +203,12 @@ mod tests {
 
     #[tokio::test]
     async fn an_export_has_every_weight_under_its_components_name() {
-        let TestCheckpoint { dir, url, manifest, reference } = test_checkpoint(2, true).await;
+        let TestCheckpoint {
+            dir,
+            url,
+            manifest,
+            reference,
+        } = test_checkpoint(2, true).await;
         let checkpoint = Checkpoint::at(&url, &manifest.job, reference).unwrap();
         let (whole, half) = (dir.path().join("whole"), dir.path().join("half"));
         let origin = checkpoint.export(&whole, false).await.unwrap();
@@ -197,16 +222,32 @@ mod tests {
         checkpoint.export(&half, true).await.unwrap();
         let bytes = std::fs::read(half.join("unet.safetensors")).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
-        assert_eq!(tensors.tensor("output_blocks.0.weight").unwrap().dtype(), Dtype::F16);
+        assert_eq!(
+            tensors.tensor("output_blocks.0.weight").unwrap().dtype(),
+            Dtype::F16
+        );
     }
 
     #[test]
     fn halving_rounds_to_the_nearest() {
-        let bytes = [1.0f32, -0.1, 65536.0].iter().flat_map(|it| it.to_le_bytes()).collect();
-        let mut weights = Weights { dtype: Dtype::F32, shape: vec![3], bytes };
+        let bytes = [1.0f32, -0.1, 65536.0]
+            .iter()
+            .flat_map(|it| it.to_le_bytes())
+            .collect();
+        let mut weights = Weights {
+            dtype: Dtype::F32,
+            shape: vec![3],
+            bytes,
+        };
         weights.halve();
-        let halves: Vec<u16> =
-            weights.bytes.chunks_exact(2).map(|it| u16::from_le_bytes(it.try_into().unwrap())).collect();
-        assert_eq!((weights.dtype, halves), (Dtype::F16, vec![0x3c00, 0xae66, 0x7c00]));
+        let halves: Vec<u16> = weights
+            .bytes
+            .chunks_exact(2)
+            .map(|it| u16::from_le_bytes(it.try_into().unwrap()))
+            .collect();
+        assert_eq!(
+            (weights.dtype, halves),
+            (Dtype::F16, vec![0x3c00, 0xae66, 0x7c00])
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! Checkpoints as they lie in object storage, seen by the coordinator (which commits and deletes them) and by people's
-//! commands (which verify, digest and export them). Nothing here knows libtorch or trains anything.
+//! Checkpoints as they lie in object storage, seen by the coordinator (which commits and deletes them) and
+//! by people's commands (which verify, digest and export them). Nothing here knows libtorch or trains
+//! anything.
 
 pub(crate) mod commit;
 pub(crate) mod digest;
@@ -24,13 +25,21 @@ pub(crate) enum CheckpointError {
     #[error(transparent)]
     Url(#[from] model_data::store::StoreError),
     #[error("cannot {action} {path}: {source}")]
-    Storage { action: &'static str, path: String, source: object_store::Error },
+    Storage {
+        action: &'static str,
+        path: String,
+        source: object_store::Error,
+    },
     #[error("{path} is no checkpoint manifest: {reason}")]
     Manifest { path: String, reason: String },
     #[error("{path} is no safetensors file: {reason}")]
     Shard { path: String, reason: String },
     #[error("tensor {name:?} is in two shards, {first} and {second}")]
-    Twice { name: String, first: String, second: String },
+    Twice {
+        name: String,
+        first: String,
+        second: String,
+    },
     #[error("{0}")]
     Refused(String),
 }
@@ -54,14 +63,20 @@ pub(crate) struct TensorPlace {
 
 impl Checkpoint {
     /// Nothing is read yet.
-    pub(crate) fn at(store_url: &str, job: &JobId, checkpoint: CheckpointRef) -> Result<Self, CheckpointError> {
+    pub(crate) fn at(
+        store_url: &str,
+        job: &JobId,
+        checkpoint: CheckpointRef,
+    ) -> Result<Self, CheckpointError> {
         let (store, prefix) = model_data::store::open(store_url)?;
         Ok(Self::inside(store, &prefix, job, checkpoint))
     }
 
     fn inside(store: Arc<dyn ObjectStore>, prefix: &Path, job: &JobId, checkpoint: CheckpointRef) -> Self {
         let folder = checkpoint_folder(job, checkpoint.step, checkpoint.generation);
-        let folder = folder.split('/').fold(prefix.clone(), |path, part| path.join(part));
+        let folder = folder
+            .split('/')
+            .fold(prefix.clone(), |path, part| path.join(part));
         Self { store, folder }
     }
 
@@ -101,7 +116,11 @@ impl Checkpoint {
                 };
                 if let Some(first) = places.insert(name.clone(), place) {
                     let second = shard.path.clone();
-                    return Err(CheckpointError::Twice { name, first: first.shard, second });
+                    return Err(CheckpointError::Twice {
+                        name,
+                        first: first.shard,
+                        second,
+                    });
                 }
             }
         }
@@ -110,18 +129,30 @@ impl Checkpoint {
 
     /// Where the data of a safetensors file begins, and what its header says.
     async fn header(&self, shard: &ShardEntry) -> Result<(u64, Metadata), CheckpointError> {
-        let wrong = |reason: String| CheckpointError::Shard { path: self.path(&shard.path).to_string(), reason };
+        let wrong = |reason: String| CheckpointError::Shard {
+            path: self.path(&shard.path).to_string(),
+            reason,
+        };
         let length = self.range(&shard.path, 0..8).await?;
-        let length = u64::from_le_bytes(length.as_ref().try_into().map_err(|_| wrong("it is too short".into()))?);
+        let length = u64::from_le_bytes(
+            length
+                .as_ref()
+                .try_into()
+                .map_err(|_| wrong("it is too short".into()))?,
+        );
         if HEADER_BYTES_MAX < length || shard.size_bytes < 8 + length {
             return Err(wrong(format!("its header says to be {length} bytes long")));
         }
         let bytes = self.range(&shard.path, 0..8 + length).await?;
         // Reading it also checks that the tensors lie one behind the other without gaps.
-        let metadata: Metadata = serde_json::from_slice(&bytes[8..]).map_err(|error| wrong(error.to_string()))?;
+        let metadata: Metadata =
+            serde_json::from_slice(&bytes[8..]).map_err(|error| wrong(error.to_string()))?;
         let end = 8 + length + metadata.data_len() as u64;
         if end != shard.size_bytes {
-            return Err(wrong(format!("its tensors end at byte {end}, and it has {} bytes", shard.size_bytes)));
+            return Err(wrong(format!(
+                "its tensors end at byte {end}, and it has {} bytes",
+                shard.size_bytes
+            )));
         }
         Ok((8 + length, metadata))
     }
@@ -131,10 +162,17 @@ impl Checkpoint {
             return Ok(Bytes::new());
         }
         let path = self.path(file);
-        self.store.get_range(&path, range).await.map_err(|source| storage("read", &path, source))
+        self.store
+            .get_range(&path, range)
+            .await
+            .map_err(|source| storage("read", &path, source))
     }
 }
 
 pub(crate) fn storage(action: &'static str, path: &Path, source: object_store::Error) -> CheckpointError {
-    CheckpointError::Storage { action, path: path.to_string(), source }
+    CheckpointError::Storage {
+        action,
+        path: path.to_string(),
+        source,
+    }
 }

@@ -1,5 +1,5 @@
-//! Re-reads a whole checkpoint and compares it with its manifest. Reports everything that is wrong, not the first thing.
-//! Called by `coordinator checkpoint verify`.
+//! Re-reads a whole checkpoint and compares it with its manifest. Reports everything that is wrong, not the
+//! first thing. Called by `coordinator checkpoint verify`.
 
 use super::{Checkpoint, CheckpointError};
 use futures::TryStreamExt;
@@ -21,11 +21,17 @@ impl Checkpoint {
     /// The manifest cannot be read; every other fault is a finding.
     pub(crate) async fn verify(&self) -> Result<(CheckpointManifest, Verified), CheckpointError> {
         let manifest = self.manifest().await?;
-        let mut verified = Verified { shards: manifest.shards.len(), bytes: 0, findings: Vec::new() };
+        let mut verified = Verified {
+            shards: manifest.shards.len(),
+            bytes: 0,
+            findings: Vec::new(),
+        };
         for shard in &manifest.shards {
             verified.bytes += shard.size_bytes;
             if let Err(finding) = self.verify_shard(shard).await {
-                verified.findings.push(format!("{}: {finding}", self.path(&shard.path)));
+                verified
+                    .findings
+                    .push(format!("{}: {finding}", self.path(&shard.path)));
             }
         }
         if verified.findings.is_empty()
@@ -47,11 +53,17 @@ impl Checkpoint {
             size += chunk.len() as u64;
         }
         if size != shard.size_bytes {
-            return Err(format!("has {size} bytes, the manifest says {}", shard.size_bytes));
+            return Err(format!(
+                "has {size} bytes, the manifest says {}",
+                shard.size_bytes
+            ));
         }
         let sha256 = format!("{:x}", hash.finalize());
         if sha256 != shard.sha256 {
-            return Err(format!("has SHA-256 {sha256}, the manifest says {}", shard.sha256));
+            return Err(format!(
+                "has SHA-256 {sha256}, the manifest says {}",
+                shard.sha256
+            ));
         }
         Ok(())
     }
@@ -65,7 +77,12 @@ mod tests {
 
     #[tokio::test]
     async fn every_damage_is_found_and_named() {
-        let TestCheckpoint { dir, url, manifest, reference } = test_checkpoint(3, true).await;
+        let TestCheckpoint {
+            dir,
+            url,
+            manifest,
+            reference,
+        } = test_checkpoint(3, true).await;
         let checkpoint = Checkpoint::at(&url, &manifest.job, reference).unwrap();
         let (_, good) = checkpoint.verify().await.unwrap();
         assert_eq!((good.shards, good.findings), (3, Vec::new()));
@@ -77,7 +94,11 @@ mod tests {
         std::fs::write(file("rank-1-of-3.safetensors"), b"short").unwrap();
         std::fs::remove_file(file("rank-2-of-3.safetensors")).unwrap();
         let findings = checkpoint.verify().await.unwrap().1.findings;
-        let expect = ["rank-0-of-3.safetensors: has SHA-256", "rank-1-of-3.safetensors: has 5 bytes", "cannot be read"];
+        let expect = [
+            "rank-0-of-3.safetensors: has SHA-256",
+            "rank-1-of-3.safetensors: has 5 bytes",
+            "cannot be read",
+        ];
         assert_eq!(findings.len(), expect.len());
         for (finding, part) in findings.iter().zip(expect) {
             assert!(finding.contains(part), "{finding}");

@@ -1,5 +1,5 @@
-//! `coordinator checkpoints` and `coordinator checkpoint verify|digest|export`: asks the coordinator which checkpoints there are, and
-//! reads them in the object store itself.
+//! `coordinator checkpoints` and `coordinator checkpoint verify|digest|export`: asks the coordinator which
+//! checkpoints there are, and reads them in the object store itself.
 
 use super::client::{self, connect};
 use super::{Global, Outcome, Output, Target, print_json, table};
@@ -53,7 +53,10 @@ async fn open(global: &Global, target: &Target) -> Result<(Checkpoint, Checkpoin
     let mut client = connect(global).await?;
     let view = client::describe(global, &mut client, &target.job.0).await?;
     let reference = target.of(&view)?;
-    Ok((Checkpoint::at(&view.store_url, &target.job, reference)?, reference))
+    Ok((
+        Checkpoint::at(&view.store_url, &target.job, reference)?,
+        reference,
+    ))
 }
 
 async fn verify(global: &Global, target: &Target) -> Result<Outcome> {
@@ -74,7 +77,11 @@ async fn verify(global: &Global, target: &Target) -> Result<Outcome> {
             for finding in &verified.findings {
                 println!("{finding}");
             }
-            let result = if good { "all good".into() } else { format!("{} faults", verified.findings.len()) };
+            let result = if good {
+                "all good".into()
+            } else {
+                format!("{} faults", verified.findings.len())
+            };
             println!(
                 "{}@{}: {} shards, {}: {result}",
                 target.job,

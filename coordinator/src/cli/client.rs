@@ -32,7 +32,11 @@ pub(crate) async fn connect(global: &Global) -> Result<Client> {
 pub(crate) fn refusal(global: &Global, status: &Status) -> anyhow::Error {
     match status.code() {
         Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition => anyhow!("{}", status.message()),
-        _ => anyhow!("the coordinator at {} could not answer: {}", global.coordinator, status_text(status)),
+        _ => anyhow!(
+            "the coordinator at {} could not answer: {}",
+            global.coordinator,
+            status_text(status)
+        ),
     }
 }
 
@@ -40,13 +44,21 @@ pub(crate) fn refusal(global: &Global, status: &Status) -> anyhow::Error {
 pub(crate) fn is_lost(status: &Status) -> bool {
     matches!(
         status.code(),
-        Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled | Code::Aborted | Code::DeadlineExceeded
+        Code::Unavailable
+            | Code::Unknown
+            | Code::Internal
+            | Code::Cancelled
+            | Code::Aborted
+            | Code::DeadlineExceeded
     )
 }
 
 pub(crate) async fn describe(global: &Global, client: &mut Client, job: &str) -> Result<pb::JobView> {
     let request = pb::JobRequest { job: job.to_owned() };
-    let reply = client.describe_job(request).await.map_err(|status| refusal(global, &status))?;
+    let reply = client
+        .describe_job(request)
+        .await
+        .map_err(|status| refusal(global, &status))?;
     Ok(reply.into_inner())
 }
 
@@ -63,7 +75,9 @@ pub(crate) async fn steps(global: &Global, client: &mut Client, job: &str) -> Re
 }
 
 fn status_text(status: &Status) -> String {
-    let cause = status.source().map_or_else(String::new, |source| format!(" ({})", innermost(source)));
+    let cause = status
+        .source()
+        .map_or_else(String::new, |source| format!(" ({})", innermost(source)));
     format!("{}{cause}", status.message())
 }
 

@@ -31,26 +31,43 @@ impl Summary {
         let mut seconds: Vec<(&'static str, f64)> = phases(&PhaseSeconds::default()).to_vec();
         for step in steps {
             let own = step.seconds.unwrap_or_default();
-            let own = [own.data, own.forward, own.backward, own.communication, own.optimizer, own.checkpoint];
+            let own = [
+                own.data,
+                own.forward,
+                own.backward,
+                own.communication,
+                own.optimizer,
+                own.checkpoint,
+            ];
             for ((_, sum), value) in seconds.iter_mut().zip(own) {
                 *sum += value;
             }
         }
-        let total: f64 = seconds.iter().map(|(_, it)| it).sum::<f64>().max(f64::MIN_POSITIVE);
+        let total: f64 = seconds
+            .iter()
+            .map(|(_, it)| it)
+            .sum::<f64>()
+            .max(f64::MIN_POSITIVE);
         let samples: f64 = steps.iter().map(|it| f64::from(it.samples)).sum();
         Some(Self {
             steps: steps.len(),
             loss_first: mean(&steps[..window]),
             loss_last: mean(&steps[steps.len() - window..]),
             samples_per_second: samples / total,
-            shares: seconds.into_iter().map(|(phase, it)| (phase, it / total)).collect(),
+            shares: seconds
+                .into_iter()
+                .map(|(phase, it)| (phase, it / total))
+                .collect(),
             peak_memory_bytes: steps.iter().map(|it| it.peak_memory_bytes).max().unwrap_or(0),
         })
     }
 
     pub(crate) fn json(&self) -> Value {
-        let shares: serde_json::Map<String, Value> =
-            self.shares.iter().map(|(phase, share)| ((*phase).to_owned(), json!(share))).collect();
+        let shares: serde_json::Map<String, Value> = self
+            .shares
+            .iter()
+            .map(|(phase, share)| ((*phase).to_owned(), json!(share)))
+            .collect();
         json!({
             "steps": self.steps,
             "loss_first": self.loss_first,
@@ -64,7 +81,12 @@ impl Summary {
     /// `forward 40 %, backward 55 %, …`, the phases that took any time.
     pub(crate) fn shares_text(&self) -> String {
         let percent = |(phase, share): &(&'static str, f64)| format!("{phase} {:.1} %", share * 100.0);
-        self.shares.iter().filter(|(_, share)| 0.0 < *share).map(percent).collect::<Vec<_>>().join(", ")
+        self.shares
+            .iter()
+            .filter(|(_, share)| 0.0 < *share)
+            .map(percent)
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 }
 
@@ -80,7 +102,11 @@ mod tests {
                 step: it.into(),
                 loss: f64::from(it),
                 samples: 4,
-                seconds: Some(pb::PhaseSeconds { forward: 0.25, backward: 0.75, ..Default::default() }),
+                seconds: Some(pb::PhaseSeconds {
+                    forward: 0.25,
+                    backward: 0.75,
+                    ..Default::default()
+                }),
                 peak_memory_bytes: it.into(),
                 ..Default::default()
             })

@@ -1,19 +1,47 @@
-//! `coordinator dataset …`: makes, reads and checks data sets. Speaks to object storage only; no coordinator is needed.
+//! `coordinator dataset …`: makes, reads and checks data sets. Speaks to object storage only; no
+//! coordinator is needed.
 
-use super::{Global, Outcome, Output, print_json};
+use super::{Global, Outcome, Output, print_json, table};
 use crate::words::bytes;
 use anyhow::{Context, Result, anyhow};
 use clap::{Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget};
+use model_data::dataset::Dataset;
 use model_data::figure::{Similar, SynthesizeOptions, identities};
+use model_data::import::{ImportError, ImportReport, SAMPLES_FILE};
 use model_data::writer::{DatasetWriter, WriteOptions};
 use proto::dataset::DatasetManifest;
 use serde_json::json;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DatasetCommand {
     /// Draw synthetic figures; the same options give the same bytes
     Synthesize(SynthesizeArgs),
+    /// Make a data set from a folder of pictures, masks and samples.jsonl with the paper's fields
+    Import {
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+        /// Folder of the data set: file:///…, s3://bucket/… or a path
+        #[arg(long, value_name = "URL")]
+        out: String,
+        /// Fail, and write nothing, when any row cannot be taken as it is
+        #[arg(long)]
+        strict: bool,
+        /// One line for people: where the pictures come from [default: the folder's name]
+        #[arg(long)]
+        source: Option<String>,
+    },
+    /// Count samples, similar pictures, characters and cloth tags
+    Describe {
+        #[arg(value_name = "URL")]
+        dataset: String,
+    },
+    /// Read everything again and list every fault; exit code 0 only if there is none
+    Verify {
+        #[arg(value_name = "URL")]
+        dataset: String,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -48,6 +76,19 @@ enum SimilarArg {
 pub(crate) async fn dataset(global: &Global, command: &DatasetCommand) -> Result<Outcome> {
     match command {
         DatasetCommand::Synthesize(args) => synthesize(global, args).await,
+        DatasetCommand::Import {
+            folder,
+            out,
+            strict,
+            source,
+        } => {
+            let source = source
+                .clone()
+                .unwrap_or_else(|| format!("imported from {}", folder.display()));
+            import(global, folder, &url_of(out)?, &source, *strict).await
+        }
+        DatasetCommand::Describe { dataset } => describe(global, &open(dataset).await?).await,
+        DatasetCommand::Verify { dataset } => verify(global, &open(dataset).await?).await,
     }
 }
 
@@ -57,7 +98,8 @@ fn url_of(text: &str) -> Result<String> {
         return Ok(text.to_owned());
     }
     let path = std::path::absolute(text).with_context(|| format!("cannot tell where {text:?} is"))?;
-    let url = url::Url::from_file_path(&path).map_err(|()| anyhow!("{} cannot be written as a URL", path.display()))?;
+    let url = url::Url::from_file_path(&path)
+        .map_err(|()| anyhow!("{} cannot be written as a URL", path.display()))?;
     Ok(url.into())
 }
 
@@ -90,12 +132,160 @@ async fn synthesize(global: &Global, args: &SynthesizeArgs) -> Result<Outcome> {
 
 fn check(args: &SynthesizeArgs) -> Result<()> {
     let need = |good: bool, name: &str, value: u32, allowed: &str| {
-        if good { Ok(()) } else { Err(anyhow!("--{name} is {value}; {allowed}")) }
+        if good {
+            Ok(())
+        } else {
+            Err(anyhow!("--{name} is {value}; {allowed}"))
+        }
     };
-    need(0 < args.characters, "characters", args.characters, "at least 1 is needed")?;
+    need(
+        0 < args.characters,
+        "characters",
+        args.characters,
+        "at least 1 is needed",
+    )?;
     need(0 < args.outfits, "outfits", args.outfits, "at least 1 is needed")?;
-    need(2 <= args.images, "images", args.images, "at least 2 are needed, a target and a reference")?;
-    need((16..=4096).contains(&args.size), "size", args.size, "16 to 4096 pixels can be drawn")
+    need(
+        2 <= args.images,
+        "images",
+        args.images,
+        "at least 2 are needed, a target and a reference",
+    )?;
+    need(
+        (16..=4096).contains(&args.size),
+        "size",
+        args.size,
+        "16 to 4096 pixels can be drawn",
+    )
+}
+
+async fn import(global: &Global, folder: &Path, url: &str, source: &str, strict: bool) -> Result<Outcome> {
+    let (manifest, report) = match model_data::import::import(folder, url, source, strict).await {
+        Ok(done) => done,
+        Err(error) => {
+            // Each reason is told, not only the first, so that all can be mended at once.
+            if let ImportError::Strict { report } | ImportError::Nothing { report, .. } = &error {
+                print_rejects(report);
+            }
+            return Err(error.into());
+        }
+    };
+    print_rejects(&report);
+    match global.output {
+        Output::Json => print_json(&json!({ "url": url, "samples": manifest.samples, "report": report })),
+        Output::Table => {
+            print_written(global, url, &manifest);
+            println!(
+                "{} rows read, {} accepted, {} rejected, {} similar entries dropped, {} face boxes guessed",
+                report.rows,
+                report.accepted,
+                report.rejected.len(),
+                report.dropped.len(),
+                report.guessed_boxes
+            );
+        }
+    }
+    Ok(Outcome::True)
+}
+
+fn print_rejects(report: &ImportReport) {
+    for (what, list) in [
+        ("rejected", &report.rejected),
+        ("similar entry dropped", &report.dropped),
+    ] {
+        for (line, reason) in list {
+            eprintln!("{SAMPLES_FILE}:{line}: {what}: {reason}");
+        }
+    }
+}
+
+/// A data set that is there; looking for one makes none.
+async fn open(text: &str) -> Result<Dataset> {
+    let url = url_of(text)?;
+    if let Some(folder) = model_data::store::local_folder(&url)?
+        && !folder.is_dir()
+    {
+        return Err(anyhow!("there is no folder {}", folder.display()));
+    }
+    Ok(Dataset::open(&url).await?)
+}
+
+async fn describe(global: &Global, dataset: &Dataset) -> Result<Outcome> {
+    let it = model_data::describe::describe(dataset).await?;
+    if global.output == Output::Json {
+        print_json(&serde_json::to_value(&it)?);
+        return Ok(Outcome::True);
+    }
+    let line = |name: &str, value: &str| println!("{name:<12} {value}");
+    line("source", &it.source);
+    line("version", &it.version);
+    line("samples", &it.samples.to_string());
+    line(
+        "characters",
+        &format!(
+            "{} in {} outfits by {} artists",
+            it.characters, it.identities, it.artists
+        ),
+    );
+    line(
+        "files",
+        &format!(
+            "{} with {} row groups, {}",
+            it.files,
+            it.row_groups,
+            bytes(it.size_bytes)
+        ),
+    );
+    let ((narrow, wide), (low, high)) = (it.widths, it.heights);
+    line(
+        "pictures",
+        &format!("{narrow} to {wide} pixels wide, {low} to {high} high"),
+    );
+    let mut similar = table(&["SIMILAR", "SAMPLES", "SHARE"]);
+    for (count, samples) in &it.similar {
+        similar.add_row([
+            count.to_string(),
+            samples.to_string(),
+            percent(*samples, it.samples),
+        ]);
+    }
+    println!("\n{similar}");
+    for (name, list) in [
+        ("CHARACTER", &it.frequent_characters),
+        ("CLOTHES", &it.frequent_cloths),
+    ] {
+        let mut frequent = table(&[name, "SAMPLES", "SHARE"]);
+        for (word, samples) in list {
+            frequent.add_row([word.clone(), samples.to_string(), percent(*samples, it.samples)]);
+        }
+        println!("\n{frequent}");
+    }
+    Ok(Outcome::True)
+}
+
+#[allow(clippy::cast_precision_loss)] // One decimal is printed.
+fn percent(part: u64, whole: u64) -> String {
+    format!("{:.1} %", 100.0 * part as f64 / whole.max(1) as f64)
+}
+
+async fn verify(global: &Global, dataset: &Dataset) -> Result<Outcome> {
+    let it = model_data::verify::verify(dataset).await?;
+    let good = it.findings.is_empty();
+    match global.output {
+        Output::Json => print_json(&serde_json::to_value(&it)?),
+        Output::Table => {
+            for finding in &it.findings {
+                println!("{finding}");
+            }
+            let result = if good {
+                "all good".into()
+            } else {
+                format!("{} faults", it.findings.len())
+            };
+            println!("{}: {} samples read: {result}", dataset.url(), it.samples);
+        }
+    }
+    Ok(if good { Outcome::True } else { Outcome::False })
 }
 
 fn print_written(global: &Global, url: &str, manifest: &DatasetManifest) {
@@ -113,5 +303,22 @@ fn print_written(global: &Global, url: &str, manifest: &DatasetManifest) {
             manifest.characters,
             bytes(size)
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_path_is_taken_as_well_as_a_url() {
+        assert_eq!(url_of("s3://bucket/data").unwrap(), "s3://bucket/data");
+        assert_eq!(url_of("/data/a b").unwrap(), "file:///data/a%20b");
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(
+            url_of("figures").unwrap(),
+            format!("file://{}/figures", here.display())
+        );
     }
 }

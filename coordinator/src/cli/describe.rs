@@ -5,30 +5,55 @@ use super::curve::Summary;
 use super::job::progress;
 use super::{Global, Outcome, Output, json, print_json, table};
 use crate::words::{ago, bytes, duration, now_ms};
-use anyhow::Result;
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use proto::pb;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 #[derive(Debug, Args)]
 pub(crate) struct DescribeArgs {
     job: String,
+    /// Also draw the loss curve
+    #[arg(long, value_name = "FILE.png")]
+    curve: Option<PathBuf>,
 }
+
+/// Size of the drawn curve in pixels.
+const CURVE_SIZE: (u32, u32) = (960, 540);
 
 pub(crate) async fn describe(global: &Global, args: &DescribeArgs) -> Result<Outcome> {
     let mut client = connect(global).await?;
     let view = client::describe(global, &mut client, &args.job).await?;
     let steps = client::steps(global, &mut client, &args.job).await?;
     let summary = Summary::of(&steps);
+    if let Some(file) = &args.curve {
+        draw(&args.job, &steps, file)?;
+    }
     match global.output {
         Output::Json => {
             let mut value = json::job(&view);
             value["curve"] = summary.map_or(serde_json::Value::Null, |it| it.json());
+            value["steps_done"] = steps.iter().map(json::step).collect();
             print_json(&value);
         }
         Output::Table => print(&view, summary.as_ref()),
     }
     Ok(Outcome::True)
+}
+
+fn draw(job: &str, steps: &[pb::StepReport], file: &Path) -> Result<()> {
+    if steps.is_empty() {
+        return Err(anyhow!(
+            "job {job} has no finished step yet, so there is no curve to draw"
+        ));
+    }
+    let points: Vec<(u64, f64)> = steps.iter().map(|it| (it.step, it.loss)).collect();
+    let (width, height) = CURVE_SIZE;
+    let picture = model_data::curve::loss_curve(&points, &format!("loss of {job}"), width, height);
+    picture
+        .save_with_format(file, image::ImageFormat::Png)
+        .with_context(|| format!("cannot write {}", file.display()))
 }
 
 fn print(view: &pb::JobView, summary: Option<&Summary>) {
@@ -39,27 +64,66 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
     line("submitted", &ago(view.submitted_ms, now));
     if view.ended_ms != 0 {
         let took = Duration::from_millis(view.ended_ms.saturating_sub(view.submitted_ms));
-        line("ended", &format!("{}, {} after it was submitted", ago(view.ended_ms, now), duration(took)));
+        line(
+            "ended",
+            &format!(
+                "{}, {} after it was submitted",
+                ago(view.ended_ms, now),
+                duration(took)
+            ),
+        );
     }
     line("step", &progress(view));
-    line("generation", &format!("{}, {} ranks, {} restarts", view.generation, view.world, view.restarts));
+    line(
+        "generation",
+        &format!(
+            "{}, {} ranks, {} restarts",
+            view.generation, view.world, view.restarts
+        ),
+    );
     line("data set", &format!("version {}", view.dataset_version));
     if let Some(sample) = &view.sample {
-        line("draws", &format!("{} pictures of {}", sample.count, sample.source));
+        line(
+            "draws",
+            &format!("{} pictures of {}", sample.count, sample.source),
+        );
     }
     if let Some(step) = &view.last_step {
         let terms = format!("(target {:.4}, face {:.4})", step.loss_target, step.loss_face);
         let (norm, rate) = (step.gradient_norm, step.learning_rate);
-        line("loss", &format!("{:.4} {terms}, gradient norm {norm:.3}, learning rate {rate:.2e}", step.loss));
+        line(
+            "loss",
+            &format!(
+                "{:.4} {terms}, gradient norm {norm:.3}, learning rate {rate:.2e}",
+                step.loss
+            ),
+        );
     }
     if let Some(summary) = summary {
-        line("curve", &format!("{:.4} -> {:.4} over {} steps", summary.loss_first, summary.loss_last, summary.steps));
+        line(
+            "curve",
+            &format!(
+                "{:.4} -> {:.4} over {} steps",
+                summary.loss_first, summary.loss_last, summary.steps
+            ),
+        );
         line("speed", &format!("{:.1} samples/s", summary.samples_per_second));
         line("step time", &summary.shares_text());
-        line("memory", &format!("{} at most (rank 0)", bytes(summary.peak_memory_bytes)));
+        line(
+            "memory",
+            &format!("{} at most (rank 0)", bytes(summary.peak_memory_bytes)),
+        );
     }
     let steps: Vec<String> = view.checkpoints.iter().map(|it| it.step.to_string()).collect();
-    line("checkpoints", if steps.is_empty() { "none".into() } else { steps.join(", ") }.as_str());
+    line(
+        "checkpoints",
+        if steps.is_empty() {
+            "none".into()
+        } else {
+            steps.join(", ")
+        }
+        .as_str(),
+    );
     println!("{:<12} {}", "store", view.store_url);
     print_members(view);
     print_incidents(view, now);
@@ -71,7 +135,10 @@ fn print_members(view: &pb::JobView) {
     }
     let mut table = table(&["RANK", "WORKER", "PHASE"]);
     for member in &view.members {
-        let worker = member.worker.as_ref().map_or_else(String::new, |it| it.name.clone());
+        let worker = member
+            .worker
+            .as_ref()
+            .map_or_else(String::new, |it| it.name.clone());
         for (rank, phase) in (member.first_rank..).zip(&member.phases) {
             table.add_row([rank.to_string(), worker.clone(), phase.clone()]);
         }
@@ -85,7 +152,11 @@ fn print_incidents(view: &pb::JobView, now: u64) {
     }
     let mut table = table(&["WHEN", "GENERATION", "INCIDENT"]);
     for incident in &view.incidents {
-        table.add_row([ago(incident.at_ms, now), incident.generation.to_string(), incident.what.clone()]);
+        table.add_row([
+            ago(incident.at_ms, now),
+            incident.generation.to_string(),
+            incident.what.clone(),
+        ]);
     }
     println!("\n{table}");
 }

@@ -8,23 +8,40 @@ use proto::pb;
 
 pub(crate) async fn jobs(global: &Global) -> Result<Outcome> {
     let mut client = connect(global).await?;
-    let reply = client.list_jobs(pb::ListJobsRequest {}).await.map_err(|status| refusal(global, &status))?;
+    let reply = client
+        .list_jobs(pb::ListJobsRequest {})
+        .await
+        .map_err(|status| refusal(global, &status))?;
     let jobs = reply.into_inner().jobs;
     if global.output == Output::Json {
         print_json(&jobs.iter().map(json::job).collect());
         return Ok(Outcome::True);
     }
     let now = now_ms();
-    let mut table = table(&["JOB", "PHASE", "STEP", "LOSS", "RANKS", "RESTARTS", "CHECKPOINT", "SUBMITTED", "REASON"]);
+    let mut table = table(&[
+        "JOB",
+        "PHASE",
+        "STEP",
+        "LOSS",
+        "RANKS",
+        "RESTARTS",
+        "CHECKPOINT",
+        "SUBMITTED",
+        "REASON",
+    ]);
     for job in &jobs {
         table.add_row([
             job.job.clone(),
             job.phase.clone(),
             progress(job),
-            job.last_step.as_ref().map_or_else(|| "-".into(), |it| format!("{:.4}", it.loss)),
+            job.last_step
+                .as_ref()
+                .map_or_else(|| "-".into(), |it| format!("{:.4}", it.loss)),
             job.world.to_string(),
             job.restarts.to_string(),
-            job.checkpoints.last().map_or_else(|| "-".into(), |it| it.step.to_string()),
+            job.checkpoints
+                .last()
+                .map_or_else(|| "-".into(), |it| it.step.to_string()),
             ago(job.submitted_ms, now),
             job.reason.clone(),
         ]);
@@ -35,17 +52,28 @@ pub(crate) async fn jobs(global: &Global) -> Result<Outcome> {
 
 /// `40/400`, or `-` for jobs that have no steps.
 pub(crate) fn progress(job: &pb::JobView) -> String {
-    if job.steps == 0 { "-".into() } else { format!("{}/{}", job.step, job.steps) }
+    if job.steps == 0 {
+        "-".into()
+    } else {
+        format!("{}/{}", job.step, job.steps)
+    }
 }
 
 pub(crate) async fn cancel(global: &Global, job: &str) -> Result<Outcome> {
     let mut client = connect(global).await?;
     let request = pb::CancelRequest { job: job.to_owned() };
-    let reply = client.cancel(request).await.map_err(|status| refusal(global, &status))?;
+    let reply = client
+        .cancel(request)
+        .await
+        .map_err(|status| refusal(global, &status))?;
     let phase = reply.into_inner().phase;
     match global.output {
         Output::Json => print_json(&serde_json::json!({ "job": job, "phase": phase })),
         Output::Table => println!("{job} is {phase}"),
     }
-    Ok(if phase == "cancelled" { Outcome::True } else { Outcome::False })
+    Ok(if phase == "cancelled" {
+        Outcome::True
+    } else {
+        Outcome::False
+    })
 }

@@ -1,4 +1,5 @@
-//! Views as JSON, for `--output json`. Field names are those of train.proto; moments are milliseconds since 1970. Pure.
+//! Views as JSON, for `--output json`. Field names are those of train.proto; moments are milliseconds since
+//! 1970. Pure.
 
 use proto::pb;
 use serde_json::{Value, json};

@@ -20,7 +20,11 @@ pub(crate) struct LogsArgs {
 
 pub(crate) async fn logs(global: &Global, args: &LogsArgs) -> Result<Outcome> {
     let mut client = connect(global).await?;
-    let request = pb::LogsRequest { job: args.job.clone(), rank: args.rank, follow: args.follow };
+    let request = pb::LogsRequest {
+        job: args.job.clone(),
+        rank: args.rank,
+        follow: args.follow,
+    };
     let failed = |status: tonic::Status| refusal(global, &status);
     let mut lines = client.logs(request).await.map_err(failed)?.into_inner();
     let mut out = std::io::stdout().lock();

@@ -1,5 +1,5 @@
-//! The command line. One file per group of commands; each reads its arguments, asks the coordinator or the object store,
-//! and prints a table for people or JSON for programs. Nothing here is used by `serve`.
+//! The command line. One file per group of commands; each reads its arguments, asks the coordinator or the
+//! object store, and prints a table for people or JSON for programs. Nothing here is used by `serve`.
 
 mod checkpoint;
 mod client;
@@ -33,7 +33,13 @@ pub(crate) struct Cli {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
     /// URL of the coordinator
-    #[arg(long, global = true, env = "COORDINATOR_URL", default_value = "http://127.0.0.1:7070", value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        env = "COORDINATOR_URL",
+        default_value = "http://127.0.0.1:7070",
+        value_name = "URL"
+    )]
     pub(crate) coordinator: String,
     /// A table for people or JSON for programs
     #[arg(long, global = true, value_enum, default_value = "table", value_name = "FORM")]
@@ -61,21 +67,15 @@ pub(crate) enum Command {
     /// Show one job: phase and reason, members, step times, checkpoints, incidents
     Describe(describe::DescribeArgs),
     /// Follow a job until it ends; exit code 0 only if it is done
-    Watch {
-        job: String,
-    },
+    Watch { job: String },
     /// Show what a job's ranks printed
     Logs(logs::LogsArgs),
     /// Stop a job for good; its checkpoints stay
-    Cancel {
-        job: String,
-    },
+    Cancel { job: String },
     /// List the workers
     Workers,
     /// List a job's checkpoints
-    Checkpoints {
-        job: String,
-    },
+    Checkpoints { job: String },
     /// Verify, digest or export one checkpoint
     #[command(subcommand)]
     Checkpoint(checkpoint::CheckpointCommand),
@@ -115,7 +115,9 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<Outcome> {
 /// A table without rules between rows, so that it can be grepped.
 fn table(header: &[&str]) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::NOTHING).set_header(header);
+    table
+        .load_preset(comfy_table::presets::NOTHING)
+        .set_header(header);
     table
 }
 

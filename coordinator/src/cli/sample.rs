@@ -1,5 +1,5 @@
-//! `coordinator sample`: a job of its own, run by one worker, draws pictures with a job's checkpoint; this command waits for
-//! it and fetches what it drew.
+//! `coordinator sample`: a job of its own, run by one worker, draws pictures with a job's checkpoint; this
+//! command waits for it and fetches what it drew.
 
 use super::client::{self, connect, refusal};
 use super::{Global, Outcome, Output, Target, print_json, watch};
@@ -52,8 +52,13 @@ enum Prompt {
 pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome> {
     let mut client = connect(global).await?;
     let checkpoint = match args.target.step {
-        Some(_) if args.base => return Err(anyhow!("--base draws without a checkpoint; leave out the @STEP")),
-        Some(_) => Some(args.target.of(&client::describe(global, &mut client, &args.target.job.0).await?)?),
+        Some(_) if args.base => {
+            return Err(anyhow!("--base draws without a checkpoint; leave out the @STEP"));
+        }
+        Some(_) => Some(
+            args.target
+                .of(&client::describe(global, &mut client, &args.target.job.0).await?)?,
+        ),
         None => None,
     };
     let work = SampleRequest {
@@ -69,8 +74,15 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
             Prompt::Empty => SamplePrompt::Empty,
         },
     };
-    let request = pb::SampleRequest { work: Some((&work).into()), base: args.base };
-    let reply = client.sample(request).await.map_err(|status| refusal(global, &status))?.into_inner();
+    let request = pb::SampleRequest {
+        work: Some((&work).into()),
+        base: args.base,
+    };
+    let reply = client
+        .sample(request)
+        .await
+        .map_err(|status| refusal(global, &status))?
+        .into_inner();
     let view = watch::follow(global, &reply.job).await?;
     if view.phase != "done" {
         return Err(anyhow!("{} ended {}: {}", view.job, view.phase, view.reason));
@@ -91,21 +103,27 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
 /// Copies `jobs/<job>/pictures/*` into `out`; how many files, and the summary of pictures.json.
 async fn fetch(view: &pb::JobView, out: &Path) -> Result<(usize, Value)> {
     let (store, prefix) = model_data::store::open(&view.store_url)?;
-    let folder = ["jobs", &view.job, "pictures"].into_iter().fold(prefix, |path, part| path.join(part));
+    let folder = ["jobs", &view.job, "pictures"]
+        .into_iter()
+        .fold(prefix, |path, part| path.join(part));
     std::fs::create_dir_all(out).with_context(|| format!("cannot make the folder {}", out.display()))?;
     let listed: Vec<_> = store.list(Some(&folder)).try_collect().await?;
     let mut summary = None;
     for object in &listed {
-        let Some(name) = object.location.filename() else { continue };
+        let Some(name) = object.location.filename() else {
+            continue;
+        };
         let bytes = store.get(&object.location).await?.bytes().await?;
         if name == SUMMARY_FILE {
-            let value: Value = serde_json::from_slice(&bytes).with_context(|| format!("{} is no JSON", object.location))?;
+            let value: Value =
+                serde_json::from_slice(&bytes).with_context(|| format!("{} is no JSON", object.location))?;
             summary = value.get("summary").cloned();
         }
         let file = out.join(name);
         std::fs::write(&file, &bytes).with_context(|| format!("cannot write {}", file.display()))?;
     }
-    let summary = summary.ok_or_else(|| anyhow!("there is no {folder}/{SUMMARY_FILE} with a summary in the store"))?;
+    let summary =
+        summary.ok_or_else(|| anyhow!("there is no {folder}/{SUMMARY_FILE} with a summary in the store"))?;
     Ok((listed.len(), summary))
 }
 
@@ -133,6 +151,9 @@ mod tests {
             line,
             "demo-1-sample-2: 18 files in out; 11 of 16 are nearest to their own character and outfit among 8"
         );
-        assert_eq!(summary_line("a-1", Path::new("out"), 3, &Value::Null), "a-1: 3 files in out");
+        assert_eq!(
+            summary_line("a-1", Path::new("out"), 3, &Value::Null),
+            "a-1: 3 files in out"
+        );
     }
 }

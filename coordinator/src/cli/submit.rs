@@ -1,4 +1,5 @@
-//! `coordinator submit`: reads and checks job.toml here, where the user's files are, and sends its canonical form.
+//! `coordinator submit`: reads and checks job.toml here, where the user's files are, and sends its
+//! canonical form.
 
 use super::client::{connect, refusal};
 use super::{Global, Outcome, Output, print_json, watch};
@@ -24,9 +25,16 @@ pub(crate) struct SubmitArgs {
 pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome> {
     let job_toml = canonical(&args.file).await?;
     let mut client = connect(global).await?;
-    let request =
-        pb::SubmitRequest { file_name: args.file.display().to_string(), job_toml, dry_run: args.dry_run };
-    let reply = client.submit(request).await.map_err(|status| refusal(global, &status))?.into_inner();
+    let request = pb::SubmitRequest {
+        file_name: args.file.display().to_string(),
+        job_toml,
+        dry_run: args.dry_run,
+    };
+    let reply = client
+        .submit(request)
+        .await
+        .map_err(|status| refusal(global, &status))?
+        .into_inner();
     match (global.output, args.dry_run) {
         (Output::Json, _) if !args.watch => print_json(&serde_json::json!({
             "job": (!args.dry_run).then_some(&reply.job),
@@ -36,10 +44,15 @@ pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome
         (Output::Table, true) => println!("{} is good: {}", args.file.display(), reply.summary),
         (Output::Table, false) => println!("{}", reply.job),
     }
-    if args.watch { watch::watch(global, &reply.job).await } else { Ok(Outcome::True) }
+    if args.watch {
+        watch::watch(global, &reply.job).await
+    } else {
+        Ok(Outcome::True)
+    }
 }
 
-/// The job as the coordinator is to read it: all fields written out, all paths absolute. What it reads must be there.
+/// The job as the coordinator is to read it: all fields written out, all paths absolute. What it reads must
+/// be there.
 async fn canonical(file: &Path) -> Result<String> {
     let name = file.display().to_string();
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;

@@ -33,15 +33,28 @@ impl Target {
     /// The checkpoint meant, of those that the job has.
     pub(crate) fn of(&self, view: &pb::JobView) -> Result<CheckpointRef> {
         let newest = |it: &&pb::CheckpointRef| self.step.is_none_or(|step| it.step == step);
-        let found = view.checkpoints.iter().filter(newest).max_by_key(|it| (it.step, it.generation));
+        let found = view
+            .checkpoints
+            .iter()
+            .filter(newest)
+            .max_by_key(|it| (it.step, it.generation));
         if let Some(checkpoint) = found {
             return Ok((*checkpoint).into());
         }
         let steps: Vec<String> = view.checkpoints.iter().map(|it| it.step.to_string()).collect();
         Err(match (self.step, steps.as_slice()) {
-            (_, []) => anyhow!("job {} has no committed checkpoint; it is {}: {}", self.job, view.phase, view.reason),
+            (_, []) => anyhow!(
+                "job {} has no committed checkpoint; it is {}: {}",
+                self.job,
+                view.phase,
+                view.reason
+            ),
             (Some(step), steps) => {
-                anyhow!("job {} has no checkpoint of step {step}; it has {}", self.job, steps.join(", "))
+                anyhow!(
+                    "job {} has no checkpoint of step {step}; it has {}",
+                    self.job,
+                    steps.join(", ")
+                )
             }
             (None, _) => unreachable!("any checkpoint is the newest of some"),
         })
@@ -57,8 +70,20 @@ mod tests {
     #[test]
     fn a_target_is_a_job_with_or_without_a_step() {
         let target = |text: &str| text.parse::<Target>();
-        assert_eq!(target("demo-1"), Ok(Target { job: JobId("demo-1".into()), step: None }));
-        assert_eq!(target("demo-1@40"), Ok(Target { job: JobId("demo-1".into()), step: Some(40) }));
+        assert_eq!(
+            target("demo-1"),
+            Ok(Target {
+                job: JobId("demo-1".into()),
+                step: None
+            })
+        );
+        assert_eq!(
+            target("demo-1@40"),
+            Ok(Target {
+                job: JobId("demo-1".into()),
+                step: Some(40)
+            })
+        );
         assert!(target("demo-1@last").unwrap_err().contains("`last` is no step"));
         assert!(target("../x").unwrap_err().contains("field `job`"));
         assert!(target("@4").unwrap_err().contains("field `job`"));
@@ -68,11 +93,21 @@ mod tests {
     fn the_newest_generation_of_a_step_is_meant() {
         let reference = |step, generation| pb::CheckpointRef { step, generation };
         let checkpoints = vec![reference(4, 1), reference(4, 2), reference(8, 2)];
-        let view = pb::JobView { job: "demo-1".into(), checkpoints, ..Default::default() };
+        let view = pb::JobView {
+            job: "demo-1".into(),
+            checkpoints,
+            ..Default::default()
+        };
         let of = |text: &str| text.parse::<Target>().unwrap().of(&view);
-        let expect = |step, generation| CheckpointRef { step: Step(step), generation: Generation(generation) };
+        let expect = |step, generation| CheckpointRef {
+            step: Step(step),
+            generation: Generation(generation),
+        };
         assert_eq!(of("demo-1").unwrap(), expect(8, 2));
         assert_eq!(of("demo-1@4").unwrap(), expect(4, 2));
-        assert_eq!(of("demo-1@5").unwrap_err().to_string(), "job demo-1 has no checkpoint of step 5; it has 4, 4, 8");
+        assert_eq!(
+            of("demo-1@5").unwrap_err().to_string(),
+            "job demo-1 has no checkpoint of step 5; it has 4, 4, 8"
+        );
     }
 }

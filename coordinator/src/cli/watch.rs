@@ -1,5 +1,5 @@
-//! `coordinator watch`, and the second half of `submit --watch` and `sample`: follows a job until it ends, with a bar on a
-//! terminal and plain lines elsewhere. Outlives a restart of the coordinator.
+//! `coordinator watch`, and the second half of `submit --watch` and `sample`: follows a job until it ends,
+//! with a bar on a terminal and plain lines elsewhere. Outlives a restart of the coordinator.
 
 use super::client::{Client, connect, is_lost, refusal};
 use super::{Global, Outcome, Output, json, print_json};
@@ -28,7 +28,11 @@ pub(crate) async fn watch(global: &Global, job: &str) -> Result<Outcome> {
         Output::Json => print_json(&json::job(&view)),
         Output::Table => println!("{}", last_line(&view)),
     }
-    Ok(if view.phase == "done" { Outcome::True } else { Outcome::False })
+    Ok(if view.phase == "done" {
+        Outcome::True
+    } else {
+        Outcome::False
+    })
 }
 
 /// Shows progress on stderr until the job has ended; its last view.
@@ -43,7 +47,11 @@ pub(crate) async fn follow(global: &Global, job: &str) -> Result<pb::JobView> {
             Err(status) => status,
         };
         let since = *lost_since.get_or_insert_with(|| {
-            display.say(&format!("connection to {} lost ({}), trying again", global.coordinator, error.message()));
+            display.say(&format!(
+                "connection to {} lost ({}), trying again",
+                global.coordinator,
+                error.message()
+            ));
             Instant::now()
         });
         if LOST_MAX < since.elapsed() {
@@ -68,7 +76,13 @@ async fn views(
     display: &mut Display,
     lost_since: &mut Option<Instant>,
 ) -> Result<Result<pb::JobView, tonic::Status>> {
-    let sort = |status: tonic::Status| if is_lost(&status) { Ok(Err(status)) } else { Err(refusal(global, &status)) };
+    let sort = |status: tonic::Status| {
+        if is_lost(&status) {
+            Ok(Err(status))
+        } else {
+            Err(refusal(global, &status))
+        }
+    };
     let mut stream = match client.watch_job(pb::JobRequest { job: job.to_owned() }).await {
         Ok(stream) => stream.into_inner(),
         Err(status) => return sort(status),
@@ -97,8 +111,17 @@ fn last_line(view: &pb::JobView) -> String {
         "failed" => "Failed",
         _ => "Cancelled",
     };
-    let loss = view.last_step.as_ref().map_or_else(String::new, |it| format!(", loss {:.4}", it.loss));
-    format!("{phase}: {} after {}, step {}{loss}: {}", view.job, duration(took), super::job::progress(view), view.reason)
+    let loss = view
+        .last_step
+        .as_ref()
+        .map_or_else(String::new, |it| format!(", loss {:.4}", it.loss));
+    format!(
+        "{phase}: {} after {}, step {}{loss}: {}",
+        view.job,
+        duration(took),
+        super::job::progress(view),
+        view.reason
+    )
 }
 
 /// One line of progress, apart from where it is shown.
@@ -112,7 +135,9 @@ impl Progress {
     /// `loss 0.1234, 41.0 samples/s, 3m20s left`.
     #[allow(clippy::cast_precision_loss)] // People read two digits of it.
     fn text(&mut self, view: &pb::JobView, now: Instant) -> String {
-        let Some(step) = &view.last_step else { return view.reason.clone() };
+        let Some(step) = &view.last_step else {
+            return view.reason.clone();
+        };
         // After a restart the job goes on at an earlier step.
         if self.seen.back().is_some_and(|(_, seen)| view.step < *seen) {
             self.seen.clear();
@@ -124,7 +149,9 @@ impl Progress {
             self.seen.pop_front();
         }
         let loss = format!("loss {:.4}", step.loss);
-        let (Some(first), Some(last)) = (self.seen.front(), self.seen.back()) else { return loss };
+        let (Some(first), Some(last)) = (self.seen.front(), self.seen.back()) else {
+            return loss;
+        };
         let seconds = last.0.duration_since(first.0).as_secs_f64();
         if seconds <= 0.0 {
             return loss;
@@ -132,7 +159,10 @@ impl Progress {
         let rate = (last.1 - first.1) as f64 / seconds;
         let left = view.steps.saturating_sub(view.step) as f64 / rate;
         let left = duration(Duration::from_secs_f64(left.clamp(1.0, 1e9)));
-        format!("{loss}, {:.1} samples/s, {left} left", rate * f64::from(step.samples))
+        format!(
+            "{loss}, {:.1} samples/s, {left} left",
+            rate * f64::from(step.samples)
+        )
     }
 }
 
@@ -158,7 +188,14 @@ impl Display {
             bar
         });
         let now = Instant::now();
-        Self { job: job.to_owned(), bar, progress: Progress::default(), phase: String::new(), line_at: now, line_step: 0 }
+        Self {
+            job: job.to_owned(),
+            bar,
+            progress: Progress::default(),
+            phase: String::new(),
+            line_at: now,
+            line_step: 0,
+        }
     }
 
     fn show(&mut self, view: &pb::JobView) {
@@ -176,7 +213,8 @@ impl Display {
             return;
         }
         let every = (view.steps / LINES_PER_JOB).max(1);
-        let due = LINE_EVERY <= now.duration_since(self.line_at) || self.line_step / every != view.step / every;
+        let due =
+            LINE_EVERY <= now.duration_since(self.line_at) || self.line_step / every != view.step / every;
         if view.step != self.line_step && view.last_step.is_some() && due {
             (self.line_at, self.line_step) = (now, view.step);
             self.say(&format!("step {}, {text}", super::job::progress(view)));
@@ -202,8 +240,19 @@ mod tests {
     use super::*;
 
     fn view(step: u64) -> pb::JobView {
-        let last_step = pb::StepReport { step, loss: 0.5, samples: 8, ..Default::default() };
-        pb::JobView { job: "demo-1".into(), step, steps: 100, last_step: Some(last_step), ..Default::default() }
+        let last_step = pb::StepReport {
+            step,
+            loss: 0.5,
+            samples: 8,
+            ..Default::default()
+        };
+        pb::JobView {
+            job: "demo-1".into(),
+            step,
+            steps: 100,
+            last_step: Some(last_step),
+            ..Default::default()
+        }
     }
 
     #[test]
@@ -211,14 +260,25 @@ mod tests {
         let (mut progress, start) = (Progress::default(), Instant::now());
         assert_eq!(progress.text(&view(10), start), "loss 0.5000");
         let later = start + Duration::from_secs(5);
-        assert_eq!(progress.text(&view(20), later), "loss 0.5000, 16.0 samples/s, 40s left");
+        assert_eq!(
+            progress.text(&view(20), later),
+            "loss 0.5000, 16.0 samples/s, 40s left"
+        );
         // A restart from an earlier checkpoint must not give a negative rate.
         assert_eq!(progress.text(&view(15), later), "loss 0.5000");
     }
 
     #[test]
     fn the_last_line_says_how_it_ended() {
-        let ended = pb::JobView { phase: "failed".into(), reason: "no space".into(), ended_ms: 61_000, ..view(7) };
-        assert_eq!(last_line(&ended), "Failed: demo-1 after 1m01s, step 7/100, loss 0.5000: no space");
+        let ended = pb::JobView {
+            phase: "failed".into(),
+            reason: "no space".into(),
+            ended_ms: 61_000,
+            ..view(7)
+        };
+        assert_eq!(
+            last_line(&ended),
+            "Failed: demo-1 after 1m01s, step 7/100, loss 0.5000: no space"
+        );
     }
 }

@@ -9,7 +9,10 @@ use std::time::Duration;
 
 pub(crate) async fn workers(global: &Global) -> Result<Outcome> {
     let mut client = connect(global).await?;
-    let reply = client.list_workers(pb::ListWorkersRequest {}).await.map_err(|status| refusal(global, &status))?;
+    let reply = client
+        .list_workers(pb::ListWorkersRequest {})
+        .await
+        .map_err(|status| refusal(global, &status))?;
     let workers = reply.into_inner().workers;
     if global.output == Output::Json {
         print_json(&workers.iter().map(json::worker).collect());
@@ -18,11 +21,18 @@ pub(crate) async fn workers(global: &Global) -> Result<Outcome> {
     let mut table = table(&["WORKER", "UP", "DEVICE", "USED", "JOBS", "HEARD"]);
     for worker in &workers {
         table.add_row([
-            worker.worker.as_ref().map_or_else(String::new, |it| it.name.clone()),
+            worker
+                .worker
+                .as_ref()
+                .map_or_else(String::new, |it| it.name.clone()),
             if worker.up { "up".into() } else { "down".into() },
             worker.device.clone(),
             format!("{}/{}", worker.devices_used, worker.devices),
-            if worker.jobs.is_empty() { "-".into() } else { worker.jobs.join(", ") },
+            if worker.jobs.is_empty() {
+                "-".into()
+            } else {
+                worker.jobs.join(", ")
+            },
             format!("{} ago", duration(Duration::from_millis(worker.last_heard_ms))),
         ]);
     }

@@ -1,4 +1,5 @@
-//! A map that forgets what was used longest ago once it holds too many bytes. Not thread-safe; the loader locks it.
+//! A map that forgets what was used longest ago once it holds too many bytes. Not thread-safe; the loader
+//! locks it.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +22,13 @@ struct Entry<V> {
 
 impl<K: Ord + Copy, V: Clone> Cache<K, V> {
     pub(crate) fn new(bound: usize) -> Self {
-        Self { entries: BTreeMap::new(), by_use: BTreeMap::new(), clock: 0, bytes: 0, bound }
+        Self {
+            entries: BTreeMap::new(),
+            by_use: BTreeMap::new(),
+            clock: 0,
+            bytes: 0,
+            bound,
+        }
     }
 
     pub(crate) fn get(&mut self, key: K) -> Option<V> {
@@ -40,13 +47,22 @@ impl<K: Ord + Copy, V: Clone> Cache<K, V> {
             return;
         }
         while self.bytes + bytes > self.bound {
-            let Some((_, oldest)) = self.by_use.first_key_value() else { break };
+            let Some((_, oldest)) = self.by_use.first_key_value() else {
+                break;
+            };
             let oldest = *oldest;
             self.forget(oldest);
         }
         self.clock += 1;
         self.by_use.insert(self.clock, key);
-        self.entries.insert(key, Entry { value, bytes, used: self.clock });
+        self.entries.insert(
+            key,
+            Entry {
+                value,
+                bytes,
+                used: self.clock,
+            },
+        );
         self.bytes += bytes;
     }
 
@@ -69,7 +85,10 @@ mod tests {
         cache.put(2, "b", 4);
         assert_eq!(cache.get(1), Some("a"));
         cache.put(3, "c", 4);
-        assert_eq!((cache.get(1), cache.get(2), cache.get(3)), (Some("a"), None, Some("c")));
+        assert_eq!(
+            (cache.get(1), cache.get(2), cache.get(3)),
+            (Some("a"), None, Some("c"))
+        );
         cache.put(4, "too large", 11);
         assert_eq!((cache.get(4), cache.get(3)), (None, Some("c")));
         cache.put(3, "again", 10);

@@ -1,5 +1,6 @@
-//! The Parquet columns of a data set, and the way between rows and Arrow batches. No I/O. Called by the writer and the
-//! reader. The column names are the paper's field names (notes 2.1); `outfit`, `identity`, `width`, `height` and
+//! The Parquet columns of a data set, and the way between rows and Arrow batches. No I/O. Called by the
+//! writer and the reader. The column names are the paper's field names (notes 2.1); `outfit`, `identity`,
+//! `width`, `height` and
 //! `similar_positions` are ours (design, section 5).
 
 use std::sync::{Arc, LazyLock};
@@ -40,9 +41,17 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
 #[derive(Debug, thiserror::Error)]
 pub enum ColumnError {
     #[error("column {column:?} is missing or is not {kind}")]
-    Column { column: &'static str, kind: &'static str },
+    Column {
+        column: &'static str,
+        kind: &'static str,
+    },
     #[error("row {row}: column {column:?} holds {found}, it must hold {right}")]
-    Value { row: usize, column: &'static str, found: String, right: &'static str },
+    Value {
+        row: usize,
+        column: &'static str,
+        found: String,
+        right: &'static str,
+    },
 }
 
 #[must_use]
@@ -56,15 +65,21 @@ pub fn schema() -> SchemaRef {
 /// Only if the columns do not fit the schema, which is a mistake in this file.
 pub fn to_batch(rows: &[Sample]) -> Result<RecordBatch, ArrowError> {
     let text = |of: fn(&Metadata) -> &str| -> ArrayRef {
-        Arc::new(StringArray::from_iter_values(rows.iter().map(|r| of(&r.metadata))))
+        Arc::new(StringArray::from_iter_values(
+            rows.iter().map(|r| of(&r.metadata)),
+        ))
     };
     let small = |of: fn(&Metadata) -> u32| -> ArrayRef {
-        Arc::new(UInt32Array::from_iter_values(rows.iter().map(|r| of(&r.metadata))))
+        Arc::new(UInt32Array::from_iter_values(
+            rows.iter().map(|r| of(&r.metadata)),
+        ))
     };
     let texts = |of: fn(&Metadata) -> &[String]| -> ArrayRef {
         let mut list = ListBuilder::new(StringBuilder::new());
         for row in rows {
-            of(&row.metadata).iter().for_each(|t| list.values().append_value(t));
+            of(&row.metadata)
+                .iter()
+                .for_each(|t| list.values().append_value(t));
             list.append(true);
         }
         Arc::new(list.finish())
@@ -168,7 +183,9 @@ pub fn text_column(batch: &RecordBatch, column: &'static str) -> Result<Vec<Stri
 /// # Errors
 /// The column is missing or of another type.
 pub fn number_column(batch: &RecordBatch, column: &'static str) -> Result<Vec<u64>, ColumnError> {
-    Ok(typed::<UInt64Array>(batch, column, "a 64-bit number")?.values().to_vec())
+    Ok(typed::<UInt64Array>(batch, column, "a 64-bit number")?
+        .values()
+        .to_vec())
 }
 
 fn typed<'a, T: Array + 'static>(
@@ -188,13 +205,20 @@ fn four_numbers(list: &ListArray, row: usize) -> Result<[f64; 4], ColumnError> {
     let numbers = item
         .as_any()
         .downcast_ref::<Float64Array>()
-        .ok_or(ColumnError::Column { column: "bbox", kind: "a list of 64-bit floats" })?;
-    numbers.values().as_ref().try_into().map_err(|_| ColumnError::Value {
-        row,
-        column: "bbox",
-        found: format!("{} numbers", numbers.len()),
-        right: "4 numbers",
-    })
+        .ok_or(ColumnError::Column {
+            column: "bbox",
+            kind: "a list of 64-bit floats",
+        })?;
+    numbers
+        .values()
+        .as_ref()
+        .try_into()
+        .map_err(|_| ColumnError::Value {
+            row,
+            column: "bbox",
+            found: format!("{} numbers", numbers.len()),
+            right: "4 numbers",
+        })
 }
 
 fn texts_of(list: &ListArray, row: usize, column: &'static str) -> Result<Vec<String>, ColumnError> {
@@ -202,7 +226,10 @@ fn texts_of(list: &ListArray, row: usize, column: &'static str) -> Result<Vec<St
     let texts = item
         .as_any()
         .downcast_ref::<StringArray>()
-        .ok_or(ColumnError::Column { column, kind: "a list of texts" })?;
+        .ok_or(ColumnError::Column {
+            column,
+            kind: "a list of texts",
+        })?;
     Ok(texts.iter().flatten().map(str::to_owned).collect())
 }
 
@@ -211,6 +238,9 @@ fn positions_of(list: &ListArray, row: usize) -> Result<Vec<u64>, ColumnError> {
     let numbers = item
         .as_any()
         .downcast_ref::<UInt64Array>()
-        .ok_or(ColumnError::Column { column: "similar_positions", kind: "a list of 64-bit numbers" })?;
+        .ok_or(ColumnError::Column {
+            column: "similar_positions",
+            kind: "a list of 64-bit numbers",
+        })?;
     Ok(numbers.values().to_vec())
 }

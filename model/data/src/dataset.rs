@@ -1,5 +1,5 @@
-//! Reads a data set: the manifest once, then single row groups by range reads, or the metadata columns of all rows.
-//! Cheap to clone; keeps only footers. It decodes no picture and caches no row; the loader does.
+//! Reads a data set: the manifest once, then single row groups by range reads, or the metadata columns of all
+//! rows. Cheap to clone; keeps only footers. It decodes no picture and caches no row; the loader does.
 
 use std::sync::Arc;
 
@@ -8,15 +8,17 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
+use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
-use parquet::arrow::ProjectionMask;
 use parquet::errors::ParquetError;
 use proto::dataset::{DATASET_FILE, DATASET_SCHEMA_VERSION, DatasetManifest};
 use sha2::{Digest, Sha256};
 use tokio::sync::OnceCell;
 
-use crate::columns::{ColumnError, PICTURE_COLUMNS, metadata_of, number_column, rows_of, schema, text_column};
+use crate::columns::{
+    ColumnError, PICTURE_COLUMNS, metadata_of, number_column, rows_of, schema, text_column,
+};
 use crate::parquet_object::ParquetObject;
 use crate::sample::{Metadata, Sample};
 use crate::store::{StoreError, open};
@@ -26,22 +28,43 @@ use crate::writer::hex;
 pub enum DatasetError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("no data set at {url:?}: {DATASET_FILE} is not there; `coordinator dataset synthesize|import` makes one")]
+    #[error(
+        "no data set at {url:?}: {DATASET_FILE} is not there; \
+         `coordinator dataset synthesize|import` makes one"
+    )]
     Missing { url: String },
     #[error("cannot read {path:?} of the data set {url:?}")]
-    Read { url: String, path: String, source: object_store::Error },
+    Read {
+        url: String,
+        path: String,
+        source: object_store::Error,
+    },
     #[error("{DATASET_FILE} of {url:?} is not a data-set manifest")]
     Json { url: String, source: serde_json::Error },
     #[error("{DATASET_FILE} of {url:?} contradicts itself: {what}")]
     Manifest { url: String, what: String },
     #[error("cannot read row group {group} of {path:?} of the data set {url:?}")]
-    Parquet { url: String, path: String, group: usize, source: ParquetError },
+    Parquet {
+        url: String,
+        path: String,
+        group: usize,
+        source: ParquetError,
+    },
     #[error("row group {group} of {path:?} of the data set {url:?} is damaged")]
-    Columns { url: String, path: String, group: usize, source: ColumnError },
+    Columns {
+        url: String,
+        path: String,
+        group: usize,
+        source: ColumnError,
+    },
     #[error("{path:?} of the data set {url:?} does not have the rows that {DATASET_FILE} says: {what}")]
     Shape { url: String, path: String, what: String },
     #[error("position {position} is outside the data set {url:?} of {samples} samples")]
-    Position { url: String, position: u64, samples: u64 },
+    Position {
+        url: String,
+        position: u64,
+        samples: u64,
+    },
 }
 
 /// One row group of one file, both 0-based.
@@ -82,17 +105,34 @@ impl Dataset {
                 return Err(DatasetError::Missing { url: url.to_owned() });
             }
             Err(source) => {
-                return Err(DatasetError::Read { url: url.to_owned(), path: DATASET_FILE.to_owned(), source });
+                return Err(DatasetError::Read {
+                    url: url.to_owned(),
+                    path: DATASET_FILE.to_owned(),
+                    source,
+                });
             }
         };
-        let manifest: DatasetManifest = serde_json::from_slice(&bytes)
-            .map_err(|source| DatasetError::Json { url: url.to_owned(), source })?;
-        let groups = groups_of(&manifest)
-            .map_err(|what| DatasetError::Manifest { url: url.to_owned(), what })?;
+        let manifest: DatasetManifest =
+            serde_json::from_slice(&bytes).map_err(|source| DatasetError::Json {
+                url: url.to_owned(),
+                source,
+            })?;
+        let groups = groups_of(&manifest).map_err(|what| DatasetError::Manifest {
+            url: url.to_owned(),
+            what,
+        })?;
         let footers = manifest.files.iter().map(|_| OnceCell::new()).collect();
         let version = hex(&Sha256::digest(&bytes));
         Ok(Self {
-            inner: Arc::new(Inner { url: url.to_owned(), store, prefix, manifest, version, groups, footers }),
+            inner: Arc::new(Inner {
+                url: url.to_owned(),
+                store,
+                prefix,
+                manifest,
+                version,
+                groups,
+                footers,
+            }),
         })
     }
 
@@ -106,7 +146,8 @@ impl Dataset {
         &self.inner.manifest
     }
 
-    /// SHA-256 of `dataset.json` in hex: what a job pins. It covers all files, because the manifest has their hashes.
+    /// SHA-256 of `dataset.json` in hex: what a job pins. It covers all files, because the manifest has their
+    /// hashes.
     #[must_use]
     pub fn version(&self) -> &str {
         &self.inner.version
@@ -130,9 +171,17 @@ impl Dataset {
     /// The position is outside the data set.
     pub fn group_of(&self, position: u64) -> Result<(GroupId, usize), DatasetError> {
         if position >= self.len() {
-            return Err(DatasetError::Position { url: self.inner.url.clone(), position, samples: self.len() });
+            return Err(DatasetError::Position {
+                url: self.inner.url.clone(),
+                position,
+                samples: self.len(),
+            });
         }
-        let at = self.inner.groups.partition_point(|(first, _, _)| *first <= position) - 1;
+        let at = self
+            .inner
+            .groups
+            .partition_point(|(first, _, _)| *first <= position)
+            - 1;
         let (first, _, group) = self.inner.groups[at];
         Ok((group, (position - first) as usize))
     }
@@ -204,9 +253,13 @@ impl Dataset {
     /// # Errors
     /// Storage fails.
     pub async fn bytes_of(&self, path: &str) -> Result<Bytes, DatasetError> {
-        get(self.inner.store.as_ref(), &self.inner.prefix.clone().join(path)).await.map_err(|source| {
-            DatasetError::Read { url: self.inner.url.clone(), path: path.to_owned(), source }
-        })
+        get(self.inner.store.as_ref(), &self.inner.prefix.clone().join(path))
+            .await
+            .map_err(|source| DatasetError::Read {
+                url: self.inner.url.clone(),
+                path: path.to_owned(),
+                source,
+            })
     }
 
     /// One row group as one batch; `columns` are indices into the schema.
@@ -221,7 +274,10 @@ impl Dataset {
         };
         let footer = self.footer(group.file).await.map_err(failed)?;
         if footer.metadata().num_row_groups() != file.row_groups.len() {
-            return Err(self.shape_error(group, format!("{} row groups", footer.metadata().num_row_groups())));
+            return Err(self.shape_error(
+                group,
+                format!("{} row groups", footer.metadata().num_row_groups()),
+            ));
         }
         let mut builder = ParquetRecordBatchStreamBuilder::new_with_metadata(self.reader(group.file), footer)
             .with_row_groups(vec![group.group])
@@ -230,10 +286,17 @@ impl Dataset {
             let mask = ProjectionMask::roots(builder.parquet_schema(), columns.iter().copied());
             builder = builder.with_projection(mask);
         }
-        let batches: Vec<RecordBatch> = builder.build().map_err(failed)?.try_collect().await.map_err(failed)?;
+        let batches: Vec<RecordBatch> = builder
+            .build()
+            .map_err(failed)?
+            .try_collect()
+            .await
+            .map_err(failed)?;
         match <[RecordBatch; 1]>::try_from(batches) {
             Ok([batch]) if batch.num_rows() == rows => Ok(batch),
-            Ok([batch]) => Err(self.shape_error(group, format!("{} rows instead of {rows}", batch.num_rows()))),
+            Ok([batch]) => {
+                Err(self.shape_error(group, format!("{} rows instead of {rows}", batch.num_rows())))
+            }
             Err(batches) => Err(self.shape_error(group, format!("{} batches", batches.len()))),
         }
     }
@@ -265,7 +328,11 @@ impl Dataset {
 
     fn shape_error(&self, group: GroupId, found: String) -> DatasetError {
         let what = format!("row group {} has {found}", group.group);
-        DatasetError::Shape { url: self.inner.url.clone(), path: self.path_of(group).to_owned(), what }
+        DatasetError::Shape {
+            url: self.inner.url.clone(),
+            path: self.path_of(group).to_owned(),
+            what,
+        }
     }
 }
 
@@ -289,7 +356,10 @@ fn groups_of(manifest: &DatasetManifest) -> Result<Vec<(u64, u32, GroupId)>, Str
         }
     }
     if first != manifest.samples || first == 0 {
-        return Err(format!("samples is {}, the row groups add up to {first}", manifest.samples));
+        return Err(format!(
+            "samples is {}, the row groups add up to {first}",
+            manifest.samples
+        ));
     }
     if groups.iter().any(|(_, rows, _)| *rows == 0) {
         return Err("a row group has no rows".to_owned());

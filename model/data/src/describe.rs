@@ -39,7 +39,11 @@ pub const FREQUENT: usize = 30;
 /// # Errors
 /// The data set is damaged or storage fails.
 pub async fn describe(dataset: &Dataset) -> Result<Description, DatasetError> {
-    Ok(summarize(dataset.manifest(), dataset.version(), &dataset.scan().await?))
+    Ok(summarize(
+        dataset.manifest(),
+        dataset.version(),
+        &dataset.scan().await?,
+    ))
 }
 
 fn summarize(manifest: &DatasetManifest, version: &str, rows: &[Metadata]) -> Description {
@@ -49,12 +53,17 @@ fn summarize(manifest: &DatasetManifest, version: &str, rows: &[Metadata]) -> De
     for row in rows {
         *similar.entry(row.similar.len() as u64).or_insert(0) += 1;
         *characters.entry(row.character.clone()).or_insert(0) += 1;
-        row.cloths.iter().for_each(|tag| *cloths.entry(tag.clone()).or_insert(0) += 1);
+        row.cloths
+            .iter()
+            .for_each(|tag| *cloths.entry(tag.clone()).or_insert(0) += 1);
         identities.insert(row.identity);
         artists.insert(&row.artists);
     }
     let range = |of: fn(&Metadata) -> u32| {
-        (rows.iter().map(of).min().unwrap_or(0), rows.iter().map(of).max().unwrap_or(0))
+        (
+            rows.iter().map(of).min().unwrap_or(0),
+            rows.iter().map(of).max().unwrap_or(0),
+        )
     };
     Description {
         source: manifest.source.clone(),

@@ -1,5 +1,6 @@
-//! One training example, ready for the model: pictures as bytes, masks, words, and every random number that the sample
-//! needs (law 2). Plain data; made by [`crate::prepare`], read by the `model` crate. No libtorch, no I/O.
+//! One training example, ready for the model: pictures as bytes, masks, words, and every random number that
+//! the sample needs (law 2). Plain data; made by [`crate::prepare`], read by the `model` crate. No libtorch,
+//! no I/O.
 
 use image::{GrayImage, RgbImage};
 

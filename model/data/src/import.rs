@@ -1,33 +1,34 @@
-//! Reads the general form of a data set and writes ours. The form is a folder with pictures, masks and `samples.jsonl`,
-//! one JSON object per line with the paper's field names:
+//! Reads the general form of a data set and writes ours. The form is a folder with pictures, masks and
+//! `samples.jsonl`, one JSON object per line with the paper's field names:
 //!
 //! | field | meaning |
 //! |---|---|
 //! | `id` | text, unique |
 //! | `character` | one character tag |
 //! | `artists` | one artist tag |
-//! | `bbox` | face: centre x, centre y, width, height, each as a share (0..1) of the picture's width or height |
+//! | `bbox` | face: centre x, centre y, width, height as shares of the picture; left out: guessed |
 //! | `prompts` | general tags, separated by ", ", with underscores |
 //! | `cloths` | list of clothing tags; may be left out |
-//! | `similar` | list of ids of the same character, outfit and artist; left out: all rows with the same `character`, `artists` and `outfit` |
+//! | `similar` | ids of the same character, outfit and artist; left out: all rows that share these three |
 //! | `outfit` | name of the outfit; may be left out, then only `similar` tells which rows belong together |
 //! | `image` | path of a PNG, JPEG or WebP inside the folder |
 //! | `mask` | path of a grey picture of the same size, 255 on the figure; left out: the picture's own alpha |
 //!
-//! Transparent pictures are stored over white. A row that cannot be used is reported with its line and reason and left
-//! out; a `similar` that names a row that is not there (or was left out) is reported and dropped. With `strict`, anything
-//! reported makes the import fail before `dataset.json` is written.
+//! A guessed face is the upper part of the mask, and counted in the report. Transparent pictures are stored
+//! over white. A row that cannot be used is reported with its line and reason and left out; a `similar` that
+//! names a row that is not there (or was left out) is reported and dropped. With `strict`, anything reported
+//! makes the import fail before `dataset.json` is written.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::BufRead;
 use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
-use image::{ColorType, DynamicImage, GrayImage, Rgb};
+use image::{DynamicImage, GrayImage, Rgb};
 use proto::dataset::DatasetManifest;
 use serde::{Deserialize, Serialize};
 
-use crate::picture::{PictureError, encode_gray, encode_rgb, flatten, open_picture};
+use crate::picture::{PictureError, encode_gray, encode_rgb, flatten, mask_region, open_picture};
 use crate::sample::{Metadata, Sample, join_tags, split_tags};
 use crate::verify::check_box;
 use crate::writer::{DatasetWriter, WriteError, WriteOptions};
@@ -38,11 +39,16 @@ pub const SAMPLES_FILE: &str = "samples.jsonl";
 pub enum ImportError {
     #[error("cannot read {}; an import folder holds {SAMPLES_FILE}, pictures and masks", path.display())]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("strict: {} of {} rows of {SAMPLES_FILE} were rejected and {} links dropped, nothing was written; the first: {}",
+    #[error(
+        "strict: {} of {} rows of {SAMPLES_FILE} were rejected and {} links dropped, \
+         nothing was written; the first: {}",
         report.rejected.len(), report.rows, report.dropped.len(), report.first())]
     Strict { report: Box<ImportReport> },
     #[error("no row of {} can be used; the first reason: {}", path.display(), report.first())]
-    Nothing { path: PathBuf, report: Box<ImportReport> },
+    Nothing {
+        path: PathBuf,
+        report: Box<ImportReport>,
+    },
     #[error(transparent)]
     Write(Box<WriteError>),
 }
@@ -63,6 +69,8 @@ pub struct ImportReport {
     pub rejected: Vec<(u64, String)>,
     /// `similar` entries that were dropped from accepted rows: line and reason.
     pub dropped: Vec<(u64, String)>,
+    /// Accepted rows without `bbox`, whose face was guessed.
+    pub guessed_boxes: u64,
 }
 
 impl ImportReport {
@@ -80,7 +88,7 @@ struct Row {
     id: String,
     character: String,
     artists: String,
-    bbox: [f64; 4],
+    bbox: Option<[f64; 4]>,
     prompts: String,
     #[serde(default)]
     cloths: Vec<String>,
@@ -116,17 +124,25 @@ pub async fn import(
     report.rejected.sort();
     report.dropped.sort();
     if report.accepted == 0 {
-        return Err(ImportError::Nothing { path: folder.join(SAMPLES_FILE), report: Box::new(report) });
+        return Err(ImportError::Nothing {
+            path: folder.join(SAMPLES_FILE),
+            report: Box::new(report),
+        });
     }
     if strict && !(report.rejected.is_empty() && report.dropped.is_empty()) {
-        return Err(ImportError::Strict { report: Box::new(report) });
+        return Err(ImportError::Strict {
+            report: Box::new(report),
+        });
     }
     Ok((writer.finish().await?, report))
 }
 
 fn read_rows(folder: &Path, report: &mut ImportReport) -> Result<Vec<Row>, ImportError> {
     let path = folder.join(SAMPLES_FILE);
-    let failed = |source| ImportError::Read { path: path.clone(), source };
+    let failed = |source| ImportError::Read {
+        path: path.clone(),
+        source,
+    };
     let file = std::fs::File::open(&path).map_err(failed)?;
     let (mut rows, mut ids) = (Vec::new(), BTreeMap::new());
     for (index, text) in std::io::BufReader::new(file).split(b'\n').enumerate() {
@@ -147,24 +163,32 @@ fn read_rows(folder: &Path, report: &mut ImportReport) -> Result<Vec<Row>, Impor
 }
 
 fn check_fields(mut row: Row, line: u64, ids: &mut BTreeMap<String, u64>) -> Result<Row, String> {
-    for (field, value) in [("id", &row.id), ("character", &row.character), ("artists", &row.artists)] {
+    for (field, value) in [
+        ("id", &row.id),
+        ("character", &row.character),
+        ("artists", &row.artists),
+    ] {
         if value.trim().is_empty() {
             return Err(format!("{field} is empty; every row needs one"));
         }
     }
-    check_box(row.bbox)?;
+    row.bbox.map_or(Ok(()), check_box)?;
     if let Some(first) = ids.get(&row.id) {
         return Err(format!("id {:?} is that of line {first} too", row.id));
     }
     ids.insert(row.id.clone(), line);
     row.line = line;
     row.prompts = join_tags(split_tags(&row.prompts));
-    row.cloths = row.cloths.iter().map(|tag| tag.trim().replace('_', " ")).collect();
+    row.cloths = row
+        .cloths
+        .iter()
+        .map(|tag| tag.trim().replace('_', " "))
+        .collect();
     Ok(row)
 }
 
-/// Rows that belong together, by outfit or by `similar`, in the order of their first lines. Links that lead nowhere are
-/// dropped here.
+/// Rows that belong together, by outfit or by `similar`, in the order of their first lines. Links that lead
+/// nowhere are dropped here.
 fn groups(mut rows: Vec<Row>, report: &mut ImportReport) -> Vec<Vec<Row>> {
     let index: BTreeMap<String, usize> = rows.iter().enumerate().map(|(i, r)| (r.id.clone(), i)).collect();
     let who = |row: &Row| (row.character.clone(), row.artists.clone());
@@ -208,22 +232,29 @@ fn load_group(folder: &Path, group: Vec<Row>, report: &mut ImportReport) -> Vec<
     let mut loaded = Vec::new();
     for row in group {
         match load_pictures(folder, &row) {
-            Ok((image, mask, width, height)) => loaded.push((row, image, mask, width, height)),
+            Ok(pictures) => {
+                report.guessed_boxes += u64::from(row.bbox.is_none());
+                loaded.push((row, pictures));
+            }
             Err(reason) => report.rejected.push((row.line, reason)),
         }
     }
-    let here: BTreeSet<String> = loaded.iter().map(|(row, ..)| row.id.clone()).collect();
+    let here: BTreeSet<String> = loaded.iter().map(|(row, _)| row.id.clone()).collect();
     let same_outfit = |row: &Row| -> Vec<String> {
-        let others = loaded.iter().filter(|(r, ..)| !row.outfit.is_empty() && r.outfit == row.outfit && r.id != row.id);
-        others.map(|(r, ..)| r.id.clone()).collect()
+        let others = loaded
+            .iter()
+            .filter(|(r, _)| !row.outfit.is_empty() && r.outfit == row.outfit && r.id != row.id);
+        others.map(|(r, _)| r.id.clone()).collect()
     };
     let similar: Vec<Vec<String>> = loaded
         .iter()
-        .map(|(row, ..)| {
+        .map(|(row, _)| {
             let mut similar = row.similar.clone().unwrap_or_else(|| same_outfit(row));
             similar.retain(|id| {
                 if !here.contains(id) {
-                    report.dropped.push((row.line, format!("similar names {id:?}, which was rejected")));
+                    report
+                        .dropped
+                        .push((row.line, format!("similar names {id:?}, which was rejected")));
                 }
                 here.contains(id)
             });
@@ -233,53 +264,114 @@ fn load_group(folder: &Path, group: Vec<Row>, report: &mut ImportReport) -> Vec<
     loaded
         .into_iter()
         .zip(similar)
-        .map(|((row, image, mask, width, height), similar)| Sample {
+        .map(|((row, pictures), similar)| Sample {
             metadata: Metadata {
                 id: row.id,
                 character: row.character,
                 artists: row.artists,
                 outfit: row.outfit,
-                bbox: row.bbox,
+                bbox: pictures.bbox,
                 prompts: row.prompts,
                 cloths: row.cloths,
                 similar,
-                width,
-                height,
+                width: pictures.width,
+                height: pictures.height,
                 ..Metadata::default()
             },
-            image,
-            mask,
+            image: pictures.image,
+            mask: pictures.mask,
         })
         .collect()
 }
 
-fn load_pictures(folder: &Path, row: &Row) -> Result<(Bytes, Bytes, u32, u32), String> {
+struct Pictures {
+    image: Bytes,
+    mask: Bytes,
+    bbox: [f64; 4],
+    width: u32,
+    height: u32,
+}
+
+fn load_pictures(folder: &Path, row: &Row) -> Result<Pictures, String> {
     let text = |e: PictureError| e.to_string();
     let bytes = read_inside(folder, "image", &row.image)?;
     let picture = open_picture("image", &bytes).map_err(text)?;
     let (width, height) = (picture.width(), picture.height());
     let transparent = picture.color().has_alpha();
     let mask = match &row.mask {
-        Some(path) => {
-            let bytes = read_inside(folder, "mask", path)?;
-            let mask = open_picture("mask", &bytes).map_err(text)?;
-            if (mask.width(), mask.height()) != (width, height) {
-                let (w, h) = (mask.width(), mask.height());
-                return Err(format!("the mask {path:?} is {w}x{h} pixels, the image is {width}x{height}"));
-            }
-            if mask.color() == ColorType::L8 { bytes } else { encode_gray(mask.into_luma8()).map_err(text)? }
-        }
-        None if transparent => encode_gray(alpha(&picture)).map_err(text)?,
+        Some(path) => load_mask(folder, path, width, height)?,
+        None if transparent => alpha(&picture),
         None => {
             return Err("there is no mask: name a mask file, or give the image an alpha channel".to_owned());
         }
+    };
+    let bbox = match row.bbox {
+        Some(bbox) => bbox,
+        None => guess_face(&mask).ok_or("the mask is empty, so no face can be guessed; give a bbox")?,
     };
     let image = if transparent {
         encode_rgb(flatten(picture, Rgb([255, 255, 255]))).map_err(text)?
     } else {
         bytes
     };
-    Ok((image, mask, width, height))
+    Ok(Pictures {
+        image,
+        mask: encode_gray(mask).map_err(text)?,
+        bbox,
+        width,
+        height,
+    })
+}
+
+fn load_mask(folder: &Path, path: &str, width: u32, height: u32) -> Result<GrayImage, String> {
+    let bytes = read_inside(folder, "mask", path)?;
+    let mask = open_picture("mask", &bytes)
+        .map_err(|e| e.to_string())?
+        .into_luma8();
+    if mask.dimensions() != (width, height) {
+        let (w, h) = mask.dimensions();
+        return Err(format!(
+            "the mask {path:?} is {w}x{h} pixels, the image is {width}x{height}"
+        ));
+    }
+    Ok(mask)
+}
+
+/// A face where nobody marked one: a square of 0.3 of the figure's height at its upper end. Thin tips above
+/// the head (a raised sword, a feather) are skipped: the head begins where a row is a quarter as wide as the
+/// widest.
+fn guess_face(mask: &GrayImage) -> Option<[f64; 4]> {
+    let (width, height) = (f64::from(mask.width()), f64::from(mask.height()));
+    let whole = mask_region(mask)?;
+    let rows: Vec<Vec<u32>> = (whole.y..whole.bottom())
+        .map(|y| {
+            (0..mask.width())
+                .filter(|x| mask.get_pixel(*x, y).0[0] >= 128)
+                .collect()
+        })
+        .collect();
+    let widest = rows.iter().map(Vec::len).max()?;
+    let top = rows.iter().position(|row| row.len() * 4 >= widest)?;
+    let side = (f64::from(whole.height) * 0.3).max(2.0);
+    let mut columns: Vec<u32> = rows
+        .iter()
+        .skip(top)
+        .take(side as usize)
+        .flatten()
+        .copied()
+        .collect();
+    columns.sort_unstable();
+    let centre = f64::from(*columns.get(columns.len() / 2)?) + 0.5;
+    let y = f64::from(whole.y) + top as f64;
+    let clip = |low: f64, high: f64, end: f64| (low.max(0.0), high.min(end));
+    let (left, right) = clip(centre - side / 2.0, centre + side / 2.0, width);
+    let (upper, lower) = clip(y, y + side, height);
+    Some([
+        (left + right) / 2.0 / width,
+        (upper + lower) / 2.0 / height,
+        (right - left) / width,
+        (lower - upper) / height,
+    ])
 }
 
 fn alpha(picture: &DynamicImage) -> GrayImage {
@@ -291,10 +383,17 @@ fn alpha(picture: &DynamicImage) -> GrayImage {
 /// A file of the folder; a path that leaves it is refused, because import folders come from strangers.
 fn read_inside(folder: &Path, field: &str, path: &str) -> Result<Bytes, String> {
     let relative = Path::new(path);
-    if !relative.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
-        return Err(format!("{field} {path:?} leaves the folder; write a path inside it"));
+    if !relative
+        .components()
+        .all(|c| matches!(c, Component::Normal(_) | Component::CurDir))
+    {
+        return Err(format!(
+            "{field} {path:?} leaves the folder; write a path inside it"
+        ));
     }
-    std::fs::read(folder.join(relative)).map(Bytes::from).map_err(|e| format!("{field} {path:?} cannot be read: {e}"))
+    std::fs::read(folder.join(relative))
+        .map(Bytes::from)
+        .map_err(|e| format!("{field} {path:?} cannot be read: {e}"))
 }
 
 /// Union-find: which rows are linked, directly or through others. The smallest index of a group is its root.
@@ -304,7 +403,9 @@ struct Links {
 
 impl Links {
     fn new(count: usize) -> Self {
-        Self { parent: (0..count).collect() }
+        Self {
+            parent: (0..count).collect(),
+        }
     }
 
     fn root(&mut self, mut at: usize) -> usize {

@@ -1,15 +1,17 @@
-//! What a sample is, without libtorch: the Parquet data set, the order and randomness of training, reference choice, crops
-//! and masks, and the two ways to come by data (synthetic figures, import). The `model` crate turns an
-//! [`example::Example`] into tensors; the rank asks the [`loader::Loader`] for them.
+//! What a sample is, without libtorch: the Parquet data set, the order and randomness of training, reference
+//! choice, crops and masks, and the two ways to come by data (synthetic figures, import). The `model` crate
+//! turns an [`example::Example`] into tensors; the rank asks the [`loader::Loader`] for them.
 
 mod cache;
 pub mod columns;
+pub mod curve;
 pub mod dataset;
 pub mod describe;
 pub mod example;
 #[cfg(test)]
 mod example_data;
 pub mod figure;
+pub mod grid;
 pub mod holdout;
 pub mod identity;
 pub mod import;
@@ -22,5 +24,6 @@ pub mod random;
 pub mod reference;
 pub mod sample;
 pub mod store;
+pub mod text;
 pub mod verify;
 pub mod writer;

@@ -1,6 +1,7 @@
-//! The samples of a step, decoded and prepared, from a data set anywhere. Keeps row groups and decoded pictures in memory
-//! up to a bound. Decides nothing about when: prefetching the next step is the rank's business (clone the loader into a
-//! task). Every answer is a pure function of the job's data section and the step (laws 1 and 2), whatever the cache holds.
+//! The samples of a step, decoded and prepared, from a data set anywhere. Keeps row groups and decoded
+//! pictures in memory up to a bound. Decides nothing about when: prefetching the next step is the rank's
+//! business (clone the loader into a task). Every answer is a pure function of the job's data section and the
+//! step (laws 1 and 2), whatever the cache holds.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -27,17 +28,51 @@ pub enum LoadError {
     #[error(transparent)]
     Dataset(Box<DatasetError>),
     #[error("row {row} (id {id:?}) of row group {group} of {path:?} cannot be used")]
-    Row { path: String, group: usize, row: usize, id: String, source: PictureError },
-    #[error("row {row} (id {id:?}) of row group {group} of {path:?} names position {similar} as similar, which is not in its row group")]
-    Similar { path: String, group: usize, row: usize, id: String, similar: u64 },
-    #[error("the data set {url:?} has version {found}, the job was submitted with {pinned}; it was written anew since")]
-    Version { url: String, found: String, pinned: String },
-    #[error("nothing to train on in {url:?}: {held_out} of {samples} samples are held out and {alone} have no similar picture")]
-    NothingToTrain { url: String, samples: u64, held_out: u64, alone: u64 },
+    Row {
+        path: String,
+        group: usize,
+        row: usize,
+        id: String,
+        source: PictureError,
+    },
+    #[error(
+        "row {row} (id {id:?}) of row group {group} of {path:?} names position {similar} as similar, \
+         which is not in its row group"
+    )]
+    Similar {
+        path: String,
+        group: usize,
+        row: usize,
+        id: String,
+        similar: u64,
+    },
+    #[error(
+        "the data set {url:?} has version {found}, the job was submitted with {pinned}; \
+         it was written anew since"
+    )]
+    Version {
+        url: String,
+        found: String,
+        pinned: String,
+    },
+    #[error(
+        "nothing to train on in {url:?}: {held_out} of {samples} samples are held out and {alone} have \
+         no similar picture"
+    )]
+    NothingToTrain {
+        url: String,
+        samples: u64,
+        held_out: u64,
+        alone: u64,
+    },
     #[error("sample {position} of {url:?} has no similar picture to be drawn from (pairing b)")]
     Alone { url: String, position: u64 },
     #[error("the step's samples {first}..{last} are outside its global batch of {global_batch}")]
-    Range { first: u32, last: u32, global_batch: u32 },
+    Range {
+        first: u32,
+        last: u32,
+        global_batch: u32,
+    },
     #[error("preparing samples was cancelled: the program is shutting down")]
     Cancelled,
 }
@@ -78,7 +113,8 @@ struct Inner {
 }
 
 impl Loader {
-    /// Opens the data set of a job and reads its metadata columns once, to know which samples training may show.
+    /// Opens the data set of a job and reads its metadata columns once, to know which samples training may
+    /// show.
     ///
     /// # Errors
     /// The data set is missing, damaged, of another version, or leaves nothing to train on.
@@ -92,8 +128,7 @@ impl Loader {
             });
         }
         let rows = dataset.scan().await?;
-        let needs_similar =
-            options.needs_references && data.references > 0 && data.pairing == Pairing::B;
+        let needs_similar = options.needs_references && data.references > 0 && data.pairing == Pairing::B;
         let (mut training, mut held_out, mut alone) = (Vec::new(), Vec::new(), 0);
         for (position, row) in rows.iter().enumerate() {
             if needs_similar && row.similar_positions.is_empty() {
@@ -155,9 +190,18 @@ impl Loader {
     ///
     /// # Errors
     /// The range is outside the global batch.
-    pub fn places(&self, step: u64, global_batch: u32, range: Range<u32>) -> Result<Vec<(u64, u64)>, LoadError> {
+    pub fn places(
+        &self,
+        step: u64,
+        global_batch: u32,
+        range: Range<u32>,
+    ) -> Result<Vec<(u64, u64)>, LoadError> {
         if range.start > range.end || range.end > global_batch {
-            return Err(LoadError::Range { first: range.start, last: range.end, global_batch });
+            return Err(LoadError::Range {
+                first: range.start,
+                last: range.end,
+                global_batch,
+            });
         }
         let first = (step.max(1) - 1) * u64::from(global_batch);
         Ok(range
@@ -196,8 +240,15 @@ impl Loader {
             .await?;
         let inner = Arc::clone(&self.inner);
         // Decoding and resizing are real work: off the async threads, whose heartbeats must not wait for it.
-        let work = move || places.iter().map(|(epoch, at)| inner.example(&groups, *epoch, *at)).collect();
-        tokio::task::spawn_blocking(work).await.map_err(|_| LoadError::Cancelled)?
+        let work = move || {
+            places
+                .iter()
+                .map(|(epoch, at)| inner.example(&groups, *epoch, *at))
+                .collect()
+        };
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|_| LoadError::Cancelled)?
     }
 
     /// One sample, decoded.
@@ -237,7 +288,10 @@ impl Inner {
         let similar = &target.metadata.similar_positions;
         let slots = choose(&self.data, epoch, position, similar.len());
         if slots.is_empty() {
-            return Err(LoadError::Alone { url: self.dataset.url().to_owned(), position });
+            return Err(LoadError::Alone {
+                url: self.dataset.url().to_owned(),
+                position,
+            });
         }
         let mut references: Vec<(Slot, Arc<Decoded>)> = Vec::with_capacity(slots.len());
         for slot in slots {

@@ -1,6 +1,7 @@
-//! Law 1: which sample stands where in the endless sequence of training. A seeded permutation of each epoch with O(1)
-//! random access (a Feistel network with cycle walking, Black and Rogaway 2002), so that any rank can find the samples of
-//! any step without a cursor, and the world size never matters. Pure; called by the loader and by provenance questions.
+//! Law 1: which sample stands where in the endless sequence of training. A seeded permutation of each epoch
+//! with O(1) random access (a Feistel network with cycle walking, Black and Rogaway 2002), so that any rank
+//! can find the samples of any step without a cursor, and the world size never matters. Pure; called by the
+//! loader and by provenance questions.
 
 use crate::random::hash_words;
 
@@ -22,7 +23,11 @@ impl SampleOrder {
     pub fn new(seed: u64, samples: u64) -> Self {
         assert!(samples > 0, "an order needs at least one sample");
         let bits = 64 - (samples - 1).leading_zeros();
-        Self { seed, samples, half_bits: bits.div_ceil(2).max(1) }
+        Self {
+            seed,
+            samples,
+            half_bits: bits.div_ceil(2).max(1),
+        }
     }
 
     #[must_use]
@@ -56,7 +61,8 @@ impl SampleOrder {
         (epoch, self.position(epoch, place % self.samples))
     }
 
-    /// The samples of `step` (1-based, as `proto::id::Step` counts updates): places `(step - 1) * global_batch` to
+    /// The samples of `step` (1-based, as `proto::id::Step` counts updates): places `(step - 1) *
+    /// global_batch` to
     /// `step * global_batch` of the endless sequence, as (epoch, sample).
     ///
     /// # Panics
@@ -113,7 +119,11 @@ mod tests {
         };
         assert_ne!(list(1, 0), list(1, 1));
         assert_ne!(list(1, 0), list(2, 0));
-        let moved = list(1, 0).iter().enumerate().filter(|(i, p)| *i as u64 != **p).count();
+        let moved = list(1, 0)
+            .iter()
+            .enumerate()
+            .filter(|(i, p)| *i as u64 != **p)
+            .count();
         assert!(moved > 480, "a shuffle leaves few in place, moved {moved}");
     }
 

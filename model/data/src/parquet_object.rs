@@ -1,5 +1,5 @@
-//! An object in storage as the Parquet reader wants it: a few byte ranges, fetched together. Only the data-set reader
-//! uses it.
+//! An object in storage as the Parquet reader wants it: a few byte ranges, fetched together. Only the
+//! data-set reader uses it.
 
 use std::ops::Range;
 use std::sync::Arc;

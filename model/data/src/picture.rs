@@ -1,5 +1,5 @@
-//! Pixels: decoding, boxes, resizing, and placing a picture on a square of one colour (notes 1.2, rows A.4). No choice is
-//! made and no random number drawn here. Called by prepare, the import and the verifier.
+//! Pixels: decoding, boxes, resizing, and placing a picture on a square of one colour (notes 1.2, rows A.4).
+//! No choice is made and no random number drawn here. Called by prepare, the import and the verifier.
 
 use bytes::Bytes;
 use image::imageops::FilterType;
@@ -7,8 +7,8 @@ use image::{DynamicImage, GrayImage, ImageFormat, Rgb, RgbImage};
 
 use crate::sample::{Metadata, Sample};
 
-/// A larger picture is refused before its pixels are allocated: no training picture needs it, and a damaged header may
-/// claim anything.
+/// A larger picture is refused before its pixels are allocated: no training picture needs it, and a damaged
+/// header may claim anything.
 const LARGEST_SIDE: u32 = 8192;
 
 #[derive(Debug, thiserror::Error)]
@@ -16,7 +16,13 @@ pub enum PictureError {
     #[error("the {what} cannot be decoded as PNG, JPEG or WebP: {reason}")]
     Decode { what: &'static str, reason: String },
     #[error("the {what} is {found_width}x{found_height} pixels, the row says {width}x{height}")]
-    Size { what: &'static str, found_width: u32, found_height: u32, width: u32, height: u32 },
+    Size {
+        what: &'static str,
+        found_width: u32,
+        found_height: u32,
+        width: u32,
+        height: u32,
+    },
     #[error("the picture cannot be encoded as PNG: {reason}")]
     Encode { reason: String },
 }
@@ -41,7 +47,12 @@ impl Decoded {
     /// The face as a pixel box, enlarged around its centre and clipped to the picture.
     #[must_use]
     pub fn face(&self, enlargement: f64) -> Region {
-        face_region(self.metadata.bbox, enlargement, self.picture.width(), self.picture.height())
+        face_region(
+            self.metadata.bbox,
+            enlargement,
+            self.picture.width(),
+            self.picture.height(),
+        )
     }
 }
 
@@ -53,9 +64,10 @@ pub fn decode(sample: &Sample, position: u64) -> Result<Decoded, PictureError> {
     let row = &sample.metadata;
     let picture = flatten(open_picture("image", &sample.image)?, Rgb([255, 255, 255]));
     let mask = open_picture("mask", &sample.mask)?.into_luma8();
-    for (what, width, height) in
-        [("image", picture.width(), picture.height()), ("mask", mask.width(), mask.height())]
-    {
+    for (what, width, height) in [
+        ("image", picture.width(), picture.height()),
+        ("mask", mask.width(), mask.height()),
+    ] {
         if (width, height) != (row.width, row.height) {
             return Err(PictureError::Size {
                 what,
@@ -66,7 +78,12 @@ pub fn decode(sample: &Sample, position: u64) -> Result<Decoded, PictureError> {
             });
         }
     }
-    Ok(Decoded { position, metadata: row.clone(), picture, mask })
+    Ok(Decoded {
+        position,
+        metadata: row.clone(),
+        picture,
+        mask,
+    })
 }
 
 /// Decodes PNG, JPEG or WebP by content.
@@ -121,7 +138,9 @@ fn encode(picture: &DynamicImage) -> Result<Bytes, PictureError> {
     let mut bytes = std::io::Cursor::new(Vec::new());
     picture
         .write_to(&mut bytes, ImageFormat::Png)
-        .map_err(|e| PictureError::Encode { reason: e.to_string() })?;
+        .map_err(|e| PictureError::Encode {
+            reason: e.to_string(),
+        })?;
     Ok(bytes.into_inner().into())
 }
 
@@ -137,7 +156,12 @@ pub struct Region {
 impl Region {
     #[must_use]
     pub fn whole(width: u32, height: u32) -> Self {
-        Self { x: 0, y: 0, width, height }
+        Self {
+            x: 0,
+            y: 0,
+            width,
+            height,
+        }
     }
 
     /// The pixels from (left, top) to (right, bottom), rounded, clipped to the picture, at least one pixel.
@@ -146,7 +170,12 @@ impl Region {
         let low = |v: f64, side: u32| (v.round().max(0.0) as u32).min(side - 1);
         let high = |v: f64, low: u32, side: u32| (v.round().max(0.0) as u32).clamp(low + 1, side);
         let (x, y) = (low(left, width), low(top, height));
-        Self { x, y, width: high(right, x, width) - x, height: high(bottom, y, height) - y }
+        Self {
+            x,
+            y,
+            width: high(right, x, width) - x,
+            height: high(bottom, y, height) - y,
+        }
     }
 
     /// First row below the region.
@@ -161,7 +190,12 @@ impl Region {
         let (x, y) = (self.x.max(other.x), self.y.max(other.y));
         let right = (self.x + self.width).min(other.x + other.width);
         let bottom = self.bottom().min(other.bottom());
-        (right > x && bottom > y).then(|| Self { x, y, width: right - x, height: bottom - y })
+        (right > x && bottom > y).then(|| Self {
+            x,
+            y,
+            width: right - x,
+            height: bottom - y,
+        })
     }
 }
 
@@ -187,7 +221,9 @@ pub fn mask_region(mask: &GrayImage) -> Option<Region> {
     let width = mask.width() as usize;
     let (mut left, mut right, mut top, mut bottom) = (width, 0, usize::MAX, 0);
     for (y, row) in mask.as_raw().chunks_exact(width.max(1)).enumerate() {
-        let Some(first) = row.iter().position(|v| *v >= 128) else { continue };
+        let Some(first) = row.iter().position(|v| *v >= 128) else {
+            continue;
+        };
         let last = row.iter().rposition(|v| *v >= 128).unwrap_or(first);
         left = left.min(first);
         right = right.max(last + 1);
@@ -232,8 +268,8 @@ pub fn replace_background(picture: &mut RgbImage, mask: &GrayImage, colour: Rgb<
     }
 }
 
-/// Where a picture of `width` x `height` comes to lie in a square of `side`: the longer side fills `scale` of it; `along`
-/// (two numbers in 0..=1) says where in the free space.
+/// Where a picture of `width` x `height` comes to lie in a square of `side`: the longer side fills `scale` of
+/// it; `along` (two numbers in 0..=1) says where in the free space.
 #[must_use]
 pub fn place(width: u32, height: u32, side: u32, scale: f64, along: (f64, f64)) -> Region {
     let longest = f64::from(width.max(height));
@@ -241,7 +277,12 @@ pub fn place(width: u32, height: u32, side: u32, scale: f64, along: (f64, f64)) 
     let fit = |length: u32| ((f64::from(length) * factor).round() as u32).clamp(1, side);
     let (w, h) = (fit(width), fit(height));
     let at = |free: u32, share: f64| (f64::from(free) * share).round() as u32;
-    Region { x: at(side - w, along.0), y: at(side - h, along.1), width: w, height: h }
+    Region {
+        x: at(side - w, along.0),
+        y: at(side - h, along.1),
+        width: w,
+        height: h,
+    }
 }
 
 /// A picture in its place on a square of one colour.
@@ -267,14 +308,20 @@ pub fn resize(picture: RgbImage, width: u32, height: u32) -> RgbImage {
         return picture;
     }
     // Through DynamicImage, because that code is compiled optimised inside the image crate.
-    DynamicImage::ImageRgb8(picture).resize_exact(width, height, FilterType::Triangle).into_rgb8()
+    DynamicImage::ImageRgb8(picture)
+        .resize_exact(width, height, FilterType::Triangle)
+        .into_rgb8()
 }
 
 /// 255 inside the region, 0 elsewhere.
 #[must_use]
 pub fn region_mask(side: u32, region: Region) -> GrayImage {
     let mut mask = GrayImage::new(side, side);
-    for row in mask.chunks_exact_mut(side as usize).skip(region.y as usize).take(region.height as usize) {
+    for row in mask
+        .chunks_exact_mut(side as usize)
+        .skip(region.y as usize)
+        .take(region.height as usize)
+    {
         row[region.x as usize..(region.x + region.width) as usize].fill(255);
     }
     mask
@@ -292,18 +339,58 @@ mod tests {
     #[test]
     fn faces_are_enlarged_around_their_centre_and_clipped() {
         let face = face_region([0.5, 0.5, 0.2, 0.1], 1.0, 100, 200);
-        assert_eq!(face, Region { x: 40, y: 90, width: 20, height: 20 });
+        assert_eq!(
+            face,
+            Region {
+                x: 40,
+                y: 90,
+                width: 20,
+                height: 20
+            }
+        );
         let larger = face_region([0.5, 0.5, 0.2, 0.1], 2.0, 100, 200);
-        assert_eq!(larger, Region { x: 30, y: 80, width: 40, height: 40 });
+        assert_eq!(
+            larger,
+            Region {
+                x: 30,
+                y: 80,
+                width: 40,
+                height: 40
+            }
+        );
         let corner = face_region([0.0, 1.0, 0.5, 0.5], 1.0, 100, 100);
-        assert_eq!(corner, Region { x: 0, y: 75, width: 25, height: 25 });
+        assert_eq!(
+            corner,
+            Region {
+                x: 0,
+                y: 75,
+                width: 25,
+                height: 25
+            }
+        );
         let outside = face_region([7.0, -3.0, 0.1, 0.1], 1.0, 10, 10);
-        assert_eq!(outside, Region { x: 9, y: 0, width: 1, height: 1 });
+        assert_eq!(
+            outside,
+            Region {
+                x: 9,
+                y: 0,
+                width: 1,
+                height: 1
+            }
+        );
     }
 
     #[test]
     fn placing_keeps_the_aspect_ratio() {
-        assert_eq!(place(50, 100, 64, 1.0, (1.0, 0.5)), Region { x: 32, y: 0, width: 32, height: 64 });
+        assert_eq!(
+            place(50, 100, 64, 1.0, (1.0, 0.5)),
+            Region {
+                x: 32,
+                y: 0,
+                width: 32,
+                height: 64
+            }
+        );
         assert_eq!(place(100, 100, 64, 1.0, (0.3, 0.9)), Region::whole(64, 64));
         assert_eq!(place(1, 5000, 64, 1.0, (0.0, 0.0)).width, 1);
     }
@@ -337,6 +424,14 @@ mod tests {
         mask.put_pixel(2, 3, image::Luma([255]));
         mask.put_pixel(5, 6, image::Luma([128]));
         mask.put_pixel(8, 0, image::Luma([127]));
-        assert_eq!(mask_region(&mask), Some(Region { x: 2, y: 3, width: 4, height: 4 }));
+        assert_eq!(
+            mask_region(&mask),
+            Some(Region {
+                x: 2,
+                y: 3,
+                width: 4,
+                height: 4
+            })
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! From decoded samples to one training example (paper, section 5.1 and A.4; notes 3.8). Pure: no I/O, and every random
-//! number comes from [`crate::random`], so the same arguments give the same example on any rank (law 2).
+//! From decoded samples to one training example (paper, section 5.1 and A.4; notes 3.8). Pure: no I/O, and
+//! every random number comes from [`crate::random`], so the same arguments give the same example on any rank
+//! (law 2).
 
 use image::{Rgb, RgbImage};
 use proto::spec::Data;
@@ -20,8 +21,8 @@ const SMALLEST_SCALE: f64 = 0.8;
 /// Below the chin there must be this share of the picture, else the face is painted over instead of cut off.
 const SMALLEST_BELOW_CHIN: f64 = 0.3;
 
-/// The example of `target` in `epoch`. `references` are the slots of [`crate::reference::choose`] with the picture of each;
-/// empty for architectures without references.
+/// The example of `target` in `epoch`. `references` are the slots of [`crate::reference::choose`] with the
+/// picture of each; empty for architectures without references.
 #[must_use]
 pub fn prepare(data: &Data, epoch: u64, target: &Decoded, references: &[(Slot, &Decoded)]) -> Example {
     let stream = |purpose| random(data.seed, epoch, target.position, purpose);
@@ -31,7 +32,11 @@ pub fn prepare(data: &Data, epoch: u64, target: &Decoded, references: &[(Slot, &
     let at = place(width, height, side, 1.0, anywhere(&mut crops));
     let picture = on_pad(target.picture.clone(), at, side, colour(&mut pads));
     let face = face_region(target.metadata.bbox, 1.0, at.width, at.height);
-    let face = Region { x: face.x + at.x, y: face.y + at.y, ..face };
+    let face = Region {
+        x: face.x + at.x,
+        y: face.y + at.y,
+        ..face
+    };
     let dropped = stream(Purpose::PromptDrop).random_bool(data.prompt_drop.clamp(0.0, 1.0));
     Example {
         position: target.position,
@@ -42,17 +47,26 @@ pub fn prepare(data: &Data, epoch: u64, target: &Decoded, references: &[(Slot, &
             .iter()
             .map(|(slot, from)| reference(data, *slot, from, &mut crops, colour(&mut pads)))
             .collect(),
-        prompt: if dropped { String::new() } else { target.metadata.prompts.clone() },
+        prompt: if dropped {
+            String::new()
+        } else {
+            target.metadata.prompts.clone()
+        },
         timestep: stream(Purpose::Timestep).random_range(0..TIMESTEPS),
         noise_seed: stream(Purpose::Noise).random(),
     }
 }
 
-/// Cuts one reference out of a sample. Whether the clothes are shown at all depends on how much the face fills.
+/// Cuts one reference out of a sample. Whether the clothes are shown at all depends on how much the face
+/// fills.
 fn reference(data: &Data, slot: Slot, from: &Decoded, rng: &mut ChaCha8Rng, pad: Rgb<u8>) -> Reference {
     let [_, _, face_width, face_height] = from.metadata.bbox;
     let mostly_face = face_width * face_height > data.figure_threshold;
-    let concept = if slot.wish == Concept::Clothes && mostly_face { Concept::Figure } else { slot.wish };
+    let concept = if slot.wish == Concept::Clothes && mostly_face {
+        Concept::Figure
+    } else {
+        slot.wish
+    };
     let cut = match concept {
         Concept::Face => crop(&from.picture, from.face(data.face_enlargement)),
         Concept::Clothes => clothes(from, rng, pad),
@@ -60,11 +74,16 @@ fn reference(data: &Data, slot: Slot, from: &Decoded, rng: &mut ChaCha8Rng, pad:
     };
     let scale = rng.random_range(SMALLEST_SCALE..=1.0);
     let at = place(cut.width(), cut.height(), data.resolution, scale, anywhere(rng));
-    Reference { picture: on_pad(cut, at, data.resolution, pad), concept, position: from.position }
+    Reference {
+        picture: on_pad(cut, at, data.resolution, pad),
+        concept,
+        position: from.position,
+    }
 }
 
-/// The picture without its face: cut off below the chin or painted over, each half of the time; and with the background
-/// kept or replaced by the pad colour, each half of the time (both are seen in the paper's figures, notes 1.2).
+/// The picture without its face: cut off below the chin or painted over, each half of the time; and with the
+/// background kept or replaced by the pad colour, each half of the time (both are seen in the paper's
+/// figures, notes 1.2).
 fn clothes(from: &Decoded, rng: &mut ChaCha8Rng, pad: Rgb<u8>) -> RgbImage {
     let (cut_off, keep_background) = (rng.random_bool(0.5), rng.random_bool(0.5));
     let (width, height) = from.picture.dimensions();
@@ -72,7 +91,12 @@ fn clothes(from: &Decoded, rng: &mut ChaCha8Rng, pad: Rgb<u8>) -> RgbImage {
     let below = height - face.bottom();
     let cut_off = cut_off && f64::from(below) >= SMALLEST_BELOW_CHIN * f64::from(height);
     let mut region = if cut_off {
-        Region { x: 0, y: face.bottom(), width, height: below }
+        Region {
+            x: 0,
+            y: face.bottom(),
+            width,
+            height: below,
+        }
     } else {
         Region::whole(width, height)
     };
@@ -88,7 +112,8 @@ fn clothes(from: &Decoded, rng: &mut ChaCha8Rng, pad: Rgb<u8>) -> RgbImage {
     crop(&picture, region)
 }
 
-/// The whole picture; of the target itself only a random part, because an identical reference teaches copying.
+/// The whole picture; of the target itself only a random part, because an identical reference teaches
+/// copying.
 fn whole(from: &Decoded, source: Source, rng: &mut ChaCha8Rng) -> RgbImage {
     if source != Source::Target {
         return from.picture.clone();
@@ -98,7 +123,10 @@ fn whole(from: &Decoded, source: Source, rng: &mut ChaCha8Rng) -> RgbImage {
     let (x, y) = anywhere(rng);
     let (left, top) = (width * (1.0 - share) * x, height * (1.0 - share) * y);
     let (w, h) = from.picture.dimensions();
-    crop(&from.picture, Region::clipped(left, top, left + width * share, top + height * share, w, h))
+    crop(
+        &from.picture,
+        Region::clipped(left, top, left + width * share, top + height * share, w, h),
+    )
 }
 
 fn anywhere(rng: &mut ChaCha8Rng) -> (f64, f64) {
@@ -137,11 +165,19 @@ mod tests {
             height,
             ..Metadata::default()
         };
-        Decoded { position, metadata, picture, mask }
+        Decoded {
+            position,
+            metadata,
+            picture,
+            mask,
+        }
     }
 
     fn slot(wish: Concept) -> Slot {
-        Slot { source: Source::Similar(0), wish }
+        Slot {
+            source: Source::Similar(0),
+            wish,
+        }
     }
 
     fn close(a: Rgb<u8>, b: Rgb<u8>) -> bool {
@@ -159,7 +195,10 @@ mod tests {
         assert_eq!(example.target.dimensions(), (64, 64));
         let inside = example.target_mask.pixels().filter(|p| p.0[0] == 255).count();
         assert_eq!(inside, 32 * 64);
-        let pad = example.target.enumerate_pixels().find(|(x, y, _)| example.target_mask.get_pixel(*x, *y).0[0] == 0);
+        let pad = example
+            .target
+            .enumerate_pixels()
+            .find(|(x, y, _)| example.target_mask.get_pixel(*x, *y).0[0] == 0);
         let (_, _, pad) = pad.expect("a tall picture leaves a pad");
         for (x, y, pixel) in example.target.enumerate_pixels() {
             if example.target_mask.get_pixel(x, y).0[0] == 0 {
@@ -188,7 +227,10 @@ mod tests {
     fn clothes_never_show_the_face_and_faces_never_the_clothes() {
         let target = figure(0, 64, 64);
         for position in 0..60 {
-            let target = Decoded { position, ..target.clone() };
+            let target = Decoded {
+                position,
+                ..target.clone()
+            };
             let from = figure(100, 64, 64);
             let slots = [(slot(Concept::Clothes), &from), (slot(Concept::Face), &from)];
             let example = prepare(&data(), 0, &target, &slots);
@@ -198,7 +240,10 @@ mod tests {
             assert!(count(&clothes.picture, CLOTH) > 250, "position {position}");
             assert!(count(&face.picture, SKIN) > 900, "position {position}");
             let greens = count(&face.picture, CLOTH);
-            assert!(greens < count(&clothes.picture, CLOTH) * 2, "position {position}: {greens}");
+            assert!(
+                greens < count(&clothes.picture, CLOTH) * 2,
+                "position {position}: {greens}"
+            );
         }
     }
 
@@ -226,7 +271,17 @@ mod tests {
     fn prompts_drop_at_their_rate_and_timesteps_spread() {
         let target = figure(0, 16, 16);
         let examples: Vec<Example> = (0..1000)
-            .map(|position| prepare(&data(), 0, &Decoded { position, ..target.clone() }, &[]))
+            .map(|position| {
+                prepare(
+                    &data(),
+                    0,
+                    &Decoded {
+                        position,
+                        ..target.clone()
+                    },
+                    &[],
+                )
+            })
             .collect();
         let dropped = examples.iter().filter(|e| e.prompt.is_empty()).count();
         assert!((430..570).contains(&dropped), "{dropped}");

@@ -1,5 +1,6 @@
-//! Law 2: every random number of a sample is a pure function of (seed, epoch, sample, purpose). No generator outlives one
-//! purpose, so adding a draw to one never moves another, and no rank's history can leak into a sample.
+//! Law 2: every random number of a sample is a pure function of (seed, epoch, sample, purpose). No generator
+//! outlives one purpose, so adding a draw to one never moves another, and no rank's history can leak into a
+//! sample.
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -20,7 +21,8 @@ pub enum Purpose {
     Latent = 9,
 }
 
-/// The random stream of one sample for one purpose. `sample` is the position in the data set, `epoch` 0-based.
+/// The random stream of one sample for one purpose. `sample` is the position in the data set, `epoch`
+/// 0-based.
 #[must_use]
 pub fn random(seed: u64, epoch: u64, sample: u64, purpose: Purpose) -> ChaCha8Rng {
     let mut hash = Sha256::new();
@@ -31,7 +33,8 @@ pub fn random(seed: u64, epoch: u64, sample: u64, purpose: Purpose) -> ChaCha8Rn
     ChaCha8Rng::from_seed(hash.finalize().into())
 }
 
-/// A 64-bit hash of a seed and words, for choices that are made by name (for instance which characters are held out).
+/// A 64-bit hash of a seed and words, for choices that are made by name (for instance which characters are
+/// held out).
 #[must_use]
 pub fn hash_words(seed: u64, words: &[&str]) -> u64 {
     let mut hash = Sha256::new();
@@ -67,7 +70,10 @@ mod tests {
 
     #[test]
     fn the_stream_is_pinned_so_that_old_jobs_can_be_repeated() {
-        assert_eq!(random(7, 0, 42, Purpose::Timestep).next_u64(), 9_553_407_906_246_695_317);
+        assert_eq!(
+            random(7, 0, 42, Purpose::Timestep).next_u64(),
+            9_553_407_906_246_695_317
+        );
         assert_ne!(hash_words(1, &["ab", "c"]), hash_words(1, &["a", "bc"]));
     }
 }

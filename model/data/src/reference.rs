@@ -1,5 +1,5 @@
-//! Which pictures a target is drawn from, and under which concept (paper, section 5.1 and A.4; notes 3.8 and 8). Only
-//! choices: no pixel is touched here. Called by the loader, which then decodes just what was chosen.
+//! Which pictures a target is drawn from, and under which concept (paper, section 5.1 and A.4; notes 3.8 and
+//! 8). Only choices: no pixel is touched here. Called by the loader, which then decodes just what was chosen.
 
 use proto::spec::{Data, Pairing, Task};
 use rand::Rng;
@@ -16,7 +16,8 @@ pub enum Source {
     Similar(usize),
 }
 
-/// One reference to be cut. A slot that wishes clothes shows the whole figure instead where the face fills the picture.
+/// One reference to be cut. A slot that wishes clothes shows the whole figure instead where the face fills
+/// the picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot {
     pub source: Source,
@@ -25,15 +26,19 @@ pub struct Slot {
 
 /// The N references of the sample at `position`, which has `similar` similar pictures.
 ///
-/// Pairing b draws without replacement where there are at least N similar pictures; otherwise each appears at least once
-/// and the rest is drawn again. Empty when pairing b finds nothing to draw from, or when N is 0.
+/// Pairing b draws without replacement where there are at least N similar pictures; otherwise each appears at
+/// least once and the rest is drawn again. Empty when pairing b finds nothing to draw from, or when N is 0.
 #[must_use]
 pub fn choose(data: &Data, epoch: u64, position: u64, similar: usize) -> Vec<Slot> {
     let slots = data.references as usize;
     let sources = match data.pairing {
         Pairing::A => vec![Source::Target; slots],
         Pairing::B if similar == 0 => Vec::new(),
-        Pairing::B => draw(slots, similar, &mut random(data.seed, epoch, position, Purpose::ReferenceChoice)),
+        Pairing::B => draw(
+            slots,
+            similar,
+            &mut random(data.seed, epoch, position, Purpose::ReferenceChoice),
+        ),
     };
     let whole = is_reconstruction(data, epoch, position);
     let mut concepts = random(data.seed, epoch, position, Purpose::Concept);
@@ -66,7 +71,14 @@ fn draw(slots: usize, similar: usize, rng: &mut impl Rng) -> Vec<Source> {
     let mut order: Vec<usize> = (0..similar).collect();
     order.shuffle(rng);
     (0..slots)
-        .map(|slot| Source::Similar(order.get(slot).copied().unwrap_or_else(|| rng.random_range(0..similar))))
+        .map(|slot| {
+            Source::Similar(
+                order
+                    .get(slot)
+                    .copied()
+                    .unwrap_or_else(|| rng.random_range(0..similar)),
+            )
+        })
         .collect()
 }
 
@@ -88,19 +100,28 @@ mod tests {
 
     #[test]
     fn enough_similar_pictures_are_drawn_without_replacement() {
-        let data = proto::spec::Data { references: 4, ..data() };
+        let data = proto::spec::Data {
+            references: 4,
+            ..data()
+        };
         let mut drawn = BTreeSet::new();
         for position in 0..200 {
             let chosen = indices(&choose(&data, 0, position, 7));
             assert_eq!(chosen.iter().collect::<BTreeSet<_>>().len(), 4);
             drawn.extend(chosen);
         }
-        assert!(drawn.iter().copied().eq(0..7), "every similar picture is drawn sometimes: {drawn:?}");
+        assert!(
+            drawn.iter().copied().eq(0..7),
+            "every similar picture is drawn sometimes: {drawn:?}"
+        );
     }
 
     #[test]
     fn too_few_are_all_shown_before_any_repeats() {
-        let data = proto::spec::Data { references: 4, ..data() };
+        let data = proto::spec::Data {
+            references: 4,
+            ..data()
+        };
         for position in 0..100 {
             let chosen = indices(&choose(&data, 0, position, 3));
             assert_eq!(chosen.len(), 4);
@@ -111,7 +132,11 @@ mod tests {
 
     #[test]
     fn pairing_a_shows_the_target_only() {
-        let data = proto::spec::Data { pairing: Pairing::A, references: 2, ..data() };
+        let data = proto::spec::Data {
+            pairing: Pairing::A,
+            references: 2,
+            ..data()
+        };
         assert!(choose(&data, 0, 5, 0).iter().all(|s| s.source == Source::Target));
         assert_eq!(choose(&data, 0, 5, 0).len(), 2);
     }
@@ -119,15 +144,25 @@ mod tests {
     #[test]
     fn tasks_set_the_concepts_and_multitask_mixes_by_sample() {
         let wishes = |task, position| -> Vec<Concept> {
-            let data = proto::spec::Data { task, references: 4, ..data() };
+            let data = proto::spec::Data {
+                task,
+                references: 4,
+                ..data()
+            };
             choose(&data, 0, position, 9).iter().map(|s| s.wish).collect()
         };
-        assert!(wishes(Task::Reconstruction, 1).iter().all(|c| *c == Concept::Figure));
+        assert!(
+            wishes(Task::Reconstruction, 1)
+                .iter()
+                .all(|c| *c == Concept::Figure)
+        );
         let composed: Vec<Concept> = (0..300).flat_map(|p| wishes(Task::Composition, p)).collect();
         let faces = composed.iter().filter(|c| **c == Concept::Face).count();
         assert!(!composed.contains(&Concept::Figure));
         assert!((500..700).contains(&faces), "{faces} of 1200 faces");
-        let whole = (0..400).filter(|p| wishes(Task::Multitask, *p).contains(&Concept::Figure)).count();
+        let whole = (0..400)
+            .filter(|p| wishes(Task::Multitask, *p).contains(&Concept::Figure))
+            .count();
         assert!((150..250).contains(&whole), "{whole} of 400 reconstruct");
         for position in 0..50 {
             let kinds = wishes(Task::Multitask, position);

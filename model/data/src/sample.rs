@@ -1,5 +1,5 @@
-//! One row of a data set, with the paper's fields (section 3; notes 2.1). Plain data: no I/O, no decoding. Made by the
-//! synthesizer, the import and the Parquet reader; read by everything else in this crate.
+//! One row of a data set, with the paper's fields (section 3; notes 2.1). Plain data: no I/O, no decoding.
+//! Made by the synthesizer, the import and the Parquet reader; read by everything else in this crate.
 
 use bytes::Bytes;
 
@@ -44,8 +44,11 @@ pub struct Sample {
 /// Tags in the paper's form: alphabetical, without doubles, joined by ", ".
 #[must_use]
 pub fn join_tags<T: AsRef<str>>(tags: impl IntoIterator<Item = T>) -> String {
-    let sorted: std::collections::BTreeSet<String> =
-        tags.into_iter().map(|t| t.as_ref().trim().replace(' ', "_")).filter(|t| !t.is_empty()).collect();
+    let sorted: std::collections::BTreeSet<String> = tags
+        .into_iter()
+        .map(|t| t.as_ref().trim().replace(' ', "_"))
+        .filter(|t| !t.is_empty())
+        .collect();
     sorted.into_iter().collect::<Vec<_>>().join(", ")
 }
 

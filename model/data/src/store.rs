@@ -1,9 +1,11 @@
-//! Opens the object storage that a URL names. The only place that turns `file:///…` and `s3://…` into a store, for data
-//! sets, weights, checkpoints and the coordinator's state alike. It never reads or writes an object. Called by every
-//! shell that touches storage.
+//! Opens the object storage that a URL names. The only place that turns `file:///…` and `s3://…` into a
+//! store, for data sets, weights, checkpoints and the coordinator's state alike. It never reads or writes an
+//! object. Called by every shell that touches storage.
 //!
-//! S3 endpoint, region and credentials come from the usual environment variables: `AWS_ENDPOINT`, `AWS_ALLOW_HTTP`,
-//! `AWS_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, … Conditional puts (`PutMode::Create`) work on both kinds.
+//! S3 endpoint, region and credentials come from the usual environment variables: `AWS_ENDPOINT`,
+//! `AWS_ALLOW_HTTP`,
+//! `AWS_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, …
+//! Conditional puts (`PutMode::Create`) work on both kinds.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,15 +25,23 @@ pub enum StoreError {
     #[error("{url:?} does not name an absolute local folder; write file:///absolute/folder")]
     NotAFolder { url: String },
     #[error("cannot create the folder {} of {url:?}", folder.display())]
-    Create { url: String, folder: PathBuf, source: std::io::Error },
+    Create {
+        url: String,
+        folder: PathBuf,
+        source: std::io::Error,
+    },
     #[error("cannot open {url:?}")]
-    Open { url: String, source: object_store::Error },
+    Open {
+        url: String,
+        source: object_store::Error,
+    },
 }
 
 /// The store behind `url`, and the prefix inside it under which everything of this URL lies.
 ///
-/// A `file://` folder is created if it is missing; writes to it are synced to disk before they are reported done, as an
-/// object store's are. Nothing is sent to an `s3://` server yet, so a wrong bucket shows at the first read or write.
+/// A `file://` folder is created if it is missing; writes to it are synced to disk before they are reported
+/// done, as an object store's are. Nothing is sent to an `s3://` server yet, so a wrong bucket shows at the
+/// first read or write.
 ///
 /// # Errors
 /// The URL is malformed, of another scheme, or its local folder cannot be created.
@@ -40,7 +50,10 @@ pub fn open(url: &str) -> Result<(Arc<dyn ObjectStore>, Path), StoreError> {
     match parsed.scheme() {
         "file" => open_folder(url, &parsed),
         "s3" => open_s3(url, &parsed),
-        scheme => Err(StoreError::Scheme { url: url.to_owned(), scheme: scheme.to_owned() }),
+        scheme => Err(StoreError::Scheme {
+            url: url.to_owned(),
+            scheme: scheme.to_owned(),
+        }),
     }
 }
 
@@ -57,11 +70,16 @@ pub fn local_folder(url: &str) -> Result<Option<PathBuf>, StoreError> {
 }
 
 fn parse(url: &str) -> Result<Url, StoreError> {
-    Url::parse(url).map_err(|e| StoreError::NotAUrl { url: url.to_owned(), reason: e.to_string() })
+    Url::parse(url).map_err(|e| StoreError::NotAUrl {
+        url: url.to_owned(),
+        reason: e.to_string(),
+    })
 }
 
 fn folder_of(url: &str, parsed: &Url) -> Result<PathBuf, StoreError> {
-    let folder = parsed.to_file_path().map_err(|()| StoreError::NotAFolder { url: url.to_owned() })?;
+    let folder = parsed
+        .to_file_path()
+        .map_err(|()| StoreError::NotAFolder { url: url.to_owned() })?;
     if !url.starts_with("file:///") && !url.starts_with("file://localhost/") {
         // `file:relative` parses as if it were absolute, which would write to a surprising place.
         return Err(StoreError::NotAFolder { url: url.to_owned() });
@@ -77,13 +95,19 @@ fn open_folder(url: &str, parsed: &Url) -> Result<(Arc<dyn ObjectStore>, Path), 
         source,
     })?;
     let store = LocalFileSystem::new_with_prefix(&folder)
-        .map_err(|source| StoreError::Open { url: url.to_owned(), source })?
+        .map_err(|source| StoreError::Open {
+            url: url.to_owned(),
+            source,
+        })?
         .with_fsync(true);
     Ok((Arc::new(store), Path::default()))
 }
 
 fn open_s3(url: &str, parsed: &Url) -> Result<(Arc<dyn ObjectStore>, Path), StoreError> {
-    let fail = |source| StoreError::Open { url: url.to_owned(), source };
+    let fail = |source| StoreError::Open {
+        url: url.to_owned(),
+        source,
+    };
     let store = AmazonS3Builder::from_env().with_url(url).build().map_err(fail)?;
     let prefix = Path::from_url_path(parsed.path()).map_err(|e| fail(e.into()))?;
     Ok((Arc::new(store), prefix))
@@ -103,10 +127,21 @@ mod tests {
         let at = prefix.join("x");
         let put = |text: &'static str| {
             let (store, at) = (Arc::clone(&store), at.clone());
-            async move { store.put_opts(&at, PutPayload::from_static(text.as_bytes()), PutMode::Create.into()).await }
+            async move {
+                store
+                    .put_opts(
+                        &at,
+                        PutPayload::from_static(text.as_bytes()),
+                        PutMode::Create.into(),
+                    )
+                    .await
+            }
         };
         put("one").await.unwrap();
-        assert!(matches!(put("two").await, Err(object_store::Error::AlreadyExists { .. })));
+        assert!(matches!(
+            put("two").await,
+            Err(object_store::Error::AlreadyExists { .. })
+        ));
         assert_eq!(store.get(&at).await.unwrap().bytes().await.unwrap(), "one");
         assert_eq!(local_folder(&url).unwrap().unwrap(), dir.path().join("a/b"));
     }

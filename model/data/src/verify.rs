@@ -1,5 +1,5 @@
-//! Re-reads a whole data set and lists everything that is wrong with it. It repairs nothing and stops at nothing: one
-//! damaged file does not hide the faults of the next. Called by `coordinator dataset verify`.
+//! Re-reads a whole data set and lists everything that is wrong with it. It repairs nothing and stops at
+//! nothing: one damaged file does not hide the faults of the next. Called by `coordinator dataset verify`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,7 +25,11 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.row {
             Some((group, row, id)) => {
-                write!(f, "{}: row group {group}, row {row} (id {id:?}): {}", self.path, self.what)
+                write!(
+                    f,
+                    "{}: row group {group}, row {row} (id {id:?}): {}",
+                    self.path, self.what
+                )
             }
             None => write!(f, "{}: {}", self.path, self.what),
         }
@@ -42,7 +46,8 @@ pub struct Verification {
 /// Checks files against `dataset.json`, every row, every picture, and the index.
 ///
 /// # Errors
-/// Never for a fault of the data set, only if the metadata of a position that was just read cannot be found again.
+/// Never for a fault of the data set, only if the metadata of a position that was just read cannot be found
+/// again.
 pub async fn verify(dataset: &Dataset) -> Result<Verification, DatasetError> {
     let mut findings = Vec::new();
     let manifest = dataset.manifest();
@@ -50,7 +55,14 @@ pub async fn verify(dataset: &Dataset) -> Result<Verification, DatasetError> {
         check_file(dataset, &file.path, file.size_bytes, &file.sha256, &mut findings).await;
     }
     let index = &manifest.index;
-    check_file(dataset, &index.path, index.size_bytes, &index.sha256, &mut findings).await;
+    check_file(
+        dataset,
+        &index.path,
+        index.size_bytes,
+        &index.sha256,
+        &mut findings,
+    )
+    .await;
     let mut rows: BTreeMap<u64, (GroupId, Metadata)> = BTreeMap::new();
     for (first, group) in dataset.groups().collect::<Vec<_>>() {
         match dataset.rows_of_group(group).await {
@@ -67,7 +79,10 @@ pub async fn verify(dataset: &Dataset) -> Result<Verification, DatasetError> {
     }
     check_links(dataset, &rows, &mut findings)?;
     check_index(dataset, &rows, &mut findings).await;
-    Ok(Verification { samples: rows.len() as u64, findings })
+    Ok(Verification {
+        samples: rows.len() as u64,
+        findings,
+    })
 }
 
 struct Place<'a> {
@@ -94,7 +109,11 @@ impl Place<'_> {
         if let Err(reason) = check_box(row.bbox) {
             found(reason);
         }
-        for (field, value) in [("id", &row.id), ("character", &row.character), ("artists", &row.artists)] {
+        for (field, value) in [
+            ("id", &row.id),
+            ("character", &row.character),
+            ("artists", &row.artists),
+        ] {
             if value.is_empty() {
                 found(format!("{field} is empty"));
             }
@@ -114,7 +133,8 @@ pub fn check_box(bbox: [f64; 4]) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "bbox [{cx}, {cy}, {w}, {h}] leaves the picture or is empty; it is centre x, centre y, width, height in 0..1"
+        "bbox [{cx}, {cy}, {w}, {h}] leaves the picture or is empty; \
+         it is centre x, centre y, width, height in 0..1"
     ))
 }
 
@@ -122,18 +142,25 @@ async fn check_file(dataset: &Dataset, path: &str, size: u64, sha256: &str, find
     match dataset.bytes_of(path).await {
         Err(error) => findings.push(of_file(path, chain(&error))),
         Ok(bytes) if bytes.len() as u64 != size => {
-            findings.push(of_file(path, format!("has {} bytes, dataset.json says {size}", bytes.len())));
+            findings.push(of_file(
+                path,
+                format!("has {} bytes, dataset.json says {size}", bytes.len()),
+            ));
         }
         Ok(bytes) => {
             let found = hex(&Sha256::digest(&bytes));
             if found != sha256 {
-                findings.push(of_file(path, format!("has SHA-256 {found}, dataset.json says {sha256}")));
+                findings.push(of_file(
+                    path,
+                    format!("has SHA-256 {found}, dataset.json says {sha256}"),
+                ));
             }
         }
     }
 }
 
-/// Duplicate ids; `similar` that dangles, names itself, lies in another row group, or disagrees with its positions.
+/// Duplicate ids; `similar` that dangles, names itself, lies in another row group, or disagrees with its
+/// positions.
 fn check_links(
     dataset: &Dataset,
     rows: &BTreeMap<u64, (GroupId, Metadata)>,
@@ -142,14 +169,22 @@ fn check_links(
     let mut positions: BTreeMap<&str, u64> = BTreeMap::new();
     for (position, (group, row)) in rows {
         let (_, at) = dataset.group_of(*position)?;
-        let place = Place { dataset, group: *group, row: at };
+        let place = Place {
+            dataset,
+            group: *group,
+            row: at,
+        };
         if let Some(first) = positions.insert(&row.id, *position) {
             findings.push(place.finding(&row.id, format!("the id is that of position {first} too")));
         }
     }
     for (position, (group, row)) in rows {
         let (_, at) = dataset.group_of(*position)?;
-        let place = Place { dataset, group: *group, row: at };
+        let place = Place {
+            dataset,
+            group: *group,
+            row: at,
+        };
         if row.similar.len() != row.similar_positions.len() {
             let (ids, numbers) = (row.similar.len(), row.similar_positions.len());
             findings.push(place.finding(&row.id, format!("similar has {ids} ids and {numbers} positions")));
@@ -158,9 +193,10 @@ fn check_links(
             let fault = match positions.get(id.as_str()) {
                 None => Some(format!("similar names {id:?}, which is not in the data set")),
                 Some(at) if at == position => Some("similar names the sample itself".to_owned()),
-                Some(at) if row.similar_positions.get(n).is_some_and(|p| p != at) => {
-                    Some(format!("similar {id:?} is at position {at}, not {}", row.similar_positions[n]))
-                }
+                Some(at) if row.similar_positions.get(n).is_some_and(|p| p != at) => Some(format!(
+                    "similar {id:?} is at position {at}, not {}",
+                    row.similar_positions[n]
+                )),
                 Some(at) if dataset.group_of(*at)?.0 != *group => {
                     Some(format!("similar {id:?} lies in another row group"))
                 }
@@ -172,14 +208,21 @@ fn check_links(
     Ok(())
 }
 
-async fn check_index(dataset: &Dataset, rows: &BTreeMap<u64, (GroupId, Metadata)>, findings: &mut Vec<Finding>) {
+async fn check_index(
+    dataset: &Dataset,
+    rows: &BTreeMap<u64, (GroupId, Metadata)>,
+    findings: &mut Vec<Finding>,
+) {
     let path = &dataset.manifest().index.path;
     let index = match dataset.index().await {
         Ok(index) => index,
         Err(error) => return findings.push(of_file(path, chain(&error))),
     };
     if index.len() as u64 != dataset.len() {
-        findings.push(of_file(path, format!("has {} entries for {} samples", index.len(), dataset.len())));
+        findings.push(of_file(
+            path,
+            format!("has {} entries for {} samples", index.len(), dataset.len()),
+        ));
     }
     if !index.is_sorted_by(|a, b| a.0 < b.0) {
         findings.push(of_file(path, "is not sorted by id".to_owned()));
@@ -187,13 +230,20 @@ async fn check_index(dataset: &Dataset, rows: &BTreeMap<u64, (GroupId, Metadata)
     for (id, position) in index {
         // Rows that could not be read have their own finding.
         if rows.get(&position).is_some_and(|(_, row)| row.id != id) || position >= dataset.len() {
-            findings.push(of_file(path, format!("says {id:?} is at position {position}, which is another sample")));
+            findings.push(of_file(
+                path,
+                format!("says {id:?} is at position {position}, which is another sample"),
+            ));
         }
     }
 }
 
 fn of_file(path: &str, what: String) -> Finding {
-    Finding { path: path.to_owned(), row: None, what }
+    Finding {
+        path: path.to_owned(),
+        row: None,
+        what,
+    }
 }
 
 /// An error with its causes, in one line.

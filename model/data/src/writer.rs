@@ -1,8 +1,10 @@
-//! Writes a data set: Parquet files of samples, an index from id to position, and `dataset.json` last, so that a reader
-//! never sees half of one. The same rows in the same order give the same bytes. Called by the synthesizer's and the
-//! import's command and by tests. It never judges pictures; the import and the verifier do.
+//! Writes a data set: Parquet files of samples, an index from id to position, and `dataset.json` last, so
+//! that a reader never sees half of one. The same rows in the same order give the same bytes. Called by the
+//! synthesizer's and the import's command and by tests. It never judges pictures; the import and the verifier
+//! do.
 //!
-//! File names end in the start of their hash: writing a data set again leaves the files of a pinned older version alone.
+//! File names end in the start of their hash: writing a data set again leaves the files of a pinned older
+//! version alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -36,10 +38,16 @@ pub struct WriteOptions {
 }
 
 impl WriteOptions {
-    /// The sizes that suit both a laptop's disk and an object store: one range read fetches about half a megabyte.
+    /// The sizes that suit both a laptop's disk and an object store: one range read fetches about half a
+    /// megabyte.
     #[must_use]
     pub fn new(source: impl Into<String>) -> Self {
-        Self { source: source.into(), row_group_bytes: 512 << 10, row_group_rows: 64, file_bytes: 64 << 20 }
+        Self {
+            source: source.into(),
+            row_group_bytes: 512 << 10,
+            row_group_rows: 64,
+            file_bytes: 64 << 20,
+        }
     }
 }
 
@@ -48,7 +56,10 @@ pub enum WriteError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("cannot write {path:?}")]
-    Put { path: String, source: object_store::Error },
+    Put {
+        path: String,
+        source: object_store::Error,
+    },
     #[error("cannot encode Parquet")]
     Parquet(#[from] ParquetError),
     #[error("cannot build columns")]
@@ -84,7 +95,9 @@ struct OpenFile {
 
 impl std::fmt::Debug for OpenFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("OpenFile").field("row_groups", &self.row_groups).finish_non_exhaustive()
+        f.debug_struct("OpenFile")
+            .field("row_groups", &self.row_groups)
+            .finish_non_exhaustive()
     }
 }
 
@@ -107,7 +120,8 @@ impl DatasetWriter {
         })
     }
 
-    /// Adds all rows of one identity (character, outfit, artist); sets their `identity` and `similar_positions`.
+    /// Adds all rows of one identity (character, outfit, artist); sets their `identity` and
+    /// `similar_positions`.
     ///
     /// # Errors
     /// An id occurs twice, a similar id is not in this group, or storage fails.
@@ -128,7 +142,10 @@ impl DatasetWriter {
                 .iter()
                 .map(|similar| match own.get(similar) {
                     Some(position) if *similar != row.id => Ok(*position),
-                    _ => Err(WriteError::Dangling { id: row.id.clone(), similar: similar.clone() }),
+                    _ => Err(WriteError::Dangling {
+                        id: row.id.clone(),
+                        similar: similar.clone(),
+                    }),
                 })
                 .collect::<Result<_, _>>()?;
             self.characters.insert(row.character.clone());
@@ -160,7 +177,11 @@ impl DatasetWriter {
             samples: self.positions.len() as u64,
             characters: self.characters.len() as u64,
             files: std::mem::take(&mut self.files),
-            index: IndexFile { path, size_bytes, sha256 },
+            index: IndexFile {
+                path,
+                size_bytes,
+                sha256,
+            },
         };
         let text = serde_json::to_vec_pretty(&manifest).expect("a manifest holds only text and numbers");
         self.put(DATASET_FILE, text).await?;
@@ -182,16 +203,28 @@ impl DatasetWriter {
         };
         file.writer.write(&to_batch(&rows)?)?;
         file.writer.flush()?;
-        file.row_groups.push(u32::try_from(rows.len()).expect("row groups are bounded far below 4 billion rows"));
-        if file.writer.bytes_written() >= self.options.file_bytes { self.end_file().await } else { Ok(()) }
+        file.row_groups
+            .push(u32::try_from(rows.len()).expect("row groups are bounded far below 4 billion rows"));
+        if file.writer.bytes_written() >= self.options.file_bytes {
+            self.end_file().await
+        } else {
+            Ok(())
+        }
     }
 
     async fn end_file(&mut self) -> Result<(), WriteError> {
-        let Some(file) = self.file.take() else { return Ok(()) };
+        let Some(file) = self.file.take() else {
+            return Ok(());
+        };
         let bytes = file.writer.into_inner()?;
         let stem = format!("samples-{:05}", self.files.len());
         let (path, size_bytes, sha256) = self.put_named(&stem, bytes).await?;
-        self.files.push(SampleFile { path, size_bytes, sha256, row_groups: file.row_groups });
+        self.files.push(SampleFile {
+            path,
+            size_bytes,
+            sha256,
+            row_groups: file.row_groups,
+        });
         Ok(())
     }
 
@@ -209,7 +242,10 @@ impl DatasetWriter {
         self.store
             .put(&path, PutPayload::from(bytes))
             .await
-            .map_err(|source| WriteError::Put { path: path.to_string(), source })?;
+            .map_err(|source| WriteError::Put {
+                path: path.to_string(),
+                source,
+            })?;
         Ok(())
     }
 }
@@ -224,7 +260,8 @@ fn sample_properties() -> WriterProperties {
     let mut properties = base_properties();
     for column in PICTURE_COLUMNS {
         let column = || ColumnPath::from(column);
-        // Pictures are compressed already, and their bytes as minimum and maximum would only swell the footer.
+        // Pictures are compressed already, and their bytes as minimum and maximum would only swell the
+        // footer.
         properties = properties
             .set_column_compression(column(), Compression::UNCOMPRESSED)
             .set_column_dictionary_enabled(column(), false)

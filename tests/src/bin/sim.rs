@@ -1,23 +1,31 @@
-//! Lives through simulated worlds by seed, for people: `sim SEED [--trace]` tells one, `sim --seeds COUNT [FIRST]` runs many and
-//! names those that break.
+//! Lives through simulated worlds, for people: `sim --seeds COUNT` lives the first COUNT and names those that
+//! break, `sim --seed N --trace` tells one.
 
 use anyhow::{Context, bail};
-use tests::world::{self, Story};
+use tests::world::{self, Outcome, Story};
 
 fn main() -> anyhow::Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match words[..] {
-        [seed] => one(number(seed)?, Story::Hashed),
-        [seed, "--trace"] => one(number(seed)?, Story::Told),
-        ["--seeds", count] => many(0, number(count)?),
-        ["--seeds", count, first] => many(number(first)?, number(count)?),
-        _ => bail!("usage: sim SEED [--trace] | sim --seeds COUNT [FIRST]"),
+    let (mut seeds, mut seed, mut story) = (1_000, None, Story::Hashed);
+    let mut arguments = std::env::args().skip(1);
+    while let Some(flag) = arguments.next() {
+        match flag.as_str() {
+            "--seeds" => seeds = number(&flag, arguments.next())?,
+            "--seed" => seed = Some(number(&flag, arguments.next())?),
+            "--trace" => story = Story::Told,
+            _ => bail!("`{flag}`: usage: sim [--seeds COUNT] [--seed N] [--trace]"),
+        }
+    }
+    match seed {
+        Some(seed) => one(seed, story),
+        None => many(seeds),
     }
 }
 
-fn number(text: &str) -> anyhow::Result<u64> {
-    text.parse().with_context(|| format!("`{text}` is not a number of 0 or more"))
+fn number(flag: &str, value: Option<String>) -> anyhow::Result<u64> {
+    let value = value.with_context(|| format!("{flag} needs a number"))?;
+    value
+        .parse()
+        .with_context(|| format!("{flag} `{value}` is not a number of 0 or more"))
 }
 
 fn one(seed: u64, story: Story) -> anyhow::Result<()> {
@@ -28,27 +36,29 @@ fn one(seed: u64, story: Story) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn many(first: u64, count: u64) -> anyhow::Result<()> {
+fn many(count: u64) -> anyhow::Result<()> {
     let mut broken = 0;
-    let (mut events, mut done, mut failed, mut cancelled, mut restarts) = (0, 0, 0, 0, 0);
-    for seed in first..first.saturating_add(count) {
+    let mut sum = Outcome::default();
+    for seed in 0..count {
         match world::run(seed, None, Story::Dropped) {
-            Ok(outcome) => {
-                events += outcome.events;
-                done += outcome.done;
-                failed += outcome.failed;
-                cancelled += outcome.cancelled;
-                restarts += outcome.restarts;
-            }
+            Ok(outcome) => sum.add(&outcome),
             Err(what) => {
                 broken += 1;
                 println!("{what}");
             }
         }
     }
+    let Outcome {
+        done,
+        failed,
+        cancelled,
+        restarts,
+        events,
+        ..
+    } = sum;
     println!(
-        "{count} worlds, {broken} broken; {events} events, {restarts} restarts; jobs: {done} done, {failed} failed, \
-         {cancelled} cancelled"
+        "{count} worlds, {broken} broken; {events} events, {restarts} restarts; jobs: {done} done, \
+         {failed} failed, {cancelled} cancelled"
     );
     if broken != 0 {
         bail!("{broken} worlds broke");

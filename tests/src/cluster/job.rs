@@ -1,5 +1,5 @@
-//! The tests' job: RetriNet of the smallest size on 32 pixels and a handful of synthetic figures, small enough that its
-//! processes cost more than its training.
+//! The tests' job: RetriNet of the smallest size on 32 pixels and a handful of synthetic figures, small
+//! enough that its processes cost more than its training.
 
 /// Arguments that make the tests' data set at `url`.
 #[must_use]

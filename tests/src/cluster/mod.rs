@@ -1,6 +1,7 @@
-//! Real processes on loopback: one coordinator, some workers and their ranks, exactly as a person would start them, on
-//! free ports and in a folder of their own. Whatever a [`Cluster`] started is killed by process id when it is dropped;
-//! nothing is ever looked up by name. Waiting is hearing from a process or of its end, never sleeping.
+//! Real processes on loopback: one coordinator, some workers and their ranks, exactly as a person would start
+//! them, on free ports and in a folder of their own. Whatever a [`Cluster`] started is killed by process id
+//! when it is dropped; nothing is ever looked up by name. Waiting is hearing from a process or of its end,
+//! never sleeping.
 //!
 //! Called by `tests/tests/cluster*.rs`. The binaries are those beside the test's own (`make build`).
 
@@ -269,7 +270,9 @@ impl Cluster {
     /// # Errors
     /// The job ends or nothing new is said for too long, with the condition never true.
     pub fn wait(&self, job: &str, what: &str, condition: impl Fn(&JobView) -> bool) -> Result<JobView> {
-        self.watch(job)?.until(what, condition).with_context(|| self.last_words())
+        self.watch(job)?
+            .until(what, condition)
+            .with_context(|| self.last_words())
     }
 
     /// Waits until the job has ended and demands that it is done.

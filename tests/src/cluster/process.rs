@@ -22,8 +22,9 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command` and returns when it has printed a line that contains `ready`, on stdout or stderr. All that it
-    /// prints goes to `<directory>/<name>.log`, behind the words of earlier processes of that name.
+    /// Starts `command` and returns when it has printed a line that contains `ready`, on stdout or stderr.
+    /// All that it prints goes to `<directory>/<name>.log`, behind the words of earlier processes of that
+    /// name.
     ///
     /// # Errors
     /// It cannot be started, ends, or is not ready in time; the message ends with its last words.
@@ -141,7 +142,8 @@ impl Drop for Process {
     }
 }
 
-/// Drains a stream into the log, so that the process never blocks on a full pipe, and tells whoever still listens.
+/// Drains a stream into the log, so that the process never blocks on a full pipe, and tells whoever still
+/// listens.
 fn follow(stream: impl Read + Send + 'static, mut log: File, lines: mpsc::Sender<String>) {
     std::thread::spawn(move || {
         let mut lines = Some(lines);

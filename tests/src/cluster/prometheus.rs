@@ -17,8 +17,8 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// Starts it with `deploy/prometheus/prometheus.yml`, changed only in how often it scrapes, and with these targets
-    /// (`host:port`). Files go below `directory`.
+    /// Starts it with `deploy/prometheus/prometheus.yml`, changed only in how often it scrapes, and with
+    /// these targets (`host:port`). Files go below `directory`.
     ///
     /// # Errors
     /// The tool is not installed, the configuration is wrong, or it did not start.
@@ -110,8 +110,8 @@ pub fn lint_metrics(page: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&said).into_owned())
 }
 
-/// OpenMetrics as the older text format, which is all that promtool reads: there, a counter's description has the name of
-/// its samples, with `_total`.
+/// OpenMetrics as the older text format, which is all that promtool reads: there, a counter's description has
+/// the name of its samples, with `_total`.
 fn as_plain_text(page: &str) -> String {
     let counters: Vec<&str> = page
         .lines()

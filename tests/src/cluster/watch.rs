@@ -1,5 +1,5 @@
-//! The coordinator's own stream of a job's views, one whenever something changes: the tests' only clock. It is what
-//! `coordinator watch` reads.
+//! The coordinator's own stream of a job's views, one whenever something changes: the tests' only clock. It
+//! is what `coordinator watch` reads.
 
 use anyhow::{Context, Result, bail};
 use proto::pb::{JobRequest, JobView, control_client::ControlClient};
@@ -24,13 +24,20 @@ impl Watch {
     /// # Errors
     /// It cannot be reached, or does not know the job.
     pub fn start(url: &str, job: &str) -> Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build().context("a runtime to watch with")?;
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("a runtime to watch with")?;
         let request = JobRequest { job: job.to_owned() };
         let views = runtime.block_on(async {
             let mut client = ControlClient::connect(url.to_owned()).await?;
             anyhow::Ok(client.watch_job(request).await?.into_inner())
         });
-        Ok(Self { views: views.with_context(|| format!("watching {job} at {url}"))?, runtime, last: JobView::default() })
+        Ok(Self {
+            views: views.with_context(|| format!("watching {job} at {url}"))?,
+            runtime,
+            last: JobView::default(),
+        })
     }
 
     /// The next view; None when there will be no more, because the job has ended.
@@ -39,9 +46,15 @@ impl Watch {
     /// Silence, or the coordinator is gone.
     pub fn next_view(&mut self) -> Result<Option<&JobView>> {
         // The timer belongs to the runtime, so the waiting is made inside it.
-        let next = self.runtime.block_on(async { timeout(SILENCE_MAX, self.views.message()).await });
-        let Ok(next) = next else { bail!("nothing new for too long, last was {:?}", self.last) };
-        let Some(view) = next.with_context(|| format!("after {:?}", self.last))? else { return Ok(None) };
+        let next = self
+            .runtime
+            .block_on(async { timeout(SILENCE_MAX, self.views.message()).await });
+        let Ok(next) = next else {
+            bail!("nothing new for too long, last was {:?}", self.last)
+        };
+        let Some(view) = next.with_context(|| format!("after {:?}", self.last))? else {
+            return Ok(None);
+        };
         self.last = view;
         Ok(Some(&self.last))
     }

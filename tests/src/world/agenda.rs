@@ -1,4 +1,5 @@
-//! Virtual time: what happens when. Two things at the same moment happen in the order in which they were put down.
+//! Virtual time: what happens when. Two things at the same moment happen in the order in which they were put
+//! down.
 
 use super::ranks::Pid;
 use coordinator_core::event as coordinator;
@@ -12,35 +13,107 @@ use worker_core::event::RankKey;
 #[derive(Debug)]
 pub(crate) enum Happening {
     /// A person asks for something; again until it is answered.
-    Ask { wish: usize },
-    Fault { number: usize },
+    Ask {
+        wish: usize,
+    },
+    Fault {
+        number: usize,
+    },
 
     CoordinatorStart,
-    CoordinatorWake { boot: u64 },
+    CoordinatorWake {
+        boot: u64,
+    },
     /// A report that was sent to this start of the coordinator.
-    CoordinatorHears { boot: u64, report: WorkerReport },
-    CoordinatorLosesLink { boot: u64, worker: WorkerId },
-    ManifestLands { boot: u64, manifest: Box<CheckpointManifest> },
-    ManifestAnswered { boot: u64, job: JobId, checkpoint: CheckpointRef, result: Result<(), String> },
+    CoordinatorHears {
+        boot: u64,
+        report: WorkerReport,
+    },
+    CoordinatorLosesLink {
+        boot: u64,
+        worker: WorkerId,
+    },
+    ManifestLands {
+        boot: u64,
+        manifest: Box<CheckpointManifest>,
+    },
+    ManifestAnswered {
+        boot: u64,
+        job: JobId,
+        checkpoint: CheckpointRef,
+        result: Result<(), String>,
+    },
 
-    NodeStart { node: usize, clock_back: bool },
-    NodeWake { node: usize, boot: u64 },
-    NodeHears { node: usize, boot: u64, state: DesiredState },
-    LinkOpen { node: usize, boot: u64 },
+    NodeStart {
+        node: usize,
+        clock_back: bool,
+    },
+    NodeWake {
+        node: usize,
+        boot: u64,
+    },
+    NodeHears {
+        node: usize,
+        boot: u64,
+        state: DesiredState,
+    },
+    LinkOpen {
+        node: usize,
+        boot: u64,
+    },
 
     /// A line of a rank reaches its daemon.
-    RankSaid { node: usize, boot: u64, report: RankReport },
-    RankExited { node: usize, boot: u64, key: RankKey, success: bool, outcome: String },
-    RankTold { pid: Pid, assignment: Box<Assignment> },
-    RankLoaded { pid: Pid },
-    RankBeat { pid: Pid },
-    RankWrites { pid: Pid, step: u64, value: u64 },
-    RankSaysWritten { pid: Pid, step: u64, value: u64 },
-    RankFails { pid: Pid, error: String },
-    RankTiresOfJoining { pid: Pid },
-    RankFinishes { pid: Pid },
-    RankDies { pid: Pid, success: bool, outcome: &'static str },
-    GroupSteps { job: JobId, generation: Generation },
+    RankSaid {
+        node: usize,
+        boot: u64,
+        report: RankReport,
+    },
+    RankExited {
+        node: usize,
+        boot: u64,
+        key: RankKey,
+        success: bool,
+        outcome: String,
+    },
+    RankTold {
+        pid: Pid,
+        assignment: Box<Assignment>,
+    },
+    RankLoaded {
+        pid: Pid,
+    },
+    RankBeat {
+        pid: Pid,
+    },
+    RankWrites {
+        pid: Pid,
+        step: u64,
+        value: u64,
+    },
+    RankSaysWritten {
+        pid: Pid,
+        step: u64,
+        value: u64,
+    },
+    RankFails {
+        pid: Pid,
+        error: String,
+    },
+    RankTiresOfJoining {
+        pid: Pid,
+    },
+    RankFinishes {
+        pid: Pid,
+    },
+    RankDies {
+        pid: Pid,
+        success: bool,
+        outcome: &'static str,
+    },
+    GroupSteps {
+        job: JobId,
+        generation: Generation,
+    },
 }
 
 /// A request of the outside world, and which of its wishes it carries.

@@ -1,5 +1,5 @@
-//! Bugs that can be planted in a world, to show that the oracle bites. They live in the harness, between machines and
-//! world; the machines themselves are the ones that ship.
+//! Bugs that can be planted in a world, to show that the oracle bites. They live in the harness, between
+//! machines and world; the machines themselves are the ones that ship.
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
@@ -13,10 +13,10 @@ pub enum Bug {
     SaveLast,
     /// Now and then a save is reported done and is not.
     SaveLost,
-    /// Ranks ignore the checkpoint they should resume from.
-    ResumeFromNothing,
-    /// The coordinator's shell never delivers deadlines.
-    NoDeadlines,
+    /// Ranks resume at the checkpoint's step without its state.
+    StateNotLoaded,
+    /// The coordinator's shell gives the same time for ever.
+    ClockStopped,
     /// Daemons report every rank under the newest generation.
     GenerationsMixed,
     /// Daemons do not kill what they are told to kill.
@@ -32,8 +32,8 @@ impl Bug {
         Self::ShardBeforeWritten,
         Self::SaveLast,
         Self::SaveLost,
-        Self::ResumeFromNothing,
-        Self::NoDeadlines,
+        Self::StateNotLoaded,
+        Self::ClockStopped,
         Self::GenerationsMixed,
         Self::KillIgnored,
         Self::WrongShare,

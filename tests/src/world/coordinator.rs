@@ -1,5 +1,5 @@
-//! The coordinator's shell in the simulated world: it performs effects in order, can be killed between any two of them,
-//! and starts again from what was saved. The machine inside is the one that ships.
+//! The coordinator's shell in the simulated world: it performs effects in order, can be killed between any
+//! two of them, and starts again from what was saved. The machine inside is the one that ships.
 
 use super::World;
 use super::agenda::Happening;
@@ -22,6 +22,8 @@ pub(crate) struct CoordinatorHost {
     pub(crate) boot: u64,
     /// How far its wall clock is from the world's time.
     skew: i64,
+    /// For [`Bug::ClockStopped`].
+    stopped: bool,
     wake_at: Option<u64>,
     /// Which node a worker's stream leads to.
     links: BTreeMap<WorkerId, usize>,
@@ -30,8 +32,17 @@ pub(crate) struct CoordinatorHost {
 }
 
 impl CoordinatorHost {
-    pub(crate) fn new() -> Self {
-        Self { machine: None, boot: 0, skew: 0, wake_at: None, links: BTreeMap::new(), sent: BTreeMap::new() }
+    pub(crate) fn new(stopped: bool) -> Self {
+        let (links, sent) = (BTreeMap::new(), BTreeMap::new());
+        Self {
+            machine: None,
+            boot: 0,
+            skew: 0,
+            stopped,
+            wake_at: None,
+            links,
+            sent,
+        }
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -39,6 +50,7 @@ impl CoordinatorHost {
     }
 
     fn wall(&self, now: u64) -> u64 {
+        let now = if self.stopped { 0 } else { now };
         (WALL_AT_START + now).saturating_add_signed(self.skew)
     }
 
@@ -56,7 +68,10 @@ impl World {
         self.trace.line(self.now, || "coordinator starts".to_owned());
         self.oracle.on_restore(&self.durable);
         let host = &mut self.coordinator;
-        let config = Config { store_url: "memory:".to_owned(), detect_within_ms: DETECT_WITHIN_MS };
+        let config = Config {
+            store_url: "memory:".to_owned(),
+            detect_within_ms: DETECT_WITHIN_MS,
+        };
         // Recovery goes through text, as it does in the state store.
         let text = serde_json::to_string(&self.durable).expect("durable state is plain data");
         let durable: Durable = serde_json::from_str(&text).expect("what was written can be read");
@@ -70,7 +85,8 @@ impl World {
         if self.coordinator.machine.take().is_none() {
             return;
         }
-        self.trace.line(self.now, || format!("coordinator crashes, for {down_ms} ms"));
+        self.trace
+            .line(self.now, || format!("coordinator crashes, for {down_ms} ms"));
         self.coordinator.links.clear();
         self.coordinator.sent.clear();
         self.requests.clear();
@@ -82,25 +98,35 @@ impl World {
     }
 
     pub(crate) fn jump_clock(&mut self, by_ms: i64) {
-        self.trace.line(self.now, || format!("coordinator's clock is set by {by_ms} ms"));
+        self.trace
+            .line(self.now, || format!("coordinator's clock is set by {by_ms} ms"));
         self.coordinator.skew = (self.coordinator.skew + by_ms).clamp(-900_000, 900_000);
         // A real shell's sleep is not moved by the wall clock, so it looks again soon.
         self.coordinator.wake_at = None;
         let boot = self.coordinator.boot;
-        self.agenda.put(self.now + 1_000, Happening::CoordinatorWake { boot });
+        self.agenda
+            .put(self.now + 1_000, Happening::CoordinatorWake { boot });
     }
 
     pub(crate) fn coordinator_wakes(&mut self, boot: u64) {
-        if boot != self.coordinator.boot || self.bug == Some(Bug::NoDeadlines) {
+        if boot != self.coordinator.boot {
             return;
         }
         self.coordinator.wake_at = None;
-        let Some(machine) = &self.coordinator.machine else { return };
+        let Some(machine) = &self.coordinator.machine else {
+            return;
+        };
         let wall = self.coordinator.wall(self.now);
         if machine.next_deadline().is_some_and(|deadline| deadline <= wall) {
             self.coordinator_handles(Event::Deadline);
-            let next = self.coordinator.machine.as_ref().and_then(Coordinator::next_deadline);
-            self.oracle.require(next.is_none_or(|next| wall < next), || "the deadline does not move on".to_owned());
+            let next = self
+                .coordinator
+                .machine
+                .as_ref()
+                .and_then(Coordinator::next_deadline);
+            self.oracle.require(next.is_none_or(|next| wall < next), || {
+                "the deadline does not move on".to_owned()
+            });
         } else {
             self.schedule_coordinator_wake();
         }
@@ -108,17 +134,22 @@ impl World {
 
     fn schedule_coordinator_wake(&mut self) {
         let host = &mut self.coordinator;
-        let Some(deadline) = host.machine.as_ref().and_then(Coordinator::next_deadline) else { return };
+        let Some(deadline) = host.machine.as_ref().and_then(Coordinator::next_deadline) else {
+            return;
+        };
         let at = self.now + deadline.saturating_sub(host.wall(self.now));
         if host.wake_at.is_none_or(|set| at < set) {
             host.wake_at = Some(at);
-            self.agenda.put(at, Happening::CoordinatorWake { boot: host.boot });
+            self.agenda
+                .put(at, Happening::CoordinatorWake { boot: host.boot });
         }
     }
 
     pub(crate) fn coordinator_handles(&mut self, event: Event) {
         let wall = self.coordinator.wall(self.now);
-        let Some(machine) = &mut self.coordinator.machine else { return };
+        let Some(machine) = &mut self.coordinator.machine else {
+            return;
+        };
         self.trace.line(self.now, || format!("coordinator <- {event:?}"));
         let mut effects = machine.handle(wall, event);
         if self.bug == Some(Bug::SaveLast) {
@@ -153,11 +184,17 @@ impl World {
             }
             Effect::Reply { request, reply } => self.on_reply(request, reply),
             Effect::WriteManifest { manifest } => {
-                self.oracle.on_write_manifest(&self.durable, &manifest, &self.store);
+                self.oracle
+                    .on_write_manifest(&self.durable, &manifest, &self.store);
                 let slow = self.is_rough() && self.dice.chance(self.plan.noise.manifest_trouble / 2);
-                let delay = if slow { self.dice.between(1, 2 * DETECT_WITHIN_MS) } else { self.dice.between(5, 60) };
+                let delay = if slow {
+                    self.dice.between(1, 2 * DETECT_WITHIN_MS)
+                } else {
+                    self.dice.between(5, 60)
+                };
                 let boot = self.coordinator.boot;
-                self.agenda.put(self.now + delay, Happening::ManifestLands { boot, manifest });
+                self.agenda
+                    .put(self.now + delay, Happening::ManifestLands { boot, manifest });
             }
             Effect::DeleteCheckpoint { job, checkpoint } => {
                 self.oracle.on_delete(&self.durable, &job, checkpoint);
@@ -168,7 +205,9 @@ impl World {
     }
 
     fn send_down(&mut self, worker: &WorkerId, state: DesiredState) {
-        let Some(node) = self.coordinator.links.get(worker).copied() else { return };
+        let Some(node) = self.coordinator.links.get(worker).copied() else {
+            return;
+        };
         if self.bug == Some(Bug::SendOnce) {
             let known = self.coordinator.sent.insert(worker.clone(), state.clone());
             if known.as_ref() == Some(&state) {
@@ -176,7 +215,14 @@ impl World {
             }
         }
         for at in self.deliveries(node, false) {
-            self.agenda.put(at, Happening::NodeHears { node, boot: worker.boot, state: state.clone() });
+            self.agenda.put(
+                at,
+                Happening::NodeHears {
+                    node,
+                    boot: worker.boot,
+                    state: state.clone(),
+                },
+            );
         }
     }
 
@@ -197,8 +243,19 @@ impl World {
             _ => result,
         };
         let job = manifest.job.clone();
-        let checkpoint = CheckpointRef { step: manifest.step, generation: manifest.generation };
+        let checkpoint = CheckpointRef {
+            step: manifest.step,
+            generation: manifest.generation,
+        };
         let at = self.now + self.dice.between(1, 20);
-        self.agenda.put(at, Happening::ManifestAnswered { boot, job, checkpoint, result });
+        self.agenda.put(
+            at,
+            Happening::ManifestAnswered {
+                boot,
+                job,
+                checkpoint,
+                result,
+            },
+        );
     }
 }

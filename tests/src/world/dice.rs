@@ -4,7 +4,8 @@
 pub(crate) struct Dice(u64);
 
 impl Dice {
-    /// `purpose` keeps streams of one seed apart, so that one more roll here does not change what happens there.
+    /// `purpose` keeps streams of one seed apart, so that one more roll here does not change what happens
+    /// there.
     pub(crate) fn new(seed: u64, purpose: u64) -> Self {
         let mut dice = Self(seed ^ purpose.wrapping_mul(0xD1B5_4A32_D192_ED03));
         dice.roll();

@@ -1,5 +1,5 @@
-//! What the ranks of one generation do together in the simulated world: meet at rank 0's store, then step in lockstep.
-//! When one of them is gone the others notice, sooner if it died and later if it hangs, and fail.
+//! What the ranks of one generation do together in the simulated world: meet at rank 0's store, then step in
+//! lockstep. When one of them is gone the others notice, sooner if it died and later if it hangs, and fail.
 
 use super::World;
 use super::agenda::Happening;
@@ -31,11 +31,18 @@ impl World {
             let at = self.now + self.dice.between(200, 3_000);
             return self.agenda.put(at, Happening::RankFinishes { pid });
         }
-        let Some(address) = process.assignment.store_address.clone() else { return };
+        let Some(address) = process.assignment.store_address.clone() else {
+            return;
+        };
         let host: Option<Pid> = address.strip_prefix("host:").and_then(|pid| pid.parse().ok());
-        if host.and_then(|host| self.working(host)).is_none_or(|host| host.key.generation != key.generation) {
+        if host
+            .and_then(|host| self.working(host))
+            .is_none_or(|host| host.key.generation != key.generation)
+        {
             let error = format!("connection refused by {address}");
-            return self.agenda.put(self.now + 500, Happening::RankFails { pid, error });
+            return self
+                .agenda
+                .put(self.now + 500, Happening::RankFails { pid, error });
         }
         let group = self.groups.entry((key.job.clone(), key.generation)).or_default();
         group.joined.insert(key.rank, pid);
@@ -48,36 +55,58 @@ impl World {
                 self.say(pid, vec![], vec![]);
             }
         }
-        self.agenda.put(self.now + 10, Happening::GroupSteps { job: key.job, generation: key.generation });
+        self.agenda.put(
+            self.now + 10,
+            Happening::GroupSteps {
+                job: key.job,
+                generation: key.generation,
+            },
+        );
     }
 
     /// One step of all ranks of a generation, or the end of it.
     pub(crate) fn group_steps(&mut self, job: JobId, generation: Generation) {
-        let Some(group) = self.groups.get(&(job.clone(), generation)) else { return };
+        let Some(group) = self.groups.get(&(job.clone(), generation)) else {
+            return;
+        };
         let pids: Vec<Pid> = group.joined.values().copied().collect();
-        let gone = pids.iter().find(|pid| self.processes.get(pid).is_none_or(|process| process.hung));
+        let gone = pids
+            .iter()
+            .find(|pid| self.processes.get(pid).is_none_or(|process| process.hung));
         if let Some(gone) = gone {
             let hung = self.processes.contains_key(gone);
             return self.group_breaks(&pids, hung);
         }
-        let Some(first) = self.processes.get(&pids[0]) else { return };
-        let Some(spec) = self.durable.jobs.get(&job).map(|record| record.spec.clone()) else { return };
+        let Some(first) = self.processes.get(&pids[0]) else {
+            return;
+        };
+        let Some(spec) = self.durable.jobs.get(&job).map(|record| record.spec.clone()) else {
+            return;
+        };
         let step = first.step + 1;
         if step <= spec.train.steps {
             self.step_together(&pids, step, spec.data.seed, u64::from(spec.micro_batches()));
         }
         let last = spec.train.steps <= step;
         let saves = last || step.is_multiple_of(spec.checkpoint.every);
-        let mut next = self.now + self.planned().get(&spec.data.seed).map_or(100, |planned| planned.step_ms);
+        let mut next = self.now
+            + self
+                .planned()
+                .get(&spec.data.seed)
+                .map_or(100, |planned| planned.step_ms);
         for pid in pids {
             let delay = self.dice.between(5, 200);
-            let Some(process) = self.working(pid) else { continue };
+            let Some(process) = self.working(pid) else {
+                continue;
+            };
             let value = process.value;
             if saves {
                 next = next.max(self.now + 220);
-                self.agenda.put(self.now + delay, Happening::RankWrites { pid, step, value });
+                self.agenda
+                    .put(self.now + delay, Happening::RankWrites { pid, step, value });
                 if self.bug == Some(Bug::ShardBeforeWritten) {
-                    self.agenda.put(self.now + 1, Happening::RankSaysWritten { pid, step, value });
+                    self.agenda
+                        .put(self.now + 1, Happening::RankSaysWritten { pid, step, value });
                 }
             }
             if last {
@@ -122,7 +151,13 @@ impl World {
             } else {
                 ("connection closed by peer", self.dice.between(5, 100))
             };
-            self.agenda.put(self.now + wait, Happening::RankFails { pid: *pid, error: error.to_owned() });
+            self.agenda.put(
+                self.now + wait,
+                Happening::RankFails {
+                    pid: *pid,
+                    error: error.to_owned(),
+                },
+            );
         }
     }
 
@@ -132,6 +167,13 @@ impl World {
         process.phase = RankPhase::Finished;
         self.say(pid, vec![], vec![]);
         let at = self.now + self.dice.between(10, 400);
-        self.agenda.put(at, Happening::RankDies { pid, success: true, outcome: "exit status 0" });
+        self.agenda.put(
+            at,
+            Happening::RankDies {
+                pid,
+                success: true,
+                outcome: "exit status 0",
+            },
+        );
     }
 }

@@ -1,7 +1,8 @@
-//! Whole clusters in one value: both machines as they ship, under one virtual clock, with everything around them played
-//! by chance from one seed: network, processes, disks, clocks, people. A world has a rough youth, in which messages are
-//! lost, late, doubled and overtaken and everything crashes, and then heals; every job must come to its end, with the
-//! number that an undisturbed run gives. The same seed is the same world, to the last event.
+//! Whole clusters in one value: both machines as they ship, under one virtual clock, with everything around
+//! them played by chance from one seed: network, processes, disks, clocks, people. A world has a rough youth,
+//! in which messages are lost, late, doubled and overtaken and everything crashes, and then heals; every job
+//! must come to its end, with the number that an undisturbed run gives. The same seed is the same world, to
+//! the last event.
 
 mod agenda;
 mod bug;
@@ -54,6 +55,17 @@ pub struct Outcome {
     pub hash: u64,
 }
 
+impl Outcome {
+    /// Adds up worlds; a sum has no hash.
+    pub fn add(&mut self, other: &Self) {
+        self.done += other.done;
+        self.failed += other.failed;
+        self.cancelled += other.cancelled;
+        self.restarts += other.restarts;
+        self.events += other.events;
+    }
+}
+
 /// What went wrong, and how to see it again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Broken {
@@ -65,7 +77,11 @@ pub struct Broken {
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.at_ms as f64 / 1000.0;
-        write!(f, "seed {} at {seconds} s: {} (replay: make sim SEED={} TRACE=1)", self.seed, self.what, self.seed)
+        write!(
+            f,
+            "seed {} at {seconds} s: {} (replay: make sim SEED={} TRACE=1)",
+            self.seed, self.what, self.seed
+        )
     }
 }
 
@@ -76,7 +92,11 @@ impl fmt::Display for Broken {
 pub fn run(seed: u64, bug: Option<Bug>, story: Story) -> Result<Outcome, Broken> {
     let mut world = World::new(seed, bug, story);
     let result = world.live();
-    result.map_err(|what| Broken { seed, at_ms: world.now, what })
+    result.map_err(|what| Broken {
+        seed,
+        at_ms: world.now,
+        what,
+    })
 }
 
 #[derive(Debug)]
@@ -104,7 +124,12 @@ struct World {
 impl World {
     fn new(seed: u64, bug: Option<Bug>, story: Story) -> Self {
         let plan = Plan::new(seed);
-        let nodes = plan.nodes.iter().enumerate().map(|(number, devices)| Node::new(number, *devices)).collect();
+        let nodes = plan
+            .nodes
+            .iter()
+            .enumerate()
+            .map(|(number, devices)| Node::new(number, *devices))
+            .collect();
         let mut world = Self {
             now: 0,
             dice: Dice::new(seed, 2),
@@ -115,7 +140,7 @@ impl World {
             oracle: Oracle::default(),
             store: Store::default(),
             durable: Durable::default(),
-            coordinator: CoordinatorHost::new(),
+            coordinator: CoordinatorHost::new(bug == Some(Bug::ClockStopped)),
             nodes,
             processes: BTreeMap::new(),
             next_pid: 0,
@@ -127,7 +152,13 @@ impl World {
         world.agenda.put(0, Happening::CoordinatorStart);
         for node in 0..world.nodes.len() {
             let at = world.dice.between(0, 1_000);
-            world.agenda.put(at, Happening::NodeStart { node, clock_back: false });
+            world.agenda.put(
+                at,
+                Happening::NodeStart {
+                    node,
+                    clock_back: false,
+                },
+            );
         }
         for number in 0..world.plan.faults.len() {
             let at = world.plan.faults[number].0;
@@ -160,7 +191,15 @@ impl World {
             }
         }
         self.judge()?;
-        let mut outcome = Outcome { events, hash: self.trace.hash(), ..Outcome::default() };
+        Ok(self.outcome(events))
+    }
+
+    fn outcome(&self, events: u64) -> Outcome {
+        let mut outcome = Outcome {
+            events,
+            hash: self.trace.hash(),
+            ..Outcome::default()
+        };
         for record in self.durable.jobs.values() {
             outcome.restarts += record.restarts;
             match &record.phase {
@@ -170,7 +209,7 @@ impl World {
                 JobPhase::Queued { .. } | JobPhase::Running { .. } => {}
             }
         }
-        Ok(outcome)
+        outcome
     }
 
     /// True until the world heals.
@@ -198,27 +237,45 @@ impl World {
         if let Some(process) = self.processes.values().next() {
             return Err(format!("{:?} still runs when all is over", process.key));
         }
-        self.durable.jobs.values().try_for_each(|record| self.judge_job(record))
+        self.durable
+            .jobs
+            .values()
+            .try_for_each(|record| self.judge_job(record))
     }
 
     fn judge_job(&self, record: &JobRecord) -> Result<(), String> {
         let id = &record.id;
         for checkpoint in &record.checkpoints {
-            self.store.load(id, *checkpoint).map_err(|error| format!("{id}: {error}"))?;
+            self.store
+                .load(id, *checkpoint)
+                .map_err(|error| format!("{id}: {error}"))?;
         }
         match &record.phase {
             JobPhase::Done { .. } if record.work == Work::Train => {
-                let last = record.checkpoints.last().ok_or_else(|| format!("{id} is done without a checkpoint"))?;
+                let last = record
+                    .checkpoints
+                    .last()
+                    .ok_or_else(|| format!("{id} is done without a checkpoint"))?;
                 let steps = record.spec.train.steps;
-                let expected = toy::undisturbed(record.spec.data.seed, steps, u64::from(record.spec.micro_batches()));
+                let expected = toy::undisturbed(
+                    record.spec.data.seed,
+                    steps,
+                    u64::from(record.spec.micro_batches()),
+                );
                 let value = self.store.load(id, *last)?;
                 if last.step.0 != steps || value != expected {
-                    return Err(format!("{id} ends at step {} with {value}, not {steps} with {expected}", last.step));
+                    return Err(format!(
+                        "{id} ends at step {} with {value}, not {steps} with {expected}",
+                        last.step
+                    ));
                 }
                 Ok(())
             }
             JobPhase::Failed { reason, .. } if record.fruitless < FRUITLESS_MAX || reason.is_empty() => {
-                Err(format!("{id} failed after {} fruitless generations: {reason:?}", record.fruitless))
+                Err(format!(
+                    "{id} failed after {} fruitless generations: {reason:?}",
+                    record.fruitless
+                ))
             }
             JobPhase::Done { .. }
             | JobPhase::Failed { .. }
@@ -241,9 +298,18 @@ impl World {
                 }
             }
             Happening::ManifestLands { boot, manifest } => self.manifest_lands(boot, &manifest),
-            Happening::ManifestAnswered { boot, job, checkpoint, result } => {
+            Happening::ManifestAnswered {
+                boot,
+                job,
+                checkpoint,
+                result,
+            } => {
                 if boot == self.coordinator.boot {
-                    self.coordinator_handles(Event::ManifestWritten { job, checkpoint, result });
+                    self.coordinator_handles(Event::ManifestWritten {
+                        job,
+                        checkpoint,
+                        result,
+                    });
                 }
             }
             Happening::NodeStart { node, clock_back } => self.start_node(node, clock_back),
@@ -253,8 +319,18 @@ impl World {
             }
             Happening::LinkOpen { node, boot } => self.open_link(node, boot),
             Happening::RankSaid { node, boot, report } => self.rank_said(node, boot, report),
-            Happening::RankExited { node, boot, key, success, outcome } => {
-                let exited = worker_core::event::Event::RankExited { key, success, outcome };
+            Happening::RankExited {
+                node,
+                boot,
+                key,
+                success,
+                outcome,
+            } => {
+                let exited = worker_core::event::Event::RankExited {
+                    key,
+                    success,
+                    outcome,
+                };
                 self.node_handles(node, boot, exited);
             }
             Happening::RankTold { pid, assignment } => self.rank_told(pid, *assignment),
@@ -265,7 +341,11 @@ impl World {
             Happening::RankFails { pid, error } => self.rank_fails(pid, error),
             Happening::RankTiresOfJoining { pid } => self.rank_tires(pid),
             Happening::RankFinishes { pid } => self.rank_finishes(pid),
-            Happening::RankDies { pid, success, outcome } => self.rank_dies(pid, success, outcome),
+            Happening::RankDies {
+                pid,
+                success,
+                outcome,
+            } => self.rank_dies(pid, success, outcome),
             Happening::GroupSteps { job, generation } => self.group_steps(job, generation),
         }
     }
@@ -274,7 +354,11 @@ impl World {
         match fault {
             Fault::RankCrash { node } => self.crash_rank(node),
             Fault::RankHang { node } => self.hang_rank(node),
-            Fault::NodeCrash { node, down_ms, clock_back } => self.crash_node(node, down_ms, clock_back),
+            Fault::NodeCrash {
+                node,
+                down_ms,
+                clock_back,
+            } => self.crash_node(node, down_ms, clock_back),
             Fault::NodeShutdown { node, down_ms } => self.shut_node_down(node, down_ms),
             Fault::CoordinatorCrash { down_ms } => self.crash_coordinator(down_ms),
             Fault::LinkBreak { node, away_ms } => {

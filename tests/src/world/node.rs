@@ -1,5 +1,5 @@
-//! A node in the simulated world: the daemon's shell and its stream to the coordinator. The machine inside is the one that
-//! ships. A daemon that dies takes its rank processes with it.
+//! A node in the simulated world: the daemon's shell and its stream to the coordinator. The machine inside is
+//! the one that ships. A daemon that dies takes its rank processes with it.
 
 use super::World;
 use super::agenda::Happening;
@@ -47,7 +47,10 @@ impl Node {
     }
 
     fn id(&self) -> WorkerId {
-        WorkerId { name: self.name.clone(), boot: self.boot }
+        WorkerId {
+            name: self.name.clone(),
+            boot: self.boot,
+        }
     }
 }
 
@@ -58,15 +61,27 @@ impl World {
             return;
         }
         if self.bug != Some(Bug::SameBoot) || node.boot == 0 {
-            node.boot = if clock_back && 2 < node.boot { node.boot - 2 } else { node.boot + self.now + 10 };
+            node.boot = if clock_back && 2 < node.boot {
+                node.boot - 2
+            } else {
+                node.boot + self.now + 10
+            };
         }
         let (worker, devices) = (node.id(), node.devices);
         self.trace.line(self.now, || format!("{worker} starts"));
-        let config = Config { worker, device: DeviceKind::Cpu, devices, detect_within_ms: DETECT_WITHIN_MS };
+        let config = Config {
+            worker,
+            device: DeviceKind::Cpu,
+            devices,
+            detect_within_ms: DETECT_WITHIN_MS,
+        };
         node.machine = Some(Worker::new(config, self.now));
         node.wake_at = None;
         let boot = node.boot;
-        self.agenda.put(self.now + self.dice.between(1, 500), Happening::LinkOpen { node: number, boot });
+        self.agenda.put(
+            self.now + self.dice.between(1, 500),
+            Happening::LinkOpen { node: number, boot },
+        );
     }
 
     pub(crate) fn crash_node(&mut self, number: usize, down_ms: u64, clock_back: bool) {
@@ -74,22 +89,36 @@ impl World {
             return;
         }
         let worker = self.nodes[number].id();
-        self.trace.line(self.now, || format!("{worker} is gone, for {down_ms} ms"));
+        self.trace
+            .line(self.now, || format!("{worker} is gone, for {down_ms} ms"));
         self.processes.retain(|_, process| process.node != number);
         let delay = self.dice.between(1, 2 * DETECT_WITHIN_MS);
         self.break_link(number, delay);
-        self.agenda.put(self.now + down_ms, Happening::NodeStart { node: number, clock_back });
+        self.agenda.put(
+            self.now + down_ms,
+            Happening::NodeStart {
+                node: number,
+                clock_back,
+            },
+        );
     }
 
     pub(crate) fn shut_node_down(&mut self, number: usize, down_ms: u64) {
         let boot = self.nodes[number].boot;
         self.node_handles(number, boot, Event::Shutdown);
-        self.agenda.put(self.now + DETECT_WITHIN_MS * 2 + down_ms, Happening::NodeStart { node: number, clock_back: false });
+        self.agenda.put(
+            self.now + DETECT_WITHIN_MS * 2 + down_ms,
+            Happening::NodeStart {
+                node: number,
+                clock_back: false,
+            },
+        );
     }
 
     pub(crate) fn deafen(&mut self, number: usize, for_ms: u64) {
         let name = &self.nodes[number].name;
-        self.trace.line(self.now, || format!("{name} is cut off for {for_ms} ms"));
+        self.trace
+            .line(self.now, || format!("{name} is cut off for {for_ms} ms"));
         self.nodes[number].deaf_until = self.now + for_ms;
     }
 
@@ -103,9 +132,13 @@ impl World {
         self.trace.line(self.now, || format!("{worker} loses its stream"));
         self.coordinator.unlink(&worker);
         let host = self.coordinator.boot;
-        self.agenda.put(self.now + delay, Happening::CoordinatorLosesLink { boot: host, worker });
+        self.agenda.put(
+            self.now + delay,
+            Happening::CoordinatorLosesLink { boot: host, worker },
+        );
         self.node_handles(number, boot, Event::Disconnected);
-        self.agenda.put(self.now + 200, Happening::LinkOpen { node: number, boot });
+        self.agenda
+            .put(self.now + 200, Happening::LinkOpen { node: number, boot });
     }
 
     pub(crate) fn open_link(&mut self, number: usize, boot: u64) {
@@ -114,7 +147,8 @@ impl World {
             return;
         }
         if !self.coordinator.is_up() || self.now < node.deaf_until {
-            self.agenda.put(self.now + 500, Happening::LinkOpen { node: number, boot });
+            self.agenda
+                .put(self.now + 500, Happening::LinkOpen { node: number, boot });
             return;
         }
         node.linked = true;
@@ -131,11 +165,18 @@ impl World {
         }
         node.wake_at = None;
         let Some(machine) = &node.machine else { return };
-        if machine.next_deadline().is_some_and(|deadline| deadline <= self.now) {
+        if machine
+            .next_deadline()
+            .is_some_and(|deadline| deadline <= self.now)
+        {
             self.node_handles(number, boot, Event::Deadline);
-            let next = self.nodes[number].machine.as_ref().and_then(Worker::next_deadline);
+            let next = self.nodes[number]
+                .machine
+                .as_ref()
+                .and_then(Worker::next_deadline);
             let moved = next.is_none_or(|next| self.now < next);
-            self.oracle.require(moved, || "a daemon's deadline does not move on".to_owned());
+            self.oracle
+                .require(moved, || "a daemon's deadline does not move on".to_owned());
         } else {
             self.schedule_node_wake(number);
         }
@@ -143,10 +184,18 @@ impl World {
 
     fn schedule_node_wake(&mut self, number: usize) {
         let node = &mut self.nodes[number];
-        let Some(at) = node.machine.as_ref().and_then(Worker::next_deadline) else { return };
+        let Some(at) = node.machine.as_ref().and_then(Worker::next_deadline) else {
+            return;
+        };
         if node.wake_at.is_none_or(|set| at < set) {
             node.wake_at = Some(at);
-            self.agenda.put(at.max(self.now), Happening::NodeWake { node: number, boot: node.boot });
+            self.agenda.put(
+                at.max(self.now),
+                Happening::NodeWake {
+                    node: number,
+                    boot: node.boot,
+                },
+            );
         }
     }
 
@@ -156,12 +205,19 @@ impl World {
             return;
         }
         let Some(machine) = &mut node.machine else { return };
-        let worker = WorkerId { name: node.name.clone(), boot };
+        let worker = WorkerId {
+            name: node.name.clone(),
+            boot,
+        };
         self.trace.line(self.now, || format!("{worker} <- {event:?}"));
         for effect in machine.handle(self.now, event) {
             self.trace.line(self.now, || format!("{worker} -> {effect:?}"));
             match effect {
-                Effect::Spawn { key, device, assignment } => self.spawn(number, key, device, *assignment),
+                Effect::Spawn {
+                    key,
+                    device,
+                    assignment,
+                } => self.spawn(number, key, device, *assignment),
                 Effect::Update { key, assignment, .. } => self.tell_rank(number, &key, assignment),
                 Effect::Stop { key } => self.stop_rank(number, &key),
                 Effect::Kill { key } => self.kill_rank(number, &key),
@@ -169,7 +225,8 @@ impl World {
                 Effect::Note(_) => {}
                 Effect::Exit => {
                     let left = self.processes.values().any(|process| process.node == number);
-                    self.oracle.require(!left, || format!("{worker} leaves and its ranks do not"));
+                    self.oracle
+                        .require(!left, || format!("{worker} leaves and its ranks do not"));
                     self.nodes[number].machine = None;
                     let delay = self.dice.between(1, 50);
                     self.break_link(number, delay);
@@ -183,13 +240,23 @@ impl World {
     fn send_up(&mut self, number: usize, mut report: WorkerReport) {
         if self.bug == Some(Bug::GenerationsMixed) {
             for rank in &mut report.ranks {
-                let newest = self.durable.jobs.get(&rank.job).map_or(Generation(0), |job| job.generation);
+                let newest = self
+                    .durable
+                    .jobs
+                    .get(&rank.job)
+                    .map_or(Generation(0), |job| job.generation);
                 rank.generation = newest;
             }
         }
         let boot = self.coordinator.boot;
         for at in self.deliveries(number, true) {
-            self.agenda.put(at, Happening::CoordinatorHears { boot, report: report.clone() });
+            self.agenda.put(
+                at,
+                Happening::CoordinatorHears {
+                    boot,
+                    report: report.clone(),
+                },
+            );
         }
     }
 
@@ -206,7 +273,11 @@ impl World {
         if !node.linked || self.now < node.deaf_until {
             return Vec::new();
         }
-        let last = if up { &mut node.last_up } else { &mut node.last_down };
+        let last = if up {
+            &mut node.last_up
+        } else {
+            &mut node.last_down
+        };
         let mut at = self.now + delay;
         if self.now < self.plan.heal_at {
             let noise = self.plan.noise;

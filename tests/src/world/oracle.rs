@@ -1,5 +1,5 @@
-//! What must be true of every world at every event, whoever fails. The first thing that is not is kept; the world stops
-//! there. It sees what crosses the edge of the machines, never their inside.
+//! What must be true of every world at every event, whoever fails. The first thing that is not is kept; the
+//! world stops there. It sees what crosses the edge of the machines, never their inside.
 
 use super::store::Store;
 use coordinator_core::event::{Durable, Fact, JobPhase, JobRecord, Record, Reply};
@@ -28,7 +28,9 @@ impl Oracle {
         let (old, new) = match record {
             Record::Counters(new) => {
                 let old = durable.counters;
-                return self.require(old.jobs <= new.jobs, || format!("counters go back: {old:?} to {new:?}"));
+                return self.require(old.jobs <= new.jobs, || {
+                    format!("counters go back: {old:?} to {new:?}")
+                });
             }
             Record::Job(new) => (durable.jobs.get(&new.id), new),
         };
@@ -36,16 +38,19 @@ impl Oracle {
         for checkpoint in &new.checkpoints {
             let known = old.is_some_and(|old| old.checkpoints.contains(checkpoint));
             let readable = if known { Ok(0) } else { store.load(id, *checkpoint) };
-            self.require(readable.is_ok(), || format!("{id} commits {checkpoint:?}: {readable:?}"));
+            self.require(readable.is_ok(), || {
+                format!("{id} commits {checkpoint:?}: {readable:?}")
+            });
         }
         let Some(old) = old else { return };
         let generations = (old.generation, new.generation);
-        self.require(generations.0 <= generations.1, || format!("{id}: generation goes back: {generations:?}"));
+        self.require(generations.0 <= generations.1, || {
+            format!("{id}: generation goes back: {generations:?}")
+        });
         let committed = (newest(old), newest(new));
-        self.require(
-            committed.0.map(|c| c.step) <= committed.1.map(|c| c.step),
-            || format!("{id}: committed step goes back: {committed:?}"),
-        );
+        self.require(committed.0.map(|c| c.step) <= committed.1.map(|c| c.step), || {
+            format!("{id}: committed step goes back: {committed:?}")
+        });
         self.require(
             committed.0.map(|c| c.generation) <= committed.1.map(|c| c.generation),
             || format!("{id}: an older generation commits after a newer one: {committed:?}"),
@@ -57,8 +62,14 @@ impl Oracle {
 
     /// The coordinator started from what is durable.
     pub(crate) fn on_restore(&mut self, durable: &Durable) {
-        let lost = self.accepted.iter().find(|id| !durable.jobs.contains_key(*id)).cloned();
-        self.require(lost.is_none(), || format!("{lost:?} was accepted and is forgotten"));
+        let lost = self
+            .accepted
+            .iter()
+            .find(|id| !durable.jobs.contains_key(*id))
+            .cloned();
+        self.require(lost.is_none(), || {
+            format!("{lost:?} was accepted and is forgotten")
+        });
     }
 
     pub(crate) fn on_reply(&mut self, durable: &Durable, reply: &Reply, asked: Option<&JobId>) {
@@ -69,8 +80,12 @@ impl Oracle {
                 self.accepted.insert(job.clone());
             }
             Reply::Cancelled { phase } => {
-                let saved = asked.and_then(|id| durable.jobs.get(id)).map(|job| job.phase.word());
-                self.require(saved == Some(phase), || format!("{asked:?} is told to be {phase} and is {saved:?}"));
+                let saved = asked
+                    .and_then(|id| durable.jobs.get(id))
+                    .map(|job| job.phase.word());
+                self.require(saved == Some(phase), || {
+                    format!("{asked:?} is told to be {phase} and is {saved:?}")
+                });
             }
             Reply::Refused { .. } => {}
         }
@@ -80,8 +95,12 @@ impl Oracle {
         for assignment in &state.assignments {
             let saved = durable.jobs.get(&assignment.job);
             let member = saved.is_some_and(|job| {
-                let JobPhase::Running { members } = &job.phase else { return false };
-                let is_member = members.iter().any(|m| m.worker == *worker && m.first_rank == assignment.first_rank);
+                let JobPhase::Running { members } = &job.phase else {
+                    return false;
+                };
+                let is_member = members
+                    .iter()
+                    .any(|m| m.worker == *worker && m.first_rank == assignment.first_rank);
                 job.generation == assignment.generation && is_member
             });
             self.require(member, || {
@@ -91,7 +110,12 @@ impl Oracle {
         }
     }
 
-    pub(crate) fn on_write_manifest(&mut self, durable: &Durable, manifest: &CheckpointManifest, store: &Store) {
+    pub(crate) fn on_write_manifest(
+        &mut self,
+        durable: &Durable,
+        manifest: &CheckpointManifest,
+        store: &Store,
+    ) {
         let (id, generation) = (&manifest.job, manifest.generation);
         let newest = durable.jobs.get(id).map(|job| job.generation);
         self.require(newest == Some(generation), || {
@@ -99,31 +123,52 @@ impl Oracle {
         });
         if !store.was_deleted(manifest) {
             let shards = store.check_shards(manifest);
-            self.require(shards.is_ok(), || format!("{id}: manifest of step {}: {shards:?}", manifest.step));
+            self.require(shards.is_ok(), || {
+                format!("{id}: manifest of step {}: {shards:?}", manifest.step)
+            });
         }
     }
 
     pub(crate) fn on_delete(&mut self, durable: &Durable, id: &JobId, checkpoint: CheckpointRef) {
-        let kept = durable.jobs.get(id).is_some_and(|job| job.checkpoints.contains(&checkpoint));
-        self.require(!kept, || format!("{id}: {checkpoint:?} is deleted while the record names it"));
+        let kept = durable
+            .jobs
+            .get(id)
+            .is_some_and(|job| job.checkpoints.contains(&checkpoint));
+        self.require(!kept, || {
+            format!("{id}: {checkpoint:?} is deleted while the record names it")
+        });
     }
 
     /// Metrics, too, tell only what a restart remembers.
     pub(crate) fn on_fact(&mut self, durable: &Durable, fact: &Fact) {
         let saved = match fact {
-            Fact::Committed { job, checkpoint } => {
-                durable.jobs.get(job).is_some_and(|job| job.checkpoints.contains(checkpoint))
-            }
-            Fact::GenerationFormed { job, generation, .. } => {
-                durable.jobs.get(job).is_some_and(|job| *generation <= job.generation)
-            }
+            Fact::Committed { job, checkpoint } => durable
+                .jobs
+                .get(job)
+                .is_some_and(|job| job.checkpoints.contains(checkpoint)),
+            Fact::GenerationFormed { job, generation, .. } => durable
+                .jobs
+                .get(job)
+                .is_some_and(|job| *generation <= job.generation),
             Fact::JobDone { job, .. } | Fact::JobFailed { job, .. } | Fact::JobCancelled { job } => {
                 durable.jobs.get(job).is_some_and(|job| job.phase.is_over())
+            }
+            Fact::GenerationEnded {
+                job,
+                generation,
+                reason,
+            } => {
+                // Deadlines of last resort: where daemons and streams work, nobody ever waits for them.
+                let last_resort =
+                    reason.contains("does not run rank") || reason.contains("all ranks are finished");
+                self.require(!last_resort, || {
+                    format!("{job} generation {generation} needs its last resort: {reason}")
+                });
+                true
             }
             Fact::WorkerUp { .. }
             | Fact::WorkerDown { .. }
             | Fact::JobQueued { .. }
-            | Fact::GenerationEnded { .. }
             | Fact::Stepped { .. }
             | Fact::Ignored { .. } => true,
         };
@@ -132,8 +177,12 @@ impl Oracle {
 
     /// A daemon starts a rank process.
     pub(crate) fn on_spawn(&mut self, key: &RankKey, device: u32, devices: u32, held_by: Option<&RankKey>) {
-        self.require(device < devices, || format!("{key:?} starts on device {device} of {devices}"));
-        self.require(held_by.is_none(), || format!("{key:?} starts on the device of {held_by:?}"));
+        self.require(device < devices, || {
+            format!("{key:?} starts on device {device} of {devices}")
+        });
+        self.require(held_by.is_none(), || {
+            format!("{key:?} starts on the device of {held_by:?}")
+        });
         let first = self.started.insert(key.clone());
         self.require(first, || format!("{key:?} is started a second time"));
     }

@@ -7,8 +7,8 @@ use coordinator_core::event::{Event, Reply, RequestId};
 use proto::id::JobId;
 use proto::message::{SamplePrompt, SampleRequest};
 use proto::spec::{
-    Architecture, AutoencoderConfig, CheckpointPolicy, Data, Decay, DeviceKind, JobSpec, LossWeighting, Model, Optimizer,
-    Pairing, Precision, Reduction, Resources, Task, TextEncoderConfig, Train, UNetConfig,
+    Architecture, AutoencoderConfig, CheckpointPolicy, Data, Decay, DeviceKind, JobSpec, LossWeighting,
+    Model, Optimizer, Pairing, Precision, Reduction, Resources, Task, TextEncoderConfig, Train, UNetConfig,
 };
 use std::collections::BTreeMap;
 
@@ -42,8 +42,18 @@ impl World {
             ];
             for (kind, at) in wishes {
                 let Some(at) = at else { continue };
-                self.agenda.put(at, Happening::Ask { wish: self.wishes.len() });
-                self.wishes.push(Wish { kind, job, granted: false, became: None });
+                self.agenda.put(
+                    at,
+                    Happening::Ask {
+                        wish: self.wishes.len(),
+                    },
+                );
+                self.wishes.push(Wish {
+                    kind,
+                    job,
+                    granted: false,
+                    became: None,
+                });
             }
         }
     }
@@ -53,7 +63,8 @@ impl World {
         if wish.granted {
             return;
         }
-        self.agenda.put(self.now + PATIENCE_MS, Happening::Ask { wish: number });
+        self.agenda
+            .put(self.now + PATIENCE_MS, Happening::Ask { wish: number });
         self.next_request += 1;
         let request = RequestId(self.next_request);
         let event = match (wish.kind, self.submitted(wish.job)) {
@@ -68,15 +79,23 @@ impl World {
 
     /// The job that a planned job became, once that is known outside.
     pub(crate) fn submitted(&self, job: usize) -> Option<JobId> {
-        let submit = self.wishes.iter().find(|wish| wish.kind == Kind::Submit && wish.job == job)?;
+        let submit = self
+            .wishes
+            .iter()
+            .find(|wish| wish.kind == Kind::Submit && wish.job == job)?;
         submit.became.clone()
     }
 
     pub(crate) fn on_reply(&mut self, request: RequestId, reply: Reply) {
-        let Some(number) = self.requests.remove(&request) else { return };
+        let Some(number) = self.requests.remove(&request) else {
+            return;
+        };
         let asked = self.submitted(self.wishes[number].job);
         self.oracle.on_reply(&self.durable, &reply, asked.as_ref());
-        let over = asked.as_ref().and_then(|id| self.durable.jobs.get(id)).is_some_and(|job| job.phase.is_over());
+        let over = asked
+            .as_ref()
+            .and_then(|id| self.durable.jobs.get(id))
+            .is_some_and(|job| job.phase.is_over());
         let wish = &mut self.wishes[number];
         match reply {
             Reply::Accepted { job } => {
@@ -97,14 +116,31 @@ impl World {
 
 fn submit(request: RequestId, job: &PlannedJob) -> Event {
     let spec = Box::new(spec(job));
-    Event::Submit { request, spec, job_toml: "# toy".to_owned(), dataset_version: "toy".to_owned() }
+    Event::Submit {
+        request,
+        spec,
+        job_toml: "# toy".to_owned(),
+        dataset_version: "toy".to_owned(),
+    }
 }
 
 fn sample(request: RequestId, source: JobId) -> Event {
     let (count, steps, guidance, seed) = (1, 1, 1.0, 0);
     let prompt = SamplePrompt::Full;
-    let sample = SampleRequest { source, checkpoint: None, count, steps, guidance, seed, prompt };
-    Event::Sample { request, sample, latest: true }
+    let sample = SampleRequest {
+        source,
+        checkpoint: None,
+        count,
+        steps,
+        guidance,
+        seed,
+        prompt,
+    };
+    Event::Sample {
+        request,
+        sample,
+        latest: true,
+    }
 }
 
 fn spec(job: &PlannedJob) -> JobSpec {
@@ -132,7 +168,12 @@ fn spec(job: &PlannedJob) -> JobSpec {
         steps: job.steps,
         global_batch: job.micro_batches,
         micro_batch: 1,
-        optimizer: Optimizer::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 },
+        optimizer: Optimizer::AdamW {
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+        },
         learning_rate: 1e-3,
         learning_rates: BTreeMap::new(),
         warmup: 0,
@@ -144,8 +185,18 @@ fn spec(job: &PlannedJob) -> JobSpec {
         reduction: Reduction::Fast,
         threads: 1,
     };
-    let checkpoint = CheckpointPolicy { every: job.every, keep: job.keep };
-    JobSpec { name: "toy".to_owned(), resources, data, model: model(), train, checkpoint }
+    let checkpoint = CheckpointPolicy {
+        every: job.every,
+        keep: job.keep,
+    };
+    JobSpec {
+        name: "toy".to_owned(),
+        resources,
+        data,
+        model: model(),
+        train,
+        checkpoint,
+    }
 }
 
 /// Never looked at: nothing here draws.
@@ -170,7 +221,12 @@ fn model() -> Model {
             scaling_factor: 1.0,
             norm_groups: 1,
         },
-        text_encoder: TextEncoderConfig { width: 8, layers: 1, heads: 1, tokens: 8 },
+        text_encoder: TextEncoderConfig {
+            width: 8,
+            layers: 1,
+            heads: 1,
+            tokens: 8,
+        },
         init: None,
         freeze: vec![],
     }

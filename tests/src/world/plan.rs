@@ -1,5 +1,5 @@
-//! What is to happen in one world, drawn from its seed before it begins: its nodes, its jobs, and what goes wrong until
-//! it heals. After `heal_at` nothing goes wrong any more.
+//! What is to happen in one world, drawn from its seed before it begins: its nodes, its jobs, and what goes
+//! wrong until it heals. After `heal_at` nothing goes wrong any more.
 
 use super::dice::Dice;
 
@@ -46,30 +46,63 @@ pub(crate) struct PlannedJob {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Fault {
     /// A rank process of this node dies.
-    RankCrash { node: usize },
+    RankCrash {
+        node: usize,
+    },
     /// A rank process of this node stays and does nothing more.
-    RankHang { node: usize },
-    NodeCrash { node: usize, down_ms: u64, clock_back: bool },
+    RankHang {
+        node: usize,
+    },
+    NodeCrash {
+        node: usize,
+        down_ms: u64,
+        clock_back: bool,
+    },
     /// The daemon is asked to leave, and started again.
-    NodeShutdown { node: usize, down_ms: u64 },
-    CoordinatorCrash { down_ms: u64 },
+    NodeShutdown {
+        node: usize,
+        down_ms: u64,
+    },
+    CoordinatorCrash {
+        down_ms: u64,
+    },
     /// The stream breaks, and can be opened again after that time.
-    LinkBreak { node: usize, away_ms: u64 },
+    LinkBreak {
+        node: usize,
+        away_ms: u64,
+    },
     /// The stream stands and carries nothing.
-    Deaf { node: usize, for_ms: u64 },
+    Deaf {
+        node: usize,
+        for_ms: u64,
+    },
     /// The coordinator's wall clock is set.
-    ClockJump { by_ms: i64 },
+    ClockJump {
+        by_ms: i64,
+    },
 }
 
 impl Plan {
     pub(crate) fn new(seed: u64) -> Self {
         let mut dice = Dice::new(seed, 1);
-        let nodes: Vec<u32> = (0..dice.between(1, 4)).map(|_| dice.between(1, 2) as u32).collect();
+        let nodes: Vec<u32> = (0..dice.between(1, 4))
+            .map(|_| dice.between(1, 2) as u32)
+            .collect();
         let heal_at = dice.between(5_000, 60_000);
-        let jobs = (0..dice.between(1, 3)).map(|_| PlannedJob::new(&mut dice, &nodes, heal_at)).collect();
+        let jobs = (0..dice.between(1, 3))
+            .map(|_| PlannedJob::new(&mut dice, &nodes, heal_at))
+            .collect();
         let count = if dice.chance(100) { 0 } else { dice.between(1, 16) };
-        let faults = (0..count).map(|_| (dice.between(0, heal_at), Fault::new(&mut dice, nodes.len()))).collect();
-        let rough = |dice: &mut Dice, most: u64| if dice.chance(500) { dice.between(0, most) } else { 0 };
+        let faults = (0..count)
+            .map(|_| (dice.between(0, heal_at), Fault::new(&mut dice, nodes.len())))
+            .collect();
+        let rough = |dice: &mut Dice, most: u64| {
+            if dice.chance(500) {
+                dice.between(0, most)
+            } else {
+                0
+            }
+        };
         let noise = Noise {
             lost: rough(&mut dice, 150),
             doubled: rough(&mut dice, 100),
@@ -78,13 +111,23 @@ impl Plan {
             manifest_trouble: rough(&mut dice, 400),
             slow_start: rough(&mut dice, 200),
         };
-        Self { nodes, jobs, faults, heal_at, noise }
+        Self {
+            nodes,
+            jobs,
+            faults,
+            heal_at,
+            noise,
+        }
     }
 }
 
 impl PlannedJob {
     fn new(dice: &mut Dice, nodes: &[u32], heal_at: u64) -> Self {
-        let devices = if dice.chance(300) && nodes.contains(&2) { 2 } else { 1 };
+        let devices = if dice.chance(300) && nodes.contains(&2) {
+            2
+        } else {
+            1
+        };
         let fitting = nodes.iter().filter(|has| devices <= **has).count() as u64;
         let workers_min = dice.between(1, fitting);
         let workers_max = dice.between(workers_min, 4);
@@ -114,12 +157,24 @@ impl Fault {
         match dice.between(1, 12) {
             1 | 2 => Self::RankCrash { node },
             3 | 4 => Self::RankHang { node },
-            5 | 6 => Self::NodeCrash { node, down_ms: short, clock_back: dice.chance(200) },
+            5 | 6 => Self::NodeCrash {
+                node,
+                down_ms: short,
+                clock_back: dice.chance(200),
+            },
             7 => Self::NodeShutdown { node, down_ms: short },
             8 | 9 => Self::CoordinatorCrash { down_ms: short * 2 },
-            10 => Self::LinkBreak { node, away_ms: short * 2 },
-            11 => Self::Deaf { node, for_ms: short * 2 },
-            _ => Self::ClockJump { by_ms: dice.between(0, 60_000) as i64 - 40_000 },
+            10 => Self::LinkBreak {
+                node,
+                away_ms: short * 2,
+            },
+            11 => Self::Deaf {
+                node,
+                for_ms: short * 2,
+            },
+            _ => Self::ClockJump {
+                by_ms: dice.between(0, 60_000) as i64 - 40_000,
+            },
         }
     }
 }

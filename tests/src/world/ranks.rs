@@ -1,6 +1,6 @@
-//! Rank processes in the simulated world: they start, meet, train the toy step by step in lockstep, write shards and
-//! leave. They die, hang, and are orphaned in an old generation, where they go on as if nothing had happened. What
-//! happens to the processes from outside is here; what they do together is in `group.rs`.
+//! Rank processes in the simulated world: they start, meet, train the toy step by step in lockstep, write
+//! shards and leave. They die, hang, and are orphaned in an old generation, where they go on as if nothing
+//! had happened. What happens to the processes from outside is here; what they do together is in `group.rs`.
 
 use super::World;
 use super::agenda::Happening;
@@ -34,16 +34,35 @@ pub(crate) struct Process {
 
 impl World {
     pub(crate) fn spawn(&mut self, node: usize, key: RankKey, device: u32, assignment: Assignment) {
-        let held = self.processes.values().find(|p| p.node == node && p.device == device).map(|p| &p.key);
+        let held = self
+            .processes
+            .values()
+            .find(|p| p.node == node && p.device == device)
+            .map(|p| &p.key);
         self.oracle.on_spawn(&key, device, self.nodes[node].devices, held);
         self.next_pid += 1;
         let pid = self.next_pid;
         let boot = self.nodes[node].boot;
         let slow = self.is_rough() && self.dice.chance(self.plan.noise.slow_start);
-        let delay = if slow { self.dice.between(2_000, 8_000) } else { self.dice.between(100, 1_200) };
+        let delay = if slow {
+            self.dice.between(2_000, 8_000)
+        } else {
+            self.dice.between(100, 1_200)
+        };
         let phase = RankPhase::Starting;
         let (hung, step, value, last_line) = (false, 0, 0, self.now);
-        let process = Process { key, node, boot, device, assignment, phase, hung, step, value, last_line };
+        let process = Process {
+            key,
+            node,
+            boot,
+            device,
+            assignment,
+            phase,
+            hung,
+            step,
+            value,
+            last_line,
+        };
         self.processes.insert(pid, process);
         self.agenda.put(self.now + delay, Happening::RankLoaded { pid });
     }
@@ -54,13 +73,17 @@ impl World {
     }
 
     fn find(&self, node: usize, key: &RankKey) -> Option<Pid> {
-        let found = self.processes.iter().find(|(_, process)| process.node == node && process.key == *key);
+        let found = self
+            .processes
+            .iter()
+            .find(|(_, process)| process.node == node && process.key == *key);
         found.map(|(pid, _)| *pid)
     }
 
     pub(crate) fn tell_rank(&mut self, node: usize, key: &RankKey, assignment: Box<Assignment>) {
         if let Some(pid) = self.find(node, key) {
-            self.agenda.put(self.now + 2, Happening::RankTold { pid, assignment });
+            self.agenda
+                .put(self.now + 2, Happening::RankTold { pid, assignment });
         }
     }
 
@@ -69,7 +92,14 @@ impl World {
         let delay = self.dice.between(2, 300);
         if self.working(pid).is_some() {
             let outcome = "exit status 0";
-            self.agenda.put(self.now + delay, Happening::RankDies { pid, success: true, outcome });
+            self.agenda.put(
+                self.now + delay,
+                Happening::RankDies {
+                    pid,
+                    success: true,
+                    outcome,
+                },
+            );
         }
     }
 
@@ -79,7 +109,14 @@ impl World {
         }
         if let Some(pid) = self.find(node, key) {
             let at = self.now + self.dice.between(1, 30);
-            self.agenda.put(at, Happening::RankDies { pid, success: false, outcome: "killed by signal 9" });
+            self.agenda.put(
+                at,
+                Happening::RankDies {
+                    pid,
+                    success: false,
+                    outcome: "killed by signal 9",
+                },
+            );
         }
     }
 
@@ -108,12 +145,23 @@ impl World {
     }
 
     pub(crate) fn rank_dies(&mut self, pid: Pid, success: bool, outcome: &str) {
-        let Some(process) = self.processes.remove(&pid) else { return };
+        let Some(process) = self.processes.remove(&pid) else {
+            return;
+        };
         let (node, boot, key) = (process.node, process.boot, process.key);
         self.trace.line(self.now, || format!("{key:?} ends: {outcome}"));
         let at = (self.now + self.dice.between(1, 5)).max(process.last_line);
         let outcome = outcome.to_owned();
-        self.agenda.put(at, Happening::RankExited { node, boot, key, success, outcome });
+        self.agenda.put(
+            at,
+            Happening::RankExited {
+                node,
+                boot,
+                key,
+                success,
+                outcome,
+            },
+        );
     }
 
     /// The process says where it is; also its sign of life.
@@ -144,36 +192,46 @@ impl World {
     pub(crate) fn rank_beats(&mut self, pid: Pid) {
         if self.working(pid).is_some() {
             self.say(pid, vec![], vec![]);
-            self.agenda.put(self.now + DETECT_WITHIN_MS / 3, Happening::RankBeat { pid });
+            self.agenda
+                .put(self.now + DETECT_WITHIN_MS / 3, Happening::RankBeat { pid });
         }
     }
 
     /// Libraries and weights are there: it loads its checkpoint and is ready to meet the others.
     pub(crate) fn rank_loaded(&mut self, pid: Pid) {
-        let resume_ignored = self.bug == Some(Bug::ResumeFromNothing);
-        let Some(process) = self.processes.get_mut(&pid).filter(|process| !process.hung) else { return };
+        let forgetful = self.bug == Some(Bug::StateNotLoaded);
+        let Some(process) = self.processes.get_mut(&pid).filter(|process| !process.hung) else {
+            return;
+        };
         let (source, checkpoint) = match &process.assignment.work {
             Work::Train => (process.key.job.clone(), process.assignment.resume),
             Work::Sample(sample) => (sample.source.clone(), sample.checkpoint),
         };
-        if let Some(checkpoint) = checkpoint.filter(|_| !resume_ignored) {
+        if let Some(checkpoint) = checkpoint {
             match self.store.load(&source, checkpoint) {
-                Ok(value) => (process.step, process.value) = (checkpoint.step.0, value),
+                Ok(value) => {
+                    (process.step, process.value) = (checkpoint.step.0, if forgetful { 0 } else { value })
+                }
                 Err(error) => {
                     // An orphan may come too late for its checkpoint; whom the record names may not.
                     let key = process.key.clone();
                     let job = self.durable.jobs.get(&key.job);
                     let current = job.is_some_and(|job| {
-                        job.generation == key.generation && matches!(job.phase, coordinator_core::event::JobPhase::Running { .. })
+                        job.generation == key.generation
+                            && matches!(job.phase, coordinator_core::event::JobPhase::Running { .. })
                     });
-                    self.oracle.require(!current, || format!("{key:?} cannot resume: {error}"));
+                    self.oracle
+                        .require(!current, || format!("{key:?} cannot resume: {error}"));
                     return self.rank_fails(pid, error);
                 }
             }
         }
         process.phase = RankPhase::Joining;
         self.rank_beats(pid);
-        self.agenda.put(self.now + 4 * DETECT_WITHIN_MS, Happening::RankTiresOfJoining { pid });
+        self.agenda.put(
+            self.now + 4 * DETECT_WITHIN_MS,
+            Happening::RankTiresOfJoining { pid },
+        );
         self.try_join(pid);
     }
 
@@ -184,7 +242,10 @@ impl World {
     }
 
     pub(crate) fn rank_tires(&mut self, pid: Pid) {
-        if self.working(pid).is_some_and(|process| process.phase == RankPhase::Joining) {
+        if self
+            .working(pid)
+            .is_some_and(|process| process.phase == RankPhase::Joining)
+        {
             self.rank_fails(pid, "timed out waiting for the other ranks to join".to_owned());
         }
     }
@@ -203,7 +264,11 @@ impl World {
         let Some(process) = self.working(pid) else { return };
         let key = process.key.clone();
         let entry = store::entry(key.rank.0, process.assignment.world, value);
-        self.store.put_shard(&checkpoint_folder(&key.job, Step(step), key.generation), &entry.path, value);
+        self.store.put_shard(
+            &checkpoint_folder(&key.job, Step(step), key.generation),
+            &entry.path,
+            value,
+        );
         if self.bug != Some(Bug::ShardBeforeWritten) {
             self.rank_says_written(pid, step, value);
         }
@@ -213,6 +278,15 @@ impl World {
         let Some(process) = self.working(pid) else { return };
         let shard = store::entry(process.key.rank.0, process.assignment.world, value);
         let environment = "toy".to_owned();
-        self.say(pid, vec![], vec![ShardReport { step: Step(step), shard, init_digest: None, environment }]);
+        self.say(
+            pid,
+            vec![],
+            vec![ShardReport {
+                step: Step(step),
+                shard,
+                init_digest: None,
+                environment,
+            }],
+        );
     }
 }

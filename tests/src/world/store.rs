@@ -1,5 +1,5 @@
-//! The object store's stand-in: names and contents, whole or not there, with conditional put. It never fails by itself;
-//! the world decides which calls fail and which answers are lost.
+//! The object store's stand-in: names and contents, whole or not there, with conditional put. It never fails
+//! by itself; the world decides which calls fail and which answers are lost.
 
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry, checkpoint_folder};
 use proto::id::{Generation, JobId, Step};
@@ -40,7 +40,11 @@ impl Store {
     }
 
     pub(crate) fn was_deleted(&self, manifest: &CheckpointManifest) -> bool {
-        self.deleted.contains(&checkpoint_folder(&manifest.job, manifest.step, manifest.generation))
+        self.deleted.contains(&checkpoint_folder(
+            &manifest.job,
+            manifest.step,
+            manifest.generation,
+        ))
     }
 
     /// What is wrong with the shards that the manifest names.
@@ -48,9 +52,15 @@ impl Store {
         let folder = checkpoint_folder(&manifest.job, manifest.step, manifest.generation);
         for entry in &manifest.shards {
             let name = format!("{folder}/{}", entry.path);
-            let value = self.shards.get(&name).ok_or_else(|| format!("{name} is named and not there"))?;
+            let value = self
+                .shards
+                .get(&name)
+                .ok_or_else(|| format!("{name} is named and not there"))?;
             if digest(*value) != entry.sha256 {
-                return Err(format!("{name} holds {value}, whose digest is not {}", entry.sha256));
+                return Err(format!(
+                    "{name} holds {value}, whose digest is not {}",
+                    entry.sha256
+                ));
             }
         }
         Ok(())
@@ -59,11 +69,18 @@ impl Store {
     /// Reads a checkpoint as a rank does.
     pub(crate) fn load(&self, job: &JobId, checkpoint: CheckpointRef) -> Result<u64, String> {
         let name = manifest_name(job, checkpoint.step, checkpoint.generation);
-        let manifest = self.manifests.get(&name).ok_or_else(|| format!("{name} is not there"))?;
+        let manifest = self
+            .manifests
+            .get(&name)
+            .ok_or_else(|| format!("{name} is not there"))?;
         self.check_shards(manifest)?;
         let folder = checkpoint_folder(job, checkpoint.step, checkpoint.generation);
-        let values: BTreeSet<u64> =
-            manifest.shards.iter().filter_map(|e| self.shards.get(&format!("{folder}/{}", e.path))).copied().collect();
+        let values: BTreeSet<u64> = manifest
+            .shards
+            .iter()
+            .filter_map(|e| self.shards.get(&format!("{folder}/{}", e.path)))
+            .copied()
+            .collect();
         match values.iter().collect::<Vec<_>>()[..] {
             [value] => Ok(*value),
             _ => Err(format!("{name}: the shards hold {values:?}, not one value")),
@@ -73,7 +90,11 @@ impl Store {
 
 /// A shard's entry as a rank writes it.
 pub(crate) fn entry(rank: u32, world: u32, value: u64) -> ShardEntry {
-    ShardEntry { path: format!("rank-{rank}-of-{world}.safetensors"), size_bytes: 8, sha256: digest(value) }
+    ShardEntry {
+        path: format!("rank-{rank}-of-{world}.safetensors"),
+        size_bytes: 8,
+        sha256: digest(value),
+    }
 }
 
 fn digest(value: u64) -> String {

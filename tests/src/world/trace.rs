@@ -20,7 +20,10 @@ pub(crate) struct Trace {
 impl Trace {
     pub(crate) fn new(story: Story) -> Self {
         // DefaultHasher::new() has fixed keys: the same story has the same hash in every process.
-        Self { story, hasher: DefaultHasher::new() }
+        Self {
+            story,
+            hasher: DefaultHasher::new(),
+        }
     }
 
     pub(crate) fn line(&mut self, now: u64, text: impl FnOnce() -> String) {

@@ -1,11 +1,11 @@
-//! Every time-out of the worker's machine, derived from the one knob `detect_within` (law 9), so that no pair of them
-//! can be set in the wrong order. Pure numbers; the machine and nobody else asks.
+//! Every time-out of the worker's machine, derived from the one knob `detect_within` (law 9), so that no pair
+//! of them can be set in the wrong order. Pure numbers; the machine and nobody else asks.
 
 use crate::event::Millis;
 use proto::message::RankPhase;
 
-/// How much longer than `detect_within` a starting rank may be silent: it loads libtorch and weights, which can block
-/// its only thread for long.
+/// How much longer than `detect_within` a starting rank may be silent: it loads libtorch and weights, which
+/// can block its only thread for long.
 const STARTING_ALLOWANCE: u64 = 10;
 
 /// Reports per `detect_within`: two may be lost before the coordinator counts the worker as gone.
@@ -18,7 +18,14 @@ pub(crate) struct Deadlines {
 
 impl Deadlines {
     pub(crate) fn new(detect_within_ms: u64) -> Self {
-        Self { detect_within_ms: detect_within_ms.max(REPORTS_PER_LEASE) }
+        Self {
+            detect_within_ms: detect_within_ms.max(REPORTS_PER_LEASE),
+        }
+    }
+
+    /// Woken later than this after a deadline, the machine was away.
+    pub(crate) fn patience_ms(self) -> u64 {
+        self.detect_within_ms / REPORTS_PER_LEASE
     }
 
     /// When a rank last heard at `heard` counts as hung.

@@ -24,8 +24,13 @@ pub enum Event {
     Desired(DesiredState),
     /// A line from a rank process; also its sign of life.
     RankSaid(RankReport),
-    /// A rank process is gone. `outcome` says how: "exit status 0", "killed by signal 9", and the last line it wrote.
-    RankExited { key: RankKey, success: bool, outcome: String },
+    /// A rank process is gone. `outcome` says how: "exit status 0", "killed by signal 9", and the last line
+    /// it wrote.
+    RankExited {
+        key: RankKey,
+        success: bool,
+        outcome: String,
+    },
     /// Leave in order (SIGTERM): stop ranks, then [`Effect::Exit`].
     Shutdown,
     Deadline,
@@ -34,13 +39,25 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     /// Start a process for this rank on this device and hand it the assignment as its first line.
-    Spawn { key: RankKey, device: u32, assignment: Box<Assignment> },
+    Spawn {
+        key: RankKey,
+        device: u32,
+        assignment: Box<Assignment>,
+    },
     /// Hand a running process its assignment again, because something in it changed.
-    Update { key: RankKey, device: u32, assignment: Box<Assignment> },
+    Update {
+        key: RankKey,
+        device: u32,
+        assignment: Box<Assignment>,
+    },
     /// Ask the process to leave.
-    Stop { key: RankKey },
+    Stop {
+        key: RankKey,
+    },
     /// Kill it now. Its exit is reported by `RankExited` like any other.
-    Kill { key: RankKey },
+    Kill {
+        key: RankKey,
+    },
     /// Send to the coordinator; drop it when there is no stream.
     Report(WorkerReport),
     Note(Fact),
@@ -50,10 +67,21 @@ pub enum Effect {
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fact {
-    RankStarted { key: RankKey },
+    RankStarted {
+        key: RankKey,
+    },
     /// The rank was silent for longer than its deadline and is killed.
-    RankSilent { key: RankKey, silent_ms: u64 },
-    RankGone { key: RankKey, outcome: String },
+    RankSilent {
+        key: RankKey,
+        silent_ms: u64,
+    },
+    RankGone {
+        key: RankKey,
+        outcome: String,
+    },
     /// Orders for somebody else, or older than what is known; ignored.
-    Ignored { worker: WorkerId, what: String },
+    Ignored {
+        worker: WorkerId,
+        what: String,
+    },
 }

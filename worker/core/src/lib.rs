@@ -1,14 +1,17 @@
-//! What a node should do next about its ranks: a pure machine. It turns the coordinator's desired state into rank
-//! processes, one per device, each of one generation, and tells the coordinator what they say. It has no async, clock,
-//! randomness, sockets, files or logging; the daemon's loop calls [`Worker::handle`] and performs the effects in order.
+//! What a node should do next about its ranks: a pure machine. It turns the coordinator's desired state into
+//! rank processes, one per device, each of one generation, and tells the coordinator what they say. It has no
+//! async, clock, randomness, sockets, files or logging; the daemon's loop calls [`Worker::handle`] and
+//! performs the effects in order.
 //!
 //! While the coordinator is away ranks go on: the last desired state still holds.
 
+mod clock;
 mod deadline;
 pub mod event;
 mod rank;
 mod view;
 
+use clock::Clock;
 use deadline::Deadlines;
 use event::{Effect, Event, Fact, Millis, RankKey};
 use proto::id::{Generation, JobId, Rank, WorkerId};
@@ -33,6 +36,7 @@ pub struct Config {
 pub struct Worker {
     config: Config,
     deadlines: Deadlines,
+    clock: Clock,
     connected: bool,
     leave: Leave,
     /// What should be: the newest generation of each job that names this worker.
@@ -62,6 +66,7 @@ impl Worker {
         Self {
             deadlines: Deadlines::new(config.detect_within_ms),
             config,
+            clock: Clock::new(now),
             connected: false,
             leave: Leave::No,
             assignments: BTreeMap::new(),
@@ -72,9 +77,11 @@ impl Worker {
         }
     }
 
-    /// Takes one event; the effects are to be performed in order. Never fails and never panics on strange input: what
-    /// cannot be meant is ignored and noted.
+    /// Takes one event; the effects are to be performed in order. Never fails and never panics on strange
+    /// input: what cannot be meant is ignored and noted.
     pub fn handle(&mut self, now: Millis, event: Event) -> Vec<Effect> {
+        let due = self.due();
+        let now = self.clock.advance(now, due, self.deadlines.patience_ms());
         let mut effects = Vec::new();
         match event {
             Event::Connected => {
@@ -84,7 +91,11 @@ impl Worker {
             Event::Disconnected => self.connected = false,
             Event::Desired(state) => self.on_desired(state, &mut effects),
             Event::RankSaid(report) => self.on_rank_said(now, report, &mut effects),
-            Event::RankExited { key, success, outcome } => {
+            Event::RankExited {
+                key,
+                success,
+                outcome,
+            } => {
                 self.on_rank_exited(&key, success, outcome, &mut effects);
             }
             Event::Shutdown => self.on_shutdown(),
@@ -101,9 +112,7 @@ impl Worker {
     /// When [`Event::Deadline`] is wanted, in the clock of [`Self::handle`].
     #[must_use]
     pub fn next_deadline(&self) -> Option<Millis> {
-        let ranks = self.ranks.values().filter_map(|rank| rank.deadline(self.deadlines)).min();
-        let report = self.connected.then(|| self.deadlines.report_at(self.reported));
-        ranks.into_iter().chain(report).min()
+        self.due().map(|deadline| self.clock.shell_of(deadline))
     }
 
     #[must_use]
@@ -114,31 +123,59 @@ impl Worker {
             report: &state.report,
             assignment: state.handed.as_deref(),
         });
-        View { connected: self.connected, leaving: self.leave != Leave::No, ranks: ranks.collect() }
+        View {
+            connected: self.connected,
+            leaving: self.leave != Leave::No,
+            ranks: ranks.collect(),
+        }
+    }
+
+    /// The next deadline, in the time of [`Clock`].
+    fn due(&self) -> Option<Millis> {
+        let ranks = self
+            .ranks
+            .values()
+            .filter_map(|rank| rank.deadline(self.deadlines))
+            .min();
+        let report = self.connected.then(|| self.deadlines.report_at(self.reported));
+        ranks.into_iter().chain(report).min()
     }
 
     fn on_desired(&mut self, state: DesiredState, effects: &mut Vec<Effect>) {
         if state.worker != self.config.worker {
             let what = format!("orders for {}; this is {}", state.worker, self.config.worker);
-            effects.push(Effect::Note(Fact::Ignored { worker: state.worker, what }));
+            effects.push(Effect::Note(Fact::Ignored {
+                worker: state.worker,
+                what,
+            }));
             return;
         }
         let mut wanted = BTreeMap::new();
         for assignment in state.assignments {
-            let known = self.assignments.get(&assignment.job).map(|known| known.generation);
+            let known = self
+                .assignments
+                .get(&assignment.job)
+                .map(|known| known.generation);
             if known.is_none_or(|known| known <= assignment.generation) {
                 wanted.insert(assignment.job.clone(), assignment);
                 continue;
             }
             // A message that was overtaken by a newer one.
             let what = format!("{} generation {} is over", assignment.job, assignment.generation);
-            effects.push(Effect::Note(Fact::Ignored { worker: self.config.worker.clone(), what }));
+            effects.push(Effect::Note(Fact::Ignored {
+                worker: self.config.worker.clone(),
+                what,
+            }));
             if let Some(newer) = self.assignments.get(&assignment.job) {
                 wanted.insert(assignment.job, newer.clone());
             }
         }
         for (job, old) in std::mem::replace(&mut self.assignments, wanted) {
-            if self.assignments.get(&job).is_none_or(|new| new.generation != old.generation) {
+            if self
+                .assignments
+                .get(&job)
+                .is_none_or(|new| new.generation != old.generation)
+            {
                 let retired = self.retired.entry(job).or_default();
                 *retired = old.generation.max(*retired);
             }
@@ -149,39 +186,65 @@ impl Worker {
     /// Passes changed assignments on to the processes that run them.
     fn hand_on(&mut self, effects: &mut Vec<Effect>) {
         for (key, state) in &mut self.ranks {
-            let Some(assignment) = self.assignments.get(&key.job) else { continue };
-            let Life::Running { device, .. } = state.life else { continue };
+            let Some(assignment) = self.assignments.get(&key.job) else {
+                continue;
+            };
+            let Life::Running { device, .. } = state.life else {
+                continue;
+            };
             if assignment.generation != key.generation || state.handed.as_deref() == Some(assignment) {
                 continue;
             }
             let assignment = Box::new(assignment.clone());
             self.news |= state.hand(assignment.clone());
-            effects.push(Effect::Update { key: key.clone(), device, assignment });
+            effects.push(Effect::Update {
+                key: key.clone(),
+                device,
+                assignment,
+            });
         }
     }
 
     fn on_rank_said(&mut self, now: Millis, said: RankReport, effects: &mut Vec<Effect>) {
-        let key = RankKey { job: said.job.clone(), generation: said.generation, rank: said.rank };
+        let key = RankKey {
+            job: said.job.clone(),
+            generation: said.generation,
+            rank: said.rank,
+        };
         match self.ranks.get_mut(&key) {
             Some(state) if state.life != Life::Gone => self.news |= state.merge(said, now),
             Some(_) | None => {
-                let what = format!("{} generation {} rank {} has no process here", key.job, key.generation, key.rank);
-                effects.push(Effect::Note(Fact::Ignored { worker: self.config.worker.clone(), what }));
+                let what = format!(
+                    "{} generation {} rank {} has no process here",
+                    key.job, key.generation, key.rank
+                );
+                effects.push(Effect::Note(Fact::Ignored {
+                    worker: self.config.worker.clone(),
+                    what,
+                }));
             }
         }
     }
 
     fn on_rank_exited(&mut self, key: &RankKey, success: bool, outcome: String, effects: &mut Vec<Effect>) {
-        let Some(state) = self.ranks.get_mut(key) else { return };
+        let Some(state) = self.ranks.get_mut(key) else {
+            return;
+        };
         if state.life == Life::Gone {
             return;
         }
-        let error =
-            if success { format!("left before its work was done ({outcome})") } else { outcome.clone() };
+        let error = if success {
+            format!("left before its work was done ({outcome})")
+        } else {
+            outcome.clone()
+        };
         state.advance(RankPhase::Failed { error });
         state.life = Life::Gone;
         self.news = true;
-        effects.push(Effect::Note(Fact::RankGone { key: key.clone(), outcome }));
+        effects.push(Effect::Note(Fact::RankGone {
+            key: key.clone(),
+            outcome,
+        }));
     }
 
     fn on_shutdown(&mut self) {
@@ -196,13 +259,18 @@ impl Worker {
         let kill_at = self.deadlines.kill_at(now);
         let leaving = self.leave != Leave::No;
         for (key, state) in &mut self.ranks {
-            let named = self.assignments.get(&key.job).is_some_and(|a| a.generation == key.generation);
+            let named = self
+                .assignments
+                .get(&key.job)
+                .is_some_and(|a| a.generation == key.generation);
             if named && !leaving {
                 continue;
             }
             if let Life::Running { device, .. } = state.life {
                 if leaving {
-                    state.advance(RankPhase::Failed { error: "the worker is shutting down".to_owned() });
+                    state.advance(RankPhase::Failed {
+                        error: "the worker is shutting down".to_owned(),
+                    });
                 }
                 state.life = Life::Leaving { device, kill_at };
                 effects.push(Effect::Stop { key: key.clone() });
@@ -211,7 +279,9 @@ impl Worker {
         let assignments = &self.assignments;
         let before = self.ranks.len();
         self.ranks.retain(|key, state| {
-            let named = assignments.get(&key.job).is_some_and(|a| a.generation == key.generation);
+            let named = assignments
+                .get(&key.job)
+                .is_some_and(|a| a.generation == key.generation);
             named || state.life != Life::Gone
         });
         self.news |= self.ranks.len() != before;
@@ -221,7 +291,10 @@ impl Worker {
     fn kill_overdue(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         let kill_at = self.deadlines.kill_at(now);
         for (key, state) in &mut self.ranks {
-            if state.deadline(self.deadlines).is_none_or(|deadline| now < deadline) {
+            if state
+                .deadline(self.deadlines)
+                .is_none_or(|deadline| now < deadline)
+            {
                 continue;
             }
             if let Life::Running { device, heard } = state.life {
@@ -229,7 +302,10 @@ impl Worker {
                 let error = format!("silent for {silent_ms} ms; killed by its daemon");
                 self.news |= state.advance(RankPhase::Failed { error });
                 state.life = Life::Leaving { device, kill_at };
-                effects.push(Effect::Note(Fact::RankSilent { key: key.clone(), silent_ms }));
+                effects.push(Effect::Note(Fact::RankSilent {
+                    key: key.clone(),
+                    silent_ms,
+                }));
             } else if let Life::Leaving { device, .. } = state.life {
                 state.life = Life::Leaving { device, kill_at };
             }
@@ -237,8 +313,8 @@ impl Worker {
         }
     }
 
-    /// Starts the ranks that should be and are not, each on the lowest device that no process holds. A rank for which
-    /// there is none waits: an older process is on its way out.
+    /// Starts the ranks that should be and are not, each on the lowest device that no process holds. A rank
+    /// for which there is none waits: an older process is on its way out.
     fn start(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         if self.leave != Leave::No {
             return;
@@ -249,11 +325,19 @@ impl Worker {
             // More ranks than devices can never start; the coordinator's own deadline says so to people.
             for offset in 0..assignment.ranks.min(self.config.devices) {
                 let rank = Rank(assignment.first_rank.0.saturating_add(offset));
-                let key = RankKey { job: assignment.job.clone(), generation: assignment.generation, rank };
+                let key = RankKey {
+                    job: assignment.job.clone(),
+                    generation: assignment.generation,
+                    rank,
+                };
                 if self.ranks.contains_key(&key) {
                     continue;
                 }
-                if self.retired.get(&key.job).is_some_and(|retired| key.generation <= *retired) {
+                if self
+                    .retired
+                    .get(&key.job)
+                    .is_some_and(|retired| key.generation <= *retired)
+                {
                     let error = "this worker was taken off this generation and does not go back";
                     self.ranks.insert(key.clone(), RankState::refused(&key, error));
                     self.news = true;
@@ -261,9 +345,14 @@ impl Worker {
                 }
                 let Some(device) = free.next() else { return };
                 let boxed = Box::new(assignment.clone());
-                self.ranks.insert(key.clone(), RankState::started(&key, device, boxed.clone(), now));
+                self.ranks
+                    .insert(key.clone(), RankState::started(&key, device, boxed.clone(), now));
                 self.news = true;
-                effects.push(Effect::Spawn { key: key.clone(), device, assignment: boxed });
+                effects.push(Effect::Spawn {
+                    key: key.clone(),
+                    device,
+                    assignment: boxed,
+                });
                 effects.push(Effect::Note(Fact::RankStarted { key }));
             }
         }
@@ -277,7 +366,11 @@ impl Worker {
         self.news = false;
         self.reported = now;
         // A worker that is leaving has nothing to offer.
-        let devices = if self.leave == Leave::No { self.config.devices } else { 0 };
+        let devices = if self.leave == Leave::No {
+            self.config.devices
+        } else {
+            0
+        };
         effects.push(Effect::Report(WorkerReport {
             worker: self.config.worker.clone(),
             device: self.config.device,

@@ -1,12 +1,13 @@
-//! One rank of this node: what its process is doing and what is told of it to the coordinator. It belongs to one
-//! generation for ever. It never decides; the machine in `lib.rs` does.
+//! One rank of this node: what its process is doing and what is told of it to the coordinator. It belongs to
+//! one generation for ever. It never decides; the machine in `lib.rs` does.
 
 use crate::deadline::Deadlines;
 use crate::event::{Millis, RankKey};
 use proto::id::Step;
 use proto::message::{Assignment, RankPhase, RankReport, STEPS_MAX};
 
-/// Shards that are kept for a coordinator that is away; older ones are dropped first, and their checkpoints with them.
+/// Shards that are kept for a coordinator that is away; older ones are dropped first, and their checkpoints
+/// with them.
 const SHARDS_MAX: usize = 32;
 
 #[derive(Debug)]
@@ -33,13 +34,23 @@ impl RankState {
     /// A process that was just started.
     pub(crate) fn started(key: &RankKey, device: u32, assignment: Box<Assignment>, now: Millis) -> Self {
         let life = Life::Running { device, heard: now };
-        Self { life, report: blank(key, RankPhase::Starting), handed: Some(assignment) }
+        Self {
+            life,
+            report: blank(key, RankPhase::Starting),
+            handed: Some(assignment),
+        }
     }
 
     /// A rank that will not be started here, and why.
     pub(crate) fn refused(key: &RankKey, error: &str) -> Self {
-        let phase = RankPhase::Failed { error: error.to_owned() };
-        Self { life: Life::Gone, report: blank(key, phase), handed: None }
+        let phase = RankPhase::Failed {
+            error: error.to_owned(),
+        };
+        Self {
+            life: Life::Gone,
+            report: blank(key, phase),
+            handed: None,
+        }
     }
 
     pub(crate) fn device(&self) -> Option<u32> {
@@ -70,7 +81,11 @@ impl RankState {
         }
         let (acknowledged, committed) = self.known();
         for step in said.steps {
-            let newest = self.report.steps.last().map_or(acknowledged, |last| last.step.max(acknowledged));
+            let newest = self
+                .report
+                .steps
+                .last()
+                .map_or(acknowledged, |last| last.step.max(acknowledged));
             if step.step > newest {
                 self.report.steps.push(step);
                 changed = true;
@@ -89,7 +104,8 @@ impl RankState {
         changed
     }
 
-    /// Keeps the newest assignment and drops what the coordinator has by now. True when the report became shorter.
+    /// Keeps the newest assignment and drops what the coordinator has by now. True when the report became
+    /// shorter.
     pub(crate) fn hand(&mut self, assignment: Box<Assignment>) -> bool {
         self.handed = Some(assignment);
         let (acknowledged, committed) = self.known();
@@ -99,8 +115,8 @@ impl RankState {
         self.report.steps.len() + self.report.shards.len() != before
     }
 
-    /// Moves the phase on. What ended stays as it ended: the first failure is the telling one, and a rank that
-    /// finished has finished whatever its process does on its way out. True when it moved.
+    /// Moves the phase on. What ended stays as it ended: the first failure is the telling one, and a rank
+    /// that finished has finished whatever its process does on its way out. True when it moved.
     pub(crate) fn advance(&mut self, phase: RankPhase) -> bool {
         let ended = matches!(self.report.phase, RankPhase::Finished | RankPhase::Failed { .. });
         if ended || self.report.phase == phase {
@@ -112,7 +128,9 @@ impl RankState {
 
     /// The acknowledged and the committed step, as last handed down.
     fn known(&self) -> (Step, Step) {
-        self.handed.as_ref().map_or((Step(0), Step(0)), |a| (a.acknowledged_step, a.committed_step))
+        self.handed
+            .as_ref()
+            .map_or((Step(0), Step(0)), |a| (a.acknowledged_step, a.committed_step))
     }
 }
 

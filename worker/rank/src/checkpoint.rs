@@ -1,6 +1,6 @@
-//! A rank's share of a checkpoint to the store, and a whole checkpoint back. Every byte is hashed on the way out and
-//! checked on the way in. Never writes a manifest: the coordinator does, when all shares are there. Called by
-//! [`crate::train`] and [`crate::sample`].
+//! A rank's share of a checkpoint to the store, and a whole checkpoint back. Every byte is hashed on the way
+//! out and checked on the way in. Never writes a manifest: the coordinator does, when all shares are there.
+//! Called by [`crate::train`] and [`crate::sample`].
 
 use crate::hash::hex_sha256;
 use crate::share;
@@ -19,11 +19,20 @@ pub(crate) enum CheckpointError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("cannot {action} {path}")]
-    Object { action: &'static str, path: String, source: object_store::Error },
+    Object {
+        action: &'static str,
+        path: String,
+        source: object_store::Error,
+    },
     #[error("{path} is no manifest")]
     Manifest { path: String, source: serde_json::Error },
     #[error("{path} is damaged: {what} is {found}, the manifest says {expected}")]
-    Damaged { path: String, what: &'static str, found: String, expected: String },
+    Damaged {
+        path: String,
+        what: &'static str,
+        found: String,
+        expected: String,
+    },
     #[error("{path} cannot be written or read as safetensors")]
     Format { path: String, source: WeightsFault },
 }
@@ -39,15 +48,23 @@ pub(crate) struct Checkpoints {
 impl Checkpoints {
     pub(crate) fn open(store_url: &str, job: &JobId) -> Result<Self, CheckpointError> {
         let (store, prefix) = store::open(store_url)?;
-        Ok(Self { store, prefix, job: job.clone() })
+        Ok(Self {
+            store,
+            prefix,
+            job: job.clone(),
+        })
     }
 
     fn path(&self, checkpoint: CheckpointRef, file: &str) -> Path {
         let folder = checkpoint_folder(&self.job, checkpoint.step, checkpoint.generation);
-        folder.split('/').chain([file]).fold(self.prefix.clone(), |path, part| path.join(part))
+        folder
+            .split('/')
+            .chain([file])
+            .fold(self.prefix.clone(), |path, part| path.join(part))
     }
 
-    /// Writes this rank's part of `state` (sorted by name, the same on every rank) and returns its manifest entry.
+    /// Writes this rank's part of `state` (sorted by name, the same on every rank) and returns its manifest
+    /// entry.
     pub(crate) async fn write_share(
         &self,
         (step, generation): (Step, Generation),
@@ -58,14 +75,27 @@ impl Checkpoints {
         let path = self.path(CheckpointRef { step, generation }, &file);
         let sizes: Vec<u64> = state.iter().map(|(_, tensor)| bytes_of(tensor)).collect();
         let own = &state[share::tensors(&sizes, rank, world)];
-        let own = own.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
-        let bytes = weights::serialize(&own, Storage::Float32)
-            .map_err(|source| CheckpointError::Format { path: path.to_string(), source })?;
-        let entry = ShardEntry { path: file, size_bytes: bytes.len() as u64, sha256: hex_sha256(&bytes) };
+        let own = own
+            .iter()
+            .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
+            .collect();
+        let bytes = weights::serialize(&own, Storage::Float32).map_err(|source| CheckpointError::Format {
+            path: path.to_string(),
+            source,
+        })?;
+        let entry = ShardEntry {
+            path: file,
+            size_bytes: bytes.len() as u64,
+            sha256: hex_sha256(&bytes),
+        };
         self.store
             .put(&path, PutPayload::from(bytes))
             .await
-            .map_err(|source| CheckpointError::Object { action: "write", path: path.to_string(), source })?;
+            .map_err(|source| CheckpointError::Object {
+                action: "write",
+                path: path.to_string(),
+                source,
+            })?;
         Ok(entry)
     }
 
@@ -75,24 +105,37 @@ impl Checkpoints {
         checkpoint: CheckpointRef,
     ) -> Result<(CheckpointManifest, NamedTensors), CheckpointError> {
         let path = self.path(checkpoint, MANIFEST_FILE);
-        let manifest: CheckpointManifest = serde_json::from_slice(&self.get(&path).await?)
-            .map_err(|source| CheckpointError::Manifest { path: path.to_string(), source })?;
+        let manifest: CheckpointManifest =
+            serde_json::from_slice(&self.get(&path).await?).map_err(|source| CheckpointError::Manifest {
+                path: path.to_string(),
+                source,
+            })?;
         let mut tensors = NamedTensors::new();
         for shard in &manifest.shards {
             let path = self.path(checkpoint, &shard.path);
             let bytes = self.get(&path).await?;
             verify(path.as_ref(), shard, &bytes)?;
-            tensors.extend(
-                weights::parse(&bytes)
-                    .map_err(|source| CheckpointError::Format { path: path.to_string(), source })?,
-            );
+            tensors.extend(weights::parse(&bytes).map_err(|source| CheckpointError::Format {
+                path: path.to_string(),
+                source,
+            })?);
         }
         Ok((manifest, tensors))
     }
 
     async fn get(&self, path: &Path) -> Result<bytes::Bytes, CheckpointError> {
-        let wrong = |source| CheckpointError::Object { action: "read", path: path.to_string(), source };
-        self.store.get(path).await.map_err(wrong)?.bytes().await.map_err(wrong)
+        let wrong = |source| CheckpointError::Object {
+            action: "read",
+            path: path.to_string(),
+            source,
+        };
+        self.store
+            .get(path)
+            .await
+            .map_err(wrong)?
+            .bytes()
+            .await
+            .map_err(wrong)
     }
 }
 
@@ -104,7 +147,11 @@ fn verify(path: &str, shard: &ShardEntry, bytes: &[u8]) -> Result<(), Checkpoint
         expected,
     };
     if bytes.len() as u64 != shard.size_bytes {
-        return Err(damaged("its size", bytes.len().to_string(), shard.size_bytes.to_string()));
+        return Err(damaged(
+            "its size",
+            bytes.len().to_string(),
+            shard.size_bytes.to_string(),
+        ));
     }
     let found = hex_sha256(bytes);
     if found != shard.sha256 {
@@ -130,7 +177,12 @@ mod tests {
         ["a", "b", "c", "d"]
             .iter()
             .zip(1i64..)
-            .map(|(name, n)| ((*name).to_owned(), Tensor::arange(n * 6, (Kind::Float, Device::Cpu)).view([n, 6])))
+            .map(|(name, n)| {
+                (
+                    (*name).to_owned(),
+                    Tensor::arange(n * 6, (Kind::Float, Device::Cpu)).view([n, 6]),
+                )
+            })
             .collect()
     }
 
@@ -141,7 +193,12 @@ mod tests {
         let checkpoints = Checkpoints::open(&url, &job).unwrap();
         let mut shards = Vec::new();
         for rank in 0..2 {
-            shards.push(checkpoints.write_share((STEP, GENERATION), (rank, 2), &state()).await.unwrap());
+            shards.push(
+                checkpoints
+                    .write_share((STEP, GENERATION), (rank, 2), &state())
+                    .await
+                    .unwrap(),
+            );
         }
         let manifest = CheckpointManifest {
             job,
@@ -153,13 +210,26 @@ mod tests {
             shards,
             environment: "test".into(),
         };
-        let path = checkpoints.path(CheckpointRef { step: STEP, generation: GENERATION }, MANIFEST_FILE);
-        checkpoints.store.put(&path, serde_json::to_vec(&manifest).unwrap().into()).await.unwrap();
+        let path = checkpoints.path(
+            CheckpointRef {
+                step: STEP,
+                generation: GENERATION,
+            },
+            MANIFEST_FILE,
+        );
+        checkpoints
+            .store
+            .put(&path, serde_json::to_vec(&manifest).unwrap().into())
+            .await
+            .unwrap();
         checkpoints
     }
 
     fn place() -> CheckpointRef {
-        CheckpointRef { step: STEP, generation: GENERATION }
+        CheckpointRef {
+            step: STEP,
+            generation: GENERATION,
+        }
     }
 
     #[tokio::test]
@@ -179,18 +249,26 @@ mod tests {
     async fn a_changed_byte_a_cut_shard_and_a_missing_one_are_named() {
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = written(folder.path()).await;
-        let shard = folder.path().join("jobs/demo-1/checkpoints/0000000004-g2/rank-1-of-2.safetensors");
+        let shard = folder
+            .path()
+            .join("jobs/demo-1/checkpoints/0000000004-g2/rank-1-of-2.safetensors");
         let good = std::fs::read(&shard).unwrap();
         let mut bad = good.clone();
         *bad.last_mut().unwrap() ^= 1;
         std::fs::write(&shard, &bad).unwrap();
         let error = checkpoints.read(place()).await.unwrap_err().to_string();
-        assert!(error.contains("rank-1-of-2.safetensors is damaged: its SHA-256 is"), "{error}");
+        assert!(
+            error.contains("rank-1-of-2.safetensors is damaged: its SHA-256 is"),
+            "{error}"
+        );
         std::fs::write(&shard, &good[..good.len() - 1]).unwrap();
         let error = checkpoints.read(place()).await.unwrap_err().to_string();
         assert!(error.contains("its size is"), "{error}");
         std::fs::remove_file(&shard).unwrap();
         let error = checkpoints.read(place()).await.unwrap_err().to_string();
-        assert!(error.contains("cannot read") && error.contains("rank-1-of-2"), "{error}");
+        assert!(
+            error.contains("cannot read") && error.contains("rank-1-of-2"),
+            "{error}"
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! Every time-out of a rank, derived from the one knob `detect_within` (law 9). Pure numbers.
 //!
-//! Whether another rank is alive is its daemon's business, which kills it, and the coordinator's, which then ends the
-//! generation: our daemon tells us to stop. The waits here only bound what nobody else would notice.
+//! Whether another rank is alive is its daemon's business, which kills it, and the coordinator's, which then
+//! ends the generation: our daemon tells us to stop. The waits here only bound what nobody else would notice.
 
 use std::time::Duration;
 
@@ -12,7 +12,9 @@ pub(crate) struct Deadlines {
 
 impl Deadlines {
     pub(crate) fn new(detect_within_ms: u64) -> Self {
-        Self { detect_within: Duration::from_millis(detect_within_ms.max(3)) }
+        Self {
+            detect_within: Duration::from_millis(detect_within_ms.max(3)),
+        }
     }
 
     /// Between two signs of life to the daemon; it may miss two.

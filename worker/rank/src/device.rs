@@ -41,13 +41,25 @@ mod tests {
 
     #[test]
     fn a_gpu_that_is_missing_or_too_old_or_without_code_is_named() {
-        let v100 = Gpu { index: 0, name: "Tesla V100".into(), architecture: "sm_70".into() };
+        let v100 = Gpu {
+            index: 0,
+            name: "Tesla V100".into(),
+            architecture: "sm_70".into(),
+        };
         let new = ["sm_75".to_owned(), "sm_80".to_owned()];
-        let error = check(std::slice::from_ref(&v100), &new, 0).unwrap_err().to_string();
-        assert!(error.contains("Tesla V100") && error.contains("sm_70") && error.contains("sm_75 sm_80"), "{error}");
+        let error = check(std::slice::from_ref(&v100), &new, 0)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("Tesla V100") && error.contains("sm_70") && error.contains("sm_75 sm_80"),
+            "{error}"
+        );
         check(&[v100], &["sm_70".to_owned()], 0).unwrap();
         let error = check(&[], &new, 2).unwrap_err().to_string();
-        assert!(error.contains("GPU 2") && error.contains("0 were found"), "{error}");
+        assert!(
+            error.contains("GPU 2") && error.contains("0 were found"),
+            "{error}"
+        );
         let error = check(&[], &[], 0).unwrap_err().to_string();
         assert!(error.contains("CUDA=1"), "{error}");
         assert_eq!(choose(DeviceKind::Cpu, 3).unwrap(), Device::Cpu);

@@ -1,5 +1,6 @@
-//! `worker-rank doctor`: is this node fit to train? Looks at libtorch, devices, the object store and the ports, and says what
-//! it found, one line each. Changes nothing. Called by `worker doctor` with the node's settings.
+//! `worker-rank doctor`: is this node fit to train? Looks at libtorch, devices, the object store and the
+//! ports, and says what it found, one line each. Changes nothing. Called by `worker doctor` with the node's
+//! settings.
 
 use crate::collective::device::{gpus, library_architectures, libtorch_version, supports};
 use crate::deadline::Deadlines;
@@ -57,7 +58,10 @@ pub(crate) fn run(node: &Node) -> anyhow::Result<bool> {
     if let Some(url) = &node.store {
         checks.push(object_store(url)?);
     }
-    let findings = Findings { ok: checks.iter().all(|check| check.ok), checks };
+    let findings = Findings {
+        ok: checks.iter().all(|check| check.ok),
+        checks,
+    };
     let mut out = std::io::stdout().lock();
     if node.output == "json" {
         writeln!(out, "{}", serde_json::to_string_pretty(&findings)?)?;
@@ -71,7 +75,11 @@ pub(crate) fn run(node: &Node) -> anyhow::Result<bool> {
 
 fn check(name: &'static str, outcome: Result<String, String>) -> Check {
     let ok = outcome.is_ok();
-    Check { name, ok, found: outcome.unwrap_or_else(|error| error) }
+    Check {
+        name,
+        ok,
+        found: outcome.unwrap_or_else(|error| error),
+    }
 }
 
 fn libtorch() -> Check {
@@ -87,16 +95,26 @@ fn libtorch() -> Check {
     let outcome = if (sum - 512.0).abs() < 1e-6 {
         Ok(format!("{}, {flavour}", libtorch_version()))
     } else {
-        Err(format!("{} computes 8 x 8 ones as {sum} instead of 512", libtorch_version()))
+        Err(format!(
+            "{} computes 8 x 8 ones as {sum} instead of 512",
+            libtorch_version()
+        ))
     };
     check("libtorch", outcome)
 }
 
 fn threads(node: &Node) -> Check {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let found = format!("{cores} cores, libtorch takes {} threads unless the job says otherwise", tch::get_num_threads());
+    let found = format!(
+        "{cores} cores, libtorch takes {} threads unless the job says otherwise",
+        tch::get_num_threads()
+    );
     let enough = node.device != "cpu" || node.devices as usize <= cores;
-    let outcome = if enough { Ok(found) } else { Err(format!("{found}; {} CPU devices are too many", node.devices)) };
+    let outcome = if enough {
+        Ok(found)
+    } else {
+        Err(format!("{found}; {} CPU devices are too many", node.devices))
+    };
     check("threads", outcome)
 }
 
@@ -115,7 +133,11 @@ fn devices(node: &Node) -> Vec<Check> {
     for gpu in found {
         let text = format!("GPU {}: {}, {}", gpu.index, gpu.name, gpu.architecture);
         let fits = supports(&library, &gpu.architecture);
-        let outcome = if fits { Ok(text) } else { Err(format!("{text}; libtorch holds no code for it")) };
+        let outcome = if fits {
+            Ok(text)
+        } else {
+            Err(format!("{text}; libtorch holds no code for it"))
+        };
         checks.push(check("device", outcome));
     }
     checks
@@ -125,7 +147,9 @@ fn ports(node: &Node) -> Vec<Check> {
     let address = &node.address;
     let ranks = TcpListener::bind((address.as_str(), 0))
         .map(|_| format!("ranks can listen on {address}"))
-        .map_err(|error| format!("ranks cannot listen on {address}: {error}; set `address` to an address of this machine"));
+        .map_err(|error| {
+            format!("ranks cannot listen on {address}: {error}; set `address` to an address of this machine")
+        });
     let mut checks = vec![check("rank ports", ranks)];
     if let Some(listen) = node.metrics_listen {
         let metrics = match TcpListener::bind(listen) {
@@ -152,7 +176,9 @@ fn answers_as_worker(listen: SocketAddr) -> bool {
 }
 
 fn object_store(url: &str) -> anyhow::Result<Check> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let wait = Deadlines::new(DETECT_WITHIN_MS).probe();
     let outcome = runtime.block_on(async {
         let (objects, prefix) = store::open(url).map_err(|error| error.to_string())?;
@@ -195,19 +221,35 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let listen = taken.local_addr().unwrap();
         let serving = std::thread::spawn(move || drop(taken.accept()));
-        let checks = ports(&Node { address: "203.0.113.1".into(), metrics_listen: Some(listen), ..node() });
+        let checks = ports(&Node {
+            address: "203.0.113.1".into(),
+            metrics_listen: Some(listen),
+            ..node()
+        });
         serving.join().unwrap();
         assert!(checks.iter().all(|check| !check.ok), "{checks:?}");
         assert!(checks[0].found.contains("203.0.113.1") && checks[1].found.contains("metrics_listen"));
         let store = object_store("ftp://somewhere").unwrap();
         assert!(!store.ok && store.found.contains("ftp"), "{store:?}");
-        assert!(!threads(&Node { devices: 100_000, ..node() }).ok);
+        assert!(
+            !threads(&Node {
+                devices: 100_000,
+                ..node()
+            })
+            .ok
+        );
     }
 
     #[test]
     #[cfg(not(feature = "cuda"))]
     fn a_gpu_in_a_cpu_build_is_missing() {
-        let checks = devices(&Node { device: "cuda".into(), ..node() });
-        assert!(!checks[0].ok && checks[0].found.contains("0 GPUs found, 1 in the settings"), "{checks:?}");
+        let checks = devices(&Node {
+            device: "cuda".into(),
+            ..node()
+        });
+        assert!(
+            !checks[0].ok && checks[0].found.contains("0 GPUs found, 1 in the settings"),
+            "{checks:?}"
+        );
     }
 }

@@ -11,7 +11,10 @@ pub(crate) fn describe(spec: &JobSpec) -> String {
         DeviceKind::Cpu => "cpu",
         DeviceKind::Cuda => "cuda",
     };
-    format!("libtorch {}, {device}, {threads} thread{plural}", libtorch_version())
+    format!(
+        "libtorch {}, {device}, {threads} thread{plural}",
+        libtorch_version()
+    )
 }
 
 /// Largest resident set so far, in bytes; 0 where the kernel does not tell.
@@ -34,7 +37,10 @@ mod tests {
 
     #[test]
     fn the_high_water_mark_is_read_in_bytes() {
-        assert_eq!(high_water_mark("Name:\tx\nVmHWM:\t  123 kB\nVmRSS:\t 7 kB\n"), 123 * 1024);
+        assert_eq!(
+            high_water_mark("Name:\tx\nVmHWM:\t  123 kB\nVmRSS:\t 7 kB\n"),
+            123 * 1024
+        );
         assert_eq!(high_water_mark("Name:\tx\n"), 0);
         assert!(peak_memory_bytes() > 1 << 20);
     }

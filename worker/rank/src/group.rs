@@ -1,5 +1,6 @@
-//! How the ranks of a generation meet: rank 0 opens a store and says where, everybody writes its name there, and only
-//! when all have is the process group formed. So a rank that does not come is named. Called by [`crate::train`].
+//! How the ranks of a generation meet: rank 0 opens a store and says where, everybody writes its name there,
+//! and only when all have is the process group formed. So a rank that does not come is named. Called by
+//! [`crate::train`].
 
 use crate::collective::{Group, Membership, Store};
 use crate::deadline::Deadlines;
@@ -11,7 +12,12 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Tensor};
 
 /// Rank 0's store, open and announced as early as can be, so that nobody waits for it while loading.
-pub(crate) fn open_store(link: &Link, assignment: &Assignment, rank: u32, address: &str) -> anyhow::Result<Option<Store>> {
+pub(crate) fn open_store(
+    link: &Link,
+    assignment: &Assignment,
+    rank: u32,
+    address: &str,
+) -> anyhow::Result<Option<Store>> {
     if rank != 0 || assignment.world == 1 {
         return Ok(None);
     }
@@ -50,17 +56,23 @@ pub(crate) fn meet(
     let key = |rank: u32| format!("{}/g{}/rank {rank}", assignment.job, assignment.generation);
     store.set(&key(rank), "here")?;
     for other in (0..world).filter(|&other| other != rank) {
-        store.wait(&key(other), deadlines.join()).with_context(|| format!("rank {other} did not come"))?;
+        store
+            .wait(&key(other), deadlines.join())
+            .with_context(|| format!("rank {other} did not come"))?;
     }
     Ok(Group::join(store, membership)?)
 }
 
-/// Refuses to train on from weights that differ between ranks: averaged gradients would keep them apart for ever.
+/// Refuses to train on from weights that differ between ranks: averaged gradients would keep them apart for
+/// ever.
 pub(crate) fn agree(group: &Group, parameters: &[(String, Tensor)]) -> anyhow::Result<()> {
     if group.membership().world == 1 {
         return Ok(());
     }
-    let named = parameters.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect();
+    let named = parameters
+        .iter()
+        .map(|(name, tensor)| (name.clone(), tensor.detach()))
+        .collect();
     let digest = Sha256::digest(model::weights::digest(&named).as_bytes());
     let words: Vec<i64> = digest
         .chunks_exact(8)
@@ -71,7 +83,7 @@ pub(crate) fn agree(group: &Group, parameters: &[(String, Tensor)]) -> anyhow::R
     let first = Vec::<i64>::try_from(&shared.to_device(Device::Cpu))?;
     ensure!(
         first == words,
-        "this rank's weights differ from rank 0's (own digest {}…); do all nodes have the same base weights and libtorch?",
+        "this rank's weights differ from rank 0's (own digest {}…); have all nodes the same base weights?",
         hex(&digest[..8])
     );
     Ok(())

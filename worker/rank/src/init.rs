@@ -1,6 +1,6 @@
-//! Base weights: turns the job's `init` URL into local files. A `file://` folder is used in place; anything else is
-//! fetched once into the cache, under a name that holds the object's own version, so that a changed object is fetched
-//! anew. Never looks inside a file: the model does.
+//! Base weights: turns the job's `init` URL into local files. A `file://` folder is used in place; anything
+//! else is fetched once into the cache, under a name that holds the object's own version, so that a changed
+//! object is fetched anew. Never looks inside a file: the model does.
 
 use crate::hash::hex_sha256;
 use anyhow::Context;
@@ -55,19 +55,28 @@ async fn cached(
     let bytes = async { objects.get(object).await?.bytes().await }
         .await
         .with_context(|| format!("cannot read {object} of model.init {url}"))?;
-    // Several ranks may fetch at once: each writes a file of its own, and the last rename wins with the same bytes.
+    // Several ranks may fetch at once: each writes a file of its own, and the last rename wins with the same
+    // bytes.
     let partial = path.with_extension(format!("{}.partial", std::process::id()));
     let write = || {
         std::fs::create_dir_all(cache)?;
         std::fs::write(&partial, &bytes)?;
         std::fs::rename(&partial, &path)
     };
-    write().with_context(|| format!("cannot keep base weights in {}; is the disk full?", path.display()))?;
+    write().with_context(|| {
+        format!(
+            "cannot keep base weights in {}; is the disk full?",
+            path.display()
+        )
+    })?;
     Ok(Some(path))
 }
 
 fn version(url: &str, object: &ObjectPath, meta: &ObjectMeta) -> String {
-    let tag = meta.e_tag.clone().unwrap_or_else(|| meta.last_modified.to_rfc3339());
+    let tag = meta
+        .e_tag
+        .clone()
+        .unwrap_or_else(|| meta.last_modified.to_rfc3339());
     hex_sha256(format!("{url}\n{object}\n{}\n{tag}", meta.size).as_bytes())
 }
 
@@ -81,10 +90,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("file://{}", folder.path().display());
         let error = fetch(&url, folder.path()).await.unwrap_err().to_string();
-        assert!(error.contains(&url) && error.contains("unet.safetensors"), "{error}");
+        assert!(
+            error.contains(&url) && error.contains("unet.safetensors"),
+            "{error}"
+        );
         std::fs::write(folder.path().join("unet.safetensors"), b"x").unwrap();
         let found = fetch(&url, folder.path()).await.unwrap();
-        assert_eq!(found, BTreeMap::from([("unet".to_owned(), folder.path().join("unet.safetensors"))]));
+        assert_eq!(
+            found,
+            BTreeMap::from([("unet".to_owned(), folder.path().join("unet.safetensors"))])
+        );
     }
 
     #[tokio::test]
@@ -93,15 +108,26 @@ mod tests {
         let objects = object_store::memory::InMemory::new();
         let object = ObjectPath::from("base/unet.safetensors");
         objects.put(&object, "one".into()).await.unwrap();
-        let first = cached(&objects, &object, "s3://b/base", cache.path()).await.unwrap().unwrap();
+        let first = cached(&objects, &object, "s3://b/base", cache.path())
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(std::fs::read(&first).unwrap(), b"one");
-        let again = cached(&objects, &object, "s3://b/base", cache.path()).await.unwrap().unwrap();
+        let again = cached(&objects, &object, "s3://b/base", cache.path())
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(first, again);
         objects.put(&object, "two".into()).await.unwrap();
-        let changed = cached(&objects, &object, "s3://b/base", cache.path()).await.unwrap().unwrap();
+        let changed = cached(&objects, &object, "s3://b/base", cache.path())
+            .await
+            .unwrap()
+            .unwrap();
         assert_ne!(first, changed);
         assert_eq!(std::fs::read(&changed).unwrap(), b"two");
-        let missing = cached(&objects, &ObjectPath::from("x"), "s3://b/base", cache.path()).await.unwrap();
+        let missing = cached(&objects, &ObjectPath::from("x"), "s3://b/base", cache.path())
+            .await
+            .unwrap();
         assert_eq!(missing, None);
     }
 }

@@ -1,13 +1,11 @@
-//! The rank's line to its daemon: one task owns the socket and the report. It beats when nothing happens, so that a rank
-//! deep in a kernel is known to be alive, and it ends the process when the daemon says so or is gone. Decides nothing
-//! about training. The model's thread talks to it through [`Link`].
+//! The rank's line to its daemon: one task owns the socket and the report. It beats when nothing happens, so
+//! that a rank deep in a kernel is known to be alive, and it ends the process when the daemon says so or is
+//! gone. Decides nothing about training. The model's thread talks to it through [`Link`].
 
 use crate::collective::exit_now;
 use crate::deadline::Deadlines;
 use anyhow::{Context, bail};
-use proto::message::{
-    Assignment, RankOrder, RankPhase, RankReport, STEPS_MAX, ShardReport, StepReport,
-};
+use proto::message::{Assignment, RankOrder, RankPhase, RankReport, STEPS_MAX, ShardReport, StepReport};
 use std::path::Path;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
@@ -60,19 +58,39 @@ impl Link {
                 .with_context(|| format!("cannot reach the daemon at {}", socket.display()))?;
             let (reader, writer) = stream.into_split();
             let mut lines = BufReader::new(reader).lines();
-            let first = lines.next_line().await?.context("the daemon closed before it gave an order")?;
+            let first = lines
+                .next_line()
+                .await?
+                .context("the daemon closed before it gave an order")?;
             let task = match serde_json::from_str(&first).context("cannot read the daemon's first order")? {
-                RankOrder::Assignment { assignment, rank, device } => {
-                    Task { assignment: *assignment, rank: rank.0, device }
-                }
+                RankOrder::Assignment {
+                    assignment,
+                    rank,
+                    device,
+                } => Task {
+                    assignment: *assignment,
+                    rank: rank.0,
+                    device,
+                },
                 RankOrder::Stop => exit_now(EXIT_STOPPED),
             };
             let (words, said) = mpsc::channel(WORDS_MAX);
             let (sender, assignment) = watch::channel(task.assignment.clone());
             let beat = Deadlines::new(task.assignment.detect_within_ms).heartbeat();
-            let conversation = Conversation { report: first_report(&task), writer, assignment: sender };
+            let conversation = Conversation {
+                report: first_report(&task),
+                writer,
+                assignment: sender,
+            };
             tokio::spawn(conversation.run(lines, said, beat));
-            Ok((Self { runtime: runtime.clone(), words, assignment }, task))
+            Ok((
+                Self {
+                    runtime: runtime.clone(),
+                    words,
+                    assignment,
+                },
+                task,
+            ))
         })
     }
 
@@ -108,7 +126,10 @@ impl Link {
             match tokio::time::timeout(deadlines.join(), known).await {
                 Ok(Ok(found)) => found.store_address.clone().context("an address that is there"),
                 Ok(Err(_)) => bail!("the daemon is gone"),
-                Err(_) => bail!("rank 0 did not open its store within {} s", deadlines.join().as_secs_f64()),
+                Err(_) => bail!(
+                    "rank 0 did not open its store within {} s",
+                    deadlines.join().as_secs_f64()
+                ),
             }
         })
     }
@@ -202,6 +223,10 @@ impl Conversation {
 
 /// Drops what the coordinator knows already.
 fn prune(report: &mut RankReport, assignment: &Assignment) {
-    report.steps.retain(|step| step.step > assignment.acknowledged_step);
-    report.shards.retain(|shard| shard.step > assignment.committed_step);
+    report
+        .steps
+        .retain(|step| step.step > assignment.acknowledged_step);
+    report
+        .shards
+        .retain(|shard| shard.step > assignment.committed_step);
 }

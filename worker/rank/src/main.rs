@@ -1,5 +1,5 @@
-//! `worker-rank`: the process that holds libtorch. One per device, started by the worker daemon, which holds none; also
-//! the part of `worker doctor` that needs libtorch.
+//! `worker-rank`: the process that holds libtorch. One per device, started by the worker daemon, which holds
+//! none; also the part of `worker doctor` that needs libtorch.
 
 mod checkpoint;
 mod clock;
@@ -8,12 +8,15 @@ mod deadline;
 mod device;
 mod doctor;
 mod environment;
+mod gpu_check;
 mod group;
 mod hash;
 mod init;
 mod link;
 mod prefetch;
 mod run;
+mod sample;
+mod score;
 mod share;
 mod train;
 
@@ -34,6 +37,9 @@ enum Command {
     Run(run::Settings),
     /// Check libtorch, devices, object store and ports of this node.
     Doctor(doctor::Node),
+    /// Compare the GPU with the CPU, try NCCL and time steps; for a machine with a GPU and nothing else of
+    /// ours.
+    GpuCheck(gpu_check::Options),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +49,7 @@ fn main() -> ExitCode {
             run::run(&settings).map(|()| true)
         }
         Command::Doctor(node) => doctor::run(&node),
+        Command::GpuCheck(options) => gpu_check::run(&options).map(|()| true),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -56,5 +63,10 @@ fn main() -> ExitCode {
 
 /// Plain lines on standard error; the daemon gives each its rank and time.
 fn start_logging() {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).without_time().with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .without_time()
+        .with_target(false)
+        .init();
 }

@@ -41,7 +41,10 @@ impl Prefetch {
             for step in steps {
                 let range = own.start * micro_batch..own.end * micro_batch;
                 let examples = loader.examples(step, global_batch, range).await;
-                let result = examples.map(|examples| StepExamples { step, micro_batches: cut(examples, micro_batch) });
+                let result = examples.map(|examples| StepExamples {
+                    step,
+                    micro_batches: cut(examples, micro_batch),
+                });
                 let failed = result.is_err();
                 // A receiver that is gone wants no more.
                 if sender.send(result).await.is_err() || failed {

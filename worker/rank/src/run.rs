@@ -1,9 +1,10 @@
-//! The life of one rank process: connect to the daemon, do the work, say how it ended, leave. Whatever goes wrong becomes
-//! one line that says which rank, where and why. Called by `main`.
+//! The life of one rank process: connect to the daemon, do the work, say how it ended, leave. Whatever goes
+//! wrong becomes one line that says which rank, where and why. Called by `main`.
 
 use crate::collective::{Group, exit_now, first_line};
 use crate::link::{Link, Task};
-use crate::train;
+use crate::{sample, train};
+use anyhow::Context;
 
 use proto::message::{RankPhase, Work};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -47,9 +48,17 @@ pub(crate) struct Rank<'a> {
 /// Returns only when the work could not even begin.
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     die_with(settings.parent)?;
-    let runtime = Builder::new_multi_thread().worker_threads(RUNTIME_THREADS).enable_all().build()?;
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .enable_all()
+        .build()?;
     let (link, task) = Link::connect(runtime.handle(), &settings.socket)?;
-    let rank = Rank { runtime: runtime.handle(), link: &link, task: &task, settings };
+    let rank = Rank {
+        runtime: runtime.handle(),
+        link: &link,
+        task: &task,
+        settings,
+    };
     let mut group = None;
     let outcome = catch_unwind(AssertUnwindSafe(|| work(&rank, &mut group)))
         .unwrap_or_else(|panic| Err(anyhow::anyhow!("panic: {}", panic_text(&*panic))));
@@ -80,14 +89,19 @@ fn work(rank: &Rank<'_>, group: &mut Option<Group>) -> anyhow::Result<()> {
     let ours = (&assignment.job.0, assignment.generation.0, rank.task.rank);
     anyhow::ensure!(
         ours == (&settings.job, settings.generation, settings.rank),
-        "the daemon's order is for rank {} of {} generation {}, this process is for rank {} of {} generation {}",
-        ours.2, ours.0, ours.1, settings.rank, settings.job, settings.generation
+        "the daemon's order is for rank {} of {} generation {}, we are rank {} of {} generation {}",
+        ours.2,
+        ours.0,
+        ours.1,
+        settings.rank,
+        settings.job,
+        settings.generation
     );
     let name = format!("job.toml of {}", assignment.job);
     let spec = proto::job::parse(&name, &assignment.job_toml, None)?;
     match &assignment.work {
         Work::Train => train::train(rank, &spec, group),
-        Work::Sample(_) => anyhow::bail!("in work"),
+        Work::Sample(request) => sample::sample(rank, &spec, request).context("drawing pictures"),
     }
 }
 
@@ -101,6 +115,8 @@ fn die_with(parent: i32) -> anyhow::Result<()> {
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message");
+    let text = text
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("without a message");
     first_line(&text.replace("\\n", "\n")).to_owned()
 }

@@ -1,6 +1,6 @@
-//! Whose picture is this? A drawn picture is compared by colour with its own character-and-outfit (other pictures than
-//! the target) and with seven others; it is right when its own is nearest. Chance is one in eight. Called by
-//! [`crate::sample`]; the measure itself is `model_data::identity`'s, with its limits.
+//! Whose picture is this? A drawn picture is compared by colour with its own character-and-outfit (other
+//! pictures than the target) and with seven others; it is right when its own is nearest. Chance is one in
+//! eight. Called by [`crate::sample`]; the measure itself is `model_data::identity`'s, with its limits.
 
 use image::RgbImage;
 use model_data::identity::{Histogram, figure_mask, histogram, mean, nearest};
@@ -40,14 +40,26 @@ impl Identities {
         let mut found: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
         for &position in positions {
             let row = usize::try_from(position).expect("positions are indices");
-            found.entry(loader.rows()[row].identity).or_default().push(position);
+            found
+                .entry(loader.rows()[row].identity)
+                .or_default()
+                .push(position);
         }
         found.retain(|_, members| members.len() > 1);
-        Self { seed, positions: found, histograms: BTreeMap::new() }
+        Self {
+            seed,
+            positions: found,
+            histograms: BTreeMap::new(),
+        }
     }
 
-    /// Judges the picture that was drawn for the sample at `target`. None when its identity has no other picture, or
-    /// there is no other identity.
+    /// Whether each picture gets all its candidates.
+    pub(crate) fn are_enough(&self) -> bool {
+        self.positions.len() >= CANDIDATES
+    }
+
+    /// Judges the picture that was drawn for the sample at `target`. None when its identity has no other
+    /// picture, or there is no other identity.
     pub(crate) async fn judge(
         &mut self,
         loader: &Loader,
@@ -66,7 +78,11 @@ impl Identities {
         }
         let drawn = histogram(drawn, &figure_mask(drawn));
         let found = nearest(&drawn, &portraits);
-        Ok(found.map(|index| Verdict { nearest: index, identity: candidates[index], of: candidates.len() }))
+        Ok(found.map(|index| Verdict {
+            nearest: index,
+            identity: candidates[index],
+            of: candidates.len(),
+        }))
     }
 
     /// The own identity first, then others, chosen by the target so that every run judges alike.
@@ -76,15 +92,28 @@ impl Identities {
         }
         let all: Vec<u64> = self.positions.keys().copied().collect();
         let order = SampleOrder::new(self.seed ^ target, all.len() as u64);
-        let shuffled = (0..order.samples()).map(|place| all[usize::try_from(order.at(place).1).expect("an index")]);
-        std::iter::once(own).chain(shuffled.filter(|&identity| identity != own)).take(CANDIDATES).collect()
+        let shuffled =
+            (0..order.samples()).map(|place| all[usize::try_from(order.at(place).1).expect("an index")]);
+        std::iter::once(own)
+            .chain(shuffled.filter(|&identity| identity != own))
+            .take(CANDIDATES)
+            .collect()
     }
 
     /// The mean colours of an identity's pictures, without the target.
-    async fn portrait(&mut self, loader: &Loader, identity: u64, target: u64) -> Result<Histogram, LoadError> {
+    async fn portrait(
+        &mut self,
+        loader: &Loader,
+        identity: u64,
+        target: u64,
+    ) -> Result<Histogram, LoadError> {
         let members = self.positions.get(&identity).cloned().unwrap_or_default();
         let mut parts = Vec::new();
-        for position in members.into_iter().filter(|&position| position != target).take(PORTRAIT_PICTURES) {
+        for position in members
+            .into_iter()
+            .filter(|&position| position != target)
+            .take(PORTRAIT_PICTURES)
+        {
             if let Some(known) = self.histograms.get(&position) {
                 parts.push(known.clone());
                 continue;

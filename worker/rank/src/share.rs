@@ -1,17 +1,18 @@
-//! Which part of a step and of a checkpoint is whose: pure arithmetic, so that every rank agrees without asking.
+//! Which part of a step and of a checkpoint is whose: pure arithmetic, so that every rank agrees without
+//! asking.
 
 use std::ops::Range;
 
-/// The micro-batches of a step that `rank` of `world` computes, contiguous; the first ranks take one more when they do
-/// not divide evenly. All ranks' ranges together are `0..micro_batches`.
+/// The micro-batches of a step that `rank` of `world` computes, contiguous; the first ranks take one more
+/// when they do not divide evenly. All ranks' ranges together are `0..micro_batches`.
 pub(crate) fn micro_batches(micro_batches: u32, rank: u32, world: u32) -> Range<u32> {
     let (base, extra) = (micro_batches / world, micro_batches % world);
     let start = rank * base + rank.min(extra);
     start..start + base + u32::from(rank < extra)
 }
 
-/// The tensors of a checkpoint that `rank` of `world` writes: a contiguous range of indices, split where the bytes are
-/// as even as whole tensors allow. All ranks' ranges together are all tensors.
+/// The tensors of a checkpoint that `rank` of `world` writes: a contiguous range of indices, split where the
+/// bytes are as even as whole tensors allow. All ranks' ranges together are all tensors.
 pub(crate) fn tensors(bytes: &[u64], rank: u32, world: u32) -> Range<usize> {
     let total: u128 = bytes.iter().map(|&b| u128::from(b)).sum();
     // A tensor belongs to the rank in whose part of the bytes its middle lies.
@@ -21,7 +22,10 @@ pub(crate) fn tensors(bytes: &[u64], rank: u32, world: u32) -> Range<usize> {
     for (index, &size) in bytes.iter().enumerate() {
         let middle_doubled = 2 * offset + u128::from(size);
         offset += u128::from(size);
-        match owner(middle_doubled).min(u128::from(world - 1)).cmp(&u128::from(rank)) {
+        match owner(middle_doubled)
+            .min(u128::from(world - 1))
+            .cmp(&u128::from(rank))
+        {
             std::cmp::Ordering::Less => range = index + 1..index + 1,
             std::cmp::Ordering::Equal => range.end = index + 1,
             std::cmp::Ordering::Greater => break,
@@ -70,6 +74,9 @@ mod tests {
         }
         assert_eq!(tensors(&[], 0, 2), 0..0);
         assert_eq!(tensors(&[0, 0], 0, 2).len() + tensors(&[0, 0], 1, 2).len(), 2);
-        assert_eq!(tensors(&[8], 0, 3).len() + tensors(&[8], 1, 3).len() + tensors(&[8], 2, 3).len(), 1);
+        assert_eq!(
+            tensors(&[8], 0, 3).len() + tensors(&[8], 1, 3).len() + tensors(&[8], 2, 3).len(),
+            1
+        );
     }
 }

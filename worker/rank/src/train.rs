@@ -1,11 +1,12 @@
-//! The training of one generation as one rank sees it: load, meet the others, then step by step forward, backward,
-//! reduce, update, report, and a share of a checkpoint now and then. The order of samples and all randomness are the
-//! data's (laws 1 and 2); the sums are the group's; this file only puts them in order. Called by [`crate::run`].
+//! The training of one generation as one rank sees it: load, meet the others, then step by step forward,
+//! backward, reduce, update, report, and a share of a checkpoint now and then. The order of samples and all
+//! randomness are the data's (laws 1 and 2); the sums are the group's; this file only puts them in order.
+//! Called by [`crate::run`].
 
 use crate::checkpoint::Checkpoints;
 use crate::clock::Clock;
-use crate::collective::{Group, first_line};
 use crate::collective::CollectiveError;
+use crate::collective::{Group, first_line};
 use crate::group::{agree, meet, open_store};
 use crate::prefetch::{Prefetch, StepExamples};
 use crate::run::Rank;
@@ -22,8 +23,8 @@ use tch::{Device, Kind, Tensor};
 /// Memory for samples of one rank: a data set that fits stays decoded.
 const CACHE_BYTES: usize = 1 << 30;
 
-/// Trains to the end. The group is left in `held`, so that a failure can leave the process without dropping it: its
-/// destructor would wait for peers.
+/// Trains to the end. The group is left in `held`, so that a failure can leave the process without dropping
+/// it: its destructor would wait for peers.
 pub(crate) fn train(rank: &Rank<'_>, spec: &JobSpec, held: &mut Option<Group>) -> anyhow::Result<()> {
     let assignment = &rank.task.assignment;
     let store = open_store(rank.link, assignment, rank.task.rank, &rank.settings.address)?;
@@ -32,16 +33,28 @@ pub(crate) fn train(rank: &Rank<'_>, spec: &JobSpec, held: &mut Option<Group>) -
     let checkpoints = Checkpoints::open(&assignment.store_url, &assignment.job)?;
     let mut first = 1;
     if let Some(place) = assignment.resume {
-        let (_, tensors) = rank.runtime.block_on(checkpoints.read(place)).context("cannot resume")?;
-        trainer.load_state(&tensors, place.step.0).context("cannot resume")?;
+        let (_, tensors) = rank
+            .runtime
+            .block_on(checkpoints.read(place))
+            .context("cannot resume")?;
+        trainer
+            .load_state(&tensors, place.step.0)
+            .context("cannot resume")?;
         first = place.step.0 + 1;
     }
-    let loader = rank.runtime.block_on(open_data(spec, &assignment.dataset_version))?;
+    let loader = rank
+        .runtime
+        .block_on(open_data(spec, &assignment.dataset_version))?;
     let place = (rank.task.rank, assignment.world);
     let prefetch = Prefetch::start(rank.runtime, loader, spec, place, first..=spec.train.steps);
 
     rank.link.phase(RankPhase::Joining);
-    let group = held.insert(meet(rank.link, store, assignment, (rank.task.rank, &rank.settings.address, device))?);
+    let group = held.insert(meet(
+        rank.link,
+        store,
+        assignment,
+        (rank.task.rank, &rank.settings.address, device),
+    )?);
     agree(group, trainer.parameters())?;
     // Gradients must exist before the Reducer makes them views into its buckets.
     trainer.zero_gradients();
@@ -49,7 +62,15 @@ pub(crate) fn train(rank: &Rank<'_>, spec: &JobSpec, held: &mut Option<Group>) -
     rank.link.phase(RankPhase::Training);
     tracing::info!(rank = rank.task.rank, world = assignment.world, first, "training");
 
-    let mut training = Training { rank, spec, trainer, group, checkpoints, prefetch, device };
+    let mut training = Training {
+        rank,
+        spec,
+        trainer,
+        group,
+        checkpoints,
+        prefetch,
+        device,
+    };
     for step in first..=spec.train.steps {
         training.step(step).with_context(|| format!("step {step}"))?;
     }
@@ -60,7 +81,10 @@ pub(crate) fn train(rank: &Rank<'_>, spec: &JobSpec, held: &mut Option<Group>) -
 pub(crate) fn build(rank: &Rank<'_>, spec: &JobSpec, device: Device) -> anyhow::Result<Trainer> {
     tch::set_num_threads(i32::try_from(spec.train.threads).unwrap_or(i32::MAX));
     let weights = match &spec.model.init {
-        Some(url) => Some(rank.runtime.block_on(init::fetch(url, &rank.settings.cache_dir))?),
+        Some(url) => Some(
+            rank.runtime
+                .block_on(init::fetch(url, &rank.settings.cache_dir))?,
+        ),
         None => None,
     };
     Ok(Trainer::new(spec, weights.as_ref(), device)?)
@@ -135,7 +159,11 @@ impl Training<'_> {
         seconds: &mut PhaseSeconds,
     ) -> anyhow::Result<Losses> {
         let mut sum = Losses::default();
-        let last = examples.micro_batches.len().checked_sub(1).context("no micro-batch for this rank")?;
+        let last = examples
+            .micro_batches
+            .len()
+            .checked_sub(1)
+            .context("no micro-batch for this rank")?;
         // The Reducer averages over ranks, while losses are already divided by the global batch.
         let scale = f64::from(self.group.membership().world);
         for (index, micro_batch) in examples.micro_batches.iter().enumerate() {
@@ -151,8 +179,8 @@ impl Training<'_> {
             let outcome = (loss.loss * scale).f_backward();
             let lap = clock.lap();
             outcome.map_err(|error| self.explain(&error))?;
-            // The last backward ends when the gradients of all ranks are in; it is our own until our last gradient was
-            // ready. The collectives that ran before that overlapped with it and cost nothing.
+            // The last backward ends when the gradients of all ranks are in; it is our own until our last
+            // gradient was ready. The collectives that ran before that overlapped with it and cost nothing.
             let own = (index == last).then(|| self.group.own_backward()).flatten();
             let own = own.map_or(lap, |own| own.as_secs_f64().min(lap));
             seconds.backward += own;
@@ -163,15 +191,21 @@ impl Training<'_> {
 
     fn explain(&self, error: &tch::TchError) -> CollectiveError {
         let reason = first_line(&error.to_string()).to_owned();
-        self.group.blame(CollectiveError { action: "backward and reducing gradients".into(), reason })
+        self.group.blame(CollectiveError {
+            action: "backward and reducing gradients".into(),
+            reason,
+        })
     }
 
     /// Every rank's part of the loss together.
     fn sum(&self, own: Losses, step: u64) -> anyhow::Result<Losses> {
         let sums = Tensor::from_slice(&[own.total, own.target, own.face]).to_device(self.device);
-        self.group.all_reduce(&sums, &format!("adding up the loss of step {step}"))?;
+        self.group
+            .all_reduce(&sums, &format!("adding up the loss of step {step}"))?;
         let sums = Vec::<f64>::try_from(&sums.to_device(Device::Cpu).to_kind(Kind::Double))?;
-        let &[total, target, face] = sums.as_slice() else { bail!("three sums became {}", sums.len()) };
+        let &[total, target, face] = sums.as_slice() else {
+            bail!("three sums became {}", sums.len())
+        };
         Ok(Losses { total, target, face })
     }
 
@@ -199,8 +233,14 @@ fn refuse_non_finite(loss: f64, micro_batch: &[Example]) -> anyhow::Result<()> {
     if loss.is_finite() {
         return Ok(());
     }
-    let positions: Vec<String> = micro_batch.iter().map(|example| example.position.to_string()).collect();
-    bail!("the loss is {loss} for the samples at positions {}; nothing was changed", positions.join(", "))
+    let positions: Vec<String> = micro_batch
+        .iter()
+        .map(|example| example.position.to_string())
+        .collect();
+    bail!(
+        "the loss is {loss} for the samples at positions {}; nothing was changed",
+        positions.join(", ")
+    )
 }
 
 #[cfg(test)]
@@ -220,8 +260,13 @@ mod tests {
             timestep: 0,
             noise_seed: 0,
         };
-        let error = refuse_non_finite(f64::NAN, &[example(3), example(14)]).unwrap_err().to_string();
-        assert!(error.contains("NaN") && error.contains("positions 3, 14"), "{error}");
+        let error = refuse_non_finite(f64::NAN, &[example(3), example(14)])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("NaN") && error.contains("positions 3, 14"),
+            "{error}"
+        );
         refuse_non_finite(0.5, &[example(3)]).unwrap();
     }
 }

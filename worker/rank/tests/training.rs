@@ -1,12 +1,12 @@
-//! Real `worker-rank` processes, with this test as their daemon: they train a tiny job, meet over Gloo, write their
-//! shares and come back from them.
+//! Real `worker-rank` processes, with this test as their daemon: they train a tiny job, meet over Gloo, write
+//! their shares and come back from them.
 #![allow(clippy::unwrap_used)]
 
 use model_data::figure::{Similar, SynthesizeOptions, identities};
 use model_data::writer::{DatasetWriter, WriteOptions};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, checkpoint_folder};
 use proto::id::{Generation, JobId, Rank, Step};
-use proto::message::{Assignment, RankOrder, RankPhase, RankReport, Work};
+use proto::message::{Assignment, RankOrder, RankPhase, RankReport, SamplePrompt, SampleRequest, Work};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -45,9 +45,18 @@ impl World {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = |name: &str| format!("file://{}/{name}", folder.path().display());
-        let options =
-            SynthesizeOptions { characters: 4, outfits: 1, images: 4, size: 32, seed: 1, similar: Similar::All };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let options = SynthesizeOptions {
+            characters: 4,
+            outfits: 1,
+            images: 4,
+            size: 32,
+            seed: 1,
+            similar: Similar::All,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         runtime.block_on(async {
             let mut writer = DatasetWriter::open(&url("data"), WriteOptions::new("figures")).unwrap();
             for identity in identities(&options) {
@@ -76,20 +85,29 @@ impl World {
 
     /// Starts all ranks of the assignment's world and returns the last report of each.
     fn run(&self, assignment: &Assignment) -> Vec<RankReport> {
-        let mut ranks: Vec<TestRank> =
-            (0..assignment.world).map(|rank| TestRank::start(self.folder.path(), assignment, rank)).collect();
+        let mut ranks: Vec<TestRank> = (0..assignment.world)
+            .map(|rank| TestRank::start(self.folder.path(), assignment, rank))
+            .collect();
         if assignment.world > 1 {
-            let address = ranks[0].until(|report| report.store_address.is_some()).store_address;
-            let known = Assignment { store_address: address, ..assignment.clone() };
+            let address = ranks[0]
+                .until(|report| report.store_address.is_some())
+                .store_address;
+            let known = Assignment {
+                store_address: address,
+                ..assignment.clone()
+            };
             ranks.iter_mut().for_each(|rank| rank.order(&known));
         }
-        ranks.iter_mut().map(TestRank::to_end).collect()
+        ranks.iter_mut().map(TestRank::finish).collect()
     }
 
     /// What the coordinator does when all shares are there.
     fn commit(&self, assignment: &Assignment, reports: &[RankReport], step: Step) -> CheckpointRef {
-        let shards: Vec<_> =
-            reports.iter().flat_map(|report| &report.shards).filter(|shard| shard.step == step).collect();
+        let shards: Vec<_> = reports
+            .iter()
+            .flat_map(|report| &report.shards)
+            .filter(|shard| shard.step == step)
+            .collect();
         assert_eq!(shards.len(), assignment.world as usize);
         let manifest = CheckpointManifest {
             job: assignment.job.clone(),
@@ -103,7 +121,10 @@ impl World {
         };
         let folder = self.checkpoint(assignment, step);
         std::fs::write(folder.join(MANIFEST_FILE), serde_json::to_vec(&manifest).unwrap()).unwrap();
-        CheckpointRef { step, generation: assignment.generation }
+        CheckpointRef {
+            step,
+            generation: assignment.generation,
+        }
     }
 
     fn checkpoint(&self, assignment: &Assignment, step: Step) -> std::path::PathBuf {
@@ -119,8 +140,14 @@ impl World {
             let bytes = std::fs::read(self.checkpoint(assignment, Step(step)).join(file)).unwrap();
             let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
             for (name, view) in tensors.iter() {
-                let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
-                assert!(state.insert(name.to_owned(), values.collect()).is_none(), "{name} is in two shards");
+                let values = view
+                    .data()
+                    .chunks_exact(4)
+                    .map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+                assert!(
+                    state.insert(name.to_owned(), values.collect()).is_none(),
+                    "{name} is in two shards"
+                );
             }
         }
         state
@@ -143,28 +170,56 @@ struct TestRank {
 
 impl TestRank {
     fn start(folder: &Path, assignment: &Assignment, rank: u32) -> Self {
-        let socket = folder.join(format!("g{}-{rank}.sock", assignment.generation));
+        let socket = folder.join(format!(
+            "{}-g{}-{rank}.sock",
+            assignment.job, assignment.generation
+        ));
         let listener = UnixListener::bind(&socket).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_worker-rank"))
             .arg("run")
             .arg("--socket")
             .arg(&socket)
-            .args(["--job", &assignment.job.0, "--generation", &assignment.generation.to_string()])
-            .args(["--rank", &rank.to_string(), "--address", "127.0.0.1", "--cache-dir"])
+            .args([
+                "--job",
+                &assignment.job.0,
+                "--generation",
+                &assignment.generation.to_string(),
+            ])
+            .args([
+                "--rank",
+                &rank.to_string(),
+                "--address",
+                "127.0.0.1",
+                "--cache-dir",
+            ])
             .arg(folder.join("cache"))
             .args(["--parent", &std::process::id().to_string()])
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
         let (stream, _) = listener.accept().unwrap();
-        let mut this = Self { child, reader: BufReader::new(stream), rank: Rank(rank), last: None };
+        let mut this = Self {
+            child,
+            reader: BufReader::new(stream),
+            rank: Rank(rank),
+            last: None,
+        };
         this.order(assignment);
         this
     }
 
     fn order(&mut self, assignment: &Assignment) {
-        let order = RankOrder::Assignment { assignment: Box::new(assignment.clone()), rank: self.rank, device: 0 };
-        writeln!(self.reader.get_mut(), "{}", serde_json::to_string(&order).unwrap()).unwrap();
+        let order = RankOrder::Assignment {
+            assignment: Box::new(assignment.clone()),
+            rank: self.rank,
+            device: 0,
+        };
+        writeln!(
+            self.reader.get_mut(),
+            "{}",
+            serde_json::to_string(&order).unwrap()
+        )
+        .unwrap();
     }
 
     fn next(&mut self) -> Option<RankReport> {
@@ -178,18 +233,25 @@ impl TestRank {
 
     fn until(&mut self, wanted: impl Fn(&RankReport) -> bool) -> RankReport {
         loop {
-            let report = self.next().unwrap_or_else(|| panic!("ended with {:?}", self.last));
+            let report = self
+                .next()
+                .unwrap_or_else(|| panic!("ended with {:?}", self.last));
             if wanted(&report) {
                 return report;
             }
         }
     }
 
-    fn to_end(&mut self) -> RankReport {
+    fn finish(&mut self) -> RankReport {
         while self.next().is_some() {}
         let status = self.child.wait().unwrap();
         let last = self.last.clone().unwrap();
-        assert_eq!(status.success(), last.phase == RankPhase::Finished, "{status} after {:?}", last.phase);
+        assert_eq!(
+            status.success(),
+            last.phase == RankPhase::Finished,
+            "{status} after {:?}",
+            last.phase
+        );
         last
     }
 }
@@ -217,9 +279,16 @@ fn two_ranks_train_to_the_weights_of_one_and_report_every_step() {
     let world = World::new();
     let one = world.run(&world.assignment);
     assert_eq!(one[0].phase, RankPhase::Finished);
-    let pair = Assignment { generation: Generation(2), world: 2, ..world.assignment.clone() };
+    let pair = Assignment {
+        generation: Generation(2),
+        world: 2,
+        ..world.assignment.clone()
+    };
     let two = world.run(&pair);
-    assert!(two.iter().all(|report| report.phase == RankPhase::Finished), "{two:?}");
+    assert!(
+        two.iter().all(|report| report.phase == RankPhase::Finished),
+        "{two:?}"
+    );
     // Uneven: three micro-batches over two ranks. Rank 1's share is rank 1's own weights.
     assert_close(&world.state(&world.assignment, 4), &world.state(&pair, 4));
     assert_eq!(two[1].steps, vec![], "rank 0 alone reports steps");
@@ -239,12 +308,83 @@ fn a_resumed_rank_ends_with_the_bits_of_one_that_never_stopped() {
     let world = World::new();
     let whole = world.run(&world.assignment);
     let resume = world.commit(&world.assignment, &whole, Step(2));
-    let second =
-        Assignment { generation: Generation(2), resume: Some(resume), ..world.assignment.clone() };
+    let second = Assignment {
+        generation: Generation(2),
+        resume: Some(resume),
+        ..world.assignment.clone()
+    };
     let resumed = world.run(&second);
     let steps: Vec<u64> = resumed[0].steps.iter().map(|step| step.step.0).collect();
     assert_eq!(steps, [3, 4]);
     assert_eq!(world.state(&world.assignment, 4), world.state(&second, 4));
+}
+
+#[test]
+fn pictures_are_drawn_from_a_checkpoint_and_judged() {
+    let world = World::new();
+    let trained = world.run(&world.assignment);
+    let checkpoint = world.commit(&world.assignment, &trained, Step(4));
+    let request = SampleRequest {
+        source: world.assignment.job.clone(),
+        checkpoint: Some(checkpoint),
+        count: 5,
+        steps: 2,
+        guidance: 2.0,
+        seed: 3,
+        prompt: SamplePrompt::Pose,
+    };
+    let pictures = |job: &str, request: SampleRequest| {
+        let job = JobId(job.into());
+        let assignment = Assignment {
+            job: job.clone(),
+            work: Work::Sample(request),
+            ..world.assignment.clone()
+        };
+        assert_eq!(world.run(&assignment)[0].phase, RankPhase::Finished);
+        let folder = world
+            .folder
+            .path()
+            .join("store/jobs")
+            .join(job.0)
+            .join("pictures");
+        let record: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(folder.join("pictures.json")).unwrap()).unwrap();
+        let files: Vec<Vec<u8>> = (0..5)
+            .map(|n| std::fs::read(folder.join(format!("{n:03}.png"))).unwrap())
+            .collect();
+        assert!(
+            std::fs::read(folder.join("grid.png"))
+                .unwrap()
+                .starts_with(b"\x89PNG")
+        );
+        (record, files)
+    };
+    let (record, files) = pictures("tiny-1-sample-2", request.clone());
+    // Four identities in all: the own one and three others.
+    assert_eq!(record["summary"]["of"], 4);
+    assert_eq!(record["summary"]["count"], 5);
+    assert_eq!(record["pictures"].as_array().unwrap().len(), 5);
+    assert!(
+        !record["pictures"][0]["prompt"]
+            .as_str()
+            .unwrap()
+            .contains("_hair"),
+        "{record}"
+    );
+    let (again, same) = pictures("tiny-1-sample-3", request.clone());
+    assert_eq!(
+        (again, same),
+        (record, files.clone()),
+        "the same request gives the same pictures"
+    );
+    let (_, base) = pictures(
+        "tiny-1-sample-4",
+        SampleRequest {
+            checkpoint: None,
+            ..request
+        },
+    );
+    assert_ne!(base, files, "the base draws otherwise");
 }
 
 #[test]
@@ -255,16 +395,24 @@ fn what_goes_wrong_is_said_in_one_line_with_rank_place_and_reason() {
         change(&mut assignment);
         assignment.generation = Generation(10 + parts[0].len() as u64);
         let last = world.run(&assignment).remove(0);
-        let RankPhase::Failed { error } = last.phase else { panic!("{parts:?}: {last:?}") };
+        let RankPhase::Failed { error } = last.phase else {
+            panic!("{parts:?}: {last:?}")
+        };
         assert!(error.starts_with("rank 0 of generation "), "{error}");
         for part in parts {
             assert!(error.contains(part), "{error:?} lacks {part:?}");
         }
     };
-    check(|a| a.dataset_version = "0".into(), &["the job was submitted with 0"]);
+    check(
+        |a| a.dataset_version = "0".into(),
+        &["the job was submitted with 0"],
+    );
     check(|a| a.job_toml = "name = 1".into(), &["job.toml of tiny-1:1"]);
     let missing = |a: &mut Assignment| {
-        a.resume = Some(CheckpointRef { step: Step(2), generation: Generation(7) });
+        a.resume = Some(CheckpointRef {
+            step: Step(2),
+            generation: Generation(7),
+        });
     };
     check(missing, &["cannot resume", "0000000002-g7/manifest.json"]);
 }
@@ -273,29 +421,52 @@ fn what_goes_wrong_is_said_in_one_line_with_rank_place_and_reason() {
 fn a_rank_whose_peer_is_killed_says_so_instead_of_waiting() {
     let world = World::new();
     let endless = world.assignment.job_toml.replace("steps = 4", "steps = 100000");
-    let pair = Assignment { world: 2, job_toml: endless, ..world.assignment.clone() };
+    let pair = Assignment {
+        world: 2,
+        job_toml: endless,
+        ..world.assignment.clone()
+    };
     let mut first = TestRank::start(world.folder.path(), &pair, 0);
     let mut second = TestRank::start(world.folder.path(), &pair, 1);
     let address = first.until(|report| report.store_address.is_some()).store_address;
-    let known = Assignment { store_address: address, ..pair };
+    let known = Assignment {
+        store_address: address,
+        ..pair
+    };
     first.order(&known);
     second.order(&known);
     first.until(|report| report.steps.len() > 1);
     second.child.kill().unwrap();
-    let RankPhase::Failed { error } = first.to_end().phase else { panic!("{:?}", first.last) };
-    assert!(error.contains("step ") && error.contains("rank 1 of generation 1 closed its connection"), "{error}");
+    let RankPhase::Failed { error } = first.finish().phase else {
+        panic!("{:?}", first.last)
+    };
+    assert!(
+        error.contains("step ") && error.contains("rank 1 of generation 1 closed its connection"),
+        "{error}"
+    );
 }
 
 #[test]
 fn a_rank_leaves_when_it_is_told_to_and_when_its_daemon_is_gone() {
     let world = World::new();
     let endless = world.assignment.job_toml.replace("steps = 4", "steps = 100000");
-    let assignment = Assignment { job_toml: endless, ..world.assignment.clone() };
+    let assignment = Assignment {
+        job_toml: endless,
+        ..world.assignment.clone()
+    };
     let mut told = TestRank::start(world.folder.path(), &assignment, 0);
     told.until(|report| report.phase == RankPhase::Training);
-    writeln!(told.reader.get_mut(), "{}", serde_json::to_string(&RankOrder::Stop).unwrap()).unwrap();
+    writeln!(
+        told.reader.get_mut(),
+        "{}",
+        serde_json::to_string(&RankOrder::Stop).unwrap()
+    )
+    .unwrap();
     assert!(told.child.wait().unwrap().success());
-    let second = Assignment { generation: Generation(2), ..assignment };
+    let second = Assignment {
+        generation: Generation(2),
+        ..assignment
+    };
     let mut left = TestRank::start(world.folder.path(), &second, 0);
     left.until(|report| report.phase == RankPhase::Training);
     left.reader.get_ref().shutdown(std::net::Shutdown::Both).unwrap();

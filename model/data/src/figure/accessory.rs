@@ -17,7 +17,10 @@ pub(super) fn behind(canvas: &mut Canvas, character: &Character) {
             c.flat("M26 -54Q36 -70 42 -70Q46 -58 43 -42Z", Colour(248, 176, 186));
         }),
         Accessory::Horns => both_sides(canvas, |c| {
-            c.shape("M22 -48Q34 -62 32 -82Q52 -70 42 -40Z", character.accessory_colour.1.shade(0.9));
+            c.shape(
+                "M22 -48Q34 -62 32 -82Q52 -70 42 -40Z",
+                character.accessory_colour.1.shade(0.9),
+            );
         }),
         _ => {}
     }
@@ -58,11 +61,24 @@ pub(super) fn on_head(canvas: &mut Canvas, character: &Character, yaw: f64) {
             for side in [-20.0, 20.0] {
                 canvas.ring((x + side, 12.0), 15.5, 14.0, colour.mix(INK, 0.25), 2.8);
             }
-            canvas.line(&format!("M{:.1} 10Q{x:.1} 6 {:.1} 10", x - 5.0, x + 5.0), colour.mix(INK, 0.25), 2.6);
+            canvas.line(
+                &format!("M{:.1} 10Q{x:.1} 6 {:.1} 10", x - 5.0, x + 5.0),
+                colour.mix(INK, 0.25),
+                2.6,
+            );
         }
         Accessory::Eyepatch => {
             canvas.line(&format!("M-44 -10L{:.1} 8L44 22", x - 12.0), INK, 2.4);
-            canvas.shape(&format!("M{:.1} -2H{:.1}V16Q{:.1} 30 {:.1} 16Z", x - 33.0, x - 7.0, x - 20.0, x - 33.0), WHITE);
+            canvas.shape(
+                &format!(
+                    "M{:.1} -2H{:.1}V16Q{:.1} 30 {:.1} 16Z",
+                    x - 33.0,
+                    x - 7.0,
+                    x - 20.0,
+                    x - 33.0
+                ),
+                WHITE,
+            );
         }
         Accessory::None | Accessory::CatEars | Accessory::Horns => {}
     }
@@ -75,11 +91,17 @@ pub(super) fn hat(canvas: &mut Canvas, outfit: &Outfit) {
     match hat {
         Hat::Witch => {
             canvas.shape("M-30 -42C-22 -70 -10 -92 22 -104C16 -90 24 -66 32 -42Z", colour);
-            canvas.shape("M-70 -30Q-36 -52 0 -52Q36 -52 70 -30Q36 -22 0 -24Q-36 -22 -70 -30Z", colour);
+            canvas.shape(
+                "M-70 -30Q-36 -52 0 -52Q36 -52 70 -30Q36 -22 0 -24Q-36 -22 -70 -30Z",
+                colour,
+            );
             canvas.shape("M-31 -50Q0 -58 31 -50L33 -40Q0 -48 -33 -40Z", trim);
         }
         Hat::Beret => {
-            canvas.shape("M-46 -34C-62 -62 -20 -78 14 -70C52 -64 60 -40 44 -32Q0 -46 -46 -34Z", colour);
+            canvas.shape(
+                "M-46 -34C-62 -62 -20 -78 14 -70C52 -64 60 -40 44 -32Q0 -46 -46 -34Z",
+                colour,
+            );
             canvas.shape("M-46 -34Q0 -48 44 -32L43 -26Q0 -40 -45 -28Z", trim);
         }
         Hat::Cap => {
@@ -90,12 +112,19 @@ pub(super) fn hat(canvas: &mut Canvas, outfit: &Outfit) {
         Hat::Straw => {
             let straw = Colour(240, 208, 130);
             canvas.shape("M-36 -34C-36 -76 36 -76 36 -34Z", straw);
-            canvas.shape("M-74 -28Q-40 -46 0 -46Q40 -46 74 -28Q40 -16 0 -20Q-40 -16 -74 -28Z", straw);
+            canvas.shape(
+                "M-74 -28Q-40 -46 0 -46Q40 -46 74 -28Q40 -16 0 -20Q-40 -16 -74 -28Z",
+                straw,
+            );
             canvas.shape("M-36 -44Q0 -54 36 -44L37 -34Q0 -44 -37 -34Z", trim);
         }
         Hat::Crown => {
-            canvas.shape("M-26 -46L-30 -76L-14 -62L0 -82L14 -62L30 -76L26 -46Q0 -54 -26 -46Z", GOLD);
+            canvas.shape(
+                "M-26 -46L-30 -76L-14 -62L0 -82L14 -62L30 -76L26 -46Q0 -54 -26 -46Z",
+                GOLD,
+            );
             canvas.ball((0.0, -58.0), 4.0, 4.4, trim);
         }
-    }    canvas.end();
+    }
+    canvas.end();
 }

@@ -1,5 +1,6 @@
-//! What stands behind the figure, drawn apart from it so that the figure's own alpha is its mask. Pale and calm colours, so
-//! that figure and ground are told apart. Drawn in the units of the shown box: (0, 0) to (100, 100).
+//! What stands behind the figure, drawn apart from it so that the figure's own alpha is its mask. Pale and
+//! calm colours, so that figure and ground are told apart. Drawn in the units of the shown box: (0, 0) to
+//! (100, 100).
 
 use std::fmt::Write;
 
@@ -55,7 +56,11 @@ impl Scene {
     }
 
     fn circle(&mut self, x: f64, y: f64, r: f64, colour: Colour) {
-        let _ = write!(self.svg, r#"<circle cx="{x:.1}" cy="{y:.1}" r="{r:.1}" fill="{}"/>"#, colour.hex());
+        let _ = write!(
+            self.svg,
+            r#"<circle cx="{x:.1}" cy="{y:.1}" r="{r:.1}" fill="{}"/>"#,
+            colour.hex()
+        );
     }
 
     fn path(&mut self, d: &str, colour: Colour) {
@@ -73,7 +78,12 @@ impl Scene {
     }
 
     fn cloud(&mut self, x: f64, y: f64, scale: f64) {
-        for (dx, dy, r) in [(-7.0, 0.0, 4.0), (0.0, -2.5, 6.0), (7.0, 0.0, 4.5), (0.0, 1.0, 5.0)] {
+        for (dx, dy, r) in [
+            (-7.0, 0.0, 4.0),
+            (0.0, -2.5, 6.0),
+            (7.0, 0.0, 4.5),
+            (0.0, 1.0, 5.0),
+        ] {
             self.circle(x + dx * scale, y + dy * scale, r * scale, WHITE);
         }
     }
@@ -128,7 +138,12 @@ fn dots(scene: &mut Scene, rng: &mut ChaCha8Rng) -> Vec<&'static str> {
     for row in 0..9 {
         for column in 0..9 {
             let shift = if row % 2 == 0 { 0.0 } else { 6.0 };
-            scene.circle(f64::from(column) * 12.0 + shift, f64::from(row) * 12.0 + 2.0, 2.6, a.shade(1.5));
+            scene.circle(
+                f64::from(column) * 12.0 + shift,
+                f64::from(row) * 12.0 + 2.0,
+                2.6,
+                a.shade(1.5),
+            );
         }
     }
     vec!["polka_dot_background"]
@@ -150,7 +165,10 @@ fn meadow(scene: &mut Scene, rng: &mut ChaCha8Rng) -> Vec<&'static str> {
 fn sunset(scene: &mut Scene, rng: &mut ChaCha8Rng) -> Vec<&'static str> {
     scene.sky(Colour(250, 196, 150), Colour(252, 222, 196));
     scene.circle(rng.random_range(16.0..84.0), 52.0, 12.0, Colour(255, 244, 206));
-    scene.path("M0 72L14 58L26 70L44 54L62 72L80 60L100 74V100H0Z", Colour(206, 158, 170));
+    scene.path(
+        "M0 72L14 58L26 70L44 54L62 72L80 60L100 74V100H0Z",
+        Colour(206, 158, 170),
+    );
     scene.path("M0 84Q50 76 100 84V100H0Z", Colour(178, 134, 152));
     vec!["outdoors", "sky", "sunset", "mountain"]
 }
@@ -172,14 +190,20 @@ fn beach(scene: &mut Scene, rng: &mut ChaCha8Rng) -> Vec<&'static str> {
     scene.sky(Colour(166, 218, 250), Colour(232, 246, 254));
     scene.cloud(rng.random_range(10.0..90.0), 16.0, 0.9);
     scene.rect(0.0, 56.0, 100.0, 24.0, Colour(122, 198, 222));
-    scene.path("M0 62Q12 60 25 62T50 62T75 62T100 62V64H0Z", Colour(196, 232, 242));
+    scene.path(
+        "M0 62Q12 60 25 62T50 62T75 62T100 62V64H0Z",
+        Colour(196, 232, 242),
+    );
     scene.path("M0 78Q50 72 100 80V100H0Z", Colour(246, 228, 186));
     vec!["outdoors", "beach", "ocean", "sky"]
 }
 
 fn blossoms(scene: &mut Scene, rng: &mut ChaCha8Rng) -> Vec<&'static str> {
     scene.sky(Colour(206, 230, 250), Colour(250, 238, 244));
-    scene.path("M6 100L10 40L4 20L12 34L18 18L15 42L17 100Z", Colour(172, 136, 126));
+    scene.path(
+        "M6 100L10 40L4 20L12 34L18 18L15 42L17 100Z",
+        Colour(172, 136, 126),
+    );
     for _ in 0..16 {
         let (x, y) = (rng.random_range(-6.0..46.0), rng.random_range(0.0..30.0));
         scene.circle(x, y, rng.random_range(4.0..8.0), Colour(250, 204, 218));
@@ -214,7 +238,11 @@ fn room(scene: &mut Scene, rng: &mut ChaCha8Rng) -> Vec<&'static str> {
     scene.rect(shelf, 46.0, 24.0, 34.0, Colour(196, 162, 124));
     for (row, y) in [50.0, 64.0].into_iter().enumerate() {
         for i in 0..4 {
-            let book = [Colour(220, 150, 140), Colour(150, 180, 210), Colour(226, 206, 140)][(i + row) % 3];
+            let book = [
+                Colour(220, 150, 140),
+                Colour(150, 180, 210),
+                Colour(226, 206, 140),
+            ][(i + row) % 3];
             scene.rect(shelf + 2.5 + i as f64 * 5.0, y, 4.0, 11.0, book);
         }
     }

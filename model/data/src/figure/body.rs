@@ -1,4 +1,5 @@
-//! Joints and bare skin. Body coordinates: the origin is between the shoulders, hips at y = 48, soles near y = 104.
+//! Joints and bare skin. Body coordinates: the origin is between the shoulders, hips at y = 48, soles near y
+//! = 104.
 
 use super::canvas::{Canvas, Point};
 use super::colour::{Colour, Named};
@@ -12,7 +13,11 @@ pub(super) const HIP_Y: f64 = 48.0;
 pub(super) fn arm_joints(arm: &Arm, side: f64) -> [Point; 3] {
     let shoulder = (side * 17.0, 7.0);
     let elbow = along(shoulder, side * arm.angles.0, UPPER_ARM);
-    [shoulder, elbow, along(elbow, side * (arm.angles.0 + arm.angles.1), LOWER_ARM)]
+    [
+        shoulder,
+        elbow,
+        along(elbow, side * (arm.angles.0 + arm.angles.1), LOWER_ARM),
+    ]
 }
 
 /// Hip, knee, ankle of the leg on `side`.
@@ -25,8 +30,18 @@ pub(super) fn leg_joints(pose: &Pose, index: usize, side: f64) -> [Point; 3] {
 
 /// The part of a bent limb between two shares of its length.
 pub(super) fn part([a, b, c]: [Point; 3], from: f64, to: f64) -> [Point; 3] {
-    let at = |t: f64| if t <= 0.5 { between(a, b, t * 2.0) } else { between(b, c, t * 2.0 - 1.0) };
-    let bend = if from < 0.5 && to > 0.5 { b } else { at((from + to) / 2.0) };
+    let at = |t: f64| {
+        if t <= 0.5 {
+            between(a, b, t * 2.0)
+        } else {
+            between(b, c, t * 2.0 - 1.0)
+        }
+    };
+    let bend = if from < 0.5 && to > 0.5 {
+        b
+    } else {
+        at((from + to) / 2.0)
+    };
     [at(from), bend, at(to)]
 }
 

@@ -1,5 +1,5 @@
-//! Collects SVG in one artist's manner: how lines and shadows look is decided here, so that the parts only say shapes and
-//! colours. It knows nothing of figures.
+//! Collects SVG in one artist's manner: how lines and shadows look is decided here, so that the parts only
+//! say shapes and colours. It knows nothing of figures.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -19,7 +19,12 @@ pub(super) struct Canvas {
 
 impl Canvas {
     pub(super) fn new(artist: Artist) -> Self {
-        Self { artist, defs: String::new(), body: String::new(), gradients: BTreeMap::new() }
+        Self {
+            artist,
+            defs: String::new(),
+            body: String::new(),
+            gradients: BTreeMap::new(),
+        }
     }
 
     /// A filled, shaded and outlined shape: `d` is SVG path data.
@@ -47,7 +52,10 @@ impl Canvas {
 
     /// As [`Self::flat`], partly see-through.
     pub(super) fn veil(&mut self, d: &str, colour: Colour, opacity: f64) {
-        self.put(format_args!(r#"<path d="{d}" fill="{}" fill-opacity="{opacity}"/>"#, colour.hex()));
+        self.put(format_args!(
+            r#"<path d="{d}" fill="{}" fill-opacity="{opacity}"/>"#,
+            colour.hex()
+        ));
     }
 
     /// A line of its own colour.
@@ -164,7 +172,11 @@ impl Canvas {
     }
 
     fn line_colour(&self, of: Colour) -> Colour {
-        if self.artist.tinted_lines { of.shade(0.45).mix(INK, 0.25) } else { INK }
+        if self.artist.tinted_lines {
+            of.shade(0.45).mix(INK, 0.25)
+        } else {
+            INK
+        }
     }
 
     fn shaded(&mut self, colour: Colour) -> String {

@@ -21,14 +21,22 @@ pub(super) fn leg(canvas: &mut Canvas, outfit: &Outfit, pose: &Pose, index: usiz
             canvas.limb(part(joints, 0.3, 1.0), 13.6, colour);
             for stripe in [0.4, 0.55, 0.7, 0.85] {
                 let [a, _, b] = part(joints, stripe, stripe + 0.06);
-                let other = if colour.luma() > 0.6 { outfit.accent.1 } else { WHITE };
+                let other = if colour.luma() > 0.6 {
+                    outfit.accent.1
+                } else {
+                    WHITE
+                };
                 canvas.limb_band(a, b, 12.0, other);
             }
         }
     }
     shoe(canvas, outfit, joints, side);
     let trousers = outfit.top == Top::Overalls || (!outfit.one_piece() && outfit.bottom == Bottom::Pants);
-    let cloth = if outfit.top == Top::Overalls { outfit.main.1 } else { outfit.second.1 };
+    let cloth = if outfit.top == Top::Overalls {
+        outfit.main.1
+    } else {
+        outfit.second.1
+    };
     if trousers {
         canvas.limb(part(joints, 0.0, 0.92), 17.0, cloth);
     } else if !outfit.one_piece() && outfit.bottom == Bottom::Shorts {
@@ -43,7 +51,10 @@ fn shoe(canvas: &mut Canvas, outfit: &Outfit, joints: [Point; 3], side: f64) {
         canvas.limb(part(joints, 0.74, 1.0), 16.0, colour);
     }
     let angle = (knee.0 - ankle.0).atan2(ankle.1 - knee.1).to_degrees();
-    canvas.group(&format!("translate({:.1} {:.1}) rotate({angle:.1}) scale({side} 1)", ankle.0, ankle.1));
+    canvas.group(&format!(
+        "translate({:.1} {:.1}) rotate({angle:.1}) scale({side} 1)",
+        ankle.0, ankle.1
+    ));
     canvas.shape("M-7 -4H7Q15 0 14 8H-8Q-9 2 -7 -4Z", colour);
     if outfit.shoes == Shoes::Sneakers {
         canvas.flat("M-8 5H14.4V9H-8Z", WHITE);
@@ -58,7 +69,10 @@ pub(super) fn body(canvas: &mut Canvas, outfit: &Outfit, spread: f64) {
     }
     if outfit.top == Top::Overalls {
         canvas.shape(TORSO, outfit.second.1);
-        canvas.shape("M-13 14H13L15 30L20 36L21 56L3 59L0 54L-3 59L-21 56L-20 36L-15 30Z", outfit.main.1);
+        canvas.shape(
+            "M-13 14H13L15 30L20 36L21 56L3 59L0 54L-3 59L-21 56L-20 36L-15 30Z",
+            outfit.main.1,
+        );
         canvas.line("M-11 15L-14 1M11 15L14 1", outfit.main.1.shade(0.8), 4.0);
         canvas.shape("M-7 20H7V29H-7Z", outfit.main.1.shade(1.15));
         return canvas.ellipse((0.0, 24.0), 2.4, 2.4, outfit.accent.1);
@@ -82,7 +96,10 @@ fn bottom(canvas: &mut Canvas, outfit: &Outfit, spread: f64) {
         Bottom::Pleated => {
             canvas.shape(&skirt(70.0, 33.0 + spread * 0.5), colour);
             for x in [-0.7, -0.36, 0.0, 0.36, 0.7] {
-                canvas.seam(&format!("M{:.1} 42L{:.1} 68", x * 20.0, x * (33.0 + spread * 0.5)), colour);
+                canvas.seam(
+                    &format!("M{:.1} 42L{:.1} 68", x * 20.0, x * (33.0 + spread * 0.5)),
+                    colour,
+                );
             }
             canvas.shape("M-18 34Q0 39 18 34L19 41Q0 46 -19 41Z", colour.shade(0.85));
         }
@@ -100,8 +117,18 @@ fn bottom(canvas: &mut Canvas, outfit: &Outfit, spread: f64) {
 
 fn skirt(hem: f64, half: f64) -> String {
     format!(
-        "M-17 36Q0 41 17 36Q26 48 {half:.1} {hem:.1}Q{:.1} {:.1} {:.1} {:.1}Q0 {:.1} {:.1} {:.1}Q{:.1} {:.1} {:.1} {hem:.1}Q-26 48 -17 36Z",
-        half * 0.66, hem + 7.0, half * 0.33, hem + 4.0, hem + 9.0, -half * 0.33, hem + 4.0, -half * 0.66, hem + 7.0, -half
+        "M-17 36Q0 41 17 36Q26 48 {half:.1} {hem:.1}Q{:.1} {:.1} {:.1} {:.1}Q0 {:.1} {:.1} {:.1}\
+             Q{:.1} {:.1} {:.1} {hem:.1}Q-26 48 -17 36Z",
+        half * 0.66,
+        hem + 7.0,
+        half * 0.33,
+        hem + 4.0,
+        hem + 9.0,
+        -half * 0.33,
+        hem + 4.0,
+        -half * 0.66,
+        hem + 7.0,
+        -half
     )
 }
 
@@ -120,7 +147,10 @@ fn top(canvas: &mut Canvas, outfit: &Outfit) {
             canvas.shape("M0 9L-4 14L-5 34L0 40L5 34L4 14Z", accent);
         }
         Top::Hoodie => {
-            canvas.shape("M-22 2Q0 -5 22 2Q25 20 22 40L21 54Q0 60 -21 54L-22 40Q-25 20 -22 2Z", main);
+            canvas.shape(
+                "M-22 2Q0 -5 22 2Q25 20 22 40L21 54Q0 60 -21 54L-22 40Q-25 20 -22 2Z",
+                main,
+            );
             canvas.shape("M-19 1Q-12 20 0 21Q12 20 19 1Q0 -10 -19 1Z", main.shade(0.8));
             canvas.line("M-5 18V34M5 18V34", accent, 2.4);
             canvas.shape("M-12 36H12L16 50H-16Z", main.shade(0.88));
@@ -135,7 +165,10 @@ fn top(canvas: &mut Canvas, outfit: &Outfit) {
             canvas.line("M-9 -2Q0 7 9 -2", main.shade(0.7), 3.0);
         }
         Top::Sweater => {
-            canvas.shape("M-21 2Q0 -5 21 2Q24 16 20 30L21 53Q0 59 -21 53L-20 30Q-24 16 -21 2Z", main);
+            canvas.shape(
+                "M-21 2Q0 -5 21 2Q24 16 20 30L21 53Q0 59 -21 53L-20 30Q-24 16 -21 2Z",
+                main,
+            );
             if outfit.striped {
                 stripes(canvas, second);
             }
@@ -156,7 +189,10 @@ fn blazer(canvas: &mut Canvas, outfit: &Outfit) {
     canvas.shape("M0 6L-4 12L-4 30L0 35L4 30L4 12Z", accent);
     canvas.shape("M-20 1L-9 -3L-4 36L-8 54L-21 51L-19 28Q-24 14 -20 1Z", main);
     canvas.shape("M20 1L9 -3L4 36L8 54L21 51L19 28Q24 14 20 1Z", main);
-    canvas.shape("M-9 -3L-14 10L-10 14L-5 30M9 -3L14 10L10 14L5 30", main.shade(0.82));
+    canvas.shape(
+        "M-9 -3L-14 10L-10 14L-5 30M9 -3L14 10L10 14L5 30",
+        main.shade(0.82),
+    );
     canvas.ellipse((-8.0, 42.0), 1.8, 1.8, Colour(246, 208, 60));
     canvas.ellipse((8.0, 42.0), 1.8, 1.8, Colour(246, 208, 60));
 }
@@ -175,7 +211,14 @@ fn one_piece(canvas: &mut Canvas, outfit: &Outfit, spread: f64) {
             }
         }
         Top::Qipao => {
-            canvas.shape(&format!("M-19 1Q0 -6 19 1L16 28Q26 50 {:.1} 72Q0 84 {:.1} 72Q-26 50 -16 28Z", 24.0 + spread * 0.3, -24.0 - spread * 0.3), main);
+            canvas.shape(
+                &format!(
+                    "M-19 1Q0 -6 19 1L16 28Q26 50 {:.1} 72Q0 84 {:.1} 72Q-26 50 -16 28Z",
+                    24.0 + spread * 0.3,
+                    -24.0 - spread * 0.3
+                ),
+                main,
+            );
             canvas.shape("M-8 -9Q0 -5 8 -9L9 1Q0 6 -9 1Z", main.shade(0.85));
             canvas.line("M2 2Q14 6 17 16M-24 72Q0 82 24 72", second, 2.6);
             flower(canvas, (-8.0, 22.0), second);
@@ -186,9 +229,21 @@ fn one_piece(canvas: &mut Canvas, outfit: &Outfit, spread: f64) {
             canvas.shape(TORSO, main);
             canvas.shape(&skirt(hem, 35.0 + spread * 0.5), main);
             canvas.seam("M-8 46L-14 72M8 46L14 72", main);
-            canvas.line(&format!("M-17 36Q0 41 17 36M{:.1} {hem:.1}Q0 {:.1} {:.1} {hem:.1}", -33.0 - spread * 0.5, hem + 12.0, 33.0 + spread * 0.5), second, 4.0);
+            canvas.line(
+                &format!(
+                    "M-17 36Q0 41 17 36M{:.1} {hem:.1}Q0 {:.1} {:.1} {hem:.1}",
+                    -33.0 - spread * 0.5,
+                    hem + 12.0,
+                    33.0 + spread * 0.5
+                ),
+                second,
+                4.0,
+            );
             if outfit.top == Top::Maid {
-                canvas.shape("M-10 4L10 4L12 32Q24 44 25 66Q12 74 0 72Q-12 74 -25 66Q-24 44 -12 32Z", WHITE);
+                canvas.shape(
+                    "M-10 4L10 4L12 32Q24 44 25 66Q12 74 0 72Q-12 74 -25 66Q-24 44 -12 32Z",
+                    WHITE,
+                );
                 canvas.line("M-13 34Q0 38 13 34", accent, 3.4);
             } else {
                 canvas.flat("M-9 -2L0 11L9 -2L12 4L0 18L-12 4Z", second);
@@ -246,13 +301,21 @@ fn wide(canvas: &mut Canvas, joints: [Point; 3], colour: Colour, trim: Colour) {
     let drop = 26.0;
     let d = format!(
         "M{:.1} {:.1}L{:.1} {:.1}L{:.1} {:.1}L{:.1} {:.1}Z",
-        (shoulder.0 + elbow.0) / 2.0, (shoulder.1 + elbow.1) / 2.0,
-        hand.0, hand.1 - 5.0,
-        hand.0, hand.1 + drop * 0.8,
-        elbow.0, elbow.1 + drop * 0.6
+        (shoulder.0 + elbow.0) / 2.0,
+        (shoulder.1 + elbow.1) / 2.0,
+        hand.0,
+        hand.1 - 5.0,
+        hand.0,
+        hand.1 + drop * 0.8,
+        elbow.0,
+        elbow.1 + drop * 0.6
     );
     canvas.shape(&d, colour);
-    canvas.line(&format!("M{:.1} {:.1}V{:.1}", hand.0, hand.1 - 3.0, hand.1 + drop * 0.75), trim, 3.0);
+    canvas.line(
+        &format!("M{:.1} {:.1}V{:.1}", hand.0, hand.1 - 3.0, hand.1 + drop * 0.75),
+        trim,
+        3.0,
+    );
 }
 
 /// What lies over body and arms: scarf and cape collar.
@@ -264,7 +327,10 @@ pub(super) fn over(canvas: &mut Canvas, outfit: &Outfit) {
     }
     if outfit.top == Top::Cape {
         let main = outfit.main.1;
-        canvas.shape("M-18 -5Q0 2 18 -5Q30 8 33 26Q16 32 6 16L0 12L-6 16Q-16 32 -33 26Q-30 8 -18 -5Z", main);
+        canvas.shape(
+            "M-18 -5Q0 2 18 -5Q30 8 33 26Q16 32 6 16L0 12L-6 16Q-16 32 -33 26Q-30 8 -18 -5Z",
+            main,
+        );
         canvas.ball((0.0, 9.0), 4.2, 4.2, outfit.accent.1);
     }
 }
@@ -272,12 +338,30 @@ pub(super) fn over(canvas: &mut Canvas, outfit: &Outfit) {
 /// What hangs behind the body: the cape.
 pub(super) fn behind(canvas: &mut Canvas, outfit: &Outfit) {
     if outfit.top == Top::Cape {
-        canvas.shape("M-19 0H19C30 30 40 60 44 84Q22 94 0 88Q-22 94 -44 84C-40 60 -30 30 -19 0Z", outfit.main.1.shade(0.85));
+        canvas.shape(
+            "M-19 0H19C30 30 40 60 44 84Q22 94 0 88Q-22 94 -44 84C-40 60 -30 30 -19 0Z",
+            outfit.main.1.shade(0.85),
+        );
     }
 }
 
 pub(super) fn bow(canvas: &mut Canvas, (x, y): Point, colour: Colour) {
-    canvas.shape(&format!("M{x} {y}L{} {}Q{} {y} {} {}ZM{x} {y}L{} {}Q{} {y} {} {}Z", x - 13.0, y - 8.0, x - 16.0, x - 13.0, y + 8.0, x + 13.0, y - 8.0, x + 16.0, x + 13.0, y + 8.0), colour);
+    canvas.shape(
+        &format!(
+            "M{x} {y}L{} {}Q{} {y} {} {}ZM{x} {y}L{} {}Q{} {y} {} {}Z",
+            x - 13.0,
+            y - 8.0,
+            x - 16.0,
+            x - 13.0,
+            y + 8.0,
+            x + 13.0,
+            y - 8.0,
+            x + 16.0,
+            x + 13.0,
+            y + 8.0
+        ),
+        colour,
+    );
     canvas.ball((x, y), 3.8, 4.2, colour.shade(0.88));
 }
 
@@ -296,5 +380,8 @@ fn stripes(canvas: &mut Canvas, colour: Colour) {
 }
 
 fn star(canvas: &mut Canvas, colour: Colour) {
-    canvas.flat("M0 12L3.6 20.4L12.6 21L5.8 27L8 36L0 31L-8 36L-5.8 27L-12.6 21L-3.6 20.4Z", colour);
+    canvas.flat(
+        "M0 12L3.6 20.4L12.6 21L5.8 27L8 36L0 31L-8 36L-5.8 27L-12.6 21L-3.6 20.4Z",
+        colour,
+    );
 }

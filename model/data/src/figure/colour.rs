@@ -1,5 +1,5 @@
-//! Colours with their tag words. The palettes are few, saturated and far apart, so that a small model (and a person) can
-//! tell identities by colour at 64 pixels.
+//! Colours with their tag words. The palettes are few, saturated and far apart, so that a small model (and a
+//! person) can tell identities by colour at 64 pixels.
 
 /// An sRGB colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -10,7 +10,11 @@ impl Colour {
     pub(super) fn shade(self, factor: f64) -> Self {
         let one = |v: u8| {
             let v = f64::from(v);
-            let out = if factor <= 1.0 { v * factor } else { v + (255.0 - v) * (factor - 1.0).min(1.0) };
+            let out = if factor <= 1.0 {
+                v * factor
+            } else {
+                v + (255.0 - v) * (factor - 1.0).min(1.0)
+            };
             out.round() as u8
         };
         Self(one(self.0), one(self.1), one(self.2))

@@ -1,4 +1,5 @@
-//! What makes an identity: a character, an outfit, an artist. Drawn by lot from a seed, and the tags that describe them.
+//! What makes an identity: a character, an outfit, an artist. Drawn by lot from a seed, and the tags that
+//! describe them.
 
 use rand::Rng;
 use rand::seq::IndexedRandom;
@@ -27,9 +28,30 @@ pub(super) struct Artist {
 }
 
 pub(super) const ARTISTS: [Artist; 3] = [
-    Artist { name: "inkwell", line: 3.4, tinted_lines: false, shading: Shading::Flat, eye_height: 1.0, blush: 0.45 },
-    Artist { name: "peachfuzz", line: 1.5, tinted_lines: true, shading: Shading::Soft, eye_height: 1.1, blush: 0.7 },
-    Artist { name: "celestine", line: 2.3, tinted_lines: true, shading: Shading::Cel, eye_height: 0.94, blush: 0.3 },
+    Artist {
+        name: "inkwell",
+        line: 3.4,
+        tinted_lines: false,
+        shading: Shading::Flat,
+        eye_height: 1.0,
+        blush: 0.45,
+    },
+    Artist {
+        name: "peachfuzz",
+        line: 1.5,
+        tinted_lines: true,
+        shading: Shading::Soft,
+        eye_height: 1.1,
+        blush: 0.7,
+    },
+    Artist {
+        name: "celestine",
+        line: 2.3,
+        tinted_lines: true,
+        shading: Shading::Cel,
+        eye_height: 0.94,
+        blush: 0.3,
+    },
 ];
 
 /// An enum whose variants can be drawn by lot.
@@ -43,16 +65,91 @@ macro_rules! choices {
     };
 }
 
-choices!(Back { Long, Wavy, Bob, Short, Twintails, LowTwintails, Ponytail, SidePonytail, Buns, Braids, Drills });
-choices!(Bangs { Blunt, Swept, Parted, Tufts, Spiky, Curved });
-choices!(EyeShape { Round, Sharp, Drooping });
-choices!(Accessory { None, Clip, Bow, Ribbon, Hairband, Glasses, Flower, CatEars, Horns, Headphones, Eyepatch });
-choices!(Detail { None, Mole, Freckles, Bandage, FaceMark });
-choices!(Top { Sailor, Shirt, Hoodie, Tee, Sweater, Blazer, Dress, Kimono, Overalls, Maid, Cape, Qipao });
-choices!(Bottom { Pleated, LongSkirt, Shorts, Pants });
-choices!(Legwear { None, Socks, Thighhighs, Striped, Pantyhose });
-choices!(Shoes { Shoes, Boots, Sneakers });
-choices!(Hat { Witch, Beret, Cap, Straw, Crown });
+choices!(Back {
+    Long,
+    Wavy,
+    Bob,
+    Short,
+    Twintails,
+    LowTwintails,
+    Ponytail,
+    SidePonytail,
+    Buns,
+    Braids,
+    Drills
+});
+choices!(Bangs {
+    Blunt,
+    Swept,
+    Parted,
+    Tufts,
+    Spiky,
+    Curved
+});
+choices!(EyeShape {
+    Round,
+    Sharp,
+    Drooping
+});
+choices!(Accessory {
+    None,
+    Clip,
+    Bow,
+    Ribbon,
+    Hairband,
+    Glasses,
+    Flower,
+    CatEars,
+    Horns,
+    Headphones,
+    Eyepatch
+});
+choices!(Detail {
+    None,
+    Mole,
+    Freckles,
+    Bandage,
+    FaceMark
+});
+choices!(Top {
+    Sailor,
+    Shirt,
+    Hoodie,
+    Tee,
+    Sweater,
+    Blazer,
+    Dress,
+    Kimono,
+    Overalls,
+    Maid,
+    Cape,
+    Qipao
+});
+choices!(Bottom {
+    Pleated,
+    LongSkirt,
+    Shorts,
+    Pants
+});
+choices!(Legwear {
+    None,
+    Socks,
+    Thighhighs,
+    Striped,
+    Pantyhose
+});
+choices!(Shoes {
+    Loafers,
+    Boots,
+    Sneakers
+});
+choices!(Hat {
+    Witch,
+    Beret,
+    Cap,
+    Straw,
+    Crown
+});
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sleeves {
@@ -106,8 +203,16 @@ impl Character {
         Self {
             girl,
             hair,
-            back: if girl { *pick(Back::ALL, rng) } else { *pick(&boyish, rng) },
-            bangs: if girl { *pick(Bangs::ALL, rng) } else { *pick(&boy_bangs, rng) },
+            back: if girl {
+                *pick(Back::ALL, rng)
+            } else {
+                *pick(&boyish, rng)
+            },
+            bangs: if girl {
+                *pick(Bangs::ALL, rng)
+            } else {
+                *pick(&boy_bangs, rng)
+            },
             ahoge: rng.random_bool(0.3),
             sidelocks: girl && rng.random_bool(0.55),
             eyes: *pick(&EYES, rng),
@@ -199,8 +304,21 @@ impl Character {
 
 impl Outfit {
     pub(super) fn draw(character: &Character, rng: &mut ChaCha8Rng) -> Self {
-        let boy_tops = [Top::Shirt, Top::Hoodie, Top::Tee, Top::Sweater, Top::Blazer, Top::Kimono, Top::Overalls, Top::Cape];
-        let top = if character.girl { *pick(Top::ALL, rng) } else { *pick(&boy_tops, rng) };
+        let boy_tops = [
+            Top::Shirt,
+            Top::Hoodie,
+            Top::Tee,
+            Top::Sweater,
+            Top::Blazer,
+            Top::Kimono,
+            Top::Overalls,
+            Top::Cape,
+        ];
+        let top = if character.girl {
+            *pick(Top::ALL, rng)
+        } else {
+            *pick(&boy_tops, rng)
+        };
         let bottom = match top {
             Top::Sailor => Bottom::Pleated,
             Top::Overalls => Bottom::Pants,
@@ -211,14 +329,27 @@ impl Outfit {
             Top::Kimono | Top::Hoodie | Top::Sweater | Top::Blazer => Sleeves::Long,
             Top::Maid => Sleeves::Puffy,
             Top::Tee => Sleeves::Short,
-            Top::Dress => *pick(&[Sleeves::Puffy, Sleeves::Short, Sleeves::None, Sleeves::Detached], rng),
+            Top::Dress => *pick(
+                &[Sleeves::Puffy, Sleeves::Short, Sleeves::None, Sleeves::Detached],
+                rng,
+            ),
             Top::Qipao => *pick(&[Sleeves::Short, Sleeves::None, Sleeves::Detached], rng),
-            Top::Overalls | Top::Sailor | Top::Shirt | Top::Cape => *pick(&[Sleeves::Long, Sleeves::Short], rng),
+            Top::Overalls | Top::Sailor | Top::Shirt | Top::Cape => {
+                *pick(&[Sleeves::Long, Sleeves::Short], rng)
+            }
         };
-        let legwear = if character.girl { *pick(Legwear::ALL, rng) } else { *pick(&[Legwear::None, Legwear::Socks], rng) };
+        let legwear = if character.girl {
+            *pick(Legwear::ALL, rng)
+        } else {
+            *pick(&[Legwear::None, Legwear::Socks], rng)
+        };
         let head_is_free = !matches!(
             character.accessory,
-            Accessory::CatEars | Accessory::Horns | Accessory::Headphones | Accessory::Hairband | Accessory::Bow
+            Accessory::CatEars
+                | Accessory::Horns
+                | Accessory::Headphones
+                | Accessory::Hairband
+                | Accessory::Bow
         ) && character.back != Back::Buns;
         let hat = (rng.random_bool(0.25) && head_is_free).then(|| *pick(Hat::ALL, rng));
         let main = *pick(&CLOTH, rng);
@@ -249,17 +380,42 @@ impl Outfit {
     pub(super) fn tags(&self, depth: u8) -> Vec<String> {
         let main = self.main.0;
         let mut tags = match self.top {
-            Top::Sailor => vec!["school_uniform".to_owned(), "serafuku".to_owned(), format!("{main}_shirt")],
-            Top::Shirt => vec!["collared_shirt".to_owned(), format!("{main}_shirt"), format!("{}_necktie", self.accent.0)],
+            Top::Sailor => vec![
+                "school_uniform".to_owned(),
+                "serafuku".to_owned(),
+                format!("{main}_shirt"),
+            ],
+            Top::Shirt => vec![
+                "collared_shirt".to_owned(),
+                format!("{main}_shirt"),
+                format!("{}_necktie", self.accent.0),
+            ],
             Top::Hoodie => vec!["hoodie".to_owned(), format!("{main}_hoodie")],
             Top::Tee => vec!["t-shirt".to_owned(), format!("{main}_shirt")],
             Top::Sweater => vec!["turtleneck".to_owned(), format!("{main}_sweater")],
-            Top::Blazer => vec!["blazer".to_owned(), format!("{main}_jacket"), "white_shirt".to_owned()],
+            Top::Blazer => vec![
+                "blazer".to_owned(),
+                format!("{main}_jacket"),
+                "white_shirt".to_owned(),
+            ],
             Top::Dress => vec!["dress".to_owned(), format!("{main}_dress")],
-            Top::Kimono => vec!["kimono".to_owned(), format!("{main}_kimono"), "obi".to_owned(), "wide_sleeves".to_owned()],
-            Top::Overalls => vec!["overalls".to_owned(), format!("{main}_overalls"), format!("{}_shirt", self.second.0)],
+            Top::Kimono => vec![
+                "kimono".to_owned(),
+                format!("{main}_kimono"),
+                "obi".to_owned(),
+                "wide_sleeves".to_owned(),
+            ],
+            Top::Overalls => vec![
+                "overalls".to_owned(),
+                format!("{main}_overalls"),
+                format!("{}_shirt", self.second.0),
+            ],
             Top::Maid => vec!["maid".to_owned(), "apron".to_owned(), format!("{main}_dress")],
-            Top::Cape => vec!["cape".to_owned(), format!("{main}_cape"), format!("{}_shirt", self.second.0)],
+            Top::Cape => vec![
+                "cape".to_owned(),
+                format!("{main}_cape"),
+                format!("{}_shirt", self.second.0),
+            ],
             Top::Qipao => vec!["china_dress".to_owned(), format!("{main}_dress")],
         };
         match self.sleeves {
@@ -295,15 +451,26 @@ impl Outfit {
     fn bottom_tags(&self) -> Vec<String> {
         let second = self.second.0;
         match self.bottom {
-            Bottom::Pleated => vec!["skirt".to_owned(), "pleated_skirt".to_owned(), format!("{second}_skirt")],
-            Bottom::LongSkirt => vec!["skirt".to_owned(), "long_skirt".to_owned(), format!("{second}_skirt")],
+            Bottom::Pleated => vec![
+                "skirt".to_owned(),
+                "pleated_skirt".to_owned(),
+                format!("{second}_skirt"),
+            ],
+            Bottom::LongSkirt => vec![
+                "skirt".to_owned(),
+                "long_skirt".to_owned(),
+                format!("{second}_skirt"),
+            ],
             Bottom::Shorts => vec!["shorts".to_owned(), format!("{second}_shorts")],
             Bottom::Pants => vec!["pants".to_owned(), format!("{second}_pants")],
         }
     }
 
     fn leg_tags(&self) -> Vec<String> {
-        let (colour, pants) = (self.leg_colour.0, self.bottom == Bottom::Pants && !self.one_piece());
+        let (colour, pants) = (
+            self.leg_colour.0,
+            self.bottom == Bottom::Pants && !self.one_piece(),
+        );
         let mut tags = match (pants || self.top == Top::Kimono, self.legwear) {
             (true, _) | (_, Legwear::None) => Vec::new(),
             (_, Legwear::Socks) => vec!["socks".to_owned(), format!("{colour}_socks")],
@@ -312,7 +479,7 @@ impl Outfit {
             (_, Legwear::Pantyhose) => vec!["pantyhose".to_owned(), format!("{colour}_pantyhose")],
         };
         let shoes = match self.shoes {
-            Shoes::Shoes => "shoes",
+            Shoes::Loafers => "loafers",
             Shoes::Boots => "boots",
             Shoes::Sneakers => "sneakers",
         };

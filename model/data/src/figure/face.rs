@@ -27,7 +27,11 @@ pub(super) fn draw(canvas: &mut Canvas, character: &Character, expression: Expre
         line,
     );
     // The shadow of the hair on the forehead.
-    canvas.veil("M-41 -16C-38 -2 38 -2 41 -16C40 -50 -40 -50 -41 -16Z", skin.shade(0.72), 0.35);
+    canvas.veil(
+        "M-41 -16C-38 -2 38 -2 41 -16C40 -50 -40 -50 -41 -16Z",
+        skin.shade(0.72),
+        0.35,
+    );
     cheeks(canvas, expression, yaw);
     for side in [-1.0, 1.0] {
         eye(canvas, character, expression, yaw, side);
@@ -37,7 +41,11 @@ pub(super) fn draw(canvas: &mut Canvas, character: &Character, expression: Expre
 }
 
 fn cheeks(canvas: &mut Canvas, expression: Expression, yaw: f64) {
-    let strong = if expression == Expression::Embarrassed { 0.85 } else { canvas.artist().blush };
+    let strong = if expression == Expression::Embarrassed {
+        0.85
+    } else {
+        canvas.artist().blush
+    };
     for side in [-1.0, 1.0] {
         let x = side * 28.0 + yaw * 7.0;
         canvas.put(format_args!(
@@ -45,7 +53,11 @@ fn cheeks(canvas: &mut Canvas, expression: Expression, yaw: f64) {
             BLUSH.hex()
         ));
         if expression == Expression::Embarrassed {
-            canvas.line(&format!("M{:.1} 31l3 -6M{:.1} 31l3 -6", x - 4.5, x + 0.5), LIP, 1.2);
+            canvas.line(
+                &format!("M{:.1} 31l3 -6M{:.1} 31l3 -6", x - 4.5, x + 0.5),
+                LIP,
+                1.2,
+            );
         }
     }
 }
@@ -77,7 +89,11 @@ fn eye(canvas: &mut Canvas, character: &Character, expression: Expression, yaw: 
         }
     }
     if expression == Expression::Crying {
-        canvas.veil("M-5 12Q-9 22 -6 30Q0 34 5 28Q6 20 3 12Z", Colour(140, 205, 250), 0.9);
+        canvas.veil(
+            "M-5 12Q-9 22 -6 30Q0 34 5 28Q6 20 3 12Z",
+            Colour(140, 205, 250),
+            0.9,
+        );
     }
     canvas.end();
 }
@@ -111,7 +127,19 @@ fn open_eye(canvas: &mut Canvas, character: &Character, (w, h): (f64, f64), side
         ),
         INK,
     );
-    canvas.line(&format!("M{:.1} {:.1}Q{:.1} {:.1} {:.1} {:.1}", -w * 0.5, h * 0.98, w * 0.3, h * 1.1, w * 0.86, h * 0.6), INK, 1.4);
+    canvas.line(
+        &format!(
+            "M{:.1} {:.1}Q{:.1} {:.1} {:.1} {:.1}",
+            -w * 0.5,
+            h * 0.98,
+            w * 0.3,
+            h * 1.1,
+            w * 0.86,
+            h * 0.6
+        ),
+        INK,
+        1.4,
+    );
     canvas.end();
     canvas.end();
 }
@@ -134,20 +162,37 @@ fn brow(canvas: &mut Canvas, character: &Character, expression: Expression, at: 
     let y = at.1 - h - 5.5 + raise;
     let (x_in, x_out) = (at.0 - side * 8.0, at.0 + side * 10.0);
     let colour = character.hair.1.shade(0.55).mix(INK, 0.2);
-    canvas.line(&format!("M{x_in:.1} {:.1}Q{:.1} {:.1} {x_out:.1} {:.1}", y + inner, at.0, y - 3.0, y + 2.0 - inner * 0.3), colour, 2.6);
+    canvas.line(
+        &format!(
+            "M{x_in:.1} {:.1}Q{:.1} {:.1} {x_out:.1} {:.1}",
+            y + inner,
+            at.0,
+            y - 3.0,
+            y + 2.0 - inner * 0.3
+        ),
+        colour,
+        2.6,
+    );
 }
 
 fn nose_and_mouth(canvas: &mut Canvas, character: &Character, expression: Expression, yaw: f64) {
     let skin = character.skin.1;
     let x = yaw * 9.0;
-    canvas.line(&format!("M{:.1} 23.5l{} 2.6", x, if yaw < 0.0 { -1.6 } else { 1.6 }), skin.shade(0.62), 1.9);
+    canvas.line(
+        &format!("M{:.1} 23.5l{} 2.6", x, if yaw < 0.0 { -1.6 } else { 1.6 }),
+        skin.shade(0.62),
+        1.9,
+    );
     canvas.group(&format!("translate({x:.1} 33)"));
     match expression {
         Expression::Smile => canvas.line("M-8 -2Q0 6 8 -2", LIP, 2.4),
         Expression::Wink => canvas.line("M-8 -2Q0 7 8 -3", LIP, 2.4),
         Expression::Grin | Expression::ClosedEyes => {
             open_mouth(canvas, "M-10 -4Q0 -1 10 -4Q8 9 0 9Q-8 9 -10 -4Z");
-            canvas.flat("M-5.5 5Q0 2 5.5 5Q3 8.4 0 8.4Q-3 8.4 -5.5 5Z", Colour(240, 140, 140));
+            canvas.flat(
+                "M-5.5 5Q0 2 5.5 5Q3 8.4 0 8.4Q-3 8.4 -5.5 5Z",
+                Colour(240, 140, 140),
+            );
         }
         Expression::Neutral => canvas.line("M-5 0H5", LIP, 2.2),
         Expression::Sad => canvas.line("M-7 3Q0 -4 7 3", LIP, 2.3),
@@ -175,7 +220,14 @@ fn detail(canvas: &mut Canvas, character: &Character, yaw: f64) {
         Detail::None => {}
         Detail::Mole => canvas.ellipse((x + 25.0, 30.0), 1.8, 1.8, INK),
         Detail::Freckles => {
-            for (dx, dy) in [(-31.0, 24.0), (-26.0, 27.0), (-22.0, 24.0), (22.0, 24.0), (26.0, 27.0), (31.0, 24.0)] {
+            for (dx, dy) in [
+                (-31.0, 24.0),
+                (-26.0, 27.0),
+                (-22.0, 24.0),
+                (22.0, 24.0),
+                (26.0, 27.0),
+                (31.0, 24.0),
+            ] {
                 canvas.ellipse((x + dx, dy), 1.3, 1.3, character.skin.1.shade(0.6));
             }
         }

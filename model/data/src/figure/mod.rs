@@ -1,8 +1,9 @@
-//! Synthetic figures: a data set of chibi characters that needs no download, drawn as SVG from geometry, so that face box,
-//! mask and tags are exact. The same options give the same bytes. Called by `coordinator dataset synthesize` and tests.
+//! Synthetic figures: a data set of chibi characters that needs no download, drawn as SVG from geometry, so
+//! that face box, mask and tags are exact. The same options give the same bytes. Called by `coordinator
+//! dataset synthesize` and tests.
 //!
-//! An identity is a character (hair, eyes, skin, accessories) in an outfit, drawn by an artist; its pictures differ in pose,
-//! expression, framing, angle and background.
+//! An identity is a character (hair, eyes, skin, accessories) in an outfit, drawn by an artist; its pictures
+//! differ in pose, expression, framing, angle and background.
 
 mod accessory;
 mod background;
@@ -63,8 +64,8 @@ impl SynthesizeOptions {
     }
 }
 
-/// All samples, identity by identity. Each identity is a pure function of the seed and its numbers, so more characters,
-/// outfits or images extend a set without changing what was there.
+/// All samples, identity by identity. Each identity is a pure function of the seed and its numbers, so more
+/// characters, outfits or images extend a set without changing what was there.
 pub fn synthesize(options: &SynthesizeOptions) -> impl Iterator<Item = Sample> + use<> {
     identities(options).flatten()
 }
@@ -82,7 +83,10 @@ fn identity(options: &SynthesizeOptions, character_number: u32, outfit_number: u
     let stream = |words: &[&str]| ChaCha8Rng::seed_from_u64(hash_words(options.seed, words));
     let (c, o) = (character_number.to_string(), outfit_number.to_string());
     // Every twelve characters have the twelve hair colours, shuffled: no two neighbours are easily confused.
-    let (round, turn) = (character_number / HAIR.len() as u32, character_number % HAIR.len() as u32);
+    let (round, turn) = (
+        character_number / HAIR.len() as u32,
+        character_number % HAIR.len() as u32,
+    );
     let hair = SampleOrder::new(options.seed, HAIR.len() as u64).position(u64::from(round), u64::from(turn));
     let character = Character::draw(HAIR[hair as usize], &mut stream(&["character", &c]));
     let mut rng = stream(&["outfit", &c, &o]);
@@ -113,7 +117,13 @@ fn identity(options: &SynthesizeOptions, character_number: u32, outfit_number: u
         .collect()
 }
 
-fn picture(base: Metadata, artist: Artist, character: &Character, outfit: &Outfit, rng: &mut ChaCha8Rng) -> Sample {
+fn picture(
+    base: Metadata,
+    artist: Artist,
+    character: &Character,
+    outfit: &Outfit,
+    rng: &mut ChaCha8Rng,
+) -> Sample {
     let shot = Shot::draw(rng);
     let (ground, ground_tags) = background::draw(base.width, shot.framing, rng);
     let figure = scene::figure(artist, character, outfit, &shot, base.width);
@@ -132,13 +142,30 @@ fn picture(base: Metadata, artist: Artist, character: &Character, outfit: &Outfi
     let mut cloths: Vec<String> = cloths.iter().map(|tag| tag.replace('_', " ")).collect();
     cloths.sort();
     cloths.dedup();
-    Sample { metadata: Metadata { bbox: scene::face_box(&shot), prompts, cloths, ..base }, image, mask }
+    Sample {
+        metadata: Metadata {
+            bbox: scene::face_box(&shot),
+            prompts,
+            cloths,
+            ..base
+        },
+        image,
+        mask,
+    }
 }
 
-/// The length of `similar` at a rank within the paper's 116,729 samples (notes 2.2; the two open classes, 6 to 14 and 15 or
-/// more, stand for 8 and 16).
+/// The length of `similar` at a rank within the paper's 116,729 samples (notes 2.2; the two open classes, 6
+/// to 14 and 15 or more, stand for 8 and 16).
 fn paper_similar(rank: u32) -> usize {
-    let classes = [(65_594, 1), (19_636, 2), (9_125, 3), (5_227, 4), (3_434, 5), (9_481, 8), (4_232, 16)];
+    let classes = [
+        (65_594, 1),
+        (19_636, 2),
+        (9_125, 3),
+        (5_227, 4),
+        (3_434, 5),
+        (9_481, 8),
+        (4_232, 16),
+    ];
     let mut end = 0;
     for (count, length) in classes {
         end += count;

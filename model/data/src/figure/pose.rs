@@ -1,4 +1,5 @@
-//! What differs between two pictures of one identity: pose, expression, framing, angles. Drawn by lot, with their tags.
+//! What differs between two pictures of one identity: pose, expression, framing, angles. Drawn by lot, with
+//! their tags.
 
 use rand::Rng;
 use rand::seq::IndexedRandom;
@@ -41,7 +42,11 @@ pub(super) struct Pose {
 }
 
 const fn arm(upper: f64, lower: f64, layer: Layer) -> Arm {
-    Arm { angles: (upper, lower), layer, hand: Hand::Round }
+    Arm {
+        angles: (upper, lower),
+        layer,
+        hand: Hand::Round,
+    }
 }
 
 const DOWN: Arm = arm(16.0, 6.0, Layer::Body);
@@ -58,10 +63,28 @@ const UP: Arm = arm(142.0, 14.0, Layer::Front);
 
 pub(super) const POSES: [Pose; 18] = [
     STANDING,
-    Pose { tags: &["waving", "arm_up"], arms: [DOWN, arm(128.0, 36.0, Layer::Front)], ..STANDING },
-    Pose { tags: &["hands_on_hips"], arms: [HIP, HIP], legs: [(9.0, 0.0), (9.0, 0.0)], ..STANDING },
-    Pose { tags: &["hand_on_hip"], arms: [DOWN, HIP], legs: [(2.0, 0.0), (14.0, -4.0)], ..STANDING },
-    Pose { tags: &["arms_up"], arms: [UP, UP], ..STANDING },
+    Pose {
+        tags: &["waving", "arm_up"],
+        arms: [DOWN, arm(128.0, 36.0, Layer::Front)],
+        ..STANDING
+    },
+    Pose {
+        tags: &["hands_on_hips"],
+        arms: [HIP, HIP],
+        legs: [(9.0, 0.0), (9.0, 0.0)],
+        ..STANDING
+    },
+    Pose {
+        tags: &["hand_on_hip"],
+        arms: [DOWN, HIP],
+        legs: [(2.0, 0.0), (14.0, -4.0)],
+        ..STANDING
+    },
+    Pose {
+        tags: &["arms_up"],
+        arms: [UP, UP],
+        ..STANDING
+    },
     Pose {
         tags: &["outstretched_arms"],
         arms: [arm(86.0, 4.0, Layer::Body), arm(86.0, 4.0, Layer::Body)],
@@ -70,15 +93,31 @@ pub(super) const POSES: [Pose; 18] = [
     },
     Pose {
         tags: &["pointing"],
-        arms: [HIP, Arm { hand: Hand::Point, ..arm(92.0, 4.0, Layer::Front) }],
+        arms: [
+            HIP,
+            Arm {
+                hand: Hand::Point,
+                ..arm(92.0, 4.0, Layer::Front)
+            },
+        ],
         ..STANDING
     },
     Pose {
         tags: &["v"],
-        arms: [DOWN, Arm { hand: Hand::Victory, ..arm(74.0, 92.0, Layer::Front) }],
+        arms: [
+            DOWN,
+            Arm {
+                hand: Hand::Victory,
+                ..arm(74.0, 92.0, Layer::Front)
+            },
+        ],
         ..STANDING
     },
-    Pose { tags: &["hand_on_own_chest"], arms: [DOWN, arm(28.0, -150.0, Layer::Body)], ..STANDING },
+    Pose {
+        tags: &["hand_on_own_chest"],
+        arms: [DOWN, arm(28.0, -150.0, Layer::Body)],
+        ..STANDING
+    },
     Pose {
         tags: &["own_hands_together"],
         arms: [arm(22.0, -84.0, Layer::Body), arm(22.0, -84.0, Layer::Body)],
@@ -128,7 +167,11 @@ pub(super) const POSES: [Pose; 18] = [
         arms: [arm(30.0, -66.0, Layer::Behind), arm(30.0, -66.0, Layer::Behind)],
         ..STANDING
     },
-    Pose { tags: &["salute"], arms: [DOWN, arm(84.0, 118.0, Layer::Front)], ..STANDING },
+    Pose {
+        tags: &["salute"],
+        arms: [DOWN, arm(84.0, 118.0, Layer::Front)],
+        ..STANDING
+    },
     Pose {
         tags: &["outstretched_arms"],
         leg_tags: &["standing_on_one_leg"],
@@ -244,7 +287,13 @@ impl Shot {
         };
         pose.arms.iter_mut().for_each(|a| jitter(&mut a.angles, 7.0));
         pose.legs.iter_mut().for_each(|l| jitter(l, 3.0));
-        let framings = [Framing::FullBody, Framing::FullBody, Framing::UpperBody, Framing::UpperBody, Framing::Portrait];
+        let framings = [
+            Framing::FullBody,
+            Framing::FullBody,
+            Framing::UpperBody,
+            Framing::UpperBody,
+            Framing::Portrait,
+        ];
         let framing = *framings.choose(rng).expect("there are framings");
         let (centre, side) = match framing {
             Framing::FullBody => ((128.0, 132.0), rng.random_range(244.0..268.0)),
@@ -254,7 +303,11 @@ impl Shot {
         let shift = |rng: &mut ChaCha8Rng, by: f64| rng.random_range(-by..=by);
         let (dx, dy) = (shift(rng, side * 0.06), shift(rng, side * 0.015));
         // A portrait or bust follows the body where it sits or jumps.
-        let follow = if framing == Framing::FullBody { 0.0 } else { -pose.lift };
+        let follow = if framing == Framing::FullBody {
+            0.0
+        } else {
+            -pose.lift
+        };
         Self {
             expression: *Expression::ALL.choose(rng).expect("there are expressions"),
             tilt: rng.random_range(-11.0..=11.0),
@@ -271,7 +324,12 @@ impl Shot {
     pub(super) fn tags(&self) -> Vec<&'static str> {
         let mut tags = vec!["solo", self.framing.tag()];
         tags.extend(self.expression.tags());
-        tags.extend(self.pose.tags.iter().filter(|_| self.framing != Framing::Portrait));
+        tags.extend(
+            self.pose
+                .tags
+                .iter()
+                .filter(|_| self.framing != Framing::Portrait),
+        );
         if self.framing == Framing::FullBody {
             tags.extend(self.pose.leg_tags);
         }

@@ -1,4 +1,5 @@
-//! From SVG to encoded picture and mask. The figure is drawn on nothing: its own alpha, softened a little, is the mask.
+//! From SVG to encoded picture and mask. The figure is drawn on nothing: its own alpha, softened a little, is
+//! the mask.
 
 use bytes::Bytes;
 use image::{GrayImage, RgbImage};
@@ -11,9 +12,20 @@ use crate::picture::{encode_gray, encode_rgb};
 pub(super) fn render(ground: &str, figure: &str, size: u32) -> (Bytes, Bytes) {
     let figure = draw(figure, size);
     let mut picture = draw(ground, size);
-    picture.draw_pixmap(0, 0, figure.as_ref(), &PixmapPaint::default(), Transform::identity(), None);
+    picture.draw_pixmap(
+        0,
+        0,
+        figure.as_ref(),
+        &PixmapPaint::default(),
+        Transform::identity(),
+        None,
+    );
     // The ground is opaque, so premultiplied bytes are plain ones.
-    let rgb: Vec<u8> = picture.data().chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect();
+    let rgb: Vec<u8> = picture
+        .data()
+        .chunks_exact(4)
+        .flat_map(|p| [p[0], p[1], p[2]])
+        .collect();
     let alpha: Vec<u8> = figure.data().chunks_exact(4).map(|p| p[3]).collect();
     let image = RgbImage::from_vec(size, size, rgb).expect("one pixel each");
     let mask = GrayImage::from_vec(size, size, soften(&alpha, size as usize)).expect("one pixel each");

@@ -1,4 +1,5 @@
-//! Puts the parts together, in order from back to front, and knows where the face comes to lie. Called by mod.rs.
+//! Puts the parts together, in order from back to front, and knows where the face comes to lie. Called by
+//! mod.rs.
 
 use super::canvas::{Canvas, Point};
 use super::design::{Artist, Character, Outfit};
@@ -17,7 +18,13 @@ const SOLES: f64 = 104.0;
 const FACE: [Point; 2] = [(-38.0, -24.0), (38.0, 44.0)];
 
 /// SVG of the figure alone, on nothing.
-pub(super) fn figure(artist: Artist, character: &Character, outfit: &Outfit, shot: &Shot, size: u32) -> String {
+pub(super) fn figure(
+    artist: Artist,
+    character: &Character,
+    outfit: &Outfit,
+    shot: &Shot,
+    size: u32,
+) -> String {
     let mut canvas = Canvas::new(artist);
     canvas.group(&transform(shot));
     let head = format!("translate(0 {HEAD}) rotate({:.1} 0 {NECK})", shot.tilt);
@@ -28,7 +35,11 @@ pub(super) fn figure(artist: Artist, character: &Character, outfit: &Outfit, sho
     clothes::behind(&mut canvas, outfit);
     arms(&mut canvas, character, outfit, shot, Layer::Behind);
     for (index, side) in [(0, -1.0), (1, 1.0)] {
-        body::leg(&mut canvas, body::leg_joints(&shot.pose, index, side), character.skin.1);
+        body::leg(
+            &mut canvas,
+            body::leg_joints(&shot.pose, index, side),
+            character.skin.1,
+        );
         clothes::leg(&mut canvas, outfit, &shot.pose, index, side);
     }
     body::neck_and_torso(&mut canvas, character.skin);
@@ -64,7 +75,11 @@ fn leg_spread(shot: &Shot) -> f64 {
 }
 
 fn transform(shot: &Shot) -> String {
-    let mirror = if shot.mirrored { "translate(256 0) scale(-1 1) " } else { "" };
+    let mirror = if shot.mirrored {
+        "translate(256 0) scale(-1 1) "
+    } else {
+        ""
+    };
     format!(
         "{mirror}translate({} {:.1}) rotate({:.1} 0 {SOLES})",
         SHOULDERS.0,
@@ -73,8 +88,8 @@ fn transform(shot: &Shot) -> String {
     )
 }
 
-/// The face as normalised (centre x, centre y, width, height), clipped to the picture: the box around the four corners of
-/// [`FACE`] after every transform that the figure goes through.
+/// The face as normalised (centre x, centre y, width, height), clipped to the picture: the box around the
+/// four corners of [`FACE`] after every transform that the figure goes through.
 pub(super) fn face_box(shot: &Shot) -> [f64; 4] {
     let (mut low, mut high) = ((f64::MAX, f64::MAX), (f64::MIN, f64::MIN));
     for x in [FACE[0].0, FACE[1].0] {
@@ -87,7 +102,13 @@ pub(super) fn face_box(shot: &Shot) -> [f64; 4] {
     let clip = |v: f64| v.clamp(0.0, 1.0);
     let (left, top, right, bottom) = (clip(low.0), clip(low.1), clip(high.0), clip(high.1));
     let round = |v: f64| (v * 1e6).round() / 1e6;
-    [(left + right) / 2.0, (top + bottom) / 2.0, right - left, bottom - top].map(round)
+    [
+        (left + right) / 2.0,
+        (top + bottom) / 2.0,
+        right - left,
+        bottom - top,
+    ]
+    .map(round)
 }
 
 /// A point in head coordinates, as shares of the picture's width and height.

@@ -15,7 +15,9 @@ pub(crate) struct Gpu {
 /// For instance `2.10.0`.
 pub(crate) fn libtorch_version() -> String {
     // SAFETY: the shim returns a string literal.
-    unsafe { CStr::from_ptr(ffi::retri_libtorch_version()) }.to_string_lossy().into_owned()
+    unsafe { CStr::from_ptr(ffi::retri_libtorch_version()) }
+        .to_string_lossy()
+        .into_owned()
 }
 
 /// Every GPU that this process sees; empty in a CPU build.
@@ -34,11 +36,19 @@ fn gpu(index: c_int) -> Result<Gpu, CollectiveError> {
     // SAFETY: the buffer is as long as we say, and the shim ends what it writes with a zero.
     let capability = unsafe { ffi::retri_cuda_capability(index, name.as_mut_ptr().cast::<c_char>(), bytes) };
     if capability < 0 {
-        return Err(CollectiveError::last(format!("cannot read the properties of GPU {index}")));
+        return Err(CollectiveError::last(format!(
+            "cannot read the properties of GPU {index}"
+        )));
     }
-    let name = CStr::from_bytes_until_nul(&name).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = CStr::from_bytes_until_nul(&name)
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
     let index = u32::try_from(index).expect("device numbers are not negative");
-    Ok(Gpu { index, name, architecture: format!("sm_{capability}") })
+    Ok(Gpu {
+        index,
+        name,
+        architecture: format!("sm_{capability}"),
+    })
 }
 
 /// The architectures that this libtorch was compiled for, as it says itself; empty in a CPU build.
@@ -52,7 +62,10 @@ pub(crate) fn library_architectures() -> Vec<String> {
 fn architectures(description: &str) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     for part in description.split("code=").skip(1) {
-        let name: String = part.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+        let name: String = part
+            .chars()
+            .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
+            .collect();
         if name.starts_with("sm_") && !found.contains(&name) {
             found.push(name);
         }
@@ -60,11 +73,22 @@ fn architectures(description: &str) -> Vec<String> {
     found
 }
 
-/// Can this libtorch run on that GPU? Code for sm_XY runs on the same major version with an equal or higher minor one.
+/// Can this libtorch run on that GPU? Code for sm_XY runs on the same major version with an equal or higher
+/// minor one.
 pub(crate) fn supports(library: &[String], architecture: &str) -> bool {
-    let version = |name: &str| name.strip_prefix("sm_")?.trim_end_matches('a').parse::<u32>().ok();
-    let Some(device) = version(architecture) else { return false };
-    library.iter().filter_map(|name| version(name)).any(|built| built / 10 == device / 10 && built <= device)
+    let version = |name: &str| {
+        name.strip_prefix("sm_")?
+            .trim_end_matches('a')
+            .parse::<u32>()
+            .ok()
+    };
+    let Some(device) = version(architecture) else {
+        return false;
+    };
+    library
+        .iter()
+        .filter_map(|name| version(name))
+        .any(|built| built / 10 == device / 10 && built <= device)
 }
 
 #[cfg(test)]
@@ -74,7 +98,8 @@ mod tests {
     #[test]
     fn the_librarys_list_is_read_and_compared_as_cuda_does() {
         let list = architectures(
-            "  - NVCC architecture flags: -gencode;arch=compute_70,code=sm_70;-gencode;arch=compute_80,code=sm_80;\
+            "  - NVCC architecture flags: -gencode;arch=compute_70,code=sm_70;\
+             -gencode;arch=compute_80,code=sm_80;\
              -gencode;arch=compute_90,code=sm_90;-gencode;arch=compute_120,code=compute_120",
         );
         assert_eq!(list, ["sm_70", "sm_80", "sm_90"]);

@@ -6,7 +6,12 @@ unsafe extern "C" {
     pub(super) fn retri_error() -> *const c_char;
     pub(super) fn retri_libtorch_version() -> *const c_char;
     pub(super) fn retri_exit(code: c_int) -> !;
-    pub(super) fn retri_store(host: *const c_char, port: c_int, server: c_int, timeout_ms: i64) -> *mut c_void;
+    pub(super) fn retri_store(
+        host: *const c_char,
+        port: c_int,
+        server: c_int,
+        timeout_ms: i64,
+    ) -> *mut c_void;
     pub(super) fn retri_store_port(store: *mut c_void) -> c_int;
     pub(super) fn retri_store_set(store: *mut c_void, key: *const c_char, value: *const c_char) -> c_int;
     pub(super) fn retri_store_wait(store: *mut c_void, key: *const c_char, timeout_ms: i64) -> c_int;
@@ -38,4 +43,6 @@ unsafe extern "C" {
     pub(super) fn retri_cuda_devices() -> c_int;
     pub(super) fn retri_cuda_capability(device: c_int, name: *mut c_char, name_bytes: c_int) -> c_int;
     pub(super) fn retri_cuda_build() -> *const c_char;
+    pub(super) fn retri_autocast(cuda: c_int, precision: c_int);
+    pub(super) fn retri_full_fp32();
 }

@@ -1,5 +1,6 @@
-//! The ranks of one generation as a group: sums, and DistributedDataParallel's Reducer over the trained parameters. A
-//! world of one needs no peers: the same calls do nothing then, so that the step loop has one path.
+//! The ranks of one generation as a group: sums, and DistributedDataParallel's Reducer over the trained
+//! parameters. A world of one needs no peers: the same calls do nothing then, so that the step loop has one
+//! path.
 
 use super::store::{Store, c_text, millis};
 use super::{CollectiveError, ffi};
@@ -35,7 +36,11 @@ pub(crate) struct Group {
 
 impl Group {
     pub(crate) fn alone(membership: Membership) -> Self {
-        Self { raw: None, membership, _store: None }
+        Self {
+            raw: None,
+            membership,
+            _store: None,
+        }
     }
 
     /// Meets the others in `store`. All ranks are there when it returns.
@@ -43,10 +48,21 @@ impl Group {
         let prefix = format!("{}/g{}/", membership.job, membership.generation);
         let raw = open(&store, &prefix, &membership)?;
         let raw = NonNull::new(raw).ok_or_else(|| {
-            let Membership { rank, world, generation, .. } = &membership;
-            CollectiveError::last(format!("rank {rank} of {world} cannot join generation {generation}"))
+            let Membership {
+                rank,
+                world,
+                generation,
+                ..
+            } = &membership;
+            CollectiveError::last(format!(
+                "rank {rank} of {world} cannot join generation {generation}"
+            ))
         })?;
-        Ok(Self { raw: Some(raw), membership, _store: Some(store) })
+        Ok(Self {
+            raw: Some(raw),
+            membership,
+            _store: Some(store),
+        })
     }
 
     pub(crate) fn membership(&self) -> &Membership {
@@ -56,7 +72,8 @@ impl Group {
     /// The sum over all ranks, in place, the same bits on each.
     pub(crate) fn all_reduce(&self, tensor: &Tensor, what: &str) -> Result<(), CollectiveError> {
         let Some(raw) = self.raw else { return Ok(()) };
-        // SAFETY: `raw` is a live group and the tensor is borrowed during the call, which waits for the end of the sum.
+        // SAFETY: `raw` is a live group and the tensor is borrowed during the call, which waits for the end
+        // of the sum.
         let code = unsafe { ffi::retri_all_reduce(raw.as_ptr(), tensor.as_ptr().cast_mut().cast()) };
         self.checked(code, what)
     }
@@ -70,19 +87,22 @@ impl Group {
         self.checked(code, what)
     }
 
-    /// Hangs the Reducer on the parameters: same list, same order on every rank. Gradients become views into its
-    /// buckets, so they must be zeroed in place from now on. A world of one has none.
+    /// Hangs the Reducer on the parameters: same list, same order on every rank. Gradients become views into
+    /// its buckets, so they must be zeroed in place from now on. A world of one has none.
     pub(crate) fn attach(&mut self, parameters: &[(String, Tensor)]) -> Result<(), CollectiveError> {
         let Some(raw) = self.raw else { return Ok(()) };
-        let pointers: Vec<*mut c_void> =
-            parameters.iter().map(|(_, tensor)| tensor.as_ptr().cast_mut().cast()).collect();
+        let pointers: Vec<*mut c_void> = parameters
+            .iter()
+            .map(|(_, tensor)| tensor.as_ptr().cast_mut().cast())
+            .collect();
         let count = c_int::try_from(pointers.len()).expect("parameters are far fewer than 2^31");
         // SAFETY: `pointers` are live tensors during the call; the reducer keeps its own references to them.
         let code = unsafe { ffi::retri_reducer(raw.as_ptr(), pointers.as_ptr(), count) };
         self.checked(code, "preparing to reduce gradients")
     }
 
-    /// The next backward ends with every gradient being the mean over ranks. Backwards before it only accumulate here.
+    /// The next backward ends with every gradient being the mean over ranks. Backwards before it only
+    /// accumulate here.
     pub(crate) fn reduce_next_backward(&self, what: &str) -> Result<(), CollectiveError> {
         let Some(raw) = self.raw else { return Ok(()) };
         // SAFETY: `raw` is a live group.
@@ -90,7 +110,8 @@ impl Group {
         self.checked(code, what)
     }
 
-    /// How long after `reduce_next_backward` this rank's own last gradient was ready; None where nothing was reduced.
+    /// How long after `reduce_next_backward` this rank's own last gradient was ready; None where nothing was
+    /// reduced.
     pub(crate) fn own_backward(&self) -> Option<Duration> {
         let raw = self.raw?;
         // SAFETY: `raw` is a live group.
@@ -98,8 +119,8 @@ impl Group {
         u64::try_from(nanos).ok().map(Duration::from_nanos)
     }
 
-    /// Frees peers that wait in a collective of this rank. May take for ever, so it runs on a thread of its own and
-    /// this process should end without waiting for it.
+    /// Frees peers that wait in a collective of this rank. May take for ever, so it runs on a thread of its
+    /// own and this process should end without waiting for it.
     pub(crate) fn abort(&self) {
         if let Some(raw) = self.raw {
             // SAFETY: `raw` is a live group; the shim's thread holds its own reference to the backend.
@@ -108,20 +129,35 @@ impl Group {
     }
 
     fn checked(&self, code: c_int, what: &str) -> Result<(), CollectiveError> {
-        if code == 0 { Ok(()) } else { Err(self.blame(CollectiveError::last(what))) }
+        if code == 0 {
+            Ok(())
+        } else {
+            Err(self.blame(CollectiveError::last(what)))
+        }
     }
 
     /// Says in our words what a transport's message means for the generation.
     pub(crate) fn blame(&self, error: CollectiveError) -> CollectiveError {
-        let Membership { rank, world, generation, timeout, .. } = &self.membership;
+        let Membership {
+            rank,
+            world,
+            generation,
+            timeout,
+            ..
+        } = &self.membership;
         let peer = match world {
             2 => format!("rank {} of generation {generation}", 1 - rank),
             _ => format!("a peer in generation {generation}"),
         };
         let lower = error.reason.to_lowercase();
-        let meaning = if ["closed by peer", "reset by peer", "broken pipe", "connection refused"]
-            .iter()
-            .any(|sign| lower.contains(sign))
+        let meaning = if [
+            "closed by peer",
+            "reset by peer",
+            "broken pipe",
+            "connection refused",
+        ]
+        .iter()
+        .any(|sign| lower.contains(sign))
         {
             format!("{peer} closed its connection")
         } else if lower.contains("timed out") || lower.contains("timeout") {
@@ -129,7 +165,10 @@ impl Group {
         } else {
             return error;
         };
-        CollectiveError { reason: format!("{meaning} ({})", error.reason), ..error }
+        CollectiveError {
+            reason: format!("{meaning} ({})", error.reason),
+            ..error
+        }
     }
 }
 
@@ -151,7 +190,8 @@ fn open(store: &Store, prefix: &str, membership: &Membership) -> Result<*mut c_v
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => {
             let device = c_int::try_from(device).expect("devices are far fewer than 2^31");
-            // SAFETY: the store is alive during the call and the group keeps its own reference; strings are copied.
+            // SAFETY: the store is alive during the call and the group keeps its own reference; strings are
+            // copied.
             Ok(unsafe { ffi::retri_group_nccl(store.raw(), prefix.as_ptr(), device, rank, world, timeout) })
         }
         Device::Cpu => {
@@ -207,19 +247,25 @@ mod tests {
             group.all_reduce(&sum, "summing").unwrap();
             let sent = Tensor::from_slice(&[rank + 5.0]);
             group.broadcast(&sent, 1, "sharing").unwrap();
-            (Vec::<f64>::try_from(sum).unwrap(), Vec::<f64>::try_from(sent).unwrap())
+            (
+                Vec::<f64>::try_from(sum).unwrap(),
+                Vec::<f64>::try_from(sent).unwrap(),
+            )
         });
         assert_eq!(a, (vec![3.0, 20.0], vec![6.0]));
         assert_eq!(a, b);
     }
 
-    /// Two micro-batches: the first only accumulates, the second reduces the sum of both to the mean over ranks.
+    /// Two micro-batches: the first only accumulates, the second reduces the sum of both to the mean over
+    /// ranks.
     #[test]
     fn only_the_prepared_backward_communicates_and_it_reduces_what_accumulated() {
         let (a, b) = two(|mut group| {
             let rank = f64::from(group.membership().rank);
             let weight = Tensor::zeros([3], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-            group.attach(&[("weight".into(), weight.shallow_clone())]).unwrap();
+            group
+                .attach(&[("weight".into(), weight.shallow_clone())])
+                .unwrap();
             (weight.sum(Kind::Float) * (1.0 + rank)).f_backward().unwrap();
             let before = Vec::<f32>::try_from(weight.grad()).unwrap();
             group.reduce_next_backward("reducing").unwrap();
@@ -239,16 +285,25 @@ mod tests {
             (group.membership().rank == 0).then(|| {
                 let tensor = Tensor::from_slice(&[1.0f64]);
                 // The peer's group is dropped, so this sum cannot end well.
-                group.all_reduce(&tensor, "reducing step 12").unwrap_err().to_string()
+                group
+                    .all_reduce(&tensor, "reducing step 12")
+                    .unwrap_err()
+                    .to_string()
             })
         });
         let error = error.unwrap();
-        assert!(error.starts_with("reducing step 12: rank 1 of generation 1 closed its connection"), "{error}");
+        assert!(
+            error.starts_with("reducing step 12: rank 1 of generation 1 closed its connection"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_world_of_one_needs_nobody() {
-        let mut group = Group::alone(Membership { world: 1, ..membership(0) });
+        let mut group = Group::alone(Membership {
+            world: 1,
+            ..membership(0)
+        });
         let tensor = Tensor::from_slice(&[2.0f64]);
         group.attach(&[]).unwrap();
         group.all_reduce(&tensor, "summing").unwrap();
@@ -259,6 +314,9 @@ mod tests {
     #[test]
     fn an_address_that_is_none_is_refused() {
         let error = Store::connect("nowhere", TIMEOUT).unwrap_err().to_string();
-        assert!(error.contains("\"nowhere\"") && error.contains("host:port"), "{error}");
+        assert!(
+            error.contains("\"nowhere\"") && error.contains("host:port"),
+            "{error}"
+        );
     }
 }

@@ -1,10 +1,12 @@
-//! Ranks talking to each other: libtorch's c10d behind a safe face. The only folder with `unsafe` code; each block says
-//! why it holds. Never decides anything: [`crate::train`] does. Every failure is a [`CollectiveError`].
+//! Ranks talking to each other: libtorch's c10d behind a safe face. The only folder with `unsafe` code; each
+//! block says why it holds. Never decides anything: [`crate::train`] does. Every failure is a
+//! [`CollectiveError`].
 #![allow(unsafe_code)]
 
 pub(crate) mod device;
 mod ffi;
 mod group;
+pub(crate) mod precision;
 mod store;
 
 pub(crate) use group::{Group, Membership};
@@ -23,15 +25,23 @@ pub(crate) struct CollectiveError {
 impl CollectiveError {
     /// Takes the message of the shim call that has just failed on this thread.
     fn last(action: impl Into<String>) -> Self {
-        // SAFETY: the shim returns a pointer to a thread-local string that lives until this thread's next shim call.
+        // SAFETY: the shim returns a pointer to a thread-local string that lives until this thread's next
+        // shim call.
         let text = unsafe { CStr::from_ptr(ffi::retri_error()) };
-        Self { action: action.into(), reason: first_line(&text.to_string_lossy()).to_owned() }
+        Self {
+            action: action.into(),
+            reason: first_line(&text.to_string_lossy()).to_owned(),
+        }
     }
 }
 
 /// libtorch's messages carry a C++ stack after their first line.
 pub(crate) fn first_line(message: &str) -> &str {
-    let line = message.lines().find(|line| !line.trim().is_empty()).unwrap_or("no message").trim();
+    let line = message
+        .lines()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or("no message")
+        .trim();
     line.strip_prefix("Internal torch error: ").unwrap_or(line)
 }
 
@@ -47,7 +57,10 @@ mod tests {
 
     #[test]
     fn the_stack_of_a_message_is_cut() {
-        assert_eq!(first_line("\nConnection closed by peer [127.0.0.1]:1\nException raised from x"), "Connection closed by peer [127.0.0.1]:1");
+        assert_eq!(
+            first_line("\nConnection closed by peer [127.0.0.1]:1\nException raised from x"),
+            "Connection closed by peer [127.0.0.1]:1"
+        );
         assert_eq!(first_line(""), "no message");
     }
 }

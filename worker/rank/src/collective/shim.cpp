@@ -1,7 +1,8 @@
-// A C face over libtorch's c10d, called by ffi.rs only. Every function catches every C++ exception and leaves the
-// message in a thread-local string that retri_error() returns; none lets one cross into Rust. Tensors cross as
-// `at::Tensor*`, which is what tch hands out. With RETRI_CUDA the NCCL process group is there too.
+// A C face over libtorch's c10d, called by ffi.rs only. Every function catches every C++ exception and leaves
+// the message in a thread-local string that retri_error() returns; none lets one cross into Rust. Tensors
+// cross as `at::Tensor*`, which is what tch hands out. With RETRI_CUDA the NCCL process group is there too.
 #include <torch/torch.h>
+#include <ATen/autocast_mode.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
@@ -189,7 +190,8 @@ int retri_broadcast(void* group, at::Tensor* tensor, int root) {
   });
 }
 
-// Starts aborting on a thread of its own, because an abort can itself block. The caller leaves the process soon.
+// Starts aborting on a thread of its own, because an abort can itself block. The caller leaves the process
+// soon.
 void retri_group_abort(void* group) {
   std::thread([backend = static_cast<Group*>(group)->backend] {
     guarded(-1, [&] {
@@ -267,7 +269,8 @@ int retri_cuda_capability(int device, char* name, int name_bytes) {
 #endif
 }
 
-// What the library says of its own build; with CUDA it names the compiler's architecture flags. "" in a CPU build.
+// What the library says of its own build; with CUDA it names the compiler's architecture flags. "" in a CPU
+// build.
 const char* retri_cuda_build() {
 #ifdef RETRI_CUDA
   static const std::string text = guarded(std::string(), [] {
@@ -278,6 +281,24 @@ const char* retri_cuda_build() {
 #else
   return "";
 #endif
+}
+
+// Runs what follows on this thread with the given precision where libtorch deems that safe: 0 fp32, 1 fp16, 2
+// bf16. Drops the casts that it has kept, so call it once per step.
+void retri_autocast(int cuda, int precision) {
+  const auto device = cuda != 0 ? at::kCUDA : at::kCPU;
+  at::autocast::clear_cache();
+  at::autocast::set_autocast_enabled(device, precision != 0);
+  if (precision != 0) {
+    at::autocast::set_autocast_dtype(device, precision == 1 ? at::kHalf : at::kBFloat16);
+  }
+}
+
+// Forbids the GPU to round fp32 inputs of convolutions and matrix products to 10 bits, which newer ones do
+// for speed.
+void retri_full_fp32() {
+  at::globalContext().setAllowTF32CuDNN(false);
+  at::globalContext().setAllowTF32CuBLAS(false);
 }
 
 } // extern "C"

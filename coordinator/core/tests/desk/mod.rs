@@ -1,0 +1,339 @@
+//! A desk for trying out the coordinator's machine: events in, effects out, with what was saved kept as a
+//! state store keeps it. No time passes unless a test says so.
+
+use coordinator_core::event::{Durable, Effect, Event, Fact, JobPhase, JobRecord, Reply, RequestId};
+use coordinator_core::{Config, Coordinator};
+use proto::checkpoint::{CheckpointManifest, CheckpointRef, ShardEntry};
+use proto::id::{Generation, JobId, Rank, Step, WorkerId};
+use proto::message::{
+    Assignment, DesiredState, PhaseSeconds, RankPhase, RankReport, SamplePrompt, SampleRequest, ShardReport,
+    StepReport, WorkerReport,
+};
+use proto::spec::{
+    Architecture, CheckpointPolicy, Data, Decay, DeviceKind, JobSpec, LossWeighting, Model, Optimizer,
+    Pairing, Precision, Reduction, Resources, Task, Train,
+};
+use std::collections::BTreeMap;
+
+pub(crate) const DETECT_WITHIN_MS: u64 = 1_000;
+
+pub(crate) struct Desk {
+    pub(crate) machine: Coordinator,
+    pub(crate) durable: Durable,
+    pub(crate) now: u64,
+    requests: u64,
+}
+
+impl Desk {
+    pub(crate) fn new() -> Self {
+        let durable = Durable::default();
+        Self {
+            machine: machine(&durable, 100_000),
+            durable,
+            now: 100_000,
+            requests: 0,
+        }
+    }
+
+    /// Handles an event; saves are applied, and must come first.
+    pub(crate) fn handle(&mut self, event: Event) -> Vec<Effect> {
+        let effects = self.machine.handle(self.now, event);
+        let late = effects
+            .iter()
+            .skip(1)
+            .any(|effect| matches!(effect, Effect::Save(_)));
+        assert!(!late, "a save after something else: {effects:?}");
+        if let Some(Effect::Save(records)) = effects.first() {
+            records
+                .iter()
+                .cloned()
+                .for_each(|record| self.durable.apply(record));
+        }
+        effects
+    }
+
+    pub(crate) fn wait(&mut self, ms: u64) -> Vec<Effect> {
+        self.now += ms;
+        self.handle(Event::Deadline)
+    }
+
+    /// The process ends and another starts from what was saved.
+    pub(crate) fn restart(&mut self) {
+        self.machine = machine(&self.durable, self.now);
+    }
+
+    pub(crate) fn ask(&mut self, event: impl FnOnce(RequestId) -> Event) -> Reply {
+        self.requests += 1;
+        let request = RequestId(self.requests);
+        let effects = self.handle(event(request));
+        let reply = effects.into_iter().find_map(|effect| match effect {
+            Effect::Reply { request: to, reply } if to == request => Some(reply),
+            _ => None,
+        });
+        reply.expect("every request is answered at once")
+    }
+
+    pub(crate) fn submit(&mut self, spec: JobSpec) -> JobId {
+        let reply = self.ask(|request| Event::Submit {
+            request,
+            spec: Box::new(spec),
+            job_toml: "toml".to_owned(),
+            dataset_version: "version".to_owned(),
+        });
+        let Reply::Accepted { job } = reply else {
+            panic!("{reply:?}")
+        };
+        job
+    }
+
+    /// `worker` as `name` or `name#boot` reports these ranks.
+    pub(crate) fn hear(&mut self, worker: &str, ranks: Vec<RankReport>) -> Vec<Effect> {
+        let report = WorkerReport {
+            worker: id(worker),
+            device: DeviceKind::Cpu,
+            devices: 1,
+            ranks,
+        };
+        self.handle(Event::Heard { report })
+    }
+
+    pub(crate) fn job(&self, id: &JobId) -> &JobRecord {
+        &self.durable.jobs[id]
+    }
+
+    pub(crate) fn generation(&self, id: &JobId) -> u64 {
+        self.job(id).generation.0
+    }
+
+    pub(crate) fn reason(&self, id: &JobId) -> String {
+        match &self.job(id).phase {
+            JobPhase::Queued { reason } | JobPhase::Failed { reason, .. } => reason.clone(),
+            phase => panic!("{id} is {phase:?}"),
+        }
+    }
+
+    /// A job on w1 and w2, both training, steps 1 to 4 with a checkpoint every 2.
+    pub(crate) fn training() -> (Self, JobId) {
+        let mut desk = Self::new();
+        desk.hear("w1", vec![]);
+        desk.hear("w2", vec![]);
+        let job = desk.submit(spec(2, 2));
+        desk.hear("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
+        desk.hear("w2", vec![rank(&job, 1, 1, RankPhase::Training)]);
+        (desk, job)
+    }
+
+    /// Both ranks report their shard of `step`; the last report's effects.
+    pub(crate) fn shards(&mut self, job: &JobId, step: u64) -> Vec<Effect> {
+        let generation = self.generation(job);
+        self.hear(
+            "w1",
+            vec![with_shard(rank(job, generation, 0, RankPhase::Training), step)],
+        );
+        self.hear(
+            "w2",
+            vec![with_shard(rank(job, generation, 1, RankPhase::Training), step)],
+        )
+    }
+
+    pub(crate) fn written(&mut self, job: &JobId, step: u64, result: Result<(), String>) -> Vec<Effect> {
+        let checkpoint = CheckpointRef {
+            step: Step(step),
+            generation: self.job(job).generation,
+        };
+        self.handle(Event::ManifestWritten {
+            job: job.clone(),
+            checkpoint,
+            result,
+        })
+    }
+
+    /// Commits a checkpoint from first shard to saved record.
+    pub(crate) fn commit(&mut self, job: &JobId, step: u64) -> Vec<Effect> {
+        assert_eq!(manifests(&self.shards(job, step)).len(), 1);
+        self.written(job, step, Ok(()))
+    }
+}
+
+fn machine(durable: &Durable, now: u64) -> Coordinator {
+    let config = Config {
+        store_url: "file:///store".to_owned(),
+        detect_within_ms: DETECT_WITHIN_MS,
+    };
+    Coordinator::restore(config, durable.clone(), now)
+}
+
+pub(crate) fn id(worker: &str) -> WorkerId {
+    let (name, boot) = worker.split_once('#').unwrap_or((worker, "1"));
+    WorkerId {
+        name: name.to_owned(),
+        boot: boot.parse().unwrap(),
+    }
+}
+
+pub(crate) fn rank(job: &JobId, generation: u64, rank: u32, phase: RankPhase) -> RankReport {
+    let (job, generation, rank) = (job.clone(), Generation(generation), Rank(rank));
+    RankReport {
+        job,
+        generation,
+        rank,
+        phase,
+        store_address: None,
+        steps: vec![],
+        shards: vec![],
+    }
+}
+
+pub(crate) fn failed(error: &str) -> RankPhase {
+    RankPhase::Failed {
+        error: error.to_owned(),
+    }
+}
+
+pub(crate) fn with_shard(mut report: RankReport, step: u64) -> RankReport {
+    let path = format!("rank-{}.safetensors", report.rank);
+    let shard = ShardEntry {
+        path,
+        size_bytes: 1,
+        sha256: "00".to_owned(),
+    };
+    let environment = "toy".to_owned();
+    report.shards.push(ShardReport {
+        step: Step(step),
+        shard,
+        init_digest: None,
+        environment,
+    });
+    report
+}
+
+pub(crate) fn with_step(mut report: RankReport, step: u64) -> RankReport {
+    report.steps.push(StepReport {
+        step: Step(step),
+        loss: 1.0,
+        loss_target: 1.0,
+        loss_face: 0.0,
+        gradient_norm: 1.0,
+        learning_rate: 0.1,
+        samples: 1,
+        seconds: PhaseSeconds::default(),
+        peak_memory_bytes: 0,
+    });
+    report
+}
+
+pub(crate) fn sends(effects: &[Effect]) -> BTreeMap<String, DesiredState> {
+    let send = |effect: &Effect| match effect {
+        Effect::Send { worker, state } => Some((worker.to_string(), state.clone())),
+        _ => None,
+    };
+    effects.iter().filter_map(send).collect()
+}
+
+/// What the worker is told about its only job.
+pub(crate) fn told(effects: &[Effect], worker: &str) -> Assignment {
+    let state = sends(effects)
+        .remove(&id(worker).to_string())
+        .expect("the worker is told");
+    assert_eq!(state.assignments.len(), 1, "{state:?}");
+    state.assignments[0].clone()
+}
+
+pub(crate) fn manifests(effects: &[Effect]) -> Vec<CheckpointManifest> {
+    let manifest = |effect: &Effect| match effect {
+        Effect::WriteManifest { manifest } => Some((**manifest).clone()),
+        _ => None,
+    };
+    effects.iter().filter_map(manifest).collect()
+}
+
+pub(crate) fn deleted(effects: &[Effect]) -> Vec<u64> {
+    let step = |effect: &Effect| match effect {
+        Effect::DeleteCheckpoint { checkpoint, .. } => Some(checkpoint.step.0),
+        _ => None,
+    };
+    effects.iter().filter_map(step).collect()
+}
+
+pub(crate) fn ignored(effects: &[Effect]) -> Vec<String> {
+    let what = |effect: &Effect| match effect {
+        Effect::Note(Fact::Ignored { what, .. }) => Some(what.clone()),
+        _ => None,
+    };
+    effects.iter().filter_map(what).collect()
+}
+
+pub(crate) fn sample_of(source: &JobId) -> SampleRequest {
+    let (count, steps, guidance, seed, prompt) = (4, 10, 2.0, 0, SamplePrompt::Full);
+    SampleRequest {
+        source: source.clone(),
+        checkpoint: None,
+        count,
+        steps,
+        guidance,
+        seed,
+        prompt,
+    }
+}
+
+pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
+    let resources = Resources {
+        workers_min,
+        workers_max,
+        devices_per_worker: 1,
+        device: DeviceKind::Cpu,
+    };
+    let data = Data {
+        dataset: "file:///data".to_owned(),
+        task: Task::Composition,
+        pairing: Pairing::B,
+        references: 4,
+        resolution: 64,
+        prompt_drop: 0.5,
+        face_probability: 0.5,
+        face_enlargement: 1.33,
+        figure_threshold: 0.5,
+        multitask_reconstruction: 0.5,
+        holdout: 0.1,
+        seed: 1,
+    };
+    let train = Train {
+        steps: 4,
+        global_batch: 8,
+        micro_batch: 4,
+        optimizer: Optimizer::AdamW {
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.01,
+        },
+        learning_rate: 1e-4,
+        learning_rates: BTreeMap::new(),
+        warmup: 0,
+        decay: Decay::Constant,
+        clip: None,
+        face_loss_weight: 0.1,
+        loss_weighting: LossWeighting::Epsilon,
+        precision: Precision::Fp32,
+        reduction: Reduction::Fast,
+        threads: 1,
+    };
+    let (unet, autoencoder, text_encoder) = proto::size::named("tiny").expect("a size of this name");
+    let model = Model {
+        architecture: Architecture::Retrinet,
+        unet,
+        autoencoder,
+        text_encoder,
+        init: None,
+        freeze: vec![],
+    };
+    let checkpoint = CheckpointPolicy { every: 2, keep: 1 };
+    JobSpec {
+        name: "toy".to_owned(),
+        resources,
+        data,
+        model,
+        train,
+        checkpoint,
+    }
+}

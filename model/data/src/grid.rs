@@ -1,0 +1,103 @@
+//! Sheets of pictures for people: rows of target, references with their concepts, and what was drawn. Pure
+//! pixels; the rank and the command line save them as PNG.
+
+use image::imageops::FilterType;
+use image::{DynamicImage, Rgb, RgbImage};
+
+use crate::text;
+
+const PAPER: Rgb<u8> = Rgb([250, 250, 248]);
+const INK: Rgb<u8> = Rgb([255, 255, 255]);
+const GAP: u32 = 4;
+const STRIP: u32 = 13;
+
+/// One picture with the word above it: "target", "drawn", or a concept's word.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cell {
+    pub label: String,
+    pub picture: RgbImage,
+}
+
+impl Cell {
+    #[must_use]
+    pub fn new(label: impl Into<String>, picture: RgbImage) -> Self {
+        Self {
+            label: label.into(),
+            picture,
+        }
+    }
+}
+
+/// Rows of cells, `across` rows beside each other, every picture scaled to `side` pixels. An empty list gives
+/// a blank sheet.
+#[must_use]
+pub fn picture_grid(rows: &[Vec<Cell>], side: u32, across: u32) -> RgbImage {
+    let across = across.clamp(1, rows.len().max(1) as u32);
+    let cells = rows.iter().map(Vec::len).max().unwrap_or(0).max(1) as u32;
+    let lines = (rows.len() as u32).div_ceil(across).max(1);
+    let block = (cells * (side + GAP) + GAP * 2, side + STRIP + GAP);
+    let mut sheet = RgbImage::from_pixel(across * block.0 + GAP, lines * block.1 + GAP, PAPER);
+    for (index, row) in rows.iter().enumerate() {
+        let (column, line) = (index as u32 % across, index as u32 / across);
+        for (n, cell) in row.iter().enumerate() {
+            let x = GAP + column * block.0 + n as u32 * (side + GAP);
+            put_cell(&mut sheet, cell, (x, GAP + line * block.1), side);
+        }
+    }
+    sheet
+}
+
+fn put_cell(sheet: &mut RgbImage, cell: &Cell, (x, y): (u32, u32), side: u32) {
+    let colour = strip_colour(&cell.label);
+    for py in y..y + STRIP {
+        for px in x..x + side {
+            sheet.put_pixel(px, py, colour);
+        }
+    }
+    let room = (side / text::ADVANCE) as usize;
+    let label: String = cell.label.chars().take(room).collect();
+    text::draw(sheet, &label, (i64::from(x) + 3, i64::from(y) + 3), 1, INK);
+    let scaled =
+        DynamicImage::ImageRgb8(cell.picture.clone()).resize_exact(side, side, FilterType::CatmullRom);
+    image::imageops::replace(sheet, &scaled.into_rgb8(), i64::from(x), i64::from(y + STRIP));
+}
+
+/// Each word has its colour, so that a whole sheet can be read at a glance.
+fn strip_colour(label: &str) -> Rgb<u8> {
+    match label.split(' ').next().unwrap_or("") {
+        "target" => Rgb([70, 74, 92]),
+        "face" => Rgb([206, 104, 40]),
+        "clothes" => Rgb([44, 130, 84]),
+        "figure" => Rgb([52, 98, 188]),
+        "drawn" => Rgb([150, 50, 140]),
+        _ => Rgb([110, 112, 120]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cell_finds_its_place() {
+        let solid = |v: u8| RgbImage::from_pixel(10, 10, Rgb([v, v, v]));
+        let rows: Vec<Vec<Cell>> = (0..3)
+            .map(|r| {
+                (0..2)
+                    .map(|c| Cell::new("target", solid(10 + r * 40 + c * 20)))
+                    .collect()
+            })
+            .collect();
+        let sheet = picture_grid(&rows, 32, 2);
+        assert_eq!(sheet.dimensions(), (2 * (2 * 36 + 8) + 4, 2 * (32 + 17) + 4));
+        for value in [10u8, 30, 50, 70, 90, 110] {
+            let count = sheet
+                .pixels()
+                .filter(|p| **p == Rgb([value, value, value]))
+                .count();
+            assert_eq!(count, 32 * 32, "cell of grey {value}");
+        }
+        assert!(sheet.pixels().any(|p| *p == INK), "labels are written");
+        assert_eq!(picture_grid(&[], 32, 4).dimensions().0, 32 + 3 * GAP + GAP);
+    }
+}

@@ -1,0 +1,56 @@
+//! Parameter counts at the size of Stable Diffusion 1.5 (notes 3.1, 3.6, 5.1, 5.2), from shapes alone.
+#![allow(clippy::unwrap_used)]
+
+use model::autoencoder::Autoencoder;
+use model::parameter::Parameters;
+use model::retrinet::RetrievalBlock;
+use model::text::TextEncoder;
+use model::unet::UNet;
+use proto::size::named;
+
+fn count(build: impl FnOnce(&model::parameter::Scope<'_>)) -> u64 {
+    let parameters = Parameters::shapes();
+    build(&parameters.root());
+    parameters.count()
+}
+
+#[test]
+fn sd15_has_the_known_numbers() {
+    let (unet, autoencoder, text) = named("sd15").unwrap();
+    assert_eq!(count(|scope| drop(UNet::new(scope, &unet))), 859_520_964);
+    assert_eq!(count(|scope| drop(Autoencoder::new(scope, &autoencoder))), 83_653_863);
+    assert_eq!(count(|scope| drop(TextEncoder::new(scope, &text))), 123_060_480);
+}
+
+#[test]
+fn sd15_retrinet_trains_what_the_notes_say() {
+    let (unet, _, _) = named("sd15").unwrap();
+    let parameters = Parameters::shapes();
+    let _ = RetrievalBlock::new(&parameters.root(), &unet);
+    let _ = UNet::new(&parameters.root().sub("unet"), &unet);
+    let sum = |prefix: &str| -> i64 {
+        parameters.under(prefix).values().map(|t| t.size().iter().product::<i64>()).sum()
+    };
+    assert_eq!(sum("retrieval."), 249_624_320);
+    assert_eq!(sum("unet.input_blocks."), 249_624_320);
+    assert_eq!(sum("unet.middle_block."), 97_038_080);
+    assert_eq!(sum("unet.time_embed."), 2_050_560);
+    assert_eq!(sum("zero_convs."), 9_840_000);
+    let decoder = sum("unet.output_blocks.") + sum("unet.out.");
+    assert_eq!(decoder, 510_808_004);
+    let lock_b = sum("cross_attention.") + sum("zero_convs.");
+    assert_eq!(lock_b, 49_190_400);
+    assert_eq!(lock_b + sum("retrieval."), 298_814_720);
+    assert_eq!(lock_b + sum("retrieval.") + decoder, 809_622_724);
+}
+
+#[test]
+fn the_small_base_fits_into_20_megabytes_of_fp16() {
+    let (unet, autoencoder, text) = named("small").unwrap();
+    let values = count(|scope| {
+        let _ = UNet::new(&scope.sub("unet"), &unet);
+        let _ = Autoencoder::new(&scope.sub("autoencoder"), &autoencoder);
+        let _ = TextEncoder::new(&scope.sub("text_encoder"), &text);
+    });
+    assert!(2 * values < 19_800_000, "{values} values");
+}

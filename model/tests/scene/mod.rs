@@ -1,0 +1,61 @@
+//! A tiny job and examples for the tests of this crate.
+#![allow(dead_code, reason = "every test file uses its own part")]
+
+use model_data::example::{Concept, Example, Reference};
+use proto::spec::{Architecture, Component, JobSpec};
+
+/// A job of size "tiny" at 32 pixels with two references and no freezing but the architecture's own.
+pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> JobSpec {
+    // Tests run side by side: one thread each, or they wait for each other.
+    tch::set_num_threads(1);
+    let name = match architecture {
+        Architecture::Autoencoder => "autoencoder",
+        Architecture::TextToImage => "text-to-image",
+        Architecture::Retrinet => "retrinet",
+    };
+    // RetriNet needs a base on the command line; the model itself can begin from random weights.
+    let text = format!(
+        "name = \"scene\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\nreferences = 2\nseed = 5\n\
+         [model]\narchitecture = \"{name}\"\nsize = \"tiny\"\ninit = \"file:///none\"\n\
+         [train]\nsteps = 100\nglobal_batch = 4\nmicro_batch = 4\nlearning_rate = {learning_rate}\n"
+    );
+    proto::job::parse("scene.toml", &text, None).unwrap()
+}
+
+pub(crate) fn frozen(mut spec: JobSpec, freeze: &[Component]) -> JobSpec {
+    spec.model.freeze = freeze.to_vec();
+    spec
+}
+
+/// Different pictures, words, time steps and noise for each `seed`.
+pub(crate) fn examples(count: u64, seed: u64) -> Vec<Example> {
+    (0..count).map(|i| example(seed * 100 + i)).collect()
+}
+
+fn example(seed: u64) -> Example {
+    let concepts = [Concept::Face, Concept::Clothes, Concept::Figure];
+    let reference = |n: u64| Reference {
+        picture: picture(seed * 7 + n + 1),
+        concept: concepts[(seed + n) as usize % 3],
+        position: seed,
+    };
+    Example {
+        position: seed,
+        target: picture(seed),
+        target_mask: image::GrayImage::from_fn(32, 32, |x, _| image::Luma([if x < 28 { 255 } else { 0 }])),
+        face_mask: image::GrayImage::from_fn(32, 32, |x, y| image::Luma([if x < 12 && y < 14 { 255 } else { 0 }])),
+        references: (0..2).map(reference).collect(),
+        prompt: if seed % 2 == 0 { String::new() } else { format!("1girl, hair_{seed}") },
+        timestep: (seed * 331 % 1000) as u32,
+        noise_seed: seed,
+    }
+}
+
+/// Smooth waves of colour: something an autoencoder can learn.
+fn picture(seed: u64) -> image::RgbImage {
+    let wave = |at: u32, step: u64| (f64::from(at) * 0.1 * (1 + seed * step % 5) as f64 + seed as f64).sin();
+    let value = |v: f64| ((v + 1.0) * 127.0) as u8;
+    image::RgbImage::from_fn(32, 32, |x, y| {
+        image::Rgb([value(wave(x, 1)), value(wave(y, 2)), value(wave(x + y, 3))])
+    })
+}

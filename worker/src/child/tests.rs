@@ -1,0 +1,195 @@
+//! Processes as the daemon sees them: how they end, and what goes over their sockets.
+#![allow(clippy::unwrap_used)]
+use super::*;
+use proto::checkpoint::CheckpointRef;
+use proto::id::{Generation, JobId, Step};
+use proto::message::{RankPhase, Work};
+use std::os::unix::fs::PermissionsExt;
+
+fn key() -> RankKey {
+    RankKey {
+        job: JobId("demo-1".into()),
+        generation: Generation(3),
+        rank: Rank(1),
+    }
+}
+
+fn assignment() -> Box<Assignment> {
+    Box::new(Assignment {
+        job: key().job,
+        generation: key().generation,
+        work: Work::Train,
+        job_toml: "name = \"demo\"".into(),
+        dataset_version: "v".into(),
+        first_rank: Rank(1),
+        ranks: 1,
+        world: 2,
+        store_address: None,
+        resume: Some(CheckpointRef {
+            step: Step(2),
+            generation: Generation(1),
+        }),
+        store_url: "file:///store".into(),
+        acknowledged_step: Step(0),
+        committed_step: Step(0),
+        detect_within_ms: 1000,
+    })
+}
+
+struct Scene {
+    folder: tempfile::TempDir,
+    children: Children,
+    events: mpsc::Receiver<Event>,
+    logs: Logs,
+}
+
+/// Children whose program is a shell script: it does not talk, the test does in its place.
+fn scene(script: &str) -> Scene {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("worker-rank");
+    std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let settings = RankSettings {
+        program,
+        run_dir: folder.path().into(),
+        cache_dir: folder.path().into(),
+        address: "127.0.0.1".into(),
+    };
+    let (sender, events) = mpsc::channel(16);
+    let logs = Logs::default();
+    Scene {
+        children: Children::new(settings, sender, logs.clone()),
+        folder,
+        events,
+        logs,
+    }
+}
+
+async fn connect(scene: &Scene) -> BufReader<UnixStream> {
+    let path = scene.folder.path().join(format!("{}-1.sock", std::process::id()));
+    loop {
+        match UnixStream::connect(&path).await {
+            Ok(stream) => return BufReader::new(stream),
+            // The task that binds it has not run yet.
+            Err(_) => tokio::task::yield_now().await,
+        }
+    }
+}
+
+async fn order(stream: &mut BufReader<UnixStream>) -> RankOrder {
+    let mut line = String::new();
+    stream.read_line(&mut line).await.unwrap();
+    serde_json::from_str(&line).unwrap()
+}
+
+#[tokio::test]
+async fn a_process_that_fails_is_reported_with_its_status_last_line_and_output() {
+    let mut scene = scene("echo on the way; echo oh no >&2; exit 7");
+    scene.children.spawn(key(), 0, assignment());
+    let Some(Event::RankExited {
+        key: found,
+        success,
+        outcome,
+    }) = scene.events.recv().await
+    else {
+        panic!("an exit")
+    };
+    assert_eq!(
+        (found, success, outcome.as_str()),
+        (key(), false, "exit status 7; its last line: oh no")
+    );
+    let mut lines: Vec<String> = scene.logs.take().into_iter().map(|line| line.text).collect();
+    lines.sort();
+    assert_eq!(lines, ["oh no", "on the way"]);
+}
+
+#[tokio::test]
+async fn a_program_that_is_missing_is_reported_as_an_exit() {
+    let mut scene = scene("");
+    std::fs::remove_file(scene.folder.path().join("worker-rank")).unwrap();
+    scene.children.spawn(key(), 0, assignment());
+    let Some(Event::RankExited {
+        success: false,
+        outcome,
+        ..
+    }) = scene.events.recv().await
+    else {
+        panic!("an exit")
+    };
+    assert!(
+        outcome.starts_with("cannot start ") && outcome.contains("worker-rank"),
+        "{outcome}"
+    );
+}
+
+#[tokio::test]
+async fn orders_go_down_reports_come_up_and_a_kill_ends_it() {
+    let mut scene = scene("exec tail -f /dev/null");
+    scene.children.spawn(key(), 4, assignment());
+    let mut stream = connect(&scene).await;
+    let first = order(&mut stream).await;
+    assert_eq!(
+        first,
+        RankOrder::Assignment {
+            assignment: assignment(),
+            rank: Rank(1),
+            device: 4
+        }
+    );
+    let known = Box::new(Assignment {
+        store_address: Some("127.0.0.1:9".into()),
+        ..*assignment()
+    });
+    scene.children.update(&key(), 4, known.clone());
+    assert_eq!(
+        order(&mut stream).await,
+        RankOrder::Assignment {
+            assignment: known,
+            rank: Rank(1),
+            device: 4
+        }
+    );
+    scene.children.stop(&key());
+    assert_eq!(order(&mut stream).await, RankOrder::Stop);
+    let report = RankReport {
+        job: key().job,
+        generation: key().generation,
+        rank: key().rank,
+        phase: RankPhase::Training,
+        store_address: None,
+        steps: vec![],
+        shards: vec![],
+    };
+    let line = format!("{}\n", serde_json::to_string(&report).unwrap());
+    stream.get_mut().write_all(line.as_bytes()).await.unwrap();
+    assert_eq!(scene.events.recv().await, Some(Event::RankSaid(report)));
+    scene.children.kill(&key());
+    let outcome = "killed by signal 9".to_owned();
+    assert_eq!(
+        scene.events.recv().await,
+        Some(Event::RankExited {
+            key: key(),
+            success: false,
+            outcome
+        })
+    );
+}
+
+#[tokio::test]
+async fn a_process_that_speaks_for_another_rank_is_killed() {
+    let mut scene = scene("exec tail -f /dev/null");
+    scene.children.spawn(key(), 0, assignment());
+    let mut stream = connect(&scene).await;
+    stream
+        .get_mut()
+        .write_all(b"{\"job\":\"other-1\"}\n")
+        .await
+        .unwrap();
+    // The stream closes as the process's would.
+    drop(stream);
+    let event = scene.events.recv().await;
+    assert!(
+        matches!(event, Some(Event::RankExited { success: false, .. })),
+        "{event:?}"
+    );
+}
