@@ -1,5 +1,5 @@
-//! Puts the folder of libtorch into the run path of this crate's own tests and examples, so that they start without
-//! `LD_LIBRARY_PATH`. Binaries of other crates do the same for themselves.
+//! Puts the folder of libtorch into the run path of this crate's own tests and examples, so that they start
+//! without `LD_LIBRARY_PATH`. Binaries of other crates do the same for themselves.
 
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");

@@ -35,14 +35,14 @@ from pathlib import Path
 # Newest first would change the pictures between Debian releases; the first that the release has is taken.
 PACKAGES = ["wesnoth-1.16-data", "wesnoth-1.18-data"]
 SKIPPED_FRAMES = re.compile(
-    r"die|death|dying|dead|explo|halo|projectile|missile|bolt|beam|mask|shadow|teleport|glow|overlay|trail|leading-bg", re.I
+    r"die|death|dying|dead|explo|halo|projectile|missile|bolt|beam|mask|shadow|teleport|glow|overlay|trail", re.I
 )
 POSES = [
     (r"attack|melee|ranged|strike|stab|slash|thrust|shoot|throw|fire", "attack"),
     (r"defen[cds]", "defending"),
     (r"idle|stand|blink|breath", "standing"),
     (r"lead|command", "arm_up"),
-    (r"mag|cast|heal|spell|halo", "casting_spell"),
+    (r"mag|cast|heal|spell", "casting_spell"),
     (r"run|charg|mov|walk|gallop", "running"),
     (r"fly", "flying"),
     (r"swim", "swimming"),
@@ -75,7 +75,7 @@ def main():
     for copyright_file in root.glob("usr/share/doc/wesnoth-*-data/copyright"):
         shutil.copyfile(copyright_file, options.out / "copyright")
     if not rows:
-        sys.exit(f"wesnoth.py: found {len(units)} units but no frames in {core}/images; the package changed its layout")
+        sys.exit(f"wesnoth.py: {len(units)} units but no frames in {core}/images; the package changed its layout")
     print(f"{rows} frames of {identities} units in {options.out}")
     print("face boxes are left to the import, which guesses them from the upper part of each figure")
 
@@ -114,7 +114,8 @@ def download(cache):
             if done.returncode == 0 and found is not None:
                 return found.rename(cache / found.name)
             errors.append(done.stderr.strip())
-    sys.exit("wesnoth.py: cannot download " + " or ".join(PACKAGES) + "; `apt-get update` may help\n" + "\n".join(errors))
+    names = " or ".join(PACKAGES)
+    sys.exit(f"wesnoth.py: cannot download {names}; `apt-get update` may help\n" + "\n".join(errors))
 
 
 def read_units(path):
@@ -201,7 +202,8 @@ def row_of(unit, base, picture, images):
     suffix = picture.stem[len(base.name):].lower()
     poses = [tag for pattern, tag in POSES if re.search(pattern, suffix)]
     tags.update(poses or ["standing"])
-    weapons = [w for w in re.split(r"[^a-z]+", suffix) if w in WEAPONS] or [w for w in unit["weapons"][:1] if w in WEAPONS]
+    in_name = [w for w in re.split(r"[^a-z]+", suffix) if w in WEAPONS]
+    weapons = in_name or [w for w in unit["weapons"][:1] if w in WEAPONS]
     tags.update(WEAPONS[w] for w in weapons)
     cloths = sorted({word for pattern, word in CLOTHES.items() if re.search(pattern, unit["text"])})
     tags.update(cloths)

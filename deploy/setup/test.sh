@@ -2,6 +2,7 @@
 # Runs every test of the workspace and ends with one line of totals. Called by `make test`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+python3 deploy/setup/test_tools.py
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 status=0

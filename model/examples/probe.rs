@@ -1,10 +1,11 @@
-//! Trains a job.toml in one process, without orchestration: for looking for hyper-parameters and for measuring speed.
+//! Trains a job.toml in one process, without orchestration: for looking for hyper-parameters and for
+//! measuring speed.
 //!
 //!     probe JOB.toml OUT [save=STEPS] [guidance=3] [draw=50] [resume=FILE] [random]
 //!
-//! Prints loss and samples/s every 20 steps; every `save` steps and at the end writes weights (one file for each
-//! component, fp32), `state.safetensors` and a grid of held-out samples (target, references, drawn). `random` needs no data
-//! set and feeds noise; `init` of the job must be a `file://` folder.
+//! Prints loss and samples/s every 20 steps; every `save` steps and at the end writes weights (one file for
+//! each component, fp32), `state.safetensors` and a grid of held-out samples (target, references, drawn).
+//! `random` needs no data set and feeds noise; `init` of the job must be a `file://` folder.
 #![allow(clippy::unwrap_used)]
 
 use model::SampleOptions;
@@ -47,25 +48,44 @@ fn main() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let mut trainer = Trainer::new(&spec, init(&spec).as_ref(), tch::Device::Cpu).unwrap();
     let count: usize = trainer.parameters().iter().map(|(_, t)| t.numel()).sum();
-    println!("{count} trainable parameters, {} tensors", trainer.parameters().len());
+    println!(
+        "{count} trainable parameters, {} tensors",
+        trainer.parameters().len()
+    );
     if let Some(file) = &options.resume {
-        let step: u64 = std::fs::read_to_string(file.with_extension("step")).unwrap().trim().parse().unwrap();
+        let step: u64 = std::fs::read_to_string(file.with_extension("step"))
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
         trainer.load_state(&weights::read(file).unwrap(), step).unwrap();
     }
     let loader = (!options.random).then(|| {
         let needs_references = spec.model.architecture == Architecture::Retrinet;
-        let options = LoaderOptions { needs_references, cache_bytes: 4 << 30, version: None };
+        let options = LoaderOptions {
+            needs_references,
+            cache_bytes: 4 << 30,
+            version: None,
+        };
         runtime.block_on(Loader::open(&spec.data, options)).unwrap()
     });
     train(&spec, &options, &mut trainer, loader.as_ref(), &runtime);
 }
 
 fn init(spec: &JobSpec) -> Option<InitWeights> {
-    let folder = PathBuf::from(spec.model.init.as_ref()?.strip_prefix("file://").expect("a file:// URL"));
-    let files = ["autoencoder", "text_encoder", "unet"].into_iter().filter_map(|name| {
-        let path = folder.join(format!("{name}.safetensors"));
-        path.exists().then(|| (name.to_owned(), path))
-    });
+    let folder = PathBuf::from(
+        spec.model
+            .init
+            .as_ref()?
+            .strip_prefix("file://")
+            .expect("a file:// URL"),
+    );
+    let files = ["autoencoder", "text_encoder", "unet"]
+        .into_iter()
+        .filter_map(|name| {
+            let path = folder.join(format!("{name}.safetensors"));
+            path.exists().then(|| (name.to_owned(), path))
+        });
     Some(files.collect())
 }
 
@@ -104,7 +124,13 @@ fn train(
         let report = trainer.update(step).unwrap();
         norm_max = norm_max.max(report.gradient_norm);
         if step % 20 == 0 || step == first {
-            let steps = if step == first { 1.0 } else if step - first < 20 { (step - first) as f64 } else { 20.0 };
+            let steps = if step == first {
+                1.0
+            } else if step - first < 20 {
+                (step - first) as f64
+            } else {
+                20.0
+            };
             let [total, target, face] = sums.map(|sum| sum / steps);
             let speed = steps * f64::from(global) / since.elapsed().as_secs_f64();
             println!(
@@ -137,17 +163,34 @@ fn save(
     std::fs::write(state.with_extension("step"), trainer.step().to_string()).unwrap();
     let examples = match loader {
         Some(loader) => {
-            let from = if loader.held_out().is_empty() { loader.training() } else { loader.held_out() };
+            let from = if loader.held_out().is_empty() {
+                loader.training()
+            } else {
+                loader.held_out()
+            };
             let stride = (from.len() / 24).max(1);
-            let places = from.iter().step_by(stride).take(24).map(|position| (0, *position)).collect();
+            let places = from
+                .iter()
+                .step_by(stride)
+                .take(24)
+                .map(|position| (0, *position))
+                .collect();
             runtime.block_on(loader.examples_at(places)).unwrap()
         }
         None => random_examples(spec, 0, 4),
     };
-    let draw = SampleOptions { steps: options.draw, guidance: options.guidance, seed: 1 };
+    let draw = SampleOptions {
+        steps: options.draw,
+        guidance: options.guidance,
+        seed: 1,
+    };
     let started = Instant::now();
     let drawn = trainer.sample(&examples, &draw).unwrap();
-    println!("drew {} pictures in {:.1} s", drawn.len(), started.elapsed().as_secs_f64());
+    println!(
+        "drew {} pictures in {:.1} s",
+        drawn.len(),
+        started.elapsed().as_secs_f64()
+    );
     let side = spec.data.resolution;
     let columns = 2 + examples.iter().map(|e| e.references.len()).max().unwrap_or(0) as u32;
     let rows = (examples.len() as u32).div_ceil(2);
@@ -161,14 +204,18 @@ fn save(
             image::imageops::replace(&mut grid, cell, x, i64::from(top));
         }
     }
-    grid.save(options.out.join(format!("grid-{:06}.png", trainer.step()))).unwrap();
+    grid.save(options.out.join(format!("grid-{:06}.png", trainer.step())))
+        .unwrap();
 }
 
 fn random_examples(spec: &JobSpec, step: u64, count: u32) -> Vec<Example> {
     let side = spec.data.resolution;
     let picture = |seed: u64| {
-        let value = |x: u32, y: u32, c: u64| ((u64::from(x * 7 + y * 13) * (seed + c) * 2_654_435_761) >> 16) as u8;
-        image::RgbImage::from_fn(side, side, |x, y| image::Rgb([value(x, y, 1), value(x, y, 2), value(x, y, 3)]))
+        let value =
+            |x: u32, y: u32, c: u64| ((u64::from(x * 7 + y * 13) * (seed + c) * 2_654_435_761) >> 16) as u8;
+        image::RgbImage::from_fn(side, side, |x, y| {
+            image::Rgb([value(x, y, 1), value(x, y, 2), value(x, y, 3)])
+        })
     };
     let mask = image::GrayImage::from_pixel(side, side, image::Luma([255]));
     let needs = spec.model.architecture == Architecture::Retrinet;
@@ -176,14 +223,22 @@ fn random_examples(spec: &JobSpec, step: u64, count: u32) -> Vec<Example> {
     let example = |i: u32| {
         let seed = step * 1000 + u64::from(i);
         let concept = [Concept::Face, Concept::Clothes][i as usize % 2];
-        let reference = |n: u32| Reference { picture: picture(seed + u64::from(n)), concept, position: 0 };
+        let reference = |n: u32| Reference {
+            picture: picture(seed + u64::from(n)),
+            concept,
+            position: 0,
+        };
         Example {
             position: u64::from(i),
             target: picture(seed),
             target_mask: mask.clone(),
             face_mask: mask.clone(),
             references: (0..references).map(reference).collect(),
-            prompt: if i % 2 == 0 { String::new() } else { format!("1girl, blue_hair, number {i}") },
+            prompt: if i % 2 == 0 {
+                String::new()
+            } else {
+                format!("1girl, blue_hair, number {i}")
+            },
             timestep: (seed * 7919 % 1000) as u32,
             noise_seed: seed,
         }

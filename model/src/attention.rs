@@ -1,11 +1,13 @@
-//! Attention: the multi-head kernel, the U-Net's spatial transformer (notes 3.1), and RetriNet's bare cross-attention from
-//! target to references (notes 3.4). Probabilities are never materialised: libtorch's fused kernel computes all of it.
+//! Attention: the multi-head kernel, the U-Net's spatial transformer (notes 3.1), and RetriNet's bare
+//! cross-attention from target to references (notes 3.4). Probabilities are never materialised: libtorch's
+//! fused kernel computes all of it.
 
 use crate::layer::{GroupNorm, LayerNorm, Linear, PointConv, to_map, to_tokens};
 use crate::parameter::Scope;
 use tch::Tensor;
 
-/// Scaled dot-product attention of [batch, tokens, heads * d] queries, keys and values -> [batch, query tokens, heads * d].
+/// Scaled dot-product attention of [batch, tokens, heads * d] queries, keys and values -> [batch, query
+/// tokens, heads * d].
 #[must_use]
 pub fn attend(queries: &Tensor, keys: &Tensor, values: &Tensor, heads: i64, causal: bool) -> Tensor {
     let split = |xs: &Tensor| xs.unflatten(2, [heads, -1]).transpose(1, 2);
@@ -43,7 +45,8 @@ impl CrossAttention {
     pub fn forward(&self, xs: &Tensor, context: &Tensor) -> Tensor {
         let (queries, keys) = (self.queries.forward(xs), self.keys.forward(context));
         let values = self.values.forward(context);
-        self.out.forward(&attend(&queries, &keys, &values, self.heads, false))
+        self.out
+            .forward(&attend(&queries, &keys, &values, self.heads, false))
     }
 }
 
@@ -69,7 +72,8 @@ impl FeedForward {
     }
 }
 
-/// CompVis `BasicTransformerBlock`: self-attention, attention to the text, feed-forward, each pre-normed with a residual.
+/// CompVis `BasicTransformerBlock`: self-attention, attention to the text, feed-forward, each pre-normed with
+/// a residual.
 #[derive(Debug)]
 struct TransformerBlock {
     norm1: LayerNorm,
@@ -115,7 +119,12 @@ impl SpatialTransformer {
         Self {
             norm: GroupNorm::new(&scope.sub("norm"), groups, width, 1e-6),
             inward: PointConv::new(&scope.sub("proj_in"), width, width),
-            block: TransformerBlock::new(&scope.sub("transformer_blocks").sub(0), width, context_width, heads),
+            block: TransformerBlock::new(
+                &scope.sub("transformer_blocks").sub(0),
+                width,
+                context_width,
+                heads,
+            ),
             outward: PointConv::zero(&scope.sub("proj_out"), width, width),
         }
     }
@@ -129,9 +138,9 @@ impl SpatialTransformer {
     }
 }
 
-/// One cross-attention of the retrieval block with its zero convolution: queries from the target's features, keys and
-/// values from all references'. No residual in front of the zero convolution (notes 3.4; 3C + 4C^2 parameters before it,
-/// which is the notes' count).
+/// One cross-attention of the retrieval block with its zero convolution: queries from the target's features,
+/// keys and values from all references'. No residual in front of the zero convolution (notes 3.4; 3C + 4C^2
+/// parameters before it, which is the notes' count).
 #[derive(Debug)]
 pub struct ReferenceAttention {
     query_norm: LayerNorm,
@@ -151,15 +160,17 @@ impl ReferenceAttention {
         }
     }
 
-    /// Target features [batch, c, h, w] and references' features [batch * n, c, h, w], the references of one target next to
-    /// each other -> what is added to the target's skip connection, [batch, c, h, w].
+    /// Target features [batch, c, h, w] and references' features [batch * n, c, h, w], the references of one
+    /// target next to each other -> what is added to the target's skip connection, [batch, c, h, w].
     #[must_use]
     pub fn forward(&self, target: &Tensor, references: &Tensor) -> Tensor {
         let (batch, height) = (target.size()[0], target.size()[2]);
         let tokens = to_tokens(references);
         let tokens = tokens.reshape([batch, -1, tokens.size()[2]]);
         let queries = self.query_norm.forward(&to_tokens(target));
-        let found = self.attention.forward(&queries, &self.reference_norm.forward(&tokens));
+        let found = self
+            .attention
+            .forward(&queries, &self.reference_norm.forward(&tokens));
         to_map(&self.zero.tokens(&found), height)
     }
 }

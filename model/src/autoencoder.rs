@@ -1,5 +1,5 @@
-//! AutoencoderKL (notes 5.2), CompVis names: pictures in [-1, 1] <-> latents. Knows nothing of the scaling factor; the
-//! trainer and the sampler multiply and divide by it.
+//! AutoencoderKL (notes 5.2), CompVis names: pictures in [-1, 1] <-> latents. Knows nothing of the scaling
+//! factor; the trainer and the sampler multiply and divide by it.
 
 use crate::attention::attend;
 use crate::layer::{Conv, GroupNorm, PointConv, to_map, to_tokens};
@@ -57,7 +57,10 @@ impl Autoencoder {
     #[must_use]
     pub fn encode(&self, pictures: &Tensor) -> Moments {
         let halves = self.quant.forward(&self.encoder.forward(pictures)).chunk(2, 1);
-        Moments { mean: halves[0].shallow_clone(), log_variance: halves[1].clamp(-30.0, 20.0) }
+        Moments {
+            mean: halves[0].shallow_clone(),
+            log_variance: halves[1].clamp(-30.0, 20.0),
+        }
     }
 
     /// Unscaled latents -> pictures [batch, 3, H, W], about [-1, 1].
@@ -120,7 +123,8 @@ impl Mid {
     }
 
     fn forward(&self, xs: &Tensor) -> Tensor {
-        self.second.forward(&self.attention.forward(&self.first.forward(xs, None)), None)
+        self.second
+            .forward(&self.attention.forward(&self.first.forward(xs, None)), None)
     }
 }
 
@@ -151,11 +155,16 @@ impl PictureEncoder {
             let (at, outputs) = (scope.sub("down").sub(level), width(config, level));
             let mut blocks = Vec::new();
             for block in 0..config.res_blocks {
-                blocks.push(ResBlock::autoencoder(&at.sub("block").sub(block), inputs, outputs, groups));
+                blocks.push(ResBlock::autoencoder(
+                    &at.sub("block").sub(block),
+                    inputs,
+                    outputs,
+                    groups,
+                ));
                 inputs = outputs;
             }
-            let resize = (level + 1 < count)
-                .then(|| Conv::down_unpadded(&at.sub("downsample").sub("conv"), outputs));
+            let resize =
+                (level + 1 < count).then(|| Conv::down_unpadded(&at.sub("downsample").sub("conv"), outputs));
             levels.push(Level { blocks, resize });
         }
         Self {
@@ -163,7 +172,11 @@ impl PictureEncoder {
             levels,
             mid: Mid::new(scope, inputs, groups),
             norm: GroupNorm::new(&scope.sub("norm_out"), groups, inputs, 1e-6),
-            out: Conv::three(&scope.sub("conv_out"), inputs, 2 * i64::from(config.latent_channels)),
+            out: Conv::three(
+                &scope.sub("conv_out"),
+                inputs,
+                2 * i64::from(config.latent_channels),
+            ),
         }
     }
 
@@ -176,7 +189,8 @@ impl PictureEncoder {
                 xs = down.forward(&xs.constant_pad_nd([0, 1, 0, 1]));
             }
         }
-        self.out.forward(&self.norm.forward(&self.mid.forward(&xs)).silu())
+        self.out
+            .forward(&self.norm.forward(&self.mid.forward(&xs)).silu())
     }
 }
 
@@ -202,7 +216,12 @@ impl PictureDecoder {
             let (at, outputs) = (scope.sub("up").sub(level), width(config, level));
             let mut blocks = Vec::new();
             for block in 0..=config.res_blocks {
-                blocks.push(ResBlock::autoencoder(&at.sub("block").sub(block), inputs, outputs, groups));
+                blocks.push(ResBlock::autoencoder(
+                    &at.sub("block").sub(block),
+                    inputs,
+                    outputs,
+                    groups,
+                ));
                 inputs = outputs;
             }
             let resize = (level > 0).then(|| Conv::three(&at.sub("upsample").sub("conv"), outputs, outputs));

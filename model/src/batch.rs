@@ -1,5 +1,5 @@
-//! Examples as tensors: bytes to [-1, 1], masks, words and seeds of one micro-batch, each in one tensor. Every example is
-//! checked here, so that what follows may rely on shapes.
+//! Examples as tensors: bytes to [-1, 1], masks, words and seeds of one micro-batch, each in one tensor.
+//! Every example is checked here, so that what follows may rely on shapes.
 
 use crate::error::ModelError;
 use model_data::example::{Concept, Example};
@@ -17,7 +17,8 @@ pub(crate) struct BatchShape {
 /// One micro-batch of B examples with N references each.
 #[derive(Debug)]
 pub(crate) struct Batch {
-    /// [B * (1 + N), 3, S, S] in [-1, 1]: all targets, then all references, those of one target next to each other.
+    /// [B * (1 + N), 3, S, S] in [-1, 1]: all targets, then all references, those of one target next to each
+    /// other.
     pub(crate) pictures: Tensor,
     pub(crate) count: i64,
     /// N
@@ -31,16 +32,26 @@ pub(crate) struct Batch {
 
 impl Batch {
     pub(crate) fn new(examples: &[Example], shape: BatchShape, device: Device) -> Result<Self, ModelError> {
-        let references = shape.references.unwrap_or_else(|| examples.first().map_or(0, |e| e.references.len()));
+        let references = shape
+            .references
+            .unwrap_or_else(|| examples.first().map_or(0, |e| e.references.len()));
         for example in examples {
             check(example, shape.resolution, references)?;
         }
         let targets = examples.iter().map(|example| &example.target);
-        let shown = || examples.iter().flat_map(|example| example.references.iter().take(references));
+        let shown = || {
+            examples
+                .iter()
+                .flat_map(|example| example.references.iter().take(references))
+        };
         let pictures = targets.chain(shown().map(|reference| &reference.picture));
-        let bytes: Vec<u8> = pictures.flat_map(|picture| picture.as_raw().iter().copied()).collect();
+        let bytes: Vec<u8> = pictures
+            .flat_map(|picture| picture.as_raw().iter().copied())
+            .collect();
         let side = i64::from(shape.resolution);
-        let pictures = Tensor::from_slice(&bytes).view([-1, side, side, 3]).to_device(device);
+        let pictures = Tensor::from_slice(&bytes)
+            .view([-1, side, side, 3])
+            .to_device(device);
         let pictures = pictures.permute([0, 3, 1, 2]).contiguous().to_kind(Kind::Float) / 127.5 - 1.0;
         Ok(Self {
             pictures,
@@ -48,32 +59,56 @@ impl Batch {
             references: references as i64,
             prompts: examples.iter().map(|example| example.prompt.clone()).collect(),
             concepts: shown().map(|reference| reference.concept).collect(),
-            timesteps: examples.iter().map(|example| i64::from(example.timestep)).collect(),
+            timesteps: examples
+                .iter()
+                .map(|example| i64::from(example.timestep))
+                .collect(),
             noise_seeds: examples.iter().map(|example| example.noise_seed).collect(),
         })
     }
 }
 
-/// Masks M_tgt and M_face at picture resolution, both [B, 1, S, S] in [0, 1]. The examples are checked already.
+/// Masks M_tgt and M_face at picture resolution, both [B, 1, S, S] in [0, 1]. The examples are checked
+/// already.
 pub(crate) fn masks(examples: &[Example], device: Device) -> (Tensor, Tensor) {
     let one = |pick: fn(&Example) -> &image::GrayImage| {
         let side = i64::from(examples.first().map_or(0, |example| example.target.width()));
-        let bytes: Vec<u8> = examples.iter().flat_map(|example| pick(example).as_raw().iter().copied()).collect();
-        Tensor::from_slice(&bytes).view([-1, 1, side, side]).to_device(device).to_kind(Kind::Float) / 255.0
+        let bytes: Vec<u8> = examples
+            .iter()
+            .flat_map(|example| pick(example).as_raw().iter().copied())
+            .collect();
+        Tensor::from_slice(&bytes)
+            .view([-1, 1, side, side])
+            .to_device(device)
+            .to_kind(Kind::Float)
+            / 255.0
     };
-    (one(|example| &example.target_mask), one(|example| &example.face_mask))
+    (
+        one(|example| &example.target_mask),
+        one(|example| &example.face_mask),
+    )
 }
 
 fn check(example: &Example, resolution: u32, references: usize) -> Result<(), ModelError> {
     let fault = |field, found: String, expected: String| {
-        Err(ModelError::Example { position: example.position, field, found, expected })
+        Err(ModelError::Example {
+            position: example.position,
+            field,
+            found,
+            expected,
+        })
     };
     let mut sizes = vec![
         ("target", example.target.dimensions()),
         ("target_mask", example.target_mask.dimensions()),
         ("face_mask", example.face_mask.dimensions()),
     ];
-    sizes.extend(example.references.iter().map(|reference| ("reference", reference.picture.dimensions())));
+    sizes.extend(
+        example
+            .references
+            .iter()
+            .map(|reference| ("reference", reference.picture.dimensions())),
+    );
     for (field, (width, height)) in sizes {
         if (width, height) != (resolution, resolution) {
             let expected = format!("this job works at {resolution}x{resolution} pixels");
@@ -85,14 +120,20 @@ fn check(example: &Example, resolution: u32, references: usize) -> Result<(), Mo
         return fault("references", found, format!("this job needs {references}"));
     }
     if example.timestep as usize >= crate::schedule::TIMESTEPS {
-        return fault("timestep", example.timestep.to_string(), "it must be below 1000".to_owned());
+        return fault(
+            "timestep",
+            example.timestep.to_string(),
+            "it must be below 1000".to_owned(),
+        );
     }
     Ok(())
 }
 
 /// Pictures [batch, 3, S, S] in [-1, 1] as images; values outside are clamped.
 pub(crate) fn to_images(pictures: &Tensor) -> Vec<image::RgbImage> {
-    let bytes = ((pictures.clamp(-1.0, 1.0) + 1.0) * 127.5).round().permute([0, 2, 3, 1]);
+    let bytes = ((pictures.clamp(-1.0, 1.0) + 1.0) * 127.5)
+        .round()
+        .permute([0, 2, 3, 1]);
     let bytes = bytes.to_kind(Kind::Uint8).to_device(Device::Cpu).contiguous();
     let size = bytes.size();
     let (height, width) = (size[1] as u32, size[2] as u32);
@@ -124,13 +165,21 @@ mod tests {
             timestep: 3,
             noise_seed: 1,
         };
-        let shape = BatchShape { resolution: 4, references: Some(0) };
+        let shape = BatchShape {
+            resolution: 4,
+            references: Some(0),
+        };
         let batch = Batch::new(std::slice::from_ref(&example), shape, Device::Cpu).unwrap();
         assert_eq!(batch.pictures.size(), [1, 3, 4, 4]);
         assert_eq!(batch.pictures.double_value(&[0, 2, 0, 0]), 1.0);
         assert_eq!(to_images(&batch.pictures), [picture]);
-        let shape = BatchShape { resolution: 8, references: Some(0) };
-        let error = Batch::new(&[example], shape, Device::Cpu).unwrap_err().to_string();
+        let shape = BatchShape {
+            resolution: 8,
+            references: Some(0),
+        };
+        let error = Batch::new(&[example], shape, Device::Cpu)
+            .unwrap_err()
+            .to_string();
         let expected = "example at position 9: target is 4x4 pixels; this job works at 8x8 pixels";
         assert_eq!(error, expected);
     }

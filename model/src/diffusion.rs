@@ -1,5 +1,6 @@
-//! A latent diffusion model put together: autoencoder, text encoder, U-Net and, for RetriNet, the retrieval block. It turns
-//! batches into predictions and noise into pictures; it never computes a loss or an update (the trainer does).
+//! A latent diffusion model put together: autoencoder, text encoder, U-Net and, for RetriNet, the retrieval
+//! block. It turns batches into predictions and noise into pictures; it never computes a loss or an update
+//! (the trainer does).
 
 use crate::autoencoder::Autoencoder;
 use crate::batch::{Batch, to_images};
@@ -49,8 +50,8 @@ pub(crate) struct Latents {
 
 impl Diffusion {
     pub(crate) fn new(scope: &Scope<'_>, model: &Model, text_frozen: bool, device: Device) -> Self {
-        let retrieval = (model.architecture == Architecture::Retrinet)
-            .then(|| RetrievalBlock::new(scope, &model.unet));
+        let retrieval =
+            (model.architecture == Architecture::Retrinet).then(|| RetrievalBlock::new(scope, &model.unet));
         Self {
             autoencoder: Autoencoder::new(&scope.sub("autoencoder"), &model.autoencoder),
             text: TextEncoder::new(&scope.sub("text_encoder"), &model.text_encoder),
@@ -64,23 +65,38 @@ impl Diffusion {
         }
     }
 
-    /// One encoder call for all pictures of a batch. The posterior's mean, not a draw: the simplest that is the same on
-    /// every device.
+    /// One encoder call for all pictures of a batch. The posterior's mean, not a draw: the simplest that is
+    /// the same on every device.
     pub(crate) fn latents(&self, batch: &Batch) -> Latents {
         let latents = self.autoencoder.encode(&batch.pictures).mean * self.scaling;
         let rest = latents.size()[0] - batch.count;
-        Latents { targets: latents.narrow(0, 0, batch.count), references: latents.narrow(0, batch.count, rest) }
+        Latents {
+            targets: latents.narrow(0, 0, batch.count),
+            references: latents.narrow(0, batch.count, rest),
+        }
     }
 
     /// What the prediction for a batch depends on. `prompts` may hold several branches of the batch's size.
     pub(crate) fn conditions(&mut self, batch: &Batch, latents: &Latents, prompts: &[String]) -> Conditions {
         let context = self.text_states(prompts);
         let references = self.retrieval.is_some().then(|| {
-            let words: Vec<String> = batch.concepts.iter().map(|c: &Concept| c.word().to_owned()).collect();
+            let words: Vec<String> = batch
+                .concepts
+                .iter()
+                .map(|c: &Concept| c.word().to_owned())
+                .collect();
             let words = self.text_states(&words);
-            References { latents: latents.references.shallow_clone(), words, each: batch.references }
+            References {
+                latents: latents.references.shallow_clone(),
+                words,
+                each: batch.references,
+            }
         });
-        Conditions { timesteps: self.timesteps(&batch.timesteps), context, references }
+        Conditions {
+            timesteps: self.timesteps(&batch.timesteps),
+            context,
+            references,
+        }
     }
 
     fn timesteps(&self, timesteps: &[i64]) -> Tensor {
@@ -114,7 +130,10 @@ impl Diffusion {
         if let Some(state) = self.known.get(text) {
             return state.shallow_clone();
         }
-        let state = self.text.forward(&self.prompts.batch(&[text], self.device)).get(0);
+        let state = self
+            .text
+            .forward(&self.prompts.batch(&[text], self.device))
+            .get(0);
         self.known.insert(text.to_owned(), state.shallow_clone());
         state
     }
@@ -140,7 +159,11 @@ impl Diffusion {
         for timestep in sampler.timesteps() {
             conditions.timesteps = self.timesteps(&vec![timestep as i64; seeds.len()]);
             let predicted = self.predict(&xs, &conditions);
-            let noise = if guided { guide(&predicted, options.guidance) } else { predicted };
+            let noise = if guided {
+                guide(&predicted, options.guidance)
+            } else {
+                predicted
+            };
             let step = sampler.step(timestep);
             xs = xs * step.latents + noise * step.noise;
         }
@@ -150,5 +173,8 @@ impl Diffusion {
 
 /// Texts that come back in every batch.
 fn is_common(text: &str) -> bool {
-    text.is_empty() || [Concept::Face, Concept::Clothes, Concept::Figure].iter().any(|c| c.word() == text)
+    text.is_empty()
+        || [Concept::Face, Concept::Clothes, Concept::Figure]
+            .iter()
+            .any(|c| c.word() == text)
 }

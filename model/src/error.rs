@@ -1,4 +1,5 @@
-//! What can go wrong between a job and its tensors. Each error names the thing, its value and what would be right.
+//! What can go wrong between a job and its tensors. Each error names the thing, its value and what would be
+//! right.
 
 use std::path::PathBuf;
 
@@ -17,25 +18,54 @@ pub enum ModelError {
         source: WeightsFault,
     },
     #[error("{origin}: tensor {tensor:?} is missing; expected shape {expected:?}")]
-    MissingTensor { origin: String, tensor: String, expected: Vec<i64> },
+    MissingTensor {
+        origin: String,
+        tensor: String,
+        expected: Vec<i64>,
+    },
     #[error("{origin}: tensor {tensor:?} does not belong to this model")]
     ExtraTensor { origin: String, tensor: String },
     #[error("{origin}: tensor {tensor:?} has shape {found:?}; expected {expected:?}")]
-    TensorShape { origin: String, tensor: String, found: Vec<i64>, expected: Vec<i64> },
+    TensorShape {
+        origin: String,
+        tensor: String,
+        found: Vec<i64>,
+        expected: Vec<i64>,
+    },
     #[error("the base weights have no {component:?}; a {architecture} job needs {needed}")]
-    MissingInit { component: &'static str, architecture: &'static str, needed: &'static str },
+    MissingInit {
+        component: &'static str,
+        architecture: &'static str,
+        needed: &'static str,
+    },
     #[error("model.{field} is {value}; {expected}")]
-    Config { field: &'static str, value: String, expected: String },
+    Config {
+        field: &'static str,
+        value: String,
+        expected: String,
+    },
     #[error("example at position {position}: {field} is {found}; {expected}")]
-    Example { position: u64, field: &'static str, found: String, expected: String },
-    #[error("step {step}: the gradient's norm is {norm}; nothing was changed. A lower learning rate may help")]
+    Example {
+        position: u64,
+        field: &'static str,
+        found: String,
+        expected: String,
+    },
+    #[error(
+        "step {step}: the gradient's norm is {norm}; nothing was changed. A lower learning rate may help"
+    )]
     Gradient { step: u64, norm: f64 },
-    #[error("step {step}: parameter {parameter:?} has no gradient; call zero_gradients before the first forward")]
+    #[error(
+        "step {step}: parameter {parameter:?} has no gradient; call zero_gradients before the first forward"
+    )]
     NoGradient { step: u64, parameter: String },
     #[error("{steps} sampling steps; there must be 1 to {max}")]
     SamplingSteps { steps: u32, max: u32 },
     #[error("an {architecture} model cannot {wish}")]
-    Unsupported { architecture: &'static str, wish: &'static str },
+    Unsupported {
+        architecture: &'static str,
+        wish: &'static str,
+    },
     #[error("libtorch failed in {action}: {message}")]
     Library { action: &'static str, message: String },
 }
@@ -51,8 +81,8 @@ pub enum WeightsFault {
     Kind { tensor: String, found: String },
 }
 
-/// Runs libtorch code whose mistakes panic (shapes that do not fit, memory that runs out) and turns a panic into an
-/// error with the first line of its message, so that a rank can report it before it ends.
+/// Runs libtorch code whose mistakes panic (shapes that do not fit, memory that runs out) and turns a panic
+/// into an error with the first line of its message, so that a rank can report it before it ends.
 pub(crate) fn guarded<T>(
     action: &'static str,
     work: impl FnOnce() -> Result<T, ModelError>,

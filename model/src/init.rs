@@ -1,5 +1,5 @@
-//! Base weights: which files an architecture begins from, how they get into its parameters, and their digest. Called once,
-//! by the trainer.
+//! Base weights: which files an architecture begins from, how they get into its parameters, and their digest.
+//! Called once, by the trainer.
 
 use crate::error::{ModelError, WeightsFault};
 use crate::parameter::Parameters;
@@ -12,7 +12,8 @@ use std::path::PathBuf;
 /// Local safetensors files by component: "autoencoder", "text_encoder", "unet". Others are not looked at.
 pub type InitWeights = BTreeMap<String, PathBuf>;
 
-/// The components whose files an architecture uses when they are there, and whether it can begin without them.
+/// The components whose files an architecture uses when they are there, and whether it can begin without
+/// them.
 #[must_use]
 pub fn init_components(architecture: Architecture) -> &'static [(&'static str, bool)] {
     match architecture {
@@ -22,7 +23,8 @@ pub fn init_components(architecture: Architecture) -> &'static [(&'static str, b
     }
 }
 
-/// Loads the files that `architecture` uses. Returns SHA-256 over the names and bytes of the files used, in lower-case hex.
+/// Loads the files that `architecture` uses. Returns SHA-256 over the names and bytes of the files used, in
+/// lower-case hex.
 pub(crate) fn load_init(
     parameters: &Parameters,
     architecture: Architecture,
@@ -36,7 +38,10 @@ pub(crate) fn load_init(
             }
             continue;
         };
-        let fault = |source| ModelError::ReadWeights { path: path.clone(), source };
+        let fault = |source| ModelError::ReadWeights {
+            path: path.clone(),
+            source,
+        };
         let bytes = std::fs::read(path).map_err(|source| fault(WeightsFault::Io(source)))?;
         hash.update(component.as_bytes());
         hash.update([0]);
@@ -52,9 +57,14 @@ fn missing(component: &'static str, architecture: Architecture) -> ModelError {
     let (architecture, needed) = match architecture {
         Architecture::Autoencoder => ("autoencoder", "nothing"),
         Architecture::TextToImage => ("text-to-image", "autoencoder.safetensors"),
-        Architecture::Retrinet => {
-            ("retrinet", "autoencoder.safetensors, text_encoder.safetensors and unet.safetensors")
-        }
+        Architecture::Retrinet => (
+            "retrinet",
+            "autoencoder.safetensors, text_encoder.safetensors and unet.safetensors",
+        ),
     };
-    ModelError::MissingInit { component, architecture, needed }
+    ModelError::MissingInit {
+        component,
+        architecture,
+        needed,
+    }
 }

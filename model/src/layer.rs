@@ -1,6 +1,7 @@
-//! The plain layers that all networks are made of: weights by name, a forward, no training. Conventions: pictures and
-//! feature maps are [batch, channels, height, width], contiguous; token sequences [batch, tokens, width]. Not
-//! channels-last: on the CPU its convolutions are up to a third faster, but its group norm is slower tenfold and more.
+//! The plain layers that all networks are made of: weights by name, a forward, no training. Conventions:
+//! pictures and feature maps are [batch, channels, height, width], contiguous; token sequences [batch,
+//! tokens, width]. Not channels-last: on the CPU its convolutions are up to a third faster, but its group
+//! norm is slower tenfold and more.
 
 use crate::parameter::{Init, Scope};
 use tch::Tensor;
@@ -15,12 +16,18 @@ pub struct Linear {
 impl Linear {
     #[must_use]
     pub fn new(scope: &Scope<'_>, inputs: i64, outputs: i64) -> Self {
-        Self { bias: Some(scope.parameter("bias", &[outputs], Init::Zeros)), ..Self::unbiased(scope, inputs, outputs) }
+        Self {
+            bias: Some(scope.parameter("bias", &[outputs], Init::Zeros)),
+            ..Self::unbiased(scope, inputs, outputs)
+        }
     }
 
     #[must_use]
     pub fn unbiased(scope: &Scope<'_>, inputs: i64, outputs: i64) -> Self {
-        Self { weight: scope.parameter("weight", &[outputs, inputs], Init::FanIn), bias: None }
+        Self {
+            weight: scope.parameter("weight", &[outputs, inputs], Init::FanIn),
+            bias: None,
+        }
     }
 
     /// [..., inputs] -> [..., outputs].
@@ -142,7 +149,13 @@ impl GroupNorm {
 
     #[must_use]
     pub fn forward(&self, xs: &Tensor) -> Tensor {
-        xs.group_norm(self.groups, Some(&self.weight), Some(&self.bias), self.epsilon, true)
+        xs.group_norm(
+            self.groups,
+            Some(&self.weight),
+            Some(&self.bias),
+            self.epsilon,
+            true,
+        )
     }
 }
 
@@ -156,18 +169,30 @@ pub struct LayerNorm {
 impl LayerNorm {
     #[must_use]
     pub fn new(scope: &Scope<'_>, width: i64) -> Self {
-        Self { bias: Some(scope.parameter("bias", &[width], Init::Zeros)), ..Self::unbiased(scope, width) }
+        Self {
+            bias: Some(scope.parameter("bias", &[width], Init::Zeros)),
+            ..Self::unbiased(scope, width)
+        }
     }
 
     /// With a scale and no shift.
     #[must_use]
     pub fn unbiased(scope: &Scope<'_>, width: i64) -> Self {
-        Self { weight: scope.parameter("weight", &[width], Init::Ones), bias: None }
+        Self {
+            weight: scope.parameter("weight", &[width], Init::Ones),
+            bias: None,
+        }
     }
 
     #[must_use]
     pub fn forward(&self, xs: &Tensor) -> Tensor {
-        xs.layer_norm(self.weight.size(), Some(&self.weight), self.bias.as_ref(), 1e-5, true)
+        xs.layer_norm(
+            self.weight.size(),
+            Some(&self.weight),
+            self.bias.as_ref(),
+            1e-5,
+            true,
+        )
     }
 }
 

@@ -1,5 +1,6 @@
-//! RetriNet and what it is made of, on libtorch: the only crate, with the rank process, that knows tensors. It knows nothing
-//! of workers, jobs' queues or rpc. Read in this order: [`trainer`], [`retrinet`], [`unet`], then the layers.
+//! RetriNet and what it is made of, on libtorch: the only crate, with the rank process, that knows tensors.
+//! It knows nothing of workers, jobs' queues or rpc. Read in this order: [`trainer`], [`retrinet`], [`unet`],
+//! then the layers.
 
 pub mod attention;
 pub mod autoencoder;

@@ -1,5 +1,6 @@
-//! Equation 3 of the paper on latents, and the autoencoder's reconstruction loss. Literal mean reduction: a masked term is
-//! divided by the number of all values, whatever the mask's size (notes 3.7). Per sample, so that the trainer can weigh.
+//! Equation 3 of the paper on latents, and the autoencoder's reconstruction loss. Literal mean reduction: a
+//! masked term is divided by the number of all values, whatever the mask's size (notes 3.7). Per sample, so
+//! that the trainer can weigh.
 
 use crate::autoencoder::Moments;
 use tch::{Kind, Tensor};
@@ -17,12 +18,15 @@ pub struct Masks {
 }
 
 impl Masks {
-    /// From masks at picture resolution, [batch, 1, H, W] in [0, 1]: mean over each cell of `factor` pixels; the target's
-    /// mask is then cut at one half, the face's kept as it is (notes 8).
+    /// From masks at picture resolution, [batch, 1, H, W] in [0, 1]: mean over each cell of `factor` pixels;
+    /// the target's mask is then cut at one half, the face's kept as it is (notes 8).
     #[must_use]
     pub fn at_latents(target: &Tensor, face: &Tensor, factor: i64) -> Self {
         let pool = |mask: &Tensor| mask.avg_pool2d([factor; 2], [factor; 2], [0, 0], false, true, None);
-        Self { target: pool(target).gt(0.5).to_kind(Kind::Float), face: pool(face) }
+        Self {
+            target: pool(target).gt(0.5).to_kind(Kind::Float),
+            face: pool(face),
+        }
     }
 }
 
@@ -38,16 +42,22 @@ pub struct NoiseLoss {
 pub fn noise_loss(predicted: &Tensor, noise: &Tensor, masks: &Masks) -> NoiseLoss {
     let difference = predicted - noise;
     let term = |mask: &Tensor| mean_each(&(&difference * mask).square());
-    NoiseLoss { target: term(&masks.target), face: term(&masks.face) }
+    NoiseLoss {
+        target: term(&masks.target),
+        face: term(&masks.face),
+    }
 }
 
-/// The autoencoder's loss for each picture, [batch]: absolute and half the squared difference, and the posterior's
-/// divergence times 1e-4. Ours; the paper takes its autoencoder from Stable Diffusion.
+/// The autoencoder's loss for each picture, [batch]: absolute and half the squared difference, and the
+/// posterior's divergence times 1e-4. Ours; the paper takes its autoencoder from Stable Diffusion.
 #[must_use]
 pub fn picture_loss(decoded: &Tensor, pictures: &Tensor, moments: &Moments) -> PictureLoss {
     let difference = decoded - pictures;
     let reconstruction = mean_each(&(difference.abs() + difference.square() * 0.5));
-    PictureLoss { total: &reconstruction + moments.divergence() * DIVERGENCE, reconstruction }
+    PictureLoss {
+        total: &reconstruction + moments.divergence() * DIVERGENCE,
+        reconstruction,
+    }
 }
 
 /// What [`picture_loss`] returns, both [batch].
@@ -71,8 +81,14 @@ mod tests {
         let target = Tensor::from_slice(&[1f32, 1., 0., 0., 1., 0., 1., 0.]).view([1, 1, 2, 4]);
         let face = Tensor::from_slice(&[1f32, 0., 0., 0., 0., 0., 0., 0.]).view([1, 1, 2, 4]);
         let masks = Masks::at_latents(&target, &face, 2);
-        assert_eq!(Vec::<f32>::try_from(masks.target.flatten(0, -1)).unwrap(), [1., 0.]);
-        assert_eq!(Vec::<f32>::try_from(masks.face.flatten(0, -1)).unwrap(), [0.25, 0.]);
+        assert_eq!(
+            Vec::<f32>::try_from(masks.target.flatten(0, -1)).unwrap(),
+            [1., 0.]
+        );
+        assert_eq!(
+            Vec::<f32>::try_from(masks.face.flatten(0, -1)).unwrap(),
+            [0.25, 0.]
+        );
     }
 
     #[test]
@@ -81,9 +97,15 @@ mod tests {
         let predicted = Tensor::ones([1, 4, 2, 2], options) * 3.0;
         let noise = Tensor::ones([1, 4, 2, 2], options);
         let face = Tensor::from_slice(&[1f32, 0., 0., 0.]).view([1, 1, 2, 2]);
-        let masks = Masks { target: Tensor::ones([1, 1, 2, 2], options), face };
+        let masks = Masks {
+            target: Tensor::ones([1, 1, 2, 2], options),
+            face,
+        };
         let loss = noise_loss(&predicted, &noise, &masks);
         // Difference 2 everywhere: 4 in the mean; a quarter of the cells in the face mask.
-        assert_eq!((loss.target.double_value(&[0]), loss.face.double_value(&[0])), (4.0, 1.0));
+        assert_eq!(
+            (loss.target.double_value(&[0]), loss.face.double_value(&[0])),
+            (4.0, 1.0)
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! Random numbers for tensors, made on the host by a counter-based generator: the same on any device, at any world size
-//! (law 2). Never libtorch's own generators. Called by the trainer, the sampler and parameter initialisation.
+//! Random numbers for tensors, made on the host by a counter-based generator: the same on any device, at any
+//! world size (law 2). Never libtorch's own generators. Called by the trainer, the sampler and parameter
+//! initialisation.
 
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -24,8 +25,12 @@ pub fn normal(seeds: &[u64], purpose: Purpose, shape: &[i64], device: Device) ->
         random.set_stream(purpose as u64);
         fill_normal(&mut random, chunk);
     }
-    let full: Vec<i64> = std::iter::once(seeds.len() as i64).chain(shape.iter().copied()).collect();
-    Tensor::from_slice(&values).view(full.as_slice()).to_device(device)
+    let full: Vec<i64> = std::iter::once(seeds.len() as i64)
+        .chain(shape.iter().copied())
+        .collect();
+    Tensor::from_slice(&values)
+        .view(full.as_slice())
+        .to_device(device)
 }
 
 /// Standard normal values by Box and Muller's transform, two for each pair of uniform numbers.

@@ -1,8 +1,10 @@
-//! AdamW with decoupled weight decay (Loshchilov and Hutter 2019) over a sorted list of parameters, a learning rate for
-//! each component, clipping by the global norm. The state is visible, because checkpoints hold it. Called by the trainer.
+//! AdamW with decoupled weight decay (Loshchilov and Hutter 2019) over a sorted list of parameters, a
+//! learning rate for each component, clipping by the global norm. The state is visible, because checkpoints
+//! hold it. Called by the trainer.
 //!
-//! libtorch's fused kernels are not reachable through tch, so parameters and moments live in a few large flat tensors of
-//! which the layers' weights are views: an update is ten operations for each of these, not for each weight.
+//! libtorch's fused kernels are not reachable through tch, so parameters and moments live in a few large flat
+//! tensors of which the layers' weights are views: an update is ten operations for each of these, not for
+//! each weight.
 
 use crate::error::ModelError;
 use crate::trainer::component_of;
@@ -10,7 +12,8 @@ use proto::spec::{Component, Decay, Optimizer as OptimizerSpec, Train};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
-/// A flat tensor is closed when it has this many values: large enough to save calls, small enough to stay near the cache.
+/// A flat tensor is closed when it has this many values: large enough to save calls, small enough to stay
+/// near the cache.
 const CHUNK_VALUES: i64 = 1 << 20;
 
 #[derive(Debug)]
@@ -65,7 +68,8 @@ impl LearningRates {
         }
     }
 
-    /// The rate of a component (None: of those without their own) for the update that completes `step`, 1-based.
+    /// The rate of a component (None: of those without their own) for the update that completes `step`,
+    /// 1-based.
     #[must_use]
     pub fn at(&self, step: u64, component: Option<Component>) -> f64 {
         let own = component.and_then(|component| self.by_component.get(&component));
@@ -88,17 +92,25 @@ impl LearningRates {
 }
 
 impl AdamW {
-    /// Takes parameters over: afterwards the given tensors are views of the optimizer's flat ones, with the same values.
-    /// `parameters` are sorted by name.
+    /// Takes parameters over: afterwards the given tensors are views of the optimizer's flat ones, with the
+    /// same values. `parameters` are sorted by name.
     #[must_use]
     pub fn new(parameters: &[(String, Tensor)], train: &Train) -> Self {
-        let OptimizerSpec::AdamW { beta1, beta2, epsilon, weight_decay } = train.optimizer;
+        let OptimizerSpec::AdamW {
+            beta1,
+            beta2,
+            epsilon,
+            weight_decay,
+        } = train.optimizer;
         let mut chunks = Vec::new();
         let mut open: Vec<(String, Tensor)> = Vec::new();
         let values = |open: &[(String, Tensor)]| open.iter().map(|(_, t)| t.numel() as i64).sum::<i64>();
         for (name, tensor) in parameters {
             let full = values(&open) >= CHUNK_VALUES;
-            if open.last().is_some_and(|(last, _)| full || component_of(last) != component_of(name)) {
+            if open
+                .last()
+                .is_some_and(|(last, _)| full || component_of(last) != component_of(name))
+            {
                 chunks.push(Chunk::new(std::mem::take(&mut open)));
             }
             open.push((name.clone(), tensor.shallow_clone()));
@@ -107,7 +119,15 @@ impl AdamW {
             chunks.push(Chunk::new(open));
         }
         let rates = LearningRates::new(train);
-        Self { beta1, beta2, epsilon, weight_decay, clip: train.clip, rates, chunks }
+        Self {
+            beta1,
+            beta2,
+            epsilon,
+            weight_decay,
+            clip: train.clip,
+            rates,
+            chunks,
+        }
     }
 
     /// One update from the parameters' gradients; `step` is the 1-based step that it completes.
@@ -116,8 +136,11 @@ impl AdamW {
     /// A parameter without a gradient, or a gradient whose norm is not finite. Nothing is changed then.
     pub fn update(&mut self, step: u64) -> Result<UpdateReport, ModelError> {
         tch::no_grad(|| {
-            let gradients: Vec<Tensor> =
-                self.chunks.iter().map(|chunk| chunk.gradient(step)).collect::<Result<_, _>>()?;
+            let gradients: Vec<Tensor> = self
+                .chunks
+                .iter()
+                .map(|chunk| chunk.gradient(step))
+                .collect::<Result<_, _>>()?;
             let norm = norm(&gradients);
             if !norm.is_finite() {
                 return Err(ModelError::Gradient { step, norm });
@@ -127,7 +150,10 @@ impl AdamW {
                 let gradient = if scale < 1.0 { gradient * scale } else { gradient };
                 self.update_chunk(index, &gradient, step);
             }
-            Ok(UpdateReport { gradient_norm: norm, learning_rate: self.rates.at(step, None) })
+            Ok(UpdateReport {
+                gradient_norm: norm,
+                learning_rate: self.rates.at(step, None),
+            })
         })
     }
 
@@ -170,7 +196,10 @@ impl Chunk {
     fn new(mut parameters: Vec<(String, Tensor)>) -> Self {
         let component = component_of(&parameters[0].0);
         let (values, views) = tch::no_grad(|| {
-            let flats: Vec<Tensor> = parameters.iter().map(|(_, t)| t.detach().flatten(0, -1)).collect();
+            let flats: Vec<Tensor> = parameters
+                .iter()
+                .map(|(_, t)| t.detach().flatten(0, -1))
+                .collect();
             let values = Tensor::cat(&flats, 0);
             let views = split(&values, &parameters);
             (values, views)
@@ -197,7 +226,10 @@ impl Chunk {
         for (name, parameter) in &self.parameters {
             let gradient = parameter.grad();
             if !gradient.defined() {
-                return Err(ModelError::NoGradient { step, parameter: name.clone() });
+                return Err(ModelError::NoGradient {
+                    step,
+                    parameter: name.clone(),
+                });
             }
             flats.push(gradient.flatten(0, -1));
         }
@@ -219,7 +251,12 @@ fn split(flat: &Tensor, parameters: &[(String, Tensor)]) -> Vec<Tensor> {
 
 /// L2 norm over all gradients, summed in fp64.
 fn norm(gradients: &[Tensor]) -> f64 {
-    let squares: Vec<Tensor> =
-        gradients.iter().map(|gradient| gradient.norm().to_kind(Kind::Double).square()).collect();
-    Tensor::stack(&squares, 0).sum(Kind::Double).sqrt().double_value(&[])
+    let squares: Vec<Tensor> = gradients
+        .iter()
+        .map(|gradient| gradient.norm().to_kind(Kind::Double).square())
+        .collect();
+    Tensor::stack(&squares, 0)
+        .sum(Kind::Double)
+        .sqrt()
+        .double_value(&[])
 }

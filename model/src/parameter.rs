@@ -1,6 +1,7 @@
-//! Named parameters of a model: where layers get their weights from when they are built. Never a file, never an update;
-//! used by every network and by the trainer. In place of `tch::nn::VarStore` because that one keeps a hash map (its
-//! order differs from run to run) and draws initial values from a process-wide generator.
+//! Named parameters of a model: where layers get their weights from when they are built. Never a file, never
+//! an update; used by every network and by the trainer. In place of `tch::nn::VarStore` because that one
+//! keeps a hash map (its order differs from run to run) and draws initial values from a process-wide
+//! generator.
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -16,8 +17,8 @@ use crate::noise::{fill_normal, fill_uniform};
 pub enum Init {
     Zeros,
     Ones,
-    /// Uniform in plus or minus 1/sqrt(fan in), the usual start of linear layers and convolutions. Fan in is the
-    /// product of all dimensions save the first.
+    /// Uniform in plus or minus 1/sqrt(fan in), the usual start of linear layers and convolutions. Fan in is
+    /// the product of all dimensions save the first.
     FanIn,
     /// Normal with this standard deviation.
     Normal(f64),
@@ -63,13 +64,21 @@ impl Parameters {
     }
 
     fn with(values: Values, device: Device) -> Self {
-        Self { device, values, awaited: Vec::new(), tensors: RefCell::new(BTreeMap::new()) }
+        Self {
+            device,
+            values,
+            awaited: Vec::new(),
+            tensors: RefCell::new(BTreeMap::new()),
+        }
     }
 
     /// Where layers without a prefix are built.
     #[must_use]
     pub fn root(&self) -> Scope<'_> {
-        Scope { parameters: self, prefix: String::new() }
+        Scope {
+            parameters: self,
+            prefix: String::new(),
+        }
     }
 
     #[must_use]
@@ -80,7 +89,11 @@ impl Parameters {
     /// Every parameter, sorted by name; the tensors are the layers' own, not copies.
     #[must_use]
     pub fn tensors(&self) -> BTreeMap<String, Tensor> {
-        self.tensors.borrow().iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect()
+        self.tensors
+            .borrow()
+            .iter()
+            .map(|(name, t)| (name.clone(), t.shallow_clone()))
+            .collect()
     }
 
     /// Parameters under a prefix ("unet."), by the rest of their names.
@@ -97,7 +110,11 @@ impl Parameters {
     /// Number of values in all parameters.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.tensors.borrow().values().map(|t| t.size().iter().product::<i64>() as u64).sum()
+        self.tensors
+            .borrow()
+            .values()
+            .map(|t| t.size().iter().product::<i64>() as u64)
+            .sum()
     }
 
     fn make(&self, name: &str, shape: &[i64], init: Init) -> Tensor {
@@ -143,7 +160,10 @@ impl Scope<'_> {
     /// A scope one name deeper.
     #[must_use]
     pub fn sub(&self, name: impl std::fmt::Display) -> Self {
-        Self { parameters: self.parameters, prefix: format!("{}{name}.", self.prefix) }
+        Self {
+            parameters: self.parameters,
+            prefix: format!("{}{name}.", self.prefix),
+        }
     }
 
     /// A new parameter of this shape.
@@ -154,7 +174,11 @@ impl Scope<'_> {
     pub fn parameter(&self, name: &str, shape: &[i64], init: Init) -> Tensor {
         let name = format!("{}{name}", self.prefix);
         let tensor = self.parameters.make(&name, shape, init);
-        let known = self.parameters.tensors.borrow_mut().insert(name.clone(), tensor.shallow_clone());
+        let known = self
+            .parameters
+            .tensors
+            .borrow_mut()
+            .insert(name.clone(), tensor.shallow_clone());
         assert!(known.is_none(), "parameter {name:?} is made twice");
         tensor
     }

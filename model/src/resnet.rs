@@ -1,5 +1,5 @@
-//! Residual blocks of the U-Net (with the time step) and of the autoencoder (without): notes 3.1 and 5.2. They differ in
-//! names, in the norm's epsilon and in the time step; the arithmetic is one.
+//! Residual blocks of the U-Net (with the time step) and of the autoencoder (without): notes 3.1 and 5.2.
+//! They differ in names, in the norm's epsilon and in the time step; the arithmetic is one.
 
 use crate::layer::{Conv, GroupNorm, Linear, PointConv};
 use crate::parameter::Scope;
@@ -41,11 +41,13 @@ impl ResBlock {
             time: None,
             norm2: GroupNorm::new(&scope.sub("norm2"), groups, outputs, 1e-6),
             conv2: Conv::three(&scope.sub("conv2"), outputs, outputs),
-            shortcut: (inputs != outputs).then(|| PointConv::new(&scope.sub("nin_shortcut"), inputs, outputs)),
+            shortcut: (inputs != outputs)
+                .then(|| PointConv::new(&scope.sub("nin_shortcut"), inputs, outputs)),
         }
     }
 
-    /// [batch, inputs, h, w], and the SiLU of the time embedding [batch, time_width] -> [batch, outputs, h, w].
+    /// [batch, inputs, h, w], and the SiLU of the time embedding [batch, time_width] -> [batch, outputs, h,
+    /// w].
     #[must_use]
     pub fn forward(&self, xs: &Tensor, time: Option<&Tensor>) -> Tensor {
         let mut hidden = self.conv1.forward(&self.norm1.forward(xs).silu());

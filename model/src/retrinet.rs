@@ -1,6 +1,7 @@
-//! RetriNet (paper, section 5.1 and figure 4; notes 3.3 and 3.4): a retrieval encoder over the references and, for each of
-//! its blocks, a cross-attention from the target's features with a zero convolution; the result is added to the skip
-//! connection on its way to the decoder. Nothing here is frozen or trained: that is the trainer's choice.
+//! RetriNet (paper, section 5.1 and figure 4; notes 3.3 and 3.4): a retrieval encoder over the references
+//! and, for each of its blocks, a cross-attention from the target's features with a zero convolution; the
+//! result is added to the skip connection on its way to the decoder. Nothing here is frozen or trained: that
+//! is the trainer's choice.
 
 use crate::attention::ReferenceAttention;
 use crate::parameter::Scope;
@@ -15,7 +16,8 @@ pub struct RetrievalBlock {
     attentions: Vec<ReferenceAttention>,
 }
 
-/// The references of a micro-batch, folded into the batch dimension: those of one target lie next to each other.
+/// The references of a micro-batch, folded into the batch dimension: those of one target lie next to each
+/// other.
 #[derive(Debug)]
 pub struct References {
     /// Clean scaled latents, [batch * n, c, h, w].
@@ -27,8 +29,8 @@ pub struct References {
 }
 
 impl RetrievalBlock {
-    /// The encoder's weights lie under `retrieval.input_blocks`, the attentions' under `cross_attention.I` and
-    /// `zero_convs.I` for input block I.
+    /// The encoder's weights lie under `retrieval.input_blocks`, the attentions' under `cross_attention.I`
+    /// and `zero_convs.I` for input block I.
     #[must_use]
     pub fn new(scope: &Scope<'_>, config: &UNetConfig) -> Self {
         let heads = i64::from(config.heads);
@@ -39,22 +41,28 @@ impl RetrievalBlock {
             .enumerate()
             .map(|(i, width)| ReferenceAttention::new(&attention.sub(i), &zero.sub(i), *width, heads))
             .collect();
-        Self { encoder: Encoder::new(&scope.sub("retrieval"), config), attentions }
+        Self {
+            encoder: Encoder::new(&scope.sub("retrieval"), config),
+            attentions,
+        }
     }
 
-    /// g_{i,n}: the references' features for each input block, [batch * n, C_i, H_i, W_i]. `time` is the SiLU of the
-    /// targets' time embedding, [batch, 4 * channels].
+    /// g_{i,n}: the references' features for each input block, [batch * n, C_i, H_i, W_i]. `time` is the SiLU
+    /// of the targets' time embedding, [batch, 4 * channels].
     #[must_use]
     pub fn encode(&self, references: &References, time: &Tensor) -> Vec<Tensor> {
         let time = time.repeat_interleave_self_int(references.each, 0, None);
-        self.encoder.forward(&references.latents, &time, &references.words)
+        self.encoder
+            .forward(&references.latents, &time, &references.words)
     }
 
     /// h_i + u_i for every input block: the target's features with what was found in the references.
     #[must_use]
     pub fn join(&self, features: &[Tensor], references: &[Tensor]) -> Vec<Tensor> {
         let joined = self.attentions.iter().zip(features).zip(references);
-        joined.map(|((attention, h), g)| h + attention.forward(h, g)).collect()
+        joined
+            .map(|((attention, h), g)| h + attention.forward(h, g))
+            .collect()
     }
 }
 
@@ -63,15 +71,15 @@ impl RetrievalBlock {
 pub struct Conditions {
     /// [batch]
     pub timesteps: Tensor,
-    /// Text states, [branches * batch, tokens, context_dim]: one branch for training, two (unconditional first) for
-    /// classifier-free guidance.
+    /// Text states, [branches * batch, tokens, context_dim]: one branch for training, two (unconditional
+    /// first) for classifier-free guidance.
     pub context: Tensor,
     /// Kept in every branch and encoded once (notes 3.5).
     pub references: Option<References>,
 }
 
-/// Predicted noise for latents [batch, c, h, w]: [branches * batch, c, h, w]. Without a retrieval block or without
-/// references this is the U-Net alone.
+/// Predicted noise for latents [batch, c, h, w]: [branches * batch, c, h, w]. Without a retrieval block or
+/// without references this is the U-Net alone.
 #[must_use]
 pub fn predict(
     unet: &UNet,
@@ -84,10 +92,18 @@ pub fn predict(
     // 1. time
     let time = unet.embed_time(&conditions.timesteps);
     // 2. the references, before the branches part
-    let found = retrieval.zip(conditions.references.as_ref()).map(|(block, references)| {
-        let features = block.encode(references, &time);
-        (block, features.iter().map(|xs| repeated(xs, branches)).collect::<Vec<_>>())
-    });
+    let found = retrieval
+        .zip(conditions.references.as_ref())
+        .map(|(block, references)| {
+            let features = block.encode(references, &time);
+            (
+                block,
+                features
+                    .iter()
+                    .map(|xs| repeated(xs, branches))
+                    .collect::<Vec<_>>(),
+            )
+        });
     // 3. encoder and middle on the target
     let time = repeated(&time, branches);
     let mut features = unet.encoder.forward(&repeated(latents, branches), &time, context);

@@ -1,5 +1,5 @@
-//! DDIM with leading time steps, offset 1 and eta 0 (notes 5.4), and classifier-free guidance. The coefficients are pure
-//! numbers; the network that predicts noise is the caller's.
+//! DDIM with leading time steps, offset 1 and eta 0 (notes 5.4), and classifier-free guidance. The
+//! coefficients are pure numbers; the network that predicts noise is the caller's.
 
 use crate::error::ModelError;
 use crate::schedule::{NoiseSchedule, TIMESTEPS};
@@ -28,10 +28,17 @@ impl Sampler {
     pub fn new(steps: u32) -> Result<Self, ModelError> {
         let max = TIMESTEPS / (OFFSET + 1);
         if steps == 0 || steps as usize > max {
-            return Err(ModelError::SamplingSteps { steps, max: max as u32 });
+            return Err(ModelError::SamplingSteps {
+                steps,
+                max: max as u32,
+            });
         }
         let steps = steps as usize;
-        Ok(Self { schedule: NoiseSchedule::default(), ratio: TIMESTEPS / steps, steps })
+        Ok(Self {
+            schedule: NoiseSchedule::default(),
+            ratio: TIMESTEPS / steps,
+            steps,
+        })
     }
 
     /// Descending, the noisiest first.
@@ -47,11 +54,15 @@ impl Sampler {
         // The last step ends at abar(0), not at 1 (set_alpha_to_one false).
         let (signal_next, noise_next) = self.schedule.mix(timestep.saturating_sub(self.ratio));
         let latents = signal_next / signal;
-        Move { latents, noise: noise_next - latents * noise }
+        Move {
+            latents,
+            noise: noise_next - latents * noise,
+        }
     }
 }
 
-/// e_u + scale * (e_c - e_u) from a prediction with the unconditional half first: [2 * batch, ...] -> [batch, ...].
+/// e_u + scale * (e_c - e_u) from a prediction with the unconditional half first: [2 * batch, ...] -> [batch,
+/// ...].
 #[must_use]
 pub fn guide(predicted: &Tensor, scale: f64) -> Tensor {
     let halves = predicted.chunk(2, 0);
@@ -87,7 +98,10 @@ mod tests {
     fn impossible_step_counts_are_refused() {
         assert!(Sampler::new(0).is_err());
         assert!(Sampler::new(500).is_ok());
-        assert_eq!(Sampler::new(501).unwrap_err().to_string(), "501 sampling steps; there must be 1 to 500");
+        assert_eq!(
+            Sampler::new(501).unwrap_err().to_string(),
+            "501 sampling steps; there must be 1 to 500"
+        );
     }
 
     #[test]

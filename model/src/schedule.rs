@@ -1,5 +1,5 @@
-//! The noise schedule of Stable Diffusion (notes 5.3) and what is derived from it: pure numbers, no tensors. Called by the
-//! trainer (noise levels, loss weights) and the sampler.
+//! The noise schedule of Stable Diffusion (notes 5.3) and what is derived from it: pure numbers, no tensors.
+//! Called by the trainer (noise levels, loss weights) and the sampler.
 
 use proto::spec::LossWeighting;
 
@@ -75,7 +75,10 @@ mod tests {
             assert!((beta(timestep) - expected).abs() < 6e-9, "beta {timestep}");
             let found = schedule.kept(timestep);
             assert!((found - kept).abs() < 6e-9, "abar {timestep}: {found}");
-            assert!((((1.0 - found) / found).sqrt() - sigma).abs() < 6e-7, "sigma {timestep}");
+            assert!(
+                (((1.0 - found) / found).sqrt() - sigma).abs() < 6e-7,
+                "sigma {timestep}"
+            );
         }
     }
 

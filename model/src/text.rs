@@ -1,5 +1,5 @@
-//! CLIP's text transformer (notes 5.1), Hugging Face names, and its tokenizer. Prompts become text states; nothing here
-//! decides what is encoded when.
+//! CLIP's text transformer (notes 5.1), Hugging Face names, and its tokenizer. Prompts become text states;
+//! nothing here decides what is encoded when.
 
 use crate::attention::attend;
 use crate::layer::{LayerNorm, Linear};
@@ -21,7 +21,9 @@ pub struct Prompts {
 
 impl std::fmt::Debug for Prompts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Prompts").field("tokens", &self.tokens).finish_non_exhaustive()
+        f.debug_struct("Prompts")
+            .field("tokens", &self.tokens)
+            .finish_non_exhaustive()
     }
 }
 
@@ -29,10 +31,14 @@ impl Prompts {
     /// `tokens` in each line, begin and end included.
     #[must_use]
     pub fn new(tokens: u32) -> Self {
-        Self { tokenizer: Tokenizer::new(), tokens: tokens as usize }
+        Self {
+            tokenizer: Tokenizer::new(),
+            tokens: tokens as usize,
+        }
     }
 
-    /// One line of ids: begin, the prompt, end; a long prompt is cut before the end token, a short one is filled with it.
+    /// One line of ids: begin, the prompt, end; a long prompt is cut before the end token, a short one is
+    /// filled with it.
     #[must_use]
     pub fn ids(&self, prompt: &str) -> Vec<i64> {
         let mut tokens = vec![self.tokenizer.start_of_text()];
@@ -47,7 +53,9 @@ impl Prompts {
     #[must_use]
     pub fn batch(&self, prompts: &[&str], device: Device) -> Tensor {
         let ids: Vec<i64> = prompts.iter().flat_map(|prompt| self.ids(prompt)).collect();
-        Tensor::from_slice(&ids).view([prompts.len() as i64, self.tokens as i64]).to_device(device)
+        Tensor::from_slice(&ids)
+            .view([prompts.len() as i64, self.tokens as i64])
+            .to_device(device)
     }
 }
 
@@ -67,13 +75,17 @@ impl TextEncoder {
         let (width, tokens) = (i64::from(config.width), i64::from(config.tokens));
         let embeddings = scope.sub("embeddings");
         let table = |name: &str, rows: i64, deviation: f64| {
-            embeddings.sub(name).parameter("weight", &[rows, width], Init::Normal(deviation))
+            embeddings
+                .sub(name)
+                .parameter("weight", &[rows, width], Init::Normal(deviation))
         };
         let layers = scope.sub("encoder").sub("layers");
         Self {
             token: table("token_embedding", VOCABULARY, 0.02),
             position: table("position_embedding", tokens, 0.01),
-            layers: (0..config.layers).map(|i| TextLayer::new(&layers.sub(i), config)).collect(),
+            layers: (0..config.layers)
+                .map(|i| TextLayer::new(&layers.sub(i), config))
+                .collect(),
             norm: LayerNorm::new(&scope.sub("final_layer_norm"), width),
         }
     }
@@ -139,7 +151,12 @@ mod tests {
     fn concept_words_are_one_token_and_the_line_is_filled_with_the_end_token() {
         // Token ids: notes 2.5.
         let prompts = Prompts::new(77);
-        for (word, id) in [("face", 1710), ("clothes", 7080), ("figure", 5274), ("Face", 1710)] {
+        for (word, id) in [
+            ("face", 1710),
+            ("clothes", 7080),
+            ("figure", 5274),
+            ("Face", 1710),
+        ] {
             let ids = prompts.ids(word);
             assert_eq!((ids.len(), &ids[..3]), (77, &[49_406, id, END][..]), "{word}");
             assert!(ids[2..].iter().all(|id| *id == END));

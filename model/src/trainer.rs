@@ -1,6 +1,6 @@
-//! One rank's model: builds the architecture of a job, runs forward passes, updates weights, draws pictures. The face that
-//! the rank process uses. It never talks to other ranks: gradients are reduced by the caller between `forward` and
-//! `update`. One OS thread owns it.
+//! One rank's model: builds the architecture of a job, runs forward passes, updates weights, draws pictures.
+//! The face that the rank process uses. It never talks to other ranks: gradients are reduced by the caller
+//! between `forward` and `update`. One OS thread owns it.
 
 use crate::autoencoder::Autoencoder;
 use crate::batch::{Batch, BatchShape, masks, to_images};
@@ -14,7 +14,7 @@ use crate::parameter::Parameters;
 use crate::schedule::NoiseSchedule;
 use crate::weights::{self, NamedTensors};
 use model_data::example::Example;
-use proto::spec::{Architecture, Component, JobSpec};
+use proto::spec::{Architecture, Component, JobSpec, Train};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
@@ -39,7 +39,8 @@ enum Network {
     Diffusion(Box<Diffusion>),
 }
 
-/// Loss of one micro-batch: sums over its samples, divided by the global batch, so that those of a step add up to a mean.
+/// Loss of one micro-batch: sums over its samples, divided by the global batch, so that those of a step add
+/// up to a mean.
 #[derive(Debug)]
 pub struct MicroBatchLoss {
     /// What to call `f_backward` on.
@@ -52,8 +53,8 @@ pub struct MicroBatchLoss {
     pub face: f64,
 }
 
-/// The component that a full parameter name belongs to. Names are made by the networks: a prefix that is not known here is
-/// a mistake of ours.
+/// The component that a full parameter name belongs to. Names are made by the networks: a prefix that is not
+/// known here is a mistake of ours.
 pub(crate) fn component_of(name: &str) -> Component {
     const PREFIXES: [(&str, Component); 9] = [
         ("autoencoder.", Component::Autoencoder),
@@ -67,15 +68,18 @@ pub(crate) fn component_of(name: &str) -> Component {
         ("zero_convs.", Component::CrossAttention),
     ];
     let found = PREFIXES.iter().find(|(prefix, _)| name.starts_with(prefix));
-    found.map(|(_, component)| *component).expect("every network's prefix is in the table")
+    found
+        .map(|(_, component)| *component)
+        .expect("every network's prefix is in the table")
 }
 
 impl Trainer {
-    /// Builds the architecture of `spec.model` with weights from `init`, or random ones from the job's seed. A RetriNet
-    /// takes encoder, decoder and retrieval encoder from the base U-Net and answers like it until its first update.
+    /// Builds the architecture of `spec.model` with weights from `init`, or random ones from the job's seed.
+    /// A RetriNet takes encoder, decoder and retrieval encoder from the base U-Net and answers like it until
+    /// its first update.
     ///
-    /// # Errors
-    /// Base weights that are missing, unreadable or do not fit; an autoencoder to be trained inside a diffusion model.
+    /// # Errors Base weights that are missing, unreadable or do not fit; an autoencoder to be trained inside
+    /// a diffusion model.
     pub fn new(spec: &JobSpec, init: Option<&InitWeights>, device: Device) -> Result<Self, ModelError> {
         guarded("building the model", || Self::build(spec, init, device))
     }
@@ -92,7 +96,10 @@ impl Trainer {
         }
         // 1. build, without drawing random values where files follow
         let mut parameters = Parameters::seeded(spec.data.seed, device);
-        let awaited = init.iter().flat_map(|init| init.keys().map(String::as_str)).chain(["retrieval"]);
+        let awaited = init
+            .iter()
+            .flat_map(|init| init.keys().map(String::as_str))
+            .chain(["retrieval"]);
         for component in awaited {
             parameters = parameters.awaiting(format!("{component}."));
         }
@@ -105,7 +112,9 @@ impl Trainer {
             Network::Diffusion(Box::new(diffusion))
         };
         // 2. base weights; the retrieval encoder begins as a copy
-        let init_digest = init.map(|init| load_init(&parameters, model.architecture, init)).transpose()?;
+        let init_digest = init
+            .map(|init| load_init(&parameters, model.architecture, init))
+            .transpose()?;
         let copies = parameters.under("retrieval.");
         let mut base = parameters.under("unet.");
         base.retain(|name, _| copies.contains_key(name));
@@ -149,10 +158,16 @@ impl Trainer {
         self.step
     }
 
-    /// Zeroes gradients in place, because the Reducer may hold views of them, and makes those that do not exist yet.
+    /// Zeroes gradients in place, because the Reducer may hold views of them, and makes those that do not
+    /// exist yet.
     pub fn zero_gradients(&mut self) {
-        let missing = self.trained.iter().filter(|(_, parameter)| !parameter.grad().defined());
-        let terms: Vec<Tensor> = missing.map(|(_, p)| (p * p.zeros_like()).sum(Kind::Float)).collect();
+        let missing = self
+            .trained
+            .iter()
+            .filter(|(_, parameter)| !parameter.grad().defined());
+        let terms: Vec<Tensor> = missing
+            .map(|(_, p)| (p * p.zeros_like()).sum(Kind::Float))
+            .collect();
         if !terms.is_empty() {
             Tensor::stack(&terms, 0).sum(Kind::Float).backward();
         }
@@ -170,47 +185,29 @@ impl Trainer {
             let batch = Batch::new(examples, self.batch_shape(), self.device)?;
             let terms = match &mut self.network {
                 Network::Autoencoder(autoencoder) => autoencoder_terms(autoencoder, &batch),
-                Network::Diffusion(_) => self.diffusion_terms(&batch, examples),
+                Network::Diffusion(diffusion) => {
+                    let (target, face) = masks(examples, self.device);
+                    let factor = i64::from(self.spec.model.autoencoder.factor());
+                    let masks = Masks::at_latents(&target, &face, factor);
+                    diffusion_terms(diffusion, &batch, &masks, &self.schedule, &self.spec.train)
+                }
             };
             // One transfer for all three figures.
             let sums = (terms / f64::from(global_batch)).sum_dim_intlist(1i64, false, Kind::Float);
             let values = sums.detach().to_device(Device::Cpu);
             let value = |row| values.double_value(&[row]);
             let (total, target, face) = (value(0), value(1), value(2));
-            Ok(MicroBatchLoss { loss: sums.get(0), total, target, face })
+            Ok(MicroBatchLoss {
+                loss: sums.get(0),
+                total,
+                target,
+                face,
+            })
         })
     }
 
-    /// Rows total, target and face of each sample's loss: [3, B].
-    fn diffusion_terms(&mut self, batch: &Batch, examples: &[Example]) -> Tensor {
-        let Network::Diffusion(diffusion) = &mut self.network else {
-            unreachable!("only called for a diffusion network")
-        };
-        // 1. noisy latents
-        let latents = diffusion.latents(batch);
-        let size = latents.targets.size();
-        let noise = noise::normal(&batch.noise_seeds, Purpose::Target, &size[1..], self.device);
-        let timesteps = || batch.timesteps.iter().map(|timestep| *timestep as usize);
-        let column = |values: Vec<f32>| Tensor::from_slice(&values).to_device(self.device);
-        let signal = column(timesteps().map(|t| self.schedule.mix(t).0 as f32).collect()).view([-1, 1, 1, 1]);
-        let level = column(timesteps().map(|t| self.schedule.mix(t).1 as f32).collect()).view([-1, 1, 1, 1]);
-        let noisy = &latents.targets * signal + &noise * level;
-        // 2. prediction
-        let conditions = diffusion.conditions(batch, &latents, &batch.prompts);
-        let predicted = diffusion.predict(&noisy, &conditions);
-        // 3. equation 3
-        let (target, face) = masks(examples, self.device);
-        let masks = Masks::at_latents(&target, &face, i64::from(self.spec.model.autoencoder.factor()));
-        let loss = noise_loss(&predicted, &noise, &masks);
-        let weighting = self.spec.train.loss_weighting;
-        let weight = column(timesteps().map(|t| self.schedule.loss_weight(t, weighting) as f32).collect());
-        let (target, face) = (loss.target * &weight, loss.face * &weight);
-        let total = &target + &face * self.spec.train.face_loss_weight;
-        Tensor::stack(&[total, target, face], 0)
-    }
-
-    /// Clips, then updates with the learning rates of `step`, the 1-based step that this update completes. Gradients are
-    /// read from the parameters.
+    /// Clips, then updates with the learning rates of `step`, the 1-based step that this update completes.
+    /// Gradients are read from the parameters.
     ///
     /// # Errors
     /// A missing gradient, or a norm that is not finite; nothing is changed then.
@@ -220,17 +217,23 @@ impl Trainer {
         Ok(report)
     }
 
-    /// Everything that a checkpoint holds, sorted by name: `weights/NAME` for trained weights, `optimizer/NAME/exp_avg` and
-    /// `optimizer/NAME/exp_avg_sq`. The tensors are the live ones: copy before the next update.
+    /// Everything that a checkpoint holds, sorted by name: `weights/NAME` for trained weights,
+    /// `optimizer/NAME/exp_avg` and `optimizer/NAME/exp_avg_sq`. The tensors are the live ones: copy before
+    /// the next update.
     #[must_use]
     pub fn state(&self) -> Vec<(String, Tensor)> {
         self.live_state().into_iter().collect()
     }
 
     fn live_state(&self) -> NamedTensors {
-        let weights = self.trained.iter().map(|(name, t)| (format!("weights/{name}"), t.detach()));
+        let weights = self
+            .trained
+            .iter()
+            .map(|(name, t)| (format!("weights/{name}"), t.detach()));
         let moments = self.optimizer.moments().into_iter();
-        weights.chain(moments.map(|(name, tensor)| (format!("optimizer/{name}"), tensor))).collect()
+        weights
+            .chain(moments.map(|(name, tensor)| (format!("optimizer/{name}"), tensor)))
+            .collect()
     }
 
     /// Takes over the state of a checkpoint that was made after `step` updates.
@@ -238,26 +241,34 @@ impl Trainer {
     /// # Errors
     /// A tensor that is missing, does not belong here or has another shape; nothing is changed then.
     pub fn load_state(&mut self, tensors: &BTreeMap<String, Tensor>, step: u64) -> Result<(), ModelError> {
-        weights::load(&format!("the checkpoint of step {step}"), tensors, &self.live_state())?;
+        weights::load(
+            &format!("the checkpoint of step {step}"),
+            tensors,
+            &self.live_state(),
+        )?;
         self.step = step;
         Ok(())
     }
 
-    /// The model's weights by the file they belong in: `autoencoder`, `text_encoder` and `unet` as [`InitWeights`] wants
-    /// them; a RetriNet's own parts under `retrieval`, `cross_attention` and `zero_convs`.
+    /// The model's weights by the file they belong in: `autoencoder`, `text_encoder` and `unet` as
+    /// [`InitWeights`] wants them; a RetriNet's own parts under `retrieval`, `cross_attention` and
+    /// `zero_convs`.
     #[must_use]
     pub fn export(&self) -> BTreeMap<String, NamedTensors> {
         let mut files: BTreeMap<String, NamedTensors> = BTreeMap::new();
         for (name, tensor) in self.parameters.tensors() {
             if let Some((file, rest)) = name.split_once('.') {
-                files.entry(file.to_owned()).or_default().insert(rest.to_owned(), tensor.detach());
+                files
+                    .entry(file.to_owned())
+                    .or_default()
+                    .insert(rest.to_owned(), tensor.detach());
             }
         }
         files
     }
 
-    /// Draws one picture for each example from its prompt, references and concepts. An autoencoder gives back the
-    /// targets as it sees them.
+    /// Draws one picture for each example from its prompt, references and concepts. An autoencoder gives back
+    /// the targets as it sees them.
     ///
     /// # Errors
     /// An example that does not fit the job; a number of steps that the schedule does not have.
@@ -300,8 +311,45 @@ impl Trainer {
             Architecture::TextToImage => Some(0),
             Architecture::Retrinet => Some(self.spec.data.references as usize),
         };
-        BatchShape { resolution: self.spec.data.resolution, references }
+        BatchShape {
+            resolution: self.spec.data.resolution,
+            references,
+        }
     }
+}
+
+/// Rows total, target and face of each sample's loss (equation 3, weighted by noise level): [3, B].
+fn diffusion_terms(
+    diffusion: &mut Diffusion,
+    batch: &Batch,
+    masks: &Masks,
+    schedule: &NoiseSchedule,
+    train: &Train,
+) -> Tensor {
+    // 1. noisy latents
+    let latents = diffusion.latents(batch);
+    let (size, device) = (latents.targets.size(), latents.targets.device());
+    let noise = noise::normal(&batch.noise_seeds, Purpose::Target, &size[1..], device);
+    let column = |value: &dyn Fn(usize) -> f64| {
+        let values: Vec<f32> = batch
+            .timesteps
+            .iter()
+            .map(|timestep| value(*timestep as usize) as f32)
+            .collect();
+        Tensor::from_slice(&values).to_device(device)
+    };
+    let signal = column(&|timestep| schedule.mix(timestep).0).view([-1, 1, 1, 1]);
+    let level = column(&|timestep| schedule.mix(timestep).1).view([-1, 1, 1, 1]);
+    let noisy = &latents.targets * signal + &noise * level;
+    // 2. prediction
+    let conditions = diffusion.conditions(batch, &latents, &batch.prompts);
+    let predicted = diffusion.predict(&noisy, &conditions);
+    // 3. equation 3
+    let loss = noise_loss(&predicted, &noise, masks);
+    let weight = column(&|timestep| schedule.loss_weight(timestep, train.loss_weighting));
+    let (target, face) = (loss.target * &weight, loss.face * &weight);
+    let total = &target + &face * train.face_loss_weight;
+    Tensor::stack(&[total, target, face], 0)
 }
 
 /// Rows total, reconstruction and zero of each example's loss, mean over its pictures: [3, B].
@@ -311,7 +359,12 @@ fn autoencoder_terms(autoencoder: &Autoencoder, batch: &Batch) -> Tensor {
     // One stream for each example, shared out among its pictures.
     let each = 1 + batch.references;
     let shape = [each, size[1], size[2], size[3]];
-    let noise = noise::normal(&batch.noise_seeds, Purpose::Posterior, &shape, moments.mean.device());
+    let noise = noise::normal(
+        &batch.noise_seeds,
+        Purpose::Posterior,
+        &shape,
+        moments.mean.device(),
+    );
     let noise = noise.transpose(0, 1);
     let target = noise.get(0);
     let rest = noise.narrow(0, 1, batch.references).transpose(0, 1).flatten(0, 1);
@@ -320,7 +373,9 @@ fn autoencoder_terms(autoencoder: &Autoencoder, batch: &Batch) -> Tensor {
     let mean = |xs: &Tensor| {
         let own = xs.narrow(0, 0, batch.count);
         let rest = xs.narrow(0, batch.count, batch.count * batch.references);
-        let rest = rest.view([batch.count, batch.references]).sum_dim_intlist(1i64, false, Kind::Float);
+        let rest = rest
+            .view([batch.count, batch.references])
+            .sum_dim_intlist(1i64, false, Kind::Float);
         (own + rest) / each as f64
     };
     let total = mean(&loss.total);

@@ -1,6 +1,7 @@
-//! The U-Net in CompVis block numbering (notes 3.1): `time_embed`, `input_blocks`, `middle_block`, `output_blocks`, `out`.
-//! Encoder, middle and decoder are separate types, because RetriNet copies the first and adds to what passes between
-//! the first and the last. Weight names are those of a CompVis single file without its prefix.
+//! The U-Net in CompVis block numbering (notes 3.1): `time_embed`, `input_blocks`, `middle_block`,
+//! `output_blocks`, `out`. Encoder, middle and decoder are separate types, because RetriNet copies the first
+//! and adds to what passes between the first and the last. Weight names are those of a CompVis single file
+//! without its prefix.
 
 use crate::attention::SpatialTransformer;
 use crate::embedding::TimeEmbedding;
@@ -36,7 +37,8 @@ impl UNet {
         self.time.forward(timesteps).silu()
     }
 
-    /// Latents [batch, c, h, w], time steps [batch], text states [batch, tokens, context_dim] -> noise [batch, c, h, w].
+    /// Latents [batch, c, h, w], time steps [batch], text states [batch, tokens, context_dim] -> noise
+    /// [batch, c, h, w].
     #[must_use]
     pub fn forward(&self, latents: &Tensor, timesteps: &Tensor, context: &Tensor) -> Tensor {
         let time = self.embed_time(timesteps);
@@ -51,7 +53,10 @@ impl UNet {
 pub fn encoder_widths(config: &UNetConfig) -> Vec<i64> {
     let mut widths = vec![i64::from(config.channels)];
     for level in 0..config.channel_mult.len() {
-        widths.extend(std::iter::repeat_n(width(config, level), config.res_blocks as usize));
+        widths.extend(std::iter::repeat_n(
+            width(config, level),
+            config.res_blocks as usize,
+        ));
         if level + 1 < config.channel_mult.len() {
             widths.push(width(config, level));
         }
@@ -68,7 +73,13 @@ fn time_width(config: &UNetConfig) -> i64 {
 }
 
 fn res_block(scope: &Scope<'_>, inputs: i64, outputs: i64, config: &UNetConfig) -> ResBlock {
-    ResBlock::unet(scope, inputs, outputs, time_width(config), i64::from(config.norm_groups))
+    ResBlock::unet(
+        scope,
+        inputs,
+        outputs,
+        time_width(config),
+        i64::from(config.norm_groups),
+    )
 }
 
 fn transformer(scope: &Scope<'_>, width: i64, config: &UNetConfig) -> SpatialTransformer {
@@ -106,7 +117,10 @@ impl Encoder {
             for _ in 0..config.res_blocks {
                 let at = scope.sub(blocks.len());
                 let attention = attends(config, level).then(|| transformer(&at.sub(1), outputs, config));
-                blocks.push(InputBlock::Res(res_block(&at.sub(0), inputs, outputs, config), attention));
+                blocks.push(InputBlock::Res(
+                    res_block(&at.sub(0), inputs, outputs, config),
+                    attention,
+                ));
                 inputs = outputs;
             }
             if level + 1 < config.channel_mult.len() {
@@ -126,7 +140,9 @@ impl Encoder {
             features.push(match block {
                 InputBlock::Conv(conv) => conv.forward(xs),
                 InputBlock::Res(res, None) => res.forward(xs, Some(time)),
-                InputBlock::Res(res, Some(attention)) => attention.forward(&res.forward(xs, Some(time)), context),
+                InputBlock::Res(res, Some(attention)) => {
+                    attention.forward(&res.forward(xs, Some(time)), context)
+                }
             });
         }
         features
@@ -155,7 +171,9 @@ impl Middle {
 
     #[must_use]
     pub fn forward(&self, xs: &Tensor, time: &Tensor, context: &Tensor) -> Tensor {
-        let xs = self.attention.forward(&self.first.forward(xs, Some(time)), context);
+        let xs = self
+            .attention
+            .forward(&self.first.forward(xs, Some(time)), context);
         self.second.forward(&xs, Some(time))
     }
 }
@@ -186,7 +204,9 @@ impl Decoder {
             let outputs = width(config, level);
             for repeat in 0..=config.res_blocks {
                 let at = at_blocks.sub(blocks.len());
-                let skip = skips.pop().expect("the encoder has one output for every output block");
+                let skip = skips
+                    .pop()
+                    .expect("the encoder has one output for every output block");
                 let res = res_block(&at.sub(0), inputs + skip, outputs, config);
                 let attention = attends(config, level).then(|| transformer(&at.sub(1), outputs, config));
                 let up_at = 1 + usize::from(attention.is_some());
@@ -204,7 +224,8 @@ impl Decoder {
         }
     }
 
-    /// From the middle's output and the encoder's features (taken from the last), noise [batch, latent channels, h, w].
+    /// From the middle's output and the encoder's features (taken from the last), noise [batch, latent
+    /// channels, h, w].
     #[must_use]
     pub fn forward(&self, middle: &Tensor, features: Vec<Tensor>, time: &Tensor, context: &Tensor) -> Tensor {
         let mut xs = middle.shallow_clone();

@@ -1,5 +1,5 @@
-//! Weights as safetensors files and as digests. Strict both ways: a name too few, a name too many or a shape that differs
-//! is an error that says which. Called by the trainer and by tools that export models.
+//! Weights as safetensors files and as digests. Strict both ways: a name too few, a name too many or a shape
+//! that differs is an error that says which. Called by the trainer and by tools that export models.
 
 use crate::error::{ModelError, WeightsFault};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -28,7 +28,10 @@ pub fn read(path: &Path) -> Result<NamedTensors, ModelError> {
         let bytes = std::fs::read(path)?;
         parse(&bytes)
     };
-    attempt().map_err(|source| ModelError::ReadWeights { path: path.to_owned(), source })
+    attempt().map_err(|source| ModelError::ReadWeights {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Reads all tensors of a safetensors file in memory as fp32 on the CPU.
@@ -41,7 +44,12 @@ pub fn parse(bytes: &[u8]) -> Result<NamedTensors, WeightsFault> {
         let kind = match view.dtype() {
             Dtype::F32 => Kind::Float,
             Dtype::F16 => Kind::Half,
-            other => return Err(WeightsFault::Kind { tensor: name, found: format!("{other:?}") }),
+            other => {
+                return Err(WeightsFault::Kind {
+                    tensor: name,
+                    found: format!("{other:?}"),
+                });
+            }
         };
         let shape: Vec<i64> = view.shape().iter().map(|side| *side as i64).collect();
         let tensor = Tensor::from_data_size(view.data(), &shape, kind).to_kind(Kind::Float);
@@ -59,7 +67,10 @@ pub fn write(path: &Path, tensors: &NamedTensors, storage: Storage) -> Result<()
         std::fs::write(path, serialize(tensors, storage)?)?;
         Ok(())
     };
-    attempt().map_err(|source| ModelError::WriteWeights { path: path.to_owned(), source })
+    attempt().map_err(|source| ModelError::WriteWeights {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The bytes of a safetensors file with these tensors.
@@ -78,32 +89,49 @@ pub fn serialize(tensors: &NamedTensors, storage: Storage) -> Result<Vec<u8>, We
             (name, shape, bytes(tensor, kind))
         })
         .collect();
-    let views: Result<Vec<_>, _> =
-        held.iter().map(|(name, shape, data)| Ok((name, TensorView::new(dtype, shape.clone(), data)?))).collect();
-    Ok(safetensors::serialize(views.map_err(|e: safetensors::SafeTensorError| e)?, None)?)
+    let views: Result<Vec<_>, _> = held
+        .iter()
+        .map(|(name, shape, data)| Ok((name, TensorView::new(dtype, shape.clone(), data)?)))
+        .collect();
+    Ok(safetensors::serialize(
+        views.map_err(|e: safetensors::SafeTensorError| e)?,
+        None,
+    )?)
 }
 
 /// Copies values into parameters in place. The names must be the same on both sides.
 ///
-/// # Errors
-/// The first missing, extra or misshapen tensor, with `origin` (a file or a checkpoint) named. Nothing is copied then.
+/// # Errors The first missing, extra or misshapen tensor, with `origin` (a file or a checkpoint) named.
+/// Nothing is copied then.
 pub fn load(origin: &str, from: &NamedTensors, into: &NamedTensors) -> Result<(), ModelError> {
     for (name, parameter) in into {
         let expected = parameter.size();
         match from.get(name) {
             None => {
                 let (origin, tensor) = (origin.to_owned(), name.clone());
-                return Err(ModelError::MissingTensor { origin, tensor, expected });
+                return Err(ModelError::MissingTensor {
+                    origin,
+                    tensor,
+                    expected,
+                });
             }
             Some(tensor) if tensor.size() != expected => {
                 let (origin, found) = (origin.to_owned(), tensor.size());
-                return Err(ModelError::TensorShape { origin, tensor: name.clone(), found, expected });
+                return Err(ModelError::TensorShape {
+                    origin,
+                    tensor: name.clone(),
+                    found,
+                    expected,
+                });
             }
             Some(_) => {}
         }
     }
     if let Some(extra) = from.keys().find(|name| !into.contains_key(*name)) {
-        return Err(ModelError::ExtraTensor { origin: origin.to_owned(), tensor: extra.clone() });
+        return Err(ModelError::ExtraTensor {
+            origin: origin.to_owned(),
+            tensor: extra.clone(),
+        });
     }
     tch::no_grad(|| {
         for (name, parameter) in into {
@@ -113,7 +141,8 @@ pub fn load(origin: &str, from: &NamedTensors, into: &NamedTensors) -> Result<()
     Ok(())
 }
 
-/// SHA-256 over names, shapes and fp32 values, sorted by name, in lower-case hex: the figure by which two runs are compared.
+/// SHA-256 over names, shapes and fp32 values, sorted by name, in lower-case hex: the figure by which two
+/// runs are compared.
 #[must_use]
 pub fn digest(tensors: &NamedTensors) -> String {
     let mut hash = Sha256::new();
@@ -146,7 +175,10 @@ mod tests {
 
     fn two() -> NamedTensors {
         NamedTensors::from([
-            ("b".to_owned(), Tensor::from_slice(&[1f32, 2.5, -3.0, 1e-3]).view([2, 2])),
+            (
+                "b".to_owned(),
+                Tensor::from_slice(&[1f32, 2.5, -3.0, 1e-3]).view([2, 2]),
+            ),
             ("a".to_owned(), Tensor::from_slice(&[7f32])),
         ])
     }
@@ -166,15 +198,28 @@ mod tests {
 
     #[test]
     fn a_file_that_does_not_fit_says_which_tensor() {
-        let message = |from: &NamedTensors, into: &NamedTensors| load("x.st", from, into).unwrap_err().to_string();
+        let message =
+            |from: &NamedTensors, into: &NamedTensors| load("x.st", from, into).unwrap_err().to_string();
         let mut less = two();
         less.remove("a");
-        assert_eq!(message(&less, &two()), "x.st: tensor \"a\" is missing; expected shape [1]");
-        assert_eq!(message(&two(), &less), "x.st: tensor \"a\" does not belong to this model");
+        assert_eq!(
+            message(&less, &two()),
+            "x.st: tensor \"a\" is missing; expected shape [1]"
+        );
+        assert_eq!(
+            message(&two(), &less),
+            "x.st: tensor \"a\" does not belong to this model"
+        );
         let mut other = two();
         other.insert("b".into(), Tensor::from_slice(&[1f32, 2.]));
-        assert_eq!(message(&other, &two()), "x.st: tensor \"b\" has shape [2]; expected [2, 2]");
+        assert_eq!(
+            message(&other, &two()),
+            "x.st: tensor \"b\" has shape [2]; expected [2, 2]"
+        );
         let error = read(Path::new("no/such.safetensors")).unwrap_err();
-        assert_eq!(error.to_string(), "no/such.safetensors: cannot be read as a weights file");
+        assert_eq!(
+            error.to_string(),
+            "no/such.safetensors: cannot be read as a weights file"
+        );
     }
 }

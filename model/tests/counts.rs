@@ -18,7 +18,10 @@ fn count(build: impl FnOnce(&model::parameter::Scope<'_>)) -> u64 {
 fn sd15_has_the_known_numbers() {
     let (unet, autoencoder, text) = named("sd15").unwrap();
     assert_eq!(count(|scope| drop(UNet::new(scope, &unet))), 859_520_964);
-    assert_eq!(count(|scope| drop(Autoencoder::new(scope, &autoencoder))), 83_653_863);
+    assert_eq!(
+        count(|scope| drop(Autoencoder::new(scope, &autoencoder))),
+        83_653_863
+    );
     assert_eq!(count(|scope| drop(TextEncoder::new(scope, &text))), 123_060_480);
 }
 
@@ -29,7 +32,11 @@ fn sd15_retrinet_trains_what_the_notes_say() {
     let _ = RetrievalBlock::new(&parameters.root(), &unet);
     let _ = UNet::new(&parameters.root().sub("unet"), &unet);
     let sum = |prefix: &str| -> i64 {
-        parameters.under(prefix).values().map(|t| t.size().iter().product::<i64>()).sum()
+        parameters
+            .under(prefix)
+            .values()
+            .map(|t| t.size().iter().product::<i64>())
+            .sum()
     };
     assert_eq!(sum("retrieval."), 249_624_320);
     assert_eq!(sum("unet.input_blocks."), 249_624_320);

@@ -1,4 +1,5 @@
-//! Training itself: it learns, it continues from a checkpoint bit for bit, micro-batches add up, and bad input is refused.
+//! Training itself: it learns, it continues from a checkpoint bit for bit, micro-batches add up, and bad
+//! input is refused.
 #![allow(clippy::unwrap_used)]
 
 mod scene;
@@ -28,7 +29,11 @@ fn step(trainer: &mut Trainer, step: u64, seed: u64, micro: usize) -> f64 {
 }
 
 fn state(trainer: &Trainer) -> NamedTensors {
-    trainer.state().into_iter().map(|(name, tensor)| (name, tensor.copy())).collect()
+    trainer
+        .state()
+        .into_iter()
+        .map(|(name, tensor)| (name, tensor.copy()))
+        .collect()
 }
 
 /// Loss on one fixed batch falls below `share` of its first value.
@@ -36,6 +41,7 @@ fn learns(architecture: Architecture, learning_rate: f64, steps: u64, share: f64
     let mut trainer = new(architecture, learning_rate);
     let losses: Vec<f64> = (1..=steps).map(|s| step(&mut trainer, s, 1, 4)).collect();
     let (first, last) = (losses[0], losses[losses.len() - 1]);
+    eprintln!("{architecture:?} {first} {last}");
     assert!(last < share * first, "{architecture:?}: {first} -> {last}");
 }
 
@@ -56,7 +62,11 @@ fn a_retrinet_learns_a_batch() {
 
 #[test]
 fn save_load_step_equals_step() {
-    for architecture in [Architecture::Autoencoder, Architecture::TextToImage, Architecture::Retrinet] {
+    for architecture in [
+        Architecture::Autoencoder,
+        Architecture::TextToImage,
+        Architecture::Retrinet,
+    ] {
         let mut straight = new(architecture, 0.01);
         let mut resumed = new(architecture, 0.01);
         for s in 1..=2 {
@@ -69,7 +79,11 @@ fn save_load_step_equals_step() {
         resumed.load_state(&saved, 2).unwrap();
         assert_eq!(resumed.step(), 2);
         step(&mut resumed, 3, 3, 4);
-        assert_eq!(digest(&state(&straight)), digest(&state(&resumed)), "{architecture:?}");
+        assert_eq!(
+            digest(&state(&straight)),
+            digest(&state(&resumed)),
+            "{architecture:?}"
+        );
         assert_ne!(digest(&state(&straight)), digest(&saved));
     }
 }
@@ -80,7 +94,10 @@ fn micro_batches_of_a_step_add_up() {
     let mut parts = new(Architecture::Retrinet, 0.01);
     for seed in [1, 2] {
         let loss = |trainer: &mut Trainer, micro: usize| -> f64 {
-            examples(4, seed).chunks(micro).map(|part| trainer.forward(part, 4).unwrap().total).sum()
+            examples(4, seed)
+                .chunks(micro)
+                .map(|part| trainer.forward(part, 4).unwrap().total)
+                .sum()
         };
         let (one, four) = (loss(&mut whole, 4), loss(&mut parts, 1));
         assert!((one - four).abs() < 1e-5 * one, "{one} {four}");
@@ -96,7 +113,10 @@ fn figures_are_the_loss_s_parts() {
     let loss = trainer.forward(&examples(4, 1), 8).unwrap();
     assert!((loss.total - (loss.target + 3.0 * loss.face)).abs() < 1e-6 * loss.total);
     assert!((loss.total - loss.loss.double_value(&[])).abs() < 1e-9);
-    assert!(loss.face > 0.0 && loss.face < loss.target, "the face is a part of the picture");
+    assert!(
+        loss.face > 0.0 && loss.face < loss.target,
+        "the face is a part of the picture"
+    );
     let twice = trainer.forward(&examples(4, 1), 4).unwrap();
     assert!((twice.total - 2.0 * loss.total).abs() < 1e-6 * twice.total);
 }
@@ -118,7 +138,12 @@ fn gradients_are_zeroed_in_place() {
     let mut trainer = new(Architecture::TextToImage, 0.01);
     trainer.zero_gradients();
     let held: Vec<_> = trainer.parameters().iter().map(|(_, p)| p.grad()).collect();
-    trainer.forward(&examples(4, 1), 4).unwrap().loss.f_backward().unwrap();
+    trainer
+        .forward(&examples(4, 1), 4)
+        .unwrap()
+        .loss
+        .f_backward()
+        .unwrap();
     let norm = |held: &[tch::Tensor]| held.iter().map(|g| g.norm().double_value(&[])).sum::<f64>();
     assert!(norm(&held) > 0.0);
     trainer.zero_gradients();
@@ -127,7 +152,10 @@ fn gradients_are_zeroed_in_place() {
 
 #[test]
 fn the_same_seed_gives_the_same_model_and_parameters_are_sorted() {
-    let (one, two) = (new(Architecture::Retrinet, 0.01), new(Architecture::Retrinet, 0.01));
+    let (one, two) = (
+        new(Architecture::Retrinet, 0.01),
+        new(Architecture::Retrinet, 0.01),
+    );
     assert_eq!(digest(&state(&one)), digest(&state(&two)));
     assert!(one.parameters().is_sorted_by_key(|(name, _)| name.clone()));
     let mut spec = job(Architecture::Retrinet, 0.01);
@@ -142,15 +170,21 @@ fn what_does_not_fit_is_refused_with_its_place() {
     let mut batch = examples(2, 1);
     batch[1].references.pop();
     let message = trainer.forward(&batch, 4).unwrap_err().to_string();
-    assert_eq!(message, "example at position 101: references is 1 references; this job needs 2");
+    assert_eq!(
+        message,
+        "example at position 101: references is 1 references; this job needs 2"
+    );
     let mut saved = state(&trainer);
     saved.remove("weights/unet.out.2.bias");
     let message = trainer.load_state(&saved, 30).unwrap_err().to_string();
-    let expected = "the checkpoint of step 30: tensor \"weights/unet.out.2.bias\" is missing; expected shape [4]";
+    let expected =
+        "the checkpoint of step 30: tensor \"weights/unet.out.2.bias\" is missing; expected shape [4]";
     assert_eq!(message, expected);
     let none = std::collections::BTreeMap::new();
     let spec = job(Architecture::Retrinet, 0.01);
-    let message = Trainer::new(&spec, Some(&none), Device::Cpu).unwrap_err().to_string();
+    let message = Trainer::new(&spec, Some(&none), Device::Cpu)
+        .unwrap_err()
+        .to_string();
     let expected = "the base weights have no \"autoencoder\"; a retrinet job needs autoencoder.safetensors, \
                     text_encoder.safetensors and unet.safetensors";
     assert_eq!(message, expected);

@@ -544,6 +544,19 @@ fn a_clock_that_is_set_back_takes_nothing_from_a_lease() {
 }
 
 #[test]
+fn reports_that_waited_while_the_coordinator_was_busy_are_heard_before_leases_end() {
+    let (mut desk, job) = Desk::training();
+    desk.now += 5 * DETECT_WITHIN_MS;
+    desk.hear("w1", vec![]);
+    desk.hear("w2", vec![]);
+    assert_eq!((desk.generation(&job), desk.job(&job).restarts), (1, 0));
+    desk.now += DETECT_WITHIN_MS - 1;
+    desk.hear("w1", vec![]);
+    desk.wait(1);
+    assert_eq!(desk.job(&job).restarts, 1, "whoever lives is heard by then");
+}
+
+#[test]
 fn a_worker_without_a_stream_gets_no_new_work() {
     let mut desk = Desk::new();
     desk.hear("w1", vec![]);

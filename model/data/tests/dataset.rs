@@ -463,49 +463,51 @@ const ALPHA: &str =
 const ALPHA_TWIN: &str =
     r#"{"id":"t","character":"z","artists":"y","prompts":"1boy","outfit":"o","image":"alpha.png"}"#;
 
+/// Lines that cannot be used, and what their reason must say.
+const BAD: [(&str, &str); 10] = [
+    (r#"{"id":"c""#, "EOF"),
+    (
+        r#"{"id":"c","character":"x","artists":"y","prompts":"","image":"c.png","colour":1}"#,
+        "unknown field `colour`",
+    ),
+    (
+        r#"{"id":"a","character":"x","artists":"y","prompts":"","image":"c.png"}"#,
+        "is that of line 1 too",
+    ),
+    (
+        r#"{"id":"d","character":"","artists":"y","prompts":"","image":"c.png"}"#,
+        "character is empty",
+    ),
+    (
+        r#"{"id":"e","character":"x","artists":"y","prompts":"","image":"../c.png"}"#,
+        "leaves the folder",
+    ),
+    (
+        r#"{"id":"f","character":"x","artists":"y","prompts":"","image":"none.png"}"#,
+        "cannot be read",
+    ),
+    (
+        r#"{"id":"g","character":"x","artists":"y","prompts":"","image":"broken.png"}"#,
+        "cannot be decoded",
+    ),
+    (
+        r#"{"id":"h","character":"x","artists":"y","prompts":"","image":"c.png"}"#,
+        "there is no mask",
+    ),
+    (
+        r#"{"id":"i","character":"x","artists":"y","prompts":"","image":"alpha.png","mask":"c_mask.png"}"#,
+        "is 20x30 pixels",
+    ),
+    (
+        r#"{"id":"j","character":"x","artists":"y","bbox":[0.9,0.5,0.5,0.1],"prompts":"","image":"c.png"}"#,
+        "leaves the picture",
+    ),
+];
+
 #[tokio::test]
 async fn an_import_keeps_the_good_and_names_the_bad() {
-    let bad = [
-        (r#"{"id":"c""#, "EOF"),
-        (
-            r#"{"id":"c","character":"x","artists":"y","prompts":"","image":"c.png","colour":1}"#,
-            "unknown field `colour`",
-        ),
-        (
-            r#"{"id":"a","character":"x","artists":"y","prompts":"","image":"c.png"}"#,
-            "is that of line 1 too",
-        ),
-        (
-            r#"{"id":"d","character":"","artists":"y","prompts":"","image":"c.png"}"#,
-            "character is empty",
-        ),
-        (
-            r#"{"id":"e","character":"x","artists":"y","prompts":"","image":"../c.png"}"#,
-            "leaves the folder",
-        ),
-        (
-            r#"{"id":"f","character":"x","artists":"y","prompts":"","image":"none.png"}"#,
-            "cannot be read",
-        ),
-        (
-            r#"{"id":"g","character":"x","artists":"y","prompts":"","image":"broken.png"}"#,
-            "cannot be decoded",
-        ),
-        (
-            r#"{"id":"h","character":"x","artists":"y","prompts":"","image":"c.png"}"#,
-            "there is no mask",
-        ),
-        (
-            r#"{"id":"i","character":"x","artists":"y","prompts":"","image":"alpha.png","mask":"c_mask.png"}"#,
-            "is 20x30 pixels",
-        ),
-        (
-            r#"{"id":"j","character":"x","artists":"y","bbox":[0.9,0.5,0.5,0.1],"prompts":"","image":"c.png"}"#,
-            "leaves the picture",
-        ),
-    ];
     let mut lines = vec![A, B, "", ALPHA, ALPHA_TWIN];
-    lines.extend(bad.iter().map(|(line, _)| *line));
+    lines.extend(BAD.iter().map(|(line, _)| *line));
     let (dir, out) = (import_folder(&lines), tempfile::tempdir().unwrap());
     let (manifest, report) = import(dir.path(), &url(out.path()), "test", false).await.unwrap();
     assert_eq!(
@@ -517,11 +519,11 @@ async fn an_import_keeps_the_good_and_names_the_bad() {
         ),
         (4, 14, 4, 2)
     );
-    for ((line, reason), (n, (_, expected))) in report.rejected.iter().zip(bad.iter().enumerate()) {
+    for ((line, reason), (n, (_, expected))) in report.rejected.iter().zip(BAD.iter().enumerate()) {
         assert_eq!(*line, n as u64 + 6);
         assert!(reason.contains(expected), "line {line}: {reason}");
     }
-    assert_eq!(report.rejected.len(), bad.len());
+    assert_eq!(report.rejected.len(), BAD.len());
     assert_eq!(report.dropped.len(), 1);
     assert!(
         report.dropped[0].0 == 2 && report.dropped[0].1.contains("gone"),

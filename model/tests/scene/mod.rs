@@ -17,9 +17,12 @@ pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> JobSpec {
     let text = format!(
         "name = \"scene\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\nreferences = 2\nseed = 5\n\
          [model]\narchitecture = \"{name}\"\nsize = \"tiny\"\ninit = \"file:///none\"\n\
-         [train]\nsteps = 100\nglobal_batch = 4\nmicro_batch = 4\nlearning_rate = {learning_rate}\n"
+         [train]\nsteps = 100\nglobal_batch = 4\nmicro_batch = 4\nlearning_rate = {learning_rate}\nwarmup = 0\n"
     );
-    proto::job::parse("scene.toml", &text, None).unwrap()
+    let mut spec = proto::job::parse("scene.toml", &text, None).unwrap();
+    // A random autoencoder's latents are small, and so would be all that depends on pictures.
+    spec.model.autoencoder.scaling_factor = 20.0;
+    spec
 }
 
 pub(crate) fn frozen(mut spec: JobSpec, freeze: &[Component]) -> JobSpec {
@@ -43,9 +46,15 @@ fn example(seed: u64) -> Example {
         position: seed,
         target: picture(seed),
         target_mask: image::GrayImage::from_fn(32, 32, |x, _| image::Luma([if x < 28 { 255 } else { 0 }])),
-        face_mask: image::GrayImage::from_fn(32, 32, |x, y| image::Luma([if x < 12 && y < 14 { 255 } else { 0 }])),
+        face_mask: image::GrayImage::from_fn(32, 32, |x, y| {
+            image::Luma([if x < 12 && y < 14 { 255 } else { 0 }])
+        }),
         references: (0..2).map(reference).collect(),
-        prompt: if seed % 2 == 0 { String::new() } else { format!("1girl, hair_{seed}") },
+        prompt: if seed % 2 == 0 {
+            String::new()
+        } else {
+            format!("1girl, hair_{seed}")
+        },
         timestep: (seed * 331 % 1000) as u32,
         noise_seed: seed,
     }

@@ -116,6 +116,20 @@ pub(crate) enum Happening {
     },
 }
 
+impl Happening {
+    /// True for what comes to the coordinator's running process.
+    pub(crate) fn is_for_coordinator(&self) -> bool {
+        matches!(
+            self,
+            Self::Ask { .. }
+                | Self::CoordinatorWake { .. }
+                | Self::CoordinatorHears { .. }
+                | Self::CoordinatorLosesLink { .. }
+                | Self::ManifestAnswered { .. }
+        )
+    }
+}
+
 /// A request of the outside world, and which of its wishes it carries.
 pub(crate) type Requests = BTreeMap<coordinator::RequestId, usize>;
 

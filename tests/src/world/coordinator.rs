@@ -25,6 +25,8 @@ pub(crate) struct CoordinatorHost {
     /// For [`Bug::ClockStopped`].
     stopped: bool,
     wake_at: Option<u64>,
+    /// Until then it does nothing, and what comes for it waits.
+    pub(crate) stalled_until: u64,
     /// Which node a worker's stream leads to.
     links: BTreeMap<WorkerId, usize>,
     /// Last desired state by worker, for [`Bug::SendOnce`].
@@ -40,6 +42,7 @@ impl CoordinatorHost {
             skew: 0,
             stopped,
             wake_at: None,
+            stalled_until: 0,
             links,
             sent,
         }
@@ -89,6 +92,7 @@ impl World {
             .line(self.now, || format!("coordinator crashes, for {down_ms} ms"));
         self.coordinator.links.clear();
         self.coordinator.sent.clear();
+        self.coordinator.stalled_until = 0;
         self.requests.clear();
         for node in 0..self.nodes.len() {
             let delay = self.dice.between(1, 50);

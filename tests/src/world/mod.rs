@@ -176,6 +176,10 @@ impl World {
         while let Some((at, happening)) = self.agenda.next() {
             self.now = at;
             events += 1;
+            if happening.is_for_coordinator() && self.now < self.coordinator.stalled_until {
+                self.agenda.put(self.coordinator.stalled_until, happening);
+                continue;
+            }
             self.happen(happening);
             if let Some(violation) = self.oracle.violation.take() {
                 return Err(violation);
@@ -366,6 +370,7 @@ impl World {
                 let delay = self.dice.between(1, 2 * DETECT_WITHIN_MS);
                 self.break_link(node, delay);
             }
+            Fault::CoordinatorStall { for_ms } => self.coordinator.stalled_until = self.now + for_ms,
             Fault::Deaf { node, for_ms } => self.deafen(node, for_ms),
             Fault::ClockJump { by_ms } => self.jump_clock(by_ms),
         }

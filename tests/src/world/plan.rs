@@ -66,6 +66,10 @@ pub(crate) enum Fault {
     CoordinatorCrash {
         down_ms: u64,
     },
+    /// The coordinator's process gets no processor; what comes for it waits.
+    CoordinatorStall {
+        for_ms: u64,
+    },
     /// The stream breaks, and can be opened again after that time.
     LinkBreak {
         node: usize,
@@ -154,7 +158,7 @@ impl Fault {
     fn new(dice: &mut Dice, nodes: usize) -> Self {
         let node = dice.pick(nodes);
         let short = dice.between(10, 2 * DETECT_WITHIN_MS);
-        match dice.between(1, 12) {
+        match dice.between(1, 13) {
             1 | 2 => Self::RankCrash { node },
             3 | 4 => Self::RankHang { node },
             5 | 6 => Self::NodeCrash {
@@ -172,8 +176,9 @@ impl Fault {
                 node,
                 for_ms: short * 2,
             },
+            12 => Self::CoordinatorStall { for_ms: short },
             _ => Self::ClockJump {
-                by_ms: dice.between(0, 60_000) as i64 - 40_000,
+                by_ms: dice.between(0, 80_000) as i64 - 40_000,
             },
         }
     }

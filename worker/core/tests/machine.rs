@@ -40,14 +40,19 @@ impl Desk {
         self.machine.handle(self.now, event)
     }
 
+    /// Lives through this time, awake at every deadline.
     fn wait(&mut self, ms: u64) -> Vec<Effect> {
-        self.now += ms;
-        let effects = self.handle(Event::Deadline);
-        assert!(
-            self.machine
-                .next_deadline()
-                .is_none_or(|deadline| self.now < deadline)
-        );
+        let end = self.now + ms;
+        let mut effects = Vec::new();
+        while self.now < end {
+            self.now = self.machine.next_deadline().unwrap_or(end).min(end);
+            effects.extend(self.handle(Event::Deadline));
+            assert!(
+                self.machine
+                    .next_deadline()
+                    .is_none_or(|deadline| self.now < deadline)
+            );
+        }
         effects
     }
 
@@ -277,7 +282,7 @@ fn a_silent_rank_is_killed_and_reported() {
         silent_ms: 900
     })));
     assert_eq!(
-        reports(&effects)[0].ranks[0].phase,
+        reports(&effects).last().unwrap().ranks[0].phase,
         error("silent for 900 ms; killed by its daemon")
     );
     desk.exit(&key(1, 0), false, "killed by signal 9");
@@ -286,6 +291,26 @@ fn a_silent_rank_is_killed_and_reported() {
         error("silent for 900 ms; killed by its daemon"),
         "the cause, not the effect"
     );
+}
+
+#[test]
+fn what_ranks_said_while_the_daemon_slept_is_heard_before_they_are_judged() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 0, 1)]);
+    desk.say(&key(1, 0), RankPhase::Training);
+    desk.now += 100 * DETECT_WITHIN_MS;
+    assert!(
+        !desk
+            .handle(Event::Deadline)
+            .contains(&Effect::Kill { key: key(1, 0) })
+    );
+    desk.say(&key(1, 0), RankPhase::Training);
+    assert!(
+        !desk
+            .wait(DETECT_WITHIN_MS - 1)
+            .contains(&Effect::Kill { key: key(1, 0) })
+    );
+    assert!(desk.wait(1).contains(&Effect::Kill { key: key(1, 0) }));
 }
 
 #[test]

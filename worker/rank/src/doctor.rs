@@ -186,11 +186,20 @@ fn object_store(url: &str) -> anyhow::Result<Check> {
         let mut listing = objects.list(Some(&prefix));
         match tokio::time::timeout(wait, listing.try_next()).await {
             Ok(Ok(_)) => Ok(format!("{url} answers")),
-            Ok(Err(error)) => Err(format!("{url}: {error}")),
+            Ok(Err(error)) => Err(format!("{url}: {error}{}", advice(url))),
             Err(_) => Err(format!("{url} does not answer within {} s", wait.as_secs())),
         }
     });
     Ok(check("object store", outcome))
+}
+
+/// Most stores that do not answer were not told where they are or who asks.
+fn advice(url: &str) -> &'static str {
+    if url.starts_with("s3:") {
+        "; are AWS_ENDPOINT, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY set?"
+    } else {
+        ""
+    }
 }
 
 #[cfg(test)]

@@ -282,9 +282,10 @@ mod tests {
     #[test]
     fn a_peer_that_leaves_is_named() {
         let (error, _) = two(|group| {
+            let tensor = Tensor::from_slice(&[1.0f64]);
+            // Both are there; then rank 1's group is dropped, so the second sum cannot end well.
+            group.all_reduce(&tensor, "meeting").unwrap();
             (group.membership().rank == 0).then(|| {
-                let tensor = Tensor::from_slice(&[1.0f64]);
-                // The peer's group is dropped, so this sum cannot end well.
                 group
                     .all_reduce(&tensor, "reducing step 12")
                     .unwrap_err()

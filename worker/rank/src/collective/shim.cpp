@@ -81,7 +81,13 @@ std::unique_ptr<c10d::Reducer> make_reducer(
   return std::make_unique<c10d::Reducer>(
       parameters, std::move(reversed), group, std::move(sparse), bucket_bytes, find_unused,
       gradient_as_bucket_view, std::move(names), first_bucket_bytes,
-      /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false);
+      /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false
+#if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 11
+      // Empty: the two limits above hold.
+      ,
+      /*bucket_bytes_cap_list=*/{}
+#endif
+  );
 }
 
 } // namespace

@@ -1,0 +1,226 @@
+//! Our numbers against those of the public Python libraries `diffusers`, `transformers` and PyTorch, within
+//! 1e-4 of the largest value. The figures come from tests/golden/make_golden.py; weights are computed from
+//! names on both sides.
+#![allow(clippy::unwrap_used)]
+
+use model::attention::{ReferenceAttention, SpatialTransformer};
+use model::autoencoder::Autoencoder;
+use model::optimizer::AdamW;
+use model::parameter::Parameters;
+use model::resnet::ResBlock;
+use model::sampler::Sampler;
+use model::schedule::NoiseSchedule;
+use model::text::{Prompts, TextEncoder};
+use model::unet::UNet;
+use model::weights::NamedTensors;
+use proto::spec::{AutoencoderConfig, Optimizer, TextEncoderConfig, UNetConfig};
+use std::path::Path;
+use tch::{Device, Kind, Tensor};
+
+struct Golden(NamedTensors);
+
+impl Golden {
+    fn read() -> Self {
+        tch::set_num_threads(1);
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/golden.safetensors");
+        Self(model::weights::read(&file).unwrap())
+    }
+
+    fn check(&self, name: &str, found: &Tensor) {
+        let expected = &self.0[name];
+        assert_eq!(found.size(), expected.size(), "{name}");
+        let largest = expected.abs().max().double_value(&[]);
+        let difference = (found - expected).abs().max().double_value(&[]);
+        assert!(
+            difference < 1e-4 * largest,
+            "{name}: off by {difference}, largest value {largest}"
+        );
+    }
+}
+
+/// Parameters with the script's values: `fill` in make_golden.py.
+fn fill(parameters: &Parameters) {
+    for (name, mut tensor) in parameters.tensors() {
+        let shape = tensor.size();
+        let fan_in: i64 = shape[1..].iter().product();
+        let (scale, shift) = match shape.len() {
+            _ if name.contains("embedding") => (0.2, 0.0),
+            1 => (0.2, if name.ends_with("weight") { 1.0 } else { 0.0 }),
+            _ => ((12.0 / fan_in as f64).sqrt(), 0.0),
+        };
+        tch::no_grad(|| tensor.copy_(&(values(&name, &shape) * scale + shift)));
+    }
+}
+
+/// Reproducible numbers in [-0.5, 0.5): `unit` in make_golden.py.
+fn values(name: &str, shape: &[i64]) -> Tensor {
+    let seed = name.bytes().fold(2_166_136_261u32, |seed, byte| {
+        (seed ^ u32::from(byte)).wrapping_mul(16_777_619)
+    });
+    let count: i64 = shape.iter().product();
+    let unit = |i: u32| {
+        let mut x = i.wrapping_mul(2_654_435_761).wrapping_add(seed);
+        x = (x ^ (x >> 15)).wrapping_mul(2_246_822_519);
+        x = (x ^ (x >> 13)).wrapping_mul(3_266_489_917);
+        (f64::from(x ^ (x >> 16)) / 2f64.powi(32) - 0.5) as f32
+    };
+    Tensor::from_slice(&(0..count as u32).map(unit).collect::<Vec<f32>>()).view(shape)
+}
+
+#[test]
+fn schedule_and_ddim() {
+    let golden = Golden::read();
+    let schedule = NoiseSchedule::default();
+    let kept: Vec<f32> = (0..1000).map(|t| schedule.kept(t) as f32).collect();
+    golden.check("schedule.kept", &Tensor::from_slice(&kept));
+    let sampler = Sampler::new(10).unwrap();
+    let timesteps: Vec<f32> = sampler.timesteps().map(|t| t as f32).collect();
+    golden.check("sampler.timesteps", &Tensor::from_slice(&timesteps));
+    let mut x = values("sampler.start", &[8]) * 4;
+    let mut trail = Vec::new();
+    for timestep in sampler.timesteps() {
+        let noise = &x * 0.3 + 0.1 * timestep as f64 / 1000.0;
+        let step = sampler.step(timestep);
+        x = x * step.latents + noise * step.noise;
+        trail.push(x.copy());
+    }
+    golden.check("sampler.trail", &Tensor::stack(&trail, 0));
+}
+
+#[test]
+fn residual_block_and_spatial_transformer() {
+    let golden = Golden::read();
+    let parameters = Parameters::seeded(0, Device::Cpu);
+    let res = ResBlock::unet(&parameters.root().sub("res"), 16, 24, 32, 8);
+    let transformer = SpatialTransformer::new(&parameters.root().sub("transformer"), 16, 12, 2, 8);
+    fill(&parameters);
+    // The library's block takes the time embedding and applies SiLU itself; ours is given it.
+    let time = values("res.time", &[2, 32]).silu();
+    golden.check(
+        "res.out",
+        &res.forward(&values("res.x", &[2, 16, 6, 6]), Some(&time)),
+    );
+    let context = values("transformer.context", &[2, 5, 12]);
+    golden.check(
+        "transformer.out",
+        &transformer.forward(&values("transformer.x", &[2, 16, 4, 6]), &context),
+    );
+}
+
+#[test]
+fn attention_to_references() {
+    let golden = Golden::read();
+    let parameters = Parameters::seeded(0, Device::Cpu);
+    let scope = parameters.root().sub("reference");
+    let attention = ReferenceAttention::new(&scope, &scope.sub("zero"), 16, 4);
+    fill(&parameters);
+    let (target, references) = (
+        values("reference.h", &[2, 16, 4, 4]),
+        values("reference.g", &[6, 16, 4, 4]),
+    );
+    golden.check("reference.out", &attention.forward(&target, &references));
+}
+
+#[test]
+fn u_net_forward_and_gradients() {
+    let golden = Golden::read();
+    let parameters = Parameters::seeded(0, Device::Cpu);
+    let config = UNetConfig {
+        channels: 8,
+        channel_mult: vec![1, 2, 2],
+        res_blocks: 2,
+        attention_levels: vec![0, 1],
+        heads: 2,
+        context_dim: 12,
+        latent_channels: 4,
+        norm_groups: 4,
+    };
+    let unet = UNet::new(&parameters.root().sub("unet"), &config);
+    fill(&parameters);
+    let named = parameters.tensors();
+    named
+        .values()
+        .for_each(|tensor| drop(tensor.set_requires_grad(true)));
+    let x = values("unet.x", &[2, 4, 8, 8]).set_requires_grad(true);
+    let context = values("unet.context", &[2, 5, 12]);
+    let out = unet.forward(&x, &Tensor::from_slice(&[7i64, 801]), &context);
+    golden.check("unet.out", &out.detach());
+    out.square().mean(Kind::Float).backward();
+    golden.check("unet.x.grad", &x.grad());
+    golden.check("unet.down.grad", &named["unet.input_blocks.3.0.op.weight"].grad());
+    golden.check("unet.time.grad", &named["unet.time_embed.0.weight"].grad());
+}
+
+#[test]
+fn autoencoder_both_ways() {
+    let golden = Golden::read();
+    let parameters = Parameters::seeded(0, Device::Cpu);
+    let config = AutoencoderConfig {
+        channels: 8,
+        channel_mult: vec![1, 2, 2],
+        res_blocks: 1,
+        latent_channels: 4,
+        scaling_factor: 1.0,
+        norm_groups: 4,
+    };
+    let autoencoder = Autoencoder::new(&parameters.root().sub("autoencoder"), &config);
+    fill(&parameters);
+    let moments = autoencoder.encode(&(values("autoencoder.x", &[2, 3, 16, 16]) * 2));
+    golden.check("autoencoder.mean", &moments.mean);
+    golden.check("autoencoder.log_variance", &moments.log_variance);
+    golden.check(
+        "autoencoder.decoded",
+        &autoencoder.decode(&(values("autoencoder.z", &[2, 4, 4, 4]) * 4)),
+    );
+}
+
+#[test]
+fn text_encoder_on_concept_words() {
+    let golden = Golden::read();
+    let parameters = Parameters::seeded(0, Device::Cpu);
+    let config = TextEncoderConfig {
+        width: 16,
+        layers: 2,
+        heads: 2,
+        tokens: 77,
+    };
+    let text = TextEncoder::new(&parameters.root().sub("text"), &config);
+    fill(&parameters);
+    let ids = Prompts::new(77).batch(&["", "face", "clothes"], Device::Cpu);
+    golden.check("text.out", &text.forward(&ids).narrow(1, 0, 12));
+}
+
+#[test]
+fn adamw_with_clipping() {
+    let golden = Golden::read();
+    let text = "name = \"a\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\n\
+                [model]\narchitecture = \"autoencoder\"\nsize = \"tiny\"\n\
+                [train]\nsteps = 4\nglobal_batch = 1\nmicro_batch = 1\n";
+    let mut train = proto::job::parse("adamw.toml", text, None).unwrap().train;
+    train.optimizer = Optimizer::AdamW {
+        beta1: 0.8,
+        beta2: 0.95,
+        epsilon: 1e-6,
+        weight_decay: 0.3,
+    };
+    (train.learning_rate, train.warmup, train.clip) = (0.1, 0, Some(2.0));
+    train.decay = proto::spec::Decay::Constant;
+    let parameter = values("adamw.start", &[10]).set_requires_grad(true);
+    let mut optimizer = AdamW::new(
+        &[("unet.out.0.bias".to_owned(), parameter.shallow_clone())],
+        &train,
+    );
+    let mut trail = Vec::new();
+    for step in 1..=4u64 {
+        // The gradient of a product with constants is the constants.
+        let gradient = values(&format!("adamw.gradient.{step}"), &[10]) * 3;
+        if step > 1 {
+            let _ = parameter.grad().zero_();
+        }
+        (&parameter * &gradient).sum(Kind::Float).backward();
+        let report = optimizer.update(step).unwrap();
+        assert!((report.gradient_norm - gradient.norm().double_value(&[])).abs() < 1e-5);
+        trail.push(parameter.detach().copy());
+    }
+    golden.check("adamw.trail", &Tensor::stack(&trail, 0));
+}
