@@ -49,7 +49,7 @@ case $data in
   wesnoth)
     job=deploy/jobs/wesnoth.toml
     if [ ! -f "$demo/wesnoth/dataset.json" ]; then
-      python3 deploy/data/wesnoth.py "$demo/wesnoth-import"
+      python3 deploy/data/wesnoth.py --out "$demo/wesnoth-import"
       $bin/coordinator dataset import "$demo/wesnoth-import" --out "file://$demo/wesnoth"
     fi
     ;;

@@ -6,7 +6,7 @@
 //! | `retri_job_phase` | job, phase | 1 | always 1; the label says the phase |
 //! | `retri_job_step` | job | steps | newest finished step |
 //! | `retri_job_steps_wanted` | job | steps | steps the job has |
-//! | `retri_job_loss` | job, term | | newest step's loss: total, target (equation 3's first term), face (second) |
+//! | `retri_job_loss` | job, term | | of the newest step: total, target and face terms of equation 3 |
 //! | `retri_job_gradient_norm` | job | | gradient's L2 norm before clipping, newest step |
 //! | `retri_job_learning_rate` | job | | learning rate of the newest step |
 //! | `retri_job_step_seconds` | job, phase | seconds | wall time of the newest step by phase |

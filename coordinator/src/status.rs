@@ -129,6 +129,7 @@ fn running_phase(ranks: &[RankView<'_>]) -> (&'static str, String) {
         }
     }
     match finished {
+        0 if ranks.len() == 1 => ("training", "its one rank is at work".into()),
         0 => ("training", format!("all {} ranks are at work", ranks.len())),
         _ => (
             "finishing",

@@ -234,7 +234,7 @@ fn random_examples(spec: &JobSpec, step: u64, count: u32) -> Vec<Example> {
             target_mask: mask.clone(),
             face_mask: mask.clone(),
             references: (0..references).map(reference).collect(),
-            prompt: if i % 2 == 0 {
+            prompt: if i.is_multiple_of(2) {
                 String::new()
             } else {
                 format!("1girl, blue_hair, number {i}")

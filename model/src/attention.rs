@@ -8,7 +8,6 @@ use tch::Tensor;
 
 /// Scaled dot-product attention of [batch, tokens, heads * d] queries, keys and values -> [batch, query
 /// tokens, heads * d].
-#[must_use]
 pub fn attend(queries: &Tensor, keys: &Tensor, values: &Tensor, heads: i64, causal: bool) -> Tensor {
     let split = |xs: &Tensor| xs.unflatten(2, [heads, -1]).transpose(1, 2);
     let (queries, keys, values) = (split(queries), split(keys), split(values));
@@ -41,7 +40,6 @@ impl CrossAttention {
     }
 
     /// [batch, q, width] and [batch, kv, context_width] -> [batch, q, width].
-    #[must_use]
     pub fn forward(&self, xs: &Tensor, context: &Tensor) -> Tensor {
         let (queries, keys) = (self.queries.forward(xs), self.keys.forward(context));
         let values = self.values.forward(context);
@@ -130,7 +128,6 @@ impl SpatialTransformer {
     }
 
     /// [batch, width, h, w] and text states [batch, tokens, context_width] -> [batch, width, h, w].
-    #[must_use]
     pub fn forward(&self, xs: &Tensor, context: &Tensor) -> Tensor {
         let tokens = self.inward.tokens(&to_tokens(&self.norm.forward(xs)));
         let tokens = self.outward.tokens(&self.block.forward(&tokens, context));
@@ -162,7 +159,6 @@ impl ReferenceAttention {
 
     /// Target features [batch, c, h, w] and references' features [batch * n, c, h, w], the references of one
     /// target next to each other -> what is added to the target's skip connection, [batch, c, h, w].
-    #[must_use]
     pub fn forward(&self, target: &Tensor, references: &Tensor) -> Tensor {
         let (batch, height) = (target.size()[0], target.size()[2]);
         let tokens = to_tokens(references);

@@ -28,14 +28,12 @@ pub struct Moments {
 
 impl Moments {
     /// Divergence from the standard normal, mean over a picture's latent values: [batch].
-    #[must_use]
     pub fn divergence(&self) -> Tensor {
         let terms = &self.mean * &self.mean + self.log_variance.exp() - 1.0 - &self.log_variance;
         terms.flatten(1, 3).mean_dim(1i64, false, None) * 0.5
     }
 
     /// mean + standard deviation * noise.
-    #[must_use]
     pub fn draw(&self, noise: &Tensor) -> Tensor {
         &self.mean + (&self.log_variance * 0.5).exp() * noise
     }
@@ -64,7 +62,6 @@ impl Autoencoder {
     }
 
     /// Unscaled latents -> pictures [batch, 3, H, W], about [-1, 1].
-    #[must_use]
     pub fn decode(&self, latents: &Tensor) -> Tensor {
         self.decoder.forward(&self.post_quant.forward(latents))
     }

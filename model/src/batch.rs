@@ -148,6 +148,7 @@ pub(crate) fn to_images(pictures: &Tensor) -> Vec<image::RgbImage> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -7,7 +7,6 @@ use tch::{Kind, Tensor};
 
 /// Sinusoidal embedding of time steps: [batch] -> [batch, width], cosines first; frequency i is 10000^(-i /
 /// (width/2)).
-#[must_use]
 pub fn timestep_embedding(timesteps: &Tensor, width: i64) -> Tensor {
     let half = width / 2;
     let frequencies: Vec<f32> = (0..half)
@@ -38,7 +37,6 @@ impl TimeEmbedding {
     }
 
     /// [batch] time steps -> [batch, 4C].
-    #[must_use]
     pub fn forward(&self, timesteps: &Tensor) -> Tensor {
         self.second.forward(
             &self
@@ -50,6 +48,7 @@ impl TimeEmbedding {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

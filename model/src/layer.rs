@@ -31,7 +31,6 @@ impl Linear {
     }
 
     /// [..., inputs] -> [..., outputs].
-    #[must_use]
     pub fn forward(&self, xs: &Tensor) -> Tensor {
         xs.linear(&self.weight, self.bias.as_ref())
     }
@@ -81,7 +80,6 @@ impl Conv {
     }
 
     /// [batch, inputs, h, w] -> [batch, outputs, h / stride, w / stride].
-    #[must_use]
     pub fn forward(&self, xs: &Tensor) -> Tensor {
         let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
         xs.conv2d(&self.weight, Some(&self.bias), stride, padding, [1, 1], 1)
@@ -115,13 +113,11 @@ impl PointConv {
     }
 
     /// On tokens: [batch, tokens, inputs] -> [batch, tokens, outputs].
-    #[must_use]
     pub fn tokens(&self, xs: &Tensor) -> Tensor {
         xs.linear(&self.weight.flatten(1, 3), Some(&self.bias))
     }
 
     /// On a feature map: [batch, inputs, h, w] -> [batch, outputs, h, w].
-    #[must_use]
     pub fn forward(&self, xs: &Tensor) -> Tensor {
         xs.conv2d(&self.weight, Some(&self.bias), [1, 1], [0, 0], [1, 1], 1)
     }
@@ -147,7 +143,6 @@ impl GroupNorm {
         }
     }
 
-    #[must_use]
     pub fn forward(&self, xs: &Tensor) -> Tensor {
         xs.group_norm(
             self.groups,
@@ -184,7 +179,6 @@ impl LayerNorm {
         }
     }
 
-    #[must_use]
     pub fn forward(&self, xs: &Tensor) -> Tensor {
         xs.layer_norm(
             self.weight.size(),
@@ -197,13 +191,11 @@ impl LayerNorm {
 }
 
 /// A feature map's positions as tokens: [batch, c, h, w] -> [batch, h * w, c], a view.
-#[must_use]
 pub fn to_tokens(xs: &Tensor) -> Tensor {
     xs.flatten(2, 3).transpose(1, 2)
 }
 
 /// Tokens back as a feature map of the given height: [batch, h * w, c] -> [batch, c, h, w], contiguous.
-#[must_use]
 pub fn to_map(xs: &Tensor, height: i64) -> Tensor {
     xs.transpose(1, 2).contiguous().unflatten(2, [height, -1])
 }

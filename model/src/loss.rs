@@ -72,6 +72,7 @@ fn mean_each(xs: &Tensor) -> Tensor {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use tch::Device;

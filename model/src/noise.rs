@@ -16,7 +16,6 @@ pub enum Purpose {
 }
 
 /// Standard normal noise of shape [seeds, shape...], one independent stream for each seed.
-#[must_use]
 pub fn normal(seeds: &[u64], purpose: Purpose, shape: &[i64], device: Device) -> Tensor {
     let each = shape.iter().product::<i64>() as usize;
     let mut values = vec![0f32; each * seeds.len()];

@@ -260,3 +260,82 @@ fn norm(gradients: &[Tensor]) -> f64 {
         .sqrt()
         .double_value(&[])
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn rates(decay: Decay) -> LearningRates {
+        let by_component = BTreeMap::from([(Component::Decoder, 0.5)]);
+        LearningRates {
+            base: 2.0,
+            by_component,
+            warmup: 10,
+            decay,
+            steps: 110,
+        }
+    }
+
+    #[test]
+    fn the_rate_rises_from_zero_and_then_stays_or_falls_to_zero() {
+        let (constant, cosine) = (rates(Decay::Constant), rates(Decay::Cosine));
+        for (step, stays, falls) in [
+            (1, 0.2, 0.2),
+            (5, 1.0, 1.0),
+            (10, 2.0, 2.0),
+            (60, 2.0, 1.0),
+            (110, 2.0, 0.0),
+        ] {
+            assert!(
+                (constant.at(step, None) - stays).abs() < 1e-12,
+                "constant, step {step}"
+            );
+            assert!(
+                (cosine.at(step, None) - falls).abs() < 1e-12,
+                "cosine, step {step}"
+            );
+        }
+        // A step past the end does not rise again.
+        assert!(cosine.at(150, None).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_component_may_have_its_own_rate() {
+        let rates = rates(Decay::Constant);
+        assert_eq!(rates.at(5, Some(Component::Decoder)), 0.25);
+        assert_eq!(rates.at(5, Some(Component::Encoder)), 1.0);
+    }
+
+    #[test]
+    fn chunks_hold_one_component_and_keep_values_and_names() {
+        let named = |name: &str, value: f64| {
+            (
+                name.to_owned(),
+                Tensor::full([2, 3], value, (Kind::Float, tch::Device::Cpu)),
+            )
+        };
+        let parameters = [
+            named("retrieval.a", 1.0),
+            named("retrieval.b", 2.0),
+            named("unet.out.0.weight", 3.0),
+        ];
+        let text = "name = \"a\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\n\
+                    [model]\narchitecture = \"autoencoder\"\nsize = \"tiny\"\n\
+                    [train]\nsteps = 4\nglobal_batch = 1\nmicro_batch = 1\n";
+        let train = proto::job::parse("chunks.toml", text, None).unwrap().train;
+        let optimizer = AdamW::new(&parameters, &train);
+        let components: Vec<Component> = optimizer.chunks.iter().map(|chunk| chunk.component).collect();
+        assert_eq!(components, [Component::RetrievalEncoder, Component::Decoder]);
+        assert_eq!(parameters[1].1.double_value(&[1, 2]), 2.0);
+        let names: Vec<String> = optimizer.moments().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(
+            names[..3],
+            [
+                "retrieval.a/exp_avg",
+                "retrieval.a/exp_avg_sq",
+                "retrieval.b/exp_avg"
+            ]
+        );
+    }
+}

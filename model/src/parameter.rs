@@ -170,7 +170,6 @@ impl Scope<'_> {
     ///
     /// # Panics
     /// When the name is taken: two layers would share weights by mistake.
-    #[must_use]
     pub fn parameter(&self, name: &str, shape: &[i64], init: Init) -> Tensor {
         let name = format!("{}{name}", self.prefix);
         let tensor = self.parameters.make(&name, shape, init);

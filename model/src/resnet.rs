@@ -48,11 +48,10 @@ impl ResBlock {
 
     /// [batch, inputs, h, w], and the SiLU of the time embedding [batch, time_width] -> [batch, outputs, h,
     /// w].
-    #[must_use]
     pub fn forward(&self, xs: &Tensor, time: Option<&Tensor>) -> Tensor {
         let mut hidden = self.conv1.forward(&self.norm1.forward(xs).silu());
         if let (Some(layer), Some(time)) = (&self.time, time) {
-            hidden = hidden + layer.forward(time).unsqueeze(-1).unsqueeze(-1);
+            hidden += layer.forward(time).unsqueeze(-1).unsqueeze(-1);
         }
         let hidden = self.conv2.forward(&self.norm2.forward(&hidden).silu());
         match &self.shortcut {

@@ -80,7 +80,6 @@ pub struct Conditions {
 
 /// Predicted noise for latents [batch, c, h, w]: [branches * batch, c, h, w]. Without a retrieval block or
 /// without references this is the U-Net alone.
-#[must_use]
 pub fn predict(
     unet: &UNet,
     retrieval: Option<&RetrievalBlock>,

@@ -63,13 +63,13 @@ impl Sampler {
 
 /// e_u + scale * (e_c - e_u) from a prediction with the unconditional half first: [2 * batch, ...] -> [batch,
 /// ...].
-#[must_use]
 pub fn guide(predicted: &Tensor, scale: f64) -> Tensor {
     let halves = predicted.chunk(2, 0);
     &halves[0] + (&halves[1] - &halves[0]) * scale
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -50,7 +50,6 @@ impl Prompts {
     }
 
     /// [prompts, tokens] ids on a device.
-    #[must_use]
     pub fn batch(&self, prompts: &[&str], device: Device) -> Tensor {
         let ids: Vec<i64> = prompts.iter().flat_map(|prompt| self.ids(prompt)).collect();
         Tensor::from_slice(&ids)
@@ -91,7 +90,6 @@ impl TextEncoder {
     }
 
     /// [batch, tokens] ids -> [batch, tokens, width].
-    #[must_use]
     pub fn forward(&self, ids: &Tensor) -> Tensor {
         let embedded = Tensor::embedding(&self.token, ids, -1, false, false) + &self.position;
         let xs = self.layers.iter().fold(embedded, |xs, layer| layer.forward(&xs));

@@ -35,7 +35,7 @@ pub struct Trainer {
 
 #[derive(Debug)]
 enum Network {
-    Autoencoder(Autoencoder),
+    Autoencoder(Box<Autoencoder>),
     Diffusion(Box<Diffusion>),
 }
 
@@ -105,7 +105,7 @@ impl Trainer {
         }
         let network = if model.architecture == Architecture::Autoencoder {
             let scope = parameters.root().sub("autoencoder");
-            Network::Autoencoder(Autoencoder::new(&scope, &model.autoencoder))
+            Network::Autoencoder(Box::new(Autoencoder::new(&scope, &model.autoencoder)))
         } else {
             let text_frozen = frozen(Component::TextEncoder);
             let diffusion = Diffusion::new(&parameters.root(), model, text_frozen, device);
@@ -141,7 +141,6 @@ impl Trainer {
     }
 
     /// Trainable parameters sorted by name: what the Reducer sees, always in this order.
-    #[must_use]
     pub fn parameters(&self) -> &[(String, Tensor)] {
         &self.trained
     }

@@ -32,14 +32,12 @@ impl UNet {
     }
 
     /// The SiLU of the time embedding, which every residual block takes: [batch] -> [batch, 4 * channels].
-    #[must_use]
     pub fn embed_time(&self, timesteps: &Tensor) -> Tensor {
         self.time.forward(timesteps).silu()
     }
 
     /// Latents [batch, c, h, w], time steps [batch], text states [batch, tokens, context_dim] -> noise
     /// [batch, c, h, w].
-    #[must_use]
     pub fn forward(&self, latents: &Tensor, timesteps: &Tensor, context: &Tensor) -> Tensor {
         let time = self.embed_time(timesteps);
         let features = self.encoder.forward(latents, &time, context);
@@ -95,7 +93,7 @@ fn attends(config: &UNetConfig, level: usize) -> bool {
 enum InputBlock {
     /// The first convolution, or the one that halves the size.
     Conv(Conv),
-    Res(ResBlock, Option<SpatialTransformer>),
+    Res(Box<ResBlock>, Option<Box<SpatialTransformer>>),
 }
 
 /// `input_blocks`.
@@ -169,7 +167,6 @@ impl Middle {
         }
     }
 
-    #[must_use]
     pub fn forward(&self, xs: &Tensor, time: &Tensor, context: &Tensor) -> Tensor {
         let xs = self
             .attention
@@ -226,7 +223,6 @@ impl Decoder {
 
     /// From the middle's output and the encoder's features (taken from the last), noise [batch, latent
     /// channels, h, w].
-    #[must_use]
     pub fn forward(&self, middle: &Tensor, features: Vec<Tensor>, time: &Tensor, context: &Tensor) -> Tensor {
         let mut xs = middle.shallow_clone();
         for (block, skip) in self.blocks.iter().zip(features.into_iter().rev()) {
@@ -243,7 +239,6 @@ impl Decoder {
 }
 
 /// Nearest-neighbour enlargement by two: [batch, c, h, w] -> [batch, c, 2h, 2w].
-#[must_use]
 pub fn double(xs: &Tensor) -> Tensor {
     let size = xs.size();
     xs.upsample_nearest2d([2 * size[2], 2 * size[3]], None, None)

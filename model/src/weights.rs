@@ -170,6 +170,7 @@ fn bytes(tensor: &Tensor, kind: Kind) -> Vec<u8> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -121,9 +121,8 @@ fn the_order_of_references_does_not_matter_but_what_they_show_does() {
         .for_each(|example| example.references = examples(1, 77)[0].references.clone());
     let mut loss = |batch: &[_]| retrinet.forward(batch, 4).unwrap().total;
     let (first, second, third) = (loss(&batch), loss(&turned), loss(&others));
-    eprintln!("{first} {second} {third}");
     assert!((first - second).abs() < 1e-6 * first, "{first} {second}");
-    assert!((first - third).abs() > 5e-6 * first, "{first} {third}");
+    assert!((first - third).abs() > 1e-4 * first, "{first} {third}");
 }
 
 #[test]

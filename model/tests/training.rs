@@ -41,7 +41,6 @@ fn learns(architecture: Architecture, learning_rate: f64, steps: u64, share: f64
     let mut trainer = new(architecture, learning_rate);
     let losses: Vec<f64> = (1..=steps).map(|s| step(&mut trainer, s, 1, 4)).collect();
     let (first, last) = (losses[0], losses[losses.len() - 1]);
-    eprintln!("{architecture:?} {first} {last}");
     assert!(last < share * first, "{architecture:?}: {first} -> {last}");
 }
 
@@ -52,12 +51,12 @@ fn an_autoencoder_learns_a_batch() {
 
 #[test]
 fn a_text_to_image_model_learns_a_batch() {
-    learns(Architecture::TextToImage, 0.01, 25, 0.7);
+    learns(Architecture::TextToImage, 0.01, 25, 0.2);
 }
 
 #[test]
 fn a_retrinet_learns_a_batch() {
-    learns(Architecture::Retrinet, 0.01, 25, 0.7);
+    learns(Architecture::Retrinet, 0.01, 25, 0.2);
 }
 
 #[test]

@@ -3,8 +3,9 @@
     python3 -m venv venv && venv/bin/pip install torch==2.10.0 diffusers transformers safetensors numpy
     venv/bin/python tests/golden/make_golden.py tests/golden/golden.safetensors
 
-No weights are stored: both sides compute them from each tensor's name (`fill`; in Rust `Golden::fill`). Names are CompVis
-names for the U-Net and the autoencoder, Hugging Face names for the text encoder; the tables below translate.
+No weights are stored: both sides compute them from each tensor's name (`fill`, also in model/tests/golden.rs).
+Names are CompVis names for the U-Net and the autoencoder, Hugging Face names for the text encoder; the tables below
+translate.
 """
 
 import re
@@ -55,8 +56,24 @@ def load(model, rename):
     return model.eval()
 
 
-RES = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
-       "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
+RES = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+ENDS = {"conv_in.": "input_blocks.0.0.", "conv_norm_out.": "out.0.", "conv_out.": "out.2."}
+VAE = {
+    "conv_shortcut": "nin_shortcut",
+    "conv_norm_out": "norm_out",
+    "attn_1.group_norm": "attn_1.norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+}
 
 
 def res_name(key):
@@ -68,11 +85,13 @@ def unet_name(key, layers, attends):
     per = layers + 1
     if m := re.match(r"time_embedding\.linear_(\d)\.(.*)", key):
         return f"time_embed.{(int(m[1]) - 1) * 2}.{m[2]}"
-    for old, new in (("conv_in.", "input_blocks.0.0."), ("conv_norm_out.", "out.0."), ("conv_out.", "out.2.")):
+    for old, new in ENDS.items():
         if key.startswith(old):
             return new + key[len(old):]
     if m := re.match(r"mid_block\.(resnets|attentions)\.(\d)\.(.*)", key):
-        return f"middle_block.1.{m[3]}" if m[1] == "attentions" else f"middle_block.{2 * int(m[2])}.{res_name(m[3])}"
+        if m[1] == "attentions":
+            return f"middle_block.1.{m[3]}"
+        return f"middle_block.{2 * int(m[2])}.{res_name(m[3])}"
     m = re.match(r"(down|up)_blocks\.(\d)\.(resnets|attentions|downsamplers|upsamplers)\.(\d)\.(.*)", key)
     side, level, kind, j, rest = m[1], int(m[2]), m[3], int(m[4]), m[5]
     block = per * level + j + 1 if side == "down" else per * level + j
@@ -87,21 +106,22 @@ def unet_name(key, layers, attends):
 
 
 def vae_name(key, levels):
-    key = re.sub(r"(encoder|decoder)\.mid_block\.resnets\.(\d)", lambda m: f"{m[1]}.mid.block_{int(m[2]) + 1}", key)
+    key = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", key)
     key = re.sub(r"mid_block\.attentions\.0", "mid.attn_1", key)
     key = re.sub(r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2", key)
     key = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", key)
-    key = re.sub(r"up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"up.{levels - 1 - int(m[1])}.block.{m[2]}", key)
-    key = re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{levels - 1 - int(m[1])}.upsample", key)
-    for old, new in (("conv_shortcut", "nin_shortcut"), ("conv_norm_out", "norm_out"), ("attn_1.group_norm", "attn_1.norm"),
-                     ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")):
+    key = re.sub(r"up_blocks\.(\d)", lambda m: f"up.{levels - 1 - int(m[1])}", key)
+    key = re.sub(r"(up\.\d)\.resnets\.(\d)", r"\1.block.\2", key)
+    key = re.sub(r"(up\.\d)\.upsamplers\.0", r"\1.upsample", key)
+    for old, new in VAE.items():
         key = key.replace(old, new)
     return key
 
 
 def schedule_and_sampler():
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                              set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading")
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading")
     OUT["schedule.kept"] = scheduler.alphas_cumprod.clone()
     x = values("sampler.start", [8]) * 4
     scheduler.set_timesteps(10)
@@ -121,8 +141,8 @@ def blocks():
     transformer = Transformer2DModel(num_attention_heads=2, attention_head_dim=8, in_channels=16,
                                      cross_attention_dim=12, norm_num_groups=8)
     load(transformer, lambda key: "transformer." + key)
-    out = transformer(values("transformer.x", [2, 16, 4, 6]), encoder_hidden_states=values("transformer.context", [2, 5, 12]))
-    OUT["transformer.out"] = out.sample
+    x, context = values("transformer.x", [2, 16, 4, 6]), values("transformer.context", [2, 5, 12])
+    OUT["transformer.out"] = transformer(x, encoder_hidden_states=context).sample
 
 
 def reference_attention():
@@ -158,10 +178,10 @@ def unet():
 
 
 def autoencoder():
-    model = AutoencoderKL(in_channels=3, out_channels=3, block_out_channels=(8, 16, 16), layers_per_block=1,
-                          down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-                          latent_channels=4, norm_num_groups=4)
-    # The attention's projections are linear in one library and 1x1 convolutions in the other: `fill` sees the same fan in.
+    model = AutoencoderKL(
+        in_channels=3, out_channels=3, block_out_channels=(8, 16, 16), layers_per_block=1, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=4)
+    # The attention's projections are linear here and 1x1 convolutions there: `fill` sees the same fan in.
     load(model, lambda key: "autoencoder." + vae_name(key, 3))
     moments = model.encode(values("autoencoder.x", [2, 3, 16, 16]) * 2).latent_dist
     OUT["autoencoder.mean"], OUT["autoencoder.log_variance"] = moments.mean, moments.logvar
@@ -169,8 +189,9 @@ def autoencoder():
 
 
 def text():
-    model = CLIPTextModel(CLIPTextConfig(vocab_size=49408, hidden_size=16, intermediate_size=64, num_hidden_layers=2,
-                                         num_attention_heads=2, max_position_embeddings=77, hidden_act="quick_gelu"))
+    model = CLIPTextModel(CLIPTextConfig(
+        vocab_size=49408, hidden_size=16, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=77, hidden_act="quick_gelu"))
     load(model, lambda key: "text." + (key if key.startswith("text_model.") else "text_model." + key))
     # "", "face", "clothes": begin, word, then end tokens (notes on CLIP's vocabulary).
     ids = [[49406] + word + [49407] * (76 - len(word)) for word in ([], [1710], [7080])]
@@ -198,6 +219,6 @@ if __name__ == "__main__":
         reference_attention()
         autoencoder()
         text()
-    save_file({name: tensor.detach().to(torch.float32).contiguous() for name, tensor in OUT.items()}, sys.argv[1])
+    save_file({name: x.detach().to(torch.float32).contiguous() for name, x in OUT.items()}, sys.argv[1])
     for name, tensor in sorted(OUT.items()):
         print(f"{name}: {list(tensor.shape)}, largest {tensor.abs().max():.4f}")

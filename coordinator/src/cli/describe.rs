@@ -77,7 +77,7 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
     line(
         "generation",
         &format!(
-            "{}, {} ranks, {} restarts",
+            "{}, {} ranks now, {} restarts",
             view.generation, view.world, view.restarts
         ),
     );

@@ -50,6 +50,11 @@ impl Store {
     /// What is wrong with the shards that the manifest names.
     pub(crate) fn check_shards(&self, manifest: &CheckpointManifest) -> Result<(), String> {
         let folder = checkpoint_folder(&manifest.job, manifest.step, manifest.generation);
+        let world = manifest.shards.len();
+        let whole = (0..world).map(|rank| file(rank, world));
+        if !whole.eq(manifest.shards.iter().map(|entry| entry.path.clone())) {
+            return Err(format!("{folder} is not whole: {:?}", manifest.shards));
+        }
         for entry in &manifest.shards {
             let name = format!("{folder}/{}", entry.path);
             let value = self
@@ -91,10 +96,14 @@ impl Store {
 /// A shard's entry as a rank writes it.
 pub(crate) fn entry(rank: u32, world: u32, value: u64) -> ShardEntry {
     ShardEntry {
-        path: format!("rank-{rank}-of-{world}.safetensors"),
+        path: file(rank as usize, world as usize),
         size_bytes: 8,
         sha256: digest(value),
     }
+}
+
+fn file(rank: usize, world: usize) -> String {
+    format!("rank-{rank}-of-{world}.safetensors")
 }
 
 fn digest(value: u64) -> String {
