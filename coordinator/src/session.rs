@@ -88,7 +88,7 @@ async fn exchange(
             }
             changed = session.desired.changed() => {
                 if changed.is_err() {
-                    return Err(Status::aborted(format!("{worker} came again on another stream")));
+                    return Err(Status::aborted(format!("{worker} came again on another stream, or the coordinator is stopping")));
                 }
                 unsent = true;
             }

@@ -114,11 +114,10 @@ impl Encoder {
             let outputs = width(config, level);
             for _ in 0..config.res_blocks {
                 let at = scope.sub(blocks.len());
-                let attention = attends(config, level).then(|| transformer(&at.sub(1), outputs, config));
-                blocks.push(InputBlock::Res(
-                    res_block(&at.sub(0), inputs, outputs, config),
-                    attention,
-                ));
+                let res = Box::new(res_block(&at.sub(0), inputs, outputs, config));
+                let attention =
+                    attends(config, level).then(|| Box::new(transformer(&at.sub(1), outputs, config)));
+                blocks.push(InputBlock::Res(res, attention));
                 inputs = outputs;
             }
             if level + 1 < config.channel_mult.len() {

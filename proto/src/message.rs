@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 pub struct WorkerReport {
     pub worker: WorkerId,
     pub device: DeviceKind,
+    /// 0: it is leaving and takes nothing new.
     pub devices: u32,
     /// Every rank process the worker has, and those that ended and are not yet forgotten by the coordinator (an
     /// assignment that no longer names their generation makes the worker forget them).
@@ -125,7 +126,7 @@ pub struct Assignment {
     /// Canonical job.toml; already validated by the coordinator.
     pub job_toml: String,
     pub dataset_version: String,
-    /// This worker runs ranks `first_rank .. first_rank + ranks`, on its devices 0, 1, …
+    /// This worker runs ranks `first_rank .. first_rank + ranks`, each on a device that the worker chooses.
     pub first_rank: Rank,
     pub ranks: u32,
     pub world: u32,

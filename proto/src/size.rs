@@ -66,7 +66,7 @@ fn small() -> (UNetConfig, AutoencoderConfig, TextEncoderConfig) {
             channel_mult: vec![1, 2, 4],
             res_blocks: 1,
             latent_channels: 4,
-            scaling_factor: 1.0,
+            scaling_factor: 0.486,
             norm_groups: 8,
         },
         TextEncoderConfig {

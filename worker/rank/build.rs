@@ -57,6 +57,8 @@ fn cuda_includes(libtorch: &Path) -> Vec<PathBuf> {
     });
     let mut folders: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path().join("include")))
+        // CUDA 13 keeps CCCL in a folder of its own.
+        .flat_map(|include| [include.join("cccl"), include])
         .filter(|folder| folder.is_dir())
         .collect();
     folders.sort();

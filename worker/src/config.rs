@@ -69,7 +69,7 @@ struct Raw {
     run_dir: String,
     cache_dir: String,
     store: String,
-    detect_within: u64,
+    detect_within_ms: u64,
     log: RawLog,
 }
 
@@ -172,10 +172,10 @@ fn check(raw: Raw) -> Result<Config, ConfigError> {
     if !(1..=64).contains(&raw.devices) {
         return wrong("devices", raw.devices, "it must be 1 to 64");
     }
-    if !(100..=3_600_000).contains(&raw.detect_within) {
+    if !(100..=3_600_000).contains(&raw.detect_within_ms) {
         return wrong(
-            "detect_within",
-            raw.detect_within,
+            "detect_within_ms",
+            raw.detect_within_ms,
             "it must be 100 to 3600000 milliseconds",
         );
     }
@@ -214,7 +214,7 @@ fn check(raw: Raw) -> Result<Config, ConfigError> {
         run_dir,
         cache_dir,
         store: (!raw.store.is_empty()).then_some(raw.store),
-        detect_within_ms: raw.detect_within,
+        detect_within_ms: raw.detect_within_ms,
         log,
     })
 }
@@ -331,8 +331,8 @@ mod tests {
             ),
             ("[log]\nfilter = \"a=b=c\"", "`log.filter` is a=b=c"),
             (
-                "detect_within = 5",
-                "`detect_within` is 5; it must be 100 to 3600000",
+                "detect_within_ms = 5",
+                "`detect_within_ms` is 5; it must be 100 to 3600000",
             ),
             (
                 "coordinator = \"127.0.0.1:7070\"",

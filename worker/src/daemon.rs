@@ -11,7 +11,7 @@ use proto::id::WorkerId;
 use sd_notify::NotifyState;
 use std::io::Write;
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use worker_core::event::{Effect, Event, Fact, RankKey};
 use worker_core::{Config as MachineConfig, Worker};
@@ -46,6 +46,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let detect_within = Duration::from_millis(config.detect_within_ms);
     let link = Link::start(&config.coordinator, detect_within, sender.clone(), logs.clone())
         .with_context(|| format!("`coordinator` {} cannot be used", config.coordinator))?;
+    // Before anybody is told that this daemon is here, because they may ask it to leave at once.
+    let signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     announce(&id, &address.to_string())?;
     let settings = RankSettings {
         program,
@@ -66,7 +68,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         link,
         metrics,
     };
-    daemon.serve(events).await
+    daemon.serve(events, signals).await
 }
 
 /// The first line on standard output, for scripts; and systemd's readiness.
@@ -99,9 +101,11 @@ struct Daemon {
 }
 
 impl Daemon {
-    async fn serve(mut self, mut events: mpsc::Receiver<Event>) -> anyhow::Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
+    async fn serve(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        (mut terminate, mut interrupt): (Signal, Signal),
+    ) -> anyhow::Result<()> {
         let mut status = String::new();
         loop {
             let event = tokio::select! {

@@ -6,7 +6,7 @@ mod check;
 mod place;
 mod raw;
 
-use crate::spec::{JobSpec, Optimizer};
+use crate::spec::{Data, JobSpec, Model, Optimizer, Train};
 use raw::{
     AutoencoderToml, CheckpointToml, DataToml, JobToml, ModelToml, OptimizerName, OptimizerToml,
     ResourcesToml, TextEncoderToml, TrainToml, UNetToml, WorkersToml,
@@ -78,17 +78,6 @@ pub fn parse(file: &str, text: &str, directory: Option<&Path>) -> Result<JobSpec
 /// The canonical job.toml: every field written out. `parse(to_toml(spec)) == spec`.
 #[must_use]
 pub fn to_toml(spec: &JobSpec) -> String {
-    let Optimizer::AdamW {
-        beta1,
-        beta2,
-        epsilon,
-        weight_decay,
-    } = spec.train.optimizer;
-    let (unet, autoencoder, text) = (
-        &spec.model.unet,
-        &spec.model.autoencoder,
-        &spec.model.text_encoder,
-    );
     let raw = JobToml {
         name: spec.name.clone(),
         resources: ResourcesToml {
@@ -99,78 +88,97 @@ pub fn to_toml(spec: &JobSpec) -> String {
             devices_per_worker: Some(spec.resources.devices_per_worker),
             device: Some(spec.resources.device),
         },
-        data: DataToml {
-            dataset: spec.data.dataset.clone(),
-            task: Some(spec.data.task),
-            pairing: Some(spec.data.pairing),
-            references: Some(spec.data.references),
-            resolution: spec.data.resolution,
-            prompt_drop: Some(spec.data.prompt_drop),
-            face_probability: Some(spec.data.face_probability),
-            face_enlargement: Some(spec.data.face_enlargement),
-            figure_threshold: Some(spec.data.figure_threshold),
-            multitask_reconstruction: Some(spec.data.multitask_reconstruction),
-            holdout: Some(spec.data.holdout),
-            seed: Some(spec.data.seed),
-        },
-        model: ModelToml {
-            architecture: spec.model.architecture,
-            size: None,
-            init: spec.model.init.clone(),
-            freeze: Some(spec.model.freeze.clone()),
-            unet: UNetToml {
-                channels: Some(unet.channels),
-                channel_mult: Some(unet.channel_mult.clone()),
-                res_blocks: Some(unet.res_blocks),
-                attention_levels: Some(unet.attention_levels.clone()),
-                heads: Some(unet.heads),
-                context_dim: Some(unet.context_dim),
-                latent_channels: Some(unet.latent_channels),
-                norm_groups: Some(unet.norm_groups),
-            },
-            autoencoder: AutoencoderToml {
-                channels: Some(autoencoder.channels),
-                channel_mult: Some(autoencoder.channel_mult.clone()),
-                res_blocks: Some(autoencoder.res_blocks),
-                latent_channels: Some(autoencoder.latent_channels),
-                scaling_factor: Some(autoencoder.scaling_factor),
-                norm_groups: Some(autoencoder.norm_groups),
-            },
-            text_encoder: TextEncoderToml {
-                width: Some(text.width),
-                layers: Some(text.layers),
-                heads: Some(text.heads),
-                tokens: Some(text.tokens),
-            },
-        },
-        train: TrainToml {
-            steps: spec.train.steps,
-            global_batch: spec.train.global_batch,
-            micro_batch: spec.train.micro_batch,
-            learning_rate: Some(spec.train.learning_rate),
-            learning_rates: spec.train.learning_rates.clone(),
-            warmup: Some(spec.train.warmup),
-            decay: Some(spec.train.decay),
-            clip: Some(spec.train.clip.unwrap_or(0.0)),
-            face_loss_weight: Some(spec.train.face_loss_weight),
-            loss_weighting: Some(spec.train.loss_weighting),
-            precision: Some(spec.train.precision),
-            reduction: Some(spec.train.reduction),
-            threads: Some(spec.train.threads),
-            optimizer: OptimizerToml {
-                name: Some(OptimizerName::AdamW),
-                beta1: Some(beta1),
-                beta2: Some(beta2),
-                epsilon: Some(epsilon),
-                weight_decay: Some(weight_decay),
-            },
-        },
+        data: data_toml(&spec.data),
+        model: model_toml(&spec.model),
+        train: train_toml(&spec.train),
         checkpoint: CheckpointToml {
             every: Some(spec.checkpoint.every),
             keep: Some(spec.checkpoint.keep),
         },
     };
     toml::to_string(&raw).expect("plain tables, numbers and strings are TOML")
+}
+
+fn data_toml(data: &Data) -> DataToml {
+    DataToml {
+        dataset: data.dataset.clone(),
+        task: Some(data.task),
+        pairing: Some(data.pairing),
+        references: Some(data.references),
+        resolution: data.resolution,
+        prompt_drop: Some(data.prompt_drop),
+        face_probability: Some(data.face_probability),
+        face_enlargement: Some(data.face_enlargement),
+        figure_threshold: Some(data.figure_threshold),
+        multitask_reconstruction: Some(data.multitask_reconstruction),
+        holdout: Some(data.holdout),
+        seed: Some(data.seed),
+    }
+}
+
+fn model_toml(model: &Model) -> ModelToml {
+    let (unet, autoencoder, text) = (&model.unet, &model.autoencoder, &model.text_encoder);
+    ModelToml {
+        architecture: model.architecture,
+        size: None,
+        init: model.init.clone(),
+        freeze: Some(model.freeze.clone()),
+        unet: UNetToml {
+            channels: Some(unet.channels),
+            channel_mult: Some(unet.channel_mult.clone()),
+            res_blocks: Some(unet.res_blocks),
+            attention_levels: Some(unet.attention_levels.clone()),
+            heads: Some(unet.heads),
+            context_dim: Some(unet.context_dim),
+            latent_channels: Some(unet.latent_channels),
+            norm_groups: Some(unet.norm_groups),
+        },
+        autoencoder: AutoencoderToml {
+            channels: Some(autoencoder.channels),
+            channel_mult: Some(autoencoder.channel_mult.clone()),
+            res_blocks: Some(autoencoder.res_blocks),
+            latent_channels: Some(autoencoder.latent_channels),
+            scaling_factor: Some(autoencoder.scaling_factor),
+            norm_groups: Some(autoencoder.norm_groups),
+        },
+        text_encoder: TextEncoderToml {
+            width: Some(text.width),
+            layers: Some(text.layers),
+            heads: Some(text.heads),
+            tokens: Some(text.tokens),
+        },
+    }
+}
+
+fn train_toml(train: &Train) -> TrainToml {
+    let Optimizer::AdamW {
+        beta1,
+        beta2,
+        epsilon,
+        weight_decay,
+    } = train.optimizer;
+    TrainToml {
+        steps: train.steps,
+        global_batch: train.global_batch,
+        micro_batch: train.micro_batch,
+        learning_rate: Some(train.learning_rate),
+        learning_rates: train.learning_rates.clone(),
+        warmup: Some(train.warmup),
+        decay: Some(train.decay),
+        clip: Some(train.clip.unwrap_or(0.0)),
+        face_loss_weight: Some(train.face_loss_weight),
+        loss_weighting: Some(train.loss_weighting),
+        precision: Some(train.precision),
+        reduction: Some(train.reduction),
+        threads: Some(train.threads),
+        optimizer: OptimizerToml {
+            name: Some(OptimizerName::AdamW),
+            beta1: Some(beta1),
+            beta2: Some(beta2),
+            epsilon: Some(epsilon),
+            weight_decay: Some(weight_decay),
+        },
+    }
 }
 
 #[cfg(test)]

@@ -24,8 +24,8 @@ pub enum Event {
     Desired(DesiredState),
     /// A line from a rank process; also its sign of life.
     RankSaid(RankReport),
-    /// A rank process is gone. `outcome` says how: "exit status 0", "killed by signal 9", and the last line
-    /// it wrote.
+    /// A rank process is gone; comes after everything that it said. `outcome` says how: "exit status 0", "killed by
+    /// signal 9", and the last line it wrote.
     RankExited {
         key: RankKey,
         success: bool,

@@ -51,11 +51,30 @@ fn gpu(index: c_int) -> Result<Gpu, CollectiveError> {
     })
 }
 
-/// The architectures that this libtorch was compiled for, as it says itself; empty in a CPU build.
+/// The architectures that this libtorch was compiled for: as it says itself, or, where no driver lets it speak, as is
+/// known of its published wheel. Empty in a CPU build.
 pub(crate) fn library_architectures() -> Vec<String> {
+    if !cfg!(feature = "cuda") {
+        return Vec::new();
+    }
     // SAFETY: the shim returns a pointer to a string that lives as long as the process.
     let text = unsafe { CStr::from_ptr(ffi::retri_cuda_build()) };
-    architectures(&text.to_string_lossy())
+    let said = architectures(&text.to_string_lossy());
+    if said.is_empty() {
+        known_architectures(&libtorch_version())
+    } else {
+        said
+    }
+}
+
+/// Of the ordinary wheels. 2.10 is the newest with code for V100 (sm_70).
+fn known_architectures(version: &str) -> Vec<String> {
+    let list = match version {
+        v if v.starts_with("2.10.") => "sm_70 sm_75 sm_80 sm_86 sm_90 sm_100 sm_120",
+        v if v.starts_with("2.11.") => "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120",
+        _ => "",
+    };
+    list.split_whitespace().map(str::to_owned).collect()
 }
 
 /// Reads `…;-gencode;arch=compute_70,code=sm_70;…` out of libtorch's description of its build.
@@ -109,5 +128,7 @@ mod tests {
         assert!(!supports(&list, "sm_60"), "older");
         assert!(!supports(&list, "sm_100"), "another major version");
         assert!(!supports(&[], "sm_70"));
+        assert!(supports(&known_architectures("2.10.0"), "sm_70"));
+        assert!(!supports(&known_architectures("2.11.0"), "sm_70"));
     }
 }

@@ -85,7 +85,7 @@ std::unique_ptr<c10d::Reducer> make_reducer(
 #if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 11
       // Empty: the two limits above hold.
       ,
-      /*bucket_bytes_cap_list=*/{}
+      /*bucket_bytes_cap_list=*/std::vector<int64_t>()
 #endif
   );
 }
@@ -275,14 +275,12 @@ int retri_cuda_capability(int device, char* name, int name_bytes) {
 #endif
 }
 
-// What the library says of its own build; with CUDA it names the compiler's architecture flags. "" in a CPU
-// build.
+// What the library says of its own build, the compiler's architecture flags among it. "" in a CPU build, and where
+// the driver is missing, without which it says nothing.
 const char* retri_cuda_build() {
 #ifdef RETRI_CUDA
-  static const std::string text = guarded(std::string(), [] {
-    const auto& hooks = at::detail::getCUDAHooks();
-    return hooks.hasCUDA() || hooks.compiledWithCuDNN() ? hooks.showConfig() : std::string();
-  });
+  static const std::string text =
+      guarded(std::string(), [] { return at::detail::getCUDAHooks().showConfig(); });
   return text.c_str();
 #else
   return "";
