@@ -47,9 +47,8 @@ demo: build ## train the demo job on this machine, from nothing to pictures (DAT
 bench: build ## one rank against two at the same global batch
 	@deploy/bench.sh
 
-gpu-check: ## pack a stripped binary and a script to run on a machine with one GPU
-	@$(MAKE) build CUDA=1
+gpu-check: setup ## pack a stripped binary and a script to run on a machine with one GPU
 	@deploy/setup/gpu_pack.sh
 
 clean: ## delete what was built and made here (libtorch stays in its cache)
-	rm -rf target target-cuda .demo .libtorch .libtorch-cuda
+	rm -rf target target-cuda target-gpu-check .demo .libtorch .libtorch-cuda .libtorch-gpu-check

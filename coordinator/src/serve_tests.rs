@@ -298,7 +298,7 @@ async fn a_confused_report_ends_its_stream_with_the_field_and_harms_nobody() {
     let (running, mut client) = server(dir.path()).await;
     let mut worker = FakeWorker::attach(&running, 1).await;
     worker.until(|_| true).await;
-    worker.report.devices = 0;
+    worker.report.devices = 5000;
     worker.reports.send(worker.report.clone()).await.unwrap();
     let status = loop {
         match worker.desired.message().await {
@@ -308,7 +308,7 @@ async fn a_confused_report_ends_its_stream_with_the_field_and_harms_nobody() {
         }
     };
     assert_eq!(status.code(), Code::InvalidArgument);
-    assert!(status.message().contains("field `devices` is 0"), "{status}");
+    assert!(status.message().contains("field `devices` is 5000"), "{status}");
     assert!(client.list_jobs(pb::ListJobsRequest {}).await.is_ok());
     running.stop().await.unwrap();
 }

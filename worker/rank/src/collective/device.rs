@@ -51,8 +51,8 @@ fn gpu(index: c_int) -> Result<Gpu, CollectiveError> {
     })
 }
 
-/// The architectures that this libtorch was compiled for: as it says itself, or, where no driver lets it speak, as is
-/// known of its published wheel. Empty in a CPU build.
+/// The architectures that this libtorch was compiled for: as it says itself, or, where no driver lets it
+/// speak, as is known of its published wheel. Empty in a CPU build.
 pub(crate) fn library_architectures() -> Vec<String> {
     if !cfg!(feature = "cuda") {
         return Vec::new();
