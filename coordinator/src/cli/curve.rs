@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Summary {
     pub(crate) steps: usize,
-    /// Mean loss over the first and the last twentieth of the steps.
+    /// Mean loss over the first and the last tenth of the steps.
     pub(crate) loss_first: f64,
     pub(crate) loss_last: f64,
     /// Samples over the seconds of their steps.
@@ -26,7 +26,7 @@ impl Summary {
         if steps.is_empty() {
             return None;
         }
-        let window = steps.len().div_ceil(20);
+        let window = steps.len().div_ceil(10);
         let mean = |part: &[pb::StepReport]| part.iter().map(|it| it.loss).sum::<f64>() / part.len() as f64;
         let mut seconds: Vec<(&'static str, f64)> = phases(&PhaseSeconds::default()).to_vec();
         for step in steps {
@@ -112,7 +112,7 @@ mod tests {
             })
             .collect();
         let summary = Summary::of(&steps).unwrap();
-        assert_eq!((summary.loss_first, summary.loss_last), (1.5, 39.5));
+        assert_eq!((summary.loss_first, summary.loss_last), (2.5, 38.5));
         assert_eq!(summary.samples_per_second, 4.0);
         assert_eq!(summary.shares_text(), "forward 25.0 %, backward 75.0 %");
         assert_eq!(summary.peak_memory_bytes, 40);

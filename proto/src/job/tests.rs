@@ -122,7 +122,7 @@ fn numbers_that_do_not_fit_together_are_refused() {
     check(
         "size = \"small\"",
         "size = \"small\"\nunet = { heads = 5 }",
-        "job.toml:14: model.unet.heads: is 5; it must divide every width, and 64 is one",
+        "job.toml:14: model.unet.heads: is 5; it must divide every width, and 48 is one",
     );
 }
 
