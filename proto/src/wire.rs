@@ -521,7 +521,10 @@ mod tests {
             |it| it.device = "tpu".into(),
             "field `device` is \"tpu\"; it must be cpu or cuda",
         );
-        expect(|it| it.devices = 5000, "field `devices` is 5000; a worker has at most 1024 devices");
+        expect(
+            |it| it.devices = 5000,
+            "field `devices` is 5000; a worker has at most 1024 devices",
+        );
         expect(
             |it| it.ranks[0].phase = 77,
             "field `phase` is 77; it must be one of the phases of train.proto",

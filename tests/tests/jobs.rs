@@ -24,7 +24,9 @@ fn every_job_is_accepted() {
 fn demo_toml_documents_every_field() {
     let text = std::fs::read_to_string(jobs().join("demo.toml")).unwrap();
     let canonical = to_toml(&parse("demo.toml", &text, Some(&jobs())).unwrap());
-    let keys = canonical.lines().filter_map(|line| line.split_once(" = ").map(|(key, _)| key));
+    let keys = canonical
+        .lines()
+        .filter_map(|line| line.split_once(" = ").map(|(key, _)| key));
     let undocumented: Vec<&str> = keys.filter(|key| !text.contains(key)).collect();
     assert_eq!(undocumented, Vec::<&str>::new());
 }

@@ -11,7 +11,11 @@ fn root() -> std::path::PathBuf {
 /// Words in backquotes, and targets of links to files, that look like paths below the root.
 fn paths(text: &str) -> Vec<String> {
     let quoted = text.split('`').skip(1).step_by(2).map(str::to_owned);
-    let linked = text.split("](").skip(1).filter_map(|rest| rest.split(')').next()).map(str::to_owned);
+    let linked = text
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split(')').next())
+        .map(str::to_owned);
     let folders = ["proto/", "coordinator/", "worker/", "model/", "deploy/", "tests/"];
     let ours = |path: &String| folders.iter().any(|folder| path.starts_with(folder)) && !path.contains(' ');
     quoted.chain(linked).filter(ours).collect()
@@ -21,11 +25,21 @@ fn paths(text: &str) -> Vec<String> {
 fn every_path_in_the_papers_exists() {
     for paper in ["README.md", "ARCHITECTURE.md", "deploy/models/README.md"] {
         let text = std::fs::read_to_string(root().join(paper)).unwrap();
-        let missing: Vec<String> = paths(&text).into_iter().filter(|path| !root().join(path).exists()).collect();
-        assert_eq!(missing, Vec::<String>::new(), "{paper} names paths that are not there");
+        let missing: Vec<String> = paths(&text)
+            .into_iter()
+            .filter(|path| !root().join(path).exists())
+            .collect();
+        assert_eq!(
+            missing,
+            Vec::<String>::new(),
+            "{paper} names paths that are not there"
+        );
     }
     let architecture = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
-    assert!(paths(&architecture).len() > 20, "the check finds no paths to check");
+    assert!(
+        paths(&architecture).len() > 20,
+        "the check finds no paths to check"
+    );
 }
 
 #[test]
