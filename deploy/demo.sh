@@ -1,40 +1,19 @@
 #!/usr/bin/env bash
 # `make demo`: one coordinator and two workers on loopback, the demo job from sample data to pictures, then everything
-# is stopped again, also after a failure or Ctrl-C. Leaves its results in .demo/out. Argument: figures or wesnoth.
+# is stopped again, also after a failure or Ctrl-C. Leaves its results in .demo/out-DATA. Argument: figures or wesnoth.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${1:-figures}
-bin=target/debug
 demo=$PWD/.demo
 run=$demo/run-$data
 out=$demo/out-$data
-pids=()
 
-stop() {
-  # Workers first, so that none reports a lost coordinator.
-  for ((i = ${#pids[@]} - 1; i >= 0; i--)); do
-    kill -TERM "${pids[i]}" 2>/dev/null && wait "${pids[i]}" 2>/dev/null || true
-  done
-  pids=()
-}
 fail() {
   echo "DEMO FAILED: $1 (logs: $run/*.log)" >&2
   exit 1
 }
-trap stop EXIT
-trap 'exit 130' INT TERM
-
-start() { # log file, then the command; sets `ready` to its first line
-  local log=$run/$1.log
-  shift
-  "$@" >"$log" 2>&1 &
-  local pid=$!
-  pids+=("$pid")
-  until ready=$(grep -m1 '^[a-z]* ready ' "$log"); do
-    kill -0 "$pid" 2>/dev/null || { tail -n 5 "$log" >&2; fail "$1 did not start"; }
-    sleep 0.05
-  done
-}
+# shellcheck source=deploy/loopback.sh
+. deploy/loopback.sh
 
 rm -rf "$run" "$out"
 mkdir -p "$run" "$out"
@@ -42,9 +21,7 @@ mkdir -p "$run" "$out"
 case $data in
   figures)
     job=deploy/jobs/demo.toml
-    [ -f "$demo/figures/dataset.json" ] ||
-      $bin/coordinator dataset synthesize --characters 120 --outfits 2 --images 8 --size 96 --seed 1 \
-        --out "file://$demo/figures"
+    figures
     ;;
   wesnoth)
     job=deploy/jobs/wesnoth.toml
@@ -56,15 +33,7 @@ case $data in
   *) fail "DATA=$data is unknown; it must be figures or wesnoth" ;;
 esac
 
-RETRI_COORDINATOR__LISTEN=127.0.0.1:0 RETRI_COORDINATOR__METRICS_LISTEN=127.0.0.1:0 \
-  RETRI_COORDINATOR__STORE="file://$run/store" start coordinator $bin/coordinator serve
-COORDINATOR_URL=$(grep -o 'rpc=http[^ ]*' <<<"$ready" | cut -d= -f2-)
-export COORDINATOR_URL
-for worker in w1 w2; do
-  RETRI_WORKER__NAME=$worker RETRI_WORKER__COORDINATOR=$COORDINATOR_URL RETRI_WORKER__DEVICES=1 \
-    RETRI_WORKER__METRICS_LISTEN=127.0.0.1:0 RETRI_WORKER__RUN_DIR="$run/$worker" \
-    RETRI_WORKER__CACHE_DIR="$run/cache" start $worker $bin/worker daemon
-done
+start_cluster
 
 id=$($bin/coordinator submit "$job") || fail "the job was refused"
 echo "job $id"

@@ -177,8 +177,8 @@ pub struct SampleRequest {
 pub enum SamplePrompt {
     /// The target's own prompt.
     Full,
-    /// The target's prompt without the tags that name hair, eyes, skin, accessories or clothes: whatever of these the
-    /// picture shows, the references have told.
+    /// The target's prompt without the tags that name hair, eyes, skin, accessories or clothes, on a white ground:
+    /// whatever of these the picture shows, the references have told, and the figure can be found in it.
     Pose,
     Empty,
 }

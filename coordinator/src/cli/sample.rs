@@ -34,7 +34,8 @@ pub(crate) struct SampleArgs {
     guidance: f64,
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// What the prompt says of the target: all its tags, only pose and scene, or nothing
+    /// What the prompt says of the target: all its tags, only its pose on a white ground (who it is must then come
+    /// from the references), or nothing
     #[arg(long, value_enum, default_value = "full")]
     prompt: Prompt,
     /// Draw with the weights that the job began from, to compare with

@@ -23,6 +23,9 @@ use crate::sample::{Metadata, Sample};
 /// Row groups that are fetched at the same time.
 const PARALLEL_READS: usize = 8;
 
+/// Samples that one core prepares in one go.
+const EXAMPLES_AT_ONCE: usize = 4;
+
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error(transparent)]
@@ -238,17 +241,29 @@ impl Loader {
             .buffered(PARALLEL_READS)
             .try_collect()
             .await?;
-        let inner = Arc::clone(&self.inner);
-        // Decoding and resizing are real work: off the async threads, whose heartbeats must not wait for it.
-        let work = move || {
-            places
-                .iter()
-                .map(|(epoch, at)| inner.example(&groups, *epoch, *at))
-                .collect()
-        };
-        tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|_| LoadError::Cancelled)?
+        // Decoding and resizing are real work: off the async threads, whose heartbeats must not wait for it, and on
+        // all cores, because a GPU asks for more pictures than one core prepares.
+        let groups = Arc::new(groups);
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let parts: Vec<Vec<(u64, u64)>> = places.chunks(EXAMPLES_AT_ONCE).map(<[_]>::to_vec).collect();
+        let parts: Vec<Vec<Example>> = futures::stream::iter(parts)
+            .map(|part| {
+                let (inner, groups) = (Arc::clone(&self.inner), Arc::clone(&groups));
+                let work = move || {
+                    part.iter()
+                        .map(|(epoch, at)| inner.example(&groups, *epoch, *at))
+                        .collect::<Result<Vec<_>, _>>()
+                };
+                async move {
+                    tokio::task::spawn_blocking(work)
+                        .await
+                        .map_err(|_| LoadError::Cancelled)?
+                }
+            })
+            .buffered(cores)
+            .try_collect()
+            .await?;
+        Ok(parts.into_iter().flatten().collect())
     }
 
     /// One sample, decoded.

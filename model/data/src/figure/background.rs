@@ -248,3 +248,23 @@ fn room(scene: &mut Scene, rng: &mut ChaCha8Rng) -> Vec<&'static str> {
     }
     vec!["indoors", "window", "bookshelf"]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tags::is_ground_tag;
+    use super::*;
+    use rand::SeedableRng;
+
+    #[test]
+    fn every_ground_s_tags_are_known_as_ground() {
+        let mut seen = std::collections::BTreeSet::new();
+        for seed in 0..300 {
+            let (_, tags) = draw(16, Framing::FullBody, &mut ChaCha8Rng::seed_from_u64(seed));
+            for tag in tags {
+                assert!(is_ground_tag(tag), "{tag}");
+                seen.insert(tag);
+            }
+        }
+        assert!(seen.len() > 20, "{seen:?}");
+    }
+}

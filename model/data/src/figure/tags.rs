@@ -112,6 +112,37 @@ const WORDS: [&str; 38] = [
     "tareme",
 ];
 
+/// Tags of what stands behind the figures that we draw, beside those that end in `_background`.
+const GROUNDS: [&str; 18] = [
+    "outdoors",
+    "indoors",
+    "sky",
+    "cloud",
+    "grass",
+    "sunset",
+    "mountain",
+    "night_sky",
+    "star_(sky)",
+    "moon",
+    "beach",
+    "ocean",
+    "cherry_blossoms",
+    "tree",
+    "classroom",
+    "chalkboard",
+    "window",
+    "bookshelf",
+];
+
+/// The ground on which a figure can be told from what is behind it.
+const WHITE_GROUND: [&str; 2] = ["simple_background", "white_background"];
+
+/// Whether a tag describes what stands behind the figure.
+#[must_use]
+pub fn is_ground_tag(tag: &str) -> bool {
+    tag.ends_with("_background") || GROUNDS.contains(&tag)
+}
+
 /// Whether a tag describes hair, eyes, skin, body features, accessories or clothes.
 #[must_use]
 pub fn is_appearance_tag(tag: &str) -> bool {
@@ -120,10 +151,12 @@ pub fn is_appearance_tag(tag: &str) -> bool {
     !expression && (WORDS.contains(&tag) || ENDINGS.iter().any(|ending| ending_matches(tag, ending)))
 }
 
-/// The prompt without its appearance tags: who is drawn must then come from the references.
+/// The prompt without its appearance tags, on a white ground: who is drawn must then come from the references,
+/// and the figure can be cut out of the picture to see who it is.
 #[must_use]
 pub fn pose_prompt(prompt: &str) -> String {
-    join_tags(split_tags(prompt).filter(|tag| !is_appearance_tag(tag)))
+    let pose = split_tags(prompt).filter(|tag| !is_appearance_tag(tag) && !is_ground_tag(tag));
+    join_tags(pose.chain(WHITE_GROUND))
 }
 
 /// A tag ends in a word when it is that word, or has it after "_" or "-".
@@ -138,12 +171,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn looks_go_and_poses_stay() {
-        let prompt = "1girl, blue_hair, closed_eyes, full_body, long_hair, one_eye_closed, outdoors, pleated_skirt, \
-                      red_eyes, serafuku, smile, solo, standing, t-shirt, twintails, waving, white_background";
+    fn looks_and_grounds_go_and_poses_stay() {
+        let prompt = "1girl, blue_hair, closed_eyes, cloud, full_body, long_hair, one_eye_closed, outdoors, \
+                      pleated_skirt, red_eyes, serafuku, sky, smile, solo, standing, t-shirt, twintails, waving";
         assert_eq!(
             pose_prompt(prompt),
-            "1girl, closed_eyes, full_body, one_eye_closed, outdoors, smile, solo, standing, waving, white_background"
+            "1girl, closed_eyes, full_body, one_eye_closed, simple_background, smile, solo, standing, waving, white_background"
         );
     }
 
