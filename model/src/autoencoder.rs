@@ -5,8 +5,7 @@ use crate::attention::attend;
 use crate::layer::{Conv, GroupNorm, PointConv, to_map, to_tokens};
 use crate::parameter::Scope;
 use crate::resnet::ResBlock;
-use crate::unet::double;
-use proto::spec::AutoencoderConfig;
+use proto::layout::AutoencoderLayout;
 use tch::Tensor;
 
 #[derive(Debug)]
@@ -41,13 +40,13 @@ impl Moments {
 
 impl Autoencoder {
     #[must_use]
-    pub fn new(scope: &Scope<'_>, config: &AutoencoderConfig) -> Self {
-        let latent = i64::from(config.latent_channels);
+    pub fn new(scope: &Scope<'_>, layout: &AutoencoderLayout) -> Self {
+        let latent = layout.latent_channels;
         Self {
-            encoder: PictureEncoder::new(&scope.sub("encoder"), config),
+            encoder: PictureEncoder::new(&scope.sub("encoder"), layout),
             quant: PointConv::new(&scope.sub("quant_conv"), 2 * latent, 2 * latent),
             post_quant: PointConv::new(&scope.sub("post_quant_conv"), latent, latent),
-            decoder: PictureDecoder::new(&scope.sub("decoder"), config),
+            decoder: PictureDecoder::new(&scope.sub("decoder"), layout),
         }
     }
 
@@ -65,10 +64,6 @@ impl Autoencoder {
     pub fn decode(&self, latents: &Tensor) -> Tensor {
         self.decoder.forward(&self.post_quant.forward(latents))
     }
-}
-
-fn width(config: &AutoencoderConfig, level: usize) -> i64 {
-    i64::from(config.channels * config.channel_mult[level])
 }
 
 /// Single-head self-attention with a residual: `attn_1` of the mid blocks.
@@ -142,16 +137,16 @@ struct PictureEncoder {
 }
 
 impl PictureEncoder {
-    fn new(scope: &Scope<'_>, config: &AutoencoderConfig) -> Self {
-        let groups = i64::from(config.norm_groups);
-        let count = config.channel_mult.len();
-        let mut inputs = i64::from(config.channels);
+    fn new(scope: &Scope<'_>, layout: &AutoencoderLayout) -> Self {
+        let groups = layout.norm_groups;
+        let count = layout.widths.len();
+        let mut inputs = layout.widths[0];
         let inward = Conv::three(&scope.sub("conv_in"), 3, inputs);
         let mut levels = Vec::new();
-        for level in 0..count {
-            let (at, outputs) = (scope.sub("down").sub(level), width(config, level));
+        for (level, outputs) in layout.widths.iter().copied().enumerate() {
+            let at = scope.sub("down").sub(level);
             let mut blocks = Vec::new();
-            for block in 0..config.res_blocks {
+            for block in 0..layout.res_blocks {
                 blocks.push(ResBlock::autoencoder(
                     &at.sub("block").sub(block),
                     inputs,
@@ -169,11 +164,7 @@ impl PictureEncoder {
             levels,
             mid: Mid::new(scope, inputs, groups),
             norm: GroupNorm::new(&scope.sub("norm_out"), groups, inputs, 1e-6),
-            out: Conv::three(
-                &scope.sub("conv_out"),
-                inputs,
-                2 * i64::from(config.latent_channels),
-            ),
+            out: Conv::three(&scope.sub("conv_out"), inputs, 2 * layout.latent_channels),
         }
     }
 
@@ -191,6 +182,12 @@ impl PictureEncoder {
     }
 }
 
+/// Nearest-neighbour enlargement by two: [batch, c, h, w] -> [batch, c, 2h, 2w].
+fn double(xs: &Tensor) -> Tensor {
+    let size = xs.size();
+    xs.upsample_nearest2d([2 * size[2], 2 * size[3]], None, None)
+}
+
 #[derive(Debug)]
 struct PictureDecoder {
     inward: Conv,
@@ -202,17 +199,16 @@ struct PictureDecoder {
 }
 
 impl PictureDecoder {
-    fn new(scope: &Scope<'_>, config: &AutoencoderConfig) -> Self {
-        let groups = i64::from(config.norm_groups);
-        let count = config.channel_mult.len();
-        let mut inputs = width(config, count - 1);
-        let inward = Conv::three(&scope.sub("conv_in"), i64::from(config.latent_channels), inputs);
+    fn new(scope: &Scope<'_>, layout: &AutoencoderLayout) -> Self {
+        let groups = layout.norm_groups;
+        let mut inputs = layout.widths[layout.widths.len() - 1];
+        let inward = Conv::three(&scope.sub("conv_in"), layout.latent_channels, inputs);
         let mid = Mid::new(scope, inputs, groups);
         let mut levels = Vec::new();
-        for level in (0..count).rev() {
-            let (at, outputs) = (scope.sub("up").sub(level), width(config, level));
+        for (level, outputs) in layout.widths.iter().copied().enumerate().rev() {
+            let at = scope.sub("up").sub(level);
             let mut blocks = Vec::new();
-            for block in 0..=config.res_blocks {
+            for block in 0..=layout.res_blocks {
                 blocks.push(ResBlock::autoencoder(
                     &at.sub("block").sub(block),
                     inputs,

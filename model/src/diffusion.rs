@@ -12,6 +12,8 @@ use crate::sampler::{Sampler, guide};
 use crate::text::{Prompts, TextEncoder};
 use crate::unet::UNet;
 use model_data::example::Concept;
+use proto::layout::UNetLayout;
+use proto::message::SampleMethod;
 use proto::spec::{Architecture, Model};
 use std::collections::BTreeMap;
 use tch::{Device, Tensor};
@@ -19,7 +21,8 @@ use tch::{Device, Tensor};
 /// How pictures are drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SampleOptions {
-    /// DDIM steps, 1 to 500.
+    pub method: SampleMethod,
+    /// 1 to 500.
     pub steps: u32,
     /// Scale of classifier-free guidance; 1 draws with the prompt alone.
     pub guidance: f64,
@@ -50,12 +53,13 @@ pub(crate) struct Latents {
 
 impl Diffusion {
     pub(crate) fn new(scope: &Scope<'_>, model: &Model, text_frozen: bool, device: Device) -> Self {
+        let unet = UNetLayout::from(&model.unet);
         let retrieval =
-            (model.architecture == Architecture::Retrinet).then(|| RetrievalBlock::new(scope, &model.unet));
+            (model.architecture == Architecture::Retrinet).then(|| RetrievalBlock::new(scope, &unet));
         Self {
-            autoencoder: Autoencoder::new(&scope.sub("autoencoder"), &model.autoencoder),
-            text: TextEncoder::new(&scope.sub("text_encoder"), &model.text_encoder),
-            unet: UNet::new(&scope.sub("unet"), &model.unet),
+            autoencoder: Autoencoder::new(&scope.sub("autoencoder"), &(&model.autoencoder).into()),
+            text: TextEncoder::new(&scope.sub("text_encoder"), &(&model.text_encoder).into()),
+            unet: UNet::new(&scope.sub("unet"), &unet),
             retrieval,
             prompts: Prompts::new(model.text_encoder.tokens),
             scaling: model.autoencoder.scaling_factor,
@@ -145,7 +149,7 @@ impl Diffusion {
         seeds: &[u64],
         options: &SampleOptions,
     ) -> Result<Vec<image::RgbImage>, ModelError> {
-        let sampler = Sampler::new(options.steps)?;
+        let mut sampler = Sampler::new(options.method, options.steps)?;
         let latents = self.latents(batch);
         let guided = options.guidance != 1.0;
         let mut prompts = batch.prompts.clone();
@@ -156,7 +160,8 @@ impl Diffusion {
         let mut conditions = self.conditions(batch, &latents, &prompts);
         let shape = latents.targets.size();
         let mut xs = noise::normal(seeds, Purpose::Target, &shape[1..], self.device);
-        for timestep in sampler.timesteps() {
+        for i in 0..sampler.timesteps().len() {
+            let timestep = sampler.timesteps()[i];
             conditions.timesteps = self.timesteps(&vec![timestep as i64; seeds.len()]);
             let predicted = self.predict(&xs, &conditions);
             let noise = if guided {
@@ -164,8 +169,7 @@ impl Diffusion {
             } else {
                 predicted
             };
-            let step = sampler.step(timestep);
-            xs = xs * step.latents + noise * step.noise;
+            xs = sampler.advance(i, &xs, &noise);
         }
         Ok(to_images(&self.autoencoder.decode(&(xs / self.scaling))))
     }

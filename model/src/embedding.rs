@@ -3,24 +3,29 @@
 
 use crate::layer::Linear;
 use crate::parameter::Scope;
+use proto::layout::Frequencies;
 use tch::{Kind, Tensor};
 
-/// Sinusoidal embedding of time steps: [batch] -> [batch, width], cosines first; frequency i is 10000^(-i /
-/// (width/2)).
-pub fn timestep_embedding(timesteps: &Tensor, width: i64) -> Tensor {
+/// Sinusoidal embedding of time steps: [batch] -> [batch, width]; width is even.
+pub fn timestep_embedding(timesteps: &Tensor, width: i64, frequencies: Frequencies) -> Tensor {
     let half = width / 2;
-    let frequencies: Vec<f32> = (0..half)
-        .map(|i| (-(10_000f64.ln()) * i as f64 / half as f64).exp() as f32)
-        .collect();
-    let frequencies = Tensor::from_slice(&frequencies).to_device(timesteps.device());
-    let angles = timesteps.to_kind(Kind::Float).unsqueeze(1) * frequencies.unsqueeze(0);
-    Tensor::cat(&[angles.cos(), angles.sin()], 1)
+    let scale = 10_000f64.ln() / (half as f64 - frequencies.shift);
+    let values: Vec<f32> = (0..half).map(|i| (-scale * i as f64).exp() as f32).collect();
+    let values = Tensor::from_slice(&values).to_device(timesteps.device());
+    let angles = timesteps.to_kind(Kind::Float).unsqueeze(1) * values.unsqueeze(0);
+    let (cosines, sines) = (angles.cos(), angles.sin());
+    if frequencies.cosines_first {
+        Tensor::cat(&[cosines, sines], 1)
+    } else {
+        Tensor::cat(&[sines, cosines], 1)
+    }
 }
 
 /// `time_embed` of the CompVis U-Net: Linear, SiLU, Linear.
 #[derive(Debug)]
 pub struct TimeEmbedding {
     width: i64,
+    frequencies: Frequencies,
     first: Linear,
     second: Linear,
 }
@@ -28,9 +33,10 @@ pub struct TimeEmbedding {
 impl TimeEmbedding {
     /// Input width C, output width 4C.
     #[must_use]
-    pub fn new(scope: &Scope<'_>, width: i64) -> Self {
+    pub fn new(scope: &Scope<'_>, width: i64, frequencies: Frequencies) -> Self {
         Self {
             width,
+            frequencies,
             first: Linear::new(&scope.sub(0), width, 4 * width),
             second: Linear::new(&scope.sub(2), 4 * width, 4 * width),
         }
@@ -38,12 +44,8 @@ impl TimeEmbedding {
 
     /// [batch] time steps -> [batch, 4C].
     pub fn forward(&self, timesteps: &Tensor) -> Tensor {
-        self.second.forward(
-            &self
-                .first
-                .forward(&timestep_embedding(timesteps, self.width))
-                .silu(),
-        )
+        let embedded = timestep_embedding(timesteps, self.width, self.frequencies);
+        self.second.forward(&self.first.forward(&embedded).silu())
     }
 }
 
@@ -54,7 +56,7 @@ mod tests {
 
     #[test]
     fn step_zero_is_ones_then_zeros_and_the_first_frequency_is_one() {
-        let embedding = timestep_embedding(&Tensor::from_slice(&[0i64, 3]), 8);
+        let embedding = timestep_embedding(&Tensor::from_slice(&[0i64, 3]), 8, Frequencies::default());
         assert_eq!(embedding.size(), [2, 8]);
         assert_eq!(
             Vec::<f32>::try_from(embedding.get(0)).unwrap(),

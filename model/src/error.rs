@@ -17,6 +17,28 @@ pub enum ModelError {
         #[source]
         source: WeightsFault,
     },
+    #[error("{path}: {tensor:?} {found}; expected: {expected}")]
+    Input {
+        path: PathBuf,
+        tensor: String,
+        found: String,
+        expected: String,
+    },
+    #[error("{path}: no weights there; {expected} is expected")]
+    NoWeights { path: PathBuf, expected: String },
+    #[error("{path}: cannot be read")]
+    ReadConfig {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{path}: {source}")]
+    PublicConfig {
+        path: PathBuf,
+        source: proto::public::config::ConfigError,
+    },
+    #[error("{origin}: tensor {tensor:?} holds a value that is not finite")]
+    Nonfinite { origin: String, tensor: String },
     #[error("{origin}: tensor {tensor:?} is missing; expected shape {expected:?}")]
     MissingTensor {
         origin: String,
@@ -77,6 +99,8 @@ pub enum WeightsFault {
     Io(#[from] std::io::Error),
     #[error(transparent)]
     Format(#[from] safetensors::SafeTensorError),
+    #[error(transparent)]
+    Index(#[from] serde_json::Error),
     #[error("tensor {tensor:?} is stored as {found:?}; F32 or F16 is expected")]
     Kind { tensor: String, found: String },
 }

@@ -154,11 +154,12 @@ impl GroupNorm {
     }
 }
 
-/// Normalises the last dimension; epsilon 1e-5.
+/// Normalises the last dimension; epsilon 1e-5 unless said otherwise.
 #[derive(Debug)]
 pub struct LayerNorm {
     weight: Tensor,
     bias: Option<Tensor>,
+    epsilon: f64,
 }
 
 impl LayerNorm {
@@ -176,17 +177,18 @@ impl LayerNorm {
         Self {
             weight: scope.parameter("weight", &[width], Init::Ones),
             bias: None,
+            epsilon: 1e-5,
         }
     }
 
+    #[must_use]
+    pub fn epsilon(self, epsilon: f64) -> Self {
+        Self { epsilon, ..self }
+    }
+
     pub fn forward(&self, xs: &Tensor) -> Tensor {
-        xs.layer_norm(
-            self.weight.size(),
-            Some(&self.weight),
-            self.bias.as_ref(),
-            1e-5,
-            true,
-        )
+        let (weight, bias) = (Some(&self.weight), self.bias.as_ref());
+        xs.layer_norm(self.weight.size(), weight, bias, self.epsilon, true)
     }
 }
 

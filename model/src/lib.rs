@@ -5,16 +5,20 @@
 pub mod attention;
 pub mod autoencoder;
 mod batch;
+pub mod clip;
 pub mod device;
 mod diffusion;
 pub mod embedding;
 pub mod error;
+pub mod forward;
 pub mod init;
 pub mod layer;
 pub mod loss;
+pub mod mapped;
 pub mod noise;
 pub mod optimizer;
 pub mod parameter;
+pub mod public;
 pub mod resnet;
 pub mod retrinet;
 pub mod sampler;
@@ -22,6 +26,7 @@ pub mod schedule;
 pub mod text;
 pub mod trainer;
 pub mod unet;
+pub mod vision;
 pub mod weights;
 
 pub use diffusion::SampleOptions;

@@ -17,15 +17,22 @@ pub struct ResBlock {
 }
 
 impl ResBlock {
-    /// CompVis `ResBlock`; `time_width` is the width of the time embedding.
+    /// CompVis `ResBlock`; `time_width` is the width of the time embedding, `norm` the groups and the epsilon
+    /// of its norms.
     #[must_use]
-    pub fn unet(scope: &Scope<'_>, inputs: i64, outputs: i64, time_width: i64, groups: i64) -> Self {
+    pub fn unet(
+        scope: &Scope<'_>,
+        inputs: i64,
+        outputs: i64,
+        time_width: i64,
+        (groups, epsilon): (i64, f64),
+    ) -> Self {
         let (first, last) = (scope.sub("in_layers"), scope.sub("out_layers"));
         Self {
-            norm1: GroupNorm::new(&first.sub(0), groups, inputs, 1e-5),
+            norm1: GroupNorm::new(&first.sub(0), groups, inputs, epsilon),
             conv1: Conv::three(&first.sub(2), inputs, outputs),
             time: Some(Linear::new(&scope.sub("emb_layers").sub(1), time_width, outputs)),
-            norm2: GroupNorm::new(&last.sub(0), groups, outputs, 1e-5),
+            norm2: GroupNorm::new(&last.sub(0), groups, outputs, epsilon),
             conv2: Conv::three_zero(&last.sub(3), outputs, outputs),
             shortcut: (inputs != outputs)
                 .then(|| PointConv::new(&scope.sub("skip_connection"), inputs, outputs)),

@@ -5,8 +5,8 @@
 
 use crate::attention::ReferenceAttention;
 use crate::parameter::Scope;
-use crate::unet::{Encoder, UNet, encoder_widths};
-use proto::spec::UNetConfig;
+use crate::unet::{Encoder, UNet};
+use proto::layout::UNetLayout;
 use tch::Tensor;
 
 /// What RetriNet adds to a U-Net.
@@ -32,18 +32,15 @@ impl RetrievalBlock {
     /// The encoder's weights lie under `retrieval.input_blocks`, the attentions' under `cross_attention.I`
     /// and `zero_convs.I` for input block I.
     #[must_use]
-    pub fn new(scope: &Scope<'_>, config: &UNetConfig) -> Self {
-        let heads = i64::from(config.heads);
-        let widths = encoder_widths(config);
+    pub fn new(scope: &Scope<'_>, layout: &UNetLayout) -> Self {
         let (attention, zero) = (scope.sub("cross_attention"), scope.sub("zero_convs"));
-        let attentions = widths
-            .iter()
-            .enumerate()
-            .map(|(i, width)| ReferenceAttention::new(&attention.sub(i), &zero.sub(i), *width, heads))
-            .collect();
+        let attentions = layout.input_levels().into_iter().enumerate().map(|(i, level)| {
+            let (width, heads) = (layout.widths[level], layout.heads[level]);
+            ReferenceAttention::new(&attention.sub(i), &zero.sub(i), width, heads)
+        });
         Self {
-            encoder: Encoder::new(&scope.sub("retrieval"), config),
-            attentions,
+            attentions: attentions.collect(),
+            encoder: Encoder::new(&scope.sub("retrieval"), layout),
         }
     }
 

@@ -1,64 +1,184 @@
-//! DDIM with leading time steps, offset 1 and eta 0 (notes 5.4), and classifier-free guidance. The
-//! coefficients are pure numbers; the network that predicts noise is the caller's.
+//! How noise becomes a latent: DDIM, PNDM and DPM-Solver++(2M) as `diffusers` has them (notes 5.4), and
+//! classifier-free guidance. All numbers are f64; the network that predicts noise is the caller's.
 
 use crate::error::ModelError;
 use crate::schedule::{NoiseSchedule, TIMESTEPS};
+use proto::message::SampleMethod;
 use tch::Tensor;
 
+/// Where leading time steps begin, as in Stable Diffusion's configuration.
 const OFFSET: usize = 1;
 
-/// The time steps of one drawing and the move from each to the next.
-#[derive(Debug, Clone)]
+/// One drawing: which time steps the network is asked at, and how its answers move the latents.
+#[derive(Debug)]
 pub struct Sampler {
+    method: SampleMethod,
     schedule: NoiseSchedule,
+    timesteps: Vec<usize>,
+    /// Distance of leading time steps.
     ratio: usize,
-    steps: usize,
-}
-
-/// x_prev = `latents` * x + `noise` * predicted noise.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Move {
-    pub latents: f64,
-    pub noise: f64,
+    /// What earlier predictions said, oldest first: noise for PNDM, the picture for DPM-Solver++.
+    history: Vec<Tensor>,
+    /// PNDM's latents before its first step, which it does twice.
+    before: Option<Tensor>,
 }
 
 impl Sampler {
     /// # Errors
     /// No steps, or so many that the first would lie past the schedule's end.
-    pub fn new(steps: u32) -> Result<Self, ModelError> {
-        let max = TIMESTEPS / (OFFSET + 1);
-        if steps == 0 || steps as usize > max {
+    pub fn new(method: SampleMethod, steps: u32) -> Result<Self, ModelError> {
+        let max = match method {
+            SampleMethod::Ddim | SampleMethod::Pndm => TIMESTEPS / (OFFSET + 1),
+            SampleMethod::DpmSolver => TIMESTEPS - 1,
+        };
+        let steps = steps as usize;
+        if steps == 0 || steps > max {
             return Err(ModelError::SamplingSteps {
-                steps,
+                steps: steps as u32,
                 max: max as u32,
             });
         }
-        let steps = steps as usize;
+        let ratio = TIMESTEPS / steps;
+        let leading = (0..steps).rev().map(|k| ratio * k + OFFSET);
+        let timesteps = match method {
+            SampleMethod::Ddim => leading.collect(),
+            // The second one comes twice.
+            SampleMethod::Pndm => leading
+                .enumerate()
+                .flat_map(|(i, timestep)| std::iter::repeat_n(timestep, if i == 1 { 2 } else { 1 }))
+                .collect(),
+            SampleMethod::DpmSolver => evenly(steps),
+        };
         Ok(Self {
+            method,
             schedule: NoiseSchedule::default(),
-            ratio: TIMESTEPS / steps,
-            steps,
+            timesteps,
+            ratio,
+            history: Vec::new(),
+            before: None,
         })
     }
 
-    /// Descending, the noisiest first.
-    pub fn timesteps(&self) -> impl Iterator<Item = usize> {
-        let ratio = self.ratio;
-        (0..self.steps).rev().map(move |k| ratio * k + OFFSET)
+    /// Descending, the noisiest first; PNDM asks once more than there are steps.
+    #[must_use]
+    pub fn timesteps(&self) -> &[usize] {
+        &self.timesteps
     }
 
-    /// How to get from the latents at `timestep` to those one step earlier.
-    #[must_use]
-    pub fn step(&self, timestep: usize) -> Move {
-        let (signal, noise) = self.schedule.mix(timestep);
-        // The last step ends at abar(0), not at 1 (set_alpha_to_one false).
-        let (signal_next, noise_next) = self.schedule.mix(timestep.saturating_sub(self.ratio));
-        let latents = signal_next / signal;
-        Move {
-            latents,
-            noise: noise_next - latents * noise,
+    /// The latents after call `i`, from those before it and the noise predicted for them at `timesteps()[i]`. Calls
+    /// come in order.
+    pub fn advance(&mut self, i: usize, latents: &Tensor, noise: &Tensor) -> Tensor {
+        match self.method {
+            SampleMethod::Ddim => self.ddim(self.timesteps[i], latents, noise),
+            SampleMethod::Pndm => self.pndm(i, latents, noise),
+            SampleMethod::DpmSolver => self.dpm_solver(i, latents, noise),
         }
     }
+
+    fn ddim(&self, timestep: usize, latents: &Tensor, noise: &Tensor) -> Tensor {
+        let (signal, level) = self.schedule.mix(timestep);
+        // The last step ends at abar(0), not at 1 (set_alpha_to_one false).
+        let (signal_next, level_next) = self.schedule.mix(timestep.saturating_sub(self.ratio));
+        let kept = signal_next / signal;
+        latents * kept + noise * (level_next - kept * level)
+    }
+
+    /// Linear multistep over the last four predictions (skip_prk).
+    fn pndm(&mut self, i: usize, latents: &Tensor, noise: &Tensor) -> Tensor {
+        let timestep = self.timesteps[i];
+        if i == 1 {
+            // The first step again, with the mean of what was predicted at its two ends.
+            let mean = (noise + &self.history[0]) / 2.0;
+            let before = self.before.take().expect("call 0 keeps its latents");
+            return self.transfer(&before, &mean, timestep + self.ratio);
+        }
+        self.history.push(noise.shallow_clone());
+        if self.history.len() > 4 {
+            let _ = self.history.remove(0);
+        }
+        let weights: &[f64] = match self.history.len() {
+            1 => &[1.0],
+            2 => &[-1.0, 3.0],
+            3 => &[5.0, -16.0, 23.0],
+            _ => &[-9.0, 37.0, -59.0, 55.0],
+        };
+        let terms = self
+            .history
+            .iter()
+            .zip(weights)
+            .map(|(noise, weight)| noise * *weight);
+        let sum = terms
+            .reduce(|sum, term| sum + term)
+            .expect("there is one at least");
+        if i == 0 {
+            self.before = Some(latents.shallow_clone());
+        }
+        self.transfer(latents, &(sum / weights.iter().sum::<f64>()), timestep)
+    }
+
+    /// PNDM's equation 9, from a time step to the one `ratio` before it.
+    fn transfer(&self, latents: &Tensor, noise: &Tensor, timestep: usize) -> Tensor {
+        let kept = self.schedule.kept(timestep);
+        let next = self.schedule.kept(timestep.saturating_sub(self.ratio));
+        let denominator = kept * (1.0 - next).sqrt() + (kept * (1.0 - kept) * next).sqrt();
+        latents * (next / kept).sqrt() - noise * ((next - kept) / denominator)
+    }
+
+    /// Second order (midpoint); first order for the first step and the last.
+    fn dpm_solver(&mut self, i: usize, latents: &Tensor, noise: &Tensor) -> Tensor {
+        let here = self.level(i);
+        let picture = (latents - noise * here.sigma) / here.alpha;
+        let moved = match self.timesteps.get(i + 1) {
+            // No noise is left after the last step.
+            None => picture.shallow_clone(),
+            Some(_) => {
+                let next = self.level(i + 1);
+                let h = next.lambda - here.lambda;
+                let step = next.alpha * (-h).exp_m1();
+                let first = latents * (next.sigma / here.sigma) - &picture * step;
+                match self.history.last() {
+                    None => first,
+                    Some(earlier) => {
+                        let r = (here.lambda - self.level(i - 1).lambda) / h;
+                        first - (&picture - earlier) * (0.5 * step / r)
+                    }
+                }
+            }
+        };
+        self.history = vec![picture];
+        moved
+    }
+
+    fn level(&self, i: usize) -> Level {
+        let (alpha, sigma) = self.schedule.mix(self.timesteps[i]);
+        Level {
+            alpha,
+            sigma,
+            lambda: (alpha / sigma).ln(),
+        }
+    }
+}
+
+/// Shares of signal and noise at a time step, and the half log of their ratio squared.
+struct Level {
+    alpha: f64,
+    sigma: f64,
+    lambda: f64,
+}
+
+/// `steps` + 1 points from the last time step to 0, without the 0.
+fn evenly(steps: usize) -> Vec<usize> {
+    let last = TIMESTEPS - 1;
+    let between = last as f64 / steps as f64;
+    // The product first, as numpy's linspace has it: halves must come out as halves.
+    let at = |k: usize| {
+        if k == steps {
+            last
+        } else {
+            (k as f64 * between).round_ties_even() as usize
+        }
+    };
+    (1..=steps).rev().map(at).collect()
 }
 
 /// e_u + scale * (e_c - e_u) from a prediction with the unconditional half first: [2 * batch, ...] -> [batch,
@@ -72,34 +192,58 @@ pub fn guide(predicted: &Tensor, scale: f64) -> Tensor {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use SampleMethod::{Ddim, DpmSolver, Pndm};
 
     #[test]
-    fn fifty_steps_are_981_to_1() {
-        let steps: Vec<usize> = Sampler::new(50).unwrap().timesteps().collect();
-        assert_eq!((steps.len(), steps[0], steps[1], steps[49]), (50, 981, 961, 1));
+    fn fifty_steps() {
+        let steps = |method| Sampler::new(method, 50).unwrap().timesteps().to_vec();
+        let ddim = steps(Ddim);
+        assert_eq!((ddim.len(), ddim[0], ddim[1], ddim[49]), (50, 981, 961, 1));
+        let pndm = steps(Pndm);
+        assert_eq!(
+            (pndm.len(), &pndm[..4], pndm[50]),
+            (51, &[981, 961, 961, 941][..], 1)
+        );
+        let dpm = steps(DpmSolver);
+        assert_eq!(
+            (dpm.len(), dpm[0], dpm[1], dpm[25], dpm[49]),
+            (50, 999, 979, 500, 20)
+        );
     }
 
     #[test]
     fn the_true_noise_leads_back_to_the_signal() {
-        let sampler = Sampler::new(10).unwrap();
         let schedule = NoiseSchedule::default();
-        let (signal, noise) = (0.7, -1.3);
-        let (a, b) = schedule.mix(901);
-        let mut x = a * signal + b * noise;
-        for timestep in sampler.timesteps() {
-            let step = sampler.step(timestep);
-            x = step.latents * x + step.noise * noise;
+        let (signal, noise) = (Tensor::from(0.7f64), Tensor::from(-1.3f64));
+        for method in [Ddim, Pndm, DpmSolver] {
+            let mut sampler = Sampler::new(method, 10).unwrap();
+            let (a, b) = schedule.mix(sampler.timesteps()[0]);
+            let mut x = &signal * a + &noise * b;
+            for i in 0..sampler.timesteps().len() {
+                x = sampler.advance(i, &x, &noise);
+            }
+            // DPM-Solver++ ends without noise, the others at abar(0).
+            let (a, b) = if method == DpmSolver {
+                (1.0, 0.0)
+            } else {
+                schedule.mix(0)
+            };
+            let expected = 0.7 * a - 1.3 * b;
+            assert!((x.double_value(&[]) - expected).abs() < 1e-12, "{method:?}: {x}");
         }
-        let (a, b) = schedule.mix(0);
-        assert!((x - (a * signal + b * noise)).abs() < 1e-12);
     }
 
     #[test]
-    fn impossible_step_counts_are_refused() {
-        assert!(Sampler::new(0).is_err());
-        assert!(Sampler::new(500).is_ok());
+    fn one_step_is_possible_and_impossible_counts_are_refused() {
+        for method in [Ddim, Pndm, DpmSolver] {
+            assert!(Sampler::new(method, 0).is_err());
+            let mut sampler = Sampler::new(method, 1).unwrap();
+            let x = sampler.advance(0, &Tensor::from(1.0f64), &Tensor::from(0.5f64));
+            assert!(x.double_value(&[]).is_finite());
+        }
+        assert!(Sampler::new(Ddim, 500).is_ok());
         assert_eq!(
-            Sampler::new(501).unwrap_err().to_string(),
+            Sampler::new(Ddim, 501).unwrap_err().to_string(),
             "501 sampling steps; there must be 1 to 500"
         );
     }

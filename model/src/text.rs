@@ -1,17 +1,12 @@
-//! CLIP's text transformer (notes 5.1), Hugging Face names, and its tokenizer. Prompts become text states;
-//! nothing here decides what is encoded when.
+//! CLIP's text tower (notes 5.1), Hugging Face names, and its tokenizer. Prompts become text states; nothing
+//! here decides what is encoded when.
 
-use crate::attention::attend;
+use crate::clip::Transformer;
 use crate::layer::{LayerNorm, Linear};
 use crate::parameter::{Init, Scope};
 use instant_clip_tokenizer::Tokenizer;
-use proto::spec::TextEncoderConfig;
-use tch::{Device, Tensor};
-
-/// Size of CLIP's vocabulary.
-pub const VOCABULARY: i64 = 49_408;
-/// Ends a prompt and fills the rest of the line.
-pub const END: i64 = 49_407;
+use proto::layout::{CLIP_END, TextLayout};
+use tch::{Device, Kind, Tensor};
 
 /// Prompts -> token ids.
 pub struct Prompts {
@@ -45,7 +40,7 @@ impl Prompts {
         self.tokenizer.encode(prompt, &mut tokens);
         let mut ids: Vec<i64> = tokens.into_iter().map(|t| i64::from(t.to_u16())).collect();
         ids.truncate(self.tokens - 1);
-        ids.resize(self.tokens, END);
+        ids.resize(self.tokens, CLIP_END);
         ids
     }
 
@@ -58,86 +53,60 @@ impl Prompts {
     }
 }
 
-/// Token ids -> text states after the final norm.
+/// Token ids -> text states.
 #[derive(Debug)]
 pub struct TextEncoder {
     token: Tensor,
     position: Tensor,
-    layers: Vec<TextLayer>,
+    transformer: Transformer,
     norm: LayerNorm,
+    projection: Option<Linear>,
+    end: Option<i64>,
 }
 
 impl TextEncoder {
     #[must_use]
-    pub fn new(scope: &Scope<'_>, config: &TextEncoderConfig) -> Self {
-        let scope = scope.sub("text_model");
-        let (width, tokens) = (i64::from(config.width), i64::from(config.tokens));
-        let embeddings = scope.sub("embeddings");
+    pub fn new(scope: &Scope<'_>, layout: &TextLayout) -> Self {
+        let (tower, width) = (scope.sub("text_model"), layout.transformer.width);
+        let embeddings = tower.sub("embeddings");
         let table = |name: &str, rows: i64, deviation: f64| {
             embeddings
                 .sub(name)
                 .parameter("weight", &[rows, width], Init::Normal(deviation))
         };
-        let layers = scope.sub("encoder").sub("layers");
+        let norm = LayerNorm::new(&tower.sub("final_layer_norm"), width);
+        let projection = |to| Linear::unbiased(&scope.sub("text_projection"), width, to);
         Self {
-            token: table("token_embedding", VOCABULARY, 0.02),
-            position: table("position_embedding", tokens, 0.01),
-            layers: (0..config.layers)
-                .map(|i| TextLayer::new(&layers.sub(i), config))
-                .collect(),
-            norm: LayerNorm::new(&scope.sub("final_layer_norm"), width),
+            token: table("token_embedding", layout.vocabulary, 0.02),
+            position: table("position_embedding", layout.tokens, 0.01),
+            transformer: Transformer::new(&tower, &layout.transformer, true),
+            norm: norm.epsilon(layout.transformer.norm_epsilon),
+            projection: layout.projection.map(projection),
+            end: layout.end,
         }
     }
 
-    /// [batch, tokens] ids -> [batch, tokens, width].
+    /// [batch, tokens] ids -> states after the final norm, [batch, tokens, width].
     pub fn forward(&self, ids: &Tensor) -> Tensor {
-        let embedded = Tensor::embedding(&self.token, ids, -1, false, false) + &self.position;
-        let xs = self.layers.iter().fold(embedded, |xs, layer| layer.forward(&xs));
-        self.norm.forward(&xs)
-    }
-}
-
-/// Causal self-attention and a quick-GELU network, pre-normed.
-#[derive(Debug)]
-struct TextLayer {
-    norm1: LayerNorm,
-    queries: Linear,
-    keys: Linear,
-    values: Linear,
-    out: Linear,
-    norm2: LayerNorm,
-    wide: Linear,
-    narrow: Linear,
-    heads: i64,
-}
-
-impl TextLayer {
-    fn new(scope: &Scope<'_>, config: &TextEncoderConfig) -> Self {
-        let width = i64::from(config.width);
-        let (attention, network) = (scope.sub("self_attn"), scope.sub("mlp"));
-        let projection = |name: &str| Linear::new(&attention.sub(name), width, width);
-        Self {
-            norm1: LayerNorm::new(&scope.sub("layer_norm1"), width),
-            queries: projection("q_proj"),
-            keys: projection("k_proj"),
-            values: projection("v_proj"),
-            out: projection("out_proj"),
-            norm2: LayerNorm::new(&scope.sub("layer_norm2"), width),
-            wide: Linear::new(&network.sub("fc1"), width, 4 * width),
-            narrow: Linear::new(&network.sub("fc2"), 4 * width, width),
-            heads: i64::from(config.heads),
-        }
+        let positions = self.position.narrow(0, 0, ids.size()[1]);
+        let embedded = Tensor::embedding(&self.token, ids, -1, false, false) + positions;
+        self.norm.forward(&self.transformer.forward(embedded))
     }
 
-    fn forward(&self, xs: &Tensor) -> Tensor {
-        let normed = self.norm1.forward(xs);
-        let (queries, keys) = (self.queries.forward(&normed), self.keys.forward(&normed));
-        let found = attend(&queries, &keys, &self.values.forward(&normed), self.heads, true);
-        let xs = xs + self.out.forward(&found);
-        let wide = self.wide.forward(&self.norm2.forward(&xs));
-        // Quick GELU: x * sigmoid(1.702 x).
-        let gated = &wide * (&wide * 1.702).sigmoid();
-        xs + self.narrow.forward(&gated)
+    /// The state at the end token of each line: ids [batch, tokens] and their states -> [batch, width].
+    pub fn pool(&self, ids: &Tensor, states: &Tensor) -> Tensor {
+        // argmax answers with the first of equals.
+        let end = match self.end {
+            Some(end) => ids.eq(end).to_kind(Kind::Int).argmax(-1, false),
+            None => ids.argmax(-1, false),
+        };
+        let index = end.view([-1, 1, 1]).expand([-1, 1, states.size()[2]], false);
+        states.gather(1, &index, false).squeeze_dim(1)
+    }
+
+    /// Pooled states [batch, width] -> embeddings [batch, projection]; None where there is no projection.
+    pub fn project(&self, pooled: &Tensor) -> Option<Tensor> {
+        Some(self.projection.as_ref()?.forward(pooled))
     }
 }
 
@@ -156,17 +125,21 @@ mod tests {
             ("Face", 1710),
         ] {
             let ids = prompts.ids(word);
-            assert_eq!((ids.len(), &ids[..3]), (77, &[49_406, id, END][..]), "{word}");
-            assert!(ids[2..].iter().all(|id| *id == END));
+            assert_eq!(
+                (ids.len(), &ids[..3]),
+                (77, &[49_406, id, CLIP_END][..]),
+                "{word}"
+            );
+            assert!(ids[2..].iter().all(|id| *id == CLIP_END));
         }
-        assert_eq!(prompts.ids("")[..2], [49_406, END]);
+        assert_eq!(prompts.ids("")[..2], [49_406, CLIP_END]);
     }
 
     #[test]
     fn a_long_prompt_is_cut_and_keeps_its_end_token() {
         let prompts = Prompts::new(8);
         let ids = prompts.ids("a b c d e f g h i j k");
-        assert_eq!((ids.len(), ids[0], ids[7]), (8, 49_406, END));
-        assert!(ids[1..7].iter().all(|id| *id != END));
+        assert_eq!((ids.len(), ids[0], ids[7]), (8, 49_406, CLIP_END));
+        assert!(ids[1..7].iter().all(|id| *id != CLIP_END));
     }
 }

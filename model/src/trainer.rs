@@ -105,7 +105,7 @@ impl Trainer {
         }
         let network = if model.architecture == Architecture::Autoencoder {
             let scope = parameters.root().sub("autoencoder");
-            Network::Autoencoder(Box::new(Autoencoder::new(&scope, &model.autoencoder)))
+            Network::Autoencoder(Box::new(Autoencoder::new(&scope, &(&model.autoencoder).into())))
         } else {
             let text_frozen = frozen(Component::TextEncoder);
             let diffusion = Diffusion::new(&parameters.root(), model, text_frozen, device);

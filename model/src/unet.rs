@@ -8,8 +8,18 @@ use crate::embedding::TimeEmbedding;
 use crate::layer::{Conv, GroupNorm};
 use crate::parameter::Scope;
 use crate::resnet::ResBlock;
-use proto::spec::UNetConfig;
+use proto::layout::UNetLayout;
 use tch::Tensor;
+
+fn res_block(scope: &Scope<'_>, inputs: i64, outputs: i64, layout: &UNetLayout) -> ResBlock {
+    let norm = (layout.norm_groups, layout.norm_epsilon);
+    ResBlock::unet(scope, inputs, outputs, 4 * layout.widths[0], norm)
+}
+
+fn transformer(scope: &Scope<'_>, level: usize, layout: &UNetLayout) -> SpatialTransformer {
+    let (width, heads) = (layout.widths[level], layout.heads[level]);
+    SpatialTransformer::new(scope, width, layout.context_dim, heads, layout.norm_groups)
+}
 
 /// Noise prediction from a noisy latent, a time step and text states.
 #[derive(Debug)]
@@ -22,12 +32,12 @@ pub struct UNet {
 
 impl UNet {
     #[must_use]
-    pub fn new(scope: &Scope<'_>, config: &UNetConfig) -> Self {
+    pub fn new(scope: &Scope<'_>, layout: &UNetLayout) -> Self {
         Self {
-            time: TimeEmbedding::new(&scope.sub("time_embed"), i64::from(config.channels)),
-            encoder: Encoder::new(scope, config),
-            middle: Middle::new(scope, config),
-            decoder: Decoder::new(scope, config),
+            time: TimeEmbedding::new(&scope.sub("time_embed"), layout.widths[0], layout.frequencies),
+            encoder: Encoder::new(scope, layout),
+            middle: Middle::new(scope, layout),
+            decoder: Decoder::new(scope, layout),
         }
     }
 
@@ -46,49 +56,6 @@ impl UNet {
     }
 }
 
-/// Widths of the input blocks' outputs, in order: what the decoder and the retrieval block connect to.
-#[must_use]
-pub fn encoder_widths(config: &UNetConfig) -> Vec<i64> {
-    let mut widths = vec![i64::from(config.channels)];
-    for level in 0..config.channel_mult.len() {
-        widths.extend(std::iter::repeat_n(
-            width(config, level),
-            config.res_blocks as usize,
-        ));
-        if level + 1 < config.channel_mult.len() {
-            widths.push(width(config, level));
-        }
-    }
-    widths
-}
-
-fn width(config: &UNetConfig, level: usize) -> i64 {
-    i64::from(config.channels * config.channel_mult[level])
-}
-
-fn time_width(config: &UNetConfig) -> i64 {
-    4 * i64::from(config.channels)
-}
-
-fn res_block(scope: &Scope<'_>, inputs: i64, outputs: i64, config: &UNetConfig) -> ResBlock {
-    ResBlock::unet(
-        scope,
-        inputs,
-        outputs,
-        time_width(config),
-        i64::from(config.norm_groups),
-    )
-}
-
-fn transformer(scope: &Scope<'_>, width: i64, config: &UNetConfig) -> SpatialTransformer {
-    let (context, heads) = (i64::from(config.context_dim), i64::from(config.heads));
-    SpatialTransformer::new(scope, width, context, heads, i64::from(config.norm_groups))
-}
-
-fn attends(config: &UNetConfig, level: usize) -> bool {
-    config.attention_levels.contains(&(level as u32))
-}
-
 #[derive(Debug)]
 enum InputBlock {
     /// The first convolution, or the one that halves the size.
@@ -104,23 +71,21 @@ pub struct Encoder {
 
 impl Encoder {
     #[must_use]
-    pub fn new(scope: &Scope<'_>, config: &UNetConfig) -> Self {
+    pub fn new(scope: &Scope<'_>, layout: &UNetLayout) -> Self {
         let scope = scope.sub("input_blocks");
-        let first = i64::from(config.channels);
-        let inward = Conv::three(&scope.sub(0).sub(0), i64::from(config.latent_channels), first);
+        let mut inputs = layout.widths[0];
+        let inward = Conv::three(&scope.sub(0).sub(0), layout.in_channels, inputs);
         let mut blocks = vec![InputBlock::Conv(inward)];
-        let mut inputs = first;
-        for level in 0..config.channel_mult.len() {
-            let outputs = width(config, level);
-            for _ in 0..config.res_blocks {
+        for (level, outputs) in layout.widths.iter().copied().enumerate() {
+            for _ in 0..layout.res_blocks {
                 let at = scope.sub(blocks.len());
-                let res = Box::new(res_block(&at.sub(0), inputs, outputs, config));
+                let res = Box::new(res_block(&at.sub(0), inputs, outputs, layout));
                 let attention =
-                    attends(config, level).then(|| Box::new(transformer(&at.sub(1), outputs, config)));
+                    layout.attends[level].then(|| Box::new(transformer(&at.sub(1), level, layout)));
                 blocks.push(InputBlock::Res(res, attention));
                 inputs = outputs;
             }
-            if level + 1 < config.channel_mult.len() {
+            if level + 1 < layout.widths.len() {
                 let at = scope.sub(blocks.len()).sub(0).sub("op");
                 blocks.push(InputBlock::Conv(Conv::down(&at, outputs)));
             }
@@ -156,13 +121,14 @@ pub struct Middle {
 
 impl Middle {
     #[must_use]
-    pub fn new(scope: &Scope<'_>, config: &UNetConfig) -> Self {
+    pub fn new(scope: &Scope<'_>, layout: &UNetLayout) -> Self {
         let scope = scope.sub("middle_block");
-        let width = width(config, config.channel_mult.len() - 1);
+        let last = layout.widths.len() - 1;
+        let width = layout.widths[last];
         Self {
-            first: res_block(&scope.sub(0), width, width, config),
-            attention: transformer(&scope.sub(1), width, config),
-            second: res_block(&scope.sub(2), width, width, config),
+            first: res_block(&scope.sub(0), width, width, layout),
+            attention: transformer(&scope.sub(1), last, layout),
+            second: res_block(&scope.sub(2), width, width, layout),
         }
     }
 
@@ -191,22 +157,25 @@ pub struct Decoder {
 
 impl Decoder {
     #[must_use]
-    pub fn new(scope: &Scope<'_>, config: &UNetConfig) -> Self {
+    pub fn new(scope: &Scope<'_>, layout: &UNetLayout) -> Self {
         let at_blocks = scope.sub("output_blocks");
-        let mut skips = encoder_widths(config);
+        let mut skips: Vec<i64> = layout
+            .input_levels()
+            .iter()
+            .map(|level| layout.widths[*level])
+            .collect();
         let mut inputs = skips[skips.len() - 1];
         let mut blocks = Vec::new();
-        for level in (0..config.channel_mult.len()).rev() {
-            let outputs = width(config, level);
-            for repeat in 0..=config.res_blocks {
+        for (level, outputs) in layout.widths.iter().copied().enumerate().rev() {
+            for repeat in 0..=layout.res_blocks {
                 let at = at_blocks.sub(blocks.len());
                 let skip = skips
                     .pop()
                     .expect("the encoder has one output for every output block");
-                let res = res_block(&at.sub(0), inputs + skip, outputs, config);
-                let attention = attends(config, level).then(|| transformer(&at.sub(1), outputs, config));
+                let res = res_block(&at.sub(0), inputs + skip, outputs, layout);
+                let attention = layout.attends[level].then(|| transformer(&at.sub(1), level, layout));
                 let up_at = 1 + usize::from(attention.is_some());
-                let up = (level > 0 && repeat == config.res_blocks)
+                let up = (level > 0 && repeat == layout.res_blocks)
                     .then(|| Conv::three(&at.sub(up_at).sub("conv"), outputs, outputs));
                 blocks.push(OutputBlock { res, attention, up });
                 inputs = outputs;
@@ -215,8 +184,8 @@ impl Decoder {
         let out = scope.sub("out");
         Self {
             blocks,
-            norm: GroupNorm::new(&out.sub(0), i64::from(config.norm_groups), inputs, 1e-5),
-            out: Conv::three_zero(&out.sub(2), inputs, i64::from(config.latent_channels)),
+            norm: GroupNorm::new(&out.sub(0), layout.norm_groups, inputs, layout.norm_epsilon),
+            out: Conv::three_zero(&out.sub(2), inputs, layout.out_channels),
         }
     }
 
@@ -224,21 +193,19 @@ impl Decoder {
     /// channels, h, w].
     pub fn forward(&self, middle: &Tensor, features: Vec<Tensor>, time: &Tensor, context: &Tensor) -> Tensor {
         let mut xs = middle.shallow_clone();
-        for (block, skip) in self.blocks.iter().zip(features.into_iter().rev()) {
+        let mut skips = features.into_iter().rev().peekable();
+        for block in &self.blocks {
+            let skip = skips.next().expect("one feature map for every output block");
             xs = block.res.forward(&Tensor::cat(&[xs, skip], 1), Some(time));
             if let Some(attention) = &block.attention {
                 xs = attention.forward(&xs, context);
             }
-            if let Some(up) = &block.up {
-                xs = up.forward(&double(&xs));
+            if let (Some(up), Some(next)) = (&block.up, skips.peek()) {
+                // As large as what it meets: twice the side, or one less where halving rounded up.
+                let size = next.size();
+                xs = up.forward(&xs.upsample_nearest2d([size[2], size[3]], None, None));
             }
         }
         self.out.forward(&self.norm.forward(&xs).silu())
     }
-}
-
-/// Nearest-neighbour enlargement by two: [batch, c, h, w] -> [batch, c, 2h, 2w].
-pub fn double(xs: &Tensor) -> Tensor {
-    let size = xs.size();
-    xs.upsample_nearest2d([2 * size[2], 2 * size[3]], None, None)
 }

@@ -2,8 +2,9 @@
 //! that differs is an error that says which. Called by the trainer and by tools that export models.
 
 use crate::error::{ModelError, WeightsFault};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{Dtype, SafeTensors, View};
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -58,18 +59,15 @@ pub fn parse(bytes: &[u8]) -> Result<NamedTensors, WeightsFault> {
     Ok(tensors)
 }
 
-/// Writes tensors as one safetensors file. The same tensors give the same bytes.
+/// Writes tensors as one safetensors file, one after the other. The same tensors give the same bytes.
 ///
 /// # Errors
 /// The file cannot be written.
 pub fn write(path: &Path, tensors: &NamedTensors, storage: Storage) -> Result<(), ModelError> {
-    let attempt = || {
-        std::fs::write(path, serialize(tensors, storage)?)?;
-        Ok(())
-    };
-    attempt().map_err(|source| ModelError::WriteWeights {
+    let written = safetensors::serialize_to_file(stored(tensors, storage), None, path);
+    written.map_err(|error| ModelError::WriteWeights {
         path: path.to_owned(),
-        source,
+        source: error.into(),
     })
 }
 
@@ -78,30 +76,64 @@ pub fn write(path: &Path, tensors: &NamedTensors, storage: Storage) -> Result<()
 /// # Errors
 /// The format's own limits (a header of more than 100 MB).
 pub fn serialize(tensors: &NamedTensors, storage: Storage) -> Result<Vec<u8>, WeightsFault> {
-    let (kind, dtype) = match storage {
-        Storage::Float32 => (Kind::Float, Dtype::F32),
-        Storage::Float16 => (Kind::Half, Dtype::F16),
-    };
-    let held: Vec<(&String, Vec<usize>, Vec<u8>)> = tensors
-        .iter()
-        .map(|(name, tensor)| {
-            let shape = tensor.size().iter().map(|side| *side as usize).collect();
-            (name, shape, bytes(tensor, kind))
-        })
-        .collect();
-    let views: Result<Vec<_>, _> = held
-        .iter()
-        .map(|(name, shape, data)| Ok((name, TensorView::new(dtype, shape.clone(), data)?)))
-        .collect();
-    Ok(safetensors::serialize(
-        views.map_err(|e: safetensors::SafeTensorError| e)?,
-        None,
-    )?)
+    Ok(safetensors::serialize(stored(tensors, storage), None)?)
+}
+
+fn stored(tensors: &NamedTensors, storage: Storage) -> impl Iterator<Item = (&String, Stored<'_>)> {
+    tensors.iter().map(move |(name, tensor)| {
+        let shape = tensor.size().iter().map(|side| *side as usize).collect();
+        (
+            name,
+            Stored {
+                tensor,
+                shape,
+                storage,
+            },
+        )
+    })
+}
+
+/// A tensor whose bytes are made when they are written.
+struct Stored<'a> {
+    tensor: &'a Tensor,
+    shape: Vec<usize>,
+    storage: Storage,
+}
+
+impl Storage {
+    fn kind(self) -> Kind {
+        match self {
+            Self::Float32 => Kind::Float,
+            Self::Float16 => Kind::Half,
+        }
+    }
+}
+
+impl View for Stored<'_> {
+    fn dtype(&self) -> Dtype {
+        match self.storage {
+            Storage::Float32 => Dtype::F32,
+            Storage::Float16 => Dtype::F16,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(bytes(self.tensor, self.storage.kind()))
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * self.storage.kind().elt_size_in_bytes()
+    }
 }
 
 /// Copies values into parameters in place. The names must be the same on both sides.
 ///
-/// # Errors The first missing, extra or misshapen tensor, with `origin` (a file or a checkpoint) named.
+/// # Errors
+/// The first tensor that is missing, extra, misshapen or not finite, with `origin` (a file or a checkpoint) named.
 /// Nothing is copied then.
 pub fn load(origin: &str, from: &NamedTensors, into: &NamedTensors) -> Result<(), ModelError> {
     for (name, parameter) in into {
@@ -133,12 +165,24 @@ pub fn load(origin: &str, from: &NamedTensors, into: &NamedTensors) -> Result<()
             tensor: extra.clone(),
         });
     }
+    for (name, tensor) in from {
+        refuse_nonfinite(origin, name, tensor)?;
+    }
     tch::no_grad(|| {
         for (name, parameter) in into {
             parameter.shallow_clone().copy_(&from[name]);
         }
     });
     Ok(())
+}
+
+/// Weights with a NaN or an infinity would spoil every step that follows.
+pub(crate) fn refuse_nonfinite(origin: &str, name: &str, tensor: &Tensor) -> Result<(), ModelError> {
+    if tensor.isfinite().all().int64_value(&[]) == 1 {
+        return Ok(());
+    }
+    let (origin, tensor) = (origin.to_owned(), name.to_owned());
+    Err(ModelError::Nonfinite { origin, tensor })
 }
 
 /// SHA-256 over names, shapes and fp32 values, sorted by name, in lower-case hex: the figure by which two
@@ -216,6 +260,12 @@ mod tests {
         assert_eq!(
             message(&other, &two()),
             "x.st: tensor \"b\" has shape [2]; expected [2, 2]"
+        );
+        let mut spoilt = two();
+        spoilt.insert("a".into(), Tensor::from_slice(&[f32::NAN]));
+        assert_eq!(
+            message(&spoilt, &two()),
+            "x.st: tensor \"a\" holds a value that is not finite"
         );
         let error = read(Path::new("no/such.safetensors")).unwrap_err();
         assert_eq!(

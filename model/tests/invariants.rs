@@ -5,6 +5,7 @@ mod scene;
 
 use model::SampleOptions;
 use model::trainer::Trainer;
+use proto::message::SampleMethod;
 use proto::spec::{Architecture, Component, JobSpec};
 use scene::{examples, frozen, job};
 use std::collections::BTreeMap;
@@ -167,6 +168,7 @@ fn guided_drawing_keeps_the_references_and_depends_on_prompt_and_seed() {
             .sample(
                 batch,
                 &SampleOptions {
+                    method: SampleMethod::Ddim,
                     steps: 3,
                     guidance,
                     seed,

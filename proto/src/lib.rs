@@ -1,13 +1,15 @@
 //! The contract: what coordinator, workers, ranks and people say to each other. No I/O.
 //!
 //! Read in this order: ids, what a job is ([`spec`], [`job`]), what processes say ([`message`], [`wire`]), what lies in
-//! object storage ([`dataset`], [`checkpoint`]).
+//! object storage ([`dataset`], [`checkpoint`]), what networks are built from ([`layout`], [`public`]).
 
 pub mod checkpoint;
 pub mod dataset;
 pub mod id;
 pub mod job;
+pub mod layout;
 pub mod message;
+pub mod public;
 pub mod size;
 pub mod spec;
 pub mod wire;

@@ -163,13 +163,23 @@ pub struct SampleRequest {
     pub checkpoint: Option<CheckpointRef>,
     /// Pictures to draw, of held-out characters where the job holds some out.
     pub count: u32,
-    /// DDIM steps.
+    pub method: SampleMethod,
     pub steps: u32,
     /// Classifier-free guidance scale.
     pub guidance: f64,
     pub seed: u64,
     /// What the prompt says.
     pub prompt: SamplePrompt,
+}
+
+/// How noise becomes a picture (notes 5.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SampleMethod {
+    Ddim,
+    Pndm,
+    /// DPM-Solver++(2M).
+    DpmSolver,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

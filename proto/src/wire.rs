@@ -4,8 +4,8 @@
 use crate::checkpoint::{CheckpointRef, ShardEntry};
 use crate::id::{Generation, JobId, Rank, Step, WorkerId};
 use crate::message::{
-    Assignment, DesiredState, PhaseSeconds, RankPhase, RankReport, SamplePrompt, SampleRequest, ShardReport,
-    StepReport, Work, WorkerReport,
+    Assignment, DesiredState, PhaseSeconds, RankPhase, RankReport, SampleMethod, SamplePrompt, SampleRequest,
+    ShardReport, StepReport, Work, WorkerReport,
 };
 use crate::pb;
 use crate::spec::DeviceKind;
@@ -101,6 +101,17 @@ impl SamplePrompt {
             Self::Full => "full",
             Self::Pose => "pose",
             Self::Empty => "empty",
+        }
+    }
+}
+
+impl SampleMethod {
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ddim => "ddim",
+            Self::Pndm => "pndm",
+            Self::DpmSolver => "dpm-solver",
         }
     }
 }
@@ -427,6 +438,7 @@ impl From<&SampleRequest> for pb::SampleWork {
             guidance: request.guidance,
             seed: request.seed,
             prompt: request.prompt.name().into(),
+            method: request.method.name().into(),
         }
     }
 }
@@ -443,6 +455,18 @@ impl TryFrom<pb::SampleWork> for SampleRequest {
                 return wrong("prompt", format!("{other:?}"), "it must be full, pose or empty");
             }
         };
+        let method = match work.method.as_str() {
+            "ddim" => SampleMethod::Ddim,
+            "pndm" => SampleMethod::Pndm,
+            "dpm-solver" => SampleMethod::DpmSolver,
+            other => {
+                return wrong(
+                    "method",
+                    format!("{other:?}"),
+                    "it must be ddim, pndm or dpm-solver",
+                );
+            }
+        };
         if !(1..=10_000).contains(&work.count) {
             return wrong("count", work.count, "1 to 10000 pictures can be drawn at once");
         }
@@ -456,6 +480,7 @@ impl TryFrom<pb::SampleWork> for SampleRequest {
             source: job_id(work.source)?,
             checkpoint: work.checkpoint.map(Into::into),
             count: work.count,
+            method,
             steps: work.steps,
             guidance: work.guidance,
             seed: work.seed,

@@ -13,7 +13,8 @@ import sys
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, Transformer2DModel, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, Transformer2DModel, UNet2DConditionModel)
 from diffusers.models.resnet import ResnetBlock2D
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -119,19 +120,25 @@ def vae_name(key, levels):
 
 
 def schedule_and_sampler():
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-        set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading")
-    OUT["schedule.kept"] = scheduler.alphas_cumprod.clone()
-    x = values("sampler.start", [8]) * 4
-    scheduler.set_timesteps(10)
-    OUT["sampler.timesteps"] = scheduler.timesteps.to(torch.float32)
-    trail = []
-    for t in scheduler.timesteps:
-        noise = 0.3 * x + 0.1 * float(t) / 1000
-        x = scheduler.step(noise, t, x).prev_sample
-        trail.append(x)
-    OUT["sampler.trail"] = torch.stack(trail)
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    leading = {"set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading"}
+    schedulers = {
+        "ddim": lambda: DDIMScheduler(**betas, **leading, clip_sample=False),
+        "pndm": lambda: PNDMScheduler(**betas, **leading, skip_prk_steps=True),
+        "dpm_solver": lambda: DPMSolverMultistepScheduler(**betas),
+    }
+    OUT["schedule.kept"] = schedulers["ddim"]().alphas_cumprod.clone()
+    for name, make in schedulers.items():
+        for steps in (10, 20, 25, 50):
+            scheduler = make()
+            scheduler.set_timesteps(steps)
+            OUT[f"sampler.{name}.{steps}.timesteps"] = scheduler.timesteps.to(torch.float32)
+            x, trail = values("sampler.start", [8]) * 4, []
+            for t in scheduler.timesteps:
+                noise = 0.3 * x + 0.1 * float(t) / 1000
+                x = scheduler.step(noise, t, x).prev_sample
+                trail.append(x)
+            OUT[f"sampler.{name}.{steps}.trail"] = torch.stack(trail)
 
 
 def blocks():

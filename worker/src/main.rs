@@ -5,12 +5,14 @@ mod child;
 mod config;
 mod daemon;
 mod doctor;
+mod forward;
 mod link;
 mod logs;
 mod metrics;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use config::{Config, LogFormat};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -39,6 +41,13 @@ enum Command {
         store: Option<String>,
         #[arg(long, value_enum, default_value = "table")]
         output: Output,
+    },
+    /// Run one component of a model on given tensors, to compare with another implementation.
+    #[command(disable_help_flag = true)]
+    Forward {
+        /// See `worker forward --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<OsString>,
     },
 }
 
@@ -84,6 +93,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             };
             doctor::run(&config, output)
         }
+        Command::Forward { options } => forward::run(&options),
     }
 }
 

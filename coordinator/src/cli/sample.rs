@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
 use futures::TryStreamExt;
 use object_store::{ObjectStore, ObjectStoreExt};
-use proto::message::{SamplePrompt, SampleRequest};
+use proto::message::{SampleMethod, SamplePrompt, SampleRequest};
 use proto::pb;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,10 @@ pub(crate) struct SampleArgs {
     /// Pictures to draw, of characters that training did not see where the job holds some out
     #[arg(long, default_value_t = 16)]
     count: u32,
-    /// DDIM steps of each picture
+    /// How noise becomes a picture
+    #[arg(long, value_enum, default_value = "ddim")]
+    method: Method,
+    /// Steps of each picture
     #[arg(long, default_value_t = 30)]
     steps: u32,
     /// Classifier-free guidance scale
@@ -41,6 +44,14 @@ pub(crate) struct SampleArgs {
     /// Draw with the weights that the job began from, to compare with
     #[arg(long)]
     base: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Method {
+    Ddim,
+    Pndm,
+    /// DPM-Solver++(2M): good pictures in 20 to 25 steps
+    DpmSolver,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -66,6 +77,11 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
         source: args.target.job.clone(),
         checkpoint,
         count: args.count,
+        method: match args.method {
+            Method::Ddim => SampleMethod::Ddim,
+            Method::Pndm => SampleMethod::Pndm,
+            Method::DpmSolver => SampleMethod::DpmSolver,
+        },
         steps: args.steps,
         guidance: args.guidance,
         seed: args.seed,

@@ -8,6 +8,7 @@ mod deadline;
 mod device;
 mod doctor;
 mod environment;
+mod forward;
 mod gpu_check;
 mod group;
 mod hash;
@@ -40,6 +41,7 @@ enum Command {
     /// Compare the GPU with the CPU, try NCCL and time steps; for a machine with a GPU and nothing else of
     /// ours.
     GpuCheck(gpu_check::Options),
+    Forward(forward::Options),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         }
         Command::Doctor(node) => doctor::run(&node),
         Command::GpuCheck(options) => gpu_check::run(&options).map(|()| true),
+        Command::Forward(options) => forward::run(&options).map(|()| true),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

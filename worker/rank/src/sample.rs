@@ -87,6 +87,7 @@ pub(crate) fn sample(rank: &Rank<'_>, spec: &JobSpec, request: &SampleRequest) -
     rank.link.phase(RankPhase::Training);
 
     let options = SampleOptions {
+        method: request.method,
         steps: request.steps,
         guidance: request.guidance,
         seed: request.seed,

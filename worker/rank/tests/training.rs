@@ -6,7 +6,9 @@ use model_data::figure::{Similar, SynthesizeOptions, identities};
 use model_data::writer::{DatasetWriter, WriteOptions};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, checkpoint_folder};
 use proto::id::{Generation, JobId, Rank, Step};
-use proto::message::{Assignment, RankOrder, RankPhase, RankReport, SamplePrompt, SampleRequest, Work};
+use proto::message::{
+    Assignment, RankOrder, RankPhase, RankReport, SampleMethod, SamplePrompt, SampleRequest, Work,
+};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -328,6 +330,7 @@ fn pictures_are_drawn_from_a_checkpoint_and_judged() {
         source: world.assignment.job.clone(),
         checkpoint: Some(checkpoint),
         count: 5,
+        method: SampleMethod::DpmSolver,
         steps: 2,
         guidance: 2.0,
         seed: 3,

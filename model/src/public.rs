@@ -1,0 +1,330 @@
+//! Public weights into our networks: a folder of `diffusers` or `transformers` with its `config.json`, or one
+//! safetensors file in their naming or CompVis' (notes 3.2, 5.2, 5.5). Strict both ways, as [`crate::weights`] is; what
+//! a Stable Diffusion single file holds beside the component (other components, averages, schedule buffers) is not
+//! looked at. Called by `worker forward`.
+
+use crate::autoencoder::Autoencoder;
+use crate::error::ModelError;
+use crate::mapped::Mapped;
+use crate::parameter::Parameters;
+use crate::retrinet::RetrievalBlock;
+use crate::text::TextEncoder;
+use crate::unet::UNet;
+use crate::vision::ImageEncoder;
+use crate::weights::{self, NamedTensors};
+use proto::layout::{AutoencoderLayout, TextLayout, UNetLayout};
+use proto::public::config::{self, ConfigError};
+use proto::public::names::{
+    SINGLE_FILE_AUTOENCODER, SINGLE_FILE_TEXT, SINGLE_FILE_UNET, diffusers_autoencoder, diffusers_unet,
+};
+use std::path::Path;
+use tch::Device;
+
+/// What a RetriNet has beside its U-Net, in the same folder; absent before the first training.
+pub const RETRIEVAL_FILE: &str = "retrieval_block.safetensors";
+
+/// An opened folder or file.
+#[derive(Debug)]
+struct Source {
+    tensors: Mapped,
+    /// Text of `config.json`, and where it lies.
+    config: Option<(String, String)>,
+}
+
+impl Source {
+    fn open(path: &Path) -> Result<Self, ModelError> {
+        const FILES: [&str; 2] = ["diffusion_pytorch_model.safetensors", "model.safetensors"];
+        let (tensors, folder) = if path.is_dir() {
+            let file = FILES
+                .map(|file| path.join(file))
+                .into_iter()
+                .find(|file| file.is_file());
+            let index = FILES
+                .map(|file| path.join(format!("{file}.index.json")))
+                .into_iter()
+                .find(|file| file.is_file());
+            let tensors = match (file, index) {
+                (Some(file), _) => Mapped::open(&file)?,
+                (None, Some(index)) => Mapped::open_index(&index)?,
+                (None, None) => {
+                    let (path, expected) = (path.to_owned(), FILES.join(" or "));
+                    return Err(ModelError::NoWeights { path, expected });
+                }
+            };
+            (tensors, Some(path))
+        } else {
+            (Mapped::open(path)?, path.parent())
+        };
+        let config = folder
+            .map(|folder| folder.join("config.json"))
+            .filter(|file| file.is_file());
+        let read = |file: std::path::PathBuf| match std::fs::read_to_string(&file) {
+            Ok(text) => Ok((text, file.display().to_string())),
+            Err(source) => Err(ModelError::ReadConfig { path: file, source }),
+        };
+        Ok(Self {
+            tensors,
+            config: config.map(read).transpose()?,
+        })
+    }
+
+    /// The layout that `config.json` says; without one it is Stable Diffusion 1.5's.
+    fn layout<T>(
+        &self,
+        read: impl FnOnce(&str) -> Result<T, ConfigError>,
+        sd15: impl FnOnce() -> T,
+    ) -> Result<T, ModelError> {
+        match &self.config {
+            None => Ok(sd15()),
+            Some((text, origin)) => read(text).map_err(|source| ModelError::PublicConfig {
+                path: origin.into(),
+                source,
+            }),
+        }
+    }
+
+    /// Copies into parameters, whose names `theirs` turns into those that a file may use. Names that `expected` does
+    /// not hold of are another component's. Gives the parameters by their names in the file.
+    fn load(
+        &self,
+        into: &NamedTensors,
+        theirs: impl Fn(&str) -> Vec<String>,
+        expected: impl Fn(&str) -> bool,
+    ) -> Result<NamedTensors, ModelError> {
+        // 1. all names and shapes, before anything is copied
+        let mut used = std::collections::BTreeSet::new();
+        let mut pairs = Vec::with_capacity(into.len());
+        for (name, parameter) in into {
+            let names = theirs(name);
+            let shown = names.first().unwrap_or(name).clone();
+            let Some(found) = names.into_iter().find(|name| self.tensors.contains(name)) else {
+                return Err(ModelError::MissingTensor {
+                    origin: self.tensors.origin("").display().to_string(),
+                    tensor: shown,
+                    expected: parameter.size(),
+                });
+            };
+            let shape = self.tensors.shape(&found).unwrap_or_default();
+            if !same_weight(&shape, &parameter.size()) {
+                return Err(ModelError::TensorShape {
+                    origin: self.tensors.origin(&found).display().to_string(),
+                    tensor: found,
+                    found: shape,
+                    expected: parameter.size(),
+                });
+            }
+            used.insert(found.clone());
+            pairs.push((found, parameter));
+        }
+        let extra = self
+            .tensors
+            .names()
+            .find(|name| expected(name) && !used.contains(*name));
+        if let Some(extra) = extra.filter(|name| !name.ends_with("position_ids")) {
+            return Err(ModelError::ExtraTensor {
+                origin: self.tensors.origin(extra).display().to_string(),
+                tensor: extra.to_owned(),
+            });
+        }
+        // 2. the values
+        let mut loaded = NamedTensors::new();
+        for (found, parameter) in pairs {
+            let tensor = self.tensors.read(&found)?;
+            let origin = self.tensors.origin(&found).display().to_string();
+            weights::refuse_nonfinite(&origin, &found, &tensor)?;
+            let values = tensor.view(parameter.size().as_slice());
+            tch::no_grad(|| parameter.shallow_clone().copy_(&values));
+            loaded.insert(found, parameter.shallow_clone());
+        }
+        Ok(loaded)
+    }
+}
+
+/// A 1x1 convolution and a linear layer hold the same weight.
+fn same_weight(found: &[i64], expected: &[i64]) -> bool {
+    let bare = |shape: &[i64]| match shape {
+        [outputs, inputs, 1, 1] => vec![*outputs, *inputs],
+        other => other.to_vec(),
+    };
+    bare(found) == bare(expected)
+}
+
+fn sd15() -> (UNetLayout, AutoencoderLayout, TextLayout) {
+    let (unet, autoencoder, text) = proto::size::named("sd15").expect("it is a named size");
+    ((&unet).into(), (&autoencoder).into(), (&text).into())
+}
+
+/// Parameters whose values a file will give.
+fn parameters(device: Device) -> Parameters {
+    Parameters::seeded(0, device).awaiting(String::new())
+}
+
+fn load_unet(source: &Source, layout: &UNetLayout, into: &NamedTensors) -> Result<NamedTensors, ModelError> {
+    let tensors = &source.tensors;
+    if tensors.any_under(SINGLE_FILE_UNET) {
+        let expected = |name: &str| name.starts_with(SINGLE_FILE_UNET);
+        source.load(into, |name| vec![format!("{SINGLE_FILE_UNET}{name}")], expected)
+    } else if tensors.any_under("input_blocks.") {
+        source.load(into, |name| vec![name.to_owned()], |_| true)
+    } else {
+        source.load(
+            into,
+            |name| diffusers_unet(name, layout).into_iter().collect(),
+            |_| true,
+        )
+    }
+}
+
+/// A network with its weights, and these by their names in the file.
+#[derive(Debug)]
+pub struct Loaded<T> {
+    pub network: T,
+    pub parameters: NamedTensors,
+}
+
+/// A U-Net with its weights.
+///
+/// # Errors
+/// A file that cannot be read, a config field that cannot be obeyed, a tensor that is missing, misshapen, not finite or
+/// does not belong there.
+pub fn unet(path: &Path, device: Device) -> Result<Loaded<UNet>, ModelError> {
+    let source = Source::open(path)?;
+    let layout = source.layout(config::unet, || sd15().0)?;
+    let parameters = parameters(device);
+    let network = UNet::new(&parameters.root(), &layout);
+    let parameters = load_unet(&source, &layout, &parameters.tensors())?;
+    Ok(Loaded { network, parameters })
+}
+
+/// A RetriNet: a U-Net with the retrieval block that lies in [`RETRIEVAL_FILE`] beside it. Without that file it is the
+/// RetriNet before training: its retrieval encoder is a copy of the U-Net's encoder and its zero convolutions are zero.
+///
+/// # Errors
+/// As [`unet`].
+pub fn retrinet(path: &Path, device: Device) -> Result<(UNet, RetrievalBlock), ModelError> {
+    let source = Source::open(path)?;
+    let layout = source.layout(config::unet, || sd15().0)?;
+    let parameters = Parameters::seeded(0, device)
+        .awaiting("unet.".to_owned())
+        .awaiting("retrieval.".to_owned());
+    let unet = UNet::new(&parameters.root().sub("unet"), &layout);
+    let block = RetrievalBlock::new(&parameters.root(), &layout);
+    let mut base = parameters.under("unet.");
+    load_unet(&source, &layout, &base)?;
+    let file = path.join(RETRIEVAL_FILE);
+    if file.is_file() {
+        let trained = Source {
+            tensors: Mapped::open(&file)?,
+            config: None,
+        };
+        let mut own = parameters.tensors();
+        own.retain(|name, _| !name.starts_with("unet."));
+        trained.load(&own, |name| vec![name.to_owned()], |_| true)?;
+    } else {
+        let copies = parameters.under("retrieval.");
+        base.retain(|name, _| copies.contains_key(name));
+        weights::load("the U-Net", &base, &copies)?;
+    }
+    Ok((unet, block))
+}
+
+/// An autoencoder with its weights.
+///
+/// # Errors
+/// As [`unet`].
+pub fn autoencoder(path: &Path, device: Device) -> Result<Autoencoder, ModelError> {
+    let source = Source::open(path)?;
+    let layout = source.layout(config::autoencoder, || sd15().1)?;
+    let parameters = parameters(device);
+    let autoencoder = Autoencoder::new(&parameters.root(), &layout);
+    let (into, tensors) = (parameters.tensors(), &source.tensors);
+    if tensors.any_under(SINGLE_FILE_AUTOENCODER) {
+        let expected = |name: &str| name.starts_with(SINGLE_FILE_AUTOENCODER);
+        source.load(
+            &into,
+            |name| vec![format!("{SINGLE_FILE_AUTOENCODER}{name}")],
+            expected,
+        )?;
+    } else if tensors.any_under("encoder.down.") {
+        source.load(&into, |name| vec![name.to_owned()], |_| true)?;
+    } else {
+        source.load(
+            &into,
+            |name| diffusers_autoencoder(name, layout.widths.len()),
+            |_| true,
+        )?;
+    }
+    Ok(autoencoder)
+}
+
+/// A text tower with its weights, and with its projection where the file holds one.
+///
+/// # Errors
+/// As [`unet`].
+pub fn text(path: &Path, device: Device) -> Result<TextEncoder, ModelError> {
+    let source = Source::open(path)?;
+    let tensors = &source.tensors;
+    let projected = tensors.contains("text_projection.weight");
+    let layout = source.layout(|text| config::text(text, projected), || sd15().2)?;
+    let parameters = parameters(device);
+    let encoder = TextEncoder::new(&parameters.root(), &layout);
+    let into = parameters.tensors();
+    if tensors.any_under(SINGLE_FILE_TEXT) {
+        let expected = |name: &str| name.starts_with(SINGLE_FILE_TEXT);
+        source.load(
+            &into,
+            |name| tower_names(SINGLE_FILE_TEXT, name, "text_model."),
+            expected,
+        )?;
+    } else {
+        source.load(
+            &into,
+            |name| tower_names("", name, "text_model."),
+            |name| !of_other_tower(name, "vision"),
+        )?;
+    }
+    Ok(encoder)
+}
+
+/// An image tower with its projection and its weights.
+///
+/// # Errors
+/// As [`unet`]; a file without `config.json`, because none is known by heart.
+pub fn image(path: &Path, device: Device) -> Result<ImageEncoder, ModelError> {
+    let source = Source::open(path)?;
+    let Some((text, origin)) = &source.config else {
+        let expected = "config.json beside it".to_owned();
+        return Err(ModelError::NoWeights {
+            path: path.to_owned(),
+            expected,
+        });
+    };
+    let layout = config::image(text).map_err(|source| ModelError::PublicConfig {
+        path: origin.into(),
+        source,
+    })?;
+    let parameters = parameters(device);
+    let encoder = ImageEncoder::new(&parameters.root(), &layout);
+    source.load(
+        &parameters.tensors(),
+        |name| tower_names("", name, "vision_model."),
+        |name| !of_other_tower(name, "text"),
+    )?;
+    Ok(encoder)
+}
+
+/// Some writers leave the tower's own prefix away.
+fn tower_names(prefix: &str, name: &str, tower: &str) -> Vec<String> {
+    let short = name.strip_prefix(tower).map(|rest| format!("{prefix}{rest}"));
+    std::iter::once(format!("{prefix}{name}")).chain(short).collect()
+}
+
+/// A file of a whole CLIP model holds both towers, a projection for each, and the scale of its score.
+fn of_other_tower(name: &str, other: &str) -> bool {
+    let projection = if other == "text" {
+        "text_projection."
+    } else {
+        "visual_projection."
+    };
+    name == "logit_scale" || name.starts_with(projection) || name.starts_with(&format!("{other}_model."))
+}

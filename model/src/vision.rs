@@ -1,0 +1,60 @@
+//! CLIP's image tower with its projection (notes 5.1), Hugging Face names: pictures -> the embeddings that CLIP-I and
+//! CLIP-T compare.
+
+use crate::clip::Transformer;
+use crate::layer::{LayerNorm, Linear, to_tokens};
+use crate::parameter::{Init, Scope};
+use proto::layout::ImageLayout;
+use tch::Tensor;
+
+#[derive(Debug)]
+pub struct ImageEncoder {
+    class: Tensor,
+    patches: Tensor,
+    positions: Tensor,
+    before: LayerNorm,
+    transformer: Transformer,
+    after: LayerNorm,
+    projection: Linear,
+    patch: i64,
+}
+
+impl ImageEncoder {
+    #[must_use]
+    pub fn new(scope: &Scope<'_>, layout: &ImageLayout) -> Self {
+        let (tower, width) = (scope.sub("vision_model"), layout.transformer.width);
+        let embeddings = tower.sub("embeddings");
+        let tokens = (layout.side / layout.patch).pow(2) + 1;
+        // The name is spelt like this in every public file.
+        let before = LayerNorm::new(&tower.sub("pre_layrnorm"), width);
+        let after = LayerNorm::new(&tower.sub("post_layernorm"), width);
+        Self {
+            class: embeddings.parameter("class_embedding", &[width], Init::Normal(0.02)),
+            patches: embeddings.sub("patch_embedding").parameter(
+                "weight",
+                &[width, 3, layout.patch, layout.patch],
+                Init::FanIn,
+            ),
+            positions: embeddings.sub("position_embedding").parameter(
+                "weight",
+                &[tokens, width],
+                Init::Normal(0.02),
+            ),
+            before: before.epsilon(layout.transformer.norm_epsilon),
+            transformer: Transformer::new(&tower, &layout.transformer, false),
+            after: after.epsilon(layout.transformer.norm_epsilon),
+            projection: Linear::unbiased(&scope.sub("visual_projection"), width, layout.projection),
+            patch: layout.patch,
+        }
+    }
+
+    /// Normalised pictures [batch, 3, side, side] -> embeddings [batch, projection], not of length 1.
+    pub fn forward(&self, pictures: &Tensor) -> Tensor {
+        let stride = [self.patch; 2];
+        let patches = pictures.conv2d(&self.patches, None::<&Tensor>, stride, [0, 0], [1, 1], 1);
+        let class = self.class.expand([patches.size()[0], 1, -1], false);
+        let tokens = Tensor::cat(&[class, to_tokens(&patches)], 1) + &self.positions;
+        let states = self.transformer.forward(self.before.forward(&tokens));
+        self.projection.forward(&self.after.forward(&states.select(1, 0)))
+    }
+}

@@ -1,0 +1,175 @@
+//! Widths and depths of networks, in the form that the networks are built from. Two sources come to this one form:
+//! the tables of job.toml ([`crate::spec`]) and the `config.json` of public weights ([`crate::public`]), which can say
+//! more than a job may.
+
+use crate::spec::{AutoencoderConfig, TextEncoderConfig, UNetConfig};
+
+/// The U-Net in CompVis block layout (notes 3.1).
+#[derive(Debug, Clone, PartialEq)]
+pub struct UNetLayout {
+    /// Width of each level; level i works at latent side / 2^i.
+    pub widths: Vec<i64>,
+    /// Residual blocks of an encoder level; the decoder has one more.
+    pub res_blocks: usize,
+    /// Whether a level has spatial transformers.
+    pub attends: Vec<bool>,
+    /// Attention heads of each level; the middle has those of the last.
+    pub heads: Vec<i64>,
+    /// Width of the text states.
+    pub context_dim: i64,
+    pub in_channels: i64,
+    pub out_channels: i64,
+    /// Groups of every group norm.
+    pub norm_groups: i64,
+    /// Of the residual blocks' norms and the last one; a spatial transformer's is 1e-6.
+    pub norm_epsilon: f64,
+    pub frequencies: Frequencies,
+}
+
+/// How the sinusoids of a time step lie; the default is Stable Diffusion's. Public configs call the fields
+/// `flip_sin_to_cos` and `freq_shift`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Frequencies {
+    pub cosines_first: bool,
+    /// Frequency i of h is 10000^(-i / (h - shift)).
+    pub shift: f64,
+}
+
+impl Default for Frequencies {
+    fn default() -> Self {
+        Self {
+            cosines_first: true,
+            shift: 0.0,
+        }
+    }
+}
+
+impl UNetLayout {
+    /// The level of every input block, in order: what the decoder and the retrieval block connect to.
+    #[must_use]
+    pub fn input_levels(&self) -> Vec<usize> {
+        let mut levels = vec![0];
+        for level in 0..self.widths.len() {
+            levels.extend(std::iter::repeat_n(level, self.res_blocks));
+            if level + 1 < self.widths.len() {
+                levels.push(level);
+            }
+        }
+        levels
+    }
+}
+
+impl From<&UNetConfig> for UNetLayout {
+    fn from(config: &UNetConfig) -> Self {
+        let levels = config.channel_mult.len();
+        let attends = |level: usize| config.attention_levels.contains(&(level as u32));
+        Self {
+            widths: widths(config.channels, &config.channel_mult),
+            res_blocks: config.res_blocks as usize,
+            attends: (0..levels).map(attends).collect(),
+            heads: vec![i64::from(config.heads); levels],
+            context_dim: i64::from(config.context_dim),
+            in_channels: i64::from(config.latent_channels),
+            out_channels: i64::from(config.latent_channels),
+            norm_groups: i64::from(config.norm_groups),
+            norm_epsilon: 1e-5,
+            frequencies: Frequencies::default(),
+        }
+    }
+}
+
+fn widths(first: u32, multiples: &[u32]) -> Vec<i64> {
+    multiples.iter().map(|mult| i64::from(first * mult)).collect()
+}
+
+/// AutoencoderKL (notes 5.2).
+#[derive(Debug, Clone, PartialEq)]
+pub struct AutoencoderLayout {
+    /// Width of each level; level i works at the picture's side / 2^i.
+    pub widths: Vec<i64>,
+    /// Residual blocks of an encoder level; the decoder has one more.
+    pub res_blocks: usize,
+    pub latent_channels: i64,
+    pub norm_groups: i64,
+}
+
+impl From<&AutoencoderConfig> for AutoencoderLayout {
+    fn from(config: &AutoencoderConfig) -> Self {
+        Self {
+            widths: widths(config.channels, &config.channel_mult),
+            res_blocks: config.res_blocks as usize,
+            latent_channels: i64::from(config.latent_channels),
+            norm_groups: i64::from(config.norm_groups),
+        }
+    }
+}
+
+/// The transformer of both CLIP towers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TransformerLayout {
+    pub width: i64,
+    /// Hidden width of the feed-forward networks.
+    pub mlp_width: i64,
+    pub layers: usize,
+    pub heads: i64,
+    pub activation: Activation,
+    pub norm_epsilon: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// x * sigmoid(1.702 x), OpenAI's.
+    QuickGelu,
+    /// The exact one.
+    Gelu,
+}
+
+/// CLIP's text tower (notes 5.1).
+#[derive(Debug, Clone, PartialEq)]
+pub struct TextLayout {
+    pub transformer: TransformerLayout,
+    pub vocabulary: i64,
+    /// Longest line of tokens.
+    pub tokens: i64,
+    /// The state of the first such token is the pooled one; None: that of the largest token id.
+    pub end: Option<i64>,
+    /// Width after the projection that CLIP's score uses, where there is one.
+    pub projection: Option<i64>,
+}
+
+/// Size of CLIP's vocabulary.
+pub const CLIP_VOCABULARY: i64 = 49_408;
+/// Ends a prompt and fills the rest of the line.
+pub const CLIP_END: i64 = 49_407;
+
+impl From<&TextEncoderConfig> for TextLayout {
+    fn from(config: &TextEncoderConfig) -> Self {
+        let width = i64::from(config.width);
+        Self {
+            transformer: TransformerLayout {
+                width,
+                mlp_width: 4 * width,
+                layers: config.layers as usize,
+                heads: i64::from(config.heads),
+                activation: Activation::QuickGelu,
+                norm_epsilon: 1e-5,
+            },
+            vocabulary: CLIP_VOCABULARY,
+            tokens: i64::from(config.tokens),
+            end: Some(CLIP_END),
+            projection: None,
+        }
+    }
+}
+
+/// CLIP's image tower with its projection (notes 5.1).
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImageLayout {
+    pub transformer: TransformerLayout,
+    /// Side of the square pictures, in pixels.
+    pub side: i64,
+    /// Side of a patch, in pixels.
+    pub patch: i64,
+    /// Width of the embedding.
+    pub projection: i64,
+}

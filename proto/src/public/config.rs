@@ -1,0 +1,546 @@
+//! The `config.json` of public weights. Every field that changes the arithmetic is obeyed or refused by name; those of
+//! training, of other classes and of the past are passed over.
+
+use crate::layout::{
+    Activation, AutoencoderLayout, CLIP_END, CLIP_VOCABULARY, Frequencies, ImageLayout, TextLayout,
+    TransformerLayout, UNetLayout,
+};
+use serde_json::{Map, Value, json};
+
+/// A field that is missing or that our networks cannot follow.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("is not a JSON object: {0}")]
+    Json(String),
+    #[error("{field} is {value}; {expected}")]
+    Field {
+        field: String,
+        value: String,
+        expected: String,
+    },
+}
+
+type Found<T> = Result<T, ConfigError>;
+
+/// A JSON object whose fields are taken one by one, so that what is left over can be looked at.
+struct Fields {
+    left: Map<String, Value>,
+    /// Before field names in messages: "text_config.".
+    within: String,
+}
+
+impl Fields {
+    fn parse(text: &str) -> Found<Self> {
+        let value: Value =
+            serde_json::from_str(text).map_err(|error| ConfigError::Json(error.to_string()))?;
+        let Value::Object(left) = value else {
+            return Err(ConfigError::Json(format!("it is {value}")));
+        };
+        Ok(Self {
+            left,
+            within: String::new(),
+        })
+    }
+
+    /// The object inside that has this name; None when there is none.
+    fn inner(&mut self, name: &str) -> Option<Self> {
+        match self.left.remove(name)? {
+            Value::Object(left) => Some(Self {
+                left,
+                within: format!("{}{name}.", self.within),
+            }),
+            _ => None,
+        }
+    }
+
+    fn fault(&self, field: &str, value: &Value, expected: impl Into<String>) -> ConfigError {
+        ConfigError::Field {
+            field: format!("{}{field}", self.within),
+            value: value.to_string(),
+            expected: expected.into(),
+        }
+    }
+
+    /// The value, with null as if it were not there.
+    fn take(&mut self, field: &str) -> Option<Value> {
+        self.left.remove(field).filter(|value| !value.is_null())
+    }
+
+    fn count(&mut self, field: &str, default: i64) -> Found<i64> {
+        let Some(value) = self.take(field) else {
+            return Ok(default);
+        };
+        value
+            .as_i64()
+            .filter(|count| (1..=1 << 20).contains(count))
+            .ok_or_else(|| self.fault(field, &value, "a whole number from 1 to 1048576 is expected"))
+    }
+
+    fn number(&mut self, field: &str, default: f64) -> Found<f64> {
+        let Some(value) = self.take(field) else {
+            return Ok(default);
+        };
+        value
+            .as_f64()
+            .ok_or_else(|| self.fault(field, &value, "a number is expected"))
+    }
+
+    fn flag(&mut self, field: &str, default: bool) -> Found<bool> {
+        let Some(value) = self.take(field) else {
+            return Ok(default);
+        };
+        value
+            .as_bool()
+            .ok_or_else(|| self.fault(field, &value, "true or false is expected"))
+    }
+
+    fn strings(&mut self, field: &str, default: &[&str]) -> Found<Vec<String>> {
+        let value = self.take(field).unwrap_or_else(|| json!(default));
+        let strings = value
+            .as_array()
+            .and_then(|all| all.iter().map(|it| it.as_str().map(str::to_owned)).collect());
+        strings.ok_or_else(|| self.fault(field, &value, "a list of strings is expected"))
+    }
+
+    /// One number for all levels, or a list with one for each.
+    fn by_level(&mut self, field: &str, levels: usize, default: i64) -> Found<Vec<i64>> {
+        let value = self.take(field).unwrap_or_else(|| json!(default));
+        let counts = match &value {
+            Value::Array(all) => all.iter().map(Value::as_i64).collect(),
+            single => Some(vec![single.as_i64().unwrap_or(0); levels]),
+        };
+        counts
+            .filter(|counts: &Vec<i64>| {
+                counts.len() == levels && counts.iter().all(|it| (1..=1 << 20).contains(it))
+            })
+            .ok_or_else(|| {
+                self.fault(
+                    field,
+                    &value,
+                    format!("a positive number, or a list of {levels}, is expected"),
+                )
+            })
+    }
+
+    fn widths(&mut self, default: &[i64]) -> Found<Vec<i64>> {
+        const FIELD: &str = "block_out_channels";
+        let value = self.take(FIELD).unwrap_or_else(|| json!(default));
+        let widths: Option<Vec<i64>> = value
+            .as_array()
+            .and_then(|all| all.iter().map(Value::as_i64).collect());
+        widths
+            .filter(|all| (1..=8).contains(&all.len()) && all.iter().all(|it| (1..=1 << 16).contains(it)))
+            .ok_or_else(|| self.fault(FIELD, &value, "a list of 1 to 8 widths is expected"))
+    }
+
+    /// The same number of residual blocks on each level, which is what the block layout has.
+    fn res_blocks(&mut self, levels: usize, default: i64) -> Found<usize> {
+        const FIELD: &str = "layers_per_block";
+        let value = self.left.get(FIELD).cloned().unwrap_or_default();
+        let counts = self.by_level(FIELD, levels, default)?;
+        if counts.iter().any(|count| *count != counts[0]) {
+            return Err(self.fault(FIELD, &value, "the same number on every level is expected"));
+        }
+        Ok(counts[0] as usize)
+    }
+
+    /// Refuses what is left over unless it is off (null, false), has the one value that we know, or is known to change
+    /// no number.
+    fn finish(self, only: &[(&str, Value)], passed_over: &[&str]) -> Found<()> {
+        for (field, value) in &self.left {
+            if field.starts_with('_') || passed_over.contains(&field.as_str()) || off(value) {
+                continue;
+            }
+            match only.iter().find(|(name, _)| name == field) {
+                Some((_, known)) if same(known, value) => {}
+                Some((_, known)) => {
+                    return Err(self.fault(field, value, format!("only {known} can be computed here")));
+                }
+                None => {
+                    return Err(self.fault(
+                        field,
+                        value,
+                        "this field is not known; only null or false can be passed over",
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn off(value: &Value) -> bool {
+    matches!(value, Value::Null | Value::Bool(false))
+}
+
+/// Equal, with 1 and 1.0 the same.
+fn same(known: &Value, value: &Value) -> bool {
+    known == value || known.as_f64().is_some_and(|known| value.as_f64() == Some(known))
+}
+
+/// Reads the `config.json` of a `UNet2DConditionModel`.
+///
+/// # Errors
+/// The first field that cannot be obeyed.
+pub fn unet(text: &str) -> Found<UNetLayout> {
+    let mut fields = Fields::parse(text)?;
+    let widths = fields.widths(&[320, 640, 1280, 1280])?;
+    let levels = widths.len();
+    let attends = attends(&mut fields, levels)?;
+    let heads = match fields.take("num_attention_heads") {
+        Some(heads) => {
+            fields.left.insert("attention_head_dim".to_owned(), heads);
+            fields.by_level("attention_head_dim", levels, 8)?
+        }
+        // The field's name is a mistake of the past: it holds the number of heads.
+        None => fields.by_level("attention_head_dim", levels, 8)?,
+    };
+    let norm_groups = fields.count("norm_num_groups", 32)?;
+    for (level, width) in widths.iter().enumerate() {
+        if width % norm_groups != 0 || width % heads[level] != 0 {
+            let expected = format!(
+                "every width must be a multiple of norm_num_groups ({norm_groups}) and of the level's heads ({heads:?})"
+            );
+            return Err(fields.fault("block_out_channels", &json!(widths), expected));
+        }
+    }
+    if widths[0] % 2 != 0 {
+        return Err(fields.fault(
+            "block_out_channels",
+            &json!(widths),
+            "the first width must be even for the time step's embedding",
+        ));
+    }
+    let layout = UNetLayout {
+        res_blocks: fields.res_blocks(levels, 2)?,
+        context_dim: fields.count("cross_attention_dim", 1280)?,
+        in_channels: fields.count("in_channels", 4)?,
+        out_channels: fields.count("out_channels", 4)?,
+        norm_groups,
+        norm_epsilon: fields.number("norm_eps", 1e-5)?,
+        frequencies: Frequencies {
+            cosines_first: fields.flag("flip_sin_to_cos", true)?,
+            shift: fields.number("freq_shift", 0.0)?,
+        },
+        widths,
+        attends,
+        heads,
+    };
+    let only = [
+        ("act_fn", json!("silu")),
+        ("attention_type", json!("default")),
+        ("conv_in_kernel", json!(3)),
+        ("conv_out_kernel", json!(3)),
+        ("downsample_padding", json!(1)),
+        ("mid_block_scale_factor", json!(1)),
+        ("mid_block_type", json!("UNetMidBlock2DCrossAttn")),
+        ("resnet_out_scale_factor", json!(1)),
+        ("resnet_time_scale_shift", json!("default")),
+        ("time_embedding_type", json!("positional")),
+        ("transformer_layers_per_block", json!(1)),
+    ];
+    // A linear projection is a 1x1 convolution on tokens; upcasting changes nothing in fp32.
+    let passed_over = [
+        "addition_embed_type_num_heads",
+        "dropout",
+        "sample_size",
+        "upcast_attention",
+        "use_linear_projection",
+    ];
+    fields.finish(&only, &passed_over)?;
+    Ok(layout)
+}
+
+fn attends(fields: &mut Fields, levels: usize) -> Found<Vec<bool>> {
+    const DOWN: [&str; 2] = ["DownBlock2D", "CrossAttnDownBlock2D"];
+    const UP: [&str; 2] = ["UpBlock2D", "CrossAttnUpBlock2D"];
+    let mut read = |field: &str, kinds: [&str; 2], default: &[&str]| {
+        let blocks = fields.strings(field, default)?;
+        let attends: Option<Vec<bool>> = blocks
+            .iter()
+            .map(|block| Some(kinds.iter().position(|kind| kind == block)? == 1))
+            .collect();
+        attends.filter(|all| all.len() == levels).ok_or_else(|| {
+            fields.fault(
+                field,
+                &json!(blocks),
+                format!("one of {kinds:?} for each of {levels} levels is expected"),
+            )
+        })
+    };
+    let down = read("down_block_types", DOWN, &[DOWN[1], DOWN[1], DOWN[1], DOWN[0]])?;
+    let up = read("up_block_types", UP, &[UP[0], UP[1], UP[1], UP[1]])?;
+    if !down.iter().eq(up.iter().rev()) {
+        return Err(fields.fault(
+            "up_block_types",
+            &json!(up),
+            "the decoder must attend on the levels on which the encoder does",
+        ));
+    }
+    Ok(down)
+}
+
+/// Reads the `config.json` of an `AutoencoderKL`.
+///
+/// # Errors
+/// The first field that cannot be obeyed.
+pub fn autoencoder(text: &str) -> Found<AutoencoderLayout> {
+    let mut fields = Fields::parse(text)?;
+    let widths = fields.widths(&[64])?;
+    let levels = widths.len();
+    for (field, kind) in [
+        ("down_block_types", "DownEncoderBlock2D"),
+        ("up_block_types", "UpDecoderBlock2D"),
+    ] {
+        let blocks = fields.strings(field, &vec![kind; levels])?;
+        if blocks.len() != levels || blocks.iter().any(|block| block != kind) {
+            return Err(fields.fault(
+                field,
+                &json!(blocks),
+                format!("{kind:?} for each of {levels} levels is expected"),
+            ));
+        }
+    }
+    let norm_groups = fields.count("norm_num_groups", 32)?;
+    if widths.iter().any(|width| width % norm_groups != 0) {
+        let expected = format!("every width must be a multiple of norm_num_groups ({norm_groups})");
+        return Err(fields.fault("block_out_channels", &json!(widths), expected));
+    }
+    let layout = AutoencoderLayout {
+        res_blocks: fields.res_blocks(levels, 1)?,
+        latent_channels: fields.count("latent_channels", 4)?,
+        norm_groups,
+        widths,
+    };
+    let only = [
+        ("act_fn", json!("silu")),
+        ("in_channels", json!(3)),
+        ("out_channels", json!(3)),
+        ("mid_block_add_attention", json!(true)),
+        ("use_post_quant_conv", json!(true)),
+        ("use_quant_conv", json!(true)),
+    ];
+    // false here would take a layer away.
+    for field in ["mid_block_add_attention", "use_post_quant_conv", "use_quant_conv"] {
+        if fields.left.get(field) == Some(&json!(false)) {
+            return Err(fields.fault(field, &json!(false), "only true can be computed here"));
+        }
+    }
+    // What is done with latents before and after, which is not the autoencoder's.
+    let passed_over = ["force_upcast", "sample_size", "scaling_factor"];
+    fields.finish(&only, &passed_over)?;
+    Ok(layout)
+}
+
+/// Reads the `config.json` of a `CLIPTextModel`, or the text half of a `CLIPModel`'s. `projected`: the weights hold a
+/// projection.
+///
+/// # Errors
+/// The first field that cannot be obeyed.
+pub fn text(text: &str, projected: bool) -> Found<TextLayout> {
+    let mut whole = Fields::parse(text)?;
+    let common = whole.take("projection_dim");
+    let mut fields = whole.inner("text_config").unwrap_or(whole);
+    let own = fields.count("projection_dim", 512)?;
+    let projection = common.and_then(|value| value.as_i64()).unwrap_or(own);
+    let transformer = transformer(&mut fields, [512, 2048, 12, 8])?;
+    Ok(TextLayout {
+        vocabulary: fields.count("vocab_size", CLIP_VOCABULARY)?,
+        tokens: fields.count("max_position_embeddings", 77)?,
+        // Files from before the end token was written down say 2.
+        end: Some(fields.count("eos_token_id", CLIP_END)?).filter(|end| *end != 2),
+        projection: projected.then_some(projection),
+        transformer,
+    })
+}
+
+/// Reads the `config.json` of a `CLIPVisionModelWithProjection`, or the image half of a `CLIPModel`'s.
+///
+/// # Errors
+/// The first field that cannot be obeyed.
+pub fn image(text: &str) -> Found<ImageLayout> {
+    let mut whole = Fields::parse(text)?;
+    let common = whole.take("projection_dim");
+    let mut fields = whole.inner("vision_config").unwrap_or(whole);
+    let own = fields.count("projection_dim", 512)?;
+    let transformer = transformer(&mut fields, [768, 3072, 12, 12])?;
+    let channels = fields.count("num_channels", 3)?;
+    if channels != 3 {
+        return Err(fields.fault("num_channels", &json!(channels), "3 is expected"));
+    }
+    let (side, patch) = (fields.count("image_size", 224)?, fields.count("patch_size", 32)?);
+    if patch > side {
+        return Err(fields.fault(
+            "patch_size",
+            &json!(patch),
+            format!("at most image_size ({side}) is expected"),
+        ));
+    }
+    Ok(ImageLayout {
+        side,
+        patch,
+        projection: common.and_then(|value| value.as_i64()).unwrap_or(own),
+        transformer,
+    })
+}
+
+fn transformer(fields: &mut Fields, [width, mlp_width, layers, heads]: [i64; 4]) -> Found<TransformerLayout> {
+    let activation = fields.take("hidden_act").unwrap_or_else(|| json!("quick_gelu"));
+    let layout = TransformerLayout {
+        width: fields.count("hidden_size", width)?,
+        mlp_width: fields.count("intermediate_size", mlp_width)?,
+        layers: fields.count("num_hidden_layers", layers)? as usize,
+        heads: fields.count("num_attention_heads", heads)?,
+        activation: match activation.as_str() {
+            Some("quick_gelu") => Activation::QuickGelu,
+            Some("gelu") => Activation::Gelu,
+            _ => {
+                return Err(fields.fault(
+                    "hidden_act",
+                    &activation,
+                    "\"quick_gelu\" or \"gelu\" is expected",
+                ));
+            }
+        },
+        norm_epsilon: fields.number("layer_norm_eps", 1e-5)?,
+    };
+    if layout.width % layout.heads != 0 {
+        let expected = format!("a divisor of hidden_size ({}) is expected", layout.width);
+        return Err(fields.fault("num_attention_heads", &json!(layout.heads), expected));
+    }
+    Ok(layout)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::size;
+
+    /// What lies beside the public weights of Stable Diffusion 1.5 (notes 3.1, 5.1, 5.2).
+    const SD15_UNET: &str = r#"{"_class_name": "UNet2DConditionModel", "_diffusers_version": "0.6.0", "act_fn": "silu",
+        "attention_head_dim": 8, "block_out_channels": [320, 640, 1280, 1280], "center_input_sample": false,
+        "cross_attention_dim": 768, "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D", "DownBlock2D"], "downsample_padding": 1, "flip_sin_to_cos": true, "freq_shift": 0,
+        "in_channels": 4, "layers_per_block": 2, "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 32,
+        "out_channels": 4, "sample_size": 64, "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D",
+        "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]}"#;
+
+    #[test]
+    fn stable_diffusion_s_own_files_say_what_our_size_says() {
+        let (our_unet, our_autoencoder, our_text) = size::named("sd15").unwrap();
+        assert_eq!(unet(SD15_UNET).unwrap(), UNetLayout::from(&our_unet));
+        let vae = r#"{"act_fn": "silu", "block_out_channels": [128, 256, 512, 512], "down_block_types":
+            ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"], "in_channels": 3,
+            "latent_channels": 4, "layers_per_block": 2, "norm_num_groups": 32, "out_channels": 3, "sample_size": 512,
+            "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"]}"#;
+        assert_eq!(
+            autoencoder(vae).unwrap(),
+            AutoencoderLayout::from(&our_autoencoder)
+        );
+        let clip = r#"{"attention_dropout": 0.0, "bos_token_id": 0, "eos_token_id": 2, "hidden_act": "quick_gelu",
+            "hidden_size": 768, "intermediate_size": 3072, "layer_norm_eps": 1e-05, "max_position_embeddings": 77,
+            "num_attention_heads": 12, "num_hidden_layers": 12, "vocab_size": 49408, "projection_dim": 768}"#;
+        let expected = TextLayout {
+            end: None,
+            ..TextLayout::from(&our_text)
+        };
+        assert_eq!(text(clip, false).unwrap(), expected);
+    }
+
+    #[test]
+    fn fields_are_obeyed() {
+        let changed = |field: &str, value: Value| {
+            let mut config: Map<String, Value> = serde_json::from_str(SD15_UNET).unwrap();
+            config.insert(field.to_owned(), value);
+            unet(&Value::Object(config).to_string())
+        };
+        assert_eq!(
+            changed("attention_head_dim", json!([5, 10, 20, 20]))
+                .unwrap()
+                .heads,
+            [5, 10, 20, 20]
+        );
+        assert_eq!(changed("norm_eps", json!(1e-6)).unwrap().norm_epsilon, 1e-6);
+        assert_eq!(changed("freq_shift", json!(1)).unwrap().frequencies.shift, 1.0);
+        assert!(
+            !changed("flip_sin_to_cos", json!(false))
+                .unwrap()
+                .frequencies
+                .cosines_first
+        );
+        assert_eq!(changed("in_channels", json!(9)).unwrap().in_channels, 9);
+        assert_eq!(changed("class_embed_type", json!(null)), unet(SD15_UNET));
+    }
+
+    #[test]
+    fn what_cannot_be_obeyed_is_refused_by_name() {
+        let refused = |field: &str, value: Value| {
+            let mut config: Map<String, Value> = serde_json::from_str(SD15_UNET).unwrap();
+            config.insert(field.to_owned(), value);
+            unet(&Value::Object(config).to_string()).unwrap_err().to_string()
+        };
+        assert_eq!(
+            refused("act_fn", json!("mish")),
+            "act_fn is \"mish\"; only \"silu\" can be computed here"
+        );
+        assert_eq!(
+            refused("class_embed_type", json!("timestep")),
+            "class_embed_type is \"timestep\"; this field is not known; only null or false can be passed over"
+        );
+        assert_eq!(
+            refused("layers_per_block", json!([1, 2, 2, 2])),
+            "layers_per_block is [1,2,2,2]; the same number on every level is expected"
+        );
+        assert!(
+            refused("norm_num_groups", json!(30))
+                .starts_with("block_out_channels is [320,640,1280,1280]; every width")
+        );
+        assert!(refused("block_out_channels", json!([])).contains("1 to 8 widths"));
+        assert!(refused("block_out_channels", json!([0, 640, 1280, 1280])).contains("1 to 8 widths"));
+        assert!(refused("down_block_types", json!(["DownBlock2D"])).contains("for each of 4 levels"));
+        assert!(
+            refused(
+                "up_block_types",
+                json!(["CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"])
+            )
+            .contains("encoder")
+        );
+        assert!(refused("attention_head_dim", json!(0)).contains("positive"));
+        assert!(unet("[]").unwrap_err().to_string().contains("not a JSON object"));
+        assert!(
+            autoencoder(r#"{"use_quant_conv": false}"#)
+                .unwrap_err()
+                .to_string()
+                .contains("use_quant_conv is false")
+        );
+        assert!(
+            text(r#"{"hidden_act": "relu"}"#, false)
+                .unwrap_err()
+                .to_string()
+                .contains("hidden_act is \"relu\"")
+        );
+        assert!(
+            text(r#"{"num_attention_heads": 7}"#, false)
+                .unwrap_err()
+                .to_string()
+                .contains("a divisor of hidden_size (512)")
+        );
+    }
+
+    #[test]
+    fn a_clip_model_holds_both_towers() {
+        let both = r#"{"projection_dim": 24, "text_config": {"hidden_size": 32, "num_attention_heads": 4, "eos_token_id": 49407},
+            "vision_config": {"hidden_size": 48, "num_attention_heads": 4, "image_size": 28, "patch_size": 7}}"#;
+        let text = text(both, true).unwrap();
+        assert_eq!(
+            (text.transformer.width, text.projection, text.end),
+            (32, Some(24), Some(CLIP_END))
+        );
+        let image = image(both).unwrap();
+        assert_eq!(
+            (image.transformer.width, image.side, image.patch, image.projection),
+            (48, 28, 7, 24)
+        );
+    }
+}

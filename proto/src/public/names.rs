@@ -1,0 +1,246 @@
+//! Names of tensors in public files. Ours are CompVis' for U-Net and autoencoder and Hugging Face's for CLIP; a file of
+//! `diffusers` has others (notes 3.2, 5.2), a Stable Diffusion single file the same behind a prefix.
+
+use crate::layout::UNetLayout;
+
+/// Before the names of a component in a Stable Diffusion single file.
+pub const SINGLE_FILE_UNET: &str = "model.diffusion_model.";
+pub const SINGLE_FILE_AUTOENCODER: &str = "first_stage_model.";
+pub const SINGLE_FILE_TEXT: &str = "cond_stage_model.transformer.";
+
+/// The `diffusers` name of a U-Net tensor.
+#[must_use]
+pub fn diffusers_unet(name: &str, layout: &UNetLayout) -> Option<String> {
+    let (part, rest) = name.split_once('.')?;
+    if let ("time_embed", Some((layer, rest))) = (part, rest.split_once('.')) {
+        let layer = layer.parse::<usize>().ok()? / 2 + 1;
+        return Some(format!("time_embedding.linear_{layer}.{rest}"));
+    }
+    if part == "out" {
+        let (layer, rest) = rest.split_once('.')?;
+        let layer = if layer == "0" { "conv_norm_out" } else { "conv_out" };
+        return Some(format!("{layer}.{rest}"));
+    }
+    let (block, rest) = rest.split_once('.')?;
+    let block: usize = block.parse().ok()?;
+    if part == "middle_block" {
+        return match block {
+            1 => Some(format!("mid_block.attentions.0.{rest}")),
+            _ => Some(format!("mid_block.resnets.{}.{}", block / 2, res_block(rest)?)),
+        };
+    }
+    let (layer, rest) = rest.split_once('.')?;
+    // Every level has one block more than residual blocks: in the encoder the one that halves, in the decoder the
+    // one that takes the skip of that.
+    let each = layout.res_blocks + 1;
+    match (part, layer) {
+        ("input_blocks", _) if block == 0 => Some(format!("conv_in.{rest}")),
+        ("input_blocks", _) => {
+            let (level, at) = ((block - 1) / each, (block - 1) % each);
+            if at == layout.res_blocks {
+                let rest = rest.strip_prefix("op.")?;
+                return Some(format!("down_blocks.{level}.downsamplers.0.conv.{rest}"));
+            }
+            within(&format!("down_blocks.{level}"), at, layer, rest)
+        }
+        ("output_blocks", _) => {
+            let (level, at) = (block / each, block % each);
+            match rest.strip_prefix("conv.") {
+                Some(rest) if layer != "0" => Some(format!("up_blocks.{level}.upsamplers.0.conv.{rest}")),
+                _ => within(&format!("up_blocks.{level}"), at, layer, rest),
+            }
+        }
+        _ => None,
+    }
+}
+
+fn within(block: &str, at: usize, layer: &str, rest: &str) -> Option<String> {
+    match layer {
+        "0" => Some(format!("{block}.resnets.{at}.{}", res_block(rest)?)),
+        _ => Some(format!("{block}.attentions.{at}.{rest}")),
+    }
+}
+
+fn res_block(name: &str) -> Option<String> {
+    const PARTS: [(&str, &str); 6] = [
+        ("in_layers.0.", "norm1."),
+        ("in_layers.2.", "conv1."),
+        ("emb_layers.1.", "time_emb_proj."),
+        ("out_layers.0.", "norm2."),
+        ("out_layers.3.", "conv2."),
+        ("skip_connection.", "conv_shortcut."),
+    ];
+    PARTS
+        .iter()
+        .find_map(|(ours, theirs)| Some(format!("{theirs}{}", name.strip_prefix(ours)?)))
+}
+
+/// The `diffusers` names of an autoencoder tensor in a model of so many levels: today's, then that of older files.
+#[must_use]
+pub fn diffusers_autoencoder(name: &str, levels: usize) -> Vec<String> {
+    let Some((tower, rest)) = name
+        .split_once('.')
+        .filter(|(tower, _)| ["encoder", "decoder"].contains(tower))
+    else {
+        // quant_conv and post_quant_conv are called the same.
+        return vec![name.to_owned()];
+    };
+    let parts: Vec<&str> = rest.split('.').collect();
+    let count_back = |level: &str| {
+        level
+            .parse()
+            .map_or(0, |level: usize| (levels - 1).saturating_sub(level))
+    };
+    let found = match parts.as_slice() {
+        ["mid", "attn_1", layer, kind] => {
+            const LAYERS: [(&str, &str, &str); 5] = [
+                ("norm", "group_norm", "group_norm"),
+                ("q", "to_q", "query"),
+                ("k", "to_k", "key"),
+                ("v", "to_v", "value"),
+                ("proj_out", "to_out.0", "proj_attn"),
+            ];
+            let layers = LAYERS.iter().find(|(ours, ..)| ours == layer);
+            let named = |layer: &str| format!("mid_block.attentions.0.{layer}.{kind}");
+            layers.map_or_else(Vec::new, |(_, today, once)| vec![named(today), named(once)])
+        }
+        ["mid", block, rest @ ..] => {
+            let block = if *block == "block_1" { 0 } else { 1 };
+            vec![format!("mid_block.resnets.{block}.{}", shortcut(rest))]
+        }
+        ["down", level, "block", block, rest @ ..] => {
+            vec![format!("down_blocks.{level}.resnets.{block}.{}", shortcut(rest))]
+        }
+        ["down", level, "downsample", rest @ ..] => {
+            vec![format!("down_blocks.{level}.downsamplers.0.{}", rest.join("."))]
+        }
+        ["up", level, "block", block, rest @ ..] => {
+            let level = count_back(level);
+            vec![format!("up_blocks.{level}.resnets.{block}.{}", shortcut(rest))]
+        }
+        ["up", level, "upsample", rest @ ..] => {
+            vec![format!(
+                "up_blocks.{}.upsamplers.0.{}",
+                count_back(level),
+                rest.join(".")
+            )]
+        }
+        ["norm_out", kind] => vec![format!("conv_norm_out.{kind}")],
+        _ => vec![rest.to_owned()],
+    };
+    found.into_iter().map(|rest| format!("{tower}.{rest}")).collect()
+}
+
+fn shortcut(parts: &[&str]) -> String {
+    parts.join(".").replace("nin_shortcut", "conv_shortcut")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::size;
+
+    #[test]
+    fn unet_names_as_in_the_table_of_notes_3_2() {
+        let layout = UNetLayout::from(&size::named("sd15").unwrap().0);
+        for (ours, theirs) in [
+            ("time_embed.0.weight", "time_embedding.linear_1.weight"),
+            ("time_embed.2.bias", "time_embedding.linear_2.bias"),
+            ("input_blocks.0.0.weight", "conv_in.weight"),
+            (
+                "input_blocks.1.0.in_layers.0.weight",
+                "down_blocks.0.resnets.0.norm1.weight",
+            ),
+            (
+                "input_blocks.5.1.proj_in.weight",
+                "down_blocks.1.attentions.1.proj_in.weight",
+            ),
+            (
+                "input_blocks.6.0.op.bias",
+                "down_blocks.1.downsamplers.0.conv.bias",
+            ),
+            (
+                "input_blocks.7.0.skip_connection.weight",
+                "down_blocks.2.resnets.0.conv_shortcut.weight",
+            ),
+            (
+                "input_blocks.11.0.emb_layers.1.weight",
+                "down_blocks.3.resnets.1.time_emb_proj.weight",
+            ),
+            (
+                "middle_block.0.out_layers.3.bias",
+                "mid_block.resnets.0.conv2.bias",
+            ),
+            ("middle_block.1.norm.weight", "mid_block.attentions.0.norm.weight"),
+            (
+                "middle_block.2.out_layers.0.bias",
+                "mid_block.resnets.1.norm2.bias",
+            ),
+            (
+                "output_blocks.2.1.conv.weight",
+                "up_blocks.0.upsamplers.0.conv.weight",
+            ),
+            (
+                "output_blocks.5.2.conv.weight",
+                "up_blocks.1.upsamplers.0.conv.weight",
+            ),
+            (
+                "output_blocks.5.1.transformer_blocks.0.attn2.to_out.0.bias",
+                "up_blocks.1.attentions.2.transformer_blocks.0.attn2.to_out.0.bias",
+            ),
+            (
+                "output_blocks.11.0.in_layers.2.weight",
+                "up_blocks.3.resnets.2.conv1.weight",
+            ),
+            ("out.0.weight", "conv_norm_out.weight"),
+            ("out.2.bias", "conv_out.bias"),
+        ] {
+            assert_eq!(diffusers_unet(ours, &layout).as_deref(), Some(theirs), "{ours}");
+        }
+        assert_eq!(diffusers_unet("hint.0.weight", &layout), None);
+    }
+
+    #[test]
+    fn autoencoder_names_count_decoder_levels_the_other_way_and_know_older_files() {
+        for (ours, theirs) in [
+            ("quant_conv.weight", "quant_conv.weight"),
+            ("encoder.conv_in.bias", "encoder.conv_in.bias"),
+            (
+                "encoder.down.0.block.1.conv1.weight",
+                "encoder.down_blocks.0.resnets.1.conv1.weight",
+            ),
+            (
+                "encoder.down.1.block.0.nin_shortcut.bias",
+                "encoder.down_blocks.1.resnets.0.conv_shortcut.bias",
+            ),
+            (
+                "encoder.down.2.downsample.conv.weight",
+                "encoder.down_blocks.2.downsamplers.0.conv.weight",
+            ),
+            (
+                "encoder.mid.block_2.norm1.weight",
+                "encoder.mid_block.resnets.1.norm1.weight",
+            ),
+            (
+                "decoder.up.3.upsample.conv.bias",
+                "decoder.up_blocks.0.upsamplers.0.conv.bias",
+            ),
+            (
+                "decoder.up.0.block.2.norm2.weight",
+                "decoder.up_blocks.3.resnets.2.norm2.weight",
+            ),
+            ("decoder.norm_out.bias", "decoder.conv_norm_out.bias"),
+            ("decoder.conv_out.weight", "decoder.conv_out.weight"),
+        ] {
+            assert_eq!(diffusers_autoencoder(ours, 4), [theirs]);
+        }
+        assert_eq!(
+            diffusers_autoencoder("decoder.mid.attn_1.proj_out.weight", 4),
+            [
+                "decoder.mid_block.attentions.0.to_out.0.weight",
+                "decoder.mid_block.attentions.0.proj_attn.weight"
+            ]
+        );
+    }
+}
