@@ -19,7 +19,7 @@ CARGO_FLAGS :=
 FLAVOUR := cpu
 endif
 
-.PHONY: help setup build test sim lint demo bench gpu-check clean
+.PHONY: help setup build test sim lint demo bench parity gpu-check clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s'|'
@@ -46,6 +46,9 @@ demo: build ## train the demo job on this machine, from nothing to pictures (DAT
 
 bench: build ## one rank against two at the same global batch
 	@deploy/bench.sh
+
+parity: build ## our arithmetic beside diffusers and transformers, also at full size (20 GB of disk and memory, minutes)
+	@deploy/setup/parity.sh
 
 gpu-check: setup ## pack a stripped binary and a script to run on a machine with one GPU
 	@deploy/setup/gpu_pack.sh
