@@ -163,6 +163,8 @@ pub struct SampleRequest {
     pub checkpoint: Option<CheckpointRef>,
     /// Pictures to draw, of held-out characters where the job holds some out.
     pub count: u32,
+    /// Requests that were stored before there was a choice were DDIM.
+    #[serde(default)]
     pub method: SampleMethod,
     pub steps: u32,
     /// Classifier-free guidance scale.
@@ -173,9 +175,10 @@ pub struct SampleRequest {
 }
 
 /// How noise becomes a picture (notes 5.4).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SampleMethod {
+    #[default]
     Ddim,
     Pndm,
     /// DPM-Solver++(2M).

@@ -367,7 +367,10 @@ fn retention_deletes_what_nobody_reads() {
         panic!("not a sample job")
     };
     assert_eq!(sample.checkpoint.unwrap().step, Step(2));
-    assert!(deleted(&desk.commit(&job, 3)).is_empty(), "step 2 is to be drawn from");
+    assert!(
+        deleted(&desk.commit(&job, 3)).is_empty(),
+        "step 2 is to be drawn from"
+    );
     let effects = {
         let mut effects = Vec::new();
         desk.ask(|request| Event::Cancel {
