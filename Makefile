@@ -22,7 +22,7 @@ endif
 .PHONY: help setup build test sim lint demo bench parity gpu-check clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s'|'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s  %s\n", $$1, $$2}' Makefile
 
 setup: ## fetch libtorch (once per machine) and check that the tools are there
 	@deploy/setup/prerequisites.sh

@@ -17,10 +17,9 @@ figures
 start_cluster
 for world in 1 2; do
   sed -e "s/^name = .*/name = \"bench-$world\"/" -e "s/^workers = .*/workers = { min = $world, max = $world }/" \
-    -e "s/^steps = .*/steps = 25/" deploy/jobs/demo.toml >"deploy/jobs/.bench-$world.toml"
-  id=$($bin/coordinator submit "deploy/jobs/.bench-$world.toml") || fail "the job was refused"
-  rm "deploy/jobs/.bench-$world.toml"
-  $bin/coordinator watch "$id" >/dev/null || fail "job $id did not finish"
+    -e "s/^steps = .*/steps = 25/" -e "s#\"\.\./#\"$PWD/deploy/#" deploy/jobs/demo.toml >"$run/bench-$world.toml"
+  id=$($bin/coordinator submit "$run/bench-$world.toml") || fail "the job was refused"
+  foreground $bin/coordinator watch "$id" >/dev/null || fail "job $id did not finish"
   $bin/coordinator describe "$id" --output json >"$run/world-$world.json"
 done
 stop

@@ -26,8 +26,8 @@ case $data in
   wesnoth)
     job=deploy/jobs/wesnoth.toml
     if [ ! -f "$demo/wesnoth/dataset.json" ]; then
-      python3 deploy/data/wesnoth.py --out "$demo/wesnoth-import"
-      $bin/coordinator dataset import "$demo/wesnoth-import" --out "file://$demo/wesnoth"
+      python3 deploy/data/wesnoth.py --out "$demo/wesnoth-import" || fail "the sprites could not be fetched"
+      $bin/coordinator dataset import "$demo/wesnoth-import" --out "file://$demo/wesnoth" || fail "the import failed"
     fi
     ;;
   *) fail "DATA=$data is unknown; it must be figures or wesnoth" ;;
@@ -37,11 +37,11 @@ start_cluster
 
 id=$($bin/coordinator submit "$job") || fail "the job was refused"
 echo "job $id"
-$bin/coordinator watch "$id" || fail "job $id did not finish"
-$bin/coordinator describe "$id" --curve "$out/loss.png" --output json >"$out/job.json"
-$bin/coordinator sample "$id" --count 8 --seed 1 --out "$out/pictures" || fail "no pictures could be drawn"
-checkpoint=$($bin/coordinator checkpoints "$id" --output json |
-  python3 -c 'import json,sys; c=json.load(sys.stdin)[-1]; print(str(c["step"])+"-g"+str(c["generation"]))')
+foreground $bin/coordinator watch "$id" || fail "job $id did not finish"
+$bin/coordinator describe "$id" --curve "$out/loss.png" --output json >"$out/job.json" || fail "no loss curve"
+foreground $bin/coordinator sample "$id" --count 8 --seed 1 --out "$out/pictures" || fail "no pictures could be drawn"
+checkpoint=$(find "$run/store/jobs/$id/checkpoints" -name manifest.json | sort | tail -n 1)
+[ -n "$checkpoint" ] || fail "there is no checkpoint"
 $bin/coordinator checkpoint verify "$id" >/dev/null || fail "the checkpoint does not verify"
 summary=$(python3 - "$out/job.json" <<'E2'
 import json, sys
@@ -52,4 +52,4 @@ E2
 ) || fail "the loss did not fall: $summary"
 stop
 echo "pictures: $out/pictures/grid.png, loss curve: $out/loss.png"
-echo "DEMO OK $summary checkpoint=$id@$checkpoint pictures=$out/pictures"
+echo "DEMO OK $summary checkpoint=${checkpoint%/manifest.json} pictures=$out/pictures"

@@ -5,11 +5,21 @@ bin=target/debug
 pids=()
 
 stop() {
-  # Workers first, so that none reports a lost coordinator.
+  # Workers first, so that none reports a lost coordinator. Who does not leave in time is killed.
   for ((i = ${#pids[@]} - 1; i >= 0; i--)); do
-    kill -TERM "${pids[i]}" 2>/dev/null && wait "${pids[i]}" 2>/dev/null || true
+    kill -TERM "${pids[i]}" 2>/dev/null || continue
+    { sleep 30 && kill -KILL "${pids[i]}"; } 2>/dev/null &
+    local killer=$!
+    wait "${pids[i]}" 2>/dev/null || true
+    kill "$killer" 2>/dev/null || true
   done
   pids=()
+}
+
+foreground() { # a long command that does not keep a signal from ending the script at once
+  "$@" &
+  pids+=("$!")
+  wait "$!"
 }
 trap stop EXIT
 trap 'exit 130' INT TERM
@@ -42,5 +52,5 @@ start_cluster() { # exports COORDINATOR_URL
 figures() { # the demo's data set, drawn once; the same seed gives the same bytes
   [ -f .demo/figures/dataset.json ] ||
     $bin/coordinator dataset synthesize --characters 120 --outfits 2 --images 8 --size 96 --seed 1 \
-      --out "file://$PWD/.demo/figures"
+      --out "file://$PWD/.demo/figures" || fail "the figures could not be drawn"
 }

@@ -24,6 +24,7 @@ use anyhow::Context;
 use clap::Parser;
 use cli::{Cli, Command, Outcome};
 use config::{Config, Log, LogFormat};
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
@@ -65,7 +66,10 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
 }
 
 async fn serve(file: Option<&Path>) -> anyhow::Result<Outcome> {
-    let config = Config::load(file, std::env::vars())?;
+    // What is no UTF-8 is not ours.
+    let text =
+        |(key, value): (OsString, OsString)| Some((key.into_string().ok()?, value.into_string().ok()?));
+    let config = Config::load(file, std::env::vars_os().filter_map(text))?;
     log_to_stderr(&config.log)?;
     serve::serve(config).await?;
     Ok(Outcome::True)

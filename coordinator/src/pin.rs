@@ -8,20 +8,30 @@ use proto::spec::{Architecture, JobSpec};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PinError {
-    #[error("data.dataset: {}", crate::words::chain(.0))]
+    #[error("{}", crate::words::chain(.0))]
     Dataset(#[from] DatasetError),
-    #[error("data.dataset: there is no folder {url}; make the data set first, or correct the path")]
+    #[error("there is no folder {url}; make the data set first, or correct the path")]
     NoFolder { url: String },
-    #[error("model.init: {}", crate::words::chain(.0))]
+    #[error("{}", crate::words::chain(.0))]
     Store(#[from] StoreError),
-    #[error("model.init: there is no {file} under {url}; the architecture begins from it")]
+    #[error("there is no {file} under {url}; the architecture begins from it")]
     NoInit { url: String, file: &'static str },
-    #[error("model.init: cannot look for {file} under {url}: {source}")]
+    #[error("cannot look for {file} under {url}: {source}")]
     Init {
         url: String,
         file: &'static str,
         source: object_store::Error,
     },
+}
+
+impl PinError {
+    /// The field of job.toml that names what is not there.
+    pub(crate) fn field(&self) -> &'static str {
+        match self {
+            Self::Dataset(_) | Self::NoFolder { .. } => "data.dataset",
+            Self::Store(_) | Self::NoInit { .. } | Self::Init { .. } => "model.init",
+        }
+    }
 }
 
 /// The SHA-256 of `dataset.json`.

@@ -178,7 +178,7 @@ impl pb::control_server::Control for ControlService {
         let spec = proto::job::parse(file, &job_toml, None).map_err(invalid)?;
         let dataset_version = pin(&spec)
             .await
-            .map_err(|error| Status::invalid_argument(format!("{file}: {error}")))?;
+            .map_err(|error| Status::invalid_argument(format!("{file}: {}: {error}", error.field())))?;
         let summary = format!(
             "{} steps of {} samples from {} (version {}), on {} to {} {} workers with {} ranks each",
             spec.train.steps,

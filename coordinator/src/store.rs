@@ -42,6 +42,8 @@ pub(crate) enum StateError {
     Fenced { url: String },
     #[error("the store under {url} did not take a save within {} s", SAVE_WITHIN.as_secs())]
     Slow { url: String },
+    #[error("the database of the coordinator's state under {url} closed itself: {reason}")]
+    Closed { url: String, reason: String },
     #[error(
         "the record `{key}` under {url} cannot be read: {reason}; was it written by a newer coordinator?"
     )]
@@ -190,8 +192,9 @@ impl StateStore {
             Some(CloseReason::Fenced) => StateError::Fenced {
                 url: self.url.clone(),
             },
-            _ => StateError::Slow {
+            other => StateError::Closed {
                 url: self.url.clone(),
+                reason: other.map_or("it gives no reason".to_owned(), |it| format!("{it:?}")),
             },
         }
     }

@@ -27,17 +27,11 @@ impl Sampler {
     /// # Errors
     /// No steps, or so many that the first would lie past the schedule's end.
     pub fn new(method: SampleMethod, steps: u32) -> Result<Self, ModelError> {
-        let max = match method {
-            SampleMethod::Ddim | SampleMethod::Pndm => TIMESTEPS / (OFFSET + 1),
-            SampleMethod::DpmSolver => TIMESTEPS - 1,
-        };
-        let steps = steps as usize;
-        if steps == 0 || steps > max {
-            return Err(ModelError::SamplingSteps {
-                steps: steps as u32,
-                max: max as u32,
-            });
+        let max = method.steps_max();
+        if !(1..=max).contains(&steps) {
+            return Err(ModelError::SamplingSteps { steps, max });
         }
+        let steps = steps as usize;
         let ratio = TIMESTEPS / steps;
         let leading = (0..steps).rev().map(|k| ratio * k + OFFSET);
         let timesteps = match method {

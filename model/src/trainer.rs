@@ -6,7 +6,7 @@ use crate::autoencoder::Autoencoder;
 use crate::batch::{Batch, BatchShape, masks, to_images};
 use crate::diffusion::{Diffusion, SampleOptions};
 use crate::error::{ModelError, guarded};
-use crate::init::{InitWeights, load_init};
+use crate::init::{InitWeights, copy_encoder, load_init};
 use crate::loss::{Masks, noise_loss, picture_loss};
 use crate::noise::{self, Purpose};
 use crate::optimizer::{AdamW, UpdateReport};
@@ -111,14 +111,11 @@ impl Trainer {
             let diffusion = Diffusion::new(&parameters.root(), model, text_frozen, device);
             Network::Diffusion(Box::new(diffusion))
         };
-        // 2. base weights; the retrieval encoder begins as a copy
-        let init_digest = init
-            .map(|init| load_init(&parameters, model.architecture, init))
-            .transpose()?;
-        let copies = parameters.under("retrieval.");
-        let mut base = parameters.under("unet.");
-        base.retain(|name, _| copies.contains_key(name));
-        weights::load("the base U-Net", &base, &copies)?;
+        // 2. base weights; the retrieval encoder begins as a copy unless it is there already
+        let init_digest = match init {
+            Some(init) => Some(load_init(&parameters, model.architecture, init)?),
+            None => copy_encoder(&parameters).map(|()| None)?,
+        };
         // 3. what moves
         let mut trained: Vec<(String, Tensor)> = parameters.tensors().into_iter().collect();
         trained.retain(|(name, _)| !frozen(component_of(name)));

@@ -201,3 +201,39 @@ fn guided_drawing_keeps_the_references_and_depends_on_prompt_and_seed() {
     let pairs = plain[0].as_raw().iter().zip(guided[0].as_raw());
     assert!(pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap() <= 1);
 }
+
+#[test]
+fn a_retrinet_goes_on_from_its_own_export() {
+    let scene = base();
+    let spec = job(Architecture::Retrinet, 0.01);
+    let mut trained = trainer(&spec, Some(&scene));
+    steps(&mut trained, 1, 3);
+    let folder = tempfile::tempdir().unwrap();
+    // As `coordinator checkpoint export` cuts it: three components, and the rest under full names.
+    let (mut init, mut rest) = (BTreeMap::new(), BTreeMap::new());
+    for (component, tensors) in trained.export() {
+        if scene.init.contains_key(&component) {
+            let path = folder.path().join(format!("{component}.safetensors"));
+            model::weights::write(&path, &tensors, model::weights::Storage::Float32).unwrap();
+            init.insert(component, path);
+        } else {
+            rest.extend(
+                tensors
+                    .into_iter()
+                    .map(|(name, tensor)| (format!("{component}.{name}"), tensor)),
+            );
+        }
+    }
+    let path = folder.path().join("retrinet.safetensors");
+    model::weights::write(&path, &rest, model::weights::Storage::Float32).unwrap();
+    init.insert("retrinet".to_owned(), path);
+    let export = Scene {
+        _folder: folder,
+        init,
+    };
+    let mut continued = trainer(&spec, Some(&export));
+    let expected = backward(&mut trained, 9);
+    assert_eq!(backward(&mut continued, 9), expected);
+    let mut anew = trainer(&spec, Some(&scene));
+    assert_ne!(backward(&mut anew, 9), expected);
+}

@@ -185,6 +185,17 @@ pub enum SampleMethod {
     DpmSolver,
 }
 
+impl SampleMethod {
+    /// More would begin past the end of the noise schedule.
+    #[must_use]
+    pub fn steps_max(self) -> u32 {
+        match self {
+            Self::Ddim | Self::Pndm => 500,
+            Self::DpmSolver => 999,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SamplePrompt {

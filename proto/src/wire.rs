@@ -470,8 +470,12 @@ impl TryFrom<pb::SampleWork> for SampleRequest {
         if !(1..=10_000).contains(&work.count) {
             return wrong("count", work.count, "1 to 10000 pictures can be drawn at once");
         }
-        if !(1..=1000).contains(&work.steps) {
-            return wrong("steps", work.steps, "a picture takes 1 to 1000 steps");
+        if !(1..=method.steps_max()).contains(&work.steps) {
+            let expected = match method {
+                SampleMethod::DpmSolver => "a picture takes 1 to 999 steps",
+                SampleMethod::Ddim | SampleMethod::Pndm => "a picture takes 1 to 500 steps",
+            };
+            return wrong("steps", work.steps, expected);
         }
         if !work.guidance.is_finite() || !(0.0..=100.0).contains(&work.guidance) {
             return wrong("guidance", work.guidance, "it must be between 0 and 100");

@@ -42,6 +42,48 @@ fn every_path_in_the_papers_exists() {
     );
 }
 
+/// ARCHITECTURE.md: a missing dependency, not discipline, keeps libtorch out of the daemons and the cores pure.
+#[test]
+fn dependencies_point_one_way() {
+    let dependencies = |folder: &str| -> Vec<String> {
+        let text = std::fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
+        let table: toml::Table = text.parse().unwrap();
+        table["dependencies"]
+            .as_table()
+            .unwrap()
+            .keys()
+            .cloned()
+            .collect()
+    };
+    for folder in [
+        "proto",
+        "coordinator/core",
+        "coordinator",
+        "worker/core",
+        "worker",
+        "model/data",
+    ] {
+        let found = dependencies(folder);
+        assert!(
+            !found
+                .iter()
+                .any(|it| it == "tch" || it == "model" || it == "rank"),
+            "{folder}: {found:?}"
+        );
+    }
+    for folder in ["coordinator/core", "worker/core"] {
+        let found = dependencies(folder);
+        assert!(
+            found.iter().all(|it| it == "proto" || it == "serde"),
+            "{folder}: {found:?}"
+        );
+    }
+    assert!(
+        dependencies("model").contains(&"tch".to_owned()),
+        "the check reads no dependencies"
+    );
+}
+
 #[test]
 fn the_top_level_is_the_given_one() {
     let mut names: Vec<String> = std::fs::read_dir(root())

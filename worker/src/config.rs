@@ -157,11 +157,11 @@ fn refuse_unknown(
 fn check(raw: Raw) -> Result<Config, ConfigError> {
     let name = check_name(raw.name)?;
     let scheme = url::Url::parse(&raw.coordinator).map(|url| url.scheme().to_owned());
-    if !matches!(scheme.as_deref(), Ok("http" | "https")) {
+    if !matches!(scheme.as_deref(), Ok("http")) {
         return wrong(
             "coordinator",
             raw.coordinator,
-            "it must be a URL such as http://127.0.0.1:7070",
+            "it must be a URL such as http://127.0.0.1:7070; https:// is not there yet",
         );
     }
     let device = match raw.device.as_str() {

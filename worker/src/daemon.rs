@@ -182,13 +182,17 @@ impl Daemon {
                 } = key;
                 tracing::warn!(%job, %generation, %rank, silent_ms, "rank is silent; killing it");
             }
-            Fact::RankGone { key, outcome } => {
+            Fact::RankGone {
+                key,
+                success,
+                outcome,
+            } => {
                 let RankKey {
                     job,
                     generation,
                     rank,
                 } = key;
-                if outcome != "exit status 0" {
+                if !success {
                     self.metrics.rank_failed(&job.0);
                 }
                 tracing::info!(%job, %generation, %rank, outcome, "rank is gone");

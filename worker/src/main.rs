@@ -70,7 +70,7 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Command::Daemon { config } => {
-            let config = config::load(config.as_deref(), std::env::vars())?;
+            let config = config::load(config.as_deref(), variables())?;
             start_logging(&config);
             // One thread, which is the process's first: ranks ask the kernel to die with the thread that
             // started them.
@@ -85,7 +85,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             store,
             output,
         } => {
-            let mut config = config::load(config.as_deref(), std::env::vars())?;
+            let mut config = config::load(config.as_deref(), variables())?;
             config.store = store.or(config.store);
             let output = match output {
                 Output::Table => "table",
@@ -95,6 +95,11 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         Command::Forward { options } => forward::run(&options),
     }
+}
+
+/// The environment; what is no UTF-8 is not ours.
+fn variables() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
 }
 
 fn start_logging(config: &Config) {

@@ -115,6 +115,7 @@ impl Metrics {
         self.devices_used.set(i64::try_from(used).unwrap_or(i64::MAX));
         self.rank_up.clear();
         self.rank_generation.clear();
+        self.rank_step.clear();
         // Ranks come in key order: a newer generation of the same rank is shown last and stays.
         for rank in &view.ranks {
             let labels = RankLabels {

@@ -16,6 +16,11 @@ pub(crate) type Client = ControlClient<Channel>;
 
 pub(crate) async fn connect(global: &Global) -> Result<Client> {
     let url = &global.coordinator;
+    if url.starts_with("https:") {
+        return Err(anyhow!(
+            "{url}: https:// is not there yet; write http://HOST:PORT"
+        ));
+    }
     let endpoint = Endpoint::from_shared(url.clone())
         .map_err(|_| anyhow!("{url:?} is no URL of a coordinator; write http://HOST:PORT"))?
         .connect_timeout(CONNECT_WITHIN)

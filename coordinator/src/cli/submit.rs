@@ -58,6 +58,13 @@ async fn canonical(file: &Path) -> Result<String> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
     let absolute = std::path::absolute(file).with_context(|| format!("cannot tell where {name} is"))?;
     let spec = proto::job::parse(&name, &text, absolute.parent())?;
-    pin(&spec).await.map_err(|error| anyhow!("{name}: {error}"))?;
+    if let Err(error) = pin(&spec).await {
+        return Err(anyhow!(proto::job::error_at(
+            &name,
+            &text,
+            error.field(),
+            error.to_string()
+        )));
+    }
     Ok(proto::job::to_toml(&spec))
 }

@@ -8,8 +8,9 @@ use super::raw::{
 };
 use crate::size;
 use crate::spec::{
-    Architecture, AutoencoderConfig, CheckpointPolicy, Data, Decay, DeviceKind, JobSpec, LossWeighting,
-    Model, Optimizer, Pairing, Precision, Reduction, Resources, Task, TextEncoderConfig, Train, UNetConfig,
+    Architecture, AutoencoderConfig, CheckpointPolicy, Component, Data, Decay, DeviceKind, JobSpec,
+    LossWeighting, Model, Optimizer, Pairing, Precision, Reduction, Resources, Task, TextEncoderConfig,
+    Train, UNetConfig,
 };
 use std::path::Path;
 
@@ -244,6 +245,11 @@ fn model(raw: &ModelToml, directory: Option<&Path>, faults: &mut Faults) -> Mode
         );
     }
     faults.need(
+        architecture == Architecture::Autoencoder || freeze.contains(&Component::Autoencoder),
+        "model.freeze",
+        || "leaves out autoencoder; the noise loss cannot train it, so it must be named".into(),
+    );
+    faults.need(
         architecture.components().iter().any(|it| !freeze.contains(it)),
         "model.freeze",
         || "names every component; nothing is left to train".into(),
@@ -396,6 +402,12 @@ fn shapes(spec: &JobSpec, faults: &mut Faults) {
         "model.autoencoder.latent_channels",
         autoencoder.latent_channels.into(),
     );
+    let scaling = autoencoder.scaling_factor;
+    faults.need(
+        scaling.is_finite() && scaling > 0.0,
+        "model.autoencoder.scaling_factor",
+        || format!("is {scaling}; it must be a number over 0"),
+    );
     let factor = autoencoder.channel_mult.len().saturating_sub(1);
     let mut side_multiple = 1_u32 << factor.min(20);
     if spec.model.architecture != Architecture::Autoencoder {
@@ -463,6 +475,7 @@ fn unet_shapes(spec: &JobSpec, faults: &mut Faults) {
             )
         },
     );
+    faults.positive("model.text_encoder.width", text.width.into());
     faults.positive("model.text_encoder.layers", text.layers.into());
     faults.need(
         text.heads > 0 && text.width.is_multiple_of(text.heads),
@@ -492,7 +505,10 @@ fn levels(table: &str, channels: u32, mult: &[u32], groups: u32, faults: &mut Fa
         &format!("{table}.channels"),
         || format!("is {channels}; it must lie between 1 and 4096"),
     );
-    let indivisible = |width: &u32| *width == 0 || groups == 0 || !width.is_multiple_of(groups);
+    faults.need(!mult.contains(&0), &format!("{table}.channel_mult"), || {
+        "names 0; every level is at least as wide as 1 times the channels".into()
+    });
+    let indivisible = |width: &u32| groups == 0 || !width.is_multiple_of(groups);
     if let Some(width) = mult
         .iter()
         .map(|entry| channels.saturating_mul(*entry))

@@ -75,6 +75,17 @@ pub fn parse(file: &str, text: &str, directory: Option<&Path>) -> Result<JobSpec
     })
 }
 
+/// The error of a field that reads well and is found wrong later, at the line where it stands.
+#[must_use]
+pub fn error_at(file: &str, text: &str, field: &str, message: String) -> JobError {
+    JobError {
+        file: file.to_owned(),
+        line: place::line_of(text, field),
+        field: field.to_owned(),
+        message,
+    }
+}
+
 /// The canonical job.toml: every field written out. `parse(to_toml(spec)) == spec`.
 #[must_use]
 pub fn to_toml(spec: &JobSpec) -> String {

@@ -124,6 +124,26 @@ fn numbers_that_do_not_fit_together_are_refused() {
         "size = \"small\"\nunet = { heads = 5 }",
         "job.toml:14: model.unet.heads: is 5; it must divide every width, and 48 is one",
     );
+    check(
+        "size = \"small\"",
+        "size = \"small\"\nfreeze = [\"encoder\"]",
+        "job.toml:14: model.freeze: leaves out autoencoder; the noise loss cannot train it, so it must be named",
+    );
+    check(
+        "size = \"small\"",
+        "size = \"small\"\nunet = { context_dim = 0 }\ntext_encoder = { width = 0 }",
+        "job.toml:15: model.text_encoder.width: is 0; it must be at least 1",
+    );
+    check(
+        "size = \"small\"",
+        "size = \"small\"\nautoencoder = { scaling_factor = 0.0 }",
+        "job.toml:14: model.autoencoder.scaling_factor: is 0; it must be a number over 0",
+    );
+    check(
+        "size = \"small\"",
+        "size = \"small\"\nautoencoder = { channel_mult = [1, 0] }",
+        "job.toml:14: model.autoencoder.channel_mult: names 0; every level is at least as wide as 1 times the channels",
+    );
 }
 
 #[test]

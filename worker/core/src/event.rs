@@ -77,6 +77,7 @@ pub enum Fact {
     },
     RankGone {
         key: RankKey,
+        success: bool,
         outcome: String,
     },
     /// Orders for somebody else, or older than what is known; ignored.

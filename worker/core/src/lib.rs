@@ -243,6 +243,7 @@ impl Worker {
         self.news = true;
         effects.push(Effect::Note(Fact::RankGone {
             key: key.clone(),
+            success,
             outcome,
         }));
     }

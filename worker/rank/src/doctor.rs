@@ -55,9 +55,13 @@ pub(crate) fn run(node: &Node) -> anyhow::Result<bool> {
     let mut checks = vec![libtorch(), threads(node)];
     checks.extend(devices(node));
     checks.extend(ports(node));
-    if let Some(url) = &node.store {
-        checks.push(object_store(url)?);
-    }
+    checks.push(match &node.store {
+        Some(url) => object_store(url)?,
+        None => check(
+            "object store",
+            Ok("not looked at; name one with --store".to_owned()),
+        ),
+    });
     let findings = Findings {
         ok: checks.iter().all(|check| check.ok),
         checks,
@@ -118,13 +122,19 @@ fn threads(node: &Node) -> Check {
 }
 
 fn devices(node: &Node) -> Vec<Check> {
-    if node.device != DeviceKind::Cuda.name() {
-        return vec![check("devices", Ok(format!("{} CPU slots", node.devices)))];
-    }
     let found = match gpus() {
         Ok(found) => found,
         Err(error) => return vec![check("devices", Err(error.to_string()))],
     };
+    if node.device != DeviceKind::Cuda.name() {
+        let slots = format!("{} CPU slots", node.devices);
+        let gpus = if cfg!(feature = "cuda") {
+            format!("; {} GPUs found, `device` does not ask for them", found.len())
+        } else {
+            String::new()
+        };
+        return vec![check("devices", Ok(slots + &gpus))];
+    }
     let library = library_architectures();
     let count = format!("{} GPUs found, {} in the settings", found.len(), node.devices);
     let enough = found.len() >= node.devices as usize;
@@ -178,6 +188,13 @@ fn object_store(url: &str) -> anyhow::Result<Check> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    // Opening a local store would make its folder.
+    if let Ok(Some(folder)) = store::local_folder(url)
+        && !folder.is_dir()
+    {
+        let missing = format!("{url}: there is no such folder");
+        return Ok(check("object store", Err(missing)));
+    }
     let wait = Deadlines::new(DETECT_WITHIN_MS).probe();
     let outcome = runtime.block_on(async {
         let (objects, prefix) = store::open(url).map_err(|error| error.to_string())?;
@@ -239,6 +256,8 @@ mod tests {
         assert!(checks[0].found.contains("203.0.113.1") && checks[1].found.contains("metrics_listen"));
         let store = object_store("ftp://somewhere").unwrap();
         assert!(!store.ok && store.found.contains("ftp"), "{store:?}");
+        let store = object_store("file:///no/such/folder").unwrap();
+        assert!(!store.ok && store.found.contains("no such folder"), "{store:?}");
         assert!(
             !threads(&Node {
                 devices: 100_000,

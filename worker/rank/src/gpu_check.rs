@@ -85,7 +85,7 @@ fn agreement(size: &str, resolution: u32, device: Device) -> anyhow::Result<()> 
     let spec = spec(size, resolution)?;
     let examples = examples(2, resolution);
     let mut ours = Trainer::new(&spec, None, Device::Cpu)?;
-    // Zero convolutions begin at zero and hide the retrieval encoder; after three updates every gradient
+    // Zero convolutions begin at zero and hide the retrieval encoder; after two updates every gradient
     // counts.
     for step in 1..=2 {
         backward(&mut ours, &examples)?;

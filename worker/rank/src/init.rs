@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The files of a base model; which of them a job needs depends on its architecture, which the model checks.
-const COMPONENTS: [&str; 3] = ["autoencoder", "text_encoder", "unet"];
+const COMPONENTS: [&str; 4] = ["autoencoder", "text_encoder", "unet", "retrinet"];
 
 /// Component name -> local file, for those components that the folder has. An empty folder is an error.
 pub(crate) async fn fetch(url: &str, cache: &Path) -> anyhow::Result<BTreeMap<String, PathBuf>> {

@@ -1,6 +1,7 @@
 //! The life of one rank process: connect to the daemon, do the work, say how it ended, leave. Whatever goes
 //! wrong becomes one line that says which rank, where and why. Called by `main`.
 
+use crate::collective::precision::full_fp32;
 use crate::collective::{Group, exit_now, first_line};
 use crate::link::{Link, Task};
 use crate::{sample, train};
@@ -48,6 +49,7 @@ pub(crate) struct Rank<'a> {
 /// Returns only when the work could not even begin.
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     die_with(settings.parent)?;
+    full_fp32();
     let runtime = Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .enable_all()

@@ -80,10 +80,6 @@ pub(crate) fn sample(rank: &Rank<'_>, spec: &JobSpec, request: &SampleRequest) -
         .runtime
         .block_on(open_data(spec, &assignment.dataset_version))?;
     let places = choose(&loader, request);
-    let mut examples = rank.runtime.block_on(loader.examples_at(places))?;
-    for example in &mut examples {
-        example.prompt = prompt(&loader, example.position, request.prompt);
-    }
     rank.link.phase(RankPhase::Training);
 
     let options = SampleOptions {
@@ -95,15 +91,19 @@ pub(crate) fn sample(rank: &Rank<'_>, spec: &JobSpec, request: &SampleRequest) -
     let pictures = Pictures::open(&assignment.store_url, &assignment.job)?;
     let mut gallery = Gallery::new(&loader, request.seed);
     // A few at a time, so that memory does not grow with the request.
-    for part in examples.chunks(spec.train.micro_batch as usize) {
-        let drawn = trainer.sample(part, &options)?;
-        for (example, picture) in part.iter().zip(drawn) {
+    for part in places.chunks(spec.train.micro_batch as usize) {
+        let mut examples = rank.runtime.block_on(loader.examples_at(part.to_vec()))?;
+        for example in &mut examples {
+            example.prompt = prompt(&loader, example.position, request.prompt);
+        }
+        let drawn = trainer.sample(&examples, &options)?;
+        for (example, picture) in examples.iter().zip(drawn) {
             rank.runtime
                 .block_on(gallery.hang(&loader, &pictures, example, &picture))?;
         }
         tracing::info!(
             drawn = gallery.records.len(),
-            of = examples.len(),
+            of = places.len(),
             "drawing pictures"
         );
     }

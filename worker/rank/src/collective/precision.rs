@@ -1,4 +1,4 @@
-//! Switches of libtorch's arithmetic that `tch` does not reach. Called by [`crate::gpu_check`].
+//! Switches of libtorch's arithmetic that `tch` does not reach. Called where a process begins to compute.
 
 use super::ffi;
 use tch::Device;
