@@ -456,7 +456,8 @@ impl TryFrom<pb::SampleWork> for SampleRequest {
             }
         };
         let method = match work.method.as_str() {
-            "ddim" => SampleMethod::Ddim,
+            // What a client sends that knows of no choice.
+            "" | "ddim" => SampleMethod::Ddim,
             "pndm" => SampleMethod::Pndm,
             "dpm-solver" => SampleMethod::DpmSolver,
             other => {
