@@ -15,13 +15,11 @@ use crate::weights::{self, NamedTensors};
 use proto::layout::{AutoencoderLayout, TextLayout, UNetLayout};
 use proto::public::config::{self, ConfigError};
 use proto::public::names::{
-    SINGLE_FILE_AUTOENCODER, SINGLE_FILE_TEXT, SINGLE_FILE_UNET, diffusers_autoencoder, diffusers_unet,
+    RETRINET_FILE, SINGLE_FILE_AUTOENCODER, SINGLE_FILE_TEXT, SINGLE_FILE_UNET, diffusers_autoencoder,
+    diffusers_unet,
 };
 use std::path::Path;
 use tch::Device;
-
-/// What a RetriNet has beside its U-Net, in the same folder; absent before the first training.
-pub const RETRIEVAL_FILE: &str = "retrieval_block.safetensors";
 
 /// An opened folder or file.
 #[derive(Debug)]
@@ -196,7 +194,7 @@ pub fn unet(path: &Path, device: Device) -> Result<Loaded<UNet>, ModelError> {
     Ok(Loaded { network, parameters })
 }
 
-/// A RetriNet: a U-Net with the retrieval block that lies in [`RETRIEVAL_FILE`] beside it. Without that file it is the
+/// A RetriNet: a U-Net with the retrieval block that lies in [`RETRINET_FILE`] beside it. Without that file it is the
 /// RetriNet before training: its retrieval encoder is a copy of the U-Net's encoder and its zero convolutions are zero.
 ///
 /// # Errors
@@ -211,7 +209,12 @@ pub fn retrinet(path: &Path, device: Device) -> Result<(UNet, RetrievalBlock), M
     let block = RetrievalBlock::new(&parameters.root(), &layout);
     let mut base = parameters.under("unet.");
     load_unet(&source, &layout, &base)?;
-    let file = path.join(RETRIEVAL_FILE);
+    let folder = if path.is_dir() {
+        path
+    } else {
+        path.parent().unwrap_or(path)
+    };
+    let file = folder.join(RETRINET_FILE);
     if file.is_file() {
         let trained = Source {
             tensors: Mapped::open(&file)?,

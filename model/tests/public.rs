@@ -124,7 +124,7 @@ fn a_folder_and_a_single_file_are_the_same_network() {
 }
 
 #[test]
-fn a_retrinet_beside_no_retrieval_block_is_its_unet() {
+fn a_retrinet_is_its_unet_until_its_own_weights_lie_beside() {
     let place = tempfile::tempdir().unwrap();
     let inputs = inputs(place.path());
     let folder = folder(&place.path().join("unet"), &unet_weights());
@@ -141,6 +141,19 @@ fn a_retrinet_beside_no_retrieval_block_is_its_unet() {
     weights::write(&inputs, &more, Storage::Float32).unwrap();
     let found = run(Runnable::Retrinet, &folder, &inputs).unwrap();
     assert_eq!(weights::digest(&found), weights::digest(&plain));
+    // What `coordinator checkpoint export` writes beside the U-Net makes it another model.
+    let mut own = filled(|scope| drop(model::retrinet::RetrievalBlock::new(scope, &layout())));
+    let file = folder.join("retrinet.safetensors");
+    weights::write(&file, &own, Storage::Float32).unwrap();
+    let trained = run(Runnable::Retrinet, &folder, &inputs).unwrap();
+    assert_ne!(weights::digest(&trained), weights::digest(&plain));
+    drop(own.remove("zero_convs.0.bias"));
+    weights::write(&file, &own, Storage::Float32).unwrap();
+    let error = run(Runnable::Retrinet, &folder, &inputs).unwrap_err();
+    assert!(
+        error.contains("retrinet.safetensors: tensor \"zero_convs.0.bias\" is missing"),
+        "{error}"
+    );
     let error = run(Runnable::UNet, &folder, &inputs).unwrap_err();
     assert!(
         error.contains("\"reference_hidden_states\" is not an input"),

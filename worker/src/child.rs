@@ -6,11 +6,13 @@
 //! daemon: it asks the kernel for that, and it leaves when its socket closes.
 
 use crate::logs::{Line, Logs};
+use anyhow::Context;
 use proto::id::Rank;
 use proto::message::{Assignment, RankOrder, RankReport};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::{ExitCode, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
@@ -392,6 +394,24 @@ pub(crate) fn epoch_ms() -> u64 {
 pub(crate) fn rank_program() -> std::io::Result<PathBuf> {
     let own = std::env::current_exe()?;
     Ok(own.parent().unwrap_or(Path::new(".")).join("worker-rank"))
+}
+
+/// Runs a command of `worker-rank` for a person, passes its output on and answers as it does.
+pub(crate) fn ask_rank_program(
+    command: &str,
+    options: impl IntoIterator<Item = impl AsRef<OsStr>>,
+) -> anyhow::Result<ExitCode> {
+    let program = rank_program()?;
+    let status = std::process::Command::new(&program)
+        .arg(command)
+        .args(options)
+        .status()
+        .with_context(|| format!("cannot start {}", program.display()))?;
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 #[cfg(test)]

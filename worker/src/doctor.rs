@@ -1,37 +1,18 @@
 //! `worker doctor`: asks the program that holds libtorch, because this one does not. Adds nothing of its own.
 
-use crate::child::rank_program;
+use crate::child::ask_rank_program;
 use crate::config::Config;
-use anyhow::Context;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
-/// Runs `worker-rank doctor` with this node's settings, passes its output on and answers as it does.
+/// Runs `worker-rank doctor` with this node's settings.
 pub(crate) fn run(config: &Config, output: &str) -> anyhow::Result<ExitCode> {
-    let program = rank_program()?;
-    let mut command = Command::new(&program);
-    command
-        .args(["doctor", "--output", output])
-        .args([
-            "--device",
-            config.device.name(),
-            "--devices",
-            &config.devices.to_string(),
-        ])
-        .args([
-            "--address",
-            &config.address,
-            "--metrics-listen",
-            &config.metrics_listen.to_string(),
-        ]);
+    let devices = config.devices.to_string();
+    let metrics_listen = config.metrics_listen.to_string();
+    let mut options = vec!["--output", output];
+    options.extend(["--device", config.device.name(), "--devices", &devices]);
+    options.extend(["--address", &config.address, "--metrics-listen", &metrics_listen]);
     if let Some(store) = &config.store {
-        command.args(["--store", store]);
+        options.extend(["--store", store]);
     }
-    let status = command
-        .status()
-        .with_context(|| format!("cannot start {}", program.display()))?;
-    Ok(if status.success() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    ask_rank_program("doctor", options)
 }

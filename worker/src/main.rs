@@ -5,7 +5,6 @@ mod child;
 mod config;
 mod daemon;
 mod doctor;
-mod forward;
 mod link;
 mod logs;
 mod metrics;
@@ -93,7 +92,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             };
             doctor::run(&config, output)
         }
-        Command::Forward { options } => forward::run(&options),
+        Command::Forward { options } => child::ask_rank_program("forward", options),
     }
 }
 

@@ -8,6 +8,7 @@ use super::{Checkpoint, CheckpointError};
 use half::f16;
 use object_store::{ObjectStoreExt, path::Path as ObjectPath};
 use proto::checkpoint::CheckpointManifest;
+use proto::public::names::RETRINET_FILE;
 use proto::spec::JobSpec;
 use safetensors::Dtype;
 use safetensors::tensor::{SafeTensors, TensorView};
@@ -16,10 +17,9 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Components that have a file of their own, under their own names; the rest shares [`REST_FILE`] under
+/// Components that have a file of their own, under their own names; the rest shares [`RETRINET_FILE`] under
 /// full names.
 const COMPONENTS: [&str; 3] = ["autoencoder", "text_encoder", "unet"];
-const REST_FILE: &str = "retrinet.safetensors";
 /// Before the name of every weight in a checkpoint; optimizer state has another.
 const WEIGHTS_PREFIX: &str = "weights/";
 const ORIGIN_FILE: &str = "export.json";
@@ -128,7 +128,7 @@ fn file_of(name: &str) -> (String, String) {
         Some((component, rest)) if COMPONENTS.contains(&component) => {
             (format!("{component}.safetensors"), rest.to_owned())
         }
-        _ => (REST_FILE.to_owned(), name.to_owned()),
+        _ => (RETRINET_FILE.to_owned(), name.to_owned()),
     }
 }
 

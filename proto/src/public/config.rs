@@ -187,14 +187,9 @@ pub fn unet(text: &str) -> Found<UNetLayout> {
     let widths = fields.widths(&[320, 640, 1280, 1280])?;
     let levels = widths.len();
     let attends = attends(&mut fields, levels)?;
-    let heads = match fields.take("num_attention_heads") {
-        Some(heads) => {
-            fields.left.insert("attention_head_dim".to_owned(), heads);
-            fields.by_level("attention_head_dim", levels, 8)?
-        }
-        // The field's name is a mistake of the past: it holds the number of heads.
-        None => fields.by_level("attention_head_dim", levels, 8)?,
-    };
+    // The field's name is a mistake of the past: it holds the number of heads, and diffusers refuses
+    // num_attention_heads.
+    let heads = fields.by_level("attention_head_dim", levels, 8)?;
     let norm_groups = fields.count("norm_num_groups", 32)?;
     for (level, width) in widths.iter().enumerate() {
         if width % norm_groups != 0 || width % heads[level] != 0 {

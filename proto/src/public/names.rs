@@ -8,6 +8,10 @@ pub const SINGLE_FILE_UNET: &str = "model.diffusion_model.";
 pub const SINGLE_FILE_AUTOENCODER: &str = "first_stage_model.";
 pub const SINGLE_FILE_TEXT: &str = "cond_stage_model.transformer.";
 
+/// What only a RetriNet has, under full names, beside its U-Net: written by `coordinator checkpoint export`, read by
+/// jobs that begin from there and by `worker forward`.
+pub const RETRINET_FILE: &str = "retrinet.safetensors";
+
 /// The `diffusers` name of a U-Net tensor.
 #[must_use]
 pub fn diffusers_unet(name: &str, layout: &UNetLayout) -> Option<String> {
