@@ -1,8 +1,9 @@
 //! Small valid things for this crate's tests.
 
 use coordinator_core::event::{JobPhase, JobRecord};
+use model_data::figure::{Similar, SynthesizeOptions, identities};
+use model_data::writer::{DatasetWriter, WriteOptions};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry};
-use proto::dataset::{DATASET_FILE, DATASET_SCHEMA_VERSION, DatasetManifest, IndexFile, SampleFile};
 use proto::id::{Generation, JobId, Step};
 use proto::message::Work;
 use safetensors::Dtype;
@@ -106,32 +107,24 @@ pub(crate) async fn test_checkpoint(world: usize, committed: bool) -> TestCheckp
     }
 }
 
-/// A folder with the manifest of a data set of four samples, which is all that a submit reads; its URL.
-pub(crate) fn dataset(dir: &std::path::Path) -> String {
-    let file = |path: &str| (path.to_owned(), 1, "0".repeat(64));
-    let (path, size_bytes, sha256) = file("samples-0.parquet");
-    let samples = SampleFile {
-        path,
-        size_bytes,
-        sha256,
-        row_groups: vec![4],
-    };
-    let (path, size_bytes, sha256) = file("index.parquet");
-    let manifest = DatasetManifest {
-        schema_version: DATASET_SCHEMA_VERSION,
-        source: "fixture".into(),
-        samples: 4,
+/// A data set of four small figures of one character; its URL.
+pub(crate) async fn dataset(dir: &std::path::Path) -> String {
+    let options = SynthesizeOptions {
         characters: 1,
-        files: vec![samples],
-        index: IndexFile {
-            path,
-            size_bytes,
-            sha256,
-        },
+        outfits: 1,
+        images: 4,
+        size: 32,
+        seed: 0,
+        similar: Similar::All,
     };
-    let folder = dir.join("data");
-    std::fs::create_dir_all(&folder).expect("the temporary folder takes files");
-    let json = serde_json::to_vec(&manifest).expect("a manifest is JSON");
-    std::fs::write(folder.join(DATASET_FILE), json).expect("the temporary folder takes files");
-    format!("file://{}", folder.display())
+    let url = format!("file://{}", dir.join("data").display());
+    let mut writer = DatasetWriter::open(&url, WriteOptions::new("fixture")).expect("a folder can be made");
+    for identity in identities(&options) {
+        writer
+            .add(identity)
+            .await
+            .expect("the temporary folder takes files");
+    }
+    let _ = writer.finish().await.expect("the temporary folder takes files");
+    url
 }

@@ -230,9 +230,12 @@ mod tests {
     }
 
     async fn store(dir: &tempfile::TempDir) -> StateStore {
-        StateStore::open(&format!("file://{}", dir.path().display()))
-            .await
-            .unwrap()
+        StateStore::open(
+            &format!("file://{}", dir.path().display()),
+            std::time::Duration::from_secs(60),
+        )
+        .await
+        .unwrap()
     }
 
     #[tokio::test]

@@ -70,18 +70,13 @@ async fn serve(file: Option<&Path>) -> anyhow::Result<Outcome> {
     let text =
         |(key, value): (OsString, OsString)| Some((key.into_string().ok()?, value.into_string().ok()?));
     let config = Config::load(file, std::env::vars_os().filter_map(text))?;
-    log_to_stderr(&config.log)?;
+    log_to_stderr(&config.log);
     serve::serve(config).await?;
     Ok(Outcome::True)
 }
 
-fn log_to_stderr(log: &Log) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&log.filter).with_context(|| {
-        format!(
-            "configuration: `log.filter` is {:?}; write for instance info or info,slatedb=warn",
-            log.filter
-        )
-    })?;
+fn log_to_stderr(log: &Log) {
+    let filter = EnvFilter::new(&log.filter);
     let colours = std::io::stderr().is_terminal();
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -91,5 +86,4 @@ fn log_to_stderr(log: &Log) -> anyhow::Result<()> {
         LogFormat::Text => subscriber.init(),
         LogFormat::Json => subscriber.json().init(),
     }
-    Ok(())
 }

@@ -1,7 +1,7 @@
-//! Looks whether what a job reads is there, and which version of its data set it pins. Called by `submit`
+//! Looks whether what a job reads is there and gives it something to train on, and which version of its data set it pins. Called by `submit`
 //! on the user's machine and by the coordinator again.
 
-use model_data::dataset::{Dataset, DatasetError};
+use model_data::loader::{LoadError, Loader, LoaderOptions};
 use model_data::store::{StoreError, local_folder, open};
 use object_store::ObjectStoreExt;
 use proto::spec::{Architecture, JobSpec};
@@ -9,7 +9,7 @@ use proto::spec::{Architecture, JobSpec};
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PinError {
     #[error("{}", crate::words::chain(.0))]
-    Dataset(#[from] DatasetError),
+    Dataset(#[from] LoadError),
     #[error("there is no folder {url}; make the data set first, or correct the path")]
     NoFolder { url: String },
     #[error("{}", crate::words::chain(.0))]
@@ -38,16 +38,22 @@ impl PinError {
 pub(crate) async fn pin(spec: &JobSpec) -> Result<String, PinError> {
     let url = &spec.data.dataset;
     // Opening a local store makes its folder, which must not happen to a mistyped path.
-    if let Some(folder) = local_folder(url).map_err(DatasetError::from)?
+    if let Ok(Some(folder)) = local_folder(url)
         && !folder.is_dir()
     {
         return Err(PinError::NoFolder { url: url.clone() });
     }
-    let dataset = Dataset::open(url).await?;
+    // As a rank will open it: nothing to train on shows here, and not after a queue.
+    let options = LoaderOptions {
+        needs_references: spec.model.architecture == Architecture::Retrinet,
+        cache_bytes: 0,
+        version: None,
+    };
+    let loader = Loader::open(&spec.data, options).await?;
     if let Some(init) = &spec.model.init {
         look_for_init(init, spec.model.architecture).await?;
     }
-    Ok(dataset.version().to_owned())
+    Ok(loader.dataset().version().to_owned())
 }
 
 /// A RetriNet begins from a whole base model; the others can do with an autoencoder.

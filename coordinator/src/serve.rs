@@ -12,7 +12,7 @@ use crate::rpc::ControlService;
 use crate::session::FleetService;
 use crate::store::{StateError, StateStore};
 use crate::words::now_ms;
-use coordinator_core::Coordinator;
+use coordinator_core::{Coordinator, Deadlines};
 use proto::pb::control_server::ControlServer;
 use proto::pb::fleet_server::FleetServer;
 use sd_notify::NotifyState;
@@ -85,7 +85,8 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     // first.
     let rpc_listener = listen("listen", config.listen).await?;
     let metrics_listener = listen("metrics_listen", config.metrics_listen).await?;
-    let store = StateStore::open(&config.store).await?;
+    let deadlines = Deadlines::new(config.detect_within_ms);
+    let store = StateStore::open(&config.store, Duration::from_millis(deadlines.save_ms())).await?;
     let archive = Archive::open(&config.store)?;
     let (durable, last_steps) = (store.load().await?, store.last_steps().await?);
     tracing::info!(jobs = durable.jobs.len(), "state restored");

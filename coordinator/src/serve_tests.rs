@@ -146,9 +146,12 @@ async fn wrong_requests_are_refused_with_what_and_why() {
         "looking for a data set makes none"
     );
 
-    let job = submit(&mut client, fixture::job_toml(&fixture::dataset(dir.path())))
-        .await
-        .unwrap();
+    let job = submit(
+        &mut client,
+        fixture::job_toml(&fixture::dataset(dir.path()).await),
+    )
+    .await
+    .unwrap();
     let work = pb::SampleWork {
         source: job.clone(),
         count: 1,
@@ -182,7 +185,7 @@ async fn wrong_requests_are_refused_with_what_and_why() {
 #[tokio::test]
 async fn a_dry_run_stores_nothing_and_a_submit_outlives_a_restart() {
     let dir = tempfile::tempdir().unwrap();
-    let dataset = fixture::dataset(dir.path());
+    let dataset = fixture::dataset(dir.path()).await;
     let (running, mut client) = server(dir.path()).await;
     let dry = pb::SubmitRequest {
         file_name: String::new(),
@@ -237,7 +240,7 @@ async fn a_dry_run_stores_nothing_and_a_submit_outlives_a_restart() {
 #[tokio::test]
 async fn a_worker_gets_its_assignment_and_its_steps_become_curve_metrics_and_logs() {
     let dir = tempfile::tempdir().unwrap();
-    let dataset = fixture::dataset(dir.path());
+    let dataset = fixture::dataset(dir.path()).await;
     let (running, mut client) = server(dir.path()).await;
     let mut worker = FakeWorker::attach(&running, 1).await;
     let toml = fixture::job_toml(&dataset).replace("max = 2", "max = 1");

@@ -19,9 +19,6 @@ use slatedb::{CloseReason, Db, ErrorKind, WriteBatch};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A save that takes longer than this ends the process: better a restart than a coordinator that answers
-/// nobody.
-const SAVE_WITHIN: Duration = Duration::from_secs(60);
 /// Steps and log lines reach the store at least this often; records are flushed at once.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
 const COUNTERS_KEY: &str = "counters";
@@ -40,8 +37,11 @@ pub(crate) enum StateError {
     },
     #[error("another coordinator took over the state under {url}; this one must stop: only one may write")]
     Fenced { url: String },
-    #[error("the store under {url} did not take a save within {} s", SAVE_WITHIN.as_secs())]
-    Slow { url: String },
+    #[error(
+        "the store under {url} did not take a save within {} s; is it reachable, and is there room?",
+        within.as_secs_f64()
+    )]
+    Slow { url: String, within: Duration },
     #[error("the database of the coordinator's state under {url} closed itself: {reason}")]
     Closed { url: String, reason: String },
     #[error(
@@ -59,6 +59,8 @@ pub(crate) enum StateError {
 pub(crate) struct StateStore {
     db: Db,
     url: String,
+    /// A save that takes longer ends the process.
+    save_within: Duration,
 }
 
 impl std::fmt::Debug for StateStore {
@@ -71,7 +73,7 @@ impl std::fmt::Debug for StateStore {
 
 impl StateStore {
     /// Opens (or makes) the state under `<store_url>/state/` and fences whoever had it open.
-    pub(crate) async fn open(store_url: &str) -> Result<Self, StateError> {
+    pub(crate) async fn open(store_url: &str, save_within: Duration) -> Result<Self, StateError> {
         let (store, prefix) = model_data::store::open(store_url)?;
         let url = format!("{}/state", store_url.trim_end_matches('/'));
         let settings = Settings {
@@ -83,7 +85,7 @@ impl StateStore {
             .build()
             .await;
         match opened {
-            Ok(db) => Ok(Self { db, url }),
+            Ok(db) => Ok(Self { db, url, save_within }),
             Err(source) => Err(StateError::Db {
                 action: "open",
                 url,
@@ -129,10 +131,11 @@ impl StateStore {
             self.db.flush().await?;
             write.await_durable().await
         };
-        match tokio::time::timeout(SAVE_WITHIN, save).await {
+        match tokio::time::timeout(self.save_within, save).await {
             Ok(result) => result.map_err(|it| self.failed("save", it)),
             Err(_) => Err(StateError::Slow {
                 url: self.url.clone(),
+                within: self.save_within,
             }),
         }
     }
@@ -260,11 +263,18 @@ mod tests {
             Record::Counters(Counters { jobs: 1 }),
             Record::Job(Box::new(job.clone())),
         ];
-        let store = StateStore::open(&url(&dir)).await.unwrap();
+        let store = StateStore::open(&url(&dir), Duration::from_secs(60))
+            .await
+            .unwrap();
         store.save(&records).await.unwrap();
         // No close: this is a process killed between its save and its reply.
         drop(store);
-        let durable = StateStore::open(&url(&dir)).await.unwrap().load().await.unwrap();
+        let durable = StateStore::open(&url(&dir), Duration::from_secs(60))
+            .await
+            .unwrap()
+            .load()
+            .await
+            .unwrap();
         assert_eq!(durable.counters.jobs, 1);
         assert_eq!(durable.jobs[&job.id], job);
     }
@@ -272,8 +282,12 @@ mod tests {
     #[tokio::test]
     async fn a_second_coordinator_fences_the_first() {
         let dir = tempfile::tempdir().unwrap();
-        let first = StateStore::open(&url(&dir)).await.unwrap();
-        let second = StateStore::open(&url(&dir)).await.unwrap();
+        let first = StateStore::open(&url(&dir), Duration::from_secs(60))
+            .await
+            .unwrap();
+        let second = StateStore::open(&url(&dir), Duration::from_secs(60))
+            .await
+            .unwrap();
         let error = first
             .save(&[Record::Counters(Counters { jobs: 7 })])
             .await

@@ -1,15 +1,22 @@
-//! Small things about text that people read: the nearest known word, durations, sizes, moments. Pure.
-//! Called by the configuration and by every command that prints.
+//! Small things about text that people read: durations, sizes, moments. Pure.
+//! Called by every command that prints.
 
 use std::time::Duration;
 
-/// The known word that a typo most likely meant, if any is near enough.
-pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    known
-        .map(|it| (strsim::damerau_levenshtein(word, it), it))
-        .min()
-        .filter(|(distance, it)| distance * 3 <= it.len().max(3))
-        .map(|(_, it)| it)
+/// Prints a line for people or programs. Whoever read it may have gone (`… | head -1`): then there is nobody left to
+/// work for.
+macro_rules! say {
+    ($($text:tt)*) => {
+        $crate::words::print_line(format_args!($($text)*))
+    };
+}
+pub(crate) use say;
+
+pub(crate) fn print_line(text: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    if writeln!(std::io::stdout(), "{text}").is_err() {
+        std::process::exit(1);
+    }
 }
 
 /// `2h03m`, `4m07s`, `12s` or `250ms`.
@@ -73,13 +80,6 @@ pub(crate) fn now_ms() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_a_near_word_is_suggested() {
-        let known = ["listen", "store", "log.filter"];
-        assert_eq!(nearest("lsiten", known.into_iter()), Some("listen"));
-        assert_eq!(nearest("banana", known.into_iter()), None);
-    }
 
     #[test]
     fn figures_read_well() {

@@ -8,7 +8,7 @@ use crate::error::ModelError;
 use crate::noise::{self, Purpose};
 use crate::parameter::Scope;
 use crate::retrinet::{Conditions, References, RetrievalBlock, predict};
-use crate::sampler::{Sampler, guide};
+use crate::sampler::{Sampler, guide, guide_by_references};
 use crate::text::{Prompts, TextEncoder};
 use crate::unet::UNet;
 use model_data::example::Concept;
@@ -26,6 +26,9 @@ pub struct SampleOptions {
     pub steps: u32,
     /// Scale of classifier-free guidance; 1 draws with the prompt alone.
     pub guidance: f64,
+    /// Scale of guidance by the references, where a retrieval block is: 1 takes them as in training, more moves
+    /// further away from what would be predicted without prompt and references.
+    pub reference_guidance: f64,
     /// With an example's position it fixes the noise that a picture begins from.
     pub seed: u64,
 }
@@ -151,20 +154,30 @@ impl Diffusion {
     ) -> Result<Vec<image::RgbImage>, ModelError> {
         let mut sampler = Sampler::new(options.method, options.steps)?;
         let latents = self.latents(batch);
-        let guided = options.guidance != 1.0;
+        let by_references = self.retrieval.is_some() && options.reference_guidance != 1.0;
+        let guided = options.guidance != 1.0 || by_references;
+        let empty = vec![String::new(); batch.prompts.len()];
         let mut prompts = batch.prompts.clone();
         if guided {
-            let empty = std::iter::repeat_n(String::new(), prompts.len());
-            prompts = empty.chain(prompts).collect();
+            prompts = [empty.clone(), prompts].concat();
         }
         let mut conditions = self.conditions(batch, &latents, &prompts);
+        let mut bare = Conditions {
+            timesteps: conditions.timesteps.shallow_clone(),
+            context: self.text_states(&empty),
+            references: None,
+        };
         let shape = latents.targets.size();
         let mut xs = noise::normal(seeds, Purpose::Target, &shape[1..], self.device);
         for i in 0..sampler.timesteps().len() {
             let timestep = sampler.timesteps()[i];
             conditions.timesteps = self.timesteps(&vec![timestep as i64; seeds.len()]);
             let predicted = self.predict(&xs, &conditions);
-            let noise = if guided {
+            let noise = if by_references {
+                bare.timesteps = conditions.timesteps.shallow_clone();
+                let bare = self.predict(&xs, &bare);
+                guide_by_references(&bare, &predicted, options.guidance, options.reference_guidance)
+            } else if guided {
                 guide(&predicted, options.guidance)
             } else {
                 predicted

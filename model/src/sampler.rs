@@ -182,6 +182,14 @@ pub fn guide(predicted: &Tensor, scale: f64) -> Tensor {
     &halves[0] + (&halves[1] - &halves[0]) * scale
 }
 
+/// Guidance by two conditions with a scale of its own each (InstructPix2Pix, equation 3): e_0 + reference_scale *
+/// (e_u - e_0) + scale * (e_c - e_u), where `bare` is e_0, predicted without prompt and references, and
+/// `predicted` is as for [`guide`], with the references in both halves.
+pub fn guide_by_references(bare: &Tensor, predicted: &Tensor, scale: f64, reference_scale: f64) -> Tensor {
+    let wordless = predicted.chunk(2, 0).swap_remove(0);
+    guide(predicted, scale) + (wordless - bare) * (reference_scale - 1.0)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -247,5 +255,20 @@ mod tests {
         let both = Tensor::from_slice(&[1f32, 2., 5., 8.]);
         assert_eq!(Vec::<f32>::try_from(guide(&both, 1.0)).unwrap(), [5., 8.]);
         assert_eq!(Vec::<f32>::try_from(guide(&both, 2.0)).unwrap(), [9., 14.]);
+    }
+
+    #[test]
+    fn each_condition_has_its_own_scale() {
+        let (bare, both) = (
+            Tensor::from_slice(&[0f32, 1.]),
+            Tensor::from_slice(&[1f32, 2., 5., 8.]),
+        );
+        let guided = |scale, reference_scale| {
+            Vec::<f32>::try_from(guide_by_references(&bare, &both, scale, reference_scale)).unwrap()
+        };
+        assert_eq!(guided(1.0, 1.0), [5., 8.], "the prediction under both");
+        assert_eq!(guided(0.0, 0.0), [0., 1.], "under neither");
+        assert_eq!(guided(0.0, 1.0), [1., 2.], "under the references alone");
+        assert_eq!(guided(2.0, 3.0), [11., 16.]);
     }
 }

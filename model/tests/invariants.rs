@@ -171,6 +171,7 @@ fn guided_drawing_keeps_the_references_and_depends_on_prompt_and_seed() {
                     method: SampleMethod::Ddim,
                     steps: 3,
                     guidance,
+                    reference_guidance: 1.0,
                     seed,
                 },
             )
@@ -198,14 +199,42 @@ fn guided_drawing_keeps_the_references_and_depends_on_prompt_and_seed() {
         draw(&mut retrinet, &empty, 1.0, 1),
         draw(&mut retrinet, &empty, 5.0, 1),
     );
-    let pairs = plain[0].as_raw().iter().zip(guided[0].as_raw());
-    assert!(pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap() <= 1);
+    assert!(largest_difference(&plain[0], &guided[0]) <= 1);
+}
+
+fn largest_difference(a: &image::RgbImage, b: &image::RgbImage) -> u8 {
+    let pairs = a.as_raw().iter().zip(b.as_raw());
+    pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap()
+}
+
+#[test]
+fn guidance_by_references_does_nothing_until_they_are_used() {
+    let scene = base();
+    let mut retrinet = trainer(&job(Architecture::Retrinet, 0.05), Some(&scene));
+    let mut batch = examples(1, 3);
+    batch[0].prompt = "1girl, blue_hair".into();
+    let draw = |trainer: &mut Trainer, reference_guidance| {
+        let options = SampleOptions {
+            method: SampleMethod::Ddim,
+            steps: 3,
+            guidance: 2.0,
+            reference_guidance,
+            seed: 1,
+        };
+        trainer.sample(&batch, &options).unwrap().swap_remove(0)
+    };
+    // Zero convolutions are zero: with and without references is the same prediction.
+    let (plain, guided) = (draw(&mut retrinet, 1.0), draw(&mut retrinet, 50.0));
+    assert!(largest_difference(&plain, &guided) <= 1);
+    steps(&mut retrinet, 1, 3);
+    let (plain, guided) = (draw(&mut retrinet, 1.0), draw(&mut retrinet, 50.0));
+    assert!(largest_difference(&plain, &guided) > 1);
 }
 
 #[test]
 fn a_retrinet_goes_on_from_its_own_export() {
     let scene = base();
-    let spec = job(Architecture::Retrinet, 0.01);
+    let spec = job(Architecture::Retrinet, 0.05);
     let mut trained = trainer(&spec, Some(&scene));
     steps(&mut trained, 1, 3);
     let folder = tempfile::tempdir().unwrap();

@@ -114,6 +114,8 @@ pub struct DesiredState {
     pub worker: WorkerId,
     /// At most one per job.
     pub assignments: Vec<Assignment>,
+    /// The one knob from which every time-out of the worker derives, in milliseconds (law 9).
+    pub detect_within_ms: u64,
 }
 
 /// A worker's part in one generation of one job.
@@ -140,7 +142,7 @@ pub struct Assignment {
     pub acknowledged_step: Step,
     /// Checkpoints up to this step are committed; shards up to it need not be reported again.
     pub committed_step: Step,
-    /// The one knob from which every time-out derives, in milliseconds (law 9).
+    /// The knob again: a rank is told nothing but its assignment.
     pub detect_within_ms: u64,
 }
 
@@ -169,9 +171,16 @@ pub struct SampleRequest {
     pub steps: u32,
     /// Classifier-free guidance scale.
     pub guidance: f64,
+    /// Scale of guidance by the references; requests that were stored before there was one had 1.
+    #[serde(default = "unguided")]
+    pub reference_guidance: f64,
     pub seed: u64,
     /// What the prompt says.
     pub prompt: SamplePrompt,
+}
+
+fn unguided() -> f64 {
+    1.0
 }
 
 /// How noise becomes a picture (notes 5.4).

@@ -329,6 +329,7 @@ impl From<&DesiredState> for pb::DesiredState {
         Self {
             worker: Some((&state.worker).into()),
             assignments: state.assignments.iter().map(Into::into).collect(),
+            detect_within_ms: state.detect_within_ms,
         }
     }
 }
@@ -344,8 +345,16 @@ impl TryFrom<pb::DesiredState> for DesiredState {
                 .into_iter()
                 .map(TryInto::try_into)
                 .collect::<Result<_, _>>()?,
+            detect_within_ms: detect_within(state.detect_within_ms)?,
         })
     }
+}
+
+fn detect_within(ms: u64) -> Result<u64, WireError> {
+    if ms == 0 {
+        return wrong("detect_within_ms", 0, "it must be positive");
+    }
+    Ok(ms)
 }
 
 impl From<&Assignment> for pb::Assignment {
@@ -385,9 +394,6 @@ impl TryFrom<pb::Assignment> for Assignment {
                 "a worker's ranks are at least one and lie inside the world",
             );
         }
-        if assignment.detect_within_ms == 0 {
-            return wrong("detect_within_ms", 0, "it must be positive");
-        }
         Ok(Self {
             job: job_id(assignment.job)?,
             generation: Generation(assignment.generation),
@@ -405,7 +411,7 @@ impl TryFrom<pb::Assignment> for Assignment {
             store_url: text("store_url", assignment.store_url, TEXT_MAX)?,
             acknowledged_step: Step(assignment.acknowledged_step),
             committed_step: Step(assignment.committed_step),
-            detect_within_ms: assignment.detect_within_ms,
+            detect_within_ms: detect_within(assignment.detect_within_ms)?,
         })
     }
 }
@@ -436,6 +442,7 @@ impl From<&SampleRequest> for pb::SampleWork {
             count: request.count,
             steps: request.steps,
             guidance: request.guidance,
+            reference_guidance: Some(request.reference_guidance),
             seed: request.seed,
             prompt: request.prompt.name().into(),
             method: request.method.name().into(),
@@ -478,8 +485,15 @@ impl TryFrom<pb::SampleWork> for SampleRequest {
             };
             return wrong("steps", work.steps, expected);
         }
-        if !work.guidance.is_finite() || !(0.0..=100.0).contains(&work.guidance) {
-            return wrong("guidance", work.guidance, "it must be between 0 and 100");
+        let reference_guidance = work.reference_guidance.unwrap_or(1.0);
+        for (field, scale) in [
+            ("guidance", work.guidance),
+            ("reference_guidance", reference_guidance),
+        ] {
+            // Not a number is in no range.
+            if !(0.0..=100.0).contains(&scale) {
+                return wrong(field, scale, "it must be between 0 and 100");
+            }
         }
         Ok(Self {
             source: job_id(work.source)?,
@@ -488,6 +502,7 @@ impl TryFrom<pb::SampleWork> for SampleRequest {
             method,
             steps: work.steps,
             guidance: work.guidance,
+            reference_guidance,
             seed: work.seed,
             prompt,
         })

@@ -43,8 +43,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     })?;
     let (sender, events) = mpsc::channel(EVENTS_MAX);
     let logs = Logs::default();
-    let detect_within = Duration::from_millis(config.detect_within_ms);
-    let link = Link::start(&config.coordinator, detect_within, sender.clone(), logs.clone())
+    let link = Link::start(&config.coordinator, sender.clone(), logs.clone())
         .with_context(|| format!("`coordinator` {} cannot be used", config.coordinator))?;
     // Before anybody is told that this daemon is here, because they may ask it to leave at once.
     let signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -59,7 +58,6 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         worker: id,
         device: config.device,
         devices: config.devices,
-        detect_within_ms: config.detect_within_ms,
     };
     let daemon = Daemon {
         worker: Worker::new(machine, 0),

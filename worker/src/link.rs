@@ -12,6 +12,8 @@ use tokio_stream::Stream;
 use tonic::transport::Endpoint;
 use worker_core::event::Event;
 
+/// `detect_within` until the coordinator has told it: what is shipped.
+const UNTIL_TOLD: Duration = Duration::from_secs(10);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 
 /// The daemon's end. A report replaces one that was not sent yet: each says everything.
@@ -24,17 +26,12 @@ impl Link {
     /// Starts the task. `events` gets [`Event::Connected`], [`Event::Disconnected`] and [`Event::Desired`].
     pub(crate) fn start(
         coordinator: &str,
-        detect_within: Duration,
         events: mpsc::Sender<Event>,
         logs: Logs,
     ) -> Result<Self, tonic::transport::Error> {
-        let endpoint = Endpoint::from_shared(coordinator.to_owned())?
-            .connect_timeout(detect_within)
-            .http2_keep_alive_interval(detect_within / 3)
-            .keep_alive_timeout(detect_within)
-            .keep_alive_while_idle(true);
+        let endpoint = Endpoint::from_shared(coordinator.to_owned())?.keep_alive_while_idle(true);
         let (reports, receiver) = watch::channel(None);
-        tokio::spawn(keep(endpoint, detect_within, receiver, events, logs));
+        tokio::spawn(keep(endpoint, receiver, events, logs));
         Ok(Self { reports })
     }
 
@@ -47,22 +44,26 @@ impl Link {
 /// Connects for ever; ends when the daemon does.
 async fn keep(
     endpoint: Endpoint,
-    detect_within: Duration,
     reports: watch::Receiver<Option<WorkerReport>>,
     events: mpsc::Sender<Event>,
     logs: Logs,
 ) {
-    let pause_max = (detect_within / 3).max(PAUSE_MIN);
+    let mut detect_within = UNTIL_TOLD;
     let mut pause = PAUSE_MIN;
     let mut complained = false;
     let coordinator = endpoint.uri().to_string();
     while !events.is_closed() {
+        let endpoint = endpoint
+            .clone()
+            .connect_timeout(detect_within)
+            .http2_keep_alive_interval(detect_within / 3)
+            .keep_alive_timeout(detect_within);
         match endpoint.connect().await {
             Ok(channel) => {
                 let client = FleetClient::new(channel);
-                let (heard, reason) = attend(client, reports.clone(), &events, &logs).await;
-                if heard {
-                    (pause, complained) = (PAUSE_MIN, false);
+                let (told, reason) = attend(client, reports.clone(), &events, &logs).await;
+                if let Some(told) = told {
+                    (detect_within, pause, complained) = (told, PAUSE_MIN, false);
                 }
                 if !complained {
                     tracing::warn!(
@@ -80,26 +81,27 @@ async fn keep(
         }
         complained = true;
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(pause_max);
+        pause = (pause * 2).min((detect_within / 3).max(PAUSE_MIN));
     }
 }
 
-/// One stream, from open to broken. Returns whether the coordinator ever said something, and why it ended.
+/// One stream, from open to broken. Returns the `detect_within` that the coordinator last told, if it ever said
+/// something, and why the stream ended.
 async fn attend(
     mut client: FleetClient<tonic::transport::Channel>,
     reports: watch::Receiver<Option<WorkerReport>>,
     events: &mpsc::Sender<Event>,
     logs: &Logs,
-) -> (bool, String) {
+) -> (Option<Duration>, String) {
     let mut reports = reports;
     // Only reports made from here on go to this stream; the machine makes one when it hears of the
     // connection, which must be before the coordinator answers, because the coordinator answers to the first
     // report.
     reports.mark_unchanged();
     if events.send(Event::Connected).await.is_err() {
-        return (false, "the daemon ends".into());
+        return (None, "the daemon ends".into());
     }
-    let mut heard = false;
+    let mut told = None;
     let reason = match client.attach(outgoing(reports, logs.clone())).await {
         Err(status) => status.message().to_owned(),
         Ok(reply) => {
@@ -108,8 +110,7 @@ async fn attend(
             loop {
                 match states.message().await {
                     Ok(Some(state)) => {
-                        heard = true;
-                        hear(state, events).await;
+                        told = hear(state, events).await.or(told);
                     }
                     Ok(None) => break "the coordinator closed it".to_owned(),
                     Err(status) => break chain(&status),
@@ -119,14 +120,22 @@ async fn attend(
     };
     // Ignored: without a receiver the daemon ends.
     let _ = events.send(Event::Disconnected).await;
-    (heard, reason)
+    (told, reason)
 }
 
-async fn hear(state: pb::DesiredState, events: &mpsc::Sender<Event>) {
+/// Hands it on; returns its `detect_within`.
+async fn hear(state: pb::DesiredState, events: &mpsc::Sender<Event>) -> Option<Duration> {
     match DesiredState::try_from(state) {
-        // Ignored: without a receiver the daemon ends.
-        Ok(state) => drop(events.send(Event::Desired(state)).await),
-        Err(error) => tracing::error!(%error, "coordinator says what makes no sense; ignored"),
+        Ok(state) => {
+            let told = Duration::from_millis(state.detect_within_ms);
+            // Ignored: without a receiver the daemon ends.
+            let _ = events.send(Event::Desired(state)).await;
+            Some(told)
+        }
+        Err(error) => {
+            tracing::error!(%error, "coordinator says what makes no sense; ignored");
+            None
+        }
     }
 }
 
@@ -244,7 +253,7 @@ mod tests {
             at_ms: 7,
             text: "hello".into(),
         });
-        let link = Link::start(&url, Duration::from_secs(10), sender, logs).unwrap();
+        let link = Link::start(&url, sender, logs).unwrap();
 
         assert_eq!(events.recv().await, Some(Event::Connected));
         link.report(report(1));
@@ -254,6 +263,7 @@ mod tests {
         let state = DesiredState {
             worker: id(),
             assignments: vec![],
+            detect_within_ms: 10_000,
         };
         answers.send(Ok(pb::DesiredState::from(&state))).await.unwrap();
         assert_eq!(events.recv().await, Some(Event::Desired(state)));
@@ -271,7 +281,7 @@ mod tests {
     #[test]
     fn an_address_that_is_none_is_refused() {
         let (sender, _events) = mpsc::channel(1);
-        let link = Link::start("not a url", Duration::from_secs(1), sender, Logs::default());
+        let link = Link::start("not a url", sender, Logs::default());
         assert!(link.is_err());
     }
 }

@@ -11,16 +11,21 @@ const REATTACH: u64 = 2;
 const ROLL_CALL: u64 = 12;
 /// All ranks are finished: the last checkpoint must be complete within this many `detect_within`.
 const LAST_SHARDS: u64 = 4;
+/// A record must be durable within this many `detect_within`; then the coordinator ends, because a restart is better
+/// than one that answers nobody.
+const SAVE: u64 = 6;
 /// A manifest that could not be written this often ends the generation.
 pub(crate) const MANIFEST_ATTEMPTS_MAX: u32 = 10;
 
+/// Deadlines of one `detect_within`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Deadlines {
+pub struct Deadlines {
     detect_within_ms: u64,
 }
 
 impl Deadlines {
-    pub(crate) fn new(detect_within_ms: u64) -> Self {
+    #[must_use]
+    pub fn new(detect_within_ms: u64) -> Self {
         Self {
             detect_within_ms: detect_within_ms.max(1),
         }
@@ -63,7 +68,35 @@ impl Deadlines {
         self.after(now, LAST_SHARDS)
     }
 
+    /// How long the shell waits for a record to be durable.
+    #[must_use]
+    pub fn save_ms(self) -> u64 {
+        self.detect_within_ms.saturating_mul(SAVE)
+    }
+
     fn after(self, now: Millis, times: u64) -> Millis {
         now.saturating_add(self.detect_within_ms.saturating_mul(times))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_pair_is_in_the_wrong_order() {
+        for knob in [1, 100, 10_000, u64::MAX] {
+            let deadlines = Deadlines::new(knob);
+            let now: Millis = 5;
+            let rising = [
+                now.saturating_add(deadlines.patience_ms()),
+                deadlines.lease(now),
+                deadlines.reattach(now),
+                deadlines.last_shards(now),
+                now.saturating_add(deadlines.save_ms()),
+                deadlines.roll_call(now),
+            ];
+            assert!(rising.is_sorted(), "{knob}: {rising:?}");
+        }
     }
 }

@@ -21,7 +21,7 @@ mod request;
 mod view;
 
 use clock::Clock;
-use deadline::Deadlines;
+pub use deadline::Deadlines;
 use event::{Counters, Durable, Effect, Event, Fact, Millis, Record};
 use explain::Ending;
 use fleet::{Arrival, Fleet};
@@ -387,6 +387,7 @@ impl Coordinator {
         DesiredState {
             worker: worker.clone(),
             assignments: self.jobs.values().filter_map(assignment).collect(),
+            detect_within_ms: *detect_within_ms,
         }
     }
 

@@ -4,7 +4,7 @@
 use super::client::{self, connect};
 use super::{Global, Outcome, Output, Target, print_json, table};
 use crate::checkpoint::Checkpoint;
-use crate::words::bytes;
+use crate::words::{bytes, say};
 use anyhow::Result;
 use clap::Subcommand;
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
@@ -75,14 +75,14 @@ async fn verify(global: &Global, target: &Target) -> Result<Outcome> {
         })),
         Output::Table => {
             for finding in &verified.findings {
-                println!("{finding}");
+                say!("{finding}");
             }
             let result = if good {
                 "all good".into()
             } else {
                 format!("{} faults", verified.findings.len())
             };
-            println!(
+            say!(
                 "{}@{}: {} shards, {}: {result}",
                 target.job,
                 reference.step,
@@ -99,7 +99,7 @@ async fn digest(global: &Global, target: &Target) -> Result<Outcome> {
     let digest = checkpoint.digest().await?;
     match global.output {
         Output::Json => print_json(&json!({ "job": target.job, "step": reference.step, "digest": digest })),
-        Output::Table => println!("{digest}"),
+        Output::Table => say!("{digest}"),
     }
     Ok(Outcome::True)
 }
@@ -111,7 +111,7 @@ async fn export(global: &Global, target: &Target, out: &Path, half: bool) -> Res
         Output::Json => print_json(&serde_json::to_value(&origin)?),
         Output::Table => {
             for (file, sha256) in &origin.files {
-                println!("{sha256}  {}", out.join(file).display());
+                say!("{sha256}  {}", out.join(file).display());
             }
         }
     }
@@ -151,6 +151,6 @@ pub(crate) async fn checkpoints(global: &Global, job: &str) -> Result<Outcome> {
             row.environment.clone(),
         ]);
     }
-    println!("{table}");
+    say!("{table}");
     Ok(Outcome::True)
 }

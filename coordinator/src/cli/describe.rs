@@ -4,7 +4,7 @@ use super::client::{self, connect};
 use super::curve::Summary;
 use super::job::progress;
 use super::{Global, Outcome, Output, json, print_json, table};
-use crate::words::{ago, bytes, duration, now_ms};
+use crate::words::{ago, bytes, duration, now_ms, say};
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use proto::pb;
@@ -58,7 +58,7 @@ fn draw(job: &str, steps: &[pb::StepReport], file: &Path) -> Result<()> {
 
 fn print(view: &pb::JobView, summary: Option<&Summary>) {
     let now = now_ms();
-    let line = |name: &str, value: &str| println!("{name:<12} {value}");
+    let line = |name: &str, value: &str| say!("{name:<12} {value}");
     line("job", &view.job);
     line("phase", &format!("{}: {}", view.phase, view.reason));
     line("submitted", &ago(view.submitted_ms, now));
@@ -124,7 +124,7 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
         }
         .as_str(),
     );
-    println!("{:<12} {}", "store", view.store_url);
+    say!("{:<12} {}", "store", view.store_url);
     print_members(view);
     print_incidents(view, now);
 }
@@ -143,7 +143,7 @@ fn print_members(view: &pb::JobView) {
             table.add_row([rank.to_string(), worker.clone(), phase.clone()]);
         }
     }
-    println!("\n{table}");
+    say!("\n{table}");
 }
 
 fn print_incidents(view: &pb::JobView, now: u64) {
@@ -158,5 +158,5 @@ fn print_incidents(view: &pb::JobView, now: u64) {
             incident.what.clone(),
         ]);
     }
-    println!("\n{table}");
+    say!("\n{table}");
 }

@@ -2,7 +2,7 @@
 
 use super::client::{connect, refusal};
 use super::{Global, Outcome, Output, json, print_json, table};
-use crate::words::{ago, now_ms};
+use crate::words::{ago, now_ms, say};
 use anyhow::Result;
 use proto::pb;
 
@@ -46,7 +46,7 @@ pub(crate) async fn jobs(global: &Global) -> Result<Outcome> {
             job.reason.clone(),
         ]);
     }
-    println!("{table}");
+    say!("{table}");
     Ok(Outcome::True)
 }
 
@@ -69,7 +69,7 @@ pub(crate) async fn cancel(global: &Global, job: &str) -> Result<Outcome> {
     let phase = reply.into_inner().phase;
     match global.output {
         Output::Json => print_json(&serde_json::json!({ "job": job, "phase": phase })),
-        Output::Table => println!("{job} is {phase}"),
+        Output::Table => say!("{job} is {phase}"),
     }
     Ok(if phase == "cancelled" {
         Outcome::True

@@ -15,6 +15,7 @@ mod target;
 mod watch;
 mod worker;
 
+use crate::words::say;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -122,5 +123,5 @@ fn table(header: &[&str]) -> comfy_table::Table {
 }
 
 fn print_json(value: &serde_json::Value) {
-    println!("{value:#}");
+    say!("{value:#}");
 }

@@ -3,6 +3,7 @@
 
 use super::client::{self, connect, refusal};
 use super::{Global, Outcome, Output, Target, print_json, watch};
+use crate::words::say;
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
 use futures::TryStreamExt;
@@ -35,6 +36,9 @@ pub(crate) struct SampleArgs {
     /// Classifier-free guidance scale
     #[arg(long, default_value_t = 3.0)]
     guidance: f64,
+    /// Scale of guidance by the references: above 1 they count for more than in training
+    #[arg(long, default_value_t = 1.0)]
+    reference_guidance: f64,
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// What the prompt says of the target: all its tags, only its pose on a white ground (who it is must then come
@@ -84,6 +88,7 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
         },
         steps: args.steps,
         guidance: args.guidance,
+        reference_guidance: args.reference_guidance,
         seed: args.seed,
         prompt: match args.prompt {
             Prompt::Full => SamplePrompt::Full,
@@ -112,7 +117,7 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
             "files": files,
             "summary": summary,
         })),
-        Output::Table => println!("{}", summary_line(&view.job, &args.out, files, &summary)),
+        Output::Table => say!("{}", summary_line(&view.job, &args.out, files, &summary)),
     }
     Ok(Outcome::True)
 }

@@ -4,6 +4,7 @@
 use super::client::{connect, refusal};
 use super::{Global, Outcome, Output, print_json, watch};
 use crate::pin::pin;
+use crate::words::say;
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use proto::pb;
@@ -41,8 +42,8 @@ pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome
             "summary": reply.summary,
         })),
         (Output::Json, _) => {}
-        (Output::Table, true) => println!("{} is good: {}", args.file.display(), reply.summary),
-        (Output::Table, false) => println!("{}", reply.job),
+        (Output::Table, true) => say!("{} is good: {}", args.file.display(), reply.summary),
+        (Output::Table, false) => say!("{}", reply.job),
     }
     if args.watch {
         watch::watch(global, &reply.job).await

@@ -4,7 +4,7 @@
 use super::client::{Client, connect, is_lost, refusal};
 use super::{Global, Outcome, Output, json, print_json};
 use crate::status::is_over;
-use crate::words::duration;
+use crate::words::{duration, say};
 use anyhow::{Result, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
 use proto::pb;
@@ -26,7 +26,7 @@ pub(crate) async fn watch(global: &Global, job: &str) -> Result<Outcome> {
     let view = follow(global, job).await?;
     match global.output {
         Output::Json => print_json(&json::job(&view)),
-        Output::Table => println!("{}", last_line(&view)),
+        Output::Table => say!("{}", last_line(&view)),
     }
     Ok(if view.phase == "done" {
         Outcome::True

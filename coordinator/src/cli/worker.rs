@@ -2,7 +2,7 @@
 
 use super::client::{connect, refusal};
 use super::{Global, Outcome, Output, json, print_json, table};
-use crate::words::duration;
+use crate::words::{duration, say};
 use anyhow::Result;
 use proto::pb;
 use std::time::Duration;
@@ -36,6 +36,6 @@ pub(crate) async fn workers(global: &Global) -> Result<Outcome> {
             format!("{} ago", duration(Duration::from_millis(worker.last_heard_ms))),
         ]);
     }
-    println!("{table}");
+    say!("{table}");
     Ok(Outcome::True)
 }

@@ -41,7 +41,7 @@ pub enum ImportError {
     Read { path: PathBuf, source: std::io::Error },
     #[error(
         "strict: {} of {} rows of {SAMPLES_FILE} were rejected and {} links dropped, \
-         nothing was written; the first: {}",
+         no data set was made; the first: {}",
         report.rejected.len(), report.rows, report.dropped.len(), report.first())]
     Strict { report: Box<ImportReport> },
     #[error("no row of {} can be used; the first reason: {}", path.display(), report.first())]
@@ -71,6 +71,8 @@ pub struct ImportReport {
     pub dropped: Vec<(u64, String)>,
     /// Accepted rows without `bbox`, whose face was guessed.
     pub guessed_boxes: u64,
+    /// Accepted rows that name no similar picture.
+    pub alone: u64,
 }
 
 impl ImportReport {
@@ -118,6 +120,8 @@ pub async fn import(
         let samples = load_group(folder, group, &mut report);
         if !samples.is_empty() {
             report.accepted += samples.len() as u64;
+            let alone = samples.iter().filter(|it| it.metadata.similar.is_empty());
+            report.alone += alone.count() as u64;
             writer.add(samples).await?;
         }
     }

@@ -1,11 +1,11 @@
 //! Raw job.toml -> [`JobSpec`]: defaults, relative paths, and every rule that joins two fields. Pure; all faults are
 //! reported together.
 
-use super::place::nearest;
 use super::raw::{
     AutoencoderToml, DataToml, JobToml, ModelToml, OptimizerToml, ResourcesToml, TextEncoderToml, TrainToml,
     UNetToml,
 };
+use crate::place::nearest;
 use crate::size;
 use crate::spec::{
     Architecture, AutoencoderConfig, CheckpointPolicy, Component, Data, Decay, DeviceKind, JobSpec,
@@ -184,7 +184,7 @@ fn absolute(field: &str, value: &str, directory: Option<&Path>, faults: &mut Fau
         faults.add(field, "is empty; it must be a path, file:///… or s3://bucket/…");
     }
     if Path::new(value).is_absolute() {
-        return format!("file://{value}");
+        return file_url(Path::new(value));
     }
     let Some(directory) = directory else {
         faults.add(
@@ -193,7 +193,16 @@ fn absolute(field: &str, value: &str, directory: Option<&Path>, faults: &mut Fau
         );
         return value.to_owned();
     };
-    format!("file://{}", normal(&directory.join(value)).display())
+    file_url(&normal(&directory.join(value)))
+}
+
+/// What has a meaning in a URL and none in a path is written as its code.
+fn file_url(path: &Path) -> String {
+    let text = path.display().to_string();
+    format!(
+        "file://{}",
+        text.replace('%', "%25").replace('#', "%23").replace('?', "%3F")
+    )
 }
 
 /// Takes `.` and `..` out of a path, as text.

@@ -3,9 +3,9 @@
 //! again, and by ranks.
 
 mod check;
-mod place;
 mod raw;
 
+use crate::place;
 use crate::spec::{Data, JobSpec, Model, Optimizer, Train};
 use raw::{
     AutoencoderToml, CheckpointToml, DataToml, JobToml, ModelToml, OptimizerName, OptimizerToml,

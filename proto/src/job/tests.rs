@@ -47,6 +47,13 @@ fn a_good_job_means_what_it_says() {
 }
 
 #[test]
+fn a_path_may_have_any_name() {
+    let spec = read(&GOOD.replacen("../figures", "/data/50% of #1?", 1)).unwrap();
+    assert_eq!(spec.data.dataset, "file:///data/50%25 of %231%3F");
+    assert_eq!(parse("canonical", &to_toml(&spec), None).unwrap(), spec);
+}
+
+#[test]
 fn the_canonical_text_means_the_same() {
     let spec = read(GOOD).unwrap();
     assert_eq!(parse("canonical", &to_toml(&spec), None).unwrap(), spec);
@@ -75,11 +82,26 @@ fn unknown_keys_get_a_suggestion() {
 }
 
 #[test]
+fn values_that_are_planned_are_told_from_slips() {
+    check(
+        "micro_batch = 8",
+        "micro_batch = 8\nreduction = \"exact\"",
+        "job.toml:20: train.reduction: not there yet: unknown variant `exact`, expected `fast`",
+    );
+    check(
+        "architecture = \"retrinet\"",
+        "architecture = \"controlnet\"",
+        "job.toml:12: model.architecture: not there yet: unknown variant `controlnet`, expected one of `autoencoder`, \
+         `text-to-image`, `retrinet`",
+    );
+}
+
+#[test]
 fn wrong_types_and_missing_fields_are_named() {
     check(
         "steps = 100",
         "steps = \"many\"",
-        "job.toml:17: train.steps: invalid type: string \"many\", expected u64",
+        "job.toml:17: train.steps: is the string \"many\"; it must be a whole number, 0 or more",
     );
     check("steps = 100\n", "", "job.toml:16: train: missing field `steps`");
 }

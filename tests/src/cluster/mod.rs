@@ -127,8 +127,7 @@ impl Cluster {
                 "RETRI_WORKER__RUN_DIR",
                 self.directory.path().join(format!("run-{name}")),
             )
-            .env("RETRI_WORKER__CACHE_DIR", self.directory.path().join("cache"))
-            .env("RETRI_WORKER__DETECT_WITHIN_MS", DETECT_WITHIN_MS.to_string());
+            .env("RETRI_WORKER__CACHE_DIR", self.directory.path().join("cache"));
         self.workers[index] = Some(Process::start(
             &name,
             command,

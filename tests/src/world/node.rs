@@ -73,7 +73,6 @@ impl World {
             worker,
             device: DeviceKind::Cpu,
             devices,
-            detect_within_ms: DETECT_WITHIN_MS,
         };
         node.machine = Some(Worker::new(config, self.now));
         node.wake_at = None;

@@ -134,6 +134,7 @@ fn sample(request: RequestId, source: JobId) -> Event {
         method,
         steps,
         guidance,
+        reference_guidance: 1.0,
         seed,
         prompt,
     };

@@ -1,5 +1,5 @@
-//! Every time-out of the worker's machine, derived from the one knob `detect_within` (law 9), so that no pair
-//! of them can be set in the wrong order. Pure numbers; the machine and nobody else asks.
+//! Every time-out of the worker's machine, derived from the one knob `detect_within` (law 9) that the coordinator
+//! tells, so that no pair of them can be set in the wrong order. Pure numbers; the machine and nobody else asks.
 
 use crate::event::Millis;
 use proto::message::RankPhase;
@@ -17,6 +17,12 @@ pub(crate) struct Deadlines {
 }
 
 impl Deadlines {
+    /// Before the coordinator has said what the knob is there are no ranks to wait for: this is only how often a
+    /// worker introduces itself.
+    pub(crate) const UNTIL_TOLD: Self = Self {
+        detect_within_ms: 900,
+    };
+
     pub(crate) fn new(detect_within_ms: u64) -> Self {
         Self {
             detect_within_ms: detect_within_ms.max(REPORTS_PER_LEASE),
@@ -45,5 +51,25 @@ impl Deadlines {
     /// When the report sent at `sent` is sent again though nothing changed.
     pub(crate) fn report_at(self, sent: Millis) -> Millis {
         sent.saturating_add(self.detect_within_ms / REPORTS_PER_LEASE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_pair_is_in_the_wrong_order() {
+        for knob in [1, 100, 10_000, u64::MAX] {
+            let deadlines = Deadlines::new(knob);
+            let now: Millis = 5;
+            let (second_report, training, starting) = (
+                deadlines.report_at(deadlines.report_at(now)),
+                deadlines.silent_at(now, &RankPhase::Training),
+                deadlines.silent_at(now, &RankPhase::Starting),
+            );
+            assert!(second_report <= training && training <= starting, "{knob}");
+            assert_eq!(deadlines.kill_at(now), training, "{knob}");
+        }
     }
 }

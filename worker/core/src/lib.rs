@@ -27,8 +27,6 @@ pub struct Config {
     pub worker: WorkerId,
     pub device: DeviceKind,
     pub devices: u32,
-    /// The one knob from which every time-out derives, in milliseconds (law 9).
-    pub detect_within_ms: u64,
 }
 
 /// The machine.
@@ -64,7 +62,7 @@ impl Worker {
     #[must_use]
     pub fn new(config: Config, now: Millis) -> Self {
         Self {
-            deadlines: Deadlines::new(config.detect_within_ms),
+            deadlines: Deadlines::UNTIL_TOLD,
             config,
             clock: Clock::new(now),
             connected: false,
@@ -150,6 +148,7 @@ impl Worker {
             }));
             return;
         }
+        self.deadlines = Deadlines::new(state.detect_within_ms);
         let mut wanted = BTreeMap::new();
         for assignment in state.assignments {
             let known = self

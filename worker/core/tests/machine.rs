@@ -26,7 +26,6 @@ impl Desk {
             worker: id(7),
             device: DeviceKind::Cpu,
             devices: 2,
-            detect_within_ms: DETECT_WITHIN_MS,
         };
         let mut desk = Self {
             machine: Worker::new(config, 5_000),
@@ -60,6 +59,7 @@ impl Desk {
         self.handle(Event::Desired(DesiredState {
             worker: id(7),
             assignments,
+            detect_within_ms: DETECT_WITHIN_MS,
         }))
     }
 
@@ -424,6 +424,7 @@ fn orders_for_another_boot_are_not_ours() {
     let state = DesiredState {
         worker: id(6),
         assignments: vec![assignment(1, 0, 1)],
+        detect_within_ms: DETECT_WITHIN_MS,
     };
     let effects = desk.handle(Event::Desired(state));
     assert_eq!(spawned(&effects), []);

@@ -86,6 +86,7 @@ pub(crate) fn sample(rank: &Rank<'_>, spec: &JobSpec, request: &SampleRequest) -
         method: request.method,
         steps: request.steps,
         guidance: request.guidance,
+        reference_guidance: request.reference_guidance,
         seed: request.seed,
     };
     let pictures = Pictures::open(&assignment.store_url, &assignment.job)?;

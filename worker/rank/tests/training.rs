@@ -333,6 +333,7 @@ fn pictures_are_drawn_from_a_checkpoint_and_judged() {
         method: SampleMethod::DpmSolver,
         steps: 2,
         guidance: 2.0,
+        reference_guidance: 1.0,
         seed: 3,
         prompt: SamplePrompt::Pose,
     };

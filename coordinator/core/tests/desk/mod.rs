@@ -273,6 +273,7 @@ pub(crate) fn sample_of(source: &JobId) -> SampleRequest {
         method,
         steps,
         guidance,
+        reference_guidance: 1.0,
         seed,
         prompt,
     }

@@ -32,13 +32,48 @@ use design::{ARTISTS, Artist, Character, Outfit};
 use pose::Shot;
 
 /// How many of its identity's other pictures a sample names as similar.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Similar {
     /// All of them.
     All,
     /// As many as in the paper's data set (notes 2.2): 81 % of samples have fewer than 4.
     Paper,
+    /// Of every `sum` samples, entry `n` names `n` others.
+    Parts(Vec<u32>),
 }
+
+impl Similar {
+    /// The most that a sample can name. None: as many as there are.
+    #[must_use]
+    pub fn longest(&self) -> Option<usize> {
+        let classes = self.classes()?;
+        classes
+            .iter()
+            .filter(|(parts, _)| *parts > 0)
+            .map(|(_, length)| *length)
+            .max()
+    }
+
+    /// How many samples of how many name so many others. None: all name all.
+    fn classes(&self) -> Option<Vec<(u32, usize)>> {
+        match self {
+            Self::All => None,
+            Self::Paper => Some(PAPER_SIMILAR.to_vec()),
+            Self::Parts(parts) => Some(parts.iter().copied().zip(0..).collect()),
+        }
+    }
+}
+
+/// Samples of the paper's data set by the length of their `similar` (notes 2.2, the middle or the least of each class).
+const PAPER_SIMILAR: [(u32, usize); 7] = [
+    (65_594, 1),
+    (19_636, 2),
+    (9_125, 3),
+    (5_227, 4),
+    (3_434, 5),
+    (9_481, 8),
+    (4_232, 16),
+];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SynthesizeOptions {
@@ -97,8 +132,8 @@ fn identity(options: &SynthesizeOptions, character_number: u32, outfit_number: u
         .map(|image| {
             let mut rng = stream(&["image", &c, &o, &image.to_string()]);
             let mut others: Vec<u32> = (0..options.images).filter(|other| *other != image).collect();
-            if options.similar == Similar::Paper {
-                let wanted = paper_similar(rng.random_range(0..116_729));
+            if let Some(classes) = options.similar.classes() {
+                let wanted = draw_length(&classes, &mut rng);
                 others.shuffle(&mut rng);
                 others.truncate(wanted);
             }
@@ -154,24 +189,15 @@ fn picture(
     }
 }
 
-/// The length of `similar` at a rank within the paper's 116,729 samples (notes 2.2; the two open classes, 6
-/// to 14 and 15 or more, stand for 8 and 16).
-fn paper_similar(rank: u32) -> usize {
-    let classes = [
-        (65_594, 1),
-        (19_636, 2),
-        (9_125, 3),
-        (5_227, 4),
-        (3_434, 5),
-        (9_481, 8),
-        (4_232, 16),
-    ];
-    let mut end = 0;
-    for (count, length) in classes {
-        end += count;
-        if rank < end {
-            return length;
+/// A length, in proportion to the parts of each class.
+fn draw_length(classes: &[(u32, usize)], rng: &mut ChaCha8Rng) -> usize {
+    let total = classes.iter().map(|(parts, _)| *parts).sum();
+    let mut rank = rng.random_range(0..total);
+    for (parts, length) in classes {
+        match rank.checked_sub(*parts) {
+            Some(rest) => rank = rest,
+            None => return *length,
         }
     }
-    16
+    unreachable!("a rank lies below the sum of all parts")
 }
