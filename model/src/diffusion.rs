@@ -9,9 +9,10 @@ use crate::noise::{self, Purpose};
 use crate::parameter::Scope;
 use crate::retrinet::{Conditions, References, RetrievalBlock, predict};
 use crate::sampler::{Sampler, guide, guide_by_references};
-use crate::text::{Prompts, TextEncoder};
+use crate::text::{TextEncoder, token_ids};
 use crate::unet::UNet;
 use model_data::example::Concept;
+use model_data::prompt::Prompts;
 use proto::layout::UNetLayout;
 use proto::message::SampleMethod;
 use proto::spec::{Architecture, Model};
@@ -127,7 +128,7 @@ impl Diffusion {
             let known: Vec<Tensor> = texts.iter().map(|text| self.known_state(text)).collect();
             Tensor::stack(&known, 0)
         } else {
-            self.text.forward(&self.prompts.batch(&texts, self.device))
+            self.text.forward(&token_ids(&self.prompts, &texts, self.device))
         };
         let index: Vec<i64> = strings.iter().map(|text| distinct[text.as_str()]).collect();
         states.index_select(0, &Tensor::from_slice(&index).to_device(self.device))
@@ -139,7 +140,7 @@ impl Diffusion {
         }
         let state = self
             .text
-            .forward(&self.prompts.batch(&[text], self.device))
+            .forward(&token_ids(&self.prompts, &[text], self.device))
             .get(0);
         self.known.insert(text.to_owned(), state.shallow_clone());
         state

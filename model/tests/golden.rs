@@ -10,9 +10,10 @@ use model::parameter::Parameters;
 use model::resnet::ResBlock;
 use model::sampler::Sampler;
 use model::schedule::NoiseSchedule;
-use model::text::{Prompts, TextEncoder};
+use model::text::{TextEncoder, token_ids};
 use model::unet::UNet;
 use model::weights::NamedTensors;
+use model_data::prompt::Prompts;
 use proto::message::SampleMethod;
 use proto::spec::{AutoencoderConfig, Optimizer, TextEncoderConfig, UNetConfig};
 use std::path::Path;
@@ -200,7 +201,7 @@ fn text_encoder_on_concept_words() {
     };
     let text = TextEncoder::new(&parameters.root().sub("text"), &(&config).into());
     fill(&parameters);
-    let ids = Prompts::new(77).batch(&["", "face", "clothes"], Device::Cpu);
+    let ids = token_ids(&Prompts::new(77), &["", "face", "clothes"], Device::Cpu);
     golden.check("text.out", &text.forward(&ids).narrow(1, 0, 12));
 }
 

@@ -1,6 +1,7 @@
 //! `coordinator dataset …`: makes, reads and checks data sets. Speaks to object storage only; no
 //! coordinator is needed.
 
+use super::preview::{PreviewArgs, preview};
 use super::{Global, Outcome, Output, print_json, table};
 use crate::words::{bytes, say};
 use anyhow::{Context, Result, anyhow};
@@ -32,6 +33,8 @@ pub(crate) enum DatasetCommand {
         #[arg(long)]
         source: Option<String>,
     },
+    /// Draw what a job shows its model: targets, masks, references with their concepts, prompts
+    Preview(PreviewArgs),
     /// Count samples, similar pictures, characters and cloth tags
     Describe {
         #[arg(value_name = "URL")]
@@ -102,6 +105,10 @@ pub(crate) async fn dataset(global: &Global, command: &DatasetCommand) -> Result
                 .clone()
                 .unwrap_or_else(|| format!("imported from {}", folder.display()));
             import(global, folder, &url_of(out)?, &source, *strict).await
+        }
+        DatasetCommand::Preview(args) => {
+            let url = args.dataset.as_deref().map(url_of).transpose()?;
+            preview(global, args, url).await
         }
         DatasetCommand::Describe { dataset } => describe(global, &open(dataset).await?).await,
         DatasetCommand::Verify { dataset } => verify(global, &open(dataset).await?).await,

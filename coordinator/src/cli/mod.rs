@@ -9,6 +9,7 @@ mod describe;
 mod job;
 mod json;
 mod logs;
+mod preview;
 mod sample;
 mod submit;
 mod target;

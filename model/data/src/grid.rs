@@ -8,8 +8,11 @@ use crate::text;
 
 const PAPER: Rgb<u8> = Rgb([250, 250, 248]);
 const INK: Rgb<u8> = Rgb([255, 255, 255]);
+const CAPTION: Rgb<u8> = Rgb([60, 62, 70]);
 const GAP: u32 = 4;
 const STRIP: u32 = 13;
+/// Height of a line of a caption.
+const LINE: u32 = text::HEIGHT + 3;
 
 /// One picture with the word above it: "target", "drawn", or a concept's word.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,6 +50,53 @@ pub fn picture_grid(rows: &[Vec<Cell>], side: u32, across: u32) -> RgbImage {
     sheet
 }
 
+/// One row of cells under each other, each with a text below it that breaks where the row ends.
+#[must_use]
+pub fn captioned_grid(rows: &[(Vec<Cell>, String)], side: u32) -> RgbImage {
+    let cells = rows
+        .iter()
+        .map(|(cells, _)| cells.len())
+        .max()
+        .unwrap_or(0)
+        .max(1) as u32;
+    let width = cells * (side + GAP) + GAP;
+    let room = ((width - 2 * GAP) / text::ADVANCE).max(1) as usize;
+    let lines: Vec<Vec<String>> = rows.iter().map(|(_, caption)| broken(caption, room)).collect();
+    let height_of = |lines: &[String]| STRIP + side + GAP + lines.len() as u32 * LINE + GAP;
+    let height = lines.iter().map(|it| height_of(it)).sum::<u32>() + GAP;
+    let mut sheet = RgbImage::from_pixel(width, height, PAPER);
+    let mut y = GAP;
+    for ((cells, _), lines) in rows.iter().zip(&lines) {
+        for (n, cell) in cells.iter().enumerate() {
+            put_cell(&mut sheet, cell, (GAP + n as u32 * (side + GAP), y), side);
+        }
+        for (n, line) in lines.iter().enumerate() {
+            let top = y + STRIP + side + GAP + n as u32 * LINE;
+            text::draw(&mut sheet, line, (i64::from(GAP), i64::from(top)), 1, CAPTION);
+        }
+        y += height_of(lines);
+    }
+    sheet
+}
+
+/// Lines of at most `room` characters, broken between words where that is possible.
+fn broken(text: &str, room: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let pieces: Vec<char> = word.chars().collect();
+        for piece in pieces.chunks(room) {
+            let line = lines.last_mut().expect("there is one at least");
+            let space = usize::from(!line.is_empty());
+            if line.chars().count() + space + piece.len() > room {
+                lines.push(piece.iter().collect());
+            } else {
+                line.extend(std::iter::repeat_n(' ', space).chain(piece.iter().copied()));
+            }
+        }
+    }
+    lines
+}
+
 fn put_cell(sheet: &mut RgbImage, cell: &Cell, (x, y): (u32, u32), side: u32) {
     let colour = strip_colour(&cell.label);
     for py in y..y + STRIP {
@@ -79,6 +129,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn captions_break_between_words_or_inside_long_ones() {
+        assert_eq!(broken("one two three", 7), ["one two", "three"]);
+        assert_eq!(broken("abcdefghij k", 4), ["abcd", "efgh", "ij k"]);
+        assert_eq!(broken("", 4), [""]);
+    }
+
+    #[test]
     fn every_cell_finds_its_place() {
         let solid = |v: u8| RgbImage::from_pixel(10, 10, Rgb([v, v, v]));
         let rows: Vec<Vec<Cell>> = (0..3)
@@ -98,6 +155,10 @@ mod tests {
             assert_eq!(count, 32 * 32, "cell of grey {value}");
         }
         assert!(sheet.pixels().any(|p| *p == INK), "labels are written");
+        let captioned = captioned_grid(&[(rows[0].clone(), "a word and more words".into())], 32);
+        // Two cells, and a text of two lines of twelve characters.
+        assert_eq!(captioned.dimensions(), (2 * 36 + 4, 4 + 13 + 32 + 4 + 2 * 10 + 4));
+        assert!(captioned.pixels().any(|p| *p == CAPTION), "captions are written");
         assert_eq!(picture_grid(&[], 32, 4).dimensions().0, 32 + 3 * GAP + GAP);
     }
 }

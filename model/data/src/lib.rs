@@ -20,6 +20,7 @@ pub mod order;
 mod parquet_object;
 pub mod picture;
 pub mod prepare;
+pub mod prompt;
 pub mod random;
 pub mod reference;
 pub mod sample;

@@ -1,0 +1,129 @@
+//! `coordinator dataset preview`: what a job shows its model, drawn as it will be seen. The same code prepares the
+//! samples of a training step. No coordinator is needed.
+
+use super::{Global, Outcome, Output, print_json};
+use crate::words::say;
+use anyhow::{Context, Result, anyhow};
+use image::{GrayImage, Rgb, RgbImage};
+use model_data::example::Example;
+use model_data::grid::{Cell, captioned_grid};
+use model_data::loader::{Loader, LoaderOptions};
+use model_data::prompt::Prompts;
+use proto::spec::{Architecture, JobSpec};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+/// Pictures in memory while the grid is drawn.
+const CACHE_BYTES: usize = 64 << 20;
+/// Pictures smaller than this are drawn as large.
+const SIDE_MIN: u32 = 96;
+const FACE: Rgb<u8> = Rgb([255, 140, 40]);
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PreviewArgs {
+    /// The data set to show, instead of the one that the job names
+    #[arg(value_name = "URL")]
+    pub(super) dataset: Option<String>,
+    /// The job whose task, pairing, references, resolution and seed to show
+    #[arg(long, value_name = "FILE")]
+    job: PathBuf,
+    /// The picture to write: target, mask with the face in orange, references with their words, prompt as it is read
+    #[arg(long, value_name = "PNG")]
+    out: PathBuf,
+    /// Step whose samples are shown, from 1
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    step: u64,
+    /// Samples to show, at most a global batch
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=256))]
+    count: u32,
+}
+
+pub(crate) async fn preview(global: &Global, args: &PreviewArgs, dataset: Option<String>) -> Result<Outcome> {
+    let mut spec = read(&args.job)?;
+    if let Some(url) = dataset {
+        spec.data.dataset = url;
+    }
+    let options = LoaderOptions {
+        needs_references: spec.model.architecture == Architecture::Retrinet,
+        cache_bytes: CACHE_BYTES,
+        version: None,
+    };
+    let loader = Loader::open(&spec.data, options).await?;
+    let batch = spec.train.global_batch;
+    let count = args.count.min(batch);
+    let examples = loader.examples(args.step, batch, 0..count).await?;
+    let prompts = Prompts::new(spec.model.text_encoder.tokens);
+    let rows: Vec<(Vec<Cell>, String)> = examples
+        .iter()
+        .map(|it| (row(it), caption(it, &prompts)))
+        .collect();
+    captioned_grid(&rows, spec.data.resolution.max(SIDE_MIN))
+        .save(&args.out)
+        .with_context(|| format!("cannot write {}", args.out.display()))?;
+    match global.output {
+        Output::Json => {
+            let samples: Vec<Value> = examples.iter().map(|it| sample(it, &loader, &prompts)).collect();
+            print_json(&json!({ "out": args.out, "step": args.step, "samples": samples }));
+        }
+        Output::Table => say!("{}: {count} samples of step {}", args.out.display(), args.step),
+    }
+    Ok(Outcome::True)
+}
+
+fn read(file: &Path) -> Result<JobSpec> {
+    let name = file.display().to_string();
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
+    let absolute = std::path::absolute(file).with_context(|| format!("cannot tell where {name} is"))?;
+    proto::job::parse(&name, &text, absolute.parent()).map_err(|errors| anyhow!(errors))
+}
+
+fn row(example: &Example) -> Vec<Cell> {
+    let references = example.references.iter();
+    [
+        Cell::new("target", example.target.clone()),
+        Cell::new("mask and face", masks(&example.target_mask, &example.face_mask)),
+    ]
+    .into_iter()
+    .chain(references.map(|it| Cell::new(it.concept.word(), it.picture.clone())))
+    .collect()
+}
+
+/// Where the loss looks: white on the target, black on its padding, orange on the face.
+fn masks(target: &GrayImage, face: &GrayImage) -> RgbImage {
+    RgbImage::from_fn(target.width(), target.height(), |x, y| {
+        let level = target.get_pixel(x, y).0[0];
+        if face.get_pixel(x, y).0[0] > 127 {
+            FACE
+        } else {
+            Rgb([level; 3])
+        }
+    })
+}
+
+fn caption(example: &Example, prompts: &Prompts) -> String {
+    match prompts.kept(&example.prompt) {
+        prompt if prompt.is_empty() => "(no prompt)".to_owned(),
+        prompt => prompt,
+    }
+}
+
+fn sample(example: &Example, loader: &Loader, prompts: &Prompts) -> Value {
+    let id = |position: u64| {
+        usize::try_from(position)
+            .ok()
+            .and_then(|row| loader.rows().get(row))
+            .map(|it| &it.id)
+    };
+    let references: Vec<Value> = example
+        .references
+        .iter()
+        .map(|it| json!({ "id": id(it.position), "concept": it.concept.word() }))
+        .collect();
+    json!({
+        "id": id(example.position),
+        "prompt": example.prompt,
+        "prompt_as_read": prompts.kept(&example.prompt),
+        "timestep": example.timestep,
+        "references": references,
+    })
+}

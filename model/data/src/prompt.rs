@@ -1,0 +1,92 @@
+//! CLIP's tokenizer (notes 5.1): what the text encoder reads of a prompt. No tensors.
+
+use instant_clip_tokenizer::Tokenizer;
+use proto::layout::CLIP_END;
+
+/// Prompts -> token ids.
+pub struct Prompts {
+    tokenizer: Tokenizer,
+    tokens: usize,
+}
+
+impl std::fmt::Debug for Prompts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Prompts")
+            .field("tokens", &self.tokens)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Prompts {
+    /// `tokens` in each line, begin and end included.
+    #[must_use]
+    pub fn new(tokens: u32) -> Self {
+        Self {
+            tokenizer: Tokenizer::new(),
+            tokens: tokens as usize,
+        }
+    }
+
+    /// One line of ids: begin, the prompt, end; a long prompt is cut before the end token, a short one is
+    /// filled with it.
+    #[must_use]
+    pub fn ids(&self, prompt: &str) -> Vec<i64> {
+        let mut tokens = vec![self.tokenizer.start_of_text()];
+        self.tokenizer.encode(prompt, &mut tokens);
+        let mut ids: Vec<i64> = tokens.into_iter().map(|t| i64::from(t.to_u16())).collect();
+        ids.truncate(self.tokens - 1);
+        ids.resize(self.tokens, CLIP_END);
+        ids
+    }
+
+    /// What is left of a prompt in its line, as text: lower case, with a space after each word.
+    #[must_use]
+    pub fn kept(&self, prompt: &str) -> String {
+        let mut tokens = Vec::new();
+        self.tokenizer.encode(prompt, &mut tokens);
+        tokens.truncate(self.tokens.saturating_sub(2));
+        self.tokenizer.decode(tokens).trim_end().to_owned()
+    }
+
+    /// Length of a line.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn concept_words_are_one_token_and_the_line_is_filled_with_the_end_token() {
+        // Token ids: notes 2.5.
+        let prompts = Prompts::new(77);
+        for (word, id) in [
+            ("face", 1710),
+            ("clothes", 7080),
+            ("figure", 5274),
+            ("Face", 1710),
+        ] {
+            let ids = prompts.ids(word);
+            assert_eq!(
+                (ids.len(), &ids[..3]),
+                (77, &[49_406, id, CLIP_END][..]),
+                "{word}"
+            );
+            assert!(ids[2..].iter().all(|id| *id == CLIP_END));
+        }
+        assert_eq!(prompts.ids("")[..2], [49_406, CLIP_END]);
+    }
+
+    #[test]
+    fn a_long_prompt_is_cut_and_keeps_its_end_token() {
+        let prompts = Prompts::new(8);
+        let ids = prompts.ids("a b c d e f g h i j k");
+        assert_eq!((ids.len(), ids[0], ids[7]), (8, 49_406, CLIP_END));
+        assert!(ids[1..7].iter().all(|id| *id != CLIP_END));
+        assert_eq!(prompts.kept("a b c d e f g h i j k"), "a b c d e f");
+        assert_eq!(prompts.kept("1girl, Blue_Hair"), "1 girl , blue _ hair");
+    }
+}

@@ -1,0 +1,276 @@
+//! Commands as people start them: real processes, their output and exit codes, without a cluster.
+#![allow(clippy::unwrap_used)]
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use tests::cluster::binary;
+
+fn run(program: &str, folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(binary(program).unwrap())
+        .args(arguments)
+        .current_dir(folder)
+        .output()
+        .unwrap()
+}
+
+/// Output of a command that must succeed.
+fn good(program: &str, folder: &Path, arguments: &[&str]) -> String {
+    let output = run(program, folder, arguments);
+    assert!(
+        output.status.success(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What a command that must fail says on stderr.
+fn bad(program: &str, folder: &Path, arguments: &[&str]) -> String {
+    let output = run(program, folder, arguments);
+    assert_eq!(
+        output.status.code(),
+        Some(1),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn figures(folder: &Path, out: &str) -> String {
+    let sizes = [
+        "--characters",
+        "3",
+        "--outfits",
+        "1",
+        "--images",
+        "4",
+        "--size",
+        "32",
+    ];
+    let arguments = [
+        ["dataset", "synthesize", "--out", out, "--seed", "5"].as_slice(),
+        &sizes,
+    ]
+    .concat();
+    good("coordinator", folder, &arguments)
+}
+
+#[test]
+fn figures_are_drawn_described_verified_and_the_same_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    assert!(figures(here, "first").contains("12 samples of 3 characters"));
+    figures(here, "second");
+    let listed = |name: &str| {
+        let mut files: Vec<(String, Vec<u8>)> = std::fs::read_dir(here.join(name))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .map(|path| {
+                (
+                    path.file_name().unwrap().to_str().unwrap().to_owned(),
+                    std::fs::read(path).unwrap(),
+                )
+            })
+            .collect();
+        files.sort();
+        files
+    };
+    assert_eq!(
+        listed("first"),
+        listed("second"),
+        "the same seed gives the same bytes"
+    );
+    let described = good(
+        "coordinator",
+        here,
+        &["dataset", "describe", "first", "--output", "json"],
+    );
+    let described: Value = serde_json::from_str(&described).unwrap();
+    assert_eq!(described["samples"], 12, "{described}");
+    assert!(good("coordinator", here, &["dataset", "verify", "first"]).contains("12 samples read: all good"));
+
+    // One byte of a picture, and verify says where.
+    let (name, mut bytes) = listed("first")
+        .into_iter()
+        .find(|(name, _)| name.starts_with("samples"))
+        .unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(here.join("first").join(&name), bytes).unwrap();
+    let output = run("coordinator", here, &["dataset", "verify", "first"]);
+    assert_eq!(output.status.code(), Some(1));
+    let told = [output.stdout, output.stderr].concat();
+    assert!(String::from_utf8(told).unwrap().contains(&name));
+}
+
+#[test]
+fn what_a_job_shows_its_model_can_be_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    figures(here, "figures");
+    let job = "name = \"show\"\n[data]\ndataset = \"figures\"\nresolution = 32\nreferences = 2\n[model]\n\
+               architecture = \"retrinet\"\nsize = \"tiny\"\n[train]\nsteps = 1\nglobal_batch = 4\nmicro_batch = 2\n";
+    std::fs::write(here.join("job.toml"), job).unwrap();
+    let preview = [
+        "dataset", "preview", "--job", "job.toml", "--out", "grid.png", "--output", "json",
+    ];
+    let shown: Value = serde_json::from_str(&good("coordinator", here, &preview)).unwrap();
+    let samples = shown["samples"].as_array().unwrap();
+    assert_eq!(samples.len(), 4);
+    for sample in samples {
+        let references = sample["references"].as_array().unwrap();
+        assert_eq!(references.len(), 2);
+        assert!(
+            references.iter().all(|it| it["id"] != sample["id"]),
+            "pairing b: {sample}"
+        );
+    }
+    let png = std::fs::read(here.join("grid.png")).unwrap();
+    assert!(png.starts_with(b"\x89PNG"));
+    assert_eq!(
+        shown,
+        serde_json::from_str::<Value>(&good("coordinator", here, &preview)).unwrap()
+    );
+    let wrong = bad(
+        "coordinator",
+        here,
+        &[
+            "dataset", "preview", "nowhere", "--job", "job.toml", "--out", "x.png",
+        ],
+    );
+    assert!(wrong.contains("nowhere"), "{wrong}");
+}
+
+#[test]
+fn an_import_reports_each_rejected_row_and_strict_makes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let import = here.join("import");
+    std::fs::create_dir(&import).unwrap();
+    // A picture that carries its own mask, from a grid that another command drew.
+    figures(here, "figures");
+    let job = "name = \"show\"\n[data]\ndataset = \"figures\"\nresolution = 32\n[model]\narchitecture = \"autoencoder\"\n\
+               size = \"tiny\"\n[train]\nsteps = 1\nglobal_batch = 1\nmicro_batch = 1\n";
+    std::fs::write(here.join("job.toml"), job).unwrap();
+    good(
+        "coordinator",
+        here,
+        &["dataset", "preview", "--job", "job.toml", "--out", "import/a.png"],
+    );
+    std::fs::copy(import.join("a.png"), import.join("b.png")).unwrap();
+    let row = |id: &str, image: &str| {
+        format!(
+            "{{\"id\":\"{id}\",\"character\":\"c\",\"artists\":\"x\",\"bbox\":[0.5,0.3,0.2,0.2],\"prompts\":\"1girl\",\
+             \"outfit\":\"o\",\"image\":\"{image}\",\"mask\":\"{image}\"}}\n"
+        )
+    };
+    let rows = [
+        row("1", "a.png"),
+        row("2", "b.png"),
+        row("3", "missing.png"),
+        "no json\n".to_owned(),
+    ]
+    .concat();
+    std::fs::write(import.join("samples.jsonl"), rows).unwrap();
+
+    let strict = bad(
+        "coordinator",
+        here,
+        &["dataset", "import", "import", "--out", "strict", "--strict"],
+    );
+    assert!(
+        strict.contains("samples.jsonl:3: rejected") && strict.contains("samples.jsonl:4: rejected"),
+        "{strict}"
+    );
+    assert!(strict.contains("no data set was made"), "{strict}");
+    assert!(!here.join("strict/dataset.json").exists());
+    let told = good(
+        "coordinator",
+        here,
+        &["dataset", "import", "import", "--out", "out"],
+    );
+    assert!(
+        told.contains(
+            "4 rows read, 2 accepted, 2 rejected, 0 similar entries dropped, 0 face boxes guessed, 0 without"
+        ),
+        "{told}"
+    );
+    good("coordinator", here, &["dataset", "verify", "out"]);
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    figures(folder.path(), "figures");
+    let mut child = Command::new(binary("coordinator").unwrap())
+        .args(["dataset", "describe", "figures"])
+        .current_dir(folder.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+}
+
+#[test]
+fn the_doctor_says_what_is_wrong_and_its_exit_code_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    std::fs::create_dir(here.join("store")).unwrap();
+    let store = format!("file://{}", here.join("store").display());
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let doctor = |store: &str| {
+        Command::new(binary("worker").unwrap())
+            .args(["doctor", "--output", "json", "--store", store])
+            .env("RETRI_WORKER__METRICS_LISTEN", free.to_string())
+            .output()
+            .unwrap()
+    };
+    let sound = doctor(&store);
+    let found: Value = serde_json::from_slice(&sound.stdout).unwrap();
+    assert!(sound.status.success() && found["ok"] == true, "{found}");
+    let names: Vec<&str> = found["checks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| it["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "libtorch",
+            "threads",
+            "devices",
+            "rank ports",
+            "metrics port",
+            "object store"
+        ]
+    );
+    let missing = doctor("file:///no/such/folder");
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(
+        String::from_utf8(missing.stdout)
+            .unwrap()
+            .contains("there is no such folder")
+    );
+}
+
+#[test]
+fn wrong_settings_end_both_daemons_with_their_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    std::fs::write(here.join("settings.toml"), "\nlisen = 1\n").unwrap();
+    for (program, command) in [("coordinator", "serve"), ("worker", "daemon")] {
+        let told = bad(program, here, &[command, "--config", "settings.toml"]);
+        assert!(
+            told.contains("settings.toml:2: lisen: there is no such setting"),
+            "{told}"
+        );
+    }
+}
