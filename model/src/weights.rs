@@ -186,16 +186,13 @@ pub(crate) fn refuse_nonfinite(origin: &str, name: &str, tensor: &Tensor) -> Res
 }
 
 /// SHA-256 over names, shapes and fp32 values, sorted by name, in lower-case hex: the figure by which two
-/// runs are compared.
+/// runs are compared. Of a trainer's state it is what `coordinator checkpoint digest` says of its checkpoint.
 #[must_use]
 pub fn digest(tensors: &NamedTensors) -> String {
     let mut hash = Sha256::new();
     for (name, tensor) in tensors {
-        hash.update(name.as_bytes());
-        hash.update([0]);
-        for side in tensor.size() {
-            hash.update(side.to_le_bytes());
-        }
+        let sides: Vec<String> = tensor.size().iter().map(ToString::to_string).collect();
+        hash.update(format!("{name}\0F32\0{}\0", sides.join("x")));
         hash.update(bytes(tensor, Kind::Float));
     }
     hex(&hash.finalize())

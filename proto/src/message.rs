@@ -34,10 +34,15 @@ pub struct RankReport {
     pub steps: Vec<StepReport>,
     /// Shards that this rank wrote and whose checkpoint is not yet known to be committed.
     pub shards: Vec<ShardReport>,
+    /// What this rank's weights came to, newest last, at most [`DIGESTS_MAX`]. All ranks of a generation say the same
+    /// of the same step.
+    pub digests: Vec<WeightDigest>,
 }
 
 /// Longest `steps` list; older entries are dropped first (the curve gets a gap, nothing else).
 pub const STEPS_MAX: usize = 512;
+/// Longest `digests` list; older entries are dropped first.
+pub const DIGESTS_MAX: usize = 8;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -107,6 +112,14 @@ pub struct ShardReport {
     pub environment: String,
 }
 
+/// The state after a step in one number: what `coordinator checkpoint digest` says of a checkpoint of that step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WeightDigest {
+    pub step: Step,
+    pub sha256: String,
+}
+
 /// What a worker should be doing, whole, each time (law 5).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -142,6 +155,9 @@ pub struct Assignment {
     pub acknowledged_step: Step,
     /// Checkpoints up to this step are committed; shards up to it need not be reported again.
     pub committed_step: Step,
+    /// The generation is to end in order: finish the step, write a checkpoint of it, and leave. The ranks agree among
+    /// themselves on the step; once said it is not taken back for this generation.
+    pub halt: bool,
     /// The knob again: a rank is told nothing but its assignment.
     pub detect_within_ms: u64,
 }

@@ -34,6 +34,10 @@ pub struct Resources {
     /// Ranks on each worker.
     pub devices_per_worker: u32,
     pub device: DeviceKind,
+    /// Higher goes first, and takes workers from lower.
+    pub priority: i32,
+    /// Whose job it is: quotas and fair shares count by team.
+    pub team: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -246,6 +250,8 @@ pub struct Train {
     pub reduction: Reduction,
     /// Intra-op threads of a rank. Fixed, because it changes float sums.
     pub threads: u32,
+    /// Steps between digests of weights and optimizer state, compared over ranks. 0: none.
+    pub digest_every: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

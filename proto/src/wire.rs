@@ -5,7 +5,7 @@ use crate::checkpoint::{CheckpointRef, ShardEntry};
 use crate::id::{Generation, JobId, Rank, Step, WorkerId};
 use crate::message::{
     Assignment, DesiredState, PhaseSeconds, RankPhase, RankReport, SampleMethod, SamplePrompt, SampleRequest,
-    ShardReport, StepReport, Work, WorkerReport,
+    ShardReport, StepReport, WeightDigest, Work, WorkerReport,
 };
 use crate::pb;
 use crate::spec::DeviceKind;
@@ -188,6 +188,7 @@ impl From<&RankReport> for pb::RankReport {
             store_address: report.store_address.clone(),
             steps: report.steps.iter().map(Into::into).collect(),
             shards: report.shards.iter().map(Into::into).collect(),
+            digests: report.digests.iter().map(Into::into).collect(),
         }
     }
 }
@@ -227,6 +228,10 @@ impl TryFrom<pb::RankReport> for RankReport {
                 .map(TryInto::try_into)
                 .collect::<Result<_, _>>()?,
             shards: bounded("shards", report.shards)?
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
+            digests: bounded("digests", report.digests)?
                 .into_iter()
                 .map(TryInto::try_into)
                 .collect::<Result<_, _>>()?,
@@ -304,24 +309,44 @@ impl TryFrom<pb::ShardReport> for ShardReport {
         if path.contains('/') || path.starts_with('.') {
             return wrong("shards.path", format!("{path:?}"), "it must be a plain file name");
         }
-        if report.sha256.len() != 64 || !report.sha256.chars().all(|c| c.is_ascii_hexdigit()) {
-            return wrong(
-                "shards.sha256",
-                format!("{:?}", report.sha256),
-                "it must be 64 hex digits",
-            );
-        }
         Ok(Self {
             step: Step(report.step),
             shard: ShardEntry {
                 path,
                 size_bytes: report.size_bytes,
-                sha256: report.sha256,
+                sha256: sha256("shards.sha256", report.sha256)?,
             },
             init_digest: report.init_digest,
             environment: report.environment,
         })
     }
+}
+
+impl From<&WeightDigest> for pb::WeightDigest {
+    fn from(digest: &WeightDigest) -> Self {
+        Self {
+            step: digest.step.0,
+            sha256: digest.sha256.clone(),
+        }
+    }
+}
+
+impl TryFrom<pb::WeightDigest> for WeightDigest {
+    type Error = WireError;
+
+    fn try_from(digest: pb::WeightDigest) -> Result<Self, WireError> {
+        Ok(Self {
+            step: Step(digest.step),
+            sha256: sha256("digests.sha256", digest.sha256)?,
+        })
+    }
+}
+
+fn sha256(field: &'static str, value: String) -> Result<String, WireError> {
+    if value.len() != 64 || !value.chars().all(|c| c.is_ascii_hexdigit()) {
+        return wrong(field, format!("{value:?}"), "it must be 64 hex digits");
+    }
+    Ok(value)
 }
 
 impl From<&DesiredState> for pb::DesiredState {
@@ -376,6 +401,7 @@ impl From<&Assignment> for pb::Assignment {
             store_url: assignment.store_url.clone(),
             acknowledged_step: assignment.acknowledged_step.0,
             committed_step: assignment.committed_step.0,
+            halt: assignment.halt,
             detect_within_ms: assignment.detect_within_ms,
         }
     }
@@ -411,6 +437,7 @@ impl TryFrom<pb::Assignment> for Assignment {
             store_url: text("store_url", assignment.store_url, TEXT_MAX)?,
             acknowledged_step: Step(assignment.acknowledged_step),
             committed_step: Step(assignment.committed_step),
+            halt: assignment.halt,
             detect_within_ms: detect_within(assignment.detect_within_ms)?,
         })
     }
@@ -540,6 +567,10 @@ mod tests {
                     init_digest: None,
                     environment: "cpu".into(),
                 }],
+                digests: vec![WeightDigest {
+                    step: Step(8),
+                    sha256: "f".repeat(64),
+                }],
             }],
         }
     }
@@ -577,6 +608,10 @@ mod tests {
         expect(
             |it| it.ranks[0].shards[0].path = "../x".into(),
             "field `shards.path` is \"../x\"; it must be a plain file name",
+        );
+        expect(
+            |it| it.ranks[0].digests[0].sha256 = "f".into(),
+            "field `digests.sha256` is \"f\"; it must be 64 hex digits",
         );
         expect(
             |it| it.ranks[0].job = "../x".into(),

@@ -355,6 +355,7 @@ impl Job {
             store_url: store_url.to_owned(),
             acknowledged_step: self.live.acknowledged,
             committed_step: self.committed(),
+            halt: false,
             detect_within_ms,
         })
     }

@@ -45,12 +45,11 @@ impl Coordinator {
         };
         let mut spec = source.record.spec.clone();
         spec.name = format!("{}-sample", source.record.id);
-        let device = spec.resources.device;
         spec.resources = Resources {
             workers_min: 1,
             workers_max: 1,
             devices_per_worker: 1,
-            device,
+            ..spec.resources
         };
         let (job_toml, version) = (
             source.record.job_toml.clone(),

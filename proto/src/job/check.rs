@@ -14,6 +14,9 @@ use crate::spec::{
 };
 use std::path::Path;
 
+const PRIORITY_MAX: i32 = 100;
+const NAME: &str = "1 to 40 lower-case letters, digits and dashes, a letter first";
+
 /// Something wrong with one field.
 pub(super) struct Fault {
     pub(super) field: String,
@@ -86,13 +89,16 @@ pub(super) fn check(raw: JobToml, directory: Option<&Path>) -> Result<JobSpec, V
 }
 
 fn name(name: &str, faults: &mut Faults) {
-    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    let fine = (1..=40).contains(&name.len())
-        && name.chars().all(good)
-        && name.starts_with(|c: char| c.is_ascii_lowercase());
-    faults.need(fine, "name", || {
-        format!("is {name:?}; it must be 1 to 40 lower-case letters, digits and dashes, a letter first")
+    faults.need(is_name(name), "name", || {
+        format!("is {name:?}; it must be {NAME}")
     });
+}
+
+fn is_name(name: &str) -> bool {
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    (1..=40).contains(&name.len())
+        && name.chars().all(good)
+        && name.starts_with(|c: char| c.is_ascii_lowercase())
 }
 
 fn resources(raw: &ResourcesToml, faults: &mut Faults) -> Resources {
@@ -105,7 +111,18 @@ fn resources(raw: &ResourcesToml, faults: &mut Faults) -> Resources {
         workers_max,
         devices_per_worker: raw.devices_per_worker.unwrap_or(1),
         device: raw.device.unwrap_or(DeviceKind::Cpu),
+        priority: raw.priority.unwrap_or(0),
+        team: raw.team.clone().unwrap_or_else(|| "default".to_owned()),
     };
+    let priority = resources.priority;
+    faults.need(
+        (-PRIORITY_MAX..=PRIORITY_MAX).contains(&priority),
+        "resources.priority",
+        || format!("is {priority}; it must be -{PRIORITY_MAX} to {PRIORITY_MAX}, and higher goes first"),
+    );
+    faults.need(is_name(&resources.team), "resources.team", || {
+        format!("is {:?}; it must be {NAME}", resources.team)
+    });
     faults.positive("resources.workers.min", workers_min.into());
     faults.need(workers_max >= workers_min, "resources.workers.max", || {
         format!("is {workers_max}; it must be at least workers.min, which is {workers_min}")
@@ -325,6 +342,7 @@ fn train(raw: &TrainToml, faults: &mut Faults) -> Train {
         precision: raw.precision.unwrap_or(Precision::Fp32),
         reduction: raw.reduction.unwrap_or(Reduction::Fast),
         threads: raw.threads.unwrap_or(1),
+        digest_every: raw.digest_every.unwrap_or(100),
     };
     faults.positive("train.steps", train.steps);
     faults.positive("train.micro_batch", train.micro_batch.into());

@@ -98,6 +98,8 @@ pub fn to_toml(spec: &JobSpec) -> String {
             }),
             devices_per_worker: Some(spec.resources.devices_per_worker),
             device: Some(spec.resources.device),
+            priority: Some(spec.resources.priority),
+            team: Some(spec.resources.team.clone()),
         },
         data: data_toml(&spec.data),
         model: model_toml(&spec.model),
@@ -182,6 +184,7 @@ fn train_toml(train: &Train) -> TrainToml {
         precision: Some(train.precision),
         reduction: Some(train.reduction),
         threads: Some(train.threads),
+        digest_every: Some(train.digest_every),
         optimizer: OptimizerToml {
             name: Some(OptimizerName::AdamW),
             beta1: Some(beta1),

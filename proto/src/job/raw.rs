@@ -26,6 +26,8 @@ pub(super) struct ResourcesToml {
     pub(super) workers: Option<WorkersToml>,
     pub(super) devices_per_worker: Option<u32>,
     pub(super) device: Option<DeviceKind>,
+    pub(super) priority: Option<i32>,
+    pub(super) team: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -118,6 +120,7 @@ pub(super) struct TrainToml {
     pub(super) precision: Option<Precision>,
     pub(super) reduction: Option<Reduction>,
     pub(super) threads: Option<u32>,
+    pub(super) digest_every: Option<u64>,
     #[serde(default)]
     pub(super) optimizer: OptimizerToml,
 }

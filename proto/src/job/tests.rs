@@ -54,6 +54,24 @@ fn a_path_may_have_any_name() {
 }
 
 #[test]
+fn priority_and_team_are_bounded() {
+    let expect = |line: &str, message: &str| {
+        let text = GOOD.replace("[resources]", &format!("[resources]\n{line}"));
+        assert_ne!(text, GOOD);
+        let error = read(&text).unwrap_err();
+        assert!(error.contains(message), "{error}");
+    };
+    expect(
+        "priority = 101",
+        "resources.priority: is 101; it must be -100 to 100, and higher goes first",
+    );
+    expect(
+        "team = \"A b\"",
+        "resources.team: is \"A b\"; it must be 1 to 40 lower-case letters, digits and dashes, a letter first",
+    );
+}
+
+#[test]
 fn the_canonical_text_means_the_same() {
     let spec = read(GOOD).unwrap();
     assert_eq!(parse("canonical", &to_toml(&spec), None).unwrap(), spec);
@@ -66,7 +84,8 @@ fn unknown_keys_get_a_suggestion() {
         "globl_batch",
         "job.toml:18: train.globl_batch: unknown field `globl_batch`, expected one of `steps`, `global_batch`, \
          `micro_batch`, `learning_rate`, `learning_rates`, `warmup`, `decay`, `clip`, `face_loss_weight`, \
-         `loss_weighting`, `precision`, `reduction`, `threads`, `optimizer`; did you mean `global_batch`?",
+         `loss_weighting`, `precision`, `reduction`, `threads`, `digest_every`, \
+         `optimizer`; did you mean `global_batch`?",
     );
     check(
         "architecture = \"retrinet\"",

@@ -151,6 +151,8 @@ fn spec(job: &PlannedJob) -> JobSpec {
         workers_max: job.workers_max,
         devices_per_worker: job.devices,
         device: DeviceKind::Cpu,
+        priority: 0,
+        team: "default".to_owned(),
     };
     let data = Data {
         dataset: "file:///toy".to_owned(),
@@ -186,6 +188,7 @@ fn spec(job: &PlannedJob) -> JobSpec {
         precision: Precision::Fp32,
         reduction: Reduction::Fast,
         threads: 1,
+        digest_every: 0,
     };
     let checkpoint = CheckpointPolicy {
         every: job.every,

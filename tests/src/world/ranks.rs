@@ -179,6 +179,7 @@ impl World {
             store_address: joined.then(|| format!("host:{pid}")),
             steps,
             shards,
+            digests: vec![],
         };
         process.last_line = (now + delay).max(process.last_line);
         let (node, boot, at) = (process.node, process.boot, process.last_line);

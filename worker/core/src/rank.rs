@@ -4,7 +4,7 @@
 use crate::deadline::Deadlines;
 use crate::event::{Millis, RankKey};
 use proto::id::Step;
-use proto::message::{Assignment, RankPhase, RankReport, STEPS_MAX};
+use proto::message::{Assignment, DIGESTS_MAX, RankPhase, RankReport, STEPS_MAX};
 
 /// Shards that are kept for a coordinator that is away; older ones are dropped first, and their checkpoints
 /// with them.
@@ -101,6 +101,15 @@ impl RankState {
         }
         let surplus = self.report.shards.len().saturating_sub(SHARDS_MAX);
         self.report.shards.drain(..surplus);
+        for digest in said.digests {
+            let newest = self.report.digests.last();
+            if newest.is_none_or(|newest| newest.step < digest.step) {
+                self.report.digests.push(digest);
+                changed = true;
+            }
+        }
+        let surplus = self.report.digests.len().saturating_sub(DIGESTS_MAX);
+        self.report.digests.drain(..surplus);
         changed
     }
 
@@ -143,5 +152,6 @@ fn blank(key: &RankKey, phase: RankPhase) -> RankReport {
         store_address: None,
         steps: Vec::new(),
         shards: Vec::new(),
+        digests: Vec::new(),
     }
 }

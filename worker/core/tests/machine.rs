@@ -122,6 +122,7 @@ fn assignment(generation: u64, first_rank: u32, ranks: u32) -> Assignment {
         store_url: String::new(),
         acknowledged_step: Step(0),
         committed_step: Step(0),
+        halt: false,
         detect_within_ms: DETECT_WITHIN_MS,
     }
 }
@@ -140,6 +141,7 @@ fn said(key: &RankKey, phase: RankPhase) -> RankReport {
         store_address: None,
         steps: vec![],
         shards: vec![],
+        digests: vec![],
     }
 }
 

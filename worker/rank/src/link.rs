@@ -5,7 +5,10 @@
 use crate::collective::exit_now;
 use crate::deadline::Deadlines;
 use anyhow::{Context, bail};
-use proto::message::{Assignment, RankOrder, RankPhase, RankReport, STEPS_MAX, ShardReport, StepReport};
+use proto::message::{
+    Assignment, DIGESTS_MAX, RankOrder, RankPhase, RankReport, STEPS_MAX, ShardReport, StepReport,
+    WeightDigest,
+};
 use std::path::Path;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
@@ -28,6 +31,7 @@ enum Word {
     StoreAddress(String),
     Step(StepReport),
     Shard(ShardReport),
+    Digest(WeightDigest),
     /// The last word, and whom to tell that it is on the wire.
     Last(RankPhase, oneshot::Sender<()>),
 }
@@ -110,6 +114,15 @@ impl Link {
         self.say(Word::Shard(report));
     }
 
+    pub(crate) fn digest(&self, digest: WeightDigest) {
+        self.say(Word::Digest(digest));
+    }
+
+    /// Whether the generation is to end in order.
+    pub(crate) fn halts(&self) -> bool {
+        self.assignment.borrow().halt
+    }
+
     /// Says the last word and returns once the daemon can read it. The caller then leaves the process.
     pub(crate) fn last(&self, phase: RankPhase) {
         let (sender, receiver) = oneshot::channel();
@@ -149,6 +162,7 @@ fn first_report(task: &Task) -> RankReport {
         store_address: None,
         steps: Vec::new(),
         shards: Vec::new(),
+        digests: Vec::new(),
     }
 }
 
@@ -201,6 +215,11 @@ impl Conversation {
                 self.report.steps.drain(..excess);
             }
             Word::Shard(shard) => self.report.shards.push(shard),
+            Word::Digest(digest) => {
+                self.report.digests.push(digest);
+                let excess = self.report.digests.len().saturating_sub(DIGESTS_MAX);
+                self.report.digests.drain(..excess);
+            }
             Word::Last(phase, told) => {
                 self.report.phase = phase;
                 self.send().await;

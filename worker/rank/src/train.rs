@@ -13,10 +13,11 @@ use crate::run::Rank;
 use crate::{device, environment, init};
 use anyhow::{Context, bail, ensure};
 use model::trainer::Trainer;
+use model::weights;
 use model_data::example::Example;
 use model_data::loader::{Loader, LoaderOptions};
 use proto::id::Step;
-use proto::message::{PhaseSeconds, RankPhase, ShardReport, StepReport};
+use proto::message::{PhaseSeconds, RankPhase, ShardReport, StepReport, WeightDigest};
 use proto::spec::{Architecture, JobSpec};
 use tch::{Device, Kind, Tensor};
 
@@ -72,7 +73,11 @@ pub(crate) fn train(rank: &Rank<'_>, spec: &JobSpec, held: &mut Option<Group>) -
         device,
     };
     for step in first..=spec.train.steps {
-        training.step(step).with_context(|| format!("step {step}"))?;
+        let next = training.step(step).with_context(|| format!("step {step}"))?;
+        if next == Next::Leave {
+            tracing::info!(step, "the generation ends here, in order");
+            break;
+        }
     }
     Ok(())
 }
@@ -109,6 +114,14 @@ struct Training<'a> {
     device: Device,
 }
 
+/// What the ranks do after a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    GoOn,
+    /// Its checkpoint is written; the generation ends in order.
+    Leave,
+}
+
 /// The loss of a step as reported: whole, target term, face term; each the mean over the global batch.
 #[derive(Debug, Default, Clone, Copy)]
 struct Losses {
@@ -118,7 +131,7 @@ struct Losses {
 }
 
 impl Training<'_> {
-    fn step(&mut self, step: u64) -> anyhow::Result<()> {
+    fn step(&mut self, step: u64) -> anyhow::Result<Next> {
         let mut clock = Clock::start();
         let mut seconds = PhaseSeconds::default();
         let examples = self.prefetch.next().context("the loader ended early")??;
@@ -127,11 +140,19 @@ impl Training<'_> {
         self.trainer.zero_gradients();
         seconds.optimizer = clock.lap();
         let own = self.accumulate(&examples, &mut clock, &mut seconds)?;
-        let loss = self.sum(own, step)?;
+        let (loss, next) = self.sum(own, step)?;
         seconds.communication += clock.lap();
         let update = self.trainer.update(step)?;
         seconds.optimizer += clock.lap();
-        if step.is_multiple_of(self.spec.checkpoint.every) || step == self.spec.train.steps {
+        if self.spec.train.digest_every != 0 && step.is_multiple_of(self.spec.train.digest_every) {
+            let sha256 = weights::digest(&self.trainer.state().into_iter().collect());
+            self.rank.link.digest(WeightDigest {
+                step: Step(step),
+                sha256,
+            });
+        }
+        let last = step == self.spec.train.steps || next == Next::Leave;
+        if step.is_multiple_of(self.spec.checkpoint.every) || last {
             self.checkpoint(step).context("writing a checkpoint")?;
             seconds.checkpoint = clock.lap();
         }
@@ -148,7 +169,7 @@ impl Training<'_> {
                 peak_memory_bytes: environment::peak_memory_bytes(),
             });
         }
-        Ok(())
+        Ok(next)
     }
 
     /// Forward and backward of this rank's micro-batches; only the last one's backward communicates.
@@ -197,16 +218,19 @@ impl Training<'_> {
         })
     }
 
-    /// Every rank's part of the loss together.
-    fn sum(&self, own: Losses, step: u64) -> anyhow::Result<Losses> {
-        let sums = Tensor::from_slice(&[own.total, own.target, own.face]).to_device(self.device);
+    /// Every rank's part of the loss together, and whether one of them was told to halt: what one knows they all learn
+    /// in the same step.
+    fn sum(&self, own: Losses, step: u64) -> anyhow::Result<(Losses, Next)> {
+        let halts = f64::from(u8::from(self.rank.link.halts()));
+        let sums = Tensor::from_slice(&[own.total, own.target, own.face, halts]).to_device(self.device);
         self.group
             .all_reduce(&sums, &format!("adding up the loss of step {step}"))?;
         let sums = Vec::<f64>::try_from(&sums.to_device(Device::Cpu).to_kind(Kind::Double))?;
-        let &[total, target, face] = sums.as_slice() else {
-            bail!("three sums became {}", sums.len())
+        let &[total, target, face, halts] = sums.as_slice() else {
+            bail!("four sums became {}", sums.len())
         };
-        Ok(Losses { total, target, face })
+        let next = if halts == 0.0 { Next::GoOn } else { Next::Leave };
+        Ok((Losses { total, target, face }, next))
     }
 
     fn checkpoint(&self, step: u64) -> anyhow::Result<()> {

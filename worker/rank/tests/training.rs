@@ -33,6 +33,7 @@ global_batch = 6
 micro_batch = 2
 learning_rate = 0.001
 threads = 1
+digest_every = 2
 [checkpoint]
 every = 2
 "#;
@@ -80,6 +81,7 @@ impl World {
             store_url: url("store"),
             acknowledged_step: Step(0),
             committed_step: Step(0),
+            halt: false,
             detect_within_ms: 10_000,
         };
         Self { folder, assignment }
@@ -303,6 +305,44 @@ fn two_ranks_train_to_the_weights_of_one_and_report_every_step() {
         assert!(a.peak_memory_bytes > 50 << 20);
     }
     assert!(two[0].shards.iter().map(|shard| shard.step.0).eq([2, 4]));
+    assert_eq!(two[0].digests.len(), 2);
+    assert_eq!(
+        two[0].digests, two[1].digests,
+        "all ranks come to the same weights"
+    );
+}
+
+#[test]
+fn ranks_that_are_told_to_halt_leave_together_with_a_checkpoint_and_a_resumed_run_ends_the_same() {
+    let world = World::new();
+    let whole = world.run(&world.assignment);
+    let halted = Assignment {
+        generation: Generation(2),
+        world: 2,
+        halt: true,
+        ..world.assignment.clone()
+    };
+    let reports = world.run(&halted);
+    for report in &reports {
+        assert_eq!(report.phase, RankPhase::Finished, "{report:?}");
+        assert!(report.shards.iter().map(|shard| shard.step.0).eq([1]));
+    }
+    let alone = Assignment {
+        generation: Generation(3),
+        halt: true,
+        ..world.assignment.clone()
+    };
+    let first = world.run(&alone);
+    let resumed = Assignment {
+        generation: Generation(4),
+        resume: Some(world.commit(&alone, &first, Step(1))),
+        ..world.assignment.clone()
+    };
+    let rest = world.run(&resumed);
+    assert_eq!(
+        rest[0].digests, whole[0].digests,
+        "no bit is lost at the checkpoint of a halt"
+    );
 }
 
 #[test]

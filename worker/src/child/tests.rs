@@ -32,6 +32,7 @@ fn assignment() -> Box<Assignment> {
         store_url: "file:///store".into(),
         acknowledged_step: Step(0),
         committed_step: Step(0),
+        halt: false,
         detect_within_ms: 1000,
     })
 }
@@ -159,6 +160,7 @@ async fn orders_go_down_reports_come_up_and_a_kill_ends_it() {
         store_address: None,
         steps: vec![],
         shards: vec![],
+        digests: vec![],
     };
     let line = format!("{}\n", serde_json::to_string(&report).unwrap());
     stream.get_mut().write_all(line.as_bytes()).await.unwrap();

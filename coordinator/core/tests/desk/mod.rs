@@ -181,6 +181,7 @@ pub(crate) fn rank(job: &JobId, generation: u64, rank: u32, phase: RankPhase) ->
         store_address: None,
         steps: vec![],
         shards: vec![],
+        digests: vec![],
     }
 }
 
@@ -285,6 +286,8 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
         workers_max,
         devices_per_worker: 1,
         device: DeviceKind::Cpu,
+        priority: 0,
+        team: "default".to_owned(),
     };
     let data = Data {
         dataset: "file:///data".to_owned(),
@@ -320,6 +323,7 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
         precision: Precision::Fp32,
         reduction: Reduction::Fast,
         threads: 1,
+        digest_every: 0,
     };
     let (unet, autoencoder, text_encoder) = proto::size::named("tiny").expect("a size of this name");
     let model = Model {
