@@ -16,7 +16,7 @@ mkdir -p "$run"
 figures
 start_cluster
 for world in 1 2; do
-  sed -e "s/^name = .*/name = \"bench-$world\"/" -e "s/^workers = .*/workers = { min = $world, max = $world }/" \
+  sed -e "0,/^name = .*/s//name = \"bench-$world\"/" -e "s/^workers = .*/workers = { min = $world, max = $world }/" \
     -e "s/^steps = .*/steps = 25/" -e "s#\"\.\./#\"$PWD/deploy/#" deploy/jobs/demo.toml >"$run/bench-$world.toml"
   id=$($bin/coordinator submit "$run/bench-$world.toml") || fail "the job was refused"
   foreground $bin/coordinator watch "$id" >/dev/null || fail "job $id did not finish"

@@ -139,10 +139,67 @@ fn the_whole_path_from_job_to_pictures() -> Result<()> {
     assert_eq!(described["curve"]["steps"], 40, "{described}");
     assert!(cluster.ok(&["describe", &id])?.contains("40/40"));
 
+    its_ranks_are_heard(&cluster, &id)?;
     checkpoints_are_whole(&cluster, &id)?;
     pictures_are_drawn(&cluster, &id)?;
+    a_base_is_made_in_two_jobs(&cluster, &dataset)?;
     a_torn_checkpoint_is_found(&cluster, &id)?;
     cluster.stop()
+}
+
+/// `logs` tells what the ranks wrote, of all of them or of one.
+fn its_ranks_are_heard(cluster: &Cluster, id: &str) -> Result<()> {
+    let all = cluster.ok(&["logs", id])?;
+    assert!(all.contains("g1 r0 ") && all.contains("g1 r1 "), "{all}");
+    let one = cluster.ok(&["logs", id, "--rank", "1", "--output", "json"])?;
+    let lines: Vec<Value> = one.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    assert!(!lines.is_empty());
+    assert!(lines.iter().all(|line| line["rank"] == 1), "{one}");
+    let curve = cluster.directory().join("loss.png");
+    cluster.ok(&["describe", id, "--curve", &curve.display().to_string()])?;
+    assert!(std::fs::read(curve)?.starts_with(b"\x89PNG"));
+    Ok(())
+}
+
+/// The way a base model is made: what `checkpoint export` writes is what `init` reads. `submit --watch` ends when
+/// the job does.
+fn a_base_is_made_in_two_jobs(cluster: &Cluster, dataset: &str) -> Result<()> {
+    let folder = cluster.directory().join("exported").display().to_string();
+    let text = TinyJob {
+        steps: 2,
+        ..job(dataset, 1)
+    }
+    .to_toml();
+    let submit = |architecture: &str| -> Result<()> {
+        let file = cluster.write_job(&text.replace("\"retrinet\"", architecture))?;
+        let watched = cluster.ok(&["submit", &file, "--watch", "--output", "json"])?;
+        let last: Value = serde_json::from_str(&watched)?;
+        assert_eq!(last["phase"], "done", "{watched}");
+        cluster.ok(&[
+            "checkpoint",
+            "export",
+            last["job"].as_str().context("job")?,
+            "--out",
+            &folder,
+        ])?;
+        Ok(())
+    };
+    submit("\"autoencoder\"")?;
+    submit(&format!("\"text-to-image\"\ninit = \"file://{folder}\""))?;
+    let mut files: Vec<String> = std::fs::read_dir(&folder)?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<_>>()?;
+    files.sort();
+    assert_eq!(
+        files,
+        [
+            "autoencoder.safetensors",
+            "export.json",
+            "text_encoder.safetensors",
+            "unet.safetensors"
+        ]
+    );
+    Ok(())
 }
 
 /// The two newest are kept, verify, and have a digest.

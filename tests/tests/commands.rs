@@ -225,14 +225,17 @@ fn the_doctor_says_what_is_wrong_and_its_exit_code_too() {
         .unwrap()
         .local_addr()
         .unwrap();
-    let doctor = |store: &str| {
+    let listening = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let coordinator = format!("http://{}", listening.local_addr().unwrap());
+    let doctor = |store: &str, coordinator: &str| {
         Command::new(binary("worker").unwrap())
             .args(["doctor", "--output", "json", "--store", store])
             .env("RETRI_WORKER__METRICS_LISTEN", free.to_string())
+            .env("RETRI_WORKER__COORDINATOR", coordinator)
             .output()
             .unwrap()
     };
-    let sound = doctor(&store);
+    let sound = doctor(&store, &coordinator);
     let found: Value = serde_json::from_slice(&sound.stdout).unwrap();
     assert!(sound.status.success() && found["ok"] == true, "{found}");
     let names: Vec<&str> = found["checks"]
@@ -249,16 +252,19 @@ fn the_doctor_says_what_is_wrong_and_its_exit_code_too() {
             "devices",
             "rank ports",
             "metrics port",
+            "coordinator",
             "object store"
         ]
     );
-    let missing = doctor("file:///no/such/folder");
-    assert_eq!(missing.status.code(), Some(1));
-    assert!(
-        String::from_utf8(missing.stdout)
-            .unwrap()
-            .contains("there is no such folder")
-    );
+    let left = std::fs::read_dir(here.join("store")).unwrap().count();
+    assert_eq!(left, 0, "the doctor leaves something in the store");
+    drop(listening);
+    let wrong = doctor("file:///no/such/folder", &coordinator);
+    assert_eq!(wrong.status.code(), Some(1));
+    let told = String::from_utf8(wrong.stdout).unwrap();
+    for part in ["there is no such folder", "is the coordinator running"] {
+        assert!(told.contains(part), "{told}");
+    }
 }
 
 #[test]
@@ -273,4 +279,103 @@ fn wrong_settings_end_both_daemons_with_their_place() {
             "{told}"
         );
     }
+}
+
+/// What the package of Wesnoth's data looks like once it is unpacked: one unit with four frames and two that do not
+/// show it whole.
+fn wesnoth_package(cache: &Path) {
+    let core = cache.join("wesnoth/files/usr/share/games/wesnoth/1.16/data/core");
+    let frames = core.join("images/units/elves-wood");
+    std::fs::create_dir_all(&frames).unwrap();
+    std::fs::create_dir_all(core.join("units")).unwrap();
+    let unit = "[unit_type]\nid=Elvish Archer\nrace=elf\nlevel=1\nimage=\"units/elves-wood/archer.png\"\n\
+                gender=female\ndescription= _ \"An archer in a green cloak.\"\n[attack]\nname=bow\n[/attack]\n[/unit_type]\n";
+    std::fs::write(core.join("units/Archer.cfg"), unit).unwrap();
+    for (index, name) in [
+        "archer",
+        "archer-bow",
+        "archer-defend",
+        "archer-idle-1",
+        "archer-die-1",
+        "archer-shadow",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let picture = image::RgbaImage::from_fn(24, 24, |x, y| {
+            let inside = (6..18).contains(&x) && (2..22).contains(&y);
+            image::Rgba([index as u8 * 20, 90, 40, if inside { 255 } else { 0 }])
+        });
+        picture.save(frames.join(format!("{name}.png"))).unwrap();
+    }
+}
+
+#[test]
+fn sprites_of_a_package_become_a_data_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    wesnoth_package(here);
+    let script = tests::cluster::checkout().join("deploy/data/wesnoth.py");
+    let output = Command::new("python3")
+        .args([script.as_os_str(), "--out".as_ref(), "import".as_ref()])
+        .current_dir(here)
+        .env("RETRI_CACHE", here)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(
+        said.contains("4 frames of 1 units") && said.contains("guesses"),
+        "{said}"
+    );
+    let imported = good(
+        "coordinator",
+        here,
+        &["dataset", "import", "import", "--out", "sprites"],
+    );
+    assert!(imported.contains('4'), "{imported}");
+    let described = good(
+        "coordinator",
+        here,
+        &["dataset", "describe", "sprites", "--output", "json"],
+    );
+    let described: Value = serde_json::from_str(&described).unwrap();
+    assert_eq!(described["samples"], 4, "{described}");
+    assert!(
+        described.to_string().contains("elvish_archer") && described.to_string().contains("cloak"),
+        "{described}"
+    );
+    good("coordinator", here, &["dataset", "verify", "sprites"]);
+}
+
+#[test]
+fn a_missing_prerequisite_is_named_with_its_package() {
+    let folder = tempfile::tempdir().unwrap();
+    for tool in ["bash", "sed", "sort", "head", "cut", "cargo"] {
+        let found = std::env::split_paths(&std::env::var_os("PATH").unwrap())
+            .map(|folder| folder.join(tool))
+            .find(|path| path.is_file());
+        std::os::unix::fs::symlink(found.unwrap(), folder.path().join(tool)).unwrap();
+    }
+    let checkout = tests::cluster::checkout();
+    let output = Command::new("bash")
+        .arg(checkout.join("deploy/setup/prerequisites.sh"))
+        .current_dir(checkout)
+        .env("PATH", folder.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "setup: c++ is missing: apt-get install g++",
+            "setup: python3 is missing: apt-get install python3"
+        ]
+    );
 }

@@ -11,6 +11,7 @@ pub(crate) fn run(config: &Config, output: &str) -> anyhow::Result<ExitCode> {
     let mut options = vec!["--output", output];
     options.extend(["--device", config.device.name(), "--devices", &devices]);
     options.extend(["--address", &config.address, "--metrics-listen", &metrics_listen]);
+    options.extend(["--coordinator", &config.coordinator]);
     if let Some(store) = &config.store {
         options.extend(["--store", store]);
     }

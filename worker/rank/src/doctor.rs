@@ -1,16 +1,17 @@
 //! `worker-rank doctor`: is this node fit to train? Looks at libtorch, devices, the object store and the
-//! ports, and says what it found, one line each. Changes nothing. Called by `worker doctor` with the node's
-//! settings.
+//! ports, and says what it found, one line each. Leaves nothing behind: what it writes to the store, it deletes
+//! again. Called by `worker doctor` with the node's settings.
 
 use crate::collective::device::{gpus, library_architectures, libtorch_version, supports};
 use crate::deadline::Deadlines;
+use anyhow::Context;
 use futures::TryStreamExt;
 use model_data::store;
-use object_store::ObjectStore;
+use object_store::{ObjectStore, ObjectStoreExt};
 use proto::spec::DeviceKind;
 use serde::Serialize;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
 
@@ -29,6 +30,9 @@ pub(crate) struct Node {
     address: String,
     #[arg(long)]
     metrics_listen: Option<SocketAddr>,
+    /// The coordinator to reach, http://HOST:PORT.
+    #[arg(long)]
+    coordinator: Option<String>,
     /// Object store to reach.
     #[arg(long)]
     store: Option<String>,
@@ -55,6 +59,7 @@ pub(crate) fn run(node: &Node) -> anyhow::Result<bool> {
     let mut checks = vec![libtorch(), threads(node)];
     checks.extend(devices(node));
     checks.extend(ports(node));
+    checks.extend(node.coordinator.as_deref().map(coordinator));
     checks.push(match &node.store {
         Some(url) => object_store(url)?,
         None => check(
@@ -184,6 +189,26 @@ fn answers_as_worker(listen: SocketAddr) -> bool {
     ask().is_ok_and(|answer| answer.contains("retri_worker_"))
 }
 
+/// Whether anybody listens there: a firewall and a wrong port are the usual reasons why a worker never comes.
+fn coordinator(url: &str) -> Check {
+    let wait = Deadlines::new(DETECT_WITHIN_MS).probe();
+    let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let reached = authority
+        .trim_end_matches('/')
+        .to_socket_addrs()
+        .and_then(|mut addresses| {
+            let nowhere = || std::io::Error::other("the name has no address");
+            TcpStream::connect_timeout(&addresses.next().ok_or_else(nowhere)?, wait)
+        });
+    let outcome = match reached {
+        Ok(_) => Ok(format!("{url} accepts connections")),
+        Err(error) => Err(format!(
+            "{url}: {error}; is the coordinator running, and does `coordinator` name its `listen`?"
+        )),
+    };
+    check("coordinator", outcome)
+}
+
 fn object_store(url: &str) -> anyhow::Result<Check> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -196,17 +221,38 @@ fn object_store(url: &str) -> anyhow::Result<Check> {
         return Ok(check("object store", Err(missing)));
     }
     let wait = Deadlines::new(DETECT_WITHIN_MS).probe();
-    let outcome = runtime.block_on(async {
-        let (objects, prefix) = store::open(url).map_err(|error| error.to_string())?;
-        // One entry of a listing: reads, writes nothing, and fails for a wrong bucket, key or address.
-        let mut listing = objects.list(Some(&prefix));
-        match tokio::time::timeout(wait, listing.try_next()).await {
-            Ok(Ok(_)) => Ok(format!("{url} answers")),
-            Ok(Err(error)) => Err(format!("{url}: {error}{}", advice(url))),
-            Err(_) => Err(format!("{url} does not answer within {} s", wait.as_secs())),
-        }
-    });
+    let outcome = match runtime.block_on(tokio::time::timeout(wait, write_read_delete(url))) {
+        Ok(Ok(())) => Ok(format!("{url} can be listed, written and read")),
+        Ok(Err(error)) => Err(format!("{url}: {error:#}{}", advice(url))),
+        Err(_) => Err(format!("{url} does not answer within {} s", wait.as_secs())),
+    };
     Ok(check("object store", outcome))
+}
+
+/// What ranks do with a store, with one small object that is gone afterwards.
+async fn write_read_delete(url: &str) -> anyhow::Result<()> {
+    let (objects, prefix) = store::open(url)?;
+    objects.list(Some(&prefix)).try_next().await.context("listing")?;
+    let probe = prefix.join(format!("doctor-{}-{}", hostname(), std::process::id()));
+    let written = probe.to_string();
+    objects
+        .put(&probe, written.clone().into())
+        .await
+        .context("writing")?;
+    let read = async { objects.get(&probe).await?.bytes().await }.await;
+    objects.delete(&probe).await.context("deleting")?;
+    let read = read.context("reading")?;
+    anyhow::ensure!(
+        read == written.as_bytes(),
+        "{probe} reads back as something else than was written"
+    );
+    Ok(())
+}
+
+/// Keeps two nodes that look at the same moment from deleting each other's object.
+fn hostname() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
 }
 
 /// Most stores that do not answer were not told where they are or who asks.
@@ -229,6 +275,7 @@ mod tests {
             devices: 1,
             address: "127.0.0.1".into(),
             metrics_listen: None,
+            coordinator: None,
             store: None,
             output: "json".into(),
         }
