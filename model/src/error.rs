@@ -37,6 +37,11 @@ pub enum ModelError {
         path: PathBuf,
         source: proto::public::config::ConfigError,
     },
+    #[error("{path}: {source}")]
+    OtherArchitecture {
+        path: PathBuf,
+        source: proto::public::agree::Disagreement,
+    },
     #[error("{origin}: tensor {tensor:?} holds a value that is not finite")]
     Nonfinite { origin: String, tensor: String },
     #[error("{origin}: tensor {tensor:?} is missing; expected shape {expected:?}")]

@@ -1,80 +1,80 @@
-//! Base weights: which files an architecture begins from, how they get into its parameters, and their digest.
-//! Called once, by the trainer.
+//! Base weights: which components an architecture begins from, how they get into its parameters, and their digest. The
+//! layouts of files are [`crate::public`]'s. Called once, by the trainer.
 
-use crate::error::{ModelError, WeightsFault};
+use crate::error::ModelError;
 use crate::parameter::Parameters;
-use crate::weights::{self, NamedTensors, hex};
-use proto::spec::Architecture;
+use crate::public::{self, Source};
+use crate::weights::{self, hex};
+use proto::public::base::parts;
+use proto::spec::{Architecture, Model};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-/// Local safetensors files by component: "autoencoder", "text_encoder", "unet", and [`RETRINET`]. Others are not looked
-/// at.
+/// What an architecture begins from, by component ("autoencoder", "text_encoder", "unet", and [`RETRINET`]; others are
+/// not looked at): a safetensors file, or the folder that has it with its `config.json`. One file may hold several.
 pub type InitWeights = BTreeMap<String, PathBuf>;
 
 /// What an exported RetriNet has beside its U-Net, under full names: a job that begins from it goes on from there.
 pub(crate) const RETRINET: &str = "retrinet";
 
-/// The components whose files an architecture uses when they are there, and whether it can begin without
-/// them.
-#[must_use]
-pub fn init_components(architecture: Architecture) -> &'static [(&'static str, bool)] {
-    match architecture {
-        Architecture::Autoencoder => &[("autoencoder", false)],
-        Architecture::TextToImage => &[("autoencoder", true), ("text_encoder", false), ("unet", false)],
-        Architecture::Retrinet => &[("autoencoder", true), ("text_encoder", true), ("unet", true)],
-    }
-}
-
-/// Loads the files that `architecture` uses. Returns SHA-256 over the names and bytes of the files used, in
-/// lower-case hex.
+/// Loads what `model`'s architecture uses. Returns SHA-256 over the names of the components and the bytes of their
+/// weights, in lower-case hex.
 pub(crate) fn load_init(
     parameters: &Parameters,
-    architecture: Architecture,
+    model: &Model,
     init: &InitWeights,
 ) -> Result<String, ModelError> {
-    let mut hash = Sha256::new();
-    for (component, needed) in init_components(architecture) {
+    let mut digest = InitDigest::default();
+    let parts = parts(model.architecture);
+    for (component, needed) in parts {
         let Some(path) = init.get(*component) else {
             if *needed {
-                return Err(missing(component, architecture));
+                return Err(missing(component, model.architecture));
             }
             continue;
         };
-        load_file(
-            component,
-            path,
-            &parameters.under(&format!("{component}.")),
-            &mut hash,
-        )?;
+        let source = Source::open(path)?;
+        digest.add(component, &source);
+        let into = parameters.under(&format!("{component}."));
+        public::load(&source, component, model, &into)?;
     }
-    if architecture == Architecture::Retrinet {
+    if model.architecture == Architecture::Retrinet {
         let mut own = parameters.tensors();
-        own.retain(|name, _| {
-            init_components(architecture)
-                .iter()
-                .all(|(it, _)| component(name) != *it)
-        });
+        own.retain(|name, _| parts.iter().all(|(it, _)| component(name) != *it));
         match init.get(RETRINET) {
-            Some(path) => load_file(RETRINET, path, &own, &mut hash)?,
+            Some(path) => {
+                let source = Source::open(path)?;
+                digest.add(RETRINET, &source);
+                source.load(&own, |name| vec![name.to_owned()], |_| true)?;
+            }
             None => copy_encoder(parameters)?,
         }
     }
-    Ok(hex(&hash.finalize()))
+    Ok(digest.finish())
 }
 
-fn load_file(component: &str, path: &Path, into: &NamedTensors, hash: &mut Sha256) -> Result<(), ModelError> {
-    let fault = |source| ModelError::ReadWeights {
-        path: path.to_owned(),
-        source,
-    };
-    let bytes = std::fs::read(path).map_err(|source| fault(WeightsFault::Io(source)))?;
-    hash.update(component.as_bytes());
-    hash.update([0]);
-    hash.update(Sha256::digest(&bytes));
-    let tensors = weights::parse(&bytes).map_err(fault)?;
-    weights::load(&path.display().to_string(), &tensors, into)
+/// A file that holds several components is read for its hash once.
+#[derive(Default)]
+struct InitDigest {
+    hash: Sha256,
+    known: BTreeMap<PathBuf, [u8; 32]>,
+}
+
+impl InitDigest {
+    fn add(&mut self, component: &str, source: &Source) {
+        self.hash.update(component.as_bytes());
+        self.hash.update([0]);
+        for (path, bytes) in source.files() {
+            let digest = self.known.entry(path.to_owned());
+            self.hash
+                .update(digest.or_insert_with(|| Sha256::digest(bytes).into()));
+        }
+    }
+
+    fn finish(self) -> String {
+        hex(&self.hash.finalize())
+    }
 }
 
 /// A retrieval encoder begins as the U-Net's encoder (paper, section 5.1). Nothing to do without one.

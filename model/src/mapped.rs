@@ -82,6 +82,11 @@ impl Mapped {
         Ok(Self { files, places })
     }
 
+    /// Every file, with all its bytes.
+    pub fn files(&self) -> impl Iterator<Item = (&Path, &[u8])> {
+        self.files.iter().map(|file| (file.path.as_path(), &file.map[..]))
+    }
+
     /// Sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.places.keys().map(String::as_str)

@@ -1,7 +1,7 @@
 //! Public weights into our networks: a folder of `diffusers` or `transformers` with its `config.json`, or one
 //! safetensors file in their naming or CompVis' (notes 3.2, 5.2, 5.5). Strict both ways, as [`crate::weights`] is; what
 //! a Stable Diffusion single file holds beside the component (other components, averages, schedule buffers) is not
-//! looked at. Called by `worker forward`.
+//! looked at. Called for a job's base weights and by `worker forward`.
 
 use crate::autoencoder::Autoencoder;
 use crate::error::ModelError;
@@ -13,57 +13,64 @@ use crate::unet::UNet;
 use crate::vision::ImageEncoder;
 use crate::weights::{self, NamedTensors};
 use proto::layout::{AutoencoderLayout, TextLayout, UNetLayout};
+use proto::public::agree::agree;
+use proto::public::base::{CONFIG_FILE, WEIGHT_FILES};
 use proto::public::config::{self, ConfigError};
 use proto::public::names::{
     RETRINET_FILE, SINGLE_FILE_AUTOENCODER, SINGLE_FILE_TEXT, SINGLE_FILE_UNET, diffusers_autoencoder,
     diffusers_unet,
 };
+use proto::spec::Model;
 use std::path::Path;
 use tch::Device;
 
 /// An opened folder or file.
 #[derive(Debug)]
-struct Source {
+pub(crate) struct Source {
     tensors: Mapped,
     /// Text of `config.json`, and where it lies.
     config: Option<(String, String)>,
 }
 
 impl Source {
-    fn open(path: &Path) -> Result<Self, ModelError> {
-        const FILES: [&str; 2] = ["diffusion_pytorch_model.safetensors", "model.safetensors"];
-        let (tensors, folder) = if path.is_dir() {
-            let file = FILES
-                .map(|file| path.join(file))
-                .into_iter()
-                .find(|file| file.is_file());
-            let index = FILES
-                .map(|file| path.join(format!("{file}.index.json")))
-                .into_iter()
-                .find(|file| file.is_file());
-            let tensors = match (file, index) {
-                (Some(file), _) => Mapped::open(&file)?,
-                (None, Some(index)) => Mapped::open_index(&index)?,
-                (None, None) => {
-                    let (path, expected) = (path.to_owned(), FILES.join(" or "));
-                    return Err(ModelError::NoWeights { path, expected });
-                }
-            };
-            (tensors, Some(path))
-        } else {
-            (Mapped::open(path)?, path.parent())
-        };
-        let config = folder
-            .map(|folder| folder.join("config.json"))
-            .filter(|file| file.is_file());
-        let read = |file: std::path::PathBuf| match std::fs::read_to_string(&file) {
-            Ok(text) => Ok((text, file.display().to_string())),
-            Err(source) => Err(ModelError::ReadConfig { path: file, source }),
+    /// A folder with its config, or a file without one.
+    pub(crate) fn open(path: &Path) -> Result<Self, ModelError> {
+        if !path.is_dir() {
+            return Ok(Self {
+                tensors: Mapped::open(path)?,
+                config: None,
+            });
+        }
+        let found = WEIGHT_FILES.iter().find_map(|file| {
+            let index = path.join(format!("{file}.index.json"));
+            let file = path.join(file);
+            let index = index.is_file().then(|| Mapped::open_index(&index));
+            file.is_file().then(|| Mapped::open(&file)).or(index)
+        });
+        let Some(tensors) = found else {
+            return Err(ModelError::NoWeights {
+                path: path.to_owned(),
+                expected: WEIGHT_FILES.join(" or "),
+            });
         };
         Ok(Self {
-            tensors,
-            config: config.map(read).transpose()?,
+            tensors: tensors?,
+            config: config_in(path)?,
         })
+    }
+
+    /// As [`Self::open`], and a file obeys the config that lies beside it.
+    fn open_with_neighbour(path: &Path) -> Result<Self, ModelError> {
+        let mut source = Self::open(path)?;
+        if let (None, Some(folder)) = (&source.config, path.parent()) {
+            source.config = config_in(folder)?;
+        }
+        Ok(source)
+    }
+
+    /// The files with their bytes.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&Path, &[u8])> {
+        self.tensors.files()
     }
 
     /// The layout that `config.json` says; without one it is Stable Diffusion 1.5's.
@@ -83,7 +90,7 @@ impl Source {
 
     /// Copies into parameters, whose names `theirs` turns into those that a file may use. Names that `expected` does
     /// not hold of are another component's. Gives the parameters by their names in the file.
-    fn load(
+    pub(crate) fn load(
         &self,
         into: &NamedTensors,
         theirs: impl Fn(&str) -> Vec<String>,
@@ -117,8 +124,8 @@ impl Source {
         let extra = self
             .tensors
             .names()
-            .find(|name| expected(name) && !used.contains(*name));
-        if let Some(extra) = extra.filter(|name| !name.ends_with("position_ids")) {
+            .find(|name| expected(name) && !used.contains(*name) && !name.ends_with("position_ids"));
+        if let Some(extra) = extra {
             return Err(ModelError::ExtraTensor {
                 origin: self.tensors.origin(extra).display().to_string(),
                 tensor: extra.to_owned(),
@@ -135,6 +142,18 @@ impl Source {
             loaded.insert(found, parameter.shallow_clone());
         }
         Ok(loaded)
+    }
+}
+
+/// The text of a folder's config and where it lies; None where it has none.
+fn config_in(folder: &Path) -> Result<Option<(String, String)>, ModelError> {
+    let file = folder.join(CONFIG_FILE);
+    if !file.is_file() {
+        return Ok(None);
+    }
+    match std::fs::read_to_string(&file) {
+        Ok(text) => Ok(Some((text, file.display().to_string()))),
+        Err(source) => Err(ModelError::ReadConfig { path: file, source }),
     }
 }
 
@@ -155,6 +174,30 @@ fn sd15() -> (UNetLayout, AutoencoderLayout, TextLayout) {
 /// Parameters whose values a file will give.
 fn parameters(device: Device) -> Parameters {
     Parameters::seeded(0, device).awaiting(String::new())
+}
+
+/// Loads a component ("autoencoder", "text_encoder" or "unet") of a job into its parameters. A config must say what the
+/// job's tables say.
+///
+/// # Errors
+/// A config that differs, or as [`unet`].
+pub(crate) fn load(
+    source: &Source,
+    component: &str,
+    model: &Model,
+    into: &NamedTensors,
+) -> Result<(), ModelError> {
+    if let Some((text, origin)) = &source.config {
+        agree(component, text, model).map_err(|source| ModelError::OtherArchitecture {
+            path: origin.into(),
+            source,
+        })?;
+    }
+    match component {
+        "autoencoder" => load_autoencoder(source, model.autoencoder.channel_mult.len(), into),
+        "text_encoder" => load_text(source, into),
+        _ => load_unet(source, &(&model.unet).into(), into).map(drop),
+    }
 }
 
 fn load_unet(source: &Source, layout: &UNetLayout, into: &NamedTensors) -> Result<NamedTensors, ModelError> {
@@ -186,7 +229,7 @@ pub struct Loaded<T> {
 /// A file that cannot be read, a config field that cannot be obeyed, a tensor that is missing, misshapen, not finite or
 /// does not belong there.
 pub fn unet(path: &Path, device: Device) -> Result<Loaded<UNet>, ModelError> {
-    let source = Source::open(path)?;
+    let source = Source::open_with_neighbour(path)?;
     let layout = source.layout(config::unet, || sd15().0)?;
     let parameters = parameters(device);
     let network = UNet::new(&parameters.root(), &layout);
@@ -200,7 +243,7 @@ pub fn unet(path: &Path, device: Device) -> Result<Loaded<UNet>, ModelError> {
 /// # Errors
 /// As [`unet`].
 pub fn retrinet(path: &Path, device: Device) -> Result<(UNet, RetrievalBlock), ModelError> {
-    let source = Source::open(path)?;
+    let source = Source::open_with_neighbour(path)?;
     let layout = source.layout(config::unet, || sd15().0)?;
     let parameters = Parameters::seeded(0, device)
         .awaiting("unet.".to_owned())
@@ -236,28 +279,29 @@ pub fn retrinet(path: &Path, device: Device) -> Result<(UNet, RetrievalBlock), M
 /// # Errors
 /// As [`unet`].
 pub fn autoencoder(path: &Path, device: Device) -> Result<Autoencoder, ModelError> {
-    let source = Source::open(path)?;
+    let source = Source::open_with_neighbour(path)?;
     let layout = source.layout(config::autoencoder, || sd15().1)?;
     let parameters = parameters(device);
     let autoencoder = Autoencoder::new(&parameters.root(), &layout);
-    let (into, tensors) = (parameters.tensors(), &source.tensors);
-    if tensors.any_under(SINGLE_FILE_AUTOENCODER) {
+    load_autoencoder(&source, layout.widths.len(), &parameters.tensors())?;
+    Ok(autoencoder)
+}
+
+fn load_autoencoder(source: &Source, levels: usize, into: &NamedTensors) -> Result<(), ModelError> {
+    let tensors = &source.tensors;
+    let loaded = if tensors.any_under(SINGLE_FILE_AUTOENCODER) {
         let expected = |name: &str| name.starts_with(SINGLE_FILE_AUTOENCODER);
         source.load(
-            &into,
+            into,
             |name| vec![format!("{SINGLE_FILE_AUTOENCODER}{name}")],
             expected,
-        )?;
+        )
     } else if tensors.any_under("encoder.down.") {
-        source.load(&into, |name| vec![name.to_owned()], |_| true)?;
+        source.load(into, |name| vec![name.to_owned()], |_| true)
     } else {
-        source.load(
-            &into,
-            |name| diffusers_autoencoder(name, layout.widths.len()),
-            |_| true,
-        )?;
-    }
-    Ok(autoencoder)
+        source.load(into, |name| diffusers_autoencoder(name, levels), |_| true)
+    };
+    loaded.map(drop)
 }
 
 /// A text tower with its weights, and with its projection where the file holds one.
@@ -265,28 +309,31 @@ pub fn autoencoder(path: &Path, device: Device) -> Result<Autoencoder, ModelErro
 /// # Errors
 /// As [`unet`].
 pub fn text(path: &Path, device: Device) -> Result<TextEncoder, ModelError> {
-    let source = Source::open(path)?;
-    let tensors = &source.tensors;
-    let projected = tensors.contains("text_projection.weight");
+    let source = Source::open_with_neighbour(path)?;
+    let projected = source.tensors.contains("text_projection.weight");
     let layout = source.layout(|text| config::text(text, projected), || sd15().2)?;
     let parameters = parameters(device);
     let encoder = TextEncoder::new(&parameters.root(), &layout);
-    let into = parameters.tensors();
-    if tensors.any_under(SINGLE_FILE_TEXT) {
+    load_text(&source, &parameters.tensors())?;
+    Ok(encoder)
+}
+
+fn load_text(source: &Source, into: &NamedTensors) -> Result<(), ModelError> {
+    let loaded = if source.tensors.any_under(SINGLE_FILE_TEXT) {
         let expected = |name: &str| name.starts_with(SINGLE_FILE_TEXT);
         source.load(
-            &into,
+            into,
             |name| tower_names(SINGLE_FILE_TEXT, name, "text_model."),
             expected,
-        )?;
+        )
     } else {
         source.load(
-            &into,
+            into,
             |name| tower_names("", name, "text_model."),
             |name| !of_other_tower(name, "vision"),
-        )?;
-    }
-    Ok(encoder)
+        )
+    };
+    loaded.map(drop)
 }
 
 /// An image tower with its projection and its weights.
@@ -294,7 +341,7 @@ pub fn text(path: &Path, device: Device) -> Result<TextEncoder, ModelError> {
 /// # Errors
 /// As [`unet`]; a file without `config.json`, because none is known by heart.
 pub fn image(path: &Path, device: Device) -> Result<ImageEncoder, ModelError> {
-    let source = Source::open(path)?;
+    let source = Source::open_with_neighbour(path)?;
     let Some((text, origin)) = &source.config else {
         let expected = "config.json beside it".to_owned();
         return Err(ModelError::NoWeights {

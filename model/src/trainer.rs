@@ -113,7 +113,7 @@ impl Trainer {
         };
         // 2. base weights; the retrieval encoder begins as a copy unless it is there already
         let init_digest = match init {
-            Some(init) => Some(load_init(&parameters, model.architecture, init)?),
+            Some(init) => Some(load_init(&parameters, model, init)?),
             None => copy_encoder(&parameters).map(|()| None)?,
         };
         // 3. what moves

@@ -104,8 +104,7 @@ pub struct Model {
     pub unet: UNetConfig,
     pub autoencoder: AutoencoderConfig,
     pub text_encoder: TextEncoderConfig,
-    /// URL of a folder with `unet.safetensors`, `text_encoder.safetensors`, `autoencoder.safetensors` (those that the
-    /// architecture takes over). None: random weights from the job's seed.
+    /// URL of base weights, in one of the layouts of [`crate::public::base`]. None: random weights from the job's seed.
     pub init: Option<String>,
     /// Components whose weights do not move. Always a subset of the architecture's components.
     pub freeze: Vec<Component>,

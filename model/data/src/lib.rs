@@ -1,7 +1,8 @@
 //! What a sample is, without libtorch: the Parquet data set, the order and randomness of training, reference
-//! choice, crops and masks, and the two ways to come by data (synthetic figures, import). The `model` crate
+//! choice, crops and masks, the two ways to come by data (synthetic figures, import), and where base weights lie. The `model` crate
 //! turns an [`example::Example`] into tensors; the rank asks the [`loader::Loader`] for them.
 
+pub mod base;
 mod cache;
 pub mod columns;
 pub mod curve;

@@ -66,6 +66,17 @@ impl Fields {
         self.left.remove(field).filter(|value| !value.is_null())
     }
 
+    /// Refuses the weights of another network by its name; a file that does not name its network is believed.
+    fn class(&mut self, field: &str, known: &[&str]) -> Found<()> {
+        let Some(value) = self.take(field) else {
+            return Ok(());
+        };
+        match value.as_str() {
+            Some(name) if known.contains(&name) => Ok(()),
+            _ => Err(self.fault(field, &value, format!("{:?} is expected", known[0]))),
+        }
+    }
+
     fn count(&mut self, field: &str, default: i64) -> Found<i64> {
         let Some(value) = self.take(field) else {
             return Ok(default);
@@ -184,6 +195,7 @@ fn same(known: &Value, value: &Value) -> bool {
 /// The first field that cannot be obeyed.
 pub fn unet(text: &str) -> Found<UNetLayout> {
     let mut fields = Fields::parse(text)?;
+    fields.class("_class_name", &["UNet2DConditionModel"])?;
     let widths = fields.widths(&[320, 640, 1280, 1280])?;
     let levels = widths.len();
     let attends = attends(&mut fields, levels)?;
@@ -281,6 +293,7 @@ fn attends(fields: &mut Fields, levels: usize) -> Found<Vec<bool>> {
 /// The first field that cannot be obeyed.
 pub fn autoencoder(text: &str) -> Found<AutoencoderLayout> {
     let mut fields = Fields::parse(text)?;
+    fields.class("_class_name", &["AutoencoderKL"])?;
     let widths = fields.widths(&[64])?;
     let levels = widths.len();
     for (field, kind) in [
@@ -327,6 +340,17 @@ pub fn autoencoder(text: &str) -> Found<AutoencoderLayout> {
     Ok(layout)
 }
 
+/// What an `AutoencoderKL`'s latents are multiplied by before a U-Net sees them, where its `config.json` says it.
+///
+/// # Errors
+/// It is no number.
+pub fn scaling_factor(text: &str) -> Found<Option<f64>> {
+    let mut fields = Fields::parse(text)?;
+    let said = fields.left.contains_key("scaling_factor");
+    let factor = fields.number("scaling_factor", f64::NAN)?;
+    Ok(Some(factor).filter(|factor| said && !factor.is_nan()))
+}
+
 /// Reads the `config.json` of a `CLIPTextModel`, or the text half of a `CLIPModel`'s. `projected`: the weights hold a
 /// projection.
 ///
@@ -334,6 +358,7 @@ pub fn autoencoder(text: &str) -> Found<AutoencoderLayout> {
 /// The first field that cannot be obeyed.
 pub fn text(text: &str, projected: bool) -> Found<TextLayout> {
     let mut whole = Fields::parse(text)?;
+    whole.class("model_type", &["clip_text_model", "clip"])?;
     let common = whole.take("projection_dim");
     let mut fields = whole.inner("text_config").unwrap_or(whole);
     let own = fields.count("projection_dim", 512)?;
@@ -355,6 +380,7 @@ pub fn text(text: &str, projected: bool) -> Found<TextLayout> {
 /// The first field that cannot be obeyed.
 pub fn image(text: &str) -> Found<ImageLayout> {
     let mut whole = Fields::parse(text)?;
+    whole.class("model_type", &["clip_vision_model", "clip"])?;
     let common = whole.take("projection_dim");
     let mut fields = whole.inner("vision_config").unwrap_or(whole);
     let own = fields.count("projection_dim", 512)?;

@@ -8,6 +8,22 @@ pub const SINGLE_FILE_UNET: &str = "model.diffusion_model.";
 pub const SINGLE_FILE_AUTOENCODER: &str = "first_stage_model.";
 pub const SINGLE_FILE_TEXT: &str = "cond_stage_model.transformer.";
 
+/// The model whose names these are, when it is one that people may take for Stable Diffusion 1.
+#[must_use]
+pub fn foreign<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<&'static str> {
+    const SIGNS: [(&str, &str); 5] = [
+        ("cond_stage_model.model.", "Stable Diffusion 2"),
+        ("conditioner.embedders.", "Stable Diffusion XL"),
+        ("model.diffusion_model.joint_blocks.", "Stable Diffusion 3"),
+        ("model.diffusion_model.double_blocks.", "Flux"),
+        ("double_blocks.", "Flux"),
+    ];
+    names.find_map(|name| {
+        let sign = SIGNS.iter().find(|(prefix, _)| name.starts_with(prefix));
+        sign.map(|(_, model)| *model)
+    })
+}
+
 /// What only a RetriNet has, under full names, beside its U-Net: written by `coordinator checkpoint export`, read by
 /// jobs that begin from there and by `worker forward`.
 pub const RETRINET_FILE: &str = "retrinet.safetensors";
@@ -58,6 +74,48 @@ pub fn diffusers_unet(name: &str, layout: &UNetLayout) -> Option<String> {
     }
 }
 
+/// Our name of a U-Net tensor of the encoder that `diffusers` wrote; None for the rest.
+#[must_use]
+pub fn encoder_from_diffusers(name: &str, layout: &UNetLayout) -> Option<String> {
+    if let Some(rest) = name.strip_prefix("conv_in.") {
+        return Some(format!("input_blocks.0.0.{rest}"));
+    }
+    let (level, rest) = name.strip_prefix("down_blocks.")?.split_once('.')?;
+    let first = 1 + level.parse::<usize>().ok()? * (layout.res_blocks + 1);
+    if let Some(rest) = rest.strip_prefix("downsamplers.0.conv.") {
+        return Some(format!("input_blocks.{}.0.op.{rest}", first + layout.res_blocks));
+    }
+    let (kind, rest) = rest.split_once('.')?;
+    let (at, rest) = rest.split_once('.')?;
+    let block = first + at.parse::<usize>().ok()?;
+    match kind {
+        "attentions" => Some(format!("input_blocks.{block}.1.{rest}")),
+        _ => {
+            let part = RES_BLOCK
+                .iter()
+                .find_map(|(ours, theirs)| Some(format!("{ours}{}", rest.strip_prefix(theirs)?)));
+            Some(format!("input_blocks.{block}.0.{}", part?))
+        }
+    }
+}
+
+/// Today's `diffusers` name of an autoencoder tensor that an older one may have written.
+#[must_use]
+pub fn autoencoder_of_today(name: &str) -> String {
+    const ATTENTION: &str = ".mid_block.attentions.0.";
+    let once = [
+        ("query", "to_q"),
+        ("key", "to_k"),
+        ("value", "to_v"),
+        ("proj_attn", "to_out.0"),
+    ];
+    let renamed = once.iter().find_map(|(once, today)| {
+        let (tower, kind) = name.split_once(&format!("{ATTENTION}{once}."))?;
+        Some(format!("{tower}{ATTENTION}{today}.{kind}"))
+    });
+    renamed.unwrap_or_else(|| name.to_owned())
+}
+
 fn within(block: &str, at: usize, layer: &str, rest: &str) -> Option<String> {
     match layer {
         "0" => Some(format!("{block}.resnets.{at}.{}", res_block(rest)?)),
@@ -65,16 +123,17 @@ fn within(block: &str, at: usize, layer: &str, rest: &str) -> Option<String> {
     }
 }
 
+const RES_BLOCK: [(&str, &str); 6] = [
+    ("in_layers.0.", "norm1."),
+    ("in_layers.2.", "conv1."),
+    ("emb_layers.1.", "time_emb_proj."),
+    ("out_layers.0.", "norm2."),
+    ("out_layers.3.", "conv2."),
+    ("skip_connection.", "conv_shortcut."),
+];
+
 fn res_block(name: &str) -> Option<String> {
-    const PARTS: [(&str, &str); 6] = [
-        ("in_layers.0.", "norm1."),
-        ("in_layers.2.", "conv1."),
-        ("emb_layers.1.", "time_emb_proj."),
-        ("out_layers.0.", "norm2."),
-        ("out_layers.3.", "conv2."),
-        ("skip_connection.", "conv_shortcut."),
-    ];
-    PARTS
+    RES_BLOCK
         .iter()
         .find_map(|(ours, theirs)| Some(format!("{theirs}{}", name.strip_prefix(ours)?)))
 }
@@ -201,6 +260,11 @@ mod tests {
             ("out.2.bias", "conv_out.bias"),
         ] {
             assert_eq!(diffusers_unet(ours, &layout).as_deref(), Some(theirs), "{ours}");
+            let back = encoder_from_diffusers(theirs, &layout);
+            assert_eq!(
+                back.as_deref(),
+                Some(ours).filter(|it| it.starts_with("input_blocks"))
+            );
         }
         assert_eq!(diffusers_unet("hint.0.weight", &layout), None);
     }
@@ -239,12 +303,14 @@ mod tests {
         ] {
             assert_eq!(diffusers_autoencoder(ours, 4), [theirs]);
         }
+        let names = diffusers_autoencoder("decoder.mid.attn_1.proj_out.weight", 4);
         assert_eq!(
-            diffusers_autoencoder("decoder.mid.attn_1.proj_out.weight", 4),
+            names,
             [
                 "decoder.mid_block.attentions.0.to_out.0.weight",
                 "decoder.mid_block.attentions.0.proj_attn.weight"
             ]
         );
+        assert!(names.iter().all(|name| autoencoder_of_today(name) == names[0]));
     }
 }

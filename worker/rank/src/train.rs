@@ -88,7 +88,7 @@ pub(crate) fn build(rank: &Rank<'_>, spec: &JobSpec, device: Device) -> anyhow::
     let weights = match &spec.model.init {
         Some(url) => Some(
             rank.runtime
-                .block_on(init::fetch(url, &rank.settings.cache_dir))?,
+                .block_on(init::fetch(url, &spec.model, &rank.settings.cache_dir))?,
         ),
         None => None,
     };

@@ -1,0 +1,196 @@
+//! Jobs that begin from base weights in public layouts: a `diffusers` folder and a single file are the same base as our
+//! own files, a RetriNet on either answers like the plain base bit for bit, and what does not fit is refused by name.
+#![allow(clippy::unwrap_used)]
+
+mod scene;
+
+use model::init::InitWeights;
+use model::trainer::Trainer;
+use model::weights::{NamedTensors, Storage, digest, read, write};
+use proto::layout::UNetLayout;
+use proto::public::base::PARTS;
+use proto::public::names::{diffusers_autoencoder, diffusers_unet};
+use proto::spec::{Architecture, Component, JobSpec};
+use scene::{examples, job};
+use std::collections::BTreeMap;
+use std::path::Path;
+use tch::{Device, Tensor};
+
+/// The `config.json`s of size "tiny" as `diffusers` and `transformers` write them.
+const UNET: &str = r#"{"_class_name": "UNet2DConditionModel", "block_out_channels": [16, 32], "layers_per_block": 1,
+    "attention_head_dim": 2, "cross_attention_dim": 16, "norm_num_groups": 8, "in_channels": 4, "out_channels": 4,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]}"#;
+const VAE: &str = r#"{"_class_name": "AutoencoderKL", "block_out_channels": [8, 16, 16], "layers_per_block": 1,
+    "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"], "norm_num_groups": 8,
+    "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"], "scaling_factor": 20.0}"#;
+const TEXT: &str = r#"{"model_type": "clip_text_model", "hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 1,
+    "num_attention_heads": 2}"#;
+
+/// A base model whose weights answer (random ones begin with a zero output), by component.
+fn base() -> BTreeMap<String, NamedTensors> {
+    let mut base = Trainer::new(&job(Architecture::TextToImage, 0.05), None, Device::Cpu).unwrap();
+    for step in 1..=3 {
+        loss(&mut base, step);
+        base.update(step).unwrap();
+    }
+    base.export()
+}
+
+fn loss(trainer: &mut Trainer, seed: u64) -> u64 {
+    trainer.zero_gradients();
+    let loss = trainer.forward(&examples(4, seed), 4).unwrap();
+    loss.loss.f_backward().unwrap();
+    loss.total.to_bits()
+}
+
+fn renamed(tensors: &NamedTensors, name: impl Fn(&str) -> String) -> NamedTensors {
+    let named = tensors.iter();
+    named
+        .map(|(ours, tensor)| (name(ours), tensor.shallow_clone()))
+        .collect()
+}
+
+/// As `diffusers` writes it.
+fn folder(at: &Path, base: &BTreeMap<String, NamedTensors>, spec: &JobSpec) -> InitWeights {
+    let unet = UNetLayout::from(&spec.model.unet);
+    let mut init = InitWeights::new();
+    for part in PARTS {
+        let (config, file) = match part.name {
+            "unet" => (UNET, "diffusion_pytorch_model.safetensors"),
+            "autoencoder" => (VAE, "diffusion_pytorch_model.safetensors"),
+            _ => (TEXT, "model.safetensors"),
+        };
+        let tensors = renamed(&base[part.name], |name| match part.name {
+            "unet" => diffusers_unet(name, &unet).unwrap(),
+            "autoencoder" => diffusers_autoencoder(name, 3).remove(0),
+            _ => name.to_owned(),
+        });
+        let folder = at.join(part.folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("config.json"), config).unwrap();
+        write(&folder.join(file), &tensors, Storage::Float32).unwrap();
+        init.insert(part.name.to_owned(), folder);
+    }
+    init
+}
+
+/// Everything in one file, with what such files hold beside it.
+fn single(at: &Path, base: &BTreeMap<String, NamedTensors>, storage: Storage) -> InitWeights {
+    let mut all = NamedTensors::new();
+    for part in PARTS {
+        all.extend(renamed(&base[part.name], |name| format!("{}{name}", part.prefix)));
+    }
+    for other in [
+        "alphas_cumprod",
+        "model_ema.diffusion_modelout2bias",
+        "cond_stage_model.transformer.text_model.embeddings.position_ids",
+    ] {
+        all.insert(other.to_owned(), Tensor::from_slice(&[1f32]));
+    }
+    let file = at.join("v1.safetensors");
+    write(&file, &all, storage).unwrap();
+    PARTS
+        .map(|part| (part.name.to_owned(), file.clone()))
+        .into_iter()
+        .collect()
+}
+
+fn begun(spec: &JobSpec, init: &InitWeights) -> Trainer {
+    Trainer::new(spec, Some(init), Device::Cpu).unwrap()
+}
+
+fn plain_job() -> JobSpec {
+    let mut spec = job(Architecture::TextToImage, 0.01);
+    spec.model.freeze = vec![Component::Autoencoder, Component::TextEncoder];
+    spec
+}
+
+#[test]
+fn a_retrinet_on_public_weights_answers_like_the_plain_base() {
+    let (place, base) = (tempfile::tempdir().unwrap(), base());
+    let spec = job(Architecture::Retrinet, 0.01);
+    let folder = folder(place.path(), &base, &spec);
+    let single_file = single(place.path(), &base, Storage::Float32);
+    let mut plain = begun(&plain_job(), &folder);
+    let expected = loss(&mut plain, 9);
+    for init in [&folder, &single_file] {
+        let mut retrinet = begun(&spec, init);
+        assert_eq!(loss(&mut retrinet, 9), expected);
+        // All weights are those of the base; the retrieval encoder is the U-Net's.
+        let mut weights = retrinet.export();
+        for (component, tensors) in &base {
+            assert_eq!(digest(&weights[component]), digest(tensors), "{component}");
+        }
+        let copy = weights.remove("retrieval").unwrap();
+        let mut encoder = weights.remove("unet").unwrap();
+        encoder.retain(|name, _| copy.contains_key(name));
+        assert!(!encoder.is_empty());
+        assert_eq!(digest(&copy), digest(&encoder));
+    }
+    // fp16 files are rounded weights, and no more.
+    let half = begun(&spec, &single(place.path(), &base, Storage::Float16)).export();
+    let (found, exact) = (&half["unet"]["out.2.weight"], &base["unet"]["out.2.weight"]);
+    assert!(found.equal(&exact.to_kind(tch::Kind::Half).to_kind(tch::Kind::Float)));
+}
+
+#[test]
+fn a_base_that_does_not_fit_is_named_with_file_and_shape() {
+    let (place, base) = (tempfile::tempdir().unwrap(), base());
+    let spec = job(Architecture::Retrinet, 0.01);
+    let init = folder(place.path(), &base, &spec);
+    let refusal = |spec: &JobSpec| {
+        Trainer::new(spec, Some(&init), Device::Cpu)
+            .unwrap_err()
+            .to_string()
+    };
+    // 1. a config that says something else than the job
+    let mut other = spec.clone();
+    other.model.unet.heads = 4;
+    let error = refusal(&other);
+    assert!(
+        error.contains("unet/config.json: attention_head_dim, by level, is [2, 2], but the job has model.unet.heads = [4, 4]"),
+        "{error}"
+    );
+    // 2. tensors
+    let file = init["unet"].join("diffusion_pytorch_model.safetensors");
+    let whole = read(&file).unwrap();
+    let broken = |change: &dyn Fn(&mut NamedTensors)| {
+        let mut tensors = renamed(&whole, ToOwned::to_owned);
+        change(&mut tensors);
+        write(&file, &tensors, Storage::Float32).unwrap();
+        let error = refusal(&spec);
+        assert!(
+            error.contains("unet/diffusion_pytorch_model.safetensors: "),
+            "{error}"
+        );
+        error
+    };
+    let name = "down_blocks.1.attentions.0.proj_in.weight";
+    let error = broken(&|all| drop(all.remove(name)));
+    assert!(
+        error.ends_with(&format!(
+            "tensor {name:?} is missing; expected shape [32, 32, 1, 1]"
+        )),
+        "{error}"
+    );
+    let error = broken(&|all| drop(all.insert(name.into(), Tensor::from_slice(&[1f32]))));
+    assert!(
+        error.ends_with(&format!("tensor {name:?} has shape [1]; expected [32, 32, 1, 1]")),
+        "{error}"
+    );
+    let extra = "add_embedding.linear_1.bias";
+    let error = broken(&|all| drop(all.insert(extra.into(), Tensor::from_slice(&[1f32]))));
+    assert!(
+        error.ends_with(&format!("tensor {extra:?} does not belong to this model")),
+        "{error}"
+    );
+    // 3. a file of one component only
+    let one = BTreeMap::from(PARTS.map(|part| (part.name.to_owned(), file.clone())));
+    let error = Trainer::new(&spec, Some(&one), Device::Cpu)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("tensor \"decoder.conv_in.bias\" is missing; expected shape [16]"),
+        "{error}"
+    );
+}
