@@ -44,7 +44,7 @@ lint: setup ## formatting and clippy, warnings are errors
 demo: build ## train the demo job on this machine, from nothing to pictures (DATA=wesnoth: on drawn art)
 	@deploy/demo.sh $(DATA)
 
-bench: build ## one rank against two at the same global batch
+bench: build ## one rank against two, fast against exact sums, at the same global batch
 	@deploy/bench.sh
 
 parity: build ## our arithmetic beside diffusers and transformers, also at full size (20 GB of disk and memory, minutes)

@@ -84,8 +84,7 @@ fn field_at(table: &DeTable<'_>, offset: usize) -> String {
 }
 
 /// Values that are planned and not there yet, by field.
-const PLANNED: [(&str, &[&str]); 3] = [
-    ("train.reduction", &["exact"]),
+const PLANNED: [(&str, &[&str]); 2] = [
     ("train.precision", &["fp16", "bf16"]),
     (
         "model.architecture",

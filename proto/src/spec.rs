@@ -294,6 +294,8 @@ pub enum Precision {
 pub enum Reduction {
     /// Float sums in DDP's Reducer.
     Fast,
+    /// Sums of whole numbers: the same weights, bit for bit, for any number of ranks.
+    Exact,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -103,15 +103,19 @@ fn unknown_keys_get_a_suggestion() {
 #[test]
 fn values_that_are_planned_are_told_from_slips() {
     check(
-        "micro_batch = 8",
-        "micro_batch = 8\nreduction = \"exact\"",
-        "job.toml:20: train.reduction: not there yet: unknown variant `exact`, expected `fast`",
-    );
-    check(
         "architecture = \"retrinet\"",
         "architecture = \"controlnet\"",
         "job.toml:12: model.architecture: not there yet: unknown variant `controlnet`, expected one of `autoencoder`, \
          `text-to-image`, `retrinet`",
+    );
+}
+
+#[test]
+fn a_reduction_is_fast_unless_the_job_says_exact() {
+    check(
+        "micro_batch = 8",
+        "micro_batch = 8\nreduction = \"exakt\"",
+        "job.toml:20: train.reduction: unknown variant `exakt`, expected `fast` or `exact`; did you mean `exact`?",
     );
 }
 

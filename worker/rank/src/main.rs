@@ -8,6 +8,7 @@ mod deadline;
 mod device;
 mod doctor;
 mod environment;
+mod exact;
 mod forward;
 mod gpu_check;
 mod group;

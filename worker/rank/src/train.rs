@@ -7,6 +7,7 @@ use crate::checkpoint::Checkpoints;
 use crate::clock::Clock;
 use crate::collective::CollectiveError;
 use crate::collective::{Group, first_line};
+use crate::exact::ExactSum;
 use crate::group::{agree, meet, open_store};
 use crate::prefetch::{Prefetch, StepExamples};
 use crate::run::Rank;
@@ -18,7 +19,7 @@ use model_data::example::Example;
 use model_data::loader::{Loader, LoaderOptions};
 use proto::id::Step;
 use proto::message::{PhaseSeconds, RankPhase, ShardReport, StepReport, WeightDigest};
-use proto::spec::{Architecture, JobSpec};
+use proto::spec::{Architecture, JobSpec, Reduction};
 use tch::{Device, Kind, Tensor};
 
 /// Memory for samples of one rank: a data set that fits stays decoded.
@@ -59,7 +60,13 @@ pub(crate) fn train(rank: &Rank<'_>, spec: &JobSpec, held: &mut Option<Group>) -
     agree(group, trainer.parameters())?;
     // Gradients must exist before the Reducer makes them views into its buckets.
     trainer.zero_gradients();
-    group.attach(trainer.parameters())?;
+    let exact = match spec.train.reduction {
+        Reduction::Exact => Some(ExactSum::new(trainer.parameters(), spec.micro_batches())),
+        Reduction::Fast => {
+            group.attach(trainer.parameters())?;
+            None
+        }
+    };
     rank.link.phase(RankPhase::Training);
     tracing::info!(rank = rank.task.rank, world = assignment.world, first, "training");
 
@@ -68,6 +75,7 @@ pub(crate) fn train(rank: &Rank<'_>, spec: &JobSpec, held: &mut Option<Group>) -
         spec,
         trainer,
         group,
+        exact,
         checkpoints,
         prefetch,
         device,
@@ -109,6 +117,8 @@ struct Training<'a> {
     spec: &'a JobSpec,
     trainer: Trainer,
     group: &'a Group,
+    /// With `reduction = "exact"`; otherwise the group's Reducer sums gradients.
+    exact: Option<ExactSum>,
     checkpoints: Checkpoints,
     prefetch: Prefetch,
     device: Device,
@@ -186,7 +196,10 @@ impl Training<'_> {
             .checked_sub(1)
             .context("no micro-batch for this rank")?;
         // The Reducer averages over ranks, while losses are already divided by the global batch.
-        let scale = f64::from(self.group.membership().world);
+        let scale = match self.exact {
+            Some(_) => 1.0,
+            None => f64::from(self.group.membership().world),
+        };
         for (index, micro_batch) in examples.micro_batches.iter().enumerate() {
             let loss = self.trainer.forward(micro_batch, self.spec.train.global_batch)?;
             refuse_non_finite(loss.total, micro_batch)?;
@@ -194,12 +207,18 @@ impl Training<'_> {
             sum.target += loss.target;
             sum.face += loss.face;
             seconds.forward += clock.lap();
-            if index == last {
+            if index == last && self.exact.is_none() {
                 self.group.reduce_next_backward("preparing to reduce")?;
             }
             let outcome = (loss.loss * scale).f_backward();
             let lap = clock.lap();
             outcome.map_err(|error| self.explain(&error))?;
+            if let Some(exact) = &mut self.exact {
+                exact.add([loss.total, loss.target, loss.face], 1.0);
+                self.trainer.zero_gradients();
+                seconds.backward += lap + clock.lap();
+                continue;
+            }
             // The last backward ends when the gradients of all ranks are in; it is our own until our last
             // gradient was ready. The collectives that ran before that overlapped with it and cost nothing.
             let own = (index == last).then(|| self.group.own_backward()).flatten();
@@ -218,10 +237,17 @@ impl Training<'_> {
         })
     }
 
-    /// Every rank's part of the loss together, and whether one of them was told to halt: what one knows they all learn
-    /// in the same step.
-    fn sum(&self, own: Losses, step: u64) -> anyhow::Result<(Losses, Next)> {
-        let halts = f64::from(u8::from(self.rank.link.halts()));
+    /// Every rank's part of the loss together (of the gradients too, where the Reducer did not do it), and whether one
+    /// of them was told to halt: what one knows they all learn in the same step.
+    fn sum(&mut self, own: Losses, step: u64) -> anyhow::Result<(Losses, Next)> {
+        let halts = self.rank.link.halts();
+        if let Some(exact) = &mut self.exact {
+            let sums = exact.reduce(self.group, (1.0, halts), step)?;
+            let [total, target, face] = sums.losses;
+            let next = if sums.marks == 0 { Next::GoOn } else { Next::Leave };
+            return Ok((Losses { total, target, face }, next));
+        }
+        let halts = f64::from(u8::from(halts));
         let sums = Tensor::from_slice(&[own.total, own.target, own.face, halts]).to_device(self.device);
         self.group
             .all_reduce(&sums, &format!("adding up the loss of step {step}"))?;

@@ -1,0 +1,61 @@
+//! Real processes on loopback: `reduction = "exact"` gives the same weights and optimizer state, bit for bit,
+//! whatever the number of ranks that shared the work.
+#![allow(clippy::unwrap_used)]
+
+use anyhow::{Result, ensure};
+use std::collections::BTreeSet;
+use tests::cluster::job::{TinyJob, synthesize};
+use tests::cluster::{Cluster, Options};
+
+/// Five micro-batches: no world but one divides them evenly.
+fn job(dataset: &str, workers: u32, reduction: &str) -> String {
+    let tiny = TinyJob {
+        name: format!("{reduction}-{workers}"),
+        dataset: dataset.to_owned(),
+        workers,
+        steps: 6,
+        checkpoint_every: 100,
+    };
+    tiny.to_toml()
+        .replace(
+            "global_batch = 4\nmicro_batch = 2",
+            "global_batch = 5\nmicro_batch = 1",
+        )
+        .replace(
+            "[checkpoint]",
+            &format!("clip = 0.1\nreduction = \"{reduction}\"\n[checkpoint]"),
+        )
+}
+
+#[test]
+fn one_two_three_and_four_ranks_end_with_the_same_bits() -> Result<()> {
+    let cluster = Cluster::start(Options::with_workers(4))?;
+    let dataset = format!("file://{}", cluster.directory().join("figures").display());
+    cluster.ok(&synthesize(&dataset))?;
+    let digest = |workers, reduction| -> Result<(String, f64)> {
+        let id = cluster.submit(&job(&dataset, workers, reduction))?;
+        let view = cluster.wait_done(&id)?;
+        assert_eq!(view.restarts, 0, "{view:?}");
+        let loss = view.last_step.map_or(0.0, |step| step.loss);
+        Ok((
+            cluster.ok(&["checkpoint", "digest", &id])?.trim().to_owned(),
+            loss,
+        ))
+    };
+    let exact = (1..=4)
+        .map(|workers| digest(workers, "exact"))
+        .collect::<Result<Vec<_>>>()?;
+    let digests: BTreeSet<&String> = exact.iter().map(|(digest, _)| digest).collect();
+    ensure!(digests.len() == 1, "worlds 1 to 4: {exact:?}");
+    let losses: BTreeSet<u64> = exact.iter().map(|(_, loss)| loss.to_bits()).collect();
+    ensure!(losses.len() == 1, "worlds 1 to 4: {exact:?}");
+    // What float sums give is near, and not the same: the test can tell.
+    let (fast, loss) = digest(3, "fast")?;
+    ensure!(fast != exact[0].0, "float sums give the same bits");
+    ensure!(
+        (loss - exact[0].1).abs() < 1e-3 * loss,
+        "{loss} and {}",
+        exact[0].1
+    );
+    cluster.stop()
+}
