@@ -43,6 +43,7 @@ pub(crate) fn job_record(id: &str) -> JobRecord {
         phase: JobPhase::Queued { reason: "new".into() },
         checkpoints: Vec::new(),
         fruitless: 0,
+        hopeless: false,
         restarts: 0,
         incidents: Vec::new(),
     }

@@ -17,6 +17,7 @@
 //! | `retri_job_world` | job | ranks | ranks of the running generation |
 //! | `retri_job_restarts_total` | job | | generations that ended early |
 //! | `retri_job_peak_memory_bytes` | job | bytes | largest resident memory of rank 0 so far |
+//! | `retri_job_skipped_steps` | job | steps | steps so far whose update was left out, a number being not finite |
 //! | `retri_checkpoint_committed_step` | job | steps | step of the newest committed checkpoint |
 //! | `retri_worker_up` | worker | 1 | 1 while the worker's lease runs |
 //! | `retri_worker_devices` | worker, state | devices | devices that are used or free |
@@ -81,6 +82,7 @@ struct Families {
     world: Gauges,
     restarts: Counters,
     peak_memory: Gauges,
+    skipped_steps: Gauges,
     committed_step: Gauges,
     worker_up: Gauges,
     worker_devices: Gauges,
@@ -128,6 +130,11 @@ impl Families {
                 "retri_job_peak_memory_bytes",
                 "Largest resident memory of rank 0 so far",
                 &self.peak_memory,
+            ),
+            (
+                "retri_job_skipped_steps",
+                "Steps so far whose update was left out, a number being not finite",
+                &self.skipped_steps,
             ),
             (
                 "retri_checkpoint_committed_step",
@@ -210,6 +217,9 @@ impl Families {
         self.peak_memory
             .get_or_create(&name())
             .set(step.peak_memory_bytes as f64);
+        self.skipped_steps
+            .get_or_create(&name())
+            .set(step.skipped_steps as f64);
         let seconds = plain(step.seconds.as_ref());
         for (phase, value) in phases(&seconds) {
             self.step_seconds.get_or_create(&with("phase", phase)).set(value);

@@ -125,7 +125,7 @@ fn running_phase(ranks: &[RankView<'_>]) -> (&'static str, String) {
             Some(RankPhase::Joining) => return missing("joins the group", rank),
             Some(RankPhase::Training) => {}
             Some(RankPhase::Finished) => finished += 1,
-            Some(RankPhase::Failed { error }) => return missing(&format!("failed: {error}"), rank),
+            Some(RankPhase::Failed { error, .. }) => return missing(&format!("failed: {error}"), rank),
         }
     }
     match finished {
@@ -159,7 +159,7 @@ fn rank_phase(phase: Option<&RankPhase>) -> String {
         Some(RankPhase::Joining) => "joining".into(),
         Some(RankPhase::Training) => "training".into(),
         Some(RankPhase::Finished) => "finished".into(),
-        Some(RankPhase::Failed { error }) => format!("failed: {error}"),
+        Some(RankPhase::Failed { error, .. }) => format!("failed: {error}"),
     }
 }
 

@@ -78,10 +78,10 @@ pub enum ModelError {
         found: String,
         expected: String,
     },
-    #[error(
-        "step {step}: the gradient's norm is {norm}; nothing was changed. A lower learning rate may help"
-    )]
-    Gradient { step: u64, norm: f64 },
+    #[error("the loss is not finite; nothing was changed{}", after(*skips))]
+    Loss { skips: u64 },
+    #[error("the gradient's norm is {norm}; nothing was changed{}", after(*skips))]
+    Gradient { norm: f64, skips: u64 },
     #[error(
         "step {step}: parameter {parameter:?} has no gradient; call zero_gradients before the first forward"
     )]
@@ -95,6 +95,22 @@ pub enum ModelError {
     },
     #[error("libtorch failed in {action}: {message}")]
     Library { action: &'static str, message: String },
+}
+
+impl ModelError {
+    /// True when another try from the same state would end in the same way, because all that a step depends on is
+    /// the same again.
+    #[must_use]
+    pub fn is_permanent(&self) -> bool {
+        matches!(self, Self::Loss { .. } | Self::Gradient { .. })
+    }
+}
+
+fn after(skips: u64) -> String {
+    match skips {
+        0 => String::new(),
+        _ => format!(", and the {skips} steps before it were skipped"),
+    }
 }
 
 /// Why a weights file cannot be read or written.

@@ -11,6 +11,7 @@ mod diffusion;
 pub mod embedding;
 pub mod error;
 pub mod forward;
+mod guard;
 pub mod init;
 pub mod layer;
 pub mod loss;

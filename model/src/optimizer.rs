@@ -44,6 +44,8 @@ pub struct UpdateReport {
     pub gradient_norm: f64,
     /// The learning rate of components without one of their own.
     pub learning_rate: f64,
+    /// Steps so far whose update was left out, this one included if it was; its norm is given as 0 then.
+    pub skipped_steps: u64,
 }
 
 /// The learning rate of every step: a pure function.
@@ -130,34 +132,48 @@ impl AdamW {
         }
     }
 
-    /// One update from the parameters' gradients; `step` is the 1-based step that it completes.
+    /// L2 norm of the whole gradient, summed in fp64. Nothing is held twice: each chunk is joined again for its update.
     ///
     /// # Errors
-    /// A parameter without a gradient, or a gradient whose norm is not finite. Nothing is changed then.
-    pub fn update(&mut self, step: u64) -> Result<UpdateReport, ModelError> {
+    /// A parameter without a gradient.
+    pub fn norm(&self, step: u64) -> Result<f64, ModelError> {
         tch::no_grad(|| {
-            let gradients: Vec<Tensor> = self
-                .chunks
-                .iter()
-                .map(|chunk| chunk.gradient(step))
-                .collect::<Result<_, _>>()?;
-            let norm = norm(&gradients);
-            if !norm.is_finite() {
-                return Err(ModelError::Gradient { step, norm });
-            }
-            let scale = self.clip.map_or(1.0, |clip| (clip / (norm + 1e-6)).min(1.0));
-            for (index, gradient) in gradients.into_iter().enumerate() {
-                let gradient = if scale < 1.0 { gradient * scale } else { gradient };
-                self.update_chunk(index, &gradient, step);
-            }
-            Ok(UpdateReport {
-                gradient_norm: norm,
-                learning_rate: self.rates.at(step, None),
-            })
+            let squares = self.chunks.iter().map(|chunk| {
+                let norm = chunk.gradient(step)?.norm();
+                Ok(norm.to_kind(Kind::Double).square())
+            });
+            let squares = squares.collect::<Result<Vec<_>, ModelError>>()?;
+            Ok(Tensor::stack(&squares, 0)
+                .sum(Kind::Double)
+                .sqrt()
+                .double_value(&[]))
         })
     }
 
-    fn update_chunk(&mut self, index: usize, gradient: &Tensor, step: u64) {
+    /// One update from the parameters' gradients, whose norm is `norm`. `step` is the 1-based step that it completes,
+    /// `count` says how many updates there are with it: less where steps were skipped.
+    ///
+    /// # Errors
+    /// A parameter without a gradient.
+    pub fn update(&mut self, norm: f64, step: u64, count: u64) -> Result<(), ModelError> {
+        tch::no_grad(|| {
+            let scale = self.clip.map_or(1.0, |clip| (clip / (norm + 1e-6)).min(1.0));
+            for index in 0..self.chunks.len() {
+                let gradient = self.chunks[index].gradient(step)?;
+                let gradient = if scale < 1.0 { gradient * scale } else { gradient };
+                self.update_chunk(index, &gradient, step, count);
+            }
+            Ok(())
+        })
+    }
+
+    /// The learning rate of `step` of components without one of their own.
+    #[must_use]
+    pub fn learning_rate(&self, step: u64) -> f64 {
+        self.rates.at(step, None)
+    }
+
+    fn update_chunk(&mut self, index: usize, gradient: &Tensor, step: u64, count: u64) {
         let chunk = &mut self.chunks[index];
         let rate = self.rates.at(step, Some(chunk.component));
         // 1. moments
@@ -166,7 +182,7 @@ impl AdamW {
         // 2. weight decay, apart from the gradient
         let _ = chunk.values.g_mul_scalar_(1.0 - rate * self.weight_decay);
         // 3. the step, with the moments' bias taken out
-        let exponent = step as f64;
+        let exponent = count as f64;
         let correction = (1.0 - self.beta2.powf(exponent)).sqrt();
         let mut denominator = chunk.average_square.sqrt();
         let _ = denominator.g_mul_scalar_(correction.recip());
@@ -247,18 +263,6 @@ fn split(flat: &Tensor, parameters: &[(String, Tensor)]) -> Vec<Tensor> {
         start += length;
     }
     views
-}
-
-/// L2 norm over all gradients, summed in fp64.
-fn norm(gradients: &[Tensor]) -> f64 {
-    let squares: Vec<Tensor> = gradients
-        .iter()
-        .map(|gradient| gradient.norm().to_kind(Kind::Double).square())
-        .collect();
-    Tensor::stack(&squares, 0)
-        .sum(Kind::Double)
-        .sqrt()
-        .double_value(&[])
 }
 
 #[cfg(test)]

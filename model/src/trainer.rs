@@ -6,6 +6,7 @@ use crate::autoencoder::Autoencoder;
 use crate::batch::{Batch, BatchShape, masks, to_images};
 use crate::diffusion::{Diffusion, SampleOptions};
 use crate::error::{ModelError, guarded};
+use crate::guard::{Guard, Trouble};
 use crate::init::{InitWeights, copy_encoder, load_init};
 use crate::loss::{Masks, noise_loss, picture_loss};
 use crate::noise::{self, Purpose};
@@ -28,6 +29,7 @@ pub struct Trainer {
     /// Trainable parameters, sorted by name.
     trained: Vec<(String, Tensor)>,
     optimizer: AdamW,
+    guard: Guard,
     schedule: NoiseSchedule,
     init_digest: Option<String>,
     step: u64,
@@ -51,6 +53,9 @@ pub struct MicroBatchLoss {
     pub target: f64,
     /// Equation 3's second term before lambda, weighted by noise level; 0 for an autoencoder.
     pub face: f64,
+    /// Samples, by their place in the micro-batch, whose own loss is not finite. The three figures leave them out;
+    /// `loss` does not.
+    pub nonfinite: Vec<usize>,
 }
 
 /// The component that a full parameter name belongs to. Names are made by the networks: a prefix that is not
@@ -131,6 +136,7 @@ impl Trainer {
             parameters,
             trained,
             optimizer,
+            guard: Guard::new(&spec.train),
             schedule,
             init_digest,
             step: 0,
@@ -188,34 +194,69 @@ impl Trainer {
                     diffusion_terms(diffusion, &batch, &masks, &self.schedule, &self.spec.train)
                 }
             };
+            let terms = terms / f64::from(global_batch);
+            let sums = terms.sum_dim_intlist(1i64, false, Kind::Float);
+            let loss = sums.get(0);
             // One transfer for all three figures.
-            let sums = (terms / f64::from(global_batch)).sum_dim_intlist(1i64, false, Kind::Float);
-            let values = sums.detach().to_device(Device::Cpu);
-            let value = |row| values.double_value(&[row]);
-            let (total, target, face) = (value(0), value(1), value(2));
+            let sums = sums.detach().to_device(Device::Cpu);
+            let sums = [0, 1, 2].map(|row| sums.double_value(&[row]));
+            let (nonfinite, sums) = if sums.iter().all(|sum| sum.is_finite()) {
+                (Vec::new(), sums)
+            } else {
+                finite_part(&terms)
+            };
             Ok(MicroBatchLoss {
-                loss: sums.get(0),
-                total,
-                target,
-                face,
+                loss,
+                total: sums[0],
+                target: sums[1],
+                face: sums[2],
+                nonfinite,
             })
         })
     }
 
     /// Clips, then updates with the learning rates of `step`, the 1-based step that this update completes.
-    /// Gradients are read from the parameters.
+    /// Gradients are read from the parameters. Where their norm is not finite the step ends as in [`Self::skip`].
     ///
     /// # Errors
-    /// A missing gradient, or a norm that is not finite; nothing is changed then.
+    /// A missing gradient, or what [`Self::skip`] says; nothing is changed then.
     pub fn update(&mut self, step: u64) -> Result<UpdateReport, ModelError> {
-        let report = guarded("the update", || self.optimizer.update(step))?;
+        let norm = guarded("the gradient's norm", || self.optimizer.norm(step))?;
+        if !norm.is_finite() {
+            return self.leave_out(step, Trouble::Gradient(norm));
+        }
+        let count = step.saturating_sub(self.guard.skipped());
+        guarded("the update", || self.optimizer.update(norm, step, count))?;
+        self.guard.good();
+        Ok(self.updated(step, norm))
+    }
+
+    /// Ends a step of which some sample's loss is not finite: no weight, no moment changes. All ranks must call it for
+    /// the same step.
+    ///
+    /// # Errors
+    /// The job says that such a step ends it, or too many in a row were skipped.
+    pub fn skip(&mut self, step: u64) -> Result<UpdateReport, ModelError> {
+        self.leave_out(step, Trouble::Loss)
+    }
+
+    fn leave_out(&mut self, step: u64, trouble: Trouble) -> Result<UpdateReport, ModelError> {
+        self.guard.bad(trouble)?;
+        Ok(self.updated(step, 0.0))
+    }
+
+    fn updated(&mut self, step: u64, gradient_norm: f64) -> UpdateReport {
         self.step = step;
-        Ok(report)
+        UpdateReport {
+            gradient_norm,
+            learning_rate: self.optimizer.learning_rate(step),
+            skipped_steps: self.guard.skipped(),
+        }
     }
 
     /// Everything that a checkpoint holds, sorted by name: `weights/NAME` for trained weights,
-    /// `optimizer/NAME/exp_avg` and `optimizer/NAME/exp_avg_sq`. The tensors are the live ones: copy before
-    /// the next update.
+    /// `optimizer/NAME/exp_avg` and `optimizer/NAME/exp_avg_sq`; where steps may be skipped, `guard/…` with their
+    /// counts. The tensors are the live ones: copy before the next update.
     #[must_use]
     pub fn state(&self) -> Vec<(String, Tensor)> {
         self.live_state().into_iter().collect()
@@ -227,8 +268,10 @@ impl Trainer {
             .iter()
             .map(|(name, t)| (format!("weights/{name}"), t.detach()));
         let moments = self.optimizer.moments().into_iter();
+        let guard = self.guard.state().into_iter();
         weights
             .chain(moments.map(|(name, tensor)| (format!("optimizer/{name}"), tensor)))
+            .chain(guard.map(|(name, tensor)| (format!("guard/{name}"), tensor)))
             .collect()
     }
 
@@ -312,6 +355,21 @@ impl Trainer {
             references,
         }
     }
+}
+
+/// Which samples' losses are not finite, and the sums of the three rows over the others. When all are finite and only
+/// their sum is not, all are named.
+fn finite_part(terms: &Tensor) -> (Vec<usize>, [f64; 3]) {
+    let terms = terms.detach().to_device(Device::Cpu);
+    let value = |row: i64, sample: usize| terms.double_value(&[row, sample as i64]);
+    let finite = |sample: &usize| (0..3).all(|row| value(row, *sample).is_finite());
+    let samples = 0..terms.size()[1] as usize;
+    let (good, bad): (Vec<usize>, Vec<usize>) = samples.partition(finite);
+    if bad.is_empty() {
+        return (good, [0.0; 3]);
+    }
+    let sums = [0, 1, 2].map(|row| good.iter().map(|sample| value(row, *sample)).sum());
+    (bad, sums)
 }
 
 /// Rows total, target and face of each sample's loss (equation 3, weighted by noise level): [3, B].

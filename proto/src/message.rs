@@ -54,9 +54,11 @@ pub enum RankPhase {
     Training,
     /// All work is done and every shard is written.
     Finished,
-    /// The process ended or gave up; the first line of why, with what and where.
+    /// The process ended or gave up; the first line of why, with what and where. `permanent`: another generation
+    /// would fail in the same way, so there is none.
     Failed {
         error: String,
+        permanent: bool,
     },
 }
 
@@ -76,6 +78,9 @@ pub struct StepReport {
     pub seconds: PhaseSeconds,
     /// Largest resident memory of the rank so far.
     pub peak_memory_bytes: u64,
+    /// Steps so far whose update was left out, because a number was not finite. The loss of such a step is that of
+    /// its finite samples, its gradient's norm is given as 0.
+    pub skipped_steps: u64,
 }
 
 /// Wall seconds of one step by phase; together they are the step.

@@ -246,6 +246,8 @@ pub struct Train {
     /// How much each noise level counts.
     pub loss_weighting: LossWeighting,
     pub precision: Precision,
+    /// What happens to a step whose loss or gradient is not finite.
+    pub on_nonfinite: OnNonfinite,
     pub reduction: Reduction,
     /// Intra-op threads of a rank. Fixed, because it changes float sums.
     pub threads: u32,
@@ -288,6 +290,19 @@ pub enum LossWeighting {
 pub enum Precision {
     Fp32,
 }
+
+/// What happens to a step whose loss or gradient is not finite; the weights never see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnNonfinite {
+    /// The job ends at once.
+    Stop,
+    /// The step is counted and left out; after [`SKIPS_MAX`] in a row the job ends.
+    Skip,
+}
+
+/// More steps in a row are never left out under [`OnNonfinite::Skip`].
+pub const SKIPS_MAX: u64 = 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

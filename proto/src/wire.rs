@@ -172,12 +172,12 @@ impl TryFrom<pb::WorkerReport> for WorkerReport {
 impl From<&RankReport> for pb::RankReport {
     fn from(report: &RankReport) -> Self {
         use pb::rank_report::Phase;
-        let (phase, error) = match &report.phase {
-            RankPhase::Starting => (Phase::Starting, String::new()),
-            RankPhase::Joining => (Phase::Joining, String::new()),
-            RankPhase::Training => (Phase::Training, String::new()),
-            RankPhase::Finished => (Phase::Finished, String::new()),
-            RankPhase::Failed { error } => (Phase::Failed, error.clone()),
+        let (phase, error, permanent) = match &report.phase {
+            RankPhase::Starting => (Phase::Starting, String::new(), false),
+            RankPhase::Joining => (Phase::Joining, String::new(), false),
+            RankPhase::Training => (Phase::Training, String::new(), false),
+            RankPhase::Finished => (Phase::Finished, String::new(), false),
+            RankPhase::Failed { error, permanent } => (Phase::Failed, error.clone(), *permanent),
         };
         Self {
             job: report.job.0.clone(),
@@ -189,6 +189,7 @@ impl From<&RankReport> for pb::RankReport {
             steps: report.steps.iter().map(Into::into).collect(),
             shards: report.shards.iter().map(Into::into).collect(),
             digests: report.digests.iter().map(Into::into).collect(),
+            permanent,
         }
     }
 }
@@ -205,6 +206,7 @@ impl TryFrom<pb::RankReport> for RankReport {
             Ok(Phase::Finished) => RankPhase::Finished,
             Ok(Phase::Failed) => RankPhase::Failed {
                 error: text("error", report.error, LONG_TEXT_MAX)?,
+                permanent: report.permanent,
             },
             Ok(Phase::Unspecified) | Err(_) => {
                 return wrong(
@@ -258,6 +260,7 @@ impl From<&StepReport> for pb::StepReport {
                 checkpoint: report.seconds.checkpoint,
             }),
             peak_memory_bytes: report.peak_memory_bytes,
+            skipped_steps: report.skipped_steps,
         }
     }
 }
@@ -284,6 +287,7 @@ impl TryFrom<pb::StepReport> for StepReport {
                 checkpoint: seconds.checkpoint,
             },
             peak_memory_bytes: report.peak_memory_bytes,
+            skipped_steps: report.skipped_steps,
         })
     }
 }
@@ -554,6 +558,7 @@ mod tests {
                 rank: Rank(1),
                 phase: RankPhase::Failed {
                     error: "no space".into(),
+                    permanent: true,
                 },
                 store_address: Some("127.0.0.1:5".into()),
                 steps: Vec::new(),

@@ -131,6 +131,8 @@ pub struct JobRecord {
     pub checkpoints: Vec<CheckpointRef>,
     /// Generations that ended without a new commit since the last commit.
     pub fruitless: u32,
+    /// A rank failed in a way that another generation would repeat: there is none.
+    pub hopeless: bool,
     pub restarts: u32,
     /// The newest [`INCIDENTS_MAX`] things that went wrong, oldest first.
     pub incidents: Vec<Incident>,

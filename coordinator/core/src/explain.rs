@@ -11,6 +11,8 @@ pub(crate) enum Ending {
         rank: Rank,
         worker: WorkerId,
         error: String,
+        /// Another generation would end in the same way.
+        permanent: bool,
     },
     WorkerLost {
         worker: WorkerId,
@@ -46,6 +48,11 @@ pub(crate) enum Ending {
 const WORDS_MAX: usize = 600;
 
 impl Ending {
+    /// True when no other generation would do better.
+    pub(crate) fn is_permanent(&self) -> bool {
+        matches!(self, Self::RankFailed { permanent: true, .. })
+    }
+
     /// True when this only tells that somebody else is gone: the news of a victim, not of the culprit.
     pub(crate) fn is_hearsay(&self) -> bool {
         const OF_PEERS: [&str; 6] = [
@@ -67,7 +74,9 @@ impl Ending {
 impl fmt::Display for Ending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::RankFailed { rank, worker, error } => {
+            Self::RankFailed {
+                rank, worker, error, ..
+            } => {
                 let error: String = error.chars().take(WORDS_MAX).collect();
                 write!(f, "rank {rank} on {worker} failed: {error}")
             }

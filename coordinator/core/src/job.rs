@@ -121,7 +121,7 @@ impl Job {
 
     /// What it needs to start, if it is ready to.
     pub(crate) fn gang(&self, now: Millis) -> Option<Gang> {
-        if !matches!(self.record.phase, JobPhase::Queued { .. }) || self.writing.is_some() {
+        if !matches!(self.record.phase, JobPhase::Queued { .. }) || self.writing.is_some() || self.is_lost() {
             return None;
         }
         let resources = &self.record.spec.resources;
@@ -190,7 +190,10 @@ impl Job {
         let members = std::mem::take(members);
         self.record.fruitless += 1;
         self.record.restarts += 1;
-        let follows = if self.record.fruitless < FRUITLESS_MAX {
+        self.record.hopeless |= ending.is_permanent();
+        let follows = if self.record.hopeless {
+            "another generation would end in the same way".to_owned()
+        } else if self.record.fruitless < FRUITLESS_MAX {
             format!("the job goes on from step {}", self.committed())
         } else {
             format!("that is generation {FRUITLESS_MAX} in a row without a commit")
@@ -244,6 +247,9 @@ impl Job {
             return;
         }
         let what = format!("{ending}; {}", blame.follows);
+        // A generation that was formed since will say it again.
+        let queued = matches!(self.record.phase, JobPhase::Queued { .. });
+        self.record.hopeless |= queued && ending.is_permanent();
         if let JobPhase::Failed { reason, .. } = &mut self.record.phase {
             reason.clone_from(&what);
         }
@@ -270,9 +276,7 @@ impl Job {
         match &self.record.phase {
             JobPhase::Running { .. } if complete && self.live.all_finished() => self.done(outbox),
             JobPhase::Queued { .. } if complete && self.writing.is_none() => self.done(outbox),
-            JobPhase::Queued { .. } if FRUITLESS_MAX <= self.record.fruitless && self.writing.is_none() => {
-                self.fail(outbox);
-            }
+            JobPhase::Queued { .. } if self.is_lost() && self.writing.is_none() => self.fail(outbox),
             JobPhase::Queued { .. }
             | JobPhase::Running { .. }
             | JobPhase::Done { .. }
@@ -280,6 +284,10 @@ impl Job {
             | JobPhase::Cancelled { .. } => return false,
         }
         true
+    }
+
+    fn is_lost(&self) -> bool {
+        self.record.hopeless || FRUITLESS_MAX <= self.record.fruitless
     }
 
     fn done(&mut self, outbox: &mut Outbox) {
@@ -297,7 +305,14 @@ impl Job {
 
     fn fail(&mut self, outbox: &mut Outbox) {
         let last = self.record.incidents.last().map(|incident| incident.what.clone());
-        let reason = last.unwrap_or_else(|| format!("{FRUITLESS_MAX} generations ended without a commit"));
+        let mut reason =
+            last.unwrap_or_else(|| format!("{FRUITLESS_MAX} generations ended without a commit"));
+        if self.record.hopeless {
+            reason += &match self.record.checkpoints.last() {
+                Some(good) => format!("; the last good checkpoint is that of step {}", good.step),
+                None => "; there is no checkpoint yet".to_owned(),
+            };
+        }
         self.over(
             JobPhase::Failed {
                 reason: reason.clone(),

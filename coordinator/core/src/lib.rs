@@ -407,12 +407,13 @@ impl Coordinator {
 }
 
 fn failure(worker: &WorkerId, report: &RankReport) -> Option<Ending> {
-    let RankPhase::Failed { error } = &report.phase else {
+    let RankPhase::Failed { error, permanent } = &report.phase else {
         return None;
     };
     Some(Ending::RankFailed {
         rank: report.rank,
         worker: worker.clone(),
         error: error.clone(),
+        permanent: *permanent,
     })
 }

@@ -137,6 +137,7 @@ impl Coordinator {
             },
             checkpoints: Vec::new(),
             fruitless: 0,
+            hopeless: false,
             restarts: 0,
             incidents: Vec::new(),
         };

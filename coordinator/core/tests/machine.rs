@@ -6,8 +6,8 @@ mod desk;
 
 use coordinator_core::event::{Effect, Event, FRUITLESS_MAX, JobPhase, Reply};
 use desk::{
-    DETECT_WITHIN_MS, Desk, deleted, failed, id, ignored, manifests, rank, sample_of, sends, spec, told,
-    with_shard, with_step,
+    DETECT_WITHIN_MS, Desk, deleted, failed, failed_for_good, id, ignored, manifests, rank, sample_of, sends,
+    spec, told, with_shard, with_step,
 };
 use proto::id::{JobId, Rank, Step};
 use proto::message::{RankPhase, Work};
@@ -338,6 +338,64 @@ fn a_fault_that_comes_back_every_time_is_the_jobs_own() {
         reason,
         "rank 0 on w1#1 failed: no such file; that is generation 5 in a row without a commit"
     );
+}
+
+#[test]
+fn a_failure_that_would_repeat_ends_the_job_at_once_and_names_the_last_good_checkpoint() {
+    let (mut desk, job) = Desk::training();
+    desk.commit(&job, 2);
+    desk.hear(
+        "w2",
+        vec![rank(&job, 1, 1, failed_for_good("step 3: the loss is NaN"))],
+    );
+    assert_eq!(desk.generation(&job), 1, "no generation follows");
+    assert_eq!(
+        desk.reason(&job),
+        "rank 1 on w2#1 failed: step 3: the loss is NaN; another generation would end in the same way; the last \
+         good checkpoint is that of step 2"
+    );
+    // Without a commit there is none to name.
+    let (mut desk, job) = Desk::training();
+    desk.hear(
+        "w1",
+        vec![rank(&job, 1, 0, failed_for_good("step 1: the loss is NaN"))],
+    );
+    assert!(desk.reason(&job).ends_with("; there is no checkpoint yet"));
+}
+
+#[test]
+fn a_hopeless_job_waits_for_the_manifest_that_is_on_its_way() {
+    let (mut desk, job) = Desk::training();
+    assert_eq!(manifests(&desk.shards(&job, 2)).len(), 1);
+    desk.hear(
+        "w1",
+        vec![rank(&job, 1, 0, failed_for_good("step 3: the loss is NaN"))],
+    );
+    assert!(!desk.job(&job).phase.is_over());
+    // Neither its fate nor a restart gives it another generation.
+    desk.restart();
+    desk.hear("w1", vec![]);
+    desk.hear("w2", vec![]);
+    desk.written(&job, 2, Ok(()));
+    assert_eq!(desk.generation(&job), 1);
+    assert!(desk.job(&job).phase.is_over());
+}
+
+#[test]
+fn a_permanent_failure_heard_after_its_victim_s_ends_the_job_too() {
+    let (mut desk, job) = Desk::training();
+    assert_eq!(manifests(&desk.shards(&job, 2)).len(), 1);
+    desk.hear(
+        "w1",
+        vec![rank(&job, 1, 0, failed("Connection closed by peer [w2]"))],
+    );
+    desk.hear(
+        "w2",
+        vec![rank(&job, 1, 1, failed_for_good("step 3: the loss is NaN"))],
+    );
+    desk.written(&job, 2, Ok(()));
+    assert_eq!(desk.generation(&job), 1);
+    assert!(desk.reason(&job).contains("step 3: the loss is NaN"));
 }
 
 #[test]

@@ -47,6 +47,7 @@ pub(crate) fn step(step: &pb::StepReport) -> Value {
             "checkpoint": seconds.checkpoint,
         },
         "peak_memory_bytes": step.peak_memory_bytes,
+        "skipped_steps": step.skipped_steps,
     })
 }
 

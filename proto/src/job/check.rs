@@ -9,8 +9,8 @@ use crate::place::nearest;
 use crate::size;
 use crate::spec::{
     Architecture, AutoencoderConfig, CheckpointPolicy, Component, Data, Decay, DeviceKind, JobSpec,
-    LossWeighting, Model, Optimizer, Pairing, Precision, Reduction, Resources, Task, TextEncoderConfig,
-    Train, UNetConfig,
+    LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, Resources, Task,
+    TextEncoderConfig, Train, UNetConfig,
 };
 use std::path::Path;
 
@@ -340,6 +340,7 @@ fn train(raw: &TrainToml, faults: &mut Faults) -> Train {
         face_loss_weight: raw.face_loss_weight.unwrap_or(1.0),
         loss_weighting: raw.loss_weighting.unwrap_or(LossWeighting::Epsilon),
         precision: raw.precision.unwrap_or(Precision::Fp32),
+        on_nonfinite: raw.on_nonfinite.unwrap_or(OnNonfinite::Stop),
         reduction: raw.reduction.unwrap_or(Reduction::Fast),
         threads: raw.threads.unwrap_or(1),
         digest_every: raw.digest_every.unwrap_or(100),

@@ -182,6 +182,7 @@ fn train_toml(train: &Train) -> TrainToml {
         face_loss_weight: Some(train.face_loss_weight),
         loss_weighting: Some(train.loss_weighting),
         precision: Some(train.precision),
+        on_nonfinite: Some(train.on_nonfinite),
         reduction: Some(train.reduction),
         threads: Some(train.threads),
         digest_every: Some(train.digest_every),

@@ -2,7 +2,8 @@
 //! [`crate::spec::JobSpec`]; the way between is [`super::check`].
 
 use crate::spec::{
-    Architecture, Component, Decay, DeviceKind, LossWeighting, Pairing, Precision, Reduction, Task,
+    Architecture, Component, Decay, DeviceKind, LossWeighting, OnNonfinite, Pairing, Precision, Reduction,
+    Task,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -118,6 +119,7 @@ pub(super) struct TrainToml {
     pub(super) face_loss_weight: Option<f64>,
     pub(super) loss_weighting: Option<LossWeighting>,
     pub(super) precision: Option<Precision>,
+    pub(super) on_nonfinite: Option<OnNonfinite>,
     pub(super) reduction: Option<Reduction>,
     pub(super) threads: Option<u32>,
     pub(super) digest_every: Option<u64>,

@@ -84,7 +84,7 @@ fn unknown_keys_get_a_suggestion() {
         "globl_batch",
         "job.toml:18: train.globl_batch: unknown field `globl_batch`, expected one of `steps`, `global_batch`, \
          `micro_batch`, `learning_rate`, `learning_rates`, `warmup`, `decay`, `clip`, `face_loss_weight`, \
-         `loss_weighting`, `precision`, `reduction`, `threads`, `digest_every`, \
+         `loss_weighting`, `precision`, `on_nonfinite`, `reduction`, `threads`, `digest_every`, \
          `optimizer`; did you mean `global_batch`?",
     );
     check(

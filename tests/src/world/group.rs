@@ -140,6 +140,7 @@ impl World {
             samples: 1,
             seconds: PhaseSeconds::default(),
             peak_memory_bytes: 0,
+            skipped_steps: 0,
         };
         self.say(pids[0], vec![report], vec![]);
     }

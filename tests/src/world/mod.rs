@@ -275,7 +275,9 @@ impl World {
                 }
                 Ok(())
             }
-            JobPhase::Failed { reason, .. } if record.fruitless < FRUITLESS_MAX || reason.is_empty() => {
+            JobPhase::Failed { reason, .. }
+                if (record.fruitless < FRUITLESS_MAX && !record.hopeless) || reason.is_empty() =>
+            {
                 Err(format!(
                     "{id} failed after {} fruitless generations: {reason:?}",
                     record.fruitless

@@ -8,7 +8,8 @@ use proto::id::JobId;
 use proto::message::{SampleMethod, SamplePrompt, SampleRequest};
 use proto::spec::{
     Architecture, AutoencoderConfig, CheckpointPolicy, Data, Decay, DeviceKind, JobSpec, LossWeighting,
-    Model, Optimizer, Pairing, Precision, Reduction, Resources, Task, TextEncoderConfig, Train, UNetConfig,
+    Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, Resources, Task, TextEncoderConfig, Train,
+    UNetConfig,
 };
 use std::collections::BTreeMap;
 
@@ -186,6 +187,7 @@ fn spec(job: &PlannedJob) -> JobSpec {
         face_loss_weight: 0.0,
         loss_weighting: LossWeighting::Epsilon,
         precision: Precision::Fp32,
+        on_nonfinite: OnNonfinite::Stop,
         reduction: Reduction::Fast,
         threads: 1,
         digest_every: 0,

@@ -256,7 +256,10 @@ impl World {
         if process.phase == RankPhase::Finished {
             return;
         }
-        process.phase = RankPhase::Failed { error };
+        process.phase = RankPhase::Failed {
+            error,
+            permanent: false,
+        };
         self.say(pid, vec![], vec![]);
         self.rank_dies(pid, false, "exit status 1");
     }

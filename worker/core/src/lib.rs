@@ -237,7 +237,10 @@ impl Worker {
         } else {
             outcome.clone()
         };
-        state.advance(RankPhase::Failed { error });
+        state.advance(RankPhase::Failed {
+            error,
+            permanent: false,
+        });
         state.life = Life::Gone;
         self.news = true;
         effects.push(Effect::Note(Fact::RankGone {
@@ -270,6 +273,7 @@ impl Worker {
                 if leaving {
                     state.advance(RankPhase::Failed {
                         error: "the worker is shutting down".to_owned(),
+                        permanent: false,
                     });
                 }
                 state.life = Life::Leaving { device, kill_at };
@@ -300,7 +304,10 @@ impl Worker {
             if let Life::Running { device, heard } = state.life {
                 let silent_ms = now.saturating_sub(heard);
                 let error = format!("silent for {silent_ms} ms; killed by its daemon");
-                self.news |= state.advance(RankPhase::Failed { error });
+                self.news |= state.advance(RankPhase::Failed {
+                    error,
+                    permanent: false,
+                });
                 state.life = Life::Leaving { device, kill_at };
                 effects.push(Effect::Note(Fact::RankSilent {
                     key: key.clone(),

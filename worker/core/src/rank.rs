@@ -45,6 +45,7 @@ impl RankState {
     pub(crate) fn refused(key: &RankKey, error: &str) -> Self {
         let phase = RankPhase::Failed {
             error: error.to_owned(),
+            permanent: false,
         };
         Self {
             life: Life::Gone,

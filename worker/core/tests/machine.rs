@@ -156,6 +156,7 @@ fn step(step: u64) -> StepReport {
         samples: 1,
         seconds: PhaseSeconds::default(),
         peak_memory_bytes: 0,
+        skipped_steps: 0,
     }
 }
 
@@ -176,6 +177,7 @@ fn shard(step: u64) -> ShardReport {
 fn error(text: &str) -> RankPhase {
     RankPhase::Failed {
         error: text.to_owned(),
+        permanent: false,
     }
 }
 

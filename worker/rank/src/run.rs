@@ -46,6 +46,11 @@ pub(crate) struct Rank<'a> {
     pub(crate) settings: &'a Settings,
 }
 
+/// A failure that another generation would repeat: the job ends with it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Permanent(pub(crate) String);
+
 /// Returns only when the work could not even begin.
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     die_with(settings.parent)?;
@@ -70,6 +75,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
             exit_now(0)
         }
         Err(error) => {
+            let permanent = error.downcast_ref::<Permanent>().is_some();
             let error = format!(
                 "rank {} of generation {}: {}",
                 task.rank,
@@ -80,7 +86,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
                 group.abort();
             }
             eprintln!("error: {error}");
-            link.last(RankPhase::Failed { error });
+            link.last(RankPhase::Failed { error, permanent });
             exit_now(1)
         }
     }

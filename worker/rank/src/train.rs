@@ -10,12 +10,12 @@ use crate::collective::{Group, first_line};
 use crate::exact::ExactSum;
 use crate::group::{agree, meet, open_store};
 use crate::prefetch::{Prefetch, StepExamples};
-use crate::run::Rank;
-use crate::{device, environment, init};
-use anyhow::{Context, bail, ensure};
+use crate::run::{Permanent, Rank};
+use crate::{device, environment, init, share};
+use anyhow::{Context, ensure};
+use model::error::ModelError;
 use model::trainer::Trainer;
 use model::weights;
-use model_data::example::Example;
 use model_data::loader::{Loader, LoaderOptions};
 use proto::id::Step;
 use proto::message::{PhaseSeconds, RankPhase, ShardReport, StepReport, WeightDigest};
@@ -48,7 +48,13 @@ pub(crate) fn train(rank: &Rank<'_>, spec: &JobSpec, held: &mut Option<Group>) -
         .runtime
         .block_on(open_data(spec, &assignment.dataset_version))?;
     let place = (rank.task.rank, assignment.world);
-    let prefetch = Prefetch::start(rank.runtime, loader, spec, place, first..=spec.train.steps);
+    let prefetch = Prefetch::start(
+        rank.runtime,
+        loader.clone(),
+        spec,
+        place,
+        first..=spec.train.steps,
+    );
 
     rank.link.phase(RankPhase::Joining);
     let group = held.insert(meet(
@@ -77,6 +83,7 @@ pub(crate) fn train(rank: &Rank<'_>, spec: &JobSpec, held: &mut Option<Group>) -
         group,
         exact,
         checkpoints,
+        loader,
         prefetch,
         device,
     };
@@ -120,6 +127,8 @@ struct Training<'a> {
     /// With `reduction = "exact"`; otherwise the group's Reducer sums gradients.
     exact: Option<ExactSum>,
     checkpoints: Checkpoints,
+    /// Tells samples' ids; the examples come through `prefetch`.
+    loader: Loader,
     prefetch: Prefetch,
     device: Device,
 }
@@ -133,11 +142,13 @@ enum Next {
 }
 
 /// The loss of a step as reported: whole, target term, face term; each the mean over the global batch.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default, Clone)]
 struct Losses {
     total: f64,
     target: f64,
     face: f64,
+    /// Samples whose loss is not finite, by their place in the step; the three figures leave them out.
+    nonfinite: Vec<u32>,
 }
 
 impl Training<'_> {
@@ -150,9 +161,14 @@ impl Training<'_> {
         self.trainer.zero_gradients();
         seconds.optimizer = clock.lap();
         let own = self.accumulate(&examples, &mut clock, &mut seconds)?;
-        let (loss, next) = self.sum(own, step)?;
+        let (loss, next) = self.sum(&own, step)?;
         seconds.communication += clock.lap();
-        let update = self.trainer.update(step)?;
+        let update = if loss.nonfinite.is_empty() {
+            self.trainer.update(step)
+        } else {
+            self.trainer.skip(step)
+        };
+        let update = update.map_err(|error| self.give_up(error, step, &loss.nonfinite))?;
         seconds.optimizer += clock.lap();
         if self.spec.train.digest_every != 0 && step.is_multiple_of(self.spec.train.digest_every) {
             let sha256 = weights::digest(&self.trainer.state().into_iter().collect());
@@ -177,6 +193,7 @@ impl Training<'_> {
                 samples: self.spec.train.global_batch,
                 seconds,
                 peak_memory_bytes: environment::peak_memory_bytes(),
+                skipped_steps: update.skipped_steps,
             });
         }
         Ok(next)
@@ -200,12 +217,15 @@ impl Training<'_> {
             Some(_) => 1.0,
             None => f64::from(self.group.membership().world),
         };
+        let mut place = self.first_sample();
         for (index, micro_batch) in examples.micro_batches.iter().enumerate() {
             let loss = self.trainer.forward(micro_batch, self.spec.train.global_batch)?;
-            refuse_non_finite(loss.total, micro_batch)?;
             sum.total += loss.total;
             sum.target += loss.target;
             sum.face += loss.face;
+            sum.nonfinite
+                .extend(loss.nonfinite.iter().map(|at| place + *at as u32));
+            place += micro_batch.len() as u32;
             seconds.forward += clock.lap();
             if index == last && self.exact.is_none() {
                 self.group.reduce_next_backward("preparing to reduce")?;
@@ -239,24 +259,70 @@ impl Training<'_> {
 
     /// Every rank's part of the loss together (of the gradients too, where the Reducer did not do it), and whether one
     /// of them was told to halt: what one knows they all learn in the same step.
-    fn sum(&mut self, own: Losses, step: u64) -> anyhow::Result<(Losses, Next)> {
+    fn sum(&mut self, own: &Losses, step: u64) -> anyhow::Result<(Losses, Next)> {
         let halts = self.rank.link.halts();
+        let nonfinite = self.all_nonfinite(&own.nonfinite, step)?;
         if let Some(exact) = &mut self.exact {
             let sums = exact.reduce(self.group, (1.0, halts), step)?;
             let [total, target, face] = sums.losses;
             let next = if sums.marks == 0 { Next::GoOn } else { Next::Leave };
-            return Ok((Losses { total, target, face }, next));
+            let loss = Losses {
+                total,
+                target,
+                face,
+                nonfinite,
+            };
+            return Ok((loss, next));
         }
         let halts = f64::from(u8::from(halts));
         let sums = Tensor::from_slice(&[own.total, own.target, own.face, halts]).to_device(self.device);
         self.group
             .all_reduce(&sums, &format!("adding up the loss of step {step}"))?;
         let sums = Vec::<f64>::try_from(&sums.to_device(Device::Cpu).to_kind(Kind::Double))?;
-        let &[total, target, face, halts] = sums.as_slice() else {
-            bail!("four sums became {}", sums.len())
+        let loss = Losses {
+            total: sums[0],
+            target: sums[1],
+            face: sums[2],
+            nonfinite,
         };
-        let next = if halts == 0.0 { Next::GoOn } else { Next::Leave };
-        Ok((Losses { total, target, face }, next))
+        let next = if sums[3] == 0.0 { Next::GoOn } else { Next::Leave };
+        Ok((loss, next))
+    }
+
+    /// The samples of the step, by their place in it, whose loss is not finite on any rank.
+    fn all_nonfinite(&self, own: &[u32], step: u64) -> anyhow::Result<Vec<u32>> {
+        let mut marks = vec![0i64; self.spec.train.global_batch as usize];
+        own.iter().for_each(|place| marks[*place as usize] = 1);
+        let marks = Tensor::from_slice(&marks).to_device(self.device);
+        self.group
+            .all_reduce(&marks, &format!("adding up what is not finite in step {step}"))?;
+        let marks = Vec::<i64>::try_from(&marks.to_device(Device::Cpu))?;
+        let marked = (0..).zip(marks).filter(|(_, mark)| *mark != 0);
+        Ok(marked.map(|(place, _)| place).collect())
+    }
+
+    /// The place in a step of the first sample of this rank.
+    fn first_sample(&self) -> u32 {
+        let (rank, world) = (self.rank.task.rank, self.group.membership().world);
+        share::micro_batches(self.spec.micro_batches(), rank, world).start * self.spec.train.micro_batch
+    }
+
+    /// An update that cannot be, with the samples that it is about: those at `places` of the step, or all of it.
+    fn give_up(&self, error: ModelError, step: u64, places: &[u32]) -> anyhow::Error {
+        if !error.is_permanent() {
+            return error.into();
+        }
+        let global_batch = self.spec.train.global_batch;
+        let samples = self.loader.places(step, global_batch, 0..global_batch);
+        let rows = self.loader.rows();
+        let names: Vec<String> = samples
+            .unwrap_or_default()
+            .into_iter()
+            .zip(0..)
+            .filter(|(_, place)| places.is_empty() || places.contains(place))
+            .map(|((_, position), _)| format!("{position} (id {})", rows[position as usize].id))
+            .collect();
+        Permanent(format!("{error}; the samples at positions {}", listed(&names))).into()
     }
 
     fn checkpoint(&self, step: u64) -> anyhow::Result<()> {
@@ -278,45 +344,12 @@ impl Training<'_> {
     }
 }
 
-/// A loss that is no number would poison every weight at the next update.
-fn refuse_non_finite(loss: f64, micro_batch: &[Example]) -> anyhow::Result<()> {
-    if loss.is_finite() {
-        return Ok(());
-    }
-    let positions: Vec<String> = micro_batch
-        .iter()
-        .map(|example| example.position.to_string())
-        .collect();
-    bail!(
-        "the loss is {loss} for the samples at positions {}; nothing was changed",
-        positions.join(", ")
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn a_loss_that_is_no_number_names_the_samples() {
-        let example = |position| Example {
-            position,
-            target: image::RgbImage::new(1, 1),
-            target_mask: image::GrayImage::new(1, 1),
-            face_mask: image::GrayImage::new(1, 1),
-            references: Vec::new(),
-            prompt: String::new(),
-            timestep: 0,
-            noise_seed: 0,
-        };
-        let error = refuse_non_finite(f64::NAN, &[example(3), example(14)])
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("NaN") && error.contains("positions 3, 14"),
-            "{error}"
-        );
-        refuse_non_finite(0.5, &[example(3)]).unwrap();
+/// The first of many names, and how many follow.
+fn listed(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let shown = names[..names.len().min(SHOWN)].join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
     }
 }

@@ -439,7 +439,7 @@ fn what_goes_wrong_is_said_in_one_line_with_rank_place_and_reason() {
         change(&mut assignment);
         assignment.generation = Generation(10 + parts[0].len() as u64);
         let last = world.run(&assignment).remove(0);
-        let RankPhase::Failed { error } = last.phase else {
+        let RankPhase::Failed { error, .. } = last.phase else {
             panic!("{parts:?}: {last:?}")
         };
         assert!(error.starts_with("rank 0 of generation "), "{error}");
@@ -459,6 +459,56 @@ fn what_goes_wrong_is_said_in_one_line_with_rank_place_and_reason() {
         });
     };
     check(missing, &["cannot resume", "0000000002-g7/manifest.json"]);
+}
+
+/// Two ranks of a job whose first update throws the weights out of all bounds.
+fn diverging(world: &World, on_nonfinite: &str) -> (Assignment, Vec<RankReport>) {
+    let rate = format!("learning_rate = 1e30\non_nonfinite = \"{on_nonfinite}\"");
+    let pair = Assignment {
+        world: 2,
+        job_toml: world.assignment.job_toml.replace("learning_rate = 0.001", &rate),
+        ..world.assignment.clone()
+    };
+    let reports = world.run(&pair);
+    (pair, reports)
+}
+
+#[test]
+fn a_loss_that_is_no_number_ends_the_job_on_all_ranks_with_step_and_samples() {
+    let (_, reports) = diverging(&World::new(), "stop");
+    let error = |report: &RankReport| match &report.phase {
+        RankPhase::Failed {
+            error,
+            permanent: true,
+        } => error.split_once(": ").unwrap().1.to_owned(),
+        phase => panic!("{phase:?}"),
+    };
+    let (first, second) = (error(&reports[0]), error(&reports[1]));
+    assert_eq!(first, second, "all ranks say the same");
+    assert!(
+        first.starts_with("step 2: the loss is not finite; nothing was changed; the samples at positions ")
+            && first.contains("(id "),
+        "{first}"
+    );
+    assert_eq!(reports[0].steps.len(), 1);
+}
+
+#[test]
+fn steps_that_are_skipped_are_counted_and_leave_the_weights_alone() {
+    let world = World::new();
+    let (pair, reports) = diverging(&world, "skip");
+    assert!(
+        reports.iter().all(|report| report.phase == RankPhase::Finished),
+        "{reports:?}"
+    );
+    let skipped: Vec<u64> = reports[0].steps.iter().map(|step| step.skipped_steps).collect();
+    assert_eq!(skipped, [0, 1, 2, 3]);
+    assert!(reports[0].steps.iter().all(|step| step.loss.is_finite()));
+    let (second, last) = (world.state(&pair, 2), world.state(&pair, 4));
+    for (name, values) in &last {
+        assert!(values == &second[name] || name.starts_with("guard/"), "{name}");
+    }
+    assert_eq!(last["guard/skipped"], [3.0]);
 }
 
 #[test]
@@ -481,7 +531,7 @@ fn a_rank_whose_peer_is_killed_says_so_instead_of_waiting() {
     second.order(&known);
     first.until(|report| report.steps.len() > 1);
     second.child.kill().unwrap();
-    let RankPhase::Failed { error } = first.finish().phase else {
+    let RankPhase::Failed { error, .. } = first.finish().phase else {
         panic!("{:?}", first.last)
     };
     assert!(

@@ -10,8 +10,8 @@ use proto::message::{
     ShardReport, StepReport, WorkerReport,
 };
 use proto::spec::{
-    Architecture, CheckpointPolicy, Data, Decay, DeviceKind, JobSpec, LossWeighting, Model, Optimizer,
-    Pairing, Precision, Reduction, Resources, Task, Train,
+    Architecture, CheckpointPolicy, Data, Decay, DeviceKind, JobSpec, LossWeighting, Model, OnNonfinite,
+    Optimizer, Pairing, Precision, Reduction, Resources, Task, Train,
 };
 use std::collections::BTreeMap;
 
@@ -188,6 +188,15 @@ pub(crate) fn rank(job: &JobId, generation: u64, rank: u32, phase: RankPhase) ->
 pub(crate) fn failed(error: &str) -> RankPhase {
     RankPhase::Failed {
         error: error.to_owned(),
+        permanent: false,
+    }
+}
+
+/// A failure that another generation would repeat.
+pub(crate) fn failed_for_good(error: &str) -> RankPhase {
+    RankPhase::Failed {
+        error: error.to_owned(),
+        permanent: true,
     }
 }
 
@@ -219,6 +228,7 @@ pub(crate) fn with_step(mut report: RankReport, step: u64) -> RankReport {
         samples: 1,
         seconds: PhaseSeconds::default(),
         peak_memory_bytes: 0,
+        skipped_steps: 0,
     });
     report
 }
@@ -321,6 +331,7 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
         face_loss_weight: 0.1,
         loss_weighting: LossWeighting::Epsilon,
         precision: Precision::Fp32,
+        on_nonfinite: OnNonfinite::Stop,
         reduction: Reduction::Fast,
         threads: 1,
         digest_every: 0,
