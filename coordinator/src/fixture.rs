@@ -74,7 +74,8 @@ pub(crate) async fn test_checkpoint(world: usize, committed: bool) -> TestCheckp
     for rank in 0..world {
         let mine = (0..7).filter(|it| it % world == rank).map(|it| {
             let view = TensorView::new(Dtype::F32, vec![2, 4], &values[it]).expect("8 floats of 4 bytes");
-            (format!("weights/unet.output_blocks.{it}.weight"), view)
+            let name = format!("weights/unet.output_blocks.{it}.0.in_layers.0.weight");
+            (name, view)
         });
         let bytes = safetensors::serialize(mine, None).expect("the names differ");
         let path = format!("rank-{rank}-of-{world}.safetensors");

@@ -4,10 +4,11 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use tests::cluster::command::run;
 use tests::cluster::job::{TinyJob, synthesize};
-use tests::cluster::{Cluster, Options};
+use tests::cluster::{Cluster, Options, binary};
 
 /// A cluster with the tests' data set in its folder.
 fn cluster(workers: usize) -> Result<(Cluster, String)> {
@@ -142,7 +143,7 @@ fn the_whole_path_from_job_to_pictures() -> Result<()> {
     its_ranks_are_heard(&cluster, &id)?;
     checkpoints_are_whole(&cluster, &id)?;
     pictures_are_drawn(&cluster, &id)?;
-    a_base_is_made_in_two_jobs(&cluster, &dataset)?;
+    a_retrinet_begins_from_a_base_of_two_jobs(&cluster, &dataset)?;
     a_torn_checkpoint_is_found(&cluster, &id)?;
     cluster.stop()
 }
@@ -161,9 +162,9 @@ fn its_ranks_are_heard(cluster: &Cluster, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// The way a base model is made: what `checkpoint export` writes is what `init` reads. `submit --watch` ends when
-/// the job does.
-fn a_base_is_made_in_two_jobs(cluster: &Cluster, dataset: &str) -> Result<()> {
+/// The way a base model is made and used: what `checkpoint export` writes is what `init` reads, and what `worker forward`
+/// takes for public weights. `submit --watch` ends when the job does.
+fn a_retrinet_begins_from_a_base_of_two_jobs(cluster: &Cluster, dataset: &str) -> Result<()> {
     let folder = cluster.directory().join("exported").display().to_string();
     let text = TinyJob {
         steps: 2,
@@ -186,20 +187,90 @@ fn a_base_is_made_in_two_jobs(cluster: &Cluster, dataset: &str) -> Result<()> {
     };
     submit("\"autoencoder\"")?;
     submit(&format!("\"text-to-image\"\ninit = \"file://{folder}\""))?;
-    let mut files: Vec<String> = std::fs::read_dir(&folder)?
-        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-        .collect::<Result<_>>()?;
-    files.sort();
+    submit(&format!("\"retrinet\"\ninit = \"file://{folder}\""))?;
+    let export = std::fs::read_to_string(Path::new(&folder).join("export.json"))?;
+    let export: Value = serde_json::from_str(&export)?;
+    let files: Vec<&String> = export["files"].as_object().context("files")?.keys().collect();
     assert_eq!(
         files,
         [
-            "autoencoder.safetensors",
-            "export.json",
-            "text_encoder.safetensors",
-            "unet.safetensors"
+            "text_encoder/config.json",
+            "text_encoder/model.safetensors",
+            "unet/config.json",
+            "unet/diffusion_pytorch_model.safetensors",
+            "unet/retrinet.safetensors",
+            "vae/config.json",
+            "vae/diffusion_pytorch_model.safetensors"
         ]
     );
+    public_readers_take_it(cluster, &folder)?;
+    // What the job's tables contradict is refused before anything waits in a queue.
+    let other = text
+        .replace(
+            "\"retrinet\"",
+            &format!("\"retrinet\"\ninit = \"file://{folder}\""),
+        )
+        .replace("\"tiny\"", "\"small\"");
+    let refused = cluster.run(&["submit", &cluster.write_job(&other)?])?.failure()?;
+    assert!(
+        refused.contains("model.init") && refused.contains("vae/config.json"),
+        "{refused}"
+    );
     Ok(())
+}
+
+/// Every tensor of an export has the name and shape that `diffusers` and `transformers` give it: the reader is strict.
+fn public_readers_take_it(cluster: &Cluster, folder: &str) -> Result<()> {
+    let normal = |name: &str, shape: &[usize]| (name.to_owned(), "F32", shape.to_vec());
+    let unet = [
+        normal("sample", &[1, 4, 8, 8]),
+        ("timestep".to_owned(), "I64", vec![1]),
+        normal("encoder_hidden_states", &[1, 77, 16]),
+    ];
+    let references = [
+        normal("references", &[1, 2, 4, 8, 8]),
+        normal("reference_hidden_states", &[1, 2, 77, 16]),
+    ];
+    let latent = [normal("latent", &[1, 4, 8, 8])];
+    let ids = [("input_ids".to_owned(), "I64", vec![1, 77])];
+    for (component, part, inputs) in [
+        ("unet", "unet", unet.to_vec()),
+        ("retrinet", "unet", [&unet[..], &references].concat()),
+        ("vae-decode", "vae", latent.to_vec()),
+        ("text", "text_encoder", ids.to_vec()),
+    ] {
+        let at = |name: &str| cluster.directory().join(name).display().to_string();
+        std::fs::write(at("in.safetensors"), zeros(&inputs))?;
+        let weights = format!("{folder}/{part}");
+        let mut command = std::process::Command::new(binary("worker")?);
+        command.args(["forward", "--component", component, "--weights", &weights]);
+        command.args([
+            "--inputs",
+            &at("in.safetensors"),
+            "--outputs",
+            &at("out.safetensors"),
+        ]);
+        run(command)?.success()?;
+    }
+    Ok(())
+}
+
+/// A safetensors file of zeros.
+fn zeros(tensors: &[(String, &str, Vec<usize>)]) -> Vec<u8> {
+    let (mut header, mut end) = (serde_json::Map::new(), 0);
+    for (name, kind, shape) in tensors {
+        let begin = end;
+        end += shape.iter().product::<usize>() * if *kind == "I64" { 8 } else { 4 };
+        let entry = serde_json::json!({ "dtype": kind, "shape": shape, "data_offsets": [begin, end] });
+        header.insert(name.clone(), entry);
+    }
+    let header = Value::Object(header).to_string();
+    [
+        &(header.len() as u64).to_le_bytes()[..],
+        header.as_bytes(),
+        &vec![0; end],
+    ]
+    .concat()
 }
 
 /// The two newest are kept, verify, and have a digest.

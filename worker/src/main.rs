@@ -48,6 +48,13 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<OsString>,
     },
+    /// Print what the text encoder reads of prompts, to compare with another implementation.
+    #[command(disable_help_flag = true)]
+    Tokenize {
+        /// See `worker tokenize --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<OsString>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -93,6 +100,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             doctor::run(&config, output)
         }
         Command::Forward { options } => child::ask_rank_program("forward", options),
+        Command::Tokenize { options } => child::ask_rank_program("tokenize", options),
     }
 }
 

@@ -3,6 +3,7 @@
 //! anything.
 
 pub(crate) mod commit;
+mod component;
 pub(crate) mod digest;
 pub(crate) mod export;
 pub(crate) mod verify;
@@ -24,6 +25,8 @@ const HEADER_BYTES_MAX: u64 = 64 << 20;
 pub(crate) enum CheckpointError {
     #[error(transparent)]
     Url(#[from] model_data::store::StoreError),
+    #[error("{}", crate::words::chain(.0))]
+    Base(#[from] model_data::base::BaseError),
     #[error("cannot {action} {path}: {source}")]
     Storage {
         action: &'static str,

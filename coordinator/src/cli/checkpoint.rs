@@ -4,6 +4,7 @@
 use super::client::{self, connect};
 use super::{Global, Outcome, Output, Target, print_json, table};
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::export::ExportOptions;
 use crate::words::{bytes, say};
 use anyhow::Result;
 use clap::Subcommand;
@@ -26,7 +27,8 @@ pub(crate) enum CheckpointCommand {
         #[arg(value_name = "JOB[@STEP]")]
         target: Target,
     },
-    /// Write the weights as a folder that another job's `model.init` can name
+    /// Write the weights as a folder that `diffusers` and `transformers` load: unet/, vae/, text_encoder/, and a
+    /// RetriNet's own in unet/retrinet.safetensors. Another job's `model.init` can name it
     Export {
         /// A job's newest checkpoint, or the one of a step
         #[arg(value_name = "JOB[@STEP]")]
@@ -37,6 +39,9 @@ pub(crate) enum CheckpointCommand {
         /// Write 16-bit floats, which halves the size
         #[arg(long)]
         half: bool,
+        /// Write the weights as they were trained, where there is also a moving average of them
+        #[arg(long)]
+        as_trained: bool,
     },
 }
 
@@ -44,7 +49,18 @@ pub(crate) async fn checkpoint(global: &Global, command: &CheckpointCommand) -> 
     match command {
         CheckpointCommand::Verify { target } => verify(global, target).await,
         CheckpointCommand::Digest { target } => digest(global, target).await,
-        CheckpointCommand::Export { target, out, half } => export(global, target, out, *half).await,
+        CheckpointCommand::Export {
+            target,
+            out,
+            half,
+            as_trained,
+        } => {
+            let options = ExportOptions {
+                half: *half,
+                average: !as_trained,
+            };
+            export(global, target, out, options).await
+        }
     }
 }
 
@@ -104,9 +120,9 @@ async fn digest(global: &Global, target: &Target) -> Result<Outcome> {
     Ok(Outcome::True)
 }
 
-async fn export(global: &Global, target: &Target, out: &Path, half: bool) -> Result<Outcome> {
+async fn export(global: &Global, target: &Target, out: &Path, options: ExportOptions) -> Result<Outcome> {
     let (checkpoint, _) = open(global, target).await?;
-    let origin = checkpoint.export(out, half).await?;
+    let origin = checkpoint.export(out, options).await?;
     match global.output {
         Output::Json => print_json(&serde_json::to_value(&origin)?),
         Output::Table => {

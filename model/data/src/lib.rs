@@ -4,6 +4,7 @@
 
 pub mod base;
 mod cache;
+mod clean;
 pub mod columns;
 pub mod curve;
 pub mod dataset;

@@ -1,5 +1,6 @@
-//! CLIP's tokenizer (notes 5.1): what the text encoder reads of a prompt. No tensors.
+//! CLIP's tokenizer (notes 5.1): what the text encoder reads of a prompt, cleaned as `open_clip` cleans it. No tensors.
 
+use crate::clean::clean;
 use instant_clip_tokenizer::Tokenizer;
 use proto::layout::CLIP_END;
 
@@ -32,7 +33,7 @@ impl Prompts {
     #[must_use]
     pub fn ids(&self, prompt: &str) -> Vec<i64> {
         let mut tokens = vec![self.tokenizer.start_of_text()];
-        self.tokenizer.encode(prompt, &mut tokens);
+        self.tokenizer.encode(&clean(prompt), &mut tokens);
         let mut ids: Vec<i64> = tokens.into_iter().map(|t| i64::from(t.to_u16())).collect();
         ids.truncate(self.tokens - 1);
         ids.resize(self.tokens, CLIP_END);
@@ -43,7 +44,7 @@ impl Prompts {
     #[must_use]
     pub fn kept(&self, prompt: &str) -> String {
         let mut tokens = Vec::new();
-        self.tokenizer.encode(prompt, &mut tokens);
+        self.tokenizer.encode(&clean(prompt), &mut tokens);
         tokens.truncate(self.tokens.saturating_sub(2));
         self.tokenizer.decode(tokens).trim_end().to_owned()
     }
@@ -78,6 +79,22 @@ mod tests {
             assert!(ids[2..].iter().all(|id| *id == CLIP_END));
         }
         assert_eq!(prompts.ids("")[..2], [49_406, CLIP_END]);
+    }
+
+    /// `open_clip`'s own answers, as `tests/parity/tokens.py` wrote them down.
+    #[test]
+    fn tokens_are_open_clip_s() {
+        let text = include_str!("../../../tests/golden/prompts.json");
+        let cases: serde_json::Value = serde_json::from_str(text).expect("a list of prompts");
+        let (prompts, cases) = (Prompts::new(77), cases.as_array().expect("a list"));
+        assert!(cases.len() > 200);
+        for case in cases {
+            let prompt = case["prompt"].as_str().expect("a prompt");
+            let expected: Vec<i64> = serde_json::from_value(case["ids"].clone()).expect("ids");
+            let ids = prompts.ids(prompt);
+            assert_eq!(ids[..expected.len()], expected, "{prompt:?}");
+            assert!(ids[expected.len()..].iter().all(|id| *id == CLIP_END));
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod run;
 mod sample;
 mod score;
 mod share;
+mod tokenize;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -43,6 +44,7 @@ enum Command {
     /// ours.
     GpuCheck(gpu_check::Options),
     Forward(forward::Options),
+    Tokenize(tokenize::Options),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Command::Doctor(node) => doctor::run(&node),
         Command::GpuCheck(options) => gpu_check::run(&options).map(|()| true),
         Command::Forward(options) => forward::run(&options).map(|()| true),
+        Command::Tokenize(options) => tokenize::run(&options).map(|()| true),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

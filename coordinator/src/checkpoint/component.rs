@@ -1,0 +1,280 @@
+//! The tensors of one component of a model, under the names and in the shapes that `diffusers` and `transformers` know,
+//! from any layout in which a base may lie. Called by the export.
+
+use super::CheckpointError;
+use half::f16;
+use model_data::base::Base;
+use object_store::ObjectStoreExt;
+use proto::layout::UNetLayout;
+use proto::public::base::Part;
+use proto::public::names::{
+    autoencoder_of_today, diffusers_autoencoder, diffusers_unet, encoder_from_diffusers,
+};
+use proto::spec::Model;
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
+use std::collections::BTreeMap;
+
+/// Longest header that is read.
+const HEADER_BYTES_MAX: u64 = 64 << 20;
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Weights {
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl Weights {
+    pub(super) fn new(dtype: Dtype, shape: &[usize], bytes: Vec<u8>) -> Self {
+        Self {
+            dtype,
+            shape: shape.to_vec(),
+            bytes,
+        }
+    }
+
+    /// Nearest 16-bit float of every 32-bit one; other types stay as they are.
+    pub(super) fn halve(&mut self) {
+        if self.dtype != Dtype::F32 {
+            return;
+        }
+        let halves = self.bytes.chunks_exact(4).flat_map(|it| {
+            let value = f32::from_le_bytes(it.try_into().expect("the chunks have four bytes"));
+            f16::from_f32(value).to_le_bytes()
+        });
+        self.bytes = halves.collect();
+        self.dtype = Dtype::F16;
+    }
+}
+
+/// A component of a job's model.
+pub(super) struct Component {
+    part: Part,
+    unet: UNetLayout,
+    levels: usize,
+}
+
+impl Component {
+    pub(super) fn new(part: Part, model: &Model) -> Self {
+        Self {
+            part,
+            unet: (&model.unet).into(),
+            levels: model.autoencoder.channel_mult.len(),
+        }
+    }
+
+    /// The public name of a tensor of a base, in whatever layout; None when it is not this component's.
+    pub(super) fn public_name(&self, name: &str) -> Option<String> {
+        // A single file holds others, of which none shares a beginning with the names of a component's own file.
+        const OF_SINGLE_FILES: [&str; 3] = [
+            "model.diffusion_model.",
+            "first_stage_model.",
+            "cond_stage_model.",
+        ];
+        let name = match name.strip_prefix(self.part.prefix) {
+            Some(name) => name,
+            None if OF_SINGLE_FILES.iter().any(|prefix| name.starts_with(prefix)) => return None,
+            None => name,
+        };
+        match self.part.name {
+            "unet" => diffusers_unet(name, &self.unet).or_else(|| is_unet(name).then(|| name.to_owned())),
+            "autoencoder" => {
+                let known = ["encoder.", "decoder.", "quant_conv.", "post_quant_conv."];
+                let ours = known.iter().any(|prefix| name.starts_with(prefix));
+                let names = ours.then(|| diffusers_autoencoder(name, self.levels));
+                Some(autoencoder_of_today(names?.first()?))
+            }
+            _ => {
+                let known = ["embeddings.", "encoder.", "final_layer_norm."];
+                let short = name.strip_prefix("text_model.").unwrap_or(name);
+                let ours = known.iter().any(|prefix| short.starts_with(prefix));
+                (ours && !short.ends_with("position_ids")).then(|| format!("text_model.{short}"))
+            }
+        }
+    }
+
+    /// A trained tensor under its public name.
+    pub(super) fn published(&self, name: &str, weights: Weights) -> (String, Weights) {
+        let public = self.public_name(name).unwrap_or_else(|| name.to_owned());
+        self.shaped(public, weights)
+    }
+
+    /// `diffusers` has linear layers in the autoencoder's attention and 1x1 convolutions around the U-Net's.
+    pub(super) fn shaped(&self, name: String, mut weights: Weights) -> (String, Weights) {
+        let linear = self.part.name == "autoencoder" && name.contains(".mid_block.attentions.0.");
+        let convolution = self.part.name == "unet"
+            && (name.ends_with(".proj_in.weight") || name.ends_with(".proj_out.weight"));
+        match weights.shape.as_slice() {
+            &[outputs, inputs, 1, 1] if linear => weights.shape = vec![outputs, inputs],
+            &[outputs, inputs] if convolution => weights.shape = vec![outputs, inputs, 1, 1],
+            _ => {}
+        }
+        (name, weights)
+    }
+}
+
+fn is_unet(name: &str) -> bool {
+    const PARTS: [&str; 7] = [
+        "time_embedding.",
+        "conv_in.",
+        "down_blocks.",
+        "mid_block.",
+        "up_blocks.",
+        "conv_norm_out.",
+        "conv_out.",
+    ];
+    PARTS.iter().any(|part| name.starts_with(part))
+}
+
+/// The retrieval encoder that began as the encoder of a U-Net, under our full names.
+pub(super) fn retrieval_encoder(unet: BTreeMap<String, Weights>, model: &Model) -> BTreeMap<String, Weights> {
+    let layout = UNetLayout::from(&model.unet);
+    let copies = unet.into_iter().filter_map(|(name, weights)| {
+        let ours = encoder_from_diffusers(&name, &layout)?;
+        Some((format!("retrieval.{ours}"), weights))
+    });
+    copies.collect()
+}
+
+/// The tensors of a base's file that `name` wants, under the names that it gives them.
+pub(super) async fn read(
+    base: &Base,
+    file: &str,
+    name: impl Fn(&str) -> Option<String>,
+) -> Result<BTreeMap<String, Weights>, CheckpointError> {
+    let (store, path) = base.object(file);
+    let range = async |range: std::ops::Range<u64>| {
+        if range.is_empty() {
+            return Ok(bytes::Bytes::new());
+        }
+        let read = store.get_range(&path, range).await;
+        read.map_err(|source| super::storage("read", &path, source))
+    };
+    let wrong = |reason: String| CheckpointError::Shard {
+        path: path.to_string(),
+        reason,
+    };
+    let length = range(0..8).await?;
+    let length = u64::from_le_bytes(
+        length
+            .as_ref()
+            .try_into()
+            .map_err(|_| wrong("it is too short".into()))?,
+    );
+    if length > HEADER_BYTES_MAX {
+        return Err(wrong(format!("its header says to be {length} bytes long")));
+    }
+    let start = 8 + length;
+    let header: Metadata =
+        serde_json::from_slice(&range(8..start).await?).map_err(|error| wrong(error.to_string()))?;
+    let mut found = BTreeMap::new();
+    for (theirs, info) in header.tensors() {
+        let Some(name) = name(&theirs) else { continue };
+        let (begin, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
+        let bytes = range(start + begin..start + end).await?.to_vec();
+        found.insert(name, Weights::new(info.dtype, &info.shape, bytes));
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proto::public::base::PARTS;
+
+    fn component(name: &str) -> Component {
+        let text = "name = \"x\"\n[data]\ndataset = \"file:///d\"\nresolution = 384\n\
+                    [model]\narchitecture = \"retrinet\"\nsize = \"sd15\"\ninit = \"file:///b\"\n\
+                    [train]\nsteps = 1\nglobal_batch = 1\nmicro_batch = 1\n";
+        let model = proto::job::parse("job.toml", text, None).unwrap().model;
+        let part = PARTS.iter().find(|part| part.name == name).unwrap();
+        Component::new(*part, &model)
+    }
+
+    #[test]
+    fn every_layout_comes_to_the_same_names() {
+        let unet = component("unet");
+        for theirs in [
+            "input_blocks.0.0.weight",
+            "model.diffusion_model.input_blocks.0.0.weight",
+            "conv_in.weight",
+        ] {
+            assert_eq!(unet.public_name(theirs).as_deref(), Some("conv_in.weight"));
+        }
+        let autoencoder = component("autoencoder");
+        for theirs in [
+            "encoder.mid.attn_1.q.bias",
+            "first_stage_model.encoder.mid.attn_1.q.bias",
+            "encoder.mid_block.attentions.0.query.bias",
+            "encoder.mid_block.attentions.0.to_q.bias",
+        ] {
+            assert_eq!(
+                autoencoder.public_name(theirs).as_deref(),
+                Some("encoder.mid_block.attentions.0.to_q.bias")
+            );
+        }
+        let text = component("text_encoder");
+        for theirs in [
+            "final_layer_norm.bias",
+            "text_model.final_layer_norm.bias",
+            "cond_stage_model.transformer.text_model.final_layer_norm.bias",
+        ] {
+            assert_eq!(
+                text.public_name(theirs).as_deref(),
+                Some("text_model.final_layer_norm.bias")
+            );
+        }
+        for other in [
+            "model_ema.decay",
+            "betas",
+            "cond_stage_model.transformer.text_model.embeddings.position_ids",
+            "logit_scale",
+        ] {
+            for component in [&unet, &autoencoder, &text] {
+                assert_eq!(component.public_name(other), None, "{other}");
+            }
+        }
+        assert_eq!(text.public_name("first_stage_model.encoder.conv_in.bias"), None);
+        assert_eq!(unet.public_name("first_stage_model.quant_conv.bias"), None);
+    }
+
+    #[test]
+    fn attention_has_the_shapes_that_diffusers_has() {
+        let weights = |shape: &[usize]| Weights::new(Dtype::F32, shape, vec![0; 16]);
+        let shape = |component: &str, name: &str, given: &[usize]| {
+            self::component(component)
+                .shaped(name.to_owned(), weights(given))
+                .1
+                .shape
+        };
+        let name = "decoder.mid_block.attentions.0.to_out.0.weight";
+        assert_eq!(shape("autoencoder", name, &[2, 2, 1, 1]), [2, 2]);
+        assert_eq!(
+            shape("autoencoder", "quant_conv.weight", &[2, 2, 1, 1]),
+            [2, 2, 1, 1]
+        );
+        let name = "down_blocks.0.attentions.0.proj_in.weight";
+        assert_eq!(shape("unet", name, &[2, 2]), [2, 2, 1, 1]);
+    }
+
+    #[test]
+    fn halving_rounds_to_the_nearest() {
+        let bytes = [1.0f32, -0.1, 65536.0]
+            .iter()
+            .flat_map(|it| it.to_le_bytes())
+            .collect();
+        let mut weights = Weights::new(Dtype::F32, &[3], bytes);
+        weights.halve();
+        let halves: Vec<u16> = weights
+            .bytes
+            .chunks_exact(2)
+            .map(|it| u16::from_le_bytes(it.try_into().unwrap()))
+            .collect();
+        assert_eq!(
+            (weights.dtype, halves),
+            (Dtype::F16, vec![0x3c00, 0xae66, 0x7c00])
+        );
+    }
+}
