@@ -49,7 +49,8 @@ pub(crate) fn clean(prompt: &str) -> Cow<'_, str> {
     let once = htmlize::unescape(fixed.as_str());
     let twice = htmlize::unescape(once.as_ref());
     let words: Vec<&str> = twice.split_whitespace().collect();
-    Cow::Owned(words.join(" ").to_lowercase())
+    // A mark whose capital is a letter: open_clip's pattern, which ignores case, finds it in no kind of word.
+    Cow::Owned(words.join(" ").to_lowercase().replace('\u{345}', " "))
 }
 
 /// ftfy's steps on one line, again and again until nothing changes.
@@ -175,6 +176,8 @@ mod tests {
             ("one\r\ntwo\u{2028}three", "one two three"),
             ("\u{93}x\u{94}", "\"x\""),
             ("ΟΔΟΣ İ", "οδος i̇"),
+            ("α\u{345}", "ᾳ"),
+            ("x\u{345}y", "x y"),
         ] {
             assert_eq!(clean(prompt), expected, "{prompt:?}");
         }
