@@ -105,9 +105,9 @@ impl Component {
         let linear = self.part.name == "autoencoder" && name.contains(".mid_block.attentions.0.");
         let convolution = self.part.name == "unet"
             && (name.ends_with(".proj_in.weight") || name.ends_with(".proj_out.weight"));
-        match weights.shape.as_slice() {
-            &[outputs, inputs, 1, 1] if linear => weights.shape = vec![outputs, inputs],
-            &[outputs, inputs] if convolution => weights.shape = vec![outputs, inputs, 1, 1],
+        match *weights.shape.as_slice() {
+            [outputs, inputs, 1, 1] if linear => weights.shape = vec![outputs, inputs],
+            [outputs, inputs] if convolution => weights.shape = vec![outputs, inputs, 1, 1],
             _ => {}
         }
         (name, weights)
