@@ -18,6 +18,7 @@
 //! | `retri_job_restarts_total` | job | | generations that ended early |
 //! | `retri_job_peak_memory_bytes` | job | bytes | largest resident memory of rank 0 so far |
 //! | `retri_job_skipped_steps` | job | steps | steps so far whose update was left out, a number being not finite |
+//! | `retri_job_loss_scale` | job | | what the loss is multiplied with before its gradient is taken; 1 except in fp16 |
 //! | `retri_checkpoint_committed_step` | job | steps | step of the newest committed checkpoint |
 //! | `retri_worker_up` | worker | 1 | 1 while the worker's lease runs |
 //! | `retri_worker_devices` | worker, state | devices | devices that are used or free |
@@ -83,6 +84,7 @@ struct Families {
     restarts: Counters,
     peak_memory: Gauges,
     skipped_steps: Gauges,
+    loss_scale: Gauges,
     committed_step: Gauges,
     worker_up: Gauges,
     worker_devices: Gauges,
@@ -135,6 +137,11 @@ impl Families {
                 "retri_job_skipped_steps",
                 "Steps so far whose update was left out, a number being not finite",
                 &self.skipped_steps,
+            ),
+            (
+                "retri_job_loss_scale",
+                "What the loss is multiplied with before its gradient is taken; 1 except in fp16",
+                &self.loss_scale,
             ),
             (
                 "retri_checkpoint_committed_step",
@@ -220,6 +227,7 @@ impl Families {
         self.skipped_steps
             .get_or_create(&name())
             .set(step.skipped_steps as f64);
+        self.loss_scale.get_or_create(&name()).set(step.loss_scale);
         let seconds = plain(step.seconds.as_ref());
         for (phase, value) in phases(&seconds) {
             self.step_seconds.get_or_create(&with("phase", phase)).set(value);

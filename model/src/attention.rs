@@ -129,6 +129,8 @@ impl SpatialTransformer {
 
     /// [batch, width, h, w] and text states [batch, tokens, context_width] -> [batch, width, h, w].
     pub fn forward(&self, xs: &Tensor, context: &Tensor) -> Tensor {
+        // Keys' and values' gradients are added up here, also where others use the same states.
+        let context = &context.alias();
         let tokens = self.inward.tokens(&to_tokens(&self.norm.forward(xs)));
         let tokens = self.outward.tokens(&self.block.forward(&tokens, context));
         xs + to_map(&tokens, xs.size()[2])

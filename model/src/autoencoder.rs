@@ -4,9 +4,10 @@
 use crate::attention::attend;
 use crate::layer::{Conv, GroupNorm, PointConv, to_map, to_tokens};
 use crate::parameter::Scope;
+use crate::recompute::Recomputed;
 use crate::resnet::ResBlock;
 use proto::layout::AutoencoderLayout;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 #[derive(Debug)]
 pub struct Autoencoder {
@@ -30,6 +31,15 @@ impl Moments {
     pub fn divergence(&self) -> Tensor {
         let terms = &self.mean * &self.mean + self.log_variance.exp() - 1.0 - &self.log_variance;
         terms.flatten(1, 3).mean_dim(1i64, false, None) * 0.5
+    }
+
+    /// The same as fp32.
+    #[must_use]
+    pub fn fp32(&self) -> Self {
+        Self {
+            mean: self.mean.to_kind(Kind::Float),
+            log_variance: self.log_variance.to_kind(Kind::Float),
+        }
     }
 
     /// mean + standard deviation * noise.
@@ -99,32 +109,44 @@ impl MidAttention {
 /// `mid`: residual block, attention, residual block.
 #[derive(Debug)]
 struct Mid {
-    first: ResBlock,
-    attention: MidAttention,
-    second: ResBlock,
+    first: Recomputed<ResBlock>,
+    attention: Recomputed<MidAttention>,
+    second: Recomputed<ResBlock>,
 }
 
 impl Mid {
     fn new(scope: &Scope<'_>, width: i64, groups: i64) -> Self {
         let scope = scope.sub("mid");
+        let at = scope.sub("attn_1");
+        let attention = MidAttention::new(&at, width, groups);
         Self {
-            first: ResBlock::autoencoder(&scope.sub("block_1"), width, width, groups),
-            attention: MidAttention::new(&scope.sub("attn_1"), width, groups),
-            second: ResBlock::autoencoder(&scope.sub("block_2"), width, width, groups),
+            first: residual(&scope.sub("block_1"), width, width, groups),
+            attention: Recomputed::new(&[&at], attention),
+            second: residual(&scope.sub("block_2"), width, width, groups),
         }
     }
 
     fn forward(&self, xs: &Tensor) -> Tensor {
-        self.second
-            .forward(&self.attention.forward(&self.first.forward(xs, None)), None)
+        let xs = again(&self.first, xs);
+        let xs = self.attention.run([&xs], |attention, [xs]| attention.forward(xs));
+        again(&self.second, &xs)
     }
 }
 
 /// A level of the encoder or the decoder: its residual blocks, then a change of size except at the end.
 #[derive(Debug)]
 struct Level {
-    blocks: Vec<ResBlock>,
+    blocks: Vec<Recomputed<ResBlock>>,
     resize: Option<Conv>,
+}
+
+fn residual(scope: &Scope<'_>, inputs: i64, outputs: i64, groups: i64) -> Recomputed<ResBlock> {
+    let block = ResBlock::autoencoder(scope, inputs, outputs, groups);
+    Recomputed::new(&[scope], block)
+}
+
+fn again(block: &Recomputed<ResBlock>, xs: &Tensor) -> Tensor {
+    block.run([xs], |block, [xs]| block.forward(xs, None))
 }
 
 #[derive(Debug)]
@@ -147,12 +169,7 @@ impl PictureEncoder {
             let at = scope.sub("down").sub(level);
             let mut blocks = Vec::new();
             for block in 0..layout.res_blocks {
-                blocks.push(ResBlock::autoencoder(
-                    &at.sub("block").sub(block),
-                    inputs,
-                    outputs,
-                    groups,
-                ));
+                blocks.push(residual(&at.sub("block").sub(block), inputs, outputs, groups));
                 inputs = outputs;
             }
             let resize =
@@ -171,7 +188,7 @@ impl PictureEncoder {
     fn forward(&self, pictures: &Tensor) -> Tensor {
         let mut xs = self.inward.forward(pictures);
         for level in &self.levels {
-            xs = level.blocks.iter().fold(xs, |xs, block| block.forward(&xs, None));
+            xs = level.blocks.iter().fold(xs, |xs, block| again(block, &xs));
             if let Some(down) = &level.resize {
                 // One more column on the right and row at the bottom, and none on the other sides.
                 xs = down.forward(&xs.constant_pad_nd([0, 1, 0, 1]));
@@ -209,12 +226,7 @@ impl PictureDecoder {
             let at = scope.sub("up").sub(level);
             let mut blocks = Vec::new();
             for block in 0..=layout.res_blocks {
-                blocks.push(ResBlock::autoencoder(
-                    &at.sub("block").sub(block),
-                    inputs,
-                    outputs,
-                    groups,
-                ));
+                blocks.push(residual(&at.sub("block").sub(block), inputs, outputs, groups));
                 inputs = outputs;
             }
             let resize = (level > 0).then(|| Conv::three(&at.sub("upsample").sub("conv"), outputs, outputs));
@@ -232,7 +244,7 @@ impl PictureDecoder {
     fn forward(&self, latents: &Tensor) -> Tensor {
         let mut xs = self.mid.forward(&self.inward.forward(latents));
         for level in &self.levels {
-            xs = level.blocks.iter().fold(xs, |xs, block| block.forward(&xs, None));
+            xs = level.blocks.iter().fold(xs, |xs, block| again(block, &xs));
             if let Some(up) = &level.resize {
                 xs = up.forward(&double(&xs));
             }

@@ -4,13 +4,14 @@
 use crate::attention::attend;
 use crate::layer::{LayerNorm, Linear};
 use crate::parameter::Scope;
+use crate::recompute::Recomputed;
 use proto::layout::{Activation, TransformerLayout};
 use tch::Tensor;
 
 /// The blocks, without embeddings before and norm after them.
 #[derive(Debug)]
 pub struct Transformer {
-    blocks: Vec<Block>,
+    blocks: Vec<Recomputed<Block>>,
 }
 
 impl Transformer {
@@ -20,14 +21,19 @@ impl Transformer {
         let layers = scope.sub("encoder").sub("layers");
         Self {
             blocks: (0..layout.layers)
-                .map(|i| Block::new(&layers.sub(i), layout, causal))
+                .map(|i| {
+                    let at = layers.sub(i);
+                    let block = Block::new(&at, layout, causal);
+                    Recomputed::new(&[&at], block)
+                })
                 .collect(),
         }
     }
 
     /// [batch, tokens, width] -> the same shape.
     pub fn forward(&self, xs: Tensor) -> Tensor {
-        self.blocks.iter().fold(xs, |xs, block| block.forward(&xs))
+        let blocks = self.blocks.iter();
+        blocks.fold(xs, |xs, block| block.run([&xs], |block, [xs]| block.forward(xs)))
     }
 }
 

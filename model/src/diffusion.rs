@@ -17,7 +17,7 @@ use proto::layout::UNetLayout;
 use proto::message::SampleMethod;
 use proto::spec::{Architecture, Model};
 use std::collections::BTreeMap;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// How pictures are drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -45,6 +45,8 @@ pub(crate) struct Diffusion {
     /// States of concept words and of the empty prompt; used only while the text encoder is frozen.
     known: BTreeMap<String, Tensor>,
     text_frozen: bool,
+    /// What the networks compute in; latents, noise and predictions are fp32 outside of them.
+    numbers: Kind,
     device: Device,
 }
 
@@ -56,7 +58,12 @@ pub(crate) struct Latents {
 }
 
 impl Diffusion {
-    pub(crate) fn new(scope: &Scope<'_>, model: &Model, text_frozen: bool, device: Device) -> Self {
+    pub(crate) fn new(
+        scope: &Scope<'_>,
+        model: &Model,
+        text_frozen: bool,
+        (numbers, device): (Kind, Device),
+    ) -> Self {
         let unet = UNetLayout::from(&model.unet);
         let retrieval =
             (model.architecture == Architecture::Retrinet).then(|| RetrievalBlock::new(scope, &unet));
@@ -69,6 +76,7 @@ impl Diffusion {
             scaling: model.autoencoder.scaling_factor,
             known: BTreeMap::new(),
             text_frozen,
+            numbers,
             device,
         }
     }
@@ -76,7 +84,9 @@ impl Diffusion {
     /// One encoder call for all pictures of a batch. The posterior's mean, not a draw: the simplest that is
     /// the same on every device.
     pub(crate) fn latents(&self, batch: &Batch) -> Latents {
-        let latents = self.autoencoder.encode(&batch.pictures).mean * self.scaling;
+        let pictures = batch.pictures.to_kind(self.numbers);
+        let mean = self.autoencoder.encode(&pictures).mean;
+        let latents = mean.to_kind(Kind::Float) * self.scaling;
         let rest = latents.size()[0] - batch.count;
         Latents {
             targets: latents.narrow(0, 0, batch.count),
@@ -95,7 +105,7 @@ impl Diffusion {
                 .collect();
             let words = self.text_states(&words);
             References {
-                latents: latents.references.shallow_clone(),
+                latents: latents.references.to_kind(self.numbers),
                 words,
                 each: batch.references,
             }
@@ -112,7 +122,8 @@ impl Diffusion {
     }
 
     pub(crate) fn predict(&self, noisy: &Tensor, conditions: &Conditions) -> Tensor {
-        predict(&self.unet, self.retrieval.as_ref(), noisy, conditions)
+        let noisy = noisy.to_kind(self.numbers);
+        predict(&self.unet, self.retrieval.as_ref(), &noisy, conditions).to_kind(Kind::Float)
     }
 
     /// Text states [strings, tokens, width]; each distinct string is encoded once.
@@ -128,7 +139,8 @@ impl Diffusion {
             let known: Vec<Tensor> = texts.iter().map(|text| self.known_state(text)).collect();
             Tensor::stack(&known, 0)
         } else {
-            self.text.forward(&token_ids(&self.prompts, &texts, self.device))
+            let ids = token_ids(&self.prompts, &texts, self.device);
+            self.text.forward(&ids, self.numbers)
         };
         let index: Vec<i64> = strings.iter().map(|text| distinct[text.as_str()]).collect();
         states.index_select(0, &Tensor::from_slice(&index).to_device(self.device))
@@ -138,10 +150,8 @@ impl Diffusion {
         if let Some(state) = self.known.get(text) {
             return state.shallow_clone();
         }
-        let state = self
-            .text
-            .forward(&token_ids(&self.prompts, &[text], self.device))
-            .get(0);
+        let ids = token_ids(&self.prompts, &[text], self.device);
+        let state = self.text.forward(&ids, self.numbers).get(0);
         self.known.insert(text.to_owned(), state.shallow_clone());
         state
     }
@@ -185,7 +195,8 @@ impl Diffusion {
             };
             xs = sampler.advance(i, &xs, &noise);
         }
-        Ok(to_images(&self.autoencoder.decode(&(xs / self.scaling))))
+        let latents = (xs / self.scaling).to_kind(self.numbers);
+        Ok(to_images(&self.autoencoder.decode(&latents).to_kind(Kind::Float)))
     }
 }
 

@@ -1,12 +1,14 @@
 //! One named component on given tensors: how anyone can hold our arithmetic against another implementation's. Called by
 //! `worker forward`.
 
+use crate::device::numbers;
 use crate::error::{ModelError, guarded};
 use crate::mapped::Mapped;
 use crate::public::{self, Loaded};
 use crate::retrinet::{Conditions, References, predict};
 use crate::unet::UNet;
 use crate::weights::NamedTensors;
+use proto::spec::Precision;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
@@ -36,6 +38,7 @@ pub struct Request<'a> {
     /// A component's folder, or one file.
     pub weights: &'a Path,
     pub inputs: &'a Path,
+    pub precision: Precision,
     /// Also `gradient.NAME` for the U-Net's float inputs and every tensor of its file, of the mean square of `sample`.
     pub gradients: bool,
 }
@@ -48,6 +51,7 @@ pub fn forward(request: Request<'_>, device: Device) -> Result<NamedTensors, Mod
     let inputs = Inputs {
         tensors: Mapped::open(request.inputs)?,
         path: request.inputs,
+        numbers: numbers(request.precision),
         device,
     };
     if request.gradients && request.what != Runnable::UNet {
@@ -99,7 +103,7 @@ fn run(
         Runnable::Text => {
             inputs.only(&["input_ids"])?;
             let (text, ids) = (public::text(weights, device)?, inputs.ids("input_ids")?);
-            let states = text.forward(&ids);
+            let states = text.forward(&ids, inputs.numbers);
             let pooled = text.pool(&ids, &states);
             let embeds = text.project(&pooled).map(|embeds| ("text_embeds", embeds));
             Ok([("last_hidden_state", states), ("pooler_output", pooled)]
@@ -177,6 +181,8 @@ fn with_gradients(unet: Loaded<UNet>, inputs: &Inputs<'_>) -> Result<NamedTensor
 struct Inputs<'a> {
     tensors: Mapped,
     path: &'a Path,
+    /// What the component computes in.
+    numbers: Kind,
     device: Device,
 }
 
@@ -193,7 +199,7 @@ impl Inputs<'_> {
         let tensor = self
             .tensors
             .read(name)?
-            .to_kind(Kind::Float)
+            .to_kind(self.numbers)
             .to_device(self.device);
         if tensor.dim() == dimensions {
             return Ok(tensor);

@@ -1,11 +1,18 @@
-//! What becomes of a step whose numbers are not finite, and the count of such steps. It decides from figures that are the
-//! same on every rank (the reduced loss and the norm of the reduced gradient), so that all ranks decide alike. Never
-//! touches a parameter; called by the trainer.
+//! What becomes of a step whose numbers are not finite, the count of such steps, and fp16's loss scale. It decides from
+//! figures that are the same on every rank (the reduced loss and the norm of the reduced gradient), so that all ranks decide
+//! alike. Never touches a parameter; called by the trainer.
 
 use crate::error::ModelError;
 use crate::weights::NamedTensors;
-use proto::spec::{OnNonfinite, SKIPS_MAX, Train};
+use proto::spec::{OnNonfinite, Precision, SKIPS_MAX, Train};
 use tch::Tensor;
+
+/// What fp16's loss is multiplied with at first. A gradient below 6e-8 would be zero in fp16.
+const SCALE_FIRST: f32 = 65_536.0;
+/// An overflowing gradient halves the scale, this many good steps in a row double it; it stays within the bounds.
+const GROWTH_STEPS: u64 = 2000;
+const SCALE_MIN: f64 = 1.0;
+const SCALE_MAX: f64 = 16_777_216.0;
 
 /// What a step's figures say.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -16,22 +23,34 @@ pub(crate) enum Trouble {
     Gradient(f64),
 }
 
-/// See the module's header. What it remembers is part of a checkpoint wherever it can change.
+/// See the module's header. What it remembers is part of a checkpoint wherever it can change: one value each, so that a
+/// checkpoint is loaded into them as into everything else.
 #[derive(Debug)]
 pub(crate) struct Guard {
     on_nonfinite: OnNonfinite,
-    /// One value each, so that a checkpoint is loaded into them as into everything else.
     skipped: Tensor,
     in_a_row: Tensor,
+    /// fp16 only.
+    scale: Option<Scale>,
+}
+
+#[derive(Debug)]
+struct Scale {
+    value: Tensor,
+    good_in_a_row: Tensor,
 }
 
 impl Guard {
     pub(crate) fn new(train: &Train) -> Self {
-        let zero = || Tensor::from_slice(&[0f32]);
+        let scale = (train.precision == Precision::Fp16).then(|| Scale {
+            value: one(SCALE_FIRST),
+            good_in_a_row: one(0.0),
+        });
         Self {
             on_nonfinite: train.on_nonfinite,
-            skipped: zero(),
-            in_a_row: zero(),
+            skipped: one(0.0),
+            in_a_row: one(0.0),
+            scale,
         }
     }
 
@@ -40,13 +59,30 @@ impl Guard {
         value(&self.skipped)
     }
 
+    /// What the next loss is multiplied with before its gradient is taken.
+    pub(crate) fn loss_scale(&self) -> f64 {
+        self.scale
+            .as_ref()
+            .map_or(1.0, |scale| scale.value.double_value(&[0]))
+    }
+
     /// The update of a step was done.
     pub(crate) fn good(&mut self) {
         let _ = self.in_a_row.zero_();
+        if let Some(scale) = &mut self.scale {
+            scale.grow();
+        }
     }
 
-    /// Counts a step that is to be left out, or says why the job has to end.
+    /// Counts a step that is to be left out, or says why the job has to end. A gradient that overflows under a loss scale
+    /// is nothing unusual: the scale was too large, and becomes smaller.
     pub(crate) fn bad(&mut self, trouble: Trouble) -> Result<(), ModelError> {
+        if let (Trouble::Gradient(_), Some(scale)) = (trouble, &mut self.scale)
+            && scale.shrink()
+        {
+            let _ = self.skipped.g_add_scalar_(1);
+            return Ok(());
+        }
         let skips = value(&self.in_a_row);
         if self.on_nonfinite == OnNonfinite::Stop || skips == SKIPS_MAX {
             return Err(match trouble {
@@ -62,14 +98,45 @@ impl Guard {
 
     /// Its part of a checkpoint; nothing while nothing can be skipped.
     pub(crate) fn state(&self) -> NamedTensors {
-        if self.on_nonfinite == OnNonfinite::Stop {
-            return NamedTensors::new();
+        let mut state = NamedTensors::new();
+        let mut put = |name: &str, tensor: &Tensor| state.insert(name.to_owned(), tensor.shallow_clone());
+        if self.on_nonfinite == OnNonfinite::Skip || self.scale.is_some() {
+            put("skipped", &self.skipped);
+            put("skipped_in_a_row", &self.in_a_row);
         }
-        NamedTensors::from([
-            ("skipped".to_owned(), self.skipped.shallow_clone()),
-            ("skipped_in_a_row".to_owned(), self.in_a_row.shallow_clone()),
-        ])
+        if let Some(scale) = &self.scale {
+            put("loss_scale", &scale.value);
+            put("good_in_a_row", &scale.good_in_a_row);
+        }
+        state
     }
+}
+
+impl Scale {
+    fn grow(&mut self) {
+        let _ = self.good_in_a_row.g_add_scalar_(1);
+        if value(&self.good_in_a_row) == GROWTH_STEPS {
+            self.set(2.0);
+        }
+    }
+
+    /// False when it is at its least already.
+    fn shrink(&mut self) -> bool {
+        let least = self.value.double_value(&[0]) <= SCALE_MIN;
+        if !least {
+            self.set(0.5);
+        }
+        !least
+    }
+
+    fn set(&mut self, factor: f64) {
+        let _ = self.value.g_mul_scalar_(factor).clamp_(SCALE_MIN, SCALE_MAX);
+        let _ = self.good_in_a_row.zero_();
+    }
+}
+
+fn one(value: f32) -> Tensor {
+    Tensor::from_slice(&[value])
 }
 
 /// A whole number that fp32 holds exactly: no job skips 16 million steps.
@@ -82,18 +149,18 @@ fn value(count: &Tensor) -> u64 {
 mod tests {
     use super::*;
 
-    fn guard(on_nonfinite: &str) -> Guard {
+    fn guard(on_nonfinite: &str, precision: &str) -> Guard {
         let text = format!(
             "name = \"a\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\n[model]\narchitecture = \
              \"autoencoder\"\nsize = \"tiny\"\n[train]\nsteps = 4\nglobal_batch = 1\nmicro_batch = 1\n\
-             on_nonfinite = \"{on_nonfinite}\"\n"
+             on_nonfinite = \"{on_nonfinite}\"\nprecision = \"{precision}\"\n"
         );
         Guard::new(&proto::job::parse("guard.toml", &text, None).unwrap().train)
     }
 
     #[test]
     fn stop_ends_at_once_and_remembers_nothing() {
-        let mut guard = guard("stop");
+        let mut guard = guard("stop", "bf16");
         let error = guard.bad(Trouble::Loss).unwrap_err();
         assert!(error.is_permanent());
         assert_eq!(error.to_string(), "the loss is not finite; nothing was changed");
@@ -102,7 +169,7 @@ mod tests {
 
     #[test]
     fn skip_counts_and_is_bounded_in_a_row() {
-        let mut guard = guard("skip");
+        let mut guard = guard("skip", "fp32");
         for _ in 0..SKIPS_MAX {
             guard.bad(Trouble::Gradient(f64::INFINITY)).unwrap();
         }
@@ -118,5 +185,32 @@ mod tests {
             "the gradient's norm is inf; nothing was changed, and the 10 steps before it were skipped"
         );
         assert_eq!(guard.skipped(), 2 * SKIPS_MAX);
+    }
+
+    #[test]
+    fn an_overflow_halves_the_scale_and_many_good_steps_double_it() {
+        let mut guard = guard("stop", "fp16");
+        guard.bad(Trouble::Gradient(f64::INFINITY)).unwrap();
+        assert_eq!((guard.loss_scale(), guard.skipped()), (32_768.0, 1));
+        (1..GROWTH_STEPS).for_each(|_| guard.good());
+        assert_eq!(guard.loss_scale(), 32_768.0);
+        guard.good();
+        assert_eq!(guard.loss_scale(), 65_536.0);
+        // An overflow begins the count of good steps anew.
+        (1..GROWTH_STEPS).for_each(|_| guard.good());
+        guard.bad(Trouble::Gradient(f64::NAN)).unwrap();
+        guard.good();
+        assert_eq!(guard.loss_scale(), 32_768.0);
+        // At 1 an overflow is no longer the scale's fault; a loss that is not finite never was.
+        guard.bad(Trouble::Loss).unwrap_err();
+        while guard.loss_scale() > 1.0 {
+            guard.bad(Trouble::Gradient(f64::INFINITY)).unwrap();
+        }
+        guard.bad(Trouble::Gradient(f64::INFINITY)).unwrap_err();
+        let names: Vec<String> = guard.state().into_keys().collect();
+        assert_eq!(
+            names,
+            ["good_in_a_row", "loss_scale", "skipped", "skipped_in_a_row"]
+        );
     }
 }

@@ -1,10 +1,11 @@
 //! The plain layers that all networks are made of: weights by name, a forward, no training. Conventions:
 //! pictures and feature maps are [batch, channels, height, width], contiguous; token sequences [batch,
-//! tokens, width]. Not channels-last: on the CPU its convolutions are up to a third faster, but its group
+//! tokens, width]. A layer computes in the numbers of what it is given: weights of another kind are rounded or widened to
+//! it on the way, norms always compute in fp32. Not channels-last: on the CPU its convolutions are up to a third faster, but its group
 //! norm is slower tenfold and more.
 
 use crate::parameter::{Init, Scope};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// y = x W^T + b.
 #[derive(Debug)]
@@ -32,7 +33,8 @@ impl Linear {
 
     /// [..., inputs] -> [..., outputs].
     pub fn forward(&self, xs: &Tensor) -> Tensor {
-        xs.linear(&self.weight, self.bias.as_ref())
+        let bias = self.bias.as_ref().map(|bias| bias.to_kind(xs.kind()));
+        xs.linear(&self.weight.to_kind(xs.kind()), bias)
     }
 }
 
@@ -82,7 +84,8 @@ impl Conv {
     /// [batch, inputs, h, w] -> [batch, outputs, h / stride, w / stride].
     pub fn forward(&self, xs: &Tensor) -> Tensor {
         let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
-        xs.conv2d(&self.weight, Some(&self.bias), stride, padding, [1, 1], 1)
+        let (weight, bias) = (self.weight.to_kind(xs.kind()), self.bias.to_kind(xs.kind()));
+        xs.conv2d(&weight, Some(&bias), stride, padding, [1, 1], 1)
     }
 }
 
@@ -114,12 +117,14 @@ impl PointConv {
 
     /// On tokens: [batch, tokens, inputs] -> [batch, tokens, outputs].
     pub fn tokens(&self, xs: &Tensor) -> Tensor {
-        xs.linear(&self.weight.flatten(1, 3), Some(&self.bias))
+        let (weight, bias) = (self.weight.to_kind(xs.kind()), self.bias.to_kind(xs.kind()));
+        xs.linear(&weight.flatten(1, 3), Some(&bias))
     }
 
     /// On a feature map: [batch, inputs, h, w] -> [batch, outputs, h, w].
     pub fn forward(&self, xs: &Tensor) -> Tensor {
-        xs.conv2d(&self.weight, Some(&self.bias), [1, 1], [0, 0], [1, 1], 1)
+        let (weight, bias) = (self.weight.to_kind(xs.kind()), self.bias.to_kind(xs.kind()));
+        xs.conv2d(&weight, Some(&bias), [1, 1], [0, 0], [1, 1], 1)
     }
 }
 
@@ -144,13 +149,10 @@ impl GroupNorm {
     }
 
     pub fn forward(&self, xs: &Tensor) -> Tensor {
-        xs.group_norm(
-            self.groups,
-            Some(&self.weight),
-            Some(&self.bias),
-            self.epsilon,
-            true,
-        )
+        let (weight, bias) = (Some(&self.weight), Some(&self.bias));
+        xs.to_kind(Kind::Float)
+            .group_norm(self.groups, weight, bias, self.epsilon, true)
+            .to_kind(xs.kind())
     }
 }
 
@@ -188,7 +190,9 @@ impl LayerNorm {
 
     pub fn forward(&self, xs: &Tensor) -> Tensor {
         let (weight, bias) = (Some(&self.weight), self.bias.as_ref());
-        xs.layer_norm(self.weight.size(), weight, bias, self.epsilon, true)
+        xs.to_kind(Kind::Float)
+            .layer_norm(self.weight.size(), weight, bias, self.epsilon, true)
+            .to_kind(xs.kind())
     }
 }
 

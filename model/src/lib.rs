@@ -20,6 +20,7 @@ pub mod noise;
 pub mod optimizer;
 pub mod parameter;
 pub mod public;
+mod recompute;
 pub mod resnet;
 pub mod retrinet;
 pub mod sampler;

@@ -46,6 +46,8 @@ pub struct UpdateReport {
     pub learning_rate: f64,
     /// Steps so far whose update was left out, this one included if it was; its norm is given as 0 then.
     pub skipped_steps: u64,
+    /// What the next step's loss is multiplied with before its gradient is taken.
+    pub loss_scale: f64,
 }
 
 /// The learning rate of every step: a pure function.
@@ -150,17 +152,19 @@ impl AdamW {
         })
     }
 
-    /// One update from the parameters' gradients, whose norm is `norm`. `step` is the 1-based step that it completes,
+    /// One update from the parameters' gradients, which are `scale` times what they should be and whose norm would be
+    /// `norm` then. `step` is the 1-based step that it completes,
     /// `count` says how many updates there are with it: less where steps were skipped.
     ///
     /// # Errors
     /// A parameter without a gradient.
-    pub fn update(&mut self, norm: f64, step: u64, count: u64) -> Result<(), ModelError> {
+    pub fn update(&mut self, (norm, scale): (f64, f64), step: u64, count: u64) -> Result<(), ModelError> {
         tch::no_grad(|| {
-            let scale = self.clip.map_or(1.0, |clip| (clip / (norm + 1e-6)).min(1.0));
+            let clip = self.clip.map_or(1.0, |clip| (clip / (norm + 1e-6)).min(1.0));
+            let factor = clip / scale;
             for index in 0..self.chunks.len() {
                 let gradient = self.chunks[index].gradient(step)?;
-                let gradient = if scale < 1.0 { gradient * scale } else { gradient };
+                let gradient = if factor < 1.0 { gradient * factor } else { gradient };
                 self.update_chunk(index, &gradient, step, count);
             }
             Ok(())

@@ -3,6 +3,7 @@
 //! keeps a hash map (its order differs from run to run) and draws initial values from a process-wide
 //! generator.
 
+use proto::spec::Component;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
@@ -11,6 +12,7 @@ use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
 use crate::noise::{fill_normal, fill_uniform};
+use crate::trainer::component_of;
 
 /// How a parameter begins when no base weights are given.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,6 +42,8 @@ pub struct Parameters {
     values: Values,
     /// Prefixes whose values will come from files.
     awaited: Vec<String>,
+    /// Whose blocks forget their activations and are computed again.
+    recomputed: Vec<Component>,
     tensors: RefCell<BTreeMap<String, Tensor>>,
 }
 
@@ -57,6 +61,14 @@ impl Parameters {
         self
     }
 
+    /// Blocks of these components forget their activations after the forward pass and are computed again for the backward
+    /// pass.
+    #[must_use]
+    pub fn recomputing(mut self, components: &[Component]) -> Self {
+        self.recomputed = components.to_vec();
+        self
+    }
+
     /// Parameters with shapes and no memory of their own. Good for [`Self::count`] and nothing else.
     #[must_use]
     pub fn shapes() -> Self {
@@ -68,6 +80,7 @@ impl Parameters {
             device,
             values,
             awaited: Vec::new(),
+            recomputed: Vec::new(),
             tensors: RefCell::new(BTreeMap::new()),
         }
     }
@@ -164,6 +177,17 @@ impl Scope<'_> {
             parameters: self.parameters,
             prefix: format!("{}{name}.", self.prefix),
         }
+    }
+
+    /// The parameters made under this prefix so far, sorted by name.
+    pub(crate) fn made(&self) -> Vec<Tensor> {
+        self.parameters.under(&self.prefix).into_values().collect()
+    }
+
+    /// Whether blocks built here are to be computed again.
+    pub(crate) fn recomputes(&self) -> bool {
+        let recomputed = &self.parameters.recomputed;
+        !recomputed.is_empty() && recomputed.contains(&component_of(&self.prefix))
     }
 
     /// A new parameter of this shape.

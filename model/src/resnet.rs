@@ -56,14 +56,20 @@ impl ResBlock {
     /// [batch, inputs, h, w], and the SiLU of the time embedding [batch, time_width] -> [batch, outputs, h,
     /// w].
     pub fn forward(&self, xs: &Tensor, time: Option<&Tensor>) -> Tensor {
+        self.apart(xs, xs, time)
+    }
+
+    /// The same with the input given twice: what is added at the end, and what goes through the block. Who computes the
+    /// block again gives it so, and each use's gradient joins the input's others in the order in which it always did.
+    pub(crate) fn apart(&self, shortcut_xs: &Tensor, xs: &Tensor, time: Option<&Tensor>) -> Tensor {
         let mut hidden = self.conv1.forward(&self.norm1.forward(xs).silu());
         if let (Some(layer), Some(time)) = (&self.time, time) {
             hidden += layer.forward(time).unsqueeze(-1).unsqueeze(-1);
         }
         let hidden = self.conv2.forward(&self.norm2.forward(&hidden).silu());
         match &self.shortcut {
-            Some(shortcut) => shortcut.forward(xs) + hidden,
-            None => xs + hidden,
+            Some(shortcut) => shortcut.forward(shortcut_xs) + hidden,
+            None => shortcut_xs + hidden,
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use crate::attention::ReferenceAttention;
 use crate::parameter::Scope;
+use crate::recompute::Recomputed;
 use crate::unet::{Encoder, UNet};
 use proto::layout::UNetLayout;
 use tch::Tensor;
@@ -13,7 +14,7 @@ use tch::Tensor;
 #[derive(Debug)]
 pub struct RetrievalBlock {
     encoder: Encoder,
-    attentions: Vec<ReferenceAttention>,
+    attentions: Vec<Recomputed<ReferenceAttention>>,
 }
 
 /// The references of a micro-batch, folded into the batch dimension: those of one target lie next to each
@@ -36,7 +37,9 @@ impl RetrievalBlock {
         let (attention, zero) = (scope.sub("cross_attention"), scope.sub("zero_convs"));
         let attentions = layout.input_levels().into_iter().enumerate().map(|(i, level)| {
             let (width, heads) = (layout.widths[level], layout.heads[level]);
-            ReferenceAttention::new(&attention.sub(i), &zero.sub(i), width, heads)
+            let (attention, zero) = (attention.sub(i), zero.sub(i));
+            let inner = ReferenceAttention::new(&attention, &zero, width, heads);
+            Recomputed::new(&[&attention, &zero], inner)
         });
         Self {
             attentions: attentions.collect(),
@@ -58,7 +61,7 @@ impl RetrievalBlock {
     pub fn join(&self, features: &[Tensor], references: &[Tensor]) -> Vec<Tensor> {
         let joined = self.attentions.iter().zip(features).zip(references);
         joined
-            .map(|((attention, h), g)| h + attention.forward(h, g))
+            .map(|((attention, h), g)| h + attention.run([h, g], |attention, [h, g]| attention.forward(h, g)))
             .collect()
     }
 }
@@ -86,7 +89,7 @@ pub fn predict(
     let context = &conditions.context;
     let branches = context.size()[0] / latents.size()[0];
     // 1. time
-    let time = unet.embed_time(&conditions.timesteps);
+    let time = unet.embed_time(&conditions.timesteps, latents.kind());
     // 2. the references, before the branches part
     let found = retrieval
         .zip(conditions.references.as_ref())

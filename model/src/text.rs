@@ -49,11 +49,12 @@ impl TextEncoder {
         }
     }
 
-    /// [batch, tokens] ids -> states after the final norm, [batch, tokens, width].
-    pub fn forward(&self, ids: &Tensor) -> Tensor {
+    /// [batch, tokens] ids -> states after the final norm, [batch, tokens, width], computed in `numbers`.
+    pub fn forward(&self, ids: &Tensor, numbers: Kind) -> Tensor {
         let positions = self.position.narrow(0, 0, ids.size()[1]);
         let embedded = Tensor::embedding(&self.token, ids, -1, false, false) + positions;
-        self.norm.forward(&self.transformer.forward(embedded))
+        self.norm
+            .forward(&self.transformer.forward(embedded.to_kind(numbers)))
     }
 
     /// The state at the end token of each line: ids [batch, tokens] and their states -> [batch, width].

@@ -4,6 +4,7 @@
 
 use crate::autoencoder::Autoencoder;
 use crate::batch::{Batch, BatchShape, masks, to_images};
+use crate::device::numbers;
 use crate::diffusion::{Diffusion, SampleOptions};
 use crate::error::{ModelError, guarded};
 use crate::guard::{Guard, Trouble};
@@ -45,9 +46,9 @@ enum Network {
 /// up to a mean.
 #[derive(Debug)]
 pub struct MicroBatchLoss {
-    /// What to call `f_backward` on.
+    /// What to call `f_backward` on: the loss times the loss scale.
     pub loss: Tensor,
-    /// The value of `loss`.
+    /// The value of the loss.
     pub total: f64,
     /// Equation 3's first term (an autoencoder's reconstruction term), weighted by noise level.
     pub target: f64,
@@ -100,7 +101,8 @@ impl Trainer {
             });
         }
         // 1. build, without drawing random values where files follow
-        let mut parameters = Parameters::seeded(spec.data.seed, device);
+        let mut parameters =
+            Parameters::seeded(spec.data.seed, device).recomputing(&model.activation_checkpointing);
         let awaited = init
             .iter()
             .flat_map(|init| init.keys().map(String::as_str))
@@ -113,7 +115,8 @@ impl Trainer {
             Network::Autoencoder(Box::new(Autoencoder::new(&scope, &(&model.autoencoder).into())))
         } else {
             let text_frozen = frozen(Component::TextEncoder);
-            let diffusion = Diffusion::new(&parameters.root(), model, text_frozen, device);
+            let place = (numbers(spec.train.precision), device);
+            let diffusion = Diffusion::new(&parameters.root(), model, text_frozen, place);
             Network::Diffusion(Box::new(diffusion))
         };
         // 2. base weights; the retrieval encoder begins as a copy unless it is there already
@@ -123,7 +126,13 @@ impl Trainer {
         };
         // 3. what moves
         let mut trained: Vec<(String, Tensor)> = parameters.tensors().into_iter().collect();
-        trained.retain(|(name, _)| !frozen(component_of(name)));
+        trained.retain(|(name, tensor)| {
+            let frozen = frozen(component_of(name));
+            if frozen {
+                narrow(tensor, numbers(spec.train.precision));
+            }
+            !frozen
+        });
         let optimizer = AdamW::new(&trained, &spec.train);
         for (_, tensor) in &trained {
             let _ = tensor.set_requires_grad(true);
@@ -186,7 +195,9 @@ impl Trainer {
         guarded("the forward pass", || {
             let batch = Batch::new(examples, self.batch_shape(), self.device)?;
             let terms = match &mut self.network {
-                Network::Autoencoder(autoencoder) => autoencoder_terms(autoencoder, &batch),
+                Network::Autoencoder(autoencoder) => {
+                    autoencoder_terms(autoencoder, &batch, numbers(self.spec.train.precision))
+                }
                 Network::Diffusion(diffusion) => {
                     let (target, face) = masks(examples, self.device);
                     let factor = i64::from(self.spec.model.autoencoder.factor());
@@ -196,7 +207,10 @@ impl Trainer {
             };
             let terms = terms / f64::from(global_batch);
             let sums = terms.sum_dim_intlist(1i64, false, Kind::Float);
-            let loss = sums.get(0);
+            let loss = match self.guard.loss_scale() {
+                1.0 => sums.get(0),
+                scale => sums.get(0) * scale,
+            };
             // One transfer for all three figures.
             let sums = sums.detach().to_device(Device::Cpu);
             let sums = [0, 1, 2].map(|row| sums.double_value(&[row]));
@@ -221,12 +235,13 @@ impl Trainer {
     /// # Errors
     /// A missing gradient, or what [`Self::skip`] says; nothing is changed then.
     pub fn update(&mut self, step: u64) -> Result<UpdateReport, ModelError> {
-        let norm = guarded("the gradient's norm", || self.optimizer.norm(step))?;
+        let scale = self.guard.loss_scale();
+        let norm = guarded("the gradient's norm", || self.optimizer.norm(step))? / scale;
         if !norm.is_finite() {
             return self.leave_out(step, Trouble::Gradient(norm));
         }
         let count = step.saturating_sub(self.guard.skipped());
-        guarded("the update", || self.optimizer.update(norm, step, count))?;
+        guarded("the update", || self.optimizer.update((norm, scale), step, count))?;
         self.guard.good();
         Ok(self.updated(step, norm))
     }
@@ -240,6 +255,12 @@ impl Trainer {
         self.leave_out(step, Trouble::Loss)
     }
 
+    /// What [`MicroBatchLoss::loss`] is multiplied with: a power of two, 1 except in fp16.
+    #[must_use]
+    pub fn loss_scale(&self) -> f64 {
+        self.guard.loss_scale()
+    }
+
     fn leave_out(&mut self, step: u64, trouble: Trouble) -> Result<UpdateReport, ModelError> {
         self.guard.bad(trouble)?;
         Ok(self.updated(step, 0.0))
@@ -251,6 +272,7 @@ impl Trainer {
             gradient_norm,
             learning_rate: self.optimizer.learning_rate(step),
             skipped_steps: self.guard.skipped(),
+            loss_scale: self.guard.loss_scale(),
         }
     }
 
@@ -333,7 +355,9 @@ impl Trainer {
         match &mut self.network {
             Network::Autoencoder(autoencoder) => {
                 let targets = batch.pictures.narrow(0, 0, batch.count);
-                Ok(to_images(&autoencoder.decode(&autoencoder.encode(&targets).mean)))
+                let targets = targets.to_kind(numbers(self.spec.train.precision));
+                let seen = autoencoder.decode(&autoencoder.encode(&targets).mean);
+                Ok(to_images(&seen.to_kind(Kind::Float)))
             }
             Network::Diffusion(diffusion) => {
                 // A bijection of the position, so that neighbours share no noise.
@@ -354,6 +378,15 @@ impl Trainer {
             resolution: self.spec.data.resolution,
             references,
         }
+    }
+}
+
+/// Keeps a weight that never moves in the numbers that it is used in. Vectors are a thousandth of all and stay fp32, which
+/// norms compute in.
+fn narrow(tensor: &Tensor, numbers: Kind) {
+    if tensor.dim() > 1 && numbers != Kind::Float {
+        let mut alias = tensor.shallow_clone();
+        alias.set_data(&tensor.to_kind(numbers));
     }
 }
 
@@ -407,8 +440,8 @@ fn diffusion_terms(
 }
 
 /// Rows total, reconstruction and zero of each example's loss, mean over its pictures: [3, B].
-fn autoencoder_terms(autoencoder: &Autoencoder, batch: &Batch) -> Tensor {
-    let moments = autoencoder.encode(&batch.pictures);
+fn autoencoder_terms(autoencoder: &Autoencoder, batch: &Batch, numbers: Kind) -> Tensor {
+    let moments = autoencoder.encode(&batch.pictures.to_kind(numbers)).fp32();
     let size = moments.mean.size();
     // One stream for each example, shared out among its pictures.
     let each = 1 + batch.references;
@@ -422,7 +455,8 @@ fn autoencoder_terms(autoencoder: &Autoencoder, batch: &Batch) -> Tensor {
     let noise = noise.transpose(0, 1);
     let target = noise.get(0);
     let rest = noise.narrow(0, 1, batch.references).transpose(0, 1).flatten(0, 1);
-    let decoded = autoencoder.decode(&moments.draw(&Tensor::cat(&[target, rest], 0)));
+    let latents = moments.draw(&Tensor::cat(&[target, rest], 0));
+    let decoded = autoencoder.decode(&latents.to_kind(numbers)).to_kind(Kind::Float);
     let loss = picture_loss(&decoded, &batch.pictures, &moments);
     let mean = |xs: &Tensor| {
         let own = xs.narrow(0, 0, batch.count);

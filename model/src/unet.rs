@@ -7,9 +7,10 @@ use crate::attention::SpatialTransformer;
 use crate::embedding::TimeEmbedding;
 use crate::layer::{Conv, GroupNorm};
 use crate::parameter::Scope;
+use crate::recompute::Recomputed;
 use crate::resnet::ResBlock;
 use proto::layout::UNetLayout;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 fn res_block(scope: &Scope<'_>, inputs: i64, outputs: i64, layout: &UNetLayout) -> ResBlock {
     let norm = (layout.norm_groups, layout.norm_epsilon);
@@ -41,15 +42,16 @@ impl UNet {
         }
     }
 
-    /// The SiLU of the time embedding, which every residual block takes: [batch] -> [batch, 4 * channels].
-    pub fn embed_time(&self, timesteps: &Tensor) -> Tensor {
-        self.time.forward(timesteps).silu()
+    /// The SiLU of the time embedding, which every residual block takes: [batch] -> [batch, 4 * channels]. It is computed
+    /// in fp32, because its sines are.
+    pub fn embed_time(&self, timesteps: &Tensor, numbers: Kind) -> Tensor {
+        self.time.forward(timesteps).silu().to_kind(numbers)
     }
 
     /// Latents [batch, c, h, w], time steps [batch], text states [batch, tokens, context_dim] -> noise
     /// [batch, c, h, w].
     pub fn forward(&self, latents: &Tensor, timesteps: &Tensor, context: &Tensor) -> Tensor {
-        let time = self.embed_time(timesteps);
+        let time = self.embed_time(timesteps, latents.kind());
         let features = self.encoder.forward(latents, &time, context);
         let middle = self.middle.forward(&features[features.len() - 1], &time, context);
         self.decoder.forward(&middle, features, &time, context)
@@ -60,7 +62,25 @@ impl UNet {
 enum InputBlock {
     /// The first convolution, or the one that halves the size.
     Conv(Conv),
-    Res(Box<ResBlock>, Option<Box<SpatialTransformer>>),
+    Attended(Recomputed<Attended>),
+}
+
+/// A residual block, and a spatial transformer behind it where the level has them.
+#[derive(Debug)]
+struct Attended {
+    res: ResBlock,
+    attention: Option<SpatialTransformer>,
+}
+
+impl Attended {
+    /// `shortcut_xs` and `xs` are the same input, see [`ResBlock::apart`].
+    fn forward(&self, [shortcut_xs, xs, time, context]: [&Tensor; 4]) -> Tensor {
+        let xs = self.res.apart(shortcut_xs, xs, Some(time));
+        match &self.attention {
+            Some(attention) => attention.forward(&xs, context),
+            None => xs,
+        }
+    }
 }
 
 /// `input_blocks`.
@@ -79,10 +99,11 @@ impl Encoder {
         for (level, outputs) in layout.widths.iter().copied().enumerate() {
             for _ in 0..layout.res_blocks {
                 let at = scope.sub(blocks.len());
-                let res = Box::new(res_block(&at.sub(0), inputs, outputs, layout));
-                let attention =
-                    layout.attends[level].then(|| Box::new(transformer(&at.sub(1), level, layout)));
-                blocks.push(InputBlock::Res(res, attention));
+                let block = Attended {
+                    res: res_block(&at.sub(0), inputs, outputs, layout),
+                    attention: layout.attends[level].then(|| transformer(&at.sub(1), level, layout)),
+                };
+                blocks.push(InputBlock::Attended(Recomputed::new(&[&at], block)));
                 inputs = outputs;
             }
             if level + 1 < layout.widths.len() {
@@ -101,10 +122,9 @@ impl Encoder {
             let xs = features.last().unwrap_or(latents);
             features.push(match block {
                 InputBlock::Conv(conv) => conv.forward(xs),
-                InputBlock::Res(res, None) => res.forward(xs, Some(time)),
-                InputBlock::Res(res, Some(attention)) => {
-                    attention.forward(&res.forward(xs, Some(time)), context)
-                }
+                InputBlock::Attended(block) => block.run([xs, xs, time, context], |block, inputs| {
+                    block.forward(inputs.each_ref())
+                }),
             });
         }
         features
@@ -114,9 +134,8 @@ impl Encoder {
 /// `middle_block`: residual block, spatial transformer, residual block.
 #[derive(Debug)]
 pub struct Middle {
-    first: ResBlock,
-    attention: SpatialTransformer,
-    second: ResBlock,
+    first: Recomputed<Attended>,
+    second: Recomputed<ResBlock>,
 }
 
 impl Middle {
@@ -125,32 +144,49 @@ impl Middle {
         let scope = scope.sub("middle_block");
         let last = layout.widths.len() - 1;
         let width = layout.widths[last];
+        let at = [scope.sub(0), scope.sub(1), scope.sub(2)];
+        let first = Attended {
+            res: res_block(&at[0], width, width, layout),
+            attention: Some(transformer(&at[1], last, layout)),
+        };
+        let second = res_block(&at[2], width, width, layout);
         Self {
-            first: res_block(&scope.sub(0), width, width, layout),
-            attention: transformer(&scope.sub(1), last, layout),
-            second: res_block(&scope.sub(2), width, width, layout),
+            first: Recomputed::new(&[&at[0], &at[1]], first),
+            second: Recomputed::new(&[&at[2]], second),
         }
     }
 
     pub fn forward(&self, xs: &Tensor, time: &Tensor, context: &Tensor) -> Tensor {
-        let xs = self
-            .attention
-            .forward(&self.first.forward(xs, Some(time)), context);
-        self.second.forward(&xs, Some(time))
+        let xs = self.first.run([xs, xs, time, context], |first, inputs| {
+            first.forward(inputs.each_ref())
+        });
+        self.second
+            .run([&xs, time], |second, [xs, time]| second.forward(xs, Some(time)))
     }
 }
 
 #[derive(Debug)]
 struct OutputBlock {
-    res: ResBlock,
-    attention: Option<SpatialTransformer>,
+    attended: Attended,
     up: Option<Conv>,
+}
+
+impl OutputBlock {
+    /// `size` is the side of what comes next: twice the side, or one less where halving rounded up.
+    fn forward(&self, [xs, skip, time, context]: &[Tensor; 4], size: Option<[i64; 2]>) -> Tensor {
+        let xs = &Tensor::cat(&[xs, skip], 1);
+        let xs = self.attended.forward([xs, xs, time, context]);
+        match (&self.up, size) {
+            (Some(up), Some(size)) => up.forward(&xs.upsample_nearest2d(size, None, None)),
+            _ => xs,
+        }
+    }
 }
 
 /// `output_blocks` and `out`.
 #[derive(Debug)]
 pub struct Decoder {
-    blocks: Vec<OutputBlock>,
+    blocks: Vec<Recomputed<OutputBlock>>,
     norm: GroupNorm,
     out: Conv,
 }
@@ -172,12 +208,15 @@ impl Decoder {
                 let skip = skips
                     .pop()
                     .expect("the encoder has one output for every output block");
-                let res = res_block(&at.sub(0), inputs + skip, outputs, layout);
-                let attention = layout.attends[level].then(|| transformer(&at.sub(1), level, layout));
-                let up_at = 1 + usize::from(attention.is_some());
+                let attended = Attended {
+                    res: res_block(&at.sub(0), inputs + skip, outputs, layout),
+                    attention: layout.attends[level].then(|| transformer(&at.sub(1), level, layout)),
+                };
+                let up_at = 1 + usize::from(attended.attention.is_some());
                 let up = (level > 0 && repeat == layout.res_blocks)
                     .then(|| Conv::three(&at.sub(up_at).sub("conv"), outputs, outputs));
-                blocks.push(OutputBlock { res, attention, up });
+                let block = OutputBlock { attended, up };
+                blocks.push(Recomputed::new(&[&at], block));
                 inputs = outputs;
             }
         }
@@ -196,15 +235,11 @@ impl Decoder {
         let mut skips = features.into_iter().rev().peekable();
         for block in &self.blocks {
             let skip = skips.next().expect("one feature map for every output block");
-            xs = block.res.forward(&Tensor::cat(&[xs, skip], 1), Some(time));
-            if let Some(attention) = &block.attention {
-                xs = attention.forward(&xs, context);
-            }
-            if let (Some(up), Some(next)) = (&block.up, skips.peek()) {
-                // As large as what it meets: twice the side, or one less where halving rounded up.
-                let size = next.size();
-                xs = up.forward(&xs.upsample_nearest2d([size[2], size[3]], None, None));
-            }
+            let next = skips.peek().map(Tensor::size);
+            let size = next.map(|size| [size[2], size[3]]);
+            xs = block.run([&xs, &skip, time, context], move |block, inputs| {
+                block.forward(inputs, size)
+            });
         }
         self.out.forward(&self.norm.forward(&xs).silu())
     }

@@ -51,9 +51,10 @@ impl ImageEncoder {
     /// Normalised pictures [batch, 3, side, side] -> embeddings [batch, projection], not of length 1.
     pub fn forward(&self, pictures: &Tensor) -> Tensor {
         let stride = [self.patch; 2];
-        let patches = pictures.conv2d(&self.patches, None::<&Tensor>, stride, [0, 0], [1, 1], 1);
-        let class = self.class.expand([patches.size()[0], 1, -1], false);
-        let tokens = Tensor::cat(&[class, to_tokens(&patches)], 1) + &self.positions;
+        let like = |tensor: &Tensor| tensor.to_kind(pictures.kind());
+        let patches = pictures.conv2d(&like(&self.patches), None::<&Tensor>, stride, [0, 0], [1, 1], 1);
+        let class = like(&self.class).expand([patches.size()[0], 1, -1], false);
+        let tokens = Tensor::cat(&[class, to_tokens(&patches)], 1) + like(&self.positions);
         let states = self.transformer.forward(self.before.forward(&tokens));
         self.projection.forward(&self.after.forward(&states.select(1, 0)))
     }

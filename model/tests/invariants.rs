@@ -266,3 +266,81 @@ fn a_retrinet_goes_on_from_its_own_export() {
     let mut anew = trainer(&spec, Some(&scene));
     assert_ne!(backward(&mut anew, 9), expected);
 }
+
+#[test]
+fn activations_computed_again_give_the_same_bits() {
+    use Component::*;
+    let scene = base();
+    let lock_d = [Autoencoder, TextEncoder, Encoder, Middle, Decoder];
+    let all = [
+        Encoder,
+        Middle,
+        Decoder,
+        RetrievalEncoder,
+        CrossAttention,
+        TextEncoder,
+    ];
+    let default = Architecture::Retrinet.frozen_by_default();
+    let cases: [(Architecture, &[Component], &[Component]); 4] = [
+        (
+            Architecture::Retrinet,
+            default,
+            &[Decoder, RetrievalEncoder, CrossAttention],
+        ),
+        (Architecture::Retrinet, &lock_d, &[Decoder, RetrievalEncoder]),
+        (Architecture::TextToImage, &[Autoencoder], &all[..3]),
+        (Architecture::TextToImage, &[Autoencoder], &all[5..]),
+    ];
+    for (architecture, freeze, again) in cases {
+        let mut spec = frozen(job(architecture, 0.05), freeze);
+        let mut kept = trainer(&spec, Some(&scene));
+        spec.model.activation_checkpointing = again.to_vec();
+        let mut recomputed = trainer(&spec, Some(&scene));
+        for step in 1..=3 {
+            // Two micro-batches, because gradients add up over them.
+            let losses = [&mut kept, &mut recomputed].map(|trainer| {
+                trainer.zero_gradients();
+                let mut loss = |part: &[_]| {
+                    let loss = trainer.forward(part, 4).unwrap();
+                    loss.loss.f_backward().unwrap();
+                    loss.total.to_bits()
+                };
+                let batch = examples(4, step);
+                (loss(&batch[..2]), loss(&batch[2..]))
+            });
+            assert_eq!(losses[0], losses[1], "{again:?} at step {step}");
+            let (expected, found) = (gradients(&kept), gradients(&recomputed));
+            for (name, gradient) in &found {
+                assert!(
+                    gradient.equal(&expected[name]),
+                    "{again:?} at step {step}: {name}"
+                );
+            }
+            assert!(
+                found
+                    .values()
+                    .any(|gradient| gradient.abs().max().double_value(&[]) > 0.0)
+            );
+            kept.update(step).unwrap();
+            recomputed.update(step).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_autoencoder_computed_again_gives_the_same_bits() {
+    let mut spec = job(Architecture::Autoencoder, 0.01);
+    let mut kept = trainer(&spec, None);
+    spec.model.activation_checkpointing = vec![Component::Autoencoder];
+    let mut recomputed = trainer(&spec, None);
+    assert_eq!(
+        backward(&mut kept, 1).to_bits(),
+        backward(&mut recomputed, 1).to_bits()
+    );
+    let (expected, found) = (gradients(&kept), gradients(&recomputed));
+    assert!(
+        found
+            .iter()
+            .all(|(name, gradient)| gradient.equal(&expected[name]))
+    );
+}

@@ -8,6 +8,7 @@ use model::parameter::{Parameters, Scope};
 use model::weights::{self, NamedTensors, Storage};
 use proto::layout::{Frequencies, UNetLayout};
 use proto::public::names::{SINGLE_FILE_UNET, diffusers_autoencoder, diffusers_unet};
+use proto::spec::Precision;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
@@ -84,6 +85,7 @@ fn run(what: Runnable, weights: &Path, inputs: &Path) -> Result<NamedTensors, St
         what,
         weights,
         inputs,
+        precision: Precision::Fp32,
         gradients: false,
     };
     forward(request, Device::Cpu).map_err(|error| error.to_string())

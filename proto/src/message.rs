@@ -81,6 +81,8 @@ pub struct StepReport {
     /// Steps so far whose update was left out, because a number was not finite. The loss of such a step is that of
     /// its finite samples, its gradient's norm is given as 0.
     pub skipped_steps: u64,
+    /// What the loss is multiplied with before its gradient is taken, after this step; 1 except in fp16.
+    pub loss_scale: f64,
 }
 
 /// Wall seconds of one step by phase; together they are the step.

@@ -84,13 +84,10 @@ fn field_at(table: &DeTable<'_>, offset: usize) -> String {
 }
 
 /// Values that are planned and not there yet, by field.
-const PLANNED: [(&str, &[&str]); 2] = [
-    ("train.precision", &["fp16", "bf16"]),
-    (
-        "model.architecture",
-        &["fastcomposer", "controlnet", "ip-adapter", "kandinsky"],
-    ),
-];
+const PLANNED: [(&str, &[&str]); 1] = [(
+    "model.architecture",
+    &["fastcomposer", "controlnet", "ip-adapter", "kandinsky"],
+)];
 
 /// Whether the value that a message calls unknown is only not there yet.
 fn is_planned(field: &str, message: &str) -> bool {

@@ -108,6 +108,8 @@ pub struct Model {
     pub init: Option<String>,
     /// Components whose weights do not move. Always a subset of the architecture's components.
     pub freeze: Vec<Component>,
+    /// Components whose blocks keep their inputs and not their activations, and are computed again for the backward pass.
+    pub activation_checkpointing: Vec<Component>,
 }
 
 /// What is trained.
@@ -245,6 +247,7 @@ pub struct Train {
     pub face_loss_weight: f64,
     /// How much each noise level counts.
     pub loss_weighting: LossWeighting,
+    /// What convolutions, matrix products and attention compute in.
     pub precision: Precision,
     /// What happens to a step whose loss or gradient is not finite.
     pub on_nonfinite: OnNonfinite,
@@ -289,6 +292,11 @@ pub enum LossWeighting {
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
     Fp32,
+    /// Weights that move, their gradients and moments, norms and the loss stay fp32; the loss is scaled, by a factor that
+    /// follows the gradients.
+    Fp16,
+    /// As fp16, without a factor: bf16 has fp32's range.
+    Bf16,
 }
 
 /// What happens to a step whose loss or gradient is not finite; the weights never see it.

@@ -261,6 +261,7 @@ impl From<&StepReport> for pb::StepReport {
             }),
             peak_memory_bytes: report.peak_memory_bytes,
             skipped_steps: report.skipped_steps,
+            loss_scale: report.loss_scale,
         }
     }
 }
@@ -288,6 +289,7 @@ impl TryFrom<pb::StepReport> for StepReport {
             },
             peak_memory_bytes: report.peak_memory_bytes,
             skipped_steps: report.skipped_steps,
+            loss_scale: report.loss_scale,
         })
     }
 }

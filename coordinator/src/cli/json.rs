@@ -48,6 +48,7 @@ pub(crate) fn step(step: &pb::StepReport) -> Value {
         },
         "peak_memory_bytes": step.peak_memory_bytes,
         "skipped_steps": step.skipped_steps,
+        "loss_scale": step.loss_scale,
     })
 }
 

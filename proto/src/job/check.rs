@@ -289,8 +289,36 @@ fn model(raw: &ModelToml, directory: Option<&Path>, faults: &mut Faults) -> Mode
             .init
             .as_ref()
             .map(|init| absolute("model.init", init, directory, faults)),
+        activation_checkpointing: checkpointed(raw, &freeze, faults),
         freeze,
     }
+}
+
+/// Only what a gradient passes through keeps activations: what is trained, and the decoder, through which it reaches all
+/// that is trained before it.
+fn checkpointed(raw: &ModelToml, freeze: &[Component], faults: &mut Faults) -> Vec<Component> {
+    let mut components = raw.activation_checkpointing.clone().unwrap_or_default();
+    components.sort();
+    components.dedup();
+    let field = "model.activation_checkpointing";
+    for component in &components {
+        let known = raw.architecture.components().contains(component);
+        faults.need(known, field, || {
+            format!(
+                "names {}, which {} does not have",
+                kebab(component),
+                kebab(&raw.architecture)
+            )
+        });
+        let passed = !freeze.contains(component) || *component == Component::Decoder;
+        faults.need(!known || passed, field, || {
+            format!(
+                "names {}, which is frozen and keeps no activations",
+                kebab(component)
+            )
+        });
+    }
+    components
 }
 
 fn unet_over(base: UNetConfig, raw: &UNetToml) -> UNetConfig {

@@ -136,6 +136,7 @@ fn model_toml(model: &Model) -> ModelToml {
         size: None,
         init: model.init.clone(),
         freeze: Some(model.freeze.clone()),
+        activation_checkpointing: Some(model.activation_checkpointing.clone()),
         unet: UNetToml {
             channels: Some(unet.channels),
             channel_mult: Some(unet.channel_mult.clone()),

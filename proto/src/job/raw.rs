@@ -62,6 +62,7 @@ pub(super) struct ModelToml {
     pub(super) size: Option<String>,
     pub(super) init: Option<String>,
     pub(super) freeze: Option<Vec<Component>>,
+    pub(super) activation_checkpointing: Option<Vec<Component>>,
     #[serde(default)]
     pub(super) unet: UNetToml,
     #[serde(default)]

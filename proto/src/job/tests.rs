@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::{parse, to_toml};
+use crate::spec::{Component, OnNonfinite, Precision};
 use std::path::Path;
 
 const GOOD: &str = r#"name = "demo"
@@ -237,4 +238,46 @@ fn no_text_panics() {
         }
         let _ = read(&String::from_utf8(bytes).unwrap());
     }
+}
+
+#[test]
+fn only_components_that_keep_activations_can_be_computed_again() {
+    let with = |line: &str| GOOD.replacen("size = \"small\"", line, 1);
+    let spec = read(&with(
+        "size = \"small\"\nactivation_checkpointing = [\"decoder\", \"retrieval-encoder\", \"decoder\"]",
+    ));
+    let components = spec.unwrap().model.activation_checkpointing;
+    assert_eq!(components, [Component::Decoder, Component::RetrievalEncoder]);
+    check(
+        "size = \"small\"",
+        "size = \"small\"\nactivation_checkpointing = [\"middle\"]",
+        "job.toml:14: model.activation_checkpointing: names middle, which is frozen and keeps no activations",
+    );
+    check(
+        "architecture = \"retrinet\"",
+        "architecture = \"text-to-image\"\nactivation_checkpointing = [\"cross-attention\"]",
+        "job.toml:13: model.activation_checkpointing: names cross-attention, which text-to-image does not have",
+    );
+}
+
+#[test]
+fn precision_and_what_happens_to_bad_numbers_are_read_and_slips_are_named() {
+    let spec = read(&GOOD.replacen(
+        "steps = 100",
+        "steps = 100\nprecision = \"fp16\"\non_nonfinite = \"skip\"",
+        1,
+    ))
+    .unwrap();
+    assert_eq!(spec.train.precision, Precision::Fp16);
+    assert_eq!(spec.train.on_nonfinite, OnNonfinite::Skip);
+    check(
+        "steps = 100",
+        "steps = 100\nprecision = \"fp8\"",
+        "job.toml:18: train.precision: unknown variant `fp8`, expected one of `fp32`, `fp16`, `bf16`; did you mean `fp16`?",
+    );
+    check(
+        "steps = 100",
+        "steps = 100\non_nonfinite = \"ignore\"",
+        "job.toml:18: train.on_nonfinite: unknown variant `ignore`, expected `stop` or `skip`",
+    );
 }

@@ -141,6 +141,7 @@ impl World {
             seconds: PhaseSeconds::default(),
             peak_memory_bytes: 0,
             skipped_steps: 0,
+            loss_scale: 1.0,
         };
         self.say(pids[0], vec![report], vec![]);
     }

@@ -236,5 +236,6 @@ fn model() -> Model {
         },
         init: None,
         freeze: vec![],
+        activation_checkpointing: vec![],
     }
 }

@@ -157,6 +157,7 @@ fn step(step: u64) -> StepReport {
         seconds: PhaseSeconds::default(),
         peak_memory_bytes: 0,
         skipped_steps: 0,
+        loss_scale: 1.0,
     }
 }
 

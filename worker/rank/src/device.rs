@@ -1,21 +1,22 @@
-//! Which device this rank computes on, refused with a clear word where libtorch holds no code for it.
+//! Which device this rank computes on, refused with a clear word where libtorch holds no code for it or it
+//! lacks the numbers that the job computes in.
 
 use crate::collective::device::{Gpu, gpus, library_architectures, supports};
 use anyhow::{Context, bail};
-use proto::spec::DeviceKind;
+use proto::spec::{DeviceKind, Precision};
 use tch::Device;
 
 /// The device of this node with this number.
-pub(crate) fn choose(kind: DeviceKind, index: u32) -> anyhow::Result<Device> {
+pub(crate) fn choose(kind: DeviceKind, index: u32, precision: Precision) -> anyhow::Result<Device> {
     if kind == DeviceKind::Cuda {
         let found = gpus()?;
         let library = library_architectures();
-        check(&found, &library, index)?;
+        check(&found, &library, index, precision)?;
     }
     Ok(model::device::device(kind, index))
 }
 
-fn check(found: &[Gpu], library: &[String], index: u32) -> anyhow::Result<()> {
+fn check(found: &[Gpu], library: &[String], index: u32, precision: Precision) -> anyhow::Result<()> {
     if library.is_empty() {
         bail!("a GPU is asked for, and this worker-rank is built without CUDA; build with CUDA=1");
     }
@@ -31,7 +32,20 @@ fn check(found: &[Gpu], library: &[String], index: u32) -> anyhow::Result<()> {
             library.join(" ")
         );
     }
+    if precision == Precision::Bf16 && !has_bf16(&gpu.architecture) {
+        bail!(
+            "train.precision is bf16, which GPU {index} ({}) of {} does not have (sm_80 and newer do); use fp16 or fp32",
+            gpu.name,
+            gpu.architecture
+        );
+    }
     Ok(())
+}
+
+/// Older GPUs compute bf16 by detours that are slower than fp32.
+fn has_bf16(architecture: &str) -> bool {
+    let version = architecture.trim_start_matches("sm_").trim_end_matches('a');
+    version.parse::<u32>().is_ok_and(|version| version >= 80)
 }
 
 #[cfg(test)]
@@ -47,21 +61,27 @@ mod tests {
             architecture: "sm_70".into(),
         };
         let new = ["sm_75".to_owned(), "sm_80".to_owned()];
-        let error = check(std::slice::from_ref(&v100), &new, 0)
+        let error = check(std::slice::from_ref(&v100), &new, 0, Precision::Fp32)
             .unwrap_err()
             .to_string();
         assert!(
             error.contains("Tesla V100") && error.contains("sm_70") && error.contains("sm_75 sm_80"),
             "{error}"
         );
-        check(&[v100], &["sm_70".to_owned()], 0).unwrap();
-        let error = check(&[], &new, 2).unwrap_err().to_string();
+        let old = ["sm_70".to_owned()];
+        check(std::slice::from_ref(&v100), &old, 0, Precision::Fp16).unwrap();
+        let error = check(&[v100], &old, 0, Precision::Bf16).unwrap_err().to_string();
+        assert!(
+            error.starts_with("train.precision is bf16, which GPU 0 (Tesla V100) of sm_70 does not have"),
+            "{error}"
+        );
+        let error = check(&[], &new, 2, Precision::Fp32).unwrap_err().to_string();
         assert!(
             error.contains("GPU 2") && error.contains("0 were found"),
             "{error}"
         );
-        let error = check(&[], &[], 0).unwrap_err().to_string();
+        let error = check(&[], &[], 0, Precision::Fp32).unwrap_err().to_string();
         assert!(error.contains("CUDA=1"), "{error}");
-        assert_eq!(choose(DeviceKind::Cpu, 3).unwrap(), Device::Cpu);
+        assert_eq!(choose(DeviceKind::Cpu, 3, Precision::Bf16).unwrap(), Device::Cpu);
     }
 }

@@ -1,11 +1,11 @@
 //! `worker forward`: one component on the tensors of a file. The arithmetic is the model's; here are the options.
 
-use crate::collective::precision::{Precision, full_fp32};
+use crate::collective::precision::full_fp32;
 use crate::device;
 use clap::ValueEnum;
 use model::forward::{Request, Runnable, forward};
 use model::weights::{self, Storage};
-use proto::spec::DeviceKind;
+use proto::spec::{DeviceKind, Precision};
 use std::path::PathBuf;
 
 /// Run one component on given tensors, to compare with another implementation.
@@ -70,17 +70,16 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         Place::Cpu => DeviceKind::Cpu,
         Place::Cuda => DeviceKind::Cuda,
     };
-    let device = device::choose(kind, 0)?;
-    if let Some(threads) = options.threads {
-        tch::set_num_threads(threads.max(1).into());
-    }
-    full_fp32();
     let precision = match options.precision {
         Numbers::Fp32 => Precision::Fp32,
         Numbers::Fp16 => Precision::Fp16,
         Numbers::Bf16 => Precision::Bf16,
     };
-    precision.apply(device);
+    let device = device::choose(kind, 0, precision)?;
+    if let Some(threads) = options.threads {
+        tch::set_num_threads(threads.max(1).into());
+    }
+    full_fp32();
     let request = Request {
         what: match options.component {
             Component::Unet => Runnable::UNet,
@@ -92,6 +91,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         },
         weights: &options.weights,
         inputs: &options.inputs,
+        precision,
         gradients: options.gradients,
     };
     let outputs = forward(request, device)?;

@@ -69,7 +69,7 @@ struct Summary {
 /// Does the work of one sample request.
 pub(crate) fn sample(rank: &Rank<'_>, spec: &JobSpec, request: &SampleRequest) -> anyhow::Result<()> {
     let assignment = &rank.task.assignment;
-    let device = device::choose(spec.resources.device, rank.task.device)?;
+    let device = device::choose(spec.resources.device, rank.task.device, spec.train.precision)?;
     let mut trainer = build(rank, spec, device)?;
     if let Some(place) = request.checkpoint {
         let checkpoints = Checkpoints::open(&assignment.store_url, &request.source)?;

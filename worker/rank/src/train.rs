@@ -30,7 +30,7 @@ const CACHE_BYTES: usize = 1 << 30;
 pub(crate) fn train(rank: &Rank<'_>, spec: &JobSpec, held: &mut Option<Group>) -> anyhow::Result<()> {
     let assignment = &rank.task.assignment;
     let store = open_store(rank.link, assignment, rank.task.rank, &rank.settings.address)?;
-    let device = device::choose(spec.resources.device, rank.task.device)?;
+    let device = device::choose(spec.resources.device, rank.task.device, spec.train.precision)?;
     let mut trainer = build(rank, spec, device)?;
     let checkpoints = Checkpoints::open(&assignment.store_url, &assignment.job)?;
     let mut first = 1;
@@ -194,6 +194,7 @@ impl Training<'_> {
                 seconds,
                 peak_memory_bytes: environment::peak_memory_bytes(),
                 skipped_steps: update.skipped_steps,
+                loss_scale: update.loss_scale,
             });
         }
         Ok(next)
@@ -234,7 +235,7 @@ impl Training<'_> {
             let lap = clock.lap();
             outcome.map_err(|error| self.explain(&error))?;
             if let Some(exact) = &mut self.exact {
-                exact.add([loss.total, loss.target, loss.face], 1.0);
+                exact.add([loss.total, loss.target, loss.face], self.trainer.loss_scale());
                 self.trainer.zero_gradients();
                 seconds.backward += lap + clock.lap();
                 continue;
@@ -263,7 +264,7 @@ impl Training<'_> {
         let halts = self.rank.link.halts();
         let nonfinite = self.all_nonfinite(&own.nonfinite, step)?;
         if let Some(exact) = &mut self.exact {
-            let sums = exact.reduce(self.group, (1.0, halts), step)?;
+            let sums = exact.reduce(self.group, (self.trainer.loss_scale(), halts), step)?;
             let [total, target, face] = sums.losses;
             let next = if sums.marks == 0 { Next::GoOn } else { Next::Leave };
             let loss = Losses {

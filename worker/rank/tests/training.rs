@@ -461,6 +461,50 @@ fn what_goes_wrong_is_said_in_one_line_with_rank_place_and_reason() {
     check(missing, &["cannot resume", "0000000002-g7/manifest.json"]);
 }
 
+/// Two ranks with these lines added to the job's [model] and [train].
+fn pair_with(world: &World, generation: u64, model: &str, train: &str) -> (Assignment, Vec<RankReport>) {
+    let toml = &world.assignment.job_toml;
+    let toml = toml.replace("size = \"tiny\"", &format!("size = \"tiny\"\n{model}"));
+    let pair = Assignment {
+        generation: Generation(generation),
+        world: 2,
+        job_toml: toml.replace("threads = 1", &format!("threads = 1\n{train}")),
+        ..world.assignment.clone()
+    };
+    let reports = world.run(&pair);
+    assert!(
+        reports.iter().all(|report| report.phase == RankPhase::Finished),
+        "{reports:?}"
+    );
+    (pair, reports)
+}
+
+#[test]
+fn the_reducer_sees_the_same_bits_from_blocks_that_are_computed_again() {
+    let world = World::new();
+    let (plain, _) = pair_with(&world, 1, "", "");
+    let again = "activation_checkpointing = [\"decoder\", \"retrieval-encoder\", \"cross-attention\"]";
+    let (again, _) = pair_with(&world, 2, again, "");
+    assert_eq!(world.state(&plain, 4), world.state(&again, 4));
+}
+
+#[test]
+fn ranks_in_fp16_agree_on_the_loss_scale_and_come_back_with_it() {
+    let world = World::new();
+    let (pair, reports) = pair_with(&world, 1, "", "precision = \"fp16\"");
+    let last = reports[0].steps.last().unwrap();
+    let saved = world.state(&pair, 4);
+    assert_eq!(f64::from(saved["guard/loss_scale"][0]), last.loss_scale);
+    // The ranks wrote one state together: from its middle they come to the same end.
+    let resumed = Assignment {
+        generation: Generation(2),
+        resume: Some(world.commit(&pair, &reports, Step(2))),
+        ..pair
+    };
+    world.run(&resumed);
+    assert_eq!(world.state(&resumed, 4), saved);
+}
+
 /// Two ranks of a job whose first update throws the weights out of all bounds.
 fn diverging(world: &World, on_nonfinite: &str) -> (Assignment, Vec<RankReport>) {
     let rate = format!("learning_rate = 1e30\non_nonfinite = \"{on_nonfinite}\"");

@@ -229,6 +229,7 @@ pub(crate) fn with_step(mut report: RankReport, step: u64) -> RankReport {
         seconds: PhaseSeconds::default(),
         peak_memory_bytes: 0,
         skipped_steps: 0,
+        loss_scale: 1.0,
     });
     report
 }
@@ -344,6 +345,7 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
         text_encoder,
         init: None,
         freeze: vec![],
+        activation_checkpointing: vec![],
     };
     let checkpoint = CheckpointPolicy { every: 2, keep: 1 };
     JobSpec {

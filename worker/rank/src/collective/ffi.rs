@@ -43,6 +43,5 @@ unsafe extern "C" {
     pub(super) fn retri_cuda_devices() -> c_int;
     pub(super) fn retri_cuda_capability(device: c_int, name: *mut c_char, name_bytes: c_int) -> c_int;
     pub(super) fn retri_cuda_build() -> *const c_char;
-    pub(super) fn retri_autocast(cuda: c_int, precision: c_int);
     pub(super) fn retri_full_fp32();
 }

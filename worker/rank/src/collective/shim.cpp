@@ -2,7 +2,6 @@
 // the message in a thread-local string that retri_error() returns; none lets one cross into Rust. Tensors
 // cross as `at::Tensor*`, which is what tch hands out. With RETRI_CUDA the NCCL process group is there too.
 #include <torch/torch.h>
-#include <ATen/autocast_mode.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
@@ -285,17 +284,6 @@ const char* retri_cuda_build() {
 #else
   return "";
 #endif
-}
-
-// Runs what follows on this thread with the given precision where libtorch deems that safe: 0 fp32, 1 fp16, 2
-// bf16. Drops the casts that it has kept, so call it once per step.
-void retri_autocast(int cuda, int precision) {
-  const auto device = cuda != 0 ? at::kCUDA : at::kCPU;
-  at::autocast::clear_cache();
-  at::autocast::set_autocast_enabled(device, precision != 0);
-  if (precision != 0) {
-    at::autocast::set_autocast_dtype(device, precision == 1 ? at::kHalf : at::kBFloat16);
-  }
 }
 
 // Forbids the GPU to round fp32 inputs of convolutions and matrix products to 10 bits, which newer ones do
