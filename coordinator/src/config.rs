@@ -3,6 +3,7 @@
 
 use proto::settings::{self, SettingsError};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use tracing_subscriber::EnvFilter;
@@ -22,6 +23,8 @@ pub(crate) struct Config {
     pub(crate) metrics_listen: SocketAddr,
     pub(crate) store: String,
     pub(crate) detect_within_ms: u64,
+    /// Devices by team.
+    pub(crate) quotas: BTreeMap<String, u32>,
     pub(crate) log: Log,
 }
 
@@ -44,6 +47,7 @@ struct Raw {
     metrics_listen: String,
     store: String,
     detect_within_ms: i64,
+    quotas: Vec<String>,
     log: RawLog,
 }
 
@@ -88,7 +92,13 @@ impl Config {
             let expected = "it must be levels by module, such as info or info,slatedb=warn";
             return Err(settings.wrong("log.filter", format!("{:?}", raw.log.filter), expected));
         }
+        let quotas = raw.quotas.iter().map(|text| quota(text).ok_or(text));
+        let quotas: BTreeMap<String, u32> = quotas.collect::<Result<_, _>>().map_err(|text| {
+            let expected = "each must be a team and its devices, such as \"vision=16\"";
+            settings.wrong("quotas", format!("{text:?}"), expected)
+        })?;
         Ok(Self {
+            quotas,
             listen,
             metrics_listen,
             store: raw.store.clone(),
@@ -99,6 +109,14 @@ impl Config {
             },
         })
     }
+}
+
+/// `vision=16`.
+fn quota(text: &str) -> Option<(String, u32)> {
+    let (team, devices) = text.split_once('=')?;
+    let devices = devices.trim().parse().ok()?;
+    let team = team.trim();
+    (!team.is_empty()).then(|| (team.to_owned(), devices))
 }
 
 #[cfg(test)]
@@ -119,6 +137,12 @@ mod tests {
         let shipped = Config::load(None, std::iter::empty()).unwrap();
         assert_eq!(shipped.detect_within_ms, 10_000);
         assert_eq!(shipped.metrics_listen.port(), 7071);
+        assert_eq!(shipped.quotas, BTreeMap::new());
+        let quotas = load("quotas = [\"vision=16\", \"language = 8\"]").unwrap().quotas;
+        assert_eq!(
+            quotas,
+            BTreeMap::from([("vision".into(), 16), ("language".into(), 8)])
+        );
         let config =
             load("listen = \"127.0.0.1:1\"\ndetect_within_ms = 2000\n[log]\nformat = \"json\"").unwrap();
         assert_eq!((config.listen.port(), config.detect_within_ms), (1, 2000));
@@ -143,6 +167,10 @@ mod tests {
         expect(
             "\nlisten = \"somewhere\"",
             "c.toml:2: listen: is \"somewhere\"; it must be an address and port such as 127.0.0.1:7070",
+        );
+        expect(
+            "quotas = [\"vision\"]",
+            "c.toml:1: quotas: is \"vision\"; each must be a team and its devices, such as \"vision=16\"",
         );
         expect(
             "[log]\nformat = \"xml\"",

@@ -8,8 +8,8 @@ use crate::journal::Journal;
 use crate::status::{self, Detail};
 use crate::store::{StateError, StateStore};
 use crate::words::now_ms;
-use coordinator_core::Coordinator;
 use coordinator_core::event::{Effect, Event, Fact, Reply, RequestId};
+use coordinator_core::{Coordinator, Why};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{JobId, WorkerId};
 use proto::message::{DesiredState, PhaseSeconds, WorkerReport};
@@ -84,6 +84,10 @@ enum Command {
         job: JobId,
         reply: oneshot::Sender<Option<pb::JobView>>,
     },
+    Why {
+        job: JobId,
+        reply: oneshot::Sender<Option<Why>>,
+    },
     Snapshot {
         reply: oneshot::Sender<Snapshot>,
     },
@@ -125,6 +129,10 @@ impl Handle {
 
     pub(crate) async fn job(&self, job: JobId) -> Result<Option<pb::JobView>, Stopping> {
         self.send(|reply| Command::Job { job, reply }).await
+    }
+
+    pub(crate) async fn why(&self, job: JobId) -> Result<Option<Why>, Stopping> {
+        self.send(|reply| Command::Why { job, reply }).await
     }
 
     pub(crate) async fn snapshot(&self) -> Result<Snapshot, Stopping> {
@@ -256,6 +264,7 @@ impl Daemon {
             }
             // Whoever asked may have gone.
             Command::Job { job, reply } => drop(reply.send(self.job(&job))),
+            Command::Why { job, reply } => drop(reply.send(self.machine.why(now_ms(), &job))),
             Command::Snapshot { reply } => drop(reply.send(self.snapshot())),
         }
         Ok(())

@@ -22,6 +22,20 @@ pub(crate) fn log(fact: &Fact) {
         } => {
             tracing::warn!(%job, %generation, %reason, "generation ended");
         }
+        Fact::Halting {
+            job,
+            generation,
+            reason,
+        } => {
+            tracing::info!(%job, %generation, %reason, "generation is to end in order");
+        }
+        Fact::Halted {
+            job,
+            generation,
+            reason,
+        } => {
+            tracing::info!(%job, %generation, %reason, "generation ended in order");
+        }
         Fact::Stepped {
             job,
             generation,

@@ -39,6 +39,8 @@ pub(crate) fn job_record(id: &str) -> JobRecord {
         dataset_version: "0".repeat(64),
         work: Work::Train,
         submitted_ms: 5,
+        paused: false,
+        workers: None,
         generation: Generation(0),
         phase: JobPhase::Queued { reason: "new".into() },
         checkpoints: Vec::new(),

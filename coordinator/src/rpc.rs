@@ -13,11 +13,11 @@ use crate::journal::Journal;
 use crate::pin::pin;
 use crate::status::is_over;
 use crate::store::StateError;
-use coordinator_core::event::{Event, Reply};
+use coordinator_core::event::{Event, Reply, RequestId};
 use proto::id::JobId;
 use proto::message::SampleRequest;
 use proto::pb;
-use proto::wire::{WireError, job_id};
+use proto::wire::{WireError, job_id, worker_name};
 use std::pin::Pin;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
@@ -133,9 +133,19 @@ impl ControlService {
         match reply.map_err(stopping)? {
             Reply::Accepted { job } => Ok(job.0),
             Reply::Refused { reason } => Err(Status::failed_precondition(reason)),
-            Reply::Cancelled { phase } => Err(Status::internal(format!(
-                "the machine answered with phase {phase}"
-            ))),
+            other => Err(unfitting(&other)),
+        }
+    }
+
+    /// A wish about a job, answered with its phase.
+    async fn wish(
+        &self,
+        event: impl FnOnce(RequestId) -> Event + Send + 'static,
+    ) -> Result<Response<pb::PhaseReply>, Status> {
+        match self.handle.ask(event).await.map_err(stopping)? {
+            Reply::Phase { phase } => Ok(Response::new(pb::PhaseReply { phase })),
+            Reply::Refused { reason } => Err(Status::failed_precondition(reason)),
+            other => Err(unfitting(&other)),
         }
     }
 }
@@ -239,17 +249,59 @@ impl pb::control_server::Control for ControlService {
         Ok(Response::new(pb::SubmitReply { job, summary }))
     }
 
-    async fn cancel(&self, request: Request<pb::CancelRequest>) -> Result<Response<pb::CancelReply>, Status> {
+    async fn cancel(&self, request: Request<pb::JobRequest>) -> Result<Response<pb::PhaseReply>, Status> {
         let (job, _) = self.job(&request.into_inner().job).await?;
-        let reply = self
-            .handle
-            .ask(move |request| Event::Cancel { request, job })
-            .await;
-        match reply.map_err(stopping)? {
-            Reply::Cancelled { phase } => Ok(Response::new(pb::CancelReply { phase })),
+        self.wish(move |request| Event::Cancel { request, job }).await
+    }
+
+    async fn pause(&self, request: Request<pb::PauseRequest>) -> Result<Response<pb::PhaseReply>, Status> {
+        let pb::PauseRequest { job, paused } = request.into_inner();
+        let (job, _) = self.job(&job).await?;
+        self.wish(move |request| Event::Pause { request, job, paused })
+            .await
+    }
+
+    async fn scale(&self, request: Request<pb::ScaleRequest>) -> Result<Response<pb::PhaseReply>, Status> {
+        let pb::ScaleRequest { job, workers } = request.into_inner();
+        let (job, _) = self.job(&job).await?;
+        self.wish(move |request| Event::Scale {
+            request,
+            job,
+            workers,
+        })
+        .await
+    }
+
+    async fn drain(&self, request: Request<pb::DrainRequest>) -> Result<Response<pb::DrainReply>, Status> {
+        let pb::DrainRequest { worker, drained } = request.into_inner();
+        let worker = worker_name(worker).map_err(invalid)?;
+        let asked = self.handle.ask(move |request| Event::Drain {
+            request,
+            worker,
+            drained,
+        });
+        match asked.await.map_err(stopping)? {
+            Reply::Worker { drained, .. } => Ok(Response::new(pb::DrainReply { drained })),
             Reply::Refused { reason } => Err(Status::failed_precondition(reason)),
-            Reply::Accepted { job } => Err(Status::internal(format!("the machine answered with job {job}"))),
+            other => Err(unfitting(&other)),
         }
+    }
+
+    async fn why(&self, request: Request<pb::JobRequest>) -> Result<Response<pb::WhyReply>, Status> {
+        let (job, _) = self.job(&request.into_inner().job).await?;
+        let why = self.handle.why(job.clone()).await.map_err(stopping)?;
+        let why = why.ok_or_else(|| Status::not_found(format!("job {job} is gone")))?;
+        Ok(Response::new(pb::WhyReply {
+            sentence: why.sentence,
+            constraint: why.constraint.into(),
+            remedy: why.remedy,
+            waits_for: why.waits_for.map(|it| pb::WaitsFor {
+                rank: it.rank.0,
+                worker: it.worker.name,
+                phase: it.phase.into(),
+                for_ms: it.for_ms,
+            }),
+        }))
     }
 
     async fn list_jobs(
@@ -312,6 +364,11 @@ impl InvalidArgument for proto::job::JobErrors {}
 #[allow(clippy::needless_pass_by_value)] // The shape that `map_err` wants.
 fn invalid(error: impl InvalidArgument) -> Status {
     Status::invalid_argument(error.to_string())
+}
+
+/// The machine answered another question.
+fn unfitting(reply: &Reply) -> Status {
+    Status::internal(format!("the machine answered with {reply:?}"))
 }
 
 fn stopping(error: Stopping) -> Status {

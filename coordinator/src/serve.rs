@@ -93,6 +93,7 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     let core = coordinator_core::Config {
         store_url: config.store.clone(),
         detect_within_ms: config.detect_within_ms,
+        quotas: config.quotas.clone(),
     };
     let machine = Coordinator::restore(core, durable, now_ms());
     let journal = Journal::start(store.clone());

@@ -222,7 +222,7 @@ async fn a_dry_run_stores_nothing_and_a_submit_outlives_a_restart() {
         (before.job_toml, before.submitted_ms)
     );
     let phase = client
-        .cancel(pb::CancelRequest { job: job.clone() })
+        .cancel(pb::JobRequest { job: job.clone() })
         .await
         .unwrap()
         .into_inner()

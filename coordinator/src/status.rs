@@ -85,6 +85,7 @@ pub(crate) fn worker_view(worker: &WorkerView<'_>, jobs: &[JobView<'_>], now_ms:
         last_heard_ms: worker
             .last_heard_ms
             .map_or(0, |heard| now_ms.saturating_sub(heard)),
+        drained: worker.drained,
     }
 }
 
@@ -95,8 +96,11 @@ pub(crate) fn is_over(phase: &str) -> bool {
 
 fn phase(job: &JobView<'_>) -> (&'static str, String) {
     match &job.record.phase {
-        JobPhase::Queued { reason } => ("queued", reason.clone()),
-        JobPhase::Running { .. } => running_phase(&job.ranks),
+        JobPhase::Queued { reason } => (job.record.word(), reason.clone()),
+        JobPhase::Running { .. } => match (&job.halting, running_phase(&job.ranks)) {
+            (Some(why), ("training" | "finishing", reason)) => ("halting", format!("{why}; {reason}")),
+            (_, phase) => phase,
+        },
         JobPhase::Done { .. } => match &job.record.work {
             Work::Train => (
                 "done",

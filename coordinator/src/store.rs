@@ -5,6 +5,7 @@
 //! | key | value |
 //! |---|---|
 //! | `counters` | JSON of `Counters` |
+//! | `drained` | JSON: names of drained workers |
 //! | `job/<id>` | JSON of `JobRecord` |
 //! | `last/<job>` | protobuf `StepReport`: the newest step seen |
 //! | `steps/<job>/<step>` | protobuf `StepReport` |
@@ -22,6 +23,7 @@ use std::time::Duration;
 /// Steps and log lines reach the store at least this often; records are flushed at once.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
 const COUNTERS_KEY: &str = "counters";
+const DRAINED_KEY: &str = "drained";
 const JOB_PREFIX: &str = "job/";
 const LAST_PREFIX: &str = "last/";
 
@@ -106,6 +108,14 @@ impl StateStore {
             let counters: Counters = self.json(COUNTERS_KEY, &bytes)?;
             durable.apply(Record::Counters(counters));
         }
+        if let Some(bytes) = self
+            .db
+            .get(DRAINED_KEY)
+            .await
+            .map_err(|it| self.failed("read", it))?
+        {
+            durable.apply(Record::Drained(self.json(DRAINED_KEY, &bytes)?));
+        }
         for (key, bytes) in self.scan(JOB_PREFIX, Vec::new(), usize::MAX).await? {
             let job: JobRecord = self.json(&key, &bytes)?;
             durable.apply(Record::Job(Box::new(job)));
@@ -119,6 +129,7 @@ impl StateStore {
         for record in records {
             let (key, json) = match record {
                 Record::Counters(counters) => (COUNTERS_KEY.to_owned(), serde_json::to_vec(counters)),
+                Record::Drained(names) => (DRAINED_KEY.to_owned(), serde_json::to_vec(names)),
                 Record::Job(job) => (format!("{JOB_PREFIX}{}", job.id), serde_json::to_vec(job)),
             };
             batch.put(

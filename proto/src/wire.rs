@@ -76,6 +76,11 @@ pub fn job_id(value: String) -> Result<JobId, WireError> {
     Ok(JobId(value))
 }
 
+/// A worker's name, as its daemon's settings give it.
+pub fn worker_name(value: String) -> Result<String, WireError> {
+    text("worker.name", value, TEXT_MAX)
+}
+
 fn device_kind(value: &str) -> Result<DeviceKind, WireError> {
     match value {
         "cpu" => Ok(DeviceKind::Cpu),
@@ -130,7 +135,7 @@ impl TryFrom<pb::WorkerId> for WorkerId {
 
     fn try_from(id: pb::WorkerId) -> Result<Self, WireError> {
         Ok(Self {
-            name: text("worker.name", id.name, TEXT_MAX)?,
+            name: worker_name(id.name)?,
             boot: id.boot,
         })
     }

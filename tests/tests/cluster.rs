@@ -98,6 +98,37 @@ fn a_job_does_not_notice_the_death_of_the_coordinator() -> Result<()> {
     )
 }
 
+/// Pause, resume and drain end a generation at a checkpoint of the step it is at: nothing is repeated, nothing is a fault,
+/// and the weights are those of a run that nobody touched.
+#[test]
+fn a_job_is_paused_and_a_worker_drained_without_a_trace() -> Result<()> {
+    let expected = undisturbed();
+    let (cluster, dataset) = cluster(3)?;
+    let id = cluster.submit(&job(&dataset, 2).to_toml())?;
+    cluster.wait_step(&id, 10)?;
+    assert_eq!(cluster.ok(&["pause", &id])?.trim(), "tiny-1 is paused");
+    let why = cluster.json(&["why", &id])?;
+    assert_eq!(why["constraint"], "paused", "{why}");
+    assert_eq!(why["remedy"], "`coordinator resume tiny-1`", "{why}");
+    cluster.ok(&["resume", &id])?;
+    let view = cluster.wait_step(&id, 22)?;
+    let why = cluster.json(&["why", &id])?;
+    assert_eq!(why["constraint"], "step", "{why}");
+    let worker = view.members[1].worker.as_ref().context("a worker")?.name.clone();
+    let drained = cluster.ok(&["drain", &worker])?;
+    assert_eq!(drained.trim(), format!("{worker} is drained and empty"));
+    let refused = cluster.run(&["scale", &id, "--workers", "9"])?.failure()?;
+    assert!(
+        refused.contains("workers: 9 is no scale for job tiny-1"),
+        "{refused}"
+    );
+    let view = cluster.wait_done(&id)?;
+    assert_eq!((view.restarts, view.incidents.len()), (0, 0), "{view:?}");
+    assert_eq!(digest(&cluster, &id)?, expected);
+    cluster.ok(&["undrain", &worker])?;
+    cluster.stop()
+}
+
 #[test]
 fn a_job_moves_to_another_worker_when_its_own_is_lost() -> Result<()> {
     let (mut cluster, dataset) = cluster(2)?;

@@ -32,6 +32,11 @@ impl Clock {
         self.now()
     }
 
+    /// What our time is when the shell's clock shows `wall`, without taking note of it.
+    pub(crate) fn at(&self, wall: Millis) -> Millis {
+        wall.saturating_add_signed(self.offset).max(self.now())
+    }
+
     pub(crate) fn now(&self) -> Millis {
         self.wall.saturating_add_signed(self.offset)
     }

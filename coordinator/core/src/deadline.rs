@@ -11,6 +11,8 @@ const REATTACH: u64 = 2;
 const ROLL_CALL: u64 = 12;
 /// All ranks are finished: the last checkpoint must be complete within this many `detect_within`.
 const LAST_SHARDS: u64 = 4;
+/// A generation that was asked to end in order has this many `detect_within` for its step and its checkpoint.
+const HALT: u64 = 12;
 /// A record must be durable within this many `detect_within`; then the coordinator ends, because a restart is better
 /// than one that answers nobody.
 const SAVE: u64 = 6;
@@ -68,6 +70,11 @@ impl Deadlines {
         self.after(now, LAST_SHARDS)
     }
 
+    /// A generation asked now to end in order ends by then, checkpoint or not.
+    pub(crate) fn halt(self, now: Millis) -> Millis {
+        self.after(now, HALT)
+    }
+
     /// How long the shell waits for a record to be durable.
     #[must_use]
     pub fn save_ms(self) -> u64 {
@@ -95,6 +102,7 @@ mod tests {
                 deadlines.last_shards(now),
                 now.saturating_add(deadlines.save_ms()),
                 deadlines.roll_call(now),
+                deadlines.halt(now),
             ];
             assert!(rising.is_sorted(), "{knob}: {rising:?}");
         }

@@ -7,6 +7,7 @@ use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::message::{DesiredState, SampleRequest, StepReport, Work, WorkerReport};
 use proto::spec::JobSpec;
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Milliseconds of the shell's clock since 1970. The machine never reads a clock. It may jump; the machine
 /// survives.
@@ -34,6 +35,24 @@ pub enum Event {
     Cancel {
         request: RequestId,
         job: JobId,
+    },
+    /// The job should not run, or should again.
+    Pause {
+        request: RequestId,
+        job: JobId,
+        paused: bool,
+    },
+    /// The job should have this many workers.
+    Scale {
+        request: RequestId,
+        job: JobId,
+        workers: u32,
+    },
+    /// The worker of that name should be empty, or may be used again.
+    Drain {
+        request: RequestId,
+        worker: String,
+        drained: bool,
     },
     /// A worker's report, on whatever stream it came; the first of a boot number is the worker's arrival.
     Heard {
@@ -87,6 +106,8 @@ pub enum Effect {
 pub enum Record {
     /// Numbers that outlive jobs.
     Counters(Counters),
+    /// Names of all workers that are drained.
+    Drained(BTreeSet<String>),
     Job(Box<JobRecord>),
 }
 
@@ -94,7 +115,8 @@ pub enum Record {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Durable {
     pub counters: Counters,
-    pub jobs: std::collections::BTreeMap<JobId, JobRecord>,
+    pub drained: BTreeSet<String>,
+    pub jobs: BTreeMap<JobId, JobRecord>,
 }
 
 impl Durable {
@@ -103,6 +125,7 @@ impl Durable {
     pub fn apply(&mut self, record: Record) {
         match record {
             Record::Counters(counters) => self.counters = counters,
+            Record::Drained(drained) => self.drained = drained,
             Record::Job(job) => {
                 self.jobs.insert(job.id.clone(), *job);
             }
@@ -124,6 +147,10 @@ pub struct JobRecord {
     pub dataset_version: String,
     pub work: Work,
     pub submitted_ms: Millis,
+    /// Somebody wishes that it does not run.
+    pub paused: bool,
+    /// The scale that somebody wishes, instead of job.toml's `workers.max`.
+    pub workers: Option<u32>,
     /// The newest generation that was ever formed; the next is one higher, for ever.
     pub generation: Generation,
     pub phase: JobPhase,
@@ -136,6 +163,18 @@ pub struct JobRecord {
     pub restarts: u32,
     /// The newest [`INCIDENTS_MAX`] things that went wrong, oldest first.
     pub incidents: Vec<Incident>,
+}
+
+impl JobRecord {
+    /// Its phase in one word, for tables.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match &self.phase {
+            JobPhase::Queued { .. } if self.paused => "paused",
+            JobPhase::Running { .. } if self.paused => "pausing",
+            phase => phase.word(),
+        }
+    }
 }
 
 pub const INCIDENTS_MAX: usize = 32;
@@ -189,8 +228,13 @@ pub enum Reply {
         job: JobId,
     },
     /// The phase the job is in now.
-    Cancelled {
+    Phase {
         phase: String,
+    },
+    /// Whether the worker is drained from now on.
+    Worker {
+        worker: String,
+        drained: bool,
     },
     /// The request makes no sense; names the field or job, and what would be right.
     Refused {
@@ -217,6 +261,18 @@ pub enum Fact {
         world: u32,
     },
     GenerationEnded {
+        job: JobId,
+        generation: Generation,
+        reason: String,
+    },
+    /// A generation is asked to end in order.
+    Halting {
+        job: JobId,
+        generation: Generation,
+        reason: String,
+    },
+    /// It has ended in order.
+    Halted {
         job: JobId,
         generation: Generation,
         reason: String,

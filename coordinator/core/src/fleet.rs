@@ -149,6 +149,11 @@ impl Fleet {
 }
 
 impl Worker {
+    /// Up, or expected back.
+    pub(crate) fn is_present(&self) -> bool {
+        self.presence != Presence::Down
+    }
+
     pub(crate) fn is_up(&self) -> bool {
         matches!(self.presence, Presence::Up { .. })
     }

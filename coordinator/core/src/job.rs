@@ -7,7 +7,6 @@ use crate::event::{FRUITLESS_MAX, Fact, INCIDENTS_MAX, Incident, JobPhase, JobRe
 use crate::explain::Ending;
 use crate::live::Live;
 use crate::outbox::Outbox;
-use crate::placement::Gang;
 use crate::report::runs;
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
@@ -119,22 +118,6 @@ impl Job {
         }
     }
 
-    /// What it needs to start, if it is ready to.
-    pub(crate) fn gang(&self, now: Millis) -> Option<Gang> {
-        if !matches!(self.record.phase, JobPhase::Queued { .. }) || self.writing.is_some() || self.is_lost() {
-            return None;
-        }
-        let resources = &self.record.spec.resources;
-        Some(Gang {
-            job: self.record.id.clone(),
-            workers_min: resources.workers_min,
-            workers_max: resources.workers_max,
-            devices_per_worker: resources.devices_per_worker,
-            device: resources.device,
-            settling: now < self.settle_until,
-        })
-    }
-
     pub(crate) fn tell_members(&self, outbox: &mut Outbox) {
         outbox
             .tell
@@ -212,6 +195,7 @@ impl Job {
         self.live.ranks.clear();
         self.live.shards.clear();
         self.live.finished_at = None;
+        self.live.halt = None;
         self.blame = ending.is_hearsay().then_some(Blame {
             generation,
             members,
@@ -370,7 +354,7 @@ impl Job {
             store_url: store_url.to_owned(),
             acknowledged_step: self.live.acknowledged,
             committed_step: self.committed(),
-            halt: false,
+            halt: self.live.halt.is_some(),
             detect_within_ms,
         })
     }
@@ -391,7 +375,8 @@ impl Job {
             .finished_at
             .is_some_and(|since| deadlines.last_shards(since) <= now);
         let step = self.steps_max();
-        if !due || self.writing.is_some() || self.committed() == step {
+        // A halting generation is over before the last step, and has a deadline of its own.
+        if !due || self.writing.is_some() || self.committed() == step || self.live.halt.is_some() {
             return None;
         }
         let shards = self.live.shards.get(&step);
@@ -412,13 +397,14 @@ impl Job {
             .longest_silent()
             .map(|(_, heard)| deadlines.roll_call(heard));
         let finished = self.live.finished_at.map(|since| deadlines.last_shards(since));
-        let finished = finished.filter(|_| self.writing.is_none());
+        let finished = finished.filter(|_| self.writing.is_none() && self.live.halt.is_none());
         let retry = self.writing.as_ref().map(|writing| writing.retry_at);
-        let settle = self
-            .gang(now)
-            .filter(|gang| gang.settling)
-            .map(|_| self.settle_until);
-        [silent, finished, retry, settle].into_iter().flatten().min()
+        let settle = self.settles_until(now);
+        let halt = self.halts_at();
+        [silent, finished, retry, settle, halt]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The checkpoint of another job that it reads, while it may still read it.

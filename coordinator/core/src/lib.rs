@@ -7,10 +7,12 @@
 
 mod clock;
 mod commit;
+mod control;
 mod deadline;
 pub mod event;
 mod explain;
 mod fleet;
+mod halt;
 mod invariant;
 mod job;
 mod live;
@@ -18,22 +20,25 @@ mod outbox;
 mod placement;
 mod report;
 mod request;
+mod schedule;
 mod view;
+mod why;
 
 use clock::Clock;
 pub use deadline::Deadlines;
-use event::{Counters, Durable, Effect, Event, Fact, Millis, Record};
+use event::{Counters, Durable, Effect, Event, Fact, Millis, Record, Reply};
 use explain::Ending;
 use fleet::{Arrival, Fleet};
 use job::Job;
 use outbox::Outbox;
-use placement::{Decision, Gang, Seat};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{JobId, WorkerId};
 use proto::message::{DesiredState, RankPhase, RankReport, WorkerReport};
 use report::{Oddity, Sense};
+use schedule::Solved;
 use std::collections::{BTreeMap, BTreeSet};
 pub use view::{JobView, RankView, View, WorkerView};
+pub use why::{WaitsFor, Why};
 
 /// What the machine is told once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +47,8 @@ pub struct Config {
     pub store_url: String,
     /// The one knob from which every time-out derives, in milliseconds (law 9).
     pub detect_within_ms: u64,
+    /// Devices that a team may hold at one time; a team that is not named may hold any number.
+    pub quotas: BTreeMap<String, u32>,
 }
 
 /// The machine.
@@ -53,6 +60,9 @@ pub struct Coordinator {
     counters: Counters,
     jobs: BTreeMap<JobId, Job>,
     fleet: Fleet,
+    /// Names of workers that get nothing new and lose what they have.
+    drained: BTreeSet<String>,
+    solved: Solved,
     /// Oddities that were noted, by worker and sort.
     noted: BTreeSet<(WorkerId, &'static str)>,
 }
@@ -87,6 +97,8 @@ impl Coordinator {
             counters,
             jobs,
             fleet,
+            drained: durable.drained,
+            solved: None,
             noted: BTreeSet::new(),
         }
     }
@@ -113,6 +125,19 @@ impl Coordinator {
                 latest,
             } => self.on_sample(request, sample, latest, &mut outbox),
             Event::Cancel { request, job } => self.on_cancel(request, &job, &mut outbox),
+            Event::Pause { request, job, paused } => self.on_pause(request, &job, paused, &mut outbox),
+            Event::Scale {
+                request,
+                job,
+                workers,
+            } => self.on_scale(request, &job, workers, &mut outbox),
+            Event::Drain {
+                request,
+                worker,
+                drained,
+            } => {
+                self.on_drain(request, &worker, drained, &mut outbox);
+            }
             Event::Heard { report } => self.on_heard(&report, &mut outbox),
             Event::Disconnected { worker } => self.fleet.disconnect(&worker),
             Event::ManifestWritten {
@@ -141,7 +166,7 @@ impl Coordinator {
     #[must_use]
     pub fn view(&self) -> View<'_> {
         let used = self.used_devices();
-        let worker = |worker| view::worker(worker, &used);
+        let worker = |worker| view::worker(worker, &used, &self.drained);
         let workers = self.fleet.iter().map(worker).collect();
         let jobs = self
             .in_submit_order()
@@ -333,43 +358,21 @@ impl Coordinator {
         }
     }
 
-    /// Starts the queued jobs that fit, and says of the others what they wait for.
-    fn place(&mut self, outbox: &mut Outbox) {
-        let queued = self
-            .in_submit_order()
-            .into_iter()
-            .filter_map(|id| self.jobs[id].gang(outbox.now));
-        let gangs: Vec<Gang> = queued.collect();
-        if gangs.is_empty() {
-            return;
-        }
-        let used = self.used_devices();
-        let reachable = self.fleet.iter().filter(|worker| worker.is_reachable());
-        let seat = |worker: &fleet::Worker| Seat {
-            worker: worker.id.clone(),
-            device: worker.device,
-            devices: worker.devices,
-            free: worker
-                .devices
-                .saturating_sub(used.get(&worker.id).copied().unwrap_or(0)),
-        };
-        for (id, decision) in placement::place(&gangs, reachable.map(seat).collect()) {
-            let Some(job) = self.jobs.get_mut(&id) else {
-                continue;
-            };
-            match decision {
-                Decision::Start(workers) => job.form(workers, outbox),
-                Decision::Wait(shortage) => job.wait(shortage.to_string(), outbox),
+    /// Turns what was gathered into effects.
+    fn conclude(&self, mut outbox: Outbox) -> Vec<Effect> {
+        for (request, id) in std::mem::take(&mut outbox.phases) {
+            if let Some(job) = self.jobs.get(&id) {
+                let phase = job.record.word().to_owned();
+                outbox.reply(request, Reply::Phase { phase });
             }
         }
-    }
-
-    /// Turns what was gathered into effects.
-    fn conclude(&self, outbox: Outbox) -> Vec<Effect> {
         let jobs = outbox.save.iter().filter_map(|id| self.jobs.get(id));
         let mut records: Vec<Record> = jobs
             .map(|job| Record::Job(Box::new(job.record.clone())))
             .collect();
+        if outbox.save_drained {
+            records.insert(0, Record::Drained(self.drained.clone()));
+        }
         if outbox.save_counters {
             records.insert(0, Record::Counters(self.counters));
         }
@@ -382,6 +385,7 @@ impl Coordinator {
         let Config {
             store_url,
             detect_within_ms,
+            ..
         } = &self.config;
         let assignment = |job: &Job| job.assignment(worker, store_url, *detect_within_ms);
         DesiredState {

@@ -4,6 +4,7 @@
 
 use crate::commit::PENDING_MAX;
 use crate::event::{Member, Millis};
+use crate::halt::Halt;
 use crate::report::Oddity;
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Rank, Step};
@@ -21,10 +22,14 @@ pub(crate) struct Live {
     /// The newest step that rank 0 reported; the resumed step before that.
     pub(crate) acknowledged: Step,
     pub(crate) last_step: Option<StepReport>,
+    /// When it was heard; before the first, when the last rank began to train.
+    pub(crate) stepped_at: Millis,
     /// Shards of checkpoints that are not committed yet.
     pub(crate) shards: BTreeMap<Step, BTreeMap<Rank, ShardReport>>,
     /// Since when all ranks are finished.
     pub(crate) finished_at: Option<Millis>,
+    /// Set once the generation was asked to end in order.
+    pub(crate) halt: Option<Halt>,
 }
 
 #[derive(Debug)]
@@ -33,6 +38,8 @@ pub(crate) struct RankLive {
     pub(crate) phase: Option<RankPhase>,
     /// When it last stood in its worker's report; before the first, when its generation was formed.
     pub(crate) heard: Millis,
+    /// Since when it is in its phase.
+    pub(crate) since: Millis,
 }
 
 /// What a rank's report brought.
@@ -56,6 +63,7 @@ impl Live {
                     RankLive {
                         phase: None,
                         heard: now,
+                        since: now,
                     },
                 );
             }
@@ -65,6 +73,7 @@ impl Live {
             ranks,
             resume,
             acknowledged,
+            stepped_at: now,
             ..Self::default()
         }
     }
@@ -86,19 +95,23 @@ impl Live {
         // A report that was overtaken does not set a rank back.
         if rank.phase.as_ref().map_or(0, progress) < progress(&report.phase) {
             rank.phase = Some(report.phase.clone());
+            rank.since = now;
+            if self.last_step.is_none() {
+                self.stepped_at = now;
+            }
         }
         if report.rank == Rank(0) {
             if report.store_address.is_some() && self.store_address != report.store_address {
                 self.store_address.clone_from(&report.store_address);
                 news.for_all = true;
             }
-            self.take_steps(report, steps_max, &mut news);
+            self.take_steps(report, now, steps_max, &mut news);
         }
         self.take_shards(report, steps_max, committed, &mut news);
         news
     }
 
-    fn take_steps(&mut self, report: &RankReport, steps_max: Step, news: &mut News) {
+    fn take_steps(&mut self, report: &RankReport, now: Millis, steps_max: Step, news: &mut News) {
         for step in &report.steps {
             if steps_max < step.step || step.step == Step(0) {
                 news.oddities.push(Oddity::StepOutside {
@@ -108,6 +121,7 @@ impl Live {
             } else if self.acknowledged < step.step {
                 self.acknowledged = step.step;
                 self.last_step = Some(step.clone());
+                self.stepped_at = now;
                 news.steps.push(step.clone());
             }
         }

@@ -17,10 +17,13 @@ pub(crate) struct Outbox {
     /// Jobs whose record changed.
     pub(crate) save: BTreeSet<JobId>,
     pub(crate) save_counters: bool,
+    pub(crate) save_drained: bool,
     /// Names of workers whose desired state may have changed, or who reported and are answered.
     pub(crate) tell: BTreeSet<String>,
     manifests: Vec<CheckpointManifest>,
     replies: Vec<Effect>,
+    /// Who is to be told the phase of which job, as it is at the end.
+    pub(crate) phases: Vec<(RequestId, JobId)>,
     deletions: Vec<Effect>,
     facts: Vec<Effect>,
 }
@@ -32,9 +35,11 @@ impl Outbox {
             wall,
             save: BTreeSet::new(),
             save_counters: false,
+            save_drained: false,
             tell: BTreeSet::new(),
             manifests: Vec::new(),
             replies: Vec::new(),
+            phases: Vec::new(),
             deletions: Vec::new(),
             facts: Vec::new(),
         }

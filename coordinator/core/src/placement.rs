@@ -1,130 +1,170 @@
-//! Who runs what: a pure solver. Gangs are taken in submit order, each whole or not at all; a later gang may
-//! start when an earlier one does not fit. Solving again after the answer was carried out changes nothing. It
-//! holds no state; the machine calls it after every event.
+//! Who runs what: a pure solver. It is given every job that wants to run, what each holds now, and every worker,
+//! and answers with what each job should hold, or why it should wait. Solving a solution changes nothing. It holds no
+//! state and knows no time; [`crate::schedule`] carries its answers out.
+//!
+//! 1. Jobs are admitted with their `workers_min`, each gang whole or not at all: higher priorities first; among
+//!    equals those that run already, then those whose team was given least for jobs older than they, then in submit
+//!    order. What a younger job of the team holds sets nobody back, so everyone's turn comes.
+//! 2. What is left is dealt out one worker at a time up to `workers_max`, in the same order of priorities, each time
+//!    to the team, then the job, that has least.
+//!
+//! A job takes free workers first, then those that others hold beyond their minimum (they shrink), then those of lower
+//! priorities (they make way). A job that does not fit keeps what is free for itself, so that nobody behind it starts
+//! in its place; one that could not fit even on an idle cluster keeps nothing.
+
+mod shortage;
+mod table;
 
 use proto::id::{JobId, WorkerId};
 use proto::spec::DeviceKind;
-use std::fmt;
+pub(crate) use shortage::Shortage;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use table::Table;
 
-/// A job that waits for workers.
+/// A job that wants workers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Gang {
+pub(crate) struct Demand {
     pub(crate) job: JobId,
+    /// Its place in the queue.
+    pub(crate) number: u64,
+    pub(crate) priority: i32,
+    pub(crate) team: String,
     pub(crate) workers_min: u32,
     pub(crate) workers_max: u32,
     pub(crate) devices_per_worker: u32,
     pub(crate) device: DeviceKind,
     /// It still waits for `workers_max` before it is content with fewer.
     pub(crate) settling: bool,
+    /// The workers of its running generation.
+    pub(crate) holds: Vec<WorkerId>,
 }
 
-/// A worker that is up, and how many of its devices nobody holds.
+/// A worker that is up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seat {
     pub(crate) worker: WorkerId,
     pub(crate) device: DeviceKind,
     pub(crate) devices: u32,
-    pub(crate) free: u32,
+    pub(crate) access: Access,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Open,
+    /// It cannot be told anything now: whoever is there stays, and nobody comes.
+    CutOff,
+    /// Somebody drains it: whoever is there leaves.
+    Drained,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// One member on each of these workers, in rank order.
-    Start(Vec<WorkerId>),
+    /// One member on each of these workers, in order of their names.
+    Run(Vec<WorkerId>),
     Wait(Shortage),
 }
 
-/// Why a gang waits. Worker names, in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Shortage {
-    gang: Gang,
-    ready: Vec<String>,
-    busy: Vec<String>,
-    too_small: Vec<String>,
+/// Everything that decides.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Problem {
+    /// In submit order.
+    pub(crate) demands: Vec<Demand>,
+    pub(crate) seats: Vec<Seat>,
+    /// Devices that a team may hold at one time; teams that are not named may hold any number.
+    pub(crate) quotas: BTreeMap<String, u32>,
 }
 
-/// One decision per gang, in the order of `gangs`.
-pub(crate) fn place(gangs: &[Gang], mut seats: Vec<Seat>) -> Vec<(JobId, Decision)> {
-    let starts: Vec<Option<Vec<WorkerId>>> = gangs.iter().map(|gang| seat(gang, &mut seats)).collect();
-    // The reasons are given against what is left after all starts, so that solving again gives the same
-    // reasons.
-    let decide = |(gang, start): (&Gang, Option<Vec<WorkerId>>)| {
-        let decision = start.map_or_else(|| Decision::Wait(shortage(gang, &seats)), Decision::Start);
-        (gang.job.clone(), decision)
-    };
-    gangs.iter().zip(starts).map(decide).collect()
-}
+pub(crate) type Solution = BTreeMap<JobId, Decision>;
 
-/// Takes devices for a gang, if enough workers have them: those with the most free devices first.
-fn seat(gang: &Gang, seats: &mut [Seat]) -> Option<Vec<WorkerId>> {
-    let mut ready: Vec<&mut Seat> = seats.iter_mut().filter(|seat| is_ready(gang, seat)).collect();
-    let needed = if gang.settling {
-        gang.workers_max
-    } else {
-        gang.workers_min
-    };
-    if ready.len() < needed.max(1) as usize {
-        return None;
-    }
-    ready.sort_by(|a, b| b.free.cmp(&a.free).then_with(|| a.worker.cmp(&b.worker)));
-    let mut members = Vec::new();
-    for seat in ready.into_iter().take(gang.workers_max.max(1) as usize) {
-        seat.free -= gang.devices_per_worker;
-        members.push(seat.worker.clone());
-    }
-    members.sort();
-    Some(members)
-}
+/// One pass decides from what is held, and what it decides is held in the next, until nothing changes: mostly at once.
+/// Where passes come round in a circle, as seats of many sizes can make them, the least of the circle is the solution,
+/// wherever one enters it. So many passes bound both.
+const PASSES_MAX: usize = 64;
 
-fn is_ready(gang: &Gang, seat: &Seat) -> bool {
-    seat.device == gang.device && gang.devices_per_worker <= seat.free
-}
-
-fn shortage(gang: &Gang, seats: &[Seat]) -> Shortage {
-    let names = |wanted: &dyn Fn(&Seat) -> bool| -> Vec<String> {
-        let seats = seats
-            .iter()
-            .filter(|seat| seat.device == gang.device && wanted(seat));
-        seats.map(|seat| seat.worker.name.clone()).collect()
-    };
-    let fits = |seat: &Seat| gang.devices_per_worker <= seat.devices;
-    Shortage {
-        gang: gang.clone(),
-        ready: names(&|seat| is_ready(gang, seat)),
-        busy: names(&|seat| fits(seat) && !is_ready(gang, seat)),
-        too_small: names(&|seat| !fits(seat)),
+pub(crate) fn solve(problem: &Problem) -> Solution {
+    let mut held = problem.clone();
+    let mut seen: Vec<(Vec<Vec<WorkerId>>, Solution)> = Vec::new();
+    loop {
+        let solution = pass(&held);
+        if carry_out(&mut held, &solution) {
+            return solution;
+        }
+        let holds: Vec<Vec<WorkerId>> = held.demands.iter().map(|demand| demand.holds.clone()).collect();
+        let before = seen.iter().position(|(known, _)| *known == holds);
+        if let Some(first) = before.or((seen.len() == PASSES_MAX).then_some(0)) {
+            let circle = seen.drain(first..).min_by(|(a, _), (b, _)| a.cmp(b));
+            return circle.map_or(solution, |(_, least)| least);
+        }
+        seen.push((holds, solution));
     }
 }
 
-impl fmt::Display for Shortage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let gang = &self.gang;
-        let kind = match gang.device {
-            DeviceKind::Cpu => "cpu",
-            DeviceKind::Cuda => "cuda",
+/// Lets every job hold what it was given. True when it held that already.
+pub(crate) fn carry_out(problem: &mut Problem, solution: &Solution) -> bool {
+    let mut same = true;
+    for demand in &mut problem.demands {
+        let given = match solution.get(&demand.job) {
+            Some(Decision::Run(workers)) => workers.clone(),
+            Some(Decision::Wait(_)) | None => Vec::new(),
         };
-        let (workers, devices) = (gang.workers_min.max(1), gang.devices_per_worker);
-        let plural = |n: u32| if n == 1 { "" } else { "s" };
-        let (workers_s, devices_s) = (plural(workers), plural(devices));
-        write!(
-            f,
-            "needs {workers} {kind} worker{workers_s} with {devices} free device{devices_s}; "
-        )?;
-        match self.ready.len() {
-            0 => f.write_str("none is up")?,
-            1 => write!(f, "1 is up ({})", self.ready.join(", "))?,
-            n => write!(f, "{n} are up ({})", self.ready.join(", "))?,
+        same &= given == demand.holds;
+        demand.holds = given;
+    }
+    same
+}
+
+fn pass(problem: &Problem) -> Solution {
+    let mut table = Table::new(problem);
+    let mut order: Vec<usize> = (0..problem.demands.len()).collect();
+    order.sort_by_key(|job| Reverse(problem.demands[*job].priority));
+    let classes: Vec<&[usize]> = order
+        .chunk_by(|a, b| problem.demands[*a].priority == problem.demands[*b].priority)
+        .collect();
+    for class in &classes {
+        admit(&mut table, class);
+    }
+    for class in &classes {
+        deal_out(&mut table, class);
+    }
+    table.into_solution()
+}
+
+/// Step 1 for the jobs of one priority.
+fn admit(table: &mut Table<'_>, class: &[usize]) {
+    let (running, mut waiting): (Vec<usize>, Vec<usize>) = class
+        .iter()
+        .partition(|job| !table.demand(**job).holds.is_empty());
+    for job in running {
+        table.admit(job);
+    }
+    let turn = |table: &Table<'_>, job: usize| (table.older_devices(job), table.demand(job).number);
+    while let Some((place, _)) = waiting
+        .iter()
+        .enumerate()
+        .min_by_key(|(_, job)| turn(table, **job))
+    {
+        table.admit(waiting.remove(place));
+    }
+}
+
+/// Step 2 for the jobs of one priority.
+fn deal_out(table: &mut Table<'_>, class: &[usize]) {
+    let mut hungry: Vec<usize> = class
+        .iter()
+        .copied()
+        .filter(|job| table.is_admitted(*job))
+        .collect();
+    while let Some((place, _)) = hungry.iter().enumerate().min_by_key(|(_, job)| {
+        (
+            table.team_devices(**job),
+            table.workers(**job),
+            table.demand(**job).number,
+        )
+    }) {
+        if !table.grow(hungry[place]) {
+            hungry.remove(place);
         }
-        if !self.busy.is_empty() {
-            write!(f, "; busy: {}", self.busy.join(", "))?;
-        }
-        if !self.too_small.is_empty() {
-            write!(f, "; too few devices: {}", self.too_small.join(", "))?;
-        }
-        if gang.settling && workers as usize <= self.ready.len() {
-            write!(f, "; waits a moment for up to {}", gang.workers_max)?;
-        }
-        Ok(())
     }
 }
 

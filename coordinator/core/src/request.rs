@@ -104,9 +104,8 @@ impl Coordinator {
         if !was_over {
             job.cancel(outbox);
         }
-        let phase = job.record.phase.word().to_owned();
         let read = job.record.work.clone();
-        outbox.reply(request, Reply::Cancelled { phase });
+        outbox.phases.push((request, id.clone()));
         if let Work::Sample(sample) = read
             && !was_over
         {
@@ -131,6 +130,8 @@ impl Coordinator {
             dataset_version,
             work,
             submitted_ms: outbox.wall,
+            paused: false,
+            workers: None,
             generation: Generation(0),
             phase: JobPhase::Queued {
                 reason: "was just submitted".to_owned(),
@@ -149,7 +150,7 @@ impl Coordinator {
         id
     }
 
-    fn no_such_job(&self, id: &JobId) -> String {
+    pub(crate) fn no_such_job(&self, id: &JobId) -> String {
         let newest = self
             .in_submit_order()
             .last()

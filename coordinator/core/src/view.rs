@@ -8,7 +8,7 @@ use crate::report::runs;
 use proto::id::{Rank, Step, WorkerId};
 use proto::message::{RankPhase, StepReport};
 use proto::spec::DeviceKind;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything at one moment. Jobs in submit order, workers by name.
 #[derive(Debug, Clone)]
@@ -27,6 +27,8 @@ pub struct JobView<'a> {
     pub last_step: Option<&'a StepReport>,
     /// How far the job is: the newest reported or committed step.
     pub step: Step,
+    /// Why the running generation was asked to end in order, if it was.
+    pub halting: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -46,6 +48,8 @@ pub struct WorkerView<'a> {
     pub used: u32,
     /// False once its lease has run out.
     pub up: bool,
+    /// Somebody drains it: it gets nothing new and loses what it has.
+    pub drained: bool,
     /// The coordinator's clock when it last reported; None: not since the coordinator started.
     pub last_heard_ms: Option<Millis>,
 }
@@ -64,16 +68,22 @@ pub(crate) fn job(job: &Job) -> JobView<'_> {
         ranks: ranks.collect(),
         last_step: job.live.last_step.as_ref(),
         step: job.live.acknowledged.max(job.committed()),
+        halting: job.halting(),
     }
 }
 
-pub(crate) fn worker<'a>(worker: &'a Worker, used: &BTreeMap<WorkerId, u32>) -> WorkerView<'a> {
+pub(crate) fn worker<'a>(
+    worker: &'a Worker,
+    used: &BTreeMap<WorkerId, u32>,
+    drained: &BTreeSet<String>,
+) -> WorkerView<'a> {
     WorkerView {
         id: &worker.id,
         device: worker.device,
         devices: worker.devices,
         used: used.get(&worker.id).copied().unwrap_or(0),
         up: worker.is_up(),
+        drained: drained.contains(&worker.id.name),
         last_heard_ms: worker.heard_wall,
     }
 }

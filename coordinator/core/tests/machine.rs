@@ -499,7 +499,7 @@ fn a_cancelled_job_stays_cancelled_and_its_workers_are_told() {
     });
     assert_eq!(
         reply,
-        Reply::Cancelled {
+        Reply::Phase {
             phase: "cancelled".to_owned()
         }
     );

@@ -78,6 +78,7 @@ pub(crate) fn worker(worker: &pb::WorkerView) -> Value {
         "devices": worker.devices,
         "devices_used": worker.devices_used,
         "up": worker.up,
+        "drained": worker.drained,
         "jobs": worker.jobs,
         "last_heard_ms": worker.last_heard_ms,
     })

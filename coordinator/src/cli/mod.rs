@@ -3,6 +3,7 @@
 
 mod checkpoint;
 mod client;
+mod control;
 mod curve;
 mod dataset;
 mod describe;
@@ -14,6 +15,7 @@ mod sample;
 mod submit;
 mod target;
 mod watch;
+mod why;
 mod worker;
 
 use crate::words::say;
@@ -72,8 +74,20 @@ pub(crate) enum Command {
     Watch { job: String },
     /// Show what a job's ranks printed
     Logs(logs::LogsArgs),
+    /// Say what a job waits for right now, and what would let it go on
+    Why { job: String },
     /// Stop a job for good; its checkpoints stay
     Cancel { job: String },
+    /// Let a job leave its workers, with a checkpoint of the step it is at; returns when it has
+    Pause(control::PauseArgs),
+    /// Let a paused job go on from where it was
+    Resume { job: String },
+    /// Give a job this many workers, as far as they are there
+    Scale(control::ScaleArgs),
+    /// Give a worker nothing new and let what it runs go on elsewhere; returns when it is empty
+    Drain(control::DrainArgs),
+    /// Use a drained worker again
+    Undrain { worker: String },
     /// List the workers
     Workers,
     /// List a job's checkpoints
@@ -105,7 +119,13 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<Outcome> {
         Command::Describe(args) => describe::describe(global, &args).await,
         Command::Watch { job } => watch::watch(global, &job).await,
         Command::Logs(args) => logs::logs(global, &args).await,
+        Command::Why { job } => why::why(global, &job).await,
         Command::Cancel { job } => job::cancel(global, &job).await,
+        Command::Pause(args) => control::pause(global, &args).await,
+        Command::Resume { job } => control::resume(global, &job).await,
+        Command::Scale(args) => control::scale(global, &args).await,
+        Command::Drain(args) => control::drain(global, &args).await,
+        Command::Undrain { worker } => control::undrain(global, &worker).await,
         Command::Workers => worker::workers(global).await,
         Command::Checkpoints { job } => checkpoint::checkpoints(global, &job).await,
         Command::Checkpoint(command) => checkpoint::checkpoint(global, &command).await,

@@ -18,14 +18,19 @@ pub(crate) async fn workers(global: &Global) -> Result<Outcome> {
         print_json(&workers.iter().map(json::worker).collect());
         return Ok(Outcome::True);
     }
-    let mut table = table(&["WORKER", "UP", "DEVICE", "USED", "JOBS", "HEARD"]);
+    let mut table = table(&["WORKER", "STATE", "DEVICE", "USED", "JOBS", "HEARD"]);
     for worker in &workers {
         table.add_row([
             worker
                 .worker
                 .as_ref()
                 .map_or_else(String::new, |it| it.name.clone()),
-            if worker.up { "up".into() } else { "down".into() },
+            match (worker.up, worker.drained) {
+                (true, false) => "up".into(),
+                (true, true) => "drained".into(),
+                (false, false) => "down".into(),
+                (false, true) => "down, drained".into(),
+            },
             worker.device.clone(),
             format!("{}/{}", worker.devices_used, worker.devices),
             if worker.jobs.is_empty() {

@@ -74,6 +74,7 @@ impl World {
         let config = Config {
             store_url: "memory:".to_owned(),
             detect_within_ms: DETECT_WITHIN_MS,
+            quotas: self.plan.quotas.clone(),
         };
         // Recovery goes through text, as it does in the state store.
         let text = serde_json::to_string(&self.durable).expect("durable state is plain data");

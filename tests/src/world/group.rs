@@ -87,7 +87,12 @@ impl World {
         if step <= spec.train.steps {
             self.step_together(&pids, step, spec.data.seed, u64::from(spec.micro_batches()));
         }
-        let last = spec.train.steps <= step;
+        let told = |pid: &Pid| {
+            self.processes
+                .get(pid)
+                .is_some_and(|process| process.assignment.halt)
+        };
+        let last = spec.train.steps <= step || pids.iter().any(told);
         let saves = last || step.is_multiple_of(spec.checkpoint.every);
         let mut next = self.now
             + self

@@ -32,6 +32,7 @@ impl Oracle {
                     format!("counters go back: {old:?} to {new:?}")
                 });
             }
+            Record::Drained(_) => return,
             Record::Job(new) => (durable.jobs.get(&new.id), new),
         };
         let id = &new.id;
@@ -79,12 +80,16 @@ impl Oracle {
                 self.require(saved, || format!("{job} is accepted and not saved"));
                 self.accepted.insert(job.clone());
             }
-            Reply::Cancelled { phase } => {
-                let saved = asked
-                    .and_then(|id| durable.jobs.get(id))
-                    .map(|job| job.phase.word());
+            Reply::Phase { phase } => {
+                let saved = asked.and_then(|id| durable.jobs.get(id)).map(JobRecord::word);
                 self.require(saved == Some(phase), || {
                     format!("{asked:?} is told to be {phase} and is {saved:?}")
+                });
+            }
+            Reply::Worker { worker, drained } => {
+                let saved = durable.drained.contains(worker);
+                self.require(saved == *drained, || {
+                    format!("{worker} is told to be drained: {drained}, and is saved as {saved}")
                 });
             }
             Reply::Refused { .. } => {}
@@ -169,6 +174,8 @@ impl Oracle {
             Fact::WorkerUp { .. }
             | Fact::WorkerDown { .. }
             | Fact::JobQueued { .. }
+            | Fact::Halting { .. }
+            | Fact::Halted { .. }
             | Fact::Stepped { .. }
             | Fact::Ignored { .. } => true,
         };

@@ -31,31 +31,59 @@ enum Kind {
     Submit,
     Cancel,
     Sample,
+    /// Undone by the wish that follows it, from `until` on.
+    Pause {
+        until: u64,
+    },
+    Resume,
+    Scale {
+        workers: u32,
+    },
+    /// Undone like a pause. The node's number stands where the job's does.
+    Drain {
+        until: u64,
+    },
+    Undrain,
 }
 
 impl World {
     pub(crate) fn make_wishes(&mut self) {
+        let mut wishes = Vec::new();
         for (job, planned) in self.plan.jobs.iter().enumerate() {
-            let wishes = [
-                (Kind::Submit, Some(planned.at)),
-                (Kind::Cancel, planned.cancel_at),
-                (Kind::Sample, planned.sample_at),
-            ];
-            for (kind, at) in wishes {
-                let Some(at) = at else { continue };
+            wishes.push((job, Kind::Submit, Some(planned.at)));
+            wishes.push((job, Kind::Cancel, planned.cancel_at));
+            wishes.push((job, Kind::Sample, planned.sample_at));
+            if let Some((from, until)) = planned.pause {
+                wishes.push((job, Kind::Pause { until }, Some(from)));
+                wishes.push((job, Kind::Resume, None));
+            }
+            if let Some((at, workers)) = planned.scale {
+                wishes.push((job, Kind::Scale { workers }, Some(at)));
+            }
+        }
+        for drain in &self.plan.drains {
+            wishes.push((drain.node, Kind::Drain { until: drain.until }, Some(drain.from)));
+            wishes.push((drain.node, Kind::Undrain, None));
+        }
+        for (job, kind, at) in wishes {
+            let undoes = matches!(kind, Kind::Resume | Kind::Undrain);
+            if at.is_none() && !undoes {
+                continue;
+            }
+            if let Some(at) = at {
                 self.agenda.put(
                     at,
                     Happening::Ask {
                         wish: self.wishes.len(),
                     },
                 );
-                self.wishes.push(Wish {
-                    kind,
-                    job,
-                    granted: false,
-                    became: None,
-                });
             }
+            self.wishes.push(Wish {
+                kind,
+                job,
+                granted: false,
+                became: None,
+            });
         }
     }
 
@@ -72,7 +100,29 @@ impl World {
             (Kind::Submit, _) => submit(request, &self.plan.jobs[wish.job]),
             (Kind::Cancel, Some(job)) => Event::Cancel { request, job },
             (Kind::Sample, Some(source)) => sample(request, source),
-            (Kind::Cancel | Kind::Sample, None) => return,
+            (Kind::Pause { .. }, Some(job)) => Event::Pause {
+                request,
+                job,
+                paused: true,
+            },
+            (Kind::Resume, Some(job)) => Event::Pause {
+                request,
+                job,
+                paused: false,
+            },
+            (Kind::Scale { workers }, Some(job)) => Event::Scale {
+                request,
+                job,
+                workers,
+            },
+            (Kind::Drain { .. } | Kind::Undrain, _) => Event::Drain {
+                request,
+                worker: self.nodes[wish.job].name.clone(),
+                drained: wish.kind != Kind::Undrain,
+            },
+            (Kind::Cancel | Kind::Sample | Kind::Pause { .. } | Kind::Resume | Kind::Scale { .. }, None) => {
+                return;
+            }
         };
         self.requests.insert(request, number);
         self.coordinator_handles(event);
@@ -91,7 +141,8 @@ impl World {
         let Some(number) = self.requests.remove(&request) else {
             return;
         };
-        let asked = self.submitted(self.wishes[number].job);
+        let about_node = matches!(self.wishes[number].kind, Kind::Drain { .. } | Kind::Undrain);
+        let asked = self.submitted(self.wishes[number].job).filter(|_| !about_node);
         self.oracle.on_reply(&self.durable, &reply, asked.as_ref());
         let over = asked
             .as_ref()
@@ -103,9 +154,17 @@ impl World {
                 wish.granted = true;
                 wish.became = Some(job);
             }
-            Reply::Cancelled { .. } => wish.granted = true,
+            Reply::Phase { .. } | Reply::Worker { .. } => wish.granted = true,
             // No checkpoint yet: one may come as long as the job lives.
-            Reply::Refused { .. } => wish.granted = wish.kind == Kind::Sample && over,
+            Reply::Refused { .. } if wish.kind == Kind::Sample => wish.granted = over,
+            // No such worker yet: it will come.
+            Reply::Refused { .. } if about_node => {}
+            Reply::Refused { .. } => wish.granted = wish.kind != Kind::Submit,
+        }
+        // Whoever paused or drained something takes it back later, and only once.
+        if let (true, Kind::Pause { until } | Kind::Drain { until }) = (wish.granted, wish.kind) {
+            let at = until.max(self.now + 1);
+            self.agenda.put(at, Happening::Ask { wish: number + 1 });
         }
     }
 
@@ -152,8 +211,8 @@ fn spec(job: &PlannedJob) -> JobSpec {
         workers_max: job.workers_max,
         devices_per_worker: job.devices,
         device: DeviceKind::Cpu,
-        priority: 0,
-        team: "default".to_owned(),
+        priority: job.priority,
+        team: job.team.to_owned(),
     };
     let data = Data {
         dataset: "file:///toy".to_owned(),

@@ -2,6 +2,7 @@
 //! wrong until it heals. After `heal_at` nothing goes wrong any more.
 
 use super::dice::Dice;
+use std::collections::BTreeMap;
 
 /// The one knob of both machines, in milliseconds.
 pub(crate) const DETECT_WITHIN_MS: u64 = 3_000;
@@ -11,6 +12,8 @@ pub(crate) struct Plan {
     /// Devices of each node.
     pub(crate) nodes: Vec<u32>,
     pub(crate) jobs: Vec<PlannedJob>,
+    pub(crate) drains: Vec<PlannedDrain>,
+    pub(crate) quotas: BTreeMap<String, u32>,
     pub(crate) faults: Vec<(u64, Fault)>,
     pub(crate) heal_at: u64,
     pub(crate) noise: Noise,
@@ -41,6 +44,20 @@ pub(crate) struct PlannedJob {
     pub(crate) step_ms: u64,
     pub(crate) cancel_at: Option<u64>,
     pub(crate) sample_at: Option<u64>,
+    pub(crate) priority: i32,
+    pub(crate) team: &'static str,
+    /// When it is paused and resumed.
+    pub(crate) pause: Option<(u64, u64)>,
+    /// When it is given how many workers.
+    pub(crate) scale: Option<(u64, u32)>,
+}
+
+/// A node that somebody drains for a while.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PlannedDrain {
+    pub(crate) node: usize,
+    pub(crate) from: u64,
+    pub(crate) until: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -93,7 +110,7 @@ impl Plan {
             .map(|_| dice.between(1, 2) as u32)
             .collect();
         let heal_at = dice.between(5_000, 60_000);
-        let jobs = (0..dice.between(1, 3))
+        let mut jobs: Vec<PlannedJob> = (0..dice.between(1, 3))
             .map(|_| PlannedJob::new(&mut dice, &nodes, heal_at))
             .collect();
         let count = if dice.chance(100) { 0 } else { dice.between(1, 16) };
@@ -115,9 +132,16 @@ impl Plan {
             manifest_trouble: rough(&mut dice, 400),
             slow_start: rough(&mut dice, 200),
         };
+        // People have dice of their own, so that one wish more does not change who crashes when.
+        let mut dice = Dice::new(seed, 3);
+        jobs.iter_mut().for_each(|job| job.wish(&mut dice, heal_at));
+        let drains = PlannedDrain::some(&mut dice, nodes.len(), heal_at);
+        let quotas = quotas(&mut dice, &jobs);
         Self {
             nodes,
             jobs,
+            drains,
+            quotas,
             faults,
             heal_at,
             noise,
@@ -150,8 +174,47 @@ impl PlannedJob {
             step_ms: dice.between(50, 500),
             cancel_at: cancel,
             sample_at: dice.chance(300).then(|| dice.between(at, heal_at + 20_000)),
+            priority: 0,
+            team: "a",
+            pause: None,
+            scale: None,
         }
     }
+
+    /// What people want of it beyond that.
+    fn wish(&mut self, dice: &mut Dice, heal_at: u64) {
+        self.priority = dice.between(0, 2) as i32;
+        self.team = if dice.chance(500) { "a" } else { "b" };
+        self.pause = dice.chance(250).then(|| {
+            let from = dice.between(self.at, heal_at + 10_000);
+            (from, from + dice.between(10, 30_000))
+        });
+        self.scale = dice
+            .chance(250)
+            .then(|| (dice.between(self.at, heal_at + 10_000), dice.between(1, 4) as u32));
+    }
+}
+
+impl PlannedDrain {
+    fn some(dice: &mut Dice, nodes: usize, heal_at: u64) -> Vec<Self> {
+        let count = if dice.chance(400) { dice.between(1, 2) } else { 0 };
+        let one = |_| {
+            let from = dice.between(0, heal_at + 10_000);
+            let (node, until) = (dice.pick(nodes), from + dice.between(10, 30_000));
+            Self { node, from, until }
+        };
+        (0..count).map(one).collect()
+    }
+}
+
+/// Of team a, sometimes: tight, but with room for each of its jobs.
+fn quotas(dice: &mut Dice, jobs: &[PlannedJob]) -> BTreeMap<String, u32> {
+    if !dice.chance(200) {
+        return BTreeMap::new();
+    }
+    let of_a = jobs.iter().filter(|job| job.team == "a");
+    let least = of_a.map(|job| job.workers_min * job.devices).max().unwrap_or(1);
+    BTreeMap::from([("a".to_owned(), least + dice.between(0, 2) as u32)])
 }
 
 impl Fault {

@@ -1,44 +1,72 @@
 use super::*;
 use proptest::prelude::*;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-fn gang(job: u32, workers_min: u32, workers_max: u32, devices_per_worker: u32) -> Gang {
-    let job = JobId(format!("job-{job}"));
-    Gang {
-        job,
+fn gang(number: u64, workers_min: u32, workers_max: u32, devices_per_worker: u32) -> Demand {
+    Demand {
+        job: JobId(format!("job-{number}")),
+        number,
+        priority: 0,
+        team: "default".to_owned(),
         workers_min,
         workers_max,
         devices_per_worker,
         device: DeviceKind::Cpu,
         settling: false,
+        holds: vec![],
     }
 }
 
-fn worker(number: u32, free: u32) -> Seat {
-    let worker = WorkerId {
+fn id(number: u32) -> WorkerId {
+    WorkerId {
         name: format!("w{number}"),
         boot: 1,
-    };
-    Seat {
-        worker,
-        device: DeviceKind::Cpu,
-        devices: 4,
-        free,
     }
 }
 
-/// `expected` names the workers of each gang, or what it waits for.
-fn check(gangs: &[Gang], seats: Vec<Seat>, expected: &[&str]) {
-    let told: Vec<String> = place(gangs, seats)
-        .into_iter()
-        .map(|(_, decision)| tell(&decision))
+fn seat(number: u32, devices: u32) -> Seat {
+    Seat {
+        worker: id(number),
+        device: DeviceKind::Cpu,
+        devices,
+        access: Access::Open,
+    }
+}
+
+/// So many workers with one device each.
+fn seats(count: u32) -> Vec<Seat> {
+    (1..=count).map(|number| seat(number, 1)).collect()
+}
+
+fn holding(demand: Demand, workers: &[u32]) -> Demand {
+    Demand {
+        holds: workers.iter().copied().map(id).collect(),
+        ..demand
+    }
+}
+
+fn problem(demands: &[Demand], seats: Vec<Seat>) -> Problem {
+    Problem {
+        demands: demands.to_vec(),
+        seats,
+        quotas: BTreeMap::new(),
+    }
+}
+
+/// `expected` names the workers of each job, or what it waits for, in the order of the jobs.
+fn expect(problem: &Problem, expected: &[&str]) {
+    let solution = solve(problem);
+    let told: Vec<String> = problem
+        .demands
+        .iter()
+        .map(|demand| tell(&solution[&demand.job]))
         .collect();
     assert_eq!(told, expected);
 }
 
 fn tell(decision: &Decision) -> String {
     match decision {
-        Decision::Start(workers) => workers
+        Decision::Run(workers) => workers
             .iter()
             .map(|w| w.name.as_str())
             .collect::<Vec<_>>()
@@ -49,126 +77,400 @@ fn tell(decision: &Decision) -> String {
 
 #[test]
 fn a_gang_takes_what_it_can_use_and_no_less_than_it_needs() {
-    check(
-        &[gang(1, 1, 2, 1)],
-        vec![worker(1, 1), worker(2, 1), worker(3, 1)],
-        &["w1 w2"],
-    );
-    check(&[gang(1, 2, 3, 1)], vec![worker(1, 1), worker(2, 1)], &["w1 w2"]);
+    expect(&problem(&[gang(1, 1, 2, 1)], seats(3)), &["w1 w2"]);
+    expect(&problem(&[gang(1, 2, 3, 1)], seats(2)), &["w1 w2"]);
     let lacks = "needs 2 cpu workers with 3 free devices; 1 is up (w2); busy: w1";
-    check(&[gang(1, 2, 2, 3)], vec![worker(1, 2), worker(2, 3)], &[lacks]);
+    let busy = holding(gang(1, 1, 1, 2), &[1]);
+    expect(
+        &problem(&[busy, gang(2, 2, 2, 3)], vec![seat(1, 4), seat(2, 4)]),
+        &["w1", lacks],
+    );
 }
 
 #[test]
-fn earlier_jobs_choose_first_and_later_ones_need_not_wait_for_those_that_do_not_fit() {
+fn those_that_could_not_fit_keep_nobody_waiting() {
     let lacks = "needs 3 cpu workers with 1 free device; 1 is up (w1); busy: w2";
-    let gangs = [gang(1, 3, 3, 1), gang(2, 1, 1, 2)];
-    check(&gangs, vec![worker(1, 1), worker(2, 2)], &[lacks, "w2"]);
+    let demands = [gang(1, 3, 3, 1), gang(2, 1, 1, 2)];
+    expect(&problem(&demands, vec![seat(1, 1), seat(2, 2)]), &[lacks, "w2"]);
 }
 
 #[test]
 fn a_settling_gang_wants_all_that_it_can_use() {
-    let settling = Gang {
+    let settling = Demand {
         settling: true,
         ..gang(1, 1, 2, 1)
     };
     let lacks = "needs 1 cpu worker with 1 free device; 1 is up (w1); waits a moment for up to 2";
-    check(std::slice::from_ref(&settling), vec![worker(1, 1)], &[lacks]);
-    check(&[settling], vec![worker(1, 1), worker(2, 1)], &["w1 w2"]);
+    expect(&problem(std::slice::from_ref(&settling), seats(1)), &[lacks]);
+    expect(&problem(&[settling], seats(2)), &["w1 w2"]);
 }
 
 #[test]
-fn the_reason_tells_other_kinds_and_small_workers_apart() {
-    let cuda = Gang {
+fn the_reason_tells_workers_apart_and_says_what_would_help() {
+    let cuda = Demand {
         device: DeviceKind::Cuda,
         ..gang(1, 1, 1, 1)
     };
-    check(
-        &[cuda],
-        vec![worker(1, 1)],
+    expect(
+        &problem(&[cuda], seats(1)),
         &["needs 1 cuda worker with 1 free device; none is up"],
     );
     let lacks = "needs 1 cpu worker with 8 free devices; none is up; too few devices: w1";
-    check(&[gang(1, 1, 1, 8)], vec![worker(1, 4)], &[lacks]);
+    expect(&problem(&[gang(1, 1, 1, 8)], vec![seat(1, 4)]), &[lacks]);
+    let drained = Seat {
+        access: Access::Drained,
+        ..seat(1, 1)
+    };
+    let waits = problem(&[gang(1, 1, 1, 1)], vec![drained]);
+    expect(
+        &waits,
+        &["needs 1 cpu worker with 1 free device; none is up; drained: w1"],
+    );
+    let Decision::Wait(shortage) = &solve(&waits)[&JobId("job-1".to_owned())] else {
+        panic!("it runs")
+    };
+    assert_eq!(
+        shortage.remedy(),
+        "`coordinator undrain` of w1, or 1 more cpu worker with 1 device joining"
+    );
 }
 
-fn any_kind() -> impl Strategy<Value = DeviceKind> {
-    prop_oneof![Just(DeviceKind::Cpu), Just(DeviceKind::Cuda)]
+#[test]
+fn a_drained_worker_loses_what_it_has_and_one_that_is_cut_off_keeps_it() {
+    let drained = Seat {
+        access: Access::Drained,
+        ..seat(1, 1)
+    };
+    expect(
+        &problem(&[holding(gang(1, 1, 1, 1), &[1])], vec![drained, seat(2, 1)]),
+        &["w2"],
+    );
+    let away = Seat {
+        access: Access::CutOff,
+        ..seat(1, 1)
+    };
+    let busy = "needs 1 cpu worker with 1 free device; none is up; busy: w1";
+    expect(
+        &problem(&[holding(gang(1, 1, 1, 1), &[1]), gang(2, 1, 1, 1)], vec![away]),
+        &["w1", busy],
+    );
 }
 
-fn any_gangs() -> impl Strategy<Value = Vec<Gang>> {
-    let one = (1..4_u32, 0..3_u32, 1..4_u32, any_kind(), any::<bool>());
-    prop::collection::vec(one, 0..6).prop_map(|gangs| {
-        let numbered = gangs.into_iter().zip(1..);
-        let make = |((min, more, devices, device, settling), number)| Gang {
+#[test]
+fn a_higher_priority_shrinks_others_first_and_then_takes_their_place() {
+    let high = |workers| Demand {
+        priority: 5,
+        ..gang(9, workers, workers, 1)
+    };
+    let wide = holding(gang(1, 1, 3, 1), &[1, 2, 3]);
+    let narrow = holding(gang(2, 1, 1, 1), &[4]);
+    let run = |workers| problem(&[wide.clone(), narrow.clone(), high(workers)], seats(4));
+    expect(&run(2), &["w3", "w4", "w1 w2"]);
+    let waits = "needs 1 cpu worker with 1 free device; none is up; busy: w1, w2, w3, w4";
+    expect(&run(3), &["w3", waits, "w1 w2 w4"]);
+    expect(&run(4), &[waits, waits, "w1 w2 w3 w4"]);
+}
+
+#[test]
+fn a_higher_priority_grows_before_lower_ones_do() {
+    let high = Demand {
+        priority: 5,
+        ..gang(2, 1, 3, 1)
+    };
+    expect(
+        &problem(&[holding(gang(1, 1, 4, 1), &[1, 2, 3, 4]), high], seats(4)),
+        &["w2", "w1 w3 w4"],
+    );
+}
+
+#[test]
+fn equals_share_and_do_not_push_each_other_out() {
+    let wide = holding(gang(1, 1, 4, 1), &[1, 2, 3, 4]);
+    expect(&problem(&[wide, gang(2, 1, 4, 1)], seats(4)), &["w1 w3", "w2 w4"]);
+    let whole = holding(gang(1, 2, 2, 1), &[1, 2]);
+    let waits = "needs 1 cpu worker with 1 free device; none is up; busy: w1, w2";
+    expect(&problem(&[whole, gang(2, 1, 1, 1)], seats(2)), &["w1 w2", waits]);
+}
+
+#[test]
+fn teams_take_turns() {
+    let of = |team: &str, demand: Demand| Demand {
+        team: team.to_owned(),
+        ..demand
+    };
+    let demands = [
+        of("a", holding(gang(1, 1, 1, 1), &[1])),
+        of("a", gang(2, 1, 1, 1)),
+        of("b", gang(3, 1, 1, 1)),
+    ];
+    let waits = "needs 1 cpu worker with 1 free device; none is up; busy: w1, w2";
+    expect(&problem(&demands, seats(2)), &["w1", waits, "w2"]);
+    let wide = [
+        of("a", gang(1, 1, 4, 1)),
+        of("a", gang(2, 1, 4, 1)),
+        of("b", gang(3, 1, 4, 1)),
+    ];
+    expect(&problem(&wide, seats(6)), &["w1 w5", "w3", "w2 w4 w6"]);
+}
+
+#[test]
+fn a_quota_bounds_a_team_and_holds_nobody_else_back() {
+    let mut limited = problem(&[holding(gang(1, 1, 3, 1), &[1]), gang(2, 2, 2, 1)], seats(4));
+    limited.quotas.insert("default".to_owned(), 2);
+    limited.demands.push(Demand {
+        team: "other".to_owned(),
+        ..gang(3, 1, 2, 1)
+    });
+    let over = "needs 2 devices; team default holds 1 of the 2 that its quota allows";
+    expect(&limited, &["w1 w3", over, "w2 w4"]);
+}
+
+#[test]
+fn a_job_that_waits_keeps_what_it_could_use() {
+    let running = holding(gang(1, 1, 1, 1), &[1]);
+    let big = "needs 2 cpu workers with 1 free device; 1 is up (w2); busy: w1";
+    let kept = "needs 1 cpu worker with 1 free device; none is up; busy: w1; w2 is kept for job-2, which is before it";
+    expect(
+        &problem(&[running.clone(), gang(2, 2, 2, 1), gang(3, 1, 1, 1)], seats(2)),
+        &["w1", big, kept],
+    );
+    // What the first could not use, or does not need, delays it nowhere.
+    let mut places = vec![seat(1, 2), seat(2, 2), seat(3, 1)];
+    let demands = [
+        holding(gang(1, 1, 1, 2), &[1]),
+        gang(2, 2, 2, 2),
+        gang(3, 1, 1, 1),
+    ];
+    let big = "needs 2 cpu workers with 2 free devices; 1 is up (w2); busy: w1; too few devices: w3";
+    expect(&problem(&demands, places.clone()), &["w1", big, "w3"]);
+    places[1] = seat(2, 3);
+    places.pop();
+    let big = "needs 2 cpu workers with 2 free devices; 1 is up (w2); busy: w1";
+    expect(&problem(&demands, places), &["w1", big, "w2"]);
+}
+
+fn any_demands(priorities: u32) -> impl Strategy<Value = Vec<Demand>> {
+    let team = prop::sample::select(vec!["a", "b", "c"]);
+    let kind = prop::sample::select(vec![DeviceKind::Cpu, DeviceKind::Cpu, DeviceKind::Cuda]);
+    let one = (
+        1..4_u32,
+        0..3_u32,
+        1..4_u32,
+        kind,
+        prop::bool::weighted(0.1),
+        0..priorities,
+        team,
+    );
+    prop::collection::vec(one, 0..9).prop_map(|demands| {
+        let make = |((min, more, devices, device, settling, priority, team), number)| Demand {
             device,
             settling,
+            priority: i32::try_from(priority).expect("a few"),
+            team: String::from(team),
             ..gang(number, min, min + more, devices)
         };
-        numbered.map(make).collect()
+        demands.into_iter().zip(1..).map(make).collect()
     })
 }
 
 fn any_seats() -> impl Strategy<Value = Vec<Seat>> {
-    prop::collection::vec((0..5_u32, any_kind()), 0..7).prop_map(|seats| {
-        let numbered = seats.into_iter().zip(1..);
-        numbered
-            .map(|((free, device), number)| Seat {
-                device,
-                ..worker(number, free)
-            })
-            .collect()
+    let access = prop::sample::select(vec![
+        Access::Open,
+        Access::Open,
+        Access::Open,
+        Access::CutOff,
+        Access::Drained,
+    ]);
+    let kind = prop::sample::select(vec![DeviceKind::Cpu, DeviceKind::Cpu, DeviceKind::Cuda]);
+    prop::collection::vec((1..6_u32, kind, access), 0..8).prop_map(|seats| {
+        let make = |((devices, device, access), number)| Seat {
+            device,
+            access,
+            ..seat(number, devices)
+        };
+        seats.into_iter().zip(1..).map(make).collect()
     })
 }
 
-/// What is left after the decisions were carried out.
-fn carry_out(
-    gangs: &[Gang],
-    mut seats: Vec<Seat>,
-    decisions: &[(JobId, Decision)],
-) -> (Vec<Gang>, Vec<Seat>) {
-    let mut waiting = Vec::new();
-    for (gang, (_, decision)) in gangs.iter().zip(decisions) {
-        let Decision::Start(workers) = decision else {
-            waiting.push(gang.clone());
-            continue;
-        };
-        for seat in seats.iter_mut().filter(|seat| workers.contains(&seat.worker)) {
-            seat.free = seat
-                .free
-                .checked_sub(gang.devices_per_worker)
-                .expect("within capacity");
-        }
+/// Some jobs run where an earlier solution put them; the others came later, and workers were drained since.
+fn any_problem(priorities: u32) -> impl Strategy<Value = Problem> {
+    let quotas = prop::option::of(1..10_u32);
+    (
+        any_demands(priorities),
+        any_seats(),
+        any_seats(),
+        quotas,
+        any::<u16>(),
+    )
+        .prop_map(|(demands, before, seats, quota, started)| {
+            let early = demands
+                .iter()
+                .filter(|demand| started >> demand.number & 1 == 1)
+                .cloned()
+                .collect();
+            let mut early = Problem {
+                demands: early,
+                seats: before,
+                quotas: BTreeMap::new(),
+            };
+            let solution = solve(&early);
+            carry_out(&mut early, &solution);
+            let holds: BTreeMap<JobId, Vec<WorkerId>> = early
+                .demands
+                .into_iter()
+                .map(|demand| (demand.job, demand.holds))
+                .collect();
+            let held = |demand: Demand| Demand {
+                holds: holds.get(&demand.job).cloned().unwrap_or_default(),
+                ..demand
+            };
+            let quotas = quota.map(|quota| ("a".to_owned(), quota)).into_iter().collect();
+            Problem {
+                demands: demands.into_iter().map(held).collect(),
+                seats,
+                quotas,
+            }
+        })
+}
+
+fn runs<'a>(solution: &'a Solution, demand: &Demand) -> &'a [WorkerId] {
+    match &solution[&demand.job] {
+        Decision::Run(workers) => workers,
+        Decision::Wait(_) => &[],
     }
-    (waiting, seats)
+}
+
+/// How many seats have room for the job beside these.
+fn room(problem: &Problem, demand: &Demand, beside: &[(&Demand, &[WorkerId])]) -> usize {
+    let free = |seat: &Seat| {
+        let here = beside
+            .iter()
+            .filter(|(_, workers)| workers.contains(&seat.worker));
+        seat.devices
+            .saturating_sub(here.map(|(other, _)| other.devices_per_worker).sum())
+    };
+    let fits = |seat: &&Seat| {
+        seat.device == demand.device && seat.access == Access::Open && demand.devices_per_worker <= free(seat)
+    };
+    problem.seats.iter().filter(fits).count()
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn gangs_are_whole_and_within_capacity(gangs in any_gangs(), seats in any_seats()) {
-        let kinds: BTreeMap<WorkerId, DeviceKind> = seats.iter().map(|s| (s.worker.clone(), s.device)).collect();
-        let decisions = place(&gangs, seats.clone());
-        carry_out(&gangs, seats, &decisions);
-        for (gang, (job, decision)) in gangs.iter().zip(&decisions) {
-            prop_assert_eq!(&gang.job, job);
-            let Decision::Start(workers) = decision else { continue };
-            let count = workers.len() as u32;
-            let least = if gang.settling { gang.workers_max } else { gang.workers_min };
-            prop_assert!(least <= count && count <= gang.workers_max);
+    fn gangs_are_whole_and_no_device_is_given_twice(problem in any_problem(3)) {
+        let solution = solve(&problem);
+        let mut used: BTreeMap<&WorkerId, u32> = BTreeMap::new();
+        let mut teams: BTreeMap<&str, u32> = BTreeMap::new();
+        for demand in &problem.demands {
+            let workers = runs(&solution, demand);
+            if workers.is_empty() {
+                continue;
+            }
+            let count = u32::try_from(workers.len()).expect("a few");
+            prop_assert!(demand.workers_min <= count && count <= demand.workers_max);
             prop_assert_eq!(workers.iter().collect::<BTreeSet<_>>().len(), workers.len(), "one member per worker");
-            prop_assert!(workers.iter().all(|worker| kinds[worker] == gang.device));
+            for worker in workers {
+                let seat = problem.seats.iter().find(|seat| seat.worker == *worker).expect("a seat");
+                prop_assert_eq!(seat.device, demand.device);
+                let may = match seat.access {
+                    Access::Open => true,
+                    Access::CutOff => demand.holds.contains(worker),
+                    Access::Drained => false,
+                };
+                prop_assert!(may, "{} goes to {:?}", demand.job, seat);
+                *used.entry(&seat.worker).or_default() += demand.devices_per_worker;
+            }
+            *teams.entry(&demand.team).or_default() += count * demand.devices_per_worker;
+        }
+        for seat in &problem.seats {
+            prop_assert!(used.get(&seat.worker).copied().unwrap_or(0) <= seat.devices, "{:?}: {:?}", seat, used);
+        }
+        for (team, quota) in &problem.quotas {
+            prop_assert!(teams.get(team.as_str()).copied().unwrap_or(0) <= *quota);
         }
     }
 
     #[test]
-    fn solving_again_changes_nothing(gangs in any_gangs(), seats in any_seats()) {
-        let decisions = place(&gangs, seats.clone());
-        let (waiting, left) = carry_out(&gangs, seats, &decisions);
-        let again: Vec<String> = place(&waiting, left).iter().map(|(_, decision)| tell(decision)).collect();
-        let waits = decisions.iter().filter(|(_, decision)| matches!(decision, Decision::Wait(_)));
-        let before: Vec<String> = waits.map(|(_, decision)| tell(decision)).collect();
-        prop_assert_eq!(again, before);
+    fn solving_a_solution_changes_nothing(problem in any_problem(3)) {
+        let solution = solve(&problem);
+        let mut held = problem;
+        carry_out(&mut held, &solution);
+        let again = solve(&held);
+        prop_assert_eq!(again, solution);
+    }
+
+    /// Whoever starts behind a job that waits, that job could start when it could have started without them: whichever
+    /// of the jobs that run now have ended by then.
+    #[test]
+    fn who_starts_behind_a_job_that_waits_does_not_delay_it(problem in any_problem(3), ended: u16) {
+        let solution = solve(&problem);
+        for demand in problem.demands.iter().filter(|demand| runs(&solution, demand).is_empty()) {
+            let behind = |other: &Demand| {
+                other.priority < demand.priority
+                    || (other.priority == demand.priority && other.team == demand.team && demand.number < other.number)
+            };
+            let Decision::Wait(shortage) = &solution[&demand.job] else { continue };
+            if shortage.to_string().contains("quota") || room(&problem, demand, &[]) < demand.workers_min as usize {
+                continue;
+            }
+            let place = |other: &'_ Demand| runs(&solution, other).to_vec();
+            let others: Vec<(&Demand, Vec<WorkerId>)> =
+                problem.demands.iter().filter(|other| other.job != demand.job).map(|other| (other, place(other))).collect();
+            let stays = |other: &Demand| !behind(other) && ended >> other.number & 1 == 0;
+            let without: Vec<(&Demand, &[WorkerId])> =
+                others.iter().filter(|(other, _)| stays(other)).map(|(other, workers)| (*other, workers.as_slice())).collect();
+            let started = |other: &Demand| behind(other) && other.holds.is_empty();
+            let with: Vec<(&Demand, &[WorkerId])> = others
+                .iter()
+                .filter(|(other, _)| stays(other) || started(other))
+                .map(|(other, workers)| (*other, workers.as_slice()))
+                .collect();
+            let least = demand.workers_min as usize;
+            prop_assert!(
+                room(&problem, demand, &without) < least || least <= room(&problem, demand, &with),
+                "{} is delayed: {:?}", demand.job, solution
+            );
+        }
+    }
+
+    /// Jobs end, the longest running first, and new ones come for ever: whoever fits on the cluster gets its turn.
+    #[test]
+    fn nobody_starves(demands in any_demands(1), seats in any_seats(), newcomers in any_demands(1)) {
+        let open = |seat: Seat| Seat { access: Access::Open, ..seat };
+        let mut problem = problem(&demands, seats.into_iter().map(open).collect());
+        problem.demands.iter_mut().for_each(|demand| demand.settling = false);
+        let empty = Problem { demands: vec![], ..problem.clone() };
+        problem.demands.retain(|demand| demand.workers_min as usize <= room(&empty, demand, &[]));
+        let mut waiting: BTreeSet<JobId> = problem.demands.iter().map(|demand| demand.job.clone()).collect();
+        let mut running: Vec<JobId> = Vec::new();
+        let mut number = 100;
+        for _ in 0..60 {
+            let solution = solve(&problem);
+            carry_out(&mut problem, &solution);
+            for demand in problem.demands.iter().filter(|demand| !demand.holds.is_empty()) {
+                waiting.remove(&demand.job);
+                if !running.contains(&demand.job) {
+                    running.push(demand.job.clone());
+                }
+            }
+            if !running.is_empty() {
+                let ended = running.remove(0);
+                problem.demands.retain(|demand| demand.job != ended);
+            }
+            for newcomer in &newcomers {
+                number += 1;
+                let job = JobId(format!("job-{number}"));
+                problem.demands.push(Demand { job, number, settling: false, ..newcomer.clone() });
+            }
+            // The queue is cut at its end, as if those who see how long it is went away.
+            let mut place = 0;
+            problem.demands.retain(|demand| {
+                place += 1;
+                place <= 40 || !demand.holds.is_empty()
+            });
+        }
+        prop_assert!(waiting.is_empty(), "{:?} never started", waiting);
     }
 }

@@ -159,6 +159,7 @@ fn machine(durable: &Durable, now: u64) -> Coordinator {
     let config = Config {
         store_url: "file:///store".to_owned(),
         detect_within_ms: DETECT_WITHIN_MS,
+        quotas: BTreeMap::new(),
     };
     Coordinator::restore(config, durable.clone(), now)
 }

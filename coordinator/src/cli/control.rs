@@ -1,0 +1,168 @@
+//! `coordinator pause`, `resume`, `scale`, `drain` and `undrain`: wishes that hold until another is said. Pause and
+//! drain wait until what was wished is true, unless they are told not to.
+
+use super::client::{self, Client, connect, refusal};
+use super::{Global, Outcome, Output, print_json};
+use crate::status::is_over;
+use crate::words::say;
+use anyhow::{Result, anyhow};
+use clap::Args;
+use proto::pb;
+use std::time::Duration;
+
+/// How often a drain looks whether the worker is empty.
+const LOOK_EVERY: Duration = Duration::from_millis(300);
+
+#[derive(Debug, Args)]
+pub(crate) struct PauseArgs {
+    job: String,
+    /// Do not wait until the job has left its workers
+    #[arg(long)]
+    no_wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScaleArgs {
+    job: String,
+    /// Workers that the job should have at most, and as many as there are
+    #[arg(long, value_name = "N")]
+    workers: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    worker: String,
+    /// Do not wait until the worker is empty
+    #[arg(long)]
+    no_wait: bool,
+}
+
+pub(crate) async fn pause(global: &Global, args: &PauseArgs) -> Result<Outcome> {
+    let mut client = connect(global).await?;
+    let mut phase = set_paused(global, &mut client, &args.job, true).await?;
+    if !args.no_wait && phase != "paused" {
+        phase = until_paused(global, &mut client, &args.job).await?;
+    }
+    print(global, &args.job, &phase);
+    let paused = phase == "paused" || args.no_wait;
+    Ok(if paused { Outcome::True } else { Outcome::False })
+}
+
+pub(crate) async fn resume(global: &Global, job: &str) -> Result<Outcome> {
+    let mut client = connect(global).await?;
+    let phase = set_paused(global, &mut client, job, false).await?;
+    print(global, job, &phase);
+    Ok(Outcome::True)
+}
+
+pub(crate) async fn scale(global: &Global, args: &ScaleArgs) -> Result<Outcome> {
+    let mut client = connect(global).await?;
+    let request = pb::ScaleRequest {
+        job: args.job.clone(),
+        workers: args.workers,
+    };
+    let reply = client
+        .scale(request)
+        .await
+        .map_err(|status| refusal(global, &status))?;
+    let phase = reply.into_inner().phase;
+    match global.output {
+        Output::Json => {
+            print_json(&serde_json::json!({ "job": args.job, "phase": phase, "workers": args.workers }));
+        }
+        Output::Table => say!("{} is {phase}; it is to have {} workers", args.job, args.workers),
+    }
+    Ok(Outcome::True)
+}
+
+pub(crate) async fn drain(global: &Global, args: &DrainArgs) -> Result<Outcome> {
+    let mut client = connect(global).await?;
+    set_drained(global, &mut client, &args.worker, true).await?;
+    let empty = if args.no_wait {
+        false
+    } else {
+        until_empty(global, &mut client, &args.worker).await?
+    };
+    match global.output {
+        Output::Json => {
+            print_json(&serde_json::json!({ "worker": args.worker, "drained": true, "empty": empty }));
+        }
+        Output::Table if empty => say!("{} is drained and empty", args.worker),
+        Output::Table => say!("{} is being drained", args.worker),
+    }
+    Ok(Outcome::True)
+}
+
+pub(crate) async fn undrain(global: &Global, worker: &str) -> Result<Outcome> {
+    let mut client = connect(global).await?;
+    set_drained(global, &mut client, worker, false).await?;
+    match global.output {
+        Output::Json => print_json(&serde_json::json!({ "worker": worker, "drained": false })),
+        Output::Table => say!("{worker} is used again"),
+    }
+    Ok(Outcome::True)
+}
+
+async fn set_paused(global: &Global, client: &mut Client, job: &str, paused: bool) -> Result<String> {
+    let request = pb::PauseRequest {
+        job: job.to_owned(),
+        paused,
+    };
+    let reply = client
+        .pause(request)
+        .await
+        .map_err(|status| refusal(global, &status))?;
+    Ok(reply.into_inner().phase)
+}
+
+async fn set_drained(global: &Global, client: &mut Client, worker: &str, drained: bool) -> Result<()> {
+    let request = pb::DrainRequest {
+        worker: worker.to_owned(),
+        drained,
+    };
+    client
+        .drain(request)
+        .await
+        .map_err(|status| refusal(global, &status))?;
+    Ok(())
+}
+
+/// The phase in which the job has left its workers: paused, over, or taken back by somebody else.
+async fn until_paused(global: &Global, client: &mut Client, job: &str) -> Result<String> {
+    let failed = |status| refusal(global, &status);
+    let request = pb::JobRequest { job: job.to_owned() };
+    let mut views = client.watch_job(request).await.map_err(failed)?.into_inner();
+    while let Some(view) = views.message().await.map_err(failed)? {
+        if view.phase == "paused" || is_over(&view.phase) {
+            return Ok(view.phase);
+        }
+    }
+    Ok(client::describe(global, client, job).await?.phase)
+}
+
+/// True when nothing runs there any more; false when somebody took the drain back.
+async fn until_empty(global: &Global, client: &mut Client, name: &str) -> Result<bool> {
+    loop {
+        let reply = client.list_workers(pb::ListWorkersRequest {}).await;
+        let workers = reply
+            .map_err(|status| refusal(global, &status))?
+            .into_inner()
+            .workers;
+        let named = |it: &&pb::WorkerView| it.worker.as_ref().is_some_and(|worker| worker.name == name);
+        let worker = workers
+            .iter()
+            .find(named)
+            .ok_or_else(|| anyhow!("worker {name} is gone"))?;
+        if worker.devices_used == 0 || !worker.drained {
+            return Ok(worker.drained);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn print(global: &Global, job: &str, phase: &str) {
+    match global.output {
+        Output::Json => print_json(&serde_json::json!({ "job": job, "phase": phase })),
+        Output::Table => say!("{job} is {phase}"),
+    }
+}

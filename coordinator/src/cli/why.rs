@@ -1,0 +1,38 @@
+//! `coordinator why`: what a job waits for right now.
+
+use super::client::{connect, refusal};
+use super::{Global, Outcome, Output, print_json};
+use crate::words::say;
+use anyhow::Result;
+use proto::pb;
+
+pub(crate) async fn why(global: &Global, job: &str) -> Result<Outcome> {
+    let mut client = connect(global).await?;
+    let request = pb::JobRequest { job: job.to_owned() };
+    let reply = client
+        .why(request)
+        .await
+        .map_err(|status| refusal(global, &status))?;
+    let why = reply.into_inner();
+    match global.output {
+        Output::Json => print_json(&serde_json::json!({
+            "job": job,
+            "why": why.sentence,
+            "constraint": why.constraint,
+            "remedy": why.remedy,
+            "waits_for": why.waits_for.as_ref().map(|it| serde_json::json!({
+                "rank": it.rank,
+                "worker": it.worker,
+                "phase": it.phase,
+                "for_ms": it.for_ms,
+            })),
+        })),
+        Output::Table => {
+            let remedy = why
+                .remedy
+                .map_or_else(String::new, |remedy| format!("; what would help: {remedy}"));
+            say!("{job}: {}{remedy}", why.sentence);
+        }
+    }
+    Ok(Outcome::True)
+}
