@@ -270,7 +270,7 @@ impl Job {
         true
     }
 
-    fn is_lost(&self) -> bool {
+    pub(crate) fn is_lost(&self) -> bool {
         self.record.hopeless || FRUITLESS_MAX <= self.record.fruitless
     }
 

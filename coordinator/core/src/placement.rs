@@ -62,7 +62,7 @@ pub(crate) enum Access {
 pub(crate) enum Decision {
     /// One member on each of these workers, in order of their names.
     Run(Vec<WorkerId>),
-    Wait(Shortage),
+    Wait(Box<Shortage>),
 }
 
 /// Everything that decides.

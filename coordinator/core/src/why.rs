@@ -196,7 +196,7 @@ impl Job {
             format!("; {others} others wait for it")
         };
         let error = match &live.phase {
-            Some(RankPhase::Failed { error }) => format!(": {error}"),
+            Some(RankPhase::Failed { error, .. }) => format!(": {error}"),
             Some(RankPhase::Starting | RankPhase::Joining | RankPhase::Training | RankPhase::Finished)
             | None => String::new(),
         };

@@ -166,7 +166,7 @@ impl<'a> Table<'a> {
         let decide = |(job, demand): (usize, &Demand)| {
             let state = &self.jobs[job];
             let decision = match &state.lack {
-                Some(lack) => Decision::Wait(self.shortage(job, lack)),
+                Some(lack) => Decision::Wait(Box::new(self.shortage(job, lack))),
                 None => {
                     let mut workers: Vec<WorkerId> = state
                         .given
