@@ -39,7 +39,7 @@ id=$($bin/coordinator submit "$job") || fail "the job was refused"
 echo "job $id"
 foreground $bin/coordinator watch "$id" || fail "job $id did not finish"
 $bin/coordinator describe "$id" --curve "$out/loss.png" --output json >"$out/job.json" || fail "no loss curve"
-foreground $bin/coordinator sample "$id" --count 8 --seed 1 --out "$out/pictures" || fail "no pictures could be drawn"
+foreground $bin/coordinator sample "$id" --count 8 --seed 1 --steps 30 --guidance 3 --out "$out/pictures" || fail "no pictures could be drawn"
 checkpoint=$(find "$run/store/jobs/$id/checkpoints" -name manifest.json | sort | tail -n 1)
 [ -n "$checkpoint" ] || fail "there is no checkpoint"
 $bin/coordinator checkpoint verify "$id" >/dev/null || fail "the checkpoint does not verify"

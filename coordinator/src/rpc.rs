@@ -235,7 +235,9 @@ impl pb::control_server::Control for ControlService {
         let latest = !base && sample.checkpoint.is_none();
         let summary = format!(
             "{} pictures of {} in {} steps",
-            sample.count, sample.source, sample.steps
+            sample.pictures(),
+            sample.source,
+            sample.steps
         );
         let reply = self
             .handle

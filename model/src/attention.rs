@@ -4,7 +4,7 @@
 
 use crate::layer::{GroupNorm, LayerNorm, Linear, PointConv, to_map, to_tokens};
 use crate::parameter::Scope;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Scaled dot-product attention of [batch, tokens, heads * d] queries, keys and values -> [batch, query
 /// tokens, heads * d].
@@ -37,6 +37,14 @@ impl CrossAttention {
             out: Linear::new(&scope.sub("to_out").sub(0), width, width),
             heads,
         }
+    }
+
+    /// How much each query takes of each value, [batch, heads, q, kv]: to look at. [`Self::forward`] never holds it.
+    pub fn shares(&self, xs: &Tensor, context: &Tensor) -> Tensor {
+        let split = |xs: Tensor| xs.unflatten(2, [self.heads, -1]).transpose(1, 2);
+        let (queries, keys) = (split(self.queries.forward(xs)), split(self.keys.forward(context)));
+        let scale = (queries.size()[3] as f64).sqrt().recip();
+        (queries.matmul(&keys.transpose(2, 3)) * scale).softmax(-1, Kind::Float)
     }
 
     /// [batch, q, width] and [batch, kv, context_width] -> [batch, q, width].
@@ -100,6 +108,13 @@ impl TransformerBlock {
         let xs = &xs + self.attention2.forward(&self.norm2.forward(&xs), context);
         &xs + self.feed_forward.forward(&self.norm3.forward(&xs))
     }
+
+    /// Shares of the attention to the text.
+    fn shares(&self, xs: &Tensor, context: &Tensor) -> Tensor {
+        let normed = self.norm1.forward(xs);
+        let xs = xs + self.attention1.forward(&normed, &normed);
+        self.attention2.shares(&self.norm2.forward(&xs), context)
+    }
 }
 
 /// CompVis `SpatialTransformer` of depth 1, with 1x1 convolutions in and out.
@@ -134,6 +149,12 @@ impl SpatialTransformer {
         let tokens = self.inward.tokens(&to_tokens(&self.norm.forward(xs)));
         let tokens = self.outward.tokens(&self.block.forward(&tokens, context));
         xs + to_map(&tokens, xs.size()[2])
+    }
+
+    /// How much each place of [batch, width, h, w] attends to each token of the text: [batch, heads, h * w, tokens].
+    pub fn shares(&self, xs: &Tensor, context: &Tensor) -> Tensor {
+        let tokens = self.inward.tokens(&to_tokens(&self.norm.forward(xs)));
+        self.block.shares(&tokens, context)
     }
 }
 

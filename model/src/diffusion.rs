@@ -34,6 +34,17 @@ pub struct SampleOptions {
     pub seed: u64,
 }
 
+/// Where an input block of the retrieval encoder finds a word in a reference.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttentionMap {
+    /// CompVis' number.
+    pub block: usize,
+    /// Places in a row.
+    pub width: u32,
+    /// Row by row.
+    pub values: Vec<f32>,
+}
+
 #[derive(Debug)]
 pub(crate) struct Diffusion {
     autoencoder: Autoencoder,
@@ -154,6 +165,35 @@ impl Diffusion {
         let state = self.text.forward(&ids, self.numbers).get(0);
         self.known.insert(text.to_owned(), state.shallow_clone());
         state
+    }
+
+    /// Shares of attention that the places of a reference give to a word in the retrieval encoder, mean over its heads.
+    /// None without a retrieval encoder.
+    pub(crate) fn attention(&mut self, batch: &Batch, word: Concept) -> Option<Vec<AttentionMap>> {
+        let latents = self.latents(batch);
+        let words = self.text_states(&[word.word().to_owned()]);
+        let references = References {
+            latents: latents.targets.to_kind(self.numbers),
+            words,
+            each: 1,
+        };
+        let time = self
+            .unet
+            .embed_time(&self.timesteps(&batch.timesteps), self.numbers);
+        let found = self.retrieval.as_ref()?.shares(&references, &time);
+        let maps = found.into_iter().map(|(block, width, shares)| {
+            // Token 0 begins the line, token 1 is the word.
+            let word = shares
+                .select(3, 1)
+                .mean_dim(1i64, false, Kind::Float)
+                .flatten(0, 1);
+            AttentionMap {
+                block,
+                width: width as u32,
+                values: Vec::try_from(word.to_device(Device::Cpu)).expect("a line of numbers"),
+            }
+        });
+        Some(maps.collect())
     }
 
     /// Draws one picture for each example of a batch; its targets are not looked at.

@@ -31,4 +31,4 @@ pub mod unet;
 pub mod vision;
 pub mod weights;
 
-pub use diffusion::SampleOptions;
+pub use diffusion::{AttentionMap, SampleOptions};

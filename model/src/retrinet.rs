@@ -56,6 +56,14 @@ impl RetrievalBlock {
             .forward(&references.latents, &time, &references.words)
     }
 
+    /// Where the encoder finds the words in the references: for each input block that attends to text, its number, its
+    /// width in places, and [batch * n, heads, places, tokens] shares of attention (the paper's figure 6).
+    #[must_use]
+    pub fn shares(&self, references: &References, time: &Tensor) -> Vec<(usize, i64, Tensor)> {
+        let time = time.repeat_interleave_self_int(references.each, 0, None);
+        self.encoder.shares(&references.latents, &time, &references.words)
+    }
+
     /// h_i + u_i for every input block: the target's features with what was found in the references.
     #[must_use]
     pub fn join(&self, features: &[Tensor], references: &[Tensor]) -> Vec<Tensor> {

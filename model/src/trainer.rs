@@ -5,7 +5,7 @@
 use crate::autoencoder::Autoencoder;
 use crate::batch::{Batch, BatchShape, masks, to_images};
 use crate::device::numbers;
-use crate::diffusion::{Diffusion, SampleOptions};
+use crate::diffusion::{AttentionMap, Diffusion, SampleOptions};
 use crate::error::{ModelError, guarded};
 use crate::guard::{Guard, Trouble};
 use crate::init::{InitWeights, copy_encoder, load_init};
@@ -15,7 +15,7 @@ use crate::optimizer::{AdamW, UpdateReport};
 use crate::parameter::Parameters;
 use crate::schedule::NoiseSchedule;
 use crate::weights::{self, NamedTensors};
-use model_data::example::Example;
+use model_data::example::{Concept, Example};
 use proto::spec::{Architecture, Component, JobSpec, Train};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
@@ -328,8 +328,8 @@ impl Trainer {
         files
     }
 
-    /// Draws one picture for each example from its prompt, references and concepts. An autoencoder gives back
-    /// the targets as it sees them.
+    /// Draws one picture for each example from its prompt, references (of which there may be any number) and concepts. An
+    /// autoencoder gives back the targets as it sees them. A picture does not depend on the others that are asked for.
     ///
     /// # Errors
     /// An example that does not fit the job; a number of steps that the schedule does not have.
@@ -338,12 +338,52 @@ impl Trainer {
         examples: &[Example],
         options: &SampleOptions,
     ) -> Result<Vec<image::RgbImage>, ModelError> {
-        let mut images = Vec::with_capacity(examples.len());
-        for part in examples.chunks(self.spec.train.micro_batch.max(1) as usize) {
-            let drawn = guarded("drawing pictures", || tch::no_grad(|| self.draw(part, options)))?;
-            images.extend(drawn);
-        }
-        Ok(images)
+        // One at a time: what a kernel does with a picture can depend on how many there are beside it.
+        let alone = examples.chunks(1);
+        let drawn = alone.map(|one| guarded("drawing pictures", || tch::no_grad(|| self.draw(one, options))));
+        Ok(drawn.collect::<Result<Vec<_>, _>>()?.concat())
+    }
+
+    /// Where the retrieval encoder finds a word in a reference picture at a time step, block by block.
+    ///
+    /// # Errors
+    /// A picture of another size than the job's; a model without references.
+    pub fn attention(
+        &mut self,
+        reference: &image::RgbImage,
+        word: Concept,
+        timestep: usize,
+    ) -> Result<Vec<AttentionMap>, ModelError> {
+        let mask = image::GrayImage::new(reference.width(), reference.height());
+        let example = Example {
+            position: 0,
+            target: reference.clone(),
+            target_mask: mask.clone(),
+            face_mask: mask,
+            references: Vec::new(),
+            prompt: String::new(),
+            timestep: timestep as u32,
+            noise_seed: 0,
+        };
+        let shape = BatchShape {
+            resolution: self.spec.data.resolution,
+            references: Some(0),
+        };
+        let found = guarded("looking at attention", || {
+            let batch = Batch::new(&[example], shape, self.device)?;
+            let Network::Diffusion(diffusion) = &mut self.network else {
+                return Ok(None);
+            };
+            Ok(tch::no_grad(|| diffusion.attention(&batch, word)))
+        })?;
+        let architecture = match self.spec.model.architecture {
+            Architecture::Autoencoder => "autoencoder",
+            _ => "text-to-image",
+        };
+        found.ok_or(ModelError::Unsupported {
+            architecture,
+            wish: "attend to references",
+        })
     }
 
     fn draw(
@@ -351,7 +391,11 @@ impl Trainer {
         examples: &[Example],
         options: &SampleOptions,
     ) -> Result<Vec<image::RgbImage>, ModelError> {
-        let batch = Batch::new(examples, self.batch_shape(), self.device)?;
+        let mut shape = self.batch_shape();
+        if self.spec.model.architecture == Architecture::Retrinet {
+            shape.references = None;
+        }
+        let batch = Batch::new(examples, shape, self.device)?;
         match &mut self.network {
             Network::Autoencoder(autoencoder) => {
                 let targets = batch.pictures.narrow(0, 0, batch.count);

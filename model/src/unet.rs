@@ -131,6 +131,32 @@ impl Encoder {
     }
 }
 
+impl Encoder {
+    /// For each block that attends to text, its number, its width in places, and [batch, heads, places, tokens] shares of
+    /// that attention.
+    #[must_use]
+    pub fn shares(&self, latents: &Tensor, time: &Tensor, context: &Tensor) -> Vec<(usize, i64, Tensor)> {
+        let mut shares = Vec::new();
+        let mut xs = latents.shallow_clone();
+        for (number, block) in self.blocks.iter().enumerate() {
+            xs = match block {
+                InputBlock::Conv(conv) => conv.forward(&xs),
+                InputBlock::Attended(block) => {
+                    let inner = block.res.forward(&xs, Some(time));
+                    match &block.attention {
+                        Some(attention) => {
+                            shares.push((number, inner.size()[3], attention.shares(&inner, context)));
+                            attention.forward(&inner, context)
+                        }
+                        None => inner,
+                    }
+                }
+            };
+        }
+        shares
+    }
+}
+
 /// `middle_block`: residual block, spatial transformer, residual block.
 #[derive(Debug)]
 pub struct Middle {

@@ -4,7 +4,7 @@
 
 use crate::checkpoint::{CheckpointRef, ShardEntry};
 use crate::id::{Generation, JobId, Rank, Step, WorkerId};
-use crate::spec::DeviceKind;
+use crate::spec::{DeviceKind, Task};
 use serde::{Deserialize, Serialize};
 
 /// What a worker says of itself, whole, each time: a lost report is mended by the next.
@@ -186,7 +186,7 @@ pub struct SampleRequest {
     pub source: JobId,
     /// None: the base weights of `source`, untrained (to compare with).
     pub checkpoint: Option<CheckpointRef>,
-    /// Pictures to draw, of held-out characters where the job holds some out.
+    /// Samples to draw, of held-out characters where the job holds some out; with `references` there is one subject.
     pub count: u32,
     /// Requests that were stored before there was a choice were DDIM.
     #[serde(default)]
@@ -197,9 +197,86 @@ pub struct SampleRequest {
     /// Scale of guidance by the references; requests that were stored before there was one had 1.
     #[serde(default = "unguided")]
     pub reference_guidance: f64,
-    pub seed: u64,
-    /// What the prompt says.
+    /// A picture of every subject and prompt with each. The first one chooses the samples.
+    pub seeds: Vec<u64>,
+    /// What the prompt says of a sample, where no `prompts` are given.
     pub prompt: SamplePrompt,
+    pub prompts: Vec<String>,
+    /// What to draw from; empty: what training would show beside each sample.
+    pub references: Vec<NamedReference>,
+    /// How references are chosen and cut; None: as the job says.
+    pub task: Option<Task>,
+    /// Words whose attention over the references is drawn too.
+    pub attention: Vec<Concept>,
+}
+
+impl SampleRequest {
+    /// One picture of one sample, with the defaults of `coordinator sample`.
+    #[must_use]
+    pub fn of(source: JobId) -> Self {
+        Self {
+            source,
+            checkpoint: None,
+            count: 1,
+            method: SampleMethod::Ddim,
+            steps: 50,
+            guidance: 7.5,
+            reference_guidance: 1.0,
+            seeds: vec![0],
+            prompt: SamplePrompt::Full,
+            prompts: Vec::new(),
+            references: Vec::new(),
+            task: None,
+            attention: Vec::new(),
+        }
+    }
+
+    /// Subjects times prompts times seeds.
+    #[must_use]
+    pub fn pictures(&self) -> u64 {
+        u64::from(self.count) * self.prompts.len().max(1) as u64 * self.seeds.len() as u64
+    }
+}
+
+/// What a reference shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Concept {
+    Face,
+    Clothes,
+    Figure,
+}
+
+impl Concept {
+    pub const ALL: [Self; 3] = [Self::Face, Self::Clothes, Self::Figure];
+
+    /// The word that the text encoder reads (paper, section 5.1).
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Face => "face",
+            Self::Clothes => "clothes",
+            Self::Figure => "figure",
+        }
+    }
+}
+
+/// A reference that somebody asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NamedReference {
+    /// None: as the task has it.
+    pub concept: Option<Concept>,
+    pub from: PictureSource,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PictureSource {
+    /// A sample of the job's data set; what the concept wants is cut out of it.
+    Sample { id: String },
+    /// A picture that lies at `jobs/<source>/references/<sha256>` in the store; it is shown whole.
+    File { name: String, sha256: String },
 }
 
 fn unguided() -> f64 {

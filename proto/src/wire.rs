@@ -1,11 +1,13 @@
 //! Plain messages <-> generated protobuf. Every field that comes in is checked here, once; machines see only values that
 //! mean something. No I/O; called by the rpc shells.
 
+mod sample;
+
 use crate::checkpoint::{CheckpointRef, ShardEntry};
 use crate::id::{Generation, JobId, Rank, Step, WorkerId};
 use crate::message::{
-    Assignment, DesiredState, PhaseSeconds, RankPhase, RankReport, SampleMethod, SamplePrompt, SampleRequest,
-    ShardReport, StepReport, WeightDigest, Work, WorkerReport,
+    Assignment, DesiredState, PhaseSeconds, RankPhase, RankReport, ShardReport, StepReport, WeightDigest,
+    Work, WorkerReport,
 };
 use crate::pb;
 use crate::spec::DeviceKind;
@@ -95,28 +97,6 @@ impl DeviceKind {
         match self {
             Self::Cpu => "cpu",
             Self::Cuda => "cuda",
-        }
-    }
-}
-
-impl SamplePrompt {
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Pose => "pose",
-            Self::Empty => "empty",
-        }
-    }
-}
-
-impl SampleMethod {
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ddim => "ddim",
-            Self::Pndm => "pndm",
-            Self::DpmSolver => "dpm-solver",
         }
     }
 }
@@ -469,81 +449,6 @@ impl From<pb::CheckpointRef> for CheckpointRef {
             step: Step(checkpoint.step),
             generation: Generation(checkpoint.generation),
         }
-    }
-}
-
-impl From<&SampleRequest> for pb::SampleWork {
-    fn from(request: &SampleRequest) -> Self {
-        Self {
-            source: request.source.0.clone(),
-            checkpoint: request.checkpoint.map(Into::into),
-            count: request.count,
-            steps: request.steps,
-            guidance: request.guidance,
-            reference_guidance: Some(request.reference_guidance),
-            seed: request.seed,
-            prompt: request.prompt.name().into(),
-            method: request.method.name().into(),
-        }
-    }
-}
-
-impl TryFrom<pb::SampleWork> for SampleRequest {
-    type Error = WireError;
-
-    fn try_from(work: pb::SampleWork) -> Result<Self, WireError> {
-        let prompt = match work.prompt.as_str() {
-            "full" => SamplePrompt::Full,
-            "pose" => SamplePrompt::Pose,
-            "empty" => SamplePrompt::Empty,
-            other => {
-                return wrong("prompt", format!("{other:?}"), "it must be full, pose or empty");
-            }
-        };
-        let method = match work.method.as_str() {
-            // What a client sends that knows of no choice.
-            "" | "ddim" => SampleMethod::Ddim,
-            "pndm" => SampleMethod::Pndm,
-            "dpm-solver" => SampleMethod::DpmSolver,
-            other => {
-                return wrong(
-                    "method",
-                    format!("{other:?}"),
-                    "it must be ddim, pndm or dpm-solver",
-                );
-            }
-        };
-        if !(1..=10_000).contains(&work.count) {
-            return wrong("count", work.count, "1 to 10000 pictures can be drawn at once");
-        }
-        if !(1..=method.steps_max()).contains(&work.steps) {
-            let expected = match method {
-                SampleMethod::DpmSolver => "a picture takes 1 to 999 steps",
-                SampleMethod::Ddim | SampleMethod::Pndm => "a picture takes 1 to 500 steps",
-            };
-            return wrong("steps", work.steps, expected);
-        }
-        let reference_guidance = work.reference_guidance.unwrap_or(1.0);
-        for (field, scale) in [
-            ("guidance", work.guidance),
-            ("reference_guidance", reference_guidance),
-        ] {
-            // Not a number is in no range.
-            if !(0.0..=100.0).contains(&scale) {
-                return wrong(field, scale, "it must be between 0 and 100");
-            }
-        }
-        Ok(Self {
-            source: job_id(work.source)?,
-            checkpoint: work.checkpoint.map(Into::into),
-            count: work.count,
-            method,
-            steps: work.steps,
-            guidance: work.guidance,
-            reference_guidance,
-            seed: work.seed,
-            prompt,
-        })
     }
 }
 

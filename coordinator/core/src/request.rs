@@ -7,7 +7,7 @@ use crate::outbox::Outbox;
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId};
 use proto::message::{SampleRequest, Work};
-use proto::spec::{JobSpec, Resources};
+use proto::spec::{Architecture, JobSpec, Resources};
 
 impl Coordinator {
     pub(crate) fn on_submit(
@@ -72,6 +72,7 @@ impl Coordinator {
         if sample.count == 0 {
             return Err("count: 0 pictures were asked for; ask for 1 or more".to_owned());
         }
+        suits(sample, source.record.spec.model.architecture)?;
         let checkpoints = &source.record.checkpoints;
         if latest {
             sample.checkpoint = checkpoints.last().copied();
@@ -156,5 +157,30 @@ impl Coordinator {
             .last()
             .map(|newest| format!("; the newest is {newest}"));
         format!("there is no job {id}{}", newest.unwrap_or_default())
+    }
+}
+
+/// Refuses wishes that the job's model has no use for.
+fn suits(sample: &SampleRequest, architecture: Architecture) -> Result<(), String> {
+    let (name, unused) = match architecture {
+        Architecture::Retrinet => return Ok(()),
+        Architecture::TextToImage => ("text-to-image model", &["references", "task", "attention"][..]),
+        Architecture::Autoencoder => ("autoencoder", &["references", "task", "attention", "prompts"][..]),
+    };
+    let wishes = [
+        ("references", sample.references.is_empty()),
+        ("task", sample.task.is_none()),
+        ("attention", sample.attention.is_empty()),
+        ("prompts", sample.prompts.is_empty()),
+    ];
+    match wishes
+        .iter()
+        .find(|(wish, absent)| !absent && unused.contains(wish))
+    {
+        Some((wish, _)) => Err(format!(
+            "{wish}: job {} trained a {name}, which has no use for them; leave them out",
+            sample.source
+        )),
+        None => Ok(()),
     }
 }

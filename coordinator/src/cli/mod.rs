@@ -11,6 +11,7 @@ mod job;
 mod json;
 mod logs;
 mod preview;
+mod reference;
 mod sample;
 mod submit;
 mod target;

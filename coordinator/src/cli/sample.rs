@@ -2,19 +2,22 @@
 //! command waits for it and fetches what it drew.
 
 use super::client::{self, connect, refusal};
-use super::{Global, Outcome, Output, Target, print_json, watch};
+use super::{Global, Outcome, Output, Target, print_json, reference, watch};
 use crate::words::say;
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
 use futures::TryStreamExt;
 use object_store::{ObjectStore, ObjectStoreExt};
-use proto::message::{SampleMethod, SamplePrompt, SampleRequest};
+use proto::message::{Concept, SampleMethod, SamplePrompt, SampleRequest};
 use proto::pb;
+use proto::spec::Task;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// Written last by the rank, with what each picture is and how near it came.
 const SUMMARY_FILE: &str = "pictures.json";
+/// Samples drawn unless said otherwise.
+const SUBJECTS: u32 = 16;
 
 #[derive(Debug, Args)]
 pub(crate) struct SampleArgs {
@@ -24,23 +27,45 @@ pub(crate) struct SampleArgs {
     /// Folder for the pictures; made if it is missing
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Pictures to draw, of characters that training did not see where the job holds some out
-    #[arg(long, default_value_t = 16)]
-    count: u32,
+    /// Samples to draw, of characters that training did not see where the job holds some out; with --references there is
+    /// one subject
+    #[arg(long)]
+    count: Option<u32>,
+    /// Draw every subject with each prompt of this file, one on a line, in place of the sample's own
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// What to draw from: ids of the data set's samples, of which the concept is cut out, or picture files, which are shown
+    /// whole; each may begin with its concept, for instance `face:12,clothes:7,figure:me.png`
+    #[arg(long, value_name = "[CONCEPT:]ID|FILE", value_delimiter = ',')]
+    references: Vec<reference::Asked>,
+    /// How references are chosen and cut; as the job says unless said otherwise
+    #[arg(long, value_enum)]
+    task: Option<TaskName>,
+    /// Also draw where the retrieval encoder finds these words in the references, by input block and time step, for
+    /// instance `face,clothes` (the paper's figure 6)
+    #[arg(long, value_name = "WORDS", value_delimiter = ',', value_parser = reference::concept)]
+    attention: Vec<Concept>,
     /// How noise becomes a picture
     #[arg(long, value_enum, default_value = "ddim")]
     method: Method,
     /// Steps of each picture
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 50)]
     steps: u32,
     /// Classifier-free guidance scale
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value_t = 7.5)]
     guidance: f64,
     /// Scale of guidance by the references: above 1 they count for more than in training
     #[arg(long, default_value_t = 1.0)]
     reference_guidance: f64,
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    /// A picture with each; the same seed gives the same picture. The first one also chooses the samples
+    #[arg(
+        long,
+        visible_alias = "seed",
+        value_name = "SEEDS",
+        value_delimiter = ',',
+        default_value = "0"
+    )]
+    seeds: Vec<u64>,
     /// What the prompt says of the target: all its tags, only its pose on a white ground (who it is must then come
     /// from the references), or nothing
     #[arg(long, value_enum, default_value = "full")]
@@ -59,43 +84,80 @@ enum Method {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum TaskName {
+    Reconstruction,
+    Composition,
+    Multitask,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Prompt {
     Full,
     Pose,
     Empty,
 }
 
+impl SampleArgs {
+    /// Everything but what must be looked up.
+    fn request(&self) -> Result<SampleRequest> {
+        let subjects = if self.references.is_empty() { SUBJECTS } else { 1 };
+        Ok(SampleRequest {
+            count: self.count.unwrap_or(subjects),
+            method: match self.method {
+                Method::Ddim => SampleMethod::Ddim,
+                Method::Pndm => SampleMethod::Pndm,
+                Method::DpmSolver => SampleMethod::DpmSolver,
+            },
+            steps: self.steps,
+            guidance: self.guidance,
+            reference_guidance: self.reference_guidance,
+            seeds: self.seeds.clone(),
+            prompt: match self.prompt {
+                Prompt::Full => SamplePrompt::Full,
+                Prompt::Pose => SamplePrompt::Pose,
+                Prompt::Empty => SamplePrompt::Empty,
+            },
+            prompts: self
+                .prompts
+                .as_deref()
+                .map(prompts)
+                .transpose()?
+                .unwrap_or_default(),
+            task: self.task.map(|task| match task {
+                TaskName::Reconstruction => Task::Reconstruction,
+                TaskName::Composition => Task::Composition,
+                TaskName::Multitask => Task::Multitask,
+            }),
+            attention: self.attention.clone(),
+            ..SampleRequest::of(self.target.job.clone())
+        })
+    }
+}
+
+/// The lines of a file; the empty prompt is an empty line.
+fn prompts(file: &Path) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let lines: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
+    if lines.is_empty() {
+        return Err(anyhow!(
+            "{} holds no prompt; write one on each line",
+            file.display()
+        ));
+    }
+    Ok(lines)
+}
+
 pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome> {
+    let mut work = args.request()?;
+    if args.base && args.target.step.is_some() {
+        return Err(anyhow!("--base draws without a checkpoint; leave out the @STEP"));
+    }
     let mut client = connect(global).await?;
-    let checkpoint = match args.target.step {
-        Some(_) if args.base => {
-            return Err(anyhow!("--base draws without a checkpoint; leave out the @STEP"));
-        }
-        Some(_) => Some(
-            args.target
-                .of(&client::describe(global, &mut client, &args.target.job.0).await?)?,
-        ),
-        None => None,
-    };
-    let work = SampleRequest {
-        source: args.target.job.clone(),
-        checkpoint,
-        count: args.count,
-        method: match args.method {
-            Method::Ddim => SampleMethod::Ddim,
-            Method::Pndm => SampleMethod::Pndm,
-            Method::DpmSolver => SampleMethod::DpmSolver,
-        },
-        steps: args.steps,
-        guidance: args.guidance,
-        reference_guidance: args.reference_guidance,
-        seed: args.seed,
-        prompt: match args.prompt {
-            Prompt::Full => SamplePrompt::Full,
-            Prompt::Pose => SamplePrompt::Pose,
-            Prompt::Empty => SamplePrompt::Empty,
-        },
-    };
+    let trained = client::describe(global, &mut client, &args.target.job.0).await?;
+    if args.target.step.is_some() {
+        work.checkpoint = Some(args.target.of(&trained)?);
+    }
+    work.references = reference::resolve(&args.references, &trained).await?;
     let request = pb::SampleRequest {
         work: Some((&work).into()),
         base: args.base,

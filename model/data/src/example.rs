@@ -3,6 +3,7 @@
 //! no I/O.
 
 use image::{GrayImage, RgbImage};
+pub use proto::message::Concept;
 
 /// A target with its references, all at the job's resolution (square).
 #[derive(Debug, Clone, PartialEq)]
@@ -32,23 +33,4 @@ pub struct Reference {
     pub concept: Concept,
     /// Position of the sample that it was cut from.
     pub position: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Concept {
-    Face,
-    Clothes,
-    Figure,
-}
-
-impl Concept {
-    /// The word that the text encoder reads (paper, section 5.1).
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Face => "face",
-            Self::Clothes => "clothes",
-            Self::Figure => "figure",
-        }
-    }
 }

@@ -14,6 +14,7 @@ pub mod example;
 mod example_data;
 pub mod figure;
 pub mod grid;
+pub mod heat;
 pub mod holdout;
 pub mod identity;
 pub mod import;

@@ -3,7 +3,7 @@
 //! (law 2).
 
 use image::{Rgb, RgbImage};
-use proto::spec::Data;
+use proto::spec::{Data, Task};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
@@ -55,6 +55,36 @@ pub fn prepare(data: &Data, epoch: u64, target: &Decoded, references: &[(Slot, &
         timestep: stream(Purpose::Timestep).random_range(0..TIMESTEPS),
         noise_seed: stream(Purpose::Noise).random(),
     }
+}
+
+/// One reference on request: cut out of a sample under a concept, or without one as the task has it. `seed` and `slot`
+/// set what is random in it.
+#[must_use]
+pub fn named_reference(
+    data: &Data,
+    concept: Option<Concept>,
+    from: &Decoded,
+    seed: u64,
+    slot: u64,
+) -> Reference {
+    let stream = |purpose| random(seed, slot, from.position, purpose);
+    let face = stream(Purpose::Concept).random_bool(data.face_probability.clamp(0.0, 1.0));
+    let wish = concept.unwrap_or(match data.task {
+        Task::Reconstruction => Concept::Figure,
+        Task::Composition | Task::Multitask if face => Concept::Face,
+        Task::Composition | Task::Multitask => Concept::Clothes,
+    });
+    let slot = Slot {
+        source: Source::Similar(0),
+        wish,
+    };
+    reference(
+        data,
+        slot,
+        from,
+        &mut stream(Purpose::Crop),
+        colour(&mut stream(Purpose::Pad)),
+    )
 }
 
 /// Cuts one reference out of a sample. Whether the clothes are shown at all depends on how much the face

@@ -5,7 +5,7 @@ use super::agenda::Happening;
 use super::plan::PlannedJob;
 use coordinator_core::event::{Event, Reply, RequestId};
 use proto::id::JobId;
-use proto::message::{SampleMethod, SamplePrompt, SampleRequest};
+use proto::message::SampleRequest;
 use proto::spec::{
     Architecture, AutoencoderConfig, CheckpointPolicy, Data, Decay, DeviceKind, JobSpec, LossWeighting,
     Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, Resources, Task, TextEncoderConfig, Train,
@@ -185,19 +185,7 @@ fn submit(request: RequestId, job: &PlannedJob) -> Event {
 }
 
 fn sample(request: RequestId, source: JobId) -> Event {
-    let (count, steps, guidance, seed) = (1, 1, 1.0, 0);
-    let (method, prompt) = (SampleMethod::Ddim, SamplePrompt::Full);
-    let sample = SampleRequest {
-        source,
-        checkpoint: None,
-        count,
-        method,
-        steps,
-        guidance,
-        reference_guidance: 1.0,
-        seed,
-        prompt,
-    };
+    let sample = SampleRequest::of(source);
     Event::Sample {
         request,
         sample,

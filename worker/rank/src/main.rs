@@ -15,11 +15,15 @@ mod group;
 mod hash;
 mod init;
 mod link;
+mod maps;
+mod pictures;
 mod prefetch;
 mod run;
 mod sample;
 mod score;
 mod share;
+mod sidecar;
+mod subject;
 mod tokenize;
 mod train;
 

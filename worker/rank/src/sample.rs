@@ -1,29 +1,25 @@
-//! Draws pictures with a trained model: chooses held-out samples, draws each from its references, judges
-//! whose picture it is, and writes `jobs/<job>/pictures/`: one PNG each, `grid.png`, and `pictures.json`
-//! last, so that who sees it sees all. The same request gives the same pictures. Called by [`crate::run`].
+//! Draws pictures with a trained model and judges whose they are: one PNG each with a JSON file of everything that made
+//! it, `grid.png`, and `pictures.json` last, so that who sees it sees all; all in `jobs/<job>/pictures/`. The same request
+//! gives the same pictures. Called by [`crate::run`].
 
-use crate::checkpoint::Checkpoints;
-use crate::device;
+use crate::checkpoint::{Checkpoints, digest};
+use crate::maps;
+use crate::pictures::Pictures;
 use crate::run::Rank;
 use crate::score::{Identities, Verdict};
+use crate::sidecar::{Checkpoint, Drawn, Subjects, Target};
+use crate::subject::{Subject, named, of_data};
 use crate::train::{build, open_data};
-use anyhow::Context;
-use image::{ImageFormat, RgbImage};
+use crate::{device, environment};
+use anyhow::ensure;
+use image::RgbImage;
 use model::SampleOptions;
-use model_data::example::Example;
-use model_data::figure::tags::pose_prompt;
+use model::trainer::Trainer;
 use model_data::grid::{Cell, picture_grid};
 use model_data::loader::Loader;
-use model_data::order::SampleOrder;
-use model_data::store;
-use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
-use proto::id::JobId;
-use proto::message::{RankPhase, SamplePrompt, SampleRequest};
-use proto::spec::JobSpec;
+use proto::message::{RankPhase, SampleRequest};
+use proto::spec::{Architecture, JobSpec};
 use serde::Serialize;
-use std::io::Cursor;
-use std::sync::Arc;
 
 /// Rows of the grid; the other pictures are written on their own only.
 const GRID_ROWS: usize = 24;
@@ -34,23 +30,8 @@ const GRID_SIDE: u32 = 96;
 /// `pictures.json`.
 #[derive(Debug, Serialize)]
 struct Record {
-    pictures: Vec<PictureRecord>,
+    pictures: Vec<Drawn>,
     summary: Summary,
-}
-
-#[derive(Debug, Serialize)]
-struct PictureRecord {
-    file: String,
-    /// Position and id of the sample that was to be drawn.
-    position: u64,
-    id: String,
-    character: String,
-    outfit: String,
-    prompt: String,
-    /// Which candidate it is nearest to; 0 is its own identity. Absent where its identity cannot be told.
-    nearest: Option<usize>,
-    nearest_identity: Option<u64>,
-    correct: Option<bool>,
 }
 
 /// Only pictures whose identity can be told count.
@@ -69,78 +50,152 @@ struct Summary {
 /// Does the work of one sample request.
 pub(crate) fn sample(rank: &Rank<'_>, spec: &JobSpec, request: &SampleRequest) -> anyhow::Result<()> {
     let assignment = &rank.task.assignment;
+    let mut spec = spec.clone();
+    spec.data.task = request.task.unwrap_or(spec.data.task);
     let device = device::choose(spec.resources.device, rank.task.device, spec.train.precision)?;
-    let mut trainer = build(rank, spec, device)?;
+    let mut trainer = build(rank, &spec, device)?;
+    let mut checkpoint = None;
     if let Some(place) = request.checkpoint {
         let checkpoints = Checkpoints::open(&assignment.store_url, &request.source)?;
         let (_, tensors) = rank.runtime.block_on(checkpoints.read(place))?;
+        checkpoint = Some(Checkpoint {
+            step: place.step.0,
+            generation: place.generation.0,
+            digest: digest(&tensors),
+        });
         trainer.load_state(&tensors, place.step.0)?;
     }
     let loader = rank
         .runtime
-        .block_on(open_data(spec, &assignment.dataset_version))?;
-    let places = choose(&loader, request);
+        .block_on(open_data(&spec, &assignment.dataset_version))?;
     rank.link.phase(RankPhase::Training);
 
-    let options = SampleOptions {
-        method: request.method,
-        steps: request.steps,
-        guidance: request.guidance,
-        reference_guidance: request.reference_guidance,
-        seed: request.seed,
+    let seed = request.seeds.first().copied().unwrap_or(0);
+    let subjects = Subjects {
+        job: assignment.job.0.clone(),
+        source: request.source.0.clone(),
+        checkpoint,
+        init_digest: trainer.init_digest(),
+        dataset_version: assignment.dataset_version.clone(),
+        resolution: spec.data.resolution,
+        task: spec.data.task,
+        environment: environment::describe(&spec),
     };
-    let pictures = Pictures::open(&assignment.store_url, &assignment.job)?;
-    let mut gallery = Gallery::new(&loader, request.seed);
-    // A few at a time, so that memory does not grow with the request.
-    for part in places.chunks(spec.train.micro_batch as usize) {
-        let mut examples = rank.runtime.block_on(loader.examples_at(part.to_vec()))?;
-        for example in &mut examples {
-            example.prompt = prompt(&loader, example.position, request.prompt);
-        }
-        let drawn = trainer.sample(&examples, &options)?;
-        for (example, picture) in examples.iter().zip(drawn) {
-            rank.runtime
-                .block_on(gallery.hang(&loader, &pictures, example, &picture))?;
-        }
-        tracing::info!(
-            drawn = gallery.records.len(),
-            of = places.len(),
-            "drawing pictures"
-        );
-    }
+    let mut drawing = Drawing {
+        rank,
+        request,
+        trainer,
+        pictures: Pictures::open(&assignment.store_url, &assignment.job)?,
+        gallery: Gallery::new(&loader, seed),
+        loader: &loader,
+        subjects,
+    };
+    drawing.all(&spec)?;
+    let Drawing {
+        pictures, gallery, ..
+    } = drawing;
     rank.runtime.block_on(gallery.close(&loader, &pictures))
 }
 
-/// `count` samples of the characters that training never shows, or of any when none is held out; a
-/// permutation chosen by the request's seed. More than there are: again, under other random numbers.
-fn choose(loader: &Loader, request: &SampleRequest) -> Vec<(u64, u64)> {
+struct Drawing<'a> {
+    rank: &'a Rank<'a>,
+    request: &'a SampleRequest,
+    trainer: Trainer,
+    loader: &'a Loader,
+    pictures: Pictures,
+    gallery: Gallery,
+    subjects: Subjects,
+}
+
+impl Drawing<'_> {
+    fn all(&mut self, spec: &JobSpec) -> anyhow::Result<()> {
+        let (rank, request, loader) = (self.rank, self.request, self.loader);
+        if request.references.is_empty() {
+            let seed = request.seeds.first().copied().unwrap_or(0);
+            for place in choose_places(loader, request.count, seed) {
+                let subject = rank.runtime.block_on(of_data(loader, spec, place, request))?;
+                self.subject(&subject)?;
+            }
+        } else {
+            ensure!(
+                spec.model.architecture == Architecture::Retrinet,
+                "this job's model takes no references"
+            );
+            let store = &rank.task.assignment.store_url;
+            let subject = rank.runtime.block_on(named(loader, store, &spec.data, request))?;
+            self.subject(&subject)?;
+        }
+        Ok(())
+    }
+
+    /// A picture for each prompt and seed, and what the retrieval encoder attends to.
+    fn subject(&mut self, subject: &Subject) -> anyhow::Result<()> {
+        let request = self.request;
+        for prompt in &subject.prompts {
+            let mut example = subject.example.clone();
+            example.prompt.clone_from(prompt);
+            let mut row = Vec::new();
+            for seed in &request.seeds {
+                let options = SampleOptions {
+                    method: request.method,
+                    steps: request.steps,
+                    guidance: request.guidance,
+                    reference_guidance: request.reference_guidance,
+                    seed: *seed,
+                };
+                let picture = self.trainer.sample(std::slice::from_ref(&example), &options)?;
+                let picture = picture.into_iter().next();
+                let picture = picture.expect("one picture for one example");
+                let name = format!("{:03}", self.gallery.records.len());
+                let drawn = self.subjects.drawn(&name, subject, prompt, *seed, request);
+                let hang = self
+                    .gallery
+                    .hang(self.loader, &self.pictures, drawn, subject, &picture);
+                self.rank.runtime.block_on(hang)?;
+                row.push(picture);
+            }
+            self.gallery.row(subject, row);
+            tracing::info!(drawn = self.gallery.records.len(), "drawing pictures");
+        }
+        if !request.attention.is_empty() {
+            self.gallery.maps += 1;
+            let name = format!("attention-{:03}", self.gallery.maps - 1);
+            let drawn = maps::draw(&mut self.trainer, subject, request, &name)?;
+            for (name, picture) in &drawn.pictures {
+                self.rank
+                    .runtime
+                    .block_on(self.pictures.put_picture(name, picture))?;
+            }
+            let json = serde_json::to_vec_pretty(&drawn.record)?;
+            let file = format!("{name}.json");
+            self.rank.runtime.block_on(self.pictures.put(&file, json))?;
+        }
+        Ok(())
+    }
+}
+
+/// `count` samples of the characters that training never shows, or of any when none is held out; a permutation chosen
+/// by the request's first seed. More than there are: again, under other random numbers.
+fn choose_places(loader: &Loader, count: u32, seed: u64) -> Vec<(u64, u64)> {
     let pool = if loader.held_out().is_empty() {
         loader.training()
     } else {
         loader.held_out()
     };
-    let order = SampleOrder::new(request.seed, pool.len() as u64);
-    (0..u64::from(request.count))
+    let order = model_data::order::SampleOrder::new(seed, pool.len() as u64);
+    (0..u64::from(count))
         .map(|place| order.at(place))
         .map(|(epoch, index)| (epoch, pool[usize::try_from(index).expect("an index")]))
         .collect()
 }
 
-fn prompt(loader: &Loader, position: u64, wish: SamplePrompt) -> String {
-    let full = &loader.rows()[usize::try_from(position).expect("positions are indices")].prompts;
-    match wish {
-        SamplePrompt::Full => full.clone(),
-        SamplePrompt::Pose => pose_prompt(full),
-        SamplePrompt::Empty => String::new(),
-    }
-}
-
 /// Pictures drawn so far, judged.
 struct Gallery {
     identities: Identities,
-    records: Vec<PictureRecord>,
+    records: Vec<Drawn>,
     verdicts: Vec<Verdict>,
     rows: Vec<Vec<Cell>>,
+    maps: usize,
 }
 
 impl Gallery {
@@ -157,41 +212,52 @@ impl Gallery {
             records: Vec::new(),
             verdicts: Vec::new(),
             rows: Vec::new(),
+            maps: 0,
         }
     }
 
+    /// Judges a picture and writes it with its record.
     async fn hang(
         &mut self,
         loader: &Loader,
         pictures: &Pictures,
-        example: &Example,
-        drawn: &RgbImage,
+        mut drawn: Drawn,
+        subject: &Subject,
+        picture: &RgbImage,
     ) -> anyhow::Result<()> {
-        let verdict = self.identities.judge(loader, example.position, drawn).await?;
-        let file = format!("{:03}.png", self.records.len());
-        pictures.put_picture(&file, drawn).await?;
-        if self.rows.len() < GRID_ROWS {
-            self.rows.push(row(example, drawn));
+        if let Some(position) = subject.target {
+            let verdict = self.identities.judge(loader, position, picture).await?;
+            drawn.target = Some(Target::of(loader, position, verdict)?);
+            self.verdicts.extend(verdict);
         }
-        let sample = &loader.rows()[usize::try_from(example.position)?];
-        self.records.push(PictureRecord {
-            file,
-            position: example.position,
-            id: sample.id.clone(),
-            character: sample.character.clone(),
-            outfit: sample.outfit.clone(),
-            prompt: example.prompt.clone(),
-            nearest: verdict.map(|verdict| verdict.nearest),
-            nearest_identity: verdict.map(|verdict| verdict.identity),
-            correct: verdict.map(|verdict| verdict.nearest == 0),
-        });
-        self.verdicts.extend(verdict);
+        pictures.put_picture(&drawn.file, picture).await?;
+        let json = serde_json::to_vec_pretty(&drawn)?;
+        pictures.put(&drawn.file.replace(".png", ".json"), json).await?;
+        self.records.push(drawn);
         Ok(())
     }
 
+    /// Target, references with their concepts, and what was drawn with each seed.
+    fn row(&mut self, subject: &Subject, drawn: Vec<RgbImage>) {
+        if self.rows.len() >= GRID_ROWS {
+            return;
+        }
+        let target = subject
+            .target
+            .map(|_| Cell::new("target", subject.example.target.clone()));
+        let references = subject.example.references.iter();
+        let references =
+            references.map(|reference| Cell::new(reference.concept.word(), reference.picture.clone()));
+        let drawn = drawn.into_iter().map(|picture| Cell::new("drawn", picture));
+        self.rows
+            .push(target.into_iter().chain(references).chain(drawn).collect());
+    }
+
     async fn close(self, loader: &Loader, pictures: &Pictures) -> anyhow::Result<()> {
+        let widest = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let across = if widest > 6 { 1 } else { GRID_ACROSS };
         pictures
-            .put_picture("grid.png", &picture_grid(&self.rows, GRID_SIDE, GRID_ACROSS))
+            .put_picture("grid.png", &picture_grid(&self.rows, GRID_SIDE, across))
             .await?;
         let summary = summarize(&self.verdicts, !loader.held_out().is_empty());
         tracing::info!(
@@ -218,46 +284,6 @@ fn summarize(verdicts: &[Verdict], held_out: bool) -> Summary {
         of,
         chance: if of == 0 { 0.0 } else { 1.0 / of as f64 },
         held_out,
-    }
-}
-
-/// Target, references with their concepts, drawn.
-fn row(example: &Example, drawn: &RgbImage) -> Vec<Cell> {
-    let references = example.references.iter();
-    std::iter::once(Cell::new("target", example.target.clone()))
-        .chain(references.map(|reference| Cell::new(reference.concept.word(), reference.picture.clone())))
-        .chain([Cell::new("drawn", drawn.clone())])
-        .collect()
-}
-
-/// `jobs/<job>/pictures/` in the store.
-struct Pictures {
-    objects: Arc<dyn ObjectStore>,
-    folder: Path,
-}
-
-impl Pictures {
-    fn open(store_url: &str, job: &JobId) -> anyhow::Result<Self> {
-        let (objects, prefix) = store::open(store_url)?;
-        let folder = ["jobs", &job.0, "pictures"]
-            .into_iter()
-            .fold(prefix, |path, part| path.join(part));
-        Ok(Self { objects, folder })
-    }
-
-    async fn put_picture(&self, name: &str, picture: &RgbImage) -> anyhow::Result<()> {
-        let mut bytes = Cursor::new(Vec::new());
-        picture.write_to(&mut bytes, ImageFormat::Png)?;
-        self.put(name, bytes.into_inner()).await
-    }
-
-    async fn put(&self, name: &str, bytes: Vec<u8>) -> anyhow::Result<()> {
-        let path = self.folder.clone().join(name);
-        self.objects
-            .put(&path, bytes.into())
-            .await
-            .with_context(|| format!("cannot write {path}"))?;
-        Ok(())
     }
 }
 

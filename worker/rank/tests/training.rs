@@ -7,8 +7,12 @@ use model_data::writer::{DatasetWriter, WriteOptions};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, checkpoint_folder};
 use proto::id::{Generation, JobId, Rank, Step};
 use proto::message::{
-    Assignment, RankOrder, RankPhase, RankReport, SampleMethod, SamplePrompt, SampleRequest, Work,
+    Assignment, Concept, NamedReference, PictureSource, RankOrder, RankPhase, RankReport, SampleMethod,
+    SamplePrompt, SampleRequest, Work,
 };
+use proto::spec::Task;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -103,6 +107,23 @@ impl World {
             ranks.iter_mut().for_each(|rank| rank.order(&known));
         }
         ranks.iter_mut().map(TestRank::finish).collect()
+    }
+
+    /// Draws as job `job`; pictures.json, and the pictures that it names.
+    fn pictures(&self, of: &Assignment, job: &str, request: SampleRequest) -> (Value, Vec<Vec<u8>>) {
+        let assignment = Assignment {
+            job: JobId(job.into()),
+            work: Work::Sample(request),
+            ..of.clone()
+        };
+        assert_eq!(self.run(&assignment)[0].phase, RankPhase::Finished);
+        let folder = self.folder.path().join("store/jobs").join(job).join("pictures");
+        let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
+        let record: Value = serde_json::from_slice(&read("pictures.json")).unwrap();
+        let files = record["pictures"].as_array().unwrap().iter();
+        let files = files.map(|it| read(it["file"].as_str().unwrap())).collect();
+        assert!(read("grid.png").starts_with(b"\x89PNG"));
+        (record, files)
     }
 
     /// What the coordinator does when all shares are there.
@@ -367,43 +388,18 @@ fn pictures_are_drawn_from_a_checkpoint_and_judged() {
     let trained = world.run(&world.assignment);
     let checkpoint = world.commit(&world.assignment, &trained, Step(4));
     let request = SampleRequest {
-        source: world.assignment.job.clone(),
         checkpoint: Some(checkpoint),
         count: 5,
         method: SampleMethod::DpmSolver,
         steps: 2,
         guidance: 2.0,
-        reference_guidance: 1.0,
-        seed: 3,
+        seeds: vec![3],
         prompt: SamplePrompt::Pose,
+        ..SampleRequest::of(world.assignment.job.clone())
     };
-    let pictures = |job: &str, request: SampleRequest| {
-        let job = JobId(job.into());
-        let assignment = Assignment {
-            job: job.clone(),
-            work: Work::Sample(request),
-            ..world.assignment.clone()
-        };
-        assert_eq!(world.run(&assignment)[0].phase, RankPhase::Finished);
-        let folder = world
-            .folder
-            .path()
-            .join("store/jobs")
-            .join(job.0)
-            .join("pictures");
-        let record: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(folder.join("pictures.json")).unwrap()).unwrap();
-        let files: Vec<Vec<u8>> = (0..5)
-            .map(|n| std::fs::read(folder.join(format!("{n:03}.png"))).unwrap())
-            .collect();
-        assert!(
-            std::fs::read(folder.join("grid.png"))
-                .unwrap()
-                .starts_with(b"\x89PNG")
-        );
-        (record, files)
-    };
-    let (record, files) = pictures("tiny-1-sample-2", request.clone());
+    let pictures = |job: &str, request: SampleRequest| world.pictures(&world.assignment, job, request);
+    let (mut record, files) = pictures("tiny-1-sample-2", request.clone());
+    assert_eq!(files.len(), 5);
     // Four identities in all: the own one and three others.
     assert_eq!(record["summary"]["of"], 4);
     assert_eq!(record["summary"]["count"], 5);
@@ -415,12 +411,20 @@ fn pictures_are_drawn_from_a_checkpoint_and_judged() {
             .contains("_hair"),
         "{record}"
     );
-    let (again, same) = pictures("tiny-1-sample-3", request.clone());
-    assert_eq!(
-        (again, same),
-        (record, files.clone()),
-        "the same request gives the same pictures"
-    );
+    // The same request gives the same pictures, whatever the batch of the job.
+    let batched = Assignment {
+        job_toml: world
+            .assignment
+            .job_toml
+            .replace("micro_batch = 2", "micro_batch = 3"),
+        ..world.assignment.clone()
+    };
+    let (mut again, same) = world.pictures(&batched, "tiny-1-sample-3", request.clone());
+    for record in [&mut record, &mut again] {
+        let pictures = record["pictures"].as_array_mut().unwrap();
+        pictures.iter_mut().for_each(|it| it["job"] = "any".into());
+    }
+    assert_eq!((again, same), (record, files.clone()));
     let (_, base) = pictures(
         "tiny-1-sample-4",
         SampleRequest {
@@ -429,6 +433,109 @@ fn pictures_are_drawn_from_a_checkpoint_and_judged() {
         },
     );
     assert_ne!(base, files, "the base draws otherwise");
+}
+
+#[test]
+fn named_references_are_drawn_with_every_prompt_and_seed_and_looked_at() {
+    let world = World::new();
+    let draw = |job: &str, request: SampleRequest| world.pictures(&world.assignment, job, request);
+    let plain = SampleRequest {
+        steps: 2,
+        ..SampleRequest::of(world.assignment.job.clone())
+    };
+    let (record, _) = draw("tiny-1-sample-1", plain.clone());
+    let id = record["pictures"][0]["target"]["id"].as_str().unwrap().to_owned();
+    // A picture of the user's, where `coordinator sample` puts it.
+    let folder = world.folder.path().join("store/jobs");
+    let file = std::fs::read(folder.join("tiny-1-sample-1/pictures/000.png")).unwrap();
+    let sha256 = format!("{:x}", Sha256::digest(&file));
+    std::fs::create_dir_all(folder.join("tiny-1/references")).unwrap();
+    std::fs::write(folder.join("tiny-1/references").join(&sha256), file).unwrap();
+    let named = |concept, from| NamedReference { concept, from };
+    let request = SampleRequest {
+        seeds: vec![7, 9],
+        prompts: vec!["1girl, standing".into(), String::new(), "1girl, hat".into()],
+        references: vec![
+            named(Some(Concept::Face), PictureSource::Sample { id: id.clone() }),
+            named(
+                Some(Concept::Clothes),
+                PictureSource::File {
+                    name: "me.png".into(),
+                    sha256: sha256.clone(),
+                },
+            ),
+            named(None, PictureSource::Sample { id: id.clone() }),
+        ],
+        task: Some(Task::Reconstruction),
+        attention: vec![Concept::Face, Concept::Clothes],
+        ..plain
+    };
+    let (record, files) = draw("tiny-1-sample-2", request.clone());
+    assert_eq!(files.len(), 6, "three prompts with two seeds");
+    assert_ne!(files[0], files[1], "another seed draws otherwise");
+    let last = &record["pictures"][5];
+    assert_eq!(
+        (&last["prompt"], &last["seed"]),
+        (&"1girl, hat".into(), &9.into())
+    );
+    assert_eq!(
+        (&last["target"], &last["task"]),
+        (&Value::Null, &"reconstruction".into())
+    );
+    let references = serde_json::json!([
+        { "concept": "face", "sample": id },
+        { "concept": "clothes", "file": { "name": "me.png", "sha256": sha256 } },
+        { "concept": "figure", "sample": id },
+    ]);
+    assert_eq!(last["references"], references);
+    let pictures = folder.join("tiny-1-sample-2/pictures");
+    let read = |name: &str| std::fs::read(pictures.join(name)).unwrap();
+    let sidecar: Value = serde_json::from_slice(&read("005.json")).unwrap();
+    assert_eq!(&sidecar, last);
+    // One of the pictures alone is the same.
+    let alone = SampleRequest {
+        seeds: vec![7],
+        prompts: vec![String::new()],
+        ..request.clone()
+    };
+    assert_eq!(draw("tiny-1-sample-3", alone).1, [files[2].clone()]);
+    // Three references, two words, two time steps, and the block that attends.
+    look_at_maps(&pictures, 3 * 2 * 2);
+}
+
+fn look_at_maps(pictures: &Path, count: usize) {
+    let read = |name: &str| std::fs::read(pictures.join(name)).unwrap();
+    let maps: Value = serde_json::from_slice(&read("attention-000.json")).unwrap();
+    let maps = maps["maps"].as_array().unwrap();
+    assert_eq!(maps.len(), count, "{maps:?}");
+    for map in maps {
+        assert_eq!(map["input_block"], 3);
+        let (least, most) = (map["least"].as_f64().unwrap(), map["most"].as_f64().unwrap());
+        assert!(0.0 < least && least < most && most < 1.0, "{map}");
+        for name in ["file", "sheet"] {
+            assert!(read(map[name].as_str().unwrap()).starts_with(b"\x89PNG"));
+        }
+    }
+}
+
+#[test]
+fn a_reference_that_is_not_there_is_named() {
+    let world = World::new();
+    let unknown = SampleRequest {
+        references: vec![NamedReference {
+            concept: None,
+            from: PictureSource::Sample { id: "none".into() },
+        }],
+        ..SampleRequest::of(world.assignment.job.clone())
+    };
+    let assignment = Assignment {
+        work: Work::Sample(unknown),
+        ..world.assignment.clone()
+    };
+    let RankPhase::Failed { error, .. } = world.run(&assignment).remove(0).phase else {
+        panic!("a reference that is not there was drawn")
+    };
+    assert!(error.contains("has no sample \"none\""), "{error}");
 }
 
 #[test]

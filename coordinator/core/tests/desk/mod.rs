@@ -6,8 +6,8 @@ use coordinator_core::{Config, Coordinator};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, ShardEntry};
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::message::{
-    Assignment, DesiredState, PhaseSeconds, RankPhase, RankReport, SampleMethod, SamplePrompt, SampleRequest,
-    ShardReport, StepReport, WorkerReport,
+    Assignment, DesiredState, PhaseSeconds, RankPhase, RankReport, SampleRequest, ShardReport, StepReport,
+    WorkerReport,
 };
 use proto::spec::{
     Architecture, CheckpointPolicy, Data, Decay, DeviceKind, JobSpec, LossWeighting, Model, OnNonfinite,
@@ -277,18 +277,9 @@ pub(crate) fn ignored(effects: &[Effect]) -> Vec<String> {
 }
 
 pub(crate) fn sample_of(source: &JobId) -> SampleRequest {
-    let (count, steps, guidance, seed) = (4, 10, 2.0, 0);
-    let (method, prompt) = (SampleMethod::Ddim, SamplePrompt::Full);
     SampleRequest {
-        source: source.clone(),
-        checkpoint: None,
-        count,
-        method,
-        steps,
-        guidance,
-        reference_guidance: 1.0,
-        seed,
-        prompt,
+        count: 4,
+        ..SampleRequest::of(source.clone())
     }
 }
 

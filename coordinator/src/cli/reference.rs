@@ -1,0 +1,136 @@
+//! References that `coordinator sample` is given: ids of samples, and picture files, which are put into the store beside
+//! the trained job for the rank to read. Called by [`super::sample`].
+
+use anyhow::{Context, Result};
+use model_data::picture::open_picture;
+use object_store::ObjectStoreExt;
+use proto::message::{Concept, NamedReference, PictureSource};
+use proto::pb;
+use sha2::{Digest, Sha256};
+use std::path::Path;
+use std::str::FromStr;
+
+/// `[CONCEPT:]ID|FILE` as typed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Asked {
+    concept: Option<Concept>,
+    what: String,
+}
+
+impl FromStr for Asked {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // An id may hold a colon of its own.
+        let split = text.split_once(':');
+        let known = split.and_then(|(word, what)| Some((concept(word).ok()?, what)));
+        let (concept, what) = match known {
+            Some((concept, what)) => (Some(concept), what),
+            None => (None, text),
+        };
+        if what.is_empty() {
+            return Err(
+                "an id or a file must follow; write for instance face:12 or figure:me.png".to_owned(),
+            );
+        }
+        Ok(Self {
+            concept,
+            what: what.to_owned(),
+        })
+    }
+}
+
+/// A concept by its word.
+pub(crate) fn concept(word: &str) -> Result<Concept, String> {
+    let found = Concept::ALL.into_iter().find(|concept| concept.word() == word);
+    found.ok_or_else(|| format!("`{word}` is no concept; write face, clothes or figure"))
+}
+
+/// What is a file here goes into the store of the trained job; everything else is an id.
+pub(crate) async fn resolve(asked: &[Asked], trained: &pb::JobView) -> Result<Vec<NamedReference>> {
+    let mut references = Vec::new();
+    for it in asked {
+        let file = Path::new(&it.what);
+        let from = if file.is_file() {
+            upload(file, trained).await?
+        } else {
+            PictureSource::Sample { id: it.what.clone() }
+        };
+        references.push(NamedReference {
+            concept: it.concept,
+            from,
+        });
+    }
+    Ok(references)
+}
+
+async fn upload(file: &Path, trained: &pb::JobView) -> Result<PictureSource> {
+    let name = file.display().to_string();
+    let bytes = std::fs::read(file).with_context(|| format!("cannot read {name}"))?;
+    let _ = open_picture("reference", &bytes).with_context(|| name.clone())?;
+    let sha256 = format!("{:x}", Sha256::digest(&bytes));
+    let (store, prefix) = model_data::store::open(&trained.store_url)?;
+    let path = ["jobs", &trained.job, "references", &sha256]
+        .into_iter()
+        .fold(prefix, |path, part| path.join(part));
+    store
+        .put(&path, bytes.into())
+        .await
+        .with_context(|| format!("cannot write {path}"))?;
+    Ok(PictureSource::File { name, sha256 })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_reference_may_begin_with_its_concept() {
+        let asked = |text: &str| text.parse::<Asked>();
+        let expect = |concept, what: &str| {
+            Ok(Asked {
+                concept,
+                what: what.to_owned(),
+            })
+        };
+        assert_eq!(asked("face:12"), expect(Some(Concept::Face), "12"));
+        assert_eq!(asked("12"), expect(None, "12"));
+        assert_eq!(asked("re:zero"), expect(None, "re:zero"));
+        assert_eq!(asked("figure:a:b.png"), expect(Some(Concept::Figure), "a:b.png"));
+        assert!(
+            asked("face:")
+                .unwrap_err()
+                .contains("an id or a file must follow")
+        );
+        assert!(concept("hat").unwrap_err().contains("face, clothes or figure"));
+    }
+
+    #[tokio::test]
+    async fn files_go_into_the_store_and_ids_do_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let picture = dir.path().join("me.png");
+        image::RgbImage::new(2, 2).save(&picture).unwrap();
+        let trained = pb::JobView {
+            job: "demo-1".into(),
+            store_url: format!("file://{}/store", dir.path().display()),
+            ..Default::default()
+        };
+        let asked = |text: &str| text.parse::<Asked>().unwrap();
+        let file = asked(&format!("face:{}", picture.display()));
+        let found = resolve(&[file, asked("17")], &trained).await.unwrap();
+        let PictureSource::File { sha256, .. } = &found[0].from else {
+            panic!("{found:?}")
+        };
+        let stored = dir.path().join("store/jobs/demo-1/references").join(sha256);
+        assert_eq!(std::fs::read(stored).unwrap(), std::fs::read(&picture).unwrap());
+        assert_eq!(found[1].from, PictureSource::Sample { id: "17".into() });
+        std::fs::write(&picture, b"no picture").unwrap();
+        let file = asked(&picture.display().to_string());
+        let error = format!("{:#}", resolve(&[file], &trained).await.unwrap_err());
+        assert!(
+            error.contains("me.png: the reference cannot be decoded"),
+            "{error}"
+        );
+    }
+}
