@@ -205,7 +205,8 @@ fn what_does_not_fit_is_named_as_the_file_names_it() {
     std::fs::create_dir(place.path().join("empty")).unwrap();
     let error = run(Runnable::UNet, &place.path().join("empty"), &inputs).unwrap_err();
     assert!(
-        error.contains("empty: no weights there; diffusion_pytorch_model.safetensors or model.safetensors or"),
+        error
+            .contains("empty: no weights there; diffusion_pytorch_model.safetensors or model.safetensors or"),
         "{error}"
     );
     let whole = folder(&place.path().join("whole"), &tensors);
