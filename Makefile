@@ -19,10 +19,10 @@ CARGO_FLAGS :=
 FLAVOUR := cpu
 endif
 
-.PHONY: help setup build test sim lint demo bench parity gpu-check clean
+.PHONY: help setup build test sim lint demo bench bench-model parity gpu-check clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s  %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s  %s\n", $$1, $$2}' Makefile
 
 setup: ## fetch libtorch (once per machine) and check that the tools are there
 	@deploy/setup/prerequisites.sh
@@ -46,6 +46,9 @@ demo: build ## train the demo job on this machine, from nothing to pictures (DAT
 
 bench: build ## one rank against two, fast against exact sums, at the same global batch
 	@deploy/bench.sh
+
+bench-model: build ## a training micro-step beside PyTorch's, small and at full size, and its memory (SIZE=small for the small one alone)
+	@deploy/setup/bench_model.sh $(if $(SIZE),--size $(SIZE))
 
 parity: build ## our arithmetic beside diffusers and transformers, also at full size (20 GB of disk and memory, minutes)
 	@deploy/setup/parity.sh

@@ -1,18 +1,9 @@
 #!/usr/bin/env bash
-# `make parity`: the built worker beside diffusers, transformers and open_clip's tokenizer. Their Python packages come once
-# into the cache outside the checkout, torch from the GPU flavour of libtorch, which is a whole wheel. Arguments go to
-# parity.py.
+# `make parity`: the built worker beside diffusers, transformers and open_clip's tokenizer. Arguments go to parity.py.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-python3 deploy/setup/libtorch.py cuda
-tools=${RETRI_CACHE:-$HOME/.cache/retri}/parity-tools
-if [ ! -f "$tools/ready" ]; then
-  rm -rf "$tools"
-  python3 -m pip install --quiet --target "$tools" diffusers==0.42.1 transformers==5.23.0 safetensors numpy ftfy
-  python3 -m pip install --quiet --no-deps --target "$tools" open_clip_torch==3.3.0
-  touch "$tools/ready"
-fi
-export PYTHONPATH=$tools:$(dirname "$(readlink -f .libtorch-cuda)") HF_HUB_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1
+# shellcheck source=deploy/setup/public_tools.sh
+. deploy/setup/public_tools.sh
 failed=0
 python3 -W ignore tests/parity/tokens.py target/debug/worker || failed=1
 tests/parity/export.sh || failed=1

@@ -1,5 +1,5 @@
 //! AdamW with decoupled weight decay (Loshchilov and Hutter 2019) over a sorted list of parameters, a
-//! learning rate for each component, clipping by the global norm. The state is visible, because checkpoints
+//! learning rate for each component, clipping by the global norm, and the weights' moving average. The state is visible, because checkpoints
 //! hold it. Called by the trainer.
 //!
 //! libtorch's fused kernels are not reachable through tch, so parameters and moments live in a few large flat
@@ -23,6 +23,7 @@ pub struct AdamW {
     epsilon: f64,
     weight_decay: f64,
     clip: Option<f64>,
+    ema: Option<f64>,
     rates: LearningRates,
     chunks: Vec<Chunk>,
 }
@@ -35,6 +36,8 @@ struct Chunk {
     values: Tensor,
     average: Tensor,
     average_square: Tensor,
+    /// Of the values, where the job keeps one.
+    ema: Option<Tensor>,
 }
 
 /// What one update did.
@@ -115,12 +118,12 @@ impl AdamW {
                 .last()
                 .is_some_and(|(last, _)| full || component_of(last) != component_of(name))
             {
-                chunks.push(Chunk::new(std::mem::take(&mut open)));
+                chunks.push(Chunk::new(std::mem::take(&mut open), train.ema.is_some()));
             }
             open.push((name.clone(), tensor.shallow_clone()));
         }
         if !open.is_empty() {
-            chunks.push(Chunk::new(open));
+            chunks.push(Chunk::new(open, train.ema.is_some()));
         }
         let rates = LearningRates::new(train);
         Self {
@@ -129,6 +132,7 @@ impl AdamW {
             epsilon,
             weight_decay,
             clip: train.clip,
+            ema: train.ema,
             rates,
             chunks,
         }
@@ -194,6 +198,34 @@ impl AdamW {
         let mut change = chunk.average.divide(&denominator);
         let _ = change.g_mul_scalar_(rate / (1.0 - self.beta1.powf(exponent)));
         let _ = chunk.values.g_sub_(&change);
+        // 4. the moving average; at first it forgets faster, or the first weights would stay in it for long
+        if let (Some(ema), Some(decay)) = (&mut chunk.ema, self.ema) {
+            let decay = decay.min((1.0 + exponent) / (10.0 + exponent));
+            let _ = ema.lerp_(&chunk.values, 1.0 - decay);
+        }
+    }
+
+    /// The moving average by parameter, sorted; empty where there is none.
+    #[must_use]
+    pub fn averages(&self) -> Vec<(String, Tensor)> {
+        let mut averages = Vec::new();
+        for chunk in &self.chunks {
+            let views = chunk.ema.iter().flat_map(|ema| chunk.split(ema));
+            let names = chunk.parameters.iter().map(|(name, _)| name.clone());
+            averages.extend(names.zip(views));
+        }
+        averages
+    }
+
+    /// The parameters become what their moving averages are, where there are any.
+    pub fn take_averages(&mut self) {
+        tch::no_grad(|| {
+            for chunk in &mut self.chunks {
+                if let Some(ema) = &chunk.ema {
+                    chunk.values.copy_(ema);
+                }
+            }
+        });
     }
 
     /// The moments by parameter: ("NAME/exp_avg", view), ("NAME/exp_avg_sq", view), sorted.
@@ -213,7 +245,7 @@ impl AdamW {
 }
 
 impl Chunk {
-    fn new(mut parameters: Vec<(String, Tensor)>) -> Self {
+    fn new(mut parameters: Vec<(String, Tensor)>, averaged: bool) -> Self {
         let component = component_of(&parameters[0].0);
         let (values, views) = tch::no_grad(|| {
             let flats: Vec<Tensor> = parameters
@@ -231,6 +263,7 @@ impl Chunk {
             component,
             average: values.zeros_like(),
             average_square: values.zeros_like(),
+            ema: averaged.then(|| values.copy()),
             values,
             parameters,
         }

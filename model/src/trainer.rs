@@ -172,15 +172,10 @@ impl Trainer {
     /// Zeroes gradients in place, because the Reducer may hold views of them, and makes those that do not
     /// exist yet.
     pub fn zero_gradients(&mut self) {
-        let missing = self
-            .trained
-            .iter()
-            .filter(|(_, parameter)| !parameter.grad().defined());
-        let terms: Vec<Tensor> = missing
-            .map(|(_, p)| (p * p.zeros_like()).sum(Kind::Float))
-            .collect();
-        if !terms.is_empty() {
-            Tensor::stack(&terms, 0).sum(Kind::Float).backward();
+        let missing = self.trained.iter().map(|(_, parameter)| parameter);
+        // One by one, so that at no time there is more than one copy too many.
+        for parameter in missing.filter(|parameter| !parameter.grad().defined()) {
+            (parameter * parameter.zeros_like()).sum(Kind::Float).backward();
         }
         for (_, parameter) in &self.trained {
             let _ = parameter.grad().zero_();
@@ -278,7 +273,7 @@ impl Trainer {
 
     /// Everything that a checkpoint holds, sorted by name: `weights/NAME` for trained weights,
     /// `optimizer/NAME/exp_avg` and `optimizer/NAME/exp_avg_sq`; where steps may be skipped, `guard/…` with their
-    /// counts. The tensors are the live ones: copy before the next update.
+    /// counts; where the weights are averaged, `ema/NAME`. The tensors are the live ones: copy before the next update.
     #[must_use]
     pub fn state(&self) -> Vec<(String, Tensor)> {
         self.live_state().into_iter().collect()
@@ -291,9 +286,11 @@ impl Trainer {
             .map(|(name, t)| (format!("weights/{name}"), t.detach()));
         let moments = self.optimizer.moments().into_iter();
         let guard = self.guard.state().into_iter();
+        let averages = self.optimizer.averages().into_iter();
         weights
             .chain(moments.map(|(name, tensor)| (format!("optimizer/{name}"), tensor)))
             .chain(guard.map(|(name, tensor)| (format!("guard/{name}"), tensor)))
+            .chain(averages.map(|(name, tensor)| (format!("ema/{name}"), tensor)))
             .collect()
     }
 
@@ -309,6 +306,12 @@ impl Trainer {
         )?;
         self.step = step;
         Ok(())
+    }
+
+    /// The trained weights become what their moving averages are, where the job keeps any: for drawing and exporting, not
+    /// for training on.
+    pub fn take_averages(&mut self) {
+        self.optimizer.take_averages();
     }
 
     /// The model's weights by the file they belong in: `autoencoder`, `text_encoder` and `unet` as

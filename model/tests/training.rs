@@ -260,3 +260,46 @@ fn a_skipped_step_changes_nothing_and_is_remembered_over_a_resume() {
     };
     assert_eq!(weights(&trainer), weights(&straight));
 }
+
+#[test]
+fn the_moving_average_follows_the_weights_and_changes_none() {
+    let mut spec = job(Architecture::Retrinet, 0.01);
+    let mut plain = Trainer::new(&spec, None, Device::Cpu).unwrap();
+    spec.train.ema = Some(0.3);
+    let mut averaged = Trainer::new(&spec, None, Device::Cpu).unwrap();
+    let name = "unet.out.2.weight";
+    let weight = |trainer: &Trainer| state(trainer)[&format!("weights/{name}")].copy();
+    let mut expected = weight(&averaged);
+    for number in 1..=3 {
+        step(&mut plain, number, number, 4);
+        step(&mut averaged, number, number, 4);
+        let n = number as f64;
+        let decay = 0.3f64.min((1.0 + n) / (10.0 + n));
+        expected = expected * decay + weight(&averaged) * (1.0 - decay);
+    }
+    let saved = state(&averaged);
+    let difference = (&saved[&format!("ema/{name}")] - &expected).abs().max();
+    assert!(difference.double_value(&[]) < 1e-6);
+    for (name, tensor) in state(&plain) {
+        assert!(tensor.equal(&saved[&name]), "{name}");
+    }
+    // A resumed average goes on to the same bits.
+    let mut resumed = Trainer::new(&spec, None, Device::Cpu).unwrap();
+    resumed.load_state(&saved, 3).unwrap();
+    step(&mut averaged, 4, 4, 4);
+    step(&mut resumed, 4, 4, 4);
+    assert_eq!(digest(&state(&averaged)), digest(&state(&resumed)));
+    // Whoever draws takes it for the weights.
+    let average = state(&averaged)[&format!("ema/{name}")].copy();
+    assert!(!weight(&averaged).equal(&average));
+    averaged.take_averages();
+    assert!(weight(&averaged).equal(&average));
+    let files = averaged.export();
+    assert!(files["unet"]["out.2.weight"].equal(&average));
+    plain.take_averages();
+    assert_eq!(digest(&state(&plain)), {
+        let mut same = saved;
+        same.retain(|name, _| !name.starts_with("ema/"));
+        digest(&same)
+    });
+}

@@ -243,6 +243,8 @@ pub struct Train {
     pub decay: Decay,
     /// Largest L2 norm of the whole gradient; None: no clipping.
     pub clip: Option<f64>,
+    /// Decay of the weights' moving average; None: there is none.
+    pub ema: Option<f64>,
     /// lambda of equation 3.
     pub face_loss_weight: f64,
     /// How much each noise level counts.

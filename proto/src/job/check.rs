@@ -365,6 +365,7 @@ fn train(raw: &TrainToml, faults: &mut Faults) -> Train {
         warmup: raw.warmup.unwrap_or(0),
         decay: raw.decay.unwrap_or(Decay::Constant),
         clip: raw.clip.filter(|clip| *clip != 0.0),
+        ema: raw.ema.filter(|ema| *ema != 0.0),
         face_loss_weight: raw.face_loss_weight.unwrap_or(1.0),
         loss_weighting: raw.loss_weighting.unwrap_or(LossWeighting::Epsilon),
         precision: raw.precision.unwrap_or(Precision::Fp32),
@@ -388,6 +389,10 @@ fn train(raw: &TrainToml, faults: &mut Faults) -> Train {
         faults.rate(&format!("train.learning_rates.{}", kebab(component)), *rate);
     }
     faults.rate("train.clip", train.clip.unwrap_or(0.0));
+    let ema = train.ema.unwrap_or(0.0);
+    faults.need((0.0..1.0).contains(&ema), "train.ema", || {
+        format!("is {ema}; it must be at least 0 (no average) and below 1, such as 0.9999")
+    });
     faults.rate("train.face_loss_weight", train.face_loss_weight);
     faults.need((1..=256).contains(&train.threads), "train.threads", || {
         format!("is {}; a rank computes with 1 to 256 threads", train.threads)

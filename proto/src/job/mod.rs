@@ -180,6 +180,7 @@ fn train_toml(train: &Train) -> TrainToml {
         warmup: Some(train.warmup),
         decay: Some(train.decay),
         clip: Some(train.clip.unwrap_or(0.0)),
+        ema: Some(train.ema.unwrap_or(0.0)),
         face_loss_weight: Some(train.face_loss_weight),
         loss_weighting: Some(train.loss_weighting),
         precision: Some(train.precision),

@@ -117,6 +117,8 @@ pub(super) struct TrainToml {
     pub(super) decay: Option<Decay>,
     /// Largest gradient norm; 0 turns clipping off.
     pub(super) clip: Option<f64>,
+    /// Decay of the weights' moving average; 0 turns it off.
+    pub(super) ema: Option<f64>,
     pub(super) face_loss_weight: Option<f64>,
     pub(super) loss_weighting: Option<LossWeighting>,
     pub(super) precision: Option<Precision>,

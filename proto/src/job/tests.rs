@@ -84,7 +84,7 @@ fn unknown_keys_get_a_suggestion() {
         "global_batch",
         "globl_batch",
         "job.toml:18: train.globl_batch: unknown field `globl_batch`, expected one of `steps`, `global_batch`, \
-         `micro_batch`, `learning_rate`, `learning_rates`, `warmup`, `decay`, `clip`, `face_loss_weight`, \
+         `micro_batch`, `learning_rate`, `learning_rates`, `warmup`, `decay`, `clip`, `ema`, `face_loss_weight`, \
          `loss_weighting`, `precision`, `on_nonfinite`, `reduction`, `threads`, `digest_every`, \
          `optimizer`; did you mean `global_batch`?",
     );
@@ -279,5 +279,18 @@ fn precision_and_what_happens_to_bad_numbers_are_read_and_slips_are_named() {
         "steps = 100",
         "steps = 100\non_nonfinite = \"ignore\"",
         "job.toml:18: train.on_nonfinite: unknown variant `ignore`, expected `stop` or `skip`",
+    );
+}
+
+#[test]
+fn a_moving_average_is_off_unless_its_decay_is_given() {
+    assert_eq!(read(GOOD).unwrap().train.ema, None);
+    let with = |ema: &str| read(&GOOD.replacen("steps = 100", &format!("steps = 100\nema = {ema}"), 1));
+    assert_eq!(with("0.9999").unwrap().train.ema, Some(0.9999));
+    assert_eq!(with("0").unwrap().train.ema, None);
+    check(
+        "steps = 100",
+        "steps = 100\nema = 1.0",
+        "job.toml:18: train.ema: is 1; it must be at least 0 (no average) and below 1, such as 0.9999",
     );
 }

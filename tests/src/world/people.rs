@@ -231,6 +231,7 @@ fn spec(job: &PlannedJob) -> JobSpec {
         warmup: 0,
         decay: Decay::Constant,
         clip: None,
+        ema: None,
         face_loss_weight: 0.0,
         loss_weighting: LossWeighting::Epsilon,
         precision: Precision::Fp32,

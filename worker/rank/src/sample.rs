@@ -64,6 +64,7 @@ pub(crate) fn sample(rank: &Rank<'_>, spec: &JobSpec, request: &SampleRequest) -
             digest: digest(&tensors),
         });
         trainer.load_state(&tensors, place.step.0)?;
+        trainer.take_averages();
     }
     let loader = rank
         .runtime

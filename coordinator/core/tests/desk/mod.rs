@@ -321,6 +321,7 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
         warmup: 0,
         decay: Decay::Constant,
         clip: None,
+        ema: None,
         face_loss_weight: 0.1,
         loss_weighting: LossWeighting::Epsilon,
         precision: Precision::Fp32,

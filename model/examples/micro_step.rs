@@ -1,0 +1,277 @@
+//! Our side of `make bench-model` (tests/bench/micro_step.py): one training micro-step, timed, each time a line comes in. It
+//! writes the weights and inputs that the other side needs to compute the same. Never a part of a build that ships.
+//!
+//!     micro_step --size small|full [--threads N] [--export DIR | --export-inputs DIR] [--checkpointing COMPONENT,…]
+
+use model::loss::Masks;
+use model::noise::{self, Purpose};
+use model::schedule::NoiseSchedule;
+use model::trainer::Trainer;
+use model::weights::{self, NamedTensors, Storage};
+use model_data::example::{Concept, Example, Reference};
+use model_data::prompt::Prompts;
+use proto::layout::UNetLayout;
+use proto::spec::JobSpec;
+use serde_json::json;
+use std::error::Error;
+use std::io::{BufRead, Write};
+use std::path::Path;
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+
+const CONCEPTS: [Concept; 3] = [Concept::Face, Concept::Clothes, Concept::Figure];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().collect();
+    let option = |name: &str| {
+        let at = arguments.iter().position(|it| it == name)?;
+        arguments.get(at + 1).map(String::as_str)
+    };
+    let threads: i32 = option("--threads").unwrap_or("1").parse()?;
+    tch::set_num_threads(threads);
+    let (spec, micro_batch) = job(option("--size").unwrap_or("small"), option("--checkpointing"))?;
+    let mut trainer = Trainer::new(&spec, None, Device::Cpu)?;
+    no_zeros(&trainer);
+    let examples: Vec<Example> = (0..micro_batch).map(|n| example(&spec, n)).collect();
+    if let Some(folder) = option("--export") {
+        export(&trainer, Path::new(folder))?;
+    }
+    if let Some(folder) = option("--export").or(option("--export-inputs")) {
+        let path = Path::new(folder).join("inputs.safetensors");
+        weights::write(&path, &inputs(&spec, &examples), Storage::Float32)?;
+    }
+    say(&facts(&spec, &trainer))?;
+    for (line, step) in std::io::stdin().lock().lines().zip(1..) {
+        line?;
+        say(&micro_step(&mut trainer, &examples, step)?)?;
+    }
+    Ok(())
+}
+
+fn say(value: &serde_json::Value) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{value}")?;
+    out.flush()
+}
+
+/// The sizes of the demo and of the paper, the second with one target and four references at 384 pixels.
+fn job(size: &str, checkpointing: Option<&str>) -> Result<(JobSpec, u32), Box<dyn Error>> {
+    let (size, resolution, micro_batch) = match size {
+        "small" => ("small", 64, 8),
+        "full" => ("sd15", 384, 1),
+        other => return Err(format!("size is {other}; it must be small or full").into()),
+    };
+    let components: Vec<String> = checkpointing
+        .into_iter()
+        .flat_map(|list| list.split(','))
+        .map(|component| format!("\"{component}\""))
+        .collect();
+    let text = format!(
+        "name = \"bench\"\n[data]\ndataset = \"file:///none\"\nresolution = {resolution}\nreferences = 4\n\
+         [model]\narchitecture = \"retrinet\"\nsize = \"{size}\"\nactivation_checkpointing = [{}]\n\
+         [train]\nsteps = 1000\nglobal_batch = {micro_batch}\nmicro_batch = {micro_batch}\nlearning_rate = 1e-4\n",
+        components.join(", ")
+    );
+    Ok((
+        proto::job::parse("the bench's own job", &text, None)?,
+        micro_batch,
+    ))
+}
+
+/// Matrices that begin as zeros would hide whatever lies behind them.
+fn no_zeros(trainer: &Trainer) {
+    let files = trainer.export();
+    let zeros = files
+        .values()
+        .flat_map(NamedTensors::values)
+        .filter(|tensor| tensor.dim() > 1 && tensor.count_nonzero(None).int64_value(&[]) == 0);
+    for tensor in zeros {
+        let count = tensor.numel() as i64;
+        let values = (Tensor::arange(count, (Kind::Float, Device::Cpu)) * 0.7).sin() * 0.02;
+        tensor
+            .shallow_clone()
+            .copy_(&values.view(tensor.size().as_slice()));
+    }
+}
+
+/// Patches of colour, and words that differ by example.
+fn example(spec: &JobSpec, n: u32) -> Example {
+    let side = spec.data.resolution;
+    let picture = |seed: u32| {
+        image::RgbImage::from_fn(side, side, |x, y| {
+            let mut bits = (x / 4).wrapping_mul(73_856_093)
+                ^ (y / 4).wrapping_mul(19_349_663)
+                ^ seed.wrapping_mul(83_492_791);
+            bits = (bits ^ (bits >> 13)).wrapping_mul(0x5bd1_e995);
+            image::Rgb([(bits >> 16) as u8, (bits >> 8) as u8, bits as u8])
+        })
+    };
+    let reference = |slot: u32| Reference {
+        picture: picture(n * 8 + slot + 1),
+        concept: CONCEPTS[slot as usize % CONCEPTS.len()],
+        position: u64::from(n),
+    };
+    Example {
+        position: u64::from(n),
+        target: picture(n * 8),
+        target_mask: image::GrayImage::from_pixel(side, side, image::Luma([255])),
+        face_mask: image::GrayImage::from_fn(side, side, |x, y| {
+            image::Luma([if x.max(y) < side / 3 { 255 } else { 0 }])
+        }),
+        references: (0..spec.data.references).map(reference).collect(),
+        prompt: format!("1girl, number_{n}, smile"),
+        timestep: 40 + 60 * (n % 16),
+        noise_seed: u64::from(n) + 1,
+    }
+}
+
+/// Every weight by file; what only a RetriNet has goes together, under full names.
+fn export(trainer: &Trainer, folder: &Path) -> Result<(), Box<dyn Error>> {
+    let mut own = NamedTensors::new();
+    for (component, tensors) in trainer.export() {
+        if ["autoencoder", "text_encoder", "unet"].contains(&component.as_str()) {
+            let path = folder.join(format!("{component}.safetensors"));
+            weights::write(&path, &tensors, Storage::Float32)?;
+        } else {
+            let named = tensors.into_iter();
+            own.extend(named.map(|(name, tensor)| (format!("{component}.{name}"), tensor)));
+        }
+    }
+    Ok(weights::write(
+        &folder.join("retrinet.safetensors"),
+        &own,
+        Storage::Float32,
+    )?)
+}
+
+/// What the trainer makes of the examples, for the other side; whole numbers as floats.
+fn inputs(spec: &JobSpec, examples: &[Example]) -> NamedTensors {
+    let mut inputs = pictures(spec, examples);
+    inputs.extend(words(spec, examples));
+    inputs.extend(noises(spec, examples));
+    let named = inputs.into_iter();
+    named.map(|(name, tensor)| (name.to_owned(), tensor)).collect()
+}
+
+fn pictures(spec: &JobSpec, examples: &[Example]) -> Vec<(&'static str, Tensor)> {
+    let side = i64::from(spec.data.resolution);
+    let shown = examples.iter().flat_map(|example| &example.references);
+    let targets = examples.iter().map(|example| &example.target);
+    let pictures = targets.chain(shown.map(|reference| &reference.picture));
+    let bytes: Vec<u8> = pictures.flat_map(|it| it.as_raw().iter().copied()).collect();
+    let pictures = Tensor::from_slice(&bytes)
+        .view([-1, side, side, 3])
+        .permute([0, 3, 1, 2]);
+    let mask = |pick: fn(&Example) -> &image::GrayImage| {
+        let masks = examples.iter().map(pick);
+        let bytes: Vec<u8> = masks.flat_map(|mask| mask.as_raw().iter().copied()).collect();
+        let mask = Tensor::from_slice(&bytes).view([-1, 1, side, side]);
+        mask.to_kind(Kind::Float) / 255.0
+    };
+    let masks = Masks::at_latents(
+        &mask(|example| &example.target_mask),
+        &mask(|example| &example.face_mask),
+        i64::from(spec.model.autoencoder.factor()),
+    );
+    vec![
+        ("pictures", pictures.to_kind(Kind::Float) / 127.5 - 1.0),
+        ("target_mask", masks.target),
+        ("face_mask", masks.face),
+    ]
+}
+
+fn words(spec: &JobSpec, examples: &[Example]) -> Vec<(&'static str, Tensor)> {
+    let prompts = Prompts::new(spec.model.text_encoder.tokens);
+    let ids = |texts: &[&str]| {
+        let ids = texts.iter().flat_map(|text| prompts.ids(text));
+        let ids: Vec<f32> = ids.map(|id| id as f32).collect();
+        Tensor::from_slice(&ids).view([texts.len() as i64, -1])
+    };
+    let texts: Vec<&str> = examples.iter().map(|example| example.prompt.as_str()).collect();
+    let shown = examples.iter().flat_map(|example| &example.references);
+    let place = |reference: &Reference| CONCEPTS.iter().position(|it| *it == reference.concept);
+    let index: Vec<f32> = shown
+        .map(|reference| place(reference).unwrap_or_default() as f32)
+        .collect();
+    vec![
+        ("prompt_ids", ids(&texts)),
+        ("word_ids", ids(&CONCEPTS.map(Concept::word))),
+        ("word_index", Tensor::from_slice(&index)),
+    ]
+}
+
+fn noises(spec: &JobSpec, examples: &[Example]) -> Vec<(&'static str, Tensor)> {
+    let autoencoder = &spec.model.autoencoder;
+    let side = i64::from(spec.data.resolution / autoencoder.factor());
+    let latent = [i64::from(autoencoder.latent_channels), side, side];
+    let seeds: Vec<u64> = examples.iter().map(|example| example.noise_seed).collect();
+    let schedule = NoiseSchedule::default();
+    let column = |value: &dyn Fn(&Example) -> f64| {
+        let values: Vec<f32> = examples.iter().map(|it| value(it) as f32).collect();
+        Tensor::from_slice(&values)
+    };
+    let mix = |example: &Example| schedule.mix(example.timestep as usize);
+    let noise = noise::normal(&seeds, Purpose::Target, &latent, Device::Cpu);
+    vec![
+        ("noise", noise),
+        ("signal", column(&|it| mix(it).0).view([-1, 1, 1, 1])),
+        ("level", column(&|it| mix(it).1).view([-1, 1, 1, 1])),
+        ("timesteps", column(&|it| f64::from(it.timestep))),
+    ]
+}
+
+fn facts(spec: &JobSpec, trainer: &Trainer) -> serde_json::Value {
+    let trained: usize = trainer.parameters().iter().map(|(_, it)| it.numel()).sum();
+    let layout = UNetLayout::from(&spec.model.unet);
+    let widths: Vec<i64> = layout
+        .input_levels()
+        .into_iter()
+        .map(|level| layout.widths[level])
+        .collect();
+    json!({
+        "trained": trained,
+        "unet": spec.model.unet,
+        "widths": widths,
+        "autoencoder": spec.model.autoencoder,
+        "text_encoder": spec.model.text_encoder,
+        "learning_rate": spec.train.learning_rate,
+        "memory_bytes": memory("VmRSS:"),
+    })
+}
+
+fn micro_step(
+    trainer: &mut Trainer,
+    examples: &[Example],
+    step: u64,
+) -> Result<serde_json::Value, Box<dyn Error>> {
+    let begun = Instant::now();
+    trainer.zero_gradients();
+    let loss = trainer.forward(examples, examples.len() as u32)?;
+    let forward = begun.elapsed().as_secs_f64();
+    loss.loss.f_backward()?;
+    let backward = begun.elapsed().as_secs_f64();
+    trainer.update(step)?;
+    let seconds = begun.elapsed().as_secs_f64();
+    Ok(json!({
+        "loss": loss.total,
+        "seconds": seconds,
+        "forward": forward,
+        "backward": backward - forward,
+        "optimizer": seconds - backward,
+        "peak_memory_bytes": memory("VmHWM:"),
+    }))
+}
+
+/// A line of this process's memory, in bytes; 0 where the kernel does not tell.
+fn memory(line: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kibibytes = status.lines().find_map(|it| {
+        it.strip_prefix(line)?
+            .trim()
+            .strip_suffix("kB")?
+            .trim()
+            .parse::<u64>()
+            .ok()
+    });
+    kibibytes.unwrap_or_default() * 1024
+}
