@@ -5,6 +5,7 @@ use model_data::figure::{Similar, SynthesizeOptions, identities};
 use model_data::writer::{DatasetWriter, WriteOptions};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry};
 use proto::id::{Generation, JobId, Step};
+use proto::ledger::Tip;
 use proto::message::Work;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -39,6 +40,7 @@ pub(crate) fn job_record(id: &str) -> JobRecord {
         dataset_version: "0".repeat(64),
         work: Work::Train,
         submitted_ms: 5,
+        ledger: Tip::begin(&JobId(id.into()), "", ""),
         paused: false,
         workers: None,
         generation: Generation(0),

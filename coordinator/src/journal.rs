@@ -118,6 +118,16 @@ impl Journal {
             .collect()
     }
 
+    /// See [`StateStore::ledger`].
+    pub(crate) async fn ledger(
+        &self,
+        job: &JobId,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<String>, StateError> {
+        self.store.ledger(job, from, limit).await
+    }
+
     /// Up to `limit` lines of `job` from line number `from` on, in order, with their numbers.
     pub(crate) async fn logs(
         &self,

@@ -90,6 +90,22 @@ impl ControlService {
         }
     }
 
+    async fn send_ledger(&self, job: &JobId, to: &Sender<pb::LedgerLine>) -> Result<(), Status> {
+        let mut from = 0;
+        loop {
+            let lines = self.journal.ledger(job, from, PAGE).await.map_err(unreadable)?;
+            if lines.is_empty() {
+                return Ok(());
+            }
+            from += lines.len() as u64;
+            for json in lines {
+                if to.send(Ok(pb::LedgerLine { json })).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
     /// With `follow`, goes on until the job is over and everything it said has been sent.
     async fn send_logs(
         &self,
@@ -172,6 +188,7 @@ where
 impl pb::control_server::Control for ControlService {
     type WatchJobStream = Replies<pb::JobView>;
     type ListStepsStream = Replies<pb::StepReport>;
+    type ListLedgerStream = Replies<pb::LedgerLine>;
     type LogsStream = Replies<pb::LogLine>;
 
     async fn submit(&self, request: Request<pb::SubmitRequest>) -> Result<Response<pb::SubmitReply>, Status> {
@@ -339,6 +356,17 @@ impl pb::control_server::Control for ControlService {
         Ok(stream(
             |sender| async move { service.send_steps(&job, &sender).await },
         ))
+    }
+
+    async fn list_ledger(
+        &self,
+        request: Request<pb::JobRequest>,
+    ) -> Result<Response<Self::ListLedgerStream>, Status> {
+        let (job, _) = self.job(&request.into_inner().job).await?;
+        let service = self.clone();
+        Ok(stream(|sender| async move {
+            service.send_ledger(&job, &sender).await
+        }))
     }
 
     async fn logs(&self, request: Request<pb::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {

@@ -64,6 +64,12 @@ pub(crate) fn job_view(
             Work::Sample(request) => Some(request.into()),
         },
         restarts: record.restarts,
+        ledger: Some(pb::LedgerTip {
+            entries: record.ledger.entries,
+            hash: record.ledger.hash.clone(),
+            generation: record.ledger.generation.0,
+            step: record.ledger.step.0,
+        }),
     }
 }
 

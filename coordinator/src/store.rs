@@ -7,6 +7,7 @@
 //! | `counters` | JSON of `Counters` |
 //! | `drained` | JSON: names of drained workers |
 //! | `job/<id>` | JSON of `JobRecord` |
+//! | `ledger/<job>/<number>` | JSON of `proto::ledger::Entry` |
 //! | `last/<job>` | protobuf `StepReport`: the newest step seen |
 //! | `steps/<job>/<step>` | protobuf `StepReport` |
 //! | `logs/<job>/<number>` | protobuf `LogLine` |
@@ -126,16 +127,24 @@ impl StateStore {
     /// Makes these records durable, together. Returns only when a crash cannot lose them.
     pub(crate) async fn save(&self, records: &[Record]) -> Result<(), StateError> {
         let mut batch = WriteBatch::new();
-        for record in records {
-            let (key, json) = match record {
-                Record::Counters(counters) => (COUNTERS_KEY.to_owned(), serde_json::to_vec(counters)),
-                Record::Drained(names) => (DRAINED_KEY.to_owned(), serde_json::to_vec(names)),
-                Record::Job(job) => (format!("{JOB_PREFIX}{}", job.id), serde_json::to_vec(job)),
-            };
+        let mut put = |key: String, json: serde_json::Result<Vec<u8>>| {
             batch.put(
                 key,
                 json.expect("records are plain tables, lists and finite numbers"),
             );
+        };
+        for record in records {
+            match record {
+                Record::Counters(counters) => put(COUNTERS_KEY.to_owned(), serde_json::to_vec(counters)),
+                Record::Drained(names) => put(DRAINED_KEY.to_owned(), serde_json::to_vec(names)),
+                Record::Job(job) => put(format!("{JOB_PREFIX}{}", job.id), serde_json::to_vec(job)),
+                Record::Ledger { job, entries } => {
+                    for entry in entries {
+                        let key = format!("{}{}", ledger_prefix(job), ordered(entry.number));
+                        put(key, serde_json::to_vec(entry));
+                    }
+                }
+            }
         }
         let save = async {
             let write = self.db.write(batch).await?;
@@ -178,6 +187,20 @@ impl StateStore {
             entries.push((String::from_utf8_lossy(&entry.key).into_owned(), entry.value));
         }
         Ok(entries)
+    }
+
+    /// Up to `limit` entries of a job's ledger from number `from` on, as they were written.
+    pub(crate) async fn ledger(
+        &self,
+        job: &JobId,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<String>, StateError> {
+        let entries = self
+            .scan(&ledger_prefix(job), ordered(from).into_bytes(), limit)
+            .await?;
+        let text = |(_, bytes): (String, bytes::Bytes)| String::from_utf8_lossy(&bytes).into_owned();
+        Ok(entries.into_iter().map(text).collect())
     }
 
     /// The newest step of every job that ever finished one.
@@ -245,6 +268,11 @@ pub(crate) fn last_key(job: &JobId) -> String {
 /// Followed by the step as [`ordered`] writes it.
 pub(crate) fn steps_prefix(job: &JobId) -> String {
     format!("steps/{job}/")
+}
+
+/// Followed by the entry's number as [`ordered`] writes it.
+pub(crate) fn ledger_prefix(job: &JobId) -> String {
+    format!("ledger/{job}/")
 }
 
 /// Followed by the line's number as [`ordered`] writes it.

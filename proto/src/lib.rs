@@ -1,7 +1,7 @@
 //! The contract: what coordinator, workers, ranks and people say to each other. No I/O.
 //!
 //! Read in this order: ids, what a job is ([`spec`], [`job`]), what processes say ([`message`], [`wire`]), what lies in
-//! object storage ([`dataset`], [`checkpoint`]), what networks are built from ([`layout`], [`public`]), how daemons
+//! object storage ([`dataset`], [`checkpoint`]), what proves it ([`ledger`]), what networks are built from ([`layout`], [`public`]), how daemons
 //! read their settings ([`settings`]).
 
 pub mod checkpoint;
@@ -9,10 +9,12 @@ pub mod dataset;
 pub mod id;
 pub mod job;
 pub mod layout;
+pub mod ledger;
 pub mod message;
 pub mod place;
 pub mod public;
 pub mod settings;
+pub mod share;
 pub mod size;
 pub mod spec;
 pub mod wire;

@@ -68,6 +68,12 @@ fn check(fault: impl FnOnce(&mut Cluster) -> Result<()>, restarts: u32) -> Resul
         expected,
         "the weights differ from those of an undisturbed run"
     );
+    let audit = cluster.json(&["audit", &id])?;
+    assert_eq!(
+        (&audit["clean"], &audit["steps"]),
+        (&true.into(), &40.into()),
+        "{audit}"
+    );
     cluster.stop()
 }
 
@@ -125,6 +131,13 @@ fn a_job_is_paused_and_a_worker_drained_without_a_trace() -> Result<()> {
     let view = cluster.wait_done(&id)?;
     assert_eq!((view.restarts, view.incidents.len()), (0, 0), "{view:?}");
     assert_eq!(digest(&cluster, &id)?, expected);
+    let audit = cluster.json(&["audit", &id])?;
+    assert_eq!(
+        (&audit["clean"], &audit["steps"]),
+        (&true.into(), &40.into()),
+        "{audit}"
+    );
+    assert_eq!(audit["superseded_steps"], 0, "{audit}");
     cluster.ok(&["undrain", &worker])?;
     cluster.stop()
 }
@@ -138,6 +151,54 @@ fn a_job_moves_to_another_worker_when_its_own_is_lost() -> Result<()> {
     cluster.kill_worker(if name == Some("w1") { 0 } else { 1 })?;
     let view = cluster.wait_done(&id)?;
     assert_eq!(view.restarts, 1, "{view:?}");
+    Ok(())
+}
+
+/// The ledger's proof, and what it says of one sample: as often a target as there were epochs, or once more.
+fn who_saw_what(cluster: &Cluster, id: &str) -> Result<()> {
+    let audit = cluster.json(&["audit", id])?;
+    assert_eq!(audit["clean"], true, "{audit}");
+    assert_eq!(audit["findings"], serde_json::json!([]), "{audit}");
+    assert!(cluster.ok(&["audit", id])?.contains("every step counts once"));
+    let epochs = audit["whole_epochs"].as_u64().context("whole_epochs")?;
+    assert_eq!(
+        audit["digests"], 10,
+        "both ranks agreed every four steps: {audit}"
+    );
+    assert_ne!(audit["checkpoints_compared"], 0, "{audit}");
+    // Some characters are held out; the first picture of one that is not.
+    let ask = |character| {
+        let sample = format!("{character:05}-00-000");
+        cluster.json(&["provenance", id, "--sample", &sample])
+    };
+    let answers = (0..4).map(ask).collect::<Result<Vec<Value>>>()?;
+    let seen = answers
+        .iter()
+        .find(|it| it["trained_on"] == true)
+        .context("a trained sample")?;
+    let held_out = answers.iter().filter(|it| it["trained_on"] == false);
+    assert!(
+        held_out.clone().all(|it| it["seen"] == serde_json::json!([])),
+        "{answers:?}"
+    );
+    assert_eq!(held_out.count(), 1, "{answers:?}");
+    let sights = seen["seen"].as_array().context("seen")?;
+    let targets = sights.iter().filter(|it| it["as"] == "target").count() as u64;
+    assert!(
+        targets == epochs || targets == epochs + 1,
+        "{targets} of {epochs}: {seen}"
+    );
+    assert!(sights.iter().any(|it| it["as"] == "reference"), "{seen}");
+    assert!(
+        sights
+            .iter()
+            .all(|it| it["generation"] == 1 && it["rank"].as_u64() < Some(2)),
+        "{seen}"
+    );
+    let unknown = cluster
+        .run(&["provenance", id, "--sample", "nobody"])?
+        .failure()?;
+    assert!(unknown.contains("there is no sample \"nobody\""), "{unknown}");
     Ok(())
 }
 
@@ -170,6 +231,7 @@ fn the_whole_path_from_job_to_pictures() -> Result<()> {
     let described = cluster.json(&["describe", &id])?;
     assert_eq!(described["curve"]["steps"], 40, "{described}");
     assert!(cluster.ok(&["describe", &id])?.contains("40/40"));
+    who_saw_what(&cluster, &id)?;
 
     its_ranks_are_heard(&cluster, &id)?;
     checkpoints_are_whole(&cluster, &id)?;

@@ -104,8 +104,10 @@ pub(crate) fn answered(
         writing.error = error;
         return false;
     }
+    let world = writing.manifest.shards.len();
     job.writing = None;
     job.record.checkpoints.push(checkpoint);
+    job.ledger_commit(world, checkpoint.step);
     job.record.fruitless = 0;
     // What still waits to be written has its time from now on.
     job.live.finished_at = None;

@@ -4,6 +4,7 @@
 
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
+use proto::ledger::{Entry, Tip};
 use proto::message::{DesiredState, SampleRequest, StepReport, Work, WorkerReport};
 use proto::spec::JobSpec;
 use serde::{Deserialize, Serialize};
@@ -109,6 +110,11 @@ pub enum Record {
     /// Names of all workers that are drained.
     Drained(BTreeSet<String>),
     Job(Box<JobRecord>),
+    /// Entries to add to the job's ledger; its record of the same save names the last of them.
+    Ledger {
+        job: JobId,
+        entries: Vec<Entry>,
+    },
 }
 
 /// Everything a restart needs. `restore(durable)` is the whole recovery.
@@ -126,6 +132,8 @@ impl Durable {
         match record {
             Record::Counters(counters) => self.counters = counters,
             Record::Drained(drained) => self.drained = drained,
+            // A restart needs only where each ledger ends, which the job's record says.
+            Record::Ledger { .. } => {}
             Record::Job(job) => {
                 self.jobs.insert(job.id.clone(), *job);
             }
@@ -154,6 +162,8 @@ pub struct JobRecord {
     /// The newest generation that was ever formed; the next is one higher, for ever.
     pub generation: Generation,
     pub phase: JobPhase,
+    /// Where its ledger ends.
+    pub ledger: Tip,
     /// Committed checkpoints that still exist, oldest first.
     pub checkpoints: Vec<CheckpointRef>,
     /// Generations that ended without a new commit since the last commit.

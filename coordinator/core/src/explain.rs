@@ -27,6 +27,10 @@ pub(crate) enum Ending {
         rank: Rank,
         worker: WorkerId,
     },
+    /// Ranks that should hold the same weights do not; says who differs.
+    WeightsDisagree {
+        what: String,
+    },
     /// Shards of one checkpoint that cannot belong together.
     ShardsDisagree {
         step: Step,
@@ -50,7 +54,10 @@ const WORDS_MAX: usize = 600;
 impl Ending {
     /// True when no other generation would do better.
     pub(crate) fn is_permanent(&self) -> bool {
-        matches!(self, Self::RankFailed { permanent: true, .. })
+        matches!(
+            self,
+            Self::RankFailed { permanent: true, .. } | Self::WeightsDisagree { .. }
+        )
     }
 
     /// True when this only tells that somebody else is gone: the news of a victim, not of the culprit.
@@ -90,6 +97,7 @@ impl fmt::Display for Ending {
             Self::RankMissing { rank, worker } => {
                 write!(f, "worker {worker} is up but does not run rank {rank}")
             }
+            Self::WeightsDisagree { what } => f.write_str(what),
             Self::ShardsDisagree { step, what } => write!(f, "the shards of step {step} disagree: {what}"),
             Self::ManifestRefused {
                 step,

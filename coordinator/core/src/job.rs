@@ -5,6 +5,7 @@ use crate::commit::Writing;
 use crate::deadline::Deadlines;
 use crate::event::{FRUITLESS_MAX, Fact, INCIDENTS_MAX, Incident, JobPhase, JobRecord, Member, Millis};
 use crate::explain::Ending;
+use crate::ledger::Ledger;
 use crate::live::Live;
 use crate::outbox::Outbox;
 use crate::report::runs;
@@ -18,6 +19,7 @@ pub(crate) struct Job {
     /// The number at the end of the id: submit order.
     pub(crate) number: u64,
     pub(crate) live: Live,
+    pub(crate) ledger: Ledger,
     /// The manifest that is on its way. No new generation is formed before its fate is known.
     pub(crate) writing: Option<Writing>,
     /// While it is queued: until then it would rather have all workers it can use.
@@ -75,7 +77,11 @@ impl Job {
             .rev()
             .find(|c| c.generation < record.generation)
             .copied();
-        let live = Live::new(members, resume, now);
+        let mut live = Live::new(members, resume, now);
+        // What its ledger holds of the running generation need not be heard again.
+        if record.ledger.generation == record.generation {
+            live.acknowledged = live.acknowledged.max(record.ledger.step);
+        }
         let number = record
             .id
             .0
@@ -84,6 +90,7 @@ impl Job {
             .and_then(|digits| digits.parse().ok())
             .unwrap_or(0);
         Self {
+            ledger: Ledger::new(record.ledger.clone()),
             record,
             number,
             live,
@@ -352,7 +359,7 @@ impl Job {
             store_address: self.live.store_address.clone(),
             resume: self.live.resume,
             store_url: store_url.to_owned(),
-            acknowledged_step: self.live.acknowledged,
+            acknowledged_step: self.ledgered(),
             committed_step: self.committed(),
             halt: self.live.halt.is_some(),
             detect_within_ms,

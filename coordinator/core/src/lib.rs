@@ -15,6 +15,7 @@ mod fleet;
 mod halt;
 mod invariant;
 mod job;
+mod ledger;
 mod live;
 mod outbox;
 mod placement;
@@ -63,6 +64,8 @@ pub struct Coordinator {
     /// Names of workers that get nothing new and lose what they have.
     drained: BTreeSet<String>,
     solved: Solved,
+    /// When entries of ledgers were last saved.
+    ledgered: Millis,
     /// Oddities that were noted, by worker and sort.
     noted: BTreeSet<(WorkerId, &'static str)>,
 }
@@ -99,6 +102,7 @@ impl Coordinator {
             fleet,
             drained: durable.drained,
             solved: None,
+            ledgered: 0,
             noted: BTreeSet::new(),
         }
     }
@@ -152,6 +156,7 @@ impl Coordinator {
         self.expire(&mut outbox);
         self.tend_jobs(&mut outbox);
         self.place(&mut outbox);
+        self.write_ledgers(&mut outbox);
         invariant::check(self);
         self.conclude(outbox)
     }
@@ -183,6 +188,12 @@ impl Coordinator {
             .values()
             .filter_map(next)
             .chain(self.fleet.next_deadline())
+            .chain(
+                self.jobs
+                    .values()
+                    .any(Job::has_ledger_pending)
+                    .then(|| self.deadlines.ledger(self.ledgered)),
+            )
             .min()
     }
 
@@ -257,6 +268,10 @@ impl Coordinator {
         if news.for_all {
             job.tell_members(outbox);
         }
+        for step in &news.steps {
+            job.ledger_step(step);
+        }
+        let disagreement = job.ledger_digests(report.rank, &report.digests);
         for step in news.steps {
             let (job, generation) = (report.job.clone(), report.generation);
             outbox.note(Fact::Stepped {
@@ -268,7 +283,7 @@ impl Coordinator {
         for oddity in news.oddities {
             self.ignore(worker, &oddity, outbox);
         }
-        failure(worker, report)
+        disagreement.or_else(|| failure(worker, report))
     }
 
     fn ignore(&mut self, worker: &WorkerId, oddity: &Oddity, outbox: &mut Outbox) {
@@ -294,6 +309,22 @@ impl Coordinator {
                 checkpoint,
             });
             self.retain(id, outbox);
+        }
+    }
+
+    /// Saves the entries of ledgers that are new, if the last save of that kind is a while ago or the job is saved anyway.
+    fn write_ledgers(&mut self, outbox: &mut Outbox) {
+        let due = self.deadlines.ledger(self.ledgered) <= outbox.now;
+        for (id, job) in &mut self.jobs {
+            if !(due || outbox.save.contains(id)) {
+                continue;
+            }
+            if let Some(record) = job.take_ledger() {
+                outbox.ledgers.push(record);
+                outbox.save.insert(id.clone());
+                job.tell_members(outbox);
+                self.ledgered = outbox.now;
+            }
         }
     }
 
@@ -370,6 +401,7 @@ impl Coordinator {
         let mut records: Vec<Record> = jobs
             .map(|job| Record::Job(Box::new(job.record.clone())))
             .collect();
+        records.append(&mut outbox.ledgers);
         if outbox.save_drained {
             records.insert(0, Record::Drained(self.drained.clone()));
         }

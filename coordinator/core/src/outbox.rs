@@ -18,6 +18,8 @@ pub(crate) struct Outbox {
     pub(crate) save: BTreeSet<JobId>,
     pub(crate) save_counters: bool,
     pub(crate) save_drained: bool,
+    /// New entries of ledgers.
+    pub(crate) ledgers: Vec<Record>,
     /// Names of workers whose desired state may have changed, or who reported and are answered.
     pub(crate) tell: BTreeSet<String>,
     manifests: Vec<CheckpointManifest>,
@@ -36,6 +38,7 @@ impl Outbox {
             save: BTreeSet::new(),
             save_counters: false,
             save_drained: false,
+            ledgers: Vec::new(),
             tell: BTreeSet::new(),
             manifests: Vec::new(),
             replies: Vec::new(),

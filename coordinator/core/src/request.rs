@@ -6,6 +6,7 @@ use crate::job::Job;
 use crate::outbox::Outbox;
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId};
+use proto::ledger::Tip;
 use proto::message::{SampleRequest, Work};
 use proto::spec::{Architecture, JobSpec, Resources};
 
@@ -124,6 +125,7 @@ impl Coordinator {
     ) -> JobId {
         self.counters.jobs += 1;
         let id = JobId(format!("{}-{}", spec.name, self.counters.jobs));
+        let ledger = Tip::begin(&id, &dataset_version, &job_toml);
         let record = JobRecord {
             id: id.clone(),
             spec,
@@ -131,6 +133,7 @@ impl Coordinator {
             dataset_version,
             work,
             submitted_ms: outbox.wall,
+            ledger,
             paused: false,
             workers: None,
             generation: Generation(0),

@@ -19,6 +19,7 @@ pub(crate) fn job(view: &pb::JobView) -> Value {
         "members": view.members.iter().map(member).collect::<Vec<_>>(),
         "incidents": view.incidents.iter().map(incident).collect::<Vec<_>>(),
         "restarts": view.restarts,
+        "ledger_entries": view.ledger.as_ref().map(|it| it.entries),
         "submitted_ms": view.submitted_ms,
         "ended_ms": (view.ended_ms != 0).then_some(view.ended_ms),
         "store_url": view.store_url,

@@ -1,6 +1,8 @@
 //! The command line. One file per group of commands; each reads its arguments, asks the coordinator or the
 //! object store, and prints a table for people or JSON for programs. Nothing here is used by `serve`.
 
+mod audit;
+mod book;
 mod checkpoint;
 mod client;
 mod control;
@@ -11,6 +13,7 @@ mod job;
 mod json;
 mod logs;
 mod preview;
+mod provenance;
 mod reference;
 mod sample;
 mod submit;
@@ -77,6 +80,10 @@ pub(crate) enum Command {
     Logs(logs::LogsArgs),
     /// Say what a job waits for right now, and what would let it go on
     Why { job: String },
+    /// Replay a job's ledger against its data set; exit code 0 only if all is proved
+    Audit { job: String },
+    /// Tell in which steps, generations and on which ranks a sample was seen
+    Provenance(provenance::ProvenanceArgs),
     /// Stop a job for good; its checkpoints stay
     Cancel { job: String },
     /// Let a job leave its workers, with a checkpoint of the step it is at; returns when it has
@@ -121,6 +128,8 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<Outcome> {
         Command::Watch { job } => watch::watch(global, &job).await,
         Command::Logs(args) => logs::logs(global, &args).await,
         Command::Why { job } => why::why(global, &job).await,
+        Command::Audit { job } => audit::audit(global, &job).await,
+        Command::Provenance(args) => provenance::provenance(global, &args).await,
         Command::Cancel { job } => job::cancel(global, &job).await,
         Command::Pause(args) => control::pause(global, &args).await,
         Command::Resume { job } => control::resume(global, &job).await,

@@ -60,6 +60,7 @@ impl TinyJob {
              global_batch = 4\n\
              micro_batch = 2\n\
              learning_rate = 1e-3\n\
+             digest_every = 4\n\
              [checkpoint]\n\
              every = {checkpoint_every}\n\
              keep = 2\n"

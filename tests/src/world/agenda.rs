@@ -21,6 +21,10 @@ pub(crate) enum Happening {
     },
 
     CoordinatorStart,
+    /// A coordinator whose place another took ends.
+    FormerDies {
+        boot: u64,
+    },
     CoordinatorWake {
         boot: u64,
     },

@@ -23,10 +23,18 @@ pub enum Bug {
     KillIgnored,
     /// One rank takes the micro-batches of another.
     WrongShare,
+    /// Now and then entries of a ledger are reported saved and are not.
+    LedgerLost,
+    /// A coordinator whose place another took still saves.
+    SavesUnfenced,
+    /// A coordinator whose place another took still writes manifests.
+    ManifestsUnfenced,
+    /// A drained worker's name is not saved.
+    DrainForgotten,
 }
 
 impl Bug {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 14] = [
         Self::SendOnce,
         Self::SameBoot,
         Self::ShardBeforeWritten,
@@ -37,5 +45,9 @@ impl Bug {
         Self::GenerationsMixed,
         Self::KillIgnored,
         Self::WrongShare,
+        Self::LedgerLost,
+        Self::SavesUnfenced,
+        Self::ManifestsUnfenced,
+        Self::DrainForgotten,
     ];
 }

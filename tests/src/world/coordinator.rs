@@ -48,6 +48,14 @@ impl CoordinatorHost {
         }
     }
 
+    /// Another process, which takes the place of this one.
+    pub(crate) fn after(former: &Self) -> Self {
+        Self {
+            boot: former.boot,
+            ..Self::new(former.stopped)
+        }
+    }
+
     pub(crate) fn is_up(&self) -> bool {
         self.machine.is_some()
     }
@@ -96,6 +104,9 @@ impl World {
         self.coordinator.stalled_until = 0;
         self.requests.clear();
         for node in 0..self.nodes.len() {
+            if self.nodes[node].linked_to != self.coordinator.boot {
+                continue;
+            }
             let delay = self.dice.between(1, 50);
             self.break_link(node, delay);
         }
@@ -162,8 +173,12 @@ impl World {
         }
         for effect in effects {
             self.trace.line(self.now, || format!("coordinator -> {effect:?}"));
+            if self.fenced && self.is_refused(&effect) {
+                self.coordinator.machine = None;
+                return;
+            }
             self.perform(effect);
-            if self.is_rough() && self.dice.chance(self.plan.noise.crash_between_effects) {
+            if !self.fenced && self.is_rough() && self.dice.chance(self.plan.noise.crash_between_effects) {
                 let down_ms = self.dice.between(10, 2_000);
                 self.crash_coordinator(down_ms);
                 return;
@@ -172,11 +187,29 @@ impl World {
         self.schedule_coordinator_wake();
     }
 
+    /// Whether the store refuses a coordinator whose place another took.
+    fn is_refused(&self, effect: &Effect) -> bool {
+        match effect {
+            Effect::Save(_) => self.bug != Some(Bug::SavesUnfenced),
+            Effect::WriteManifest { .. } => self.bug != Some(Bug::ManifestsUnfenced),
+            Effect::DeleteCheckpoint { .. } => true,
+            Effect::Send { .. } | Effect::Reply { .. } | Effect::Note(_) => false,
+        }
+    }
+
     fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Save(records) => {
                 let lost = self.bug == Some(Bug::SaveLost) && self.dice.chance(100);
                 for record in records {
+                    let drain = matches!(record, coordinator_core::event::Record::Drained(_));
+                    if drain && self.bug == Some(Bug::DrainForgotten) {
+                        continue;
+                    }
+                    let ledger = matches!(record, coordinator_core::event::Record::Ledger { .. });
+                    if ledger && self.bug == Some(Bug::LedgerLost) && self.dice.chance(100) {
+                        continue;
+                    }
                     self.oracle.on_save(&self.durable, &record, &self.store);
                     if !lost {
                         self.durable.apply(record);
@@ -184,7 +217,10 @@ impl World {
                 }
             }
             Effect::Send { worker, state } => {
-                self.oracle.on_send(&self.durable, &worker, &state);
+                // What a former coordinator still says is of old generations, which can publish nothing.
+                if !self.fenced {
+                    self.oracle.on_send(&self.durable, &worker, &state);
+                }
                 self.send_down(&worker, state);
             }
             Effect::Reply { request, reply } => self.on_reply(request, reply),
@@ -205,7 +241,8 @@ impl World {
                 self.oracle.on_delete(&self.durable, &job, checkpoint);
                 self.store.delete_checkpoint(&job, checkpoint);
             }
-            Effect::Note(fact) => self.oracle.on_fact(&self.durable, &fact),
+            Effect::Note(fact) if !self.fenced => self.oracle.on_fact(&self.durable, &fact),
+            Effect::Note(_) => {}
         }
     }
 

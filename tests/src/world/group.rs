@@ -6,10 +6,14 @@ use super::agenda::Happening;
 use super::bug::Bug;
 use super::plan::DETECT_WITHIN_MS;
 use super::ranks::Pid;
+use super::store;
 use super::toy;
 use proto::id::{Generation, JobId, Rank, Step};
-use proto::message::{PhaseSeconds, RankPhase, StepReport, Work};
+use proto::message::{DIGESTS_MAX, PhaseSeconds, RankPhase, StepReport, WeightDigest, Work};
 use std::collections::BTreeMap;
+
+/// Steps between digests.
+const DIGEST_EVERY: u64 = 3;
 
 /// The ranks that met, by rank.
 #[derive(Debug, Default)]
@@ -133,6 +137,15 @@ impl World {
             if let Some(process) = self.processes.get_mut(pid) {
                 process.value = toy::fold(process.value, sum);
                 process.step = step;
+                if step.is_multiple_of(DIGEST_EVERY) {
+                    let sha256 = store::digest(process.value);
+                    process.digests.push(WeightDigest {
+                        step: Step(step),
+                        sha256,
+                    });
+                    let surplus = process.digests.len().saturating_sub(DIGESTS_MAX);
+                    process.digests.drain(..surplus);
+                }
             }
         }
         let report = StepReport {

@@ -15,6 +15,7 @@ mod people;
 mod plan;
 mod ranks;
 mod store;
+mod takeover;
 mod toy;
 mod trace;
 
@@ -112,6 +113,10 @@ struct World {
     /// What the state store holds.
     durable: Durable,
     coordinator: CoordinatorHost,
+    /// The one before it, while it lives on.
+    former: Option<CoordinatorHost>,
+    /// True while the former one acts.
+    fenced: bool,
     nodes: Vec<Node>,
     processes: BTreeMap<Pid, Process>,
     next_pid: Pid,
@@ -141,6 +146,8 @@ impl World {
             store: Store::default(),
             durable: Durable::default(),
             coordinator: CoordinatorHost::new(bug == Some(Bug::ClockStopped)),
+            former: None,
+            fenced: false,
             nodes,
             processes: BTreeMap::new(),
             next_pid: 0,
@@ -249,6 +256,7 @@ impl World {
 
     fn judge_job(&self, record: &JobRecord) -> Result<(), String> {
         let id = &record.id;
+        self.oracle.audit(record)?;
         for checkpoint in &record.checkpoints {
             self.store
                 .load(id, *checkpoint)
@@ -296,12 +304,15 @@ impl World {
             Happening::Ask { wish } => self.ask(wish),
             Happening::Fault { number } => self.fault(self.plan.faults[number].1),
             Happening::CoordinatorStart => self.start_coordinator(),
-            Happening::CoordinatorWake { boot } => self.coordinator_wakes(boot),
+            Happening::FormerDies { boot } => self.former_dies(boot),
+            Happening::CoordinatorWake { boot } => {
+                self.as_coordinator(boot, |world| world.coordinator_wakes(boot))
+            }
             Happening::CoordinatorHears { boot, report } => self.coordinator_hears(boot, report),
             Happening::CoordinatorLosesLink { boot, worker } => {
-                if boot == self.coordinator.boot {
-                    self.coordinator_handles(Event::Disconnected { worker });
-                }
+                self.as_coordinator(boot, |world| {
+                    world.coordinator_handles(Event::Disconnected { worker })
+                });
             }
             Happening::ManifestLands { boot, manifest } => self.manifest_lands(boot, &manifest),
             Happening::ManifestAnswered {
@@ -310,13 +321,12 @@ impl World {
                 checkpoint,
                 result,
             } => {
-                if boot == self.coordinator.boot {
-                    self.coordinator_handles(Event::ManifestWritten {
-                        job,
-                        checkpoint,
-                        result,
-                    });
-                }
+                let written = Event::ManifestWritten {
+                    job,
+                    checkpoint,
+                    result,
+                };
+                self.as_coordinator(boot, |world| world.coordinator_handles(written));
             }
             Happening::NodeStart { node, clock_back } => self.start_node(node, clock_back),
             Happening::NodeWake { node, boot } => self.node_wakes(node, boot),
@@ -374,6 +384,8 @@ impl World {
             }
             Fault::CoordinatorStall { for_ms } => self.coordinator.stalled_until = self.now + for_ms,
             Fault::Deaf { node, for_ms } => self.deafen(node, for_ms),
+            Fault::TakeOver { for_ms } => self.take_over(for_ms),
+            Fault::OneWay { node, up, for_ms } => self.cut_one_way(node, up, for_ms),
             Fault::ClockJump { by_ms } => self.jump_clock(by_ms),
         }
     }

@@ -20,6 +20,11 @@ pub(crate) struct Node {
     pub(crate) boot: u64,
     wake_at: Option<u64>,
     linked: bool,
+    /// The start of the coordinator that its stream leads to.
+    pub(crate) linked_to: u64,
+    /// Until then nothing gets through, up and down.
+    cut_up: u64,
+    cut_down: u64,
     /// Until then its stream carries nothing.
     deaf_until: u64,
     /// The last delivery on its stream, up and down: a stream keeps its order.
@@ -36,6 +41,9 @@ impl Node {
             boot: 0,
             wake_at: None,
             linked: false,
+            linked_to: 0,
+            cut_up: 0,
+            cut_down: 0,
             deaf_until: 0,
             last_up: 0,
             last_down: 0,
@@ -121,16 +129,30 @@ impl World {
         self.nodes[number].deaf_until = self.now + for_ms;
     }
 
+    pub(crate) fn cut_one_way(&mut self, number: usize, up: bool, for_ms: u64) {
+        let name = &self.nodes[number].name;
+        let way = if up { "up" } else { "down" };
+        self.trace
+            .line(self.now, || format!("{name} is cut off {way} for {for_ms} ms"));
+        let until = self.now + for_ms;
+        let node = &mut self.nodes[number];
+        *(if up { &mut node.cut_up } else { &mut node.cut_down }) = until;
+    }
+
     /// The stream breaks: the daemon knows at once, the coordinator after `delay` ms.
     pub(crate) fn break_link(&mut self, number: usize, delay: u64) {
         let node = &mut self.nodes[number];
         if !std::mem::take(&mut node.linked) {
             return;
         }
-        let (worker, boot) = (node.id(), node.boot);
+        let (worker, boot, host) = (node.id(), node.boot, std::mem::take(&mut node.linked_to));
         self.trace.line(self.now, || format!("{worker} loses its stream"));
-        self.coordinator.unlink(&worker);
-        let host = self.coordinator.boot;
+        let hosts = [Some(&mut self.coordinator), self.former.as_mut()];
+        hosts
+            .into_iter()
+            .flatten()
+            .filter(|it| it.boot == host)
+            .for_each(|it| it.unlink(&worker));
         self.agenda.put(
             self.now + delay,
             Happening::CoordinatorLosesLink { boot: host, worker },
@@ -151,6 +173,7 @@ impl World {
             return;
         }
         node.linked = true;
+        node.linked_to = self.coordinator.boot;
         (node.last_up, node.last_down) = (self.now, self.now);
         let worker = node.id();
         self.coordinator.link(worker, number);
@@ -247,7 +270,7 @@ impl World {
                 rank.generation = newest;
             }
         }
-        let boot = self.coordinator.boot;
+        let boot = self.nodes[number].linked_to;
         for at in self.deliveries(number, true) {
             self.agenda.put(
                 at,
@@ -260,16 +283,17 @@ impl World {
     }
 
     pub(crate) fn coordinator_hears(&mut self, boot: u64, report: WorkerReport) {
-        if boot == self.coordinator.boot {
-            self.coordinator_handles(coordinator::Event::Heard { report });
-        }
+        self.as_coordinator(boot, |world| {
+            world.coordinator_handles(coordinator::Event::Heard { report })
+        });
     }
 
     /// When copies of a message on this node's stream arrive: none, one or two.
     pub(crate) fn deliveries(&mut self, number: usize, up: bool) -> Vec<u64> {
         let delay = self.dice.between(1, 60);
         let node = &mut self.nodes[number];
-        if !node.linked || self.now < node.deaf_until {
+        let cut = if up { node.cut_up } else { node.cut_down };
+        if !node.linked || self.now < node.deaf_until || self.now < cut {
             return Vec::new();
         }
         let last = if up {

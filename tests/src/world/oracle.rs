@@ -4,9 +4,10 @@
 use super::store::Store;
 use coordinator_core::event::{Durable, Fact, JobPhase, JobRecord, Record, Reply};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
-use proto::id::{JobId, WorkerId};
+use proto::id::{JobId, Step, WorkerId};
+use proto::ledger::{Entry, Replay, Tip};
 use proto::message::DesiredState;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use worker_core::event::RankKey;
 
 #[derive(Debug, Default)]
@@ -14,6 +15,8 @@ pub(crate) struct Oracle {
     pub(crate) violation: Option<String>,
     accepted: BTreeSet<JobId>,
     started: BTreeSet<RankKey>,
+    /// Every ledger as it was saved, read as an audit reads it.
+    ledgers: BTreeMap<JobId, Replay>,
 }
 
 impl Oracle {
@@ -33,6 +36,7 @@ impl Oracle {
                 });
             }
             Record::Drained(_) => return,
+            Record::Ledger { job, entries } => return self.on_ledger(durable, job, entries),
             Record::Job(new) => (durable.jobs.get(&new.id), new),
         };
         let id = &new.id;
@@ -59,6 +63,53 @@ impl Oracle {
         let phases = (old.phase.word(), new.phase.word());
         let stays = !old.phase.is_over() || phases.0 == phases.1;
         self.require(stays, || format!("{id} was {} and is {}", phases.0, phases.1));
+    }
+
+    fn on_ledger(&mut self, durable: &Durable, id: &JobId, entries: &[Entry]) {
+        let Some(record) = durable.jobs.get(id) else {
+            return self.require(false, || format!("{id} has a ledger and no record"));
+        };
+        let begin = Tip::begin(id, &record.dataset_version, &record.job_toml);
+        let batch = record.spec.train.global_batch;
+        let replay = self
+            .ledgers
+            .entry(id.clone())
+            .or_insert_with(|| Replay::new(begin, batch));
+        let fault = entries.iter().find_map(|entry| replay.take(entry).err());
+        self.require(fault.is_none(), || format!("the ledger of {id}: {fault:?}"));
+    }
+
+    /// What an audit finds when all is over.
+    pub(crate) fn audit(&self, record: &JobRecord) -> Result<(), String> {
+        let id = &record.id;
+        let Some(replay) = self.ledgers.get(id) else {
+            return if record.ledger.entries == 0 {
+                Ok(())
+            } else {
+                Err(format!("{id} has no ledger"))
+            };
+        };
+        replay
+            .ends_at(&record.ledger)
+            .map_err(|fault| format!("the ledger of {id}: {fault}"))?;
+        let mut counted: Vec<_> = replay.done().iter().filter(|done| !done.superseded).collect();
+        counted.sort_by_key(|done| done.first);
+        let mut next = Step(1);
+        for done in counted {
+            if done.first != next {
+                return Err(format!(
+                    "the ledger of {id} counts {done:?} where step {next} should be"
+                ));
+            }
+            next = Step(done.last.0 + 1);
+        }
+        let committed = newest(record).map_or(Step(0), |newest| newest.step);
+        if next <= committed {
+            return Err(format!(
+                "{id} committed step {committed}, and step {next} is not in its ledger"
+            ));
+        }
+        Ok(())
     }
 
     /// The coordinator started from what is durable.
@@ -107,6 +158,12 @@ impl Oracle {
                     .iter()
                     .any(|m| m.worker == *worker && m.first_rank == assignment.first_rank);
                 job.generation == assignment.generation && is_member
+            });
+            let resumed = assignment.resume.map_or(Step(0), |resume| resume.step);
+            let ledgered = saved.map_or(Step(0), |job| job.ledger.step).max(resumed);
+            self.require(assignment.acknowledged_step <= ledgered, || {
+                let (job, step) = (&assignment.job, assignment.acknowledged_step);
+                format!("{worker} may forget step {step} of {job}, and the ledger ends at {ledgered}")
             });
             self.require(member, || {
                 let (job, generation) = (&assignment.job, assignment.generation);

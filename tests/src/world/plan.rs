@@ -97,6 +97,16 @@ pub(crate) enum Fault {
         node: usize,
         for_ms: u64,
     },
+    /// What goes one way on the stream is lost, and what goes the other way is not.
+    OneWay {
+        node: usize,
+        up: bool,
+        for_ms: u64,
+    },
+    /// A second coordinator starts on the same store; the first lives on for that time.
+    TakeOver {
+        for_ms: u64,
+    },
     /// The coordinator's wall clock is set.
     ClockJump {
         by_ms: i64,
@@ -221,7 +231,7 @@ impl Fault {
     fn new(dice: &mut Dice, nodes: usize) -> Self {
         let node = dice.pick(nodes);
         let short = dice.between(10, 2 * DETECT_WITHIN_MS);
-        match dice.between(1, 13) {
+        match dice.between(1, 16) {
             1 | 2 => Self::RankCrash { node },
             3 | 4 => Self::RankHang { node },
             5 | 6 => Self::NodeCrash {
@@ -240,6 +250,12 @@ impl Fault {
                 for_ms: short * 2,
             },
             12 => Self::CoordinatorStall { for_ms: short },
+            13 => Self::OneWay {
+                node,
+                up: dice.chance(500),
+                for_ms: short * 2,
+            },
+            14 | 15 => Self::TakeOver { for_ms: short * 2 },
             _ => Self::ClockJump {
                 by_ms: dice.between(0, 80_000) as i64 - 40_000,
             },

@@ -9,7 +9,7 @@ use super::plan::DETECT_WITHIN_MS;
 use super::store;
 use proto::checkpoint::checkpoint_folder;
 use proto::id::{Rank, Step};
-use proto::message::{Assignment, RankPhase, RankReport, ShardReport, StepReport, Work};
+use proto::message::{Assignment, RankPhase, RankReport, ShardReport, StepReport, WeightDigest, Work};
 use worker_core::event::{Event, RankKey};
 
 /// Process number, never used twice.
@@ -28,6 +28,8 @@ pub(crate) struct Process {
     pub(crate) step: u64,
     /// The toy's value after `step`.
     pub(crate) value: u64,
+    /// What it came to, newest last.
+    pub(crate) digests: Vec<WeightDigest>,
     /// When its last line reaches the daemon: lines keep their order, and the exit comes after them.
     last_line: u64,
 }
@@ -61,6 +63,7 @@ impl World {
             hung,
             step,
             value,
+            digests: vec![],
             last_line,
         };
         self.processes.insert(pid, process);
@@ -179,7 +182,7 @@ impl World {
             store_address: joined.then(|| format!("host:{pid}")),
             steps,
             shards,
-            digests: vec![],
+            digests: process.digests.clone(),
         };
         process.last_line = (now + delay).max(process.last_line);
         let (node, boot, at) = (process.node, process.boot, process.last_line);

@@ -106,7 +106,7 @@ fn file(rank: usize, world: usize) -> String {
     format!("rank-{rank}-of-{world}.safetensors")
 }
 
-fn digest(value: u64) -> String {
+pub(crate) fn digest(value: u64) -> String {
     format!("{value:064x}")
 }
 

@@ -1,9 +1,8 @@
 //! Loads the next step's micro-batches while the current step computes. Never touches a tensor. Called by
 //! [`crate::train`].
-
-use crate::share;
 use model_data::example::Example;
 use model_data::loader::{LoadError, Loader};
+use proto::share;
 use proto::spec::JobSpec;
 use std::ops::RangeInclusive;
 use tokio::runtime::Handle;

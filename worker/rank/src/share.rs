@@ -1,15 +1,7 @@
-//! Which part of a step and of a checkpoint is whose: pure arithmetic, so that every rank agrees without
-//! asking.
+//! Which part of a checkpoint is whose: pure arithmetic, so that every rank agrees without asking. Which part of a step
+//! is, stands in [`proto::share`].
 
 use std::ops::Range;
-
-/// The micro-batches of a step that `rank` of `world` computes, contiguous; the first ranks take one more
-/// when they do not divide evenly. All ranks' ranges together are `0..micro_batches`.
-pub(crate) fn micro_batches(micro_batches: u32, rank: u32, world: u32) -> Range<u32> {
-    let (base, extra) = (micro_batches / world, micro_batches % world);
-    let start = rank * base + rank.min(extra);
-    start..start + base + u32::from(rank < extra)
-}
 
 /// The tensors of a checkpoint that `rank` of `world` writes: a contiguous range of indices, split where the
 /// bytes are as even as whole tensors allow. All ranks' ranges together are all tensors.
@@ -37,24 +29,6 @@ pub(crate) fn tensors(bytes: &[u64], rank: u32, world: u32) -> Range<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn micro_batches_are_dealt_out_whole_and_the_first_ranks_take_more() {
-        assert_eq!(micro_batches(5, 0, 2), 0..3);
-        assert_eq!(micro_batches(5, 1, 2), 3..5);
-        for total in 1..20 {
-            for world in 1..=total {
-                let mut next = 0;
-                for rank in 0..world {
-                    let range = micro_batches(total, rank, world);
-                    assert_eq!(range.start, next);
-                    assert!(!range.is_empty(), "every rank has work: {total} over {world}");
-                    next = range.end;
-                }
-                assert_eq!(next, total);
-            }
-        }
-    }
 
     #[test]
     fn tensors_are_split_in_order_without_gap_or_overlap_and_evenly() {

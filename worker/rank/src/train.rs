@@ -11,7 +11,7 @@ use crate::exact::ExactSum;
 use crate::group::{agree, meet, open_store};
 use crate::prefetch::{Prefetch, StepExamples};
 use crate::run::{Permanent, Rank};
-use crate::{device, environment, init, share};
+use crate::{device, environment, init};
 use anyhow::{Context, ensure};
 use model::error::ModelError;
 use model::trainer::Trainer;
@@ -19,6 +19,7 @@ use model::weights;
 use model_data::loader::{Loader, LoaderOptions};
 use proto::id::Step;
 use proto::message::{PhaseSeconds, RankPhase, ShardReport, StepReport, WeightDigest};
+use proto::share;
 use proto::spec::{Architecture, JobSpec, Reduction};
 use tch::{Device, Kind, Tensor};
 

@@ -1,0 +1,220 @@
+//! `coordinator audit`: replays a job's ledger against its data set. It proves that every step was done once and every
+//! sample of every epoch consumed once, as far as the job went, or says where not.
+
+use super::book::Book;
+use super::client::connect;
+use super::{Global, Outcome, Output, print_json};
+use crate::checkpoint::Checkpoint;
+use crate::words::say;
+use anyhow::Result;
+use model_data::loader::Loader;
+use proto::checkpoint::CheckpointRef;
+use proto::id::{JobId, Step};
+use proto::ledger::Done;
+use std::collections::BTreeMap;
+
+/// More are counted and not told.
+const FINDINGS_MAX: usize = 50;
+
+/// What an audit saw and did not like.
+#[derive(Debug, Default)]
+struct Audit {
+    findings: Vec<String>,
+    /// Last step that counts, when those before it all do.
+    steps: u64,
+    superseded: u64,
+    samples: u64,
+    epochs: u64,
+    /// Samples of the epoch that is not over.
+    begun: u64,
+    /// Checkpoints whose bytes come to the digest in the ledger.
+    checkpoints: u64,
+}
+
+pub(crate) async fn audit(global: &Global, job: &str) -> Result<Outcome> {
+    let mut client = connect(global).await?;
+    let book = Book::open(global, &mut client, job).await?;
+    let mut audit = Audit::default();
+    audit.findings.extend(book.fault.clone());
+    audit.count_steps(
+        book.replay.done(),
+        book.view.checkpoints.last().map_or(0, |it| it.step),
+    );
+    audit.count_samples(&book.data().await?, book.spec.train.global_batch)?;
+    audit.compare_checkpoints(&book).await;
+    match global.output {
+        Output::Json => print_json(&audit.json(&book)),
+        Output::Table => audit.print(&book),
+    }
+    Ok(if audit.findings.is_empty() {
+        Outcome::True
+    } else {
+        Outcome::False
+    })
+}
+
+impl Audit {
+    fn find(&mut self, what: String) {
+        if self.findings.len() < FINDINGS_MAX {
+            self.findings.push(what);
+        }
+    }
+
+    /// Every step up to the last counts exactly once.
+    fn count_steps(&mut self, done: &[Done], committed: u64) {
+        let length = |done: &Done| done.last.0 + 1 - done.first.0;
+        self.superseded = done.iter().filter(|done| done.superseded).map(length).sum();
+        let mut counted: Vec<&Done> = done.iter().filter(|done| !done.superseded).collect();
+        counted.sort_by_key(|done| done.first);
+        for done in counted {
+            let next = self.steps + 1;
+            if done.first.0 != next {
+                self.find(format!(
+                    "step {next} should follow; the ledger counts steps {} to {}",
+                    done.first, done.last
+                ));
+                return;
+            }
+            self.steps = done.last.0;
+        }
+        if self.steps < committed {
+            self.find(format!(
+                "step {committed} is committed and the ledger ends at step {}",
+                self.steps
+            ));
+        }
+    }
+
+    /// Every sample of an epoch stands in it once.
+    fn count_samples(&mut self, loader: &Loader, global_batch: u32) -> Result<()> {
+        let all = loader.training().len() as u64;
+        let mut seen = Seen::new(loader);
+        for step in 1..=self.steps {
+            for (epoch, position) in loader.places(step, global_batch, 0..global_batch)? {
+                if epoch != self.epochs {
+                    if self.begun != all {
+                        self.find(format!(
+                            "epoch {} ends after {} of its {all} samples",
+                            self.epochs, self.begun
+                        ));
+                    }
+                    (self.epochs, self.begun) = (epoch, 0);
+                    seen = Seen::new(loader);
+                }
+                if !seen.first_time(position) {
+                    self.find(format!(
+                        "sample at position {position} is consumed again in epoch {epoch}, in step {step}"
+                    ));
+                }
+                self.begun += 1;
+                self.samples += 1;
+            }
+        }
+        if self.begun == all {
+            (self.epochs, self.begun) = (self.epochs + 1, 0);
+        }
+        Ok(())
+    }
+
+    /// A checkpoint of a step whose digest is in the ledger comes to that digest.
+    async fn compare_checkpoints(&mut self, book: &Book) {
+        let digests: BTreeMap<Step, &String> = book
+            .replay
+            .digests()
+            .iter()
+            .map(|(step, it)| (*step, it))
+            .collect();
+        let job = JobId(book.view.job.clone());
+        for checkpoint in book.view.checkpoints.iter().map(|it| CheckpointRef::from(*it)) {
+            let Some(expected) = digests.get(&checkpoint.step) else {
+                continue;
+            };
+            let found = match Checkpoint::at(&book.view.store_url, &job, checkpoint) {
+                Ok(checkpoint) => checkpoint.digest().await,
+                Err(error) => Err(error),
+            };
+            let step = checkpoint.step;
+            match found {
+                Ok(found) if found == **expected => self.checkpoints += 1,
+                Ok(found) => self.find(format!(
+                    "the checkpoint of step {step} comes to {found}; its ranks had agreed on {expected}"
+                )),
+                Err(error) => self.find(format!("the checkpoint of step {step} cannot be read: {error}")),
+            }
+        }
+    }
+
+    fn json(&self, book: &Book) -> serde_json::Value {
+        serde_json::json!({
+            "job": book.view.job,
+            "clean": self.findings.is_empty(),
+            "findings": self.findings,
+            "entries": book.replay.tip().entries,
+            "hash": book.replay.tip().hash,
+            "steps": self.steps,
+            "superseded_steps": self.superseded,
+            "unheard_losses": book.replay.unheard(),
+            "samples": self.samples,
+            "whole_epochs": self.epochs,
+            "samples_of_next_epoch": self.begun,
+            "digests": book.replay.digests().len(),
+            "checkpoints_compared": self.checkpoints,
+        })
+    }
+
+    fn print(&self, book: &Book) {
+        let line = |name: &str, value: &str| say!("{name:<10} {value}");
+        let tip = book.replay.tip();
+        line(
+            "ledger",
+            &format!("{} entries, the last with hash {}", tip.entries, tip.hash),
+        );
+        line(
+            "steps",
+            &format!(
+                "1 to {}; {} more were done and lost with their generation",
+                self.steps, self.superseded
+            ),
+        );
+        line(
+            "samples",
+            &format!(
+                "{}: {} whole epochs and {} of the next",
+                self.samples, self.epochs, self.begun
+            ),
+        );
+        line(
+            "digests",
+            &format!(
+                "all ranks agreed {} times; {} checkpoints come to what they agreed on",
+                book.replay.digests().len(),
+                self.checkpoints
+            ),
+        );
+        for finding in &self.findings {
+            line("WRONG", finding);
+        }
+        if self.findings.is_empty() {
+            line(
+                "clean",
+                "every step counts once, and every sample of every epoch was consumed once, as far as it went",
+            );
+        }
+    }
+}
+
+/// One bit for each sample of a data set.
+struct Seen(Vec<u64>);
+
+impl Seen {
+    fn new(loader: &Loader) -> Self {
+        Self(vec![0; loader.rows().len().div_ceil(64)])
+    }
+
+    fn first_time(&mut self, position: u64) -> bool {
+        let (word, bit) = ((position / 64) as usize, 1 << (position % 64));
+        let before = self.0[word] & bit;
+        self.0[word] |= bit;
+        before == 0
+    }
+}

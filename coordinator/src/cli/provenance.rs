@@ -1,0 +1,153 @@
+//! `coordinator provenance`: in which steps, generations and on which ranks a sample was seen, as target and as
+//! reference. Nothing of it is stored: the ledger says which generation did which step, and what a step shows to whom
+//! is a pure function.
+
+use super::book::Book;
+use super::client::connect;
+use super::{Global, Outcome, Output, print_json, table};
+use crate::words::say;
+use anyhow::{Context, Result, anyhow};
+use clap::Args;
+use model_data::loader::Loader;
+use model_data::reference::{Source, choose};
+use proto::ledger::Done;
+use proto::share::rank_of;
+use proto::spec::Architecture;
+use std::collections::BTreeSet;
+
+#[derive(Debug, Args)]
+pub(crate) struct ProvenanceArgs {
+    job: String,
+    /// The sample's id in the data set
+    #[arg(long, value_name = "ID")]
+    sample: String,
+}
+
+/// One time that the sample was shown.
+struct Sight {
+    step: u64,
+    epoch: u64,
+    done: Done,
+    rank: u32,
+    /// The target that it was a reference of; None: it was the target.
+    of: Option<u64>,
+}
+
+pub(crate) async fn provenance(global: &Global, args: &ProvenanceArgs) -> Result<Outcome> {
+    let mut client = connect(global).await?;
+    let book = Book::open(global, &mut client, &args.job).await?;
+    if let Some(fault) = &book.fault {
+        return Err(anyhow!("the ledger of {} proves nothing: {fault}", args.job));
+    }
+    let loader = book.data().await?;
+    let place = loader.rows().iter().position(|row| row.id == args.sample);
+    let position = place.with_context(|| {
+        format!(
+            "there is no sample {:?} in {}, version {}",
+            args.sample, book.spec.data.dataset, book.view.dataset_version
+        )
+    })?;
+    let sights = sights(&book, &loader, position as u64)?;
+    match global.output {
+        Output::Json => {
+            let trained = loader.training().binary_search(&(position as u64)).is_ok();
+            print_json(&serde_json::json!({
+                "job": args.job,
+                "sample": args.sample,
+                "position": position,
+                "trained_on": trained,
+                "seen": sights.iter().map(|it| it.json(&loader)).collect::<Vec<_>>(),
+            }));
+        }
+        Output::Table => print(&sights, &loader, &args.sample),
+    }
+    Ok(Outcome::True)
+}
+
+fn sights(book: &Book, loader: &Loader, sample: u64) -> Result<Vec<Sight>> {
+    let (spec, rows) = (&book.spec, loader.rows());
+    let shows_references = spec.model.architecture == Architecture::Retrinet;
+    let near = |(position, row): (usize, &model_data::sample::Metadata)| {
+        row.similar_positions.contains(&sample).then_some(position as u64)
+    };
+    let near: BTreeSet<u64> = rows
+        .iter()
+        .enumerate()
+        .filter(|_| shows_references)
+        .filter_map(near)
+        .collect();
+    let (batch, micro_batches) = (spec.train.global_batch, spec.micro_batches());
+    let mut sights = Vec::new();
+    for done in book.replay.done() {
+        for step in done.first.0..=done.last.0 {
+            for (index, (epoch, position)) in (0..).zip(loader.places(step, batch, 0..batch)?) {
+                let shown = if position == sample {
+                    Some(None)
+                } else if near.contains(&position) {
+                    let similar = &rows[position as usize].similar_positions;
+                    let is_it = |source: Source| matches!(source, Source::Similar(n) if similar[n] == sample);
+                    let slots = choose(&spec.data, epoch, position, similar.len());
+                    slots
+                        .iter()
+                        .any(|slot| is_it(slot.source))
+                        .then_some(Some(position))
+                } else {
+                    None
+                };
+                let rank = rank_of(index / spec.train.micro_batch, micro_batches, done.world);
+                if let (Some(of), Some(rank)) = (shown, rank) {
+                    sights.push(Sight {
+                        step,
+                        epoch,
+                        done: *done,
+                        rank,
+                        of,
+                    });
+                }
+            }
+        }
+    }
+    Ok(sights)
+}
+
+impl Sight {
+    fn json(&self, loader: &Loader) -> serde_json::Value {
+        serde_json::json!({
+            "as": if self.of.is_none() { "target" } else { "reference" },
+            "of": self.of.map(|position| loader.rows()[position as usize].id.clone()),
+            "step": self.step,
+            "epoch": self.epoch,
+            "generation": self.done.generation.0,
+            "rank": self.rank,
+            "world": self.done.world,
+            "superseded": self.done.superseded,
+        })
+    }
+}
+
+fn print(sights: &[Sight], loader: &Loader, sample: &str) {
+    if sights.is_empty() {
+        say!("{sample} was not seen");
+        return;
+    }
+    let mut table = table(&["STEP", "EPOCH", "GENERATION", "RANK", "SEEN AS", "COUNTS"]);
+    for sight in sights {
+        let seen = sight.of.map_or_else(
+            || "target".to_owned(),
+            |position| format!("reference of {}", loader.rows()[position as usize].id),
+        );
+        table.add_row([
+            sight.step.to_string(),
+            sight.epoch.to_string(),
+            sight.done.generation.to_string(),
+            format!("{} of {}", sight.rank, sight.done.world),
+            seen,
+            if sight.done.superseded {
+                "no: lost with its generation".into()
+            } else {
+                "yes".to_owned()
+            },
+        ]);
+    }
+    say!("{table}");
+}
