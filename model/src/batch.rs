@@ -2,6 +2,7 @@
 //! Every example is checked here, so that what follows may rely on shapes.
 
 use crate::error::ModelError;
+use crate::latent::{PictureKey, key};
 use model_data::example::{Concept, Example};
 use tch::{Device, Kind, Tensor};
 
@@ -20,6 +21,8 @@ pub(crate) struct Batch {
     /// [B * (1 + N), 3, S, S] in [-1, 1]: all targets, then all references, those of one target next to each
     /// other.
     pub(crate) pictures: Tensor,
+    /// Of those pictures that come back unchanged: targets without a pad.
+    pub(crate) keys: Vec<Option<PictureKey>>,
     pub(crate) count: i64,
     /// N
     pub(crate) references: i64,
@@ -48,6 +51,11 @@ impl Batch {
         let bytes: Vec<u8> = pictures
             .flat_map(|picture| picture.as_raw().iter().copied())
             .collect();
+        let whole = |example: &&Example| example.target_mask.iter().all(|it| *it == 255);
+        let keys = examples
+            .iter()
+            .map(|it| Some(it).filter(whole).map(|it| key(&it.target)));
+        let keys = keys.chain(shown().map(|_| None)).collect();
         let side = i64::from(shape.resolution);
         let pictures = Tensor::from_slice(&bytes)
             .view([-1, side, side, 3])
@@ -55,6 +63,7 @@ impl Batch {
         let pictures = pictures.permute([0, 3, 1, 2]).contiguous().to_kind(Kind::Float) / 127.5 - 1.0;
         Ok(Self {
             pictures,
+            keys,
             count: examples.len() as i64,
             references: references as i64,
             prompts: examples.iter().map(|example| example.prompt.clone()).collect(),

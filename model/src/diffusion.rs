@@ -5,6 +5,7 @@
 use crate::autoencoder::Autoencoder;
 use crate::batch::{Batch, to_images};
 use crate::error::ModelError;
+use crate::latent::LatentCache;
 use crate::noise::{self, Purpose};
 use crate::parameter::Scope;
 use crate::retrinet::{Conditions, References, RetrievalBlock, predict};
@@ -56,6 +57,8 @@ pub(crate) struct Diffusion {
     /// States of concept words and of the empty prompt; used only while the text encoder is frozen.
     known: BTreeMap<String, Tensor>,
     text_frozen: bool,
+    /// None: every picture is encoded every time.
+    cache: Option<LatentCache>,
     /// What the networks compute in; latents, noise and predictions are fp32 outside of them.
     numbers: Kind,
     device: Device,
@@ -87,16 +90,27 @@ impl Diffusion {
             scaling: model.autoencoder.scaling_factor,
             known: BTreeMap::new(),
             text_frozen,
+            cache: None,
             numbers,
             device,
         }
     }
 
-    /// One encoder call for all pictures of a batch. The posterior's mean, not a draw: the simplest that is
-    /// the same on every device.
-    pub(crate) fn latents(&self, batch: &Batch) -> Latents {
+    /// Keeps latents of pictures that come back, in so many bytes at most.
+    pub(crate) fn caching(mut self, bytes: usize) -> Self {
+        self.cache = (bytes > 0).then(|| LatentCache::new(bytes));
+        self
+    }
+
+    /// One encoder call for all pictures of a batch that are not known already. The posterior's mean, not a draw: the
+    /// simplest that is the same on every device.
+    pub(crate) fn latents(&mut self, batch: &Batch) -> Latents {
         let pictures = batch.pictures.to_kind(self.numbers);
-        let mean = self.autoencoder.encode(&pictures).mean;
+        let encode = |pictures: &Tensor| self.autoencoder.encode(pictures).mean;
+        let mean = match &mut self.cache {
+            Some(cache) => cache.encode(&pictures, &batch.keys, encode),
+            None => encode(&pictures),
+        };
         let latents = mean.to_kind(Kind::Float) * self.scaling;
         let rest = latents.size()[0] - batch.count;
         Latents {

@@ -13,6 +13,7 @@ pub mod error;
 pub mod forward;
 mod guard;
 pub mod init;
+mod latent;
 pub mod layer;
 pub mod loss;
 pub mod mapped;

@@ -116,7 +116,8 @@ impl Trainer {
         } else {
             let text_frozen = frozen(Component::TextEncoder);
             let place = (numbers(spec.train.precision), device);
-            let diffusion = Diffusion::new(&parameters.root(), model, text_frozen, place);
+            let cache = spec.train.latent_cache_mib as usize * (1 << 20);
+            let diffusion = Diffusion::new(&parameters.root(), model, text_frozen, place).caching(cache);
             Network::Diffusion(Box::new(diffusion))
         };
         // 2. base weights; the retrieval encoder begins as a copy unless it is there already

@@ -253,6 +253,8 @@ pub struct Train {
     pub precision: Precision,
     /// What happens to a step whose loss or gradient is not finite.
     pub on_nonfinite: OnNonfinite,
+    /// Memory of a rank for latents of pictures that come back unchanged, in MiB; 0: none are kept.
+    pub latent_cache_mib: u32,
     pub reduction: Reduction,
     /// Intra-op threads of a rank. Fixed, because it changes float sums.
     pub threads: u32,

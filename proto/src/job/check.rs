@@ -370,6 +370,7 @@ fn train(raw: &TrainToml, faults: &mut Faults) -> Train {
         loss_weighting: raw.loss_weighting.unwrap_or(LossWeighting::Epsilon),
         precision: raw.precision.unwrap_or(Precision::Fp32),
         on_nonfinite: raw.on_nonfinite.unwrap_or(OnNonfinite::Stop),
+        latent_cache_mib: raw.latent_cache_mib.unwrap_or(0),
         reduction: raw.reduction.unwrap_or(Reduction::Fast),
         threads: raw.threads.unwrap_or(1),
         digest_every: raw.digest_every.unwrap_or(100),
@@ -445,6 +446,22 @@ fn together(spec: &JobSpec, faults: &mut Faults) {
             )
         });
     }
+    let (cache, field) = (spec.train.latent_cache_mib, "train.latent_cache_mib");
+    faults.need(
+        cache == 0 || spec.model.architecture != Architecture::Autoencoder,
+        field,
+        || format!("is {cache}; an autoencoder in training gives other latents after every step"),
+    );
+    let exact_on_gpu = spec.train.reduction == Reduction::Exact && spec.resources.device == DeviceKind::Cuda;
+    faults.need(cache == 0 || !exact_on_gpu, field, || {
+        format!(
+            "is {cache}; with train.reduction = \"exact\" on cuda it must be 0, because a GPU may give a picture other \
+             bits in other company"
+        )
+    });
+    faults.need(cache <= 1 << 20, field, || {
+        format!("is {cache}; at most 1048576 (1 TiB)")
+    });
     shapes(spec, faults);
 }
 

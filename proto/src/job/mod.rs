@@ -185,6 +185,7 @@ fn train_toml(train: &Train) -> TrainToml {
         loss_weighting: Some(train.loss_weighting),
         precision: Some(train.precision),
         on_nonfinite: Some(train.on_nonfinite),
+        latent_cache_mib: Some(train.latent_cache_mib),
         reduction: Some(train.reduction),
         threads: Some(train.threads),
         digest_every: Some(train.digest_every),

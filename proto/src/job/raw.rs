@@ -123,6 +123,7 @@ pub(super) struct TrainToml {
     pub(super) loss_weighting: Option<LossWeighting>,
     pub(super) precision: Option<Precision>,
     pub(super) on_nonfinite: Option<OnNonfinite>,
+    pub(super) latent_cache_mib: Option<u32>,
     pub(super) reduction: Option<Reduction>,
     pub(super) threads: Option<u32>,
     pub(super) digest_every: Option<u64>,

@@ -85,7 +85,7 @@ fn unknown_keys_get_a_suggestion() {
         "globl_batch",
         "job.toml:18: train.globl_batch: unknown field `globl_batch`, expected one of `steps`, `global_batch`, \
          `micro_batch`, `learning_rate`, `learning_rates`, `warmup`, `decay`, `clip`, `ema`, `face_loss_weight`, \
-         `loss_weighting`, `precision`, `on_nonfinite`, `reduction`, `threads`, `digest_every`, \
+         `loss_weighting`, `precision`, `on_nonfinite`, `latent_cache_mib`, `reduction`, `threads`, `digest_every`, \
          `optimizer`; did you mean `global_batch`?",
     );
     check(
@@ -292,5 +292,24 @@ fn a_moving_average_is_off_unless_its_decay_is_given() {
         "steps = 100",
         "steps = 100\nema = 1.0",
         "job.toml:18: train.ema: is 1; it must be at least 0 (no average) and below 1, such as 0.9999",
+    );
+}
+
+#[test]
+fn latents_are_kept_only_where_they_stay_the_same() {
+    let exact = "steps = 100\nlatent_cache_mib = 64\nreduction = \"exact\"";
+    assert_eq!(
+        read(&GOOD.replacen("steps = 100", exact, 1))
+            .unwrap()
+            .train
+            .latent_cache_mib,
+        64
+    );
+    let on_gpu = GOOD.replacen("[resources]", "[resources]\ndevice = \"cuda\"", 1);
+    let message = read(&on_gpu.replacen("steps = 100", exact, 1)).unwrap_err();
+    assert_eq!(
+        message,
+        "job.toml:19: train.latent_cache_mib: is 64; with train.reduction = \"exact\" on cuda it must be 0, because a \
+         GPU may give a picture other bits in other company"
     );
 }

@@ -236,6 +236,7 @@ fn spec(job: &PlannedJob) -> JobSpec {
         loss_weighting: LossWeighting::Epsilon,
         precision: Precision::Fp32,
         on_nonfinite: OnNonfinite::Stop,
+        latent_cache_mib: 0,
         reduction: Reduction::Fast,
         threads: 1,
         digest_every: 0,

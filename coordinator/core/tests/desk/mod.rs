@@ -326,6 +326,7 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
         loss_weighting: LossWeighting::Epsilon,
         precision: Precision::Fp32,
         on_nonfinite: OnNonfinite::Stop,
+        latent_cache_mib: 0,
         reduction: Reduction::Fast,
         threads: 1,
         digest_every: 0,
