@@ -19,7 +19,7 @@ CARGO_FLAGS :=
 FLAVOUR := cpu
 endif
 
-.PHONY: help setup build test sim lint demo bench bench-model parity gpu-check clean
+.PHONY: help setup build test sim lint demo bench bench-model leakage parity gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s  %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,9 @@ bench-model: build ## a training micro-step beside PyTorch's, small and at full 
 
 parity: build ## our arithmetic beside diffusers and transformers, also at full size (20 GB of disk and memory, minutes)
 	@deploy/setup/parity.sh
+
+leakage: build ## the experiment: does training on different pictures of a character leak less? (hours; goes on where it was)
+	@deploy/experiments/leakage.sh $(ARGS)
 
 gpu-check: setup ## pack a stripped binary and a script to run on a machine with one GPU
 	@deploy/setup/gpu_pack.sh

@@ -4,7 +4,7 @@
 
 use crate::checkpoint::{CheckpointRef, ShardEntry};
 use crate::id::{Generation, JobId, Rank, Step, WorkerId};
-use crate::spec::{DeviceKind, Task};
+use crate::spec::{DeviceKind, Pairing, Task};
 use serde::{Deserialize, Serialize};
 
 /// What a worker says of itself, whole, each time: a lost report is mended by the next.
@@ -206,6 +206,8 @@ pub struct SampleRequest {
     pub references: Vec<NamedReference>,
     /// How references are chosen and cut; None: as the job says.
     pub task: Option<Task>,
+    /// Where references come from; None: as the job says.
+    pub pairing: Option<Pairing>,
     /// Words whose attention over the references is drawn too.
     pub attention: Vec<Concept>,
 }
@@ -227,6 +229,7 @@ impl SampleRequest {
             prompts: Vec::new(),
             references: Vec::new(),
             task: None,
+            pairing: None,
             attention: Vec::new(),
         }
     }

@@ -167,12 +167,19 @@ impl Coordinator {
 fn suits(sample: &SampleRequest, architecture: Architecture) -> Result<(), String> {
     let (name, unused) = match architecture {
         Architecture::Retrinet => return Ok(()),
-        Architecture::TextToImage => ("text-to-image model", &["references", "task", "attention"][..]),
-        Architecture::Autoencoder => ("autoencoder", &["references", "task", "attention", "prompts"][..]),
+        Architecture::TextToImage => (
+            "text-to-image model",
+            &["references", "task", "pairing", "attention"][..],
+        ),
+        Architecture::Autoencoder => (
+            "autoencoder",
+            &["references", "task", "pairing", "attention", "prompts"][..],
+        ),
     };
     let wishes = [
         ("references", sample.references.is_empty()),
         ("task", sample.task.is_none()),
+        ("pairing", sample.pairing.is_none()),
         ("attention", sample.attention.is_empty()),
         ("prompts", sample.prompts.is_empty()),
     ];

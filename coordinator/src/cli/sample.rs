@@ -10,7 +10,7 @@ use futures::TryStreamExt;
 use object_store::{ObjectStore, ObjectStoreExt};
 use proto::message::{Concept, SampleMethod, SamplePrompt, SampleRequest};
 use proto::pb;
-use proto::spec::Task;
+use proto::spec::{Pairing, Task};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -41,6 +41,10 @@ pub(crate) struct SampleArgs {
     /// How references are chosen and cut; as the job says unless said otherwise
     #[arg(long, value_enum)]
     task: Option<TaskName>,
+    /// Where the references of a sample come from: the sample itself (a) or other pictures of the character and outfit
+    /// (b); as the job says unless said otherwise
+    #[arg(long, value_enum)]
+    pairing: Option<PairingName>,
     /// Also draw where the retrieval encoder finds these words in the references, by input block and time step, for
     /// instance `face,clothes` (the paper's figure 6)
     #[arg(long, value_name = "WORDS", value_delimiter = ',', value_parser = reference::concept)]
@@ -97,6 +101,12 @@ enum Prompt {
     Empty,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PairingName {
+    A,
+    B,
+}
+
 impl SampleArgs {
     /// Everything but what must be looked up.
     fn request(&self) -> Result<SampleRequest> {
@@ -127,6 +137,10 @@ impl SampleArgs {
                 TaskName::Reconstruction => Task::Reconstruction,
                 TaskName::Composition => Task::Composition,
                 TaskName::Multitask => Task::Multitask,
+            }),
+            pairing: self.pairing.map(|pairing| match pairing {
+                PairingName::A => Pairing::A,
+                PairingName::B => Pairing::B,
             }),
             attention: self.attention.clone(),
             ..SampleRequest::of(self.target.job.clone())

@@ -3,7 +3,7 @@
 use super::{WireError, bounded, job_id, text, wrong};
 use crate::message::{Concept, NamedReference, PictureSource, SampleMethod, SamplePrompt, SampleRequest};
 use crate::pb;
-use crate::spec::Task;
+use crate::spec::{Pairing, Task};
 
 /// Longest prompt and longest name of a file, in bytes.
 const PROMPT_MAX: usize = 16 << 10;
@@ -41,6 +41,13 @@ fn task_name(task: Task) -> &'static str {
     }
 }
 
+fn pairing_name(pairing: Pairing) -> &'static str {
+    match pairing {
+        Pairing::A => "a",
+        Pairing::B => "b",
+    }
+}
+
 impl From<&SampleRequest> for pb::SampleWork {
     fn from(request: &SampleRequest) -> Self {
         let words = |concepts: &[Concept]| concepts.iter().map(|it| it.word().to_owned()).collect();
@@ -57,6 +64,7 @@ impl From<&SampleRequest> for pb::SampleWork {
             prompts: request.prompts.clone(),
             references: request.references.iter().map(Into::into).collect(),
             task: request.task.map(task_name).unwrap_or_default().into(),
+            pairing: request.pairing.map(pairing_name).unwrap_or_default().into(),
             attention: words(&request.attention),
         }
     }
@@ -105,6 +113,7 @@ impl TryFrom<pb::SampleWork> for SampleRequest {
             prompts: prompts(work.prompts)?,
             references: references(work.references, work.count)?,
             task: task(&work.task)?,
+            pairing: pairing(&work.pairing)?,
             attention: attention
                 .map(|word| concept("attention", word))
                 .collect::<Result<_, _>>()?,
@@ -151,6 +160,16 @@ fn task(word: &str) -> Result<Option<Task>, WireError> {
             format!("{word:?}"),
             "it must be reconstruction, composition or multitask",
         ),
+        found => Ok(found),
+    }
+}
+
+fn pairing(word: &str) -> Result<Option<Pairing>, WireError> {
+    match [Pairing::A, Pairing::B]
+        .into_iter()
+        .find(|it| pairing_name(*it) == word)
+    {
+        None if !word.is_empty() => wrong("pairing", format!("{word:?}"), "it must be a or b"),
         found => Ok(found),
     }
 }
@@ -260,6 +279,7 @@ mod tests {
                 },
             ],
             task: Some(Task::Reconstruction),
+            pairing: Some(Pairing::A),
             attention: vec![Concept::Clothes, Concept::Face],
             ..SampleRequest::of(JobId("demo-1".into()))
         }

@@ -52,6 +52,7 @@ pub(crate) fn sample(rank: &Rank<'_>, spec: &JobSpec, request: &SampleRequest) -
     let assignment = &rank.task.assignment;
     let mut spec = spec.clone();
     spec.data.task = request.task.unwrap_or(spec.data.task);
+    spec.data.pairing = request.pairing.unwrap_or(spec.data.pairing);
     let device = device::choose(spec.resources.device, rank.task.device, spec.train.precision)?;
     let mut trainer = build(rank, &spec, device)?;
     let mut checkpoint = None;
@@ -80,6 +81,7 @@ pub(crate) fn sample(rank: &Rank<'_>, spec: &JobSpec, request: &SampleRequest) -
         dataset_version: assignment.dataset_version.clone(),
         resolution: spec.data.resolution,
         task: spec.data.task,
+        pairing: spec.data.pairing,
         environment: environment::describe(&spec),
     };
     let mut drawing = Drawing {

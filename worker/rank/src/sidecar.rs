@@ -5,7 +5,7 @@ use crate::score::Verdict;
 use crate::subject::{Origin, Subject};
 use model_data::loader::Loader;
 use proto::message::{SampleMethod, SampleRequest};
-use proto::spec::Task;
+use proto::spec::{Pairing, Task};
 use serde::Serialize;
 
 /// What all pictures of a request share.
@@ -20,6 +20,7 @@ pub(crate) struct Subjects {
     pub(crate) dataset_version: String,
     pub(crate) resolution: u32,
     pub(crate) task: Task,
+    pub(crate) pairing: Pairing,
     /// Bits are comparable only where these agree.
     pub(crate) environment: String,
 }

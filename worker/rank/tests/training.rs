@@ -10,7 +10,7 @@ use proto::message::{
     Assignment, Concept, NamedReference, PictureSource, RankOrder, RankPhase, RankReport, SampleMethod,
     SamplePrompt, SampleRequest, Work,
 };
-use proto::spec::Task;
+use proto::spec::{Pairing, Task};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -433,6 +433,26 @@ fn pictures_are_drawn_from_a_checkpoint_and_judged() {
         },
     );
     assert_ne!(base, files, "the base draws otherwise");
+}
+
+#[test]
+fn pictures_are_drawn_from_the_sample_itself_or_from_others_as_asked() {
+    let world = World::new();
+    for (pairing, itself) in [(Pairing::A, true), (Pairing::B, false)] {
+        let request = SampleRequest {
+            steps: 1,
+            pairing: Some(pairing),
+            ..SampleRequest::of(world.assignment.job.clone())
+        };
+        let job = format!("tiny-1-sample-{itself}");
+        let (record, _) = world.pictures(&world.assignment, &job, request);
+        let drawn = &record["pictures"][0];
+        assert_eq!(
+            drawn["references"][0]["sample"] == drawn["target"]["id"],
+            itself,
+            "{drawn}"
+        );
+    }
 }
 
 #[test]
