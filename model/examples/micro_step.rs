@@ -2,6 +2,7 @@
 //! writes the weights and inputs that the other side needs to compute the same. Never a part of a build that ships.
 //!
 //!     micro_step --size small|full [--threads N] [--export DIR | --export-inputs DIR] [--checkpointing COMPONENT,…]
+//!         [--precision fp32|fp16|bf16]
 
 use model::loss::Masks;
 use model::noise::{self, Purpose};
@@ -29,7 +30,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let threads: i32 = option("--threads").unwrap_or("1").parse()?;
     tch::set_num_threads(threads);
-    let (spec, micro_batch) = job(option("--size").unwrap_or("small"), option("--checkpointing"))?;
+    let (spec, micro_batch) = job(
+        option("--size").unwrap_or("small"),
+        option("--checkpointing"),
+        option("--precision").unwrap_or("fp32"),
+    )?;
     let mut trainer = Trainer::new(&spec, None, Device::Cpu)?;
     no_zeros(&trainer);
     let examples: Vec<Example> = (0..micro_batch).map(|n| example(&spec, n)).collect();
@@ -55,7 +60,7 @@ fn say(value: &serde_json::Value) -> std::io::Result<()> {
 }
 
 /// The sizes of the demo and of the paper, the second with one target and four references at 384 pixels.
-fn job(size: &str, checkpointing: Option<&str>) -> Result<(JobSpec, u32), Box<dyn Error>> {
+fn job(size: &str, checkpointing: Option<&str>, precision: &str) -> Result<(JobSpec, u32), Box<dyn Error>> {
     let (size, resolution, micro_batch) = match size {
         "small" => ("small", 64, 8),
         "full" => ("sd15", 384, 1),
@@ -69,7 +74,8 @@ fn job(size: &str, checkpointing: Option<&str>) -> Result<(JobSpec, u32), Box<dy
     let text = format!(
         "name = \"bench\"\n[data]\ndataset = \"file:///none\"\nresolution = {resolution}\nreferences = 4\n\
          [model]\narchitecture = \"retrinet\"\nsize = \"{size}\"\nactivation_checkpointing = [{}]\n\
-         [train]\nsteps = 1000\nglobal_batch = {micro_batch}\nmicro_batch = {micro_batch}\nlearning_rate = 1e-4\n",
+         [train]\nsteps = 1000\nglobal_batch = {micro_batch}\nmicro_batch = {micro_batch}\nlearning_rate = 1e-4\n\
+         precision = \"{precision}\"\n",
         components.join(", ")
     );
     Ok((

@@ -102,11 +102,12 @@ impl Diffusion {
         self
     }
 
-    /// One encoder call for all pictures of a batch that are not known already. The posterior's mean, not a draw: the
-    /// simplest that is the same on every device.
+    /// Of all pictures of a batch; what is known already is not encoded. The posterior's mean, not a draw: the simplest
+    /// that is the same on every device.
     pub(crate) fn latents(&mut self, batch: &Batch) -> Latents {
         let pictures = batch.pictures.to_kind(self.numbers);
-        let encode = |pictures: &Tensor| self.autoencoder.encode(pictures).mean;
+        let company = pictures.size()[0] > 1;
+        let encode = |pictures: &Tensor| encode(&self.autoencoder, pictures, company);
         let mean = match &mut self.cache {
             Some(cache) => cache.encode(&pictures, &batch.keys, encode),
             None => encode(&pictures),
@@ -251,6 +252,24 @@ impl Diffusion {
         }
         let latents = (xs / self.scaling).to_kind(self.numbers);
         Ok(to_images(&self.autoencoder.decode(&latents).to_kind(Kind::Float)))
+    }
+}
+
+/// Pictures of this side and larger are encoded one by one: each is work enough for any device, and five at 384 pixels
+/// would take 3 GB for a moment.
+const ALONE_SIDE: i64 = 256;
+
+/// The posterior's means of pictures [P, 3, S, S]. A picture's bits do not depend on the others: kernels for a single one
+/// sum in another order than those for several, so a small one that is left over from a batch (`company`) is given some.
+fn encode(autoencoder: &Autoencoder, pictures: &Tensor, company: bool) -> Tensor {
+    let means = |pictures: &Tensor| autoencoder.encode(pictures).mean;
+    if pictures.size()[2] >= ALONE_SIDE {
+        let alone: Vec<Tensor> = pictures.split(1, 0).iter().map(means).collect();
+        Tensor::cat(&alone, 0)
+    } else if company && pictures.size()[0] == 1 {
+        means(&Tensor::cat(&[pictures, pictures], 0)).narrow(0, 0, 1)
+    } else {
+        means(pictures)
     }
 }
 
