@@ -178,6 +178,7 @@ fn pictures(spec: &JobSpec, examples: &[Example]) -> Vec<(&'static str, Tensor)>
         &mask(|example| &example.target_mask),
         &mask(|example| &example.face_mask),
         i64::from(spec.model.autoencoder.factor()),
+        spec.train.target_mask_threshold,
     );
     vec![
         ("pictures", pictures.to_kind(Kind::Float) / 127.5 - 1.0),

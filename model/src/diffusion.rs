@@ -79,8 +79,8 @@ impl Diffusion {
         (numbers, device): (Kind, Device),
     ) -> Self {
         let unet = UNetLayout::from(&model.unet);
-        let retrieval =
-            (model.architecture == Architecture::Retrinet).then(|| RetrievalBlock::new(scope, &unet));
+        let retrieval = (model.architecture == Architecture::Retrinet)
+            .then(|| RetrievalBlock::new(scope, &unet, model.retrieval));
         Self {
             autoencoder: Autoencoder::new(&scope.sub("autoencoder"), &(&model.autoencoder).into()),
             text: TextEncoder::new(&scope.sub("text_encoder"), &(&model.text_encoder).into()),
@@ -192,10 +192,10 @@ impl Diffusion {
             words,
             each: 1,
         };
-        let time = self
-            .unet
-            .embed_time(&self.timesteps(&batch.timesteps), self.numbers);
-        let found = self.retrieval.as_ref()?.shares(&references, &time);
+        let block = self.retrieval.as_ref()?;
+        let timesteps = block.timesteps(&self.timesteps(&batch.timesteps));
+        let time = self.unet.embed_time(&timesteps, self.numbers);
+        let found = block.shares(&references, &time);
         let maps = found.into_iter().map(|(block, width, shares)| {
             // Token 0 begins the line, token 1 is the word.
             let word = shares

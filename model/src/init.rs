@@ -45,6 +45,14 @@ pub(crate) fn load_init(
         match init.get(RETRINET) {
             Some(path) => {
                 let source = Source::open(path)?;
+                let found = source.retrieval()?;
+                if found != model.retrieval {
+                    return Err(ModelError::Config {
+                        field: "retrieval",
+                        value: format!("{:?}", model.retrieval),
+                        expected: format!("{} was trained with {found:?}", path.display()),
+                    });
+                }
                 digest.add(RETRINET, &source);
                 source.load(&own, |name| vec![name.to_owned()], |_| true)?;
             }

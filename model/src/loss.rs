@@ -19,12 +19,12 @@ pub struct Masks {
 
 impl Masks {
     /// From masks at picture resolution, [batch, 1, H, W] in [0, 1]: mean over each cell of `factor` pixels;
-    /// the target's mask is then cut at one half, the face's kept as it is (notes 8).
+    /// the target's mask is then cut at `threshold`, the face's kept as it is (notes 8).
     #[must_use]
-    pub fn at_latents(target: &Tensor, face: &Tensor, factor: i64) -> Self {
+    pub fn at_latents(target: &Tensor, face: &Tensor, factor: i64, threshold: f64) -> Self {
         let pool = |mask: &Tensor| mask.avg_pool2d([factor; 2], [factor; 2], [0, 0], false, true, None);
         Self {
-            target: pool(target).gt(0.5).to_kind(Kind::Float),
+            target: pool(target).gt(threshold).to_kind(Kind::Float),
             face: pool(face),
         }
     }
@@ -81,7 +81,7 @@ mod tests {
     fn masks_are_pooled_and_only_the_target_s_is_cut() {
         let target = Tensor::from_slice(&[1f32, 1., 0., 0., 1., 0., 1., 0.]).view([1, 1, 2, 4]);
         let face = Tensor::from_slice(&[1f32, 0., 0., 0., 0., 0., 0., 0.]).view([1, 1, 2, 4]);
-        let masks = Masks::at_latents(&target, &face, 2);
+        let masks = Masks::at_latents(&target, &face, 2, 0.5);
         assert_eq!(
             Vec::<f32>::try_from(masks.target.flatten(0, -1)).unwrap(),
             [1., 0.]

@@ -87,6 +87,13 @@ impl Mapped {
         self.files.iter().map(|file| (file.path.as_path(), &file.map[..]))
     }
 
+    /// What the first file says of itself under a key.
+    #[must_use]
+    pub fn note(&self, key: &str) -> Option<&str> {
+        let notes = self.files.first()?.header.metadata().as_ref()?;
+        notes.get(key).map(String::as_str)
+    }
+
     /// Sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.places.keys().map(String::as_str)

@@ -17,10 +17,10 @@ use proto::public::agree::agree;
 use proto::public::base::{CONFIG_FILE, WEIGHT_FILES};
 use proto::public::config::{self, ConfigError};
 use proto::public::names::{
-    RETRINET_FILE, SINGLE_FILE_AUTOENCODER, SINGLE_FILE_TEXT, SINGLE_FILE_UNET, diffusers_autoencoder,
-    diffusers_unet,
+    RETRIEVAL_NOTE, RETRINET_FILE, SINGLE_FILE_AUTOENCODER, SINGLE_FILE_TEXT, SINGLE_FILE_UNET,
+    diffusers_autoencoder, diffusers_unet,
 };
-use proto::spec::Model;
+use proto::spec::{Model, Retrieval};
 use std::path::Path;
 use tch::Device;
 
@@ -66,6 +66,20 @@ impl Source {
             source.config = config_in(folder)?;
         }
         Ok(source)
+    }
+
+    /// The choices that a RetriNet's own file was trained with; files that do not say it have the defaults.
+    ///
+    /// # Errors
+    /// What it says cannot be read.
+    pub(crate) fn retrieval(&self) -> Result<Retrieval, ModelError> {
+        let said = self.tensors.note(RETRIEVAL_NOTE);
+        said.map_or(Ok(Retrieval::default()), |text| {
+            serde_json::from_str(text).map_err(|error| ModelError::ReadWeights {
+                path: self.tensors.origin("").to_owned(),
+                source: error.into(),
+            })
+        })
     }
 
     /// The files with their bytes.
@@ -248,21 +262,19 @@ pub fn retrinet(path: &Path, device: Device) -> Result<(UNet, RetrievalBlock), M
     let parameters = Parameters::seeded(0, device)
         .awaiting("unet.".to_owned())
         .awaiting("retrieval.".to_owned());
-    let unet = UNet::new(&parameters.root().sub("unet"), &layout);
-    let block = RetrievalBlock::new(&parameters.root(), &layout);
-    let mut base = parameters.under("unet.");
-    load_unet(&source, &layout, &base)?;
     let folder = if path.is_dir() {
         path
     } else {
         path.parent().unwrap_or(path)
     };
     let file = folder.join(RETRINET_FILE);
-    if file.is_file() {
-        let trained = Source {
-            tensors: Mapped::open(&file)?,
-            config: None,
-        };
+    let trained = file.is_file().then(|| Source::open(&file)).transpose()?;
+    let choices = trained.as_ref().map(Source::retrieval).transpose()?;
+    let unet = UNet::new(&parameters.root().sub("unet"), &layout);
+    let block = RetrievalBlock::new(&parameters.root(), &layout, choices.unwrap_or_default());
+    let mut base = parameters.under("unet.");
+    load_unet(&source, &layout, &base)?;
+    if let Some(trained) = trained {
         let mut own = parameters.tensors();
         own.retain(|name, _| !name.starts_with("unet."));
         trained.load(&own, |name| vec![name.to_owned()], |_| true)?;

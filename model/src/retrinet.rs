@@ -8,13 +8,16 @@ use crate::parameter::Scope;
 use crate::recompute::Recomputed;
 use crate::unet::{Encoder, UNet};
 use proto::layout::UNetLayout;
+use proto::spec::{Attend, Retrieval, RetrievalTime};
 use tch::Tensor;
 
 /// What RetriNet adds to a U-Net.
 #[derive(Debug)]
 pub struct RetrievalBlock {
     encoder: Encoder,
-    attentions: Vec<Recomputed<ReferenceAttention>>,
+    /// One for each input block that attends to the references.
+    attentions: Vec<Option<Recomputed<ReferenceAttention>>>,
+    time: RetrievalTime,
 }
 
 /// The references of a micro-batch, folded into the batch dimension: those of one target lie next to each
@@ -33,22 +36,36 @@ impl RetrievalBlock {
     /// The encoder's weights lie under `retrieval.input_blocks`, the attentions' under `cross_attention.I`
     /// and `zero_convs.I` for input block I.
     #[must_use]
-    pub fn new(scope: &Scope<'_>, layout: &UNetLayout) -> Self {
+    pub fn new(scope: &Scope<'_>, layout: &UNetLayout, choices: Retrieval) -> Self {
+        // A level ends with the block before the one that halves.
+        let ends = |block: usize| block % (layout.res_blocks + 1) == layout.res_blocks;
         let (attention, zero) = (scope.sub("cross_attention"), scope.sub("zero_convs"));
         let attentions = layout.input_levels().into_iter().enumerate().map(|(i, level)| {
+            if choices.attend == Attend::EveryLevel && !ends(i) {
+                return None;
+            }
             let (width, heads) = (layout.widths[level], layout.heads[level]);
             let (attention, zero) = (attention.sub(i), zero.sub(i));
             let inner = ReferenceAttention::new(&attention, &zero, width, heads);
-            Recomputed::new(&[&attention, &zero], inner)
+            Some(Recomputed::new(&[&attention, &zero], inner))
         });
         Self {
             attentions: attentions.collect(),
             encoder: Encoder::new(&scope.sub("retrieval"), layout),
+            time: choices.time,
+        }
+    }
+
+    /// What the encoder is told of the targets' time steps.
+    pub fn timesteps(&self, timesteps: &Tensor) -> Tensor {
+        match self.time {
+            RetrievalTime::Target => timesteps.shallow_clone(),
+            RetrievalTime::Zero => timesteps.zeros_like(),
         }
     }
 
     /// g_{i,n}: the references' features for each input block, [batch * n, C_i, H_i, W_i]. `time` is the SiLU
-    /// of the targets' time embedding, [batch, 4 * channels].
+    /// of the embedding of [`Self::timesteps`], [batch, 4 * channels].
     #[must_use]
     pub fn encode(&self, references: &References, time: &Tensor) -> Vec<Tensor> {
         let time = time.repeat_interleave_self_int(references.each, 0, None);
@@ -69,7 +86,10 @@ impl RetrievalBlock {
     pub fn join(&self, features: &[Tensor], references: &[Tensor]) -> Vec<Tensor> {
         let joined = self.attentions.iter().zip(features).zip(references);
         joined
-            .map(|((attention, h), g)| h + attention.run([h, g], |attention, [h, g]| attention.forward(h, g)))
+            .map(|((attention, h), g)| match attention {
+                Some(attention) => h + attention.run([h, g], |attention, [h, g]| attention.forward(h, g)),
+                None => h.shallow_clone(),
+            })
             .collect()
     }
 }
@@ -102,7 +122,8 @@ pub fn predict(
     let found = retrieval
         .zip(conditions.references.as_ref())
         .map(|(block, references)| {
-            let features = block.encode(references, &time);
+            let seen = unet.embed_time(&block.timesteps(&conditions.timesteps), latents.kind());
+            let features = block.encode(references, &seen);
             (
                 block,
                 features

@@ -197,7 +197,8 @@ impl Trainer {
                 Network::Diffusion(diffusion) => {
                     let (target, face) = masks(examples, self.device);
                     let factor = i64::from(self.spec.model.autoencoder.factor());
-                    let masks = Masks::at_latents(&target, &face, factor);
+                    let masks =
+                        Masks::at_latents(&target, &face, factor, self.spec.train.target_mask_threshold);
                     diffusion_terms(diffusion, &batch, &masks, &self.schedule, &self.spec.train)
                 }
             };

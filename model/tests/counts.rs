@@ -7,6 +7,7 @@ use model::retrinet::RetrievalBlock;
 use model::text::TextEncoder;
 use model::unet::UNet;
 use proto::size::named;
+use proto::spec::{Attend, Retrieval, RetrievalTime};
 
 fn count(build: impl FnOnce(&model::parameter::Scope<'_>)) -> u64 {
     let parameters = Parameters::shapes();
@@ -35,7 +36,7 @@ fn sd15_has_the_known_numbers() {
 fn sd15_retrinet_trains_what_the_notes_say() {
     let (unet, _, _) = named("sd15").unwrap();
     let parameters = Parameters::shapes();
-    let _ = RetrievalBlock::new(&parameters.root(), &(&unet).into());
+    let _ = RetrievalBlock::new(&parameters.root(), &(&unet).into(), Retrieval::default());
     let _ = UNet::new(&parameters.root().sub("unet"), &(&unet).into());
     let sum = |prefix: &str| -> i64 {
         parameters
@@ -55,6 +56,32 @@ fn sd15_retrinet_trains_what_the_notes_say() {
     assert_eq!(lock_b, 49_190_400);
     assert_eq!(lock_b + sum("retrieval."), 298_814_720);
     assert_eq!(lock_b + sum("retrieval.") + decoder, 809_622_724);
+}
+
+/// Notes 3.5: with four cross-attentions in place of twelve, 15.2 million parameters of attention.
+#[test]
+fn a_cross_attention_for_each_level_is_a_third() {
+    let (unet, _, _) = named("sd15").unwrap();
+    let choices = Retrieval {
+        attend: Attend::EveryLevel,
+        time: RetrievalTime::Target,
+    };
+    let parameters = Parameters::shapes();
+    let _ = RetrievalBlock::new(&parameters.root(), &(&unet).into(), choices);
+    let attentions = parameters.under("cross_attention.");
+    let of = |block: &str| attentions.keys().any(|name| name.starts_with(block));
+    assert!([2, 5, 8, 11].iter().all(|block| of(&format!("{block}."))));
+    assert!(
+        [0, 1, 3, 4, 6, 7, 9, 10]
+            .iter()
+            .all(|block| !of(&format!("{block}.")))
+    );
+    let values: i64 = attentions
+        .values()
+        .map(|t| t.size().iter().product::<i64>())
+        .sum();
+    let by_hand = |width: i64| 4 * width * width + 3 * width;
+    assert_eq!(values, by_hand(320) + by_hand(640) + 2 * by_hand(1280));
 }
 
 #[test]

@@ -6,7 +6,7 @@ mod scene;
 use model::SampleOptions;
 use model::trainer::Trainer;
 use proto::message::SampleMethod;
-use proto::spec::{Architecture, Component, JobSpec};
+use proto::spec::{Architecture, Attend, Component, JobSpec, Retrieval, RetrievalTime};
 use scene::{examples, frozen, job};
 use std::collections::BTreeMap;
 use tch::{Device, Tensor};
@@ -94,6 +94,37 @@ fn before_its_first_update_retrinet_is_its_base() {
             .keys()
             .all(|name| heard.iter().any(|prefix| name.starts_with(prefix)))
     );
+}
+
+#[test]
+fn other_readings_of_the_paper_begin_as_the_base_and_then_differ() {
+    let scene = base();
+    let spec = |attend, time| {
+        let mut spec = job(Architecture::Retrinet, 0.05);
+        spec.model.retrieval = Retrieval { attend, time };
+        spec
+    };
+    let losses = |spec: &JobSpec| {
+        let mut retrinet = trainer(spec, Some(&scene));
+        let first = backward(&mut retrinet, 9);
+        steps(&mut retrinet, 1, 3);
+        (first, backward(&mut retrinet, 9))
+    };
+    let (plain, trained) = losses(&spec(Attend::EveryBlock, RetrievalTime::Target));
+    for (attend, time) in [
+        (Attend::EveryLevel, RetrievalTime::Target),
+        (Attend::EveryBlock, RetrievalTime::Zero),
+    ] {
+        let (first, later) = losses(&spec(attend, time));
+        assert_eq!(first, plain);
+        assert_ne!(later, trained, "{attend:?} {time:?}");
+    }
+    let names = trainer(&spec(Attend::EveryLevel, RetrievalTime::Target), Some(&scene));
+    let blocks = names
+        .parameters()
+        .iter()
+        .filter(|(name, _)| name.starts_with("zero_convs."));
+    assert_eq!(blocks.count(), 2 * 2, "weight and bias for each of two levels");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use model::weights::{self, NamedTensors, Storage};
 use proto::layout::{Frequencies, UNetLayout};
 use proto::public::names::{SINGLE_FILE_UNET, diffusers_autoencoder, diffusers_unet};
 use proto::spec::Precision;
+use proto::spec::Retrieval;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
@@ -144,7 +145,13 @@ fn a_retrinet_is_its_unet_until_its_own_weights_lie_beside() {
     let found = run(Runnable::Retrinet, &folder, &inputs).unwrap();
     assert_eq!(weights::digest(&found), weights::digest(&plain));
     // What `coordinator checkpoint export` writes beside the U-Net makes it another model.
-    let mut own = filled(|scope| drop(model::retrinet::RetrievalBlock::new(scope, &layout())));
+    let mut own = filled(|scope| {
+        drop(model::retrinet::RetrievalBlock::new(
+            scope,
+            &layout(),
+            Retrieval::default(),
+        ))
+    });
     let file = folder.join("retrinet.safetensors");
     weights::write(&file, &own, Storage::Float32).unwrap();
     let trained = run(Runnable::Retrinet, &folder, &inputs).unwrap();

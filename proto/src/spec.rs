@@ -67,12 +67,37 @@ pub struct Data {
     /// Above this share of the picture's area the face box counts as "the majority" and the whole figure is shown
     /// instead of the clothes. Ours: 0.5.
     pub figure_threshold: f64,
+    pub clothes: Clothes,
+    /// A reference fills this share of its square at least, so that its place never equals the target's. Ours: 0.8.
+    pub reference_scale: f64,
     /// Share of reconstruction samples when task is multitask. Ours: 0.5.
     pub multitask_reconstruction: f64,
     /// Share of characters that training never shows, chosen by a hash of (seed, character); sampling draws them.
     pub holdout: f64,
     /// The one seed of the job: order, noise, crops, weights without init.
     pub seed: u64,
+}
+
+/// How clothes are shown without the face (both ways are seen in the paper's figures). All ours.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Clothes {
+    /// Probability that everything above the chin is cut off; else the face box is painted over with the pad's colour.
+    pub cut_off: f64,
+    /// It is only cut off where so much of the picture's height is left below the chin.
+    pub cut_off_minimum: f64,
+    /// Probability that the background is kept; else it is filled with the pad's colour.
+    pub background: f64,
+}
+
+impl Default for Clothes {
+    fn default() -> Self {
+        Self {
+            cut_off: 0.5,
+            cut_off_minimum: 0.3,
+            background: 0.5,
+        }
+    }
 }
 
 /// What the references are (paper, section 5.1).
@@ -110,6 +135,36 @@ pub struct Model {
     pub freeze: Vec<Component>,
     /// Components whose blocks keep their inputs and not their activations, and are computed again for the backward pass.
     pub activation_checkpointing: Vec<Component>,
+    pub retrieval: Retrieval,
+}
+
+/// How RetriNet's retrieval block reads the paper where it leaves a choice (notes 3.5). Ours: the defaults.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Retrieval {
+    pub attend: Attend,
+    pub time: RetrievalTime,
+}
+
+/// Which of the encoder's blocks attend to the references.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Attend {
+    /// 12 cross-attentions at the size of SD 1.5.
+    #[default]
+    EveryBlock,
+    /// The last block of each level with residual blocks: 4.
+    EveryLevel,
+}
+
+/// The time step that the retrieval encoder is told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RetrievalTime {
+    /// The target's.
+    #[default]
+    Target,
+    Zero,
 }
 
 /// What is trained.
@@ -247,6 +302,9 @@ pub struct Train {
     pub ema: Option<f64>,
     /// lambda of equation 3.
     pub face_loss_weight: f64,
+    /// A cell of the latent counts in the first term where the picture covers more than this share of it; 0 to below 1.
+    /// Ours: 0.5. The face's mask keeps its shares.
+    pub target_mask_threshold: f64,
     /// How much each noise level counts.
     pub loss_weighting: LossWeighting,
     /// What convolutions, matrix products and attention compute in.

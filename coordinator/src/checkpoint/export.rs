@@ -9,7 +9,7 @@ use super::{Checkpoint, CheckpointError, TensorPlace};
 use model_data::base::{Base, RETRINET};
 use proto::checkpoint::CheckpointManifest;
 use proto::public::base::{CONFIG_FILE, PARTS, Part};
-use proto::public::names::RETRINET_FILE;
+use proto::public::names::{RETRIEVAL_NOTE, RETRINET_FILE};
 use proto::public::write::config;
 use proto::spec::{self, Architecture, JobSpec};
 use safetensors::tensor::TensorView;
@@ -251,7 +251,11 @@ impl Export<'_> {
         let partial = path.with_extension("partial");
         make_folder_of(&path)?;
         // `transformers` refuses a file that does not say what wrote it.
-        let metadata = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        let mut metadata = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        if name.ends_with(RETRINET_FILE) {
+            let choices = serde_json::to_string(&self.spec.model.retrieval);
+            metadata.insert(RETRIEVAL_NOTE.to_owned(), choices.expect("choices are words"));
+        }
         safetensors::serialize_to_file(views, Some(metadata), &partial).map_err(wrong)?;
         let digest = hash_of(&partial).map_err(|error| unwritable(&partial, &error))?;
         std::fs::rename(&partial, &path).map_err(|error| unwritable(&path, &error))?;

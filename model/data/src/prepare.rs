@@ -3,7 +3,7 @@
 //! (law 2).
 
 use image::{Rgb, RgbImage};
-use proto::spec::{Data, Task};
+use proto::spec::{Clothes, Data, Task};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
@@ -16,10 +16,6 @@ use crate::reference::{Slot, Source};
 
 /// Noise levels of training (notes 5.3).
 const TIMESTEPS: u32 = 1000;
-/// References are drawn this small at least, so that their place never equals the target's.
-const SMALLEST_SCALE: f64 = 0.8;
-/// Below the chin there must be this share of the picture, else the face is painted over instead of cut off.
-const SMALLEST_BELOW_CHIN: f64 = 0.3;
 
 /// The example of `target` in `epoch`. `references` are the slots of [`crate::reference::choose`] with the
 /// picture of each; empty for architectures without references.
@@ -99,10 +95,10 @@ fn reference(data: &Data, slot: Slot, from: &Decoded, rng: &mut ChaCha8Rng, pad:
     };
     let cut = match concept {
         Concept::Face => crop(&from.picture, from.face(data.face_enlargement)),
-        Concept::Clothes => clothes(from, rng, pad),
-        Concept::Figure => whole(from, slot.source, rng),
+        Concept::Clothes => clothes(data.clothes, from, rng, pad),
+        Concept::Figure => whole(data, from, slot.source, rng),
     };
-    let scale = rng.random_range(SMALLEST_SCALE..=1.0);
+    let scale = rng.random_range(data.reference_scale..=1.0);
     let at = place(cut.width(), cut.height(), data.resolution, scale, anywhere(rng));
     Reference {
         picture: on_pad(cut, at, data.resolution, pad),
@@ -111,15 +107,15 @@ fn reference(data: &Data, slot: Slot, from: &Decoded, rng: &mut ChaCha8Rng, pad:
     }
 }
 
-/// The picture without its face: cut off below the chin or painted over, each half of the time; and with the
-/// background kept or replaced by the pad colour, each half of the time (both are seen in the paper's
-/// figures, notes 1.2).
-fn clothes(from: &Decoded, rng: &mut ChaCha8Rng, pad: Rgb<u8>) -> RgbImage {
-    let (cut_off, keep_background) = (rng.random_bool(0.5), rng.random_bool(0.5));
+/// The picture without its face, which is cut off below the chin or painted over; and with the background kept or
+/// replaced by the pad's colour (both are seen in the paper's figures, notes 1.2).
+fn clothes(how: Clothes, from: &Decoded, rng: &mut ChaCha8Rng, pad: Rgb<u8>) -> RgbImage {
+    let cut_off = rng.random_bool(how.cut_off.clamp(0.0, 1.0));
+    let keep_background = rng.random_bool(how.background.clamp(0.0, 1.0));
     let (width, height) = from.picture.dimensions();
     let face = from.face(1.0);
     let below = height - face.bottom();
-    let cut_off = cut_off && f64::from(below) >= SMALLEST_BELOW_CHIN * f64::from(height);
+    let cut_off = cut_off && below > 0 && f64::from(below) >= how.cut_off_minimum * f64::from(height);
     let mut region = if cut_off {
         Region {
             x: 0,
@@ -144,12 +140,12 @@ fn clothes(from: &Decoded, rng: &mut ChaCha8Rng, pad: Rgb<u8>) -> RgbImage {
 
 /// The whole picture; of the target itself only a random part, because an identical reference teaches
 /// copying.
-fn whole(from: &Decoded, source: Source, rng: &mut ChaCha8Rng) -> RgbImage {
+fn whole(data: &Data, from: &Decoded, source: Source, rng: &mut ChaCha8Rng) -> RgbImage {
     if source != Source::Target {
         return from.picture.clone();
     }
     let (width, height) = (f64::from(from.picture.width()), f64::from(from.picture.height()));
-    let share = rng.random_range(SMALLEST_SCALE..=1.0);
+    let share = rng.random_range(data.reference_scale..=1.0);
     let (x, y) = anywhere(rng);
     let (left, top) = (width * (1.0 - share) * x, height * (1.0 - share) * y);
     let (w, h) = from.picture.dimensions();
@@ -275,6 +271,36 @@ mod tests {
                 "position {position}: {greens}"
             );
         }
+    }
+
+    #[test]
+    fn clothes_are_shown_as_the_job_says() {
+        let from = figure(100, 64, 64);
+        let shown = |clothes: Clothes| {
+            let data = Data {
+                clothes,
+                reference_scale: 1.0,
+                ..data()
+            };
+            let slots = [(slot(Concept::Clothes), &from)];
+            let example = prepare(&data, 0, &figure(3, 64, 64), &slots);
+            count(&example.references[0].picture, BACK)
+        };
+        let always = |cut_off: bool, background: bool| Clothes {
+            cut_off: f64::from(u8::from(cut_off)),
+            background: f64::from(u8::from(background)),
+            ..Clothes::default()
+        };
+        // Whole with its background; cut to half of its height; without any background.
+        assert!((2000..2500).contains(&shown(always(false, true))));
+        assert!((900..1200).contains(&shown(always(true, true))));
+        assert_eq!(shown(always(false, false)), 0);
+        // Half of the height is not enough: painted over.
+        let strict = Clothes {
+            cut_off_minimum: 0.9,
+            ..always(true, true)
+        };
+        assert_eq!(shown(strict), shown(always(false, true)));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use model_data::verify::verify;
 use model_data::writer::{DatasetWriter, WriteError, WriteOptions, hex};
 use parquet::arrow::ArrowWriter;
 use proto::dataset::DatasetManifest;
-use proto::spec::{Data, Pairing, Task};
+use proto::spec::{Clothes, Data, Pairing, Task};
 use sha2::{Digest, Sha256};
 
 fn options() -> SynthesizeOptions {
@@ -64,6 +64,8 @@ fn data(folder: &Path) -> Data {
         face_probability: 0.5,
         face_enlargement: 1.33,
         figure_threshold: 0.5,
+        clothes: Clothes::default(),
+        reference_scale: 0.8,
         multitask_reconstruction: 0.5,
         holdout: 0.3,
         seed: 7,

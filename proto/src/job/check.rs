@@ -9,7 +9,7 @@ use crate::place::nearest;
 use crate::size;
 use crate::spec::{
     Architecture, AutoencoderConfig, CheckpointPolicy, Component, Data, Decay, DeviceKind, JobSpec,
-    LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, Resources, Task,
+    LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, Resources, Retrieval, Task,
     TextEncoderConfig, Train, UNetConfig,
 };
 use std::path::Path;
@@ -155,6 +155,8 @@ fn data(raw: &DataToml, architecture: Architecture, directory: Option<&Path>, fa
         face_probability: raw.face_probability.unwrap_or(0.5),
         face_enlargement: raw.face_enlargement.unwrap_or(1.33),
         figure_threshold: raw.figure_threshold.unwrap_or(0.5),
+        clothes: raw.clothes.unwrap_or_default(),
+        reference_scale: raw.reference_scale.unwrap_or(0.8),
         multitask_reconstruction: raw.multitask_reconstruction.unwrap_or(0.5),
         holdout: raw.holdout.unwrap_or(0.0),
         seed: raw.seed.unwrap_or(0),
@@ -162,6 +164,14 @@ fn data(raw: &DataToml, architecture: Architecture, directory: Option<&Path>, fa
     faults.share("data.prompt_drop", data.prompt_drop);
     faults.share("data.face_probability", data.face_probability);
     faults.share("data.figure_threshold", data.figure_threshold);
+    faults.share("data.clothes.cut_off", data.clothes.cut_off);
+    faults.share("data.clothes.cut_off_minimum", data.clothes.cut_off_minimum);
+    faults.share("data.clothes.background", data.clothes.background);
+    faults.need(
+        (0.1..=1.0).contains(&data.reference_scale),
+        "data.reference_scale",
+        || format!("is {}; it must lie between 0.1 and 1", data.reference_scale),
+    );
     faults.share("data.multitask_reconstruction", data.multitask_reconstruction);
     faults.need((0.0..1.0).contains(&data.holdout), "data.holdout", || {
         format!(
@@ -290,6 +300,7 @@ fn model(raw: &ModelToml, directory: Option<&Path>, faults: &mut Faults) -> Mode
             .as_ref()
             .map(|init| absolute("model.init", init, directory, faults)),
         activation_checkpointing: checkpointed(raw, &freeze, faults),
+        retrieval: retrieval(raw, faults),
         freeze,
     }
 }
@@ -319,6 +330,18 @@ fn checkpointed(raw: &ModelToml, freeze: &[Component], faults: &mut Faults) -> V
         });
     }
     components
+}
+
+fn retrieval(raw: &ModelToml, faults: &mut Faults) -> Retrieval {
+    let given = raw.retrieval.unwrap_or_default();
+    let fits = raw.architecture == Architecture::Retrinet || given == Retrieval::default();
+    faults.need(fits, "model.retrieval", || {
+        format!(
+            "is for retrinet; {} has no retrieval block",
+            kebab(&raw.architecture)
+        )
+    });
+    given
 }
 
 fn unet_over(base: UNetConfig, raw: &UNetToml) -> UNetConfig {
@@ -367,6 +390,7 @@ fn train(raw: &TrainToml, faults: &mut Faults) -> Train {
         clip: raw.clip.filter(|clip| *clip != 0.0),
         ema: raw.ema.filter(|ema| *ema != 0.0),
         face_loss_weight: raw.face_loss_weight.unwrap_or(1.0),
+        target_mask_threshold: raw.target_mask_threshold.unwrap_or(0.5),
         loss_weighting: raw.loss_weighting.unwrap_or(LossWeighting::Epsilon),
         precision: raw.precision.unwrap_or(Precision::Fp32),
         on_nonfinite: raw.on_nonfinite.unwrap_or(OnNonfinite::Stop),
@@ -395,6 +419,12 @@ fn train(raw: &TrainToml, faults: &mut Faults) -> Train {
         format!("is {ema}; it must be at least 0 (no average) and below 1, such as 0.9999")
     });
     faults.rate("train.face_loss_weight", train.face_loss_weight);
+    let threshold = train.target_mask_threshold;
+    faults.need(
+        (0.0..1.0).contains(&threshold),
+        "train.target_mask_threshold",
+        || format!("is {threshold}; it must be at least 0 and below 1"),
+    );
     faults.need((1..=256).contains(&train.threads), "train.threads", || {
         format!("is {}; a rank computes with 1 to 256 threads", train.threads)
     });

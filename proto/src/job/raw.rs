@@ -2,8 +2,8 @@
 //! [`crate::spec::JobSpec`]; the way between is [`super::check`].
 
 use crate::spec::{
-    Architecture, Component, Decay, DeviceKind, LossWeighting, OnNonfinite, Pairing, Precision, Reduction,
-    Task,
+    Architecture, Clothes, Component, Decay, DeviceKind, LossWeighting, OnNonfinite, Pairing, Precision,
+    Reduction, Retrieval, Task,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -50,6 +50,8 @@ pub(super) struct DataToml {
     pub(super) face_probability: Option<f64>,
     pub(super) face_enlargement: Option<f64>,
     pub(super) figure_threshold: Option<f64>,
+    pub(super) clothes: Option<Clothes>,
+    pub(super) reference_scale: Option<f64>,
     pub(super) multitask_reconstruction: Option<f64>,
     pub(super) holdout: Option<f64>,
     pub(super) seed: Option<u64>,
@@ -63,6 +65,7 @@ pub(super) struct ModelToml {
     pub(super) init: Option<String>,
     pub(super) freeze: Option<Vec<Component>>,
     pub(super) activation_checkpointing: Option<Vec<Component>>,
+    pub(super) retrieval: Option<Retrieval>,
     #[serde(default)]
     pub(super) unet: UNetToml,
     #[serde(default)]
@@ -120,6 +123,7 @@ pub(super) struct TrainToml {
     /// Decay of the weights' moving average; 0 turns it off.
     pub(super) ema: Option<f64>,
     pub(super) face_loss_weight: Option<f64>,
+    pub(super) target_mask_threshold: Option<f64>,
     pub(super) loss_weighting: Option<LossWeighting>,
     pub(super) precision: Option<Precision>,
     pub(super) on_nonfinite: Option<OnNonfinite>,

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::{parse, to_toml};
+use crate::spec::{Attend, Clothes, Retrieval};
 use crate::spec::{Component, OnNonfinite, Precision};
 use std::path::Path;
 
@@ -85,7 +86,7 @@ fn unknown_keys_get_a_suggestion() {
         "globl_batch",
         "job.toml:18: train.globl_batch: unknown field `globl_batch`, expected one of `steps`, `global_batch`, \
          `micro_batch`, `learning_rate`, `learning_rates`, `warmup`, `decay`, `clip`, `ema`, `face_loss_weight`, \
-         `loss_weighting`, `precision`, `on_nonfinite`, `latent_cache_mib`, `reduction`, `threads`, `digest_every`, \
+         `target_mask_threshold`, `loss_weighting`, `precision`, `on_nonfinite`, `latent_cache_mib`, `reduction`, `threads`, `digest_every`, \
          `optimizer`; did you mean `global_batch`?",
     );
     check(
@@ -311,5 +312,51 @@ fn latents_are_kept_only_where_they_stay_the_same() {
         message,
         "job.toml:19: train.latent_cache_mib: is 64; with train.reduction = \"exact\" on cuda it must be 0, because a \
          GPU may give a picture other bits in other company"
+    );
+}
+
+#[test]
+fn what_the_paper_leaves_open_is_a_field_with_a_default() {
+    let spec = read(GOOD).unwrap();
+    assert_eq!(spec.data.clothes, Clothes::default());
+    assert_eq!(
+        (spec.data.reference_scale, spec.train.target_mask_threshold),
+        (0.8, 0.5)
+    );
+    assert_eq!(spec.model.retrieval, Retrieval::default());
+    let with = |section: &str, lines: &str| read(&GOOD.replace(section, &format!("{section}\n{lines}")));
+    let spec = with("[data]", "clothes = { background = 1 }\nreference_scale = 1.0").unwrap();
+    assert_eq!(
+        (spec.data.clothes.background, spec.data.clothes.cut_off),
+        (1.0, 0.5)
+    );
+    let open = "retrieval = { attend = \"every-level\", time = \"zero\" }";
+    let spec = with("[model]", open).unwrap();
+    assert_eq!(spec.model.retrieval.attend, Attend::EveryLevel);
+    assert_eq!(parse("canonical", &to_toml(&spec), None).unwrap(), spec);
+    let refused = |section: &str, lines: &str, message: &str| {
+        let error = with(section, lines).unwrap_err();
+        assert!(error.contains(message), "{error}");
+    };
+    refused(
+        "[data]",
+        "clothes = { cut_off = 2 }",
+        "data.clothes.cut_off: is 2; a share",
+    );
+    refused(
+        "[data]",
+        "reference_scale = 0",
+        "data.reference_scale: is 0; it must lie",
+    );
+    refused(
+        "[train]",
+        "target_mask_threshold = 1",
+        "train.target_mask_threshold: is 1; it must be",
+    );
+    let other = GOOD.replace("\"retrinet\"", "\"text-to-image\"");
+    let error = read(&other.replace("[model]", &format!("[model]\n{open}"))).unwrap_err();
+    assert!(
+        error.contains("model.retrieval: is for retrinet; text-to-image has"),
+        "{error}"
     );
 }

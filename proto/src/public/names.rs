@@ -28,6 +28,9 @@ pub fn foreign<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<&'static 
 /// jobs that begin from there and by `worker forward`.
 pub const RETRINET_FILE: &str = "retrinet.safetensors";
 
+/// In that file's header: the job's [model.retrieval] as JSON.
+pub const RETRIEVAL_NOTE: &str = "retrieval";
+
 /// The `diffusers` name of a U-Net tensor.
 #[must_use]
 pub fn diffusers_unet(name: &str, layout: &UNetLayout) -> Option<String> {

@@ -7,9 +7,9 @@ use coordinator_core::event::{Event, Reply, RequestId};
 use proto::id::JobId;
 use proto::message::SampleRequest;
 use proto::spec::{
-    Architecture, AutoencoderConfig, CheckpointPolicy, Data, Decay, DeviceKind, JobSpec, LossWeighting,
-    Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, Resources, Task, TextEncoderConfig, Train,
-    UNetConfig,
+    Architecture, AutoencoderConfig, CheckpointPolicy, Clothes, Data, Decay, DeviceKind, JobSpec,
+    LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, Resources, Retrieval, Task,
+    TextEncoderConfig, Train, UNetConfig,
 };
 use std::collections::BTreeMap;
 
@@ -212,6 +212,8 @@ fn spec(job: &PlannedJob) -> JobSpec {
         face_probability: 0.5,
         face_enlargement: 1.33,
         figure_threshold: 0.5,
+        clothes: Clothes::default(),
+        reference_scale: 0.8,
         multitask_reconstruction: 0.5,
         holdout: 0.0,
         seed: job.seed,
@@ -233,6 +235,7 @@ fn spec(job: &PlannedJob) -> JobSpec {
         clip: None,
         ema: None,
         face_loss_weight: 0.0,
+        target_mask_threshold: 0.5,
         loss_weighting: LossWeighting::Epsilon,
         precision: Precision::Fp32,
         on_nonfinite: OnNonfinite::Stop,
@@ -286,5 +289,6 @@ fn model() -> Model {
         init: None,
         freeze: vec![],
         activation_checkpointing: vec![],
+        retrieval: Retrieval::default(),
     }
 }

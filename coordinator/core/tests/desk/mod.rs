@@ -10,8 +10,8 @@ use proto::message::{
     WorkerReport,
 };
 use proto::spec::{
-    Architecture, CheckpointPolicy, Data, Decay, DeviceKind, JobSpec, LossWeighting, Model, OnNonfinite,
-    Optimizer, Pairing, Precision, Reduction, Resources, Task, Train,
+    Architecture, CheckpointPolicy, Clothes, Data, Decay, DeviceKind, JobSpec, LossWeighting, Model,
+    OnNonfinite, Optimizer, Pairing, Precision, Reduction, Resources, Retrieval, Task, Train,
 };
 use std::collections::BTreeMap;
 
@@ -302,6 +302,8 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
         face_probability: 0.5,
         face_enlargement: 1.33,
         figure_threshold: 0.5,
+        clothes: Clothes::default(),
+        reference_scale: 0.8,
         multitask_reconstruction: 0.5,
         holdout: 0.1,
         seed: 1,
@@ -323,6 +325,7 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
         clip: None,
         ema: None,
         face_loss_weight: 0.1,
+        target_mask_threshold: 0.5,
         loss_weighting: LossWeighting::Epsilon,
         precision: Precision::Fp32,
         on_nonfinite: OnNonfinite::Stop,
@@ -340,6 +343,7 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
         init: None,
         freeze: vec![],
         activation_checkpointing: vec![],
+        retrieval: Retrieval::default(),
     };
     let checkpoint = CheckpointPolicy { every: 2, keep: 1 };
     JobSpec {
