@@ -2,7 +2,7 @@
 //! writes the weights and inputs that the other side needs to compute the same. Never a part of a build that ships.
 //!
 //!     micro_step --size small|full [--threads N] [--export DIR | --export-inputs DIR] [--checkpointing COMPONENT,…]
-//!         [--precision fp32|fp16|bf16]
+//!         [--precision fp32|fp16|bf16] [--resolution PIXELS]
 
 use model::loss::Masks;
 use model::noise::{self, Purpose};
@@ -30,11 +30,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let threads: i32 = option("--threads").unwrap_or("1").parse()?;
     tch::set_num_threads(threads);
-    let (spec, micro_batch) = job(
+    let (mut spec, micro_batch) = job(
         option("--size").unwrap_or("small"),
         option("--checkpointing"),
         option("--precision").unwrap_or("fp32"),
     )?;
+    if let Some(resolution) = option("--resolution") {
+        spec.data.resolution = resolution.parse()?;
+    }
     let mut trainer = Trainer::new(&spec, None, Device::Cpu)?;
     no_zeros(&trainer);
     let examples: Vec<Example> = (0..micro_batch).map(|n| example(&spec, n)).collect();
@@ -251,7 +254,7 @@ fn micro_step(
     examples: &[Example],
     step: u64,
 ) -> Result<serde_json::Value, Box<dyn Error>> {
-    let begun = Instant::now();
+    let (begun, cpu_begun) = (Instant::now(), cpu_seconds());
     trainer.zero_gradients();
     let loss = trainer.forward(examples, examples.len() as u32)?;
     let forward = begun.elapsed().as_secs_f64();
@@ -262,11 +265,24 @@ fn micro_step(
     Ok(json!({
         "loss": loss.total,
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds() - cpu_begun,
         "forward": forward,
         "backward": backward - forward,
         "optimizer": seconds - backward,
         "peak_memory_bytes": memory("VmHWM:"),
     }))
+}
+
+/// What this process has computed so far, over all its threads; the kernel counts hundredths.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let ticks: f64 = fields
+        .skip(11)
+        .take(2)
+        .filter_map(|it| it.parse::<f64>().ok())
+        .sum();
+    ticks / 100.0
 }
 
 /// A line of this process's memory, in bytes; 0 where the kernel does not tell.
