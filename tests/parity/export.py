@@ -42,7 +42,9 @@ def ours(component, weights, inputs):
 
 
 def loaded(kind, folder):
-    model, said = kind.from_pretrained(FOLDER / folder, output_loading_info=True)
+    # diffusers alone asks for another package unless it is told not to spare memory.
+    plain = {} if kind is CLIPTextModel else {"low_cpu_mem_usage": False}
+    model, said = kind.from_pretrained(FOLDER / folder, output_loading_info=True, **plain)
     wrong = {key: list(value) for key, value in said.items() if value}
     check(f"{kind.__name__}.from_pretrained({folder})", not wrong, wrong or "every tensor in its place")
     return model.eval()

@@ -46,6 +46,19 @@ impl Weights {
         self.bytes = halves.collect();
         self.dtype = Dtype::F16;
     }
+
+    /// A base's 16-bit floats as the 32-bit ones that they were trained beside: a file has one kind of numbers.
+    pub(super) fn widen(&mut self) {
+        if self.dtype != Dtype::F16 {
+            return;
+        }
+        let floats = self.bytes.chunks_exact(2).flat_map(|it| {
+            let value = f16::from_le_bytes(it.try_into().expect("the chunks have two bytes"));
+            value.to_f32().to_le_bytes()
+        });
+        self.bytes = floats.collect();
+        self.dtype = Dtype::F32;
+    }
 }
 
 /// A component of a job's model.
@@ -276,5 +289,10 @@ mod tests {
             (weights.dtype, halves),
             (Dtype::F16, vec![0x3c00, 0xae66, 0x7c00])
         );
+        let halved = weights.bytes.clone();
+        weights.widen();
+        assert_eq!((weights.dtype, weights.bytes.len()), (Dtype::F32, 12));
+        weights.halve();
+        assert_eq!(weights.bytes, halved, "nothing is lost on the way there and back");
     }
 }

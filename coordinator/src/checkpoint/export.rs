@@ -36,7 +36,7 @@ pub(crate) struct Origin {
     pub(crate) dataset_version: String,
     /// "moving average" or "as trained".
     pub(crate) weights: &'static str,
-    /// "f16" or "as trained".
+    /// "f16" or "f32".
     pub(crate) numbers: &'static str,
     /// SHA-256 of every file written.
     pub(crate) files: BTreeMap<String, String>,
@@ -93,7 +93,7 @@ impl Checkpoint {
             digest: self.digest().await?,
             dataset_version: manifest.dataset_version.clone(),
             weights: if average { "moving average" } else { "as trained" },
-            numbers: if half { "f16" } else { "as trained" },
+            numbers: if half { "f16" } else { "f32" },
             files: BTreeMap::new(),
         })
     }
@@ -235,9 +235,8 @@ impl Export<'_> {
         name: &str,
         mut weights: BTreeMap<String, Weights>,
     ) -> Result<String, CheckpointError> {
-        if self.half {
-            weights.values_mut().for_each(Weights::halve);
-        }
+        let numbers = if self.half { Weights::halve } else { Weights::widen };
+        weights.values_mut().for_each(numbers);
         let path = self.out.join(name);
         let wrong = |error: safetensors::SafeTensorError| CheckpointError::Shard {
             path: path.display().to_string(),
