@@ -46,6 +46,7 @@ pub(crate) fn job_record(id: &str) -> JobRecord {
         generation: Generation(0),
         phase: JobPhase::Queued { reason: "new".into() },
         checkpoints: Vec::new(),
+        reached: Step(0),
         fruitless: 0,
         hopeless: false,
         restarts: 0,

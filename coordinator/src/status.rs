@@ -135,6 +135,9 @@ fn running_phase(ranks: &[RankView<'_>]) -> (&'static str, String) {
             Some(RankPhase::Joining) => return missing("joins the group", rank),
             Some(RankPhase::Training) => {}
             Some(RankPhase::Finished) => finished += 1,
+            Some(RankPhase::Broken { error }) => {
+                return missing(&format!("waits for the next generation: {error}"), rank);
+            }
             Some(RankPhase::Failed { error, .. }) => return missing(&format!("failed: {error}"), rank),
         }
     }
@@ -169,6 +172,7 @@ fn rank_phase(phase: Option<&RankPhase>) -> String {
         Some(RankPhase::Joining) => "joining".into(),
         Some(RankPhase::Training) => "training".into(),
         Some(RankPhase::Finished) => "finished".into(),
+        Some(RankPhase::Broken { .. }) => "between generations".into(),
         Some(RankPhase::Failed { error, .. }) => format!("failed: {error}"),
     }
 }

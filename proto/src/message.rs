@@ -52,7 +52,12 @@ pub enum RankPhase {
     /// It waits for the c10d store and the other ranks.
     Joining,
     Training,
-    /// All work is done and every shard is written.
+    /// Its group is broken, by a peer that is gone or by a newer generation. The partial step is dropped; the process
+    /// keeps its weights and optimizer state in memory and waits for the next generation.
+    Broken {
+        error: String,
+    },
+    /// All work is done and every shard is written. A rank that trained keeps its state until it is told to leave.
     Finished,
     /// The process ended or gave up; the first line of why, with what and where. `permanent`: another generation
     /// would fail in the same way, so there is none.
@@ -319,12 +324,13 @@ pub enum SamplePrompt {
     Empty,
 }
 
-/// What a daemon tells a rank process.
+/// What a daemon tells a rank process. One process serves in one generation after another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RankOrder {
-    /// First line on the socket, and again whenever the assignment changes without a new generation (the store's
-    /// address becomes known, steps are acknowledged, a checkpoint is committed).
+    /// First line on the socket, and again whenever the assignment changes (the store's address becomes known, steps are
+    /// acknowledged, a checkpoint is committed). A newer generation ends the running one: the process drops the partial
+    /// step and joins the newer one, with the state that it holds.
     Assignment {
         assignment: Box<Assignment>,
         rank: Rank,

@@ -162,6 +162,7 @@ impl From<&RankReport> for pb::RankReport {
             RankPhase::Joining => (Phase::Joining, String::new(), false),
             RankPhase::Training => (Phase::Training, String::new(), false),
             RankPhase::Finished => (Phase::Finished, String::new(), false),
+            RankPhase::Broken { error } => (Phase::Broken, error.clone(), false),
             RankPhase::Failed { error, permanent } => (Phase::Failed, error.clone(), *permanent),
         };
         Self {
@@ -189,6 +190,9 @@ impl TryFrom<pb::RankReport> for RankReport {
             Ok(Phase::Joining) => RankPhase::Joining,
             Ok(Phase::Training) => RankPhase::Training,
             Ok(Phase::Finished) => RankPhase::Finished,
+            Ok(Phase::Broken) => RankPhase::Broken {
+                error: text("error", report.error, LONG_TEXT_MAX)?,
+            },
             Ok(Phase::Failed) => RankPhase::Failed {
                 error: text("error", report.error, LONG_TEXT_MAX)?,
                 permanent: report.permanent,

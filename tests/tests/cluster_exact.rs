@@ -1,5 +1,5 @@
 //! Real processes on loopback: `reduction = "exact"` gives the same weights and optimizer state, bit for bit,
-//! whatever the number of ranks that shared the work.
+//! whatever the number of ranks that shared the work, and whoever of them was killed in the middle.
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Result, ensure};
@@ -57,5 +57,37 @@ fn one_two_three_and_four_ranks_end_with_the_same_bits() -> Result<()> {
         "{loss} and {}",
         exact[0].1
     );
+    cluster.stop()
+}
+
+/// No checkpoint is written before the last step: what is not lost was in the survivors' memory.
+#[test]
+fn a_killed_rank_costs_no_survivor_its_process_and_the_weights_no_bit() -> Result<()> {
+    let cluster = Cluster::start(Options::with_workers(3))?;
+    let dataset = format!("file://{}", cluster.directory().join("figures").display());
+    cluster.ok(&synthesize(&dataset))?;
+    let job = job(&dataset, 3, "exact").replace("steps = 6", "steps = 40");
+    let undisturbed = cluster.submit(&job)?;
+    cluster.wait_done(&undisturbed)?;
+    let digest = |id: &str| cluster.ok(&["checkpoint", "digest", id]);
+
+    let id = cluster.submit(&job)?;
+    cluster.wait_step(&id, 5)?;
+    let before = [cluster.rank(0)?, cluster.rank(2)?];
+    cluster.kill_rank(1)?;
+    let view = cluster.wait(&id, "training again", |view| {
+        view.generation > 1 && view.phase == "training" && view.step > 5
+    })?;
+    ensure!(view.restarts == 1, "{view:?}");
+    ensure!(
+        before == [cluster.rank(0)?, cluster.rank(2)?],
+        "a survivor was restarted"
+    );
+    let view = cluster.wait_done(&id)?;
+    ensure!(view.restarts == 1, "{view:?}");
+    ensure!(digest(&id)? == digest(&undisturbed)?, "bits were lost");
+    // One checkpoint was ever made.
+    let checkpoints = cluster.json(&["checkpoints", &id])?;
+    ensure!(checkpoints.as_array().map(Vec::len) == Some(1), "{checkpoints}");
     cluster.stop()
 }

@@ -103,7 +103,11 @@ fn planted_bugs_are_found() {
             ],
             Bug::ManifestsUnfenced => &["publishes while"],
             Bug::DrainForgotten => &["is told to be drained"],
-            Bug::StateNotLoaded | Bug::WrongShare => &["ends at step"],
+            Bug::StateNotLoaded | Bug::WrongShare => &["ends at step", "different states"],
+            Bug::PartialStepKept | Bug::StateNotHandedOver => {
+                &["ends at step", "different states", "not one value"]
+            }
+            Bug::LowestStepTaken => &["begins at step"],
             Bug::GenerationsMixed => &[
                 "named and not there",
                 "not one value",

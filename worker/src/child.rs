@@ -1,4 +1,4 @@
-//! Rank processes: starts one per rank, feeds it orders and reads its reports over a Unix socket of its own,
+//! Rank processes: starts them, feeds each orders and reads its reports over a Unix socket of its own,
 //! captures its output line by line, and says how it ended. Decides nothing: the machine does. Called by
 //! [`crate::daemon`].
 //!
@@ -7,7 +7,7 @@
 
 use crate::logs::{Line, Logs};
 use anyhow::Context;
-use proto::id::Rank;
+use proto::id::{JobId, Rank};
 use proto::message::{Assignment, RankOrder, RankReport};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -38,6 +38,7 @@ pub(crate) struct RankSettings {
 /// What a rank should do, newest last; each replaces the one before.
 #[derive(Debug, Clone)]
 struct Orders {
+    rank: Rank,
     device: u32,
     assignment: Box<Assignment>,
     stop: bool,
@@ -76,6 +77,7 @@ impl Children {
             .run_dir
             .join(format!("{}-{}.sock", std::process::id(), self.started));
         let (sender, receiver) = watch::channel(Orders {
+            rank: key.rank,
             device,
             assignment,
             stop: false,
@@ -116,8 +118,9 @@ impl Children {
         });
     }
 
-    pub(crate) fn update(&mut self, key: &RankKey, device: u32, assignment: Box<Assignment>) {
+    pub(crate) fn update(&mut self, key: &RankKey, rank: Rank, device: u32, assignment: Box<Assignment>) {
         self.order(key, |orders| {
+            orders.rank = rank;
             orders.device = device;
             orders.assignment = assignment;
         });
@@ -145,6 +148,7 @@ impl Children {
 }
 
 struct RankProcess {
+    /// What it was started as.
     key: RankKey,
     socket: PathBuf,
     events: mpsc::Sender<Event>,
@@ -168,13 +172,10 @@ impl RankProcess {
                 let last_line = Arc::new(Mutex::new(None));
                 let mut output = JoinSet::new();
                 if let Some(stdout) = child.stdout.take() {
-                    output.spawn(self.clone_for_output().forward(stdout, None));
+                    output.spawn(self.output(&orders).forward(stdout, None));
                 }
                 if let Some(stderr) = child.stderr.take() {
-                    output.spawn(
-                        self.clone_for_output()
-                            .forward(stderr, Some(Arc::clone(&last_line))),
-                    );
+                    output.spawn(self.output(&orders).forward(stderr, Some(Arc::clone(&last_line))));
                 }
                 let status = self.attend(&mut child, &listener, &mut orders).await;
                 // Does nothing when it has exited; otherwise we lost it, and its pipes must close.
@@ -196,8 +197,6 @@ impl RankProcess {
             .arg("--socket")
             .arg(&self.socket)
             .args(["--job", &self.key.job.0])
-            .args(["--generation", &self.key.generation.to_string()])
-            .args(["--rank", &self.key.rank.to_string()])
             .args(["--address", &settings.address])
             .arg("--cache-dir")
             .arg(&settings.cache_dir)
@@ -251,7 +250,7 @@ impl RankProcess {
         // function.
         let mut writing = JoinSet::new();
         orders.mark_changed();
-        writing.spawn(tell(writer, orders.clone(), self.key.rank));
+        writing.spawn(tell(writer, orders.clone()));
         loop {
             tokio::select! {
                 line = lines.next_line(), if open => match line {
@@ -279,13 +278,12 @@ impl RankProcess {
 
     async fn said(&self, child: &Child, line: &str) {
         let report: Option<RankReport> = serde_json::from_str(line).ok();
-        let report = report.filter(|report| {
-            (&report.job, report.generation, report.rank)
-                == (&self.key.job, self.key.generation, self.key.rank)
-        });
-        match report {
-            // Ignored: without a receiver the daemon is gone.
-            Some(report) => drop(self.events.send(Event::RankSaid(report)).await),
+        match report.filter(|report| report.job == self.key.job) {
+            Some(report) => {
+                let process = self.key.clone();
+                // Ignored: without a receiver the daemon is gone.
+                drop(self.events.send(Event::RankSaid { process, report }).await);
+            }
             None => {
                 let RankKey { job, rank, .. } = &self.key;
                 tracing::error!(%job, %rank, line, "unreadable report from rank; killing it");
@@ -294,16 +292,19 @@ impl RankProcess {
         }
     }
 
-    fn clone_for_output(&self) -> Output {
+    fn output(&self, orders: &watch::Receiver<Orders>) -> Output {
         Output {
-            key: self.key.clone(),
+            job: self.key.job.clone(),
+            orders: orders.clone(),
             logs: self.logs.clone(),
         }
     }
 }
 
 struct Output {
-    key: RankKey,
+    job: JobId,
+    /// They say which rank of which generation it is that writes.
+    orders: watch::Receiver<Orders>,
     logs: Logs,
 }
 
@@ -315,17 +316,20 @@ impl Output {
             if text.is_empty() {
                 continue;
             }
-            let RankKey {
-                job,
-                generation,
-                rank,
-            } = &self.key;
-            tracing::info!(target: "rank", %job, %generation, %rank, "{text}");
+            let key = {
+                let orders = self.orders.borrow();
+                RankKey {
+                    job: self.job.clone(),
+                    generation: orders.assignment.generation,
+                    rank: orders.rank,
+                }
+            };
+            tracing::info!(target: "rank", job = %key.job, generation = %key.generation, rank = %key.rank, "{text}");
             if let Some(last) = &last {
                 *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(text.clone());
             }
             self.logs.push(Line {
-                key: self.key.clone(),
+                key,
                 at_ms: epoch_ms(),
                 text,
             });
@@ -335,9 +339,10 @@ impl Output {
 
 /// Hands the process its newest orders, one JSON object per line, until either side is gone. A process that
 /// no longer reads is met by its exit or by the machine's deadline, so a failed write only ends this.
-async fn tell(mut writer: OwnedWriteHalf, mut orders: watch::Receiver<Orders>, rank: Rank) {
+async fn tell(mut writer: OwnedWriteHalf, mut orders: watch::Receiver<Orders>) {
     while orders.changed().await.is_ok() {
         let Orders {
+            rank,
             device,
             assignment,
             stop,

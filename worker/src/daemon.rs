@@ -149,9 +149,10 @@ impl Daemon {
             } => self.children.spawn(key, device, assignment),
             Effect::Update {
                 key,
+                rank,
                 device,
                 assignment,
-            } => self.children.update(&key, device, assignment),
+            } => self.children.update(&key, rank, device, assignment),
             Effect::Stop { key } => self.children.stop(&key),
             Effect::Kill { key } => self.children.kill(&key),
             Effect::Report(report) => self.link.report(report),
@@ -171,6 +172,15 @@ impl Daemon {
                 } = key;
                 self.metrics.rank_started(&job.0);
                 tracing::info!(%job, %generation, %rank, "rank started");
+            }
+            Fact::RankMoved { from, to } => {
+                let RankKey {
+                    job,
+                    generation,
+                    rank,
+                } = to;
+                let before = format!("rank {} of generation {}", from.rank, from.generation);
+                tracing::info!(%job, %generation, %rank, before, "rank goes on in the next generation");
             }
             Fact::RankSilent { key, silent_ms } => {
                 let RankKey {

@@ -166,7 +166,10 @@ pub struct JobRecord {
     pub ledger: Tip,
     /// Committed checkpoints that still exist, oldest first.
     pub checkpoints: Vec<CheckpointRef>,
-    /// Generations that ended without a new commit since the last commit.
+    /// The newest step that was ever reported or committed, as of the last end of a generation.
+    #[serde(default)]
+    pub reached: Step,
+    /// Generations in a row that ended without a step beyond [`Self::reached`] and without a new commit.
     pub fruitless: u32,
     /// A rank failed in a way that another generation would repeat: there is none.
     pub hopeless: bool,
@@ -189,7 +192,7 @@ impl JobRecord {
 
 pub const INCIDENTS_MAX: usize = 32;
 
-/// A job that ends this many generations in a row without a commit fails with the last error: a fault that
+/// A job that ends this many generations in a row without getting further fails with the last error: a fault that
 /// comes back every time is the job's own.
 pub const FRUITLESS_MAX: u32 = 5;
 

@@ -14,6 +14,12 @@ pub(crate) enum Ending {
         /// Another generation would end in the same way.
         permanent: bool,
     },
+    /// This rank lost its peers and is whole itself.
+    GroupBroken {
+        rank: Rank,
+        worker: WorkerId,
+        error: String,
+    },
     WorkerLost {
         worker: WorkerId,
         silent_for_ms: u64,
@@ -70,8 +76,16 @@ impl Ending {
             "socket closed",
             "timed out waiting",
         ];
-        let Self::RankFailed { error, .. } = self else {
-            return false;
+        let error = match self {
+            Self::GroupBroken { .. } => return true,
+            Self::RankFailed { error, .. } => error,
+            Self::WorkerLost { .. }
+            | Self::WorkerRestarted { .. }
+            | Self::RankMissing { .. }
+            | Self::ShardsDisagree { .. }
+            | Self::ManifestRefused { .. }
+            | Self::LastCheckpointMissing { .. }
+            | Self::WeightsDisagree { .. } => return false,
         };
         let error = error.to_lowercase();
         OF_PEERS.iter().any(|words| error.contains(words))
@@ -86,6 +100,10 @@ impl fmt::Display for Ending {
             } => {
                 let error: String = error.chars().take(WORDS_MAX).collect();
                 write!(f, "rank {rank} on {worker} failed: {error}")
+            }
+            Self::GroupBroken { rank, worker, error } => {
+                let error: String = error.chars().take(WORDS_MAX).collect();
+                write!(f, "rank {rank} on {worker} lost its group: {error}")
             }
             Self::WorkerLost {
                 worker,

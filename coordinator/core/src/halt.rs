@@ -1,4 +1,4 @@
-//! The planned end of a generation: its ranks are asked to finish their step, write a checkpoint of it and leave; when
+//! The planned end of a generation: its ranks are asked to finish their step, write a checkpoint of it and wait; when
 //! that is committed the job is queued again and nothing was lost. Pauses, drains, changes of scale and priorities
 //! all end a generation in this way. It decides when the end has come; [`crate::schedule`] decides that it should.
 
@@ -95,7 +95,10 @@ impl Job {
     fn is_idle(&self) -> bool {
         let began = |phase: &RankPhase| match phase {
             RankPhase::Starting | RankPhase::Joining => false,
-            RankPhase::Training | RankPhase::Finished | RankPhase::Failed { .. } => true,
+            RankPhase::Training
+            | RankPhase::Broken { .. }
+            | RankPhase::Finished
+            | RankPhase::Failed { .. } => true,
         };
         let idle = |rank: &RankLive| !rank.phase.as_ref().is_some_and(began);
         self.record.work != Work::Train || self.live.ranks.values().all(idle)

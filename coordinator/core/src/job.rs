@@ -178,15 +178,23 @@ impl Job {
             return;
         };
         let members = std::mem::take(members);
-        self.record.fruitless += 1;
         self.record.restarts += 1;
         self.record.hopeless |= ending.is_permanent();
+        if self.record.reached < self.live.acknowledged {
+            self.record.reached = self.live.acknowledged;
+            self.record.fruitless = 0;
+        } else {
+            self.record.fruitless += 1;
+        }
         let follows = if self.record.hopeless {
             "another generation would end in the same way".to_owned()
         } else if self.record.fruitless < FRUITLESS_MAX {
-            format!("the job goes on from step {}", self.committed())
+            format!(
+                "the job goes on from what survivors hold, or step {}",
+                self.committed()
+            )
         } else {
-            format!("that is generation {FRUITLESS_MAX} in a row without a commit")
+            format!("that is generation {FRUITLESS_MAX} in a row that got no further")
         };
         let generation = self.record.generation;
         let what = format!("{ending}; {follows}");
@@ -297,7 +305,7 @@ impl Job {
     fn fail(&mut self, outbox: &mut Outbox) {
         let last = self.record.incidents.last().map(|incident| incident.what.clone());
         let mut reason =
-            last.unwrap_or_else(|| format!("{FRUITLESS_MAX} generations ended without a commit"));
+            last.unwrap_or_else(|| format!("{FRUITLESS_MAX} generations in a row got no further"));
         if self.record.hopeless {
             reason += &match self.record.checkpoints.last() {
                 Some(good) => format!("; the last good checkpoint is that of step {}", good.step),

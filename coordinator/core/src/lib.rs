@@ -443,13 +443,19 @@ impl Coordinator {
 }
 
 fn failure(worker: &WorkerId, report: &RankReport) -> Option<Ending> {
-    let RankPhase::Failed { error, permanent } = &report.phase else {
-        return None;
-    };
-    Some(Ending::RankFailed {
-        rank: report.rank,
-        worker: worker.clone(),
-        error: error.clone(),
-        permanent: *permanent,
-    })
+    let (rank, worker) = (report.rank, worker.clone());
+    match &report.phase {
+        RankPhase::Failed { error, permanent } => Some(Ending::RankFailed {
+            rank,
+            worker,
+            error: error.clone(),
+            permanent: *permanent,
+        }),
+        RankPhase::Broken { error } => Some(Ending::GroupBroken {
+            rank,
+            worker,
+            error: error.clone(),
+        }),
+        RankPhase::Starting | RankPhase::Joining | RankPhase::Training | RankPhase::Finished => None,
+    }
 }

@@ -181,7 +181,8 @@ fn progress(phase: &RankPhase) -> u8 {
         RankPhase::Starting => 1,
         RankPhase::Joining => 2,
         RankPhase::Training => 3,
-        RankPhase::Finished => 4,
-        RankPhase::Failed { .. } => 5,
+        RankPhase::Broken { .. } => 4,
+        RankPhase::Finished => 5,
+        RankPhase::Failed { .. } => 6,
     }
 }

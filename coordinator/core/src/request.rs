@@ -5,7 +5,7 @@ use crate::event::{JobPhase, JobRecord, Reply, RequestId};
 use crate::job::Job;
 use crate::outbox::Outbox;
 use proto::checkpoint::CheckpointRef;
-use proto::id::{Generation, JobId};
+use proto::id::{Generation, JobId, Step};
 use proto::ledger::Tip;
 use proto::message::{SampleRequest, Work};
 use proto::spec::{Architecture, JobSpec, Resources};
@@ -141,6 +141,7 @@ impl Coordinator {
                 reason: "was just submitted".to_owned(),
             },
             checkpoints: Vec::new(),
+            reached: Step(0),
             fruitless: 0,
             hopeless: false,
             restarts: 0,

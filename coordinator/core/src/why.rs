@@ -196,7 +196,7 @@ impl Job {
             format!("; {others} others wait for it")
         };
         let error = match &live.phase {
-            Some(RankPhase::Failed { error, .. }) => format!(": {error}"),
+            Some(RankPhase::Broken { error } | RankPhase::Failed { error, .. }) => format!(": {error}"),
             Some(RankPhase::Starting | RankPhase::Joining | RankPhase::Training | RankPhase::Finished)
             | None => String::new(),
         };
@@ -225,6 +225,7 @@ fn phase_word(phase: &RankPhase) -> &'static str {
         RankPhase::Starting => "starting",
         RankPhase::Joining => "joining",
         RankPhase::Training => "training",
+        RankPhase::Broken { .. } => "between generations",
         RankPhase::Finished => "finished",
         RankPhase::Failed { .. } => "failed",
     }

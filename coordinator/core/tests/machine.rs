@@ -199,7 +199,7 @@ fn a_failed_rank_ends_its_generation_and_the_job_goes_on_from_the_last_commit() 
     let incident = &desk.job(&job).incidents[0];
     assert_eq!(
         incident.what,
-        "rank 1 on w2#1 failed: out of memory; the job goes on from step 2"
+        "rank 1 on w2#1 failed: out of memory; the job goes on from what survivors hold, or step 2"
     );
     // The same report again, late, is of a generation that is over.
     desk.hear("w2", vec![rank(&job, 1, 1, failed("out of memory"))]);
@@ -218,7 +218,7 @@ fn the_culprit_is_named_although_its_victim_was_heard_first() {
     let what = &desk.job(&job).incidents[0].what;
     assert_eq!(
         what,
-        "rank 1 on w2#1 failed: killed by signal 9; the job goes on from step 0"
+        "rank 1 on w2#1 failed: killed by signal 9; the job goes on from what survivors hold, or step 0"
     );
     assert_eq!(desk.job(&job).incidents.len(), 1);
     assert_eq!(
@@ -336,7 +336,7 @@ fn a_fault_that_comes_back_every_time_is_the_jobs_own() {
     let reason = desk.reason(&job);
     assert_eq!(
         reason,
-        "rank 0 on w1#1 failed: no such file; that is generation 5 in a row without a commit"
+        "rank 0 on w1#1 failed: no such file; that is generation 5 in a row that got no further"
     );
 }
 
@@ -587,7 +587,7 @@ fn a_rank_that_never_appears_ends_its_generation() {
     }
     assert_eq!(
         desk.job(&job).incidents[0].what,
-        "worker w2#1 is up but does not run rank 1; the job goes on from step 0"
+        "worker w2#1 is up but does not run rank 1; the job goes on from what survivors hold, or step 0"
     );
 }
 

@@ -166,12 +166,20 @@ impl Cluster {
     /// # Errors
     /// The worker has no rank or several.
     pub fn kill_rank(&self, index: usize) -> Result<()> {
+        process::signal("KILL", self.rank(index)?)
+    }
+
+    /// The process id of the one rank of a worker.
+    ///
+    /// # Errors
+    /// The worker has no rank or several.
+    pub fn rank(&self, index: usize) -> Result<u32> {
         let ranks = self.worker(index)?.children()?;
         ensure!(
             ranks.len() == 1,
             "worker {index} has the ranks {ranks:?}; one was expected"
         );
-        process::signal("KILL", ranks[0])
+        Ok(ranks[0])
     }
 
     /// Asks coordinator and workers to end (SIGTERM), workers first; all must exit with 0.

@@ -1,10 +1,10 @@
 //! Virtual time: what happens when. Two things at the same moment happen in the order in which they were put
 //! down.
 
-use super::ranks::Pid;
+use super::ranks::{Pid, Share};
 use coordinator_core::event as coordinator;
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
-use proto::id::{Generation, JobId, WorkerId};
+use proto::id::{Generation, JobId, Rank, WorkerId};
 use proto::message::{Assignment, DesiredState, RankReport, WorkerReport};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -70,6 +70,7 @@ pub(crate) enum Happening {
     RankSaid {
         node: usize,
         boot: u64,
+        process: RankKey,
         report: RankReport,
     },
     RankExited {
@@ -81,6 +82,7 @@ pub(crate) enum Happening {
     },
     RankTold {
         pid: Pid,
+        rank: Rank,
         assignment: Box<Assignment>,
     },
     RankLoaded {
@@ -89,25 +91,17 @@ pub(crate) enum Happening {
     RankBeat {
         pid: Pid,
     },
-    RankWrites {
+    RankWrites(Share),
+    RankSaysWritten(Share),
+    /// Its group is broken, if it is still in that generation.
+    RankBreaks {
         pid: Pid,
-        step: u64,
-        value: u64,
-    },
-    RankSaysWritten {
-        pid: Pid,
-        step: u64,
-        value: u64,
-    },
-    RankFails {
-        pid: Pid,
+        generation: Generation,
         error: String,
-    },
-    RankTiresOfJoining {
-        pid: Pid,
     },
     RankFinishes {
         pid: Pid,
+        generation: Generation,
     },
     RankDies {
         pid: Pid,

@@ -15,6 +15,12 @@ pub enum Bug {
     SaveLost,
     /// Ranks resume at the checkpoint's step without its state.
     StateNotLoaded,
+    /// A survivor keeps what it had summed up of the step that was under way.
+    PartialStepKept,
+    /// A generation goes on from the lowest step that a survivor holds.
+    LowestStepTaken,
+    /// A new process takes over the step of the survivors and not their state.
+    StateNotHandedOver,
     /// The coordinator's shell gives the same time for ever.
     ClockStopped,
     /// Daemons report every rank under the newest generation.
@@ -34,13 +40,16 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::SendOnce,
         Self::SameBoot,
         Self::ShardBeforeWritten,
         Self::SaveLast,
         Self::SaveLost,
         Self::StateNotLoaded,
+        Self::PartialStepKept,
+        Self::LowestStepTaken,
+        Self::StateNotHandedOver,
         Self::ClockStopped,
         Self::GenerationsMixed,
         Self::KillIgnored,

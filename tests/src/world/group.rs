@@ -1,15 +1,19 @@
-//! What the ranks of one generation do together in the simulated world: meet at rank 0's store, then step in
-//! lockstep. When one of them is gone the others notice, sooner if it died and later if it hangs, and fail.
+//! What the ranks of one generation do together in the simulated world: meet at rank 0's store, settle who has the
+//! state, then step in lockstep. When one of them is gone the others notice, sooner if it died and later if it hangs;
+//! some of them may have ended the step that was under way. They keep what they hold and wait for the next generation.
 
 use super::World;
 use super::agenda::Happening;
 use super::bug::Bug;
 use super::plan::DETECT_WITHIN_MS;
-use super::ranks::Pid;
+use super::ranks::{Pid, Share};
 use super::store;
 use super::toy;
+use coordinator_core::event::JobPhase;
+use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Rank, Step};
 use proto::message::{DIGESTS_MAX, PhaseSeconds, RankPhase, StepReport, WeightDigest, Work};
+use proto::spec::JobSpec;
 use std::collections::BTreeMap;
 
 /// Steps between digests.
@@ -21,6 +25,9 @@ pub(crate) struct Group {
     joined: BTreeMap<Rank, Pid>,
 }
 
+/// What a process holds: generation, step, value.
+type Holding = (Generation, u64, u64);
+
 impl World {
     /// Joins the generation when the store's address is known, and starts it when it is the last.
     pub(crate) fn try_join(&mut self, pid: Pid) {
@@ -30,10 +37,7 @@ impl World {
         }
         let (key, world) = (process.key.clone(), process.assignment.world);
         if matches!(process.assignment.work, Work::Sample(_)) {
-            process.phase = RankPhase::Training;
-            self.say(pid, vec![], vec![]);
-            let at = self.now + self.dice.between(200, 3_000);
-            return self.agenda.put(at, Happening::RankFinishes { pid });
+            return self.draw_pictures(pid);
         }
         let Some(address) = process.assignment.store_address.clone() else {
             return;
@@ -43,29 +47,122 @@ impl World {
             .and_then(|host| self.working(host))
             .is_none_or(|host| host.key.generation != key.generation)
         {
+            let generation = key.generation;
             let error = format!("connection refused by {address}");
-            return self
-                .agenda
-                .put(self.now + 500, Happening::RankFails { pid, error });
+            let breaks = Happening::RankBreaks {
+                pid,
+                generation,
+                error,
+            };
+            return self.agenda.put(self.now + 500, breaks);
         }
-        let group = self.groups.entry((key.job.clone(), key.generation)).or_default();
-        group.joined.insert(key.rank, pid);
-        if group.joined.len() < world as usize {
+        let place = (key.job.clone(), key.generation);
+        let mut joined = self.groups.remove(&place).unwrap_or_default().joined;
+        joined.insert(key.rank, pid);
+        joined.retain(|_, pid| self.is_in(*pid, key.generation));
+        let all: Vec<Pid> = joined.values().copied().collect();
+        self.groups.insert(place, Group { joined });
+        if all.len() == world as usize {
+            self.begin(&all, key.job, key.generation);
+        }
+    }
+
+    fn draw_pictures(&mut self, pid: Pid) {
+        let Some(process) = self.working(pid) else { return };
+        let Work::Sample(sample) = process.assignment.work.clone() else {
+            return;
+        };
+        let generation = process.key.generation;
+        process.phase = RankPhase::Training;
+        self.say(pid, vec![], vec![]);
+        if let Some(checkpoint) = sample.checkpoint
+            && self.load(pid, &sample.source, checkpoint).is_none()
+        {
             return;
         }
-        for pid in group.joined.values().copied().collect::<Vec<_>>() {
-            if let Some(process) = self.working(pid) {
-                process.phase = RankPhase::Training;
-                self.say(pid, vec![], vec![]);
+        let at = self.now + self.dice.between(200, 3_000);
+        self.agenda.put(at, Happening::RankFinishes { pid, generation });
+    }
+
+    /// The process is there and serves in this generation, whether it hangs or not.
+    fn is_in(&self, pid: Pid, generation: Generation) -> bool {
+        let process = self.processes.get(&pid);
+        process.is_some_and(|process| process.key.generation == generation)
+    }
+
+    /// All ranks have met: who has the state gives it to those that lack it, and they begin.
+    fn begin(&mut self, pids: &[Pid], job: JobId, generation: Generation) {
+        let Some(first) = self.processes.get(&pids[0]) else {
+            return;
+        };
+        let resume = first.assignment.resume;
+        let holds = |pid: &Pid| {
+            let process = self.processes.get(pid)?;
+            Some((process.held?, process.step, process.value))
+        };
+        let holdings: Vec<Holding> = pids.iter().filter_map(holds).collect();
+        let newest = match self.bug {
+            Some(Bug::LowestStepTaken) => holdings.iter().min_by_key(|(held, step, _)| (*held, *step)),
+            _ => holdings.iter().max_by_key(|(held, step, _)| (*held, *step)),
+        };
+        let newest = newest.copied();
+        let saved = resume.map(|resume| (resume.generation, resume.step.0));
+        let memory = newest.filter(|(held, step, _)| saved <= Some((*held, *step)));
+        let mut states = BTreeMap::new();
+        for pid in pids {
+            let state = match (memory, resume) {
+                (Some((_, step, value)), _) => Some((step, value)),
+                (None, Some(resume)) => self.load(*pid, &job, resume),
+                (None, None) => Some((0, 0)),
+            };
+            let Some(state) = state else { continue };
+            states.insert(*pid, state);
+        }
+        let began = states.values().next().map_or(0, |(step, _)| *step);
+        self.oracle.on_begin(&job, generation, began, &holdings, saved);
+        let Some(spec) = self.durable.jobs.get(&job).map(|record| record.spec.clone()) else {
+            return;
+        };
+        let forgetful = self.bug == Some(Bug::StateNotHandedOver);
+        for (pid, (step, value)) in states {
+            let Some(process) = self.processes.get_mut(&pid) else {
+                continue;
+            };
+            if !(forgetful && memory.is_some() && process.held.is_none()) {
+                process.value = value;
+            }
+            (process.held, process.step) = (Some(generation), step);
+            process.phase = RankPhase::Training;
+            self.say(pid, vec![], vec![]);
+        }
+        let again = saved.is_none_or(|(_, saved)| saved < began);
+        if saves(&spec, began) && again {
+            self.save(pids, generation, began);
+        }
+        if spec.train.steps <= began {
+            return self.finish(pids, generation);
+        }
+        self.agenda
+            .put(self.now + 10, Happening::GroupSteps { job, generation });
+    }
+
+    /// Reads a checkpoint as a rank does; None when the rank fails of it.
+    fn load(&mut self, pid: Pid, source: &JobId, checkpoint: CheckpointRef) -> Option<(u64, u64)> {
+        let forgetful = self.bug == Some(Bug::StateNotLoaded);
+        match self.store.load(source, checkpoint) {
+            Ok(value) => Some((checkpoint.step.0, if forgetful { 0 } else { value })),
+            Err(error) => {
+                // An orphan may come too late for its checkpoint; whom the record names may not.
+                let key = self.processes.get(&pid)?.key.clone();
+                let current = self.durable.jobs.get(&key.job).is_some_and(|job| {
+                    job.generation == key.generation && matches!(job.phase, JobPhase::Running { .. })
+                });
+                self.oracle
+                    .require(!current, || format!("{key:?} cannot resume: {error}"));
+                self.rank_fails(pid, error);
+                None
             }
         }
-        self.agenda.put(
-            self.now + 10,
-            Happening::GroupSteps {
-                job: key.job,
-                generation: key.generation,
-            },
-        );
     }
 
     /// One step of all ranks of a generation, or the end of it.
@@ -74,65 +171,81 @@ impl World {
             return;
         };
         let pids: Vec<Pid> = group.joined.values().copied().collect();
-        let gone = pids
-            .iter()
-            .find(|pid| self.processes.get(pid).is_none_or(|process| process.hung));
-        if let Some(gone) = gone {
-            let hung = self.processes.contains_key(gone);
-            return self.group_breaks(&pids, hung);
+        let Some(spec) = self.durable.jobs.get(&job).map(|record| record.spec.clone()) else {
+            return;
+        };
+        let hangs = |pid: &Pid| self.processes.get(pid).is_some_and(|process| process.hung);
+        let hung = pids.iter().any(hangs);
+        if hung || !pids.iter().all(|pid| self.is_in(*pid, generation)) {
+            return self.group_breaks(&pids, generation, hung, &spec);
         }
         let Some(first) = self.processes.get(&pids[0]) else {
             return;
         };
-        let Some(spec) = self.durable.jobs.get(&job).map(|record| record.spec.clone()) else {
-            return;
-        };
         let step = first.step + 1;
-        if step <= spec.train.steps {
-            self.step_together(&pids, step, spec.data.seed, u64::from(spec.micro_batches()));
-        }
+        self.step_together(&pids, step, &spec);
         let told = |pid: &Pid| {
             self.processes
                 .get(pid)
                 .is_some_and(|process| process.assignment.halt)
         };
-        let last = spec.train.steps <= step || pids.iter().any(told);
-        let saves = last || step.is_multiple_of(spec.checkpoint.every);
+        let halts = pids.iter().any(told);
+        let last = spec.train.steps <= step || halts;
         let mut next = self.now
             + self
                 .planned()
                 .get(&spec.data.seed)
                 .map_or(100, |planned| planned.step_ms);
-        for pid in pids {
+        if saves(&spec, step) || halts {
+            next = next.max(self.now + 220);
+            self.save(&pids, generation, step);
+        }
+        if last {
+            return self.finish(&pids, generation);
+        }
+        self.agenda.put(next, Happening::GroupSteps { job, generation });
+    }
+
+    /// Every rank writes its share, each in its own time.
+    fn save(&mut self, pids: &[Pid], generation: Generation, step: u64) {
+        for pid in pids.iter().copied() {
             let delay = self.dice.between(5, 200);
             let Some(process) = self.working(pid) else {
                 continue;
             };
             let value = process.value;
-            if saves {
-                next = next.max(self.now + 220);
-                self.agenda
-                    .put(self.now + delay, Happening::RankWrites { pid, step, value });
-                if self.bug == Some(Bug::ShardBeforeWritten) {
-                    self.agenda
-                        .put(self.now + 1, Happening::RankSaysWritten { pid, step, value });
-                }
+            let share = Share {
+                pid,
+                generation,
+                step,
+                value,
+            };
+            self.agenda.put(self.now + delay, Happening::RankWrites(share));
+            if self.bug == Some(Bug::ShardBeforeWritten) {
+                self.agenda.put(self.now + 1, Happening::RankSaysWritten(share));
             }
-            if last {
-                self.agenda.put(self.now + delay, Happening::RankFinishes { pid });
-            }
-        }
-        if !last {
-            self.agenda.put(next, Happening::GroupSteps { job, generation });
         }
     }
 
-    fn step_together(&mut self, pids: &[Pid], step: u64, seed: u64, micro_batches: u64) {
-        let world = u32::try_from(pids.len()).expect("a handful of ranks");
+    fn finish(&mut self, pids: &[Pid], generation: Generation) {
+        for pid in pids.iter().copied() {
+            // After the share of the last step.
+            let at = self.now + 200 + self.dice.between(1, 20);
+            self.agenda.put(at, Happening::RankFinishes { pid, generation });
+        }
+    }
+
+    fn sum(&self, world: usize, step: u64, spec: &JobSpec) -> u64 {
+        let world = u32::try_from(world).expect("a handful of ranks");
         let wrong = self.bug == Some(Bug::WrongShare) && 1 < world;
         let share = |rank: u32| if wrong && rank == 1 { 0 } else { rank };
+        let (seed, micro_batches) = (spec.data.seed, u64::from(spec.micro_batches()));
         let sums = (0..world).map(|rank| toy::partial_sum(seed, step, micro_batches, share(rank), world));
-        let sum = sums.fold(0, u64::wrapping_add);
+        sums.fold(0, u64::wrapping_add)
+    }
+
+    fn step_together(&mut self, pids: &[Pid], step: u64, spec: &JobSpec) {
+        let sum = self.sum(pids.len(), step, spec);
         for pid in pids {
             if let Some(process) = self.processes.get_mut(pid) {
                 process.value = toy::fold(process.value, sum);
@@ -164,36 +277,69 @@ impl World {
         self.say(pids[0], vec![report], vec![]);
     }
 
-    fn group_breaks(&mut self, pids: &[Pid], hung: bool) {
-        for pid in pids {
+    fn group_breaks(&mut self, pids: &[Pid], generation: Generation, hung: bool, spec: &JobSpec) {
+        // Who died may have sent its part before; then some of the others have the whole sum and some have not.
+        let sent = !hung && self.dice.chance(300);
+        let alive: Vec<Pid> = pids
+            .iter()
+            .copied()
+            .filter(|pid| self.is_in(*pid, generation))
+            .collect();
+        for pid in alive {
+            let ends = sent && self.dice.chance(500);
+            let kept = self.bug == Some(Bug::PartialStepKept) && self.dice.chance(500);
+            let step = self.processes.get(&pid).map_or(0, |process| process.step) + 1;
+            let sum = self.sum(pids.len(), step, spec);
+            if let Some(process) = self.working(pid) {
+                if ends {
+                    process.value = toy::fold(process.value, sum);
+                    process.step = step;
+                } else if kept {
+                    process.value = process.value.wrapping_add(sum);
+                }
+            }
             let (error, wait) = if hung {
-                ("timed out waiting for a gradient", 2 * DETECT_WITHIN_MS)
+                ("timed out waiting for a gradient", 30 * DETECT_WITHIN_MS)
             } else {
                 ("connection closed by peer", self.dice.between(5, 100))
             };
+            let error = error.to_owned();
             self.agenda.put(
                 self.now + wait,
-                Happening::RankFails {
-                    pid: *pid,
-                    error: error.to_owned(),
+                Happening::RankBreaks {
+                    pid,
+                    generation,
+                    error,
                 },
             );
         }
     }
 
-    /// The work of this rank is done; what it has to say about shards it says before or together with it.
-    pub(crate) fn rank_finishes(&mut self, pid: Pid) {
+    /// The work of this rank is done; what it has to say about shards it says before or together with it. Who drew
+    /// pictures leaves; who trained keeps its state until it is told to.
+    pub(crate) fn rank_finishes(&mut self, pid: Pid, generation: Generation) {
         let Some(process) = self.working(pid) else { return };
+        if process.key.generation != generation || process.phase != RankPhase::Training {
+            return;
+        }
         process.phase = RankPhase::Finished;
+        let leaves = process.assignment.work != Work::Train;
         self.say(pid, vec![], vec![]);
-        let at = self.now + self.dice.between(10, 400);
-        self.agenda.put(
-            at,
-            Happening::RankDies {
-                pid,
-                success: true,
-                outcome: "exit status 0",
-            },
-        );
+        if leaves {
+            let at = self.now + self.dice.between(10, 400);
+            self.agenda.put(
+                at,
+                Happening::RankDies {
+                    pid,
+                    success: true,
+                    outcome: "exit status 0",
+                },
+            );
+        }
     }
+}
+
+/// Whether a checkpoint follows this step.
+fn saves(spec: &JobSpec, step: u64) -> bool {
+    step != 0 && (step == spec.train.steps || step.is_multiple_of(spec.checkpoint.every))
 }

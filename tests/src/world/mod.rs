@@ -334,29 +334,34 @@ impl World {
                 self.node_handles(node, boot, worker_core::event::Event::Desired(state));
             }
             Happening::LinkOpen { node, boot } => self.open_link(node, boot),
-            Happening::RankSaid { node, boot, report } => self.rank_said(node, boot, report),
+            Happening::RankSaid {
+                node,
+                boot,
+                process,
+                report,
+            } => self.rank_said(node, boot, process, report),
             Happening::RankExited {
                 node,
                 boot,
                 key,
                 success,
                 outcome,
-            } => {
-                let exited = worker_core::event::Event::RankExited {
-                    key,
-                    success,
-                    outcome,
-                };
-                self.node_handles(node, boot, exited);
-            }
-            Happening::RankTold { pid, assignment } => self.rank_told(pid, *assignment),
+            } => self.rank_exited(node, boot, key, success, outcome),
+            Happening::RankTold {
+                pid,
+                rank,
+                assignment,
+            } => self.rank_told(pid, rank, *assignment),
             Happening::RankLoaded { pid } => self.rank_loaded(pid),
             Happening::RankBeat { pid } => self.rank_beats(pid),
-            Happening::RankWrites { pid, step, value } => self.rank_writes(pid, step, value),
-            Happening::RankSaysWritten { pid, step, value } => self.rank_says_written(pid, step, value),
-            Happening::RankFails { pid, error } => self.rank_fails(pid, error),
-            Happening::RankTiresOfJoining { pid } => self.rank_tires(pid),
-            Happening::RankFinishes { pid } => self.rank_finishes(pid),
+            Happening::RankWrites(share) => self.rank_writes(share),
+            Happening::RankSaysWritten(share) => self.rank_says_written(share),
+            Happening::RankBreaks {
+                pid,
+                generation,
+                error,
+            } => self.rank_breaks(pid, generation, error),
+            Happening::RankFinishes { pid, generation } => self.rank_finishes(pid, generation),
             Happening::RankDies {
                 pid,
                 success,

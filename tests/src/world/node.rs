@@ -240,7 +240,12 @@ impl World {
                     device,
                     assignment,
                 } => self.spawn(number, key, device, *assignment),
-                Effect::Update { key, assignment, .. } => self.tell_rank(number, &key, assignment),
+                Effect::Update {
+                    key,
+                    rank,
+                    assignment,
+                    ..
+                } => self.tell_rank(number, &key, rank, assignment),
                 Effect::Stop { key } => self.stop_rank(number, &key),
                 Effect::Kill { key } => self.kill_rank(number, &key),
                 Effect::Report(report) => self.send_up(number, report),

@@ -4,7 +4,7 @@
 use super::store::Store;
 use coordinator_core::event::{Durable, Fact, JobPhase, JobRecord, Record, Reply};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
-use proto::id::{JobId, Step, WorkerId};
+use proto::id::{Generation, JobId, Step, WorkerId};
 use proto::ledger::{Entry, Replay, Tip};
 use proto::message::DesiredState;
 use std::collections::{BTreeMap, BTreeSet};
@@ -237,6 +237,34 @@ impl Oracle {
             | Fact::Ignored { .. } => true,
         };
         self.require(saved, || format!("{fact:?} is told and not saved"));
+    }
+
+    /// A generation begins to train from `began`. `holdings`: what its ranks held: generation, step, value; `saved`: its
+    /// checkpoint's generation and step. Whole steps that one of them holds, in the newest line, are not done again.
+    pub(crate) fn on_begin(
+        &mut self,
+        job: &JobId,
+        generation: Generation,
+        began: u64,
+        holdings: &[(Generation, u64, u64)],
+        saved: Option<(Generation, u64)>,
+    ) {
+        let newest = holdings
+            .iter()
+            .map(|(held, step, _)| (*held, *step))
+            .chain(saved)
+            .max();
+        self.require(newest.is_none_or(|(_, step)| began == step), || {
+            format!("{job} generation {generation} begins at step {began} with {newest:?} at hand")
+        });
+        let of_newest: BTreeSet<u64> = holdings
+            .iter()
+            .filter(|(held, step, _)| Some((*held, *step)) == newest)
+            .map(|(_, _, value)| *value)
+            .collect();
+        self.require(of_newest.len() < 2, || {
+            format!("{job} generation {generation}: ranks hold different states of one step: {of_newest:?}")
+        });
     }
 
     /// A daemon starts a rank process.

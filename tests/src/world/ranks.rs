@@ -1,6 +1,6 @@
 //! Rank processes in the simulated world: they start, meet, train the toy step by step in lockstep, write
-//! shards and leave. They die, hang, and are orphaned in an old generation, where they go on as if nothing
-//! had happened. What happens to the processes from outside is here; what they do together is in `group.rs`.
+//! shards, go on in the next generation with what they hold, and leave. They die, hang, and are orphaned in an old
+//! generation, where they go on as if nothing had happened. What happens to the processes from outside is here; what they do together is in `group.rs`.
 
 use super::World;
 use super::agenda::Happening;
@@ -8,8 +8,8 @@ use super::bug::Bug;
 use super::plan::DETECT_WITHIN_MS;
 use super::store;
 use proto::checkpoint::checkpoint_folder;
-use proto::id::{Rank, Step};
-use proto::message::{Assignment, RankPhase, RankReport, ShardReport, StepReport, WeightDigest, Work};
+use proto::id::{Generation, Rank, Step};
+use proto::message::{Assignment, RankPhase, RankReport, ShardReport, StepReport, WeightDigest};
 use worker_core::event::{Event, RankKey};
 
 /// Process number, never used twice.
@@ -17,6 +17,9 @@ pub(crate) type Pid = u64;
 
 #[derive(Debug)]
 pub(crate) struct Process {
+    /// What it was started as.
+    process: RankKey,
+    /// What it is now.
     pub(crate) key: RankKey,
     pub(crate) node: usize,
     boot: u64,
@@ -25,13 +28,26 @@ pub(crate) struct Process {
     pub(crate) phase: RankPhase,
     /// It exists and does nothing.
     pub(crate) hung: bool,
+    /// The generation that it last trained in; None: it holds nothing.
+    pub(crate) held: Option<Generation>,
     pub(crate) step: u64,
     /// The toy's value after `step`.
     pub(crate) value: u64,
     /// What it came to, newest last.
     pub(crate) digests: Vec<WeightDigest>,
+    /// When its newest order reaches it: orders keep their order.
+    last_order: u64,
     /// When its last line reaches the daemon: lines keep their order, and the exit comes after them.
     last_line: u64,
+}
+
+/// What one process writes of a checkpoint.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Share {
+    pub(crate) pid: Pid,
+    pub(crate) generation: Generation,
+    pub(crate) step: u64,
+    pub(crate) value: u64,
 }
 
 impl World {
@@ -54,6 +70,7 @@ impl World {
         let phase = RankPhase::Starting;
         let (hung, step, value, last_line) = (false, 0, 0, self.now);
         let process = Process {
+            process: key.clone(),
             key,
             node,
             boot,
@@ -61,9 +78,11 @@ impl World {
             assignment,
             phase,
             hung,
+            held: None,
             step,
             value,
             digests: vec![],
+            last_order: self.now,
             last_line,
         };
         self.processes.insert(pid, process);
@@ -79,15 +98,28 @@ impl World {
         let found = self
             .processes
             .iter()
-            .find(|(_, process)| process.node == node && process.key == *key);
+            .find(|(_, process)| process.node == node && process.process == *key);
         found.map(|(pid, _)| *pid)
     }
 
-    pub(crate) fn tell_rank(&mut self, node: usize, key: &RankKey, assignment: Box<Assignment>) {
-        if let Some(pid) = self.find(node, key) {
-            self.agenda
-                .put(self.now + 2, Happening::RankTold { pid, assignment });
-        }
+    pub(crate) fn tell_rank(&mut self, node: usize, key: &RankKey, rank: Rank, assignment: Box<Assignment>) {
+        let Some(pid) = self.find(node, key) else { return };
+        // It notices a newer generation when it comes out of what it is doing.
+        let delay = self.dice.between(2, 40);
+        let now = self.now;
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        process.last_order = (now + delay).max(process.last_order);
+        let at = process.last_order;
+        self.agenda.put(
+            at,
+            Happening::RankTold {
+                pid,
+                rank,
+                assignment,
+            },
+        );
     }
 
     pub(crate) fn stop_rank(&mut self, node: usize, key: &RankKey) {
@@ -151,7 +183,7 @@ impl World {
         let Some(process) = self.processes.remove(&pid) else {
             return;
         };
-        let (node, boot, key) = (process.node, process.boot, process.key);
+        let (node, boot, key) = (process.node, process.boot, process.process);
         self.trace.line(self.now, || format!("{key:?} ends: {outcome}"));
         let at = (self.now + self.dice.between(1, 5)).max(process.last_line);
         let outcome = outcome.to_owned();
@@ -186,11 +218,16 @@ impl World {
         };
         process.last_line = (now + delay).max(process.last_line);
         let (node, boot, at) = (process.node, process.boot, process.last_line);
-        self.agenda.put(at, Happening::RankSaid { node, boot, report });
-    }
-
-    pub(crate) fn rank_said(&mut self, node: usize, boot: u64, report: RankReport) {
-        self.node_handles(node, boot, Event::RankSaid(report));
+        let process = process.process.clone();
+        self.agenda.put(
+            at,
+            Happening::RankSaid {
+                node,
+                boot,
+                process,
+                report,
+            },
+        );
     }
 
     pub(crate) fn rank_beats(&mut self, pid: Pid) {
@@ -201,64 +238,87 @@ impl World {
         }
     }
 
-    /// Libraries and weights are there: it loads its checkpoint and is ready to meet the others.
+    pub(crate) fn rank_said(&mut self, node: usize, boot: u64, process: RankKey, report: RankReport) {
+        self.node_handles(node, boot, Event::RankSaid { process, report });
+    }
+
+    pub(crate) fn rank_exited(
+        &mut self,
+        node: usize,
+        boot: u64,
+        key: RankKey,
+        success: bool,
+        outcome: String,
+    ) {
+        let exited = Event::RankExited {
+            key,
+            success,
+            outcome,
+        };
+        self.node_handles(node, boot, exited);
+    }
+
+    /// Libraries and weights are there: it is ready to meet the others.
     pub(crate) fn rank_loaded(&mut self, pid: Pid) {
-        let forgetful = self.bug == Some(Bug::StateNotLoaded);
-        let Some(process) = self.processes.get_mut(&pid).filter(|process| !process.hung) else {
-            return;
-        };
-        let (source, checkpoint) = match &process.assignment.work {
-            Work::Train => (process.key.job.clone(), process.assignment.resume),
-            Work::Sample(sample) => (sample.source.clone(), sample.checkpoint),
-        };
-        if let Some(checkpoint) = checkpoint {
-            match self.store.load(&source, checkpoint) {
-                Ok(value) => {
-                    (process.step, process.value) = (checkpoint.step.0, if forgetful { 0 } else { value })
-                }
-                Err(error) => {
-                    // An orphan may come too late for its checkpoint; whom the record names may not.
-                    let key = process.key.clone();
-                    let job = self.durable.jobs.get(&key.job);
-                    let current = job.is_some_and(|job| {
-                        job.generation == key.generation
-                            && matches!(job.phase, coordinator_core::event::JobPhase::Running { .. })
-                    });
-                    self.oracle
-                        .require(!current, || format!("{key:?} cannot resume: {error}"));
-                    return self.rank_fails(pid, error);
-                }
-            }
-        }
+        let Some(process) = self.working(pid) else { return };
         process.phase = RankPhase::Joining;
         self.rank_beats(pid);
+        self.begin_to_join(pid);
+    }
+
+    fn begin_to_join(&mut self, pid: Pid) {
+        let Some(process) = self.working(pid) else { return };
+        let generation = process.key.generation;
+        let error = "timed out waiting for the other ranks to join".to_owned();
         self.agenda.put(
-            self.now + 4 * DETECT_WITHIN_MS,
-            Happening::RankTiresOfJoining { pid },
+            self.now + 30 * DETECT_WITHIN_MS,
+            Happening::RankBreaks {
+                pid,
+                generation,
+                error,
+            },
         );
         self.try_join(pid);
     }
 
-    pub(crate) fn rank_told(&mut self, pid: Pid, assignment: Assignment) {
+    pub(crate) fn rank_told(&mut self, pid: Pid, rank: Rank, assignment: Assignment) {
         let Some(process) = self.working(pid) else { return };
+        let newer = process.key.generation < assignment.generation;
         process.assignment = assignment;
-        self.try_join(pid);
+        if !newer {
+            return self.try_join(pid);
+        }
+        process.key.generation = process.assignment.generation;
+        process.key.rank = rank;
+        process.digests.clear();
+        if process.phase == RankPhase::Starting {
+            return;
+        }
+        process.phase = RankPhase::Joining;
+        self.say(pid, vec![], vec![]);
+        self.begin_to_join(pid);
     }
 
-    pub(crate) fn rank_tires(&mut self, pid: Pid) {
-        if self
-            .working(pid)
-            .is_some_and(|process| process.phase == RankPhase::Joining)
-        {
-            self.rank_fails(pid, "timed out waiting for the other ranks to join".to_owned());
+    pub(crate) fn rank_breaks(&mut self, pid: Pid, generation: Generation, error: String) {
+        let Some(process) = self.working(pid) else { return };
+        // Only who still waits for the others gets tired of it.
+        let waits = match process.phase {
+            RankPhase::Joining => true,
+            RankPhase::Training => !error.contains("to join"),
+            RankPhase::Starting
+            | RankPhase::Broken { .. }
+            | RankPhase::Finished
+            | RankPhase::Failed { .. } => false,
+        };
+        if !waits || process.key.generation != generation {
+            return;
         }
+        process.phase = RankPhase::Broken { error };
+        self.say(pid, vec![], vec![]);
     }
 
     pub(crate) fn rank_fails(&mut self, pid: Pid, error: String) {
         let Some(process) = self.working(pid) else { return };
-        if process.phase == RankPhase::Finished {
-            return;
-        }
         process.phase = RankPhase::Failed {
             error,
             permanent: false,
@@ -267,9 +327,18 @@ impl World {
         self.rank_dies(pid, false, "exit status 1");
     }
 
-    pub(crate) fn rank_writes(&mut self, pid: Pid, step: u64, value: u64) {
+    pub(crate) fn rank_writes(&mut self, share: Share) {
+        let Share {
+            pid,
+            generation,
+            step,
+            value,
+        } = share;
         let Some(process) = self.working(pid) else { return };
         let key = process.key.clone();
+        if key.generation != generation {
+            return;
+        }
         let entry = store::entry(key.rank.0, process.assignment.world, value);
         self.store.put_shard(
             &checkpoint_folder(&key.job, Step(step), key.generation),
@@ -277,12 +346,21 @@ impl World {
             value,
         );
         if self.bug != Some(Bug::ShardBeforeWritten) {
-            self.rank_says_written(pid, step, value);
+            self.rank_says_written(share);
         }
     }
 
-    pub(crate) fn rank_says_written(&mut self, pid: Pid, step: u64, value: u64) {
+    pub(crate) fn rank_says_written(&mut self, share: Share) {
+        let Share {
+            pid,
+            generation,
+            step,
+            value,
+        } = share;
         let Some(process) = self.working(pid) else { return };
+        if process.key.generation != generation {
+            return;
+        }
         let shard = store::entry(process.key.rank.0, process.assignment.world, value);
         let environment = "toy".to_owned();
         self.say(

@@ -38,9 +38,19 @@ impl Deadlines {
     pub(crate) fn silent_at(self, heard: Millis, phase: &RankPhase) -> Millis {
         let allowance = match phase {
             RankPhase::Starting => STARTING_ALLOWANCE,
-            RankPhase::Joining | RankPhase::Training | RankPhase::Finished | RankPhase::Failed { .. } => 1,
+            RankPhase::Joining
+            | RankPhase::Training
+            | RankPhase::Broken { .. }
+            | RankPhase::Finished
+            | RankPhase::Failed { .. } => 1,
         };
         heard.saturating_add(self.detect_within_ms.saturating_mul(allowance))
+    }
+
+    /// When a process that was given a newer generation at `now` must have left the older one: it may be deep in a
+    /// kernel, and its state is worth waiting for.
+    pub(crate) fn leave_at(self, now: Millis) -> Millis {
+        now.saturating_add(self.detect_within_ms.saturating_mul(STARTING_ALLOWANCE))
     }
 
     /// When a process that was asked to leave (or killed) at `now` is killed (again).

@@ -6,7 +6,8 @@ use proto::message::{Assignment, DesiredState, RankReport, WorkerReport};
 /// Milliseconds of the shell's monotonic clock. The machine never reads a clock.
 pub type Millis = u64;
 
-/// One rank process of this node, as the machine names it.
+/// A rank of one generation. A process is named for ever by the rank that it was started as, whatever ranks of later
+/// generations it becomes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RankKey {
     pub job: JobId,
@@ -22,9 +23,12 @@ pub enum Event {
     Disconnected,
     /// What should be, from the coordinator.
     Desired(DesiredState),
-    /// A line from a rank process; also its sign of life.
-    RankSaid(RankReport),
-    /// A rank process is gone; comes after everything that it said. `outcome` says how: "exit status 0", "killed by
+    /// A line from a rank process; also its sign of life. It speaks of the generation that it has taken up.
+    RankSaid {
+        process: RankKey,
+        report: RankReport,
+    },
+    /// This process is gone; comes after everything that it said. `outcome` says how: "exit status 0", "killed by
     /// signal 9", and the last line it wrote.
     RankExited {
         key: RankKey,
@@ -44,9 +48,11 @@ pub enum Effect {
         device: u32,
         assignment: Box<Assignment>,
     },
-    /// Hand a running process its assignment again, because something in it changed.
+    /// Hand a running process its assignment again, because something in it changed, or that of a newer generation, in
+    /// which it is `rank`.
     Update {
         key: RankKey,
+        rank: Rank,
         device: u32,
         assignment: Box<Assignment>,
     },
@@ -69,6 +75,11 @@ pub enum Effect {
 pub enum Fact {
     RankStarted {
         key: RankKey,
+    },
+    /// A running process became a rank of a newer generation.
+    RankMoved {
+        from: RankKey,
+        to: RankKey,
     },
     /// The rank was silent for longer than its deadline and is killed.
     RankSilent {

@@ -1,5 +1,6 @@
 //! What a node should do next about its ranks: a pure machine. It turns the coordinator's desired state into
-//! rank processes, one per device, each of one generation, and tells the coordinator what they say. It has no
+//! rank processes, one per device, and tells the coordinator what they say. A process that runs when its job gets a
+//! newer generation with a place for it here is kept and becomes a rank of that, because it holds the state. It has no
 //! async, clock, randomness, sockets, files or logging; the daemon's loop calls [`Worker::handle`] and
 //! performs the effects in order.
 //!
@@ -87,8 +88,8 @@ impl Worker {
                 self.news = true;
             }
             Event::Disconnected => self.connected = false,
-            Event::Desired(state) => self.on_desired(state, &mut effects),
-            Event::RankSaid(report) => self.on_rank_said(now, report, &mut effects),
+            Event::Desired(state) => self.on_desired(now, state, &mut effects),
+            Event::RankSaid { process, report } => self.on_rank_said(now, &process, report, &mut effects),
             Event::RankExited {
                 key,
                 success,
@@ -139,7 +140,7 @@ impl Worker {
         ranks.into_iter().chain(report).min()
     }
 
-    fn on_desired(&mut self, state: DesiredState, effects: &mut Vec<Effect>) {
+    fn on_desired(&mut self, now: Millis, state: DesiredState, effects: &mut Vec<Effect>) {
         if state.worker != self.config.worker {
             let what = format!("orders for {}; this is {}", state.worker, self.config.worker);
             effects.push(Effect::Note(Fact::Ignored {
@@ -179,7 +180,45 @@ impl Worker {
                 *retired = old.generation.max(*retired);
             }
         }
+        self.move_over(now, effects);
         self.hand_on(effects);
+    }
+
+    /// Gives running processes the ranks of a newer generation of their job, in order.
+    fn move_over(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+        if self.leave != Leave::No {
+            return;
+        }
+        let leave_by = self.deadlines.leave_at(now);
+        for assignment in self.assignments.values() {
+            for key in places(assignment, self.config.devices) {
+                let retired = self.retired.get(&key.job);
+                if self.ranks.contains_key(&key) || retired.is_some_and(|retired| key.generation <= *retired)
+                {
+                    continue;
+                }
+                let assignment = Box::new(assignment.clone());
+                let successor = self.ranks.iter().find_map(|(old, state)| {
+                    let same = old.job == key.job;
+                    let new = same.then(|| state.successor(&key, assignment.clone(), leave_by))?;
+                    Some((old.clone(), new?))
+                });
+                let Some((old, state)) = successor else { break };
+                self.ranks.remove(&old);
+                effects.extend(state.device().map(|device| Effect::Update {
+                    key: state.process.clone(),
+                    rank: key.rank,
+                    device,
+                    assignment,
+                }));
+                effects.push(Effect::Note(Fact::RankMoved {
+                    from: old,
+                    to: key.clone(),
+                }));
+                self.ranks.insert(key, state);
+                self.news = true;
+            }
+        }
     }
 
     /// Passes changed assignments on to the processes that run them.
@@ -197,25 +236,26 @@ impl Worker {
             let assignment = Box::new(assignment.clone());
             self.news |= state.hand(assignment.clone());
             effects.push(Effect::Update {
-                key: key.clone(),
+                key: state.process.clone(),
+                rank: key.rank,
                 device,
                 assignment,
             });
         }
     }
 
-    fn on_rank_said(&mut self, now: Millis, said: RankReport, effects: &mut Vec<Effect>) {
-        let key = RankKey {
-            job: said.job.clone(),
-            generation: said.generation,
-            rank: said.rank,
-        };
-        match self.ranks.get_mut(&key) {
-            Some(state) if state.life != Life::Gone => self.news |= state.merge(said, now),
+    fn on_rank_said(&mut self, now: Millis, process: &RankKey, said: RankReport, effects: &mut Vec<Effect>) {
+        let place = (&said.generation, &said.rank);
+        match self.process(process) {
+            Some((key, state)) if (&key.generation, &key.rank) == place && key.job == said.job => {
+                self.news |= state.merge(said, now);
+            }
+            // It has not yet heard of the newer one; what it says of the older one is over.
+            Some((key, state)) if said.generation < key.generation && key.job == said.job => state.lives(now),
             Some(_) | None => {
                 let what = format!(
                     "{} generation {} rank {} has no process here",
-                    key.job, key.generation, key.rank
+                    said.job, said.generation, said.rank
                 );
                 effects.push(Effect::Note(Fact::Ignored {
                     worker: self.config.worker.clone(),
@@ -225,13 +265,23 @@ impl Worker {
         }
     }
 
-    fn on_rank_exited(&mut self, key: &RankKey, success: bool, outcome: String, effects: &mut Vec<Effect>) {
-        let Some(state) = self.ranks.get_mut(key) else {
+    /// The rank that this process is now, if the process is there.
+    fn process(&mut self, process: &RankKey) -> Option<(&RankKey, &mut RankState)> {
+        let there = |state: &RankState| state.process == *process && state.life != Life::Gone;
+        self.ranks.iter_mut().find(|(_, state)| there(state))
+    }
+
+    fn on_rank_exited(
+        &mut self,
+        process: &RankKey,
+        success: bool,
+        outcome: String,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some((key, state)) = self.process(process) else {
             return;
         };
-        if state.life == Life::Gone {
-            return;
-        }
+        let key = key.clone();
         let error = if success {
             format!("left before its work was done ({outcome})")
         } else {
@@ -244,7 +294,7 @@ impl Worker {
         state.life = Life::Gone;
         self.news = true;
         effects.push(Effect::Note(Fact::RankGone {
-            key: key.clone(),
+            key,
             success,
             outcome,
         }));
@@ -277,7 +327,9 @@ impl Worker {
                     });
                 }
                 state.life = Life::Leaving { device, kill_at };
-                effects.push(Effect::Stop { key: key.clone() });
+                effects.push(Effect::Stop {
+                    key: state.process.clone(),
+                });
             }
         }
         let assignments = &self.assignments;
@@ -301,9 +353,14 @@ impl Worker {
             {
                 continue;
             }
-            if let Life::Running { device, heard } = state.life {
+            if let Life::Running { device, heard, .. } = state.life {
                 let silent_ms = now.saturating_sub(heard);
-                let error = format!("silent for {silent_ms} ms; killed by its daemon");
+                let phase = phase_word(&state.report.phase);
+                let error = if self.deadlines.silent_at(heard, &state.report.phase) <= now {
+                    format!("silent for {silent_ms} ms while {phase}; killed by its daemon")
+                } else {
+                    "did not leave the older generation in time; killed by its daemon".to_owned()
+                };
                 self.news |= state.advance(RankPhase::Failed {
                     error,
                     permanent: false,
@@ -316,7 +373,9 @@ impl Worker {
             } else if let Life::Leaving { device, .. } = state.life {
                 state.life = Life::Leaving { device, kill_at };
             }
-            effects.push(Effect::Kill { key: key.clone() });
+            effects.push(Effect::Kill {
+                key: state.process.clone(),
+            });
         }
     }
 
@@ -329,14 +388,7 @@ impl Worker {
         let held: BTreeSet<u32> = self.ranks.values().filter_map(RankState::device).collect();
         let mut free = (0..self.config.devices).filter(|device| !held.contains(device));
         for assignment in self.assignments.values() {
-            // More ranks than devices can never start; the coordinator's own deadline says so to people.
-            for offset in 0..assignment.ranks.min(self.config.devices) {
-                let rank = Rank(assignment.first_rank.0.saturating_add(offset));
-                let key = RankKey {
-                    job: assignment.job.clone(),
-                    generation: assignment.generation,
-                    rank,
-                };
+            for key in places(assignment, self.config.devices) {
                 if self.ranks.contains_key(&key) {
                     continue;
                 }
@@ -392,5 +444,26 @@ impl Worker {
             self.leave = Leave::Gone;
             effects.push(Effect::Exit);
         }
+    }
+}
+
+/// The ranks that an assignment has for this worker. More than it has devices can never start; the coordinator's own
+/// deadline says so to people.
+fn places(assignment: &Assignment, devices: u32) -> Vec<RankKey> {
+    let place = |offset| RankKey {
+        job: assignment.job.clone(),
+        generation: assignment.generation,
+        rank: Rank(assignment.first_rank.0.saturating_add(offset)),
+    };
+    (0..assignment.ranks.min(devices)).map(place).collect()
+}
+
+fn phase_word(phase: &RankPhase) -> &'static str {
+    match phase {
+        RankPhase::Starting => "starting",
+        RankPhase::Joining => "joining",
+        RankPhase::Training => "training",
+        RankPhase::Broken { .. } => "between generations",
+        RankPhase::Finished | RankPhase::Failed { .. } => "leaving",
     }
 }

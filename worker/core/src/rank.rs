@@ -1,10 +1,10 @@
-//! One rank of this node: what its process is doing and what is told of it to the coordinator. It belongs to
-//! one generation for ever. It never decides; the machine in `lib.rs` does.
+//! One rank of this node: what its process is doing and what is told of it to the coordinator. A rank belongs to one
+//! generation for ever; its process may become a rank of the next. It never decides; the machine in `lib.rs` does.
 
 use crate::deadline::Deadlines;
 use crate::event::{Millis, RankKey};
 use proto::id::Step;
-use proto::message::{Assignment, DIGESTS_MAX, RankPhase, RankReport, STEPS_MAX};
+use proto::message::{Assignment, DIGESTS_MAX, RankPhase, RankReport, STEPS_MAX, Work};
 
 /// Shards that are kept for a coordinator that is away; older ones are dropped first, and their checkpoints
 /// with them.
@@ -12,6 +12,8 @@ const SHARDS_MAX: usize = 32;
 
 #[derive(Debug)]
 pub(crate) struct RankState {
+    /// What its process was started as.
+    pub(crate) process: RankKey,
     pub(crate) life: Life,
     /// The latest report, with steps and shards gathered until the coordinator has them.
     pub(crate) report: RankReport,
@@ -22,8 +24,13 @@ pub(crate) struct RankState {
 /// What the process is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Life {
-    /// It runs and should; `heard` is its last sign of life.
-    Running { device: u32, heard: Millis },
+    /// It runs and should; `heard` is its last sign of life. `leave_by`: until then it must have taken up this
+    /// generation, if it has not yet.
+    Running {
+        device: u32,
+        heard: Millis,
+        leave_by: Option<Millis>,
+    },
     /// It was asked to leave, or killed. It holds its device until it is gone.
     Leaving { device: u32, kill_at: Millis },
     /// No process. The report stays until the coordinator no longer names the generation.
@@ -33,12 +40,45 @@ pub(crate) enum Life {
 impl RankState {
     /// A process that was just started.
     pub(crate) fn started(key: &RankKey, device: u32, assignment: Box<Assignment>, now: Millis) -> Self {
-        let life = Life::Running { device, heard: now };
+        let life = Life::Running {
+            device,
+            heard: now,
+            leave_by: None,
+        };
         Self {
+            process: key.clone(),
             life,
             report: blank(key, RankPhase::Starting),
             handed: Some(assignment),
         }
+    }
+
+    /// The rank of a newer generation that this rank's process becomes; None where there is none that could. Drawing
+    /// pictures leaves nothing to go on with.
+    pub(crate) fn successor(
+        &self,
+        key: &RankKey,
+        assignment: Box<Assignment>,
+        leave_by: Millis,
+    ) -> Option<Self> {
+        let Life::Running { device, heard, .. } = self.life else {
+            return None;
+        };
+        let failed = matches!(self.report.phase, RankPhase::Failed { .. });
+        if failed || key.generation <= self.report.generation || assignment.work != Work::Train {
+            return None;
+        }
+        let life = Life::Running {
+            device,
+            heard,
+            leave_by: Some(leave_by),
+        };
+        Some(Self {
+            process: self.process.clone(),
+            life,
+            report: blank(key, RankPhase::Joining),
+            handed: Some(assignment),
+        })
     }
 
     /// A rank that will not be started here, and why.
@@ -48,6 +88,7 @@ impl RankState {
             permanent: false,
         };
         Self {
+            process: key.clone(),
             life: Life::Gone,
             report: blank(key, phase),
             handed: None,
@@ -64,16 +105,27 @@ impl RankState {
     /// When this rank next needs the machine.
     pub(crate) fn deadline(&self, deadlines: Deadlines) -> Option<Millis> {
         match self.life {
-            Life::Running { heard, .. } => Some(deadlines.silent_at(heard, &self.report.phase)),
+            Life::Running { heard, leave_by, .. } => {
+                let silent = deadlines.silent_at(heard, &self.report.phase);
+                Some(leave_by.map_or(silent, |leave_by| leave_by.min(silent)))
+            }
             Life::Leaving { kill_at, .. } => Some(kill_at),
             Life::Gone => None,
         }
     }
 
-    /// Takes in what the process said. True when the coordinator should hear of it.
-    pub(crate) fn merge(&mut self, said: RankReport, now: Millis) -> bool {
+    /// The process lives, and still speaks of an older generation.
+    pub(crate) fn lives(&mut self, now: Millis) {
         if let Life::Running { heard, .. } = &mut self.life {
             *heard = now;
+        }
+    }
+
+    /// Takes in what the process said of this generation. True when the coordinator should hear of it.
+    pub(crate) fn merge(&mut self, said: RankReport, now: Millis) -> bool {
+        if let Life::Running { heard, leave_by, .. } = &mut self.life {
+            *heard = now;
+            *leave_by = None;
         }
         let mut changed = self.advance(said.phase);
         if said.store_address.is_some() && said.store_address != self.report.store_address {

@@ -64,7 +64,10 @@ impl Desk {
     }
 
     fn say(&mut self, key: &RankKey, phase: RankPhase) -> Vec<Effect> {
-        self.handle(Event::RankSaid(said(key, phase)))
+        self.handle(Event::RankSaid {
+            process: key.clone(),
+            report: said(key, phase),
+        })
     }
 
     fn exit(&mut self, key: &RankKey, success: bool, outcome: &str) -> Vec<Effect> {
@@ -224,6 +227,7 @@ fn a_changed_assignment_is_handed_on() {
         effects,
         [Effect::Update {
             key: key(1, 0),
+            rank: Rank(0),
             device: 0,
             assignment: Box::new(changed)
         }]
@@ -231,19 +235,70 @@ fn a_changed_assignment_is_handed_on() {
 }
 
 #[test]
-fn a_new_generation_waits_until_the_old_process_is_gone() {
+fn a_running_process_becomes_a_rank_of_the_next_generation() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 2, 2)]);
+    desk.say(&key(1, 2), RankPhase::Training);
+    desk.say(&key(1, 3), RankPhase::Training);
+    let effects = desk.desire(vec![assignment(2, 0, 1)]);
+    // One place is left for two: the first keeps its process, under its new number, and the other is sent away.
+    assert!(effects.contains(&Effect::Update {
+        key: key(1, 2),
+        rank: Rank(0),
+        device: 0,
+        assignment: Box::new(assignment(2, 0, 1))
+    }));
+    assert!(effects.contains(&Effect::Stop { key: key(1, 3) }));
+    assert_eq!(spawned(&effects), []);
+    assert_eq!(desk.phase(&key(2, 0)), RankPhase::Joining);
+
+    // What it still says of the older generation only shows that it lives.
+    desk.say(&key(1, 2), RankPhase::Finished);
+    assert_eq!(desk.phase(&key(2, 0)), RankPhase::Joining);
+    let broken = RankPhase::Broken {
+        error: "a peer closed".to_owned(),
+    };
+    let report = said(&key(2, 0), broken.clone());
+    let process = key(1, 2);
+    desk.handle(Event::RankSaid { process, report });
+    assert_eq!(desk.phase(&key(2, 0)), broken);
+    desk.exit(&key(1, 2), false, "killed by signal 9");
+    assert_eq!(desk.phase(&key(2, 0)), error("killed by signal 9"));
+}
+
+#[test]
+fn a_process_that_does_not_leave_an_older_generation_is_killed() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 0, 1)]);
+    desk.say(&key(1, 0), RankPhase::Training);
+    desk.desire(vec![assignment(2, 0, 1)]);
+    for _ in 0..19 {
+        assert!(
+            !desk
+                .wait(DETECT_WITHIN_MS / 2)
+                .contains(&Effect::Kill { key: key(1, 0) })
+        );
+        desk.say(&key(1, 0), RankPhase::Training);
+    }
+    assert!(
+        desk.wait(DETECT_WITHIN_MS / 2)
+            .contains(&Effect::Kill { key: key(1, 0) })
+    );
+    assert_eq!(
+        desk.phase(&key(2, 0)),
+        error("did not leave the older generation in time; killed by its daemon")
+    );
+}
+
+#[test]
+fn what_cannot_go_on_is_replaced_when_it_is_gone() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 0, 2)]);
+    desk.say(&key(1, 0), error("out of memory"));
     let effects = desk.desire(vec![assignment(2, 0, 2)]);
-    assert!(
-        effects.contains(&Effect::Stop { key: key(1, 0) })
-            && effects.contains(&Effect::Stop { key: key(1, 1) })
-    );
+    // Rank 1's process becomes rank 0 of the next generation; rank 0's is on its way out and holds its device.
+    assert!(effects.contains(&Effect::Stop { key: key(1, 0) }));
     assert_eq!(spawned(&effects), []);
-    assert_eq!(
-        spawned(&desk.exit(&key(1, 1), true, "exit status 0")),
-        [(key(2, 0), 1)]
-    );
     assert!(
         !desk
             .wait(DETECT_WITHIN_MS - 1)
@@ -252,11 +307,6 @@ fn a_new_generation_waits_until_the_old_process_is_gone() {
     assert!(
         desk.wait(1).contains(&Effect::Kill { key: key(1, 0) }),
         "its grace is over"
-    );
-    assert!(
-        desk.wait(DETECT_WITHIN_MS)
-            .contains(&Effect::Kill { key: key(1, 0) }),
-        "until it is gone"
     );
     assert_eq!(
         spawned(&desk.exit(&key(1, 0), false, "killed by signal 9")),
@@ -288,12 +338,12 @@ fn a_silent_rank_is_killed_and_reported() {
     })));
     assert_eq!(
         reports(&effects).last().unwrap().ranks[0].phase,
-        error("silent for 900 ms; killed by its daemon")
+        error("silent for 900 ms while training; killed by its daemon")
     );
     desk.exit(&key(1, 0), false, "killed by signal 9");
     assert_eq!(
         desk.phase(&key(1, 0)),
-        error("silent for 900 ms; killed by its daemon"),
+        error("silent for 900 ms while training; killed by its daemon"),
         "the cause, not the effect"
     );
 }
@@ -378,7 +428,10 @@ fn steps_and_shards_are_kept_until_the_coordinator_has_them() {
         let mut report = said(&key(1, 0), RankPhase::Training);
         report.steps.push(step(number));
         report.shards.push(shard(number));
-        let effects = desk.handle(Event::RankSaid(report));
+        let effects = desk.handle(Event::RankSaid {
+            process: key(1, 0),
+            report,
+        });
         assert_eq!(reports(&effects)[0].ranks[0].steps.len(), number as usize);
     }
     desk.desire(vec![Assignment {
@@ -395,7 +448,10 @@ fn steps_and_shards_are_kept_until_the_coordinator_has_them() {
     let mut late = said(&key(1, 0), RankPhase::Training);
     late.steps.push(step(2));
     late.shards.push(shard(1));
-    desk.handle(Event::RankSaid(late));
+    desk.handle(Event::RankSaid {
+        process: key(1, 0),
+        report: late,
+    });
     let rank = desk.machine.view().ranks[0].report.clone();
     assert_eq!(
         (rank.steps.len(), rank.shards.len()),
@@ -443,7 +499,6 @@ fn an_overtaken_state_neither_brings_back_an_old_generation_nor_ends_the_new() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 0, 1)]);
     desk.desire(vec![assignment(2, 0, 1)]);
-    desk.exit(&key(1, 0), true, "exit status 0");
     let effects = desk.desire(vec![assignment(1, 0, 1)]);
     assert!(
         !effects
@@ -451,7 +506,7 @@ fn an_overtaken_state_neither_brings_back_an_old_generation_nor_ends_the_new() {
             .any(|effect| matches!(effect, Effect::Stop { .. } | Effect::Spawn { .. })),
         "{effects:?}"
     );
-    assert_eq!(desk.phase(&key(2, 0)), RankPhase::Starting);
+    assert_eq!(desk.phase(&key(2, 0)), RankPhase::Joining);
 }
 
 #[test]

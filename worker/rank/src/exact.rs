@@ -86,6 +86,14 @@ impl ExactSum {
         }
     }
 
+    /// Forgets what was added to a step that did not end.
+    pub(crate) fn clear(&mut self) {
+        for bucket in &mut self.buckets {
+            let _ = bucket.sums.zero_();
+        }
+        (self.losses, self.too_large, self.not_finite) = ([0; LOSSES], 0, 0);
+    }
+
     /// Adds one micro-batch: its losses, and the gradients that lie in the parameters, which the caller zeroes
     /// afterwards. `loss_scale`: the power of two by which the loss was multiplied before its backward.
     pub(crate) fn add(&mut self, losses: [f64; LOSSES], loss_scale: f64) {
@@ -142,10 +150,9 @@ impl ExactSum {
         tch::no_grad(|| {
             for bucket in &mut self.buckets {
                 bucket.give_back(factor / 2f64.powi(GRADIENT_PLACES));
-                let _ = bucket.sums.zero_();
             }
         });
-        (self.losses, self.too_large, self.not_finite) = ([0; LOSSES], 0, 0);
+        self.clear();
         let loss = |units: i64| units as f64 / 2f64.powi(LOSS_PLACES);
         Ok(Sums {
             losses: [loss(total), loss(target), loss(face)],
@@ -233,7 +240,7 @@ fn numel(parameters: &[(String, Tensor)]) -> usize {
 }
 
 /// Cuts a list into runs that are closed as soon as their sizes reach `full`; none is empty.
-fn fill<T>(list: &[T], full: usize, size: impl Fn(&T) -> usize) -> Vec<&[T]> {
+pub(crate) fn fill<T>(list: &[T], full: usize, size: impl Fn(&T) -> usize) -> Vec<&[T]> {
     let (mut runs, mut start, mut sum) = (Vec::new(), 0, 0);
     for (index, item) in list.iter().enumerate() {
         sum += size(item);

@@ -2,14 +2,12 @@
 //! and only when all have is the process group formed. So a rank that does not come is named. Called by
 //! [`crate::train`].
 
-use crate::collective::{Group, Membership, Store};
+use crate::collective::{CollectiveError, Group, Membership, Store};
 use crate::deadline::Deadlines;
-use crate::hash::hex;
 use crate::link::Link;
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use proto::message::Assignment;
-use sha2::{Digest, Sha256};
-use tch::{Device, Tensor};
+use tch::Device;
 
 /// Rank 0's store, open and announced as early as can be, so that nobody waits for it while loading.
 pub(crate) fn open_store(
@@ -49,42 +47,25 @@ pub(crate) fn meet(
     if world == 1 {
         return Ok(Group::alone(membership));
     }
-    let store = match store {
-        Some(store) => store,
-        None => Store::connect(&link.wait_store_address(deadlines)?, deadlines.join())?,
+    let address = match store {
+        Some(_) => None,
+        None => Some(link.wait_store_address(assignment.generation, deadlines)?),
     };
-    let key = |rank: u32| format!("{}/g{}/rank {rank}", assignment.job, assignment.generation);
-    store.set(&key(rank), "here")?;
-    for other in (0..world).filter(|&other| other != rank) {
-        store
-            .wait(&key(other), deadlines.join())
-            .with_context(|| format!("rank {other} did not come"))?;
-    }
-    Ok(Group::join(store, membership)?)
-}
-
-/// Refuses to train on from weights that differ between ranks: averaged gradients would keep them apart for
-/// ever.
-pub(crate) fn agree(group: &Group, parameters: &[(String, Tensor)]) -> anyhow::Result<()> {
-    if group.membership().world == 1 {
-        return Ok(());
-    }
-    let named = parameters
-        .iter()
-        .map(|(name, tensor)| (name.clone(), tensor.detach()))
-        .collect();
-    let digest = Sha256::digest(model::weights::digest(&named).as_bytes());
-    let words: Vec<i64> = digest
-        .chunks_exact(8)
-        .map(|chunk| i64::from_le_bytes(chunk.try_into().expect("chunks of eight bytes")))
-        .collect();
-    let shared = Tensor::from_slice(&words).to_device(group.membership().device);
-    group.broadcast(&shared, 0, "comparing the weights of all ranks")?;
-    let first = Vec::<i64>::try_from(&shared.to_device(Device::Cpu))?;
-    ensure!(
-        first == words,
-        "this rank's weights differ from rank 0's (own digest {}…); have all nodes the same base weights?",
-        hex(&digest[..8])
-    );
-    Ok(())
+    let wait = deadlines.join();
+    link.unless_over(assignment.generation, move || {
+        let store = match (store, address) {
+            (Some(store), _) => store,
+            (None, address) => Store::connect(&address.unwrap_or_default(), wait)?,
+        };
+        let scope = format!("{}/g{}", membership.job, membership.generation);
+        let key = |rank: u32| format!("{scope}/rank {rank}");
+        store.set(&key(rank), "here")?;
+        for other in (0..world).filter(|&other| other != rank) {
+            store.wait(&key(other), wait).map_err(|error| CollectiveError {
+                action: format!("rank {other} did not come: {}", error.action),
+                ..error
+            })?;
+        }
+        Group::join(store, membership)
+    })
 }

@@ -1,15 +1,18 @@
 //! The rank's line to its daemon: one task owns the socket and the report. It beats when nothing happens, so
-//! that a rank deep in a kernel is known to be alive, and it ends the process when the daemon says so or is
-//! gone. Decides nothing about training. The model's thread talks to it through [`Link`].
+//! that a rank deep in a kernel is known to be alive; it frees the model's thread from a collective when a newer
+//! generation is ordered; and it ends the process when the daemon says so or is gone. Decides nothing about training.
+//! The model's thread talks to it through [`Link`].
 
-use crate::collective::exit_now;
+use crate::collective::{Aborter, CollectiveError, exit_now};
 use crate::deadline::Deadlines;
 use anyhow::{Context, bail};
+use proto::id::{Generation, Rank};
 use proto::message::{
     Assignment, DIGESTS_MAX, RankOrder, RankPhase, RankReport, STEPS_MAX, ShardReport, StepReport,
     WeightDigest,
 };
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -27,6 +30,8 @@ const WORDS_MAX: usize = 64;
 /// What the model's thread tells.
 #[derive(Debug)]
 enum Word {
+    /// It is a rank of this generation from now on.
+    TakeUp(Generation, Rank),
     Phase(RankPhase),
     StoreAddress(String),
     Step(StepReport),
@@ -45,12 +50,22 @@ pub(crate) struct Task {
     pub(crate) device: u32,
 }
 
+impl Task {
+    fn generation(&self) -> Generation {
+        self.assignment.generation
+    }
+}
+
+/// Frees the model's thread from the group that it waits in.
+type Interrupt = Arc<Mutex<Option<Aborter>>>;
+
 /// The model thread's end. Its calls wait only while the daemon does not read.
 #[derive(Debug)]
 pub(crate) struct Link {
     runtime: Handle,
     words: mpsc::Sender<Word>,
-    assignment: watch::Receiver<Assignment>,
+    task: watch::Receiver<Task>,
+    interrupt: Interrupt,
 }
 
 impl Link {
@@ -79,23 +94,31 @@ impl Link {
                 RankOrder::Stop => exit_now(EXIT_STOPPED),
             };
             let (words, said) = mpsc::channel(WORDS_MAX);
-            let (sender, assignment) = watch::channel(task.assignment.clone());
+            let (sender, receiver) = watch::channel(task.clone());
+            let interrupt = Interrupt::default();
             let beat = Deadlines::new(task.assignment.detect_within_ms).heartbeat();
             let conversation = Conversation {
                 report: first_report(&task),
                 writer,
-                assignment: sender,
+                task: sender,
+                interrupt: Arc::clone(&interrupt),
             };
             tokio::spawn(conversation.run(lines, said, beat));
             Ok((
                 Self {
                     runtime: runtime.clone(),
                     words,
-                    assignment,
+                    task: receiver,
+                    interrupt,
                 },
                 task,
             ))
         })
+    }
+
+    /// From now on this process speaks as a rank of the task's generation.
+    pub(crate) fn take_up(&self, task: &Task) {
+        self.say(Word::TakeUp(task.generation(), Rank(task.rank)));
     }
 
     pub(crate) fn phase(&self, phase: RankPhase) {
@@ -106,6 +129,7 @@ impl Link {
         self.say(Word::StoreAddress(address));
     }
 
+    /// Every rank tells every step: who becomes rank 0 later can still report them.
     pub(crate) fn step(&self, report: StepReport) {
         self.say(Word::Step(report));
     }
@@ -118,9 +142,40 @@ impl Link {
         self.say(Word::Digest(digest));
     }
 
+    /// This process as it is called now.
+    pub(crate) fn who(&self) -> String {
+        let task = self.task.borrow();
+        format!("rank {} of generation {}", task.rank, task.generation())
+    }
+
     /// Whether the generation is to end in order.
     pub(crate) fn halts(&self) -> bool {
-        self.assignment.borrow().halt
+        self.task.borrow().assignment.halt
+    }
+
+    /// Whether a newer generation than this is ordered.
+    pub(crate) fn is_over(&self, generation: Generation) -> bool {
+        generation < self.task.borrow().generation()
+    }
+
+    /// From now on an order for a newer generation ends the collectives of this group. Any older group is forgotten.
+    pub(crate) fn guard(&self, generation: Generation, aborter: Option<Aborter>) {
+        let mut interrupt = self.interrupt.lock().unwrap_or_else(PoisonError::into_inner);
+        *interrupt = aborter;
+        if self.is_over(generation)
+            && let Some(aborter) = interrupt.take()
+        {
+            aborter.abort();
+        }
+    }
+
+    /// Waits for the order of a generation after this one. The process may be told to leave instead.
+    pub(crate) fn next_task(&self, generation: Generation) -> anyhow::Result<Task> {
+        let mut task = self.task.clone();
+        let newer = self
+            .runtime
+            .block_on(task.wait_for(|task| generation < task.generation()));
+        Ok(newer.context("the daemon is gone")?.clone())
     }
 
     /// Says the last word and returns once the daemon can read it. The caller then leaves the process.
@@ -132,17 +187,48 @@ impl Link {
     }
 
     /// Waits until rank 0's store is known.
-    pub(crate) fn wait_store_address(&self, deadlines: Deadlines) -> anyhow::Result<String> {
-        let mut assignment = self.assignment.clone();
+    pub(crate) fn wait_store_address(
+        &self,
+        generation: Generation,
+        deadlines: Deadlines,
+    ) -> anyhow::Result<String> {
+        let mut task = self.task.clone();
         self.runtime.block_on(async {
-            let known = assignment.wait_for(|assignment| assignment.store_address.is_some());
+            let known = task
+                .wait_for(|task| generation < task.generation() || task.assignment.store_address.is_some());
             match tokio::time::timeout(deadlines.join(), known).await {
-                Ok(Ok(found)) => found.store_address.clone().context("an address that is there"),
+                Ok(Ok(found)) if generation < found.generation() => Err(superseded(generation).into()),
+                Ok(Ok(found)) => found
+                    .assignment
+                    .store_address
+                    .clone()
+                    .context("an address that is there"),
                 Ok(Err(_)) => bail!("the daemon is gone"),
-                Err(_) => bail!(
-                    "rank 0 did not open its store within {} s",
-                    deadlines.join().as_secs_f64()
-                ),
+                Err(_) => Err(CollectiveError {
+                    action: "meeting the other ranks".into(),
+                    reason: format!(
+                        "rank 0 did not open its store within {} s",
+                        deadlines.join().as_secs_f64()
+                    ),
+                }
+                .into()),
+            }
+        })
+    }
+
+    /// Waits for what cannot be interrupted, on a thread of its own, which is left behind when a newer generation is
+    /// ordered first.
+    pub(crate) fn unless_over<T: Send + 'static>(
+        &self,
+        generation: Generation,
+        wait: impl FnOnce() -> Result<T, CollectiveError> + Send + 'static,
+    ) -> anyhow::Result<T> {
+        let mut task = self.task.clone();
+        self.runtime.block_on(async {
+            let waiting = tokio::task::spawn_blocking(wait);
+            tokio::select! {
+                outcome = waiting => Ok(outcome.context("meeting the other ranks")??),
+                _ = task.wait_for(|task| generation < task.generation()) => Err(superseded(generation).into()),
             }
         })
     }
@@ -153,11 +239,18 @@ impl Link {
     }
 }
 
+pub(crate) fn superseded(generation: Generation) -> CollectiveError {
+    CollectiveError {
+        action: format!("generation {generation}"),
+        reason: "a newer generation takes its place".into(),
+    }
+}
+
 fn first_report(task: &Task) -> RankReport {
     RankReport {
         job: task.assignment.job.clone(),
         generation: task.assignment.generation,
-        rank: proto::id::Rank(task.rank),
+        rank: Rank(task.rank),
         phase: RankPhase::Starting,
         store_address: None,
         steps: Vec::new(),
@@ -167,9 +260,11 @@ fn first_report(task: &Task) -> RankReport {
 }
 
 struct Conversation {
+    /// Holds the steps whoever this rank is; only rank 0 sends them.
     report: RankReport,
     writer: OwnedWriteHalf,
-    assignment: watch::Sender<Assignment>,
+    task: watch::Sender<Task>,
+    interrupt: Interrupt,
 }
 
 impl Conversation {
@@ -195,21 +290,55 @@ impl Conversation {
 
     fn hear(&mut self, line: &str) {
         match serde_json::from_str(line) {
-            Ok(RankOrder::Assignment { assignment, .. }) => {
-                prune(&mut self.report, &assignment);
-                // Ignored: the receiver lives as long as the process.
-                let _ = self.assignment.send(*assignment);
-            }
+            Ok(RankOrder::Assignment {
+                assignment,
+                rank,
+                device,
+            }) => self.take_order(Task {
+                assignment: *assignment,
+                rank: rank.0,
+                device,
+            }),
             Ok(RankOrder::Stop) => exit_now(EXIT_STOPPED),
             Err(error) => tracing::error!(%error, line, "cannot read the daemon's order; ignored"),
         }
     }
 
+    fn take_order(&mut self, task: Task) {
+        let known = self.task.borrow().generation();
+        if task.generation() < known {
+            return;
+        }
+        prune(&mut self.report, &task.assignment);
+        let newer = known < task.generation();
+        // Ignored: the receiver lives as long as the process.
+        let _ = self.task.send(task);
+        if newer {
+            let group = self
+                .interrupt
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            group.into_iter().for_each(Aborter::abort);
+        }
+    }
+
     async fn note(&mut self, word: Word) {
         match word {
+            Word::TakeUp(generation, rank) => {
+                if generation != self.report.generation {
+                    (self.report.generation, self.report.rank) = (generation, rank);
+                    self.report.phase = RankPhase::Joining;
+                    self.report.store_address = None;
+                    self.report.shards.clear();
+                    self.report.digests.clear();
+                }
+            }
             Word::Phase(phase) => self.report.phase = phase,
             Word::StoreAddress(address) => self.report.store_address = Some(address),
             Word::Step(step) => {
+                // A step that is done again, from older state, is the one that counts.
+                self.report.steps.retain(|known| known.step < step.step);
                 self.report.steps.push(step);
                 let excess = self.report.steps.len().saturating_sub(STEPS_MAX);
                 self.report.steps.drain(..excess);
@@ -232,7 +361,15 @@ impl Conversation {
     }
 
     async fn send(&mut self) {
+        let steps = match self.report.rank {
+            Rank(0) => None,
+            // Others keep theirs for themselves.
+            Rank(_) => Some(std::mem::take(&mut self.report.steps)),
+        };
         let mut line = serde_json::to_vec(&self.report).expect("reports are plain data");
+        if let Some(steps) = steps {
+            self.report.steps = steps;
+        }
         line.push(b'\n');
         if self.writer.write_all(&line).await.is_err() {
             exit_now(EXIT_ORPHANED);

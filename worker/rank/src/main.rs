@@ -23,6 +23,7 @@ mod sample;
 mod score;
 mod share;
 mod sidecar;
+mod state;
 mod subject;
 mod tokenize;
 mod train;
@@ -40,7 +41,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Be one rank of one generation, as the daemon at the socket says.
+    /// Be a rank of a job's generations, one after another, as the daemon at the socket says.
     Run(run::Settings),
     /// Check libtorch, devices, object store and ports of this node.
     Doctor(doctor::Node),

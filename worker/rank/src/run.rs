@@ -1,8 +1,8 @@
-//! The life of one rank process: connect to the daemon, do the work, say how it ended, leave. Whatever goes
-//! wrong becomes one line that says which rank, where and why. Called by `main`.
+//! The life of one rank process: connect to the daemon, do the work, say how it ended, leave. What goes wrong with the
+//! group is no end: the process waits for the next generation. Whatever else goes wrong becomes one line that says which rank, where and why. Called by `main`.
 
 use crate::collective::precision::full_fp32;
-use crate::collective::{Group, exit_now, first_line};
+use crate::collective::{exit_now, first_line};
 use crate::link::{Link, Task};
 use crate::{sample, train};
 use anyhow::Context;
@@ -22,10 +22,6 @@ pub(crate) struct Settings {
     socket: PathBuf,
     #[arg(long)]
     job: String,
-    #[arg(long)]
-    generation: u64,
-    #[arg(long)]
-    rank: u32,
     /// The address of this machine on which it talks to other ranks.
     #[arg(long)]
     pub(crate) address: String,
@@ -38,7 +34,7 @@ pub(crate) struct Settings {
 }
 
 /// What every part of the work needs.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Rank<'a> {
     pub(crate) runtime: &'a Handle,
     pub(crate) link: &'a Link,
@@ -66,8 +62,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         task: &task,
         settings,
     };
-    let mut group = None;
-    let outcome = catch_unwind(AssertUnwindSafe(|| work(&rank, &mut group)))
+    let outcome = catch_unwind(AssertUnwindSafe(|| work(&rank)))
         .unwrap_or_else(|panic| Err(anyhow::anyhow!("panic: {}", panic_text(&*panic))));
     match outcome {
         Ok(()) => {
@@ -76,15 +71,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         }
         Err(error) => {
             let permanent = error.downcast_ref::<Permanent>().is_some();
-            let error = format!(
-                "rank {} of generation {}: {}",
-                task.rank,
-                task.assignment.generation,
-                first_line(&format!("{error:#}"))
-            );
-            if let Some(group) = &group {
-                group.abort();
-            }
+            let error = format!("{}: {}", link.who(), first_line(&format!("{error:#}")));
             eprintln!("error: {error}");
             link.last(RankPhase::Failed { error, permanent });
             exit_now(1)
@@ -92,23 +79,18 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     }
 }
 
-fn work(rank: &Rank<'_>, group: &mut Option<Group>) -> anyhow::Result<()> {
+fn work(rank: &Rank<'_>) -> anyhow::Result<()> {
     let (assignment, settings) = (&rank.task.assignment, rank.settings);
-    let ours = (&assignment.job.0, assignment.generation.0, rank.task.rank);
     anyhow::ensure!(
-        ours == (&settings.job, settings.generation, settings.rank),
-        "the daemon's order is for rank {} of {} generation {}, we are rank {} of {} generation {}",
-        ours.2,
-        ours.0,
-        ours.1,
-        settings.rank,
-        settings.job,
-        settings.generation
+        assignment.job.0 == settings.job,
+        "the daemon's order is for {}, and this process was started for {}",
+        assignment.job,
+        settings.job
     );
     let name = format!("job.toml of {}", assignment.job);
     let spec = proto::job::parse(&name, &assignment.job_toml, None)?;
     match &assignment.work {
-        Work::Train => train::train(rank, &spec, group),
+        Work::Train => train::train(rank, &spec),
         Work::Sample(request) => sample::sample(rank, &spec, request).context("drawing pictures"),
     }
 }

@@ -1,5 +1,6 @@
-//! The training of one generation as one rank sees it: load, meet the others, then step by step forward,
-//! backward, reduce, update, report, and a share of a checkpoint now and then. The order of samples and all
+//! Training as one rank process sees it. In each generation: meet the others, settle who has the state, then step by
+//! step forward, backward, reduce, update, report, and a share of a checkpoint now and then. Between generations the
+//! model, the optimizer and the data set stay as they are. The order of samples and all
 //! randomness are the data's (laws 1 and 2); the sums are the group's; this file only puts them in order.
 //! Called by [`crate::run`].
 
@@ -8,9 +9,11 @@ use crate::clock::Clock;
 use crate::collective::CollectiveError;
 use crate::collective::{Group, first_line};
 use crate::exact::ExactSum;
-use crate::group::{agree, meet, open_store};
+use crate::group::{meet, open_store};
+use crate::link::superseded;
 use crate::prefetch::{Prefetch, StepExamples};
 use crate::run::{Permanent, Rank};
+use crate::state::{Held, settle};
 use crate::{device, environment, init};
 use anyhow::{Context, ensure};
 use model::error::ModelError;
@@ -26,76 +29,121 @@ use tch::{Device, Kind, Tensor};
 /// Memory for samples of one rank: a data set that fits stays decoded.
 const CACHE_BYTES: usize = 1 << 30;
 
-/// Trains to the end. The group is left in `held`, so that a failure can leave the process without dropping
-/// it: its destructor would wait for peers.
-pub(crate) fn train(rank: &Rank<'_>, spec: &JobSpec, held: &mut Option<Group>) -> anyhow::Result<()> {
-    let assignment = &rank.task.assignment;
-    let store = open_store(rank.link, assignment, rank.task.rank, &rank.settings.address)?;
-    let device = device::choose(spec.resources.device, rank.task.device, spec.train.precision)?;
-    let mut trainer = build(rank, spec, device)?;
-    let checkpoints = Checkpoints::open(&assignment.store_url, &assignment.job)?;
-    let mut first = 1;
-    if let Some(place) = assignment.resume {
-        let (_, tensors) = rank
+/// Serves in one generation after another, and leaves only by an error of its own or because it is told to. What goes
+/// wrong with the group costs the step that was under way: the state in memory is that of the last whole step.
+pub(crate) fn train(first: &Rank<'_>, spec: &JobSpec) -> anyhow::Result<()> {
+    let mut seat = Seat::prepare(first, spec)?;
+    let mut task = first.task.clone();
+    loop {
+        let generation = task.assignment.generation;
+        let rank = Rank {
+            task: &task,
+            ..*first
+        };
+        rank.link.take_up(&task);
+        let outcome = seat.serve(&rank);
+        rank.link.guard(generation, None);
+        match outcome {
+            Ok(()) => rank.link.phase(RankPhase::Finished),
+            Err(error) if error.chain().any(|cause| cause.is::<CollectiveError>()) => {
+                let error = first_line(&format!("{error:#}")).to_owned();
+                tracing::warn!(%generation, held = ?seat.held, error, "the group is broken");
+                rank.link.phase(RankPhase::Broken { error });
+            }
+            Err(error) => return Err(error),
+        }
+        task = rank.link.next_task(generation)?;
+    }
+}
+
+/// What outlives a generation.
+struct Seat<'a> {
+    spec: &'a JobSpec,
+    device: Device,
+    trainer: Trainer,
+    /// With `reduction = "exact"`; otherwise the group's Reducer sums gradients.
+    exact: Option<ExactSum>,
+    loader: Loader,
+    checkpoints: Checkpoints,
+    /// What the trainer holds, once it has trained or agreed with others.
+    held: Option<Held>,
+}
+
+impl<'a> Seat<'a> {
+    fn prepare(rank: &Rank<'_>, spec: &'a JobSpec) -> anyhow::Result<Self> {
+        let assignment = &rank.task.assignment;
+        let device = device::choose(spec.resources.device, rank.task.device, spec.train.precision)?;
+        let trainer = build(rank, spec, device)?;
+        let exact = match spec.train.reduction {
+            Reduction::Exact => Some(ExactSum::new(trainer.parameters(), spec.micro_batches())),
+            Reduction::Fast => None,
+        };
+        let loader = rank
             .runtime
-            .block_on(checkpoints.read(place))
-            .context("cannot resume")?;
-        trainer
-            .load_state(&tensors, place.step.0)
-            .context("cannot resume")?;
-        first = place.step.0 + 1;
+            .block_on(open_data(spec, &assignment.dataset_version))?;
+        Ok(Self {
+            spec,
+            device,
+            trainer,
+            exact,
+            loader,
+            checkpoints: Checkpoints::open(&assignment.store_url, &assignment.job)?,
+            held: None,
+        })
     }
-    let loader = rank
-        .runtime
-        .block_on(open_data(spec, &assignment.dataset_version))?;
-    let place = (rank.task.rank, assignment.world);
-    let prefetch = Prefetch::start(
-        rank.runtime,
-        loader.clone(),
-        spec,
-        place,
-        first..=spec.train.steps,
-    );
 
-    rank.link.phase(RankPhase::Joining);
-    let group = held.insert(meet(
-        rank.link,
-        store,
-        assignment,
-        (rank.task.rank, &rank.settings.address, device),
-    )?);
-    agree(group, trainer.parameters())?;
-    // Gradients must exist before the Reducer makes them views into its buckets.
-    trainer.zero_gradients();
-    let exact = match spec.train.reduction {
-        Reduction::Exact => Some(ExactSum::new(trainer.parameters(), spec.micro_batches())),
-        Reduction::Fast => {
-            group.attach(trainer.parameters())?;
-            None
+    /// One generation, to its end.
+    fn serve(&mut self, rank: &Rank<'_>) -> anyhow::Result<()> {
+        let (assignment, number) = (&rank.task.assignment, rank.task.rank);
+        let (spec, generation, address) = (self.spec, assignment.generation, &rank.settings.address);
+        let store = open_store(rank.link, assignment, number, address)?;
+        rank.link.phase(RankPhase::Joining);
+        let mut group = meet(rank.link, store, assignment, (number, address, self.device))?;
+        rank.link.guard(generation, group.aborter());
+        let read = |place| Ok(rank.runtime.block_on(self.checkpoints.read(place))?.1);
+        let source = settle(&group, &mut self.trainer, self.held, assignment.resume, read)?;
+        let mut step = source.step();
+        self.held = Some(Held { generation, step });
+        // Gradients must exist before the Reducer makes them views into its buckets.
+        self.trainer.zero_gradients();
+        match &mut self.exact {
+            Some(exact) => exact.clear(),
+            None => group.attach(self.trainer.parameters())?,
         }
-    };
-    rank.link.phase(RankPhase::Training);
-    tracing::info!(rank = rank.task.rank, world = assignment.world, first, "training");
+        let steps = step.0 + 1..=spec.train.steps;
+        let place = (number, assignment.world);
+        let prefetch = Prefetch::start(rank.runtime, self.loader.clone(), spec, place, steps.clone());
+        rank.link.phase(RankPhase::Training);
+        tracing::info!(rank = number, world = assignment.world, ?source, "training");
 
-    let mut training = Training {
-        rank,
-        spec,
-        trainer,
-        group,
-        exact,
-        checkpoints,
-        loader,
-        prefetch,
-        device,
-    };
-    for step in first..=spec.train.steps {
-        let next = training.step(step).with_context(|| format!("step {step}"))?;
-        if next == Next::Leave {
-            tracing::info!(step, "the generation ends here, in order");
-            break;
+        let mut training = Training {
+            rank,
+            spec,
+            trainer: &mut self.trainer,
+            group: &group,
+            exact: self.exact.as_mut(),
+            checkpoints: &self.checkpoints,
+            loader: &self.loader,
+            prefetch,
+            device: self.device,
+        };
+        // The generation before this one may have ended before all shares of this step were written.
+        if training.saves(step.0) && assignment.resume.is_none_or(|resume| resume.step < step) {
+            training.checkpoint(step.0).context("writing a checkpoint")?;
         }
+        for number in steps {
+            if rank.link.is_over(generation) {
+                return Err(superseded(generation).into());
+            }
+            let next = training.step(number, &mut step);
+            self.held = Some(Held { generation, step });
+            if next.with_context(|| format!("step {number}"))? == Next::Leave {
+                tracing::info!(step = number, "the generation ends here, in order");
+                break;
+            }
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// The model with its base weights, on its device, with the job's thread count.
@@ -123,13 +171,12 @@ pub(crate) async fn open_data(spec: &JobSpec, version: &str) -> anyhow::Result<L
 struct Training<'a> {
     rank: &'a Rank<'a>,
     spec: &'a JobSpec,
-    trainer: Trainer,
+    trainer: &'a mut Trainer,
     group: &'a Group,
-    /// With `reduction = "exact"`; otherwise the group's Reducer sums gradients.
-    exact: Option<ExactSum>,
-    checkpoints: Checkpoints,
+    exact: Option<&'a mut ExactSum>,
+    checkpoints: &'a Checkpoints,
     /// Tells samples' ids; the examples come through `prefetch`.
-    loader: Loader,
+    loader: &'a Loader,
     prefetch: Prefetch,
     device: Device,
 }
@@ -153,7 +200,8 @@ struct Losses {
 }
 
 impl Training<'_> {
-    fn step(&mut self, step: u64) -> anyhow::Result<Next> {
+    /// Sets `held` as soon as the weights are those after this step.
+    fn step(&mut self, step: u64, held: &mut Step) -> anyhow::Result<Next> {
         let mut clock = Clock::start();
         let mut seconds = PhaseSeconds::default();
         let examples = self.prefetch.next().context("the loader ended early")??;
@@ -170,6 +218,7 @@ impl Training<'_> {
             self.trainer.skip(step)
         };
         let update = update.map_err(|error| self.give_up(error, step, &loss.nonfinite))?;
+        *held = Step(step);
         seconds.optimizer += clock.lap();
         if self.spec.train.digest_every != 0 && step.is_multiple_of(self.spec.train.digest_every) {
             let sha256 = weights::digest(&self.trainer.state().into_iter().collect());
@@ -178,27 +227,29 @@ impl Training<'_> {
                 sha256,
             });
         }
-        let last = step == self.spec.train.steps || next == Next::Leave;
-        if step.is_multiple_of(self.spec.checkpoint.every) || last {
+        if self.saves(step) || next == Next::Leave {
             self.checkpoint(step).context("writing a checkpoint")?;
             seconds.checkpoint = clock.lap();
         }
-        if self.rank.task.rank == 0 {
-            self.rank.link.step(StepReport {
-                step: Step(step),
-                loss: loss.total,
-                loss_target: loss.target,
-                loss_face: loss.face,
-                gradient_norm: update.gradient_norm,
-                learning_rate: update.learning_rate,
-                samples: self.spec.train.global_batch,
-                seconds,
-                peak_memory_bytes: environment::peak_memory_bytes(),
-                skipped_steps: update.skipped_steps,
-                loss_scale: update.loss_scale,
-            });
-        }
+        self.rank.link.step(StepReport {
+            step: Step(step),
+            loss: loss.total,
+            loss_target: loss.target,
+            loss_face: loss.face,
+            gradient_norm: update.gradient_norm,
+            learning_rate: update.learning_rate,
+            samples: self.spec.train.global_batch,
+            seconds,
+            peak_memory_bytes: environment::peak_memory_bytes(),
+            skipped_steps: update.skipped_steps,
+            loss_scale: update.loss_scale,
+        });
         Ok(next)
+    }
+
+    /// Whether a checkpoint follows this step.
+    fn saves(&self, step: u64) -> bool {
+        step != 0 && (step.is_multiple_of(self.spec.checkpoint.every) || step == self.spec.train.steps)
     }
 
     /// Forward and backward of this rank's micro-batches; only the last one's backward communicates.

@@ -207,12 +207,6 @@ impl TestRank {
             .args([
                 "--job",
                 &assignment.job.0,
-                "--generation",
-                &assignment.generation.to_string(),
-            ])
-            .args([
-                "--rank",
-                &rank.to_string(),
                 "--address",
                 "127.0.0.1",
                 "--cache-dir",
@@ -231,6 +225,17 @@ impl TestRank {
         };
         this.order(assignment);
         this
+    }
+
+    /// A newer generation may give it another rank.
+    fn order_as(&mut self, rank: u32, assignment: &Assignment) {
+        self.rank = Rank(rank);
+        self.order(assignment);
+    }
+
+    fn stop(&mut self) {
+        let stop = serde_json::to_string(&RankOrder::Stop).unwrap();
+        writeln!(self.reader.get_mut(), "{stop}").unwrap();
     }
 
     fn order(&mut self, assignment: &Assignment) {
@@ -267,8 +272,14 @@ impl TestRank {
         }
     }
 
+    /// Its last report. Who trained stays until it is told to leave, because it holds the state.
     fn finish(&mut self) -> RankReport {
-        while self.next().is_some() {}
+        while let Some(report) = self.next() {
+            if report.phase == RankPhase::Finished {
+                self.stop();
+                break;
+            }
+        }
         let status = self.child.wait().unwrap();
         let last = self.last.clone().unwrap();
         assert_eq!(
@@ -682,33 +693,146 @@ fn steps_that_are_skipped_are_counted_and_leave_the_weights_alone() {
     assert_eq!(last["guard/skipped"], [3.0]);
 }
 
+/// What `coordinator checkpoint digest` would say of the state after the last step.
+fn last_digest(report: &RankReport) -> String {
+    let digest = report.digests.last();
+    let digest = digest.unwrap_or_else(|| panic!("no digest: {report:?}"));
+    digest.sha256.clone()
+}
+
+/// Starts ranks of an assignment that differs in its first ones: those run already.
+fn meet(world: &World, running: &mut [&mut TestRank], assignment: &Assignment) -> Vec<TestRank> {
+    let first = u32::try_from(running.len()).unwrap();
+    for (rank, process) in (0..).zip(running.iter_mut()) {
+        process.order_as(rank, assignment);
+    }
+    let mut started: Vec<TestRank> = (first..assignment.world)
+        .map(|rank| TestRank::start(world.folder.path(), assignment, rank))
+        .collect();
+    let opener = running
+        .iter_mut()
+        .map(|rank| &mut **rank)
+        .chain(&mut started)
+        .next()
+        .unwrap();
+    let generation = assignment.generation;
+    let opened = opener.until(|report| report.generation == generation && report.store_address.is_some());
+    let known = Assignment {
+        store_address: opened.store_address,
+        ..assignment.clone()
+    };
+    running
+        .iter_mut()
+        .map(|rank| &mut **rank)
+        .chain(&mut started)
+        .for_each(|rank| rank.order(&known));
+    started
+}
+
 #[test]
-fn a_rank_whose_peer_is_killed_says_so_instead_of_waiting() {
+fn survivors_keep_their_state_and_give_it_to_a_new_process() {
+    for reduction in ["fast", "exact"] {
+        let world = World::new();
+        let toml = world
+            .assignment
+            .job_toml
+            .replace("steps = 4", "steps = 24")
+            .replace(
+                "threads = 1",
+                &format!("threads = 1\nreduction = \"{reduction}\""),
+            )
+            .replace("\nevery = 2", "\nevery = 100");
+        let job = |generation, ranks| Assignment {
+            job_toml: toml.clone(),
+            generation: Generation(generation),
+            world: ranks,
+            ..world.assignment.clone()
+        };
+        let undisturbed = last_digest(&world.run(&job(1, 3))[0]);
+
+        let mut ranks = meet(&world, &mut [], &job(2, 3));
+        let [first, second, third] = &mut ranks[..] else {
+            panic!("three")
+        };
+        first.until(|report| report.steps.len() > 1);
+        second.child.kill().unwrap();
+        for survivor in [&mut *first, &mut *third] {
+            let RankPhase::Broken { error } = survivor
+                .until(|report| matches!(report.phase, RankPhase::Broken { .. }))
+                .phase
+            else {
+                panic!("{reduction}: {:?}", survivor.last)
+            };
+            assert!(
+                error.contains("step ") && error.contains("generation 2 closed its connection"),
+                "{error}"
+            );
+        }
+        let process = first.child.id();
+        // The third becomes rank 0; whoever has the newest step gives it to the new one.
+        let mut new = meet(&world, &mut [third, first], &job(3, 3));
+        let reports = [third.finish(), first.finish(), new[0].finish()];
+        assert_eq!(first.child.id(), process);
+        for report in &reports {
+            assert_eq!(report.phase, RankPhase::Finished, "{reduction}: {report:?}");
+            assert_eq!(last_digest(report), last_digest(&reports[0]), "{reduction}");
+        }
+        // Those steps that were made before are told by who is rank 0 now.
+        let steps: Vec<u64> = reports[0].steps.iter().map(|step| step.step.0).collect();
+        assert_eq!(steps, (1..=24).collect::<Vec<_>>(), "{reduction}");
+        // Three floats add up otherwise when the buckets are cut otherwise; whole numbers do not.
+        if reduction == "exact" {
+            assert_eq!(last_digest(&reports[0]), undisturbed);
+        }
+    }
+}
+
+#[test]
+fn a_generation_ends_for_ranks_that_work_waits_for_nobody_and_may_shrink_and_grow() {
     let world = World::new();
-    let endless = world.assignment.job_toml.replace("steps = 4", "steps = 100000");
-    let pair = Assignment {
-        world: 2,
-        job_toml: endless,
+    let toml = world
+        .assignment
+        .job_toml
+        .replace("steps = 4", "steps = 30")
+        .replace("threads = 1", "threads = 1\nreduction = \"exact\"")
+        .replace("\nevery = 2", "\nevery = 100");
+    let job = |generation, ranks| Assignment {
+        job_toml: toml.clone(),
+        generation: Generation(generation),
+        world: ranks,
         ..world.assignment.clone()
     };
-    let mut first = TestRank::start(world.folder.path(), &pair, 0);
-    let mut second = TestRank::start(world.folder.path(), &pair, 1);
-    let address = first.until(|report| report.store_address.is_some()).store_address;
-    let known = Assignment {
-        store_address: address,
-        ..pair
+    let undisturbed = last_digest(&world.run(&job(1, 1))[0]);
+    let mut ranks = meet(&world, &mut [], &job(2, 2));
+    let [first, second] = &mut ranks[..] else {
+        panic!("two")
     };
-    first.order(&known);
-    second.order(&known);
     first.until(|report| report.steps.len() > 1);
-    second.child.kill().unwrap();
-    let RankPhase::Failed { error, .. } = first.finish().phase else {
-        panic!("{:?}", first.last)
-    };
+    // The second is stopped and says nothing; an order frees the first from waiting for it.
+    let stopped = second.child.id().to_string();
     assert!(
-        error.contains("step ") && error.contains("rank 1 of generation 1 closed its connection"),
-        "{error}"
+        Command::new("kill")
+            .args(["-STOP", &stopped])
+            .status()
+            .unwrap()
+            .success()
     );
+    first.order_as(0, &job(3, 1));
+    first.until(|report| report.generation == Generation(3) && report.phase == RankPhase::Training);
+    // It wakes up two generations later and is given the state.
+    assert!(
+        Command::new("kill")
+            .args(["-CONT", &stopped])
+            .status()
+            .unwrap()
+            .success()
+    );
+    meet(&world, &mut [first, second], &job(4, 2));
+    for rank in &mut ranks {
+        let report = rank.finish();
+        assert_eq!((&report.phase, report.generation.0), (&RankPhase::Finished, 4));
+        assert_eq!(last_digest(&report), undisturbed);
+    }
 }
 
 #[test]

@@ -141,12 +141,12 @@ async fn orders_go_down_reports_come_up_and_a_kill_ends_it() {
         store_address: Some("127.0.0.1:9".into()),
         ..*assignment()
     });
-    scene.children.update(&key(), 4, known.clone());
+    scene.children.update(&key(), Rank(0), 4, known.clone());
     assert_eq!(
         order(&mut stream).await,
         RankOrder::Assignment {
             assignment: known,
-            rank: Rank(1),
+            rank: Rank(0),
             device: 4
         }
     );
@@ -164,7 +164,13 @@ async fn orders_go_down_reports_come_up_and_a_kill_ends_it() {
     };
     let line = format!("{}\n", serde_json::to_string(&report).unwrap());
     stream.get_mut().write_all(line.as_bytes()).await.unwrap();
-    assert_eq!(scene.events.recv().await, Some(Event::RankSaid(report)));
+    assert_eq!(
+        scene.events.recv().await,
+        Some(Event::RankSaid {
+            process: key(),
+            report
+        })
+    );
     scene.children.kill(&key());
     let outcome = "killed by signal 9".to_owned();
     assert_eq!(

@@ -35,7 +35,9 @@ unsafe extern "C" {
     ) -> *mut c_void;
     pub(super) fn retri_all_reduce(group: *mut c_void, tensor: *mut c_void) -> c_int;
     pub(super) fn retri_broadcast(group: *mut c_void, tensor: *mut c_void, root: c_int) -> c_int;
-    pub(super) fn retri_group_abort(group: *mut c_void);
+    pub(super) fn retri_group_backend(group: *mut c_void) -> *mut c_void;
+    pub(super) fn retri_backend_abort(backend: *mut c_void);
+    pub(super) fn retri_backend_free(backend: *mut c_void);
     pub(super) fn retri_reducer(group: *mut c_void, parameters: *const *mut c_void, count: c_int) -> c_int;
     pub(super) fn retri_reducer_prepare(group: *mut c_void) -> c_int;
     pub(super) fn retri_reducer_ready_nanos(group: *mut c_void) -> i64;

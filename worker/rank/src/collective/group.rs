@@ -31,7 +31,33 @@ pub(crate) struct Group {
     raw: Option<NonNull<c_void>>,
     membership: Membership,
     /// Kept open on rank 0, whose store the others use.
-    _store: Option<Store>,
+    store: Option<Store>,
+}
+
+// SAFETY: c10d's objects may be used from any thread, one at a time.
+unsafe impl Send for Group {}
+
+/// Ends the collectives of a group from another thread. Once.
+#[derive(Debug)]
+pub(crate) struct Aborter(NonNull<c_void>);
+
+// SAFETY: as for `Group`; c10d means `abort` to be called while another thread waits.
+unsafe impl Send for Aborter {}
+
+impl Aborter {
+    /// Whoever waits in a collective of the group gets an error, and so do its peers.
+    pub(crate) fn abort(self) {
+        // SAFETY: the shim takes what it handed out in `aborter`; `forget` keeps us from freeing it too.
+        unsafe { ffi::retri_backend_abort(self.0.as_ptr()) }
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Aborter {
+    fn drop(&mut self) {
+        // SAFETY: it came from the shim and is freed once.
+        unsafe { ffi::retri_backend_free(self.0.as_ptr()) }
+    }
 }
 
 impl Group {
@@ -39,7 +65,7 @@ impl Group {
         Self {
             raw: None,
             membership,
-            _store: None,
+            store: None,
         }
     }
 
@@ -61,7 +87,7 @@ impl Group {
         Ok(Self {
             raw: Some(raw),
             membership,
-            _store: Some(store),
+            store: Some(store),
         })
     }
 
@@ -119,13 +145,11 @@ impl Group {
         u64::try_from(nanos).ok().map(Duration::from_nanos)
     }
 
-    /// Frees peers that wait in a collective of this rank. May take for ever, so it runs on a thread of its
-    /// own and this process should end without waiting for it.
-    pub(crate) fn abort(&self) {
-        if let Some(raw) = self.raw {
-            // SAFETY: `raw` is a live group; the shim's thread holds its own reference to the backend.
-            unsafe { ffi::retri_group_abort(raw.as_ptr()) }
-        }
+    /// None: a world of one never waits.
+    pub(crate) fn aborter(&self) -> Option<Aborter> {
+        let raw = self.raw?;
+        // SAFETY: `raw` is a live group; what is handed out holds its own reference to the connections.
+        NonNull::new(unsafe { ffi::retri_group_backend(raw.as_ptr()) }).map(Aborter)
     }
 
     fn checked(&self, code: c_int, what: &str) -> Result<(), CollectiveError> {
@@ -177,6 +201,10 @@ impl Drop for Group {
         if let Some(raw) = self.raw {
             // SAFETY: `raw` came from the shim and is freed once.
             unsafe { ffi::retri_group_free(raw.as_ptr()) }
+        }
+        // Others may still be connected to it, and its end may wait for them.
+        if let Some(store) = self.store.take() {
+            std::thread::spawn(move || drop(store));
         }
     }
 }
@@ -297,6 +325,38 @@ mod tests {
             error.starts_with("reducing step 12: rank 1 of generation 1 closed its connection"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_rank_that_waits_for_a_peer_that_lives_and_does_not_come_is_freed_by_an_abort() {
+        let ((error, _), _) = two(|group| {
+            let tensor = Tensor::from_slice(&[1.0f64]);
+            group.all_reduce(&tensor, "meeting").unwrap();
+            if group.membership().rank == 1 {
+                // Kept until rank 0 has had its answer.
+                return (String::new(), Some(group));
+            }
+            let aborter = group.aborter().unwrap();
+            let (name, named) = std::sync::mpsc::channel();
+            let waiting = std::thread::spawn(move || {
+                name.send(std::fs::read_link("/proc/thread-self").unwrap())
+                    .unwrap();
+                group
+                    .all_reduce(&tensor, "reducing step 3")
+                    .unwrap_err()
+                    .to_string()
+            });
+            let stat = std::path::Path::new("/proc")
+                .join(named.recv().unwrap())
+                .join("stat");
+            // Until the kernel says that the thread sleeps.
+            while !std::fs::read_to_string(&stat).unwrap().contains(") S ") {
+                std::thread::yield_now();
+            }
+            aborter.abort();
+            (waiting.join().unwrap(), None)
+        });
+        assert!(error.starts_with("reducing step 3"), "{error}");
     }
 
     #[test]

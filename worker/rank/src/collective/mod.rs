@@ -9,7 +9,7 @@ mod group;
 pub(crate) mod precision;
 mod store;
 
-pub(crate) use group::{Group, Membership};
+pub(crate) use group::{Aborter, Group, Membership};
 pub(crate) use store::Store;
 
 use std::ffi::CStr;

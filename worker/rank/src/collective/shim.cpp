@@ -40,6 +40,7 @@ struct Group {
   std::unique_ptr<c10d::Reducer> reducer;
 };
 
+
 // Runs `body`; on an exception keeps its message and returns `failed`.
 template <typename Result, typename Body>
 Result guarded(Result failed, Body body) {
@@ -51,6 +52,32 @@ Result guarded(Result failed, Body body) {
     last_error = "an exception that is no std::exception";
   }
   return failed;
+}
+
+// c10d's abort does nothing for Gloo: this ends its connections, and with them every wait. Merely closing a connection
+// would leave its own waits waiting.
+struct OpenGloo : c10d::ProcessGroupGloo {
+  static void end(c10d::ProcessGroupGloo& group) {
+    for (auto& context : group.*(&OpenGloo::contexts_)) {
+      for (int peer = 0; peer < group.getSize(); peer++) {
+        guarded(-1, [&] {
+          if (auto& pair = context->getPair(peer)) {
+            static_cast<gloo::transport::tcp::Pair*>(pair.get())->signalExceptionExternal("the group is aborted");
+          }
+          return 0;
+        });
+      }
+    }
+  }
+};
+
+// Whoever waits in a collective of this backend gets an error.
+void abort_backend(c10d::Backend& backend) {
+  if (auto* gloo = dynamic_cast<c10d::ProcessGroupGloo*>(&backend)) {
+    OpenGloo::end(*gloo);
+  } else {
+    backend.abort();
+  }
 }
 
 Group* assemble(
@@ -195,15 +222,25 @@ int retri_broadcast(void* group, at::Tensor* tensor, int root) {
   });
 }
 
-// Starts aborting on a thread of its own, because an abort can itself block. The caller leaves the process
-// soon.
-void retri_group_abort(void* group) {
-  std::thread([backend = static_cast<Group*>(group)->backend] {
+// The group's connections, to be aborted from another thread than the one that waits in a collective. Lives as long
+// as it must, whatever becomes of the group.
+void* retri_group_backend(void* group) {
+  return new c10::intrusive_ptr<c10d::Backend>(static_cast<Group*>(group)->backend);
+}
+
+// Starts aborting on a thread of its own, because an abort can itself block. Takes the backend.
+void retri_backend_abort(void* backend) {
+  std::thread([backend = static_cast<c10::intrusive_ptr<c10d::Backend>*>(backend)] {
     guarded(-1, [&] {
-      backend->abort();
+      abort_backend(**backend);
+      delete backend;
       return 0;
     });
   }).detach();
+}
+
+void retri_backend_free(void* backend) {
+  delete static_cast<c10::intrusive_ptr<c10d::Backend>*>(backend);
 }
 
 // Returns once the reducer's hooks hang on the parameters. Their order must be the same on every rank.
@@ -241,9 +278,19 @@ int64_t retri_reducer_ready_nanos(void* group) {
   });
 }
 
+// Takes the reducer's hooks off the parameters at once; the rest on a thread of its own, because connections to peers
+// that are gone can be slow to end.
 void retri_group_free(void* group) {
   guarded(-1, [&] {
-    delete static_cast<Group*>(group);
+    auto* owner = static_cast<Group*>(group);
+    owner->reducer.reset();
+    std::thread([owner] {
+      guarded(-1, [&] {
+        abort_backend(*owner->backend);
+        delete owner;
+        return 0;
+      });
+    }).detach();
     return 0;
   });
 }

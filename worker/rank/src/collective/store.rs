@@ -12,6 +12,9 @@ pub(crate) struct Store {
     raw: NonNull<c_void>,
 }
 
+// SAFETY: c10d's stores may be used from any thread, one at a time.
+unsafe impl Send for Store {}
+
 impl Store {
     /// Serves a store on a free port and connects to it as `host`. Does not wait for anybody.
     pub(crate) fn serve(host: &str, timeout: Duration) -> Result<Self, CollectiveError> {
