@@ -298,12 +298,15 @@ impl Daemon {
                 }
             }
             Effect::WriteManifest { manifest } => {
-                let archive = self.archive.clone();
+                let (archive, store) = (self.archive.clone(), self.store.clone());
                 self.tasks.spawn(async move {
-                    let result = archive
-                        .write_manifest(&manifest)
-                        .await
-                        .map_err(|it| it.to_string());
+                    let result = match store.claim().await {
+                        Ok(()) => archive
+                            .write_manifest(&manifest)
+                            .await
+                            .map_err(|it| it.to_string()),
+                        Err(error) => Err(error.to_string()),
+                    };
                     if let Err(error) = &result {
                         let (job, step) = (&manifest.job, manifest.step);
                         tracing::warn!(%job, %step, %error, "manifest not written");
@@ -320,9 +323,11 @@ impl Daemon {
                 });
             }
             Effect::DeleteCheckpoint { job, checkpoint } => {
-                let archive = self.archive.clone();
+                let (archive, store) = (self.archive.clone(), self.store.clone());
                 self.tasks.spawn(async move {
-                    if let Err(error) = archive.delete(&job, checkpoint).await {
+                    if let Err(error) = store.claim().await {
+                        tracing::warn!(%job, step = %checkpoint.step, %error, "old checkpoint not deleted");
+                    } else if let Err(error) = archive.delete(&job, checkpoint).await {
                         tracing::warn!(%job, step = %checkpoint.step, %error, "old checkpoint not deleted");
                     }
                     None

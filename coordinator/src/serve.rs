@@ -15,6 +15,7 @@ use crate::words::now_ms;
 use coordinator_core::{Coordinator, Deadlines};
 use proto::pb::control_server::ControlServer;
 use proto::pb::fleet_server::FleetServer;
+use proto::version;
 use sd_notify::NotifyState;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,6 +23,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
@@ -117,8 +119,8 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     let rpc_server = Server::builder()
         .http2_keepalive_interval(Some(keepalive))
         .http2_keepalive_timeout(Some(keepalive))
-        .add_service(control)
-        .add_service(fleet)
+        .add_service(InterceptedService::new(control, version::check))
+        .add_service(InterceptedService::new(fleet, version::check))
         .serve_with_incoming(TcpIncoming::from(rpc_listener.0).with_nodelay(Some(true)));
     let mut servers = JoinSet::new();
     servers.spawn(async move { ended("rpc", rpc_server.await) });

@@ -10,13 +10,20 @@ use proto::pb;
 use proto::pb::control_client::ControlClient;
 use proto::pb::fleet_client::FleetClient;
 use proto::pb::rank_report::Phase;
+use proto::version::{self, Stamp};
 use std::path::Path;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
-type Client = ControlClient<Channel>;
+type Client = ControlClient<InterceptedService<Channel, Stamp>>;
+
+async fn channel(running: &Running) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{}", running.rpc)).unwrap();
+    endpoint.connect().await.unwrap()
+}
 
 async fn server(dir: &Path) -> (Running, Client) {
     let variables = [
@@ -31,9 +38,8 @@ async fn server(dir: &Path) -> (Running, Client) {
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value));
     let running = start(Config::load(None, variables).unwrap()).await.unwrap();
-    let client = ControlClient::connect(format!("http://{}", running.rpc))
-        .await
-        .unwrap();
+    let stamp: Stamp = version::stamp;
+    let client = ControlClient::with_interceptor(channel(&running).await, stamp);
     (running, client)
 }
 
@@ -70,9 +76,7 @@ impl FakeWorker {
         };
         let (reports, stream) = mpsc::channel(4);
         reports.send(report.clone()).await.unwrap();
-        let mut client = FleetClient::connect(format!("http://{}", running.rpc))
-            .await
-            .unwrap();
+        let mut client = FleetClient::with_interceptor(channel(running).await, version::stamp);
         let desired = client
             .attach(ReceiverStream::new(stream))
             .await
@@ -337,4 +341,49 @@ async fn a_second_stream_of_a_worker_replaces_the_first() {
     );
     second.until(|_| true).await;
     running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn who_speaks_another_protocol_is_refused_and_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (running, _client) = server(dir.path()).await;
+    let mut silent = ControlClient::new(channel(&running).await);
+    let status = silent.list_jobs(pb::ListJobsRequest {}).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(
+        status.message().contains("does not say what it speaks"),
+        "{status}"
+    );
+    let mut silent = FleetClient::new(channel(&running).await);
+    let (_reports, stream) = mpsc::channel::<pb::WorkerReport>(1);
+    let status = silent.attach(ReceiverStream::new(stream)).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+    running.stop().await.unwrap();
+}
+
+/// The first coordinator of a store is at its end with the first thing that it would write.
+#[tokio::test]
+async fn a_second_coordinator_takes_over_and_the_first_writes_nothing_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let dataset = fixture::dataset(dir.path()).await;
+    let (first, mut client) = server(dir.path()).await;
+    let job = submit(&mut client, fixture::job_toml(&dataset)).await.unwrap();
+    let (second, mut other) = server(dir.path()).await;
+    let jobs = other
+        .list_jobs(pb::ListJobsRequest {})
+        .await
+        .unwrap()
+        .into_inner()
+        .jobs;
+    assert_eq!(
+        jobs.iter().map(|it| it.job.as_str()).collect::<Vec<_>>(),
+        [job.as_str()]
+    );
+    let status = client.cancel(request(&job)).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    let error = first.stop().await.unwrap_err().to_string();
+    assert!(error.contains("another coordinator took over"), "{error}");
+    let view = other.describe_job(request(&job)).await.unwrap().into_inner();
+    assert_eq!(view.phase, "queued", "what the first was asked has not happened");
+    second.stop().await.unwrap();
 }

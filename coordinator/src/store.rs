@@ -5,6 +5,7 @@
 //! | key | value |
 //! |---|---|
 //! | `counters` | JSON of `Counters` |
+//! | `claim` | nothing: writing it proves that nobody else took over |
 //! | `drained` | JSON: names of drained workers |
 //! | `job/<id>` | JSON of `JobRecord` |
 //! | `ledger/<job>/<number>` | JSON of `proto::ledger::Entry` |
@@ -25,6 +26,7 @@ use std::time::Duration;
 const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
 const COUNTERS_KEY: &str = "counters";
 const DRAINED_KEY: &str = "drained";
+const CLAIM_KEY: &str = "claim";
 const JOB_PREFIX: &str = "job/";
 const LAST_PREFIX: &str = "last/";
 
@@ -146,6 +148,18 @@ impl StateStore {
                 }
             }
         }
+        self.commit(batch).await
+    }
+
+    /// Proves that no other coordinator took over: a write that its fence would refuse. Asked for before anything else in
+    /// the store is written or deleted.
+    pub(crate) async fn claim(&self) -> Result<(), StateError> {
+        let mut batch = WriteBatch::new();
+        batch.put(CLAIM_KEY, b"1");
+        self.commit(batch).await
+    }
+
+    async fn commit(&self, batch: WriteBatch) -> Result<(), StateError> {
         let save = async {
             let write = self.db.write(batch).await?;
             self.db.flush().await?;
@@ -332,6 +346,9 @@ mod tests {
             .await
             .unwrap_err();
         assert!(matches!(error, StateError::Fenced { .. }), "{error}");
+        let error = first.claim().await.unwrap_err();
+        assert!(matches!(error, StateError::Fenced { .. }), "{error}");
+        second.claim().await.unwrap();
         assert!(matches!(first.lost().await, StateError::Fenced { .. }));
         assert_eq!(second.load().await.unwrap().counters.jobs, 0);
     }

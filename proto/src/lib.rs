@@ -17,6 +17,7 @@ pub mod settings;
 pub mod share;
 pub mod size;
 pub mod spec;
+pub mod version;
 pub mod wire;
 
 /// What `train.proto` generates. Used at the edge of a process only; everything inside speaks [`message`].

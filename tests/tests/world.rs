@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use tests::world::{Bug, Outcome, Story, run};
+use tests::world::{Bug, Outcome, Story, restore_every_prefix, run};
 
 const WORLDS: u64 = 5_000;
 
@@ -56,6 +56,16 @@ fn seeds_that_once_broke_end_well() {
             panic!("{broken}");
         }
     }
+}
+
+/// A coordinator that dies after any of its writes goes on from what was written.
+#[test]
+fn every_prefix_of_the_writes_can_be_restored() {
+    let mut prefixes = 0;
+    for seed in 0..60 {
+        prefixes += restore_every_prefix(seed).unwrap_or_else(|what| panic!("{what}"));
+    }
+    assert!(1_000 < prefixes, "only {prefixes} prefixes");
 }
 
 /// A simulator that is not repeatable is worse than none.

@@ -6,10 +6,12 @@ use crate::logs::{Line, Logs};
 use proto::message::{DesiredState, WorkerReport};
 use proto::pb;
 use proto::pb::fleet_client::FleetClient;
+use proto::version::{self, Stamp};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
-use tonic::transport::Endpoint;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
 use worker_core::event::Event;
 
 /// `detect_within` until the coordinator has told it: what is shipped.
@@ -60,7 +62,8 @@ async fn keep(
             .keep_alive_timeout(detect_within);
         match endpoint.connect().await {
             Ok(channel) => {
-                let client = FleetClient::new(channel);
+                let stamp: Stamp = version::stamp;
+                let client = FleetClient::with_interceptor(channel, stamp);
                 let (told, reason) = attend(client, reports.clone(), &events, &logs).await;
                 if let Some(told) = told {
                     (detect_within, pause, complained) = (told, PAUSE_MIN, false);
@@ -88,7 +91,7 @@ async fn keep(
 /// One stream, from open to broken. Returns the `detect_within` that the coordinator last told, if it ever said
 /// something, and why the stream ended.
 async fn attend(
-    mut client: FleetClient<tonic::transport::Channel>,
+    mut client: FleetClient<InterceptedService<Channel, Stamp>>,
     reports: watch::Receiver<Option<WorkerReport>>,
     events: &mpsc::Sender<Event>,
     logs: &Logs,

@@ -4,15 +4,17 @@ use super::Global;
 use anyhow::{Result, anyhow};
 use proto::pb;
 use proto::pb::control_client::ControlClient;
+use proto::version::{self, Stamp};
 use std::error::Error;
 use std::time::Duration;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
-pub(crate) type Client = ControlClient<Channel>;
+pub(crate) type Client = ControlClient<InterceptedService<Channel, Stamp>>;
 
 pub(crate) async fn connect(global: &Global) -> Result<Client> {
     let url = &global.coordinator;
@@ -30,7 +32,8 @@ pub(crate) async fn connect(global: &Global) -> Result<Client> {
         let reason = innermost(&error);
         anyhow!("cannot reach a coordinator at {url}: {reason}; start one with `coordinator serve`")
     })?;
-    Ok(ControlClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
+    let stamp: Stamp = version::stamp;
+    Ok(ControlClient::with_interceptor(channel, stamp).max_decoding_message_size(MESSAGE_BYTES_MAX))
 }
 
 /// What a refused request tells its user.

@@ -3,10 +3,12 @@
 
 use anyhow::{Context, Result, bail};
 use proto::pb::{JobRequest, JobView, control_client::ControlClient};
+use proto::version;
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use tonic::Streaming;
+use tonic::transport::Endpoint;
 
 /// Longest silence of a job that is alive, with room for a busy machine: a hang becomes a message instead.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -30,7 +32,8 @@ impl Watch {
             .context("a runtime to watch with")?;
         let request = JobRequest { job: job.to_owned() };
         let views = runtime.block_on(async {
-            let mut client = ControlClient::connect(url.to_owned()).await?;
+            let channel = Endpoint::from_shared(url.to_owned())?.connect().await?;
+            let mut client = ControlClient::with_interceptor(channel, version::stamp);
             anyhow::Ok(client.watch_job(request).await?.into_inner())
         });
         Ok(Self {

@@ -5,7 +5,7 @@ use super::World;
 use super::agenda::Happening;
 use super::bug::Bug;
 use super::plan::DETECT_WITHIN_MS;
-use coordinator_core::event::{Durable, Effect, Event};
+use coordinator_core::event::{Durable, Effect, Event, Record};
 use coordinator_core::{Config, Coordinator};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::WorkerId;
@@ -200,13 +200,14 @@ impl World {
     fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Save(records) => {
+                self.writes.push(records.clone());
                 let lost = self.bug == Some(Bug::SaveLost) && self.dice.chance(100);
                 for record in records {
-                    let drain = matches!(record, coordinator_core::event::Record::Drained(_));
+                    let drain = matches!(record, Record::Drained(_));
                     if drain && self.bug == Some(Bug::DrainForgotten) {
                         continue;
                     }
-                    let ledger = matches!(record, coordinator_core::event::Record::Ledger { .. });
+                    let ledger = matches!(record, Record::Ledger { .. });
                     if ledger && self.bug == Some(Bug::LedgerLost) && self.dice.chance(100) {
                         continue;
                     }

@@ -13,6 +13,7 @@ mod node;
 mod oracle;
 mod people;
 mod plan;
+mod prefix;
 mod ranks;
 mod store;
 mod takeover;
@@ -22,13 +23,14 @@ mod trace;
 use agenda::{Agenda, Happening, Requests};
 pub use bug::Bug;
 use coordinator::CoordinatorHost;
-use coordinator_core::event::{Durable, Event, FRUITLESS_MAX, JobPhase, JobRecord};
+use coordinator_core::event::{Durable, Event, FRUITLESS_MAX, JobPhase, JobRecord, Record};
 use dice::Dice;
 use group::Group;
 use node::Node;
 use oracle::Oracle;
 use people::Wish;
 use plan::{DETECT_WITHIN_MS, Fault, Plan};
+pub use prefix::restore_every_prefix;
 use proto::id::{Generation, JobId};
 use proto::message::Work;
 use ranks::{Pid, Process};
@@ -112,6 +114,8 @@ struct World {
     store: Store,
     /// What the state store holds.
     durable: Durable,
+    /// Every save, in order.
+    writes: Vec<Vec<Record>>,
     coordinator: CoordinatorHost,
     /// The one before it, while it lives on.
     former: Option<CoordinatorHost>,
@@ -145,6 +149,7 @@ impl World {
             oracle: Oracle::default(),
             store: Store::default(),
             durable: Durable::default(),
+            writes: Vec::new(),
             coordinator: CoordinatorHost::new(bug == Some(Bug::ClockStopped)),
             former: None,
             fenced: false,

@@ -1,5 +1,6 @@
 //! Loads the next step's micro-batches while the current step computes. Never touches a tensor. Called by
 //! [`crate::train`].
+
 use model_data::example::Example;
 use model_data::loader::{LoadError, Loader};
 use proto::share;

@@ -1,0 +1,81 @@
+//! Restores a coordinator from every prefix of the writes of one world: whatever the moment at which it died, what was
+//! durable is enough to go on. Each is driven for a while by workers that know nothing; the machine checks its own
+//! invariants after every event.
+
+use super::plan::DETECT_WITHIN_MS;
+use super::{Story, World};
+use coordinator_core::event::{Durable, Event, Record};
+use coordinator_core::{Config, Coordinator};
+use proto::id::WorkerId;
+use proto::message::WorkerReport;
+use proto::spec::DeviceKind;
+
+/// How often each restored coordinator hears of every worker.
+const ROUNDS: u64 = 12;
+
+/// How many prefixes were restored.
+///
+/// # Errors
+/// The first prefix that cannot be gone on from, and why.
+pub fn restore_every_prefix(seed: u64) -> Result<usize, String> {
+    let mut world = World::new(seed, None, Story::Dropped);
+    world.live()?;
+    let mut durable = Durable::default();
+    go_on(&world, &durable).map_err(|what| format!("seed {seed}, nothing written: {what}"))?;
+    for (number, records) in world.writes.iter().enumerate() {
+        records.iter().cloned().for_each(|record| durable.apply(record));
+        go_on(&world, &durable).map_err(|what| format!("seed {seed}, after write {number}: {what}"))?;
+    }
+    Ok(world.writes.len() + 1)
+}
+
+fn go_on(world: &World, durable: &Durable) -> Result<(), String> {
+    let config = Config {
+        store_url: "memory:".to_owned(),
+        detect_within_ms: DETECT_WITHIN_MS,
+        quotas: world.plan.quotas.clone(),
+    };
+    let mut machine = Coordinator::restore(config, durable.clone(), 1);
+    let mut after = durable.clone();
+    for round in 1..=ROUNDS {
+        let now = 1 + round * DETECT_WITHIN_MS / 2;
+        for node in &world.nodes {
+            let worker = WorkerId {
+                name: node.name.clone(),
+                boot: u64::MAX,
+            };
+            let report = WorkerReport {
+                worker,
+                device: DeviceKind::Cpu,
+                devices: node.devices,
+                ranks: vec![],
+            };
+            apply(&mut after, machine.handle(now, Event::Heard { report }));
+        }
+        apply(&mut after, machine.handle(now, Event::Deadline));
+        if machine.next_deadline().is_some_and(|deadline| deadline <= now) {
+            return Err("its deadline does not move on".to_owned());
+        }
+    }
+    for (id, before) in &durable.jobs {
+        let job = &after.jobs[id];
+        if job.generation < before.generation || job.checkpoints.last() != before.checkpoints.last() {
+            return Err(format!("{id} was {before:?} and is {job:?}"));
+        }
+        let rests = job.phase.is_over() || job.paused || durable.drained.len() == world.nodes.len();
+        if !rests && job.generation == before.generation && job.phase.word() == "running" {
+            return Err(format!("{id} counts on members that are gone: {job:?}"));
+        }
+    }
+    Ok(())
+}
+
+fn apply(durable: &mut Durable, effects: Vec<coordinator_core::event::Effect>) {
+    for effect in effects {
+        if let coordinator_core::event::Effect::Save(records) = effect {
+            records
+                .into_iter()
+                .for_each(|record: Record| durable.apply(record));
+        }
+    }
+}
