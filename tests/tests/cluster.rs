@@ -176,12 +176,8 @@ fn who_saw_what(cluster: &Cluster, id: &str) -> Result<()> {
         .iter()
         .find(|it| it["trained_on"] == true)
         .context("a trained sample")?;
-    let held_out = answers.iter().filter(|it| it["trained_on"] == false);
-    assert!(
-        held_out.clone().all(|it| it["seen"] == serde_json::json!([])),
-        "{answers:?}"
-    );
-    assert_eq!(held_out.count(), 1, "{answers:?}");
+    let mut held_out = answers.iter().filter(|it| it["trained_on"] == false);
+    assert!(held_out.all(|it| it["seen"] == serde_json::json!([])), "{answers:?}");
     let sights = seen["seen"].as_array().context("seen")?;
     let targets = sights.iter().filter(|it| it["as"] == "target").count() as u64;
     assert!(
