@@ -177,7 +177,10 @@ fn who_saw_what(cluster: &Cluster, id: &str) -> Result<()> {
         .find(|it| it["trained_on"] == true)
         .context("a trained sample")?;
     let mut held_out = answers.iter().filter(|it| it["trained_on"] == false);
-    assert!(held_out.all(|it| it["seen"] == serde_json::json!([])), "{answers:?}");
+    assert!(
+        held_out.all(|it| it["seen"] == serde_json::json!([])),
+        "{answers:?}"
+    );
     let sights = seen["seen"].as_array().context("seen")?;
     let targets = sights.iter().filter(|it| it["as"] == "target").count() as u64;
     assert!(
