@@ -13,6 +13,8 @@ pub(super) struct Table<'a> {
     jobs: Vec<JobState>,
     /// Devices given, by team and number of the job.
     teams: BTreeMap<&'a str, BTreeMap<u64, u32>>,
+    /// The same, by team.
+    totals: BTreeMap<&'a str, u32>,
 }
 
 struct SeatState<'a> {
@@ -21,8 +23,9 @@ struct SeatState<'a> {
     free: u32,
     /// The same less what waiting jobs keep for themselves.
     open: u32,
-    /// Jobs that hold devices here beyond what they were given.
+    /// Jobs that hold devices here beyond what they were given, and how many all of them hold.
     holders: Vec<usize>,
+    held: u32,
     /// The first job that keeps something here.
     kept_for: Option<usize>,
 }
@@ -58,6 +61,7 @@ impl<'a> Table<'a> {
             free: seat.devices,
             open: seat.devices,
             holders: Vec::new(),
+            held: 0,
             kept_for: None,
         };
         let mut seats: Vec<SeatState<'a>> = problem.seats.iter().map(state).collect();
@@ -75,6 +79,7 @@ impl<'a> Table<'a> {
                     && seats[*place].seat.access != Access::Drained
                 {
                     seats[*place].holders.push(job);
+                    seats[*place].held += demand.devices_per_worker;
                     state.holds.push(*place);
                 }
             }
@@ -85,6 +90,7 @@ impl<'a> Table<'a> {
             seats,
             jobs,
             teams: BTreeMap::new(),
+            totals: BTreeMap::new(),
         }
     }
 
@@ -94,8 +100,10 @@ impl<'a> Table<'a> {
 
     /// Devices given to the job's team.
     pub(super) fn team_devices(&self, job: usize) -> u32 {
-        let team = self.teams.get(self.demand(job).team.as_str());
-        team.map_or(0, |jobs| jobs.values().sum())
+        self.totals
+            .get(self.demand(job).team.as_str())
+            .copied()
+            .unwrap_or(0)
     }
 
     /// Of these, those of jobs that were submitted before it.
@@ -208,6 +216,9 @@ impl<'a> Table<'a> {
         if state.seat.access != Access::Open || state.open < needs || self.jobs[job].given.contains(&place) {
             return None;
         }
+        if needs <= state.free.saturating_sub(state.held) {
+            return Some(Cost::Free);
+        }
         let victims = self.victims(job, place);
         let dearness = |victim: &usize| {
             (
@@ -226,12 +237,7 @@ impl<'a> Table<'a> {
     /// youngest, first.
     fn victims(&self, job: usize, place: usize) -> Vec<usize> {
         let state = &self.seats[place];
-        let held: u32 = state
-            .holders
-            .iter()
-            .map(|holder| self.demand(*holder).devices_per_worker)
-            .sum();
-        let mut idle = state.free.saturating_sub(held);
+        let mut idle = state.free.saturating_sub(state.held);
         let mut holders = state.holders.clone();
         holders.sort_by_key(|holder| {
             let demand = self.demand(*holder);
@@ -282,6 +288,7 @@ impl<'a> Table<'a> {
         let demand = &self.problem.demands[job];
         let team = self.teams.entry(demand.team.as_str()).or_default();
         *team.entry(demand.number).or_default() += needs;
+        *self.totals.entry(demand.team.as_str()).or_default() += needs;
     }
 
     /// Among seats of one cost: the one with most free devices, then by name.
@@ -293,8 +300,11 @@ impl<'a> Table<'a> {
     /// A job no longer counts on what it holds there. False when it held nothing.
     fn let_go(&mut self, job: usize, place: usize) -> bool {
         let held = self.jobs[job].holds.contains(&place);
-        self.jobs[job].holds.retain(|other| *other != place);
-        self.seats[place].holders.retain(|other| *other != job);
+        if held {
+            self.jobs[job].holds.retain(|other| *other != place);
+            self.seats[place].holders.retain(|other| *other != job);
+            self.seats[place].held -= self.demand(job).devices_per_worker;
+        }
         held
     }
 
