@@ -112,7 +112,7 @@ fn phase(job: &JobView<'_>) -> (&'static str, String) {
                 "done",
                 format!("all {} steps are done", job.record.spec.train.steps),
             ),
-            Work::Sample(request) => ("done", format!("{} pictures are drawn", request.count)),
+            Work::Sample(request) => ("done", format!("{} pictures are drawn", request.pictures())),
         },
         JobPhase::Failed { reason, .. } => ("failed", reason.clone()),
         JobPhase::Cancelled { .. } => ("cancelled", "somebody cancelled it".into()),

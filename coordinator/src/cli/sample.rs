@@ -229,6 +229,8 @@ async fn fetch(view: &pb::JobView, out: &Path) -> Result<(usize, Value)> {
 fn summary_line(job: &str, out: &Path, files: usize, summary: &Value) -> String {
     let number = |key: &str| summary.get(key).and_then(Value::as_u64);
     let score = match (number("correct"), number("count"), number("of")) {
+        // Named references are of nobody in particular.
+        (_, Some(0), _) => String::new(),
         (Some(correct), Some(count), Some(of)) => {
             format!("; {correct} of {count} are nearest to their own character and outfit among {of}")
         }
@@ -248,6 +250,11 @@ mod tests {
         assert_eq!(
             line,
             "demo-1-sample-2: 18 files in out; 11 of 16 are nearest to their own character and outfit among 8"
+        );
+        let nobody = serde_json::json!({ "correct": 0, "count": 0, "of": 0 });
+        assert_eq!(
+            summary_line("a-1", Path::new("out"), 3, &nobody),
+            "a-1: 3 files in out"
         );
         assert_eq!(
             summary_line("a-1", Path::new("out"), 3, &Value::Null),

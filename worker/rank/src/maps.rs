@@ -68,7 +68,7 @@ pub(crate) fn draw(
                         found.block
                     );
                     row.push(Cell::new(
-                        format!("{} in{} t={timestep}", word.word(), found.block),
+                        format!("{} in{} t{timestep}", word.word(), found.block),
                         picture.clone(),
                     ));
                     maps.push(Map {
