@@ -10,11 +10,13 @@ use crate::error::ModelError;
 use crate::trainer::component_of;
 use proto::spec::{Component, Decay, Optimizer as OptimizerSpec, Train};
 use std::collections::BTreeMap;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// A flat tensor is closed when it has this many values: large enough to save calls, small enough to stay
 /// near the cache.
 const CHUNK_VALUES: i64 = 1 << 20;
+/// What a CPU updates in one go, so that all that an update reads and writes stays near a core. A GPU takes whole chunks.
+const PIECE_VALUES: i64 = 1 << 17;
 
 #[derive(Debug)]
 pub struct AdamW {
@@ -113,7 +115,8 @@ impl AdamW {
         let mut open: Vec<(String, Tensor)> = Vec::new();
         let values = |open: &[(String, Tensor)]| open.iter().map(|(_, t)| t.numel() as i64).sum::<i64>();
         for (name, tensor) in parameters {
-            let full = values(&open) >= CHUNK_VALUES;
+            // A large one stays by itself: its gradient needs no joining.
+            let full = values(&open) >= CHUNK_VALUES || tensor.numel() as i64 >= CHUNK_VALUES;
             if open
                 .last()
                 .is_some_and(|(last, _)| full || component_of(last) != component_of(name))
@@ -182,26 +185,44 @@ impl AdamW {
     }
 
     fn update_chunk(&mut self, index: usize, gradient: &Tensor, step: u64, count: u64) {
-        let chunk = &mut self.chunks[index];
+        let chunk = &self.chunks[index];
         let rate = self.rates.at(step, Some(chunk.component));
+        let (length, on_cpu) = (gradient.numel() as i64, gradient.device() == Device::Cpu);
+        let piece = if on_cpu { PIECE_VALUES } else { length.max(1) };
+        let mut start = 0;
+        while start < length {
+            let part = |whole: &Tensor| whole.narrow(0, start, piece.min(length - start));
+            self.update_piece(chunk, &part, gradient, (rate, count as f64));
+            start += piece;
+        }
+    }
+
+    fn update_piece(
+        &self,
+        chunk: &Chunk,
+        part: &dyn Fn(&Tensor) -> Tensor,
+        gradient: &Tensor,
+        (rate, count): (f64, f64),
+    ) {
+        let (gradient, mut values) = (part(gradient), part(&chunk.values));
+        let (mut average, mut average_square) = (part(&chunk.average), part(&chunk.average_square));
         // 1. moments
-        let _ = chunk.average.lerp_(gradient, 1.0 - self.beta1);
-        let _ = chunk.average_square.lerp_(&gradient.square(), 1.0 - self.beta2);
+        let _ = average.lerp_(&gradient, 1.0 - self.beta1);
+        let _ = average_square.lerp_(&gradient.square(), 1.0 - self.beta2);
         // 2. weight decay, apart from the gradient
-        let _ = chunk.values.g_mul_scalar_(1.0 - rate * self.weight_decay);
+        let _ = values.g_mul_scalar_(1.0 - rate * self.weight_decay);
         // 3. the step, with the moments' bias taken out
-        let exponent = count as f64;
-        let correction = (1.0 - self.beta2.powf(exponent)).sqrt();
-        let mut denominator = chunk.average_square.sqrt();
+        let correction = (1.0 - self.beta2.powf(count)).sqrt();
+        let mut denominator = average_square.sqrt();
         let _ = denominator.g_mul_scalar_(correction.recip());
         let _ = denominator.g_add_scalar_(self.epsilon);
-        let mut change = chunk.average.divide(&denominator);
-        let _ = change.g_mul_scalar_(rate / (1.0 - self.beta1.powf(exponent)));
-        let _ = chunk.values.g_sub_(&change);
+        let mut change = average.divide(&denominator);
+        let _ = change.g_mul_scalar_(rate / (1.0 - self.beta1.powf(count)));
+        let _ = values.g_sub_(&change);
         // 4. the moving average; at first it forgets faster, or the first weights would stay in it for long
-        if let (Some(ema), Some(decay)) = (&mut chunk.ema, self.ema) {
-            let decay = decay.min((1.0 + exponent) / (10.0 + exponent));
-            let _ = ema.lerp_(&chunk.values, 1.0 - decay);
+        if let (Some(ema), Some(decay)) = (&chunk.ema, self.ema) {
+            let decay = decay.min((1.0 + count) / (10.0 + count));
+            let _ = part(ema).lerp_(&values, 1.0 - decay);
         }
     }
 
@@ -286,7 +307,10 @@ impl Chunk {
             }
             flats.push(gradient.flatten(0, -1));
         }
-        Ok(Tensor::cat(&flats, 0))
+        Ok(match flats.as_slice() {
+            [alone] => alone.shallow_clone(),
+            several => Tensor::cat(several, 0),
+        })
     }
 }
 
