@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 CUDA ?= 0
 DATA ?= figures
+KILLS ?= 20
 SEEDS ?= 1000
 CARGO := cargo
 
@@ -19,10 +20,10 @@ CARGO_FLAGS :=
 FLAVOUR := cpu
 endif
 
-.PHONY: help setup build test sim lint demo bench bench-model leakage parity gpu-check clean
+.PHONY: help setup build test sim lint demo bench bench-recovery bench-model leakage parity gpu-check clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s  %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s  %s\n", $$1, $$2}' Makefile
 
 setup: ## fetch libtorch (once per machine) and check that the tools are there
 	@deploy/setup/prerequisites.sh
@@ -49,6 +50,9 @@ bench: build ## one rank against two, fast against exact sums, at the same globa
 
 bench-model: build ## a training micro-step beside PyTorch's, small and at full size, and its memory (SIZE=small for the small one alone)
 	@deploy/setup/bench_model.sh $(if $(SIZE),--size $(SIZE))
+
+bench-recovery: build ## kill one of four ranks KILLS times: how long until the next step
+	@target/debug/recovery $(KILLS)
 
 parity: build ## our arithmetic beside diffusers and transformers, also at full size (20 GB of disk and memory, minutes)
 	@deploy/setup/parity.sh

@@ -321,16 +321,18 @@ impl Cluster {
     }
 }
 
-/// A binary of this workspace, built beside the running test.
+/// A binary of this workspace, built beside the running test or program.
 ///
 /// # Errors
 /// It has not been built.
 pub fn binary(name: &str) -> Result<PathBuf> {
-    let test = std::env::current_exe().context("the path of the running test")?;
-    let folder = test
-        .parent()
-        .and_then(Path::parent)
-        .context("a test lies in target/PROFILE/deps")?;
+    let own = std::env::current_exe().context("the path of the running test")?;
+    let folder = own.parent().context("a program lies in a folder")?;
+    // A test lies in target/PROFILE/deps, a program of this crate beside the others.
+    let folder = match folder.file_name() {
+        Some(name) if name == "deps" => folder.parent().unwrap_or(folder),
+        _ => folder,
+    };
     let path = folder.join(name);
     ensure!(
         path.is_file(),

@@ -1,0 +1,71 @@
+//! `make bench-recovery`: how long a job of four CPU ranks on loopback stands still when one of them is killed (SIGKILL),
+//! from the kill to the first step that was surely begun after it, completed and told; median and maximum over KILLS kills. Measures, judges nothing.
+
+use anyhow::{Context, Result};
+use std::time::{Duration, Instant};
+use tests::cluster::job::{TinyJob, synthesize};
+use tests::cluster::{Cluster, Options};
+
+const WORKERS: usize = 4;
+
+fn main() -> Result<()> {
+    let kills = match std::env::args().nth(1) {
+        Some(kills) => kills
+            .parse()
+            .with_context(|| format!("`{kills}` is not a number of kills"))?,
+        None => 20,
+    };
+    let cluster = Cluster::start(Options::with_workers(WORKERS))?;
+    let dataset = format!("file://{}", cluster.directory().join("figures").display());
+    cluster.ok(&synthesize(&dataset))?;
+    let endless = TinyJob {
+        name: "recovery".to_owned(),
+        dataset,
+        workers: u32::try_from(WORKERS)?,
+        steps: 1_000_000,
+        checkpoint_every: 1_000_000,
+    };
+    let id = cluster.submit(
+        &endless
+            .to_toml()
+            .replace("micro_batch = 2", "micro_batch = 1")
+            .replace("[checkpoint]", "reduction = \"exact\"\n[checkpoint]"),
+    )?;
+    let mut watch = cluster.watch(&id)?;
+    let mut times: Vec<Duration> = Vec::new();
+    let mut step = 0;
+    for kill in 0..kills {
+        // Some quiet steps first.
+        let before = watch.until("training", |view| {
+            view.phase == "training" && step + 5 < view.step
+        })?;
+        let victim = kill % WORKERS;
+        let start = Instant::now();
+        cluster.kill_rank(victim)?;
+        // The first step that is told may have been done before the kill; the one after it was not.
+        let told = watch.until("a step told", |view| {
+            before.generation < view.generation && view.phase == "training" && before.step <= view.step
+        })?;
+        let after = watch.until("the next step", |view| told.step < view.step)?;
+        let took = start.elapsed();
+        step = after.step;
+        println!(
+            "kill {}: worker {}, step {}, {:.3} s",
+            kill + 1,
+            victim + 1,
+            before.step,
+            took.as_secs_f64()
+        );
+        times.push(took);
+    }
+    times.sort();
+    let seconds = |time: Option<&Duration>| time.map_or(0.0, Duration::as_secs_f64);
+    println!(
+        "BENCH recovery from kill -9 of one of {WORKERS} ranks: median {:.2} s, longest {:.2} s, {} of {kills} recovered",
+        seconds(times.get(times.len() / 2)),
+        seconds(times.last()),
+        times.len()
+    );
+    cluster.ok(&["cancel", &id])?;
+    cluster.stop()
+}
