@@ -221,7 +221,7 @@ fn object_store(url: &str) -> anyhow::Result<Check> {
         return Ok(check("object store", Err(missing)));
     }
     let wait = Deadlines::new(DETECT_WITHIN_MS).probe();
-    let outcome = match runtime.block_on(tokio::time::timeout(wait, write_read_delete(url))) {
+    let outcome = match runtime.block_on(async { tokio::time::timeout(wait, write_read_delete(url)).await }) {
         Ok(Ok(())) => Ok(format!("{url} can be listed, written and read")),
         Ok(Err(error)) => Err(format!("{url}: {error:#}{}", advice(url))),
         Err(_) => Err(format!("{url} does not answer within {} s", wait.as_secs())),

@@ -129,7 +129,8 @@ impl<'a> Seat<'a> {
         };
         // The generation before this one may have ended before all shares of this step were written.
         if training.saves(step.0) && assignment.resume.is_none_or(|resume| resume.step < step) {
-            training.checkpoint(step.0).context("writing a checkpoint")?;
+            let shard = training.checkpoint(step.0)?;
+            rank.link.shard(shard);
         }
         for number in steps {
             if rank.link.is_over(generation) {
@@ -227,8 +228,9 @@ impl Training<'_> {
                 sha256,
             });
         }
+        let mut shard = None;
         if self.saves(step) || next == Next::Leave {
-            self.checkpoint(step).context("writing a checkpoint")?;
+            shard = Some(self.checkpoint(step)?);
             seconds.checkpoint = clock.lap();
         }
         self.rank.link.step(StepReport {
@@ -244,6 +246,10 @@ impl Training<'_> {
             skipped_steps: update.skipped_steps,
             loss_scale: update.loss_scale,
         });
+        // After its step: a commit tells that the step is known, and it would never be told.
+        if let Some(shard) = shard {
+            self.rank.link.shard(shard);
+        }
         Ok(next)
     }
 
@@ -378,7 +384,8 @@ impl Training<'_> {
         Permanent(format!("{error}; the samples at positions {}", listed(&names))).into()
     }
 
-    fn checkpoint(&self, step: u64) -> anyhow::Result<()> {
+    /// Writes this rank's share of a checkpoint; the coordinator is to be told of it.
+    fn checkpoint(&self, step: u64) -> anyhow::Result<ShardReport> {
         let (assignment, rank) = (&self.rank.task.assignment, self.rank.task.rank);
         let state = self.trainer.state();
         let write = self.checkpoints.write_share(
@@ -386,14 +393,13 @@ impl Training<'_> {
             (rank, assignment.world),
             &state,
         );
-        let shard = self.rank.runtime.block_on(write)?;
-        self.rank.link.shard(ShardReport {
+        let shard = self.rank.runtime.block_on(write);
+        Ok(ShardReport {
             step: Step(step),
-            shard,
+            shard: shard.context("writing a checkpoint")?,
             init_digest: self.trainer.init_digest(),
             environment: environment::describe(self.spec),
-        });
-        Ok(())
+        })
     }
 }
 

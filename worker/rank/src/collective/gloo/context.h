@@ -1,6 +1,7 @@
 // Only declared: our code holds c10d objects that hold such contexts, and calls getPair alone. See rendezvous/store.h.
 #pragma once
 #include <chrono>
+#include <exception>
 #include <memory>
 #include <string>
 
@@ -15,7 +16,8 @@ class Pair {
 namespace tcp {
 class Pair : public ::gloo::transport::Pair {
  public:
-  void signalExceptionExternal(const std::string& message);
+  // Its return value takes a hidden parameter: leaving it out would shift the others.
+  std::exception_ptr signalExceptionExternal(const std::string& message);
 };
 } // namespace tcp
 } // namespace transport
