@@ -6,7 +6,6 @@ SHELL := /bin/bash
 
 CUDA ?= 0
 DATA ?= figures
-KILLS ?= 20
 SEEDS ?= 1000
 CARGO := cargo
 
@@ -20,7 +19,7 @@ CARGO_FLAGS :=
 FLAVOUR := cpu
 endif
 
-.PHONY: help setup build test sim lint demo bench bench-recovery bench-model leakage parity gpu-check clean
+.PHONY: help setup build test sim lint demo chaos bench bench-recovery bench-model leakage parity gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s  %s\n", $$1, $$2}' Makefile
@@ -45,6 +44,9 @@ lint: setup ## formatting and clippy, warnings are errors
 demo: build ## train the demo job on this machine, from nothing to pictures (DATA=wesnoth: on drawn art)
 	@deploy/demo.sh $(DATA)
 
+chaos: build ## KILLS times SIGKILL, and other faults, on real processes, as SEED says: every job ends to the same bits
+	@target/debug/chaos --kills $(or $(KILLS),100) --seed $(or $(SEED),1)
+
 bench: build ## one rank against two, fast against exact sums, at the same global batch
 	@deploy/bench.sh
 
@@ -52,7 +54,7 @@ bench-model: build ## a training micro-step beside PyTorch's, small and at full 
 	@deploy/setup/bench_model.sh $(if $(SIZE),--size $(SIZE))
 
 bench-recovery: build ## kill one of four ranks KILLS times: how long until the next step
-	@target/debug/recovery $(KILLS)
+	@target/debug/recovery $(or $(KILLS),20)
 
 parity: build ## our arithmetic beside diffusers and transformers, also at full size (20 GB of disk and memory, minutes)
 	@deploy/setup/parity.sh

@@ -20,7 +20,7 @@ use process::Process;
 use proto::pb::JobView;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use watch::Watch;
 
 /// What a cluster is made of.
@@ -76,7 +76,6 @@ impl Cluster {
         };
         cluster.start_coordinator()?;
         for index in 0..options.workers {
-            cluster.workers.push(None);
             cluster.start_worker(index)?;
         }
         Ok(cluster)
@@ -109,7 +108,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts worker number `index` (0-based), or starts it again.
+    /// Starts worker number `index` (0-based), or starts it again; there may be more than at the start.
     ///
     /// # Errors
     /// It did not get ready.
@@ -128,6 +127,9 @@ impl Cluster {
                 self.directory.path().join(format!("run-{name}")),
             )
             .env("RETRI_WORKER__CACHE_DIR", self.directory.path().join("cache"));
+        if self.workers.len() <= index {
+            self.workers.resize_with(index + 1, || None);
+        }
         self.workers[index] = Some(Process::start(
             &name,
             command,
@@ -169,6 +171,14 @@ impl Cluster {
         process::signal("KILL", self.rank(index)?)
     }
 
+    /// The process ids of all ranks of a worker.
+    ///
+    /// # Errors
+    /// The worker is not running.
+    pub fn ranks(&self, index: usize) -> Result<Vec<u32>> {
+        self.worker(index)?.children()
+    }
+
     /// The process id of the one rank of a worker.
     ///
     /// # Errors
@@ -193,10 +203,71 @@ impl Cluster {
         self.coordinator.take().map_or(Ok(()), Process::terminate)
     }
 
+    #[must_use]
+    pub fn has_coordinator(&self) -> bool {
+        self.coordinator.is_some()
+    }
+
+    #[must_use]
+    pub fn has_worker(&self, index: usize) -> bool {
+        self.workers.get(index).is_some_and(Option::is_some)
+    }
+
+    /// # Errors
+    /// It is not running.
+    pub fn coordinator_pid(&self) -> Result<u32> {
+        let coordinator = self.coordinator.as_ref();
+        Ok(coordinator.context("the coordinator is not running")?.id())
+    }
+
+    /// # Errors
+    /// It is not running.
+    pub fn worker_pid(&self, index: usize) -> Result<u32> {
+        Ok(self.worker(index)?.id())
+    }
+
+    /// How the coordinator ended, if it did so by itself.
+    ///
+    /// # Errors
+    /// The system does not say.
+    pub fn coordinator_ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.coordinator.as_mut().map_or(Ok(None), Process::ended)
+    }
+
+    /// How a worker's daemon ended, if it did so by itself.
+    ///
+    /// # Errors
+    /// The system does not say.
+    pub fn worker_ended(&mut self, index: usize) -> Result<Option<ExitStatus>> {
+        let worker = self.workers.get_mut(index).and_then(Option::as_mut);
+        worker.map_or(Ok(None), Process::ended)
+    }
+
+    /// From now on it is not running; it had ended.
+    pub fn forget_coordinator(&mut self) {
+        self.coordinator = None;
+    }
+
+    /// From now on it is not running; it had ended.
+    pub fn forget_worker(&mut self, index: usize) {
+        self.workers[index] = None;
+    }
+
+    /// The folder with the logs stays when the cluster goes; returns which it is.
+    pub fn keep(&mut self) -> PathBuf {
+        self.directory.disable_cleanup(true);
+        self.directory.path().to_owned()
+    }
+
+    /// Where the coordinator listens.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     fn worker(&self, index: usize) -> Result<&Process> {
-        self.workers[index]
-            .as_ref()
-            .with_context(|| format!("worker {index} is not running"))
+        let worker = self.workers.get(index).and_then(Option::as_ref);
+        worker.with_context(|| format!("worker {index} is not running"))
     }
 
     /// Where the coordinator serves /metrics, for instance `http://127.0.0.1:40123`.
@@ -307,7 +378,8 @@ impl Cluster {
     }
 
     /// The end of every process's output, for error messages.
-    fn last_words(&self) -> String {
+    #[must_use]
+    pub fn last_words(&self) -> String {
         let processes = self.coordinator.iter().chain(self.workers.iter().flatten());
         processes.map(Process::last_words).collect::<Vec<_>>().join("\n")
     }

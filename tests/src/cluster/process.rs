@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -76,6 +76,22 @@ impl Process {
         value
             .map(str::to_owned)
             .with_context(|| format!("{} said {:?} without {key}=", self.name, self.first_lines))
+    }
+
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// The system does not say.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        let name = &self.name;
+        self.child
+            .try_wait()
+            .with_context(|| format!("asking after {name}"))
     }
 
     /// Ids of its child processes, in ascending order.

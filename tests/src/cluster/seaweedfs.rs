@@ -1,10 +1,11 @@
-//! A real S3 server: SeaweedFS in one process, on free ports and in a folder of its own, with one bucket.
+//! A real S3 server: SeaweedFS in one process, on free ports and in a folder of its own, with one bucket. It can be killed
+//! and started again, and then has what it had.
 
 use super::process::Process;
 use super::tool;
 use anyhow::{Context, Result};
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub const BUCKET: &str = "retri";
@@ -26,9 +27,10 @@ const PORTS: [&str; 10] = [
 
 #[derive(Debug)]
 pub struct SeaweedFs {
-    /// Killed when dropped.
-    _process: Process,
-    port: u16,
+    directory: PathBuf,
+    ports: [u16; PORTS.len()],
+    /// None: it was killed. Killed when dropped.
+    process: Option<Process>,
 }
 
 impl SeaweedFs {
@@ -37,7 +39,21 @@ impl SeaweedFs {
     /// # Errors
     /// The tool is not installed, or did not start.
     pub fn start(directory: &Path) -> Result<Self> {
-        let data = directory.join("seaweedfs");
+        let mut server = Self {
+            directory: directory.to_owned(),
+            ports: free_ports()?,
+            process: None,
+        };
+        server.restart()?;
+        Ok(server)
+    }
+
+    /// Starts it with the ports and files that it had before.
+    ///
+    /// # Errors
+    /// It did not start.
+    pub fn restart(&mut self) -> Result<()> {
+        let data = self.directory.join("seaweedfs");
         std::fs::create_dir_all(&data).with_context(|| format!("creating {}", data.display()))?;
         let mut command = Command::new(tool::path("seaweedfs/weed")?);
         command.arg("mini").arg(format!("-dir={}", data.display()));
@@ -52,33 +68,49 @@ impl SeaweedFs {
             "-s3.port.lance=0",
             "-master.telemetry=false",
         ]);
-        let ports = free_ports()?;
         command.args(
             PORTS
                 .iter()
-                .zip(ports)
+                .zip(self.ports)
                 .map(|(name, port)| format!("-{name}={port}")),
         );
         command.arg(format!("-bucket={BUCKET}"));
         command
             .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
             .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
-        let process = Process::start(
+        self.process = Some(Process::start(
             "seaweedfs",
             command,
-            directory,
+            &self.directory,
             "components are running and ready",
-        )?;
-        Ok(Self {
-            _process: process,
-            port: ports[0],
-        })
+        )?);
+        Ok(())
+    }
+
+    /// SIGKILL, and waits for the end.
+    ///
+    /// # Errors
+    /// It is not running.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process
+            .take()
+            .context("the S3 server is not running")?
+            .kill()
+    }
+
+    /// Its process id.
+    ///
+    /// # Errors
+    /// It is not running.
+    pub fn pid(&self) -> Result<u32> {
+        let process = self.process.as_ref().context("the S3 server is not running")?;
+        Ok(process.id())
     }
 
     /// What a client of this server needs in its environment.
     #[must_use]
     pub fn environment(&self) -> Vec<(String, String)> {
-        let endpoint = format!("http://127.0.0.1:{}", self.port);
+        let endpoint = format!("http://127.0.0.1:{}", self.ports[0]);
         let variables = [
             ("AWS_ENDPOINT", endpoint.as_str()),
             ("AWS_ALLOW_HTTP", "true"),

@@ -24,7 +24,7 @@ use agenda::{Agenda, Happening, Requests};
 pub use bug::Bug;
 use coordinator::CoordinatorHost;
 use coordinator_core::event::{Durable, Event, FRUITLESS_MAX, JobPhase, JobRecord, Record};
-use dice::Dice;
+pub(crate) use dice::Dice;
 use group::Group;
 use node::Node;
 use oracle::Oracle;

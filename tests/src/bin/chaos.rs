@@ -1,0 +1,36 @@
+//! `make chaos KILLS=n SEED=n`: see `tests/src/chaos/mod.rs`. Exits with 0 only when every job ended as if nothing had been.
+
+use anyhow::{Context, Result, bail};
+use std::time::Duration;
+use tests::chaos::{Options, Strikes, run};
+
+/// Steps of one job: some ten faults.
+const STEPS: u64 = 400;
+/// The longest that anything stays stopped or down: more than two `detect_within`.
+const LONGEST: Duration = Duration::from_secs(10);
+
+fn main() -> Result<()> {
+    let (mut kills, mut seed) = (100, 1);
+    let mut arguments = std::env::args().skip(1);
+    while let Some(flag) = arguments.next() {
+        let value = arguments
+            .next()
+            .with_context(|| format!("{flag} needs a number"))?;
+        let value: u64 = value
+            .parse()
+            .with_context(|| format!("{flag} `{value}` is not a number of 0 or more"))?;
+        match flag.as_str() {
+            "--kills" => kills = usize::try_from(value)?,
+            "--seed" => seed = value,
+            _ => bail!("`{flag}`: usage: chaos [--kills COUNT] [--seed N]"),
+        }
+    }
+    let summary = run(&Options {
+        seed,
+        strikes: Strikes::Kills(kills),
+        steps: STEPS,
+        longest: LONGEST,
+    })?;
+    println!("{summary}");
+    Ok(())
+}

@@ -1,0 +1,35 @@
+//! The short version of `make chaos`: every kind of fault once, in an order of its own, on real processes and a real S3
+//! server.
+
+use anyhow::{Result, ensure};
+use std::time::Duration;
+use tests::chaos::{Kind, Options, Strikes, run};
+
+#[test]
+fn every_kind_of_fault_once_and_no_bit_is_lost() -> Result<()> {
+    let kinds = vec![
+        Kind::KillRank,
+        Kind::Add,
+        Kind::PauseStore,
+        Kind::KillCoordinator,
+        Kind::KillDaemon,
+        Kind::PauseRank,
+        Kind::Drain,
+        Kind::KillStore,
+        Kind::PauseDaemon,
+        Kind::Remove,
+        Kind::PauseCoordinator,
+        Kind::StopRank,
+    ];
+    let summary = run(&Options {
+        seed: 1,
+        strikes: Strikes::These(kinds.clone()),
+        steps: 120,
+        longest: Duration::from_millis(500),
+    })?;
+    println!("{summary}");
+    for kind in kinds {
+        ensure!(summary.count(kind) == 1, "{} hit nobody\n{summary}", kind.words());
+    }
+    Ok(())
+}
