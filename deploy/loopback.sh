@@ -27,10 +27,11 @@ trap 'exit 130' INT TERM
 start() { # log file, then the command; sets `ready` to its first line
   local log=$run/$1.log
   shift
+  rm -f "$log" # an earlier run's must not be taken for this one's
   "$@" >"$log" 2>&1 &
   local pid=$!
   pids+=("$pid")
-  until ready=$(grep -m1 '^[a-z]* ready ' "$log"); do
+  until ready=$(grep -s -m1 '^[a-z]* ready ' "$log"); do
     kill -0 "$pid" 2>/dev/null || { tail -n 5 "$log" >&2; fail "$(basename "$log" .log) did not start"; }
     sleep 0.05
   done
