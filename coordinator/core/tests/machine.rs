@@ -20,7 +20,7 @@ fn a_job_is_saved_before_it_is_answered_and_says_what_it_waits_for() {
     assert_eq!(job, JobId("toy-1".to_owned()));
     assert_eq!(
         desk.reason(&job),
-        "needs 2 cpu workers with 1 free device; 1 is up (w1)"
+        "needs 2 cpu workers with 1 free device; 1 is free (w1)"
     );
     assert_eq!(
         desk.submit(spec(1, 1)),
@@ -33,7 +33,7 @@ fn a_job_is_saved_before_it_is_answered_and_says_what_it_waits_for() {
     ));
     assert_eq!(
         desk.reason(&job),
-        "needs 2 cpu workers with 1 free device; none is up; busy: w1"
+        "needs 2 cpu workers with 1 free device; none is free; busy: w1"
     );
 }
 
@@ -86,7 +86,7 @@ fn a_job_that_can_use_more_workers_waits_a_moment_for_them() {
     assert_eq!(desk.generation(&job), 0);
     assert!(
         desk.reason(&job)
-            .ends_with("1 is up (w1); waits a moment for up to 2"),
+            .ends_with("1 is free (w1); waits a moment for up to 2"),
         "{}",
         desk.reason(&job)
     );
@@ -242,7 +242,7 @@ fn a_worker_that_is_not_heard_ends_what_it_was_part_of() {
     );
     assert_eq!(
         desk.reason(&job),
-        "needs 2 cpu workers with 1 free device; 1 is up (w1)"
+        "needs 2 cpu workers with 1 free device; 1 is free (w1)"
     );
     desk.hear("w2", vec![]);
     assert_eq!(desk.generation(&job), 2, "it may come back");

@@ -54,6 +54,11 @@ impl Shortage {
         }
     }
 
+    fn nobody_is_up(&self) -> bool {
+        let up = [&self.busy, &self.drained, &self.too_small];
+        self.kept.is_empty() && up.iter().all(|workers| workers.is_empty())
+    }
+
     /// One word for what holds it back.
     pub(crate) fn constraint(&self) -> &'static str {
         match self.lack {
@@ -128,9 +133,10 @@ impl fmt::Display for Shortage {
             counted(devices.into(), "free device")
         )?;
         match self.ready.len() {
-            0 => f.write_str("none is up")?,
-            1 => write!(f, "1 is up ({})", self.ready.join(", "))?,
-            n => write!(f, "{n} are up ({})", self.ready.join(", "))?,
+            0 if self.nobody_is_up() => f.write_str("none is up")?,
+            0 => f.write_str("none is free")?,
+            1 => write!(f, "1 is free ({})", self.ready.join(", "))?,
+            n => write!(f, "{n} are free ({})", self.ready.join(", "))?,
         }
         if !self.busy.is_empty() {
             write!(f, "; busy: {}", self.busy.join(", "))?;

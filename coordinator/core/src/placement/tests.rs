@@ -79,7 +79,7 @@ fn tell(decision: &Decision) -> String {
 fn a_gang_takes_what_it_can_use_and_no_less_than_it_needs() {
     expect(&problem(&[gang(1, 1, 2, 1)], seats(3)), &["w1 w2"]);
     expect(&problem(&[gang(1, 2, 3, 1)], seats(2)), &["w1 w2"]);
-    let lacks = "needs 2 cpu workers with 3 free devices; 1 is up (w2); busy: w1";
+    let lacks = "needs 2 cpu workers with 3 free devices; 1 is free (w2); busy: w1";
     let busy = holding(gang(1, 1, 1, 2), &[1]);
     expect(
         &problem(&[busy, gang(2, 2, 2, 3)], vec![seat(1, 4), seat(2, 4)]),
@@ -89,7 +89,7 @@ fn a_gang_takes_what_it_can_use_and_no_less_than_it_needs() {
 
 #[test]
 fn those_that_could_not_fit_keep_nobody_waiting() {
-    let lacks = "needs 3 cpu workers with 1 free device; 1 is up (w1); busy: w2";
+    let lacks = "needs 3 cpu workers with 1 free device; 1 is free (w1); busy: w2";
     let demands = [gang(1, 3, 3, 1), gang(2, 1, 1, 2)];
     expect(&problem(&demands, vec![seat(1, 1), seat(2, 2)]), &[lacks, "w2"]);
 }
@@ -100,7 +100,7 @@ fn a_settling_gang_wants_all_that_it_can_use() {
         settling: true,
         ..gang(1, 1, 2, 1)
     };
-    let lacks = "needs 1 cpu worker with 1 free device; 1 is up (w1); waits a moment for up to 2";
+    let lacks = "needs 1 cpu worker with 1 free device; 1 is free (w1); waits a moment for up to 2";
     expect(&problem(std::slice::from_ref(&settling), seats(1)), &[lacks]);
     expect(&problem(&[settling], seats(2)), &["w1 w2"]);
 }
@@ -115,7 +115,7 @@ fn the_reason_tells_workers_apart_and_says_what_would_help() {
         &problem(&[cuda], seats(1)),
         &["needs 1 cuda worker with 1 free device; none is up"],
     );
-    let lacks = "needs 1 cpu worker with 8 free devices; none is up; too few devices: w1";
+    let lacks = "needs 1 cpu worker with 8 free devices; none is free; too few devices: w1";
     expect(&problem(&[gang(1, 1, 1, 8)], vec![seat(1, 4)]), &[lacks]);
     let drained = Seat {
         access: Access::Drained,
@@ -124,7 +124,7 @@ fn the_reason_tells_workers_apart_and_says_what_would_help() {
     let waits = problem(&[gang(1, 1, 1, 1)], vec![drained]);
     expect(
         &waits,
-        &["needs 1 cpu worker with 1 free device; none is up; drained: w1"],
+        &["needs 1 cpu worker with 1 free device; none is free; drained: w1"],
     );
     let Decision::Wait(shortage) = &solve(&waits)[&JobId("job-1".to_owned())] else {
         panic!("it runs")
@@ -149,7 +149,7 @@ fn a_drained_worker_loses_what_it_has_and_one_that_is_cut_off_keeps_it() {
         access: Access::CutOff,
         ..seat(1, 1)
     };
-    let busy = "needs 1 cpu worker with 1 free device; none is up; busy: w1";
+    let busy = "needs 1 cpu worker with 1 free device; none is free; busy: w1";
     expect(
         &problem(&[holding(gang(1, 1, 1, 1), &[1]), gang(2, 1, 1, 1)], vec![away]),
         &["w1", busy],
@@ -166,7 +166,7 @@ fn a_higher_priority_shrinks_others_first_and_then_takes_their_place() {
     let narrow = holding(gang(2, 1, 1, 1), &[4]);
     let run = |workers| problem(&[wide.clone(), narrow.clone(), high(workers)], seats(4));
     expect(&run(2), &["w3", "w4", "w1 w2"]);
-    let waits = "needs 1 cpu worker with 1 free device; none is up; busy: w1, w2, w3, w4";
+    let waits = "needs 1 cpu worker with 1 free device; none is free; busy: w1, w2, w3, w4";
     expect(&run(3), &["w3", waits, "w1 w2 w4"]);
     expect(&run(4), &[waits, waits, "w1 w2 w3 w4"]);
 }
@@ -188,7 +188,7 @@ fn equals_share_and_do_not_push_each_other_out() {
     let wide = holding(gang(1, 1, 4, 1), &[1, 2, 3, 4]);
     expect(&problem(&[wide, gang(2, 1, 4, 1)], seats(4)), &["w1 w3", "w2 w4"]);
     let whole = holding(gang(1, 2, 2, 1), &[1, 2]);
-    let waits = "needs 1 cpu worker with 1 free device; none is up; busy: w1, w2";
+    let waits = "needs 1 cpu worker with 1 free device; none is free; busy: w1, w2";
     expect(&problem(&[whole, gang(2, 1, 1, 1)], seats(2)), &["w1 w2", waits]);
 }
 
@@ -203,7 +203,7 @@ fn teams_take_turns() {
         of("a", gang(2, 1, 1, 1)),
         of("b", gang(3, 1, 1, 1)),
     ];
-    let waits = "needs 1 cpu worker with 1 free device; none is up; busy: w1, w2";
+    let waits = "needs 1 cpu worker with 1 free device; none is free; busy: w1, w2";
     expect(&problem(&demands, seats(2)), &["w1", waits, "w2"]);
     let wide = [
         of("a", gang(1, 1, 4, 1)),
@@ -228,8 +228,8 @@ fn a_quota_bounds_a_team_and_holds_nobody_else_back() {
 #[test]
 fn a_job_that_waits_keeps_what_it_could_use() {
     let running = holding(gang(1, 1, 1, 1), &[1]);
-    let big = "needs 2 cpu workers with 1 free device; 1 is up (w2); busy: w1";
-    let kept = "needs 1 cpu worker with 1 free device; none is up; busy: w1; w2 is kept for job-2, which is before it";
+    let big = "needs 2 cpu workers with 1 free device; 1 is free (w2); busy: w1";
+    let kept = "needs 1 cpu worker with 1 free device; none is free; busy: w1; w2 is kept for job-2, which is before it";
     expect(
         &problem(&[running.clone(), gang(2, 2, 2, 1), gang(3, 1, 1, 1)], seats(2)),
         &["w1", big, kept],
@@ -241,11 +241,11 @@ fn a_job_that_waits_keeps_what_it_could_use() {
         gang(2, 2, 2, 2),
         gang(3, 1, 1, 1),
     ];
-    let big = "needs 2 cpu workers with 2 free devices; 1 is up (w2); busy: w1; too few devices: w3";
+    let big = "needs 2 cpu workers with 2 free devices; 1 is free (w2); busy: w1; too few devices: w3";
     expect(&problem(&demands, places.clone()), &["w1", big, "w3"]);
     places[1] = seat(2, 3);
     places.pop();
-    let big = "needs 2 cpu workers with 2 free devices; 1 is up (w2); busy: w1";
+    let big = "needs 2 cpu workers with 2 free devices; 1 is free (w2); busy: w1";
     expect(&problem(&demands, places), &["w1", big, "w2"]);
 }
 
