@@ -34,8 +34,9 @@ build: setup ## compile everything (CUDA=1: against CUDA and NCCL)
 test: build ## run every test
 	@deploy/setup/test.sh
 
-sim: setup ## simulate SEEDS worlds; SEED=n TRACE=1 tells one world's story
-	$(CARGO) run --locked --quiet -p tests --bin sim -- --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(TRACE),--trace)
+sim: setup ## simulate SEEDS worlds; SEED=n TRACE=1 tells one world's story; BUG=name plants a bug, BUGS=1 each of them
+	@$(CARGO) build --locked --quiet --workspace --bin sim
+	@target/debug/sim --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(BUG),--bug $(BUG)) $(if $(BUGS),--bugs) $(if $(TRACE),--trace)
 
 lint: setup ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check

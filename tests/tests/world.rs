@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use tests::world::{Bug, Outcome, Story, restore_every_prefix, run};
+use tests::world::{Bug, EVENTS_MIN, Story, crowd, restore_every_prefix, run, tell};
 
 const WORLDS: u64 = 5_000;
 
@@ -12,20 +12,20 @@ const WORLDS: u64 = 5_000;
 /// the way.
 #[test]
 fn five_thousand_worlds_end_well() {
-    let mut broken = Vec::new();
-    let mut sum = Outcome::default();
-    for seed in 0..WORLDS {
-        match run(seed, None, Story::Dropped) {
-            Ok(outcome) => sum.add(&outcome),
-            Err(what) => broken.push(what.to_string()),
-        }
-    }
+    let crowd = crowd(WORLDS, None, |_| {});
+    let broken: Vec<String> = crowd.broken.iter().map(ToString::to_string).collect();
     assert!(
         broken.is_empty(),
         "{} of {WORLDS} worlds broke:\n{}",
         broken.len(),
         broken.join("\n")
     );
+    assert!(
+        EVENTS_MIN <= crowd.shortest,
+        "a world of {} events",
+        crowd.shortest
+    );
+    let sum = crowd.sum;
     // The worlds are rough enough to mean something, and not so rough that giving up is the rule.
     assert!(
         5_000 < sum.restarts,
@@ -81,6 +81,43 @@ fn the_same_seed_tells_the_same_story() {
     assert_eq!(hashes.len(), 20, "different seeds tell different stories");
 }
 
+/// What a person reads after a failing seed: one line that says how to see it again, and a story without a machine's
+/// notation, which ends with what was wrong.
+#[test]
+fn a_broken_world_is_one_line_and_its_story_is_plain() {
+    let (story, result) = tell(0, Some(Bug::SaveLast));
+    let broken = result.unwrap_err();
+    let line = broken.to_string();
+    assert!(!line.contains('\n'), "{line}");
+    assert!(
+        line.ends_with("(replay: make sim SEED=0 BUG=SaveLast TRACE=1)"),
+        "{line}"
+    );
+    assert!(
+        story
+            .last()
+            .unwrap()
+            .ends_with(&format!("BROKEN: {}", broken.what))
+    );
+    let (story, result) = tell(3, None);
+    result.unwrap();
+    let machine: Vec<&String> = story
+        .iter()
+        .filter(|line| line.contains(" {") || line.contains("Some(") || line.contains("::"))
+        .collect();
+    assert!(machine.is_empty(), "{machine:?}");
+    let tells = |what: &str| story.iter().any(|line| line.contains(what));
+    for what in [
+        "somebody submits a job",
+        "is formed, of",
+        "step 10 is done by",
+        "is committed",
+        "is done at step",
+    ] {
+        assert!(tells(what), "nobody tells that {what}");
+    }
+}
+
 /// The oracle bites: every planted bug breaks some world, and with the words that fit it.
 #[test]
 fn planted_bugs_are_found() {
@@ -120,6 +157,7 @@ fn planted_bugs_are_found() {
             Bug::LowestStepTaken => &["begins at step"],
             Bug::GenerationsMixed => &[
                 "named and not there",
+                "is not whole",
                 "not one value",
                 "hangs",
                 "whose digest is not",

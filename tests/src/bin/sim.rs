@@ -1,23 +1,45 @@
-//! Lives through simulated worlds, for people: `sim --seeds COUNT` lives the first COUNT and names those that
-//! break, `sim --seed N --trace` tells one.
+//! Lives through simulated worlds, for people: `sim --seeds COUNT` lives the first COUNT on all cores and names those that
+//! break, one line each; `sim --seed N --trace` tells one in plain words; `--bug NAME` plants a bug in it; `sim --bugs` plants
+//! each bug of the list in turn and prints which seed finds it.
 
 use anyhow::{Context, bail};
-use tests::world::{self, Outcome, Story};
+use std::process::ExitCode;
+use std::time::Instant;
+use tests::world::{self, Bug, Story};
 
-fn main() -> anyhow::Result<()> {
-    let (mut seeds, mut seed, mut story) = (1_000, None, Story::Hashed);
+/// Each planted bug must be found within so many worlds.
+const BUG_WORLDS: u64 = 5_000;
+
+fn main() -> ExitCode {
+    match live() {
+        Ok(()) => ExitCode::SUCCESS,
+        // One line, whatever the environment wishes of backtraces.
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn live() -> anyhow::Result<()> {
+    let (mut seeds, mut seed, mut bug, mut story, mut bugs) = (1_000, None, None, Story::Hashed, false);
     let mut arguments = std::env::args().skip(1);
     while let Some(flag) = arguments.next() {
         match flag.as_str() {
             "--seeds" => seeds = number(&flag, arguments.next())?,
             "--seed" => seed = Some(number(&flag, arguments.next())?),
+            "--bug" => bug = Some(planted(&arguments.next().unwrap_or_default())?),
+            "--bugs" => bugs = true,
             "--trace" => story = Story::Told,
-            _ => bail!("`{flag}`: usage: sim [--seeds COUNT] [--seed N] [--trace]"),
+            _ => bail!("`{flag}`: usage: sim [--seeds COUNT] [--seed N] [--bug NAME] [--trace] [--bugs]"),
         }
     }
+    // A machine that finds itself broken panics; its world says so in its one line.
+    std::panic::set_hook(Box::new(|_| {}));
     match seed {
-        Some(seed) => one(seed, story),
-        None => many(seeds),
+        Some(seed) => one(seed, bug, story),
+        None if bugs => table(),
+        None => many(seeds, bug),
     }
 }
 
@@ -28,40 +50,48 @@ fn number(flag: &str, value: Option<String>) -> anyhow::Result<u64> {
         .with_context(|| format!("{flag} `{value}` is not a number of 0 or more"))
 }
 
-fn one(seed: u64, story: Story) -> anyhow::Result<()> {
-    match world::run(seed, None, story) {
-        Ok(outcome) => println!("seed {seed}: {outcome:?}"),
+fn planted(name: &str) -> anyhow::Result<Bug> {
+    let found = Bug::ALL.into_iter().find(|bug| format!("{bug:?}") == name);
+    found.with_context(|| format!("there is no bug `{name}` to plant, only {:?}", Bug::ALL))
+}
+
+fn one(seed: u64, bug: Option<Bug>, story: Story) -> anyhow::Result<()> {
+    match world::run(seed, bug, story) {
+        Ok(outcome) => println!("seed {seed} ends well: {outcome}"),
         Err(broken) => bail!("{broken}"),
     }
     Ok(())
 }
 
-fn many(count: u64) -> anyhow::Result<()> {
-    let mut broken = 0;
-    let mut sum = Outcome::default();
-    for seed in 0..count {
-        match world::run(seed, None, Story::Dropped) {
-            Ok(outcome) => sum.add(&outcome),
-            Err(what) => {
-                broken += 1;
-                println!("{what}");
-            }
+fn many(count: u64, bug: Option<Bug>) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let crowd = world::crowd(count, bug, |broken| println!("{broken}"));
+    println!(
+        "{count} worlds, {} broken, in {:.0} s on {} cores; {}; the shortest world had {} events",
+        crowd.broken.len(),
+        began.elapsed().as_secs_f64(),
+        crowd.threads,
+        crowd.sum,
+        crowd.shortest
+    );
+    if !crowd.broken.is_empty() {
+        bail!("{} worlds broke", crowd.broken.len());
+    }
+    Ok(())
+}
+
+fn table() -> anyhow::Result<()> {
+    let mut missed = Vec::new();
+    println!("{:<20} {:>6}  what it shows", "planted bug", "seed");
+    for bug in Bug::ALL {
+        let found = (0..BUG_WORLDS).find_map(|seed| world::run(seed, Some(bug), Story::Dropped).err());
+        match found {
+            Some(broken) => println!("{:<20} {:>6}  {}", format!("{bug:?}"), broken.seed, broken.what),
+            None => missed.push(bug),
         }
     }
-    let Outcome {
-        done,
-        failed,
-        cancelled,
-        restarts,
-        events,
-        ..
-    } = sum;
-    println!(
-        "{count} worlds, {broken} broken; {events} events, {restarts} restarts; jobs: {done} done, \
-         {failed} failed, {cancelled} cancelled"
-    );
-    if broken != 0 {
-        bail!("{broken} worlds broke");
+    if !missed.is_empty() {
+        bail!("no world of {BUG_WORLDS} finds {missed:?}");
     }
     Ok(())
 }

@@ -241,7 +241,11 @@ impl Chaos<'_> {
     }
 
     fn later(&mut self, undo: Undo) {
-        let longest = u64::try_from(self.options.longest.as_millis()).unwrap_or(u64::MAX);
+        let mut longest = u64::try_from(self.options.longest.as_millis()).unwrap_or(u64::MAX);
+        if matches!(undo, Undo::StartStore | Undo::ContinueStore) {
+            // Long enough that the coordinator may give up a save, which ends it.
+            longest *= 4;
+        }
         // Half of all faults are short.
         let longest = if self.dice.chance(500) {
             longest / 10

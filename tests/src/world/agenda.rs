@@ -28,6 +28,15 @@ pub(crate) enum Happening {
     CoordinatorWake {
         boot: u64,
     },
+    /// A save of that start is durable at last: what was to follow it follows.
+    CoordinatorGoesOn {
+        boot: u64,
+        effects: Vec<coordinator::Effect>,
+    },
+    /// A save of that start takes too long.
+    CoordinatorGivesUp {
+        boot: u64,
+    },
     /// A report that was sent to this start of the coordinator.
     CoordinatorHears {
         boot: u64,
@@ -46,6 +55,13 @@ pub(crate) enum Happening {
         job: JobId,
         checkpoint: CheckpointRef,
         result: Result<(), String>,
+    },
+
+    /// The store does what a coordinator of that start asked for.
+    CheckpointGoes {
+        boot: u64,
+        job: JobId,
+        checkpoint: CheckpointRef,
     },
 
     NodeStart {
@@ -91,6 +107,10 @@ pub(crate) enum Happening {
     RankBeat {
         pid: Pid,
     },
+    /// It tries again to reach the others.
+    RankJoins {
+        pid: Pid,
+    },
     RankWrites(Share),
     RankSaysWritten(Share),
     /// Its group is broken, if it is still in that generation.
@@ -115,6 +135,23 @@ pub(crate) enum Happening {
 }
 
 impl Happening {
+    /// The rank process that must have a processor for this to happen. A kill needs none.
+    pub(crate) fn process(&self) -> Option<Pid> {
+        match self {
+            Self::RankTold { pid, .. }
+            | Self::RankLoaded { pid }
+            | Self::RankBeat { pid }
+            | Self::RankJoins { pid }
+            | Self::RankBreaks { pid, .. }
+            | Self::RankFinishes { pid, .. }
+            | Self::RankDies {
+                pid, success: true, ..
+            } => Some(*pid),
+            Self::RankWrites(share) | Self::RankSaysWritten(share) => Some(share.pid),
+            _ => None,
+        }
+    }
+
     /// True for what comes to the coordinator's running process.
     pub(crate) fn is_for_coordinator(&self) -> bool {
         matches!(

@@ -5,10 +5,11 @@ use super::World;
 use super::agenda::Happening;
 use super::bug::Bug;
 use super::plan::DETECT_WITHIN_MS;
+use super::tell;
 use coordinator_core::event::{Durable, Effect, Event, Record};
-use coordinator_core::{Config, Coordinator};
+use coordinator_core::{Config, Coordinator, Deadlines};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
-use proto::id::WorkerId;
+use proto::id::{JobId, WorkerId};
 use proto::message::DesiredState;
 use std::collections::BTreeMap;
 
@@ -76,7 +77,7 @@ impl CoordinatorHost {
 
 impl World {
     pub(crate) fn start_coordinator(&mut self) {
-        self.trace.line(self.now, || "coordinator starts".to_owned());
+        self.trace.line(self.now, || "the coordinator starts".to_owned());
         self.oracle.on_restore(&self.durable);
         let host = &mut self.coordinator;
         let config = Config {
@@ -98,7 +99,7 @@ impl World {
             return;
         }
         self.trace
-            .line(self.now, || format!("coordinator crashes, for {down_ms} ms"));
+            .line(self.now, || format!("the coordinator crashes, for {down_ms} ms"));
         self.coordinator.links.clear();
         self.coordinator.sent.clear();
         self.coordinator.stalled_until = 0;
@@ -110,12 +111,14 @@ impl World {
             let delay = self.dice.between(1, 50);
             self.break_link(node, delay);
         }
-        self.agenda.put(self.now + down_ms, Happening::CoordinatorStart);
+        let at = (self.now + down_ms).min(self.plan.heal_at.max(self.now));
+        self.agenda.put(at, Happening::CoordinatorStart);
     }
 
     pub(crate) fn jump_clock(&mut self, by_ms: i64) {
-        self.trace
-            .line(self.now, || format!("coordinator's clock is set by {by_ms} ms"));
+        self.trace.line(self.now, || {
+            format!("the coordinator's clock is set by {by_ms} ms")
+        });
         self.coordinator.skew = (self.coordinator.skew + by_ms).clamp(-900_000, 900_000);
         // A real shell's sleep is not moved by the wall clock, so it looks again soon.
         self.coordinator.wake_at = None;
@@ -166,25 +169,86 @@ impl World {
         let Some(machine) = &mut self.coordinator.machine else {
             return;
         };
-        self.trace.line(self.now, || format!("coordinator <- {event:?}"));
+        self.trace.machine(self.now, &event, || tell::heard(&event));
         let mut effects = machine.handle(wall, event);
         if self.bug == Some(Bug::SaveLast) {
             effects.sort_by_key(|effect| matches!(effect, Effect::Save(_)));
         }
-        for effect in effects {
-            self.trace.line(self.now, || format!("coordinator -> {effect:?}"));
+        self.perform_all(effects);
+    }
+
+    /// In order, until one of them is the last thing that this process does.
+    pub(crate) fn perform_all(&mut self, effects: Vec<Effect>) {
+        let mut effects = effects.into_iter();
+        while let Some(effect) = effects.next() {
+            self.trace.machine(self.now, &effect, || tell::wanted(&effect));
             if self.fenced && self.is_refused(&effect) {
+                self.trace
+                    .line(self.now, || "the store refuses the first coordinator".to_owned());
                 self.coordinator.machine = None;
                 return;
             }
+            if matches!(effect, Effect::Save(_)) && self.trouble(self.plan.noise.save_trouble) {
+                return self.save_fails(effect);
+            }
+            if matches!(effect, Effect::Save(_)) && self.trouble(self.plan.noise.save_trouble) {
+                return self.save_takes_long(effect, effects.collect());
+            }
             self.perform(effect);
-            if !self.fenced && self.is_rough() && self.dice.chance(self.plan.noise.crash_between_effects) {
-                let down_ms = self.dice.between(10, 2_000);
-                self.crash_coordinator(down_ms);
-                return;
+            if self.trouble(self.plan.noise.crash_between_effects) {
+                return self.tear_coordinator();
             }
         }
         self.schedule_coordinator_wake();
+    }
+
+    /// True in so many of 1000 cases, as long as the world is rough.
+    pub(crate) fn trouble(&mut self, permille: u64) -> bool {
+        self.is_rough() && self.dice.chance(permille)
+    }
+
+    /// The state store answers with an error, whether or not it has written: that is the end of the process.
+    fn save_fails(&mut self, save: Effect) {
+        let written = self.dice.chance(500);
+        let what = if written {
+            "is written and not answered"
+        } else {
+            "fails"
+        };
+        self.trace.line(self.now, || format!("the save {what}"));
+        if written {
+            self.perform(save);
+        }
+        self.tear_coordinator();
+    }
+
+    /// The state store takes its time, and whatever comes for the coordinator waits; too long is as good as an error.
+    fn save_takes_long(&mut self, save: Effect, rest: Vec<Effect>) {
+        let most = Deadlines::new(DETECT_WITHIN_MS).save_ms();
+        let takes = self.dice.between(1, most + most / 5);
+        self.trace.line(self.now, || format!("the save takes {takes} ms"));
+        self.perform(save);
+        let at = self.now + takes.min(most);
+        self.coordinator.stalled_until = at;
+        let boot = self.coordinator.boot;
+        let next = if takes < most {
+            Happening::CoordinatorGoesOn { boot, effects: rest }
+        } else {
+            Happening::CoordinatorGivesUp { boot }
+        };
+        self.agenda.put(at, next);
+    }
+
+    /// The coordinator that acts dies here and now, between two effects.
+    pub(crate) fn tear_coordinator(&mut self) {
+        if self.fenced {
+            self.trace
+                .line(self.now, || "the first coordinator dies".to_owned());
+            self.coordinator.machine = None;
+            return;
+        }
+        let down_ms = self.dice.between(10, 2_000);
+        self.crash_coordinator(down_ms);
     }
 
     /// Whether the store refuses a coordinator whose place another took.
@@ -228,7 +292,7 @@ impl World {
             Effect::WriteManifest { manifest } => {
                 self.oracle
                     .on_write_manifest(&self.durable, &manifest, &self.store);
-                let slow = self.is_rough() && self.dice.chance(self.plan.noise.manifest_trouble / 2);
+                let slow = self.trouble(self.plan.noise.manifest_trouble / 2);
                 let delay = if slow {
                     self.dice.between(1, 2 * DETECT_WITHIN_MS)
                 } else {
@@ -240,10 +304,40 @@ impl World {
             }
             Effect::DeleteCheckpoint { job, checkpoint } => {
                 self.oracle.on_delete(&self.durable, &job, checkpoint);
-                self.store.delete_checkpoint(&job, checkpoint);
+                self.delete_later(job, checkpoint);
             }
             Effect::Note(fact) if !self.fenced => self.oracle.on_fact(&self.durable, &fact),
             Effect::Note(_) => {}
+        }
+    }
+
+    /// The store takes its time, or fails: then the checkpoint stays, which harms nobody.
+    fn delete_later(&mut self, job: JobId, checkpoint: CheckpointRef) {
+        let trouble = self.trouble(self.plan.noise.manifest_trouble);
+        if trouble && self.dice.chance(500) {
+            self.trace
+                .line(self.now, || "the store fails to delete".to_owned());
+            return;
+        }
+        let most = if trouble { 2 * DETECT_WITHIN_MS } else { 60 };
+        let at = self.now + self.dice.between(1, most);
+        let boot = self.coordinator.boot;
+        self.agenda.put(
+            at,
+            Happening::CheckpointGoes {
+                boot,
+                job,
+                checkpoint,
+            },
+        );
+    }
+
+    /// A checkpoint is deleted, if the process that wants it still lives.
+    pub(crate) fn checkpoint_goes(&mut self, boot: u64, job: &JobId, checkpoint: CheckpointRef) {
+        let former = self.former.as_ref().is_some_and(|former| former.boot == boot);
+        if former || self.coordinator.is_up() && self.coordinator.boot == boot {
+            self.oracle.on_delete(&self.durable, job, checkpoint);
+            self.store.delete_checkpoint(job, checkpoint);
         }
     }
 
@@ -271,7 +365,7 @@ impl World {
 
     /// A manifest reaches the store, whether or not the one who sent it still lives.
     pub(crate) fn manifest_lands(&mut self, boot: u64, manifest: &CheckpointManifest) {
-        let trouble = self.is_rough() && self.dice.chance(self.plan.noise.manifest_trouble);
+        let trouble = self.trouble(self.plan.noise.manifest_trouble);
         let kind = if trouble { self.dice.between(1, 3) } else { 0 };
         let result = match kind {
             // The call fails and nothing is written.

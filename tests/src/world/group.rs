@@ -8,6 +8,7 @@ use super::bug::Bug;
 use super::plan::DETECT_WITHIN_MS;
 use super::ranks::{Pid, Share};
 use super::store;
+use super::tell;
 use super::toy;
 use coordinator_core::event::JobPhase;
 use proto::checkpoint::CheckpointRef;
@@ -56,6 +57,11 @@ impl World {
             };
             return self.agenda.put(self.now + 500, breaks);
         }
+        let host = host.and_then(|host| self.processes.get(&host));
+        let from = host.map_or(0, |host| host.node);
+        if let Some(at) = self.cut_between(&[pid], from) {
+            return self.agenda.put(at, Happening::RankJoins { pid });
+        }
         let place = (key.job.clone(), key.generation);
         let mut joined = self.groups.remove(&place).unwrap_or_default().joined;
         joined.insert(key.rank, pid);
@@ -63,8 +69,26 @@ impl World {
         let all: Vec<Pid> = joined.values().copied().collect();
         self.groups.insert(place, Group { joined });
         if all.len() == world as usize {
+            let paused = all.iter().filter_map(|pid| self.pause(*pid)).max();
+            if let Some(at) = paused {
+                return self.agenda.put(at, Happening::RankJoins { pid });
+            }
             self.begin(&all, key.job, key.generation);
         }
+    }
+
+    /// Until when one of these processes and that node do not reach each other.
+    fn cut_between(&self, pids: &[Pid], node: usize) -> Option<u64> {
+        let nodes = pids
+            .iter()
+            .filter_map(|pid| self.processes.get(pid))
+            .map(|it| it.node);
+        let others: Vec<usize> = nodes.filter(|other| *other != node).collect();
+        let cut = others
+            .iter()
+            .map(|other| self.nodes[*other].ranks_cut.max(self.nodes[node].ranks_cut))
+            .max()?;
+        (self.now < cut).then_some(cut)
     }
 
     fn draw_pictures(&mut self, pid: Pid) {
@@ -118,7 +142,21 @@ impl World {
             let Some(state) = state else { continue };
             states.insert(*pid, state);
         }
+        if states.len() < pids.len() {
+            return self.part(states.keys(), generation);
+        }
         let began = states.values().next().map_or(0, |(step, _)| *step);
+        self.trace.line(self.now, || {
+            let whence = if memory.is_some() {
+                "memory"
+            } else {
+                "a checkpoint or nothing"
+            };
+            format!(
+                "{job} generation {generation}: {} ranks have met and begin after step {began}, from {whence}",
+                pids.len()
+            )
+        });
         self.oracle.on_begin(&job, generation, began, &holdings, saved);
         let Some(spec) = self.durable.jobs.get(&job).map(|record| record.spec.clone()) else {
             return;
@@ -146,9 +184,29 @@ impl World {
             .put(self.now + 10, Happening::GroupSteps { job, generation });
     }
 
+    /// One of those that met has left again: the others notice before they begin.
+    fn part<'a>(&mut self, left: impl Iterator<Item = &'a Pid>, generation: Generation) {
+        for pid in left.copied() {
+            let at = self.now + self.dice.between(5, 100);
+            let error = "connection closed by peer".to_owned();
+            self.agenda.put(
+                at,
+                Happening::RankBreaks {
+                    pid,
+                    generation,
+                    error,
+                },
+            );
+        }
+    }
+
     /// Reads a checkpoint as a rank does; None when the rank fails of it.
     fn load(&mut self, pid: Pid, source: &JobId, checkpoint: CheckpointRef) -> Option<(u64, u64)> {
         let forgetful = self.bug == Some(Bug::StateNotLoaded);
+        if self.trouble(self.plan.noise.load_trouble) {
+            self.rank_fails(pid, "cannot resume: 503 slow down".to_owned());
+            return None;
+        }
         match self.store.load(source, checkpoint) {
             Ok(value) => Some((checkpoint.step.0, if forgetful { 0 } else { value })),
             Err(error) => {
@@ -158,7 +216,7 @@ impl World {
                     job.generation == key.generation && matches!(job.phase, JobPhase::Running { .. })
                 });
                 self.oracle
-                    .require(!current, || format!("{key:?} cannot resume: {error}"));
+                    .require(!current, || format!("{} cannot resume: {error}", tell::key(&key)));
                 self.rank_fails(pid, error);
                 None
             }
@@ -183,6 +241,21 @@ impl World {
             return;
         };
         let step = first.step + 1;
+        if self.cut_between(&pids, first.node).is_some() {
+            let silent = self.dice.chance(300);
+            self.trace.line(self.now, || {
+                format!("{job} generation {generation} is torn apart in step {step}")
+            });
+            return self.group_breaks(&pids, generation, silent, &spec);
+        }
+        let waits = |pid: &Pid| {
+            self.pause(*pid).is_some() || self.processes.get(pid).is_some_and(|it| it.writing.is_some())
+        };
+        if pids.iter().any(waits) {
+            return self
+                .agenda
+                .put(self.now + 50, Happening::GroupSteps { job, generation });
+        }
         self.step_together(&pids, step, &spec);
         let told = |pid: &Pid| {
             self.processes
@@ -213,6 +286,7 @@ impl World {
             let Some(process) = self.working(pid) else {
                 continue;
             };
+            process.writing = Some(step);
             let value = process.value;
             let share = Share {
                 pid,
@@ -260,6 +334,13 @@ impl World {
                     process.digests.drain(..surplus);
                 }
             }
+        }
+        let (count, first) = (pids.len(), pids[0]);
+        if let Some(process) = self.processes.get(&first) {
+            let (job, generation) = (&process.key.job, process.key.generation);
+            self.trace.line(self.now, || {
+                format!("{job} generation {generation}: step {step} is done by {count} ranks")
+            });
         }
         let report = StepReport {
             step: Step(step),
@@ -321,6 +402,11 @@ impl World {
         let Some(process) = self.working(pid) else { return };
         if process.key.generation != generation || process.phase != RankPhase::Training {
             return;
+        }
+        if process.writing.is_some() {
+            return self
+                .agenda
+                .put(self.now + 50, Happening::RankFinishes { pid, generation });
         }
         process.phase = RankPhase::Finished;
         let leaves = process.assignment.work != Work::Train;

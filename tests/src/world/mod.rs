@@ -7,6 +7,7 @@
 mod agenda;
 mod bug;
 mod coordinator;
+mod crowd;
 mod dice;
 mod group;
 mod node;
@@ -17,6 +18,7 @@ mod prefix;
 mod ranks;
 mod store;
 mod takeover;
+mod tell;
 mod toy;
 mod trace;
 
@@ -24,6 +26,7 @@ use agenda::{Agenda, Happening, Requests};
 pub use bug::Bug;
 use coordinator::CoordinatorHost;
 use coordinator_core::event::{Durable, Event, FRUITLESS_MAX, JobPhase, JobRecord, Record};
+pub use crowd::{Crowd, crowd};
 pub(crate) use dice::Dice;
 use group::Group;
 use node::Node;
@@ -36,12 +39,15 @@ use proto::message::Work;
 use ranks::{Pid, Process};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use store::Store;
 pub use trace::Story;
 use trace::Trace;
 
 /// How long a healed world may take to bring everything to an end, in virtual milliseconds.
 const PATIENCE_MS: u64 = 600_000;
+/// No world is shorter.
+pub const EVENTS_MIN: u64 = 1_000;
 /// How long it is watched after that: ranks must have left.
 const AFTERMATH_MS: u64 = 4 * DETECT_WITHIN_MS;
 
@@ -69,10 +75,34 @@ impl Outcome {
     }
 }
 
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            done,
+            failed,
+            cancelled,
+            restarts,
+            events,
+            ..
+        } = self;
+        write!(
+            f,
+            "{events} events, {restarts} restarts; jobs: {done} done, {failed} failed, {cancelled} cancelled"
+        )?;
+        // A sum has none.
+        if self.hash != 0 {
+            write!(f, "; trace hash {:016x}", self.hash)?;
+        }
+        Ok(())
+    }
+}
+
 /// What went wrong, and how to see it again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Broken {
     pub seed: u64,
+    /// What was planted in it.
+    pub bug: Option<Bug>,
     pub at_ms: u64,
     pub what: String,
 }
@@ -82,8 +112,11 @@ impl fmt::Display for Broken {
         let seconds = self.at_ms as f64 / 1000.0;
         write!(
             f,
-            "seed {} at {seconds} s: {} (replay: make sim SEED={} TRACE=1)",
-            self.seed, self.what, self.seed
+            "seed {} at {seconds} s: {} (replay: make sim SEED={}{} TRACE=1)",
+            self.seed,
+            self.what,
+            self.seed,
+            self.bug.map_or_else(String::new, |bug| format!(" BUG={bug:?}")),
         )
     }
 }
@@ -94,12 +127,24 @@ impl fmt::Display for Broken {
 /// The first thing that the oracle did not accept.
 pub fn run(seed: u64, bug: Option<Bug>, story: Story) -> Result<Outcome, Broken> {
     let mut world = World::new(seed, bug, story);
-    let result = world.live();
-    result.map_err(|what| Broken {
-        seed,
-        at_ms: world.now,
-        what,
-    })
+    world.live_or_break(seed)
+}
+
+/// The story of a world, line by line, and how it ended.
+pub fn tell(seed: u64, bug: Option<Bug>) -> (Vec<String>, Result<Outcome, Broken>) {
+    let mut world = World::new(seed, bug, Story::Kept);
+    let result = world.live_or_break(seed);
+    (world.trace.take_kept(), result)
+}
+
+/// What a machine that found itself broken said, in one line.
+fn panic_words(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    format!(
+        "panic: {}",
+        text.unwrap_or("without a message").replace('\n', " ")
+    )
 }
 
 #[derive(Debug)]
@@ -180,16 +225,31 @@ impl World {
         world
     }
 
+    /// A machine that panics breaks its world and no other.
+    fn live_or_break(&mut self, seed: u64) -> Result<Outcome, Broken> {
+        let result = catch_unwind(AssertUnwindSafe(|| self.live()));
+        let result = result.unwrap_or_else(|panic| Err(panic_words(&*panic)));
+        result.map_err(|what| {
+            self.trace.line(self.now, || format!("BROKEN: {what}"));
+            Broken {
+                seed,
+                bug: self.bug,
+                at_ms: self.now,
+                what,
+            }
+        })
+    }
+
     fn live(&mut self) -> Result<Outcome, String> {
-        let plan = format!("{:?}", self.plan);
-        self.trace.line(0, || plan);
+        self.trace.machine(0, &self.plan, || Some(tell::plan(&self.plan)));
         let mut events = 0;
+        let mut patient_since = self.plan.heal_at;
         let mut over_at = None;
         while let Some((at, happening)) = self.agenda.next() {
             self.now = at;
             events += 1;
-            if happening.is_for_coordinator() && self.now < self.coordinator.stalled_until {
-                self.agenda.put(self.coordinator.stalled_until, happening);
+            if let Some(until) = self.waits(&happening) {
+                self.agenda.put(until, happening);
                 continue;
             }
             self.happen(happening);
@@ -200,14 +260,27 @@ impl World {
                 continue;
             }
             match over_at {
+                None if self.is_settled() && events < EVENTS_MIN => {
+                    patient_since = self.now;
+                    self.encore();
+                }
                 None if self.is_settled() => over_at = Some(self.now),
-                None if self.plan.heal_at + PATIENCE_MS < self.now => return Err(self.unsettled()),
+                None if patient_since + PATIENCE_MS < self.now => return Err(self.unsettled()),
                 Some(over_at) if over_at + AFTERMATH_MS < self.now => break,
                 None | Some(_) => {}
             }
         }
         self.judge()?;
         Ok(self.outcome(events))
+    }
+
+    /// Until when whoever this happens to gets no processor.
+    fn waits(&self, happening: &Happening) -> Option<u64> {
+        let stalled = self.coordinator.stalled_until;
+        if happening.is_for_coordinator() && self.now < stalled {
+            return Some(stalled);
+        }
+        self.pause(happening.process()?)
     }
 
     fn outcome(&self, events: u64) -> Outcome {
@@ -240,7 +313,7 @@ impl World {
 
     fn unsettled(&self) -> String {
         let jobs = self.durable.jobs.values().filter(|job| !job.phase.is_over());
-        let jobs: Vec<String> = jobs.map(|job| format!("{} is {:?}", job.id, job.phase)).collect();
+        let jobs: Vec<String> = jobs.map(tell::phase).collect();
         let wishes = self.wishes.iter().filter(|wish| !wish.granted).count();
         format!("hangs: {}; {wishes} wishes without an answer", jobs.join("; "))
     }
@@ -251,7 +324,7 @@ impl World {
             return Err(self.unsettled());
         }
         if let Some(process) = self.processes.values().next() {
-            return Err(format!("{:?} still runs when all is over", process.key));
+            return Err(format!("{} still runs when all is over", tell::key(&process.key)));
         }
         self.durable
             .jobs
@@ -313,6 +386,12 @@ impl World {
             Happening::CoordinatorWake { boot } => {
                 self.as_coordinator(boot, |world| world.coordinator_wakes(boot))
             }
+            Happening::CoordinatorGoesOn { boot, effects } => {
+                self.as_coordinator(boot, |world| world.perform_all(effects));
+            }
+            Happening::CoordinatorGivesUp { boot } => {
+                self.as_coordinator(boot, Self::tear_coordinator);
+            }
             Happening::CoordinatorHears { boot, report } => self.coordinator_hears(boot, report),
             Happening::CoordinatorLosesLink { boot, worker } => {
                 self.as_coordinator(boot, |world| {
@@ -352,6 +431,12 @@ impl World {
                 success,
                 outcome,
             } => self.rank_exited(node, boot, key, success, outcome),
+            of_a_rank => self.happen_to_rank(of_a_rank),
+        }
+    }
+
+    fn happen_to_rank(&mut self, happening: Happening) {
+        match happening {
             Happening::RankTold {
                 pid,
                 rank,
@@ -359,6 +444,12 @@ impl World {
             } => self.rank_told(pid, rank, *assignment),
             Happening::RankLoaded { pid } => self.rank_loaded(pid),
             Happening::RankBeat { pid } => self.rank_beats(pid),
+            Happening::RankJoins { pid } => self.try_join(pid),
+            Happening::CheckpointGoes {
+                boot,
+                job,
+                checkpoint,
+            } => self.checkpoint_goes(boot, &job, checkpoint),
             Happening::RankWrites(share) => self.rank_writes(share),
             Happening::RankSaysWritten(share) => self.rank_says_written(share),
             Happening::RankBreaks {
@@ -373,6 +464,7 @@ impl World {
                 outcome,
             } => self.rank_dies(pid, success, outcome),
             Happening::GroupSteps { job, generation } => self.group_steps(job, generation),
+            other => unreachable!("{other:?} is of no rank"),
         }
     }
 
@@ -392,7 +484,15 @@ impl World {
                 let delay = self.dice.between(1, 2 * DETECT_WITHIN_MS);
                 self.break_link(node, delay);
             }
-            Fault::CoordinatorStall { for_ms } => self.coordinator.stalled_until = self.now + for_ms,
+            Fault::CoordinatorStall { for_ms } => {
+                self.trace.line(self.now, || {
+                    format!("the coordinator stands still for {for_ms} ms")
+                });
+                let until = self.now + for_ms;
+                self.coordinator.stalled_until = self.coordinator.stalled_until.max(until);
+            }
+            Fault::RankPause { node, for_ms } => self.pause_rank(node, for_ms),
+            Fault::RanksCut { node, for_ms } => self.cut_ranks(node, for_ms),
             Fault::Deaf { node, for_ms } => self.deafen(node, for_ms),
             Fault::TakeOver { for_ms } => self.take_over(for_ms),
             Fault::OneWay { node, up, for_ms } => self.cut_one_way(node, up, for_ms),

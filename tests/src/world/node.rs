@@ -5,6 +5,7 @@ use super::World;
 use super::agenda::Happening;
 use super::bug::Bug;
 use super::plan::DETECT_WITHIN_MS;
+use super::tell;
 use coordinator_core::event as coordinator;
 use proto::id::{Generation, WorkerId};
 use proto::message::WorkerReport;
@@ -25,6 +26,8 @@ pub(crate) struct Node {
     /// Until then nothing gets through, up and down.
     cut_up: u64,
     cut_down: u64,
+    /// Until then its ranks reach no rank of another node.
+    pub(crate) ranks_cut: u64,
     /// Until then its stream carries nothing.
     deaf_until: u64,
     /// The last delivery on its stream, up and down: a stream keeps its order.
@@ -44,6 +47,7 @@ impl Node {
             linked_to: 0,
             cut_up: 0,
             cut_down: 0,
+            ranks_cut: 0,
             deaf_until: 0,
             last_up: 0,
             last_down: 0,
@@ -139,6 +143,14 @@ impl World {
         *(if up { &mut node.cut_up } else { &mut node.cut_down }) = until;
     }
 
+    pub(crate) fn cut_ranks(&mut self, number: usize, for_ms: u64) {
+        let name = &self.nodes[number].name;
+        self.trace.line(self.now, || {
+            format!("ranks on {name} reach no rank of another node for {for_ms} ms")
+        });
+        self.nodes[number].ranks_cut = self.now + for_ms;
+    }
+
     /// The stream breaks: the daemon knows at once, the coordinator after `delay` ms.
     pub(crate) fn break_link(&mut self, number: usize, delay: u64) {
         let node = &mut self.nodes[number];
@@ -231,9 +243,11 @@ impl World {
             name: node.name.clone(),
             boot,
         };
-        self.trace.line(self.now, || format!("{worker} <- {event:?}"));
+        self.trace
+            .machine(self.now, &event, || tell::daemon_heard(&worker, &event));
         for effect in machine.handle(self.now, event) {
-            self.trace.line(self.now, || format!("{worker} -> {effect:?}"));
+            self.trace
+                .machine(self.now, &effect, || tell::daemon_wanted(&worker, &effect));
             match effect {
                 Effect::Spawn {
                     key,
@@ -259,6 +273,10 @@ impl World {
                     self.break_link(number, delay);
                     return;
                 }
+            }
+            if self.trouble(self.plan.noise.daemon_torn) {
+                let down_ms = self.dice.between(10, 2_000);
+                return self.crash_node(number, down_ms, false);
             }
         }
         self.schedule_node_wake(number);
@@ -310,7 +328,14 @@ impl World {
         if self.now < self.plan.heal_at {
             let noise = self.plan.noise;
             if self.dice.chance(noise.lost) {
+                let (name, way) = (&node.name, if up { "of" } else { "for" });
+                self.trace
+                    .line(self.now, || format!("a message {way} {name} is lost"));
                 return Vec::new();
+            }
+            if self.dice.chance(noise.delayed) {
+                // What follows it waits behind it.
+                at += self.dice.between(100, DETECT_WITHIN_MS);
             }
             if self.dice.chance(noise.reordered) {
                 return vec![at + self.dice.between(0, 2_000)];

@@ -2,6 +2,7 @@
 //! world stops there. It sees what crosses the edge of the machines, never their inside.
 
 use super::store::Store;
+use super::tell;
 use coordinator_core::event::{Durable, Fact, JobPhase, JobRecord, Record, Reply};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Generation, JobId, Step, WorkerId};
@@ -44,21 +45,37 @@ impl Oracle {
             let known = old.is_some_and(|old| old.checkpoints.contains(checkpoint));
             let readable = if known { Ok(0) } else { store.load(id, *checkpoint) };
             self.require(readable.is_ok(), || {
-                format!("{id} commits {checkpoint:?}: {readable:?}")
+                format!(
+                    "{id} commits {}: {}",
+                    tell::checkpoint(*checkpoint),
+                    words(&readable)
+                )
             });
         }
         let Some(old) = old else { return };
         let generations = (old.generation, new.generation);
         self.require(generations.0 <= generations.1, || {
-            format!("{id}: generation goes back: {generations:?}")
+            format!(
+                "{id}: generation goes back: from {} to {}",
+                generations.0, generations.1
+            )
         });
         let committed = (newest(old), newest(new));
+        let change = || {
+            let word = |newest: Option<CheckpointRef>| newest.map_or("nothing".to_owned(), tell::checkpoint);
+            format!("from {} to {}", word(committed.0), word(committed.1))
+        };
         self.require(committed.0.map(|c| c.step) <= committed.1.map(|c| c.step), || {
-            format!("{id}: committed step goes back: {committed:?}")
+            format!("{id}: committed step goes back: {}", change())
         });
         self.require(
             committed.0.map(|c| c.generation) <= committed.1.map(|c| c.generation),
-            || format!("{id}: an older generation commits after a newer one: {committed:?}"),
+            || {
+                format!(
+                    "{id}: an older generation commits after a newer one: {}",
+                    change()
+                )
+            },
         );
         let phases = (old.phase.word(), new.phase.word());
         let stays = !old.phase.is_over() || phases.0 == phases.1;
@@ -75,8 +92,9 @@ impl Oracle {
             .ledgers
             .entry(id.clone())
             .or_insert_with(|| Replay::new(begin, batch));
-        let fault = entries.iter().find_map(|entry| replay.take(entry).err());
-        self.require(fault.is_none(), || format!("the ledger of {id}: {fault:?}"));
+        if let Some(fault) = entries.iter().find_map(|entry| replay.take(entry).err()) {
+            self.require(false, || format!("the ledger of {id}: {fault}"));
+        }
     }
 
     /// What an audit finds when all is over.
@@ -119,9 +137,9 @@ impl Oracle {
             .iter()
             .find(|id| !durable.jobs.contains_key(*id))
             .cloned();
-        self.require(lost.is_none(), || {
-            format!("{lost:?} was accepted and is forgotten")
-        });
+        if let Some(lost) = lost {
+            self.require(false, || format!("{lost} was accepted and is forgotten"));
+        }
     }
 
     pub(crate) fn on_reply(&mut self, durable: &Durable, reply: &Reply, asked: Option<&JobId>) {
@@ -134,7 +152,8 @@ impl Oracle {
             Reply::Phase { phase } => {
                 let saved = asked.and_then(|id| durable.jobs.get(id)).map(JobRecord::word);
                 self.require(saved == Some(phase), || {
-                    format!("{asked:?} is told to be {phase} and is {saved:?}")
+                    let (asked, saved) = (asked.map_or("no job", |id| &id.0), saved.unwrap_or("unknown"));
+                    format!("{asked} is told to be {phase} and is {saved}")
                 });
             }
             Reply::Worker { worker, drained } => {
@@ -181,12 +200,13 @@ impl Oracle {
         let (id, generation) = (&manifest.job, manifest.generation);
         let newest = durable.jobs.get(id).map(|job| job.generation);
         self.require(newest == Some(generation), || {
-            format!("{id}: generation {generation} publishes while {newest:?} is the newest")
+            let newest = newest.map_or("none".to_owned(), |newest| newest.to_string());
+            format!("{id}: generation {generation} publishes while {newest} is the newest")
         });
         if !store.was_deleted(manifest) {
             let shards = store.check_shards(manifest);
             self.require(shards.is_ok(), || {
-                format!("{id}: manifest of step {}: {shards:?}", manifest.step)
+                format!("{id}: manifest of step {}: {}", manifest.step, words(&shards))
             });
         }
     }
@@ -197,7 +217,10 @@ impl Oracle {
             .get(id)
             .is_some_and(|job| job.checkpoints.contains(&checkpoint));
         self.require(!kept, || {
-            format!("{id}: {checkpoint:?} is deleted while the record names it")
+            format!(
+                "{id}: {} is deleted while the record names it",
+                tell::checkpoint(checkpoint)
+            )
         });
     }
 
@@ -255,7 +278,10 @@ impl Oracle {
             .chain(saved)
             .max();
         self.require(newest.is_none_or(|(_, step)| began == step), || {
-            format!("{job} generation {generation} begins at step {began} with {newest:?} at hand")
+            let (held, step) = newest.unwrap_or((Generation(0), 0));
+            format!(
+                "{job} generation {generation} begins at step {began} with step {step} of generation {held} at hand"
+            )
         });
         let of_newest: BTreeSet<u64> = holdings
             .iter()
@@ -270,14 +296,20 @@ impl Oracle {
     /// A daemon starts a rank process.
     pub(crate) fn on_spawn(&mut self, key: &RankKey, device: u32, devices: u32, held_by: Option<&RankKey>) {
         self.require(device < devices, || {
-            format!("{key:?} starts on device {device} of {devices}")
+            format!("{} starts on device {device} of {devices}", tell::key(key))
         });
         self.require(held_by.is_none(), || {
-            format!("{key:?} starts on the device of {held_by:?}")
+            let held_by = held_by.map_or(String::new(), tell::key);
+            format!("{} starts on the device of {held_by}", tell::key(key))
         });
         let first = self.started.insert(key.clone());
-        self.require(first, || format!("{key:?} is started a second time"));
+        self.require(first, || format!("{} is started a second time", tell::key(key)));
     }
+}
+
+/// What went wrong, if it did.
+fn words<T>(result: &Result<T, String>) -> &str {
+    result.as_ref().err().map_or("all is well", String::as_str)
 }
 
 fn newest(record: &JobRecord) -> Option<CheckpointRef> {

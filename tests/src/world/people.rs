@@ -87,6 +87,20 @@ impl World {
         }
     }
 
+    /// One more job, of a person who asks for nothing else.
+    pub(crate) fn encore(&mut self) {
+        let job = PlannedJob::encore(self.plan.jobs.len() as u64, self.now);
+        let wish = self.wishes.len();
+        self.wishes.push(Wish {
+            kind: Kind::Submit,
+            job: self.plan.jobs.len(),
+            granted: false,
+            became: None,
+        });
+        self.plan.jobs.push(job);
+        self.agenda.put(self.now, Happening::Ask { wish });
+    }
+
     pub(crate) fn ask(&mut self, number: usize) {
         let wish = self.wishes[number].clone();
         if wish.granted {

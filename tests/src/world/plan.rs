@@ -25,9 +25,73 @@ pub(crate) struct Noise {
     pub(crate) lost: u64,
     pub(crate) doubled: u64,
     pub(crate) reordered: u64,
+    /// A message is late, and all that follow it.
+    pub(crate) delayed: u64,
+    /// The coordinator dies between two effects.
     pub(crate) crash_between_effects: u64,
+    /// A daemon does.
+    pub(crate) daemon_torn: u64,
+    /// The store fails, is slow, or does what was asked and does not say so: for the coordinator's state, manifests and
+    /// deletions, shards, and when a rank reads.
+    pub(crate) save_trouble: u64,
     pub(crate) manifest_trouble: u64,
+    pub(crate) shard_trouble: u64,
+    pub(crate) load_trouble: u64,
     pub(crate) slow_start: u64,
+}
+
+impl Noise {
+    fn new(dice: &mut Dice) -> Self {
+        let mut rough = |most: u64| {
+            if dice.chance(500) {
+                dice.between(0, most)
+            } else {
+                0
+            }
+        };
+        Self {
+            lost: rough(150),
+            doubled: rough(100),
+            reordered: rough(30),
+            delayed: rough(60),
+            crash_between_effects: rough(8),
+            daemon_torn: rough(2),
+            save_trouble: rough(20),
+            manifest_trouble: rough(400),
+            shard_trouble: rough(150),
+            load_trouble: rough(100),
+            slow_start: rough(200),
+        }
+    }
+
+    /// What of it there is, for people.
+    pub(crate) fn words(&self) -> String {
+        let all = [
+            (self.lost, "lost messages"),
+            (self.doubled, "doubled ones"),
+            (self.reordered, "overtaking ones"),
+            (self.delayed, "late ones"),
+            (
+                self.crash_between_effects,
+                "a coordinator that dies between effects",
+            ),
+            (self.daemon_torn, "daemons that die between effects"),
+            (self.save_trouble, "saves that fail"),
+            (self.manifest_trouble, "manifests that fail"),
+            (self.shard_trouble, "shards that fail"),
+            (self.load_trouble, "reads that fail"),
+            (self.slow_start, "slow starts"),
+        ];
+        let there = all.iter().filter(|(permille, _)| *permille != 0);
+        let words: Vec<String> = there
+            .map(|(permille, what)| format!("{what} ({permille} of 1000)"))
+            .collect();
+        if words.is_empty() {
+            "no noise".to_owned()
+        } else {
+            words.join(", ")
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -69,6 +133,16 @@ pub(crate) enum Fault {
     /// A rank process of this node stays and does nothing more.
     RankHang {
         node: usize,
+    },
+    /// A rank process of this node gets no processor for a while.
+    RankPause {
+        node: usize,
+        for_ms: u64,
+    },
+    /// Ranks of this node and of others do not reach each other; daemons and coordinator do.
+    RanksCut {
+        node: usize,
+        for_ms: u64,
     },
     NodeCrash {
         node: usize,
@@ -119,29 +193,15 @@ impl Plan {
         let nodes: Vec<u32> = (0..dice.between(1, 4))
             .map(|_| dice.between(1, 2) as u32)
             .collect();
-        let heal_at = dice.between(5_000, 60_000);
-        let mut jobs: Vec<PlannedJob> = (0..dice.between(1, 3))
+        let heal_at = dice.between(20_000, 90_000);
+        let mut jobs: Vec<PlannedJob> = (0..dice.between(2, 4))
             .map(|_| PlannedJob::new(&mut dice, &nodes, heal_at))
             .collect();
-        let count = if dice.chance(100) { 0 } else { dice.between(1, 16) };
+        let count = if dice.chance(100) { 0 } else { dice.between(1, 24) };
         let faults = (0..count)
             .map(|_| (dice.between(0, heal_at), Fault::new(&mut dice, nodes.len())))
             .collect();
-        let rough = |dice: &mut Dice, most: u64| {
-            if dice.chance(500) {
-                dice.between(0, most)
-            } else {
-                0
-            }
-        };
-        let noise = Noise {
-            lost: rough(&mut dice, 150),
-            doubled: rough(&mut dice, 100),
-            reordered: rough(&mut dice, 30),
-            crash_between_effects: rough(&mut dice, 8),
-            manifest_trouble: rough(&mut dice, 400),
-            slow_start: rough(&mut dice, 200),
-        };
+        let noise = Noise::new(&mut dice);
         // People have dice of their own, so that one wish more does not change who crashes when.
         let mut dice = Dice::new(seed, 3);
         jobs.iter_mut().for_each(|job| job.wish(&mut dice, heal_at));
@@ -173,7 +233,7 @@ impl PlannedJob {
         let cancel = dice.chance(120).then(|| dice.between(at, heal_at));
         Self {
             at,
-            steps: dice.between(1, 60),
+            steps: dice.between(1, 120),
             every: dice.between(1, 12),
             keep: dice.between(1, 3) as u32,
             workers_min: workers_min as u32,
@@ -186,6 +246,28 @@ impl PlannedJob {
             sample_at: dice.chance(300).then(|| dice.between(at, heal_at + 20_000)),
             priority: 0,
             team: "a",
+            pause: None,
+            scale: None,
+        }
+    }
+
+    /// Submitted when all else is over, so that no world is short: any worker will do for it.
+    pub(crate) fn encore(number: u64, at: u64) -> Self {
+        Self {
+            at,
+            steps: 100,
+            every: 10,
+            keep: 2,
+            workers_min: 1,
+            workers_max: 4,
+            devices: 1,
+            seed: 1_000_001 + number,
+            micro_batches: 4,
+            step_ms: 50,
+            cancel_at: None,
+            sample_at: None,
+            priority: 0,
+            team: "b",
             pause: None,
             scale: None,
         }
@@ -231,7 +313,7 @@ impl Fault {
     fn new(dice: &mut Dice, nodes: usize) -> Self {
         let node = dice.pick(nodes);
         let short = dice.between(10, 2 * DETECT_WITHIN_MS);
-        match dice.between(1, 16) {
+        match dice.between(1, 20) {
             1 | 2 => Self::RankCrash { node },
             3 | 4 => Self::RankHang { node },
             5 | 6 => Self::NodeCrash {
@@ -240,7 +322,9 @@ impl Fault {
                 clock_back: dice.chance(200),
             },
             7 => Self::NodeShutdown { node, down_ms: short },
-            8 | 9 => Self::CoordinatorCrash { down_ms: short * 2 },
+            8 | 9 => Self::CoordinatorCrash {
+                down_ms: if dice.chance(200) { short * 15 } else { short * 2 },
+            },
             10 => Self::LinkBreak {
                 node,
                 away_ms: short * 2,
@@ -256,9 +340,17 @@ impl Fault {
                 for_ms: short * 2,
             },
             14 | 15 => Self::TakeOver { for_ms: short * 2 },
-            _ => Self::ClockJump {
-                by_ms: dice.between(0, 80_000) as i64 - 40_000,
+            16 | 17 => Self::RankPause { node, for_ms: short },
+            18 | 19 => Self::RanksCut {
+                node,
+                for_ms: short * 2,
             },
+            _ => {
+                let most = if dice.chance(200) { 600_000 } else { 40_000 };
+                Self::ClockJump {
+                    by_ms: dice.between(0, 2 * most) as i64 - most as i64,
+                }
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ use super::agenda::Happening;
 use super::bug::Bug;
 use super::plan::DETECT_WITHIN_MS;
 use super::store;
+use super::tell;
 use proto::checkpoint::checkpoint_folder;
 use proto::id::{Generation, Rank, Step};
 use proto::message::{Assignment, RankPhase, RankReport, ShardReport, StepReport, WeightDigest};
@@ -28,6 +29,10 @@ pub(crate) struct Process {
     pub(crate) phase: RankPhase,
     /// It exists and does nothing.
     pub(crate) hung: bool,
+    /// Until then it gets no processor; what comes for it waits.
+    pub(crate) paused_until: u64,
+    /// The step whose share it is writing.
+    pub(crate) writing: Option<u64>,
     /// The generation that it last trained in; None: it holds nothing.
     pub(crate) held: Option<Generation>,
     pub(crate) step: u64,
@@ -78,6 +83,8 @@ impl World {
             assignment,
             phase,
             hung,
+            paused_until: 0,
+            writing: None,
             held: None,
             step,
             value,
@@ -168,8 +175,26 @@ impl World {
         if let Some(process) = self.processes.get_mut(&pid) {
             process.hung = true;
             let key = &process.key;
-            self.trace.line(self.now, || format!("{key:?} hangs"));
+            self.trace.line(self.now, || format!("{} hangs", tell::key(key)));
         }
+    }
+
+    /// A fault: some rank of this node gets no processor for a while.
+    pub(crate) fn pause_rank(&mut self, node: usize, for_ms: u64) {
+        let Some(pid) = self.some_rank(node) else { return };
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.paused_until = self.now + for_ms;
+            let key = &process.key;
+            self.trace.line(self.now, || {
+                format!("{} stands still for {for_ms} ms", tell::key(key))
+            });
+        }
+    }
+
+    /// When this process goes on, if it stands still now.
+    pub(crate) fn pause(&self, pid: Pid) -> Option<u64> {
+        let until = self.processes.get(&pid)?.paused_until;
+        (self.now < until).then_some(until)
     }
 
     fn some_rank(&mut self, node: usize) -> Option<Pid> {
@@ -184,7 +209,8 @@ impl World {
             return;
         };
         let (node, boot, key) = (process.node, process.boot, process.process);
-        self.trace.line(self.now, || format!("{key:?} ends: {outcome}"));
+        self.trace
+            .line(self.now, || format!("{} ends: {outcome}", tell::key(&key)));
         let at = (self.now + self.dice.between(1, 5)).max(process.last_line);
         let outcome = outcome.to_owned();
         self.agenda.put(
@@ -291,6 +317,7 @@ impl World {
         process.key.generation = process.assignment.generation;
         process.key.rank = rank;
         process.digests.clear();
+        process.writing = None;
         if process.phase == RankPhase::Starting {
             return;
         }
@@ -323,6 +350,7 @@ impl World {
             error,
             permanent: false,
         };
+        process.writing = None;
         self.say(pid, vec![], vec![]);
         self.rank_dies(pid, false, "exit status 1");
     }
@@ -339,12 +367,31 @@ impl World {
         if key.generation != generation {
             return;
         }
+        let trouble = self.trouble(self.plan.noise.shard_trouble);
+        let kind = if trouble { self.dice.between(1, 4) } else { 0 };
+        if kind == 1 {
+            return self.rank_fails(pid, "writing a checkpoint: 503 slow down".to_owned());
+        }
+        if kind == 2 {
+            let (key, at) = (
+                tell::key(&key),
+                self.now + self.dice.between(1_000, 3 * DETECT_WITHIN_MS),
+            );
+            self.trace
+                .line(self.now, || format!("the store is slow for {key}"));
+            return self.agenda.put(at, Happening::RankWrites(share));
+        }
+        let Some(process) = self.working(pid) else { return };
         let entry = store::entry(key.rank.0, process.assignment.world, value);
         self.store.put_shard(
             &checkpoint_folder(&key.job, Step(step), key.generation),
             &entry.path,
             value,
         );
+        if kind == 3 {
+            // Written, and the answer is lost.
+            return self.rank_fails(pid, "writing a checkpoint: connection reset".to_owned());
+        }
         if self.bug != Some(Bug::ShardBeforeWritten) {
             self.rank_says_written(share);
         }
@@ -361,6 +408,7 @@ impl World {
         if process.key.generation != generation {
             return;
         }
+        process.writing = process.writing.filter(|writing| *writing != step);
         let shard = store::entry(process.key.rank.0, process.assignment.world, value);
         let environment = "toy".to_owned();
         self.say(

@@ -53,7 +53,8 @@ impl Store {
         let world = manifest.shards.len();
         let whole = (0..world).map(|rank| file(rank, world));
         if !whole.eq(manifest.shards.iter().map(|entry| entry.path.clone())) {
-            return Err(format!("{folder} is not whole: {:?}", manifest.shards));
+            let paths: Vec<&str> = manifest.shards.iter().map(|entry| entry.path.as_str()).collect();
+            return Err(format!("{folder} is not whole: {}", paths.join(", ")));
         }
         for entry in &manifest.shards {
             let name = format!("{folder}/{}", entry.path);

@@ -12,7 +12,7 @@ impl World {
             return;
         }
         self.trace.line(self.now, || {
-            format!("a second coordinator; the first lives on for {for_ms} ms")
+            format!("a second coordinator is started; the first lives on for {for_ms} ms")
         });
         let boot = self.coordinator.boot;
         let next = CoordinatorHost::after(&self.coordinator);

@@ -1,5 +1,7 @@
-//! The world's story: kept, hashed or dropped. Hashing the whole story is how the simulator itself is tested.
+//! The world's story: told, hashed or dropped. Hashing is how the simulator itself is tested: all that any machine was told
+//! and wanted goes into the hash, also what is not worth telling.
 
+use std::fmt::{self, Debug, Write as _};
 use std::hash::{DefaultHasher, Hasher};
 
 /// What becomes of the story.
@@ -7,14 +9,17 @@ use std::hash::{DefaultHasher, Hasher};
 pub enum Story {
     Dropped,
     Hashed,
-    /// Each line goes to standard output as it happens.
+    /// In plain words; each line goes to standard output as it happens.
     Told,
+    /// Kept, for tests.
+    Kept,
 }
 
 #[derive(Debug)]
 pub(crate) struct Trace {
     story: Story,
     hasher: DefaultHasher,
+    kept: Vec<String>,
 }
 
 impl Trace {
@@ -23,6 +28,7 @@ impl Trace {
         Self {
             story,
             hasher: DefaultHasher::new(),
+            kept: Vec::new(),
         }
     }
 
@@ -33,11 +39,50 @@ impl Trace {
                 self.hasher.write_u64(now);
                 self.hasher.write(text().as_bytes());
             }
-            Story::Told => println!("{:>9.3} {}", now as f64 / 1000.0, text()),
+            Story::Told | Story::Kept => self.tell(now, &text()),
+        }
+    }
+
+    /// What a machine was told or wants. `words`: None when nobody would care to hear it.
+    pub(crate) fn machine(&mut self, now: u64, value: &impl Debug, words: impl FnOnce() -> Option<String>) {
+        match self.story {
+            Story::Dropped => {}
+            Story::Hashed => {
+                self.hasher.write_u64(now);
+                write!(Ink(&mut self.hasher), "{value:?}").expect("a hash takes everything");
+            }
+            Story::Told | Story::Kept => {
+                if let Some(words) = words() {
+                    self.tell(now, &words);
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, now: u64, text: &str) {
+        let line = format!("{:>9.3} s  {text}", now as f64 / 1000.0);
+        if self.story == Story::Kept {
+            self.kept.push(line);
+        } else {
+            println!("{line}");
         }
     }
 
     pub(crate) fn hash(&self) -> u64 {
         self.hasher.finish()
+    }
+
+    pub(crate) fn take_kept(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.kept)
+    }
+}
+
+/// Text that goes straight into a hash.
+struct Ink<'a>(&'a mut DefaultHasher);
+
+impl fmt::Write for Ink<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.write(text.as_bytes());
+        Ok(())
     }
 }

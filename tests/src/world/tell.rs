@@ -1,0 +1,254 @@
+//! The story of a world in plain words: one sentence for what a machine was told or wants, if it is worth a sentence.
+//! Heartbeats, and states that are only repeated, are not.
+
+use super::plan::Plan;
+use coordinator_core::event as coordinator;
+use coordinator_core::event::{JobPhase, JobRecord, Record, Reply};
+use proto::checkpoint::CheckpointRef;
+use proto::id::WorkerId;
+use proto::message::RankPhase;
+use worker_core::event as worker;
+use worker_core::event::RankKey;
+
+pub(crate) fn plan(plan: &Plan) -> String {
+    let devices: Vec<String> = plan.nodes.iter().map(ToString::to_string).collect();
+    format!(
+        "a world of {} nodes with {} devices, {} jobs and {} faults; rough until {} s, with {}",
+        plan.nodes.len(),
+        devices.join(", "),
+        plan.jobs.len(),
+        plan.faults.len(),
+        plan.heal_at as f64 / 1000.0,
+        plan.noise.words()
+    )
+}
+
+pub(crate) fn checkpoint(checkpoint: CheckpointRef) -> String {
+    format!("step {} (generation {})", checkpoint.step, checkpoint.generation)
+}
+
+pub(crate) fn key(key: &RankKey) -> String {
+    format!("rank {} of {} generation {}", key.rank, key.job, key.generation)
+}
+
+/// What the coordinator was told.
+pub(crate) fn heard(event: &coordinator::Event) -> Option<String> {
+    use coordinator::Event;
+    let words = match event {
+        Event::Submit { spec, .. } => {
+            let resources = &spec.resources;
+            let (min, max) = (resources.workers_min, resources.workers_max);
+            let (steps, devices) = (spec.train.steps, resources.devices_per_worker);
+            format!(
+                "somebody submits a job of {steps} steps for {min} to {max} workers with {devices} devices each"
+            )
+        }
+        Event::Sample { sample, .. } => format!("somebody wants pictures of {}", sample.source),
+        Event::Cancel { job, .. } => format!("somebody cancels {job}"),
+        Event::Pause {
+            job, paused: true, ..
+        } => format!("somebody pauses {job}"),
+        Event::Pause { job, .. } => format!("somebody resumes {job}"),
+        Event::Scale { job, workers, .. } => format!("somebody wants {job} on {workers} workers"),
+        Event::Drain {
+            worker,
+            drained: true,
+            ..
+        } => format!("somebody drains {worker}"),
+        Event::Drain { worker, .. } => format!("somebody takes back the drain of {worker}"),
+        Event::Disconnected { worker } => format!("the coordinator learns that the stream of {worker} broke"),
+        Event::ManifestWritten {
+            job,
+            checkpoint: at,
+            result,
+        } => {
+            let at = checkpoint(*at);
+            match result {
+                Ok(()) => format!("the coordinator learns that the manifest of {job} {at} is written"),
+                Err(error) => {
+                    format!("the coordinator learns that the manifest of {job} {at} failed: {error}")
+                }
+            }
+        }
+        Event::Heard { .. } | Event::Deadline => return None,
+        #[allow(unreachable_patterns)]
+        other => format!("the coordinator hears {other:?}"),
+    };
+    Some(words)
+}
+
+/// What the coordinator wants.
+pub(crate) fn wanted(effect: &coordinator::Effect) -> Option<String> {
+    use coordinator::Effect;
+    let words = match effect {
+        Effect::Save(records) => {
+            let saved: Vec<String> = records.iter().map(record).collect();
+            format!("the coordinator saves {}", saved.join("; "))
+        }
+        Effect::Reply { reply, .. } => match reply {
+            Reply::Accepted { job } => format!("the coordinator answers: accepted as {job}"),
+            Reply::Phase { phase } => format!("the coordinator answers: the job is {phase}"),
+            Reply::Worker {
+                worker,
+                drained: true,
+            } => format!("the coordinator answers: {worker} is drained"),
+            Reply::Worker { worker, .. } => format!("the coordinator answers: {worker} is used again"),
+            Reply::Refused { reason } => format!("the coordinator refuses: {reason}"),
+        },
+        Effect::WriteManifest { manifest } => format!(
+            "the coordinator puts the manifest of {} step {} (generation {})",
+            manifest.job, manifest.step, manifest.generation
+        ),
+        Effect::DeleteCheckpoint { job, checkpoint: at } => {
+            format!("the coordinator deletes {job} {}", checkpoint(*at))
+        }
+        Effect::Note(fact) => return noted(fact),
+        Effect::Send { .. } => return None,
+        #[allow(unreachable_patterns)]
+        other => format!("the coordinator wants {other:?}"),
+    };
+    Some(words)
+}
+
+fn record(record: &Record) -> String {
+    match record {
+        Record::Counters(counters) => format!("that there were {} jobs", counters.jobs),
+        Record::Drained(names) if names.is_empty() => "that nobody is drained".to_owned(),
+        Record::Drained(names) => {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            format!("that {} is drained", names.join(" and "))
+        }
+        Record::Ledger { job, entries } => format!("{} entries more of {job}'s ledger", entries.len()),
+        Record::Job(job) => phase(job),
+    }
+}
+
+/// A job as its record says, in a few words.
+pub(crate) fn phase(job: &JobRecord) -> String {
+    let what = match &job.phase {
+        JobPhase::Queued { reason } => format!("{}: {reason}", job.word()),
+        JobPhase::Running { members } => {
+            let names: Vec<String> = members.iter().map(|member| name(&member.worker)).collect();
+            format!(
+                "{} as generation {} on {}",
+                job.word(),
+                job.generation,
+                names.join(", ")
+            )
+        }
+        JobPhase::Failed { reason, .. } => format!("failed: {reason}"),
+        JobPhase::Done { .. } | JobPhase::Cancelled { .. } => job.word().to_owned(),
+    };
+    let committed = job.checkpoints.last().map(|last| checkpoint(*last));
+    format!(
+        "{} ({what}; ledger to step {}, committed {})",
+        job.id,
+        job.ledger.step,
+        committed.unwrap_or_else(|| "nothing".to_owned())
+    )
+}
+
+fn name(worker: &WorkerId) -> String {
+    worker.to_string()
+}
+
+fn noted(fact: &coordinator::Fact) -> Option<String> {
+    use coordinator::Fact;
+    let words = match fact {
+        Fact::WorkerUp { worker } => format!("{worker} is up"),
+        Fact::WorkerDown { worker, reason } => format!("{worker} counts as down: {reason}"),
+        Fact::JobQueued { job, reason } => format!("{job} waits: {reason}"),
+        Fact::GenerationFormed {
+            job,
+            generation,
+            world,
+        } => format!("{job} generation {generation} is formed, of {world} ranks"),
+        Fact::GenerationEnded {
+            job,
+            generation,
+            reason,
+        } => format!("{job} generation {generation} is broken: {reason}"),
+        Fact::Halting {
+            job,
+            generation,
+            reason,
+        } => format!("{job} generation {generation} is asked to end in order: {reason}"),
+        Fact::Halted {
+            job,
+            generation,
+            reason,
+        } => format!("{job} generation {generation} has ended in order: {reason}"),
+        Fact::Stepped {
+            job,
+            generation,
+            report,
+        } => format!(
+            "the coordinator hears of step {} of {job} generation {generation}",
+            report.step
+        ),
+        Fact::Committed { job, checkpoint: at } => format!("{job} {} is committed", checkpoint(*at)),
+        Fact::JobDone { job, step } => format!("{job} is done at step {step}"),
+        Fact::JobFailed { job, reason } => format!("{job} has failed: {reason}"),
+        Fact::JobCancelled { job } => format!("{job} is cancelled"),
+        Fact::Ignored { worker, what } => format!("the coordinator ignores {worker}: {what}"),
+        #[allow(unreachable_patterns)]
+        other => format!("the coordinator notes {other:?}"),
+    };
+    Some(words)
+}
+
+/// What a daemon was told.
+pub(crate) fn daemon_heard(id: &WorkerId, event: &worker::Event) -> Option<String> {
+    use worker::Event;
+    let words = match event {
+        Event::Connected => format!("{id} has a stream to the coordinator"),
+        Event::RankSaid { report, .. } => match &report.phase {
+            RankPhase::Broken { error } => format!(
+                "{id} hears from rank {} of {} generation {}: the group is broken: {error}",
+                report.rank, report.job, report.generation
+            ),
+            RankPhase::Failed { error, .. } => format!(
+                "{id} hears from rank {} of {} generation {}: failed: {error}",
+                report.rank, report.job, report.generation
+            ),
+            RankPhase::Starting | RankPhase::Joining | RankPhase::Training | RankPhase::Finished => {
+                return None;
+            }
+        },
+        Event::RankExited { key: it, outcome, .. } => {
+            format!("{id} learns that {} ended: {outcome}", key(it))
+        }
+        Event::Shutdown => format!("{id} is asked to leave"),
+        Event::Disconnected | Event::Desired(_) | Event::Deadline => return None,
+        #[allow(unreachable_patterns)]
+        other => format!("{id} hears {other:?}"),
+    };
+    Some(words)
+}
+
+/// What a daemon wants.
+pub(crate) fn daemon_wanted(id: &WorkerId, effect: &worker::Effect) -> Option<String> {
+    use worker::{Effect, Fact};
+    let words = match effect {
+        Effect::Spawn { key: it, device, .. } => format!("{id} starts {} on device {device}", key(it)),
+        Effect::Update {
+            key: it,
+            rank,
+            assignment,
+            ..
+        } if it.generation < assignment.generation => format!(
+            "{id} hands the process of {} generation {}, as rank {rank}",
+            key(it),
+            assignment.generation
+        ),
+        Effect::Stop { key: it } => format!("{id} asks {} to leave", key(it)),
+        Effect::Kill { key: it } => format!("{id} kills {}", key(it)),
+        Effect::Note(Fact::RankSilent { key: it, silent_ms }) => {
+            format!("{id} has not heard {} for {silent_ms} ms", key(it))
+        }
+        Effect::Note(Fact::Ignored { what, .. }) => format!("{id} ignores the coordinator: {what}"),
+        Effect::Exit => format!("{id} leaves"),
+        _ => return None,
+    };
+    Some(words)
+}
