@@ -10,6 +10,7 @@ pub mod http;
 pub mod job;
 pub mod process;
 pub mod prometheus;
+pub mod relay;
 pub mod seaweedfs;
 pub mod tool;
 pub mod watch;
@@ -57,7 +58,19 @@ pub struct Cluster {
     /// Chosen by the first start, kept by every later one.
     url: String,
     metrics: String,
+    /// Where workers look for it, if not at `url`.
+    relay: Option<String>,
+    coordinators: usize,
 }
+
+/// A coordinator whose place another took.
+#[derive(Debug)]
+pub struct Former {
+    pub process: Process,
+    pub url: String,
+}
+
+const ANY_PORT: &str = "http://127.0.0.1:0";
 
 impl Cluster {
     /// Returns when the coordinator and every worker have said that they are ready.
@@ -71,8 +84,10 @@ impl Cluster {
             directory,
             coordinator: None,
             workers: Vec::new(),
-            url: "http://127.0.0.1:0".to_owned(),
-            metrics: "http://127.0.0.1:0".to_owned(),
+            url: ANY_PORT.to_owned(),
+            metrics: ANY_PORT.to_owned(),
+            relay: None,
+            coordinators: 1,
         };
         cluster.start_coordinator()?;
         for index in 0..options.workers {
@@ -96,8 +111,12 @@ impl Cluster {
                 "RETRI_COORDINATOR__DETECT_WITHIN_MS",
                 DETECT_WITHIN_MS.to_string(),
             );
+        let name = match self.coordinators {
+            1 => "coordinator".to_owned(),
+            number => format!("coordinator-{number}"),
+        };
         let process = Process::start(
-            "coordinator",
+            &name,
             command,
             self.directory.path(),
             "coordinator ready rpc=http",
@@ -106,6 +125,25 @@ impl Cluster {
         self.metrics = process.announced("metrics")?;
         self.coordinator = Some(process);
         Ok(())
+    }
+
+    /// Starts another coordinator on the same store, at addresses of its own. The one before is returned as it is.
+    ///
+    /// # Errors
+    /// There is none before, or the new one did not get ready.
+    pub fn replace_coordinator(&mut self) -> Result<Former> {
+        let process = self.coordinator.take();
+        let process = process.context("the coordinator is not running")?;
+        let url = std::mem::replace(&mut self.url, ANY_PORT.to_owned());
+        self.metrics = ANY_PORT.to_owned();
+        self.coordinators += 1;
+        self.start_coordinator()?;
+        Ok(Former { process, url })
+    }
+
+    /// Workers that are started from now on look for the coordinator there.
+    pub fn reach_coordinator_at(&mut self, url: &str) {
+        self.relay = Some(url.to_owned());
     }
 
     /// Starts worker number `index` (0-based), or starts it again; there may be more than at the start.
@@ -118,7 +156,10 @@ impl Cluster {
         command
             .arg("daemon")
             .env("RETRI_WORKER__NAME", &name)
-            .env("RETRI_WORKER__COORDINATOR", &self.url)
+            .env(
+                "RETRI_WORKER__COORDINATOR",
+                self.relay.as_ref().unwrap_or(&self.url),
+            )
             .env("RETRI_WORKER__DEVICE", "cpu")
             .env("RETRI_WORKER__DEVICES", "1")
             .env("RETRI_WORKER__METRICS_LISTEN", "127.0.0.1:0")
@@ -302,9 +343,17 @@ impl Cluster {
     /// # Errors
     /// The program cannot be started. That it fails is an [`Outcome`].
     pub fn run(&self, arguments: &[&str]) -> Result<Outcome> {
+        run(self.client(&self.url, arguments)?)
+    }
+
+    /// `coordinator ARGUMENTS` against the coordinator with this URL, not yet started.
+    ///
+    /// # Errors
+    /// There is no such program.
+    pub fn client(&self, url: &str, arguments: &[&str]) -> Result<Command> {
         let mut command = self.command("coordinator")?;
-        command.args(arguments).env("COORDINATOR_URL", &self.url);
-        run(command)
+        command.args(arguments).env("COORDINATOR_URL", url);
+        Ok(command)
     }
 
     /// Runs `coordinator ARGUMENTS`, which must succeed, and returns what it printed.

@@ -119,6 +119,15 @@ impl Process {
         self.end().with_context(|| format!("killing {}", self.name))
     }
 
+    /// Waits for the end, which must be under way; returns how it ended and its last words.
+    ///
+    /// # Errors
+    /// The system does not say.
+    pub fn wait(mut self) -> Result<(ExitStatus, String)> {
+        let status = self.child.wait()?;
+        Ok((status, self.last_words()))
+    }
+
     /// SIGTERM, and waits for the end, which must come with exit code 0.
     ///
     /// # Errors
