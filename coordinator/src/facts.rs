@@ -47,6 +47,21 @@ pub(crate) fn log(fact: &Fact) {
             let (step, generation) = (checkpoint.step, checkpoint.generation);
             tracing::info!(%job, %step, %generation, "checkpoint committed");
         }
+        Fact::Reserved {
+            job,
+            generation,
+            worker,
+        } => {
+            tracing::info!(%job, %generation, %worker, "worker is in reserve");
+        }
+        Fact::ReserveLost {
+            job,
+            generation,
+            worker,
+            reason,
+        } => {
+            tracing::warn!(%job, %generation, %worker, %reason, "reserve is lost");
+        }
         Fact::JobDone { job, step } => tracing::info!(%job, %step, "job is done"),
         Fact::JobFailed { job, reason } => tracing::error!(%job, %reason, "job failed"),
         Fact::JobCancelled { job } => tracing::info!(%job, "job is cancelled"),

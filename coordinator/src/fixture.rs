@@ -40,6 +40,7 @@ pub(crate) fn job_record(id: &str) -> JobRecord {
         dataset_version: "0".repeat(64),
         work: Work::Train,
         submitted_ms: 5,
+        reserves: Vec::new(),
         ledger: Tip::begin(&JobId(id.into()), "", ""),
         paused: false,
         workers: None,

@@ -101,11 +101,12 @@ pub(crate) fn is_over(phase: &str) -> bool {
 }
 
 fn phase(job: &JobView<'_>) -> (&'static str, String) {
-    match &job.record.phase {
-        JobPhase::Queued { reason } => (job.record.word(), reason.clone()),
+    let record = job.record;
+    match &record.phase {
+        JobPhase::Queued { reason } => (record.word(), reason.clone()),
         JobPhase::Running { .. } => match (&job.halting, running_phase(&job.ranks)) {
             (Some(why), ("training" | "finishing", reason)) => ("halting", format!("{why}; {reason}")),
-            (_, phase) => phase,
+            (_, (phase, reason)) => (phase, reason + &newcomers(&record.reserves)),
         },
         JobPhase::Done { .. } => match &job.record.work {
             Work::Train => (
@@ -116,6 +117,16 @@ fn phase(job: &JobView<'_>) -> (&'static str, String) {
         },
         JobPhase::Failed { reason, .. } => ("failed", reason.clone()),
         JobPhase::Cancelled { .. } => ("cancelled", "somebody cancelled it".into()),
+    }
+}
+
+/// Who joins before long, as the end of a sentence.
+fn newcomers(reserves: &[Member]) -> String {
+    let names: Vec<&str> = reserves.iter().map(|it| it.worker.name.as_str()).collect();
+    match names[..] {
+        [] => String::new(),
+        [one] => format!("; {one} gets ready to join"),
+        _ => format!("; {} get ready to join", names.join(", ")),
     }
 }
 
@@ -132,6 +143,7 @@ fn running_phase(ranks: &[RankView<'_>]) -> (&'static str, String) {
         match rank.phase {
             None => return missing("has not been reported yet", rank),
             Some(RankPhase::Starting) => return missing("starts", rank),
+            Some(RankPhase::Ready) => return missing("waits for a place", rank),
             Some(RankPhase::Joining) => return missing("joins the group", rank),
             Some(RankPhase::Training) => {}
             Some(RankPhase::Finished) => finished += 1,
@@ -169,6 +181,7 @@ fn rank_phase(phase: Option<&RankPhase>) -> String {
     match phase {
         None => "unknown".into(),
         Some(RankPhase::Starting) => "starting".into(),
+        Some(RankPhase::Ready) => "ready".into(),
         Some(RankPhase::Joining) => "joining".into(),
         Some(RankPhase::Training) => "training".into(),
         Some(RankPhase::Finished) => "finished".into(),

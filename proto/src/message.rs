@@ -49,6 +49,8 @@ pub const DIGESTS_MAX: usize = 8;
 pub enum RankPhase {
     /// The process starts, loads weights, opens the data set.
     Starting,
+    /// A reserve: it has loaded everything, has no place in this generation and waits for one in which it has.
+    Ready,
     /// It waits for the c10d store and the other ranks.
     Joining,
     Training,
@@ -153,7 +155,8 @@ pub struct Assignment {
     /// Canonical job.toml; already validated by the coordinator.
     pub job_toml: String,
     pub dataset_version: String,
-    /// This worker runs ranks `first_rank .. first_rank + ranks`, each on a device that the worker chooses.
+    /// This worker runs ranks `first_rank .. first_rank + ranks`, each on a device that the worker chooses. Those from
+    /// `world` on are reserves: processes that get ready, or keep what they hold, and wait for the next generation.
     pub first_rank: Rank,
     pub ranks: u32,
     pub world: u32,
@@ -167,11 +170,29 @@ pub struct Assignment {
     pub acknowledged_step: Step,
     /// Checkpoints up to this step are committed; shards up to it need not be reported again.
     pub committed_step: Step,
-    /// The generation is to end in order: finish the step, write a checkpoint of it, and leave. The ranks agree among
-    /// themselves on the step; once said it is not taken back for this generation.
-    pub halt: bool,
+    /// The generation is to end in order. The ranks agree among themselves on the step; once said it is not taken back
+    /// for this generation, though [`Halt::Save`] may follow [`Halt::Hold`].
+    pub halt: Option<Halt>,
     /// The knob again: a rank is told nothing but its assignment.
     pub detect_within_ms: u64,
+}
+
+/// How a generation ends in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Halt {
+    /// Finish the step together, keep everything in memory and wait: some of the processes go on in the next generation.
+    Hold,
+    /// Finish the step together and write a checkpoint of it: none of them does.
+    Save,
+}
+
+impl Assignment {
+    /// Whether it is for ranks that have no place in the generation.
+    #[must_use]
+    pub fn is_reserve(&self) -> bool {
+        self.world <= self.first_rank.0
+    }
 }
 
 /// What a generation is for.

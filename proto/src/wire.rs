@@ -6,8 +6,8 @@ mod sample;
 use crate::checkpoint::{CheckpointRef, ShardEntry};
 use crate::id::{Generation, JobId, Rank, Step, WorkerId};
 use crate::message::{
-    Assignment, DesiredState, PhaseSeconds, RankPhase, RankReport, ShardReport, StepReport, WeightDigest,
-    Work, WorkerReport,
+    Assignment, DesiredState, Halt, PhaseSeconds, RankPhase, RankReport, ShardReport, StepReport,
+    WeightDigest, Work, WorkerReport,
 };
 use crate::pb;
 use crate::spec::DeviceKind;
@@ -159,6 +159,7 @@ impl From<&RankReport> for pb::RankReport {
         use pb::rank_report::Phase;
         let (phase, error, permanent) = match &report.phase {
             RankPhase::Starting => (Phase::Starting, String::new(), false),
+            RankPhase::Ready => (Phase::Ready, String::new(), false),
             RankPhase::Joining => (Phase::Joining, String::new(), false),
             RankPhase::Training => (Phase::Training, String::new(), false),
             RankPhase::Finished => (Phase::Finished, String::new(), false),
@@ -187,6 +188,7 @@ impl TryFrom<pb::RankReport> for RankReport {
         use pb::rank_report::Phase;
         let phase = match Phase::try_from(report.phase) {
             Ok(Phase::Starting) => RankPhase::Starting,
+            Ok(Phase::Ready) => RankPhase::Ready,
             Ok(Phase::Joining) => RankPhase::Joining,
             Ok(Phase::Training) => RankPhase::Training,
             Ok(Phase::Finished) => RankPhase::Finished,
@@ -377,6 +379,23 @@ fn detect_within(ms: u64) -> Result<u64, WireError> {
     Ok(ms)
 }
 
+fn halt_to_wire(halt: Option<Halt>) -> pb::assignment::Halt {
+    match halt {
+        None => pb::assignment::Halt::No,
+        Some(Halt::Hold) => pb::assignment::Halt::Hold,
+        Some(Halt::Save) => pb::assignment::Halt::Save,
+    }
+}
+
+fn halt_from_wire(halt: i32) -> Result<Option<Halt>, WireError> {
+    match pb::assignment::Halt::try_from(halt) {
+        Ok(pb::assignment::Halt::No) => Ok(None),
+        Ok(pb::assignment::Halt::Hold) => Ok(Some(Halt::Hold)),
+        Ok(pb::assignment::Halt::Save) => Ok(Some(Halt::Save)),
+        Err(_) => wrong("halt", halt, "it must be one of the halts of train.proto"),
+    }
+}
+
 impl From<&Assignment> for pb::Assignment {
     fn from(assignment: &Assignment) -> Self {
         Self {
@@ -396,7 +415,7 @@ impl From<&Assignment> for pb::Assignment {
             store_url: assignment.store_url.clone(),
             acknowledged_step: assignment.acknowledged_step.0,
             committed_step: assignment.committed_step.0,
-            halt: assignment.halt,
+            halt: halt_to_wire(assignment.halt).into(),
             detect_within_ms: assignment.detect_within_ms,
         }
     }
@@ -407,12 +426,14 @@ impl TryFrom<pb::Assignment> for Assignment {
 
     fn try_from(assignment: pb::Assignment) -> Result<Self, WireError> {
         let last_rank = u64::from(assignment.first_rank) + u64::from(assignment.ranks);
-        if assignment.ranks == 0 || last_rank > u64::from(assignment.world) {
+        let world = u64::from(assignment.world);
+        let astride = u64::from(assignment.first_rank) < world && world < last_rank;
+        if assignment.ranks == 0 || astride || u64::from(u32::MAX) < last_rank {
             let value = format!("{} from {}", assignment.ranks, assignment.first_rank);
             return wrong(
                 "ranks",
                 value,
-                "a worker's ranks are at least one and lie inside the world",
+                "a worker's ranks are at least one and lie inside the world or, as reserves, behind it",
             );
         }
         Ok(Self {
@@ -432,7 +453,7 @@ impl TryFrom<pb::Assignment> for Assignment {
             store_url: text("store_url", assignment.store_url, TEXT_MAX)?,
             acknowledged_step: Step(assignment.acknowledged_step),
             committed_step: Step(assignment.committed_step),
-            halt: assignment.halt,
+            halt: halt_from_wire(assignment.halt)?,
             detect_within_ms: detect_within(assignment.detect_within_ms)?,
         })
     }

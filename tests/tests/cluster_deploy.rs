@@ -9,6 +9,7 @@ use std::process::Command;
 use tests::cluster::command::run;
 use tests::cluster::process::Process;
 use tests::cluster::{binary, checkout};
+use worker_core::GRACE;
 
 fn read(file: &str) -> Result<String> {
     std::fs::read_to_string(checkout().join(file)).with_context(|| format!("reading {file}"))
@@ -35,6 +36,17 @@ fn unit(file: &str) -> Result<BTreeMap<String, Vec<String>>> {
         }
     }
     Ok(values)
+}
+
+/// As shipped.
+fn detect_within_ms() -> Result<u64> {
+    let settings = read("deploy/coordinator.toml")?;
+    let value = settings
+        .lines()
+        .find_map(|line| line.strip_prefix("detect_within_ms = "));
+    Ok(value
+        .context("detect_within_ms in deploy/coordinator.toml")?
+        .parse()?)
 }
 
 fn check_unit(role: &str, subcommand: &str) -> Result<()> {
@@ -64,7 +76,11 @@ fn check_unit(role: &str, subcommand: &str) -> Result<()> {
             one(key)?
         );
     }
-    one("Service.TimeoutStopSec")?;
+    let seconds: u64 = one("Service.TimeoutStopSec")?.parse()?;
+    if role == "worker" {
+        let needs = (GRACE + 1) * detect_within_ms()? / 1000;
+        ensure!(needs < seconds, "{file}: a worker may need {needs} s to leave");
+    }
     let start = one("Service.ExecStart")?;
     let expected = format!("/opt/retri/bin/{role} {subcommand} --config /etc/retri/{role}.toml");
     ensure!(

@@ -154,7 +154,7 @@ fn planted_bugs_are_found() {
             Bug::PartialStepKept | Bug::StateNotHandedOver => {
                 &["ends at step", "different states", "not one value"]
             }
-            Bug::LowestStepTaken => &["begins at step"],
+            Bug::LowestStepTaken | Bug::HandOverForgotten | Bug::ReserveForgets => &["begins at step"],
             Bug::GenerationsMixed => &[
                 "named and not there",
                 "is not whole",

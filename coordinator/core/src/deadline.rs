@@ -11,8 +11,11 @@ const REATTACH: u64 = 2;
 const ROLL_CALL: u64 = 12;
 /// All ranks are finished: the last checkpoint must be complete within this many `detect_within`.
 const LAST_SHARDS: u64 = 4;
-/// A generation that was asked to end in order has this many `detect_within` for its step and its checkpoint.
+/// A generation that was asked to end in order has this many `detect_within` for its step and its checkpoint. A worker
+/// that was told to leave gives its ranks a little longer.
 const HALT: u64 = 12;
+/// A worker whose reserve failed is not asked for another within this many `detect_within`.
+const REST: u64 = 12;
 /// A record must be durable within this many `detect_within`; then the coordinator ends, because a restart is better
 /// than one that answers nobody.
 const SAVE: u64 = 6;
@@ -78,6 +81,11 @@ impl Deadlines {
     /// A generation asked now to end in order ends by then, checkpoint or not.
     pub(crate) fn halt(self, now: Millis) -> Millis {
         self.after(now, HALT)
+    }
+
+    /// A worker whose reserve failed now may be asked for another then.
+    pub(crate) fn rest(self, now: Millis) -> Millis {
+        self.after(now, REST)
     }
 
     /// How long the shell waits for a record to be durable.

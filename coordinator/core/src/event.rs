@@ -162,6 +162,9 @@ pub struct JobRecord {
     /// The newest generation that was ever formed; the next is one higher, for ever.
     pub generation: Generation,
     pub phase: JobPhase,
+    /// Who has no place in its newest generation and is ready, or gets ready, for the next.
+    #[serde(default)]
+    pub reserves: Vec<Member>,
     /// Where its ledger ends.
     pub ledger: Tip,
     /// Committed checkpoints that still exist, oldest first.
@@ -219,7 +222,7 @@ pub enum JobPhase {
     },
 }
 
-/// One worker's part in the running generation. Ranks are numbered over members in order.
+/// One worker's part in a generation. Ranks are numbered over members in order, and over reserves after them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     pub worker: WorkerId,
@@ -288,6 +291,19 @@ pub enum Fact {
     Halted {
         job: JobId,
         generation: Generation,
+        reason: String,
+    },
+    /// This worker is to get processes ready for the next generation, or keep those that it has.
+    Reserved {
+        job: JobId,
+        generation: Generation,
+        worker: WorkerId,
+    },
+    /// It could not, or does not any more.
+    ReserveLost {
+        job: JobId,
+        generation: Generation,
+        worker: WorkerId,
         reason: String,
     },
     /// First time that this step is seen in this generation.

@@ -1,6 +1,7 @@
 //! Why things are as they are, as values that become one sentence: one value answers the record, the log and
 //! the test. It decides nothing.
 
+use crate::event::Member;
 use proto::id::{Rank, Step, WorkerId};
 use std::fmt;
 
@@ -54,10 +55,48 @@ pub(crate) enum Ending {
     },
 }
 
+/// How a daemon begins to tell of a rank that it did not hear.
+const SILENT: &str = "silent for";
+/// Ranks that are named in one sentence.
+const NAMED_MAX: usize = 8;
+
 /// Longest piece of a rank's own words that is kept in a record, in characters.
 const WORDS_MAX: usize = 600;
 
 impl Ending {
+    /// The worker that does not have all its processes any more.
+    pub(crate) fn lost_worker(&self) -> Option<&WorkerId> {
+        match self {
+            Self::RankFailed { worker, .. }
+            | Self::WorkerLost { worker, .. }
+            | Self::RankMissing { worker, .. } => Some(worker),
+            Self::WorkerRestarted { old, .. } => Some(old),
+            Self::GroupBroken { .. }
+            | Self::ShardsDisagree { .. }
+            | Self::ManifestRefused { .. }
+            | Self::LastCheckpointMissing { .. }
+            | Self::WeightsDisagree { .. } => None,
+        }
+    }
+
+    /// Of whom the others had to wait until it was found: the worker, and the rank where it is one.
+    pub(crate) fn awaited(&self) -> Option<(&WorkerId, Option<Rank>)> {
+        match self {
+            Self::RankFailed {
+                rank, worker, error, ..
+            } if error.starts_with(SILENT) => Some((worker, Some(*rank))),
+            Self::RankMissing { rank, worker } => Some((worker, Some(*rank))),
+            Self::WorkerLost { worker, .. } => Some((worker, None)),
+            Self::RankFailed { .. }
+            | Self::GroupBroken { .. }
+            | Self::WorkerRestarted { .. }
+            | Self::ShardsDisagree { .. }
+            | Self::ManifestRefused { .. }
+            | Self::LastCheckpointMissing { .. }
+            | Self::WeightsDisagree { .. } => None,
+        }
+    }
+
     /// True when no other generation would do better.
     pub(crate) fn is_permanent(&self) -> bool {
         matches!(
@@ -90,6 +129,32 @@ impl Ending {
         let error = error.to_lowercase();
         OF_PEERS.iter().any(|words| error.contains(words))
     }
+}
+
+/// Who of these members waited for what ended so, as the end of a sentence; empty where nobody had to.
+pub(crate) fn waiting(ending: &Ending, members: &[Member]) -> String {
+    let Some((worker, rank)) = ending.awaited() else {
+        return String::new();
+    };
+    let mut names = Vec::new();
+    for member in members {
+        let first = member.first_rank.0;
+        for number in first..first.saturating_add(member.ranks) {
+            let awaited = member.worker == *worker && rank.is_none_or(|rank| rank == Rank(number));
+            if !awaited {
+                names.push(format!("rank {number} on {}", member.worker.name));
+            }
+        }
+    }
+    if names.is_empty() {
+        return String::new();
+    }
+    let more = match names.len().saturating_sub(NAMED_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    names.truncate(NAMED_MAX);
+    format!("; {}{more} waited for it", names.join(", "))
 }
 
 impl fmt::Display for Ending {

@@ -1,13 +1,15 @@
-//! The planned end of a generation: its ranks are asked to finish their step, write a checkpoint of it and wait; when
-//! that is committed the job is queued again and nothing was lost. Pauses, drains, changes of scale and priorities
-//! all end a generation in this way. It decides when the end has come; [`crate::schedule`] decides that it should.
+//! The planned end of a generation: its ranks are asked to finish their step together and wait. Where some of their
+//! processes go on in the next generation they keep what they hold and give it to the others ([`Halt::Hold`]); where
+//! none does they write a checkpoint first ([`Halt::Save`]). Pauses, drains, changes of scale and priorities all end
+//! a generation in this way. It decides when the end has come; [`crate::schedule`] decides that it should.
 
 use crate::deadline::Deadlines;
 use crate::event::{Fact, JobPhase, Millis};
 use crate::job::Job;
 use crate::live::RankLive;
 use crate::outbox::Outbox;
-use proto::message::{RankPhase, Work};
+use proto::id::WorkerId;
+use proto::message::{Halt, RankPhase, Work};
 use std::fmt;
 
 /// Why a generation should end although nothing is wrong.
@@ -25,16 +27,18 @@ pub(crate) enum Planned {
 }
 
 #[derive(Debug)]
-pub(crate) struct Halt {
+pub(crate) struct Halting {
     pub(crate) why: Planned,
-    /// Then it ends, checkpoint or not.
+    pub(crate) how: Halt,
+    /// Then it ends, whatever its ranks have done.
     pub(crate) until: Millis,
 }
 
 impl Job {
-    /// Asks the running generation to end in order, once: it is not taken back.
-    pub(crate) fn halt(&mut self, why: Planned, deadlines: Deadlines, outbox: &mut Outbox) {
-        if self.live.halt.is_some() || !matches!(self.record.phase, JobPhase::Running { .. }) {
+    /// Asks the running generation to end in order: it is not taken back, but a checkpoint may be asked for later.
+    pub(crate) fn halt(&mut self, why: Planned, how: Halt, deadlines: Deadlines, outbox: &mut Outbox) {
+        let known = self.live.halt.as_ref().map(|halt| halt.how);
+        if Some(how) <= known || !matches!(self.record.phase, JobPhase::Running { .. }) {
             return;
         }
         outbox.note(Fact::Halting {
@@ -43,7 +47,7 @@ impl Job {
             reason: why.to_string(),
         });
         let until = deadlines.halt(outbox.now);
-        self.live.halt = Some(Halt { why, until });
+        self.live.halt = Some(Halting { why, how, until });
         self.tell_members(outbox);
     }
 
@@ -59,48 +63,81 @@ impl Job {
         self.live.halt.as_ref().filter(|_| running).map(|halt| halt.until)
     }
 
-    /// Ends a halting generation when nothing is to be waited for any more. Not a fault: it counts neither as a restart
-    /// nor as fruitless. True when it ended now.
+    /// Ends a halting generation that frees all its workers, when nothing is to be waited for any more, or one that
+    /// did not come to its end in time; the latter keeps its processes. Not a fault: it counts neither as a restart nor
+    /// as fruitless. True when it ended now.
     pub(crate) fn let_go(&mut self, outbox: &mut Outbox) -> bool {
-        let due = match self.halts_at() {
-            Some(until) => self.is_idle() || self.has_left() || until <= outbox.now,
-            // Ranks that were told to halt before this coordinator started, and nobody wishes it any more.
-            None => self.has_left(),
+        let Some(halt) = self.live.halt.as_ref().filter(|_| self.halts_at().is_some()) else {
+            return false;
         };
-        if !due {
+        let (saves, late) = (halt.how == Halt::Save, halt.until <= outbox.now);
+        if !(late || saves && (self.is_idle() || self.has_left())) {
             return false;
         }
+        let kept = if late && !self.record.paused {
+            self.members().to_vec()
+        } else {
+            Vec::new()
+        };
+        let what = if late { "; not all left in time" } else { "" };
+        let reason = format!("{}{what}; goes on from step {}", halt.why, self.committed());
         self.tell_members(outbox);
-        let halt = self.live.halt.take();
-        let why = halt.map_or_else(
-            || "its ranks left in order".to_owned(),
-            |halt| halt.why.to_string(),
-        );
-        let reason = format!("{why}; goes on from step {}", self.committed());
-        outbox.note(Fact::Halted {
-            job: self.record.id.clone(),
-            generation: self.record.generation,
-            reason: reason.clone(),
-        });
+        self.note_halted(reason.clone(), outbox);
+        self.keep(kept);
         self.record.phase = JobPhase::Queued { reason };
         self.settle_until = outbox.now;
-        self.live.ranks.clear();
-        self.live.shards.clear();
-        self.live.finished_at = None;
+        self.live.clear();
         outbox.save.insert(self.record.id.clone());
         true
     }
 
-    /// Whoever has not begun to train has nothing to keep.
+    /// Goes over to the next generation without a pause: some of its processes go on.
+    pub(crate) fn regroup(&mut self, workers: Vec<WorkerId>, why: &str, outbox: &mut Outbox) {
+        self.tell_members(outbox);
+        self.note_halted(why.to_owned(), outbox);
+        // Their ranks need not tell again what was heard; where it ends, the next generation begins.
+        let reached = if self.is_between_steps() {
+            self.live.acknowledged
+        } else {
+            self.committed()
+        };
+        self.form(workers, outbox);
+        self.live.acknowledged = self.live.acknowledged.max(reached);
+    }
+
+    fn note_halted(&mut self, reason: String, outbox: &mut Outbox) {
+        if self.record.reached < self.live.acknowledged {
+            self.record.reached = self.live.acknowledged;
+            self.record.fruitless = 0;
+        }
+        outbox.note(Fact::Halted {
+            job: self.record.id.clone(),
+            generation: self.record.generation,
+            reason,
+        });
+    }
+
+    /// All ranks have stopped together after a step that is not the last, and hold it.
+    pub(crate) fn is_between_steps(&self) -> bool {
+        let last = self.steps_max();
+        let over = last <= self.live.acknowledged || self.live.shards.contains_key(&last);
+        let stopped = self.live.all_finished() && self.writing.is_none();
+        stopped && !over && self.record.work == Work::Train
+    }
+
+    /// Whoever has not begun to train has nothing to keep, unless it came with something.
     fn is_idle(&self) -> bool {
         let began = |phase: &RankPhase| match phase {
-            RankPhase::Starting | RankPhase::Joining => false,
+            RankPhase::Starting | RankPhase::Ready | RankPhase::Joining => false,
             RankPhase::Training
             | RankPhase::Broken { .. }
             | RankPhase::Finished
             | RankPhase::Failed { .. } => true,
         };
-        let idle = |rank: &RankLive| !rank.phase.as_ref().is_some_and(began);
+        let idle = |rank: &RankLive| match &rank.phase {
+            None => !self.live.inherits,
+            Some(phase) => !began(phase) && rank.cold,
+        };
         self.record.work != Work::Train || self.live.ranks.values().all(idle)
     }
 
@@ -109,7 +146,7 @@ impl Job {
         let newest = self.record.checkpoints.last();
         let own = newest.is_some_and(|newest| newest.generation == self.record.generation);
         let left = self.live.all_finished() && self.live.shards.is_empty() && self.writing.is_none();
-        left && own && self.committed() < self.steps_max()
+        left && own && self.live.acknowledged <= self.committed() && self.committed() < self.steps_max()
     }
 }
 

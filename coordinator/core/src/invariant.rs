@@ -12,6 +12,7 @@ pub(crate) fn check(coordinator: &Coordinator) {
     for (id, job) in &coordinator.jobs {
         assert_eq!(*id, job.record.id, "a job is kept under its own id");
         record(job);
+        reserves(coordinator, job);
         if let JobPhase::Running { members } = &job.record.phase {
             running(coordinator, job, members);
         } else {
@@ -57,6 +58,27 @@ fn record(job: &Job) {
             "{id}: an older generation publishes"
         );
     }
+}
+
+fn reserves(coordinator: &Coordinator, job: &Job) {
+    let id = &job.record.id;
+    let mut ranks = Vec::new();
+    for reserve in &job.record.reserves {
+        let worker = &reserve.worker;
+        let held = coordinator.fleet.holds(worker);
+        assert!(held, "{id}: its reserve {worker} is gone");
+        let member = job.members().iter().any(|member| member.worker == *worker);
+        assert!(!member, "{id}: {worker} is a member and in reserve");
+        let first = reserve.first_rank.0;
+        let inside = (first as usize) < job.live.ranks.len();
+        assert!(!inside, "{id}: a reserve has the number of a rank");
+        ranks.extend((first..first + reserve.ranks).map(Rank));
+    }
+    ranks.sort();
+    assert!(
+        job.live.reserves.keys().copied().eq(ranks),
+        "{id}: live reserves are not its reserves"
+    );
 }
 
 fn running(coordinator: &Coordinator, job: &Job, members: &[Member]) {

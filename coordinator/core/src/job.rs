@@ -4,7 +4,7 @@
 use crate::commit::Writing;
 use crate::deadline::Deadlines;
 use crate::event::{FRUITLESS_MAX, Fact, INCIDENTS_MAX, Incident, JobPhase, JobRecord, Member, Millis};
-use crate::explain::Ending;
+use crate::explain::{Ending, waiting};
 use crate::ledger::Ledger;
 use crate::live::Live;
 use crate::outbox::Outbox;
@@ -12,6 +12,7 @@ use crate::report::runs;
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::message::{Assignment, Work};
+use std::collections::BTreeMap;
 
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -24,6 +25,10 @@ pub(crate) struct Job {
     pub(crate) writing: Option<Writing>,
     /// While it is queued: until then it would rather have all workers it can use.
     pub(crate) settle_until: Millis,
+    /// The world of the generation that ended, as long as its survivors were not told to leave it.
+    pub(crate) kept_world: Option<u32>,
+    /// Workers whose reserve failed, and until when no other is tried there.
+    pub(crate) resting: BTreeMap<WorkerId, Millis>,
     blame: Option<Blame>,
 }
 
@@ -78,6 +83,10 @@ impl Job {
             .find(|c| c.generation < record.generation)
             .copied();
         let mut live = Live::new(members, resume, now);
+        // Its ranks may hold anything.
+        live.inherits = true;
+        live.add_reserves(&record.reserves, now);
+        let kept = members.is_empty() && !record.reserves.is_empty();
         // What its ledger holds of the running generation need not be heard again.
         if record.ledger.generation == record.generation {
             live.acknowledged = live.acknowledged.max(record.ledger.step);
@@ -96,6 +105,9 @@ impl Job {
             live,
             writing: None,
             settle_until: deadlines.settle(now),
+            // The record does not say whether they were; to tell them once more does no harm.
+            kept_world: kept.then_some(0),
+            resting: BTreeMap::new(),
             blame: None,
         }
     }
@@ -140,7 +152,13 @@ impl Job {
             ranks,
         };
         let members: Vec<Member> = workers.into_iter().zip(0..).map(place).collect();
-        self.live = Live::new(&members, self.record.checkpoints.last().copied(), outbox.now);
+        let inherits = !self.record.reserves.is_empty() || !self.members().is_empty();
+        self.begin_live(&members, outbox.now);
+        self.live.inherits = inherits;
+        outbox
+            .tell
+            .extend(self.reserved().map(|worker| worker.name.clone()));
+        self.record.reserves.clear();
         self.record.generation = self.record.generation.next();
         outbox.note(Fact::GenerationFormed {
             job: self.record.id.clone(),
@@ -150,6 +168,12 @@ impl Job {
         self.record.phase = JobPhase::Running { members };
         outbox.save.insert(self.record.id.clone());
         self.tell_members(outbox);
+    }
+
+    /// Nothing is known yet of the next generation, and nobody is left of the one before.
+    pub(crate) fn begin_live(&mut self, members: &[Member], now: Millis) {
+        self.live = Live::new(members, self.record.checkpoints.last().copied(), now);
+        self.kept_world = None;
     }
 
     pub(crate) fn wait(&mut self, reason: String, outbox: &mut Outbox) {
@@ -174,10 +198,10 @@ impl Job {
     /// decides whether that was once too often.
     pub(crate) fn end_generation(&mut self, ending: &Ending, deadlines: Deadlines, outbox: &mut Outbox) {
         self.tell_members(outbox);
-        let JobPhase::Running { members } = &mut self.record.phase else {
+        let JobPhase::Running { members } = &self.record.phase else {
             return;
         };
-        let members = std::mem::take(members);
+        let members = members.clone();
         self.record.restarts += 1;
         self.record.hopeless |= ending.is_permanent();
         if self.record.reached < self.live.acknowledged {
@@ -197,7 +221,7 @@ impl Job {
             format!("that is generation {FRUITLESS_MAX} in a row that got no further")
         };
         let generation = self.record.generation;
-        let what = format!("{ending}; {follows}");
+        let what = format!("{ending}{}; {follows}", waiting(ending, &members));
         let surplus = (self.record.incidents.len() + 1).saturating_sub(INCIDENTS_MAX);
         self.record.incidents.drain(..surplus);
         self.record.incidents.push(Incident {
@@ -205,12 +229,11 @@ impl Job {
             generation,
             what: what.clone(),
         });
+        let survives = |member: &&Member| ending.lost_worker() != Some(&member.worker);
+        self.keep(members.iter().filter(survives).cloned().collect());
         self.record.phase = JobPhase::Queued { reason: what };
         self.settle_until = deadlines.settle(outbox.now);
-        self.live.ranks.clear();
-        self.live.shards.clear();
-        self.live.finished_at = None;
-        self.live.halt = None;
+        self.live.clear();
         self.blame = ending.is_hearsay().then_some(Blame {
             generation,
             members,
@@ -245,7 +268,7 @@ impl Job {
         if !blame.members.iter().any(concerns) {
             return;
         }
-        let what = format!("{ending}; {}", blame.follows);
+        let what = format!("{ending}{}; {}", waiting(ending, &blame.members), blame.follows);
         // A generation that was formed since will say it again.
         let queued = matches!(self.record.phase, JobPhase::Queued { .. });
         self.record.hopeless |= queued && ending.is_permanent();
@@ -339,10 +362,13 @@ impl Job {
 
     fn over(&mut self, phase: JobPhase, outbox: &mut Outbox) {
         self.tell_members(outbox);
+        outbox
+            .tell
+            .extend(self.reserved().map(|worker| worker.name.clone()));
+        self.record.reserves.clear();
+        self.live.reserves.clear();
         self.record.phase = phase;
-        self.live.ranks.clear();
-        self.live.shards.clear();
-        self.live.finished_at = None;
+        self.live.clear();
         outbox.save.insert(self.record.id.clone());
     }
 
@@ -353,8 +379,14 @@ impl Job {
         store_url: &str,
         detect_within_ms: u64,
     ) -> Option<Assignment> {
-        let members = self.members();
-        let member = members.iter().find(|member| member.worker == *worker)?;
+        let of_worker = |member: &&Member| member.worker == *worker;
+        let place = self.members().iter().find(of_worker);
+        let member = place.or_else(|| self.record.reserves.iter().find(of_worker))?;
+        let world: u32 = self.members().iter().map(|member| member.ranks).sum();
+        let (store_address, halt) = match place {
+            Some(_) => (self.live.store_address.clone(), self.live.halt.as_ref()),
+            None => (None, None),
+        };
         Some(Assignment {
             job: self.record.id.clone(),
             generation: self.record.generation,
@@ -363,13 +395,13 @@ impl Job {
             dataset_version: self.record.dataset_version.clone(),
             first_rank: member.first_rank,
             ranks: member.ranks,
-            world: members.iter().map(|member| member.ranks).sum(),
-            store_address: self.live.store_address.clone(),
+            world: self.kept_world.unwrap_or(world),
+            store_address,
             resume: self.live.resume,
             store_url: store_url.to_owned(),
             acknowledged_step: self.ledgered(),
             committed_step: self.committed(),
-            halt: self.live.halt.is_some(),
+            halt: halt.map(|halt| halt.how),
             detect_within_ms,
         })
     }
@@ -416,7 +448,8 @@ impl Job {
         let retry = self.writing.as_ref().map(|writing| writing.retry_at);
         let settle = self.settles_until(now);
         let halt = self.halts_at();
-        [silent, finished, retry, settle, halt]
+        let reserve = self.next_reserve_deadline(deadlines);
+        [silent, finished, retry, settle, halt, reserve]
             .into_iter()
             .flatten()
             .min()

@@ -21,6 +21,7 @@ mod outbox;
 mod placement;
 mod report;
 mod request;
+mod reserve;
 mod schedule;
 mod view;
 mod why;
@@ -82,7 +83,7 @@ impl Coordinator {
         for (id, record) in durable.jobs {
             let job = Job::new(record, deadlines, clock.now());
             let device = job.record.spec.resources.device;
-            for member in job.members() {
+            for member in job.members().iter().chain(&job.record.reserves) {
                 fleet.expect(
                     &member.worker,
                     device,
@@ -170,7 +171,10 @@ impl Coordinator {
     /// Jobs in submit order, workers by name.
     #[must_use]
     pub fn view(&self) -> View<'_> {
-        let used = self.used_devices();
+        let mut used = self.used_devices();
+        for reserve in self.jobs.values().flat_map(|job| &job.record.reserves) {
+            *used.entry(reserve.worker.clone()).or_insert(0) += reserve.ranks;
+        }
         let worker = |worker| view::worker(worker, &used, &self.drained);
         let workers = self.fleet.iter().map(worker).collect();
         let jobs = self
@@ -248,15 +252,12 @@ impl Coordinator {
     fn on_rank(&mut self, worker: &WorkerId, report: &RankReport, outbox: &mut Outbox) -> Option<Ending> {
         match report::judge(self.jobs.get(&report.job), worker, report) {
             Sense::Live => {}
-            Sense::Late => {
-                if let Some(ending) = failure(worker, report) {
-                    let rank = Some((report.generation, report.rank));
-                    self.jobs
-                        .get_mut(&report.job)?
-                        .amend(worker, rank, &ending, outbox);
-                }
-                return None;
+            Sense::Reserve => {
+                let job = self.jobs.get_mut(&report.job)?;
+                job.hear_reserve(worker, report, self.deadlines, outbox);
+                return self.of_ended(worker, report, outbox);
             }
+            Sense::Late => return self.of_ended(worker, report, outbox),
             Sense::Odd(oddity) => {
                 self.ignore(worker, &oddity, outbox);
                 return None;
@@ -284,6 +285,16 @@ impl Coordinator {
             self.ignore(worker, &oddity, outbox);
         }
         disagreement.or_else(|| failure(worker, report))
+    }
+
+    /// What is told late of a generation that ended may still say who was to blame. It ends nothing.
+    fn of_ended(&mut self, worker: &WorkerId, report: &RankReport, outbox: &mut Outbox) -> Option<Ending> {
+        let ending = failure(worker, report)?;
+        let rank = Some((report.generation, report.rank));
+        self.jobs
+            .get_mut(&report.job)?
+            .amend(worker, rank, &ending, outbox);
+        None
     }
 
     fn ignore(&mut self, worker: &WorkerId, oddity: &Oddity, outbox: &mut Outbox) {
@@ -342,6 +353,7 @@ impl Coordinator {
     fn end_generations_of(&mut self, worker: &WorkerId, ending: &Ending, outbox: &mut Outbox) {
         for job in self.jobs.values_mut() {
             job.amend(worker, None, ending, outbox);
+            job.drop_reserve(worker, outbox);
             if job.members().iter().any(|member| member.worker == *worker) {
                 job.end_generation(ending, self.deadlines, outbox);
             }
@@ -368,6 +380,7 @@ impl Coordinator {
     fn tend_jobs(&mut self, outbox: &mut Outbox) {
         let mut no_longer_read = Vec::new();
         for job in self.jobs.values_mut() {
+            job.tend_reserves(self.deadlines, outbox);
             let pinned = job.pin().map(|(source, _)| source.clone());
             let endings = [
                 commit::retry(job, self.deadlines, outbox).err(),
@@ -456,6 +469,10 @@ fn failure(worker: &WorkerId, report: &RankReport) -> Option<Ending> {
             worker,
             error: error.clone(),
         }),
-        RankPhase::Starting | RankPhase::Joining | RankPhase::Training | RankPhase::Finished => None,
+        RankPhase::Starting
+        | RankPhase::Ready
+        | RankPhase::Joining
+        | RankPhase::Training
+        | RankPhase::Finished => None,
     }
 }

@@ -4,7 +4,7 @@
 
 use crate::commit::PENDING_MAX;
 use crate::event::{Member, Millis};
-use crate::halt::Halt;
+use crate::halt::Halting;
 use crate::report::Oddity;
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Rank, Step};
@@ -29,7 +29,13 @@ pub(crate) struct Live {
     /// Since when all ranks are finished.
     pub(crate) finished_at: Option<Millis>,
     /// Set once the generation was asked to end in order.
-    pub(crate) halt: Option<Halt>,
+    pub(crate) halt: Option<Halting>,
+    /// It was formed of processes that may hold state.
+    pub(crate) inherits: bool,
+    /// Every rank in reserve.
+    pub(crate) reserves: BTreeMap<Rank, RankLive>,
+    /// Lower numbers of this generation were given out, to reserves too.
+    pub(crate) next_rank: u32,
 }
 
 #[derive(Debug)]
@@ -40,6 +46,8 @@ pub(crate) struct RankLive {
     pub(crate) heard: Millis,
     /// Since when it is in its phase.
     pub(crate) since: Millis,
+    /// Its process began in this generation; it holds nothing.
+    pub(crate) cold: bool,
 }
 
 /// What a rank's report brought.
@@ -58,23 +66,29 @@ impl Live {
         let mut ranks = BTreeMap::new();
         for member in members {
             for rank in member.first_rank.0..member.first_rank.0.saturating_add(member.ranks) {
-                ranks.insert(
-                    Rank(rank),
-                    RankLive {
-                        phase: None,
-                        heard: now,
-                        since: now,
-                    },
-                );
+                ranks.insert(Rank(rank), RankLive::new(now));
             }
         }
+        let next_rank = u32::try_from(ranks.len()).unwrap_or(u32::MAX);
         let acknowledged = resume.map_or(Step(0), |resume| resume.step);
         Self {
             ranks,
             resume,
             acknowledged,
             stepped_at: now,
+            next_rank,
             ..Self::default()
+        }
+    }
+
+    /// Reserves that were there when the coordinator started.
+    pub(crate) fn add_reserves(&mut self, reserves: &[Member], now: Millis) {
+        for reserve in reserves {
+            let end = reserve.first_rank.0.saturating_add(reserve.ranks);
+            for rank in reserve.first_rank.0..end {
+                self.reserves.insert(Rank(rank), RankLive::new(now));
+            }
+            self.next_rank = self.next_rank.max(end);
         }
     }
 
@@ -91,14 +105,8 @@ impl Live {
         let Some(rank) = self.ranks.get_mut(&report.rank) else {
             return news;
         };
-        rank.heard = now;
-        // A report that was overtaken does not set a rank back.
-        if rank.phase.as_ref().map_or(0, progress) < progress(&report.phase) {
-            rank.phase = Some(report.phase.clone());
-            rank.since = now;
-            if self.last_step.is_none() {
-                self.stepped_at = now;
-            }
+        if rank.take(&report.phase, now) && self.last_step.is_none() {
+            self.stepped_at = now;
         }
         if report.rank == Rank(0) {
             if report.store_address.is_some() && self.store_address != report.store_address {
@@ -161,6 +169,14 @@ impl Live {
         }
     }
 
+    /// No generation runs any more; who is kept in reserve stays.
+    pub(crate) fn clear(&mut self) {
+        self.ranks.clear();
+        self.shards.clear();
+        self.finished_at = None;
+        self.halt = None;
+    }
+
     pub(crate) fn all_finished(&self) -> bool {
         let finished = |rank: &RankLive| rank.phase == Some(RankPhase::Finished);
         !self.ranks.is_empty() && self.ranks.values().all(finished)
@@ -175,14 +191,38 @@ impl Live {
     }
 }
 
+impl RankLive {
+    pub(crate) fn new(now: Millis) -> Self {
+        Self {
+            phase: None,
+            heard: now,
+            since: now,
+            cold: false,
+        }
+    }
+
+    /// Takes the phase that was reported; true when it is a new one. A report that was overtaken sets nobody back.
+    pub(crate) fn take(&mut self, phase: &RankPhase, now: Millis) -> bool {
+        self.heard = now;
+        self.cold |= *phase == RankPhase::Starting;
+        let new = self.phase.as_ref().map_or(0, progress) < progress(phase);
+        if new {
+            self.phase = Some(phase.clone());
+            self.since = now;
+        }
+        new
+    }
+}
+
 /// Order of phases in a rank's life, above 0.
 fn progress(phase: &RankPhase) -> u8 {
     match phase {
         RankPhase::Starting => 1,
         RankPhase::Joining => 2,
-        RankPhase::Training => 3,
-        RankPhase::Broken { .. } => 4,
-        RankPhase::Finished => 5,
-        RankPhase::Failed { .. } => 6,
+        RankPhase::Ready => 3,
+        RankPhase::Training => 4,
+        RankPhase::Broken { .. } => 5,
+        RankPhase::Finished => 6,
+        RankPhase::Failed { .. } => 7,
     }
 }

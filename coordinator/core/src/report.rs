@@ -12,7 +12,9 @@ use std::fmt;
 pub(crate) enum Sense {
     /// Of the running generation, by the worker that runs the rank.
     Live,
-    /// Of a generation that is over.
+    /// Of a rank in reserve, by its worker.
+    Reserve,
+    /// Of a generation that is over, or of a reserve that is no more.
     Late,
     Odd(Oddity),
 }
@@ -67,10 +69,19 @@ pub(crate) fn judge(job: Option<&Job>, worker: &WorkerId, report: &RankReport) -
     if report.generation < newest {
         return Sense::Late;
     }
+    let of_worker = |member: &&Member| member.worker == *worker;
+    let reserve = job.record.reserves.iter().find(of_worker);
+    if reserve.is_some_and(|reserve| runs(reserve, report.rank)) {
+        return Sense::Reserve;
+    }
     let JobPhase::Running { members } = &job.record.phase else {
         return Sense::Late;
     };
-    let Some(member) = members.iter().find(|member| member.worker == *worker) else {
+    let world = members.iter().map(|member| member.ranks).sum();
+    if (world..job.live.next_rank).contains(&report.rank.0) {
+        return Sense::Late;
+    }
+    let Some(member) = members.iter().find(of_worker) else {
         return Sense::Odd(Oddity::NotMember {
             job: report.job.clone(),
             generation: newest,

@@ -133,6 +133,7 @@ impl Coordinator {
             dataset_version,
             work,
             submitted_ms: outbox.wall,
+            reserves: Vec::new(),
             ledger,
             paused: false,
             workers: None,

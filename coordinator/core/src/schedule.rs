@@ -1,16 +1,19 @@
-//! Carries out what [`crate::placement`] decides: starts jobs whose workers are free, halts those that should hold
-//! others, and says of the rest what they wait for. It decides nothing about who goes first.
+//! Carries out what [`crate::placement`] decides: starts jobs whose workers are free, brings those that run over to the
+//! workers that they should hold, and says of the rest what they wait for. It decides nothing about who goes first.
 
 use crate::Coordinator;
-use crate::event::{JobPhase, Millis};
+use crate::event::{JobPhase, Member, Millis};
 use crate::fleet;
 use crate::halt::Planned;
 use crate::job::Job;
+use crate::live::RankLive;
 use crate::outbox::Outbox;
 use crate::placement::{self, Access, Decision, Demand, Problem, Seat, Solution};
+use crate::report::runs;
+use crate::reserve::Devices;
 use proto::id::{JobId, WorkerId};
-use proto::message::RankPhase;
-use std::collections::{BTreeMap, BTreeSet};
+use proto::message::{Halt, RankPhase, Work};
+use std::collections::BTreeSet;
 
 /// Reason of a job that somebody paused.
 const PAUSED: &str = "somebody paused it; `coordinator resume` lets it go on";
@@ -27,11 +30,10 @@ impl Coordinator {
         for (id, decision) in &solution {
             self.carry_out(id, decision, &mut used, outbox);
         }
-        self.solved = Some((problem, solution));
         for job in self.jobs.values_mut().filter(|job| job.record.paused) {
             match &job.record.phase {
                 JobPhase::Queued { .. } => job.wait(PAUSED.to_owned(), outbox),
-                JobPhase::Running { .. } => job.halt(Planned::Paused, self.deadlines, outbox),
+                JobPhase::Running { .. } => job.halt(Planned::Paused, Halt::Save, self.deadlines, outbox),
                 JobPhase::Done { .. } | JobPhase::Failed { .. } | JobPhase::Cancelled { .. } => {}
             }
         }
@@ -40,8 +42,11 @@ impl Coordinator {
             freed |= job.let_go(outbox);
         }
         if freed {
-            self.place(outbox);
+            self.solved = Some((problem, solution));
+            return self.place(outbox);
         }
+        self.settle_reserves(&solution, &used, outbox);
+        self.solved = Some((problem, solution));
     }
 
     fn problem(&self, now: Millis) -> Problem {
@@ -51,7 +56,7 @@ impl Coordinator {
             worker: worker.id.clone(),
             device: worker.device,
             devices: worker.devices,
-            access: if self.drained.contains(&worker.id.name) {
+            access: if self.drained.contains(&worker.id.name) || worker.devices == 0 {
                 Access::Drained
             } else if worker.is_reachable() {
                 Access::Open
@@ -66,34 +71,37 @@ impl Coordinator {
         }
     }
 
-    fn carry_out(
-        &mut self,
-        id: &JobId,
-        decision: &Decision,
-        used: &mut BTreeMap<WorkerId, u32>,
-        outbox: &mut Outbox,
-    ) {
+    fn carry_out(&mut self, id: &JobId, decision: &Decision, used: &mut Devices, outbox: &mut Outbox) {
         let Some(job) = self.jobs.get(id) else { return };
         let queued = matches!(job.record.phase, JobPhase::Queued { .. });
-        let workers = match decision {
-            Decision::Run(workers) => workers,
-            Decision::Wait(shortage) if queued => return self.tell(id, shortage.to_string(), outbox),
+        match decision {
+            Decision::Run(workers) if queued => self.start(id, workers, used, outbox),
+            Decision::Run(_) if job.record.paused => {}
+            Decision::Run(workers) => self.adjust(id, workers, used, outbox),
+            Decision::Wait(shortage) if queued => {
+                let kept = job.kept();
+                self.tell(id, format!("{shortage}{kept}"), outbox);
+            }
             Decision::Wait(shortage) => {
-                let why = Planned::MakesWay {
-                    lack: shortage.to_string(),
-                };
-                return self.halt(id, why, outbox);
+                let lack = shortage.to_string();
+                self.halt(id, Planned::MakesWay { lack }, Halt::Save, outbox);
             }
-        };
-        if !queued {
-            if job.should_move(workers) {
-                let to = workers.iter().map(|worker| worker.name.clone()).collect();
-                self.halt(id, Planned::Moves { to }, outbox);
-            }
-            return;
         }
+    }
+
+    /// Forms the first generation of a job, or the next after one that ended. Those whose processes live do not wait for
+    /// others to start theirs, if they are enough.
+    fn start(&mut self, id: &JobId, given: &[WorkerId], used: &mut Devices, outbox: &mut Outbox) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
         let needs = job.record.spec.resources.devices_per_worker;
-        let occupied = self.occupied(workers, needs, used);
+        let ready = job.ready();
+        let there: Vec<WorkerId> = given.iter().filter(|it| ready.contains(it)).cloned().collect();
+        let workers = if job.least() <= there.len() {
+            there
+        } else {
+            given.to_vec()
+        };
+        let occupied = self.occupied(&workers, needs, used);
         if !occupied.is_empty() {
             let reason = format!(
                 "waits until {} let go of {}",
@@ -102,12 +110,62 @@ impl Coordinator {
             );
             return self.tell(id, reason, outbox);
         }
-        for worker in workers {
+        for worker in &workers {
             *used.entry(worker.clone()).or_default() += needs;
         }
         if let Some(job) = self.jobs.get_mut(id) {
-            job.form(workers.clone(), outbox);
+            job.form(workers, outbox);
         }
+    }
+
+    /// Brings a running generation nearer to the workers that it is given.
+    fn adjust(&mut self, id: &JobId, given: &[WorkerId], used: &mut Devices, outbox: &mut Outbox) {
+        let Some(job) = self.jobs.get(id) else { return };
+        let needs = job.record.spec.resources.devices_per_worker;
+        let next = job.next_members(given);
+        match job.change(&next) {
+            Change::No => {}
+            Change::Now(workers, why) => self.regroup(id, workers, &why, used, outbox),
+            Change::AtStep => {
+                let to = next.iter().map(|worker| worker.name.clone()).collect();
+                self.halt(id, Planned::Moves { to }, Halt::Hold, outbox);
+            }
+            Change::Elsewhere => {
+                let members = job.members();
+                let newcomer = |worker: &&WorkerId| !members.iter().any(|it| it.worker == **worker);
+                let newcomers: Vec<WorkerId> = given.iter().filter(newcomer).cloned().collect();
+                if newcomers.len() < given.len() && self.occupied(&newcomers, needs, used).is_empty() {
+                    // Newcomers get ready while it trains on; where it stands still already, it waits for them as one.
+                    if job.is_between_steps() {
+                        let why = format!("it goes on on {}", listed(given));
+                        self.regroup(id, given.to_vec(), &why, used, outbox);
+                    }
+                    return;
+                }
+                let to = given.iter().map(|worker| worker.name.clone()).collect();
+                self.halt(id, Planned::Moves { to }, Halt::Save, outbox);
+            }
+        }
+    }
+
+    fn regroup(
+        &mut self,
+        id: &JobId,
+        workers: Vec<WorkerId>,
+        why: &str,
+        used: &mut Devices,
+        outbox: &mut Outbox,
+    ) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        for member in job.members() {
+            if let Some(used) = used.get_mut(&member.worker) {
+                *used = used.saturating_sub(member.ranks);
+            }
+        }
+        for worker in &workers {
+            *used.entry(worker.clone()).or_default() += job.record.spec.resources.devices_per_worker;
+        }
+        job.regroup(workers, why, outbox);
     }
 
     fn tell(&mut self, id: &JobId, reason: String, outbox: &mut Outbox) {
@@ -116,19 +174,14 @@ impl Coordinator {
         }
     }
 
-    fn halt(&mut self, id: &JobId, why: Planned, outbox: &mut Outbox) {
+    fn halt(&mut self, id: &JobId, why: Planned, how: Halt, outbox: &mut Outbox) {
         if let Some(job) = self.jobs.get_mut(id) {
-            job.halt(why, self.deadlines, outbox);
+            job.halt(why, how, self.deadlines, outbox);
         }
     }
 
     /// Those of the workers that have no room yet.
-    fn occupied(
-        &self,
-        workers: &[WorkerId],
-        needs: u32,
-        used: &BTreeMap<WorkerId, u32>,
-    ) -> BTreeSet<WorkerId> {
+    fn occupied(&self, workers: &[WorkerId], needs: u32, used: &Devices) -> BTreeSet<WorkerId> {
         let room = |worker: &WorkerId| {
             let devices = self
                 .fleet
@@ -174,11 +227,11 @@ impl Job {
             number: self.number,
             priority: resources.priority,
             team: resources.team.clone(),
-            workers_min: resources.workers_min.min(workers_max),
+            workers_min: self.record.spec.resources.workers_min.min(workers_max),
             workers_max,
             devices_per_worker: resources.devices_per_worker,
             device: resources.device,
-            settling: queued && now < self.settle_until,
+            settling: queued && now < self.settle_until && self.ready().len() < self.least(),
             holds: self
                 .members()
                 .iter()
@@ -194,15 +247,98 @@ impl Job {
             .map(|_| self.settle_until)
     }
 
-    /// Whether it should go over to these workers now. To grow is worth a halt only once the generation has made a step.
-    fn should_move(&self, workers: &[WorkerId]) -> bool {
-        let held: BTreeSet<&WorkerId> = self.members().iter().map(|member| &member.worker).collect();
-        let given: BTreeSet<&WorkerId> = workers.iter().collect();
-        let grows = held.is_subset(&given);
-        let trains = |rank: &crate::live::RankLive| rank.phase == Some(RankPhase::Training);
-        let stepped = self.live.last_step.is_some() && self.live.ranks.values().all(trains);
-        held != given && (!grows || stepped)
+    /// The fewest workers that it runs on.
+    pub(crate) fn least(&self) -> usize {
+        let resources = &self.record.spec.resources;
+        let most = self.record.workers.unwrap_or(resources.workers_max);
+        resources.workers_min.min(most).max(1) as usize
     }
+
+    /// Of the workers that it is given, its members and those that are ready to join them.
+    fn next_members(&self, given: &[WorkerId]) -> Vec<WorkerId> {
+        let ready = self.ready();
+        let there = |worker: &&WorkerId| self.is_member(worker) || ready.contains(worker);
+        given.iter().filter(there).cloned().collect()
+    }
+
+    fn is_member(&self, worker: &WorkerId) -> bool {
+        self.members().iter().any(|member| member.worker == *worker)
+    }
+
+    /// How its generation should go over to the next, which would have the members `next`.
+    fn change(&self, next: &[WorkerId]) -> Change {
+        let stays = next.iter().filter(|worker| self.is_member(worker)).count();
+        let enough = 0 < stays && self.least() <= next.len();
+        let moves = format!("it goes on on {}", listed(next));
+        if self.is_between_steps() {
+            return if enough {
+                Change::Now(next.to_vec(), moves)
+            } else {
+                Change::Elsewhere
+            };
+        }
+        if let Some(warm) = self.warm_members(next).filter(|warm| self.least() <= warm.len()) {
+            let why = format!("{} do not wait for others to start", listed(&warm));
+            return Change::Now(warm, why);
+        }
+        let grows = stays == self.members().len();
+        let phases = || self.live.ranks.values().map(|rank| &rank.phase);
+        if grows {
+            // Worth a stop only once the generation has made a step, and once for all that get ready.
+            let stepped =
+                self.live.last_step.is_some() && phases().all(|it| *it == Some(RankPhase::Training));
+            let settled = self.ready().len() == self.record.reserves.len();
+            return if stays < next.len() && stepped && settled {
+                Change::AtStep
+            } else {
+                Change::No
+            };
+        }
+        if !enough {
+            return Change::Elsewhere;
+        }
+        let forms = phases().all(|it| matches!(it, None | Some(RankPhase::Starting | RankPhase::Joining)));
+        if forms && self.record.work == Work::Train {
+            return Change::Now(next.to_vec(), moves);
+        }
+        Change::AtStep
+    }
+
+    /// While a generation forms of processes that live on and others that are just started: those that are not starting
+    /// any more. None: nobody need wait for a start, or it is not clear yet.
+    fn warm_members(&self, next: &[WorkerId]) -> Option<Vec<WorkerId>> {
+        let ranks = || self.live.ranks.values();
+        let known = |rank: &RankLive| matches!(rank.phase, Some(RankPhase::Starting | RankPhase::Joining));
+        let starts = |rank: &RankLive| rank.phase == Some(RankPhase::Starting);
+        if self.record.work != Work::Train || !ranks().all(known) || ranks().all(|it| it.cold) {
+            return None;
+        }
+        let cold = |member: &&Member| {
+            let own = self.live.ranks.iter().filter(|(rank, _)| runs(member, **rank));
+            own.map(|(_, live)| live).any(starts)
+        };
+        let cold: Vec<&WorkerId> = self.members().iter().filter(cold).map(|it| &it.worker).collect();
+        if cold.is_empty() {
+            return None;
+        }
+        let warm = next.iter().filter(|worker| !cold.contains(worker)).cloned();
+        Some(warm.collect())
+    }
+}
+
+/// How a generation goes over to the next.
+enum Change {
+    No,
+    /// At once, to these workers, and why: nobody is in the middle of a step.
+    Now(Vec<WorkerId>, String),
+    /// After the step that is under way.
+    AtStep,
+    /// Too few of its processes would go on.
+    Elsewhere,
+}
+
+fn listed(workers: &[WorkerId]) -> String {
+    names(&workers.iter().cloned().collect())
 }
 
 fn names(workers: &BTreeSet<WorkerId>) -> String {

@@ -68,7 +68,7 @@ impl Coordinator {
         let decision = self.solved.as_ref().and_then(|(_, solution)| solution.get(id));
         match decision {
             Some(Decision::Wait(shortage)) => Why {
-                sentence: format!("it {shortage}"),
+                sentence: format!("it {shortage}{}", job.kept()),
                 constraint: shortage.constraint(),
                 remedy: Some(Shortage::remedy(shortage)),
                 waits_for: None,
@@ -197,7 +197,13 @@ impl Job {
         };
         let error = match &live.phase {
             Some(RankPhase::Broken { error } | RankPhase::Failed { error, .. }) => format!(": {error}"),
-            Some(RankPhase::Starting | RankPhase::Joining | RankPhase::Training | RankPhase::Finished)
+            Some(
+                RankPhase::Starting
+                | RankPhase::Ready
+                | RankPhase::Joining
+                | RankPhase::Training
+                | RankPhase::Finished,
+            )
             | None => String::new(),
         };
         Why {
@@ -223,6 +229,7 @@ impl Job {
 fn phase_word(phase: &RankPhase) -> &'static str {
     match phase {
         RankPhase::Starting => "starting",
+        RankPhase::Ready => "ready",
         RankPhase::Joining => "joining",
         RankPhase::Training => "training",
         RankPhase::Broken { .. } => "between generations",

@@ -7,8 +7,8 @@ mod desk;
 
 use coordinator_core::event::{Effect, Event, Fact, JobPhase, Reply};
 use desk::{DETECT_WITHIN_MS, Desk, failed, rank, spec, told, with_step};
-use proto::id::{JobId, Step};
-use proto::message::RankPhase;
+use proto::id::{JobId, Rank, Step};
+use proto::message::{Halt, RankPhase};
 use proto::spec::{JobSpec, Resources};
 
 fn pause(desk: &mut Desk, job: &JobId, paused: bool) -> Reply {
@@ -69,13 +69,25 @@ fn halts(desk: &mut Desk, job: &JobId, step: u64) {
     desk.written(job, step, Ok(()));
 }
 
+/// The ranks of the job on w1 and w2 did `step` and stopped, with nothing written.
+fn stop(desk: &mut Desk, job: &JobId, step: u64) {
+    let generation = desk.generation(job);
+    let first = with_step(rank(job, generation, 0, RankPhase::Finished), step);
+    desk.hear("w1", vec![first]);
+    desk.hear("w2", vec![rank(job, generation, 1, RankPhase::Finished)]);
+}
+
 #[test]
 fn a_paused_job_leaves_with_a_checkpoint_and_goes_on_from_it() {
     let (mut desk, job) = Desk::training();
     assert_eq!(pause(&mut desk, &job, true), phase("pausing"));
     assert!(desk.durable.jobs[&job].paused, "saved before the answer");
     let effects = desk.hear("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
-    assert!(told(&effects, "w1").halt, "said again on every report");
+    assert_eq!(
+        told(&effects, "w1").halt,
+        Some(Halt::Save),
+        "said again on every report"
+    );
     halts(&mut desk, &job, 1);
     assert_eq!(desk.job(&job).word(), "paused");
     assert_eq!(
@@ -96,7 +108,7 @@ fn a_paused_job_leaves_with_a_checkpoint_and_goes_on_from_it() {
     assert_eq!(desk.generation(&job), 2);
     let assignment = told(&desk.hear("w1", vec![]), "w1");
     assert_eq!(assignment.resume.map(|resume| resume.step), Some(Step(1)));
-    assert!(!assignment.halt);
+    assert_eq!(assignment.halt, None);
 }
 
 #[test]
@@ -105,7 +117,7 @@ fn a_pause_outlives_a_restart_and_needs_no_checkpoint_where_nothing_was_begun() 
     pause(&mut desk, &job, true);
     desk.restart();
     let effects = desk.hear("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
-    assert!(told(&effects, "w1").halt);
+    assert_eq!(told(&effects, "w1").halt, Some(Halt::Save));
     let other = desk.submit(spec(1, 1));
     assert_eq!(pause(&mut desk, &other, true), phase("paused"));
     let mut desk = Desk::new();
@@ -171,20 +183,33 @@ fn a_job_is_scaled_down_and_up_again() {
     train(&mut desk, 0, 1, 1);
     train(&mut desk, 1, 1, 1);
     assert_eq!(scale(&mut desk, &job, 1), phase("running"));
-    assert!(told(&train(&mut desk, 0, 1, 1), "w1").halt);
-    halts(&mut desk, &job, 2);
+    assert_eq!(told(&train(&mut desk, 0, 1, 1), "w1").halt, Some(Halt::Hold));
+    stop(&mut desk, &job, 2);
     let members = |desk: &Desk| match &desk.job(&JobId("toy-1".to_owned())).phase {
         JobPhase::Running { members } => members.iter().map(|m| m.worker.name.clone()).collect(),
         phase => vec![format!("{phase:?}")],
     };
-    assert_eq!(members(&desk), ["w1"]);
-    scale(&mut desk, &job, 2);
-    train(&mut desk, 0, 2, 0);
-    assert!(
-        !told(&train(&mut desk, 0, 2, 0), "w1").halt,
-        "not before it has made a step"
+    assert_eq!(
+        (members(&desk), desk.generation(&job)),
+        (vec!["w1".to_owned()], 2)
     );
-    assert!(told(&train(&mut desk, 0, 2, 3), "w1").halt);
+    assert_eq!(desk.job(&job).checkpoints, [], "none was needed");
+    scale(&mut desk, &job, 2);
+    train(&mut desk, 0, 2, 3);
+    let effects = desk.hear("w2", vec![rank(&job, 2, 1, RankPhase::Starting)]);
+    let reserve = told(&effects, "w2");
+    assert_eq!(
+        (reserve.first_rank, reserve.world),
+        (Rank(1), 1),
+        "it gets ready first"
+    );
+    assert_eq!(told(&train(&mut desk, 0, 2, 3), "w1").halt, None);
+    desk.hear("w2", vec![rank(&job, 2, 1, RankPhase::Ready)]);
+    assert_eq!(told(&train(&mut desk, 0, 2, 3), "w1").halt, Some(Halt::Hold));
+    desk.hear("w1", vec![rank(&job, 2, 0, RankPhase::Finished)]);
+    assert_eq!(members(&desk), ["w1", "w2"]);
+    assert_eq!(desk.generation(&job), 3);
+    assert_eq!(desk.job(&job).restarts, 0);
     let reason = refusal(scale(&mut desk, &job, 3));
     assert_eq!(
         reason,
@@ -206,9 +231,13 @@ fn a_drained_worker_is_emptied_in_order_and_gets_nothing_new() {
         }
     );
     assert!(desk.durable.drained.contains("w2"), "saved before the answer");
+    // It may not run on one; the third gets ready while they go on.
     let effects = desk.hear("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
-    assert!(told(&effects, "w1").halt);
-    halts(&mut desk, &job, 1);
+    assert_eq!(told(&effects, "w1").halt, None);
+    desk.hear("w3", vec![rank(&job, 1, 2, RankPhase::Ready)]);
+    let effects = desk.hear("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
+    assert_eq!(told(&effects, "w1").halt, Some(Halt::Hold));
+    stop(&mut desk, &job, 1);
     let JobPhase::Running { members } = &desk.job(&job).phase else {
         panic!("{:?}", desk.job(&job).phase)
     };
@@ -253,7 +282,7 @@ fn a_higher_priority_takes_the_place_of_a_lower_one_which_comes_back() {
         0,
         "it was asked when the other was submitted"
     );
-    assert!(told(&effects, "w1").halt);
+    assert_eq!(told(&effects, "w1").halt, Some(Halt::Save));
     halts(&mut desk, &low, 1);
     assert_eq!(desk.job(&high).word(), "running");
     assert_eq!(

@@ -242,10 +242,14 @@ fn a_worker_that_is_not_heard_ends_what_it_was_part_of() {
     );
     assert_eq!(
         desk.reason(&job),
-        "needs 2 cpu workers with 1 free device; 1 is free (w1)"
+        "needs 2 cpu workers with 1 free device; 1 is free (w1); its state is kept by w1"
     );
     desk.hear("w2", vec![]);
-    assert_eq!(desk.generation(&job), 2, "it may come back");
+    assert_eq!(
+        desk.generation(&job),
+        3,
+        "it may come back; under 2 the other waited"
+    );
 }
 
 #[test]
@@ -587,7 +591,7 @@ fn a_rank_that_never_appears_ends_its_generation() {
     }
     assert_eq!(
         desk.job(&job).incidents[0].what,
-        "worker w2#1 is up but does not run rank 1; the job goes on from what survivors hold, or step 0"
+        "worker w2#1 is up but does not run rank 1; rank 0 on w1 waited for it; the job goes on from what survivors hold, or step 0"
     );
 }
 

@@ -204,6 +204,17 @@ impl Cluster {
         ranks.into_iter().try_for_each(process::wait_until_gone)
     }
 
+    /// Asks a worker's daemon to leave (SIGTERM) and returns when it has; it must exit with 0.
+    ///
+    /// # Errors
+    /// It is not running, or ends otherwise.
+    pub fn terminate_worker(&mut self, index: usize) -> Result<()> {
+        let daemon = self.workers[index]
+            .take()
+            .with_context(|| format!("worker {index} is not running"))?;
+        daemon.terminate()
+    }
+
     /// Kills the one rank of a worker (SIGKILL); its daemon lives on.
     ///
     /// # Errors

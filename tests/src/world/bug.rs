@@ -37,10 +37,14 @@ pub enum Bug {
     ManifestsUnfenced,
     /// A drained worker's name is not saved.
     DrainForgotten,
+    /// Ranks that stop in order for the next generation do not keep what they hold.
+    HandOverForgotten,
+    /// Survivors that wait for more workers do not keep what they hold.
+    ReserveForgets,
 }
 
 impl Bug {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::SendOnce,
         Self::SameBoot,
         Self::ShardBeforeWritten,
@@ -58,5 +62,7 @@ impl Bug {
         Self::SavesUnfenced,
         Self::ManifestsUnfenced,
         Self::DrainForgotten,
+        Self::HandOverForgotten,
+        Self::ReserveForgets,
     ];
 }

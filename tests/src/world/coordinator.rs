@@ -6,7 +6,7 @@ use super::agenda::Happening;
 use super::bug::Bug;
 use super::plan::DETECT_WITHIN_MS;
 use super::tell;
-use coordinator_core::event::{Durable, Effect, Event, Record};
+use coordinator_core::event::{Durable, Effect, Event, Fact, Record};
 use coordinator_core::{Config, Coordinator, Deadlines};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{JobId, WorkerId};
@@ -306,7 +306,16 @@ impl World {
                 self.oracle.on_delete(&self.durable, &job, checkpoint);
                 self.delete_later(job, checkpoint);
             }
-            Effect::Note(fact) if !self.fenced => self.oracle.on_fact(&self.durable, &fact),
+            Effect::Note(fact) if !self.fenced => {
+                self.oracle.on_fact(&self.durable, &fact);
+                // What began to halt when all was well came to its end in time.
+                if let Fact::Halted { job, reason, .. } = &fact
+                    && self.plan.heal_at + 20 * DETECT_WITHIN_MS < self.now
+                {
+                    let late = reason.contains("left in time");
+                    self.oracle.require(!late, || format!("{job} halts: {reason}"));
+                }
+            }
             Effect::Note(_) => {}
         }
     }

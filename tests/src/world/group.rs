@@ -13,7 +13,7 @@ use super::toy;
 use coordinator_core::event::JobPhase;
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Rank, Step};
-use proto::message::{DIGESTS_MAX, PhaseSeconds, RankPhase, StepReport, WeightDigest, Work};
+use proto::message::{DIGESTS_MAX, Halt, PhaseSeconds, RankPhase, StepReport, WeightDigest, Work};
 use proto::spec::JobSpec;
 use std::collections::BTreeMap;
 
@@ -157,7 +157,12 @@ impl World {
                 pids.len()
             )
         });
-        self.oracle.on_begin(&job, generation, began, &holdings, saved);
+        let reached = pids
+            .iter()
+            .filter_map(|pid| self.processes.get(pid)?.reached)
+            .max();
+        self.oracle
+            .on_begin(&job, generation, began, &holdings, saved, reached);
         let Some(spec) = self.durable.jobs.get(&job).map(|record| record.spec.clone()) else {
             return;
         };
@@ -170,6 +175,7 @@ impl World {
                 process.value = value;
             }
             (process.held, process.step) = (Some(generation), step);
+            process.reached = Some((generation, step));
             process.phase = RankPhase::Training;
             self.say(pid, vec![], vec![]);
         }
@@ -260,20 +266,30 @@ impl World {
         let told = |pid: &Pid| {
             self.processes
                 .get(pid)
-                .is_some_and(|process| process.assignment.halt)
+                .and_then(|process| process.assignment.halt)
         };
-        let halts = pids.iter().any(told);
+        let halts = pids.iter().any(|pid| told(pid).is_some());
+        let saving: Vec<Pid> = match saves(&spec, step) {
+            true => pids.clone(),
+            false if !halts => Vec::new(),
+            false => (pids.iter().copied())
+                .filter(|pid| told(pid) == Some(Halt::Save))
+                .collect(),
+        };
         let last = spec.train.steps <= step || halts;
         let mut next = self.now
             + self
                 .planned()
                 .get(&spec.data.seed)
                 .map_or(100, |planned| planned.step_ms);
-        if saves(&spec, step) || halts {
+        if !saving.is_empty() {
             next = next.max(self.now + 220);
-            self.save(&pids, generation, step);
+            self.save(&saving, generation, step);
         }
         if last {
+            for pid in pids.iter().filter(|pid| !saving.contains(pid)) {
+                self.holds_on(*pid);
+            }
             return self.finish(&pids, generation);
         }
         self.agenda.put(next, Happening::GroupSteps { job, generation });
@@ -309,6 +325,24 @@ impl World {
         }
     }
 
+    /// A process stops in order and has written nothing: others go on with what it holds, or it is told to save.
+    fn holds_on(&mut self, pid: Pid) {
+        let drops = self.bug == Some(Bug::HandOverForgotten);
+        let Some(process) = self.working(pid) else { return };
+        process.unsaved = true;
+        if drops {
+            process.held = None;
+        }
+    }
+
+    /// The order to write a checkpoint comes when the step is over.
+    pub(crate) fn save_late(&mut self, pid: Pid) {
+        let Some(process) = self.working(pid) else { return };
+        process.unsaved = false;
+        let (generation, step) = (process.key.generation, process.step);
+        self.save(&[pid], generation, step);
+    }
+
     fn sum(&self, world: usize, step: u64, spec: &JobSpec) -> u64 {
         let world = u32::try_from(world).expect("a handful of ranks");
         let wrong = self.bug == Some(Bug::WrongShare) && 1 < world;
@@ -324,6 +358,7 @@ impl World {
             if let Some(process) = self.processes.get_mut(pid) {
                 process.value = toy::fold(process.value, sum);
                 process.step = step;
+                process.reached = process.held.map(|held| (held, step));
                 if step.is_multiple_of(DIGEST_EVERY) {
                     let sha256 = store::digest(process.value);
                     process.digests.push(WeightDigest {
@@ -375,6 +410,7 @@ impl World {
                 if ends {
                     process.value = toy::fold(process.value, sum);
                     process.step = step;
+                    process.reached = process.held.map(|held| (held, step));
                 } else if kept {
                     process.value = process.value.wrapping_add(sum);
                 }

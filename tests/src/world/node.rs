@@ -23,6 +23,8 @@ pub(crate) struct Node {
     linked: bool,
     /// The start of the coordinator that its stream leads to.
     pub(crate) linked_to: u64,
+    /// For how long it stays away after it has left.
+    away_ms: u64,
     /// Until then nothing gets through, up and down.
     cut_up: u64,
     cut_down: u64,
@@ -45,6 +47,7 @@ impl Node {
             wake_at: None,
             linked: false,
             linked_to: 0,
+            away_ms: 0,
             cut_up: 0,
             cut_down: 0,
             ranks_cut: 0,
@@ -116,14 +119,8 @@ impl World {
 
     pub(crate) fn shut_node_down(&mut self, number: usize, down_ms: u64) {
         let boot = self.nodes[number].boot;
+        self.nodes[number].away_ms = down_ms;
         self.node_handles(number, boot, Event::Shutdown);
-        self.agenda.put(
-            self.now + DETECT_WITHIN_MS * 2 + down_ms,
-            Happening::NodeStart {
-                node: number,
-                clock_back: false,
-            },
-        );
     }
 
     pub(crate) fn deafen(&mut self, number: usize, for_ms: u64) {
@@ -271,7 +268,11 @@ impl World {
                     self.nodes[number].machine = None;
                     let delay = self.dice.between(1, 50);
                     self.break_link(number, delay);
-                    return;
+                    let start = Happening::NodeStart {
+                        node: number,
+                        clock_back: false,
+                    };
+                    return self.agenda.put(self.now + self.nodes[number].away_ms, start);
                 }
             }
             if self.trouble(self.plan.noise.daemon_torn) {

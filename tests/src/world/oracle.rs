@@ -3,7 +3,7 @@
 
 use super::store::Store;
 use super::tell;
-use coordinator_core::event::{Durable, Fact, JobPhase, JobRecord, Record, Reply};
+use coordinator_core::event::{Durable, Fact, JobPhase, JobRecord, Member, Record, Reply};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Generation, JobId, Step, WorkerId};
 use proto::ledger::{Entry, Replay, Tip};
@@ -170,13 +170,13 @@ impl Oracle {
         for assignment in &state.assignments {
             let saved = durable.jobs.get(&assignment.job);
             let member = saved.is_some_and(|job| {
-                let JobPhase::Running { members } = &job.phase else {
-                    return false;
+                let members: &[Member] = match &job.phase {
+                    JobPhase::Running { members } => members,
+                    _ => &[],
                 };
-                let is_member = members
-                    .iter()
-                    .any(|m| m.worker == *worker && m.first_rank == assignment.first_rank);
-                job.generation == assignment.generation && is_member
+                let mut places = members.iter().chain(&job.reserves);
+                let has_place = places.any(|m| m.worker == *worker && m.first_rank == assignment.first_rank);
+                job.generation == assignment.generation && has_place
             });
             let resumed = assignment.resume.map_or(Step(0), |resume| resume.step);
             let ledgered = saved.map_or(Step(0), |job| job.ledger.step).max(resumed);
@@ -256,6 +256,8 @@ impl Oracle {
             | Fact::JobQueued { .. }
             | Fact::Halting { .. }
             | Fact::Halted { .. }
+            | Fact::Reserved { .. }
+            | Fact::ReserveLost { .. }
             | Fact::Stepped { .. }
             | Fact::Ignored { .. } => true,
         };
@@ -263,7 +265,8 @@ impl Oracle {
     }
 
     /// A generation begins to train from `began`. `holdings`: what its ranks held: generation, step, value; `saved`: its
-    /// checkpoint's generation and step. Whole steps that one of them holds, in the newest line, are not done again.
+    /// checkpoint's generation and step; `reached`: the newest that any of these processes ever came to, whether it still
+    /// holds it or not. Whole steps of the newest line are not done again.
     pub(crate) fn on_begin(
         &mut self,
         job: &JobId,
@@ -271,11 +274,13 @@ impl Oracle {
         began: u64,
         holdings: &[(Generation, u64, u64)],
         saved: Option<(Generation, u64)>,
+        reached: Option<(Generation, u64)>,
     ) {
         let newest = holdings
             .iter()
             .map(|(held, step, _)| (*held, *step))
             .chain(saved)
+            .chain(reached)
             .max();
         self.require(newest.is_none_or(|(_, step)| began == step), || {
             let (held, step) = newest.unwrap_or((Generation(0), 0));
@@ -294,7 +299,13 @@ impl Oracle {
     }
 
     /// A daemon starts a rank process.
-    pub(crate) fn on_spawn(&mut self, key: &RankKey, device: u32, devices: u32, held_by: Option<&RankKey>) {
+    pub(crate) fn on_spawn(
+        &mut self,
+        key: &RankKey,
+        (device, devices): (u32, u32),
+        held_by: Option<&RankKey>,
+        is_reserve: bool,
+    ) {
         self.require(device < devices, || {
             format!("{} starts on device {device} of {devices}", tell::key(key))
         });
@@ -302,7 +313,8 @@ impl Oracle {
             let held_by = held_by.map_or(String::new(), tell::key);
             format!("{} starts on the device of {held_by}", tell::key(key))
         });
-        let first = self.started.insert(key.clone());
+        // A reserve does no step, so it may come again.
+        let first = is_reserve || self.started.insert(key.clone());
         self.require(first, || format!("{} is started a second time", tell::key(key)));
     }
 }

@@ -10,7 +10,7 @@ use super::store;
 use super::tell;
 use proto::checkpoint::checkpoint_folder;
 use proto::id::{Generation, Rank, Step};
-use proto::message::{Assignment, RankPhase, RankReport, ShardReport, StepReport, WeightDigest};
+use proto::message::{Assignment, Halt, RankPhase, RankReport, ShardReport, StepReport, WeightDigest};
 use worker_core::event::{Event, RankKey};
 
 /// Process number, never used twice.
@@ -38,6 +38,10 @@ pub(crate) struct Process {
     pub(crate) step: u64,
     /// The toy's value after `step`.
     pub(crate) value: u64,
+    /// The newest generation and step that it ever came to.
+    pub(crate) reached: Option<(Generation, u64)>,
+    /// It stopped in order after a step of which it has written no share.
+    pub(crate) unsaved: bool,
     /// What it came to, newest last.
     pub(crate) digests: Vec<WeightDigest>,
     /// When its newest order reaches it: orders keep their order.
@@ -62,7 +66,8 @@ impl World {
             .values()
             .find(|p| p.node == node && p.device == device)
             .map(|p| &p.key);
-        self.oracle.on_spawn(&key, device, self.nodes[node].devices, held);
+        let devices = (device, self.nodes[node].devices);
+        self.oracle.on_spawn(&key, devices, held, assignment.is_reserve());
         self.next_pid += 1;
         let pid = self.next_pid;
         let boot = self.nodes[node].boot;
@@ -88,6 +93,8 @@ impl World {
             held: None,
             step,
             value,
+            reached: None,
+            unsaved: false,
             digests: vec![],
             last_order: self.now,
             last_line,
@@ -287,13 +294,16 @@ impl World {
     /// Libraries and weights are there: it is ready to meet the others.
     pub(crate) fn rank_loaded(&mut self, pid: Pid) {
         let Some(process) = self.working(pid) else { return };
-        process.phase = RankPhase::Joining;
+        process.phase = phase_of(&process.assignment);
         self.rank_beats(pid);
         self.begin_to_join(pid);
     }
 
     fn begin_to_join(&mut self, pid: Pid) {
         let Some(process) = self.working(pid) else { return };
+        if process.phase == RankPhase::Ready {
+            return;
+        }
         let generation = process.key.generation;
         let error = "timed out waiting for the other ranks to join".to_owned();
         self.agenda.put(
@@ -308,11 +318,19 @@ impl World {
     }
 
     pub(crate) fn rank_told(&mut self, pid: Pid, rank: Rank, assignment: Assignment) {
+        let forgets = self.bug == Some(Bug::ReserveForgets);
         let Some(process) = self.working(pid) else { return };
         let newer = process.key.generation < assignment.generation;
         process.assignment = assignment;
         if !newer {
+            if process.unsaved && process.assignment.halt == Some(Halt::Save) {
+                return self.save_late(pid);
+            }
             return self.try_join(pid);
+        }
+        process.unsaved = false;
+        if forgets && process.assignment.is_reserve() {
+            process.held = None;
         }
         process.key.generation = process.assignment.generation;
         process.key.rank = rank;
@@ -321,7 +339,7 @@ impl World {
         if process.phase == RankPhase::Starting {
             return;
         }
-        process.phase = RankPhase::Joining;
+        process.phase = phase_of(&process.assignment);
         self.say(pid, vec![], vec![]);
         self.begin_to_join(pid);
     }
@@ -333,6 +351,7 @@ impl World {
             RankPhase::Joining => true,
             RankPhase::Training => !error.contains("to join"),
             RankPhase::Starting
+            | RankPhase::Ready
             | RankPhase::Broken { .. }
             | RankPhase::Finished
             | RankPhase::Failed { .. } => false,
@@ -421,5 +440,14 @@ impl World {
                 environment,
             }],
         );
+    }
+}
+
+/// What a process is when it has loaded everything and takes up this generation.
+fn phase_of(assignment: &Assignment) -> RankPhase {
+    if assignment.is_reserve() {
+        RankPhase::Ready
+    } else {
+        RankPhase::Joining
     }
 }

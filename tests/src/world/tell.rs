@@ -163,6 +163,17 @@ fn noted(fact: &coordinator::Fact) -> Option<String> {
             generation,
             world,
         } => format!("{job} generation {generation} is formed, of {world} ranks"),
+        Fact::Reserved {
+            job,
+            generation,
+            worker,
+        } => format!("{worker} is in reserve beside {job} generation {generation}"),
+        Fact::ReserveLost {
+            job,
+            generation,
+            worker,
+            reason,
+        } => format!("{worker} is no reserve of {job} generation {generation} any more: {reason}"),
         Fact::GenerationEnded {
             job,
             generation,
@@ -211,9 +222,11 @@ pub(crate) fn daemon_heard(id: &WorkerId, event: &worker::Event) -> Option<Strin
                 "{id} hears from rank {} of {} generation {}: failed: {error}",
                 report.rank, report.job, report.generation
             ),
-            RankPhase::Starting | RankPhase::Joining | RankPhase::Training | RankPhase::Finished => {
-                return None;
-            }
+            RankPhase::Starting
+            | RankPhase::Ready
+            | RankPhase::Joining
+            | RankPhase::Training
+            | RankPhase::Finished => return None,
         },
         Event::RankExited { key: it, outcome, .. } => {
             format!("{id} learns that {} ended: {outcome}", key(it))

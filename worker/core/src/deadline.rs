@@ -8,6 +8,10 @@ use proto::message::RankPhase;
 /// can block its only thread for long.
 const STARTING_ALLOWANCE: u64 = 10;
 
+/// A worker that was asked to leave has this many `detect_within` for its jobs to finish their step and hand over or
+/// write a checkpoint. The coordinator gives a generation 12 to end in order; `TimeoutStopSec` of the unit is longer.
+pub const GRACE: u64 = 15;
+
 /// Reports per `detect_within`: two may be lost before the coordinator counts the worker as gone.
 const REPORTS_PER_LEASE: u64 = 3;
 
@@ -38,7 +42,8 @@ impl Deadlines {
     pub(crate) fn silent_at(self, heard: Millis, phase: &RankPhase) -> Millis {
         let allowance = match phase {
             RankPhase::Starting => STARTING_ALLOWANCE,
-            RankPhase::Joining
+            RankPhase::Ready
+            | RankPhase::Joining
             | RankPhase::Training
             | RankPhase::Broken { .. }
             | RankPhase::Finished
@@ -56,6 +61,11 @@ impl Deadlines {
     /// When a process that was asked to leave (or killed) at `now` is killed (again).
     pub(crate) fn kill_at(self, now: Millis) -> Millis {
         now.saturating_add(self.detect_within_ms)
+    }
+
+    /// When a worker that was asked at `now` to leave sends its ranks away, finished or not.
+    pub(crate) fn gone_at(self, now: Millis) -> Millis {
+        now.saturating_add(self.detect_within_ms.saturating_mul(GRACE))
     }
 
     /// When the report sent at `sent` is sent again though nothing changed.
@@ -80,6 +90,7 @@ mod tests {
             );
             assert!(second_report <= training && training <= starting, "{knob}");
             assert_eq!(deadlines.kill_at(now), training, "{knob}");
+            assert!(starting <= deadlines.gone_at(now), "{knob}");
         }
     }
 }

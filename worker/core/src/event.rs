@@ -35,7 +35,8 @@ pub enum Event {
         success: bool,
         outcome: String,
     },
-    /// Leave in order (SIGTERM): stop ranks, then [`Effect::Exit`].
+    /// Leave in order (SIGTERM): tell the coordinator, let ranks go on until their jobs have handed over or the grace is
+    /// over, then [`Effect::Exit`]. A second time: stop ranks now.
     Shutdown,
     Deadline,
 }

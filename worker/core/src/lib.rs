@@ -14,6 +14,7 @@ mod view;
 
 use clock::Clock;
 use deadline::Deadlines;
+pub use deadline::GRACE;
 use event::{Effect, Event, Fact, Millis, RankKey};
 use proto::id::{Generation, JobId, Rank, WorkerId};
 use proto::message::{Assignment, DesiredState, RankPhase, RankReport, WorkerReport};
@@ -29,6 +30,9 @@ pub struct Config {
     pub device: DeviceKind,
     pub devices: u32,
 }
+
+/// Why a worker that leaves does not run a rank.
+const SHUTTING_DOWN: &str = "the worker is shutting down";
 
 /// The machine.
 #[derive(Debug)]
@@ -52,8 +56,12 @@ pub struct Worker {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leave {
     No,
-    /// Asked to; ranks are still going.
-    Asked,
+    /// Asked to: no rank starts any more, and those that run have until then to hand over what they hold.
+    Asked {
+        until: Millis,
+    },
+    /// Asked again: they are sent away.
+    Now,
     /// [`Effect::Exit`] was given.
     Gone,
 }
@@ -97,7 +105,7 @@ impl Worker {
             } => {
                 self.on_rank_exited(&key, success, outcome, &mut effects);
             }
-            Event::Shutdown => self.on_shutdown(),
+            Event::Shutdown => self.on_shutdown(now),
             Event::Deadline => {}
         }
         self.dismiss(now, &mut effects);
@@ -137,7 +145,11 @@ impl Worker {
             .filter_map(|rank| rank.deadline(self.deadlines))
             .min();
         let report = self.connected.then(|| self.deadlines.report_at(self.reported));
-        ranks.into_iter().chain(report).min()
+        let leave = match self.leave {
+            Leave::Asked { until } => Some(until),
+            Leave::No | Leave::Now | Leave::Gone => None,
+        };
+        ranks.into_iter().chain(report).chain(leave).min()
     }
 
     fn on_desired(&mut self, now: Millis, state: DesiredState, effects: &mut Vec<Effect>) {
@@ -186,15 +198,13 @@ impl Worker {
 
     /// Gives running processes the ranks of a newer generation of their job, in order.
     fn move_over(&mut self, now: Millis, effects: &mut Vec<Effect>) {
-        if self.leave != Leave::No {
+        if !matches!(self.leave, Leave::No | Leave::Asked { .. }) {
             return;
         }
         let leave_by = self.deadlines.leave_at(now);
         for assignment in self.assignments.values() {
             for key in places(assignment, self.config.devices) {
-                let retired = self.retired.get(&key.job);
-                if self.ranks.contains_key(&key) || retired.is_some_and(|retired| key.generation <= *retired)
-                {
+                if self.ranks.contains_key(&key) || self.is_retired(assignment) {
                     continue;
                 }
                 let assignment = Box::new(assignment.clone());
@@ -230,7 +240,7 @@ impl Worker {
             let Life::Running { device, .. } = state.life else {
                 continue;
             };
-            if assignment.generation != key.generation || state.handed.as_deref() == Some(assignment) {
+            if !names(assignment, key) || state.handed.as_deref() == Some(assignment) {
                 continue;
             }
             let assignment = Box::new(assignment.clone());
@@ -300,29 +310,38 @@ impl Worker {
         }));
     }
 
-    fn on_shutdown(&mut self) {
-        if self.leave == Leave::No {
-            self.leave = Leave::Asked;
-            self.news = true;
-        }
+    fn on_shutdown(&mut self, now: Millis) {
+        let until = self.deadlines.gone_at(now);
+        self.leave = match self.leave {
+            Leave::No => Leave::Asked { until },
+            Leave::Asked { .. } | Leave::Now => Leave::Now,
+            Leave::Gone => Leave::Gone,
+        };
+        self.news = true;
+    }
+
+    /// Taken off this generation once. A reserve does no step and writes nothing, so it may come and go.
+    fn is_retired(&self, assignment: &Assignment) -> bool {
+        let retired = self.retired.get(&assignment.job);
+        !assignment.is_reserve() && retired.is_some_and(|retired| assignment.generation <= *retired)
     }
 
     /// Sends away the ranks that should not be, and forgets those that are gone and that nobody asks about.
     fn dismiss(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         let kill_at = self.deadlines.kill_at(now);
-        let leaving = self.leave != Leave::No;
+        if matches!(self.leave, Leave::Asked { until } if until <= now) {
+            self.leave = Leave::Now;
+        }
+        let leaving = matches!(self.leave, Leave::Now | Leave::Gone);
         for (key, state) in &mut self.ranks {
-            let named = self
-                .assignments
-                .get(&key.job)
-                .is_some_and(|a| a.generation == key.generation);
+            let named = self.assignments.get(&key.job).is_some_and(|a| names(a, key));
             if named && !leaving {
                 continue;
             }
             if let Life::Running { device, .. } = state.life {
                 if leaving {
                     state.advance(RankPhase::Failed {
-                        error: "the worker is shutting down".to_owned(),
+                        error: SHUTTING_DOWN.to_owned(),
                         permanent: false,
                     });
                 }
@@ -335,9 +354,7 @@ impl Worker {
         let assignments = &self.assignments;
         let before = self.ranks.len();
         self.ranks.retain(|key, state| {
-            let named = assignments
-                .get(&key.job)
-                .is_some_and(|a| a.generation == key.generation);
+            let named = assignments.get(&key.job).is_some_and(|a| names(a, key));
             named || state.life != Life::Gone
         });
         self.news |= self.ranks.len() != before;
@@ -380,11 +397,8 @@ impl Worker {
     }
 
     /// Starts the ranks that should be and are not, each on the lowest device that no process holds. A rank
-    /// for which there is none waits: an older process is on its way out.
+    /// for which there is none waits: an older process is on its way out. A worker that leaves starts none, and says so.
     fn start(&mut self, now: Millis, effects: &mut Vec<Effect>) {
-        if self.leave != Leave::No {
-            return;
-        }
         let held: BTreeSet<u32> = self.ranks.values().filter_map(RankState::device).collect();
         let mut free = (0..self.config.devices).filter(|device| !held.contains(device));
         for assignment in self.assignments.values() {
@@ -392,12 +406,14 @@ impl Worker {
                 if self.ranks.contains_key(&key) {
                     continue;
                 }
-                if self
-                    .retired
-                    .get(&key.job)
-                    .is_some_and(|retired| key.generation <= *retired)
-                {
-                    let error = "this worker was taken off this generation and does not go back";
+                let refusal = if self.leave != Leave::No {
+                    Some(SHUTTING_DOWN)
+                } else if self.is_retired(assignment) {
+                    Some("this worker was taken off this generation and does not go back")
+                } else {
+                    None
+                };
+                if let Some(error) = refusal {
                     self.ranks.insert(key.clone(), RankState::refused(&key, error));
                     self.news = true;
                     continue;
@@ -440,7 +456,7 @@ impl Worker {
 
     fn exit_when_empty(&mut self, effects: &mut Vec<Effect>) {
         let empty = self.ranks.values().all(|state| state.life == Life::Gone);
-        if self.leave == Leave::Asked && empty {
+        if matches!(self.leave, Leave::Asked { .. } | Leave::Now) && empty {
             self.leave = Leave::Gone;
             effects.push(Effect::Exit);
         }
@@ -458,9 +474,16 @@ fn places(assignment: &Assignment, devices: u32) -> Vec<RankKey> {
     (0..assignment.ranks.min(devices)).map(place).collect()
 }
 
+/// Whether the assignment has this rank for this worker.
+fn names(assignment: &Assignment, key: &RankKey) -> bool {
+    let first = assignment.first_rank;
+    assignment.generation == key.generation && first <= key.rank && key.rank.0 - first.0 < assignment.ranks
+}
+
 fn phase_word(phase: &RankPhase) -> &'static str {
     match phase {
         RankPhase::Starting => "starting",
+        RankPhase::Ready => "waiting for a place",
         RankPhase::Joining => "joining",
         RankPhase::Training => "training",
         RankPhase::Broken { .. } => "between generations",

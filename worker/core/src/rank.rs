@@ -68,15 +68,22 @@ impl RankState {
         if failed || key.generation <= self.report.generation || assignment.work != Work::Train {
             return None;
         }
+        // Who is still loading goes on loading, however long it takes.
+        let starts = self.report.phase == RankPhase::Starting;
         let life = Life::Running {
             device,
             heard,
-            leave_by: Some(leave_by),
+            leave_by: (!starts).then_some(leave_by),
+        };
+        let phase = if starts {
+            RankPhase::Starting
+        } else {
+            RankPhase::Joining
         };
         Some(Self {
             process: self.process.clone(),
             life,
-            report: blank(key, RankPhase::Joining),
+            report: blank(key, phase),
             handed: Some(assignment),
         })
     }

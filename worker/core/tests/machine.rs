@@ -10,7 +10,7 @@ use proto::message::{
 };
 use proto::spec::DeviceKind;
 use worker_core::event::{Effect, Event, Fact, RankKey};
-use worker_core::{Config, Worker};
+use worker_core::{Config, GRACE, Worker};
 
 const DETECT_WITHIN_MS: u64 = 900;
 
@@ -125,7 +125,7 @@ fn assignment(generation: u64, first_rank: u32, ranks: u32) -> Assignment {
         store_url: String::new(),
         acknowledged_step: Step(0),
         committed_step: Step(0),
-        halt: false,
+        halt: None,
         detect_within_ms: DETECT_WITHIN_MS,
     }
 }
@@ -498,6 +498,7 @@ fn orders_for_another_boot_are_not_ours() {
 fn an_overtaken_state_neither_brings_back_an_old_generation_nor_ends_the_new() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 0, 1)]);
+    desk.say(&key(1, 0), RankPhase::Training);
     desk.desire(vec![assignment(2, 0, 1)]);
     let effects = desk.desire(vec![assignment(1, 0, 1)]);
     assert!(
@@ -530,17 +531,83 @@ fn a_rank_that_was_taken_away_is_not_started_again() {
 fn a_shutdown_waits_for_the_ranks_and_offers_nothing_meanwhile() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 0, 1)]);
+    desk.say(&key(1, 0), RankPhase::Training);
     let effects = desk.handle(Event::Shutdown);
-    assert!(effects.contains(&Effect::Stop { key: key(1, 0) }));
+    assert!(!effects.contains(&Effect::Stop { key: key(1, 0) }));
     let report = &reports(&effects)[0];
     assert_eq!(
         (report.devices, &report.ranks[0].phase),
-        (0, &error("the worker is shutting down"))
+        (0, &RankPhase::Training),
+        "its rank goes on, and nothing new comes"
     );
-    assert_eq!(spawned(&desk.desire(vec![assignment(2, 0, 1)])), []);
+    // A generation that was on its way is still served; no process starts for it.
+    assert_eq!(spawned(&desk.desire(vec![assignment(2, 0, 2)])), []);
+    assert_eq!(desk.phase(&key(2, 0)), RankPhase::Joining);
+    assert_eq!(desk.phase(&key(2, 1)), error("the worker is shutting down"));
+    // The coordinator has taken its place away: others have what it held.
+    let effects = desk.desire(vec![]);
+    assert!(effects.contains(&Effect::Stop { key: key(1, 0) }));
     let effects = desk.exit(&key(1, 0), true, "exit status 0");
     assert_eq!(effects.last(), Some(&Effect::Exit));
     assert!(!desk.wait(1).contains(&Effect::Exit), "once");
+}
+
+#[test]
+fn a_shutdown_ends_with_its_grace_or_when_it_is_asked_for_again() {
+    let stops = |effects: &[Effect]| effects.contains(&Effect::Stop { key: key(1, 0) });
+    let leaving = || {
+        let mut desk = Desk::new();
+        desk.desire(vec![assignment(1, 0, 1)]);
+        desk.say(&key(1, 0), RankPhase::Training);
+        desk.handle(Event::Shutdown);
+        desk
+    };
+    let mut desk = leaving();
+    for _ in 0..2 * GRACE - 1 {
+        assert!(!stops(&desk.wait(DETECT_WITHIN_MS / 2)));
+        desk.say(&key(1, 0), RankPhase::Training);
+    }
+    assert!(stops(&desk.wait(DETECT_WITHIN_MS / 2)), "the grace is over");
+    assert_eq!(desk.phase(&key(1, 0)), error("the worker is shutting down"));
+    let mut desk = leaving();
+    assert!(stops(&desk.handle(Event::Shutdown)));
+    let effects = desk.exit(&key(1, 0), true, "exit status 0");
+    assert_eq!(effects.last(), Some(&Effect::Exit));
+}
+
+#[test]
+fn a_reserve_gets_ready_and_takes_its_place_in_the_next_generation() {
+    let mut desk = Desk::new();
+    // The world has four ranks; this is a fifth.
+    let effects = desk.desire(vec![assignment(1, 4, 1)]);
+    assert_eq!(spawned(&effects), [(key(1, 4), 0)]);
+    desk.say(&key(1, 4), RankPhase::Ready);
+    assert_eq!(desk.phase(&key(1, 4)), RankPhase::Ready);
+    let effects = desk.desire(vec![assignment(2, 1, 1)]);
+    assert_eq!(spawned(&effects), []);
+    assert!(effects.contains(&Effect::Update {
+        key: key(1, 4),
+        rank: Rank(1),
+        device: 0,
+        assignment: Box::new(assignment(2, 1, 1))
+    }));
+    // Out of it, and under another number in reserve of the same generation: it did nothing there that could be repeated.
+    assert!(desk.desire(vec![]).contains(&Effect::Stop { key: key(1, 4) }));
+    desk.exit(&key(1, 4), true, "exit status 0");
+    assert_eq!(spawned(&desk.desire(vec![assignment(2, 5, 1)])), [(key(2, 5), 0)]);
+}
+
+#[test]
+fn a_process_that_still_loads_is_not_hurried_by_a_newer_generation() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 0, 1)]);
+    desk.desire(vec![assignment(2, 0, 1)]);
+    assert_eq!(desk.phase(&key(2, 0)), RankPhase::Starting);
+    for _ in 0..40 {
+        let effects = desk.wait(DETECT_WITHIN_MS / 2);
+        assert!(!effects.contains(&Effect::Kill { key: key(1, 0) }));
+        desk.say(&key(1, 0), RankPhase::Starting);
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::deadline::Deadlines;
 use anyhow::{Context, bail};
 use proto::id::{Generation, Rank};
 use proto::message::{
-    Assignment, DIGESTS_MAX, RankOrder, RankPhase, RankReport, STEPS_MAX, ShardReport, StepReport,
+    Assignment, DIGESTS_MAX, Halt, RankOrder, RankPhase, RankReport, STEPS_MAX, ShardReport, StepReport,
     WeightDigest,
 };
 use std::path::Path;
@@ -148,8 +148,8 @@ impl Link {
         format!("rank {} of generation {}", task.rank, task.generation())
     }
 
-    /// Whether the generation is to end in order.
-    pub(crate) fn halts(&self) -> bool {
+    /// Whether the generation is to end in order, and how.
+    pub(crate) fn halt(&self) -> Option<Halt> {
         self.task.borrow().assignment.halt
     }
 
@@ -169,13 +169,16 @@ impl Link {
         }
     }
 
-    /// Waits for the order of a generation after this one. The process may be told to leave instead.
-    pub(crate) fn next_task(&self, generation: Generation) -> anyhow::Result<Task> {
+    /// Waits for the order of a generation after this one, or, with state that is not `saved`, for the order to write
+    /// a checkpoint of it (then None). The process may be told to leave instead.
+    pub(crate) fn next_task(&self, generation: Generation, saved: bool) -> anyhow::Result<Option<Task>> {
         let mut task = self.task.clone();
-        let newer = self
-            .runtime
-            .block_on(task.wait_for(|task| generation < task.generation()));
-        Ok(newer.context("the daemon is gone")?.clone())
+        let is_newer = |task: &Task| generation < task.generation();
+        let next = self.runtime.block_on(
+            task.wait_for(|task| is_newer(task) || !saved && task.assignment.halt == Some(Halt::Save)),
+        );
+        let next = next.context("the daemon is gone")?;
+        Ok(is_newer(&next).then(|| next.clone()))
     }
 
     /// Says the last word and returns once the daemon can read it. The caller then leaves the process.

@@ -21,7 +21,7 @@ use model::trainer::Trainer;
 use model::weights;
 use model_data::loader::{Loader, LoaderOptions};
 use proto::id::Step;
-use proto::message::{PhaseSeconds, RankPhase, ShardReport, StepReport, WeightDigest};
+use proto::message::{Halt, PhaseSeconds, RankPhase, ShardReport, StepReport, WeightDigest};
 use proto::share;
 use proto::spec::{Architecture, JobSpec, Reduction};
 use tch::{Device, Kind, Tensor};
@@ -41,10 +41,20 @@ pub(crate) fn train(first: &Rank<'_>, spec: &JobSpec) -> anyhow::Result<()> {
             ..*first
         };
         rank.link.take_up(&task);
-        let outcome = seat.serve(&rank);
+        let outcome = if task.assignment.is_reserve() {
+            Ok(End::Reserve)
+        } else {
+            seat.serve(&rank)
+        };
         rank.link.guard(generation, None);
+        let mut saved = true;
         match outcome {
-            Ok(()) => rank.link.phase(RankPhase::Finished),
+            Ok(End::Reserve) => rank.link.phase(RankPhase::Ready),
+            Ok(End::Held) => {
+                rank.link.phase(RankPhase::Finished);
+                saved = false;
+            }
+            Ok(End::Saved) => rank.link.phase(RankPhase::Finished),
             Err(error) if error.chain().any(|cause| cause.is::<CollectiveError>()) => {
                 let error = first_line(&format!("{error:#}")).to_owned();
                 tracing::warn!(%generation, held = ?seat.held, error, "the group is broken");
@@ -52,8 +62,25 @@ pub(crate) fn train(first: &Rank<'_>, spec: &JobSpec) -> anyhow::Result<()> {
             }
             Err(error) => return Err(error),
         }
-        task = rank.link.next_task(generation)?;
+        task = loop {
+            match rank.link.next_task(generation, saved)? {
+                Some(task) => break task,
+                None => rank.link.shard(seat.share(&rank)?),
+            }
+            saved = true;
+        };
     }
+}
+
+/// How a process comes to the end of a generation in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It had no place in it.
+    Reserve,
+    /// The ranks stopped together after a step that is in memory alone.
+    Held,
+    /// Its share of the last step's checkpoint is written.
+    Saved,
 }
 
 /// What outlives a generation.
@@ -92,8 +119,13 @@ impl<'a> Seat<'a> {
         })
     }
 
+    /// This rank's share of a checkpoint of what it holds.
+    fn share(&self, rank: &Rank<'_>) -> anyhow::Result<ShardReport> {
+        share_of(rank, self.spec, &self.trainer, &self.checkpoints)
+    }
+
     /// One generation, to its end.
-    fn serve(&mut self, rank: &Rank<'_>) -> anyhow::Result<()> {
+    fn serve(&mut self, rank: &Rank<'_>) -> anyhow::Result<End> {
         let (assignment, number) = (&rank.task.assignment, rank.task.rank);
         let (spec, generation, address) = (self.spec, assignment.generation, &rank.settings.address);
         let store = open_store(rank.link, assignment, number, address)?;
@@ -129,7 +161,7 @@ impl<'a> Seat<'a> {
         };
         // The generation before this one may have ended before all shares of this step were written.
         if training.saves(step.0) && assignment.resume.is_none_or(|resume| resume.step < step) {
-            let shard = training.checkpoint(step.0)?;
+            let shard = training.share()?;
             rank.link.shard(shard);
         }
         for number in steps {
@@ -138,12 +170,12 @@ impl<'a> Seat<'a> {
             }
             let next = training.step(number, &mut step);
             self.held = Some(Held { generation, step });
-            if next.with_context(|| format!("step {number}"))? == Next::Leave {
-                tracing::info!(step = number, "the generation ends here, in order");
-                break;
+            if let Next::Leave(end) = next.with_context(|| format!("step {number}"))? {
+                tracing::info!(step = number, ?end, "the generation ends here, in order");
+                return Ok(end);
             }
         }
-        Ok(())
+        Ok(End::Saved)
     }
 }
 
@@ -186,8 +218,8 @@ struct Training<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
     GoOn,
-    /// Its checkpoint is written; the generation ends in order.
-    Leave,
+    /// The generation ends in order.
+    Leave(End),
 }
 
 /// The loss of a step as reported: whole, target term, face term; each the mean over the global batch.
@@ -211,7 +243,7 @@ impl Training<'_> {
         self.trainer.zero_gradients();
         seconds.optimizer = clock.lap();
         let own = self.accumulate(&examples, &mut clock, &mut seconds)?;
-        let (loss, next) = self.sum(&own, step)?;
+        let (loss, halts) = self.sum(&own, step)?;
         seconds.communication += clock.lap();
         let update = if loss.nonfinite.is_empty() {
             self.trainer.update(step)
@@ -229,10 +261,15 @@ impl Training<'_> {
             });
         }
         let mut shard = None;
-        if self.saves(step) || next == Next::Leave {
-            shard = Some(self.checkpoint(step)?);
+        if self.saves(step) || halts && self.rank.link.halt() == Some(Halt::Save) {
+            shard = Some(self.share()?);
             seconds.checkpoint = clock.lap();
         }
+        let next = match &shard {
+            _ if !halts => Next::GoOn,
+            Some(_) => Next::Leave(End::Saved),
+            None => Next::Leave(End::Held),
+        };
         self.rank.link.step(StepReport {
             step: Step(step),
             loss: loss.total,
@@ -318,20 +355,19 @@ impl Training<'_> {
 
     /// Every rank's part of the loss together (of the gradients too, where the Reducer did not do it), and whether one
     /// of them was told to halt: what one knows they all learn in the same step.
-    fn sum(&mut self, own: &Losses, step: u64) -> anyhow::Result<(Losses, Next)> {
-        let halts = self.rank.link.halts();
+    fn sum(&mut self, own: &Losses, step: u64) -> anyhow::Result<(Losses, bool)> {
+        let halts = self.rank.link.halt().is_some();
         let nonfinite = self.all_nonfinite(&own.nonfinite, step)?;
         if let Some(exact) = &mut self.exact {
             let sums = exact.reduce(self.group, (self.trainer.loss_scale(), halts), step)?;
             let [total, target, face] = sums.losses;
-            let next = if sums.marks == 0 { Next::GoOn } else { Next::Leave };
             let loss = Losses {
                 total,
                 target,
                 face,
                 nonfinite,
             };
-            return Ok((loss, next));
+            return Ok((loss, sums.marks != 0));
         }
         let halts = f64::from(u8::from(halts));
         let sums = Tensor::from_slice(&[own.total, own.target, own.face, halts]).to_device(self.device);
@@ -344,8 +380,7 @@ impl Training<'_> {
             face: sums[2],
             nonfinite,
         };
-        let next = if sums[3] == 0.0 { Next::GoOn } else { Next::Leave };
-        Ok((loss, next))
+        Ok((loss, sums[3] != 0.0))
     }
 
     /// The samples of the step, by their place in it, whose loss is not finite on any rank.
@@ -384,23 +419,29 @@ impl Training<'_> {
         Permanent(format!("{error}; the samples at positions {}", listed(&names))).into()
     }
 
-    /// Writes this rank's share of a checkpoint; the coordinator is to be told of it.
-    fn checkpoint(&self, step: u64) -> anyhow::Result<ShardReport> {
-        let (assignment, rank) = (&self.rank.task.assignment, self.rank.task.rank);
-        let state = self.trainer.state();
-        let write = self.checkpoints.write_share(
-            (Step(step), assignment.generation),
-            (rank, assignment.world),
-            &state,
-        );
-        let shard = self.rank.runtime.block_on(write);
-        Ok(ShardReport {
-            step: Step(step),
-            shard: shard.context("writing a checkpoint")?,
-            init_digest: self.trainer.init_digest(),
-            environment: environment::describe(self.spec),
-        })
+    fn share(&self) -> anyhow::Result<ShardReport> {
+        share_of(self.rank, self.spec, self.trainer, self.checkpoints)
     }
+}
+
+/// Writes this rank's share of a checkpoint; the coordinator is to be told of it.
+fn share_of(
+    rank: &Rank<'_>,
+    spec: &JobSpec,
+    trainer: &Trainer,
+    checkpoints: &Checkpoints,
+) -> anyhow::Result<ShardReport> {
+    let (assignment, number) = (&rank.task.assignment, rank.task.rank);
+    let step = Step(trainer.step());
+    let state = trainer.state();
+    let write = checkpoints.write_share((step, assignment.generation), (number, assignment.world), &state);
+    let shard = rank.runtime.block_on(write);
+    Ok(ShardReport {
+        step,
+        shard: shard.context("writing a checkpoint")?,
+        init_digest: trainer.init_digest(),
+        environment: environment::describe(spec),
+    })
 }
 
 /// The first of many names, and how many follow.

@@ -7,7 +7,7 @@ use model_data::writer::{DatasetWriter, WriteOptions};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, checkpoint_folder};
 use proto::id::{Generation, JobId, Rank, Step};
 use proto::message::{
-    Assignment, Concept, NamedReference, PictureSource, RankOrder, RankPhase, RankReport, SampleMethod,
+    Assignment, Concept, Halt, NamedReference, PictureSource, RankOrder, RankPhase, RankReport, SampleMethod,
     SamplePrompt, SampleRequest, Work,
 };
 use proto::spec::{Pairing, Task};
@@ -85,7 +85,7 @@ impl World {
             store_url: url("store"),
             acknowledged_step: Step(0),
             committed_step: Step(0),
-            halt: false,
+            halt: None,
             detect_within_ms: 10_000,
         };
         Self { folder, assignment }
@@ -351,7 +351,7 @@ fn ranks_that_are_told_to_halt_leave_together_with_a_checkpoint_and_a_resumed_ru
     let halted = Assignment {
         generation: Generation(2),
         world: 2,
-        halt: true,
+        halt: Some(Halt::Save),
         ..world.assignment.clone()
     };
     let reports = world.run(&halted);
@@ -361,7 +361,7 @@ fn ranks_that_are_told_to_halt_leave_together_with_a_checkpoint_and_a_resumed_ru
     }
     let alone = Assignment {
         generation: Generation(3),
-        halt: true,
+        halt: Some(Halt::Save),
         ..world.assignment.clone()
     };
     let first = world.run(&alone);

@@ -32,7 +32,7 @@ fn assignment() -> Box<Assignment> {
         store_url: "file:///store".into(),
         acknowledged_step: Step(0),
         committed_step: Step(0),
-        halt: false,
+        halt: None,
         detect_within_ms: 1000,
     })
 }

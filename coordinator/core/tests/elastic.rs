@@ -1,0 +1,311 @@
+//! Generations that follow one another without a checkpoint, by events and effects: survivors go on at once, newcomers
+//! get ready beside them, and whoever holds state keeps it while there are too few.
+
+#![allow(clippy::unwrap_used)]
+
+#[allow(dead_code, reason = "shared with machine.rs, which uses all of it")]
+mod desk;
+
+use coordinator_core::event::{Effect, Event, JobPhase};
+use desk::{DETECT_WITHIN_MS, Desk, failed, id, manifests, rank, sends, spec, told, with_shard, with_step};
+use proto::id::{JobId, Rank};
+use proto::message::{Halt, RankPhase, WorkerReport};
+use proto::spec::DeviceKind;
+
+fn broken() -> RankPhase {
+    RankPhase::Broken {
+        error: "connection closed by peer".to_owned(),
+    }
+}
+
+fn members(desk: &Desk, job: &JobId) -> Vec<String> {
+    match &desk.job(job).phase {
+        JobPhase::Running { members } => members.iter().map(|it| it.worker.name.clone()).collect(),
+        phase => vec![format!("{phase:?}")],
+    }
+}
+
+fn reserves(desk: &Desk, job: &JobId) -> Vec<String> {
+    let reserves = &desk.job(job).reserves;
+    reserves.iter().map(|it| it.worker.name.clone()).collect()
+}
+
+/// A job that may run on 1 to 3 workers trains on w1, w2 and w3.
+fn three() -> (Desk, JobId) {
+    let mut desk = Desk::new();
+    for worker in ["w1", "w2", "w3"] {
+        desk.hear(worker, vec![]);
+    }
+    let job = desk.submit(spec(1, 3));
+    for (worker, number) in [("w1", 0), ("w2", 1), ("w3", 2)] {
+        desk.hear(worker, vec![rank(&job, 1, number, RankPhase::Training)]);
+    }
+    (desk, job)
+}
+
+#[test]
+fn survivors_go_on_at_once_and_the_lost_rank_s_worker_joins_when_it_is_ready() {
+    let (mut desk, job) = three();
+    let effects = desk.hear("w2", vec![rank(&job, 1, 1, failed("killed by signal 9"))]);
+    assert_eq!(
+        (members(&desk, &job), desk.generation(&job)),
+        (vec!["w1".to_owned(), "w3".to_owned()], 2)
+    );
+    let (first, last) = (told(&effects, "w1"), told(&effects, "w3"));
+    assert_eq!(
+        (first.first_rank, last.first_rank, last.world),
+        (Rank(0), Rank(1), 2)
+    );
+    let reserve = told(&effects, "w2");
+    assert_eq!(
+        (reserve.first_rank, reserve.world, reserve.is_reserve()),
+        (Rank(2), 2, true)
+    );
+    assert_eq!(desk.job(&job).restarts, 1);
+
+    // However long the newcomer takes, nobody waits for it.
+    desk.hear("w2", vec![rank(&job, 2, 2, RankPhase::Starting)]);
+    desk.hear("w3", vec![rank(&job, 2, 1, RankPhase::Training)]);
+    let step = |phase, step| with_step(rank(&JobId("toy-1".to_owned()), 2, 0, phase), step);
+    let effects = desk.hear("w1", vec![step(RankPhase::Training, 1)]);
+    assert_eq!(told(&effects, "w1").halt, None);
+    let effects = desk.hear("w2", vec![rank(&job, 2, 2, RankPhase::Ready)]);
+    assert_eq!(told(&effects, "w1").halt, Some(Halt::Hold));
+    assert_eq!(told(&effects, "w2").halt, None, "it is in no step");
+    desk.hear("w3", vec![rank(&job, 2, 1, RankPhase::Finished)]);
+    let effects = desk.hear("w1", vec![step(RankPhase::Finished, 2)]);
+    assert_eq!((members(&desk, &job).len(), desk.generation(&job)), (3, 3));
+    assert_eq!(told(&effects, "w2").first_rank, Rank(1));
+    let record = desk.job(&job);
+    assert_eq!(
+        (record.restarts, record.checkpoints.len(), record.reserves.len()),
+        (1, 0, 0)
+    );
+}
+
+/// The news that a group is broken comes before the news of who broke it.
+#[test]
+fn whoever_starts_anew_is_not_waited_for() {
+    let (mut desk, job) = three();
+    desk.hear("w1", vec![rank(&job, 1, 0, broken())]);
+    assert_eq!(
+        (members(&desk, &job).len(), desk.generation(&job)),
+        (3, 2),
+        "everybody may be whole"
+    );
+    desk.hear("w1", vec![rank(&job, 2, 0, RankPhase::Joining)]);
+    desk.hear("w2", vec![rank(&job, 2, 1, RankPhase::Starting)]);
+    assert_eq!(desk.generation(&job), 2, "of one it is not known yet");
+    let effects = desk.hear("w3", vec![rank(&job, 2, 2, RankPhase::Joining)]);
+    assert_eq!(
+        (members(&desk, &job), desk.generation(&job)),
+        (vec!["w1".to_owned(), "w3".to_owned()], 3)
+    );
+    assert!(told(&effects, "w2").is_reserve());
+    assert_eq!(desk.job(&job).restarts, 1, "that is no fault of its own");
+}
+
+#[test]
+fn a_first_generation_waits_for_all_of_its_workers() {
+    let mut desk = Desk::new();
+    desk.hear("w1", vec![]);
+    desk.hear("w2", vec![]);
+    let job = desk.submit(spec(1, 2));
+    desk.hear("w1", vec![rank(&job, 1, 0, RankPhase::Starting)]);
+    desk.hear("w2", vec![rank(&job, 1, 1, RankPhase::Starting)]);
+    desk.hear("w1", vec![rank(&job, 1, 0, RankPhase::Joining)]);
+    assert_eq!(desk.generation(&job), 1, "nobody holds anything yet");
+}
+
+#[test]
+fn too_few_survivors_keep_what_they_hold_until_there_are_enough() {
+    let (mut desk, job) = Desk::training();
+    let effects = {
+        desk.now += DETECT_WITHIN_MS - 1;
+        desk.hear("w1", vec![rank(&job, 1, 0, broken())]);
+        desk.wait(1)
+    };
+    let kept = told(&effects, "w1");
+    assert_eq!(
+        (kept.generation.0, kept.world, kept.is_reserve()),
+        (3, 0, true),
+        "out of the broken group"
+    );
+    assert_eq!(
+        desk.reason(&job),
+        "needs 2 cpu workers with 1 free device; 1 is up (w1); its state is kept by w1"
+    );
+    // The coordinator may die meanwhile.
+    desk.restart();
+    let effects = desk.hear("w1", vec![rank(&job, 3, 0, RankPhase::Ready)]);
+    assert!(told(&effects, "w1").is_reserve());
+    desk.hear("w2#2", vec![]);
+    assert_eq!(members(&desk, &job), ["w1", "w2"]);
+    assert_eq!(reserves(&desk, &job).len(), 0);
+}
+
+#[test]
+fn survivors_of_a_job_that_is_paused_or_makes_way_free_their_devices() {
+    let alone = || {
+        let (mut desk, job) = Desk::training();
+        desk.now += DETECT_WITHIN_MS - 1;
+        desk.hear("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
+        desk.wait(1);
+        assert_eq!(reserves(&desk, &job), ["w1"]);
+        (desk, job)
+    };
+    let (mut desk, job) = alone();
+    let paused = job.clone();
+    desk.ask(|request| Event::Pause {
+        request,
+        job: paused,
+        paused: true,
+    });
+    assert_eq!(reserves(&desk, &job).len(), 0);
+    assert_eq!(sends(&desk.hear("w1", vec![]))["w1#1"].assignments, []);
+    let (mut desk, job) = alone();
+    let mut other = spec(1, 1);
+    other.resources.priority = 1;
+    let other = desk.submit(other);
+    assert_eq!(members(&desk, &other), ["w1"]);
+    assert_eq!(reserves(&desk, &job).len(), 0);
+}
+
+/// While nobody knows whether a checkpoint is committed there is no next generation, and nobody is sent away.
+#[test]
+fn survivors_stay_while_a_manifest_is_on_its_way() {
+    let (mut desk, job) = Desk::training();
+    assert_eq!(manifests(&desk.shards(&job, 2)).len(), 1);
+    desk.hear("w2", vec![rank(&job, 1, 1, failed("boom"))]);
+    let effects = desk.hear("w1", vec![with_shard(rank(&job, 1, 0, RankPhase::Training), 2)]);
+    let kept = told(&effects, "w1");
+    assert_eq!(
+        (kept.generation.0, kept.first_rank, kept.world),
+        (1, Rank(0), 2),
+        "as it was"
+    );
+    let effects = desk.written(&job, 2, Ok(()));
+    assert_eq!(told(&effects, "w1").generation.0, 2);
+}
+
+#[test]
+fn a_reserve_that_fails_harms_nobody_and_is_not_tried_again_at_once() {
+    let (mut desk, job) = three();
+    desk.hear("w2", vec![rank(&job, 1, 1, failed("killed by signal 9"))]);
+    let effects = desk.hear("w2", vec![rank(&job, 2, 2, failed("out of memory"))]);
+    assert_eq!(sends(&effects)["w2#1"].assignments, []);
+    assert_eq!((desk.generation(&job), desk.job(&job).restarts), (2, 1));
+    let alive = |desk: &mut Desk| {
+        desk.now += DETECT_WITHIN_MS / 2;
+        desk.hear("w1", vec![with_step(rank(&job, 2, 0, RankPhase::Training), 1)]);
+        desk.hear("w3", vec![rank(&job, 2, 1, RankPhase::Training)]);
+        desk.hear("w2", vec![])
+    };
+    for _ in 0..23 {
+        assert_eq!(sends(&alive(&mut desk))["w2#1"].assignments, []);
+    }
+    assert_eq!(
+        told(&alive(&mut desk), "w2").first_rank,
+        Rank(3),
+        "under another number"
+    );
+    assert_eq!(desk.generation(&job), 2);
+}
+
+fn report(worker: &str, devices: u32, ranks: Vec<proto::message::RankReport>) -> WorkerReport {
+    WorkerReport {
+        worker: id(worker),
+        device: DeviceKind::Cpu,
+        devices,
+        ranks,
+    }
+}
+
+#[test]
+fn a_worker_that_leaves_hands_over_like_one_that_is_drained() {
+    let (mut desk, job) = three();
+    let leaving = report("w2", 0, vec![rank(&job, 1, 1, RankPhase::Training)]);
+    let effects = desk.handle(Event::Heard { report: leaving });
+    for worker in ["w1", "w2", "w3"] {
+        assert_eq!(told(&effects, worker).halt, Some(Halt::Hold));
+    }
+    let finished = report("w2", 0, vec![rank(&job, 1, 1, RankPhase::Finished)]);
+    desk.handle(Event::Heard { report: finished });
+    desk.hear("w3", vec![rank(&job, 1, 2, RankPhase::Finished)]);
+    let last = with_step(rank(&job, 1, 0, RankPhase::Finished), 3);
+    let effects = desk.hear("w1", vec![last]);
+    assert_eq!(members(&desk, &job), ["w1", "w3"]);
+    assert_eq!(sends(&effects)["w2#1"].assignments, [], "it may go");
+    assert_eq!((desk.job(&job).restarts, desk.job(&job).incidents.len()), (0, 0));
+
+    // Where nobody would be left to hand over to, it is a checkpoint.
+    let mut desk = Desk::new();
+    desk.hear("w1", vec![]);
+    let job = desk.submit(spec(1, 1));
+    let leaving = report("w1", 0, vec![rank(&job, 1, 0, RankPhase::Training)]);
+    let effects = desk.handle(Event::Heard { report: leaving });
+    assert_eq!(told(&effects, "w1").halt, Some(Halt::Save));
+}
+
+#[test]
+fn ranks_that_stopped_to_hand_over_write_a_checkpoint_when_there_is_nobody_to_take_over() {
+    let (mut desk, job) = three();
+    let scaled = job.clone();
+    desk.ask(|request| Event::Scale {
+        request,
+        job: scaled,
+        workers: 2,
+    });
+    let stopped = |desk: &mut Desk, job: &JobId, number: u32| {
+        let report = with_step(rank(job, 1, number, RankPhase::Finished), 3);
+        desk.hear(&format!("w{}", number + 1), vec![report])
+    };
+    stopped(&mut desk, &job, 0);
+    stopped(&mut desk, &job, 1);
+    let paused = job.clone();
+    desk.ask(|request| Event::Pause {
+        request,
+        job: paused,
+        paused: true,
+    });
+    let effects = stopped(&mut desk, &job, 2);
+    assert_eq!(told(&effects, "w3").halt, Some(Halt::Save));
+    assert_eq!(
+        desk.job(&job).word(),
+        "pausing",
+        "what they hold is not written yet"
+    );
+    for number in 0..3 {
+        let report = with_shard(rank(&job, 1, number, RankPhase::Finished), 3);
+        desk.hear(&format!("w{}", number + 1), vec![report]);
+    }
+    desk.written(&job, 3, Ok(()));
+    assert_eq!(desk.job(&job).word(), "paused");
+}
+
+#[test]
+fn a_restarted_coordinator_finds_ranks_between_two_generations_and_lets_them_go_on() {
+    let (mut desk, job) = three();
+    let scaled = job.clone();
+    desk.ask(|request| Event::Scale {
+        request,
+        job: scaled,
+        workers: 2,
+    });
+    desk.restart();
+    for number in [2, 1] {
+        desk.hear(
+            &format!("w{}", number + 1),
+            vec![rank(&job, 1, number, RankPhase::Finished)],
+        );
+    }
+    assert_eq!(desk.generation(&job), 1);
+    let last = with_step(rank(&job, 1, 0, RankPhase::Finished), 3);
+    let effects = desk.hear("w1", vec![last]);
+    assert_eq!(
+        (members(&desk, &job), desk.generation(&job)),
+        (vec!["w1".to_owned(), "w2".to_owned()], 2)
+    );
+    let saved = matches!(effects.first(), Some(Effect::Save(_)));
+    assert!(saved, "the next generation is saved before anybody hears of it");
+}
