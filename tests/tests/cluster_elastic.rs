@@ -93,7 +93,7 @@ fn too_few_ranks_keep_what_they_hold_and_the_last_worker_leaves_with_a_checkpoin
     let witness = cluster.rank(0)?;
     cluster.kill_worker(1)?;
     cluster.wait(&id, "the loss of a worker", |view| {
-        view.phase == "queued" && view.reason.ends_with("1 is up (w1); its state is kept by w1")
+        view.phase == "queued" && view.reason.ends_with("1 is free (w1); its state is kept by w1")
     })?;
     let why = cluster.json(&["why", &id])?;
     let sentence = why["sentence"].as_str().context("a sentence")?;

@@ -133,7 +133,7 @@ fn too_few_survivors_keep_what_they_hold_until_there_are_enough() {
     );
     assert_eq!(
         desk.reason(&job),
-        "needs 2 cpu workers with 1 free device; 1 is up (w1); its state is kept by w1"
+        "needs 2 cpu workers with 1 free device; 1 is free (w1); its state is kept by w1"
     );
     // The coordinator may die meanwhile.
     desk.restart();
