@@ -96,7 +96,7 @@ fn too_few_ranks_keep_what_they_hold_and_the_last_worker_leaves_with_a_checkpoin
         view.phase == "queued" && view.reason.ends_with("1 is free (w1); its state is kept by w1")
     })?;
     let why = cluster.json(&["why", &id])?;
-    let sentence = why["sentence"].as_str().context("a sentence")?;
+    let sentence = why["why"].as_str().context("a sentence")?;
     ensure!(sentence.ends_with("its state is kept by w1"), "{why}");
     cluster.start_worker(1)?;
     let view = trains(&cluster, &id, 2)?;

@@ -836,6 +836,40 @@ fn a_generation_ends_for_ranks_that_work_waits_for_nobody_and_may_shrink_and_gro
 }
 
 #[test]
+fn a_rank_that_holds_writes_nothing_until_it_is_told_to_and_a_reserve_waits_for_its_place() {
+    let world = World::new();
+    let hold = Assignment {
+        halt: Some(Halt::Hold),
+        ..world.assignment.clone()
+    };
+    let mut rank = TestRank::start(world.folder.path(), &hold, 0);
+    let held = rank.until(|report| report.phase == RankPhase::Finished);
+    assert!(held.shards.is_empty() && held.steps.iter().map(|step| step.step.0).eq([1]));
+    let save = Assignment {
+        halt: Some(Halt::Save),
+        ..world.assignment.clone()
+    };
+    rank.order(&save);
+    let saved = rank.until(|report| !report.shards.is_empty());
+    assert!(saved.shards.iter().map(|shard| shard.step.0).eq([1]));
+    // Out of the generation, and in again: what it held it holds still.
+    let reserve = Assignment {
+        generation: Generation(2),
+        world: 0,
+        ..world.assignment.clone()
+    };
+    rank.order(&reserve);
+    rank.until(|report| report.generation == Generation(2) && report.phase == RankPhase::Ready);
+    let last = Assignment {
+        generation: Generation(3),
+        ..world.assignment.clone()
+    };
+    rank.order(&last);
+    let report = rank.finish();
+    assert!(report.steps.iter().map(|step| step.step.0).eq(1..=4));
+}
+
+#[test]
 fn a_rank_leaves_when_it_is_told_to_and_when_its_daemon_is_gone() {
     let world = World::new();
     let endless = world.assignment.job_toml.replace("steps = 4", "steps = 100000");
