@@ -166,19 +166,7 @@ impl World {
         let Some(spec) = self.durable.jobs.get(&job).map(|record| record.spec.clone()) else {
             return;
         };
-        let forgetful = self.bug == Some(Bug::StateNotHandedOver);
-        for (pid, (step, value)) in states {
-            let Some(process) = self.processes.get_mut(&pid) else {
-                continue;
-            };
-            if !(forgetful && memory.is_some() && process.held.is_none()) {
-                process.value = value;
-            }
-            (process.held, process.step) = (Some(generation), step);
-            process.reached = Some((generation, step));
-            process.phase = RankPhase::Training;
-            self.say(pid, vec![], vec![]);
-        }
+        self.take_over(states, generation, memory.is_some());
         let again = saved.is_none_or(|(_, saved)| saved < began);
         if saves(&spec, began) && again {
             self.save(pids, generation, began);
@@ -188,6 +176,23 @@ impl World {
         }
         self.agenda
             .put(self.now + 10, Happening::GroupSteps { job, generation });
+    }
+
+    /// Every process has the state with which the generation begins: step and value.
+    fn take_over(&mut self, states: BTreeMap<Pid, (u64, u64)>, generation: Generation, from_memory: bool) {
+        let forgetful = self.bug == Some(Bug::StateNotHandedOver) && from_memory;
+        for (pid, (step, value)) in states {
+            let Some(process) = self.processes.get_mut(&pid) else {
+                continue;
+            };
+            if !(forgetful && process.held.is_none()) {
+                process.value = value;
+            }
+            (process.held, process.step) = (Some(generation), step);
+            process.reached = Some((generation, step));
+            process.phase = RankPhase::Training;
+            self.say(pid, vec![], vec![]);
+        }
     }
 
     /// One of those that met has left again: the others notice before they begin.
