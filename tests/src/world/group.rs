@@ -166,7 +166,7 @@ impl World {
         let Some(spec) = self.durable.jobs.get(&job).map(|record| record.spec.clone()) else {
             return;
         };
-        self.take_over(states, generation, memory.is_some());
+        self.begin_with(states, generation, memory.is_some());
         let again = saved.is_none_or(|(_, saved)| saved < began);
         if saves(&spec, began) && again {
             self.save(pids, generation, began);
@@ -179,7 +179,7 @@ impl World {
     }
 
     /// Every process has the state with which the generation begins: step and value.
-    fn take_over(&mut self, states: BTreeMap<Pid, (u64, u64)>, generation: Generation, from_memory: bool) {
+    fn begin_with(&mut self, states: BTreeMap<Pid, (u64, u64)>, generation: Generation, from_memory: bool) {
         let forgetful = self.bug == Some(Bug::StateNotHandedOver) && from_memory;
         for (pid, (step, value)) in states {
             let Some(process) = self.processes.get_mut(&pid) else {
