@@ -11,7 +11,7 @@ use crate::outbox::Outbox;
 use crate::report::runs;
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
-use proto::message::{Assignment, Work};
+use proto::message::{Assignment, RankPhase, Work};
 use std::collections::BTreeMap;
 
 #[derive(Debug)]
@@ -202,6 +202,47 @@ impl Job {
             return;
         };
         let members = members.clone();
+        let generation = self.record.generation;
+        let what = if let Some(worker) = self.blamed_late(ending).cloned() {
+            self.amend(&worker, None, ending, outbox);
+            ending.to_string()
+        } else {
+            self.count(ending, &members, outbox)
+        };
+        let survives = |member: &&Member| ending.lost_worker() != Some(&member.worker);
+        self.keep(members.iter().filter(survives).cloned().collect());
+        self.record.phase = JobPhase::Queued { reason: what };
+        self.settle_until = deadlines.settle(outbox.now);
+        self.live.clear();
+        outbox.save.insert(self.record.id.clone());
+        let reason = ending.to_string();
+        outbox.note(Fact::GenerationEnded {
+            job: self.record.id.clone(),
+            generation,
+            reason,
+        });
+    }
+
+    /// The worker whose rank broke the generation before, when that is heard only while the next one forms: its process
+    /// was given a place in it and had ended already. That is one fault and not two.
+    fn blamed_late<'a>(&self, ending: &'a Ending) -> Option<&'a WorkerId> {
+        let Ending::RankFailed { worker, .. } = ending else {
+            return None;
+        };
+        let blame = self.blame.as_ref()?;
+        let mut phases = self.live.ranks.values().map(|rank| &rank.phase);
+        let begun = phases.any(|phase| {
+            matches!(
+                phase,
+                Some(RankPhase::Training | RankPhase::Broken { .. } | RankPhase::Finished)
+            )
+        });
+        let was_there = blame.members.iter().any(|member| member.worker == *worker);
+        (was_there && !begun && !ending.is_hearsay() && !ending.is_permanent()).then_some(worker)
+    }
+
+    /// Writes down that a generation did not do its work; what happened, and what follows.
+    fn count(&mut self, ending: &Ending, members: &[Member], outbox: &mut Outbox) -> String {
         self.record.restarts += 1;
         self.record.hopeless |= ending.is_permanent();
         if self.record.reached < self.live.acknowledged {
@@ -221,7 +262,7 @@ impl Job {
             format!("that is generation {FRUITLESS_MAX} in a row that got no further")
         };
         let generation = self.record.generation;
-        let what = format!("{ending}{}; {follows}", waiting(ending, &members));
+        let what = format!("{ending}{}; {follows}", waiting(ending, members));
         let surplus = (self.record.incidents.len() + 1).saturating_sub(INCIDENTS_MAX);
         self.record.incidents.drain(..surplus);
         self.record.incidents.push(Incident {
@@ -229,23 +270,12 @@ impl Job {
             generation,
             what: what.clone(),
         });
-        let survives = |member: &&Member| ending.lost_worker() != Some(&member.worker);
-        self.keep(members.iter().filter(survives).cloned().collect());
-        self.record.phase = JobPhase::Queued { reason: what };
-        self.settle_until = deadlines.settle(outbox.now);
-        self.live.clear();
         self.blame = ending.is_hearsay().then_some(Blame {
             generation,
-            members,
+            members: members.to_vec(),
             follows,
         });
-        outbox.save.insert(self.record.id.clone());
-        let reason = ending.to_string();
-        outbox.note(Fact::GenerationEnded {
-            job: self.record.id.clone(),
-            generation,
-            reason,
-        });
+        what
     }
 
     /// The culprit of the generation that ended last is found after a victim was heard: its own words (or its

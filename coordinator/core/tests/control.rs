@@ -248,7 +248,7 @@ fn a_drained_worker_is_emptied_in_order_and_gets_nothing_new() {
     let next = desk.submit(spec(1, 1));
     assert_eq!(
         desk.reason(&next),
-        "needs 1 cpu worker with 1 free device; none is up; busy: w1, w3; drained: w2"
+        "needs 1 cpu worker with 1 free device; none is free; busy: w1, w3; drained: w2"
     );
     desk.restart();
     desk.hear("w2#5", vec![]);
@@ -287,7 +287,7 @@ fn a_higher_priority_takes_the_place_of_a_lower_one_which_comes_back() {
     assert_eq!(desk.job(&high).word(), "running");
     assert_eq!(
         desk.reason(&low),
-        "needs 2 cpu workers with 1 free device; none is up; busy: w1, w2"
+        "needs 2 cpu workers with 1 free device; none is free; busy: w1, w2"
     );
     let cancelled = high.clone();
     desk.ask(|request| Event::Cancel {

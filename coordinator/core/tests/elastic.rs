@@ -105,6 +105,47 @@ fn whoever_starts_anew_is_not_waited_for() {
     assert_eq!(desk.job(&job).restarts, 1, "that is no fault of its own");
 }
 
+/// Its daemon had not seen yet that the process was dead when it was given a place in the next generation.
+#[test]
+fn one_death_is_one_fault_whoever_tells_it_first() {
+    let (mut desk, job) = three();
+    desk.hear("w1", vec![rank(&job, 1, 0, broken())]);
+    desk.hear("w1", vec![rank(&job, 2, 0, RankPhase::Joining)]);
+    desk.hear("w2", vec![rank(&job, 2, 1, failed("killed by signal 9"))]);
+    assert_eq!(
+        (members(&desk, &job), desk.generation(&job)),
+        (vec!["w1".to_owned(), "w3".to_owned()], 3)
+    );
+    let record = desk.job(&job);
+    assert_eq!(
+        (record.restarts, record.fruitless, record.incidents.len()),
+        (1, 1, 1)
+    );
+    assert_eq!(
+        record.incidents[0].what,
+        "rank 1 on w2#1 failed: killed by signal 9; the job goes on from what survivors hold, or step 0"
+    );
+    // The next one is another fault.
+    desk.hear("w3", vec![rank(&job, 3, 1, failed("killed by signal 9"))]);
+    assert_eq!((desk.job(&job).restarts, desk.job(&job).incidents.len()), (2, 2));
+}
+
+/// A rank that is stopped is found by its daemon; the incident says who, where, in which phase, for how long, and who
+/// waited for it.
+#[test]
+fn who_waited_for_a_silent_rank_is_told() {
+    let (mut desk, job) = three();
+    let silent = "silent for 1000 ms while training; killed by its daemon";
+    desk.hear("w2", vec![rank(&job, 1, 1, failed(silent))]);
+    assert_eq!(
+        desk.job(&job).incidents[0].what,
+        format!(
+            "rank 1 on w2#1 failed: {silent}; rank 0 on w1, rank 2 on w3 waited for it; the job goes on from what \
+             survivors hold, or step 0"
+        )
+    );
+}
+
 #[test]
 fn a_first_generation_waits_for_all_of_its_workers() {
     let mut desk = Desk::new();
