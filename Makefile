@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 CUDA ?= 0
 DATA ?= figures
+PEER_KILLS ?= 5
 SEEDS ?= 1000
 CARGO := cargo
 
@@ -19,7 +20,7 @@ CARGO_FLAGS :=
 FLAVOUR := cpu
 endif
 
-.PHONY: help setup build test sim lint demo chaos bench bench-recovery bench-model leakage parity gpu-check clean
+.PHONY: help setup build test sim lint demo chaos bench bench-recovery bench-model bench-schedule leakage parity gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s  %s\n", $$1, $$2}' Makefile
@@ -54,8 +55,11 @@ bench: build ## one rank against two, fast against exact sums, at the same globa
 bench-model: build ## a training micro-step beside PyTorch's, small and at full size, and its memory (SIZE=small for the small one alone)
 	@deploy/setup/bench_model.sh $(if $(SIZE),--size $(SIZE))
 
-bench-recovery: build ## kill one of four ranks KILLS times: how long until the next step
-	@target/debug/recovery $(or $(KILLS),20)
+bench-recovery: build ## kill one of four ranks KILLS times: how long until the next step; and PEER_KILLS times under torchrun and torchft
+	@deploy/setup/bench_recovery.sh $(or $(KILLS),20) $(PEER_KILLS)
+
+bench-schedule: build ## how often a second the coordinator decides who runs where
+	@target/debug/schedule
 
 parity: build ## our arithmetic beside diffusers and transformers, also at full size (20 GB of disk and memory, minutes)
 	@deploy/setup/parity.sh

@@ -1,15 +1,18 @@
 //! `make bench-recovery`: how long a job of four CPU ranks on loopback stands still when one of them is killed (SIGKILL),
 //! from the kill to the first step that was surely begun after it, completed and told; median and maximum over KILLS kills.
-//! The job may run on fewer: the others go on at once, and take the fourth in again when its process has started.
-//! Measures, judges nothing.
+//! The job may run on fewer: the others go on at once, and take the fourth in again when its process has started. Beside it
+//! `tests/bench/recovery_peers.py` does the same to torchrun and torchft. Measures, judges nothing.
 
 use anyhow::{Context, Result};
+use proto::pb::PhaseSeconds;
 use std::time::{Duration, Instant};
 use tests::cluster::job::{TinyJob, synthesize};
+use tests::cluster::watch::Watch;
 use tests::cluster::{Cluster, Options};
 
 const WORKERS: usize = 4;
 const FULL: u32 = 4;
+const QUIET_STEPS: u64 = 5;
 
 fn main() -> Result<()> {
     let kills = match std::env::args().nth(1) {
@@ -35,14 +38,28 @@ fn main() -> Result<()> {
             .replace("micro_batch = 2", "micro_batch = 1")
             .replace("[checkpoint]", "reduction = \"exact\"\n[checkpoint]"),
     )?;
-    let mut watch = cluster.watch(&id)?;
-    let mut times: Vec<Duration> = Vec::new();
+    let times = measure(&cluster, &mut cluster.watch(&id)?, kills)?;
+    let seconds = |time: Option<&Duration>| time.map_or(0.0, Duration::as_secs_f64);
+    println!(
+        "BENCH recovery from kill -9 of one of {WORKERS} ranks: median {:.2} s, longest {:.2} s, {} of {kills} recovered",
+        seconds(times.get(times.len() / 2)),
+        seconds(times.last()),
+        times.len()
+    );
+    cluster.ok(&["cancel", &id])?;
+    cluster.stop()
+}
+
+/// How long the job stood still after each kill, shortest first.
+fn measure(cluster: &Cluster, watch: &mut Watch, kills: usize) -> Result<Vec<Duration>> {
+    let (mut times, mut quiet) = (Vec::new(), Vec::new());
     let mut step = 0;
     for kill in 0..kills {
         // All are together again, and some quiet steps first.
         let before = watch.until("training", |view| {
-            view.phase == "training" && view.world == FULL && step + 5 < view.step
+            view.phase == "training" && view.world == FULL && step + QUIET_STEPS < view.step
         })?;
+        quiet.extend(before.last_step.and_then(|last| last.seconds).map(whole_step));
         let victim = kill % WORKERS;
         let start = Instant::now();
         cluster.kill_rank(victim)?;
@@ -63,13 +80,21 @@ fn main() -> Result<()> {
         times.push(took);
     }
     times.sort();
-    let seconds = |time: Option<&Duration>| time.map_or(0.0, Duration::as_secs_f64);
-    println!(
-        "BENCH recovery from kill -9 of one of {WORKERS} ranks: median {:.2} s, longest {:.2} s, {} of {kills} recovered",
-        seconds(times.get(times.len() / 2)),
-        seconds(times.last()),
-        times.len()
-    );
-    cluster.ok(&["cancel", &id])?;
-    cluster.stop()
+    quiet.sort_by(f64::total_cmp);
+    if let Some(median) = quiet.get(quiet.len() / 2) {
+        println!("a quiet step takes {:.0} ms (median)", 1000.0 * median);
+    }
+    Ok(times)
+}
+
+fn whole_step(seconds: PhaseSeconds) -> f64 {
+    let PhaseSeconds {
+        data,
+        forward,
+        backward,
+        communication,
+        optimizer,
+        checkpoint,
+    } = seconds;
+    data + forward + backward + communication + optimizer + checkpoint
 }

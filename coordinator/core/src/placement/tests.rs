@@ -474,36 +474,3 @@ proptest! {
         prop_assert!(waiting.is_empty(), "{:?} never started", waiting);
     }
 }
-
-/// A figure for people, and no test of speed: a full cluster with a long queue, one job of which is new each time.
-#[test]
-#[allow(clippy::disallowed_methods, clippy::print_stdout, reason = "it measures")]
-fn schedules_per_second() {
-    let spread = |number: u64| Demand {
-        priority: i32::try_from(number % 3).expect("a few"),
-        team: format!("team-{}", number % 5),
-        ..gang(
-            number,
-            1 + (number % 4) as u32,
-            2 + (number % 7) as u32,
-            1 + (number % 8) as u32,
-        )
-    };
-    let seats = (1..=128).map(|number| seat(number, 8)).collect();
-    let demands: Vec<Demand> = (1..=200).map(spread).collect();
-    let mut problem = problem(&demands, seats);
-    let rounds = 20;
-    let begin = std::time::Instant::now();
-    for round in 0..rounds {
-        let solution = solve(&problem);
-        carry_out(&mut problem, &solution);
-        problem.demands.remove(0);
-        problem.demands.push(spread(201 + round));
-    }
-    let each = begin.elapsed().as_secs_f64() / rounds as f64;
-    println!(
-        "200 jobs on 128 workers of 8 devices: {:.0} schedules per second",
-        1.0 / each
-    );
-    assert!(problem.demands.iter().any(|demand| !demand.holds.is_empty()));
-}

@@ -1,0 +1,94 @@
+//! `make bench-schedule`: how often a second the coordinator's machine decides anew who runs where, with a full cluster and a
+//! long queue: in each round one job is cancelled and another submitted, and both change the places of others. Measures,
+//! judges nothing.
+
+use anyhow::{Context, Result};
+use coordinator_core::event::{Durable, Effect, Event, JobPhase, Reply, RequestId};
+use coordinator_core::{Config, Coordinator};
+use proto::id::{JobId, WorkerId};
+use proto::job;
+use proto::message::WorkerReport;
+use proto::spec::DeviceKind;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
+
+const WORKERS: u32 = 128;
+const DEVICES: u32 = 8;
+const JOBS: u64 = 200;
+const ROUNDS: u64 = 50;
+/// No time passes, so nobody is late.
+const NOW: u64 = 100_000;
+
+fn main() -> Result<()> {
+    let config = Config {
+        store_url: "file:///store".to_owned(),
+        detect_within_ms: 3_000,
+        quotas: BTreeMap::new(),
+    };
+    let mut machine = Coordinator::restore(config, Durable::default(), NOW);
+    for number in 1..=WORKERS {
+        let report = WorkerReport {
+            worker: WorkerId {
+                name: format!("w{number}"),
+                boot: 1,
+            },
+            device: DeviceKind::Cpu,
+            devices: DEVICES,
+            ranks: vec![],
+        };
+        machine.handle(NOW, Event::Heard { report });
+    }
+    let mut jobs = VecDeque::new();
+    for number in 1..=JOBS {
+        jobs.push_back(submit(&mut machine, number)?);
+    }
+    let begin = Instant::now();
+    for number in JOBS + 1..=JOBS + ROUNDS {
+        let request = RequestId(2 * number + 1);
+        let job = jobs.pop_front().context("there are always as many jobs")?;
+        machine.handle(NOW, Event::Cancel { request, job });
+        jobs.push_back(submit(&mut machine, number)?);
+    }
+    let seconds = begin.elapsed().as_secs_f64();
+    let view = machine.view();
+    let runs = |phase: &JobPhase| matches!(phase, JobPhase::Running { .. });
+    let running = view.jobs.iter().filter(|job| runs(&job.record.phase)).count();
+    println!(
+        "BENCH scheduling: {JOBS} jobs, {running} of them running, on {WORKERS} workers of {DEVICES} devices: {:.0} \
+         schedules per second",
+        2.0 * ROUNDS as f64 / seconds
+    );
+    Ok(())
+}
+
+/// Jobs of three priorities, five teams and many sizes.
+fn submit(machine: &mut Coordinator, number: u64) -> Result<JobId> {
+    let workers_min = 1 + number % 4;
+    let text = format!(
+        "name = \"job\"\n\
+         [resources]\nworkers = {{ min = {workers_min}, max = {} }}\ndevices_per_worker = {}\n\
+         priority = {}\nteam = \"team-{}\"\n\
+         [data]\ndataset = \"file:///figures\"\nresolution = 32\n\
+         [model]\narchitecture = \"autoencoder\"\nsize = \"tiny\"\n\
+         [train]\nsteps = 1\nglobal_batch = 64\nmicro_batch = 1\n",
+        workers_min + 1 + number % 5,
+        1 + number % u64::from(DEVICES),
+        number % 3,
+        number % 5,
+    );
+    let event = Event::Submit {
+        request: RequestId(2 * number),
+        spec: Box::new(job::parse("job.toml", &text, None)?),
+        job_toml: text,
+        dataset_version: "version".to_owned(),
+    };
+    let effects = machine.handle(NOW, event);
+    let accepted = effects.into_iter().find_map(|effect| match effect {
+        Effect::Reply {
+            reply: Reply::Accepted { job },
+            ..
+        } => Some(job),
+        _ => None,
+    });
+    accepted.with_context(|| format!("job {number} was refused"))
+}
