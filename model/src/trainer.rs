@@ -164,6 +164,12 @@ impl Trainer {
         self.init_digest.clone()
     }
 
+    /// Whether anything that is not trained, and so is in no checkpoint, comes from the base weights.
+    #[must_use]
+    pub fn rests_on_base(&self) -> bool {
+        self.init_digest.is_some() && self.trained.len() < self.parameters.tensors().len()
+    }
+
     /// The last step that `update` completed or `load_state` set; 0 before the first.
     #[must_use]
     pub fn step(&self) -> u64 {

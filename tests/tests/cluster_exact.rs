@@ -1,5 +1,5 @@
-//! Real processes on loopback: `reduction = "exact"` gives the same weights and optimizer state, bit for bit,
-//! whatever the number of ranks that shared the work, and whoever of them was killed in the middle.
+//! Real processes on loopback: `reduction = "exact"` gives the same weights, moving averages and optimizer state, bit for
+//! bit, with clipping and with a loss scale, whatever the number of ranks that shared the work, and whoever of them was killed in the middle.
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Result, ensure};
@@ -23,7 +23,7 @@ fn job(dataset: &str, workers: u32, reduction: &str) -> String {
         )
         .replace(
             "[checkpoint]",
-            &format!("clip = 0.1\nreduction = \"{reduction}\"\n[checkpoint]"),
+            &format!("clip = 0.1\nema = 0.9\nreduction = \"{reduction}\"\n[checkpoint]"),
         )
 }
 
@@ -49,6 +49,14 @@ fn one_two_three_and_four_ranks_end_with_the_same_bits() -> Result<()> {
     ensure!(digests.len() == 1, "worlds 1 to 4: {exact:?}");
     let losses: BTreeSet<u64> = exact.iter().map(|(_, loss)| loss.to_bits()).collect();
     ensure!(losses.len() == 1, "worlds 1 to 4: {exact:?}");
+    // fp16's loss scale is chosen from sums alone.
+    let half = |workers| -> Result<String> {
+        let text = job(&dataset, workers, "exact").replace("clip = 0.1", "clip = 0.1\nprecision = \"fp16\"");
+        let id = cluster.submit(&text)?;
+        cluster.wait_done(&id)?;
+        cluster.ok(&["checkpoint", "digest", &id])
+    };
+    ensure!(half(1)? == half(3)?, "fp16 on one and on three ranks");
     // What float sums give is near, and not the same: the test can tell.
     let (fast, loss) = digest(3, "fast")?;
     ensure!(fast != exact[0].0, "float sums give the same bits");

@@ -257,7 +257,14 @@ impl Coordinator {
                 job.hear_reserve(worker, report, self.deadlines, outbox);
                 return self.of_ended(worker, report, outbox);
             }
-            Sense::Late => return self.of_ended(worker, report, outbox),
+            Sense::Late => {
+                let newest = self.jobs.get(&report.job)?.record.generation;
+                if report.generation < newest && failure(worker, report).is_none() {
+                    let (job, said) = (report.job.clone(), report.generation);
+                    self.ignore(worker, &Oddity::OldGeneration { job, said, newest }, outbox);
+                }
+                return self.of_ended(worker, report, outbox);
+            }
             Sense::Odd(oddity) => {
                 self.ignore(worker, &oddity, outbox);
                 return None;

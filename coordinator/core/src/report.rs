@@ -1,5 +1,5 @@
-//! Is what a worker says of a rank possible? Checked before anything is believed: late words are passed over,
-//! impossible ones are ignored and noted once. It changes nothing and never panics.
+//! Is what a worker says of a rank possible? Checked before anything is believed: late and impossible words are ignored and
+//! noted once. It changes nothing and never panics.
 
 use crate::event::{JobPhase, Member};
 use crate::job::Job;
@@ -29,6 +29,11 @@ pub(crate) enum Oddity {
         newer: WorkerId,
     },
     FutureGeneration {
+        job: JobId,
+        said: Generation,
+        newest: Generation,
+    },
+    OldGeneration {
         job: JobId,
         said: Generation,
         newest: Generation,
@@ -109,6 +114,7 @@ impl Oddity {
             Self::UnknownJob { .. } => "unknown job",
             Self::OldBoot { .. } => "old boot",
             Self::FutureGeneration { .. } => "future generation",
+            Self::OldGeneration { .. } => "old generation",
             Self::NotMember { .. } => "not a member",
             Self::RankOutside { .. } => "rank outside",
             Self::StepOutside { .. } => "step outside",
@@ -126,6 +132,12 @@ impl fmt::Display for Oddity {
                 write!(
                     f,
                     "reports generation {said} of {job}, whose newest generation is {newest}"
+                )
+            }
+            Self::OldGeneration { job, said, newest } => {
+                write!(
+                    f,
+                    "still reports generation {said} of {job}, which is at generation {newest}"
                 )
             }
             Self::NotMember { job, generation } => {

@@ -326,8 +326,14 @@ fn an_older_generation_publishes_nothing() {
     desk.hear("w1", vec![rank(&job, 1, 0, failed("boom"))]);
     assert_eq!(desk.generation(&job), 2);
     desk.hear("w1", vec![with_shard(rank(&job, 2, 0, RankPhase::Training), 2)]);
-    let late = desk.hear("w2", vec![with_shard(rank(&job, 1, 1, RankPhase::Training), 2)]);
-    assert_eq!(manifests(&late), vec![]);
+    let late = || vec![with_shard(rank(&job, 1, 1, RankPhase::Training), 2)];
+    let heard = desk.hear("w2", late());
+    assert_eq!(manifests(&heard), vec![]);
+    assert_eq!(
+        ignored(&heard),
+        ["still reports generation 1 of toy-1, which is at generation 2"]
+    );
+    assert_eq!(ignored(&desk.hear("w2", late())), Vec::<String>::new(), "once");
 }
 
 #[test]

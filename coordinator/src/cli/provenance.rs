@@ -12,7 +12,7 @@ use model_data::loader::Loader;
 use model_data::reference::{Source, choose};
 use proto::ledger::Done;
 use proto::share::rank_of;
-use proto::spec::Architecture;
+use proto::spec::{Architecture, Data};
 use std::collections::BTreeSet;
 
 #[derive(Debug, Args)]
@@ -81,33 +81,42 @@ fn sights(book: &Book, loader: &Loader, sample: u64) -> Result<Vec<Sight>> {
     for done in book.replay.done() {
         for step in done.first.0..=done.last.0 {
             for (index, (epoch, position)) in (0..).zip(loader.places(step, batch, 0..batch)?) {
-                let shown = if position == sample {
-                    Some(None)
-                } else if near.contains(&position) {
-                    let similar = &rows[position as usize].similar_positions;
-                    let is_it = |source: Source| matches!(source, Source::Similar(n) if similar[n] == sample);
-                    let slots = choose(&spec.data, epoch, position, similar.len());
-                    slots
-                        .iter()
-                        .any(|slot| is_it(slot.source))
-                        .then_some(Some(position))
-                } else {
-                    None
-                };
-                let rank = rank_of(index / spec.train.micro_batch, micro_batches, done.world);
-                if let (Some(of), Some(rank)) = (shown, rank) {
-                    sights.push(Sight {
-                        step,
-                        epoch,
-                        done: *done,
-                        rank,
-                        of,
-                    });
+                if position != sample && !near.contains(&position) {
+                    continue;
                 }
+                let Some(rank) = rank_of(index / spec.train.micro_batch, micro_batches, done.world) else {
+                    continue;
+                };
+                let similar: &[u64] = &rows[position as usize].similar_positions;
+                let mut roles = roles(&spec.data, epoch, (position, similar), sample);
+                roles.retain(|of| shows_references || of.is_none());
+                sights.extend(roles.into_iter().map(|of| Sight {
+                    step,
+                    epoch,
+                    done: *done,
+                    rank,
+                    of,
+                }));
             }
         }
     }
     Ok(sights)
+}
+
+/// What a sample is where `target` is to be drawn: the target, one of its references, or both, since pairing a draws a picture
+/// from itself.
+fn roles(data: &Data, epoch: u64, (target, similar): (u64, &[u64]), sample: u64) -> Vec<Option<u64>> {
+    let is_it = |source| match source {
+        Source::Target => target == sample,
+        Source::Similar(n) => similar[n] == sample,
+    };
+    let slots = choose(data, epoch, target, similar.len());
+    let as_target = (target == sample).then_some(None);
+    let as_reference = slots.iter().any(|slot| is_it(slot.source));
+    as_target
+        .into_iter()
+        .chain(as_reference.then_some(Some(target)))
+        .collect()
 }
 
 impl Sight {
@@ -150,4 +159,29 @@ fn print(sights: &[Sight], loader: &Loader, sample: &str) {
         ]);
     }
     say!("{table}");
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proto::spec::Pairing;
+
+    #[test]
+    fn a_picture_that_is_drawn_from_itself_is_seen_twice() {
+        let text = crate::fixture::job_toml("file:///data");
+        let mut data = proto::job::parse("job.toml", &text, None).unwrap().data;
+        data.references = 2;
+        let told = |pairing, sample| {
+            let data = Data {
+                pairing,
+                ..data.clone()
+            };
+            roles(&data, 0, (3, &[1]), sample)
+        };
+        assert_eq!(told(Pairing::A, 3), [None, Some(3)]);
+        assert_eq!(told(Pairing::A, 1), []);
+        assert_eq!(told(Pairing::B, 3), [None]);
+        assert_eq!(told(Pairing::B, 1), [Some(3)]);
+    }
 }

@@ -5,6 +5,7 @@
 use crate::hash::{hex, hex_sha256};
 use crate::share;
 use model::error::WeightsFault;
+use model::trainer::Trainer;
 use model::weights::{self, NamedTensors, Storage};
 use model_data::store::{self, StoreError};
 use object_store::path::Path;
@@ -31,6 +32,15 @@ pub(crate) enum CheckpointError {
     Damaged {
         path: String,
         what: &'static str,
+        found: String,
+        expected: String,
+    },
+    #[error(
+        "the base weights have the SHA-256 {found}, and {path} was made with {expected}: what the job does not train comes from \
+         them; put back the files that model.init named then"
+    )]
+    OtherBase {
+        path: String,
         found: String,
         expected: String,
     },
@@ -122,6 +132,25 @@ impl Checkpoints {
             })?);
         }
         Ok((manifest, tensors))
+    }
+
+    /// [`Self::read`] for this trainer; refused where it has what the checkpoint lacks from another base.
+    pub(crate) async fn read_for(
+        &self,
+        trainer: &Trainer,
+        checkpoint: CheckpointRef,
+    ) -> Result<NamedTensors, CheckpointError> {
+        let (manifest, tensors) = self.read(checkpoint).await?;
+        let found = trainer.init_digest();
+        if trainer.rests_on_base() && found != manifest.init_digest {
+            let name = |digest: Option<String>| digest.unwrap_or_else(|| "of none".to_owned());
+            return Err(CheckpointError::OtherBase {
+                path: self.path(checkpoint, MANIFEST_FILE).to_string(),
+                found: name(found),
+                expected: name(manifest.init_digest),
+            });
+        }
+        Ok(tensors)
     }
 
     async fn get(&self, path: &Path) -> Result<bytes::Bytes, CheckpointError> {

@@ -11,12 +11,12 @@
 //! Overflow: with M micro-batches, rounded up to a power of two, an element of one micro-batch's share of the
 //! gradient may be up to 2^18 / M, so that M of them stay within 2^62. Every element is compared before it is
 //! added; one that is larger is counted, the count is summed like everything else, and all ranks refuse the step
-//! alike. What is not finite is counted apart and makes the whole gradient not a number, as a float sum would.
+//! alike, which ends the job ([`TooLarge`]). What is not finite is counted apart and makes the whole gradient not a number, as a float sum would.
 //!
 //! Memory: 8 bytes for each trained value beside the gradients' 4, and a few megabytes to work in.
 
 use crate::collective::Group;
-use anyhow::{bail, ensure};
+use anyhow::bail;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
@@ -50,6 +50,18 @@ pub(crate) struct ExactSum {
 pub(crate) struct Sums {
     pub(crate) losses: [f64; LOSSES],
     pub(crate) marks: i64,
+}
+
+/// A micro-batch came to more than fits, on some rank. All ranks hear it of the same step, and would again.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the gradient or loss of a micro-batch is larger than an exact sum holds ({element:e} for an element of the gradient, \
+     {loss:e} for a loss); nothing was changed; if such numbers are right, use train.reduction = \"fast\", and if they are \
+     not, a smaller train.learning_rate or a longer train.warmup (train.clip acts on the sum and is too late)"
+)]
+pub(crate) struct TooLarge {
+    element: f64,
+    loss: f64,
 }
 
 /// Neighbouring parameters, whose sums are one flat tensor.
@@ -139,13 +151,13 @@ impl ExactSum {
         let &[total, target, face, too_large, not_finite, marks] = figures.as_slice() else {
             bail!("six sums became {}", figures.len())
         };
-        ensure!(
-            too_large == 0,
-            "the gradient or loss of a micro-batch is larger than an exact sum holds ({:e} for an element of the \
-             gradient, {:e} for a loss); nothing was changed; use train.reduction = \"fast\", or a smaller learning rate",
-            self.limit / 2f64.powi(GRADIENT_PLACES),
-            self.limit / 2f64.powi(LOSS_PLACES),
-        );
+        if too_large != 0 {
+            return Err(TooLarge {
+                element: self.limit / 2f64.powi(GRADIENT_PLACES),
+                loss: self.limit / 2f64.powi(LOSS_PLACES),
+            }
+            .into());
+        }
         let factor = if not_finite == 0 { loss_scale } else { f64::NAN };
         tch::no_grad(|| {
             for bucket in &mut self.buckets {
@@ -380,11 +392,9 @@ mod tests {
             );
             let mut values = vec![0.0; count];
             values[0] = f32::from_bits(bound.to_bits() + 1);
-            let error = sum(&values).unwrap_err().to_string();
-            assert!(
-                error.contains("reduction") && error.contains(&format!("{bound:e}")),
-                "{error}"
-            );
+            let error = sum(&values).unwrap_err();
+            assert!(error.is::<TooLarge>(), "{error}");
+            assert!(error.to_string().contains(&format!("({bound:e} ")), "{error}");
         }
     }
 

@@ -58,11 +58,15 @@ pub(crate) fn sample(rank: &Rank<'_>, spec: &JobSpec, request: &SampleRequest) -
     let mut checkpoint = None;
     if let Some(place) = request.checkpoint {
         let checkpoints = Checkpoints::open(&assignment.store_url, &request.source)?;
-        let (_, tensors) = rank.runtime.block_on(checkpoints.read(place))?;
+        let tensors = rank.runtime.block_on(checkpoints.read_for(&trainer, place))?;
         checkpoint = Some(Checkpoint {
             step: place.step.0,
             generation: place.generation.0,
             digest: digest(&tensors),
+            weights: match spec.train.ema {
+                Some(_) => "moving average",
+                None => "as trained",
+            },
         });
         trainer.load_state(&tensors, place.step.0)?;
         trainer.take_averages();

@@ -31,6 +31,8 @@ pub(crate) struct Checkpoint {
     pub(crate) generation: u64,
     /// As `coordinator checkpoint digest` prints it.
     pub(crate) digest: String,
+    /// As `coordinator checkpoint export` says it.
+    pub(crate) weights: &'static str,
 }
 
 /// One picture; `NNN.json` beside `NNN.png`.

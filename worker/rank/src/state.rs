@@ -95,15 +95,18 @@ pub(crate) fn settle(
     trainer: &mut Trainer,
     held: Option<Held>,
     resume: Option<CheckpointRef>,
-    read: impl FnOnce(CheckpointRef) -> anyhow::Result<NamedTensors>,
+    read: impl FnOnce(&Trainer, CheckpointRef) -> anyhow::Result<NamedTensors>,
 ) -> anyhow::Result<Source> {
     let said = [
         i64::from(held.is_some()),
         number(held.map_or(0, |held| held.generation.0)),
         number(held.map_or(0, |held| held.step.0)),
         fingerprint(trainer),
+        base(trainer),
     ];
     let rows = tell(group, &said, "telling who has which state")?;
+    let bases: Vec<(u32, i64)> = (0..).zip(&rows).map(|(rank, row)| (rank, row[4])).collect();
+    same_everywhere(&bases, "the base weights that model.init names")?;
     let holders: Vec<Option<Held>> = rows.iter().map(|row| holder(row)).collect();
     let source = choose(&holders, resume);
     match source {
@@ -122,7 +125,7 @@ pub(crate) fn settle(
             }
         }
         Source::Checkpoint(place) => {
-            let tensors = read(place).context("cannot resume")?;
+            let tensors = read(trainer, place).context("cannot resume")?;
             trainer
                 .load_state(&tensors, place.step.0)
                 .context("cannot resume")?;
@@ -132,11 +135,7 @@ pub(crate) fn settle(
     }
     let rows = tell(group, &[fingerprint(trainer)], "comparing the state of all ranks")?;
     let all: Vec<(u32, i64)> = (0..).zip(&rows).map(|(rank, row)| (rank, row[0])).collect();
-    let what = format!(
-        "the state of step {}; have all nodes the same base weights?",
-        source.step()
-    );
-    same_everywhere(&all, &what)?;
+    same_everywhere(&all, &format!("the state of step {}", source.step()))?;
     Ok(source)
 }
 
@@ -164,6 +163,14 @@ fn tell(group: &Group, own: &[i64], what: &str) -> Result<Vec<Vec<i64>>, Collect
     group.all_reduce(&all, what)?;
     let all = Vec::<i64>::try_from(&all.to_device(Device::Cpu)).expect("whole numbers, flat");
     Ok(all.chunks(own.len()).map(<[i64]>::to_vec).collect())
+}
+
+/// The beginning of the digest of the base weights, as a number; 0 where nothing of them is left.
+fn base(trainer: &Trainer) -> i64 {
+    let digest = trainer.init_digest().filter(|_| trainer.rests_on_base());
+    let digest = digest.unwrap_or_default();
+    let beginning = digest.get(..15).unwrap_or_default();
+    i64::from_str_radix(beginning, 16).unwrap_or(0)
 }
 
 /// A number that changes with any one bit of the state; computed where the state lies.

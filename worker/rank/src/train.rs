@@ -8,7 +8,7 @@ use crate::checkpoint::Checkpoints;
 use crate::clock::Clock;
 use crate::collective::CollectiveError;
 use crate::collective::{Group, first_line};
-use crate::exact::ExactSum;
+use crate::exact::{ExactSum, TooLarge};
 use crate::group::{meet, open_store};
 use crate::link::superseded;
 use crate::prefetch::{Prefetch, StepExamples};
@@ -132,7 +132,10 @@ impl<'a> Seat<'a> {
         rank.link.phase(RankPhase::Joining);
         let mut group = meet(rank.link, store, assignment, (number, address, self.device))?;
         rank.link.guard(generation, group.aborter());
-        let read = |place| Ok(rank.runtime.block_on(self.checkpoints.read(place))?.1);
+        let read = |trainer: &Trainer, place| {
+            let read = self.checkpoints.read_for(trainer, place);
+            Ok(rank.runtime.block_on(read)?)
+        };
         let source = settle(&group, &mut self.trainer, self.held, assignment.resume, read)?;
         let mut step = source.step();
         self.held = Some(Held { generation, step });
@@ -243,7 +246,11 @@ impl Training<'_> {
         self.trainer.zero_gradients();
         seconds.optimizer = clock.lap();
         let own = self.accumulate(&examples, &mut clock, &mut seconds)?;
-        let (loss, halts) = self.sum(&own, step)?;
+        let sums = self.sum(&own, step);
+        let (loss, halts) = sums.map_err(|error| match error.downcast::<TooLarge>() {
+            Ok(large) => self.hopeless(&large, step, &[]),
+            Err(other) => other,
+        })?;
         seconds.communication += clock.lap();
         let update = if loss.nonfinite.is_empty() {
             self.trainer.update(step)
@@ -403,9 +410,14 @@ impl Training<'_> {
 
     /// An update that cannot be, with the samples that it is about: those at `places` of the step, or all of it.
     fn give_up(&self, error: ModelError, step: u64, places: &[u32]) -> anyhow::Error {
-        if !error.is_permanent() {
-            return error.into();
+        if error.is_permanent() {
+            self.hopeless(&error, step, places)
+        } else {
+            error.into()
         }
+    }
+
+    fn hopeless(&self, error: &dyn std::error::Error, step: u64, places: &[u32]) -> anyhow::Error {
         let global_batch = self.spec.train.global_batch;
         let samples = self.loader.places(step, global_batch, 0..global_batch);
         let rows = self.loader.rows();

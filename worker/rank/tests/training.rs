@@ -446,6 +446,72 @@ fn pictures_are_drawn_from_a_checkpoint_and_judged() {
     assert_ne!(base, files, "the base draws otherwise");
 }
 
+/// Copies those tensors of a safetensors file that get a name.
+fn copy_renamed(from: &Path, to: &Path, rename: impl Fn(&str) -> Option<String>) {
+    let bytes = std::fs::read(from).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let renamed = tensors
+        .iter()
+        .filter_map(|(name, view)| Some((rename(name)?, view)));
+    std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+    std::fs::write(to, safetensors::serialize(renamed, None).unwrap()).unwrap();
+}
+
+#[test]
+fn pictures_are_drawn_with_the_moving_average_where_there_is_one() {
+    let world = World::new();
+    let quick = world
+        .assignment
+        .job_toml
+        .replace("learning_rate = 0.001", "learning_rate = 0.05");
+    let averaged = Assignment {
+        job_toml: quick.replace("threads = 1", "threads = 1\nema = 0.5"),
+        ..world.assignment.clone()
+    };
+    let reports = world.run(&averaged);
+    let request = |checkpoint| SampleRequest {
+        checkpoint: Some(checkpoint),
+        method: SampleMethod::DpmSolver,
+        steps: 2,
+        ..SampleRequest::of(world.assignment.job.clone())
+    };
+    let checkpoint = world.commit(&averaged, &reports, Step(4));
+    let (record, drawn) = world.pictures(&averaged, "tiny-1-sample-1", request(checkpoint));
+    let weights = |record: &Value| record["pictures"][0]["checkpoint"]["weights"].clone();
+    assert_eq!(weights(&record), "moving average");
+    // A job that keeps no average, with those or with the last weights for its own.
+    let plain = |generation, taken: &'static str| {
+        let plain = Assignment {
+            job_toml: quick.clone(),
+            generation: Generation(generation),
+            ..world.assignment.clone()
+        };
+        let shard = |of: &Assignment| world.checkpoint(of, Step(4)).join("rank-0-of-1.safetensors");
+        copy_renamed(&shard(&averaged), &shard(&plain), |name| {
+            match name.strip_prefix(taken) {
+                Some(name) => Some(format!("weights/{name}")),
+                None => name.starts_with("optimizer/").then(|| name.to_owned()),
+            }
+        });
+        let bytes = std::fs::read(shard(&plain)).unwrap();
+        let mut report = reports[0].clone();
+        let own = report
+            .shards
+            .iter_mut()
+            .find(|shard| shard.step == Step(4))
+            .unwrap();
+        own.shard.size_bytes = bytes.len() as u64;
+        own.shard.sha256 = format!("{:x}", Sha256::digest(&bytes));
+        let checkpoint = world.commit(&plain, &[report], Step(4));
+        let job = format!("tiny-1-sample-{generation}");
+        let (record, files) = world.pictures(&plain, &job, request(checkpoint));
+        assert_eq!(weights(&record), "as trained");
+        files
+    };
+    assert!(plain(2, "ema/") == drawn, "the average itself draws the same");
+    assert!(plain(3, "weights/") != drawn, "the last weights draw otherwise");
+}
+
 #[test]
 fn pictures_are_drawn_from_the_sample_itself_or_from_others_as_asked() {
     let world = World::new();
@@ -599,6 +665,88 @@ fn what_goes_wrong_is_said_in_one_line_with_rank_place_and_reason() {
     check(missing, &["cannot resume", "0000000002-g7/manifest.json"]);
 }
 
+/// The error with which a rank ended.
+fn failure(report: &RankReport) -> &str {
+    match &report.phase {
+        RankPhase::Failed { error, .. } => error,
+        phase => panic!("{phase:?}"),
+    }
+}
+
+/// A base of nothing but an autoencoder, with the weights that a job had after `step`; the line that names it.
+fn base_of(world: &World, autoencoder: &Assignment, (name, step): (&str, u64)) -> String {
+    let shard = world.checkpoint(autoencoder, Step(step));
+    let folder = world.folder.path().join(name);
+    let file = folder.join("autoencoder.safetensors");
+    copy_renamed(&shard.join("rank-0-of-1.safetensors"), &file, |name| {
+        name.strip_prefix("weights/autoencoder.").map(str::to_owned)
+    });
+    format!("\ninit = \"file://{}\"", folder.display())
+}
+
+#[test]
+fn base_weights_that_changed_since_the_checkpoint_are_refused_with_both_digests() {
+    let world = World::new();
+    let job = |generation, architecture: &str, init: &str| {
+        let toml = &world.assignment.job_toml;
+        let toml = toml.replace("\"retrinet\"", &format!("\"{architecture}\"{init}"));
+        Assignment {
+            generation: Generation(generation),
+            job_toml: toml.replace("references = 2\n", ""),
+            ..world.assignment.clone()
+        }
+    };
+    let autoencoder = job(1, "autoencoder", "");
+    assert_eq!(world.run(&autoencoder)[0].phase, RankPhase::Finished);
+    let init = base_of(&world, &autoencoder, ("base", 2));
+    let first = job(2, "text-to-image", &init);
+    let reports = world.run(&first);
+    let made_with = reports[0].shards[0].init_digest.clone().unwrap();
+    let resume = Some(world.commit(&first, &reports, Step(2)));
+    let resumed = |generation| Assignment {
+        resume,
+        ..job(generation, "text-to-image", &init)
+    };
+    assert_eq!(world.run(&resumed(3))[0].phase, RankPhase::Finished);
+    // The same URL, other weights.
+    base_of(&world, &autoencoder, ("base", 4));
+    let draws = Assignment {
+        work: Work::Sample(SampleRequest {
+            checkpoint: resume,
+            ..SampleRequest::of(first.job.clone())
+        }),
+        ..resumed(5)
+    };
+    for assignment in [resumed(4), draws] {
+        let reports = world.run(&assignment);
+        let error = failure(&reports[0]);
+        assert!(
+            error.contains("the base weights have the SHA-256 ")
+                && error.contains(&format!(
+                    "0000000002-g2/manifest.json was made with {made_with}: "
+                )),
+            "{error}"
+        );
+    }
+    // Two ranks that begin, each from its own.
+    let pair = |init: &str| Assignment {
+        world: 2,
+        ..job(6, "text-to-image", init)
+    };
+    let other = base_of(&world, &autoencoder, ("other", 2));
+    let mut opener = TestRank::start(world.folder.path(), &pair(&init), 0);
+    let opened = opener.until(|report| report.store_address.is_some());
+    let second = Assignment {
+        store_address: opened.store_address,
+        ..pair(&other)
+    };
+    let mut second = TestRank::start(world.folder.path(), &second, 1);
+    for report in [opener.finish(), second.finish()] {
+        let error = failure(&report);
+        assert!(error.contains("the ranks differ in the base weights"), "{error}");
+    }
+}
+
 /// Two ranks with these lines added to the job's [model] and [train].
 fn pair_with(world: &World, generation: u64, model: &str, train: &str) -> (Assignment, Vec<RankReport>) {
     let toml = &world.assignment.job_toml;
@@ -691,6 +839,35 @@ fn steps_that_are_skipped_are_counted_and_leave_the_weights_alone() {
         assert!(values == &second[name] || name.starts_with("guard/"), "{name}");
     }
     assert_eq!(last["guard/skipped"], [3.0]);
+}
+
+#[test]
+fn a_loss_that_an_exact_sum_cannot_hold_ends_the_job_on_all_ranks_with_step_and_samples() {
+    let world = World::new();
+    let pair = Assignment {
+        world: 2,
+        job_toml: world.assignment.job_toml.replace(
+            "learning_rate = 0.001",
+            "learning_rate = 100.0\nreduction = \"exact\"",
+        ),
+        ..world.assignment.clone()
+    };
+    for report in world.run(&pair) {
+        let RankPhase::Failed {
+            error,
+            permanent: true,
+        } = report.phase
+        else {
+            panic!("{report:?}")
+        };
+        for part in [
+            ": step 2: the gradient or loss of a micro-batch is larger than an exact sum holds (",
+            "nothing was changed; if such numbers are right, use train.reduction = \"fast\"",
+            "; the samples at positions ",
+        ] {
+            assert!(error.contains(part), "{error:?} lacks {part:?}");
+        }
+    }
 }
 
 /// What `coordinator checkpoint digest` would say of the state after the last step.
