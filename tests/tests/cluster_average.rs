@@ -4,8 +4,7 @@
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::path::Path;
-use tests::cluster::job::synthesize;
-use tests::cluster::{Cluster, Options};
+use tests::cluster::job::with_figures;
 
 /// The bytes of one tensor of a safetensors file.
 fn tensor(file: &Path, name: &str) -> Result<Vec<u8>> {
@@ -24,10 +23,8 @@ fn tensor(file: &Path, name: &str) -> Result<Vec<u8>> {
 
 #[test]
 fn an_averaged_job_is_drawn_and_exported_with_its_average() -> Result<()> {
-    let cluster = Cluster::start(Options::with_workers(1))?;
+    let (cluster, dataset) = with_figures(1)?;
     let folder = cluster.directory();
-    let dataset = format!("file://{}", folder.join("figures").display());
-    cluster.ok(&synthesize(&dataset))?;
     let id = cluster.submit(&format!(
         "name = \"averaged\"\n\
          [resources]\nworkers = {{ min = 1, max = 1 }}\n\

@@ -191,6 +191,26 @@ fn numbers_that_do_not_fit_together_are_refused() {
         "size = \"small\"\nautoencoder = { channel_mult = [1, 0] }",
         "job.toml:14: model.autoencoder.channel_mult: names 0; every level is at least as wide as 1 times the channels",
     );
+    check(
+        "size = \"small\"",
+        "size = \"small\"\nunet = { res_blocks = 4000000000 }",
+        "job.toml:14: model.unet.res_blocks: is 4000000000; at most 16",
+    );
+    check(
+        "size = \"small\"",
+        "size = \"small\"\nautoencoder = { channel_mult = [1, 65] }",
+        "job.toml:14: model.autoencoder.channel_mult: names 65; at most 64",
+    );
+    check(
+        "steps = 100",
+        "steps = 9000000000000000000",
+        "job.toml:17: train.steps: is 9000000000000000000; at most 1000000000000",
+    );
+    check(
+        "global_batch = 32",
+        "global_batch = 2000000",
+        "job.toml:18: train.global_batch: is 2000000; at most 1048576",
+    );
 }
 
 #[test]

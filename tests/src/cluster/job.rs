@@ -1,6 +1,33 @@
 //! The tests' job: RetriNet of the smallest size on 32 pixels and a handful of synthetic figures, small
 //! enough that its processes cost more than its training.
 
+use super::{Cluster, Options};
+use anyhow::{Result, ensure};
+
+/// A cluster with the tests' data set in its folder; the data set's URL.
+///
+/// # Errors
+/// A process did not start, or no figures could be drawn.
+pub fn with_figures(workers: usize) -> Result<(Cluster, String)> {
+    let cluster = Cluster::start(Options::with_workers(workers))?;
+    let dataset = format!("file://{}", cluster.directory().join("figures").display());
+    cluster.ok(&synthesize(&dataset))?;
+    Ok((cluster, dataset))
+}
+
+/// What `coordinator checkpoint digest` says of a job's newest checkpoint, or of one that `JOB@STEP` names.
+///
+/// # Errors
+/// It fails, or says something else than a digest.
+pub fn digest(cluster: &Cluster, job: &str) -> Result<String> {
+    let digest = cluster.ok(&["checkpoint", "digest", job])?.trim().to_owned();
+    ensure!(
+        digest.len() == 64 && digest.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        "digest is {digest:?}"
+    );
+    Ok(digest)
+}
+
 /// Arguments that make the tests' data set at `url`.
 #[must_use]
 pub fn synthesize(url: &str) -> Vec<&str> {
@@ -32,6 +59,18 @@ pub struct TinyJob {
 }
 
 impl TinyJob {
+    /// Long enough that a fault at step 10 lands in its middle, with a commit before and steps to repeat.
+    #[must_use]
+    pub fn of_forty_steps(dataset: &str, workers: u32) -> Self {
+        Self {
+            name: "tiny".to_owned(),
+            dataset: dataset.to_owned(),
+            workers,
+            steps: 40,
+            checkpoint_every: 8,
+        }
+    }
+
     /// job.toml's text.
     #[must_use]
     pub fn to_toml(&self) -> String {

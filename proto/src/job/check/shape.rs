@@ -1,0 +1,146 @@
+//! Numbers of which networks are made: widths, heads, groups, and the sides of pictures that they divide. Called by
+//! [`super::check`].
+
+use super::Faults;
+use crate::spec::{Architecture, JobSpec};
+
+/// Widths, heads, groups and resolution.
+pub(super) fn shapes(spec: &JobSpec, faults: &mut Faults) {
+    let autoencoder = &spec.model.autoencoder;
+    levels(
+        "model.autoencoder",
+        autoencoder.channels,
+        &autoencoder.channel_mult,
+        autoencoder.norm_groups,
+        faults,
+    );
+    faults.count("model.autoencoder.res_blocks", autoencoder.res_blocks, 16);
+    faults.count(
+        "model.autoencoder.latent_channels",
+        autoencoder.latent_channels,
+        64,
+    );
+    let scaling = autoencoder.scaling_factor;
+    faults.need(
+        scaling.is_finite() && scaling > 0.0,
+        "model.autoencoder.scaling_factor",
+        || format!("is {scaling}; it must be a number over 0"),
+    );
+    let factor = autoencoder.channel_mult.len().saturating_sub(1);
+    let mut side_multiple = 1_u32 << factor.min(20);
+    if spec.model.architecture != Architecture::Autoencoder {
+        unet_shapes(spec, faults);
+        side_multiple <<= spec.model.unet.channel_mult.len().saturating_sub(1).min(10);
+    }
+    let resolution = spec.data.resolution;
+    faults.need(
+        resolution > 0 && resolution.is_multiple_of(side_multiple),
+        "data.resolution",
+        || format!("is {resolution}; this model takes positive multiples of {side_multiple}"),
+    );
+}
+
+fn unet_shapes(spec: &JobSpec, faults: &mut Faults) {
+    let (unet, text) = (&spec.model.unet, &spec.model.text_encoder);
+    levels(
+        "model.unet",
+        unet.channels,
+        &unet.channel_mult,
+        unet.norm_groups,
+        faults,
+    );
+    faults.count("model.unet.res_blocks", unet.res_blocks, 16);
+    for level in &unet.attention_levels {
+        let mult = unet.channel_mult.get(*level as usize);
+        faults.need(mult.is_some(), "model.unet.attention_levels", || {
+            format!(
+                "names level {level}; there are levels 0 to {}",
+                unet.channel_mult.len().saturating_sub(1)
+            )
+        });
+    }
+    let widths = unet
+        .channel_mult
+        .iter()
+        .map(|mult| unet.channels.saturating_mul(*mult));
+    let indivisible = |width: &u32| unet.heads == 0 || !width.is_multiple_of(unet.heads);
+    if let Some(width) = widths.into_iter().find(indivisible) {
+        faults.add(
+            "model.unet.heads",
+            format!(
+                "is {}; it must divide every width, and {width} is one",
+                unet.heads
+            ),
+        );
+    }
+    faults.need(unet.channels.is_multiple_of(2), "model.unet.channels", || {
+        format!("is {}; it must be even for the timestep embedding", unet.channels)
+    });
+    faults.need(unet.context_dim == text.width, "model.unet.context_dim", || {
+        format!(
+            "is {}; it must equal model.text_encoder.width, which is {}",
+            unet.context_dim, text.width
+        )
+    });
+    let latent_channels = spec.model.autoencoder.latent_channels;
+    faults.need(
+        unet.latent_channels == latent_channels,
+        "model.unet.latent_channels",
+        || {
+            format!(
+                "is {}; it must equal model.autoencoder.latent_channels, which is {latent_channels}",
+                unet.latent_channels
+            )
+        },
+    );
+    faults.count("model.text_encoder.width", text.width, 8192);
+    faults.count("model.text_encoder.layers", text.layers, 128);
+    faults.need(
+        text.heads > 0 && text.width.is_multiple_of(text.heads),
+        "model.text_encoder.heads",
+        || {
+            format!(
+                "is {}; it must divide model.text_encoder.width, which is {}",
+                text.heads, text.width
+            )
+        },
+    );
+    faults.need(
+        (2..=1024).contains(&text.tokens),
+        "model.text_encoder.tokens",
+        || format!("is {}; a prompt has 2 to 1024 tokens", text.tokens),
+    );
+}
+
+fn levels(table: &str, channels: u32, mult: &[u32], groups: u32, faults: &mut Faults) {
+    faults.need(
+        (1..=8).contains(&mult.len()),
+        &format!("{table}.channel_mult"),
+        || format!("has {} entries; 1 to 8 levels are possible", mult.len()),
+    );
+    faults.need(
+        (1..=4096).contains(&channels),
+        &format!("{table}.channels"),
+        || format!("is {channels}; it must lie between 1 and 4096"),
+    );
+    faults.need(!mult.contains(&0), &format!("{table}.channel_mult"), || {
+        "names 0; every level is at least as wide as 1 times the channels".into()
+    });
+    if let Some(wide) = mult.iter().find(|entry| **entry > 64) {
+        faults.add(
+            &format!("{table}.channel_mult"),
+            format!("names {wide}; at most 64"),
+        );
+    }
+    let indivisible = |width: &u32| groups == 0 || !width.is_multiple_of(groups);
+    if let Some(width) = mult
+        .iter()
+        .map(|entry| channels.saturating_mul(*entry))
+        .find(indivisible)
+    {
+        faults.add(
+            &format!("{table}.norm_groups"),
+            format!("is {groups}; it must divide every width, and {width} is one"),
+        );
+    }
+}

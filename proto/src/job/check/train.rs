@@ -1,0 +1,86 @@
+//! [train]: defaults and bounds. Called by [`super::check`].
+
+use super::{Faults, kebab};
+use crate::job::raw::{OptimizerToml, TrainToml};
+use crate::spec::{Decay, LossWeighting, OnNonfinite, Optimizer, Precision, Reduction, Train};
+
+const STEPS_MAX: u64 = 1_000_000_000_000;
+const GLOBAL_BATCH_MAX: u32 = 1 << 20;
+
+pub(super) fn train(raw: &TrainToml, faults: &mut Faults) -> Train {
+    let train = Train {
+        steps: raw.steps,
+        global_batch: raw.global_batch,
+        micro_batch: raw.micro_batch,
+        optimizer: optimizer(&raw.optimizer, faults),
+        learning_rate: raw.learning_rate.unwrap_or(1e-5),
+        learning_rates: raw.learning_rates.clone(),
+        warmup: raw.warmup.unwrap_or(0),
+        decay: raw.decay.unwrap_or(Decay::Constant),
+        clip: raw.clip.filter(|clip| *clip != 0.0),
+        ema: raw.ema.filter(|ema| *ema != 0.0),
+        face_loss_weight: raw.face_loss_weight.unwrap_or(1.0),
+        target_mask_threshold: raw.target_mask_threshold.unwrap_or(0.5),
+        loss_weighting: raw.loss_weighting.unwrap_or(LossWeighting::Epsilon),
+        precision: raw.precision.unwrap_or(Precision::Fp32),
+        on_nonfinite: raw.on_nonfinite.unwrap_or(OnNonfinite::Stop),
+        latent_cache_mib: raw.latent_cache_mib.unwrap_or(0),
+        reduction: raw.reduction.unwrap_or(Reduction::Fast),
+        threads: raw.threads.unwrap_or(1),
+        digest_every: raw.digest_every.unwrap_or(100),
+    };
+    faults.positive("train.steps", train.steps);
+    // Positions in the endless order of samples are 64-bit numbers.
+    faults.need(train.steps <= STEPS_MAX, "train.steps", || {
+        format!("is {}; at most {STEPS_MAX}", train.steps)
+    });
+    faults.positive("train.micro_batch", train.micro_batch.into());
+    faults.count("train.global_batch", train.global_batch, GLOBAL_BATCH_MAX);
+    let divides = train.micro_batch == 0 || train.global_batch.is_multiple_of(train.micro_batch);
+    faults.need(divides, "train.global_batch", || {
+        format!(
+            "is {}; it must be a multiple of train.micro_batch, which is {}",
+            train.global_batch, train.micro_batch
+        )
+    });
+    faults.rate("train.learning_rate", train.learning_rate);
+    for (component, rate) in &train.learning_rates {
+        faults.rate(&format!("train.learning_rates.{}", kebab(component)), *rate);
+    }
+    faults.rate("train.clip", train.clip.unwrap_or(0.0));
+    let ema = train.ema.unwrap_or(0.0);
+    faults.need((0.0..1.0).contains(&ema), "train.ema", || {
+        format!("is {ema}; it must be at least 0 (no average) and below 1, such as 0.9999")
+    });
+    faults.rate("train.face_loss_weight", train.face_loss_weight);
+    let threshold = train.target_mask_threshold;
+    faults.need(
+        (0.0..1.0).contains(&threshold),
+        "train.target_mask_threshold",
+        || format!("is {threshold}; it must be at least 0 and below 1"),
+    );
+    faults.need((1..=256).contains(&train.threads), "train.threads", || {
+        format!("is {}; a rank computes with 1 to 256 threads", train.threads)
+    });
+    train
+}
+
+fn optimizer(raw: &OptimizerToml, faults: &mut Faults) -> Optimizer {
+    let (beta1, beta2) = (raw.beta1.unwrap_or(0.9), raw.beta2.unwrap_or(0.999));
+    for (field, beta) in [("train.optimizer.beta1", beta1), ("train.optimizer.beta2", beta2)] {
+        faults.need((0.0..1.0).contains(&beta), field, || {
+            format!("is {beta}; it must be at least 0 and below 1")
+        });
+    }
+    let (epsilon, weight_decay) = (raw.epsilon.unwrap_or(1e-8), raw.weight_decay.unwrap_or(1e-2));
+    faults.need(epsilon > 0.0, "train.optimizer.epsilon", || {
+        format!("is {epsilon}; it must be above 0")
+    });
+    faults.rate("train.optimizer.weight_decay", weight_decay);
+    Optimizer::AdamW {
+        beta1,
+        beta2,
+        epsilon,
+        weight_decay,
+    }
+}
