@@ -103,12 +103,15 @@ impl Job {
     /// What a rank came to. When all have spoken of a step they agree, or the job is at its end.
     pub(crate) fn ledger_digests(&mut self, rank: Rank, digests: &[WeightDigest]) -> Option<Ending> {
         let (world, generation) = (self.live.ranks.len(), self.record.generation);
+        let steps_max = self.steps_max();
         let ledger = &mut self.ledger;
         if ledger.digests_of != generation {
             ledger.digests.clear();
             (ledger.digests_of, ledger.agreed) = (generation, Step(0));
         }
-        for digest in digests.iter().filter(|digest| ledger.agreed < digest.step) {
+        let news = |digest: &&WeightDigest| ledger.agreed < digest.step && digest.step <= steps_max;
+        let fresh: Vec<&WeightDigest> = digests.iter().filter(news).collect();
+        for digest in fresh {
             let of_step = ledger.digests.entry(digest.step).or_default();
             of_step.entry(rank).or_insert_with(|| digest.sha256.clone());
         }

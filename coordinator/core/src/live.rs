@@ -116,6 +116,12 @@ impl Live {
             self.take_steps(report, now, steps_max, &mut news);
         }
         self.take_shards(report, steps_max, committed, &mut news);
+        let outside = |step: Step| step == Step(0) || steps_max < step;
+        let digests = report.digests.iter().map(|digest| digest.step);
+        let oddities = digests
+            .filter(|step| outside(*step))
+            .map(|step| Oddity::StepOutside { step, steps_max });
+        news.oddities.extend(oddities);
         news
     }
 

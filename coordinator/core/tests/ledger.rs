@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[allow(dead_code, reason = "shared with machine.rs, which uses all of it")]
+#[allow(dead_code, reason = "shared with others, which together use all of it")]
 mod desk;
 
 use coordinator_core::event::{Effect, JobPhase, Record};
-use desk::{DETECT_WITHIN_MS, Desk, failed, id, rank, told, with_step};
+use desk::{DETECT_WITHIN_MS, Desk, failed, id, ignored, rank, told, with_step};
 use proto::id::{JobId, Step};
 use proto::ledger::{Entry, Replay, Tip};
 use proto::message::{RankPhase, RankReport, WeightDigest};
@@ -151,6 +151,29 @@ fn ranks_that_agree_are_written_down_once_and_one_that_is_alone_stops_the_job() 
     let reason = desk.reason(&job);
     let says = "the ranks' weights after step 1 differ, and nobody can tell whose are right: rank 0 on w1 aa, rank 1 on w2 bb";
     assert!(reason.starts_with(says), "{reason}");
+}
+
+#[test]
+fn a_digest_of_a_step_that_cannot_be_is_ignored_and_noted_once_and_pushes_no_other_out() {
+    let (mut desk, job) = Desk::training();
+    let mut strange = steps(&job, 1, &[1]);
+    for step in 100..200 {
+        strange = with_digest(strange, step, "aa");
+    }
+    desk.hear("w1", vec![with_digest(steps(&job, 1, &[1]), 1, "aa")]);
+    assert_eq!(
+        ignored(&desk.hear("w1", vec![strange.clone()])),
+        ["reports step 100 of a job that has steps 1 to 4"]
+    );
+    assert_eq!(ignored(&desk.hear("w1", vec![strange])), Vec::<String>::new());
+    // The other rank's word on step 1 still finds the first one's.
+    let other = with_digest(rank(&job, 1, 1, RankPhase::Training), 1, "bb");
+    desk.hear("w2", vec![other]);
+    let reason = desk.reason(&job);
+    assert!(
+        reason.starts_with("the ranks' weights after step 1 differ"),
+        "{reason}"
+    );
 }
 
 #[test]
