@@ -36,7 +36,8 @@ CHANNELS = (8, 64, 128, 104, 4)
 PIXELS = 16
 SAMPLES = 1
 QUIET_STEPS = 5
-START_WITHIN = 60.0
+# Seconds until all four train: a busy machine takes a minute to import torch.
+START_WITHIN = 300.0
 
 
 # --- a rank -----------------------------------------------------------------------------------------------------------------
@@ -217,7 +218,11 @@ class Torchft(Job):
     def __init__(self, folder):
         super().__init__(folder)
         self.start("lighthouse", "lighthouse")
-        self.address = self.line(b"lighthouse", time.monotonic() + START_WITHIN)[0].decode()
+        said = self.line(b"lighthouse", time.monotonic() + START_WITHIN)
+        if said is None:
+            self.close()
+            sys.exit("torchft's lighthouse did not start")
+        self.address = said[0].decode()
         for rank in range(WORLD):
             self.start(rank, "rank", str(rank), self.address)
 
@@ -271,7 +276,7 @@ class Bench:
         self.end()
         self.folder = tempfile.TemporaryDirectory()
         self.job = self.make(self.folder.name)
-        return quiet(self.job, 2 * self.timeout)
+        return quiet(self.job, START_WITHIN)
 
     def end(self):
         if self.job is not None:
