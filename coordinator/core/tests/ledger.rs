@@ -186,9 +186,9 @@ fn of_three_ranks_the_one_that_is_alone_is_named() {
     spec.train.global_batch = 12;
     let job = desk.submit(spec);
     for (number, sha256) in [(0, "aa"), (1, "bb"), (2, "aa")] {
-        let report = with_digest(rank(&job, 1, number, RankPhase::Training), 5, sha256);
+        let report = with_digest(rank(&job, 1, number, RankPhase::Training), 4, sha256);
         desk.hear(&id(&format!("w{}", number + 1)).name, vec![report]);
     }
-    let says = "rank 1 on w2 is alone: its weights after step 5 are bb, those of the other 2 ranks aa";
+    let says = "rank 1 on w2 is alone: its weights after step 4 are bb, those of the other 2 ranks aa";
     assert!(desk.reason(&job).starts_with(says), "{}", desk.reason(&job));
 }

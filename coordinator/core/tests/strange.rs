@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[allow(dead_code, reason = "shared with machine.rs, which uses all of it")]
+#[allow(dead_code, reason = "shared with others, which together use all of it")]
 mod desk;
 
 use coordinator_core::event::{Event, JobPhase};

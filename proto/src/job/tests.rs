@@ -191,6 +191,10 @@ fn numbers_that_do_not_fit_together_are_refused() {
         "size = \"small\"\nautoencoder = { channel_mult = [1, 0] }",
         "job.toml:14: model.autoencoder.channel_mult: names 0; every level is at least as wide as 1 times the channels",
     );
+}
+
+#[test]
+fn networks_and_jobs_beyond_all_machines_are_refused() {
     check(
         "size = \"small\"",
         "size = \"small\"\nunet = { res_blocks = 4000000000 }",

@@ -70,7 +70,7 @@ fn submit(machine: &mut Coordinator, number: u64) -> Result<JobId> {
          priority = {}\nteam = \"team-{}\"\n\
          [data]\ndataset = \"file:///figures\"\nresolution = 32\n\
          [model]\narchitecture = \"autoencoder\"\nsize = \"tiny\"\n\
-         [train]\nsteps = 1\nglobal_batch = 64\nmicro_batch = 1\n",
+         [train]\nsteps = 1\nglobal_batch = 256\nmicro_batch = 1\n",
         workers_min + 1 + number % 5,
         1 + number % u64::from(DEVICES),
         number % 3,

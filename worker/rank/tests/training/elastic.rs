@@ -1,0 +1,207 @@
+//! Generations that follow one another while processes live on.
+
+use crate::world::{TestRank, World, last_digest, meet};
+use proto::id::{Generation, Step};
+use proto::message::{Assignment, Halt, RankOrder, RankPhase};
+use std::io::Write;
+use std::process::Command;
+
+#[test]
+fn ranks_that_are_told_to_halt_leave_together_with_a_checkpoint_and_a_resumed_run_ends_the_same() {
+    let world = World::new();
+    let whole = world.run(&world.assignment);
+    let halted = Assignment {
+        generation: Generation(2),
+        world: 2,
+        halt: Some(Halt::Save),
+        ..world.assignment.clone()
+    };
+    let reports = world.run(&halted);
+    for report in &reports {
+        assert_eq!(report.phase, RankPhase::Finished, "{report:?}");
+        assert!(report.shards.iter().map(|shard| shard.step.0).eq([1]));
+    }
+    let alone = Assignment {
+        generation: Generation(3),
+        halt: Some(Halt::Save),
+        ..world.assignment.clone()
+    };
+    let first = world.run(&alone);
+    let resumed = Assignment {
+        generation: Generation(4),
+        resume: Some(world.commit(&alone, &first, Step(1))),
+        ..world.assignment.clone()
+    };
+    let rest = world.run(&resumed);
+    assert_eq!(
+        rest[0].digests, whole[0].digests,
+        "no bit is lost at the checkpoint of a halt"
+    );
+}
+
+#[test]
+fn survivors_keep_their_state_and_give_it_to_a_new_process() {
+    for reduction in ["fast", "exact"] {
+        let world = World::new();
+        let toml = world
+            .assignment
+            .job_toml
+            .replace("steps = 4", "steps = 24")
+            .replace(
+                "threads = 1",
+                &format!("threads = 1\nreduction = \"{reduction}\""),
+            )
+            .replace("\nevery = 2", "\nevery = 100");
+        let job = |generation, ranks| Assignment {
+            job_toml: toml.clone(),
+            generation: Generation(generation),
+            world: ranks,
+            ..world.assignment.clone()
+        };
+        let undisturbed = last_digest(&world.run(&job(1, 3))[0]);
+
+        let mut ranks = meet(&world, &mut [], &job(2, 3));
+        let [first, second, third] = &mut ranks[..] else {
+            panic!("three")
+        };
+        first.until(|report| report.steps.len() > 1);
+        second.child.kill().unwrap();
+        for survivor in [&mut *first, &mut *third] {
+            let RankPhase::Broken { error } = survivor
+                .until(|report| matches!(report.phase, RankPhase::Broken { .. }))
+                .phase
+            else {
+                panic!("{reduction}: {:?}", survivor.last)
+            };
+            assert!(
+                error.contains("step ") && error.contains("generation 2 closed its connection"),
+                "{error}"
+            );
+        }
+        let process = first.child.id();
+        // The third becomes rank 0; whoever has the newest step gives it to the new one.
+        let mut new = meet(&world, &mut [third, first], &job(3, 3));
+        let reports = [third.finish(), first.finish(), new[0].finish()];
+        assert_eq!(first.child.id(), process);
+        for report in &reports {
+            assert_eq!(report.phase, RankPhase::Finished, "{reduction}: {report:?}");
+            assert_eq!(last_digest(report), last_digest(&reports[0]), "{reduction}");
+        }
+        // Those steps that were made before are told by who is rank 0 now.
+        let steps: Vec<u64> = reports[0].steps.iter().map(|step| step.step.0).collect();
+        assert_eq!(steps, (1..=24).collect::<Vec<_>>(), "{reduction}");
+        // Three floats add up otherwise when the buckets are cut otherwise; whole numbers do not.
+        if reduction == "exact" {
+            assert_eq!(last_digest(&reports[0]), undisturbed);
+        }
+    }
+}
+
+#[test]
+fn a_generation_ends_for_ranks_that_work_waits_for_nobody_and_may_shrink_and_grow() {
+    let world = World::new();
+    let toml = world
+        .assignment
+        .job_toml
+        .replace("steps = 4", "steps = 30")
+        .replace("threads = 1", "threads = 1\nreduction = \"exact\"")
+        .replace("\nevery = 2", "\nevery = 100");
+    let job = |generation, ranks| Assignment {
+        job_toml: toml.clone(),
+        generation: Generation(generation),
+        world: ranks,
+        ..world.assignment.clone()
+    };
+    let undisturbed = last_digest(&world.run(&job(1, 1))[0]);
+    let mut ranks = meet(&world, &mut [], &job(2, 2));
+    let [first, second] = &mut ranks[..] else {
+        panic!("two")
+    };
+    first.until(|report| report.steps.len() > 1);
+    // The second is stopped and says nothing; an order frees the first from waiting for it.
+    let stopped = second.child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-STOP", &stopped])
+            .status()
+            .unwrap()
+            .success()
+    );
+    first.order_as(0, &job(3, 1));
+    first.until(|report| report.generation == Generation(3) && report.phase == RankPhase::Training);
+    // It wakes up two generations later and is given the state.
+    assert!(
+        Command::new("kill")
+            .args(["-CONT", &stopped])
+            .status()
+            .unwrap()
+            .success()
+    );
+    meet(&world, &mut [first, second], &job(4, 2));
+    for rank in &mut ranks {
+        let report = rank.finish();
+        assert_eq!((&report.phase, report.generation.0), (&RankPhase::Finished, 4));
+        assert_eq!(last_digest(&report), undisturbed);
+    }
+}
+
+#[test]
+fn a_rank_that_holds_writes_nothing_until_it_is_told_to_and_a_reserve_waits_for_its_place() {
+    let world = World::new();
+    let hold = Assignment {
+        halt: Some(Halt::Hold),
+        ..world.assignment.clone()
+    };
+    let mut rank = TestRank::start(world.folder.path(), &hold, 0);
+    let held = rank.until(|report| report.phase == RankPhase::Finished);
+    assert!(held.shards.is_empty() && held.steps.iter().map(|step| step.step.0).eq([1]));
+    let save = Assignment {
+        halt: Some(Halt::Save),
+        ..world.assignment.clone()
+    };
+    rank.order(&save);
+    let saved = rank.until(|report| !report.shards.is_empty());
+    assert!(saved.shards.iter().map(|shard| shard.step.0).eq([1]));
+    // Out of the generation, and in again: what it held it holds still.
+    let reserve = Assignment {
+        generation: Generation(2),
+        world: 0,
+        ..world.assignment.clone()
+    };
+    rank.order(&reserve);
+    rank.until(|report| report.generation == Generation(2) && report.phase == RankPhase::Ready);
+    let last = Assignment {
+        generation: Generation(3),
+        ..world.assignment.clone()
+    };
+    rank.order(&last);
+    let report = rank.finish();
+    assert!(report.steps.iter().map(|step| step.step.0).eq(1..=4));
+}
+
+#[test]
+fn a_rank_leaves_when_it_is_told_to_and_when_its_daemon_is_gone() {
+    let world = World::new();
+    let endless = world.assignment.job_toml.replace("steps = 4", "steps = 100000");
+    let assignment = Assignment {
+        job_toml: endless,
+        ..world.assignment.clone()
+    };
+    let mut told = TestRank::start(world.folder.path(), &assignment, 0);
+    told.until(|report| report.phase == RankPhase::Training);
+    writeln!(
+        told.reader.get_mut(),
+        "{}",
+        serde_json::to_string(&RankOrder::Stop).unwrap()
+    )
+    .unwrap();
+    assert!(told.child.wait().unwrap().success());
+    let second = Assignment {
+        generation: Generation(2),
+        ..assignment
+    };
+    let mut left = TestRank::start(world.folder.path(), &second, 0);
+    left.until(|report| report.phase == RankPhase::Training);
+    left.reader.get_ref().shutdown(std::net::Shutdown::Both).unwrap();
+    assert_eq!(left.child.wait().unwrap().code(), Some(3));
+}

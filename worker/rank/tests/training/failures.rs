@@ -1,0 +1,191 @@
+//! What ends a rank or a job, and the words it ends with.
+
+use crate::world::{TestRank, World, copy_renamed, failure};
+use proto::checkpoint::CheckpointRef;
+use proto::id::{Generation, Step};
+use proto::message::{Assignment, RankPhase, RankReport, SampleRequest, Work};
+
+#[test]
+fn what_goes_wrong_is_said_in_one_line_with_rank_place_and_reason() {
+    let world = World::new();
+    let check = |change: fn(&mut Assignment), parts: &[&str]| {
+        let mut assignment = world.assignment.clone();
+        change(&mut assignment);
+        assignment.generation = Generation(10 + parts[0].len() as u64);
+        let last = world.run(&assignment).remove(0);
+        let RankPhase::Failed { error, .. } = last.phase else {
+            panic!("{parts:?}: {last:?}")
+        };
+        assert!(error.starts_with("rank 0 of generation "), "{error}");
+        for part in parts {
+            assert!(error.contains(part), "{error:?} lacks {part:?}");
+        }
+    };
+    check(
+        |a| a.dataset_version = "0".into(),
+        &["the job was submitted with 0"],
+    );
+    check(|a| a.job_toml = "name = 1".into(), &["job.toml of tiny-1:1"]);
+    let missing = |a: &mut Assignment| {
+        a.resume = Some(CheckpointRef {
+            step: Step(2),
+            generation: Generation(7),
+        });
+    };
+    check(missing, &["cannot resume", "0000000002-g7/manifest.json"]);
+}
+
+/// A base of nothing but an autoencoder, with the weights that a job had after `step`; the line that names it.
+fn base_of(world: &World, autoencoder: &Assignment, (name, step): (&str, u64)) -> String {
+    let shard = world.checkpoint(autoencoder, Step(step));
+    let folder = world.folder.path().join(name);
+    let file = folder.join("autoencoder.safetensors");
+    copy_renamed(&shard.join("rank-0-of-1.safetensors"), &file, |name| {
+        name.strip_prefix("weights/autoencoder.").map(str::to_owned)
+    });
+    format!("\ninit = \"file://{}\"", folder.display())
+}
+
+#[test]
+fn base_weights_that_changed_since_the_checkpoint_are_refused_with_both_digests() {
+    let world = World::new();
+    let job = |generation, architecture: &str, init: &str| {
+        let toml = &world.assignment.job_toml;
+        let toml = toml.replace("\"retrinet\"", &format!("\"{architecture}\"{init}"));
+        Assignment {
+            generation: Generation(generation),
+            job_toml: toml.replace("references = 2\n", ""),
+            ..world.assignment.clone()
+        }
+    };
+    let autoencoder = job(1, "autoencoder", "");
+    assert_eq!(world.run(&autoencoder)[0].phase, RankPhase::Finished);
+    let init = base_of(&world, &autoencoder, ("base", 2));
+    let first = job(2, "text-to-image", &init);
+    let reports = world.run(&first);
+    let made_with = reports[0].shards[0].init_digest.clone().unwrap();
+    let resume = Some(world.commit(&first, &reports, Step(2)));
+    let resumed = |generation| Assignment {
+        resume,
+        ..job(generation, "text-to-image", &init)
+    };
+    assert_eq!(world.run(&resumed(3))[0].phase, RankPhase::Finished);
+    // The same URL, other weights.
+    base_of(&world, &autoencoder, ("base", 4));
+    let draws = Assignment {
+        work: Work::Sample(SampleRequest {
+            checkpoint: resume,
+            ..SampleRequest::of(first.job.clone())
+        }),
+        ..resumed(5)
+    };
+    for assignment in [resumed(4), draws] {
+        let reports = world.run(&assignment);
+        let error = failure(&reports[0]);
+        assert!(
+            error.contains("the base weights have the SHA-256 ")
+                && error.contains(&format!(
+                    "0000000002-g2/manifest.json was made with {made_with}: "
+                )),
+            "{error}"
+        );
+    }
+    // Two ranks that begin, each from its own.
+    let pair = |init: &str| Assignment {
+        world: 2,
+        ..job(6, "text-to-image", init)
+    };
+    let other = base_of(&world, &autoencoder, ("other", 2));
+    let mut opener = TestRank::start(world.folder.path(), &pair(&init), 0);
+    let opened = opener.until(|report| report.store_address.is_some());
+    let second = Assignment {
+        store_address: opened.store_address,
+        ..pair(&other)
+    };
+    let mut second = TestRank::start(world.folder.path(), &second, 1);
+    for report in [opener.finish(), second.finish()] {
+        let error = failure(&report);
+        assert!(error.contains("the ranks differ in the base weights"), "{error}");
+    }
+}
+
+/// Two ranks of a job whose first update throws the weights out of all bounds.
+fn diverging(world: &World, on_nonfinite: &str) -> (Assignment, Vec<RankReport>) {
+    let rate = format!("learning_rate = 1e30\non_nonfinite = \"{on_nonfinite}\"");
+    let pair = Assignment {
+        world: 2,
+        job_toml: world.assignment.job_toml.replace("learning_rate = 0.001", &rate),
+        ..world.assignment.clone()
+    };
+    let reports = world.run(&pair);
+    (pair, reports)
+}
+
+#[test]
+fn a_loss_that_is_no_number_ends_the_job_on_all_ranks_with_step_and_samples() {
+    let (_, reports) = diverging(&World::new(), "stop");
+    let error = |report: &RankReport| match &report.phase {
+        RankPhase::Failed {
+            error,
+            permanent: true,
+        } => error.split_once(": ").unwrap().1.to_owned(),
+        phase => panic!("{phase:?}"),
+    };
+    let (first, second) = (error(&reports[0]), error(&reports[1]));
+    assert_eq!(first, second, "all ranks say the same");
+    assert!(
+        first.starts_with("step 2: the loss is not finite; nothing was changed; the samples at positions ")
+            && first.contains("(id "),
+        "{first}"
+    );
+    assert_eq!(reports[0].steps.len(), 1);
+}
+
+#[test]
+fn steps_that_are_skipped_are_counted_and_leave_the_weights_alone() {
+    let world = World::new();
+    let (pair, reports) = diverging(&world, "skip");
+    assert!(
+        reports.iter().all(|report| report.phase == RankPhase::Finished),
+        "{reports:?}"
+    );
+    let skipped: Vec<u64> = reports[0].steps.iter().map(|step| step.skipped_steps).collect();
+    assert_eq!(skipped, [0, 1, 2, 3]);
+    assert!(reports[0].steps.iter().all(|step| step.loss.is_finite()));
+    let (second, last) = (world.state(&pair, 2), world.state(&pair, 4));
+    for (name, values) in &last {
+        assert!(values == &second[name] || name.starts_with("guard/"), "{name}");
+    }
+    assert_eq!(last["guard/skipped"], [3.0]);
+}
+
+#[test]
+fn a_loss_that_an_exact_sum_cannot_hold_ends_the_job_on_all_ranks_with_step_and_samples() {
+    let world = World::new();
+    let pair = Assignment {
+        world: 2,
+        job_toml: world.assignment.job_toml.replace(
+            "learning_rate = 0.001",
+            "learning_rate = 100.0\nreduction = \"exact\"",
+        ),
+        ..world.assignment.clone()
+    };
+    for report in world.run(&pair) {
+        let RankPhase::Failed {
+            error,
+            permanent: true,
+        } = report.phase
+        else {
+            panic!("{report:?}")
+        };
+        for part in [
+            ": step ",
+            ": the gradient or loss of a micro-batch is larger than an exact sum holds (6.5536e4 for an element of the \
+             gradient, 1.048576e6 for a loss)",
+            "nothing was changed; if such numbers are right, use train.reduction = \"fast\"",
+            "; the samples at positions ",
+        ] {
+            assert!(error.contains(part), "{error:?} lacks {part:?}");
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Drawing: the same request gives the same pictures, with the weights and the references that were asked for.
+
+use crate::world::{World, copy_renamed};
+use proto::id::{Generation, Step};
+use proto::message::{
+    Assignment, Concept, NamedReference, PictureSource, RankPhase, SampleMethod, SamplePrompt, SampleRequest,
+    Work,
+};
+use proto::spec::{Pairing, Task};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::path::Path;
+
+#[test]
+fn pictures_are_drawn_from_a_checkpoint_and_judged() {
+    let world = World::new();
+    let trained = world.run(&world.assignment);
+    let checkpoint = world.commit(&world.assignment, &trained, Step(4));
+    let request = SampleRequest {
+        checkpoint: Some(checkpoint),
+        count: 5,
+        method: SampleMethod::DpmSolver,
+        steps: 2,
+        guidance: 2.0,
+        seeds: vec![3],
+        prompt: SamplePrompt::Pose,
+        ..SampleRequest::of(world.assignment.job.clone())
+    };
+    let pictures = |job: &str, request: SampleRequest| world.pictures(&world.assignment, job, request);
+    let (mut record, files) = pictures("tiny-1-sample-2", request.clone());
+    assert_eq!(files.len(), 5);
+    // Four identities in all: the own one and three others.
+    assert_eq!(record["summary"]["of"], 4);
+    assert_eq!(record["summary"]["count"], 5);
+    assert_eq!(record["pictures"].as_array().unwrap().len(), 5);
+    assert!(
+        !record["pictures"][0]["prompt"]
+            .as_str()
+            .unwrap()
+            .contains("_hair"),
+        "{record}"
+    );
+    // The same request gives the same pictures, whatever the batch of the job.
+    let batched = Assignment {
+        job_toml: world
+            .assignment
+            .job_toml
+            .replace("micro_batch = 2", "micro_batch = 3"),
+        ..world.assignment.clone()
+    };
+    let (mut again, same) = world.pictures(&batched, "tiny-1-sample-3", request.clone());
+    for record in [&mut record, &mut again] {
+        let pictures = record["pictures"].as_array_mut().unwrap();
+        pictures.iter_mut().for_each(|it| it["job"] = "any".into());
+    }
+    assert_eq!((again, same), (record, files.clone()));
+    let (_, base) = pictures(
+        "tiny-1-sample-4",
+        SampleRequest {
+            checkpoint: None,
+            ..request
+        },
+    );
+    assert_ne!(base, files, "the base draws otherwise");
+}
+
+#[test]
+fn pictures_are_drawn_with_the_moving_average_where_there_is_one() {
+    let world = World::new();
+    let quick = world
+        .assignment
+        .job_toml
+        .replace("learning_rate = 0.001", "learning_rate = 0.05");
+    let averaged = Assignment {
+        job_toml: quick.replace("threads = 1", "threads = 1\nema = 0.5"),
+        ..world.assignment.clone()
+    };
+    let reports = world.run(&averaged);
+    let request = |checkpoint| SampleRequest {
+        checkpoint: Some(checkpoint),
+        method: SampleMethod::DpmSolver,
+        steps: 2,
+        ..SampleRequest::of(world.assignment.job.clone())
+    };
+    let checkpoint = world.commit(&averaged, &reports, Step(4));
+    let (record, drawn) = world.pictures(&averaged, "tiny-1-sample-1", request(checkpoint));
+    let weights = |record: &Value| record["pictures"][0]["checkpoint"]["weights"].clone();
+    assert_eq!(weights(&record), "moving average");
+    // A job that keeps no average, with those or with the last weights for its own.
+    let plain = |generation, taken: &'static str| {
+        let plain = Assignment {
+            job_toml: quick.clone(),
+            generation: Generation(generation),
+            ..world.assignment.clone()
+        };
+        let shard = |of: &Assignment| world.checkpoint(of, Step(4)).join("rank-0-of-1.safetensors");
+        copy_renamed(&shard(&averaged), &shard(&plain), |name| {
+            match name.strip_prefix(taken) {
+                Some(name) => Some(format!("weights/{name}")),
+                None => name.starts_with("optimizer/").then(|| name.to_owned()),
+            }
+        });
+        let bytes = std::fs::read(shard(&plain)).unwrap();
+        let mut report = reports[0].clone();
+        let own = report
+            .shards
+            .iter_mut()
+            .find(|shard| shard.step == Step(4))
+            .unwrap();
+        own.shard.size_bytes = bytes.len() as u64;
+        own.shard.sha256 = format!("{:x}", Sha256::digest(&bytes));
+        let checkpoint = world.commit(&plain, &[report], Step(4));
+        let job = format!("tiny-1-sample-{generation}");
+        let (record, files) = world.pictures(&plain, &job, request(checkpoint));
+        assert_eq!(weights(&record), "as trained");
+        files
+    };
+    assert!(plain(2, "ema/") == drawn, "the average itself draws the same");
+    assert!(plain(3, "weights/") != drawn, "the last weights draw otherwise");
+}
+
+#[test]
+fn pictures_are_drawn_from_the_sample_itself_or_from_others_as_asked() {
+    let world = World::new();
+    for (pairing, itself) in [(Pairing::A, true), (Pairing::B, false)] {
+        let request = SampleRequest {
+            steps: 1,
+            pairing: Some(pairing),
+            ..SampleRequest::of(world.assignment.job.clone())
+        };
+        let job = format!("tiny-1-sample-{itself}");
+        let (record, _) = world.pictures(&world.assignment, &job, request);
+        let drawn = &record["pictures"][0];
+        assert_eq!(
+            drawn["references"][0]["sample"] == drawn["target"]["id"],
+            itself,
+            "{drawn}"
+        );
+    }
+}
+
+#[test]
+fn named_references_are_drawn_with_every_prompt_and_seed_and_looked_at() {
+    let world = World::new();
+    let draw = |job: &str, request: SampleRequest| world.pictures(&world.assignment, job, request);
+    let plain = SampleRequest {
+        steps: 2,
+        ..SampleRequest::of(world.assignment.job.clone())
+    };
+    let (record, _) = draw("tiny-1-sample-1", plain.clone());
+    let id = record["pictures"][0]["target"]["id"].as_str().unwrap().to_owned();
+    // A picture of the user's, where `coordinator sample` puts it.
+    let folder = world.folder.path().join("store/jobs");
+    let file = std::fs::read(folder.join("tiny-1-sample-1/pictures/000.png")).unwrap();
+    let sha256 = format!("{:x}", Sha256::digest(&file));
+    std::fs::create_dir_all(folder.join("tiny-1/references")).unwrap();
+    std::fs::write(folder.join("tiny-1/references").join(&sha256), file).unwrap();
+    let named = |concept, from| NamedReference { concept, from };
+    let request = SampleRequest {
+        seeds: vec![7, 9],
+        prompts: vec!["1girl, standing".into(), String::new(), "1girl, hat".into()],
+        references: vec![
+            named(Some(Concept::Face), PictureSource::Sample { id: id.clone() }),
+            named(
+                Some(Concept::Clothes),
+                PictureSource::File {
+                    name: "me.png".into(),
+                    sha256: sha256.clone(),
+                },
+            ),
+            named(None, PictureSource::Sample { id: id.clone() }),
+        ],
+        task: Some(Task::Reconstruction),
+        attention: vec![Concept::Face, Concept::Clothes],
+        ..plain
+    };
+    let (record, files) = draw("tiny-1-sample-2", request.clone());
+    assert_eq!(files.len(), 6, "three prompts with two seeds");
+    assert_ne!(files[0], files[1], "another seed draws otherwise");
+    let last = &record["pictures"][5];
+    assert_eq!(
+        (&last["prompt"], &last["seed"]),
+        (&"1girl, hat".into(), &9.into())
+    );
+    assert_eq!(
+        (&last["target"], &last["task"]),
+        (&Value::Null, &"reconstruction".into())
+    );
+    let references = serde_json::json!([
+        { "concept": "face", "sample": id },
+        { "concept": "clothes", "file": { "name": "me.png", "sha256": sha256 } },
+        { "concept": "figure", "sample": id },
+    ]);
+    assert_eq!(last["references"], references);
+    let pictures = folder.join("tiny-1-sample-2/pictures");
+    let read = |name: &str| std::fs::read(pictures.join(name)).unwrap();
+    let sidecar: Value = serde_json::from_slice(&read("005.json")).unwrap();
+    assert_eq!(&sidecar, last);
+    // One of the pictures alone is the same.
+    let alone = SampleRequest {
+        seeds: vec![7],
+        prompts: vec![String::new()],
+        ..request.clone()
+    };
+    assert_eq!(draw("tiny-1-sample-3", alone).1, [files[2].clone()]);
+    // Three references, two words, two time steps, and the block that attends.
+    look_at_maps(&pictures, 3 * 2 * 2);
+}
+
+fn look_at_maps(pictures: &Path, count: usize) {
+    let read = |name: &str| std::fs::read(pictures.join(name)).unwrap();
+    let maps: Value = serde_json::from_slice(&read("attention-000.json")).unwrap();
+    let maps = maps["maps"].as_array().unwrap();
+    assert_eq!(maps.len(), count, "{maps:?}");
+    for map in maps {
+        assert_eq!(map["input_block"], 3);
+        let (least, most) = (map["least"].as_f64().unwrap(), map["most"].as_f64().unwrap());
+        assert!(0.0 < least && least < most && most < 1.0, "{map}");
+        for name in ["file", "sheet"] {
+            assert!(read(map[name].as_str().unwrap()).starts_with(b"\x89PNG"));
+        }
+    }
+}
+
+#[test]
+fn a_reference_that_is_not_there_is_named() {
+    let world = World::new();
+    let unknown = SampleRequest {
+        references: vec![NamedReference {
+            concept: None,
+            from: PictureSource::Sample { id: "none".into() },
+        }],
+        ..SampleRequest::of(world.assignment.job.clone())
+    };
+    let assignment = Assignment {
+        work: Work::Sample(unknown),
+        ..world.assignment.clone()
+    };
+    let RankPhase::Failed { error, .. } = world.run(&assignment).remove(0).phase else {
+        panic!("a reference that is not there was drawn")
+    };
+    assert!(error.contains("has no sample \"none\""), "{error}");
+}
