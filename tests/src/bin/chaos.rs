@@ -1,6 +1,7 @@
 //! `make chaos KILLS=n SEED=n`: see `tests/src/chaos/mod.rs`. Exits with 0 only when every job ended as if nothing had been.
 
 use anyhow::{Context, Result, bail};
+use std::process::ExitCode;
 use std::time::Duration;
 use tests::chaos::{Options, Strikes, run};
 
@@ -9,7 +10,17 @@ const STEPS: u64 = 400;
 /// The longest that anything stays stopped or down: more than two `detect_within`.
 const LONGEST: Duration = Duration::from_secs(10);
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match live() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn live() -> Result<()> {
     let (mut kills, mut seed) = (100, 1);
     let mut arguments = std::env::args().skip(1);
     while let Some(flag) = arguments.next() {

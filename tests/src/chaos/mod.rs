@@ -55,18 +55,19 @@ pub struct Options {
 /// The first thing that is not as it should be, with the seed and where the logs lie.
 pub fn run(options: &Options) -> Result<Summary> {
     let directory = tempfile::tempdir().context("a folder for the object store")?;
-    let mut chaos = Chaos::start(options, directory.path())?;
+    let seed = options.seed;
+    let mut chaos = Chaos::start(options, directory.path())
+        .with_context(|| format!("before chaos with seed {seed} begins"))?;
     match chaos.live() {
         Ok(()) => chaos.end(),
         Err(error) => {
-            let (said, logs) = (chaos.cluster.last_words(), chaos.cluster.keep());
-            let why = chaos.why();
-            Err(error.context(format!(
-                "{said}\n{why}chaos with seed {} fails after {} strikes; logs lie in {}",
-                options.seed,
+            let (said, why) = (chaos.cluster.last_words(), chaos.why());
+            bail!(
+                "{said}\n{why}\nchaos with seed {seed} fails after {} strikes: {error:#}\nlogs lie in {}, the object store's in {}",
                 chaos.summary.strikes.len(),
-                logs.display()
-            )))
+                chaos.cluster.keep().display(),
+                directory.keep().display()
+            )
         }
     }
 }

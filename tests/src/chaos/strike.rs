@@ -241,16 +241,13 @@ impl Chaos<'_> {
     }
 
     fn later(&mut self, undo: Undo) {
-        let mut longest = u64::try_from(self.options.longest.as_millis()).unwrap_or(u64::MAX);
-        if matches!(undo, Undo::StartStore | Undo::ContinueStore) {
+        let longest = u64::try_from(self.options.longest.as_millis()).unwrap_or(u64::MAX);
+        let longest = match undo {
             // Long enough that the coordinator may give up a save, which ends it.
-            longest *= 4;
-        }
-        // Half of all faults are short.
-        let longest = if self.dice.chance(500) {
-            longest / 10
-        } else {
-            longest
+            Undo::StartStore | Undo::ContinueStore => longest * 4,
+            // Half of all others are short.
+            _ if self.dice.chance(500) => longest / 10,
+            _ => longest,
         };
         let after = Duration::from_millis(self.dice.between(0, longest));
         self.undos.push((Instant::now() + after, undo));
