@@ -79,8 +79,8 @@ fn a_second_coordinator_process_takes_over_and_the_first_is_refused() -> Result<
     cluster.stop()
 }
 
-/// A rank dies, and before anybody can form the next generation so does the coordinator. The others wait
-/// for one, and when it is there again they go on.
+/// A rank dies, and before anybody can form the next generation so does the coordinator. The others wait, with all that they
+/// hold; when a coordinator is there again they go on, with no process started anew but the one that died.
 #[test]
 fn a_generation_change_without_a_coordinator_waits_for_one() -> Result<()> {
     let mut cluster = Cluster::start(Options::with_workers(3))?;
@@ -95,6 +95,7 @@ fn a_generation_change_without_a_coordinator_waits_for_one() -> Result<()> {
     let id = cluster.submit(&job)?;
     let view = cluster.wait_step(&id, 10)?;
     ensure!(view.world == 3, "{view:?}");
+    let survivors = [cluster.rank(0)?, cluster.rank(2)?];
     let victim = cluster.rank(1)?;
     cluster.kill_coordinator()?;
     signal("KILL", victim)?;
@@ -103,6 +104,10 @@ fn a_generation_change_without_a_coordinator_waits_for_one() -> Result<()> {
     cluster.wait(&id, "the next generation", |view| {
         1 < view.generation && view.phase == "training" && 11 < view.step
     })?;
+    ensure!(
+        survivors == [cluster.rank(0)?, cluster.rank(2)?],
+        "a survivor was started anew"
+    );
     ends_well(&cluster, &id, &expected)?;
     cluster.stop()
 }
