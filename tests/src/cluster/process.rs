@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// A process that is not ready after this long is broken, on any machine.
@@ -19,6 +20,8 @@ pub struct Process {
     /// What it printed until it was ready.
     first_lines: Vec<String>,
     log: PathBuf,
+    /// Each ends when its stream does.
+    followers: Vec<JoinHandle<()>>,
 }
 
 impl Process {
@@ -41,17 +44,18 @@ impl Process {
             .stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("starting {name}"))?;
         let (sender, lines) = mpsc::channel();
-        follow(
-            child.stdout.take().context("stdout was asked for")?,
-            sink.try_clone()?,
-            sender.clone(),
-        );
-        follow(child.stderr.take().context("stderr was asked for")?, sink, sender);
+        let stdout = child.stdout.take().context("stdout was asked for")?;
+        let stderr = child.stderr.take().context("stderr was asked for")?;
+        let followers = [
+            follow(stdout, sink.try_clone()?, sender.clone()),
+            follow(stderr, sink, sender),
+        ];
         let mut process = Self {
             name: name.to_owned(),
             child,
             first_lines: Vec::new(),
             log,
+            followers: followers.into(),
         };
         // The channel closes when the process has closed both streams.
         while let Ok(line) = lines.recv_timeout(START_WITHIN) {
@@ -125,6 +129,10 @@ impl Process {
     /// The system does not say.
     pub fn wait(mut self) -> Result<(ExitStatus, String)> {
         let status = self.child.wait()?;
+        for follower in self.followers.drain(..) {
+            // One that panicked has nothing more to write.
+            follower.join().ok();
+        }
         Ok((status, self.last_words()))
     }
 
@@ -169,7 +177,7 @@ impl Drop for Process {
 
 /// Drains a stream into the log, so that the process never blocks on a full pipe, and tells whoever still
 /// listens.
-fn follow(stream: impl Read + Send + 'static, mut log: File, lines: mpsc::Sender<String>) {
+fn follow(stream: impl Read + Send + 'static, mut log: File, lines: mpsc::Sender<String>) -> JoinHandle<()> {
     std::thread::spawn(move || {
         let mut lines = Some(lines);
         for line in BufReader::new(stream).lines().map_while(Result::ok) {
@@ -179,7 +187,7 @@ fn follow(stream: impl Read + Send + 'static, mut log: File, lines: mpsc::Sender
                 lines = None;
             }
         }
-    });
+    })
 }
 
 /// Sends a signal by process id.
