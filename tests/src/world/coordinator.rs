@@ -308,9 +308,10 @@ impl World {
             }
             Effect::Note(fact) if !self.fenced => {
                 self.oracle.on_fact(&self.durable, &fact);
-                // What began to halt when all was well came to its end in time.
+                // What began to halt when all was well came to its end in time. A group that was torn apart in silence
+                // notices it only after 30 `detect_within`, and until then no halt that began can end.
                 if let Fact::Halted { job, reason, .. } = &fact
-                    && self.plan.heal_at + 20 * DETECT_WITHIN_MS < self.now
+                    && self.plan.heal_at + 45 * DETECT_WITHIN_MS < self.now
                 {
                     let late = reason.contains("left in time");
                     self.oracle.require(!late, || format!("{job} halts: {reason}"));
