@@ -89,6 +89,11 @@ fn a_job_is_paused_and_a_worker_drained_without_a_trace() -> Result<()> {
     let why = cluster.json(&["why", &id])?;
     assert_eq!(why["constraint"], "paused", "{why}");
     assert_eq!(why["remedy"], "`coordinator resume tiny-1`", "{why}");
+    let refused = cluster.run(&["scale", &id, "--workers", "9"])?.failure()?;
+    assert!(
+        refused.contains("workers: 9 is no scale for job tiny-1"),
+        "{refused}"
+    );
     cluster.ok(&["resume", &id])?;
     let view = cluster.wait_step(&id, 22)?;
     let why = cluster.json(&["why", &id])?;
@@ -96,11 +101,6 @@ fn a_job_is_paused_and_a_worker_drained_without_a_trace() -> Result<()> {
     let worker = view.members[1].worker.as_ref().context("a worker")?.name.clone();
     let drained = cluster.ok(&["drain", &worker])?;
     assert_eq!(drained.trim(), format!("{worker} is drained and empty"));
-    let refused = cluster.run(&["scale", &id, "--workers", "9"])?.failure()?;
-    assert!(
-        refused.contains("workers: 9 is no scale for job tiny-1"),
-        "{refused}"
-    );
     let view = cluster.wait_done(&id)?;
     assert_eq!((view.restarts, view.incidents.len()), (0, 0), "{view:?}");
     assert_eq!(digest(&cluster, &id)?, expected);
