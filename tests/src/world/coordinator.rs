@@ -28,6 +28,8 @@ pub(crate) struct CoordinatorHost {
     wake_at: Option<u64>,
     /// Until then it does nothing, and what comes for it waits.
     pub(crate) stalled_until: u64,
+    /// It is in the middle of its effects: whatever happens to it waits until it has gone on with the rest.
+    pub(crate) saves: bool,
     /// Which node a worker's stream leads to.
     links: BTreeMap<WorkerId, usize>,
     /// Last desired state by worker, for [`Bug::SendOnce`].
@@ -44,6 +46,7 @@ impl CoordinatorHost {
             stopped,
             wake_at: None,
             stalled_until: 0,
+            saves: false,
             links,
             sent,
         }
@@ -103,6 +106,7 @@ impl World {
         self.coordinator.links.clear();
         self.coordinator.sent.clear();
         self.coordinator.stalled_until = 0;
+        self.coordinator.saves = false;
         self.requests.clear();
         for node in 0..self.nodes.len() {
             if self.nodes[node].linked_to != self.coordinator.boot {
@@ -230,6 +234,7 @@ impl World {
         self.perform(save);
         let at = self.now + takes.min(most);
         self.coordinator.stalled_until = at;
+        self.coordinator.saves = true;
         let boot = self.coordinator.boot;
         let next = if takes < most {
             Happening::CoordinatorGoesOn { boot, effects: rest }

@@ -280,6 +280,9 @@ impl World {
         if happening.is_for_coordinator() && self.now < stalled {
             return Some(stalled);
         }
+        if self.coordinator.saves && happening.is_for_coordinator() {
+            return Some(stalled.max(self.now));
+        }
         self.pause(happening.process()?)
     }
 
@@ -387,10 +390,16 @@ impl World {
                 self.as_coordinator(boot, |world| world.coordinator_wakes(boot))
             }
             Happening::CoordinatorGoesOn { boot, effects } => {
-                self.as_coordinator(boot, |world| world.perform_all(effects));
+                self.as_coordinator(boot, |world| {
+                    world.coordinator.saves = false;
+                    world.perform_all(effects);
+                });
             }
             Happening::CoordinatorGivesUp { boot } => {
-                self.as_coordinator(boot, Self::tear_coordinator);
+                self.as_coordinator(boot, |world| {
+                    world.coordinator.saves = false;
+                    world.tear_coordinator();
+                });
             }
             Happening::CoordinatorHears { boot, report } => self.coordinator_hears(boot, report),
             Happening::CoordinatorLosesLink { boot, worker } => {
