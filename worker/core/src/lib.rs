@@ -418,6 +418,15 @@ impl Worker {
                     self.news = true;
                     continue;
                 }
+                // A process keeps its name to its end, and no other may bear it: what is heard of the one would be
+                // taken for the other.
+                if self
+                    .ranks
+                    .values()
+                    .any(|state| state.process == key && state.device().is_some())
+                {
+                    continue;
+                }
                 let Some(device) = free.next() else { return };
                 let boxed = Box::new(assignment.clone());
                 self.ranks

@@ -598,6 +598,20 @@ fn a_reserve_gets_ready_and_takes_its_place_in_the_next_generation() {
 }
 
 #[test]
+fn no_process_gets_the_name_of_one_that_has_not_ended() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 4, 1)]);
+    desk.desire(vec![assignment(2, 1, 1)]);
+    assert!(desk.desire(vec![]).contains(&Effect::Stop { key: key(1, 4) }));
+    // An overtaken order names it again, while it is on its way out as a rank of the newer generation; a device is free.
+    assert_eq!(spawned(&desk.desire(vec![assignment(1, 4, 1)])), []);
+    assert_eq!(
+        spawned(&desk.exit(&key(1, 4), true, "exit status 0")),
+        [(key(1, 4), 0)]
+    );
+}
+
+#[test]
 fn a_process_that_still_loads_is_not_hurried_by_a_newer_generation() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 0, 1)]);
