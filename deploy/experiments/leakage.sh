@@ -2,7 +2,7 @@
 # `make leakage`: does training on *different* pictures of a character leak less of the reference than training on the
 # same picture twice? Trains twelve RetriNets of one budget from the small base (composition and reconstruction, pairing a
 # and b, three seeds), draws held-out characters with each, and writes .demo/leakage/report (report.md, results.json, plots).
-# Some hours on two cores. Interrupted, it goes on where it was: the store and what was drawn stay in .demo/leakage.
+# Two hours on two cores. Interrupted, it goes on where it was: the store and what was drawn stay in .demo/leakage.
 #   leakage.sh [--steps N] [--seeds 1,2,3] [--pictures N]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
