@@ -28,6 +28,8 @@ const WORKERS: usize = 3;
 const QUIET_STEPS_MAX: u64 = 6;
 /// A job that does no step for so long, though nothing is stopped or down, hangs. Far above any deadline of the system.
 const HANG: Duration = Duration::from_secs(180);
+/// A planned strike that hit nobody in so many jobs hits nobody ever.
+const JOBS_MAX: u32 = 3;
 const SLICE: Duration = Duration::from_millis(50);
 
 /// Which strikes there are.
@@ -154,7 +156,13 @@ impl<'a> Chaos<'a> {
                 let steps = self.dice.between(1, QUIET_STEPS_MAX);
                 self.go_on(steps)?;
             }
-            self.strike(kind)?;
+            // What the seed draws may hit nobody; what is planned waits until whom it is for is there again.
+            let planned = matches!(self.options.strikes, Strikes::These(_));
+            while !self.strike(kind)? && planned {
+                self.calm_down()?;
+                self.go_on(1)?;
+                ensure!(self.summary.jobs() < JOBS_MAX, "{} hits nobody", kind.words());
+            }
         }
         self.calm_down()?;
         self.until("the end of the job", |chaos| chaos.job.seen.is_over())?;
@@ -213,7 +221,12 @@ impl<'a> Chaos<'a> {
 
     /// Takes in what is told of the job, for a moment.
     fn hear(&mut self, within: Duration) -> Result<()> {
-        let Some(seen) = self.job.observer.next(within) else {
+        if self.job.seen.is_over() {
+            // Nothing more is told; what is waited for are processes.
+            std::thread::sleep(within);
+            return Ok(());
+        }
+        let Some(seen) = self.job.observer.next(within)? else {
             return Ok(());
         };
         let phase = seen.phase.as_str();

@@ -2,6 +2,7 @@
 //! whenever it breaks. It only tells; it never judges.
 
 use crate::cluster::watch::Watch;
+use anyhow::{Result, bail};
 use proto::pb::JobView;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -56,14 +57,14 @@ impl Observer {
     }
 
     /// The next view, if one comes within this time.
-    pub(crate) fn next(&self, within: Duration) -> Option<Seen> {
+    ///
+    /// # Errors
+    /// The job is over and its last view was told already.
+    pub(crate) fn next(&self, within: Duration) -> Result<Option<Seen>> {
         match self.views.recv_timeout(within) {
-            Ok(seen) => Some(seen),
-            Err(mpsc::RecvTimeoutError::Timeout) => None,
-            Err(mpsc::RecvTimeoutError::Disconnected) => {
-                std::thread::sleep(within);
-                None
-            }
+            Ok(seen) => Ok(Some(seen)),
+            Err(mpsc::RecvTimeoutError::Timeout) => Ok(None),
+            Err(mpsc::RecvTimeoutError::Disconnected) => bail!("the stream of views has ended"),
         }
     }
 }

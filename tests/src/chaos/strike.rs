@@ -111,12 +111,12 @@ pub(crate) enum Undo {
 }
 
 impl Chaos<'_> {
-    /// Does it, if there is somebody to do it to.
-    pub(crate) fn strike(&mut self, kind: Kind) -> Result<()> {
+    /// Does it, if there is somebody to do it to. Returns whether there was.
+    pub(crate) fn strike(&mut self, kind: Kind) -> Result<bool> {
         let before = self.job.seen.step;
         let at = Instant::now();
         let Some(whom) = self.perform(kind)? else {
-            return Ok(());
+            return Ok(false);
         };
         let seen = &self.job.seen;
         println!(
@@ -135,7 +135,7 @@ impl Chaos<'_> {
             first,
             before,
         });
-        Ok(())
+        Ok(true)
     }
 
     /// Whom it hit; None: nobody was there.

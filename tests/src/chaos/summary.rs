@@ -71,6 +71,10 @@ impl Summary {
         self.generations += generations;
     }
 
+    pub(crate) fn jobs(&self) -> u32 {
+        self.jobs
+    }
+
     pub(crate) fn coordinator_left(&mut self) {
         self.coordinator_left += 1;
     }
