@@ -97,7 +97,8 @@ pub(crate) async fn test_checkpoint(world: usize, committed: bool) -> TestCheckp
         job,
         step,
         generation,
-        job_toml: job_toml("file:///data"),
+        // What has a U-Net.
+        job_toml: job_toml("file:///data").replace("\"autoencoder\"", "\"text-to-image\""),
         dataset_version: "0".repeat(64),
         init_digest: None,
         shards,

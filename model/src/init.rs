@@ -4,7 +4,9 @@
 use crate::error::ModelError;
 use crate::parameter::Parameters;
 use crate::public::{self, Source};
-use crate::weights::{self, hex};
+use crate::weights;
+use model_data::base::RETRINET;
+use model_data::init_digest::InitDigest;
 use proto::public::base::parts;
 use proto::spec::{Architecture, Model};
 use sha2::{Digest, Sha256};
@@ -15,17 +17,13 @@ use std::path::PathBuf;
 /// not looked at): a safetensors file, or the folder that has it with its `config.json`. One file may hold several.
 pub type InitWeights = BTreeMap<String, PathBuf>;
 
-/// What an exported RetriNet has beside its U-Net, under full names: a job that begins from it goes on from there.
-pub(crate) const RETRINET: &str = "retrinet";
-
-/// Loads what `model`'s architecture uses. Returns SHA-256 over the names of the components and the bytes of their
-/// weights, in lower-case hex.
+/// Loads what `model`'s architecture uses. Returns the digest by which checkpoints name it.
 pub(crate) fn load_init(
     parameters: &Parameters,
     model: &Model,
     init: &InitWeights,
 ) -> Result<String, ModelError> {
-    let mut digest = InitDigest::default();
+    let (mut digest, mut hashes) = (InitDigest::default(), Hashes::default());
     let parts = parts(model.architecture);
     for (component, needed) in parts {
         let Some(path) = init.get(*component) else {
@@ -35,7 +33,7 @@ pub(crate) fn load_init(
             continue;
         };
         let source = Source::open(path)?;
-        digest.add(component, &source);
+        digest.add(component, hashes.of(&source));
         let into = parameters.under(&format!("{component}."));
         public::load(&source, component, model, &into)?;
     }
@@ -53,7 +51,7 @@ pub(crate) fn load_init(
                         expected: format!("{} was trained with {found:?}", path.display()),
                     });
                 }
-                digest.add(RETRINET, &source);
+                digest.add(RETRINET, hashes.of(&source));
                 source.load(&own, |name| vec![name.to_owned()], |_| true)?;
             }
             None => copy_encoder(parameters)?,
@@ -62,26 +60,17 @@ pub(crate) fn load_init(
     Ok(digest.finish())
 }
 
-/// A file that holds several components is read for its hash once.
+/// Hashes of files by their paths: one that holds several components is read for it once.
 #[derive(Default)]
-struct InitDigest {
-    hash: Sha256,
-    known: BTreeMap<PathBuf, [u8; 32]>,
-}
+struct Hashes(BTreeMap<PathBuf, [u8; 32]>);
 
-impl InitDigest {
-    fn add(&mut self, component: &str, source: &Source) {
-        self.hash.update(component.as_bytes());
-        self.hash.update([0]);
-        for (path, bytes) in source.files() {
-            let digest = self.known.entry(path.to_owned());
-            self.hash
-                .update(digest.or_insert_with(|| Sha256::digest(bytes).into()));
-        }
-    }
-
-    fn finish(self) -> String {
-        hex(&self.hash.finalize())
+impl Hashes {
+    fn of(&mut self, source: &Source) -> Vec<[u8; 32]> {
+        let hashes = source.files().map(|(path, bytes)| {
+            let hash = self.0.entry(path.to_owned());
+            *hash.or_insert_with(|| Sha256::digest(bytes).into())
+        });
+        hashes.collect()
     }
 }
 

@@ -148,14 +148,20 @@ fn pictures_are_drawn(cluster: &Cluster, id: &str) -> Result<()> {
 /// The way a base model is made and used: what `checkpoint export` writes is what `init` reads, and what `worker forward`
 /// takes for public weights. `submit --watch` ends when the job does.
 fn a_retrinet_begins_from_a_base_of_two_jobs(cluster: &Cluster, dataset: &str) -> Result<()> {
-    let folder = cluster.directory().join("exported").display().to_string();
+    let folder = |of: &str| cluster.directory().join(of).display().to_string();
     let text = TinyJob {
         steps: 2,
         ..TinyJob::of_forty_steps(dataset, 1)
     }
     .to_toml();
-    let submit = |architecture: &str| -> Result<()> {
-        let file = cluster.write_job(&text.replace("\"retrinet\"", architecture))?;
+    let submit = |architecture: &str, init: Option<&str>| -> Result<()> {
+        let init = init.map_or_else(String::new, |base| format!("init = \"file://{}\"", folder(base)));
+        let model = format!("\"{architecture}\"\n{init}");
+        let mut job = text.replace("\"retrinet\"", &model);
+        if architecture != "retrinet" {
+            job = job.replace("references = 2\n", "");
+        }
+        let file = cluster.write_job(&job)?;
         let watched = cluster.ok(&["submit", &file, "--watch", "--output", "json"])?;
         let last: Value = serde_json::from_str(&watched)?;
         assert_eq!(last["phase"], "done", "{watched}");
@@ -164,13 +170,14 @@ fn a_retrinet_begins_from_a_base_of_two_jobs(cluster: &Cluster, dataset: &str) -
             "export",
             last["job"].as_str().context("job")?,
             "--out",
-            &folder,
+            &folder(architecture),
         ])?;
         Ok(())
     };
-    submit("\"autoencoder\"")?;
-    submit(&format!("\"text-to-image\"\ninit = \"file://{folder}\""))?;
-    submit(&format!("\"retrinet\"\ninit = \"file://{folder}\""))?;
+    submit("autoencoder", None)?;
+    submit("text-to-image", Some("autoencoder"))?;
+    submit("retrinet", Some("text-to-image"))?;
+    let folder = folder("retrinet");
     let export = std::fs::read_to_string(Path::new(&folder).join("export.json"))?;
     let export: Value = serde_json::from_str(&export)?;
     let files: Vec<&String> = export["files"].as_object().context("files")?.keys().collect();

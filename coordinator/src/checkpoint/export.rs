@@ -1,14 +1,15 @@
 //! Writes a checkpoint's weights as `diffusers` and `transformers` lay out a model: `unet/`, `vae/` and `text_encoder/`,
 //! each with its `config.json`, and beside the U-Net what only a RetriNet has, under full names. Such a folder is also
-//! what a job can begin from. Weights that the job did not train come from its base, so that the folder is complete.
-//! `export.json` says where all of it comes from. One component at a time is in memory. Called by
+//! what a job can begin from. Weights that the job did not train come from its base, so that the folder is complete; a
+//! base that has changed since is refused before anything is written. `export.json` says where all of it comes from. One component at a time is in memory. Called by
 //! `coordinator checkpoint export`.
 
 use super::component::{Component, Weights, retrieval_encoder};
 use super::{Checkpoint, CheckpointError, TensorPlace};
 use model_data::base::{Base, RETRINET};
-use proto::checkpoint::CheckpointManifest;
-use proto::public::base::{CONFIG_FILE, PARTS, Part};
+use model_data::init_digest::init_digest;
+use proto::checkpoint::{CheckpointManifest, MANIFEST_FILE};
+use proto::public::base::{CONFIG_FILE, PARTS, Part, parts};
 use proto::public::names::{RETRIEVAL_NOTE, RETRINET_FILE};
 use proto::public::write::config;
 use proto::spec::{self, Architecture, JobSpec};
@@ -58,10 +59,13 @@ impl Checkpoint {
             .map_err(|error| CheckpointError::Refused(format!("the manifest's job.toml: {error}")))?;
         let places = self.tensors(&manifest.shards).await?;
         let average = options.average && places.keys().any(|name| name.starts_with(AVERAGE_PREFIX));
-        let base = match &spec.model.init {
-            Some(url) => Some(Base::find(url).await?),
-            None => None,
-        };
+        let base = self.base(&manifest, &spec).await?;
+        if base.as_ref().is_some_and(|base| is_folder_of(base, out)) {
+            return Err(CheckpointError::Refused(format!(
+                "--out {} is the folder that the job began from (model.init), which it still needs; name another",
+                out.display()
+            )));
+        }
         let export = Export {
             checkpoint: self,
             spec: &spec,
@@ -76,6 +80,31 @@ impl Checkpoint {
         let json = serde_json::to_vec_pretty(&origin).expect("an origin is strings and numbers");
         write(&out.join(ORIGIN_FILE), &json)?;
         Ok(origin)
+    }
+
+    /// What the job began from, where the folder needs anything of it; refused unless it is what it was then.
+    async fn base(
+        &self,
+        manifest: &CheckpointManifest,
+        spec: &JobSpec,
+    ) -> Result<Option<Base>, CheckpointError> {
+        let all_is_trained = spec.model.freeze.is_empty();
+        let Some(url) = spec.model.init.as_ref().filter(|_| !all_is_trained) else {
+            return Ok(None);
+        };
+        let base = Base::find(url).await?;
+        let found = init_digest(&base, spec.model.architecture).await?;
+        match &manifest.init_digest {
+            Some(expected) if *expected == found => Ok(Some(base)),
+            other => Err(CheckpointError::OtherBase {
+                url: url.clone(),
+                found,
+                path: self.path(MANIFEST_FILE).to_string(),
+                expected: other
+                    .clone()
+                    .unwrap_or_else(|| "that it began from none".to_owned()),
+            }),
+        }
     }
 
     async fn origin(
@@ -113,7 +142,7 @@ impl Export<'_> {
     /// SHA-256 of every file by its name.
     async fn write(&self) -> Result<BTreeMap<String, String>, CheckpointError> {
         let mut files = BTreeMap::new();
-        for part in PARTS {
+        for part in self.parts() {
             let mut weights = self.of_base(part).await?;
             let trained = self.trained(&format!("{}.", part.name)).await?;
             let named = trained
@@ -141,6 +170,14 @@ impl Export<'_> {
             files.insert(name.clone(), self.write_weights(&name, own)?);
         }
         Ok(files)
+    }
+
+    /// Those that the job is made of: of others its base may have, it knows neither shape nor digest.
+    fn parts(&self) -> impl Iterator<Item = Part> {
+        let of_job = parts(self.spec.model.architecture);
+        PARTS
+            .into_iter()
+            .filter(|part| of_job.iter().any(|(name, _)| *name == part.name))
     }
 
     /// The trained weights whose names begin like this, by the rest of their names.
@@ -262,6 +299,13 @@ impl Export<'_> {
     }
 }
 
+/// Whether an export into `out` would change the base itself. One file beside the export stays what it is.
+fn is_folder_of(base: &Base, out: &Path) -> bool {
+    let same =
+        |folder: &Path| matches!((folder.canonicalize(), out.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    !base.url().ends_with(".safetensors") && base.local().is_some_and(same)
+}
+
 fn hash_of(path: &Path) -> std::io::Result<String> {
     let (mut file, mut hash) = (std::fs::File::open(path)?, Sha256::new());
     let _ = std::io::copy(&mut file, &mut hash)?;
@@ -286,6 +330,7 @@ fn unwritable(path: &Path, error: &std::io::Error) -> CheckpointError {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::checkpoint::commit::Archive;
     use crate::fixture::{TestCheckpoint, test_checkpoint};
     use safetensors::{Dtype, SafeTensors};
 
@@ -320,5 +365,65 @@ mod tests {
         let bytes = std::fs::read(half.join(FILE)).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(tensors.tensor(name).unwrap().dtype(), Dtype::F16);
+    }
+
+    /// The base of a job is one tensor of an autoencoder.
+    fn put_base(folder: &Path, value: f32) {
+        let bytes = value.to_le_bytes();
+        let view = TensorView::new(Dtype::F32, vec![1], &bytes).unwrap();
+        let file = safetensors::serialize([("decoder.conv_in.bias", view)], None).unwrap();
+        std::fs::create_dir_all(folder).unwrap();
+        std::fs::write(folder.join("autoencoder.safetensors"), file).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_base_that_has_changed_since_is_refused_with_both_digests_and_nothing_is_written() {
+        let TestCheckpoint {
+            dir,
+            url,
+            mut manifest,
+            reference,
+        } = test_checkpoint(2, false).await;
+        let at = |name: &str| dir.path().join(name);
+        let base_url = format!("file://{}", at("base").display());
+        put_base(&at("base"), 1.5);
+        let base = Base::find(&base_url).await.unwrap();
+        let then = init_digest(&base, Architecture::TextToImage).await.unwrap();
+        manifest.init_digest = Some(then.clone());
+        let model = format!("[model]\ninit = \"{base_url}\"");
+        manifest.job_toml = manifest.job_toml.replace("[model]", &model);
+        let archive = Archive::open(&url).unwrap();
+        archive.write_manifest(&manifest).await.unwrap();
+        let checkpoint = Checkpoint::at(&url, &manifest.job, reference).unwrap();
+        let options = ExportOptions {
+            half: false,
+            average: true,
+        };
+        let origin = checkpoint.export(&at("first"), options).await.unwrap();
+        let vae = "vae/diffusion_pytorch_model.safetensors";
+        assert!(origin.files.contains_key(vae) && origin.files.contains_key(FILE));
+        let bytes = std::fs::read(at("first").join(vae)).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(
+            tensors.tensor("decoder.conv_in.bias").unwrap().data(),
+            1.5f32.to_le_bytes()
+        );
+        let error = checkpoint.export(&at("base"), options).await.unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("is the folder that the job began from"),
+            "{error}"
+        );
+
+        // One bit of one byte.
+        put_base(&at("base"), -1.5);
+        let now = init_digest(&base, Architecture::TextToImage).await.unwrap();
+        let error = checkpoint.export(&at("second"), options).await.unwrap_err();
+        let error = error.to_string();
+        for part in [&base_url, &then, &now, "manifest.json"] {
+            assert!(error.contains(part), "{part} is not in {error}");
+        }
+        assert!(then != now && !at("second").exists());
     }
 }

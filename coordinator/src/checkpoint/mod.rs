@@ -43,6 +43,16 @@ pub(crate) enum CheckpointError {
         first: String,
         second: String,
     },
+    #[error(
+        "the base weights at {url} are not those that the job began with: their SHA-256 is {found}, {path} says \
+         {expected}; put the weights of then back there"
+    )]
+    OtherBase {
+        url: String,
+        found: String,
+        path: String,
+        expected: String,
+    },
     #[error("{0}")]
     Refused(String),
 }

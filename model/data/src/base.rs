@@ -12,13 +12,13 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use proto::public::agree::{Disagreement, agree};
 use proto::public::base::{CONFIG_FILE, PARTS, Part, WEIGHT_FILES, parts};
 use proto::public::names::{RETRINET_FILE, foreign};
-use proto::spec::Model;
+use proto::spec::{Architecture, Model};
 
 use crate::store::{StoreError, local_folder, open};
 
 /// Longest header of a safetensors file that is read: Stable Diffusion's has 150 KB.
 const HEADER_BYTES_MAX: u64 = 64 << 20;
-/// A RetriNet's own weights, a part that only exports have.
+/// What an exported RetriNet has beside its U-Net, under full names: a job that begins from it goes on from there.
 pub const RETRINET: &str = "retrinet";
 
 #[derive(Debug, thiserror::Error)]
@@ -139,6 +139,14 @@ impl Base {
     #[must_use]
     pub fn parts(&self) -> &BTreeMap<&'static str, Place> {
         &self.parts
+    }
+
+    /// The components that a job of this architecture begins from, as far as they are here, in the order in which they
+    /// are loaded.
+    pub fn taken_over(&self, architecture: Architecture) -> impl Iterator<Item = (&'static str, &Place)> {
+        let own = (architecture == Architecture::Retrinet).then_some(RETRINET);
+        let names = parts(architecture).iter().map(|(name, _)| *name).chain(own);
+        names.filter_map(|name| Some((name, self.parts.get(name)?)))
     }
 
     /// Refuses a base that a job cannot begin from: a part that its architecture needs is not there, or a config says
@@ -295,7 +303,7 @@ impl Base {
         }
     }
 
-    fn unreadable(&self, path: &str, source: object_store::Error) -> BaseError {
+    pub(crate) fn unreadable(&self, path: &str, source: object_store::Error) -> BaseError {
         BaseError::Read {
             url: self.url.clone(),
             path: path.to_owned(),

@@ -18,6 +18,7 @@ pub mod heat;
 pub mod holdout;
 pub mod identity;
 pub mod import;
+pub mod init_digest;
 pub mod loader;
 pub mod order;
 mod parquet_object;

@@ -5,9 +5,8 @@
 use crate::hash::hex_sha256;
 use anyhow::{Context, bail, ensure};
 use futures::StreamExt;
-use model_data::base::{Base, RETRINET};
+use model_data::base::Base;
 use object_store::ObjectStoreExt;
-use proto::public::base::parts;
 use proto::spec::{Architecture, Model};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,14 +55,12 @@ struct Wanted {
 
 impl Wanted {
     fn of(base: &Base, architecture: Architecture) -> Self {
-        let own = (architecture == Architecture::Retrinet).then_some(RETRINET);
-        let names = parts(architecture).iter().map(|(name, _)| *name).chain(own);
         let mut wanted = Self {
             places: BTreeMap::new(),
             files: BTreeSet::new(),
             weights: BTreeSet::new(),
         };
-        for (name, place) in names.filter_map(|name| Some((name, base.parts().get(name)?))) {
+        for (name, place) in base.taken_over(architecture) {
             wanted.places.insert(name.to_owned(), place.at.clone());
             wanted
                 .files
