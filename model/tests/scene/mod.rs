@@ -4,7 +4,7 @@
 use model_data::example::{Concept, Example, Reference};
 use proto::spec::{Architecture, Component, JobSpec};
 
-/// A job of size "tiny" at 32 pixels with two references and no freezing but the architecture's own.
+/// A job of size "tiny" at 32 pixels, of a RetriNet with two references, and no freezing but the architecture's own.
 pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> JobSpec {
     // Tests run side by side: one thread each, or they wait for each other.
     tch::set_num_threads(1);
@@ -13,9 +13,14 @@ pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> JobSpec {
         Architecture::TextToImage => "text-to-image",
         Architecture::Retrinet => "retrinet",
     };
+    let references = if architecture == Architecture::Retrinet {
+        2
+    } else {
+        0
+    };
     // RetriNet needs a base on the command line; the model itself can begin from random weights.
     let text = format!(
-        "name = \"scene\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\nreferences = 2\nseed = 5\n\
+        "name = \"scene\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\nreferences = {references}\nseed = 5\n\
          [model]\narchitecture = \"{name}\"\nsize = \"tiny\"\ninit = \"file:///none\"\n\
          [train]\nsteps = 100\nglobal_batch = 4\nmicro_batch = 4\nlearning_rate = {learning_rate}\nwarmup = 0\n"
     );

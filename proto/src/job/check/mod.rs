@@ -1,7 +1,9 @@
 //! Raw job.toml -> [`JobSpec`]: defaults, relative paths, and every rule that joins two fields. Pure; all faults are
-//! reported together. One file for each section with rules of its own, and one for what widths and sides must divide.
+//! reported together. One file for each section with rules of its own, one for what widths and sides must divide,
+//! and one for what would be read by nobody.
 
 mod data;
+mod idle;
 mod model;
 mod shape;
 mod train;
@@ -187,6 +189,7 @@ fn together(spec: &JobSpec, faults: &mut Faults) {
         format!("is {cache}; at most 1048576 (1 TiB)")
     });
     shape::shapes(spec, faults);
+    idle::idle(spec, faults);
 }
 
 /// The word that job.toml uses for a value.

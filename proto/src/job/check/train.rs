@@ -73,9 +73,11 @@ fn optimizer(raw: &OptimizerToml, faults: &mut Faults) -> Optimizer {
         });
     }
     let (epsilon, weight_decay) = (raw.epsilon.unwrap_or(1e-8), raw.weight_decay.unwrap_or(1e-2));
-    faults.need(epsilon > 0.0, "train.optimizer.epsilon", || {
-        format!("is {epsilon}; it must be above 0")
-    });
+    faults.need(
+        epsilon.is_finite() && epsilon > 0.0,
+        "train.optimizer.epsilon",
+        || format!("is {epsilon}; it must be a number above 0"),
+    );
     faults.rate("train.optimizer.weight_decay", weight_decay);
     Optimizer::AdamW {
         beta1,
