@@ -89,7 +89,7 @@ fn component(name: &str) -> &str {
 
 fn missing(component: &'static str, architecture: Architecture) -> ModelError {
     let (architecture, needed) = match architecture {
-        Architecture::Autoencoder => ("autoencoder", "nothing"),
+        Architecture::Autoencoder => ("autoencoder", "autoencoder.safetensors"),
         Architecture::TextToImage => ("text-to-image", "autoencoder.safetensors"),
         Architecture::Retrinet => (
             "retrinet",

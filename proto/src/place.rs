@@ -22,19 +22,27 @@ pub(crate) fn line_of(text: &str, field: &str) -> usize {
     line
 }
 
+/// Of a line that is no TOML, so many characters are told.
+const LINE_SHOWN: usize = 80;
+
 /// Line, field and message of an error of the TOML reader.
 pub(crate) fn of_toml_error(text: &str, error: &toml::de::Error) -> (usize, String, String) {
     let start = error.span().map_or(0, |span| span.start);
-    let field = DeTable::parse(text)
-        .map(|document| field_at(document.get_ref(), start))
-        .unwrap_or_default();
+    let line = line_at(text, start);
     let mut message = plain(&error.message().replace('\n', ", "));
+    let Ok(document) = DeTable::parse(text) else {
+        // No field can be named; what stands there can.
+        let written: String = text.lines().nth(line - 1).unwrap_or_default().trim().into();
+        let shown: String = written.chars().take(LINE_SHOWN).collect();
+        return (line, String::new(), format!("{message} in `{shown}`"));
+    };
+    let field = field_at(document.get_ref(), start);
     if is_planned(&field, &message) {
         message = format!("not there yet: {message}");
     } else if let Some(hint) = did_you_mean(&message) {
         message = format!("{message}; did you mean `{hint}`?");
     }
-    (line_at(text, start), field, message)
+    (line, field, message)
 }
 
 /// The reader's words for a value of a wrong type, without the names of Rust's types.

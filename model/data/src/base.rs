@@ -33,7 +33,7 @@ pub enum BaseError {
         path: String,
         source: object_store::Error,
     },
-    #[error("{path} of {url} is not what its name says: {reason}")]
+    #[error("{path} of {url} is not what is needed: {reason}")]
     Malformed {
         url: String,
         path: String,
@@ -236,7 +236,17 @@ impl Base {
                 }));
             }
         }
-        Ok(None)
+        match beside.first() {
+            // Weights in a form that is not read are not to be taken for none.
+            Some(config) => {
+                let reason = format!(
+                    "no weights lie beside it; looked for {}",
+                    WEIGHT_FILES.join(" or ")
+                );
+                Err(self.malformed(config, reason))
+            }
+            None => Ok(None),
+        }
     }
 
     /// The files that an index names, which lie beside it.
@@ -418,6 +428,13 @@ mod tests {
             let base = Base::find(&url).await.unwrap();
             base.suits(&model()).await.unwrap_err().to_string()
         };
+        let base = Base::find(&url).await.unwrap();
+        let autoencoder = Model {
+            architecture: Architecture::Autoencoder,
+            ..model()
+        };
+        let error = base.suits(&autoencoder).await.unwrap_err().to_string();
+        assert!(error.contains("holds no autoencoder"), "{error}");
         put(place.path(), "autoencoder.safetensors", b"");
         put(place.path(), "text_encoder.safetensors", b"");
         let error = refusal().await;
@@ -425,12 +442,16 @@ mod tests {
             error.contains("holds no unet; looked for unet.safetensors and unet/{config.json, "),
             "{error}"
         );
-        put(place.path(), "unet/model.safetensors", b"");
-        put(
-            place.path(),
-            "unet/config.json",
-            br#"{"cross_attention_dim": 768}"#,
+        let config = br#"{"cross_attention_dim": 768}"#;
+        put(place.path(), "unet/config.json", config);
+        let error = Base::find(&url).await.unwrap_err().to_string();
+        assert!(
+            error.starts_with("unet/config.json of file://")
+                && error
+                    .contains("no weights lie beside it; looked for diffusion_pytorch_model.safetensors or"),
+            "{error}"
         );
+        put(place.path(), "unet/model.safetensors", b"");
         let error = refusal().await;
         assert!(
             error.contains("unet/config.json of file://") && error.contains("block_out_channels is [320"),

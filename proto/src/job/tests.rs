@@ -164,7 +164,8 @@ fn numbers_that_do_not_fit_together_are_refused() {
         "size = \"small\"",
         "size = \"small\"\nfreeze = [\"autoencoder\", \"text-encoder\", \"encoder\", \"middle\", \"decoder\", \
          \"retrieval-encoder\", \"cross-attention\"]",
-        "job.toml:14: model.freeze: names every component; nothing is left to train",
+        "job.toml:14: model.freeze: names every component, so nothing is left to train; leave out at least one of \
+         text-encoder, encoder, middle, decoder, retrieval-encoder, cross-attention",
     );
     check(
         "size = \"small\"",
@@ -174,7 +175,7 @@ fn numbers_that_do_not_fit_together_are_refused() {
     check(
         "size = \"small\"",
         "size = \"small\"\nfreeze = [\"encoder\"]",
-        "job.toml:14: model.freeze: leaves out autoencoder; the noise loss cannot train it, so it must be named",
+        "job.toml:14: model.freeze: is [encoder], without autoencoder; the noise loss cannot train it, so it must be named",
     );
     check(
         "size = \"small\"",
@@ -246,7 +247,15 @@ fn urls_must_be_reachable_from_everywhere() {
 #[test]
 fn text_that_is_no_toml_says_where() {
     let message = read("name = \n").unwrap_err();
-    assert!(message.starts_with("job.toml:1: "), "{message}");
+    assert!(
+        message.starts_with("job.toml:1: ") && message.ends_with(" in `name =`"),
+        "{message}"
+    );
+    check(
+        "every = 50",
+        "every = 50\nevery = 60",
+        "job.toml:23: duplicate key in `every = 60`",
+    );
 }
 
 #[test]
@@ -276,7 +285,7 @@ fn only_components_that_keep_activations_can_be_computed_again() {
     check(
         "size = \"small\"",
         "size = \"small\"\nactivation_checkpointing = [\"middle\"]",
-        "job.toml:14: model.activation_checkpointing: names middle, which is frozen and keeps no activations",
+        "job.toml:14: model.activation_checkpointing: names middle, which is frozen and keeps no activations: leave it out",
     );
     let other = GOOD.replace("references = 2\n", "").replace(
         "\"retrinet\"",
@@ -284,7 +293,8 @@ fn only_components_that_keep_activations_can_be_computed_again() {
     );
     assert_eq!(
         read(&other).unwrap_err(),
-        "job.toml:12: model.activation_checkpointing: names cross-attention, which text-to-image does not have",
+        "job.toml:12: model.activation_checkpointing: names cross-attention, which text-to-image does not have; it \
+         has autoencoder, text-encoder, encoder, middle, decoder",
     );
 }
 

@@ -54,11 +54,11 @@ pub const WEIGHT_FILES: [&str; 4] = [
 /// What a component's folder says of itself.
 pub const CONFIG_FILE: &str = "config.json";
 
-/// The parts that an architecture takes over when they are there, and whether it can begin without them.
+/// The parts that an architecture takes over when they are there, and whether they must be there.
 #[must_use]
 pub fn parts(architecture: Architecture) -> &'static [(&'static str, bool)] {
     match architecture {
-        Architecture::Autoencoder => &[("autoencoder", false)],
+        Architecture::Autoencoder => &[("autoencoder", true)],
         Architecture::TextToImage => &[("autoencoder", true), ("text_encoder", false), ("unet", false)],
         Architecture::Retrinet => &[("autoencoder", true), ("text_encoder", true), ("unet", true)],
     }

@@ -192,7 +192,11 @@ pub(crate) fn build(rank: &Rank<'_>, spec: &JobSpec, device: Device) -> anyhow::
         ),
         None => None,
     };
-    Ok(Trainer::new(spec, weights.as_ref(), device)?)
+    let trainer = Trainer::new(spec, weights.as_ref(), device);
+    match &spec.model.init {
+        Some(url) => trainer.with_context(|| format!("model.init {url}")),
+        None => Ok(trainer?),
+    }
 }
 
 pub(crate) async fn open_data(spec: &JobSpec, version: &str) -> anyhow::Result<Loader> {

@@ -149,15 +149,16 @@ fn resources(raw: &ResourcesToml, faults: &mut Faults) -> Resources {
 
 /// Rules that join sections.
 fn together(spec: &JobSpec, faults: &mut Faults) {
-    for component in spec.train.learning_rates.keys() {
+    for (component, rate) in &spec.train.learning_rates {
         let field = format!("train.learning_rates.{}", kebab(component));
-        faults.need(
-            spec.model.architecture.components().contains(component),
-            &field,
-            || format!("{} has no such component", kebab(&spec.model.architecture)),
-        );
-        faults.need(!spec.model.freeze.contains(component), &field, || {
-            "this component is frozen".into()
+        let model = &spec.model;
+        let known = model.architecture.components().contains(component);
+        faults.need(known, &field, || {
+            let architecture = kebab(&model.architecture);
+            format!("is {rate}; {architecture} has no such component: leave it out")
+        });
+        faults.need(!model.freeze.contains(component), &field, || {
+            format!("is {rate}; this component is frozen: leave it out, here or in model.freeze")
         });
     }
     if spec.train.micro_batch > 0 && spec.train.global_batch > 0 {

@@ -34,24 +34,30 @@ pub(super) fn model(raw: &ModelToml, directory: Option<&Path>, faults: &mut Faul
         faults.need(
             architecture.components().contains(component),
             "model.freeze",
-            || {
-                format!(
-                    "names {}, which {} does not have",
-                    kebab(component),
-                    kebab(&architecture)
-                )
-            },
+            || foreign(*component, architecture),
         );
     }
     faults.need(
         architecture == Architecture::Autoencoder || freeze.contains(&Component::Autoencoder),
         "model.freeze",
-        || "leaves out autoencoder; the noise loss cannot train it, so it must be named".into(),
+        || {
+            format!(
+                "is [{}], without autoencoder; the noise loss cannot train it, so it must be named",
+                listed(&freeze)
+            )
+        },
     );
     faults.need(
         architecture.components().iter().any(|it| !freeze.contains(it)),
         "model.freeze",
-        || "names every component; nothing is left to train".into(),
+        || {
+            format!(
+                "names every component, so nothing is left to train; leave out at least one of {}",
+                listed(architecture.components().iter().filter(|it| {
+                    architecture == Architecture::Autoencoder || **it != Component::Autoencoder
+                }))
+            )
+        },
     );
     Model {
         architecture,
@@ -68,6 +74,20 @@ pub(super) fn model(raw: &ModelToml, directory: Option<&Path>, faults: &mut Faul
     }
 }
 
+fn foreign(component: Component, architecture: Architecture) -> String {
+    format!(
+        "names {}, which {} does not have; it has {}",
+        kebab(&component),
+        kebab(&architecture),
+        listed(architecture.components())
+    )
+}
+
+fn listed<'a>(components: impl IntoIterator<Item = &'a Component>) -> String {
+    let words: Vec<String> = components.into_iter().map(kebab).collect();
+    words.join(", ")
+}
+
 /// Only what a gradient passes through keeps activations: what is trained, and the decoder, through which it reaches all
 /// that is trained before it.
 fn checkpointed(raw: &ModelToml, freeze: &[Component], faults: &mut Faults) -> Vec<Component> {
@@ -77,17 +97,11 @@ fn checkpointed(raw: &ModelToml, freeze: &[Component], faults: &mut Faults) -> V
     let field = "model.activation_checkpointing";
     for component in &components {
         let known = raw.architecture.components().contains(component);
-        faults.need(known, field, || {
-            format!(
-                "names {}, which {} does not have",
-                kebab(component),
-                kebab(&raw.architecture)
-            )
-        });
+        faults.need(known, field, || foreign(*component, raw.architecture));
         let passed = !freeze.contains(component) || *component == Component::Decoder;
         faults.need(!known || passed, field, || {
             format!(
-                "names {}, which is frozen and keeps no activations",
+                "names {}, which is frozen and keeps no activations: leave it out",
                 kebab(component)
             )
         });
@@ -100,7 +114,7 @@ fn retrieval(raw: &ModelToml, faults: &mut Faults) -> Retrieval {
     let fits = raw.architecture == Architecture::Retrinet || given == Retrieval::default();
     faults.need(fits, "model.retrieval", || {
         format!(
-            "is for retrinet; {} has no retrieval block",
+            "is for retrinet; {} has no retrieval block: leave it out",
             kebab(&raw.architecture)
         )
     });
