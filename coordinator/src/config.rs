@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn settings_mean_what_they_say() {
         let shipped = Config::load(None, std::iter::empty()).unwrap();
-        assert_eq!(shipped.detect_within_ms, 10_000);
+        assert_eq!(shipped.detect_within_ms, 3_000);
         assert_eq!(shipped.metrics_listen.port(), 7071);
         assert_eq!(shipped.quotas, BTreeMap::new());
         let quotas = load("quotas = [\"vision=16\", \"language = 8\"]").unwrap().quotas;

@@ -15,7 +15,7 @@ use tonic::transport::{Channel, Endpoint};
 use worker_core::event::Event;
 
 /// `detect_within` until the coordinator has told it: what is shipped.
-const UNTIL_TOLD: Duration = Duration::from_secs(10);
+const UNTIL_TOLD: Duration = Duration::from_secs(3);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 
 /// The daemon's end. A report replaces one that was not sent yet: each says everything.
@@ -266,7 +266,7 @@ mod tests {
         let state = DesiredState {
             worker: id(),
             assignments: vec![],
-            detect_within_ms: 10_000,
+            detect_within_ms: 3_000,
         };
         answers.send(Ok(pb::DesiredState::from(&state))).await.unwrap();
         assert_eq!(events.recv().await, Some(Event::Desired(state)));

@@ -15,8 +15,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
 
-/// The shipped `detect_within`: the store's answer may take this long.
-const DETECT_WITHIN_MS: u64 = 10_000;
+/// The shipped `detect_within`, from which the time for the store's answer derives.
+const DETECT_WITHIN_MS: u64 = 3_000;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Node {
