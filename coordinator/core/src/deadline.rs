@@ -11,16 +11,18 @@ const REATTACH: u64 = 2;
 const ROLL_CALL: u64 = 12;
 /// All ranks are finished: the last checkpoint must be complete within this many `detect_within`.
 const LAST_SHARDS: u64 = 4;
-/// A generation that was asked to end in order has this many `detect_within` for its step and its checkpoint. A worker
-/// that was told to leave gives its ranks a little longer.
-const HALT: u64 = 12;
+/// A generation that was asked to end in order has this many `detect_within` for its step and its checkpoint: as shipped
+/// two minutes, in which 10 GB go through 1 Gbit/s. It is longer than a group that was torn apart in silence needs to
+/// notice it. A worker that was told to leave gives its ranks a little longer.
+const HALT: u64 = 40;
 /// A worker whose reserve failed is not asked for another within this many `detect_within`.
 const REST: u64 = 12;
 /// A record must be durable within this many `detect_within`; then the coordinator ends, because a restart is better
 /// than one that answers nobody.
 const SAVE: u64 = 6;
-/// A manifest that could not be written this often ends the generation.
-pub(crate) const MANIFEST_ATTEMPTS_MAX: u32 = 10;
+/// A manifest that could not be written this often ends the generation. Each has one `detect_within`, and a store that
+/// is away for a minute is no fault of the ranks.
+pub(crate) const MANIFEST_ATTEMPTS_MAX: u32 = 30;
 
 /// Deadlines of one `detect_within`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,6 +8,7 @@ use crate::event::{Fact, JobPhase, Millis};
 use crate::job::Job;
 use crate::live::RankLive;
 use crate::outbox::Outbox;
+use crate::report::runs;
 use proto::id::WorkerId;
 use proto::message::{Halt, RankPhase, Work};
 use std::fmt;
@@ -30,6 +31,7 @@ pub(crate) enum Planned {
 pub(crate) struct Halting {
     pub(crate) why: Planned,
     pub(crate) how: Halt,
+    pub(crate) asked: Millis,
     /// Then it ends, whatever its ranks have done.
     pub(crate) until: Millis,
 }
@@ -46,8 +48,13 @@ impl Job {
             generation: self.record.generation,
             reason: why.to_string(),
         });
-        let until = deadlines.halt(outbox.now);
-        self.live.halt = Some(Halting { why, how, until });
+        let (asked, until) = (outbox.now, deadlines.halt(outbox.now));
+        self.live.halt = Some(Halting {
+            why,
+            how,
+            asked,
+            until,
+        });
         self.tell_members(outbox);
     }
 
@@ -79,8 +86,12 @@ impl Job {
         } else {
             Vec::new()
         };
-        let what = if late { "; not all left in time" } else { "" };
+        let what = if late { self.too_slow(halt) } else { String::new() };
         let reason = format!("{}{what}; goes on from step {}", halt.why, self.committed());
+        if late {
+            // What it asked for stays the reason why it waits; what it cost stands here.
+            self.note_incident(reason.clone(), outbox);
+        }
         self.tell_members(outbox);
         self.note_halted(reason.clone(), outbox);
         self.keep(kept);
@@ -89,6 +100,24 @@ impl Job {
         self.live.clear();
         outbox.save.insert(self.record.id.clone());
         true
+    }
+
+    /// Whom a halt waited for in vain, as the end of a sentence.
+    fn too_slow(&self, halt: &Halting) -> String {
+        let work = match halt.how {
+            Halt::Save => "ended its step and written its share of a checkpoint",
+            Halt::Hold => "ended its step",
+        };
+        let seconds = halt.until.saturating_sub(halt.asked) as f64 / 1000.0;
+        let rank = self.last_rank(|rank| rank.phase != Some(RankPhase::Finished));
+        let member = rank.and_then(|(rank, _)| {
+            let member = self.members().iter().find(|member| runs(member, rank))?;
+            Some(format!("rank {rank} on {}", member.worker.name))
+        });
+        match member {
+            Some(who) => format!("; {who} had not {work} within {seconds} s"),
+            None => format!("; its checkpoint was not committed within {seconds} s"),
+        }
     }
 
     /// Goes over to the next generation without a pause: some of its processes go on.

@@ -263,19 +263,24 @@ impl Job {
         };
         let generation = self.record.generation;
         let what = format!("{ending}{}; {follows}", waiting(ending, members));
-        let surplus = (self.record.incidents.len() + 1).saturating_sub(INCIDENTS_MAX);
-        self.record.incidents.drain(..surplus);
-        self.record.incidents.push(Incident {
-            at_ms: outbox.wall,
-            generation,
-            what: what.clone(),
-        });
+        self.note_incident(what.clone(), outbox);
         self.blame = ending.is_hearsay().then_some(Blame {
             generation,
             members: members.to_vec(),
             follows,
         });
         what
+    }
+
+    /// Writes down what the running generation ends of.
+    pub(crate) fn note_incident(&mut self, what: String, outbox: &Outbox) {
+        let surplus = (self.record.incidents.len() + 1).saturating_sub(INCIDENTS_MAX);
+        self.record.incidents.drain(..surplus);
+        self.record.incidents.push(Incident {
+            at_ms: outbox.wall,
+            generation: self.record.generation,
+            what,
+        });
     }
 
     /// The culprit of the generation that ended last is found after a victim was heard: its own words (or its
@@ -414,7 +419,7 @@ impl Job {
         let member = place.or_else(|| self.record.reserves.iter().find(of_worker))?;
         let world: u32 = self.members().iter().map(|member| member.ranks).sum();
         let (store_address, halt) = match place {
-            Some(_) => (self.live.store_address.clone(), self.live.halt.as_ref()),
+            Some(_) => (self.live.meeting_place().cloned(), self.live.halt.as_ref()),
             None => (None, None),
         };
         Some(Assignment {

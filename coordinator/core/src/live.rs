@@ -55,7 +55,7 @@ pub(crate) struct RankLive {
 pub(crate) struct News {
     /// Steps not seen before in this generation, in order.
     pub(crate) steps: Vec<StepReport>,
-    /// All members must be told: the store's address.
+    /// All members must be told: where they meet.
     pub(crate) for_all: bool,
     pub(crate) oddities: Vec<Oddity>,
 }
@@ -102,6 +102,7 @@ impl Live {
         committed: Step,
     ) -> News {
         let mut news = News::default();
+        let met = self.meeting_place().cloned();
         let Some(rank) = self.ranks.get_mut(&report.rank) else {
             return news;
         };
@@ -111,10 +112,10 @@ impl Live {
         if report.rank == Rank(0) {
             if report.store_address.is_some() && self.store_address != report.store_address {
                 self.store_address.clone_from(&report.store_address);
-                news.for_all = true;
             }
             self.take_steps(report, now, steps_max, &mut news);
         }
+        news.for_all = self.meeting_place() != met.as_ref();
         self.take_shards(report, steps_max, committed, &mut news);
         let outside = |step: Step| step == Step(0) || steps_max < step;
         let digests = report.digests.iter().map(|digest| digest.step);
@@ -173,6 +174,14 @@ impl Live {
         while PENDING_MAX < self.shards.len() {
             self.shards.pop_first();
         }
+    }
+
+    /// Where the ranks meet: at rank 0's store, as soon as none of them is loading any more. Whoever is ready earlier waits
+    /// for this word, so that no load is too slow for those that wait; only then does the time begin in which all must meet.
+    pub(crate) fn meeting_place(&self) -> Option<&String> {
+        let loads = |rank: &RankLive| matches!(rank.phase, None | Some(RankPhase::Starting));
+        let loads = self.ranks.values().any(loads);
+        self.store_address.as_ref().filter(|_| !loads)
     }
 
     /// No generation runs any more; who is kept in reserve stays.

@@ -165,7 +165,7 @@ impl Job {
     }
 
     /// Of the ranks that are so, the one that has been longest.
-    fn last_rank(&self, so: impl Fn(&RankLive) -> bool) -> Option<(Rank, &RankLive)> {
+    pub(crate) fn last_rank(&self, so: impl Fn(&RankLive) -> bool) -> Option<(Rank, &RankLive)> {
         let ranks = self.live.ranks.iter().filter(|(_, live)| so(live));
         ranks
             .min_by_key(|(_, live)| live.since)

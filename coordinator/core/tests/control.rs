@@ -132,7 +132,7 @@ fn a_pause_outlives_a_restart_and_needs_no_checkpoint_where_nothing_was_begun() 
 fn a_halt_that_takes_too_long_or_fails_ends_all_the_same() {
     let (mut desk, job) = Desk::training();
     pause(&mut desk, &job, true);
-    for _ in 0..12 {
+    for _ in 0..40 {
         desk.now += DETECT_WITHIN_MS / 2;
         desk.hear("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
         desk.hear("w2", vec![rank(&job, 1, 1, RankPhase::Training)]);
@@ -141,6 +141,21 @@ fn a_halt_that_takes_too_long_or_fails_ends_all_the_same() {
         desk.hear("w2", vec![rank(&job, 1, 1, RankPhase::Training)]);
     }
     assert_eq!(desk.job(&job).word(), "paused");
+    assert_eq!(desk.job(&job).restarts, 0);
+    let told: Vec<&str> = desk
+        .job(&job)
+        .incidents
+        .iter()
+        .map(|it| it.what.as_str())
+        .collect();
+    let seconds = 40.0 * DETECT_WITHIN_MS as f64 / 1000.0;
+    assert_eq!(
+        told,
+        [format!(
+            "somebody paused it; rank 0 on w1 had not ended its step and written its share of a checkpoint within {seconds} s; \
+             goes on from step 0"
+        )]
+    );
     let (mut desk, job) = Desk::training();
     pause(&mut desk, &job, true);
     desk.hear("w1", vec![rank(&job, 1, 0, failed("boom"))]);

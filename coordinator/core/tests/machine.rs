@@ -99,17 +99,31 @@ fn a_job_that_can_use_more_workers_waits_a_moment_for_them() {
 }
 
 #[test]
-fn the_stores_address_reaches_every_member() {
+fn the_stores_address_reaches_every_member_when_nobody_loads_any_more() {
     let mut desk = Desk::new();
     desk.hear("w1", vec![]);
     desk.hear("w2", vec![]);
     let job = desk.submit(spec(2, 2));
     let mut report = rank(&job, 1, 0, RankPhase::Joining);
     report.store_address = Some("host:1234".to_owned());
-    let effects = desk.hear("w1", vec![report]);
+    let effects = desk.hear("w1", vec![report.clone()]);
+    assert_eq!(
+        told(&effects, "w1").store_address,
+        None,
+        "the other says nothing yet"
+    );
+    // However long the other takes, nobody gives it up.
+    for _ in 0..200 {
+        desk.now += DETECT_WITHIN_MS / 2;
+        desk.hear("w1", vec![report.clone()]);
+        let effects = desk.hear("w2", vec![rank(&job, 1, 1, RankPhase::Starting)]);
+        assert_eq!(told(&effects, "w2").store_address, None);
+    }
+    let effects = desk.hear("w2", vec![rank(&job, 1, 1, RankPhase::Joining)]);
     for worker in ["w1", "w2"] {
         assert_eq!(told(&effects, worker).store_address.as_deref(), Some("host:1234"));
     }
+    assert_eq!((desk.generation(&job), desk.job(&job).restarts), (1, 0));
 }
 
 #[test]

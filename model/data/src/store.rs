@@ -10,10 +10,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use object_store::ObjectStore;
-use object_store::aws::AmazonS3Builder;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
+use object_store::{ClientConfigKey, ObjectStore};
 use url::Url;
 
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +108,14 @@ fn open_s3(url: &str, parsed: &Url) -> Result<(Arc<dyn ObjectStore>, Path), Stor
         url: url.to_owned(),
         source,
     };
-    let store = AmazonS3Builder::from_env().with_url(url).build().map_err(fail)?;
+    let client = AmazonS3ConfigKey::Client;
+    let store = AmazonS3Builder::from_env()
+        // A large object may take its time, as long as something of it comes; by default all of it has 30 seconds.
+        .with_config(client(ClientConfigKey::ReadTimeout), "30 seconds")
+        .with_config(client(ClientConfigKey::Timeout), "1 hour")
+        .with_url(url)
+        .build()
+        .map_err(fail)?;
     let prefix = Path::from_url_path(parsed.path()).map_err(|e| fail(e.into()))?;
     Ok((Arc::new(store), prefix))
 }

@@ -318,7 +318,7 @@ impl World {
                 if let Fact::Halted { job, reason, .. } = &fact
                     && self.plan.heal_at + 45 * DETECT_WITHIN_MS < self.now
                 {
-                    let late = reason.contains("left in time");
+                    let late = reason.contains(" within ");
                     self.oracle.require(!late, || format!("{job} halts: {reason}"));
                 }
             }

@@ -30,7 +30,7 @@ pub(crate) struct Group {
 type Holding = (Generation, u64, u64);
 
 impl World {
-    /// Joins the generation when the store's address is known, and starts it when it is the last.
+    /// Joins the generation when the store's address is known, with a deadline from then on, and starts it when it is the last.
     pub(crate) fn try_join(&mut self, pid: Pid) {
         let Some(process) = self.working(pid) else { return };
         if process.phase != RankPhase::Joining {
@@ -43,6 +43,17 @@ impl World {
         let Some(address) = process.assignment.store_address.clone() else {
             return;
         };
+        if process.meets != Some(key.generation) {
+            process.meets = Some(key.generation);
+            let generation = key.generation;
+            let error = "timed out waiting for the other ranks to join".to_owned();
+            let breaks = Happening::RankBreaks {
+                pid,
+                generation,
+                error,
+            };
+            self.agenda.put(self.now + 30 * DETECT_WITHIN_MS, breaks);
+        }
         let host: Option<Pid> = address.strip_prefix("host:").and_then(|pid| pid.parse().ok());
         if host
             .and_then(|host| self.working(host))

@@ -40,6 +40,8 @@ pub(crate) struct Process {
     pub(crate) value: u64,
     /// The newest generation and step that it ever came to.
     pub(crate) reached: Option<(Generation, u64)>,
+    /// The generation whose meeting place it was told last.
+    pub(crate) meets: Option<Generation>,
     /// It stopped in order after a step of which it has written no share.
     pub(crate) unsaved: bool,
     /// What it came to, newest last.
@@ -72,7 +74,10 @@ impl World {
         let pid = self.next_pid;
         let boot = self.nodes[node].boot;
         let slow = self.is_rough() && self.dice.chance(self.plan.noise.slow_start);
-        let delay = if slow {
+        let delay = if slow && self.dice.chance(150) {
+            // Base weights over a slow network: longer than the ranks wait for each other once they meet.
+            self.dice.between(8_000, 40 * DETECT_WITHIN_MS)
+        } else if slow {
             self.dice.between(2_000, 8_000)
         } else {
             self.dice.between(100, 1_200)
@@ -94,6 +99,7 @@ impl World {
             step,
             value,
             reached: None,
+            meets: None,
             unsaved: false,
             digests: vec![],
             last_order: self.now,
@@ -296,24 +302,6 @@ impl World {
         let Some(process) = self.working(pid) else { return };
         process.phase = phase_of(&process.assignment);
         self.rank_beats(pid);
-        self.begin_to_join(pid);
-    }
-
-    fn begin_to_join(&mut self, pid: Pid) {
-        let Some(process) = self.working(pid) else { return };
-        if process.phase == RankPhase::Ready {
-            return;
-        }
-        let generation = process.key.generation;
-        let error = "timed out waiting for the other ranks to join".to_owned();
-        self.agenda.put(
-            self.now + 30 * DETECT_WITHIN_MS,
-            Happening::RankBreaks {
-                pid,
-                generation,
-                error,
-            },
-        );
         self.try_join(pid);
     }
 
@@ -341,7 +329,7 @@ impl World {
         }
         process.phase = phase_of(&process.assignment);
         self.say(pid, vec![], vec![]);
-        self.begin_to_join(pid);
+        self.try_join(pid);
     }
 
     pub(crate) fn rank_breaks(&mut self, pid: Pid, generation: Generation, error: String) {

@@ -9,8 +9,8 @@ use proto::message::RankPhase;
 const STARTING_ALLOWANCE: u64 = 10;
 
 /// A worker that was asked to leave has this many `detect_within` for its jobs to finish their step and hand over or
-/// write a checkpoint. The coordinator gives a generation 12 to end in order; `TimeoutStopSec` of the unit is longer.
-pub const GRACE: u64 = 15;
+/// write a checkpoint. The coordinator gives a generation 40 to end in order; `TimeoutStopSec` of the unit is longer.
+pub const GRACE: u64 = 43;
 
 /// Reports per `detect_within`: two may be lost before the coordinator counts the worker as gone.
 const REPORTS_PER_LEASE: u64 = 3;

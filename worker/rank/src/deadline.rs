@@ -22,18 +22,18 @@ impl Deadlines {
         self.detect_within / 3
     }
 
-    /// For all ranks to load what they need and meet. Loading base weights over a slow network counts too.
+    /// For all ranks to meet, once none of them is loading any more.
     pub(crate) fn join(self) -> Duration {
         self.detect_within * 30
     }
 
-    /// For the slowest rank in one collective call: another may still be writing its share of a checkpoint.
+    /// For the slowest rank in one collective call: another may still be writing its share of a checkpoint, or reading one.
     pub(crate) fn collective(self) -> Duration {
         self.detect_within * 30
     }
 
     /// For one answer of an object store, in `doctor`.
     pub(crate) fn probe(self) -> Duration {
-        self.detect_within
+        self.detect_within * 3
     }
 }

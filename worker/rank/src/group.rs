@@ -1,6 +1,6 @@
-//! How the ranks of a generation meet: rank 0 opens a store and says where, everybody writes its name there,
-//! and only when all have is the process group formed. So a rank that does not come is named. Called by
-//! [`crate::train`].
+//! How the ranks of a generation meet: rank 0 opens a store and says where, the coordinator tells everybody once no rank
+//! is loading any more, everybody writes its name there, and only when all have is the process group formed. So a rank
+//! that does not come is named, and one that loads for long is waited for. Called by [`crate::train`].
 
 use crate::collective::{CollectiveError, Group, Membership, Store};
 use crate::deadline::Deadlines;
@@ -47,15 +47,13 @@ pub(crate) fn meet(
     if world == 1 {
         return Ok(Group::alone(membership));
     }
-    let address = match store {
-        Some(_) => None,
-        None => Some(link.wait_store_address(assignment.generation, deadlines)?),
-    };
+    // Rank 0 too: from here on the others are on their way.
+    let address = link.wait_store_address(assignment.generation)?;
     let wait = deadlines.join();
     link.unless_over(assignment.generation, move || {
-        let store = match (store, address) {
-            (Some(store), _) => store,
-            (None, address) => Store::connect(&address.unwrap_or_default(), wait)?,
+        let store = match store {
+            Some(store) => store,
+            None => Store::connect(&address, wait)?,
         };
         let scope = format!("{}/g{}", membership.job, membership.generation);
         let key = |rank: u32| format!("{scope}/rank {rank}");

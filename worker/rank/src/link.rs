@@ -5,7 +5,7 @@
 
 use crate::collective::{Aborter, CollectiveError, exit_now};
 use crate::deadline::Deadlines;
-use anyhow::{Context, bail};
+use anyhow::Context;
 use proto::id::{Generation, Rank};
 use proto::message::{
     Assignment, DIGESTS_MAX, Halt, RankOrder, RankPhase, RankReport, STEPS_MAX, ShardReport, StepReport,
@@ -189,32 +189,33 @@ impl Link {
         let _ = receiver.blocking_recv();
     }
 
-    /// Waits until rank 0's store is known.
-    pub(crate) fn wait_store_address(
-        &self,
-        generation: Generation,
-        deadlines: Deadlines,
-    ) -> anyhow::Result<String> {
+    /// Waits until the coordinator tells where rank 0's store is: when no rank is loading any more. It has no deadline of
+    /// its own: the daemons watch over the ranks that load, and the coordinator over the daemons.
+    pub(crate) fn wait_store_address(&self, generation: Generation) -> anyhow::Result<String> {
         let mut task = self.task.clone();
         self.runtime.block_on(async {
             let known = task
                 .wait_for(|task| generation < task.generation() || task.assignment.store_address.is_some());
-            match tokio::time::timeout(deadlines.join(), known).await {
-                Ok(Ok(found)) if generation < found.generation() => Err(superseded(generation).into()),
-                Ok(Ok(found)) => found
-                    .assignment
-                    .store_address
-                    .clone()
-                    .context("an address that is there"),
-                Ok(Err(_)) => bail!("the daemon is gone"),
-                Err(_) => Err(CollectiveError {
-                    action: "meeting the other ranks".into(),
-                    reason: format!(
-                        "rank 0 did not open its store within {} s",
-                        deadlines.join().as_secs_f64()
-                    ),
-                }
-                .into()),
+            let found = known.await.context("the daemon is gone")?;
+            if generation < found.generation() {
+                return Err(superseded(generation).into());
+            }
+            let address = found.assignment.store_address.clone();
+            address.context("an address that is there")
+        })
+    }
+
+    /// Waits for object storage, until a newer generation is ordered: nobody then waits for this any more.
+    pub(crate) fn unless_superseded<T>(
+        &self,
+        generation: Generation,
+        work: impl Future<Output = T>,
+    ) -> Result<T, CollectiveError> {
+        let mut task = self.task.clone();
+        self.runtime.block_on(async {
+            tokio::select! {
+                done = work => Ok(done),
+                _ = task.wait_for(|task| generation < task.generation()) => Err(superseded(generation)),
             }
         })
     }

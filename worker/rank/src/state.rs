@@ -89,11 +89,12 @@ fn same_everywhere(ranks: &[(u32, i64)], what: &str) -> anyhow::Result<()> {
     bail!("{} differs from the others in {what}", fewer.join(" and "))
 }
 
-/// Agrees with the others and takes over what they chose; reads a checkpoint with `read` if it must.
+/// Agrees with the others and takes over what they chose; reads a checkpoint with `read` if it must. What was read is
+/// `held` at once: whoever is not waited for long enough need not read it again.
 pub(crate) fn settle(
     group: &Group,
     trainer: &mut Trainer,
-    held: Option<Held>,
+    held: &mut Option<Held>,
     resume: Option<CheckpointRef>,
     read: impl FnOnce(&Trainer, CheckpointRef) -> anyhow::Result<NamedTensors>,
 ) -> anyhow::Result<Source> {
@@ -129,6 +130,10 @@ pub(crate) fn settle(
             trainer
                 .load_state(&tensors, place.step.0)
                 .context("cannot resume")?;
+            *held = Some(Held {
+                generation: place.generation,
+                step: place.step,
+            });
         }
         // A process that trained holds no base weights any more, but then it holds something newer.
         Source::Beginning => ensure!(trainer.step() == 0, "state of step {} is lost", trainer.step()),

@@ -55,7 +55,7 @@ pub(crate) fn train(first: &Rank<'_>, spec: &JobSpec) -> anyhow::Result<()> {
                 saved = false;
             }
             Ok(End::Saved) => rank.link.phase(RankPhase::Finished),
-            Err(error) if error.chain().any(|cause| cause.is::<CollectiveError>()) => {
+            Err(error) if is_of_group(&error) => {
                 let error = first_line(&format!("{error:#}")).to_owned();
                 tracing::warn!(%generation, held = ?seat.held, error, "the group is broken");
                 rank.link.phase(RankPhase::Broken { error });
@@ -65,11 +65,21 @@ pub(crate) fn train(first: &Rank<'_>, spec: &JobSpec) -> anyhow::Result<()> {
         task = loop {
             match rank.link.next_task(generation, saved)? {
                 Some(task) => break task,
-                None => rank.link.shard(seat.share(&rank)?),
+                None => match seat.share(&rank) {
+                    Ok(shard) => rank.link.shard(shard),
+                    // A newer generation came first, and goes on with what is held.
+                    Err(error) if is_of_group(&error) => {}
+                    Err(error) => return Err(error),
+                },
             }
             saved = true;
         };
     }
+}
+
+/// What ends the generation and not the process.
+fn is_of_group(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.is::<CollectiveError>())
 }
 
 /// How a process comes to the end of a generation in order.
@@ -134,9 +144,10 @@ impl<'a> Seat<'a> {
         rank.link.guard(generation, group.aborter());
         let read = |trainer: &Trainer, place| {
             let read = self.checkpoints.read_for(trainer, place);
-            Ok(rank.runtime.block_on(read)?)
+            Ok(rank.link.unless_superseded(generation, read)??)
         };
-        let source = settle(&group, &mut self.trainer, self.held, assignment.resume, read)?;
+        let held = &mut self.held;
+        let source = settle(&group, &mut self.trainer, held, assignment.resume, read)?;
         let mut step = source.step();
         self.held = Some(Held { generation, step });
         // Gradients must exist before the Reducer makes them views into its buckets.
@@ -273,7 +284,7 @@ impl Training<'_> {
         }
         let mut shard = None;
         if self.saves(step) || halts && self.rank.link.halt() == Some(Halt::Save) {
-            shard = Some(self.share()?);
+            shard = Some(self.share());
             seconds.checkpoint = clock.lap();
         }
         let next = match &shard {
@@ -294,9 +305,10 @@ impl Training<'_> {
             skipped_steps: update.skipped_steps,
             loss_scale: update.loss_scale,
         });
-        // After its step: a commit tells that the step is known, and it would never be told.
+        // After its step: a commit tells that the step is known, and it would never be told. A share that was not written
+        // takes nothing from the step.
         if let Some(shard) = shard {
-            self.rank.link.shard(shard);
+            self.rank.link.shard(shard?);
         }
         Ok(next)
     }
@@ -326,6 +338,11 @@ impl Training<'_> {
         };
         let mut place = self.first_sample();
         for (index, micro_batch) in examples.micro_batches.iter().enumerate() {
+            // A step may have many, and the others do not wait for them.
+            let generation = self.rank.task.assignment.generation;
+            if self.rank.link.is_over(generation) {
+                return Err(superseded(generation).into());
+            }
             let loss = self.trainer.forward(micro_batch, self.spec.train.global_batch)?;
             sum.total += loss.total;
             sum.target += loss.target;
@@ -451,7 +468,7 @@ fn share_of(
     let step = Step(trainer.step());
     let state = trainer.state();
     let write = checkpoints.write_share((step, assignment.generation), (number, assignment.world), &state);
-    let shard = rank.runtime.block_on(write);
+    let shard = rank.link.unless_superseded(assignment.generation, write)?;
     Ok(ShardReport {
         step,
         shard: shard.context("writing a checkpoint")?,

@@ -98,10 +98,12 @@ fn base_weights_that_changed_since_the_checkpoint_are_refused_with_both_digests(
     let other = base_of(&world, &autoencoder, ("other", 2));
     let mut opener = TestRank::start(world.folder.path(), &pair(&init), 0);
     let opened = opener.until(|report| report.store_address.is_some());
-    let second = Assignment {
-        store_address: opened.store_address,
-        ..pair(&other)
+    let known = |init: &str| Assignment {
+        store_address: opened.store_address.clone(),
+        ..pair(init)
     };
+    opener.order(&known(&init));
+    let second = known(&other);
     let mut second = TestRank::start(world.folder.path(), &second, 1);
     for report in [opener.finish(), second.finish()] {
         let error = failure(&report);
