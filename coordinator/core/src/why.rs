@@ -182,10 +182,13 @@ impl Job {
         let waits_for = self.waits_for(rank, live, live.since, now);
         let text = waits_for.as_ref().map_or_else(String::new, |it| {
             format!(
-                "rank {} on {} has been {} for {}",
+                "rank {} on {} {} for {}",
                 it.rank,
                 it.worker.name,
-                it.phase,
+                match live.phase {
+                    Some(_) => format!("has been {}", it.phase),
+                    None => "has not been reported".to_owned(),
+                },
                 seconds(it.for_ms)
             )
         });

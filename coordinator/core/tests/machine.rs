@@ -225,3 +225,22 @@ fn a_worker_without_a_stream_gets_no_new_work() {
     desk.hear("w1", vec![]);
     assert_eq!(desk.generation(&job), 1);
 }
+
+#[test]
+fn why_a_generation_forms_for_long_is_said_of_a_rank_that_nobody_reported_too() {
+    let mut desk = Desk::new();
+    desk.hear("w1", vec![]);
+    let job = desk.submit(spec(1, 1));
+    desk.now += DETECT_WITHIN_MS / 2;
+    let why = |desk: &Desk| desk.machine.why(desk.now, &job).unwrap();
+    assert_eq!(
+        why(&desk).sentence,
+        "it forms a group and waits because rank 0 on w1 has not been reported for 0.5 s"
+    );
+    assert_eq!(why(&desk).waits_for.unwrap().phase, "not reported");
+    desk.hear("w1", vec![rank(&job, 1, 0, RankPhase::Starting)]);
+    assert_eq!(
+        why(&desk).sentence,
+        "it forms a group and waits because rank 0 on w1 has been starting for 0.0 s"
+    );
+}

@@ -71,7 +71,9 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         }
         Err(error) => {
             let permanent = error.downcast_ref::<Permanent>().is_some();
-            let error = format!("{}: {}", link.who(), first_line(&format!("{error:#}")));
+            // What an object store answers begins with a line that only says that it is XML.
+            let error = format!("{error:#}").replace("?>\n", "?> ");
+            let error = format!("{}: {}", link.who(), first_line(&error));
             eprintln!("error: {error}");
             link.last(RankPhase::Failed { error, permanent });
             exit_now(1)

@@ -1,0 +1,201 @@
+//! A desk for trying out the daemon's machine: events in, effects out. No time passes unless a test says so.
+#![allow(dead_code, reason = "every test file uses its own part")]
+
+use proto::checkpoint::ShardEntry;
+use proto::id::{Generation, JobId, Rank, Step, WorkerId};
+use proto::message::{
+    Assignment, DesiredState, PhaseSeconds, RankPhase, RankReport, ShardReport, StepReport, Work,
+    WorkerReport,
+};
+use proto::spec::DeviceKind;
+use worker_core::event::{Effect, Event, RankKey};
+use worker_core::{Config, Worker};
+
+pub(crate) const DETECT_WITHIN_MS: u64 = 900;
+
+/// A node with two devices, connected.
+pub(crate) struct Desk {
+    pub(crate) machine: Worker,
+    pub(crate) now: u64,
+}
+
+impl Desk {
+    pub(crate) fn new() -> Self {
+        let config = Config {
+            worker: id(7),
+            device: DeviceKind::Cpu,
+            devices: 2,
+        };
+        let mut desk = Self {
+            machine: Worker::new(config, 5_000),
+            now: 5_000,
+        };
+        desk.handle(Event::Connected);
+        desk
+    }
+
+    pub(crate) fn handle(&mut self, event: Event) -> Vec<Effect> {
+        self.machine.handle(self.now, event)
+    }
+
+    /// Lives through this time, awake at every deadline.
+    pub(crate) fn wait(&mut self, ms: u64) -> Vec<Effect> {
+        let end = self.now + ms;
+        let mut effects = Vec::new();
+        while self.now < end {
+            self.now = self.machine.next_deadline().unwrap_or(end).min(end);
+            effects.extend(self.handle(Event::Deadline));
+            assert!(
+                self.machine
+                    .next_deadline()
+                    .is_none_or(|deadline| self.now < deadline)
+            );
+        }
+        effects
+    }
+
+    pub(crate) fn desire(&mut self, assignments: Vec<Assignment>) -> Vec<Effect> {
+        self.handle(Event::Desired(DesiredState {
+            worker: id(7),
+            assignments,
+            detect_within_ms: DETECT_WITHIN_MS,
+        }))
+    }
+
+    pub(crate) fn say(&mut self, key: &RankKey, phase: RankPhase) -> Vec<Effect> {
+        self.handle(Event::RankSaid {
+            process: key.clone(),
+            report: said(key, phase),
+        })
+    }
+
+    pub(crate) fn exit(&mut self, key: &RankKey, success: bool, outcome: &str) -> Vec<Effect> {
+        self.handle(Event::RankExited {
+            key: key.clone(),
+            success,
+            outcome: outcome.to_owned(),
+        })
+    }
+
+    /// What the rank is reported as.
+    pub(crate) fn phase(&self, key: &RankKey) -> RankPhase {
+        let view = self.machine.view();
+        view.ranks
+            .iter()
+            .find(|rank| rank.key == key)
+            .expect("the rank is known")
+            .report
+            .phase
+            .clone()
+    }
+}
+
+pub(crate) fn id(boot: u64) -> WorkerId {
+    WorkerId {
+        name: "w1".to_owned(),
+        boot,
+    }
+}
+
+pub(crate) fn job() -> JobId {
+    JobId("toy-1".to_owned())
+}
+
+pub(crate) fn key(generation: u64, rank: u32) -> RankKey {
+    RankKey {
+        job: job(),
+        generation: Generation(generation),
+        rank: Rank(rank),
+    }
+}
+
+pub(crate) fn assignment(generation: u64, first_rank: u32, ranks: u32) -> Assignment {
+    Assignment {
+        job: job(),
+        generation: Generation(generation),
+        work: Work::Train,
+        job_toml: String::new(),
+        dataset_version: String::new(),
+        first_rank: Rank(first_rank),
+        ranks,
+        world: 4,
+        store_address: None,
+        resume: None,
+        store_url: String::new(),
+        acknowledged_step: Step(0),
+        committed_step: Step(0),
+        halt: None,
+        detect_within_ms: DETECT_WITHIN_MS,
+    }
+}
+
+pub(crate) fn said(key: &RankKey, phase: RankPhase) -> RankReport {
+    let RankKey {
+        job,
+        generation,
+        rank,
+    } = key.clone();
+    RankReport {
+        job,
+        generation,
+        rank,
+        phase,
+        store_address: None,
+        steps: vec![],
+        shards: vec![],
+        digests: vec![],
+    }
+}
+
+pub(crate) fn step(step: u64) -> StepReport {
+    StepReport {
+        step: Step(step),
+        loss: 1.0,
+        loss_target: 1.0,
+        loss_face: 0.0,
+        gradient_norm: 1.0,
+        learning_rate: 0.1,
+        samples: 1,
+        seconds: PhaseSeconds::default(),
+        peak_memory_bytes: 0,
+        skipped_steps: 0,
+        loss_scale: 1.0,
+    }
+}
+
+pub(crate) fn shard(step: u64) -> ShardReport {
+    let shard = ShardEntry {
+        path: "rank-0.safetensors".to_owned(),
+        size_bytes: 1,
+        sha256: "00".to_owned(),
+    };
+    ShardReport {
+        step: Step(step),
+        shard,
+        init_digest: None,
+        environment: String::new(),
+    }
+}
+
+pub(crate) fn error(text: &str) -> RankPhase {
+    RankPhase::Failed {
+        error: text.to_owned(),
+        permanent: false,
+    }
+}
+
+pub(crate) fn reports(effects: &[Effect]) -> Vec<WorkerReport> {
+    let report = |effect: &Effect| match effect {
+        Effect::Report(report) => Some(report.clone()),
+        _ => None,
+    };
+    effects.iter().filter_map(report).collect()
+}
+
+pub(crate) fn spawned(effects: &[Effect]) -> Vec<(RankKey, u32)> {
+    let spawn = |effect: &Effect| match effect {
+        Effect::Spawn { key, device, .. } => Some((key.clone(), *device)),
+        _ => None,
+    };
+    effects.iter().filter_map(spawn).collect()
+}

@@ -1,0 +1,261 @@
+//! Which rank processes the daemon's machine starts, keeps, gives another rank, sends away and kills.
+#![allow(clippy::unwrap_used)]
+
+mod desk;
+
+use desk::*;
+use proto::id::Rank;
+use proto::message::RankPhase;
+use worker_core::GRACE;
+use worker_core::event::{Effect, Event, Fact};
+
+#[test]
+fn each_assigned_rank_gets_a_process_on_a_device_of_its_own() {
+    let mut desk = Desk::new();
+    let effects = desk.desire(vec![assignment(1, 2, 2)]);
+    assert_eq!(spawned(&effects), [(key(1, 2), 0), (key(1, 3), 1)]);
+    assert_eq!(reports(&effects)[0].ranks.len(), 2, "it is told at once");
+    assert_eq!(
+        desk.desire(vec![assignment(1, 2, 2)]),
+        [],
+        "the same again changes nothing"
+    );
+}
+
+#[test]
+fn a_running_process_becomes_a_rank_of_the_next_generation() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 2, 2)]);
+    desk.say(&key(1, 2), RankPhase::Training);
+    desk.say(&key(1, 3), RankPhase::Training);
+    let effects = desk.desire(vec![assignment(2, 0, 1)]);
+    // One place is left for two: the first keeps its process, under its new number, and the other is sent away.
+    assert!(effects.contains(&Effect::Update {
+        key: key(1, 2),
+        rank: Rank(0),
+        device: 0,
+        assignment: Box::new(assignment(2, 0, 1))
+    }));
+    assert!(effects.contains(&Effect::Stop { key: key(1, 3) }));
+    assert_eq!(spawned(&effects), []);
+    assert_eq!(desk.phase(&key(2, 0)), RankPhase::Joining);
+
+    // What it still says of the older generation only shows that it lives.
+    desk.say(&key(1, 2), RankPhase::Finished);
+    assert_eq!(desk.phase(&key(2, 0)), RankPhase::Joining);
+    let broken = RankPhase::Broken {
+        error: "a peer closed".to_owned(),
+    };
+    let report = said(&key(2, 0), broken.clone());
+    let process = key(1, 2);
+    desk.handle(Event::RankSaid { process, report });
+    assert_eq!(desk.phase(&key(2, 0)), broken);
+    desk.exit(&key(1, 2), false, "killed by signal 9");
+    assert_eq!(desk.phase(&key(2, 0)), error("killed by signal 9"));
+}
+
+#[test]
+fn a_process_that_does_not_leave_an_older_generation_is_killed() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 0, 1)]);
+    desk.say(&key(1, 0), RankPhase::Training);
+    desk.desire(vec![assignment(2, 0, 1)]);
+    for _ in 0..19 {
+        assert!(
+            !desk
+                .wait(DETECT_WITHIN_MS / 2)
+                .contains(&Effect::Kill { key: key(1, 0) })
+        );
+        desk.say(&key(1, 0), RankPhase::Training);
+    }
+    assert!(
+        desk.wait(DETECT_WITHIN_MS / 2)
+            .contains(&Effect::Kill { key: key(1, 0) })
+    );
+    assert_eq!(
+        desk.phase(&key(2, 0)),
+        error("did not leave the older generation in time; killed by its daemon")
+    );
+}
+
+#[test]
+fn what_cannot_go_on_is_replaced_when_it_is_gone() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 0, 2)]);
+    desk.say(&key(1, 0), error("out of memory"));
+    let effects = desk.desire(vec![assignment(2, 0, 2)]);
+    // Rank 1's process becomes rank 0 of the next generation; rank 0's is on its way out and holds its device.
+    assert!(effects.contains(&Effect::Stop { key: key(1, 0) }));
+    assert_eq!(spawned(&effects), []);
+    assert!(
+        !desk
+            .wait(DETECT_WITHIN_MS - 1)
+            .contains(&Effect::Kill { key: key(1, 0) })
+    );
+    assert!(
+        desk.wait(1).contains(&Effect::Kill { key: key(1, 0) }),
+        "its grace is over"
+    );
+    assert_eq!(
+        spawned(&desk.exit(&key(1, 0), false, "killed by signal 9")),
+        [(key(2, 1), 0)]
+    );
+}
+
+#[test]
+fn a_silent_rank_is_killed_and_reported() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 0, 1)]);
+    assert!(
+        !desk
+            .wait(9 * DETECT_WITHIN_MS)
+            .contains(&Effect::Kill { key: key(1, 0) }),
+        "starting takes long"
+    );
+    desk.say(&key(1, 0), RankPhase::Training);
+    assert!(
+        !desk
+            .wait(DETECT_WITHIN_MS - 1)
+            .contains(&Effect::Kill { key: key(1, 0) })
+    );
+    let effects = desk.wait(1);
+    assert!(effects.contains(&Effect::Kill { key: key(1, 0) }));
+    assert!(effects.contains(&Effect::Note(Fact::RankSilent {
+        key: key(1, 0),
+        silent_ms: 900
+    })));
+    assert_eq!(
+        reports(&effects).last().unwrap().ranks[0].phase,
+        error("silent for 900 ms while training; killed by its daemon")
+    );
+    desk.exit(&key(1, 0), false, "killed by signal 9");
+    assert_eq!(
+        desk.phase(&key(1, 0)),
+        error("silent for 900 ms while training; killed by its daemon"),
+        "the cause, not the effect"
+    );
+}
+
+#[test]
+fn a_rank_that_never_starts_to_speak_is_killed() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 0, 1)]);
+    assert!(
+        desk.wait(10 * DETECT_WITHIN_MS)
+            .contains(&Effect::Kill { key: key(1, 0) })
+    );
+}
+
+#[test]
+fn a_rank_that_was_taken_away_is_not_started_again() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 0, 1)]);
+    assert!(desk.desire(vec![]).contains(&Effect::Stop { key: key(1, 0) }));
+    let effects = desk.exit(&key(1, 0), true, "exit status 0");
+    assert_eq!(reports(&effects)[0].ranks, [], "nobody asks about it any more");
+    let effects = desk.desire(vec![assignment(1, 0, 1)]);
+    assert_eq!(spawned(&effects), []);
+    let phase = desk.phase(&key(1, 0));
+    assert_eq!(
+        phase,
+        error("this worker was taken off this generation and does not go back")
+    );
+    assert_eq!(spawned(&desk.desire(vec![assignment(2, 0, 1)])), [(key(2, 0), 0)]);
+}
+
+#[test]
+fn a_shutdown_waits_for_the_ranks_and_offers_nothing_meanwhile() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 0, 1)]);
+    desk.say(&key(1, 0), RankPhase::Training);
+    let effects = desk.handle(Event::Shutdown);
+    assert!(!effects.contains(&Effect::Stop { key: key(1, 0) }));
+    let report = &reports(&effects)[0];
+    assert_eq!(
+        (report.devices, &report.ranks[0].phase),
+        (0, &RankPhase::Training),
+        "its rank goes on, and nothing new comes"
+    );
+    // A generation that was on its way is still served; no process starts for it.
+    assert_eq!(spawned(&desk.desire(vec![assignment(2, 0, 2)])), []);
+    assert_eq!(desk.phase(&key(2, 0)), RankPhase::Joining);
+    assert_eq!(desk.phase(&key(2, 1)), error("the worker is shutting down"));
+    // The coordinator has taken its place away: others have what it held.
+    let effects = desk.desire(vec![]);
+    assert!(effects.contains(&Effect::Stop { key: key(1, 0) }));
+    let effects = desk.exit(&key(1, 0), true, "exit status 0");
+    assert_eq!(effects.last(), Some(&Effect::Exit));
+    assert!(!desk.wait(1).contains(&Effect::Exit), "once");
+}
+
+#[test]
+fn a_shutdown_ends_with_its_grace_or_when_it_is_asked_for_again() {
+    let stops = |effects: &[Effect]| effects.contains(&Effect::Stop { key: key(1, 0) });
+    let leaving = || {
+        let mut desk = Desk::new();
+        desk.desire(vec![assignment(1, 0, 1)]);
+        desk.say(&key(1, 0), RankPhase::Training);
+        desk.handle(Event::Shutdown);
+        desk
+    };
+    let mut desk = leaving();
+    for _ in 0..2 * GRACE - 1 {
+        assert!(!stops(&desk.wait(DETECT_WITHIN_MS / 2)));
+        desk.say(&key(1, 0), RankPhase::Training);
+    }
+    assert!(stops(&desk.wait(DETECT_WITHIN_MS / 2)), "the grace is over");
+    assert_eq!(desk.phase(&key(1, 0)), error("the worker is shutting down"));
+    let mut desk = leaving();
+    assert!(stops(&desk.handle(Event::Shutdown)));
+    let effects = desk.exit(&key(1, 0), true, "exit status 0");
+    assert_eq!(effects.last(), Some(&Effect::Exit));
+}
+
+#[test]
+fn a_reserve_gets_ready_and_takes_its_place_in_the_next_generation() {
+    let mut desk = Desk::new();
+    // The world has four ranks; this is a fifth.
+    let effects = desk.desire(vec![assignment(1, 4, 1)]);
+    assert_eq!(spawned(&effects), [(key(1, 4), 0)]);
+    desk.say(&key(1, 4), RankPhase::Ready);
+    assert_eq!(desk.phase(&key(1, 4)), RankPhase::Ready);
+    let effects = desk.desire(vec![assignment(2, 1, 1)]);
+    assert_eq!(spawned(&effects), []);
+    assert!(effects.contains(&Effect::Update {
+        key: key(1, 4),
+        rank: Rank(1),
+        device: 0,
+        assignment: Box::new(assignment(2, 1, 1))
+    }));
+    // Out of it, and under another number in reserve of the same generation: it did nothing there that could be repeated.
+    assert!(desk.desire(vec![]).contains(&Effect::Stop { key: key(1, 4) }));
+    desk.exit(&key(1, 4), true, "exit status 0");
+    assert_eq!(spawned(&desk.desire(vec![assignment(2, 5, 1)])), [(key(2, 5), 0)]);
+}
+
+#[test]
+fn no_process_gets_the_name_of_one_that_has_not_ended() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 4, 1)]);
+    desk.desire(vec![assignment(2, 1, 1)]);
+    assert!(desk.desire(vec![]).contains(&Effect::Stop { key: key(1, 4) }));
+    // An overtaken order names it again, while it is on its way out as a rank of the newer generation; a device is free.
+    assert_eq!(spawned(&desk.desire(vec![assignment(1, 4, 1)])), []);
+    assert_eq!(
+        spawned(&desk.exit(&key(1, 4), true, "exit status 0")),
+        [(key(1, 4), 0)]
+    );
+}
+
+#[test]
+fn a_process_that_still_loads_is_not_hurried_by_a_newer_generation() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 0, 1)]);
+    desk.desire(vec![assignment(2, 0, 1)]);
+    assert_eq!(desk.phase(&key(2, 0)), RankPhase::Starting);
+    for _ in 0..40 {
+        let effects = desk.wait(DETECT_WITHIN_MS / 2);
+        assert!(!effects.contains(&Effect::Kill { key: key(1, 0) }));
+        desk.say(&key(1, 0), RankPhase::Starting);
+    }
+}

@@ -1,0 +1,197 @@
+//! What the daemon's machine hears of ranks and the coordinator, what it hands on, and what it ignores.
+#![allow(clippy::unwrap_used)]
+
+mod desk;
+
+use desk::*;
+use proto::id::{Rank, Step};
+use proto::message::{Assignment, DesiredState, RankPhase};
+use worker_core::event::{Effect, Event, Fact};
+
+#[test]
+fn a_changed_assignment_is_handed_on() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 0, 1)]);
+    let changed = Assignment {
+        store_address: Some("host:1".to_owned()),
+        ..assignment(1, 0, 1)
+    };
+    let effects = desk.desire(vec![changed.clone()]);
+    assert_eq!(
+        effects,
+        [Effect::Update {
+            key: key(1, 0),
+            rank: Rank(0),
+            device: 0,
+            assignment: Box::new(changed)
+        }]
+    );
+}
+
+#[test]
+fn what_ranks_said_while_the_daemon_slept_is_heard_before_they_are_judged() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 0, 1)]);
+    desk.say(&key(1, 0), RankPhase::Training);
+    desk.now += 100 * DETECT_WITHIN_MS;
+    assert!(
+        !desk
+            .handle(Event::Deadline)
+            .contains(&Effect::Kill { key: key(1, 0) })
+    );
+    desk.say(&key(1, 0), RankPhase::Training);
+    assert!(
+        !desk
+            .wait(DETECT_WITHIN_MS - 1)
+            .contains(&Effect::Kill { key: key(1, 0) })
+    );
+    assert!(desk.wait(1).contains(&Effect::Kill { key: key(1, 0) }));
+}
+
+#[test]
+fn how_a_rank_ends_is_told_in_its_own_words_where_it_had_some() {
+    let cases: [(Option<RankPhase>, bool, &str, RankPhase); 5] = [
+        (None, false, "killed by signal 9", error("killed by signal 9")),
+        (
+            Some(error("loss is NaN in step 3")),
+            false,
+            "exit status 1",
+            error("loss is NaN in step 3"),
+        ),
+        (
+            Some(RankPhase::Finished),
+            true,
+            "exit status 0",
+            RankPhase::Finished,
+        ),
+        (
+            Some(RankPhase::Finished),
+            false,
+            "exit status 139",
+            RankPhase::Finished,
+        ),
+        (
+            Some(RankPhase::Training),
+            true,
+            "exit status 0",
+            error("left before its work was done (exit status 0)"),
+        ),
+    ];
+    for (last_words, success, outcome, expected) in cases {
+        let mut desk = Desk::new();
+        desk.desire(vec![assignment(1, 0, 1)]);
+        if let Some(phase) = last_words {
+            desk.say(&key(1, 0), phase);
+        }
+        desk.exit(&key(1, 0), success, outcome);
+        assert_eq!(desk.phase(&key(1, 0)), expected);
+        let again = desk.desire(vec![assignment(1, 0, 1)]);
+        assert_eq!(spawned(&again), [], "a rank lives once");
+    }
+}
+
+#[test]
+fn steps_and_shards_are_kept_until_the_coordinator_has_them() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 0, 1)]);
+    for number in 1..=3 {
+        let mut report = said(&key(1, 0), RankPhase::Training);
+        report.steps.push(step(number));
+        report.shards.push(shard(number));
+        let effects = desk.handle(Event::RankSaid {
+            process: key(1, 0),
+            report,
+        });
+        assert_eq!(reports(&effects)[0].ranks[0].steps.len(), number as usize);
+    }
+    desk.desire(vec![Assignment {
+        acknowledged_step: Step(2),
+        committed_step: Step(1),
+        ..assignment(1, 0, 1)
+    }]);
+    let rank = reports(&desk.wait(DETECT_WITHIN_MS / 3))[0].ranks[0].clone();
+    assert_eq!(rank.steps.iter().map(|step| step.step.0).collect::<Vec<_>>(), [3]);
+    assert_eq!(
+        rank.shards.iter().map(|shard| shard.step.0).collect::<Vec<_>>(),
+        [2, 3]
+    );
+    let mut late = said(&key(1, 0), RankPhase::Training);
+    late.steps.push(step(2));
+    late.shards.push(shard(1));
+    desk.handle(Event::RankSaid {
+        process: key(1, 0),
+        report: late,
+    });
+    let rank = desk.machine.view().ranks[0].report.clone();
+    assert_eq!(
+        (rank.steps.len(), rank.shards.len()),
+        (1, 2),
+        "what the coordinator has does not come back"
+    );
+}
+
+#[test]
+fn reports_repeat_themselves_and_cease_without_a_stream() {
+    let mut desk = Desk::new();
+    assert_eq!(
+        desk.machine.next_deadline(),
+        Some(desk.now + DETECT_WITHIN_MS / 3)
+    );
+    assert_eq!(reports(&desk.wait(DETECT_WITHIN_MS / 3 - 1)), []);
+    assert_eq!(reports(&desk.wait(1)).len(), 1);
+    desk.desire(vec![assignment(1, 0, 1)]);
+    desk.handle(Event::Disconnected);
+    let effects = desk.say(&key(1, 0), RankPhase::Training);
+    assert_eq!(effects, [], "ranks go on; nobody is there to tell");
+    assert_eq!(
+        reports(&desk.handle(Event::Connected))[0].ranks[0].phase,
+        RankPhase::Training
+    );
+}
+
+#[test]
+fn orders_for_another_boot_are_not_ours() {
+    let mut desk = Desk::new();
+    let state = DesiredState {
+        worker: id(6),
+        assignments: vec![assignment(1, 0, 1)],
+        detect_within_ms: DETECT_WITHIN_MS,
+    };
+    let effects = desk.handle(Event::Desired(state));
+    assert_eq!(spawned(&effects), []);
+    assert!(
+        matches!(&effects[0], Effect::Note(Fact::Ignored { what, .. }) if what == "orders for w1#6; this is w1#7")
+    );
+}
+
+#[test]
+fn an_overtaken_state_neither_brings_back_an_old_generation_nor_ends_the_new() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 0, 1)]);
+    desk.say(&key(1, 0), RankPhase::Training);
+    desk.desire(vec![assignment(2, 0, 1)]);
+    let effects = desk.desire(vec![assignment(1, 0, 1)]);
+    assert!(
+        !effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::Stop { .. } | Effect::Spawn { .. })),
+        "{effects:?}"
+    );
+    assert_eq!(desk.phase(&key(2, 0)), RankPhase::Joining);
+}
+
+#[test]
+fn what_an_unknown_rank_says_is_ignored() {
+    let mut desk = Desk::new();
+    let effects = desk.say(&key(1, 0), RankPhase::Training);
+    assert!(
+        matches!(&effects[..], [Effect::Note(Fact::Ignored { .. })]),
+        "{effects:?}"
+    );
+    assert_eq!(desk.exit(&key(1, 0), true, "exit status 0"), []);
+    assert_eq!(
+        spawned(&desk.desire(vec![assignment(1, u32::MAX, u32::MAX)])).len(),
+        1,
+        "strange orders do no harm"
+    );
+}
