@@ -4,6 +4,7 @@ use crate::world::{TestRank, World, last_digest, meet};
 use proto::id::{Generation, Step};
 use proto::message::{Assignment, Halt, RankOrder, RankPhase};
 use std::io::Write;
+use std::net::TcpListener;
 use std::process::Command;
 
 #[test]
@@ -204,4 +205,33 @@ fn a_rank_leaves_when_it_is_told_to_and_when_its_daemon_is_gone() {
     left.until(|report| report.phase == RankPhase::Training);
     left.reader.get_ref().shutdown(std::net::Shutdown::Both).unwrap();
     assert_eq!(left.child.wait().unwrap().code(), Some(3));
+}
+
+#[test]
+fn a_rank_leaves_the_upload_of_a_generation_that_is_over_and_keeps_its_step() {
+    let world = World::new();
+    // A store that takes what is sent and never answers.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let environment = [
+        ("AWS_ENDPOINT", endpoint.as_str()),
+        ("AWS_ALLOW_HTTP", "true"),
+        ("AWS_REGION", "nowhere"),
+        ("AWS_ACCESS_KEY_ID", "nobody"),
+        ("AWS_SECRET_ACCESS_KEY", "nothing"),
+    ];
+    let job = |generation| Assignment {
+        generation: Generation(generation),
+        store_url: "s3://nobody/store".to_owned(),
+        ..world.assignment.clone()
+    };
+    let mut rank = TestRank::start_with(world.folder.path(), &job(1), 0, &environment);
+    let first = silent.accept().unwrap();
+    rank.order(&job(2));
+    let report = rank.until(|report| report.generation == Generation(2));
+    let steps: Vec<u64> = report.steps.iter().map(|step| step.step.0).collect();
+    assert_eq!(steps, [1, 2], "the step is told though its share was not written");
+    // The share is still owed, and the next generation begins with it.
+    let second = silent.accept().unwrap();
+    drop((first, second));
 }

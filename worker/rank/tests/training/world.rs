@@ -198,6 +198,16 @@ pub(crate) struct TestRank {
 
 impl TestRank {
     pub(crate) fn start(folder: &Path, assignment: &Assignment, rank: u32) -> Self {
+        Self::start_with(folder, assignment, rank, &[])
+    }
+
+    /// With variables in its environment.
+    pub(crate) fn start_with(
+        folder: &Path,
+        assignment: &Assignment,
+        rank: u32,
+        environment: &[(&str, &str)],
+    ) -> Self {
         let socket = folder.join(format!(
             "{}-g{}-{rank}.sock",
             assignment.job, assignment.generation
@@ -216,6 +226,7 @@ impl TestRank {
             ])
             .arg(folder.join("cache"))
             .args(["--parent", &std::process::id().to_string()])
+            .envs(environment.iter().copied())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
