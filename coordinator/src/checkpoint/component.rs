@@ -2,7 +2,7 @@
 //! from any layout in which a base may lie. Called by the export.
 
 use super::CheckpointError;
-use half::f16;
+use half::{bf16, f16};
 use model_data::base::Base;
 use object_store::ObjectStoreExt;
 use proto::layout::UNetLayout;
@@ -36,6 +36,9 @@ impl Weights {
 
     /// Nearest 16-bit float of every 32-bit one; other types stay as they are.
     pub(super) fn halve(&mut self) {
+        if self.dtype == Dtype::BF16 {
+            self.widen();
+        }
         if self.dtype != Dtype::F32 {
             return;
         }
@@ -49,12 +52,14 @@ impl Weights {
 
     /// A base's 16-bit floats as the 32-bit ones that they were trained beside: a file has one kind of numbers.
     pub(super) fn widen(&mut self) {
-        if self.dtype != Dtype::F16 {
-            return;
-        }
+        let value: fn([u8; 2]) -> f32 = match self.dtype {
+            Dtype::F16 => |bytes| f16::from_le_bytes(bytes).to_f32(),
+            Dtype::BF16 => |bytes| bf16::from_le_bytes(bytes).to_f32(),
+            _ => return,
+        };
         let floats = self.bytes.chunks_exact(2).flat_map(|it| {
-            let value = f16::from_le_bytes(it.try_into().expect("the chunks have two bytes"));
-            value.to_f32().to_le_bytes()
+            let bytes = it.try_into().expect("the chunks have two bytes");
+            value(bytes).to_le_bytes()
         });
         self.bytes = floats.collect();
         self.dtype = Dtype::F32;
@@ -294,5 +299,11 @@ mod tests {
         assert_eq!((weights.dtype, weights.bytes.len()), (Dtype::F32, 12));
         weights.halve();
         assert_eq!(weights.bytes, halved, "nothing is lost on the way there and back");
+        let mut weights = Weights::new(Dtype::BF16, &[1], bf16::from_f32(1.5).to_le_bytes().to_vec());
+        weights.halve();
+        assert_eq!(
+            (weights.dtype, weights.bytes),
+            (Dtype::F16, f16::from_f32(1.5).to_le_bytes().to_vec())
+        );
     }
 }

@@ -6,6 +6,8 @@ use crate::spec::{Attend, Clothes, Retrieval};
 use crate::spec::{Component, OnNonfinite, Precision};
 use std::path::Path;
 
+mod combination;
+
 const GOOD: &str = r#"name = "demo"
 
 [resources]
@@ -350,115 +352,6 @@ fn latents_are_kept_only_where_they_stay_the_same() {
         "job.toml:19: train.latent_cache_mib: is 64; with train.reduction = \"exact\" on cuda it must be 0, because a \
          GPU may give a picture other bits in other company"
     );
-}
-
-/// A job of this architecture with a line more in a section is refused with this message.
-fn idle(architecture: &str, (section, line): (&str, &str), message: &str) {
-    let references = if architecture == "retrinet" {
-        "references = 2\n"
-    } else {
-        ""
-    };
-    let job = GOOD.replacen("references = 2\n", references, 1).replacen(
-        "\"retrinet\"",
-        &format!("\"{architecture}\""),
-        1,
-    );
-    read(&job).unwrap_or_else(|error| panic!("without {line}: {error}"));
-    let error = read(&job.replacen(section, &format!("{section}\n{line}"), 1)).unwrap_err();
-    assert!(error.ends_with(message), "{architecture}, {line}: {error}");
-}
-
-#[test]
-fn a_field_that_nothing_would_read_is_refused() {
-    let of_references = [
-        ("task = \"multitask\"", "task: is \"multitask\""),
-        ("pairing = \"a\"", "pairing: is \"a\""),
-        ("references = 4", "references: is 4"),
-        ("reference_scale = 0.9", "reference_scale: is 0.9"),
-        (
-            "multitask_reconstruction = 0.1",
-            "multitask_reconstruction: is 0.1",
-        ),
-        ("face_probability = 1", "face_probability: is 1.0"),
-        ("face_enlargement = 2", "face_enlargement: is 2.0"),
-        ("figure_threshold = 0.2", "figure_threshold: is 0.2"),
-        ("clothes = { cut_off = 1 }", "clothes.cut_off: is 1.0"),
-        (
-            "clothes = { cut_off_minimum = 0 }",
-            "clothes.cut_off_minimum: is 0.0",
-        ),
-        ("clothes = { background = 1 }", "clothes.background: is 1.0"),
-    ];
-    for architecture in ["autoencoder", "text-to-image"] {
-        let why = format!("{architecture} is shown no references");
-        for (line, value) in of_references {
-            let message = format!("data.{value}; it means nothing because {why}: leave it out");
-            idle(architecture, ("[data]", line), &message);
-        }
-    }
-    let of_noise = [
-        ("[data]", "prompt_drop = 0.1", "data.prompt_drop: is 0.1"),
-        (
-            "[train]",
-            "face_loss_weight = 2",
-            "train.face_loss_weight: is 2.0",
-        ),
-        (
-            "[train]",
-            "target_mask_threshold = 0.1",
-            "train.target_mask_threshold: is 0.1",
-        ),
-        (
-            "[train]",
-            "loss_weighting = \"noise\"",
-            "train.loss_weighting: is \"noise\"",
-        ),
-    ];
-    for (section, line, value) in of_noise {
-        let why = "an autoencoder sees pictures alone, without prompt and noise";
-        let message = format!("{value}; it means nothing because {why}: leave it out");
-        idle("autoencoder", (section, line), &message);
-    }
-    for (line, table) in [
-        ("unet = { channels = 96 }", "unet"),
-        ("text_encoder = { layers = 3 }", "text_encoder"),
-    ] {
-        let message = format!(
-            "model.{table}: is for text-to-image and retrinet; an autoencoder has no such part: leave the table out"
-        );
-        idle("autoencoder", ("[model]", line), &message);
-    }
-}
-
-#[test]
-fn a_task_has_the_fields_that_it_reads() {
-    let with = |lines: &str| read(&GOOD.replacen("[data]", &format!("[data]\n{lines}"), 1));
-    with("task = \"multitask\"\nmultitask_reconstruction = 0.1\nface_probability = 1").unwrap();
-    with("task = \"composition\"\nface_probability = 1").unwrap();
-    assert_eq!(
-        with("multitask_reconstruction = 0.1").unwrap_err(),
-        "job.toml:7: data.multitask_reconstruction: is 0.1; it means nothing because data.task is composition: leave \
-         it out"
-    );
-    assert_eq!(
-        with("task = \"reconstruction\"\nfigure_threshold = 0.1").unwrap_err(),
-        "job.toml:8: data.figure_threshold: is 0.1; it means nothing because data.task is reconstruction: leave it out"
-    );
-}
-
-#[test]
-fn the_canonical_text_of_every_architecture_and_size_means_the_same() {
-    for architecture in ["autoencoder", "text-to-image", "retrinet"] {
-        for size in crate::size::NAMES {
-            let text = GOOD
-                .replace("references = 2\n", "")
-                .replace("\"retrinet\"", &format!("\"{architecture}\""))
-                .replace("\"small\"", &format!("\"{size}\""));
-            let spec = read(&text).unwrap();
-            assert_eq!(parse("canonical", &to_toml(&spec), None).unwrap(), spec);
-        }
-    }
 }
 
 #[test]

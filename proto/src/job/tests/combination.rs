@@ -1,0 +1,179 @@
+//! Fields that do not go together, and fields that nothing would read.
+
+use super::{GOOD, read};
+use crate::job::{parse, to_toml};
+
+#[test]
+fn wrong_combinations_in_model_and_data_are_refused_by_field_value_and_what_would_be_right() {
+    let components = "expected one of `autoencoder`, `text-encoder`, `encoder`, `middle`, `decoder`, `retrieval-encoder`, \
+                      `cross-attention`; did you mean `decoder`?";
+    for (section, line, message) in [
+        (
+            "[model]",
+            "freeze = [\"decodr\"]",
+            &*format!("model.freeze: unknown variant `decodr`, {components}"),
+        ),
+        (
+            "[train]",
+            "learning_rates = { decodr = 1 }",
+            &format!("train.learning_rates.decodr: unknown variant `decodr`, {components}"),
+        ),
+        (
+            "[train]",
+            "learning_rates = { encoder = 0.1 }",
+            "train.learning_rates.encoder: is 0.1; this component is frozen: leave it out, here or in model.freeze",
+        ),
+        (
+            "[data]",
+            "prompt_drop = nan",
+            "data.prompt_drop: is NaN; a share lies between 0 and 1",
+        ),
+        (
+            "[data]",
+            "face_enlargement = 0.5",
+            "data.face_enlargement: is 0.5; it must lie between 1 and 4",
+        ),
+        (
+            "[data]",
+            "holdout = 1",
+            "data.holdout: is 1; it must be at least 0 and below 1, or nothing is left to train on",
+        ),
+        (
+            "[model]",
+            "unet = { attention_levels = [3] }",
+            "model.unet.attention_levels: names level 3; there are levels 0 to 2",
+        ),
+        (
+            "[model]",
+            "unet = { latent_channels = 8 }",
+            "model.unet.latent_channels: is 8; it must equal model.autoencoder.latent_channels, which is 4",
+        ),
+        (
+            "[model]",
+            "autoencoder = { norm_groups = 3 }",
+            "model.autoencoder.norm_groups: is 3; it must divide every width, and 16 is one",
+        ),
+        (
+            "[model]",
+            "text_encoder = { tokens = 1 }",
+            "model.text_encoder.tokens: is 1; a prompt has 2 to 1024 tokens",
+        ),
+        (
+            "[model]",
+            "retrieval = { attend = \"all\" }",
+            "model.retrieval.attend: unknown variant `all`, expected `every-block` or `every-level`",
+        ),
+    ] {
+        let error = read(&GOOD.replacen(section, &format!("{section}\n{line}"), 1)).unwrap_err();
+        assert!(error.ends_with(message), "{line}: {error}");
+    }
+}
+
+/// A job of this architecture with a line more in a section is refused with this message.
+fn idle(architecture: &str, (section, line): (&str, &str), message: &str) {
+    let references = if architecture == "retrinet" {
+        "references = 2\n"
+    } else {
+        ""
+    };
+    let job = GOOD.replacen("references = 2\n", references, 1).replacen(
+        "\"retrinet\"",
+        &format!("\"{architecture}\""),
+        1,
+    );
+    read(&job).unwrap_or_else(|error| panic!("without {line}: {error}"));
+    let error = read(&job.replacen(section, &format!("{section}\n{line}"), 1)).unwrap_err();
+    assert!(error.ends_with(message), "{architecture}, {line}: {error}");
+}
+
+#[test]
+fn a_field_that_nothing_would_read_is_refused() {
+    let of_references = [
+        ("task = \"multitask\"", "task: is \"multitask\""),
+        ("pairing = \"a\"", "pairing: is \"a\""),
+        ("references = 4", "references: is 4"),
+        ("reference_scale = 0.9", "reference_scale: is 0.9"),
+        (
+            "multitask_reconstruction = 0.1",
+            "multitask_reconstruction: is 0.1",
+        ),
+        ("face_probability = 1", "face_probability: is 1.0"),
+        ("face_enlargement = 2", "face_enlargement: is 2.0"),
+        ("figure_threshold = 0.2", "figure_threshold: is 0.2"),
+        ("clothes = { cut_off = 1 }", "clothes.cut_off: is 1.0"),
+        (
+            "clothes = { cut_off_minimum = 0 }",
+            "clothes.cut_off_minimum: is 0.0",
+        ),
+        ("clothes = { background = 1 }", "clothes.background: is 1.0"),
+    ];
+    for architecture in ["autoencoder", "text-to-image"] {
+        let why = format!("{architecture} is shown no references");
+        for (line, value) in of_references {
+            let message = format!("data.{value}; it means nothing because {why}: leave it out");
+            idle(architecture, ("[data]", line), &message);
+        }
+    }
+    let of_noise = [
+        ("[data]", "prompt_drop = 0.1", "data.prompt_drop: is 0.1"),
+        (
+            "[train]",
+            "face_loss_weight = 2",
+            "train.face_loss_weight: is 2.0",
+        ),
+        (
+            "[train]",
+            "target_mask_threshold = 0.1",
+            "train.target_mask_threshold: is 0.1",
+        ),
+        (
+            "[train]",
+            "loss_weighting = \"noise\"",
+            "train.loss_weighting: is \"noise\"",
+        ),
+    ];
+    for (section, line, value) in of_noise {
+        let why = "an autoencoder sees pictures alone, without prompt and noise";
+        let message = format!("{value}; it means nothing because {why}: leave it out");
+        idle("autoencoder", (section, line), &message);
+    }
+    for (line, table) in [
+        ("unet = { channels = 96 }", "unet"),
+        ("text_encoder = { layers = 3 }", "text_encoder"),
+    ] {
+        let message = format!(
+            "model.{table}: is for text-to-image and retrinet; an autoencoder has no such part: leave the table out"
+        );
+        idle("autoencoder", ("[model]", line), &message);
+    }
+}
+
+#[test]
+fn a_task_has_the_fields_that_it_reads() {
+    let with = |lines: &str| read(&GOOD.replacen("[data]", &format!("[data]\n{lines}"), 1));
+    with("task = \"multitask\"\nmultitask_reconstruction = 0.1\nface_probability = 1").unwrap();
+    with("task = \"composition\"\nface_probability = 1").unwrap();
+    assert_eq!(
+        with("multitask_reconstruction = 0.1").unwrap_err(),
+        "job.toml:7: data.multitask_reconstruction: is 0.1; it means nothing because data.task is composition: leave \
+         it out"
+    );
+    assert_eq!(
+        with("task = \"reconstruction\"\nfigure_threshold = 0.1").unwrap_err(),
+        "job.toml:8: data.figure_threshold: is 0.1; it means nothing because data.task is reconstruction: leave it out"
+    );
+}
+
+#[test]
+fn the_canonical_text_of_every_architecture_and_size_means_the_same() {
+    for architecture in ["autoencoder", "text-to-image", "retrinet"] {
+        for size in crate::size::NAMES {
+            let text = GOOD
+                .replace("references = 2\n", "")
+                .replace("\"retrinet\"", &format!("\"{architecture}\""))
+                .replace("\"small\"", &format!("\"{size}\""));
+            let spec = read(&text).unwrap();
+            assert_eq!(parse("canonical", &to_toml(&spec), None).unwrap(), spec);
+        }
+    }
+}
