@@ -317,7 +317,7 @@ impl pb::control_server::Control for ControlService {
             waits_for: why.waits_for.map(|it| pb::WaitsFor {
                 rank: it.rank.0,
                 worker: it.worker.name,
-                phase: it.phase.into(),
+                phase: it.phase,
                 for_ms: it.for_ms,
             }),
         }))

@@ -6,6 +6,7 @@ use crate::checkpoint::{CheckpointRef, ShardEntry};
 use crate::id::{Generation, JobId, Rank, Step, WorkerId};
 use crate::spec::{DeviceKind, Pairing, Task};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// What a worker says of itself, whole, each time: a lost report is mended by the next.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,7 +38,66 @@ pub struct RankReport {
     /// What this rank's weights came to, newest last, at most [`DIGESTS_MAX`]. All ranks of a generation say the same
     /// of the same step.
     pub digests: Vec<WeightDigest>,
+    /// Where its thread is in a step; None: in none.
+    pub doing: Option<Doing>,
 }
+
+/// Where a rank's thread is, and for how long: what a person is told while a step goes on. Never reason enough for a report
+/// of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Doing {
+    pub step: Step,
+    pub piece: Piece,
+    pub for_ms: u64,
+}
+
+/// A piece of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Piece {
+    /// Waiting for the object store and the decoder.
+    Samples,
+    /// Forward and backward of the rank's n-th micro-batch of the step, from 1 on, as far as they are its own.
+    MicroBatch(u32),
+    /// In a collective: it is done as soon as the slowest rank has come to it.
+    Reduction,
+    /// Clip, optimizer, moving average.
+    Update,
+    /// Hashing weights and optimizer state.
+    Digest,
+    /// Writing its share, which the object store may hold up.
+    Checkpoint,
+}
+
+impl Piece {
+    /// Whether nobody and nothing outside the process is waited for in it.
+    #[must_use]
+    pub fn is_own(self) -> bool {
+        match self {
+            Self::MicroBatch(_) | Self::Update | Self::Digest => true,
+            Self::Samples | Self::Reduction | Self::Checkpoint => false,
+        }
+    }
+}
+
+impl fmt::Display for Piece {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Samples => f.write_str("the samples"),
+            Self::MicroBatch(number) => write!(f, "micro-batch {number}"),
+            Self::Reduction => f.write_str("the reduction"),
+            Self::Update => f.write_str("the update"),
+            Self::Digest => f.write_str("the digest"),
+            Self::Checkpoint => f.write_str("the checkpoint"),
+        }
+    }
+}
+
+/// How a daemon begins to tell of a rank that it did not hear.
+pub const SILENT: &str = "silent for";
+/// How a rank begins to tell that its own thread does not come on.
+pub const HANGS: &str = "hangs in";
 
 /// Longest `steps` list; older entries are dropped first (the curve gets a gap, nothing else).
 pub const STEPS_MAX: usize = 512;

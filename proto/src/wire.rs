@@ -1,6 +1,7 @@
 //! Plain messages <-> generated protobuf. Every field that comes in is checked here, once; machines see only values that
 //! mean something. No I/O; called by the rpc shells.
 
+mod doing;
 mod sample;
 
 use crate::checkpoint::{CheckpointRef, ShardEntry};
@@ -177,6 +178,7 @@ impl From<&RankReport> for pb::RankReport {
             shards: report.shards.iter().map(Into::into).collect(),
             digests: report.digests.iter().map(Into::into).collect(),
             permanent,
+            doing: report.doing.as_ref().map(Into::into),
         }
     }
 }
@@ -228,6 +230,7 @@ impl TryFrom<pb::RankReport> for RankReport {
                 .into_iter()
                 .map(TryInto::try_into)
                 .collect::<Result<_, _>>()?,
+            doing: report.doing.map(TryInto::try_into).transpose()?,
         })
     }
 }
@@ -513,6 +516,7 @@ mod tests {
                     step: Step(8),
                     sha256: "f".repeat(64),
                 }],
+                doing: None,
             }],
         }
     }

@@ -65,19 +65,26 @@ fn rank() -> impl Strategy<Value = pb::RankReport> {
         prop::collection::vec(shard(), 0..3),
     );
     let digests = prop::collection::vec((strange_number(), strange_text()), 0..3);
+    let doing = prop::option::of((strange_number(), -1..8_i32, any::<u32>(), strange_number()));
     (
         places,
         strange_text(),
         prop::option::of(strange_text()),
         lists,
-        digests,
+        (digests, doing),
     )
         .prop_map(
-            |((job, generation, rank, phase), error, store_address, (steps, shards), digests)| {
+            |((job, generation, rank, phase), error, store_address, (steps, shards), (digests, doing))| {
                 let digests = digests
                     .into_iter()
                     .map(|(step, sha256)| pb::WeightDigest { step, sha256 })
                     .collect();
+                let doing = doing.map(|(step, piece, micro_batch, for_ms)| pb::Doing {
+                    step,
+                    piece,
+                    micro_batch,
+                    for_ms,
+                });
                 pb::RankReport {
                     job,
                     generation,
@@ -88,6 +95,7 @@ fn rank() -> impl Strategy<Value = pb::RankReport> {
                     steps,
                     shards,
                     digests,
+                    doing,
                     ..Default::default()
                 }
             },

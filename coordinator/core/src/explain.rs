@@ -3,6 +3,7 @@
 
 use crate::event::Member;
 use proto::id::{Rank, Step, WorkerId};
+use proto::message::{HANGS, SILENT};
 use std::fmt;
 
 /// Why a generation ended before its work was done.
@@ -55,8 +56,6 @@ pub(crate) enum Ending {
     },
 }
 
-/// How a daemon begins to tell of a rank that it did not hear.
-const SILENT: &str = "silent for";
 /// Ranks that are named in one sentence.
 const NAMED_MAX: usize = 8;
 
@@ -84,7 +83,7 @@ impl Ending {
         match self {
             Self::RankFailed {
                 rank, worker, error, ..
-            } if error.starts_with(SILENT) => Some((worker, Some(*rank))),
+            } if error.starts_with(SILENT) || error.starts_with(HANGS) => Some((worker, Some(*rank))),
             Self::RankMissing { rank, worker } => Some((worker, Some(*rank))),
             Self::WorkerLost { worker, .. } => Some((worker, None)),
             Self::RankFailed { .. }

@@ -8,7 +8,7 @@ use crate::halt::Halting;
 use crate::report::Oddity;
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Rank, Step};
-use proto::message::{RankPhase, RankReport, ShardReport, StepReport};
+use proto::message::{Doing, Piece, RankPhase, RankReport, ShardReport, StepReport};
 use std::collections::BTreeMap;
 
 #[derive(Debug, Default)]
@@ -46,8 +46,20 @@ pub(crate) struct RankLive {
     pub(crate) heard: Millis,
     /// Since when it is in its phase.
     pub(crate) since: Millis,
+    /// Where its thread was when it was last heard.
+    pub(crate) doing: Option<Doing>,
     /// Its process began in this generation; it holds nothing.
     pub(crate) cold: bool,
+}
+
+/// Whom the others wait for in a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Slowest {
+    pub(crate) rank: Rank,
+    pub(crate) piece: Piece,
+    pub(crate) for_ms: u64,
+    /// So many others are in the reduction already.
+    pub(crate) waiting: usize,
 }
 
 /// What a rank's report brought.
@@ -109,6 +121,8 @@ impl Live {
         if rank.take(&report.phase, now) && self.last_step.is_none() {
             self.stepped_at = now;
         }
+        let outside = |step: Step| step == Step(0) || steps_max < step;
+        rank.doing = report.doing.filter(|doing| !outside(doing.step));
         if report.rank == Rank(0) {
             if report.store_address.is_some() && self.store_address != report.store_address {
                 self.store_address.clone_from(&report.store_address);
@@ -117,9 +131,10 @@ impl Live {
         }
         news.for_all = self.meeting_place() != met.as_ref();
         self.take_shards(report, steps_max, committed, &mut news);
-        let outside = |step: Step| step == Step(0) || steps_max < step;
         let digests = report.digests.iter().map(|digest| digest.step);
+        let doing = report.doing.iter().map(|doing| doing.step);
         let oddities = digests
+            .chain(doing)
             .filter(|step| outside(*step))
             .map(|step| Oddity::StepOutside { step, steps_max });
         news.oddities.extend(oddities);
@@ -197,6 +212,30 @@ impl Live {
         !self.ranks.is_empty() && self.ranks.values().all(finished)
     }
 
+    /// The rank that the others wait for in a step, as far as they have told: of those that are not in the reduction yet the
+    /// one that has been longest in what it does.
+    pub(crate) fn slowest(&self, now: Millis) -> Option<Slowest> {
+        let doing = |live: &RankLive| {
+            let doing = live.doing.filter(|_| live.phase == Some(RankPhase::Training))?;
+            let since_heard = now.saturating_sub(live.heard);
+            Some((doing.piece, doing.for_ms.saturating_add(since_heard)))
+        };
+        let told: Vec<_> = self
+            .ranks
+            .iter()
+            .filter_map(|(rank, live)| Some((*rank, doing(live)?)))
+            .collect();
+        let behind = told.iter().filter(|(_, (piece, _))| *piece != Piece::Reduction);
+        let (rank, (piece, for_ms)) = behind.max_by_key(|(_, (_, for_ms))| *for_ms).copied()?;
+        let waiting = told.iter().filter(|(_, (piece, _))| *piece == Piece::Reduction);
+        Some(Slowest {
+            rank,
+            piece,
+            for_ms,
+            waiting: waiting.count(),
+        })
+    }
+
     /// The running rank that was silent longest, and since when.
     pub(crate) fn longest_silent(&self) -> Option<(Rank, Millis)> {
         self.ranks
@@ -212,6 +251,7 @@ impl RankLive {
             phase: None,
             heard: now,
             since: now,
+            doing: None,
             cold: false,
         }
     }

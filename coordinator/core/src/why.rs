@@ -29,7 +29,8 @@ pub struct Why {
 pub struct WaitsFor {
     pub rank: Rank,
     pub worker: WorkerId,
-    pub phase: &'static str,
+    /// What it does there, in a few words.
+    pub phase: String,
     pub for_ms: u64,
 }
 
@@ -136,16 +137,51 @@ impl Job {
     fn why_training(&self, now: Millis) -> Why {
         let (step, since) = (self.live.acknowledged.0 + 1, self.live.stepped_at);
         let for_ms = now.saturating_sub(since);
+        let last = self.live.last_step.as_ref().map(|step| step.seconds.total());
+        let last = last.map_or_else(String::new, |seconds| {
+            format!("; the step before took {seconds:.1} s")
+        });
+        let (waits_for, awaited) = self.awaited(now);
+        Why {
+            sentence: format!(
+                "it trains: step {step} has been going on for {}{last}{awaited}",
+                seconds(for_ms)
+            ),
+            constraint: "step",
+            remedy: None,
+            waits_for,
+        }
+    }
+
+    /// Whom a step waits for, as the end of a sentence too: who is slowest by what the ranks say, or else who was heard
+    /// least recently.
+    fn awaited(&self, now: Millis) -> (Option<WaitsFor>, String) {
+        if let Some(slowest) = self.live.slowest(now)
+            && let Some(live) = self.live.ranks.get(&slowest.rank)
+            && let Some(mut it) = self.waits_for(slowest.rank, live, live.since, now)
+        {
+            it.for_ms = slowest.for_ms;
+            it.phase = format!("{}: {}", it.phase, slowest.piece);
+            let others = match slowest.waiting {
+                0 => String::new(),
+                1 => ", and another waits for it in the reduction".to_owned(),
+                waiting => format!(", and {waiting} others wait for it in the reduction"),
+            };
+            let text = format!(
+                "; rank {} on {} has been in {} for {}{others}",
+                it.rank,
+                it.worker.name,
+                slowest.piece,
+                seconds(it.for_ms)
+            );
+            return (Some(it), text);
+        }
         let silent = self
             .live
             .longest_silent()
             .and_then(|(rank, _)| self.live.ranks.get_key_value(&rank));
         let waits_for = silent.and_then(|(rank, live)| self.waits_for(*rank, live, live.heard, now));
-        let last = self.live.last_step.as_ref().map(|step| step.seconds.total());
-        let last = last.map_or_else(String::new, |seconds| {
-            format!("; the step before took {seconds:.1} s")
-        });
-        let quiet = waits_for.as_ref().map_or_else(String::new, |it| {
+        let text = waits_for.as_ref().map_or_else(String::new, |it| {
             format!(
                 "; least recently heard: rank {} on {}, {} ago",
                 it.rank,
@@ -153,15 +189,7 @@ impl Job {
                 seconds(it.for_ms)
             )
         });
-        Why {
-            sentence: format!(
-                "it trains: step {step} has been going on for {}{last}{quiet}",
-                seconds(for_ms)
-            ),
-            constraint: "step",
-            remedy: None,
-            waits_for,
-        }
+        (waits_for, text)
     }
 
     /// Of the ranks that are so, the one that has been longest.
@@ -223,7 +251,7 @@ impl Job {
         Some(WaitsFor {
             rank,
             worker: member.worker.clone(),
-            phase,
+            phase: phase.to_owned(),
             for_ms: now.saturating_sub(since),
         })
     }

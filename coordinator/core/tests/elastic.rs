@@ -8,8 +8,8 @@ mod desk;
 
 use coordinator_core::event::{Effect, Event, JobPhase};
 use desk::{DETECT_WITHIN_MS, Desk, failed, id, manifests, rank, sends, spec, told, with_shard, with_step};
-use proto::id::{JobId, Rank};
-use proto::message::{Halt, RankPhase, WorkerReport};
+use proto::id::{JobId, Rank, Step};
+use proto::message::{Doing, Halt, Piece, RankPhase, WorkerReport};
 use proto::spec::DeviceKind;
 
 fn broken() -> RankPhase {
@@ -135,7 +135,7 @@ fn one_death_is_one_fault_whoever_tells_it_first() {
 #[test]
 fn who_waited_for_a_silent_rank_is_told() {
     let (mut desk, job) = three();
-    let silent = "silent for 1000 ms while training; killed by its daemon";
+    let silent = "silent for 1000 ms while training, in micro-batch 1 of step 3; killed by its daemon";
     desk.hear("w2", vec![rank(&job, 1, 1, failed(silent))]);
     assert_eq!(
         desk.job(&job).incidents[0].what,
@@ -143,6 +143,44 @@ fn who_waited_for_a_silent_rank_is_told() {
             "rank 1 on w2#1 failed: {silent}; rank 0 on w1, rank 2 on w3 waited for it; the job goes on from what \
              survivors hold, or step 0"
         )
+    );
+}
+
+/// So is a rank that ended itself because its thread hung; and until it does, `why` says who is where.
+#[test]
+fn who_waits_for_a_rank_that_hangs_is_told() {
+    let (mut desk, job) = three();
+    let at = |number: u32, piece| {
+        let mut report = rank(&job, 1, number, RankPhase::Training);
+        let (step, for_ms) = (Step(1), 700);
+        report.doing = Some(Doing { step, piece, for_ms });
+        report
+    };
+    desk.hear("w1", vec![at(0, Piece::Reduction)]);
+    desk.hear("w2", vec![at(1, Piece::MicroBatch(2))]);
+    desk.hear("w3", vec![at(2, Piece::Reduction)]);
+    desk.wait(100);
+    let why = desk.machine.why(desk.now, &job).unwrap();
+    assert!(
+        why.sentence.ends_with(
+            "; rank 1 on w2 has been in micro-batch 2 for 0.8 s, and 2 others wait for it in the reduction"
+        ),
+        "{why:?}"
+    );
+    let waits_for = why.waits_for.unwrap();
+    assert_eq!(
+        (waits_for.rank, waits_for.phase.as_str(), waits_for.for_ms),
+        (Rank(1), "training: micro-batch 2", 800)
+    );
+    let hangs =
+        "hangs in micro-batch 2 of step 1: for 12.0 s, and it is the first micro-batch; it ends itself";
+    desk.hear("w2", vec![rank(&job, 1, 1, failed(hangs))]);
+    let what = &desk.job(&job).incidents[0].what;
+    assert!(
+        what.starts_with(&format!(
+            "rank 1 on w2#1 failed: {hangs}; rank 0 on w1, rank 2 on w3 waited for it; "
+        )),
+        "{what}"
     );
 }
 

@@ -254,6 +254,7 @@ impl World {
             steps,
             shards,
             digests: process.digests.clone(),
+            doing: None,
         };
         process.last_line = (now + delay).max(process.last_line);
         let (node, boot, at) = (process.node, process.boot, process.last_line);

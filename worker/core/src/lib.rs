@@ -17,7 +17,7 @@ use deadline::Deadlines;
 pub use deadline::GRACE;
 use event::{Effect, Event, Fact, Millis, RankKey};
 use proto::id::{Generation, JobId, Rank, WorkerId};
-use proto::message::{Assignment, DesiredState, RankPhase, RankReport, WorkerReport};
+use proto::message::{Assignment, DesiredState, RankPhase, RankReport, SILENT, WorkerReport};
 use proto::spec::DeviceKind;
 use rank::{Life, RankState};
 use std::collections::{BTreeMap, BTreeSet};
@@ -373,8 +373,11 @@ impl Worker {
             if let Life::Running { device, heard, .. } = state.life {
                 let silent_ms = now.saturating_sub(heard);
                 let phase = phase_word(&state.report.phase);
+                let place = state.report.doing.map_or_else(String::new, |doing| {
+                    format!(", in {} of step {}", doing.piece, doing.step)
+                });
                 let error = if self.deadlines.silent_at(heard, &state.report.phase) <= now {
-                    format!("silent for {silent_ms} ms while {phase}; killed by its daemon")
+                    format!("{SILENT} {silent_ms} ms while {phase}{place}; killed by its daemon")
                 } else {
                     "did not leave the older generation in time; killed by its daemon".to_owned()
                 };
@@ -459,7 +462,7 @@ impl Worker {
             worker: self.config.worker.clone(),
             device: self.config.device,
             devices,
-            ranks: self.ranks.values().map(|state| state.report.clone()).collect(),
+            ranks: self.ranks.values().map(|state| state.told(now)).collect(),
         }));
     }
 

@@ -135,6 +135,7 @@ impl RankState {
             *leave_by = None;
         }
         let mut changed = self.advance(said.phase);
+        self.report.doing = said.doing;
         if said.store_address.is_some() && said.store_address != self.report.store_address {
             self.report.store_address = said.store_address;
             changed = true;
@@ -171,6 +172,15 @@ impl RankState {
         let surplus = self.report.digests.len().saturating_sub(DIGESTS_MAX);
         self.report.digests.drain(..surplus);
         changed
+    }
+
+    /// What is told of it at `now`: what it did when it was last heard it has been doing since.
+    pub(crate) fn told(&self, now: Millis) -> RankReport {
+        let mut report = self.report.clone();
+        if let (Some(doing), Life::Running { heard, .. }) = (&mut report.doing, self.life) {
+            doing.for_ms = doing.for_ms.saturating_add(now.saturating_sub(heard));
+        }
+        report
     }
 
     /// Keeps the newest assignment and drops what the coordinator has by now. True when the report became
@@ -213,5 +223,6 @@ fn blank(key: &RankKey, phase: RankPhase) -> RankReport {
         steps: Vec::new(),
         shards: Vec::new(),
         digests: Vec::new(),
+        doing: None,
     }
 }

@@ -4,8 +4,8 @@
 mod desk;
 
 use desk::*;
-use proto::id::Rank;
-use proto::message::RankPhase;
+use proto::id::{Rank, Step};
+use proto::message::{Doing, Piece, RankPhase};
 use worker_core::GRACE;
 use worker_core::event::{Effect, Event, Fact};
 
@@ -112,10 +112,25 @@ fn a_silent_rank_is_killed_and_reported() {
             .contains(&Effect::Kill { key: key(1, 0) }),
         "starting takes long"
     );
-    desk.say(&key(1, 0), RankPhase::Training);
+    let mut last = said(&key(1, 0), RankPhase::Training);
+    last.doing = Some(Doing {
+        step: Step(7),
+        piece: Piece::MicroBatch(2),
+        for_ms: 50,
+    });
+    desk.handle(Event::RankSaid {
+        process: key(1, 0),
+        report: last,
+    });
+    let told = reports(&desk.wait(DETECT_WITHIN_MS / 3)).remove(0).ranks.remove(0);
+    assert_eq!(
+        told.doing.map(|doing| doing.for_ms),
+        Some(50 + DETECT_WITHIN_MS / 3),
+        "it has been doing it since"
+    );
     assert!(
         !desk
-            .wait(DETECT_WITHIN_MS - 1)
+            .wait(DETECT_WITHIN_MS - DETECT_WITHIN_MS / 3 - 1)
             .contains(&Effect::Kill { key: key(1, 0) })
     );
     let effects = desk.wait(1);
@@ -126,12 +141,12 @@ fn a_silent_rank_is_killed_and_reported() {
     })));
     assert_eq!(
         reports(&effects).last().unwrap().ranks[0].phase,
-        error("silent for 900 ms while training; killed by its daemon")
+        error("silent for 900 ms while training, in micro-batch 2 of step 7; killed by its daemon")
     );
     desk.exit(&key(1, 0), false, "killed by signal 9");
     assert_eq!(
         desk.phase(&key(1, 0)),
-        error("silent for 900 ms while training; killed by its daemon"),
+        error("silent for 900 ms while training, in micro-batch 2 of step 7; killed by its daemon"),
         "the cause, not the effect"
     );
 }

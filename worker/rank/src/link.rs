@@ -1,10 +1,12 @@
 //! The rank's line to its daemon: one task owns the socket and the report. It beats when nothing happens, so
 //! that a rank deep in a kernel is known to be alive; it frees the model's thread from a collective when a newer
-//! generation is ordered; and it ends the process when the daemon says so or is gone. Decides nothing about training.
+//! generation is ordered; and it ends the process when the daemon says so or is gone, or when that thread hangs. Decides
+//! nothing about training.
 //! The model's thread talks to it through [`Link`].
 
 use crate::collective::{Aborter, CollectiveError, exit_now};
 use crate::deadline::Deadlines;
+use crate::watch::{Marks, Watch};
 use anyhow::Context;
 use proto::id::{Generation, Rank};
 use proto::message::{
@@ -13,6 +15,7 @@ use proto::message::{
 };
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -23,6 +26,8 @@ use tokio::time::MissedTickBehavior;
 /// Exit code when the daemon asked to stop, or went away.
 const EXIT_STOPPED: i32 = 0;
 const EXIT_ORPHANED: i32 = 3;
+/// Exit code when the model's thread hangs.
+const EXIT_HUNG: i32 = 4;
 
 /// Words that may wait for the socket; the model's thread waits when there are more.
 const WORDS_MAX: usize = 64;
@@ -66,6 +71,7 @@ pub(crate) struct Link {
     words: mpsc::Sender<Word>,
     task: watch::Receiver<Task>,
     interrupt: Interrupt,
+    marks: Marks,
 }
 
 impl Link {
@@ -96,20 +102,23 @@ impl Link {
             let (words, said) = mpsc::channel(WORDS_MAX);
             let (sender, receiver) = watch::channel(task.clone());
             let interrupt = Interrupt::default();
-            let beat = Deadlines::new(task.assignment.detect_within_ms).heartbeat();
+            let deadlines = Deadlines::new(task.assignment.detect_within_ms);
+            let marks = Marks::default();
             let conversation = Conversation {
                 report: first_report(&task),
                 writer,
                 task: sender,
                 interrupt: Arc::clone(&interrupt),
+                watch: Watch::new(marks.clone(), deadlines, Instant::now()),
             };
-            tokio::spawn(conversation.run(lines, said, beat));
+            tokio::spawn(conversation.run(lines, said, deadlines.heartbeat()));
             Ok((
                 Self {
                     runtime: runtime.clone(),
                     words,
                     task: receiver,
                     interrupt,
+                    marks,
                 },
                 task,
             ))
@@ -140,6 +149,11 @@ impl Link {
 
     pub(crate) fn digest(&self, digest: WeightDigest) {
         self.say(Word::Digest(digest));
+    }
+
+    /// Where the model's thread says what it is about to do in a step.
+    pub(crate) fn marks(&self) -> &Marks {
+        &self.marks
     }
 
     /// This process as it is called now.
@@ -260,6 +274,7 @@ fn first_report(task: &Task) -> RankReport {
         steps: Vec::new(),
         shards: Vec::new(),
         digests: Vec::new(),
+        doing: None,
     }
 }
 
@@ -269,6 +284,7 @@ struct Conversation {
     writer: OwnedWriteHalf,
     task: watch::Sender<Task>,
     interrupt: Interrupt,
+    watch: Watch,
 }
 
 impl Conversation {
@@ -287,9 +303,23 @@ impl Conversation {
                     Ok(None) | Err(_) => exit_now(EXIT_ORPHANED),
                 },
                 Some(word) = said.recv() => self.note(word).await,
-                _ = ticks.tick() => self.send().await,
+                _ = ticks.tick() => self.beat().await,
             }
         }
+    }
+
+    async fn beat(&mut self) {
+        let hangs = self.watch.look(Instant::now());
+        if let Some(error) = hangs {
+            // Nothing is logged: the thread that hangs may hold whatever a log line needs.
+            self.report.phase = RankPhase::Failed {
+                error,
+                permanent: false,
+            };
+            self.send().await;
+            exit_now(EXIT_HUNG)
+        }
+        self.send().await;
     }
 
     fn hear(&mut self, line: &str) {
@@ -365,6 +395,7 @@ impl Conversation {
     }
 
     async fn send(&mut self) {
+        self.report.doing = self.watch.doing(Instant::now());
         let steps = match self.report.rank {
             Rank(0) => None,
             // Others keep theirs for themselves.

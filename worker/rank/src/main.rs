@@ -27,6 +27,7 @@ mod state;
 mod subject;
 mod tokenize;
 mod train;
+mod watch;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

@@ -21,7 +21,7 @@ use model::trainer::Trainer;
 use model::weights;
 use model_data::loader::{Loader, LoaderOptions};
 use proto::id::Step;
-use proto::message::{Halt, PhaseSeconds, RankPhase, ShardReport, StepReport, WeightDigest};
+use proto::message::{Halt, PhaseSeconds, Piece, RankPhase, ShardReport, StepReport, WeightDigest};
 use proto::share;
 use proto::spec::{Architecture, JobSpec, Reduction};
 use tch::{Device, Kind, Tensor};
@@ -47,6 +47,7 @@ pub(crate) fn train(first: &Rank<'_>, spec: &JobSpec) -> anyhow::Result<()> {
             seat.serve(&rank)
         };
         rank.link.guard(generation, None);
+        rank.link.marks().leave();
         let mut saved = true;
         match outcome {
             Ok(End::Reserve) => rank.link.phase(RankPhase::Ready),
@@ -255,18 +256,21 @@ impl Training<'_> {
     fn step(&mut self, step: u64, held: &mut Step) -> anyhow::Result<Next> {
         let mut clock = Clock::start();
         let mut seconds = PhaseSeconds::default();
+        self.begin(step, Piece::Samples);
         let examples = self.prefetch.next().context("the loader ended early")??;
         seconds.data = clock.lap();
         ensure!(examples.step == step, "the loader is at step {}", examples.step);
         self.trainer.zero_gradients();
         seconds.optimizer = clock.lap();
         let own = self.accumulate(&examples, &mut clock, &mut seconds)?;
+        self.begin(step, Piece::Reduction);
         let sums = self.sum(&own, step);
         let (loss, halts) = sums.map_err(|error| match error.downcast::<TooLarge>() {
             Ok(large) => self.hopeless(&large, step, &[]),
             Err(other) => other,
         })?;
         seconds.communication += clock.lap();
+        self.begin(step, Piece::Update);
         let update = if loss.nonfinite.is_empty() {
             self.trainer.update(step)
         } else {
@@ -276,7 +280,9 @@ impl Training<'_> {
         *held = Step(step);
         seconds.optimizer += clock.lap();
         if self.spec.train.digest_every != 0 && step.is_multiple_of(self.spec.train.digest_every) {
+            self.begin(step, Piece::Digest);
             let sha256 = weights::digest(&self.trainer.state().into_iter().collect());
+            self.rank.link.marks().leave();
             self.rank.link.digest(WeightDigest {
                 step: Step(step),
                 sha256,
@@ -284,9 +290,12 @@ impl Training<'_> {
         }
         let mut shard = None;
         if self.saves(step) || halts && self.rank.link.halt() == Some(Halt::Save) {
+            self.begin(step, Piece::Checkpoint);
             shard = Some(self.share());
             seconds.checkpoint = clock.lap();
         }
+        // To tell may take as long as the daemon does not listen.
+        self.rank.link.marks().leave();
         let next = match &shard {
             _ if !halts => Next::GoOn,
             Some(_) => Next::Leave(End::Saved),
@@ -313,6 +322,10 @@ impl Training<'_> {
         Ok(next)
     }
 
+    fn begin(&self, step: u64, piece: Piece) {
+        self.rank.link.marks().begin(step, piece);
+    }
+
     /// Whether a checkpoint follows this step.
     fn saves(&self, step: u64) -> bool {
         step != 0 && (step.is_multiple_of(self.spec.checkpoint.every) || step == self.spec.train.steps)
@@ -337,12 +350,14 @@ impl Training<'_> {
             None => f64::from(self.group.membership().world),
         };
         let mut place = self.first_sample();
+        let others = 1 < self.group.membership().world;
         for (index, micro_batch) in examples.micro_batches.iter().enumerate() {
             // A step may have many, and the others do not wait for them.
             let generation = self.rank.task.assignment.generation;
             if self.rank.link.is_over(generation) {
                 return Err(superseded(generation).into());
             }
+            self.begin(examples.step, Piece::MicroBatch(index as u32 + 1));
             let loss = self.trainer.forward(micro_batch, self.spec.train.global_batch)?;
             sum.total += loss.total;
             sum.target += loss.target;
@@ -353,6 +368,10 @@ impl Training<'_> {
             seconds.forward += clock.lap();
             if index == last && self.exact.is_none() {
                 self.group.reduce_next_backward("preparing to reduce")?;
+                if others {
+                    // This backward ends when the gradients of all ranks are in.
+                    self.begin(examples.step, Piece::Reduction);
+                }
             }
             let outcome = (loss.loss * scale).f_backward();
             let lap = clock.lap();

@@ -161,6 +161,7 @@ async fn orders_go_down_reports_come_up_and_a_kill_ends_it() {
         steps: vec![],
         shards: vec![],
         digests: vec![],
+        doing: None,
     };
     let line = format!("{}\n", serde_json::to_string(&report).unwrap());
     stream.get_mut().write_all(line.as_bytes()).await.unwrap();

@@ -183,6 +183,7 @@ pub(crate) fn rank(job: &JobId, generation: u64, rank: u32, phase: RankPhase) ->
         steps: vec![],
         shards: vec![],
         digests: vec![],
+        doing: None,
     }
 }
 

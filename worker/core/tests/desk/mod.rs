@@ -144,6 +144,7 @@ pub(crate) fn said(key: &RankKey, phase: RankPhase) -> RankReport {
         steps: vec![],
         shards: vec![],
         digests: vec![],
+        doing: None,
     }
 }
 

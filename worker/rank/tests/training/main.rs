@@ -4,6 +4,7 @@
 
 mod elastic;
 mod failures;
+mod hang;
 mod pictures;
 mod steps;
 mod world;

@@ -1,0 +1,84 @@
+//! A process that lives while its model's thread does not come on.
+
+use crate::world::{TestRank, World, failure, last_digest, meet};
+use nix::sys::ptrace;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+use proto::id::Generation;
+use proto::message::{Assignment, Doing, HANGS, RankPhase};
+
+/// Far longer than any piece of a step here takes.
+const STANDS_STILL_MS: u64 = 1000;
+
+/// Stops the model's thread, which is the process's first, in a piece of a step that is its own. Every other thread runs.
+fn freeze(rank: &mut TestRank) -> Doing {
+    let thread = Pid::from_raw(i32::try_from(rank.child.id()).unwrap());
+    ptrace::seize(thread, ptrace::Options::empty()).unwrap();
+    loop {
+        ptrace::interrupt(thread).unwrap();
+        waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+        let still = standstill(rank);
+        if let Some(doing) = still
+            && doing.piece.is_own()
+        {
+            return doing;
+        }
+        ptrace::cont(thread, None).unwrap();
+        let place = |doing: Option<Doing>| doing.map(|doing| (doing.step, doing.piece));
+        rank.until(|report| place(report.doing) != place(still));
+    }
+}
+
+/// Where the stopped thread is. What was said before it was stopped is read too, and is told by its short time.
+fn standstill(rank: &mut TestRank) -> Option<Doing> {
+    let mut before = None;
+    loop {
+        let report = rank.next().unwrap();
+        match report.doing {
+            Some(doing) if STANDS_STILL_MS <= doing.for_ms => return Some(doing),
+            // Between two steps: two beats that say the same.
+            None if before.as_ref() == Some(&report) => return None,
+            Some(_) | None => before = Some(report),
+        }
+    }
+}
+
+#[test]
+fn a_rank_whose_thread_hangs_says_so_and_leaves_and_the_other_goes_on_to_the_same_bits() {
+    let world = World::new();
+    let toml = world
+        .assignment
+        .job_toml
+        .replace("steps = 4", "steps = 60")
+        .replace("threads = 1", "threads = 1\nreduction = \"exact\"")
+        .replace("\nevery = 2", "\nevery = 100")
+        // The first digest may take long.
+        .replace("digest_every = 2", "digest_every = 60");
+    let job = |generation, ranks| Assignment {
+        job_toml: toml.clone(),
+        generation: Generation(generation),
+        world: ranks,
+        detect_within_ms: 500,
+        ..world.assignment.clone()
+    };
+    let undisturbed = last_digest(&world.run(&job(1, 1))[0]);
+    let mut ranks = meet(&world, &mut [], &job(2, 2));
+    let [first, second] = &mut ranks[..] else {
+        panic!("two")
+    };
+    first.until(|report| report.steps.len() > 1);
+    let doing = freeze(second);
+    let last = second.until(|report| report.phase != RankPhase::Training);
+    let said = failure(&last);
+    let place = format!("{HANGS} {} of step {}: for ", doing.piece, doing.step);
+    assert!(
+        said.starts_with(&place) && said.ends_with("; it ends itself"),
+        "{said}"
+    );
+    assert_eq!(second.child.wait().unwrap().code(), Some(4));
+    first.until(|report| matches!(report.phase, RankPhase::Broken { .. }));
+    first.order_as(0, &job(3, 1));
+    let report = first.finish();
+    assert_eq!(report.phase, RankPhase::Finished, "{report:?}");
+    assert_eq!(last_digest(&report), undisturbed);
+}
