@@ -122,7 +122,10 @@ fn a_silent_rank_is_killed_and_reported() {
         process: key(1, 0),
         report: last,
     });
-    let told = reports(&desk.wait(DETECT_WITHIN_MS / 3)).remove(0).ranks.remove(0);
+    let told = reports(&desk.wait(DETECT_WITHIN_MS / 3))
+        .remove(0)
+        .ranks
+        .remove(0);
     assert_eq!(
         told.doing.map(|doing| doing.for_ms),
         Some(50 + DETECT_WITHIN_MS / 3),

@@ -2,7 +2,9 @@
 //! out and checked on the way in. Never writes a manifest: the coordinator does, when all shares are there.
 //! Called by [`crate::train`] and [`crate::sample`].
 
+use crate::deadline::Deadlines;
 use crate::hash::{hex, hex_sha256};
+use crate::outage::outlast;
 use crate::share;
 use bytes::Bytes;
 use model::error::WeightsFault;
@@ -83,9 +85,10 @@ impl Checkpoints {
     }
 
     /// Writes this rank's part of `state` (sorted by name, the same on every rank) and returns its manifest
-    /// entry.
+    /// entry. Outlasts a store that is away.
     pub(crate) async fn write_share(
         &self,
+        deadlines: Deadlines,
         (step, generation): (Step, Generation),
         (rank, world): (u32, u32),
         state: &[(String, Tensor)],
@@ -107,12 +110,16 @@ impl Checkpoints {
             size_bytes: bytes.len() as u64,
             sha256: hex_sha256(&bytes),
         };
-        let written = put(&*self.store, &path, bytes.into(), PART_BYTES).await;
-        written.map_err(|source| CheckpointError::Object {
-            action: "write",
-            path: path.to_string(),
-            source,
-        })?;
+        let bytes = Bytes::from(bytes);
+        outlast(deadlines, "writing a share of a checkpoint", || async {
+            let put = put(&*self.store, &path, bytes.clone(), PART_BYTES).await;
+            put.map_err(|source| CheckpointError::Object {
+                action: "write",
+                path: path.to_string(),
+                source,
+            })
+        })
+        .await?;
         Ok(entry)
     }
 
@@ -266,7 +273,7 @@ mod tests {
         for rank in 0..2 {
             shards.push(
                 checkpoints
-                    .write_share((STEP, GENERATION), (rank, 2), &state())
+                    .write_share(Deadlines::new(3000), (STEP, GENERATION), (rank, 2), &state())
                     .await
                     .unwrap(),
             );

@@ -42,6 +42,16 @@ impl Deadlines {
         }
     }
 
+    /// For an object store to come back, while the newest state is in memory alone.
+    pub(crate) fn outage(self) -> Duration {
+        self.detect_within * 1200
+    }
+
+    /// Before it is asked again.
+    pub(crate) fn outage_pause(self) -> Duration {
+        self.detect_within
+    }
+
     /// For one answer of an object store, in `doctor`.
     pub(crate) fn probe(self) -> Duration {
         self.detect_within * 3

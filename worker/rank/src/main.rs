@@ -16,6 +16,7 @@ mod hash;
 mod init;
 mod link;
 mod maps;
+mod outage;
 mod pictures;
 mod prefetch;
 mod run;

@@ -1,6 +1,8 @@
 //! Loads the next step's micro-batches while the current step computes. Never touches a tensor. Called by
 //! [`crate::train`].
 
+use crate::deadline::Deadlines;
+use crate::outage::outlast;
 use model_data::example::Example;
 use model_data::loader::{LoadError, Loader};
 use proto::share;
@@ -28,6 +30,7 @@ pub(crate) struct Prefetch {
 impl Prefetch {
     pub(crate) fn start(
         runtime: &Handle,
+        deadlines: Deadlines,
         loader: Loader,
         spec: &JobSpec,
         (rank, world): (u32, u32),
@@ -40,7 +43,13 @@ impl Prefetch {
         runtime.spawn(async move {
             for step in steps {
                 let range = own.start * micro_batch..own.end * micro_batch;
-                let examples = loader.examples(step, global_batch, range).await;
+                let read = outlast(deadlines, "reading samples", || {
+                    loader.examples(step, global_batch, range.clone())
+                });
+                let examples = tokio::select! {
+                    examples = read => examples,
+                    () = sender.closed() => return,
+                };
                 let result = examples.map(|examples| StepExamples {
                     step,
                     micro_batches: cut(examples, micro_batch),
@@ -56,8 +65,8 @@ impl Prefetch {
     }
 
     /// The next step's examples; None after the last.
-    pub(crate) fn next(&mut self) -> Option<Result<StepExamples, LoadError>> {
-        self.steps.blocking_recv()
+    pub(crate) async fn next(&mut self) -> Option<Result<StepExamples, LoadError>> {
+        self.steps.recv().await
     }
 }
 

@@ -8,6 +8,7 @@ use crate::checkpoint::Checkpoints;
 use crate::clock::Clock;
 use crate::collective::CollectiveError;
 use crate::collective::{Group, first_line};
+use crate::deadline::Deadlines;
 use crate::exact::{ExactSum, TooLarge};
 use crate::group::{meet, open_store};
 use crate::link::superseded;
@@ -159,7 +160,9 @@ impl<'a> Seat<'a> {
         }
         let steps = step.0 + 1..=spec.train.steps;
         let place = (number, assignment.world);
-        let prefetch = Prefetch::start(rank.runtime, self.loader.clone(), spec, place, steps.clone());
+        let deadlines = Deadlines::new(assignment.detect_within_ms);
+        let loader = self.loader.clone();
+        let prefetch = Prefetch::start(rank.runtime, deadlines, loader, spec, place, steps.clone());
         rank.link.phase(RankPhase::Training);
         tracing::info!(rank = number, world = assignment.world, ?source, "training");
 
@@ -257,7 +260,12 @@ impl Training<'_> {
         let mut clock = Clock::start();
         let mut seconds = PhaseSeconds::default();
         self.begin(step, Piece::Samples);
-        let examples = self.prefetch.next().context("the loader ended early")??;
+        let generation = self.rank.task.assignment.generation;
+        let examples = self
+            .rank
+            .link
+            .unless_superseded(generation, self.prefetch.next())?;
+        let examples = examples.context("the loader ended early")??;
         seconds.data = clock.lap();
         ensure!(examples.step == step, "the loader is at step {}", examples.step);
         self.trainer.zero_gradients();
@@ -486,8 +494,10 @@ fn share_of(
     let (assignment, number) = (&rank.task.assignment, rank.task.rank);
     let step = Step(trainer.step());
     let state = trainer.state();
-    let write = checkpoints.write_share((step, assignment.generation), (number, assignment.world), &state);
-    let shard = rank.link.unless_superseded(assignment.generation, write)?;
+    let generation = assignment.generation;
+    let deadlines = Deadlines::new(assignment.detect_within_ms);
+    let write = checkpoints.write_share(deadlines, (step, generation), (number, assignment.world), &state);
+    let shard = rank.link.unless_superseded(generation, write)?;
     Ok(ShardReport {
         step,
         shard: shard.context("writing a checkpoint")?,

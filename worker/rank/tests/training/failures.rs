@@ -1,9 +1,9 @@
 //! What ends a rank or a job, and the words it ends with.
 
-use crate::world::{TestRank, World, copy_renamed, failure};
+use crate::world::{TestRank, World, copy_renamed, failure, last_digest};
 use proto::checkpoint::CheckpointRef;
-use proto::id::{Generation, Step};
-use proto::message::{Assignment, RankPhase, RankReport, SampleRequest, Work};
+use proto::id::{Generation, JobId, Step};
+use proto::message::{Assignment, Doing, Piece, RankPhase, RankReport, SampleRequest, Work};
 
 #[test]
 fn what_goes_wrong_is_said_in_one_line_with_rank_place_and_reason() {
@@ -33,6 +33,33 @@ fn what_goes_wrong_is_said_in_one_line_with_rank_place_and_reason() {
         });
     };
     check(missing, &["cannot resume", "0000000002-g7/manifest.json"]);
+}
+
+#[test]
+fn a_rank_keeps_what_it_holds_while_the_store_takes_no_checkpoint_and_writes_it_afterwards() {
+    let world = World::new();
+    let whole = last_digest(&world.run(&world.assignment)[0]);
+    let second = Assignment {
+        job: JobId("tiny-2".into()),
+        detect_within_ms: 300,
+        ..world.assignment.clone()
+    };
+    // A file where the store wants a folder: every write fails, as it does on a full disk.
+    let folder = world.folder.path().join("store/jobs/tiny-2");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("checkpoints"), "").unwrap();
+    let mut rank = TestRank::start(world.folder.path(), &second, 0);
+    // Two pauses between tries.
+    let waits = |doing: Doing| doing.piece == Piece::Checkpoint && 600 < doing.for_ms;
+    let report = rank.until(|report| report.doing.is_some_and(waits));
+    assert_eq!((&report.phase, report.shards.len()), (&RankPhase::Training, 0));
+    std::fs::remove_file(folder.join("checkpoints")).unwrap();
+    let report = rank.finish();
+    assert!(
+        report.shards.iter().map(|shard| shard.step.0).eq([2, 4]),
+        "{report:?}"
+    );
+    assert_eq!(last_digest(&report), whole);
 }
 
 /// A base of nothing but an autoencoder, with the weights that a job had after `step`; the line that names it.
