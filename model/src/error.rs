@@ -98,11 +98,32 @@ pub enum ModelError {
 }
 
 impl ModelError {
-    /// True when another try from the same state would end in the same way, because all that a step depends on is
-    /// the same again.
+    /// True when another try from the same state and the same files would end in the same way: all that a step depends on
+    /// is the same again, and so is what weights say of themselves.
     #[must_use]
     pub fn is_permanent(&self) -> bool {
-        matches!(self, Self::Loss { .. } | Self::Gradient { .. })
+        match self {
+            Self::Loss { .. }
+            | Self::Gradient { .. }
+            | Self::NoWeights { .. }
+            | Self::PublicConfig { .. }
+            | Self::OtherArchitecture { .. }
+            | Self::Nonfinite { .. }
+            | Self::MissingTensor { .. }
+            | Self::ExtraTensor { .. }
+            | Self::TensorShape { .. }
+            | Self::MissingInit { .. }
+            | Self::Config { .. }
+            | Self::Unsupported { .. } => true,
+            Self::ReadWeights { .. }
+            | Self::WriteWeights { .. }
+            | Self::Input { .. }
+            | Self::ReadConfig { .. }
+            | Self::Example { .. }
+            | Self::NoGradient { .. }
+            | Self::SamplingSteps { .. }
+            | Self::Library { .. } => false,
+        }
     }
 }
 

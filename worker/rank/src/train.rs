@@ -207,11 +207,18 @@ pub(crate) fn build(rank: &Rank<'_>, spec: &JobSpec, device: Device) -> anyhow::
         ),
         None => None,
     };
-    let trainer = Trainer::new(spec, weights.as_ref(), device);
-    match &spec.model.init {
-        Some(url) => trainer.with_context(|| format!("model.init {url}")),
-        None => Ok(trainer?),
-    }
+    Trainer::new(spec, weights.as_ref(), device).map_err(|error| {
+        let permanent = error.is_permanent();
+        let mut error = anyhow::Error::from(error);
+        if let Some(url) = &spec.model.init {
+            error = error.context(format!("model.init {url}"));
+        }
+        if permanent {
+            Permanent(format!("{error:#}")).into()
+        } else {
+            error
+        }
+    })
 }
 
 pub(crate) async fn open_data(spec: &JobSpec, version: &str) -> anyhow::Result<Loader> {

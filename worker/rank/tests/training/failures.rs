@@ -138,6 +138,35 @@ fn base_weights_that_changed_since_the_checkpoint_are_refused_with_both_digests(
     }
 }
 
+#[test]
+fn base_weights_that_are_not_finite_end_the_job_with_url_file_and_tensor() {
+    let world = World::new();
+    let toml = world.assignment.job_toml.replace("references = 2\n", "");
+    let job = |generation, model: &str| Assignment {
+        generation: Generation(generation),
+        job_toml: toml.replace("\"retrinet\"", model),
+        ..world.assignment.clone()
+    };
+    let autoencoder = job(1, "\"autoencoder\"");
+    assert_eq!(world.run(&autoencoder)[0].phase, RankPhase::Finished);
+    let init = base_of(&world, &autoencoder, ("base", 2));
+    let file = world.folder.path().join("base/autoencoder.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let last = bytes.len() - 4;
+    bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&file, bytes).unwrap();
+    let report = world.run(&job(2, &format!("\"text-to-image\"{init}"))).remove(0);
+    let error = failure(&report);
+    assert!(
+        error.contains("model.init file://")
+            && error.contains("base/autoencoder.safetensors: tensor \"")
+            && error.contains("holds a value that is not finite"),
+        "{error}"
+    );
+    // No generation after it would do better.
+    assert!(matches!(report.phase, RankPhase::Failed { permanent: true, .. }));
+}
+
 /// Two ranks of a job whose first update throws the weights out of all bounds.
 fn diverging(world: &World, on_nonfinite: &str) -> (Assignment, Vec<RankReport>) {
     let rate = format!("learning_rate = 1e30\non_nonfinite = \"{on_nonfinite}\"");
