@@ -147,7 +147,10 @@ impl Parameters {
                     let fan_in = shape[1..].iter().product::<i64>() as f64;
                     fill_uniform(&mut random, &mut values, fan_in.sqrt().recip() as f32);
                 }
-                Tensor::from_slice(&values).view(shape).to_device(self.device)
+                // A view would keep what it was made of for as long as it lives, whatever its own data become.
+                let tensor = Tensor::empty(shape, (Kind::Float, self.device));
+                tch::no_grad(|| tensor.view(-1).copy_(&Tensor::from_slice(&values)));
+                tensor
             }
         }
     }

@@ -15,6 +15,7 @@ import argparse
 import copy
 import gc
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -40,9 +41,10 @@ CHECKPOINTED = "retrieval-encoder,cross-attention,decoder"
 class Ours:
     """The other process: one line in, one step, one line out."""
 
-    def __init__(self, size, *options):
+    def __init__(self, size, *options, environment=None):
         command = [ARGS.program, "--size", size, "--threads", str(ARGS.threads), *options]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})})
         self.facts = self.read()
 
     def read(self):
@@ -284,10 +286,13 @@ def memory():
     print("largest resident memory of a full-size micro-step, 384 px, N = 4, batch 1 (notes 7.4: about 21.7 GB in fp32)")
     again = ("--checkpointing", CHECKPOINTED)
     # Tensors of bf16 have the sizes of fp16's, and a CPU computes them in bearable time.
+    half = ("--precision", "bf16")
+    # What is freed goes back to the kernel at once, so that what is resident is what is held.
+    exact = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     for name, options in (
             ("fp32", ()), ("fp32, activation checkpointing", again),
-            ("bf16, activation checkpointing", (*again, "--precision", "bf16"))):
-        ours = Ours("full", *options)
+            ("bf16", half), ("bf16, activation checkpointing", (*again, *half))):
+        ours = Ours("full", *options, environment=exact)
         # Moments and gradients are there from the first step on.
         step = ours.step()
         ours.close()
