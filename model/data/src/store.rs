@@ -9,11 +9,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{ClientConfigKey, ObjectStore};
+use object_store::{BackoffConfig, ClientConfigKey, ObjectStore, RetryConfig};
 use url::Url;
 
 #[derive(Debug, thiserror::Error)]
@@ -113,11 +114,26 @@ fn open_s3(url: &str, parsed: &Url) -> Result<(Arc<dyn ObjectStore>, Path), Stor
         // A large object may take its time, as long as something of it comes; by default all of it has 30 seconds.
         .with_config(client(ClientConfigKey::ReadTimeout), "30 seconds")
         .with_config(client(ClientConfigKey::Timeout), "1 hour")
+        .with_retry(patience())
         .with_url(url)
         .build()
         .map_err(fail)?;
     let prefix = Path::from_url_path(parsed.path()).map_err(|e| fail(e.into()))?;
     Ok((Arc::new(store), prefix))
+}
+
+/// A server that is away is asked again for about half a minute, and every second at least: whoever waits for it goes on
+/// when it is back, and not up to 15 seconds later.
+fn patience() -> RetryConfig {
+    let backoff = BackoffConfig {
+        max_backoff: Duration::from_secs(1),
+        ..BackoffConfig::default()
+    };
+    RetryConfig {
+        backoff,
+        max_retries: 30,
+        ..RetryConfig::default()
+    }
 }
 
 #[cfg(test)]

@@ -2,11 +2,12 @@
 //! tells, so that no pair of them can be set in the wrong order. Pure numbers; the machine and nobody else asks.
 
 use crate::event::Millis;
-use proto::message::RankPhase;
 
-/// How much longer than `detect_within` a starting rank may be silent: it loads libtorch and weights, which
-/// can block its only thread for long.
-const STARTING_ALLOWANCE: u64 = 10;
+/// A process has this many `detect_within` for its first word: the system loads libtorch before it can say any.
+const FIRST_WORD: u64 = 10;
+
+/// A process that was given a newer generation has this many `detect_within` to leave the older one.
+const LEAVE: u64 = 10;
 
 /// A worker that was asked to leave has this many `detect_within` for its jobs to finish their step and hand over or
 /// write a checkpoint. The coordinator gives a generation 40 to end in order; `TimeoutStopSec` of the unit is longer.
@@ -38,24 +39,17 @@ impl Deadlines {
         self.detect_within_ms / REPORTS_PER_LEASE
     }
 
-    /// When a rank last heard at `heard` counts as hung.
-    pub(crate) fn silent_at(self, heard: Millis, phase: &RankPhase) -> Millis {
-        let allowance = match phase {
-            RankPhase::Starting => STARTING_ALLOWANCE,
-            RankPhase::Ready
-            | RankPhase::Joining
-            | RankPhase::Training
-            | RankPhase::Broken { .. }
-            | RankPhase::Finished
-            | RankPhase::Failed { .. } => 1,
-        };
+    /// When a process last heard at `heard`, or started then, counts as hung. `spoke`: it has said something; from then on it
+    /// beats while it loads.
+    pub(crate) fn silent_at(self, heard: Millis, spoke: bool) -> Millis {
+        let allowance = if spoke { 1 } else { FIRST_WORD };
         heard.saturating_add(self.detect_within_ms.saturating_mul(allowance))
     }
 
     /// When a process that was given a newer generation at `now` must have left the older one: it may be deep in a
     /// kernel, and its state is worth waiting for.
     pub(crate) fn leave_at(self, now: Millis) -> Millis {
-        now.saturating_add(self.detect_within_ms.saturating_mul(STARTING_ALLOWANCE))
+        now.saturating_add(self.detect_within_ms.saturating_mul(LEAVE))
     }
 
     /// When a process that was asked to leave (or killed) at `now` is killed (again).
@@ -85,8 +79,8 @@ mod tests {
             let now: Millis = 5;
             let (second_report, training, starting) = (
                 deadlines.report_at(deadlines.report_at(now)),
-                deadlines.silent_at(now, &RankPhase::Training),
-                deadlines.silent_at(now, &RankPhase::Starting),
+                deadlines.silent_at(now, true),
+                deadlines.silent_at(now, false),
             );
             assert!(second_report <= training && training <= starting, "{knob}");
             assert_eq!(deadlines.kill_at(now), training, "{knob}");

@@ -370,13 +370,16 @@ impl Worker {
             {
                 continue;
             }
-            if let Life::Running { device, heard, .. } = state.life {
+            if let Life::Running {
+                device, heard, spoke, ..
+            } = state.life
+            {
                 let silent_ms = now.saturating_sub(heard);
                 let phase = phase_word(&state.report.phase);
                 let place = state.report.doing.map_or_else(String::new, |doing| {
                     format!(", in {} of step {}", doing.piece, doing.step)
                 });
-                let error = if self.deadlines.silent_at(heard, &state.report.phase) <= now {
+                let error = if self.deadlines.silent_at(heard, spoke) <= now {
                     format!("{SILENT} {silent_ms} ms while {phase}{place}; killed by its daemon")
                 } else {
                     "did not leave the older generation in time; killed by its daemon".to_owned()

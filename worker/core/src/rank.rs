@@ -24,11 +24,12 @@ pub(crate) struct RankState {
 /// What the process is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Life {
-    /// It runs and should; `heard` is its last sign of life. `leave_by`: until then it must have taken up this
+    /// It runs and should; `heard` is its last sign of life, the first once it `spoke`. `leave_by`: until then it must have taken up this
     /// generation, if it has not yet.
     Running {
         device: u32,
         heard: Millis,
+        spoke: bool,
         leave_by: Option<Millis>,
     },
     /// It was asked to leave, or killed. It holds its device until it is gone.
@@ -43,6 +44,7 @@ impl RankState {
         let life = Life::Running {
             device,
             heard: now,
+            spoke: false,
             leave_by: None,
         };
         Self {
@@ -61,7 +63,10 @@ impl RankState {
         assignment: Box<Assignment>,
         leave_by: Millis,
     ) -> Option<Self> {
-        let Life::Running { device, heard, .. } = self.life else {
+        let Life::Running {
+            device, heard, spoke, ..
+        } = self.life
+        else {
             return None;
         };
         let failed = matches!(self.report.phase, RankPhase::Failed { .. });
@@ -73,6 +78,7 @@ impl RankState {
         let life = Life::Running {
             device,
             heard,
+            spoke,
             leave_by: (!starts).then_some(leave_by),
         };
         let phase = if starts {
@@ -112,8 +118,13 @@ impl RankState {
     /// When this rank next needs the machine.
     pub(crate) fn deadline(&self, deadlines: Deadlines) -> Option<Millis> {
         match self.life {
-            Life::Running { heard, leave_by, .. } => {
-                let silent = deadlines.silent_at(heard, &self.report.phase);
+            Life::Running {
+                heard,
+                spoke,
+                leave_by,
+                ..
+            } => {
+                let silent = deadlines.silent_at(heard, spoke);
                 Some(leave_by.map_or(silent, |leave_by| leave_by.min(silent)))
             }
             Life::Leaving { kill_at, .. } => Some(kill_at),
@@ -123,15 +134,21 @@ impl RankState {
 
     /// The process lives, and still speaks of an older generation.
     pub(crate) fn lives(&mut self, now: Millis) {
-        if let Life::Running { heard, .. } = &mut self.life {
-            *heard = now;
+        if let Life::Running { heard, spoke, .. } = &mut self.life {
+            (*heard, *spoke) = (now, true);
         }
     }
 
     /// Takes in what the process said of this generation. True when the coordinator should hear of it.
     pub(crate) fn merge(&mut self, said: RankReport, now: Millis) -> bool {
-        if let Life::Running { heard, leave_by, .. } = &mut self.life {
-            *heard = now;
+        if let Life::Running {
+            heard,
+            spoke,
+            leave_by,
+            ..
+        } = &mut self.life
+        {
+            (*heard, *spoke) = (now, true);
             *leave_by = None;
         }
         let mut changed = self.advance(said.phase);

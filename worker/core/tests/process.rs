@@ -110,7 +110,7 @@ fn a_silent_rank_is_killed_and_reported() {
         !desk
             .wait(9 * DETECT_WITHIN_MS)
             .contains(&Effect::Kill { key: key(1, 0) }),
-        "starting takes long"
+        "before its first word it loads libraries"
     );
     let mut last = said(&key(1, 0), RankPhase::Training);
     last.doing = Some(Doing {
@@ -151,6 +151,21 @@ fn a_silent_rank_is_killed_and_reported() {
         desk.phase(&key(1, 0)),
         error("silent for 900 ms while training, in micro-batch 2 of step 7; killed by its daemon"),
         "the cause, not the effect"
+    );
+}
+
+#[test]
+fn a_rank_that_falls_silent_while_it_loads_is_killed_as_soon_as_any_other() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 0, 1)]);
+    desk.wait(5 * DETECT_WITHIN_MS);
+    desk.say(&key(1, 0), RankPhase::Starting);
+    let kill = Effect::Kill { key: key(1, 0) };
+    assert!(!desk.wait(DETECT_WITHIN_MS - 1).contains(&kill));
+    assert!(desk.wait(1).contains(&kill));
+    assert_eq!(
+        desk.phase(&key(1, 0)),
+        error("silent for 900 ms while starting; killed by its daemon")
     );
 }
 
