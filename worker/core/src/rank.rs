@@ -211,15 +211,31 @@ impl RankState {
         self.report.steps.len() + self.report.shards.len() != before
     }
 
-    /// Moves the phase on. What ended stays as it ended: the first failure is the telling one, and a rank
-    /// that finished has finished whatever its process does on its way out. True when it moved.
+    /// Moves the phase on. What ended stays as it ended: the first failure is the telling one, and a rank that finished has
+    /// finished whatever its process does on its way out. One that holds what it trained and was not asked to leave can still
+    /// fail: what it holds is lost then, and a checkpoint of it never comes. True when it moved.
     pub(crate) fn advance(&mut self, phase: RankPhase) -> bool {
-        let ended = matches!(self.report.phase, RankPhase::Finished | RankPhase::Failed { .. });
+        let fails = matches!(phase, RankPhase::Failed { .. });
+        let ended = match self.report.phase {
+            RankPhase::Failed { .. } => true,
+            RankPhase::Finished => !(fails && self.holds()),
+            RankPhase::Starting
+            | RankPhase::Ready
+            | RankPhase::Joining
+            | RankPhase::Training
+            | RankPhase::Broken { .. } => false,
+        };
         if ended || self.report.phase == phase {
             return false;
         }
         self.report.phase = phase;
         true
+    }
+
+    /// Its process runs, was not asked to leave, and trains: it keeps its state for whatever comes next.
+    fn holds(&self) -> bool {
+        let trains = self.handed.as_ref().is_some_and(|it| it.work == Work::Train);
+        matches!(self.life, Life::Running { .. }) && trains
     }
 
     /// The acknowledged and the committed step, as last handed down.

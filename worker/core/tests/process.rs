@@ -170,6 +170,21 @@ fn a_rank_that_falls_silent_while_it_loads_is_killed_as_soon_as_any_other() {
 }
 
 #[test]
+fn a_rank_that_holds_what_it_trained_and_ends_unasked_has_failed() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 0, 2)]);
+    for rank in [0, 1] {
+        desk.say(&key(1, rank), RankPhase::Finished);
+    }
+    desk.exit(&key(1, 0), false, "killed by signal 9");
+    assert_eq!(desk.phase(&key(1, 0)), error("killed by signal 9"));
+    // Asked to leave it has finished, however it goes.
+    desk.desire(vec![]);
+    desk.exit(&key(1, 1), false, "killed by signal 9");
+    assert!(desk.machine.view().ranks.is_empty());
+}
+
+#[test]
 fn a_rank_that_never_starts_to_speak_is_killed() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 0, 1)]);

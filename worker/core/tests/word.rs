@@ -5,7 +5,7 @@ mod desk;
 
 use desk::*;
 use proto::id::{Rank, Step};
-use proto::message::{Assignment, DesiredState, RankPhase};
+use proto::message::{Assignment, DesiredState, RankPhase, SampleRequest, Work};
 use worker_core::event::{Effect, Event, Fact};
 
 #[test]
@@ -50,25 +50,13 @@ fn what_ranks_said_while_the_daemon_slept_is_heard_before_they_are_judged() {
 
 #[test]
 fn how_a_rank_ends_is_told_in_its_own_words_where_it_had_some() {
-    let cases: [(Option<RankPhase>, bool, &str, RankPhase); 5] = [
+    let cases: [(Option<RankPhase>, bool, &str, RankPhase); 3] = [
         (None, false, "killed by signal 9", error("killed by signal 9")),
         (
             Some(error("loss is NaN in step 3")),
             false,
             "exit status 1",
             error("loss is NaN in step 3"),
-        ),
-        (
-            Some(RankPhase::Finished),
-            true,
-            "exit status 0",
-            RankPhase::Finished,
-        ),
-        (
-            Some(RankPhase::Finished),
-            false,
-            "exit status 139",
-            RankPhase::Finished,
         ),
         (
             Some(RankPhase::Training),
@@ -87,6 +75,17 @@ fn how_a_rank_ends_is_told_in_its_own_words_where_it_had_some() {
         assert_eq!(desk.phase(&key(1, 0)), expected);
         let again = desk.desire(vec![assignment(1, 0, 1)]);
         assert_eq!(spawned(&again), [], "a rank lives once");
+    }
+    // Who has drawn its pictures leaves by itself, and holds nothing.
+    for (success, outcome) in [(true, "exit status 0"), (false, "exit status 139")] {
+        let mut desk = Desk::new();
+        desk.desire(vec![Assignment {
+            work: Work::Sample(SampleRequest::of(job())),
+            ..assignment(1, 0, 1)
+        }]);
+        desk.say(&key(1, 0), RankPhase::Finished);
+        desk.exit(&key(1, 0), success, outcome);
+        assert_eq!(desk.phase(&key(1, 0)), RankPhase::Finished);
     }
 }
 
