@@ -48,7 +48,7 @@ pub(crate) fn meet(
         return Ok(Group::alone(membership));
     }
     // Rank 0 too: from here on the others are on their way.
-    let address = link.wait_store_address(assignment.generation)?;
+    let address = link.wait_store_address(assignment.generation, deadlines)?;
     let wait = deadlines.join();
     link.unless_over(assignment.generation, move || {
         let store = match store {

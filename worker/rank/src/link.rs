@@ -203,14 +203,28 @@ impl Link {
         let _ = receiver.blocking_recv();
     }
 
-    /// Waits until the coordinator tells where rank 0's store is: when no rank is loading any more. It has no deadline of
-    /// its own: the daemons watch over the ranks that load, and the coordinator over the daemons.
-    pub(crate) fn wait_store_address(&self, generation: Generation) -> anyhow::Result<String> {
+    /// Waits until the coordinator tells where rank 0's store is: when no rank is loading any more, which may take as long as
+    /// a store is waited for.
+    pub(crate) fn wait_store_address(
+        &self,
+        generation: Generation,
+        deadlines: Deadlines,
+    ) -> anyhow::Result<String> {
         let mut task = self.task.clone();
         self.runtime.block_on(async {
             let known = task
                 .wait_for(|task| generation < task.generation() || task.assignment.store_address.is_some());
-            let found = known.await.context("the daemon is gone")?;
+            let Ok(found) = tokio::time::timeout(deadlines.outage(), known).await else {
+                return Err(CollectiveError {
+                    action: "meeting the other ranks".into(),
+                    reason: format!(
+                        "one of them still loads after {} s",
+                        deadlines.outage().as_secs_f64()
+                    ),
+                }
+                .into());
+            };
+            let found = found.context("the daemon is gone")?;
             if generation < found.generation() {
                 return Err(superseded(generation).into());
             }
