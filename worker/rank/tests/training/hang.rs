@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// Far longer than any piece of a step here takes.
 const STANDS_STILL_MS: u64 = 1000;
+/// Ten times what a piece here may take.
+const GIVEN_UP_MS: u64 = 60_000;
 /// Far longer than the time between two beats.
 const SILENCE: Duration = Duration::from_secs(5);
 
@@ -86,7 +88,11 @@ fn a_rank_whose_thread_hangs_says_so_and_leaves_and_the_other_goes_on_to_the_sam
     };
     first.until(|report| report.steps.len() > 1);
     let doing = freeze(second);
-    let last = second.until(|report| report.phase != RankPhase::Training);
+    let last = second.until(|report| {
+        let stands = report.doing.is_some_and(|doing| GIVEN_UP_MS < doing.for_ms);
+        assert!(!stands, "nobody noticed: {report:?}");
+        report.phase != RankPhase::Training
+    });
     let said = failure(&last);
     let place = format!("{HANGS} {} of step {}: for ", doing.piece, doing.step);
     assert!(
