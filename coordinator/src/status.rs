@@ -92,6 +92,7 @@ pub(crate) fn worker_view(worker: &WorkerView<'_>, jobs: &[JobView<'_>], now_ms:
             .last_heard_ms
             .map_or(0, |heard| now_ms.saturating_sub(heard)),
         drained: worker.drained,
+        apart: worker.apart.clone(),
     }
 }
 

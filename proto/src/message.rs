@@ -19,6 +19,27 @@ pub struct WorkerReport {
     /// Every rank process the worker has, and those that ended and are not yet forgotten by the coordinator (an
     /// assignment that no longer names their generation makes the worker forget them).
     pub ranks: Vec<RankReport>,
+    /// Where it answers other workers (`host:port`).
+    pub peer_address: Option<String>,
+    /// Of the peers that it was given, those that have not answered for too long.
+    pub unreached: Vec<Unreached>,
+}
+
+/// A worker that does not answer another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unreached {
+    pub peer: WorkerId,
+    /// What came of the last attempt.
+    pub error: String,
+}
+
+/// A worker with ranks of the same job, and where it answers.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    pub worker: WorkerId,
+    pub address: String,
 }
 
 /// One rank's state. A later report of the same rank replaces an earlier one, save that `steps` may overlap.
@@ -203,6 +224,8 @@ pub struct DesiredState {
     pub assignments: Vec<Assignment>,
     /// The one knob from which every time-out of the worker derives, in milliseconds (law 9).
     pub detect_within_ms: u64,
+    /// Every other worker with ranks of one of its jobs: it asks each again and again whether it is there.
+    pub peers: Vec<Peer>,
 }
 
 /// A worker's part in one generation of one job.

@@ -1,11 +1,11 @@
-//! Which protocol a process speaks. Everyone says it on every call, and the coordinator answers only those who speak
-//! its own: a daemon that dropped a field it does not know would do something else than it was told.
+//! Which protocol a process speaks. Everyone says it on every call, and is answered only by those who speak
+//! the same: a daemon that dropped a field it does not know would do something else than it was told.
 
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Status};
 
 /// One higher with every change of `train.proto` or of what its fields mean.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 const PROTOCOL_KEY: &str = "retri-protocol";
 const RELEASE_KEY: &str = "retri-release";
 const RELEASE: &str = env!("CARGO_PKG_VERSION");
@@ -42,7 +42,7 @@ pub fn check(request: Request<()>) -> Result<Request<()>, Status> {
         None => "the caller does not say what it speaks".to_owned(),
     };
     Err(Status::failed_precondition(format!(
-        "this coordinator speaks protocol {PROTOCOL} (release {RELEASE}), and {theirs}; run the same release everywhere"
+        "whoever was called speaks protocol {PROTOCOL} (release {RELEASE}), and {theirs}; run the same release everywhere"
     )))
 }
 

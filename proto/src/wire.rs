@@ -2,6 +2,7 @@
 //! mean something. No I/O; called by the rpc shells.
 
 mod doing;
+mod peer;
 mod sample;
 
 use crate::checkpoint::{CheckpointRef, ShardEntry};
@@ -130,6 +131,8 @@ impl From<&WorkerReport> for pb::WorkerReport {
             devices: report.devices,
             ranks: report.ranks.iter().map(Into::into).collect(),
             logs: Vec::new(),
+            peer_address: report.peer_address.clone(),
+            unreached: report.unreached.iter().map(Into::into).collect(),
         }
     }
 }
@@ -148,6 +151,11 @@ impl TryFrom<pb::WorkerReport> for WorkerReport {
             device: device_kind(&report.device)?,
             devices: report.devices,
             ranks: bounded("ranks", report.ranks)?
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
+            peer_address: report.peer_address.map(peer::address).transpose()?,
+            unreached: bounded("unreached", report.unreached)?
                 .into_iter()
                 .map(TryInto::try_into)
                 .collect::<Result<_, _>>()?,
@@ -355,6 +363,7 @@ impl From<&DesiredState> for pb::DesiredState {
             worker: Some((&state.worker).into()),
             assignments: state.assignments.iter().map(Into::into).collect(),
             detect_within_ms: state.detect_within_ms,
+            peers: state.peers.iter().map(Into::into).collect(),
         }
     }
 }
@@ -371,6 +380,10 @@ impl TryFrom<pb::DesiredState> for DesiredState {
                 .map(TryInto::try_into)
                 .collect::<Result<_, _>>()?,
             detect_within_ms: detect_within(state.detect_within_ms)?,
+            peers: bounded("peers", state.peers)?
+                .into_iter()
+                .map(TryInto::try_into)
+                .collect::<Result<_, _>>()?,
         })
     }
 }
@@ -483,6 +496,7 @@ impl From<pb::CheckpointRef> for CheckpointRef {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Unreached;
 
     fn report() -> WorkerReport {
         WorkerReport {
@@ -517,6 +531,14 @@ mod tests {
                     sha256: "f".repeat(64),
                 }],
                 doing: None,
+            }],
+            peer_address: Some("10.0.0.1:7073".into()),
+            unreached: vec![Unreached {
+                peer: WorkerId {
+                    name: "w2".into(),
+                    boot: 9,
+                },
+                error: "connection refused".into(),
             }],
         }
     }
@@ -562,6 +584,14 @@ mod tests {
         expect(
             |it| it.ranks[0].job = "../x".into(),
             "field `job` is \"../x\"; it must be 1 to 64 lower-case letters, digits and dashes",
+        );
+        expect(
+            |it| it.peer_address = Some("nowhere".into()),
+            "field `peer_address` is \"nowhere\"; it must be host:port",
+        );
+        expect(
+            |it| it.unreached[0].peer = None,
+            "field `unreached.peer` is missing; it must be given",
         );
     }
 }

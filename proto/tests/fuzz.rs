@@ -109,14 +109,22 @@ fn report() -> impl Strategy<Value = pb::WorkerReport> {
         strange_text(),
         any::<u32>(),
         prop::collection::vec(rank(), 0..3),
+        prop::option::of(strange_text()),
+        prop::collection::vec((strange_text(), strange_number(), strange_text()), 0..3),
     )
-        .prop_map(|(worker, device, devices, ranks)| {
+        .prop_map(|(worker, device, devices, ranks, peer_address, unreached)| {
             let worker = worker.map(|(name, boot)| pb::WorkerId { name, boot });
+            let unreached = unreached.into_iter().map(|(name, boot, error)| pb::Unreached {
+                peer: Some(pb::WorkerId { name, boot }),
+                error,
+            });
             pb::WorkerReport {
                 worker,
                 device,
                 devices,
                 ranks,
+                peer_address,
+                unreached: unreached.collect(),
                 ..Default::default()
             }
         })

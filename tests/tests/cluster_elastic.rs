@@ -2,65 +2,13 @@
 //! started again; no checkpoint is written on the way, and not a bit is lost.
 #![allow(clippy::unwrap_used)]
 
-use anyhow::{Context, Result, bail, ensure};
-use proto::pb::JobView;
-use tests::cluster::job::{TinyJob, synthesize};
-use tests::cluster::{Cluster, Options};
-
-/// Five micro-batches, and no checkpoint but that with which it leaves.
-fn job(dataset: &str, (min, max): (u32, u32), steps: u64) -> String {
-    let tiny = TinyJob {
-        name: format!("elastic-{min}-{max}"),
-        dataset: dataset.to_owned(),
-        workers: max,
-        steps,
-        checkpoint_every: 1_000_000,
-    };
-    tiny.to_toml()
-        .replace(&format!("min = {max}"), &format!("min = {min}"))
-        .replace(
-            "global_batch = 4\nmicro_batch = 2",
-            "global_batch = 5\nmicro_batch = 1",
-        )
-        .replace("[checkpoint]", "reduction = \"exact\"\n[checkpoint]")
-}
-
-fn cluster(workers: usize) -> Result<(Cluster, String)> {
-    let cluster = Cluster::start(Options::with_workers(workers))?;
-    let dataset = format!("file://{}", cluster.directory().join("figures").display());
-    cluster.ok(&synthesize(&dataset))?;
-    Ok((cluster, dataset))
-}
-
-/// Waits until that many ranks have done some steps together.
-fn trains(cluster: &Cluster, id: &str, world: u32) -> Result<JobView> {
-    let together = |view: &JobView| view.phase == "training" && view.world == world;
-    let begun = cluster.wait(id, &format!("{world} ranks"), together)?;
-    cluster.wait(id, &format!("a step of {world} ranks"), |view| {
-        together(view) && begun.generation <= view.generation && begun.step + 2 < view.step
-    })
-}
-
-/// Pauses the job and compares what it has with what one undisturbed rank has after as many steps.
-fn nothing_was_lost(cluster: &Cluster, dataset: &str, id: &str) -> Result<()> {
-    cluster.ok(&["pause", id])?;
-    let view = cluster.wait(id, "a pause", |view| view.phase == "paused")?;
-    let [checkpoint] = &view.checkpoints[..] else {
-        bail!("one checkpoint was to be written: {view:?}")
-    };
-    let undisturbed = cluster.submit(&job(dataset, (1, 1), checkpoint.step))?;
-    cluster.wait_done(&undisturbed)?;
-    let digest = |id: &str| cluster.ok(&["checkpoint", "digest", id]);
-    ensure!(digest(id)? == digest(&undisturbed)?, "bits were lost");
-    let audit = cluster.json(&["audit", id])?;
-    ensure!(audit["clean"] == true, "{audit}");
-    Ok(())
-}
+use anyhow::{Context, Result, ensure};
+use tests::cluster::job::{elastic, nothing_was_lost, trains, with_figures};
 
 #[test]
 fn a_job_shrinks_and_grows_and_loses_ranks_and_one_process_sees_it_all() -> Result<()> {
-    let (mut cluster, dataset) = cluster(3)?;
-    let id = cluster.submit(&job(&dataset, (1, 3), 1_000_000))?;
+    let (mut cluster, dataset) = with_figures(3)?;
+    let id = cluster.submit(&elastic(&dataset, (1, 3), 1_000_000))?;
     trains(&cluster, &id, 3)?;
     let witness = cluster.rank(0)?;
     cluster.ok(&["scale", &id, "--workers", "1"])?;
@@ -87,8 +35,8 @@ fn a_job_shrinks_and_grows_and_loses_ranks_and_one_process_sees_it_all() -> Resu
 
 #[test]
 fn too_few_ranks_keep_what_they_hold_and_the_last_worker_leaves_with_a_checkpoint() -> Result<()> {
-    let (mut cluster, dataset) = cluster(2)?;
-    let id = cluster.submit(&job(&dataset, (2, 2), 1_000_000))?;
+    let (mut cluster, dataset) = with_figures(2)?;
+    let id = cluster.submit(&elastic(&dataset, (2, 2), 1_000_000))?;
     trains(&cluster, &id, 2)?;
     let witness = cluster.rank(0)?;
     cluster.kill_worker(1)?;
@@ -105,7 +53,7 @@ fn too_few_ranks_keep_what_they_hold_and_the_last_worker_leaves_with_a_checkpoin
     nothing_was_lost(&cluster, &dataset, &id)?;
 
     // Nobody could take over from the only worker.
-    let alone = cluster.submit(&job(&dataset, (1, 1), 1_000_000))?;
+    let alone = cluster.submit(&elastic(&dataset, (1, 1), 1_000_000))?;
     let view = trains(&cluster, &alone, 1)?;
     let worker = view.members[0].worker.as_ref().context("a worker")?.name.clone();
     let other = 1 - usize::from(worker == "w2");

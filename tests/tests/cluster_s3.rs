@@ -14,6 +14,7 @@ fn the_whole_path_on_s3() -> Result<()> {
         workers: 2,
         store: Some(format!("s3://{BUCKET}/store")),
         environment: s3.environment(),
+        network: None,
     })?;
     let dataset = format!("s3://{BUCKET}/figures");
     cluster.ok(&synthesize(&dataset))?;

@@ -126,6 +126,7 @@ fn planted_bugs_are_found() {
         let found = found.unwrap_or_else(|| panic!("{bug:?} breaks no world in {WORLDS}"));
         println!("{bug:?}: {found}");
         let signs: &[&str] = match bug {
+            Bug::CutUnseen => &["needs its last resort: ", "to join"],
             Bug::SendOnce | Bug::KillIgnored => &["needs its last resort", "hangs", "still runs"],
             Bug::ClockStopped => &["hangs"],
             Bug::SameBoot => &["started a second time"],

@@ -19,6 +19,7 @@ pub(crate) struct Config {
     pub(crate) devices: u32,
     pub(crate) metrics_listen: SocketAddr,
     pub(crate) address: String,
+    pub(crate) peer_port: u16,
     pub(crate) run_dir: PathBuf,
     pub(crate) cache_dir: PathBuf,
     pub(crate) store: Option<String>,
@@ -46,6 +47,7 @@ struct Raw {
     devices: i64,
     metrics_listen: String,
     address: String,
+    peer_port: i64,
     run_dir: String,
     cache_dir: String,
     store: String,
@@ -100,6 +102,9 @@ fn check(settings: &Settings<Raw>) -> Result<Config, SettingsError> {
         let expected = "it must be a host name or IPv4 address, without a port";
         return wrong("address", &raw.address, expected);
     }
+    let Ok(peer_port) = u16::try_from(raw.peer_port) else {
+        return Err(settings.wrong("peer_port", raw.peer_port, "it must be 0 to 65535"));
+    };
     let format = match raw.log.format.as_str() {
         "text" => LogFormat::Text,
         "json" => LogFormat::Json,
@@ -122,6 +127,7 @@ fn check(settings: &Settings<Raw>) -> Result<Config, SettingsError> {
         devices,
         metrics_listen,
         address: raw.address.clone(),
+        peer_port,
         store: (!raw.store.is_empty()).then(|| raw.store.clone()),
         log: Log {
             filter: raw.log.filter.clone(),
@@ -219,6 +225,10 @@ mod tests {
             (
                 "address = \"10.0.0.1:80\"",
                 "1: address: is \"10.0.0.1:80\"; it must be a host name or IPv4 address, without a port",
+            ),
+            (
+                "peer_port = 70000",
+                "1: peer_port: is 70000; it must be 0 to 65535",
             ),
             (
                 "\nname = \"a b\"",

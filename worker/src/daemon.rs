@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::link::Link;
 use crate::logs::Logs;
 use crate::metrics::{self, Metrics};
+use crate::peers::Peers;
 use anyhow::Context;
 use proto::id::WorkerId;
 use sd_notify::NotifyState;
@@ -45,6 +46,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let logs = Logs::default();
     let link = Link::start(&config.coordinator, sender.clone(), logs.clone())
         .with_context(|| format!("`coordinator` {} cannot be used", config.coordinator))?;
+    let place = (config.address.as_str(), config.peer_port);
+    let (peers, peer_address) = Peers::start(id.clone(), place, sender.clone()).await?;
     // Before anybody is told that this daemon is here, because they may ask it to leave at once.
     let signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     announce(&id, &address.to_string())?;
@@ -58,12 +61,14 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         worker: id,
         device: config.device,
         devices: config.devices,
+        peer_address: Some(peer_address),
     };
     let daemon = Daemon {
         worker: Worker::new(machine, 0),
         start: Instant::now(),
         children: Children::new(settings, sender, logs),
         link,
+        peers,
         metrics,
     };
     daemon.serve(events, signals).await
@@ -95,6 +100,7 @@ struct Daemon {
     start: Instant,
     children: Children,
     link: Link,
+    peers: Peers,
     metrics: Metrics,
 }
 
@@ -155,6 +161,10 @@ impl Daemon {
             } => self.children.update(&key, rank, device, assignment),
             Effect::Stop { key } => self.children.stop(&key),
             Effect::Kill { key } => self.children.kill(&key),
+            Effect::Ask {
+                peers,
+                detect_within_ms,
+            } => self.peers.ask(peers, Duration::from_millis(detect_within_ms)),
             Effect::Report(report) => self.link.report(report),
             Effect::Note(fact) => self.note(&fact),
             Effect::Exit => return true,

@@ -170,7 +170,7 @@ fn wire(line: Line) -> pb::LogLine {
 }
 
 /// tonic's own messages say "transport error"; the cause is in the sources.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -233,6 +233,8 @@ mod tests {
             device: DeviceKind::Cpu,
             devices,
             ranks: vec![],
+            peer_address: None,
+            unreached: vec![],
         }
     }
 
@@ -267,6 +269,7 @@ mod tests {
             worker: id(),
             assignments: vec![],
             detect_within_ms: 3_000,
+            peers: vec![],
         };
         answers.send(Ok(pb::DesiredState::from(&state))).await.unwrap();
         assert_eq!(events.recv().await, Some(Event::Desired(state)));

@@ -8,6 +8,7 @@ mod doctor;
 mod link;
 mod logs;
 mod metrics;
+mod peers;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use config::{Config, LogFormat};

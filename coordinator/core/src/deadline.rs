@@ -17,6 +17,8 @@ const LAST_SHARDS: u64 = 4;
 const HALT: u64 = 40;
 /// A worker whose reserve failed is not asked for another within this many `detect_within`.
 const REST: u64 = 12;
+/// Ranks that all do nothing but wait for this many `detect_within`, while daemons say why, do not come on.
+const STUCK: u64 = 1;
 /// A record must be durable within this many `detect_within`; then the coordinator ends, because a restart is better
 /// than one that answers nobody.
 const SAVE: u64 = 6;
@@ -88,6 +90,16 @@ impl Deadlines {
     /// A worker whose reserve failed now may be asked for another then.
     pub(crate) fn rest(self, now: Millis) -> Millis {
         self.after(now, REST)
+    }
+
+    /// Of a connection that is missing it is known now; of others that went with it it is known then.
+    pub(crate) fn torn(self, since: Millis) -> Millis {
+        since.saturating_add(self.detect_within_ms / 2)
+    }
+
+    /// For so long all ranks must have been waiting for each other.
+    pub(crate) fn stuck_ms(self) -> u64 {
+        self.detect_within_ms.saturating_mul(STUCK)
     }
 
     /// How long the shell waits for a record to be durable.

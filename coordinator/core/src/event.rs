@@ -327,6 +327,10 @@ pub enum Fact {
     JobCancelled {
         job: JobId,
     },
+    /// Two workers that are both heard do not reach each other; who says so.
+    Parted {
+        what: String,
+    },
     /// A report that cannot be true and was ignored: who, what.
     Ignored {
         worker: WorkerId,

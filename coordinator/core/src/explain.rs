@@ -35,6 +35,10 @@ pub(crate) enum Ending {
         rank: Rank,
         worker: WorkerId,
     },
+    /// Workers of it do not reach each other; says which.
+    Torn {
+        what: String,
+    },
     /// Ranks that should hold the same weights do not; says who differs.
     WeightsDisagree {
         what: String,
@@ -74,8 +78,14 @@ impl Ending {
             | Self::ShardsDisagree { .. }
             | Self::ManifestRefused { .. }
             | Self::LastCheckpointMissing { .. }
+            | Self::Torn { .. }
             | Self::WeightsDisagree { .. } => None,
         }
+    }
+
+    /// True when the job has no part in it, however often it comes: it waits then until there are workers that are fit.
+    pub(crate) fn is_outside(&self) -> bool {
+        matches!(self, Self::Torn { .. })
     }
 
     /// Of whom the others had to wait until it was found: the worker, and the rank where it is one.
@@ -92,6 +102,7 @@ impl Ending {
             | Self::ShardsDisagree { .. }
             | Self::ManifestRefused { .. }
             | Self::LastCheckpointMissing { .. }
+            | Self::Torn { .. }
             | Self::WeightsDisagree { .. } => None,
         }
     }
@@ -123,6 +134,7 @@ impl Ending {
             | Self::ShardsDisagree { .. }
             | Self::ManifestRefused { .. }
             | Self::LastCheckpointMissing { .. }
+            | Self::Torn { .. }
             | Self::WeightsDisagree { .. } => return false,
         };
         let error = error.to_lowercase();
@@ -179,6 +191,7 @@ impl fmt::Display for Ending {
             Self::RankMissing { rank, worker } => {
                 write!(f, "worker {worker} is up but does not run rank {rank}")
             }
+            Self::Torn { what } => write!(f, "{what}, and every rank waits for another"),
             Self::WeightsDisagree { what } => f.write_str(what),
             Self::ShardsDisagree { step, what } => write!(f, "the shards of step {step} disagree: {what}"),
             Self::ManifestRefused {

@@ -1,10 +1,11 @@
 //! The workers: who is up, until when, with what. A worker is a name and a boot number (law 6): a newer boot
 //! of a name is another worker, and the older one is gone. It knows nothing of jobs.
 
+use crate::apart::Apart;
 use crate::deadline::Deadlines;
 use crate::event::Millis;
 use proto::id::WorkerId;
-use proto::message::WorkerReport;
+use proto::message::{Peer, Unreached, WorkerReport};
 use proto::spec::DeviceKind;
 use std::collections::BTreeMap;
 
@@ -26,6 +27,10 @@ pub(crate) struct Worker {
     /// False after its stream broke, until it is heard again.
     connected: bool,
     pub(crate) heard_wall: Option<Millis>,
+    /// Where it answers other workers.
+    peer_address: Option<String>,
+    /// The workers that do not answer it.
+    unreached: Vec<Unreached>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +69,8 @@ impl Fleet {
             presence: Presence::Expected { until },
             connected: false,
             heard_wall: None,
+            peer_address: None,
+            unreached: Vec::new(),
         });
         entry.devices = entry.devices.saturating_add(devices);
     }
@@ -84,6 +91,8 @@ impl Fleet {
             },
             connected: true,
             heard_wall: Some(wall),
+            peer_address: report.peer_address.clone(),
+            unreached: report.unreached.clone(),
         };
         let Some(known) = self.workers.get_mut(&report.worker.name) else {
             self.workers.insert(report.worker.name.clone(), fresh);
@@ -138,6 +147,27 @@ impl Fleet {
     /// The worker of this name that can be told something now.
     pub(crate) fn reachable(&self, name: &str) -> Option<&Worker> {
         self.workers.get(name).filter(|worker| worker.is_reachable())
+    }
+
+    /// Who does not reach whom, of those that are heard here: of the others it is known that they are gone.
+    pub(crate) fn apart(&self) -> Apart {
+        let mut apart = Apart::default();
+        for worker in self.workers.values().filter(|worker| worker.is_reachable()) {
+            for Unreached { peer, error } in &worker.unreached {
+                if *peer != worker.id && self.reachable(&peer.name).is_some_and(|other| other.id == *peer) {
+                    apart.add(&worker.id, peer, error);
+                }
+            }
+        }
+        apart
+    }
+
+    /// The worker as others may ask it.
+    pub(crate) fn peer(&self, id: &WorkerId) -> Option<Peer> {
+        let worker = self.reachable(&id.name).filter(|worker| worker.id == *id)?;
+        let address = worker.peer_address.clone()?;
+        let worker = id.clone();
+        Some(Peer { worker, address })
     }
 
     /// True while this very boot is up or expected back.

@@ -248,7 +248,7 @@ impl Job {
         if self.record.reached < self.live.acknowledged {
             self.record.reached = self.live.acknowledged;
             self.record.fruitless = 0;
-        } else {
+        } else if !ending.is_outside() {
             self.record.fruitless += 1;
         }
         let follows = if self.record.hopeless {

@@ -5,6 +5,7 @@
 //! Its rules: what should be is said again on every report (law 5); nothing visible tells of what is not
 //! saved (law 7); only the newest generation of a job publishes (law 4); every wait has a deadline (law 9).
 
+mod apart;
 mod clock;
 mod commit;
 mod control;
@@ -26,6 +27,7 @@ mod schedule;
 mod view;
 mod why;
 
+use apart::Apart;
 use clock::Clock;
 pub use deadline::Deadlines;
 use event::{Counters, Durable, Effect, Event, Fact, Millis, Record, Reply};
@@ -35,7 +37,7 @@ use job::Job;
 use outbox::Outbox;
 use proto::checkpoint::CheckpointRef;
 use proto::id::{JobId, WorkerId};
-use proto::message::{DesiredState, RankPhase, RankReport, WorkerReport};
+use proto::message::{DesiredState, Peer, RankPhase, RankReport, WorkerReport};
 use report::{Oddity, Sense};
 use schedule::Solved;
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,6 +64,8 @@ pub struct Coordinator {
     counters: Counters,
     jobs: BTreeMap<JobId, Job>,
     fleet: Fleet,
+    /// Who does not reach whom, as of the last event.
+    apart: Apart,
     /// Names of workers that get nothing new and lose what they have.
     drained: BTreeSet<String>,
     solved: Solved,
@@ -101,6 +105,7 @@ impl Coordinator {
             counters,
             jobs,
             fleet,
+            apart: Apart::default(),
             drained: durable.drained,
             solved: None,
             ledgered: 0,
@@ -155,6 +160,7 @@ impl Coordinator {
             Event::Deadline => {}
         }
         self.expire(&mut outbox);
+        self.see_who_is_apart(&mut outbox);
         self.tend_jobs(&mut outbox);
         self.place(&mut outbox);
         self.write_ledgers(&mut outbox);
@@ -176,7 +182,14 @@ impl Coordinator {
             *used.entry(reserve.worker.clone()).or_insert(0) += reserve.ranks;
         }
         let worker = |worker| view::worker(worker, &used, &self.drained);
-        let workers = self.fleet.iter().map(worker).collect();
+        let mut workers: Vec<WorkerView<'_>> = self.fleet.iter().map(worker).collect();
+        for worker in &mut workers {
+            worker.apart = self
+                .apart
+                .from(worker.id)
+                .map(|other| other.name.clone())
+                .collect();
+        }
         let jobs = self
             .in_submit_order()
             .into_iter()
@@ -383,6 +396,14 @@ impl Coordinator {
         }
     }
 
+    fn see_who_is_apart(&mut self, outbox: &mut Outbox) {
+        let apart = self.fleet.apart();
+        for what in apart.beside(&self.apart) {
+            outbox.note(Fact::Parted { what });
+        }
+        self.apart = apart;
+    }
+
     /// Moves every job on as far as it goes by itself.
     fn tend_jobs(&mut self, outbox: &mut Outbox) {
         let mut no_longer_read = Vec::new();
@@ -393,6 +414,7 @@ impl Coordinator {
                 commit::retry(job, self.deadlines, outbox).err(),
                 commit::begin(job, self.deadlines, outbox).err(),
                 job.overdue(self.deadlines, outbox.now),
+                job.torn(&self.apart, self.deadlines, outbox.now),
             ];
             for ending in endings.into_iter().flatten() {
                 job.end_generation(&ending, self.deadlines, outbox);
@@ -444,7 +466,25 @@ impl Coordinator {
             worker: worker.clone(),
             assignments: self.jobs.values().filter_map(assignment).collect(),
             detect_within_ms: *detect_within_ms,
+            peers: self.peers(worker),
         }
+    }
+
+    /// The other workers with ranks of a job that has ranks on this one.
+    fn peers(&self, worker: &WorkerId) -> Vec<Peer> {
+        let mut others = BTreeSet::new();
+        for job in self.jobs.values() {
+            let workers = || {
+                job.members()
+                    .iter()
+                    .chain(&job.record.reserves)
+                    .map(|it| &it.worker)
+            };
+            if workers().any(|it| it == worker) {
+                others.extend(workers().filter(|it| *it != worker));
+            }
+        }
+        others.into_iter().filter_map(|it| self.fleet.peer(it)).collect()
     }
 
     fn used_devices(&self) -> BTreeMap<WorkerId, u32> {

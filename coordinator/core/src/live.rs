@@ -36,6 +36,8 @@ pub(crate) struct Live {
     pub(crate) reserves: BTreeMap<Rank, RankLive>,
     /// Lower numbers of this generation were given out, to reserves too.
     pub(crate) next_rank: u32,
+    /// Since when some of its workers do not reach each other.
+    pub(crate) torn_since: Option<Millis>,
 }
 
 #[derive(Debug)]

@@ -15,6 +15,7 @@
 mod shortage;
 mod table;
 
+use crate::apart::Apart;
 use proto::id::{JobId, WorkerId};
 use proto::spec::DeviceKind;
 pub(crate) use shortage::Shortage;
@@ -38,6 +39,10 @@ pub(crate) struct Demand {
     pub(crate) settling: bool,
     /// The workers of its running generation.
     pub(crate) holds: Vec<WorkerId>,
+    /// Where survivors of its last generation hold the newest state, while it waits.
+    pub(crate) warm: Vec<WorkerId>,
+    /// It is given no two workers that do not reach each other.
+    pub(crate) apart: Apart,
 }
 
 /// A worker that is up.

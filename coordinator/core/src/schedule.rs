@@ -2,6 +2,7 @@
 //! workers that they should hold, and says of the rest what they wait for. It decides nothing about who goes first.
 
 use crate::Coordinator;
+use crate::apart::Apart;
 use crate::event::{JobPhase, Member, Millis};
 use crate::fleet;
 use crate::halt::Planned;
@@ -30,6 +31,7 @@ impl Coordinator {
         for (id, decision) in &solution {
             self.carry_out(id, decision, &mut used, outbox);
         }
+        let mut again = self.leaves_somebody_out(&problem);
         for job in self.jobs.values_mut().filter(|job| job.record.paused) {
             match &job.record.phase {
                 JobPhase::Queued { .. } => job.wait(PAUSED.to_owned(), outbox),
@@ -37,16 +39,22 @@ impl Coordinator {
                 JobPhase::Done { .. } | JobPhase::Failed { .. } | JobPhase::Cancelled { .. } => {}
             }
         }
-        let mut freed = false;
         for job in self.jobs.values_mut() {
-            freed |= job.let_go(outbox);
+            again |= job.let_go(outbox);
         }
-        if freed {
+        if again {
             self.solved = Some((problem, solution));
             return self.place(outbox);
         }
         self.settle_reserves(&solution, &used, outbox);
         self.solved = Some((problem, solution));
+    }
+
+    /// Whether a job began without workers that its others do not reach: these are to be in reserve, with what they hold.
+    fn leaves_somebody_out(&self, problem: &Problem) -> bool {
+        let scattered = problem.demands.iter().filter(|demand| !demand.apart.is_empty());
+        let begun = |id: &JobId| matches!(self.jobs[id].record.phase, JobPhase::Running { .. });
+        scattered.into_iter().any(|demand| begun(&demand.job))
     }
 
     fn problem(&self, now: Millis) -> Problem {
@@ -65,7 +73,9 @@ impl Coordinator {
             },
         };
         Problem {
-            demands: jobs.filter_map(|id| self.jobs[id].demand(now)).collect(),
+            demands: jobs
+                .filter_map(|id| self.jobs[id].demand(&self.apart, now))
+                .collect(),
             seats: present.map(seat).collect(),
             quotas: self.config.quotas.clone(),
         }
@@ -122,7 +132,7 @@ impl Coordinator {
     fn adjust(&mut self, id: &JobId, given: &[WorkerId], used: &mut Devices, outbox: &mut Outbox) {
         let Some(job) = self.jobs.get(id) else { return };
         let needs = job.record.spec.resources.devices_per_worker;
-        let next = job.next_members(given);
+        let next = job.next_members(given, &self.apart);
         match job.change(&next) {
             Change::No => {}
             Change::Now(workers, why) => self.regroup(id, workers, &why, used, outbox),
@@ -210,7 +220,7 @@ impl Coordinator {
 
 impl Job {
     /// What it asks of placement, if it wants to run.
-    fn demand(&self, now: Millis) -> Option<Demand> {
+    fn demand(&self, apart: &Apart, now: Millis) -> Option<Demand> {
         let queued = match &self.record.phase {
             JobPhase::Queued { .. } => true,
             JobPhase::Running { .. } => false,
@@ -231,6 +241,9 @@ impl Job {
             workers_max,
             devices_per_worker: resources.devices_per_worker,
             device: resources.device,
+            warm: if queued { self.ready() } else { Vec::new() },
+            // A generation that trains is taken apart by what its ranks do, not by what daemons say.
+            apart: if queued { apart.clone() } else { Apart::default() },
             settling: queued && now < self.settle_until && self.ready().len() < self.least(),
             holds: self
                 .members()
@@ -242,7 +255,7 @@ impl Job {
 
     /// Until when it would rather have all workers that it can use, if it waits for that.
     pub(crate) fn settles_until(&self, now: Millis) -> Option<Millis> {
-        self.demand(now)
+        self.demand(&Apart::default(), now)
             .filter(|demand| demand.settling)
             .map(|_| self.settle_until)
     }
@@ -254,11 +267,18 @@ impl Job {
         resources.workers_min.min(most).max(1) as usize
     }
 
-    /// Of the workers that it is given, its members and those that are ready to join them.
-    fn next_members(&self, given: &[WorkerId]) -> Vec<WorkerId> {
+    /// Of the workers that it is given, its members and those that are ready to join them and reach them all.
+    fn next_members(&self, given: &[WorkerId], apart: &Apart) -> Vec<WorkerId> {
         let ready = self.ready();
-        let there = |worker: &&WorkerId| self.is_member(worker) || ready.contains(worker);
-        given.iter().filter(there).cloned().collect()
+        let (mut next, others): (Vec<WorkerId>, Vec<WorkerId>) =
+            given.iter().cloned().partition(|worker| self.is_member(worker));
+        for worker in others.into_iter().filter(|worker| ready.contains(worker)) {
+            if !next.iter().any(|other| apart.between(&worker, other)) {
+                next.push(worker);
+            }
+        }
+        next.sort();
+        next
     }
 
     fn is_member(&self, worker: &WorkerId) -> bool {

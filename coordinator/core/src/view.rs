@@ -50,6 +50,8 @@ pub struct WorkerView<'a> {
     pub up: bool,
     /// Somebody drains it: it gets nothing new and loses what it has.
     pub drained: bool,
+    /// Names of the workers that it shares a job with and has no connection to.
+    pub apart: Vec<String>,
     /// The coordinator's clock when it last reported; None: not since the coordinator started.
     pub last_heard_ms: Option<Millis>,
 }
@@ -84,6 +86,7 @@ pub(crate) fn worker<'a>(
         used: used.get(&worker.id).copied().unwrap_or(0),
         up: worker.is_up(),
         drained: drained.contains(&worker.id.name),
+        apart: Vec::new(),
         last_heard_ms: worker.heard_wall,
     }
 }

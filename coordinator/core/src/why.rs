@@ -15,7 +15,7 @@ use proto::message::RankPhase;
 pub struct Why {
     /// One sentence without a full stop.
     pub sentence: String,
-    /// One word for what holds the job: `over`, `paused`, `workers`, `quota`, `settling`, `release`, `manifest`,
+    /// One word for what holds the job: `over`, `paused`, `workers`, `connection`, `quota`, `settling`, `release`, `manifest`,
     /// `halting`, `forming`, `step`, `last-checkpoint` or `failed-rank`.
     pub constraint: &'static str,
     /// What would let it go on; None where nothing is needed.
@@ -41,12 +41,28 @@ impl Coordinator {
         let job = self.jobs.get(id)?;
         let now = self.clock.at(now);
         Some(match &job.record.phase {
-            JobPhase::Running { .. } => job.why_running(now),
+            JobPhase::Running { .. } => self.why_left_out(job, job.why_running(now)),
             JobPhase::Queued { reason } => self.why_queued(job, reason),
             JobPhase::Done { .. } => simple("over", "it is done", None),
             JobPhase::Cancelled { .. } => simple("over", "somebody cancelled it", None),
             JobPhase::Failed { reason, .. } => simple("over", &format!("it failed: {reason}"), None),
         })
+    }
+
+    /// Adds who could join and does not reach those that it should join.
+    fn why_left_out(&self, job: &Job, mut why: Why) -> Why {
+        let members = || job.members().iter().map(|member| &member.worker);
+        for reserve in job.reserved() {
+            let pairs = self.apart.among(members().chain([reserve]));
+            if self
+                .apart
+                .from(reserve)
+                .any(|other| members().any(|member| member == other))
+            {
+                why.sentence = format!("{}; {} is left out: {pairs}", why.sentence, reserve.name);
+            }
+        }
+        why
     }
 
     fn why_queued(&self, job: &Job, reason: &str) -> Why {

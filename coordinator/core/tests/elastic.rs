@@ -293,6 +293,8 @@ fn a_reserve_that_fails_harms_nobody_and_is_not_tried_again_at_once() {
 
 fn report(worker: &str, devices: u32, ranks: Vec<proto::message::RankReport>) -> WorkerReport {
     WorkerReport {
+        peer_address: None,
+        unreached: vec![],
         worker: id(worker),
         device: DeviceKind::Cpu,
         devices,

@@ -80,6 +80,7 @@ pub(crate) fn worker(worker: &pb::WorkerView) -> Value {
         "devices_used": worker.devices_used,
         "up": worker.up,
         "drained": worker.drained,
+        "apart": worker.apart,
         "jobs": worker.jobs,
         "last_heard_ms": worker.last_heard_ms,
     })

@@ -25,12 +25,7 @@ pub(crate) async fn workers(global: &Global) -> Result<Outcome> {
                 .worker
                 .as_ref()
                 .map_or_else(String::new, |it| it.name.clone()),
-            match (worker.up, worker.drained) {
-                (true, false) => "up".into(),
-                (true, true) => "drained".into(),
-                (false, false) => "down".into(),
-                (false, true) => "down, drained".into(),
-            },
+            state(worker),
             worker.device.clone(),
             format!("{}/{}", worker.devices_used, worker.devices),
             if worker.jobs.is_empty() {
@@ -43,4 +38,17 @@ pub(crate) async fn workers(global: &Global) -> Result<Outcome> {
     }
     say!("{table}");
     Ok(Outcome::True)
+}
+
+fn state(worker: &pb::WorkerView) -> String {
+    let state = match (worker.up, worker.drained) {
+        (true, false) => "up",
+        (true, true) => "drained",
+        (false, false) => "down",
+        (false, true) => "down, drained",
+    };
+    match worker.apart.is_empty() {
+        true => state.to_owned(),
+        false => format!("{state}, without a connection to {}", worker.apart.join(", ")),
+    }
 }

@@ -35,6 +35,8 @@ fn main() -> Result<()> {
             device: DeviceKind::Cpu,
             devices: DEVICES,
             ranks: vec![],
+            peer_address: None,
+            unreached: vec![],
         };
         machine.handle(NOW, Event::Heard { report });
     }

@@ -116,6 +116,7 @@ impl<'a> Chaos<'a> {
             workers: WORKERS,
             store: Some(format!("s3://{BUCKET}/store")),
             environment: store.environment(),
+            network: None,
         })?;
         cluster.ok(&synthesize(&dataset()))?;
         let id = cluster.submit(&job_toml(options.steps))?;

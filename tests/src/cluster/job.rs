@@ -2,7 +2,8 @@
 //! enough that its processes cost more than its training.
 
 use super::{Cluster, Options};
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
+use proto::pb::JobView;
 
 /// A cluster with the tests' data set in its folder; the data set's URL.
 ///
@@ -105,4 +106,54 @@ impl TinyJob {
              keep = 2\n"
         )
     }
+}
+
+/// A job for so many workers of five micro-batches, in exact sums, and without a checkpoint but that with which it leaves.
+#[must_use]
+pub fn elastic(dataset: &str, (min, max): (u32, u32), steps: u64) -> String {
+    let tiny = TinyJob {
+        name: format!("elastic-{min}-{max}"),
+        dataset: dataset.to_owned(),
+        workers: max,
+        steps,
+        checkpoint_every: 1_000_000,
+    };
+    tiny.to_toml()
+        .replace(&format!("min = {max}"), &format!("min = {min}"))
+        .replace(
+            "global_batch = 4\nmicro_batch = 2",
+            "global_batch = 5\nmicro_batch = 1",
+        )
+        .replace("[checkpoint]", "reduction = \"exact\"\n[checkpoint]")
+}
+
+/// Waits until that many ranks have done some steps together.
+///
+/// # Errors
+/// The job ends, or nothing new is said for too long.
+pub fn trains(cluster: &Cluster, id: &str, world: u32) -> Result<JobView> {
+    let together = |view: &JobView| view.phase == "training" && view.world == world;
+    let begun = cluster.wait(id, &format!("{world} ranks"), together)?;
+    cluster.wait(id, &format!("a step of {world} ranks"), |view| {
+        together(view) && begun.generation <= view.generation && begun.step + 2 < view.step
+    })
+}
+
+/// Pauses the job and compares what it has with what one undisturbed rank has after as many steps.
+///
+/// # Errors
+/// They differ, or the audit finds something.
+pub fn nothing_was_lost(cluster: &Cluster, dataset: &str, id: &str) -> Result<()> {
+    cluster.ok(&["pause", id])?;
+    let view = cluster.wait(id, "a pause", |view| view.phase == "paused")?;
+    let [checkpoint] = &view.checkpoints[..] else {
+        bail!("one checkpoint was to be written: {view:?}")
+    };
+    let undisturbed = cluster.submit(&elastic(dataset, (1, 1), checkpoint.step))?;
+    cluster.wait_done(&undisturbed)?;
+    let digest = |id: &str| cluster.ok(&["checkpoint", "digest", id]);
+    ensure!(digest(id)? == digest(&undisturbed)?, "bits were lost");
+    let audit = cluster.json(&["audit", id])?;
+    ensure!(audit["clean"] == true, "{audit}");
+    Ok(())
 }

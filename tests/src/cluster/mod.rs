@@ -8,6 +8,7 @@
 pub mod command;
 pub mod http;
 pub mod job;
+pub mod network;
 pub mod process;
 pub mod prometheus;
 pub mod relay;
@@ -17,11 +18,13 @@ pub mod watch;
 
 use anyhow::{Context, Result, ensure};
 use command::{Outcome, run};
+use network::Network;
 use process::Process;
 use proto::pb::JobView;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::sync::Arc;
 use watch::Watch;
 
 /// What a cluster is made of.
@@ -33,6 +36,8 @@ pub struct Options {
     pub store: Option<String>,
     /// Variables that every process gets, for instance S3 credentials.
     pub environment: Vec<(String, String)>,
+    /// The hosts that workers are on; None: all are on this one.
+    pub network: Option<Arc<Network>>,
 }
 
 impl Options {
@@ -42,6 +47,7 @@ impl Options {
             workers,
             store: None,
             environment: Vec::new(),
+            network: None,
         }
     }
 }
@@ -84,7 +90,10 @@ impl Cluster {
             directory,
             coordinator: None,
             workers: Vec::new(),
-            url: ANY_PORT.to_owned(),
+            url: match &options.network {
+                Some(network) => format!("http://{}:0", network.address(0)),
+                None => ANY_PORT.to_owned(),
+            },
             metrics: ANY_PORT.to_owned(),
             relay: None,
             coordinators: 1,
@@ -152,7 +161,15 @@ impl Cluster {
     /// It did not get ready.
     pub fn start_worker(&mut self, index: usize) -> Result<()> {
         let name = format!("w{}", index + 1);
-        let mut command = self.command("worker")?;
+        let mut command = match &self.options.network {
+            None => self.command("worker")?,
+            Some(network) => {
+                let mut command = network.on(index + 1, binary("worker")?);
+                command.env("RETRI_WORKER__ADDRESS", network.address(index + 1));
+                self.prepare(&mut command);
+                command
+            }
+        };
         command
             .arg("daemon")
             .env("RETRI_WORKER__NAME", &name)
@@ -446,10 +463,14 @@ impl Cluster {
 
     fn command(&self, name: &str) -> Result<Command> {
         let mut command = Command::new(binary(name)?);
+        self.prepare(&mut command);
+        Ok(command)
+    }
+
+    fn prepare(&self, command: &mut Command) {
         command
             .envs(self.options.environment.iter().cloned())
             .current_dir(self.directory.path());
-        Ok(command)
     }
 }
 

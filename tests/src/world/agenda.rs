@@ -81,6 +81,11 @@ pub(crate) enum Happening {
         node: usize,
         boot: u64,
     },
+    /// It asks its peers whether they are there.
+    NodeAsks {
+        node: usize,
+        boot: u64,
+    },
 
     /// A line of a rank reaches its daemon.
     RankSaid {

@@ -41,10 +41,12 @@ pub enum Bug {
     HandOverForgotten,
     /// Survivors that wait for more workers do not keep what they hold.
     ReserveForgets,
+    /// Daemons take every peer for reached.
+    CutUnseen,
 }
 
 impl Bug {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::SendOnce,
         Self::SameBoot,
         Self::ShardBeforeWritten,
@@ -64,5 +66,6 @@ impl Bug {
         Self::DrainForgotten,
         Self::HandOverForgotten,
         Self::ReserveForgets,
+        Self::CutUnseen,
     ];
 }

@@ -68,9 +68,9 @@ impl World {
             };
             return self.agenda.put(self.now + 500, breaks);
         }
-        let host = host.and_then(|host| self.processes.get(&host));
-        let from = host.map_or(0, |host| host.node);
-        if let Some(at) = self.cut_between(&[pid], from) {
+        if let Some(host) = host
+            && let Some(at) = self.cut_among(&[pid, host])
+        {
             return self.agenda.put(at, Happening::RankJoins { pid });
         }
         let place = (key.job.clone(), key.generation);
@@ -81,25 +81,20 @@ impl World {
         self.groups.insert(place, Group { joined });
         if all.len() == world as usize {
             let paused = all.iter().filter_map(|pid| self.pause(*pid)).max();
-            if let Some(at) = paused {
+            if let Some(at) = paused.or_else(|| self.cut_among(&all)) {
                 return self.agenda.put(at, Happening::RankJoins { pid });
             }
             self.begin(&all, key.job, key.generation);
         }
     }
 
-    /// Until when one of these processes and that node do not reach each other.
-    fn cut_between(&self, pids: &[Pid], node: usize) -> Option<u64> {
-        let nodes = pids
-            .iter()
-            .filter_map(|pid| self.processes.get(pid))
-            .map(|it| it.node);
-        let others: Vec<usize> = nodes.filter(|other| *other != node).collect();
-        let cut = others
-            .iter()
-            .map(|other| self.nodes[*other].ranks_cut.max(self.nodes[node].ranks_cut))
-            .max()?;
-        (self.now < cut).then_some(cut)
+    /// When to look again whether these processes reach each other, if some of them do not now.
+    fn cut_among(&self, pids: &[Pid]) -> Option<u64> {
+        let node = |pid: &Pid| self.processes.get(pid).map(|process| process.node);
+        let nodes: Vec<usize> = pids.iter().filter_map(node).collect();
+        let pairs = nodes.iter().flat_map(|a| nodes.iter().map(move |b| (*a, *b)));
+        let until = pairs.filter_map(|(a, b)| self.cut_between(a, b)).max()?;
+        Some(until.min(self.now + DETECT_WITHIN_MS))
     }
 
     fn draw_pictures(&mut self, pid: Pid) {
@@ -202,6 +197,7 @@ impl World {
             (process.held, process.step) = (Some(generation), step);
             process.reached = Some((generation, step));
             process.phase = RankPhase::Training;
+            process.reduces_since = None;
             self.say(pid, vec![], vec![]);
         }
     }
@@ -263,7 +259,7 @@ impl World {
             return;
         };
         let step = first.step + 1;
-        if self.cut_between(&pids, first.node).is_some() {
+        if self.cut_among(&pids).is_some() {
             let silent = self.dice.chance(300);
             self.trace.line(self.now, || {
                 format!("{job} generation {generation} is torn apart in step {step}")
@@ -422,7 +418,9 @@ impl World {
             let kept = self.bug == Some(Bug::PartialStepKept) && self.dice.chance(500);
             let step = self.processes.get(&pid).map_or(0, |process| process.step) + 1;
             let sum = self.sum(pids.len(), step, spec);
+            let now = self.now;
             if let Some(process) = self.working(pid) {
+                process.reduces_since = Some(now);
                 if ends {
                     process.value = toy::fold(process.value, sum);
                     process.step = step;

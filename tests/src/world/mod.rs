@@ -170,6 +170,8 @@ struct World {
     processes: BTreeMap<Pid, Process>,
     next_pid: Pid,
     groups: BTreeMap<(JobId, Generation), Group>,
+    /// Pairs of nodes that do not reach each other, and until when.
+    cuts: BTreeMap<(usize, usize), u64>,
     wishes: Vec<Wish>,
     requests: Requests,
     next_request: u64,
@@ -202,6 +204,7 @@ impl World {
             processes: BTreeMap::new(),
             next_pid: 0,
             groups: BTreeMap::new(),
+            cuts: BTreeMap::new(),
             wishes: Vec::new(),
             requests: BTreeMap::new(),
             next_request: 0,
@@ -427,6 +430,7 @@ impl World {
                 self.node_handles(node, boot, worker_core::event::Event::Desired(state));
             }
             Happening::LinkOpen { node, boot } => self.open_link(node, boot),
+            Happening::NodeAsks { node, boot } => self.node_asks(node, boot),
             Happening::RankSaid {
                 node,
                 boot,
@@ -502,6 +506,7 @@ impl World {
             }
             Fault::RankPause { node, for_ms } => self.pause_rank(node, for_ms),
             Fault::RanksCut { node, for_ms } => self.cut_ranks(node, for_ms),
+            Fault::PairCut { nodes, for_ms } => self.cut_pair(nodes, for_ms),
             Fault::Deaf { node, for_ms } => self.deafen(node, for_ms),
             Fault::TakeOver { for_ms } => self.take_over(for_ms),
             Fault::OneWay { node, up, for_ms } => self.cut_one_way(node, up, for_ms),

@@ -4,11 +4,11 @@
 use super::World;
 use super::agenda::Happening;
 use super::bug::Bug;
-use super::plan::DETECT_WITHIN_MS;
+use super::plan::{DETECT_WITHIN_MS, FOR_GOOD_MS};
 use super::tell;
 use coordinator_core::event as coordinator;
 use proto::id::{Generation, WorkerId};
-use proto::message::WorkerReport;
+use proto::message::{Peer, WorkerReport};
 use proto::spec::DeviceKind;
 use worker_core::event::{Effect, Event};
 use worker_core::{Config, Worker};
@@ -30,6 +30,9 @@ pub(crate) struct Node {
     cut_down: u64,
     /// Until then its ranks reach no rank of another node.
     pub(crate) ranks_cut: u64,
+    /// Whom its daemon asks whether they are there, and whether the next time is on the agenda.
+    peers: Vec<Peer>,
+    asks: bool,
     /// Until then its stream carries nothing.
     deaf_until: u64,
     /// The last delivery on its stream, up and down: a stream keeps its order.
@@ -51,6 +54,8 @@ impl Node {
             cut_up: 0,
             cut_down: 0,
             ranks_cut: 0,
+            peers: Vec::new(),
+            asks: false,
             deaf_until: 0,
             last_up: 0,
             last_down: 0,
@@ -88,9 +93,11 @@ impl World {
             worker,
             device: DeviceKind::Cpu,
             devices,
+            peer_address: Some(node.name.clone()),
         };
         node.machine = Some(Worker::new(config, self.now));
         node.wake_at = None;
+        (node.peers, node.asks) = (Vec::new(), false);
         let boot = node.boot;
         self.agenda.put(
             self.now + self.dice.between(1, 500),
@@ -146,6 +153,49 @@ impl World {
             format!("ranks on {name} reach no rank of another node for {for_ms} ms")
         });
         self.nodes[number].ranks_cut = self.now + for_ms;
+    }
+
+    pub(crate) fn cut_pair(&mut self, nodes: (usize, usize), for_ms: u64) {
+        let (a, b) = (&self.nodes[nodes.0].name, &self.nodes[nodes.1].name);
+        self.trace.line(self.now, || {
+            let how_long = if for_ms == FOR_GOOD_MS {
+                "any more".to_owned()
+            } else {
+                format!("for {for_ms} ms")
+            };
+            format!("{a} and {b} do not reach each other {how_long}")
+        });
+        let until = self.cuts.entry(nodes).or_default();
+        *until = (self.now + for_ms).max(*until);
+    }
+
+    /// Until when these two nodes do not reach each other, if they do not now.
+    pub(crate) fn cut_between(&self, a: usize, b: usize) -> Option<u64> {
+        let pair = self.cuts.get(&(a.min(b), a.max(b))).copied().unwrap_or(0);
+        let until = pair.max(self.nodes[a].ranks_cut).max(self.nodes[b].ranks_cut);
+        (a != b && self.now < until).then_some(until)
+    }
+
+    /// The daemon asks its peers; those that are there and are reached answer at once.
+    pub(crate) fn node_asks(&mut self, number: usize, boot: u64) {
+        let node = &mut self.nodes[number];
+        if node.machine.is_none() || node.boot != boot {
+            return;
+        }
+        if node.peers.is_empty() {
+            node.asks = false;
+            return;
+        }
+        for Peer { worker, .. } in node.peers.clone() {
+            let blind = self.bug == Some(Bug::CutUnseen);
+            let there = |other: &Node| other.id() == worker && other.machine.is_some();
+            let other = self.nodes.iter().position(there);
+            if other.is_some_and(|other| blind || self.cut_between(number, other).is_none()) {
+                self.node_handles(number, boot, Event::PeerAnswered { peer: worker });
+            }
+        }
+        let at = self.now + DETECT_WITHIN_MS / 3;
+        self.agenda.put(at, Happening::NodeAsks { node: number, boot });
     }
 
     /// The stream breaks: the daemon knows at once, the coordinator after `delay` ms.
@@ -259,6 +309,14 @@ impl World {
                 } => self.tell_rank(number, &key, rank, assignment),
                 Effect::Stop { key } => self.stop_rank(number, &key),
                 Effect::Kill { key } => self.kill_rank(number, &key),
+                Effect::Ask { peers, .. } => {
+                    let node = &mut self.nodes[number];
+                    node.peers = peers;
+                    if !std::mem::replace(&mut node.asks, true) {
+                        self.agenda
+                            .put(self.now + 5, Happening::NodeAsks { node: number, boot });
+                    }
+                }
                 Effect::Report(report) => self.send_up(number, report),
                 Effect::Note(_) => {}
                 Effect::Exit => {

@@ -244,8 +244,12 @@ impl Oracle {
                 reason,
             } => {
                 // Deadlines of last resort: where daemons and streams work, nobody ever waits for them.
-                let last_resort =
-                    reason.contains("does not run rank") || reason.contains("all ranks are finished");
+                let last_resort = [
+                    "does not run rank",
+                    "all ranks are finished",
+                    "timed out waiting for the other ranks to join",
+                ];
+                let last_resort = last_resort.iter().any(|sign| reason.contains(sign));
                 self.require(!last_resort, || {
                     format!("{job} generation {generation} needs its last resort: {reason}")
                 });
@@ -259,6 +263,7 @@ impl Oracle {
             | Fact::Reserved { .. }
             | Fact::ReserveLost { .. }
             | Fact::Stepped { .. }
+            | Fact::Parted { .. }
             | Fact::Ignored { .. } => true,
         };
         self.require(saved, || format!("{fact:?} is told and not saved"));

@@ -7,6 +7,9 @@ use std::collections::BTreeMap;
 /// The one knob of both machines, in milliseconds.
 pub(crate) const DETECT_WITHIN_MS: u64 = 3_000;
 
+/// Longer than any world.
+pub(crate) const FOR_GOOD_MS: u64 = 1 << 40;
+
 #[derive(Debug)]
 pub(crate) struct Plan {
     /// Devices of each node.
@@ -144,6 +147,11 @@ pub(crate) enum Fault {
         node: usize,
         for_ms: u64,
     },
+    /// Neither ranks nor daemons of these two nodes reach each other; all others do.
+    PairCut {
+        nodes: (usize, usize),
+        for_ms: u64,
+    },
     NodeCrash {
         node: usize,
         down_ms: u64,
@@ -198,7 +206,7 @@ impl Plan {
             .map(|_| PlannedJob::new(&mut dice, &nodes, heal_at))
             .collect();
         let count = if dice.chance(100) { 0 } else { dice.between(1, 24) };
-        let faults = (0..count)
+        let faults: Vec<(u64, Fault)> = (0..count)
             .map(|_| (dice.between(0, heal_at), Fault::new(&mut dice, nodes.len())))
             .collect();
         let noise = Noise::new(&mut dice);
@@ -206,7 +214,12 @@ impl Plan {
         let mut dice = Dice::new(seed, 3);
         jobs.iter_mut().for_each(|job| job.wish(&mut dice, heal_at));
         let drains = PlannedDrain::some(&mut dice, nodes.len(), heal_at);
+        let cuts = cuts(&mut Dice::new(seed, 4), nodes.len(), heal_at);
+        if cuts.iter().any(|(_, cut)| cut.is_for_good()) {
+            jobs.iter_mut().for_each(|job| job.spare_one(&nodes));
+        }
         let quotas = quotas(&mut dice, &jobs);
+        let faults = faults.into_iter().chain(cuts).collect();
         Self {
             nodes,
             jobs,
@@ -273,6 +286,12 @@ impl PlannedJob {
         }
     }
 
+    /// It is content with one node less than there are for it.
+    fn spare_one(&mut self, nodes: &[u32]) {
+        let fitting = nodes.iter().filter(|has| self.devices <= **has).count() as u32;
+        self.workers_min = self.workers_min.min(fitting.saturating_sub(1).max(1));
+    }
+
     /// What people want of it beyond that.
     fn wish(&mut self, dice: &mut Dice, heal_at: u64) {
         self.priority = dice.between(0, 2) as i32;
@@ -299,6 +318,28 @@ impl PlannedDrain {
     }
 }
 
+/// Pairs of nodes whose connection is cut, in some worlds; in some of these one is never mended.
+fn cuts(dice: &mut Dice, nodes: usize, heal_at: u64) -> Vec<(u64, Fault)> {
+    if nodes < 2 || !dice.chance(350) {
+        return Vec::new();
+    }
+    let for_good = dice.chance(400);
+    let count = dice.between(1, 2);
+    let one = |number| {
+        let from = dice.between(0, heal_at);
+        let first = dice.pick(nodes);
+        let other = (first + 1 + dice.pick(nodes - 1)) % nodes;
+        let for_ms = if for_good && number == count {
+            FOR_GOOD_MS
+        } else {
+            dice.between(500, 40 * DETECT_WITHIN_MS).min(heal_at - from)
+        };
+        let nodes = (first.min(other), first.max(other));
+        (from, Fault::PairCut { nodes, for_ms })
+    };
+    (1..=count).map(one).collect()
+}
+
 /// Of team a, sometimes: tight, but with room for each of its jobs.
 fn quotas(dice: &mut Dice, jobs: &[PlannedJob]) -> BTreeMap<String, u32> {
     if !dice.chance(200) {
@@ -310,6 +351,10 @@ fn quotas(dice: &mut Dice, jobs: &[PlannedJob]) -> BTreeMap<String, u32> {
 }
 
 impl Fault {
+    fn is_for_good(&self) -> bool {
+        matches!(self, Self::PairCut { for_ms, .. } if *for_ms == FOR_GOOD_MS)
+    }
+
     fn new(dice: &mut Dice, nodes: usize) -> Self {
         let node = dice.pick(nodes);
         let short = dice.between(10, 2 * DETECT_WITHIN_MS);

@@ -49,6 +49,8 @@ fn go_on(world: &World, durable: &Durable) -> Result<(), String> {
                 device: DeviceKind::Cpu,
                 devices: node.devices,
                 ranks: vec![],
+                peer_address: None,
+                unreached: vec![],
             };
             apply(&mut after, machine.handle(now, Event::Heard { report }));
         }

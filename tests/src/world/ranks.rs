@@ -10,7 +10,9 @@ use super::store;
 use super::tell;
 use proto::checkpoint::checkpoint_folder;
 use proto::id::{Generation, Rank, Step};
-use proto::message::{Assignment, Halt, RankPhase, RankReport, ShardReport, StepReport, WeightDigest};
+use proto::message::{
+    Assignment, Doing, Halt, Piece, RankPhase, RankReport, ShardReport, StepReport, WeightDigest,
+};
 use worker_core::event::{Event, RankKey};
 
 /// Process number, never used twice.
@@ -42,6 +44,8 @@ pub(crate) struct Process {
     pub(crate) reached: Option<(Generation, u64)>,
     /// The generation whose meeting place it was told last.
     pub(crate) meets: Option<Generation>,
+    /// Since when it waits in a sum that does not come to its end.
+    pub(crate) reduces_since: Option<u64>,
     /// It stopped in order after a step of which it has written no share.
     pub(crate) unsaved: bool,
     /// What it came to, newest last.
@@ -100,6 +104,7 @@ impl World {
             value,
             reached: None,
             meets: None,
+            reduces_since: None,
             unsaved: false,
             digests: vec![],
             last_order: self.now,
@@ -254,7 +259,11 @@ impl World {
             steps,
             shards,
             digests: process.digests.clone(),
-            doing: None,
+            doing: process.reduces_since.map(|since| Doing {
+                step: Step(process.step + 1),
+                piece: Piece::Reduction,
+                for_ms: now - since,
+            }),
         };
         process.last_line = (now + delay).max(process.last_line);
         let (node, boot, at) = (process.node, process.boot, process.last_line);
@@ -318,6 +327,7 @@ impl World {
             return self.try_join(pid);
         }
         process.unsaved = false;
+        process.reduces_since = None;
         if forgets && process.assignment.is_reserve() {
             process.held = None;
         }

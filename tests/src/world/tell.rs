@@ -232,9 +232,11 @@ pub(crate) fn daemon_heard(id: &WorkerId, event: &worker::Event) -> Option<Strin
             format!("{id} learns that {} ended: {outcome}", key(it))
         }
         Event::Shutdown => format!("{id} is asked to leave"),
-        Event::Disconnected | Event::Desired(_) | Event::Deadline => return None,
-        #[allow(unreachable_patterns)]
-        other => format!("{id} hears {other:?}"),
+        Event::Disconnected
+        | Event::Desired(_)
+        | Event::PeerAnswered { .. }
+        | Event::PeerFailed { .. }
+        | Event::Deadline => return None,
     };
     Some(words)
 }

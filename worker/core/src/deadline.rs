@@ -9,6 +9,10 @@ const FIRST_WORD: u64 = 10;
 /// A process that was given a newer generation has this many `detect_within` to leave the older one.
 const LEAVE: u64 = 10;
 
+/// A peer that has not answered for this many `detect_within` is not reached. One that is gone or stands still is found by the
+/// coordinator before that.
+const UNREACHED: u64 = 2;
+
 /// A worker that was asked to leave has this many `detect_within` for its jobs to finish their step and hand over or
 /// write a checkpoint. The coordinator gives a generation 40 to end in order; `TimeoutStopSec` of the unit is longer.
 pub const GRACE: u64 = 43;
@@ -52,6 +56,11 @@ impl Deadlines {
         now.saturating_add(self.detect_within_ms.saturating_mul(LEAVE))
     }
 
+    /// When a peer that last answered at `heard` counts as not reached.
+    pub(crate) fn unreached_at(self, heard: Millis) -> Millis {
+        heard.saturating_add(self.detect_within_ms.saturating_mul(UNREACHED))
+    }
+
     /// When a process that was asked to leave (or killed) at `now` is killed (again).
     pub(crate) fn kill_at(self, now: Millis) -> Millis {
         now.saturating_add(self.detect_within_ms)
@@ -84,6 +93,7 @@ mod tests {
             );
             assert!(second_report <= training && training <= starting, "{knob}");
             assert_eq!(deadlines.kill_at(now), training, "{knob}");
+            assert!(training <= deadlines.unreached_at(now), "{knob}");
             assert!(starting <= deadlines.gone_at(now), "{knob}");
         }
     }

@@ -1,7 +1,7 @@
 //! The face of the worker daemon's machine: what it is told and what it wants done. Plain values, no I/O.
 
 use proto::id::{Generation, JobId, Rank, WorkerId};
-use proto::message::{Assignment, DesiredState, RankReport, WorkerReport};
+use proto::message::{Assignment, DesiredState, Peer, RankReport, WorkerReport};
 
 /// Milliseconds of the shell's monotonic clock. The machine never reads a clock.
 pub type Millis = u64;
@@ -35,6 +35,15 @@ pub enum Event {
         success: bool,
         outcome: String,
     },
+    /// This peer answered.
+    PeerAnswered {
+        peer: WorkerId,
+    },
+    /// It was asked and did not answer, or somebody else did.
+    PeerFailed {
+        peer: WorkerId,
+        error: String,
+    },
     /// Leave in order (SIGTERM): tell the coordinator, let ranks go on until their jobs have handed over or the grace is
     /// over, then [`Effect::Exit`]. A second time: stop ranks now.
     Shutdown,
@@ -64,6 +73,12 @@ pub enum Effect {
     /// Kill it now. Its exit is reported by `RankExited` like any other.
     Kill {
         key: RankKey,
+    },
+    /// Ask these peers, and no others, again and again whether they are there: some times in each `detect_within`, with one
+    /// `detect_within` for an answer. Each outcome is an event.
+    Ask {
+        peers: Vec<Peer>,
+        detect_within_ms: u64,
     },
     /// Send to the coordinator; drop it when there is no stream.
     Report(WorkerReport),

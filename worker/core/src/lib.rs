@@ -9,6 +9,7 @@
 mod clock;
 mod deadline;
 pub mod event;
+mod peers;
 mod rank;
 mod view;
 
@@ -16,6 +17,7 @@ use clock::Clock;
 use deadline::Deadlines;
 pub use deadline::GRACE;
 use event::{Effect, Event, Fact, Millis, RankKey};
+use peers::Peers;
 use proto::id::{Generation, JobId, Rank, WorkerId};
 use proto::message::{Assignment, DesiredState, RankPhase, RankReport, SILENT, WorkerReport};
 use proto::spec::DeviceKind;
@@ -29,6 +31,8 @@ pub struct Config {
     pub worker: WorkerId,
     pub device: DeviceKind,
     pub devices: u32,
+    /// Where it answers other workers; None: nowhere.
+    pub peer_address: Option<String>,
 }
 
 /// Why a worker that leaves does not run a rank.
@@ -48,6 +52,7 @@ pub struct Worker {
     /// The newest generation of each job that this worker was taken off. Its ranks are never started again: a
     /// second life of a rank would repeat steps and overwrite shards that a manifest may already name.
     retired: BTreeMap<JobId, Generation>,
+    peers: Peers,
     /// Something changed that the coordinator has not been told.
     news: bool,
     reported: Millis,
@@ -79,6 +84,7 @@ impl Worker {
             assignments: BTreeMap::new(),
             ranks: BTreeMap::new(),
             retired: BTreeMap::new(),
+            peers: Peers::default(),
             news: true,
             reported: now,
         }
@@ -105,9 +111,12 @@ impl Worker {
             } => {
                 self.on_rank_exited(&key, success, outcome, &mut effects);
             }
+            Event::PeerAnswered { peer } => self.news |= self.peers.answered(&peer, now),
+            Event::PeerFailed { peer, error } => self.peers.failed(&peer, error),
             Event::Shutdown => self.on_shutdown(now),
             Event::Deadline => {}
         }
+        self.news |= self.peers.tend(now, self.deadlines);
         self.dismiss(now, &mut effects);
         self.kill_overdue(now, &mut effects);
         self.start(now, &mut effects);
@@ -149,7 +158,8 @@ impl Worker {
             Leave::Asked { until } => Some(until),
             Leave::No | Leave::Now | Leave::Gone => None,
         };
-        ranks.into_iter().chain(report).chain(leave).min()
+        let peers = self.peers.deadline(self.deadlines);
+        ranks.into_iter().chain(report).chain(leave).chain(peers).min()
     }
 
     fn on_desired(&mut self, now: Millis, state: DesiredState, effects: &mut Vec<Effect>) {
@@ -161,7 +171,15 @@ impl Worker {
             }));
             return;
         }
-        self.deadlines = Deadlines::new(state.detect_within_ms);
+        let deadlines = Deadlines::new(state.detect_within_ms);
+        let others = self.peers.take(state.peers, now);
+        if others || self.deadlines != deadlines {
+            effects.push(Effect::Ask {
+                peers: self.peers.list(),
+                detect_within_ms: state.detect_within_ms,
+            });
+        }
+        self.deadlines = deadlines;
         let mut wanted = BTreeMap::new();
         for assignment in state.assignments {
             let known = self
@@ -466,6 +484,8 @@ impl Worker {
             device: self.config.device,
             devices,
             ranks: self.ranks.values().map(|state| state.told(now)).collect(),
+            peer_address: self.config.peer_address.clone(),
+            unreached: self.peers.unreached(),
         }));
     }
 

@@ -155,6 +155,7 @@ fn orders_for_another_boot_are_not_ours() {
         worker: id(6),
         assignments: vec![assignment(1, 0, 1)],
         detect_within_ms: DETECT_WITHIN_MS,
+        peers: vec![],
     };
     let effects = desk.handle(Event::Desired(state));
     assert_eq!(spawned(&effects), []);

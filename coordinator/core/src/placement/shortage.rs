@@ -1,6 +1,7 @@
 //! Why a job waits, as a value that becomes one sentence, and what would end the wait as another.
 
 use super::Demand;
+use crate::apart::Apart;
 use proto::id::JobId;
 use std::fmt;
 
@@ -14,6 +15,8 @@ pub(crate) struct Shortage {
     pub(super) kept: Vec<Blocker>,
     pub(super) drained: Vec<String>,
     pub(super) too_small: Vec<String>,
+    /// Of those that it could use.
+    pub(super) apart: Apart,
 }
 
 /// The constraint that holds it back.
@@ -40,6 +43,8 @@ impl Shortage {
         // What it holds now is no reason to wait.
         let demand = Demand {
             holds: Vec::new(),
+            warm: Vec::new(),
+            apart: Apart::default(),
             ..demand.clone()
         };
         let (ready, busy, kept, drained, too_small) = (vec![], vec![], vec![], vec![], vec![]);
@@ -51,6 +56,7 @@ impl Shortage {
             kept,
             drained,
             too_small,
+            apart: Apart::default(),
         }
     }
 
@@ -62,6 +68,7 @@ impl Shortage {
     /// One word for what holds it back.
     pub(crate) fn constraint(&self) -> &'static str {
         match self.lack {
+            Lack::Workers if !self.apart.is_empty() => "connection",
             Lack::Workers => "workers",
             Lack::Settles => "settling",
             Lack::Quota { .. } => "quota",
@@ -88,6 +95,9 @@ impl Shortage {
                 let missing = u64::from(least).saturating_sub(self.ready.len() as u64).max(1);
                 let kind = self.demand.device.name();
                 let mut ways = Vec::new();
+                if !self.apart.is_empty() {
+                    ways.push("a connection between the workers that do not reach each other".to_owned());
+                }
                 if !self.busy.is_empty() {
                     ways.push(format!(
                         "{} becoming free of {}",
@@ -149,6 +159,9 @@ impl fmt::Display for Shortage {
         }
         if !self.too_small.is_empty() {
             write!(f, "; too few devices: {}", self.too_small.join(", "))?;
+        }
+        if !self.apart.is_empty() {
+            write!(f, "; {}", self.apart)?;
         }
         if self.lack == Lack::Settles {
             write!(f, "; waits a moment for up to {}", demand.workers_max)?;

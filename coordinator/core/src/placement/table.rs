@@ -37,6 +37,8 @@ struct JobState {
     holds: Vec<usize>,
     /// None: admitted, or not looked at yet.
     lack: Option<Lack>,
+    /// Seats that it may not take, because others that it may take do not reach them.
+    left_out: Vec<usize>,
 }
 
 /// How dear a seat is: who must go, and what follows for the dearest of them. Ordered.
@@ -127,6 +129,7 @@ impl<'a> Table<'a> {
     pub(super) fn admit(&mut self, job: usize) {
         let demand = self.demand(job);
         let least = demand.workers_min.max(1);
+        self.leave_out(job);
         if let Some(lack) = self.over_quota(job, least) {
             return self.refuse(job, lack);
         }
@@ -141,13 +144,37 @@ impl<'a> Table<'a> {
         let enough = least as usize <= self.costs(job).count();
         self.refuse(job, if enough { Lack::Settles } else { Lack::Workers });
         let could = |state: &SeatState<'_>| state.seat.access != Access::Drained && fits(demand, state.seat);
-        if self.seats.iter().filter(|state| could(state)).count() < least as usize {
+        let able: Vec<&WorkerId> = (self.seats.iter().filter(|state| could(state)))
+            .map(|state| &state.seat.worker)
+            .collect();
+        if demand.apart.together(&[], &able).len() < least as usize {
             return;
         }
         for state in self.seats.iter_mut().filter(|state| could(state)) {
             state.open -= state.open.min(demand.devices_per_worker);
             state.kept_for.get_or_insert(job);
         }
+    }
+
+    /// Chooses those of the seats that it may take that all reach each other: its own first, then the cheapest.
+    fn leave_out(&mut self, job: usize) {
+        let apart = &self.demand(job).apart;
+        if apart.is_empty() {
+            return;
+        }
+        let mut seats: Vec<_> = (0..self.seats.len())
+            .filter_map(|place| Some((self.cost(job, place)?, self.rank_for(job, place), place)))
+            .collect();
+        seats.sort();
+        let worker = |place: usize| &self.seats[place].seat.worker;
+        let (warm, cold): (Vec<&WorkerId>, Vec<&WorkerId>) = (seats.iter())
+            .map(|(_, _, place)| worker(*place))
+            .partition(|worker| self.demand(job).warm.contains(worker));
+        let together = apart.together(&warm, &cold);
+        let places = seats.into_iter().map(|(_, _, place)| place);
+        self.jobs[job].left_out = places
+            .filter(|place| !together.contains(&worker(*place)))
+            .collect();
     }
 
     /// It waits, and nobody need spare what it holds.
@@ -207,7 +234,7 @@ impl<'a> Table<'a> {
     fn cost(&self, job: usize, place: usize) -> Option<Cost> {
         let (demand, state) = (self.demand(job), &self.seats[place]);
         let needs = demand.devices_per_worker;
-        if !fits(demand, state.seat) || state.free < needs {
+        if !fits(demand, state.seat) || state.free < needs || self.jobs[job].left_out.contains(&place) {
             return None;
         }
         if state.holders.contains(&job) {
@@ -265,7 +292,7 @@ impl<'a> Table<'a> {
 
     fn take_cheapest(&mut self, job: usize) {
         let place = (0..self.seats.len())
-            .filter_map(|place| Some((self.cost(job, place)?, self.rank_of(place), place)))
+            .filter_map(|place| Some((self.cost(job, place)?, self.rank_for(job, place), place)))
             .min()
             .map(|(_, _, place)| place)
             .expect("the caller counted the seats");
@@ -291,10 +318,15 @@ impl<'a> Table<'a> {
         *self.totals.entry(demand.team.as_str()).or_default() += needs;
     }
 
-    /// Among seats of one cost: the one with most free devices, then by name.
-    fn rank_of(&self, place: usize) -> (Reverse<u32>, &'a WorkerId) {
+    /// Among seats of one cost: one where the job's state is, then the one with most free devices, then by name.
+    fn rank_for(&self, job: usize, place: usize) -> (bool, Reverse<u32>, &'a WorkerId) {
         let state = &self.seats[place];
-        (Reverse(state.free), &state.seat.worker)
+        let worker = &state.seat.worker;
+        (
+            !self.demand(job).warm.contains(worker),
+            Reverse(state.free),
+            worker,
+        )
     }
 
     /// A job no longer counts on what it holds there. False when it held nothing.
@@ -312,6 +344,10 @@ impl<'a> Table<'a> {
     fn shortage(&self, job: usize, lack: &Lack) -> Shortage {
         let demand = self.demand(job);
         let mut shortage = Shortage::new(demand, lack.clone());
+        let usable =
+            |state: &&SeatState<'_>| fits(demand, state.seat) && state.seat.access != Access::Drained;
+        let usable = self.seats.iter().filter(usable).map(|state| &state.seat.worker);
+        shortage.apart = demand.apart.among(usable);
         for state in self
             .seats
             .iter()

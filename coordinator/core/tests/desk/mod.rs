@@ -7,7 +7,7 @@ use proto::checkpoint::{CheckpointManifest, CheckpointRef, ShardEntry};
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::message::{
     Assignment, DesiredState, PhaseSeconds, RankPhase, RankReport, SampleRequest, ShardReport, StepReport,
-    WorkerReport,
+    Unreached, WorkerReport,
 };
 use proto::spec::{
     Architecture, CheckpointPolicy, Clothes, Data, Decay, DeviceKind, JobSpec, LossWeighting, Model,
@@ -88,11 +88,27 @@ impl Desk {
 
     /// `worker` as `name` or `name#boot` reports these ranks.
     pub(crate) fn hear(&mut self, worker: &str, ranks: Vec<RankReport>) -> Vec<Effect> {
+        self.hear_apart(worker, &[], ranks)
+    }
+
+    /// The same of a worker that does not reach these others.
+    pub(crate) fn hear_apart(
+        &mut self,
+        worker: &str,
+        unreached: &[&str],
+        ranks: Vec<RankReport>,
+    ) -> Vec<Effect> {
+        let unreached = unreached.iter().map(|peer| Unreached {
+            peer: id(peer),
+            error: format!("{peer}:7073: no answer"),
+        });
         let report = WorkerReport {
             worker: id(worker),
             device: DeviceKind::Cpu,
             devices: 1,
             ranks,
+            peer_address: Some(format!("{worker}:7073")),
+            unreached: unreached.collect(),
         };
         self.handle(Event::Heard { report })
     }

@@ -4,7 +4,7 @@
 use proto::checkpoint::ShardEntry;
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::message::{
-    Assignment, DesiredState, PhaseSeconds, RankPhase, RankReport, ShardReport, StepReport, Work,
+    Assignment, DesiredState, Peer, PhaseSeconds, RankPhase, RankReport, ShardReport, StepReport, Work,
     WorkerReport,
 };
 use proto::spec::DeviceKind;
@@ -25,6 +25,7 @@ impl Desk {
             worker: id(7),
             device: DeviceKind::Cpu,
             devices: 2,
+            peer_address: Some("10.0.0.1:7073".to_owned()),
         };
         let mut desk = Self {
             machine: Worker::new(config, 5_000),
@@ -55,10 +56,15 @@ impl Desk {
     }
 
     pub(crate) fn desire(&mut self, assignments: Vec<Assignment>) -> Vec<Effect> {
+        self.desire_among(assignments, vec![])
+    }
+
+    pub(crate) fn desire_among(&mut self, assignments: Vec<Assignment>, peers: Vec<Peer>) -> Vec<Effect> {
         self.handle(Event::Desired(DesiredState {
             worker: id(7),
             assignments,
             detect_within_ms: DETECT_WITHIN_MS,
+            peers,
         }))
     }
 

@@ -1,0 +1,199 @@
+//! Workers that do not get through to each other although both are heard here: their ranks cannot train together. It knows
+//! who told so, and which of many workers can; [`crate::schedule`] and [`crate::placement`] act on it.
+//!
+//! A generation that trains is not ended on the word of daemons alone: it must also stand still ([`Job::torn`]).
+
+use crate::deadline::Deadlines;
+use crate::event::Millis;
+use crate::explain::Ending;
+use crate::job::Job;
+use crate::live::RankLive;
+use proto::id::WorkerId;
+use proto::message::{Piece, RankPhase};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Pairs that are named in one sentence.
+const NAMED_MAX: usize = 4;
+/// Longest piece of a worker's own words that is kept, in characters.
+const WORDS_MAX: usize = 200;
+
+/// Pairs of workers without a connection, the lesser first, with what one of them says of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Apart(BTreeMap<(WorkerId, WorkerId), String>);
+
+impl Apart {
+    pub(crate) fn add(&mut self, worker: &WorkerId, peer: &WorkerId, error: &str) {
+        let error: String = error.chars().take(WORDS_MAX).collect();
+        let told = format!("{} asks {} at {error}", worker.name, peer.name);
+        self.0.entry(pair(worker, peer)).or_insert(told);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn between(&self, a: &WorkerId, b: &WorkerId) -> bool {
+        !self.0.is_empty() && self.0.contains_key(&pair(a, b))
+    }
+
+    /// Those of which both are among these workers.
+    pub(crate) fn among<'a>(&self, workers: impl Iterator<Item = &'a WorkerId> + Clone) -> Self {
+        let there = |worker: &WorkerId| workers.clone().any(|other| other == worker);
+        let pairs = self.0.iter().filter(|((a, b), _)| there(a) && there(b));
+        Self(pairs.map(|(pair, told)| (pair.clone(), told.clone())).collect())
+    }
+
+    /// Those that are not among `known`, each as a sentence.
+    pub(crate) fn beside<'a>(&'a self, known: &'a Self) -> impl Iterator<Item = String> {
+        let new = self.0.iter().filter(|(pair, _)| !known.0.contains_key(pair));
+        new.map(|(pair, told)| sentence(pair, told))
+    }
+
+    /// With whom this worker has no connection.
+    pub(crate) fn from(&self, worker: &WorkerId) -> impl Iterator<Item = &WorkerId> {
+        self.0.keys().filter_map(move |(a, b)| match () {
+            () if a == worker => Some(b),
+            () if b == worker => Some(a),
+            () => None,
+        })
+    }
+
+    /// Many of these workers that all reach each other, with one of the `warm` ones, which hold the newest state, if there are
+    /// any; among equals the earlier. Whoever misses fewest of those that are left comes first, so that one that is cut off
+    /// from all does not cost the others their places.
+    pub(crate) fn together<'a>(&self, warm: &[&'a WorkerId], cold: &[&'a WorkerId]) -> Vec<&'a WorkerId> {
+        let mut left: Vec<&WorkerId> = [warm, cold].concat();
+        let mut first = warm.len();
+        let mut chosen = Vec::new();
+        while !left.is_empty() {
+            let misses = |worker: &WorkerId| left.iter().filter(|it| self.between(worker, it)).count();
+            let choice = if first == 0 { left.len() } else { first };
+            let next = (0..choice).min_by_key(|place| misses(left[*place]));
+            let worker = left.remove(next.unwrap_or(0));
+            left.retain(|other| !self.between(worker, other));
+            chosen.push(worker);
+            first = 0;
+        }
+        chosen
+    }
+}
+
+fn sentence((a, b): &(WorkerId, WorkerId), told: &str) -> String {
+    format!("{} and {} do not reach each other ({told})", a.name, b.name)
+}
+
+fn pair(a: &WorkerId, b: &WorkerId) -> (WorkerId, WorkerId) {
+    let (a, b) = if a < b { (a, b) } else { (b, a) };
+    (a.clone(), b.clone())
+}
+
+impl fmt::Display for Apart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sentences = self.0.iter().take(NAMED_MAX);
+        let sentences: Vec<String> = sentences.map(|(pair, told)| sentence(pair, told)).collect();
+        f.write_str(&sentences.join(", "))?;
+        match self.0.len().saturating_sub(NAMED_MAX) {
+            0 => Ok(()),
+            1 => f.write_str(", and so with another pair"),
+            more => write!(f, ", and so with {more} other pairs"),
+        }
+    }
+}
+
+impl Job {
+    /// Why its generation cannot go on, if some of its workers do not reach each other and all its ranks wait: for the others
+    /// to join, or in a collective. Those that are left out are told by placement. The news of one pair may come a little
+    /// before that of the next, so it waits a moment for all.
+    pub(crate) fn torn(&mut self, apart: &Apart, deadlines: Deadlines, now: Millis) -> Option<Ending> {
+        let pairs = if apart.is_empty() {
+            Apart::default()
+        } else {
+            apart.among(self.members().iter().map(|member| &member.worker))
+        };
+        if pairs.is_empty() {
+            self.live.torn_since = None;
+            return None;
+        }
+        let since = *self.live.torn_since.get_or_insert(now);
+        let waits = |rank: &RankLive| waited(rank, now).is_some_and(|ms| deadlines.stuck_ms() <= ms);
+        let stuck = deadlines.torn(since) <= now && self.live.ranks.values().all(waits);
+        stuck.then(|| Ending::Torn {
+            what: pairs.to_string(),
+        })
+    }
+}
+
+/// For how long a rank has been doing nothing but wait for the others; None: it does something of its own.
+fn waited(rank: &RankLive, now: Millis) -> Option<u64> {
+    match (&rank.phase, rank.doing) {
+        (Some(RankPhase::Training), Some(doing)) if doing.piece == Piece::Reduction => {
+            Some(doing.for_ms.saturating_add(now.saturating_sub(rank.heard)))
+        }
+        (Some(RankPhase::Joining | RankPhase::Finished | RankPhase::Broken { .. }), _) => {
+            Some(now.saturating_sub(rank.since))
+        }
+        (
+            None
+            | Some(RankPhase::Starting | RankPhase::Ready | RankPhase::Training | RankPhase::Failed { .. }),
+            _,
+        ) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: u32) -> WorkerId {
+        WorkerId {
+            name: format!("w{number}"),
+            boot: 1,
+        }
+    }
+
+    /// Who may train together of w1 to w`count`.
+    fn together(pairs: &[(u32, u32)], count: u32) -> Vec<String> {
+        let mut apart = Apart::default();
+        for (a, b) in pairs {
+            apart.add(&id(*a), &id(*b), "10.0.0.9:7073: connection refused");
+        }
+        let workers: Vec<WorkerId> = (1..=count).map(id).collect();
+        let workers: Vec<&WorkerId> = workers.iter().collect();
+        let chosen = apart.together(&[], &workers);
+        chosen.iter().map(|worker| worker.name.clone()).collect()
+    }
+
+    #[test]
+    fn as_few_as_can_be_are_left_out() {
+        assert_eq!(together(&[], 3), ["w1", "w2", "w3"]);
+        assert_eq!(together(&[(2, 3)], 3), ["w1", "w2"], "of a pair the later");
+        let alone = [(1, 2), (3, 1), (1, 4)];
+        assert_eq!(together(&alone, 4), ["w2", "w3", "w4"], "one that nobody reaches");
+        let halves = [(1, 3), (1, 4), (1, 5), (2, 3), (2, 4), (2, 5)];
+        assert_eq!(together(&halves, 5), ["w3", "w4", "w5"], "the smaller half");
+        let chain = [(1, 2), (2, 3), (3, 4)];
+        assert_eq!(together(&chain, 4), ["w1", "w3"]);
+        let nobody = [(1, 2), (1, 3), (2, 3)];
+        assert_eq!(together(&nobody, 3), ["w1"]);
+    }
+
+    #[test]
+    fn a_pair_is_one_whoever_tells_of_it_and_the_sentence_stays_short() {
+        let mut apart = Apart::default();
+        apart.add(&id(2), &id(1), "10.0.0.1:7073: connection refused");
+        apart.add(&id(1), &id(2), "10.0.0.2:7073: no answer");
+        let told = "w1 and w2 do not reach each other (w2 asks w1 at 10.0.0.1:7073: connection refused)";
+        assert_eq!(apart.to_string(), told);
+        for other in 3..9 {
+            apart.add(&id(1), &id(other), "");
+        }
+        assert!(
+            apart.to_string().ends_with(", and so with 3 other pairs"),
+            "{apart}"
+        );
+        assert_eq!(apart.from(&id(2)).collect::<Vec<_>>(), [&id(1)]);
+        let some = [id(1), id(4), id(5)];
+        assert_eq!(apart.among(some.iter()).0.len(), 2);
+    }
+}

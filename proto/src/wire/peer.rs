@@ -1,0 +1,55 @@
+//! Workers that ask each other whether they are there.
+
+use super::{LONG_TEXT_MAX, TEXT_MAX, WireError, present, text, wrong};
+use crate::message::{Peer, Unreached};
+use crate::pb;
+
+/// Where a worker answers others.
+pub(super) fn address(value: String) -> Result<String, WireError> {
+    let value = text("peer_address", value, TEXT_MAX)?;
+    let port = value.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+    if port.is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+        return wrong("peer_address", format!("{value:?}"), "it must be host:port");
+    }
+    Ok(value)
+}
+
+impl From<&Unreached> for pb::Unreached {
+    fn from(unreached: &Unreached) -> Self {
+        Self {
+            peer: Some((&unreached.peer).into()),
+            error: unreached.error.clone(),
+        }
+    }
+}
+
+impl TryFrom<pb::Unreached> for Unreached {
+    type Error = WireError;
+
+    fn try_from(unreached: pb::Unreached) -> Result<Self, WireError> {
+        Ok(Self {
+            peer: present("unreached.peer", unreached.peer)?.try_into()?,
+            error: text("unreached.error", unreached.error, LONG_TEXT_MAX)?,
+        })
+    }
+}
+
+impl From<&Peer> for pb::Peer {
+    fn from(peer: &Peer) -> Self {
+        Self {
+            worker: Some((&peer.worker).into()),
+            address: peer.address.clone(),
+        }
+    }
+}
+
+impl TryFrom<pb::Peer> for Peer {
+    type Error = WireError;
+
+    fn try_from(peer: pb::Peer) -> Result<Self, WireError> {
+        Ok(Self {
+            worker: present("peers.worker", peer.worker)?.try_into()?,
+            address: address(peer.address)?,
+        })
+    }
+}
