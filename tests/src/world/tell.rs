@@ -202,8 +202,7 @@ fn noted(fact: &coordinator::Fact) -> Option<String> {
         Fact::JobFailed { job, reason } => format!("{job} has failed: {reason}"),
         Fact::JobCancelled { job } => format!("{job} is cancelled"),
         Fact::Ignored { worker, what } => format!("the coordinator ignores {worker}: {what}"),
-        #[allow(unreachable_patterns)]
-        other => format!("the coordinator notes {other:?}"),
+        Fact::Parted { what } => format!("the coordinator learns that {what}"),
     };
     Some(words)
 }
