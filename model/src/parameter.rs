@@ -209,3 +209,28 @@ impl Scope<'_> {
         tensor
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_parameter_is_no_view_of_what_it_was_made_of() {
+        // Only views refuse this.
+        let owns = |tensor: &Tensor| tensor.shallow_clone().f_detach_().is_ok();
+        assert!(!owns(
+            &Tensor::zeros([6], (Kind::Float, Device::Cpu)).view([2, 3])
+        ));
+        for parameters in [
+            Parameters::seeded(1, Device::Cpu),
+            Parameters::seeded(1, Device::Cpu).awaiting("layer".into()),
+        ] {
+            let layer = parameters.root().sub("layer");
+            for init in [Init::Zeros, Init::Ones, Init::FanIn, Init::Normal(0.1)] {
+                let tensor = layer.parameter(&format!("{init:?}"), &[2, 3], init);
+                assert!(owns(&tensor), "{init:?}");
+            }
+        }
+    }
+}

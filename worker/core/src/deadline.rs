@@ -6,7 +6,8 @@ use crate::event::Millis;
 /// A process has this many `detect_within` for its first word: the system loads libtorch before it can say any.
 const FIRST_WORD: u64 = 10;
 
-/// A process that was given a newer generation has this many `detect_within` to leave the older one.
+/// A process that was given a newer generation has this many `detect_within` to leave the older one, from the end of the
+/// piece of a step that it is in, if that is its own.
 const LEAVE: u64 = 10;
 
 /// A peer that has not answered for this many `detect_within` is not reached. One that is gone or stands still is found by the
@@ -50,8 +51,8 @@ impl Deadlines {
         heard.saturating_add(self.detect_within_ms.saturating_mul(allowance))
     }
 
-    /// When a process that was given a newer generation at `now` must have left the older one: it may be deep in a
-    /// kernel, and its state is worth waiting for.
+    /// When a process that was given a newer generation at `now`, or was then last heard at work of its own in the older one,
+    /// must have left that: its state is worth waiting for.
     pub(crate) fn leave_at(self, now: Millis) -> Millis {
         now.saturating_add(self.detect_within_ms.saturating_mul(LEAVE))
     }

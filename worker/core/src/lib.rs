@@ -273,13 +273,16 @@ impl Worker {
     }
 
     fn on_rank_said(&mut self, now: Millis, process: &RankKey, said: RankReport, effects: &mut Vec<Effect>) {
+        let deadlines = self.deadlines;
         let place = (&said.generation, &said.rank);
         match self.process(process) {
             Some((key, state)) if (&key.generation, &key.rank) == place && key.job == said.job => {
                 self.news |= state.merge(said, now);
             }
             // It has not yet heard of the newer one; what it says of the older one is over.
-            Some((key, state)) if said.generation < key.generation && key.job == said.job => state.lives(now),
+            Some((key, state)) if said.generation < key.generation && key.job == said.job => {
+                state.lives(said.doing, deadlines, now);
+            }
             Some(_) | None => {
                 let what = format!(
                     "{} generation {} rank {} has no process here",

@@ -4,7 +4,7 @@
 use crate::deadline::Deadlines;
 use crate::event::{Millis, RankKey};
 use proto::id::Step;
-use proto::message::{Assignment, DIGESTS_MAX, RankPhase, RankReport, STEPS_MAX, Work};
+use proto::message::{Assignment, DIGESTS_MAX, Doing, RankPhase, RankReport, STEPS_MAX, Work};
 
 /// Shards that are kept for a coordinator that is away; older ones are dropped first, and their checkpoints
 /// with them.
@@ -25,7 +25,7 @@ pub(crate) struct RankState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Life {
     /// It runs and should; `heard` is its last sign of life, the first once it `spoke`. `leave_by`: until then it must have taken up this
-    /// generation, if it has not yet.
+    /// generation, if it has not yet; moved on while it is in a piece of a step that is its own.
     Running {
         device: u32,
         heard: Millis,
@@ -132,10 +132,23 @@ impl RankState {
         }
     }
 
-    /// The process lives, and still speaks of an older generation.
-    pub(crate) fn lives(&mut self, now: Millis) {
-        if let Life::Running { heard, spoke, .. } = &mut self.life {
-            (*heard, *spoke) = (now, true);
+    /// The process lives, and still speaks of an older generation: of what it is `doing` there. A piece that is all its own
+    /// cannot be left half-way, and its own watch bounds it: the time to leave counts from its end.
+    pub(crate) fn lives(&mut self, doing: Option<Doing>, deadlines: Deadlines, now: Millis) {
+        let Life::Running {
+            heard,
+            spoke,
+            leave_by,
+            ..
+        } = &mut self.life
+        else {
+            return;
+        };
+        (*heard, *spoke) = (now, true);
+        if let Some(leave_by) = leave_by
+            && doing.is_some_and(|doing| doing.piece.is_own())
+        {
+            *leave_by = deadlines.leave_at(now);
         }
     }
 

@@ -7,7 +7,7 @@ use desk::*;
 use proto::id::{Rank, Step};
 use proto::message::{Doing, Piece, RankPhase};
 use worker_core::GRACE;
-use worker_core::event::{Effect, Event, Fact};
+use worker_core::event::{Effect, Event, Fact, RankKey};
 
 #[test]
 fn each_assigned_rank_gets_a_process_on_a_device_of_its_own() {
@@ -78,6 +78,95 @@ fn a_process_that_does_not_leave_an_older_generation_is_killed() {
     );
 }
 
+fn doing(piece: Piece) -> Option<Doing> {
+    Some(Doing {
+        step: Step(7),
+        piece,
+        for_ms: 50,
+    })
+}
+
+/// Says every half `detect_within`, a hundred times, what it does as a rank of an older generation; how often until it was
+/// killed.
+fn killed_after(desk: &mut Desk, rank: &RankKey, piece: Option<Piece>) -> Option<u32> {
+    (1..=100).find(|_| {
+        let mut report = said(rank, RankPhase::Training);
+        report.doing = piece.and_then(doing);
+        let process = key(1, 0);
+        desk.handle(Event::RankSaid { process, report });
+        desk.wait(DETECT_WITHIN_MS / 2)
+            .contains(&Effect::Kill { key: key(1, 0) })
+    })
+}
+
+#[test]
+fn a_process_at_work_of_its_own_in_an_older_generation_is_waited_for_and_has_its_time_to_leave_after_it() {
+    let own = [Piece::MicroBatch(3), Piece::Update, Piece::Digest];
+    let others = [Piece::Samples, Piece::Reduction, Piece::Checkpoint].map(Some);
+    for waits in others.into_iter().chain([None]) {
+        let mut desk = Desk::new();
+        desk.desire(vec![assignment(1, 0, 1)]);
+        desk.say(&key(1, 0), RankPhase::Training);
+        desk.desire(vec![assignment(2, 0, 1)]);
+        for piece in own {
+            assert_eq!(killed_after(&mut desk, &key(1, 0), Some(piece)), None, "{piece}");
+        }
+        // From the last word of the work on, half a `detect_within` ago.
+        assert_eq!(killed_after(&mut desk, &key(1, 0), waits), Some(19), "{waits:?}");
+    }
+}
+
+#[test]
+fn a_process_at_work_of_its_own_that_falls_silent_is_killed_as_soon_as_any_other() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 0, 1)]);
+    desk.say(&key(1, 0), RankPhase::Training);
+    desk.desire(vec![assignment(2, 0, 1)]);
+    assert_eq!(
+        killed_after(&mut desk, &key(1, 0), Some(Piece::MicroBatch(3))),
+        None
+    );
+    let kill = Effect::Kill { key: key(1, 0) };
+    assert!(!desk.wait(DETECT_WITHIN_MS / 2 - 1).contains(&kill));
+    assert!(desk.wait(1).contains(&kill));
+    assert_eq!(
+        desk.phase(&key(2, 0)),
+        error("silent for 900 ms while joining; killed by its daemon")
+    );
+}
+
+/// The generation after next may come while it is still at work for the one before; it may be in reserve of it.
+#[test]
+fn a_process_at_work_of_its_own_is_waited_for_through_several_generations() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 0, 1)]);
+    desk.say(&key(1, 0), RankPhase::Training);
+    for generation in [2, 3] {
+        desk.desire(vec![assignment(generation, 4, 1)]);
+        assert_eq!(
+            killed_after(&mut desk, &key(1, 0), Some(Piece::MicroBatch(3))),
+            None
+        );
+        assert_eq!(desk.phase(&key(generation, 4)), RankPhase::Joining);
+    }
+    // It has taken the newest up: nothing hurries it there, whatever it does.
+    desk.say_as(&key(1, 0), &key(3, 4), RankPhase::Ready);
+    for _ in 0..100 {
+        assert!(
+            !desk
+                .wait(DETECT_WITHIN_MS / 2)
+                .contains(&Effect::Kill { key: key(1, 0) })
+        );
+        desk.say_as(&key(1, 0), &key(3, 4), RankPhase::Ready);
+    }
+    // What it held up before does not count in the next one.
+    desk.desire(vec![assignment(4, 0, 1)]);
+    assert_eq!(
+        killed_after(&mut desk, &key(3, 4), Some(Piece::Reduction)),
+        Some(20)
+    );
+}
+
 #[test]
 fn what_cannot_go_on_is_replaced_when_it_is_gone() {
     let mut desk = Desk::new();
@@ -113,11 +202,7 @@ fn a_silent_rank_is_killed_and_reported() {
         "before its first word it loads libraries"
     );
     let mut last = said(&key(1, 0), RankPhase::Training);
-    last.doing = Some(Doing {
-        step: Step(7),
-        piece: Piece::MicroBatch(2),
-        for_ms: 50,
-    });
+    last.doing = doing(Piece::MicroBatch(2));
     desk.handle(Event::RankSaid {
         process: key(1, 0),
         report: last,

@@ -6,25 +6,19 @@ use crate::deadline::Deadlines;
 use crate::hash::{hex, hex_sha256};
 use crate::outage::outlast;
 use crate::share;
+use crate::upload::put;
 use bytes::Bytes;
 use model::error::WeightsFault;
 use model::trainer::Trainer;
 use model::weights::{self, NamedTensors, Storage};
 use model_data::store::{self, StoreError};
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, WriteMultipart};
+use object_store::{ObjectStore, ObjectStoreExt};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry, checkpoint_folder};
 use proto::id::{Generation, JobId, Step};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use tch::Tensor;
-
-/// Of a share that is written in parts. Four parts of each of eight ranks go through 100 Mbit/s in the time of one request.
-const PART_BYTES: usize = 8 << 20;
-/// Parts that are under way at one time.
-const PARTS_AT_ONCE: usize = 4;
-/// An object of S3 has no more.
-const PARTS_MAX: usize = 10_000;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CheckpointError {
@@ -112,7 +106,7 @@ impl Checkpoints {
         };
         let bytes = Bytes::from(bytes);
         outlast(deadlines, "writing a share of a checkpoint", || async {
-            let put = put(&*self.store, &path, bytes.clone(), PART_BYTES).await;
+            let put = put(&*self.store, &path, bytes.clone(), deadlines).await;
             put.map_err(|source| CheckpointError::Object {
                 action: "write",
                 path: path.to_string(),
@@ -205,27 +199,6 @@ fn verify(path: &str, shard: &ShardEntry, bytes: &[u8]) -> Result<(), Checkpoint
 
 fn bytes_of(tensor: &Tensor) -> u64 {
     (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
-}
-
-/// Writes an object that is there whole or not at all. What is larger than a part goes up in parts, each of them a request
-/// with its own time and its own further tries: a share has gigabytes, and no one request may take as long.
-async fn put(store: &dyn ObjectStore, path: &Path, bytes: Bytes, part: usize) -> object_store::Result<()> {
-    if bytes.len() <= part {
-        let _ = store.put(path, bytes.into()).await?;
-        return Ok(());
-    }
-    let part = part.max(bytes.len().div_ceil(PARTS_MAX));
-    let mut upload = WriteMultipart::new_with_chunk_size(store.put_multipart(path).await?, part);
-    for start in (0..bytes.len()).step_by(part) {
-        if let Err(error) = upload.wait_for_capacity(PARTS_AT_ONCE).await {
-            // Ignored: what went wrong before is to be told.
-            let _ = upload.abort().await;
-            return Err(error);
-        }
-        upload.put(bytes.slice(start..bytes.len().min(start + part)));
-    }
-    let _ = upload.finish().await?;
-    Ok(())
 }
 
 /// The figure that `coordinator checkpoint digest` prints for a checkpoint with these tensors.
@@ -321,28 +294,6 @@ mod tests {
         for (name, tensor) in expected {
             assert!(tensors[&name].equal(&tensor), "{name}");
         }
-    }
-
-    #[tokio::test]
-    async fn a_large_share_is_written_in_parts_and_is_there_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let checkpoints = Checkpoints::open(
-            &format!("file://{}", folder.path().display()),
-            &JobId("x-1".into()),
-        );
-        let store = checkpoints.unwrap().store;
-        for length in [0, 1, 5, 6, 10, 23] {
-            let bytes = Bytes::from_iter(0..length);
-            let path = Path::from(format!("of {length}"));
-            put(&*store, &path, bytes.clone(), 5).await.unwrap();
-            let found = store.get(&path).await.unwrap().bytes().await.unwrap();
-            assert_eq!(found, bytes);
-        }
-        assert_eq!(
-            std::fs::read_dir(folder.path()).unwrap().count(),
-            6,
-            "nothing else is left"
-        );
     }
 
     #[tokio::test]

@@ -52,6 +52,11 @@ impl Deadlines {
         self.detect_within
     }
 
+    /// For an object store to let go of the parts of an upload that was given up.
+    pub(crate) fn take_back(self) -> Duration {
+        self.detect_within * 10
+    }
+
     /// For one answer of an object store, in `doctor`.
     pub(crate) fn probe(self) -> Duration {
         self.detect_within * 3

@@ -28,6 +28,7 @@ mod state;
 mod subject;
 mod tokenize;
 mod train;
+mod upload;
 mod watch;
 
 use clap::{Parser, Subcommand};

@@ -156,7 +156,10 @@ impl<'a> Seat<'a> {
         self.trainer.zero_gradients();
         match &mut self.exact {
             Some(exact) => exact.clear(),
-            None => group.attach(self.trainer.parameters())?,
+            None => {
+                let marks = rank.link.marks().clone();
+                group.attach(self.trainer.parameters(), move || marks.own_gradients_ready())?;
+            }
         }
         let steps = step.0 + 1..=spec.train.steps;
         let place = (number, assignment.world);
@@ -365,13 +368,20 @@ impl Training<'_> {
             None => f64::from(self.group.membership().world),
         };
         let mut place = self.first_sample();
-        let others = 1 < self.group.membership().world;
         for (index, micro_batch) in examples.micro_batches.iter().enumerate() {
             // A step may have many, and the others do not wait for them.
             let generation = self.rank.task.assignment.generation;
             if self.rank.link.is_over(generation) {
                 return Err(superseded(generation).into());
             }
+            let reduces = index == last && self.exact.is_none();
+            if reduces {
+                self.begin(examples.step, Piece::Reduction);
+                self.group.agree_on_buckets("preparing to reduce")?;
+                seconds.communication += clock.lap();
+            }
+            // The backward that reduces ends when the gradients of all ranks are in. It is our own until our last gradient is
+            // ready: the Reducer's group marks that.
             self.begin(examples.step, Piece::MicroBatch(index as u32 + 1));
             let loss = self.trainer.forward(micro_batch, self.spec.train.global_batch)?;
             sum.total += loss.total;
@@ -381,12 +391,8 @@ impl Training<'_> {
                 .extend(loss.nonfinite.iter().map(|at| place + *at as u32));
             place += micro_batch.len() as u32;
             seconds.forward += clock.lap();
-            if index == last && self.exact.is_none() {
+            if reduces {
                 self.group.reduce_next_backward("preparing to reduce")?;
-                if others {
-                    // This backward ends when the gradients of all ranks are in.
-                    self.begin(examples.step, Piece::Reduction);
-                }
             }
             let outcome = (loss.loss * scale).f_backward();
             let lap = clock.lap();
@@ -397,9 +403,8 @@ impl Training<'_> {
                 seconds.backward += lap + clock.lap();
                 continue;
             }
-            // The last backward ends when the gradients of all ranks are in; it is our own until our last
-            // gradient was ready. The collectives that ran before that overlapped with it and cost nothing.
-            let own = (index == last).then(|| self.group.own_backward()).flatten();
+            // The collectives that ran before our last gradient was ready overlapped with the backward and cost nothing.
+            let own = reduces.then(|| self.group.own_backward()).flatten();
             let own = own.map_or(lap, |own| own.as_secs_f64().min(lap));
             seconds.backward += own;
             seconds.communication += lap - own;

@@ -35,6 +35,21 @@ impl Marks {
         self.turn(Instant::now(), Some((Step(step), piece)));
     }
 
+    /// The backward that is under way only waits for others from here on. Called on whichever thread computed the last
+    /// gradient.
+    pub(crate) fn own_gradients_ready(&self) {
+        self.reduces(Instant::now());
+    }
+
+    fn reduces(&self, now: Instant) {
+        let at = self.book().at;
+        if let Some(At { step, piece, .. }) = at
+            && matches!(piece, Piece::MicroBatch(_))
+        {
+            self.turn(now, Some((step, Piece::Reduction)));
+        }
+    }
+
     /// No step is under way.
     pub(crate) fn leave(&self) {
         self.turn(Instant::now(), None);
@@ -183,6 +198,24 @@ mod tests {
             "hangs in micro-batch 2 of step 12: for 56.0 s, and no micro-batch before took longer than 5.0 s; \
              it ends itself"
         );
+    }
+
+    #[test]
+    fn a_micro_batch_turns_into_the_reduction_and_is_as_long_as_it_was_its_own() {
+        let mut bench = Bench::new();
+        bench.marks.own_gradients_ready();
+        assert_eq!(bench.watch.doing(bench.now), None);
+        bench.begin(Piece::MicroBatch(2));
+        assert_eq!(bench.beats(5), None);
+        bench.marks.reduces(bench.now);
+        let doing = bench.watch.doing(bench.now).unwrap();
+        assert_eq!((doing.step, doing.piece), (Step(12), Piece::Reduction));
+        assert_eq!(bench.beats(1000), None);
+        bench.begin(Piece::Update);
+        bench.marks.reduces(bench.now);
+        assert_eq!(bench.watch.doing(bench.now).unwrap().piece, Piece::Update);
+        bench.begin(Piece::MicroBatch(1));
+        assert_eq!(bench.beats(100).unwrap().0, 1 + 36 + 4 * 5);
     }
 
     #[test]

@@ -69,8 +69,13 @@ impl Desk {
     }
 
     pub(crate) fn say(&mut self, key: &RankKey, phase: RankPhase) -> Vec<Effect> {
+        self.say_as(key, key, phase)
+    }
+
+    /// A process that was started as another rank.
+    pub(crate) fn say_as(&mut self, process: &RankKey, key: &RankKey, phase: RankPhase) -> Vec<Effect> {
         self.handle(Event::RankSaid {
-            process: key.clone(),
+            process: process.clone(),
             report: said(key, phase),
         })
     }

@@ -38,8 +38,16 @@ unsafe extern "C" {
     pub(super) fn retri_group_backend(group: *mut c_void) -> *mut c_void;
     pub(super) fn retri_backend_abort(backend: *mut c_void);
     pub(super) fn retri_backend_free(backend: *mut c_void);
-    pub(super) fn retri_reducer(group: *mut c_void, parameters: *const *mut c_void, count: c_int) -> c_int;
-    pub(super) fn retri_reducer_prepare(group: *mut c_void) -> c_int;
+    pub(super) fn retri_reducer(
+        group: *mut c_void,
+        parameters: *const *mut c_void,
+        count: c_int,
+        user: *mut c_void,
+        tell: unsafe extern "C" fn(*mut c_void),
+        release: unsafe extern "C" fn(*mut c_void),
+    ) -> c_int;
+    pub(super) fn retri_reducer_forward(group: *mut c_void) -> c_int;
+    pub(super) fn retri_reducer_backward(group: *mut c_void) -> c_int;
     pub(super) fn retri_reducer_ready_nanos(group: *mut c_void) -> i64;
     pub(super) fn retri_group_free(group: *mut c_void);
     pub(super) fn retri_cuda_devices() -> c_int;

@@ -114,17 +114,37 @@ impl Group {
     }
 
     /// Hangs the Reducer on the parameters: same list, same order on every rank. Gradients become views into
-    /// its buckets, so they must be zeroed in place from now on. A world of one has none.
-    pub(crate) fn attach(&mut self, parameters: &[(String, Tensor)]) -> Result<(), CollectiveError> {
+    /// its buckets, so they must be zeroed in place from now on. In every backward that reduces, `ready` is called as soon
+    /// as this rank's own last gradient is there, on whichever thread that is: from then on the backward waits for others.
+    /// A world of one has none.
+    pub(crate) fn attach(
+        &mut self,
+        parameters: &[(String, Tensor)],
+        ready: impl Fn() + Send + Sync + 'static,
+    ) -> Result<(), CollectiveError> {
         let Some(raw) = self.raw else { return Ok(()) };
         let pointers: Vec<*mut c_void> = parameters
             .iter()
             .map(|(_, tensor)| tensor.as_ptr().cast_mut().cast())
             .collect();
         let count = c_int::try_from(pointers.len()).expect("parameters are far fewer than 2^31");
-        // SAFETY: `pointers` are live tensors during the call; the reducer keeps its own references to them.
-        let code = unsafe { ffi::retri_reducer(raw.as_ptr(), pointers.as_ptr(), count) };
+        let ready: Box<Ready> = Box::new(Box::new(ready));
+        // SAFETY: `pointers` are live tensors during the call; the reducer keeps its own references to them. `ready` is
+        // the shim's from here on, which hands it to `release` once, after the last `tell`.
+        let code = unsafe {
+            let user = Box::into_raw(ready).cast();
+            ffi::retri_reducer(raw.as_ptr(), pointers.as_ptr(), count, user, tell, release)
+        };
         self.checked(code, "preparing to reduce gradients")
+    }
+
+    /// Before the forward whose backward reduces. It waits for the other ranks the second time: the Reducer knows by then in
+    /// which order gradients come, and they agree on it.
+    pub(crate) fn agree_on_buckets(&self, what: &str) -> Result<(), CollectiveError> {
+        let Some(raw) = self.raw else { return Ok(()) };
+        // SAFETY: `raw` is a live group.
+        let code = unsafe { ffi::retri_reducer_forward(raw.as_ptr()) };
+        self.checked(code, what)
     }
 
     /// The next backward ends with every gradient being the mean over ranks. Backwards before it only
@@ -132,7 +152,7 @@ impl Group {
     pub(crate) fn reduce_next_backward(&self, what: &str) -> Result<(), CollectiveError> {
         let Some(raw) = self.raw else { return Ok(()) };
         // SAFETY: `raw` is a live group.
-        let code = unsafe { ffi::retri_reducer_prepare(raw.as_ptr()) };
+        let code = unsafe { ffi::retri_reducer_backward(raw.as_ptr()) };
         self.checked(code, what)
     }
 
@@ -196,6 +216,20 @@ impl Group {
     }
 }
 
+/// Called by the shim when the own gradients of a backward are there.
+type Ready = Box<dyn Fn() + Send + Sync>;
+
+unsafe extern "C" fn tell(user: *mut c_void) {
+    // SAFETY: `user` is the `Ready` that `attach` gave away, until `release`.
+    let ready = unsafe { &*user.cast::<Ready>() };
+    ready();
+}
+
+unsafe extern "C" fn release(user: *mut c_void) {
+    // SAFETY: as above, and this comes once.
+    drop(unsafe { Box::from_raw(user.cast::<Ready>()) });
+}
+
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(raw) = self.raw {
@@ -240,6 +274,8 @@ fn open(store: &Store, prefix: &str, membership: &Membership) -> Result<*mut c_v
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
     use tch::Kind;
 
     const TIMEOUT: Duration = Duration::from_secs(30);
@@ -257,11 +293,12 @@ mod tests {
     }
 
     /// Runs both ranks, each on a thread of its own, and returns what they return.
-    fn two<T: Send + 'static>(body: fn(Group) -> T) -> (T, T) {
+    fn two<T: Send + 'static>(body: impl Fn(Group) -> T + Clone + Send + 'static) -> (T, T) {
         let store = Store::serve("127.0.0.1", TIMEOUT).unwrap();
         let address = format!("127.0.0.1:{}", store.port());
+        let same = body.clone();
         let other = std::thread::spawn(move || {
-            body(Group::join(Store::connect(&address, TIMEOUT).unwrap(), membership(1)).unwrap())
+            same(Group::join(Store::connect(&address, TIMEOUT).unwrap(), membership(1)).unwrap())
         });
         let first = body(Group::join(store, membership(0)).unwrap());
         (first, other.join().unwrap())
@@ -284,18 +321,22 @@ mod tests {
         assert_eq!(a, b);
     }
 
+    fn weight(values: i64) -> (String, Tensor) {
+        let tensor = Tensor::zeros([values], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        (format!("weight of {values}"), tensor)
+    }
+
     /// Two micro-batches: the first only accumulates, the second reduces the sum of both to the mean over
     /// ranks.
     #[test]
     fn only_the_prepared_backward_communicates_and_it_reduces_what_accumulated() {
         let (a, b) = two(|mut group| {
             let rank = f64::from(group.membership().rank);
-            let weight = Tensor::zeros([3], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-            group
-                .attach(&[("weight".into(), weight.shallow_clone())])
-                .unwrap();
+            let (name, weight) = weight(3);
+            group.attach(&[(name, weight.shallow_clone())], || {}).unwrap();
             (weight.sum(Kind::Float) * (1.0 + rank)).f_backward().unwrap();
             let before = Vec::<f32>::try_from(weight.grad()).unwrap();
+            group.agree_on_buckets("agreeing").unwrap();
             group.reduce_next_backward("reducing").unwrap();
             (weight.sum(Kind::Float) * 10.0).f_backward().unwrap();
             assert!(group.own_backward().is_some());
@@ -305,6 +346,57 @@ mod tests {
         assert_eq!(b.0, vec![2.0; 3]);
         assert_eq!(a.1, vec![11.5; 3]);
         assert_eq!(a.1, b.1);
+    }
+
+    /// Rank 1 comes to the reduction only when rank 0 says that it is there: a word that came with the reduced gradients
+    /// would never come.
+    #[test]
+    fn a_rank_tells_when_its_own_gradients_are_ready_and_only_then_waits_for_others() {
+        const STEPS: usize = 3;
+        let (say, said) = std::sync::mpsc::channel();
+        let said = Arc::new(Mutex::new(said));
+        let (first, second) = two(move |mut group| {
+            let rank = group.membership().rank;
+            let (told, counted) = (Arc::new(AtomicUsize::new(0)), say.clone());
+            let counts = Arc::clone(&told);
+            let weights = [weight(3), weight(5)];
+            let shallow = |(name, weight): &(String, Tensor)| (name.clone(), weight.shallow_clone());
+            group
+                .attach(&weights.each_ref().map(shallow), move || {
+                    counts.fetch_add(1, Ordering::SeqCst);
+                    if rank == 0 {
+                        counted.send(()).unwrap();
+                    }
+                })
+                .unwrap();
+            let [one, both] = [1, 2].map(|count| {
+                let weights = weights.each_ref().map(|(_, weight)| weight.shallow_clone());
+                move || {
+                    let sums = weights[..count].iter().map(|weight| weight.sum(Kind::Float));
+                    sums.reduce(|a, b| a + b).unwrap().f_backward().unwrap();
+                }
+            });
+            for step in 1..=STEPS {
+                both();
+                assert_eq!(told.load(Ordering::SeqCst), step - 1, "this one only accumulates");
+                group.agree_on_buckets("agreeing").unwrap();
+                group.reduce_next_backward("reducing").unwrap();
+                if rank == 1 {
+                    said.lock().unwrap().recv_timeout(TIMEOUT).unwrap();
+                }
+                both();
+                assert_eq!(told.load(Ordering::SeqCst), step);
+            }
+            group.agree_on_buckets("agreeing").unwrap();
+            group.reduce_next_backward("reducing").unwrap();
+            one();
+            assert_eq!(told.load(Ordering::SeqCst), STEPS, "a gradient is still to come");
+            let released = Arc::downgrade(&told);
+            drop((told, group));
+            assert!(released.upgrade().is_none(), "with its group it goes too");
+            Vec::<f32>::try_from(weights[0].1.grad()).unwrap()
+        });
+        assert_eq!(first, second);
     }
 
     #[test]
@@ -370,7 +462,8 @@ mod tests {
             ..membership(0)
         });
         let tensor = Tensor::from_slice(&[2.0f64]);
-        group.attach(&[]).unwrap();
+        group.attach(&[], || {}).unwrap();
+        group.agree_on_buckets("agreeing").unwrap();
         group.all_reduce(&tensor, "summing").unwrap();
         assert_eq!(Vec::<f64>::try_from(tensor).unwrap(), vec![2.0]);
         assert_eq!(group.own_backward(), None);

@@ -2,6 +2,8 @@
 // the message in a thread-local string that retri_error() returns; none lets one cross into Rust. Tensors
 // cross as `at::Tensor*`, which is what tch hands out. With RETRI_CUDA the NCCL process group is there too.
 #include <torch/torch.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
@@ -14,10 +16,12 @@
 #endif
 #include <unistd.h>
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -34,12 +38,76 @@ struct Store {
   c10::intrusive_ptr<c10d::TCPStore> tcp;
 };
 
+// Counts the own gradients of a prepared backward and tells when the last one is ready, on whichever thread autograd
+// computes it. Each of the trained parameters has its hook once in such a backward; others are not counted.
+struct Countdown {
+  Countdown(int total, void* user, void (*tell)(void*), void (*release)(void*))
+      : total(total), user(user), tell(tell), release(release) {}
+  Countdown(const Countdown&) = delete;
+  Countdown& operator=(const Countdown&) = delete;
+  ~Countdown() { release(user); }
+
+  void begin() { left = total; }
+
+  void one() {
+    if (left.load() > 0 && left.fetch_sub(1) == 1) {
+      tell(user);
+    }
+  }
+
+  const int total;
+  std::atomic<int> left{0};
+  void* const user;
+  void (*const tell)(void*);
+  void (*const release)(void*);
+};
+
+struct CountdownHook : torch::autograd::FunctionPostHook {
+  explicit CountdownHook(std::shared_ptr<Countdown> countdown) : countdown(std::move(countdown)) {}
+
+  torch::autograd::variable_list operator()(
+      const torch::autograd::variable_list& outputs, const torch::autograd::variable_list&) override {
+    countdown->one();
+    return outputs;
+  }
+
+  const std::shared_ptr<Countdown> countdown;
+};
+
+// A countdown's hooks on the parameters; takes them off at its end.
+struct OwnGradients {
+  OwnGradients(const std::vector<at::Tensor>& parameters, std::shared_ptr<Countdown> counts)
+      : countdown(std::move(counts)) {
+    for (const auto& parameter : parameters) {
+      auto node = torch::autograd::impl::grad_accumulator(parameter);
+      const auto key = node->add_post_hook(std::make_unique<CountdownHook>(countdown));
+      hooks.emplace_back(std::move(node), key);
+    }
+  }
+  OwnGradients(const OwnGradients&) = delete;
+  OwnGradients& operator=(const OwnGradients&) = delete;
+  ~OwnGradients() {
+    for (auto& [node, key] : hooks) {
+      node->del_post_hook(key);
+    }
+  }
+
+  const std::shared_ptr<Countdown> countdown;
+  // A parameter does not keep its node alive.
+  std::vector<std::pair<std::shared_ptr<torch::autograd::Node>, uintptr_t>> hooks;
+};
+
 struct Group {
   c10::intrusive_ptr<c10d::ProcessGroup> group;
   c10::intrusive_ptr<c10d::Backend> backend;
   std::unique_ptr<c10d::Reducer> reducer;
-};
+  std::unique_ptr<OwnGradients> own;
 
+  c10d::Reducer& reduces() {
+    TORCH_CHECK(reducer != nullptr, "no reducer was made for this group");
+    return *reducer;
+  }
+};
 
 // Runs `body`; on an exception keeps its message and returns `failed`.
 template <typename Result, typename Body>
@@ -90,7 +158,7 @@ Group* assemble(
   auto group = c10::make_intrusive<c10d::ProcessGroup>(store, rank, world);
   group->setDefaultBackend(type);
   group->setBackend(device, type, std::optional<c10::intrusive_ptr<c10d::Backend>>(backend));
-  return new Group{group, backend, nullptr};
+  return new Group{group, backend, nullptr, nullptr};
 }
 
 std::unique_ptr<c10d::Reducer> make_reducer(
@@ -243,37 +311,50 @@ void retri_backend_free(void* backend) {
   delete static_cast<c10::intrusive_ptr<c10d::Backend>*>(backend);
 }
 
-// Returns once the reducer's hooks hang on the parameters. Their order must be the same on every rank.
-int retri_reducer(void* group, at::Tensor* const* parameters, int count) {
+// Returns once the reducer's hooks hang on the parameters. Their order must be the same on every rank. `tell` is called
+// with `user` in every backward that reduces, as soon as the last own gradient is ready; `release` when it never will be
+// again, whatever this call returns.
+int retri_reducer(
+    void* group, at::Tensor* const* parameters, int count, void* user, void (*tell)(void*), void (*release)(void*)) {
   return guarded(-1, [&] {
+    auto countdown = std::make_shared<Countdown>(count, user, tell, release);
     std::vector<at::Tensor> list;
     for (int i = 0; i < count; i++) {
       list.push_back(*parameters[i]);
     }
     auto* owner = static_cast<Group*>(group);
+    // Before the reducer's, which starts to reduce the last bucket.
+    owner->own = std::make_unique<OwnGradients>(list, std::move(countdown));
     owner->reducer = make_reducer(list, owner->group);
     return 0;
   });
 }
 
-// The next backward reduces.
-int retri_reducer_prepare(void* group) {
+// Before the forward whose backward reduces. Once, after the first such backward, the ranks agree anew on the buckets, and
+// wait for each other.
+int retri_reducer_forward(void* group) {
   return guarded(-1, [&] {
-    auto& reducer = static_cast<Group*>(group)->reducer;
-    TORCH_CHECK(reducer != nullptr, "no reducer was made for this group");
-    reducer->prepare_for_forward();
-    reducer->rebuild_buckets();
-    reducer->prepare_for_backward({});
+    auto& reducer = static_cast<Group*>(group)->reduces();
+    reducer.prepare_for_forward();
+    reducer.rebuild_buckets();
     return 0;
   });
 }
 
-// Nanoseconds from prepare to the moment when the last own gradient was ready. -1: not known.
+// The next backward reduces.
+int retri_reducer_backward(void* group) {
+  return guarded(-1, [&] {
+    auto* owner = static_cast<Group*>(group);
+    owner->reduces().prepare_for_backward({});
+    owner->own->countdown->begin();
+    return 0;
+  });
+}
+
+// Nanoseconds from retri_reducer_backward to the moment when the last own gradient was ready. -1: not known.
 int64_t retri_reducer_ready_nanos(void* group) {
   return guarded<int64_t>(-1, [&]() -> int64_t {
-    auto& reducer = static_cast<Group*>(group)->reducer;
-    TORCH_CHECK(reducer != nullptr, "no reducer was made for this group");
-    const auto ready = reducer->get_backward_stats();
+    const auto ready = static_cast<Group*>(group)->reduces().get_backward_stats();
     return ready.empty() ? -1 : *std::max_element(ready.begin(), ready.end());
   });
 }
@@ -284,6 +365,7 @@ void retri_group_free(void* group) {
   guarded(-1, [&] {
     auto* owner = static_cast<Group*>(group);
     owner->reducer.reset();
+    owner->own.reset();
     std::thread([owner] {
       guarded(-1, [&] {
         abort_backend(*owner->backend);
