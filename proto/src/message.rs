@@ -63,11 +63,12 @@ pub struct RankReport {
     pub doing: Option<Doing>,
 }
 
-/// Where a rank's thread is, and for how long: what a person is told while a step goes on. Never reason enough for a report
-/// of its own.
+/// Where a rank's thread is, and for how long: what a person is told while a step goes on, or pictures are drawn. Never reason
+/// enough for a report of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Doing {
+    /// 0 with [`Piece::Picture`].
     pub step: Step,
     pub piece: Piece,
     pub for_ms: u64,
@@ -89,6 +90,8 @@ pub enum Piece {
     Digest,
     /// Writing its share, which the object store may hold up.
     Checkpoint,
+    /// No piece of a step: drawing the n-th picture of a request, from 1 on.
+    Picture(u32),
 }
 
 impl Piece {
@@ -96,7 +99,7 @@ impl Piece {
     #[must_use]
     pub fn is_own(self) -> bool {
         match self {
-            Self::MicroBatch(_) | Self::Update | Self::Digest => true,
+            Self::MicroBatch(_) | Self::Update | Self::Digest | Self::Picture(_) => true,
             Self::Samples | Self::Reduction | Self::Checkpoint => false,
         }
     }
@@ -111,6 +114,16 @@ impl fmt::Display for Piece {
             Self::Update => f.write_str("the update"),
             Self::Digest => f.write_str("the digest"),
             Self::Checkpoint => f.write_str("the checkpoint"),
+            Self::Picture(number) => write!(f, "picture {number}"),
+        }
+    }
+}
+
+impl fmt::Display for Doing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.piece {
+            Piece::Picture(_) => write!(f, "{}", self.piece),
+            piece => write!(f, "{piece} of step {}", self.step),
         }
     }
 }

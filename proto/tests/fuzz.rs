@@ -65,7 +65,7 @@ fn rank() -> impl Strategy<Value = pb::RankReport> {
         prop::collection::vec(shard(), 0..3),
     );
     let digests = prop::collection::vec((strange_number(), strange_text()), 0..3);
-    let doing = prop::option::of((strange_number(), -1..8_i32, any::<u32>(), strange_number()));
+    let doing = prop::option::of((strange_number(), -1..9_i32, any::<u32>(), strange_number()));
     (
         places,
         strange_text(),
@@ -79,10 +79,10 @@ fn rank() -> impl Strategy<Value = pb::RankReport> {
                     .into_iter()
                     .map(|(step, sha256)| pb::WeightDigest { step, sha256 })
                     .collect();
-                let doing = doing.map(|(step, piece, micro_batch, for_ms)| pb::Doing {
+                let doing = doing.map(|(step, piece, number, for_ms)| pb::Doing {
                     step,
                     piece,
-                    micro_batch,
+                    number,
                     for_ms,
                 });
                 pb::RankReport {

@@ -28,7 +28,6 @@ const TIMES: u32 = 3;
 /// Those that are asked, each by a task.
 #[derive(Debug)]
 pub(crate) struct Peers {
-    own: WorkerId,
     events: mpsc::Sender<Event>,
     detect_within: Duration,
     asked: BTreeMap<Peer, AbortHandle>,
@@ -47,7 +46,7 @@ impl Peers {
             )
         })?;
         let address = format!("{host}:{}", listener.local_addr()?.port());
-        let answers = PeersServer::with_interceptor(Here(own.clone()), version::check);
+        let answers = PeersServer::with_interceptor(Here(own), version::check);
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         tokio::spawn(
             Server::builder()
@@ -55,7 +54,6 @@ impl Peers {
                 .serve_with_incoming(incoming),
         );
         let peers = Self {
-            own,
             events,
             detect_within: Duration::ZERO,
             asked: BTreeMap::new(),
@@ -79,10 +77,9 @@ impl Peers {
             stays
         });
         for peer in peers {
-            let own = self.own.clone();
             let events = self.events.clone();
             self.asked.entry(peer).or_insert_with_key(|peer| {
-                tokio::spawn(keep_asking(own, peer.clone(), detect_within, events)).abort_handle()
+                tokio::spawn(keep_asking(peer.clone(), detect_within, events)).abort_handle()
             });
         }
     }
@@ -101,13 +98,13 @@ impl Answers for Here {
 type Client = PeersClient<InterceptedService<Channel, Stamp>>;
 
 /// Ends with the daemon, or when the peer is to be asked no more.
-async fn keep_asking(own: WorkerId, peer: Peer, detect_within: Duration, events: mpsc::Sender<Event>) {
+async fn keep_asking(peer: Peer, detect_within: Duration, events: mpsc::Sender<Event>) {
     let mut ticks = tokio::time::interval(detect_within / TIMES);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut client = None;
     loop {
         ticks.tick().await;
-        let answer = tokio::time::timeout(detect_within, ask(&mut client, &own, &peer)).await;
+        let answer = tokio::time::timeout(detect_within, ask(&mut client, &peer)).await;
         let answer =
             answer.unwrap_or_else(|_| Err(format!("no answer within {} s", detect_within.as_secs_f64())));
         let peer = peer.worker.clone();
@@ -125,7 +122,7 @@ async fn keep_asking(own: WorkerId, peer: Peer, detect_within: Duration, events:
     }
 }
 
-async fn ask(client: &mut Option<Client>, own: &WorkerId, peer: &Peer) -> Result<(), String> {
+async fn ask(client: &mut Option<Client>, peer: &Peer) -> Result<(), String> {
     if client.is_none() {
         let endpoint =
             Endpoint::from_shared(format!("http://{}", peer.address)).map_err(|error| chain(&error))?;
@@ -134,11 +131,8 @@ async fn ask(client: &mut Option<Client>, own: &WorkerId, peer: &Peer) -> Result
         *client = Some(PeersClient::with_interceptor(channel, stamp));
     }
     let Some(client) = client else { return Ok(()) };
-    let request = pb::PingRequest {
-        from: Some(own.into()),
-    };
     let reply = client
-        .ping(request)
+        .ping(pb::PingRequest {})
         .await
         .map_err(|status| status.message().to_owned())?;
     let worker = reply.into_inner().worker.map(WorkerId::try_from);

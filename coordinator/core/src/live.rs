@@ -124,7 +124,8 @@ impl Live {
             self.stepped_at = now;
         }
         let outside = |step: Step| step == Step(0) || steps_max < step;
-        rank.doing = report.doing.filter(|doing| !outside(doing.step));
+        let draws = |doing: &Doing| doing.step == Step(0) && matches!(doing.piece, Piece::Picture(_));
+        rank.doing = report.doing.filter(|doing| draws(doing) || !outside(doing.step));
         if report.rank == Rank(0) {
             if report.store_address.is_some() && self.store_address != report.store_address {
                 self.store_address.clone_from(&report.store_address);
@@ -134,7 +135,8 @@ impl Live {
         news.for_all = self.meeting_place() != met.as_ref();
         self.take_shards(report, steps_max, committed, &mut news);
         let digests = report.digests.iter().map(|digest| digest.step);
-        let doing = report.doing.iter().map(|doing| doing.step);
+        let doing = report.doing.iter().filter(|doing| !draws(doing));
+        let doing = doing.map(|doing| doing.step);
         let oddities = digests
             .chain(doing)
             .filter(|step| outside(*step))

@@ -8,7 +8,7 @@ use crate::live::RankLive;
 use crate::placement::{Decision, Shortage};
 use crate::report::runs;
 use proto::id::{JobId, Rank, WorkerId};
-use proto::message::RankPhase;
+use proto::message::{RankPhase, Work};
 
 /// Why a job is where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,18 +151,22 @@ impl Job {
     }
 
     fn why_training(&self, now: Millis) -> Why {
-        let (step, since) = (self.live.acknowledged.0 + 1, self.live.stepped_at);
-        let for_ms = now.saturating_sub(since);
+        let for_ms = now.saturating_sub(self.live.stepped_at);
         let last = self.live.last_step.as_ref().map(|step| step.seconds.total());
         let last = last.map_or_else(String::new, |seconds| {
             format!("; the step before took {seconds:.1} s")
         });
         let (waits_for, awaited) = self.awaited(now);
+        let for_so_long = seconds(for_ms);
+        let sentence = match self.record.work {
+            Work::Train => {
+                let step = self.live.acknowledged.0 + 1;
+                format!("it trains: step {step} has been going on for {for_so_long}{last}{awaited}")
+            }
+            Work::Sample(_) => format!("it has been drawing pictures for {for_so_long}{awaited}"),
+        };
         Why {
-            sentence: format!(
-                "it trains: step {step} has been going on for {}{last}{awaited}",
-                seconds(for_ms)
-            ),
+            sentence,
             constraint: "step",
             remedy: None,
             waits_for,

@@ -10,7 +10,7 @@ use desk::{
     DETECT_WITHIN_MS, Desk, deleted, failed, ignored, manifests, rank, sample_of, sends, told, with_shard,
 };
 use proto::id::{JobId, Step};
-use proto::message::{RankPhase, Work};
+use proto::message::{Doing, Piece, RankPhase, Work};
 
 #[test]
 fn a_checkpoint_is_committed_when_all_shards_are_there() {
@@ -142,6 +142,17 @@ fn pictures_are_drawn_by_a_job_of_one_rank() {
     assert_eq!(pictures, JobId("toy-1-sample-2".to_owned()));
     let assignment = told(&desk.hear("w3", vec![]), "w3");
     assert_eq!((assignment.world, assignment.resume), (1, None));
+    let mut drawing = rank(&pictures, 1, 0, RankPhase::Training);
+    drawing.doing = Some(Doing {
+        step: Step(0),
+        piece: Piece::Picture(3),
+        for_ms: 400,
+    });
+    assert_eq!(ignored(&desk.hear("w3", vec![drawing])), [] as [&str; 0]);
+    desk.now += 300;
+    let why = desk.machine.why(desk.now, &pictures).unwrap().sentence;
+    let told = "it has been drawing pictures for 0.3 s; rank 0 on w3 has been in picture 3 for 0.7 s";
+    assert_eq!(why, told);
     desk.hear("w3", vec![rank(&pictures, 1, 0, RankPhase::Finished)]);
     assert!(matches!(desk.job(&pictures).phase, JobPhase::Done { .. }));
 }

@@ -155,6 +155,16 @@ fn of_a_worker_that_is_not_heard_nobody_s_word_counts() {
     assert_eq!(desk.generation(&job), 1);
 }
 
+/// Whoever says so of all others is the one that is left out, and what it says of itself or of strangers means nothing.
+#[test]
+fn a_worker_that_slanders_harms_only_itself() {
+    let (mut desk, job) = three(1);
+    stuck(&mut desk, &job, &["w1", "w9", "w2#7"]);
+    assert_eq!(desk.generation(&job), 1);
+    stuck(&mut desk, &job, &["w1", "w9", "w2", "w3"]);
+    assert_eq!(members(&desk, &job), ["w2", "w3"]);
+}
+
 /// A generation that waits for all to join stands still as well.
 #[test]
 fn those_that_never_met_are_taken_apart_too() {

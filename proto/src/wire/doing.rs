@@ -8,18 +8,19 @@ use crate::pb;
 impl From<&Doing> for pb::Doing {
     fn from(doing: &Doing) -> Self {
         use pb::doing::Piece as Wire;
-        let (piece, micro_batch) = match doing.piece {
+        let (piece, number) = match doing.piece {
             Piece::Samples => (Wire::Samples, 0),
             Piece::MicroBatch(number) => (Wire::MicroBatch, number),
             Piece::Reduction => (Wire::Reduction, 0),
             Piece::Update => (Wire::Update, 0),
             Piece::Digest => (Wire::Digest, 0),
             Piece::Checkpoint => (Wire::Checkpoint, 0),
+            Piece::Picture(number) => (Wire::Picture, number),
         };
         Self {
             step: doing.step.0,
             piece: piece.into(),
-            micro_batch,
+            number,
             for_ms: doing.for_ms,
         }
     }
@@ -32,10 +33,11 @@ impl TryFrom<pb::Doing> for Doing {
         use pb::doing::Piece as Wire;
         let piece = match Wire::try_from(doing.piece) {
             Ok(Wire::Samples) => Piece::Samples,
-            Ok(Wire::MicroBatch) if doing.micro_batch == 0 => {
-                return wrong("doing.micro_batch", 0, "it is counted from 1 on");
+            Ok(Wire::MicroBatch | Wire::Picture) if doing.number == 0 => {
+                return wrong("doing.number", 0, "it is counted from 1 on");
             }
-            Ok(Wire::MicroBatch) => Piece::MicroBatch(doing.micro_batch),
+            Ok(Wire::MicroBatch) => Piece::MicroBatch(doing.number),
+            Ok(Wire::Picture) => Piece::Picture(doing.number),
             Ok(Wire::Reduction) => Piece::Reduction,
             Ok(Wire::Update) => Piece::Update,
             Ok(Wire::Digest) => Piece::Digest,
@@ -69,6 +71,7 @@ mod tests {
             Piece::Update,
             Piece::Digest,
             Piece::Checkpoint,
+            Piece::Picture(5),
         ];
         for piece in pieces {
             let doing = Doing {
@@ -78,10 +81,10 @@ mod tests {
             };
             assert_eq!(Doing::try_from(pb::Doing::from(&doing)), Ok(doing));
         }
-        let refused = |piece, micro_batch| {
+        let refused = |piece, number| {
             let wire = pb::Doing {
                 piece,
-                micro_batch,
+                number,
                 ..pb::Doing::default()
             };
             Doing::try_from(wire).unwrap_err().to_string()
@@ -92,7 +95,7 @@ mod tests {
         );
         assert_eq!(
             refused(pb::doing::Piece::MicroBatch.into(), 0),
-            "field `doing.micro_batch` is 0; it is counted from 1 on"
+            "field `doing.number` is 0; it is counted from 1 on"
         );
     }
 }

@@ -397,9 +397,8 @@ impl Worker {
             {
                 let silent_ms = now.saturating_sub(heard);
                 let phase = phase_word(&state.report.phase);
-                let place = state.report.doing.map_or_else(String::new, |doing| {
-                    format!(", in {} of step {}", doing.piece, doing.step)
-                });
+                let doing = state.report.doing;
+                let place = doing.map_or_else(String::new, |doing| format!(", in {doing}"));
                 let error = if self.deadlines.silent_at(heard, spoke) <= now {
                     format!("{SILENT} {silent_ms} ms while {phase}{place}; killed by its daemon")
                 } else {

@@ -150,7 +150,13 @@ impl Drawing<'_> {
                     reference_guidance: request.reference_guidance,
                     seed: *seed,
                 };
+                let number = self.gallery.records.len() + 1;
+                self.rank
+                    .link
+                    .marks()
+                    .draw(u32::try_from(number).unwrap_or(u32::MAX));
                 let picture = self.trainer.sample(std::slice::from_ref(&example), &options)?;
+                self.rank.link.marks().leave();
                 let picture = picture.into_iter().next();
                 let picture = picture.expect("one picture for one example");
                 let name = format!("{:03}", self.gallery.records.len());

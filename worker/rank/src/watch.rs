@@ -1,4 +1,4 @@
-//! Where the model's thread is in a step, and whether it has been there for too long. The thread marks every piece that it
+//! Where the model's thread is in a step (or which picture it draws), and whether it has been there for too long. The thread marks every piece that it
 //! begins ([`Marks`]); the line to the daemon looks at each beat ([`Watch`]). A process whose thread hangs in a piece that is
 //! all its own ends itself, and the others go on without it: nobody else can tell it from one that waits for them.
 
@@ -29,10 +29,25 @@ struct At {
     since: Instant,
 }
 
+impl At {
+    fn doing(self, so_far: Duration) -> Doing {
+        Doing {
+            step: self.step,
+            piece: self.piece,
+            for_ms: u64::try_from(so_far.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
 impl Marks {
     /// The piece before is over.
     pub(crate) fn begin(&self, step: u64, piece: Piece) {
         self.turn(Instant::now(), Some((Step(step), piece)));
+    }
+
+    /// A picture is begun; it belongs to no step.
+    pub(crate) fn draw(&self, number: u32) {
+        self.turn(Instant::now(), Some((Step(0), Piece::Picture(number))));
     }
 
     /// The backward that is under way only waits for others from here on. Called on whichever thread computed the last
@@ -99,11 +114,7 @@ impl Watch {
     pub(crate) fn doing(&self, now: Instant) -> Option<Doing> {
         let at = self.marks.book().at?;
         let so_far = now.saturating_duration_since(at.since);
-        Some(Doing {
-            step: at.step,
-            piece: at.piece,
-            for_ms: u64::try_from(so_far.as_millis()).unwrap_or(u64::MAX),
-        })
+        Some(at.doing(so_far))
     }
 
     /// What is wrong, once the thread hangs. A look that comes late (the whole process was stopped, or the machine) counts
@@ -130,9 +141,8 @@ fn hangs(at: At, so_far: Duration, longest: Option<Duration>) -> String {
         None => format!("it is the first {kind}"),
     };
     format!(
-        "{HANGS} {} of step {}: for {:.1} s, and {before}; it ends itself",
-        at.piece,
-        at.step,
+        "{HANGS} {}: for {:.1} s, and {before}; it ends itself",
+        at.doing(so_far),
         so_far.as_secs_f64()
     )
 }
@@ -146,6 +156,7 @@ fn kind(piece: Piece) -> &'static str {
         Piece::Update => "update",
         Piece::Digest => "digest",
         Piece::Checkpoint => "checkpoint",
+        Piece::Picture(_) => "picture",
     }
 }
 
@@ -216,6 +227,24 @@ mod tests {
         assert_eq!(bench.watch.doing(bench.now).unwrap().piece, Piece::Update);
         bench.begin(Piece::MicroBatch(1));
         assert_eq!(bench.beats(100).unwrap().0, 1 + 36 + 4 * 5);
+    }
+
+    #[test]
+    fn a_picture_that_never_ends_is_named() {
+        let mut bench = Bench::new();
+        let draw = |bench: &Bench, number| {
+            let picture = (Step(0), Piece::Picture(number));
+            bench.marks.turn(bench.now, Some(picture));
+        };
+        draw(&bench, 1);
+        bench.beats(2);
+        draw(&bench, 2);
+        let (_, told) = bench.beats(60).unwrap();
+        let before = "no picture before took longer than 2.0 s; it ends itself";
+        assert!(
+            told.starts_with("hangs in picture 2: for ") && told.ends_with(before),
+            "{told}"
+        );
     }
 
     #[test]
