@@ -59,13 +59,27 @@ impl Apart {
         })
     }
 
-    /// Many of these workers that all reach each other, with one of the `warm` ones, which hold the newest state, if there are
-    /// any; among equals the earlier. Whoever misses fewest of those that are left comes first, so that one that is cut off
-    /// from all does not cost the others their places.
-    pub(crate) fn together<'a>(&self, warm: &[&'a WorkerId], cold: &[&'a WorkerId]) -> Vec<&'a WorkerId> {
-        let mut left: Vec<&WorkerId> = [warm, cold].concat();
-        let mut first = warm.len();
-        let mut chosen = Vec::new();
+    /// Those of which not both are among these workers.
+    pub(crate) fn beyond<'a>(&self, workers: impl Iterator<Item = &'a WorkerId> + Clone) -> Self {
+        let there = |worker: &WorkerId| workers.clone().any(|other| other == worker);
+        let pairs = self.0.iter().filter(|((a, b), _)| !(there(a) && there(b)));
+        Self(pairs.map(|(pair, told)| (pair.clone(), told.clone())).collect())
+    }
+
+    /// Workers that all reach each other: all of `fixed`, and of the others as many as can be, with one of the `warm` ones,
+    /// which hold the newest state, if it is possible; among equals the earlier. Whoever misses fewest of those that are left
+    /// comes first, so that one that is cut off from all does not cost the others their places.
+    pub(crate) fn together<'a>(
+        &self,
+        fixed: &[&'a WorkerId],
+        warm: &[&'a WorkerId],
+        cold: &[&'a WorkerId],
+    ) -> Vec<&'a WorkerId> {
+        let mut chosen = fixed.to_vec();
+        let reached = |worker: &&&WorkerId| !chosen.iter().any(|other| self.between(worker, other));
+        let mut left: Vec<&WorkerId> = warm.iter().filter(reached).copied().collect();
+        let mut first = left.len();
+        left.extend(cold.iter().filter(reached));
         while !left.is_empty() {
             let misses = |worker: &WorkerId| left.iter().filter(|it| self.between(worker, it)).count();
             let choice = if first == 0 { left.len() } else { first };
@@ -160,7 +174,7 @@ mod tests {
         }
         let workers: Vec<WorkerId> = (1..=count).map(id).collect();
         let workers: Vec<&WorkerId> = workers.iter().collect();
-        let chosen = apart.together(&[], &workers);
+        let chosen = apart.together(&[], &[], &workers);
         chosen.iter().map(|worker| worker.name.clone()).collect()
     }
 

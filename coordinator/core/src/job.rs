@@ -29,6 +29,8 @@ pub(crate) struct Job {
     pub(crate) kept_world: Option<u32>,
     /// Workers whose reserve failed, and until when no other is tried there.
     pub(crate) resting: BTreeMap<WorkerId, Millis>,
+    /// Who was in reserve when the newest generation was formed, until it is settled who is so beside it.
+    pub(crate) formerly_reserved: Vec<WorkerId>,
     blame: Option<Blame>,
 }
 
@@ -108,6 +110,7 @@ impl Job {
             // The record does not say whether they were; to tell them once more does no harm.
             kept_world: kept.then_some(0),
             resting: BTreeMap::new(),
+            formerly_reserved: Vec::new(),
             blame: None,
         }
     }
@@ -158,6 +161,7 @@ impl Job {
         outbox
             .tell
             .extend(self.reserved().map(|worker| worker.name.clone()));
+        self.formerly_reserved = self.reserved().cloned().collect();
         self.record.reserves.clear();
         self.record.generation = self.record.generation.next();
         outbox.note(Fact::GenerationFormed {

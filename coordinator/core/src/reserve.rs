@@ -1,10 +1,11 @@
 //! Reserves: processes of a job that have no place in its generation. Beside a running generation they are newcomers,
-//! which load everything before the others wait for them; of a queued job they are survivors, which keep the newest
-//! state in memory until there are enough workers again. A reserve is a worker's part in the generation, numbered
+//! which load everything before the others wait for them, or are left out because a member does not reach them; of a queued
+//! job they are survivors, which keep the newest state in memory until there are enough workers again. A reserve is a worker's part in the generation, numbered
 //! from its world on. It takes devices that nobody else is given, and gives them back as soon as somebody is.
 //! Who has a place is decided by [`crate::schedule`].
 
 use crate::Coordinator;
+use crate::apart::Apart;
 use crate::deadline::Deadlines;
 use crate::event::{Fact, JobPhase, Member, Millis};
 use crate::job::Job;
@@ -12,7 +13,7 @@ use crate::live::RankLive;
 use crate::outbox::Outbox;
 use crate::placement::{Decision, Solution};
 use crate::report::runs;
-use proto::id::{Rank, WorkerId};
+use proto::id::{JobId, Rank, WorkerId};
 use proto::message::{RankPhase, RankReport, Work};
 use std::collections::BTreeMap;
 
@@ -36,14 +37,19 @@ impl Coordinator {
                 job.keep_where_there_is_room(&mut free, outbox);
             }
         }
-        for job in self.jobs.values_mut() {
-            if matches!(job.record.phase, JobPhase::Running { .. }) {
-                let given: &[WorkerId] = match solution.get(&job.record.id) {
-                    Some(Decision::Run(workers)) if !job.record.paused => workers,
-                    Some(_) | None => &[],
-                };
-                job.get_ready(given, &mut free, outbox);
-            }
+        let runs = |job: &&mut Job| matches!(job.record.phase, JobPhase::Running { .. });
+        let mut wanted: BTreeMap<JobId, Vec<WorkerId>> = BTreeMap::new();
+        for job in self.jobs.values_mut().filter(runs) {
+            let given: &[WorkerId] = match solution.get(&job.record.id) {
+                Some(Decision::Run(workers)) if !job.record.paused => workers,
+                Some(_) | None => &[],
+            };
+            wanted.insert(job.record.id.clone(), job.newcomers(given, &mut free));
+        }
+        for job in self.jobs.values_mut().filter(runs) {
+            let mut wanted = wanted.remove(&job.record.id).unwrap_or_default();
+            wanted.extend(job.left_out(&wanted, &self.apart, &mut free));
+            job.get_ready(&wanted, outbox);
         }
     }
 }
@@ -96,19 +102,41 @@ impl Job {
         }
     }
 
-    /// Of the workers that it is given, those that are no members get ready.
-    fn get_ready(&mut self, given: &[WorkerId], free: &mut Devices, outbox: &mut Outbox) {
-        let needs = self.record.spec.resources.devices_per_worker;
-        let mut wanted: Vec<WorkerId> = Vec::new();
-        if self.record.work == Work::Train {
-            let is_member = |worker: &&WorkerId| !self.members().iter().any(|it| it.worker == **worker);
-            let rested = |worker: &&WorkerId| !self.resting.contains_key(*worker);
-            let newcomers = given.iter().filter(is_member).filter(rested);
-            wanted = newcomers
-                .filter(|worker| take(free, worker, needs))
-                .cloned()
-                .collect();
+    /// Of the workers that it is given, those that are no members.
+    fn newcomers(&self, given: &[WorkerId], free: &mut Devices) -> Vec<WorkerId> {
+        if self.record.work != Work::Train {
+            return Vec::new();
         }
+        let needs = self.record.spec.resources.devices_per_worker;
+        let is_member = |worker: &&WorkerId| !self.members().iter().any(|it| it.worker == **worker);
+        let rested = |worker: &&WorkerId| !self.resting.contains_key(*worker);
+        let newcomers = given.iter().filter(is_member).filter(rested);
+        newcomers
+            .filter(|worker| take(free, worker, needs))
+            .cloned()
+            .collect()
+    }
+
+    /// Of those that were in reserve, those that have no place because a member does not reach them: they stay where nobody
+    /// else has a place, with what they hold, and are asked on whether they are reached.
+    fn left_out(&mut self, wanted: &[WorkerId], apart: &Apart, free: &mut Devices) -> Vec<WorkerId> {
+        let mut workers = std::mem::take(&mut self.formerly_reserved);
+        workers.extend(self.reserved().cloned());
+        let needs = self.record.spec.resources.devices_per_worker;
+        let is_member = |worker: &WorkerId| self.members().iter().any(|it| it.worker == *worker);
+        let stays = |worker: &WorkerId| {
+            !self.record.paused
+                && !is_member(worker)
+                && !wanted.contains(worker)
+                && !self.resting.contains_key(worker)
+                && apart.from(worker).any(is_member)
+        };
+        workers.retain(|worker| stays(worker) && take(free, worker, needs));
+        workers
+    }
+
+    /// These workers are its reserves, and no others.
+    fn get_ready(&mut self, wanted: &[WorkerId], outbox: &mut Outbox) {
         let reserves = std::mem::take(&mut self.record.reserves);
         let (kept, dropped): (Vec<Member>, Vec<Member>) = reserves
             .into_iter()

@@ -31,7 +31,6 @@ impl Coordinator {
         for (id, decision) in &solution {
             self.carry_out(id, decision, &mut used, outbox);
         }
-        let mut again = self.leaves_somebody_out(&problem);
         for job in self.jobs.values_mut().filter(|job| job.record.paused) {
             match &job.record.phase {
                 JobPhase::Queued { .. } => job.wait(PAUSED.to_owned(), outbox),
@@ -39,22 +38,16 @@ impl Coordinator {
                 JobPhase::Done { .. } | JobPhase::Failed { .. } | JobPhase::Cancelled { .. } => {}
             }
         }
+        let mut freed = false;
         for job in self.jobs.values_mut() {
-            again |= job.let_go(outbox);
+            freed |= job.let_go(outbox);
         }
-        if again {
+        if freed {
             self.solved = Some((problem, solution));
             return self.place(outbox);
         }
         self.settle_reserves(&solution, &used, outbox);
         self.solved = Some((problem, solution));
-    }
-
-    /// Whether a job began without workers that its others do not reach: these are to be in reserve, with what they hold.
-    fn leaves_somebody_out(&self, problem: &Problem) -> bool {
-        let scattered = problem.demands.iter().filter(|demand| !demand.apart.is_empty());
-        let begun = |id: &JobId| matches!(self.jobs[id].record.phase, JobPhase::Running { .. });
-        scattered.into_iter().any(|demand| begun(&demand.job))
     }
 
     fn problem(&self, now: Millis) -> Problem {
@@ -132,7 +125,7 @@ impl Coordinator {
     fn adjust(&mut self, id: &JobId, given: &[WorkerId], used: &mut Devices, outbox: &mut Outbox) {
         let Some(job) = self.jobs.get(id) else { return };
         let needs = job.record.spec.resources.devices_per_worker;
-        let next = job.next_members(given, &self.apart);
+        let next = job.next_members(given);
         match job.change(&next) {
             Change::No => {}
             Change::Now(workers, why) => self.regroup(id, workers, &why, used, outbox),
@@ -243,7 +236,7 @@ impl Job {
             device: resources.device,
             warm: if queued { self.ready() } else { Vec::new() },
             // A generation that trains is taken apart by what its ranks do, not by what daemons say.
-            apart: if queued { apart.clone() } else { Apart::default() },
+            apart: apart.beyond(self.members().iter().map(|member| &member.worker)),
             settling: queued && now < self.settle_until && self.ready().len() < self.least(),
             holds: self
                 .members()
@@ -267,18 +260,11 @@ impl Job {
         resources.workers_min.min(most).max(1) as usize
     }
 
-    /// Of the workers that it is given, its members and those that are ready to join them and reach them all.
-    fn next_members(&self, given: &[WorkerId], apart: &Apart) -> Vec<WorkerId> {
+    /// Of the workers that it is given, its members and those that are ready to join them.
+    fn next_members(&self, given: &[WorkerId]) -> Vec<WorkerId> {
         let ready = self.ready();
-        let (mut next, others): (Vec<WorkerId>, Vec<WorkerId>) =
-            given.iter().cloned().partition(|worker| self.is_member(worker));
-        for worker in others.into_iter().filter(|worker| ready.contains(worker)) {
-            if !next.iter().any(|other| apart.between(&worker, other)) {
-                next.push(worker);
-            }
-        }
-        next.sort();
-        next
+        let there = |worker: &&WorkerId| self.is_member(worker) || ready.contains(worker);
+        given.iter().filter(there).cloned().collect()
     }
 
     fn is_member(&self, worker: &WorkerId) -> bool {

@@ -147,7 +147,7 @@ impl<'a> Table<'a> {
         let able: Vec<&WorkerId> = (self.seats.iter().filter(|state| could(state)))
             .map(|state| &state.seat.worker)
             .collect();
-        if demand.apart.together(&[], &able).len() < least as usize {
+        if demand.apart.together(&[], &[], &able).len() < least as usize {
             return;
         }
         for state in self.seats.iter_mut().filter(|state| could(state)) {
@@ -167,10 +167,16 @@ impl<'a> Table<'a> {
             .collect();
         seats.sort();
         let worker = |place: usize| &self.seats[place].seat.worker;
-        let (warm, cold): (Vec<&WorkerId>, Vec<&WorkerId>) = (seats.iter())
-            .map(|(_, _, place)| worker(*place))
-            .partition(|worker| self.demand(job).warm.contains(worker));
-        let together = apart.together(&warm, &cold);
+        let (mut own, mut warm, mut cold) = (Vec::new(), Vec::new(), Vec::new());
+        for (cost, _, place) in &seats {
+            let list = match cost {
+                Cost::Own => &mut own,
+                _ if self.demand(job).warm.contains(worker(*place)) => &mut warm,
+                _ => &mut cold,
+            };
+            list.push(worker(*place));
+        }
+        let together = apart.together(&own, &warm, &cold);
         let places = seats.into_iter().map(|(_, _, place)| place);
         self.jobs[job].left_out = places
             .filter(|place| !together.contains(&worker(*place)))

@@ -345,12 +345,7 @@ fn any_torn_problem(priorities: u32) -> impl Strategy<Value = Problem> {
             apart.add(&id(a), &id(b), "no answer");
         }
         let told = |demand: Demand| Demand {
-            // As for those that run: they are not asked.
-            apart: if demand.holds.is_empty() {
-                apart.clone()
-            } else {
-                Apart::default()
-            },
+            apart: apart.beyond(demand.holds.iter()),
             warm: if demand.holds.is_empty() {
                 warm.iter().copied().map(id).collect()
             } else {
