@@ -1,7 +1,8 @@
 //! Reserves: processes of a job that have no place in its generation. Beside a running generation they are newcomers,
 //! which load everything before the others wait for them, or are left out because a member does not reach them; of a queued
-//! job they are survivors, which keep the newest state in memory until there are enough workers again. A reserve is a worker's part in the generation, numbered
-//! from its world on. It takes devices that nobody else is given, and gives them back as soon as somebody is.
+//! job they are survivors, which keep the newest state in memory until there are enough workers again. A reserve is a
+//! worker's part in the generation, numbered from its world on. It takes devices that nobody else is given, and gives them
+//! back as soon as somebody is.
 //! Who has a place is decided by [`crate::schedule`].
 
 use crate::Coordinator;
@@ -15,7 +16,7 @@ use crate::placement::{Decision, Solution};
 use crate::report::runs;
 use proto::id::{JobId, Rank, WorkerId};
 use proto::message::{RankPhase, RankReport, Work};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Devices by worker.
 pub(crate) type Devices = BTreeMap<WorkerId, u32>;
@@ -48,7 +49,7 @@ impl Coordinator {
         }
         for job in self.jobs.values_mut().filter(runs) {
             let mut wanted = wanted.remove(&job.record.id).unwrap_or_default();
-            wanted.extend(job.left_out(&wanted, &self.apart, &mut free));
+            wanted.extend(job.left_out(&wanted, &self.apart, &self.drained, &mut free));
             job.get_ready(&wanted, outbox);
         }
     }
@@ -118,20 +119,32 @@ impl Job {
     }
 
     /// Of those that were in reserve, those that have no place because a member does not reach them: they stay where nobody
-    /// else has a place, with what they hold, and are asked on whether they are reached.
-    fn left_out(&mut self, wanted: &[WorkerId], apart: &Apart, free: &mut Devices) -> Vec<WorkerId> {
+    /// else has a place and the job could use them, with what they hold, and are asked on whether they are reached.
+    fn left_out(
+        &mut self,
+        wanted: &[WorkerId],
+        apart: &Apart,
+        drained: &BTreeSet<String>,
+        free: &mut Devices,
+    ) -> Vec<WorkerId> {
         let mut workers = std::mem::take(&mut self.formerly_reserved);
         workers.extend(self.reserved().cloned());
+        workers.sort();
+        workers.dedup();
+        let most = (self.most() as usize).saturating_sub(self.members().len() + wanted.len());
         let needs = self.record.spec.resources.devices_per_worker;
         let is_member = |worker: &WorkerId| self.members().iter().any(|it| it.worker == *worker);
         let stays = |worker: &WorkerId| {
             !self.record.paused
                 && !is_member(worker)
                 && !wanted.contains(worker)
+                && !drained.contains(&worker.name)
                 && !self.resting.contains_key(worker)
                 && apart.from(worker).any(is_member)
         };
-        workers.retain(|worker| stays(worker) && take(free, worker, needs));
+        workers.retain(|worker| stays(worker));
+        workers.truncate(most);
+        workers.retain(|worker| take(free, worker, needs));
         workers
     }
 

@@ -224,7 +224,7 @@ impl Job {
             return None;
         }
         let resources = &self.record.spec.resources;
-        let workers_max = self.record.workers.unwrap_or(resources.workers_max);
+        let workers_max = self.most();
         Some(Demand {
             job: self.record.id.clone(),
             number: self.number,
@@ -255,9 +255,13 @@ impl Job {
 
     /// The fewest workers that it runs on.
     pub(crate) fn least(&self) -> usize {
-        let resources = &self.record.spec.resources;
-        let most = self.record.workers.unwrap_or(resources.workers_max);
-        resources.workers_min.min(most).max(1) as usize
+        self.record.spec.resources.workers_min.min(self.most()).max(1) as usize
+    }
+
+    /// The most workers that it can use, as somebody wishes or job.toml says.
+    pub(crate) fn most(&self) -> u32 {
+        let wished = self.record.workers;
+        wished.unwrap_or(self.record.spec.resources.workers_max)
     }
 
     /// Of the workers that it is given, its members and those that are ready to join them.

@@ -4,7 +4,7 @@
 #[allow(dead_code, reason = "shared with others, which together use all of it")]
 mod desk;
 
-use coordinator_core::event::{Effect, JobPhase};
+use coordinator_core::event::{Effect, Event, JobPhase};
 use desk::{DETECT_WITHIN_MS, Desk, rank, sends, spec, told, with_step};
 use proto::id::{JobId, Step};
 use proto::message::{Doing, Halt, Piece, RankPhase, RankReport};
@@ -71,7 +71,8 @@ fn each_worker_is_told_with_whom_it_shares_a_job_and_where_they_answer() {
 #[test]
 fn one_of_a_pair_is_left_out_with_what_it_holds_and_comes_back_when_it_is_reached() {
     let (mut desk, job) = three(1);
-    stuck(&mut desk, &job, &["w3"]);
+    let effects = stuck(&mut desk, &job, &["w3"]);
+    assert!(told(&effects, "w3").is_reserve(), "at once: its process goes on");
     assert_eq!(
         (members(&desk, &job), desk.generation(&job)),
         (vec!["w1".to_owned(), "w2".to_owned()], 2)
@@ -144,7 +145,7 @@ fn the_word_of_daemons_alone_ends_nothing() {
 fn of_a_worker_that_is_not_heard_nobody_s_word_counts() {
     let (mut desk, job) = three(1);
     let worker = desk::id("w3");
-    desk.handle(coordinator_core::event::Event::Disconnected { worker });
+    desk.handle(Event::Disconnected { worker });
     for _ in 0..2 {
         for (worker, number) in [("w1", 0), ("w2", 1)] {
             let report = at(&job, number, Piece::Reduction, DETECT_WITHIN_MS);
@@ -153,6 +154,34 @@ fn of_a_worker_that_is_not_heard_nobody_s_word_counts() {
         desk.now += DETECT_WITHIN_MS / 2 - 1;
     }
     assert_eq!(desk.generation(&job), 1);
+}
+
+/// A place that nobody needs, or that somebody drains, is not kept.
+#[test]
+fn who_is_left_out_leaves_when_it_is_drained_or_the_job_is_scaled() {
+    let gone = |ask: &dyn Fn(&mut Desk, JobId)| {
+        let (mut desk, job) = three(1);
+        stuck(&mut desk, &job, &["w3"]);
+        let reserves = |desk: &Desk| desk.job(&job).reserves.len();
+        assert_eq!(reserves(&desk), 1);
+        ask(&mut desk, job.clone());
+        assert_eq!(reserves(&desk), 0);
+    };
+    gone(&|desk, _| {
+        let worker = "w3".to_owned();
+        desk.ask(|request| Event::Drain {
+            request,
+            worker,
+            drained: true,
+        });
+    });
+    gone(&|desk, job| {
+        desk.ask(|request| Event::Scale {
+            request,
+            job,
+            workers: 2,
+        });
+    });
 }
 
 /// Whoever says so of all others is the one that is left out, and what it says of itself or of strangers means nothing.
