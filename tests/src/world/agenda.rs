@@ -175,21 +175,28 @@ pub(crate) type Requests = BTreeMap<coordinator::RequestId, usize>;
 
 #[derive(Debug, Default)]
 pub(crate) struct Agenda {
-    times: BinaryHeap<Reverse<(u64, u64)>>,
-    happenings: BTreeMap<u64, Happening>,
+    /// When, in which order, and in which slot it lies.
+    times: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    slots: Vec<Option<Happening>>,
+    free: Vec<usize>,
     count: u64,
 }
 
 impl Agenda {
     pub(crate) fn put(&mut self, at: u64, happening: Happening) {
         self.count += 1;
-        self.times.push(Reverse((at, self.count)));
-        self.happenings.insert(self.count, happening);
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        self.slots[slot] = Some(happening);
+        self.times.push(Reverse((at, self.count, slot)));
     }
 
     pub(crate) fn next(&mut self) -> Option<(u64, Happening)> {
-        let Reverse((at, number)) = self.times.pop()?;
-        let happening = self.happenings.remove(&number)?;
+        let Reverse((at, _, slot)) = self.times.pop()?;
+        let happening = self.slots[slot].take()?;
+        self.free.push(slot);
         Some((at, happening))
     }
 }

@@ -313,7 +313,8 @@ impl World {
     }
 
     fn is_settled(&self) -> bool {
-        let over = self.durable.jobs.values().all(|job| job.phase.is_over());
+        // What is durable is over for the coordinator only when it learns of it.
+        let over = self.durable.jobs.values().all(|job| job.phase.is_over()) && !self.coordinator.saves;
         over && self.wishes.iter().all(|wish| wish.granted)
     }
 
