@@ -10,7 +10,7 @@ use crate::job::Job;
 use crate::live::RankLive;
 use proto::id::WorkerId;
 use proto::message::{Piece, RankPhase};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// Pairs that are named in one sentence.
@@ -76,10 +76,20 @@ impl Apart {
         cold: &[&'a WorkerId],
     ) -> Vec<&'a WorkerId> {
         let mut chosen = fixed.to_vec();
-        let reached = |worker: &&&WorkerId| !chosen.iter().any(|other| self.between(worker, other));
+        // Mostly nobody, or a few of many.
+        let involved: BTreeSet<&WorkerId> = self.0.keys().flat_map(|(a, b)| [a, b]).collect();
+        let is_free = |worker: &&&WorkerId| !involved.contains(**worker);
+        let free: Vec<&WorkerId> = warm.iter().chain(cold).filter(is_free).copied().collect();
+        let reached =
+            |worker: &&&WorkerId| !is_free(worker) && !fixed.iter().any(|it| self.between(worker, it));
         let mut left: Vec<&WorkerId> = warm.iter().filter(reached).copied().collect();
-        let mut first = left.len();
+        let mut first = if warm.iter().any(|worker| is_free(&worker)) {
+            0
+        } else {
+            left.len()
+        };
         left.extend(cold.iter().filter(reached));
+        chosen.extend(free);
         while !left.is_empty() {
             let misses = |worker: &WorkerId| left.iter().filter(|it| self.between(worker, it)).count();
             let choice = if first == 0 { left.len() } else { first };
