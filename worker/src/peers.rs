@@ -1,6 +1,6 @@
-//! Asks other workers whether they are there, and answers when they ask: over TCP, from the address on which ranks talk to
-//! each other, so that what does not get through here does not get through between ranks. It decides nothing: every
-//! outcome is an event for the machine. Started by [`crate::daemon`].
+//! Asks other workers whether they are there, and answers when they ask: over TCP, at the address on which their ranks meet,
+//! so that what does not get through here does not get through between ranks. It decides nothing: every outcome is an
+//! event for the machine. Started by [`crate::daemon`].
 
 use crate::link::chain;
 use anyhow::Context;
