@@ -34,13 +34,23 @@ impl Apart {
     }
 
     pub(crate) fn between(&self, a: &WorkerId, b: &WorkerId) -> bool {
-        !self.0.is_empty() && self.0.contains_key(&pair(a, b))
+        self.0.contains_key(&pair(a, b))
     }
 
     /// Those of which both are among these workers.
     pub(crate) fn among<'a>(&self, workers: impl Iterator<Item = &'a WorkerId> + Clone) -> Self {
+        self.part(workers, true)
+    }
+
+    /// Those of which not both are among these workers.
+    pub(crate) fn beyond<'a>(&self, workers: impl Iterator<Item = &'a WorkerId> + Clone) -> Self {
+        self.part(workers, false)
+    }
+
+    fn part<'a>(&self, workers: impl Iterator<Item = &'a WorkerId> + Clone, both: bool) -> Self {
         let there = |worker: &WorkerId| workers.clone().any(|other| other == worker);
-        let pairs = self.0.iter().filter(|((a, b), _)| there(a) && there(b));
+        let pairs = self.0.iter();
+        let pairs = pairs.filter(|((a, b), _)| (there(a) && there(b)) == both);
         Self(pairs.map(|(pair, told)| (pair.clone(), told.clone())).collect())
     }
 
@@ -52,18 +62,13 @@ impl Apart {
 
     /// With whom this worker has no connection.
     pub(crate) fn from(&self, worker: &WorkerId) -> impl Iterator<Item = &WorkerId> {
-        self.0.keys().filter_map(move |(a, b)| match () {
-            () if a == worker => Some(b),
-            () if b == worker => Some(a),
-            () => None,
+        self.0.keys().filter_map(move |(a, b)| {
+            if a == worker {
+                Some(b)
+            } else {
+                (b == worker).then_some(a)
+            }
         })
-    }
-
-    /// Those of which not both are among these workers.
-    pub(crate) fn beyond<'a>(&self, workers: impl Iterator<Item = &'a WorkerId> + Clone) -> Self {
-        let there = |worker: &WorkerId| workers.clone().any(|other| other == worker);
-        let pairs = self.0.iter().filter(|((a, b), _)| !(there(a) && there(b)));
-        Self(pairs.map(|(pair, told)| (pair.clone(), told.clone())).collect())
     }
 
     /// Workers that all reach each other: all of `fixed`, and of the others as many as can be, with one of the `warm` ones,
@@ -130,11 +135,7 @@ impl Job {
     /// to join, or in a collective. Those that are left out are told by placement. The news of one pair may come a little
     /// before that of the next, so it waits a moment for all.
     pub(crate) fn torn(&mut self, apart: &Apart, deadlines: Deadlines, now: Millis) -> Option<Ending> {
-        let pairs = if apart.is_empty() {
-            Apart::default()
-        } else {
-            apart.among(self.members().iter().map(|member| &member.worker))
-        };
+        let pairs = apart.among(self.members().iter().map(|member| &member.worker));
         if pairs.is_empty() {
             self.live.torn_since = None;
             return None;

@@ -69,6 +69,8 @@ pub struct Coordinator {
     /// Names of workers that get nothing new and lose what they have.
     drained: BTreeSet<String>,
     solved: Solved,
+    /// The next deadline, in the time of [`Clock`], as of the last event.
+    due: Option<Millis>,
     /// When entries of ledgers were last saved.
     ledgered: Millis,
     /// Oddities that were noted, by worker and sort.
@@ -98,7 +100,7 @@ impl Coordinator {
             jobs.insert(id, job);
         }
         let counters = durable.counters;
-        Self {
+        let mut machine = Self {
             config,
             deadlines,
             clock,
@@ -108,17 +110,19 @@ impl Coordinator {
             apart: Apart::default(),
             drained: durable.drained,
             solved: None,
+            due: None,
             ledgered: 0,
             noted: BTreeSet::new(),
-        }
+        };
+        machine.due = machine.find_due();
+        machine
     }
 
     /// Takes one event; the effects are to be performed in order. Never fails and never panics on strange
     /// input: what cannot be meant is refused or ignored, with a reason. Panics when its own invariants are
     /// broken: a crash and a restart are cheaper than a wrong checkpoint.
     pub fn handle(&mut self, now: Millis, event: Event) -> Vec<Effect> {
-        let due = self.due();
-        let lived = self.clock.advance(now, due, self.deadlines.patience_ms());
+        let lived = self.clock.advance(now, self.due, self.deadlines.patience_ms());
         let mut outbox = Outbox::new(lived, now);
         match event {
             Event::Submit {
@@ -165,13 +169,14 @@ impl Coordinator {
         self.place(&mut outbox);
         self.write_ledgers(&mut outbox);
         invariant::check(self);
+        self.due = self.find_due();
         self.conclude(outbox)
     }
 
     /// When [`Event::Deadline`] is wanted, in the clock of the last event.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Millis> {
-        self.due().map(|deadline| self.clock.wall_of(deadline))
+        self.due.map(|deadline| self.clock.wall_of(deadline))
     }
 
     /// Jobs in submit order, workers by name.
@@ -198,8 +203,7 @@ impl Coordinator {
         View { jobs, workers }
     }
 
-    /// The next deadline, in the time of [`Clock`].
-    fn due(&self) -> Option<Millis> {
+    fn find_due(&self) -> Option<Millis> {
         let next = |job: &Job| job.next_deadline(self.deadlines, self.clock.now());
         self.jobs
             .values()

@@ -214,15 +214,10 @@ impl Coordinator {
 impl Job {
     /// What it asks of placement, if it wants to run.
     fn demand(&self, apart: &Apart, now: Millis) -> Option<Demand> {
-        let queued = match &self.record.phase {
-            JobPhase::Queued { .. } => true,
-            JobPhase::Running { .. } => false,
-            JobPhase::Done { .. } | JobPhase::Failed { .. } | JobPhase::Cancelled { .. } => return None,
-        };
-        // While a manifest is on its way nobody knows from where the job would go on.
-        if queued && (self.record.paused || self.writing.is_some() || self.is_lost()) {
+        if !self.asks() {
             return None;
         }
+        let queued = matches!(self.record.phase, JobPhase::Queued { .. });
         let resources = &self.record.spec.resources;
         let workers_max = self.most();
         Some(Demand {
@@ -237,7 +232,7 @@ impl Job {
             warm: if queued { self.ready() } else { Vec::new() },
             // A generation that trains is taken apart by what its ranks do, not by what daemons say.
             apart: apart.beyond(self.members().iter().map(|member| &member.worker)),
-            settling: queued && now < self.settle_until && self.ready().len() < self.least(),
+            settling: self.settles(now),
             holds: self
                 .members()
                 .iter()
@@ -248,9 +243,22 @@ impl Job {
 
     /// Until when it would rather have all workers that it can use, if it waits for that.
     pub(crate) fn settles_until(&self, now: Millis) -> Option<Millis> {
-        self.demand(&Apart::default(), now)
-            .filter(|demand| demand.settling)
-            .map(|_| self.settle_until)
+        (self.asks() && self.settles(now)).then_some(self.settle_until)
+    }
+
+    /// True while it wants to run, be it that it does.
+    fn asks(&self) -> bool {
+        match &self.record.phase {
+            // While a manifest is on its way nobody knows from where the job would go on.
+            JobPhase::Queued { .. } => !(self.record.paused || self.writing.is_some() || self.is_lost()),
+            JobPhase::Running { .. } => true,
+            JobPhase::Done { .. } | JobPhase::Failed { .. } | JobPhase::Cancelled { .. } => false,
+        }
+    }
+
+    fn settles(&self, now: Millis) -> bool {
+        let queued = matches!(self.record.phase, JobPhase::Queued { .. });
+        queued && now < self.settle_until && self.ready().len() < self.least()
     }
 
     /// The fewest workers that it runs on.
@@ -279,13 +287,9 @@ impl Job {
     fn change(&self, next: &[WorkerId]) -> Change {
         let stays = next.iter().filter(|worker| self.is_member(worker)).count();
         let enough = 0 < stays && self.least() <= next.len();
-        let moves = format!("it goes on on {}", listed(next));
+        let now = || Change::Now(next.to_vec(), format!("it goes on on {}", listed(next)));
         if self.is_between_steps() {
-            return if enough {
-                Change::Now(next.to_vec(), moves)
-            } else {
-                Change::Elsewhere
-            };
+            return if enough { now() } else { Change::Elsewhere };
         }
         if let Some(warm) = self.warm_members(next).filter(|warm| self.least() <= warm.len()) {
             let why = format!("{} do not wait for others to start", listed(&warm));
@@ -309,7 +313,7 @@ impl Job {
         }
         let forms = phases().all(|it| matches!(it, None | Some(RankPhase::Starting | RankPhase::Joining)));
         if forms && self.record.work == Work::Train {
-            return Change::Now(next.to_vec(), moves);
+            return now();
         }
         Change::AtStep
     }

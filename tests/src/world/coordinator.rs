@@ -269,7 +269,9 @@ impl World {
     fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Save(records) => {
-                self.writes.push(records.clone());
+                if let Some(writes) = &mut self.writes {
+                    writes.push(records.clone());
+                }
                 let lost = self.bug == Some(Bug::SaveLost) && self.dice.chance(100);
                 for record in records {
                     let drain = matches!(record, Record::Drained(_));
@@ -366,15 +368,10 @@ impl World {
                 return;
             }
         }
-        for at in self.deliveries(node, false) {
-            self.agenda.put(
-                at,
-                Happening::NodeHears {
-                    node,
-                    boot: worker.boot,
-                    state: state.clone(),
-                },
-            );
+        let (boot, deliveries) = (worker.boot, self.deliveries(node, false));
+        let copies = std::iter::repeat_n(state, deliveries.len());
+        for (at, state) in deliveries.into_iter().zip(copies) {
+            self.agenda.put(at, Happening::NodeHears { node, boot, state });
         }
     }
 

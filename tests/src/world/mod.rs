@@ -159,8 +159,8 @@ struct World {
     store: Store,
     /// What the state store holds.
     durable: Durable,
-    /// Every save, in order.
-    writes: Vec<Vec<Record>>,
+    /// Every save, in order, where somebody wants to see them.
+    writes: Option<Vec<Vec<Record>>>,
     coordinator: CoordinatorHost,
     /// The one before it, while it lives on.
     former: Option<CoordinatorHost>,
@@ -196,7 +196,7 @@ impl World {
             oracle: Oracle::default(),
             store: Store::default(),
             durable: Durable::default(),
-            writes: Vec::new(),
+            writes: None,
             coordinator: CoordinatorHost::new(bug == Some(Bug::ClockStopped)),
             former: None,
             fenced: false,

@@ -353,14 +353,10 @@ impl World {
             }
         }
         let boot = self.nodes[number].linked_to;
-        for at in self.deliveries(number, true) {
-            self.agenda.put(
-                at,
-                Happening::CoordinatorHears {
-                    boot,
-                    report: report.clone(),
-                },
-            );
+        let deliveries = self.deliveries(number, true);
+        let copies = std::iter::repeat_n(report, deliveries.len());
+        for (at, report) in deliveries.into_iter().zip(copies) {
+            self.agenda.put(at, Happening::CoordinatorHears { boot, report });
         }
     }
 

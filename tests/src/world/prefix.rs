@@ -19,14 +19,16 @@ const ROUNDS: u64 = 12;
 /// The first prefix that cannot be gone on from, and why.
 pub fn restore_every_prefix(seed: u64) -> Result<usize, String> {
     let mut world = World::new(seed, None, Story::Dropped);
+    world.writes = Some(Vec::new());
     world.live()?;
+    let writes = world.writes.take().unwrap_or_default();
     let mut durable = Durable::default();
     go_on(&world, &durable).map_err(|what| format!("seed {seed}, nothing written: {what}"))?;
-    for (number, records) in world.writes.iter().enumerate() {
+    for (number, records) in writes.iter().enumerate() {
         records.iter().cloned().for_each(|record| durable.apply(record));
         go_on(&world, &durable).map_err(|what| format!("seed {seed}, after write {number}: {what}"))?;
     }
-    Ok(world.writes.len() + 1)
+    Ok(writes.len() + 1)
 }
 
 fn go_on(world: &World, durable: &Durable) -> Result<(), String> {
