@@ -55,6 +55,11 @@ impl Ledger {
 }
 
 impl Job {
+    /// True when steps were told that no checkpoint has.
+    pub(crate) fn is_beyond_checkpoint(&self) -> bool {
+        self.committed() < self.ledger.tip.step
+    }
+
     /// Rank 0 of the newest generation reported a step. Those before it, since the last that is known, were done too.
     pub(crate) fn ledger_step(&mut self, report: &StepReport) {
         let loss = Some(report.loss).filter(|loss| loss.is_finite());

@@ -9,6 +9,7 @@ use crate::Coordinator;
 use crate::apart::Apart;
 use crate::deadline::Deadlines;
 use crate::event::{Fact, JobPhase, Member, Millis};
+use crate::fleet;
 use crate::job::Job;
 use crate::live::RankLive;
 use crate::outbox::Outbox;
@@ -33,9 +34,16 @@ impl Coordinator {
                 (worker.id.clone(), worker.devices.saturating_sub(used))
             })
             .collect();
+        let leaving = |worker: &&fleet::Worker| self.is_leaving(worker);
+        let leaving: BTreeSet<WorkerId> = self
+            .fleet
+            .iter()
+            .filter(leaving)
+            .map(|it| it.id.clone())
+            .collect();
         for job in self.jobs.values_mut() {
             if matches!(job.record.phase, JobPhase::Queued { .. }) {
-                job.keep_where_there_is_room(&mut free, outbox);
+                job.keep_where_there_is_room(&leaving, &mut free, outbox);
             }
         }
         let runs = |job: &&mut Job| matches!(job.record.phase, JobPhase::Running { .. });
@@ -76,18 +84,26 @@ impl Job {
         self.forget_lost_reserves();
     }
 
-    /// A queued job's survivors stay where nobody else has a place. Once no manifest of the generation that ended is on
-    /// its way, they leave it: the next number is a generation without members, in which they wait.
-    fn keep_where_there_is_room(&mut self, free: &mut Devices, outbox: &mut Outbox) {
+    /// A queued job's survivors stay where nobody else has a place, and where nobody wants the worker empty, if what they
+    /// hold is elsewhere too. Once no manifest of the generation that ended is on its way, they leave it: the next number is
+    /// a generation without members, in which they wait.
+    fn keep_where_there_is_room(
+        &mut self,
+        leaving: &BTreeSet<WorkerId>,
+        free: &mut Devices,
+        outbox: &mut Outbox,
+    ) {
         if self.record.reserves.is_empty() {
             return;
         }
         let holds = !self.record.paused && !self.is_lost();
+        let stays = |worker: &WorkerId| !leaving.contains(worker);
+        let elsewhere = !self.is_beyond_checkpoint() || self.reserved().any(stays);
         let before = self.record.reserves.len();
         let reserves = std::mem::take(&mut self.record.reserves);
-        let (kept, dropped): (Vec<Member>, Vec<Member>) = reserves
-            .into_iter()
-            .partition(|reserve| holds && take(free, &reserve.worker, reserve.ranks));
+        let (kept, dropped): (Vec<Member>, Vec<Member>) = reserves.into_iter().partition(|it| {
+            holds && !(elsewhere && leaving.contains(&it.worker)) && take(free, &it.worker, it.ranks)
+        });
         tell(&dropped, outbox);
         self.record.reserves = kept;
         if self.writing.is_none() && self.kept_world.is_some() {

@@ -57,7 +57,7 @@ impl Coordinator {
             worker: worker.id.clone(),
             device: worker.device,
             devices: worker.devices,
-            access: if self.drained.contains(&worker.id.name) || worker.devices == 0 {
+            access: if self.is_leaving(worker) {
                 Access::Drained
             } else if worker.is_reachable() {
                 Access::Open
@@ -77,7 +77,16 @@ impl Coordinator {
     fn carry_out(&mut self, id: &JobId, decision: &Decision, used: &mut Devices, outbox: &mut Outbox) {
         let Some(job) = self.jobs.get(id) else { return };
         let queued = matches!(job.record.phase, JobPhase::Queued { .. });
+        let keepers = self.last_keepers(job);
         match decision {
+            Decision::Run(to) if !keepers.is_empty() => {
+                let to = to.iter().map(|worker| worker.name.clone()).collect();
+                self.form_to_save(id, keepers, Planned::Moves { to }, used, outbox);
+            }
+            Decision::Wait(shortage) if !keepers.is_empty() => {
+                let lack = shortage.to_string();
+                self.form_to_save(id, keepers, Planned::MakesWay { lack }, used, outbox);
+            }
             Decision::Run(workers) if queued => self.start(id, workers, used, outbox),
             Decision::Run(_) if job.record.paused => {}
             Decision::Run(workers) => self.adjust(id, workers, used, outbox),
@@ -119,6 +128,44 @@ impl Coordinator {
         if let Some(job) = self.jobs.get_mut(id) {
             job.form(workers, outbox);
         }
+    }
+
+    /// A generation that does nothing but write down what its workers hold.
+    fn form_to_save(
+        &mut self,
+        id: &JobId,
+        keepers: Vec<WorkerId>,
+        why: Planned,
+        used: &mut Devices,
+        outbox: &mut Outbox,
+    ) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        for worker in &keepers {
+            *used.entry(worker.clone()).or_default() += job.record.spec.resources.devices_per_worker;
+        }
+        job.form(keepers, outbox);
+        job.halt(why, Halt::Save, self.deadlines, outbox);
+    }
+
+    /// The survivors of a queued job, if all of them are on workers that are to be empty and no checkpoint has what they
+    /// hold.
+    fn last_keepers(&self, job: &Job) -> Vec<WorkerId> {
+        let leaves = |keeper: &Member| {
+            let worker = self.fleet.reachable(&keeper.worker.name);
+            worker.is_some_and(|worker| worker.id == keeper.worker && self.is_leaving(worker))
+        };
+        let keepers = &job.record.reserves;
+        let queued = matches!(job.record.phase, JobPhase::Queued { .. });
+        if queued && job.is_beyond_checkpoint() && keepers.iter().all(leaves) {
+            keepers.iter().map(|keeper| keeper.worker.clone()).collect()
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// Somebody drains it, or its daemon was asked to leave.
+    pub(crate) fn is_leaving(&self, worker: &fleet::Worker) -> bool {
+        self.drained.contains(&worker.id.name) || worker.devices == 0
     }
 
     /// Brings a running generation nearer to the workers that it is given.

@@ -250,6 +250,52 @@ fn survivors_of_a_job_that_is_paused_or_makes_way_free_their_devices() {
     assert_eq!(reserves(&desk, &job).len(), 0);
 }
 
+/// A worker that is to be empty is not kept for what others hold, nor for what a checkpoint has.
+#[test]
+fn the_last_that_holds_unsaved_steps_writes_them_down_before_its_worker_is_empty() {
+    let alone = |stepped: bool| {
+        let (mut desk, job) = Desk::training();
+        let report = rank(&job, 1, 0, RankPhase::Training);
+        let report = if stepped { with_step(report, 3) } else { report };
+        desk.now += DETECT_WITHIN_MS - 1;
+        desk.hear("w1", vec![report]);
+        desk.wait(1);
+        assert_eq!(reserves(&desk, &job), ["w1"]);
+        (desk, job)
+    };
+    let drain = |desk: &mut Desk| {
+        let worker = "w1".to_owned();
+        desk.ask(|request| Event::Drain {
+            request,
+            worker,
+            drained: true,
+        });
+    };
+    let (mut desk, job) = alone(false);
+    drain(&mut desk);
+    assert_eq!(reserves(&desk, &job).len(), 0, "the checkpoint has what it holds");
+
+    let (mut desk, job) = alone(true);
+    drain(&mut desk);
+    let generation = desk.generation(&job);
+    let effects = desk.hear("w1", vec![rank(&job, generation, 0, RankPhase::Joining)]);
+    let told = told(&effects, "w1");
+    assert_eq!((told.world, told.halt), (1, Some(Halt::Save)));
+    let finished = rank(&job, generation, 0, RankPhase::Finished);
+    desk.hear("w1", vec![with_shard(with_step(finished, 3), 3)]);
+    desk.written(&job, 3, Ok(()));
+    assert_eq!(desk.job(&job).checkpoints.last().map(|it| it.step.0), Some(3));
+    assert_eq!((desk.job(&job).word(), desk.job(&job).restarts), ("queued", 1));
+    assert_eq!(reserves(&desk, &job).len(), 0);
+    desk.hear("w3", vec![]);
+    let effects = desk.hear("w4", vec![]);
+    assert_eq!(members(&desk, &job), ["w3", "w4"]);
+    assert_eq!(
+        sends(&effects)["w4#1"].assignments[0].resume.map(|it| it.step.0),
+        Some(3)
+    );
+}
+
 /// While nobody knows whether a checkpoint is committed there is no next generation, and nobody is sent away.
 #[test]
 fn survivors_stay_while_a_manifest_is_on_its_way() {

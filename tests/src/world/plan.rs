@@ -384,7 +384,7 @@ impl Fault {
                 up: dice.chance(500),
                 for_ms: short * 2,
             },
-            14 | 15 => Self::TakeOver { for_ms: short * 2 },
+            14 | 15 => Self::TakeOver { for_ms: short * 4 },
             16 | 17 => Self::RankPause { node, for_ms: short },
             18 | 19 => Self::RanksCut {
                 node,
