@@ -96,9 +96,10 @@ impl Job {
         if self.record.reserves.is_empty() {
             return;
         }
-        let holds = !self.record.paused && !self.is_lost();
+        let unsaved = self.writing.is_some() || self.is_beyond_checkpoint();
+        let holds = (unsaved || !self.record.paused) && !self.is_lost();
         let stays = |worker: &WorkerId| !leaving.contains(worker);
-        let elsewhere = !self.is_beyond_checkpoint() || self.reserved().any(stays);
+        let elsewhere = !unsaved || self.reserved().any(stays);
         let before = self.record.reserves.len();
         let reserves = std::mem::take(&mut self.record.reserves);
         let (kept, dropped): (Vec<Member>, Vec<Member>) = reserves.into_iter().partition(|it| {

@@ -31,12 +31,10 @@ impl Coordinator {
         for (id, decision) in &solution {
             self.carry_out(id, decision, &mut used, outbox);
         }
-        for job in self.jobs.values_mut().filter(|job| job.record.paused) {
-            match &job.record.phase {
-                JobPhase::Queued { .. } => job.wait(PAUSED.to_owned(), outbox),
-                JobPhase::Running { .. } => job.halt(Planned::Paused, Halt::Save, self.deadlines, outbox),
-                JobPhase::Done { .. } | JobPhase::Failed { .. } | JobPhase::Cancelled { .. } => {}
-            }
+        let paused = self.jobs.values().filter(|job| job.record.paused);
+        let paused: Vec<JobId> = paused.map(|job| job.record.id.clone()).collect();
+        for id in paused {
+            self.pause(&id, &mut used, outbox);
         }
         let mut freed = false;
         for job in self.jobs.values_mut() {
@@ -101,6 +99,19 @@ impl Coordinator {
         }
     }
 
+    fn pause(&mut self, id: &JobId, used: &mut Devices, outbox: &mut Outbox) {
+        let Some(job) = self.jobs.get(id) else { return };
+        let keepers = self.last_keepers(job);
+        match job.record.phase {
+            JobPhase::Queued { .. } if !keepers.is_empty() => {
+                self.form_to_save(id, keepers, Planned::Paused, used, outbox);
+            }
+            JobPhase::Queued { .. } => self.tell(id, PAUSED.to_owned(), outbox),
+            JobPhase::Running { .. } => self.halt(id, Planned::Paused, Halt::Save, outbox),
+            JobPhase::Done { .. } | JobPhase::Failed { .. } | JobPhase::Cancelled { .. } => {}
+        }
+    }
+
     /// Forms the first generation of a job, or the next after one that ended. Those whose processes live do not wait for
     /// others to start theirs, if they are enough.
     fn start(&mut self, id: &JobId, given: &[WorkerId], used: &mut Devices, outbox: &mut Outbox) {
@@ -147,16 +158,16 @@ impl Coordinator {
         job.halt(why, Halt::Save, self.deadlines, outbox);
     }
 
-    /// The survivors of a queued job, if all of them are on workers that are to be empty and no checkpoint has what they
-    /// hold.
+    /// The survivors of a queued job, if all of them are to go, and no checkpoint has what they hold.
     fn last_keepers(&self, job: &Job) -> Vec<WorkerId> {
-        let leaves = |keeper: &Member| {
+        let goes = |keeper: &Member| {
             let worker = self.fleet.reachable(&keeper.worker.name);
-            worker.is_some_and(|worker| worker.id == keeper.worker && self.is_leaving(worker))
+            let worker = worker.filter(|worker| worker.id == keeper.worker);
+            worker.is_some_and(|worker| job.record.paused || self.is_leaving(worker))
         };
         let keepers = &job.record.reserves;
         let queued = matches!(job.record.phase, JobPhase::Queued { .. });
-        if queued && job.is_beyond_checkpoint() && keepers.iter().all(leaves) {
+        if queued && job.writing.is_none() && job.is_beyond_checkpoint() && keepers.iter().all(goes) {
             keepers.iter().map(|keeper| keeper.worker.clone()).collect()
         } else {
             Vec::new()

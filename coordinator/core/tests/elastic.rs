@@ -252,7 +252,7 @@ fn survivors_of_a_job_that_is_paused_or_makes_way_free_their_devices() {
 
 /// A worker that is to be empty is not kept for what others hold, nor for what a checkpoint has.
 #[test]
-fn the_last_that_holds_unsaved_steps_writes_them_down_before_its_worker_is_empty() {
+fn the_last_that_hold_unsaved_steps_write_them_down_before_they_go() {
     let alone = |stepped: bool| {
         let (mut desk, job) = Desk::training();
         let report = rank(&job, 1, 0, RankPhase::Training);
@@ -279,8 +279,8 @@ fn the_last_that_holds_unsaved_steps_writes_them_down_before_its_worker_is_empty
     drain(&mut desk);
     let generation = desk.generation(&job);
     let effects = desk.hear("w1", vec![rank(&job, generation, 0, RankPhase::Joining)]);
-    let told = told(&effects, "w1");
-    assert_eq!((told.world, told.halt), (1, Some(Halt::Save)));
+    let order = told(&effects, "w1");
+    assert_eq!((order.world, order.halt), (1, Some(Halt::Save)));
     let finished = rank(&job, generation, 0, RankPhase::Finished);
     desk.hear("w1", vec![with_shard(with_step(finished, 3), 3)]);
     desk.written(&job, 3, Ok(()));
@@ -294,6 +294,16 @@ fn the_last_that_holds_unsaved_steps_writes_them_down_before_its_worker_is_empty
         sends(&effects)["w4#1"].assignments[0].resume.map(|it| it.step.0),
         Some(3)
     );
+
+    let (mut desk, job) = alone(true);
+    let paused = job.clone();
+    desk.ask(|request| Event::Pause {
+        request,
+        job: paused,
+        paused: true,
+    });
+    assert_eq!(desk.job(&job).word(), "pausing");
+    assert_eq!(told(&desk.hear("w1", vec![]), "w1").halt, Some(Halt::Save));
 }
 
 /// While nobody knows whether a checkpoint is committed there is no next generation, and nobody is sent away.
