@@ -160,7 +160,10 @@ impl Job {
         let for_so_long = seconds(for_ms);
         let sentence = match self.record.work {
             Work::Train => {
-                let step = self.live.acknowledged.0 + 1;
+                // The ranks know it; what rank 0 told last may be of the generation before.
+                let doing = self.live.ranks.values().filter_map(|rank| rank.doing);
+                let doing = doing.map(|doing| doing.step.0).max().unwrap_or(0);
+                let step = doing.max(self.live.acknowledged.0 + 1);
                 format!("it trains: step {step} has been going on for {for_so_long}{last}{awaited}")
             }
             Work::Sample(_) => format!("it has been drawing pictures for {for_so_long}{awaited}"),

@@ -152,7 +152,7 @@ fn who_waits_for_a_rank_that_hangs_is_told() {
     let (mut desk, job) = three();
     let at = |number: u32, piece| {
         let mut report = rank(&job, 1, number, RankPhase::Training);
-        let (step, for_ms) = (Step(1), 700);
+        let (step, for_ms) = (Step(2), 700);
         report.doing = Some(Doing { step, piece, for_ms });
         report
     };
@@ -161,6 +161,11 @@ fn who_waits_for_a_rank_that_hangs_is_told() {
     desk.hear("w3", vec![at(2, Piece::Reduction)]);
     desk.wait(100);
     let why = desk.machine.why(desk.now, &job).unwrap();
+    let told = "it trains: step 2 has been going on for ";
+    assert!(
+        why.sentence.starts_with(told),
+        "whatever rank 0 told last: {why:?}"
+    );
     assert!(
         why.sentence.ends_with(
             "; rank 1 on w2 has been in micro-batch 2 for 0.8 s, and 2 others wait for it in the reduction"
@@ -173,7 +178,7 @@ fn who_waits_for_a_rank_that_hangs_is_told() {
         (Rank(1), "training: micro-batch 2", 800)
     );
     let hangs =
-        "hangs in micro-batch 2 of step 1: for 12.0 s, and it is the first micro-batch; it ends itself";
+        "hangs in micro-batch 2 of step 2: for 12.0 s, and it is the first micro-batch; it ends itself";
     desk.hear("w2", vec![rank(&job, 1, 1, failed(hangs))]);
     let what = &desk.job(&job).incidents[0].what;
     assert!(
