@@ -13,11 +13,11 @@
 //! added; one that is larger is counted, the count is summed like everything else, and all ranks refuse the step
 //! alike, which ends the job ([`TooLarge`]). What is not finite is counted apart and makes the whole gradient not a number, as a float sum would.
 //!
-//! Memory: 8 bytes for each trained value beside the gradients' 4, and a few megabytes to work in.
+//! Memory: 8 bytes for each trained value beside the gradients' 4, and a few megabytes to work in. Gradients of neighbouring
+//! parameters lie side by side, so that they are rounded and added by the piece and not one by one.
 
 use crate::collective::Group;
 use anyhow::bail;
-use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 /// Binary places after the point of a gradient's elements, and of losses.
@@ -26,10 +26,12 @@ const LOSS_PLACES: i32 = 40;
 /// Sums stay within plus or minus two to this power.
 const SUM_BITS: i32 = 62;
 
-/// Values of one all-reduce, at least where there are so many: 32 MiB.
-const BUCKET_VALUES: usize = 1 << 22;
+/// Values of one all-reduce, at least where there are so many: 8 MiB, so that one is turned back while the next is on its
+/// way, and 32 MiB on a GPU.
+const BUCKET_VALUES: usize = 1 << 20;
+const BUCKET_VALUES_OF_GPU: usize = 1 << 22;
 /// Values that are rounded together: they stay in a core's cache.
-const PIECE_VALUES: usize = 1 << 17;
+const PIECE_VALUES: usize = 1 << 16;
 
 /// Total, target term, face term.
 const LOSSES: usize = 3;
@@ -38,6 +40,8 @@ const LOSSES: usize = 3;
 #[derive(Debug)]
 pub(crate) struct ExactSum {
     buckets: Vec<Bucket>,
+    /// Nothing was added yet: what lies in the buckets is of a step before.
+    is_empty: bool,
     /// The most units that one micro-batch may add to one sum.
     limit: f64,
     losses: [i64; LOSSES],
@@ -64,18 +68,12 @@ pub(crate) struct TooLarge {
     loss: f64,
 }
 
-/// Neighbouring parameters, whose sums are one flat tensor.
+/// Neighbouring parameters. Both tensors are flat and as long.
 #[derive(Debug)]
 struct Bucket {
+    /// The parameters' gradients are views of it.
+    gradients: Tensor,
     sums: Tensor,
-    pieces: Vec<Piece>,
-}
-
-#[derive(Debug)]
-struct Piece {
-    parameters: Vec<Tensor>,
-    /// Its place in the bucket's sums.
-    place: Range<i64>,
 }
 
 /// None: too large or not a number.
@@ -86,11 +84,21 @@ fn whole(value: f64, places: i32, limit: f64) -> Option<i64> {
 }
 
 impl ExactSum {
-    /// For `parameters`, whose gradients exist, and steps of so many micro-batches over all ranks.
+    /// For `parameters`, whose gradients exist, and steps of so many micro-batches over all ranks. The gradients are moved,
+    /// once: from now on they must be zeroed in place.
     pub(crate) fn new(parameters: &[(String, Tensor)], micro_batches: u32) -> Self {
+        let device = parameters.first().map(|(_, first)| first.device());
+        let values = match device {
+            None | Some(Device::Cpu) => BUCKET_VALUES,
+            Some(_) => BUCKET_VALUES_OF_GPU,
+        };
         let carry = micro_batches.max(1).next_power_of_two().ilog2().cast_signed();
         Self {
-            buckets: buckets(parameters),
+            buckets: fill(parameters, values, |(_, parameter)| parameter.numel())
+                .into_iter()
+                .map(Bucket::new)
+                .collect(),
+            is_empty: true,
             limit: 2f64.powi(SUM_BITS - carry),
             losses: [0; LOSSES],
             too_large: 0,
@@ -100,14 +108,12 @@ impl ExactSum {
 
     /// Forgets what was added to a step that did not end.
     pub(crate) fn clear(&mut self) {
-        for bucket in &mut self.buckets {
-            let _ = bucket.sums.zero_();
-        }
+        self.is_empty = true;
         (self.losses, self.too_large, self.not_finite) = ([0; LOSSES], 0, 0);
     }
 
-    /// Adds one micro-batch: its losses, and the gradients that lie in the parameters, which the caller zeroes
-    /// afterwards. `loss_scale`: the power of two by which the loss was multiplied before its backward.
+    /// Adds one micro-batch: its losses, and the gradients that lie in the parameters, and leaves zeros there. `loss_scale`:
+    /// the power of two by which the loss was multiplied before its backward.
     pub(crate) fn add(&mut self, losses: [f64; LOSSES], loss_scale: f64) {
         for (sum, loss) in self.losses.iter_mut().zip(losses) {
             match whole(loss, LOSS_PLACES, self.limit) {
@@ -117,15 +123,27 @@ impl ExactSum {
             }
         }
         let factor = 2f64.powi(GRADIENT_PLACES) / loss_scale;
+        let is_first = std::mem::take(&mut self.is_empty);
         tch::no_grad(|| {
-            for bucket in &mut self.buckets {
-                for piece in &bucket.pieces {
-                    let units = piece.units(factor);
-                    match largest(&units) {
-                        fits if fits <= self.limit => piece.add(units, &bucket.sums),
-                        large if large.is_finite() => self.too_large += 1,
-                        _ => self.not_finite += 1,
-                    }
+            for (mut gradients, mut sums) in self.buckets.iter().flat_map(Bucket::pieces) {
+                // Multiplying by a power of two is exact.
+                let mut units = gradients.g_mul_scalar(factor);
+                let _ = gradients.zero_();
+                let worthless = match largest(&units) {
+                    fits if fits <= self.limit => None,
+                    large if large.is_finite() => Some(&mut self.too_large),
+                    _ => Some(&mut self.not_finite),
+                };
+                if let Some(count) = worthless {
+                    *count += 1;
+                    let _ = units.zero_();
+                }
+                // Halves go to the even neighbour.
+                let units = units.round_();
+                if is_first {
+                    sums.copy_(&units);
+                } else {
+                    let _ = sums.g_add_(&units.to_kind(Kind::Int64));
                 }
             }
         });
@@ -144,9 +162,6 @@ impl ExactSum {
         let figures = Tensor::from_slice(&[total, target, face, self.too_large, self.not_finite, mark])
             .to_device(group.membership().device);
         group.all_reduce(&figures, &format!("adding up the losses of step {step}"))?;
-        for bucket in &self.buckets {
-            group.all_reduce(&bucket.sums, &format!("adding up the gradients of step {step}"))?;
-        }
         let figures = Vec::<i64>::try_from(&figures.to_device(Device::Cpu))?;
         let &[total, target, face, too_large, not_finite, marks] = figures.as_slice() else {
             bail!("six sums became {}", figures.len())
@@ -159,31 +174,16 @@ impl ExactSum {
             .into());
         }
         let factor = if not_finite == 0 { loss_scale } else { f64::NAN };
-        tch::no_grad(|| {
-            for bucket in &mut self.buckets {
-                bucket.give_back(factor / 2f64.powi(GRADIENT_PLACES));
-            }
-        });
+        let unit = factor / 2f64.powi(GRADIENT_PLACES);
+        let sums: Vec<Tensor> = self.buckets.iter().map(|it| it.sums.shallow_clone()).collect();
+        let what = format!("adding up the gradients of step {step}");
+        group.all_reduce_each(&sums, &what, |bucket| self.buckets[bucket].give_back(unit))?;
         self.clear();
         let loss = |units: i64| units as f64 / 2f64.powi(LOSS_PLACES);
         Ok(Sums {
             losses: [loss(total), loss(target), loss(face)],
             marks,
         })
-    }
-}
-
-impl Piece {
-    /// The gradients in units, not yet rounded. Multiplying by a power of two is exact.
-    fn units(&self, factor: f64) -> Tensor {
-        let gradients: Vec<Tensor> = self.parameters.iter().map(|p| p.grad().flatten(0, -1)).collect();
-        Tensor::cat(&gradients, 0).g_mul_scalar_(factor)
-    }
-
-    /// Halves go to the even neighbour.
-    fn add(&self, mut units: Tensor, sums: &Tensor) {
-        let own = sums.narrow(0, self.place.start, self.place.end - self.place.start);
-        let _ = own.shallow_clone().g_add_(&units.round_().to_kind(Kind::Int64));
     }
 }
 
@@ -195,60 +195,42 @@ fn largest(units: &Tensor) -> f64 {
 }
 
 impl Bucket {
-    fn give_back(&self, unit: f64) {
-        for piece in &self.pieces {
-            let length = piece.place.end - piece.place.start;
-            let values = self.sums.narrow(0, piece.place.start, length);
-            let values = values.to_kind(Kind::Double).g_mul_scalar_(unit);
-            let mut start = 0;
-            for parameter in &piece.parameters {
-                let length = parameter.numel() as i64;
-                let own = values.narrow(0, start, length).view(parameter.size().as_slice());
-                parameter.grad().copy_(&own);
-                start += length;
-            }
+    /// Takes over the parameters' gradients, and what is in them.
+    fn new(parameters: &[(String, Tensor)]) -> Self {
+        let gradients: Vec<Tensor> = parameters.iter().map(|(_, parameter)| parameter.grad()).collect();
+        let flat: Vec<Tensor> = gradients.iter().map(|own| own.flatten(0, -1)).collect();
+        let flat = Tensor::cat(&flat, 0);
+        let mut start = 0;
+        for mut own in gradients {
+            let length = own.numel() as i64;
+            let view = flat.narrow(0, start, length).view(own.size().as_slice());
+            own.set_data(&view);
+            start += length;
+        }
+        Self {
+            sums: Tensor::zeros([start], (Kind::Int64, flat.device())),
+            gradients: flat,
         }
     }
-}
 
-fn buckets(parameters: &[(String, Tensor)]) -> Vec<Bucket> {
-    // A GPU has no cache to stay in, and answers slowly what the largest value is.
-    let on_cpu = parameters
-        .first()
-        .is_some_and(|(_, first)| first.device() == Device::Cpu);
-    let piece_values = if on_cpu { PIECE_VALUES } else { BUCKET_VALUES };
-    let pieces = fill(parameters, piece_values, |(_, parameter)| parameter.numel());
-    let sizes: Vec<usize> = pieces.iter().map(|piece| numel(piece)).collect();
-    let mut pieces = pieces.into_iter();
-    let of_bucket = fill(&sizes, BUCKET_VALUES, |size| *size);
-    of_bucket
-        .into_iter()
-        .map(|sizes| bucket(pieces.by_ref().take(sizes.len())))
-        .collect()
-}
-
-fn bucket<'a>(parameters: impl Iterator<Item = &'a [(String, Tensor)]>) -> Bucket {
-    let (mut pieces, mut start, mut device) = (Vec::new(), 0, Device::Cpu);
-    for parameters in parameters {
-        let end = start + numel(parameters) as i64;
-        device = parameters[0].1.device();
-        pieces.push(Piece {
-            parameters: parameters
-                .iter()
-                .map(|(_, tensor)| tensor.shallow_clone())
-                .collect(),
-            place: start..end,
+    fn give_back(&self, unit: f64) {
+        tch::no_grad(|| {
+            for (mut gradients, sums) in self.pieces() {
+                gradients.copy_(&sums.to_kind(Kind::Double).g_mul_scalar_(unit));
+            }
         });
-        start = end;
     }
-    Bucket {
-        sums: Tensor::zeros([start], (Kind::Int64, device)),
-        pieces,
-    }
-}
 
-fn numel(parameters: &[(String, Tensor)]) -> usize {
-    parameters.iter().map(|(_, tensor)| tensor.numel()).sum()
+    /// Gradients and sums, so many at a time.
+    fn pieces(&self) -> impl Iterator<Item = (Tensor, Tensor)> {
+        // A GPU has no cache to stay in, and answers slowly what the largest value is.
+        let most = match self.gradients.device() {
+            Device::Cpu => PIECE_VALUES as i64,
+            _ => self.gradients.size()[0],
+        };
+        let gradients = self.gradients.split(most, 0);
+        gradients.into_iter().zip(self.sums.split(most, 0))
+    }
 }
 
 /// Cuts a list into runs that are closed as soon as their sizes reach `full`; none is empty.
@@ -360,6 +342,25 @@ mod tests {
             first.2 != second.2,
             "float sums depend on the order, or this test shows nothing"
         );
+    }
+
+    #[test]
+    fn gradients_of_a_backward_are_taken_whole_and_once() {
+        let parameters = parameters();
+        let mut exact = ExactSum::new(&parameters, 2);
+        for _ in 0..2 {
+            for (_, tensor) in &parameters {
+                (tensor * 3.0).sum(Kind::Float).backward();
+            }
+            exact.add([0.0; LOSSES], 1.0);
+        }
+        exact.reduce(&alone(), (1.0, false), 1).unwrap();
+        for (name, tensor) in &parameters {
+            // The one is what lay there before.
+            let low_and_high = tensor.grad().aminmax(None, false);
+            assert_eq!(low_and_high.0.double_value(&[]), 7.0, "{name}");
+            assert_eq!(low_and_high.1.double_value(&[]), 7.0, "{name}");
+        }
     }
 
     #[test]

@@ -112,7 +112,8 @@ impl<'a> Seat<'a> {
     fn prepare(rank: &Rank<'_>, spec: &'a JobSpec) -> anyhow::Result<Self> {
         let assignment = &rank.task.assignment;
         let device = device::choose(spec.resources.device, rank.task.device, spec.train.precision)?;
-        let trainer = build(rank, spec, device)?;
+        let mut trainer = build(rank, spec, device)?;
+        trainer.zero_gradients();
         let exact = match spec.train.reduction {
             Reduction::Exact => Some(ExactSum::new(trainer.parameters(), spec.micro_batches())),
             Reduction::Fast => None,
@@ -399,7 +400,6 @@ impl Training<'_> {
             outcome.map_err(|error| self.explain(&error))?;
             if let Some(exact) = &mut self.exact {
                 exact.add([loss.total, loss.target, loss.face], self.trainer.loss_scale());
-                self.trainer.zero_gradients();
                 seconds.backward += lap + clock.lap();
                 continue;
             }

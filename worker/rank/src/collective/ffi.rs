@@ -33,7 +33,8 @@ unsafe extern "C" {
         world: c_int,
         timeout_ms: i64,
     ) -> *mut c_void;
-    pub(super) fn retri_all_reduce(group: *mut c_void, tensor: *mut c_void) -> c_int;
+    pub(super) fn retri_all_reduce(group: *mut c_void, tensor: *mut c_void) -> *mut c_void;
+    pub(super) fn retri_work_wait(work: *mut c_void) -> c_int;
     pub(super) fn retri_broadcast(group: *mut c_void, tensor: *mut c_void, root: c_int) -> c_int;
     pub(super) fn retri_group_backend(group: *mut c_void) -> *mut c_void;
     pub(super) fn retri_backend_abort(backend: *mut c_void);

@@ -97,11 +97,45 @@ impl Group {
 
     /// The sum over all ranks, in place, the same bits on each.
     pub(crate) fn all_reduce(&self, tensor: &Tensor, what: &str) -> Result<(), CollectiveError> {
-        let Some(raw) = self.raw else { return Ok(()) };
-        // SAFETY: `raw` is a live group and the tensor is borrowed during the call, which waits for the end
-        // of the sum.
-        let code = unsafe { ffi::retri_all_reduce(raw.as_ptr(), tensor.as_ptr().cast_mut().cast()) };
-        self.checked(code, what)
+        self.all_reduce_each(std::slice::from_ref(tensor), what, |_| ())
+    }
+
+    /// The same of several at a time: `done` is called with the place of one after the other while those behind it are on
+    /// their way. When it returns nobody works on any of them any more, whatever failed.
+    pub(crate) fn all_reduce_each(
+        &self,
+        tensors: &[Tensor],
+        what: &str,
+        mut done: impl FnMut(usize),
+    ) -> Result<(), CollectiveError> {
+        let Some(raw) = self.raw else {
+            (0..tensors.len()).for_each(done);
+            return Ok(());
+        };
+        let mut outcome = Ok(());
+        let mut works = Vec::with_capacity(tensors.len());
+        for tensor in tensors {
+            // SAFETY: `raw` is a live group, and the tensor is borrowed until its work is waited for below.
+            let work = unsafe { ffi::retri_all_reduce(raw.as_ptr(), tensor.as_ptr().cast_mut().cast()) };
+            if work.is_null() {
+                outcome = self.checked(-1, what);
+                break;
+            }
+            works.push(work);
+        }
+        for (place, work) in works.into_iter().enumerate() {
+            // SAFETY: it came from the shim and is waited for once.
+            let code = unsafe { ffi::retri_work_wait(work) };
+            if outcome.is_ok() {
+                outcome = self.checked(code, what);
+                match &outcome {
+                    Ok(()) => done(place),
+                    // The others would each wait for as long as this one did.
+                    Err(_) => self.aborter().into_iter().for_each(Aborter::abort),
+                }
+            }
+        }
+        outcome
     }
 
     /// Everybody gets `root`'s values, in place.
@@ -319,6 +353,30 @@ mod tests {
         });
         assert_eq!(a, (vec![3.0, 20.0], vec![6.0]));
         assert_eq!(a, b);
+    }
+
+    #[test]
+    fn several_sums_at_a_time_are_told_in_order_and_one_that_fails_ends_all() {
+        let (a, b) = two(|group| {
+            let tensors: Vec<Tensor> = (1..=5)
+                .map(|n| Tensor::from_slice(&[f64::from(n); 1000]))
+                .collect();
+            let mut sums = Vec::new();
+            let told = |place: usize| sums.push((place, tensors[place].double_value(&[999])));
+            group.all_reduce_each(&tensors, "summing", told).unwrap();
+            if group.membership().rank == 1 {
+                return (sums, None);
+            }
+            let error = group.all_reduce_each(&tensors, "summing more", |place| panic!("{place}"));
+            (sums, Some(error.unwrap_err().to_string()))
+        });
+        assert_eq!(a.0, [(0, 2.0), (1, 4.0), (2, 6.0), (3, 8.0), (4, 10.0)]);
+        assert_eq!(a.0, b.0);
+        let error = a.1.unwrap();
+        assert!(
+            error.starts_with("summing more: rank 1 of generation 1 closed its connection"),
+            "{error}"
+        );
     }
 
     fn weight(values: i64) -> (String, Tensor) {

@@ -109,6 +109,8 @@ struct Group {
   }
 };
 
+using Work = c10::intrusive_ptr<c10d::Work>;
+
 // Runs `body`; on an exception keeps its message and returns `failed`.
 template <typename Result, typename Body>
 Result guarded(Result failed, Body body) {
@@ -272,10 +274,19 @@ void* retri_group_nccl(
 }
 #endif
 
-int retri_all_reduce(void* group, at::Tensor* tensor) {
-  return guarded(-1, [&] {
+// Starts a sum over all ranks. The tensor must not be touched until retri_work_wait has returned.
+void* retri_all_reduce(void* group, at::Tensor* tensor) {
+  return guarded<void*>(nullptr, [&]() -> void* {
     std::vector<at::Tensor> tensors{*tensor};
-    static_cast<Group*>(group)->group->allreduce(tensors)->wait();
+    return new Work(static_cast<Group*>(group)->group->allreduce(tensors));
+  });
+}
+
+// Takes the work.
+int retri_work_wait(void* work) {
+  const std::unique_ptr<Work> owned(static_cast<Work*>(work));
+  return guarded(-1, [&] {
+    (*owned)->wait();
     return 0;
   });
 }
