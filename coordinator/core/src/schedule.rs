@@ -158,7 +158,8 @@ impl Coordinator {
         job.halt(why, Halt::Save, self.deadlines, outbox);
     }
 
-    /// The survivors of a queued job, if all of them are to go, and no checkpoint has what they hold.
+    /// The survivors of a queued job, if all of them are to go, and no checkpoint has what they hold; of those that do not
+    /// reach each other, one side.
     fn last_keepers(&self, job: &Job) -> Vec<WorkerId> {
         let goes = |keeper: &Member| {
             let worker = self.fleet.reachable(&keeper.worker.name);
@@ -168,7 +169,10 @@ impl Coordinator {
         let keepers = &job.record.reserves;
         let queued = matches!(job.record.phase, JobPhase::Queued { .. });
         if queued && job.writing.is_none() && job.is_beyond_checkpoint() && keepers.iter().all(goes) {
-            keepers.iter().map(|keeper| keeper.worker.clone()).collect()
+            let workers: Vec<&WorkerId> = job.reserved().collect();
+            let mut together = self.apart.together(&[], &workers, &[]);
+            together.sort();
+            together.into_iter().cloned().collect()
         } else {
             Vec::new()
         }

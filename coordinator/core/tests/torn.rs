@@ -69,6 +69,22 @@ fn each_worker_is_told_with_whom_it_shares_a_job_and_where_they_answer() {
 }
 
 #[test]
+fn of_survivors_that_wait_apart_one_side_writes_down_what_all_hold() {
+    let (mut desk, job) = three(3);
+    desk.hear("w1", vec![with_step(rank(&job, 1, 0, RankPhase::Training), 1)]);
+    stuck(&mut desk, &job, &["w2"]);
+    assert_eq!(members(&desk, &job), ["queued"]);
+    let paused = job.clone();
+    desk.ask(|request| Event::Pause {
+        request,
+        job: paused,
+        paused: true,
+    });
+    assert_eq!(members(&desk, &job), ["w1", "w3"]);
+    assert_eq!(desk.job(&job).reserves.len(), 0);
+}
+
+#[test]
 fn one_of_a_pair_is_left_out_with_what_it_holds_and_comes_back_when_it_is_reached() {
     let (mut desk, job) = three(1);
     let effects = stuck(&mut desk, &job, &["w3"]);
