@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Context, Result, ensure};
+use tests::cluster::Cluster;
 use tests::cluster::job::{elastic, nothing_was_lost, trains, with_figures};
 
 #[test]
@@ -62,5 +63,36 @@ fn too_few_ranks_keep_what_they_hold_and_the_last_worker_leaves_with_a_checkpoin
     let view = cluster.wait(&alone, "leaving", |view| view.phase == "queued")?;
     ensure!((view.restarts, view.checkpoints.len()) == (0, 1), "{view:?}");
     cluster.ok(&["cancel", &alone])?;
+    cluster.stop()
+}
+
+#[test]
+fn a_rank_that_waits_for_others_writes_down_what_it_holds_before_it_is_sent_away() -> Result<()> {
+    let (mut cluster, dataset) = with_figures(2)?;
+    let id = cluster.submit(&elastic(&dataset, (2, 2), 1_000_000))?;
+    let alone = |cluster: &mut Cluster| {
+        let view = trains(cluster, &id, 2)?;
+        cluster.kill_worker(1)?;
+        cluster.wait(&id, "the loss of a worker", |view| {
+            view.phase == "queued" && view.reason.ends_with("its state is kept by w1")
+        })?;
+        anyhow::Ok(view)
+    };
+    let before = alone(&mut cluster)?;
+    // It returns when the worker is empty.
+    cluster.ok(&["drain", "w1"])?;
+    let view = cluster.wait(&id, "a checkpoint", |view| view.phase == "queued")?;
+    ensure!(
+        view.checkpoints.len() == 1 && before.step <= view.checkpoints[0].step,
+        "{view:?} after {before:?}"
+    );
+    cluster.ok(&["undrain", "w1"])?;
+    cluster.start_worker(1)?;
+    let view = alone(&mut cluster)?;
+    ensure!((view.restarts, view.checkpoints.len()) == (1, 1), "{view:?}");
+    nothing_was_lost(&cluster, &dataset, &id)?;
+    let paused = cluster.wait(&id, "a pause", |view| view.phase == "paused")?;
+    let newest = paused.checkpoints.iter().map(|it| it.step).max();
+    ensure!(Some(view.step) <= newest, "{paused:?} after {view:?}");
     cluster.stop()
 }
