@@ -19,7 +19,10 @@ stop() {
 foreground() { # a long command that does not keep a signal from ending the script at once
   "$@" &
   pids+=("$!")
-  wait "$!"
+  local status=0
+  wait "$!" || status=$?
+  unset 'pids[-1]' # its number may be somebody else's from now on
+  return "$status"
 }
 trap stop EXIT
 trap 'exit 130' INT TERM
