@@ -55,6 +55,6 @@ fn cut() -> Result<()> {
 
     ensure!(view.checkpoints.is_empty(), "{view:?}");
     ensure!(ranks()? == before, "a process was started again");
-    nothing_was_lost(&cluster, &dataset, &id)?;
+    nothing_was_lost(&cluster, &dataset, &id, 0)?;
     cluster.stop()
 }

@@ -28,13 +28,16 @@ impl Coordinator {
             Some(_) | None => placement::solve(&problem),
         };
         let mut used = self.used_devices();
+        self.form_of_last_keepers(&mut used, outbox);
         for (id, decision) in &solution {
             self.carry_out(id, decision, &mut used, outbox);
         }
-        let paused = self.jobs.values().filter(|job| job.record.paused);
-        let paused: Vec<JobId> = paused.map(|job| job.record.id.clone()).collect();
-        for id in paused {
-            self.pause(&id, &mut used, outbox);
+        for job in self.jobs.values_mut().filter(|job| job.record.paused) {
+            match &job.record.phase {
+                JobPhase::Queued { .. } => job.wait(PAUSED.to_owned(), outbox),
+                JobPhase::Running { .. } => job.halt(Planned::Paused, Halt::Save, self.deadlines, outbox),
+                JobPhase::Done { .. } | JobPhase::Failed { .. } | JobPhase::Cancelled { .. } => {}
+            }
         }
         let mut freed = false;
         for job in self.jobs.values_mut() {
@@ -75,16 +78,7 @@ impl Coordinator {
     fn carry_out(&mut self, id: &JobId, decision: &Decision, used: &mut Devices, outbox: &mut Outbox) {
         let Some(job) = self.jobs.get(id) else { return };
         let queued = matches!(job.record.phase, JobPhase::Queued { .. });
-        let keepers = self.last_keepers(job);
         match decision {
-            Decision::Run(to) if !keepers.is_empty() => {
-                let to = to.iter().map(|worker| worker.name.clone()).collect();
-                self.form_to_save(id, keepers, Planned::Moves { to }, used, outbox);
-            }
-            Decision::Wait(shortage) if !keepers.is_empty() => {
-                let lack = shortage.to_string();
-                self.form_to_save(id, keepers, Planned::MakesWay { lack }, used, outbox);
-            }
             Decision::Run(workers) if queued => self.start(id, workers, used, outbox),
             Decision::Run(_) if job.record.paused => {}
             Decision::Run(workers) => self.adjust(id, workers, used, outbox),
@@ -96,19 +90,6 @@ impl Coordinator {
                 let lack = shortage.to_string();
                 self.halt(id, Planned::MakesWay { lack }, Halt::Save, outbox);
             }
-        }
-    }
-
-    fn pause(&mut self, id: &JobId, used: &mut Devices, outbox: &mut Outbox) {
-        let Some(job) = self.jobs.get(id) else { return };
-        let keepers = self.last_keepers(job);
-        match job.record.phase {
-            JobPhase::Queued { .. } if !keepers.is_empty() => {
-                self.form_to_save(id, keepers, Planned::Paused, used, outbox);
-            }
-            JobPhase::Queued { .. } => self.tell(id, PAUSED.to_owned(), outbox),
-            JobPhase::Running { .. } => self.halt(id, Planned::Paused, Halt::Save, outbox),
-            JobPhase::Done { .. } | JobPhase::Failed { .. } | JobPhase::Cancelled { .. } => {}
         }
     }
 
@@ -141,21 +122,23 @@ impl Coordinator {
         }
     }
 
-    /// A generation that does nothing but write down what its workers hold.
-    fn form_to_save(
-        &mut self,
-        id: &JobId,
-        keepers: Vec<WorkerId>,
-        why: Planned,
-        used: &mut Devices,
-        outbox: &mut Outbox,
-    ) {
-        let Some(job) = self.jobs.get_mut(id) else { return };
-        for worker in &keepers {
-            *used.entry(worker.clone()).or_default() += job.record.spec.resources.devices_per_worker;
+    /// Who alone holds steps of a queued job and is to go forms a generation of it. It runs where it should not, so it is
+    /// halted at once, with a checkpoint.
+    fn form_of_last_keepers(&mut self, used: &mut Devices, outbox: &mut Outbox) {
+        let keepers = self
+            .jobs
+            .iter()
+            .map(|(id, job)| (id.clone(), self.last_keepers(job)));
+        let keepers: Vec<_> = keepers.filter(|(_, workers)| !workers.is_empty()).collect();
+        for (id, workers) in keepers {
+            let Some(job) = self.jobs.get_mut(&id) else {
+                continue;
+            };
+            for worker in &workers {
+                *used.entry(worker.clone()).or_default() += job.record.spec.resources.devices_per_worker;
+            }
+            job.form(workers, outbox);
         }
-        job.form(keepers, outbox);
-        job.halt(why, Halt::Save, self.deadlines, outbox);
     }
 
     /// The survivors of a queued job, if all of them are to go, and no checkpoint has what they hold; of those that do not
@@ -167,8 +150,9 @@ impl Coordinator {
             worker.is_some_and(|worker| job.record.paused || self.is_leaving(worker))
         };
         let keepers = &job.record.reserves;
-        let queued = matches!(job.record.phase, JobPhase::Queued { .. });
-        if queued && job.writing.is_none() && job.is_beyond_checkpoint() && keepers.iter().all(goes) {
+        let waits =
+            matches!(job.record.phase, JobPhase::Queued { .. }) && job.writing.is_none() && !job.is_lost();
+        if waits && job.is_beyond_checkpoint() && keepers.iter().all(goes) {
             let workers: Vec<&WorkerId> = job.reserved().collect();
             let mut together = self.apart.together(&[], &workers, &[]);
             together.sort();

@@ -300,7 +300,15 @@ fn the_last_that_hold_unsaved_steps_write_them_down_before_they_go() {
         Some(3)
     );
 
-    let (mut desk, job) = alone(true);
+    // Whoever is given its worker waits until that is done.
+    let (mut desk, job) = Desk::training();
+    desk.hear("w3", vec![]);
+    let other = desk.submit(spec(1, 1));
+    desk.now += DETECT_WITHIN_MS - 1;
+    desk.hear("w1", vec![with_step(rank(&job, 1, 0, RankPhase::Training), 3)]);
+    desk.hear("w3", vec![rank(&other, 1, 0, RankPhase::Training)]);
+    desk.wait(1);
+    let next = desk.submit(spec(1, 1));
     let paused = job.clone();
     desk.ask(|request| Event::Pause {
         request,
@@ -308,6 +316,7 @@ fn the_last_that_hold_unsaved_steps_write_them_down_before_they_go() {
         paused: true,
     });
     assert_eq!(desk.job(&job).word(), "pausing");
+    assert_eq!(desk.reason(&next), format!("waits until {job} let go of w1"));
     assert_eq!(told(&desk.hear("w1", vec![]), "w1").halt, Some(Halt::Save));
 }
 

@@ -139,20 +139,22 @@ pub fn trains(cluster: &Cluster, id: &str, world: u32) -> Result<JobView> {
     })
 }
 
-/// Pauses the job and compares what it has with what one undisturbed rank has after as many steps.
+/// Pauses the job, which has written `before` checkpoints until then, and compares what it has with what one undisturbed
+/// rank has after as many steps. Returns how many these are.
 ///
 /// # Errors
-/// They differ, or the audit finds something.
-pub fn nothing_was_lost(cluster: &Cluster, dataset: &str, id: &str) -> Result<()> {
+/// They differ, the audit finds something, or it was not one checkpoint that the pause brought.
+pub fn nothing_was_lost(cluster: &Cluster, dataset: &str, id: &str, before: usize) -> Result<u64> {
     cluster.ok(&["pause", id])?;
     let view = cluster.wait(id, "a pause", |view| view.phase == "paused")?;
     let newest = view.checkpoints.iter().max_by_key(|it| it.step);
-    let checkpoint = newest.with_context(|| format!("a checkpoint was to be written: {view:?}"))?;
+    let checkpoint = newest.filter(|_| view.checkpoints.len() == before + 1);
+    let checkpoint = checkpoint.with_context(|| format!("one checkpoint was to be written: {view:?}"))?;
     let undisturbed = cluster.submit(&elastic(dataset, (1, 1), checkpoint.step))?;
     cluster.wait_done(&undisturbed)?;
     let digest = |id: &str| cluster.ok(&["checkpoint", "digest", id]);
     ensure!(digest(id)? == digest(&undisturbed)?, "bits were lost");
     let audit = cluster.json(&["audit", id])?;
     ensure!(audit["clean"] == true, "{audit}");
-    Ok(())
+    Ok(checkpoint.step)
 }

@@ -136,6 +136,7 @@ impl ExactSum {
                 };
                 if let Some(count) = worthless {
                     *count += 1;
+                    // No integer holds it, and nobody will use this sum.
                     let _ = units.zero_();
                 }
                 // Halves go to the even neighbour.

@@ -113,9 +113,12 @@ impl<'a> Seat<'a> {
         let assignment = &rank.task.assignment;
         let device = device::choose(spec.resources.device, rank.task.device, spec.train.precision)?;
         let mut trainer = build(rank, spec, device)?;
-        trainer.zero_gradients();
         let exact = match spec.train.reduction {
-            Reduction::Exact => Some(ExactSum::new(trainer.parameters(), spec.micro_batches())),
+            Reduction::Exact => {
+                // It moves the gradients, so they must be there.
+                trainer.zero_gradients();
+                Some(ExactSum::new(trainer.parameters(), spec.micro_batches()))
+            }
             Reduction::Fast => None,
         };
         let loader = rank
