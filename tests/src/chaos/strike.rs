@@ -290,10 +290,10 @@ impl Chaos<'_> {
     /// Takes back what is due, and starts whoever ended.
     pub(crate) fn tend(&mut self) -> Result<()> {
         let now = Instant::now();
-        for (at, undo) in std::mem::take(&mut self.undos) {
-            let kept = now < at || !self.take_back(&undo)?;
-            if kept {
-                self.undos.push((at, undo));
+        // One by one, because what can be taken back depends on what else is still away.
+        for due in self.undos.clone() {
+            if due.0 <= now && self.take_back(&due.1)? {
+                self.undos.retain(|other| *other != due);
             }
         }
         if let Some(status) = self.cluster.coordinator_ended()? {
