@@ -66,6 +66,8 @@ pub(crate) fn job_view(
         }),
         units: None,
         work: record.spec.work.table().into(),
+        source: record.spec.work.sampling().map(|work| work.job.0.clone()),
+        after: record.spec.after.iter().map(|job| job.0.clone()).collect(),
     }
 }
 
