@@ -1,9 +1,9 @@
 //! What people ask of jobs and workers that are there: pause, resume, scale, drain, undrain. Each sets a wish that is
-//! saved and then holds until another is set; asking twice is asking once. [`crate::schedule`] brings it about.
+//! saved and then holds until another is set; asking twice is asking once. Placement brings it about.
 
-use crate::Coordinator;
 use crate::event::{Reply, RequestId};
-use crate::job::Job;
+use crate::gang::Job;
+use crate::machine::Coordinator;
 use crate::outbox::Outbox;
 use proto::id::JobId;
 use proto::message::Work;
@@ -11,17 +11,17 @@ use proto::message::Work;
 impl Coordinator {
     pub(crate) fn on_pause(&mut self, request: RequestId, id: &JobId, paused: bool, outbox: &mut Outbox) {
         self.wish(request, id, outbox, |job| {
-            let changed = job.record.paused != paused;
-            job.record.paused = paused;
+            let changed = job.head.paused != paused;
+            job.head.paused = paused;
             Ok(changed)
         });
     }
 
     pub(crate) fn on_scale(&mut self, request: RequestId, id: &JobId, workers: u32, outbox: &mut Outbox) {
         self.wish(request, id, outbox, |job| {
-            job.may_have(workers)?;
-            let changed = job.record.workers != Some(workers);
-            job.record.workers = Some(workers);
+            may_have(job, workers)?;
+            let changed = job.head.workers != Some(workers);
+            job.head.workers = Some(workers);
             Ok(changed)
         });
     }
@@ -38,8 +38,8 @@ impl Coordinator {
             let reason = self.no_such_job(id);
             return outbox.reply(request, Reply::Refused { reason });
         };
-        if job.record.phase.is_over() {
-            let reason = format!("job {id} is {} and will not run again", job.record.word());
+        if job.is_over() {
+            let reason = format!("job {id} is {} and will not run again", job.word());
             return outbox.reply(request, Reply::Refused { reason });
         }
         match set(job) {
@@ -76,22 +76,21 @@ impl Coordinator {
     }
 }
 
-impl Job {
-    fn may_have(&self, workers: u32) -> Result<(), String> {
-        let (id, spec) = (&self.record.id, &self.record.spec);
-        if self.record.work != Work::Train {
-            return Err(format!("job {id} draws pictures, which takes one worker"));
-        }
-        let ranks = u64::from(workers) * u64::from(spec.resources.devices_per_worker);
-        let micro_batches = spec.micro_batches();
-        if workers == 0 || u64::from(micro_batches) < ranks {
-            let most = micro_batches / spec.resources.devices_per_worker.max(1);
-            return Err(format!(
-                "workers: {workers} is no scale for job {id}; it has {micro_batches} micro-batches in a step and \
-                 {} ranks on each worker, so 1 to {most} workers can have work",
-                spec.resources.devices_per_worker
-            ));
-        }
-        Ok(())
+/// Whether the job can be scaled to so many workers.
+fn may_have(job: &Job, workers: u32) -> Result<(), String> {
+    let (id, spec) = (&job.head.id, &job.head.spec);
+    if job.head.work != Work::Train {
+        return Err(format!("job {id} draws pictures, which takes one worker"));
     }
+    let ranks = u64::from(workers) * u64::from(spec.resources.devices_per_worker);
+    let micro_batches = spec.micro_batches();
+    if workers == 0 || u64::from(micro_batches) < ranks {
+        let most = micro_batches / spec.resources.devices_per_worker.max(1);
+        return Err(format!(
+            "workers: {workers} is no scale for job {id}; it has {micro_batches} micro-batches in a step and \
+                 {} ranks on each worker, so 1 to {most} workers can have work",
+            spec.resources.devices_per_worker
+        ));
+    }
+    Ok(())
 }

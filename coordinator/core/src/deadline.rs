@@ -2,7 +2,7 @@
 //! pair of them can be set in the wrong order. Each is a moment in the time of [`crate::clock::Clock`]; it
 //! has come when `deadline <= now`.
 
-use crate::event::Millis;
+use crate::record::Millis;
 
 /// After its own restart the coordinator gives workers this many `detect_within` to find it again.
 const REATTACH: u64 = 2;

@@ -1,9 +1,10 @@
 //! What people ask for: submit, sample, cancel. Each is answered once, after what it changed is saved.
 
-use crate::Coordinator;
-use crate::event::{JobPhase, JobRecord, Reply, RequestId};
-use crate::job::Job;
+use crate::event::{Reply, RequestId};
+use crate::gang::Job;
+use crate::machine::Coordinator;
 use crate::outbox::Outbox;
+use crate::record::{JobPhase, JobRecord};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Step};
 use proto::ledger::Tip;
@@ -44,18 +45,15 @@ impl Coordinator {
             Ok(source) => source,
             Err(reason) => return outbox.reply(request, Reply::Refused { reason }),
         };
-        let mut spec = source.record.spec.clone();
-        spec.name = format!("{}-sample", source.record.id);
+        let mut spec = source.head.spec.clone();
+        spec.name = format!("{}-sample", source.head.id);
         spec.resources = Resources {
             workers_min: 1,
             workers_max: 1,
             devices_per_worker: 1,
             ..spec.resources
         };
-        let (job_toml, version) = (
-            source.record.job_toml.clone(),
-            source.record.dataset_version.clone(),
-        );
+        let (job_toml, version) = (source.head.job_toml.clone(), source.head.dataset_version.clone());
         let job = self.enqueue(spec, job_toml, version, Work::Sample(sample), outbox);
         outbox.reply(request, Reply::Accepted { job });
     }
@@ -64,7 +62,7 @@ impl Coordinator {
     fn sampled_job(&self, sample: &mut SampleRequest, latest: bool) -> Result<&Job, String> {
         let id = &sample.source;
         let source = self.jobs.get(id).ok_or_else(|| self.no_such_job(id))?;
-        if let Work::Sample(of) = &source.record.work {
+        if let Work::Sample(of) = &source.head.work {
             return Err(format!(
                 "job {id} draws pictures and trains nothing; sample {} instead",
                 of.source
@@ -73,8 +71,8 @@ impl Coordinator {
         if sample.count == 0 {
             return Err("count: 0 pictures were asked for; ask for 1 or more".to_owned());
         }
-        suits(sample, source.record.spec.model.architecture)?;
-        let checkpoints = &source.record.checkpoints;
+        suits(sample, source.head.spec.model.architecture)?;
+        let checkpoints = &source.checkpoints;
         if latest {
             sample.checkpoint = checkpoints.last().copied();
         }
@@ -102,16 +100,13 @@ impl Coordinator {
             let reason = self.no_such_job(id);
             return outbox.reply(request, Reply::Refused { reason });
         };
-        let was_over = job.record.phase.is_over();
-        if !was_over {
+        let read = job.pin().map(|pin| pin.job.clone());
+        if !job.is_over() {
             job.cancel(outbox);
         }
-        let read = job.record.work.clone();
         outbox.phases.push((request, id.clone()));
-        if let Work::Sample(sample) = read
-            && !was_over
-        {
-            self.retain(&sample.source, outbox);
+        if let Some(read) = read {
+            self.retain(&read, outbox);
         }
     }
 
@@ -154,14 +149,6 @@ impl Coordinator {
         outbox.save.insert(id.clone());
         outbox.save_counters = true;
         id
-    }
-
-    pub(crate) fn no_such_job(&self, id: &JobId) -> String {
-        let newest = self
-            .in_submit_order()
-            .last()
-            .map(|newest| format!("; the newest is {newest}"));
-        format!("there is no job {id}{}", newest.unwrap_or_default())
     }
 }
 

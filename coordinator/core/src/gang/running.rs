@@ -1,43 +1,39 @@
-//! What the ranks of a job's newest generation said, as far as the coordinator heard since it started. Never
-//! durable: after a restart it is rebuilt from the next reports. It takes reports that [`crate::report`]
-//! found sensible.
+//! A running generation: its members, and what its ranks said, as far as the coordinator heard since it started. Only its
+//! members are durable: after a restart the rest is rebuilt from the next reports. It takes reports that
+//! [`super::report`] found possible.
 
-use crate::commit::PENDING_MAX;
-use crate::event::{Member, Millis};
-use crate::halt::Halting;
-use crate::report::Oddity;
-use proto::checkpoint::CheckpointRef;
-use proto::id::{Rank, Step};
+use super::halting::Halting;
+use super::newest::Newest;
+use crate::record::{Member, Millis};
+use crate::violation::Violation;
+use proto::id::{Rank, Step, WorkerId};
 use proto::message::{Doing, Piece, RankPhase, RankReport, ShardReport, StepReport};
 use std::collections::BTreeMap;
 
-#[derive(Debug, Default)]
-pub(crate) struct Live {
-    /// Every rank of the running generation; empty when none runs.
+/// Checkpoints of one generation that may lack shards at one time; the oldest are given up first.
+const PENDING_MAX: usize = 8;
+
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) members: Vec<Member>,
+    /// Every rank of the members.
     pub(crate) ranks: BTreeMap<Rank, RankLive>,
     /// Where rank 0's c10d store listens.
-    pub(crate) store_address: Option<String>,
-    /// The checkpoint that the generation began from.
-    pub(crate) resume: Option<CheckpointRef>,
-    /// The newest step that rank 0 reported; the resumed step before that.
-    pub(crate) acknowledged: Step,
-    pub(crate) last_step: Option<StepReport>,
-    /// When it was heard; before the first, when the last rank began to train.
+    store_address: Option<String>,
+    /// When the last step was heard; before the first, when the last rank began to train.
     pub(crate) stepped_at: Millis,
     /// Shards of checkpoints that are not committed yet.
     pub(crate) shards: BTreeMap<Step, BTreeMap<Rank, ShardReport>>,
     /// Since when all ranks are finished.
     pub(crate) finished_at: Option<Millis>,
-    /// Set once the generation was asked to end in order.
+    /// Set once it was asked to end in order.
     pub(crate) halt: Option<Halting>,
     /// It was formed of processes that may hold state.
     pub(crate) inherits: bool,
-    /// Every rank in reserve.
-    pub(crate) reserves: BTreeMap<Rank, RankLive>,
-    /// Lower numbers of this generation were given out, to reserves too.
-    pub(crate) next_rank: u32,
     /// Since when some of its workers do not reach each other.
-    pub(crate) torn_since: Option<Millis>,
+    pub(crate) partitioned_since: Option<Millis>,
+    /// Who was on standby when it was formed, until it is clear who is so beside it.
+    pub(crate) formerly_standby: Vec<WorkerId>,
 }
 
 #[derive(Debug)]
@@ -52,6 +48,13 @@ pub(crate) struct RankLive {
     pub(crate) doing: Option<Doing>,
     /// Its process began in this generation; it holds nothing.
     pub(crate) cold: bool,
+}
+
+/// A rank and what it said last.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RankAt<'a> {
+    pub(crate) rank: Rank,
+    pub(crate) live: &'a RankLive,
 }
 
 /// Whom the others wait for in a step.
@@ -71,111 +74,114 @@ pub(crate) struct News {
     pub(crate) steps: Vec<StepReport>,
     /// All members must be told: where they meet.
     pub(crate) for_all: bool,
-    pub(crate) oddities: Vec<Oddity>,
+    pub(crate) violations: Vec<Violation>,
 }
 
-impl Live {
-    /// A generation formed (or found running after a restart) at `now`.
-    pub(crate) fn new(members: &[Member], resume: Option<CheckpointRef>, now: Millis) -> Self {
-        let mut ranks = BTreeMap::new();
-        for member in members {
-            for rank in member.first_rank.0..member.first_rank.0.saturating_add(member.ranks) {
-                ranks.insert(Rank(rank), RankLive::new(now));
-            }
+/// What steps of a job's ranks can be news.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// The job's number of steps.
+    pub(crate) steps_max: Step,
+    /// Its newest committed step.
+    pub(crate) committed: Step,
+}
+
+impl Bounds {
+    fn excludes(self, step: Step) -> bool {
+        step == Step(0) || self.steps_max < step
+    }
+
+    fn violation(self, step: Step) -> Violation {
+        Violation::StepOutside {
+            step,
+            steps_max: self.steps_max,
         }
-        let next_rank = u32::try_from(ranks.len()).unwrap_or(u32::MAX);
-        let acknowledged = resume.map_or(Step(0), |resume| resume.step);
+    }
+}
+
+impl Running {
+    /// Formed (or found running after a restart) at `now`.
+    pub(crate) fn new(members: Vec<Member>, inherits: bool, now: Millis) -> Self {
+        let ranks = members.iter().flat_map(Member::numbers);
         Self {
-            ranks,
-            resume,
-            acknowledged,
+            ranks: ranks.map(|rank| (rank, RankLive::new(now))).collect(),
+            members,
+            store_address: None,
             stepped_at: now,
-            next_rank,
-            ..Self::default()
+            shards: BTreeMap::new(),
+            finished_at: None,
+            halt: None,
+            inherits,
+            partitioned_since: None,
+            formerly_standby: Vec::new(),
         }
     }
 
-    /// Reserves that were there when the coordinator started.
-    pub(crate) fn add_reserves(&mut self, reserves: &[Member], now: Millis) {
-        for reserve in reserves {
-            let end = reserve.first_rank.0.saturating_add(reserve.ranks);
-            for rank in reserve.first_rank.0..end {
-                self.reserves.insert(Rank(rank), RankLive::new(now));
-            }
-            self.next_rank = self.next_rank.max(end);
-        }
+    pub(crate) fn world(&self) -> u32 {
+        self.members.iter().map(|member| member.ranks).sum()
     }
 
-    /// Takes the report of a rank of this generation. `steps_max` is the job's number of steps, `committed`
-    /// its newest committed step.
+    /// The member that runs a rank.
+    pub(crate) fn owner(&self, rank: Rank) -> Option<&Member> {
+        self.members.iter().find(|member| member.runs(rank))
+    }
+
+    /// Takes the report of a rank of this generation, which is the job's newest.
     pub(crate) fn take(
         &mut self,
+        newest: &mut Newest,
         report: &RankReport,
+        bounds: Bounds,
         now: Millis,
-        steps_max: Step,
-        committed: Step,
     ) -> News {
         let mut news = News::default();
-        let met = self.meeting_place().cloned();
+        let met = self.rendezvous().cloned();
         let Some(rank) = self.ranks.get_mut(&report.rank) else {
             return news;
         };
-        if rank.take(&report.phase, now) && self.last_step.is_none() {
+        if rank.take(&report.phase, now) && newest.last_step.is_none() {
             self.stepped_at = now;
         }
-        let outside = |step: Step| step == Step(0) || steps_max < step;
         let draws = |doing: &Doing| doing.step == Step(0) && matches!(doing.piece, Piece::Picture(_));
-        rank.doing = report.doing.filter(|doing| draws(doing) || !outside(doing.step));
+        let possible = |doing: &Doing| draws(doing) || !bounds.excludes(doing.step);
+        rank.doing = report.doing.filter(possible);
         if report.rank == Rank(0) {
             if report.store_address.is_some() && self.store_address != report.store_address {
                 self.store_address.clone_from(&report.store_address);
             }
-            self.take_steps(report, now, steps_max, &mut news);
+            for step in &report.steps {
+                if bounds.excludes(step.step) {
+                    news.violations.push(bounds.violation(step.step));
+                } else if newest.acknowledged < step.step {
+                    newest.acknowledged = step.step;
+                    newest.last_step = Some(step.clone());
+                    self.stepped_at = now;
+                    news.steps.push(step.clone());
+                }
+            }
         }
-        news.for_all = self.meeting_place() != met.as_ref();
-        self.take_shards(report, steps_max, committed, &mut news);
+        news.for_all = self.rendezvous() != met.as_ref();
+        self.take_shards(report, bounds, &mut news);
         let digests = report.digests.iter().map(|digest| digest.step);
         let doing = report.doing.iter().filter(|doing| !draws(doing));
-        let doing = doing.map(|doing| doing.step);
-        let oddities = digests
-            .chain(doing)
-            .filter(|step| outside(*step))
-            .map(|step| Oddity::StepOutside { step, steps_max });
-        news.oddities.extend(oddities);
+        let steps = digests.chain(doing.map(|doing| doing.step));
+        let outside = steps.filter(|step| bounds.excludes(*step));
+        news.violations.extend(outside.map(|step| bounds.violation(step)));
         news
     }
 
-    fn take_steps(&mut self, report: &RankReport, now: Millis, steps_max: Step, news: &mut News) {
-        for step in &report.steps {
-            if steps_max < step.step || step.step == Step(0) {
-                news.oddities.push(Oddity::StepOutside {
-                    step: step.step,
-                    steps_max,
-                });
-            } else if self.acknowledged < step.step {
-                self.acknowledged = step.step;
-                self.last_step = Some(step.clone());
-                self.stepped_at = now;
-                news.steps.push(step.clone());
-            }
-        }
-    }
-
-    fn take_shards(&mut self, report: &RankReport, steps_max: Step, committed: Step, news: &mut News) {
+    fn take_shards(&mut self, report: &RankReport, bounds: Bounds, news: &mut News) {
         for shard in &report.shards {
-            if shard.step <= committed {
+            if shard.step <= bounds.committed {
                 continue;
             }
-            if steps_max < shard.step {
-                news.oddities.push(Oddity::StepOutside {
-                    step: shard.step,
-                    steps_max,
-                });
+            if bounds.steps_max < shard.step {
+                news.violations.push(bounds.violation(shard.step));
                 continue;
             }
             let path = &shard.shard.path;
             if path.is_empty() || path.starts_with('.') || path.contains(['/', '\\']) {
-                news.oddities.push(Oddity::ShardPath { path: path.clone() });
+                news.violations.push(Violation::ShardPath { path: path.clone() });
                 continue;
             }
             let of_step = self.shards.entry(shard.step).or_default();
@@ -183,7 +189,7 @@ impl Live {
                 .iter()
                 .any(|(rank, other)| *rank != report.rank && other.shard.path == *path)
             {
-                news.oddities.push(Oddity::ShardPath { path: path.clone() });
+                news.violations.push(Violation::ShardPath { path: path.clone() });
                 continue;
             }
             // A rank lives once, so its first word on a shard is its only one.
@@ -197,18 +203,10 @@ impl Live {
 
     /// Where the ranks meet: at rank 0's store, as soon as none of them is loading any more. Whoever is ready earlier waits
     /// for this word, so that no load is too slow for those that wait; only then does the time begin in which all must meet.
-    pub(crate) fn meeting_place(&self) -> Option<&String> {
+    pub(crate) fn rendezvous(&self) -> Option<&String> {
         let loads = |rank: &RankLive| matches!(rank.phase, None | Some(RankPhase::Starting));
         let loads = self.ranks.values().any(loads);
         self.store_address.as_ref().filter(|_| !loads)
-    }
-
-    /// No generation runs any more; who is kept in reserve stays.
-    pub(crate) fn clear(&mut self) {
-        self.ranks.clear();
-        self.shards.clear();
-        self.finished_at = None;
-        self.halt = None;
     }
 
     pub(crate) fn all_finished(&self) -> bool {
@@ -240,12 +238,24 @@ impl Live {
         })
     }
 
-    /// The running rank that was silent longest, and since when.
-    pub(crate) fn longest_silent(&self) -> Option<(Rank, Millis)> {
-        self.ranks
-            .iter()
-            .map(|(rank, live)| (*rank, live.heard))
-            .min_by_key(|(_, heard)| *heard)
+    /// The rank that was silent longest.
+    pub(crate) fn longest_silent(&self) -> Option<RankAt<'_>> {
+        self.ranks().min_by_key(|at| at.live.heard)
+    }
+
+    /// Of the ranks that are so, the one that has been longest.
+    pub(crate) fn last_rank(&self, so: impl Fn(&RankLive) -> bool) -> Option<RankAt<'_>> {
+        self.ranks()
+            .filter(|at| so(at.live))
+            .min_by_key(|at| at.live.since)
+    }
+
+    pub(crate) fn at(&self, rank: Rank) -> Option<RankAt<'_>> {
+        self.ranks.get(&rank).map(|live| RankAt { rank, live })
+    }
+
+    fn ranks(&self) -> impl Iterator<Item = RankAt<'_>> {
+        self.ranks.iter().map(|(rank, live)| RankAt { rank: *rank, live })
     }
 }
 
