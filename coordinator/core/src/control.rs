@@ -2,17 +2,17 @@
 //! saved and then holds until another is set; asking twice is asking once. Placement brings it about.
 
 use crate::event::{Reply, RequestId};
-use crate::gang::Job;
+use crate::job::Job;
 use crate::machine::Coordinator;
 use crate::outbox::Outbox;
 use proto::id::JobId;
-use proto::message::Work;
 
 impl Coordinator {
     pub(crate) fn on_pause(&mut self, request: RequestId, id: &JobId, paused: bool, outbox: &mut Outbox) {
         self.wish(request, id, outbox, |job| {
-            let changed = job.head.paused != paused;
-            job.head.paused = paused;
+            let head = job.head_mut();
+            let changed = head.paused != paused;
+            head.paused = paused;
             Ok(changed)
         });
     }
@@ -20,8 +20,9 @@ impl Coordinator {
     pub(crate) fn on_scale(&mut self, request: RequestId, id: &JobId, workers: u32, outbox: &mut Outbox) {
         self.wish(request, id, outbox, |job| {
             may_have(job, workers)?;
-            let changed = job.head.workers != Some(workers);
-            job.head.workers = Some(workers);
+            let head = job.head_mut();
+            let changed = head.workers != Some(workers);
+            head.workers = Some(workers);
             Ok(changed)
         });
     }
@@ -78,18 +79,20 @@ impl Coordinator {
 
 /// Whether the job can be scaled to so many workers.
 fn may_have(job: &Job, workers: u32) -> Result<(), String> {
-    let (id, spec) = (&job.head.id, &job.head.spec);
-    if job.head.work != Work::Train {
-        return Err(format!("job {id} draws pictures, which takes one worker"));
-    }
-    let ranks = u64::from(workers) * u64::from(spec.resources.devices_per_worker);
-    let micro_batches = spec.micro_batches();
+    let head = job.head();
+    let (id, devices) = (&head.id, head.devices_per_worker());
+    let Some(gang) = job.gang() else {
+        return match workers {
+            0 => Err(format!("workers: 0 is no scale for job {id}; its units need 1 worker or more")),
+            _ => Ok(()),
+        };
+    };
+    let (ranks, micro_batches) = (u64::from(workers) * u64::from(devices), gang.plan.micro_batches);
     if workers == 0 || u64::from(micro_batches) < ranks {
-        let most = micro_batches / spec.resources.devices_per_worker.max(1);
+        let most = micro_batches / devices.max(1);
         return Err(format!(
             "workers: {workers} is no scale for job {id}; it has {micro_batches} micro-batches in a step and \
-                 {} ranks on each worker, so 1 to {most} workers can have work",
-            spec.resources.devices_per_worker
+             {devices} ranks on each worker, so 1 to {most} workers can have work"
         ));
     }
     Ok(())

@@ -82,6 +82,11 @@ impl Deadlines {
         self.after(now, LAST_SHARDS)
     }
 
+    /// How long a group of units should keep a rank busy, in milliseconds.
+    pub(crate) fn group_ms(self) -> u64 {
+        self.detect_within_ms / 2
+    }
+
     /// A generation asked now to end in order ends by then, checkpoint or not.
     pub(crate) fn halt(self, now: Millis) -> Millis {
         self.after(now, HALT)

@@ -3,11 +3,12 @@
 //! (restart = restore), a failed `Send` is forgotten, because the same state is sent again until it is true.
 
 pub use crate::record::{
-    Counters, Durable, FRUITLESS_MAX, INCIDENTS_MAX, Incident, JobPhase, JobRecord, Member, Millis, Record,
+    Counters, Durable, FRUITLESS_MAX, FailedUnit, INCIDENTS_MAX, Incident, JobPhase, JobRecord, Member, Millis,
+    NAMED_UNITS_MAX, RECORD_VERSION, Record, UnitsRecord,
 };
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Generation, JobId, Step, WorkerId};
-use proto::message::{DesiredState, SampleRequest, StepReport, WorkerReport};
+use proto::message::{DesiredState, StepReport, WorkerReport};
 use proto::spec::JobSpec;
 
 /// Ties a reply to whoever asked. Chosen by the shell, unique in one process.
@@ -16,18 +17,13 @@ pub struct RequestId(pub u64);
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// A checked job whose data set is pinned.
+    /// A checked job. `job_toml` is its canonical text, which means `spec`; `dataset_version` is that of its data set, and
+    /// empty where that of another job is taken.
     Submit {
         request: RequestId,
         spec: Box<JobSpec>,
         job_toml: String,
         dataset_version: String,
-    },
-    /// Draw pictures with a job's checkpoint. The machine picks the newest commit when `latest` is set.
-    Sample {
-        request: RequestId,
-        sample: SampleRequest,
-        latest: bool,
     },
     Cancel {
         request: RequestId,
@@ -185,6 +181,20 @@ pub enum Fact {
     },
     JobCancelled {
         job: JobId,
+    },
+    /// A unit gave an error, or its process ended; how often by now.
+    UnitFailed {
+        job: JobId,
+        unit: u64,
+        worker: WorkerId,
+        failures: u32,
+        error: String,
+    },
+    /// It failed too often and is not tried any more.
+    UnitSetAside {
+        job: JobId,
+        unit: u64,
+        error: String,
     },
     /// Two workers that are both heard do not reach each other; who says so.
     Parted {

@@ -2,7 +2,7 @@
 
 use crate::event::{Effect, Event, Fact, Reply};
 use crate::explain::Ending;
-use crate::gang::Job;
+use crate::job::Job;
 use crate::invariant;
 use crate::machine::Coordinator;
 use crate::outbox::Outbox;
@@ -28,11 +28,6 @@ impl Coordinator {
             } => {
                 self.on_submit(request, *spec, job_toml, dataset_version, &mut outbox);
             }
-            Event::Sample {
-                request,
-                sample,
-                latest,
-            } => self.on_sample(request, sample, latest, &mut outbox),
             Event::Cancel { request, job } => self.on_cancel(request, &job, &mut outbox),
             Event::Pause { request, job, paused } => self.on_pause(request, &job, paused, &mut outbox),
             Event::Scale {
@@ -61,8 +56,9 @@ impl Coordinator {
         self.expire(&mut outbox);
         self.see_who_is_apart(&mut outbox);
         self.tend_jobs(&mut outbox);
+        self.tend_dependencies(&mut outbox);
         self.place(&mut outbox);
-        self.write_ledgers(&mut outbox);
+        self.save_batches(&mut outbox);
         invariant::check(self);
         self.due = self.find_due();
         self.conclude(outbox)
@@ -75,7 +71,9 @@ impl Coordinator {
         result: Result<(), String>,
         outbox: &mut Outbox,
     ) {
-        let Some(job) = self.jobs.get_mut(id) else { return };
+        let Some(job) = self.jobs.get_mut(id).and_then(Job::gang_mut) else {
+            return;
+        };
         if job.manifest_answered(checkpoint, result, outbox) {
             outbox.note(Fact::Committed {
                 job: id.clone(),
@@ -85,17 +83,14 @@ impl Coordinator {
         }
     }
 
-    /// Saves the entries of ledgers that are new, if the last save of that kind is a while ago or the job is saved anyway.
-    fn write_ledgers(&mut self, outbox: &mut Outbox) {
+    /// Saves what is saved in batches, entries of ledgers and units that are done, if the last save of that kind is a while
+    /// ago or the job is saved anyway.
+    fn save_batches(&mut self, outbox: &mut Outbox) {
         let due = self.deadlines.ledger(self.ledgered) <= outbox.now;
         for (id, job) in &mut self.jobs {
-            if !(due || outbox.save.contains(id)) {
-                continue;
-            }
-            if let Some(record) = job.take_ledger() {
-                outbox.ledgers.push(record);
-                outbox.save.insert(id.clone());
-                job.tell_members(outbox);
+            if job.has_batch() && (due || outbox.save.contains(id)) {
+                let entries = job.save_batch(outbox);
+                outbox.ledgers.extend(entries);
                 self.ledgered = outbox.now;
             }
         }
@@ -136,7 +131,7 @@ impl Coordinator {
     fn tend_jobs(&mut self, outbox: &mut Outbox) {
         let mut no_longer_read = Vec::new();
         for job in self.jobs.values_mut() {
-            let pinned = job.pin().map(|pin| pin.job.clone());
+            let pinned = job.head().pin().map(|pin| pin.job.clone());
             if job.tend(&self.apart, self.deadlines, outbox) {
                 no_longer_read.extend(pinned);
             }
@@ -182,13 +177,9 @@ impl Coordinator {
     fn peers(&self, worker: &WorkerId) -> Vec<Peer> {
         let mut others = BTreeSet::new();
         for job in self.jobs.values() {
-            let workers = || {
-                job.members()
-                    .iter()
-                    .chain(job.standby_members())
-                    .map(|it| &it.worker)
-            };
-            if workers().any(|it| it == worker) {
+            // Those of units work alone.
+            let workers = || job.processes().map(|it| &it.worker);
+            if job.gang().is_some() && workers().any(|it| it == worker) {
                 others.extend(workers().filter(|it| *it != worker));
             }
         }

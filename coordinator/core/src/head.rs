@@ -3,8 +3,9 @@
 
 use crate::outbox::Outbox;
 use crate::record::{FRUITLESS_MAX, INCIDENTS_MAX, Incident, JobPhase, JobRecord, Millis};
+use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId};
-use proto::message::Work;
+use proto::message::SourceJob;
 use proto::spec::JobSpec;
 
 #[derive(Debug)]
@@ -15,7 +16,8 @@ pub(crate) struct Head {
     pub(crate) spec: JobSpec,
     pub(crate) job_toml: String,
     pub(crate) dataset_version: String,
-    pub(crate) work: Work,
+    /// The trained job that it reads, once it is clear which checkpoint.
+    pub(crate) source: Option<SourceJob>,
     pub(crate) submitted_ms: Millis,
     pub(crate) paused: bool,
     /// The scale that somebody wishes.
@@ -25,6 +27,8 @@ pub(crate) struct Head {
     pub(crate) hopeless: bool,
     pub(crate) restarts: u32,
     pub(crate) incidents: Vec<Incident>,
+    /// What it waits for before it asks for workers at all; as of the last event.
+    pub(crate) held_up: Option<String>,
 }
 
 /// How a job ended. It never changes again.
@@ -35,16 +39,33 @@ pub(crate) enum Ended {
     Cancelled { ended_ms: Millis },
 }
 
+/// A checkpoint of another job that is read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pin<'a> {
+    pub(crate) job: &'a JobId,
+    pub(crate) checkpoint: CheckpointRef,
+}
+
 impl Head {
-    pub(crate) fn new(record: &JobRecord) -> Self {
+    /// The checkpoint of another job that it reads as long as it is not over.
+    pub(crate) fn pin(&self) -> Option<Pin<'_>> {
+        Some(Pin {
+            job: &self.spec.work.sampling()?.job,
+            checkpoint: self.source.as_ref()?.checkpoint?,
+        })
+    }
+
+    /// `spec` is what the record's text means.
+    pub(crate) fn new(record: &JobRecord, spec: JobSpec) -> Self {
         let digits = record.id.0.rsplit('-').next();
         Self {
             id: record.id.clone(),
             number: digits.and_then(|digits| digits.parse().ok()).unwrap_or(0),
-            spec: record.spec.clone(),
+            spec,
             job_toml: record.job_toml.clone(),
             dataset_version: record.dataset_version.clone(),
-            work: record.work.clone(),
+            source: record.source.clone(),
+            held_up: None,
             submitted_ms: record.submitted_ms,
             paused: record.paused,
             workers: record.workers,

@@ -4,6 +4,7 @@ use crate::event::Fact;
 use crate::explain::{Ending, failure};
 use crate::fleet::Arrival;
 use crate::gang::{Class, classify};
+use crate::job::Job;
 use crate::machine::Coordinator;
 use crate::outbox::Outbox;
 use crate::violation::Violation;
@@ -53,7 +54,7 @@ impl Coordinator {
             }
         }
         for (id, ending) in failures {
-            if let Some(job) = self.jobs.get_mut(&id) {
+            if let Some(job) = self.jobs.get_mut(&id).and_then(Job::gang_mut) {
                 job.end_generation(&ending, self.deadlines, outbox);
             }
         }
@@ -65,6 +66,15 @@ impl Coordinator {
             let job = report.job.clone();
             self.ignore(worker, &Violation::UnknownJob { job }, outbox);
             return None;
+        };
+        let job = match job {
+            Job::Gang(gang) => gang,
+            Job::Units(units) => {
+                if let Some(violation) = units.hear(worker, report, self.deadlines, outbox) {
+                    self.ignore(worker, &violation, outbox);
+                }
+                return None;
+            }
         };
         match classify(job, worker, report) {
             Class::Live => {

@@ -4,9 +4,9 @@
 use crate::machine::Coordinator;
 
 /// Panics with what is wrong.
-pub(crate) fn check(coordinator: &Coordinator) {
-    for (id, job) in &coordinator.jobs {
-        assert_eq!(*id, job.head.id, "a job is kept under its own id");
+pub(crate) fn check(coordinator: &mut Coordinator) {
+    for (id, job) in &mut coordinator.jobs {
+        assert_eq!(*id, job.head().id, "a job is kept under its own id");
         job.check(&coordinator.fleet);
     }
 }

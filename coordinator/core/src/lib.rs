@@ -5,7 +5,7 @@
 //! Its rules: what should be is said again on every report (law 5); nothing visible tells of what is not
 //! saved (law 7); only the newest generation of a job publishes (law 4); every wait has a deadline (law 9).
 //!
-//! Modules use each other one way: values (records, events, deadlines, why things end) <- what a job is ([`gang`]) <-
+//! Modules use each other one way: values (records, events, deadlines, why things end) <- what a job is ([`gang`], [`units`]) <-
 //! what the machine holds ([`machine`]) <- what happens to it.
 
 mod apart;
@@ -20,16 +20,21 @@ mod gang;
 mod handle;
 mod head;
 mod heard;
+mod depend;
 mod invariant;
+mod job;
 mod machine;
 mod outbox;
 mod placement;
+mod rank;
 mod record;
 mod request;
 mod retain;
 mod schedule;
 mod shown;
 mod standby;
+mod stored;
+mod units;
 mod view;
 mod violation;
 mod why;
@@ -38,4 +43,4 @@ mod words;
 pub use config::Config;
 pub use deadline::Deadlines;
 pub use machine::Coordinator;
-pub use shown::{JobView, RankView, View, WaitsFor, Why, WorkerView};
+pub use shown::{JobView, RankView, SetAside, UnitsView, View, WaitsFor, Why, WorkerView};

@@ -5,9 +5,9 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::deadline::Deadlines;
 use crate::fleet::Fleet;
-use crate::gang::Job;
+use crate::job::Job;
 use crate::placement::Solved;
-use crate::record::{Counters, Durable, Millis};
+use crate::record::{Counters, Durable, JobRecord, Millis};
 use proto::id::{JobId, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,6 +19,8 @@ pub struct Coordinator {
     pub(crate) clock: Clock,
     pub(crate) counters: Counters,
     pub(crate) jobs: BTreeMap<JobId, Job>,
+    /// Jobs whose record cannot be read, as they are shown. They are never saved.
+    pub(crate) unreadable: BTreeMap<JobId, JobRecord>,
     pub(crate) fleet: Fleet,
     /// Who does not reach whom, as of the last event.
     pub(crate) apart: Apart,
@@ -42,10 +44,21 @@ impl Coordinator {
         let clock = Clock::new(now);
         let mut fleet = Fleet::default();
         let mut jobs = BTreeMap::new();
+        let mut unreadable = BTreeMap::new();
+        for (id, error) in durable.unreadable {
+            unreadable.insert(id.clone(), JobRecord::unreadable(id, &error));
+        }
         for (id, record) in durable.jobs {
-            let job = Job::new(record, deadlines, clock.now());
-            let device = job.head.spec.resources.device;
-            for member in job.members().iter().chain(job.standby_members()) {
+            let spec = match proto::job::parse_stored(&id, &record.job_toml) {
+                Ok(spec) => spec,
+                Err(error) => {
+                    unreadable.insert(id, record.as_unreadable(&error.to_string()));
+                    continue;
+                }
+            };
+            let job = Job::new(record, spec, deadlines, clock.now());
+            let device = job.head().spec.resources.device;
+            for member in job.processes() {
                 fleet.expect(
                     &member.worker,
                     device,
@@ -62,6 +75,7 @@ impl Coordinator {
             clock,
             counters,
             jobs,
+            unreadable,
             fleet,
             apart: Apart::default(),
             drained: durable.drained,
@@ -89,7 +103,7 @@ impl Coordinator {
             .chain(
                 self.jobs
                     .values()
-                    .any(Job::has_ledger_pending)
+                    .any(Job::has_batch)
                     .then(|| self.deadlines.ledger(self.ledgered)),
             )
             .min()
@@ -105,11 +119,14 @@ impl Coordinator {
 
     pub(crate) fn in_submit_order(&self) -> Vec<&JobId> {
         let mut ids: Vec<&JobId> = self.jobs.keys().collect();
-        ids.sort_by_key(|id| self.jobs[*id].head.number);
+        ids.sort_by_key(|id| self.jobs[*id].head().number);
         ids
     }
 
     pub(crate) fn no_such_job(&self, id: &JobId) -> String {
+        if self.unreadable.contains_key(id) {
+            return format!("the record of job {id} cannot be read; its reason says why");
+        }
         let newest = self
             .in_submit_order()
             .last()

@@ -1,10 +1,10 @@
-//! What is durable: the records of jobs, counters and drained workers, and the state that they add up to.
+//! What is durable: the records of jobs, counters and drained workers, and the state that they add up to. How records of
+//! older releases are read stands in [`crate::stored`].
 
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::ledger::{Entry, Tip};
-use proto::message::Work;
-use proto::spec::JobSpec;
+use proto::message::{SourceJob, UnitRange};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,6 +34,9 @@ pub struct Durable {
     pub counters: Counters,
     pub drained: BTreeSet<String>,
     pub jobs: BTreeMap<JobId, JobRecord>,
+    /// Jobs whose record cannot be read, and why. They are shown as failed, and their records stay as they are.
+    #[serde(default)]
+    pub unreadable: BTreeMap<JobId, String>,
 }
 
 impl Durable {
@@ -58,13 +61,21 @@ pub struct Counters {
     pub jobs: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// The form of records that this release writes; it reads those of older ones.
+pub const RECORD_VERSION: u32 = 2;
+
+/// Read by [`crate::stored`].
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct JobRecord {
+    /// [`RECORD_VERSION`].
+    pub version: u32,
     pub id: JobId,
-    pub spec: JobSpec,
+    /// The text that was submitted, byte for byte. What it means is read from it alone.
     pub job_toml: String,
+    /// Of its data set; of a job that reads a trained job, that one's. Pinned at submit.
     pub dataset_version: String,
-    pub work: Work,
+    /// The trained job that it reads, pinned. None: it reads none, or it is not clear yet which checkpoint.
+    pub source: Option<SourceJob>,
     pub submitted_ms: Millis,
     /// Somebody wishes that it does not run.
     pub paused: bool,
@@ -73,26 +84,88 @@ pub struct JobRecord {
     /// The newest generation that was ever formed; the next is one higher, for ever.
     pub generation: Generation,
     pub phase: JobPhase,
-    /// Who has no place in its newest generation and is ready, or gets ready, for the next.
-    #[serde(default)]
+    /// Standbys: who has no place in its newest generation and is ready, or gets ready, for the next.
     pub reserves: Vec<Member>,
     /// Where its ledger ends.
     pub ledger: Tip,
     /// Committed checkpoints that still exist, oldest first.
     pub checkpoints: Vec<CheckpointRef>,
     /// The newest step that was ever reported or committed, as of the last end of a generation.
-    #[serde(default)]
     pub reached: Step,
-    /// Generations in a row that ended without a step beyond [`Self::reached`] and without a new commit.
+    /// Generations in a row that ended without a step beyond [`Self::reached`] and without a new commit; of units,
+    /// processes in a row that ended with no unit in hand, since the last unit that was done.
     pub fruitless: u32,
     /// A rank failed in a way that another generation would repeat: there is none.
     pub hopeless: bool,
     pub restarts: u32,
     /// The newest [`INCIDENTS_MAX`] things that went wrong, oldest first.
     pub incidents: Vec<Incident>,
+    /// How far its units are; None: it is a gang.
+    pub units: Option<UnitsRecord>,
 }
 
+/// What is durable of a job of units.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct UnitsRecord {
+    /// Units whose output is there: sorted ranges without overlap.
+    pub done: Vec<UnitRange>,
+    /// Units that are not tried any more.
+    pub set_aside: Vec<UnitRange>,
+    /// Units that failed and are not done, by number: those that are tried again, and the first
+    /// [`NAMED_UNITS_MAX`] of those that are set aside.
+    pub failed: Vec<FailedUnit>,
+    /// The generation of each member, in their order.
+    pub generations: Vec<Generation>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedUnit {
+    pub unit: u64,
+    /// Names of the workers on which it failed, once for each time.
+    pub workers: Vec<String>,
+    /// What it said last.
+    pub error: String,
+}
+
+/// Units set aside that are named with their last error.
+pub const NAMED_UNITS_MAX: usize = 100;
+
 impl JobRecord {
+    /// Of a job of whose record only the id is known, to be shown and never to be saved.
+    pub(crate) fn unreadable(id: JobId, error: &str) -> Self {
+        let record = Self {
+            version: RECORD_VERSION,
+            ledger: Tip::begin(&id, "", ""),
+            id,
+            job_toml: String::new(),
+            dataset_version: String::new(),
+            source: None,
+            submitted_ms: 0,
+            paused: false,
+            workers: None,
+            generation: Generation(0),
+            phase: JobPhase::Done { ended_ms: 0 },
+            reserves: Vec::new(),
+            checkpoints: Vec::new(),
+            reached: Step(0),
+            fruitless: 0,
+            hopeless: false,
+            restarts: 0,
+            incidents: Vec::new(),
+            units: None,
+        };
+        record.as_unreadable(error)
+    }
+
+    /// The same, as it is shown where it cannot be understood.
+    pub(crate) fn as_unreadable(mut self, error: &str) -> Self {
+        self.phase = JobPhase::Failed {
+            reason: format!("its record cannot be read: {error}"),
+            ended_ms: self.submitted_ms,
+        };
+        self
+    }
+
     /// Its phase in one word, for tables.
     #[must_use]
     pub fn word(&self) -> &'static str {

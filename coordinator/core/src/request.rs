@@ -1,15 +1,22 @@
-//! What people ask for: submit, sample, cancel. Each is answered once, after what it changed is saved.
+//! What people ask for: submit and cancel. Each is answered once, after what it changed is saved.
 
+use crate::depend::Reads;
 use crate::event::{Reply, RequestId};
-use crate::gang::Job;
+use crate::job::Job;
 use crate::machine::Coordinator;
 use crate::outbox::Outbox;
-use crate::record::{JobPhase, JobRecord};
-use proto::checkpoint::CheckpointRef;
+use crate::record::{JobPhase, JobRecord, RECORD_VERSION, UnitsRecord};
 use proto::id::{Generation, JobId, Step};
 use proto::ledger::Tip;
-use proto::message::{SampleRequest, Work};
-use proto::spec::{Architecture, JobSpec, Resources};
+use proto::message::SourceJob;
+use proto::sample::SampleWork;
+use proto::spec::{Architecture, JobSpec};
+
+/// What is pinned of what a job reads.
+struct Pinned {
+    dataset_version: String,
+    source: Option<SourceJob>,
+}
 
 impl Coordinator {
     pub(crate) fn on_submit(
@@ -20,79 +27,60 @@ impl Coordinator {
         dataset_version: String,
         outbox: &mut Outbox,
     ) {
+        let pinned = Pinned {
+            dataset_version,
+            source: None,
+        };
+        let reply = match self.admit(&spec, pinned) {
+            Ok(pinned) => Reply::Accepted {
+                job: self.enqueue(spec, job_toml, pinned, outbox),
+            },
+            Err(reason) => Reply::Refused { reason },
+        };
+        outbox.reply(request, reply);
+    }
+
+    /// Checks what depends on other jobs and on how jobs run; what the job reads, as far as it is clear now.
+    fn admit(&self, spec: &JobSpec, mut pinned: Pinned) -> Result<Pinned, String> {
         let resources = &spec.resources;
         let gang = resources.workers_min.max(1)..=resources.workers_max;
         if gang.is_empty() || resources.workers_min == 0 || resources.devices_per_worker == 0 {
-            let reason = format!(
+            return Err(format!(
                 "resources: workers {} to {} with {} devices each is no gang; a gang is 1 or more \
                  workers, min <= max, with 1 or more devices",
                 resources.workers_min, resources.workers_max, resources.devices_per_worker
-            );
-            return outbox.reply(request, Reply::Refused { reason });
-        }
-        let job = self.enqueue(spec, job_toml, dataset_version, Work::Train, outbox);
-        outbox.reply(request, Reply::Accepted { job });
-    }
-
-    pub(crate) fn on_sample(
-        &mut self,
-        request: RequestId,
-        mut sample: SampleRequest,
-        latest: bool,
-        outbox: &mut Outbox,
-    ) {
-        let source = match self.sampled_job(&mut sample, latest) {
-            Ok(source) => source,
-            Err(reason) => return outbox.reply(request, Reply::Refused { reason }),
-        };
-        let mut spec = source.head.spec.clone();
-        spec.name = format!("{}-sample", source.head.id);
-        spec.resources = Resources {
-            workers_min: 1,
-            workers_max: 1,
-            devices_per_worker: 1,
-            ..spec.resources
-        };
-        let (job_toml, version) = (source.head.job_toml.clone(), source.head.dataset_version.clone());
-        let job = self.enqueue(spec, job_toml, version, Work::Sample(sample), outbox);
-        outbox.reply(request, Reply::Accepted { job });
-    }
-
-    /// The trained job that is meant; picks its newest checkpoint when that is asked for.
-    fn sampled_job(&self, sample: &mut SampleRequest, latest: bool) -> Result<&Job, String> {
-        let id = &sample.source;
-        let source = self.jobs.get(id).ok_or_else(|| self.no_such_job(id))?;
-        if let Work::Sample(of) = &source.head.work {
-            return Err(format!(
-                "job {id} draws pictures and trains nothing; sample {} instead",
-                of.source
             ));
         }
+        self.may_follow(&self.next_id(spec), spec)?;
+        if let Some(sample) = spec.work.sampling() {
+            pinned.dataset_version = self.sampled(sample)?.head().dataset_version.clone();
+            pinned.source = match self.reads(spec) {
+                // What it waits for may bring them, or newer ones.
+                _ if !spec.after.is_empty() => None,
+                None => None,
+                Some(Reads::Found(source)) => Some(source),
+                Some(Reads::NotYet(reason) | Reads::Never(reason)) => return Err(reason),
+            };
+        }
+        Ok(pinned)
+    }
+
+    /// The trained job that is meant.
+    fn sampled(&self, sample: &SampleWork) -> Result<&Job, String> {
+        let id = &sample.job;
+        let source = self.jobs.get(id).ok_or_else(|| self.no_such_job(id))?;
+        let work = &source.head().spec.work;
+        let Some(training) = work.training() else {
+            let reads = work.sampling().map_or(id, |of| &of.job);
+            return Err(format!(
+                "job {id} draws pictures and trains nothing; sample {reads} instead"
+            ));
+        };
         if sample.count == 0 {
             return Err("count: 0 pictures were asked for; ask for 1 or more".to_owned());
         }
-        suits(sample, source.head.spec.model.architecture)?;
-        let checkpoints = &source.checkpoints;
-        if latest {
-            sample.checkpoint = checkpoints.last().copied();
-        }
-        let has = |checkpoint: CheckpointRef| checkpoints.contains(&checkpoint);
-        match sample.checkpoint {
-            None if latest => Err(format!("job {id} has no committed checkpoint yet")),
-            Some(asked) if !has(asked) => {
-                let steps: Vec<String> = checkpoints.iter().map(|kept| kept.step.to_string()).collect();
-                let steps = if steps.is_empty() {
-                    "none".to_owned()
-                } else {
-                    steps.join(", ")
-                };
-                Err(format!(
-                    "job {id} has no checkpoint of step {}; it has: {steps}",
-                    asked.step
-                ))
-            }
-            None | Some(_) => Ok(source),
-        }
+        suits(sample, training.model.architecture)?;
+        Ok(source)
     }
 
     pub(crate) fn on_cancel(&mut self, request: RequestId, id: &JobId, outbox: &mut Outbox) {
@@ -100,36 +88,33 @@ impl Coordinator {
             let reason = self.no_such_job(id);
             return outbox.reply(request, Reply::Refused { reason });
         };
-        let read = job.pin().map(|pin| pin.job.clone());
-        if !job.is_over() {
+        let read = job.head().pin().map(|pin| pin.job.clone());
+        let was_over = job.is_over();
+        if !was_over {
             job.cancel(outbox);
         }
         outbox.phases.push((request, id.clone()));
-        if let Some(read) = read {
+        if let Some(read) = read.filter(|_| !was_over) {
             self.retain(&read, outbox);
         }
     }
 
-    fn enqueue(
-        &mut self,
-        spec: JobSpec,
-        job_toml: String,
-        dataset_version: String,
-        work: Work,
-        outbox: &mut Outbox,
-    ) -> JobId {
+    fn next_id(&self, spec: &JobSpec) -> JobId {
+        JobId(format!("{}-{}", spec.name, self.counters.jobs + 1))
+    }
+
+    fn enqueue(&mut self, spec: JobSpec, job_toml: String, pinned: Pinned, outbox: &mut Outbox) -> JobId {
+        let id = self.next_id(&spec);
         self.counters.jobs += 1;
-        let id = JobId(format!("{}-{}", spec.name, self.counters.jobs));
-        let ledger = Tip::begin(&id, &dataset_version, &job_toml);
         let record = JobRecord {
+            version: RECORD_VERSION,
             id: id.clone(),
-            spec,
+            ledger: Tip::begin(&id, &pinned.dataset_version, &job_toml),
             job_toml,
-            dataset_version,
-            work,
+            dataset_version: pinned.dataset_version,
+            source: pinned.source,
             submitted_ms: outbox.wall,
             reserves: Vec::new(),
-            ledger,
             paused: false,
             workers: None,
             generation: Generation(0),
@@ -142,8 +127,9 @@ impl Coordinator {
             hopeless: false,
             restarts: 0,
             incidents: Vec::new(),
+            units: spec.work.units().map(|_| UnitsRecord::default()),
         };
-        let job = Job::new(record, self.deadlines, outbox.now);
+        let job = Job::new(record, spec, self.deadlines, outbox.now);
         job.note_queued(outbox);
         self.jobs.insert(id.clone(), job);
         outbox.save.insert(id.clone());
@@ -153,7 +139,7 @@ impl Coordinator {
 }
 
 /// Refuses wishes that the job's model has no use for.
-fn suits(sample: &SampleRequest, architecture: Architecture) -> Result<(), String> {
+fn suits(sample: &SampleWork, architecture: Architecture) -> Result<(), String> {
     let (name, unused) = match architecture {
         Architecture::Retrinet => return Ok(()),
         Architecture::TextToImage => (
@@ -178,7 +164,7 @@ fn suits(sample: &SampleRequest, architecture: Architecture) -> Result<(), Strin
     {
         Some((wish, _)) => Err(format!(
             "{wish}: job {} trained a {name}, which has no use for them; leave them out",
-            sample.source
+            sample.job
         )),
         None => Ok(()),
     }

@@ -2,7 +2,8 @@
 //! workers that they should hold, and says of the rest what they wait for. It decides nothing about who goes first.
 
 use crate::fleet;
-use crate::gang::{Change, Job, Planned};
+use crate::gang::{Change, Gang, Planned};
+use crate::job::Job;
 use crate::machine::Coordinator;
 use crate::outbox::Outbox;
 use crate::placement::{self, Access, Decision, Devices, Problem, Seat};
@@ -28,10 +29,15 @@ impl Coordinator {
         for (id, decision) in &solution {
             self.carry_out(id, decision, &mut used, outbox);
         }
-        for job in self.jobs.values_mut().filter(|job| job.head.paused) {
+        for job in self.jobs.values_mut().filter(|job| job.head().paused) {
             // Each says something of its own phase alone.
             job.wait(PAUSED.to_owned(), outbox);
-            job.halt(Planned::Paused, Halt::Save, self.deadlines, outbox);
+            match job {
+                Job::Gang(gang) => gang.halt(Planned::Paused, Halt::Save, self.deadlines, outbox),
+                Job::Units(units) => {
+                    units.leave_all_but(&[], |_| Planned::Paused.to_string(), self.deadlines, outbox);
+                }
+            }
         }
         let mut freed = false;
         for job in self.jobs.values_mut() {
@@ -70,7 +76,11 @@ impl Coordinator {
     }
 
     fn carry_out(&mut self, id: &JobId, decision: &Decision, used: &mut Devices, outbox: &mut Outbox) {
-        let Some(job) = self.jobs.get(id) else { return };
+        let job = match self.jobs.get(id) {
+            Some(Job::Gang(gang)) => gang,
+            Some(Job::Units(_)) => return self.carry_out_units(id, decision, used, outbox),
+            None => return,
+        };
         let queued = job.is_queued();
         match decision {
             Decision::Run(workers) if queued => self.start(id, workers, used, outbox),
@@ -90,7 +100,9 @@ impl Coordinator {
     /// Forms the first generation of a job, or the next after one that ended. Those whose processes live do not wait for
     /// others to start theirs, if they are enough.
     fn start(&mut self, id: &JobId, given: &[WorkerId], used: &mut Devices, outbox: &mut Outbox) {
-        let Some(job) = self.jobs.get_mut(id) else { return };
+        let Some(job) = self.jobs.get(id).and_then(Job::gang) else {
+            return;
+        };
         let needs = job.head.devices_per_worker();
         let ready = job.ready();
         let there: Vec<WorkerId> = given.iter().filter(|it| ready.contains(it)).cloned().collect();
@@ -111,7 +123,7 @@ impl Coordinator {
         for worker in &workers {
             *used.entry(worker.clone()).or_default() += needs;
         }
-        if let Some(job) = self.jobs.get_mut(id) {
+        if let Some(job) = self.jobs.get_mut(id).and_then(Job::gang_mut) {
             job.form(workers, outbox);
         }
     }
@@ -119,13 +131,11 @@ impl Coordinator {
     /// Who alone holds steps of a queued job and is to go forms a generation of it. It runs where it should not, so it is
     /// halted at once, with a checkpoint.
     fn form_of_last_keepers(&mut self, used: &mut Devices, outbox: &mut Outbox) {
-        let keepers = self
-            .jobs
-            .iter()
-            .map(|(id, job)| (id.clone(), self.last_keepers(job)));
+        let gangs = self.jobs.values().filter_map(Job::gang);
+        let keepers = gangs.map(|job| (job.head.id.clone(), self.last_keepers(job)));
         let keepers: Vec<_> = keepers.filter(|(_, workers)| !workers.is_empty()).collect();
         for (id, workers) in keepers {
-            let Some(job) = self.jobs.get_mut(&id) else {
+            let Some(job) = self.jobs.get_mut(&id).and_then(Job::gang_mut) else {
                 continue;
             };
             for worker in &workers {
@@ -137,7 +147,7 @@ impl Coordinator {
 
     /// The survivors of a queued job, if all of them are to go, and no checkpoint has what they hold; of those that do not
     /// reach each other, one side.
-    fn last_keepers(&self, job: &Job) -> Vec<WorkerId> {
+    fn last_keepers(&self, job: &Gang) -> Vec<WorkerId> {
         let goes = |keeper: &Member| {
             let worker = self.fleet.reachable(&keeper.worker.name);
             let worker = worker.filter(|worker| worker.id == keeper.worker);
@@ -160,7 +170,9 @@ impl Coordinator {
 
     /// Brings a running generation nearer to the workers that it is given.
     fn adjust(&mut self, id: &JobId, given: &[WorkerId], used: &mut Devices, outbox: &mut Outbox) {
-        let Some(job) = self.jobs.get(id) else { return };
+        let Some(job) = self.jobs.get(id).and_then(Job::gang) else {
+            return;
+        };
         let needs = job.head.devices_per_worker();
         let next = job.next_members(given);
         match job.change(&next) {
@@ -195,7 +207,9 @@ impl Coordinator {
         used: &mut Devices,
         outbox: &mut Outbox,
     ) {
-        let Some(job) = self.jobs.get_mut(id) else { return };
+        let Some(job) = self.jobs.get_mut(id).and_then(Job::gang_mut) else {
+            return;
+        };
         for member in job.members() {
             if let Some(used) = used.get_mut(&member.worker) {
                 *used = used.saturating_sub(member.ranks);
@@ -214,9 +228,53 @@ impl Coordinator {
     }
 
     fn halt(&mut self, id: &JobId, why: Planned, how: Halt, outbox: &mut Outbox) {
-        if let Some(job) = self.jobs.get_mut(id) {
+        if let Some(job) = self.jobs.get_mut(id).and_then(Job::gang_mut) {
             job.halt(why, how, self.deadlines, outbox);
         }
+    }
+
+    /// A job of units takes workers as they become free, and gives them back one by one.
+    fn carry_out_units(&mut self, id: &JobId, decision: &Decision, used: &mut Devices, outbox: &mut Outbox) {
+        let Some(Job::Units(units)) = self.jobs.get(id) else {
+            return;
+        };
+        let needs = units.head.devices_per_worker();
+        let (given, lack) = match decision {
+            Decision::Run(workers) => (&workers[..], None),
+            Decision::Wait(shortage) => (&[][..], Some(shortage.to_string())),
+        };
+        let new = given.iter().filter(|worker| !units.is_member(worker));
+        let new: Vec<WorkerId> = new.cloned().collect();
+        let occupied = self.occupied(&new, needs, used);
+        let wanted: Vec<WorkerId> = new.into_iter().filter(|worker| !occupied.contains(worker)).collect();
+        let reason = match &lack {
+            Some(lack) => lack.clone(),
+            None => format!(
+                "waits until {} let go of {}",
+                self.holders(&occupied),
+                listed(&occupied)
+            ),
+        };
+        let empty: BTreeSet<WorkerId> = self
+            .fleet
+            .iter()
+            .filter(|worker| self.is_leaving(worker))
+            .map(|worker| worker.id.clone())
+            .collect();
+        let Some(Job::Units(units)) = self.jobs.get_mut(id) else {
+            return;
+        };
+        let why = |worker: &WorkerId| match &lack {
+            Some(lack) => Planned::MakesWay { lack: lack.clone() }.to_string(),
+            None if empty.contains(worker) => format!("{} is to be empty", worker.name),
+            None => format!("{} is needed more elsewhere, or not needed any more", worker.name),
+        };
+        units.leave_all_but(given, why, self.deadlines, outbox);
+        for worker in wanted {
+            *used.entry(worker.clone()).or_default() += needs;
+            units.join(worker, outbox);
+        }
+        units.wait(reason, outbox);
     }
 
     /// Those of the workers that have no room yet.
@@ -239,7 +297,6 @@ impl Coordinator {
         let here = |job: &&JobId| {
             self.jobs[*job]
                 .members()
-                .iter()
                 .any(|member| workers.contains(&member.worker))
         };
         let jobs: Vec<&str> = self.jobs.keys().filter(here).map(|job| job.0.as_str()).collect();

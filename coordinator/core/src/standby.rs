@@ -1,7 +1,8 @@
 //! Who is on standby for what, when it is clear who has a place: what a standby is stands in [`crate::gang`].
 
 use crate::fleet;
-use crate::gang::Job;
+use crate::gang::Gang;
+use crate::job::Job;
 use crate::machine::Coordinator;
 use crate::outbox::Outbox;
 use crate::placement::{Decision, Devices, Solution};
@@ -27,19 +28,19 @@ impl Coordinator {
             .filter(leaving)
             .map(|it| it.id.clone())
             .collect();
-        for job in self.jobs.values_mut() {
+        for job in self.jobs.values_mut().filter_map(Job::gang_mut) {
             job.keep_where_there_is_room(&leaving, &mut free, outbox);
         }
-        let runs = |job: &&mut Job| job.is_running();
+        let runs = |job: &&mut Gang| job.is_running();
         let mut wanted: BTreeMap<JobId, Vec<WorkerId>> = BTreeMap::new();
-        for job in self.jobs.values_mut().filter(runs) {
+        for job in self.jobs.values_mut().filter_map(Job::gang_mut).filter(runs) {
             let given: &[WorkerId] = match solution.get(&job.head.id) {
                 Some(Decision::Run(workers)) if !job.head.paused => workers,
                 Some(_) | None => &[],
             };
             wanted.insert(job.head.id.clone(), job.newcomers(given, &mut free));
         }
-        for job in self.jobs.values_mut().filter(runs) {
+        for job in self.jobs.values_mut().filter_map(Job::gang_mut).filter(runs) {
             let mut wanted = wanted.remove(&job.head.id).unwrap_or_default();
             wanted.extend(job.left_out(&wanted, &self.apart, &self.drained, &mut free));
             job.get_ready(&wanted, outbox);

@@ -2,9 +2,10 @@
 //! [`Coordinator::view`], never stored.
 
 use crate::fleet::Worker;
-use crate::gang::Job;
+use crate::gang::Gang;
+use crate::job::Job;
 use crate::machine::Coordinator;
-use crate::shown::{View, WorkerView};
+use crate::shown::{JobView, View, WorkerView};
 use proto::id::WorkerId;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +14,8 @@ impl Coordinator {
     #[must_use]
     pub fn view(&self) -> View<'_> {
         let mut used = self.used_devices();
-        for standby in self.jobs.values().flat_map(Job::standby_members) {
+        let gangs = self.jobs.values().filter_map(Job::gang);
+        for standby in gangs.flat_map(Gang::standby_members) {
             *used.entry(standby.worker.clone()).or_insert(0) += standby.ranks;
         }
         let worker = |worker| view_worker(worker, &used, &self.drained);
@@ -25,11 +27,10 @@ impl Coordinator {
                 .map(|other| other.name.clone())
                 .collect();
         }
-        let jobs = self
-            .in_submit_order()
-            .into_iter()
-            .map(|id| self.jobs[id].view())
-            .collect();
+        let ids = self.in_submit_order().into_iter();
+        let jobs = ids.map(|id| self.jobs[id].view(self.clock.now()));
+        let unreadable = self.unreadable.values().map(JobView::unreadable);
+        let jobs = unreadable.chain(jobs).collect();
         View { jobs, workers }
     }
 }

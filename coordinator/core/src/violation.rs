@@ -38,6 +38,10 @@ pub(crate) enum Violation {
     ShardPath {
         path: String,
     },
+    UnitOutside {
+        unit: u64,
+        units: u64,
+    },
 }
 
 impl Violation {
@@ -52,6 +56,7 @@ impl Violation {
             Self::RankOutside { .. } => "rank outside",
             Self::StepOutside { .. } => "step outside",
             Self::ShardPath { .. } => "shard path",
+            Self::UnitOutside { .. } => "unit outside",
         }
     }
 }
@@ -87,6 +92,9 @@ impl fmt::Display for Violation {
             }
             Self::StepOutside { step, steps_max } => {
                 write!(f, "reports step {step} of a job that has steps 1 to {steps_max}")
+            }
+            Self::UnitOutside { unit, units } => {
+                write!(f, "reports unit {unit} of a job of {units} units")
             }
             Self::ShardPath { path } => {
                 write!(

@@ -1,12 +1,12 @@
 //! What a worker is told to do for a gang.
 
-use super::job::{Job, State};
+use super::job::{Gang, State};
 use crate::config::Config;
 use crate::record::Member;
 use proto::id::WorkerId;
-use proto::message::Assignment;
+use proto::message::{Assignment, GangOrder, Run};
 
-impl Job {
+impl Gang {
     /// What this worker should do for the job.
     pub(crate) fn assignment(&self, worker: &WorkerId, config: &Config) -> Option<Assignment> {
         let of_worker = |member: &&Member| member.worker == *worker;
@@ -22,21 +22,22 @@ impl Job {
         Some(Assignment {
             job: head.id.clone(),
             generation: head.generation,
-            work: head.work.clone(),
             job_toml: head.job_toml.clone(),
             dataset_version: head.dataset_version.clone(),
+            store_url: config.store_url.clone(),
+            detect_within_ms: config.detect_within_ms,
             first_rank: member.first_rank,
             ranks: member.ranks,
-            world,
-            store_address: running.and_then(|running| running.rendezvous()).cloned(),
-            resume: self.newest.resume,
-            store_url: config.store_url.clone(),
-            acknowledged_step: self.ledgered(),
-            committed_step: self.committed(),
             halt: running
                 .and_then(|running| running.halt.as_ref())
                 .map(|halt| halt.how),
-            detect_within_ms: config.detect_within_ms,
+            run: Run::Gang(GangOrder {
+                world,
+                store_address: running.and_then(|running| running.rendezvous()).cloned(),
+                resume: self.newest.resume,
+                acknowledged_step: self.ledgered(),
+                committed_step: self.committed(),
+            }),
         })
     }
 }

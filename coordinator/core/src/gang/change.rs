@@ -1,15 +1,15 @@
 //! What a gang asks of placement, and how it goes over from the members that it has to those that it should have.
 
-use super::job::{Job, State};
-use super::running::RankLive;
+use super::job::{Gang, State};
+use crate::rank::RankLive;
 use crate::apart::Apart;
 use crate::placement::Demand;
 use crate::record::{Member, Millis};
 use crate::words::listed;
 use proto::id::WorkerId;
-use proto::message::{RankPhase, Work};
+use proto::message::RankPhase;
 
-impl Job {
+impl Gang {
     /// What it asks of placement, if it wants to run.
     pub(crate) fn demand(&self, apart: &Apart, now: Millis) -> Option<Demand> {
         if !self.asks() {
@@ -52,7 +52,7 @@ impl Job {
     fn asks(&self) -> bool {
         match &self.state {
             // While a manifest is on its way nobody knows from where the job would go on.
-            State::Queued(_) => !(self.head.paused || self.writing.is_some() || self.head.is_lost()),
+            State::Queued(_) => !(self.head.held_up.is_some() || self.head.paused || self.writing.is_some() || self.head.is_lost()),
             State::Running(_) => true,
             State::Ended(_) => false,
         }
@@ -111,7 +111,7 @@ impl Job {
             return Change::Elsewhere;
         }
         let forms = phases().all(|it| matches!(it, None | Some(RankPhase::Starting | RankPhase::Joining)));
-        if forms && self.head.work == Work::Train {
+        if forms {
             return now();
         }
         Change::AtStep
@@ -124,7 +124,7 @@ impl Job {
         let ranks = || running.ranks.values();
         let known = |rank: &RankLive| matches!(rank.phase, Some(RankPhase::Starting | RankPhase::Joining));
         let starts = |rank: &RankLive| rank.phase == Some(RankPhase::Starting);
-        if self.head.work != Work::Train || !ranks().all(known) || ranks().all(|it| it.cold) {
+        if !ranks().all(known) || ranks().all(|it| it.cold) {
             return None;
         }
         let cold = |member: &&Member| {

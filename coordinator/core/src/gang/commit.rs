@@ -2,7 +2,7 @@
 //! checkpoint (law 8), once, by the newest generation only (law 4). Here is decided what is written and kept;
 //! writing is the shell's work.
 
-use super::job::Job;
+use super::job::Gang;
 use super::writing::Writing;
 use crate::deadline::{Deadlines, MANIFEST_ATTEMPTS_MAX};
 use crate::explain::Ending;
@@ -13,7 +13,7 @@ use proto::message::ShardReport;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Hands the next complete checkpoint of the running generation to the shell, unless one is on its way.
-pub(super) fn begin(job: &mut Job, deadlines: Deadlines, outbox: &mut Outbox) -> Result<(), Ending> {
+pub(super) fn begin(job: &mut Gang, deadlines: Deadlines, outbox: &mut Outbox) -> Result<(), Ending> {
     let Some(running) = job.running().filter(|_| job.writing.is_none()) else {
         return Ok(());
     };
@@ -35,7 +35,7 @@ pub(super) fn begin(job: &mut Job, deadlines: Deadlines, outbox: &mut Outbox) ->
 }
 
 fn manifest(
-    job: &Job,
+    job: &Gang,
     step: Step,
     shards: &BTreeMap<Rank, ShardReport>,
 ) -> Result<CheckpointManifest, Ending> {
@@ -64,7 +64,7 @@ fn manifest(
 /// Takes the shell's answer. True when the checkpoint is now committed. An answer that nobody waits for
 /// (doubled, or to a manifest that was given up) changes nothing.
 pub(super) fn answered(
-    job: &mut Job,
+    job: &mut Gang,
     checkpoint: CheckpointRef,
     result: Result<(), String>,
     outbox: &mut Outbox,
@@ -99,7 +99,7 @@ pub(super) fn answered(
 }
 
 /// Tries again, or gives up, when the answer is due.
-pub(super) fn retry(job: &mut Job, deadlines: Deadlines, outbox: &mut Outbox) -> Result<(), Ending> {
+pub(super) fn retry(job: &mut Gang, deadlines: Deadlines, outbox: &mut Outbox) -> Result<(), Ending> {
     let is_over = job.is_over();
     let Some(writing) = job
         .writing
@@ -124,7 +124,7 @@ pub(super) fn retry(job: &mut Job, deadlines: Deadlines, outbox: &mut Outbox) ->
     })
 }
 
-impl Job {
+impl Gang {
     /// Takes the shell's answer. True when the checkpoint is now committed.
     pub(crate) fn manifest_answered(
         &mut self,
@@ -138,8 +138,7 @@ impl Job {
     /// Takes the checkpoints that are too many out of the record and names them for deletion. `pinned` are those
     /// that another job reads.
     pub(crate) fn retain(&mut self, pinned: &BTreeSet<CheckpointRef>, outbox: &mut Outbox) {
-        let keep = self.head.spec.checkpoint.keep.max(1) as usize;
-        let surplus = self.checkpoints.len().saturating_sub(keep);
+                let surplus = self.checkpoints.len().saturating_sub(self.plan.keep);
         let old: Vec<CheckpointRef> = self.checkpoints[..surplus].to_vec();
         for checkpoint in old.into_iter().filter(|checkpoint| !pinned.contains(checkpoint)) {
             self.checkpoints.retain(|kept| *kept != checkpoint);

@@ -1,12 +1,12 @@
 //! What a gang waits for only so long.
 
-use super::job::Job;
+use super::job::Gang;
 use crate::deadline::Deadlines;
 use crate::explain::Ending;
 use crate::record::Millis;
 use proto::id::Rank;
 
-impl Job {
+impl Gang {
     /// What its running generation ends of at `now`, if of anything.
     pub(super) fn overdue(&self, deadlines: Deadlines, now: Millis) -> Option<Ending> {
         let running = self.running()?;

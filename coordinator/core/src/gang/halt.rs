@@ -4,16 +4,17 @@
 //! a generation in this way. Here is decided when the end has come; who asks for it is decided by placement.
 
 use super::halting::{Halting, Planned};
-use super::job::Job;
-use super::running::{RankLive, Running};
+use super::job::Gang;
+use super::running::Running;
+use crate::rank::RankLive;
 use crate::deadline::Deadlines;
 use crate::event::Fact;
 use crate::outbox::Outbox;
 use crate::record::Millis;
 use proto::id::WorkerId;
-use proto::message::{Halt, RankPhase, Work};
+use proto::message::{Halt, RankPhase};
 
-impl Job {
+impl Gang {
     /// Asks the running generation to end in order: it is not taken back, but a checkpoint may be asked for later.
     pub(crate) fn halt(&mut self, why: Planned, how: Halt, deadlines: Deadlines, outbox: &mut Outbox) {
         let Some(running) = self.running() else { return };
@@ -131,7 +132,7 @@ impl Job {
         let last = self.steps_max();
         let over = last <= self.newest.acknowledged || running.shards.contains_key(&last);
         let stopped = running.all_finished() && self.writing.is_none();
-        stopped && !over && self.head.work == Work::Train
+        stopped && !over
     }
 
     /// Whoever has not begun to train has nothing to keep, unless it came with something.
@@ -150,7 +151,7 @@ impl Job {
             None => !running.inherits,
             Some(phase) => !began(phase) && rank.cold,
         };
-        self.head.work != Work::Train || running.ranks.values().all(idle)
+        running.ranks.values().all(idle)
     }
 
     /// All ranks are finished before the last step, and the checkpoint with which they left is committed.

@@ -2,7 +2,7 @@
 
 use super::blame::RankOf;
 use super::commit;
-use super::job::{Job, State};
+use super::job::{Gang, State};
 use super::running::Bounds;
 use crate::apart::Apart;
 use crate::deadline::Deadlines;
@@ -21,7 +21,7 @@ pub(crate) struct Heard {
     pub(crate) violations: Vec<Violation>,
 }
 
-impl Job {
+impl Gang {
     /// Takes the report of a rank of the running generation.
     pub(crate) fn hear(&mut self, worker: &WorkerId, report: &RankReport, outbox: &mut Outbox) -> Heard {
         let bounds = Bounds {

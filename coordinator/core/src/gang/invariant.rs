@@ -1,13 +1,13 @@
 //! What must hold of a gang after every event.
 
-use super::job::{Job, State};
+use super::job::{Gang, State};
 use super::running::Running;
 use crate::fleet::Fleet;
 use crate::record::{FRUITLESS_MAX, INCIDENTS_MAX};
 use proto::id::{Generation, Rank};
 use std::collections::BTreeSet;
 
-impl Job {
+impl Gang {
     /// Panics with what is wrong.
     pub(crate) fn check(&self, fleet: &Fleet) {
         record(self);
@@ -18,7 +18,7 @@ impl Job {
     }
 }
 
-fn record(job: &Job) {
+fn record(job: &Gang) {
     let (head, id) = (&job.head, &job.head.id);
     let rising = |pair: &[proto::checkpoint::CheckpointRef]| {
         pair[0].step < pair[1].step && pair[0].generation <= pair[1].generation
@@ -53,7 +53,7 @@ fn record(job: &Job) {
     }
 }
 
-fn standbys(fleet: &Fleet, job: &Job) {
+fn standbys(fleet: &Fleet, job: &Gang) {
     let id = &job.head.id;
     let mut ranks = Vec::new();
     for standby in job.standbys.members() {
@@ -77,7 +77,7 @@ fn standbys(fleet: &Fleet, job: &Job) {
     );
 }
 
-fn check_running(fleet: &Fleet, job: &Job, running: &Running) {
+fn check_running(fleet: &Fleet, job: &Gang, running: &Running) {
     let id = &job.head.id;
     assert!(
         Generation(0) < job.head.generation,

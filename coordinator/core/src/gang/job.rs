@@ -9,15 +9,16 @@ use super::writing::Writing;
 use crate::deadline::Deadlines;
 use crate::head::{Ended, Head};
 use crate::outbox::Outbox;
-use crate::record::{JobPhase, JobRecord, Member, Millis};
+use crate::record::{JobPhase, JobRecord, Member, Millis, RECORD_VERSION};
 use proto::checkpoint::CheckpointRef;
-use proto::id::{JobId, Step, WorkerId};
-use proto::message::Work;
+use proto::id::{Step, WorkerId};
+use proto::spec::{JobSpec, TrainWork};
 use std::collections::BTreeMap;
 
 #[derive(Debug)]
-pub(crate) struct Job {
+pub(crate) struct Gang {
     pub(crate) head: Head,
+    pub(crate) plan: Plan,
     pub(super) state: State,
     /// Committed checkpoints that still exist, oldest first.
     pub(crate) checkpoints: Vec<CheckpointRef>,
@@ -52,17 +53,32 @@ pub(super) struct Queued {
     pub(super) kept_world: Option<u32>,
 }
 
-/// A checkpoint of another job that is read.
+/// What of its training matters to whoever runs it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Pin<'a> {
-    pub(crate) job: &'a JobId,
-    pub(crate) checkpoint: CheckpointRef,
+pub(crate) struct Plan {
+    pub(crate) steps: Step,
+    pub(crate) global_batch: u32,
+    /// Of one step, over all ranks.
+    pub(crate) micro_batches: u32,
+    /// Checkpoints that stay.
+    pub(crate) keep: usize,
 }
 
-impl Job {
+impl Plan {
+    pub(crate) fn of(work: &TrainWork) -> Self {
+        Self {
+            steps: Step(work.train.steps),
+            global_batch: work.train.global_batch,
+            micro_batches: work.micro_batches(),
+            keep: work.checkpoint.keep.max(1) as usize,
+        }
+    }
+}
+
+impl Gang {
     /// A job as its record says, at the moment it was submitted or the coordinator restarted.
-    pub(crate) fn new(record: JobRecord, deadlines: Deadlines, now: Millis) -> Self {
-        let head = Head::new(&record);
+    pub(crate) fn new(record: JobRecord, spec: JobSpec, plan: Plan, deadlines: Deadlines, now: Millis) -> Self {
+        let head = Head::new(&record, spec);
         // Checkpoints of the running generation came after it resumed.
         let earlier = |checkpoint: &&CheckpointRef| checkpoint.generation < record.generation;
         let mut newest = Newest::new(record.checkpoints.iter().rev().find(earlier).copied());
@@ -89,6 +105,7 @@ impl Job {
         };
         Self {
             head,
+            plan,
             state,
             checkpoints: record.checkpoints,
             reached: record.reached,
@@ -105,11 +122,11 @@ impl Job {
     pub(crate) fn record(&self) -> JobRecord {
         let head = &self.head;
         JobRecord {
+            version: RECORD_VERSION,
             id: head.id.clone(),
-            spec: head.spec.clone(),
             job_toml: head.job_toml.clone(),
             dataset_version: head.dataset_version.clone(),
-            work: head.work.clone(),
+            source: head.source.clone(),
             submitted_ms: head.submitted_ms,
             paused: head.paused,
             workers: head.workers,
@@ -131,6 +148,7 @@ impl Job {
             hopeless: head.hopeless,
             restarts: head.restarts,
             incidents: head.incidents.clone(),
+            units: None,
         }
     }
 
@@ -184,12 +202,9 @@ impl Job {
             .map_or(Step(0), |checkpoint| checkpoint.step)
     }
 
-    /// The last step that its ranks can report; pictures are drawn without steps.
+    /// The last step that its ranks can report.
     pub(crate) fn steps_max(&self) -> Step {
-        match self.head.work {
-            Work::Train => Step(self.head.spec.train.steps),
-            Work::Sample(_) => Step(0),
-        }
+        self.plan.steps
     }
 
     pub(super) fn all_finished(&self) -> bool {
@@ -213,17 +228,5 @@ impl Job {
             State::Running(_) => "running",
             State::Ended(ended) => ended.phase().word(),
         }
-    }
-
-    /// The checkpoint of another job that it reads, while it may still read it.
-    pub(crate) fn pin(&self) -> Option<Pin<'_>> {
-        let Work::Sample(sample) = &self.head.work else {
-            return None;
-        };
-        let checkpoint = sample.checkpoint.filter(|_| !self.is_over())?;
-        Some(Pin {
-            job: &sample.source,
-            checkpoint,
-        })
     }
 }

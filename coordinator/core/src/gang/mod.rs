@@ -27,5 +27,5 @@ mod writing;
 
 pub(crate) use change::Change;
 pub(crate) use halting::Planned;
-pub(crate) use job::Job;
+pub(crate) use job::{Gang, Plan};
 pub(crate) use report::{Class, classify};

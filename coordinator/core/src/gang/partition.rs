@@ -1,15 +1,15 @@
 //! A generation of which some workers do not reach each other. It is not ended on the word of daemons alone: it must also
 //! stand still.
 
-use super::job::Job;
-use super::running::RankLive;
+use super::job::Gang;
+use crate::rank::RankLive;
 use crate::apart::Apart;
 use crate::deadline::Deadlines;
 use crate::explain::Ending;
 use crate::record::Millis;
 use proto::message::{Piece, RankPhase};
 
-impl Job {
+impl Gang {
     /// Why its generation cannot go on, if some of its workers do not reach each other and all its ranks wait: for the others
     /// to join, or in a collective. Those that are left out are told by placement. The news of one pair may come a little
     /// before that of the next, so it waits a moment for all.

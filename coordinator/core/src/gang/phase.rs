@@ -2,7 +2,7 @@
 //! or to hope for.
 
 use super::blame::{Blame, RankOf};
-use super::job::{Job, Queued, State};
+use super::job::{Gang, Queued, State};
 use super::newest::Newest;
 use super::running::Running;
 use super::standbys::Standbys;
@@ -13,9 +13,9 @@ use crate::head::Ended;
 use crate::outbox::Outbox;
 use crate::record::{FRUITLESS_MAX, Member, Millis};
 use proto::id::{Rank, WorkerId};
-use proto::message::{RankPhase, Work};
+use proto::message::RankPhase;
 
-impl Job {
+impl Gang {
     /// Forms the next generation on these workers.
     pub(crate) fn form(&mut self, workers: Vec<WorkerId>, outbox: &mut Outbox) {
         let ranks = self.head.devices_per_worker();
@@ -201,11 +201,8 @@ impl Job {
     /// Ends the job when there is nothing more to do or to hope for. True when it is over now and was not
     /// before.
     pub(crate) fn settle(&mut self, outbox: &mut Outbox) -> bool {
-        let complete = match self.head.work {
-            // The last commit is the work; ranks get the chance to leave in order.
-            Work::Train => self.committed() == self.steps_max(),
-            Work::Sample(_) => self.all_finished(),
-        };
+        // The last commit is the work; ranks get the chance to leave in order.
+        let complete = self.committed() == self.steps_max();
         let answered = self.writing.is_none();
         match &self.state {
             State::Running(running) if complete && running.all_finished() => self.done(outbox),

@@ -1,7 +1,7 @@
 //! Is what a worker says of a rank possible? Checked before anything is believed: late and impossible words are ignored.
 //! It changes nothing and never panics.
 
-use super::job::Job;
+use super::job::Gang;
 use crate::record::Member;
 use crate::violation::Violation;
 use proto::id::WorkerId;
@@ -19,7 +19,7 @@ pub(crate) enum Class {
     Impossible(Violation),
 }
 
-pub(crate) fn classify(job: &Job, worker: &WorkerId, report: &RankReport) -> Class {
+pub(crate) fn classify(job: &Gang, worker: &WorkerId, report: &RankReport) -> Class {
     let newest = job.head.generation;
     if newest < report.generation {
         let job = report.job.clone();

@@ -4,10 +4,11 @@
 
 use super::halting::Halting;
 use super::newest::Newest;
+use crate::rank::RankLive;
 use crate::record::{Member, Millis};
 use crate::violation::Violation;
 use proto::id::{Rank, Step, WorkerId};
-use proto::message::{Doing, Piece, RankPhase, RankReport, ShardReport, StepReport};
+use proto::message::{Piece, RankPhase, RankReport, ShardReport, StepReport};
 use std::collections::BTreeMap;
 
 /// Checkpoints of one generation that may lack shards at one time; the oldest are given up first.
@@ -34,20 +35,6 @@ pub(crate) struct Running {
     pub(crate) partitioned_since: Option<Millis>,
     /// Who was on standby when it was formed, until it is clear who is so beside it.
     pub(crate) formerly_standby: Vec<WorkerId>,
-}
-
-#[derive(Debug)]
-pub(crate) struct RankLive {
-    /// None: not reported yet.
-    pub(crate) phase: Option<RankPhase>,
-    /// When it last stood in its worker's report; before the first, when its generation was formed.
-    pub(crate) heard: Millis,
-    /// Since when it is in its phase.
-    pub(crate) since: Millis,
-    /// Where its thread was when it was last heard.
-    pub(crate) doing: Option<Doing>,
-    /// Its process began in this generation; it holds nothing.
-    pub(crate) cold: bool,
 }
 
 /// A rank and what it said last.
@@ -142,9 +129,7 @@ impl Running {
         if rank.take(&report.phase, now) && newest.last_step.is_none() {
             self.stepped_at = now;
         }
-        let draws = |doing: &Doing| doing.step == Step(0) && matches!(doing.piece, Piece::Picture(_));
-        let possible = |doing: &Doing| draws(doing) || !bounds.excludes(doing.step);
-        rank.doing = report.doing.filter(possible);
+        rank.doing = report.doing.filter(|doing| !bounds.excludes(doing.step));
         if report.rank == Rank(0) {
             if report.store_address.is_some() && self.store_address != report.store_address {
                 self.store_address.clone_from(&report.store_address);
@@ -163,8 +148,7 @@ impl Running {
         news.for_all = self.rendezvous() != met.as_ref();
         self.take_shards(report, bounds, &mut news);
         let digests = report.digests.iter().map(|digest| digest.step);
-        let doing = report.doing.iter().filter(|doing| !draws(doing));
-        let steps = digests.chain(doing.map(|doing| doing.step));
+        let steps = digests.chain(report.doing.iter().map(|doing| doing.step));
         let outside = steps.filter(|step| bounds.excludes(*step));
         news.violations.extend(outside.map(|step| bounds.violation(step)));
         news
@@ -256,42 +240,5 @@ impl Running {
 
     fn ranks(&self) -> impl Iterator<Item = RankAt<'_>> {
         self.ranks.iter().map(|(rank, live)| RankAt { rank: *rank, live })
-    }
-}
-
-impl RankLive {
-    pub(crate) fn new(now: Millis) -> Self {
-        Self {
-            phase: None,
-            heard: now,
-            since: now,
-            doing: None,
-            cold: false,
-        }
-    }
-
-    /// Takes the phase that was reported; true when it is a new one. A report that was overtaken sets nobody back.
-    pub(crate) fn take(&mut self, phase: &RankPhase, now: Millis) -> bool {
-        self.heard = now;
-        self.cold |= *phase == RankPhase::Starting;
-        let new = self.phase.as_ref().map_or(0, progress) < progress(phase);
-        if new {
-            self.phase = Some(phase.clone());
-            self.since = now;
-        }
-        new
-    }
-}
-
-/// Order of phases in a rank's life, above 0.
-fn progress(phase: &RankPhase) -> u8 {
-    match phase {
-        RankPhase::Starting => 1,
-        RankPhase::Joining => 2,
-        RankPhase::Ready => 3,
-        RankPhase::Training => 4,
-        RankPhase::Broken { .. } => 5,
-        RankPhase::Finished => 6,
-        RankPhase::Failed { .. } => 7,
     }
 }

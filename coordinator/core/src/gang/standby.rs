@@ -5,8 +5,8 @@
 //! back as soon as somebody is.
 //! Who has a place is decided by placement.
 
-use super::job::{Job, State};
-use super::running::RankLive;
+use super::job::{Gang, State};
+use crate::rank::RankLive;
 use crate::apart::Apart;
 use crate::deadline::Deadlines;
 use crate::event::Fact;
@@ -14,7 +14,7 @@ use crate::outbox::Outbox;
 use crate::placement::Devices;
 use crate::record::{Member, Millis};
 use proto::id::WorkerId;
-use proto::message::{RankPhase, RankReport, Work};
+use proto::message::{RankPhase, RankReport};
 use std::collections::BTreeSet;
 
 /// Takes that many devices, if they are there.
@@ -28,7 +28,7 @@ fn take(free: &mut Devices, worker: &WorkerId, needs: u32) -> bool {
     }
 }
 
-impl Job {
+impl Gang {
     /// A queued job's survivors stay where nobody else has a place, and where nobody wants the worker empty, if what they
     /// hold is elsewhere too. Once no manifest of the generation that ended is on its way, they leave it: the next number is
     /// a generation without members, in which they wait.
@@ -74,9 +74,6 @@ impl Job {
 
     /// Of the workers that it is given, those that are no members.
     pub(crate) fn newcomers(&self, given: &[WorkerId], free: &mut Devices) -> Vec<WorkerId> {
-        if self.head.work != Work::Train {
-            return Vec::new();
-        }
         let needs = self.head.devices_per_worker();
         let newcomers = given
             .iter()

@@ -1,7 +1,7 @@
 //! Processes of a job that have no place in its generation: who they are and what they last said. Their ranks are
 //! numbered from the generation's world on.
 
-use super::running::RankLive;
+use crate::rank::RankLive;
 use crate::record::{Member, Millis};
 use proto::id::{Rank, WorkerId};
 use std::collections::BTreeMap;

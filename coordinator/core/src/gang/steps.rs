@@ -1,6 +1,6 @@
 //! What goes into a job's ledger, and what the ranks' digests say.
 
-use super::job::{Job, State};
+use super::job::{Gang, State};
 use super::ledger::Origin;
 use super::running::Running;
 use crate::explain::Ending;
@@ -10,7 +10,7 @@ use proto::ledger::Line;
 use proto::message::{DIGESTS_MAX, StepReport, WeightDigest};
 use std::collections::{BTreeMap, BTreeSet};
 
-impl Job {
+impl Gang {
     fn resumed(&self) -> Step {
         self.newest.resume.map_or(Step(0), |resume| resume.step)
     }
@@ -34,7 +34,7 @@ impl Job {
 
     /// `loss` is that of the last step, where it was heard.
     fn ledger_through(&mut self, world: u32, last: Step, loss: Option<Option<f64>>) {
-        let (generation, samples) = (self.head.generation, self.head.spec.train.global_batch);
+        let (generation, samples) = (self.head.generation, self.plan.global_batch);
         let origin = Origin {
             generation,
             world,

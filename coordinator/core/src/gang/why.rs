@@ -1,6 +1,6 @@
 //! Why a gang is where it is.
 
-use super::job::{Job, State};
+use super::job::{Gang, State};
 use super::running::{RankAt, Running};
 use crate::apart::Apart;
 use crate::head::Ended;
@@ -8,9 +8,9 @@ use crate::placement::{Decision, Shortage};
 use crate::record::Millis;
 use crate::shown::{WaitsFor, Why};
 use crate::words::seconds;
-use proto::message::{RankPhase, Work};
+use proto::message::RankPhase;
 
-impl Job {
+impl Gang {
     /// What it waits for at `now`; `decision` is what placement decided of it last.
     pub(crate) fn why(&self, decision: Option<&Decision>, apart: &Apart, now: Millis) -> Why {
         match &self.state {
@@ -52,6 +52,9 @@ impl Job {
                 "somebody paused it",
                 Some(format!("`coordinator resume {id}`")),
             );
+        }
+        if let Some(reason) = &self.head.held_up {
+            return Why::held_up(reason, id);
         }
         match decision {
             Some(Decision::Wait(shortage)) => Why {
@@ -127,16 +130,11 @@ impl Job {
         });
         let (waits_for, awaited) = awaited(running, now);
         let for_so_long = seconds(for_ms);
-        let sentence = match self.head.work {
-            Work::Train => {
-                // The ranks know it; what rank 0 told last may be of the generation before.
-                let doing = running.ranks.values().filter_map(|rank| rank.doing);
-                let doing = doing.map(|doing| doing.step.0).max().unwrap_or(0);
-                let step = doing.max(self.newest.acknowledged.0 + 1);
-                format!("it trains: step {step} has been going on for {for_so_long}{last}{awaited}")
-            }
-            Work::Sample(_) => format!("it has been drawing pictures for {for_so_long}{awaited}"),
-        };
+        // The ranks know it; what rank 0 told last may be of the generation before.
+        let doing = running.ranks.values().filter_map(|rank| rank.doing);
+        let doing = doing.map(|doing| doing.step.0).max().unwrap_or(0);
+        let step = doing.max(self.newest.acknowledged.0 + 1);
+        let sentence = format!("it trains: step {step} has been going on for {for_so_long}{last}{awaited}");
         Why {
             sentence,
             constraint: "step",
@@ -225,23 +223,11 @@ fn waits(running: &Running, constraint: &'static str, what: &str, at: RankAt<'_>
 
 fn waits_for(running: &Running, at: RankAt<'_>, since: Millis, now: Millis) -> Option<WaitsFor> {
     let member = running.owner(at.rank)?;
-    let phase = at.live.phase.as_ref().map_or("not reported", phase_word);
+    let phase = at.live.phase_word();
     Some(WaitsFor {
         rank: at.rank,
         worker: member.worker.clone(),
         phase: phase.to_owned(),
         for_ms: now.saturating_sub(since),
     })
-}
-
-fn phase_word(phase: &RankPhase) -> &'static str {
-    match phase {
-        RankPhase::Starting => "starting",
-        RankPhase::Ready => "ready",
-        RankPhase::Joining => "joining",
-        RankPhase::Training => "training",
-        RankPhase::Broken { .. } => "between generations",
-        RankPhase::Finished => "finished",
-        RankPhase::Failed { .. } => "failed",
-    }
 }

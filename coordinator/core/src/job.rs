@@ -1,0 +1,208 @@
+//! A job of either kind, as the rest of the machine sees it.
+
+use crate::apart::Apart;
+use crate::config::Config;
+use crate::deadline::Deadlines;
+use crate::explain::Ending;
+use crate::fleet::Fleet;
+use crate::gang::{Gang, Plan};
+use crate::head::Head;
+use crate::outbox::Outbox;
+use crate::placement::{Decision, Demand};
+use crate::record::{JobRecord, Member, Millis, Record};
+use crate::shown::{JobView, Why};
+use crate::units::Units;
+use proto::id::WorkerId;
+use proto::message::Assignment;
+use proto::spec::{JobSpec, Work};
+
+#[derive(Debug)]
+pub(crate) enum Job {
+    Gang(Box<Gang>),
+    Units(Box<Units>),
+}
+
+/// The same call for either kind.
+macro_rules! either {
+    ($job:expr, $it:ident => $call:expr) => {
+        match $job {
+            Job::Gang($it) => $call,
+            Job::Units($it) => $call,
+        }
+    };
+}
+
+impl Job {
+    /// A job as its record says, at the moment it was submitted or the coordinator restarted. `spec` is what its text means.
+    pub(crate) fn new(record: JobRecord, spec: JobSpec, deadlines: Deadlines, now: Millis) -> Self {
+        let gang = match &spec.work {
+            Work::Train(work) => Some(Plan::of(work)),
+            Work::Sample(_) => None,
+        };
+        match (gang, spec.work.units()) {
+            (None, Some(plan)) => Self::Units(Box::new(Units::new(record, spec, plan, now))),
+            (Some(plan), _) => Self::Gang(Box::new(Gang::new(record, spec, plan, deadlines, now))),
+            (None, None) => unreachable!("work is done by a gang or in units"),
+        }
+    }
+
+    pub(crate) fn gang(&self) -> Option<&Gang> {
+        match self {
+            Self::Gang(gang) => Some(gang),
+            Self::Units(_) => None,
+        }
+    }
+
+    pub(crate) fn gang_mut(&mut self) -> Option<&mut Gang> {
+        match self {
+            Self::Gang(gang) => Some(gang),
+            Self::Units(_) => None,
+        }
+    }
+
+    pub(crate) fn head(&self) -> &Head {
+        either!(self, job => &job.head)
+    }
+
+    pub(crate) fn head_mut(&mut self) -> &mut Head {
+        either!(self, job => &mut job.head)
+    }
+
+    pub(crate) fn record(&self) -> JobRecord {
+        either!(self, job => job.record())
+    }
+
+    pub(crate) fn is_queued(&self) -> bool {
+        either!(self, job => job.is_queued())
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        either!(self, job => job.is_over())
+    }
+
+    pub(crate) fn word(&self) -> &'static str {
+        either!(self, job => job.word())
+    }
+
+    /// Of its running generation, or of units the workers that it has.
+    pub(crate) fn members(&self) -> Box<dyn Iterator<Item = &Member> + '_> {
+        match self {
+            Self::Gang(gang) => Box::new(gang.members().iter()),
+            Self::Units(units) => Box::new(units.members()),
+        }
+    }
+
+    /// Its members, and those on standby.
+    pub(crate) fn processes(&self) -> impl Iterator<Item = &Member> {
+        let standbys = self.gang().map_or(&[][..], Gang::standby_members);
+        self.members().chain(standbys)
+    }
+
+    pub(crate) fn save(&self, outbox: &mut Outbox) {
+        either!(self, job => job.save(outbox));
+    }
+
+    pub(crate) fn wait(&mut self, reason: String, outbox: &mut Outbox) {
+        either!(self, job => job.wait(reason, outbox));
+    }
+
+    pub(crate) fn note_queued(&self, outbox: &mut Outbox) {
+        either!(self, job => job.note_queued(outbox));
+    }
+
+    pub(crate) fn cancel(&mut self, outbox: &mut Outbox) {
+        either!(self, job => job.cancel(outbox));
+    }
+
+    pub(crate) fn demand(&self, apart: &Apart, now: Millis) -> Option<Demand> {
+        match self {
+            Self::Gang(gang) => gang.demand(apart, now),
+            Self::Units(units) => units.demand(),
+        }
+    }
+
+    pub(crate) fn assignment(&self, worker: &WorkerId, config: &Config) -> Option<Assignment> {
+        either!(self, job => job.assignment(worker, config))
+    }
+
+    pub(crate) fn next_deadline(&self, deadlines: Deadlines, now: Millis) -> Option<Millis> {
+        match self {
+            Self::Gang(gang) => gang.next_deadline(deadlines, now),
+            Self::Units(units) => units.next_deadline(deadlines),
+        }
+    }
+
+    pub(crate) fn lose_worker(
+        &mut self,
+        worker: &WorkerId,
+        ending: &Ending,
+        deadlines: Deadlines,
+        outbox: &mut Outbox,
+    ) {
+        match self {
+            Self::Gang(gang) => gang.lose_worker(worker, ending, deadlines, outbox),
+            Self::Units(units) => units.lose_worker(worker, ending, outbox),
+        }
+    }
+
+    /// Moves on as far as it goes by itself. True when it is over now and was not before.
+    pub(crate) fn tend(&mut self, apart: &Apart, deadlines: Deadlines, outbox: &mut Outbox) -> bool {
+        match self {
+            Self::Gang(gang) => gang.tend(apart, deadlines, outbox),
+            Self::Units(units) => units.tend(deadlines, outbox),
+        }
+    }
+
+    /// Workers that were asked to leave go, if they are ready to. True when some did.
+    pub(crate) fn let_go(&mut self, outbox: &mut Outbox) -> bool {
+        either!(self, job => job.let_go(outbox))
+    }
+
+    /// Something waits to be saved with others of its kind.
+    pub(crate) fn has_batch(&self) -> bool {
+        match self {
+            Self::Gang(gang) => gang.has_ledger_pending(),
+            Self::Units(units) => units.has_unsaved(),
+        }
+    }
+
+    /// What waited is saved with this event: entries of its ledger, beside its record.
+    pub(crate) fn save_batch(&mut self, outbox: &mut Outbox) -> Option<Record> {
+        match self {
+            Self::Gang(gang) => {
+                let entries = gang.take_ledger();
+                if entries.is_some() {
+                    gang.save(outbox);
+                    gang.tell_members(outbox);
+                }
+                entries
+            }
+            Self::Units(units) => {
+                units.put_into_record(outbox);
+                None
+            }
+        }
+    }
+
+    pub(crate) fn view(&self, now: Millis) -> JobView<'_> {
+        match self {
+            Self::Gang(gang) => gang.view(),
+            Self::Units(units) => units.view(now),
+        }
+    }
+
+    pub(crate) fn why(&self, decision: Option<&Decision>, apart: &Apart, now: Millis) -> Why {
+        match self {
+            Self::Gang(gang) => gang.why(decision, apart, now),
+            Self::Units(units) => units.why(decision, now),
+        }
+    }
+
+    /// Panics with what is wrong.
+    pub(crate) fn check(&mut self, fleet: &Fleet) {
+        match self {
+            Self::Gang(gang) => gang.check(fleet),
+            Self::Units(units) => units.check(fleet),
+        }
+    }
+}
