@@ -21,7 +21,7 @@ pub(crate) fn job_view(
     store_url: &str,
     detail: Detail,
 ) -> pb::JobView {
-    let record = job.record;
+    let record = &job.record;
     let (phase, reason) = phase(job);
     let members: &[Member] = match &record.phase {
         JobPhase::Running { members } => members,
@@ -100,7 +100,7 @@ pub(crate) fn is_over(phase: &str) -> bool {
 }
 
 fn phase(job: &JobView<'_>) -> (&'static str, String) {
-    let record = job.record;
+    let record = &job.record;
     match &record.phase {
         JobPhase::Queued { reason } => (record.word(), reason.clone()),
         JobPhase::Running { .. } => match (&job.halting, running_phase(&job.ranks)) {
