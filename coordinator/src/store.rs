@@ -120,8 +120,15 @@ impl StateStore {
             durable.apply(Record::Drained(self.json(DRAINED_KEY, &bytes)?));
         }
         for (key, bytes) in self.scan(JOB_PREFIX, Vec::new(), usize::MAX).await? {
-            let job: JobRecord = self.json(&key, &bytes)?;
-            durable.apply(Record::Job(Box::new(job)));
+            match serde_json::from_slice::<JobRecord>(&bytes) {
+                Ok(job) => durable.apply(Record::Job(Box::new(job))),
+                // One job's record must not take the others with it.
+                Err(error) => {
+                    let job = JobId(key.trim_start_matches(JOB_PREFIX).to_owned());
+                    tracing::error!(%job, %error, "the record of a job cannot be read");
+                    durable.unreadable.insert(job, error.to_string());
+                }
+            }
         }
         Ok(durable)
     }

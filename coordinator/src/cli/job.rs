@@ -21,7 +21,7 @@ pub(crate) async fn jobs(global: &Global) -> Result<Outcome> {
     let mut table = table(&[
         "JOB",
         "PHASE",
-        "STEP",
+        "PROGRESS",
         "LOSS",
         "RANKS",
         "RESTARTS",
@@ -50,9 +50,11 @@ pub(crate) async fn jobs(global: &Global) -> Result<Outcome> {
     Ok(Outcome::True)
 }
 
-/// `40/400`, or `-` for jobs that have no steps.
+/// Steps or units: `40/400`; `-` where nothing is known of them.
 pub(crate) fn progress(job: &pb::JobView) -> String {
-    if job.steps == 0 {
+    if let Some(units) = &job.units {
+        format!("{}/{}", units.done, units.total)
+    } else if job.steps == 0 {
         "-".into()
     } else {
         format!("{}/{}", job.step, job.steps)
