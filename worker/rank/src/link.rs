@@ -1,7 +1,7 @@
 //! The rank's line to its daemon: one task owns the socket and the report. It beats when nothing happens, so
-//! that a rank deep in a kernel is known to be alive; it frees the model's thread from a collective when a newer
-//! generation is ordered; and it ends the process when the daemon says so or is gone, or when that thread hangs. Decides
-//! nothing about training.
+//! that a rank deep in a kernel is known to be alive; it tells the rank's machine of every order, and frees the model's
+//! thread from a collective where the machine wants that; and it ends the process when the daemon says so or is gone, or
+//! when that thread hangs. Decides nothing: the machine does, which both threads reach.
 //! The model's thread talks to it through [`Link`].
 
 use crate::collective::{Aborter, CollectiveError, exit_now};
@@ -13,8 +13,11 @@ use proto::message::{
     Assignment, DIGESTS_MAX, Halt, RankOrder, RankPhase, RankReport, STEPS_MAX, ShardReport, StepReport,
     WeightDigest,
 };
+use rank_core::gang::{Effect, Event, GangRank, Order, Rules};
+use rank_core::state::StateLabel;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc as threads;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
@@ -64,6 +67,12 @@ impl Task {
 /// Frees the model's thread from the group that it waits in.
 type Interrupt = Arc<Mutex<Option<Aborter>>>;
 
+/// The rank's machine, once the process knows that it trains.
+type Machine = Arc<Mutex<Option<GangRank>>>;
+
+/// What the machine wants of the model's thread because of an order, and in which generation.
+type Wanted = (Generation, Vec<Effect>);
+
 /// The model thread's end. Its calls wait only while the daemon does not read.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -71,6 +80,8 @@ pub(crate) struct Link {
     words: mpsc::Sender<Word>,
     task: watch::Receiver<Task>,
     interrupt: Interrupt,
+    machine: Machine,
+    wanted: Mutex<threads::Receiver<Wanted>>,
     marks: Marks,
 }
 
@@ -101,7 +112,8 @@ impl Link {
             };
             let (words, said) = mpsc::channel(WORDS_MAX);
             let (sender, receiver) = watch::channel(task.clone());
-            let interrupt = Interrupt::default();
+            let (interrupt, machine) = (Interrupt::default(), Machine::default());
+            let (wants, wanted) = threads::channel();
             let deadlines = Deadlines::new(task.assignment.detect_within_ms);
             let marks = Marks::default();
             let conversation = Conversation {
@@ -109,6 +121,8 @@ impl Link {
                 writer,
                 task: sender,
                 interrupt: Arc::clone(&interrupt),
+                machine: Arc::clone(&machine),
+                wants,
                 watch: Watch::new(marks.clone(), deadlines, Instant::now()),
             };
             tokio::spawn(conversation.run(lines, said, deadlines.heartbeat()));
@@ -118,6 +132,8 @@ impl Link {
                     words,
                     task: receiver,
                     interrupt,
+                    machine,
+                    wanted: Mutex::new(wanted),
                     marks,
                 },
                 task,
@@ -125,9 +141,47 @@ impl Link {
         })
     }
 
-    /// From now on this process speaks as a rank of the task's generation.
-    pub(crate) fn take_up(&self, task: &Task) {
-        self.say(Word::TakeUp(task.generation(), Rank(task.rank)));
+    /// The process trains: from now on a machine hears every order.
+    pub(crate) fn train(&self, rules: Rules) {
+        let mut machine = lock(&self.machine);
+        let task = self.task.borrow();
+        let first = Order::of(&task.assignment, Rank(task.rank));
+        *machine = Some(GangRank::new(rules, first));
+    }
+
+    /// Tells the machine what happened. What it wants is to be done in this order.
+    pub(crate) fn tell(&self, event: Event) -> Vec<Effect> {
+        let mut machine = lock(&self.machine);
+        machine
+            .as_mut()
+            .map_or_else(Vec::new, |machine| machine.handle(event))
+    }
+
+    /// Waits until an order makes the machine want something of a thread that has nothing to do. The process may be told to
+    /// leave instead.
+    pub(crate) fn wait_wanted(&self) -> anyhow::Result<Vec<Effect>> {
+        let wanted = lock(&self.wanted);
+        loop {
+            let (generation, effects) = wanted.recv().context("the daemon is gone")?;
+            // What was wanted in a generation that it has left meanwhile is void.
+            if self.machine(|machine| machine.serving().generation) == Some(generation) {
+                return Ok(effects);
+            }
+        }
+    }
+
+    fn machine<T>(&self, read: impl FnOnce(&GangRank) -> T) -> Option<T> {
+        lock(&self.machine).as_ref().map(read)
+    }
+
+    /// What the process holds.
+    pub(crate) fn held(&self) -> Option<StateLabel> {
+        self.machine(GangRank::held).flatten()
+    }
+
+    /// From now on this process speaks as a rank of this generation.
+    pub(crate) fn take_up(&self, generation: Generation, rank: Rank) {
+        self.say(Word::TakeUp(generation, rank));
     }
 
     pub(crate) fn phase(&self, phase: RankPhase) {
@@ -164,7 +218,7 @@ impl Link {
 
     /// Whether the generation is to end in order, and how.
     pub(crate) fn halt(&self) -> Option<Halt> {
-        self.task.borrow().assignment.halt
+        self.machine(GangRank::halt).flatten()
     }
 
     /// Whether a newer generation than this is ordered.
@@ -174,25 +228,13 @@ impl Link {
 
     /// From now on an order for a newer generation ends the collectives of this group. Any older group is forgotten.
     pub(crate) fn guard(&self, generation: Generation, aborter: Option<Aborter>) {
-        let mut interrupt = self.interrupt.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut interrupt = lock(&self.interrupt);
         *interrupt = aborter;
         if self.is_over(generation)
             && let Some(aborter) = interrupt.take()
         {
             aborter.abort();
         }
-    }
-
-    /// Waits for the order of a generation after this one, or, with state that is not `saved`, for the order to write
-    /// a checkpoint of it (then None). The process may be told to leave instead.
-    pub(crate) fn next_task(&self, generation: Generation, saved: bool) -> anyhow::Result<Option<Task>> {
-        let mut task = self.task.clone();
-        let is_newer = |task: &Task| generation < task.generation();
-        let next = self.runtime.block_on(
-            task.wait_for(|task| is_newer(task) || !saved && task.assignment.halt == Some(Halt::Save)),
-        );
-        let next = next.context("the daemon is gone")?;
-        Ok(is_newer(&next).then(|| next.clone()))
     }
 
     /// Says the last word and returns once the daemon can read it. The caller then leaves the process.
@@ -278,6 +320,11 @@ pub(crate) fn superseded(generation: Generation) -> CollectiveError {
     }
 }
 
+/// What is behind the lock is whole at any moment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn first_report(task: &Task) -> RankReport {
     RankReport {
         job: task.assignment.job.clone(),
@@ -298,6 +345,8 @@ struct Conversation {
     writer: OwnedWriteHalf,
     task: watch::Sender<Task>,
     interrupt: Interrupt,
+    machine: Machine,
+    wants: threads::Sender<Wanted>,
     watch: Watch,
 }
 
@@ -358,16 +407,17 @@ impl Conversation {
             return;
         }
         prune(&mut self.report, &task.assignment);
-        let newer = known < task.generation();
+        let order = Order::of(&task.assignment, Rank(task.rank));
         // Ignored: the receiver lives as long as the process.
         let _ = self.task.send(task);
-        if newer {
-            let group = self
-                .interrupt
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
-            group.into_iter().for_each(Aborter::abort);
+        let mut machine = lock(&self.machine);
+        let Some(machine) = machine.as_mut() else { return };
+        let effects = machine.handle(Event::Ordered(order));
+        if effects.contains(&Effect::Abort) {
+            lock(&self.interrupt).take().into_iter().for_each(Aborter::abort);
+        } else if !effects.is_empty() {
+            // Ignored: the model's thread ends only with the process.
+            let _ = self.wants.send((machine.serving().generation, effects));
         }
     }
 

@@ -3,49 +3,16 @@
 
 use crate::collective::precision::full_fp32;
 use crate::collective::{exit_now, first_line};
-use crate::link::{Link, Task};
+use crate::link::Link;
+use crate::process::{Permanent, Rank, Settings};
 use crate::{sample, train};
 use anyhow::Context;
-
 use proto::message::{RankPhase, Work};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::Builder;
 
 /// Threads for sockets, storage and sample loading; the model has the main thread.
 const RUNTIME_THREADS: usize = 2;
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct Settings {
-    /// The daemon's Unix socket.
-    #[arg(long)]
-    socket: PathBuf,
-    #[arg(long)]
-    job: String,
-    /// The address of this machine on which it talks to other ranks.
-    #[arg(long)]
-    pub(crate) address: String,
-    /// Where base weights from object storage are kept.
-    #[arg(long)]
-    pub(crate) cache_dir: PathBuf,
-    /// The daemon's process id: this process dies with it.
-    #[arg(long)]
-    parent: i32,
-}
-
-/// What every part of the work needs.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Rank<'a> {
-    pub(crate) runtime: &'a Handle,
-    pub(crate) link: &'a Link,
-    pub(crate) task: &'a Task,
-    pub(crate) settings: &'a Settings,
-}
-
-/// A failure that another generation would repeat: the job ends with it.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Permanent(pub(crate) String);
 
 /// Returns only when the work could not even begin.
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {

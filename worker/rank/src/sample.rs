@@ -3,13 +3,13 @@
 //! gives the same pictures. Called by [`crate::run`].
 
 use crate::checkpoint::{Checkpoints, digest};
+use crate::load::{build, open_data};
 use crate::maps;
 use crate::pictures::Pictures;
-use crate::run::Rank;
+use crate::process::Rank;
 use crate::score::{Identities, Verdict};
 use crate::sidecar::{Checkpoint, Drawn, Subjects, Target};
 use crate::subject::{Subject, named, of_data};
-use crate::train::{build, open_data};
 use crate::{device, environment};
 use anyhow::ensure;
 use image::RgbImage;
