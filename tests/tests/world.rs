@@ -155,10 +155,9 @@ fn planted_bugs_are_found() {
             Bug::PartialStepKept | Bug::StateNotHandedOver => {
                 &["ends at step", "different states", "not one value"]
             }
-            Bug::LowestStepTaken
-            | Bug::HandOverForgotten
-            | Bug::ReserveForgets
-            | Bug::OlderLineWins => &["begins at step"],
+            Bug::LowestStepTaken | Bug::HandOverForgotten | Bug::ReserveForgets | Bug::OlderLineWins => {
+                &["begins at step"]
+            }
             Bug::HaltHeardAlone => &["some of its ranks stop and others go on"],
             Bug::HaltShardForgotten => &["needs its last resort", "hangs"],
             Bug::GenerationsMixed => &[

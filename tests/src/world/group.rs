@@ -182,7 +182,9 @@ impl World {
             return;
         }
         let mut wanted = self.begin_with(states, generation, from_memory);
-        wanted.save.sort_by_key(|pid| pids.iter().position(|it| it == pid));
+        wanted
+            .save
+            .sort_by_key(|pid| pids.iter().position(|it| it == pid));
         self.save(&wanted.save, generation, began);
         if !wanted.leave.is_empty() {
             return self.finish(pids, generation);

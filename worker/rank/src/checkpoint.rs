@@ -249,7 +249,12 @@ mod tests {
         for rank in 0..2 {
             shards.push(
                 checkpoints
-                    .write_share(Deadlines::new(3000), place(), Position { rank, world: 2 }, &state())
+                    .write_share(
+                        Deadlines::new(3000),
+                        place(),
+                        Position { rank, world: 2 },
+                        &state(),
+                    )
                     .await
                     .unwrap(),
             );

@@ -48,25 +48,25 @@ fn is_outage(error: &(dyn Error + 'static)) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::CheckpointError;
     use object_store::Error as StoreError;
 
-    fn failed(source: StoreError) -> CheckpointError {
-        CheckpointError::Object {
-            action: "write",
-            path: "a".into(),
-            source,
-        }
+    /// As whoever uses a store says it: the store's own error is the cause.
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot write a")]
+    struct Failed(#[source] StoreError);
+
+    fn failed(source: StoreError) -> Failed {
+        Failed(source)
     }
 
-    fn no_answer() -> CheckpointError {
+    fn no_answer() -> Failed {
         failed(StoreError::Generic {
             store: "S3",
             source: "connection refused".into(),
         })
     }
 
-    fn missing() -> CheckpointError {
+    fn missing() -> Failed {
         failed(StoreError::NotFound {
             path: "a".into(),
             source: "404".into(),

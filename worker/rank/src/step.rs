@@ -94,11 +94,7 @@ impl Stepping<'_> {
             skipped_steps: update.skipped_steps,
             loss_scale: update.loss_scale,
         };
-        Ok(Done {
-            report,
-            halt,
-            clock,
-        })
+        Ok(Done { report, halt, clock })
     }
 
     fn begin(&self, step: u64, piece: Piece) {
@@ -191,7 +187,8 @@ impl Stepping<'_> {
             return Ok((loss, sums.marks != 0));
         }
         let halts = f64::from(u8::from(halts));
-        let sums = Tensor::from_slice(&[own.total, own.target, own.face, halts]).to_device(self.group.membership().device);
+        let sums = Tensor::from_slice(&[own.total, own.target, own.face, halts])
+            .to_device(self.group.membership().device);
         self.group
             .all_reduce(&sums, &format!("adding up the loss of step {step}"))?;
         let sums = Vec::<f64>::try_from(&sums.to_device(Device::Cpu).to_kind(Kind::Double))?;

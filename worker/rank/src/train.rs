@@ -21,7 +21,7 @@ use model::weights;
 use model_data::loader::Loader;
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Rank as RankNumber, Step};
-use proto::message::{Piece, ShardReport, WeightDigest};
+use proto::message::{Piece, ShardReport, StepReport, WeightDigest};
 use proto::spec::{JobSpec, Reduction};
 use rank_core::gang::{Effect, Event, Order, Rules};
 use rank_core::state::StateSource;
@@ -105,10 +105,6 @@ impl Turn {
 
     fn deadlines(&self) -> Deadlines {
         Deadlines::new(self.order.detect_within_ms)
-    }
-
-    fn group(&self) -> anyhow::Result<&Group> {
-        self.group.as_ref().context("the ranks have not met")
     }
 }
 
@@ -228,14 +224,7 @@ impl<'a> Seat<'a> {
         }
         let steps = source.step().0 + 1..=self.spec.train.steps;
         let (deadlines, position, loader) = (turn.deadlines(), turn.position(), self.loader.clone());
-        let prefetch = Prefetch::start(
-            self.rank.runtime,
-            deadlines,
-            loader,
-            self.spec,
-            position,
-            steps,
-        );
+        let prefetch = Prefetch::start(self.rank.runtime, deadlines, loader, self.spec, position, steps);
         turn.prefetch = Some(prefetch);
         let Position { rank, world } = position;
         tracing::info!(rank, world, ?source, "training");
@@ -243,10 +232,11 @@ impl<'a> Seat<'a> {
     }
 
     fn step(&mut self, step: Step) -> anyhow::Result<Event> {
-        let (turn, generation) = (&mut self.turn, self.turn.order.generation);
+        let generation = self.turn.order.generation;
         if self.rank.link.is_over(generation) {
             return Err(superseded(generation).into());
         }
+        let turn = &mut self.turn;
         let mut stepping = Stepping {
             rank: self.rank,
             spec: self.spec,
@@ -317,7 +307,7 @@ impl<'a> Seat<'a> {
         let Some((done, shard)) = self.turn.done.take() else {
             return;
         };
-        self.rank.link.step(proto::message::StepReport {
+        self.rank.link.step(StepReport {
             peak_memory_bytes: environment::peak_memory_bytes(),
             ..done.report
         });
