@@ -13,8 +13,8 @@ use super::toy;
 use coordinator_core::event::JobPhase;
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Rank, Step};
-use proto::message::{DIGESTS_MAX, PhaseSeconds, RankPhase, StepReport, WeightDigest, Work};
-use proto::spec::JobSpec;
+use proto::message::{DIGESTS_MAX, PhaseSeconds, RankPhase, StepReport, WeightDigest};
+use proto::spec::TrainWork;
 use rank_core::gang::{Effect, Event as GangEvent};
 use rank_core::state::{StateLabel, StateSource};
 use std::collections::BTreeMap;
@@ -41,11 +41,12 @@ impl World {
         if process.phase != RankPhase::Joining {
             return;
         }
-        let (key, world) = (process.key.clone(), process.assignment.world);
-        if matches!(process.assignment.work, Work::Sample(_)) {
+        let (key, world) = (process.key.clone(), process.assignment.world());
+        if process.assignment.units().is_some() {
             return self.draw_pictures(pid);
         }
-        let Some(address) = process.assignment.store_address.clone() else {
+        let address = process.assignment.gang().and_then(|gang| gang.store_address.clone());
+        let Some(address) = address else {
             return;
         };
         if process.meets != Some(key.generation) {
@@ -104,14 +105,18 @@ impl World {
 
     fn draw_pictures(&mut self, pid: Pid) {
         let Some(process) = self.working(pid) else { return };
-        let Work::Sample(sample) = process.assignment.work.clone() else {
+        let Some(order) = process.assignment.units() else {
             return;
         };
+        let checkpoint = order.source.as_ref().and_then(|source| source.checkpoint);
         let generation = process.key.generation;
         process.phase = RankPhase::Training;
+        let job = process.key.job.clone();
         self.say(pid, vec![], vec![]);
-        if let Some(checkpoint) = sample.checkpoint
-            && self.load(pid, &sample.source, checkpoint).is_none()
+        let record = self.durable.jobs.get(&job);
+        let source = record.and_then(|record| Some(record.spec.work.sampling()?.job.clone()));
+        if let Some((checkpoint, source)) = checkpoint.zip(source)
+            && self.load(pid, &source, checkpoint).is_none()
         {
             return;
         }
@@ -130,7 +135,7 @@ impl World {
         let Some(first) = self.processes.get(&pids[0]) else {
             return;
         };
-        let resume = first.assignment.resume;
+        let resume = first.assignment.gang().and_then(|gang| gang.resume);
         let told: Vec<Option<StateLabel>> = pids.iter().map(|pid| self.told_label(*pid)).collect();
         let holdings: Vec<(Generation, u64, u64)> = (pids.iter().zip(&told))
             .filter_map(|(pid, label)| {
@@ -196,15 +201,15 @@ impl World {
     /// What this process tells the others that it holds.
     fn told_label(&self, pid: Pid) -> Option<StateLabel> {
         let process = self.processes.get(&pid)?;
-        process.machine.held().filter(|_| !process.forgets)
+        process.held().filter(|_| !process.forgets)
     }
 
     /// Where this rank takes its state from, having heard what all hold.
     fn source_of(&mut self, pid: Pid, told: &[Option<StateLabel>]) -> Option<StateSource> {
         let bug = self.bug;
         let holdings = told.to_vec();
-        let process = self.processes.get_mut(&pid)?;
-        let effects = bug::gang_rank(bug, &mut process.machine, GangEvent::Met { holdings });
+        let machine = self.processes.get_mut(&pid)?.machine.as_mut()?;
+        let effects = bug::gang_rank(bug, machine, GangEvent::Met { holdings });
         effects.into_iter().find_map(|effect| match effect {
             Effect::Synchronize { source, .. } => Some(source),
             _ => None,
@@ -239,10 +244,11 @@ impl World {
     /// The machine of a process is told what all are told at the same time; what is to be done together is added to `wanted`.
     fn gang_rank_in(&mut self, pid: Pid, event: GangEvent, wanted: &mut Wanted) {
         let bug = self.bug;
-        let Some(process) = self.processes.get_mut(&pid) else {
+        let process = self.processes.get_mut(&pid);
+        let Some(machine) = process.and_then(|it| it.machine.as_mut()) else {
             return;
         };
-        for effect in bug::gang_rank(bug, &mut process.machine, event) {
+        for effect in bug::gang_rank(bug, machine, event) {
             match effect {
                 Effect::Phase(phase) => {
                     if let Some(process) = self.processes.get_mut(&pid) {
@@ -309,7 +315,7 @@ impl World {
             return;
         };
         let pids: Vec<Pid> = group.joined.values().copied().collect();
-        let Some(spec) = self.durable.jobs.get(&job).map(|record| record.spec.clone()) else {
+        let Some(spec) = self.training(&job) else {
             return;
         };
         let hangs = |pid: &Pid| self.processes.get(pid).is_some_and(|process| process.hung);
@@ -329,7 +335,7 @@ impl World {
             return self.group_breaks(&pids, generation, silent, &spec);
         }
         let waits = |pid: &Pid| {
-            self.pause(*pid).is_some() || self.processes.get(pid).is_some_and(|it| it.machine.is_saving())
+            self.pause(*pid).is_some() || self.processes.get(pid).is_some_and(Process::is_saving)
         };
         if pids.iter().any(waits) {
             return self
@@ -394,7 +400,11 @@ impl World {
         }
     }
 
-    fn sum(&self, world: usize, step: u64, spec: &JobSpec) -> u64 {
+    pub(crate) fn training(&self, job: &JobId) -> Option<TrainWork> {
+        self.durable.jobs.get(job)?.spec.training().cloned()
+    }
+
+    fn sum(&self, world: usize, step: u64, spec: &TrainWork) -> u64 {
         let world = u32::try_from(world).expect("a handful of ranks");
         let wrong = self.bug == Some(Bug::WrongShare) && 1 < world;
         let share = |rank: u32| if wrong && rank == 1 { 0 } else { rank };
@@ -403,10 +413,10 @@ impl World {
         sums.fold(0, u64::wrapping_add)
     }
 
-    fn step_together(&mut self, pids: &[Pid], step: u64, spec: &JobSpec) -> Wanted {
+    fn step_together(&mut self, pids: &[Pid], step: u64, spec: &TrainWork) -> Wanted {
         let sum = self.sum(pids.len(), step, spec);
         // What one was told all learn in the same step.
-        let told = |pid: &Pid| self.processes.get(pid).and_then(|it| it.machine.halt());
+        let told = |pid: &Pid| self.processes.get(pid)?.machine.as_ref()?.halt();
         let halt = pids.iter().any(|pid| told(pid).is_some());
         let mut wanted = Wanted::default();
         for pid in pids {
@@ -447,7 +457,7 @@ impl World {
             return;
         };
         process.value = toy::fold(process.value, sum);
-        let held = process.machine.held();
+        let held = process.held();
         process.reached = held.map(|held| (held.generation, held.step.0 + 1));
     }
 
@@ -461,7 +471,7 @@ impl World {
         process.digests.drain(..surplus);
     }
 
-    fn group_breaks(&mut self, pids: &[Pid], generation: Generation, hung: bool, spec: &JobSpec) {
+    fn group_breaks(&mut self, pids: &[Pid], generation: Generation, hung: bool, spec: &TrainWork) {
         // Who died may have sent its part before; then some of the others have the whole sum and some have not.
         let sent = !hung && self.dice.chance(300);
         let alive: Vec<Pid> = pids
@@ -482,8 +492,9 @@ impl World {
                     // It comes to nothing more before it notices.
                     let (step, halt) = (Step(step), false);
                     let stepped = GangEvent::Stepped { step, halt };
-                    if let Some(process) = self.processes.get_mut(&pid) {
-                        drop(process.machine.handle(stepped));
+                    let process = self.processes.get_mut(&pid);
+                    if let Some(machine) = process.and_then(|it| it.machine.as_mut()) {
+                        drop(machine.handle(stepped));
                     }
                 } else if kept {
                     process.value = process.value.wrapping_add(sum);
@@ -513,12 +524,12 @@ impl World {
         if process.key.generation != generation || process.phase != RankPhase::Training {
             return;
         }
-        if process.machine.is_saving() {
+        if process.is_saving() {
             return self
                 .agenda
                 .put(self.now + 50, Happening::RankFinishes { pid, generation });
         }
-        if process.assignment.work == Work::Train {
+        if process.machine.is_some() {
             return self.gang_rank(pid, GangEvent::Left);
         }
         process.phase = RankPhase::Finished;

@@ -12,9 +12,10 @@ use super::tell;
 use proto::checkpoint::checkpoint_folder;
 use proto::id::{Generation, Rank, Step};
 use proto::message::{
-    Assignment, Doing, Piece, RankPhase, RankReport, ShardReport, StepReport, WeightDigest, Work,
+    Assignment, Doing, Piece, RankPhase, RankReport, ShardReport, StepReport, UnitReport, WeightDigest,
 };
 use rank_core::gang::{Effect, Event as GangEvent, GangRank, Order, Rules};
+use rank_core::state::StateLabel;
 use worker_core::event::{Event, RankKey};
 
 /// Steps between digests.
@@ -44,8 +45,8 @@ pub(crate) struct Process {
     pub(crate) hung: bool,
     /// Until then it gets no processor; what comes for it waits.
     pub(crate) paused_until: u64,
-    /// What it decides by, where it trains.
-    pub(crate) machine: GangRank,
+    /// What it decides by, where it is a rank of a gang.
+    pub(crate) machine: Option<GangRank>,
     /// The toy's value after the step that the machine holds.
     pub(crate) value: u64,
     /// The newest generation and step that it ever came to.
@@ -74,14 +75,19 @@ pub(crate) struct Share {
 }
 
 impl Process {
-    /// The step of the state that it holds.
-    pub(crate) fn step(&self) -> u64 {
-        self.machine.held().map_or(0, |held| held.step.0)
+    pub(crate) fn held(&self) -> Option<StateLabel> {
+        self.machine.as_ref().and_then(GangRank::held)
     }
 
-    fn trains(&self) -> bool {
-        self.assignment.work == Work::Train
+    pub(crate) fn is_saving(&self) -> bool {
+        self.machine.as_ref().is_some_and(GangRank::is_saving)
     }
+
+    /// The step of the state that it holds.
+    pub(crate) fn step(&self) -> u64 {
+        self.held().map_or(0, |held| held.step.0)
+    }
+
 }
 
 impl World {
@@ -105,11 +111,18 @@ impl World {
         } else {
             self.dice.between(100, 1_200)
         };
-        let rules = self.durable.jobs.get(&key.job).map(|job| Rules {
-            digest_every: DIGEST_EVERY,
-            ..Rules::of(&job.spec)
+        let machine = Order::of(&assignment, key.rank).map(|first| {
+            let spec = self.training(&key.job);
+            let rules = spec.map_or(UNKNOWN, |spec| Rules::of(&spec));
+            let digest_every = DIGEST_EVERY;
+            GangRank::new(
+                Rules {
+                    digest_every,
+                    ..rules
+                },
+                first,
+            )
         });
-        let machine = GangRank::new(rules.unwrap_or(UNKNOWN), Order::of(&assignment, key.rank));
         let process = Process {
             process: key.clone(),
             key,
@@ -279,6 +292,7 @@ impl World {
             steps,
             shards,
             digests: process.digests.clone(),
+            units: UnitReport::default(),
             doing: process.reduces_since.map(|since| Doing {
                 step: Step(process.step() + 1),
                 piece: Piece::Reduction,
@@ -330,7 +344,7 @@ impl World {
     /// Libraries and weights are there: it is ready to meet the others.
     pub(crate) fn rank_loaded(&mut self, pid: Pid) {
         let Some(process) = self.working(pid) else { return };
-        if process.trains() {
+        if process.machine.is_some() {
             return self.gang_rank(pid, GangEvent::Loaded);
         }
         process.phase = RankPhase::Joining;
@@ -343,19 +357,19 @@ impl World {
         let Some(process) = self.working(pid) else { return };
         let newer = process.key.generation < assignment.generation;
         process.assignment = assignment;
-        if !process.trains() {
+        let Some(order) = Order::of(&process.assignment, rank) else {
             return self.try_join(pid);
-        }
+        };
         if newer {
             process.reduces_since = None;
             process.forgets |= forgets && process.assignment.is_reserve();
         }
-        let order = Order::of(&process.assignment, rank);
         self.gang_rank(pid, GangEvent::Ordered(order));
         let Some(process) = self.working(pid) else { return };
-        let serving = process.machine.serving();
+        let Some(machine) = &process.machine else { return };
+        let serving = machine.serving();
         (process.key.generation, process.key.rank) = (serving.generation, serving.rank);
-        if !newer && !process.machine.is_saving() {
+        if !newer && !machine.is_saving() {
             // The address may be known now.
             self.try_join(pid);
         }
@@ -365,7 +379,10 @@ impl World {
     pub(crate) fn gang_rank(&mut self, pid: Pid, event: GangEvent) {
         let bug = self.bug;
         let Some(process) = self.working(pid) else { return };
-        for effect in bug::gang_rank(bug, &mut process.machine, event) {
+        let Some(machine) = &mut process.machine else {
+            return;
+        };
+        for effect in bug::gang_rank(bug, machine, event) {
             self.do_for_rank(pid, effect);
         }
     }
@@ -460,7 +477,7 @@ impl World {
             return self.agenda.put(at, Happening::RankWrites(share));
         }
         let Some(process) = self.working(pid) else { return };
-        let entry = store::entry(key.rank.0, process.assignment.world, value);
+        let entry = store::entry(key.rank.0, process.assignment.world(), value);
         self.store.put_shard(
             &checkpoint_folder(&key.job, Step(step), key.generation),
             &entry.path,
@@ -486,7 +503,7 @@ impl World {
         if process.key.generation != generation {
             return;
         }
-        let shard = store::entry(process.key.rank.0, process.assignment.world, value);
+        let shard = store::entry(process.key.rank.0, process.assignment.world(), value);
         let environment = "toy".to_owned();
         self.gang_rank(pid, GangEvent::Saved { step: Step(step) });
         self.say(

@@ -4,14 +4,14 @@ use crate::init;
 use crate::process::{Permanent, Rank};
 use model::trainer::Trainer;
 use model_data::loader::{Loader, LoaderOptions};
-use proto::spec::{Architecture, JobSpec};
+use proto::spec::{Architecture, TrainWork};
 use tch::Device;
 
 /// Memory for samples of one rank: a data set that fits stays decoded.
 const CACHE_BYTES: usize = 1 << 30;
 
 /// The model with its base weights, on its device, with the job's thread count.
-pub(crate) fn build(rank: &Rank<'_>, spec: &JobSpec, device: Device) -> anyhow::Result<Trainer> {
+pub(crate) fn build(rank: &Rank<'_>, spec: &TrainWork, device: Device) -> anyhow::Result<Trainer> {
     tch::set_num_threads(i32::try_from(spec.train.threads).unwrap_or(i32::MAX));
     let weights = match &spec.model.init {
         Some(url) => Some(
@@ -34,7 +34,7 @@ pub(crate) fn build(rank: &Rank<'_>, spec: &JobSpec, device: Device) -> anyhow::
     })
 }
 
-pub(crate) async fn open_data(spec: &JobSpec, version: &str) -> anyhow::Result<Loader> {
+pub(crate) async fn open_data(spec: &TrainWork, version: &str) -> anyhow::Result<Loader> {
     let options = LoaderOptions {
         needs_references: spec.model.architecture == Architecture::Retrinet,
         cache_bytes: CACHE_BYTES,

@@ -3,7 +3,9 @@
 
 mod checkpoint;
 mod clock;
+mod closing;
 mod collective;
+mod conversation;
 mod deadline;
 mod device;
 mod doctor;
@@ -29,7 +31,9 @@ mod share;
 mod sidecar;
 mod state;
 mod step;
+mod studio;
 mod subject;
+mod task;
 mod tokenize;
 mod train;
 mod upload;

@@ -16,7 +16,7 @@ pub(crate) async fn outlast<T, E: Error + 'static, F: Future<Output = Result<T, 
     let begun = Instant::now();
     loop {
         let error = match attempt().await {
-            Err(error) if is_outage(&error) && begun.elapsed() < deadlines.outage() => error,
+            Err(error) if is_outage(Chain::new(&error)) && begun.elapsed() < deadlines.outage() => error,
             outcome => return outcome,
         };
         let pause = deadlines.outage_pause();
@@ -35,14 +35,13 @@ pub(crate) async fn outlast<T, E: Error + 'static, F: Future<Output = Result<T, 
 }
 
 /// Whether this may pass: no answer, a full disk, an error of the server; not what it says of the object or of us.
-fn is_outage(error: &(dyn Error + 'static)) -> bool {
-    let generic = |cause: &(dyn Error + 'static)| {
+pub(crate) fn is_outage(mut chain: Chain<'_>) -> bool {
+    chain.any(|cause| {
         matches!(
             cause.downcast_ref::<object_store::Error>(),
             Some(object_store::Error::Generic { .. })
         )
-    };
-    Chain::new(error).any(generic)
+    })
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::position::Position;
 use model_data::example::Example;
 use model_data::loader::{LoadError, Loader};
 use proto::share;
-use proto::spec::JobSpec;
+use proto::spec::TrainWork;
 use std::ops::RangeInclusive;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -33,7 +33,7 @@ impl Prefetch {
         runtime: &Handle,
         deadlines: Deadlines,
         loader: Loader,
-        spec: &JobSpec,
+        spec: &TrainWork,
         Position { rank, world }: Position,
         steps: RangeInclusive<u64>,
     ) -> Self {

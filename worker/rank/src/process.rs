@@ -1,6 +1,8 @@
 //! What every part of a rank process needs, whatever the work. Plain data.
 
-use crate::link::{Link, Task};
+use crate::link::Link;
+use crate::task::Task;
+use proto::spec::JobSpec;
 use std::path::PathBuf;
 use tokio::runtime::Handle;
 
@@ -29,6 +31,7 @@ pub(crate) struct Rank<'a> {
     pub(crate) link: &'a Link,
     /// What it was started for. The job, the store and the device are those of every later order.
     pub(crate) task: &'a Task,
+    pub(crate) job: &'a JobSpec,
     pub(crate) settings: &'a Settings,
 }
 

@@ -7,7 +7,9 @@ use crate::link::Link;
 use crate::process::{Permanent, Rank, Settings};
 use crate::{sample, train};
 use anyhow::Context;
-use proto::message::{RankPhase, Work};
+use proto::message::{RankPhase, Run};
+use proto::spec::Work;
+use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokio::runtime::Builder;
 
@@ -23,19 +25,21 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     let (link, task) = Link::connect(runtime.handle(), &settings.socket)?;
-    let rank = Rank {
-        runtime: runtime.handle(),
-        link: &link,
-        task: &task,
-        settings,
+    let begin = || {
+        let assignment = &task.assignment;
+        let job = proto::job::parse_stored(&assignment.job, &assignment.job_toml)?;
+        work(&Rank {
+            runtime: runtime.handle(),
+            link: &link,
+            task: &task,
+            job: &job,
+            settings,
+        })
     };
-    let outcome = catch_unwind(AssertUnwindSafe(|| work(&rank)))
+    let outcome = catch_unwind(AssertUnwindSafe(begin))
         .unwrap_or_else(|panic| Err(anyhow::anyhow!("panic: {}", panic_text(&*panic))));
     match outcome {
-        Ok(()) => {
-            link.last(RankPhase::Finished);
-            exit_now(0)
-        }
+        Ok(never) => match never {},
         Err(error) => {
             let permanent = error.downcast_ref::<Permanent>().is_some();
             // What an object store answers begins with a line that only says that it is XML.
@@ -48,7 +52,8 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     }
 }
 
-fn work(rank: &Rank<'_>) -> anyhow::Result<()> {
+/// Leaves only by an error: the daemon tells the process when to end.
+fn work(rank: &Rank<'_>) -> anyhow::Result<Infallible> {
     let (assignment, settings) = (&rank.task.assignment, rank.settings);
     anyhow::ensure!(
         assignment.job.0 == settings.job,
@@ -56,11 +61,19 @@ fn work(rank: &Rank<'_>) -> anyhow::Result<()> {
         assignment.job,
         settings.job
     );
-    let name = format!("job.toml of {}", assignment.job);
-    let spec = proto::job::parse(&name, &assignment.job_toml, None)?;
-    match &assignment.work {
-        Work::Train => train::train(rank, &spec),
-        Work::Sample(request) => sample::sample(rank, &spec, request).context("drawing pictures"),
+    match (&rank.job.work, &assignment.run) {
+        (Work::Train(work), Run::Gang(_)) => train::train(rank, work),
+        (Work::Sample(work), Run::Units(order)) => {
+            let source = order.source.as_ref().context("the order names no trained job")?;
+            sample::sample(rank, work, source).context("sampling")
+        }
+        (work @ Work::Train(_), Run::Units(_)) | (work @ Work::Sample(_), Run::Gang(_)) => {
+            anyhow::bail!(
+                "the daemon's order runs [{}] of {} in the other way",
+                work.table(),
+                assignment.job
+            )
+        }
     }
 }
 

@@ -14,13 +14,13 @@ use model_data::loader::Loader;
 use proto::id::{Generation, Step};
 use proto::message::{PhaseSeconds, Piece, StepReport};
 use proto::share;
-use proto::spec::JobSpec;
+use proto::spec::TrainWork;
 use tch::{Device, Kind, Tensor};
 
 /// What a step needs of the process and of the generation.
 pub(crate) struct Stepping<'a> {
     pub(crate) rank: &'a Rank<'a>,
-    pub(crate) spec: &'a JobSpec,
+    pub(crate) spec: &'a TrainWork,
     pub(crate) generation: Generation,
     pub(crate) trainer: &'a mut Trainer,
     pub(crate) group: &'a Group,

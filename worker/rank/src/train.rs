@@ -20,19 +20,20 @@ use model::trainer::Trainer;
 use model::weights;
 use model_data::loader::Loader;
 use proto::checkpoint::CheckpointRef;
-use proto::id::{Rank as RankNumber, Step};
+use proto::id::Step;
 use proto::message::{Piece, ShardReport, StepReport, WeightDigest};
-use proto::spec::{JobSpec, Reduction};
+use proto::spec::{Reduction, TrainWork};
 use rank_core::gang::{Effect, Event, Order, Rules};
 use rank_core::state::StateSource;
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use tch::Device;
 
 /// Serves in one generation after another, and leaves only by an error of its own or because it is told to. What goes
 /// wrong with the group costs the step that was under way: the state in memory is that of the last whole step.
-pub(crate) fn train(rank: &Rank<'_>, spec: &JobSpec) -> anyhow::Result<()> {
-    rank.link.train(Rules::of(spec));
-    let mut seat = Seat::prepare(rank, spec)?;
+pub(crate) fn train(rank: &Rank<'_>, spec: &TrainWork) -> anyhow::Result<Infallible> {
+    let first = rank.link.train(Rules::of(spec))?;
+    let mut seat = Seat::prepare(rank, spec, first)?;
     let mut wanted = VecDeque::from(rank.link.tell(Event::Loaded));
     loop {
         let Some(effect) = wanted.pop_front() else {
@@ -62,7 +63,7 @@ fn is_of_group(error: &anyhow::Error) -> bool {
 /// What outlives a generation.
 struct Seat<'a> {
     rank: &'a Rank<'a>,
-    spec: &'a JobSpec,
+    spec: &'a TrainWork,
     device: Device,
     trainer: Trainer,
     /// With `reduction = "exact"`; otherwise the group's Reducer sums gradients.
@@ -109,9 +110,9 @@ impl Turn {
 }
 
 impl<'a> Seat<'a> {
-    fn prepare(rank: &'a Rank<'a>, spec: &'a JobSpec) -> anyhow::Result<Self> {
+    fn prepare(rank: &'a Rank<'a>, spec: &'a TrainWork, first: Order) -> anyhow::Result<Self> {
         let assignment = &rank.task.assignment;
-        let device = device::choose(spec.resources.device, rank.task.device, spec.train.precision)?;
+        let device = device::choose(rank.job.resources.device, rank.task.device, spec.train.precision)?;
         let mut trainer = build(rank, spec, device)?;
         let exact = match spec.train.reduction {
             Reduction::Exact => {
@@ -132,7 +133,7 @@ impl<'a> Seat<'a> {
             exact,
             loader,
             checkpoints: Checkpoints::open(&assignment.store_url, &assignment.job)?,
-            turn: Turn::new(Order::of(assignment, RankNumber(rank.task.rank))),
+            turn: Turn::new(first),
         })
     }
 
@@ -296,7 +297,7 @@ impl<'a> Seat<'a> {
             step,
             shard: shard.context("writing a checkpoint")?,
             init_digest: self.trainer.init_digest(),
-            environment: environment::describe(self.spec),
+            environment: environment::describe(self.spec, self.rank.job.resources.device),
         })
     }
 

@@ -1,4 +1,4 @@
-//! Where the model's thread is in a step (or which picture it draws), and whether it has been there for too long. The thread marks every piece that it
+//! Where the model's thread is in a step (or which unit it is at), and whether it has been there for too long. The thread marks every piece that it
 //! begins ([`Marks`]); the line to the daemon looks at each beat ([`Watch`]). A process whose thread hangs in a piece that is
 //! all its own ends itself, and the others go on without it: nobody else can tell it from one that waits for them.
 
@@ -27,6 +27,8 @@ struct At {
     step: Step,
     piece: Piece,
     since: Instant,
+    /// In the middle of it the thread waits for the object store, which may be away for long.
+    waits: bool,
 }
 
 impl At {
@@ -45,9 +47,16 @@ impl Marks {
         self.turn(Instant::now(), Some((Step(step), piece)));
     }
 
-    /// A picture is begun; it belongs to no step.
-    pub(crate) fn draw(&self, number: u32) {
-        self.turn(Instant::now(), Some((Step(0), Piece::Picture(number))));
+    /// A unit is begun, or gone on with; it belongs to no step.
+    pub(crate) fn unit(&self, number: u64) {
+        self.turn(Instant::now(), Some((Step(0), Piece::Unit(number))));
+    }
+
+    /// The piece that is under way waits for the object store from here on.
+    pub(crate) fn waits(&self) {
+        if let Some(at) = &mut self.book().at {
+            at.waits = true;
+        }
     }
 
     /// The backward that is under way only waits for others from here on. Called on whichever thread computed the last
@@ -81,6 +90,7 @@ impl Marks {
             step,
             piece,
             since: now,
+            waits: false,
         });
     }
 
@@ -128,7 +138,7 @@ impl Watch {
             return None;
         }
         self.seen_for += passed.min(self.deadlines.heartbeat() * 2);
-        let at = book.at.filter(|at| at.piece.is_own())?;
+        let at = book.at.filter(|at| at.piece.is_own() && !at.waits)?;
         let longest = book.longest.get(kind(at.piece)).copied();
         (self.deadlines.own_piece(longest) <= self.seen_for).then(|| hangs(at, self.seen_for, longest))
     }
@@ -156,7 +166,7 @@ fn kind(piece: Piece) -> &'static str {
         Piece::Update => "update",
         Piece::Digest => "digest",
         Piece::Checkpoint => "checkpoint",
-        Piece::Picture(_) => "picture",
+        Piece::Unit(_) => "unit",
     }
 }
 
@@ -230,21 +240,32 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_that_never_ends_is_named() {
+    fn a_unit_that_never_ends_is_named() {
         let mut bench = Bench::new();
         let draw = |bench: &Bench, number| {
-            let picture = (Step(0), Piece::Picture(number));
-            bench.marks.turn(bench.now, Some(picture));
+            let unit = (Step(0), Piece::Unit(number));
+            bench.marks.turn(bench.now, Some(unit));
         };
         draw(&bench, 1);
         bench.beats(2);
         draw(&bench, 2);
         let (_, told) = bench.beats(60).unwrap();
-        let before = "no picture before took longer than 2.0 s; it ends itself";
+        let before = "no unit before took longer than 2.0 s; it ends itself";
         assert!(
-            told.starts_with("hangs in picture 2: for ") && told.ends_with(before),
+            told.starts_with("hangs in unit 2: for ") && told.ends_with(before),
             "{told}"
         );
+    }
+
+    #[test]
+    fn a_unit_that_waits_for_the_object_store_does_not_hang() {
+        let mut bench = Bench::new();
+        bench.begin(Piece::Unit(7));
+        bench.marks.waits();
+        assert_eq!(bench.beats(1000), None);
+        assert_eq!(bench.watch.doing(bench.now).unwrap().piece, Piece::Unit(7));
+        bench.begin(Piece::Unit(7));
+        assert!(bench.beats(10_000).is_some());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::state::{StateLabel, StateSource};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, Rank, Step};
 use proto::message::{Assignment, Halt, RankPhase};
-use proto::spec::JobSpec;
+use proto::spec::TrainWork;
 
 /// What the job says once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct Rules {
 
 impl Rules {
     #[must_use]
-    pub fn of(spec: &JobSpec) -> Self {
+    pub fn of(spec: &TrainWork) -> Self {
         Self {
             steps: spec.train.steps,
             checkpoint_every: spec.checkpoint.every,
@@ -54,17 +54,19 @@ pub struct Order {
 }
 
 impl Order {
+    /// None: the assignment is for ranks that work alone.
     #[must_use]
-    pub fn of(assignment: &Assignment, rank: Rank) -> Self {
-        Self {
+    pub fn of(assignment: &Assignment, rank: Rank) -> Option<Self> {
+        let gang = assignment.gang()?;
+        Some(Self {
             generation: assignment.generation,
             rank,
-            world: assignment.world,
+            world: gang.world,
             standby: assignment.is_reserve(),
-            resume: assignment.resume,
+            resume: gang.resume,
             halt: assignment.halt,
             detect_within_ms: assignment.detect_within_ms,
-        }
+        })
     }
 }
 
