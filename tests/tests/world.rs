@@ -159,7 +159,7 @@ fn planted_bugs_are_found() {
                 &["begins at step"]
             }
             Bug::HaltHeardAlone => &["some of its ranks stop and others go on"],
-            Bug::HaltShardForgotten => &["needs its last resort", "hangs"],
+            Bug::HaltShardForgotten => &["its checkpoint was not committed within"],
             Bug::GenerationsMixed => &[
                 "named and not there",
                 "is not whole",

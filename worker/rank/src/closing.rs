@@ -70,7 +70,10 @@ pub(crate) fn close(studio: &mut Studio<'_>, unit: u64) -> anyhow::Result<()> {
         summary,
         missing,
     };
-    studio.wait(unit, studio.pictures.put(LIST, serde_json::to_vec_pretty(&record)?))
+    studio.wait(
+        unit,
+        studio.pictures.put(LIST, serde_json::to_vec_pretty(&record)?),
+    )
 }
 
 /// The records of all images in order, and the images that are not there.

@@ -8,8 +8,8 @@ use crate::task::{Machine, Shared, Task, Wanted};
 use crate::watch::Watch;
 use proto::id::{Generation, Rank};
 use proto::message::{
-    Assignment, DIGESTS_MAX, RankOrder, RankPhase, RankReport, STEPS_MAX, ShardReport, StepReport, UnitReport,
-    WeightDigest,
+    Assignment, DIGESTS_MAX, RankOrder, RankPhase, RankReport, STEPS_MAX, ShardReport, StepReport,
+    UnitReport, WeightDigest,
 };
 use rank_core::{gang, units};
 use std::sync::mpsc as threads;

@@ -249,8 +249,8 @@ impl Link {
     ) -> anyhow::Result<String> {
         let mut task = self.task.clone();
         self.runtime.block_on(async {
-            let known = task
-                .wait_for(|task| generation < task.generation() || task.store_address().is_some());
+            let known =
+                task.wait_for(|task| generation < task.generation() || task.store_address().is_some());
             let Ok(found) = tokio::time::timeout(deadlines.outage(), known).await else {
                 return Err(CollectiveError {
                     action: "meeting the other ranks".into(),

@@ -4,7 +4,7 @@
 use crate::score::Verdict;
 use crate::subject::{Origin, Subject};
 use model_data::loader::Loader;
-use proto::sample::{SampleMethod, SampleWork};
+use proto::sample::{Concept, SampleMethod, SampleWork};
 use proto::spec::{Pairing, Task};
 use serde::{Deserialize, Serialize};
 

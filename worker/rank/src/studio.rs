@@ -39,11 +39,7 @@ pub(crate) struct Studio<'a> {
 }
 
 impl<'a> Studio<'a> {
-    pub(crate) fn open(
-        rank: &'a Rank<'a>,
-        work: &'a SampleWork,
-        source: &SourceJob,
-    ) -> anyhow::Result<Self> {
+    pub(crate) fn open(rank: &'a Rank<'a>, work: &'a SampleWork, source: &SourceJob) -> anyhow::Result<Self> {
         let assignment = &rank.task.assignment;
         let mut spec = proto::job::parse_training(&format!("job.toml of {}", work.job), &source.job_toml)?;
         spec.data.task = work.task.unwrap_or(spec.data.task);
@@ -176,7 +172,11 @@ impl<'a> Studio<'a> {
         for (name, picture) in drawn.pictures {
             self.wait(unit, self.pictures.put_picture(&name, picture))?;
         }
-        self.wait(unit, self.pictures.put(&json, serde_json::to_vec_pretty(&drawn.record)?))
+        self.wait(
+            unit,
+            self.pictures
+                .put(&json, serde_json::to_vec_pretty(&drawn.record)?),
+        )
     }
 
     /// The subject of this number, read where it is not at hand.

@@ -52,7 +52,11 @@ pub(crate) async fn of_data(
     chosen: Chosen,
     request: &SampleWork,
 ) -> anyhow::Result<Subject> {
-    let example = loader.examples_at(vec![(chosen.epoch, chosen.position)]).await?.into_iter().next();
+    let example = loader
+        .examples_at(vec![(chosen.epoch, chosen.position)])
+        .await?
+        .into_iter()
+        .next();
     let mut example = example.context("the data set gave no example")?;
     if spec.model.architecture != Architecture::Retrinet {
         example.references.clear();
