@@ -15,7 +15,7 @@ use crate::unet::UNet;
 use model_data::example::Concept;
 use model_data::prompt::Prompts;
 use proto::layout::UNetLayout;
-use proto::message::SampleMethod;
+use proto::sample::SampleMethod;
 use proto::spec::{Architecture, Model};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};

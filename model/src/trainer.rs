@@ -16,14 +16,14 @@ use crate::parameter::Parameters;
 use crate::schedule::NoiseSchedule;
 use crate::weights::{self, NamedTensors};
 use model_data::example::{Concept, Example};
-use proto::spec::{Architecture, Component, JobSpec, Train};
+use proto::spec::{Architecture, Component, TrainWork, Train};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
 /// See the module's header.
 #[derive(Debug)]
 pub struct Trainer {
-    spec: JobSpec,
+    spec: TrainWork,
     device: Device,
     network: Network,
     parameters: Parameters,
@@ -86,11 +86,11 @@ impl Trainer {
     ///
     /// # Errors Base weights that are missing, unreadable or do not fit; an autoencoder to be trained inside
     /// a diffusion model.
-    pub fn new(spec: &JobSpec, init: Option<&InitWeights>, device: Device) -> Result<Self, ModelError> {
+    pub fn new(spec: &TrainWork, init: Option<&InitWeights>, device: Device) -> Result<Self, ModelError> {
         guarded("building the model", || Self::build(spec, init, device))
     }
 
-    fn build(spec: &JobSpec, init: Option<&InitWeights>, device: Device) -> Result<Self, ModelError> {
+    fn build(spec: &TrainWork, init: Option<&InitWeights>, device: Device) -> Result<Self, ModelError> {
         let model = &spec.model;
         let frozen = |component: Component| model.freeze.contains(&component);
         if model.architecture != Architecture::Autoencoder && !frozen(Component::Autoencoder) {

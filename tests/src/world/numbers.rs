@@ -8,8 +8,10 @@ use coordinator_core::event::{JobPhase, JobRecord, Member, Record, Reply};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::message::{
-    Assignment, DesiredState, Doing, Halt, Piece, RankPhase, RankReport, Work, WorkerReport,
+    Assignment, DesiredState, Doing, GangOrder, Halt, Piece, RankPhase, RankReport, Run, UnitRange,
+    UnitReport, WorkerReport,
 };
+use proto::spec::Work;
 use worker_core::event as worker;
 use worker_core::event::RankKey;
 
@@ -87,6 +89,11 @@ impl Numbers {
         self.put(generation.0);
     }
 
+    fn units(&mut self, range: UnitRange) {
+        self.put(range.first);
+        self.put(range.end);
+    }
+
     fn member(&mut self, member: &Member) {
         self.worker(&member.worker);
         self.put(member.first_rank.0);
@@ -162,17 +169,15 @@ impl Numbered for coordinator::Event {
                 numbers.put(request.0);
                 numbers.put(spec.resources.workers_min);
                 numbers.put(spec.resources.workers_max);
-                numbers.put(spec.train.steps);
-            }
-            Self::Sample {
-                request,
-                sample,
-                latest,
-            } => {
-                numbers.put(2_u8);
-                numbers.put(request.0);
-                numbers.job(&sample.source);
-                numbers.put(*latest);
+                match &spec.work {
+                    Work::Train(work) => numbers.put(work.train.steps),
+                    Work::Sample(work) => {
+                        numbers.job(&work.job);
+                        numbers.put(work.units().count);
+                    }
+                }
+                // Who waits for nobody has none, as before there was waiting.
+                spec.after.iter().for_each(|job| numbers.job(job));
             }
             Self::Cancel { request, job } => {
                 numbers.put(3_u8);
@@ -540,6 +545,13 @@ impl Numbered for RankReport {
             numbers.id(&digest.sha256);
         });
         numbers.some(self.doing, doing);
+        // Ranks of gangs have none, as before there were units.
+        let UnitReport { done, failed } = &self.units;
+        if !done.is_empty() || !failed.is_empty() {
+            numbers.put(1_u8);
+            numbers.all(done, |numbers, range| numbers.units(*range));
+            numbers.all(failed, |numbers, failure| numbers.put(failure.unit));
+        }
     }
 }
 
@@ -547,12 +559,12 @@ fn doing(numbers: &mut Numbers, doing: Doing) {
     numbers.put(doing.step.0);
     let (piece, count) = match doing.piece {
         Piece::Samples => (1_u8, 0),
-        Piece::MicroBatch(count) => (2, count),
+        Piece::MicroBatch(count) => (2, u64::from(count)),
         Piece::Reduction => (3, 0),
         Piece::Update => (4, 0),
         Piece::Digest => (5, 0),
         Piece::Checkpoint => (6, 0),
-        Piece::Picture(count) => (7, count),
+        Piece::Unit(unit) => (7, unit),
     };
     numbers.put(piece);
     numbers.put(count);
@@ -571,23 +583,42 @@ impl Numbered for Assignment {
     fn number(&self, numbers: &mut Numbers) {
         numbers.job(&self.job);
         numbers.put(self.generation.0);
-        let work = match &self.work {
-            Work::Train => 1_u8,
-            Work::Sample(_) => 2,
+        let kind = match &self.run {
+            Run::Gang(_) => 1_u8,
+            Run::Units(_) => 2,
         };
-        numbers.put(work);
+        numbers.put(kind);
         numbers.put(self.first_rank.0);
         numbers.put(self.ranks);
-        numbers.put(self.world);
-        numbers.put(self.store_address.is_some());
-        numbers.some(self.resume, Numbers::checkpoint);
-        numbers.put(self.acknowledged_step.0);
-        numbers.put(self.committed_step.0);
+        match &self.run {
+            Run::Gang(order) => order.number(numbers),
+            Run::Units(order) => {
+                numbers.some(
+                    order.source.as_ref().and_then(|it| it.checkpoint),
+                    Numbers::checkpoint,
+                );
+                numbers.put(order.leases.len() as u64);
+                for (rank, ranges) in &order.leases {
+                    numbers.put(rank.0);
+                    numbers.all(ranges, |numbers, range| numbers.units(*range));
+                }
+            }
+        }
         let halt = match self.halt {
             None => 0_u8,
             Some(Halt::Hold) => 1,
             Some(Halt::Save) => 2,
         };
         numbers.put(halt);
+    }
+}
+
+impl Numbered for GangOrder {
+    fn number(&self, numbers: &mut Numbers) {
+        numbers.put(self.world);
+        numbers.put(self.store_address.is_some());
+        numbers.some(self.resume, Numbers::checkpoint);
+        numbers.put(self.acknowledged_step.0);
+        numbers.put(self.committed_step.0);
     }
 }
