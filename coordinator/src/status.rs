@@ -21,7 +21,7 @@ pub(crate) fn job_view(
     store_url: &str,
     detail: Detail,
 ) -> pb::JobView {
-    let record = job.record;
+    let record = &job.record;
     let (phase, reason) = phase(job);
     let members: &[Member] = match &record.phase {
         JobPhase::Running { members } => members,
@@ -66,6 +66,8 @@ pub(crate) fn job_view(
         }),
         units: None,
         work: record.spec.work.table().into(),
+        source: record.spec.work.sampling().map(|work| work.job.0.clone()),
+        after: record.spec.after.iter().map(|job| job.0.clone()).collect(),
     }
 }
 
@@ -98,7 +100,7 @@ pub(crate) fn is_over(phase: &str) -> bool {
 }
 
 fn phase(job: &JobView<'_>) -> (&'static str, String) {
-    let record = job.record;
+    let record = &job.record;
     match &record.phase {
         JobPhase::Queued { reason } => (record.word(), reason.clone()),
         JobPhase::Running { .. } => match (&job.halting, running_phase(&job.ranks)) {

@@ -2,46 +2,23 @@
 //! checkpoint (law 8), once, by the newest generation only (law 4). Here is decided what is written and kept;
 //! writing is the shell's work.
 
+use super::job::Gang;
+use super::writing::Writing;
 use crate::deadline::{Deadlines, MANIFEST_ATTEMPTS_MAX};
-use crate::event::{JobPhase, Millis};
 use crate::explain::Ending;
-use crate::job::Job;
 use crate::outbox::Outbox;
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Rank, Step};
 use proto::message::ShardReport;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Checkpoints of one generation that may lack shards at one time; the oldest are given up first.
-pub(crate) const PENDING_MAX: usize = 8;
-
-/// A manifest that was handed to the shell and not yet answered.
-#[derive(Debug)]
-pub(crate) struct Writing {
-    manifest: CheckpointManifest,
-    /// It is handed over again then.
-    pub(crate) retry_at: Millis,
-    attempts: u32,
-    /// The last answer.
-    error: String,
-}
-
-impl Writing {
-    pub(crate) fn checkpoint(&self) -> CheckpointRef {
-        CheckpointRef {
-            step: self.manifest.step,
-            generation: self.manifest.generation,
-        }
-    }
-}
-
 /// Hands the next complete checkpoint of the running generation to the shell, unless one is on its way.
-pub(crate) fn begin(job: &mut Job, deadlines: Deadlines, outbox: &mut Outbox) -> Result<(), Ending> {
-    if job.writing.is_some() || !matches!(job.record.phase, JobPhase::Running { .. }) {
+pub(super) fn begin(job: &mut Gang, deadlines: Deadlines, outbox: &mut Outbox) -> Result<(), Ending> {
+    let Some(running) = job.running().filter(|_| job.writing.is_none()) else {
         return Ok(());
-    }
-    let world = job.live.ranks.len();
-    let complete = job.live.shards.iter().find(|(_, shards)| shards.len() == world);
+    };
+    let world = running.ranks.len();
+    let complete = running.shards.iter().find(|(_, shards)| shards.len() == world);
     let Some((step, shards)) = complete else {
         return Ok(());
     };
@@ -58,7 +35,7 @@ pub(crate) fn begin(job: &mut Job, deadlines: Deadlines, outbox: &mut Outbox) ->
 }
 
 fn manifest(
-    job: &Job,
+    job: &Gang,
     step: Step,
     shards: &BTreeMap<Rank, ShardReport>,
 ) -> Result<CheckpointManifest, Ending> {
@@ -72,11 +49,11 @@ fn manifest(
     let mut entries: Vec<_> = shards.values().map(|shard| shard.shard.clone()).collect();
     entries.sort();
     Ok(CheckpointManifest {
-        job: job.record.id.clone(),
+        job: job.head.id.clone(),
         step,
-        generation: job.record.generation,
-        job_toml: job.record.job_toml.clone(),
-        dataset_version: job.record.dataset_version.clone(),
+        generation: job.head.generation,
+        job_toml: job.head.job_toml.clone(),
+        dataset_version: job.head.dataset_version.clone(),
         init_digest,
         shards: entries,
         // Mixed machines are named side by side: bits are comparable only where these agree.
@@ -86,8 +63,8 @@ fn manifest(
 
 /// Takes the shell's answer. True when the checkpoint is now committed. An answer that nobody waits for
 /// (doubled, or to a manifest that was given up) changes nothing.
-pub(crate) fn answered(
-    job: &mut Job,
+pub(super) fn answered(
+    job: &mut Gang,
     checkpoint: CheckpointRef,
     result: Result<(), String>,
     outbox: &mut Outbox,
@@ -106,22 +83,24 @@ pub(crate) fn answered(
     }
     let world = writing.manifest.shards.len();
     job.writing = None;
-    job.record.checkpoints.push(checkpoint);
+    job.checkpoints.push(checkpoint);
     job.ledger_commit(world, checkpoint.step);
-    job.record.fruitless = 0;
+    job.head.fruitless = 0;
     // What still waits to be written has its time from now on.
-    job.live.finished_at = None;
-    job.live.shards = job
-        .live
-        .shards
-        .split_off(&Step(checkpoint.step.0.saturating_add(1)));
-    outbox.save.insert(job.record.id.clone());
+    if let Some(running) = job.running_mut() {
+        running.finished_at = None;
+        running.shards = running
+            .shards
+            .split_off(&Step(checkpoint.step.0.saturating_add(1)));
+    }
+    job.save(outbox);
     job.tell_members(outbox);
     true
 }
 
 /// Tries again, or gives up, when the answer is due.
-pub(crate) fn retry(job: &mut Job, deadlines: Deadlines, outbox: &mut Outbox) -> Result<(), Ending> {
+pub(super) fn retry(job: &mut Gang, deadlines: Deadlines, outbox: &mut Outbox) -> Result<(), Ending> {
+    let is_over = job.is_over();
     let Some(writing) = job
         .writing
         .as_mut()
@@ -129,7 +108,7 @@ pub(crate) fn retry(job: &mut Job, deadlines: Deadlines, outbox: &mut Outbox) ->
     else {
         return Ok(());
     };
-    let given_up = MANIFEST_ATTEMPTS_MAX <= writing.attempts || job.record.phase.is_over();
+    let given_up = MANIFEST_ATTEMPTS_MAX <= writing.attempts || is_over;
     if !given_up {
         writing.attempts += 1;
         writing.retry_at = deadlines.manifest_retry(outbox.now);
@@ -145,18 +124,26 @@ pub(crate) fn retry(job: &mut Job, deadlines: Deadlines, outbox: &mut Outbox) ->
     })
 }
 
-/// Takes the checkpoints that are too many out of the record and names them for deletion. `pinned` are those
-/// that another job reads.
-pub(crate) fn retain(job: &mut Job, pinned: &BTreeSet<CheckpointRef>, outbox: &mut Outbox) {
-    let Some(training) = job.record.spec.training() else {
-        return;
-    };
-    let keep = training.checkpoint.keep.max(1) as usize;
-    let surplus = job.record.checkpoints.len().saturating_sub(keep);
-    let old: Vec<CheckpointRef> = job.record.checkpoints[..surplus].to_vec();
-    for checkpoint in old.into_iter().filter(|checkpoint| !pinned.contains(checkpoint)) {
-        job.record.checkpoints.retain(|kept| *kept != checkpoint);
-        outbox.save.insert(job.record.id.clone());
-        outbox.delete(job.record.id.clone(), checkpoint);
+impl Gang {
+    /// Takes the shell's answer. True when the checkpoint is now committed.
+    pub(crate) fn manifest_answered(
+        &mut self,
+        checkpoint: CheckpointRef,
+        result: Result<(), String>,
+        outbox: &mut Outbox,
+    ) -> bool {
+        answered(self, checkpoint, result, outbox)
+    }
+
+    /// Takes the checkpoints that are too many out of the record and names them for deletion. `pinned` are those
+    /// that another job reads.
+    pub(crate) fn retain(&mut self, pinned: &BTreeSet<CheckpointRef>, outbox: &mut Outbox) {
+                let surplus = self.checkpoints.len().saturating_sub(self.plan.keep);
+        let old: Vec<CheckpointRef> = self.checkpoints[..surplus].to_vec();
+        for checkpoint in old.into_iter().filter(|checkpoint| !pinned.contains(checkpoint)) {
+            self.checkpoints.retain(|kept| *kept != checkpoint);
+            self.save(outbox);
+            outbox.delete(self.head.id.clone(), checkpoint);
+        }
     }
 }

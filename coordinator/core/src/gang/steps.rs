@@ -1,69 +1,29 @@
-//! A job's ledger as the machine writes it: every step that rank 0 reported or that a commit proves, every state that
-//! all ranks agreed on. What is new waits a moment so that quick steps share one save; a step is acknowledged to its
-//! rank only when its entry is saved, so that none is lost with the coordinator.
+//! What goes into a job's ledger, and what the ranks' digests say.
 
-use crate::event::{Member, Record};
+use super::job::{Gang, State};
+use super::ledger::Origin;
+use super::running::Running;
 use crate::explain::Ending;
-use crate::job::Job;
-use crate::report::runs;
-use proto::id::{Generation, Rank, Step};
-use proto::ledger::{Entry, Line, Tip};
+use crate::record::{Member, Record};
+use proto::id::{Rank, Step};
+use proto::ledger::Line;
 use proto::message::{DIGESTS_MAX, StepReport, WeightDigest};
 use std::collections::{BTreeMap, BTreeSet};
 
-#[derive(Debug)]
-pub(crate) struct Ledger {
-    /// With what is not saved yet.
-    tip: Tip,
-    pending: Vec<Entry>,
-    /// What the ranks of that generation came to, where not all have spoken.
-    digests: BTreeMap<Step, BTreeMap<Rank, String>>,
-    digests_of: Generation,
-    /// The newest step on whose digest all agreed.
-    agreed: Step,
-}
-
-impl Ledger {
-    pub(crate) fn new(tip: Tip) -> Self {
-        Self {
-            tip,
-            pending: Vec::new(),
-            digests: BTreeMap::new(),
-            digests_of: Generation(0),
-            agreed: Step(0),
-        }
+impl Gang {
+    fn resumed(&self) -> Step {
+        self.newest.resume.map_or(Step(0), |resume| resume.step)
     }
 
-    fn write(&mut self, line: Line) {
-        let entry = self.tip.append(line);
-        self.pending.push(entry);
-    }
-
-    /// A generation spoke for the first time: that it did step `step`. It began where it resumed, or further on when
-    /// its ranks still had what an older one did.
-    fn begin(&mut self, (generation, world): (Generation, u32), resumed: Step, step: Step) {
-        if self.tip.generation != generation {
-            let before = Step(step.0.saturating_sub(1));
-            let from = resumed.max(before.min(self.tip.step));
-            self.write(Line::Generation {
-                generation,
-                world,
-                from,
-            });
-        }
-    }
-}
-
-impl Job {
     /// True when steps were told that no checkpoint has.
     pub(crate) fn is_beyond_checkpoint(&self) -> bool {
-        self.committed() < self.ledger.tip.step
+        self.committed() < self.ledger.tip().step
     }
 
     /// Rank 0 of the newest generation reported a step. Those before it, since the last that is known, were done too.
     pub(crate) fn ledger_step(&mut self, report: &StepReport) {
         let loss = Some(report.loss).filter(|loss| loss.is_finite());
-        let world = self.members().iter().map(|member| member.ranks).sum();
+        let world = self.running().map_or(0, Running::world);
         self.ledger_through(world, report.step, Some(loss));
     }
 
@@ -74,17 +34,20 @@ impl Job {
 
     /// `loss` is that of the last step, where it was heard.
     fn ledger_through(&mut self, world: u32, last: Step, loss: Option<Option<f64>>) {
-        let generation = self.record.generation;
-        let samples = self.record.spec.training().map_or(0, |work| work.train.global_batch);
-        let resumed = self.live.resume.map_or(Step(0), |resume| resume.step);
-        self.ledger.begin((generation, world), resumed, last);
+        let (generation, samples) = (self.head.generation, self.plan.global_batch);
+        let origin = Origin {
+            generation,
+            world,
+            resumed: self.resumed(),
+        };
+        self.ledger.begin(origin, last);
         let batch = u64::from(samples);
         let through = if loss.is_some() {
             Step(last.0.saturating_sub(1))
         } else {
             last
         };
-        let known = self.ledger.tip.step;
+        let known = self.ledger.tip().step;
         if known < through {
             let (first, samples) = (known.0 * batch, (through.0 - known.0) * batch);
             self.ledger.write(Line::Unheard {
@@ -108,8 +71,13 @@ impl Job {
 
     /// What a rank came to. When all have spoken of a step they agree, or the job is at its end.
     pub(crate) fn ledger_digests(&mut self, rank: Rank, digests: &[WeightDigest]) -> Option<Ending> {
-        let (world, generation) = (self.live.ranks.len(), self.record.generation);
+        let generation = self.head.generation;
+        let world = self.running().map_or(0, |running| running.ranks.len());
         let steps_max = self.steps_max();
+        let members = match &self.state {
+            State::Running(running) => &running.members[..],
+            State::Queued(_) | State::Ended(_) => &[],
+        };
         let ledger = &mut self.ledger;
         if ledger.digests_of != generation {
             ledger.digests.clear();
@@ -124,6 +92,7 @@ impl Job {
         while DIGESTS_MAX < ledger.digests.len() {
             ledger.digests.pop_first();
         }
+        let (told_generation, told_step) = (ledger.tip().generation, ledger.tip().step);
         let said_by_all = |of_step: &BTreeMap<Rank, String>| of_step.len() == world;
         while let Some(first) = ledger
             .digests
@@ -138,11 +107,11 @@ impl Job {
                 .map(|sha256| (*sha256).clone())
             else {
                 let said = first.remove();
-                let what = disagreement(step, &said, self.members());
+                let what = disagreement(step, &said, members);
                 return Some(Ending::WeightsDisagree { what });
             };
             // Rank 0's word on the step comes with its digest, or before long.
-            if ledger.tip.generation != generation || ledger.tip.step < step {
+            if told_generation != generation || told_step < step {
                 break;
             }
             first.remove();
@@ -157,24 +126,23 @@ impl Job {
     }
 
     pub(crate) fn has_ledger_pending(&self) -> bool {
-        !self.ledger.pending.is_empty()
+        self.ledger.is_pending()
     }
 
     /// Takes what is to be saved; the job's record then says so.
     pub(crate) fn take_ledger(&mut self) -> Option<Record> {
-        if !self.has_ledger_pending() {
-            return None;
-        }
-        self.record.ledger.clone_from(&self.ledger.tip);
-        let (job, entries) = (self.record.id.clone(), std::mem::take(&mut self.ledger.pending));
-        Some(Record::Ledger { job, entries })
+        let job = self.head.id.clone();
+        self.has_ledger_pending().then(|| Record::Ledger {
+            job,
+            entries: self.ledger.take(),
+        })
     }
 
     /// The newest step of the running generation whose entry is saved: its rank need not tell it again.
-    pub(crate) fn ledgered(&self) -> Step {
-        let resumed = self.live.resume.map_or(Step(0), |resume| resume.step);
-        let tip = &self.record.ledger;
-        if tip.generation == self.record.generation {
+    pub(super) fn ledgered(&self) -> Step {
+        let resumed = self.resumed();
+        let tip = self.ledger.saved();
+        if tip.generation == self.head.generation {
             tip.step.max(resumed)
         } else {
             resumed
@@ -184,7 +152,7 @@ impl Job {
 
 fn disagreement(step: Step, said: &BTreeMap<Rank, String>, members: &[Member]) -> String {
     let place = |rank: Rank| {
-        let member = members.iter().find(|member| runs(member, rank));
+        let member = members.iter().find(|member| member.runs(rank));
         member.map_or_else(
             || format!("rank {rank}"),
             |member| format!("rank {rank} on {}", member.worker.name),

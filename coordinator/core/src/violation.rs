@@ -1,27 +1,11 @@
-//! Is what a worker says of a rank possible? Checked before anything is believed: late and impossible words are ignored and
-//! noted once. It changes nothing and never panics.
+//! Words of a worker that cannot be true. They are ignored, and each kind is noted once per worker.
 
-use crate::event::{JobPhase, Member};
-use crate::job::Job;
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
-use proto::message::RankReport;
 use std::fmt;
-
-/// What to make of a rank's report.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Sense {
-    /// Of the running generation, by the worker that runs the rank.
-    Live,
-    /// Of a rank in reserve, by its worker.
-    Reserve,
-    /// Of a generation that is over, or of a reserve that is no more.
-    Late,
-    Odd(Oddity),
-}
 
 /// Something that cannot be true.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Oddity {
+pub(crate) enum Violation {
     UnknownJob {
         job: JobId,
     },
@@ -54,62 +38,15 @@ pub(crate) enum Oddity {
     ShardPath {
         path: String,
     },
+    UnitOutside {
+        unit: u64,
+        units: u64,
+    },
 }
 
-pub(crate) fn judge(job: Option<&Job>, worker: &WorkerId, report: &RankReport) -> Sense {
-    let Some(job) = job else {
-        return Sense::Odd(Oddity::UnknownJob {
-            job: report.job.clone(),
-        });
-    };
-    let newest = job.record.generation;
-    if newest < report.generation {
-        let job = report.job.clone();
-        return Sense::Odd(Oddity::FutureGeneration {
-            job,
-            said: report.generation,
-            newest,
-        });
-    }
-    if report.generation < newest {
-        return Sense::Late;
-    }
-    let of_worker = |member: &&Member| member.worker == *worker;
-    let reserve = job.record.reserves.iter().find(of_worker);
-    if reserve.is_some_and(|reserve| runs(reserve, report.rank)) {
-        return Sense::Reserve;
-    }
-    let JobPhase::Running { members } = &job.record.phase else {
-        return Sense::Late;
-    };
-    let world = members.iter().map(|member| member.ranks).sum();
-    if (world..job.live.next_rank).contains(&report.rank.0) {
-        return Sense::Late;
-    }
-    let Some(member) = members.iter().find(of_worker) else {
-        return Sense::Odd(Oddity::NotMember {
-            job: report.job.clone(),
-            generation: newest,
-        });
-    };
-    if !runs(member, report.rank) {
-        let (first, ranks) = (member.first_rank, member.ranks);
-        return Sense::Odd(Oddity::RankOutside {
-            rank: report.rank,
-            first,
-            ranks,
-        });
-    }
-    Sense::Live
-}
-
-pub(crate) fn runs(member: &Member, rank: Rank) -> bool {
-    member.first_rank <= rank && rank.0 - member.first_rank.0 < member.ranks
-}
-
-impl Oddity {
-    /// Names the sort of oddity: each is noted once per worker.
-    pub(crate) fn sort(&self) -> &'static str {
+impl Violation {
+    /// Names the kind: each is noted once per worker.
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::UnknownJob { .. } => "unknown job",
             Self::OldBoot { .. } => "old boot",
@@ -119,11 +56,12 @@ impl Oddity {
             Self::RankOutside { .. } => "rank outside",
             Self::StepOutside { .. } => "step outside",
             Self::ShardPath { .. } => "shard path",
+            Self::UnitOutside { .. } => "unit outside",
         }
     }
 }
 
-impl fmt::Display for Oddity {
+impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownJob { job } => write!(f, "reports a rank of {job}, which was never submitted here"),
@@ -154,6 +92,9 @@ impl fmt::Display for Oddity {
             }
             Self::StepOutside { step, steps_max } => {
                 write!(f, "reports step {step} of a job that has steps 1 to {steps_max}")
+            }
+            Self::UnitOutside { unit, units } => {
+                write!(f, "reports unit {unit} of a job of {units} units")
             }
             Self::ShardPath { path } => {
                 write!(
