@@ -45,7 +45,10 @@ impl World {
         if process.assignment.units().is_some() {
             return self.draw_pictures(pid);
         }
-        let address = process.assignment.gang().and_then(|gang| gang.store_address.clone());
+        let address = process
+            .assignment
+            .gang()
+            .and_then(|gang| gang.store_address.clone());
         let Some(address) = address else {
             return;
         };

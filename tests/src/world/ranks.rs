@@ -6,6 +6,7 @@
 use super::World;
 use super::agenda::Happening;
 use super::bug::{self, Bug};
+use super::numbers::{ShardPut, Who};
 use super::plan::DETECT_WITHIN_MS;
 use super::store;
 use super::tell;
@@ -478,6 +479,12 @@ impl World {
         }
         let Some(process) = self.working(pid) else { return };
         let entry = store::entry(key.rank.0, process.assignment.world(), value);
+        let put = ShardPut {
+            key: &key,
+            step: Step(step),
+            value,
+        };
+        self.trace.number(self.now, Who::Process(pid), &put);
         self.store.put_shard(
             &checkpoint_folder(&key.job, Step(step), key.generation),
             &entry.path,
