@@ -1,10 +1,10 @@
 //! Looks whether what a job reads is there and gives it something to train on, and which version of its data set it pins. Called by `submit`
 //! on the user's machine and by the coordinator again.
 
-use model_data::base::{Base, BaseError};
+use base_weights::base::{Base, BaseError};
 use model_data::loader::{LoadError, Loader, LoaderOptions};
-use model_data::store::local_folder;
 use proto::spec::{Architecture, JobSpec};
+use storage::local_folder;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PinError {

@@ -6,8 +6,8 @@
 
 use super::component::{Component, Weights, retrieval_encoder};
 use super::{Checkpoint, CheckpointError, TensorPlace};
-use model_data::base::{Base, RETRINET};
-use model_data::init_digest::init_digest;
+use base_weights::base::{Base, RETRINET};
+use base_weights::init_digest::init_digest;
 use proto::checkpoint::{CheckpointManifest, MANIFEST_FILE};
 use proto::public::base::{CONFIG_FILE, PARTS, Part, parts};
 use proto::public::names::{RETRIEVAL_NOTE, RETRINET_FILE};

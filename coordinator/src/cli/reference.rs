@@ -69,7 +69,7 @@ async fn upload(file: &Path, trained: &pb::JobView) -> Result<PictureSource> {
     let bytes = std::fs::read(file).with_context(|| format!("cannot read {name}"))?;
     let _ = open_picture("reference", &bytes).with_context(|| name.clone())?;
     let sha256 = format!("{:x}", Sha256::digest(&bytes));
-    let (store, prefix) = model_data::store::open(&trained.store_url)?;
+    let (store, prefix) = storage::open(&trained.store_url)?;
     let path = ["jobs", &trained.job, "references", &sha256]
         .into_iter()
         .fold(prefix, |path, part| path.join(part));

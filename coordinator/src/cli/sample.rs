@@ -200,7 +200,7 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
 
 /// Copies `jobs/<job>/pictures/*` into `out`; how many files, and the summary of pictures.json.
 async fn fetch(view: &pb::JobView, out: &Path) -> Result<(usize, Value)> {
-    let (store, prefix) = model_data::store::open(&view.store_url)?;
+    let (store, prefix) = storage::open(&view.store_url)?;
     let folder = ["jobs", &view.job, "pictures"]
         .into_iter()
         .fold(prefix, |path, part| path.join(part));

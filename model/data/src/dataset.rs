@@ -21,8 +21,8 @@ use crate::columns::{
 };
 use crate::parquet_object::ParquetObject;
 use crate::sample::{Metadata, Sample};
-use crate::store::{StoreError, open};
 use crate::writer::hex;
+use storage::{StoreError, open};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {

@@ -23,7 +23,7 @@ use sha2::{Digest, Sha256};
 
 use crate::columns::{PICTURE_COLUMNS, schema, to_batch};
 use crate::sample::Sample;
-use crate::store::{StoreError, open};
+use storage::{StoreError, open};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WriteOptions {

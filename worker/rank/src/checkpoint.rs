@@ -11,13 +11,13 @@ use bytes::Bytes;
 use model::error::WeightsFault;
 use model::trainer::Trainer;
 use model::weights::{self, NamedTensors, Storage};
-use model_data::store::{self, StoreError};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry, checkpoint_folder};
 use proto::id::{Generation, JobId, Step};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
+use storage::StoreError;
 use tch::Tensor;
 
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +62,7 @@ pub(crate) struct Checkpoints {
 
 impl Checkpoints {
     pub(crate) fn open(store_url: &str, job: &JobId) -> Result<Self, CheckpointError> {
-        let (store, prefix) = store::open(store_url)?;
+        let (store, prefix) = storage::open(store_url)?;
         Ok(Self {
             store,
             prefix,

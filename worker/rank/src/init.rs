@@ -4,8 +4,8 @@
 
 use crate::hash::hex_sha256;
 use anyhow::{Context, bail, ensure};
+use base_weights::base::Base;
 use futures::StreamExt;
-use model_data::base::Base;
 use object_store::ObjectStoreExt;
 use proto::spec::{Architecture, Model};
 use sha2::{Digest, Sha256};

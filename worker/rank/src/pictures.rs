@@ -2,7 +2,6 @@
 
 use anyhow::Context;
 use image::{ImageFormat, RgbImage};
-use model_data::store;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use proto::id::JobId;
@@ -16,7 +15,7 @@ pub(crate) struct Pictures {
 
 impl Pictures {
     pub(crate) fn open(store_url: &str, job: &JobId) -> anyhow::Result<Self> {
-        let (objects, prefix) = store::open(store_url)?;
+        let (objects, prefix) = storage::open(store_url)?;
         let folder = ["jobs", &job.0, "pictures"]
             .into_iter()
             .fold(prefix, |path, part| path.join(part));

@@ -5,11 +5,10 @@ use crate::hash::hex_sha256;
 use anyhow::{Context, ensure};
 use image::{GrayImage, Rgb, RgbImage};
 use model_data::example::{Example, Reference};
-use model_data::figure::tags::pose_prompt;
 use model_data::loader::Loader;
 use model_data::picture::{flatten, on_pad, open_picture, place};
 use model_data::prepare::named_reference;
-use model_data::store;
+use model_data::tags::pose_prompt;
 use object_store::ObjectStoreExt;
 use proto::message::{Concept, NamedReference, PictureSource, SamplePrompt, SampleRequest};
 use proto::spec::{Architecture, Data, JobSpec};
@@ -128,7 +127,7 @@ pub(crate) async fn named(
 
 /// A picture that `coordinator sample` put beside the trained job.
 async fn fetch(store_url: &str, request: &SampleRequest, sha256: &str) -> anyhow::Result<RgbImage> {
-    let (store, prefix) = store::open(store_url)?;
+    let (store, prefix) = storage::open(store_url)?;
     let path = ["jobs", &request.source.0, "references", sha256]
         .into_iter()
         .fold(prefix, |path, part| path.join(part));

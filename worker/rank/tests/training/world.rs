@@ -1,6 +1,6 @@
 //! The data set, the store and the daemon that the tests of rank processes start from.
 
-use model_data::figure::{Similar, SynthesizeOptions, identities};
+use figures::synthetic::{Similar, SynthesizeOptions, identities};
 use model_data::writer::{DatasetWriter, WriteOptions};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, checkpoint_folder};
 use proto::id::{Generation, JobId, Rank, Step};

@@ -1,13 +1,13 @@
-//! Whole data sets through real files: round trip, same bytes, planted faults, rejected imports, loading.
+//! Whole data sets of synthetic figures through real files: round trip, same bytes, planted faults, rejected imports, loading.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 
+use figures::synthetic::{Similar, SynthesizeOptions, identities, synthesize};
 use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage, Rgba, RgbaImage};
 use model_data::columns::{schema, to_batch};
 use model_data::dataset::{Dataset, DatasetError};
 use model_data::describe::describe;
-use model_data::figure::{Similar, SynthesizeOptions, identities, synthesize};
 use model_data::import::{ImportError, import};
 use model_data::loader::{LoadError, Loader, LoaderOptions};
 use model_data::sample::{Sample, split_tags};

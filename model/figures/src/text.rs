@@ -4,12 +4,12 @@
 use image::{Rgb, RgbImage};
 
 /// Width of a character with the gap after it, and height, before scaling.
-pub const ADVANCE: u32 = 6;
-pub const HEIGHT: u32 = 7;
+pub(crate) const ADVANCE: u32 = 6;
+pub(crate) const HEIGHT: u32 = 7;
 
 /// Draws `text` with its top left corner at (x, y), every font pixel `scale` pixels wide. Clipped at the
 /// edges.
-pub fn draw(picture: &mut RgbImage, text: &str, (x, y): (i64, i64), scale: u32, colour: Rgb<u8>) {
+pub(crate) fn draw(picture: &mut RgbImage, text: &str, (x, y): (i64, i64), scale: u32, colour: Rgb<u8>) {
     let mut left = x;
     for character in text.chars() {
         for (row, bits) in glyph(character).into_iter().enumerate() {
@@ -27,7 +27,7 @@ pub fn draw(picture: &mut RgbImage, text: &str, (x, y): (i64, i64), scale: u32, 
 
 /// Width in pixels of a text.
 #[must_use]
-pub fn width(text: &str, scale: u32) -> u32 {
+pub(crate) fn width(text: &str, scale: u32) -> u32 {
     (text.chars().count() as u32 * ADVANCE).saturating_sub(1) * scale
 }
 
