@@ -9,9 +9,9 @@ use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardE
 use proto::id::{Generation, JobId, Step};
 use proto::ledger::Tip;
 use proto::message::Work;
+use proto::text::hex_sha256;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
-use sha2::{Digest, Sha256};
 
 /// A job that `job::parse` accepts, on the data set at `dataset`.
 pub(crate) fn job_toml(dataset: &str) -> String {
@@ -88,7 +88,7 @@ pub(crate) async fn test_checkpoint(world: usize, committed: bool) -> TestCheckp
         let bytes = safetensors::serialize(mine, None).expect("the names differ");
         let path = format!("rank-{rank}-of-{world}.safetensors");
         std::fs::write(folder.join(&path), &bytes).expect("the temporary folder takes files");
-        let sha256 = format!("{:x}", Sha256::digest(&bytes));
+        let sha256 = hex_sha256(&bytes);
         shards.push(ShardEntry {
             path,
             size_bytes: bytes.len() as u64,

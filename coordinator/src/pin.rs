@@ -8,11 +8,11 @@ use storage::local_folder;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PinError {
-    #[error("{}", crate::words::chain(.0))]
+    #[error("{}", proto::text::chain(.0))]
     Dataset(#[from] LoadError),
     #[error("there is no folder {url}; make the data set first, or correct the path")]
     NoFolder { url: String },
-    #[error("{}", crate::words::chain(.0))]
+    #[error("{}", proto::text::chain(.0))]
     Init(#[from] BaseError),
 }
 

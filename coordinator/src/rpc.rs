@@ -11,12 +11,12 @@
 use crate::daemon::{Handle, Stopping};
 use crate::journal::Journal;
 use crate::pin::pin;
-use crate::status::is_over;
 use crate::store::StateError;
 use coordinator_core::event::{Event, Reply, RequestId};
 use proto::id::JobId;
 use proto::message::SampleRequest;
 use proto::pb;
+use proto::phase::is_over;
 use proto::wire::{WireError, job_id, worker_name};
 use std::pin::Pin;
 use tokio::sync::mpsc;

@@ -5,6 +5,7 @@ use coordinator_core::event::{Incident, JobPhase, Member};
 use coordinator_core::{JobView, RankView, WorkerView};
 use proto::message::{RankPhase, Work};
 use proto::pb;
+use proto::phase::Phase;
 
 /// How much of a job is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,28 +97,28 @@ pub(crate) fn worker_view(worker: &WorkerView<'_>, jobs: &[JobView<'_>], now_ms:
     }
 }
 
-/// Whether a job in this phase will never change again.
-pub(crate) fn is_over(phase: &str) -> bool {
-    matches!(phase, "done" | "failed" | "cancelled")
-}
-
 fn phase(job: &JobView<'_>) -> (&'static str, String) {
     let record = job.record;
     match &record.phase {
         JobPhase::Queued { reason } => (record.word(), reason.clone()),
         JobPhase::Running { .. } => match (&job.halting, running_phase(&job.ranks)) {
-            (Some(why), ("training" | "finishing", reason)) => ("halting", format!("{why}; {reason}")),
-            (_, (phase, reason)) => (phase, reason + &newcomers(&record.reserves)),
+            (Some(why), (Phase::Training | Phase::Finishing, reason)) => {
+                (Phase::Halting.word(), format!("{why}; {reason}"))
+            }
+            (_, (phase, reason)) => (phase.word(), reason + &newcomers(&record.reserves)),
         },
         JobPhase::Done { .. } => match &job.record.work {
             Work::Train => (
-                "done",
+                Phase::Done.word(),
                 format!("all {} steps are done", job.record.spec.train.steps),
             ),
-            Work::Sample(request) => ("done", format!("{} pictures are drawn", request.pictures())),
+            Work::Sample(request) => (
+                Phase::Done.word(),
+                format!("{} pictures are drawn", request.pictures()),
+            ),
         },
-        JobPhase::Failed { reason, .. } => ("failed", reason.clone()),
-        JobPhase::Cancelled { .. } => ("cancelled", "somebody cancelled it".into()),
+        JobPhase::Failed { reason, .. } => (Phase::Failed.word(), reason.clone()),
+        JobPhase::Cancelled { .. } => (Phase::Cancelled.word(), "somebody cancelled it".into()),
     }
 }
 
@@ -132,10 +133,10 @@ fn newcomers(reserves: &[Member]) -> String {
 }
 
 /// A group forms until its slowest rank trains, and finishes from when its first rank is done.
-fn running_phase(ranks: &[RankView<'_>]) -> (&'static str, String) {
+fn running_phase(ranks: &[RankView<'_>]) -> (Phase, String) {
     let missing = |text: &str, rank: &RankView<'_>| {
         (
-            "forming",
+            Phase::Forming,
             format!("rank {} on {} {text}", rank.rank, rank.worker.name),
         )
     };
@@ -155,10 +156,10 @@ fn running_phase(ranks: &[RankView<'_>]) -> (&'static str, String) {
         }
     }
     match finished {
-        0 if ranks.len() == 1 => ("training", "its one rank is at work".into()),
-        0 => ("training", format!("all {} ranks are at work", ranks.len())),
+        0 if ranks.len() == 1 => (Phase::Training, "its one rank is at work".into()),
+        0 => (Phase::Training, format!("all {} ranks are at work", ranks.len())),
         _ => (
-            "finishing",
+            Phase::Finishing,
             format!("{finished} of {} ranks are done", ranks.len()),
         ),
     }
@@ -181,13 +182,8 @@ fn member(member: &Member, ranks: &[RankView<'_>]) -> pb::Member {
 fn rank_phase(phase: Option<&RankPhase>) -> String {
     match phase {
         None => "unknown".into(),
-        Some(RankPhase::Starting) => "starting".into(),
-        Some(RankPhase::Ready) => "ready".into(),
-        Some(RankPhase::Joining) => "joining".into(),
-        Some(RankPhase::Training) => "training".into(),
-        Some(RankPhase::Finished) => "finished".into(),
-        Some(RankPhase::Broken { .. }) => "between generations".into(),
-        Some(RankPhase::Failed { error, .. }) => format!("failed: {error}"),
+        Some(phase @ RankPhase::Failed { error, .. }) => format!("{}: {error}", phase.word()),
+        Some(phase) => phase.word().into(),
     }
 }
 

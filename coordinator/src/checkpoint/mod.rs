@@ -25,7 +25,7 @@ const HEADER_BYTES_MAX: u64 = 64 << 20;
 pub(crate) enum CheckpointError {
     #[error(transparent)]
     Url(#[from] storage::StoreError),
-    #[error("{}", crate::words::chain(.0))]
+    #[error("{}", proto::text::chain(.0))]
     Base(#[from] base_weights::base::BaseError),
     #[error("cannot {action} {path}: {source}")]
     Storage {

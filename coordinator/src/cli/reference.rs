@@ -6,7 +6,7 @@ use model_data::picture::open_picture;
 use object_store::ObjectStoreExt;
 use proto::message::{Concept, NamedReference, PictureSource};
 use proto::pb;
-use sha2::{Digest, Sha256};
+use proto::text::hex_sha256;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -68,7 +68,7 @@ async fn upload(file: &Path, trained: &pb::JobView) -> Result<PictureSource> {
     let name = file.display().to_string();
     let bytes = std::fs::read(file).with_context(|| format!("cannot read {name}"))?;
     let _ = open_picture("reference", &bytes).with_context(|| name.clone())?;
-    let sha256 = format!("{:x}", Sha256::digest(&bytes));
+    let sha256 = hex_sha256(&bytes);
     let (store, prefix) = storage::open(&trained.store_url)?;
     let path = ["jobs", &trained.job, "references", &sha256]
         .into_iter()

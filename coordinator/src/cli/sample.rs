@@ -10,6 +10,7 @@ use futures::TryStreamExt;
 use object_store::{ObjectStore, ObjectStoreExt};
 use proto::message::{Concept, SampleMethod, SamplePrompt, SampleRequest};
 use proto::pb;
+use proto::phase::Phase;
 use proto::spec::{Pairing, Task};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -182,7 +183,7 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
         .map_err(|status| refusal(global, &status))?
         .into_inner();
     let view = watch::follow(global, &reply.job).await?;
-    if view.phase != "done" {
+    if view.phase != Phase::Done {
         return Err(anyhow!("{} ended {}: {}", view.job, view.phase, view.reason));
     }
     let (files, summary) = fetch(&view, &args.out).await?;

@@ -12,11 +12,11 @@ use model_data::import::{ImportError, import};
 use model_data::loader::{LoadError, Loader, LoaderOptions};
 use model_data::sample::{Sample, split_tags};
 use model_data::verify::verify;
-use model_data::writer::{DatasetWriter, WriteError, WriteOptions, hex};
+use model_data::writer::{DatasetWriter, WriteError, WriteOptions};
 use parquet::arrow::ArrowWriter;
 use proto::dataset::DatasetManifest;
 use proto::spec::{Clothes, Data, Pairing, Task};
-use sha2::{Digest, Sha256};
+use proto::text::hex_sha256;
 
 fn options() -> SynthesizeOptions {
     SynthesizeOptions {
@@ -307,7 +307,7 @@ fn write_by_hand(folder: &Path, rows: &[Sample]) {
         ])
         .unwrap(),
     );
-    let entry = |bytes: &[u8]| (bytes.len() as u64, hex(&Sha256::digest(bytes)));
+    let entry = |bytes: &[u8]| (bytes.len() as u64, hex_sha256(bytes));
     let ((size, sha), (index_size, index_sha)) = (entry(&samples), entry(&index));
     let manifest = serde_json::json!({
         "schema_version": 1, "source": "by hand", "samples": rows.len(), "characters": 1,

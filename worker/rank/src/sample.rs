@@ -2,7 +2,7 @@
 //! it, `grid.png`, and `pictures.json` last, so that who sees it sees all; all in `jobs/<job>/pictures/`. The same request
 //! gives the same pictures. Called by [`crate::run`].
 
-use crate::checkpoint::{Checkpoints, digest};
+use crate::checkpoint::Checkpoints;
 use crate::maps;
 use crate::pictures::Pictures;
 use crate::run::Rank;
@@ -16,6 +16,7 @@ use figures::grid::{Cell, picture_grid};
 use image::RgbImage;
 use model::SampleOptions;
 use model::trainer::Trainer;
+use model::weights::digest;
 use model_data::loader::Loader;
 use proto::message::{RankPhase, SampleRequest};
 use proto::spec::{Architecture, JobSpec};

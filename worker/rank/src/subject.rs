@@ -1,17 +1,17 @@
 //! Whom pictures are drawn of: a sample of the data set with the references that training would choose, or references
 //! that the request names. Called by [`crate::sample`].
 
-use crate::hash::hex_sha256;
 use anyhow::{Context, ensure};
 use image::{GrayImage, Rgb, RgbImage};
 use model_data::example::{Example, Reference};
 use model_data::loader::Loader;
-use model_data::picture::{flatten, on_pad, open_picture, place};
+use model_data::picture::{Along, flatten, on_pad, open_picture, place};
 use model_data::prepare::named_reference;
 use model_data::tags::pose_prompt;
 use object_store::ObjectStoreExt;
 use proto::message::{Concept, NamedReference, PictureSource, SamplePrompt, SampleRequest};
 use proto::spec::{Architecture, Data, JobSpec};
+use proto::text::hex_sha256;
 use serde::Serialize;
 
 /// White, like the ground that prompts of pose speak of.
@@ -140,7 +140,7 @@ async fn fetch(store_url: &str, request: &SampleRequest, sha256: &str) -> anyhow
 
 /// A picture as it is, in the middle of a white square.
 fn whole(picture: RgbImage, named: &NamedReference, side: u32) -> Reference {
-    let at = place(picture.width(), picture.height(), side, 1.0, (0.5, 0.5));
+    let at = place(picture.width(), picture.height(), side, 1.0, Along::MIDDLE);
     Reference {
         picture: on_pad(picture, at, side, GROUND),
         concept: named.concept.unwrap_or(Concept::Figure),

@@ -183,9 +183,7 @@ impl World {
 }
 
 pub(crate) fn version(folder: &Path) -> String {
-    use sha2::Digest;
-    let digest = sha2::Sha256::digest(std::fs::read(folder.join("dataset.json")).unwrap());
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    proto::text::hex_sha256(&std::fs::read(folder.join("dataset.json")).unwrap())
 }
 
 /// One process and our end of its socket.
