@@ -26,7 +26,6 @@
 //! | `retri_worker_devices` | worker, state | devices | devices that are used or free |
 
 use crate::daemon::{Handle, Snapshot, Totals};
-use crate::status::is_over;
 use crate::words::now_ms;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -38,6 +37,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use proto::message::PhaseSeconds;
 use proto::pb;
+use proto::phase::is_over;
 use std::sync::atomic::AtomicU64;
 
 /// A job that ended longer ago than this is no longer told of.

@@ -5,6 +5,7 @@ use coordinator_core::event::{Incident, JobPhase, Member};
 use coordinator_core::{JobView, RankView, UnitsView, WorkerView};
 use proto::message::RankPhase;
 use proto::pb;
+use proto::phase::Phase;
 use proto::spec::JobSpec;
 
 /// How much of a job is shown.
@@ -34,7 +35,7 @@ pub(crate) fn job_view(
     pb::JobView {
         job: record.id.0.clone(),
         name: job.spec.map_or_else(String::new, |spec| spec.name.clone()),
-        phase: phase.into(),
+        phase: phase.word().into(),
         reason,
         generation: record.generation.0,
         world: members.iter().map(|it| it.ranks).sum(),
@@ -99,11 +100,6 @@ pub(crate) fn worker_view(worker: &WorkerView<'_>, jobs: &[JobView<'_>], now_ms:
     }
 }
 
-/// Whether a job in this phase will never change again.
-pub(crate) fn is_over(phase: &str) -> bool {
-    matches!(phase, "done" | "failed" | "cancelled")
-}
-
 fn units(units: &UnitsView) -> pb::UnitsView {
     let named = units.named.iter().map(|it| pb::UnitFailure {
         unit: it.unit,
@@ -119,27 +115,27 @@ fn units(units: &UnitsView) -> pb::UnitsView {
     }
 }
 
-fn phase(job: &JobView<'_>) -> (&'static str, String) {
+fn phase(job: &JobView<'_>) -> (Phase, String) {
     let record = &job.record;
     match (&record.phase, &job.units) {
-        (JobPhase::Queued { reason }, _) => (record.word(), reason.clone()),
+        (JobPhase::Queued { reason }, _) => (record.shown(), reason.clone()),
         (JobPhase::Running { .. }, Some(units)) => running_units(job, units),
         (JobPhase::Running { .. }, None) => match (&job.halting, running_phase(&job.ranks)) {
-            (Some(why), ("training" | "finishing", reason)) => ("halting", format!("{why}; {reason}")),
+            (Some(why), (Phase::Training | Phase::Finishing, reason)) => (Phase::Halting, format!("{why}; {reason}")),
             (_, (phase, reason)) => (phase, reason + &newcomers(&record.reserves)),
         },
-        (JobPhase::Done { .. }, Some(units)) => ("done", done_units(units)),
+        (JobPhase::Done { .. }, Some(units)) => (Phase::Done, done_units(units)),
         (JobPhase::Done { .. }, None) => {
             let steps = job.spec.and_then(JobSpec::training).map_or(0, |work| work.train.steps);
-            ("done", format!("all {steps} steps are done"))
+            (Phase::Done, format!("all {steps} steps are done"))
         }
-        (JobPhase::Failed { reason, .. }, _) => ("failed", reason.clone()),
-        (JobPhase::Cancelled { .. }, _) => ("cancelled", "somebody cancelled it".into()),
+        (JobPhase::Failed { reason, .. }, _) => (Phase::Failed, reason.clone()),
+        (JobPhase::Cancelled { .. }, _) => (Phase::Cancelled, "somebody cancelled it".into()),
     }
 }
 
 /// Units are worked on from when a first process has loaded everything.
-fn running_units(job: &JobView<'_>, units: &UnitsView) -> (&'static str, String) {
+fn running_units(job: &JobView<'_>, units: &UnitsView) -> (Phase, String) {
     let workers = match &job.record.phase {
         JobPhase::Running { members } => members.len(),
         _ => 0,
@@ -154,13 +150,13 @@ fn running_units(job: &JobView<'_>, units: &UnitsView) -> (&'static str, String)
         }
     }
     if let Some(why) = &job.halting {
-        return ("halting", format!("{why}; {reason}"));
+        return (Phase::Halting, format!("{why}; {reason}"));
     }
     let loads = |it: &RankView<'_>| matches!(it.phase, None | Some(RankPhase::Starting));
     if job.ranks.iter().all(loads) {
-        ("forming", format!("its processes load; {reason}"))
+        (Phase::Forming, format!("its processes load; {reason}"))
     } else {
-        ("working", reason)
+        (Phase::Working, reason)
     }
 }
 
@@ -188,10 +184,10 @@ fn newcomers(reserves: &[Member]) -> String {
 }
 
 /// A group forms until its slowest rank trains, and finishes from when its first rank is done.
-fn running_phase(ranks: &[RankView<'_>]) -> (&'static str, String) {
+fn running_phase(ranks: &[RankView<'_>]) -> (Phase, String) {
     let missing = |text: &str, rank: &RankView<'_>| {
         (
-            "forming",
+            Phase::Forming,
             format!("rank {} on {} {text}", rank.rank, rank.worker.name),
         )
     };
@@ -211,10 +207,10 @@ fn running_phase(ranks: &[RankView<'_>]) -> (&'static str, String) {
         }
     }
     match finished {
-        0 if ranks.len() == 1 => ("training", "its one rank is at work".into()),
-        0 => ("training", format!("all {} ranks are at work", ranks.len())),
+        0 if ranks.len() == 1 => (Phase::Training, "its one rank is at work".into()),
+        0 => (Phase::Training, format!("all {} ranks are at work", ranks.len())),
         _ => (
-            "finishing",
+            Phase::Finishing,
             format!("{finished} of {} ranks are done", ranks.len()),
         ),
     }
@@ -239,13 +235,8 @@ fn member(member: &Member, job: &JobView<'_>) -> pb::Member {
 fn rank_phase(phase: Option<&RankPhase>) -> String {
     match phase {
         None => "unknown".into(),
-        Some(RankPhase::Starting) => "starting".into(),
-        Some(RankPhase::Ready) => "ready".into(),
-        Some(RankPhase::Joining) => "joining".into(),
-        Some(RankPhase::Training) => "training".into(),
-        Some(RankPhase::Finished) => "finished".into(),
-        Some(RankPhase::Broken { .. }) => "between generations".into(),
-        Some(RankPhase::Failed { error, .. }) => format!("failed: {error}"),
+        Some(phase @ RankPhase::Failed { error, .. }) => format!("{}: {error}", phase.word()),
+        Some(phase) => phase.word().into(),
     }
 }
 

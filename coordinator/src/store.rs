@@ -33,7 +33,7 @@ const LAST_PREFIX: &str = "last/";
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StateError {
     #[error("the store of the coordinator's state: {0}")]
-    Url(#[from] model_data::store::StoreError),
+    Url(#[from] storage::StoreError),
     #[error("cannot {action} the coordinator's state under {url}: {source}")]
     Db {
         action: &'static str,
@@ -79,7 +79,7 @@ impl std::fmt::Debug for StateStore {
 impl StateStore {
     /// Opens (or makes) the state under `<store_url>/state/` and fences whoever had it open.
     pub(crate) async fn open(store_url: &str, save_within: Duration) -> Result<Self, StateError> {
-        let (store, prefix) = model_data::store::open(store_url)?;
+        let (store, prefix) = storage::open(store_url)?;
         let url = format!("{}/state", store_url.trim_end_matches('/'));
         let settings = Settings {
             flush_interval: Some(FLUSH_INTERVAL),

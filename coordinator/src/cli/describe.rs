@@ -50,7 +50,7 @@ fn draw(job: &str, steps: &[pb::StepReport], file: &Path) -> Result<()> {
     }
     let points: Vec<(u64, f64)> = steps.iter().map(|it| (it.step, it.loss)).collect();
     let (width, height) = CURVE_SIZE;
-    let picture = model_data::curve::loss_curve(&points, &format!("loss of {job}"), width, height);
+    let picture = figures::curve::loss_curve(&points, &format!("loss of {job}"), width, height);
     picture
         .save_with_format(file, image::ImageFormat::Png)
         .with_context(|| format!("cannot write {}", file.display()))

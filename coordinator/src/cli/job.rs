@@ -5,6 +5,7 @@ use super::{Global, Outcome, Output, json, print_json, table};
 use crate::words::{ago, now_ms, say};
 use anyhow::Result;
 use proto::pb;
+use proto::phase::Phase;
 
 pub(crate) async fn jobs(global: &Global) -> Result<Outcome> {
     let mut client = connect(global).await?;
@@ -73,7 +74,7 @@ pub(crate) async fn cancel(global: &Global, job: &str) -> Result<Outcome> {
         Output::Json => print_json(&serde_json::json!({ "job": job, "phase": phase })),
         Output::Table => say!("{job} is {phase}"),
     }
-    Ok(if phase == "cancelled" {
+    Ok(if phase == Phase::Cancelled {
         Outcome::True
     } else {
         Outcome::False

@@ -3,11 +3,11 @@
 
 use super::client::{Client, connect, is_lost, refusal};
 use super::{Global, Outcome, Output, json, print_json};
-use crate::status::is_over;
 use crate::words::{duration, say};
 use anyhow::{Result, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
 use proto::pb;
+use proto::phase::{Phase, is_over};
 use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ pub(crate) async fn watch(global: &Global, job: &str) -> Result<Outcome> {
         Output::Json => print_json(&json::job(&view)),
         Output::Table => say!("{}", last_line(&view)),
     }
-    Ok(if view.phase == "done" {
+    Ok(if view.phase == Phase::Done {
         Outcome::True
     } else {
         Outcome::False
@@ -103,14 +103,16 @@ async fn views(
     }
 }
 
+fn capital(word: &str) -> String {
+    let mut rest = word.chars();
+    rest.next()
+        .map_or_else(String::new, |first| first.to_uppercase().chain(rest).collect())
+}
+
 /// What the watch ends with.
 fn last_line(view: &pb::JobView) -> String {
     let took = Duration::from_millis(view.ended_ms.saturating_sub(view.submitted_ms));
-    let phase = match view.phase.as_str() {
-        "done" => "Done",
-        "failed" => "Failed",
-        _ => "Cancelled",
-    };
+    let phase = capital(&view.phase);
     let loss = view
         .last_step
         .as_ref()
@@ -305,7 +307,7 @@ mod tests {
     #[test]
     fn the_last_line_says_how_it_ended() {
         let ended = pb::JobView {
-            phase: "failed".into(),
+            phase: Phase::Failed.to_string(),
             reason: "no space".into(),
             ended_ms: 61_000,
             ..view(7)
