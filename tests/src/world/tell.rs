@@ -4,10 +4,10 @@
 use super::plan::Plan;
 use coordinator_core::event as coordinator;
 use coordinator_core::event::{JobPhase, JobRecord, Record, Reply};
-use proto::spec::Work;
 use proto::checkpoint::CheckpointRef;
 use proto::id::WorkerId;
 use proto::message::RankPhase;
+use proto::spec::Work;
 use worker_core::event as worker;
 use worker_core::event::RankKey;
 
