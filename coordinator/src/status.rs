@@ -24,6 +24,7 @@ pub(crate) fn job_view(
 ) -> pb::JobView {
     let record = &job.record;
     let (phase, reason) = phase(job);
+    let training = job.spec.and_then(JobSpec::training);
     let members: &[Member] = match &record.phase {
         JobPhase::Running { members } => members,
         JobPhase::Queued { .. }
