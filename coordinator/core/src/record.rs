@@ -155,11 +155,11 @@ impl JobRecord {
             incidents: Vec::new(),
             units: None,
         };
-        record.as_unreadable(error)
+        record.into_unreadable(error)
     }
 
     /// The same, as it is shown where it cannot be understood.
-    pub(crate) fn as_unreadable(mut self, error: &str) -> Self {
+    pub(crate) fn into_unreadable(mut self, error: &str) -> Self {
         self.phase = JobPhase::Failed {
             reason: format!("its record cannot be read: {error}"),
             ended_ms: self.submitted_ms,
