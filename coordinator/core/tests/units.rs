@@ -563,3 +563,51 @@ fn a_record_that_means_nothing_is_shown_and_takes_no_other_with_it() {
     let next = desk.submit(images(&source, 1));
     assert_eq!(desk.job(&next).word(), "running");
 }
+
+#[test]
+fn a_worker_on_which_processes_end_at_once_is_left_alone_where_there_are_others() {
+    let (mut desk, source) = trained();
+    let job = desk.submit(images(&source, 50));
+    for (worker, generation) in [("w3", 1), ("w4", 2)] {
+        desk.hear(worker, vec![]);
+        desk.hear(worker, vec![works(&job, generation)]);
+    }
+    desk.hear("w3", vec![rank(&job, 1, 0, failed("no space left"))]);
+    assert_eq!(sends(&desk.hear("w3", vec![]))["w3#1"].assignments, []);
+    assert_eq!((desk.generation(&job), desk.job(&job).fruitless), (2, 1));
+    for _ in 0..13 {
+        desk.now += DETECT_WITHIN_MS / 3;
+        desk.hear("w3", vec![]);
+        desk.hear("w4", vec![works(&job, 2)]);
+    }
+    assert_eq!(desk.generation(&job), 2);
+    for _ in 0..24 {
+        desk.now += DETECT_WITHIN_MS / 3;
+        desk.hear("w3", vec![]);
+        desk.hear("w4", vec![works(&job, 2)]);
+    }
+    assert_eq!(desk.generation(&job), 3, "it is tried again");
+}
+
+#[test]
+fn an_explicit_step_is_pinned_from_the_moment_that_it_is_there() {
+    let (mut desk, source) = Desk::training();
+    desk.commit(&source, 2);
+    let mut spec = images(&source, 3);
+    spec.after = vec![source.clone()];
+    sampling(&mut spec).weights = proto::sample::Weights::Step(Step(2));
+    let job = desk.submit(spec.clone());
+    assert!(desk.job(&job).source.is_some());
+    assert!(
+        desk::deleted(&desk.commit(&source, 3)).is_empty(),
+        "step 2 is to be read"
+    );
+    sampling(&mut spec).weights = proto::sample::Weights::Step(Step(4));
+    let later = desk.submit(spec.clone());
+    assert!(desk.job(&later).source.is_none(), "it may come");
+    sampling(&mut spec).weights = proto::sample::Weights::Step(Step(1));
+    assert_eq!(
+        desk.refused(spec),
+        "job toy-1 has no checkpoint of step 1; it has: 2, 3"
+    );
+}

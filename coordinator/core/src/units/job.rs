@@ -10,6 +10,7 @@ use proto::id::{Generation, Step, WorkerId};
 use proto::ledger::Tip;
 use proto::phase::Phase;
 use proto::spec::{JobSpec, UnitPlan};
+use std::collections::BTreeMap;
 
 #[derive(Debug)]
 pub(crate) struct Units {
@@ -17,6 +18,8 @@ pub(crate) struct Units {
     pub(super) state: State,
     pub(super) pool: Pool,
     pub(super) rate: Rate,
+    /// Workers on which a process ended with no unit in hand while there were others, and until when none is tried there.
+    pub(super) backing_off: BTreeMap<WorkerId, Millis>,
     /// Units were done that the record does not name yet.
     pub(super) has_unsaved: bool,
     /// A lease or the pool changed since it was last checked.
@@ -73,6 +76,7 @@ impl Units {
             state,
             pool: Pool::new(plan, &units),
             rate: Rate::default(),
+            backing_off: BTreeMap::new(),
             has_unsaved: false,
             is_changed: true,
             ledger: record.ledger,
