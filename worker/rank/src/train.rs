@@ -22,7 +22,7 @@ use model::trainer::Trainer;
 use model::weights;
 use model_data::loader::{Loader, LoaderOptions};
 use proto::id::Step;
-use proto::message::{Halt, PhaseSeconds, Piece, RankPhase, ShardReport, StepReport, WeightDigest};
+use proto::message::{Halt, LossTerm, PhaseSeconds, Piece, RankPhase, ShardReport, StepReport, WeightDigest};
 use proto::share;
 use proto::spec::{Architecture, JobSpec, Reduction};
 use tch::{Device, Kind, Tensor};
@@ -117,7 +117,11 @@ impl<'a> Seat<'a> {
             Reduction::Exact => {
                 // It moves the gradients, so they must be there.
                 trainer.zero_gradients();
-                Some(ExactSum::new(trainer.parameters(), spec.micro_batches()))
+                Some(ExactSum::new(
+                    trainer.parameters(),
+                    spec.micro_batches(),
+                    1 + trainer.loss_terms().len(),
+                ))
             }
             Reduction::Fast => None,
         };
@@ -258,13 +262,12 @@ enum Next {
     Leave(End),
 }
 
-/// The loss of a step as reported: whole, target term, face term; each the mean over the global batch.
-#[derive(Debug, Default, Clone)]
+/// The loss of a step as reported, each value the mean over the global batch.
+#[derive(Debug, Clone)]
 struct Losses {
-    total: f64,
-    target: f64,
-    face: f64,
-    /// Samples whose loss is not finite, by their place in the step; the three figures leave them out.
+    /// The whole loss, then its terms in the order of [`Trainer::loss_terms`].
+    values: Vec<f64>,
+    /// Samples whose loss is not finite, by their place in the step; the values leave them out.
     nonfinite: Vec<u32>,
 }
 
@@ -325,9 +328,8 @@ impl Training<'_> {
         };
         self.rank.link.step(StepReport {
             step: Step(step),
-            loss: loss.total,
-            loss_target: loss.target,
-            loss_face: loss.face,
+            loss: loss.values[0],
+            terms: self.terms(&loss),
             gradient_norm: update.gradient_norm,
             learning_rate: update.learning_rate,
             samples: self.spec.train.global_batch,
@@ -342,6 +344,15 @@ impl Training<'_> {
             self.rank.link.shard(shard?);
         }
         Ok(next)
+    }
+
+    fn terms(&self, loss: &Losses) -> Vec<LossTerm> {
+        let names = self.trainer.loss_terms().iter();
+        let named = names.zip(&loss.values[1..]).map(|(name, value)| LossTerm {
+            name: (*name).to_owned(),
+            value: *value,
+        });
+        named.collect()
     }
 
     fn begin(&self, step: u64, piece: Piece) {
@@ -360,7 +371,10 @@ impl Training<'_> {
         clock: &mut Clock,
         seconds: &mut PhaseSeconds,
     ) -> anyhow::Result<Losses> {
-        let mut sum = Losses::default();
+        let mut sum = Losses {
+            values: vec![0.0; 1 + self.trainer.loss_terms().len()],
+            nonfinite: Vec::new(),
+        };
         let last = examples
             .micro_batches
             .len()
@@ -388,9 +402,10 @@ impl Training<'_> {
             // ready: the Reducer's group marks that.
             self.begin(examples.step, Piece::MicroBatch(index as u32 + 1));
             let loss = self.trainer.forward(micro_batch, self.spec.train.global_batch)?;
-            sum.total += loss.total;
-            sum.target += loss.target;
-            sum.face += loss.face;
+            let values = [&[loss.total], loss.terms.as_slice()].concat();
+            for (sum, value) in sum.values.iter_mut().zip(&values) {
+                *sum += value;
+            }
             sum.nonfinite
                 .extend(loss.nonfinite.iter().map(|at| place + *at as u32));
             place += micro_batch.len() as u32;
@@ -402,7 +417,7 @@ impl Training<'_> {
             let lap = clock.lap();
             outcome.map_err(|error| self.explain(&error))?;
             if let Some(exact) = &mut self.exact {
-                exact.add([loss.total, loss.target, loss.face], self.trainer.loss_scale());
+                exact.add(&values, self.trainer.loss_scale());
                 seconds.backward += lap + clock.lap();
                 continue;
             }
@@ -430,27 +445,20 @@ impl Training<'_> {
         let nonfinite = self.all_nonfinite(&own.nonfinite, step)?;
         if let Some(exact) = &mut self.exact {
             let sums = exact.reduce(self.group, (self.trainer.loss_scale(), halts), step)?;
-            let [total, target, face] = sums.losses;
             let loss = Losses {
-                total,
-                target,
-                face,
+                values: sums.losses,
                 nonfinite,
             };
             return Ok((loss, sums.marks != 0));
         }
         let halts = f64::from(u8::from(halts));
-        let sums = Tensor::from_slice(&[own.total, own.target, own.face, halts]).to_device(self.device);
+        let sums = [own.values.as_slice(), &[halts]].concat();
+        let sums = Tensor::from_slice(&sums).to_device(self.device);
         self.group
             .all_reduce(&sums, &format!("adding up the loss of step {step}"))?;
-        let sums = Vec::<f64>::try_from(&sums.to_device(Device::Cpu).to_kind(Kind::Double))?;
-        let loss = Losses {
-            total: sums[0],
-            target: sums[1],
-            face: sums[2],
-            nonfinite,
-        };
-        Ok((loss, sums[3] != 0.0))
+        let mut values = Vec::<f64>::try_from(&sums.to_device(Device::Cpu).to_kind(Kind::Double))?;
+        let halts = values.pop().context("no sum came back")?;
+        Ok((Losses { values, nonfinite }, halts != 0.0))
     }
 
     /// The samples of the step, by their place in it, whose loss is not finite on any rank.
