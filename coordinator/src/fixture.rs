@@ -6,7 +6,6 @@ use model_data::writer::{DatasetWriter, WriteOptions};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry};
 use proto::id::{Generation, JobId, Step};
 use proto::ledger::Tip;
-use proto::message::Work;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use sha2::{Digest, Sha256};
@@ -38,7 +37,7 @@ pub(crate) fn job_record(id: &str) -> JobRecord {
         spec: proto::job::parse("job.toml", &job_toml, None).expect("the fixture is a valid job"),
         job_toml,
         dataset_version: "0".repeat(64),
-        work: Work::Train,
+        source: None,
         submitted_ms: 5,
         reserves: Vec::new(),
         ledger: Tip::begin(&JobId(id.into()), "", ""),

@@ -4,7 +4,7 @@
 use model_data::base::{Base, BaseError};
 use model_data::loader::{LoadError, Loader, LoaderOptions};
 use model_data::store::local_folder;
-use proto::spec::{Architecture, JobSpec};
+use proto::spec::{Architecture, TrainWork};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PinError {
@@ -27,7 +27,7 @@ impl PinError {
 }
 
 /// The SHA-256 of `dataset.json`.
-pub(crate) async fn pin(spec: &JobSpec) -> Result<String, PinError> {
+pub(crate) async fn pin(spec: &TrainWork) -> Result<String, PinError> {
     let url = &spec.data.dataset;
     // Opening a local store makes its folder, which must not happen to a mistyped path.
     if let Ok(Some(folder)) = local_folder(url)

@@ -15,8 +15,8 @@ use crate::status::is_over;
 use crate::store::StateError;
 use coordinator_core::event::{Event, Reply, RequestId};
 use proto::id::JobId;
-use proto::message::SampleRequest;
 use proto::pb;
+use proto::spec::{JobSpec, Work};
 use proto::wire::{WireError, job_id, worker_name};
 use std::pin::Pin;
 use tokio::sync::mpsc;
@@ -145,6 +145,42 @@ impl ControlService {
         }
     }
 
+    /// Looks whether what the job reads is there: the version of its data set (empty where another job's is taken), and the
+    /// job in one sentence.
+    async fn look(&self, file: &str, spec: &JobSpec) -> Result<(String, String), Status> {
+        let resources = &spec.resources;
+        let on = format!(
+            "on {} to {} {} workers with {} ranks each",
+            resources.workers_min,
+            resources.workers_max,
+            resources.device.name(),
+            resources.devices_per_worker
+        );
+        match &spec.work {
+            Work::Train(work) => {
+                let version = pin(work).await.map_err(|error| {
+                    Status::invalid_argument(format!("{file}: {}: {error}", error.field()))
+                })?;
+                let summary = format!(
+                    "{} steps of {} samples from {} (version {}), {on}",
+                    work.train.steps,
+                    work.train.global_batch,
+                    work.data.dataset,
+                    &version[..12],
+                );
+                Ok((version, summary))
+            }
+            Work::Sample(work) => {
+                self.job(&work.job.0).await?;
+                let (images, job, steps) = (work.images(), &work.job, work.steps);
+                Ok((
+                    String::new(),
+                    format!("{images} images of {job} in {steps} steps, {on}"),
+                ))
+            }
+        }
+    }
+
     async fn accept(&self, reply: Result<Reply, Stopping>) -> Result<String, Status> {
         match reply.map_err(stopping)? {
             Reply::Accepted { job } => Ok(job.0),
@@ -203,20 +239,7 @@ impl pb::control_server::Control for ControlService {
             file_name.as_str()
         };
         let spec = proto::job::parse(file, &job_toml, None).map_err(invalid)?;
-        let dataset_version = pin(&spec)
-            .await
-            .map_err(|error| Status::invalid_argument(format!("{file}: {}: {error}", error.field())))?;
-        let summary = format!(
-            "{} steps of {} samples from {} (version {}), on {} to {} {} workers with {} ranks each",
-            spec.train.steps,
-            spec.train.global_batch,
-            spec.data.dataset,
-            &dataset_version[..12],
-            spec.resources.workers_min,
-            spec.resources.workers_max,
-            spec.resources.device.name(),
-            spec.resources.devices_per_worker,
-        );
+        let (dataset_version, summary) = self.look(file, &spec).await?;
         if dry_run {
             return Ok(Response::new(pb::SubmitReply {
                 job: String::new(),
@@ -232,36 +255,6 @@ impl pb::control_server::Control for ControlService {
                 spec: Box::new(spec),
                 job_toml,
                 dataset_version,
-            })
-            .await;
-        let job = self.accept(reply).await?;
-        Ok(Response::new(pb::SubmitReply { job, summary }))
-    }
-
-    async fn sample(&self, request: Request<pb::SampleRequest>) -> Result<Response<pb::SubmitReply>, Status> {
-        let pb::SampleRequest { work, base } = request.into_inner();
-        let work =
-            work.ok_or_else(|| Status::invalid_argument("field `work` is missing; it must be given"))?;
-        if base && work.checkpoint.is_some() {
-            return Err(Status::invalid_argument(
-                "field `base` is set beside a checkpoint; the base weights belong to no checkpoint",
-            ));
-        }
-        let sample = SampleRequest::try_from(work).map_err(invalid)?;
-        self.job(&sample.source.0).await?;
-        let latest = !base && sample.checkpoint.is_none();
-        let summary = format!(
-            "{} pictures of {} in {} steps",
-            sample.pictures(),
-            sample.source,
-            sample.steps
-        );
-        let reply = self
-            .handle
-            .ask(move |request| Event::Sample {
-                request,
-                sample,
-                latest,
             })
             .await;
         let job = self.accept(reply).await?;

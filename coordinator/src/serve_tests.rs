@@ -156,33 +156,15 @@ async fn wrong_requests_are_refused_with_what_and_why() {
     )
     .await
     .unwrap();
-    let work = pb::SampleWork {
-        source: job.clone(),
-        count: 1,
-        steps: 1,
-        prompt: "full".into(),
-        ..Default::default()
-    };
-    let status = client
-        .sample(pb::SampleRequest {
-            work: Some(work.clone()),
-            base: false,
-        })
-        .await
-        .unwrap_err();
+    let images = |of: &str, line: &str| format!("name = \"images\"\n[sample]\njob = \"{of}\"\n{line}\n");
+    let status = submit(&mut client, images(&job, "")).await.unwrap_err();
     refused(&status, Code::FailedPrecondition, "no committed checkpoint");
-    let work = pb::SampleWork {
-        prompt: "loud".into(),
-        ..work
-    };
-    let status = client
-        .sample(pb::SampleRequest {
-            work: Some(work),
-            base: true,
-        })
+    let status = submit(&mut client, images(&job, "prompt = \"loud\""))
         .await
         .unwrap_err();
-    refused(&status, Code::InvalidArgument, "field `prompt`");
+    refused(&status, Code::InvalidArgument, "sample.prompt");
+    let status = submit(&mut client, images("nobody-7", "")).await.unwrap_err();
+    refused(&status, Code::NotFound, "there is no job nobody-7");
     running.stop().await.unwrap();
 }
 

@@ -3,8 +3,9 @@
 
 use coordinator_core::event::{Incident, JobPhase, Member};
 use coordinator_core::{JobView, RankView, WorkerView};
-use proto::message::{RankPhase, Work};
+use proto::message::RankPhase;
 use proto::pb;
+use proto::spec::Work;
 
 /// How much of a job is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,10 +39,7 @@ pub(crate) fn job_view(
         generation: record.generation.0,
         world: members.iter().map(|it| it.ranks).sum(),
         step: job.step.0,
-        steps: match &record.work {
-            Work::Train => record.spec.train.steps,
-            Work::Sample(_) => 0,
-        },
+        steps: record.spec.training().map_or(0, |work| work.train.steps),
         last_step: job.last_step.map(Into::into).or_else(|| last_step.copied()),
         checkpoints: record.checkpoints.iter().map(|it| (*it).into()).collect(),
         members: members
@@ -59,10 +57,6 @@ pub(crate) fn job_view(
         },
         store_url: store_url.to_owned(),
         dataset_version: record.dataset_version.clone(),
-        sample: match &record.work {
-            Work::Train => None,
-            Work::Sample(request) => Some(request.into()),
-        },
         restarts: record.restarts,
         ledger: Some(pb::LedgerTip {
             entries: record.ledger.entries,
@@ -70,6 +64,8 @@ pub(crate) fn job_view(
             generation: record.ledger.generation.0,
             step: record.ledger.step.0,
         }),
+        units: None,
+        work: record.spec.work.table().into(),
     }
 }
 
@@ -109,12 +105,9 @@ fn phase(job: &JobView<'_>) -> (&'static str, String) {
             (Some(why), ("training" | "finishing", reason)) => ("halting", format!("{why}; {reason}")),
             (_, (phase, reason)) => (phase, reason + &newcomers(&record.reserves)),
         },
-        JobPhase::Done { .. } => match &job.record.work {
-            Work::Train => (
-                "done",
-                format!("all {} steps are done", job.record.spec.train.steps),
-            ),
-            Work::Sample(request) => ("done", format!("{} pictures are drawn", request.pictures())),
+        JobPhase::Done { .. } => match &record.spec.work {
+            Work::Train(work) => ("done", format!("all {} steps are done", work.train.steps)),
+            Work::Sample(work) => ("done", format!("{} images are made", work.images())),
         },
         JobPhase::Failed { reason, .. } => ("failed", reason.clone()),
         JobPhase::Cancelled { .. } => ("cancelled", "somebody cancelled it".into()),

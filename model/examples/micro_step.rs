@@ -12,7 +12,7 @@ use model::weights::{self, NamedTensors, Storage};
 use model_data::example::{Concept, Example, Reference};
 use model_data::prompt::Prompts;
 use proto::layout::UNetLayout;
-use proto::spec::JobSpec;
+use proto::spec::TrainWork;
 use serde_json::json;
 use std::error::Error;
 use std::io::{BufRead, Write};
@@ -63,7 +63,7 @@ fn say(value: &serde_json::Value) -> std::io::Result<()> {
 }
 
 /// The sizes of the demo and of the paper, the second with one target and four references at 384 pixels.
-fn job(size: &str, checkpointing: Option<&str>, precision: &str) -> Result<(JobSpec, u32), Box<dyn Error>> {
+fn job(size: &str, checkpointing: Option<&str>, precision: &str) -> Result<(TrainWork, u32), Box<dyn Error>> {
     let (size, resolution, micro_batch) = match size {
         "small" => ("small", 64, 8),
         "full" => ("sd15", 384, 1),
@@ -82,7 +82,7 @@ fn job(size: &str, checkpointing: Option<&str>, precision: &str) -> Result<(JobS
         components.join(", ")
     );
     Ok((
-        proto::job::parse("the bench's own job", &text, None)?,
+        proto::job::parse_training("the bench's own job", &text)?,
         micro_batch,
     ))
 }
@@ -104,7 +104,7 @@ fn no_zeros(trainer: &Trainer) {
 }
 
 /// Patches of colour, and words that differ by example.
-fn example(spec: &JobSpec, n: u32) -> Example {
+fn example(spec: &TrainWork, n: u32) -> Example {
     let side = spec.data.resolution;
     let picture = |seed: u32| {
         image::RgbImage::from_fn(side, side, |x, y| {
@@ -154,7 +154,7 @@ fn export(trainer: &Trainer, folder: &Path) -> Result<(), Box<dyn Error>> {
 }
 
 /// What the trainer makes of the examples, for the other side; whole numbers as floats.
-fn inputs(spec: &JobSpec, examples: &[Example]) -> NamedTensors {
+fn inputs(spec: &TrainWork, examples: &[Example]) -> NamedTensors {
     let mut inputs = pictures(spec, examples);
     inputs.extend(words(spec, examples));
     inputs.extend(noises(spec, examples));
@@ -162,7 +162,7 @@ fn inputs(spec: &JobSpec, examples: &[Example]) -> NamedTensors {
     named.map(|(name, tensor)| (name.to_owned(), tensor)).collect()
 }
 
-fn pictures(spec: &JobSpec, examples: &[Example]) -> Vec<(&'static str, Tensor)> {
+fn pictures(spec: &TrainWork, examples: &[Example]) -> Vec<(&'static str, Tensor)> {
     let side = i64::from(spec.data.resolution);
     let shown = examples.iter().flat_map(|example| &example.references);
     let targets = examples.iter().map(|example| &example.target);
@@ -190,7 +190,7 @@ fn pictures(spec: &JobSpec, examples: &[Example]) -> Vec<(&'static str, Tensor)>
     ]
 }
 
-fn words(spec: &JobSpec, examples: &[Example]) -> Vec<(&'static str, Tensor)> {
+fn words(spec: &TrainWork, examples: &[Example]) -> Vec<(&'static str, Tensor)> {
     let prompts = Prompts::new(spec.model.text_encoder.tokens);
     let ids = |texts: &[&str]| {
         let ids = texts.iter().flat_map(|text| prompts.ids(text));
@@ -210,7 +210,7 @@ fn words(spec: &JobSpec, examples: &[Example]) -> Vec<(&'static str, Tensor)> {
     ]
 }
 
-fn noises(spec: &JobSpec, examples: &[Example]) -> Vec<(&'static str, Tensor)> {
+fn noises(spec: &TrainWork, examples: &[Example]) -> Vec<(&'static str, Tensor)> {
     let autoencoder = &spec.model.autoencoder;
     let side = i64::from(spec.data.resolution / autoencoder.factor());
     let latent = [i64::from(autoencoder.latent_channels), side, side];
@@ -230,7 +230,7 @@ fn noises(spec: &JobSpec, examples: &[Example]) -> Vec<(&'static str, Tensor)> {
     ]
 }
 
-fn facts(spec: &JobSpec, trainer: &Trainer) -> serde_json::Value {
+fn facts(spec: &TrainWork, trainer: &Trainer) -> serde_json::Value {
     let trained: usize = trainer.parameters().iter().map(|(_, it)| it.numel()).sum();
     let layout = UNetLayout::from(&spec.model.unet);
     let widths: Vec<i64> = layout

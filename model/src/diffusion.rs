@@ -15,7 +15,7 @@ use crate::text::{TextEncoder, token_ids};
 use image::RgbImage;
 use model_data::example::{Concept, Example};
 use model_data::prompt::Prompts;
-use proto::spec::{Component, JobSpec, LossWeighting};
+use proto::spec::{Component, LossWeighting, TrainWork};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
@@ -74,7 +74,7 @@ impl LatentDiffusion {
     ///
     /// # Errors
     /// A job that would train the autoencoder.
-    pub(crate) fn new(scope: &Scope<'_>, spec: &JobSpec, place: Place) -> Result<Self, ModelError> {
+    pub(crate) fn new(scope: &Scope<'_>, spec: &TrainWork, place: Place) -> Result<Self, ModelError> {
         let (model, train) = (&spec.model, &spec.train);
         let frozen = |component: Component| model.freeze.contains(&component);
         if !frozen(Component::Autoencoder) {

@@ -155,7 +155,7 @@ mod tests {
              \"autoencoder\"\nsize = \"tiny\"\n[train]\nsteps = 4\nglobal_batch = 1\nmicro_batch = 1\n\
              on_nonfinite = \"{on_nonfinite}\"\nprecision = \"{precision}\"\n"
         );
-        Guard::new(&proto::job::parse("guard.toml", &text, None).unwrap().train)
+        Guard::new(&proto::job::parse_training("guard.toml", &text).unwrap().train)
     }
 
     #[test]

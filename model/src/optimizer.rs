@@ -392,7 +392,7 @@ mod tests {
         let text = "name = \"a\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\n\
                     [model]\narchitecture = \"autoencoder\"\nsize = \"tiny\"\n\
                     [train]\nsteps = 4\nglobal_batch = 1\nmicro_batch = 1\n";
-        let train = proto::job::parse("chunks.toml", text, None).unwrap().train;
+        let train = proto::job::parse_training("chunks.toml", text).unwrap().train;
         let prefixes = Prefixes(&[
             ("retrieval.", Component::RetrievalEncoder),
             ("unet.out", Component::Decoder),

@@ -3,7 +3,7 @@
 
 use crate::error::ModelError;
 use crate::schedule::{NoiseSchedule, TIMESTEPS};
-use proto::message::SampleMethod;
+use proto::sample::SampleMethod;
 use tch::Tensor;
 
 /// Where leading time steps begin, as in Stable Diffusion's configuration.

@@ -14,7 +14,7 @@ use crate::optimizer::{AdamW, UpdateReport};
 use crate::parameter::Parameters;
 use crate::weights::{self, NamedTensors};
 use model_data::example::{Concept, Example};
-use proto::spec::JobSpec;
+use proto::spec::TrainWork;
 use std::collections::BTreeMap;
 use std::fmt;
 use tch::{Device, Kind, Tensor};
@@ -63,11 +63,11 @@ impl Trainer {
     ///
     /// # Errors Base weights that are missing, unreadable or do not fit; an autoencoder to be trained inside
     /// a diffusion model.
-    pub fn new(spec: &JobSpec, init: Option<&InitWeights>, device: Device) -> Result<Self, ModelError> {
+    pub fn new(spec: &TrainWork, init: Option<&InitWeights>, device: Device) -> Result<Self, ModelError> {
         guarded("building the model", || Self::build(spec, init, device))
     }
 
-    fn build(spec: &JobSpec, init: Option<&InitWeights>, device: Device) -> Result<Self, ModelError> {
+    fn build(spec: &TrainWork, init: Option<&InitWeights>, device: Device) -> Result<Self, ModelError> {
         let model = &spec.model;
         let architecture = architecture::of(model);
         let prefixes = architecture.prefixes();

@@ -15,7 +15,7 @@ use model::text::{TextEncoder, token_ids};
 use model::unet::{UNet, UNetInputs};
 use model::weights::NamedTensors;
 use model_data::prompt::Prompts;
-use proto::message::SampleMethod;
+use proto::sample::SampleMethod;
 use proto::spec::{AutoencoderConfig, Component, Optimizer, TextEncoderConfig, UNetConfig};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -213,7 +213,7 @@ fn adamw_with_clipping() {
     let text = "name = \"a\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\n\
                 [model]\narchitecture = \"autoencoder\"\nsize = \"tiny\"\n\
                 [train]\nsteps = 4\nglobal_batch = 1\nmicro_batch = 1\n";
-    let mut train = proto::job::parse("adamw.toml", text, None).unwrap().train;
+    let mut train = proto::job::parse_training("adamw.toml", text).unwrap().train;
     train.optimizer = Optimizer::AdamW {
         beta1: 0.8,
         beta2: 0.95,

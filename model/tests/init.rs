@@ -10,7 +10,7 @@ use model::weights::{NamedTensors, Storage, digest, read, write};
 use proto::layout::UNetLayout;
 use proto::public::base::PARTS;
 use proto::public::names::{diffusers_autoencoder, diffusers_unet};
-use proto::spec::{Architecture, Component, JobSpec};
+use proto::spec::{Architecture, Component, TrainWork};
 use scene::{examples, job};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -51,7 +51,7 @@ fn renamed(tensors: &NamedTensors, name: impl Fn(&str) -> String) -> NamedTensor
 }
 
 /// As `diffusers` writes it.
-fn folder(at: &Path, base: &BTreeMap<String, NamedTensors>, spec: &JobSpec) -> InitWeights {
+fn folder(at: &Path, base: &BTreeMap<String, NamedTensors>, spec: &TrainWork) -> InitWeights {
     let unet = UNetLayout::from(&spec.model.unet);
     let mut init = InitWeights::new();
     for part in PARTS {
@@ -95,11 +95,11 @@ fn single(at: &Path, base: &BTreeMap<String, NamedTensors>, storage: Storage) ->
         .collect()
 }
 
-fn begun(spec: &JobSpec, init: &InitWeights) -> Trainer {
+fn begun(spec: &TrainWork, init: &InitWeights) -> Trainer {
     Trainer::new(spec, Some(init), Device::Cpu).unwrap()
 }
 
-fn plain_job() -> JobSpec {
+fn plain_job() -> TrainWork {
     let mut spec = job(Architecture::TextToImage, 0.01);
     spec.model.freeze = vec![Component::Autoencoder, Component::TextEncoder];
     spec
@@ -138,7 +138,7 @@ fn a_base_that_does_not_fit_is_named_with_file_and_shape() {
     let (place, base) = (tempfile::tempdir().unwrap(), base());
     let spec = job(Architecture::Retrinet, 0.01);
     let init = folder(place.path(), &base, &spec);
-    let refusal = |spec: &JobSpec| {
+    let refusal = |spec: &TrainWork| {
         Trainer::new(spec, Some(&init), Device::Cpu)
             .unwrap_err()
             .to_string()

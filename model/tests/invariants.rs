@@ -5,8 +5,8 @@ mod scene;
 
 use model::SampleOptions;
 use model::trainer::Trainer;
-use proto::message::SampleMethod;
-use proto::spec::{Architecture, Attend, Component, JobSpec, Retrieval, RetrievalTime};
+use proto::sample::SampleMethod;
+use proto::spec::{Architecture, Attend, Component, Retrieval, RetrievalTime, TrainWork};
 use scene::{examples, frozen, job};
 use std::collections::BTreeMap;
 use tch::{Device, Tensor};
@@ -33,7 +33,7 @@ fn base() -> Scene {
     }
 }
 
-fn trainer(spec: &JobSpec, scene: Option<&Scene>) -> Trainer {
+fn trainer(spec: &TrainWork, scene: Option<&Scene>) -> Trainer {
     // The scene's text-to-image job names an init that its own test does not need.
     Trainer::new(spec, scene.map(|scene| &scene.init), Device::Cpu).unwrap()
 }
@@ -104,7 +104,7 @@ fn other_readings_of_the_paper_begin_as_the_base_and_then_differ() {
         spec.model.retrieval = Retrieval { attend, time };
         spec
     };
-    let losses = |spec: &JobSpec| {
+    let losses = |spec: &TrainWork| {
         let mut retrinet = trainer(spec, Some(&scene));
         let first = backward(&mut retrinet, 9);
         steps(&mut retrinet, 1, 3);

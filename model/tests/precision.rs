@@ -143,7 +143,7 @@ fn save_load_step_equals_step_in_fp16() {
 #[test]
 fn pictures_are_drawn_in_fp16() {
     use model::SampleOptions;
-    use proto::message::SampleMethod;
+    use proto::sample::SampleMethod;
     let mut trainer = new(Architecture::Retrinet, Precision::Fp16);
     let options = SampleOptions {
         method: SampleMethod::Ddim,

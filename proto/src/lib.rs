@@ -13,6 +13,7 @@ pub mod ledger;
 pub mod message;
 pub mod place;
 pub mod public;
+pub mod sample;
 pub mod settings;
 pub mod share;
 pub mod size;

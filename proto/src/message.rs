@@ -4,8 +4,9 @@
 
 use crate::checkpoint::{CheckpointRef, ShardEntry};
 use crate::id::{Generation, JobId, Rank, Step, WorkerId};
-use crate::spec::{DeviceKind, Pairing, Task};
+use crate::spec::DeviceKind;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// What a worker says of itself, whole, each time: a lost report is mended by the next.
@@ -59,16 +60,66 @@ pub struct RankReport {
     /// What this rank's weights came to, newest last, at most [`DIGESTS_MAX`]. All ranks of a generation say the same
     /// of the same step.
     pub digests: Vec<WeightDigest>,
-    /// Where its thread is in a step; None: in none.
+    /// What became of the units that it holds a lease of; empty in a gang.
+    pub units: UnitReport,
+    /// Where its thread is in a step, or which unit it is at; None: in none. Of a process that failed: where it was last.
     pub doing: Option<Doing>,
 }
 
-/// Where a rank's thread is, and for how long: what a person is told while a step goes on, or pictures are drawn. Never reason
+/// What a rank says of units that its lease still names. It repeats it until the lease names them no more.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnitReport {
+    /// Their outputs are in the store. Sorted, without overlap.
+    pub done: Vec<UnitRange>,
+    /// They gave an error and the process lives. By unit.
+    pub failed: Vec<UnitFailure>,
+}
+
+/// Units `first` to `end - 1`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnitRange {
+    pub first: u64,
+    /// Larger than `first`.
+    pub end: u64,
+}
+
+impl UnitRange {
+    #[must_use]
+    pub fn one(unit: u64) -> Self {
+        Self {
+            first: unit,
+            end: unit + 1,
+        }
+    }
+
+    /// How many units it names.
+    #[must_use]
+    pub fn count(self) -> u64 {
+        self.end - self.first
+    }
+
+    #[must_use]
+    pub fn contains(self, unit: u64) -> bool {
+        (self.first..self.end).contains(&unit)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnitFailure {
+    pub unit: u64,
+    /// The first line of why, with what and where.
+    pub error: String,
+}
+
+/// Where a rank's thread is, and for how long: what a person is told while a step or a unit goes on. Never reason
 /// enough for a report of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Doing {
-    /// 0 with [`Piece::Picture`].
+    /// 0 with [`Piece::Unit`].
     pub step: Step,
     pub piece: Piece,
     pub for_ms: u64,
@@ -90,8 +141,8 @@ pub enum Piece {
     Digest,
     /// Writing its share, which the object store may hold up.
     Checkpoint,
-    /// No piece of a step: drawing the n-th picture of a request, from 1 on.
-    Picture(u32),
+    /// No piece of a step: the unit of this number.
+    Unit(u64),
 }
 
 impl Piece {
@@ -99,7 +150,7 @@ impl Piece {
     #[must_use]
     pub fn is_own(self) -> bool {
         match self {
-            Self::MicroBatch(_) | Self::Update | Self::Digest | Self::Picture(_) => true,
+            Self::MicroBatch(_) | Self::Update | Self::Digest | Self::Unit(_) => true,
             Self::Samples | Self::Reduction | Self::Checkpoint => false,
         }
     }
@@ -114,7 +165,7 @@ impl fmt::Display for Piece {
             Self::Update => f.write_str("the update"),
             Self::Digest => f.write_str("the digest"),
             Self::Checkpoint => f.write_str("the checkpoint"),
-            Self::Picture(number) => write!(f, "picture {number}"),
+            Self::Unit(number) => write!(f, "unit {number}"),
         }
     }
 }
@@ -122,7 +173,7 @@ impl fmt::Display for Piece {
 impl fmt::Display for Doing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.piece {
-            Piece::Picture(_) => write!(f, "{}", self.piece),
+            Piece::Unit(_) => write!(f, "{}", self.piece),
             piece => write!(f, "{piece} of step {}", self.step),
         }
     }
@@ -257,31 +308,68 @@ pub struct DesiredState {
 #[serde(deny_unknown_fields)]
 pub struct Assignment {
     pub job: JobId,
+    /// In a gang one number for all its workers; in a job of units one for each worker.
     pub generation: Generation,
-    pub work: Work,
     /// Canonical job.toml; already validated by the coordinator.
     pub job_toml: String,
     pub dataset_version: String,
-    /// This worker runs ranks `first_rank .. first_rank + ranks`, each on a device that the worker chooses. Those from
-    /// `world` on are reserves: processes that get ready, or keep what they hold, and wait for the next generation.
+    /// URL of the store under which `jobs/<job>/…` lies.
+    pub store_url: String,
+    /// The knob again: a rank is told nothing but its assignment.
+    pub detect_within_ms: u64,
+    /// This worker runs ranks `first_rank .. first_rank + ranks`, each on a device that the worker chooses.
     pub first_rank: Rank,
     pub ranks: u32,
+    /// The generation is to end in order. Once said it is not taken back for this generation, though [`Halt::Save`] may
+    /// follow [`Halt::Hold`]. A gang's ranks agree among themselves on the step; a rank of units ends the unit that it is
+    /// at and takes no other, whichever of the two it is told.
+    pub halt: Option<Halt>,
+    pub run: Run,
+}
+
+/// How a job's ranks work together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Run {
+    Gang(GangOrder),
+    Units(UnitOrder),
+}
+
+/// What ranks that step together need to know.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GangOrder {
+    /// Ranks of the generation. Those numbered from here on are reserves: processes that get ready, or keep what they hold,
+    /// and wait for the next generation.
     pub world: u32,
     /// Known once rank 0 has reported it.
     pub store_address: Option<String>,
     /// The checkpoint to start from; None: step 0.
     pub resume: Option<CheckpointRef>,
-    /// URL of the store under which `jobs/<job>/…` lies.
-    pub store_url: String,
     /// Steps up to this one are known to the coordinator and need not be reported again.
     pub acknowledged_step: Step,
     /// Checkpoints up to this step are committed; shards up to it need not be reported again.
     pub committed_step: Step,
-    /// The generation is to end in order. The ranks agree among themselves on the step; once said it is not taken back
-    /// for this generation, though [`Halt::Save`] may follow [`Halt::Hold`].
-    pub halt: Option<Halt>,
-    /// The knob again: a rank is told nothing but its assignment.
-    pub detect_within_ms: u64,
+}
+
+/// What ranks that work on units, each alone, need to know.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnitOrder {
+    /// The trained job that the units are made with.
+    pub source: Option<SourceJob>,
+    /// Units leased to each rank that are not known to be done, sorted, without overlap. A rank that is not named holds
+    /// none. A unit that a lease no longer names is acknowledged, or somebody else's.
+    pub leases: BTreeMap<Rank, Vec<UnitRange>>,
+}
+
+/// A trained job, as other jobs read it: its text and checkpoint are pinned, so later changes to it change nothing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceJob {
+    pub job_toml: String,
+    /// None: the weights that it began from, untrained.
+    pub checkpoint: Option<CheckpointRef>,
 }
 
 /// How a generation ends in order.
@@ -298,158 +386,32 @@ impl Assignment {
     /// Whether it is for ranks that have no place in the generation.
     #[must_use]
     pub fn is_reserve(&self) -> bool {
-        self.world <= self.first_rank.0
+        self.gang().is_some_and(|gang| gang.world <= self.first_rank.0)
     }
-}
 
-/// What a generation is for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Work {
-    Train,
-    /// Draw pictures with a checkpoint of another job, on one rank, and write them to
-    /// `jobs/<this job>/pictures/`.
-    Sample(SampleRequest),
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SampleRequest {
-    /// The trained job.
-    pub source: JobId,
-    /// None: the base weights of `source`, untrained (to compare with).
-    pub checkpoint: Option<CheckpointRef>,
-    /// Samples to draw, of held-out characters where the job holds some out; with `references` there is one subject.
-    pub count: u32,
-    /// Requests that were stored before there was a choice were DDIM.
-    #[serde(default)]
-    pub method: SampleMethod,
-    pub steps: u32,
-    /// Classifier-free guidance scale.
-    pub guidance: f64,
-    /// Scale of guidance by the references; requests that were stored before there was one had 1.
-    #[serde(default = "unguided")]
-    pub reference_guidance: f64,
-    /// A picture of every subject and prompt with each. The first one chooses the samples.
-    pub seeds: Vec<u64>,
-    /// What the prompt says of a sample, where no `prompts` are given.
-    pub prompt: SamplePrompt,
-    pub prompts: Vec<String>,
-    /// What to draw from; empty: what training would show beside each sample.
-    pub references: Vec<NamedReference>,
-    /// How references are chosen and cut; None: as the job says.
-    pub task: Option<Task>,
-    /// Where references come from; None: as the job says.
-    pub pairing: Option<Pairing>,
-    /// Words whose attention over the references is drawn too.
-    pub attention: Vec<Concept>,
-}
-
-impl SampleRequest {
-    /// One picture of one sample, with the defaults of `coordinator sample`.
+    /// The order of ranks that step together.
     #[must_use]
-    pub fn of(source: JobId) -> Self {
-        Self {
-            source,
-            checkpoint: None,
-            count: 1,
-            method: SampleMethod::Ddim,
-            steps: 50,
-            guidance: 7.5,
-            reference_guidance: 1.0,
-            seeds: vec![0],
-            prompt: SamplePrompt::Full,
-            prompts: Vec::new(),
-            references: Vec::new(),
-            task: None,
-            pairing: None,
-            attention: Vec::new(),
+    pub fn gang(&self) -> Option<&GangOrder> {
+        match &self.run {
+            Run::Gang(order) => Some(order),
+            Run::Units(_) => None,
         }
     }
 
-    /// Subjects times prompts times seeds.
+    /// The order of ranks that work on units.
     #[must_use]
-    pub fn pictures(&self) -> u64 {
-        u64::from(self.count) * self.prompts.len().max(1) as u64 * self.seeds.len() as u64
-    }
-}
-
-/// What a reference shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Concept {
-    Face,
-    Clothes,
-    Figure,
-}
-
-impl Concept {
-    pub const ALL: [Self; 3] = [Self::Face, Self::Clothes, Self::Figure];
-
-    /// The word that the text encoder reads (paper, section 5.1).
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Face => "face",
-            Self::Clothes => "clothes",
-            Self::Figure => "figure",
+    pub fn units(&self) -> Option<&UnitOrder> {
+        match &self.run {
+            Run::Gang(_) => None,
+            Run::Units(order) => Some(order),
         }
     }
-}
 
-/// A reference that somebody asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NamedReference {
-    /// None: as the task has it.
-    pub concept: Option<Concept>,
-    pub from: PictureSource,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PictureSource {
-    /// A sample of the job's data set; what the concept wants is cut out of it.
-    Sample { id: String },
-    /// A picture that lies at `jobs/<source>/references/<sha256>` in the store; it is shown whole.
-    File { name: String, sha256: String },
-}
-
-fn unguided() -> f64 {
-    1.0
-}
-
-/// How noise becomes a picture (notes 5.4).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SampleMethod {
-    #[default]
-    Ddim,
-    Pndm,
-    /// DPM-Solver++(2M).
-    DpmSolver,
-}
-
-impl SampleMethod {
-    /// More would begin past the end of the noise schedule.
+    /// Ranks that work together: all of a gang, those of one worker where each works alone.
     #[must_use]
-    pub fn steps_max(self) -> u32 {
-        match self {
-            Self::Ddim | Self::Pndm => 500,
-            Self::DpmSolver => 999,
-        }
+    pub fn world(&self) -> u32 {
+        self.gang().map_or(self.ranks, |gang| gang.world)
     }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SamplePrompt {
-    /// The target's own prompt.
-    Full,
-    /// The target's prompt without the tags that name hair, eyes, skin, accessories or clothes, on a white ground:
-    /// whatever of these the picture shows, the references have told, and the figure can be found in it.
-    Pose,
-    Empty,
 }
 
 /// What a daemon tells a rank process. One process serves in one generation after another.

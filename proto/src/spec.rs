@@ -2,6 +2,8 @@
 //! value to whoever needs it. Text form and error messages live in `job.rs`; documentation for people stands in
 //! `deploy/jobs/demo.toml`.
 
+use crate::id::JobId;
+pub use crate::sample::SampleWork;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -11,13 +13,100 @@ pub struct JobSpec {
     /// Lower-case letters, digits and dashes; at most 40 characters.
     pub name: String,
     pub resources: Resources,
+    /// The job starts when these are done. No job twice.
+    pub after: Vec<JobId>,
+    pub work: Work,
+}
+
+impl JobSpec {
+    /// What it trains, if it trains.
+    #[must_use]
+    pub fn training(&self) -> Option<&TrainWork> {
+        self.work.training()
+    }
+}
+
+/// What a job does: one kind of work, named by the table that job.toml has for it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Work {
+    /// `[train]`, with `[data]`, `[model]` and `[checkpoint]`. Runs as a gang.
+    Train(Box<TrainWork>),
+    /// `[sample]`: images from the weights of a trained job. Runs as units.
+    Sample(Box<SampleWork>),
+}
+
+impl Work {
+    /// The name of its table.
+    #[must_use]
+    pub fn table(&self) -> &'static str {
+        match self {
+            Self::Train(_) => "train",
+            Self::Sample(_) => "sample",
+        }
+    }
+
+    #[must_use]
+    pub fn training(&self) -> Option<&TrainWork> {
+        match self {
+            Self::Train(work) => Some(work),
+            Self::Sample(_) => None,
+        }
+    }
+
+    #[must_use]
+    pub fn sampling(&self) -> Option<&SampleWork> {
+        match self {
+            Self::Train(_) => None,
+            Self::Sample(work) => Some(work),
+        }
+    }
+
+    /// The pieces that it consists of; None for work that a gang does together.
+    #[must_use]
+    pub fn units(&self) -> Option<UnitPlan> {
+        match self {
+            Self::Train(_) => None,
+            Self::Sample(work) => Some(work.units()),
+        }
+    }
+}
+
+/// Numbered, idempotent pieces of work: unit 0 to `count - 1`. Each puts its output once, under a name that depends on the
+/// unit alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnitPlan {
+    pub count: u64,
+    /// Unit `count - 1` is leased only when all others are done or set aside: it writes what needs all of them.
+    pub closing: bool,
+    pub on_failed: OnFailedUnit,
+}
+
+/// What happens when a unit has failed [`UNIT_FAILURES_MAX`] times.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnFailedUnit {
+    /// The job fails and names the unit.
+    #[default]
+    Stop,
+    /// The unit is set aside and named; the job goes on without it.
+    SetAside,
+}
+
+/// A unit that failed this often, on different workers where there are several, is not tried again.
+pub const UNIT_FAILURES_MAX: u32 = 3;
+
+/// What `[train]` does: everything that decides which weights come out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainWork {
     pub data: Data,
     pub model: Model,
     pub train: Train,
     pub checkpoint: CheckpointPolicy,
 }
 
-impl JobSpec {
+impl TrainWork {
     /// Micro-batches of one step, over all ranks. Global batch is a multiple of micro-batch, so this is exact.
     #[must_use]
     pub fn micro_batches(&self) -> u32 {

@@ -5,7 +5,7 @@ use tonic::metadata::MetadataValue;
 use tonic::{Request, Status};
 
 /// One higher with every change of `train.proto` or of what its fields mean.
-pub const PROTOCOL: u32 = 5;
+pub const PROTOCOL: u32 = 6;
 const PROTOCOL_KEY: &str = "retri-protocol";
 const RELEASE_KEY: &str = "retri-release";
 const RELEASE: &str = env!("CARGO_PKG_VERSION");

@@ -3,16 +3,16 @@
 
 mod doing;
 mod peer;
-mod sample;
 mod terms;
+mod units;
 
 pub use terms::loss_terms;
 
 use crate::checkpoint::{CheckpointRef, ShardEntry};
 use crate::id::{Generation, JobId, Rank, Step, WorkerId};
 use crate::message::{
-    Assignment, DesiredState, Halt, PhaseSeconds, RankPhase, RankReport, ShardReport, StepReport,
-    WeightDigest, Work, WorkerReport,
+    Assignment, DesiredState, GangOrder, Halt, PhaseSeconds, RankPhase, RankReport, Run, ShardReport,
+    StepReport, WeightDigest, WorkerReport,
 };
 use crate::pb;
 use crate::spec::DeviceKind;
@@ -189,6 +189,7 @@ impl From<&RankReport> for pb::RankReport {
             shards: report.shards.iter().map(Into::into).collect(),
             digests: report.digests.iter().map(Into::into).collect(),
             permanent,
+            units: Some((&report.units).into()),
             doing: report.doing.as_ref().map(Into::into),
         }
     }
@@ -241,6 +242,11 @@ impl TryFrom<pb::RankReport> for RankReport {
                 .into_iter()
                 .map(TryInto::try_into)
                 .collect::<Result<_, _>>()?,
+            units: report
+                .units
+                .map(TryInto::try_into)
+                .transpose()?
+                .unwrap_or_default(),
             doing: report.doing.map(TryInto::try_into).transpose()?,
         })
     }
@@ -417,25 +423,21 @@ fn halt_from_wire(halt: i32) -> Result<Option<Halt>, WireError> {
 
 impl From<&Assignment> for pb::Assignment {
     fn from(assignment: &Assignment) -> Self {
+        use pb::assignment::Run as Wire;
         Self {
             job: assignment.job.0.clone(),
             generation: assignment.generation.0,
-            sample: match &assignment.work {
-                Work::Train => None,
-                Work::Sample(request) => Some(request.into()),
-            },
             job_toml: assignment.job_toml.clone(),
             dataset_version: assignment.dataset_version.clone(),
+            store_url: assignment.store_url.clone(),
+            detect_within_ms: assignment.detect_within_ms,
             first_rank: assignment.first_rank.0,
             ranks: assignment.ranks,
-            world: assignment.world,
-            store_address: assignment.store_address.clone(),
-            resume: assignment.resume.map(Into::into),
-            store_url: assignment.store_url.clone(),
-            acknowledged_step: assignment.acknowledged_step.0,
-            committed_step: assignment.committed_step.0,
             halt: halt_to_wire(assignment.halt).into(),
-            detect_within_ms: assignment.detect_within_ms,
+            run: Some(match &assignment.run {
+                Run::Gang(order) => Wire::Gang(order.into()),
+                Run::Units(order) => Wire::Units(order.into()),
+            }),
         }
     }
 }
@@ -444,8 +446,16 @@ impl TryFrom<pb::Assignment> for Assignment {
     type Error = WireError;
 
     fn try_from(assignment: pb::Assignment) -> Result<Self, WireError> {
+        use pb::assignment::Run as Wire;
         let last_rank = u64::from(assignment.first_rank) + u64::from(assignment.ranks);
-        let world = u64::from(assignment.world);
+        let run = match present("run", assignment.run)? {
+            Wire::Gang(order) => Run::Gang(order.try_into()?),
+            Wire::Units(order) => Run::Units(order.try_into()?),
+        };
+        let world = match &run {
+            Run::Gang(order) => u64::from(order.world),
+            Run::Units(_) => last_rank,
+        };
         let astride = u64::from(assignment.first_rank) < world && world < last_rank;
         if assignment.ranks == 0 || astride || u64::from(u32::MAX) < last_rank {
             let value = format!("{} from {}", assignment.ranks, assignment.first_rank);
@@ -458,22 +468,40 @@ impl TryFrom<pb::Assignment> for Assignment {
         Ok(Self {
             job: job_id(assignment.job)?,
             generation: Generation(assignment.generation),
-            work: match assignment.sample {
-                None => Work::Train,
-                Some(request) => Work::Sample(request.try_into()?),
-            },
             job_toml: text("job_toml", assignment.job_toml, LONG_TEXT_MAX)?,
             dataset_version: assignment.dataset_version,
+            store_url: text("store_url", assignment.store_url, TEXT_MAX)?,
+            detect_within_ms: detect_within(assignment.detect_within_ms)?,
             first_rank: Rank(assignment.first_rank),
             ranks: assignment.ranks,
-            world: assignment.world,
-            store_address: assignment.store_address,
-            resume: assignment.resume.map(Into::into),
-            store_url: text("store_url", assignment.store_url, TEXT_MAX)?,
-            acknowledged_step: Step(assignment.acknowledged_step),
-            committed_step: Step(assignment.committed_step),
             halt: halt_from_wire(assignment.halt)?,
-            detect_within_ms: detect_within(assignment.detect_within_ms)?,
+            run,
+        })
+    }
+}
+
+impl From<&GangOrder> for pb::GangOrder {
+    fn from(order: &GangOrder) -> Self {
+        Self {
+            world: order.world,
+            store_address: order.store_address.clone(),
+            resume: order.resume.map(Into::into),
+            acknowledged_step: order.acknowledged_step.0,
+            committed_step: order.committed_step.0,
+        }
+    }
+}
+
+impl TryFrom<pb::GangOrder> for GangOrder {
+    type Error = WireError;
+
+    fn try_from(order: pb::GangOrder) -> Result<Self, WireError> {
+        Ok(Self {
+            world: order.world,
+            store_address: order.store_address,
+            resume: order.resume.map(Into::into),
+            acknowledged_step: Step(order.acknowledged_step),
+            committed_step: Step(order.committed_step),
         })
     }
 }
@@ -499,7 +527,7 @@ impl From<pb::CheckpointRef> for CheckpointRef {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::Unreached;
+    use crate::message::{UnitFailure, UnitRange, UnitReport, Unreached};
 
     fn report() -> WorkerReport {
         WorkerReport {
@@ -533,6 +561,13 @@ mod tests {
                     step: Step(8),
                     sha256: "f".repeat(64),
                 }],
+                units: UnitReport {
+                    done: vec![UnitRange { first: 2, end: 5 }],
+                    failed: vec![UnitFailure {
+                        unit: 7,
+                        error: "no such id".into(),
+                    }],
+                },
                 doing: None,
             }],
             peer_address: Some("10.0.0.1:7073".into()),

@@ -5,7 +5,7 @@
 
 use proptest::prelude::*;
 use prost::Message;
-use proto::message::{DesiredState, SampleRequest, WorkerReport};
+use proto::message::{Assignment, DesiredState, WorkerReport};
 use proto::pb;
 
 const DEMO: &str = include_str!("../../deploy/jobs/demo.toml");
@@ -65,20 +65,40 @@ fn rank() -> impl Strategy<Value = pb::RankReport> {
         prop::collection::vec(shard(), 0..3),
     );
     let digests = prop::collection::vec((strange_number(), strange_text()), 0..3);
-    let doing = prop::option::of((strange_number(), -1..9_i32, any::<u32>(), strange_number()));
+    let units = prop::option::of((
+        prop::collection::vec((strange_number(), strange_number()), 0..3),
+        prop::collection::vec((strange_number(), strange_text()), 0..3),
+    ));
+    let doing = prop::option::of((strange_number(), -1..9_i32, strange_number(), strange_number()));
     (
         places,
         strange_text(),
         prop::option::of(strange_text()),
         lists,
-        (digests, doing),
+        (digests, doing, units),
     )
         .prop_map(
-            |((job, generation, rank, phase), error, store_address, (steps, shards), (digests, doing))| {
+            |(
+                (job, generation, rank, phase),
+                error,
+                store_address,
+                (steps, shards),
+                (digests, doing, units),
+            )| {
                 let digests = digests
                     .into_iter()
                     .map(|(step, sha256)| pb::WeightDigest { step, sha256 })
                     .collect();
+                let units = units.map(|(done, failed): (Vec<_>, Vec<_>)| pb::UnitReport {
+                    done: done
+                        .into_iter()
+                        .map(|(first, end)| pb::UnitRange { first, end })
+                        .collect(),
+                    failed: failed
+                        .into_iter()
+                        .map(|(unit, error)| pb::UnitFailure { unit, error })
+                        .collect(),
+                });
                 let doing = doing.map(|(step, piece, number, for_ms)| pb::Doing {
                     step,
                     piece,
@@ -96,6 +116,7 @@ fn rank() -> impl Strategy<Value = pb::RankReport> {
                     shards,
                     digests,
                     doing,
+                    units,
                     ..Default::default()
                 }
             },
@@ -178,8 +199,8 @@ proptest! {
         if let Ok(state) = pb::DesiredState::decode(bytes.as_slice()) {
             let _ = DesiredState::try_from(state);
         }
-        if let Ok(work) = pb::SampleWork::decode(bytes.as_slice()) {
-            let _ = SampleRequest::try_from(work);
+        if let Ok(assignment) = pb::Assignment::decode(bytes.as_slice()) {
+            let _ = Assignment::try_from(assignment);
         }
     }
 

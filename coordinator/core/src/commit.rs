@@ -148,7 +148,10 @@ pub(crate) fn retry(job: &mut Job, deadlines: Deadlines, outbox: &mut Outbox) ->
 /// Takes the checkpoints that are too many out of the record and names them for deletion. `pinned` are those
 /// that another job reads.
 pub(crate) fn retain(job: &mut Job, pinned: &BTreeSet<CheckpointRef>, outbox: &mut Outbox) {
-    let keep = job.record.spec.checkpoint.keep.max(1) as usize;
+    let Some(training) = job.record.spec.training() else {
+        return;
+    };
+    let keep = training.checkpoint.keep.max(1) as usize;
     let surplus = job.record.checkpoints.len().saturating_sub(keep);
     let old: Vec<CheckpointRef> = job.record.checkpoints[..surplus].to_vec();
     for checkpoint in old.into_iter().filter(|checkpoint| !pinned.contains(checkpoint)) {

@@ -6,7 +6,6 @@ use crate::event::{Reply, RequestId};
 use crate::job::Job;
 use crate::outbox::Outbox;
 use proto::id::JobId;
-use proto::message::Work;
 
 impl Coordinator {
     pub(crate) fn on_pause(&mut self, request: RequestId, id: &JobId, paused: bool, outbox: &mut Outbox) {
@@ -79,11 +78,11 @@ impl Coordinator {
 impl Job {
     fn may_have(&self, workers: u32) -> Result<(), String> {
         let (id, spec) = (&self.record.id, &self.record.spec);
-        if self.record.work != Work::Train {
+        let Some(training) = spec.training() else {
             return Err(format!("job {id} draws pictures, which takes one worker"));
-        }
+        };
         let ranks = u64::from(workers) * u64::from(spec.resources.devices_per_worker);
-        let micro_batches = spec.micro_batches();
+        let micro_batches = training.micro_batches();
         if workers == 0 || u64::from(micro_batches) < ranks {
             let most = micro_batches / spec.resources.devices_per_worker.max(1);
             return Err(format!(

@@ -5,7 +5,7 @@
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::ledger::{Entry, Tip};
-use proto::message::{DesiredState, SampleRequest, StepReport, Work, WorkerReport};
+use proto::message::{DesiredState, SourceJob, StepReport, WorkerReport};
 use proto::spec::JobSpec;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,18 +20,13 @@ pub struct RequestId(pub u64);
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// A checked job whose data set is pinned.
+    /// A checked job.
     Submit {
         request: RequestId,
         spec: Box<JobSpec>,
         job_toml: String,
+        /// Of the data set that it pins; empty where another job's is taken.
         dataset_version: String,
-    },
-    /// Draw pictures with a job's checkpoint. The machine picks the newest commit when `latest` is set.
-    Sample {
-        request: RequestId,
-        sample: SampleRequest,
-        latest: bool,
     },
     Cancel {
         request: RequestId,
@@ -153,7 +148,9 @@ pub struct JobRecord {
     pub spec: JobSpec,
     pub job_toml: String,
     pub dataset_version: String,
-    pub work: Work,
+    /// The trained job that it reads, pinned.
+    #[serde(default)]
+    pub source: Option<SourceJob>,
     pub submitted_ms: Millis,
     /// Somebody wishes that it does not run.
     pub paused: bool,

@@ -10,7 +10,7 @@ use crate::live::RankLive;
 use crate::outbox::Outbox;
 use crate::report::runs;
 use proto::id::WorkerId;
-use proto::message::{Halt, RankPhase, Work};
+use proto::message::{Halt, RankPhase};
 use std::fmt;
 
 /// Why a generation should end although nothing is wrong.
@@ -151,7 +151,7 @@ impl Job {
         let last = self.steps_max();
         let over = last <= self.live.acknowledged || self.live.shards.contains_key(&last);
         let stopped = self.live.all_finished() && self.writing.is_none();
-        stopped && !over && self.record.work == Work::Train
+        stopped && !over && self.record.spec.training().is_some()
     }
 
     /// Whoever has not begun to train has nothing to keep, unless it came with something.
@@ -167,7 +167,7 @@ impl Job {
             None => !self.live.inherits,
             Some(phase) => !began(phase) && rank.cold,
         };
-        self.record.work != Work::Train || self.live.ranks.values().all(idle)
+        self.record.spec.training().is_none() || self.live.ranks.values().all(idle)
     }
 
     /// All ranks are finished before the last step, and the checkpoint with which they left is committed.

@@ -11,7 +11,8 @@ use crate::outbox::Outbox;
 use crate::report::runs;
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
-use proto::message::{Assignment, RankPhase, Work};
+use proto::message::{Assignment, GangOrder, RankPhase, Run, UnitOrder, UnitRange};
+use proto::spec::Work;
 use std::collections::BTreeMap;
 
 #[derive(Debug)]
@@ -134,10 +135,10 @@ impl Job {
 
     /// The last step that its ranks can report; pictures are drawn without steps.
     pub(crate) fn steps_max(&self) -> Step {
-        match self.record.work {
-            Work::Train => Step(self.record.spec.train.steps),
-            Work::Sample(_) => Step(0),
-        }
+        self.record
+            .spec
+            .training()
+            .map_or(Step(0), |work| Step(work.train.steps))
     }
 
     pub(crate) fn tell_members(&self, outbox: &mut Outbox) {
@@ -329,9 +330,9 @@ impl Job {
     /// Ends the job when there is nothing more to do or to hope for. True when it is over now and was not
     /// before.
     pub(crate) fn settle(&mut self, outbox: &mut Outbox) -> bool {
-        let complete = match self.record.work {
+        let complete = match self.record.spec.work {
             // The last commit is the work; ranks get the chance to leave in order.
-            Work::Train => self.committed() == self.steps_max(),
+            Work::Train(_) => self.committed() == self.steps_max(),
             Work::Sample(_) => self.live.all_finished(),
         };
         match &self.record.phase {
@@ -429,19 +430,32 @@ impl Job {
         Some(Assignment {
             job: self.record.id.clone(),
             generation: self.record.generation,
-            work: self.record.work.clone(),
             job_toml: self.record.job_toml.clone(),
             dataset_version: self.record.dataset_version.clone(),
+            store_url: store_url.to_owned(),
+            detect_within_ms,
             first_rank: member.first_rank,
             ranks: member.ranks,
-            world: self.kept_world.unwrap_or(world),
-            store_address,
-            resume: self.live.resume,
-            store_url: store_url.to_owned(),
-            acknowledged_step: self.ledgered(),
-            committed_step: self.committed(),
             halt: halt.map(|halt| halt.how),
-            detect_within_ms,
+            run: match self.record.spec.work.units() {
+                None => Run::Gang(GangOrder {
+                    world: self.kept_world.unwrap_or(world),
+                    store_address,
+                    resume: self.live.resume,
+                    acknowledged_step: self.ledgered(),
+                    committed_step: self.committed(),
+                }),
+                Some(plan) => Run::Units(UnitOrder {
+                    source: self.record.source.clone(),
+                    leases: BTreeMap::from([(
+                        Rank(0),
+                        vec![UnitRange {
+                            first: 0,
+                            end: plan.count,
+                        }],
+                    )]),
+                }),
+            },
         })
     }
 
@@ -496,10 +510,9 @@ impl Job {
 
     /// The checkpoint of another job that it reads, while it may still read it.
     pub(crate) fn pin(&self) -> Option<(&JobId, CheckpointRef)> {
-        let Work::Sample(sample) = &self.record.work else {
-            return None;
-        };
-        let checkpoint = sample.checkpoint.filter(|_| !self.record.phase.is_over())?;
-        Some((&sample.source, checkpoint))
+        let sample = self.record.spec.work.sampling()?;
+        let source = self.record.source.as_ref()?;
+        let checkpoint = source.checkpoint.filter(|_| !self.record.phase.is_over())?;
+        Some((&sample.job, checkpoint))
     }
 }

@@ -74,7 +74,12 @@ impl Job {
 
     /// `loss` is that of the last step, where it was heard.
     fn ledger_through(&mut self, world: u32, last: Step, loss: Option<Option<f64>>) {
-        let (generation, samples) = (self.record.generation, self.record.spec.train.global_batch);
+        let generation = self.record.generation;
+        let samples = self
+            .record
+            .spec
+            .training()
+            .map_or(0, |work| work.train.global_batch);
         let resumed = self.live.resume.map_or(Step(0), |resume| resume.step);
         self.ledger.begin((generation, world), resumed, last);
         let batch = u64::from(samples);

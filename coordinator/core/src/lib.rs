@@ -133,11 +133,6 @@ impl Coordinator {
             } => {
                 self.on_submit(request, *spec, job_toml, dataset_version, &mut outbox);
             }
-            Event::Sample {
-                request,
-                sample,
-                latest,
-            } => self.on_sample(request, sample, latest, &mut outbox),
             Event::Cancel { request, job } => self.on_cancel(request, &job, &mut outbox),
             Event::Pause { request, job, paused } => self.on_pause(request, &job, paused, &mut outbox),
             Event::Scale {

@@ -124,7 +124,7 @@ impl Live {
             self.stepped_at = now;
         }
         let outside = |step: Step| step == Step(0) || steps_max < step;
-        let draws = |doing: &Doing| doing.step == Step(0) && matches!(doing.piece, Piece::Picture(_));
+        let draws = |doing: &Doing| doing.step == Step(0) && matches!(doing.piece, Piece::Unit(_));
         rank.doing = report.doing.filter(|doing| draws(doing) || !outside(doing.step));
         if report.rank == Rank(0) {
             if report.store_address.is_some() && self.store_address != report.store_address {

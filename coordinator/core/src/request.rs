@@ -4,11 +4,11 @@ use crate::Coordinator;
 use crate::event::{JobPhase, JobRecord, Reply, RequestId};
 use crate::job::Job;
 use crate::outbox::Outbox;
-use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Step};
 use proto::ledger::Tip;
-use proto::message::{SampleRequest, Work};
-use proto::spec::{Architecture, JobSpec, Resources};
+use proto::message::SourceJob;
+use proto::sample::{SampleWork, Weights};
+use proto::spec::{Architecture, JobSpec, Work};
 
 impl Coordinator {
     pub(crate) fn on_submit(
@@ -29,72 +29,56 @@ impl Coordinator {
             );
             return outbox.reply(request, Reply::Refused { reason });
         }
-        let job = self.enqueue(spec, job_toml, dataset_version, Work::Train, outbox);
+        let (dataset_version, source) = match &spec.work {
+            Work::Train(_) => (dataset_version, None),
+            Work::Sample(sample) => match self.pinned(sample) {
+                Ok((version, source)) => (version, Some(source)),
+                Err(reason) => return outbox.reply(request, Reply::Refused { reason }),
+            },
+        };
+        let job = self.enqueue(spec, job_toml, dataset_version, source, outbox);
         outbox.reply(request, Reply::Accepted { job });
     }
 
-    pub(crate) fn on_sample(
-        &mut self,
-        request: RequestId,
-        mut sample: SampleRequest,
-        latest: bool,
-        outbox: &mut Outbox,
-    ) {
-        let source = match self.sampled_job(&mut sample, latest) {
-            Ok(source) => source,
-            Err(reason) => return outbox.reply(request, Reply::Refused { reason }),
-        };
-        let mut spec = source.record.spec.clone();
-        spec.name = format!("{}-sample", source.record.id);
-        spec.resources = Resources {
-            workers_min: 1,
-            workers_max: 1,
-            devices_per_worker: 1,
-            ..spec.resources
-        };
-        let (job_toml, version) = (
-            source.record.job_toml.clone(),
-            source.record.dataset_version.clone(),
-        );
-        let job = self.enqueue(spec, job_toml, version, Work::Sample(sample), outbox);
-        outbox.reply(request, Reply::Accepted { job });
-    }
-
-    /// The trained job that is meant; picks its newest checkpoint when that is asked for.
-    fn sampled_job(&self, sample: &mut SampleRequest, latest: bool) -> Result<&Job, String> {
-        let id = &sample.source;
+    /// The trained job that images are made of, as it is now, and the version of its data set.
+    fn pinned(&self, sample: &SampleWork) -> Result<(String, SourceJob), String> {
+        let id = &sample.job;
         let source = self.jobs.get(id).ok_or_else(|| self.no_such_job(id))?;
-        if let Work::Sample(of) = &source.record.work {
+        let Some(training) = source.record.spec.training() else {
+            let reads = source.record.spec.work.sampling().map(|of| &of.job);
             return Err(format!(
                 "job {id} draws pictures and trains nothing; sample {} instead",
-                of.source
+                reads.unwrap_or(id)
             ));
-        }
-        if sample.count == 0 {
-            return Err("count: 0 pictures were asked for; ask for 1 or more".to_owned());
-        }
-        suits(sample, source.record.spec.model.architecture)?;
+        };
+        suits(sample, training.model.architecture)?;
         let checkpoints = &source.record.checkpoints;
-        if latest {
-            sample.checkpoint = checkpoints.last().copied();
-        }
-        let has = |checkpoint: CheckpointRef| checkpoints.contains(&checkpoint);
-        match sample.checkpoint {
-            None if latest => Err(format!("job {id} has no committed checkpoint yet")),
-            Some(asked) if !has(asked) => {
-                let steps: Vec<String> = checkpoints.iter().map(|kept| kept.step.to_string()).collect();
-                let steps = if steps.is_empty() {
-                    "none".to_owned()
-                } else {
-                    steps.join(", ")
-                };
-                Err(format!(
-                    "job {id} has no checkpoint of step {}; it has: {steps}",
-                    asked.step
-                ))
-            }
-            None | Some(_) => Ok(source),
-        }
+        let checkpoint = match sample.weights {
+            Weights::Base => None,
+            Weights::Newest => match checkpoints.last() {
+                Some(newest) => Some(*newest),
+                None => return Err(format!("job {id} has no committed checkpoint yet")),
+            },
+            Weights::Step(step) => match checkpoints.iter().rev().find(|kept| kept.step == step) {
+                Some(kept) => Some(*kept),
+                None => {
+                    let steps: Vec<String> = checkpoints.iter().map(|kept| kept.step.to_string()).collect();
+                    let steps = if steps.is_empty() {
+                        "none".to_owned()
+                    } else {
+                        steps.join(", ")
+                    };
+                    return Err(format!(
+                        "job {id} has no checkpoint of step {step}; it has: {steps}"
+                    ));
+                }
+            },
+        };
+        let pinned = SourceJob {
+            job_toml: source.record.job_toml.clone(),
+            checkpoint,
+        };
+        Ok((source.record.dataset_version.clone(), pinned))
     }
 
     pub(crate) fn on_cancel(&mut self, request: RequestId, id: &JobId, outbox: &mut Outbox) {
@@ -106,12 +90,12 @@ impl Coordinator {
         if !was_over {
             job.cancel(outbox);
         }
-        let read = job.record.work.clone();
+        let reads = job.record.spec.work.sampling().map(|sample| sample.job.clone());
         outbox.phases.push((request, id.clone()));
-        if let Work::Sample(sample) = read
+        if let Some(source) = reads
             && !was_over
         {
-            self.retain(&sample.source, outbox);
+            self.retain(&source, outbox);
         }
     }
 
@@ -120,7 +104,7 @@ impl Coordinator {
         spec: JobSpec,
         job_toml: String,
         dataset_version: String,
-        work: Work,
+        source: Option<SourceJob>,
         outbox: &mut Outbox,
     ) -> JobId {
         self.counters.jobs += 1;
@@ -131,7 +115,7 @@ impl Coordinator {
             spec,
             job_toml,
             dataset_version,
-            work,
+            source,
             submitted_ms: outbox.wall,
             reserves: Vec::new(),
             ledger,
@@ -166,7 +150,7 @@ impl Coordinator {
 }
 
 /// Refuses wishes that the job's model has no use for.
-fn suits(sample: &SampleRequest, architecture: Architecture) -> Result<(), String> {
+fn suits(sample: &SampleWork, architecture: Architecture) -> Result<(), String> {
     let (name, unused) = match architecture {
         Architecture::Retrinet => return Ok(()),
         Architecture::TextToImage => (
@@ -191,7 +175,7 @@ fn suits(sample: &SampleRequest, architecture: Architecture) -> Result<(), Strin
     {
         Some((wish, _)) => Err(format!(
             "{wish}: job {} trained a {name}, which has no use for them; leave them out",
-            sample.source
+            sample.job
         )),
         None => Ok(()),
     }

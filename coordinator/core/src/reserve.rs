@@ -16,7 +16,7 @@ use crate::outbox::Outbox;
 use crate::placement::{Decision, Solution};
 use crate::report::runs;
 use proto::id::{JobId, Rank, WorkerId};
-use proto::message::{RankPhase, RankReport, Work};
+use proto::message::{RankPhase, RankReport};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Devices by worker.
@@ -122,7 +122,7 @@ impl Job {
 
     /// Of the workers that it is given, those that are no members.
     fn newcomers(&self, given: &[WorkerId], free: &mut Devices) -> Vec<WorkerId> {
-        if self.record.work != Work::Train {
+        if self.record.spec.training().is_none() {
             return Vec::new();
         }
         let needs = self.record.spec.resources.devices_per_worker;

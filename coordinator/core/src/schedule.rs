@@ -13,7 +13,7 @@ use crate::placement::{self, Access, Decision, Demand, Problem, Seat, Solution};
 use crate::report::runs;
 use crate::reserve::Devices;
 use proto::id::{JobId, WorkerId};
-use proto::message::{Halt, RankPhase, Work};
+use proto::message::{Halt, RankPhase};
 use std::collections::BTreeSet;
 
 /// Reason of a job that somebody paused.
@@ -358,7 +358,7 @@ impl Job {
             return Change::Elsewhere;
         }
         let forms = phases().all(|it| matches!(it, None | Some(RankPhase::Starting | RankPhase::Joining)));
-        if forms && self.record.work == Work::Train {
+        if forms && self.record.spec.training().is_some() {
             return now();
         }
         Change::AtStep
@@ -370,7 +370,7 @@ impl Job {
         let ranks = || self.live.ranks.values();
         let known = |rank: &RankLive| matches!(rank.phase, Some(RankPhase::Starting | RankPhase::Joining));
         let starts = |rank: &RankLive| rank.phase == Some(RankPhase::Starting);
-        if self.record.work != Work::Train || !ranks().all(known) || ranks().all(|it| it.cold) {
+        if self.record.spec.training().is_none() || !ranks().all(known) || ranks().all(|it| it.cold) {
             return None;
         }
         let cold = |member: &&Member| {

@@ -8,7 +8,8 @@ use crate::live::RankLive;
 use crate::placement::{Decision, Shortage};
 use crate::report::runs;
 use proto::id::{JobId, Rank, WorkerId};
-use proto::message::{RankPhase, Work};
+use proto::message::RankPhase;
+use proto::spec::Work;
 
 /// Why a job is where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,8 +159,8 @@ impl Job {
         });
         let (waits_for, awaited) = self.awaited(now);
         let for_so_long = seconds(for_ms);
-        let sentence = match self.record.work {
-            Work::Train => {
+        let sentence = match self.record.spec.work {
+            Work::Train(_) => {
                 // The ranks know it; what rank 0 told last may be of the generation before.
                 let doing = self.live.ranks.values().filter_map(|rank| rank.doing);
                 let doing = doing.map(|doing| doing.step.0).max().unwrap_or(0);

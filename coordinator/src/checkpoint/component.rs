@@ -206,7 +206,7 @@ mod tests {
         let text = "name = \"x\"\n[data]\ndataset = \"file:///d\"\nresolution = 384\n\
                     [model]\narchitecture = \"retrinet\"\nsize = \"sd15\"\ninit = \"file:///b\"\n\
                     [train]\nsteps = 1\nglobal_batch = 1\nmicro_batch = 1\n";
-        let model = proto::job::parse("job.toml", text, None).unwrap().model;
+        let model = proto::job::parse_training("job.toml", text).unwrap().model;
         let part = PARTS.iter().find(|part| part.name == name).unwrap();
         Component::new(*part, &model)
     }

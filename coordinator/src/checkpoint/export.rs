@@ -12,7 +12,7 @@ use proto::checkpoint::{CheckpointManifest, MANIFEST_FILE};
 use proto::public::base::{CONFIG_FILE, PARTS, Part, parts};
 use proto::public::names::{RETRIEVAL_NOTE, RETRINET_FILE};
 use proto::public::write::config;
-use proto::spec::{self, Architecture, JobSpec};
+use proto::spec::{self, Architecture, TrainWork};
 use safetensors::tensor::TensorView;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -55,7 +55,7 @@ impl Checkpoint {
     /// Writes the folder, which is made if it is missing.
     pub(crate) async fn export(&self, out: &Path, options: ExportOptions) -> Result<Origin, CheckpointError> {
         let manifest = self.manifest().await?;
-        let spec = proto::job::parse("manifest.json", &manifest.job_toml, None)
+        let spec = proto::job::parse_training("manifest.json", &manifest.job_toml)
             .map_err(|error| CheckpointError::Refused(format!("the manifest's job.toml: {error}")))?;
         let places = self.tensors(&manifest.shards).await?;
         let average = options.average && places.keys().any(|name| name.starts_with(AVERAGE_PREFIX));
@@ -86,7 +86,7 @@ impl Checkpoint {
     async fn base(
         &self,
         manifest: &CheckpointManifest,
-        spec: &JobSpec,
+        spec: &TrainWork,
     ) -> Result<Option<Base>, CheckpointError> {
         let all_is_trained = spec.model.freeze.is_empty();
         let Some(url) = spec.model.init.as_ref().filter(|_| !all_is_trained) else {
@@ -110,7 +110,7 @@ impl Checkpoint {
     async fn origin(
         &self,
         manifest: &CheckpointManifest,
-        spec: &JobSpec,
+        spec: &TrainWork,
         average: bool,
         half: bool,
     ) -> Result<Origin, CheckpointError> {
@@ -130,7 +130,7 @@ impl Checkpoint {
 
 struct Export<'a> {
     checkpoint: &'a Checkpoint,
-    spec: &'a JobSpec,
+    spec: &'a TrainWork,
     trained: BTreeMap<String, TensorPlace>,
     prefix: &'static str,
     base: Option<&'a Base>,

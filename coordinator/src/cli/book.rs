@@ -8,11 +8,11 @@ use model_data::loader::{Loader, LoaderOptions};
 use proto::id::{Generation, JobId, Step};
 use proto::ledger::{Entry, Replay, Tip};
 use proto::pb;
-use proto::spec::{Architecture, JobSpec};
+use proto::spec::{Architecture, TrainWork};
 
 pub(crate) struct Book {
     pub(crate) view: pb::JobView,
-    pub(crate) spec: JobSpec,
+    pub(crate) spec: TrainWork,
     pub(crate) replay: Replay,
     /// Why nothing after some entry proves anything.
     pub(crate) fault: Option<String>,
@@ -22,12 +22,13 @@ impl Book {
     pub(crate) async fn open(global: &Global, client: &mut Client, job: &str) -> Result<Self> {
         let failed = |status| refusal(global, &status);
         let view = client::describe(global, client, job).await?;
-        if view.sample.is_some() {
+        if view.work != "train" {
             return Err(anyhow!(
-                "job {job} draws pictures; only jobs that train have a ledger"
+                "job {job} does [{}]; only jobs that train have a ledger",
+                view.work
             ));
         }
-        let spec = proto::job::parse(&format!("job.toml of {job}"), &view.job_toml, None)?;
+        let spec = proto::job::parse_training(&format!("job.toml of {job}"), &view.job_toml)?;
         let begin = Tip::begin(&JobId(job.to_owned()), &view.dataset_version, &view.job_toml);
         let mut book = Self {
             replay: Replay::new(begin, spec.train.global_batch),

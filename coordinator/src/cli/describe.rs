@@ -83,11 +83,8 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
         ),
     );
     line("data set", &format!("version {}", view.dataset_version));
-    if let Some(sample) = &view.sample {
-        line(
-            "draws",
-            &format!("{} pictures of {}", sample.count, sample.source),
-        );
+    if let Some(units) = &view.units {
+        line("units", &format!("{} of {} are done", units.done, units.total));
     }
     if let Some(step) = &view.last_step {
         let terms = loss_terms(step).into_iter();

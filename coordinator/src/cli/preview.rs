@@ -9,7 +9,7 @@ use model_data::example::Example;
 use model_data::grid::{Cell, captioned_grid};
 use model_data::loader::{Loader, LoaderOptions};
 use model_data::prompt::Prompts;
-use proto::spec::{Architecture, JobSpec};
+use proto::spec::{Architecture, TrainWork};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -70,11 +70,18 @@ pub(crate) async fn preview(global: &Global, args: &PreviewArgs, dataset: Option
     Ok(Outcome::True)
 }
 
-fn read(file: &Path) -> Result<JobSpec> {
+fn read(file: &Path) -> Result<TrainWork> {
     let name = file.display().to_string();
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
     let absolute = std::path::absolute(file).with_context(|| format!("cannot tell where {name} is"))?;
-    proto::job::parse(&name, &text, absolute.parent()).map_err(|errors| anyhow!(errors))
+    let spec = proto::job::parse(&name, &text, absolute.parent()).map_err(|errors| anyhow!(errors))?;
+    let training = spec.training().cloned();
+    training.ok_or_else(|| {
+        anyhow!(
+            "{name} does [{}]; only a job with [train] shows samples",
+            spec.work.table()
+        )
+    })
 }
 
 fn row(example: &Example) -> Vec<Cell> {

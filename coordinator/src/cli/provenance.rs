@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn a_picture_that_is_drawn_from_itself_is_seen_twice() {
         let text = crate::fixture::job_toml("file:///data");
-        let mut data = proto::job::parse("job.toml", &text, None).unwrap().data;
+        let mut data = proto::job::parse_training("job.toml", &text).unwrap().data;
         data.references = 2;
         let told = |pairing, sample| {
             let data = Data {

@@ -1,11 +1,11 @@
-//! References that `coordinator sample` is given: ids of samples, and picture files, which are put into the store beside
-//! the trained job for the rank to read. Called by [`super::sample`].
+//! References that images are made from: ids of samples, and image files, which are put into the store beside
+//! the trained job for the rank to read. Called by [`super::sample`] and [`super::submit`].
 
 use anyhow::{Context, Result};
 use model_data::picture::open_picture;
 use object_store::ObjectStoreExt;
-use proto::message::{Concept, NamedReference, PictureSource};
 use proto::pb;
+use proto::sample::{Concept, NamedReference, PictureSource};
 use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::str::FromStr;
@@ -46,38 +46,57 @@ pub(crate) fn concept(word: &str) -> Result<Concept, String> {
     found.ok_or_else(|| format!("`{word}` is no concept; write face, clothes or figure"))
 }
 
-/// What is a file here goes into the store of the trained job; everything else is an id.
-pub(crate) async fn resolve(asked: &[Asked], trained: &pb::JobView) -> Result<Vec<NamedReference>> {
-    let mut references = Vec::new();
-    for it in asked {
-        let file = Path::new(&it.what);
-        let from = if file.is_file() {
-            upload(file, trained).await?
-        } else {
-            PictureSource::Sample { id: it.what.clone() }
-        };
-        references.push(NamedReference {
-            concept: it.concept,
-            from,
-        });
-    }
-    Ok(references)
+/// What is a file here is a file; everything else is an id.
+pub(crate) fn named(asked: &[Asked]) -> Vec<NamedReference> {
+    let from = |what: &str| match Path::new(what).is_file() {
+        true => PictureSource::File {
+            name: what.to_owned(),
+            sha256: String::new(),
+        },
+        false => PictureSource::Sample { id: what.to_owned() },
+    };
+    let reference = |it: &Asked| NamedReference {
+        concept: it.concept,
+        from: from(&it.what),
+    };
+    asked.iter().map(reference).collect()
 }
 
-async fn upload(file: &Path, trained: &pb::JobView) -> Result<PictureSource> {
-    let name = file.display().to_string();
-    let bytes = std::fs::read(file).with_context(|| format!("cannot read {name}"))?;
-    let _ = open_picture("reference", &bytes).with_context(|| name.clone())?;
-    let sha256 = format!("{:x}", Sha256::digest(&bytes));
-    let (store, prefix) = model_data::store::open(&trained.store_url)?;
-    let path = ["jobs", &trained.job, "references", &sha256]
-        .into_iter()
-        .fold(prefix, |path, part| path.join(part));
-    store
-        .put(&path, bytes.into())
-        .await
-        .with_context(|| format!("cannot write {path}"))?;
-    Ok(PictureSource::File { name, sha256 })
+/// Whether what was read is also put into the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keep {
+    Stored,
+    /// For a dry run.
+    LookedAt,
+}
+
+/// Gives every file its digest, and puts it where ranks find it by that. Names are relative to `folder`.
+pub(crate) async fn store_files(
+    references: &mut [NamedReference],
+    folder: &Path,
+    trained: &pb::JobView,
+    keep: Keep,
+) -> Result<()> {
+    for reference in references {
+        let PictureSource::File { name, sha256 } = &mut reference.from else {
+            continue;
+        };
+        let bytes = std::fs::read(folder.join(&*name))
+            .with_context(|| format!("cannot read {}", folder.join(&*name).display()))?;
+        let _ = open_picture("reference", &bytes).with_context(|| name.clone())?;
+        *sha256 = format!("{:x}", Sha256::digest(&bytes));
+        if keep == Keep::Stored {
+            let (store, prefix) = model_data::store::open(&trained.store_url)?;
+            let path = ["jobs", &trained.job, "references", sha256]
+                .into_iter()
+                .fold(prefix, |path, part| path.join(part));
+            store
+                .put(&path, bytes.into())
+                .await
+                .with_context(|| format!("cannot write {path}"))?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -118,7 +137,12 @@ mod tests {
         };
         let asked = |text: &str| text.parse::<Asked>().unwrap();
         let file = asked(&format!("face:{}", picture.display()));
-        let found = resolve(&[file, asked("17")], &trained).await.unwrap();
+        let resolve = async |asked: &[Asked]| {
+            let mut references = named(asked);
+            store_files(&mut references, Path::new(""), &trained, Keep::Stored).await?;
+            anyhow::Ok(references)
+        };
+        let found = resolve(&[file, asked("17")]).await.unwrap();
         let PictureSource::File { sha256, .. } = &found[0].from else {
             panic!("{found:?}")
         };
@@ -127,7 +151,7 @@ mod tests {
         assert_eq!(found[1].from, PictureSource::Sample { id: "17".into() });
         std::fs::write(&picture, b"no picture").unwrap();
         let file = asked(&picture.display().to_string());
-        let error = format!("{:#}", resolve(&[file], &trained).await.unwrap_err());
+        let error = format!("{:#}", resolve(&[file]).await.unwrap_err());
         assert!(
             error.contains("me.png: the reference cannot be decoded"),
             "{error}"

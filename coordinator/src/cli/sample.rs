@@ -1,16 +1,18 @@
-//! `coordinator sample`: a job of its own, run by one worker, draws pictures with a job's checkpoint; this
-//! command waits for it and fetches what it drew.
+//! `coordinator sample`: writes a job with a `[sample]` table for a trained job, submits it, waits for it and fetches the
+//! images.
 
-use super::client::{self, connect, refusal};
-use super::{Global, Outcome, Output, Target, print_json, reference, watch};
+use super::client::{self, connect};
+use super::reference::{self, Keep};
+use super::{Global, Outcome, Output, Target, print_json, submit, watch};
 use crate::words::say;
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
 use futures::TryStreamExt;
 use object_store::{ObjectStore, ObjectStoreExt};
-use proto::message::{Concept, SampleMethod, SamplePrompt, SampleRequest};
+use proto::id::Step;
 use proto::pb;
-use proto::spec::{Pairing, Task};
+use proto::sample::{Concept, SampleMethod, SamplePrompt, SampleWork, Weights};
+use proto::spec::{JobSpec, Pairing, Resources, Task, Work};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -109,9 +111,9 @@ enum PairingName {
 
 impl SampleArgs {
     /// Everything but what must be looked up.
-    fn request(&self) -> Result<SampleRequest> {
+    fn work(&self) -> Result<SampleWork> {
         let subjects = if self.references.is_empty() { SUBJECTS } else { 1 };
-        Ok(SampleRequest {
+        Ok(SampleWork {
             count: self.count.unwrap_or(subjects),
             method: match self.method {
                 Method::Ddim => SampleMethod::Ddim,
@@ -143,7 +145,13 @@ impl SampleArgs {
                 PairingName::B => Pairing::B,
             }),
             attention: self.attention.clone(),
-            ..SampleRequest::of(self.target.job.clone())
+            references: reference::named(&self.references),
+            weights: match self.target.step {
+                _ if self.base => Weights::Base,
+                Some(step) => Weights::Step(Step(step)),
+                None => Weights::Newest,
+            },
+            ..SampleWork::of(self.target.job.clone())
         })
     }
 }
@@ -162,25 +170,25 @@ fn prompts(file: &Path) -> Result<Vec<String>> {
 }
 
 pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome> {
-    let mut work = args.request()?;
+    let mut work = args.work()?;
     if args.base && args.target.step.is_some() {
         return Err(anyhow!("--base draws without a checkpoint; leave out the @STEP"));
     }
     let mut client = connect(global).await?;
     let trained = client::describe(global, &mut client, &args.target.job.0).await?;
     if args.target.step.is_some() {
-        work.checkpoint = Some(args.target.of(&trained)?);
+        // Says what there is, where that step is not.
+        let _ = args.target.of(&trained)?;
     }
-    work.references = reference::resolve(&args.references, &trained).await?;
-    let request = pb::SampleRequest {
-        work: Some((&work).into()),
-        base: args.base,
+    reference::store_files(&mut work.references, Path::new(""), &trained, Keep::Stored).await?;
+    let spec = JobSpec {
+        name: name_for(&trained.job),
+        resources: resources_like(&trained)?,
+        after: Vec::new(),
+        work: Work::Sample(Box::new(work)),
     };
-    let reply = client
-        .sample(request)
-        .await
-        .map_err(|status| refusal(global, &status))?
-        .into_inner();
+    let file_name = "coordinator sample".to_owned();
+    let reply = submit::send(global, &mut client, &spec, file_name, false).await?;
     let view = watch::follow(global, &reply.job).await?;
     if view.phase != "done" {
         return Err(anyhow!("{} ended {}: {}", view.job, view.phase, view.reason));
@@ -196,6 +204,25 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
         Output::Table => say!("{}", summary_line(&view.job, &args.out, files, &summary)),
     }
     Ok(Outcome::True)
+}
+
+/// `<job>-sample`, cut where that is too long for a job's name.
+fn name_for(job: &str) -> String {
+    const SUFFIX: &str = "-sample";
+    const NAME_MAX: usize = 40;
+    format!("{}{SUFFIX}", &job[..job.len().min(NAME_MAX - SUFFIX.len())])
+}
+
+/// As many workers as are free, of the kind, team and priority of the trained job.
+fn resources_like(trained: &pb::JobView) -> Result<Resources> {
+    let file = format!("job.toml of {}", trained.job);
+    let resources = proto::job::parse(&file, &trained.job_toml, None)?.resources;
+    Ok(Resources {
+        workers_min: 1,
+        workers_max: 4096,
+        devices_per_worker: 1,
+        ..resources
+    })
 }
 
 /// Copies `jobs/<job>/pictures/*` into `out`; how many files, and the summary of pictures.json.

@@ -1,13 +1,15 @@
 //! `coordinator submit`: reads and checks job.toml here, where the user's files are, and sends its
 //! canonical form.
 
-use super::client::{connect, refusal};
+use super::client::{self, Client, connect, refusal};
+use super::reference::{self, Keep};
 use super::{Global, Outcome, Output, print_json, watch};
 use crate::pin::pin;
 use crate::words::say;
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use proto::pb;
+use proto::spec::{JobSpec, Work};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
@@ -24,18 +26,21 @@ pub(crate) struct SubmitArgs {
 }
 
 pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome> {
-    let job_toml = canonical(&args.file).await?;
+    let mut spec = read(&args.file).await?;
     let mut client = connect(global).await?;
-    let request = pb::SubmitRequest {
-        file_name: args.file.display().to_string(),
-        job_toml,
-        dry_run: args.dry_run,
-    };
-    let reply = client
-        .submit(request)
-        .await
-        .map_err(|status| refusal(global, &status))?
-        .into_inner();
+    if let Work::Sample(work) = &mut spec.work {
+        // What it names is in the user's folder, and the workers read it from the store.
+        let trained = client::describe(global, &mut client, &work.job.0).await?;
+        let folder = args.file.parent().unwrap_or(Path::new(""));
+        let keep = if args.dry_run {
+            Keep::LookedAt
+        } else {
+            Keep::Stored
+        };
+        reference::store_files(&mut work.references, folder, &trained, keep).await?;
+    }
+    let file_name = args.file.display().to_string();
+    let reply = send(global, &mut client, &spec, file_name, args.dry_run).await?;
     match (global.output, args.dry_run) {
         (Output::Json, _) if !args.watch => print_json(&serde_json::json!({
             "job": (!args.dry_run).then_some(&reply.job),
@@ -52,14 +57,32 @@ pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome
     }
 }
 
-/// The job as the coordinator is to read it: all fields written out, all paths absolute. What it reads must
-/// be there.
-async fn canonical(file: &Path) -> Result<String> {
+/// Sends the canonical text of a job.
+pub(crate) async fn send(
+    global: &Global,
+    client: &mut Client,
+    spec: &JobSpec,
+    file_name: String,
+    dry_run: bool,
+) -> Result<pb::SubmitReply> {
+    let request = pb::SubmitRequest {
+        file_name,
+        job_toml: proto::job::to_toml(spec),
+        dry_run,
+    };
+    let reply = client.submit(request).await;
+    Ok(reply.map_err(|status| refusal(global, &status))?.into_inner())
+}
+
+/// The job, all paths absolute. What it trains on must be there.
+async fn read(file: &Path) -> Result<JobSpec> {
     let name = file.display().to_string();
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
     let absolute = std::path::absolute(file).with_context(|| format!("cannot tell where {name} is"))?;
     let spec = proto::job::parse(&name, &text, absolute.parent())?;
-    if let Err(error) = pin(&spec).await {
+    if let Work::Train(work) = &spec.work
+        && let Err(error) = pin(work).await
+    {
         return Err(anyhow!(proto::job::error_at(
             &name,
             &text,
@@ -67,5 +90,5 @@ async fn canonical(file: &Path) -> Result<String> {
             error.to_string()
         )));
     }
-    Ok(proto::job::to_toml(&spec))
+    Ok(spec)
 }

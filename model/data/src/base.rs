@@ -370,7 +370,7 @@ mod tests {
         let text = "name = \"x\"\n[data]\ndataset = \"file:///d\"\nresolution = 32\n\
                     [model]\narchitecture = \"retrinet\"\nsize = \"tiny\"\ninit = \"file:///b\"\n\
                     [train]\nsteps = 1\nglobal_batch = 1\nmicro_batch = 1\n";
-        proto::job::parse("job.toml", text, None).unwrap().model
+        proto::job::parse_training("job.toml", text).unwrap().model
     }
 
     fn put(folder: &std::path::Path, name: &str, bytes: &[u8]) {

@@ -3,7 +3,7 @@
 //! no I/O.
 
 use image::{GrayImage, RgbImage};
-pub use proto::message::Concept;
+pub use proto::sample::Concept;
 
 /// A target with its references, all at the job's resolution (square).
 #[derive(Debug, Clone, PartialEq)]

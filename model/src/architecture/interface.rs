@@ -6,8 +6,8 @@ use crate::parameter::{Parameters, Scope};
 use crate::public::Source;
 use image::RgbImage;
 use model_data::example::{Concept, Example};
-use proto::message::SampleMethod;
-use proto::spec::{JobSpec, Model};
+use proto::sample::SampleMethod;
+use proto::spec::{Model, TrainWork};
 use std::fmt::Debug;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -40,7 +40,12 @@ pub(crate) trait Architecture: Sync {
     ///
     /// # Errors
     /// A job that this architecture cannot train.
-    fn build(&self, scope: &Scope<'_>, spec: &JobSpec, place: Place) -> Result<Box<dyn Network>, ModelError>;
+    fn build(
+        &self,
+        scope: &Scope<'_>,
+        spec: &TrainWork,
+        place: Place,
+    ) -> Result<Box<dyn Network>, ModelError>;
 
     /// Gives their first values to the parameters that no base model has, after the base weights are
     /// loaded: from `own`, the file of [`Self::own_file`], where there is one.

@@ -35,7 +35,7 @@ mod tests {
                  [model]\narchitecture = \"{name}\"\nsize = \"tiny\"\ninit = \"file:///none\"\n\
                  [train]\nsteps = 4\nglobal_batch = 1\nmicro_batch = 1\n"
             );
-            let spec = proto::job::parse("job.toml", &text, None).expect("the job is good");
+            let spec = proto::job::parse_training("job.toml", &text).expect("the job is good");
             let architecture = of(&spec.model);
             assert_eq!(architecture.name(), name);
             let parameters = Parameters::seeded(1, Device::Cpu);

@@ -2,10 +2,10 @@
 #![allow(dead_code, reason = "every test file uses its own part")]
 
 use model_data::example::{Concept, Example, Reference};
-use proto::spec::{Architecture, Component, JobSpec};
+use proto::spec::{Architecture, Component, TrainWork};
 
 /// A job of size "tiny" at 32 pixels, of a RetriNet with two references, and no freezing but the architecture's own.
-pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> JobSpec {
+pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> TrainWork {
     // Tests run side by side: one thread each, or they wait for each other.
     tch::set_num_threads(1);
     let name = match architecture {
@@ -24,13 +24,13 @@ pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> JobSpec {
          [model]\narchitecture = \"{name}\"\nsize = \"tiny\"\ninit = \"file:///none\"\n\
          [train]\nsteps = 100\nglobal_batch = 4\nmicro_batch = 4\nlearning_rate = {learning_rate}\nwarmup = 0\n"
     );
-    let mut spec = proto::job::parse("scene.toml", &text, None).unwrap();
+    let mut spec = proto::job::parse_training("scene.toml", &text).unwrap();
     // A random autoencoder's latents are small, and so would be all that depends on pictures.
     spec.model.autoencoder.scaling_factor = 20.0;
     spec
 }
 
-pub(crate) fn frozen(mut spec: JobSpec, freeze: &[Component]) -> JobSpec {
+pub(crate) fn frozen(mut spec: TrainWork, freeze: &[Component]) -> TrainWork {
     spec.model.freeze = freeze.to_vec();
     spec
 }

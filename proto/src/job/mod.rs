@@ -5,11 +5,13 @@
 mod check;
 mod raw;
 
+use crate::id::JobId;
 use crate::place;
-use crate::spec::{Data, JobSpec, Model, Optimizer, Train};
+use crate::sample::{NamedReference, PictureSource, SampleWork, Weights};
+use crate::spec::{Data, JobSpec, Model, Optimizer, Resources, Train, TrainWork, Work};
 use raw::{
     AutoencoderToml, CheckpointToml, DataToml, JobToml, ModelToml, OptimizerName, OptimizerToml,
-    ResourcesToml, TextEncoderToml, TrainToml, UNetToml, WorkersToml,
+    ReferenceToml, ResourcesToml, SampleToml, TextEncoderToml, TrainToml, UNetToml, WeightsToml, WorkersToml,
 };
 use std::fmt;
 use std::path::Path;
@@ -75,6 +77,24 @@ pub fn parse(file: &str, text: &str, directory: Option<&Path>) -> Result<JobSpec
     })
 }
 
+/// Reads a job that the coordinator has stored or sent: [`to_toml`]'s text, or that of an older release.
+pub fn parse_stored(job: &JobId, text: &str) -> Result<JobSpec, JobErrors> {
+    parse(&format!("job.toml of {job}"), text, None)
+}
+
+/// What a job trains, of a text whose paths are absolute. A job that does something else is an error of its table.
+pub fn parse_training(file: &str, text: &str) -> Result<TrainWork, JobErrors> {
+    match parse(file, text, None)?.work {
+        Work::Train(work) => Ok(*work),
+        other @ Work::Sample(_) => Err(JobErrors(vec![error_at(
+            file,
+            text,
+            other.table(),
+            "is what this job does; only a job with [train] has weights of its own".to_owned(),
+        )])),
+    }
+}
+
 /// The error of a field that reads well and is found wrong later, at the line where it stands.
 #[must_use]
 pub fn error_at(file: &str, text: &str, field: &str, message: String) -> JobError {
@@ -89,27 +109,83 @@ pub fn error_at(file: &str, text: &str, field: &str, message: String) -> JobErro
 /// The canonical job.toml: every field written out. `parse(to_toml(spec)) == spec`.
 #[must_use]
 pub fn to_toml(spec: &JobSpec) -> String {
-    let raw = JobToml {
+    let mut raw = JobToml {
         name: spec.name.clone(),
-        resources: ResourcesToml {
-            workers: Some(WorkersToml {
-                min: spec.resources.workers_min,
-                max: spec.resources.workers_max,
-            }),
-            devices_per_worker: Some(spec.resources.devices_per_worker),
-            device: Some(spec.resources.device),
-            priority: Some(spec.resources.priority),
-            team: Some(spec.resources.team.clone()),
-        },
-        data: data_toml(&spec.data),
-        model: model_toml(&spec.model),
-        train: train_toml(&spec.train),
-        checkpoint: CheckpointToml {
-            every: Some(spec.checkpoint.every),
-            keep: Some(spec.checkpoint.keep),
-        },
+        after: spec.after.iter().map(|job| job.0.clone()).collect(),
+        resources: resources_toml(&spec.resources),
+        data: None,
+        model: None,
+        train: None,
+        checkpoint: None,
+        sample: None,
     };
+    match &spec.work {
+        Work::Train(work) => {
+            raw.data = Some(data_toml(&work.data));
+            raw.model = Some(model_toml(&work.model));
+            raw.train = Some(train_toml(&work.train));
+            raw.checkpoint = Some(CheckpointToml {
+                every: Some(work.checkpoint.every),
+                keep: Some(work.checkpoint.keep),
+            });
+        }
+        Work::Sample(work) => raw.sample = Some(sample_toml(work)),
+    }
     toml::to_string(&raw).expect("plain tables, numbers and strings are TOML")
+}
+
+fn resources_toml(resources: &Resources) -> ResourcesToml {
+    ResourcesToml {
+        workers: Some(WorkersToml {
+            min: resources.workers_min,
+            max: resources.workers_max,
+        }),
+        devices_per_worker: Some(resources.devices_per_worker),
+        device: Some(resources.device),
+        priority: Some(resources.priority),
+        team: Some(resources.team.clone()),
+    }
+}
+
+fn sample_toml(work: &SampleWork) -> SampleToml {
+    SampleToml {
+        job: work.job.0.clone(),
+        weights: Some(match work.weights {
+            Weights::Newest => WeightsToml::Word("newest".into()),
+            Weights::Base => WeightsToml::Word("base".into()),
+            Weights::Step(step) => WeightsToml::Step(step.0),
+        }),
+        count: Some(work.count),
+        method: Some(work.method),
+        steps: Some(work.steps),
+        guidance: Some(work.guidance),
+        reference_guidance: Some(work.reference_guidance),
+        seeds: Some(work.seeds.clone()),
+        prompt: Some(work.prompt),
+        prompts: work.prompts.clone(),
+        task: work.task,
+        pairing: work.pairing,
+        attention: work.attention.clone(),
+        on_failed_unit: Some(work.on_failed_unit),
+        references: work.references.iter().map(reference_toml).collect(),
+    }
+}
+
+fn reference_toml(reference: &NamedReference) -> ReferenceToml {
+    let concept = reference.concept;
+    match &reference.from {
+        PictureSource::Sample { id } => ReferenceToml {
+            concept,
+            id: Some(id.clone()),
+            ..ReferenceToml::default()
+        },
+        PictureSource::File { name, sha256 } => ReferenceToml {
+            concept,
+            file: Some(name.clone()),
+            sha256: Some(sha256.clone()).filter(|digits| !digits.is_empty()),
+            ..ReferenceToml::default()
+        },
+    }
 }
 
 fn data_toml(data: &Data) -> DataToml {

@@ -1,9 +1,10 @@
 //! job.toml as typed: every field optional that has a default, nothing checked but its type. The meaning is
 //! [`crate::spec::JobSpec`]; the way between is [`super::check`].
 
+use crate::sample::{Concept, SampleMethod, SamplePrompt};
 use crate::spec::{
-    Architecture, Clothes, Component, Decay, DeviceKind, LossWeighting, OnNonfinite, Pairing, Precision,
-    Reduction, Retrieval, Task,
+    Architecture, Clothes, Component, Decay, DeviceKind, LossWeighting, OnFailedUnit, OnNonfinite, Pairing,
+    Precision, Reduction, Retrieval, Task,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -12,13 +13,57 @@ use std::collections::BTreeMap;
 #[serde(deny_unknown_fields)]
 pub(super) struct JobToml {
     pub(super) name: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) after: Vec<String>,
     #[serde(default)]
     pub(super) resources: ResourcesToml,
-    pub(super) data: DataToml,
-    pub(super) model: ModelToml,
-    pub(super) train: TrainToml,
+    pub(super) data: Option<DataToml>,
+    pub(super) model: Option<ModelToml>,
+    pub(super) train: Option<TrainToml>,
+    pub(super) checkpoint: Option<CheckpointToml>,
+    pub(super) sample: Option<SampleToml>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SampleToml {
+    pub(super) job: String,
+    pub(super) weights: Option<WeightsToml>,
+    pub(super) count: Option<u32>,
+    pub(super) method: Option<SampleMethod>,
+    pub(super) steps: Option<u32>,
+    pub(super) guidance: Option<f64>,
+    pub(super) reference_guidance: Option<f64>,
+    pub(super) seeds: Option<Vec<u64>>,
+    pub(super) prompt: Option<SamplePrompt>,
     #[serde(default)]
-    pub(super) checkpoint: CheckpointToml,
+    pub(super) prompts: Vec<String>,
+    pub(super) task: Option<Task>,
+    pub(super) pairing: Option<Pairing>,
+    #[serde(default)]
+    pub(super) attention: Vec<Concept>,
+    pub(super) on_failed_unit: Option<OnFailedUnit>,
+    #[serde(default)]
+    pub(super) references: Vec<ReferenceToml>,
+}
+
+/// `"newest"`, `"base"`, or the step of a checkpoint.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum WeightsToml {
+    Step(u64),
+    Word(String),
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ReferenceToml {
+    pub(super) concept: Option<Concept>,
+    /// Of a sample of the job's data set.
+    pub(super) id: Option<String>,
+    pub(super) file: Option<String>,
+    /// Of the file; `coordinator submit` writes it.
+    pub(super) sha256: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

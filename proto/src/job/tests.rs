@@ -2,11 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 use super::{parse, to_toml};
-use crate::spec::{Attend, Clothes, Retrieval};
-use crate::spec::{Component, OnNonfinite, Precision};
+use crate::spec::{Attend, Clothes, Component, JobSpec, OnNonfinite, Precision, Retrieval, TrainWork};
 use std::path::Path;
 
 mod combination;
+mod work;
 
 const GOOD: &str = r#"name = "demo"
 
@@ -32,8 +32,19 @@ micro_batch = 8
 every = 50
 "#;
 
-fn read(text: &str) -> Result<crate::spec::JobSpec, String> {
+fn job(text: &str) -> Result<JobSpec, String> {
     parse("job.toml", text, Some(Path::new("/jobs/here"))).map_err(|errors| errors.to_string())
+}
+
+/// What the job trains.
+fn read(text: &str) -> Result<TrainWork, String> {
+    job(text).map(|job| job.training().unwrap().clone())
+}
+
+/// The canonical text of the job means the same.
+fn check_canonical(text: &str) {
+    let spec = job(text).unwrap();
+    assert_eq!(parse("canonical", &to_toml(&spec), None).unwrap(), spec);
 }
 
 /// `GOOD` with one piece replaced gives this message.
@@ -52,9 +63,9 @@ fn a_good_job_means_what_it_says() {
 
 #[test]
 fn a_path_may_have_any_name() {
-    let spec = read(&GOOD.replacen("../figures", "/data/50% of #1?", 1)).unwrap();
-    assert_eq!(spec.data.dataset, "file:///data/50%25 of %231%3F");
-    assert_eq!(parse("canonical", &to_toml(&spec), None).unwrap(), spec);
+    let text = GOOD.replacen("../figures", "/data/50% of #1?", 1);
+    assert_eq!(read(&text).unwrap().data.dataset, "file:///data/50%25 of %231%3F");
+    check_canonical(&text);
 }
 
 #[test]
@@ -77,8 +88,7 @@ fn priority_and_team_are_bounded() {
 
 #[test]
 fn the_canonical_text_means_the_same() {
-    let spec = read(GOOD).unwrap();
-    assert_eq!(parse("canonical", &to_toml(&spec), None).unwrap(), spec);
+    check_canonical(GOOD);
 }
 
 #[test]
@@ -363,7 +373,8 @@ fn what_the_paper_leaves_open_is_a_field_with_a_default() {
         (0.8, 0.5)
     );
     assert_eq!(spec.model.retrieval, Retrieval::default());
-    let with = |section: &str, lines: &str| read(&GOOD.replace(section, &format!("{section}\n{lines}")));
+    let edited = |section: &str, lines: &str| GOOD.replace(section, &format!("{section}\n{lines}"));
+    let with = |section: &str, lines: &str| read(&edited(section, lines));
     let spec = with("[data]", "clothes = { background = 1 }\nreference_scale = 1.0").unwrap();
     assert_eq!(
         (spec.data.clothes.background, spec.data.clothes.cut_off),
@@ -372,7 +383,7 @@ fn what_the_paper_leaves_open_is_a_field_with_a_default() {
     let open = "retrieval = { attend = \"every-level\", time = \"zero\" }";
     let spec = with("[model]", open).unwrap();
     assert_eq!(spec.model.retrieval.attend, Attend::EveryLevel);
-    assert_eq!(parse("canonical", &to_toml(&spec), None).unwrap(), spec);
+    check_canonical(&edited("[model]", open));
     let refused = |section: &str, lines: &str, message: &str| {
         let error = with(section, lines).unwrap_err();
         assert!(error.contains(message), "{error}");

@@ -230,7 +230,12 @@ mod tests {
         let text = "name = \"x\"\n[data]\ndataset = \"file:///d\"\nresolution = 384\n\
                     [model]\narchitecture = \"retrinet\"\nsize = \"sd15\"\ninit = \"file:///b\"\n\
                     [train]\nsteps = 1\nglobal_batch = 1\nmicro_batch = 1\n";
-        crate::job::parse("job.toml", text, None).unwrap().model
+        crate::job::parse("job.toml", text, None)
+            .unwrap()
+            .training()
+            .unwrap()
+            .model
+            .clone()
     }
 
     fn refusal(component: &str, config: &str) -> String {

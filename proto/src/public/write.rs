@@ -112,7 +112,12 @@ mod tests {
                  [model]\narchitecture = \"retrinet\"\nsize = \"{size}\"\ninit = \"file:///b\"\n\
                  [train]\nsteps = 1\nglobal_batch = 1\nmicro_batch = 1\n"
             );
-            let model = crate::job::parse("job.toml", &text, None).unwrap().model;
+            let model = crate::job::parse("job.toml", &text, None)
+                .unwrap()
+                .training()
+                .unwrap()
+                .model
+                .clone();
             for part in crate::public::base::PARTS {
                 agree(part.name, &config(part.name, &model, 64), &model).unwrap();
             }

@@ -10,12 +10,12 @@ impl From<&Doing> for pb::Doing {
         use pb::doing::Piece as Wire;
         let (piece, number) = match doing.piece {
             Piece::Samples => (Wire::Samples, 0),
-            Piece::MicroBatch(number) => (Wire::MicroBatch, number),
+            Piece::MicroBatch(number) => (Wire::MicroBatch, number.into()),
             Piece::Reduction => (Wire::Reduction, 0),
             Piece::Update => (Wire::Update, 0),
             Piece::Digest => (Wire::Digest, 0),
             Piece::Checkpoint => (Wire::Checkpoint, 0),
-            Piece::Picture(number) => (Wire::Picture, number),
+            Piece::Unit(number) => (Wire::Unit, number),
         };
         Self {
             step: doing.step.0,
@@ -33,11 +33,14 @@ impl TryFrom<pb::Doing> for Doing {
         use pb::doing::Piece as Wire;
         let piece = match Wire::try_from(doing.piece) {
             Ok(Wire::Samples) => Piece::Samples,
-            Ok(Wire::MicroBatch | Wire::Picture) if doing.number == 0 => {
+            Ok(Wire::MicroBatch) if doing.number == 0 => {
                 return wrong("doing.number", 0, "it is counted from 1 on");
             }
-            Ok(Wire::MicroBatch) => Piece::MicroBatch(doing.number),
-            Ok(Wire::Picture) => Piece::Picture(doing.number),
+            Ok(Wire::MicroBatch) => match u32::try_from(doing.number) {
+                Ok(number) => Piece::MicroBatch(number),
+                Err(_) => return wrong("doing.number", doing.number, "a step has fewer micro-batches"),
+            },
+            Ok(Wire::Unit) => Piece::Unit(doing.number),
             Ok(Wire::Reduction) => Piece::Reduction,
             Ok(Wire::Update) => Piece::Update,
             Ok(Wire::Digest) => Piece::Digest,
@@ -71,7 +74,8 @@ mod tests {
             Piece::Update,
             Piece::Digest,
             Piece::Checkpoint,
-            Piece::Picture(5),
+            Piece::Unit(5),
+            Piece::Unit(u64::MAX),
         ];
         for piece in pieces {
             let doing = Doing {

@@ -13,8 +13,8 @@ use super::toy;
 use coordinator_core::event::JobPhase;
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Rank, Step};
-use proto::message::{DIGESTS_MAX, Halt, PhaseSeconds, RankPhase, StepReport, WeightDigest, Work};
-use proto::spec::JobSpec;
+use proto::message::{DIGESTS_MAX, Halt, PhaseSeconds, RankPhase, StepReport, WeightDigest};
+use proto::spec::TrainWork;
 use std::collections::BTreeMap;
 
 /// Steps between digests.
@@ -36,11 +36,15 @@ impl World {
         if process.phase != RankPhase::Joining {
             return;
         }
-        let (key, world) = (process.key.clone(), process.assignment.world);
-        if matches!(process.assignment.work, Work::Sample(_)) {
+        let (key, world) = (process.key.clone(), process.assignment.world());
+        if process.assignment.units().is_some() {
             return self.draw_pictures(pid);
         }
-        let Some(address) = process.assignment.store_address.clone() else {
+        let address = process
+            .assignment
+            .gang()
+            .and_then(|gang| gang.store_address.clone());
+        let Some(address) = address else {
             return;
         };
         if process.meets != Some(key.generation) {
@@ -99,14 +103,18 @@ impl World {
 
     fn draw_pictures(&mut self, pid: Pid) {
         let Some(process) = self.working(pid) else { return };
-        let Work::Sample(sample) = process.assignment.work.clone() else {
+        let Some(order) = process.assignment.units() else {
             return;
         };
+        let checkpoint = order.source.as_ref().and_then(|source| source.checkpoint);
         let generation = process.key.generation;
         process.phase = RankPhase::Training;
+        let job = process.key.job.clone();
         self.say(pid, vec![], vec![]);
-        if let Some(checkpoint) = sample.checkpoint
-            && self.load(pid, &sample.source, checkpoint).is_none()
+        let record = self.durable.jobs.get(&job);
+        let source = record.and_then(|record| Some(record.spec.work.sampling()?.job.clone()));
+        if let Some((checkpoint, source)) = checkpoint.zip(source)
+            && self.load(pid, &source, checkpoint).is_none()
         {
             return;
         }
@@ -125,7 +133,7 @@ impl World {
         let Some(first) = self.processes.get(&pids[0]) else {
             return;
         };
-        let resume = first.assignment.resume;
+        let resume = first.assignment.gang().and_then(|gang| gang.resume);
         let holds = |pid: &Pid| {
             let process = self.processes.get(pid)?;
             Some((process.held?, process.step, process.value))
@@ -169,7 +177,7 @@ impl World {
             .max();
         self.oracle
             .on_begin(&job, generation, began, &holdings, saved, reached);
-        let Some(spec) = self.durable.jobs.get(&job).map(|record| record.spec.clone()) else {
+        let Some(spec) = self.training(&job) else {
             return;
         };
         self.begin_with(states, generation, memory.is_some());
@@ -247,7 +255,7 @@ impl World {
             return;
         };
         let pids: Vec<Pid> = group.joined.values().copied().collect();
-        let Some(spec) = self.durable.jobs.get(&job).map(|record| record.spec.clone()) else {
+        let Some(spec) = self.training(&job) else {
             return;
         };
         let hangs = |pid: &Pid| self.processes.get(pid).is_some_and(|process| process.hung);
@@ -355,7 +363,11 @@ impl World {
         self.save(&[pid], generation, step);
     }
 
-    fn sum(&self, world: usize, step: u64, spec: &JobSpec) -> u64 {
+    fn training(&self, job: &JobId) -> Option<TrainWork> {
+        self.durable.jobs.get(job)?.spec.training().cloned()
+    }
+
+    fn sum(&self, world: usize, step: u64, spec: &TrainWork) -> u64 {
         let world = u32::try_from(world).expect("a handful of ranks");
         let wrong = self.bug == Some(Bug::WrongShare) && 1 < world;
         let share = |rank: u32| if wrong && rank == 1 { 0 } else { rank };
@@ -364,7 +376,7 @@ impl World {
         sums.fold(0, u64::wrapping_add)
     }
 
-    fn step_together(&mut self, pids: &[Pid], step: u64, spec: &JobSpec) {
+    fn step_together(&mut self, pids: &[Pid], step: u64, spec: &TrainWork) {
         let sum = self.sum(pids.len(), step, spec);
         for pid in pids {
             if let Some(process) = self.processes.get_mut(pid) {
@@ -404,7 +416,7 @@ impl World {
         self.say(pids[0], vec![report], vec![]);
     }
 
-    fn group_breaks(&mut self, pids: &[Pid], generation: Generation, hung: bool, spec: &JobSpec) {
+    fn group_breaks(&mut self, pids: &[Pid], generation: Generation, hung: bool, spec: &TrainWork) {
         // Who died may have sent its part before; then some of the others have the whole sum and some have not.
         let sent = !hung && self.dice.chance(300);
         let alive: Vec<Pid> = pids
@@ -458,7 +470,7 @@ impl World {
                 .put(self.now + 50, Happening::RankFinishes { pid, generation });
         }
         process.phase = RankPhase::Finished;
-        let leaves = process.assignment.work != Work::Train;
+        let leaves = process.assignment.gang().is_none();
         self.say(pid, vec![], vec![]);
         if leaves {
             let at = self.now + self.dice.between(10, 400);
@@ -475,6 +487,6 @@ impl World {
 }
 
 /// Whether a checkpoint follows this step.
-fn saves(spec: &JobSpec, step: u64) -> bool {
+fn saves(spec: &TrainWork, step: u64) -> bool {
     step != 0 && (step == spec.train.steps || step.is_multiple_of(spec.checkpoint.every))
 }

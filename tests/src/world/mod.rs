@@ -35,7 +35,6 @@ use people::Wish;
 use plan::{DETECT_WITHIN_MS, Fault, Plan};
 pub use prefix::restore_every_prefix;
 use proto::id::{Generation, JobId};
-use proto::message::Work;
 use ranks::{Pid, Process};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -347,18 +346,15 @@ impl World {
                 .load(id, *checkpoint)
                 .map_err(|error| format!("{id}: {error}"))?;
         }
-        match &record.phase {
-            JobPhase::Done { .. } if record.work == Work::Train => {
+        match (&record.phase, record.spec.training()) {
+            (JobPhase::Done { .. }, Some(training)) => {
                 let last = record
                     .checkpoints
                     .last()
                     .ok_or_else(|| format!("{id} is done without a checkpoint"))?;
-                let steps = record.spec.train.steps;
-                let expected = toy::undisturbed(
-                    record.spec.data.seed,
-                    steps,
-                    u64::from(record.spec.micro_batches()),
-                );
+                let steps = training.train.steps;
+                let expected =
+                    toy::undisturbed(training.data.seed, steps, u64::from(training.micro_batches()));
                 let value = self.store.load(id, *last)?;
                 if last.step.0 != steps || value != expected {
                     return Err(format!(
@@ -368,7 +364,7 @@ impl World {
                 }
                 Ok(())
             }
-            JobPhase::Failed { reason, .. }
+            (JobPhase::Failed { reason, .. }, _)
                 if (record.fruitless < FRUITLESS_MAX && !record.hopeless) || reason.is_empty() =>
             {
                 Err(format!(
@@ -376,11 +372,14 @@ impl World {
                     record.fruitless
                 ))
             }
-            JobPhase::Done { .. }
-            | JobPhase::Failed { .. }
-            | JobPhase::Cancelled { .. }
-            | JobPhase::Queued { .. }
-            | JobPhase::Running { .. } => Ok(()),
+            (
+                JobPhase::Done { .. }
+                | JobPhase::Failed { .. }
+                | JobPhase::Cancelled { .. }
+                | JobPhase::Queued { .. }
+                | JobPhase::Running { .. },
+                _,
+            ) => Ok(()),
         }
     }
 

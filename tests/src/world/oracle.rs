@@ -87,7 +87,7 @@ impl Oracle {
             return self.require(false, || format!("{id} has a ledger and no record"));
         };
         let begin = Tip::begin(id, &record.dataset_version, &record.job_toml);
-        let batch = record.spec.train.global_batch;
+        let batch = record.spec.training().map_or(0, |work| work.train.global_batch);
         let replay = self
             .ledgers
             .entry(id.clone())
@@ -178,10 +178,11 @@ impl Oracle {
                 let has_place = places.any(|m| m.worker == *worker && m.first_rank == assignment.first_rank);
                 job.generation == assignment.generation && has_place
             });
-            let resumed = assignment.resume.map_or(Step(0), |resume| resume.step);
+            let gang = assignment.gang().cloned().unwrap_or_default();
+            let resumed = gang.resume.map_or(Step(0), |resume| resume.step);
             let ledgered = saved.map_or(Step(0), |job| job.ledger.step).max(resumed);
-            self.require(assignment.acknowledged_step <= ledgered, || {
-                let (job, step) = (&assignment.job, assignment.acknowledged_step);
+            self.require(gang.acknowledged_step <= ledgered, || {
+                let (job, step) = (&assignment.job, gang.acknowledged_step);
                 format!("{worker} may forget step {step} of {job}, and the ledger ends at {ledgered}")
             });
             self.require(member, || {

@@ -5,11 +5,11 @@ use super::agenda::Happening;
 use super::plan::PlannedJob;
 use coordinator_core::event::{Event, Reply, RequestId};
 use proto::id::JobId;
-use proto::message::SampleRequest;
+use proto::sample::SampleWork;
 use proto::spec::{
     Architecture, AutoencoderConfig, CheckpointPolicy, Clothes, Data, Decay, DeviceKind, JobSpec,
     LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, Resources, Retrieval, Task,
-    TextEncoderConfig, Train, UNetConfig,
+    TextEncoderConfig, Train, TrainWork, UNetConfig, Work,
 };
 use std::collections::BTreeMap;
 
@@ -199,11 +199,25 @@ fn submit(request: RequestId, job: &PlannedJob) -> Event {
 }
 
 fn sample(request: RequestId, source: JobId) -> Event {
-    let sample = SampleRequest::of(source);
-    Event::Sample {
+    let resources = Resources {
+        workers_min: 1,
+        workers_max: 1,
+        devices_per_worker: 1,
+        device: DeviceKind::Cpu,
+        priority: 0,
+        team: "default".to_owned(),
+    };
+    let spec = JobSpec {
+        name: format!("{source}-sample"),
+        resources,
+        after: Vec::new(),
+        work: Work::Sample(Box::new(SampleWork::of(source))),
+    };
+    Event::Submit {
         request,
-        sample,
-        latest: true,
+        spec: Box::new(spec),
+        job_toml: "# toy".to_owned(),
+        dataset_version: String::new(),
     }
 }
 
@@ -262,13 +276,17 @@ fn spec(job: &PlannedJob) -> JobSpec {
         every: job.every,
         keep: job.keep,
     };
-    JobSpec {
-        name: "toy".to_owned(),
-        resources,
+    let work = TrainWork {
         data,
         model: model(),
         train,
         checkpoint,
+    };
+    JobSpec {
+        name: "toy".to_owned(),
+        resources,
+        after: Vec::new(),
+        work: Work::Train(Box::new(work)),
     }
 }
 

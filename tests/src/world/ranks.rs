@@ -11,7 +11,7 @@ use super::tell;
 use proto::checkpoint::checkpoint_folder;
 use proto::id::{Generation, Rank, Step};
 use proto::message::{
-    Assignment, Doing, Halt, Piece, RankPhase, RankReport, ShardReport, StepReport, WeightDigest,
+    Assignment, Doing, Halt, Piece, RankPhase, RankReport, ShardReport, StepReport, UnitReport, WeightDigest,
 };
 use worker_core::event::{Event, RankKey};
 
@@ -259,6 +259,7 @@ impl World {
             steps,
             shards,
             digests: process.digests.clone(),
+            units: UnitReport::default(),
             doing: process.reduces_since.map(|since| Doing {
                 step: Step(process.step + 1),
                 piece: Piece::Reduction,
@@ -400,7 +401,7 @@ impl World {
             return self.agenda.put(at, Happening::RankWrites(share));
         }
         let Some(process) = self.working(pid) else { return };
-        let entry = store::entry(key.rank.0, process.assignment.world, value);
+        let entry = store::entry(key.rank.0, process.assignment.world(), value);
         self.store.put_shard(
             &checkpoint_folder(&key.job, Step(step), key.generation),
             &entry.path,
@@ -427,7 +428,7 @@ impl World {
             return;
         }
         process.writing = process.writing.filter(|writing| *writing != step);
-        let shard = store::entry(process.key.rank.0, process.assignment.world, value);
+        let shard = store::entry(process.key.rank.0, process.assignment.world(), value);
         let environment = "toy".to_owned();
         self.say(
             pid,

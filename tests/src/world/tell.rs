@@ -7,6 +7,7 @@ use coordinator_core::event::{JobPhase, JobRecord, Record, Reply};
 use proto::checkpoint::CheckpointRef;
 use proto::id::WorkerId;
 use proto::message::RankPhase;
+use proto::spec::Work;
 use worker_core::event as worker;
 use worker_core::event::RankKey;
 
@@ -38,12 +39,15 @@ pub(crate) fn heard(event: &coordinator::Event) -> Option<String> {
         Event::Submit { spec, .. } => {
             let resources = &spec.resources;
             let (min, max) = (resources.workers_min, resources.workers_max);
-            let (steps, devices) = (spec.train.steps, resources.devices_per_worker);
+            let devices = resources.devices_per_worker;
+            let (count, what) = match &spec.work {
+                Work::Train(work) => (work.train.steps, "steps"),
+                Work::Sample(work) => (work.units().count, "units"),
+            };
             format!(
-                "somebody submits a job of {steps} steps for {min} to {max} workers with {devices} devices each"
+                "somebody submits a job of {count} {what} for {min} to {max} workers with {devices} devices each"
             )
         }
-        Event::Sample { sample, .. } => format!("somebody wants pictures of {}", sample.source),
         Event::Cancel { job, .. } => format!("somebody cancels {job}"),
         Event::Pause {
             job, paused: true, ..

@@ -4,7 +4,7 @@
 use crate::deadline::Deadlines;
 use crate::event::{Millis, RankKey};
 use proto::id::Step;
-use proto::message::{Assignment, DIGESTS_MAX, Doing, RankPhase, RankReport, STEPS_MAX, Work};
+use proto::message::{Assignment, DIGESTS_MAX, Doing, RankPhase, RankReport, STEPS_MAX, UnitReport};
 
 /// Shards that are kept for a coordinator that is away; older ones are dropped first, and their checkpoints
 /// with them.
@@ -70,7 +70,7 @@ impl RankState {
             return None;
         };
         let failed = matches!(self.report.phase, RankPhase::Failed { .. });
-        if failed || key.generation <= self.report.generation || assignment.work != Work::Train {
+        if failed || key.generation <= self.report.generation || assignment.gang().is_none() {
             return None;
         }
         // Who is still loading goes on loading, however long it takes.
@@ -247,7 +247,7 @@ impl RankState {
 
     /// Its process runs, was not asked to leave, and trains: it keeps its state for whatever comes next.
     fn holds(&self) -> bool {
-        let trains = self.handed.as_ref().is_some_and(|it| it.work == Work::Train);
+        let trains = self.handed.as_ref().is_some_and(|it| it.gang().is_some());
         matches!(self.life, Life::Running { .. }) && trains
     }
 
@@ -255,7 +255,8 @@ impl RankState {
     fn known(&self) -> (Step, Step) {
         self.handed
             .as_ref()
-            .map_or((Step(0), Step(0)), |a| (a.acknowledged_step, a.committed_step))
+            .and_then(|it| it.gang())
+            .map_or((Step(0), Step(0)), |it| (it.acknowledged_step, it.committed_step))
     }
 }
 
@@ -269,6 +270,7 @@ fn blank(key: &RankKey, phase: RankPhase) -> RankReport {
         steps: Vec::new(),
         shards: Vec::new(),
         digests: Vec::new(),
+        units: UnitReport::default(),
         doing: None,
     }
 }

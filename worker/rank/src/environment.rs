@@ -1,13 +1,13 @@
 //! What this process runs on, in words for manifests, and how much memory it took. Reads only.
 
 use crate::collective::device::libtorch_version;
-use proto::spec::{DeviceKind, JobSpec};
+use proto::spec::{DeviceKind, TrainWork};
 
 /// "libtorch 2.10.0, cpu, 1 thread": bits are comparable only where these agree.
-pub(crate) fn describe(spec: &JobSpec) -> String {
+pub(crate) fn describe(spec: &TrainWork, device: DeviceKind) -> String {
     let threads = spec.train.threads;
     let plural = if threads == 1 { "" } else { "s" };
-    let device = match spec.resources.device {
+    let device = match device {
         DeviceKind::Cpu => "cpu",
         DeviceKind::Cuda => "cuda",
     };

@@ -13,7 +13,7 @@ use model::trainer::Trainer;
 use model::weights::{self, Storage};
 use model_data::example::{Concept, Example, Reference};
 use proto::id::Generation;
-use proto::spec::{DeviceKind, JobSpec, Precision};
+use proto::spec::{DeviceKind, Precision, TrainWork};
 use std::io::Write;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
@@ -73,14 +73,14 @@ fn say(line: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn spec(size: &str, resolution: u32) -> anyhow::Result<JobSpec> {
+fn spec(size: &str, resolution: u32) -> anyhow::Result<TrainWork> {
     let text = format!(
         "name = \"gpu-check\"\n\
          [data]\ndataset = \"file:///none\"\nresolution = {resolution}\nreferences = 2\n\
          [model]\narchitecture = \"retrinet\"\nsize = \"{size}\"\n\
          [train]\nsteps = 1000\nglobal_batch = {MICRO_BATCH}\nmicro_batch = {MICRO_BATCH}\n"
     );
-    Ok(proto::job::parse("the check's own job", &text, None)?)
+    Ok(proto::job::parse_training("the check's own job", &text)?)
 }
 
 /// The same weights on both devices, the same micro-batch: the same loss and gradients.
@@ -135,7 +135,7 @@ fn backward(trainer: &mut Trainer, examples: &[Example]) -> anyhow::Result<f64> 
 
 /// The same model on another device: base weights by file, as a rank gets them, the rest as from a
 /// checkpoint.
-fn copy(from: &Trainer, spec: &JobSpec, device: Device) -> anyhow::Result<Trainer> {
+fn copy(from: &Trainer, spec: &TrainWork, device: Device) -> anyhow::Result<Trainer> {
     let folder = std::env::temp_dir().join(format!("gpu-check-{}", std::process::id()));
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let files = from.export();

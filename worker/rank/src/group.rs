@@ -16,7 +16,7 @@ pub(crate) fn open_store(
     rank: u32,
     address: &str,
 ) -> anyhow::Result<Option<Store>> {
-    if rank != 0 || assignment.world == 1 {
+    if rank != 0 || assignment.world() == 1 {
         return Ok(None);
     }
     let deadlines = Deadlines::new(assignment.detect_within_ms);
@@ -34,7 +34,7 @@ pub(crate) fn meet(
     (rank, address, device): (u32, &str, Device),
 ) -> anyhow::Result<Group> {
     let deadlines = Deadlines::new(assignment.detect_within_ms);
-    let world = assignment.world;
+    let world = assignment.world();
     let membership = Membership {
         job: assignment.job.0.clone(),
         generation: assignment.generation,

@@ -209,7 +209,7 @@ mod tests {
              [model]\narchitecture = \"{architecture}\"\nsize = \"tiny\"\ninit = \"file:///b\"\n\
              [train]\nsteps = 1\nglobal_batch = 1\nmicro_batch = 1\n"
         );
-        proto::job::parse("job.toml", &text, None).unwrap().model
+        proto::job::parse_training("job.toml", &text).unwrap().model
     }
 
     fn put(folder: &Path, name: &str, bytes: &[u8]) {

@@ -59,6 +59,12 @@ impl Task {
     fn generation(&self) -> Generation {
         self.assignment.generation
     }
+
+    fn store_address(&self) -> Option<&String> {
+        self.assignment
+            .gang()
+            .and_then(|gang| gang.store_address.as_ref())
+    }
 }
 
 /// Frees the model's thread from the group that it waits in.
@@ -212,8 +218,8 @@ impl Link {
     ) -> anyhow::Result<String> {
         let mut task = self.task.clone();
         self.runtime.block_on(async {
-            let known = task
-                .wait_for(|task| generation < task.generation() || task.assignment.store_address.is_some());
+            let known =
+                task.wait_for(|task| generation < task.generation() || task.store_address().is_some());
             let Ok(found) = tokio::time::timeout(deadlines.outage(), known).await else {
                 return Err(CollectiveError {
                     action: "meeting the other ranks".into(),
@@ -228,7 +234,7 @@ impl Link {
             if generation < found.generation() {
                 return Err(superseded(generation).into());
             }
-            let address = found.assignment.store_address.clone();
+            let address = found.store_address().cloned();
             address.context("an address that is there")
         })
     }
@@ -428,10 +434,7 @@ impl Conversation {
 
 /// Drops what the coordinator knows already.
 fn prune(report: &mut RankReport, assignment: &Assignment) {
-    report
-        .steps
-        .retain(|step| step.step > assignment.acknowledged_step);
-    report
-        .shards
-        .retain(|shard| shard.step > assignment.committed_step);
+    let Some(gang) = assignment.gang() else { return };
+    report.steps.retain(|step| step.step > gang.acknowledged_step);
+    report.shards.retain(|shard| shard.step > gang.committed_step);
 }

@@ -9,7 +9,7 @@ use model::sampler::Sampler;
 use model::trainer::Trainer;
 use model_data::grid::{Cell, picture_grid};
 use model_data::heat::overlay;
-use proto::message::SampleRequest;
+use proto::sample::SampleWork;
 use serde::Serialize;
 
 /// Side of a picture in a sheet of maps.
@@ -48,7 +48,7 @@ struct Map {
 pub(crate) fn draw(
     trainer: &mut Trainer,
     subject: &Subject,
-    request: &SampleRequest,
+    request: &SampleWork,
     name: &str,
 ) -> anyhow::Result<Maps> {
     let sampler = Sampler::new(request.method, request.steps)?;

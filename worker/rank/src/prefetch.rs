@@ -6,7 +6,7 @@ use crate::outage::outlast;
 use model_data::example::Example;
 use model_data::loader::{LoadError, Loader};
 use proto::share;
-use proto::spec::JobSpec;
+use proto::spec::TrainWork;
 use std::ops::RangeInclusive;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -32,7 +32,7 @@ impl Prefetch {
         runtime: &Handle,
         deadlines: Deadlines,
         loader: Loader,
-        spec: &JobSpec,
+        spec: &TrainWork,
         (rank, world): (u32, u32),
         steps: RangeInclusive<u64>,
     ) -> Self {

@@ -7,7 +7,8 @@ use crate::link::{Link, Task};
 use crate::{sample, train};
 use anyhow::Context;
 
-use proto::message::{RankPhase, Work};
+use proto::message::{RankPhase, Run};
+use proto::spec::{JobSpec, Work};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use tokio::runtime::{Builder, Handle};
@@ -39,6 +40,7 @@ pub(crate) struct Rank<'a> {
     pub(crate) runtime: &'a Handle,
     pub(crate) link: &'a Link,
     pub(crate) task: &'a Task,
+    pub(crate) job: &'a JobSpec,
     pub(crate) settings: &'a Settings,
 }
 
@@ -56,13 +58,18 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     let (link, task) = Link::connect(runtime.handle(), &settings.socket)?;
-    let rank = Rank {
-        runtime: runtime.handle(),
-        link: &link,
-        task: &task,
-        settings,
+    let begin = || {
+        let assignment = &task.assignment;
+        let job = proto::job::parse_stored(&assignment.job, &assignment.job_toml)?;
+        work(&Rank {
+            runtime: runtime.handle(),
+            link: &link,
+            task: &task,
+            job: &job,
+            settings,
+        })
     };
-    let outcome = catch_unwind(AssertUnwindSafe(|| work(&rank)))
+    let outcome = catch_unwind(AssertUnwindSafe(begin))
         .unwrap_or_else(|panic| Err(anyhow::anyhow!("panic: {}", panic_text(&*panic))));
     match outcome {
         Ok(()) => {
@@ -89,11 +96,21 @@ fn work(rank: &Rank<'_>) -> anyhow::Result<()> {
         assignment.job,
         settings.job
     );
-    let name = format!("job.toml of {}", assignment.job);
-    let spec = proto::job::parse(&name, &assignment.job_toml, None)?;
-    match &assignment.work {
-        Work::Train => train::train(rank, &spec),
-        Work::Sample(request) => sample::sample(rank, &spec, request).context("drawing pictures"),
+    match (&rank.job.work, &assignment.run) {
+        (Work::Train(work), Run::Gang(_)) => train::train(rank, work),
+        (Work::Sample(work), Run::Units(order)) => {
+            let source = order.source.as_ref().context("the order names no trained job")?;
+            let file = format!("job.toml of {}", work.job);
+            let spec = proto::job::parse_training(&file, &source.job_toml)?;
+            sample::sample(rank, &spec, work, source.checkpoint).context("drawing pictures")
+        }
+        (work @ Work::Train(_), Run::Units(_)) | (work @ Work::Sample(_), Run::Gang(_)) => {
+            anyhow::bail!(
+                "the daemon's order runs [{}] of {} in the other way",
+                work.table(),
+                assignment.job
+            )
+        }
     }
 }
 

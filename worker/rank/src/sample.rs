@@ -17,8 +17,10 @@ use model::SampleOptions;
 use model::trainer::Trainer;
 use model_data::grid::{Cell, picture_grid};
 use model_data::loader::Loader;
-use proto::message::{RankPhase, SampleRequest};
-use proto::spec::{Architecture, JobSpec};
+use proto::checkpoint::CheckpointRef;
+use proto::message::RankPhase;
+use proto::sample::SampleWork;
+use proto::spec::{Architecture, TrainWork};
 use serde::Serialize;
 
 /// Rows of the grid; the other pictures are written on their own only.
@@ -48,16 +50,21 @@ struct Summary {
 }
 
 /// Does the work of one sample request.
-pub(crate) fn sample(rank: &Rank<'_>, spec: &JobSpec, request: &SampleRequest) -> anyhow::Result<()> {
+pub(crate) fn sample(
+    rank: &Rank<'_>,
+    spec: &TrainWork,
+    request: &SampleWork,
+    weights: Option<CheckpointRef>,
+) -> anyhow::Result<()> {
     let assignment = &rank.task.assignment;
     let mut spec = spec.clone();
     spec.data.task = request.task.unwrap_or(spec.data.task);
     spec.data.pairing = request.pairing.unwrap_or(spec.data.pairing);
-    let device = device::choose(spec.resources.device, rank.task.device, spec.train.precision)?;
+    let device = device::choose(rank.job.resources.device, rank.task.device, spec.train.precision)?;
     let mut trainer = build(rank, &spec, device)?;
     let mut checkpoint = None;
-    if let Some(place) = request.checkpoint {
-        let checkpoints = Checkpoints::open(&assignment.store_url, &request.source)?;
+    if let Some(place) = weights {
+        let checkpoints = Checkpoints::open(&assignment.store_url, &request.job)?;
         let tensors = rank.runtime.block_on(checkpoints.read_for(&trainer, place))?;
         checkpoint = Some(Checkpoint {
             step: place.step.0,
@@ -79,14 +86,14 @@ pub(crate) fn sample(rank: &Rank<'_>, spec: &JobSpec, request: &SampleRequest) -
     let seed = request.seeds.first().copied().unwrap_or(0);
     let subjects = Subjects {
         job: assignment.job.0.clone(),
-        source: request.source.0.clone(),
+        source: request.job.0.clone(),
         checkpoint,
         init_digest: trainer.init_digest(),
         dataset_version: assignment.dataset_version.clone(),
         resolution: spec.data.resolution,
         task: spec.data.task,
         pairing: spec.data.pairing,
-        environment: environment::describe(&spec),
+        environment: environment::describe(&spec, rank.job.resources.device),
     };
     let mut drawing = Drawing {
         rank,
@@ -106,7 +113,7 @@ pub(crate) fn sample(rank: &Rank<'_>, spec: &JobSpec, request: &SampleRequest) -
 
 struct Drawing<'a> {
     rank: &'a Rank<'a>,
-    request: &'a SampleRequest,
+    request: &'a SampleWork,
     trainer: Trainer,
     loader: &'a Loader,
     pictures: Pictures,
@@ -115,7 +122,7 @@ struct Drawing<'a> {
 }
 
 impl Drawing<'_> {
-    fn all(&mut self, spec: &JobSpec) -> anyhow::Result<()> {
+    fn all(&mut self, spec: &TrainWork) -> anyhow::Result<()> {
         let (rank, request, loader) = (self.rank, self.request, self.loader);
         if request.references.is_empty() {
             let seed = request.seeds.first().copied().unwrap_or(0);
@@ -151,10 +158,7 @@ impl Drawing<'_> {
                     seed: *seed,
                 };
                 let number = self.gallery.records.len() + 1;
-                self.rank
-                    .link
-                    .marks()
-                    .draw(u32::try_from(number).unwrap_or(u32::MAX));
+                self.rank.link.marks().draw(number as u64);
                 let picture = self.trainer.sample(std::slice::from_ref(&example), &options)?;
                 self.rank.link.marks().leave();
                 let picture = picture.into_iter().next();

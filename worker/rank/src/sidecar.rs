@@ -4,7 +4,7 @@
 use crate::score::Verdict;
 use crate::subject::{Origin, Subject};
 use model_data::loader::Loader;
-use proto::message::{SampleMethod, SampleRequest};
+use proto::sample::{SampleMethod, SampleWork};
 use proto::spec::{Pairing, Task};
 use serde::Serialize;
 
@@ -80,7 +80,7 @@ impl Subjects {
         subject: &Subject,
         prompt: &str,
         seed: u64,
-        request: &SampleRequest,
+        request: &SampleWork,
     ) -> Drawn {
         let references = subject.example.references.iter().zip(&subject.from);
         Drawn {

@@ -11,8 +11,8 @@ use model_data::picture::{flatten, on_pad, open_picture, place};
 use model_data::prepare::named_reference;
 use model_data::store;
 use object_store::ObjectStoreExt;
-use proto::message::{Concept, NamedReference, PictureSource, SamplePrompt, SampleRequest};
-use proto::spec::{Architecture, Data, JobSpec};
+use proto::sample::{Concept, NamedReference, PictureSource, SamplePrompt, SampleWork};
+use proto::spec::{Architecture, Data, TrainWork};
 use serde::Serialize;
 
 /// White, like the ground that prompts of pose speak of.
@@ -41,9 +41,9 @@ pub(crate) enum Origin {
 /// The sample at (epoch, position) as training would show it.
 pub(crate) async fn of_data(
     loader: &Loader,
-    spec: &JobSpec,
+    spec: &TrainWork,
     place: (u64, u64),
-    request: &SampleRequest,
+    request: &SampleWork,
 ) -> anyhow::Result<Subject> {
     let example = loader.examples_at(vec![place]).await?.into_iter().next();
     let mut example = example.context("the data set gave no example")?;
@@ -77,7 +77,7 @@ pub(crate) async fn named(
     loader: &Loader,
     store_url: &str,
     data: &Data,
-    request: &SampleRequest,
+    request: &SampleWork,
 ) -> anyhow::Result<Subject> {
     let seed = request.seeds.first().copied().unwrap_or(0);
     let (mut references, mut from) = (Vec::new(), Vec::new());
@@ -127,9 +127,9 @@ pub(crate) async fn named(
 }
 
 /// A picture that `coordinator sample` put beside the trained job.
-async fn fetch(store_url: &str, request: &SampleRequest, sha256: &str) -> anyhow::Result<RgbImage> {
+async fn fetch(store_url: &str, request: &SampleWork, sha256: &str) -> anyhow::Result<RgbImage> {
     let (store, prefix) = store::open(store_url)?;
-    let path = ["jobs", &request.source.0, "references", sha256]
+    let path = ["jobs", &request.job.0, "references", sha256]
         .into_iter()
         .fold(prefix, |path, part| path.join(part));
     let bytes = async { store.get(&path).await?.bytes().await };

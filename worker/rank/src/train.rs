@@ -24,7 +24,7 @@ use model_data::loader::{Loader, LoaderOptions};
 use proto::id::Step;
 use proto::message::{Halt, LossTerm, PhaseSeconds, Piece, RankPhase, ShardReport, StepReport, WeightDigest};
 use proto::share;
-use proto::spec::{Architecture, JobSpec, Reduction};
+use proto::spec::{Architecture, Reduction, TrainWork};
 use tch::{Device, Kind, Tensor};
 
 /// Memory for samples of one rank: a data set that fits stays decoded.
@@ -32,7 +32,7 @@ const CACHE_BYTES: usize = 1 << 30;
 
 /// Serves in one generation after another, and leaves only by an error of its own or because it is told to. What goes
 /// wrong with the group costs the step that was under way: the state in memory is that of the last whole step.
-pub(crate) fn train(first: &Rank<'_>, spec: &JobSpec) -> anyhow::Result<()> {
+pub(crate) fn train(first: &Rank<'_>, spec: &TrainWork) -> anyhow::Result<()> {
     let mut seat = Seat::prepare(first, spec)?;
     let mut task = first.task.clone();
     loop {
@@ -97,7 +97,7 @@ enum End {
 
 /// What outlives a generation.
 struct Seat<'a> {
-    spec: &'a JobSpec,
+    spec: &'a TrainWork,
     device: Device,
     trainer: Trainer,
     /// With `reduction = "exact"`; otherwise the group's Reducer sums gradients.
@@ -109,9 +109,9 @@ struct Seat<'a> {
 }
 
 impl<'a> Seat<'a> {
-    fn prepare(rank: &Rank<'_>, spec: &'a JobSpec) -> anyhow::Result<Self> {
+    fn prepare(rank: &Rank<'_>, spec: &'a TrainWork) -> anyhow::Result<Self> {
         let assignment = &rank.task.assignment;
-        let device = device::choose(spec.resources.device, rank.task.device, spec.train.precision)?;
+        let device = device::choose(rank.job.resources.device, rank.task.device, spec.train.precision)?;
         let mut trainer = build(rank, spec, device)?;
         let exact = match spec.train.reduction {
             Reduction::Exact => {
@@ -148,6 +148,7 @@ impl<'a> Seat<'a> {
     fn serve(&mut self, rank: &Rank<'_>) -> anyhow::Result<End> {
         let (assignment, number) = (&rank.task.assignment, rank.task.rank);
         let (spec, generation, address) = (self.spec, assignment.generation, &rank.settings.address);
+        let resume = assignment.gang().and_then(|gang| gang.resume);
         let store = open_store(rank.link, assignment, number, address)?;
         rank.link.phase(RankPhase::Joining);
         let mut group = meet(rank.link, store, assignment, (number, address, self.device))?;
@@ -157,7 +158,7 @@ impl<'a> Seat<'a> {
             Ok(rank.link.unless_superseded(generation, read)??)
         };
         let held = &mut self.held;
-        let source = settle(&group, &mut self.trainer, held, assignment.resume, read)?;
+        let source = settle(&group, &mut self.trainer, held, resume, read)?;
         let mut step = source.step();
         self.held = Some(Held { generation, step });
         // Gradients must exist before the Reducer makes them views into its buckets.
@@ -170,12 +171,12 @@ impl<'a> Seat<'a> {
             }
         }
         let steps = step.0 + 1..=spec.train.steps;
-        let place = (number, assignment.world);
+        let place = (number, assignment.world());
         let deadlines = Deadlines::new(assignment.detect_within_ms);
         let loader = self.loader.clone();
         let prefetch = Prefetch::start(rank.runtime, deadlines, loader, spec, place, steps.clone());
         rank.link.phase(RankPhase::Training);
-        tracing::info!(rank = number, world = assignment.world, ?source, "training");
+        tracing::info!(rank = number, world = assignment.world(), ?source, "training");
 
         let mut training = Training {
             rank,
@@ -189,7 +190,7 @@ impl<'a> Seat<'a> {
             device: self.device,
         };
         // The generation before this one may have ended before all shares of this step were written.
-        if training.saves(step.0) && assignment.resume.is_none_or(|resume| resume.step < step) {
+        if training.saves(step.0) && resume.is_none_or(|resume| resume.step < step) {
             let shard = training.share()?;
             rank.link.shard(shard);
         }
@@ -209,7 +210,7 @@ impl<'a> Seat<'a> {
 }
 
 /// The model with its base weights, on its device, with the job's thread count.
-pub(crate) fn build(rank: &Rank<'_>, spec: &JobSpec, device: Device) -> anyhow::Result<Trainer> {
+pub(crate) fn build(rank: &Rank<'_>, spec: &TrainWork, device: Device) -> anyhow::Result<Trainer> {
     tch::set_num_threads(i32::try_from(spec.train.threads).unwrap_or(i32::MAX));
     let weights = match &spec.model.init {
         Some(url) => Some(
@@ -232,7 +233,7 @@ pub(crate) fn build(rank: &Rank<'_>, spec: &JobSpec, device: Device) -> anyhow::
     })
 }
 
-pub(crate) async fn open_data(spec: &JobSpec, version: &str) -> anyhow::Result<Loader> {
+pub(crate) async fn open_data(spec: &TrainWork, version: &str) -> anyhow::Result<Loader> {
     let options = LoaderOptions {
         needs_references: spec.model.architecture == Architecture::Retrinet,
         cache_bytes: CACHE_BYTES,
@@ -243,7 +244,7 @@ pub(crate) async fn open_data(spec: &JobSpec, version: &str) -> anyhow::Result<L
 
 struct Training<'a> {
     rank: &'a Rank<'a>,
-    spec: &'a JobSpec,
+    spec: &'a TrainWork,
     trainer: &'a mut Trainer,
     group: &'a Group,
     exact: Option<&'a mut ExactSum>,
@@ -510,7 +511,7 @@ impl Training<'_> {
 /// Writes this rank's share of a checkpoint; the coordinator is to be told of it.
 fn share_of(
     rank: &Rank<'_>,
-    spec: &JobSpec,
+    spec: &TrainWork,
     trainer: &Trainer,
     checkpoints: &Checkpoints,
 ) -> anyhow::Result<ShardReport> {
@@ -519,13 +520,18 @@ fn share_of(
     let state = trainer.state();
     let generation = assignment.generation;
     let deadlines = Deadlines::new(assignment.detect_within_ms);
-    let write = checkpoints.write_share(deadlines, (step, generation), (number, assignment.world), &state);
+    let write = checkpoints.write_share(
+        deadlines,
+        (step, generation),
+        (number, assignment.world()),
+        &state,
+    );
     let shard = rank.link.unless_superseded(generation, write)?;
     Ok(ShardReport {
         step,
         shard: shard.context("writing a checkpoint")?,
         init_digest: trainer.init_digest(),
-        environment: environment::describe(spec),
+        environment: environment::describe(spec, rank.job.resources.device),
     })
 }
 

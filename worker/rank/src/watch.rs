@@ -1,4 +1,4 @@
-//! Where the model's thread is in a step (or which picture it draws), and whether it has been there for too long. The thread marks every piece that it
+//! Where the model's thread is in a step (or which unit it is at), and whether it has been there for too long. The thread marks every piece that it
 //! begins ([`Marks`]); the line to the daemon looks at each beat ([`Watch`]). A process whose thread hangs in a piece that is
 //! all its own ends itself, and the others go on without it: nobody else can tell it from one that waits for them.
 
@@ -45,9 +45,9 @@ impl Marks {
         self.turn(Instant::now(), Some((Step(step), piece)));
     }
 
-    /// A picture is begun; it belongs to no step.
-    pub(crate) fn draw(&self, number: u32) {
-        self.turn(Instant::now(), Some((Step(0), Piece::Picture(number))));
+    /// A unit is begun; it belongs to no step.
+    pub(crate) fn draw(&self, number: u64) {
+        self.turn(Instant::now(), Some((Step(0), Piece::Unit(number))));
     }
 
     /// The backward that is under way only waits for others from here on. Called on whichever thread computed the last
@@ -156,7 +156,7 @@ fn kind(piece: Piece) -> &'static str {
         Piece::Update => "update",
         Piece::Digest => "digest",
         Piece::Checkpoint => "checkpoint",
-        Piece::Picture(_) => "picture",
+        Piece::Unit(_) => "unit",
     }
 }
 
@@ -230,19 +230,19 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_that_never_ends_is_named() {
+    fn a_unit_that_never_ends_is_named() {
         let mut bench = Bench::new();
         let draw = |bench: &Bench, number| {
-            let picture = (Step(0), Piece::Picture(number));
-            bench.marks.turn(bench.now, Some(picture));
+            let unit = (Step(0), Piece::Unit(number));
+            bench.marks.turn(bench.now, Some(unit));
         };
         draw(&bench, 1);
         bench.beats(2);
         draw(&bench, 2);
         let (_, told) = bench.beats(60).unwrap();
-        let before = "no picture before took longer than 2.0 s; it ends itself";
+        let before = "no unit before took longer than 2.0 s; it ends itself";
         assert!(
-            told.starts_with("hangs in picture 2: for ") && told.ends_with(before),
+            told.starts_with("hangs in unit 2: for ") && told.ends_with(before),
             "{told}"
         );
     }

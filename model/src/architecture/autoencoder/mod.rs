@@ -10,7 +10,7 @@ use crate::noise::{self, Purpose};
 use crate::parameter::Scope;
 use image::RgbImage;
 use model_data::example::Example;
-use proto::spec::{Component, JobSpec};
+use proto::spec::{Component, TrainWork};
 use tch::{Kind, Tensor};
 
 pub(crate) struct Autoencoder;
@@ -28,7 +28,12 @@ impl Architecture for Autoencoder {
         &["reconstruction"]
     }
 
-    fn build(&self, scope: &Scope<'_>, spec: &JobSpec, place: Place) -> Result<Box<dyn Network>, ModelError> {
+    fn build(
+        &self,
+        scope: &Scope<'_>,
+        spec: &TrainWork,
+        place: Place,
+    ) -> Result<Box<dyn Network>, ModelError> {
         let layout = (&spec.model.autoencoder).into();
         Ok(Box::new(Built {
             autoencoder: Networks::new(&scope.sub("autoencoder"), &layout),

@@ -20,7 +20,7 @@ use image::RgbImage;
 use model_data::base::RETRINET;
 use model_data::example::{Concept, Example};
 use proto::layout::UNetLayout;
-use proto::spec::{Component, JobSpec, Model};
+use proto::spec::{Component, Model, TrainWork};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
@@ -58,7 +58,12 @@ impl Architecture for Retrinet {
         Some(RETRINET)
     }
 
-    fn build(&self, scope: &Scope<'_>, spec: &JobSpec, place: Place) -> Result<Box<dyn Network>, ModelError> {
+    fn build(
+        &self,
+        scope: &Scope<'_>,
+        spec: &TrainWork,
+        place: Place,
+    ) -> Result<Box<dyn Network>, ModelError> {
         let layout = UNetLayout::from(&spec.model.unet);
         Ok(Box::new(Built {
             diffusion: LatentDiffusion::new(scope, spec, place)?,

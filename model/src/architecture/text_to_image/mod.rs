@@ -9,7 +9,7 @@ use crate::sampler::guide;
 use crate::unet::{UNet, UNetInputs};
 use image::RgbImage;
 use model_data::example::Example;
-use proto::spec::{Component, JobSpec};
+use proto::spec::{Component, TrainWork};
 use tch::{Kind, Tensor};
 
 pub(crate) struct TextToImage;
@@ -34,7 +34,12 @@ impl Architecture for TextToImage {
         &diffusion::TERMS
     }
 
-    fn build(&self, scope: &Scope<'_>, spec: &JobSpec, place: Place) -> Result<Box<dyn Network>, ModelError> {
+    fn build(
+        &self,
+        scope: &Scope<'_>,
+        spec: &TrainWork,
+        place: Place,
+    ) -> Result<Box<dyn Network>, ModelError> {
         Ok(Box::new(Built {
             diffusion: LatentDiffusion::new(scope, spec, place)?,
             unet: UNet::new(&scope.sub("unet"), &(&spec.model.unet).into()),

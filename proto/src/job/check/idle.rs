@@ -3,11 +3,11 @@
 
 use super::{Faults, kebab};
 use crate::size;
-use crate::spec::{Architecture, Clothes, JobSpec, LossWeighting, Pairing, Task};
+use crate::spec::{Architecture, Clothes, LossWeighting, Pairing, Task, TrainWork};
 use serde::Serialize;
 
 /// Notes every field that means nothing in this job and does not stand at its default.
-pub(super) fn idle(spec: &JobSpec, faults: &mut Faults) {
+pub(super) fn idle(spec: &TrainWork, faults: &mut Faults) {
     let architecture = spec.model.architecture;
     if architecture != Architecture::Retrinet {
         let why = format!("{} is shown no references", kebab(&architecture));
@@ -36,7 +36,7 @@ impl Idle<'_> {
     }
 }
 
-fn references(spec: &JobSpec, why: &Idle<'_>, faults: &mut Faults) {
+fn references(spec: &TrainWork, why: &Idle<'_>, faults: &mut Faults) {
     let data = &spec.data;
     why.need("data.task", &data.task, &Task::Composition, faults);
     why.need("data.pairing", &data.pairing, &Pairing::B, faults);
@@ -46,13 +46,13 @@ fn references(spec: &JobSpec, why: &Idle<'_>, faults: &mut Faults) {
     concepts(spec, why, faults);
 }
 
-fn mixture(spec: &JobSpec, why: &Idle<'_>, faults: &mut Faults) {
+fn mixture(spec: &TrainWork, why: &Idle<'_>, faults: &mut Faults) {
     let share = spec.data.multitask_reconstruction;
     why.need("data.multitask_reconstruction", &share, &0.5, faults);
 }
 
 /// How faces and clothes are chosen and cut.
-fn concepts(spec: &JobSpec, why: &Idle<'_>, faults: &mut Faults) {
+fn concepts(spec: &TrainWork, why: &Idle<'_>, faults: &mut Faults) {
     let data = &spec.data;
     why.need("data.face_probability", &data.face_probability, &0.5, faults);
     why.need("data.face_enlargement", &data.face_enlargement, &1.33, faults);
@@ -72,7 +72,7 @@ fn concepts(spec: &JobSpec, why: &Idle<'_>, faults: &mut Faults) {
 }
 
 /// What has to do with prompts, noise and the network that takes it away.
-fn noise(spec: &JobSpec, faults: &mut Faults) {
+fn noise(spec: &TrainWork, faults: &mut Faults) {
     let why = Idle("an autoencoder sees pictures alone, without prompt and noise");
     let (model, train) = (&spec.model, &spec.train);
     why.need("data.prompt_drop", &spec.data.prompt_drop, &0.5, faults);

@@ -5,14 +5,20 @@
 mod data;
 mod idle;
 mod model;
+mod sample;
 mod shape;
 mod train;
 
-use super::raw::{JobToml, ResourcesToml};
-use crate::spec::{Architecture, CheckpointPolicy, DeviceKind, JobSpec, Reduction, Resources};
+use super::raw::{CheckpointToml, DataToml, JobToml, ModelToml, ResourcesToml, TrainToml};
+use crate::id::JobId;
+use crate::spec::{
+    Architecture, CheckpointPolicy, DeviceKind, JobSpec, Reduction, Resources, TrainWork, Work,
+};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 const PRIORITY_MAX: i32 = 100;
+const WORKERS_MAX: u32 = 4096;
 const NAME: &str = "1 to 40 lower-case letters, digits and dashes, a letter first";
 
 /// Something wrong with one field.
@@ -63,33 +69,141 @@ impl Faults {
     }
 }
 
+/// Most jobs that one job waits for.
+const AFTER_MAX: usize = 256;
+
 pub(super) fn check(raw: JobToml, directory: Option<&Path>) -> Result<JobSpec, Vec<Fault>> {
     let mut faults = Faults::default();
     name(&raw.name, &mut faults);
-    let resources = resources(&raw.resources, &mut faults);
-    let model = model::model(&raw.model, directory, &mut faults);
-    let data = data::data(&raw.data, model.architecture, directory, &mut faults);
-    let train = train::train(&raw.train, &mut faults);
-    let checkpoint = CheckpointPolicy {
-        every: raw.checkpoint.every.unwrap_or(500),
-        keep: raw.checkpoint.keep.unwrap_or(3),
-    };
-    faults.positive("checkpoint.every", checkpoint.every);
-    faults.positive("checkpoint.keep", checkpoint.keep.into());
-    let spec = JobSpec {
+    let after = after(&raw.after, &mut faults);
+    let spec = work(&raw, directory, &mut faults).map(|(resources, work)| JobSpec {
         name: raw.name,
         resources,
+        after,
+        work,
+    });
+    match spec {
+        Some(spec) if faults.0.is_empty() => Ok(spec),
+        Some(_) | None => Err(faults.0),
+    }
+}
+
+/// The one kind of work that the tables name; None, with a fault, where they name none or several.
+fn work(raw: &JobToml, directory: Option<&Path>, faults: &mut Faults) -> Option<(Resources, Work)> {
+    let tables = tables(raw);
+    match (&raw.train, &raw.sample) {
+        (Some(train), None) => {
+            let resources = resources(&raw.resources, (1, 1), faults);
+            let work = training(train, raw, &resources, directory, faults)?;
+            Some((resources, Work::Train(Box::new(work))))
+        }
+        (None, Some(sample)) => {
+            for table in tables.iter().filter(|table| **table != "sample") {
+                faults.add(
+                    table,
+                    "belongs to [train], and this job has [sample]: leave the table out",
+                );
+            }
+            let resources = resources(&raw.resources, (1, WORKERS_MAX), faults);
+            let work = sample::sample(sample, directory.is_some(), faults);
+            Some((resources, Work::Sample(Box::new(work))))
+        }
+        (Some(_), Some(_)) => {
+            faults.add(
+                "sample",
+                format!(
+                    "is a second kind of work; a job has exactly one of [train] and [sample], and this one has {}",
+                    listed(&tables)
+                ),
+            );
+            None
+        }
+        (None, None) => {
+            let found = if tables.is_empty() {
+                "no table of work".to_owned()
+            } else {
+                listed(&tables)
+            };
+            faults.add(
+                "",
+                format!("there is no kind of work; a job has exactly one of [train] and [sample], and this one has {found}"),
+            );
+            None
+        }
+    }
+}
+
+/// The tables that say what the job does, as they are given.
+fn tables(raw: &JobToml) -> Vec<&'static str> {
+    let given = [
+        ("data", raw.data.is_some()),
+        ("model", raw.model.is_some()),
+        ("train", raw.train.is_some()),
+        ("checkpoint", raw.checkpoint.is_some()),
+        ("sample", raw.sample.is_some()),
+    ];
+    let given = given.into_iter().filter(|(_, given)| *given);
+    given.map(|(table, _)| table).collect()
+}
+
+fn listed(tables: &[&str]) -> String {
+    let tables: Vec<String> = tables.iter().map(|table| format!("[{table}]")).collect();
+    tables.join(", ")
+}
+
+fn training(
+    train: &TrainToml,
+    raw: &JobToml,
+    resources: &Resources,
+    directory: Option<&Path>,
+    faults: &mut Faults,
+) -> Option<TrainWork> {
+    for (table, given) in [("data", raw.data.is_some()), ("model", raw.model.is_some())] {
+        faults.need(given, "train", || {
+            format!("needs a table [{table}] beside it, and there is none")
+        });
+    }
+    let (data, model): (&DataToml, &ModelToml) = (raw.data.as_ref()?, raw.model.as_ref()?);
+    let model = model::model(model, directory, faults);
+    let data = data::data(data, model.architecture, directory, faults);
+    let train = train::train(train, faults);
+    let work = TrainWork {
         data,
         model,
         train,
-        checkpoint,
+        checkpoint: checkpoint(raw.checkpoint.as_ref(), faults),
     };
-    together(&spec, &mut faults);
-    if faults.0.is_empty() {
-        Ok(spec)
-    } else {
-        Err(faults.0)
+    together(&work, resources, faults);
+    Some(work)
+}
+
+fn checkpoint(raw: Option<&CheckpointToml>, faults: &mut Faults) -> CheckpointPolicy {
+    let checkpoint = CheckpointPolicy {
+        every: raw.and_then(|raw| raw.every).unwrap_or(500),
+        keep: raw.and_then(|raw| raw.keep).unwrap_or(3),
+    };
+    faults.positive("checkpoint.every", checkpoint.every);
+    faults.positive("checkpoint.keep", checkpoint.keep.into());
+    checkpoint
+}
+
+fn after(raw: &[String], faults: &mut Faults) -> Vec<JobId> {
+    faults.need(raw.len() <= AFTER_MAX, "after", || {
+        format!("names {} jobs; at most {AFTER_MAX}", raw.len())
+    });
+    let mut seen = BTreeSet::new();
+    for job in raw {
+        if let Err(error) = crate::wire::job_id(job.clone()) {
+            faults.add(
+                "after",
+                format!("names {job:?}, which is no job's id: {}", error.expected),
+            );
+        }
+        faults.need(seen.insert(job), "after", || {
+            format!("names {job} twice: leave one out")
+        });
     }
+    seen.into_iter().cloned().map(JobId).collect()
 }
 
 fn name(name: &str, faults: &mut Faults) {
@@ -105,11 +219,11 @@ fn is_name(name: &str) -> bool {
         && name.starts_with(|c: char| c.is_ascii_lowercase())
 }
 
-fn resources(raw: &ResourcesToml, faults: &mut Faults) -> Resources {
+fn resources(raw: &ResourcesToml, workers: (u32, u32), faults: &mut Faults) -> Resources {
     let (workers_min, workers_max) = raw
         .workers
         .as_ref()
-        .map_or((1, 1), |workers| (workers.min, workers.max));
+        .map_or(workers, |workers| (workers.min, workers.max));
     let resources = Resources {
         workers_min,
         workers_max,
@@ -141,14 +255,14 @@ fn resources(raw: &ResourcesToml, faults: &mut Faults) -> Resources {
             )
         },
     );
-    faults.need(workers_max <= 4096, "resources.workers.max", || {
-        format!("is {workers_max}; at most 4096 workers")
+    faults.need(workers_max <= WORKERS_MAX, "resources.workers.max", || {
+        format!("is {workers_max}; at most {WORKERS_MAX} workers")
     });
     resources
 }
 
 /// Rules that join sections.
-fn together(spec: &JobSpec, faults: &mut Faults) {
+fn together(spec: &TrainWork, resources: &Resources, faults: &mut Faults) {
     for (component, rate) in &spec.train.learning_rates {
         let field = format!("train.learning_rates.{}", kebab(component));
         let model = &spec.model;
@@ -162,10 +276,7 @@ fn together(spec: &JobSpec, faults: &mut Faults) {
         });
     }
     if spec.train.micro_batch > 0 && spec.train.global_batch > 0 {
-        let ranks = spec
-            .resources
-            .workers_max
-            .saturating_mul(spec.resources.devices_per_worker);
+        let ranks = resources.workers_max.saturating_mul(resources.devices_per_worker);
         faults.need(ranks <= spec.micro_batches(), "resources.workers.max", || {
             format!(
                 "{ranks} ranks are more than the {} micro-batches of a step; raise train.global_batch or lower train.micro_batch",
@@ -179,7 +290,7 @@ fn together(spec: &JobSpec, faults: &mut Faults) {
         field,
         || format!("is {cache}; an autoencoder in training gives other latents after every step"),
     );
-    let exact_on_gpu = spec.train.reduction == Reduction::Exact && spec.resources.device == DeviceKind::Cuda;
+    let exact_on_gpu = spec.train.reduction == Reduction::Exact && resources.device == DeviceKind::Cuda;
     faults.need(cache == 0 || !exact_on_gpu, field, || {
         format!(
             "is {cache}; with train.reduction = \"exact\" on cuda it must be 0, because a GPU may give a picture other \

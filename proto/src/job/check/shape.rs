@@ -2,10 +2,10 @@
 //! [`super::check`].
 
 use super::Faults;
-use crate::spec::{Architecture, JobSpec};
+use crate::spec::{Architecture, TrainWork};
 
 /// Widths, heads, groups and resolution.
-pub(super) fn shapes(spec: &JobSpec, faults: &mut Faults) {
+pub(super) fn shapes(spec: &TrainWork, faults: &mut Faults) {
     let autoencoder = &spec.model.autoencoder;
     levels(
         "model.autoencoder",
@@ -40,7 +40,7 @@ pub(super) fn shapes(spec: &JobSpec, faults: &mut Faults) {
     );
 }
 
-fn unet_shapes(spec: &JobSpec, faults: &mut Faults) {
+fn unet_shapes(spec: &TrainWork, faults: &mut Faults) {
     let (unet, text) = (&spec.model.unet, &spec.model.text_encoder);
     levels(
         "model.unet",

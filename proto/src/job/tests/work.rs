@@ -1,0 +1,178 @@
+//! Kinds of work: which table a job has, and what stands in `[sample]`.
+
+use super::*;
+use crate::id::{JobId, Step};
+use crate::sample::{NamedReference, PictureSource, SampleMethod, Weights};
+use crate::spec::{OnFailedUnit, Work};
+
+const SAMPLE: &str = "name = \"images\"\nafter = [\"demo-1\"]\n[sample]\njob = \"demo-1\"\n";
+
+fn refused(text: &str, message: &str) {
+    assert_eq!(job(text).unwrap_err(), message);
+}
+
+/// As the coordinator reads it, where there are no files.
+fn refused_there(text: &str, message: &str) {
+    let error = parse("job.toml", text, None).unwrap_err().to_string();
+    assert_eq!(error, message);
+}
+
+#[test]
+fn a_job_of_images_has_defaults() {
+    let spec = job(SAMPLE).unwrap();
+    assert_eq!(spec.after, [JobId("demo-1".into())]);
+    assert_eq!(
+        (spec.resources.workers_min, spec.resources.workers_max),
+        (1, 4096)
+    );
+    let Work::Sample(work) = &spec.work else {
+        panic!("{spec:?}")
+    };
+    assert_eq!(
+        (work.count, work.steps, work.method),
+        (16, 50, SampleMethod::Ddim)
+    );
+    assert_eq!(
+        (work.weights, work.on_failed_unit),
+        (Weights::Newest, OnFailedUnit::Stop)
+    );
+    check_canonical(SAMPLE);
+}
+
+#[test]
+fn every_field_of_sample_survives_its_canonical_text() {
+    let text = format!(
+        "{SAMPLE}weights = 300\ncount = 1\nmethod = \"dpm-solver\"\nsteps = 20\nguidance = 3.5\n\
+         reference_guidance = 2\nseeds = [1, 2]\nprompt = \"pose\"\nprompts = [\"1girl\", \"\"]\n\
+         task = \"reconstruction\"\npairing = \"a\"\nattention = [\"face\"]\non_failed_unit = \"set-aside\"\n\
+         references = [{{ concept = \"face\", id = \"7\" }}, {{ file = \"me.png\", sha256 = \"{}\" }}]\n",
+        "0f".repeat(32)
+    );
+    let spec = job(&text).unwrap();
+    let Work::Sample(work) = &spec.work else {
+        panic!("{spec:?}")
+    };
+    assert_eq!(work.weights, Weights::Step(Step(300)));
+    assert_eq!(work.on_failed_unit, OnFailedUnit::SetAside);
+    let file = PictureSource::File {
+        name: "me.png".into(),
+        sha256: "0f".repeat(32),
+    };
+    let file = NamedReference {
+        concept: None,
+        from: file,
+    };
+    assert_eq!(work.references[1], file);
+    check_canonical(&text);
+}
+
+#[test]
+fn a_job_has_exactly_one_kind_of_work() {
+    refused(
+        "name = \"x\"\n[data]\ndataset = \"file:///d\"\nresolution = 64\n",
+        "job.toml:1: there is no kind of work; a job has exactly one of [train] and [sample], and this one has [data]",
+    );
+    refused(
+        "name = \"x\"\n",
+        "job.toml:1: there is no kind of work; a job has exactly one of [train] and [sample], and this one has no \
+         table of work",
+    );
+    refused(
+        &format!("{GOOD}[sample]\njob = \"demo-1\"\n"),
+        "job.toml:23: sample: is a second kind of work; a job has exactly one of [train] and [sample], and this one has \
+         [data], [model], [train], [checkpoint], [sample]",
+    );
+    refused(
+        &format!("{SAMPLE}[checkpoint]\nevery = 5\n"),
+        "job.toml:5: checkpoint: belongs to [train], and this job has [sample]: leave the table out",
+    );
+    refused(
+        "name = \"x\"\n[train]\nsteps = 1\nglobal_batch = 1\nmicro_batch = 1\n",
+        "job.toml:2: train: needs a table [data] beside it, and there is none\n\
+         job.toml:2: train: needs a table [model] beside it, and there is none",
+    );
+    refused(
+        "name = \"x\"\n[smaple]\njob = \"demo-1\"\n",
+        "job.toml:2: smaple: unknown field `smaple`, expected one of `name`, `after`, `resources`, `data`, `model`, \
+         `train`, `checkpoint`, `sample`; did you mean `sample`?",
+    );
+}
+
+#[test]
+fn after_names_jobs_by_id_and_each_once() {
+    let with = |after: &str| SAMPLE.replace("[\"demo-1\"]", after);
+    refused(
+        &with("[\"../x\"]"),
+        "job.toml:2: after: names \"../x\", which is no job's id: it must be 1 to 64 lower-case letters, digits and dashes",
+    );
+    refused(
+        &with("[\"demo-1\", \"demo-1\"]"),
+        "job.toml:2: after: names demo-1 twice: leave one out",
+    );
+    refused(
+        &with("\"demo-1\""),
+        "job.toml:2: after: is the string \"demo-1\"; it must be a list in square brackets",
+    );
+}
+
+#[test]
+fn what_stands_in_sample_is_bounded() {
+    let expect = |line: &str, message: &str| {
+        refused(
+            &format!("{SAMPLE}{line}\n"),
+            &format!("job.toml:5: sample.{message}"),
+        );
+    };
+    expect(
+        "weights = \"newst\"",
+        "weights: is \"newst\"; it must be \"newest\", \"base\" or the step of a checkpoint; did you mean \"newest\"?",
+    );
+    expect("count = 0", "count: is 0; it must be at least 1");
+    expect(
+        "steps = 501",
+        "steps: is 501; ddim takes 1 to 500 steps for an image",
+    );
+    expect("guidance = 101", "guidance: is 101; it must be between 0 and 100");
+    expect("guidance = nan", "guidance: is NaN; it must be between 0 and 100");
+    expect(
+        "seeds = []",
+        "seeds: is empty; an image needs a seed, such as [0]",
+    );
+    expect(
+        "count = 2_000_000",
+        "count: asks for 2000000 images; samples times prompts times seeds are at most 1000000",
+    );
+    expect(
+        "task = \"paint\"",
+        "task: unknown variant `paint`, expected one of `reconstruction`, `composition`, `multitask`",
+    );
+    expect(
+        "attention = [\"hat\"]",
+        "attention: unknown variant `hat`, expected one of `face`, `clothes`, `figure`",
+    );
+    expect(
+        "references = [{ concept = \"face\" }]",
+        "references: has an entry without exactly one of id and file",
+    );
+    expect(
+        "references = [{ file = \"x\", sha256 = \"../state\" }]",
+        "references: names x with the sha256 \"../state\"; it must be 64 small hex digits",
+    );
+    expect(
+        "resolution = 64",
+        "resolution: unknown field `resolution`, expected one of `job`, `weights`, `count`, `method`, `steps`, \
+         `guidance`, `reference_guidance`, `seeds`, `prompt`, `prompts`, `task`, `pairing`, `attention`, \
+         `on_failed_unit`, `references`",
+    );
+    let two = format!("{SAMPLE}count = 2\nreferences = [{{ id = \"7\" }}]\n");
+    refused(
+        &two,
+        "job.toml:5: sample.count: is 2; named references are one subject, so it must be 1",
+    );
+    let file = format!("{SAMPLE}references = [{{ file = \"me.png\" }}]\n");
+    assert!(job(&file).is_ok());
+    refused_there(
+        &file,
+        "job.toml:5: sample.references: names me.png without its sha256; `coordinator submit` stores the file and writes it",
+    );
+}

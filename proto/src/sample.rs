@@ -1,0 +1,264 @@
+//! `[sample]`: images from the weights of a trained job, as numbered units. Pure values and arithmetic; text form and checks
+//! are in [`crate::job`], the images are made by a rank.
+
+use crate::id::{JobId, Step};
+use crate::spec::{OnFailedUnit, Pairing, Task, UnitPlan};
+use serde::{Deserialize, Serialize};
+
+/// Images of a trained job, written to `jobs/<this job>/pictures/`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SampleWork {
+    /// The trained job.
+    pub job: JobId,
+    pub weights: Weights,
+    /// Samples to draw, of held-out characters where the job holds some out; with `references` there is one subject.
+    pub count: u32,
+    pub method: SampleMethod,
+    pub steps: u32,
+    /// Classifier-free guidance scale.
+    pub guidance: f64,
+    /// Scale of guidance by the references.
+    pub reference_guidance: f64,
+    /// An image of every subject and prompt with each. The first one chooses the samples.
+    pub seeds: Vec<u64>,
+    /// What the prompt says of a sample, where no `prompts` are given.
+    pub prompt: SamplePrompt,
+    pub prompts: Vec<String>,
+    /// What to draw from; empty: what training would show beside each sample.
+    pub references: Vec<NamedReference>,
+    /// How references are chosen and cut; None: as the job says.
+    pub task: Option<Task>,
+    /// Where references come from; None: as the job says.
+    pub pairing: Option<Pairing>,
+    /// Words whose attention over the references is drawn too.
+    pub attention: Vec<Concept>,
+    pub on_failed_unit: OnFailedUnit,
+}
+
+/// Which weights of a job, as somebody asks for them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Weights {
+    /// Its newest committed checkpoint when the images are begun.
+    #[default]
+    Newest,
+    /// Those that it began from, untrained (to compare with).
+    Base,
+    /// The checkpoint of this step.
+    Step(Step),
+}
+
+/// What one unit is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SampleUnit {
+    /// One image. Indices into subjects, prompts of a subject, and seeds.
+    Image {
+        subject: u32,
+        prompt: usize,
+        seed: usize,
+    },
+    /// The attention maps of one subject.
+    Attention { subject: u32 },
+    /// The grid and the list of all images.
+    Closing,
+}
+
+impl SampleWork {
+    /// One image of one sample, with the defaults of `[sample]`.
+    #[must_use]
+    pub fn of(job: JobId) -> Self {
+        Self {
+            job,
+            weights: Weights::Newest,
+            count: 1,
+            method: SampleMethod::Ddim,
+            steps: 50,
+            guidance: 7.5,
+            reference_guidance: 1.0,
+            seeds: vec![0],
+            prompt: SamplePrompt::Full,
+            prompts: Vec::new(),
+            references: Vec::new(),
+            task: None,
+            pairing: None,
+            attention: Vec::new(),
+            on_failed_unit: OnFailedUnit::Stop,
+        }
+    }
+
+    /// Subjects times prompts times seeds: units 0 to `images - 1`.
+    #[must_use]
+    pub fn images(&self) -> u64 {
+        u64::from(self.count) * self.prompts.len().max(1) as u64 * self.seeds.len() as u64
+    }
+
+    /// Subjects whose attention is drawn, each a unit after the images.
+    #[must_use]
+    pub fn maps(&self) -> u64 {
+        if self.attention.is_empty() {
+            0
+        } else {
+            u64::from(self.count)
+        }
+    }
+
+    #[must_use]
+    pub fn units(&self) -> UnitPlan {
+        UnitPlan {
+            count: self.images() + self.maps() + 1,
+            closing: true,
+            on_failed: self.on_failed_unit,
+        }
+    }
+
+    /// What unit `number` is; None past the last one. Seeds change fastest, then prompts, then subjects.
+    #[must_use]
+    pub fn unit(&self, number: u64) -> Option<SampleUnit> {
+        let (images, maps) = (self.images(), self.maps());
+        if number < images {
+            let (seeds, prompts) = (self.seeds.len() as u64, self.prompts.len().max(1) as u64);
+            return Some(SampleUnit::Image {
+                subject: u32::try_from(number / seeds / prompts).ok()?,
+                prompt: usize::try_from(number / seeds % prompts).ok()?,
+                seed: usize::try_from(number % seeds).ok()?,
+            });
+        }
+        let subject = u32::try_from(number - images).ok();
+        match number - images {
+            map if map < maps => Some(SampleUnit::Attention { subject: subject? }),
+            closing if closing == maps => Some(SampleUnit::Closing),
+            _ => None,
+        }
+    }
+}
+
+impl SamplePrompt {
+    /// The word of job.toml.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Pose => "pose",
+            Self::Empty => "empty",
+        }
+    }
+}
+
+impl SampleMethod {
+    /// The word of job.toml.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ddim => "ddim",
+            Self::Pndm => "pndm",
+            Self::DpmSolver => "dpm-solver",
+        }
+    }
+}
+
+/// What a reference shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Concept {
+    Face,
+    Clothes,
+    Figure,
+}
+
+impl Concept {
+    pub const ALL: [Self; 3] = [Self::Face, Self::Clothes, Self::Figure];
+
+    /// The word that the text encoder reads (paper, section 5.1).
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Face => "face",
+            Self::Clothes => "clothes",
+            Self::Figure => "figure",
+        }
+    }
+}
+
+/// A reference that somebody asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NamedReference {
+    /// None: as the task has it.
+    pub concept: Option<Concept>,
+    pub from: PictureSource,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PictureSource {
+    /// A sample of the job's data set; what the concept wants is cut out of it.
+    Sample { id: String },
+    /// A file that lies at `jobs/<job>/references/<sha256>` in the store; it is shown whole.
+    File { name: String, sha256: String },
+}
+
+/// How noise becomes an image (notes 5.4).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SampleMethod {
+    #[default]
+    Ddim,
+    Pndm,
+    /// DPM-Solver++(2M).
+    DpmSolver,
+}
+
+impl SampleMethod {
+    /// More would begin past the end of the noise schedule.
+    #[must_use]
+    pub fn steps_max(self) -> u32 {
+        match self {
+            Self::Ddim | Self::Pndm => 500,
+            Self::DpmSolver => 999,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SamplePrompt {
+    /// The target's own prompt.
+    Full,
+    /// The target's prompt without the tags that name hair, eyes, skin, accessories or clothes, on a white ground:
+    /// whatever of these the picture shows, the references have told, and the figure can be found in it.
+    Pose,
+    Empty,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_are_images_then_maps_then_the_closing_one() {
+        let work = SampleWork {
+            count: 2,
+            seeds: vec![1, 2, 3],
+            prompts: vec!["1girl".into(), String::new()],
+            attention: vec![Concept::Face],
+            ..SampleWork::of(JobId("demo-1".into()))
+        };
+        assert_eq!((work.images(), work.maps(), work.units().count), (12, 2, 15));
+        let image = |subject, prompt, seed| {
+            Some(SampleUnit::Image {
+                subject,
+                prompt,
+                seed,
+            })
+        };
+        assert_eq!(work.unit(0), image(0, 0, 0));
+        assert_eq!(work.unit(4), image(0, 1, 1));
+        assert_eq!(work.unit(11), image(1, 1, 2));
+        assert_eq!(work.unit(12), Some(SampleUnit::Attention { subject: 0 }));
+        assert_eq!(work.unit(14), Some(SampleUnit::Closing));
+        assert_eq!(work.unit(15), None);
+        let plain = SampleWork::of(JobId("demo-1".into()));
+        assert_eq!(plain.unit(1), Some(SampleUnit::Closing));
+    }
+}
