@@ -15,7 +15,8 @@ use crate::text::{TextEncoder, token_ids};
 use image::RgbImage;
 use model_data::example::{Concept, Example};
 use model_data::prompt::Prompts;
-use proto::spec::{Component, LossWeighting, TrainWork};
+use proto::architecture::{Diffusion, Objective, Prediction};
+use proto::spec::{Component, TrainWork};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
@@ -31,6 +32,8 @@ pub(crate) struct LatentDiffusion {
     prompts: Prompts,
     schedule: NoiseSchedule,
     objective: Objective,
+    /// Pixels per latent cell, along one side.
+    factor: i64,
     /// Latents are multiplied by this before the U-Net sees them.
     scaling: f64,
     /// Side of every image, in pixels.
@@ -45,16 +48,6 @@ pub(crate) struct LatentDiffusion {
     place: Place,
 }
 
-/// What a prediction is worth.
-#[derive(Debug, Clone, Copy)]
-struct Objective {
-    weighting: LossWeighting,
-    face_loss_weight: f64,
-    target_mask_threshold: f64,
-    /// Pixels per latent cell, along one side.
-    factor: i64,
-}
-
 /// A batch's latents, scaled: targets [B, c, h, w] and references [B * N, c, h, w].
 #[derive(Debug)]
 pub(crate) struct Latents {
@@ -62,19 +55,24 @@ pub(crate) struct Latents {
     pub(crate) references: Tensor,
 }
 
-/// Targets with noise, and that noise, both [B, c, h, w].
+/// Targets with noise, and what is to be predicted of them, both [B, c, h, w].
 #[derive(Debug)]
 pub(crate) struct Noisy {
     pub(crate) latents: Tensor,
-    noise: Tensor,
+    answer: Tensor,
 }
 
 impl LatentDiffusion {
-    /// Builds the autoencoder and the text encoder inside `scope`.
+    /// Builds the autoencoder and the text encoder of `job` inside `scope`.
     ///
     /// # Errors
     /// A job that would train the autoencoder.
-    pub(crate) fn new(scope: &Scope<'_>, spec: &TrainWork, place: Place) -> Result<Self, ModelError> {
+    pub(crate) fn new(
+        scope: &Scope<'_>,
+        job: &Diffusion,
+        spec: &TrainWork,
+        place: Place,
+    ) -> Result<Self, ModelError> {
         let (model, train) = (&spec.model, &spec.train);
         let frozen = |component: Component| model.freeze.contains(&component);
         if !frozen(Component::Autoencoder) {
@@ -85,21 +83,17 @@ impl LatentDiffusion {
             });
         }
         let cache_bytes = train.latent_cache_mib as usize * (1 << 20);
-        let side = i64::from(spec.data.resolution / model.autoencoder.factor());
+        let side = i64::from(spec.data.resolution / job.autoencoder.factor());
         Ok(Self {
-            autoencoder: Autoencoder::new(&scope.sub("autoencoder"), &(&model.autoencoder).into()),
-            text: TextEncoder::new(&scope.sub("text_encoder"), &(&model.text_encoder).into()),
-            prompts: Prompts::new(model.text_encoder.tokens),
-            schedule: NoiseSchedule::default(),
-            objective: Objective {
-                weighting: train.loss_weighting,
-                face_loss_weight: train.face_loss_weight,
-                target_mask_threshold: train.target_mask_threshold,
-                factor: i64::from(model.autoencoder.factor()),
-            },
-            scaling: model.autoencoder.scaling_factor,
+            autoencoder: Autoencoder::new(&scope.sub("autoencoder"), &(&job.autoencoder).into()),
+            text: TextEncoder::new(&scope.sub("text_encoder"), &(&job.text_encoder).into()),
+            prompts: Prompts::new(job.text_encoder.tokens),
+            schedule: NoiseSchedule::new(&job.noise),
+            objective: job.objective,
+            factor: i64::from(job.autoencoder.factor()),
+            scaling: job.autoencoder.scaling_factor,
             resolution: spec.data.resolution,
-            latent: [i64::from(model.autoencoder.latent_channels), side, side],
+            latent: [i64::from(job.autoencoder.latent_channels), side, side],
             known: BTreeMap::new(),
             text_frozen: frozen(Component::TextEncoder),
             cache: (cache_bytes > 0).then(|| LatentCache::new(cache_bytes)),
@@ -120,6 +114,7 @@ impl LatentDiffusion {
         let shape = BatchShape {
             resolution: self.resolution,
             references,
+            timesteps: self.schedule.timesteps(),
         };
         Batch::new(examples, shape, self.place.device)
     }
@@ -146,10 +141,15 @@ impl LatentDiffusion {
     pub(crate) fn noisy(&self, batch: &Batch, targets: &Tensor) -> Noisy {
         let (size, device) = (targets.size(), targets.device());
         let noise = noise::normal(&batch.noise_seeds, Purpose::Target, &size[1..], device);
-        let signal = self.column(batch, |timestep| self.schedule.mix(timestep).0);
-        let level = self.column(batch, |timestep| self.schedule.mix(timestep).1);
-        let latents = targets * signal.view([-1, 1, 1, 1]) + &noise * level.view([-1, 1, 1, 1]);
-        Noisy { latents, noise }
+        let column = |value: &dyn Fn(usize) -> f64| self.column(batch, value).view([-1, 1, 1, 1]);
+        let signal = column(&|timestep| self.schedule.mix(timestep).0);
+        let level = column(&|timestep| self.schedule.mix(timestep).1);
+        let answer = match self.schedule.prediction() {
+            Prediction::Epsilon => noise.shallow_clone(),
+            Prediction::V => &noise * &signal - targets * &level,
+        };
+        let latents = targets * signal + &noise * level;
+        Noisy { latents, answer }
     }
 
     /// A figure of each example's time step, [B].
@@ -175,10 +175,10 @@ impl LatentDiffusion {
         let objective = self.objective;
         let (target, face) = masks(examples, self.place.device);
         let threshold = objective.target_mask_threshold;
-        let masks = Masks::at_latents(&target, &face, objective.factor, threshold);
-        let loss = noise_loss(predicted, &noisy.noise, &masks);
+        let masks = Masks::at_latents(&target, &face, self.factor, threshold);
+        let loss = noise_loss(predicted, &noisy.answer, &masks);
         let weight = self.column(batch, |timestep| {
-            self.schedule.loss_weight(timestep, objective.weighting)
+            self.schedule.loss_weight(timestep, objective.loss_weighting)
         });
         let (target, face) = (loss.target * &weight, loss.face * &weight);
         SampleLosses {
@@ -217,7 +217,7 @@ impl LatentDiffusion {
         state
     }
 
-    /// One image for an example; `predict` gives the guided noise of latents [1, c, h, w] at time steps [1].
+    /// One image for an example; `predict` gives the guided prediction for latents [1, c, h, w] at time steps [1].
     ///
     /// # Errors
     /// A number of steps that the schedule does not have.
@@ -227,13 +227,13 @@ impl LatentDiffusion {
         options: &SampleOptions,
         mut predict: impl FnMut(&Tensor, &Tensor) -> Tensor,
     ) -> Result<RgbImage, ModelError> {
-        let mut sampler = Sampler::new(options.method, options.steps)?;
+        let mut sampler = Sampler::new(self.schedule.clone(), options.method, options.steps)?;
         let seeds = [options.noise_seed(example.position)];
         let mut latents = noise::normal(&seeds, Purpose::Target, &self.latent, self.place.device);
         for i in 0..sampler.timesteps().len() {
             let timesteps = self.timesteps(&[sampler.timesteps()[i] as i64]);
-            let noise = predict(&latents, &timesteps);
-            latents = sampler.advance(i, &latents, &noise);
+            let predicted = predict(&latents, &timesteps);
+            latents = sampler.advance(i, &latents, &predicted);
         }
         let latents = (latents / self.scaling).to_kind(self.place.dtype);
         let images = self.autoencoder.decode(&latents).to_kind(Kind::Float);

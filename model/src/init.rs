@@ -6,7 +6,7 @@ use crate::error::ModelError;
 use crate::parameter::Parameters;
 use crate::public::{self, Source};
 use model_data::init_digest::InitDigest;
-use proto::public::base::parts;
+use proto::architecture::Facts;
 use proto::spec::Model;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -25,11 +25,12 @@ pub(crate) fn load_init(
     init: &InitWeights,
 ) -> Result<String, ModelError> {
     let (mut digest, mut hashes) = (InitDigest::default(), Hashes::default());
-    let parts = parts(model.architecture);
+    let facts = model.architecture.facts();
+    let parts = facts.base_parts;
     for (component, needed) in parts {
         let Some(path) = init.get(*component) else {
             if *needed {
-                return Err(missing(component, architecture, parts));
+                return Err(missing(component, facts));
             }
             continue;
         };
@@ -38,14 +39,13 @@ pub(crate) fn load_init(
         let into = parameters.under(&format!("{component}."));
         public::load(&source, component, model, &into)?;
     }
-    let own = architecture.own_file();
-    let own = own.and_then(|name| Some((name, init.get(name)?)));
+    let own = facts.own_file.and_then(|name| Some((name, init.get(name)?)));
     match own {
-        None => architecture.initialize(parameters, model, None)?,
+        None => architecture.initialize(parameters, None)?,
         Some((name, path)) => {
             let source = Source::open(path)?;
             digest.add(name, hashes.of(&source));
-            architecture.initialize(parameters, model, Some((path, &source)))?;
+            architecture.initialize(parameters, Some((path, &source)))?;
         }
     }
     Ok(digest.finish())
@@ -65,8 +65,8 @@ impl Hashes {
     }
 }
 
-fn missing(component: &'static str, architecture: &dyn Architecture, parts: &[(&str, bool)]) -> ModelError {
-    let needed = parts.iter().filter(|(_, needed)| *needed);
+fn missing(component: &'static str, facts: &Facts) -> ModelError {
+    let needed = facts.base_parts.iter().filter(|(_, needed)| *needed);
     let files: Vec<String> = needed.map(|(name, _)| format!("{name}.safetensors")).collect();
     let needed = match files.as_slice() {
         [rest @ .., before, last] => {
@@ -77,7 +77,7 @@ fn missing(component: &'static str, architecture: &dyn Architecture, parts: &[(&
     };
     ModelError::MissingInit {
         component,
-        architecture: architecture.name(),
+        architecture: facts.name,
         needed,
     }
 }

@@ -215,9 +215,12 @@ pub(crate) fn load(
         })?;
     }
     match component {
-        "autoencoder" => load_autoencoder(source, model.autoencoder.channel_mult.len(), into),
+        "autoencoder" => load_autoencoder(source, model.architecture.autoencoder().channel_mult.len(), into),
         "text_encoder" => load_text(source, into),
-        _ => load_unet(source, &(&model.unet).into(), into).map(drop),
+        _ => match model.architecture.unet() {
+            Some(unet) => load_unet(source, &unet.into(), into).map(drop),
+            None => Ok(()),
+        },
     }
 }
 

@@ -3,15 +3,14 @@
 //! between `forward` and `update`. One OS thread owns it. It knows architectures by their trait alone.
 
 use crate::architecture;
-use crate::architecture::interface::{
-    Architecture, AttentionMap, Network, Place, SampleLosses, SampleOptions,
-};
+use crate::architecture::interface::{AttentionMap, Network, Place, SampleLosses, SampleOptions};
 use crate::device::dtype;
 use crate::error::{ModelError, guarded};
 use crate::guard::{Guard, Trouble};
 use crate::init::{InitWeights, load_init};
 use crate::optimizer::{AdamW, UpdateReport};
 use crate::parameter::Parameters;
+use crate::schedule::NoiseSchedule;
 use crate::weights::{self, NamedTensors};
 use model_data::example::{Concept, Example};
 use proto::spec::TrainWork;
@@ -21,13 +20,16 @@ use tch::{Device, Kind, Tensor};
 
 /// See the module's header.
 pub struct Trainer {
-    architecture: &'static dyn Architecture,
+    /// Of the architecture.
+    name: &'static str,
+    terms: &'static [&'static str],
     network: Box<dyn Network>,
     parameters: Parameters,
     /// Trainable parameters, sorted by name.
     trained: Vec<(String, Tensor)>,
     optimizer: AdamW,
     guard: Guard,
+    schedule: NoiseSchedule,
     init_digest: Option<String>,
     step: u64,
 }
@@ -35,7 +37,7 @@ pub struct Trainer {
 impl fmt::Debug for Trainer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Trainer")
-            .field("architecture", &self.architecture.name())
+            .field("architecture", &self.name)
             .field("step", &self.step)
             .finish_non_exhaustive()
     }
@@ -69,7 +71,8 @@ impl Trainer {
 
     fn build(spec: &TrainWork, init: Option<&InitWeights>, device: Device) -> Result<Self, ModelError> {
         let model = &spec.model;
-        let architecture = architecture::of(model);
+        let architecture = architecture::of(&model.architecture);
+        let architecture = architecture.as_ref();
         let prefixes = architecture.prefixes();
         let dtype = dtype(spec.train.precision);
         // 1. build, without drawing random values where files or copies follow
@@ -86,7 +89,7 @@ impl Trainer {
         // 2. base weights, and what is made from them
         let init_digest = match init {
             Some(init) => Some(load_init(architecture, &parameters, model, init)?),
-            None => architecture.initialize(&parameters, model, None).map(|()| None)?,
+            None => architecture.initialize(&parameters, None).map(|()| None)?,
         };
         // 3. what moves
         let mut trained: Vec<(String, Tensor)> = parameters.tensors().into_iter().collect();
@@ -101,22 +104,31 @@ impl Trainer {
         for (_, tensor) in &trained {
             let _ = tensor.set_requires_grad(true);
         }
+        let noise = model.architecture.diffusion().map(|it| it.noise);
         Ok(Self {
-            architecture,
+            name: model.architecture.facts().name,
+            terms: architecture.terms(),
             network,
             parameters,
             trained,
             optimizer,
             guard: Guard::new(&spec.train),
+            schedule: NoiseSchedule::new(&noise.unwrap_or_default()),
             init_digest,
             step: 0,
         })
     }
 
+    /// What the model is trained and sampled on; Stable Diffusion's where it sees no noise.
+    #[must_use]
+    pub fn noise_schedule(&self) -> &NoiseSchedule {
+        &self.schedule
+    }
+
     /// The names of the loss's terms, in the order of [`MicroBatchLoss::terms`].
     #[must_use]
     pub fn loss_terms(&self) -> &'static [&'static str] {
-        self.architecture.terms()
+        self.terms
     }
 
     /// Trainable parameters sorted by name: what the Reducer sees, always in this order.
@@ -324,7 +336,7 @@ impl Trainer {
             tch::no_grad(|| self.network.attention(reference, word, timestep))
         })?;
         found.ok_or(ModelError::Unsupported {
-            architecture: self.architecture.name(),
+            architecture: self.name,
             wish: "attend to references",
         })
     }

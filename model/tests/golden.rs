@@ -82,7 +82,7 @@ fn schedule_and_samplers() {
         ("dpm_solver", SampleMethod::DpmSolver),
     ] {
         for steps in [10, 20, 25, 50] {
-            let mut sampler = Sampler::new(method, steps).unwrap();
+            let mut sampler = Sampler::new(NoiseSchedule::default(), method, steps).unwrap();
             let timesteps: Vec<f32> = sampler.timesteps().iter().map(|t| *t as f32).collect();
             golden.check(
                 &format!("sampler.{name}.{steps}.timesteps"),

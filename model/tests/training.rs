@@ -107,8 +107,9 @@ fn micro_batches_of_a_step_add_up() {
 #[test]
 fn figures_are_the_loss_s_parts() {
     let mut spec = job(Architecture::TextToImage, 0.01);
-    spec.train.face_loss_weight = 3.0;
-    spec.train.loss_weighting = LossWeighting::Noise;
+    let diffusion = spec.model.architecture.diffusion_mut().unwrap();
+    diffusion.objective.face_loss_weight = 3.0;
+    diffusion.objective.loss_weighting = LossWeighting::Noise;
     let mut trainer = Trainer::new(&spec, None, Device::Cpu).unwrap();
     let loss = trainer.forward(&examples(4, 1), 8).unwrap();
     assert_eq!(trainer.loss_terms(), ["target", "face"]);

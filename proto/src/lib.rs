@@ -4,6 +4,7 @@
 //! object storage ([`dataset`], [`checkpoint`]), what proves it ([`ledger`]), what networks are built from ([`layout`], [`public`]), how daemons
 //! read their settings ([`settings`]).
 
+pub mod architecture;
 pub mod checkpoint;
 pub mod dataset;
 pub mod id;

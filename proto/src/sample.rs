@@ -210,12 +210,18 @@ pub enum SampleMethod {
 }
 
 impl SampleMethod {
-    /// More would begin past the end of the noise schedule.
+    /// More would begin past the end of a noise schedule of Stable Diffusion's length.
     #[must_use]
     pub fn steps_max(self) -> u32 {
+        self.steps_max_of(1000)
+    }
+
+    /// The same of a noise schedule with so many time steps.
+    #[must_use]
+    pub fn steps_max_of(self, timesteps: u32) -> u32 {
         match self {
-            Self::Ddim | Self::Pndm => 500,
-            Self::DpmSolver => 999,
+            Self::Ddim | Self::Pndm => timesteps / 2,
+            Self::DpmSolver => timesteps.saturating_sub(1),
         }
     }
 }

@@ -7,16 +7,13 @@ use crate::public::Source;
 use image::RgbImage;
 use model_data::example::{Concept, Example};
 use proto::sample::SampleMethod;
-use proto::spec::{Model, TrainWork};
+use proto::spec::TrainWork;
 use std::fmt::Debug;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
-/// A kind of model, before anything of it is built. Implementations hold no state.
-pub(crate) trait Architecture: Sync {
-    /// As job.toml and error messages write it.
-    fn name(&self) -> &'static str;
-
+/// A kind of model, before anything of it is built: what a job says of it.
+pub(crate) trait Architecture {
     /// Its components by the beginnings of their parameters' names; they cover every parameter that
     /// [`Self::build`] makes.
     fn prefixes(&self) -> Prefixes;
@@ -28,12 +25,6 @@ pub(crate) trait Architecture: Sync {
     /// spent on random ones.
     fn derived(&self) -> &'static [&'static str] {
         &[]
-    }
-
-    /// The base weights' file with the parameters that no base model has, by its key in
-    /// [`crate::init::InitWeights`].
-    fn own_file(&self) -> Option<&'static str> {
-        None
     }
 
     /// Builds the networks inside `scope`.
@@ -48,16 +39,11 @@ pub(crate) trait Architecture: Sync {
     ) -> Result<Box<dyn Network>, ModelError>;
 
     /// Gives their first values to the parameters that no base model has, after the base weights are
-    /// loaded: from `own`, the file of [`Self::own_file`], where there is one.
+    /// loaded: from `own`, the architecture's own file among base weights, where there is one.
     ///
     /// # Errors
     /// A file that does not fit.
-    fn initialize(
-        &self,
-        _parameters: &Parameters,
-        _model: &Model,
-        _own: Option<(&Path, &Source)>,
-    ) -> Result<(), ModelError> {
+    fn initialize(&self, _parameters: &Parameters, _own: Option<(&Path, &Source)>) -> Result<(), ModelError> {
         Ok(())
     }
 }

@@ -7,14 +7,14 @@ pub mod retrinet;
 pub(crate) mod text_to_image;
 
 use interface::Architecture;
-use proto::spec::{self, Model};
+use proto::spec::ArchitectureSpec;
 
 /// The architecture of a job.
-pub(crate) fn of(model: &Model) -> &'static dyn Architecture {
-    match model.architecture {
-        spec::Architecture::Autoencoder => &autoencoder::Autoencoder,
-        spec::Architecture::TextToImage => &text_to_image::TextToImage,
-        spec::Architecture::Retrinet => &retrinet::Retrinet,
+pub(crate) fn of(spec: &ArchitectureSpec) -> Box<dyn Architecture> {
+    match spec {
+        ArchitectureSpec::Autoencoder(spec) => Box::new(autoencoder::Autoencoder(spec.clone())),
+        ArchitectureSpec::TextToImage(spec) => Box::new(text_to_image::TextToImage(spec.clone())),
+        ArchitectureSpec::Retrinet(spec) => Box::new(retrinet::Retrinet(spec.clone())),
     }
 }
 
@@ -36,8 +36,7 @@ mod tests {
                  [train]\nsteps = 4\nglobal_batch = 1\nmicro_batch = 1\n"
             );
             let spec = proto::job::parse_training("job.toml", &text).expect("the job is good");
-            let architecture = of(&spec.model);
-            assert_eq!(architecture.name(), name);
+            let architecture = of(&spec.model.architecture);
             let parameters = Parameters::seeded(1, Device::Cpu);
             let place = interface::Place {
                 dtype: Kind::Float,
@@ -48,7 +47,7 @@ mod tests {
             let prefixes = architecture.prefixes();
             let names = parameters.tensors().into_keys();
             let found: BTreeSet<Component> = names.map(|name| prefixes.component_of(&name)).collect();
-            let known = spec.model.architecture.components().iter().copied();
+            let known = spec.model.architecture.facts().components.iter().copied();
             assert_eq!(found, known.collect());
             assert!(!architecture.terms().is_empty());
         }

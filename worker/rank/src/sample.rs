@@ -20,7 +20,7 @@ use model_data::loader::Loader;
 use proto::checkpoint::CheckpointRef;
 use proto::message::RankPhase;
 use proto::sample::SampleWork;
-use proto::spec::{Architecture, TrainWork};
+use proto::spec::{Pairing, Task, TrainWork};
 use serde::Serialize;
 
 /// Rows of the grid; the other pictures are written on their own only.
@@ -58,8 +58,11 @@ pub(crate) fn sample(
 ) -> anyhow::Result<()> {
     let assignment = &rank.task.assignment;
     let mut spec = spec.clone();
-    spec.data.task = request.task.unwrap_or(spec.data.task);
-    spec.data.pairing = request.pairing.unwrap_or(spec.data.pairing);
+    if let Some(references) = spec.model.architecture.references_mut() {
+        references.task = request.task.unwrap_or(references.task);
+        references.pairing = request.pairing.unwrap_or(references.pairing);
+    }
+    let references = spec.model.architecture.references();
     let device = device::choose(rank.job.resources.device, rank.task.device, spec.train.precision)?;
     let mut trainer = build(rank, &spec, device)?;
     let mut checkpoint = None;
@@ -91,8 +94,8 @@ pub(crate) fn sample(
         init_digest: trainer.init_digest(),
         dataset_version: assignment.dataset_version.clone(),
         resolution: spec.data.resolution,
-        task: spec.data.task,
-        pairing: spec.data.pairing,
+        task: references.map_or(Task::Composition, |it| it.task),
+        pairing: references.map_or(Pairing::B, |it| it.pairing),
         environment: environment::describe(&spec, rank.job.resources.device),
     };
     let mut drawing = Drawing {
@@ -131,12 +134,8 @@ impl Drawing<'_> {
                 self.subject(&subject)?;
             }
         } else {
-            ensure!(
-                spec.model.architecture == Architecture::Retrinet,
-                "this job's model takes no references"
-            );
             let store = &rank.task.assignment.store_url;
-            let subject = rank.runtime.block_on(named(loader, store, &spec.data, request))?;
+            let subject = rank.runtime.block_on(named(loader, store, spec, request))?;
             self.subject(&subject)?;
         }
         Ok(())

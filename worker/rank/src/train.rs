@@ -24,7 +24,7 @@ use model_data::loader::{Loader, LoaderOptions};
 use proto::id::Step;
 use proto::message::{Halt, LossTerm, PhaseSeconds, Piece, RankPhase, ShardReport, StepReport, WeightDigest};
 use proto::share;
-use proto::spec::{Architecture, Reduction, TrainWork};
+use proto::spec::{Reduction, TrainWork};
 use tch::{Device, Kind, Tensor};
 
 /// Memory for samples of one rank: a data set that fits stays decoded.
@@ -234,11 +234,8 @@ pub(crate) fn build(rank: &Rank<'_>, spec: &TrainWork, device: Device) -> anyhow
 }
 
 pub(crate) async fn open_data(spec: &TrainWork, version: &str) -> anyhow::Result<Loader> {
-    let options = LoaderOptions {
-        needs_references: spec.model.architecture == Architecture::Retrinet,
-        cache_bytes: CACHE_BYTES,
-        version: Some(version.to_owned()),
-    };
+    let version = Some(version.to_owned());
+    let options = LoaderOptions::new(&spec.model.architecture, CACHE_BYTES, version);
     Ok(Loader::open(&spec.data, options).await?)
 }
 

@@ -13,13 +13,9 @@ use model_data::example::Example;
 use proto::spec::{Component, TrainWork};
 use tch::{Kind, Tensor};
 
-pub(crate) struct Autoencoder;
+pub(crate) struct Autoencoder(pub(crate) proto::architecture::Autoencoder);
 
 impl Architecture for Autoencoder {
-    fn name(&self) -> &'static str {
-        "autoencoder"
-    }
-
     fn prefixes(&self) -> Prefixes {
         Prefixes(&[("autoencoder.", Component::Autoencoder)])
     }
@@ -34,13 +30,14 @@ impl Architecture for Autoencoder {
         spec: &TrainWork,
         place: Place,
     ) -> Result<Box<dyn Network>, ModelError> {
-        let layout = (&spec.model.autoencoder).into();
+        let layout = (&self.0.autoencoder).into();
         Ok(Box::new(Built {
             autoencoder: Networks::new(&scope.sub("autoencoder"), &layout),
             // As many references as the first example has.
             shape: BatchShape {
                 resolution: spec.data.resolution,
                 references: None,
+                timesteps: spec.model.architecture.timesteps() as usize,
             },
             place,
         }))

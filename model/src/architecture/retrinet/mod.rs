@@ -17,20 +17,15 @@ use crate::public::Source;
 use crate::sampler::{guide, guide_by_references};
 use crate::unet::UNet;
 use image::RgbImage;
-use model_data::base::RETRINET;
 use model_data::example::{Concept, Example};
 use proto::layout::UNetLayout;
-use proto::spec::{Component, Model, TrainWork};
+use proto::spec::{Component, TrainWork};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
-pub(crate) struct Retrinet;
+pub(crate) struct Retrinet(pub(crate) proto::architecture::Retrinet);
 
 impl Architecture for Retrinet {
-    fn name(&self) -> &'static str {
-        "retrinet"
-    }
-
     fn prefixes(&self) -> Prefixes {
         Prefixes(&[
             ("autoencoder.", Component::Autoencoder),
@@ -54,32 +49,24 @@ impl Architecture for Retrinet {
         &["retrieval."]
     }
 
-    fn own_file(&self) -> Option<&'static str> {
-        Some(RETRINET)
-    }
-
     fn build(
         &self,
         scope: &Scope<'_>,
         spec: &TrainWork,
         place: Place,
     ) -> Result<Box<dyn Network>, ModelError> {
-        let layout = UNetLayout::from(&spec.model.unet);
+        let job = &self.0;
+        let layout = UNetLayout::from(&job.diffusion.unet);
         Ok(Box::new(Built {
-            diffusion: LatentDiffusion::new(scope, spec, place)?,
+            diffusion: LatentDiffusion::new(scope, &job.diffusion, spec, place)?,
             unet: UNet::new(&scope.sub("unet"), &layout),
-            block: RetrievalBlock::new(scope, &layout, spec.model.retrieval),
-            references: spec.data.references as usize,
+            block: RetrievalBlock::new(scope, &layout, job.retrieval),
+            references: job.references.count as usize,
         }))
     }
 
-    fn initialize(
-        &self,
-        parameters: &Parameters,
-        model: &Model,
-        own: Option<(&Path, &Source)>,
-    ) -> Result<(), ModelError> {
-        weights::initialize(parameters, model, own)
+    fn initialize(&self, parameters: &Parameters, own: Option<(&Path, &Source)>) -> Result<(), ModelError> {
+        weights::initialize(parameters, self.0.retrieval, own)
     }
 }
 

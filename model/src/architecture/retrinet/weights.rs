@@ -7,7 +7,7 @@ use crate::public::{self, Source};
 use crate::unet::UNet;
 use crate::weights;
 use proto::public::names::RETRINET_FILE;
-use proto::spec::Model;
+use proto::spec::Retrieval;
 use std::path::Path;
 use tch::Device;
 
@@ -21,17 +21,17 @@ const BASE: [&str; 3] = ["autoencoder.", "text_encoder.", "unet."];
 /// A file of a RetriNet with other choices, or that does not fit.
 pub(super) fn initialize(
     parameters: &Parameters,
-    model: &Model,
+    choices: Retrieval,
     own: Option<(&Path, &Source)>,
 ) -> Result<(), ModelError> {
     let Some((path, source)) = own else {
         return copy_encoder(parameters, "the base U-Net");
     };
     let found = source.retrieval()?;
-    if found != model.retrieval {
+    if found != choices {
         return Err(ModelError::Config {
             field: "retrieval",
-            value: format!("{:?}", model.retrieval),
+            value: format!("{choices:?}"),
             expected: format!("{} was trained with {found:?}", path.display()),
         });
     }

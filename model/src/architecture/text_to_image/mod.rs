@@ -12,13 +12,9 @@ use model_data::example::Example;
 use proto::spec::{Component, TrainWork};
 use tch::{Kind, Tensor};
 
-pub(crate) struct TextToImage;
+pub(crate) struct TextToImage(pub(crate) proto::architecture::TextToImage);
 
 impl Architecture for TextToImage {
-    fn name(&self) -> &'static str {
-        "text-to-image"
-    }
-
     fn prefixes(&self) -> Prefixes {
         Prefixes(&[
             ("autoencoder.", Component::Autoencoder),
@@ -41,8 +37,8 @@ impl Architecture for TextToImage {
         place: Place,
     ) -> Result<Box<dyn Network>, ModelError> {
         Ok(Box::new(Built {
-            diffusion: LatentDiffusion::new(scope, spec, place)?,
-            unet: UNet::new(&scope.sub("unet"), &(&spec.model.unet).into()),
+            diffusion: LatentDiffusion::new(scope, &self.0.diffusion, spec, place)?,
+            unet: UNet::new(&scope.sub("unet"), &(&self.0.diffusion.unet).into()),
         }))
     }
 }

@@ -1,7 +1,7 @@
 //! [sample]: defaults and bounds. Called by [`super::check`].
 
-use super::Faults;
 use crate::id::{JobId, Step};
+use crate::job::faults::Faults;
 use crate::job::raw::{ReferenceToml, SampleToml, WeightsToml};
 use crate::place::nearest;
 use crate::sample::{NamedReference, PictureSource, SampleMethod, SamplePrompt, SampleWork, Weights};
