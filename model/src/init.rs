@@ -5,7 +5,7 @@ use crate::architecture::interface::Architecture;
 use crate::error::ModelError;
 use crate::parameter::Parameters;
 use crate::public::{self, Source};
-use model_data::init_digest::InitDigest;
+use base_weights::init_digest::InitDigest;
 use proto::architecture::Facts;
 use proto::spec::Model;
 use sha2::{Digest, Sha256};

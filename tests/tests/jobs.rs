@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use proto::job::{parse, to_toml};
-use proto::spec::{Component, JobSpec, Pairing, Precision, Task};
+use proto::spec::{Component, JobSpec, Pairing, Precision, Task, Work};
 use std::path::{Path, PathBuf};
 
 fn jobs() -> PathBuf {
@@ -65,20 +65,25 @@ fn table_3_has_its_fourteen_jobs() {
         let spec = read(&folder.join(format!("{name}.toml")));
         let mut expected = first.clone();
         expected.name = name.to_owned();
-        expected.data.task = task;
-        expected.data.prompt_drop = prompt_drop;
-        expected.train.steps = steps;
-        expected.model.freeze.extend(frozen);
-        expected.model.freeze.sort();
+        let Work::Train(work) = &mut expected.work else {
+            panic!("r9k trains");
+        };
+        work.model.architecture.references_mut().unwrap().task = task;
+        work.data.prompt_drop = prompt_drop;
+        work.train.steps = steps;
+        work.model.freeze.extend(frozen);
+        work.model.freeze.sort();
         assert_eq!(
             spec, expected,
             "{name} differs from r9k in more than table 3 says"
         );
     }
     // What all share (paper, section 5.2; notes 3.9 and 8).
-    let (data, train) = (&first.data, &first.train);
+    let work = first.training().unwrap();
+    let (data, train) = (&work.data, &work.train);
+    let references = work.model.architecture.references().unwrap();
     assert_eq!(
-        (data.pairing, data.references, data.resolution),
+        (references.pairing, references.count, data.resolution),
         (Pairing::B, 4, 384)
     );
     assert_eq!(

@@ -1,15 +1,7 @@
 //! Workers that do not get through to each other although both are heard here: their ranks cannot train together. It knows
-//! who told so, and which of many workers can; [`crate::schedule`] and [`crate::placement`] act on it.
-//!
-//! A generation that trains is not ended on the word of daemons alone: it must also stand still ([`Job::torn`]).
+//! who told so, and which of many workers can.
 
-use crate::deadline::Deadlines;
-use crate::event::Millis;
-use crate::explain::Ending;
-use crate::job::Job;
-use crate::live::RankLive;
 use proto::id::WorkerId;
-use proto::message::{Piece, RankPhase};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -18,9 +10,13 @@ const NAMED_MAX: usize = 4;
 /// Longest piece of a worker's own words that is kept, in characters.
 const WORDS_MAX: usize = 200;
 
-/// Pairs of workers without a connection, the lesser first, with what one of them says of it.
+/// Pairs of workers without a connection, with what one of them says of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Apart(BTreeMap<(WorkerId, WorkerId), String>);
+pub(crate) struct Apart(BTreeMap<Pair, String>);
+
+/// The lesser first.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Pair(WorkerId, WorkerId);
 
 impl Apart {
     pub(crate) fn add(&mut self, worker: &WorkerId, peer: &WorkerId, error: &str) {
@@ -50,7 +46,7 @@ impl Apart {
     fn part<'a>(&self, workers: impl Iterator<Item = &'a WorkerId> + Clone, both: bool) -> Self {
         let there = |worker: &WorkerId| workers.clone().any(|other| other == worker);
         let pairs = self.0.iter();
-        let pairs = pairs.filter(|((a, b), _)| (there(a) && there(b)) == both);
+        let pairs = pairs.filter(|(Pair(a, b), _)| (there(a) && there(b)) == both);
         Self(pairs.map(|(pair, told)| (pair.clone(), told.clone())).collect())
     }
 
@@ -62,7 +58,7 @@ impl Apart {
 
     /// With whom this worker has no connection.
     pub(crate) fn from(&self, worker: &WorkerId) -> impl Iterator<Item = &WorkerId> {
-        self.0.keys().filter_map(move |(a, b)| {
+        self.0.keys().filter_map(move |Pair(a, b)| {
             if a == worker {
                 Some(b)
             } else {
@@ -82,7 +78,7 @@ impl Apart {
     ) -> Vec<&'a WorkerId> {
         let mut chosen = fixed.to_vec();
         // Mostly nobody, or a few of many.
-        let involved: BTreeSet<&WorkerId> = self.0.keys().flat_map(|(a, b)| [a, b]).collect();
+        let involved: BTreeSet<&WorkerId> = self.0.keys().flat_map(|Pair(a, b)| [a, b]).collect();
         let is_free = |worker: &&&WorkerId| !involved.contains(**worker);
         let free: Vec<&WorkerId> = warm.iter().chain(cold).filter(is_free).copied().collect();
         let reached =
@@ -108,13 +104,14 @@ impl Apart {
     }
 }
 
-fn sentence((a, b): &(WorkerId, WorkerId), told: &str) -> String {
+fn sentence(pair: &Pair, told: &str) -> String {
+    let Pair(a, b) = pair;
     format!("{} and {} do not reach each other ({told})", a.name, b.name)
 }
 
-fn pair(a: &WorkerId, b: &WorkerId) -> (WorkerId, WorkerId) {
+fn pair(a: &WorkerId, b: &WorkerId) -> Pair {
     let (a, b) = if a < b { (a, b) } else { (b, a) };
-    (a.clone(), b.clone())
+    Pair(a.clone(), b.clone())
 }
 
 impl fmt::Display for Apart {
@@ -127,42 +124,6 @@ impl fmt::Display for Apart {
             1 => f.write_str(", and so with another pair"),
             more => write!(f, ", and so with {more} other pairs"),
         }
-    }
-}
-
-impl Job {
-    /// Why its generation cannot go on, if some of its workers do not reach each other and all its ranks wait: for the others
-    /// to join, or in a collective. Those that are left out are told by placement. The news of one pair may come a little
-    /// before that of the next, so it waits a moment for all.
-    pub(crate) fn torn(&mut self, apart: &Apart, deadlines: Deadlines, now: Millis) -> Option<Ending> {
-        let pairs = apart.among(self.members().iter().map(|member| &member.worker));
-        if pairs.is_empty() {
-            self.live.torn_since = None;
-            return None;
-        }
-        let since = *self.live.torn_since.get_or_insert(now);
-        let waits = |rank: &RankLive| waited(rank, now).is_some_and(|ms| deadlines.stuck_ms() <= ms);
-        let stuck = deadlines.torn(since) <= now && self.live.ranks.values().all(waits);
-        stuck.then(|| Ending::Torn {
-            what: pairs.to_string(),
-        })
-    }
-}
-
-/// For how long a rank has been doing nothing but wait for the others; None: it does something of its own.
-fn waited(rank: &RankLive, now: Millis) -> Option<u64> {
-    match (&rank.phase, rank.doing) {
-        (Some(RankPhase::Training), Some(doing)) if doing.piece == Piece::Reduction => {
-            Some(doing.for_ms.saturating_add(now.saturating_sub(rank.heard)))
-        }
-        (Some(RankPhase::Joining | RankPhase::Finished | RankPhase::Broken { .. }), _) => {
-            Some(now.saturating_sub(rank.since))
-        }
-        (
-            None
-            | Some(RankPhase::Starting | RankPhase::Ready | RankPhase::Training | RankPhase::Failed { .. }),
-            _,
-        ) => None,
     }
 }
 

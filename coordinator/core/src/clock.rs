@@ -3,7 +3,7 @@
 //! machine is woken much later than it asked for (the clock was set forward, the shell was busy saving, the computer
 //! slept), that time does not count against anybody, because reports may be waiting to be read.
 
-use crate::event::Millis;
+use crate::record::Millis;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock {

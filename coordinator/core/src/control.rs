@@ -1,26 +1,28 @@
 //! What people ask of jobs and workers that are there: pause, resume, scale, drain, undrain. Each sets a wish that is
-//! saved and then holds until another is set; asking twice is asking once. [`crate::schedule`] brings it about.
+//! saved and then holds until another is set; asking twice is asking once. Placement brings it about.
 
-use crate::Coordinator;
 use crate::event::{Reply, RequestId};
 use crate::job::Job;
+use crate::machine::Coordinator;
 use crate::outbox::Outbox;
 use proto::id::JobId;
 
 impl Coordinator {
     pub(crate) fn on_pause(&mut self, request: RequestId, id: &JobId, paused: bool, outbox: &mut Outbox) {
         self.wish(request, id, outbox, |job| {
-            let changed = job.record.paused != paused;
-            job.record.paused = paused;
+            let head = job.head_mut();
+            let changed = head.paused != paused;
+            head.paused = paused;
             Ok(changed)
         });
     }
 
     pub(crate) fn on_scale(&mut self, request: RequestId, id: &JobId, workers: u32, outbox: &mut Outbox) {
         self.wish(request, id, outbox, |job| {
-            job.may_have(workers)?;
-            let changed = job.record.workers != Some(workers);
-            job.record.workers = Some(workers);
+            may_have(job, workers)?;
+            let head = job.head_mut();
+            let changed = head.workers != Some(workers);
+            head.workers = Some(workers);
             Ok(changed)
         });
     }
@@ -37,8 +39,8 @@ impl Coordinator {
             let reason = self.no_such_job(id);
             return outbox.reply(request, Reply::Refused { reason });
         };
-        if job.record.phase.is_over() {
-            let reason = format!("job {id} is {} and will not run again", job.record.word());
+        if job.is_over() {
+            let reason = format!("job {id} is {} and will not run again", job.word());
             return outbox.reply(request, Reply::Refused { reason });
         }
         match set(job) {
@@ -75,22 +77,25 @@ impl Coordinator {
     }
 }
 
-impl Job {
-    fn may_have(&self, workers: u32) -> Result<(), String> {
-        let (id, spec) = (&self.record.id, &self.record.spec);
-        let Some(training) = spec.training() else {
-            return Err(format!("job {id} draws pictures, which takes one worker"));
+/// Whether the job can be scaled to so many workers.
+fn may_have(job: &Job, workers: u32) -> Result<(), String> {
+    let head = job.head();
+    let (id, devices) = (&head.id, head.devices_per_worker());
+    let Some(gang) = job.gang() else {
+        return match workers {
+            0 => Err(format!(
+                "workers: 0 is no scale for job {id}; its units need 1 worker or more"
+            )),
+            _ => Ok(()),
         };
-        let ranks = u64::from(workers) * u64::from(spec.resources.devices_per_worker);
-        let micro_batches = training.micro_batches();
-        if workers == 0 || u64::from(micro_batches) < ranks {
-            let most = micro_batches / spec.resources.devices_per_worker.max(1);
-            return Err(format!(
-                "workers: {workers} is no scale for job {id}; it has {micro_batches} micro-batches in a step and \
-                 {} ranks on each worker, so 1 to {most} workers can have work",
-                spec.resources.devices_per_worker
-            ));
-        }
-        Ok(())
+    };
+    let (ranks, micro_batches) = (u64::from(workers) * u64::from(devices), gang.plan.micro_batches);
+    if workers == 0 || u64::from(micro_batches) < ranks {
+        let most = micro_batches / devices.max(1);
+        return Err(format!(
+            "workers: {workers} is no scale for job {id}; it has {micro_batches} micro-batches in a step and \
+             {devices} ranks on each worker, so 1 to {most} workers can have work"
+        ));
     }
+    Ok(())
 }

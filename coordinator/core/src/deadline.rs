@@ -2,7 +2,7 @@
 //! pair of them can be set in the wrong order. Each is a moment in the time of [`crate::clock::Clock`]; it
 //! has come when `deadline <= now`.
 
-use crate::event::Millis;
+use crate::record::Millis;
 
 /// After its own restart the coordinator gives workers this many `detect_within` to find it again.
 const REATTACH: u64 = 2;
@@ -80,6 +80,11 @@ impl Deadlines {
     /// All ranks said now that they are finished; their last checkpoint is complete by then.
     pub(crate) fn last_shards(self, now: Millis) -> Millis {
         self.after(now, LAST_SHARDS)
+    }
+
+    /// How long a group of units should keep a rank busy, in milliseconds.
+    pub(crate) fn group_ms(self) -> u64 {
+        self.detect_within_ms / 2
     }
 
     /// A generation asked now to end in order ends by then, checkpoint or not.

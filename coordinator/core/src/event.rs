@@ -2,17 +2,14 @@
 //! shell turns the world into [`Event`]s and performs [`Effect`]s in order; a failed `Save` ends the process
 //! (restart = restore), a failed `Send` is forgotten, because the same state is sent again until it is true.
 
+pub use crate::record::{
+    Counters, Durable, FRUITLESS_MAX, FailedUnit, INCIDENTS_MAX, Incident, JobPhase, JobRecord, Member,
+    Millis, NAMED_UNITS_MAX, RECORD_VERSION, Record, UnitsRecord,
+};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
-use proto::id::{Generation, JobId, Rank, Step, WorkerId};
-use proto::ledger::{Entry, Tip};
-use proto::message::{DesiredState, SourceJob, StepReport, WorkerReport};
+use proto::id::{Generation, JobId, Step, WorkerId};
+use proto::message::{DesiredState, StepReport, WorkerReport};
 use proto::spec::JobSpec;
-use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
-
-/// Milliseconds of the shell's clock since 1970. The machine never reads a clock. It may jump; the machine
-/// survives.
-pub type Millis = u64;
 
 /// Ties a reply to whoever asked. Chosen by the shell, unique in one process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,12 +17,12 @@ pub struct RequestId(pub u64);
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// A checked job.
+    /// A checked job. `job_toml` is its canonical text, which means `spec`; `dataset_version` is that of its data set, and
+    /// empty where that of another job is taken.
     Submit {
         request: RequestId,
         spec: Box<JobSpec>,
         job_toml: String,
-        /// Of the data set that it pins; empty where another job's is taken.
         dataset_version: String,
     },
     Cancel {
@@ -94,145 +91,6 @@ pub enum Effect {
     },
     /// Something worth a log line, a metric or a stored curve; never needed for correctness.
     Note(Fact),
-}
-
-/// One durable record; the key is its kind and id, a later record replaces an earlier one.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Record {
-    /// Numbers that outlive jobs.
-    Counters(Counters),
-    /// Names of all workers that are drained.
-    Drained(BTreeSet<String>),
-    Job(Box<JobRecord>),
-    /// Entries to add to the job's ledger; its record of the same save names the last of them.
-    Ledger {
-        job: JobId,
-        entries: Vec<Entry>,
-    },
-}
-
-/// Everything a restart needs. `restore(durable)` is the whole recovery.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Durable {
-    pub counters: Counters,
-    pub drained: BTreeSet<String>,
-    pub jobs: BTreeMap<JobId, JobRecord>,
-}
-
-impl Durable {
-    /// Applies one saved record; applying all of them in the order of their saves gives the state at the last
-    /// save.
-    pub fn apply(&mut self, record: Record) {
-        match record {
-            Record::Counters(counters) => self.counters = counters,
-            Record::Drained(drained) => self.drained = drained,
-            // A restart needs only where each ledger ends, which the job's record says.
-            Record::Ledger { .. } => {}
-            Record::Job(job) => {
-                self.jobs.insert(job.id.clone(), *job);
-            }
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counters {
-    /// Jobs ever submitted: the next job's number is one more.
-    pub jobs: u64,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct JobRecord {
-    pub id: JobId,
-    pub spec: JobSpec,
-    pub job_toml: String,
-    pub dataset_version: String,
-    /// The trained job that it reads, pinned.
-    #[serde(default)]
-    pub source: Option<SourceJob>,
-    pub submitted_ms: Millis,
-    /// Somebody wishes that it does not run.
-    pub paused: bool,
-    /// The scale that somebody wishes, instead of job.toml's `workers.max`.
-    pub workers: Option<u32>,
-    /// The newest generation that was ever formed; the next is one higher, for ever.
-    pub generation: Generation,
-    pub phase: JobPhase,
-    /// Who has no place in its newest generation and is ready, or gets ready, for the next.
-    #[serde(default)]
-    pub reserves: Vec<Member>,
-    /// Where its ledger ends.
-    pub ledger: Tip,
-    /// Committed checkpoints that still exist, oldest first.
-    pub checkpoints: Vec<CheckpointRef>,
-    /// The newest step that was ever reported or committed, as of the last end of a generation.
-    #[serde(default)]
-    pub reached: Step,
-    /// Generations in a row that ended without a step beyond [`Self::reached`] and without a new commit.
-    pub fruitless: u32,
-    /// A rank failed in a way that another generation would repeat: there is none.
-    pub hopeless: bool,
-    pub restarts: u32,
-    /// The newest [`INCIDENTS_MAX`] things that went wrong, oldest first.
-    pub incidents: Vec<Incident>,
-}
-
-impl JobRecord {
-    /// Its phase in one word, for tables.
-    #[must_use]
-    pub fn word(&self) -> &'static str {
-        match &self.phase {
-            JobPhase::Queued { .. } if self.paused => "paused",
-            JobPhase::Running { .. } if self.paused => "pausing",
-            phase => phase.word(),
-        }
-    }
-}
-
-pub const INCIDENTS_MAX: usize = 32;
-
-/// A job that ends this many generations in a row without getting further fails with the last error: a fault that
-/// comes back every time is the job's own.
-pub const FRUITLESS_MAX: u32 = 5;
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum JobPhase {
-    /// Waits for workers; `reason` says for what.
-    Queued {
-        reason: String,
-    },
-    /// A generation exists. Whether it is forming or training is seen from its ranks' reports.
-    Running {
-        members: Vec<Member>,
-    },
-    Done {
-        ended_ms: Millis,
-    },
-    Failed {
-        reason: String,
-        ended_ms: Millis,
-    },
-    Cancelled {
-        ended_ms: Millis,
-    },
-}
-
-/// One worker's part in a generation. Ranks are numbered over members in order, and over reserves after them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Member {
-    pub worker: WorkerId,
-    pub first_rank: Rank,
-    pub ranks: u32,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Incident {
-    pub at_ms: Millis,
-    pub generation: Generation,
-    /// Who, what, and what follows; one sentence.
-    pub what: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -323,6 +181,20 @@ pub enum Fact {
     },
     JobCancelled {
         job: JobId,
+    },
+    /// A unit gave an error, or its process ended; how often by now.
+    UnitFailed {
+        job: JobId,
+        unit: u64,
+        worker: WorkerId,
+        failures: u32,
+        error: String,
+    },
+    /// It failed too often and is not tried any more.
+    UnitSetAside {
+        job: JobId,
+        unit: u64,
+        error: String,
     },
     /// Two workers that are both heard do not reach each other; who says so.
     Parted {

@@ -1,9 +1,9 @@
 //! Why things are as they are, as values that become one sentence: one value answers the record, the log and
 //! the test. It decides nothing.
 
-use crate::event::Member;
+use crate::record::Member;
 use proto::id::{Rank, Step, WorkerId};
-use proto::message::{HANGS, SILENT};
+use proto::message::{HANGS, RankPhase, RankReport, SILENT};
 use std::fmt;
 
 /// Why a generation ended before its work was done.
@@ -116,7 +116,7 @@ impl Ending {
     }
 
     /// True when this only tells that somebody else is gone: the news of a victim, not of the culprit.
-    pub(crate) fn is_hearsay(&self) -> bool {
+    pub(crate) fn is_secondary(&self) -> bool {
         const OF_PEERS: [&str; 6] = [
             "connection closed by peer",
             "connection reset by peer",
@@ -139,6 +139,29 @@ impl Ending {
         };
         let error = error.to_lowercase();
         OF_PEERS.iter().any(|words| error.contains(words))
+    }
+}
+
+/// What a rank's report says of a failure, if it does.
+pub(crate) fn failure(worker: &WorkerId, report: &RankReport) -> Option<Ending> {
+    let (rank, worker) = (report.rank, worker.clone());
+    match &report.phase {
+        RankPhase::Failed { error, permanent } => Some(Ending::RankFailed {
+            rank,
+            worker,
+            error: error.clone(),
+            permanent: *permanent,
+        }),
+        RankPhase::Broken { error } => Some(Ending::GroupBroken {
+            rank,
+            worker,
+            error: error.clone(),
+        }),
+        RankPhase::Starting
+        | RankPhase::Ready
+        | RankPhase::Joining
+        | RankPhase::Training
+        | RankPhase::Finished => None,
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::apart::Apart;
 use crate::deadline::Deadlines;
-use crate::event::Millis;
+use crate::record::Millis;
 use proto::id::WorkerId;
 use proto::message::{Peer, Unreached, WorkerReport};
 use proto::spec::DeviceKind;

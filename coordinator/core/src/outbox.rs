@@ -2,7 +2,8 @@
 //! first, so that nothing visible tells of a state that a restart could forget (law 7). The machine's parts
 //! can only add here.
 
-use crate::event::{Effect, Fact, Millis, Record, Reply, RequestId};
+use crate::event::{Effect, Fact, Reply, RequestId};
+use crate::record::{Member, Millis, Record};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::JobId;
 use proto::message::DesiredState;
@@ -46,6 +47,12 @@ impl Outbox {
             deletions: Vec::new(),
             facts: Vec::new(),
         }
+    }
+
+    /// The workers of these members are to be told what should be.
+    pub(crate) fn tell_all(&mut self, members: &[Member]) {
+        let names = members.iter().map(|member| member.worker.name.clone());
+        self.tell.extend(names);
     }
 
     pub(crate) fn write_manifest(&mut self, manifest: CheckpointManifest) {

@@ -1,6 +1,6 @@
 //! Who runs what: a pure solver. It is given every job that wants to run, what each holds now, and every worker,
 //! and answers with what each job should hold, or why it should wait. Solving a solution changes nothing. It holds no
-//! state and knows no time; [`crate::schedule`] carries its answers out.
+//! state and knows no time.
 //!
 //! 1. Jobs are admitted with their `workers_min`, each gang whole or not at all: higher priorities first; among
 //!    equals those that run already, then those whose team was given least for jobs older than they, then in submit
@@ -12,75 +12,17 @@
 //! priorities (they make way). A job that does not fit keeps what is free for itself, so that nobody behind it starts
 //! in its place; one that could not fit even on an idle cluster keeps nothing.
 
+mod problem;
 mod shortage;
+mod solution;
 mod table;
 
-use crate::apart::Apart;
-use proto::id::{JobId, WorkerId};
-use proto::spec::DeviceKind;
+pub(crate) use problem::{Access, Demand, Problem, Seat};
+use proto::id::WorkerId;
 pub(crate) use shortage::Shortage;
+pub(crate) use solution::{Decision, Devices, Solution, Solved};
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
 use table::Table;
-
-/// A job that wants workers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Demand {
-    pub(crate) job: JobId,
-    /// Its place in the queue.
-    pub(crate) number: u64,
-    pub(crate) priority: i32,
-    pub(crate) team: String,
-    pub(crate) workers_min: u32,
-    pub(crate) workers_max: u32,
-    pub(crate) devices_per_worker: u32,
-    pub(crate) device: DeviceKind,
-    /// It still waits for `workers_max` before it is content with fewer.
-    pub(crate) settling: bool,
-    /// The workers of its running generation.
-    pub(crate) holds: Vec<WorkerId>,
-    /// Where survivors of its last generation hold the newest state, while it waits.
-    pub(crate) warm: Vec<WorkerId>,
-    /// It is given no two workers that do not reach each other, beside those that it holds.
-    pub(crate) apart: Apart,
-}
-
-/// A worker that is up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Seat {
-    pub(crate) worker: WorkerId,
-    pub(crate) device: DeviceKind,
-    pub(crate) devices: u32,
-    pub(crate) access: Access,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Access {
-    Open,
-    /// It cannot be told anything now: whoever is there stays, and nobody comes.
-    CutOff,
-    /// Somebody drains it: whoever is there leaves.
-    Drained,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Decision {
-    /// One member on each of these workers, in order of their names.
-    Run(Vec<WorkerId>),
-    Wait(Box<Shortage>),
-}
-
-/// Everything that decides.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Problem {
-    /// In submit order.
-    pub(crate) demands: Vec<Demand>,
-    pub(crate) seats: Vec<Seat>,
-    /// Devices that a team may hold at one time; teams that are not named may hold any number.
-    pub(crate) quotas: BTreeMap<String, u32>,
-}
-
-pub(crate) type Solution = BTreeMap<JobId, Decision>;
 
 /// One pass decides from what is held, and what it decides is held in the next, until nothing changes: mostly at once.
 /// Where passes come round in a circle, as seats of many sizes can make them, the least of the circle is the solution,

@@ -1,14 +1,22 @@
-//! What people ask for: submit, sample, cancel. Each is answered once, after what it changed is saved.
+//! What people ask for: submit and cancel. Each is answered once, after what it changed is saved.
 
-use crate::Coordinator;
-use crate::event::{JobPhase, JobRecord, Reply, RequestId};
+use crate::depend::Reads;
+use crate::event::{Reply, RequestId};
 use crate::job::Job;
+use crate::machine::Coordinator;
 use crate::outbox::Outbox;
+use crate::record::{JobPhase, JobRecord, RECORD_VERSION, UnitsRecord};
 use proto::id::{Generation, JobId, Step};
 use proto::ledger::Tip;
 use proto::message::SourceJob;
-use proto::sample::{SampleWork, Weights};
-use proto::spec::{ArchitectureSpec, JobSpec, Work};
+use proto::sample::SampleWork;
+use proto::spec::{ArchitectureSpec, JobSpec};
+
+/// What is pinned of what a job reads.
+struct Pinned {
+    dataset_version: String,
+    source: Option<SourceJob>,
+}
 
 impl Coordinator {
     pub(crate) fn on_submit(
@@ -19,66 +27,60 @@ impl Coordinator {
         dataset_version: String,
         outbox: &mut Outbox,
     ) {
+        let pinned = Pinned {
+            dataset_version,
+            source: None,
+        };
+        let reply = match self.admit(&spec, pinned) {
+            Ok(pinned) => Reply::Accepted {
+                job: self.enqueue(spec, job_toml, pinned, outbox),
+            },
+            Err(reason) => Reply::Refused { reason },
+        };
+        outbox.reply(request, reply);
+    }
+
+    /// Checks what depends on other jobs and on how jobs run; what the job reads, as far as it is clear now.
+    fn admit(&self, spec: &JobSpec, mut pinned: Pinned) -> Result<Pinned, String> {
         let resources = &spec.resources;
         let gang = resources.workers_min.max(1)..=resources.workers_max;
         if gang.is_empty() || resources.workers_min == 0 || resources.devices_per_worker == 0 {
-            let reason = format!(
+            return Err(format!(
                 "resources: workers {} to {} with {} devices each is no gang; a gang is 1 or more \
                  workers, min <= max, with 1 or more devices",
                 resources.workers_min, resources.workers_max, resources.devices_per_worker
-            );
-            return outbox.reply(request, Reply::Refused { reason });
+            ));
         }
-        let (dataset_version, source) = match &spec.work {
-            Work::Train(_) => (dataset_version, None),
-            Work::Sample(sample) => match self.pinned(sample) {
-                Ok((version, source)) => (version, Some(source)),
-                Err(reason) => return outbox.reply(request, Reply::Refused { reason }),
-            },
-        };
-        let job = self.enqueue(spec, job_toml, dataset_version, source, outbox);
-        outbox.reply(request, Reply::Accepted { job });
+        self.may_follow(&self.next_id(spec), spec)?;
+        if let Some(sample) = spec.work.sampling() {
+            pinned.dataset_version = self.sampled(sample)?.head().dataset_version.clone();
+            pinned.source = match self.reads(spec) {
+                // What it waits for may bring them, or newer ones.
+                _ if !spec.after.is_empty() => None,
+                None => None,
+                Some(Reads::Found(source)) => Some(source),
+                Some(Reads::Missing { reason, .. }) => return Err(reason),
+            };
+        }
+        Ok(pinned)
     }
 
-    /// The trained job that images are made of, as it is now, and the version of its data set.
-    fn pinned(&self, sample: &SampleWork) -> Result<(String, SourceJob), String> {
+    /// The trained job that is meant.
+    fn sampled(&self, sample: &SampleWork) -> Result<&Job, String> {
         let id = &sample.job;
         let source = self.jobs.get(id).ok_or_else(|| self.no_such_job(id))?;
-        let Some(training) = source.record.spec.training() else {
-            let reads = source.record.spec.work.sampling().map(|of| &of.job);
+        let work = &source.head().spec.work;
+        let Some(training) = work.training() else {
+            let reads = work.sampling().map_or(id, |of| &of.job);
             return Err(format!(
-                "job {id} draws pictures and trains nothing; sample {} instead",
-                reads.unwrap_or(id)
+                "job {id} draws pictures and trains nothing; sample {reads} instead"
             ));
         };
+        if sample.count == 0 {
+            return Err("count: 0 pictures were asked for; ask for 1 or more".to_owned());
+        }
         suits(sample, &training.model.architecture)?;
-        let checkpoints = &source.record.checkpoints;
-        let checkpoint = match sample.weights {
-            Weights::Base => None,
-            Weights::Newest => match checkpoints.last() {
-                Some(newest) => Some(*newest),
-                None => return Err(format!("job {id} has no committed checkpoint yet")),
-            },
-            Weights::Step(step) => match checkpoints.iter().rev().find(|kept| kept.step == step) {
-                Some(kept) => Some(*kept),
-                None => {
-                    let steps: Vec<String> = checkpoints.iter().map(|kept| kept.step.to_string()).collect();
-                    let steps = if steps.is_empty() {
-                        "none".to_owned()
-                    } else {
-                        steps.join(", ")
-                    };
-                    return Err(format!(
-                        "job {id} has no checkpoint of step {step}; it has: {steps}"
-                    ));
-                }
-            },
-        };
-        let pinned = SourceJob {
-            job_toml: source.record.job_toml.clone(),
-            checkpoint,
-        };
-        Ok((source.record.dataset_version.clone(), pinned))
+        Ok(source)
     }
 
     pub(crate) fn on_cancel(&mut self, request: RequestId, id: &JobId, outbox: &mut Outbox) {
@@ -86,39 +88,33 @@ impl Coordinator {
             let reason = self.no_such_job(id);
             return outbox.reply(request, Reply::Refused { reason });
         };
-        let was_over = job.record.phase.is_over();
+        let read = job.head().pin().map(|pin| pin.job.clone());
+        let was_over = job.is_over();
         if !was_over {
             job.cancel(outbox);
         }
-        let reads = job.record.spec.work.sampling().map(|sample| sample.job.clone());
         outbox.phases.push((request, id.clone()));
-        if let Some(source) = reads
-            && !was_over
-        {
-            self.retain(&source, outbox);
+        if let Some(read) = read.filter(|_| !was_over) {
+            self.retain(&read, outbox);
         }
     }
 
-    fn enqueue(
-        &mut self,
-        spec: JobSpec,
-        job_toml: String,
-        dataset_version: String,
-        source: Option<SourceJob>,
-        outbox: &mut Outbox,
-    ) -> JobId {
+    fn next_id(&self, spec: &JobSpec) -> JobId {
+        JobId(format!("{}-{}", spec.name, self.counters.jobs + 1))
+    }
+
+    fn enqueue(&mut self, spec: JobSpec, job_toml: String, pinned: Pinned, outbox: &mut Outbox) -> JobId {
+        let id = self.next_id(&spec);
         self.counters.jobs += 1;
-        let id = JobId(format!("{}-{}", spec.name, self.counters.jobs));
-        let ledger = Tip::begin(&id, &dataset_version, &job_toml);
         let record = JobRecord {
+            version: RECORD_VERSION,
             id: id.clone(),
-            spec,
+            ledger: Tip::begin(&id, &pinned.dataset_version, &job_toml),
             job_toml,
-            dataset_version,
-            source,
+            dataset_version: pinned.dataset_version,
+            source: pinned.source,
             submitted_ms: outbox.wall,
             reserves: Vec::new(),
-            ledger,
             paused: false,
             workers: None,
             generation: Generation(0),
@@ -131,21 +127,14 @@ impl Coordinator {
             hopeless: false,
             restarts: 0,
             incidents: Vec::new(),
+            units: spec.work.units().map(|_| UnitsRecord::default()),
         };
-        let job = Job::new(record, self.deadlines, outbox.now);
+        let job = Job::new(record, spec, self.deadlines, outbox.now);
         job.note_queued(outbox);
         self.jobs.insert(id.clone(), job);
         outbox.save.insert(id.clone());
         outbox.save_counters = true;
         id
-    }
-
-    pub(crate) fn no_such_job(&self, id: &JobId) -> String {
-        let newest = self
-            .in_submit_order()
-            .last()
-            .map(|newest| format!("; the newest is {newest}"));
-        format!("there is no job {id}{}", newest.unwrap_or_default())
     }
 }
 

@@ -25,8 +25,23 @@ pub(crate) fn job(view: &pb::JobView) -> Value {
         "ended_ms": (view.ended_ms != 0).then_some(view.ended_ms),
         "store_url": view.store_url,
         "dataset_version": view.dataset_version,
-        "sample_of": view.sample.as_ref().map(|it| it.source.clone()),
+        "work": view.work,
+        "sample_of": view.source,
+        "after": view.after,
+        "units": view.units.as_ref().map(units),
         "job_toml": view.job_toml,
+    })
+}
+
+fn units(units: &pb::UnitsView) -> Value {
+    let failed = |it: &pb::UnitFailure| json!({ "unit": it.unit, "error": it.error });
+    json!({
+        "total": units.total,
+        "done": units.done,
+        "leased": units.leased,
+        "set_aside": units.set_aside,
+        "per_second": units.per_second,
+        "failed": units.failed.iter().map(failed).collect::<Vec<_>>(),
     })
 }
 

@@ -9,10 +9,9 @@ use crate::words::say;
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use model_data::loader::Loader;
-use model_data::reference::{Source, choose};
+use model_data::reference::{Slot, Source, choose};
 use proto::ledger::Done;
 use proto::share::rank_of;
-use proto::spec::References;
 use std::collections::BTreeSet;
 
 #[derive(Debug, Args)]
@@ -88,8 +87,8 @@ fn sights(book: &Book, loader: &Loader, sample: u64) -> Result<Vec<Sight>> {
                     continue;
                 };
                 let similar: &[u64] = &rows[position as usize].similar_positions;
-                let when = (spec.data.seed, epoch);
-                let roles = roles(references, when, (position, similar), sample);
+                let slots = references.map(|it| choose(it, spec.data.seed, epoch, position, similar.len()));
+                let roles = roles(&slots.unwrap_or_default(), position, similar, sample);
                 sights.extend(roles.into_iter().map(|of| Sight {
                     step,
                     epoch,
@@ -103,21 +102,15 @@ fn sights(book: &Book, loader: &Loader, sample: u64) -> Result<Vec<Sight>> {
     Ok(sights)
 }
 
-/// What a sample is where `target` is to be drawn: the target, one of its references, or both, since pairing a draws a picture
+/// What a sample is where `target` is to be drawn, whose similar ones lie at `similar`: the target, one of its references, or both, since pairing a draws a picture
 /// from itself.
-fn roles(
-    references: Option<&References>,
-    (seed, epoch): (u64, u64),
-    (target, similar): (u64, &[u64]),
-    sample: u64,
-) -> Vec<Option<u64>> {
+fn roles(slots: &[Slot], target: u64, similar: &[u64], sample: u64) -> Vec<Option<u64>> {
     let is_it = |source| match source {
         Source::Target => target == sample,
         Source::Similar(n) => similar[n] == sample,
     };
-    let slots = references.map(|it| choose(it, seed, epoch, target, similar.len()));
     let as_target = (target == sample).then_some(None);
-    let as_reference = slots.iter().flatten().any(|slot| is_it(slot.source));
+    let as_reference = slots.iter().any(|slot| is_it(slot.source));
     as_target
         .into_iter()
         .chain(as_reference.then_some(Some(target)))
@@ -170,7 +163,7 @@ fn print(sights: &[Sight], loader: &Loader, sample: &str) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use proto::spec::Pairing;
+    use proto::spec::{Pairing, References};
 
     #[test]
     fn a_picture_that_is_drawn_from_itself_is_seen_twice() {
@@ -184,7 +177,7 @@ mod tests {
                 count: 2,
                 ..references
             };
-            roles(Some(&references), (0, 0), (3, &[1]), sample)
+            roles(&choose(&references, 0, 0, 3, 1), 3, &[1], sample)
         };
         assert_eq!(told(Pairing::A, 3), [None, Some(3)]);
         assert_eq!(told(Pairing::A, 1), []);

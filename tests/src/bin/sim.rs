@@ -1,11 +1,12 @@
 //! Lives through simulated worlds, for people: `sim --seeds COUNT` lives the first COUNT on all cores and names those that
 //! break, one line each; `sim --seed N --trace` tells one in plain words; `--bug NAME` plants a bug in it; `sim --bugs` plants
-//! each bug of the list in turn and prints which seed finds it.
+//! each bug of the list in turn and prints which seed finds it. `sim --hash` prints one hash over all worlds, of numbers alone, to
+//! compare two versions of the code; `--each` one more per world; `--gangs` leaves out whoever wants pictures.
 
 use anyhow::{Context, bail};
 use std::process::ExitCode;
 use std::time::Instant;
-use tests::world::{self, Bug, Story};
+use tests::world::{self, Bug, Kinds, Story};
 
 /// Each planted bug must be found within so many worlds.
 const BUG_WORLDS: u64 = 5_000;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
 
 fn live() -> anyhow::Result<()> {
     let (mut seeds, mut seed, mut bug, mut story, mut bugs) = (1_000, None, None, Story::Hashed, false);
+    let (mut hash, mut each, mut kinds) = (false, false, Kinds::All);
     let mut arguments = std::env::args().skip(1);
     while let Some(flag) = arguments.next() {
         match flag.as_str() {
@@ -31,13 +33,20 @@ fn live() -> anyhow::Result<()> {
             "--bug" => bug = Some(planted(&arguments.next().unwrap_or_default())?),
             "--bugs" => bugs = true,
             "--trace" => story = Story::Told,
-            _ => bail!("`{flag}`: usage: sim [--seeds COUNT] [--seed N] [--bug NAME] [--trace] [--bugs]"),
+            "--hash" => hash = true,
+            "--each" => each = true,
+            "--gangs" => kinds = Kinds::Gangs,
+            _ => bail!(
+                "`{flag}`: usage: sim [--seeds COUNT] [--seed N] [--bug NAME] [--trace] [--bugs] \
+                 [--hash [--each] [--gangs]]"
+            ),
         }
     }
     // A machine that finds itself broken panics; its world says so in its one line.
     std::panic::set_hook(Box::new(|_| {}));
     match seed {
         Some(seed) => one(seed, bug, story),
+        None if hash => hashes(seeds, kinds, each),
         None if bugs => table(),
         None => many(seeds, bug),
     }
@@ -76,6 +85,23 @@ fn many(count: u64, bug: Option<Bug>) -> anyhow::Result<()> {
     );
     if !crowd.broken.is_empty() {
         bail!("{} worlds broke", crowd.broken.len());
+    }
+    Ok(())
+}
+
+fn hashes(count: u64, kinds: Kinds, each: bool) -> anyhow::Result<()> {
+    let hashes = world::hashes(count, kinds);
+    for (seed, hash) in &hashes.each {
+        match hash {
+            Ok(hash) if each => println!("{seed} {hash:016x}"),
+            Ok(_) => {}
+            Err(broken) => println!("{broken}"),
+        }
+    }
+    println!("trace hash of seeds 0..{count}: {:016x}", hashes.all);
+    let broken = hashes.each.values().filter(|hash| hash.is_err()).count();
+    if broken != 0 {
+        bail!("{broken} worlds broke");
     }
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! Bugs that can be planted in a world, to show that the oracle bites. They live in the harness, between
 //! machines and world; the machines themselves are the ones that ship.
 
+use proto::message::Halt;
+use rank_core::gang::{Effect, Event, GangRank};
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
     /// A desired state is sent once; repetitions are swallowed.
@@ -43,10 +46,16 @@ pub enum Bug {
     ReserveForgets,
     /// Daemons take every peer for reached.
     CutUnseen,
+    /// A rank goes by the order to halt that it has itself, not by what all were told.
+    HaltHeardAlone,
+    /// The last rank of a generation that halts for a checkpoint says that it has finished and writes no shard.
+    HaltShardForgotten,
+    /// Of what the ranks hold the furthest step wins, also when it is of an older generation.
+    OlderLineWins,
 }
 
 impl Bug {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 23] = [
         Self::SendOnce,
         Self::SameBoot,
         Self::ShardBeforeWritten,
@@ -67,5 +76,41 @@ impl Bug {
         Self::HandOverForgotten,
         Self::ReserveForgets,
         Self::CutUnseen,
+        Self::HaltHeardAlone,
+        Self::HaltShardForgotten,
+        Self::OlderLineWins,
     ];
+}
+
+/// Tells the machine of a rank what happened and returns what it wants. What is planted in it changes the one or the other.
+pub(crate) fn gang_rank(bug: Option<Bug>, machine: &mut GangRank, mut event: Event) -> Vec<Effect> {
+    match (bug, &mut event) {
+        (Some(Bug::LowestStepTaken), Event::Met { holdings }) => {
+            let lowest = holdings.iter().flatten().min().copied();
+            for holding in holdings.iter_mut() {
+                *holding = holding.filter(|label| Some(*label) == lowest);
+            }
+        }
+        (Some(Bug::OlderLineWins), Event::Met { holdings }) => {
+            let newest = holdings.iter().flatten().map(|label| label.generation).max();
+            for label in holdings.iter_mut().flatten() {
+                label.generation = newest.unwrap_or(label.generation);
+            }
+        }
+        (Some(Bug::HaltHeardAlone), Event::Stepped { halt, .. }) => *halt = machine.halt().is_some(),
+        _ => {}
+    }
+    let mut effects = machine.handle(event);
+    let serving = machine.serving();
+    let is_last = serving.rank.0 + 1 == serving.world;
+    if bug == Some(Bug::HaltShardForgotten) && is_last && serving.halt == Some(Halt::Save) {
+        effects.retain(|effect| match effect {
+            Effect::Save(step) => {
+                drop(machine.handle(Event::Saved { step: *step }));
+                false
+            }
+            _ => true,
+        });
+    }
+    effects
 }

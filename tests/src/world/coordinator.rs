@@ -4,6 +4,7 @@
 use super::World;
 use super::agenda::Happening;
 use super::bug::Bug;
+use super::numbers::Who;
 use super::plan::DETECT_WITHIN_MS;
 use super::tell;
 use coordinator_core::event::{Durable, Effect, Event, Fact, Record};
@@ -173,7 +174,11 @@ impl World {
         let Some(machine) = &mut self.coordinator.machine else {
             return;
         };
-        self.trace.machine(self.now, &event, || tell::heard(&event));
+        let boot = self.coordinator.boot;
+        self.trace
+            .machine(self.now, Who::Coordinator { boot }, &event, || {
+                tell::heard(&event)
+            });
         let mut effects = machine.handle(wall, event);
         if self.bug == Some(Bug::SaveLast) {
             effects.sort_by_key(|effect| matches!(effect, Effect::Save(_)));
@@ -185,7 +190,11 @@ impl World {
     pub(crate) fn perform_all(&mut self, effects: Vec<Effect>) {
         let mut effects = effects.into_iter();
         while let Some(effect) = effects.next() {
-            self.trace.machine(self.now, &effect, || tell::wanted(&effect));
+            let boot = self.coordinator.boot;
+            self.trace
+                .machine(self.now, Who::Coordinator { boot }, &effect, || {
+                    tell::wanted(&effect)
+                });
             if self.fenced && self.is_refused(&effect) {
                 self.trace
                     .line(self.now, || "the store refuses the first coordinator".to_owned());

@@ -11,6 +11,7 @@ mod crowd;
 mod dice;
 mod group;
 mod node;
+mod numbers;
 mod oracle;
 mod people;
 mod plan;
@@ -26,10 +27,11 @@ use agenda::{Agenda, Happening, Requests};
 pub use bug::Bug;
 use coordinator::CoordinatorHost;
 use coordinator_core::event::{Durable, Event, FRUITLESS_MAX, JobPhase, JobRecord, Record};
-pub use crowd::{Crowd, crowd};
+pub use crowd::{Crowd, Hashes, crowd, hashes};
 pub(crate) use dice::Dice;
 use group::Group;
 use node::Node;
+use numbers::{RankTold, Who};
 use oracle::Oracle;
 use people::Wish;
 use plan::{DETECT_WITHIN_MS, Fault, Plan};
@@ -61,6 +63,8 @@ pub struct Outcome {
     pub events: u64,
     /// Of the whole story, when it was hashed.
     pub hash: u64,
+    /// Of the story's numbers, when they were: the same as long as the machines decide the same, whatever things are called.
+    pub numbers: u64,
 }
 
 impl Outcome {
@@ -120,18 +124,34 @@ impl fmt::Display for Broken {
     }
 }
 
+/// What there is to do in a world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kinds {
+    /// Whatever its seed says.
+    All,
+    /// The same without those who want pictures: training alone.
+    Gangs,
+}
+
 /// Lives through the world of this seed.
 ///
 /// # Errors
 /// The first thing that the oracle did not accept.
 pub fn run(seed: u64, bug: Option<Bug>, story: Story) -> Result<Outcome, Broken> {
-    let mut world = World::new(seed, bug, story);
-    world.live_or_break(seed)
+    run_of(Kinds::All, seed, bug, story)
+}
+
+/// The same, with only some kinds of work in it.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_of(kinds: Kinds, seed: u64, bug: Option<Bug>, story: Story) -> Result<Outcome, Broken> {
+    World::new(kinds, seed, bug, story).live_or_break(seed)
 }
 
 /// The story of a world, line by line, and how it ended.
 pub fn tell(seed: u64, bug: Option<Bug>) -> (Vec<String>, Result<Outcome, Broken>) {
-    let mut world = World::new(seed, bug, Story::Kept);
+    let mut world = World::new(Kinds::All, seed, bug, Story::Kept);
     let result = world.live_or_break(seed);
     (world.trace.take_kept(), result)
 }
@@ -177,8 +197,8 @@ struct World {
 }
 
 impl World {
-    fn new(seed: u64, bug: Option<Bug>, story: Story) -> Self {
-        let plan = Plan::new(seed);
+    fn new(kinds: Kinds, seed: u64, bug: Option<Bug>, story: Story) -> Self {
+        let plan = Plan::new(kinds, seed);
         let nodes = plan
             .nodes
             .iter()
@@ -243,7 +263,7 @@ impl World {
     }
 
     fn live(&mut self) -> Result<Outcome, String> {
-        self.trace.machine(0, &self.plan, || Some(tell::plan(&self.plan)));
+        self.trace.value(0, &self.plan, || Some(tell::plan(&self.plan)));
         let mut events = 0;
         let mut patient_since = self.plan.heal_at;
         let mut over_at = None;
@@ -292,6 +312,7 @@ impl World {
         let mut outcome = Outcome {
             events,
             hash: self.trace.hash(),
+            numbers: self.trace.numbers(),
             ..Outcome::default()
         };
         for record in self.durable.jobs.values() {
@@ -454,7 +475,11 @@ impl World {
                 pid,
                 rank,
                 assignment,
-            } => self.rank_told(pid, rank, *assignment),
+            } => {
+                let told = RankTold(rank, &assignment);
+                self.trace.number(self.now, Who::Process(pid), &told);
+                self.rank_told(pid, rank, *assignment);
+            }
             Happening::RankLoaded { pid } => self.rank_loaded(pid),
             Happening::RankBeat { pid } => self.rank_beats(pid),
             Happening::RankJoins { pid } => self.try_join(pid),

@@ -4,6 +4,7 @@
 use super::World;
 use super::agenda::Happening;
 use super::bug::Bug;
+use super::numbers::Who;
 use super::plan::{DETECT_WITHIN_MS, FOR_GOOD_MS};
 use super::tell;
 use coordinator_core::event as coordinator;
@@ -290,11 +291,12 @@ impl World {
             name: node.name.clone(),
             boot,
         };
+        let who = Who::Daemon { node: number, boot };
         self.trace
-            .machine(self.now, &event, || tell::daemon_heard(&worker, &event));
+            .machine(self.now, who, &event, || tell::daemon_heard(&worker, &event));
         for effect in machine.handle(self.now, event) {
             self.trace
-                .machine(self.now, &effect, || tell::daemon_wanted(&worker, &effect));
+                .machine(self.now, who, &effect, || tell::daemon_wanted(&worker, &effect));
             match effect {
                 Effect::Spawn {
                     key,

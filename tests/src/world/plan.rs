@@ -1,6 +1,7 @@
 //! What is to happen in one world, drawn from its seed before it begins: its nodes, its jobs, and what goes
 //! wrong until it heals. After `heal_at` nothing goes wrong any more.
 
+use super::Kinds;
 use super::dice::Dice;
 use std::collections::BTreeMap;
 
@@ -196,7 +197,7 @@ pub(crate) enum Fault {
 }
 
 impl Plan {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub(crate) fn new(kinds: Kinds, seed: u64) -> Self {
         let mut dice = Dice::new(seed, 1);
         let nodes: Vec<u32> = (0..dice.between(1, 4))
             .map(|_| dice.between(1, 2) as u32)
@@ -220,6 +221,9 @@ impl Plan {
         }
         let quotas = quotas(&mut dice, &jobs);
         let faults = faults.into_iter().chain(cuts).collect();
+        if kinds == Kinds::Gangs {
+            jobs.iter_mut().for_each(|job| job.sample_at = None);
+        }
         Self {
             nodes,
             jobs,

@@ -3,7 +3,7 @@
 //! invariants after every event.
 
 use super::plan::DETECT_WITHIN_MS;
-use super::{Story, World};
+use super::{Kinds, Story, World};
 use coordinator_core::event::{Durable, Event, Record};
 use coordinator_core::{Config, Coordinator};
 use proto::id::WorkerId;
@@ -18,7 +18,7 @@ const ROUNDS: u64 = 12;
 /// # Errors
 /// The first prefix that cannot be gone on from, and why.
 pub fn restore_every_prefix(seed: u64) -> Result<usize, String> {
-    let mut world = World::new(seed, None, Story::Dropped);
+    let mut world = World::new(Kinds::All, seed, None, Story::Dropped);
     world.writes = Some(Vec::new());
     world.live()?;
     let writes = world.writes.take().unwrap_or_default();

@@ -3,21 +3,21 @@
 //! Called by [`crate::train`] and [`crate::sample`].
 
 use crate::deadline::Deadlines;
-use crate::hash::{hex, hex_sha256};
 use crate::outage::outlast;
+use crate::position::Position;
 use crate::share;
 use crate::upload::put;
 use bytes::Bytes;
 use model::error::WeightsFault;
 use model::trainer::Trainer;
 use model::weights::{self, NamedTensors, Storage};
-use model_data::store::{self, StoreError};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry, checkpoint_folder};
-use proto::id::{Generation, JobId, Step};
-use sha2::{Digest, Sha256};
+use proto::id::JobId;
+use proto::text::hex_sha256;
 use std::sync::Arc;
+use storage::StoreError;
 use tch::Tensor;
 
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +62,7 @@ pub(crate) struct Checkpoints {
 
 impl Checkpoints {
     pub(crate) fn open(store_url: &str, job: &JobId) -> Result<Self, CheckpointError> {
-        let (store, prefix) = store::open(store_url)?;
+        let (store, prefix) = storage::open(store_url)?;
         Ok(Self {
             store,
             prefix,
@@ -83,14 +83,15 @@ impl Checkpoints {
     pub(crate) async fn write_share(
         &self,
         deadlines: Deadlines,
-        (step, generation): (Step, Generation),
-        (rank, world): (u32, u32),
+        checkpoint: CheckpointRef,
+        position: Position,
         state: &[(String, Tensor)],
     ) -> Result<ShardEntry, CheckpointError> {
+        let Position { rank, world } = position;
         let file = format!("rank-{rank}-of-{world}.safetensors");
-        let path = self.path(CheckpointRef { step, generation }, &file);
+        let path = self.path(checkpoint, &file);
         let sizes: Vec<u64> = state.iter().map(|(_, tensor)| bytes_of(tensor)).collect();
-        let own = &state[share::tensors(&sizes, rank, world)];
+        let own = &state[share::tensors(&sizes, position)];
         let own = own
             .iter()
             .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
@@ -201,24 +202,11 @@ fn bytes_of(tensor: &Tensor) -> u64 {
     (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
 }
 
-/// The figure that `coordinator checkpoint digest` prints for a checkpoint with these tensors.
-pub(crate) fn digest(tensors: &NamedTensors) -> String {
-    let mut hash = Sha256::new();
-    for (name, tensor) in tensors {
-        let sides: Vec<String> = tensor.size().iter().map(ToString::to_string).collect();
-        hash.update(format!("{name}\0F32\0{}\0", sides.join("x")));
-        let mut bytes = vec![0; tensor.numel() * 4];
-        let values = tensor.numel();
-        tensor.contiguous().copy_data_u8(&mut bytes, values);
-        hash.update(bytes);
-    }
-    hex(&hash.finalize())
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use proto::id::{Generation, Step};
     use tch::{Device, Kind};
 
     const STEP: Step = Step(4);
@@ -246,7 +234,12 @@ mod tests {
         for rank in 0..2 {
             shards.push(
                 checkpoints
-                    .write_share(Deadlines::new(3000), (STEP, GENERATION), (rank, 2), &state())
+                    .write_share(
+                        Deadlines::new(3000),
+                        place(),
+                        Position { rank, world: 2 },
+                        &state(),
+                    )
                     .await
                     .unwrap(),
             );
@@ -261,13 +254,7 @@ mod tests {
             shards,
             environment: "test".into(),
         };
-        let path = checkpoints.path(
-            CheckpointRef {
-                step: STEP,
-                generation: GENERATION,
-            },
-            MANIFEST_FILE,
-        );
+        let path = checkpoints.path(place(), MANIFEST_FILE);
         checkpoints
             .store
             .put(&path, serde_json::to_vec(&manifest).unwrap().into())

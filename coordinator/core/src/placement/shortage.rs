@@ -1,6 +1,6 @@
 //! Why a job waits, as a value that becomes one sentence, and what would end the wait as another.
 
-use super::Demand;
+use super::problem::Demand;
 use crate::apart::Apart;
 use proto::id::JobId;
 use std::fmt;

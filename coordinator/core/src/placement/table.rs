@@ -1,8 +1,9 @@
 //! What is given to whom while a solution is made. It knows what a gang may take and at whose cost;
 //! [`super`] knows in which order they take it.
 
+use super::problem::{Access, Demand, Problem, Seat};
 use super::shortage::{Blocker, Lack, Shortage};
-use super::{Access, Decision, Demand, Problem, Seat, Solution};
+use super::solution::{Decision, Solution};
 use proto::id::WorkerId;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;

@@ -1,6 +1,9 @@
 use super::*;
+use crate::apart::Apart;
 use proptest::prelude::*;
-use std::collections::BTreeSet;
+use proto::id::JobId;
+use proto::spec::DeviceKind;
+use std::collections::{BTreeMap, BTreeSet};
 
 fn gang(number: u64, workers_min: u32, workers_max: u32, devices_per_worker: u32) -> Demand {
     Demand {

@@ -3,15 +3,18 @@
 
 use coordinator_core::event::{Durable, Effect, Event, Fact, JobPhase, JobRecord, Reply, RequestId};
 use coordinator_core::{Config, Coordinator};
+use proto::architecture::{Diffusion, Noise, Objective, Retrinet};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, ShardEntry};
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::message::{
-    Assignment, DesiredState, PhaseSeconds, RankPhase, RankReport, SampleRequest, ShardReport, StepReport,
+    Assignment, DesiredState, PhaseSeconds, RankPhase, RankReport, ShardReport, StepReport, UnitReport,
     Unreached, WorkerReport,
 };
+use proto::sample::SampleWork;
 use proto::spec::{
-    Architecture, CheckpointPolicy, Clothes, Data, Decay, DeviceKind, JobSpec, LossWeighting, Model,
-    OnNonfinite, Optimizer, Pairing, Precision, Reduction, Resources, Retrieval, Task, Train,
+    ArchitectureSpec, CheckpointPolicy, Clothes, Component, Data, Decay, DeviceKind, JobSpec, LossWeighting,
+    Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, References, Resources, Retrieval, Task,
+    Train, TrainWork, Work,
 };
 use std::collections::BTreeMap;
 
@@ -59,6 +62,9 @@ impl Desk {
 
     /// The process ends and another starts from what was saved.
     pub(crate) fn restart(&mut self) {
+        for record in self.durable.jobs.values() {
+            proto::job::parse_stored(&record.id, &record.job_toml).unwrap_or_else(|error| panic!("{error}"));
+        }
         self.machine = machine(&self.durable, self.now);
     }
 
@@ -73,12 +79,25 @@ impl Desk {
         reply.expect("every request is answered at once")
     }
 
+    pub(crate) fn refused(&mut self, spec: JobSpec) -> String {
+        let reply = self.ask(|request| Event::Submit {
+            request,
+            job_toml: proto::job::to_toml(&spec),
+            dataset_version: "version".to_owned(),
+            spec: Box::new(spec),
+        });
+        let Reply::Refused { reason } = reply else {
+            panic!("{reply:?}")
+        };
+        reason
+    }
+
     pub(crate) fn submit(&mut self, spec: JobSpec) -> JobId {
         let reply = self.ask(|request| Event::Submit {
             request,
-            spec: Box::new(spec),
-            job_toml: "toml".to_owned(),
+            job_toml: proto::job::to_toml(&spec),
             dataset_version: "version".to_owned(),
+            spec: Box::new(spec),
         });
         let Reply::Accepted { job } = reply else {
             panic!("{reply:?}")
@@ -171,7 +190,7 @@ impl Desk {
     }
 }
 
-fn machine(durable: &Durable, now: u64) -> Coordinator {
+pub(crate) fn machine(durable: &Durable, now: u64) -> Coordinator {
     let config = Config {
         store_url: "file:///store".to_owned(),
         detect_within_ms: DETECT_WITHIN_MS,
@@ -199,6 +218,7 @@ pub(crate) fn rank(job: &JobId, generation: u64, rank: u32, phase: RankPhase) ->
         steps: vec![],
         shards: vec![],
         digests: vec![],
+        units: UnitReport::default(),
         doing: None,
     }
 }
@@ -292,10 +312,35 @@ pub(crate) fn ignored(effects: &[Effect]) -> Vec<String> {
     effects.iter().filter_map(what).collect()
 }
 
-pub(crate) fn sample_of(source: &JobId) -> SampleRequest {
-    SampleRequest {
+/// A job that samples 4 images of another, and writes their grid: 5 units.
+pub(crate) fn sample_of(source: &JobId) -> JobSpec {
+    let work = SampleWork {
         count: 4,
-        ..SampleRequest::of(source.clone())
+        ..SampleWork::of(source.clone())
+    };
+    JobSpec {
+        name: "images".to_owned(),
+        resources: Resources {
+            workers_min: 1,
+            workers_max: 64,
+            ..spec(1, 1).resources
+        },
+        after: Vec::new(),
+        work: Work::Sample(Box::new(work)),
+    }
+}
+
+pub(crate) fn sampling(spec: &mut JobSpec) -> &mut SampleWork {
+    match &mut spec.work {
+        Work::Sample(work) => work,
+        Work::Train(_) => panic!("it trains"),
+    }
+}
+
+pub(crate) fn training(spec: &mut JobSpec) -> &mut TrainWork {
+    match &mut spec.work {
+        Work::Train(work) => work,
+        Work::Sample(_) => panic!("it samples"),
     }
 }
 
@@ -310,24 +355,16 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
     };
     let data = Data {
         dataset: "file:///data".to_owned(),
-        task: Task::Composition,
-        pairing: Pairing::B,
-        references: 4,
         resolution: 64,
         prompt_drop: 0.5,
-        face_probability: 0.5,
-        face_enlargement: 1.33,
-        figure_threshold: 0.5,
-        clothes: Clothes::default(),
-        reference_scale: 0.8,
-        multitask_reconstruction: 0.5,
         holdout: 0.1,
         seed: 1,
     };
     let train = Train {
         steps: 4,
         global_batch: 8,
-        micro_batch: 4,
+        // Each rank needs one of a step.
+        micro_batch: if workers_max <= 2 { 4 } else { 1 },
         optimizer: Optimizer::AdamW {
             beta1: 0.9,
             beta2: 0.999,
@@ -340,9 +377,6 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
         decay: Decay::Constant,
         clip: None,
         ema: None,
-        face_loss_weight: 0.1,
-        target_mask_threshold: 0.5,
-        loss_weighting: LossWeighting::Epsilon,
         precision: Precision::Fp32,
         on_nonfinite: OnNonfinite::Stop,
         latent_cache_mib: 0,
@@ -352,22 +386,45 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
     };
     let (unet, autoencoder, text_encoder) = proto::size::named("tiny").expect("a size of this name");
     let model = Model {
-        architecture: Architecture::Retrinet,
-        unet,
-        autoencoder,
-        text_encoder,
+        architecture: ArchitectureSpec::Retrinet(Retrinet {
+            diffusion: Diffusion {
+                autoencoder,
+                text_encoder,
+                unet,
+                noise: Noise::default(),
+                objective: Objective {
+                    face_loss_weight: 0.1,
+                    target_mask_threshold: 0.5,
+                    loss_weighting: LossWeighting::Epsilon,
+                },
+            },
+            retrieval: Retrieval::default(),
+            references: References {
+                task: Task::Composition,
+                pairing: Pairing::B,
+                count: 4,
+                face_probability: 0.5,
+                face_enlargement: 1.33,
+                figure_threshold: 0.5,
+                clothes: Clothes::default(),
+                scale: 0.8,
+                multitask_reconstruction: 0.5,
+            },
+        }),
         init: None,
-        freeze: vec![],
+        freeze: vec![Component::Autoencoder],
         activation_checkpointing: vec![],
-        retrieval: Retrieval::default(),
     };
     let checkpoint = CheckpointPolicy { every: 2, keep: 1 };
     JobSpec {
         name: "toy".to_owned(),
         resources,
-        data,
-        model,
-        train,
-        checkpoint,
+        after: Vec::new(),
+        work: Work::Train(Box::new(TrainWork {
+            data,
+            model,
+            train,
+            checkpoint,
+        })),
     }
 }

@@ -1,0 +1,43 @@
+//! What a worker is told to do for a gang.
+
+use super::job::{Gang, State};
+use crate::config::Config;
+use crate::record::Member;
+use proto::id::WorkerId;
+use proto::message::{Assignment, GangOrder, Run};
+
+impl Gang {
+    /// What this worker should do for the job.
+    pub(crate) fn assignment(&self, worker: &WorkerId, config: &Config) -> Option<Assignment> {
+        let of_worker = |member: &&Member| member.worker == *worker;
+        let place = self.members().iter().find(of_worker);
+        let member = place.or_else(|| self.standby_members().iter().find(of_worker))?;
+        let running = self.running().filter(|_| place.is_some());
+        let world = match &self.state {
+            State::Queued(queued) => queued.kept_world.unwrap_or(0),
+            State::Running(running) => running.world(),
+            State::Ended(_) => 0,
+        };
+        let head = &self.head;
+        Some(Assignment {
+            job: head.id.clone(),
+            generation: head.generation,
+            job_toml: head.job_toml.clone(),
+            dataset_version: head.dataset_version.clone(),
+            store_url: config.store_url.clone(),
+            detect_within_ms: config.detect_within_ms,
+            first_rank: member.first_rank,
+            ranks: member.ranks,
+            halt: running
+                .and_then(|running| running.halt.as_ref())
+                .map(|halt| halt.how),
+            run: Run::Gang(GangOrder {
+                world,
+                store_address: running.and_then(|running| running.rendezvous()).cloned(),
+                resume: self.newest.resume,
+                acknowledged_step: self.ledgered(),
+                committed_step: self.committed(),
+            }),
+        })
+    }
+}

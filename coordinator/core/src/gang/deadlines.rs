@@ -1,0 +1,57 @@
+//! What a gang waits for only so long.
+
+use super::job::Gang;
+use crate::deadline::Deadlines;
+use crate::explain::Ending;
+use crate::record::Millis;
+use proto::id::Rank;
+
+impl Gang {
+    /// What its running generation ends of at `now`, if of anything.
+    pub(super) fn overdue(&self, deadlines: Deadlines, now: Millis) -> Option<Ending> {
+        let running = self.running()?;
+        if let Some(silent) = running.longest_silent()
+            && deadlines.roll_call(silent.live.heard) <= now
+        {
+            let member = running.owner(silent.rank)?;
+            return Some(Ending::RankMissing {
+                rank: silent.rank,
+                worker: member.worker.clone(),
+            });
+        }
+        let due = running
+            .finished_at
+            .is_some_and(|since| deadlines.last_shards(since) <= now);
+        let step = self.steps_max();
+        // A halting generation is over before the last step, and has a deadline of its own.
+        if !due || self.writing.is_some() || self.committed() == step || running.halt.is_some() {
+            return None;
+        }
+        let shards = running.shards.get(&step);
+        let has_shard = |rank: &&Rank| shards.is_some_and(|shards| shards.contains_key(rank));
+        let without = running.ranks.keys().filter(|rank| !has_shard(rank));
+        Some(Ending::LastCheckpointMissing {
+            step,
+            without: without.copied().collect(),
+        })
+    }
+
+    pub(crate) fn next_deadline(&self, deadlines: Deadlines, now: Millis) -> Option<Millis> {
+        let running = self.running();
+        let silent = running
+            .and_then(|running| running.longest_silent())
+            .map(|silent| deadlines.roll_call(silent.live.heard));
+        let finished = running
+            .filter(|running| running.halt.is_none() && self.writing.is_none())
+            .and_then(|running| running.finished_at)
+            .map(|since| deadlines.last_shards(since));
+        let retry = self.writing.as_ref().map(|writing| writing.retry_at);
+        let settle = self.settles_until(now);
+        let halt = self.halts_at();
+        let standby = self.next_standby_deadline(deadlines);
+        [silent, finished, retry, settle, halt, standby]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+}

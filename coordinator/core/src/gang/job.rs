@@ -1,0 +1,234 @@
+//! A gang: what it holds over its whole life, and what it holds in each phase. What is durable of it is its record.
+
+use super::blame::Blame;
+use super::ledger::Ledger;
+use super::newest::Newest;
+use super::running::Running;
+use super::standbys::Standbys;
+use super::writing::Writing;
+use crate::deadline::Deadlines;
+use crate::head::{Ended, Head};
+use crate::outbox::Outbox;
+use crate::record::{JobPhase, JobRecord, Member, Millis, RECORD_VERSION};
+use proto::checkpoint::CheckpointRef;
+use proto::id::{Step, WorkerId};
+use proto::spec::{JobSpec, TrainWork};
+use std::collections::BTreeMap;
+
+#[derive(Debug)]
+pub(crate) struct Gang {
+    pub(crate) head: Head,
+    pub(crate) plan: Plan,
+    pub(super) state: State,
+    /// Committed checkpoints that still exist, oldest first.
+    pub(crate) checkpoints: Vec<CheckpointRef>,
+    /// The newest step that was ever reported or committed, as of the last end of a generation.
+    pub(super) reached: Step,
+    pub(super) ledger: Ledger,
+    /// The manifest that is on its way, which may outlive its generation. No new generation is formed before its fate
+    /// is known.
+    pub(super) writing: Option<Writing>,
+    pub(super) newest: Newest,
+    pub(super) standbys: Standbys,
+    /// Workers whose standby failed, and until when no other is tried there.
+    pub(super) backing_off: BTreeMap<WorkerId, Millis>,
+    pub(super) blame: Option<Blame>,
+}
+
+#[derive(Debug)]
+pub(super) enum State {
+    Queued(Queued),
+    /// A generation exists, forming or training.
+    Running(Running),
+    Ended(Ended),
+}
+
+#[derive(Debug)]
+pub(super) struct Queued {
+    /// What it waits for.
+    pub(super) reason: String,
+    /// Until then it would rather have all workers it can use.
+    pub(super) settle_until: Millis,
+    /// The world of the generation that ended, as long as its survivors were not told to leave it.
+    pub(super) kept_world: Option<u32>,
+}
+
+/// What of its training matters to whoever runs it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plan {
+    pub(crate) steps: Step,
+    pub(crate) global_batch: u32,
+    /// Of one step, over all ranks.
+    pub(crate) micro_batches: u32,
+    /// Checkpoints that stay.
+    pub(crate) keep: usize,
+}
+
+impl Plan {
+    pub(crate) fn of(work: &TrainWork) -> Self {
+        Self {
+            steps: Step(work.train.steps),
+            global_batch: work.train.global_batch,
+            micro_batches: work.micro_batches(),
+            keep: work.checkpoint.keep.max(1) as usize,
+        }
+    }
+}
+
+impl Gang {
+    /// A job as its record says, at the moment it was submitted or the coordinator restarted.
+    pub(crate) fn new(
+        record: JobRecord,
+        spec: JobSpec,
+        plan: Plan,
+        deadlines: Deadlines,
+        now: Millis,
+    ) -> Self {
+        let head = Head::new(&record, spec);
+        // Checkpoints of the running generation came after it resumed.
+        let earlier = |checkpoint: &&CheckpointRef| checkpoint.generation < record.generation;
+        let mut newest = Newest::new(record.checkpoints.iter().rev().find(earlier).copied());
+        // What its ledger holds of the running generation need not be heard again.
+        if record.ledger.generation == record.generation {
+            newest.acknowledged = newest.acknowledged.max(record.ledger.step);
+        }
+        let mut world = 0;
+        let state = match record.phase {
+            JobPhase::Queued { reason } => State::Queued(Queued {
+                reason,
+                settle_until: deadlines.settle(now),
+                // The record does not say whether they were told; to tell them once more does no harm.
+                kept_world: (!record.reserves.is_empty()).then_some(0),
+            }),
+            JobPhase::Running { members } => {
+                world = members.iter().map(|member| member.ranks).sum();
+                // Its ranks may hold anything.
+                State::Running(Running::new(members, true, now))
+            }
+            JobPhase::Done { ended_ms } => State::Ended(Ended::Done { ended_ms }),
+            JobPhase::Failed { reason, ended_ms } => State::Ended(Ended::Failed { reason, ended_ms }),
+            JobPhase::Cancelled { ended_ms } => State::Ended(Ended::Cancelled { ended_ms }),
+        };
+        Self {
+            head,
+            plan,
+            state,
+            checkpoints: record.checkpoints,
+            reached: record.reached,
+            ledger: Ledger::new(record.ledger),
+            writing: None,
+            newest,
+            standbys: Standbys::restore(record.reserves, world, now),
+            backing_off: BTreeMap::new(),
+            blame: None,
+        }
+    }
+
+    /// What a restart needs of it.
+    pub(crate) fn record(&self) -> JobRecord {
+        let head = &self.head;
+        JobRecord {
+            version: RECORD_VERSION,
+            id: head.id.clone(),
+            job_toml: head.job_toml.clone(),
+            dataset_version: head.dataset_version.clone(),
+            source: head.source.clone(),
+            submitted_ms: head.submitted_ms,
+            paused: head.paused,
+            workers: head.workers,
+            generation: head.generation,
+            phase: match &self.state {
+                State::Queued(queued) => JobPhase::Queued {
+                    reason: queued.reason.clone(),
+                },
+                State::Running(running) => JobPhase::Running {
+                    members: running.members.clone(),
+                },
+                State::Ended(ended) => ended.phase(),
+            },
+            reserves: self.standbys.members().to_vec(),
+            ledger: self.ledger.saved().clone(),
+            checkpoints: self.checkpoints.clone(),
+            reached: self.reached,
+            fruitless: head.fruitless,
+            hopeless: head.hopeless,
+            restarts: head.restarts,
+            incidents: head.incidents.clone(),
+            units: None,
+        }
+    }
+
+    pub(crate) fn is_queued(&self) -> bool {
+        matches!(self.state, State::Queued(_))
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        matches!(self.state, State::Running(_))
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.state, State::Ended(_))
+    }
+
+    pub(super) fn running(&self) -> Option<&Running> {
+        match &self.state {
+            State::Running(running) => Some(running),
+            State::Queued(_) | State::Ended(_) => None,
+        }
+    }
+
+    pub(super) fn running_mut(&mut self) -> Option<&mut Running> {
+        match &mut self.state {
+            State::Running(running) => Some(running),
+            State::Queued(_) | State::Ended(_) => None,
+        }
+    }
+
+    /// Of the running generation; nobody when none runs.
+    pub(crate) fn members(&self) -> &[Member] {
+        self.running().map_or(&[], |running| &running.members)
+    }
+
+    pub(crate) fn is_member(&self, worker: &WorkerId) -> bool {
+        self.members().iter().any(|member| member.worker == *worker)
+    }
+
+    pub(crate) fn standby_members(&self) -> &[Member] {
+        self.standbys.members()
+    }
+
+    /// The workers of its standbys.
+    pub(crate) fn standby_workers(&self) -> impl Iterator<Item = &WorkerId> + Clone {
+        self.standbys.workers()
+    }
+
+    pub(crate) fn committed(&self) -> Step {
+        self.checkpoints
+            .last()
+            .map_or(Step(0), |checkpoint| checkpoint.step)
+    }
+
+    /// The last step that its ranks can report.
+    pub(crate) fn steps_max(&self) -> Step {
+        self.plan.steps
+    }
+
+    pub(crate) fn tell_members(&self, outbox: &mut Outbox) {
+        outbox.tell_all(self.members());
+    }
+
+    pub(crate) fn save(&self, outbox: &mut Outbox) {
+        outbox.save.insert(self.head.id.clone());
+    }
+
+    /// Its phase in one word, for tables.
+    pub(crate) fn word(&self) -> &'static str {
+        match &self.state {
+            State::Queued(_) if self.head.paused => "paused",
+            State::Running(_) if self.head.paused => "pausing",
+            State::Queued(_) => "queued",
+            State::Running(_) => "running",
+            State::Ended(ended) => ended.phase().word(),
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! What is known of the newest generation, whether it still runs or not.
+
+use proto::checkpoint::CheckpointRef;
+use proto::id::Step;
+use proto::message::StepReport;
+
+/// How far it came.
+#[derive(Debug, Default)]
+pub(crate) struct Newest {
+    /// The checkpoint that it began from.
+    pub(crate) resume: Option<CheckpointRef>,
+    /// The newest step that rank 0 reported; the resumed step before that.
+    pub(crate) acknowledged: Step,
+    pub(crate) last_step: Option<StepReport>,
+}
+
+impl Newest {
+    pub(crate) fn new(resume: Option<CheckpointRef>) -> Self {
+        Self {
+            resume,
+            acknowledged: resume.map_or(Step(0), |resume| resume.step),
+            last_step: None,
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Is what a worker says of a rank possible? Checked before anything is believed: late and impossible words are ignored.
+//! It changes nothing and never panics.
+
+use super::job::Gang;
+use crate::record::Member;
+use crate::violation::Violation;
+use proto::id::WorkerId;
+use proto::message::RankReport;
+
+/// What to make of a rank's report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// Of the running generation, by the worker that runs the rank.
+    Live,
+    /// Of a standby, by its worker.
+    Standby,
+    /// Of a generation that is over, or of a standby that is no more.
+    Late,
+    Impossible(Violation),
+}
+
+pub(crate) fn classify(job: &Gang, worker: &WorkerId, report: &RankReport) -> Class {
+    let newest = job.head.generation;
+    if newest < report.generation {
+        let job = report.job.clone();
+        return Class::Impossible(Violation::FutureGeneration {
+            job,
+            said: report.generation,
+            newest,
+        });
+    }
+    if report.generation < newest {
+        return Class::Late;
+    }
+    let of_worker = |member: &&Member| member.worker == *worker;
+    let standby = job.standby_members().iter().find(of_worker);
+    if standby.is_some_and(|standby| standby.runs(report.rank)) {
+        return Class::Standby;
+    }
+    let Some(running) = job.running() else {
+        return Class::Late;
+    };
+    if running.world() <= report.rank.0 && job.standbys.gave_out(report.rank) {
+        return Class::Late;
+    }
+    let Some(member) = running.members.iter().find(of_worker) else {
+        return Class::Impossible(Violation::NotMember {
+            job: report.job.clone(),
+            generation: newest,
+        });
+    };
+    if !member.runs(report.rank) {
+        return Class::Impossible(Violation::RankOutside {
+            rank: report.rank,
+            first: member.first_rank,
+            ranks: member.ranks,
+        });
+    }
+    Class::Live
+}

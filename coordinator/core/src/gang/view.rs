@@ -1,0 +1,28 @@
+//! What is shown of a gang.
+
+use super::job::Gang;
+use crate::shown::{JobView, RankView};
+
+impl Gang {
+    pub(crate) fn view(&self) -> JobView<'_> {
+        let ranks = self.running().into_iter().flat_map(|running| {
+            running.ranks.iter().filter_map(|(rank, live)| {
+                Some(RankView {
+                    rank: *rank,
+                    worker: &running.owner(*rank)?.worker,
+                    phase: live.phase.as_ref(),
+                    doing: live.doing,
+                })
+            })
+        });
+        JobView {
+            record: self.record(),
+            spec: Some(&self.head.spec),
+            ranks: ranks.collect(),
+            last_step: self.newest.last_step.as_ref(),
+            step: self.newest.acknowledged.max(self.committed()),
+            halting: self.halts_because(),
+            units: None,
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! One event: what it means for workers and jobs, what follows from it by itself, and the effects.
+
+use crate::event::{Effect, Event, Fact, Reply};
+use crate::explain::Ending;
+use crate::invariant;
+use crate::job::Job;
+use crate::machine::Coordinator;
+use crate::outbox::Outbox;
+use crate::record::{Millis, Record};
+use proto::checkpoint::CheckpointRef;
+use proto::id::{JobId, WorkerId};
+use proto::message::{DesiredState, Peer};
+use std::collections::BTreeSet;
+
+impl Coordinator {
+    /// Takes one event; the effects are to be performed in order. Never fails and never panics on strange
+    /// input: what cannot be meant is refused or ignored, with a reason. Panics when its own invariants are
+    /// broken: a crash and a restart are cheaper than a wrong checkpoint.
+    pub fn handle(&mut self, now: Millis, event: Event) -> Vec<Effect> {
+        let lived = self.clock.advance(now, self.due, self.deadlines.patience_ms());
+        let mut outbox = Outbox::new(lived, now);
+        match event {
+            Event::Submit {
+                request,
+                spec,
+                job_toml,
+                dataset_version,
+            } => {
+                self.on_submit(request, *spec, job_toml, dataset_version, &mut outbox);
+            }
+            Event::Cancel { request, job } => self.on_cancel(request, &job, &mut outbox),
+            Event::Pause { request, job, paused } => self.on_pause(request, &job, paused, &mut outbox),
+            Event::Scale {
+                request,
+                job,
+                workers,
+            } => self.on_scale(request, &job, workers, &mut outbox),
+            Event::Drain {
+                request,
+                worker,
+                drained,
+            } => {
+                self.on_drain(request, &worker, drained, &mut outbox);
+            }
+            Event::Heard { report } => self.on_heard(&report, &mut outbox),
+            Event::Disconnected { worker } => self.fleet.disconnect(&worker),
+            Event::ManifestWritten {
+                job,
+                checkpoint,
+                result,
+            } => {
+                self.on_manifest_written(&job, checkpoint, result, &mut outbox);
+            }
+            Event::Deadline => {}
+        }
+        self.expire(&mut outbox);
+        self.see_who_is_apart(&mut outbox);
+        self.tend_jobs(&mut outbox);
+        self.tend_dependencies(&mut outbox);
+        self.place(&mut outbox);
+        self.save_batches(&mut outbox);
+        invariant::check(self);
+        self.due = self.find_due();
+        self.conclude(outbox)
+    }
+
+    fn on_manifest_written(
+        &mut self,
+        id: &JobId,
+        checkpoint: CheckpointRef,
+        result: Result<(), String>,
+        outbox: &mut Outbox,
+    ) {
+        let Some(job) = self.jobs.get_mut(id).and_then(Job::gang_mut) else {
+            return;
+        };
+        if job.manifest_answered(checkpoint, result, outbox) {
+            outbox.note(Fact::Committed {
+                job: id.clone(),
+                checkpoint,
+            });
+            self.retain(id, outbox);
+        }
+    }
+
+    /// Saves what is saved in batches, entries of ledgers and units that are done, if the last save of that kind is a while
+    /// ago or the job is saved anyway.
+    fn save_batches(&mut self, outbox: &mut Outbox) {
+        let due = self.deadlines.ledger(self.ledgered) <= outbox.now;
+        for (id, job) in &mut self.jobs {
+            if job.has_batch() && (due || outbox.save.contains(id)) {
+                let entries = job.save_batch(outbox);
+                outbox.ledgers.extend(entries);
+                self.ledgered = outbox.now;
+            }
+        }
+    }
+
+    /// Ends the leases whose time is over, and what depended on them.
+    fn expire(&mut self, outbox: &mut Outbox) {
+        for worker in self.fleet.expire(outbox.now) {
+            let silent_for_ms = self.config.detect_within_ms;
+            let ending = Ending::WorkerLost {
+                worker: worker.clone(),
+                silent_for_ms,
+            };
+            outbox.note(Fact::WorkerDown {
+                worker: worker.clone(),
+                reason: ending.to_string(),
+            });
+            self.lose_worker(&worker, &ending, outbox);
+        }
+    }
+
+    fn see_who_is_apart(&mut self, outbox: &mut Outbox) {
+        let apart = self.fleet.apart();
+        for what in apart.beside(&self.apart) {
+            outbox.note(Fact::Parted { what });
+        }
+        self.apart = apart;
+    }
+
+    /// A worker is gone, with all that it had.
+    pub(crate) fn lose_worker(&mut self, worker: &WorkerId, ending: &Ending, outbox: &mut Outbox) {
+        for job in self.jobs.values_mut() {
+            job.lose_worker(worker, ending, self.deadlines, outbox);
+        }
+    }
+
+    /// Moves every job on as far as it goes by itself.
+    fn tend_jobs(&mut self, outbox: &mut Outbox) {
+        let mut no_longer_read = Vec::new();
+        for job in self.jobs.values_mut() {
+            let pinned = job.head().pin().map(|pin| pin.job.clone());
+            if job.tend(&self.apart, self.deadlines, outbox) {
+                no_longer_read.extend(pinned);
+            }
+        }
+        for source in no_longer_read {
+            self.retain(&source, outbox);
+        }
+    }
+
+    /// Turns what was gathered into effects.
+    fn conclude(&self, mut outbox: Outbox) -> Vec<Effect> {
+        for (request, id) in std::mem::take(&mut outbox.phases) {
+            if let Some(job) = self.jobs.get(&id) {
+                let phase = job.word().to_owned();
+                outbox.reply(request, Reply::Phase { phase });
+            }
+        }
+        let jobs = outbox.save.iter().filter_map(|id| self.jobs.get(id));
+        let mut records: Vec<Record> = jobs.map(|job| Record::Job(Box::new(job.record()))).collect();
+        records.append(&mut outbox.ledgers);
+        if outbox.save_drained {
+            records.insert(0, Record::Drained(self.drained.clone()));
+        }
+        if outbox.save_counters {
+            records.insert(0, Record::Counters(self.counters));
+        }
+        let workers = outbox.tell.iter().filter_map(|name| self.fleet.reachable(name));
+        let states = workers.map(|worker| self.desired(&worker.id)).collect();
+        outbox.into_effects(records, states)
+    }
+
+    fn desired(&self, worker: &WorkerId) -> DesiredState {
+        let assignment = |job: &Job| job.assignment(worker, &self.config);
+        DesiredState {
+            worker: worker.clone(),
+            assignments: self.jobs.values().filter_map(assignment).collect(),
+            detect_within_ms: self.config.detect_within_ms,
+            peers: self.peers(worker),
+        }
+    }
+
+    /// The other workers with ranks of a job that has ranks on this one.
+    fn peers(&self, worker: &WorkerId) -> Vec<Peer> {
+        let mut others = BTreeSet::new();
+        for job in self.jobs.values() {
+            // Those of units work alone.
+            let workers = || job.processes().map(|it| &it.worker);
+            if job.gang().is_some() && workers().any(|it| it == worker) {
+                others.extend(workers().filter(|it| *it != worker));
+            }
+        }
+        others.into_iter().filter_map(|it| self.fleet.peer(it)).collect()
+    }
+}

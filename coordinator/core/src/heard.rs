@@ -1,0 +1,112 @@
+//! A worker's report: its lease, its arrival, and what it says of its ranks.
+
+use crate::event::Fact;
+use crate::explain::{Ending, failure};
+use crate::fleet::Arrival;
+use crate::gang::{Class, classify};
+use crate::job::Job;
+use crate::machine::Coordinator;
+use crate::outbox::Outbox;
+use crate::violation::Violation;
+use proto::id::{JobId, WorkerId};
+use proto::message::{RankReport, WorkerReport};
+use std::collections::BTreeMap;
+
+impl Coordinator {
+    pub(crate) fn on_heard(&mut self, report: &WorkerReport, outbox: &mut Outbox) {
+        let worker = &report.worker;
+        match self.fleet.hear(report, self.deadlines, outbox.now, outbox.wall) {
+            Arrival::Known => {}
+            Arrival::Up => outbox.note(Fact::WorkerUp {
+                worker: worker.clone(),
+            }),
+            Arrival::Replaced { old } => {
+                self.noted.retain(|(noted, _)| *noted != old);
+                let reason = format!("restarted as {worker}");
+                outbox.note(Fact::WorkerDown {
+                    worker: old.clone(),
+                    reason,
+                });
+                outbox.note(Fact::WorkerUp {
+                    worker: worker.clone(),
+                });
+                let ending = Ending::WorkerRestarted {
+                    old: old.clone(),
+                    new: worker.clone(),
+                };
+                self.lose_worker(&old, &ending, outbox);
+            }
+            Arrival::Stale { newer } => {
+                self.ignore(worker, &Violation::OldBoot { newer }, outbox);
+                return;
+            }
+        }
+        // A report is answered with what should be, whether that changed or not.
+        outbox.tell.insert(worker.name.clone());
+        let mut failures: BTreeMap<JobId, Ending> = BTreeMap::new();
+        for rank in &report.ranks {
+            let Some(ending) = self.on_rank(worker, rank, outbox) else {
+                continue;
+            };
+            let known = failures.get(&rank.job);
+            if known.is_none_or(|known| known.is_secondary() && !ending.is_secondary()) {
+                failures.insert(rank.job.clone(), ending);
+            }
+        }
+        for (id, ending) in failures {
+            if let Some(job) = self.jobs.get_mut(&id).and_then(Job::gang_mut) {
+                job.end_generation(&ending, self.deadlines, outbox);
+            }
+        }
+    }
+
+    /// Takes one rank's report; the reason if it ends its generation.
+    fn on_rank(&mut self, worker: &WorkerId, report: &RankReport, outbox: &mut Outbox) -> Option<Ending> {
+        let Some(job) = self.jobs.get_mut(&report.job) else {
+            let job = report.job.clone();
+            self.ignore(worker, &Violation::UnknownJob { job }, outbox);
+            return None;
+        };
+        let job = match job {
+            Job::Gang(gang) => gang,
+            Job::Units(units) => {
+                if let Some(violation) = units.hear(worker, report, self.deadlines, outbox) {
+                    self.ignore(worker, &violation, outbox);
+                }
+                return None;
+            }
+        };
+        match classify(job, worker, report) {
+            Class::Live => {
+                let heard = job.hear(worker, report, outbox);
+                for violation in heard.violations {
+                    self.ignore(worker, &violation, outbox);
+                }
+                return heard.ending;
+            }
+            Class::Standby => {
+                job.hear_standby(worker, report, self.deadlines, outbox);
+                job.hear_late(worker, report, outbox);
+            }
+            Class::Late => {
+                let newest = job.head.generation;
+                job.hear_late(worker, report, outbox);
+                if report.generation < newest && failure(worker, report).is_none() {
+                    let (job, said) = (report.job.clone(), report.generation);
+                    self.ignore(worker, &Violation::OldGeneration { job, said, newest }, outbox);
+                }
+            }
+            Class::Impossible(violation) => self.ignore(worker, &violation, outbox),
+        }
+        None
+    }
+
+    fn ignore(&mut self, worker: &WorkerId, violation: &Violation, outbox: &mut Outbox) {
+        if self.noted.insert((worker.clone(), violation.kind())) {
+            outbox.note(Fact::Ignored {
+                worker: worker.clone(),
+                what: violation.to_string(),
+            });
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! Which checkpoints stay although newer ones are there: those that another job reads.
+
+use crate::job::Job;
+use crate::machine::Coordinator;
+use crate::outbox::Outbox;
+use proto::id::JobId;
+
+impl Coordinator {
+    /// Gives up the checkpoints of a job that are too many, unless another job reads them.
+    pub(crate) fn retain(&mut self, id: &JobId, outbox: &mut Outbox) {
+        let pins = self.jobs.values().filter(|job| !job.is_over());
+        let pins = pins.filter_map(|job| job.head().pin());
+        let pinned = pins.filter(|pin| pin.job == id).map(|pin| pin.checkpoint);
+        let pinned = pinned.collect();
+        if let Some(job) = self.jobs.get_mut(id).and_then(Job::gang_mut) {
+            job.retain(&pinned, outbox);
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Reads records of jobs of every release. Version 1 had no number, carried the parsed job, and stored a sampling job as a
+//! gang with the text of the job that it read.
+
+use crate::record::{Incident, JobPhase, JobRecord, Member, Millis, RECORD_VERSION, UnitsRecord};
+use proto::checkpoint::CheckpointRef;
+use proto::id::{Generation, JobId, Step};
+use proto::ledger::Tip;
+use proto::message::{SourceJob, UnitRange};
+use proto::sample::{Concept, NamedReference, SampleMethod, SamplePrompt, SampleWork, Weights};
+use proto::spec::{JobSpec, OnFailedUnit, Pairing, Resources, Task, Work};
+use serde::{Deserialize, Deserializer, de};
+
+/// A record as it lies in the store, of any version.
+#[derive(Debug, Deserialize)]
+struct StoredJob {
+    #[serde(default = "first_version")]
+    version: u32,
+    id: JobId,
+    /// Version 1.
+    spec: Option<OldSpec>,
+    /// Version 1.
+    work: Option<OldWork>,
+    job_toml: String,
+    dataset_version: String,
+    #[serde(default)]
+    source: Option<SourceJob>,
+    submitted_ms: Millis,
+    paused: bool,
+    workers: Option<u32>,
+    generation: Generation,
+    phase: JobPhase,
+    #[serde(default)]
+    reserves: Vec<Member>,
+    ledger: Tip,
+    checkpoints: Vec<CheckpointRef>,
+    #[serde(default)]
+    reached: Step,
+    fruitless: u32,
+    hopeless: bool,
+    restarts: u32,
+    incidents: Vec<Incident>,
+    #[serde(default)]
+    units: Option<UnitsRecord>,
+}
+
+fn first_version() -> u32 {
+    1
+}
+
+/// Of the parsed job, what a sampling job's text did not say: the rest is read from the text.
+#[derive(Debug, Deserialize)]
+struct OldSpec {
+    resources: Resources,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum OldWork {
+    Train,
+    Sample(Box<OldSample>),
+}
+
+#[derive(Debug, Deserialize)]
+struct OldSample {
+    source: JobId,
+    checkpoint: Option<CheckpointRef>,
+    count: u32,
+    /// Requests that were stored before there was a choice were DDIM.
+    #[serde(default)]
+    method: SampleMethod,
+    steps: u32,
+    guidance: f64,
+    /// Requests that were stored before there was one had 1.
+    #[serde(default = "unguided")]
+    reference_guidance: f64,
+    seeds: Vec<u64>,
+    prompt: SamplePrompt,
+    prompts: Vec<String>,
+    references: Vec<NamedReference>,
+    task: Option<Task>,
+    pairing: Option<Pairing>,
+    attention: Vec<Concept>,
+}
+
+fn unguided() -> f64 {
+    1.0
+}
+
+impl<'de> Deserialize<'de> for JobRecord {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        StoredJob::deserialize(deserializer)?
+            .try_into()
+            .map_err(de::Error::custom)
+    }
+}
+
+impl TryFrom<StoredJob> for JobRecord {
+    type Error = String;
+
+    fn try_from(stored: StoredJob) -> Result<Self, String> {
+        let sample = match (stored.version, stored.spec, stored.work) {
+            (1, Some(spec), Some(OldWork::Sample(sample))) => Some((spec.resources, *sample)),
+            (1, Some(_), Some(OldWork::Train)) | (RECORD_VERSION, _, _) => None,
+            (1, _, _) => return Err(format!("job {}: version 1 without `spec` and `work`", stored.id)),
+            (version, _, _) => {
+                return Err(format!(
+                    "job {}: version {version}; this release reads versions 1 to {RECORD_VERSION}",
+                    stored.id
+                ));
+            }
+        };
+        let record = Self {
+            version: RECORD_VERSION,
+            id: stored.id,
+            job_toml: stored.job_toml,
+            dataset_version: stored.dataset_version,
+            source: stored.source,
+            submitted_ms: stored.submitted_ms,
+            paused: stored.paused,
+            workers: stored.workers,
+            generation: stored.generation,
+            phase: stored.phase,
+            reserves: stored.reserves,
+            ledger: stored.ledger,
+            checkpoints: stored.checkpoints,
+            reached: stored.reached,
+            fruitless: stored.fruitless,
+            hopeless: stored.hopeless,
+            restarts: stored.restarts,
+            incidents: stored.incidents,
+            units: stored.units,
+        };
+        Ok(match sample {
+            Some((resources, sample)) => sampling(record, resources, sample),
+            None => record,
+        })
+    }
+}
+
+/// A sampling job of version 1 as a job of units: what it read becomes its source, and it begins again if it was not over.
+fn sampling(record: JobRecord, resources: Resources, sample: OldSample) -> JobRecord {
+    let work = SampleWork {
+        job: sample.source,
+        weights: sample
+            .checkpoint
+            .map_or(Weights::Base, |it| Weights::Step(it.step)),
+        count: sample.count,
+        method: sample.method,
+        steps: sample.steps,
+        guidance: sample.guidance,
+        reference_guidance: sample.reference_guidance,
+        seeds: sample.seeds,
+        prompt: sample.prompt,
+        prompts: sample.prompts,
+        references: sample.references,
+        task: sample.task,
+        pairing: sample.pairing,
+        attention: sample.attention,
+        on_failed_unit: OnFailedUnit::Stop,
+    };
+    let all = UnitRange {
+        first: 0,
+        end: work.units().count,
+    };
+    let spec = JobSpec {
+        name: "sample".to_owned(),
+        resources,
+        after: Vec::new(),
+        work: Work::Sample(Box::new(work)),
+    };
+    let mut units = UnitsRecord::default();
+    let phase = match record.phase {
+        JobPhase::Running { .. } => JobPhase::Queued {
+            reason: "begins again, in units".to_owned(),
+        },
+        phase @ JobPhase::Done { .. } => {
+            units.done.push(all);
+            phase
+        }
+        phase @ (JobPhase::Queued { .. } | JobPhase::Failed { .. } | JobPhase::Cancelled { .. }) => phase,
+    };
+    JobRecord {
+        job_toml: proto::job::to_toml(&spec),
+        source: Some(SourceJob {
+            job_toml: record.job_toml,
+            checkpoint: sample.checkpoint,
+        }),
+        // It had one worker, whoever wished otherwise.
+        workers: None,
+        reserves: Vec::new(),
+        phase,
+        units: Some(units),
+        ..record
+    }
+}

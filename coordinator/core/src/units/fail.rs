@@ -1,0 +1,156 @@
+//! What goes wrong with units, with the processes that work on them, and with workers.
+
+use super::job::{State, Units};
+use super::part::RankUnits;
+use super::ranges::Ranges;
+use crate::event::Fact;
+use crate::explain::{Ending, failure};
+use crate::outbox::Outbox;
+use crate::rank::RankLive;
+use crate::record::FRUITLESS_MAX;
+use proto::id::{Rank, WorkerId};
+use proto::message::{Piece, RankReport, UnitRange};
+use proto::spec::{OnFailedUnit, UNIT_FAILURES_MAX};
+
+impl Units {
+    /// A unit that this worker held failed there, and is in nobody's lease now.
+    pub(super) fn fail_unit(&mut self, worker: &WorkerId, unit: u64, error: String, outbox: &mut Outbox) {
+        let error: String = error.chars().take(WORDS_MAX).collect();
+        let failures = self.pool.fail(unit, &worker.name, error.clone());
+        outbox.note(Fact::UnitFailed {
+            job: self.head.id.clone(),
+            unit,
+            worker: worker.clone(),
+            failures,
+            error: error.clone(),
+        });
+        self.save(outbox);
+        self.has_free_units();
+        if failures < UNIT_FAILURES_MAX {
+            return;
+        }
+        let on = self.pool.failures().get(&unit).map(|it| it.workers.join(", "));
+        let what = format!(
+            "unit {unit} failed {failures} times, on {}: {error}",
+            on.unwrap_or_default()
+        );
+        match self.pool.plan().on_failed {
+            OnFailedUnit::Stop => {
+                self.head.hopeless = true;
+                self.head.note_incident(what, outbox);
+            }
+            OnFailedUnit::SetAside => {
+                self.pool.set_aside_failed(unit);
+                self.head
+                    .note_incident(format!("{what}; it is set aside"), outbox);
+                outbox.note(Fact::UnitSetAside {
+                    job: self.head.id.clone(),
+                    unit,
+                    error,
+                });
+            }
+        }
+    }
+
+    /// A rank process ended. The unit that it was at is to blame; if it was at none, the worker is.
+    pub(super) fn process_ended(&mut self, worker: &WorkerId, report: &RankReport, outbox: &mut Outbox) {
+        let Some(ending) = failure(worker, report) else {
+            return;
+        };
+        let in_hand = self.take_in_hand(worker, report);
+        let what = match in_hand {
+            Some(unit) => format!("{ending}; it was at unit {unit}"),
+            None => format!("{ending}; it was at no unit"),
+        };
+        self.head.hopeless |= ending.is_permanent();
+        self.lose_rank(worker, report.rank, in_hand.is_some(), what, outbox);
+        if let Some(unit) = in_hand {
+            self.fail_unit(worker, unit, ending.to_string(), outbox);
+        }
+    }
+
+    /// The unit that a rank was at when it ended, out of its lease.
+    fn take_in_hand(&mut self, worker: &WorkerId, report: &RankReport) -> Option<u64> {
+        let part = self.parts_mut().iter_mut().find(|part| part.worker() == worker)?;
+        let rank = part.ranks.get_mut(&report.rank)?;
+        let Some(Piece::Unit(unit)) = rank.live.doing.map(|doing| doing.piece) else {
+            return None;
+        };
+        let held = rank.lease.contains(unit);
+        rank.lease.remove(UnitRange::one(unit));
+        held.then_some(unit)
+    }
+
+    /// The worker is up and does not report a rank.
+    pub(super) fn rank_missing(&mut self, missing: &Missing, outbox: &mut Outbox) {
+        let ending = Ending::RankMissing {
+            rank: missing.rank,
+            worker: missing.worker.clone(),
+        };
+        self.lose_rank(&missing.worker, missing.rank, false, ending.to_string(), outbox);
+    }
+
+    /// A rank has no process any more. Its worker's part begins again under the next generation, in which a process is started
+    /// for it; the worker's other ranks keep what they hold.
+    fn lose_rank(&mut self, worker: &WorkerId, rank: Rank, in_unit: bool, what: String, outbox: &mut Outbox) {
+        self.head.restarts += 1;
+        if !in_unit {
+            self.head.fruitless = (self.head.fruitless + 1).min(FRUITLESS_MAX);
+        }
+        let follows = if self.head.hopeless {
+            "; another attempt would end in the same way".to_owned()
+        } else if self.head.fruitless < FRUITLESS_MAX {
+            String::new()
+        } else {
+            format!("; that is process {FRUITLESS_MAX} in a row that ended with no unit in hand")
+        };
+        let what = format!("{what}{follows}");
+        self.head.note_incident(what.clone(), outbox);
+        let generation = self.head.generation.next();
+        let State::Running(running) = &mut self.state else {
+            return;
+        };
+        let Some(part) = running.parts.iter_mut().find(|part| part.worker() == worker) else {
+            return;
+        };
+        let lost = part.ranks.get_mut(&rank).map(|lost| {
+            let held = (std::mem::take(&mut lost.lease), std::mem::take(&mut lost.done));
+            lost.told_failed.clear();
+            held
+        });
+        if part.leaving.is_none() {
+            self.head.generation = generation;
+            outbox.note(Fact::GenerationEnded {
+                job: self.head.id.clone(),
+                generation: part.generation,
+                reason: what,
+            });
+            outbox.note(Fact::GenerationFormed {
+                job: self.head.id.clone(),
+                generation,
+                world: part.member.ranks,
+            });
+            part.generation = generation;
+            part.ranks.values_mut().for_each(|it| begin_again(it, outbox.now));
+        }
+        outbox.tell.insert(worker.name.clone());
+        let (lease, done): (Ranges, Ranges) = lost.unwrap_or_default();
+        self.release(lease, done);
+        self.save(outbox);
+    }
+}
+
+/// Nothing is heard of it yet in the new generation.
+fn begin_again(rank: &mut RankUnits, now: u64) {
+    rank.live = RankLive::new(now);
+}
+
+/// A rank that its worker does not report.
+#[derive(Debug)]
+pub(super) struct Missing {
+    pub(super) worker: WorkerId,
+    pub(super) rank: Rank,
+}
+
+/// Longest error of a unit that is kept, in characters.
+const WORDS_MAX: usize = 600;

@@ -1,0 +1,87 @@
+//! Every change of phase of a job of units that is not the coming and going of workers.
+
+use super::job::{State, Units};
+use crate::event::Fact;
+use crate::head::Ended;
+use crate::outbox::Outbox;
+use proto::id::Step;
+
+impl Units {
+    pub(crate) fn wait(&mut self, reason: String, outbox: &mut Outbox) {
+        let State::Queued { reason: known } = &mut self.state else {
+            return;
+        };
+        if *known != reason {
+            *known = reason;
+            self.save(outbox);
+            self.note_queued(outbox);
+        }
+    }
+
+    pub(crate) fn note_queued(&self, outbox: &mut Outbox) {
+        if let State::Queued { reason } = &self.state {
+            outbox.note(Fact::JobQueued {
+                job: self.head.id.clone(),
+                reason: reason.clone(),
+            });
+        }
+    }
+
+    /// Ends the job when there is nothing more to do or to hope for. True when it is over now and was not before.
+    pub(super) fn settle(&mut self, outbox: &mut Outbox) -> bool {
+        if self.is_over() {
+            return false;
+        }
+        let (done, aside) = (self.pool.done().count(), self.pool.set_aside().count());
+        if self.pool.is_over() && done == 0 {
+            self.fail(format!("all {aside} units were set aside"), outbox);
+        } else if self.pool.is_over() {
+            let ended_ms = outbox.wall;
+            self.over(Ended::Done { ended_ms }, outbox);
+            outbox.note(Fact::JobDone {
+                job: self.head.id.clone(),
+                step: Step(0),
+            });
+        } else if self.head.is_lost() {
+            let last = self.head.incidents.last().map(|incident| incident.what.clone());
+            self.fail(last.unwrap_or_else(|| "it could not go on".to_owned()), outbox);
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// It fails for a reason that another attempt would meet again.
+    pub(crate) fn fail(&mut self, reason: String, outbox: &mut Outbox) {
+        let ended = Ended::Failed {
+            reason: reason.clone(),
+            ended_ms: outbox.wall,
+        };
+        self.over(ended, outbox);
+        outbox.note(Fact::JobFailed {
+            job: self.head.id.clone(),
+            reason,
+        });
+    }
+
+    pub(crate) fn cancel(&mut self, outbox: &mut Outbox) {
+        let ended_ms = outbox.wall;
+        self.over(Ended::Cancelled { ended_ms }, outbox);
+        outbox.note(Fact::JobCancelled {
+            job: self.head.id.clone(),
+        });
+    }
+
+    fn over(&mut self, ended: Ended, outbox: &mut Outbox) {
+        self.tell_all(outbox);
+        let parts = match std::mem::replace(&mut self.state, State::Ended(ended)) {
+            State::Running(running) => running.parts,
+            State::Queued { .. } | State::Ended(_) => Vec::new(),
+        };
+        for rank in parts.into_iter().flat_map(|part| part.ranks.into_values()) {
+            self.release(rank.lease, rank.done);
+        }
+        self.put_into_record(outbox);
+        self.save(outbox);
+    }
+}

@@ -1,0 +1,173 @@
+//! Sheets of pictures for people: rows of target, references with their concepts, and what was drawn. Pure
+//! pixels; the rank and the command line save them as PNG.
+
+use image::imageops::FilterType;
+use image::{DynamicImage, Rgb, RgbImage};
+
+use crate::text::{self, Pixel};
+
+const PAPER: Rgb<u8> = Rgb([250, 250, 248]);
+const INK: Rgb<u8> = Rgb([255, 255, 255]);
+const CAPTION: Rgb<u8> = Rgb([60, 62, 70]);
+const GAP: u32 = 4;
+const STRIP: u32 = 13;
+/// Height of a line of a caption.
+const LINE: u32 = text::HEIGHT + 3;
+
+/// One picture with the word above it: "target", "drawn", or a concept's word.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cell {
+    pub label: String,
+    pub picture: RgbImage,
+}
+
+impl Cell {
+    #[must_use]
+    pub fn new(label: impl Into<String>, picture: RgbImage) -> Self {
+        Self {
+            label: label.into(),
+            picture,
+        }
+    }
+}
+
+/// Rows of cells, `across` rows beside each other, every picture scaled to `side` pixels. An empty list gives
+/// a blank sheet.
+#[must_use]
+pub fn picture_grid(rows: &[Vec<Cell>], side: u32, across: u32) -> RgbImage {
+    let across = across.clamp(1, rows.len().max(1) as u32);
+    let cells = rows.iter().map(Vec::len).max().unwrap_or(0).max(1) as u32;
+    let lines = (rows.len() as u32).div_ceil(across).max(1);
+    let block = (cells * (side + GAP) + GAP * 2, side + STRIP + GAP);
+    let mut sheet = RgbImage::from_pixel(across * block.0 + GAP, lines * block.1 + GAP, PAPER);
+    for (index, row) in rows.iter().enumerate() {
+        let (column, line) = (index as u32 % across, index as u32 / across);
+        for (n, cell) in row.iter().enumerate() {
+            let x = GAP + column * block.0 + n as u32 * (side + GAP);
+            let y = GAP + line * block.1;
+            put_cell(&mut sheet, cell, pixel(x, y), side);
+        }
+    }
+    sheet
+}
+
+/// One row of cells under each other, each with a text below it that breaks where the row ends.
+#[must_use]
+pub fn captioned_grid(rows: &[(Vec<Cell>, String)], side: u32) -> RgbImage {
+    let cells = rows
+        .iter()
+        .map(|(cells, _)| cells.len())
+        .max()
+        .unwrap_or(0)
+        .max(1) as u32;
+    let width = cells * (side + GAP) + GAP;
+    let room = ((width - 2 * GAP) / text::ADVANCE).max(1) as usize;
+    let lines: Vec<Vec<String>> = rows.iter().map(|(_, caption)| broken(caption, room)).collect();
+    let height_of = |lines: &[String]| STRIP + side + GAP + lines.len() as u32 * LINE + GAP;
+    let height = lines.iter().map(|it| height_of(it)).sum::<u32>() + GAP;
+    let mut sheet = RgbImage::from_pixel(width, height, PAPER);
+    let mut y = GAP;
+    for ((cells, _), lines) in rows.iter().zip(&lines) {
+        for (n, cell) in cells.iter().enumerate() {
+            put_cell(&mut sheet, cell, pixel(GAP + n as u32 * (side + GAP), y), side);
+        }
+        for (n, line) in lines.iter().enumerate() {
+            let top = y + STRIP + side + GAP + n as u32 * LINE;
+            text::draw(&mut sheet, line, pixel(GAP, top), 1, CAPTION);
+        }
+        y += height_of(lines);
+    }
+    sheet
+}
+
+/// Lines of at most `room` characters, broken between words where that is possible.
+fn broken(text: &str, room: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let pieces: Vec<char> = word.chars().collect();
+        for piece in pieces.chunks(room) {
+            let line = lines.last_mut().expect("there is one at least");
+            let space = usize::from(!line.is_empty());
+            if line.chars().count() + space + piece.len() > room {
+                lines.push(piece.iter().collect());
+            } else {
+                line.extend(std::iter::repeat_n(' ', space).chain(piece.iter().copied()));
+            }
+        }
+    }
+    lines
+}
+
+fn pixel(x: u32, y: u32) -> Pixel {
+    Pixel {
+        x: i64::from(x),
+        y: i64::from(y),
+    }
+}
+
+/// `at`: the cell's top left corner.
+fn put_cell(sheet: &mut RgbImage, cell: &Cell, at: Pixel, side: u32) {
+    let strip = RgbImage::from_pixel(side, STRIP, strip_colour(&cell.label));
+    image::imageops::replace(sheet, &strip, at.x, at.y);
+    let room = (side / text::ADVANCE) as usize;
+    let label: String = cell.label.chars().take(room).collect();
+    let inside = Pixel {
+        x: at.x + 3,
+        y: at.y + 3,
+    };
+    text::draw(sheet, &label, inside, 1, INK);
+    let scaled =
+        DynamicImage::ImageRgb8(cell.picture.clone()).resize_exact(side, side, FilterType::CatmullRom);
+    image::imageops::replace(sheet, &scaled.into_rgb8(), at.x, at.y + i64::from(STRIP));
+}
+
+/// Each word has its colour, so that a whole sheet can be read at a glance.
+fn strip_colour(label: &str) -> Rgb<u8> {
+    match label.split(' ').next().unwrap_or("") {
+        "target" => Rgb([70, 74, 92]),
+        "face" => Rgb([206, 104, 40]),
+        "clothes" => Rgb([44, 130, 84]),
+        "figure" => Rgb([52, 98, 188]),
+        "drawn" => Rgb([150, 50, 140]),
+        _ => Rgb([110, 112, 120]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn captions_break_between_words_or_inside_long_ones() {
+        assert_eq!(broken("one two three", 7), ["one two", "three"]);
+        assert_eq!(broken("abcdefghij k", 4), ["abcd", "efgh", "ij k"]);
+        assert_eq!(broken("", 4), [""]);
+    }
+
+    #[test]
+    fn every_cell_finds_its_place() {
+        let solid = |v: u8| RgbImage::from_pixel(10, 10, Rgb([v, v, v]));
+        let rows: Vec<Vec<Cell>> = (0..3)
+            .map(|r| {
+                (0..2)
+                    .map(|c| Cell::new("target", solid(10 + r * 40 + c * 20)))
+                    .collect()
+            })
+            .collect();
+        let sheet = picture_grid(&rows, 32, 2);
+        assert_eq!(sheet.dimensions(), (2 * (2 * 36 + 8) + 4, 2 * (32 + 17) + 4));
+        for value in [10u8, 30, 50, 70, 90, 110] {
+            let count = sheet
+                .pixels()
+                .filter(|p| **p == Rgb([value, value, value]))
+                .count();
+            assert_eq!(count, 32 * 32, "cell of grey {value}");
+        }
+        assert!(sheet.pixels().any(|p| *p == INK), "labels are written");
+        let captioned = captioned_grid(&[(rows[0].clone(), "a word and more words".into())], 32);
+        // Two cells, and a text of two lines of twelve characters.
+        assert_eq!(captioned.dimensions(), (2 * 36 + 4, 4 + 13 + 32 + 4 + 2 * 10 + 4));
+        assert!(captioned.pixels().any(|p| *p == CAPTION), "captions are written");
+        assert_eq!(picture_grid(&[], 32, 4).dimensions().0, 32 + 3 * GAP + GAP);
+    }
+}

@@ -1,0 +1,202 @@
+//! Synthetic figures: a data set of chibi characters that needs no download, drawn as SVG from geometry, so
+//! that face box, mask and tags are exact. The same options give the same bytes. Called by `coordinator
+//! dataset synthesize` and tests.
+//!
+//! An identity is a character (hair, eyes, skin, accessories) in an outfit, drawn by an artist; its pictures
+//! differ in pose, expression, framing, angle and background.
+
+mod accessory;
+mod background;
+mod body;
+mod canvas;
+mod clothes;
+mod colour;
+mod design;
+mod face;
+mod hair;
+mod pose;
+mod render;
+mod scene;
+
+use rand::SeedableRng;
+use rand::seq::IteratorRandom;
+use rand::{Rng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
+
+use colour::HAIR;
+use design::{ARTISTS, Artist, Character, Outfit};
+use model_data::order::SampleOrder;
+use model_data::random::hash_words;
+use model_data::sample::{Metadata, Sample, join_tags};
+use pose::Shot;
+
+/// How many of its identity's other pictures a sample names as similar.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Similar {
+    /// All of them.
+    All,
+    /// As many as in the paper's data set (notes 2.2): 81 % of samples have fewer than 4.
+    Paper,
+    /// Of every `sum` samples, entry `n` names `n` others.
+    Parts(Vec<u32>),
+}
+
+impl Similar {
+    /// The most that a sample can name. None: as many as there are.
+    #[must_use]
+    pub fn longest(&self) -> Option<usize> {
+        let classes = self.classes()?;
+        classes
+            .iter()
+            .filter(|(parts, _)| *parts > 0)
+            .map(|(_, length)| *length)
+            .max()
+    }
+
+    /// How many samples of how many name so many others. None: all name all.
+    fn classes(&self) -> Option<Vec<(u32, usize)>> {
+        match self {
+            Self::All => None,
+            Self::Paper => Some(PAPER_SIMILAR.to_vec()),
+            Self::Parts(parts) => Some(parts.iter().copied().zip(0..).collect()),
+        }
+    }
+}
+
+/// Samples of the paper's data set by the length of their `similar` (notes 2.2, the middle or the least of each class).
+const PAPER_SIMILAR: [(u32, usize); 7] = [
+    (65_594, 1),
+    (19_636, 2),
+    (9_125, 3),
+    (5_227, 4),
+    (3_434, 5),
+    (9_481, 8),
+    (4_232, 16),
+];
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SynthesizeOptions {
+    pub characters: u32,
+    /// Outfits of each character.
+    pub outfits: u32,
+    /// Pictures of each identity (character and outfit), at least 2.
+    pub images: u32,
+    /// Width and height in pixels.
+    pub size: u32,
+    pub seed: u64,
+    pub similar: Similar,
+}
+
+impl SynthesizeOptions {
+    /// One line for people: the data set's source.
+    #[must_use]
+    pub fn source(&self) -> String {
+        format!(
+            "synthetic figures: {} characters x {} outfits x {} images of {} px, seed {}",
+            self.characters, self.outfits, self.images, self.size, self.seed
+        )
+    }
+}
+
+/// All samples, identity by identity. Each identity is a pure function of the seed and its numbers, so more
+/// characters, outfits or images extend a set without changing what was there.
+pub fn synthesize(options: &SynthesizeOptions) -> impl Iterator<Item = Sample> + use<> {
+    identities(options).flatten()
+}
+
+/// As [`synthesize`], one whole identity at a time, which is what the writer takes.
+pub fn identities(options: &SynthesizeOptions) -> impl Iterator<Item = Vec<Sample>> + use<> {
+    let options = options.clone();
+    let outfits = options.outfits;
+    (0..options.characters)
+        .flat_map(move |character| (0..outfits).map(move |outfit| (character, outfit)))
+        .map(move |(character, outfit)| identity(&options, character, outfit))
+}
+
+fn identity(options: &SynthesizeOptions, character_number: u32, outfit_number: u32) -> Vec<Sample> {
+    let stream = |words: &[&str]| ChaCha8Rng::seed_from_u64(hash_words(options.seed, words));
+    let (c, o) = (character_number.to_string(), outfit_number.to_string());
+    // Every twelve characters have the twelve hair colours, shuffled: no two neighbours are easily confused.
+    let (round, turn) = (
+        character_number / HAIR.len() as u32,
+        character_number % HAIR.len() as u32,
+    );
+    let hair = SampleOrder::new(options.seed, HAIR.len() as u64).position(u64::from(round), u64::from(turn));
+    let character = Character::draw(HAIR[hair as usize], &mut stream(&["character", &c]));
+    let mut rng = stream(&["outfit", &c, &o]);
+    let outfit = Outfit::draw(&character, &mut rng);
+    let artist = *ARTISTS.iter().choose(&mut rng).expect("there are artists");
+    let id = |image: u32| format!("{character_number:05}-{outfit_number:02}-{image:03}");
+    (0..options.images)
+        .map(|image| {
+            let mut rng = stream(&["image", &c, &o, &image.to_string()]);
+            let mut others: Vec<u32> = (0..options.images).filter(|other| *other != image).collect();
+            if let Some(classes) = options.similar.classes() {
+                let wanted = draw_length(&classes, &mut rng);
+                others.shuffle(&mut rng);
+                others.truncate(wanted);
+            }
+            let base = Metadata {
+                id: id(image),
+                character: format!("figure_{character_number:05}"),
+                outfit: format!("outfit_{outfit_number:02}"),
+                artists: artist.name.to_owned(),
+                similar: others.into_iter().map(id).collect(),
+                width: options.size,
+                height: options.size,
+                ..Metadata::default()
+            };
+            picture(base, artist, &character, &outfit, &mut rng)
+        })
+        .collect()
+}
+
+fn picture(
+    base: Metadata,
+    artist: Artist,
+    character: &Character,
+    outfit: &Outfit,
+    rng: &mut ChaCha8Rng,
+) -> Sample {
+    let shot = Shot::draw(rng);
+    let (ground, ground_tags) = background::draw(base.width, shot.framing, rng);
+    let figure = scene::figure(artist, character, outfit, &shot, base.width);
+    let (image, mask) = render::render(&ground, &figure, base.width);
+    let mut cloths = outfit.tags(shot.framing.depth());
+    cloths.extend(character.accessory_cloths());
+    let words = character.tags(!shot.expression.closes_both_eyes());
+    let prompts = join_tags(
+        words
+            .iter()
+            .map(String::as_str)
+            .chain(shot.tags())
+            .chain(ground_tags)
+            .chain(cloths.iter().map(String::as_str)),
+    );
+    let mut cloths: Vec<String> = cloths.iter().map(|tag| tag.replace('_', " ")).collect();
+    cloths.sort();
+    cloths.dedup();
+    Sample {
+        metadata: Metadata {
+            bbox: scene::face_box(&shot),
+            prompts,
+            cloths,
+            ..base
+        },
+        image,
+        mask,
+    }
+}
+
+/// A length, in proportion to the parts of each class.
+fn draw_length(classes: &[(u32, usize)], rng: &mut ChaCha8Rng) -> usize {
+    let total = classes.iter().map(|(parts, _)| *parts).sum();
+    let mut rank = rng.random_range(0..total);
+    for (parts, length) in classes {
+        match rank.checked_sub(*parts) {
+            Some(rest) => rank = rest,
+            None => return *length,
+        }
+    }
+    unreachable!("a rank lies below the sum of all parts")
+}

@@ -1,0 +1,188 @@
+//! Opens the object storage that a URL names. The only place that turns `file:///…` and `s3://…` into a
+//! store, for data sets, weights, checkpoints and the coordinator's state alike; and [`hash`] of what lies there. It
+//! writes no object. Called by every shell that touches storage.
+//!
+//! S3 endpoint, region and credentials come from the usual environment variables: `AWS_ENDPOINT`,
+//! `AWS_ALLOW_HTTP`,
+//! `AWS_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, …
+//! Conditional puts (`PutMode::Create`) work on both kinds.
+
+pub mod hash;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{BackoffConfig, ClientConfigKey, ObjectStore, RetryConfig};
+use url::Url;
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("{url:?} is not a URL ({reason}); write file:///absolute/folder or s3://bucket/folder")]
+    NotAUrl { url: String, reason: String },
+    #[error("{url:?} has the scheme {scheme:?}; only file:// and s3:// are known")]
+    Scheme { url: String, scheme: String },
+    #[error("{url:?} does not name an absolute local folder; write file:///absolute/folder")]
+    NotAFolder { url: String },
+    #[error("cannot create the folder {} of {url:?}", folder.display())]
+    Create {
+        url: String,
+        folder: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("cannot open {url:?}")]
+    Open {
+        url: String,
+        source: object_store::Error,
+    },
+}
+
+/// The store behind `url`, and the prefix inside it under which everything of this URL lies.
+///
+/// A `file://` folder is created if it is missing; writes to it are synced to disk before they are reported
+/// done, as an object store's are. Nothing is sent to an `s3://` server yet, so a wrong bucket shows at the
+/// first read or write.
+///
+/// # Errors
+/// The URL is malformed, of another scheme, or its local folder cannot be created.
+pub fn open(url: &str) -> Result<(Arc<dyn ObjectStore>, Path), StoreError> {
+    let parsed = parse(url)?;
+    match parsed.scheme() {
+        "file" => open_folder(url, &parsed),
+        "s3" => open_s3(url, &parsed),
+        scheme => Err(StoreError::Scheme {
+            url: url.to_owned(),
+            scheme: scheme.to_owned(),
+        }),
+    }
+}
+
+/// The local folder that a `file://` URL names; None for other schemes.
+///
+/// # Errors
+/// The URL is malformed or not absolute.
+pub fn local_folder(url: &str) -> Result<Option<PathBuf>, StoreError> {
+    let parsed = parse(url)?;
+    if parsed.scheme() != "file" {
+        return Ok(None);
+    }
+    folder_of(url, &parsed).map(Some)
+}
+
+fn parse(url: &str) -> Result<Url, StoreError> {
+    Url::parse(url).map_err(|e| StoreError::NotAUrl {
+        url: url.to_owned(),
+        reason: e.to_string(),
+    })
+}
+
+fn folder_of(url: &str, parsed: &Url) -> Result<PathBuf, StoreError> {
+    let folder = parsed
+        .to_file_path()
+        .map_err(|()| StoreError::NotAFolder { url: url.to_owned() })?;
+    if !url.starts_with("file:///") && !url.starts_with("file://localhost/") {
+        // `file:relative` parses as if it were absolute, which would write to a surprising place.
+        return Err(StoreError::NotAFolder { url: url.to_owned() });
+    }
+    Ok(folder)
+}
+
+fn open_folder(url: &str, parsed: &Url) -> Result<(Arc<dyn ObjectStore>, Path), StoreError> {
+    let folder = folder_of(url, parsed)?;
+    std::fs::create_dir_all(&folder).map_err(|source| StoreError::Create {
+        url: url.to_owned(),
+        folder: folder.clone(),
+        source,
+    })?;
+    let store = LocalFileSystem::new_with_prefix(&folder)
+        .map_err(|source| StoreError::Open {
+            url: url.to_owned(),
+            source,
+        })?
+        .with_fsync(true);
+    Ok((Arc::new(store), Path::default()))
+}
+
+fn open_s3(url: &str, parsed: &Url) -> Result<(Arc<dyn ObjectStore>, Path), StoreError> {
+    let fail = |source| StoreError::Open {
+        url: url.to_owned(),
+        source,
+    };
+    let client = AmazonS3ConfigKey::Client;
+    let store = AmazonS3Builder::from_env()
+        // A large object may take its time, as long as something of it comes; by default all of it has 30 seconds.
+        .with_config(client(ClientConfigKey::ReadTimeout), "30 seconds")
+        .with_config(client(ClientConfigKey::Timeout), "1 hour")
+        .with_retry(patience())
+        .with_url(url)
+        .build()
+        .map_err(fail)?;
+    let prefix = Path::from_url_path(parsed.path()).map_err(|e| fail(e.into()))?;
+    Ok((Arc::new(store), prefix))
+}
+
+/// A server that is away is asked again for about half a minute, and every second at least: whoever waits for it goes on
+/// when it is back, and not up to 15 seconds later.
+fn patience() -> RetryConfig {
+    let backoff = BackoffConfig {
+        max_backoff: Duration::from_secs(1),
+        ..BackoffConfig::default()
+    };
+    RetryConfig {
+        backoff,
+        max_retries: 30,
+        ..RetryConfig::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use object_store::{ObjectStoreExt, PutMode, PutPayload};
+
+    #[tokio::test]
+    async fn a_local_folder_is_made_and_puts_are_conditional() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("file://{}/a/b", dir.path().display());
+        let (store, prefix) = open(&url).unwrap();
+        let at = prefix.join("x");
+        let put = |text: &'static str| {
+            let (store, at) = (Arc::clone(&store), at.clone());
+            async move {
+                store
+                    .put_opts(
+                        &at,
+                        PutPayload::from_static(text.as_bytes()),
+                        PutMode::Create.into(),
+                    )
+                    .await
+            }
+        };
+        put("one").await.unwrap();
+        assert!(matches!(
+            put("two").await,
+            Err(object_store::Error::AlreadyExists { .. })
+        ));
+        assert_eq!(store.get(&at).await.unwrap().bytes().await.unwrap(), "one");
+        assert_eq!(local_folder(&url).unwrap().unwrap(), dir.path().join("a/b"));
+    }
+
+    #[test]
+    fn the_prefix_of_an_s3_url_is_its_path() {
+        let (_, prefix) = open("s3://bucket/data/figures").unwrap();
+        assert_eq!(prefix.as_ref(), "data/figures");
+        assert_eq!(local_folder("s3://bucket/data").unwrap(), None);
+    }
+
+    #[test]
+    fn wrong_urls_say_what_is_right() {
+        let text = |url: &str| open(url).unwrap_err().to_string();
+        assert!(text("data/figures").contains("file:///absolute/folder"));
+        assert!(text("http://host/x").contains("only file:// and s3://"));
+        assert!(text("file:relative").contains("absolute local folder"));
+    }
+}
