@@ -21,6 +21,7 @@ pub mod share;
 pub mod size;
 pub mod spec;
 pub mod text;
+pub mod units;
 pub mod version;
 pub mod wire;
 

@@ -1,8 +1,9 @@
 //! `[sample]`: images from the weights of a trained job, as numbered units. Pure values and arithmetic; text form and checks
 //! are in [`crate::job`], the images are made by a rank.
 
+use crate::architecture::references::{Pairing, Task};
 use crate::id::{JobId, Step};
-use crate::spec::{OnFailedUnit, Pairing, Task, UnitPlan};
+use crate::units::{OnFailedUnit, UnitPlan};
 use serde::{Deserialize, Serialize};
 
 /// Images of a trained job, written to `jobs/<this job>/pictures/`.
