@@ -8,6 +8,7 @@ use crate::words::{ago, bytes, duration, now_ms, say};
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use proto::pb;
+use proto::wire::loss_terms;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -85,7 +86,9 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
         print_units(units);
     }
     if let Some(step) = &view.last_step {
-        let terms = format!("(target {:.4}, face {:.4})", step.loss_target, step.loss_face);
+        let terms = loss_terms(step).into_iter();
+        let terms: Vec<String> = terms.map(|it| format!("{} {:.4}", it.name, it.value)).collect();
+        let terms = format!("({})", terms.join(", "));
         let (norm, rate) = (step.gradient_norm, step.learning_rate);
         line(
             "loss",

@@ -337,9 +337,8 @@ impl World {
             });
             return self.group_breaks(&pids, generation, silent, &spec);
         }
-        let waits = |pid: &Pid| {
-            self.pause(*pid).is_some() || self.processes.get(pid).is_some_and(Process::is_saving)
-        };
+        let waits =
+            |pid: &Pid| self.pause(*pid).is_some() || self.processes.get(pid).is_some_and(Process::is_saving);
         if pids.iter().any(waits) {
             return self
                 .agenda
@@ -440,8 +439,7 @@ impl World {
         let report = StepReport {
             step: Step(step),
             loss: 1.0 / step as f64,
-            loss_target: 0.0,
-            loss_face: 0.0,
+            terms: Vec::new(),
             gradient_norm: 1.0,
             learning_rate: 1e-3,
             samples: 1,
