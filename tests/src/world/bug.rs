@@ -1,6 +1,8 @@
 //! Bugs that can be planted in a world, to show that the oracle bites. They live in the harness, between
 //! machines and world; the machines themselves are the ones that ship.
 
+use super::Kinds;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
     /// A desired state is sent once; repetitions are swallowed.
@@ -43,10 +45,18 @@ pub enum Bug {
     ReserveForgets,
     /// Daemons take every peer for reached.
     CutUnseen,
+    /// Units are leased to two workers, and each puts an output of its own.
+    UnitLeasedTwice,
+    /// Now and then a unit is said to be done and its output is not there.
+    UnitOutputLost,
+    /// A unit that was leased to one worker is given to no other.
+    UnitNeverLeasedAgain,
+    /// A drained worker goes on with the units that it has.
+    DrainKeepsUnits,
 }
 
 impl Bug {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 24] = [
         Self::SendOnce,
         Self::SameBoot,
         Self::ShardBeforeWritten,
@@ -67,5 +77,21 @@ impl Bug {
         Self::HandOverForgotten,
         Self::ReserveForgets,
         Self::CutUnseen,
+        Self::UnitLeasedTwice,
+        Self::UnitOutputLost,
+        Self::UnitNeverLeasedAgain,
+        Self::DrainKeepsUnits,
     ];
+
+    /// In which worlds there is something for it to spoil.
+    #[must_use]
+    pub fn kinds(self) -> Kinds {
+        match self {
+            Self::UnitLeasedTwice
+            | Self::UnitOutputLost
+            | Self::UnitNeverLeasedAgain
+            | Self::DrainKeepsUnits => Kinds::Mixed,
+            _ => Kinds::All,
+        }
+    }
 }

@@ -12,7 +12,7 @@ use super::tell;
 use proto::checkpoint::checkpoint_folder;
 use proto::id::{Generation, Rank, Step};
 use proto::message::{
-    Assignment, Doing, Halt, Piece, RankPhase, RankReport, ShardReport, StepReport, UnitReport, WeightDigest,
+    Assignment, Doing, Halt, Piece, RankPhase, RankReport, ShardReport, StepReport, WeightDigest,
 };
 use worker_core::event::{Event, RankKey};
 
@@ -228,6 +228,7 @@ impl World {
             return;
         };
         let (node, boot, key) = (process.node, process.boot, process.process);
+        self.unit_rank_gone(pid, &key.job, success);
         self.trace
             .line(self.now, || format!("{} ends: {outcome}", tell::key(&key)));
         let at = (self.now + self.dice.between(1, 5)).max(process.last_line);
@@ -248,7 +249,13 @@ impl World {
     pub(crate) fn say(&mut self, pid: Pid, steps: Vec<StepReport>, shards: Vec<ShardReport>) {
         let delay = self.dice.between(1, 4);
         let now = self.now;
+        let (units, doing) = self.unit_report(pid);
         let Some(process) = self.working(pid) else { return };
+        let reduces = process.reduces_since.map(|since| Doing {
+            step: Step(process.step + 1),
+            piece: Piece::Reduction,
+            for_ms: now - since,
+        });
         let joined = process.phase != RankPhase::Starting && process.key.rank == Rank(0);
         let report = RankReport {
             job: process.key.job.clone(),
@@ -260,12 +267,8 @@ impl World {
             steps,
             shards,
             digests: process.digests.clone(),
-            units: UnitReport::default(),
-            doing: process.reduces_since.map(|since| Doing {
-                step: Step(process.step + 1),
-                piece: Piece::Reduction,
-                for_ms: now - since,
-            }),
+            units,
+            doing: doing.or(reduces),
         };
         process.last_line = (now + delay).max(process.last_line);
         let (node, boot, at) = (process.node, process.boot, process.last_line);
@@ -312,6 +315,9 @@ impl World {
     /// Libraries and weights are there: it is ready to meet the others.
     pub(crate) fn rank_loaded(&mut self, pid: Pid) {
         let Some(process) = self.working(pid) else { return };
+        if process.assignment.units().is_some() {
+            return self.units_loaded(pid);
+        }
         process.phase = phase_of(&process.assignment);
         self.rank_beats(pid);
         self.try_join(pid);
@@ -322,6 +328,10 @@ impl World {
         let Some(process) = self.working(pid) else { return };
         let newer = process.key.generation < assignment.generation;
         process.assignment = assignment;
+        if process.assignment.units().is_some() {
+            (process.key.generation, process.key.rank) = (process.assignment.generation, rank);
+            return self.units_told(pid);
+        }
         if !newer {
             if process.unsaved && process.assignment.halt == Some(Halt::Save) {
                 return self.save_late(pid);
