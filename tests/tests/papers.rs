@@ -61,6 +61,7 @@ fn dependencies_point_one_way() {
         "coordinator",
         "worker/core",
         "worker",
+        "worker/rank/core",
         "model/data",
     ] {
         let found = dependencies(folder);
@@ -71,7 +72,7 @@ fn dependencies_point_one_way() {
             "{folder}: {found:?}"
         );
     }
-    for folder in ["coordinator/core", "worker/core"] {
+    for folder in ["coordinator/core", "worker/core", "worker/rank/core"] {
         let found = dependencies(folder);
         assert!(
             found.iter().all(|it| it == "proto" || it == "serde"),

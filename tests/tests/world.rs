@@ -223,7 +223,11 @@ fn planted_bugs_are_found() {
             Bug::PartialStepKept | Bug::StateNotHandedOver => {
                 &["ends at step", "different states", "not one value"]
             }
-            Bug::LowestStepTaken | Bug::HandOverForgotten | Bug::ReserveForgets => &["begins at step"],
+            Bug::LowestStepTaken | Bug::HandOverForgotten | Bug::ReserveForgets | Bug::OlderLineWins => {
+                &["begins at step"]
+            }
+            Bug::HaltHeardAlone => &["some of its ranks stop and others go on"],
+            Bug::HaltShardForgotten => &["its checkpoint was not committed within"],
             Bug::GenerationsMixed => &[
                 "named and not there",
                 "is not whole",

@@ -2,6 +2,8 @@
 //! machines and world; the machines themselves are the ones that ship.
 
 use super::Kinds;
+use proto::message::Halt;
+use rank_core::gang::{Effect, Event, GangRank};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
@@ -53,10 +55,16 @@ pub enum Bug {
     UnitNeverLeasedAgain,
     /// A drained worker goes on with the units that it has.
     DrainKeepsUnits,
+    /// A rank goes by the order to halt that it has itself, not by what all were told.
+    HaltHeardAlone,
+    /// The last rank of a generation that halts for a checkpoint says that it has finished and writes no shard.
+    HaltShardForgotten,
+    /// Of what the ranks hold the furthest step wins, also when it is of an older generation.
+    OlderLineWins,
 }
 
 impl Bug {
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 27] = [
         Self::SendOnce,
         Self::SameBoot,
         Self::ShardBeforeWritten,
@@ -81,6 +89,9 @@ impl Bug {
         Self::UnitOutputLost,
         Self::UnitNeverLeasedAgain,
         Self::DrainKeepsUnits,
+        Self::HaltHeardAlone,
+        Self::HaltShardForgotten,
+        Self::OlderLineWins,
     ];
 
     /// In which worlds there is something for it to spoil.
@@ -94,4 +105,37 @@ impl Bug {
             _ => Kinds::All,
         }
     }
+}
+
+/// Tells the machine of a rank what happened and returns what it wants. What is planted in it changes the one or the other.
+pub(crate) fn gang_rank(bug: Option<Bug>, machine: &mut GangRank, mut event: Event) -> Vec<Effect> {
+    match (bug, &mut event) {
+        (Some(Bug::LowestStepTaken), Event::Met { holdings }) => {
+            let lowest = holdings.iter().flatten().min().copied();
+            for holding in holdings.iter_mut() {
+                *holding = holding.filter(|label| Some(*label) == lowest);
+            }
+        }
+        (Some(Bug::OlderLineWins), Event::Met { holdings }) => {
+            let newest = holdings.iter().flatten().map(|label| label.generation).max();
+            for label in holdings.iter_mut().flatten() {
+                label.generation = newest.unwrap_or(label.generation);
+            }
+        }
+        (Some(Bug::HaltHeardAlone), Event::Stepped { halt, .. }) => *halt = machine.halt().is_some(),
+        _ => {}
+    }
+    let mut effects = machine.handle(event);
+    let serving = machine.serving();
+    let is_last = serving.rank.0 + 1 == serving.world;
+    if bug == Some(Bug::HaltShardForgotten) && is_last && serving.halt == Some(Halt::Save) {
+        effects.retain(|effect| match effect {
+            Effect::Save(step) => {
+                drop(machine.handle(Event::Saved { step: *step }));
+                false
+            }
+            _ => true,
+        });
+    }
+    effects
 }

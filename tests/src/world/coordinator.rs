@@ -212,6 +212,9 @@ impl World {
                 return self.tear_coordinator();
             }
         }
+        if !self.fenced {
+            self.oracle.on_told(&self.durable);
+        }
         self.schedule_coordinator_wake();
     }
 
@@ -306,13 +309,13 @@ impl World {
                 let nodes = self.nodes.iter();
                 let devices = nodes.map(|node| (node.name.clone(), node.devices)).collect();
                 self.oracle
-                    .on_saved(&self.durable, &self.specs, &devices, &self.plan.quotas);
+                    .on_saved(&self.durable, &self.specs, &devices);
             }
             Effect::Send { worker, state } => {
                 // What a former coordinator still says is of old generations, which can publish nothing.
                 if !self.fenced {
                     self.oracle.on_send(&self.durable, &worker, &state);
-                    self.oracle.on_lease(&self.durable, &worker, &state);
+                    self.oracle.on_lease(&worker, &state);
                 }
                 let state = self.spoilt(&worker, state);
                 self.send_down(&worker, state);

@@ -4,21 +4,20 @@
 
 use super::World;
 use super::agenda::Happening;
-use super::bug::Bug;
+use super::bug::{self, Bug};
 use super::plan::DETECT_WITHIN_MS;
-use super::ranks::{Pid, Share};
+use super::ranks::{Pid, Process, Share};
 use super::store;
 use super::tell;
 use super::toy;
 use coordinator_core::event::JobPhase;
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Rank, Step};
-use proto::message::{DIGESTS_MAX, Halt, PhaseSeconds, RankPhase, StepReport, WeightDigest};
+use proto::message::{DIGESTS_MAX, PhaseSeconds, RankPhase, StepReport, WeightDigest};
 use proto::spec::TrainWork;
+use rank_core::gang::{Effect, Event as GangEvent};
+use rank_core::state::{StateLabel, StateSource};
 use std::collections::BTreeMap;
-
-/// Steps between digests.
-const DIGEST_EVERY: u64 = 3;
 
 /// The ranks that met, by rank.
 #[derive(Debug, Default)]
@@ -26,8 +25,14 @@ pub(crate) struct Group {
     joined: BTreeMap<Rank, Pid>,
 }
 
-/// What a process holds: generation, step, value.
-type Holding = (Generation, u64, u64);
+/// What the machines of a generation want after they were all told the same.
+#[derive(Debug, Default)]
+struct Wanted {
+    /// Who writes a shard, by rank.
+    save: Vec<Pid>,
+    step: Vec<Pid>,
+    leave: Vec<Pid>,
+}
 
 impl World {
     /// Joins the generation when the store's address is known, with a deadline from then on, and starts it when it is the last.
@@ -110,24 +115,28 @@ impl World {
             return;
         };
         let resume = first.assignment.gang().and_then(|gang| gang.resume);
-        let holds = |pid: &Pid| {
-            let process = self.processes.get(pid)?;
-            Some((process.held?, process.step, process.value))
-        };
-        let holdings: Vec<Holding> = pids.iter().filter_map(holds).collect();
-        let newest = match self.bug {
-            Some(Bug::LowestStepTaken) => holdings.iter().min_by_key(|(held, step, _)| (*held, *step)),
-            _ => holdings.iter().max_by_key(|(held, step, _)| (*held, *step)),
-        };
-        let newest = newest.copied();
+        let told: Vec<Option<StateLabel>> = pids.iter().map(|pid| self.told_label(*pid)).collect();
+        let holdings: Vec<(Generation, u64, u64)> = (pids.iter().zip(&told))
+            .filter_map(|(pid, label)| {
+                let (label, process) = ((*label)?, self.processes.get(pid)?);
+                Some((label.generation, label.step.0, process.value))
+            })
+            .collect();
         let saved = resume.map(|resume| (resume.generation, resume.step.0));
-        let memory = newest.filter(|(held, step, _)| saved <= Some((*held, *step)));
-        let mut states = BTreeMap::new();
+        let (mut states, mut from_memory) = (BTreeMap::new(), false);
         for pid in pids {
-            let state = match (memory, resume) {
-                (Some((_, step, value)), _) => Some((step, value)),
-                (None, Some(resume)) => self.load(*pid, &job, resume),
-                (None, None) => Some((0, 0)),
+            let Some(source) = self.source_of(*pid, &told) else {
+                continue;
+            };
+            let state = match source {
+                StateSource::Memory { root, label, .. } => {
+                    from_memory = true;
+                    let root = pids.get(root.0 as usize);
+                    let root = root.and_then(|root| self.processes.get(root));
+                    root.map(|root| (label.step.0, root.value))
+                }
+                StateSource::Checkpoint(checkpoint) => self.load(*pid, &job, checkpoint),
+                StateSource::Base => Some((0, 0)),
             };
             let Some(state) = state else { continue };
             states.insert(*pid, state);
@@ -137,7 +146,7 @@ impl World {
         }
         let began = states.values().next().map_or(0, |(step, _)| *step);
         self.trace.line(self.now, || {
-            let whence = if memory.is_some() {
+            let whence = if from_memory {
                 "memory"
             } else {
                 "a checkpoint or nothing"
@@ -153,36 +162,90 @@ impl World {
             .max();
         self.oracle
             .on_begin(&job, generation, began, &holdings, saved, reached);
-        let Some(spec) = self.training(&job) else {
+        if !self.durable.jobs.contains_key(&job) {
             return;
-        };
-        self.begin_with(states, generation, memory.is_some());
-        let again = saved.is_none_or(|(_, saved)| saved < began);
-        if saves(&spec, began) && again {
-            self.save(pids, generation, began);
         }
-        if spec.train.steps <= began {
+        let mut wanted = self.begin_with(states, generation, from_memory);
+        wanted
+            .save
+            .sort_by_key(|pid| pids.iter().position(|it| it == pid));
+        self.save(&wanted.save, generation, began);
+        if !wanted.leave.is_empty() {
             return self.finish(pids, generation);
         }
         self.agenda
             .put(self.now + 10, Happening::GroupSteps { job, generation });
     }
 
+    /// What this process tells the others that it holds.
+    fn told_label(&self, pid: Pid) -> Option<StateLabel> {
+        let process = self.processes.get(&pid)?;
+        process.held().filter(|_| !process.forgets)
+    }
+
+    /// Where this rank takes its state from, having heard what all hold.
+    fn source_of(&mut self, pid: Pid, told: &[Option<StateLabel>]) -> Option<StateSource> {
+        let bug = self.bug;
+        let holdings = told.to_vec();
+        let machine = self.processes.get_mut(&pid)?.machine.as_mut()?;
+        let effects = bug::gang_rank(bug, machine, GangEvent::Met { holdings });
+        effects.into_iter().find_map(|effect| match effect {
+            Effect::Synchronize { source, .. } => Some(source),
+            _ => None,
+        })
+    }
+
     /// Every process has the state with which the generation begins: step and value.
-    fn begin_with(&mut self, states: BTreeMap<Pid, (u64, u64)>, generation: Generation, from_memory: bool) {
+    fn begin_with(
+        &mut self,
+        states: BTreeMap<Pid, (u64, u64)>,
+        generation: Generation,
+        from_memory: bool,
+    ) -> Wanted {
         let forgetful = self.bug == Some(Bug::StateNotHandedOver) && from_memory;
+        let mut wanted = Wanted::default();
         for (pid, (step, value)) in states {
+            let lacks = self.told_label(pid).is_none();
             let Some(process) = self.processes.get_mut(&pid) else {
                 continue;
             };
-            if !(forgetful && process.held.is_none()) {
+            if !(forgetful && lacks) {
                 process.value = value;
             }
-            (process.held, process.step) = (Some(generation), step);
+            process.forgets = false;
             process.reached = Some((generation, step));
-            process.phase = RankPhase::Training;
             process.reduces_since = None;
-            self.say(pid, vec![], vec![]);
+            self.gang_rank_in(pid, GangEvent::Synchronized, &mut wanted);
+        }
+        wanted
+    }
+
+    /// The machine of a process is told what all are told at the same time; what is to be done together is added to `wanted`.
+    fn gang_rank_in(&mut self, pid: Pid, event: GangEvent, wanted: &mut Wanted) {
+        let bug = self.bug;
+        let process = self.processes.get_mut(&pid);
+        let Some(machine) = process.and_then(|it| it.machine.as_mut()) else {
+            return;
+        };
+        for effect in bug::gang_rank(bug, machine, event) {
+            match effect {
+                Effect::Phase(phase) => {
+                    if let Some(process) = self.processes.get_mut(&pid) {
+                        process.phase = phase;
+                    }
+                    self.say(pid, vec![], vec![]);
+                }
+                Effect::Digest(step) => self.digest(pid, step),
+                Effect::Save(_) => wanted.save.push(pid),
+                Effect::Step(_) => wanted.step.push(pid),
+                Effect::Leave => wanted.leave.push(pid),
+                Effect::TakeUp(_)
+                | Effect::OpenStore
+                | Effect::Meet
+                | Effect::Synchronize { .. }
+                | Effect::Report(_)
+                | Effect::Abort => {}
+            }
         }
     }
 
@@ -242,7 +305,7 @@ impl World {
         let Some(first) = self.processes.get(&pids[0]) else {
             return;
         };
-        let step = first.step + 1;
+        let step = first.step() + 1;
         if self.cut_among(&pids).is_some() {
             let silent = self.dice.chance(300);
             self.trace.line(self.now, || {
@@ -251,40 +314,36 @@ impl World {
             return self.group_breaks(&pids, generation, silent, &spec);
         }
         let waits = |pid: &Pid| {
-            self.pause(*pid).is_some() || self.processes.get(pid).is_some_and(|it| it.writing.is_some())
+            self.pause(*pid).is_some() || self.processes.get(pid).is_some_and(Process::is_saving)
         };
         if pids.iter().any(waits) {
             return self
                 .agenda
                 .put(self.now + 50, Happening::GroupSteps { job, generation });
         }
-        self.step_together(&pids, step, &spec);
-        let told = |pid: &Pid| {
-            self.processes
-                .get(pid)
-                .and_then(|process| process.assignment.halt)
-        };
-        let halts = pids.iter().any(|pid| told(pid).is_some());
-        let saving: Vec<Pid> = match saves(&spec, step) {
-            true => pids.clone(),
-            false if !halts => Vec::new(),
-            false => (pids.iter().copied())
-                .filter(|pid| told(pid) == Some(Halt::Save))
-                .collect(),
-        };
-        let last = spec.train.steps <= step || halts;
+        let wanted = self.step_together(&pids, step, &spec);
+        let agreed = wanted.step.is_empty() || wanted.leave.is_empty();
+        self.oracle.require(agreed, || {
+            format!(
+                "{job} generation {generation}: after step {step} some of its ranks stop and others go on"
+            )
+        });
         let mut next = self.now
             + self
                 .planned()
                 .get(&spec.data.seed)
                 .map_or(100, |planned| planned.step_ms);
-        if !saving.is_empty() {
+        if !wanted.save.is_empty() {
             next = next.max(self.now + 220);
-            self.save(&saving, generation, step);
+            self.save(&wanted.save, generation, step);
         }
-        if last {
-            for pid in pids.iter().filter(|pid| !saving.contains(pid)) {
-                self.holds_on(*pid);
+        if !wanted.leave.is_empty() {
+            if self.bug == Some(Bug::HandOverForgotten) {
+                for pid in pids.iter().filter(|pid| !wanted.save.contains(pid)) {
+                    if let Some(process) = self.working(*pid) {
+                        process.forgets = true;
+                    }
+                }
             }
             return self.finish(&pids, generation);
         }
@@ -292,13 +351,12 @@ impl World {
     }
 
     /// Every rank writes its share, each in its own time.
-    fn save(&mut self, pids: &[Pid], generation: Generation, step: u64) {
+    pub(crate) fn save(&mut self, pids: &[Pid], generation: Generation, step: u64) {
         for pid in pids.iter().copied() {
             let delay = self.dice.between(5, 200);
             let Some(process) = self.working(pid) else {
                 continue;
             };
-            process.writing = Some(step);
             let value = process.value;
             let share = Share {
                 pid,
@@ -321,25 +379,7 @@ impl World {
         }
     }
 
-    /// A process stops in order and has written nothing: others go on with what it holds, or it is told to save.
-    fn holds_on(&mut self, pid: Pid) {
-        let drops = self.bug == Some(Bug::HandOverForgotten);
-        let Some(process) = self.working(pid) else { return };
-        process.unsaved = true;
-        if drops {
-            process.held = None;
-        }
-    }
-
-    /// The order to write a checkpoint comes when the step is over.
-    pub(crate) fn save_late(&mut self, pid: Pid) {
-        let Some(process) = self.working(pid) else { return };
-        process.unsaved = false;
-        let (generation, step) = (process.key.generation, process.step);
-        self.save(&[pid], generation, step);
-    }
-
-    fn training(&self, job: &JobId) -> Option<TrainWork> {
+    pub(crate) fn training(&self, job: &JobId) -> Option<TrainWork> {
         self.specs.get(job)?.training().cloned()
     }
 
@@ -352,23 +392,19 @@ impl World {
         sums.fold(0, u64::wrapping_add)
     }
 
-    fn step_together(&mut self, pids: &[Pid], step: u64, spec: &TrainWork) {
+    fn step_together(&mut self, pids: &[Pid], step: u64, spec: &TrainWork) -> Wanted {
         let sum = self.sum(pids.len(), step, spec);
+        // What one was told all learn in the same step.
+        let told = |pid: &Pid| self.processes.get(pid)?.machine.as_ref()?.halt();
+        let halt = pids.iter().any(|pid| told(pid).is_some());
+        let mut wanted = Wanted::default();
         for pid in pids {
-            if let Some(process) = self.processes.get_mut(pid) {
-                process.value = toy::fold(process.value, sum);
-                process.step = step;
-                process.reached = process.held.map(|held| (held, step));
-                if step.is_multiple_of(DIGEST_EVERY) {
-                    let sha256 = store::digest(process.value);
-                    process.digests.push(WeightDigest {
-                        step: Step(step),
-                        sha256,
-                    });
-                    let surplus = process.digests.len().saturating_sub(DIGESTS_MAX);
-                    process.digests.drain(..surplus);
-                }
-            }
+            self.step_of(*pid, sum);
+            let stepped = GangEvent::Stepped {
+                step: Step(step),
+                halt,
+            };
+            self.gang_rank_in(*pid, stepped, &mut wanted);
         }
         let (count, first) = (pids.len(), pids[0]);
         if let Some(process) = self.processes.get(&first) {
@@ -391,6 +427,27 @@ impl World {
             loss_scale: 1.0,
         };
         self.say(pids[0], vec![report], vec![]);
+        wanted
+    }
+
+    /// The toy of this process is that after one step more.
+    fn step_of(&mut self, pid: Pid, sum: u64) {
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        process.value = toy::fold(process.value, sum);
+        let held = process.held();
+        process.reached = held.map(|held| (held.generation, held.step.0 + 1));
+    }
+
+    fn digest(&mut self, pid: Pid, step: Step) {
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        let sha256 = store::digest(process.value);
+        process.digests.push(WeightDigest { step, sha256 });
+        let surplus = process.digests.len().saturating_sub(DIGESTS_MAX);
+        process.digests.drain(..surplus);
     }
 
     fn group_breaks(&mut self, pids: &[Pid], generation: Generation, hung: bool, spec: &TrainWork) {
@@ -404,15 +461,20 @@ impl World {
         for pid in alive {
             let ends = sent && self.dice.chance(500);
             let kept = self.bug == Some(Bug::PartialStepKept) && self.dice.chance(500);
-            let step = self.processes.get(&pid).map_or(0, |process| process.step) + 1;
+            let step = self.processes.get(&pid).map_or(0, Process::step) + 1;
             let sum = self.sum(pids.len(), step, spec);
             let now = self.now;
             if let Some(process) = self.working(pid) {
                 process.reduces_since = Some(now);
                 if ends {
-                    process.value = toy::fold(process.value, sum);
-                    process.step = step;
-                    process.reached = process.held.map(|held| (held, step));
+                    self.step_of(pid, sum);
+                    // It comes to nothing more before it notices.
+                    let (step, halt) = (Step(step), false);
+                    let stepped = GangEvent::Stepped { step, halt };
+                    let process = self.processes.get_mut(&pid);
+                    if let Some(machine) = process.and_then(|it| it.machine.as_mut()) {
+                        drop(machine.handle(stepped));
+                    }
                 } else if kept {
                     process.value = process.value.wrapping_add(sum);
                 }
@@ -441,29 +503,24 @@ impl World {
         if process.key.generation != generation || process.phase != RankPhase::Training {
             return;
         }
-        if process.writing.is_some() {
+        if process.is_saving() {
             return self
                 .agenda
                 .put(self.now + 50, Happening::RankFinishes { pid, generation });
         }
-        process.phase = RankPhase::Finished;
-        let leaves = process.assignment.gang().is_none();
-        self.say(pid, vec![], vec![]);
-        if leaves {
-            let at = self.now + self.dice.between(10, 400);
-            self.agenda.put(
-                at,
-                Happening::RankDies {
-                    pid,
-                    success: true,
-                    outcome: "exit status 0",
-                },
-            );
+        if process.machine.is_some() {
+            return self.gang_rank(pid, GangEvent::Left);
         }
+        process.phase = RankPhase::Finished;
+        self.say(pid, vec![], vec![]);
+        let at = self.now + self.dice.between(10, 400);
+        self.agenda.put(
+            at,
+            Happening::RankDies {
+                pid,
+                success: true,
+                outcome: "exit status 0",
+            },
+        );
     }
-}
-
-/// Whether a checkpoint follows this step.
-fn saves(spec: &TrainWork, step: u64) -> bool {
-    step != 0 && (step == spec.train.steps || step.is_multiple_of(spec.checkpoint.every))
 }

@@ -51,7 +51,7 @@ use store::Store;
 pub use trace::Story;
 use trace::Trace;
 use specs::Specs;
-use units::UnitRank;
+use units::UnitProcess;
 use units::spoil::Spoil;
 use units::watch::Watch;
 
@@ -220,7 +220,7 @@ struct World {
     nodes: Vec<Node>,
     processes: BTreeMap<Pid, Process>,
     /// Of those that work on units.
-    unit_ranks: BTreeMap<Pid, UnitRank>,
+    unit_processes: BTreeMap<Pid, UnitProcess>,
     next_pid: Pid,
     groups: BTreeMap<(JobId, Generation), Group>,
     /// Pairs of nodes that do not reach each other, and until when.
@@ -266,7 +266,7 @@ impl World {
             fenced: false,
             nodes,
             processes: BTreeMap::new(),
-            unit_ranks: BTreeMap::new(),
+            unit_processes: BTreeMap::new(),
             next_pid: 0,
             groups: BTreeMap::new(),
             cuts: BTreeMap::new(),

@@ -268,10 +268,13 @@ impl Oracle {
                 });
                 true
             }
+            Fact::Halting { job, generation, .. } => {
+                self.units.halts(job, *generation);
+                true
+            }
             Fact::WorkerUp { .. }
             | Fact::WorkerDown { .. }
             | Fact::JobQueued { .. }
-            | Fact::Halting { .. }
             | Fact::Halted { .. }
             | Fact::Reserved { .. }
             | Fact::ReserveLost { .. }

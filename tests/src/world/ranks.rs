@@ -1,10 +1,11 @@
-//! Rank processes in the simulated world: they start, meet, train the toy step by step in lockstep, write
-//! shards, go on in the next generation with what they hold, and leave. They die, hang, and are orphaned in an old
-//! generation, where they go on as if nothing had happened. What happens to the processes from outside is here; what they do together is in `group.rs`.
+//! Rank processes in the simulated world: each holds the rank's machine as it ships, and a toy in place of a model. They start,
+//! meet, train step by step in lockstep, write shards, go on in the next generation with what they hold, and leave. They die,
+//! hang, and are orphaned in an old generation, where they go on as if nothing had happened. What happens to a process from
+//! outside is here; what the ranks of a generation do together is in `group.rs`.
 
 use super::World;
 use super::agenda::Happening;
-use super::bug::Bug;
+use super::bug::{self, Bug};
 use super::numbers::{ShardPut, Who};
 use super::plan::DETECT_WITHIN_MS;
 use super::store;
@@ -12,9 +13,20 @@ use super::tell;
 use proto::checkpoint::checkpoint_folder;
 use proto::id::{Generation, Rank, Step};
 use proto::message::{
-    Assignment, Doing, Halt, Piece, RankPhase, RankReport, ShardReport, StepReport, WeightDigest,
+    Assignment, Doing, Piece, RankPhase, RankReport, ShardReport, StepReport, WeightDigest,
 };
+use rank_core::gang::{Effect, Event as GangEvent, GangRank, Order, Rules};
+use rank_core::state::StateLabel;
 use worker_core::event::{Event, RankKey};
+
+/// Steps between digests.
+const DIGEST_EVERY: u64 = 3;
+/// Of a job that nobody knows: a planted bug forgot it.
+const UNKNOWN: Rules = Rules {
+    steps: 1,
+    checkpoint_every: 1,
+    digest_every: DIGEST_EVERY,
+};
 
 /// Process number, never used twice.
 pub(crate) type Pid = u64;
@@ -34,12 +46,9 @@ pub(crate) struct Process {
     pub(crate) hung: bool,
     /// Until then it gets no processor; what comes for it waits.
     pub(crate) paused_until: u64,
-    /// The step whose share it is writing.
-    pub(crate) writing: Option<u64>,
-    /// The generation that it last trained in; None: it holds nothing.
-    pub(crate) held: Option<Generation>,
-    pub(crate) step: u64,
-    /// The toy's value after `step`.
+    /// What it decides by, where it is a rank of a gang.
+    pub(crate) machine: Option<GangRank>,
+    /// The toy's value after the step that the machine holds.
     pub(crate) value: u64,
     /// The newest generation and step that it ever came to.
     pub(crate) reached: Option<(Generation, u64)>,
@@ -47,8 +56,8 @@ pub(crate) struct Process {
     pub(crate) meets: Option<Generation>,
     /// Since when it waits in a sum that does not come to its end.
     pub(crate) reduces_since: Option<u64>,
-    /// It stopped in order after a step of which it has written no share.
-    pub(crate) unsaved: bool,
+    /// Planted: it does not tell the others what it holds, until it holds something new.
+    pub(crate) forgets: bool,
     /// What it came to, newest last.
     pub(crate) digests: Vec<WeightDigest>,
     /// When its newest order reaches it: orders keep their order.
@@ -64,6 +73,22 @@ pub(crate) struct Share {
     pub(crate) generation: Generation,
     pub(crate) step: u64,
     pub(crate) value: u64,
+}
+
+impl Process {
+    pub(crate) fn held(&self) -> Option<StateLabel> {
+        self.machine.as_ref().and_then(GangRank::held)
+    }
+
+    pub(crate) fn is_saving(&self) -> bool {
+        self.machine.as_ref().is_some_and(GangRank::is_saving)
+    }
+
+    /// The step of the state that it holds.
+    pub(crate) fn step(&self) -> u64 {
+        self.held().map_or(0, |held| held.step.0)
+    }
+
 }
 
 impl World {
@@ -87,8 +112,18 @@ impl World {
         } else {
             self.dice.between(100, 1_200)
         };
-        let phase = RankPhase::Starting;
-        let (hung, step, value, last_line) = (false, 0, 0, self.now);
+        let machine = Order::of(&assignment, key.rank).map(|first| {
+            let spec = self.training(&key.job);
+            let rules = spec.map_or(UNKNOWN, |spec| Rules::of(&spec));
+            let digest_every = DIGEST_EVERY;
+            GangRank::new(
+                Rules {
+                    digest_every,
+                    ..rules
+                },
+                first,
+            )
+        });
         let process = Process {
             process: key.clone(),
             key,
@@ -96,20 +131,18 @@ impl World {
             boot,
             device,
             assignment,
-            phase,
-            hung,
+            phase: RankPhase::Starting,
+            hung: false,
             paused_until: 0,
-            writing: None,
-            held: None,
-            step,
-            value,
+            machine,
+            value: 0,
             reached: None,
             meets: None,
             reduces_since: None,
-            unsaved: false,
+            forgets: false,
             digests: vec![],
             last_order: self.now,
-            last_line,
+            last_line: self.now,
         };
         self.processes.insert(pid, process);
         self.agenda.put(self.now + delay, Happening::RankLoaded { pid });
@@ -252,7 +285,7 @@ impl World {
         let (units, doing) = self.unit_report(pid);
         let Some(process) = self.working(pid) else { return };
         let reduces = process.reduces_since.map(|since| Doing {
-            step: Step(process.step + 1),
+            step: Step(process.step() + 1),
             piece: Piece::Reduction,
             for_ms: now - since,
         });
@@ -318,9 +351,7 @@ impl World {
         if process.assignment.units().is_some() {
             return self.units_loaded(pid);
         }
-        process.phase = phase_of(&process.assignment);
-        self.rank_beats(pid);
-        self.try_join(pid);
+        self.gang_rank(pid, GangEvent::Loaded);
     }
 
     pub(crate) fn rank_told(&mut self, pid: Pid, rank: Rank, assignment: Assignment) {
@@ -332,27 +363,69 @@ impl World {
             (process.key.generation, process.key.rank) = (process.assignment.generation, rank);
             return self.units_told(pid);
         }
-        if !newer {
-            if process.unsaved && process.assignment.halt == Some(Halt::Save) {
-                return self.save_late(pid);
-            }
+        let Some(order) = Order::of(&process.assignment, rank) else {
             return self.try_join(pid);
+        };
+        if newer {
+            process.reduces_since = None;
+            process.forgets |= forgets && process.assignment.is_reserve();
         }
-        process.unsaved = false;
-        process.reduces_since = None;
-        if forgets && process.assignment.is_reserve() {
-            process.held = None;
+        self.gang_rank(pid, GangEvent::Ordered(order));
+        let Some(process) = self.working(pid) else { return };
+        let Some(machine) = &process.machine else { return };
+        let serving = machine.serving();
+        (process.key.generation, process.key.rank) = (serving.generation, serving.rank);
+        if !newer && !machine.is_saving() {
+            // The address may be known now.
+            self.try_join(pid);
         }
-        process.key.generation = process.assignment.generation;
-        process.key.rank = rank;
-        process.digests.clear();
-        process.writing = None;
-        if process.phase == RankPhase::Starting {
+    }
+
+    /// The machine of this process is told something, and what it wants is done.
+    pub(crate) fn gang_rank(&mut self, pid: Pid, event: GangEvent) {
+        let bug = self.bug;
+        let Some(process) = self.working(pid) else { return };
+        let Some(machine) = &mut process.machine else {
             return;
+        };
+        for effect in bug::gang_rank(bug, machine, event) {
+            self.do_for_rank(pid, effect);
         }
-        process.phase = phase_of(&process.assignment);
-        self.say(pid, vec![], vec![]);
-        self.try_join(pid);
+    }
+
+    /// What a rank does alone. What all do together (steps, their end, state that is handed over) is up to the group.
+    fn do_for_rank(&mut self, pid: Pid, effect: Effect) {
+        let Some(process) = self.working(pid) else { return };
+        match effect {
+            Effect::TakeUp(order) => {
+                (process.key.generation, process.key.rank) = (order.generation, order.rank);
+                process.digests.clear();
+            }
+            Effect::Phase(phase) => {
+                let begins = std::mem::replace(&mut process.phase, phase) == RankPhase::Starting;
+                if begins {
+                    self.rank_beats(pid);
+                } else {
+                    self.say(pid, vec![], vec![]);
+                }
+            }
+            Effect::Meet => self.try_join(pid),
+            Effect::Abort => {
+                // It notices at once; an order takes its time to come.
+                let error = "a newer generation takes its place".to_owned();
+                self.gang_rank(pid, GangEvent::Broke { error });
+            }
+            Effect::Save(Step(step)) => {
+                let generation = process.key.generation;
+                self.save(&[pid], generation, step);
+            }
+            Effect::OpenStore
+            | Effect::Synchronize { .. }
+            | Effect::Step(_)
+            | Effect::Digest(_)
+            | Effect::Report(_)
+            | Effect::Leave => {}
+        }
     }
 
     pub(crate) fn rank_breaks(&mut self, pid: Pid, generation: Generation, error: String) {
@@ -370,8 +443,7 @@ impl World {
         if !waits || process.key.generation != generation {
             return;
         }
-        process.phase = RankPhase::Broken { error };
-        self.say(pid, vec![], vec![]);
+        self.gang_rank(pid, GangEvent::Broke { error });
     }
 
     pub(crate) fn rank_fails(&mut self, pid: Pid, error: String) {
@@ -380,7 +452,6 @@ impl World {
             error,
             permanent: false,
         };
-        process.writing = None;
         self.say(pid, vec![], vec![]);
         self.rank_dies(pid, false, "exit status 1");
     }
@@ -444,9 +515,9 @@ impl World {
         if process.key.generation != generation {
             return;
         }
-        process.writing = process.writing.filter(|writing| *writing != step);
         let shard = store::entry(process.key.rank.0, process.assignment.world(), value);
         let environment = "toy".to_owned();
+        self.gang_rank(pid, GangEvent::Saved { step: Step(step) });
         self.say(
             pid,
             vec![],
@@ -457,14 +528,5 @@ impl World {
                 environment,
             }],
         );
-    }
-}
-
-/// What a process is when it has loaded everything and takes up this generation.
-fn phase_of(assignment: &Assignment) -> RankPhase {
-    if assignment.is_reserve() {
-        RankPhase::Ready
-    } else {
-        RankPhase::Joining
     }
 }

@@ -4,7 +4,9 @@
 use crate::deadline::Deadlines;
 use crate::event::{Millis, RankKey};
 use proto::id::Step;
-use proto::message::{Assignment, DIGESTS_MAX, Doing, RankPhase, RankReport, STEPS_MAX, UnitReport};
+use proto::message::{
+    Assignment, DIGESTS_MAX, Doing, RankPhase, RankReport, STEPS_MAX, UnitRange, UnitReport,
+};
 
 /// Shards that are kept for a coordinator that is away; older ones are dropped first, and their checkpoints
 /// with them.
@@ -55,8 +57,8 @@ impl RankState {
         }
     }
 
-    /// The rank of a newer generation that this rank's process becomes; None where there is none that could. Drawing
-    /// pictures leaves nothing to go on with.
+    /// The rank of a newer generation that this rank's process becomes; None where there is none that could. One that
+    /// works on units stays the rank that it is: its lease goes on.
     pub(crate) fn successor(
         &self,
         key: &RankKey,
@@ -70,7 +72,8 @@ impl RankState {
             return None;
         };
         let failed = matches!(self.report.phase, RankPhase::Failed { .. });
-        if failed || key.generation <= self.report.generation || assignment.gang().is_none() {
+        let is_other = assignment.units().is_some() && key.rank != self.report.rank;
+        if failed || key.generation <= self.report.generation || is_other {
             return None;
         }
         // Who is still loading goes on loading, however long it takes.
@@ -86,12 +89,17 @@ impl RankState {
         } else {
             RankPhase::Joining
         };
-        Some(Self {
+        let mut next = Self {
             process: self.process.clone(),
             life,
             report: blank(key, phase),
             handed: Some(assignment),
-        })
+        };
+        if let Some(lease) = next.lease() {
+            next.report.units = within(lease, self.report.units.clone());
+            next.report.doing = self.report.doing;
+        }
+        Some(next)
     }
 
     /// A rank that will not be started here, and why.
@@ -201,6 +209,13 @@ impl RankState {
         }
         let surplus = self.report.digests.len().saturating_sub(DIGESTS_MAX);
         self.report.digests.drain(..surplus);
+        let units = self.lease().map(|lease| within(lease, said.units));
+        if let Some(units) = units
+            && units != self.report.units
+        {
+            self.report.units = units;
+            changed = true;
+        }
         changed
     }
 
@@ -221,7 +236,18 @@ impl RankState {
         let before = self.report.steps.len() + self.report.shards.len();
         self.report.steps.retain(|step| step.step > acknowledged);
         self.report.shards.retain(|shard| shard.step > committed);
-        self.report.steps.len() + self.report.shards.len() != before
+        let units = self.report.units.clone();
+        if let Some(lease) = self.lease() {
+            self.report.units = within(lease, units.clone());
+        }
+        self.report.steps.len() + self.report.shards.len() != before || self.report.units != units
+    }
+
+    /// The units that its order names for this rank; None in a gang.
+    fn lease(&self) -> Option<&[UnitRange]> {
+        let order = self.handed.as_ref()?.units()?;
+        let lease = order.leases.get(&self.report.rank);
+        Some(lease.map_or(&[], Vec::as_slice))
     }
 
     /// Moves the phase on. What ended stays as it ended: the first failure is the telling one, and a rank that finished has
@@ -257,6 +283,22 @@ impl RankState {
             .as_ref()
             .and_then(|it| it.gang())
             .map_or((Step(0), Step(0)), |it| (it.acknowledged_step, it.committed_step))
+    }
+}
+
+/// What is said of units that the lease names. What it names no more the coordinator knows, or somebody else does.
+fn within(lease: &[UnitRange], said: UnitReport) -> UnitReport {
+    let overlap = |a: &UnitRange, b: &UnitRange| {
+        let (first, end) = (a.first.max(b.first), a.end.min(b.end));
+        (first < end).then_some(UnitRange { first, end })
+    };
+    let done = said.done.iter();
+    let done = done.flat_map(|done| lease.iter().filter_map(move |leased| overlap(done, leased)));
+    let is_leased = |unit: u64| lease.iter().any(|range| range.contains(unit));
+    let failed = said.failed.into_iter();
+    UnitReport {
+        done: done.collect(),
+        failed: failed.filter(|failure| is_leased(failure.unit)).collect(),
     }
 }
 

@@ -5,7 +5,7 @@ mod desk;
 
 use desk::*;
 use proto::id::{Rank, Step};
-use proto::message::{Assignment, DesiredState, RankPhase, SampleRequest, Work};
+use proto::message::{Assignment, DesiredState, GangOrder, RankPhase, Run, UnitOrder};
 use worker_core::event::{Effect, Event, Fact};
 
 #[test]
@@ -13,7 +13,10 @@ fn a_changed_assignment_is_handed_on() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 0, 1)]);
     let changed = Assignment {
-        store_address: Some("host:1".to_owned()),
+        run: gang(GangOrder {
+            store_address: Some("host:1".to_owned()),
+            ..GangOrder::default()
+        }),
         ..assignment(1, 0, 1)
     };
     let effects = desk.desire(vec![changed.clone()]);
@@ -76,11 +79,11 @@ fn how_a_rank_ends_is_told_in_its_own_words_where_it_had_some() {
         let again = desk.desire(vec![assignment(1, 0, 1)]);
         assert_eq!(spawned(&again), [], "a rank lives once");
     }
-    // Who has drawn its pictures leaves by itself, and holds nothing.
+    // Who works on units and was told to halt has finished, and holds nothing.
     for (success, outcome) in [(true, "exit status 0"), (false, "exit status 139")] {
         let mut desk = Desk::new();
         desk.desire(vec![Assignment {
-            work: Work::Sample(SampleRequest::of(job())),
+            run: Run::Units(UnitOrder::default()),
             ..assignment(1, 0, 1)
         }]);
         desk.say(&key(1, 0), RankPhase::Finished);
@@ -104,8 +107,11 @@ fn steps_and_shards_are_kept_until_the_coordinator_has_them() {
         assert_eq!(reports(&effects)[0].ranks[0].steps.len(), number as usize);
     }
     desk.desire(vec![Assignment {
-        acknowledged_step: Step(2),
-        committed_step: Step(1),
+        run: gang(GangOrder {
+            acknowledged_step: Step(2),
+            committed_step: Step(1),
+            ..GangOrder::default()
+        }),
         ..assignment(1, 0, 1)
     }]);
     let rank = reports(&desk.wait(DETECT_WITHIN_MS / 3))[0].ranks[0].clone();

@@ -5,6 +5,7 @@
 use crate::deadline::Deadlines;
 use crate::hash::{hex, hex_sha256};
 use crate::outage::outlast;
+use crate::position::Position;
 use crate::share;
 use crate::upload::put;
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use model_data::store::{self, StoreError};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry, checkpoint_folder};
-use proto::id::{Generation, JobId, Step};
+use proto::id::JobId;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use tch::Tensor;
@@ -83,14 +84,15 @@ impl Checkpoints {
     pub(crate) async fn write_share(
         &self,
         deadlines: Deadlines,
-        (step, generation): (Step, Generation),
-        (rank, world): (u32, u32),
+        checkpoint: CheckpointRef,
+        position: Position,
         state: &[(String, Tensor)],
     ) -> Result<ShardEntry, CheckpointError> {
+        let Position { rank, world } = position;
         let file = format!("rank-{rank}-of-{world}.safetensors");
-        let path = self.path(CheckpointRef { step, generation }, &file);
+        let path = self.path(checkpoint, &file);
         let sizes: Vec<u64> = state.iter().map(|(_, tensor)| bytes_of(tensor)).collect();
-        let own = &state[share::tensors(&sizes, rank, world)];
+        let own = &state[share::tensors(&sizes, position)];
         let own = own
             .iter()
             .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
@@ -219,6 +221,7 @@ pub(crate) fn digest(tensors: &NamedTensors) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use proto::id::{Generation, Step};
     use tch::{Device, Kind};
 
     const STEP: Step = Step(4);
@@ -246,7 +249,12 @@ mod tests {
         for rank in 0..2 {
             shards.push(
                 checkpoints
-                    .write_share(Deadlines::new(3000), (STEP, GENERATION), (rank, 2), &state())
+                    .write_share(
+                        Deadlines::new(3000),
+                        place(),
+                        Position { rank, world: 2 },
+                        &state(),
+                    )
                     .await
                     .unwrap(),
             );
@@ -261,13 +269,7 @@ mod tests {
             shards,
             environment: "test".into(),
         };
-        let path = checkpoints.path(
-            CheckpointRef {
-                step: STEP,
-                generation: GENERATION,
-            },
-            MANIFEST_FILE,
-        );
+        let path = checkpoints.path(place(), MANIFEST_FILE);
         checkpoints
             .store
             .put(&path, serde_json::to_vec(&manifest).unwrap().into())

@@ -13,7 +13,7 @@ use model::trainer::Trainer;
 use model::weights::{self, Storage};
 use model_data::example::{Concept, Example, Reference};
 use proto::id::Generation;
-use proto::spec::{DeviceKind, TrainWork, Precision};
+use proto::spec::{DeviceKind, Precision, TrainWork};
 use std::io::Write;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};

@@ -6,51 +6,38 @@ use crate::collective::{CollectiveError, Group, Membership, Store};
 use crate::deadline::Deadlines;
 use crate::link::Link;
 use anyhow::Context;
-use proto::message::Assignment;
-use tch::Device;
+use rank_core::gang::Order;
 
-/// Rank 0's store, open and announced as early as can be, so that nobody waits for it while loading.
-pub(crate) fn open_store(
-    link: &Link,
-    assignment: &Assignment,
-    rank: u32,
-    address: &str,
-) -> anyhow::Result<Option<Store>> {
-    if rank != 0 || assignment.world() == 1 {
-        return Ok(None);
-    }
-    let deadlines = Deadlines::new(assignment.detect_within_ms);
+/// Rank 0's store, open and announced as early as can be, so that nobody waits for it while loading. `address`: of this
+/// machine.
+pub(crate) fn open_store(link: &Link, order: Order, address: &str) -> anyhow::Result<Store> {
+    let deadlines = Deadlines::new(order.detect_within_ms);
     let store = Store::serve(address, deadlines.join())
         .context("is `address` of this worker's settings an address of this machine?")?;
     link.store_address(format!("{address}:{}", store.port()));
-    Ok(Some(store))
+    Ok(store)
 }
 
-/// Returns when all ranks are there. `store`: from [`open_store`].
+/// Returns when all ranks are there. `store`: from [`open_store`], on rank 0.
 pub(crate) fn meet(
     link: &Link,
     store: Option<Store>,
-    assignment: &Assignment,
-    (rank, address, device): (u32, &str, Device),
+    membership: Membership,
+    deadlines: Deadlines,
 ) -> anyhow::Result<Group> {
-    let deadlines = Deadlines::new(assignment.detect_within_ms);
-    let world = assignment.world();
-    let membership = Membership {
-        job: assignment.job.0.clone(),
-        generation: assignment.generation,
+    let Membership {
+        generation,
         rank,
         world,
-        host: address.to_owned(),
-        device,
-        timeout: deadlines.collective(),
-    };
+        ..
+    } = membership;
     if world == 1 {
         return Ok(Group::alone(membership));
     }
     // Rank 0 too: from here on the others are on their way.
-    let address = link.wait_store_address(assignment.generation, deadlines)?;
+    let address = link.wait_store_address(generation, deadlines)?;
     let wait = deadlines.join();
-    link.unless_over(assignment.generation, move || {
+    link.unless_over(generation, move || {
         let store = match store {
             Some(store) => store,
             None => Store::connect(&address, wait)?,

@@ -1,72 +1,28 @@
-//! The rank's line to its daemon: one task owns the socket and the report. It beats when nothing happens, so
-//! that a rank deep in a kernel is known to be alive; it frees the model's thread from a collective when a newer
-//! generation is ordered; and it ends the process when the daemon says so or is gone, or when that thread hangs. Decides
-//! nothing about training.
-//! The model's thread talks to it through [`Link`].
+//! The model thread's line to the daemon: what it says goes to the task in [`crate::conversation`], and what the daemon ordered
+//! reaches it through the rank's machine. Decides nothing.
 
 use crate::collective::{Aborter, CollectiveError, exit_now};
+use crate::conversation::{Conversation, EXIT_STOPPED, Word, first_report};
 use crate::deadline::Deadlines;
+use crate::task::{Machine, Shared, Task, Wanted, lock};
 use crate::watch::{Marks, Watch};
 use anyhow::Context;
 use proto::id::{Generation, Rank};
-use proto::message::{
-    Assignment, DIGESTS_MAX, Halt, RankOrder, RankPhase, RankReport, STEPS_MAX, ShardReport, StepReport,
-    WeightDigest,
-};
+use proto::message::{Halt, RankOrder, RankPhase, ShardReport, StepReport, WeightDigest};
+use rank_core::gang::{self, GangRank};
+use rank_core::state::StateLabel;
+use rank_core::units::{self, UnitRank};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Mutex;
+use std::sync::mpsc as threads;
 use std::time::Instant;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::MissedTickBehavior;
-
-/// Exit code when the daemon asked to stop, or went away.
-const EXIT_STOPPED: i32 = 0;
-const EXIT_ORPHANED: i32 = 3;
-/// Exit code when the model's thread hangs.
-const EXIT_HUNG: i32 = 4;
 
 /// Words that may wait for the socket; the model's thread waits when there are more.
 const WORDS_MAX: usize = 64;
-
-/// What the model's thread tells.
-#[derive(Debug)]
-enum Word {
-    /// It is a rank of this generation from now on.
-    TakeUp(Generation, Rank),
-    Phase(RankPhase),
-    StoreAddress(String),
-    Step(StepReport),
-    Shard(ShardReport),
-    Digest(WeightDigest),
-    /// The last word, and whom to tell that it is on the wire.
-    Last(RankPhase, oneshot::Sender<()>),
-}
-
-/// What the daemon gave this process to do.
-#[derive(Debug, Clone)]
-pub(crate) struct Task {
-    pub(crate) assignment: Assignment,
-    pub(crate) rank: u32,
-    /// The device of this node.
-    pub(crate) device: u32,
-}
-
-impl Task {
-    fn generation(&self) -> Generation {
-        self.assignment.generation
-    }
-
-    fn store_address(&self) -> Option<&String> {
-        self.assignment.gang().and_then(|gang| gang.store_address.as_ref())
-    }
-}
-
-/// Frees the model's thread from the group that it waits in.
-type Interrupt = Arc<Mutex<Option<Aborter>>>;
 
 /// The model thread's end. Its calls wait only while the daemon does not read.
 #[derive(Debug)]
@@ -74,7 +30,8 @@ pub(crate) struct Link {
     runtime: Handle,
     words: mpsc::Sender<Word>,
     task: watch::Receiver<Task>,
-    interrupt: Interrupt,
+    shared: Shared,
+    wanted: Mutex<threads::Receiver<Wanted>>,
     marks: Marks,
 }
 
@@ -98,21 +55,24 @@ impl Link {
                     device,
                 } => Task {
                     assignment: *assignment,
-                    rank: rank.0,
+                    rank,
                     device,
                 },
                 RankOrder::Stop => exit_now(EXIT_STOPPED),
             };
             let (words, said) = mpsc::channel(WORDS_MAX);
             let (sender, receiver) = watch::channel(task.clone());
-            let interrupt = Interrupt::default();
+            let shared = Shared::default();
+            let (wants, wanted) = threads::channel();
             let deadlines = Deadlines::new(task.assignment.detect_within_ms);
             let marks = Marks::default();
             let conversation = Conversation {
                 report: first_report(&task),
                 writer,
                 task: sender,
-                interrupt: Arc::clone(&interrupt),
+                shared: shared.clone(),
+                wants,
+                failed: false,
                 watch: Watch::new(marks.clone(), deadlines, Instant::now()),
             };
             tokio::spawn(conversation.run(lines, said, deadlines.heartbeat()));
@@ -121,7 +81,8 @@ impl Link {
                     runtime: runtime.clone(),
                     words,
                     task: receiver,
-                    interrupt,
+                    shared,
+                    wanted: Mutex::new(wanted),
                     marks,
                 },
                 task,
@@ -129,9 +90,93 @@ impl Link {
         })
     }
 
-    /// From now on this process speaks as a rank of the task's generation.
-    pub(crate) fn take_up(&self, task: &Task) {
-        self.say(Word::TakeUp(task.generation(), Rank(task.rank)));
+    /// The process trains: from now on a machine hears every order. Returns the first.
+    ///
+    /// # Errors
+    /// The order is not of a gang.
+    pub(crate) fn train(&self, rules: gang::Rules) -> anyhow::Result<gang::Order> {
+        let mut machine = self.shared.machine();
+        let task = self.task.borrow();
+        let first = gang::Order::of(&task.assignment, task.rank);
+        let first = first.context("the order is for a rank that works alone")?;
+        *machine = Machine::Gang(GangRank::new(rules, first));
+        Ok(first)
+    }
+
+    /// The process works on units: from now on a machine hears every order.
+    pub(crate) fn take_units(&self) {
+        let mut machine = self.shared.machine();
+        let task = self.task.borrow();
+        let first = units::Order::of(&task.assignment, task.rank);
+        *machine = Machine::Units(UnitRank::new(first));
+    }
+
+    /// Tells the machine what happened. What it wants is to be done in this order.
+    pub(crate) fn tell(&self, event: gang::Event) -> Vec<gang::Effect> {
+        match &mut *self.shared.machine() {
+            Machine::Gang(machine) => machine.handle(event),
+            Machine::None | Machine::Units(_) => Vec::new(),
+        }
+    }
+
+    /// The same of a rank that works on units.
+    pub(crate) fn tell_units(&self, event: units::Event) -> Vec<units::Effect> {
+        match &mut *self.shared.machine() {
+            Machine::Units(machine) => machine.handle(event),
+            Machine::None | Machine::Gang(_) => Vec::new(),
+        }
+    }
+
+    /// Waits until an order makes the machine want something of a thread that has nothing to do. The process may be told to
+    /// leave instead.
+    pub(crate) fn wait_wanted(&self) -> anyhow::Result<Vec<gang::Effect>> {
+        let wanted = lock(&self.wanted);
+        loop {
+            if let Wanted::Gang(generation, effects) = wanted.recv().context("the daemon is gone")?
+                // What was wanted in a generation that it has left meanwhile is void.
+                && self.gang(|machine| machine.serving().generation) == Some(generation)
+            {
+                return Ok(effects);
+            }
+        }
+    }
+
+    /// The same of a rank that works on units.
+    pub(crate) fn wait_units(&self) -> anyhow::Result<Vec<units::Effect>> {
+        let wanted = lock(&self.wanted);
+        loop {
+            if let Wanted::Units(effects) = wanted.recv().context("the daemon is gone")? {
+                return Ok(effects);
+            }
+        }
+    }
+
+    fn gang<T>(&self, read: impl FnOnce(&GangRank) -> T) -> Option<T> {
+        self.shared.machine().gang().map(read)
+    }
+
+    /// The machine has something new to say.
+    pub(crate) fn news(&self) {
+        self.say(Word::News);
+    }
+
+    /// A unit is begun. Returns when the daemon can read that: should the process die of it, it is known which one it was.
+    pub(crate) fn begin_unit(&self, unit: u64) {
+        self.marks.unit(unit);
+        let (sender, receiver) = oneshot::channel();
+        self.say(Word::Flush(sender));
+        // Ignored: without an answer the task is gone, and the process with it.
+        let _ = receiver.blocking_recv();
+    }
+
+    /// What the process holds.
+    pub(crate) fn held(&self) -> Option<StateLabel> {
+        self.gang(GangRank::held).flatten()
+    }
+
+    /// From now on this process speaks as a rank of this generation.
+    pub(crate) fn take_up(&self, generation: Generation, rank: Rank) {
+        self.say(Word::TakeUp(generation, rank));
     }
 
     pub(crate) fn phase(&self, phase: RankPhase) {
@@ -168,7 +213,7 @@ impl Link {
 
     /// Whether the generation is to end in order, and how.
     pub(crate) fn halt(&self) -> Option<Halt> {
-        self.task.borrow().assignment.halt
+        self.gang(GangRank::halt).flatten()
     }
 
     /// Whether a newer generation than this is ordered.
@@ -178,25 +223,13 @@ impl Link {
 
     /// From now on an order for a newer generation ends the collectives of this group. Any older group is forgotten.
     pub(crate) fn guard(&self, generation: Generation, aborter: Option<Aborter>) {
-        let mut interrupt = self.interrupt.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut interrupt = self.shared.interrupt();
         *interrupt = aborter;
         if self.is_over(generation)
             && let Some(aborter) = interrupt.take()
         {
             aborter.abort();
         }
-    }
-
-    /// Waits for the order of a generation after this one, or, with state that is not `saved`, for the order to write
-    /// a checkpoint of it (then None). The process may be told to leave instead.
-    pub(crate) fn next_task(&self, generation: Generation, saved: bool) -> anyhow::Result<Option<Task>> {
-        let mut task = self.task.clone();
-        let is_newer = |task: &Task| generation < task.generation();
-        let next = self.runtime.block_on(
-            task.wait_for(|task| is_newer(task) || !saved && task.assignment.halt == Some(Halt::Save)),
-        );
-        let next = next.context("the daemon is gone")?;
-        Ok(is_newer(&next).then(|| next.clone()))
     }
 
     /// Says the last word and returns once the daemon can read it. The caller then leaves the process.
@@ -216,8 +249,8 @@ impl Link {
     ) -> anyhow::Result<String> {
         let mut task = self.task.clone();
         self.runtime.block_on(async {
-            let known = task
-                .wait_for(|task| generation < task.generation() || task.store_address().is_some());
+            let known =
+                task.wait_for(|task| generation < task.generation() || task.store_address().is_some());
             let Ok(found) = tokio::time::timeout(deadlines.outage(), known).await else {
                 return Err(CollectiveError {
                     action: "meeting the other ranks".into(),
@@ -280,159 +313,4 @@ pub(crate) fn superseded(generation: Generation) -> CollectiveError {
         action: format!("generation {generation}"),
         reason: "a newer generation takes its place".into(),
     }
-}
-
-fn first_report(task: &Task) -> RankReport {
-    RankReport {
-        job: task.assignment.job.clone(),
-        generation: task.assignment.generation,
-        rank: Rank(task.rank),
-        phase: RankPhase::Starting,
-        store_address: None,
-        steps: Vec::new(),
-        shards: Vec::new(),
-        digests: Vec::new(),
-        doing: None,
-    }
-}
-
-struct Conversation {
-    /// Holds the steps whoever this rank is; only rank 0 sends them.
-    report: RankReport,
-    writer: OwnedWriteHalf,
-    task: watch::Sender<Task>,
-    interrupt: Interrupt,
-    watch: Watch,
-}
-
-impl Conversation {
-    async fn run(
-        mut self,
-        mut lines: Lines<BufReader<OwnedReadHalf>>,
-        mut said: mpsc::Receiver<Word>,
-        beat: std::time::Duration,
-    ) {
-        let mut ticks = tokio::time::interval(beat);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                line = lines.next_line() => match line {
-                    Ok(Some(line)) => self.hear(&line),
-                    Ok(None) | Err(_) => exit_now(EXIT_ORPHANED),
-                },
-                Some(word) = said.recv() => self.note(word).await,
-                _ = ticks.tick() => self.beat().await,
-            }
-        }
-    }
-
-    async fn beat(&mut self) {
-        let hangs = self.watch.look(Instant::now());
-        if let Some(error) = hangs {
-            // Nothing is logged: the thread that hangs may hold whatever a log line needs.
-            self.report.phase = RankPhase::Failed {
-                error,
-                permanent: false,
-            };
-            self.send().await;
-            exit_now(EXIT_HUNG)
-        }
-        self.send().await;
-    }
-
-    fn hear(&mut self, line: &str) {
-        match serde_json::from_str(line) {
-            Ok(RankOrder::Assignment {
-                assignment,
-                rank,
-                device,
-            }) => self.take_order(Task {
-                assignment: *assignment,
-                rank: rank.0,
-                device,
-            }),
-            Ok(RankOrder::Stop) => exit_now(EXIT_STOPPED),
-            Err(error) => tracing::error!(%error, line, "cannot read the daemon's order; ignored"),
-        }
-    }
-
-    fn take_order(&mut self, task: Task) {
-        let known = self.task.borrow().generation();
-        if task.generation() < known {
-            return;
-        }
-        prune(&mut self.report, &task.assignment);
-        let newer = known < task.generation();
-        // Ignored: the receiver lives as long as the process.
-        let _ = self.task.send(task);
-        if newer {
-            let group = self
-                .interrupt
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
-            group.into_iter().for_each(Aborter::abort);
-        }
-    }
-
-    async fn note(&mut self, word: Word) {
-        match word {
-            Word::TakeUp(generation, rank) => {
-                if generation != self.report.generation {
-                    (self.report.generation, self.report.rank) = (generation, rank);
-                    self.report.phase = RankPhase::Joining;
-                    self.report.store_address = None;
-                    self.report.shards.clear();
-                    self.report.digests.clear();
-                }
-            }
-            Word::Phase(phase) => self.report.phase = phase,
-            Word::StoreAddress(address) => self.report.store_address = Some(address),
-            Word::Step(step) => {
-                // A step that is done again, from older state, is the one that counts.
-                self.report.steps.retain(|known| known.step < step.step);
-                self.report.steps.push(step);
-                let excess = self.report.steps.len().saturating_sub(STEPS_MAX);
-                self.report.steps.drain(..excess);
-            }
-            Word::Shard(shard) => self.report.shards.push(shard),
-            Word::Digest(digest) => {
-                self.report.digests.push(digest);
-                let excess = self.report.digests.len().saturating_sub(DIGESTS_MAX);
-                self.report.digests.drain(..excess);
-            }
-            Word::Last(phase, told) => {
-                self.report.phase = phase;
-                self.send().await;
-                // Ignored: nobody waits when the process is on its way out already.
-                let _ = told.send(());
-                return;
-            }
-        }
-        self.send().await;
-    }
-
-    async fn send(&mut self) {
-        self.report.doing = self.watch.doing(Instant::now());
-        let steps = match self.report.rank {
-            Rank(0) => None,
-            // Others keep theirs for themselves.
-            Rank(_) => Some(std::mem::take(&mut self.report.steps)),
-        };
-        let mut line = serde_json::to_vec(&self.report).expect("reports are plain data");
-        if let Some(steps) = steps {
-            self.report.steps = steps;
-        }
-        line.push(b'\n');
-        if self.writer.write_all(&line).await.is_err() {
-            exit_now(EXIT_ORPHANED);
-        }
-    }
-}
-
-/// Drops what the coordinator knows already.
-fn prune(report: &mut RankReport, assignment: &Assignment) {
-    let Some(gang) = assignment.gang() else { return };
-    report.steps.retain(|step| step.step > gang.acknowledged_step);
-    report.shards.retain(|shard| shard.step > gang.committed_step);
 }

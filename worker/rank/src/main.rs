@@ -3,7 +3,9 @@
 
 mod checkpoint;
 mod clock;
+mod closing;
 mod collective;
+mod conversation;
 mod deadline;
 mod device;
 mod doctor;
@@ -15,17 +17,23 @@ mod group;
 mod hash;
 mod init;
 mod link;
+mod load;
 mod maps;
 mod outage;
 mod pictures;
+mod position;
 mod prefetch;
+mod process;
 mod run;
 mod sample;
 mod score;
 mod share;
 mod sidecar;
 mod state;
+mod step;
+mod studio;
 mod subject;
+mod task;
 mod tokenize;
 mod train;
 mod upload;
@@ -45,7 +53,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Be a rank of a job's generations, one after another, as the daemon at the socket says.
-    Run(run::Settings),
+    Run(process::Settings),
     /// Check libtorch, devices, object store and ports of this node.
     Doctor(doctor::Node),
     /// Compare the GPU with the CPU, try NCCL and time steps; for a machine with a GPU and nothing else of

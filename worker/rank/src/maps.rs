@@ -1,7 +1,7 @@
 //! Attention maps as in the paper's figure 6: where in a reference the retrieval encoder finds a word, by input block and
 //! time step. For every reference and every word that is asked for, the encoder reads the reference under that word; drawn
 //! is how much each place attends to the word's token, mean over the heads, from the least (dark) to the most (bright) of
-//! its own map. Called by [`crate::sample`].
+//! its own map. Called by [`crate::studio`].
 
 use crate::subject::Subject;
 use image::RgbImage;

@@ -16,7 +16,7 @@ pub(crate) async fn outlast<T, E: Error + 'static, F: Future<Output = Result<T, 
     let begun = Instant::now();
     loop {
         let error = match attempt().await {
-            Err(error) if is_outage(&error) && begun.elapsed() < deadlines.outage() => error,
+            Err(error) if is_outage(Chain::new(&error)) && begun.elapsed() < deadlines.outage() => error,
             outcome => return outcome,
         };
         let pause = deadlines.outage_pause();
@@ -35,38 +35,37 @@ pub(crate) async fn outlast<T, E: Error + 'static, F: Future<Output = Result<T, 
 }
 
 /// Whether this may pass: no answer, a full disk, an error of the server; not what it says of the object or of us.
-fn is_outage(error: &(dyn Error + 'static)) -> bool {
-    let generic = |cause: &(dyn Error + 'static)| {
+pub(crate) fn is_outage(mut chain: Chain<'_>) -> bool {
+    chain.any(|cause| {
         matches!(
             cause.downcast_ref::<object_store::Error>(),
             Some(object_store::Error::Generic { .. })
         )
-    };
-    Chain::new(error).any(generic)
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::CheckpointError;
     use object_store::Error as StoreError;
 
-    fn failed(source: StoreError) -> CheckpointError {
-        CheckpointError::Object {
-            action: "write",
-            path: "a".into(),
-            source,
-        }
+    /// As whoever uses a store says it: the store's own error is the cause.
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot write a")]
+    struct Failed(#[source] StoreError);
+
+    fn failed(source: StoreError) -> Failed {
+        Failed(source)
     }
 
-    fn no_answer() -> CheckpointError {
+    fn no_answer() -> Failed {
         failed(StoreError::Generic {
             store: "S3",
             source: "connection refused".into(),
         })
     }
 
-    fn missing() -> CheckpointError {
+    fn missing() -> Failed {
         failed(StoreError::NotFound {
             path: "a".into(),
             source: "404".into(),

@@ -1,10 +1,12 @@
-//! `jobs/<job>/pictures/` in the store: where drawn pictures and what is said of them go. Called by [`crate::sample`].
+//! `jobs/<job>/pictures/` in the store: where images and what is said of them go. Everything is put once; what is there already
+//! stays. Called by [`crate::studio`].
 
 use anyhow::Context;
+use bytes::Bytes;
 use image::{ImageFormat, RgbImage};
 use model_data::store;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode};
 use proto::id::JobId;
 use std::io::Cursor;
 use std::sync::Arc;
@@ -23,18 +25,64 @@ impl Pictures {
         Ok(Self { objects, folder })
     }
 
-    pub(crate) async fn put_picture(&self, name: &str, picture: &RgbImage) -> anyhow::Result<()> {
+    fn path(&self, name: &str) -> Path {
+        self.folder.clone().join(name)
+    }
+
+    pub(crate) async fn has(&self, name: &str) -> anyhow::Result<bool> {
+        let path = self.path(name);
+        match self.objects.head(&path).await {
+            Ok(_) => Ok(true),
+            Err(Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error).with_context(|| format!("cannot look for {path}")),
+        }
+    }
+
+    /// None: it is not there.
+    pub(crate) async fn get(&self, name: &str) -> anyhow::Result<Option<Bytes>> {
+        let path = self.path(name);
+        let read = async { self.objects.get(&path).await?.bytes().await };
+        match read.await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot read {path}")),
+        }
+    }
+
+    /// None: it is not there.
+    pub(crate) async fn get_picture(&self, name: &str) -> anyhow::Result<Option<RgbImage>> {
+        let Some(bytes) = self.get(name).await? else {
+            return Ok(None);
+        };
+        let decoded = image::load_from_memory_with_format(&bytes, ImageFormat::Png);
+        let decoded = decoded.with_context(|| format!("{} is damaged", self.path(name)))?;
+        Ok(Some(decoded.into_rgb8()))
+    }
+
+    /// Returns what lies there afterwards.
+    pub(crate) async fn put_picture(&self, name: &str, picture: RgbImage) -> anyhow::Result<RgbImage> {
         let mut bytes = Cursor::new(Vec::new());
         picture.write_to(&mut bytes, ImageFormat::Png)?;
-        self.put(name, bytes.into_inner()).await
+        if self.put_new(name, bytes.into_inner()).await? {
+            return Ok(picture);
+        }
+        let there = self.get_picture(name).await?;
+        there.with_context(|| format!("{} was there and is gone", self.path(name)))
     }
 
     pub(crate) async fn put(&self, name: &str, bytes: Vec<u8>) -> anyhow::Result<()> {
-        let path = self.folder.clone().join(name);
-        self.objects
-            .put(&path, bytes.into())
-            .await
-            .with_context(|| format!("cannot write {path}"))?;
+        self.put_new(name, bytes).await?;
         Ok(())
+    }
+
+    /// False: there was one already, and it stays.
+    async fn put_new(&self, name: &str, bytes: Vec<u8>) -> anyhow::Result<bool> {
+        let path = self.path(name);
+        let put = self.objects.put_opts(&path, bytes.into(), PutMode::Create.into());
+        match put.await {
+            Ok(_) => Ok(true),
+            Err(Error::AlreadyExists { .. }) => Ok(false),
+            Err(error) => Err(error).with_context(|| format!("cannot write {path}")),
+        }
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::deadline::Deadlines;
 use crate::outage::outlast;
+use crate::position::Position;
 use model_data::example::Example;
 use model_data::loader::{LoadError, Loader};
 use proto::share;
@@ -33,7 +34,7 @@ impl Prefetch {
         deadlines: Deadlines,
         loader: Loader,
         spec: &TrainWork,
-        (rank, world): (u32, u32),
+        Position { rank, world }: Position,
         steps: RangeInclusive<u64>,
     ) -> Self {
         let (sender, receiver) = mpsc::channel(STEPS_AHEAD);

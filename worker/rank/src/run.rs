@@ -3,51 +3,18 @@
 
 use crate::collective::precision::full_fp32;
 use crate::collective::{exit_now, first_line};
-use crate::link::{Link, Task};
+use crate::link::Link;
+use crate::process::{Permanent, Rank, Settings};
 use crate::{sample, train};
 use anyhow::Context;
-
 use proto::message::{RankPhase, Run};
-use proto::spec::{JobSpec, Work};
+use proto::spec::Work;
+use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::Builder;
 
 /// Threads for sockets, storage and sample loading; the model has the main thread.
 const RUNTIME_THREADS: usize = 2;
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct Settings {
-    /// The daemon's Unix socket.
-    #[arg(long)]
-    socket: PathBuf,
-    #[arg(long)]
-    job: String,
-    /// The address of this machine on which it talks to other ranks.
-    #[arg(long)]
-    pub(crate) address: String,
-    /// Where base weights from object storage are kept.
-    #[arg(long)]
-    pub(crate) cache_dir: PathBuf,
-    /// The daemon's process id: this process dies with it.
-    #[arg(long)]
-    parent: i32,
-}
-
-/// What every part of the work needs.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Rank<'a> {
-    pub(crate) runtime: &'a Handle,
-    pub(crate) link: &'a Link,
-    pub(crate) task: &'a Task,
-    pub(crate) job: &'a JobSpec,
-    pub(crate) settings: &'a Settings,
-}
-
-/// A failure that another generation would repeat: the job ends with it.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Permanent(pub(crate) String);
 
 /// Returns only when the work could not even begin.
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
@@ -72,10 +39,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     let outcome = catch_unwind(AssertUnwindSafe(begin))
         .unwrap_or_else(|panic| Err(anyhow::anyhow!("panic: {}", panic_text(&*panic))));
     match outcome {
-        Ok(()) => {
-            link.last(RankPhase::Finished);
-            exit_now(0)
-        }
+        Ok(never) => match never {},
         Err(error) => {
             let permanent = error.downcast_ref::<Permanent>().is_some();
             // What an object store answers begins with a line that only says that it is XML.
@@ -88,7 +52,8 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     }
 }
 
-fn work(rank: &Rank<'_>) -> anyhow::Result<()> {
+/// Leaves only by an error: the daemon tells the process when to end.
+fn work(rank: &Rank<'_>) -> anyhow::Result<Infallible> {
     let (assignment, settings) = (&rank.task.assignment, rank.settings);
     anyhow::ensure!(
         assignment.job.0 == settings.job,
@@ -100,9 +65,7 @@ fn work(rank: &Rank<'_>) -> anyhow::Result<()> {
         (Work::Train(work), Run::Gang(_)) => train::train(rank, work),
         (Work::Sample(work), Run::Units(order)) => {
             let source = order.source.as_ref().context("the order names no trained job")?;
-            let file = format!("job.toml of {}", work.job);
-            let spec = proto::job::parse_training(&file, &source.job_toml)?;
-            sample::sample(rank, &spec, work, source.checkpoint).context("drawing pictures")
+            sample::sample(rank, work, source).context("sampling")
         }
         (work @ Work::Train(_), Run::Units(_)) | (work @ Work::Sample(_), Run::Gang(_)) => {
             anyhow::bail!(

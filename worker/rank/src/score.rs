@@ -1,6 +1,6 @@
 //! Whose picture is this? A drawn picture is compared by colour with its own character-and-outfit (other
 //! pictures than the target) and with seven others; it is right when its own is nearest. Chance is one in
-//! eight. Called by [`crate::sample`]; the measure itself is `model_data::identity`'s, with its limits.
+//! eight. Called by [`crate::studio`]; the measure itself is `model_data::identity`'s, with its limits.
 
 use image::RgbImage;
 use model_data::identity::{Histogram, figure_mask, histogram, mean, nearest};
@@ -36,7 +36,7 @@ pub(crate) struct Verdict {
 
 impl Identities {
     /// All identities among `positions`; those with one picture only cannot be told from it and are left out.
-    pub(crate) fn new(loader: &Loader, positions: &[u64], seed: u64) -> Self {
+    fn new(loader: &Loader, positions: &[u64], seed: u64) -> Self {
         let mut found: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
         for &position in positions {
             let row = usize::try_from(position).expect("positions are indices");
@@ -53,8 +53,24 @@ impl Identities {
         }
     }
 
+    /// Those whom training never shows, where there are enough of them, and all otherwise.
+    pub(crate) fn of(loader: &Loader, seed: u64) -> Self {
+        let held_out = Self::new(loader, loader.held_out(), seed);
+        if held_out.are_enough() {
+            return held_out;
+        }
+        let all: Vec<u64> = (0..loader.rows().len() as u64).collect();
+        Self::new(loader, &all, seed)
+    }
+
+    /// How many candidates there are for the sample at `target`.
+    pub(crate) fn candidates_of(&self, loader: &Loader, target: u64) -> usize {
+        let row = usize::try_from(target).expect("positions are indices");
+        self.candidates(loader.rows()[row].identity, target).len()
+    }
+
     /// Whether each picture gets all its candidates.
-    pub(crate) fn are_enough(&self) -> bool {
+    fn are_enough(&self) -> bool {
         self.positions.len() >= CANDIDATES
     }
 

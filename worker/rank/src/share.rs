@@ -1,11 +1,12 @@
 //! Which part of a checkpoint is whose: pure arithmetic, so that every rank agrees without asking. Which part of a step
 //! is, stands in [`proto::share`].
 
+use crate::position::Position;
 use std::ops::Range;
 
 /// The tensors of a checkpoint that `rank` of `world` writes: a contiguous range of indices, split where the
 /// bytes are as even as whole tensors allow. All ranks' ranges together are all tensors.
-pub(crate) fn tensors(bytes: &[u64], rank: u32, world: u32) -> Range<usize> {
+pub(crate) fn tensors(bytes: &[u64], Position { rank, world }: Position) -> Range<usize> {
     let total: u128 = bytes.iter().map(|&b| u128::from(b)).sum();
     // A tensor belongs to the rank in whose part of the bytes its middle lies.
     let owner = |middle_doubled: u128| middle_doubled * u128::from(world) / (2 * total.max(1));
@@ -37,7 +38,7 @@ mod tests {
         for world in 1..9u32 {
             let mut next = 0;
             for rank in 0..world {
-                let range = tensors(&bytes, rank, world);
+                let range = tensors(&bytes, Position { rank, world });
                 assert_eq!(range.start, next, "rank {rank} of {world}");
                 next = range.end;
                 let share: u64 = bytes[range].iter().sum();
@@ -46,11 +47,12 @@ mod tests {
             }
             assert_eq!(next, bytes.len());
         }
-        assert_eq!(tensors(&[], 0, 2), 0..0);
-        assert_eq!(tensors(&[0, 0], 0, 2).len() + tensors(&[0, 0], 1, 2).len(), 2);
-        assert_eq!(
-            tensors(&[8], 0, 3).len() + tensors(&[8], 1, 3).len() + tensors(&[8], 2, 3).len(),
-            1
-        );
+        let lengths = |bytes: &[u64], world| -> usize {
+            (0..world)
+                .map(|rank| tensors(bytes, Position { rank, world }).len())
+                .sum()
+        };
+        assert_eq!(tensors(&[], Position { rank: 0, world: 2 }), 0..0);
+        assert_eq!((lengths(&[0, 0], 2), lengths(&[8], 3)), (2, 1));
     }
 }

@@ -1,15 +1,15 @@
 //! What is written down beside a drawn picture: everything that made it, so that it can be drawn again. Plain data.
-//! Called by [`crate::sample`].
+//! Called by [`crate::studio`].
 
 use crate::score::Verdict;
 use crate::subject::{Origin, Subject};
 use model_data::loader::Loader;
-use proto::sample::{SampleMethod, SampleWork};
+use proto::sample::{Concept, SampleMethod, SampleWork};
 use proto::spec::{Pairing, Task};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What all pictures of a request share.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Subjects {
     /// The job that drew, and the one that trained.
     pub(crate) job: String,
@@ -25,18 +25,18 @@ pub(crate) struct Subjects {
     pub(crate) environment: String,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Checkpoint {
     pub(crate) step: u64,
     pub(crate) generation: u64,
     /// As `coordinator checkpoint digest` prints it.
     pub(crate) digest: String,
     /// As `coordinator checkpoint export` says it.
-    pub(crate) weights: &'static str,
+    pub(crate) weights: String,
 }
 
 /// One picture; `NNN.json` beside `NNN.png`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Drawn {
     pub(crate) file: String,
     pub(crate) prompt: String,
@@ -53,15 +53,15 @@ pub(crate) struct Drawn {
 }
 
 /// A reference as the model saw it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Shown {
-    pub(crate) concept: &'static str,
+    pub(crate) concept: Concept,
     #[serde(flatten)]
     pub(crate) from: Origin,
 }
 
 /// The sample that was to be drawn, and whose picture it became.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Target {
     pub(crate) position: u64,
     pub(crate) id: String,
@@ -93,7 +93,7 @@ impl Subjects {
             reference_guidance: request.reference_guidance,
             references: references
                 .map(|(reference, from)| Shown {
-                    concept: reference.concept.word(),
+                    concept: reference.concept,
                     from: from.clone(),
                 })
                 .collect(),

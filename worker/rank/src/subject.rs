@@ -1,5 +1,5 @@
 //! Whom pictures are drawn of: a sample of the data set with the references that training would choose, or references
-//! that the request names. Called by [`crate::sample`].
+//! that the request names. Called by [`crate::studio`].
 
 use crate::hash::hex_sha256;
 use anyhow::{Context, ensure};
@@ -13,7 +13,7 @@ use model_data::store;
 use object_store::ObjectStoreExt;
 use proto::sample::{Concept, NamedReference, PictureSource, SamplePrompt, SampleWork};
 use proto::spec::{Architecture, Data, TrainWork};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// White, like the ground that prompts of pose speak of.
 const GROUND: Rgb<u8> = Rgb([255, 255, 255]);
@@ -29,7 +29,7 @@ pub(crate) struct Subject {
     pub(crate) from: Vec<Origin>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Origin {
     /// A sample of the data set.
@@ -38,14 +38,25 @@ pub(crate) enum Origin {
     File { name: String, sha256: String },
 }
 
-/// The sample at (epoch, position) as training would show it.
+/// A sample, and the epoch whose random numbers it is shown with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Chosen {
+    pub(crate) epoch: u64,
+    pub(crate) position: u64,
+}
+
+/// The sample as training would show it.
 pub(crate) async fn of_data(
     loader: &Loader,
     spec: &TrainWork,
-    place: (u64, u64),
+    chosen: Chosen,
     request: &SampleWork,
 ) -> anyhow::Result<Subject> {
-    let example = loader.examples_at(vec![place]).await?.into_iter().next();
+    let example = loader
+        .examples_at(vec![(chosen.epoch, chosen.position)])
+        .await?
+        .into_iter()
+        .next();
     let mut example = example.context("the data set gave no example")?;
     if spec.model.architecture != Architecture::Retrinet {
         example.references.clear();
@@ -53,7 +64,7 @@ pub(crate) async fn of_data(
     let row = |position: u64| &loader.rows()[usize::try_from(position).expect("positions are indices")];
     let from = example.references.iter();
     let from = from.map(|reference| Origin::Sample(row(reference.position).id.clone()));
-    let full = &row(place.1).prompts;
+    let full = &row(chosen.position).prompts;
     let own = match request.prompt {
         SamplePrompt::Full => full.clone(),
         SamplePrompt::Pose => pose_prompt(full),
@@ -66,7 +77,7 @@ pub(crate) async fn of_data(
         } else {
             request.prompts.clone()
         },
-        target: Some(place.1),
+        target: Some(chosen.position),
         example,
     })
 }

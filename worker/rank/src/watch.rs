@@ -27,6 +27,8 @@ struct At {
     step: Step,
     piece: Piece,
     since: Instant,
+    /// In the middle of it the thread waits for the object store, which may be away for long.
+    waits: bool,
 }
 
 impl At {
@@ -45,9 +47,16 @@ impl Marks {
         self.turn(Instant::now(), Some((Step(step), piece)));
     }
 
-    /// A unit is begun; it belongs to no step.
-    pub(crate) fn draw(&self, number: u64) {
+    /// A unit is begun, or gone on with; it belongs to no step.
+    pub(crate) fn unit(&self, number: u64) {
         self.turn(Instant::now(), Some((Step(0), Piece::Unit(number))));
+    }
+
+    /// The piece that is under way waits for the object store from here on.
+    pub(crate) fn waits(&self) {
+        if let Some(at) = &mut self.book().at {
+            at.waits = true;
+        }
     }
 
     /// The backward that is under way only waits for others from here on. Called on whichever thread computed the last
@@ -81,6 +90,7 @@ impl Marks {
             step,
             piece,
             since: now,
+            waits: false,
         });
     }
 
@@ -128,7 +138,7 @@ impl Watch {
             return None;
         }
         self.seen_for += passed.min(self.deadlines.heartbeat() * 2);
-        let at = book.at.filter(|at| at.piece.is_own())?;
+        let at = book.at.filter(|at| at.piece.is_own() && !at.waits)?;
         let longest = book.longest.get(kind(at.piece)).copied();
         (self.deadlines.own_piece(longest) <= self.seen_for).then(|| hangs(at, self.seen_for, longest))
     }
@@ -245,6 +255,17 @@ mod tests {
             told.starts_with("hangs in unit 2: for ") && told.ends_with(before),
             "{told}"
         );
+    }
+
+    #[test]
+    fn a_unit_that_waits_for_the_object_store_does_not_hang() {
+        let mut bench = Bench::new();
+        bench.begin(Piece::Unit(7));
+        bench.marks.waits();
+        assert_eq!(bench.beats(1000), None);
+        assert_eq!(bench.watch.doing(bench.now).unwrap().piece, Piece::Unit(7));
+        bench.begin(Piece::Unit(7));
+        assert!(bench.beats(10_000).is_some());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::*;
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Step};
-use proto::message::{RankPhase, Work};
+use proto::message::{GangOrder, RankPhase, Run};
 use std::os::unix::fs::PermissionsExt;
 
 fn key() -> RankKey {
@@ -18,22 +18,21 @@ fn assignment() -> Box<Assignment> {
     Box::new(Assignment {
         job: key().job,
         generation: key().generation,
-        work: Work::Train,
         job_toml: "name = \"demo\"".into(),
         dataset_version: "v".into(),
         first_rank: Rank(1),
         ranks: 1,
-        world: 2,
-        store_address: None,
-        resume: Some(CheckpointRef {
-            step: Step(2),
-            generation: Generation(1),
-        }),
         store_url: "file:///store".into(),
-        acknowledged_step: Step(0),
-        committed_step: Step(0),
         halt: None,
         detect_within_ms: 1000,
+        run: Run::Gang(GangOrder {
+            world: 2,
+            resume: Some(CheckpointRef {
+                step: Step(2),
+                generation: Generation(1),
+            }),
+            ..GangOrder::default()
+        }),
     })
 }
 

@@ -15,25 +15,18 @@ use super::ranks::Pid;
 use super::tell;
 use plan::{PlannedUnits, Poison};
 use proto::id::{JobId, Step};
-use proto::message::{Assignment, Doing, Piece, RankPhase, UnitFailure, UnitRange, UnitReport};
-use std::collections::{BTreeMap, BTreeSet};
+use proto::message::{Doing, Piece, UnitReport};
+use rank_core::units::{Effect, Event, Order, UnitRank};
 use worker_core::event::RankKey;
 
-/// What a process knows of its units.
-#[derive(Debug, Default)]
-pub(crate) struct UnitRank {
-    /// Those that its lease still names.
-    done: BTreeSet<u64>,
-    failed: BTreeMap<u64, String>,
-    at: Option<At>,
+/// A process that has loaded everything, and what it decides by.
+#[derive(Debug)]
+pub(crate) struct UnitProcess {
+    machine: UnitRank,
+    /// When it began the unit that it is at.
+    since: u64,
     /// Counts units begun: what was put on the agenda for an earlier one is forgotten.
     begun: u64,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct At {
-    unit: u64,
-    since: u64,
 }
 
 /// A rank process has put the output of a unit.
@@ -51,44 +44,18 @@ impl Numbered for UnitPut<'_> {
     }
 }
 
-impl UnitRank {
-    fn report(&self) -> UnitReport {
-        let failed = self.failed.iter();
-        let failed = failed.map(|(unit, error)| UnitFailure {
-            unit: *unit,
-            error: error.clone(),
-        });
-        UnitReport {
-            done: ranges(&self.done),
-            failed: failed.collect(),
-        }
-    }
-}
-
-/// The same numbers, as ranges.
-fn ranges(units: &BTreeSet<u64>) -> Vec<UnitRange> {
-    let mut ranges: Vec<UnitRange> = Vec::new();
-    for unit in units {
-        match ranges.last_mut() {
-            Some(last) if last.end == *unit => last.end += 1,
-            _ => ranges.push(UnitRange::one(*unit)),
-        }
-    }
-    ranges
-}
-
 impl World {
     /// What this process says of its units, and at which it is.
     pub(crate) fn unit_report(&self, pid: Pid) -> (UnitReport, Option<Doing>) {
-        let Some(rank) = self.unit_ranks.get(&pid) else {
+        let Some(process) = self.unit_processes.get(&pid) else {
             return (UnitReport::default(), None);
         };
-        let doing = rank.at.map(|at| Doing {
+        let doing = process.machine.working_on().map(|unit| Doing {
             step: Step(0),
-            piece: Piece::Unit(at.unit),
-            for_ms: self.now - at.since,
+            piece: Piece::Unit(unit),
+            for_ms: self.now - process.since,
         });
-        (rank.report(), doing)
+        (process.machine.says().units, doing)
     }
 
     /// It has loaded the weights that its units are made with.
@@ -105,64 +72,61 @@ impl World {
             return;
         }
         let Some(process) = self.working(pid) else { return };
-        process.phase = RankPhase::Training;
-        self.unit_ranks.insert(pid, UnitRank::default());
-        self.rank_beats(pid);
-        self.units_go_on(pid);
+        let machine = UnitRank::new(Order::of(&process.assignment, process.key.rank));
+        let (since, begun) = (self.now, 0);
+        let process = UnitProcess {
+            machine,
+            since,
+            begun,
+        };
+        self.unit_processes.insert(pid, process);
+        self.unit_rank(pid, Event::Loaded);
+        self.agenda
+            .put(self.now + DETECT_WITHIN_MS / 3, Happening::RankBeat { pid });
     }
 
     /// Its lease may be another, or it should leave.
     pub(crate) fn units_told(&mut self, pid: Pid) {
         let Some(process) = self.working(pid) else { return };
-        let leased = leased(&process.assignment, process.key.rank);
-        let Some(rank) = self.unit_ranks.get_mut(&pid) else {
-            return;
-        };
-        let is_leased = |unit: &u64| leased.iter().any(|it| (it.first..it.end).contains(unit));
-        rank.done.retain(is_leased);
-        rank.failed.retain(|unit, _| is_leased(unit));
-        self.units_go_on(pid);
+        let order = Order::of(&process.assignment, process.key.rank);
+        self.unit_rank(pid, Event::Ordered(order));
     }
 
-    /// Takes the next unit, where it is at none.
-    fn units_go_on(&mut self, pid: Pid) {
+    /// The machine of this process is told something, and what it wants is done.
+    fn unit_rank(&mut self, pid: Pid, event: Event) {
         let now = self.now;
-        let Some(process) = self.working(pid) else { return };
-        if process.phase != RankPhase::Training {
-            return;
-        }
-        let (key, halts) = (process.key.clone(), process.assignment.halt.is_some());
-        let leased = leased(&process.assignment, key.rank);
-        let Some(rank) = self.unit_ranks.get_mut(&pid) else {
+        let Some(process) = self.unit_processes.get_mut(&pid) else {
             return;
         };
-        if rank.at.is_some() {
+        let effects = process.machine.handle(event);
+        let phase = process.machine.says().phase;
+        for effect in &effects {
+            if let Effect::Begin(unit) = effect {
+                process.since = now;
+                process.begun += 1;
+                let begun = process.begun;
+                self.begin_unit(pid, *unit, begun);
+                break;
+            }
+        }
+        let Some(process) = self.working(pid) else { return };
+        process.phase = phase;
+        if !effects.is_empty() {
+            self.say(pid, vec![], vec![]);
+        }
+    }
+
+    fn begin_unit(&mut self, pid: Pid, unit: u64, begun: u64) {
+        let Some(key) = self.processes.get(&pid).map(|process| process.key.clone()) else {
             return;
-        }
-        if halts {
-            return self.units_end(pid);
-        }
-        let mut units = leased.iter().flat_map(|range| range.first..range.end);
-        let next = units.find(|unit| !rank.done.contains(unit) && !rank.failed.contains_key(unit));
-        let Some(unit) = next else { return };
-        rank.at = Some(At { unit, since: now });
-        rank.begun += 1;
-        let begun = rank.begun;
+        };
         self.trace
-            .line(now, || format!("{} begins unit {unit}", tell::key(&key)));
+            .line(self.now, || format!("{} begins unit {unit}", tell::key(&key)));
         self.oracle
             .on_unit_begun(&self.durable, &self.specs, &self.store, &key.job, unit);
         let planned = self.planned_units(&key.job).map_or(100, |planned| planned.unit_ms);
-        let takes = planned + self.dice.between(0, planned / 4);
-        self.say(pid, vec![], vec![]);
-        self.agenda.put(now + takes, Happening::UnitEnds { pid, begun });
-    }
-
-    /// It has stopped between two units, as it was told to.
-    fn units_end(&mut self, pid: Pid) {
-        let Some(process) = self.working(pid) else { return };
-        process.phase = RankPhase::Finished;
-        self.say(pid, vec![], vec![]);
+        let at = self.now + planned + self.dice.between(0, planned / 4);
+        self.agenda.put(at, Happening::UnitEnds { pid, begun });
     }
 
     /// The planned job that a job became.
@@ -175,16 +139,17 @@ impl World {
         if self.working(pid).is_none() {
             return;
         }
-        let Some(rank) = self.unit_ranks.get(&pid) else { return };
-        let Some(at) = rank.at.filter(|_| rank.begun == begun) else {
+        let process = self.unit_processes.get(&pid);
+        let process = process.filter(|process| process.begun == begun);
+        let Some(unit) = process.and_then(|process| process.machine.working_on()) else {
             return;
         };
         let Some(key) = self.processes.get(&pid).map(|process| process.key.clone()) else {
             return;
         };
-        let tried = self.oracle.units.failures(&key.job, at.unit);
+        let tried = self.oracle.units.failures(&key.job, unit);
         let planned = self.planned_units(&key.job);
-        let poison = planned.and_then(|planned| planned.poison.get(&at.unit));
+        let poison = planned.and_then(|planned| planned.poison.get(&unit));
         let kills = match poison {
             Some(Poison::Passes { times, .. }) if *times <= tried => None,
             Some(Poison::Passes { kills, .. }) => Some(*kills),
@@ -194,8 +159,8 @@ impl World {
         };
         match kills {
             Some(true) => self.rank_dies(pid, false, "killed by signal 9"),
-            Some(false) => self.unit_fails(pid, at.unit, "the picture has no pixels".to_owned()),
-            None => self.put_unit(pid, &key, at.unit, begun),
+            Some(false) => self.unit_fails(pid, unit, "the picture has no pixels".to_owned()),
+            None => self.put_unit(pid, &key, unit, begun),
         }
     }
 
@@ -225,47 +190,22 @@ impl World {
             // It is there, and nobody will say so.
             return self.rank_dies(pid, false, "killed by signal 11");
         }
-        if let Some(rank) = self.unit_ranks.get_mut(&pid) {
-            rank.at = None;
-            rank.done.insert(unit);
-        }
-        self.unit_is_over(pid);
+        self.unit_rank(pid, Event::Done { unit });
     }
 
     fn unit_fails(&mut self, pid: Pid, unit: u64, error: String) {
         let Some(process) = self.working(pid) else { return };
         let job = process.key.job.clone();
         self.oracle.units.failed(&job, unit);
-        if let Some(rank) = self.unit_ranks.get_mut(&pid) {
-            rank.at = None;
-            rank.failed.insert(unit, error);
-        }
-        self.unit_is_over(pid);
-    }
-
-    /// It says what became of the unit, and goes on with the next.
-    fn unit_is_over(&mut self, pid: Pid) {
-        let begun = self.unit_ranks.get(&pid).map(|rank| rank.begun);
-        self.units_go_on(pid);
-        if self.unit_ranks.get(&pid).map(|rank| rank.begun) == begun {
-            self.say(pid, vec![], vec![]);
-        }
+        self.unit_rank(pid, Event::Failed { unit, error });
     }
 
     /// A process ended by itself or was killed: whoever is not told otherwise blames the unit that it was at.
     pub(crate) fn unit_rank_gone(&mut self, pid: Pid, job: &JobId, success: bool) {
-        let rank = self.unit_ranks.remove(&pid);
-        if let Some(at) = rank.and_then(|rank| rank.at).filter(|_| !success) {
-            self.oracle.units.failed(job, at.unit);
+        let process = self.unit_processes.remove(&pid);
+        let unit = process.and_then(|process| process.machine.working_on());
+        if let Some(unit) = unit.filter(|_| !success) {
+            self.oracle.units.failed(job, unit);
         }
     }
-}
-
-/// What the assignment leases to this rank.
-fn leased(assignment: &Assignment, rank: proto::id::Rank) -> Vec<UnitRange> {
-    let leases = assignment.units().map(|order| &order.leases);
-    leases
-        .and_then(|leases| leases.get(&rank))
-        .cloned()
-        .unwrap_or_default()
 }

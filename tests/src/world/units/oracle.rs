@@ -7,10 +7,10 @@ use crate::world::World;
 use crate::world::specs::Specs;
 use crate::world::store::Store;
 use coordinator_core::event::{Durable, FRUITLESS_MAX, JobPhase, JobRecord, Member};
-use proto::id::{JobId, WorkerId};
+use proto::id::{Generation, JobId, WorkerId};
 use proto::message::{DesiredState, UnitRange};
 use proto::spec::{OnFailedUnit, UNIT_FAILURES_MAX};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What happened to units, as the world saw it.
 #[derive(Debug, Default)]
@@ -19,6 +19,9 @@ pub(crate) struct Seen {
     failures: BTreeMap<(JobId, u64), u32>,
     /// What each worker was told last that it holds of a job.
     leases: BTreeMap<(JobId, WorkerId), Vec<UnitRange>>,
+    is_changed: bool,
+    /// Generations that were asked to end in order.
+    pub(super) halting: BTreeSet<(JobId, Generation)>,
 }
 
 impl Seen {
@@ -32,6 +35,10 @@ impl Seen {
         self.failures.get(&(job.clone(), unit)).copied().unwrap_or(0)
     }
 
+    pub(crate) fn halts(&mut self, job: &JobId, generation: Generation) {
+        self.halting.insert((job.clone(), generation));
+    }
+
     /// Another coordinator begins: it leases what is not done.
     pub(crate) fn forget_leases(&mut self) {
         self.leases.clear();
@@ -43,41 +50,47 @@ impl Seen {
 }
 
 impl Oracle {
-    /// The coordinator leases units: no two ranks hold the same.
-    pub(crate) fn on_lease(&mut self, durable: &Durable, worker: &WorkerId, state: &DesiredState) {
-        self.units.leases.retain(|(job, other), _| {
-            let there = durable.jobs.get(job).is_some_and(|record| {
-                members(record).iter().any(|member| member.worker == *other)
-            });
-            other != worker && there
-        });
+    /// The coordinator tells a worker what units it holds.
+    pub(crate) fn on_lease(&mut self, worker: &WorkerId, state: &DesiredState) {
+        let leases = &mut self.units.leases;
+        leases.retain(|(_, other), _| other != worker);
         for assignment in &state.assignments {
             let Some(order) = assignment.units() else { continue };
-            let mut own: Vec<UnitRange> = order.leases.values().flatten().copied().collect();
-            own.sort();
-            let twice = own.windows(2).find(|pair| pair[1].first < pair[0].end);
-            self.require(twice.is_none(), || {
-                format!("{worker} holds units of {} twice: {own:?}", assignment.job)
-            });
-            let others = self.units.leases.iter();
-            let others = others.filter(|((job, _), _)| *job == assignment.job);
-            let both = others
-                .flat_map(|((_, other), theirs)| theirs.iter().map(move |range| (other, *range)))
-                .find(|(_, theirs)| own.iter().any(|own| own.first < theirs.end && theirs.first < own.end));
-            let both = both.map(|(other, range)| format!("{other} ({range:?})"));
-            self.require(both.is_none(), || {
-                let other = both.unwrap_or_default();
-                format!("units of {} are leased to {worker} ({own:?}) and to {other}", assignment.job)
-            });
-            self.units.leases.insert((assignment.job.clone(), worker.clone()), own);
+            let own = order.leases.values().flatten().copied().collect();
+            leases.insert((assignment.job.clone(), worker.clone()), own);
+            self.units.is_changed = true;
         }
     }
 
-    /// Nobody starts before those that it waits for are done; no device is given twice, and no team has more than its quota.
-    /// Asked when a save is whole.
-    pub(crate) fn on_saved(&mut self, durable: &Durable, specs: &Specs, devices: &BTreeMap<String, u32>, quotas: &BTreeMap<String, u32>) {
+    /// No two ranks hold the same unit. Asked when all that follows from an event is told.
+    pub(crate) fn on_told(&mut self, durable: &Durable) {
+        if !std::mem::take(&mut self.units.is_changed) {
+            return;
+        }
+        self.units.leases.retain(|(job, worker), _| {
+            let record = durable.jobs.get(job);
+            record.is_some_and(|record| members(record).iter().any(|it| it.worker == *worker))
+        });
+        let mut jobs: BTreeMap<&JobId, Vec<(UnitRange, &WorkerId)>> = BTreeMap::new();
+        for ((job, worker), ranges) in &self.units.leases {
+            let all = jobs.entry(job).or_default();
+            all.extend(ranges.iter().map(|range| (*range, worker)));
+        }
+        let mut twice = None;
+        for (job, mut all) in jobs {
+            all.sort();
+            let pair = all.windows(2).find(|pair| pair[1].0.first < pair[0].0.end);
+            twice = twice.or_else(|| {
+                let [(one, a), (_, b)] = pair? else { return None };
+                Some(format!("units {one:?} of {job} are leased to {a} and to {b}"))
+            });
+        }
+        self.require(twice.is_none(), || twice.unwrap_or_default());
+    }
+
+    /// Nobody starts before those that it waits for are done, and no device is given twice. Asked when a save is whole.
+    pub(crate) fn on_saved(&mut self, durable: &Durable, specs: &Specs, devices: &BTreeMap<String, u32>) {
         let mut used: BTreeMap<&WorkerId, u32> = BTreeMap::new();
-        let mut teams: BTreeMap<&str, u32> = BTreeMap::new();
         for record in durable.jobs.values() {
             let members = members(record);
             if members.is_empty() {
@@ -94,16 +107,11 @@ impl Oracle {
             });
             for member in members {
                 *used.entry(&member.worker).or_default() += member.ranks;
-                *teams.entry(&spec.resources.team).or_default() += member.ranks;
             }
         }
         for (worker, used) in used {
             let has = devices.get(&worker.name).copied().unwrap_or(0);
             self.require(used <= has, || format!("{worker} has {has} devices and {used} are given away"));
-        }
-        for (team, used) in teams {
-            let most = quotas.get(team).copied().unwrap_or(u32::MAX);
-            self.require(used <= most, || format!("team {team} has {used} devices of {most}"));
         }
     }
 
@@ -168,7 +176,7 @@ impl Oracle {
 }
 
 /// Those that work for the job.
-fn members(record: &JobRecord) -> &[Member] {
+pub(super) fn members(record: &JobRecord) -> &[Member] {
     match &record.phase {
         JobPhase::Running { members } => members,
         _ => &[],

@@ -1,6 +1,7 @@
 //! What a healed world does in time: a worker that somebody drained gets rid of its units, and nobody waits for devices that
 //! less urgent units hold.
 
+use super::oracle::members;
 use crate::world::World;
 use crate::world::plan::DETECT_WITHIN_MS;
 use coordinator_core::event::{JobPhase, JobRecord, Member};
@@ -44,6 +45,7 @@ impl World {
                 self.require_empty(node);
             }
         }
+        self.require_quotas();
         let urgent = self.waits_for_less_urgent();
         self.watch.waits.retain(|job, _| Some(job) == urgent.as_ref());
         if let Some(job) = urgent {
@@ -63,6 +65,30 @@ impl World {
         self.oracle.require(left.is_none(), || {
             format!("{name} is drained and keeps units of {}", left.unwrap_or_default())
         });
+    }
+
+    /// No team has more than its quota, save what is about to leave.
+    fn require_quotas(&mut self) {
+        let mut teams: BTreeMap<&str, u32> = BTreeMap::new();
+        for record in self.durable.jobs.values() {
+            let Some(spec) = self.specs.get(&record.id) else {
+                continue;
+            };
+            let generations = record.units.as_ref().map(|units| &units.generations);
+            for (number, member) in members(record).iter().enumerate() {
+                let generation = generations.and_then(|it| it.get(number).copied());
+                let generation = generation.unwrap_or(record.generation);
+                let leaves = (record.id.clone(), generation);
+                if !self.oracle.units.halting.contains(&leaves) {
+                    *teams.entry(&spec.resources.team).or_default() += member.ranks;
+                }
+            }
+        }
+        for (team, most) in &self.plan.quotas {
+            let used = teams.get(team.as_str()).copied().unwrap_or(0);
+            self.oracle
+                .require(used <= *most, || format!("team {team} has {used} devices of {most}"));
+        }
     }
 
     /// The most urgent job that waits, if there is one such, and devices enough on one node that nobody holds or only units
@@ -109,9 +135,5 @@ impl World {
 
 /// Those that hold devices for the job.
 fn places(record: &JobRecord) -> impl Iterator<Item = &Member> {
-    let members: &[Member] = match &record.phase {
-        JobPhase::Running { members } => members,
-        _ => &[],
-    };
-    members.iter().chain(&record.reserves)
+    members(record).iter().chain(&record.reserves)
 }

@@ -4,10 +4,11 @@
 use proto::checkpoint::ShardEntry;
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::message::{
-    Assignment, DesiredState, Peer, PhaseSeconds, RankPhase, RankReport, ShardReport, StepReport, Work,
-    WorkerReport,
+    Assignment, DesiredState, GangOrder, Peer, PhaseSeconds, RankPhase, RankReport, Run, ShardReport,
+    StepReport, UnitOrder, UnitRange, UnitReport, WorkerReport,
 };
 use proto::spec::DeviceKind;
+use std::collections::BTreeMap;
 use worker_core::event::{Effect, Event, RankKey};
 use worker_core::{Config, Worker};
 
@@ -124,19 +125,34 @@ pub(crate) fn assignment(generation: u64, first_rank: u32, ranks: u32) -> Assign
     Assignment {
         job: job(),
         generation: Generation(generation),
-        work: Work::Train,
         job_toml: String::new(),
         dataset_version: String::new(),
         first_rank: Rank(first_rank),
         ranks,
-        world: 4,
-        store_address: None,
-        resume: None,
         store_url: String::new(),
-        acknowledged_step: Step(0),
-        committed_step: Step(0),
         halt: None,
         detect_within_ms: DETECT_WITHIN_MS,
+        run: gang(GangOrder::default()),
+    }
+}
+
+/// Of four ranks.
+pub(crate) fn gang(order: GangOrder) -> Run {
+    Run::Gang(GangOrder { world: 4, ..order })
+}
+
+/// The order of a job of units, with what is leased to each rank.
+pub(crate) fn units(generation: u64, ranks: u32, leases: &[(u32, UnitRange)]) -> Assignment {
+    let mut all: BTreeMap<Rank, Vec<UnitRange>> = BTreeMap::new();
+    for (rank, range) in leases {
+        all.entry(Rank(*rank)).or_default().push(*range);
+    }
+    Assignment {
+        run: Run::Units(UnitOrder {
+            source: None,
+            leases: all,
+        }),
+        ..assignment(generation, 0, ranks)
     }
 }
 
@@ -155,6 +171,7 @@ pub(crate) fn said(key: &RankKey, phase: RankPhase) -> RankReport {
         steps: vec![],
         shards: vec![],
         digests: vec![],
+        units: UnitReport::default(),
         doing: None,
     }
 }

@@ -1,6 +1,6 @@
 //! Generations that follow one another while processes live on.
 
-use crate::world::{TestRank, World, last_digest, meet};
+use crate::world::{TestRank, World, last_digest, meet, resumed_from, world_of};
 use proto::id::{Generation, Step};
 use proto::message::{Assignment, Halt, RankOrder, RankPhase};
 use std::io::Write;
@@ -13,7 +13,7 @@ fn ranks_that_are_told_to_halt_leave_together_with_a_checkpoint_and_a_resumed_ru
     let whole = world.run(&world.assignment);
     let halted = Assignment {
         generation: Generation(2),
-        world: 2,
+        run: world_of(2),
         halt: Some(Halt::Save),
         ..world.assignment.clone()
     };
@@ -30,7 +30,7 @@ fn ranks_that_are_told_to_halt_leave_together_with_a_checkpoint_and_a_resumed_ru
     let first = world.run(&alone);
     let resumed = Assignment {
         generation: Generation(4),
-        resume: Some(world.commit(&alone, &first, Step(1))),
+        run: resumed_from(&alone, Some(world.commit(&alone, &first, Step(1)))),
         ..world.assignment.clone()
     };
     let rest = world.run(&resumed);
@@ -56,7 +56,7 @@ fn survivors_keep_their_state_and_give_it_to_a_new_process() {
         let job = |generation, ranks| Assignment {
             job_toml: toml.clone(),
             generation: Generation(generation),
-            world: ranks,
+            run: world_of(ranks),
             ..world.assignment.clone()
         };
         let undisturbed = last_digest(&world.run(&job(1, 3))[0]);
@@ -110,7 +110,7 @@ fn a_generation_ends_for_ranks_that_work_waits_for_nobody_and_may_shrink_and_gro
     let job = |generation, ranks| Assignment {
         job_toml: toml.clone(),
         generation: Generation(generation),
-        world: ranks,
+        run: world_of(ranks),
         ..world.assignment.clone()
     };
     let undisturbed = last_digest(&world.run(&job(1, 1))[0]);
@@ -166,7 +166,7 @@ fn a_rank_that_holds_writes_nothing_until_it_is_told_to_and_a_reserve_waits_for_
     // Out of the generation, and in again: what it held it holds still.
     let reserve = Assignment {
         generation: Generation(2),
-        world: 0,
+        run: world_of(0),
         ..world.assignment.clone()
     };
     rank.order(&reserve);

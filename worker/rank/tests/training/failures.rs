@@ -1,9 +1,10 @@
 //! What ends a rank or a job, and the words it ends with.
 
-use crate::world::{TestRank, World, copy_renamed, failure, last_digest};
+use crate::world::{TestRank, World, copy_renamed, failure, last_digest, met_at, resumed_from, world_of};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Step};
-use proto::message::{Assignment, Doing, Piece, RankPhase, RankReport, SampleRequest, Work};
+use proto::message::{Assignment, Doing, Piece, RankPhase, RankReport};
+use proto::sample::SampleWork;
 
 #[test]
 fn what_goes_wrong_is_said_in_one_line_with_rank_place_and_reason() {
@@ -27,10 +28,11 @@ fn what_goes_wrong_is_said_in_one_line_with_rank_place_and_reason() {
     );
     check(|a| a.job_toml = "name = 1".into(), &["job.toml of tiny-1:1"]);
     let missing = |a: &mut Assignment| {
-        a.resume = Some(CheckpointRef {
+        let lost = CheckpointRef {
             step: Step(2),
             generation: Generation(7),
-        });
+        };
+        a.run = resumed_from(a, Some(lost));
     };
     check(missing, &["cannot resume", "0000000002-g7/manifest.json"]);
 }
@@ -93,19 +95,14 @@ fn base_weights_that_changed_since_the_checkpoint_are_refused_with_both_digests(
     let made_with = reports[0].shards[0].init_digest.clone().unwrap();
     let resume = Some(world.commit(&first, &reports, Step(2)));
     let resumed = |generation| Assignment {
-        resume,
+        run: resumed_from(&first, resume),
         ..job(generation, "text-to-image", &init)
     };
     assert_eq!(world.run(&resumed(3))[0].phase, RankPhase::Finished);
     // The same URL, other weights.
     base_of(&world, &autoencoder, ("base", 4));
-    let draws = Assignment {
-        work: Work::Sample(SampleRequest {
-            checkpoint: resume,
-            ..SampleRequest::of(first.job.clone())
-        }),
-        ..resumed(5)
-    };
+    let work = SampleWork::of(first.job.clone());
+    let draws = world.sampling(&first, "tiny-1-sample-5", &work, resume);
     for assignment in [resumed(4), draws] {
         let reports = world.run(&assignment);
         let error = failure(&reports[0]);
@@ -119,14 +116,14 @@ fn base_weights_that_changed_since_the_checkpoint_are_refused_with_both_digests(
     }
     // Two ranks that begin, each from its own.
     let pair = |init: &str| Assignment {
-        world: 2,
+        run: world_of(2),
         ..job(6, "text-to-image", init)
     };
     let other = base_of(&world, &autoencoder, ("other", 2));
     let mut opener = TestRank::start(world.folder.path(), &pair(&init), 0);
     let opened = opener.until(|report| report.store_address.is_some());
     let known = |init: &str| Assignment {
-        store_address: opened.store_address.clone(),
+        run: met_at(&pair(init), opened.store_address.clone()),
         ..pair(init)
     };
     opener.order(&known(&init));
@@ -171,7 +168,7 @@ fn base_weights_that_are_not_finite_end_the_job_with_url_file_and_tensor() {
 fn diverging(world: &World, on_nonfinite: &str) -> (Assignment, Vec<RankReport>) {
     let rate = format!("learning_rate = 1e30\non_nonfinite = \"{on_nonfinite}\"");
     let pair = Assignment {
-        world: 2,
+        run: world_of(2),
         job_toml: world.assignment.job_toml.replace("learning_rate = 0.001", &rate),
         ..world.assignment.clone()
     };
@@ -221,7 +218,7 @@ fn steps_that_are_skipped_are_counted_and_leave_the_weights_alone() {
 fn a_loss_that_an_exact_sum_cannot_hold_ends_the_job_on_all_ranks_with_step_and_samples() {
     let world = World::new();
     let pair = Assignment {
-        world: 2,
+        run: world_of(2),
         job_toml: world.assignment.job_toml.replace(
             "learning_rate = 0.001",
             "learning_rate = 100.0\nreduction = \"exact\"",

@@ -1,6 +1,6 @@
 //! A process that lives while its model's thread does not come on.
 
-use crate::world::{TestRank, World, failure, last_digest, meet};
+use crate::world::{TestRank, World, failure, last_digest, meet, world_of};
 use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
@@ -94,7 +94,7 @@ fn hang(reduction: &str) -> (String, String) {
     let job = |generation, ranks| Assignment {
         job_toml: toml.clone(),
         generation: Generation(generation),
-        world: ranks,
+        run: world_of(ranks),
         detect_within_ms: 500,
         ..world.assignment.clone()
     };

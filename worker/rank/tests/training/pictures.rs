@@ -1,11 +1,9 @@
 //! Drawing: the same request gives the same pictures, with the weights and the references that were asked for.
 
-use crate::world::{World, copy_renamed};
+use crate::world::{TestRank, World, copy_renamed, units_of};
 use proto::id::{Generation, Step};
-use proto::message::{
-    Assignment, Concept, NamedReference, PictureSource, RankPhase, SampleMethod, SamplePrompt, SampleRequest,
-    Work,
-};
+use proto::message::{Assignment, Halt, Piece, RankPhase, UnitRange};
+use proto::sample::{Concept, NamedReference, PictureSource, SampleMethod, SamplePrompt, SampleWork};
 use proto::spec::{Pairing, Task};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -16,18 +14,17 @@ fn pictures_are_drawn_from_a_checkpoint_and_judged() {
     let world = World::new();
     let trained = world.run(&world.assignment);
     let checkpoint = world.commit(&world.assignment, &trained, Step(4));
-    let request = SampleRequest {
-        checkpoint: Some(checkpoint),
+    let request = SampleWork {
         count: 5,
         method: SampleMethod::DpmSolver,
         steps: 2,
         guidance: 2.0,
         seeds: vec![3],
         prompt: SamplePrompt::Pose,
-        ..SampleRequest::of(world.assignment.job.clone())
+        ..SampleWork::of(world.assignment.job.clone())
     };
-    let pictures = |job: &str, request: SampleRequest| world.pictures(&world.assignment, job, request);
-    let (mut record, files) = pictures("tiny-1-sample-2", request.clone());
+    let pictures = |job: &str, at| world.pictures(&world.assignment, job, &request, at);
+    let (mut record, files) = pictures("tiny-1-sample-2", Some(checkpoint));
     assert_eq!(files.len(), 5);
     // Four identities in all: the own one and three others.
     assert_eq!(record["summary"]["of"], 4);
@@ -48,19 +45,13 @@ fn pictures_are_drawn_from_a_checkpoint_and_judged() {
             .replace("micro_batch = 2", "micro_batch = 3"),
         ..world.assignment.clone()
     };
-    let (mut again, same) = world.pictures(&batched, "tiny-1-sample-3", request.clone());
+    let (mut again, same) = world.pictures(&batched, "tiny-1-sample-3", &request, Some(checkpoint));
     for record in [&mut record, &mut again] {
         let pictures = record["pictures"].as_array_mut().unwrap();
         pictures.iter_mut().for_each(|it| it["job"] = "any".into());
     }
     assert_eq!((again, same), (record, files.clone()));
-    let (_, base) = pictures(
-        "tiny-1-sample-4",
-        SampleRequest {
-            checkpoint: None,
-            ..request
-        },
-    );
+    let (_, base) = pictures("tiny-1-sample-4", None);
     assert_ne!(base, files, "the base draws otherwise");
 }
 
@@ -76,14 +67,13 @@ fn pictures_are_drawn_with_the_moving_average_where_there_is_one() {
         ..world.assignment.clone()
     };
     let reports = world.run(&averaged);
-    let request = |checkpoint| SampleRequest {
-        checkpoint: Some(checkpoint),
+    let request = SampleWork {
         method: SampleMethod::DpmSolver,
         steps: 2,
-        ..SampleRequest::of(world.assignment.job.clone())
+        ..SampleWork::of(world.assignment.job.clone())
     };
     let checkpoint = world.commit(&averaged, &reports, Step(4));
-    let (record, drawn) = world.pictures(&averaged, "tiny-1-sample-1", request(checkpoint));
+    let (record, drawn) = world.pictures(&averaged, "tiny-1-sample-1", &request, Some(checkpoint));
     let weights = |record: &Value| record["pictures"][0]["checkpoint"]["weights"].clone();
     assert_eq!(weights(&record), "moving average");
     // A job that keeps no average, with those or with the last weights for its own.
@@ -111,7 +101,7 @@ fn pictures_are_drawn_with_the_moving_average_where_there_is_one() {
         own.shard.sha256 = format!("{:x}", Sha256::digest(&bytes));
         let checkpoint = world.commit(&plain, &[report], Step(4));
         let job = format!("tiny-1-sample-{generation}");
-        let (record, files) = world.pictures(&plain, &job, request(checkpoint));
+        let (record, files) = world.pictures(&plain, &job, &request, Some(checkpoint));
         assert_eq!(weights(&record), "as trained");
         files
     };
@@ -123,13 +113,13 @@ fn pictures_are_drawn_with_the_moving_average_where_there_is_one() {
 fn pictures_are_drawn_from_the_sample_itself_or_from_others_as_asked() {
     let world = World::new();
     for (pairing, itself) in [(Pairing::A, true), (Pairing::B, false)] {
-        let request = SampleRequest {
+        let request = SampleWork {
             steps: 1,
             pairing: Some(pairing),
-            ..SampleRequest::of(world.assignment.job.clone())
+            ..SampleWork::of(world.assignment.job.clone())
         };
         let job = format!("tiny-1-sample-{itself}");
-        let (record, _) = world.pictures(&world.assignment, &job, request);
+        let (record, _) = world.pictures(&world.assignment, &job, &request, None);
         let drawn = &record["pictures"][0];
         assert_eq!(
             drawn["references"][0]["sample"] == drawn["target"]["id"],
@@ -142,12 +132,12 @@ fn pictures_are_drawn_from_the_sample_itself_or_from_others_as_asked() {
 #[test]
 fn named_references_are_drawn_with_every_prompt_and_seed_and_looked_at() {
     let world = World::new();
-    let draw = |job: &str, request: SampleRequest| world.pictures(&world.assignment, job, request);
-    let plain = SampleRequest {
+    let draw = |job: &str, work: &SampleWork| world.pictures(&world.assignment, job, work, None);
+    let plain = SampleWork {
         steps: 2,
-        ..SampleRequest::of(world.assignment.job.clone())
+        ..SampleWork::of(world.assignment.job.clone())
     };
-    let (record, _) = draw("tiny-1-sample-1", plain.clone());
+    let (record, _) = draw("tiny-1-sample-1", &plain);
     let id = record["pictures"][0]["target"]["id"].as_str().unwrap().to_owned();
     // A picture of the user's, where `coordinator sample` puts it.
     let folder = world.folder.path().join("store/jobs");
@@ -156,7 +146,7 @@ fn named_references_are_drawn_with_every_prompt_and_seed_and_looked_at() {
     std::fs::create_dir_all(folder.join("tiny-1/references")).unwrap();
     std::fs::write(folder.join("tiny-1/references").join(&sha256), file).unwrap();
     let named = |concept, from| NamedReference { concept, from };
-    let request = SampleRequest {
+    let request = SampleWork {
         seeds: vec![7, 9],
         prompts: vec!["1girl, standing".into(), String::new(), "1girl, hat".into()],
         references: vec![
@@ -174,7 +164,7 @@ fn named_references_are_drawn_with_every_prompt_and_seed_and_looked_at() {
         attention: vec![Concept::Face, Concept::Clothes],
         ..plain
     };
-    let (record, files) = draw("tiny-1-sample-2", request.clone());
+    let (record, files) = draw("tiny-1-sample-2", &request);
     assert_eq!(files.len(), 6, "three prompts with two seeds");
     assert_ne!(files[0], files[1], "another seed draws otherwise");
     let last = &record["pictures"][5];
@@ -197,12 +187,12 @@ fn named_references_are_drawn_with_every_prompt_and_seed_and_looked_at() {
     let sidecar: Value = serde_json::from_slice(&read("005.json")).unwrap();
     assert_eq!(&sidecar, last);
     // One of the pictures alone is the same.
-    let alone = SampleRequest {
+    let alone = SampleWork {
         seeds: vec![7],
         prompts: vec![String::new()],
         ..request.clone()
     };
-    assert_eq!(draw("tiny-1-sample-3", alone).1, [files[2].clone()]);
+    assert_eq!(draw("tiny-1-sample-3", &alone).1, [files[2].clone()]);
     // Three references, two words, two time steps, and the block that attends.
     look_at_maps(&pictures, 3 * 2 * 2);
 }
@@ -223,21 +213,73 @@ fn look_at_maps(pictures: &Path, count: usize) {
 }
 
 #[test]
-fn a_reference_that_is_not_there_is_named() {
+fn a_unit_that_fails_is_named_and_its_process_goes_on() {
     let world = World::new();
-    let unknown = SampleRequest {
+    let unknown = SampleWork {
         references: vec![NamedReference {
             concept: None,
             from: PictureSource::Sample { id: "none".into() },
         }],
-        ..SampleRequest::of(world.assignment.job.clone())
+        seeds: vec![1, 2],
+        ..SampleWork::of(world.assignment.job.clone())
     };
-    let assignment = Assignment {
-        work: Work::Sample(unknown),
-        ..world.assignment.clone()
+    let assignment = world.sampling(&world.assignment, "tiny-1-sample-1", &unknown, None);
+    let mut rank = TestRank::start(world.folder.path(), &assignment, 0);
+    let report = rank.until(|report| report.units.failed.len() == 2);
+    for (unit, failure) in (0..).zip(&report.units.failed) {
+        assert_eq!(failure.unit, unit);
+        assert!(failure.error.contains("has no sample \"none\""), "{failure:?}");
+    }
+    assert_eq!(
+        (report.units.done, report.phase),
+        (Vec::new(), RankPhase::Training)
+    );
+    rank.stop();
+    assert!(rank.child.wait().unwrap().success());
+}
+
+#[test]
+fn a_unit_is_begun_when_the_daemon_knows_it_and_what_is_there_is_not_drawn_again() {
+    let world = World::new();
+    let work = SampleWork {
+        count: 3,
+        steps: 1,
+        ..SampleWork::of(world.assignment.job.clone())
     };
-    let RankPhase::Failed { error, .. } = world.run(&assignment).remove(0).phase else {
-        panic!("a reference that is not there was drawn")
+    let order = |lease: &[UnitRange], halt| Assignment {
+        run: units_of(&world.assignment, None, lease),
+        halt,
+        ..world.sampling(&world.assignment, "tiny-1-sample-1", &work, None)
     };
-    assert!(error.contains("has no sample \"none\""), "{error}");
+    let range = |first, end| UnitRange { first, end };
+    let mut rank = TestRank::start(world.folder.path(), &order(&[range(1, 2)], None), 0);
+    let begun = rank.until(|report| report.doing.is_some());
+    assert_eq!(begun.doing.unwrap().piece, Piece::Unit(1));
+    rank.until(|report| report.units.done == [range(1, 2)]);
+    // Somebody else made the image of unit 0 meanwhile. It stays, and its record is still to be written.
+    let folder = world.folder.path().join("store/jobs/tiny-1-sample-1/pictures");
+    let first = std::fs::read(folder.join("001.png")).unwrap();
+    let record = std::fs::read(folder.join("001.json")).unwrap();
+    std::fs::write(folder.join("000.png"), &first).unwrap();
+    rank.order(&order(&[range(0, 3)], None));
+    rank.until(|report| report.units.done == [range(0, 3)]);
+    let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
+    assert!(read("000.png") == first && read("001.json") == record);
+    let zeroth: Value = serde_json::from_slice(&read("000.json")).unwrap();
+    assert_eq!(zeroth["file"], "000.png");
+    // The lease names nothing any more; the last unit finds that one image was set aside.
+    for name in ["002.png", "002.json"] {
+        std::fs::remove_file(folder.join(name)).unwrap();
+    }
+    rank.order(&order(&[range(3, 4)], None));
+    rank.until(|report| report.units.done == [range(3, 4)]);
+    let (list, files) = world.drawn("tiny-1-sample-1");
+    assert_eq!(list["missing"], serde_json::json!(["002.png"]));
+    assert_eq!((files.len(), &list["summary"]["count"]), (2, &2.into()));
+    // Told to halt it takes no other.
+    rank.order(&order(&[range(2, 3)], Some(Halt::Hold)));
+    let report = rank.until(|report| report.phase == RankPhase::Finished);
+    assert_eq!(report.units.done, []);
+    rank.finish();
+    assert!(!folder.join("002.json").exists());
 }

@@ -1,6 +1,6 @@
 //! What ranks that share steps come to: the same weights and figures as one, and the same again after a checkpoint.
 
-use crate::world::World;
+use crate::world::{World, resumed_from, world_of};
 use proto::id::{Generation, Step};
 use proto::message::{Assignment, RankPhase, RankReport};
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ fn two_ranks_train_to_the_weights_of_one_and_report_every_step() {
     assert_eq!(one[0].phase, RankPhase::Finished);
     let pair = Assignment {
         generation: Generation(2),
-        world: 2,
+        run: world_of(2),
         ..world.assignment.clone()
     };
     let two = world.run(&pair);
@@ -57,7 +57,7 @@ fn a_resumed_rank_ends_with_the_bits_of_one_that_never_stopped() {
     let resume = world.commit(&world.assignment, &whole, Step(2));
     let second = Assignment {
         generation: Generation(2),
-        resume: Some(resume),
+        run: resumed_from(&world.assignment, Some(resume)),
         ..world.assignment.clone()
     };
     let resumed = world.run(&second);
@@ -72,7 +72,7 @@ fn pair_with(world: &World, generation: u64, model: &str, train: &str) -> (Assig
     let toml = toml.replace("size = \"tiny\"", &format!("size = \"tiny\"\n{model}"));
     let pair = Assignment {
         generation: Generation(generation),
-        world: 2,
+        run: world_of(2),
         job_toml: toml.replace("threads = 1", &format!("threads = 1\n{train}")),
         ..world.assignment.clone()
     };
@@ -103,7 +103,7 @@ fn ranks_in_fp16_agree_on_the_loss_scale_and_come_back_with_it() {
     // The ranks wrote one state together: from its middle they come to the same end.
     let resumed = Assignment {
         generation: Generation(2),
-        resume: Some(world.commit(&pair, &reports, Step(2))),
+        run: resumed_from(&pair, Some(world.commit(&pair, &reports, Step(2)))),
         ..pair
     };
     world.run(&resumed);

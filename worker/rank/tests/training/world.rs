@@ -4,7 +4,11 @@ use model_data::figure::{Similar, SynthesizeOptions, identities};
 use model_data::writer::{DatasetWriter, WriteOptions};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, checkpoint_folder};
 use proto::id::{Generation, JobId, Rank, Step};
-use proto::message::{Assignment, RankOrder, RankPhase, RankReport, SampleRequest, Work};
+use proto::message::{
+    Assignment, GangOrder, RankOrder, RankPhase, RankReport, Run, SourceJob, UnitOrder, UnitRange,
+};
+use proto::sample::SampleWork;
+use proto::spec::{JobSpec, Work};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -67,18 +71,13 @@ impl World {
         let assignment = Assignment {
             job: JobId("tiny-1".into()),
             generation: Generation(1),
-            work: Work::Train,
             job_toml: JOB.replace("DATASET", &url("data")),
             dataset_version: version(&folder.path().join("data")),
             first_rank: Rank(0),
             ranks: 1,
-            world: 1,
-            store_address: None,
-            resume: None,
             store_url: url("store"),
-            acknowledged_step: Step(0),
-            committed_step: Step(0),
             halt: None,
+            run: world_of(1),
             detect_within_ms: 10_000,
         };
         Self { folder, assignment }
@@ -86,15 +85,15 @@ impl World {
 
     /// Starts all ranks of the assignment's world and returns the last report of each.
     pub(crate) fn run(&self, assignment: &Assignment) -> Vec<RankReport> {
-        let mut ranks: Vec<TestRank> = (0..assignment.world)
+        let mut ranks: Vec<TestRank> = (0..assignment.world())
             .map(|rank| TestRank::start(self.folder.path(), assignment, rank))
             .collect();
-        if assignment.world > 1 {
+        if assignment.world() > 1 && assignment.gang().is_some() {
             let address = ranks[0]
                 .until(|report| report.store_address.is_some())
                 .store_address;
             let known = Assignment {
-                store_address: address,
+                run: met_at(assignment, address),
                 ..assignment.clone()
             };
             ranks.iter_mut().for_each(|rank| rank.order(&known));
@@ -102,19 +101,55 @@ impl World {
         ranks.iter_mut().map(TestRank::finish).collect()
     }
 
+    /// The order to make all units of `work` but the last on one rank, from a trained job's checkpoint.
+    pub(crate) fn sampling(
+        &self,
+        of: &Assignment,
+        job: &str,
+        work: &SampleWork,
+        checkpoint: Option<CheckpointRef>,
+    ) -> Assignment {
+        let trained = proto::job::parse_stored(&of.job, &of.job_toml).unwrap();
+        let spec = JobSpec {
+            name: job.into(),
+            work: Work::Sample(Box::new(work.clone())),
+            ..trained
+        };
+        let lease = UnitRange {
+            first: 0,
+            end: work.units().count - 1,
+        };
+        Assignment {
+            job: JobId(job.into()),
+            job_toml: proto::job::to_toml(&spec),
+            run: units_of(of, checkpoint, &[lease]),
+            ..of.clone()
+        }
+    }
+
     /// Draws as job `job`; pictures.json, and the pictures that it names.
     pub(crate) fn pictures(
         &self,
         of: &Assignment,
         job: &str,
-        request: SampleRequest,
+        work: &SampleWork,
+        checkpoint: Option<CheckpointRef>,
     ) -> (Value, Vec<Vec<u8>>) {
-        let assignment = Assignment {
-            job: JobId(job.into()),
-            work: Work::Sample(request),
-            ..of.clone()
-        };
-        assert_eq!(self.run(&assignment)[0].phase, RankPhase::Finished);
+        let assignment = self.sampling(of, job, work, checkpoint);
+        let mut rank = TestRank::start(self.folder.path(), &assignment, 0);
+        let last = work.units().count - 1;
+        rank.until(|report| report.units.done == [UnitRange { first: 0, end: last }]);
+        rank.order(&Assignment {
+            run: units_of(of, checkpoint, &[UnitRange::one(last)]),
+            ..assignment
+        });
+        rank.until(|report| report.units.done == [UnitRange::one(last)]);
+        rank.stop();
+        self.drawn(job)
+    }
+
+    /// What a job that drew has written.
+    pub(crate) fn drawn(&self, job: &str) -> (Value, Vec<Vec<u8>>) {
         let folder = self.folder.path().join("store/jobs").join(job).join("pictures");
         let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
         let record: Value = serde_json::from_slice(&read("pictures.json")).unwrap();
@@ -136,7 +171,7 @@ impl World {
             .flat_map(|report| &report.shards)
             .filter(|shard| shard.step == step)
             .collect();
-        assert_eq!(shards.len(), assignment.world as usize);
+        assert_eq!(shards.len(), assignment.world() as usize);
         let manifest = CheckpointManifest {
             job: assignment.job.clone(),
             step,
@@ -163,8 +198,8 @@ impl World {
     /// All tensors of a checkpoint, over its shards.
     pub(crate) fn state(&self, assignment: &Assignment, step: u64) -> BTreeMap<String, Vec<f32>> {
         let mut state = BTreeMap::new();
-        for rank in 0..assignment.world {
-            let file = format!("rank-{rank}-of-{}.safetensors", assignment.world);
+        for rank in 0..assignment.world() {
+            let file = format!("rank-{rank}-of-{}.safetensors", assignment.world());
             let bytes = std::fs::read(self.checkpoint(assignment, Step(step)).join(file)).unwrap();
             let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
             for (name, view) in tensors.iter() {
@@ -180,6 +215,46 @@ impl World {
         }
         state
     }
+}
+
+/// A gang of so many ranks, before they meet.
+pub(crate) fn world_of(world: u32) -> Run {
+    Run::Gang(GangOrder {
+        world,
+        ..GangOrder::default()
+    })
+}
+
+fn gang_of(assignment: &Assignment) -> GangOrder {
+    assignment.gang().unwrap().clone()
+}
+
+/// The assignment's gang, which starts from this checkpoint.
+pub(crate) fn resumed_from(assignment: &Assignment, resume: Option<CheckpointRef>) -> Run {
+    Run::Gang(GangOrder {
+        resume,
+        ..gang_of(assignment)
+    })
+}
+
+/// The assignment's gang, whose store is known.
+pub(crate) fn met_at(assignment: &Assignment, store_address: Option<String>) -> Run {
+    Run::Gang(GangOrder {
+        store_address,
+        ..gang_of(assignment)
+    })
+}
+
+/// Units of the trained job `of`, all leased to rank 0.
+pub(crate) fn units_of(of: &Assignment, checkpoint: Option<CheckpointRef>, lease: &[UnitRange]) -> Run {
+    let source = SourceJob {
+        job_toml: of.job_toml.clone(),
+        checkpoint,
+    };
+    Run::Units(UnitOrder {
+        source: Some(source),
+        leases: BTreeMap::from([(Rank(0), lease.to_vec())]),
+    })
 }
 
 pub(crate) fn version(folder: &Path) -> String {
@@ -346,7 +421,7 @@ pub(crate) fn meet(world: &World, running: &mut [&mut TestRank], assignment: &As
     for (rank, process) in (0..).zip(running.iter_mut()) {
         process.order_as(rank, assignment);
     }
-    let mut started: Vec<TestRank> = (first..assignment.world)
+    let mut started: Vec<TestRank> = (first..assignment.world())
         .map(|rank| TestRank::start(world.folder.path(), assignment, rank))
         .collect();
     let opener = running
@@ -358,7 +433,7 @@ pub(crate) fn meet(world: &World, running: &mut [&mut TestRank], assignment: &As
     let generation = assignment.generation;
     let opened = opener.until(|report| report.generation == generation && report.store_address.is_some());
     let known = Assignment {
-        store_address: opened.store_address,
+        run: met_at(assignment, opened.store_address),
         ..assignment.clone()
     };
     running

@@ -1,0 +1,254 @@
+//! What a rank of a gang decides, event by event.
+#![allow(clippy::unwrap_used)]
+
+use proto::checkpoint::CheckpointRef;
+use proto::id::{Generation, Rank, Step};
+use proto::message::{Halt, RankPhase};
+use rank_core::gang::{Effect, Event, GangRank, Order, Rules};
+use rank_core::state::{StateLabel, StateSource};
+
+const RULES: Rules = Rules {
+    steps: 6,
+    checkpoint_every: 4,
+    digest_every: 3,
+};
+
+fn order(generation: u64) -> Order {
+    Order {
+        generation: Generation(generation),
+        rank: Rank(1),
+        world: 2,
+        standby: false,
+        resume: None,
+        halt: None,
+        detect_within_ms: 3_000,
+    }
+}
+
+fn halting(generation: u64, halt: Halt) -> Event {
+    Event::Ordered(Order {
+        halt: Some(halt),
+        ..order(generation)
+    })
+}
+
+fn label(generation: u64, step: u64) -> StateLabel {
+    StateLabel {
+        generation: Generation(generation),
+        step: Step(step),
+    }
+}
+
+fn stepped(step: u64, halt: bool) -> Event {
+    let step = Step(step);
+    Event::Stepped { step, halt }
+}
+
+fn broke() -> Event {
+    let error = "connection closed by peer".to_owned();
+    Event::Broke { error }
+}
+
+fn takes_up(order: Order) -> Vec<Effect> {
+    let joining = Effect::Phase(RankPhase::Joining);
+    vec![Effect::TakeUp(order), joining, Effect::Meet]
+}
+
+/// A rank of generation 1 that trains from the base weights.
+fn training() -> GangRank {
+    let mut rank = GangRank::new(RULES, order(1));
+    assert_eq!(rank.handle(Event::Loaded), takes_up(order(1)));
+    let holdings = vec![None, None];
+    let source = StateSource::Base;
+    let holds = false;
+    assert_eq!(
+        rank.handle(Event::Met { holdings }),
+        [Effect::Synchronize { source, holds }]
+    );
+    assert_eq!(
+        rank.handle(Event::Synchronized),
+        [Effect::Phase(RankPhase::Training), Effect::Step(Step(1))]
+    );
+    rank
+}
+
+#[test]
+fn a_rank_trains_to_the_end_and_saves_where_the_job_says() {
+    let mut rank = training();
+    let mut effects = Vec::new();
+    for step in 1..=6 {
+        effects.extend(rank.handle(stepped(step, false)));
+        let saved = Event::Saved { step: Step(step) };
+        assert_eq!(rank.is_saving(), step == 4 || step == 6);
+        assert_eq!(rank.handle(saved), []);
+    }
+    let [digest, save, report, next] = [Effect::Digest, Effect::Save, Effect::Report, Effect::Step];
+    let s = Step;
+    let expected = [
+        vec![report(s(1)), next(s(2))],
+        vec![report(s(2)), next(s(3))],
+        vec![digest(s(3)), report(s(3)), next(s(4))],
+        vec![save(s(4)), report(s(4)), next(s(5))],
+        vec![report(s(5)), next(s(6))],
+        vec![digest(s(6)), save(s(6)), report(s(6)), Effect::Leave],
+    ];
+    assert_eq!(effects, expected.concat());
+    assert_eq!(rank.handle(Event::Left), [Effect::Phase(RankPhase::Finished)]);
+    assert_eq!(rank.held(), Some(label(1, 6)));
+}
+
+#[test]
+fn rank_0_opens_the_store_and_a_world_of_one_needs_none() {
+    let opens = |world| {
+        let first = Order {
+            rank: Rank(0),
+            world,
+            ..order(1)
+        };
+        let effects = GangRank::new(RULES, first).handle(Event::Loaded);
+        effects.contains(&Effect::OpenStore)
+    };
+    assert!(opens(2) && !opens(1));
+}
+
+#[test]
+fn who_is_told_to_hold_keeps_the_step_in_memory_and_saves_when_nobody_goes_on() {
+    let mut rank = training();
+    assert_eq!(rank.handle(halting(1, Halt::Hold)), []);
+    // It goes by what all were told.
+    assert!(rank.handle(stepped(1, false)).contains(&Effect::Step(Step(2))));
+    let effects = rank.handle(stepped(2, true));
+    assert_eq!(effects, [Effect::Report(Step(2)), Effect::Leave]);
+    rank.handle(Event::Left);
+    assert_eq!(rank.handle(halting(1, Halt::Save)), [Effect::Save(Step(2))]);
+    rank.handle(Event::Saved { step: Step(2) });
+    assert_eq!(rank.handle(halting(1, Halt::Save)), [], "once");
+}
+
+#[test]
+fn who_is_told_to_save_writes_a_shard_of_the_step_at_which_all_stop() {
+    let mut rank = training();
+    rank.handle(halting(1, Halt::Save));
+    let effects = rank.handle(stepped(1, true));
+    assert_eq!(
+        effects,
+        [Effect::Save(Step(1)), Effect::Report(Step(1)), Effect::Leave]
+    );
+    assert_eq!(rank.handle(halting(1, Halt::Save)), []);
+}
+
+#[test]
+fn a_broken_group_costs_the_partial_step_alone() {
+    let mut rank = training();
+    rank.handle(stepped(1, false));
+    let error = "connection closed by peer".to_owned();
+    assert_eq!(rank.handle(broke()), [Effect::Phase(RankPhase::Broken { error })]);
+    assert_eq!(rank.held(), Some(label(1, 1)));
+    assert_eq!(rank.handle(Event::Ordered(order(2))), takes_up(order(2)));
+    let holdings = vec![Some(label(1, 0)), Some(label(1, 1))];
+    let source = StateSource::Memory {
+        root: Rank(1),
+        label: label(1, 1),
+        all: false,
+    };
+    let holds = true;
+    assert_eq!(
+        rank.handle(Event::Met { holdings }),
+        [Effect::Synchronize { source, holds }]
+    );
+    rank.handle(Event::Synchronized);
+    assert_eq!(rank.held(), Some(label(2, 1)));
+}
+
+#[test]
+fn a_newer_generation_frees_the_thread_and_is_taken_up_when_it_is_out() {
+    let mut rank = training();
+    assert_eq!(rank.handle(Event::Ordered(order(2))), [Effect::Abort]);
+    assert_eq!(rank.serving().generation, Generation(1));
+    // The step came to its end all the same: it counts, and nothing of it is saved.
+    let mut expected = vec![Effect::Report(Step(4))];
+    expected.extend(takes_up(order(2)));
+    assert_eq!(rank.handle(stepped(4, false)), expected);
+    assert_eq!(rank.held(), Some(label(1, 4)));
+    assert_eq!(rank.handle(Event::Ordered(order(3))), [Effect::Abort]);
+    assert_eq!(rank.handle(Event::Ordered(order(2))), [], "older");
+    assert_eq!(rank.handle(broke()), takes_up(order(3)));
+}
+
+#[test]
+fn a_newer_generation_does_not_wait_for_a_shard_of_an_older_one() {
+    let late = |end: Event| {
+        let mut rank = training();
+        rank.handle(halting(1, Halt::Hold));
+        rank.handle(stepped(2, true));
+        rank.handle(Event::Left);
+        assert_eq!(rank.handle(halting(1, Halt::Save)), [Effect::Save(Step(2))]);
+        assert_eq!(rank.handle(Event::Ordered(order(2))), [Effect::Abort]);
+        assert_eq!(rank.handle(end), takes_up(order(2)));
+    };
+    late(broke());
+    // It was just written.
+    late(Event::Saved { step: Step(2) });
+}
+
+#[test]
+fn a_standby_keeps_what_it_holds_and_gets_ready() {
+    let mut rank = training();
+    rank.handle(stepped(1, false));
+    rank.handle(broke());
+    let standby = Order {
+        standby: true,
+        ..order(2)
+    };
+    let ready = Effect::Phase(RankPhase::Ready);
+    assert_eq!(
+        rank.handle(Event::Ordered(standby)),
+        [Effect::TakeUp(standby), ready]
+    );
+    assert_eq!(rank.held(), Some(label(1, 1)));
+    assert_eq!(rank.handle(Event::Ordered(order(3))), takes_up(order(3)));
+}
+
+#[test]
+fn who_still_loads_takes_up_the_newest_order_when_it_has_loaded() {
+    let mut rank = GangRank::new(RULES, order(1));
+    assert_eq!(rank.handle(Event::Ordered(order(2))), []);
+    assert_eq!(rank.handle(Event::Loaded), takes_up(order(2)));
+}
+
+#[test]
+fn a_step_that_no_checkpoint_has_yet_is_saved_when_the_next_generation_begins() {
+    let begins = |held: u64, saved: Option<u64>| {
+        let resume = saved.map(|step| CheckpointRef {
+            step: Step(step),
+            generation: Generation(1),
+        });
+        let first = Order { resume, ..order(2) };
+        let mut rank = GangRank::new(RULES, first);
+        rank.handle(Event::Loaded);
+        let holdings = vec![Some(label(1, held)); 2];
+        rank.handle(Event::Met { holdings });
+        rank.handle(Event::Synchronized)
+    };
+    let training = Effect::Phase(RankPhase::Training);
+    let (save, next) = (Effect::Save(Step(4)), Effect::Step(Step(5)));
+    assert_eq!(begins(4, None), [training.clone(), save, next.clone()]);
+    assert_eq!(begins(4, Some(4)), [training.clone(), next]);
+    assert_eq!(
+        begins(6, Some(4)),
+        [training.clone(), Effect::Save(Step(6)), Effect::Leave]
+    );
+    assert_eq!(begins(5, Some(4)), [training, Effect::Step(Step(6))]);
+}
+
+/// The group may break while the others still take over the state: what came already is what is held.
+#[test]
+fn a_state_that_was_taken_over_is_held_before_all_have_it() {
+    let mut rank = GangRank::new(RULES, order(3));
+    rank.handle(Event::Loaded);
+    let holdings = vec![Some(label(2, 5)), None];
+    rank.handle(Event::Met { holdings });
+    rank.handle(Event::Holds(label(2, 5)));
+    rank.handle(broke());
+    assert_eq!(rank.held(), Some(label(2, 5)));
+}
