@@ -1,7 +1,7 @@
 //! Settings of `coordinator serve`: [`proto::settings`] reads their layers, here they get their meaning. Nothing that
 //! they name is opened. Called once, by `serve`.
 
-use proto::settings::{self, SettingsError};
+use proto::settings::{self, Log, RawLog, SettingsError};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -28,18 +28,6 @@ pub(crate) struct Config {
     pub(crate) log: Log,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Log {
-    pub(crate) filter: String,
-    pub(crate) format: LogFormat,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum LogFormat {
-    Text,
-    Json,
-}
-
 /// Before any meaning is given to it.
 #[derive(Debug, Deserialize)]
 struct Raw {
@@ -49,12 +37,6 @@ struct Raw {
     detect_within_ms: i64,
     quotas: Vec<String>,
     log: RawLog,
-}
-
-#[derive(Debug, Deserialize)]
-struct RawLog {
-    filter: String,
-    format: String,
 }
 
 impl Config {
@@ -81,13 +63,7 @@ impl Config {
                 format!("it must be {DETECT_WITHIN_MS_MIN} to {DETECT_WITHIN_MS_MAX} milliseconds");
             return Err(settings.wrong("detect_within_ms", raw.detect_within_ms, &expected));
         }
-        let format = match raw.log.format.as_str() {
-            "text" => LogFormat::Text,
-            "json" => LogFormat::Json,
-            other => {
-                return Err(settings.wrong("log.format", format!("{other:?}"), "it must be text or json"));
-            }
-        };
+        let log = settings.log(&raw.log)?;
         if EnvFilter::try_new(&raw.log.filter).is_err() {
             let expected = "it must be levels by module, such as info or info,slatedb=warn";
             return Err(settings.wrong("log.filter", format!("{:?}", raw.log.filter), expected));
@@ -103,10 +79,7 @@ impl Config {
             metrics_listen,
             store: raw.store.clone(),
             detect_within_ms: raw.detect_within_ms.unsigned_abs(),
-            log: Log {
-                filter: raw.log.filter.clone(),
-                format,
-            },
+            log,
         })
     }
 }
@@ -123,6 +96,7 @@ fn quota(text: &str) -> Option<(String, u32)> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use proto::settings::LogFormat;
 
     fn load(text: &str) -> Result<Config, String> {
         let dir = tempfile::tempdir().unwrap();

@@ -65,6 +65,18 @@ pub(crate) fn log(fact: &Fact) {
         Fact::JobDone { job, step } => tracing::info!(%job, %step, "job is done"),
         Fact::JobFailed { job, reason } => tracing::error!(%job, %reason, "job failed"),
         Fact::JobCancelled { job } => tracing::info!(%job, "job is cancelled"),
+        Fact::UnitFailed {
+            job,
+            unit,
+            worker,
+            failures,
+            error,
+        } => {
+            tracing::warn!(%job, unit, %worker, failures, %error, "unit failed");
+        }
+        Fact::UnitSetAside { job, unit, error } => {
+            tracing::error!(%job, unit, %error, "unit is set aside");
+        }
         Fact::Parted { what } => tracing::warn!("{what}"),
         Fact::Ignored { worker, what } => tracing::warn!(%worker, %what, "report ignored"),
     }

@@ -1,14 +1,16 @@
 //! Small valid things for this crate's tests.
 
 use coordinator_core::event::{JobPhase, JobRecord};
-use model_data::figure::{Similar, SynthesizeOptions, identities};
+use image::{GrayImage, Luma, Rgb, RgbImage};
+use model_data::picture::{encode_gray, encode_rgb};
+use model_data::sample::{Metadata, Sample};
 use model_data::writer::{DatasetWriter, WriteOptions};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry};
 use proto::id::{Generation, JobId, Step};
 use proto::ledger::Tip;
+use proto::text::hex_sha256;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
-use sha2::{Digest, Sha256};
 
 /// A job that `job::parse` accepts, on the data set at `dataset`.
 pub(crate) fn job_toml(dataset: &str) -> String {
@@ -85,7 +87,7 @@ pub(crate) async fn test_checkpoint(world: usize, committed: bool) -> TestCheckp
         let bytes = safetensors::serialize(mine, None).expect("the names differ");
         let path = format!("rank-{rank}-of-{world}.safetensors");
         std::fs::write(folder.join(&path), &bytes).expect("the temporary folder takes files");
-        let sha256 = format!("{:x}", Sha256::digest(&bytes));
+        let sha256 = hex_sha256(&bytes);
         shards.push(ShardEntry {
             path,
             size_bytes: bytes.len() as u64,
@@ -115,24 +117,35 @@ pub(crate) async fn test_checkpoint(world: usize, committed: bool) -> TestCheckp
     }
 }
 
-/// A data set of four small figures of one character; its URL.
+/// A data set of four small pictures of one character; its URL.
 pub(crate) async fn dataset(dir: &std::path::Path) -> String {
-    let options = SynthesizeOptions {
-        characters: 1,
-        outfits: 1,
-        images: 4,
-        size: 32,
-        seed: 0,
-        similar: Similar::All,
-    };
     let url = format!("file://{}", dir.join("data").display());
     let mut writer = DatasetWriter::open(&url, WriteOptions::new("fixture")).expect("a folder can be made");
-    for identity in identities(&options) {
-        writer
-            .add(identity)
-            .await
-            .expect("the temporary folder takes files");
-    }
+    writer
+        .add((0..4).map(sample).collect())
+        .await
+        .expect("the temporary folder takes files");
     let _ = writer.finish().await.expect("the temporary folder takes files");
     url
+}
+
+/// One of four pictures of a character, 32 pixels square, that name each other as similar.
+fn sample(number: u8) -> Sample {
+    let id = |number: u8| format!("demo-{number}");
+    let picture = RgbImage::from_pixel(32, 32, Rgb([60 * number, 90, 200]));
+    Sample {
+        metadata: Metadata {
+            id: id(number),
+            character: "demo".to_owned(),
+            artists: "fixture".to_owned(),
+            bbox: [0.5, 0.5, 0.5, 0.5],
+            prompts: "1girl, solo".to_owned(),
+            similar: (0..4).filter(|other| *other != number).map(id).collect(),
+            width: 32,
+            height: 32,
+            ..Metadata::default()
+        },
+        image: encode_rgb(picture).expect("32 by 32 pixels are a picture"),
+        mask: encode_gray(GrayImage::from_pixel(32, 32, Luma([255]))).expect("32 by 32 pixels are a mask"),
+    }
 }

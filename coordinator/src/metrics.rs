@@ -19,12 +19,13 @@
 //! | `retri_job_peak_memory_bytes` | job | bytes | largest resident memory of rank 0 so far |
 //! | `retri_job_skipped_steps` | job | steps | steps so far whose update was left out, a number being not finite |
 //! | `retri_job_loss_scale` | job | | what the loss is multiplied with before its gradient is taken; 1 except in fp16 |
+//! | `retri_job_units` | job, state | units | of a job of units: total, done, leased, set-aside |
+//! | `retri_job_units_per_second` | job | units/s | of a job of units, over the last minute |
 //! | `retri_checkpoint_committed_step` | job | steps | step of the newest committed checkpoint |
 //! | `retri_worker_up` | worker | 1 | 1 while the worker's lease runs |
 //! | `retri_worker_devices` | worker, state | devices | devices that are used or free |
 
 use crate::daemon::{Handle, Snapshot, Totals};
-use crate::status::is_over;
 use crate::words::now_ms;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -36,6 +37,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use proto::message::PhaseSeconds;
 use proto::pb;
+use proto::phase::is_over;
 use std::sync::atomic::AtomicU64;
 
 /// A job that ended longer ago than this is no longer told of.
@@ -85,6 +87,8 @@ struct Families {
     peak_memory: Gauges,
     skipped_steps: Gauges,
     loss_scale: Gauges,
+    units: Gauges,
+    units_per_second: Gauges,
     committed_step: Gauges,
     worker_up: Gauges,
     worker_devices: Gauges,
@@ -142,6 +146,12 @@ impl Families {
                 "retri_job_loss_scale",
                 "What the loss is multiplied with before its gradient is taken; 1 except in fp16",
                 &self.loss_scale,
+            ),
+            ("retri_job_units", "Units of the job by state", &self.units),
+            (
+                "retri_job_units_per_second",
+                "Units done in a second, over the last minute",
+                &self.units_per_second,
             ),
             (
                 "retri_checkpoint_committed_step",
@@ -210,6 +220,20 @@ impl Families {
                     .get_or_create(&with("phase", phase))
                     .inc_by(seconds);
             }
+        }
+        if let Some(units) = &job.units {
+            let states = [
+                ("total", units.total),
+                ("done", units.done),
+                ("leased", units.leased),
+                ("set-aside", units.set_aside),
+            ];
+            for (state, count) in states {
+                self.units.get_or_create(&with("state", state)).set(count as f64);
+            }
+            self.units_per_second
+                .get_or_create(&name())
+                .set(units.per_second);
         }
         let Some(step) = &job.last_step else { return };
         for (term, loss) in [

@@ -1,18 +1,18 @@
 //! Looks whether what a job reads is there and gives it something to train on, and which version of its data set it pins. Called by `submit`
 //! on the user's machine and by the coordinator again.
 
-use model_data::base::{Base, BaseError};
+use base_weights::base::{Base, BaseError};
 use model_data::loader::{LoadError, Loader, LoaderOptions};
-use model_data::store::local_folder;
 use proto::spec::{Architecture, TrainWork};
+use storage::local_folder;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PinError {
-    #[error("{}", crate::words::chain(.0))]
+    #[error("{}", proto::text::chain(.0))]
     Dataset(#[from] LoadError),
     #[error("there is no folder {url}; make the data set first, or correct the path")]
     NoFolder { url: String },
-    #[error("{}", crate::words::chain(.0))]
+    #[error("{}", proto::text::chain(.0))]
     Init(#[from] BaseError),
 }
 

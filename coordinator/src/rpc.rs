@@ -11,11 +11,11 @@
 use crate::daemon::{Handle, Stopping};
 use crate::journal::Journal;
 use crate::pin::pin;
-use crate::status::is_over;
 use crate::store::StateError;
 use coordinator_core::event::{Event, Reply, RequestId};
 use proto::id::JobId;
 use proto::pb;
+use proto::phase::is_over;
 use proto::spec::{JobSpec, Work};
 use proto::wire::{WireError, job_id, worker_name};
 use std::pin::Pin;

@@ -2,10 +2,11 @@
 //! out. Pure. Called by the daemon's loop when somebody asks.
 
 use coordinator_core::event::{Incident, JobPhase, Member};
-use coordinator_core::{JobView, RankView, WorkerView};
+use coordinator_core::{JobView, RankView, UnitsView, WorkerView};
 use proto::message::RankPhase;
 use proto::pb;
-use proto::spec::Work;
+use proto::phase::Phase;
+use proto::spec::JobSpec;
 
 /// How much of a job is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +24,7 @@ pub(crate) fn job_view(
 ) -> pb::JobView {
     let record = &job.record;
     let (phase, reason) = phase(job);
+    let training = job.spec.and_then(JobSpec::training);
     let members: &[Member] = match &record.phase {
         JobPhase::Running { members } => members,
         JobPhase::Queued { .. }
@@ -33,19 +35,19 @@ pub(crate) fn job_view(
     let full = detail == Detail::Full;
     pb::JobView {
         job: record.id.0.clone(),
-        name: record.spec.name.clone(),
-        phase: phase.into(),
+        name: job.spec.map_or_else(String::new, |spec| spec.name.clone()),
+        phase: phase.word().into(),
         reason,
         generation: record.generation.0,
         world: members.iter().map(|it| it.ranks).sum(),
         step: job.step.0,
-        steps: record.spec.training().map_or(0, |work| work.train.steps),
+        steps: training.map_or(0, |work| work.train.steps),
         last_step: job.last_step.map(Into::into).or_else(|| last_step.copied()),
         checkpoints: record.checkpoints.iter().map(|it| (*it).into()).collect(),
         members: members
             .iter()
             .filter(|_| full)
-            .map(|it| member(it, &job.ranks))
+            .map(|it| member(it, job))
             .collect(),
         incidents: record.incidents.iter().filter(|_| full).map(incident).collect(),
         submitted_ms: record.submitted_ms,
@@ -64,10 +66,15 @@ pub(crate) fn job_view(
             generation: record.ledger.generation.0,
             step: record.ledger.step.0,
         }),
-        units: None,
-        work: record.spec.work.table().into(),
-        source: record.spec.work.sampling().map(|work| work.job.0.clone()),
-        after: record.spec.after.iter().map(|job| job.0.clone()).collect(),
+        units: job.units.as_ref().map(units),
+        work: job.spec.map_or("", |spec| spec.work.table()).into(),
+        source: job
+            .spec
+            .and_then(|spec| Some(spec.work.sampling()?.job.0.clone())),
+        after: job
+            .spec
+            .map(|spec| spec.after.iter().map(|job| job.0.clone()).collect())
+            .unwrap_or_default(),
     }
 }
 
@@ -94,25 +101,76 @@ pub(crate) fn worker_view(worker: &WorkerView<'_>, jobs: &[JobView<'_>], now_ms:
     }
 }
 
-/// Whether a job in this phase will never change again.
-pub(crate) fn is_over(phase: &str) -> bool {
-    matches!(phase, "done" | "failed" | "cancelled")
+fn units(units: &UnitsView) -> pb::UnitsView {
+    let named = units.named.iter().map(|it| pb::UnitFailure {
+        unit: it.unit,
+        error: it.error.clone(),
+    });
+    pb::UnitsView {
+        total: units.total,
+        done: units.done,
+        leased: units.leased,
+        set_aside: units.set_aside,
+        per_second: units.per_second,
+        failed: named.collect(),
+    }
 }
 
-fn phase(job: &JobView<'_>) -> (&'static str, String) {
+fn phase(job: &JobView<'_>) -> (Phase, String) {
     let record = &job.record;
-    match &record.phase {
-        JobPhase::Queued { reason } => (record.word(), reason.clone()),
-        JobPhase::Running { .. } => match (&job.halting, running_phase(&job.ranks)) {
-            (Some(why), ("training" | "finishing", reason)) => ("halting", format!("{why}; {reason}")),
+    match (&record.phase, &job.units) {
+        (JobPhase::Queued { reason }, _) => (record.shown(), reason.clone()),
+        (JobPhase::Running { .. }, Some(units)) => running_units(job, units),
+        (JobPhase::Running { .. }, None) => match (&job.halting, running_phase(&job.ranks)) {
+            (Some(why), (Phase::Training | Phase::Finishing, reason)) => (Phase::Halting, format!("{why}; {reason}")),
             (_, (phase, reason)) => (phase, reason + &newcomers(&record.reserves)),
         },
-        JobPhase::Done { .. } => match &record.spec.work {
-            Work::Train(work) => ("done", format!("all {} steps are done", work.train.steps)),
-            Work::Sample(work) => ("done", format!("{} images are made", work.images())),
-        },
-        JobPhase::Failed { reason, .. } => ("failed", reason.clone()),
-        JobPhase::Cancelled { .. } => ("cancelled", "somebody cancelled it".into()),
+        (JobPhase::Done { .. }, Some(units)) => (Phase::Done, done_units(units)),
+        (JobPhase::Done { .. }, None) => {
+            let steps = job.spec.and_then(JobSpec::training).map_or(0, |work| work.train.steps);
+            (Phase::Done, format!("all {steps} steps are done"))
+        }
+        (JobPhase::Failed { reason, .. }, _) => (Phase::Failed, reason.clone()),
+        (JobPhase::Cancelled { .. }, _) => (Phase::Cancelled, "somebody cancelled it".into()),
+    }
+}
+
+/// Units are worked on from when a first process has loaded everything.
+fn running_units(job: &JobView<'_>, units: &UnitsView) -> (Phase, String) {
+    let workers = match &job.record.phase {
+        JobPhase::Running { members } => members.len(),
+        _ => 0,
+    };
+    let mut reason = format!(
+        "{} of {} units are done, {} leased to {workers} workers",
+        units.done, units.total, units.leased
+    );
+    for (count, what) in [(units.failed, "to be tried again"), (units.set_aside, "set aside")] {
+        if count != 0 {
+            reason += &format!(", {count} {what}");
+        }
+    }
+    if let Some(why) = &job.halting {
+        return (Phase::Halting, format!("{why}; {reason}"));
+    }
+    let loads = |it: &RankView<'_>| matches!(it.phase, None | Some(RankPhase::Starting));
+    if job.ranks.iter().all(loads) {
+        (Phase::Forming, format!("its processes load; {reason}"))
+    } else {
+        (Phase::Working, reason)
+    }
+}
+
+fn done_units(units: &UnitsView) -> String {
+    let named: Vec<String> = units.named.iter().take(3).map(|it| it.unit.to_string()).collect();
+    match units.set_aside {
+        0 => format!("all {} units are done", units.total),
+        some => format!(
+            "{} of {} units are done; {some} are set aside, of them {}",
+            units.done,
+            units.total,
+            named.join(", ")
+        ),
     }
 }
 
@@ -127,10 +185,10 @@ fn newcomers(reserves: &[Member]) -> String {
 }
 
 /// A group forms until its slowest rank trains, and finishes from when its first rank is done.
-fn running_phase(ranks: &[RankView<'_>]) -> (&'static str, String) {
+fn running_phase(ranks: &[RankView<'_>]) -> (Phase, String) {
     let missing = |text: &str, rank: &RankView<'_>| {
         (
-            "forming",
+            Phase::Forming,
             format!("rank {} on {} {text}", rank.rank, rank.worker.name),
         )
     };
@@ -150,24 +208,26 @@ fn running_phase(ranks: &[RankView<'_>]) -> (&'static str, String) {
         }
     }
     match finished {
-        0 if ranks.len() == 1 => ("training", "its one rank is at work".into()),
-        0 => ("training", format!("all {} ranks are at work", ranks.len())),
+        0 if ranks.len() == 1 => (Phase::Training, "its one rank is at work".into()),
+        0 => (Phase::Training, format!("all {} ranks are at work", ranks.len())),
         _ => (
-            "finishing",
+            Phase::Finishing,
             format!("{finished} of {} ranks are done", ranks.len()),
         ),
     }
 }
 
-fn member(member: &Member, ranks: &[RankView<'_>]) -> pb::Member {
-    let own = member.first_rank.0..member.first_rank.0.saturating_add(member.ranks);
+fn member(member: &Member, job: &JobView<'_>) -> pb::Member {
+    // Ranks of units are numbered by each worker for itself.
+    let own = |it: &&RankView<'_>| it.worker == &member.worker && member.runs(it.rank);
     pb::Member {
         worker: Some((&member.worker).into()),
         first_rank: member.first_rank.0,
         ranks: member.ranks,
-        phases: ranks
+        phases: job
+            .ranks
             .iter()
-            .filter(|it| own.contains(&it.rank.0))
+            .filter(own)
             .map(|it| rank_phase(it.phase))
             .collect(),
     }
@@ -176,13 +236,8 @@ fn member(member: &Member, ranks: &[RankView<'_>]) -> pb::Member {
 fn rank_phase(phase: Option<&RankPhase>) -> String {
     match phase {
         None => "unknown".into(),
-        Some(RankPhase::Starting) => "starting".into(),
-        Some(RankPhase::Ready) => "ready".into(),
-        Some(RankPhase::Joining) => "joining".into(),
-        Some(RankPhase::Training) => "training".into(),
-        Some(RankPhase::Finished) => "finished".into(),
-        Some(RankPhase::Broken { .. }) => "between generations".into(),
-        Some(RankPhase::Failed { error, .. }) => format!("failed: {error}"),
+        Some(phase @ RankPhase::Failed { error, .. }) => format!("{}: {error}", phase.word()),
+        Some(phase) => phase.word().into(),
     }
 }
 

@@ -33,7 +33,7 @@ const LAST_PREFIX: &str = "last/";
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StateError {
     #[error("the store of the coordinator's state: {0}")]
-    Url(#[from] model_data::store::StoreError),
+    Url(#[from] storage::StoreError),
     #[error("cannot {action} the coordinator's state under {url}: {source}")]
     Db {
         action: &'static str,
@@ -79,7 +79,7 @@ impl std::fmt::Debug for StateStore {
 impl StateStore {
     /// Opens (or makes) the state under `<store_url>/state/` and fences whoever had it open.
     pub(crate) async fn open(store_url: &str, save_within: Duration) -> Result<Self, StateError> {
-        let (store, prefix) = model_data::store::open(store_url)?;
+        let (store, prefix) = storage::open(store_url)?;
         let url = format!("{}/state", store_url.trim_end_matches('/'));
         let settings = Settings {
             flush_interval: Some(FLUSH_INTERVAL),
@@ -120,8 +120,15 @@ impl StateStore {
             durable.apply(Record::Drained(self.json(DRAINED_KEY, &bytes)?));
         }
         for (key, bytes) in self.scan(JOB_PREFIX, Vec::new(), usize::MAX).await? {
-            let job: JobRecord = self.json(&key, &bytes)?;
-            durable.apply(Record::Job(Box::new(job)));
+            match serde_json::from_slice::<JobRecord>(&bytes) {
+                Ok(job) => durable.apply(Record::Job(Box::new(job))),
+                // One job's record must not take the others with it.
+                Err(error) => {
+                    let job = JobId(key.trim_start_matches(JOB_PREFIX).to_owned());
+                    tracing::error!(%job, %error, "the record of a job cannot be read");
+                    durable.unreadable.insert(job, error.to_string());
+                }
+            }
         }
         Ok(durable)
     }

@@ -47,21 +47,6 @@ pub(crate) fn bytes(value: u64) -> String {
     }
 }
 
-/// An error with its causes in one line.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let part = error.to_string();
-        // Some libraries repeat the cause in their own text.
-        if !text.contains(&part) {
-            text = format!("{text}: {part}");
-        }
-        cause = error.source();
-    }
-    text
-}
-
 /// How long ago `then_ms` was at `now_ms`, both in milliseconds since 1970; a moment ahead of ours counts
 /// as now.
 pub(crate) fn ago(then_ms: u64, now_ms: u64) -> String {

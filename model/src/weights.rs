@@ -2,8 +2,8 @@
 //! that differs is an error that says which. Called by the trainer and by tools that export models.
 
 use crate::error::{ModelError, WeightsFault};
+use proto::checkpoint::TensorsDigest;
 use safetensors::{Dtype, SafeTensors, View};
-use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -189,17 +189,11 @@ pub(crate) fn refuse_nonfinite(origin: &str, name: &str, tensor: &Tensor) -> Res
 /// runs are compared. Of a trainer's state it is what `coordinator checkpoint digest` says of its checkpoint.
 #[must_use]
 pub fn digest(tensors: &NamedTensors) -> String {
-    let mut hash = Sha256::new();
+    let mut digest = TensorsDigest::default();
     for (name, tensor) in tensors {
-        let sides: Vec<String> = tensor.size().iter().map(ToString::to_string).collect();
-        hash.update(format!("{name}\0F32\0{}\0", sides.join("x")));
-        hash.update(bytes(tensor, Kind::Float));
+        digest.add(name, "F32", &tensor.size(), &bytes(tensor, Kind::Float));
     }
-    hex(&hash.finalize())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    digest.finish()
 }
 
 fn bytes(tensor: &Tensor, kind: Kind) -> Vec<u8> {

@@ -1,7 +1,10 @@
-//! The checkpoint's manifest: its existence is the checkpoint's existence (law 8). Text form is JSON. No I/O.
+//! The checkpoint's manifest: its existence is the checkpoint's existence (law 8). Text form is JSON. And the digest of
+//! what a checkpoint holds. No I/O.
 
 use crate::id::{Generation, JobId, Step};
+use crate::text::hex;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 pub const MANIFEST_FILE: &str = "manifest.json";
 
@@ -47,4 +50,41 @@ pub fn checkpoint_folder(job: &JobId, step: Step, generation: Generation) -> Str
 pub struct CheckpointRef {
     pub step: Step,
     pub generation: Generation,
+}
+
+/// One SHA-256 over named tensors: the figure by which two runs are compared. It does not depend on how the tensors are
+/// split over shards, so not on the world size.
+///
+/// Hashed are, for every tensor in the order of names: the name, a zero byte, the type as safetensors writes it (`F32`),
+/// a zero byte, the shape (`64x3`), a zero byte, and the tensor's bytes (little-endian, row by row).
+#[derive(Debug, Clone, Default)]
+pub struct TensorsDigest(Sha256);
+
+impl TensorsDigest {
+    /// Adds the next tensor by name.
+    pub fn add<T: ToString>(&mut self, name: &str, dtype: &str, shape: &[T], bytes: &[u8]) {
+        let sides: Vec<String> = shape.iter().map(ToString::to_string).collect();
+        self.0.update(format!("{name}\0{dtype}\0{}\0", sides.join("x")));
+        self.0.update(bytes);
+    }
+
+    /// Lower-case hex.
+    #[must_use]
+    pub fn finish(self) -> String {
+        hex(&self.0.finalize())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::hex_sha256;
+
+    #[test]
+    fn the_digest_is_of_heads_and_bytes_in_order() {
+        let mut digest = TensorsDigest::default();
+        digest.add("a", "F32", &[2usize, 3], b"abc");
+        digest.add::<i64>("b", "F16", &[], b"d");
+        assert_eq!(digest.finish(), hex_sha256(b"a\0F32\x002x3\0abcb\0F16\0\0d"));
+    }
 }

@@ -3,8 +3,8 @@
 //! their hashes, and the replay that says what they prove. Pure; written by the coordinator's machine, read by `audit`.
 
 use crate::id::{Generation, JobId, Step};
+use crate::text::hex_sha256;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 /// One line, as it is stored: one JSON object.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,7 +68,7 @@ pub struct Tip {
 /// The hash that stands before the first entry: of what the job is.
 #[must_use]
 pub fn genesis(job: &JobId, dataset_version: &str, job_toml: &str) -> String {
-    hex(Sha256::new().chain_update(format!("{job}\0{dataset_version}\0{job_toml}")))
+    hex_sha256(format!("{job}\0{dataset_version}\0{job_toml}").as_bytes())
 }
 
 impl Tip {
@@ -104,18 +104,7 @@ impl Tip {
 
 fn hash(previous: &str, number: u64, line: &Line) -> String {
     let line = serde_json::to_string(line).expect("a line is plain data");
-    hex(Sha256::new().chain_update(format!("{previous}\n{number}\n{line}")))
-}
-
-fn hex(hash: Sha256) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut text = String::with_capacity(64);
-    for byte in hash.finalize() {
-        for half in [byte >> 4, byte & 15] {
-            text.push(char::from(DIGITS[usize::from(half)]));
-        }
-    }
-    text
+    hex_sha256(format!("{previous}\n{number}\n{line}").as_bytes())
 }
 
 /// Why a ledger proves nothing from some entry on.

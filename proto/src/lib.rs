@@ -2,7 +2,7 @@
 //!
 //! Read in this order: ids, what a job is ([`spec`], [`job`]), what processes say ([`message`], [`wire`]), what lies in
 //! object storage ([`dataset`], [`checkpoint`]), what proves it ([`ledger`]), what networks are built from ([`layout`], [`public`]), how daemons
-//! read their settings ([`settings`]).
+//! read their settings ([`settings`]), what phases are called ([`phase`]) and what else is written alike everywhere ([`text`]).
 
 pub mod checkpoint;
 pub mod dataset;
@@ -11,6 +11,7 @@ pub mod job;
 pub mod layout;
 pub mod ledger;
 pub mod message;
+pub mod phase;
 pub mod place;
 pub mod public;
 pub mod sample;
@@ -18,6 +19,7 @@ pub mod settings;
 pub mod share;
 pub mod size;
 pub mod spec;
+pub mod text;
 pub mod version;
 pub mod wire;
 

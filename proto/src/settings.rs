@@ -4,6 +4,7 @@
 
 use crate::place::{line_of, nearest, of_toml_error};
 use config::{Environment, File, FileFormat};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -16,6 +17,27 @@ use toml::{Table, Value};
 pub struct SettingsError {
     pub place: String,
     pub message: String,
+}
+
+/// A daemon's table `[log]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// Levels by module. Checked by the daemon, which knows what its logging takes.
+    pub filter: String,
+    pub format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// [`Log`] before any meaning is given to it.
+#[derive(Debug, Deserialize)]
+pub struct RawLog {
+    pub filter: String,
+    pub format: String,
 }
 
 /// Settings as typed, and where each of them was written.
@@ -92,6 +114,22 @@ impl<T> Settings<T> {
             place: self.layers.place_of(key),
             message: format!("{key}: is {value}; {expected}"),
         }
+    }
+
+    /// What the table `[log]` says.
+    ///
+    /// # Errors
+    /// A format that is not known.
+    pub fn log(&self, raw: &RawLog) -> Result<Log, SettingsError> {
+        let format = match raw.format.as_str() {
+            "text" => LogFormat::Text,
+            "json" => LogFormat::Json,
+            other => return Err(self.wrong("log.format", format!("{other:?}"), "it must be text or json")),
+        };
+        Ok(Log {
+            filter: raw.filter.clone(),
+            format,
+        })
     }
 }
 
@@ -223,7 +261,6 @@ fn type_name(value: &Value) -> &'static str {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use serde::Deserialize;
 
     #[derive(Debug, Deserialize, PartialEq)]
     struct Toy {

@@ -21,7 +21,7 @@ fn cut() -> Result<()> {
     })?;
     let dataset = format!("file://{}", cluster.directory().join("figures").display());
     cluster.ok(&synthesize(&dataset))?;
-    let id = cluster.submit(&elastic(&dataset, (1, 3), 1_000_000))?;
+    let id = cluster.submit(&elastic(&dataset, 1..=3, 1_000_000))?;
     trains(&cluster, &id, 3)?;
     let ranks = || {
         (0..3)

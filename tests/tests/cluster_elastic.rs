@@ -9,7 +9,7 @@ use tests::cluster::job::{elastic, nothing_was_lost, trains, with_figures};
 #[test]
 fn a_job_shrinks_and_grows_and_loses_ranks_and_one_process_sees_it_all() -> Result<()> {
     let (mut cluster, dataset) = with_figures(3)?;
-    let id = cluster.submit(&elastic(&dataset, (1, 3), 1_000_000))?;
+    let id = cluster.submit(&elastic(&dataset, 1..=3, 1_000_000))?;
     trains(&cluster, &id, 3)?;
     let witness = cluster.rank(0)?;
     cluster.ok(&["scale", &id, "--workers", "1"])?;
@@ -37,7 +37,7 @@ fn a_job_shrinks_and_grows_and_loses_ranks_and_one_process_sees_it_all() -> Resu
 #[test]
 fn too_few_ranks_keep_what_they_hold_and_the_last_worker_leaves_with_a_checkpoint() -> Result<()> {
     let (mut cluster, dataset) = with_figures(2)?;
-    let id = cluster.submit(&elastic(&dataset, (2, 2), 1_000_000))?;
+    let id = cluster.submit(&elastic(&dataset, 2..=2, 1_000_000))?;
     trains(&cluster, &id, 2)?;
     let witness = cluster.rank(0)?;
     cluster.kill_worker(1)?;
@@ -54,7 +54,7 @@ fn too_few_ranks_keep_what_they_hold_and_the_last_worker_leaves_with_a_checkpoin
     nothing_was_lost(&cluster, &dataset, &id, 0)?;
 
     // Nobody could take over from the only worker.
-    let alone = cluster.submit(&elastic(&dataset, (1, 1), 1_000_000))?;
+    let alone = cluster.submit(&elastic(&dataset, 1..=1, 1_000_000))?;
     let view = trains(&cluster, &alone, 1)?;
     let worker = view.members[0].worker.as_ref().context("a worker")?.name.clone();
     let other = 1 - usize::from(worker == "w2");
@@ -69,7 +69,7 @@ fn too_few_ranks_keep_what_they_hold_and_the_last_worker_leaves_with_a_checkpoin
 #[test]
 fn a_rank_that_waits_for_others_writes_down_what_it_holds_before_it_is_sent_away() -> Result<()> {
     let (mut cluster, dataset) = with_figures(2)?;
-    let id = cluster.submit(&elastic(&dataset, (2, 2), 1_000_000))?;
+    let id = cluster.submit(&elastic(&dataset, 2..=2, 1_000_000))?;
     let alone = |cluster: &mut Cluster| {
         let view = trains(cluster, &id, 2)?;
         cluster.kill_worker(1)?;

@@ -42,19 +42,39 @@ fn every_path_in_the_papers_exists() {
     );
 }
 
+/// Names under `[dependencies]` of a crate's manifest.
+fn dependencies(folder: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
+    let table: toml::Table = text.parse().unwrap();
+    table["dependencies"]
+        .as_table()
+        .unwrap()
+        .keys()
+        .cloned()
+        .collect()
+}
+
+/// Every Rust file below a folder, by its path from the root.
+fn sources(folder: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut open = vec![root().join(folder)];
+    while let Some(at) = open.pop() {
+        for entry in std::fs::read_dir(at).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.extension().is_some_and(|it| it == "rs") {
+                let name = path.strip_prefix(root()).unwrap().display().to_string();
+                found.push((name, std::fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    found
+}
+
 /// ARCHITECTURE.md: a missing dependency, not discipline, keeps libtorch out of the daemons and the cores pure.
 #[test]
 fn dependencies_point_one_way() {
-    let dependencies = |folder: &str| -> Vec<String> {
-        let text = std::fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
-        let table: toml::Table = text.parse().unwrap();
-        table["dependencies"]
-            .as_table()
-            .unwrap()
-            .keys()
-            .cloned()
-            .collect()
-    };
     for folder in [
         "proto",
         "coordinator/core",
@@ -62,7 +82,10 @@ fn dependencies_point_one_way() {
         "worker/core",
         "worker",
         "worker/rank/core",
+        "model/storage",
         "model/data",
+        "model/weights",
+        "model/figures",
     ] {
         let found = dependencies(folder);
         assert!(
@@ -82,6 +105,40 @@ fn dependencies_point_one_way() {
     assert!(
         dependencies("model").contains(&"tch".to_owned()),
         "the check reads no dependencies"
+    );
+}
+
+/// ARCHITECTURE.md: nothing that `coordinator serve` reaches draws. Of its crates none but the coordinator has `figures`,
+/// and there no file outside the command line names it, or the command line.
+#[test]
+fn serve_reaches_nothing_that_draws() {
+    let draws = ["figures", "resvg"];
+    for folder in [
+        "proto",
+        "coordinator/core",
+        "model/storage",
+        "model/data",
+        "model/weights",
+    ] {
+        let text = std::fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
+        let named = draws.iter().find(|name| text.contains(**name));
+        assert_eq!(named, None, "{folder}/Cargo.toml");
+    }
+    let own = dependencies("coordinator");
+    assert!(!own.contains(&"resvg".to_owned()), "{own:?}");
+    let names = |text: &str, path: &str| text.lines().any(|line| line.contains(path));
+    let (cli, others): (Vec<_>, Vec<_>) = sources("coordinator/src")
+        .into_iter()
+        .partition(|(name, _)| name.starts_with("coordinator/src/cli/"));
+    let guilty: Vec<&String> = others
+        .iter()
+        .filter(|(_, text)| names(text, "figures::") || names(text, "crate::cli"))
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(guilty, Vec::<&String>::new());
+    assert!(
+        cli.iter().any(|(_, text)| names(text, "figures::")) && others.len() > 10,
+        "the check finds no files to check"
     );
 }
 

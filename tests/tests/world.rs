@@ -72,7 +72,11 @@ fn two_thousand_mixed_worlds_end_well() {
 #[test]
 fn the_record_of_a_job_of_many_units_is_small() {
     let many = many_units(50_000).unwrap_or_else(|broken| panic!("{broken}"));
-    assert!(0 < many.record_bytes, "nothing was measured in {} saves", many.saves);
+    assert!(
+        0 < many.record_bytes,
+        "nothing was measured in {} saves",
+        many.saves
+    );
     assert!(many.record_bytes < RECORD_BYTES_MAX, "{many:?}");
 }
 
@@ -226,6 +230,10 @@ fn planted_bugs_are_found() {
             Bug::LowestStepTaken | Bug::HandOverForgotten | Bug::ReserveForgets | Bug::OlderLineWins => {
                 &["begins at step"]
             }
+            Bug::UnitLeasedTwice => &[" outputs of "],
+            Bug::UnitOutputLost => &["its output is not in the store"],
+            Bug::UnitNeverLeasedAgain => &["hangs"],
+            Bug::DrainKeepsUnits => &["is drained and keeps units"],
             Bug::HaltHeardAlone => &["some of its ranks stop and others go on"],
             Bug::HaltShardForgotten => &["its checkpoint was not committed within"],
             Bug::GenerationsMixed => &[

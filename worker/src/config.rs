@@ -1,7 +1,7 @@
 //! The daemon's settings: [`proto::settings`] reads their layers, here they get their meaning. Read once in `main` and
 //! passed down; never read anywhere else.
 
-use proto::settings::{self, Settings, SettingsError};
+use proto::settings::{self, Log, RawLog, Settings, SettingsError};
 use proto::spec::DeviceKind;
 use serde::Deserialize;
 use std::net::SocketAddr;
@@ -26,18 +26,6 @@ pub(crate) struct Config {
     pub(crate) log: Log,
 }
 
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Log {
-    pub(crate) filter: String,
-    pub(crate) format: LogFormat,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum LogFormat {
-    Text,
-    Json,
-}
-
 /// Before any meaning is given to it.
 #[derive(Debug, Deserialize)]
 struct Raw {
@@ -52,12 +40,6 @@ struct Raw {
     cache_dir: String,
     store: String,
     log: RawLog,
-}
-
-#[derive(Debug, Deserialize)]
-struct RawLog {
-    filter: String,
-    format: String,
 }
 
 /// Reads all layers. `environment` is the process's, handed in so that tests have their own.
@@ -105,11 +87,7 @@ fn check(settings: &Settings<Raw>) -> Result<Config, SettingsError> {
     let Ok(peer_port) = u16::try_from(raw.peer_port) else {
         return Err(settings.wrong("peer_port", raw.peer_port, "it must be 0 to 65535"));
     };
-    let format = match raw.log.format.as_str() {
-        "text" => LogFormat::Text,
-        "json" => LogFormat::Json,
-        other => return wrong("log.format", other, "it must be text or json"),
-    };
+    let log = settings.log(&raw.log)?;
     if tracing_subscriber::EnvFilter::try_new(&raw.log.filter).is_err() {
         let expected = "it must be levels by module, such as info or worker=debug,info";
         return wrong("log.filter", &raw.log.filter, expected);
@@ -129,10 +107,7 @@ fn check(settings: &Settings<Raw>) -> Result<Config, SettingsError> {
         address: raw.address.clone(),
         peer_port,
         store: (!raw.store.is_empty()).then(|| raw.store.clone()),
-        log: Log {
-            filter: raw.log.filter.clone(),
-            format,
-        },
+        log,
     })
 }
 
@@ -150,6 +125,7 @@ fn default_cache_dir() -> PathBuf {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use proto::settings::LogFormat;
 
     fn load_text(text: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
         let folder = tempfile::tempdir().unwrap();

@@ -46,10 +46,13 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let logs = Logs::default();
     let link = Link::start(&config.coordinator, sender.clone(), logs.clone())
         .with_context(|| format!("`coordinator` {} cannot be used", config.coordinator))?;
-    let place = (config.address.as_str(), config.peer_port);
-    let (peers, peer_address) = Peers::start(id.clone(), place, sender.clone()).await?;
+    let peers = Peers::start(id.clone(), &config.address, config.peer_port, sender.clone());
+    let (peers, peer_address) = peers.await?;
     // Before anybody is told that this daemon is here, because they may ask it to leave at once.
-    let signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let signals = Signals {
+        terminate: signal(SignalKind::terminate())?,
+        interrupt: signal(SignalKind::interrupt())?,
+    };
     announce(&id, &address.to_string())?;
     let settings = RankSettings {
         program,
@@ -95,6 +98,12 @@ fn tell_systemd(states: &[NotifyState<'_>]) {
     let _ = sd_notify::notify(states);
 }
 
+/// What asks a daemon to leave.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
 struct Daemon {
     worker: Worker,
     start: Instant,
@@ -105,18 +114,14 @@ struct Daemon {
 }
 
 impl Daemon {
-    async fn serve(
-        mut self,
-        mut events: mpsc::Receiver<Event>,
-        (mut terminate, mut interrupt): (Signal, Signal),
-    ) -> anyhow::Result<()> {
+    async fn serve(mut self, mut events: mpsc::Receiver<Event>, mut signals: Signals) -> anyhow::Result<()> {
         let mut status = String::new();
         loop {
             let event = tokio::select! {
                 event = events.recv() => event.context("every sender of events is gone")?,
                 () = sleep_until(self.deadline()) => Event::Deadline,
-                _ = terminate.recv() => Event::Shutdown,
-                _ = interrupt.recv() => Event::Shutdown,
+                _ = signals.terminate.recv() => Event::Shutdown,
+                _ = signals.interrupt.recv() => Event::Shutdown,
             };
             if self.handle(event) {
                 tracing::info!("every rank is gone; leaving");

@@ -6,6 +6,7 @@ use crate::logs::{Line, Logs};
 use proto::message::{DesiredState, WorkerReport};
 use proto::pb;
 use proto::pb::fleet_client::FleetClient;
+use proto::text::chain;
 use proto::version::{self, Stamp};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -167,17 +168,6 @@ fn wire(line: Line) -> pb::LogLine {
         at_ms: line.at_ms,
         text: line.text,
     }
-}
-
-/// tonic's own messages say "transport error"; the cause is in the sources.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@ mod metrics;
 mod peers;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use config::{Config, LogFormat};
+use config::Config;
+use proto::settings::LogFormat;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;

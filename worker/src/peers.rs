@@ -2,13 +2,13 @@
 //! so that what does not get through here does not get through between ranks. It decides nothing: every outcome is an
 //! event for the machine. Started by [`crate::daemon`].
 
-use crate::link::chain;
 use anyhow::Context;
 use proto::id::WorkerId;
 use proto::message::Peer;
 use proto::pb;
 use proto::pb::peers_client::PeersClient;
 use proto::pb::peers_server::{Peers as Answers, PeersServer};
+use proto::text::chain;
 use proto::version::{self, Stamp};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -37,7 +37,8 @@ impl Peers {
     /// Answers others on this port of `host` (0: a free one), and asks nobody yet. Returns where it answers, too.
     pub(crate) async fn start(
         own: WorkerId,
-        (host, port): (&str, u16),
+        host: &str,
+        port: u16,
         events: mpsc::Sender<Event>,
     ) -> anyhow::Result<(Self, String)> {
         let listener = TcpListener::bind((host, port)).await.with_context(|| {
@@ -161,10 +162,10 @@ mod tests {
     #[tokio::test]
     async fn peers_are_told_apart_by_what_they_answer() {
         let (sender, mut events) = mpsc::channel(16);
-        let (mut first, _) = Peers::start(id("w1"), ("127.0.0.1", 0), sender.clone())
+        let (mut first, _) = Peers::start(id("w1"), "127.0.0.1", 0, sender.clone())
             .await
             .unwrap();
-        let (_second, there) = Peers::start(id("w2"), ("127.0.0.1", 0), sender).await.unwrap();
+        let (_second, there) = Peers::start(id("w2"), "127.0.0.1", 0, sender).await.unwrap();
         let mut asked = async |name: &str, address: &str| {
             let peer = Peer {
                 worker: id(name),
@@ -194,7 +195,7 @@ mod tests {
     #[tokio::test]
     async fn an_address_that_is_not_of_this_machine_is_named() {
         let (sender, _events) = mpsc::channel(1);
-        let error = Peers::start(id("w1"), ("203.0.113.1", 0), sender)
+        let error = Peers::start(id("w1"), "203.0.113.1", 0, sender)
             .await
             .unwrap_err();
         assert!(

@@ -83,7 +83,9 @@ fn may_have(job: &Job, workers: u32) -> Result<(), String> {
     let (id, devices) = (&head.id, head.devices_per_worker());
     let Some(gang) = job.gang() else {
         return match workers {
-            0 => Err(format!("workers: 0 is no scale for job {id}; its units need 1 worker or more")),
+            0 => Err(format!(
+                "workers: 0 is no scale for job {id}; its units need 1 worker or more"
+            )),
             _ => Ok(()),
         };
     };

@@ -15,10 +15,11 @@ use std::collections::BTreeSet;
 pub(crate) enum Reads {
     /// They are there.
     Found(SourceJob),
-    /// They may come; what is waited for.
-    NotYet(String),
-    /// They will not.
-    Never(String),
+    /// They are not; what they may come with, if they may.
+    Missing {
+        reason: String,
+        waits_for: Option<String>,
+    },
 }
 
 impl Coordinator {
@@ -33,7 +34,9 @@ impl Coordinator {
             }
         }
         match self.circle(id, &spec.after) {
-            Some(through) => Err(format!("after: {through} waits for {id} itself, so that none of them would start")),
+            Some(through) => Err(format!(
+                "after: {through} waits for {id} itself, so that none of them would start"
+            )),
             None => Ok(()),
         }
     }
@@ -79,8 +82,11 @@ impl Coordinator {
             match self.reads(&job.head().spec) {
                 None => {}
                 Some(Reads::Found(source)) => found = Some(source),
-                Some(Reads::NotYet(what)) => held_up = Some(what),
-                Some(Reads::Never(reason)) => {
+                Some(Reads::Missing {
+                    waits_for: Some(what),
+                    ..
+                }) => held_up = Some(format!("waits for {what}")),
+                Some(Reads::Missing { reason, .. }) => {
                     if let Some(Job::Units(units)) = self.jobs.get_mut(id) {
                         units.fail(reason, outbox);
                     }
@@ -131,7 +137,10 @@ impl Coordinator {
         let sample = spec.work.sampling()?;
         let id = &sample.job;
         let Some(source) = self.jobs.get(id).and_then(Job::gang) else {
-            return Some(Reads::Never(self.no_such_job(id)));
+            return Some(Reads::Missing {
+                reason: self.no_such_job(id),
+                waits_for: None,
+            });
         };
         let checkpoints = &source.checkpoints;
         let found = |checkpoint: Option<CheckpointRef>| {
@@ -140,19 +149,19 @@ impl Coordinator {
                 checkpoint,
             })
         };
-        let to_come = |step: Step| !source.is_over() && source.committed() < step && step <= source.steps_max();
+        let to_come =
+            |step: Step| !source.is_over() && source.committed() < step && step <= source.steps_max();
         Some(match sample.weights {
             Weights::Base => found(None),
             Weights::Newest => match checkpoints.last() {
                 Some(newest) => found(Some(*newest)),
-                None if to_come(source.steps_max()) => {
-                    Reads::NotYet(format!("waits for the first checkpoint of {id}"))
-                }
-                None => Reads::Never(format!("job {id} has no committed checkpoint yet")),
+                None => Reads::Missing {
+                    reason: format!("job {id} has no committed checkpoint yet"),
+                    waits_for: to_come(source.steps_max()).then(|| format!("the first checkpoint of {id}")),
+                },
             },
             Weights::Step(step) => match checkpoints.iter().rev().find(|kept| kept.step == step) {
                 Some(kept) => found(Some(*kept)),
-                None if to_come(step) => Reads::NotYet(format!("waits for the checkpoint of step {step} of {id}")),
                 None => {
                     let steps: Vec<String> = checkpoints.iter().map(|kept| kept.step.to_string()).collect();
                     let steps = if steps.is_empty() {
@@ -160,7 +169,10 @@ impl Coordinator {
                     } else {
                         steps.join(", ")
                     };
-                    Reads::Never(format!("job {id} has no checkpoint of step {step}; it has: {steps}"))
+                    Reads::Missing {
+                        reason: format!("job {id} has no checkpoint of step {step}; it has: {steps}"),
+                        waits_for: to_come(step).then(|| format!("the checkpoint of step {step} of {id}")),
+                    }
                 }
             },
         })

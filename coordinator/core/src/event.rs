@@ -3,8 +3,8 @@
 //! (restart = restore), a failed `Send` is forgotten, because the same state is sent again until it is true.
 
 pub use crate::record::{
-    Counters, Durable, FRUITLESS_MAX, FailedUnit, INCIDENTS_MAX, Incident, JobPhase, JobRecord, Member, Millis,
-    NAMED_UNITS_MAX, RECORD_VERSION, Record, UnitsRecord,
+    Counters, Durable, FRUITLESS_MAX, FailedUnit, INCIDENTS_MAX, Incident, JobPhase, JobRecord, Member,
+    Millis, NAMED_UNITS_MAX, RECORD_VERSION, Record, UnitsRecord,
 };
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Generation, JobId, Step, WorkerId};

@@ -2,8 +2,8 @@
 
 use crate::event::{Effect, Event, Fact, Reply};
 use crate::explain::Ending;
-use crate::job::Job;
 use crate::invariant;
+use crate::job::Job;
 use crate::machine::Coordinator;
 use crate::outbox::Outbox;
 use crate::record::{Millis, Record};

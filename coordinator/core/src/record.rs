@@ -5,6 +5,7 @@ use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::ledger::{Entry, Tip};
 use proto::message::{SourceJob, UnitRange};
+use proto::phase::Phase;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -166,14 +167,20 @@ impl JobRecord {
         self
     }
 
+    /// Its phase as people see it.
+    #[must_use]
+    pub fn shown(&self) -> Phase {
+        match self.phase.shown() {
+            Phase::Queued if self.paused => Phase::Paused,
+            Phase::Running if self.paused => Phase::Pausing,
+            phase => phase,
+        }
+    }
+
     /// Its phase in one word, for tables.
     #[must_use]
     pub fn word(&self) -> &'static str {
-        match &self.phase {
-            JobPhase::Queued { .. } if self.paused => "paused",
-            JobPhase::Running { .. } if self.paused => "pausing",
-            phase => phase.word(),
-        }
+        self.shown().word()
     }
 }
 
@@ -216,16 +223,22 @@ impl JobPhase {
         }
     }
 
+    /// As people see it, where nobody pauses the job.
+    #[must_use]
+    pub fn shown(&self) -> Phase {
+        match self {
+            Self::Queued { .. } => Phase::Queued,
+            Self::Running { .. } => Phase::Running,
+            Self::Done { .. } => Phase::Done,
+            Self::Failed { .. } => Phase::Failed,
+            Self::Cancelled { .. } => Phase::Cancelled,
+        }
+    }
+
     /// One word for tables.
     #[must_use]
     pub fn word(&self) -> &'static str {
-        match self {
-            Self::Queued { .. } => "queued",
-            Self::Running { .. } => "running",
-            Self::Done { .. } => "done",
-            Self::Failed { .. } => "failed",
-            Self::Cancelled { .. } => "cancelled",
-        }
+        self.shown().word()
     }
 }
 

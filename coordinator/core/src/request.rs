@@ -59,7 +59,7 @@ impl Coordinator {
                 _ if !spec.after.is_empty() => None,
                 None => None,
                 Some(Reads::Found(source)) => Some(source),
-                Some(Reads::NotYet(reason) | Reads::Never(reason)) => return Err(reason),
+                Some(Reads::Missing { reason, .. }) => return Err(reason),
             };
         }
         Ok(pinned)

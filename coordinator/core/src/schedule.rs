@@ -246,7 +246,10 @@ impl Coordinator {
         let new = given.iter().filter(|worker| !units.is_member(worker));
         let new: Vec<WorkerId> = new.cloned().collect();
         let occupied = self.occupied(&new, needs, used);
-        let wanted: Vec<WorkerId> = new.into_iter().filter(|worker| !occupied.contains(worker)).collect();
+        let wanted: Vec<WorkerId> = new
+            .into_iter()
+            .filter(|worker| !occupied.contains(worker))
+            .collect();
         let reason = match &lack {
             Some(lack) => lack.clone(),
             None => format!(

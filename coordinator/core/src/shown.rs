@@ -130,8 +130,13 @@ impl Why {
     /// It does not ask for workers yet.
     pub(crate) fn held_up(reason: &str, id: &JobId) -> Self {
         let failed = reason.starts_with(DEPENDENCY_FAILED);
-        let remedy = failed.then(|| format!("`coordinator cancel {id}`, and a new job after one that is done"));
-        Self::new(if failed { DEPENDENCY_FAILED } else { "dependency" }, &format!("it {reason}"), remedy)
+        let remedy =
+            failed.then(|| format!("`coordinator cancel {id}`, and a new job after one that is done"));
+        Self::new(
+            if failed { DEPENDENCY_FAILED } else { "dependency" },
+            &format!("it {reason}"),
+            remedy,
+        )
     }
 
     pub(crate) fn new(constraint: &'static str, sentence: &str, remedy: Option<String>) -> Self {

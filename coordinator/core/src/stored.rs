@@ -1,9 +1,7 @@
 //! Reads records of jobs of every release. Version 1 had no number, carried the parsed job, and stored a sampling job as a
 //! gang with the text of the job that it read.
 
-use crate::record::{
-    Incident, JobPhase, JobRecord, Member, Millis, RECORD_VERSION, UnitsRecord,
-};
+use crate::record::{Incident, JobPhase, JobRecord, Member, Millis, RECORD_VERSION, UnitsRecord};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Step};
 use proto::ledger::Tip;
@@ -90,7 +88,9 @@ fn unguided() -> f64 {
 
 impl<'de> Deserialize<'de> for JobRecord {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        StoredJob::deserialize(deserializer)?.try_into().map_err(de::Error::custom)
+        StoredJob::deserialize(deserializer)?
+            .try_into()
+            .map_err(de::Error::custom)
     }
 }
 
@@ -141,7 +141,9 @@ impl TryFrom<StoredJob> for JobRecord {
 fn sampling(record: JobRecord, resources: Resources, sample: OldSample) -> JobRecord {
     let work = SampleWork {
         job: sample.source,
-        weights: sample.checkpoint.map_or(Weights::Base, |it| Weights::Step(it.step)),
+        weights: sample
+            .checkpoint
+            .map_or(Weights::Base, |it| Weights::Step(it.step)),
         count: sample.count,
         method: sample.method,
         steps: sample.steps,

@@ -5,12 +5,14 @@
 #[allow(dead_code, reason = "shared with others, which together use all of it")]
 mod desk;
 
-use coordinator_core::event::{Event, JobPhase, Reply};
+use coordinator_core::event::{Event, JobPhase};
 use desk::{
-    DETECT_WITHIN_MS, Desk, deleted, failed, ignored, manifests, rank, sample_of, sends, told, with_shard,
+    DETECT_WITHIN_MS, Desk, deleted, failed, ignored, manifests, rank, sample_of, sampling, sends, told,
+    with_shard,
 };
 use proto::id::{JobId, Step};
-use proto::message::{Doing, Piece, RankPhase, Work};
+use proto::message::RankPhase;
+use proto::sample::Weights;
 
 #[test]
 fn a_checkpoint_is_committed_when_all_shards_are_there() {
@@ -29,7 +31,7 @@ fn a_checkpoint_is_committed_when_all_shards_are_there() {
     assert!(desk.job(&job).checkpoints.is_empty(), "and not there yet");
     let effects = desk.written(&job, 2, Ok(()));
     assert_eq!(desk.job(&job).checkpoints.len(), 1);
-    assert_eq!(told(&effects, "w2").committed_step, Step(2));
+    assert_eq!(told(&effects, "w2").gang().unwrap().committed_step, Step(2));
     assert_eq!(manifests(&desk.shards(&job, 2)), vec![], "it is there");
 }
 
@@ -71,7 +73,11 @@ fn a_manifest_on_its_way_when_its_generation_ends_still_counts() {
     let effects = desk.written(&job, 2, Ok(()));
     assert_eq!(desk.generation(&job), 2);
     assert_eq!(
-        told(&effects, "w1").resume.map(|resume| resume.step),
+        told(&effects, "w1")
+            .gang()
+            .unwrap()
+            .resume
+            .map(|resume| resume.step),
         Some(Step(2))
     );
 }
@@ -98,17 +104,9 @@ fn retention_deletes_what_nobody_reads() {
     let (mut desk, job) = Desk::training();
     desk.commit(&job, 1);
     assert_eq!(deleted(&desk.commit(&job, 2)), [1]);
-    let Reply::Accepted { job: pictures } = desk.ask(|request| Event::Sample {
-        request,
-        sample: sample_of(&job),
-        latest: true,
-    }) else {
-        panic!("refused")
-    };
-    let Work::Sample(sample) = &desk.job(&pictures).work else {
-        panic!("not a sample job")
-    };
-    assert_eq!(sample.checkpoint.unwrap().step, Step(2));
+    let pictures = desk.submit(sample_of(&job));
+    let pinned = desk.job(&pictures).source.as_ref().unwrap();
+    assert_eq!(pinned.checkpoint.unwrap().step, Step(2));
     assert!(
         deleted(&desk.commit(&job, 3)).is_empty(),
         "step 2 is to be drawn from"
@@ -127,62 +125,32 @@ fn retention_deletes_what_nobody_reads() {
 }
 
 #[test]
-fn pictures_are_drawn_by_a_job_of_one_rank() {
-    let (mut desk, job) = Desk::training();
-    desk.commit(&job, 2);
-    desk.hear("w3", vec![]);
-    let sample = sample_of(&job);
-    let Reply::Accepted { job: pictures } = desk.ask(|request| Event::Sample {
-        request,
-        sample,
-        latest: true,
-    }) else {
-        panic!("refused")
-    };
-    assert_eq!(pictures, JobId("toy-1-sample-2".to_owned()));
-    let assignment = told(&desk.hear("w3", vec![]), "w3");
-    assert_eq!((assignment.world, assignment.resume), (1, None));
-    let mut drawing = rank(&pictures, 1, 0, RankPhase::Training);
-    drawing.doing = Some(Doing {
-        step: Step(0),
-        piece: Piece::Picture(3),
-        for_ms: 400,
-    });
-    assert_eq!(ignored(&desk.hear("w3", vec![drawing])), [] as [&str; 0]);
-    desk.now += 300;
-    let why = desk.machine.why(desk.now, &pictures).unwrap().sentence;
-    let told = "it has been drawing pictures for 0.3 s; rank 0 on w3 has been in picture 3 for 0.7 s";
-    assert_eq!(why, told);
-    desk.hear("w3", vec![rank(&pictures, 1, 0, RankPhase::Finished)]);
-    assert!(matches!(desk.job(&pictures).phase, JobPhase::Done { .. }));
-}
-
-#[test]
 fn pictures_of_nothing_are_refused_with_what_there_is() {
     let (mut desk, job) = Desk::training();
-    let mut refused = |sample: proto::message::SampleRequest, latest| {
-        let reply = desk.ask(|request| Event::Sample {
-            request,
-            sample,
-            latest,
-        });
-        let Reply::Refused { reason } = reply else {
-            panic!("{reply:?}")
-        };
-        reason
-    };
     assert_eq!(
-        refused(sample_of(&job), true),
+        desk.refused(sample_of(&job)),
         "job toy-1 has no committed checkpoint yet"
     );
     let unknown = sample_of(&JobId("toy-9".to_owned()));
     assert_eq!(
-        refused(unknown, true),
+        desk.refused(unknown),
         "there is no job toy-9; the newest is toy-1"
     );
     let mut none = sample_of(&job);
-    none.count = 0;
-    assert!(refused(none, false).starts_with("count: 0"));
+    sampling(&mut none).count = 0;
+    assert!(desk.refused(none).starts_with("count: 0"));
+    let mut late = sample_of(&job);
+    sampling(&mut late).weights = Weights::Step(Step(9));
+    assert_eq!(
+        desk.refused(late),
+        "job toy-1 has no checkpoint of step 9; it has: none"
+    );
+    desk.commit(&job, 2);
+    let pictures = desk.submit(sample_of(&job));
+    assert_eq!(
+        desk.refused(sample_of(&pictures)),
+        "job images-2 draws pictures and trains nothing; sample toy-1 instead"
+    );
 }
 
 #[test]

@@ -107,7 +107,10 @@ fn a_paused_job_leaves_with_a_checkpoint_and_goes_on_from_it() {
     assert_eq!(pause(&mut desk, &job, false), phase("running"));
     assert_eq!(desk.generation(&job), 2);
     let assignment = told(&desk.hear("w1", vec![]), "w1");
-    assert_eq!(assignment.resume.map(|resume| resume.step), Some(Step(1)));
+    assert_eq!(
+        assignment.gang().unwrap().resume.map(|resume| resume.step),
+        Some(Step(1))
+    );
     assert_eq!(assignment.halt, None);
 }
 
@@ -214,7 +217,7 @@ fn a_job_is_scaled_down_and_up_again() {
     let effects = desk.hear("w2", vec![rank(&job, 2, 1, RankPhase::Starting)]);
     let reserve = told(&effects, "w2");
     assert_eq!(
-        (reserve.first_rank, reserve.world),
+        (reserve.first_rank, reserve.world()),
         (Rank(1), 1),
         "it gets ready first"
     );
@@ -313,7 +316,7 @@ fn a_higher_priority_takes_the_place_of_a_lower_one_which_comes_back() {
     assert_eq!(desk.generation(&low), 2);
     let assignment = told(&desk.hear("w1", vec![]), "w1");
     assert_eq!(
-        assignment.resume.map(|resume| resume.step),
+        assignment.gang().unwrap().resume.map(|resume| resume.step),
         Some(Step(1)),
         "from where it was"
     );

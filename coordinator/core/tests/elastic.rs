@@ -53,12 +53,12 @@ fn survivors_go_on_at_once_and_the_lost_rank_s_worker_joins_when_it_is_ready() {
     );
     let (first, last) = (told(&effects, "w1"), told(&effects, "w3"));
     assert_eq!(
-        (first.first_rank, last.first_rank, last.world),
+        (first.first_rank, last.first_rank, last.world()),
         (Rank(0), Rank(1), 2)
     );
     let reserve = told(&effects, "w2");
     assert_eq!(
-        (reserve.first_rank, reserve.world, reserve.is_reserve()),
+        (reserve.first_rank, reserve.world(), reserve.is_reserve()),
         (Rank(2), 2, true)
     );
     assert_eq!(desk.job(&job).restarts, 1);
@@ -211,7 +211,7 @@ fn too_few_survivors_keep_what_they_hold_until_there_are_enough() {
     };
     let kept = told(&effects, "w1");
     assert_eq!(
-        (kept.generation.0, kept.world, kept.is_reserve()),
+        (kept.generation.0, kept.world(), kept.is_reserve()),
         (3, 0, true),
         "out of the broken group"
     );
@@ -285,7 +285,7 @@ fn the_last_that_hold_unsaved_steps_write_them_down_before_they_go() {
     let generation = desk.generation(&job);
     let effects = desk.hear("w1", vec![rank(&job, generation, 0, RankPhase::Joining)]);
     let order = told(&effects, "w1");
-    assert_eq!((order.world, order.halt), (1, Some(Halt::Save)));
+    assert_eq!((order.world(), order.halt), (1, Some(Halt::Save)));
     let finished = rank(&job, generation, 0, RankPhase::Finished);
     desk.hear("w1", vec![with_shard(with_step(finished, 3), 3)]);
     desk.written(&job, 3, Ok(()));
@@ -296,7 +296,11 @@ fn the_last_that_hold_unsaved_steps_write_them_down_before_they_go() {
     let effects = desk.hear("w4", vec![]);
     assert_eq!(members(&desk, &job), ["w3", "w4"]);
     assert_eq!(
-        sends(&effects)["w4#1"].assignments[0].resume.map(|it| it.step.0),
+        sends(&effects)["w4#1"].assignments[0]
+            .gang()
+            .unwrap()
+            .resume
+            .map(|it| it.step.0),
         Some(3)
     );
 
@@ -329,7 +333,7 @@ fn survivors_stay_while_a_manifest_is_on_its_way() {
     let effects = desk.hear("w1", vec![with_shard(rank(&job, 1, 0, RankPhase::Training), 2)]);
     let kept = told(&effects, "w1");
     assert_eq!(
-        (kept.generation.0, kept.first_rank, kept.world),
+        (kept.generation.0, kept.first_rank, kept.world()),
         (1, Rank(0), 2),
         "as it was"
     );

@@ -26,10 +26,13 @@ fn a_failed_rank_ends_its_generation_and_the_job_goes_on_from_the_last_commit() 
     assert_eq!(desk.generation(&job), 2);
     let assignment = told(&effects, "w1");
     assert_eq!(
-        (assignment.generation.0, assignment.resume.unwrap().step),
+        (
+            assignment.generation.0,
+            assignment.gang().unwrap().resume.unwrap().step
+        ),
         (2, Step(2))
     );
-    assert_eq!(assignment.acknowledged_step, Step(2));
+    assert_eq!(assignment.gang().unwrap().acknowledged_step, Step(2));
     let incident = &desk.job(&job).incidents[0];
     assert_eq!(
         incident.what,

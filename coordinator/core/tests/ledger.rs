@@ -19,7 +19,8 @@ struct Book {
 
 impl Book {
     fn new(job: &JobId) -> Self {
-        let begin = Tip::begin(job, "version", "toml");
+        let toml = proto::job::to_toml(&desk::spec(2, 2));
+        let begin = Tip::begin(job, "version", &toml);
         Self {
             replay: Replay::new(begin, 8),
             entries: vec![],
@@ -70,14 +71,14 @@ fn a_step_is_acknowledged_when_its_entry_is_saved_and_quick_steps_share_a_save()
     let mut book = Book::new(&job);
     let effects = desk.hear("w1", vec![steps(&job, 1, &[1])]);
     book.read(&effects);
-    assert_eq!(told(&effects, "w1").acknowledged_step, Step(1));
+    assert_eq!(told(&effects, "w1").gang().unwrap().acknowledged_step, Step(1));
     let effects = desk.hear("w1", vec![steps(&job, 1, &[1, 2])]);
     assert!(
         !effects.iter().any(|effect| matches!(effect, Effect::Save(_))),
         "{effects:?}"
     );
     assert_eq!(
-        told(&effects, "w1").acknowledged_step,
+        told(&effects, "w1").gang().unwrap().acknowledged_step,
         Step(1),
         "not before it is saved"
     );
@@ -85,7 +86,11 @@ fn a_step_is_acknowledged_when_its_entry_is_saved_and_quick_steps_share_a_save()
     book.read(&effects);
     let effects = desk.wait(DETECT_WITHIN_MS / 6);
     book.read(&effects);
-    assert_eq!(told(&effects, "w1").acknowledged_step, Step(3), "two in one save");
+    assert_eq!(
+        told(&effects, "w1").gang().unwrap().acknowledged_step,
+        Step(3),
+        "two in one save"
+    );
     assert_eq!(book.done(), [(1, 3, 1, false)]);
     book.replay.ends_at(&desk.job(&job).ledger).unwrap();
 }
@@ -183,7 +188,7 @@ fn of_three_ranks_the_one_that_is_alone_is_named() {
         desk.hear(worker, vec![]);
     }
     let mut spec = desk::spec(3, 3);
-    spec.train.global_batch = 12;
+    desk::training(&mut spec).train.global_batch = 12;
     let job = desk.submit(spec);
     for (number, sha256) in [(0, "aa"), (1, "bb"), (2, "aa")] {
         let report = with_digest(rank(&job, 1, number, RankPhase::Training), 4, sha256);

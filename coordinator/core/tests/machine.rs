@@ -60,10 +60,13 @@ fn a_generation_is_saved_before_it_is_sent_and_sent_on_every_report() {
     assert_eq!(desk.generation(&job), 1);
     let (first, second) = (told(&effects, "w1"), told(&effects, "w2"));
     assert_eq!((first.first_rank, second.first_rank), (Rank(0), Rank(1)));
-    assert_eq!((first.world, first.ranks, first.resume), (2, 1, None));
     assert_eq!(
-        (first.job_toml.as_str(), first.store_url.as_str()),
-        ("toml", "file:///store")
+        (first.world(), first.ranks, first.gang().unwrap().resume),
+        (2, 1, None)
+    );
+    assert_eq!(
+        (first.job_toml.clone(), first.store_url.as_str()),
+        (proto::job::to_toml(&spec(2, 2)), "file:///store")
     );
     assert_eq!(
         told(&desk.hear("w1", vec![]), "w1"),
@@ -108,7 +111,7 @@ fn the_stores_address_reaches_every_member_when_nobody_loads_any_more() {
     report.store_address = Some("host:1234".to_owned());
     let effects = desk.hear("w1", vec![report.clone()]);
     assert_eq!(
-        told(&effects, "w1").store_address,
+        told(&effects, "w1").gang().unwrap().store_address,
         None,
         "the other says nothing yet"
     );
@@ -117,11 +120,14 @@ fn the_stores_address_reaches_every_member_when_nobody_loads_any_more() {
         desk.now += DETECT_WITHIN_MS / 2;
         desk.hear("w1", vec![report.clone()]);
         let effects = desk.hear("w2", vec![rank(&job, 1, 1, RankPhase::Starting)]);
-        assert_eq!(told(&effects, "w2").store_address, None);
+        assert_eq!(told(&effects, "w2").gang().unwrap().store_address, None);
     }
     let effects = desk.hear("w2", vec![rank(&job, 1, 1, RankPhase::Joining)]);
     for worker in ["w1", "w2"] {
-        assert_eq!(told(&effects, worker).store_address.as_deref(), Some("host:1234"));
+        assert_eq!(
+            told(&effects, worker).gang().unwrap().store_address.as_deref(),
+            Some("host:1234")
+        );
     }
     assert_eq!((desk.generation(&job), desk.job(&job).restarts), (1, 0));
 }
@@ -131,7 +137,7 @@ fn steps_are_acknowledged_and_noted_once() {
     let (mut desk, job) = Desk::training();
     let report = with_step(with_step(rank(&job, 1, 0, RankPhase::Training), 1), 2);
     let effects = desk.hear("w1", vec![report.clone()]);
-    assert_eq!(told(&effects, "w1").acknowledged_step, Step(2));
+    assert_eq!(told(&effects, "w1").gang().unwrap().acknowledged_step, Step(2));
     let noted = |effects: &[Effect]| {
         effects
             .iter()

@@ -18,7 +18,7 @@ pub(crate) struct Archive {
 
 impl Archive {
     pub(crate) fn open(store_url: &str) -> Result<Self, CheckpointError> {
-        let (store, prefix) = model_data::store::open(store_url)?;
+        let (store, prefix) = storage::open(store_url)?;
         Ok(Self { store, prefix })
     }
 

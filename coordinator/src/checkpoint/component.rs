@@ -2,8 +2,8 @@
 //! from any layout in which a base may lie. Called by the export.
 
 use super::CheckpointError;
+use base_weights::base::Base;
 use half::{bf16, f16};
-use model_data::base::Base;
 use object_store::ObjectStoreExt;
 use proto::layout::UNetLayout;
 use proto::public::base::Part;

@@ -1,28 +1,19 @@
-//! One SHA-256 over trained weights and optimizer state, sorted by name: the figure by which two runs are
-//! compared. It does not depend on how the tensors are split over shards, so not on the world size. Called
-//! by `coordinator checkpoint digest`.
+//! The [`TensorsDigest`] of a checkpoint: trained weights and optimizer state. Called by `coordinator checkpoint digest`.
 
-use super::{Checkpoint, CheckpointError, TensorPlace};
-use sha2::{Digest, Sha256};
+use super::{Checkpoint, CheckpointError};
+use proto::checkpoint::TensorsDigest;
 
 impl Checkpoint {
-    /// Lower-case hex. Hashed are, for every tensor in the order of names: the name, a zero byte, the type
-    /// as safetensors writes it (`F32`), a zero byte, the shape (`64x3`), a zero byte, and the tensor's
-    /// bytes.
+    /// Lower-case hex. Reads all of it, one tensor at a time.
     pub(crate) async fn digest(&self) -> Result<String, CheckpointError> {
         let manifest = self.manifest().await?;
-        let mut hash = Sha256::new();
+        let mut digest = TensorsDigest::default();
         for (name, place) in self.tensors(&manifest.shards).await? {
-            hash.update(head(&name, &place));
-            hash.update(self.range(&place.shard, place.range.clone()).await?);
+            let bytes = self.range(&place.shard, place.range.clone()).await?;
+            digest.add(&name, &place.info.dtype.to_string(), &place.info.shape, &bytes);
         }
-        Ok(format!("{:x}", hash.finalize()))
+        Ok(digest.finish())
     }
-}
-
-fn head(name: &str, place: &TensorPlace) -> String {
-    let sides: Vec<String> = place.info.shape.iter().map(ToString::to_string).collect();
-    format!("{name}\0{}\0{}\0", place.info.dtype, sides.join("x"))
 }
 
 #[cfg(test)]

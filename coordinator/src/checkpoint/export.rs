@@ -6,16 +6,16 @@
 
 use super::component::{Component, Weights, retrieval_encoder};
 use super::{Checkpoint, CheckpointError, TensorPlace};
-use model_data::base::{Base, RETRINET};
-use model_data::init_digest::init_digest;
+use base_weights::base::{Base, RETRINET};
+use base_weights::init_digest::init_digest;
 use proto::checkpoint::{CheckpointManifest, MANIFEST_FILE};
 use proto::public::base::{CONFIG_FILE, PARTS, Part, parts};
 use proto::public::names::{RETRIEVAL_NOTE, RETRINET_FILE};
 use proto::public::write::config;
 use proto::spec::{self, Architecture, TrainWork};
+use proto::text::{hex, hex_sha256};
 use safetensors::tensor::TensorView;
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -160,7 +160,7 @@ impl Export<'_> {
             let text = config(part.name, &self.spec.model, self.spec.data.resolution);
             let name = format!("{}/{CONFIG_FILE}", part.folder);
             write(&self.out.join(&name), text.as_bytes())?;
-            files.insert(name, format!("{:x}", Sha256::digest(text)));
+            files.insert(name, hex_sha256(text.as_bytes()));
             let name = format!("{}/{file}", part.folder);
             files.insert(name.clone(), self.write_weights(&name, weights)?);
         }
@@ -293,9 +293,9 @@ impl Export<'_> {
             metadata.insert(RETRIEVAL_NOTE.to_owned(), choices.expect("choices are words"));
         }
         safetensors::serialize_to_file(views, Some(metadata), &partial).map_err(wrong)?;
-        let digest = hash_of(&partial).map_err(|error| unwritable(&partial, &error))?;
+        let digest = storage::hash::of_file(&partial).map_err(|error| unwritable(&partial, &error))?;
         std::fs::rename(&partial, &path).map_err(|error| unwritable(&path, &error))?;
-        Ok(digest)
+        Ok(hex(&digest))
     }
 }
 
@@ -304,12 +304,6 @@ fn is_folder_of(base: &Base, out: &Path) -> bool {
     let same =
         |folder: &Path| matches!((folder.canonicalize(), out.canonicalize()), (Ok(a), Ok(b)) if a == b);
     !base.url().ends_with(".safetensors") && base.local().is_some_and(same)
-}
-
-fn hash_of(path: &Path) -> std::io::Result<String> {
-    let (mut file, mut hash) = (std::fs::File::open(path)?, Sha256::new());
-    let _ = std::io::copy(&mut file, &mut hash)?;
-    Ok(format!("{:x}", hash.finalize()))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
@@ -355,7 +349,7 @@ mod tests {
         );
         assert_eq!(origin.weights, "as trained");
         let bytes = std::fs::read(whole.join(FILE)).unwrap();
-        assert_eq!(origin.files[FILE], format!("{:x}", Sha256::digest(&bytes)));
+        assert_eq!(origin.files[FILE], hex_sha256(&bytes));
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(tensors.len(), 7);
         let name = "up_blocks.0.resnets.0.norm1.weight";

@@ -24,9 +24,9 @@ const HEADER_BYTES_MAX: u64 = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CheckpointError {
     #[error(transparent)]
-    Url(#[from] model_data::store::StoreError),
-    #[error("{}", crate::words::chain(.0))]
-    Base(#[from] model_data::base::BaseError),
+    Url(#[from] storage::StoreError),
+    #[error("{}", proto::text::chain(.0))]
+    Base(#[from] base_weights::base::BaseError),
     #[error("cannot {action} {path}: {source}")]
     Storage {
         action: &'static str,
@@ -81,7 +81,7 @@ impl Checkpoint {
         job: &JobId,
         checkpoint: CheckpointRef,
     ) -> Result<Self, CheckpointError> {
-        let (store, prefix) = model_data::store::open(store_url)?;
+        let (store, prefix) = storage::open(store_url)?;
         Ok(Self::inside(store, &prefix, job, checkpoint))
     }
 

@@ -2,10 +2,8 @@
 //! first thing. Called by `coordinator checkpoint verify`.
 
 use super::{Checkpoint, CheckpointError};
-use futures::TryStreamExt;
-use object_store::ObjectStoreExt;
 use proto::checkpoint::{CheckpointManifest, ShardEntry};
-use sha2::{Digest, Sha256};
+use proto::text::hex;
 
 /// What a verification saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,22 +41,15 @@ impl Checkpoint {
     }
 
     async fn verify_shard(&self, shard: &ShardEntry) -> Result<(), String> {
-        let text = |error: object_store::Error| format!("cannot be read: {error}");
-        let found = self.store.get(&self.path(&shard.path)).await.map_err(text)?;
-        let mut hash = Sha256::new();
-        let mut size = 0;
-        let mut chunks = found.into_stream();
-        while let Some(chunk) = chunks.try_next().await.map_err(text)? {
-            hash.update(&chunk);
-            size += chunk.len() as u64;
-        }
-        if size != shard.size_bytes {
+        let found = storage::hash::of_object(&*self.store, &self.path(&shard.path)).await;
+        let found = found.map_err(|error| format!("cannot be read: {error}"))?;
+        if found.size_bytes != shard.size_bytes {
             return Err(format!(
-                "has {size} bytes, the manifest says {}",
-                shard.size_bytes
+                "has {} bytes, the manifest says {}",
+                found.size_bytes, shard.size_bytes
             ));
         }
-        let sha256 = format!("{:x}", hash.finalize());
+        let sha256 = hex(&found.sha256);
         if sha256 != shard.sha256 {
             return Err(format!(
                 "has SHA-256 {sha256}, the manifest says {}",

@@ -3,11 +3,11 @@
 
 use super::client::{self, Client, connect, refusal};
 use super::{Global, Outcome, Output, print_json};
-use crate::status::is_over;
 use crate::words::say;
 use anyhow::{Result, anyhow};
 use clap::Args;
 use proto::pb;
+use proto::phase::{Phase, is_over};
 use std::time::Duration;
 
 /// How often a drain looks whether the worker is empty.
@@ -40,11 +40,11 @@ pub(crate) struct DrainArgs {
 pub(crate) async fn pause(global: &Global, args: &PauseArgs) -> Result<Outcome> {
     let mut client = connect(global).await?;
     let mut phase = set_paused(global, &mut client, &args.job, true).await?;
-    if !args.no_wait && phase != "paused" {
+    if !args.no_wait && phase != Phase::Paused {
         phase = until_paused(global, &mut client, &args.job).await?;
     }
     print(global, &args.job, &phase);
-    let paused = phase == "paused" || args.no_wait;
+    let paused = phase == Phase::Paused || args.no_wait;
     Ok(if paused { Outcome::True } else { Outcome::False })
 }
 
@@ -133,7 +133,7 @@ async fn until_paused(global: &Global, client: &mut Client, job: &str) -> Result
     let request = pb::JobRequest { job: job.to_owned() };
     let mut views = client.watch_job(request).await.map_err(failed)?.into_inner();
     while let Some(view) = views.message().await.map_err(failed)? {
-        if view.phase == "paused" || is_over(&view.phase) {
+        if view.phase == Phase::Paused || is_over(&view.phase) {
             return Ok(view.phase);
         }
     }

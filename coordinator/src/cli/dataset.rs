@@ -6,9 +6,9 @@ use super::{Global, Outcome, Output, print_json, table};
 use crate::words::{bytes, say};
 use anyhow::{Context, Result, anyhow};
 use clap::Subcommand;
+use figures::synthetic::{Similar, SynthesizeOptions, identities};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use model_data::dataset::Dataset;
-use model_data::figure::{Similar, SynthesizeOptions, identities};
 use model_data::import::{ImportError, ImportReport, SAMPLES_FILE};
 use model_data::writer::{DatasetWriter, WriteOptions};
 use proto::dataset::DatasetManifest;
@@ -230,7 +230,7 @@ fn print_rejects(report: &ImportReport) {
 /// A data set that is there; looking for one makes none.
 async fn open(text: &str) -> Result<Dataset> {
     let url = url_of(text)?;
-    if let Some(folder) = model_data::store::local_folder(&url)?
+    if let Some(folder) = storage::local_folder(&url)?
         && !folder.is_dir()
     {
         return Err(anyhow!("there is no folder {}", folder.display()));

@@ -50,7 +50,7 @@ fn draw(job: &str, steps: &[pb::StepReport], file: &Path) -> Result<()> {
     }
     let points: Vec<(u64, f64)> = steps.iter().map(|it| (it.step, it.loss)).collect();
     let (width, height) = CURVE_SIZE;
-    let picture = model_data::curve::loss_curve(&points, &format!("loss of {job}"), width, height);
+    let picture = figures::curve::loss_curve(&points, &format!("loss of {job}"), width, height);
     picture
         .save_with_format(file, image::ImageFormat::Png)
         .with_context(|| format!("cannot write {}", file.display()))
@@ -83,7 +83,16 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
     );
     line("data set", &format!("version {}", view.dataset_version));
     if let Some(units) = &view.units {
-        line("units", &format!("{} of {} are done", units.done, units.total));
+        line(
+            "units",
+            &format!(
+                "{} of {} are done, {} leased, {} set aside, {:.2} a second",
+                units.done, units.total, units.leased, units.set_aside, units.per_second
+            ),
+        );
+        for failed in &units.failed {
+            line(&format!("unit {}", failed.unit), &failed.error);
+        }
     }
     if let Some(step) = &view.last_step {
         let terms = format!("(target {:.4}, face {:.4})", step.loss_target, step.loss_face);

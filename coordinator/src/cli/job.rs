@@ -5,6 +5,7 @@ use super::{Global, Outcome, Output, json, print_json, table};
 use crate::words::{ago, now_ms, say};
 use anyhow::Result;
 use proto::pb;
+use proto::phase::Phase;
 
 pub(crate) async fn jobs(global: &Global) -> Result<Outcome> {
     let mut client = connect(global).await?;
@@ -21,7 +22,7 @@ pub(crate) async fn jobs(global: &Global) -> Result<Outcome> {
     let mut table = table(&[
         "JOB",
         "PHASE",
-        "STEP",
+        "PROGRESS",
         "LOSS",
         "RANKS",
         "RESTARTS",
@@ -50,9 +51,11 @@ pub(crate) async fn jobs(global: &Global) -> Result<Outcome> {
     Ok(Outcome::True)
 }
 
-/// `40/400`, or `-` for jobs that have no steps.
+/// Steps or units: `40/400`; `-` where nothing is known of them.
 pub(crate) fn progress(job: &pb::JobView) -> String {
-    if job.steps == 0 {
+    if let Some(units) = &job.units {
+        format!("{}/{}", units.done, units.total)
+    } else if job.steps == 0 {
         "-".into()
     } else {
         format!("{}/{}", job.step, job.steps)
@@ -71,7 +74,7 @@ pub(crate) async fn cancel(global: &Global, job: &str) -> Result<Outcome> {
         Output::Json => print_json(&serde_json::json!({ "job": job, "phase": phase })),
         Output::Table => say!("{job} is {phase}"),
     }
-    Ok(if phase == "cancelled" {
+    Ok(if phase == Phase::Cancelled {
         Outcome::True
     } else {
         Outcome::False

@@ -4,9 +4,9 @@
 use super::{Global, Outcome, Output, print_json};
 use crate::words::say;
 use anyhow::{Context, Result, anyhow};
+use figures::grid::{Cell, captioned_grid};
 use image::{GrayImage, Rgb, RgbImage};
 use model_data::example::Example;
-use model_data::grid::{Cell, captioned_grid};
 use model_data::loader::{Loader, LoaderOptions};
 use model_data::prompt::Prompts;
 use proto::spec::{Architecture, TrainWork};

@@ -88,7 +88,7 @@ fn sights(book: &Book, loader: &Loader, sample: u64) -> Result<Vec<Sight>> {
                     continue;
                 };
                 let similar: &[u64] = &rows[position as usize].similar_positions;
-                let mut roles = roles(&spec.data, epoch, (position, similar), sample);
+                let mut roles = roles(&spec.data, epoch, position, similar, sample);
                 roles.retain(|of| shows_references || of.is_none());
                 sights.extend(roles.into_iter().map(|of| Sight {
                     step,
@@ -103,9 +103,9 @@ fn sights(book: &Book, loader: &Loader, sample: u64) -> Result<Vec<Sight>> {
     Ok(sights)
 }
 
-/// What a sample is where `target` is to be drawn: the target, one of its references, or both, since pairing a draws a picture
+/// What a sample is where `target` is to be drawn, whose similar ones lie at `similar`: the target, one of its references, or both, since pairing a draws a picture
 /// from itself.
-fn roles(data: &Data, epoch: u64, (target, similar): (u64, &[u64]), sample: u64) -> Vec<Option<u64>> {
+fn roles(data: &Data, epoch: u64, target: u64, similar: &[u64], sample: u64) -> Vec<Option<u64>> {
     let is_it = |source| match source {
         Source::Target => target == sample,
         Source::Similar(n) => similar[n] == sample,
@@ -177,7 +177,7 @@ mod tests {
                 pairing,
                 ..data.clone()
             };
-            roles(&data, 0, (3, &[1]), sample)
+            roles(&data, 0, 3, &[1], sample)
         };
         assert_eq!(told(Pairing::A, 3), [None, Some(3)]);
         assert_eq!(told(Pairing::A, 1), []);

@@ -6,7 +6,7 @@ use model_data::picture::open_picture;
 use object_store::ObjectStoreExt;
 use proto::pb;
 use proto::sample::{Concept, NamedReference, PictureSource};
-use sha2::{Digest, Sha256};
+use proto::text::hex_sha256;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -84,9 +84,9 @@ pub(crate) async fn store_files(
         let bytes = std::fs::read(folder.join(&*name))
             .with_context(|| format!("cannot read {}", folder.join(&*name).display()))?;
         let _ = open_picture("reference", &bytes).with_context(|| name.clone())?;
-        *sha256 = format!("{:x}", Sha256::digest(&bytes));
+        *sha256 = hex_sha256(&bytes);
         if keep == Keep::Stored {
-            let (store, prefix) = model_data::store::open(&trained.store_url)?;
+            let (store, prefix) = storage::open(&trained.store_url)?;
             let path = ["jobs", &trained.job, "references", sha256]
                 .into_iter()
                 .fold(prefix, |path, part| path.join(part));

@@ -11,6 +11,7 @@ use futures::TryStreamExt;
 use object_store::{ObjectStore, ObjectStoreExt};
 use proto::id::Step;
 use proto::pb;
+use proto::phase::Phase;
 use proto::sample::{Concept, SampleMethod, SamplePrompt, SampleWork, Weights};
 use proto::spec::{JobSpec, Pairing, Resources, Task, Work};
 use serde_json::Value;
@@ -190,7 +191,7 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
     let file_name = "coordinator sample".to_owned();
     let reply = submit::send(global, &mut client, &spec, file_name, false).await?;
     let view = watch::follow(global, &reply.job).await?;
-    if view.phase != "done" {
+    if view.phase != Phase::Done {
         return Err(anyhow!("{} ended {}: {}", view.job, view.phase, view.reason));
     }
     let (files, summary) = fetch(&view, &args.out).await?;
@@ -227,7 +228,7 @@ fn resources_like(trained: &pb::JobView) -> Result<Resources> {
 
 /// Copies `jobs/<job>/pictures/*` into `out`; how many files, and the summary of pictures.json.
 async fn fetch(view: &pb::JobView, out: &Path) -> Result<(usize, Value)> {
-    let (store, prefix) = model_data::store::open(&view.store_url)?;
+    let (store, prefix) = storage::open(&view.store_url)?;
     let folder = ["jobs", &view.job, "pictures"]
         .into_iter()
         .fold(prefix, |path, part| path.join(part));

@@ -3,11 +3,11 @@
 
 use super::client::{Client, connect, is_lost, refusal};
 use super::{Global, Outcome, Output, json, print_json};
-use crate::status::is_over;
 use crate::words::{duration, say};
 use anyhow::{Result, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
 use proto::pb;
+use proto::phase::{Phase, is_over};
 use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ pub(crate) async fn watch(global: &Global, job: &str) -> Result<Outcome> {
         Output::Json => print_json(&json::job(&view)),
         Output::Table => say!("{}", last_line(&view)),
     }
-    Ok(if view.phase == "done" {
+    Ok(if view.phase == Phase::Done {
         Outcome::True
     } else {
         Outcome::False
@@ -103,25 +103,56 @@ async fn views(
     }
 }
 
+fn capital(word: &str) -> String {
+    let mut rest = word.chars();
+    rest.next()
+        .map_or_else(String::new, |first| first.to_uppercase().chain(rest).collect())
+}
+
 /// What the watch ends with.
 fn last_line(view: &pb::JobView) -> String {
     let took = Duration::from_millis(view.ended_ms.saturating_sub(view.submitted_ms));
-    let phase = match view.phase.as_str() {
-        "done" => "Done",
-        "failed" => "Failed",
-        _ => "Cancelled",
-    };
+    let phase = capital(&view.phase);
     let loss = view
         .last_step
         .as_ref()
         .map_or_else(String::new, |it| format!(", loss {:.4}", it.loss));
     format!(
-        "{phase}: {} after {}, step {}{loss}: {}",
+        "{phase}: {} after {}, {} {}{loss}: {}",
         view.job,
         duration(took),
+        counted(view),
         super::job::progress(view),
         view.reason
     )
+}
+
+/// What the job's progress counts.
+fn counted(view: &pb::JobView) -> &'static str {
+    if view.units.is_some() { "units" } else { "step" }
+}
+
+/// How far the job is, and how far it is to go.
+fn position(view: &pb::JobView) -> (u64, u64) {
+    match &view.units {
+        Some(units) => (units.done, units.total),
+        None => (view.step, view.steps),
+    }
+}
+
+/// `8.2 units/s, 3m20s left`.
+#[allow(clippy::cast_precision_loss)] // People read two digits of it.
+fn units_text(view: &pb::JobView, units: &pb::UnitsView) -> String {
+    if units.per_second <= 0.0 {
+        return view.reason.clone();
+    }
+    let left = units.total.saturating_sub(units.done + units.set_aside) as f64 / units.per_second;
+    let left = duration(Duration::from_secs_f64(left.clamp(1.0, 1e9)));
+    let aside = match units.set_aside {
+        0 => String::new(),
+        some => format!(", {some} set aside"),
+    };
+    format!("{:.1} units/s, {left} left{aside}", units.per_second)
 }
 
 /// One line of progress, apart from where it is shown.
@@ -135,6 +166,9 @@ impl Progress {
     /// `loss 0.1234, 41.0 samples/s, 3m20s left`.
     #[allow(clippy::cast_precision_loss)] // People read two digits of it.
     fn text(&mut self, view: &pb::JobView, now: Instant) -> String {
+        if let Some(units) = &view.units {
+            return units_text(view, units);
+        }
         let Some(step) = &view.last_step else {
             return view.reason.clone();
         };
@@ -175,7 +209,7 @@ struct Display {
     progress: Progress,
     phase: String,
     line_at: Instant,
-    line_step: u64,
+    line_at_position: u64,
 }
 
 impl Display {
@@ -194,7 +228,7 @@ impl Display {
             progress: Progress::default(),
             phase: String::new(),
             line_at: now,
-            line_step: 0,
+            line_at_position: 0,
         }
     }
 
@@ -206,18 +240,20 @@ impl Display {
             self.phase.clone_from(&view.phase);
             self.say(&format!("{}: {}", view.phase, view.reason));
         }
+        let (at, end) = position(view);
         if let Some(bar) = &self.bar {
-            bar.set_length(view.steps);
-            bar.set_position(view.step);
+            bar.set_length(end);
+            bar.set_position(at);
             bar.set_message(text);
             return;
         }
-        let every = (view.steps / LINES_PER_JOB).max(1);
-        let due =
-            LINE_EVERY <= now.duration_since(self.line_at) || self.line_step / every != view.step / every;
-        if view.step != self.line_step && view.last_step.is_some() && due {
-            (self.line_at, self.line_step) = (now, view.step);
-            self.say(&format!("step {}, {text}", super::job::progress(view)));
+        let every = (end / LINES_PER_JOB).max(1);
+        let due = LINE_EVERY <= now.duration_since(self.line_at) || self.line_at_position / every != at / every;
+        let told = view.last_step.is_some() || view.units.is_some();
+        if at != self.line_at_position && told && due {
+            (self.line_at, self.line_at_position) = (now, at);
+            let (counted, progress) = (counted(view), super::job::progress(view));
+            self.say(&format!("{counted} {progress}, {text}"));
         }
     }
 
@@ -271,7 +307,7 @@ mod tests {
     #[test]
     fn the_last_line_says_how_it_ended() {
         let ended = pb::JobView {
-            phase: "failed".into(),
+            phase: Phase::Failed.to_string(),
             reason: "no space".into(),
             ended_ms: 61_000,
             ..view(7)

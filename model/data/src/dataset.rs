@@ -13,7 +13,6 @@ use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
 use parquet::errors::ParquetError;
 use proto::dataset::{DATASET_FILE, DATASET_SCHEMA_VERSION, DatasetManifest};
-use sha2::{Digest, Sha256};
 use tokio::sync::OnceCell;
 
 use crate::columns::{
@@ -21,8 +20,8 @@ use crate::columns::{
 };
 use crate::parquet_object::ParquetObject;
 use crate::sample::{Metadata, Sample};
-use crate::store::{StoreError, open};
-use crate::writer::hex;
+use proto::text::hex_sha256;
+use storage::{StoreError, open};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
@@ -122,7 +121,7 @@ impl Dataset {
             what,
         })?;
         let footers = manifest.files.iter().map(|_| OnceCell::new()).collect();
-        let version = hex(&Sha256::digest(&bytes));
+        let version = hex_sha256(&bytes);
         Ok(Self {
             inner: Arc::new(Inner {
                 url: url.to_owned(),

@@ -167,78 +167,8 @@ fn share_out(bins: &mut [f32], pixel: &[u8], weight: f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::figure::{Similar, SynthesizeOptions, identities};
-    use crate::picture::{decode, resize};
+    use crate::picture::resize;
     use image::Rgb;
-
-    /// (histogram by true mask, histogram by found mask where the ground is plain) of each picture of each
-    /// identity.
-    fn figures(count: u32) -> Vec<Vec<(Histogram, Option<Histogram>)>> {
-        let options = SynthesizeOptions {
-            characters: count,
-            outfits: 1,
-            images: 6,
-            size: 64,
-            seed: 5,
-            similar: Similar::All,
-        };
-        identities(&options)
-            .map(|identity| {
-                identity
-                    .iter()
-                    .map(|sample| {
-                        let decoded = decode(sample, 0).expect("synthetic pictures decode");
-                        let plain = sample.metadata.prompts.contains("simple_background");
-                        let found =
-                            plain.then(|| histogram(&decoded.picture, &figure_mask(&decoded.picture)));
-                        (histogram(&decoded.picture, &decoded.mask), found)
-                    })
-                    .collect()
-            })
-            .collect()
-    }
-
-    #[test]
-    fn true_pictures_are_found_among_eight_nearly_always() {
-        let figures = figures(40);
-        let (mut asked, mut right, mut plain_asked, mut plain_right, mut single) = (0, 0, 0, 0, 0);
-        for own in 0..figures.len() {
-            for picture in 0..6 {
-                // Seven others, and the rest of its own pictures.
-                let candidates: Vec<Histogram> = (0..8)
-                    .map(|k| {
-                        let other = &figures[(own + k * 5) % figures.len()];
-                        let rest: Vec<Histogram> = (0..6)
-                            .filter(|i| *i != picture)
-                            .map(|i| other[i].0.clone())
-                            .collect();
-                        mean(&rest)
-                    })
-                    .collect();
-                let (by_mask, by_ground) = &figures[own][picture];
-                asked += 1;
-                right += usize::from(nearest(by_mask, &candidates) == Some(0));
-                let next = |k: usize| {
-                    figures[(own + k * 5) % figures.len()][(picture + 1) % 6]
-                        .0
-                        .clone()
-                };
-                single += usize::from(nearest(by_mask, &(0..8).map(next).collect::<Vec<_>>()) == Some(0));
-                if let Some(found) = by_ground {
-                    plain_asked += 1;
-                    plain_right += usize::from(nearest(found, &candidates) == Some(0));
-                }
-            }
-        }
-        println!("nearest of 8: {right}/{asked} by true mask, {plain_right}/{plain_asked} by found mask");
-        println!("nearest of 8 when each is known by one picture only: {single}/{asked}");
-        assert!(single * 100 >= asked * 85, "{single} of {asked}");
-        assert!(right * 100 >= asked * 93, "{right} of {asked}");
-        assert!(
-            plain_right * 100 >= plain_asked * 85,
-            "{plain_right} of {plain_asked}"
-        );
-    }
 
     #[test]
     fn a_small_shift_of_colour_moves_a_histogram_little() {

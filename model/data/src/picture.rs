@@ -268,18 +268,29 @@ pub fn replace_background(picture: &mut RgbImage, mask: &GrayImage, colour: Rgb<
     }
 }
 
+/// Where in a free space something comes to lie: 0 is left or top, 1 is right or bottom.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Along {
+    pub x: f64,
+    pub y: f64,
+}
+
+impl Along {
+    pub const MIDDLE: Self = Self { x: 0.5, y: 0.5 };
+}
+
 /// Where a picture of `width` x `height` comes to lie in a square of `side`: the longer side fills `scale` of
-/// it; `along` (two numbers in 0..=1) says where in the free space.
+/// it; `along` says where in the free space.
 #[must_use]
-pub fn place(width: u32, height: u32, side: u32, scale: f64, along: (f64, f64)) -> Region {
+pub fn place(width: u32, height: u32, side: u32, scale: f64, along: Along) -> Region {
     let longest = f64::from(width.max(height));
     let factor = f64::from(side) * scale / longest;
     let fit = |length: u32| ((f64::from(length) * factor).round() as u32).clamp(1, side);
     let (w, h) = (fit(width), fit(height));
     let at = |free: u32, share: f64| (f64::from(free) * share).round() as u32;
     Region {
-        x: at(side - w, along.0),
-        y: at(side - h, along.1),
+        x: at(side - w, along.x),
+        y: at(side - h, along.y),
         width: w,
         height: h,
     }
@@ -383,7 +394,7 @@ mod tests {
     #[test]
     fn placing_keeps_the_aspect_ratio() {
         assert_eq!(
-            place(50, 100, 64, 1.0, (1.0, 0.5)),
+            place(50, 100, 64, 1.0, Along { x: 1.0, y: 0.5 }),
             Region {
                 x: 32,
                 y: 0,
@@ -391,15 +402,18 @@ mod tests {
                 height: 64
             }
         );
-        assert_eq!(place(100, 100, 64, 1.0, (0.3, 0.9)), Region::whole(64, 64));
-        assert_eq!(place(1, 5000, 64, 1.0, (0.0, 0.0)).width, 1);
+        assert_eq!(
+            place(100, 100, 64, 1.0, Along { x: 0.3, y: 0.9 }),
+            Region::whole(64, 64)
+        );
+        assert_eq!(place(1, 5000, 64, 1.0, Along { x: 0.0, y: 0.0 }).width, 1);
     }
 
     #[test]
     fn a_placed_picture_is_surrounded_by_its_pad() {
         let red = Rgb([200, 0, 0]);
         let pad = Rgb([0, 0, 9]);
-        let at = place(10, 20, 8, 1.0, (1.0, 0.0));
+        let at = place(10, 20, 8, 1.0, Along { x: 1.0, y: 0.0 });
         let out = on_pad(RgbImage::from_pixel(10, 20, red), at, 8, pad);
         let mask = region_mask(8, at);
         for (x, y, pixel) in out.enumerate_pixels() {

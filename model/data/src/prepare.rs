@@ -9,7 +9,8 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::example::{Concept, Example, Reference};
 use crate::picture::{
-    Decoded, Region, crop, face_region, fill, mask_region, on_pad, place, region_mask, replace_background,
+    Along, Decoded, Region, crop, face_region, fill, mask_region, on_pad, place, region_mask,
+    replace_background,
 };
 use crate::random::{Purpose, random};
 use crate::reference::{Slot, Source};
@@ -146,7 +147,7 @@ fn whole(data: &Data, from: &Decoded, source: Source, rng: &mut ChaCha8Rng) -> R
     }
     let (width, height) = (f64::from(from.picture.width()), f64::from(from.picture.height()));
     let share = rng.random_range(data.reference_scale..=1.0);
-    let (x, y) = anywhere(rng);
+    let Along { x, y } = anywhere(rng);
     let (left, top) = (width * (1.0 - share) * x, height * (1.0 - share) * y);
     let (w, h) = from.picture.dimensions();
     crop(
@@ -155,8 +156,11 @@ fn whole(data: &Data, from: &Decoded, source: Source, rng: &mut ChaCha8Rng) -> R
     )
 }
 
-fn anywhere(rng: &mut ChaCha8Rng) -> (f64, f64) {
-    (rng.random_range(0.0..=1.0), rng.random_range(0.0..=1.0))
+fn anywhere(rng: &mut ChaCha8Rng) -> Along {
+    Along {
+        x: rng.random_range(0.0..=1.0),
+        y: rng.random_range(0.0..=1.0),
+    }
 }
 
 fn colour(rng: &mut ChaCha8Rng) -> Rgb<u8> {

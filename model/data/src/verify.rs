@@ -5,12 +5,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use crate::dataset::{Dataset, DatasetError, GroupId};
 use crate::picture::decode;
 use crate::sample::{Metadata, Sample};
-use crate::writer::hex;
+use proto::text::{chain, hex_sha256};
 
 /// One fault.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -148,7 +147,7 @@ async fn check_file(dataset: &Dataset, path: &str, size: u64, sha256: &str, find
             ));
         }
         Ok(bytes) => {
-            let found = hex(&Sha256::digest(&bytes));
+            let found = hex_sha256(&bytes);
             if found != sha256 {
                 findings.push(of_file(
                     path,
@@ -244,15 +243,4 @@ fn of_file(path: &str, what: String) -> Finding {
         row: None,
         what,
     }
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    text
 }

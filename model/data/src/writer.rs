@@ -19,11 +19,11 @@ use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 use proto::dataset::{DATASET_FILE, DATASET_SCHEMA_VERSION, DatasetManifest, IndexFile, SampleFile};
-use sha2::{Digest, Sha256};
+use proto::text::hex_sha256;
 
 use crate::columns::{PICTURE_COLUMNS, schema, to_batch};
 use crate::sample::Sample;
-use crate::store::{StoreError, open};
+use storage::{StoreError, open};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WriteOptions {
@@ -230,7 +230,7 @@ impl DatasetWriter {
 
     /// Puts `bytes` under a name that ends in the start of their hash: (path, size, SHA-256 in hex).
     async fn put_named(&self, stem: &str, bytes: Vec<u8>) -> Result<(String, u64, String), WriteError> {
-        let sha256 = hex(&Sha256::digest(&bytes));
+        let sha256 = hex_sha256(&bytes);
         let path = format!("{stem}-{}.parquet", &sha256[..8]);
         let size = bytes.len() as u64;
         self.put(&path, bytes).await?;
@@ -248,12 +248,6 @@ impl DatasetWriter {
             })?;
         Ok(())
     }
-}
-
-/// Bytes as lower-case hexadecimal digits.
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn sample_properties() -> WriterProperties {

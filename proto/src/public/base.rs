@@ -1,6 +1,6 @@
 //! What base weights consist of: the components, and the files in which each may lie. Three layouts are known: our own
 //! folder (`unet.safetensors`, …), a `diffusers` folder (`unet/config.json` and its weights, …) and one Stable Diffusion
-//! file with everything in it. Who looks for the files is `model_data::base`; who reads them is `model`.
+//! file with everything in it. Who looks for the files is `base_weights::base`; who reads them is `model`.
 
 use super::names::{SINGLE_FILE_AUTOENCODER, SINGLE_FILE_TEXT, SINGLE_FILE_UNET};
 use crate::spec::Architecture;

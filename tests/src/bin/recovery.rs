@@ -5,6 +5,7 @@
 
 use anyhow::{Context, Result};
 use proto::pb::PhaseSeconds;
+use proto::phase::Phase;
 use std::time::{Duration, Instant};
 use tests::cluster::job::{TinyJob, synthesize};
 use tests::cluster::watch::Watch;
@@ -57,7 +58,7 @@ fn measure(cluster: &Cluster, watch: &mut Watch, kills: usize) -> Result<Vec<Dur
     for kill in 0..kills {
         // All are together again, and some quiet steps first.
         let before = watch.until("training", |view| {
-            view.phase == "training" && view.world == FULL && step + QUIET_STEPS < view.step
+            view.phase == Phase::Training && view.world == FULL && step + QUIET_STEPS < view.step
         })?;
         quiet.extend(before.last_step.and_then(|last| last.seconds).map(whole_step));
         let victim = kill % WORKERS;
@@ -65,7 +66,7 @@ fn measure(cluster: &Cluster, watch: &mut Watch, kills: usize) -> Result<Vec<Dur
         cluster.kill_rank(victim)?;
         // The first step that is told may have been done before the kill; the one after it was not.
         let told = watch.until("a step told", |view| {
-            before.generation < view.generation && view.phase == "training" && before.step <= view.step
+            before.generation < view.generation && view.phase == Phase::Training && before.step <= view.step
         })?;
         let after = watch.until("the next step", |view| told.step < view.step)?;
         let took = start.elapsed();

@@ -130,7 +130,8 @@ fn table() -> anyhow::Result<()> {
     let mut missed = Vec::new();
     println!("{:<20} {:>6}  what it shows", "planted bug", "seed");
     for bug in Bug::ALL {
-        let found = (0..BUG_WORLDS).find_map(|seed| world::run_of(bug.kinds(), seed, Some(bug), Story::Dropped).err());
+        let found = (0..BUG_WORLDS)
+            .find_map(|seed| world::run_of(bug.kinds(), seed, Some(bug), Story::Dropped).err());
         match found {
             Some(broken) => println!("{:<20} {:>6}  {}", format!("{bug:?}"), broken.seed, broken.what),
             None => missed.push(bug),

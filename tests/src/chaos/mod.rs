@@ -16,6 +16,7 @@ use crate::cluster::{Cluster, Options as ClusterOptions};
 use crate::world::Dice;
 use anyhow::{Context, Result, bail, ensure};
 use observer::{Observer, Seen};
+use proto::phase::Phase;
 use std::path::Path;
 use std::time::{Duration, Instant};
 pub use strike::Kind;
@@ -230,8 +231,7 @@ impl<'a> Chaos<'a> {
         let Some(seen) = self.job.observer.next(within)? else {
             return Ok(());
         };
-        let phase = seen.phase.as_str();
-        if matches!(phase, "failed" | "cancelled") {
+        if let Some(phase @ (Phase::Failed | Phase::Cancelled)) = Phase::of(&seen.phase) {
             bail!("{} {phase}: {}", self.job.id, seen.reason);
         }
         let steps = self.job.seen.step < seen.step;
@@ -263,7 +263,7 @@ impl<'a> Chaos<'a> {
     fn judge(&mut self) -> Result<()> {
         let id = self.job.id.clone();
         let view = self.cluster.json(&["describe", &id])?;
-        ensure!(view["phase"] == "done", "{id} is not done: {view}");
+        ensure!(view["phase"] == Phase::Done.word(), "{id} is not done: {view}");
         let incidents = view["incidents"].as_array().map_or(0, Vec::len);
         ensure!(
             !view["incidents"].to_string().contains("panic"),

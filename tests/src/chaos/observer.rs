@@ -4,6 +4,7 @@
 use crate::cluster::watch::Watch;
 use anyhow::{Result, bail};
 use proto::pb::JobView;
+use proto::phase::is_over;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,7 @@ impl Seen {
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        matches!(self.phase.as_str(), "done" | "failed" | "cancelled")
+        is_over(&self.phase)
     }
 
     fn of(view: &JobView) -> Self {

@@ -4,6 +4,8 @@
 use super::{Cluster, Options};
 use anyhow::{Context, Result, ensure};
 use proto::pb::JobView;
+use proto::phase::Phase;
+use std::ops::RangeInclusive;
 
 /// A cluster with the tests' data set in its folder; the data set's URL.
 ///
@@ -110,7 +112,8 @@ impl TinyJob {
 
 /// A job for so many workers of five micro-batches, in exact sums, and without a checkpoint but that with which it leaves.
 #[must_use]
-pub fn elastic(dataset: &str, (min, max): (u32, u32), steps: u64) -> String {
+pub fn elastic(dataset: &str, workers: RangeInclusive<u32>, steps: u64) -> String {
+    let (min, max) = workers.into_inner();
     let tiny = TinyJob {
         name: format!("elastic-{min}-{max}"),
         dataset: dataset.to_owned(),
@@ -132,7 +135,7 @@ pub fn elastic(dataset: &str, (min, max): (u32, u32), steps: u64) -> String {
 /// # Errors
 /// The job ends, or nothing new is said for too long.
 pub fn trains(cluster: &Cluster, id: &str, world: u32) -> Result<JobView> {
-    let together = |view: &JobView| view.phase == "training" && view.world == world;
+    let together = |view: &JobView| view.phase == Phase::Training && view.world == world;
     let begun = cluster.wait(id, &format!("{world} ranks"), together)?;
     cluster.wait(id, &format!("a step of {world} ranks"), |view| {
         together(view) && begun.generation <= view.generation && begun.step + 2 < view.step
@@ -146,11 +149,11 @@ pub fn trains(cluster: &Cluster, id: &str, world: u32) -> Result<JobView> {
 /// They differ, the audit finds something, or it was not one checkpoint that the pause brought.
 pub fn nothing_was_lost(cluster: &Cluster, dataset: &str, id: &str, before: usize) -> Result<u64> {
     cluster.ok(&["pause", id])?;
-    let view = cluster.wait(id, "a pause", |view| view.phase == "paused")?;
+    let view = cluster.wait(id, "a pause", |view| view.phase == Phase::Paused)?;
     let newest = view.checkpoints.iter().max_by_key(|it| it.step);
     let checkpoint = newest.filter(|_| view.checkpoints.len() == before + 1);
     let checkpoint = checkpoint.with_context(|| format!("one checkpoint was to be written: {view:?}"))?;
-    let undisturbed = cluster.submit(&elastic(dataset, (1, 1), checkpoint.step))?;
+    let undisturbed = cluster.submit(&elastic(dataset, 1..=1, checkpoint.step))?;
     cluster.wait_done(&undisturbed)?;
     let digest = |id: &str| cluster.ok(&["checkpoint", "digest", id]);
     ensure!(digest(id)? == digest(&undisturbed)?, "bits were lost");

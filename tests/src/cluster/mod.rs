@@ -21,6 +21,7 @@ use command::{Outcome, run};
 use network::Network;
 use process::Process;
 use proto::pb::JobView;
+use proto::phase::Phase;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -435,7 +436,7 @@ impl Cluster {
     /// # Errors
     /// It ended otherwise.
     pub fn wait_done(&self, job: &str) -> Result<JobView> {
-        self.wait(job, "phase done", |view| view.phase == "done")
+        self.wait(job, "phase done", |view| view.phase == Phase::Done)
     }
 
     /// Waits until the job has done `step` steps.

@@ -308,8 +308,7 @@ impl World {
                 }
                 let nodes = self.nodes.iter();
                 let devices = nodes.map(|node| (node.name.clone(), node.devices)).collect();
-                self.oracle
-                    .on_saved(&self.durable, &self.specs, &devices);
+                self.oracle.on_saved(&self.durable, &self.specs, &devices);
             }
             Effect::Send { worker, state } => {
                 // What a former coordinator still says is of old generations, which can publish nothing.

@@ -313,9 +313,8 @@ impl World {
             });
             return self.group_breaks(&pids, generation, silent, &spec);
         }
-        let waits = |pid: &Pid| {
-            self.pause(*pid).is_some() || self.processes.get(pid).is_some_and(Process::is_saving)
-        };
+        let waits =
+            |pid: &Pid| self.pause(*pid).is_some() || self.processes.get(pid).is_some_and(Process::is_saving);
         if pids.iter().any(waits) {
             return self
                 .agenda

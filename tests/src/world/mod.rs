@@ -44,13 +44,13 @@ pub use prefix::restore_every_prefix;
 use proto::id::{Generation, JobId};
 use proto::spec::JobSpec;
 use ranks::{Pid, Process};
+use specs::Specs;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use store::Store;
 pub use trace::Story;
 use trace::Trace;
-use specs::Specs;
 use units::UnitProcess;
 use units::spoil::Spoil;
 use units::watch::Watch;
@@ -130,7 +130,9 @@ impl fmt::Display for Broken {
             self.seed,
             self.what,
             self.seed,
-            self.kinds.flag().map_or_else(String::new, |kinds| format!(" KINDS={kinds}")),
+            self.kinds
+                .flag()
+                .map_or_else(String::new, |kinds| format!(" KINDS={kinds}")),
             self.bug.map_or_else(String::new, |bug| format!(" BUG={bug:?}")),
         )
     }
@@ -386,7 +388,8 @@ impl World {
 
     fn is_settled(&self) -> bool {
         // What is durable is over for the coordinator only when it learns of it.
-        let over = self.durable.jobs.values().all(|job| job.phase.is_over()) && !self.coordinator.saves;
+        let is_over = |job: &JobRecord| job.phase.is_over() || self.is_forgotten(job);
+        let over = self.durable.jobs.values().all(is_over) && !self.coordinator.saves;
         over && self.wishes.iter().all(|wish| wish.granted)
     }
 

@@ -4,7 +4,7 @@ use super::World;
 use super::agenda::Happening;
 use super::plan::PlannedJob;
 use super::units::plan::{Planned, PlannedUnits};
-use coordinator_core::event::{Event, JobPhase, Reply, RequestId};
+use coordinator_core::event::{Event, JobPhase, JobRecord, Reply, RequestId};
 use proto::id::JobId;
 use proto::sample::{SampleWork, Weights};
 use proto::spec::{
@@ -53,6 +53,15 @@ enum Kind {
         until: u64,
     },
     Undrain,
+}
+
+/// For whom a job waits before it starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WaitsFor {
+    Nobody,
+    Living,
+    /// For one that has ended without being done.
+    Dead,
 }
 
 impl World {
@@ -191,7 +200,10 @@ impl World {
             Planned::Trained(job) => &self.plan.jobs[job].after,
             Planned::Units(job) => &self.plan.units[job].after,
         };
-        let after = after.iter().map(|job| self.submitted(*job)).collect::<Option<_>>()?;
+        let after = after
+            .iter()
+            .map(|job| self.submitted(*job))
+            .collect::<Option<_>>()?;
         let mut spec = match job {
             Planned::Trained(job) => spec(&self.plan.jobs[job]),
             Planned::Units(job) => {
@@ -212,16 +224,40 @@ impl World {
         let Some(record) = id.and_then(|id| self.durable.jobs.get(&id)) else {
             return false;
         };
-        let after = self.specs.get(&record.id).map_or(&[][..], |spec| &spec.after);
-        let phases: Vec<&JobPhase> = (after.iter())
-            .filter_map(|id| Some(&self.durable.jobs.get(id)?.phase))
-            .collect();
-        let done = |phase: &&JobPhase| matches!(phase, JobPhase::Done { .. });
-        if record.phase.is_over() || phases.iter().all(done) {
-            self.wishes[number].granted = true;
-            return false;
+        match self.waits_for(record) {
+            WaitsFor::Nobody => self.wishes[number].granted = true,
+            WaitsFor::Living => {}
+            WaitsFor::Dead => return true,
         }
-        phases.iter().any(|phase| phase.is_over() && !done(phase))
+        false
+    }
+
+    fn waits_for(&self, record: &JobRecord) -> WaitsFor {
+        let spec = self.specs.get(&record.id).filter(|_| !record.phase.is_over());
+        let Some(spec) = spec else {
+            return WaitsFor::Nobody;
+        };
+        let other = |id: &JobId| self.durable.jobs.get(id);
+        // Whoever wants weights that are not there yet waits for them, too.
+        let reads = spec.work.sampling().filter(|work| work.weights == Weights::Newest);
+        let reads = reads.filter(|_| record.source.is_none());
+        let source = reads.and_then(|work| other(&work.job));
+        let never = |source: &JobRecord| source.phase.is_over() && source.checkpoints.is_empty();
+        let phases = || spec.after.iter().filter_map(|id| Some(&other(id)?.phase));
+        let done = |phase: &JobPhase| matches!(phase, JobPhase::Done { .. });
+        if source.is_some_and(never) || phases().any(|phase| phase.is_over() && !done(phase)) {
+            WaitsFor::Dead
+        } else if source.is_none() && phases().all(done) {
+            WaitsFor::Nobody
+        } else {
+            WaitsFor::Living
+        }
+    }
+
+    /// A job that nobody knows of, because the answer was lost, and that waits for one that will not be done.
+    pub(crate) fn is_forgotten(&self, record: &JobRecord) -> bool {
+        let known = |wish: &Wish| wish.became.as_ref() == Some(&record.id);
+        self.waits_for(record) == WaitsFor::Dead && !self.wishes.iter().any(known)
     }
 
     /// The job that a planned job became, once that is known outside.
@@ -262,7 +298,10 @@ impl World {
             Reply::Refused { .. } if wish.kind == Kind::Sample => wish.granted = in_vain,
             Reply::Refused { .. } if units && wish.kind == Kind::Submit => {
                 let about = wish.about;
-                let wishes = self.wishes.iter_mut().filter(|wish| wish.about == about && in_vain);
+                let wishes = self
+                    .wishes
+                    .iter_mut()
+                    .filter(|wish| wish.about == about && in_vain);
                 return wishes.for_each(|wish| wish.granted = true);
             }
             // No such worker yet: it will come.

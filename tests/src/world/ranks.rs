@@ -88,7 +88,6 @@ impl Process {
     pub(crate) fn step(&self) -> u64 {
         self.held().map_or(0, |held| held.step.0)
     }
-
 }
 
 impl World {

@@ -33,7 +33,9 @@ impl Store {
     /// How many outputs a job has, and how many units they are of.
     pub(crate) fn count_units(&self, job: &JobId) -> (usize, usize) {
         let units = self.units.get(job);
-        units.map_or((0, 0), |units| (units.values().map(BTreeSet::len).sum(), units.len()))
+        units.map_or((0, 0), |units| {
+            (units.values().map(BTreeSet::len).sum(), units.len())
+        })
     }
 
     /// Only if there is none; the same again is success.

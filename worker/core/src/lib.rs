@@ -519,11 +519,10 @@ fn names(assignment: &Assignment, key: &RankKey) -> bool {
 
 fn phase_word(phase: &RankPhase) -> &'static str {
     match phase {
-        RankPhase::Starting => "starting",
         RankPhase::Ready => "waiting for a place",
-        RankPhase::Joining => "joining",
-        RankPhase::Training => "training",
-        RankPhase::Broken { .. } => "between generations",
         RankPhase::Finished | RankPhase::Failed { .. } => "leaving",
+        RankPhase::Starting | RankPhase::Joining | RankPhase::Training | RankPhase::Broken { .. } => {
+            phase.word()
+        }
     }
 }

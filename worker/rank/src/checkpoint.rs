@@ -3,7 +3,6 @@
 //! Called by [`crate::train`] and [`crate::sample`].
 
 use crate::deadline::Deadlines;
-use crate::hash::{hex, hex_sha256};
 use crate::outage::outlast;
 use crate::position::Position;
 use crate::share;
@@ -12,13 +11,13 @@ use bytes::Bytes;
 use model::error::WeightsFault;
 use model::trainer::Trainer;
 use model::weights::{self, NamedTensors, Storage};
-use model_data::store::{self, StoreError};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry, checkpoint_folder};
 use proto::id::JobId;
-use sha2::{Digest, Sha256};
+use proto::text::hex_sha256;
 use std::sync::Arc;
+use storage::StoreError;
 use tch::Tensor;
 
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +62,7 @@ pub(crate) struct Checkpoints {
 
 impl Checkpoints {
     pub(crate) fn open(store_url: &str, job: &JobId) -> Result<Self, CheckpointError> {
-        let (store, prefix) = store::open(store_url)?;
+        let (store, prefix) = storage::open(store_url)?;
         Ok(Self {
             store,
             prefix,
@@ -201,20 +200,6 @@ fn verify(path: &str, shard: &ShardEntry, bytes: &[u8]) -> Result<(), Checkpoint
 
 fn bytes_of(tensor: &Tensor) -> u64 {
     (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
-}
-
-/// The figure that `coordinator checkpoint digest` prints for a checkpoint with these tensors.
-pub(crate) fn digest(tensors: &NamedTensors) -> String {
-    let mut hash = Sha256::new();
-    for (name, tensor) in tensors {
-        let sides: Vec<String> = tensor.size().iter().map(ToString::to_string).collect();
-        hash.update(format!("{name}\0F32\0{}\0", sides.join("x")));
-        let mut bytes = vec![0; tensor.numel() * 4];
-        let values = tensor.numel();
-        tensor.contiguous().copy_data_u8(&mut bytes, values);
-        hash.update(bytes);
-    }
-    hex(&hash.finalize())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use crate::studio::{Studio, image_name};
 use crate::subject::Subject;
 use futures::{StreamExt, TryStreamExt};
 use image::{Rgb, RgbImage};
-use model_data::grid::{Cell, picture_grid};
+use figures::grid::{Cell, picture_grid};
 use serde::Serialize;
 
 const GRID: &str = "grid.png";

@@ -6,7 +6,6 @@ use crate::collective::device::{gpus, library_architectures, libtorch_version, s
 use crate::deadline::Deadlines;
 use anyhow::Context;
 use futures::TryStreamExt;
-use model_data::store;
 use object_store::{ObjectStore, ObjectStoreExt};
 use proto::spec::DeviceKind;
 use serde::Serialize;
@@ -214,7 +213,7 @@ fn object_store(url: &str) -> anyhow::Result<Check> {
         .enable_all()
         .build()?;
     // Opening a local store would make its folder.
-    if let Ok(Some(folder)) = store::local_folder(url)
+    if let Ok(Some(folder)) = storage::local_folder(url)
         && !folder.is_dir()
     {
         let missing = format!("{url}: there is no such folder");
@@ -231,7 +230,7 @@ fn object_store(url: &str) -> anyhow::Result<Check> {
 
 /// What ranks do with a store, with one small object that is gone afterwards.
 async fn write_read_delete(url: &str) -> anyhow::Result<()> {
-    let (objects, prefix) = store::open(url)?;
+    let (objects, prefix) = storage::open(url)?;
     objects.list(Some(&prefix)).try_next().await.context("listing")?;
     let probe = prefix.join(format!("doctor-{}-{}", hostname(), std::process::id()));
     let written = probe.to_string();

@@ -2,23 +2,21 @@
 //! once into the cache, into a folder named by the hash of what the store says of its objects, so that a changed object
 //! is fetched anew; its files are hashed on the way, and again at each use. Never looks inside a file: the model does.
 
-use crate::hash::hex_sha256;
 use anyhow::{Context, bail, ensure};
+use base_weights::base::Base;
 use futures::StreamExt;
-use model_data::base::Base;
 use object_store::ObjectStoreExt;
 use proto::spec::{Architecture, Model};
+use proto::text::{hex, hex_sha256};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// In a cached folder, written last: SHA-256 of each of its files.
 const HASHES_FILE: &str = "sha256.json";
 /// What `coordinator checkpoint export` says of its files, in a folder of ours.
 const EXPORT_FILE: &str = "export.json";
-/// Bytes hashed at a time.
-const CHUNK: usize = 1 << 20;
 
 type Hashes = BTreeMap<String, String>;
 
@@ -138,7 +136,7 @@ async fn download(base: &Base, name: &str, to: &Path) -> anyhow::Result<String> 
         "{path} broke off after {size} of {expected} bytes"
     );
     file.sync_all().with_context(writing)?;
-    Ok(format!("{:x}", hash.finalize()))
+    Ok(hex(&hash.finalize()))
 }
 
 /// Whether the files of a cached folder are still what was fetched.
@@ -185,17 +183,8 @@ async fn compare_with_export(base: &Base, wanted: &Wanted, folder: &Path) -> any
 }
 
 fn hash_of(path: &Path) -> anyhow::Result<String> {
-    let attempt = || {
-        let (mut file, mut hash) = (std::fs::File::open(path)?, Sha256::new());
-        let mut chunk = vec![0; CHUNK];
-        loop {
-            match file.read(&mut chunk)? {
-                0 => return std::io::Result::Ok(format!("{:x}", hash.finalize())),
-                count => hash.update(&chunk[..count]),
-            }
-        }
-    };
-    attempt().with_context(|| format!("cannot read {}", path.display()))
+    let hash = storage::hash::of_file(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(hex(&hash))
 }
 
 #[cfg(test)]

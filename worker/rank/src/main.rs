@@ -14,7 +14,6 @@ mod exact;
 mod forward;
 mod gpu_check;
 mod group;
-mod hash;
 mod init;
 mod link;
 mod load;

@@ -4,11 +4,11 @@
 //! its own map. Called by [`crate::studio`].
 
 use crate::subject::Subject;
+use figures::grid::{Cell, picture_grid};
+use figures::heat::overlay;
 use image::RgbImage;
 use model::sampler::Sampler;
 use model::trainer::Trainer;
-use model_data::grid::{Cell, picture_grid};
-use model_data::heat::overlay;
 use proto::sample::SampleWork;
 use serde::Serialize;
 

@@ -4,7 +4,6 @@
 use anyhow::Context;
 use bytes::Bytes;
 use image::{ImageFormat, RgbImage};
-use model_data::store;
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode};
 use proto::id::JobId;
@@ -18,7 +17,7 @@ pub(crate) struct Pictures {
 
 impl Pictures {
     pub(crate) fn open(store_url: &str, job: &JobId) -> anyhow::Result<Self> {
-        let (objects, prefix) = store::open(store_url)?;
+        let (objects, prefix) = storage::open(store_url)?;
         let folder = ["jobs", &job.0, "pictures"]
             .into_iter()
             .fold(prefix, |path, part| path.join(part));

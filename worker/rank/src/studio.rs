@@ -2,7 +2,7 @@
 //! attention maps of one subject, or the closing files. A unit whose outputs are there already costs a look. Called by
 //! [`crate::sample`].
 
-use crate::checkpoint::{Checkpoints, digest};
+use crate::checkpoint::Checkpoints;
 use crate::closing;
 use crate::load::{build, open_data};
 use crate::maps;
@@ -15,6 +15,7 @@ use crate::{device, environment};
 use anyhow::{Context, ensure};
 use image::RgbImage;
 use model::SampleOptions;
+use model::weights::digest;
 use model::trainer::Trainer;
 use model_data::loader::Loader;
 use model_data::order::SampleOrder;

@@ -1,18 +1,17 @@
 //! Whom pictures are drawn of: a sample of the data set with the references that training would choose, or references
 //! that the request names. Called by [`crate::studio`].
 
-use crate::hash::hex_sha256;
 use anyhow::{Context, ensure};
 use image::{GrayImage, Rgb, RgbImage};
 use model_data::example::{Example, Reference};
-use model_data::figure::tags::pose_prompt;
 use model_data::loader::Loader;
-use model_data::picture::{flatten, on_pad, open_picture, place};
+use model_data::picture::{Along, flatten, on_pad, open_picture, place};
 use model_data::prepare::named_reference;
-use model_data::store;
+use model_data::tags::pose_prompt;
 use object_store::ObjectStoreExt;
 use proto::sample::{Concept, NamedReference, PictureSource, SamplePrompt, SampleWork};
 use proto::spec::{Architecture, Data, TrainWork};
+use proto::text::hex_sha256;
 use serde::{Deserialize, Serialize};
 
 /// White, like the ground that prompts of pose speak of.
@@ -139,7 +138,7 @@ pub(crate) async fn named(
 
 /// A picture that `coordinator sample` put beside the trained job.
 async fn fetch(store_url: &str, request: &SampleWork, sha256: &str) -> anyhow::Result<RgbImage> {
-    let (store, prefix) = store::open(store_url)?;
+    let (store, prefix) = storage::open(store_url)?;
     let path = ["jobs", &request.job.0, "references", sha256]
         .into_iter()
         .fold(prefix, |path, part| path.join(part));
@@ -152,7 +151,7 @@ async fn fetch(store_url: &str, request: &SampleWork, sha256: &str) -> anyhow::R
 
 /// A picture as it is, in the middle of a white square.
 fn whole(picture: RgbImage, named: &NamedReference, side: u32) -> Reference {
-    let at = place(picture.width(), picture.height(), side, 1.0, (0.5, 0.5));
+    let at = place(picture.width(), picture.height(), side, 1.0, Along::MIDDLE);
     Reference {
         picture: on_pad(picture, at, side, GROUND),
         concept: named.concept.unwrap_or(Concept::Figure),

@@ -264,7 +264,7 @@ mod tests {
     async fn a_large_object_is_written_in_parts_and_is_there_whole() {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("file://{}", folder.path().display());
-        let (store, _) = model_data::store::open(&url).unwrap();
+        let (store, _) = storage::open(&url).unwrap();
         for length in [0, 1, 5, 6, 10, 23] {
             let bytes = Bytes::from_iter(0..length);
             let path = Path::from(format!("of {length}"));

@@ -1,9 +1,9 @@
 //! What a gang asks of placement, and how it goes over from the members that it has to those that it should have.
 
 use super::job::{Gang, State};
-use crate::rank::RankLive;
 use crate::apart::Apart;
 use crate::placement::Demand;
+use crate::rank::RankLive;
 use crate::record::{Member, Millis};
 use crate::words::listed;
 use proto::id::WorkerId;
@@ -52,7 +52,12 @@ impl Gang {
     fn asks(&self) -> bool {
         match &self.state {
             // While a manifest is on its way nobody knows from where the job would go on.
-            State::Queued(_) => !(self.head.held_up.is_some() || self.head.paused || self.writing.is_some() || self.head.is_lost()),
+            State::Queued(_) => {
+                !(self.head.held_up.is_some()
+                    || self.head.paused
+                    || self.writing.is_some()
+                    || self.head.is_lost())
+            }
             State::Running(_) => true,
             State::Ended(_) => false,
         }

@@ -138,7 +138,7 @@ impl Gang {
     /// Takes the checkpoints that are too many out of the record and names them for deletion. `pinned` are those
     /// that another job reads.
     pub(crate) fn retain(&mut self, pinned: &BTreeSet<CheckpointRef>, outbox: &mut Outbox) {
-                let surplus = self.checkpoints.len().saturating_sub(self.plan.keep);
+        let surplus = self.checkpoints.len().saturating_sub(self.plan.keep);
         let old: Vec<CheckpointRef> = self.checkpoints[..surplus].to_vec();
         for checkpoint in old.into_iter().filter(|checkpoint| !pinned.contains(checkpoint)) {
             self.checkpoints.retain(|kept| *kept != checkpoint);

@@ -6,10 +6,10 @@
 use super::halting::{Halting, Planned};
 use super::job::Gang;
 use super::running::Running;
-use crate::rank::RankLive;
 use crate::deadline::Deadlines;
 use crate::event::Fact;
 use crate::outbox::Outbox;
+use crate::rank::RankLive;
 use crate::record::Millis;
 use proto::id::WorkerId;
 use proto::message::{Halt, RankPhase};

@@ -77,7 +77,13 @@ impl Plan {
 
 impl Gang {
     /// A job as its record says, at the moment it was submitted or the coordinator restarted.
-    pub(crate) fn new(record: JobRecord, spec: JobSpec, plan: Plan, deadlines: Deadlines, now: Millis) -> Self {
+    pub(crate) fn new(
+        record: JobRecord,
+        spec: JobSpec,
+        plan: Plan,
+        deadlines: Deadlines,
+        now: Millis,
+    ) -> Self {
         let head = Head::new(&record, spec);
         // Checkpoints of the running generation came after it resumed.
         let earlier = |checkpoint: &&CheckpointRef| checkpoint.generation < record.generation;
@@ -205,10 +211,6 @@ impl Gang {
     /// The last step that its ranks can report.
     pub(crate) fn steps_max(&self) -> Step {
         self.plan.steps
-    }
-
-    pub(super) fn all_finished(&self) -> bool {
-        self.running().is_some_and(Running::all_finished)
     }
 
     pub(crate) fn tell_members(&self, outbox: &mut Outbox) {

@@ -2,10 +2,10 @@
 //! stand still.
 
 use super::job::Gang;
-use crate::rank::RankLive;
 use crate::apart::Apart;
 use crate::deadline::Deadlines;
 use crate::explain::Ending;
+use crate::rank::RankLive;
 use crate::record::Millis;
 use proto::message::{Piece, RankPhase};
 

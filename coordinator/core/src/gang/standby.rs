@@ -6,12 +6,12 @@
 //! Who has a place is decided by placement.
 
 use super::job::{Gang, State};
-use crate::rank::RankLive;
 use crate::apart::Apart;
 use crate::deadline::Deadlines;
 use crate::event::Fact;
 use crate::outbox::Outbox;
 use crate::placement::Devices;
+use crate::rank::RankLive;
 use crate::record::{Member, Millis};
 use proto::id::WorkerId;
 use proto::message::{RankPhase, RankReport};

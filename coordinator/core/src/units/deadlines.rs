@@ -24,6 +24,10 @@ impl Units {
         let heard = ranks.map(|rank| rank.live.heard).min();
         let leaving = self.parts().iter().filter_map(|part| part.leaving.as_ref());
         let leaving = leaving.map(|leaving| leaving.until);
-        heard.map(|heard| deadlines.roll_call(heard)).into_iter().chain(leaving).min()
+        heard
+            .map(|heard| deadlines.roll_call(heard))
+            .into_iter()
+            .chain(leaving)
+            .min()
     }
 }

@@ -30,7 +30,10 @@ impl Units {
             return;
         }
         let on = self.pool.failures().get(&unit).map(|it| it.workers.join(", "));
-        let what = format!("unit {unit} failed {failures} times, on {}: {error}", on.unwrap_or_default());
+        let what = format!(
+            "unit {unit} failed {failures} times, on {}: {error}",
+            on.unwrap_or_default()
+        );
         match self.pool.plan().on_failed {
             OnFailedUnit::Stop => {
                 self.head.hopeless = true;
@@ -38,7 +41,8 @@ impl Units {
             }
             OnFailedUnit::SetAside => {
                 self.pool.set_aside_failed(unit);
-                self.head.note_incident(format!("{what}; it is set aside"), outbox);
+                self.head
+                    .note_incident(format!("{what}; it is set aside"), outbox);
                 outbox.note(Fact::UnitSetAside {
                     job: self.head.id.clone(),
                     unit,

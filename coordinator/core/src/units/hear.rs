@@ -99,17 +99,15 @@ impl Units {
 }
 
 /// Takes what a rank says of itself and of units that it holds.
-fn take(
-    rank: &mut RankUnits,
-    pool: &mut Pool,
-    report: &RankReport,
-    now: u64,
-) -> (News, Option<Violation>) {
+fn take(rank: &mut RankUnits, pool: &mut Pool, report: &RankReport, now: u64) -> (News, Option<Violation>) {
     let units = pool.plan().count;
     let new_phase = rank.live.take(&report.phase, now);
     let mut violation = None;
     // Where a process was that has ended may have been told before.
-    let known = rank.live.doing.filter(|_| matches!(report.phase, RankPhase::Failed { .. }));
+    let known = rank
+        .live
+        .doing
+        .filter(|_| matches!(report.phase, RankPhase::Failed { .. }));
     rank.live.doing = report.doing.or(known).filter(|doing| match doing.piece {
         Piece::Unit(unit) if doing.step == Step(0) && unit < units => true,
         Piece::Unit(unit) => {
@@ -133,7 +131,8 @@ fn take(
         }
     }
     let failed = &report.units.failed;
-    rank.told_failed.retain(|unit| failed.iter().any(|it| it.unit == *unit));
+    rank.told_failed
+        .retain(|unit| failed.iter().any(|it| it.unit == *unit));
     for failure in failed {
         if rank.lease.contains(failure.unit) && rank.told_failed.insert(failure.unit) {
             rank.lease.remove(UnitRange::one(failure.unit));
@@ -150,8 +149,17 @@ fn adopt(rank: &mut RankUnits, pool: &mut Pool, report: &RankReport) {
         _ => None,
     });
     let failed = report.units.failed.iter().map(|it| it.unit);
-    let failed = failed.filter(|unit| *unit < pool.plan().count).map(UnitRange::one);
-    let named: Vec<UnitRange> = report.units.done.iter().copied().chain(doing).chain(failed).collect();
+    let failed = failed
+        .filter(|unit| *unit < pool.plan().count)
+        .map(UnitRange::one);
+    let named: Vec<UnitRange> = report
+        .units
+        .done
+        .iter()
+        .copied()
+        .chain(doing)
+        .chain(failed)
+        .collect();
     for range in named {
         for held in pool.claim(range) {
             rank.lease.insert(held);

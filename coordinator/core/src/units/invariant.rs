@@ -11,7 +11,10 @@ impl Units {
     pub(crate) fn check(&mut self, fleet: &Fleet) {
         let (head, id) = (&self.head, &self.head.id);
         assert!(head.incidents.len() <= INCIDENTS_MAX, "{id}: too many incidents");
-        assert!(head.fruitless <= FRUITLESS_MAX, "{id}: too many fruitless processes");
+        assert!(
+            head.fruitless <= FRUITLESS_MAX,
+            "{id}: too many fruitless processes"
+        );
         if let State::Running(running) = &self.state {
             assert!(!head.is_lost(), "{id} should have failed");
             assert!(!running.parts.is_empty(), "{id} runs without workers");
@@ -41,7 +44,8 @@ impl Units {
         let mut next = 0;
         for range in all {
             assert_eq!(
-                range.first, next,
+                range.first,
+                next,
                 "{}: unit {} is nowhere, or twice somewhere",
                 self.head.id,
                 range.first.min(next)

@@ -27,7 +27,9 @@ pub(crate) struct Units {
 #[derive(Debug)]
 pub(super) enum State {
     /// What it waits for.
-    Queued { reason: String },
+    Queued {
+        reason: String,
+    },
     Running(Running),
     Ended(Ended),
 }
@@ -46,7 +48,11 @@ impl Units {
     pub(crate) fn new(record: JobRecord, spec: JobSpec, plan: UnitPlan, now: Millis) -> Self {
         let head = Head::new(&record, spec);
         let units = record.units.unwrap_or_default();
-        let generations = units.generations.iter().copied().chain(std::iter::repeat(Generation(0)));
+        let generations = units
+            .generations
+            .iter()
+            .copied()
+            .chain(std::iter::repeat(Generation(0)));
         let state = match record.phase {
             JobPhase::Queued { reason } => State::Queued { reason },
             JobPhase::Running { members } => {
@@ -161,7 +167,9 @@ impl Units {
     }
 
     pub(super) fn tell_all(&self, outbox: &mut Outbox) {
-        outbox.tell.extend(self.members().map(|it| it.worker.name.clone()));
+        outbox
+            .tell
+            .extend(self.members().map(|it| it.worker.name.clone()));
     }
 
     /// Its phase in one word, for tables.

@@ -11,17 +11,16 @@ use proto::message::{RankPhase, UnitRange};
 
 impl Units {
     /// Leases more units to a rank that has few left, or none. One that still loads has none: others may be faster.
-    pub(super) fn lease(
-        &mut self,
-        worker: &WorkerId,
-        rank: Rank,
-        deadlines: Deadlines,
-        outbox: &mut Outbox,
-    ) {
+    pub(super) fn lease(&mut self, worker: &WorkerId, rank: Rank, deadlines: Deadlines, outbox: &mut Outbox) {
         let State::Running(running) = &mut self.state else {
             return;
         };
-        let ranks: u64 = running.parts.iter().filter(|it| it.leaving.is_none()).map(count).sum();
+        let ranks: u64 = running
+            .parts
+            .iter()
+            .filter(|it| it.leaving.is_none())
+            .map(count)
+            .sum();
         // Few units are shared out, so that all ranks end together.
         let fair = (self.pool.open() / ranks.max(1) / 2).max(1);
         let Some(index) = running.parts.iter().position(|part| part.worker() == worker) else {
@@ -42,7 +41,12 @@ impl Units {
             return;
         }
         group.next(outbox.now, deadlines.group_ms());
-        let others = || before.iter().chain(after.iter()).filter(|it| it.leaving.is_none());
+        let others = || {
+            before
+                .iter()
+                .chain(after.iter())
+                .filter(|it| it.leaving.is_none())
+        };
         let told_failed = &holder.told_failed;
         let may = |unit: u64, failures: &Failures| {
             let failed_on = |name: &str| failures.workers.iter().any(|worker| worker == name);

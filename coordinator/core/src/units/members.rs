@@ -21,7 +21,9 @@ impl Units {
         let holds = || self.parts().iter().filter(stays);
         let working = holds().filter(|part| 0 < part.leased());
         let working: Vec<WorkerId> = working.map(|part| part.worker().clone()).collect();
-        let useful = self.remaining().div_ceil(u64::from(head.devices_per_worker().max(1)));
+        let useful = self
+            .remaining()
+            .div_ceil(u64::from(head.devices_per_worker().max(1)));
         let useful = useful.max(working.len() as u64).max(1);
         let resources = &head.spec.resources;
         Some(Demand {
@@ -103,7 +105,10 @@ impl Units {
             if part.leased() == 0 || part.all_finished() {
                 gone.push((worker.clone(), leaving.why.clone(), false));
             } else if leaving.until <= now {
-                let what = format!("{}; {} had not finished its units in time", leaving.why, worker.name);
+                let what = format!(
+                    "{}; {} had not finished its units in time",
+                    leaving.why, worker.name
+                );
                 gone.push((worker.clone(), what, true));
             }
         }

@@ -136,10 +136,6 @@ impl Pool {
         self.failures.keys().filter(tried).count() as u64
     }
 
-    pub(crate) fn has_unsaved(&self) -> bool {
-        !self.unsaved.is_empty()
-    }
-
     /// Takes units for a rank, those that failed elsewhere first. `may` says of one that failed whether this rank may have it.
     pub(crate) fn take(&mut self, most: u64, may: impl Fn(u64, &Failures) -> bool) -> Vec<UnitRange> {
         let mut taken = Vec::new();
@@ -172,7 +168,11 @@ impl Pool {
     /// Units that a rank held, and did not do, are to be leased.
     pub(crate) fn give_back(&mut self, range: UnitRange) {
         self.open.insert(range);
-        let failed: Vec<u64> = self.failures.range(range.first..range.end).map(|it| *it.0).collect();
+        let failed: Vec<u64> = self
+            .failures
+            .range(range.first..range.end)
+            .map(|it| *it.0)
+            .collect();
         for unit in failed {
             self.open.remove(UnitRange::one(unit));
             self.again.insert(unit);

@@ -66,6 +66,9 @@ impl Ranges {
     /// Takes away what of a range is there.
     pub(crate) fn remove(&mut self, range: UnitRange) {
         let UnitRange { first, end } = range;
+        if end <= first {
+            return;
+        }
         while let Some((known, known_end)) = self.ranges.range(..end).next_back()
             && first < *known_end
         {

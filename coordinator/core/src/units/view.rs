@@ -31,14 +31,21 @@ impl Units {
         let pool = &self.pool;
         let total = pool.plan().count;
         let (done, set_aside) = (pool.done().count(), pool.set_aside().count());
-        let named = pool.failures().iter().filter(|(unit, _)| pool.set_aside().contains(**unit));
+        let named = pool
+            .failures()
+            .iter()
+            .filter(|(unit, _)| pool.set_aside().contains(**unit));
         UnitsView {
             total,
             done,
             set_aside,
             leased: self.parts().iter().map(Part::leased).sum(),
             failed: pool.failed(),
-            per_second: if self.is_running() { self.rate.per_second(now) } else { 0.0 },
+            per_second: if self.is_running() {
+                self.rate.per_second(now)
+            } else {
+                0.0
+            },
             named: named
                 .map(|(unit, failures)| SetAside {
                     unit: *unit,

@@ -27,7 +27,11 @@ impl Units {
     fn why_queued(&self, reason: &str, decision: Option<&Decision>) -> Why {
         let id = &self.head.id;
         if self.head.paused {
-            return Why::new("paused", "somebody paused it", Some(format!("`coordinator resume {id}`")));
+            return Why::new(
+                "paused",
+                "somebody paused it",
+                Some(format!("`coordinator resume {id}`")),
+            );
         }
         if let Some(reason) = &self.head.held_up {
             return Why::held_up(reason, id);
@@ -53,7 +57,10 @@ impl Units {
         let names: Vec<&str> = leaving.map(|part| part.member.worker.name.as_str()).collect();
         let gives_back = match names.is_empty() {
             true => String::new(),
-            false => format!("; it gives back {} after the units that they are at", names.join(", ")),
+            false => format!(
+                "; it gives back {} after the units that they are at",
+                names.join(", ")
+            ),
         };
         let (pool, total) = (&self.pool, self.pool.plan().count);
         let aside = match pool.set_aside().count() {
@@ -80,7 +87,11 @@ impl Units {
                 pool.done().count(),
                 self.rate.per_second(now)
             ),
-            constraint: if names.len() == self.parts().len() { "halting" } else { "units" },
+            constraint: if names.len() == self.parts().len() {
+                "halting"
+            } else {
+                "units"
+            },
             remedy: None,
             waits_for,
         }
@@ -88,7 +99,10 @@ impl Units {
 
     /// The rank that has been longest at what it does: at its unit, or else at its start.
     fn slowest(&self, now: Millis) -> Option<WaitsFor> {
-        let ranks = self.parts().iter().flat_map(|part| part.ranks.iter().map(move |it| (part, it)));
+        let ranks = self
+            .parts()
+            .iter()
+            .flat_map(|part| part.ranks.iter().map(move |it| (part, it)));
         let all = ranks.map(|(part, (rank, units))| waits_for(part, *rank, units, now));
         all.max_by_key(|it| (it.phase.starts_with(AT_UNIT), it.for_ms))
     }
@@ -102,7 +116,10 @@ fn waits_for(part: &Part, rank: Rank, units: &RankUnits, now: Millis) -> WaitsFo
     let (phase, for_ms) = match working {
         Some(doing) => {
             let since_heard = now.saturating_sub(live.heard);
-            (format!("in {}", doing.piece), doing.for_ms.saturating_add(since_heard))
+            (
+                format!("in {}", doing.piece),
+                doing.for_ms.saturating_add(since_heard),
+            )
         }
         None => (live.phase_word().to_owned(), now.saturating_sub(live.since)),
     };

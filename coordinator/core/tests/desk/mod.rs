@@ -6,12 +6,14 @@ use coordinator_core::{Config, Coordinator};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, ShardEntry};
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::message::{
-    Assignment, DesiredState, PhaseSeconds, RankPhase, RankReport, SampleRequest, ShardReport, StepReport,
+    Assignment, DesiredState, PhaseSeconds, RankPhase, RankReport, ShardReport, StepReport, UnitReport,
     Unreached, WorkerReport,
 };
+use proto::sample::SampleWork;
 use proto::spec::{
-    Architecture, CheckpointPolicy, Clothes, Data, Decay, DeviceKind, JobSpec, LossWeighting, Model,
-    OnNonfinite, Optimizer, Pairing, Precision, Reduction, Resources, Retrieval, Task, Train,
+    Architecture, CheckpointPolicy, Clothes, Component, Data, Decay, DeviceKind, JobSpec, LossWeighting,
+    Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, Resources, Retrieval, Task, Train,
+    TrainWork, Work,
 };
 use std::collections::BTreeMap;
 
@@ -59,6 +61,9 @@ impl Desk {
 
     /// The process ends and another starts from what was saved.
     pub(crate) fn restart(&mut self) {
+        for record in self.durable.jobs.values() {
+            proto::job::parse_stored(&record.id, &record.job_toml).unwrap_or_else(|error| panic!("{error}"));
+        }
         self.machine = machine(&self.durable, self.now);
     }
 
@@ -73,12 +78,25 @@ impl Desk {
         reply.expect("every request is answered at once")
     }
 
+    pub(crate) fn refused(&mut self, spec: JobSpec) -> String {
+        let reply = self.ask(|request| Event::Submit {
+            request,
+            job_toml: proto::job::to_toml(&spec),
+            dataset_version: "version".to_owned(),
+            spec: Box::new(spec),
+        });
+        let Reply::Refused { reason } = reply else {
+            panic!("{reply:?}")
+        };
+        reason
+    }
+
     pub(crate) fn submit(&mut self, spec: JobSpec) -> JobId {
         let reply = self.ask(|request| Event::Submit {
             request,
-            spec: Box::new(spec),
-            job_toml: "toml".to_owned(),
+            job_toml: proto::job::to_toml(&spec),
             dataset_version: "version".to_owned(),
+            spec: Box::new(spec),
         });
         let Reply::Accepted { job } = reply else {
             panic!("{reply:?}")
@@ -171,7 +189,7 @@ impl Desk {
     }
 }
 
-fn machine(durable: &Durable, now: u64) -> Coordinator {
+pub(crate) fn machine(durable: &Durable, now: u64) -> Coordinator {
     let config = Config {
         store_url: "file:///store".to_owned(),
         detect_within_ms: DETECT_WITHIN_MS,
@@ -199,6 +217,7 @@ pub(crate) fn rank(job: &JobId, generation: u64, rank: u32, phase: RankPhase) ->
         steps: vec![],
         shards: vec![],
         digests: vec![],
+        units: UnitReport::default(),
         doing: None,
     }
 }
@@ -293,10 +312,35 @@ pub(crate) fn ignored(effects: &[Effect]) -> Vec<String> {
     effects.iter().filter_map(what).collect()
 }
 
-pub(crate) fn sample_of(source: &JobId) -> SampleRequest {
-    SampleRequest {
+/// A job that samples 4 images of another, and writes their grid: 5 units.
+pub(crate) fn sample_of(source: &JobId) -> JobSpec {
+    let work = SampleWork {
         count: 4,
-        ..SampleRequest::of(source.clone())
+        ..SampleWork::of(source.clone())
+    };
+    JobSpec {
+        name: "images".to_owned(),
+        resources: Resources {
+            workers_min: 1,
+            workers_max: 64,
+            ..spec(1, 1).resources
+        },
+        after: Vec::new(),
+        work: Work::Sample(Box::new(work)),
+    }
+}
+
+pub(crate) fn sampling(spec: &mut JobSpec) -> &mut SampleWork {
+    match &mut spec.work {
+        Work::Sample(work) => work,
+        Work::Train(_) => panic!("it trains"),
+    }
+}
+
+pub(crate) fn training(spec: &mut JobSpec) -> &mut TrainWork {
+    match &mut spec.work {
+        Work::Train(work) => work,
+        Work::Sample(_) => panic!("it samples"),
     }
 }
 
@@ -328,7 +372,8 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
     let train = Train {
         steps: 4,
         global_batch: 8,
-        micro_batch: 4,
+        // Each rank needs one of a step.
+        micro_batch: if workers_max <= 2 { 4 } else { 1 },
         optimizer: Optimizer::AdamW {
             beta1: 0.9,
             beta2: 0.999,
@@ -358,7 +403,7 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
         autoencoder,
         text_encoder,
         init: None,
-        freeze: vec![],
+        freeze: vec![Component::Autoencoder],
         activation_checkpointing: vec![],
         retrieval: Retrieval::default(),
     };
@@ -366,9 +411,12 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
     JobSpec {
         name: "toy".to_owned(),
         resources,
-        data,
-        model,
-        train,
-        checkpoint,
+        after: Vec::new(),
+        work: Work::Train(Box::new(TrainWork {
+            data,
+            model,
+            train,
+            checkpoint,
+        })),
     }
 }

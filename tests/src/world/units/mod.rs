@@ -61,7 +61,9 @@ impl World {
     /// It has loaded the weights that its units are made with.
     pub(crate) fn units_loaded(&mut self, pid: Pid) {
         let Some(process) = self.working(pid) else { return };
-        let Some(order) = process.assignment.units() else { return };
+        let Some(order) = process.assignment.units() else {
+            return;
+        };
         let checkpoint = order.source.as_ref().and_then(|source| source.checkpoint);
         let job = process.key.job.clone();
         let source = self.specs.get(&job).and_then(|spec| spec.work.sampling());
@@ -124,7 +126,9 @@ impl World {
             .line(self.now, || format!("{} begins unit {unit}", tell::key(&key)));
         self.oracle
             .on_unit_begun(&self.durable, &self.specs, &self.store, &key.job, unit);
-        let planned = self.planned_units(&key.job).map_or(100, |planned| planned.unit_ms);
+        let planned = self
+            .planned_units(&key.job)
+            .map_or(100, |planned| planned.unit_ms);
         let at = self.now + planned + self.dice.between(0, planned / 4);
         self.agenda.put(at, Happening::UnitEnds { pid, begun });
     }

@@ -2,8 +2,8 @@
 //! the closing unit comes last, nobody starts before those that it waits for are done, devices and quotas are kept between
 //! all kinds of jobs.
 
-use crate::world::oracle::Oracle;
 use crate::world::World;
+use crate::world::oracle::Oracle;
 use crate::world::specs::Specs;
 use crate::world::store::Store;
 use coordinator_core::event::{Durable, FRUITLESS_MAX, JobPhase, JobRecord, Member};
@@ -96,7 +96,9 @@ impl Oracle {
             if members.is_empty() {
                 continue;
             }
-            let Some(spec) = specs.get(&record.id) else { continue };
+            let Some(spec) = specs.get(&record.id) else {
+                continue;
+            };
             let waits = spec.after.iter().find(|id| {
                 let other = durable.jobs.get(*id);
                 !other.is_some_and(|other| matches!(other.phase, JobPhase::Done { .. }))
@@ -111,16 +113,28 @@ impl Oracle {
         }
         for (worker, used) in used {
             let has = devices.get(&worker.name).copied().unwrap_or(0);
-            self.require(used <= has, || format!("{worker} has {has} devices and {used} are given away"));
+            self.require(used <= has, || {
+                format!("{worker} has {has} devices and {used} are given away")
+            });
         }
     }
 
     /// What a record says of units only grows, and each unit counts once: those that are done are in the store, and those that
     /// are set aside were tried often enough.
-    pub(crate) fn on_units_saved(&mut self, old: Option<&JobRecord>, new: &JobRecord, store: &Store, specs: &Specs) {
-        let (Some(units), id) = (&new.units, &new.id) else { return };
+    pub(crate) fn on_units_saved(
+        &mut self,
+        old: Option<&JobRecord>,
+        new: &JobRecord,
+        store: &Store,
+        specs: &Specs,
+    ) {
+        let (Some(units), id) = (&new.units, &new.id) else {
+            return;
+        };
         let Some(plan) = specs.get(id).and_then(|spec| spec.work.units()) else {
-            return self.require(false, || format!("{id} has units in its record and none in its text"));
+            return self.require(false, || {
+                format!("{id} has units in its record and none in its text")
+            });
         };
         let none = Vec::new();
         let before = old.and_then(|old| old.units.as_ref());
@@ -128,21 +142,30 @@ impl Oracle {
         let aside_before = before.map_or(&none, |units| &units.set_aside);
         let over = |ranges: &[UnitRange]| ranges.iter().map(|range| range.count()).sum::<u64>();
         let count = over(&units.done) + over(&units.set_aside);
-        self.require(count <= plan.count, || format!("{id}: {count} of {} units are over", plan.count));
+        self.require(count <= plan.count, || {
+            format!("{id}: {count} of {} units are over", plan.count)
+        });
         for ranges in [&units.done, &units.set_aside] {
             let sorted = ranges.windows(2).all(|pair| pair[0].end < pair[1].first);
             self.require(sorted, || format!("{id}: a unit counts twice: {ranges:?}"));
         }
         let both = first_of(&units.done, &|unit| contains(&units.set_aside, unit));
-        self.require(both.is_none(), || format!("{id}: unit {both:?} is done and set aside"));
+        self.require(both.is_none(), || {
+            format!("{id}: unit {both:?} is done and set aside")
+        });
         for (ranges, before) in [(&units.done, done_before), (&units.set_aside, aside_before)] {
             let lost = before.iter().find(|range| !has_range(ranges, **range));
-            self.require(lost.is_none(), || format!("{id}: units {lost:?} were over and are not"));
+            self.require(lost.is_none(), || {
+                format!("{id}: units {lost:?} were over and are not")
+            });
         }
         for range in beyond(&units.done, done_before) {
             let missing = (range.first..range.end).find(|unit| !store.has_unit(id, *unit));
             self.require(missing.is_none(), || {
-                format!("unit {} of {id} counts as done, and its output is not in the store", missing.unwrap_or(0))
+                format!(
+                    "unit {} of {id} counts as done, and its output is not in the store",
+                    missing.unwrap_or(0)
+                )
             });
         }
         for range in beyond(&units.set_aside, aside_before) {
@@ -156,9 +179,18 @@ impl Oracle {
     }
 
     /// A rank begins a unit. The last one waits for all others.
-    pub(crate) fn on_unit_begun(&mut self, durable: &Durable, specs: &Specs, store: &Store, job: &JobId, unit: u64) {
+    pub(crate) fn on_unit_begun(
+        &mut self,
+        durable: &Durable,
+        specs: &Specs,
+        store: &Store,
+        job: &JobId,
+        unit: u64,
+    ) {
         let Some(record) = durable.jobs.get(job) else {
-            return self.require(false, || format!("unit {unit} of {job} is begun and there is no such job"));
+            return self.require(false, || {
+                format!("unit {unit} of {job} is begun and there is no such job")
+            });
         };
         let Some(plan) = specs.get(job).and_then(|spec| spec.work.units()) else {
             return self.require(false, || format!("unit {unit} of {job} is begun, which has none"));
@@ -169,7 +201,10 @@ impl Oracle {
         if plan.closing && unit + 1 == plan.count {
             let missing = (0..unit).find(|unit| !store.has_unit(job, *unit) && !is_set_aside(record, *unit));
             self.require(missing.is_none(), || {
-                format!("the last unit of {job} is begun, and unit {} is not there", missing.unwrap_or(0))
+                format!(
+                    "the last unit of {job} is begun, and unit {} is not there",
+                    missing.unwrap_or(0)
+                )
             });
         }
     }
@@ -189,16 +224,25 @@ fn is_set_aside(record: &JobRecord, unit: u64) -> bool {
 }
 
 fn contains(ranges: &[UnitRange], unit: u64) -> bool {
-    ranges.iter().any(|range| (range.first..range.end).contains(&unit))
+    ranges
+        .iter()
+        .any(|range| (range.first..range.end).contains(&unit))
 }
 
 fn has_range(ranges: &[UnitRange], range: UnitRange) -> bool {
     let index = ranges.partition_point(|it| it.end < range.end);
-    ranges.get(index).is_some_and(|it| it.first <= range.first && range.end <= it.end)
+    ranges
+        .get(index)
+        .is_some_and(|it| it.first <= range.first && range.end <= it.end)
 }
 
 fn first_of(ranges: &[UnitRange], holds: &dyn Fn(u64) -> bool) -> Option<u64> {
-    None.or_else(|| ranges.iter().flat_map(|range| range.first..range.end).find(|unit| holds(*unit)))
+    None.or_else(|| {
+        ranges
+            .iter()
+            .flat_map(|range| range.first..range.end)
+            .find(|unit| holds(*unit))
+    })
 }
 
 /// What of sorted ranges was not in others before.
@@ -209,12 +253,18 @@ fn beyond(ranges: &[UnitRange], before: &[UnitRange]) -> Vec<UnitRange> {
         let mut first = range.first;
         while let Some(known) = before.next_if(|known| known.end <= range.end) {
             if first < known.first {
-                new.push(UnitRange { first, end: known.first });
+                new.push(UnitRange {
+                    first,
+                    end: known.first,
+                });
             }
             first = first.max(known.end);
         }
         if first < range.end {
-            new.push(UnitRange { first, end: range.end });
+            new.push(UnitRange {
+                first,
+                end: range.end,
+            });
         }
     }
     new
@@ -234,14 +284,17 @@ impl World {
         }
         match &record.phase {
             JobPhase::Done { .. } => {
-                let missing = (0..plan.count).find(|unit| {
-                    !self.store.has_unit(id, *unit) && !contains(&units.set_aside, *unit)
-                });
+                let missing = (0..plan.count)
+                    .find(|unit| !self.store.has_unit(id, *unit) && !contains(&units.set_aside, *unit));
                 if let Some(unit) = missing {
-                    return Err(format!("{id} is done, and unit {unit} is neither there nor set aside"));
+                    return Err(format!(
+                        "{id} is done, and unit {unit} is neither there nor set aside"
+                    ));
                 }
                 if plan.on_failed == OnFailedUnit::Stop && !units.set_aside.is_empty() {
-                    return Err(format!("{id} is done, and set units aside that should have stopped it"));
+                    return Err(format!(
+                        "{id} is done, and set units aside that should have stopped it"
+                    ));
                 }
                 let named = units.failed.iter().all(|failed| !failed.error.is_empty());
                 if !named {
@@ -255,13 +308,21 @@ impl World {
     }
 
     /// It failed of a unit that failed often enough, or of processes that came to no unit.
-    fn judge_failed_units(&self, record: &JobRecord, reason: &str, on_failed: OnFailedUnit) -> Result<(), String> {
+    fn judge_failed_units(
+        &self,
+        record: &JobRecord,
+        reason: &str,
+        on_failed: OnFailedUnit,
+    ) -> Result<(), String> {
         let id = &record.id;
-        let stopped = on_failed == OnFailedUnit::Stop && self.oracle.units.most_failures(id) >= UNIT_FAILURES_MAX;
+        let stopped =
+            on_failed == OnFailedUnit::Stop && self.oracle.units.most_failures(id) >= UNIT_FAILURES_MAX;
         let aside = reason.contains("were set aside");
         if stopped || aside || FRUITLESS_MAX <= record.fruitless || reason.contains("checkpoint") {
             return Ok(());
         }
-        Err(format!("{id} failed, and no unit of it did so often enough: {reason:?}"))
+        Err(format!(
+            "{id} failed, and no unit of it did so often enough: {reason:?}"
+        ))
     }
 }

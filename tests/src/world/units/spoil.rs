@@ -42,7 +42,8 @@ impl World {
                 && let Some(first) = order.leases.values_mut().next()
             {
                 let apart = |range: &&UnitRange| {
-                    own.iter().all(|own| own.end <= range.first || range.end <= own.first)
+                    own.iter()
+                        .all(|own| own.end <= range.first || range.end <= own.first)
                 };
                 first.extend(theirs.iter().filter(apart));
                 first.sort();
@@ -77,7 +78,9 @@ impl World {
             return;
         }
         if let Some(told) = self.spoil.told.get(worker) {
-            state.assignments.retain(|assignment| assignment.units().is_none());
+            state
+                .assignments
+                .retain(|assignment| assignment.units().is_none());
             state.assignments.extend(told.iter().cloned());
         }
     }

@@ -63,7 +63,10 @@ impl World {
         let left = left.map(|process| format!("{} generation {}", process.key.job, process.key.generation));
         let name = self.nodes[node].name.clone();
         self.oracle.require(left.is_none(), || {
-            format!("{name} is drained and keeps units of {}", left.unwrap_or_default())
+            format!(
+                "{name} is drained and keeps units of {}",
+                left.unwrap_or_default()
+            )
         });
     }
 
@@ -86,8 +89,9 @@ impl World {
         }
         for (team, most) in &self.plan.quotas {
             let used = teams.get(team.as_str()).copied().unwrap_or(0);
-            self.oracle
-                .require(used <= *most, || format!("team {team} has {used} devices of {most}"));
+            self.oracle.require(used <= *most, || {
+                format!("team {team} has {used} devices of {most}")
+            });
         }
     }
 

@@ -5,8 +5,8 @@ use proto::id::{Generation, Step};
 use proto::message::{Assignment, Halt, Piece, RankPhase, UnitRange};
 use proto::sample::{Concept, NamedReference, PictureSource, SampleMethod, SamplePrompt, SampleWork};
 use proto::spec::{Pairing, Task};
+use proto::text::hex_sha256;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use std::path::Path;
 
 #[test]
@@ -98,7 +98,7 @@ fn pictures_are_drawn_with_the_moving_average_where_there_is_one() {
             .find(|shard| shard.step == Step(4))
             .unwrap();
         own.shard.size_bytes = bytes.len() as u64;
-        own.shard.sha256 = format!("{:x}", Sha256::digest(&bytes));
+        own.shard.sha256 = hex_sha256(&bytes);
         let checkpoint = world.commit(&plain, &[report], Step(4));
         let job = format!("tiny-1-sample-{generation}");
         let (record, files) = world.pictures(&plain, &job, &request, Some(checkpoint));
@@ -142,7 +142,7 @@ fn named_references_are_drawn_with_every_prompt_and_seed_and_looked_at() {
     // A picture of the user's, where `coordinator sample` puts it.
     let folder = world.folder.path().join("store/jobs");
     let file = std::fs::read(folder.join("tiny-1-sample-1/pictures/000.png")).unwrap();
-    let sha256 = format!("{:x}", Sha256::digest(&file));
+    let sha256 = hex_sha256(&file);
     std::fs::create_dir_all(folder.join("tiny-1/references")).unwrap();
     std::fs::write(folder.join("tiny-1/references").join(&sha256), file).unwrap();
     let named = |concept, from| NamedReference { concept, from };

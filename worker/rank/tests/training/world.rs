@@ -1,6 +1,6 @@
 //! The data set, the store and the daemon that the tests of rank processes start from.
 
-use model_data::figure::{Similar, SynthesizeOptions, identities};
+use figures::synthetic::{Similar, SynthesizeOptions, identities};
 use model_data::writer::{DatasetWriter, WriteOptions};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, checkpoint_folder};
 use proto::id::{Generation, JobId, Rank, Step};
@@ -258,9 +258,7 @@ pub(crate) fn units_of(of: &Assignment, checkpoint: Option<CheckpointRef>, lease
 }
 
 pub(crate) fn version(folder: &Path) -> String {
-    use sha2::Digest;
-    let digest = sha2::Sha256::digest(std::fs::read(folder.join("dataset.json")).unwrap());
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    proto::text::hex_sha256(&std::fs::read(folder.join("dataset.json")).unwrap())
 }
 
 /// One process and our end of its socket.

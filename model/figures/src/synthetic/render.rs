@@ -6,7 +6,7 @@ use image::{GrayImage, RgbImage};
 use resvg::tiny_skia::{Pixmap, PixmapPaint, Transform};
 use resvg::usvg::{Options, Tree};
 
-use crate::picture::{encode_gray, encode_rgb};
+use model_data::picture::{encode_gray, encode_rgb};
 
 /// PNG bytes of the figure over the ground, and of its mask; both `size` pixels wide and high.
 pub(super) fn render(ground: &str, figure: &str, size: u32) -> (Bytes, Bytes) {

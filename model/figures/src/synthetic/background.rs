@@ -251,8 +251,8 @@ fn room(scene: &mut Scene, rng: &mut ChaCha8Rng) -> Vec<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tags::is_ground_tag;
     use super::*;
+    use model_data::tags::is_ground_tag;
     use rand::SeedableRng;
 
     #[test]

@@ -1,11 +1,13 @@
 //! Opens the object storage that a URL names. The only place that turns `file:///…` and `s3://…` into a
-//! store, for data sets, weights, checkpoints and the coordinator's state alike. It never reads or writes an
-//! object. Called by every shell that touches storage.
+//! store, for data sets, weights, checkpoints and the coordinator's state alike; and [`hash`] of what lies there. It
+//! writes no object. Called by every shell that touches storage.
 //!
 //! S3 endpoint, region and credentials come from the usual environment variables: `AWS_ENDPOINT`,
 //! `AWS_ALLOW_HTTP`,
 //! `AWS_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, …
 //! Conditional puts (`PutMode::Create`) work on both kinds.
+
+pub mod hash;
 
 use std::path::PathBuf;
 use std::sync::Arc;

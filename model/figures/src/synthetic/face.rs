@@ -85,7 +85,14 @@ fn eye(canvas: &mut Canvas, character: &Character, expression: Expression, yaw: 
                 _ => 1.0,
             };
             let drop = if expression == Expression::Smug { 4.0 } else { 0.0 };
-            open_eye(canvas, character, (w, h * open), side, yaw, drop);
+            let eye = OpenEye {
+                half_width: w,
+                half_height: h * open,
+                side,
+                yaw,
+                drop,
+            };
+            open_eye(canvas, character, eye);
         }
     }
     if expression == Expression::Crying {
@@ -98,7 +105,25 @@ fn eye(canvas: &mut Canvas, character: &Character, expression: Expression, yaw: 
     canvas.end();
 }
 
-fn open_eye(canvas: &mut Canvas, character: &Character, (w, h): (f64, f64), side: f64, yaw: f64, drop: f64) {
+/// An eye that is open, around its centre.
+struct OpenEye {
+    half_width: f64,
+    half_height: f64,
+    /// -1 on the left, 1 on the right.
+    side: f64,
+    yaw: f64,
+    /// How far it hangs lower.
+    drop: f64,
+}
+
+fn open_eye(canvas: &mut Canvas, character: &Character, eye: OpenEye) {
+    let OpenEye {
+        half_width: w,
+        half_height: h,
+        side,
+        yaw,
+        drop,
+    } = eye;
     let iris = character.eyes.1;
     canvas.group(&format!("translate(0 {drop})"));
     canvas.ellipse((0.0, 0.0), w, h, WHITE);

@@ -3,9 +3,8 @@
 //! files that they map, the export from what lies behind the URL; both in this one way.
 
 use crate::base::{Base, BaseError};
-use futures::StreamExt;
-use object_store::ObjectStoreExt;
 use proto::spec::Architecture;
+use proto::text::hex;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
@@ -25,7 +24,7 @@ impl InitDigest {
 
     #[must_use]
     pub fn finish(self) -> String {
-        format!("{:x}", self.0.finalize())
+        hex(&self.0.finalize())
     }
 }
 
@@ -54,14 +53,10 @@ pub async fn init_digest(base: &Base, architecture: Architecture) -> Result<Stri
 
 async fn sha256(base: &Base, file: &str) -> Result<[u8; 32], BaseError> {
     let (store, path) = base.object(file);
-    let read = async {
-        let (mut hash, mut chunks) = (Sha256::new(), store.get(&path).await?.into_stream());
-        while let Some(chunk) = chunks.next().await {
-            hash.update(&chunk?);
-        }
-        Ok(hash.finalize().into())
-    };
-    read.await.map_err(|source| base.unreadable(file, source))
+    match storage::hash::of_object(&**store, &path).await {
+        Ok(found) => Ok(found.sha256),
+        Err(source) => Err(base.unreadable(file, source)),
+    }
 }
 
 #[cfg(test)]

@@ -1,22 +1,22 @@
-//! Whole data sets through real files: round trip, same bytes, planted faults, rejected imports, loading.
+//! Whole data sets of synthetic figures through real files: round trip, same bytes, planted faults, rejected imports, loading.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 
+use figures::synthetic::{Similar, SynthesizeOptions, identities, synthesize};
 use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage, Rgba, RgbaImage};
 use model_data::columns::{schema, to_batch};
 use model_data::dataset::{Dataset, DatasetError};
 use model_data::describe::describe;
-use model_data::figure::{Similar, SynthesizeOptions, identities, synthesize};
 use model_data::import::{ImportError, import};
 use model_data::loader::{LoadError, Loader, LoaderOptions};
 use model_data::sample::{Sample, split_tags};
 use model_data::verify::verify;
-use model_data::writer::{DatasetWriter, WriteError, WriteOptions, hex};
+use model_data::writer::{DatasetWriter, WriteError, WriteOptions};
 use parquet::arrow::ArrowWriter;
 use proto::dataset::DatasetManifest;
 use proto::spec::{Clothes, Data, Pairing, Task};
-use sha2::{Digest, Sha256};
+use proto::text::hex_sha256;
 
 fn options() -> SynthesizeOptions {
     SynthesizeOptions {
@@ -307,7 +307,7 @@ fn write_by_hand(folder: &Path, rows: &[Sample]) {
         ])
         .unwrap(),
     );
-    let entry = |bytes: &[u8]| (bytes.len() as u64, hex(&Sha256::digest(bytes)));
+    let entry = |bytes: &[u8]| (bytes.len() as u64, hex_sha256(bytes));
     let ((size, sha), (index_size, index_sha)) = (entry(&samples), entry(&index));
     let manifest = serde_json::json!({
         "schema_version": 1, "source": "by hand", "samples": rows.len(), "characters": 1,

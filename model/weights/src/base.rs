@@ -14,7 +14,7 @@ use proto::public::base::{CONFIG_FILE, PARTS, Part, WEIGHT_FILES, parts};
 use proto::public::names::{RETRINET_FILE, foreign};
 use proto::spec::{Architecture, Model};
 
-use crate::store::{StoreError, local_folder, open};
+use storage::{StoreError, local_folder, open};
 
 /// Longest header of a safetensors file that is read: Stable Diffusion's has 150 KB.
 const HEADER_BYTES_MAX: u64 = 64 << 20;

@@ -17,18 +17,17 @@ mod hair;
 mod pose;
 mod render;
 mod scene;
-pub mod tags;
 
 use rand::SeedableRng;
 use rand::seq::IteratorRandom;
 use rand::{Rng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
-use crate::order::SampleOrder;
-use crate::random::hash_words;
-use crate::sample::{Metadata, Sample, join_tags};
 use colour::HAIR;
 use design::{ARTISTS, Artist, Character, Outfit};
+use model_data::order::SampleOrder;
+use model_data::random::hash_words;
+use model_data::sample::{Metadata, Sample, join_tags};
 use pose::Shot;
 
 /// How many of its identity's other pictures a sample names as similar.

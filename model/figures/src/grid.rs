@@ -4,7 +4,7 @@
 use image::imageops::FilterType;
 use image::{DynamicImage, Rgb, RgbImage};
 
-use crate::text;
+use crate::text::{self, Pixel};
 
 const PAPER: Rgb<u8> = Rgb([250, 250, 248]);
 const INK: Rgb<u8> = Rgb([255, 255, 255]);
@@ -44,7 +44,8 @@ pub fn picture_grid(rows: &[Vec<Cell>], side: u32, across: u32) -> RgbImage {
         let (column, line) = (index as u32 % across, index as u32 / across);
         for (n, cell) in row.iter().enumerate() {
             let x = GAP + column * block.0 + n as u32 * (side + GAP);
-            put_cell(&mut sheet, cell, (x, GAP + line * block.1), side);
+            let y = GAP + line * block.1;
+            put_cell(&mut sheet, cell, pixel(x, y), side);
         }
     }
     sheet
@@ -68,11 +69,11 @@ pub fn captioned_grid(rows: &[(Vec<Cell>, String)], side: u32) -> RgbImage {
     let mut y = GAP;
     for ((cells, _), lines) in rows.iter().zip(&lines) {
         for (n, cell) in cells.iter().enumerate() {
-            put_cell(&mut sheet, cell, (GAP + n as u32 * (side + GAP), y), side);
+            put_cell(&mut sheet, cell, pixel(GAP + n as u32 * (side + GAP), y), side);
         }
         for (n, line) in lines.iter().enumerate() {
             let top = y + STRIP + side + GAP + n as u32 * LINE;
-            text::draw(&mut sheet, line, (i64::from(GAP), i64::from(top)), 1, CAPTION);
+            text::draw(&mut sheet, line, pixel(GAP, top), 1, CAPTION);
         }
         y += height_of(lines);
     }
@@ -97,19 +98,27 @@ fn broken(text: &str, room: usize) -> Vec<String> {
     lines
 }
 
-fn put_cell(sheet: &mut RgbImage, cell: &Cell, (x, y): (u32, u32), side: u32) {
-    let colour = strip_colour(&cell.label);
-    for py in y..y + STRIP {
-        for px in x..x + side {
-            sheet.put_pixel(px, py, colour);
-        }
+fn pixel(x: u32, y: u32) -> Pixel {
+    Pixel {
+        x: i64::from(x),
+        y: i64::from(y),
     }
+}
+
+/// `at`: the cell's top left corner.
+fn put_cell(sheet: &mut RgbImage, cell: &Cell, at: Pixel, side: u32) {
+    let strip = RgbImage::from_pixel(side, STRIP, strip_colour(&cell.label));
+    image::imageops::replace(sheet, &strip, at.x, at.y);
     let room = (side / text::ADVANCE) as usize;
     let label: String = cell.label.chars().take(room).collect();
-    text::draw(sheet, &label, (i64::from(x) + 3, i64::from(y) + 3), 1, INK);
+    let inside = Pixel {
+        x: at.x + 3,
+        y: at.y + 3,
+    };
+    text::draw(sheet, &label, inside, 1, INK);
     let scaled =
         DynamicImage::ImageRgb8(cell.picture.clone()).resize_exact(side, side, FilterType::CatmullRom);
-    image::imageops::replace(sheet, &scaled.into_rgb8(), i64::from(x), i64::from(y + STRIP));
+    image::imageops::replace(sheet, &scaled.into_rgb8(), at.x, at.y + i64::from(STRIP));
 }
 
 /// Each word has its colour, so that a whole sheet can be read at a glance.

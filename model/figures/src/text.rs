@@ -4,20 +4,27 @@
 use image::{Rgb, RgbImage};
 
 /// Width of a character with the gap after it, and height, before scaling.
-pub const ADVANCE: u32 = 6;
-pub const HEIGHT: u32 = 7;
+pub(crate) const ADVANCE: u32 = 6;
+pub(crate) const HEIGHT: u32 = 7;
 
-/// Draws `text` with its top left corner at (x, y), every font pixel `scale` pixels wide. Clipped at the
+/// A place in a picture, in pixels from its top left corner; it may lie outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pixel {
+    pub(crate) x: i64,
+    pub(crate) y: i64,
+}
+
+/// Draws `text` with its top left corner at `from`, every font pixel `scale` pixels wide. Clipped at the
 /// edges.
-pub fn draw(picture: &mut RgbImage, text: &str, (x, y): (i64, i64), scale: u32, colour: Rgb<u8>) {
-    let mut left = x;
+pub(crate) fn draw(picture: &mut RgbImage, text: &str, from: Pixel, scale: u32, colour: Rgb<u8>) {
+    let mut left = from.x;
     for character in text.chars() {
         for (row, bits) in glyph(character).into_iter().enumerate() {
             for column in (0..5).filter(|c| bits & (0b1_0000 >> c) != 0) {
-                let at = (
-                    left + i64::from(column * scale),
-                    y + row as i64 * i64::from(scale),
-                );
+                let at = Pixel {
+                    x: left + i64::from(column * scale),
+                    y: from.y + row as i64 * i64::from(scale),
+                };
                 square(picture, at, scale, colour);
             }
         }
@@ -27,11 +34,13 @@ pub fn draw(picture: &mut RgbImage, text: &str, (x, y): (i64, i64), scale: u32, 
 
 /// Width in pixels of a text.
 #[must_use]
-pub fn width(text: &str, scale: u32) -> u32 {
+pub(crate) fn width(text: &str, scale: u32) -> u32 {
     (text.chars().count() as u32 * ADVANCE).saturating_sub(1) * scale
 }
 
-fn square(picture: &mut RgbImage, (x, y): (i64, i64), side: u32, colour: Rgb<u8>) {
+/// Fills a square whose top left corner is `from`. Clipped at the edges.
+pub(crate) fn square(picture: &mut RgbImage, from: Pixel, side: u32, colour: Rgb<u8>) {
+    let Pixel { x, y } = from;
     let (width, height) = (i64::from(picture.width()), i64::from(picture.height()));
     for py in y.max(0)..(y + i64::from(side)).min(height) {
         for px in x.max(0)..(x + i64::from(side)).min(width) {

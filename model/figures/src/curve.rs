@@ -1,0 +1,278 @@
+//! A loss curve as a picture: light raw values, a dark smoothed line, axes with numbers. Pure pixels.
+
+use image::{Rgb, RgbImage};
+
+use crate::text::{self, Pixel};
+
+const PAPER: Rgb<u8> = Rgb([255, 255, 255]);
+const FRAME: Rgb<u8> = Rgb([120, 124, 134]);
+const LATTICE: Rgb<u8> = Rgb([230, 232, 238]);
+const WORDS: Rgb<u8> = Rgb([60, 62, 72]);
+const RAW: Rgb<u8> = Rgb([176, 200, 236]);
+const SMOOTH: Rgb<u8> = Rgb([24, 74, 168]);
+const MARGIN: Margin = Margin {
+    left: 64,
+    right: 18,
+    top: 30,
+    bottom: 38,
+};
+
+struct Margin {
+    left: u32,
+    right: u32,
+    top: u32,
+    bottom: u32,
+}
+
+/// A point of the curve.
+#[derive(Clone, Copy)]
+struct Point {
+    step: f64,
+    loss: f64,
+}
+
+/// A place in the picture, in pixels, before rounding.
+#[derive(Clone, Copy)]
+struct Spot {
+    x: f64,
+    y: f64,
+}
+
+/// What an axis shows.
+#[derive(Clone, Copy)]
+struct Range {
+    low: f64,
+    high: f64,
+}
+
+/// A round number on an axis, and how far away the next one is.
+struct Tick {
+    value: f64,
+    step: f64,
+}
+
+/// Draws (step, loss) points; values that are not finite are left out. At least 240 x 160 pixels.
+#[must_use]
+pub fn loss_curve(points: &[(u64, f64)], title: &str, width: u32, height: u32) -> RgbImage {
+    let (width, height) = (width.max(240), height.max(160));
+    let mut picture = RgbImage::from_pixel(width, height, PAPER);
+    let corner = Pixel {
+        x: i64::from(MARGIN.left),
+        y: 10,
+    };
+    text::draw(&mut picture, title, corner, 2, WORDS);
+    let points: Vec<Point> = points
+        .iter()
+        .filter(|(_, loss)| loss.is_finite())
+        .map(|(step, loss)| Point {
+            step: *step as f64,
+            loss: *loss,
+        })
+        .collect();
+    let plot = Plot::around(&points, width, height);
+    plot.axes(&mut picture);
+    for pair in points.windows(2) {
+        line(&mut picture, plot.at(pair[0]), plot.at(pair[1]), 1, RAW);
+    }
+    for point in &points {
+        dot(&mut picture, plot.at(*point), 2, RAW);
+    }
+    for pair in smooth(&points).windows(2) {
+        line(&mut picture, plot.at(pair[0]), plot.at(pair[1]), 2, SMOOTH);
+    }
+    picture
+}
+
+/// An exponential mean over about a fortieth of the points, started without bias.
+fn smooth(points: &[Point]) -> Vec<Point> {
+    let keep = 1.0 - 1.0 / (points.len() as f64 / 40.0).max(1.0);
+    let (mut sum, mut weight) = (0.0, 0.0);
+    points
+        .iter()
+        .map(|point| {
+            sum = sum * keep + point.loss * (1.0 - keep);
+            weight = weight * keep + (1.0 - keep);
+            Point {
+                step: point.step,
+                loss: sum / weight,
+            }
+        })
+        .collect()
+}
+
+struct Plot {
+    /// Corners of the frame.
+    top_left: Spot,
+    bottom_right: Spot,
+    steps: Range,
+    losses: Range,
+}
+
+impl Plot {
+    fn around(points: &[Point], width: u32, height: u32) -> Self {
+        let losses = Range::of(points.iter().map(|point| point.loss));
+        let air = (losses.high - losses.low) * 0.05;
+        Self {
+            top_left: Spot {
+                x: f64::from(MARGIN.left),
+                y: f64::from(MARGIN.top),
+            },
+            bottom_right: Spot {
+                x: f64::from(width - MARGIN.right),
+                y: f64::from(height - MARGIN.bottom),
+            },
+            steps: Range::of(points.iter().map(|point| point.step)),
+            losses: Range {
+                low: losses.low - air,
+                high: losses.high + air,
+            },
+        }
+    }
+
+    fn at(&self, point: Point) -> Spot {
+        let (from, to) = (self.top_left, self.bottom_right);
+        Spot {
+            x: from.x + self.steps.share(point.step) * (to.x - from.x),
+            y: to.y - self.losses.share(point.loss) * (to.y - from.y),
+        }
+    }
+
+    fn axes(&self, picture: &mut RgbImage) {
+        let (from, to) = (self.top_left, self.bottom_right);
+        let origin = Point {
+            step: self.steps.low,
+            loss: self.losses.low,
+        };
+        let spot = |x, y| Spot { x, y };
+        let write = |picture: &mut RgbImage, label: &str, x: i64, y: i64| {
+            text::draw(picture, label, Pixel { x, y }, 1, WORDS);
+        };
+        for tick in self.losses.ticks() {
+            let loss = tick.value;
+            let y = self.at(Point { loss, ..origin }).y;
+            line(picture, spot(from.x, y), spot(to.x, y), 1, LATTICE);
+            let label = tick.label();
+            let left = from.x as i64 - 6 - i64::from(text::width(&label, 1));
+            write(picture, &label, left, y as i64 - 3);
+        }
+        for tick in self.steps.ticks() {
+            let step = tick.value;
+            let x = self.at(Point { step, ..origin }).x;
+            line(picture, spot(x, from.y), spot(x, to.y), 1, LATTICE);
+            let label = tick.label();
+            let left = x as i64 - i64::from(text::width(&label, 1) / 2);
+            write(picture, &label, left, to.y as i64 + 7);
+        }
+        let corner = spot(from.x, to.y);
+        line(picture, from, corner, 1, FRAME);
+        line(picture, corner, to, 1, FRAME);
+        write(picture, "loss", 6, from.y as i64 - 12);
+        write(picture, "step", to.x as i64 - 24, to.y as i64 + 22);
+    }
+}
+
+impl Range {
+    /// Of all values, with some room where they are one value or none.
+    fn of(values: impl Iterator<Item = f64> + Clone) -> Self {
+        let low = values.clone().fold(f64::INFINITY, f64::min);
+        let high = values.fold(f64::NEG_INFINITY, f64::max);
+        let (low, high) = if low < high {
+            (low, high)
+        } else if low == high {
+            (low - 0.5, high + 0.5)
+        } else {
+            (0.0, 1.0)
+        };
+        Self { low, high }
+    }
+
+    /// 0 at the low end, 1 at the high one.
+    fn share(self, value: f64) -> f64 {
+        (value - self.low) / (self.high - self.low)
+    }
+
+    /// Round numbers inside.
+    fn ticks(self) -> Vec<Tick> {
+        let rough = (self.high - self.low) / 5.0;
+        let power = 10f64.powf(rough.log10().floor());
+        let step = [1.0, 2.0, 5.0, 10.0]
+            .map(|m| m * power)
+            .into_iter()
+            .find(|s| *s >= rough)
+            .unwrap_or(rough);
+        let first = (self.low / step).ceil() as i64;
+        (first..)
+            .map(|n| Tick {
+                value: n as f64 * step,
+                step,
+            })
+            .take_while(|tick| tick.value <= self.high)
+            .take(12)
+            .collect()
+    }
+}
+
+impl Tick {
+    /// As many decimals as the distance between ticks needs.
+    fn label(&self) -> String {
+        let decimals = (-self.step.log10().floor()).max(0.0) as usize;
+        format!("{:.decimals$}", self.value)
+    }
+}
+
+fn line(picture: &mut RgbImage, a: Spot, b: Spot, thick: u32, colour: Rgb<u8>) {
+    let length = (b.x - a.x).abs().max((b.y - a.y).abs()).ceil().max(1.0);
+    for i in 0..=length as u32 {
+        let t = f64::from(i) / length;
+        let at = Spot {
+            x: a.x + (b.x - a.x) * t,
+            y: a.y + (b.y - a.y) * t,
+        };
+        dot(picture, at, thick, colour);
+    }
+}
+
+fn dot(picture: &mut RgbImage, at: Spot, side: u32, colour: Rgb<u8>) {
+    let from = Pixel {
+        x: at.x.round() as i64,
+        y: at.y.round() as i64,
+    };
+    text::square(picture, from, side, colour);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_falling_loss_falls_on_paper() {
+        let points: Vec<(u64, f64)> = (0..200).map(|s| (s, 1.0 / (1.0 + s as f64 / 20.0))).collect();
+        let picture = loss_curve(&points, "demo", 400, 240);
+        let height_at = |x: u32| {
+            (0..240)
+                .find(|y| *picture.get_pixel(x, *y) == SMOOTH)
+                .expect("the line crosses")
+        };
+        assert!(height_at(80) < height_at(160) && height_at(160) < height_at(360));
+    }
+
+    #[test]
+    fn odd_input_is_drawn_without_a_panic() {
+        for points in [
+            vec![],
+            vec![(3, 0.5)],
+            vec![(1, f64::NAN), (2, f64::INFINITY)],
+            vec![(5, 1.0), (5, 1.0)],
+        ] {
+            assert_eq!(loss_curve(&points, "x", 10, 10).dimensions(), (240, 160));
+        }
+    }
+
+    #[test]
+    fn ticks_are_round_and_inside() {
+        let ticks = |low, high| Range { low, high }.ticks();
+        let values: Vec<String> = ticks(0.08, 0.52).iter().map(Tick::label).collect();
+        assert_eq!(values, ["0.1", "0.2", "0.3", "0.4", "0.5"]);
+        assert_eq!(ticks(0.0, 12_000.0).len(), 3, "0, 5000, 10000");
+    }
+}
