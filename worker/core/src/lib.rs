@@ -231,7 +231,7 @@ impl Worker {
                     let new = same.then(|| state.successor(&key, assignment.clone(), leave_by))?;
                     Some((old.clone(), new?))
                 });
-                let Some((old, state)) = successor else { break };
+                let Some((old, state)) = successor else { continue };
                 self.ranks.remove(&old);
                 effects.extend(state.device().map(|device| Effect::Update {
                     key: state.process.clone(),

@@ -2,13 +2,15 @@
 //! rank's machine ([`rank_core::units`]) wants. Which image unit n is follows from n alone; its outputs are put once. Called by
 //! [`crate::run`].
 
+use crate::closing;
 use crate::collective::first_line;
 use crate::deadline::Deadlines;
 use crate::outage::is_outage;
 use crate::process::Rank;
 use crate::studio::Studio;
+use anyhow::Context;
 use proto::message::SourceJob;
-use proto::sample::SampleWork;
+use proto::sample::{SampleUnit, SampleWork};
 use rank_core::units::{Effect, Event};
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -48,7 +50,7 @@ fn make(rank: &Rank<'_>, studio: &mut Studio<'_>, unit: u64) -> anyhow::Result<(
     let deadlines = Deadlines::new(rank.task.assignment.detect_within_ms);
     let begun = Instant::now();
     loop {
-        let error = match studio.make(unit) {
+        let error = match attempt(studio, unit) {
             Err(error) if is_outage(error.chain()) && begun.elapsed() < deadlines.outage() => error,
             outcome => return outcome,
         };
@@ -61,5 +63,23 @@ fn make(rank: &Rank<'_>, studio: &mut Studio<'_>, unit: u64) -> anyhow::Result<(
         );
         rank.link.marks().waits();
         rank.runtime.block_on(tokio::time::sleep(pause));
+    }
+}
+
+/// Makes the outputs of a unit, unless they are there.
+fn attempt(studio: &mut Studio<'_>, unit: u64) -> anyhow::Result<()> {
+    studio.rank.link.marks().unit(unit);
+    match studio
+        .work
+        .unit(unit)
+        .with_context(|| format!("there is no unit {unit}"))?
+    {
+        SampleUnit::Image {
+            subject,
+            prompt,
+            seed,
+        } => studio.image(unit, subject, prompt, seed),
+        SampleUnit::Attention { subject } => studio.maps(unit, subject),
+        SampleUnit::Closing => closing::close(studio, unit),
     }
 }

@@ -1,9 +1,8 @@
-//! What a rank that samples keeps loaded, and how it makes one unit: an image with a JSON file of everything that made it, the
-//! attention maps of one subject, or the closing files. A unit whose outputs are there already costs a look. Called by
+//! What a rank that samples keeps loaded, and how it makes an image with a JSON file of everything that made it, or the
+//! attention maps of one subject. A unit whose outputs are there already costs a look. Called by
 //! [`crate::sample`].
 
 use crate::checkpoint::Checkpoints;
-use crate::closing;
 use crate::load::{build, open_data};
 use crate::maps;
 use crate::pictures::Pictures;
@@ -15,13 +14,13 @@ use crate::{device, environment};
 use anyhow::{Context, ensure};
 use image::RgbImage;
 use model::SampleOptions;
-use model::weights::digest;
 use model::trainer::Trainer;
+use model::weights::digest;
 use model_data::loader::Loader;
 use model_data::order::SampleOrder;
 use proto::checkpoint::CheckpointRef;
 use proto::message::SourceJob;
-use proto::sample::{SampleUnit, SampleWork};
+use proto::sample::SampleWork;
 use proto::spec::{Architecture, TrainWork};
 
 /// See the module's header.
@@ -78,24 +77,6 @@ impl<'a> Studio<'a> {
         })
     }
 
-    /// Makes the outputs of this unit, unless they are there.
-    pub(crate) fn make(&mut self, unit: u64) -> anyhow::Result<()> {
-        self.rank.link.marks().unit(unit);
-        let what = self.work.unit(unit);
-        match what.with_context(|| format!("{} has no unit {unit}", self.subjects.job))? {
-            SampleUnit::Image {
-                subject,
-                prompt,
-                seed,
-            } => {
-                let seed = self.work.seeds.get(seed).copied().context("no such seed")?;
-                self.image(unit, subject, prompt, seed)
-            }
-            SampleUnit::Attention { subject } => self.maps(unit, subject),
-            SampleUnit::Closing => closing::close(self, unit),
-        }
-    }
-
     /// Waits for the object store in the middle of a unit.
     pub(crate) fn wait<T>(&self, unit: u64, storage: impl Future<Output = T>) -> T {
         self.rank.link.marks().waits();
@@ -104,7 +85,15 @@ impl<'a> Studio<'a> {
         outcome
     }
 
-    fn image(&mut self, unit: u64, subject: u32, prompt: usize, seed: u64) -> anyhow::Result<()> {
+    /// `prompt` and `seed`: indices into those of the subject and of the work.
+    pub(crate) fn image(
+        &mut self,
+        unit: u64,
+        subject: u32,
+        prompt: usize,
+        seed: usize,
+    ) -> anyhow::Result<()> {
+        let seed = self.work.seeds.get(seed).copied().context("no such seed")?;
         let name = image_name(unit);
         let (png, json) = (format!("{name}.png"), format!("{name}.json"));
         // The record comes second: with it the unit is there.
@@ -160,7 +149,7 @@ impl<'a> Studio<'a> {
     }
 
     /// What the retrieval encoder attends to.
-    fn maps(&mut self, unit: u64, number: u32) -> anyhow::Result<()> {
+    pub(crate) fn maps(&mut self, unit: u64, number: u32) -> anyhow::Result<()> {
         let name = format!("attention-{number:03}");
         let json = format!("{name}.json");
         if self.wait(unit, self.pictures.has(&json))? {
