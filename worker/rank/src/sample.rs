@@ -8,7 +8,6 @@ use crate::deadline::Deadlines;
 use crate::outage::is_outage;
 use crate::process::Rank;
 use crate::studio::Studio;
-use anyhow::Context;
 use proto::message::SourceJob;
 use proto::sample::{SampleUnit, SampleWork};
 use rank_core::units::{Effect, Event};
@@ -45,12 +44,25 @@ pub(crate) fn sample(rank: &Rank<'_>, work: &SampleWork, source: &SourceJob) -> 
     }
 }
 
+/// Makes the outputs of a unit, unless they are there.
+fn outputs(studio: &mut Studio<'_>, unit: u64) -> anyhow::Result<()> {
+    match studio.begin(unit)? {
+        SampleUnit::Image {
+            subject,
+            prompt,
+            seed,
+        } => studio.image(unit, subject, prompt, seed),
+        SampleUnit::Attention { subject } => studio.maps(unit, subject),
+        SampleUnit::Closing => closing::close(studio, unit),
+    }
+}
+
 /// Makes a unit. An object store that is away for a while costs time and no unit: it is made again.
 fn make(rank: &Rank<'_>, studio: &mut Studio<'_>, unit: u64) -> anyhow::Result<()> {
     let deadlines = Deadlines::new(rank.task.assignment.detect_within_ms);
     let begun = Instant::now();
     loop {
-        let error = match attempt(studio, unit) {
+        let error = match outputs(studio, unit) {
             Err(error) if is_outage(error.chain()) && begun.elapsed() < deadlines.outage() => error,
             outcome => return outcome,
         };
@@ -63,23 +75,5 @@ fn make(rank: &Rank<'_>, studio: &mut Studio<'_>, unit: u64) -> anyhow::Result<(
         );
         rank.link.marks().waits();
         rank.runtime.block_on(tokio::time::sleep(pause));
-    }
-}
-
-/// Makes the outputs of a unit, unless they are there.
-fn attempt(studio: &mut Studio<'_>, unit: u64) -> anyhow::Result<()> {
-    studio.rank.link.marks().unit(unit);
-    match studio
-        .work
-        .unit(unit)
-        .with_context(|| format!("there is no unit {unit}"))?
-    {
-        SampleUnit::Image {
-            subject,
-            prompt,
-            seed,
-        } => studio.image(unit, subject, prompt, seed),
-        SampleUnit::Attention { subject } => studio.maps(unit, subject),
-        SampleUnit::Closing => closing::close(studio, unit),
     }
 }

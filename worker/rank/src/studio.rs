@@ -1,5 +1,5 @@
-//! What a rank that samples keeps loaded, and how it makes an image with a JSON file of everything that made it, or the
-//! attention maps of one subject. A unit whose outputs are there already costs a look. Called by
+//! What a rank that samples keeps loaded, and how it makes one unit: an image with a JSON file of everything that made it, the
+//! attention maps of one subject, or the closing files. A unit whose outputs are there already costs a look. Called by
 //! [`crate::sample`].
 
 use crate::checkpoint::Checkpoints;
@@ -14,13 +14,13 @@ use crate::{device, environment};
 use anyhow::{Context, ensure};
 use image::RgbImage;
 use model::SampleOptions;
-use model::trainer::Trainer;
 use model::weights::digest;
+use model::trainer::Trainer;
 use model_data::loader::Loader;
 use model_data::order::SampleOrder;
 use proto::checkpoint::CheckpointRef;
 use proto::message::SourceJob;
-use proto::sample::SampleWork;
+use proto::sample::{SampleUnit, SampleWork};
 use proto::spec::{Architecture, TrainWork};
 
 /// See the module's header.
@@ -77,6 +77,13 @@ impl<'a> Studio<'a> {
         })
     }
 
+    /// What this unit is, which is begun now.
+    pub(crate) fn begin(&self, unit: u64) -> anyhow::Result<SampleUnit> {
+        self.rank.link.marks().unit(unit);
+        let what = self.work.unit(unit);
+        what.with_context(|| format!("{} has no unit {unit}", self.subjects.job))
+    }
+
     /// Waits for the object store in the middle of a unit.
     pub(crate) fn wait<T>(&self, unit: u64, storage: impl Future<Output = T>) -> T {
         self.rank.link.marks().waits();
@@ -85,14 +92,8 @@ impl<'a> Studio<'a> {
         outcome
     }
 
-    /// `prompt` and `seed`: indices into those of the subject and of the work.
-    pub(crate) fn image(
-        &mut self,
-        unit: u64,
-        subject: u32,
-        prompt: usize,
-        seed: usize,
-    ) -> anyhow::Result<()> {
+    /// Makes one image and its record, unless they are there. `seed` is an index.
+    pub(crate) fn image(&mut self, unit: u64, subject: u32, prompt: usize, seed: usize) -> anyhow::Result<()> {
         let seed = self.work.seeds.get(seed).copied().context("no such seed")?;
         let name = image_name(unit);
         let (png, json) = (format!("{name}.png"), format!("{name}.json"));
