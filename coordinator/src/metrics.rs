@@ -158,6 +158,15 @@ impl Families {
                 "Step of the newest committed checkpoint",
                 &self.committed_step,
             ),
+        ];
+        for (name, help, family) in gauges {
+            registry.register(name, help, family.clone());
+        }
+        self.register_worker_gauges(registry);
+    }
+
+    fn register_worker_gauges(&self, registry: &mut Registry) {
+        let gauges = [
             (
                 "retri_worker_up",
                 "1 while the worker's lease runs",
@@ -231,9 +240,7 @@ impl Families {
             for (state, count) in states {
                 self.units.get_or_create(&with("state", state)).set(count as f64);
             }
-            self.units_per_second
-                .get_or_create(&name())
-                .set(units.per_second);
+            self.units_per_second.get_or_create(&name()).set(units.per_second);
         }
         let Some(step) = &job.last_step else { return };
         for (term, loss) in [

@@ -231,6 +231,7 @@ impl Worker {
                     let new = same.then(|| state.successor(&key, assignment.clone(), leave_by))?;
                     Some((old.clone(), new?))
                 });
+                // Of units, another rank may go on where this one has nobody.
                 let Some((old, state)) = successor else { continue };
                 self.ranks.remove(&old);
                 effects.extend(state.device().map(|device| Effect::Update {
