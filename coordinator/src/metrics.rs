@@ -159,6 +159,15 @@ impl Families {
                 "Step of the newest committed checkpoint",
                 &self.committed_step,
             ),
+        ];
+        for (name, help, family) in gauges {
+            registry.register(name, help, family.clone());
+        }
+        self.register_worker_gauges(registry);
+    }
+
+    fn register_worker_gauges(&self, registry: &mut Registry) {
+        let gauges = [
             (
                 "retri_worker_up",
                 "1 while the worker's lease runs",

@@ -52,7 +52,7 @@ impl Coordinator {
             let spec = match proto::job::parse_stored(&id, &record.job_toml) {
                 Ok(spec) => spec,
                 Err(error) => {
-                    unreadable.insert(id, record.as_unreadable(&error.to_string()));
+                    unreadable.insert(id, record.into_unreadable(&error.to_string()));
                     continue;
                 }
             };

@@ -155,11 +155,11 @@ impl JobRecord {
             incidents: Vec::new(),
             units: None,
         };
-        record.as_unreadable(error)
+        record.into_unreadable(error)
     }
 
     /// The same, as it is shown where it cannot be understood.
-    pub(crate) fn as_unreadable(mut self, error: &str) -> Self {
+    pub(crate) fn into_unreadable(mut self, error: &str) -> Self {
         self.phase = JobPhase::Failed {
             reason: format!("its record cannot be read: {error}"),
             ended_ms: self.submitted_ms,
@@ -170,11 +170,7 @@ impl JobRecord {
     /// Its phase as people see it.
     #[must_use]
     pub fn shown(&self) -> Phase {
-        match self.phase.shown() {
-            Phase::Queued if self.paused => Phase::Paused,
-            Phase::Running if self.paused => Phase::Pausing,
-            phase => phase,
-        }
+        self.phase.shown().or_paused(self.paused)
     }
 
     /// Its phase in one word, for tables.

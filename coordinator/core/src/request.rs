@@ -9,7 +9,7 @@ use crate::record::{JobPhase, JobRecord, RECORD_VERSION, UnitsRecord};
 use proto::id::{Generation, JobId, Step};
 use proto::ledger::Tip;
 use proto::message::SourceJob;
-use proto::sample::SampleWork;
+use proto::sample::{SampleWork, Weights};
 use proto::spec::{ArchitectureSpec, JobSpec};
 
 /// What is pinned of what a job reads.
@@ -54,12 +54,16 @@ impl Coordinator {
         self.may_follow(&self.next_id(spec), spec)?;
         if let Some(sample) = spec.work.sampling() {
             pinned.dataset_version = self.sampled(sample)?.head().dataset_version.clone();
+            // Those that it waits for may bring newer weights, or the step that is meant.
+            let waits = !spec.after.is_empty();
             pinned.source = match self.reads(spec) {
-                // What it waits for may bring them, or newer ones.
-                _ if !spec.after.is_empty() => None,
-                None => None,
+                Some(Reads::Found(_)) if waits && sample.weights == Weights::Newest => None,
                 Some(Reads::Found(source)) => Some(source),
+                Some(Reads::Missing {
+                    waits_for: Some(_), ..
+                }) if waits => None,
                 Some(Reads::Missing { reason, .. }) => return Err(reason),
+                None => None,
             };
         }
         Ok(pinned)

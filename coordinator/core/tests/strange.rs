@@ -7,10 +7,12 @@
 mod desk;
 
 use coordinator_core::event::{Event, JobPhase};
-use desk::{Desk, failed, rank, spec, with_shard, with_step};
+use desk::{Desk, failed, rank, sample_of, sampling, spec, with_shard, with_step};
 use proptest::prelude::*;
 use proto::id::JobId;
-use proto::message::{RankPhase, RankReport};
+use proto::message::{Doing, Piece, RankPhase, RankReport, UnitFailure, UnitRange};
+use proto::sample::Weights;
+use proto::spec::OnFailedUnit;
 
 #[derive(Debug, Clone)]
 enum Act {
@@ -28,6 +30,19 @@ enum Act {
         min: u32,
         max: u32,
     },
+    /// Of the base weights of the first job, if there is one.
+    Images {
+        count: u32,
+        set_aside: bool,
+    },
+    Pause {
+        job: u64,
+        paused: bool,
+    },
+    Drain {
+        worker: &'static str,
+        drained: bool,
+    },
     Cancel {
         job: u64,
     },
@@ -40,8 +55,19 @@ enum Act {
     Restart,
 }
 
+/// Every third is one of units.
 fn job(number: u64) -> JobId {
-    JobId(format!("toy-{number}"))
+    let name = if number % 3 == 2 { "images" } else { "toy" };
+    JobId(format!("{name}-{number}"))
+}
+
+/// What a rank may say of units, be it true or not.
+fn units() -> impl Strategy<Value = (Vec<UnitRange>, Vec<u64>, Option<u64>)> {
+    let number = || prop_oneof![8 => 0..12_u64, 1 => Just(u64::MAX)];
+    let range = (number(), number()).prop_map(|(first, end)| UnitRange { first, end });
+    let done = prop::collection::vec(range, 0..3);
+    let failed = prop::collection::vec(number(), 0..2);
+    (done, failed, prop::option::of(number()))
 }
 
 fn report() -> impl Strategy<Value = RankReport> {
@@ -54,9 +80,23 @@ fn report() -> impl Strategy<Value = RankReport> {
     ];
     let steps = prop::collection::vec(prop_oneof![0..6_u64, Just(u64::MAX)], 0..3);
     let ranks = prop_oneof![0..3_u32, Just(u32::MAX)];
-    (0..4_u64, 0..5_u64, ranks, phase, steps.clone(), steps).prop_map(
-        |(number, generation, of, phase, steps, shards)| {
-            let report = rank(&job(number), generation, of, phase);
+    (0..6_u64, 0..9_u64, ranks, phase, steps.clone(), steps, units()).prop_map(
+        |(number, generation, of, phase, steps, shards, (done, failed, doing))| {
+            let mut report = rank(&job(number), generation, of, phase);
+            report.units.done = done;
+            let error = "no such thing".to_owned();
+            report.units.failed = failed
+                .into_iter()
+                .map(|unit| UnitFailure {
+                    unit,
+                    error: error.clone(),
+                })
+                .collect();
+            report.doing = doing.map(|unit| Doing {
+                step: proto::id::Step(0),
+                piece: Piece::Unit(unit),
+                for_ms: 5,
+            });
             let report = steps.into_iter().fold(report, with_step);
             shards.into_iter().fold(report, with_shard)
         },
@@ -70,7 +110,11 @@ fn act() -> impl Strategy<Value = Act> {
         2 => (0..3_000_u64).prop_map(|ms| Act::Wait { ms }),
         1 => (0..9_000_u64).prop_map(|ms| Act::Back { ms }),
         2 => (1..3_u32, 0..2_u32).prop_map(|(min, more)| Act::Submit { min, max: min + more }),
-        1 => (0..4_u64).prop_map(|job| Act::Cancel { job }),
+        3 => (1..12_u32, any::<bool>()).prop_map(|(count, set_aside)| Act::Images { count, set_aside }),
+        1 => (0..6_u64, any::<bool>()).prop_map(|(job, paused)| Act::Pause { job, paused }),
+        1 => (prop::sample::select(vec!["w1", "w2", "w3"]), any::<bool>())
+            .prop_map(|(worker, drained)| Act::Drain { worker, drained }),
+        1 => (0..6_u64).prop_map(|job| Act::Cancel { job }),
         3 => (0..4_u64, 0..5_u64, 0..5_u64, any::<bool>())
             .prop_map(|(job, step, generation, fine)| Act::Written { job, step, generation, fine }),
         1 => Just(Act::Restart),
@@ -81,7 +125,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn strange_input_never_breaks_the_machine(acts in prop::collection::vec(act(), 1..60)) {
+    fn strange_input_never_breaks_the_machine(acts in prop::collection::vec(act(), 1..80)) {
         let mut desk = Desk::new();
         for act in acts {
             match act {
@@ -89,6 +133,28 @@ proptest! {
                 Act::Wait { ms } => drop(desk.wait(ms)),
                 Act::Back { ms } => desk.now -= ms.min(desk.now),
                 Act::Submit { min, max } => drop(desk.submit(spec(min, max))),
+                Act::Images { count, set_aside } => {
+                    let mut images = sample_of(&job(1));
+                    let work = sampling(&mut images);
+                    (work.count, work.weights) = (count, Weights::Base);
+                    if set_aside {
+                        work.on_failed_unit = OnFailedUnit::SetAside;
+                    }
+                    // Refused where there is no such job.
+                    drop(desk.ask(|request| Event::Submit {
+                        request,
+                        job_toml: proto::job::to_toml(&images),
+                        dataset_version: String::new(),
+                        spec: Box::new(images),
+                    }));
+                }
+                Act::Pause { job: number, paused } => {
+                    drop(desk.ask(|request| Event::Pause { request, job: job(number), paused }));
+                }
+                Act::Drain { worker, drained } => {
+                    let worker = worker.to_owned();
+                    drop(desk.ask(|request| Event::Drain { request, worker, drained }));
+                }
                 Act::Cancel { job: number } => drop(desk.ask(|request| Event::Cancel { request, job: job(number) })),
                 Act::Written { job: number, step, generation, fine } => {
                     let checkpoint = proto::checkpoint::CheckpointRef {

@@ -59,7 +59,6 @@ fn draw(job: &str, steps: &[pb::StepReport], file: &Path) -> Result<()> {
 
 fn print(view: &pb::JobView, summary: Option<&Summary>) {
     let now = now_ms();
-    let line = |name: &str, value: &str| say!("{name:<12} {value}");
     line("job", &view.job);
     line("phase", &format!("{}: {}", view.phase, view.reason));
     line("submitted", &ago(view.submitted_ms, now));
@@ -84,16 +83,7 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
     );
     line("data set", &format!("version {}", view.dataset_version));
     if let Some(units) = &view.units {
-        line(
-            "units",
-            &format!(
-                "{} of {} are done, {} leased, {} set aside, {:.2} a second",
-                units.done, units.total, units.leased, units.set_aside, units.per_second
-            ),
-        );
-        for failed in &units.failed {
-            line(&format!("unit {}", failed.unit), &failed.error);
-        }
+        print_units(units);
     }
     if let Some(step) = &view.last_step {
         let terms = loss_terms(step).into_iter();
@@ -133,9 +123,26 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
         }
         .as_str(),
     );
-    say!("{:<12} {}", "store", view.store_url);
+    line("store", &view.store_url);
     print_members(view);
     print_incidents(view, now);
+}
+
+fn line(name: &str, value: &str) {
+    say!("{name:<12} {value}");
+}
+
+fn print_units(units: &pb::UnitsView) {
+    line(
+        "units",
+        &format!(
+            "{} of {} are done, {} leased, {} set aside, {:.2} a second",
+            units.done, units.total, units.leased, units.set_aside, units.per_second
+        ),
+    );
+    for failed in &units.failed {
+        line(&format!("unit {}", failed.unit), &failed.error);
+    }
 }
 
 fn print_members(view: &pb::JobView) {

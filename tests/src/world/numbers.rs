@@ -320,6 +320,10 @@ impl Numbered for JobRecord {
             numbers.checkpoint(*checkpoint);
         });
         numbers.put(self.restarts);
+        if let Some(units) = &self.units {
+            numbers.all(&units.done, |numbers, range| numbers.units(*range));
+            numbers.all(&units.set_aside, |numbers, range| numbers.units(*range));
+        }
     }
 }
 
@@ -395,6 +399,17 @@ impl Numbered for coordinator::Fact {
             Self::JobCancelled { job } => numbers.of_job(14, job),
             Self::Parted { .. } => numbers.put(15_u8),
             Self::Ignored { worker, .. } => numbers.of_worker(16, worker),
+            Self::UnitFailed {
+                job, unit, worker, ..
+            } => {
+                numbers.of_job(17, job);
+                numbers.put(*unit);
+                numbers.worker(worker);
+            }
+            Self::UnitSetAside { job, unit, .. } => {
+                numbers.of_job(18, job);
+                numbers.put(*unit);
+            }
         }
     }
 }

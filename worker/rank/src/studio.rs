@@ -3,7 +3,6 @@
 //! [`crate::sample`].
 
 use crate::checkpoint::Checkpoints;
-use crate::closing;
 use crate::load::{build, open_data};
 use crate::maps;
 use crate::pictures::Pictures;
@@ -81,22 +80,11 @@ impl<'a> Studio<'a> {
         })
     }
 
-    /// Makes the outputs of this unit, unless they are there.
-    pub(crate) fn make(&mut self, unit: u64) -> anyhow::Result<()> {
+    /// What this unit is, which is begun now.
+    pub(crate) fn begin(&self, unit: u64) -> anyhow::Result<SampleUnit> {
         self.rank.link.marks().unit(unit);
         let what = self.work.unit(unit);
-        match what.with_context(|| format!("{} has no unit {unit}", self.subjects.job))? {
-            SampleUnit::Image {
-                subject,
-                prompt,
-                seed,
-            } => {
-                let seed = self.work.seeds.get(seed).copied().context("no such seed")?;
-                self.image(unit, subject, prompt, seed)
-            }
-            SampleUnit::Attention { subject } => self.maps(unit, subject),
-            SampleUnit::Closing => closing::close(self, unit),
-        }
+        what.with_context(|| format!("{} has no unit {unit}", self.subjects.job))
     }
 
     /// Waits for the object store in the middle of a unit.
@@ -107,7 +95,9 @@ impl<'a> Studio<'a> {
         outcome
     }
 
-    fn image(&mut self, unit: u64, subject: u32, prompt: usize, seed: u64) -> anyhow::Result<()> {
+    /// Makes one image and its record, unless they are there. `seed` is an index.
+    pub(crate) fn image(&mut self, unit: u64, subject: u32, prompt: usize, seed: usize) -> anyhow::Result<()> {
+        let seed = self.work.seeds.get(seed).copied().context("no such seed")?;
         let name = image_name(unit);
         let (png, json) = (format!("{name}.png"), format!("{name}.json"));
         // The record comes second: with it the unit is there.
@@ -163,7 +153,7 @@ impl<'a> Studio<'a> {
     }
 
     /// What the retrieval encoder attends to.
-    fn maps(&mut self, unit: u64, number: u32) -> anyhow::Result<()> {
+    pub(crate) fn maps(&mut self, unit: u64, number: u32) -> anyhow::Result<()> {
         let name = format!("attention-{number:03}");
         let json = format!("{name}.json");
         if self.wait(unit, self.pictures.has(&json))? {

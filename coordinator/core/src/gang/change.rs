@@ -31,6 +31,7 @@ impl Gang {
             } else {
                 Vec::new()
             },
+            avoid: Vec::new(),
             // A generation that trains is taken apart by what its ranks do, not by what daemons say.
             apart: apart.beyond(self.members().iter().map(|member| &member.worker)),
             settling: self.settles(now),

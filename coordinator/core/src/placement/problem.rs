@@ -23,6 +23,8 @@ pub(crate) struct Demand {
     pub(crate) holds: Vec<WorkerId>,
     /// Where survivors of its last generation hold the newest state, while it waits.
     pub(crate) warm: Vec<WorkerId>,
+    /// Workers that it is not given for now: its processes ended there.
+    pub(crate) avoid: Vec<WorkerId>,
     /// It is given no two workers that do not reach each other, beside those that it holds.
     pub(crate) apart: Apart,
 }

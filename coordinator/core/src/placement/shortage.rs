@@ -44,6 +44,7 @@ impl Shortage {
         let demand = Demand {
             holds: Vec::new(),
             warm: Vec::new(),
+            avoid: Vec::new(),
             apart: Apart::default(),
             ..demand.clone()
         };

@@ -244,6 +244,9 @@ impl<'a> Table<'a> {
         if !fits(demand, state.seat) || state.free < needs || self.jobs[job].left_out.contains(&place) {
             return None;
         }
+        if demand.avoid.contains(&state.seat.worker) {
+            return None;
+        }
         if state.holders.contains(&job) {
             return Some(Cost::Own);
         }

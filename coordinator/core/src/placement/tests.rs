@@ -18,6 +18,7 @@ fn gang(number: u64, workers_min: u32, workers_max: u32, devices_per_worker: u32
         settling: false,
         holds: vec![],
         warm: vec![],
+        avoid: vec![],
         apart: Apart::default(),
     }
 }

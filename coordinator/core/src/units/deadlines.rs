@@ -28,6 +28,7 @@ impl Units {
             .map(|heard| deadlines.roll_call(heard))
             .into_iter()
             .chain(leaving)
+            .chain(self.backing_off.values().copied())
             .min()
     }
 }

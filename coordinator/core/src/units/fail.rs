@@ -1,8 +1,9 @@
 //! What goes wrong with units, with the processes that work on them, and with workers.
 
 use super::job::{State, Units};
-use super::part::RankUnits;
+use super::part::{Leaving, Part, RankUnits};
 use super::ranges::Ranges;
+use crate::deadline::Deadlines;
 use crate::event::Fact;
 use crate::explain::{Ending, failure};
 use crate::outbox::Outbox;
@@ -53,7 +54,13 @@ impl Units {
     }
 
     /// A rank process ended. The unit that it was at is to blame; if it was at none, the worker is.
-    pub(super) fn process_ended(&mut self, worker: &WorkerId, report: &RankReport, outbox: &mut Outbox) {
+    pub(super) fn process_ended(
+        &mut self,
+        worker: &WorkerId,
+        report: &RankReport,
+        deadlines: Deadlines,
+        outbox: &mut Outbox,
+    ) {
         let Some(ending) = failure(worker, report) else {
             return;
         };
@@ -63,6 +70,9 @@ impl Units {
             None => format!("{ending}; it was at no unit"),
         };
         self.head.hopeless |= ending.is_permanent();
+        if in_hand.is_none() {
+            self.leave_if_others_work(worker, &what, deadlines, outbox);
+        }
         self.lose_rank(worker, report.rank, in_hand.is_some(), what, outbox);
         if let Some(unit) = in_hand {
             self.fail_unit(worker, unit, ending.to_string(), outbox);
@@ -82,12 +92,30 @@ impl Units {
     }
 
     /// The worker is up and does not report a rank.
-    pub(super) fn rank_missing(&mut self, missing: &Missing, outbox: &mut Outbox) {
+    pub(super) fn rank_missing(&mut self, missing: &Missing, deadlines: Deadlines, outbox: &mut Outbox) {
         let ending = Ending::RankMissing {
             rank: missing.rank,
             worker: missing.worker.clone(),
         };
+        self.leave_if_others_work(&missing.worker, &ending.to_string(), deadlines, outbox);
         self.lose_rank(&missing.worker, missing.rank, false, ending.to_string(), outbox);
+    }
+
+    /// A worker on which processes end with no unit in hand is left alone for a while, where there are others.
+    fn leave_if_others_work(&mut self, worker: &WorkerId, why: &str, deadlines: Deadlines, outbox: &Outbox) {
+        let works = |other: &Part| other.leaving.is_none() && other.worker() != worker;
+        if !self.parts().iter().any(works) {
+            return;
+        }
+        let until = deadlines.rest(outbox.now);
+        self.backing_off.insert(worker.clone(), until);
+        let part = self.parts_mut().iter_mut().find(|part| part.worker() == worker);
+        if let Some(part) = part.filter(|part| part.leaving.is_none()) {
+            part.leaving = Some(Leaving {
+                why: why.to_owned(),
+                until: deadlines.halt(outbox.now),
+            });
+        }
     }
 
     /// A rank has no process any more. Its worker's part begins again under the next generation, in which a process is started

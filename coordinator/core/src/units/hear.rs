@@ -65,7 +65,7 @@ impl Units {
             self.fail_unit(worker, unit, error, outbox);
         }
         if news.ended {
-            self.process_ended(worker, report, outbox);
+            self.process_ended(worker, report, deadlines, outbox);
         }
         self.lease(worker, report.rank, deadlines, outbox);
         violation
@@ -83,8 +83,9 @@ impl Units {
 
     /// Moves on as far as it goes by itself. True when it is over now and was not before.
     pub(crate) fn tend(&mut self, deadlines: Deadlines, outbox: &mut Outbox) -> bool {
+        self.backing_off.retain(|_, until| outbox.now < *until);
         for missing in self.overdue(deadlines, outbox.now) {
-            self.rank_missing(&missing, outbox);
+            self.rank_missing(&missing, deadlines, outbox);
         }
         if !self.is_over() && self.remaining() <= 1 {
             // The closing unit, or the end, waits for the record.

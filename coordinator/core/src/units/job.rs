@@ -8,7 +8,9 @@ use crate::outbox::Outbox;
 use crate::record::{JobPhase, JobRecord, Member, Millis, RECORD_VERSION, UnitsRecord};
 use proto::id::{Generation, Step, WorkerId};
 use proto::ledger::Tip;
+use proto::phase::Phase;
 use proto::spec::{JobSpec, UnitPlan};
+use std::collections::BTreeMap;
 
 #[derive(Debug)]
 pub(crate) struct Units {
@@ -16,6 +18,8 @@ pub(crate) struct Units {
     pub(super) state: State,
     pub(super) pool: Pool,
     pub(super) rate: Rate,
+    /// Workers on which a process ended with no unit in hand while there were others, and until when none is tried there.
+    pub(super) backing_off: BTreeMap<WorkerId, Millis>,
     /// Units were done that the record does not name yet.
     pub(super) has_unsaved: bool,
     /// A lease or the pool changed since it was last checked.
@@ -72,6 +76,7 @@ impl Units {
             state,
             pool: Pool::new(plan, &units),
             rate: Rate::default(),
+            backing_off: BTreeMap::new(),
             has_unsaved: false,
             is_changed: true,
             ledger: record.ledger,
@@ -172,14 +177,13 @@ impl Units {
             .extend(self.members().map(|it| it.worker.name.clone()));
     }
 
-    /// Its phase in one word, for tables.
-    pub(crate) fn word(&self) -> &'static str {
-        match &self.state {
-            State::Queued { .. } if self.head.paused => "paused",
-            State::Running(_) if self.head.paused => "pausing",
-            State::Queued { .. } => "queued",
-            State::Running(_) => "running",
-            State::Ended(ended) => ended.phase().word(),
-        }
+    /// Its phase as people see it.
+    pub(crate) fn shown(&self) -> Phase {
+        let phase = match &self.state {
+            State::Queued { .. } => Phase::Queued,
+            State::Running(_) => Phase::Running,
+            State::Ended(ended) => ended.phase().shown(),
+        };
+        phase.or_paused(self.head.paused)
     }
 }

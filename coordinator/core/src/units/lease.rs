@@ -51,7 +51,7 @@ impl Units {
         let may = |unit: u64, failures: &Failures| {
             let failed_on = |name: &str| failures.workers.iter().any(|worker| worker == name);
             let elsewhere = || others().any(|part| !failed_on(&part.member.worker.name));
-            !told_failed.contains(&unit) && !(failed_on(name) && elsewhere())
+            !(told_failed.contains(&unit) || failed_on(name) && elsewhere())
         };
         let taken = self.pool.take(group.size().min(fair).saturating_sub(held), may);
         if taken.is_empty() {

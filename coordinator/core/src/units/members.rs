@@ -38,6 +38,7 @@ impl Units {
             settling: false,
             holds: holds().map(|part| part.worker().clone()).collect(),
             warm: working,
+            avoid: self.backing_off.keys().cloned().collect(),
             // Its workers need not reach each other.
             apart: Apart::default(),
         })

@@ -12,13 +12,13 @@ const GROUP_MAX: u64 = 4096;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Group {
     size: u64,
-    /// When it was leased.
-    since: Millis,
+    /// When it was leased; None: it is the first.
+    since: Option<Millis>,
 }
 
 impl Group {
-    pub(crate) fn new(now: Millis) -> Self {
-        Self { size: 1, since: now }
+    pub(crate) fn first() -> Self {
+        Self { size: 1, since: None }
     }
 
     /// So many are leased when at most [`Self::low`] are left.
@@ -33,13 +33,15 @@ impl Group {
 
     /// The next group is leased now; `aim_ms` is how long one should last.
     pub(crate) fn next(&mut self, now: Millis, aim_ms: u64) {
-        let took = now.saturating_sub(self.since);
-        if took < aim_ms {
-            self.size = (self.size * 2).min(GROUP_MAX);
-        } else if aim_ms.saturating_mul(4) < took {
-            self.size = (self.size / 2).max(1);
+        if let Some(since) = self.since {
+            let took = now.saturating_sub(since);
+            if took < aim_ms {
+                self.size = (self.size * 2).min(GROUP_MAX);
+            } else if aim_ms.saturating_mul(4) < took {
+                self.size = (self.size / 2).max(1);
+            }
         }
-        self.since = now;
+        self.since = Some(now);
     }
 }
 
@@ -99,7 +101,7 @@ mod tests {
 
     #[test]
     fn a_group_grows_with_fast_units_and_shrinks_with_slow_ones() {
-        let mut group = Group::new(0);
+        let mut group = Group::first();
         for now in 1..40 {
             group.next(now * 100, 500);
         }

@@ -79,7 +79,7 @@ impl RankUnits {
             lease: Ranges::default(),
             done: Ranges::default(),
             told_failed: BTreeSet::new(),
-            group: Group::new(now),
+            group: Group::first(),
             is_known,
         }
     }

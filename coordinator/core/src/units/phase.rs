@@ -81,6 +81,7 @@ impl Units {
         for rank in parts.into_iter().flat_map(|part| part.ranks.into_values()) {
             self.release(rank.lease, rank.done);
         }
+        self.backing_off.clear();
         self.put_into_record(outbox);
         self.save(outbox);
     }

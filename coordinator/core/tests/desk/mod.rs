@@ -344,15 +344,19 @@ pub(crate) fn training(spec: &mut JobSpec) -> &mut TrainWork {
     }
 }
 
-pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
-    let resources = Resources {
+fn resources(workers_min: u32, workers_max: u32) -> Resources {
+    Resources {
         workers_min,
         workers_max,
         devices_per_worker: 1,
         device: DeviceKind::Cpu,
         priority: 0,
         team: "default".to_owned(),
-    };
+    }
+}
+
+pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
+    let resources = resources(workers_min, workers_max);
     let data = Data {
         dataset: "file:///data".to_owned(),
         resolution: 64,
