@@ -239,7 +239,10 @@ impl World {
         };
         let other = |id: &JobId| self.durable.jobs.get(id);
         // Whoever wants weights that are not there yet waits for them, too.
-        let reads = spec.work.sampling().filter(|work| work.weights == Weights::Newest);
+        let reads = spec
+            .work
+            .sampling()
+            .filter(|work| work.weights == Weights::Newest);
         let reads = reads.filter(|_| record.source.is_none());
         let source = reads.and_then(|work| other(&work.job));
         let never = |source: &JobRecord| source.phase.is_over() && source.checkpoints.is_empty();
