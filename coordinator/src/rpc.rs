@@ -158,9 +158,9 @@ impl ControlService {
         );
         match &spec.work {
             Work::Train(work) => {
-                let version = pin(work)
-                    .await
-                    .map_err(|error| Status::invalid_argument(format!("{file}: {}: {error}", error.field())))?;
+                let version = pin(work).await.map_err(|error| {
+                    Status::invalid_argument(format!("{file}: {}: {error}", error.field()))
+                })?;
                 let summary = format!(
                     "{} steps of {} samples from {} (version {}), {on}",
                     work.train.steps,

@@ -107,16 +107,18 @@ fn micro_batches_of_a_step_add_up() {
 #[test]
 fn figures_are_the_loss_s_parts() {
     let mut spec = job(Architecture::TextToImage, 0.01);
-    spec.train.face_loss_weight = 3.0;
-    spec.train.loss_weighting = LossWeighting::Noise;
+    let diffusion = spec.model.architecture.diffusion_mut().unwrap();
+    diffusion.objective.face_loss_weight = 3.0;
+    diffusion.objective.loss_weighting = LossWeighting::Noise;
     let mut trainer = Trainer::new(&spec, None, Device::Cpu).unwrap();
     let loss = trainer.forward(&examples(4, 1), 8).unwrap();
-    assert!((loss.total - (loss.target + 3.0 * loss.face)).abs() < 1e-6 * loss.total);
+    assert_eq!(trainer.loss_terms(), ["target", "face"]);
+    let [target, face] = loss.terms.as_slice() else {
+        panic!("two terms: {loss:?}")
+    };
+    assert!((loss.total - (target + 3.0 * face)).abs() < 1e-6 * loss.total);
     assert!((loss.total - loss.loss.double_value(&[])).abs() < 1e-9);
-    assert!(
-        loss.face > 0.0 && loss.face < loss.target,
-        "the face is a part of the picture"
-    );
+    assert!(*face > 0.0 && face < target, "the face is a part of the picture");
     let twice = trainer.forward(&examples(4, 1), 4).unwrap();
     assert!((twice.total - 2.0 * loss.total).abs() < 1e-6 * twice.total);
 }

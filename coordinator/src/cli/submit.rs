@@ -32,7 +32,11 @@ pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome
         // What it names is in the user's folder, and the workers read it from the store.
         let trained = client::describe(global, &mut client, &work.job.0).await?;
         let folder = args.file.parent().unwrap_or(Path::new(""));
-        let keep = if args.dry_run { Keep::LookedAt } else { Keep::Stored };
+        let keep = if args.dry_run {
+            Keep::LookedAt
+        } else {
+            Keep::Stored
+        };
         reference::store_files(&mut work.references, folder, &trained, keep).await?;
     }
     let file_name = args.file.display().to_string();

@@ -415,8 +415,7 @@ impl World {
         let report = StepReport {
             step: Step(step),
             loss: 1.0 / step as f64,
-            loss_target: 0.0,
-            loss_face: 0.0,
+            terms: Vec::new(),
             gradient_norm: 1.0,
             learning_rate: 1e-3,
             samples: 1,

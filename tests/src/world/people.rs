@@ -5,12 +5,13 @@ use super::agenda::Happening;
 use super::plan::PlannedJob;
 use super::units::plan::{Planned, PlannedUnits};
 use coordinator_core::event::{Event, JobPhase, JobRecord, Reply, RequestId};
+use proto::architecture::{Diffusion, Noise, Objective, Retrinet};
 use proto::id::JobId;
 use proto::sample::{SampleWork, Weights};
 use proto::spec::{
-    Architecture, AutoencoderConfig, CheckpointPolicy, Clothes, Component, Data, Decay, DeviceKind, JobSpec,
-    LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, Resources, Retrieval, Task,
-    TextEncoderConfig, Train, TrainWork, UNetConfig, Work,
+    ArchitectureSpec, AutoencoderConfig, CheckpointPolicy, Clothes, Component, Data, Decay, DeviceKind, JobSpec,
+    LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, References, Resources,
+    Retrieval, Task, TextEncoderConfig, Train, TrainWork, UNetConfig, Work,
 };
 use std::collections::BTreeMap;
 
@@ -362,17 +363,8 @@ fn spec(job: &PlannedJob) -> JobSpec {
     };
     let data = Data {
         dataset: "file:///toy".to_owned(),
-        task: Task::Multitask,
-        pairing: Pairing::B,
-        references: 1,
         resolution: 8,
         prompt_drop: 0.5,
-        face_probability: 0.5,
-        face_enlargement: 1.33,
-        figure_threshold: 0.5,
-        clothes: Clothes::default(),
-        reference_scale: 0.8,
-        multitask_reconstruction: 0.5,
         holdout: 0.0,
         seed: job.seed,
     };
@@ -393,9 +385,6 @@ fn spec(job: &PlannedJob) -> JobSpec {
         decay: Decay::Constant,
         clip: None,
         ema: None,
-        face_loss_weight: 0.0,
-        target_mask_threshold: 0.5,
-        loss_weighting: LossWeighting::Epsilon,
         precision: Precision::Fp32,
         on_nonfinite: OnNonfinite::Stop,
         latent_cache_mib: 0,
@@ -424,31 +413,52 @@ fn spec(job: &PlannedJob) -> JobSpec {
 /// Never looked at: nothing here draws.
 fn model() -> Model {
     Model {
-        architecture: Architecture::Retrinet,
-        unet: UNetConfig {
-            channels: 8,
-            channel_mult: vec![1],
-            res_blocks: 1,
-            attention_levels: vec![],
-            heads: 1,
-            context_dim: 8,
-            latent_channels: 4,
-            norm_groups: 1,
-        },
-        autoencoder: AutoencoderConfig {
-            channels: 8,
-            channel_mult: vec![1],
-            res_blocks: 1,
-            latent_channels: 4,
-            scaling_factor: 1.0,
-            norm_groups: 1,
-        },
-        text_encoder: TextEncoderConfig {
-            width: 8,
-            layers: 1,
-            heads: 1,
-            tokens: 8,
-        },
+        architecture: ArchitectureSpec::Retrinet(Retrinet {
+            diffusion: Diffusion {
+                unet: UNetConfig {
+                    channels: 8,
+                    channel_mult: vec![1],
+                    res_blocks: 1,
+                    attention_levels: vec![],
+                    heads: 1,
+                    context_dim: 8,
+                    latent_channels: 4,
+                    norm_groups: 1,
+                },
+                autoencoder: AutoencoderConfig {
+                    channels: 8,
+                    channel_mult: vec![1],
+                    res_blocks: 1,
+                    latent_channels: 4,
+                    scaling_factor: 1.0,
+                    norm_groups: 1,
+                },
+                text_encoder: TextEncoderConfig {
+                    width: 8,
+                    layers: 1,
+                    heads: 1,
+                    tokens: 8,
+                },
+                noise: Noise::default(),
+                objective: Objective {
+                    face_loss_weight: 0.0,
+                    target_mask_threshold: 0.5,
+                    loss_weighting: LossWeighting::Epsilon,
+                },
+            },
+            retrieval: Retrieval::default(),
+            references: References {
+                task: Task::Multitask,
+                pairing: Pairing::B,
+                count: 1,
+                face_probability: 0.5,
+                face_enlargement: 1.33,
+                figure_threshold: 0.5,
+                clothes: Clothes::default(),
+                scale: 0.8,
+                multitask_reconstruction: 0.5,
+            },
+        }),
         init: None,
         freeze: vec![
             Component::Autoencoder,
@@ -457,7 +467,6 @@ fn model() -> Model {
             Component::Middle,
         ],
         activation_checkpointing: vec![],
-        retrieval: Retrieval::default(),
     }
 }
 
