@@ -9,9 +9,9 @@ use proto::architecture::{Diffusion, Noise, Objective, Retrinet};
 use proto::id::JobId;
 use proto::sample::{SampleWork, Weights};
 use proto::spec::{
-    ArchitectureSpec, AutoencoderConfig, CheckpointPolicy, Clothes, Component, Data, Decay, DeviceKind, JobSpec,
-    LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, References, Resources,
-    Retrieval, Task, TextEncoderConfig, Train, TrainWork, UNetConfig, Work,
+    ArchitectureSpec, AutoencoderConfig, CheckpointPolicy, Clothes, Component, Data, Decay, DeviceKind,
+    JobSpec, LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, References,
+    Resources, Retrieval, Task, TextEncoderConfig, Train, TrainWork, UNetConfig, Work,
 };
 use std::collections::BTreeMap;
 
