@@ -611,3 +611,31 @@ fn an_explicit_step_is_pinned_from_the_moment_that_it_is_there() {
         "job toy-1 has no checkpoint of step 1; it has: 2, 3"
     );
 }
+
+#[test]
+fn a_failure_that_is_heard_twice_is_one_and_its_only_worker_tries_again_under_the_next_number() {
+    let (mut desk, source) = trained();
+    let mut spec = images(&source, 2);
+    sampling(&mut spec).on_failed_unit = OnFailedUnit::SetAside;
+    let job = desk.submit(spec);
+    desk.hear("w3", vec![]);
+    desk.hear("w3", vec![works(&job, 1)]);
+    desk.hear("w3", vec![with_failed(works(&job, 1), 0)]);
+    // An older report is late, and the newer one is doubled.
+    desk.hear("w3", vec![works(&job, 1)]);
+    desk.hear("w3", vec![with_failed(works(&job, 1), 0)]);
+    let failures = |desk: &Desk| desk.job(&job).units.as_ref().unwrap().failed[0].workers.len();
+    assert_eq!((failures(&desk), desk.generation(&job)), (1, 1));
+    desk.restart();
+    desk.hear("w3", vec![with_failed(at(works(&job, 1), 1), 0)]);
+    assert_eq!(failures(&desk), 1, "counted before the restart");
+    let effects = desk.hear("w3", vec![with_done(works(&job, 1), &[range(1, 2)])]);
+    let next = told(&effects, "w3");
+    assert_eq!((next.generation, next.leases.get(&Rank(0))), (2, None));
+    let effects = desk.hear("w3", vec![works(&job, 2)]);
+    assert_eq!(told(&effects, "w3").leases[&Rank(0)], [range(0, 1)]);
+    desk.hear("w3", vec![with_failed(works(&job, 1), 0)]);
+    assert_eq!(failures(&desk), 1, "of the number before");
+    desk.hear("w3", vec![with_failed(works(&job, 2), 0)]);
+    assert_eq!((failures(&desk), desk.generation(&job)), (2, 3));
+}

@@ -1,7 +1,7 @@
 //! What goes wrong with units, with the processes that work on them, and with workers.
 
-use super::job::{State, Units};
-use super::part::{Leaving, Part, RankUnits};
+use super::job::Units;
+use super::part::{Leaving, Part};
 use super::ranges::Ranges;
 use crate::deadline::Deadlines;
 use crate::event::Fact;
@@ -134,43 +134,45 @@ impl Units {
         };
         let what = format!("{what}{follows}");
         self.head.note_incident(what.clone(), outbox);
-        let generation = self.head.generation.next();
-        let State::Running(running) = &mut self.state else {
-            return;
-        };
-        let Some(part) = running.parts.iter_mut().find(|part| part.worker() == worker) else {
-            return;
-        };
-        let lost = part.ranks.get_mut(&rank).map(|lost| {
-            let held = (std::mem::take(&mut lost.lease), std::mem::take(&mut lost.done));
-            lost.told_failed.clear();
-            held
-        });
-        if part.leaving.is_none() {
-            self.head.generation = generation;
-            outbox.note(Fact::GenerationEnded {
-                job: self.head.id.clone(),
-                generation: part.generation,
-                reason: what,
-            });
-            outbox.note(Fact::GenerationFormed {
-                job: self.head.id.clone(),
-                generation,
-                world: part.member.ranks,
-            });
-            part.generation = generation;
-            part.ranks.values_mut().for_each(|it| begin_again(it, outbox.now));
+        let part = self.parts_mut().iter_mut().find(|part| part.worker() == worker);
+        let Some(part) = part else { return };
+        let stays = part.leaving.is_none();
+        let lost = part.ranks.get_mut(&rank);
+        let (lease, done): (Ranges, Ranges) = lost
+            .map(|lost| (std::mem::take(&mut lost.lease), std::mem::take(&mut lost.done)))
+            .unwrap_or_default();
+        if stays {
+            self.next_generation(worker, &what, outbox);
         }
         outbox.tell.insert(worker.name.clone());
-        let (lease, done): (Ranges, Ranges) = lost.unwrap_or_default();
         self.release(lease, done);
         self.save(outbox);
     }
-}
 
-/// Nothing is heard of it yet in the new generation.
-fn begin_again(rank: &mut RankUnits, now: u64) {
-    rank.live = RankLive::new(now);
+    /// A worker's part begins again: nothing is heard of it yet. Its ranks keep what they hold.
+    pub(super) fn next_generation(&mut self, worker: &WorkerId, reason: &str, outbox: &mut Outbox) {
+        let (job, generation) = (self.head.id.clone(), self.head.generation.next());
+        let part = self.parts_mut().iter_mut().find(|part| part.worker() == worker);
+        let Some(part) = part else { return };
+        outbox.note(Fact::GenerationEnded {
+            job: job.clone(),
+            generation: part.generation,
+            reason: reason.to_owned(),
+        });
+        outbox.note(Fact::GenerationFormed {
+            job,
+            generation,
+            world: part.member.ranks,
+        });
+        part.generation = generation;
+        for rank in part.ranks.values_mut() {
+            rank.live = RankLive::new(outbox.now);
+            rank.told_failed.clear();
+        }
+        self.head.generation = generation;
+        outbox.tell.insert(worker.name.clone());
+        self.save(outbox);
+    }
 }
 
 /// A rank that its worker does not report.

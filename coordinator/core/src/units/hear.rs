@@ -131,10 +131,7 @@ fn take(rank: &mut RankUnits, pool: &mut Pool, report: &RankReport, now: u64) ->
             news.did_some = true;
         }
     }
-    let failed = &report.units.failed;
-    rank.told_failed
-        .retain(|unit| failed.iter().any(|it| it.unit == *unit));
-    for failure in failed {
+    for failure in &report.units.failed {
         if rank.lease.contains(failure.unit) && rank.told_failed.insert(failure.unit) {
             rank.lease.remove(UnitRange::one(failure.unit));
             news.failed.push(failure.clone());
@@ -143,27 +140,18 @@ fn take(rank: &mut RankUnits, pool: &mut Pool, report: &RankReport, now: u64) ->
     (news, violation)
 }
 
-/// A rank that the coordinator did not hear since its restart holds what it names, unless somebody else does by now.
+/// A rank that the coordinator did not hear since its restart holds what it names, unless somebody else does by now. Units
+/// that it says have failed were counted before, or are tried again.
 fn adopt(rank: &mut RankUnits, pool: &mut Pool, report: &RankReport) {
     let doing = rank.live.doing.and_then(|doing| match doing.piece {
         Piece::Unit(unit) => Some(UnitRange::one(unit)),
         _ => None,
     });
-    let failed = report.units.failed.iter().map(|it| it.unit);
-    let failed = failed
-        .filter(|unit| *unit < pool.plan().count)
-        .map(UnitRange::one);
-    let named: Vec<UnitRange> = report
-        .units
-        .done
-        .iter()
-        .copied()
-        .chain(doing)
-        .chain(failed)
-        .collect();
-    for range in named {
+    for range in report.units.done.iter().copied().chain(doing) {
         for held in pool.claim(range) {
             rank.lease.insert(held);
         }
     }
+    rank.told_failed
+        .extend(report.units.failed.iter().map(|it| it.unit));
 }

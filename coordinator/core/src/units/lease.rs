@@ -48,13 +48,23 @@ impl Units {
                 .filter(|it| it.leaving.is_none())
         };
         let told_failed = &holder.told_failed;
+        let failed_on =
+            |failures: &Failures, name: &str| failures.workers.iter().any(|worker| worker == name);
+        let elsewhere =
+            |failures: &Failures| others().any(|part| !failed_on(failures, &part.member.worker.name));
         let may = |unit: u64, failures: &Failures| {
-            let failed_on = |name: &str| failures.workers.iter().any(|worker| worker == name);
-            let elsewhere = || others().any(|part| !failed_on(&part.member.worker.name));
-            !(told_failed.contains(&unit) || failed_on(name) && elsewhere())
+            !(told_failed.contains(&unit) || failed_on(failures, name) && elsewhere(failures))
         };
         let taken = self.pool.take(group.size().min(fair).saturating_sub(held), may);
         if taken.is_empty() {
+            let only_here = |unit: &u64, failures: &Failures| {
+                told_failed.contains(unit) && !(failed_on(failures, name) && elsewhere(failures))
+            };
+            // It begins again under the next generation, in which what it said of them is over.
+            let again = held == 0 && self.pool.again().any(|(unit, it)| only_here(unit, it));
+            if again {
+                self.next_generation(worker, "units that failed are tried again", outbox);
+            }
             return;
         }
         taken.into_iter().for_each(|range| holder.lease.insert(range));

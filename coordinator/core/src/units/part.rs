@@ -33,7 +33,7 @@ pub(crate) struct RankUnits {
     pub(crate) lease: Ranges,
     /// Units of its lease that it has done, and whose record is not saved: its order still names them.
     pub(crate) done: Ranges,
-    /// Units that it was heard to fail, as long as it says so: they are not leased to it before it has forgotten them.
+    /// Units that it was heard to fail in this generation. They are not leased to it again in it: it may say so once more.
     pub(crate) told_failed: BTreeSet<u64>,
     pub(crate) group: Group,
     /// False after a restart of the coordinator, until it is heard: it may hold units that are not known to be its.

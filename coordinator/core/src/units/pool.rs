@@ -126,6 +126,13 @@ impl Pool {
         &self.set_aside
     }
 
+    /// Units that failed and can be leased again.
+    pub(crate) fn again(&self) -> impl Iterator<Item = (&u64, &Failures)> {
+        self.again
+            .iter()
+            .filter_map(|unit| self.failures.get_key_value(unit))
+    }
+
     pub(crate) fn failures(&self) -> &BTreeMap<u64, Failures> {
         &self.failures
     }
