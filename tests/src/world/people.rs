@@ -9,9 +9,9 @@ use proto::architecture::{Diffusion, Noise, Objective, Retrinet};
 use proto::id::JobId;
 use proto::sample::{SampleWork, Weights};
 use proto::spec::{
-    ArchitectureSpec, AutoencoderConfig, CheckpointPolicy, Clothes, Component, Data, Decay, DeviceKind, JobSpec,
-    LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, References, Resources,
-    Retrieval, Task, TextEncoderConfig, Train, TrainWork, UNetConfig, Work,
+    ArchitectureSpec, AutoencoderConfig, CheckpointPolicy, Clothes, Component, Data, Decay, DeviceKind,
+    JobSpec, LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, References,
+    Resources, Retrieval, Task, TextEncoderConfig, Train, TrainWork, UNetConfig, Work,
 };
 use std::collections::BTreeMap;
 
@@ -240,7 +240,10 @@ impl World {
         };
         let other = |id: &JobId| self.durable.jobs.get(id);
         // Whoever wants weights that are not there yet waits for them, too.
-        let reads = spec.work.sampling().filter(|work| work.weights == Weights::Newest);
+        let reads = spec
+            .work
+            .sampling()
+            .filter(|work| work.weights == Weights::Newest);
         let reads = reads.filter(|_| record.source.is_none());
         let source = reads.and_then(|work| other(&work.job));
         let never = |source: &JobRecord| source.phase.is_over() && source.checkpoints.is_empty();
