@@ -335,6 +335,32 @@ fn a_drained_worker_ends_the_unit_that_it_is_at_and_gives_the_others_back() {
 }
 
 #[test]
+fn a_process_that_ends_on_a_worker_that_leaves_blames_no_unit() {
+    let (mut desk, source) = trained();
+    let job = desk.submit(images(&source, 9));
+    for boot in 0..4 {
+        desk.hear("w3", vec![]);
+        let generation = desk.job(&job).generation.0;
+        desk.hear("w3", vec![works(&job, generation)]);
+        desk.ask(|request| Event::Drain {
+            request,
+            worker: "w3".to_owned(),
+            drained: true,
+        });
+        let killed = at(rank(&job, generation, 0, failed("killed by signal 9")), 0);
+        desk.hear("w3", vec![killed]);
+        assert!(desk.job(&job).incidents.is_empty(), "drain {boot}");
+        assert!(desk.job(&job).units.as_ref().unwrap().failed.is_empty());
+        desk.ask(|request| Event::Drain {
+            request,
+            worker: "w3".to_owned(),
+            drained: false,
+        });
+    }
+    assert_ne!(desk.job(&job).word(), "failed");
+}
+
+#[test]
 fn who_does_not_end_its_unit_in_time_is_dropped_and_the_unit_is_leased_again() {
     let (mut desk, source) = trained();
     let job = desk.submit(images(&source, 9));

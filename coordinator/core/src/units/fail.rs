@@ -64,6 +64,10 @@ impl Units {
         let Some(ending) = failure(worker, report) else {
             return;
         };
+        if self.is_asked_to_leave(worker) && !ending.is_permanent() {
+            // Its daemon, or we, may have ended the process in the middle of a unit, which is nobody's fault.
+            return self.let_rank_go(worker, report.rank, outbox);
+        }
         let in_hand = self.take_in_hand(worker, report);
         let what = match in_hand {
             Some(unit) => format!("{ending}; it was at unit {unit}"),
@@ -134,16 +138,24 @@ impl Units {
         };
         let what = format!("{what}{follows}");
         self.head.note_incident(what.clone(), outbox);
-        let part = self.parts_mut().iter_mut().find(|part| part.worker() == worker);
-        let Some(part) = part else { return };
-        let stays = part.leaving.is_none();
-        let lost = part.ranks.get_mut(&rank);
-        let (lease, done): (Ranges, Ranges) = lost
-            .map(|lost| (std::mem::take(&mut lost.lease), std::mem::take(&mut lost.done)))
-            .unwrap_or_default();
-        if stays {
+        if !self.is_asked_to_leave(worker) {
             self.next_generation(worker, &what, outbox);
         }
+        self.let_rank_go(worker, rank, outbox);
+    }
+
+    fn is_asked_to_leave(&self, worker: &WorkerId) -> bool {
+        let part = self.parts().iter().find(|part| part.worker() == worker);
+        part.is_some_and(|part| part.leaving.is_some())
+    }
+
+    /// What the rank held is free for others.
+    fn let_rank_go(&mut self, worker: &WorkerId, rank: Rank, outbox: &mut Outbox) {
+        let part = self.parts_mut().iter_mut().find(|part| part.worker() == worker);
+        let Some(lost) = part.and_then(|part| part.ranks.get_mut(&rank)) else {
+            return;
+        };
+        let (lease, done) = (std::mem::take(&mut lost.lease), std::mem::take(&mut lost.done));
         outbox.tell.insert(worker.name.clone());
         self.release(lease, done);
         self.save(outbox);
