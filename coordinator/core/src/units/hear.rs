@@ -41,7 +41,7 @@ impl Units {
             let generation = said;
             return Some(Violation::NotMember { job, generation });
         };
-        let newest = part.generation;
+        let (newest, leaves) = (part.generation, part.leaving.is_some());
         if said != newest {
             // What ended with an older one was dealt with when it ended.
             let failed = matches!(report.phase, RankPhase::Failed { .. });
@@ -63,6 +63,10 @@ impl Units {
         }
         for UnitFailure { unit, error } in news.failed {
             self.fail_unit(worker, unit, error, outbox);
+        }
+        if report.phase == RankPhase::Finished && !leaves {
+            // A coordinator that is gone asked it to. It takes that back with the generation.
+            self.next_generation(worker, "the coordinator that asked it to leave is gone", outbox);
         }
         if news.ended {
             self.process_ended(worker, report, deadlines, outbox);
