@@ -35,9 +35,9 @@ build: setup ## compile everything (CUDA=1: against CUDA and NCCL)
 test: build ## run every test
 	@deploy/setup/test.sh
 
-sim: setup ## simulate SEEDS worlds; SEED=n TRACE=1 tells one world's story; BUG=name plants a bug, BUGS=1 each of them
+sim: setup ## simulate SEEDS worlds (KINDS=mixed: with jobs of units); SEED=n TRACE=1 tells one world's story; BUG=name plants a bug, BUGS=1 each of them
 	@$(CARGO) build --locked --quiet --workspace --bin sim
-	@target/debug/sim --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(BUG),--bug $(BUG)) $(if $(BUGS),--bugs) $(if $(TRACE),--trace)
+	@target/debug/sim --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(BUG),--bug $(BUG)) $(if $(BUGS),--bugs) $(if $(KINDS),--$(KINDS)) $(if $(TRACE),--trace)
 
 lint: setup ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check

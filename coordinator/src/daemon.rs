@@ -342,7 +342,7 @@ impl Daemon {
         facts::log(fact);
         if let Fact::Stepped { job, report, .. } = fact {
             let step: pb::StepReport = report.into();
-            self.journal.step(job, step);
+            self.journal.step(job, step.clone());
             self.last_steps.insert(job.clone(), step);
             let totals = self.totals.entry(job.clone()).or_default();
             totals.samples += u64::from(report.samples);

@@ -65,19 +65,24 @@ pub(crate) fn log(fact: &Fact) {
         Fact::JobDone { job, step } => tracing::info!(%job, %step, "job is done"),
         Fact::JobFailed { job, reason } => tracing::error!(%job, %reason, "job failed"),
         Fact::JobCancelled { job } => tracing::info!(%job, "job is cancelled"),
-        Fact::UnitFailed {
-            job,
-            unit,
-            worker,
-            failures,
-            error,
-        } => {
-            tracing::warn!(%job, unit, %worker, failures, %error, "unit failed");
-        }
-        Fact::UnitSetAside { job, unit, error } => {
-            tracing::error!(%job, unit, %error, "unit is set aside");
-        }
+        Fact::UnitFailed { .. } | Fact::UnitSetAside { .. } => log_of_unit(fact),
         Fact::Parted { what } => tracing::warn!("{what}"),
         Fact::Ignored { worker, what } => tracing::warn!(%worker, %what, "report ignored"),
+    }
+}
+
+fn log_of_unit(fact: &Fact) {
+    if let Fact::UnitFailed {
+        job,
+        unit,
+        worker,
+        failures,
+        error,
+    } = fact
+    {
+        tracing::warn!(%job, unit, %worker, failures, %error, "unit failed");
+    }
+    if let Fact::UnitSetAside { job, unit, error } = fact {
+        tracing::error!(%job, unit, %error, "unit is set aside");
     }
 }

@@ -1,6 +1,6 @@
 //! Small valid things for this crate's tests.
 
-use coordinator_core::event::{JobPhase, JobRecord};
+use coordinator_core::event::{JobPhase, JobRecord, RECORD_VERSION};
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use model_data::picture::{encode_gray, encode_rgb};
 use model_data::sample::{Metadata, Sample};
@@ -33,11 +33,10 @@ micro_batch = 2
 }
 
 pub(crate) fn job_record(id: &str) -> JobRecord {
-    let job_toml = job_toml("file:///data");
     JobRecord {
+        version: RECORD_VERSION,
         id: JobId(id.into()),
-        spec: proto::job::parse("job.toml", &job_toml, None).expect("the fixture is a valid job"),
-        job_toml,
+        job_toml: job_toml("file:///data"),
         dataset_version: "0".repeat(64),
         source: None,
         submitted_ms: 5,
@@ -53,6 +52,7 @@ pub(crate) fn job_record(id: &str) -> JobRecord {
         hopeless: false,
         restarts: 0,
         incidents: Vec::new(),
+        units: None,
     }
 }
 

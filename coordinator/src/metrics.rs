@@ -6,7 +6,7 @@
 //! | `retri_job_phase` | job, phase | 1 | always 1; the label says the phase |
 //! | `retri_job_step` | job | steps | newest finished step |
 //! | `retri_job_steps_wanted` | job | steps | steps the job has |
-//! | `retri_job_loss` | job, term | | of the newest step: total, target and face terms of equation 3 |
+//! | `retri_job_loss` | job, term | | of the newest step: total, and every term by the architecture's name (equation 3: target, face) |
 //! | `retri_job_gradient_norm` | job | | gradient's L2 norm before clipping, newest step |
 //! | `retri_job_learning_rate` | job | | learning rate of the newest step |
 //! | `retri_job_step_seconds` | job, phase | seconds | wall time of the newest step by phase |
@@ -38,6 +38,7 @@ use prometheus_client::registry::Registry;
 use proto::message::PhaseSeconds;
 use proto::pb;
 use proto::phase::is_over;
+use proto::wire::loss_terms;
 use std::sync::atomic::AtomicU64;
 
 /// A job that ended longer ago than this is no longer told of.
@@ -158,6 +159,15 @@ impl Families {
                 "Step of the newest committed checkpoint",
                 &self.committed_step,
             ),
+        ];
+        for (name, help, family) in gauges {
+            registry.register(name, help, family.clone());
+        }
+        self.register_worker_gauges(registry);
+    }
+
+    fn register_worker_gauges(&self, registry: &mut Registry) {
+        let gauges = [
             (
                 "retri_worker_up",
                 "1 while the worker's lease runs",
@@ -231,17 +241,12 @@ impl Families {
             for (state, count) in states {
                 self.units.get_or_create(&with("state", state)).set(count as f64);
             }
-            self.units_per_second
-                .get_or_create(&name())
-                .set(units.per_second);
+            self.units_per_second.get_or_create(&name()).set(units.per_second);
         }
         let Some(step) = &job.last_step else { return };
-        for (term, loss) in [
-            ("total", step.loss),
-            ("target", step.loss_target),
-            ("face", step.loss_face),
-        ] {
-            self.loss.get_or_create(&with("term", term)).set(loss);
+        self.loss.get_or_create(&with("term", "total")).set(step.loss);
+        for term in loss_terms(step) {
+            self.loss.get_or_create(&with("term", &term.name)).set(term.value);
         }
         self.gradient_norm.get_or_create(&name()).set(step.gradient_norm);
         self.learning_rate.get_or_create(&name()).set(step.learning_rate);

@@ -3,7 +3,7 @@
 
 use base_weights::base::{Base, BaseError};
 use model_data::loader::{LoadError, Loader, LoaderOptions};
-use proto::spec::{Architecture, TrainWork};
+use proto::spec::TrainWork;
 use storage::local_folder;
 
 #[derive(Debug, thiserror::Error)]
@@ -36,11 +36,7 @@ pub(crate) async fn pin(spec: &TrainWork) -> Result<String, PinError> {
         return Err(PinError::NoFolder { url: url.clone() });
     }
     // As a rank will open it: nothing to train on shows here, and not after a queue.
-    let options = LoaderOptions {
-        needs_references: spec.model.architecture == Architecture::Retrinet,
-        cache_bytes: 0,
-        version: None,
-    };
+    let options = LoaderOptions::new(&spec.model.architecture, 0, None);
     let loader = Loader::open(&spec.data, options).await?;
     if let Some(init) = &spec.model.init {
         Base::find(init).await?.suits(&spec.model).await?;

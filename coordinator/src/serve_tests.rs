@@ -48,6 +48,7 @@ async fn submit(client: &mut Client, job_toml: String) -> Result<String, Status>
         file_name: "j.toml".into(),
         job_toml,
         dry_run: false,
+        ..Default::default()
     };
     Ok(client.submit(request).await?.into_inner().job)
 }
@@ -159,7 +160,9 @@ async fn wrong_requests_are_refused_with_what_and_why() {
     let images = |of: &str, line: &str| format!("name = \"images\"\n[sample]\njob = \"{of}\"\n{line}\n");
     let status = submit(&mut client, images(&job, "")).await.unwrap_err();
     refused(&status, Code::FailedPrecondition, "no committed checkpoint");
-    let status = submit(&mut client, images(&job, "prompt = \"loud\"")).await.unwrap_err();
+    let status = submit(&mut client, images(&job, "prompt = \"loud\""))
+        .await
+        .unwrap_err();
     refused(&status, Code::InvalidArgument, "sample.prompt");
     let status = submit(&mut client, images("nobody-7", "")).await.unwrap_err();
     refused(&status, Code::NotFound, "there is no job nobody-7");
@@ -175,6 +178,7 @@ async fn a_dry_run_stores_nothing_and_a_submit_outlives_a_restart() {
         file_name: String::new(),
         job_toml: fixture::job_toml(&dataset),
         dry_run: true,
+        ..Default::default()
     };
     let reply = client.submit(dry).await.unwrap().into_inner();
     assert_eq!(reply.job, "");
@@ -221,6 +225,13 @@ async fn a_dry_run_stores_nothing_and_a_submit_outlives_a_restart() {
     running.stop().await.unwrap();
 }
 
+fn gang(assignment: &pb::Assignment) -> &pb::GangOrder {
+    match &assignment.run {
+        Some(pb::assignment::Run::Gang(order)) => order,
+        run => panic!("{run:?} is no order to a gang"),
+    }
+}
+
 #[tokio::test]
 async fn a_worker_gets_its_assignment_and_its_steps_become_curve_metrics_and_logs() {
     let dir = tempfile::tempdir().unwrap();
@@ -232,7 +243,11 @@ async fn a_worker_gets_its_assignment_and_its_steps_become_curve_metrics_and_log
     let state = worker.until(|it| !it.assignments.is_empty()).await;
     let assignment = state.assignments[0].clone();
     assert_eq!(
-        (assignment.job.as_str(), assignment.generation, assignment.world),
+        (
+            assignment.job.as_str(),
+            assignment.generation,
+            gang(&assignment).world
+        ),
         (job.as_str(), 1, 1)
     );
 
@@ -246,7 +261,7 @@ async fn a_worker_gets_its_assignment_and_its_steps_become_curve_metrics_and_log
     worker.reports.send(worker.report.clone()).await.unwrap();
     worker.report.logs.clear();
     worker
-        .until(|it| it.assignments.iter().any(|it| it.acknowledged_step == 3))
+        .until(|it| it.assignments.iter().any(|it| gang(it).acknowledged_step == 3))
         .await;
 
     let mut steps = client.list_steps(request(&job)).await.unwrap().into_inner();

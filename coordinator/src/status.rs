@@ -42,7 +42,7 @@ pub(crate) fn job_view(
         world: members.iter().map(|it| it.ranks).sum(),
         step: job.step.0,
         steps: training.map_or(0, |work| work.train.steps),
-        last_step: job.last_step.map(Into::into).or_else(|| last_step.copied()),
+        last_step: job.last_step.map(Into::into).or_else(|| last_step.cloned()),
         checkpoints: record.checkpoints.iter().map(|it| (*it).into()).collect(),
         members: members
             .iter()
@@ -122,12 +122,17 @@ fn phase(job: &JobView<'_>) -> (Phase, String) {
         (JobPhase::Queued { reason }, _) => (record.shown(), reason.clone()),
         (JobPhase::Running { .. }, Some(units)) => running_units(job, units),
         (JobPhase::Running { .. }, None) => match (&job.halting, running_phase(&job.ranks)) {
-            (Some(why), (Phase::Training | Phase::Finishing, reason)) => (Phase::Halting, format!("{why}; {reason}")),
+            (Some(why), (Phase::Training | Phase::Finishing, reason)) => {
+                (Phase::Halting, format!("{why}; {reason}"))
+            }
             (_, (phase, reason)) => (phase, reason + &newcomers(&record.reserves)),
         },
         (JobPhase::Done { .. }, Some(units)) => (Phase::Done, done_units(units)),
         (JobPhase::Done { .. }, None) => {
-            let steps = job.spec.and_then(JobSpec::training).map_or(0, |work| work.train.steps);
+            let steps = job
+                .spec
+                .and_then(JobSpec::training)
+                .map_or(0, |work| work.train.steps);
             (Phase::Done, format!("all {steps} steps are done"))
         }
         (JobPhase::Failed { reason, .. }, _) => (Phase::Failed, reason.clone()),
@@ -145,7 +150,10 @@ fn running_units(job: &JobView<'_>, units: &UnitsView) -> (Phase, String) {
         "{} of {} units are done, {} leased to {workers} workers",
         units.done, units.total, units.leased
     );
-    for (count, what) in [(units.failed, "to be tried again"), (units.set_aside, "set aside")] {
+    for (count, what) in [
+        (units.failed, "to be tried again"),
+        (units.set_aside, "set aside"),
+    ] {
         if count != 0 {
             reason += &format!(", {count} {what}");
         }

@@ -11,6 +11,7 @@ use model::trainer::Trainer;
 use model::weights::{self, NamedTensors, Storage};
 use model_data::example::{Concept, Example, Reference};
 use model_data::prompt::Prompts;
+use proto::architecture::Diffusion;
 use proto::layout::UNetLayout;
 use proto::spec::TrainWork;
 use serde_json::json;
@@ -54,6 +55,18 @@ fn main() -> Result<(), Box<dyn Error>> {
         say(&micro_step(&mut trainer, &examples, step)?)?;
     }
     Ok(())
+}
+
+/// What a RetriNet is made of.
+fn diffusion(spec: &TrainWork) -> &Diffusion {
+    spec.model
+        .architecture
+        .diffusion()
+        .expect("the job is a retrinet's")
+}
+
+fn references(spec: &TrainWork) -> u32 {
+    spec.model.architecture.references().map_or(0, |it| it.count)
 }
 
 fn say(value: &serde_json::Value) -> std::io::Result<()> {
@@ -127,7 +140,7 @@ fn example(spec: &TrainWork, n: u32) -> Example {
         face_mask: image::GrayImage::from_fn(side, side, |x, y| {
             image::Luma([if x.max(y) < side / 3 { 255 } else { 0 }])
         }),
-        references: (0..spec.data.references).map(reference).collect(),
+        references: (0..references(spec)).map(reference).collect(),
         prompt: format!("1girl, number_{n}, smile"),
         timestep: 40 + 60 * (n % 16),
         noise_seed: u64::from(n) + 1,
@@ -180,8 +193,8 @@ fn pictures(spec: &TrainWork, examples: &[Example]) -> Vec<(&'static str, Tensor
     let masks = Masks::at_latents(
         &mask(|example| &example.target_mask),
         &mask(|example| &example.face_mask),
-        i64::from(spec.model.autoencoder.factor()),
-        spec.train.target_mask_threshold,
+        i64::from(spec.model.architecture.autoencoder().factor()),
+        diffusion(spec).objective.target_mask_threshold,
     );
     vec![
         ("pictures", pictures.to_kind(Kind::Float) / 127.5 - 1.0),
@@ -191,7 +204,7 @@ fn pictures(spec: &TrainWork, examples: &[Example]) -> Vec<(&'static str, Tensor
 }
 
 fn words(spec: &TrainWork, examples: &[Example]) -> Vec<(&'static str, Tensor)> {
-    let prompts = Prompts::new(spec.model.text_encoder.tokens);
+    let prompts = Prompts::new(diffusion(spec).text_encoder.tokens);
     let ids = |texts: &[&str]| {
         let ids = texts.iter().flat_map(|text| prompts.ids(text));
         let ids: Vec<f32> = ids.map(|id| id as f32).collect();
@@ -211,7 +224,7 @@ fn words(spec: &TrainWork, examples: &[Example]) -> Vec<(&'static str, Tensor)> 
 }
 
 fn noises(spec: &TrainWork, examples: &[Example]) -> Vec<(&'static str, Tensor)> {
-    let autoencoder = &spec.model.autoencoder;
+    let autoencoder = &diffusion(spec).autoencoder;
     let side = i64::from(spec.data.resolution / autoencoder.factor());
     let latent = [i64::from(autoencoder.latent_channels), side, side];
     let seeds: Vec<u64> = examples.iter().map(|example| example.noise_seed).collect();
@@ -232,7 +245,7 @@ fn noises(spec: &TrainWork, examples: &[Example]) -> Vec<(&'static str, Tensor)>
 
 fn facts(spec: &TrainWork, trainer: &Trainer) -> serde_json::Value {
     let trained: usize = trainer.parameters().iter().map(|(_, it)| it.numel()).sum();
-    let layout = UNetLayout::from(&spec.model.unet);
+    let layout = UNetLayout::from(&diffusion(spec).unet);
     let widths: Vec<i64> = layout
         .input_levels()
         .into_iter()
@@ -240,10 +253,10 @@ fn facts(spec: &TrainWork, trainer: &Trainer) -> serde_json::Value {
         .collect();
     json!({
         "trained": trained,
-        "unet": spec.model.unet,
+        "unet": diffusion(spec).unet,
         "widths": widths,
-        "autoencoder": spec.model.autoencoder,
-        "text_encoder": spec.model.text_encoder,
+        "autoencoder": diffusion(spec).autoencoder,
+        "text_encoder": diffusion(spec).text_encoder,
         "learning_rate": spec.train.learning_rate,
         "memory_bytes": memory("VmRSS:"),
     })

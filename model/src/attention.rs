@@ -39,20 +39,25 @@ impl CrossAttention {
         }
     }
 
-    /// How much each query takes of each value, [batch, heads, q, kv]: to look at. [`Self::forward`] never holds it.
-    pub fn shares(&self, xs: &Tensor, context: &Tensor) -> Tensor {
+    /// Attention probabilities, [batch, heads, q, kv]: to look at. [`Self::forward`] never holds them.
+    pub fn probabilities(&self, xs: &Tensor, context: &Tensor) -> Tensor {
         let split = |xs: Tensor| xs.unflatten(2, [self.heads, -1]).transpose(1, 2);
         let (queries, keys) = (split(self.queries.forward(xs)), split(self.keys.forward(context)));
         let scale = (queries.size()[3] as f64).sqrt().recip();
         (queries.matmul(&keys.transpose(2, 3)) * scale).softmax(-1, Kind::Float)
     }
 
-    /// [batch, q, width] and [batch, kv, context_width] -> [batch, q, width].
-    pub fn forward(&self, xs: &Tensor, context: &Tensor) -> Tensor {
+    /// [batch, q, width] and [batch, kv, context_width] -> [batch, q, width]. `image`: keys and values
+    /// [batch, tokens, width] that the same queries attend to as well.
+    pub fn forward(&self, xs: &Tensor, context: &Tensor, image: Option<[&Tensor; 2]>) -> Tensor {
         let (queries, keys) = (self.queries.forward(xs), self.keys.forward(context));
         let values = self.values.forward(context);
-        self.out
-            .forward(&attend(&queries, &keys, &values, self.heads, false))
+        let found = attend(&queries, &keys, &values, self.heads, false);
+        let found = match image {
+            Some([keys, values]) => found + attend(&queries, keys, values, self.heads, false),
+            None => found,
+        };
+        self.out.forward(&found)
     }
 }
 
@@ -102,18 +107,18 @@ impl TransformerBlock {
         }
     }
 
-    fn forward(&self, xs: &Tensor, context: &Tensor) -> Tensor {
+    fn forward(&self, xs: &Tensor, context: &Tensor, image: Option<[&Tensor; 2]>) -> Tensor {
         let normed = self.norm1.forward(xs);
-        let xs = xs + self.attention1.forward(&normed, &normed);
-        let xs = &xs + self.attention2.forward(&self.norm2.forward(&xs), context);
+        let xs = xs + self.attention1.forward(&normed, &normed, None);
+        let xs = &xs + self.attention2.forward(&self.norm2.forward(&xs), context, image);
         &xs + self.feed_forward.forward(&self.norm3.forward(&xs))
     }
 
-    /// Shares of the attention to the text.
-    fn shares(&self, xs: &Tensor, context: &Tensor) -> Tensor {
+    /// Probabilities of the attention to the text.
+    fn probabilities(&self, xs: &Tensor, context: &Tensor) -> Tensor {
         let normed = self.norm1.forward(xs);
-        let xs = xs + self.attention1.forward(&normed, &normed);
-        self.attention2.shares(&self.norm2.forward(&xs), context)
+        let xs = xs + self.attention1.forward(&normed, &normed, None);
+        self.attention2.probabilities(&self.norm2.forward(&xs), context)
     }
 }
 
@@ -143,18 +148,19 @@ impl SpatialTransformer {
     }
 
     /// [batch, width, h, w] and text states [batch, tokens, context_width] -> [batch, width, h, w].
-    pub fn forward(&self, xs: &Tensor, context: &Tensor) -> Tensor {
+    /// `image`: further keys and values for the attention to the text, [batch, tokens, width].
+    pub fn forward(&self, xs: &Tensor, context: &Tensor, image: Option<[&Tensor; 2]>) -> Tensor {
         // Keys' and values' gradients are added up here, also where others use the same states.
         let context = &context.alias();
         let tokens = self.inward.tokens(&to_tokens(&self.norm.forward(xs)));
-        let tokens = self.outward.tokens(&self.block.forward(&tokens, context));
+        let tokens = self.outward.tokens(&self.block.forward(&tokens, context, image));
         xs + to_map(&tokens, xs.size()[2])
     }
 
-    /// How much each place of [batch, width, h, w] attends to each token of the text: [batch, heads, h * w, tokens].
-    pub fn shares(&self, xs: &Tensor, context: &Tensor) -> Tensor {
+    /// How much each cell of [batch, width, h, w] attends to each token of the text: [batch, heads, h * w, tokens].
+    pub fn probabilities(&self, xs: &Tensor, context: &Tensor) -> Tensor {
         let tokens = self.inward.tokens(&to_tokens(&self.norm.forward(xs)));
-        self.block.shares(&tokens, context)
+        self.block.probabilities(&tokens, context)
     }
 }
 
@@ -189,7 +195,7 @@ impl ReferenceAttention {
         let queries = self.query_norm.forward(&to_tokens(target));
         let found = self
             .attention
-            .forward(&queries, &self.reference_norm.forward(&tokens));
+            .forward(&queries, &self.reference_norm.forward(&tokens), None);
         to_map(&self.zero.tokens(&found), height)
     }
 }

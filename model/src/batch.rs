@@ -13,6 +13,8 @@ pub(crate) struct BatchShape {
     pub(crate) resolution: u32,
     /// References of every example; None: as many as the first example has.
     pub(crate) references: Option<usize>,
+    /// Time steps lie below this.
+    pub(crate) timesteps: usize,
 }
 
 /// One micro-batch of B examples with N references each.
@@ -39,7 +41,7 @@ impl Batch {
             .references
             .unwrap_or_else(|| examples.first().map_or(0, |e| e.references.len()));
         for example in examples {
-            check(example, shape.resolution, references)?;
+            check(example, shape, references)?;
         }
         let targets = examples.iter().map(|example| &example.target);
         let shown = || {
@@ -98,7 +100,8 @@ pub(crate) fn masks(examples: &[Example], device: Device) -> (Tensor, Tensor) {
     )
 }
 
-fn check(example: &Example, resolution: u32, references: usize) -> Result<(), ModelError> {
+fn check(example: &Example, shape: BatchShape, references: usize) -> Result<(), ModelError> {
+    let resolution = shape.resolution;
     let fault = |field, found: String, expected: String| {
         Err(ModelError::Example {
             position: example.position,
@@ -128,11 +131,11 @@ fn check(example: &Example, resolution: u32, references: usize) -> Result<(), Mo
         let found = format!("{} references", example.references.len());
         return fault("references", found, format!("this job needs {references}"));
     }
-    if example.timestep as usize >= crate::schedule::TIMESTEPS {
+    if example.timestep as usize >= shape.timesteps {
         return fault(
             "timestep",
             example.timestep.to_string(),
-            "it must be below 1000".to_owned(),
+            format!("it must be below {}", shape.timesteps),
         );
     }
     Ok(())
@@ -178,6 +181,7 @@ mod tests {
         let shape = BatchShape {
             resolution: 4,
             references: Some(0),
+            timesteps: 1000,
         };
         let batch = Batch::new(std::slice::from_ref(&example), shape, Device::Cpu).unwrap();
         assert_eq!(batch.pictures.size(), [1, 3, 4, 4]);
@@ -186,6 +190,7 @@ mod tests {
         let shape = BatchShape {
             resolution: 8,
             references: Some(0),
+            timesteps: 1000,
         };
         let error = Batch::new(&[example], shape, Device::Cpu)
             .unwrap_err()

@@ -1,4 +1,4 @@
-//! Which libtorch device a rank works on, and in which numbers. Never looks at what the machine has: the rank's doctor
+//! Which libtorch device a rank works on, and in which dtype. Never looks at what the machine has: the rank's doctor
 //! does.
 
 use proto::spec::{DeviceKind, Precision};
@@ -15,7 +15,7 @@ pub fn device(kind: DeviceKind, index: u32) -> Device {
 
 /// What convolutions, matrix products and attention compute in.
 #[must_use]
-pub fn numbers(precision: Precision) -> Kind {
+pub fn dtype(precision: Precision) -> Kind {
     match precision {
         Precision::Fp32 => Kind::Float,
         Precision::Fp16 => Kind::Half,

@@ -1,116 +1,133 @@
-//! A latent diffusion model put together: autoencoder, text encoder, U-Net and, for RetriNet, the retrieval
-//! block. It turns batches into predictions and noise into pictures; it never computes a loss or an update
-//! (the trainer does).
+//! What latent diffusion models have in common, whatever predicts their noise: the autoencoder and its latents, text
+//! states, noise levels, equation 3 and the sampling loop. Called by the architectures that are built on it.
 
+use crate::architecture::interface::{Place, SampleLosses, SampleOptions};
 use crate::autoencoder::Autoencoder;
-use crate::batch::{Batch, to_images};
+use crate::batch::{Batch, BatchShape, masks, to_images};
 use crate::error::ModelError;
 use crate::latent::LatentCache;
+use crate::loss::{Masks, noise_loss};
 use crate::noise::{self, Purpose};
 use crate::parameter::Scope;
-use crate::retrinet::{Conditions, References, RetrievalBlock, predict};
-use crate::sampler::{Sampler, guide, guide_by_references};
+use crate::sampler::Sampler;
+use crate::schedule::NoiseSchedule;
 use crate::text::{TextEncoder, token_ids};
-use crate::unet::UNet;
-use model_data::example::Concept;
+use image::RgbImage;
+use model_data::example::{Concept, Example};
 use model_data::prompt::Prompts;
-use proto::layout::UNetLayout;
-use proto::sample::SampleMethod;
-use proto::spec::{Architecture, Model};
+use proto::architecture::{Diffusion, Objective, Prediction};
+use proto::spec::{Component, TrainWork};
 use std::collections::BTreeMap;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-/// How pictures are drawn.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SampleOptions {
-    pub method: SampleMethod,
-    /// 1 to 500.
-    pub steps: u32,
-    /// Scale of classifier-free guidance; 1 draws with the prompt alone.
-    pub guidance: f64,
-    /// Scale of guidance by the references, where a retrieval block is: 1 takes them as in training, more moves
-    /// further away from what would be predicted without prompt and references.
-    pub reference_guidance: f64,
-    /// With an example's position it fixes the noise that a picture begins from.
-    pub seed: u64,
-}
+/// The terms of [`LatentDiffusion::losses`]: equation 3's first, and its second before lambda, both weighted by noise
+/// level.
+pub(crate) const TERMS: [&str; 2] = ["target", "face"];
 
-/// Where an input block of the retrieval encoder finds a word in a reference.
-#[derive(Debug, Clone, PartialEq)]
-pub struct AttentionMap {
-    /// CompVis' number.
-    pub block: usize,
-    /// Places in a row.
-    pub width: u32,
-    /// Row by row.
-    pub values: Vec<f32>,
-}
-
+/// See the module's header.
 #[derive(Debug)]
-pub(crate) struct Diffusion {
+pub(crate) struct LatentDiffusion {
     autoencoder: Autoencoder,
     text: TextEncoder,
-    unet: UNet,
-    retrieval: Option<RetrievalBlock>,
     prompts: Prompts,
+    schedule: NoiseSchedule,
+    objective: Objective,
+    /// Pixels per latent cell, along one side.
+    factor: i64,
+    /// Latents are multiplied by this before the U-Net sees them.
     scaling: f64,
+    /// Side of every image, in pixels.
+    resolution: u32,
+    /// [c, h, w] of a latent.
+    latent: [i64; 3],
     /// States of concept words and of the empty prompt; used only while the text encoder is frozen.
     known: BTreeMap<String, Tensor>,
     text_frozen: bool,
-    /// None: every picture is encoded every time.
+    /// None: every image is encoded every time.
     cache: Option<LatentCache>,
-    /// What the networks compute in; latents, noise and predictions are fp32 outside of them.
-    numbers: Kind,
-    device: Device,
+    place: Place,
 }
 
 /// A batch's latents, scaled: targets [B, c, h, w] and references [B * N, c, h, w].
 #[derive(Debug)]
 pub(crate) struct Latents {
     pub(crate) targets: Tensor,
-    references: Tensor,
+    pub(crate) references: Tensor,
 }
 
-impl Diffusion {
+/// Targets with noise, and what is to be predicted of them, both [B, c, h, w].
+#[derive(Debug)]
+pub(crate) struct Noisy {
+    pub(crate) latents: Tensor,
+    answer: Tensor,
+}
+
+impl LatentDiffusion {
+    /// Builds the autoencoder and the text encoder of `job` inside `scope`.
+    ///
+    /// # Errors
+    /// A job that would train the autoencoder.
     pub(crate) fn new(
         scope: &Scope<'_>,
-        model: &Model,
-        text_frozen: bool,
-        (numbers, device): (Kind, Device),
-    ) -> Self {
-        let unet = UNetLayout::from(&model.unet);
-        let retrieval = (model.architecture == Architecture::Retrinet)
-            .then(|| RetrievalBlock::new(scope, &unet, model.retrieval));
-        Self {
-            autoencoder: Autoencoder::new(&scope.sub("autoencoder"), &(&model.autoencoder).into()),
-            text: TextEncoder::new(&scope.sub("text_encoder"), &(&model.text_encoder).into()),
-            unet: UNet::new(&scope.sub("unet"), &unet),
-            retrieval,
-            prompts: Prompts::new(model.text_encoder.tokens),
-            scaling: model.autoencoder.scaling_factor,
-            known: BTreeMap::new(),
-            text_frozen,
-            cache: None,
-            numbers,
-            device,
+        job: &Diffusion,
+        spec: &TrainWork,
+        place: Place,
+    ) -> Result<Self, ModelError> {
+        let (model, train) = (&spec.model, &spec.train);
+        let frozen = |component: Component| model.freeze.contains(&component);
+        if !frozen(Component::Autoencoder) {
+            return Err(ModelError::Config {
+                field: "freeze",
+                value: format!("{:?}", model.freeze),
+                expected: "the noise loss cannot train the autoencoder: freeze it".to_owned(),
+            });
         }
+        let cache_bytes = train.latent_cache_mib as usize * (1 << 20);
+        let side = i64::from(spec.data.resolution / job.autoencoder.factor());
+        Ok(Self {
+            autoencoder: Autoencoder::new(&scope.sub("autoencoder"), &(&job.autoencoder).into()),
+            text: TextEncoder::new(&scope.sub("text_encoder"), &(&job.text_encoder).into()),
+            prompts: Prompts::new(job.text_encoder.tokens),
+            schedule: NoiseSchedule::new(&job.noise),
+            objective: job.objective,
+            factor: i64::from(job.autoencoder.factor()),
+            scaling: job.autoencoder.scaling_factor,
+            resolution: spec.data.resolution,
+            latent: [i64::from(job.autoencoder.latent_channels), side, side],
+            known: BTreeMap::new(),
+            text_frozen: frozen(Component::TextEncoder),
+            cache: (cache_bytes > 0).then(|| LatentCache::new(cache_bytes)),
+            place,
+        })
     }
 
-    /// Keeps latents of pictures that come back, in so many bytes at most.
-    pub(crate) fn caching(mut self, bytes: usize) -> Self {
-        self.cache = (bytes > 0).then(|| LatentCache::new(bytes));
-        self
+    /// What the networks compute in.
+    pub(crate) fn dtype(&self) -> Kind {
+        self.place.dtype
     }
 
-    /// Of all pictures of a batch; what is known already is not encoded. The posterior's mean, not a draw: the simplest
-    /// that is the same on every device.
+    /// Examples with so many references each; None: as many as the first example has.
+    ///
+    /// # Errors
+    /// An example that does not fit the job.
+    pub(crate) fn batch(&self, examples: &[Example], references: Option<usize>) -> Result<Batch, ModelError> {
+        let shape = BatchShape {
+            resolution: self.resolution,
+            references,
+            timesteps: self.schedule.timesteps(),
+        };
+        Batch::new(examples, shape, self.place.device)
+    }
+
+    /// Of all images of a batch; what is known already is not encoded. The posterior's mean, not a sample from it: the
+    /// simplest that is the same on every device.
     pub(crate) fn latents(&mut self, batch: &Batch) -> Latents {
-        let pictures = batch.pictures.to_kind(self.numbers);
-        let company = pictures.size()[0] > 1;
-        let encode = |pictures: &Tensor| encode(&self.autoencoder, pictures, company);
+        let images = batch.pictures.to_kind(self.place.dtype);
+        let company = images.size()[0] > 1;
+        let encode = |images: &Tensor| encode(&self.autoencoder, images, company);
         let mean = match &mut self.cache {
-            Some(cache) => cache.encode(&pictures, &batch.keys, encode),
-            None => encode(&pictures),
+            Some(cache) => cache.encode(&images, &batch.keys, encode),
+            None => encode(&images),
         };
         let latents = mean.to_kind(Kind::Float) * self.scaling;
         let rest = latents.size()[0] - batch.count;
@@ -120,40 +137,58 @@ impl Diffusion {
         }
     }
 
-    /// What the prediction for a batch depends on. `prompts` may hold several branches of the batch's size.
-    pub(crate) fn conditions(&mut self, batch: &Batch, latents: &Latents, prompts: &[String]) -> Conditions {
-        let context = self.text_states(prompts);
-        let references = self.retrieval.is_some().then(|| {
-            let words: Vec<String> = batch
-                .concepts
-                .iter()
-                .map(|c: &Concept| c.word().to_owned())
-                .collect();
-            let words = self.text_states(&words);
-            References {
-                latents: latents.references.to_kind(self.numbers),
-                words,
-                each: batch.references,
-            }
+    /// Targets' latents with each example's own noise at its own time step.
+    pub(crate) fn noisy(&self, batch: &Batch, targets: &Tensor) -> Noisy {
+        let (size, device) = (targets.size(), targets.device());
+        let noise = noise::normal(&batch.noise_seeds, Purpose::Target, &size[1..], device);
+        let column = |value: &dyn Fn(usize) -> f64| self.column(batch, value).view([-1, 1, 1, 1]);
+        let signal = column(&|timestep| self.schedule.mix(timestep).0);
+        let level = column(&|timestep| self.schedule.mix(timestep).1);
+        let answer = match self.schedule.prediction() {
+            Prediction::Epsilon => noise.shallow_clone(),
+            Prediction::V => &noise * &signal - targets * &level,
+        };
+        let latents = targets * signal + &noise * level;
+        Noisy { latents, answer }
+    }
+
+    /// A figure of each example's time step, [B].
+    fn column(&self, batch: &Batch, value: impl Fn(usize) -> f64) -> Tensor {
+        let timesteps = batch.timesteps.iter();
+        let values: Vec<f32> = timesteps.map(|it| value(*it as usize) as f32).collect();
+        Tensor::from_slice(&values).to_device(self.place.device)
+    }
+
+    /// Time steps as the networks take them, [batch].
+    pub(crate) fn timesteps(&self, timesteps: &[i64]) -> Tensor {
+        Tensor::from_slice(timesteps).to_device(self.place.device)
+    }
+
+    /// Equation 3 of what was predicted for a batch, with the terms of [`TERMS`].
+    pub(crate) fn losses(
+        &self,
+        batch: &Batch,
+        examples: &[Example],
+        noisy: &Noisy,
+        predicted: &Tensor,
+    ) -> SampleLosses {
+        let objective = self.objective;
+        let (target, face) = masks(examples, self.place.device);
+        let threshold = objective.target_mask_threshold;
+        let masks = Masks::at_latents(&target, &face, self.factor, threshold);
+        let loss = noise_loss(predicted, &noisy.answer, &masks);
+        let weight = self.column(batch, |timestep| {
+            self.schedule.loss_weight(timestep, objective.loss_weighting)
         });
-        Conditions {
-            timesteps: self.timesteps(&batch.timesteps),
-            context,
-            references,
+        let (target, face) = (loss.target * &weight, loss.face * &weight);
+        SampleLosses {
+            total: &target + &face * objective.face_loss_weight,
+            terms: vec![target, face],
         }
     }
 
-    fn timesteps(&self, timesteps: &[i64]) -> Tensor {
-        Tensor::from_slice(timesteps).to_device(self.device)
-    }
-
-    pub(crate) fn predict(&self, noisy: &Tensor, conditions: &Conditions) -> Tensor {
-        let noisy = noisy.to_kind(self.numbers);
-        predict(&self.unet, self.retrieval.as_ref(), &noisy, conditions).to_kind(Kind::Float)
-    }
-
     /// Text states [strings, tokens, width]; each distinct string is encoded once.
-    fn text_states(&mut self, strings: &[String]) -> Tensor {
+    pub(crate) fn text_states(&mut self, strings: &[String]) -> Tensor {
         let distinct: BTreeMap<&str, i64> = {
             let mut sorted: Vec<&str> = strings.iter().map(String::as_str).collect();
             sorted.sort_unstable();
@@ -165,118 +200,66 @@ impl Diffusion {
             let known: Vec<Tensor> = texts.iter().map(|text| self.known_state(text)).collect();
             Tensor::stack(&known, 0)
         } else {
-            let ids = token_ids(&self.prompts, &texts, self.device);
-            self.text.forward(&ids, self.numbers)
+            let ids = token_ids(&self.prompts, &texts, self.place.device);
+            self.text.forward(&ids, self.place.dtype)
         };
         let index: Vec<i64> = strings.iter().map(|text| distinct[text.as_str()]).collect();
-        states.index_select(0, &Tensor::from_slice(&index).to_device(self.device))
+        states.index_select(0, &Tensor::from_slice(&index).to_device(self.place.device))
     }
 
     fn known_state(&mut self, text: &str) -> Tensor {
         if let Some(state) = self.known.get(text) {
             return state.shallow_clone();
         }
-        let ids = token_ids(&self.prompts, &[text], self.device);
-        let state = self.text.forward(&ids, self.numbers).get(0);
+        let ids = token_ids(&self.prompts, &[text], self.place.device);
+        let state = self.text.forward(&ids, self.place.dtype).get(0);
         self.known.insert(text.to_owned(), state.shallow_clone());
         state
     }
 
-    /// Shares of attention that the places of a reference give to a word in the retrieval encoder, mean over its heads.
-    /// None without a retrieval encoder.
-    pub(crate) fn attention(&mut self, batch: &Batch, word: Concept) -> Option<Vec<AttentionMap>> {
-        let latents = self.latents(batch);
-        let words = self.text_states(&[word.word().to_owned()]);
-        let references = References {
-            latents: latents.targets.to_kind(self.numbers),
-            words,
-            each: 1,
-        };
-        let block = self.retrieval.as_ref()?;
-        let timesteps = block.timesteps(&self.timesteps(&batch.timesteps));
-        let time = self.unet.embed_time(&timesteps, self.numbers);
-        let found = block.shares(&references, &time);
-        let maps = found.into_iter().map(|(block, width, shares)| {
-            // Token 0 begins the line, token 1 is the word.
-            let word = shares
-                .select(3, 1)
-                .mean_dim(1i64, false, Kind::Float)
-                .flatten(0, 1);
-            AttentionMap {
-                block,
-                width: width as u32,
-                values: Vec::try_from(word.to_device(Device::Cpu)).expect("a line of numbers"),
-            }
-        });
-        Some(maps.collect())
-    }
-
-    /// Draws one picture for each example of a batch; its targets are not looked at.
-    pub(crate) fn draw(
-        &mut self,
-        batch: &Batch,
-        seeds: &[u64],
+    /// One image for an example; `predict` gives the guided prediction for latents [1, c, h, w] at time steps [1].
+    ///
+    /// # Errors
+    /// A number of steps that the schedule does not have.
+    pub(crate) fn sample(
+        &self,
+        example: &Example,
         options: &SampleOptions,
-    ) -> Result<Vec<image::RgbImage>, ModelError> {
-        let mut sampler = Sampler::new(options.method, options.steps)?;
-        let latents = self.latents(batch);
-        let by_references = self.retrieval.is_some() && options.reference_guidance != 1.0;
-        let guided = options.guidance != 1.0 || by_references;
-        let empty = vec![String::new(); batch.prompts.len()];
-        let mut prompts = batch.prompts.clone();
-        if guided {
-            prompts = [empty.clone(), prompts].concat();
-        }
-        let mut conditions = self.conditions(batch, &latents, &prompts);
-        let mut bare = Conditions {
-            timesteps: conditions.timesteps.shallow_clone(),
-            context: self.text_states(&empty),
-            references: None,
-        };
-        let shape = latents.targets.size();
-        let mut xs = noise::normal(seeds, Purpose::Target, &shape[1..], self.device);
+        mut predict: impl FnMut(&Tensor, &Tensor) -> Tensor,
+    ) -> Result<RgbImage, ModelError> {
+        let mut sampler = Sampler::new(self.schedule.clone(), options.method, options.steps)?;
+        let seeds = [options.noise_seed(example.position)];
+        let mut latents = noise::normal(&seeds, Purpose::Target, &self.latent, self.place.device);
         for i in 0..sampler.timesteps().len() {
-            let timestep = sampler.timesteps()[i];
-            conditions.timesteps = self.timesteps(&vec![timestep as i64; seeds.len()]);
-            let predicted = self.predict(&xs, &conditions);
-            let noise = if by_references {
-                bare.timesteps = conditions.timesteps.shallow_clone();
-                let bare = self.predict(&xs, &bare);
-                guide_by_references(&bare, &predicted, options.guidance, options.reference_guidance)
-            } else if guided {
-                guide(&predicted, options.guidance)
-            } else {
-                predicted
-            };
-            xs = sampler.advance(i, &xs, &noise);
+            let timesteps = self.timesteps(&[sampler.timesteps()[i] as i64]);
+            let predicted = predict(&latents, &timesteps);
+            latents = sampler.advance(i, &latents, &predicted);
         }
-        let latents = (xs / self.scaling).to_kind(self.numbers);
-        Ok(to_images(&self.autoencoder.decode(&latents).to_kind(Kind::Float)))
+        let latents = (latents / self.scaling).to_kind(self.place.dtype);
+        let images = self.autoencoder.decode(&latents).to_kind(Kind::Float);
+        Ok(to_images(&images).swap_remove(0))
     }
 }
 
-/// Pictures of this side and larger are encoded one by one: each is work enough for any device, and five at 384 pixels
+/// Images of this side and larger are encoded one by one: each is work enough for any device, and five at 384 pixels
 /// would take 3 GB for a moment.
 const ALONE_SIDE: i64 = 256;
 
-/// The posterior's means of pictures [P, 3, S, S]. A picture's bits do not depend on the others: kernels for a single one
+/// The posterior's means of images [P, 3, S, S]. An image's bits do not depend on the others: kernels for a single one
 /// sum in another order than those for several, so a small one that is left over from a batch (`company`) is given some.
-fn encode(autoencoder: &Autoencoder, pictures: &Tensor, company: bool) -> Tensor {
-    let means = |pictures: &Tensor| autoencoder.encode(pictures).mean;
-    if pictures.size()[2] >= ALONE_SIDE {
-        let alone: Vec<Tensor> = pictures.split(1, 0).iter().map(means).collect();
+fn encode(autoencoder: &Autoencoder, images: &Tensor, company: bool) -> Tensor {
+    let means = |images: &Tensor| autoencoder.encode(images).mean;
+    if images.size()[2] >= ALONE_SIDE {
+        let alone: Vec<Tensor> = images.split(1, 0).iter().map(means).collect();
         Tensor::cat(&alone, 0)
-    } else if company && pictures.size()[0] == 1 {
-        means(&Tensor::cat(&[pictures, pictures], 0)).narrow(0, 0, 1)
+    } else if company && images.size()[0] == 1 {
+        means(&Tensor::cat(&[images, images], 0)).narrow(0, 0, 1)
     } else {
-        means(pictures)
+        means(images)
     }
 }
 
 /// Texts that come back in every batch.
 fn is_common(text: &str) -> bool {
-    text.is_empty()
-        || [Concept::Face, Concept::Clothes, Concept::Figure]
-            .iter()
-            .any(|c| c.word() == text)
+    text.is_empty() || Concept::ALL.iter().any(|concept| concept.word() == text)
 }

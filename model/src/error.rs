@@ -63,7 +63,7 @@ pub enum ModelError {
     MissingInit {
         component: &'static str,
         architecture: &'static str,
-        needed: &'static str,
+        needed: String,
     },
     #[error("model.{field} is {value}; {expected}")]
     Config {

@@ -1,12 +1,12 @@
 //! One named component on given tensors: how anyone can hold our arithmetic against another implementation's. Called by
 //! `worker forward`.
 
-use crate::device::numbers;
+use crate::architecture::retrinet::{self, Conditions, References, predict};
+use crate::device::dtype;
 use crate::error::{ModelError, guarded};
 use crate::mapped::Mapped;
 use crate::public::{self, Loaded};
-use crate::retrinet::{Conditions, References, predict};
-use crate::unet::UNet;
+use crate::unet::{UNet, UNetInputs};
 use crate::weights::NamedTensors;
 use proto::spec::Precision;
 use std::path::Path;
@@ -51,7 +51,7 @@ pub fn forward(request: Request<'_>, device: Device) -> Result<NamedTensors, Mod
     let inputs = Inputs {
         tensors: Mapped::open(request.inputs)?,
         path: request.inputs,
-        numbers: numbers(request.precision),
+        dtype: dtype(request.precision),
         device,
     };
     if request.gradients && request.what != Runnable::UNet {
@@ -103,7 +103,7 @@ fn run(
         Runnable::Text => {
             inputs.only(&["input_ids"])?;
             let (text, ids) = (public::text(weights, device)?, inputs.ids("input_ids")?);
-            let states = text.forward(&ids, inputs.numbers);
+            let states = text.forward(&ids, inputs.dtype);
             let pooled = text.pool(&ids, &states);
             let embeds = text.project(&pooled).map(|embeds| ("text_embeds", embeds));
             Ok([("last_hidden_state", states), ("pooler_output", pooled)]
@@ -127,22 +127,19 @@ fn run(
                 "references",
                 "reference_hidden_states",
             ])?;
-            let (unet, block) = public::retrinet(weights, device)?;
+            let (unet, block) = retrinet::load(weights, device)?;
             let latents = inputs.float("sample", 4)?;
             let references = inputs.float("references", 5)?;
             let conditions = Conditions {
                 timesteps: inputs.timesteps(latents.size()[0])?,
-                context: inputs.float("encoder_hidden_states", 3)?,
+                text: inputs.float("encoder_hidden_states", 3)?,
                 references: Some(References {
                     each: references.size()[1],
                     latents: references.flatten(0, 1),
                     words: inputs.float("reference_hidden_states", 4)?.flatten(0, 1),
                 }),
             };
-            Ok(vec![(
-                "sample",
-                predict(&unet, Some(&block), &latents, &conditions),
-            )])
+            Ok(vec![("sample", predict(&unet, &block, &latents, &conditions))])
         }
     }
 }
@@ -153,7 +150,8 @@ fn unet_on(
     context: &Tensor,
     inputs: &Inputs<'_>,
 ) -> Result<Tensor, ModelError> {
-    Ok(unet.forward(sample, &inputs.timesteps(sample.size()[0])?, context))
+    let timesteps = inputs.timesteps(sample.size()[0])?;
+    Ok(unet.forward(&UNetInputs::new(sample, &timesteps, context)))
 }
 
 fn with_gradients(unet: Loaded<UNet>, inputs: &Inputs<'_>) -> Result<NamedTensors, ModelError> {
@@ -182,7 +180,7 @@ struct Inputs<'a> {
     tensors: Mapped,
     path: &'a Path,
     /// What the component computes in.
-    numbers: Kind,
+    dtype: Kind,
     device: Device,
 }
 
@@ -199,7 +197,7 @@ impl Inputs<'_> {
         let tensor = self
             .tensors
             .read(name)?
-            .to_kind(self.numbers)
+            .to_kind(self.dtype)
             .to_device(self.device);
         if tensor.dim() == dimensions {
             return Ok(tensor);

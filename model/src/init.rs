@@ -1,34 +1,36 @@
 //! Base weights: which components an architecture begins from, how they get into its parameters, and their digest. The
 //! layouts of files are [`crate::public`]'s. Called once, by the trainer.
 
+use crate::architecture::interface::Architecture;
 use crate::error::ModelError;
 use crate::parameter::Parameters;
 use crate::public::{self, Source};
-use crate::weights;
-use base_weights::base::RETRINET;
 use base_weights::init_digest::InitDigest;
-use proto::public::base::parts;
-use proto::spec::{Architecture, Model};
+use proto::architecture::Facts;
+use proto::spec::Model;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// What an architecture begins from, by component ("autoencoder", "text_encoder", "unet", and [`RETRINET`]; others are
-/// not looked at): a safetensors file, or the folder that has it with its `config.json`. One file may hold several.
+/// What an architecture begins from, by component ("autoencoder", "text_encoder", "unet", and an architecture's own
+/// file; others are not looked at): a safetensors file, or the folder that has it with its `config.json`. One file may
+/// hold several.
 pub type InitWeights = BTreeMap<String, PathBuf>;
 
-/// Loads what `model`'s architecture uses. Returns the digest by which checkpoints name it.
+/// Loads what `architecture` uses. Returns the digest by which checkpoints name it.
 pub(crate) fn load_init(
+    architecture: &dyn Architecture,
     parameters: &Parameters,
     model: &Model,
     init: &InitWeights,
 ) -> Result<String, ModelError> {
     let (mut digest, mut hashes) = (InitDigest::default(), Hashes::default());
-    let parts = parts(model.architecture);
+    let facts = model.architecture.facts();
+    let parts = facts.base_parts;
     for (component, needed) in parts {
         let Some(path) = init.get(*component) else {
             if *needed {
-                return Err(missing(component, model.architecture));
+                return Err(missing(component, facts));
             }
             continue;
         };
@@ -37,24 +39,13 @@ pub(crate) fn load_init(
         let into = parameters.under(&format!("{component}."));
         public::load(&source, component, model, &into)?;
     }
-    if model.architecture == Architecture::Retrinet {
-        let mut own = parameters.tensors();
-        own.retain(|name, _| parts.iter().all(|(it, _)| component(name) != *it));
-        match init.get(RETRINET) {
-            Some(path) => {
-                let source = Source::open(path)?;
-                let found = source.retrieval()?;
-                if found != model.retrieval {
-                    return Err(ModelError::Config {
-                        field: "retrieval",
-                        value: format!("{:?}", model.retrieval),
-                        expected: format!("{} was trained with {found:?}", path.display()),
-                    });
-                }
-                digest.add(RETRINET, hashes.of(&source));
-                source.load(&own, |name| vec![name.to_owned()], |_| true)?;
-            }
-            None => copy_encoder(parameters)?,
+    let own = facts.own_file.and_then(|name| Some((name, init.get(name)?)));
+    match own {
+        None => architecture.initialize(parameters, None)?,
+        Some((name, path)) => {
+            let source = Source::open(path)?;
+            digest.add(name, hashes.of(&source));
+            architecture.initialize(parameters, Some((path, &source)))?;
         }
     }
     Ok(digest.finish())
@@ -74,31 +65,19 @@ impl Hashes {
     }
 }
 
-/// A retrieval encoder begins as the U-Net's encoder (paper, section 5.1). Nothing to do without one.
-pub(crate) fn copy_encoder(parameters: &Parameters) -> Result<(), ModelError> {
-    let copies = parameters.under("retrieval.");
-    let mut base = parameters.under("unet.");
-    base.retain(|name, _| copies.contains_key(name));
-    weights::load("the base U-Net", &base, &copies)
-}
-
-/// The first part of a parameter's full name.
-fn component(name: &str) -> &str {
-    name.split('.').next().unwrap_or(name)
-}
-
-fn missing(component: &'static str, architecture: Architecture) -> ModelError {
-    let (architecture, needed) = match architecture {
-        Architecture::Autoencoder => ("autoencoder", "autoencoder.safetensors"),
-        Architecture::TextToImage => ("text-to-image", "autoencoder.safetensors"),
-        Architecture::Retrinet => (
-            "retrinet",
-            "autoencoder.safetensors, text_encoder.safetensors and unet.safetensors",
-        ),
+fn missing(component: &'static str, facts: &Facts) -> ModelError {
+    let needed = facts.base_parts.iter().filter(|(_, needed)| *needed);
+    let files: Vec<String> = needed.map(|(name, _)| format!("{name}.safetensors")).collect();
+    let needed = match files.as_slice() {
+        [rest @ .., before, last] => {
+            let rest: String = rest.iter().map(|file| format!("{file}, ")).collect();
+            format!("{rest}{before} and {last}")
+        }
+        alone => alone.concat(),
     };
     ModelError::MissingInit {
         component,
-        architecture,
+        architecture: facts.name,
         needed,
     }
 }

@@ -1,11 +1,13 @@
 //! RetriNet and what it is made of, on libtorch: the only crate, with the rank process, that knows tensors.
-//! It knows nothing of workers, jobs' queues or rpc. Read in this order: [`trainer`], [`retrinet`], [`unet`],
-//! then the layers.
+//! It knows nothing of workers, jobs' queues or rpc. Read in this order: [`trainer`], `architecture`, `diffusion`,
+//! [`unet`], then the layers.
 
+mod architecture;
 pub mod attention;
 pub mod autoencoder;
 mod batch;
 pub mod clip;
+pub mod component;
 pub mod device;
 mod diffusion;
 pub mod embedding;
@@ -23,7 +25,6 @@ pub mod parameter;
 pub mod public;
 mod recompute;
 pub mod resnet;
-pub mod retrinet;
 pub mod sampler;
 pub mod schedule;
 pub mod text;
@@ -32,4 +33,5 @@ pub mod unet;
 pub mod vision;
 pub mod weights;
 
-pub use diffusion::{AttentionMap, SampleOptions};
+pub use architecture::interface::{AttentionMap, SampleOptions};
+pub use architecture::retrinet;

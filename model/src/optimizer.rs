@@ -6,8 +6,8 @@
 //! tensors of which the layers' weights are views: an update is ten operations for each of these, not for
 //! each weight.
 
+use crate::component::Prefixes;
 use crate::error::ModelError;
-use crate::trainer::component_of;
 use proto::spec::{Component, Decay, Optimizer as OptimizerSpec, Train};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
@@ -102,31 +102,36 @@ impl LearningRates {
 
 impl AdamW {
     /// Takes parameters over: afterwards the given tensors are views of the optimizer's flat ones, with the
-    /// same values. `parameters` are sorted by name.
+    /// same values. `parameters` are sorted by name; `prefixes` say which component each belongs to.
     #[must_use]
-    pub fn new(parameters: &[(String, Tensor)], train: &Train) -> Self {
+    pub fn new(parameters: &[(String, Tensor)], prefixes: Prefixes, train: &Train) -> Self {
         let OptimizerSpec::AdamW {
             beta1,
             beta2,
             epsilon,
             weight_decay,
         } = train.optimizer;
+        let new_chunk = |parameters: Vec<(String, Tensor)>| {
+            let component = prefixes.component_of(&parameters[0].0);
+            Chunk::new(component, parameters, train.ema.is_some())
+        };
         let mut chunks = Vec::new();
         let mut open: Vec<(String, Tensor)> = Vec::new();
         let values = |open: &[(String, Tensor)]| open.iter().map(|(_, t)| t.numel() as i64).sum::<i64>();
         for (name, tensor) in parameters {
             // A large one stays by itself: its gradient needs no joining.
             let full = values(&open) >= CHUNK_VALUES || tensor.numel() as i64 >= CHUNK_VALUES;
+            let component = |name: &str| prefixes.component_of(name);
             if open
                 .last()
-                .is_some_and(|(last, _)| full || component_of(last) != component_of(name))
+                .is_some_and(|(last, _)| full || component(last) != component(name))
             {
-                chunks.push(Chunk::new(std::mem::take(&mut open), train.ema.is_some()));
+                chunks.push(new_chunk(std::mem::take(&mut open)));
             }
             open.push((name.clone(), tensor.shallow_clone()));
         }
         if !open.is_empty() {
-            chunks.push(Chunk::new(open, train.ema.is_some()));
+            chunks.push(new_chunk(open));
         }
         let rates = LearningRates::new(train);
         Self {
@@ -266,8 +271,7 @@ impl AdamW {
 }
 
 impl Chunk {
-    fn new(mut parameters: Vec<(String, Tensor)>, averaged: bool) -> Self {
-        let component = component_of(&parameters[0].0);
+    fn new(component: Component, mut parameters: Vec<(String, Tensor)>, averaged: bool) -> Self {
         let (values, views) = tch::no_grad(|| {
             let flats: Vec<Tensor> = parameters
                 .iter()
@@ -389,7 +393,11 @@ mod tests {
                     [model]\narchitecture = \"autoencoder\"\nsize = \"tiny\"\n\
                     [train]\nsteps = 4\nglobal_batch = 1\nmicro_batch = 1\n";
         let train = proto::job::parse_training("chunks.toml", text).unwrap().train;
-        let optimizer = AdamW::new(&parameters, &train);
+        let prefixes = Prefixes(&[
+            ("retrieval.", Component::RetrievalEncoder),
+            ("unet.out", Component::Decoder),
+        ]);
+        let optimizer = AdamW::new(&parameters, prefixes, &train);
         let components: Vec<Component> = optimizer.chunks.iter().map(|chunk| chunk.component).collect();
         assert_eq!(components, [Component::RetrievalEncoder, Component::Decoder]);
         assert_eq!(parameters[1].1.double_value(&[1, 2]), 2.0);

@@ -11,8 +11,8 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
+use crate::component::Prefixes;
 use crate::noise::{fill_normal, fill_uniform};
-use crate::trainer::component_of;
 
 /// How a parameter begins when no base weights are given.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -43,7 +43,7 @@ pub struct Parameters {
     /// Prefixes whose values will come from files.
     awaited: Vec<String>,
     /// Whose blocks forget their activations and are computed again.
-    recomputed: Vec<Component>,
+    recomputed: Option<(Vec<Component>, Prefixes)>,
     tensors: RefCell<BTreeMap<String, Tensor>>,
 }
 
@@ -64,8 +64,8 @@ impl Parameters {
     /// Blocks of these components forget their activations after the forward pass and are computed again for the backward
     /// pass.
     #[must_use]
-    pub fn recomputing(mut self, components: &[Component]) -> Self {
-        self.recomputed = components.to_vec();
+    pub fn recomputing(mut self, components: &[Component], prefixes: Prefixes) -> Self {
+        self.recomputed = (!components.is_empty()).then(|| (components.to_vec(), prefixes));
         self
     }
 
@@ -80,7 +80,7 @@ impl Parameters {
             device,
             values,
             awaited: Vec::new(),
-            recomputed: Vec::new(),
+            recomputed: None,
             tensors: RefCell::new(BTreeMap::new()),
         }
     }
@@ -189,8 +189,9 @@ impl Scope<'_> {
 
     /// Whether blocks built here are to be computed again.
     pub(crate) fn recomputes(&self) -> bool {
-        let recomputed = &self.parameters.recomputed;
-        !recomputed.is_empty() && recomputed.contains(&component_of(&self.prefix))
+        let recomputed = self.parameters.recomputed.as_ref();
+        recomputed
+            .is_some_and(|(components, prefixes)| components.contains(&prefixes.component_of(&self.prefix)))
     }
 
     /// A new parameter of this shape.

@@ -7,7 +7,6 @@ use crate::autoencoder::Autoencoder;
 use crate::error::ModelError;
 use crate::mapped::Mapped;
 use crate::parameter::Parameters;
-use crate::retrinet::RetrievalBlock;
 use crate::text::TextEncoder;
 use crate::unet::UNet;
 use crate::vision::ImageEncoder;
@@ -17,8 +16,8 @@ use proto::public::agree::agree;
 use proto::public::base::{CONFIG_FILE, WEIGHT_FILES};
 use proto::public::config::{self, ConfigError};
 use proto::public::names::{
-    RETRIEVAL_NOTE, RETRINET_FILE, SINGLE_FILE_AUTOENCODER, SINGLE_FILE_TEXT, SINGLE_FILE_UNET,
-    diffusers_autoencoder, diffusers_unet,
+    RETRIEVAL_NOTE, SINGLE_FILE_AUTOENCODER, SINGLE_FILE_TEXT, SINGLE_FILE_UNET, diffusers_autoencoder,
+    diffusers_unet,
 };
 use proto::spec::{Model, Retrieval};
 use std::path::Path;
@@ -60,7 +59,7 @@ impl Source {
     }
 
     /// As [`Self::open`], and a file obeys the config that lies beside it.
-    fn open_with_neighbour(path: &Path) -> Result<Self, ModelError> {
+    pub(crate) fn open_with_neighbour(path: &Path) -> Result<Self, ModelError> {
         let mut source = Self::open(path)?;
         if let (None, Some(folder)) = (&source.config, path.parent()) {
             source.config = config_in(folder)?;
@@ -100,6 +99,14 @@ impl Source {
                 source,
             }),
         }
+    }
+
+    /// The U-Net's.
+    ///
+    /// # Errors
+    /// A config field that cannot be obeyed.
+    pub(crate) fn unet_layout(&self) -> Result<UNetLayout, ModelError> {
+        self.layout(config::unet, || sd15().0)
     }
 
     /// Copies into parameters, whose names `theirs` turns into those that a file may use. Names that `expected` does
@@ -208,13 +215,24 @@ pub(crate) fn load(
         })?;
     }
     match component {
-        "autoencoder" => load_autoencoder(source, model.autoencoder.channel_mult.len(), into),
+        "autoencoder" => load_autoencoder(source, model.architecture.autoencoder().channel_mult.len(), into),
         "text_encoder" => load_text(source, into),
-        _ => load_unet(source, &(&model.unet).into(), into).map(drop),
+        _ => match model.architecture.unet() {
+            Some(unet) => load_unet(source, &unet.into(), into).map(drop),
+            None => Ok(()),
+        },
     }
 }
 
-fn load_unet(source: &Source, layout: &UNetLayout, into: &NamedTensors) -> Result<NamedTensors, ModelError> {
+/// Loads a U-Net of this layout, in whichever naming the file has.
+///
+/// # Errors
+/// As [`unet`].
+pub(crate) fn load_unet(
+    source: &Source,
+    layout: &UNetLayout,
+    into: &NamedTensors,
+) -> Result<NamedTensors, ModelError> {
     let tensors = &source.tensors;
     if tensors.any_under(SINGLE_FILE_UNET) {
         let expected = |name: &str| name.starts_with(SINGLE_FILE_UNET);
@@ -244,46 +262,11 @@ pub struct Loaded<T> {
 /// does not belong there.
 pub fn unet(path: &Path, device: Device) -> Result<Loaded<UNet>, ModelError> {
     let source = Source::open_with_neighbour(path)?;
-    let layout = source.layout(config::unet, || sd15().0)?;
+    let layout = source.unet_layout()?;
     let parameters = parameters(device);
     let network = UNet::new(&parameters.root(), &layout);
     let parameters = load_unet(&source, &layout, &parameters.tensors())?;
     Ok(Loaded { network, parameters })
-}
-
-/// A RetriNet: a U-Net with the retrieval block that lies in [`RETRINET_FILE`] beside it. Without that file it is the
-/// RetriNet before training: its retrieval encoder is a copy of the U-Net's encoder and its zero convolutions are zero.
-///
-/// # Errors
-/// As [`unet`].
-pub fn retrinet(path: &Path, device: Device) -> Result<(UNet, RetrievalBlock), ModelError> {
-    let source = Source::open_with_neighbour(path)?;
-    let layout = source.layout(config::unet, || sd15().0)?;
-    let parameters = Parameters::seeded(0, device)
-        .awaiting("unet.".to_owned())
-        .awaiting("retrieval.".to_owned());
-    let folder = if path.is_dir() {
-        path
-    } else {
-        path.parent().unwrap_or(path)
-    };
-    let file = folder.join(RETRINET_FILE);
-    let trained = file.is_file().then(|| Source::open(&file)).transpose()?;
-    let choices = trained.as_ref().map(Source::retrieval).transpose()?;
-    let unet = UNet::new(&parameters.root().sub("unet"), &layout);
-    let block = RetrievalBlock::new(&parameters.root(), &layout, choices.unwrap_or_default());
-    let mut base = parameters.under("unet.");
-    load_unet(&source, &layout, &base)?;
-    if let Some(trained) = trained {
-        let mut own = parameters.tensors();
-        own.retain(|name, _| !name.starts_with("unet."));
-        trained.load(&own, |name| vec![name.to_owned()], |_| true)?;
-    } else {
-        let copies = parameters.under("retrieval.");
-        base.retain(|name, _| copies.contains_key(name));
-        weights::load("the U-Net", &base, &copies)?;
-    }
-    Ok((unet, block))
 }
 
 /// An autoencoder with its weights.

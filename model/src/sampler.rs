@@ -2,7 +2,7 @@
 //! classifier-free guidance. All numbers are f64; the network that predicts noise is the caller's.
 
 use crate::error::ModelError;
-use crate::schedule::{NoiseSchedule, TIMESTEPS};
+use crate::schedule::NoiseSchedule;
 use proto::sample::SampleMethod;
 use tch::Tensor;
 
@@ -26,13 +26,14 @@ pub struct Sampler {
 impl Sampler {
     /// # Errors
     /// No steps, or so many that the first would lie past the schedule's end.
-    pub fn new(method: SampleMethod, steps: u32) -> Result<Self, ModelError> {
-        let max = method.steps_max();
+    pub fn new(schedule: NoiseSchedule, method: SampleMethod, steps: u32) -> Result<Self, ModelError> {
+        let length = schedule.timesteps();
+        let max = method.steps_max_of(length as u32);
         if !(1..=max).contains(&steps) {
             return Err(ModelError::SamplingSteps { steps, max });
         }
         let steps = steps as usize;
-        let ratio = TIMESTEPS / steps;
+        let ratio = length / steps;
         let leading = (0..steps).rev().map(|k| ratio * k + OFFSET);
         let timesteps = match method {
             SampleMethod::Ddim => leading.collect(),
@@ -41,11 +42,11 @@ impl Sampler {
                 .enumerate()
                 .flat_map(|(i, timestep)| std::iter::repeat_n(timestep, if i == 1 { 2 } else { 1 }))
                 .collect(),
-            SampleMethod::DpmSolver => evenly(steps),
+            SampleMethod::DpmSolver => evenly(length, steps),
         };
         Ok(Self {
             method,
-            schedule: NoiseSchedule::default(),
+            schedule,
             timesteps,
             ratio,
             history: Vec::new(),
@@ -59,9 +60,10 @@ impl Sampler {
         &self.timesteps
     }
 
-    /// The latents after call `i`, from those before it and the noise predicted for them at `timesteps()[i]`. Calls
-    /// come in order.
-    pub fn advance(&mut self, i: usize, latents: &Tensor, noise: &Tensor) -> Tensor {
+    /// The latents after call `i`, from those before it and what the network predicted for them at `timesteps()[i]`, noise
+    /// or v as the schedule has it. Calls come in order.
+    pub fn advance(&mut self, i: usize, latents: &Tensor, predicted: &Tensor) -> Tensor {
+        let noise = &self.schedule.noise_in(self.timesteps[i], latents, predicted);
         match self.method {
             SampleMethod::Ddim => self.ddim(self.timesteps[i], latents, noise),
             SampleMethod::Pndm => self.pndm(i, latents, noise),
@@ -161,8 +163,8 @@ struct Level {
 }
 
 /// `steps` + 1 points from the last time step to 0, without the 0.
-fn evenly(steps: usize) -> Vec<usize> {
-    let last = TIMESTEPS - 1;
+fn evenly(length: usize, steps: usize) -> Vec<usize> {
+    let last = length - 1;
     let between = last as f64 / steps as f64;
     // The product first, as numpy's linspace has it: halves must come out as halves.
     let at = |k: usize| {
@@ -198,7 +200,12 @@ mod tests {
 
     #[test]
     fn fifty_steps() {
-        let steps = |method| Sampler::new(method, 50).unwrap().timesteps().to_vec();
+        let steps = |method| {
+            Sampler::new(NoiseSchedule::default(), method, 50)
+                .unwrap()
+                .timesteps()
+                .to_vec()
+        };
         let ddim = steps(Ddim);
         assert_eq!((ddim.len(), ddim[0], ddim[1], ddim[49]), (50, 981, 961, 1));
         let pndm = steps(Pndm);
@@ -218,7 +225,7 @@ mod tests {
         let schedule = NoiseSchedule::default();
         let (signal, noise) = (Tensor::from(0.7f64), Tensor::from(-1.3f64));
         for method in [Ddim, Pndm, DpmSolver] {
-            let mut sampler = Sampler::new(method, 10).unwrap();
+            let mut sampler = Sampler::new(NoiseSchedule::default(), method, 10).unwrap();
             let (a, b) = schedule.mix(sampler.timesteps()[0]);
             let mut x = &signal * a + &noise * b;
             for i in 0..sampler.timesteps().len() {
@@ -235,17 +242,63 @@ mod tests {
         }
     }
 
+    /// A model that knows the one latent that there is, and the noise of everything that it is given.
+    #[test]
+    fn v_and_epsilon_of_a_known_model_lead_the_same_way_on_every_schedule() {
+        use proto::architecture::{Noise, NoiseKind, Prediction};
+        for (kind, timesteps) in [
+            (NoiseKind::ScaledLinear, 1000),
+            (NoiseKind::Linear, 200),
+            (NoiseKind::Cosine, 1000),
+        ] {
+            let of = |prediction| {
+                let noise = Noise {
+                    kind,
+                    steps: timesteps,
+                    prediction,
+                    ..Noise::default()
+                };
+                NoiseSchedule::new(&noise)
+            };
+            for method in [Ddim, Pndm, DpmSolver] {
+                let trail = |prediction| {
+                    let schedule = of(prediction);
+                    let mut sampler = Sampler::new(schedule.clone(), method, 10).unwrap();
+                    let (latent, mut x) = (0.7, Tensor::from(-1.1f64));
+                    let mut trail = Vec::new();
+                    for i in 0..sampler.timesteps().len() {
+                        let (signal, level) = schedule.mix(sampler.timesteps()[i]);
+                        let noise = (&x - latent * signal) / level;
+                        let predicted = match prediction {
+                            Prediction::Epsilon => noise,
+                            Prediction::V => noise * signal - latent * level,
+                        };
+                        x = sampler.advance(i, &x, &predicted);
+                        trail.push(x.double_value(&[]));
+                    }
+                    trail
+                };
+                let (epsilon, v) = (trail(Prediction::Epsilon), trail(Prediction::V));
+                for (a, b) in epsilon.iter().zip(&v) {
+                    assert!((a - b).abs() < 1e-9, "{kind:?} {method:?}: {epsilon:?} {v:?}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn one_step_is_possible_and_impossible_counts_are_refused() {
         for method in [Ddim, Pndm, DpmSolver] {
-            assert!(Sampler::new(method, 0).is_err());
-            let mut sampler = Sampler::new(method, 1).unwrap();
+            assert!(Sampler::new(NoiseSchedule::default(), method, 0).is_err());
+            let mut sampler = Sampler::new(NoiseSchedule::default(), method, 1).unwrap();
             let x = sampler.advance(0, &Tensor::from(1.0f64), &Tensor::from(0.5f64));
             assert!(x.double_value(&[]).is_finite());
         }
-        assert!(Sampler::new(Ddim, 500).is_ok());
+        assert!(Sampler::new(NoiseSchedule::default(), Ddim, 500).is_ok());
         assert_eq!(
-            Sampler::new(Ddim, 501).unwrap_err().to_string(),
+            Sampler::new(NoiseSchedule::default(), Ddim, 501)
+                .unwrap_err()
+                .to_string(),
             "501 sampling steps; there must be 1 to 500"
         );
     }

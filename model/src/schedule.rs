@@ -1,39 +1,69 @@
-//! The noise schedule of Stable Diffusion (notes 5.3) and what is derived from it: pure numbers, no tensors.
-//! Called by the trainer (noise levels, loss weights) and the sampler.
+//! The noise schedule (notes 5.3) and what is derived from it: pure numbers, no tensors but those that a prediction is
+//! turned into. Called by the architectures (noise levels, loss weights) and the sampler.
 
+use proto::architecture::{Noise, NoiseKind, Prediction};
 use proto::spec::LossWeighting;
+use tch::Tensor;
 
-/// Training time steps, 0..1000.
-pub const TIMESTEPS: usize = 1000;
-const BETA_FIRST: f64 = 0.00085;
-const BETA_LAST: f64 = 0.012;
-
-/// The product of (1 - beta) up to each time step ("abar").
+/// The product of (1 - beta) up to each time step ("abar"), and what a model on this schedule predicts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NoiseSchedule {
     kept: Vec<f64>,
+    prediction: Prediction,
 }
 
-/// beta of a time step: linear in the square root ("scaled linear").
+/// beta of every time step.
 #[must_use]
-pub fn beta(timestep: usize) -> f64 {
-    let (first, last) = (BETA_FIRST.sqrt(), BETA_LAST.sqrt());
-    let share = timestep as f64 / (TIMESTEPS - 1) as f64;
-    (first + (last - first) * share).powi(2)
+pub fn betas(noise: &Noise) -> Vec<f64> {
+    let (steps, start, end) = (noise.steps as usize, noise.beta_start, noise.beta_end);
+    let fraction = |timestep: usize| timestep as f64 / (steps - 1) as f64;
+    (0..steps)
+        .map(|timestep| match noise.kind {
+            NoiseKind::ScaledLinear => {
+                let (first, last) = (start.sqrt(), end.sqrt());
+                (first + (last - first) * fraction(timestep)).powi(2)
+            }
+            NoiseKind::Linear => start + (end - start) * fraction(timestep),
+            NoiseKind::Cosine => {
+                let [here, next] = [timestep, timestep + 1].map(|it| cosine(it as f64 / steps as f64));
+                (1.0 - next / here).min(0.999)
+            }
+        })
+        .collect()
+}
+
+/// abar of the cosine schedule at a fraction of its length.
+fn cosine(at: f64) -> f64 {
+    ((at + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2)
 }
 
 impl Default for NoiseSchedule {
+    /// Stable Diffusion's.
     fn default() -> Self {
-        let kept = (0..TIMESTEPS).scan(1.0, |product, timestep| {
-            *product *= 1.0 - beta(timestep);
-            Some(*product)
-        });
-        Self { kept: kept.collect() }
+        Self::new(&Noise::default())
     }
 }
 
 impl NoiseSchedule {
-    /// abar: the share of the signal's variance that is left at a time step below [`TIMESTEPS`].
+    #[must_use]
+    pub fn new(noise: &Noise) -> Self {
+        let kept = betas(noise).into_iter().scan(1.0, |product, beta| {
+            *product *= 1.0 - beta;
+            Some(*product)
+        });
+        Self {
+            kept: kept.collect(),
+            prediction: noise.prediction,
+        }
+    }
+
+    /// Time steps are below this.
+    #[must_use]
+    pub fn timesteps(&self) -> usize {
+        self.kept.len()
+    }
+
+    /// abar: the fraction of the signal's variance that is left at a time step.
     #[must_use]
     pub fn kept(&self, timestep: usize) -> f64 {
         self.kept[timestep]
@@ -45,14 +75,37 @@ impl NoiseSchedule {
         (self.kept[timestep].sqrt(), (1.0 - self.kept[timestep]).sqrt())
     }
 
-    /// How much a sample at this time step counts in the loss.
+    #[must_use]
+    pub fn prediction(&self) -> Prediction {
+        self.prediction
+    }
+
+    /// The noise that a model says is in latents, from what it predicted for them at a time step.
+    #[must_use]
+    pub fn noise_in(&self, timestep: usize, latents: &Tensor, predicted: &Tensor) -> Tensor {
+        match self.prediction {
+            Prediction::Epsilon => predicted.shallow_clone(),
+            Prediction::V => {
+                let (signal, level) = self.mix(timestep);
+                predicted * signal + latents * level
+            }
+        }
+    }
+
+    /// How much a sample at this time step counts in the loss, which is a mean square of what is predicted. All but
+    /// [`LossWeighting::Epsilon`], which weighs nothing, weigh the error of the noise: one of v is larger by 1 / abar.
     #[must_use]
     pub fn loss_weight(&self, timestep: usize, weighting: LossWeighting) -> f64 {
-        let snr = self.kept[timestep] / (1.0 - self.kept[timestep]);
-        match weighting {
-            LossWeighting::Epsilon => 1.0,
+        let kept = self.kept[timestep];
+        let snr = kept / (1.0 - kept);
+        let weight = match weighting {
+            LossWeighting::Epsilon => return 1.0,
             LossWeighting::MinSnr => snr.min(5.0) / snr,
             LossWeighting::Noise => snr.recip().clamp(0.5, 20.0),
+        };
+        match self.prediction {
+            Prediction::Epsilon => weight,
+            Prediction::V => weight * kept,
         }
     }
 }
@@ -71,8 +124,9 @@ mod tests {
             (500, 0.004_814_95, 0.276_332_68, 1.618_279),
             (999, 0.012_000_00, 0.004_660_10, 14.614_641),
         ];
+        let betas = betas(&Noise::default());
         for (timestep, expected, kept, sigma) in anchors {
-            assert!((beta(timestep) - expected).abs() < 6e-9, "beta {timestep}");
+            assert!((betas[timestep] - expected).abs() < 6e-9, "beta {timestep}");
             let found = schedule.kept(timestep);
             assert!((found - kept).abs() < 6e-9, "abar {timestep}: {found}");
             assert!(
@@ -80,6 +134,30 @@ mod tests {
                 "sigma {timestep}"
             );
         }
+    }
+
+    #[test]
+    fn other_kinds_by_hand() {
+        let of = |kind, steps| Noise {
+            kind,
+            steps,
+            beta_start: 0.1,
+            beta_end: 0.3,
+            ..Noise::default()
+        };
+        let linear = betas(&of(NoiseKind::Linear, 11));
+        assert!((linear[5] - 0.2).abs() < 1e-15 && linear.len() == 11);
+        let schedule = NoiseSchedule::new(&of(NoiseKind::Linear, 11));
+        assert!((schedule.kept(1) - 0.9 * 0.88).abs() < 1e-15);
+        let cosine = NoiseSchedule::new(&of(NoiseKind::Cosine, 1000));
+        // cos(pi / 4 * (0.5 + 0.008) / 0.504)^2 over cos(pi / 2 * 0.008 / 1.008)^2
+        assert!(
+            (cosine.kept(499) - 0.493_843).abs() < 1e-5,
+            "{}",
+            cosine.kept(499)
+        );
+        assert!(cosine.kept(999) > 0.0 && cosine.kept(999) < 1e-6);
+        assert_eq!(betas(&of(NoiseKind::Cosine, 1000))[999], 0.999);
     }
 
     #[test]
@@ -93,5 +171,45 @@ mod tests {
         assert_eq!(at(0, LossWeighting::Noise), 0.5);
         assert_eq!(at(999, LossWeighting::Noise), 20.0);
         assert!((at(500, LossWeighting::Noise) - 1.618_279f64.powi(2)).abs() < 1e-4);
+    }
+
+    #[test]
+    fn v_says_the_same_noise_and_the_same_latents_as_epsilon() {
+        let of = |prediction| {
+            NoiseSchedule::new(&Noise {
+                prediction,
+                ..Noise::default()
+            })
+        };
+        let (epsilon, v) = (of(Prediction::Epsilon), of(Prediction::V));
+        let (latents, noise) = (Tensor::from(0.7f64), Tensor::from(-1.3f64));
+        for timestep in [0, 200, 500, 999] {
+            let (signal, level) = v.mix(timestep);
+            let noisy = &latents * signal + &noise * level;
+            let velocity = &noise * signal - &latents * level;
+            let found = v.noise_in(timestep, &noisy, &velocity);
+            let plain = epsilon.noise_in(timestep, &noisy, &noise);
+            assert!((found.double_value(&[]) - plain.double_value(&[])).abs() < 1e-12);
+            let back = (noisy - found * level) / signal;
+            assert!(
+                (back.double_value(&[]) - 0.7).abs() < 1e-12,
+                "time step {timestep}"
+            );
+        }
+    }
+
+    #[test]
+    fn with_v_min_snr_is_what_its_paper_says() {
+        let noise = Noise {
+            prediction: Prediction::V,
+            ..Noise::default()
+        };
+        let schedule = NoiseSchedule::new(&noise);
+        for timestep in [0, 200, 500, 999] {
+            let snr = schedule.kept(timestep) / (1.0 - schedule.kept(timestep));
+            let found = schedule.loss_weight(timestep, LossWeighting::MinSnr);
+            assert!((found - snr.min(5.0) / (snr + 1.0)).abs() < 1e-12);
+        }
+        assert_eq!(schedule.loss_weight(500, LossWeighting::Epsilon), 1.0);
     }
 }

@@ -5,17 +5,18 @@
 
 use model::attention::{ReferenceAttention, SpatialTransformer};
 use model::autoencoder::Autoencoder;
+use model::component::Prefixes;
 use model::optimizer::AdamW;
 use model::parameter::Parameters;
 use model::resnet::ResBlock;
 use model::sampler::Sampler;
 use model::schedule::NoiseSchedule;
 use model::text::{TextEncoder, token_ids};
-use model::unet::UNet;
+use model::unet::{UNet, UNetInputs};
 use model::weights::NamedTensors;
 use model_data::prompt::Prompts;
 use proto::sample::SampleMethod;
-use proto::spec::{AutoencoderConfig, Optimizer, TextEncoderConfig, UNetConfig};
+use proto::spec::{AutoencoderConfig, Component, Optimizer, TextEncoderConfig, UNetConfig};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
@@ -81,7 +82,7 @@ fn schedule_and_samplers() {
         ("dpm_solver", SampleMethod::DpmSolver),
     ] {
         for steps in [10, 20, 25, 50] {
-            let mut sampler = Sampler::new(method, steps).unwrap();
+            let mut sampler = Sampler::new(NoiseSchedule::default(), method, steps).unwrap();
             let timesteps: Vec<f32> = sampler.timesteps().iter().map(|t| *t as f32).collect();
             golden.check(
                 &format!("sampler.{name}.{steps}.timesteps"),
@@ -118,7 +119,7 @@ fn residual_block_and_spatial_transformer() {
     let context = values("transformer.context", &[2, 5, 12]);
     golden.check(
         "transformer.out",
-        &transformer.forward(&values("transformer.x", &[2, 16, 4, 6]), &context),
+        &transformer.forward(&values("transformer.x", &[2, 16, 4, 6]), &context, None),
     );
 }
 
@@ -158,7 +159,8 @@ fn u_net_forward_and_gradients() {
         .for_each(|tensor| drop(tensor.set_requires_grad(true)));
     let x = values("unet.x", &[2, 4, 8, 8]).set_requires_grad(true);
     let context = values("unet.context", &[2, 5, 12]);
-    let out = unet.forward(&x, &Tensor::from_slice(&[7i64, 801]), &context);
+    let timesteps = Tensor::from_slice(&[7i64, 801]);
+    let out = unet.forward(&UNetInputs::new(&x, &timesteps, &context));
     golden.check("unet.out", &out.detach());
     out.square().mean(Kind::Float).backward();
     golden.check("unet.x.grad", &x.grad());
@@ -223,6 +225,7 @@ fn adamw_with_clipping() {
     let parameter = values("adamw.start", &[10]).set_requires_grad(true);
     let mut optimizer = AdamW::new(
         &[("unet.out.0.bias".to_owned(), parameter.shallow_clone())],
+        Prefixes(&[("unet.out", Component::Decoder)]),
         &train,
     );
     let mut trail = Vec::new();

@@ -52,7 +52,7 @@ fn renamed(tensors: &NamedTensors, name: impl Fn(&str) -> String) -> NamedTensor
 
 /// As `diffusers` writes it.
 fn folder(at: &Path, base: &BTreeMap<String, NamedTensors>, spec: &TrainWork) -> InitWeights {
-    let unet = UNetLayout::from(&spec.model.unet);
+    let unet = UNetLayout::from(spec.model.architecture.unet().unwrap());
     let mut init = InitWeights::new();
     for part in PARTS {
         let (config, file) = match part.name {
@@ -145,7 +145,7 @@ fn a_base_that_does_not_fit_is_named_with_file_and_shape() {
     };
     // 1. a config that says something else than the job
     let mut other = spec.clone();
-    other.model.unet.heads = 4;
+    other.model.architecture.diffusion_mut().unwrap().unet.heads = 4;
     let error = refusal(&other);
     assert!(
         error.contains("unet/config.json: attention_head_dim, by level, is [2, 2], but the job has model.unet.heads = [4, 4]"),

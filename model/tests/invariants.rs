@@ -6,7 +6,7 @@ mod scene;
 use model::SampleOptions;
 use model::trainer::Trainer;
 use proto::sample::SampleMethod;
-use proto::spec::{Architecture, Attend, Component, TrainWork, Retrieval, RetrievalTime};
+use proto::spec::{Architecture, ArchitectureSpec, Attend, Component, Retrieval, RetrievalTime, TrainWork};
 use scene::{examples, frozen, job};
 use std::collections::BTreeMap;
 use tch::{Device, Tensor};
@@ -101,7 +101,10 @@ fn other_readings_of_the_paper_begin_as_the_base_and_then_differ() {
     let scene = base();
     let spec = |attend, time| {
         let mut spec = job(Architecture::Retrinet, 0.05);
-        spec.model.retrieval = Retrieval { attend, time };
+        let ArchitectureSpec::Retrinet(retrinet) = &mut spec.model.architecture else {
+            panic!("the job is a retrinet's")
+        };
+        retrinet.retrieval = Retrieval { attend, time };
         spec
     };
     let losses = |spec: &TrainWork| {

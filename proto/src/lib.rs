@@ -4,6 +4,7 @@
 //! object storage ([`dataset`], [`checkpoint`]), what proves it ([`ledger`]), what networks are built from ([`layout`], [`public`]), how daemons
 //! read their settings ([`settings`]), what phases are called ([`phase`]) and what else is written alike everywhere ([`text`]).
 
+pub mod architecture;
 pub mod checkpoint;
 pub mod dataset;
 pub mod id;
@@ -20,6 +21,7 @@ pub mod share;
 pub mod size;
 pub mod spec;
 pub mod text;
+pub mod units;
 pub mod version;
 pub mod wire;
 

@@ -188,6 +188,8 @@ pub const HANGS: &str = "hangs in";
 pub const STEPS_MAX: usize = 512;
 /// Longest `digests` list; older entries are dropped first.
 pub const DIGESTS_MAX: usize = 8;
+/// Longest `terms` list; no architecture comes near.
+pub const TERMS_MAX: usize = 32;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -221,9 +223,9 @@ pub struct StepReport {
     pub step: Step,
     /// The whole loss.
     pub loss: f64,
-    /// Equation 3's first term (target mask) and second term (face mask, before lambda).
-    pub loss_target: f64,
-    pub loss_face: f64,
+    /// What the loss is made of, by the architecture's names and in its order, before they are weighted against each
+    /// other; at most [`TERMS_MAX`].
+    pub terms: Vec<LossTerm>,
     pub gradient_norm: f64,
     pub learning_rate: f64,
     pub samples: u32,
@@ -235,6 +237,15 @@ pub struct StepReport {
     pub skipped_steps: u64,
     /// What the loss is multiplied with before its gradient is taken, after this step; 1 except in fp16.
     pub loss_scale: f64,
+}
+
+/// A part of a loss.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LossTerm {
+    /// Lower-case letters, digits and underscores.
+    pub name: String,
+    pub value: f64,
 }
 
 /// Wall seconds of one step by phase; together they are the step.

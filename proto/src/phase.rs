@@ -70,6 +70,16 @@ impl Phase {
         Self::ALL.into_iter().find(|phase| phase.word() == word)
     }
 
+    /// The same, of a job that somebody may have paused.
+    #[must_use]
+    pub const fn or_paused(self, paused: bool) -> Self {
+        match self {
+            Self::Queued if paused => Self::Paused,
+            Self::Running if paused => Self::Pausing,
+            phase => phase,
+        }
+    }
+
     /// Whether a job in this phase will never change again.
     #[must_use]
     pub const fn is_over(self) -> bool {

@@ -1,8 +1,9 @@
 //! `[sample]`: images from the weights of a trained job, as numbered units. Pure values and arithmetic; text form and checks
 //! are in [`crate::job`], the images are made by a rank.
 
+use crate::architecture::references::{Pairing, Task};
 use crate::id::{JobId, Step};
-use crate::spec::{OnFailedUnit, Pairing, Task, UnitPlan};
+use crate::units::{OnFailedUnit, UnitPlan};
 use serde::{Deserialize, Serialize};
 
 /// Images of a trained job, written to `jobs/<this job>/pictures/`.
@@ -210,12 +211,18 @@ pub enum SampleMethod {
 }
 
 impl SampleMethod {
-    /// More would begin past the end of the noise schedule.
+    /// More would begin past the end of a noise schedule of Stable Diffusion's length.
     #[must_use]
     pub fn steps_max(self) -> u32 {
+        self.steps_max_of(1000)
+    }
+
+    /// The same of a noise schedule with so many time steps.
+    #[must_use]
+    pub fn steps_max_of(self, timesteps: u32) -> u32 {
         match self {
-            Self::Ddim | Self::Pndm => 500,
-            Self::DpmSolver => 999,
+            Self::Ddim | Self::Pndm => timesteps / 2,
+            Self::DpmSolver => timesteps.saturating_sub(1),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Named model sizes: the numbers behind `size = "…"` in job.toml.
 
-use crate::spec::{AutoencoderConfig, TextEncoderConfig, UNetConfig};
+use crate::architecture::config::{AutoencoderConfig, TextEncoderConfig, UNetConfig};
 
 /// Every size that [`named`] knows, smallest first.
 pub const NAMES: [&str; 3] = ["tiny", "small", "sd15"];

@@ -3,7 +3,10 @@
 
 mod doing;
 mod peer;
+mod terms;
 mod units;
+
+pub use terms::loss_terms;
 
 use crate::checkpoint::{CheckpointRef, ShardEntry};
 use crate::id::{Generation, JobId, Rank, Step, WorkerId};
@@ -254,8 +257,8 @@ impl From<&StepReport> for pb::StepReport {
         Self {
             step: report.step.0,
             loss: report.loss,
-            loss_target: report.loss_target,
-            loss_face: report.loss_face,
+            loss_target: 0.0,
+            loss_face: 0.0,
             gradient_norm: report.gradient_norm,
             learning_rate: report.learning_rate,
             samples: report.samples,
@@ -270,6 +273,7 @@ impl From<&StepReport> for pb::StepReport {
             peak_memory_bytes: report.peak_memory_bytes,
             skipped_steps: report.skipped_steps,
             loss_scale: report.loss_scale,
+            terms: report.terms.iter().map(Into::into).collect(),
         }
     }
 }
@@ -282,8 +286,7 @@ impl TryFrom<pb::StepReport> for StepReport {
         Ok(Self {
             step: Step(report.step),
             loss: report.loss,
-            loss_target: report.loss_target,
-            loss_face: report.loss_face,
+            terms: terms::checked(&report)?,
             gradient_norm: report.gradient_norm,
             learning_rate: report.learning_rate,
             samples: report.samples,

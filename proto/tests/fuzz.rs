@@ -78,7 +78,13 @@ fn rank() -> impl Strategy<Value = pb::RankReport> {
         (digests, doing, units),
     )
         .prop_map(
-            |((job, generation, rank, phase), error, store_address, (steps, shards), (digests, doing, units))| {
+            |(
+                (job, generation, rank, phase),
+                error,
+                store_address,
+                (steps, shards),
+                (digests, doing, units),
+            )| {
                 let digests = digests
                     .into_iter()
                     .map(|(step, sha256)| pb::WeightDigest { step, sha256 })

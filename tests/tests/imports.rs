@@ -36,7 +36,8 @@ fn modules(root: &Path) -> BTreeMap<Module, PathBuf> {
                 let inside = path.strip_prefix(root).unwrap().with_extension("");
                 let parts = inside.iter().map(|part| part.to_str().unwrap().to_owned());
                 let mut module: Module = parts.collect();
-                if module.last().is_some_and(|last| last == "mod") || module == ["lib"] || module == ["main"] {
+                if module.last().is_some_and(|last| last == "mod") || module == ["lib"] || module == ["main"]
+                {
                     module.pop();
                 }
                 found.insert(module, path);
@@ -134,7 +135,12 @@ fn modules_use_each_other_one_way() {
 fn a_circle_is_found() {
     let module = |name: &str| vec![name.to_owned()];
     let uses = |from: &str, to: &[&str]| (module(from), to.iter().map(|it| module(it)).collect());
-    let imports = Imports::from([uses("a", &["b"]), uses("b", &["c", "d"]), uses("c", &["a"]), uses("d", &[])]);
+    let imports = Imports::from([
+        uses("a", &["b"]),
+        uses("b", &["c", "d"]),
+        uses("c", &["a"]),
+        uses("d", &[]),
+    ]);
     assert_eq!(circle(&imports), Some(vec!["a".into(), "b".into(), "c".into()]));
     assert_eq!(
         paths("use crate::a::{self, B};\nfn f() { crate::c::d() }"),

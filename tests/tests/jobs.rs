@@ -68,7 +68,7 @@ fn table_3_has_its_fourteen_jobs() {
         let Work::Train(work) = &mut expected.work else {
             panic!("r9k trains");
         };
-        work.data.task = task;
+        work.model.architecture.references_mut().unwrap().task = task;
         work.data.prompt_drop = prompt_drop;
         work.train.steps = steps;
         work.model.freeze.extend(frozen);
@@ -81,8 +81,9 @@ fn table_3_has_its_fourteen_jobs() {
     // What all share (paper, section 5.2; notes 3.9 and 8).
     let work = first.training().unwrap();
     let (data, train) = (&work.data, &work.train);
+    let references = work.model.architecture.references().unwrap();
     assert_eq!(
-        (data.pairing, data.references, data.resolution),
+        (references.pairing, references.count, data.resolution),
         (Pairing::B, 4, 384)
     );
     assert_eq!(

@@ -4,15 +4,21 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use tests::world::{Bug, EVENTS_MIN, Kinds, Story, crowd, hashes, restore_every_prefix, run, run_of, tell};
+use tests::world::{
+    Bug, EVENTS_MIN, Kinds, Story, crowd, hashes, many_units, restore_every_prefix, run, run_of, tell,
+};
 
 const WORLDS: u64 = 5_000;
+/// Of a job, whatever the number of its units.
+const RECORD_BYTES_MAX: usize = 32 << 10;
+/// Of those with jobs of units.
+const MIXED_WORLDS: u64 = 2_000;
 
 /// Every job of every world comes to its end, with the number of an undisturbed run, and no law is broken on
 /// the way.
 #[test]
 fn five_thousand_worlds_end_well() {
-    let crowd = crowd(WORLDS, None, |_| {});
+    let crowd = crowd(Kinds::All, WORLDS, None, |_| {});
     let broken: Vec<String> = crowd.broken.iter().map(ToString::to_string).collect();
     assert!(
         broken.is_empty(),
@@ -39,6 +45,39 @@ fn five_thousand_worlds_end_well() {
         sum.failed,
         sum.done
     );
+}
+
+/// The same of worlds in which jobs of units and gangs want the same devices, and some wait for others.
+#[test]
+fn two_thousand_mixed_worlds_end_well() {
+    let crowd = crowd(Kinds::Mixed, MIXED_WORLDS, None, |_| {});
+    let broken: Vec<String> = crowd.broken.iter().map(ToString::to_string).collect();
+    assert!(
+        broken.is_empty(),
+        "{} of {MIXED_WORLDS} worlds broke:\n{}",
+        broken.len(),
+        broken.join("\n")
+    );
+    let sum = crowd.sum;
+    assert!(
+        sum.failed * 10 < sum.done && sum.cancelled * 4 < sum.done,
+        "{} jobs failed, {} were cancelled and only {} were done",
+        sum.failed,
+        sum.cancelled,
+        sum.done
+    );
+}
+
+/// What a job of many units costs does not grow with their number: the record stays small.
+#[test]
+fn the_record_of_a_job_of_many_units_is_small() {
+    let many = many_units(50_000).unwrap_or_else(|broken| panic!("{broken}"));
+    assert!(
+        0 < many.record_bytes,
+        "nothing was measured in {} saves",
+        many.saves
+    );
+    assert!(many.record_bytes < RECORD_BYTES_MAX, "{many:?}");
 }
 
 /// A failing seed that is fixed stays here for ever.
@@ -118,7 +157,7 @@ fn the_hash_of_numbers_is_repeatable_and_tells_worlds_apart() {
 /// notation, which ends with what was wrong.
 #[test]
 fn a_broken_world_is_one_line_and_its_story_is_plain() {
-    let (story, result) = tell(0, Some(Bug::SaveLast));
+    let (story, result) = tell(Kinds::All, 0, Some(Bug::SaveLast));
     let broken = result.unwrap_err();
     let line = broken.to_string();
     assert!(!line.contains('\n'), "{line}");
@@ -132,7 +171,7 @@ fn a_broken_world_is_one_line_and_its_story_is_plain() {
             .unwrap()
             .ends_with(&format!("BROKEN: {}", broken.what))
     );
-    let (story, result) = tell(3, None);
+    let (story, result) = tell(Kinds::All, 3, None);
     result.unwrap();
     let machine: Vec<&String> = story
         .iter()
@@ -155,7 +194,7 @@ fn a_broken_world_is_one_line_and_its_story_is_plain() {
 #[test]
 fn planted_bugs_are_found() {
     for bug in Bug::ALL {
-        let found = (0..WORLDS).find_map(|seed| run(seed, Some(bug), Story::Dropped).err());
+        let found = (0..WORLDS).find_map(|seed| run_of(bug.kinds(), seed, Some(bug), Story::Dropped).err());
         let found = found.unwrap_or_else(|| panic!("{bug:?} breaks no world in {WORLDS}"));
         println!("{bug:?}: {found}");
         let signs: &[&str] = match bug {
@@ -191,6 +230,10 @@ fn planted_bugs_are_found() {
             Bug::LowestStepTaken | Bug::HandOverForgotten | Bug::ReserveForgets | Bug::OlderLineWins => {
                 &["begins at step"]
             }
+            Bug::UnitLeasedTwice => &[" outputs of "],
+            Bug::UnitOutputLost => &["its output is not in the store"],
+            Bug::UnitNeverLeasedAgain => &["hangs"],
+            Bug::DrainKeepsUnits => &["is drained and keeps units"],
             Bug::HaltHeardAlone => &["some of its ranks stop and others go on"],
             Bug::HaltShardForgotten => &["its checkpoint was not committed within"],
             Bug::GenerationsMixed => &[

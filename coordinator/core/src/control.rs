@@ -40,7 +40,7 @@ impl Coordinator {
             return outbox.reply(request, Reply::Refused { reason });
         };
         if job.is_over() {
-            let reason = format!("job {id} is {} and will not run again", job.word());
+            let reason = format!("job {id} is {} and will not run again", job.shown());
             return outbox.reply(request, Reply::Refused { reason });
         }
         match set(job) {

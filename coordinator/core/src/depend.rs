@@ -7,6 +7,7 @@ use crate::shown::DEPENDENCY_FAILED;
 use proto::checkpoint::CheckpointRef;
 use proto::id::{JobId, Step};
 use proto::message::SourceJob;
+use proto::phase::Phase;
 use proto::sample::Weights;
 use proto::spec::JobSpec;
 use std::collections::BTreeSet;
@@ -108,16 +109,13 @@ impl Coordinator {
     /// Which of the jobs that it names are not done, as what it waits for.
     fn waits_for_others(&self, job: &Job) -> Option<String> {
         let head = job.head();
-        let word = |id: &JobId| match self.jobs.get(id) {
-            Some(job) => job.word(),
-            None => "unreadable",
-        };
-        let open: Vec<(&JobId, &str)> = head.spec.after.iter().map(|id| (id, word(id))).collect();
-        let lost = open.iter().filter_map(|(id, word)| match *word {
-            "failed" => Some(format!("{id} failed")),
-            "cancelled" => Some(format!("{id} was cancelled")),
-            "unreadable" => Some(format!("the record of {id} cannot be read")),
-            _ => None,
+        let phase = |id: &JobId| self.jobs.get(id).map(Job::shown);
+        let open: Vec<(&JobId, Option<Phase>)> = head.spec.after.iter().map(|id| (id, phase(id))).collect();
+        let lost = open.iter().filter_map(|(id, phase)| match phase {
+            Some(Phase::Failed) => Some(format!("{id} failed")),
+            Some(Phase::Cancelled) => Some(format!("{id} was cancelled")),
+            None => Some(format!("the record of {id} cannot be read")),
+            Some(_) => None,
         });
         let lost: Vec<String> = lost.collect();
         if !lost.is_empty() {
@@ -127,8 +125,11 @@ impl Coordinator {
                 head.id
             ));
         }
-        let open = open.iter().filter(|(_, word)| *word != "done");
-        let open: Vec<String> = open.map(|(id, word)| format!("{id}, which is {word}")).collect();
+        let open = open.iter().filter_map(|(id, phase)| match phase {
+            Some(Phase::Done) | None => None,
+            Some(phase) => Some(format!("{id}, which is {phase}")),
+        });
+        let open: Vec<String> = open.collect();
         (!open.is_empty()).then(|| format!("waits for {}", open.join(", and for ")))
     }
 

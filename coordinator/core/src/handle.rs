@@ -145,7 +145,7 @@ impl Coordinator {
     fn conclude(&self, mut outbox: Outbox) -> Vec<Effect> {
         for (request, id) in std::mem::take(&mut outbox.phases) {
             if let Some(job) = self.jobs.get(&id) {
-                let phase = job.word().to_owned();
+                let phase = job.shown().to_string();
                 outbox.reply(request, Reply::Phase { phase });
             }
         }

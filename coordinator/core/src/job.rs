@@ -14,6 +14,7 @@ use crate::shown::{JobView, Why};
 use crate::units::Units;
 use proto::id::WorkerId;
 use proto::message::Assignment;
+use proto::phase::Phase;
 use proto::spec::{JobSpec, Work};
 
 #[derive(Debug)]
@@ -80,8 +81,8 @@ impl Job {
         either!(self, job => job.is_over())
     }
 
-    pub(crate) fn word(&self) -> &'static str {
-        either!(self, job => job.word())
+    pub(crate) fn shown(&self) -> Phase {
+        either!(self, job => job.shown())
     }
 
     /// Of its running generation, or of units the workers that it has.

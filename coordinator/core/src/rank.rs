@@ -20,18 +20,7 @@ pub(crate) struct RankLive {
 impl RankLive {
     /// Its phase in a few words.
     pub(crate) fn phase_word(&self) -> &'static str {
-        let Some(phase) = &self.phase else {
-            return "not reported";
-        };
-        match phase {
-            RankPhase::Starting => "starting",
-            RankPhase::Ready => "ready",
-            RankPhase::Joining => "joining",
-            RankPhase::Training => "training",
-            RankPhase::Broken { .. } => "between generations",
-            RankPhase::Finished => "finished",
-            RankPhase::Failed { .. } => "failed",
-        }
+        self.phase.as_ref().map_or("not reported", RankPhase::word)
     }
 
     pub(crate) fn new(now: Millis) -> Self {

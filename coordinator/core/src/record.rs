@@ -170,11 +170,7 @@ impl JobRecord {
     /// Its phase as people see it.
     #[must_use]
     pub fn shown(&self) -> Phase {
-        match self.phase.shown() {
-            Phase::Queued if self.paused => Phase::Paused,
-            Phase::Running if self.paused => Phase::Pausing,
-            phase => phase,
-        }
+        self.phase.shown().or_paused(self.paused)
     }
 
     /// Its phase in one word, for tables.

@@ -10,7 +10,7 @@ use proto::id::{Generation, JobId, Step};
 use proto::ledger::Tip;
 use proto::message::SourceJob;
 use proto::sample::{SampleWork, Weights};
-use proto::spec::{Architecture, JobSpec};
+use proto::spec::{ArchitectureSpec, JobSpec};
 
 /// What is pinned of what a job reads.
 struct Pinned {
@@ -83,7 +83,7 @@ impl Coordinator {
         if sample.count == 0 {
             return Err("count: 0 pictures were asked for; ask for 1 or more".to_owned());
         }
-        suits(sample, training.model.architecture)?;
+        suits(sample, &training.model.architecture)?;
         Ok(source)
     }
 
@@ -143,33 +143,30 @@ impl Coordinator {
 }
 
 /// Refuses wishes that the job's model has no use for.
-fn suits(sample: &SampleWork, architecture: Architecture) -> Result<(), String> {
-    let (name, unused) = match architecture {
-        Architecture::Retrinet => return Ok(()),
-        Architecture::TextToImage => (
-            "text-to-image model",
-            &["references", "task", "pairing", "attention"][..],
-        ),
-        Architecture::Autoencoder => (
-            "autoencoder",
-            &["references", "task", "pairing", "attention", "prompts"][..],
-        ),
-    };
+fn suits(sample: &SampleWork, architecture: &ArchitectureSpec) -> Result<(), String> {
+    let facts = architecture.facts();
+    let (prompts, references) = (facts.sampling.prompts, facts.sampling.references);
     let wishes = [
-        ("references", sample.references.is_empty()),
-        ("task", sample.task.is_none()),
-        ("pairing", sample.pairing.is_none()),
-        ("attention", sample.attention.is_empty()),
-        ("prompts", sample.prompts.is_empty()),
+        ("references", !sample.references.is_empty(), references),
+        ("task", sample.task.is_some(), references),
+        ("pairing", sample.pairing.is_some(), references),
+        ("attention", !sample.attention.is_empty(), references),
+        ("prompts", !sample.prompts.is_empty(), prompts),
     ];
-    match wishes
-        .iter()
-        .find(|(wish, absent)| !absent && unused.contains(wish))
-    {
-        Some((wish, _)) => Err(format!(
-            "{wish}: job {} trained a {name}, which has no use for them; leave them out",
-            sample.job
-        )),
-        None => Ok(()),
+    if let Some((wish, ..)) = wishes.iter().find(|(_, wished, offered)| *wished && !offered) {
+        return Err(format!(
+            "{wish}: job {} trained a {}, which has no use for them; leave them out",
+            sample.job, facts.noun
+        ));
     }
+    let most = sample.method.steps_max_of(architecture.timesteps());
+    if most < sample.steps {
+        return Err(format!(
+            "steps: is {}; {} takes 1 to {most} steps on the noise schedule of job {}",
+            sample.steps,
+            sample.method.name(),
+            sample.job
+        ));
+    }
+    Ok(())
 }

@@ -69,7 +69,7 @@ impl Weights {
 /// A component of a job's model.
 pub(super) struct Component {
     part: Part,
-    unet: UNetLayout,
+    unet: Option<UNetLayout>,
     levels: usize,
 }
 
@@ -77,8 +77,8 @@ impl Component {
     pub(super) fn new(part: Part, model: &Model) -> Self {
         Self {
             part,
-            unet: (&model.unet).into(),
-            levels: model.autoencoder.channel_mult.len(),
+            unet: model.architecture.unet().map(Into::into),
+            levels: model.architecture.autoencoder().channel_mult.len(),
         }
     }
 
@@ -96,7 +96,10 @@ impl Component {
             None => name,
         };
         match self.part.name {
-            "unet" => diffusers_unet(name, &self.unet).or_else(|| is_unet(name).then(|| name.to_owned())),
+            "unet" => {
+                let layout = self.unet.as_ref()?;
+                diffusers_unet(name, layout).or_else(|| is_unet(name).then(|| name.to_owned()))
+            }
             "autoencoder" => {
                 let known = ["encoder.", "decoder.", "quant_conv.", "post_quant_conv."];
                 let ours = known.iter().any(|prefix| name.starts_with(prefix));
@@ -147,9 +150,9 @@ fn is_unet(name: &str) -> bool {
 
 /// The retrieval encoder that began as the encoder of a U-Net, under our full names.
 pub(super) fn retrieval_encoder(unet: BTreeMap<String, Weights>, model: &Model) -> BTreeMap<String, Weights> {
-    let layout = UNetLayout::from(&model.unet);
+    let layout = model.architecture.unet().map(UNetLayout::from);
     let copies = unet.into_iter().filter_map(|(name, weights)| {
-        let ours = encoder_from_diffusers(&name, &layout)?;
+        let ours = encoder_from_diffusers(&name, layout.as_ref()?)?;
         Some((format!("retrieval.{ours}"), weights))
     });
     copies.collect()

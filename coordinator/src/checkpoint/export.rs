@@ -6,13 +6,13 @@
 
 use super::component::{Component, Weights, retrieval_encoder};
 use super::{Checkpoint, CheckpointError, TensorPlace};
-use base_weights::base::{Base, RETRINET};
+use base_weights::base::Base;
 use base_weights::init_digest::init_digest;
 use proto::checkpoint::{CheckpointManifest, MANIFEST_FILE};
-use proto::public::base::{CONFIG_FILE, PARTS, Part, parts};
+use proto::public::base::{CONFIG_FILE, PARTS, Part};
 use proto::public::names::{RETRIEVAL_NOTE, RETRINET_FILE};
 use proto::public::write::config;
-use proto::spec::{self, Architecture, TrainWork};
+use proto::spec::{self, TrainWork};
 use proto::text::{hex, hex_sha256};
 use safetensors::tensor::TensorView;
 use serde::Serialize;
@@ -93,7 +93,7 @@ impl Checkpoint {
             return Ok(None);
         };
         let base = Base::find(url).await?;
-        let found = init_digest(&base, spec.model.architecture).await?;
+        let found = init_digest(&base, spec.model.architecture.kind()).await?;
         match &manifest.init_digest {
             Some(expected) if *expected == found => Ok(Some(base)),
             other => Err(CheckpointError::OtherBase {
@@ -157,16 +157,17 @@ impl Export<'_> {
                 "text_encoder" => "model.safetensors",
                 _ => "diffusion_pytorch_model.safetensors",
             };
-            let text = config(part.name, &self.spec.model, self.spec.data.resolution);
+            let config = config(part.name, &self.spec.model, self.spec.data.resolution);
+            let Some(text) = config else { continue };
             let name = format!("{}/{CONFIG_FILE}", part.folder);
             write(&self.out.join(&name), text.as_bytes())?;
             files.insert(name, hex_sha256(text.as_bytes()));
             let name = format!("{}/{file}", part.folder);
             files.insert(name.clone(), self.write_weights(&name, weights)?);
         }
-        if self.spec.model.architecture == Architecture::Retrinet {
+        if let Some(own) = self.spec.model.architecture.facts().own_file {
             let name = format!("unet/{RETRINET_FILE}");
-            let own = self.own_of_retrinet().await?;
+            let own = self.own_weights(own).await?;
             files.insert(name.clone(), self.write_weights(&name, own)?);
         }
         Ok(files)
@@ -174,7 +175,7 @@ impl Export<'_> {
 
     /// Those that the job is made of: of others its base may have, it knows neither shape nor digest.
     fn parts(&self) -> impl Iterator<Item = Part> {
-        let of_job = parts(self.spec.model.architecture);
+        let of_job = self.spec.model.architecture.facts().base_parts;
         PARTS
             .into_iter()
             .filter(|part| of_job.iter().any(|(name, _)| *name == part.name))
@@ -217,12 +218,9 @@ impl Export<'_> {
 
     /// What only a RetriNet has. A frozen retrieval encoder is what it began as: that of the base's RetriNet, or a copy
     /// of its U-Net's encoder.
-    async fn own_of_retrinet(&self) -> Result<BTreeMap<String, Weights>, CheckpointError> {
+    async fn own_weights(&self, file: &str) -> Result<BTreeMap<String, Weights>, CheckpointError> {
         let mut own = BTreeMap::new();
-        match self
-            .base
-            .and_then(|base| Some((base, base.parts().get(RETRINET)?)))
-        {
+        match self.base.and_then(|base| Some((base, base.parts().get(file)?))) {
             Some((base, place)) => {
                 for file in &place.weights {
                     own.extend(super::component::read(base, file, |name| Some(name.to_owned())).await?);
@@ -289,7 +287,7 @@ impl Export<'_> {
         // `transformers` refuses a file that does not say what wrote it.
         let mut metadata = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
         if name.ends_with(RETRINET_FILE) {
-            let choices = serde_json::to_string(&self.spec.model.retrieval);
+            let choices = serde_json::to_string(&self.spec.model.architecture.retrieval());
             metadata.insert(RETRIEVAL_NOTE.to_owned(), choices.expect("choices are words"));
         }
         safetensors::serialize_to_file(views, Some(metadata), &partial).map_err(wrong)?;
@@ -326,6 +324,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::commit::Archive;
     use crate::fixture::{TestCheckpoint, test_checkpoint};
+    use proto::spec::Architecture;
     use safetensors::{Dtype, SafeTensors};
 
     const FILE: &str = "unet/diffusion_pytorch_model.safetensors";

@@ -8,7 +8,7 @@ use model_data::loader::{Loader, LoaderOptions};
 use proto::id::{Generation, JobId, Step};
 use proto::ledger::{Entry, Replay, Tip};
 use proto::pb;
-use proto::spec::{Architecture, TrainWork};
+use proto::spec::TrainWork;
 
 pub(crate) struct Book {
     pub(crate) view: pb::JobView,
@@ -72,11 +72,8 @@ impl Book {
 
     /// The very version of the data set that the job was given.
     pub(crate) async fn data(&self) -> Result<Loader> {
-        let options = LoaderOptions {
-            needs_references: self.spec.model.architecture == Architecture::Retrinet,
-            cache_bytes: 0,
-            version: Some(self.view.dataset_version.clone()),
-        };
+        let version = Some(self.view.dataset_version.clone());
+        let options = LoaderOptions::new(&self.spec.model.architecture, 0, version);
         Ok(Loader::open(&self.spec.data, options).await?)
     }
 }

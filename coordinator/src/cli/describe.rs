@@ -8,6 +8,7 @@ use crate::words::{ago, bytes, duration, now_ms, say};
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use proto::pb;
+use proto::wire::loss_terms;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -58,7 +59,6 @@ fn draw(job: &str, steps: &[pb::StepReport], file: &Path) -> Result<()> {
 
 fn print(view: &pb::JobView, summary: Option<&Summary>) {
     let now = now_ms();
-    let line = |name: &str, value: &str| say!("{name:<12} {value}");
     line("job", &view.job);
     line("phase", &format!("{}: {}", view.phase, view.reason));
     line("submitted", &ago(view.submitted_ms, now));
@@ -83,19 +83,12 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
     );
     line("data set", &format!("version {}", view.dataset_version));
     if let Some(units) = &view.units {
-        line(
-            "units",
-            &format!(
-                "{} of {} are done, {} leased, {} set aside, {:.2} a second",
-                units.done, units.total, units.leased, units.set_aside, units.per_second
-            ),
-        );
-        for failed in &units.failed {
-            line(&format!("unit {}", failed.unit), &failed.error);
-        }
+        print_units(units);
     }
     if let Some(step) = &view.last_step {
-        let terms = format!("(target {:.4}, face {:.4})", step.loss_target, step.loss_face);
+        let terms = loss_terms(step).into_iter();
+        let terms: Vec<String> = terms.map(|it| format!("{} {:.4}", it.name, it.value)).collect();
+        let terms = format!("({})", terms.join(", "));
         let (norm, rate) = (step.gradient_norm, step.learning_rate);
         line(
             "loss",
@@ -130,9 +123,26 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
         }
         .as_str(),
     );
-    say!("{:<12} {}", "store", view.store_url);
+    line("store", &view.store_url);
     print_members(view);
     print_incidents(view, now);
+}
+
+fn line(name: &str, value: &str) {
+    say!("{name:<12} {value}");
+}
+
+fn print_units(units: &pb::UnitsView) {
+    line(
+        "units",
+        &format!(
+            "{} of {} are done, {} leased, {} set aside, {:.2} a second",
+            units.done, units.total, units.leased, units.set_aside, units.per_second
+        ),
+    );
+    for failed in &units.failed {
+        line(&format!("unit {}", failed.unit), &failed.error);
+    }
 }
 
 fn print_members(view: &pb::JobView) {

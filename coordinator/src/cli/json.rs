@@ -2,6 +2,7 @@
 //! 1970. Pure.
 
 use proto::pb;
+use proto::wire::loss_terms;
 use serde_json::{Value, json};
 
 pub(crate) fn job(view: &pb::JobView) -> Value {
@@ -46,11 +47,9 @@ fn units(units: &pb::UnitsView) -> Value {
 
 pub(crate) fn step(step: &pb::StepReport) -> Value {
     let seconds = step.seconds.unwrap_or_default();
-    json!({
+    let mut shown = json!({
         "step": step.step,
         "loss": step.loss,
-        "loss_target": step.loss_target,
-        "loss_face": step.loss_face,
         "gradient_norm": step.gradient_norm,
         "learning_rate": step.learning_rate,
         "samples": step.samples,
@@ -65,7 +64,12 @@ pub(crate) fn step(step: &pb::StepReport) -> Value {
         "peak_memory_bytes": step.peak_memory_bytes,
         "skipped_steps": step.skipped_steps,
         "loss_scale": step.loss_scale,
-    })
+    });
+    // `loss_NAME` for every term.
+    for term in loss_terms(step) {
+        shown[format!("loss_{}", term.name)] = json!(term.value);
+    }
+    shown
 }
 
 fn checkpoint(checkpoint: &pb::CheckpointRef) -> Value {

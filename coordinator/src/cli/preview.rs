@@ -9,7 +9,7 @@ use image::{GrayImage, Rgb, RgbImage};
 use model_data::example::Example;
 use model_data::loader::{Loader, LoaderOptions};
 use model_data::prompt::Prompts;
-use proto::spec::{Architecture, TrainWork};
+use proto::spec::TrainWork;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -43,16 +43,13 @@ pub(crate) async fn preview(global: &Global, args: &PreviewArgs, dataset: Option
     if let Some(url) = dataset {
         spec.data.dataset = url;
     }
-    let options = LoaderOptions {
-        needs_references: spec.model.architecture == Architecture::Retrinet,
-        cache_bytes: CACHE_BYTES,
-        version: None,
-    };
+    let options = LoaderOptions::new(&spec.model.architecture, CACHE_BYTES, None);
     let loader = Loader::open(&spec.data, options).await?;
     let batch = spec.train.global_batch;
     let count = args.count.min(batch);
     let examples = loader.examples(args.step, batch, 0..count).await?;
-    let prompts = Prompts::new(spec.model.text_encoder.tokens);
+    let text = spec.model.architecture.text_encoder();
+    let prompts = Prompts::new(text.map_or(CLIP_TOKENS, |it| it.tokens));
     let rows: Vec<(Vec<Cell>, String)> = examples
         .iter()
         .map(|it| (row(it), caption(it, &prompts)))
@@ -76,7 +73,12 @@ fn read(file: &Path) -> Result<TrainWork> {
     let absolute = std::path::absolute(file).with_context(|| format!("cannot tell where {name} is"))?;
     let spec = proto::job::parse(&name, &text, absolute.parent()).map_err(|errors| anyhow!(errors))?;
     let training = spec.training().cloned();
-    training.ok_or_else(|| anyhow!("{name} does [{}]; only a job with [train] shows samples", spec.work.table()))
+    training.ok_or_else(|| {
+        anyhow!(
+            "{name} does [{}]; only a job with [train] shows samples",
+            spec.work.table()
+        )
+    })
 }
 
 fn row(example: &Example) -> Vec<Cell> {
@@ -89,6 +91,9 @@ fn row(example: &Example) -> Vec<Cell> {
     .chain(references.map(|it| Cell::new(it.concept.word(), it.picture.clone())))
     .collect()
 }
+
+/// Of prompts that an architecture without a text encoder is shown and does not read.
+const CLIP_TOKENS: u32 = 77;
 
 /// Where the loss looks: white on the target, black on its padding, orange on the face.
 fn masks(target: &GrayImage, face: &GrayImage) -> RgbImage {

@@ -9,10 +9,9 @@ use crate::words::say;
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use model_data::loader::Loader;
-use model_data::reference::{Source, choose};
+use model_data::reference::{Slot, Source, choose};
 use proto::ledger::Done;
 use proto::share::rank_of;
-use proto::spec::{Architecture, Data};
 use std::collections::BTreeSet;
 
 #[derive(Debug, Args)]
@@ -66,14 +65,14 @@ pub(crate) async fn provenance(global: &Global, args: &ProvenanceArgs) -> Result
 
 fn sights(book: &Book, loader: &Loader, sample: u64) -> Result<Vec<Sight>> {
     let (spec, rows) = (&book.spec, loader.rows());
-    let shows_references = spec.model.architecture == Architecture::Retrinet;
+    let references = spec.model.architecture.references();
     let near = |(position, row): (usize, &model_data::sample::Metadata)| {
         row.similar_positions.contains(&sample).then_some(position as u64)
     };
     let near: BTreeSet<u64> = rows
         .iter()
         .enumerate()
-        .filter(|_| shows_references)
+        .filter(|_| references.is_some())
         .filter_map(near)
         .collect();
     let (batch, micro_batches) = (spec.train.global_batch, spec.micro_batches());
@@ -88,8 +87,8 @@ fn sights(book: &Book, loader: &Loader, sample: u64) -> Result<Vec<Sight>> {
                     continue;
                 };
                 let similar: &[u64] = &rows[position as usize].similar_positions;
-                let mut roles = roles(&spec.data, epoch, position, similar, sample);
-                roles.retain(|of| shows_references || of.is_none());
+                let slots = references.map(|it| choose(it, spec.data.seed, epoch, position, similar.len()));
+                let roles = roles(&slots.unwrap_or_default(), position, similar, sample);
                 sights.extend(roles.into_iter().map(|of| Sight {
                     step,
                     epoch,
@@ -105,12 +104,11 @@ fn sights(book: &Book, loader: &Loader, sample: u64) -> Result<Vec<Sight>> {
 
 /// What a sample is where `target` is to be drawn, whose similar ones lie at `similar`: the target, one of its references, or both, since pairing a draws a picture
 /// from itself.
-fn roles(data: &Data, epoch: u64, target: u64, similar: &[u64], sample: u64) -> Vec<Option<u64>> {
+fn roles(slots: &[Slot], target: u64, similar: &[u64], sample: u64) -> Vec<Option<u64>> {
     let is_it = |source| match source {
         Source::Target => target == sample,
         Source::Similar(n) => similar[n] == sample,
     };
-    let slots = choose(data, epoch, target, similar.len());
     let as_target = (target == sample).then_some(None);
     let as_reference = slots.iter().any(|slot| is_it(slot.source));
     as_target
@@ -165,19 +163,21 @@ fn print(sights: &[Sight], loader: &Loader, sample: &str) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use proto::spec::Pairing;
+    use proto::spec::{Pairing, References};
 
     #[test]
     fn a_picture_that_is_drawn_from_itself_is_seen_twice() {
         let text = crate::fixture::job_toml("file:///data");
-        let mut data = proto::job::parse_training("job.toml", &text).unwrap().data;
-        data.references = 2;
+        let text = text.replace("\"autoencoder\"", "\"retrinet\"");
+        let work = proto::job::parse_training("job.toml", &text).unwrap();
+        let references = *work.model.architecture.references().unwrap();
         let told = |pairing, sample| {
-            let data = Data {
+            let references = References {
                 pairing,
-                ..data.clone()
+                count: 2,
+                ..references
             };
-            roles(&data, 0, 3, &[1], sample)
+            roles(&choose(&references, 0, 0, 3, 1), 3, &[1], sample)
         };
         assert_eq!(told(Pairing::A, 3), [None, Some(3)]);
         assert_eq!(told(Pairing::A, 1), []);

@@ -248,7 +248,8 @@ impl Display {
             return;
         }
         let every = (end / LINES_PER_JOB).max(1);
-        let due = LINE_EVERY <= now.duration_since(self.line_at) || self.line_at_position / every != at / every;
+        let due =
+            LINE_EVERY <= now.duration_since(self.line_at) || self.line_at_position / every != at / every;
         let told = view.last_step.is_some() || view.units.is_some();
         if at != self.line_at_position && told && due {
             (self.line_at, self.line_at_position) = (now, at);

@@ -1,22 +1,37 @@
-//! A `Data` section and small samples for this crate's own tests.
+//! A `Data` section, what is shown of it, and small samples for this crate's own tests.
 
-use proto::spec::{Clothes, Data, Pairing, Task};
+use crate::prepare::Shown;
+use proto::spec::{Clothes, Data, Pairing, References, Task};
+
+pub(crate) const SEED: u64 = 7;
 
 pub(crate) fn data() -> Data {
     Data {
         dataset: String::new(),
-        task: Task::Composition,
-        pairing: Pairing::B,
-        references: 2,
         resolution: 64,
         prompt_drop: 0.5,
+        holdout: 0.1,
+        seed: SEED,
+    }
+}
+
+pub(crate) fn references() -> References {
+    References {
+        task: Task::Composition,
+        pairing: Pairing::B,
+        count: 2,
         face_probability: 0.5,
         face_enlargement: 1.33,
         figure_threshold: 0.5,
         clothes: Clothes::default(),
-        reference_scale: 0.8,
+        scale: 0.8,
         multitask_reconstruction: 0.5,
-        holdout: 0.1,
-        seed: 7,
+    }
+}
+
+pub(crate) fn shown() -> Shown {
+    Shown {
+        references: Some(references()),
+        timesteps: 1000,
     }
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{StreamExt, TryStreamExt};
-use proto::spec::{Data, Pairing};
+use proto::spec::{ArchitectureSpec, Data, Pairing};
 
 use crate::cache::Cache;
 use crate::dataset::{Dataset, DatasetError, GroupId};
@@ -16,7 +16,7 @@ use crate::example::Example;
 use crate::holdout::is_held_out;
 use crate::order::SampleOrder;
 use crate::picture::{Decoded, PictureError, decode};
-use crate::prepare::prepare;
+use crate::prepare::{Shown, prepare};
 use crate::reference::{Slot, Source, choose};
 use crate::sample::{Metadata, Sample};
 
@@ -86,14 +86,25 @@ impl From<DatasetError> for LoadError {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LoaderOptions {
-    /// Whether the architecture takes references.
-    pub needs_references: bool,
+    pub shown: Shown,
     /// Memory for row groups and decoded pictures together.
     pub cache_bytes: usize,
     /// The data-set version that the job was submitted with; None accepts any.
     pub version: Option<String>,
+}
+
+impl LoaderOptions {
+    /// What an architecture is shown, with so much memory.
+    #[must_use]
+    pub fn new(architecture: &ArchitectureSpec, cache_bytes: usize, version: Option<String>) -> Self {
+        Self {
+            shown: architecture.into(),
+            cache_bytes,
+            version,
+        }
+    }
 }
 
 /// Cheap to clone; clones share the cache.
@@ -106,7 +117,7 @@ pub struct Loader {
 struct Inner {
     dataset: Dataset,
     data: Data,
-    needs_references: bool,
+    shown: Shown,
     rows: Vec<Metadata>,
     training: Vec<u64>,
     held_out: Vec<u64>,
@@ -131,7 +142,8 @@ impl Loader {
             });
         }
         let rows = dataset.scan().await?;
-        let needs_similar = options.needs_references && data.references > 0 && data.pairing == Pairing::B;
+        let references = options.shown.references;
+        let needs_similar = references.is_some_and(|it| it.count > 0 && it.pairing == Pairing::B);
         let (mut training, mut held_out, mut alone) = (Vec::new(), Vec::new(), 0);
         for (position, row) in rows.iter().enumerate() {
             if needs_similar && row.similar_positions.is_empty() {
@@ -155,7 +167,7 @@ impl Loader {
             inner: Arc::new(Inner {
                 dataset,
                 data: data.clone(),
-                needs_references: options.needs_references,
+                shown: options.shown,
                 rows,
                 training,
                 held_out,
@@ -297,11 +309,11 @@ impl Inner {
         let (group, row) = self.dataset.group_of(position)?;
         let rows = &groups[&group];
         let target = self.decode(group, rows, position)?;
-        if !self.needs_references || self.data.references == 0 {
-            return Ok(prepare(&self.data, epoch, &target, &[]));
-        }
+        let Some(references) = self.shown.references.filter(|it| it.count > 0) else {
+            return Ok(prepare(&self.data, &self.shown, epoch, &target, &[]));
+        };
         let similar = &target.metadata.similar_positions;
-        let slots = choose(&self.data, epoch, position, similar.len());
+        let slots = choose(&references, self.data.seed, epoch, position, similar.len());
         if slots.is_empty() {
             return Err(LoadError::Alone {
                 url: self.dataset.url().to_owned(),
@@ -328,7 +340,7 @@ impl Inner {
             references.push((slot, from));
         }
         let references: Vec<(Slot, &Decoded)> = references.iter().map(|(s, d)| (*s, d.as_ref())).collect();
-        Ok(prepare(&self.data, epoch, &target, &references))
+        Ok(prepare(&self.data, &self.shown, epoch, &target, &references))
     }
 
     fn decode(&self, group: GroupId, rows: &[Sample], position: u64) -> Result<Arc<Decoded>, LoadError> {

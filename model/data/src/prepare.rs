@@ -3,7 +3,7 @@
 //! (law 2).
 
 use image::{Rgb, RgbImage};
-use proto::spec::{Clothes, Data, Task};
+use proto::spec::{ArchitectureSpec, Clothes, Data, References, Task};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
@@ -15,13 +15,34 @@ use crate::picture::{
 use crate::random::{Purpose, random};
 use crate::reference::{Slot, Source};
 
-/// Noise levels of training (notes 5.3).
-const TIMESTEPS: u32 = 1000;
+/// What an architecture is shown of a sample.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shown {
+    /// How references are chosen and cut; None: there are none.
+    pub references: Option<References>,
+    /// Noise levels of training (notes 5.3).
+    pub timesteps: u32,
+}
 
-/// The example of `target` in `epoch`. `references` are the slots of [`crate::reference::choose`] with the
+impl From<&ArchitectureSpec> for Shown {
+    fn from(architecture: &ArchitectureSpec) -> Self {
+        Self {
+            references: architecture.references().copied(),
+            timesteps: architecture.timesteps(),
+        }
+    }
+}
+
+/// The example of `target` in `epoch`. `slots` are those of [`crate::reference::choose`] with the
 /// picture of each; empty for architectures without references.
 #[must_use]
-pub fn prepare(data: &Data, epoch: u64, target: &Decoded, references: &[(Slot, &Decoded)]) -> Example {
+pub fn prepare(
+    data: &Data,
+    shown: &Shown,
+    epoch: u64,
+    target: &Decoded,
+    slots: &[(Slot, &Decoded)],
+) -> Example {
     let stream = |purpose| random(data.seed, epoch, target.position, purpose);
     let (mut crops, mut pads) = (stream(Purpose::Crop), stream(Purpose::Pad));
     let side = data.resolution;
@@ -40,33 +61,36 @@ pub fn prepare(data: &Data, epoch: u64, target: &Decoded, references: &[(Slot, &
         target: picture,
         target_mask: region_mask(side, at),
         face_mask: region_mask(side, face),
-        references: references
+        references: shown
+            .references
             .iter()
-            .map(|(slot, from)| reference(data, *slot, from, &mut crops, colour(&mut pads)))
+            .flat_map(|how| slots.iter().map(move |slot| (how, slot)))
+            .map(|(how, (slot, from))| reference(how, side, *slot, from, &mut crops, colour(&mut pads)))
             .collect(),
         prompt: if dropped {
             String::new()
         } else {
             target.metadata.prompts.clone()
         },
-        timestep: stream(Purpose::Timestep).random_range(0..TIMESTEPS),
+        timestep: stream(Purpose::Timestep).random_range(0..shown.timesteps),
         noise_seed: stream(Purpose::Noise).random(),
     }
 }
 
-/// One reference on request: cut out of a sample under a concept, or without one as the task has it. `seed` and `slot`
+/// One reference on request, on a square of so many pixels: cut out of a sample under a concept, or without one as the task has it. `seed` and `slot`
 /// set what is random in it.
 #[must_use]
 pub fn named_reference(
-    data: &Data,
+    how: &References,
+    side: u32,
     concept: Option<Concept>,
     from: &Decoded,
     seed: u64,
     slot: u64,
 ) -> Reference {
     let stream = |purpose| random(seed, slot, from.position, purpose);
-    let face = stream(Purpose::Concept).random_bool(data.face_probability.clamp(0.0, 1.0));
-    let wish = concept.unwrap_or(match data.task {
+    let face = stream(Purpose::Concept).random_bool(how.face_probability.clamp(0.0, 1.0));
+    let wish = concept.unwrap_or(match how.task {
         Task::Reconstruction => Concept::Figure,
         Task::Composition | Task::Multitask if face => Concept::Face,
         Task::Composition | Task::Multitask => Concept::Clothes,
@@ -76,7 +100,8 @@ pub fn named_reference(
         wish,
     };
     reference(
-        data,
+        how,
+        side,
         slot,
         from,
         &mut stream(Purpose::Crop),
@@ -86,23 +111,30 @@ pub fn named_reference(
 
 /// Cuts one reference out of a sample. Whether the clothes are shown at all depends on how much the face
 /// fills.
-fn reference(data: &Data, slot: Slot, from: &Decoded, rng: &mut ChaCha8Rng, pad: Rgb<u8>) -> Reference {
+fn reference(
+    how: &References,
+    side: u32,
+    slot: Slot,
+    from: &Decoded,
+    rng: &mut ChaCha8Rng,
+    pad: Rgb<u8>,
+) -> Reference {
     let [_, _, face_width, face_height] = from.metadata.bbox;
-    let mostly_face = face_width * face_height > data.figure_threshold;
+    let mostly_face = face_width * face_height > how.figure_threshold;
     let concept = if slot.wish == Concept::Clothes && mostly_face {
         Concept::Figure
     } else {
         slot.wish
     };
     let cut = match concept {
-        Concept::Face => crop(&from.picture, from.face(data.face_enlargement)),
-        Concept::Clothes => clothes(data.clothes, from, rng, pad),
-        Concept::Figure => whole(data, from, slot.source, rng),
+        Concept::Face => crop(&from.picture, from.face(how.face_enlargement)),
+        Concept::Clothes => clothes(how.clothes, from, rng, pad),
+        Concept::Figure => whole(how, from, slot.source, rng),
     };
-    let scale = rng.random_range(data.reference_scale..=1.0);
-    let at = place(cut.width(), cut.height(), data.resolution, scale, anywhere(rng));
+    let scale = rng.random_range(how.scale..=1.0);
+    let at = place(cut.width(), cut.height(), side, scale, anywhere(rng));
     Reference {
-        picture: on_pad(cut, at, data.resolution, pad),
+        picture: on_pad(cut, at, side, pad),
         concept,
         position: from.position,
     }
@@ -141,12 +173,12 @@ fn clothes(how: Clothes, from: &Decoded, rng: &mut ChaCha8Rng, pad: Rgb<u8>) -> 
 
 /// The whole picture; of the target itself only a random part, because an identical reference teaches
 /// copying.
-fn whole(data: &Data, from: &Decoded, source: Source, rng: &mut ChaCha8Rng) -> RgbImage {
+fn whole(how: &References, from: &Decoded, source: Source, rng: &mut ChaCha8Rng) -> RgbImage {
     if source != Source::Target {
         return from.picture.clone();
     }
     let (width, height) = (f64::from(from.picture.width()), f64::from(from.picture.height()));
-    let share = rng.random_range(data.reference_scale..=1.0);
+    let share = rng.random_range(how.scale..=1.0);
     let Along { x, y } = anywhere(rng);
     let (left, top) = (width * (1.0 - share) * x, height * (1.0 - share) * y);
     let (w, h) = from.picture.dimensions();
@@ -170,7 +202,7 @@ fn colour(rng: &mut ChaCha8Rng) -> Rgb<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::example_data::data;
+    use crate::example_data::{data, references, shown};
     use crate::sample::Metadata;
     use image::GrayImage;
 
@@ -221,7 +253,7 @@ mod tests {
     #[test]
     fn the_mask_covers_the_picture_and_not_the_pad() {
         let target = figure(1, 48, 96);
-        let example = prepare(&data(), 0, &target, &[]);
+        let example = prepare(&data(), &shown(), 0, &target, &[]);
         assert_eq!(example.target.dimensions(), (64, 64));
         let inside = example.target_mask.pixels().filter(|p| p.0[0] == 255).count();
         assert_eq!(inside, 32 * 64);
@@ -241,7 +273,7 @@ mod tests {
     fn the_face_mask_lies_on_the_face_wherever_the_picture_was_put() {
         for position in 0..20 {
             // Of the final size already, so that no edge is blurred.
-            let example = prepare(&data(), 0, &figure(position, 32, 64), &[]);
+            let example = prepare(&data(), &shown(), 0, &figure(position, 32, 64), &[]);
             let mut faces = 0;
             for (x, y, pixel) in example.target.enumerate_pixels() {
                 if example.face_mask.get_pixel(x, y).0[0] == 255 {
@@ -263,7 +295,7 @@ mod tests {
             };
             let from = figure(100, 64, 64);
             let slots = [(slot(Concept::Clothes), &from), (slot(Concept::Face), &from)];
-            let example = prepare(&data(), 0, &target, &slots);
+            let example = prepare(&data(), &shown(), 0, &target, &slots);
             let (clothes, face) = (&example.references[0], &example.references[1]);
             assert_eq!((clothes.concept, face.concept), (Concept::Clothes, Concept::Face));
             // The pad may by chance look like skin; the true face covers far more than chance.
@@ -280,14 +312,18 @@ mod tests {
     #[test]
     fn clothes_are_shown_as_the_job_says() {
         let from = figure(100, 64, 64);
-        let shown = |clothes: Clothes| {
-            let data = Data {
+        let counted = |clothes: Clothes| {
+            let how = References {
                 clothes,
-                reference_scale: 1.0,
-                ..data()
+                scale: 1.0,
+                ..references()
+            };
+            let shown = Shown {
+                references: Some(how),
+                timesteps: 1000,
             };
             let slots = [(slot(Concept::Clothes), &from)];
-            let example = prepare(&data, 0, &figure(3, 64, 64), &slots);
+            let example = prepare(&data(), &shown, 0, &figure(3, 64, 64), &slots);
             count(&example.references[0].picture, BACK)
         };
         let always = |cut_off: bool, background: bool| Clothes {
@@ -296,22 +332,28 @@ mod tests {
             ..Clothes::default()
         };
         // Whole with its background; cut to half of its height; without any background.
-        assert!((2000..2500).contains(&shown(always(false, true))));
-        assert!((900..1200).contains(&shown(always(true, true))));
-        assert_eq!(shown(always(false, false)), 0);
+        assert!((2000..2500).contains(&counted(always(false, true))));
+        assert!((900..1200).contains(&counted(always(true, true))));
+        assert_eq!(counted(always(false, false)), 0);
         // Half of the height is not enough: painted over.
         let strict = Clothes {
             cut_off_minimum: 0.9,
             ..always(true, true)
         };
-        assert_eq!(shown(strict), shown(always(false, true)));
+        assert_eq!(counted(strict), counted(always(false, true)));
     }
 
     #[test]
     fn a_picture_that_is_mostly_face_is_shown_whole() {
         let mut from = figure(100, 64, 64);
         from.metadata.bbox = [0.5, 0.5, 0.8, 0.7];
-        let example = prepare(&data(), 0, &figure(1, 64, 64), &[(slot(Concept::Clothes), &from)]);
+        let example = prepare(
+            &data(),
+            &shown(),
+            0,
+            &figure(1, 64, 64),
+            &[(slot(Concept::Clothes), &from)],
+        );
         assert_eq!(example.references[0].concept, Concept::Figure);
         assert_eq!(example.references[0].position, 100);
     }
@@ -320,9 +362,9 @@ mod tests {
     fn everything_repeats_and_another_epoch_differs() {
         let (target, from) = (figure(5, 48, 64), figure(6, 64, 64));
         let slots = [(slot(Concept::Clothes), &from)];
-        let once = prepare(&data(), 0, &target, &slots);
-        assert_eq!(once, prepare(&data(), 0, &target, &slots));
-        let later = prepare(&data(), 1, &target, &slots);
+        let once = prepare(&data(), &shown(), 0, &target, &slots);
+        assert_eq!(once, prepare(&data(), &shown(), 0, &target, &slots));
+        let later = prepare(&data(), &shown(), 1, &target, &slots);
         assert_ne!(once.noise_seed, later.noise_seed);
         assert_ne!(once.references[0].picture, later.references[0].picture);
     }
@@ -334,6 +376,7 @@ mod tests {
             .map(|position| {
                 prepare(
                     &data(),
+                    &shown(),
                     0,
                     &Decoded {
                         position,
@@ -347,6 +390,6 @@ mod tests {
         assert!((430..570).contains(&dropped), "{dropped}");
         let mean = examples.iter().map(|e| f64::from(e.timestep)).sum::<f64>() / 1000.0;
         assert!((450.0..550.0).contains(&mean), "{mean}");
-        assert!(examples.iter().all(|e| e.timestep < TIMESTEPS));
+        assert!(examples.iter().all(|e| e.timestep < 1000));
     }
 }

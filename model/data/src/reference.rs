@@ -1,7 +1,7 @@
 //! Which pictures a target is drawn from, and under which concept (paper, section 5.1 and A.4; notes 3.8 and
 //! 8). Only choices: no pixel is touched here. Called by the loader, which then decodes just what was chosen.
 
-use proto::spec::{Data, Pairing, Task};
+use proto::spec::{Pairing, References, Task};
 use rand::Rng;
 use rand::seq::SliceRandom;
 
@@ -29,23 +29,23 @@ pub struct Slot {
 /// Pairing b draws without replacement where there are at least N similar pictures; otherwise each appears at
 /// least once and the rest is drawn again. Empty when pairing b finds nothing to draw from, or when N is 0.
 #[must_use]
-pub fn choose(data: &Data, epoch: u64, position: u64, similar: usize) -> Vec<Slot> {
-    let slots = data.references as usize;
-    let sources = match data.pairing {
+pub fn choose(references: &References, seed: u64, epoch: u64, position: u64, similar: usize) -> Vec<Slot> {
+    let slots = references.count as usize;
+    let sources = match references.pairing {
         Pairing::A => vec![Source::Target; slots],
         Pairing::B if similar == 0 => Vec::new(),
         Pairing::B => draw(
             slots,
             similar,
-            &mut random(data.seed, epoch, position, Purpose::ReferenceChoice),
+            &mut random(seed, epoch, position, Purpose::ReferenceChoice),
         ),
     };
-    let whole = is_reconstruction(data, epoch, position);
-    let mut concepts = random(data.seed, epoch, position, Purpose::Concept);
+    let whole = is_reconstruction(references, seed, epoch, position);
+    let mut concepts = random(seed, epoch, position, Purpose::Concept);
     sources
         .into_iter()
         .map(|source| {
-            let face = concepts.random_bool(data.face_probability.clamp(0.0, 1.0));
+            let face = concepts.random_bool(references.face_probability.clamp(0.0, 1.0));
             let wish = match (whole, face) {
                 (true, _) => Concept::Figure,
                 (false, true) => Concept::Face,
@@ -58,12 +58,12 @@ pub fn choose(data: &Data, epoch: u64, position: u64, similar: usize) -> Vec<Slo
 
 /// Whether this sample shows whole pictures (reconstruction) rather than faces and clothes (composition).
 #[must_use]
-pub fn is_reconstruction(data: &Data, epoch: u64, position: u64) -> bool {
-    match data.task {
+pub fn is_reconstruction(references: &References, seed: u64, epoch: u64, position: u64) -> bool {
+    match references.task {
         Task::Reconstruction => true,
         Task::Composition => false,
-        Task::Multitask => random(data.seed, epoch, position, Purpose::Task)
-            .random_bool(data.multitask_reconstruction.clamp(0.0, 1.0)),
+        Task::Multitask => random(seed, epoch, position, Purpose::Task)
+            .random_bool(references.multitask_reconstruction.clamp(0.0, 1.0)),
     }
 }
 
@@ -85,7 +85,7 @@ fn draw(slots: usize, similar: usize, rng: &mut impl Rng) -> Vec<Source> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::example_data::data;
+    use crate::example_data::{SEED, references};
     use std::collections::BTreeSet;
 
     fn indices(slots: &[Slot]) -> Vec<usize> {
@@ -100,13 +100,13 @@ mod tests {
 
     #[test]
     fn enough_similar_pictures_are_drawn_without_replacement() {
-        let data = proto::spec::Data {
-            references: 4,
-            ..data()
+        let references = References {
+            count: 4,
+            ..references()
         };
         let mut drawn = BTreeSet::new();
         for position in 0..200 {
-            let chosen = indices(&choose(&data, 0, position, 7));
+            let chosen = indices(&choose(&references, SEED, 0, position, 7));
             assert_eq!(chosen.iter().collect::<BTreeSet<_>>().len(), 4);
             drawn.extend(chosen);
         }
@@ -118,38 +118,45 @@ mod tests {
 
     #[test]
     fn too_few_are_all_shown_before_any_repeats() {
-        let data = proto::spec::Data {
-            references: 4,
-            ..data()
+        let references = References {
+            count: 4,
+            ..references()
         };
         for position in 0..100 {
-            let chosen = indices(&choose(&data, 0, position, 3));
+            let chosen = indices(&choose(&references, SEED, 0, position, 3));
             assert_eq!(chosen.len(), 4);
             assert_eq!(chosen.iter().collect::<BTreeSet<_>>().len(), 3, "{chosen:?}");
         }
-        assert!(choose(&data, 0, 1, 0).is_empty());
+        assert!(choose(&references, SEED, 0, 1, 0).is_empty());
     }
 
     #[test]
     fn pairing_a_shows_the_target_only() {
-        let data = proto::spec::Data {
+        let references = References {
             pairing: Pairing::A,
-            references: 2,
-            ..data()
+            count: 2,
+            ..references()
         };
-        assert!(choose(&data, 0, 5, 0).iter().all(|s| s.source == Source::Target));
-        assert_eq!(choose(&data, 0, 5, 0).len(), 2);
+        assert!(
+            choose(&references, SEED, 0, 5, 0)
+                .iter()
+                .all(|s| s.source == Source::Target)
+        );
+        assert_eq!(choose(&references, SEED, 0, 5, 0).len(), 2);
     }
 
     #[test]
     fn tasks_set_the_concepts_and_multitask_mixes_by_sample() {
         let wishes = |task, position| -> Vec<Concept> {
-            let data = proto::spec::Data {
+            let references = References {
                 task,
-                references: 4,
-                ..data()
+                count: 4,
+                ..references()
             };
-            choose(&data, 0, position, 9).iter().map(|s| s.wish).collect()
+            choose(&references, SEED, 0, position, 9)
+                .iter()
+                .map(|s| s.wish)
+                .collect()
         };
         assert!(
             wishes(Task::Reconstruction, 1)
@@ -173,7 +180,11 @@ mod tests {
 
     #[test]
     fn another_epoch_chooses_anew() {
-        let chosen = |epoch| (0..20).map(|p| choose(&data(), epoch, p, 9)).collect::<Vec<_>>();
+        let chosen = |epoch| {
+            (0..20)
+                .map(|p| choose(&references(), SEED, epoch, p, 9))
+                .collect::<Vec<_>>()
+        };
         assert_eq!(chosen(0), chosen(0));
         assert_ne!(chosen(0), chosen(1));
     }

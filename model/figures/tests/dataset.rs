@@ -10,12 +10,13 @@ use model_data::dataset::{Dataset, DatasetError};
 use model_data::describe::describe;
 use model_data::import::{ImportError, import};
 use model_data::loader::{LoadError, Loader, LoaderOptions};
+use model_data::prepare::Shown;
 use model_data::sample::{Sample, split_tags};
 use model_data::verify::verify;
 use model_data::writer::{DatasetWriter, WriteError, WriteOptions};
 use parquet::arrow::ArrowWriter;
 use proto::dataset::DatasetManifest;
-use proto::spec::{Clothes, Data, Pairing, Task};
+use proto::spec::{Clothes, Data, Pairing, References, Task};
 use proto::text::hex_sha256;
 
 fn options() -> SynthesizeOptions {
@@ -56,17 +57,8 @@ fn small_groups() -> WriteOptions {
 fn data(folder: &Path) -> Data {
     Data {
         dataset: url(folder),
-        task: Task::Composition,
-        pairing: Pairing::B,
-        references: 2,
         resolution: 32,
         prompt_drop: 0.5,
-        face_probability: 0.5,
-        face_enlargement: 1.33,
-        figure_threshold: 0.5,
-        clothes: Clothes::default(),
-        reference_scale: 0.8,
-        multitask_reconstruction: 0.5,
         holdout: 0.3,
         seed: 7,
     }
@@ -74,7 +66,20 @@ fn data(folder: &Path) -> Data {
 
 fn loading(cache_bytes: usize) -> LoaderOptions {
     LoaderOptions {
-        needs_references: true,
+        shown: Shown {
+            references: Some(References {
+                task: Task::Composition,
+                pairing: Pairing::B,
+                count: 2,
+                face_probability: 0.5,
+                face_enlargement: 1.33,
+                figure_threshold: 0.5,
+                clothes: Clothes::default(),
+                scale: 0.8,
+                multitask_reconstruction: 0.5,
+            }),
+            timesteps: 1000,
+        },
         cache_bytes,
         version: None,
     }

@@ -26,7 +26,7 @@ pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> TrainWork {
     );
     let mut spec = proto::job::parse_training("scene.toml", &text).unwrap();
     // A random autoencoder's latents are small, and so would be all that depends on pictures.
-    spec.model.autoencoder.scaling_factor = 20.0;
+    spec.model.architecture.autoencoder_mut().scaling_factor = 20.0;
     spec
 }
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use proto::public::agree::{Disagreement, agree};
-use proto::public::base::{CONFIG_FILE, PARTS, Part, WEIGHT_FILES, parts};
+use proto::public::base::{CONFIG_FILE, PARTS, Part, WEIGHT_FILES};
 use proto::public::names::{RETRINET_FILE, foreign};
 use proto::spec::{Architecture, Model};
 
@@ -19,7 +19,7 @@ use storage::{StoreError, local_folder, open};
 /// Longest header of a safetensors file that is read: Stable Diffusion's has 150 KB.
 const HEADER_BYTES_MAX: u64 = 64 << 20;
 /// What an exported RetriNet has beside its U-Net, under full names: a job that begins from it goes on from there.
-pub const RETRINET: &str = "retrinet";
+pub const RETRINET: &str = proto::architecture::RETRINET;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BaseError {
@@ -144,8 +144,12 @@ impl Base {
     /// The components that a job of this architecture begins from, as far as they are here, in the order in which they
     /// are loaded.
     pub fn taken_over(&self, architecture: Architecture) -> impl Iterator<Item = (&'static str, &Place)> {
-        let own = (architecture == Architecture::Retrinet).then_some(RETRINET);
-        let names = parts(architecture).iter().map(|(name, _)| *name).chain(own);
+        let facts = architecture.facts();
+        let names = facts
+            .base_parts
+            .iter()
+            .map(|(name, _)| *name)
+            .chain(facts.own_file);
         names.filter_map(|name| Some((name, self.parts.get(name)?)))
     }
 
@@ -155,7 +159,7 @@ impl Base {
     /// # Errors
     /// The first part or field.
     pub async fn suits(&self, model: &Model) -> Result<(), BaseError> {
-        for (name, needed) in parts(model.architecture) {
+        for (name, needed) in model.architecture.facts().base_parts {
             let Some(place) = self.parts.get(name) else {
                 if *needed {
                     return Err(self.missing(name));
@@ -430,7 +434,9 @@ mod tests {
         };
         let base = Base::find(&url).await.unwrap();
         let autoencoder = Model {
-            architecture: Architecture::Autoencoder,
+            architecture: proto::spec::ArchitectureSpec::Autoencoder(proto::architecture::Autoencoder {
+                autoencoder: model().architecture.autoencoder().clone(),
+            }),
             ..model()
         };
         let error = base.suits(&autoencoder).await.unwrap_err().to_string();

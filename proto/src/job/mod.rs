@@ -3,15 +3,17 @@
 //! again, and by ranks.
 
 mod check;
+pub(crate) mod faults;
 mod raw;
 
+use crate::architecture::fields::Written;
 use crate::id::JobId;
 use crate::place;
 use crate::sample::{NamedReference, PictureSource, SampleWork, Weights};
-use crate::spec::{Data, JobSpec, Model, Optimizer, Resources, Train, TrainWork, Work};
+use crate::spec::{JobSpec, Optimizer, Resources, Train, TrainWork, Work};
 use raw::{
-    AutoencoderToml, CheckpointToml, DataToml, JobToml, ModelToml, OptimizerName, OptimizerToml,
-    ReferenceToml, ResourcesToml, SampleToml, TextEncoderToml, TrainToml, UNetToml, WeightsToml, WorkersToml,
+    CheckpointToml, JobToml, OptimizerName, OptimizerToml, ReferenceToml, ResourcesToml, SampleToml,
+    TrainToml, TrainingToml, WeightsToml, WorkersToml,
 };
 use std::fmt;
 use std::path::Path;
@@ -121,9 +123,10 @@ pub fn to_toml(spec: &JobSpec) -> String {
     };
     match &spec.work {
         Work::Train(work) => {
-            raw.data = Some(data_toml(&work.data));
-            raw.model = Some(model_toml(&work.model));
-            raw.train = Some(train_toml(&work.train));
+            let tables = training_toml(work);
+            raw.data = Some(tables.data);
+            raw.model = Some(tables.model);
+            raw.train = Some(tables.train);
             raw.checkpoint = Some(CheckpointToml {
                 every: Some(work.checkpoint.every),
                 keep: Some(work.checkpoint.keep),
@@ -132,6 +135,29 @@ pub fn to_toml(spec: &JobSpec) -> String {
         Work::Sample(work) => raw.sample = Some(sample_toml(work)),
     }
     toml::to_string(&raw).expect("plain tables, numbers and strings are TOML")
+}
+
+/// The tables that say what is trained: what every job has, and what its architecture reads.
+fn training_toml(work: &TrainWork) -> TrainingToml {
+    let (data, model) = (&work.data, &work.model);
+    let mut written = Written::default();
+    written.put("train", train_toml(&work.train));
+    model.architecture.write(&mut written);
+    written.put("data.dataset", &data.dataset);
+    written.put("data.resolution", data.resolution);
+    written.put("data.prompt_drop", data.prompt_drop);
+    written.put("data.holdout", data.holdout);
+    written.put("data.seed", data.seed);
+    written.put("model.architecture", model.architecture.kind());
+    if let Some(init) = &model.init {
+        written.put("model.init", init);
+    }
+    written.put("model.freeze", &model.freeze);
+    written.put("model.activation_checkpointing", &model.activation_checkpointing);
+    let tables = toml::Value::Table(written.into_table());
+    tables
+        .try_into()
+        .expect("what is written has the types of the raw tables")
 }
 
 fn resources_toml(resources: &Resources) -> ResourcesToml {
@@ -188,61 +214,6 @@ fn reference_toml(reference: &NamedReference) -> ReferenceToml {
     }
 }
 
-fn data_toml(data: &Data) -> DataToml {
-    DataToml {
-        dataset: data.dataset.clone(),
-        task: Some(data.task),
-        pairing: Some(data.pairing),
-        references: Some(data.references),
-        resolution: data.resolution,
-        prompt_drop: Some(data.prompt_drop),
-        face_probability: Some(data.face_probability),
-        face_enlargement: Some(data.face_enlargement),
-        figure_threshold: Some(data.figure_threshold),
-        clothes: Some(data.clothes),
-        reference_scale: Some(data.reference_scale),
-        multitask_reconstruction: Some(data.multitask_reconstruction),
-        holdout: Some(data.holdout),
-        seed: Some(data.seed),
-    }
-}
-
-fn model_toml(model: &Model) -> ModelToml {
-    let (unet, autoencoder, text) = (&model.unet, &model.autoencoder, &model.text_encoder);
-    ModelToml {
-        architecture: model.architecture,
-        size: None,
-        init: model.init.clone(),
-        freeze: Some(model.freeze.clone()),
-        activation_checkpointing: Some(model.activation_checkpointing.clone()),
-        retrieval: Some(model.retrieval),
-        unet: UNetToml {
-            channels: Some(unet.channels),
-            channel_mult: Some(unet.channel_mult.clone()),
-            res_blocks: Some(unet.res_blocks),
-            attention_levels: Some(unet.attention_levels.clone()),
-            heads: Some(unet.heads),
-            context_dim: Some(unet.context_dim),
-            latent_channels: Some(unet.latent_channels),
-            norm_groups: Some(unet.norm_groups),
-        },
-        autoencoder: AutoencoderToml {
-            channels: Some(autoencoder.channels),
-            channel_mult: Some(autoencoder.channel_mult.clone()),
-            res_blocks: Some(autoencoder.res_blocks),
-            latent_channels: Some(autoencoder.latent_channels),
-            scaling_factor: Some(autoencoder.scaling_factor),
-            norm_groups: Some(autoencoder.norm_groups),
-        },
-        text_encoder: TextEncoderToml {
-            width: Some(text.width),
-            layers: Some(text.layers),
-            heads: Some(text.heads),
-            tokens: Some(text.tokens),
-        },
-    }
-}
-
 fn train_toml(train: &Train) -> TrainToml {
     let Optimizer::AdamW {
         beta1,
@@ -260,9 +231,10 @@ fn train_toml(train: &Train) -> TrainToml {
         decay: Some(train.decay),
         clip: Some(train.clip.unwrap_or(0.0)),
         ema: Some(train.ema.unwrap_or(0.0)),
-        face_loss_weight: Some(train.face_loss_weight),
-        target_mask_threshold: Some(train.target_mask_threshold),
-        loss_weighting: Some(train.loss_weighting),
+        // The architecture's.
+        face_loss_weight: None,
+        target_mask_threshold: None,
+        loss_weighting: None,
         precision: Some(train.precision),
         on_nonfinite: Some(train.on_nonfinite),
         latent_cache_mib: Some(train.latent_cache_mib),

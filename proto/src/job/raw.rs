@@ -1,6 +1,7 @@
 //! job.toml as typed: every field optional that has a default, nothing checked but its type. The meaning is
 //! [`crate::spec::JobSpec`]; the way between is [`super::check`].
 
+use crate::architecture::{NoiseKind, Prediction};
 use crate::sample::{Concept, SampleMethod, SamplePrompt};
 use crate::spec::{
     Architecture, Clothes, Component, Decay, DeviceKind, LossWeighting, OnFailedUnit, OnNonfinite, Pairing,
@@ -22,6 +23,15 @@ pub(super) struct JobToml {
     pub(super) train: Option<TrainToml>,
     pub(super) checkpoint: Option<CheckpointToml>,
     pub(super) sample: Option<SampleToml>,
+}
+
+/// The tables that say what is trained.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TrainingToml {
+    pub(super) data: DataToml,
+    pub(super) model: ModelToml,
+    pub(super) train: TrainToml,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -111,12 +121,23 @@ pub(super) struct ModelToml {
     pub(super) freeze: Option<Vec<Component>>,
     pub(super) activation_checkpointing: Option<Vec<Component>>,
     pub(super) retrieval: Option<Retrieval>,
+    pub(super) noise: Option<NoiseToml>,
     #[serde(default)]
     pub(super) unet: UNetToml,
     #[serde(default)]
     pub(super) autoencoder: AutoencoderToml,
     #[serde(default)]
     pub(super) text_encoder: TextEncoderToml,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NoiseToml {
+    pub(super) kind: Option<NoiseKind>,
+    pub(super) steps: Option<u32>,
+    pub(super) beta_start: Option<f64>,
+    pub(super) beta_end: Option<f64>,
+    pub(super) prediction: Option<Prediction>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

@@ -6,6 +6,7 @@ use crate::spec::{Attend, Clothes, Component, JobSpec, OnNonfinite, Precision, R
 use std::path::Path;
 
 mod combination;
+mod noise;
 mod work;
 
 const GOOD: &str = r#"name = "demo"
@@ -367,22 +368,28 @@ fn latents_are_kept_only_where_they_stay_the_same() {
 #[test]
 fn what_the_paper_leaves_open_is_a_field_with_a_default() {
     let spec = read(GOOD).unwrap();
-    assert_eq!(spec.data.clothes, Clothes::default());
+    let references = |spec: &TrainWork| *spec.model.architecture.references().unwrap();
+    assert_eq!(references(&spec).clothes, Clothes::default());
+    let objective = spec.model.architecture.diffusion().unwrap().objective;
     assert_eq!(
-        (spec.data.reference_scale, spec.train.target_mask_threshold),
+        (references(&spec).scale, objective.target_mask_threshold),
         (0.8, 0.5)
     );
-    assert_eq!(spec.model.retrieval, Retrieval::default());
+    assert_eq!(spec.model.architecture.retrieval(), Some(Retrieval::default()));
     let edited = |section: &str, lines: &str| GOOD.replace(section, &format!("{section}\n{lines}"));
     let with = |section: &str, lines: &str| read(&edited(section, lines));
     let spec = with("[data]", "clothes = { background = 1 }\nreference_scale = 1.0").unwrap();
     assert_eq!(
-        (spec.data.clothes.background, spec.data.clothes.cut_off),
+        (
+            references(&spec).clothes.background,
+            references(&spec).clothes.cut_off
+        ),
         (1.0, 0.5)
     );
     let open = "retrieval = { attend = \"every-level\", time = \"zero\" }";
     let spec = with("[model]", open).unwrap();
-    assert_eq!(spec.model.retrieval.attend, Attend::EveryLevel);
+    let retrieval = spec.model.architecture.retrieval().unwrap();
+    assert_eq!(retrieval.attend, Attend::EveryLevel);
     check_canonical(&edited("[model]", open));
     let refused = |section: &str, lines: &str, message: &str| {
         let error = with(section, lines).unwrap_err();

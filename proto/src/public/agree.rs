@@ -3,7 +3,7 @@
 
 use super::config::{self, ConfigError};
 use crate::layout::{AutoencoderLayout, TextLayout, UNetLayout};
-use crate::spec::Model;
+use crate::spec::{AutoencoderConfig, Model};
 use std::fmt::Debug;
 
 /// Why weights cannot be a job's.
@@ -27,13 +27,16 @@ pub enum Disagreement {
 /// # Errors
 /// The first field that the networks cannot obey, or that differs.
 pub fn agree(component: &str, config: &str, model: &Model) -> Result<(), Disagreement> {
-    match component {
-        "autoencoder" => {
-            scaling(config, model)?;
-            autoencoder(&config::autoencoder(config)?, &(&model.autoencoder).into())
+    let job = &model.architecture;
+    match (component, job.diffusion()) {
+        ("autoencoder", _) => {
+            scaling(config, job.autoencoder())?;
+            autoencoder(&config::autoencoder(config)?, &job.autoencoder().into())
         }
-        "text_encoder" => text(&config::text(config, false)?, &(&model.text_encoder).into()),
-        _ => unet(&config::unet(config)?, &(&model.unet).into()),
+        // Nobody reads a part that the architecture does not have.
+        (_, None) => Ok(()),
+        ("text_encoder", Some(job)) => text(&config::text(config, false)?, &(&job.text_encoder).into()),
+        (_, Some(job)) => unet(&config::unet(config)?, &(&job.unet).into()),
     }
 }
 
@@ -161,12 +164,12 @@ fn autoencoder(found: &AutoencoderLayout, job: &AutoencoderLayout) -> Result<(),
 }
 
 /// Older files do not say it; all of these were made with Stable Diffusion's.
-fn scaling(config: &str, model: &Model) -> Result<(), Disagreement> {
+fn scaling(config: &str, job: &AutoencoderConfig) -> Result<(), Disagreement> {
     let Some(found) = config::scaling_factor(config)? else {
         return Ok(());
     };
     let ours = "model.autoencoder.scaling_factor";
-    same("scaling_factor", &found, ours, &model.autoencoder.scaling_factor)
+    same("scaling_factor", &found, ours, &job.scaling_factor)
 }
 
 fn text(found: &TextLayout, job: &TextLayout) -> Result<(), Disagreement> {
@@ -230,7 +233,12 @@ mod tests {
         let text = "name = \"x\"\n[data]\ndataset = \"file:///d\"\nresolution = 384\n\
                     [model]\narchitecture = \"retrinet\"\nsize = \"sd15\"\ninit = \"file:///b\"\n\
                     [train]\nsteps = 1\nglobal_batch = 1\nmicro_batch = 1\n";
-        crate::job::parse("job.toml", text, None).unwrap().training().unwrap().model.clone()
+        crate::job::parse("job.toml", text, None)
+            .unwrap()
+            .training()
+            .unwrap()
+            .model
+            .clone()
     }
 
     fn refusal(component: &str, config: &str) -> String {

@@ -3,7 +3,6 @@
 //! file with everything in it. Who looks for the files is `base_weights::base`; who reads them is `model`.
 
 use super::names::{SINGLE_FILE_AUTOENCODER, SINGLE_FILE_TEXT, SINGLE_FILE_UNET};
-use crate::spec::Architecture;
 
 /// One component of a base model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,13 +52,3 @@ pub const WEIGHT_FILES: [&str; 4] = [
 
 /// What a component's folder says of itself.
 pub const CONFIG_FILE: &str = "config.json";
-
-/// The parts that an architecture takes over when they are there, and whether they must be there.
-#[must_use]
-pub fn parts(architecture: Architecture) -> &'static [(&'static str, bool)] {
-    match architecture {
-        Architecture::Autoencoder => &[("autoencoder", true)],
-        Architecture::TextToImage => &[("autoencoder", true), ("text_encoder", false), ("unet", false)],
-        Architecture::Retrinet => &[("autoencoder", true), ("text_encoder", true), ("unet", true)],
-    }
-}

@@ -7,15 +7,20 @@ use serde_json::{Value, json};
 /// The version whose fields these are; newer ones read them too.
 const DIFFUSERS: &str = "0.42.1";
 
-/// The config of a component ("autoencoder", "text_encoder" or "unet") of a model that works at `resolution` pixels.
+/// The config of a component ("autoencoder", "text_encoder" or "unet") of a model that works at `resolution` pixels;
+/// None: its architecture has no such component.
 #[must_use]
-pub fn config(component: &str, model: &Model, resolution: u32) -> String {
+pub fn config(component: &str, model: &Model, resolution: u32) -> Option<String> {
+    let architecture = &model.architecture;
     let config = match component {
-        "autoencoder" => autoencoder(&model.autoencoder, resolution),
-        "text_encoder" => text(&model.text_encoder),
-        _ => unet(&model.unet, resolution / model.autoencoder.factor()),
+        "autoencoder" => autoencoder(architecture.autoencoder(), resolution),
+        "text_encoder" => text(architecture.text_encoder()?),
+        _ => unet(
+            architecture.unet()?,
+            resolution / architecture.autoencoder().factor(),
+        ),
     };
-    format!("{config:#}\n")
+    Some(format!("{config:#}\n"))
 }
 
 fn unet(config: &UNetConfig, side: u32) -> Value {
@@ -112,12 +117,19 @@ mod tests {
                  [model]\narchitecture = \"retrinet\"\nsize = \"{size}\"\ninit = \"file:///b\"\n\
                  [train]\nsteps = 1\nglobal_batch = 1\nmicro_batch = 1\n"
             );
-            let model = crate::job::parse("job.toml", &text, None).unwrap().training().unwrap().model.clone();
+            let model = crate::job::parse("job.toml", &text, None)
+                .unwrap()
+                .training()
+                .unwrap()
+                .model
+                .clone();
             for part in crate::public::base::PARTS {
-                agree(part.name, &config(part.name, &model, 64), &model).unwrap();
+                let text = config(part.name, &model, 64).unwrap();
+                agree(part.name, &text, &model).unwrap();
             }
-            let text = crate::public::config::text(&config("text_encoder", &model, 64), false).unwrap();
-            assert_eq!(text, (&model.text_encoder).into());
+            let text = config("text_encoder", &model, 64).unwrap();
+            let text = crate::public::config::text(&text, false).unwrap();
+            assert_eq!(text, model.architecture.text_encoder().unwrap().into());
         }
     }
 }

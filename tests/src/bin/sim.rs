@@ -1,9 +1,10 @@
 //! Lives through simulated worlds, for people: `sim --seeds COUNT` lives the first COUNT on all cores and names those that
 //! break, one line each; `sim --seed N --trace` tells one in plain words; `--bug NAME` plants a bug in it; `sim --bugs` plants
 //! each bug of the list in turn and prints which seed finds it. `sim --hash` prints one hash over all worlds, of numbers alone, to
-//! compare two versions of the code; `--each` one more per world; `--gangs` leaves out whoever wants pictures.
+//! compare two versions of the code; `--each` one more per world. `--gangs` leaves out whoever
+//! wants pictures, `--mixed` puts in jobs of many units. `--million` lives through one world with a job of a million units.
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use std::process::ExitCode;
 use std::time::Instant;
 use tests::world::{self, Bug, Kinds, Story};
@@ -24,7 +25,7 @@ fn main() -> ExitCode {
 
 fn live() -> anyhow::Result<()> {
     let (mut seeds, mut seed, mut bug, mut story, mut bugs) = (1_000, None, None, Story::Hashed, false);
-    let (mut hash, mut each, mut kinds) = (false, false, Kinds::All);
+    let (mut hash, mut each, mut kinds, mut million) = (false, false, Kinds::All, false);
     let mut arguments = std::env::args().skip(1);
     while let Some(flag) = arguments.next() {
         match flag.as_str() {
@@ -36,19 +37,22 @@ fn live() -> anyhow::Result<()> {
             "--hash" => hash = true,
             "--each" => each = true,
             "--gangs" => kinds = Kinds::Gangs,
+            "--mixed" => kinds = Kinds::Mixed,
+            "--million" => million = true,
             _ => bail!(
                 "`{flag}`: usage: sim [--seeds COUNT] [--seed N] [--bug NAME] [--trace] [--bugs] \
-                 [--hash [--each] [--gangs]]"
+                 [--hash [--each]] [--gangs | --mixed] [--million]"
             ),
         }
     }
     // A machine that finds itself broken panics; its world says so in its one line.
     std::panic::set_hook(Box::new(|_| {}));
     match seed {
-        Some(seed) => one(seed, bug, story),
+        Some(seed) => one(kinds, seed, bug, story),
+        None if million => many_units(),
         None if hash => hashes(seeds, kinds, each),
         None if bugs => table(),
-        None => many(seeds, bug),
+        None => many(kinds, seeds, bug),
     }
 }
 
@@ -64,17 +68,17 @@ fn planted(name: &str) -> anyhow::Result<Bug> {
     found.with_context(|| format!("there is no bug `{name}` to plant, only {:?}", Bug::ALL))
 }
 
-fn one(seed: u64, bug: Option<Bug>, story: Story) -> anyhow::Result<()> {
-    match world::run(seed, bug, story) {
+fn one(kinds: Kinds, seed: u64, bug: Option<Bug>, story: Story) -> anyhow::Result<()> {
+    match world::run_of(kinds, seed, bug, story) {
         Ok(outcome) => println!("seed {seed} ends well: {outcome}"),
         Err(broken) => bail!("{broken}"),
     }
     Ok(())
 }
 
-fn many(count: u64, bug: Option<Bug>) -> anyhow::Result<()> {
+fn many(kinds: Kinds, count: u64, bug: Option<Bug>) -> anyhow::Result<()> {
     let began = Instant::now();
-    let crowd = world::crowd(count, bug, |broken| println!("{broken}"));
+    let crowd = world::crowd(kinds, count, bug, |broken| println!("{broken}"));
     println!(
         "{count} worlds, {} broken, in {:.0} s on {} cores; {}; the shortest world had {} events",
         crowd.broken.len(),
@@ -86,6 +90,22 @@ fn many(count: u64, bug: Option<Bug>) -> anyhow::Result<()> {
     if !crowd.broken.is_empty() {
         bail!("{} worlds broke", crowd.broken.len());
     }
+    Ok(())
+}
+
+fn many_units() -> anyhow::Result<()> {
+    let many = world::many_units(1_000_000).map_err(|broken| anyhow!("{broken}"))?;
+    println!(
+        "{} units in {:.0} s of virtual time: {} events, {:.0} in a second; {} saves, the largest record of the job has {} bytes{}",
+        many.units,
+        many.lasted_ms as f64 / 1000.0,
+        many.events,
+        many.events as f64 / many.seconds,
+        many.saves,
+        many.record_bytes,
+        many.resident_kib
+            .map_or_else(String::new, |kib| format!("; {} MiB resident", kib / 1024)),
+    );
     Ok(())
 }
 
@@ -110,7 +130,8 @@ fn table() -> anyhow::Result<()> {
     let mut missed = Vec::new();
     println!("{:<20} {:>6}  what it shows", "planted bug", "seed");
     for bug in Bug::ALL {
-        let found = (0..BUG_WORLDS).find_map(|seed| world::run(seed, Some(bug), Story::Dropped).err());
+        let found = (0..BUG_WORLDS)
+            .find_map(|seed| world::run_of(bug.kinds(), seed, Some(bug), Story::Dropped).err());
         match found {
             Some(broken) => println!("{:<20} {:>6}  {}", format!("{bug:?}"), broken.seed, broken.what),
             None => missed.push(bug),

@@ -137,6 +137,11 @@ pub(crate) enum Happening {
         job: JobId,
         generation: Generation,
     },
+    /// The process is through with the unit that it began as its so manieth.
+    UnitEnds {
+        pid: Pid,
+        begun: u64,
+    },
 }
 
 impl Happening {
@@ -149,6 +154,7 @@ impl Happening {
             | Self::RankJoins { pid }
             | Self::RankBreaks { pid, .. }
             | Self::RankFinishes { pid, .. }
+            | Self::UnitEnds { pid, .. }
             | Self::RankDies {
                 pid, success: true, ..
             } => Some(*pid),

@@ -1,6 +1,7 @@
 //! Bugs that can be planted in a world, to show that the oracle bites. They live in the harness, between
 //! machines and world; the machines themselves are the ones that ship.
 
+use super::Kinds;
 use proto::message::Halt;
 use rank_core::gang::{Effect, Event, GangRank};
 
@@ -46,6 +47,14 @@ pub enum Bug {
     ReserveForgets,
     /// Daemons take every peer for reached.
     CutUnseen,
+    /// Units are leased to two workers, and each puts an output of its own.
+    UnitLeasedTwice,
+    /// Now and then a unit is said to be done and its output is not there.
+    UnitOutputLost,
+    /// A unit that was leased to one worker is given to no other.
+    UnitNeverLeasedAgain,
+    /// A drained worker goes on with the units that it has.
+    DrainKeepsUnits,
     /// A rank goes by the order to halt that it has itself, not by what all were told.
     HaltHeardAlone,
     /// The last rank of a generation that halts for a checkpoint says that it has finished and writes no shard.
@@ -55,7 +64,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 27] = [
         Self::SendOnce,
         Self::SameBoot,
         Self::ShardBeforeWritten,
@@ -76,10 +85,26 @@ impl Bug {
         Self::HandOverForgotten,
         Self::ReserveForgets,
         Self::CutUnseen,
+        Self::UnitLeasedTwice,
+        Self::UnitOutputLost,
+        Self::UnitNeverLeasedAgain,
+        Self::DrainKeepsUnits,
         Self::HaltHeardAlone,
         Self::HaltShardForgotten,
         Self::OlderLineWins,
     ];
+
+    /// In which worlds there is something for it to spoil.
+    #[must_use]
+    pub fn kinds(self) -> Kinds {
+        match self {
+            Self::UnitLeasedTwice
+            | Self::UnitOutputLost
+            | Self::UnitNeverLeasedAgain
+            | Self::DrainKeepsUnits => Kinds::Mixed,
+            _ => Kinds::All,
+        }
+    }
 }
 
 /// Tells the machine of a rank what happened and returns what it wants. What is planted in it changes the one or the other.

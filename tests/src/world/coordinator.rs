@@ -212,6 +212,9 @@ impl World {
                 return self.tear_coordinator();
             }
         }
+        if !self.fenced {
+            self.oracle.on_told(&self.durable);
+        }
         self.schedule_coordinator_wake();
     }
 
@@ -281,6 +284,9 @@ impl World {
                 if let Some(writes) = &mut self.writes {
                     writes.push(records.clone());
                 }
+                if let Some(measured) = &mut self.measured {
+                    measured.on_save(&records);
+                }
                 let lost = self.bug == Some(Bug::SaveLost) && self.dice.chance(100);
                 for record in records {
                     let drain = matches!(record, Record::Drained(_));
@@ -291,17 +297,26 @@ impl World {
                     if ledger && self.bug == Some(Bug::LedgerLost) && self.dice.chance(100) {
                         continue;
                     }
-                    self.oracle.on_save(&self.durable, &record, &self.store);
+                    if let Record::Job(job) = &record {
+                        self.specs.learn(job);
+                    }
+                    self.oracle
+                        .on_save(&self.durable, &record, &self.store, &self.specs);
                     if !lost {
                         self.durable.apply(record);
                     }
                 }
+                let nodes = self.nodes.iter();
+                let devices = nodes.map(|node| (node.name.clone(), node.devices)).collect();
+                self.oracle.on_saved(&self.durable, &self.specs, &devices);
             }
             Effect::Send { worker, state } => {
                 // What a former coordinator still says is of old generations, which can publish nothing.
                 if !self.fenced {
                     self.oracle.on_send(&self.durable, &worker, &state);
+                    self.oracle.on_lease(&worker, &state);
                 }
+                let state = self.spoilt(&worker, state);
                 self.send_down(&worker, state);
             }
             Effect::Reply { request, reply } => self.on_reply(request, reply),

@@ -1,7 +1,7 @@
 //! Many worlds, on all cores. Each is a value of its own; only their numbers come together.
 
 use super::numbers::Numbers;
-use super::{Broken, Bug, Kinds, Outcome, Story, run, run_of};
+use super::{Broken, Bug, Kinds, Outcome, Story, run_of};
 use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::sync::Mutex;
@@ -23,7 +23,7 @@ pub struct Crowd {
 ///
 /// # Panics
 /// If `tell` does.
-pub fn crowd(count: u64, bug: Option<Bug>, tell: impl Fn(&Broken) + Sync) -> Crowd {
+pub fn crowd(kinds: Kinds, count: u64, bug: Option<Bug>, tell: impl Fn(&Broken) + Sync) -> Crowd {
     let threads = available_parallelism().map_or(1, NonZero::get);
     let next = AtomicU64::new(0);
     let all = Mutex::new(Crowd {
@@ -38,7 +38,7 @@ pub fn crowd(count: u64, bug: Option<Bug>, tell: impl Fn(&Broken) + Sync) -> Cro
             if count <= seed {
                 break;
             }
-            let result = run(seed, bug, Story::Dropped);
+            let result = run_of(kinds, seed, bug, Story::Dropped);
             let mut all = all.lock().expect("whoever panicked has ended this already");
             match result {
                 Ok(outcome) => {

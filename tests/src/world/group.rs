@@ -42,9 +42,6 @@ impl World {
             return;
         }
         let (key, world) = (process.key.clone(), process.assignment.world());
-        if process.assignment.units().is_some() {
-            return self.draw_pictures(pid);
-        }
         let address = process
             .assignment
             .gang()
@@ -104,27 +101,6 @@ impl World {
         let pairs = nodes.iter().flat_map(|a| nodes.iter().map(move |b| (*a, *b)));
         let until = pairs.filter_map(|(a, b)| self.cut_between(a, b)).max()?;
         Some(until.min(self.now + DETECT_WITHIN_MS))
-    }
-
-    fn draw_pictures(&mut self, pid: Pid) {
-        let Some(process) = self.working(pid) else { return };
-        let Some(order) = process.assignment.units() else {
-            return;
-        };
-        let checkpoint = order.source.as_ref().and_then(|source| source.checkpoint);
-        let generation = process.key.generation;
-        process.phase = RankPhase::Training;
-        let job = process.key.job.clone();
-        self.say(pid, vec![], vec![]);
-        let record = self.durable.jobs.get(&job);
-        let source = record.and_then(|record| Some(record.spec.work.sampling()?.job.clone()));
-        if let Some((checkpoint, source)) = checkpoint.zip(source)
-            && self.load(pid, &source, checkpoint).is_none()
-        {
-            return;
-        }
-        let at = self.now + self.dice.between(200, 3_000);
-        self.agenda.put(at, Happening::RankFinishes { pid, generation });
     }
 
     /// The process is there and serves in this generation, whether it hangs or not.
@@ -290,7 +266,7 @@ impl World {
     }
 
     /// Reads a checkpoint as a rank does; None when the rank fails of it.
-    fn load(&mut self, pid: Pid, source: &JobId, checkpoint: CheckpointRef) -> Option<(u64, u64)> {
+    pub(crate) fn load(&mut self, pid: Pid, source: &JobId, checkpoint: CheckpointRef) -> Option<(u64, u64)> {
         let forgetful = self.bug == Some(Bug::StateNotLoaded);
         if self.trouble(self.plan.noise.load_trouble) {
             self.rank_fails(pid, "cannot resume: 503 slow down".to_owned());
@@ -337,9 +313,8 @@ impl World {
             });
             return self.group_breaks(&pids, generation, silent, &spec);
         }
-        let waits = |pid: &Pid| {
-            self.pause(*pid).is_some() || self.processes.get(pid).is_some_and(Process::is_saving)
-        };
+        let waits =
+            |pid: &Pid| self.pause(*pid).is_some() || self.processes.get(pid).is_some_and(Process::is_saving);
         if pids.iter().any(waits) {
             return self
                 .agenda
@@ -404,7 +379,7 @@ impl World {
     }
 
     pub(crate) fn training(&self, job: &JobId) -> Option<TrainWork> {
-        self.durable.jobs.get(job)?.spec.training().cloned()
+        self.specs.get(job)?.training().cloned()
     }
 
     fn sum(&self, world: usize, step: u64, spec: &TrainWork) -> u64 {
@@ -440,8 +415,7 @@ impl World {
         let report = StepReport {
             step: Step(step),
             loss: 1.0 / step as f64,
-            loss_target: 0.0,
-            loss_face: 0.0,
+            terms: Vec::new(),
             gradient_norm: 1.0,
             learning_rate: 1e-3,
             samples: 1,

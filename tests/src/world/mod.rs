@@ -10,18 +10,22 @@ mod coordinator;
 mod crowd;
 mod dice;
 mod group;
+mod million;
 mod node;
 mod numbers;
 mod oracle;
+mod outcome;
 mod people;
 mod plan;
 mod prefix;
 mod ranks;
+mod specs;
 mod store;
 mod takeover;
 mod tell;
 mod toy;
 mod trace;
+mod units;
 
 use agenda::{Agenda, Happening, Requests};
 pub use bug::Bug;
@@ -30,20 +34,27 @@ use coordinator_core::event::{Durable, Event, FRUITLESS_MAX, JobPhase, JobRecord
 pub use crowd::{Crowd, Hashes, crowd, hashes};
 pub(crate) use dice::Dice;
 use group::Group;
+use million::Measured;
+pub use million::{Many, many_units};
 use node::Node;
 use numbers::{RankTold, Who};
 use oracle::Oracle;
+pub use outcome::{Broken, Kinds, Outcome};
 use people::Wish;
 use plan::{DETECT_WITHIN_MS, Fault, Plan};
 pub use prefix::restore_every_prefix;
 use proto::id::{Generation, JobId};
+use proto::spec::JobSpec;
 use ranks::{Pid, Process};
+use specs::Specs;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use store::Store;
 pub use trace::Story;
 use trace::Trace;
+use units::UnitProcess;
+use units::spoil::Spoil;
+use units::watch::Watch;
 
 /// How long a healed world may take to bring everything to an end, in virtual milliseconds.
 const PATIENCE_MS: u64 = 600_000;
@@ -51,87 +62,6 @@ const PATIENCE_MS: u64 = 600_000;
 pub const EVENTS_MIN: u64 = 1_000;
 /// How long it is watched after that: ranks must have left.
 const AFTERMATH_MS: u64 = 4 * DETECT_WITHIN_MS;
-
-/// How a world ended well.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Outcome {
-    pub done: u32,
-    pub failed: u32,
-    pub cancelled: u32,
-    /// Generations that did not do their work.
-    pub restarts: u32,
-    pub events: u64,
-    /// Of the whole story, when it was hashed.
-    pub hash: u64,
-    /// Of the story's numbers, when they were: the same as long as the machines decide the same, whatever things are called.
-    pub numbers: u64,
-}
-
-impl Outcome {
-    /// Adds up worlds; a sum has no hash.
-    pub fn add(&mut self, other: &Self) {
-        self.done += other.done;
-        self.failed += other.failed;
-        self.cancelled += other.cancelled;
-        self.restarts += other.restarts;
-        self.events += other.events;
-    }
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            done,
-            failed,
-            cancelled,
-            restarts,
-            events,
-            ..
-        } = self;
-        write!(
-            f,
-            "{events} events, {restarts} restarts; jobs: {done} done, {failed} failed, {cancelled} cancelled"
-        )?;
-        // A sum has none.
-        if self.hash != 0 {
-            write!(f, "; trace hash {:016x}", self.hash)?;
-        }
-        Ok(())
-    }
-}
-
-/// What went wrong, and how to see it again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Broken {
-    pub seed: u64,
-    /// What was planted in it.
-    pub bug: Option<Bug>,
-    pub at_ms: u64,
-    pub what: String,
-}
-
-impl fmt::Display for Broken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = self.at_ms as f64 / 1000.0;
-        write!(
-            f,
-            "seed {} at {seconds} s: {} (replay: make sim SEED={}{} TRACE=1)",
-            self.seed,
-            self.what,
-            self.seed,
-            self.bug.map_or_else(String::new, |bug| format!(" BUG={bug:?}")),
-        )
-    }
-}
-
-/// What there is to do in a world.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kinds {
-    /// Whatever its seed says.
-    All,
-    /// The same without those who want pictures: training alone.
-    Gangs,
-}
 
 /// Lives through the world of this seed.
 ///
@@ -150,8 +80,8 @@ pub fn run_of(kinds: Kinds, seed: u64, bug: Option<Bug>, story: Story) -> Result
 }
 
 /// The story of a world, line by line, and how it ended.
-pub fn tell(seed: u64, bug: Option<Bug>) -> (Vec<String>, Result<Outcome, Broken>) {
-    let mut world = World::new(Kinds::All, seed, bug, Story::Kept);
+pub fn tell(kinds: Kinds, seed: u64, bug: Option<Bug>) -> (Vec<String>, Result<Outcome, Broken>) {
+    let mut world = World::new(kinds, seed, bug, Story::Kept);
     let result = world.live_or_break(seed);
     (world.trace.take_kept(), result)
 }
@@ -169,6 +99,9 @@ fn panic_words(panic: &(dyn std::any::Any + Send)) -> String {
 #[derive(Debug)]
 struct World {
     now: u64,
+    kinds: Kinds,
+    /// How long it may take to come to its end once it has healed.
+    patience_ms: u64,
     dice: Dice,
     plan: Plan,
     bug: Option<Bug>,
@@ -176,10 +109,13 @@ struct World {
     agenda: Agenda,
     oracle: Oracle,
     store: Store,
+    specs: Specs,
     /// What the state store holds.
     durable: Durable,
     /// Every save, in order, where somebody wants to see them.
     writes: Option<Vec<Vec<Record>>>,
+    /// How much they are, where somebody wants to know.
+    measured: Option<Measured>,
     coordinator: CoordinatorHost,
     /// The one before it, while it lives on.
     former: Option<CoordinatorHost>,
@@ -187,18 +123,27 @@ struct World {
     fenced: bool,
     nodes: Vec<Node>,
     processes: BTreeMap<Pid, Process>,
+    /// Of those that work on units.
+    unit_processes: BTreeMap<Pid, UnitProcess>,
     next_pid: Pid,
     groups: BTreeMap<(JobId, Generation), Group>,
     /// Pairs of nodes that do not reach each other, and until when.
     cuts: BTreeMap<(usize, usize), u64>,
     wishes: Vec<Wish>,
+    watch: Watch,
+    spoil: Spoil,
     requests: Requests,
     next_request: u64,
 }
 
 impl World {
     fn new(kinds: Kinds, seed: u64, bug: Option<Bug>, story: Story) -> Self {
-        let plan = Plan::new(kinds, seed);
+        let mut world = Self::of_plan(Plan::new(kinds, seed), seed, bug, story);
+        world.kinds = kinds;
+        world
+    }
+
+    fn of_plan(plan: Plan, seed: u64, bug: Option<Bug>, story: Story) -> Self {
         let nodes = plan
             .nodes
             .iter()
@@ -207,6 +152,8 @@ impl World {
             .collect();
         let mut world = Self {
             now: 0,
+            kinds: Kinds::All,
+            patience_ms: PATIENCE_MS,
             dice: Dice::new(seed, 2),
             plan,
             bug,
@@ -214,17 +161,22 @@ impl World {
             agenda: Agenda::default(),
             oracle: Oracle::default(),
             store: Store::default(),
+            specs: Specs::default(),
             durable: Durable::default(),
             writes: None,
+            measured: None,
             coordinator: CoordinatorHost::new(bug == Some(Bug::ClockStopped)),
             former: None,
             fenced: false,
             nodes,
             processes: BTreeMap::new(),
+            unit_processes: BTreeMap::new(),
             next_pid: 0,
             groups: BTreeMap::new(),
             cuts: BTreeMap::new(),
             wishes: Vec::new(),
+            watch: Watch::default(),
+            spoil: Spoil::default(),
             requests: BTreeMap::new(),
             next_request: 0,
         };
@@ -254,6 +206,7 @@ impl World {
         result.map_err(|what| {
             self.trace.line(self.now, || format!("BROKEN: {what}"));
             Broken {
+                kinds: self.kinds,
                 seed,
                 bug: self.bug,
                 at_ms: self.now,
@@ -275,6 +228,9 @@ impl World {
                 continue;
             }
             self.happen(happening);
+            if self.kinds == Kinds::Mixed {
+                self.look();
+            }
             if let Some(violation) = self.oracle.violation.take() {
                 return Err(violation);
             }
@@ -287,7 +243,7 @@ impl World {
                     self.encore();
                 }
                 None if self.is_settled() => over_at = Some(self.now),
-                None if patient_since + PATIENCE_MS < self.now => return Err(self.unsettled()),
+                None if patient_since + self.patience_ms < self.now => return Err(self.unsettled()),
                 Some(over_at) if over_at + AFTERMATH_MS < self.now => break,
                 None | Some(_) => {}
             }
@@ -334,7 +290,8 @@ impl World {
 
     fn is_settled(&self) -> bool {
         // What is durable is over for the coordinator only when it learns of it.
-        let over = self.durable.jobs.values().all(|job| job.phase.is_over()) && !self.coordinator.saves;
+        let is_over = |job: &JobRecord| job.phase.is_over() || self.is_forgotten(job);
+        let over = self.durable.jobs.values().all(is_over) && !self.coordinator.saves;
         over && self.wishes.iter().all(|wish| wish.granted)
     }
 
@@ -367,7 +324,11 @@ impl World {
                 .load(id, *checkpoint)
                 .map_err(|error| format!("{id}: {error}"))?;
         }
-        match (&record.phase, record.spec.training()) {
+        if record.units.is_some() {
+            return self.judge_units(record);
+        }
+        let spec = self.specs.get(id);
+        match (&record.phase, spec.and_then(JobSpec::training)) {
             (JobPhase::Done { .. }, Some(training)) => {
                 let last = record
                     .checkpoints
@@ -502,6 +463,7 @@ impl World {
                 outcome,
             } => self.rank_dies(pid, success, outcome),
             Happening::GroupSteps { job, generation } => self.group_steps(job, generation),
+            Happening::UnitEnds { pid, begun } => self.unit_ends(pid, begun),
             other => unreachable!("{other:?} is of no rank"),
         }
     }

@@ -63,6 +63,10 @@ impl Node {
         }
     }
 
+    pub(crate) fn is_linked(&self) -> bool {
+        self.machine.is_some() && self.linked
+    }
+
     pub(crate) fn deaf_until(&mut self, at: u64) {
         self.deaf_until = at;
     }

@@ -1,13 +1,16 @@
 //! What must be true of every world at every event, whoever fails. The first thing that is not is kept; the
 //! world stops there. It sees what crosses the edge of the machines, never their inside.
 
+use super::specs::Specs;
 use super::store::Store;
 use super::tell;
+use super::units::oracle::Seen;
 use coordinator_core::event::{Durable, Fact, JobPhase, JobRecord, Member, Record, Reply};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Generation, JobId, Step, WorkerId};
 use proto::ledger::{Entry, Replay, Tip};
 use proto::message::DesiredState;
+use proto::spec::JobSpec;
 use std::collections::{BTreeMap, BTreeSet};
 use worker_core::event::RankKey;
 
@@ -18,6 +21,7 @@ pub(crate) struct Oracle {
     started: BTreeSet<RankKey>,
     /// Every ledger as it was saved, read as an audit reads it.
     ledgers: BTreeMap<JobId, Replay>,
+    pub(crate) units: Seen,
 }
 
 impl Oracle {
@@ -28,7 +32,7 @@ impl Oracle {
     }
 
     /// A record is about to become durable.
-    pub(crate) fn on_save(&mut self, durable: &Durable, record: &Record, store: &Store) {
+    pub(crate) fn on_save(&mut self, durable: &Durable, record: &Record, store: &Store, specs: &Specs) {
         let (old, new) = match record {
             Record::Counters(new) => {
                 let old = durable.counters;
@@ -37,7 +41,7 @@ impl Oracle {
                 });
             }
             Record::Drained(_) => return,
-            Record::Ledger { job, entries } => return self.on_ledger(durable, job, entries),
+            Record::Ledger { job, entries } => return self.on_ledger(durable, specs, job, entries),
             Record::Job(new) => (durable.jobs.get(&new.id), new),
         };
         let id = &new.id;
@@ -52,6 +56,7 @@ impl Oracle {
                 )
             });
         }
+        self.on_units_saved(old, new, store, specs);
         let Some(old) = old else { return };
         let generations = (old.generation, new.generation);
         self.require(generations.0 <= generations.1, || {
@@ -82,12 +87,13 @@ impl Oracle {
         self.require(stays, || format!("{id} was {} and is {}", phases.0, phases.1));
     }
 
-    fn on_ledger(&mut self, durable: &Durable, id: &JobId, entries: &[Entry]) {
+    fn on_ledger(&mut self, durable: &Durable, specs: &Specs, id: &JobId, entries: &[Entry]) {
         let Some(record) = durable.jobs.get(id) else {
             return self.require(false, || format!("{id} has a ledger and no record"));
         };
         let begin = Tip::begin(id, &record.dataset_version, &record.job_toml);
-        let batch = record.spec.training().map_or(0, |work| work.train.global_batch);
+        let batch = specs.get(id).and_then(JobSpec::training);
+        let batch = batch.map_or(0, |work| work.train.global_batch);
         let replay = self
             .ledgers
             .entry(id.clone())
@@ -132,6 +138,7 @@ impl Oracle {
 
     /// The coordinator started from what is durable.
     pub(crate) fn on_restore(&mut self, durable: &Durable) {
+        self.units.forget_leases();
         let lost = self
             .accepted
             .iter()
@@ -174,9 +181,14 @@ impl Oracle {
                     JobPhase::Running { members } => members,
                     _ => &[],
                 };
-                let mut places = members.iter().chain(&job.reserves);
-                let has_place = places.any(|m| m.worker == *worker && m.first_rank == assignment.first_rank);
-                job.generation == assignment.generation && has_place
+                let is_its = |m: &&Member| m.worker == *worker && m.first_rank == assignment.first_rank;
+                // Of a job of units every worker has a generation of its own.
+                let Some(units) = &job.units else {
+                    let has_place = members.iter().chain(&job.reserves).any(|m| is_its(&m));
+                    return job.generation == assignment.generation && has_place;
+                };
+                let mut places = members.iter().zip(&units.generations);
+                places.any(|(m, generation)| is_its(&m) && *generation == assignment.generation)
             });
             let gang = assignment.gang().cloned().unwrap_or_default();
             let resumed = gang.resume.map_or(Step(0), |resume| resume.step);
@@ -256,14 +268,19 @@ impl Oracle {
                 });
                 true
             }
+            Fact::Halting { job, generation, .. } => {
+                self.units.halts(job, *generation);
+                true
+            }
             Fact::WorkerUp { .. }
             | Fact::WorkerDown { .. }
             | Fact::JobQueued { .. }
-            | Fact::Halting { .. }
             | Fact::Halted { .. }
             | Fact::Reserved { .. }
             | Fact::ReserveLost { .. }
             | Fact::Stepped { .. }
+            | Fact::UnitFailed { .. }
+            | Fact::UnitSetAside { .. }
             | Fact::Parted { .. }
             | Fact::Ignored { .. } => true,
         };

@@ -3,13 +3,15 @@
 use super::World;
 use super::agenda::Happening;
 use super::plan::PlannedJob;
-use coordinator_core::event::{Event, Reply, RequestId};
+use super::units::plan::{Planned, PlannedUnits};
+use coordinator_core::event::{Event, JobPhase, JobRecord, Reply, RequestId};
+use proto::architecture::{Diffusion, Noise, Objective, Retrinet};
 use proto::id::JobId;
-use proto::sample::SampleWork;
+use proto::sample::{SampleWork, Weights};
 use proto::spec::{
-    Architecture, AutoencoderConfig, CheckpointPolicy, Clothes, Data, Decay, DeviceKind, JobSpec,
-    LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, Resources, Retrieval, Task,
-    TextEncoderConfig, Train, TrainWork, UNetConfig, Work,
+    ArchitectureSpec, AutoencoderConfig, CheckpointPolicy, Clothes, Component, Data, Decay, DeviceKind,
+    JobSpec, LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, References,
+    Resources, Retrieval, Task, TextEncoderConfig, Train, TrainWork, UNetConfig, Work,
 };
 use std::collections::BTreeMap;
 
@@ -19,16 +21,24 @@ const PATIENCE_MS: u64 = 4_000;
 #[derive(Debug, Clone)]
 pub(crate) struct Wish {
     kind: Kind,
-    /// The planned job it is about.
-    job: usize,
+    about: About,
     pub(crate) granted: bool,
     /// The job that it became.
     pub(crate) became: Option<JobId>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum About {
+    Job(Planned),
+    /// By its number.
+    Node(usize),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Submit,
+    /// Whoever waits for a job that is not going to be done does not want this one any more.
+    GiveUp,
     Cancel,
     Sample,
     /// Undone by the wish that follows it, from `until` on.
@@ -39,17 +49,27 @@ enum Kind {
     Scale {
         workers: u32,
     },
-    /// Undone like a pause. The node's number stands where the job's does.
+    /// Undone like a pause.
     Drain {
         until: u64,
     },
     Undrain,
 }
 
+/// For whom a job waits before it starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WaitsFor {
+    Nobody,
+    Living,
+    /// For one that has ended without being done.
+    Dead,
+}
+
 impl World {
     pub(crate) fn make_wishes(&mut self) {
         let mut wishes = Vec::new();
         for (job, planned) in self.plan.jobs.iter().enumerate() {
+            let job = About::Job(Planned::Trained(job));
             wishes.push((job, Kind::Submit, Some(planned.at)));
             wishes.push((job, Kind::Cancel, planned.cancel_at));
             wishes.push((job, Kind::Sample, planned.sample_at));
@@ -62,10 +82,32 @@ impl World {
             }
         }
         for drain in &self.plan.drains {
-            wishes.push((drain.node, Kind::Drain { until: drain.until }, Some(drain.from)));
-            wishes.push((drain.node, Kind::Undrain, None));
+            let node = About::Node(drain.node);
+            wishes.push((node, Kind::Drain { until: drain.until }, Some(drain.from)));
+            wishes.push((node, Kind::Undrain, None));
         }
-        for (job, kind, at) in wishes {
+        for (units, planned) in self.plan.units.iter().enumerate() {
+            let job = About::Job(Planned::Units(units));
+            wishes.push((job, Kind::Submit, Some(planned.at)));
+            wishes.push((job, Kind::Cancel, planned.cancel_at));
+            if let Some((from, until)) = planned.pause {
+                wishes.push((job, Kind::Pause { until }, Some(from)));
+                wishes.push((job, Kind::Resume, None));
+            }
+            if let Some((at, workers)) = planned.scale {
+                wishes.push((job, Kind::Scale { workers }, Some(at)));
+            }
+        }
+        let trained = self.plan.jobs.iter().enumerate();
+        let trained = trained.map(|(job, planned)| (Planned::Trained(job), planned.at, &planned.after));
+        let units = self.plan.units.iter().enumerate();
+        let units = units.map(|(job, planned)| (Planned::Units(job), planned.at, &planned.after));
+        for (job, at, after) in trained.chain(units) {
+            if !after.is_empty() {
+                wishes.push((About::Job(job), Kind::GiveUp, Some(at)));
+            }
+        }
+        for (about, kind, at) in wishes {
             let undoes = matches!(kind, Kind::Resume | Kind::Undrain);
             if at.is_none() && !undoes {
                 continue;
@@ -80,7 +122,7 @@ impl World {
             }
             self.wishes.push(Wish {
                 kind,
-                job,
+                about,
                 granted: false,
                 became: None,
             });
@@ -93,7 +135,7 @@ impl World {
         let wish = self.wishes.len();
         self.wishes.push(Wish {
             kind: Kind::Submit,
-            job: self.plan.jobs.len(),
+            about: About::Job(Planned::Trained(self.plan.jobs.len())),
             granted: false,
             became: None,
         });
@@ -108,46 +150,126 @@ impl World {
         }
         self.agenda
             .put(self.now + PATIENCE_MS, Happening::Ask { wish: number });
+        if wish.kind == Kind::GiveUp && !self.is_in_vain(number) {
+            return;
+        }
         self.next_request += 1;
         let request = RequestId(self.next_request);
-        let event = match (wish.kind, self.submitted(wish.job)) {
-            (Kind::Submit, _) => submit(request, &self.plan.jobs[wish.job]),
-            (Kind::Cancel, Some(job)) => Event::Cancel { request, job },
-            (Kind::Sample, Some(source)) => sample(request, source),
-            (Kind::Pause { .. }, Some(job)) => Event::Pause {
-                request,
-                job,
-                paused: true,
-            },
-            (Kind::Resume, Some(job)) => Event::Pause {
-                request,
-                job,
-                paused: false,
-            },
-            (Kind::Scale { workers }, Some(job)) => Event::Scale {
-                request,
-                job,
-                workers,
-            },
-            (Kind::Drain { .. } | Kind::Undrain, _) => Event::Drain {
-                request,
-                worker: self.nodes[wish.job].name.clone(),
-                drained: wish.kind != Kind::Undrain,
-            },
-            (Kind::Cancel | Kind::Sample | Kind::Pause { .. } | Kind::Resume | Kind::Scale { .. }, None) => {
-                return;
-            }
+        let Some(event) = self.request(request, &wish) else {
+            return;
         };
         self.requests.insert(request, number);
         self.coordinator_handles(event);
     }
 
+    /// What a wish comes to; None as long as it cannot be said.
+    fn request(&self, request: RequestId, wish: &Wish) -> Option<Event> {
+        let job = match wish.about {
+            About::Job(job) => job,
+            About::Node(node) => {
+                return Some(Event::Drain {
+                    request,
+                    worker: self.nodes[node].name.clone(),
+                    drained: wish.kind != Kind::Undrain,
+                });
+            }
+        };
+        if wish.kind == Kind::Submit {
+            return self.submit(request, job);
+        }
+        let job = self.submitted(job)?;
+        Some(match wish.kind {
+            Kind::Sample => sample(request, job),
+            Kind::Pause { .. } | Kind::Resume => Event::Pause {
+                request,
+                job,
+                paused: wish.kind != Kind::Resume,
+            },
+            Kind::Scale { workers } => Event::Scale {
+                request,
+                job,
+                workers,
+            },
+            Kind::Cancel | Kind::GiveUp => Event::Cancel { request, job },
+            Kind::Submit | Kind::Drain { .. } | Kind::Undrain => return None,
+        })
+    }
+
+    /// Once the jobs are known for which it waits.
+    fn submit(&self, request: RequestId, job: Planned) -> Option<Event> {
+        let after = match job {
+            Planned::Trained(job) => &self.plan.jobs[job].after,
+            Planned::Units(job) => &self.plan.units[job].after,
+        };
+        let after = after
+            .iter()
+            .map(|job| self.submitted(*job))
+            .collect::<Option<_>>()?;
+        let mut spec = match job {
+            Planned::Trained(job) => spec(&self.plan.jobs[job]),
+            Planned::Units(job) => {
+                let planned = &self.plan.units[job];
+                units(planned, self.submitted(Planned::Trained(planned.source))?)
+            }
+        };
+        spec.after = after;
+        Some(submit(request, spec))
+    }
+
+    /// True when a job waits for one that has ended without being done. The wish is over when it waits for nobody any more.
+    fn is_in_vain(&mut self, number: usize) -> bool {
+        let About::Job(planned) = self.wishes[number].about else {
+            return false;
+        };
+        let id = self.submitted(planned);
+        let Some(record) = id.and_then(|id| self.durable.jobs.get(&id)) else {
+            return false;
+        };
+        match self.waits_for(record) {
+            WaitsFor::Nobody => self.wishes[number].granted = true,
+            WaitsFor::Living => {}
+            WaitsFor::Dead => return true,
+        }
+        false
+    }
+
+    fn waits_for(&self, record: &JobRecord) -> WaitsFor {
+        let spec = self.specs.get(&record.id).filter(|_| !record.phase.is_over());
+        let Some(spec) = spec else {
+            return WaitsFor::Nobody;
+        };
+        let other = |id: &JobId| self.durable.jobs.get(id);
+        // Whoever wants weights that are not there yet waits for them, too.
+        let reads = spec
+            .work
+            .sampling()
+            .filter(|work| work.weights == Weights::Newest);
+        let reads = reads.filter(|_| record.source.is_none());
+        let source = reads.and_then(|work| other(&work.job));
+        let never = |source: &JobRecord| source.phase.is_over() && source.checkpoints.is_empty();
+        let phases = || spec.after.iter().filter_map(|id| Some(&other(id)?.phase));
+        let done = |phase: &JobPhase| matches!(phase, JobPhase::Done { .. });
+        if source.is_some_and(never) || phases().any(|phase| phase.is_over() && !done(phase)) {
+            WaitsFor::Dead
+        } else if source.is_none() && phases().all(done) {
+            WaitsFor::Nobody
+        } else {
+            WaitsFor::Living
+        }
+    }
+
+    /// A job that nobody knows of, because the answer was lost, and that waits for one that will not be done.
+    pub(crate) fn is_forgotten(&self, record: &JobRecord) -> bool {
+        let known = |wish: &Wish| wish.became.as_ref() == Some(&record.id);
+        self.waits_for(record) == WaitsFor::Dead && !self.wishes.iter().any(known)
+    }
+
     /// The job that a planned job became, once that is known outside.
-    pub(crate) fn submitted(&self, job: usize) -> Option<JobId> {
+    pub(crate) fn submitted(&self, job: Planned) -> Option<JobId> {
         let submit = self
             .wishes
             .iter()
-            .find(|wish| wish.kind == Kind::Submit && wish.job == job)?;
+            .find(|wish| wish.kind == Kind::Submit && wish.about == About::Job(job))?;
         submit.became.clone()
     }
 
@@ -155,14 +277,21 @@ impl World {
         let Some(number) = self.requests.remove(&request) else {
             return;
         };
-        let about_node = matches!(self.wishes[number].kind, Kind::Drain { .. } | Kind::Undrain);
-        let asked = self.submitted(self.wishes[number].job).filter(|_| !about_node);
+        let asked = match self.wishes[number].about {
+            About::Job(job) => self.submitted(job),
+            About::Node(_) => None,
+        };
         self.oracle.on_reply(&self.durable, &reply, asked.as_ref());
-        let over = asked
-            .as_ref()
-            .and_then(|id| self.durable.jobs.get(id))
-            .is_some_and(|job| job.phase.is_over());
+        let over = |id: &JobId| self.durable.jobs.get(id).is_some_and(|job| job.phase.is_over());
+        let in_vain = match self.wishes[number].about {
+            About::Job(Planned::Units(units)) if self.wishes[number].kind == Kind::Submit => {
+                let source = self.submitted(Planned::Trained(self.plan.units[units].source));
+                source.is_some_and(|source| over(&source))
+            }
+            About::Job(_) | About::Node(_) => asked.as_ref().is_some_and(over),
+        };
         let wish = &mut self.wishes[number];
+        let units = matches!(wish.about, About::Job(Planned::Units(_)));
         match reply {
             Reply::Accepted { job } => {
                 wish.granted = true;
@@ -170,9 +299,17 @@ impl World {
             }
             Reply::Phase { .. } | Reply::Worker { .. } => wish.granted = true,
             // No checkpoint yet: one may come as long as the job lives.
-            Reply::Refused { .. } if wish.kind == Kind::Sample => wish.granted = over,
+            Reply::Refused { .. } if wish.kind == Kind::Sample => wish.granted = in_vain,
+            Reply::Refused { .. } if units && wish.kind == Kind::Submit => {
+                let about = wish.about;
+                let wishes = self
+                    .wishes
+                    .iter_mut()
+                    .filter(|wish| wish.about == about && in_vain);
+                return wishes.for_each(|wish| wish.granted = true);
+            }
             // No such worker yet: it will come.
-            Reply::Refused { .. } if about_node => {}
+            Reply::Refused { .. } if matches!(wish.about, About::Node(_)) => {}
             Reply::Refused { .. } => wish.granted = wish.kind != Kind::Submit,
         }
         // Whoever paused or drained something takes it back later, and only once.
@@ -185,16 +322,6 @@ impl World {
     /// The planned jobs by the data seed that marks them, for whoever meets a record.
     pub(crate) fn planned(&self) -> BTreeMap<u64, &PlannedJob> {
         self.plan.jobs.iter().map(|job| (job.seed, job)).collect()
-    }
-}
-
-fn submit(request: RequestId, job: &PlannedJob) -> Event {
-    let spec = Box::new(spec(job));
-    Event::Submit {
-        request,
-        spec,
-        job_toml: "# toy".to_owned(),
-        dataset_version: "toy".to_owned(),
     }
 }
 
@@ -213,11 +340,15 @@ fn sample(request: RequestId, source: JobId) -> Event {
         after: Vec::new(),
         work: Work::Sample(Box::new(SampleWork::of(source))),
     };
+    submit(request, spec)
+}
+
+fn submit(request: RequestId, spec: JobSpec) -> Event {
     Event::Submit {
         request,
+        job_toml: proto::job::to_toml(&spec),
         spec: Box::new(spec),
-        job_toml: "# toy".to_owned(),
-        dataset_version: String::new(),
+        dataset_version: "toy".to_owned(),
     }
 }
 
@@ -232,23 +363,15 @@ fn spec(job: &PlannedJob) -> JobSpec {
     };
     let data = Data {
         dataset: "file:///toy".to_owned(),
-        task: Task::Multitask,
-        pairing: Pairing::B,
-        references: 1,
         resolution: 8,
         prompt_drop: 0.5,
-        face_probability: 0.5,
-        face_enlargement: 1.33,
-        figure_threshold: 0.5,
-        clothes: Clothes::default(),
-        reference_scale: 0.8,
-        multitask_reconstruction: 0.5,
         holdout: 0.0,
         seed: job.seed,
     };
     let train = Train {
         steps: job.steps,
-        global_batch: job.micro_batches,
+        // No rank is without a micro-batch.
+        global_batch: job.micro_batches.max(job.workers_max * job.devices),
         micro_batch: 1,
         optimizer: Optimizer::AdamW {
             beta1: 0.9,
@@ -262,9 +385,6 @@ fn spec(job: &PlannedJob) -> JobSpec {
         decay: Decay::Constant,
         clip: None,
         ema: None,
-        face_loss_weight: 0.0,
-        target_mask_threshold: 0.5,
-        loss_weighting: LossWeighting::Epsilon,
         precision: Precision::Fp32,
         on_nonfinite: OnNonfinite::Stop,
         latent_cache_mib: 0,
@@ -293,34 +413,87 @@ fn spec(job: &PlannedJob) -> JobSpec {
 /// Never looked at: nothing here draws.
 fn model() -> Model {
     Model {
-        architecture: Architecture::Retrinet,
-        unet: UNetConfig {
-            channels: 8,
-            channel_mult: vec![1],
-            res_blocks: 1,
-            attention_levels: vec![],
-            heads: 1,
-            context_dim: 8,
-            latent_channels: 4,
-            norm_groups: 1,
-        },
-        autoencoder: AutoencoderConfig {
-            channels: 8,
-            channel_mult: vec![1],
-            res_blocks: 1,
-            latent_channels: 4,
-            scaling_factor: 1.0,
-            norm_groups: 1,
-        },
-        text_encoder: TextEncoderConfig {
-            width: 8,
-            layers: 1,
-            heads: 1,
-            tokens: 8,
-        },
+        architecture: ArchitectureSpec::Retrinet(Retrinet {
+            diffusion: Diffusion {
+                unet: UNetConfig {
+                    channels: 8,
+                    channel_mult: vec![1],
+                    res_blocks: 1,
+                    attention_levels: vec![],
+                    heads: 1,
+                    context_dim: 8,
+                    latent_channels: 4,
+                    norm_groups: 1,
+                },
+                autoencoder: AutoencoderConfig {
+                    channels: 8,
+                    channel_mult: vec![1],
+                    res_blocks: 1,
+                    latent_channels: 4,
+                    scaling_factor: 1.0,
+                    norm_groups: 1,
+                },
+                text_encoder: TextEncoderConfig {
+                    width: 8,
+                    layers: 1,
+                    heads: 1,
+                    tokens: 8,
+                },
+                noise: Noise::default(),
+                objective: Objective {
+                    face_loss_weight: 0.0,
+                    target_mask_threshold: 0.5,
+                    loss_weighting: LossWeighting::Epsilon,
+                },
+            },
+            retrieval: Retrieval::default(),
+            references: References {
+                task: Task::Multitask,
+                pairing: Pairing::B,
+                count: 1,
+                face_probability: 0.5,
+                face_enlargement: 1.33,
+                figure_threshold: 0.5,
+                clothes: Clothes::default(),
+                scale: 0.8,
+                multitask_reconstruction: 0.5,
+            },
+        }),
         init: None,
-        freeze: vec![],
+        freeze: vec![
+            Component::Autoencoder,
+            Component::TextEncoder,
+            Component::Encoder,
+            Component::Middle,
+        ],
         activation_checkpointing: vec![],
-        retrieval: Retrieval::default(),
+    }
+}
+
+fn units(planned: &PlannedUnits, source: JobId) -> JobSpec {
+    let resources = Resources {
+        workers_min: 1,
+        workers_max: planned.workers_max,
+        devices_per_worker: planned.devices,
+        device: DeviceKind::Cpu,
+        priority: planned.priority,
+        team: planned.team.to_owned(),
+    };
+    let work = SampleWork {
+        weights: if planned.base {
+            Weights::Base
+        } else {
+            Weights::Newest
+        },
+        count: planned.images,
+        seeds: vec![planned.mark],
+        on_failed_unit: planned.on_failed,
+        ..SampleWork::of(source)
+    };
+    JobSpec {
+        name: "units".to_owned(),
+        resources,
+        after: Vec::new(),
+        work: Work::Sample(Box::new(work)),
     }
 }

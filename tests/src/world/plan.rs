@@ -3,6 +3,7 @@
 
 use super::Kinds;
 use super::dice::Dice;
+use super::units::plan::{Planned, PlannedUnits};
 use std::collections::BTreeMap;
 
 /// The one knob of both machines, in milliseconds.
@@ -16,6 +17,7 @@ pub(crate) struct Plan {
     /// Devices of each node.
     pub(crate) nodes: Vec<u32>,
     pub(crate) jobs: Vec<PlannedJob>,
+    pub(crate) units: Vec<PlannedUnits>,
     pub(crate) drains: Vec<PlannedDrain>,
     pub(crate) quotas: BTreeMap<String, u32>,
     pub(crate) faults: Vec<(u64, Fault)>,
@@ -118,6 +120,8 @@ pub(crate) struct PlannedJob {
     pub(crate) pause: Option<(u64, u64)>,
     /// When it is given how many workers.
     pub(crate) scale: Option<(u64, u32)>,
+    /// It starts when these are done.
+    pub(crate) after: Vec<Planned>,
 }
 
 /// A node that somebody drains for a while.
@@ -219,14 +223,22 @@ impl Plan {
         if cuts.iter().any(|(_, cut)| cut.is_for_good()) {
             jobs.iter_mut().for_each(|job| job.spare_one(&nodes));
         }
-        let quotas = quotas(&mut dice, &jobs);
+        let mut quotas = quotas(&mut dice, &jobs);
         let faults = faults.into_iter().chain(cuts).collect();
-        if kinds == Kinds::Gangs {
-            jobs.iter_mut().for_each(|job| job.sample_at = None);
+        let mut units = Vec::new();
+        match kinds {
+            Kinds::All => {}
+            Kinds::Gangs => jobs.iter_mut().for_each(|job| job.sample_at = None),
+            Kinds::Mixed => {
+                units = PlannedUnits::some(seed, &nodes, &mut jobs, heal_at);
+                let most = units.iter().map(|units| units.devices).max().unwrap_or(0);
+                quotas.values_mut().for_each(|quota| *quota = most.max(*quota));
+            }
         }
         Self {
             nodes,
             jobs,
+            units,
             drains,
             quotas,
             faults,
@@ -265,6 +277,7 @@ impl PlannedJob {
             team: "a",
             pause: None,
             scale: None,
+            after: Vec::new(),
         }
     }
 
@@ -287,6 +300,7 @@ impl PlannedJob {
             team: "b",
             pause: None,
             scale: None,
+            after: Vec::new(),
         }
     }
 

@@ -13,7 +13,7 @@ use super::tell;
 use proto::checkpoint::checkpoint_folder;
 use proto::id::{Generation, Rank, Step};
 use proto::message::{
-    Assignment, Doing, Piece, RankPhase, RankReport, ShardReport, StepReport, UnitReport, WeightDigest,
+    Assignment, Doing, Piece, RankPhase, RankReport, ShardReport, StepReport, WeightDigest,
 };
 use rank_core::gang::{Effect, Event as GangEvent, GangRank, Order, Rules};
 use rank_core::state::StateLabel;
@@ -88,7 +88,6 @@ impl Process {
     pub(crate) fn step(&self) -> u64 {
         self.held().map_or(0, |held| held.step.0)
     }
-
 }
 
 impl World {
@@ -261,6 +260,7 @@ impl World {
             return;
         };
         let (node, boot, key) = (process.node, process.boot, process.process);
+        self.unit_rank_gone(pid, &key.job, success);
         self.trace
             .line(self.now, || format!("{} ends: {outcome}", tell::key(&key)));
         let at = (self.now + self.dice.between(1, 5)).max(process.last_line);
@@ -281,7 +281,13 @@ impl World {
     pub(crate) fn say(&mut self, pid: Pid, steps: Vec<StepReport>, shards: Vec<ShardReport>) {
         let delay = self.dice.between(1, 4);
         let now = self.now;
+        let (units, doing) = self.unit_report(pid);
         let Some(process) = self.working(pid) else { return };
+        let reduces = process.reduces_since.map(|since| Doing {
+            step: Step(process.step() + 1),
+            piece: Piece::Reduction,
+            for_ms: now - since,
+        });
         let joined = process.phase != RankPhase::Starting && process.key.rank == Rank(0);
         let report = RankReport {
             job: process.key.job.clone(),
@@ -293,12 +299,8 @@ impl World {
             steps,
             shards,
             digests: process.digests.clone(),
-            units: UnitReport::default(),
-            doing: process.reduces_since.map(|since| Doing {
-                step: Step(process.step() + 1),
-                piece: Piece::Reduction,
-                for_ms: now - since,
-            }),
+            units,
+            doing: doing.or(reduces),
         };
         process.last_line = (now + delay).max(process.last_line);
         let (node, boot, at) = (process.node, process.boot, process.last_line);
@@ -345,12 +347,10 @@ impl World {
     /// Libraries and weights are there: it is ready to meet the others.
     pub(crate) fn rank_loaded(&mut self, pid: Pid) {
         let Some(process) = self.working(pid) else { return };
-        if process.machine.is_some() {
-            return self.gang_rank(pid, GangEvent::Loaded);
+        if process.assignment.units().is_some() {
+            return self.units_loaded(pid);
         }
-        process.phase = RankPhase::Joining;
-        self.rank_beats(pid);
-        self.try_join(pid);
+        self.gang_rank(pid, GangEvent::Loaded);
     }
 
     pub(crate) fn rank_told(&mut self, pid: Pid, rank: Rank, assignment: Assignment) {
@@ -358,6 +358,10 @@ impl World {
         let Some(process) = self.working(pid) else { return };
         let newer = process.key.generation < assignment.generation;
         process.assignment = assignment;
+        if process.assignment.units().is_some() {
+            (process.key.generation, process.key.rank) = (process.assignment.generation, rank);
+            return self.units_told(pid);
+        }
         let Some(order) = Order::of(&process.assignment, rank) else {
             return self.try_join(pid);
         };

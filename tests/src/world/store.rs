@@ -11,11 +11,31 @@ pub(crate) struct Store {
     /// The toy's value by object name.
     shards: BTreeMap<String, u64>,
     deleted: BTreeSet<String>,
+    /// Outputs of units, and under how many names each lies.
+    units: BTreeMap<JobId, BTreeMap<u64, BTreeSet<u64>>>,
 }
 
 impl Store {
     pub(crate) fn put_shard(&mut self, folder: &str, file: &str, value: u64) {
         self.shards.insert(format!("{folder}/{file}"), value);
+    }
+
+    /// Every name of a unit's output that is not 0 is one too many.
+    pub(crate) fn put_unit(&mut self, job: &JobId, unit: u64, name: u64) {
+        let units = self.units.entry(job.clone()).or_default();
+        units.entry(unit).or_default().insert(name);
+    }
+
+    pub(crate) fn has_unit(&self, job: &JobId, unit: u64) -> bool {
+        self.units.get(job).is_some_and(|units| units.contains_key(&unit))
+    }
+
+    /// How many outputs a job has, and how many units they are of.
+    pub(crate) fn count_units(&self, job: &JobId) -> (usize, usize) {
+        let units = self.units.get(job);
+        units.map_or((0, 0), |units| {
+            (units.values().map(BTreeSet::len).sum(), units.len())
+        })
     }
 
     /// Only if there is none; the same again is success.

@@ -206,6 +206,14 @@ fn noted(fact: &coordinator::Fact) -> Option<String> {
         Fact::JobFailed { job, reason } => format!("{job} has failed: {reason}"),
         Fact::JobCancelled { job } => format!("{job} is cancelled"),
         Fact::Ignored { worker, what } => format!("the coordinator ignores {worker}: {what}"),
+        Fact::UnitFailed {
+            job,
+            unit,
+            worker,
+            failures,
+            error,
+        } => format!("unit {unit} of {job} fails on {worker}, for the {failures}. time: {error}"),
+        Fact::UnitSetAside { job, unit, .. } => format!("unit {unit} of {job} is set aside"),
         Fact::Parted { what } => format!("the coordinator learns that {what}"),
     };
     Some(words)

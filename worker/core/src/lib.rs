@@ -231,7 +231,8 @@ impl Worker {
                     let new = same.then(|| state.successor(&key, assignment.clone(), leave_by))?;
                     Some((old.clone(), new?))
                 });
-                let Some((old, state)) = successor else { break };
+                // Of units, another rank may go on where this one has nobody.
+                let Some((old, state)) = successor else { continue };
                 self.ranks.remove(&old);
                 effects.extend(state.device().map(|device| Effect::Update {
                     key: state.process.clone(),

@@ -4,9 +4,9 @@
 use crate::sidecar::Drawn;
 use crate::studio::{Studio, image_name};
 use crate::subject::Subject;
+use figures::grid::{Cell, picture_grid};
 use futures::{StreamExt, TryStreamExt};
 use image::{Rgb, RgbImage};
-use figures::grid::{Cell, picture_grid};
 use serde::Serialize;
 
 const GRID: &str = "grid.png";

@@ -33,9 +33,6 @@ const BUCKET_VALUES_OF_GPU: usize = 1 << 22;
 /// Values that are rounded together: they stay in a core's cache.
 const PIECE_VALUES: usize = 1 << 16;
 
-/// Total, target term, face term.
-const LOSSES: usize = 3;
-
 /// The sums of one step so far; empty again after [`Self::reduce`].
 #[derive(Debug)]
 pub(crate) struct ExactSum {
@@ -44,15 +41,17 @@ pub(crate) struct ExactSum {
     is_empty: bool,
     /// The most units that one micro-batch may add to one sum.
     limit: f64,
-    losses: [i64; LOSSES],
+    /// The whole loss, then its terms.
+    losses: Vec<i64>,
     too_large: i64,
     not_finite: i64,
 }
 
 /// What a step came to, beside its gradients.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Sums {
-    pub(crate) losses: [f64; LOSSES],
+    /// In the order in which they were added.
+    pub(crate) losses: Vec<f64>,
     pub(crate) marks: i64,
 }
 
@@ -84,9 +83,9 @@ fn whole(value: f64, places: i32, limit: f64) -> Option<i64> {
 }
 
 impl ExactSum {
-    /// For `parameters`, whose gradients exist, and steps of so many micro-batches over all ranks. The gradients are moved,
+    /// For `parameters`, whose gradients exist, steps of so many micro-batches over all ranks, and so many losses. The gradients are moved,
     /// once: from now on they must be zeroed in place.
-    pub(crate) fn new(parameters: &[(String, Tensor)], micro_batches: u32) -> Self {
+    pub(crate) fn new(parameters: &[(String, Tensor)], micro_batches: u32, losses: usize) -> Self {
         let device = parameters.first().map(|(_, first)| first.device());
         let values = match device {
             None | Some(Device::Cpu) => BUCKET_VALUES,
@@ -100,7 +99,7 @@ impl ExactSum {
                 .collect(),
             is_empty: true,
             limit: 2f64.powi(SUM_BITS - carry),
-            losses: [0; LOSSES],
+            losses: vec![0; losses],
             too_large: 0,
             not_finite: 0,
         }
@@ -109,14 +108,15 @@ impl ExactSum {
     /// Forgets what was added to a step that did not end.
     pub(crate) fn clear(&mut self) {
         self.is_empty = true;
-        (self.losses, self.too_large, self.not_finite) = ([0; LOSSES], 0, 0);
+        self.losses.fill(0);
+        (self.too_large, self.not_finite) = (0, 0);
     }
 
     /// Adds one micro-batch: its losses, and the gradients that lie in the parameters, and leaves zeros there. `loss_scale`:
     /// the power of two by which the loss was multiplied before its backward.
-    pub(crate) fn add(&mut self, losses: [f64; LOSSES], loss_scale: f64) {
+    pub(crate) fn add(&mut self, losses: &[f64], loss_scale: f64) {
         for (sum, loss) in self.losses.iter_mut().zip(losses) {
-            match whole(loss, LOSS_PLACES, self.limit) {
+            match whole(*loss, LOSS_PLACES, self.limit) {
                 Some(units) => *sum += units,
                 None if loss.is_finite() => self.too_large += 1,
                 None => self.not_finite += 1,
@@ -158,14 +158,13 @@ impl ExactSum {
         (loss_scale, mark): (f64, bool),
         step: u64,
     ) -> anyhow::Result<Sums> {
-        let [total, target, face] = self.losses;
-        let mark = i64::from(mark);
-        let figures = Tensor::from_slice(&[total, target, face, self.too_large, self.not_finite, mark])
-            .to_device(group.membership().device);
+        let counts = [self.too_large, self.not_finite, i64::from(mark)];
+        let figures = [self.losses.as_slice(), &counts].concat();
+        let figures = Tensor::from_slice(&figures).to_device(group.membership().device);
         group.all_reduce(&figures, &format!("adding up the losses of step {step}"))?;
         let figures = Vec::<i64>::try_from(&figures.to_device(Device::Cpu))?;
-        let &[total, target, face, too_large, not_finite, marks] = figures.as_slice() else {
-            bail!("six sums became {}", figures.len())
+        let Some((losses, &[too_large, not_finite, marks])) = figures.split_last_chunk() else {
+            bail!("the sums of a step became {} numbers", figures.len())
         };
         if too_large != 0 {
             return Err(TooLarge {
@@ -182,7 +181,7 @@ impl ExactSum {
         self.clear();
         let loss = |units: i64| units as f64 / 2f64.powi(LOSS_PLACES);
         Ok(Sums {
-            losses: [loss(total), loss(target), loss(face)],
+            losses: losses.iter().map(|units| loss(*units)).collect(),
             marks,
         })
     }
@@ -305,11 +304,11 @@ mod tests {
     fn sum(first_elements: &[f32]) -> anyhow::Result<f64> {
         let parameters = parameters();
         let count = u32::try_from(first_elements.len()).unwrap();
-        let mut exact = ExactSum::new(&parameters, count);
+        let mut exact = ExactSum::new(&parameters, count, 3);
         for value in first_elements {
             let _ = parameters[0].1.grad().zero_();
             let _ = parameters[0].1.grad().get(0).fill_(f64::from(*value));
-            exact.add([0.0; LOSSES], 1.0);
+            exact.add(&[0.0; 3], 1.0);
         }
         exact.reduce(&alone(), (1.0, false), 7)?;
         Ok(parameters[0].1.grad().double_value(&[0]))
@@ -319,14 +318,14 @@ mod tests {
     fn any_order_gives_the_same_bits_where_floats_do_not() {
         let order = |order: &[u32]| {
             let parameters = parameters();
-            let mut exact = ExactSum::new(&parameters, 5);
+            let mut exact = ExactSum::new(&parameters, 5, 3);
             let mut floats: Vec<Tensor> = parameters.iter().map(|(_, p)| p.zeros_like()).collect();
             for seed in order {
                 set(&parameters, *seed);
                 for (sum, (_, parameter)) in floats.iter_mut().zip(&parameters) {
                     *sum = &*sum + parameter.grad();
                 }
-                exact.add([f64::from(*seed) / 3.0, 0.1, 0.2], 1.0);
+                exact.add(&[f64::from(*seed) / 3.0, 0.1, 0.2], 1.0);
             }
             let losses = exact.reduce(&alone(), (1.0, false), 1).unwrap().losses;
             let exact = bits(&parameters);
@@ -335,7 +334,11 @@ mod tests {
                 assert!(difference < 1e-6, "the sum is a sum: {difference}");
                 parameter.grad().copy_(&sum.detach());
             }
-            (exact, losses.map(f64::to_bits), bits(&parameters))
+            (
+                exact,
+                losses.into_iter().map(f64::to_bits).collect::<Vec<_>>(),
+                bits(&parameters),
+            )
         };
         let (first, second) = (order(&[1, 2, 3, 4, 5]), order(&[4, 1, 5, 3, 2]));
         assert!(first.0 == second.0 && first.1 == second.1);
@@ -348,12 +351,12 @@ mod tests {
     #[test]
     fn gradients_of_a_backward_are_taken_whole_and_once() {
         let parameters = parameters();
-        let mut exact = ExactSum::new(&parameters, 2);
+        let mut exact = ExactSum::new(&parameters, 2, 3);
         for _ in 0..2 {
             for (_, tensor) in &parameters {
                 (tensor * 3.0).sum(Kind::Float).backward();
             }
-            exact.add([0.0; LOSSES], 1.0);
+            exact.add(&[0.0; 3], 1.0);
         }
         exact.reduce(&alone(), (1.0, false), 1).unwrap();
         for (name, tensor) in &parameters {
@@ -406,15 +409,15 @@ mod tests {
             assert!(sum(&[0.5, value]).unwrap().is_nan(), "{value}");
         }
         let parameters = parameters();
-        let mut exact = ExactSum::new(&parameters, 1);
-        exact.add([f64::NAN, 0.0, 0.0], 1.0);
+        let mut exact = ExactSum::new(&parameters, 1, 3);
+        exact.add(&[f64::NAN, 0.0, 0.0], 1.0);
         exact.reduce(&alone(), (1.0, false), 1).unwrap();
         assert!(parameters[2].1.grad().double_value(&[1]).is_nan());
         set(&parameters, 3);
         let before = bits(&parameters);
-        exact.add([0.5, 0.25, 0.0], 1.0);
+        exact.add(&[0.5, 0.25, 0.0], 1.0);
         let sums = exact.reduce(&alone(), (1.0, true), 2).unwrap();
-        assert_eq!((sums.losses, sums.marks), ([0.5, 0.25, 0.0], 1));
+        assert_eq!((sums.losses, sums.marks), (vec![0.5, 0.25, 0.0], 1));
         let after = bits(&parameters);
         let far = |(a, b): (&u32, &u32)| (f32::from_bits(*a) - f32::from_bits(*b)).abs() > 2f32.powi(-44);
         assert!(!before.iter().zip(&after).any(far));
@@ -424,12 +427,12 @@ mod tests {
     fn a_loss_scale_changes_nothing_but_the_scale() {
         let scaled = |scale: f64| {
             let parameters = parameters();
-            let mut exact = ExactSum::new(&parameters, 1);
+            let mut exact = ExactSum::new(&parameters, 1, 3);
             set(&parameters, 9);
             parameters
                 .iter()
                 .for_each(|(_, p)| p.grad().copy_(&(p.grad() * scale)));
-            exact.add([0.0; LOSSES], scale);
+            exact.add(&[0.0; 3], scale);
             exact.reduce(&alone(), (scale, false), 1).unwrap();
             parameters
                 .iter()

@@ -29,7 +29,7 @@ pub(crate) async fn fetch(
     let attempt = async {
         let base = Base::find(url).await?;
         base.suits(model).await?;
-        let wanted = Wanted::of(&base, model.architecture);
+        let wanted = Wanted::of(&base, model.architecture.kind());
         let folder = match base.local() {
             Some(folder) => folder.to_owned(),
             None => cached(&base, &wanted, cache).await?,

@@ -4,7 +4,7 @@ use crate::init;
 use crate::process::{Permanent, Rank};
 use model::trainer::Trainer;
 use model_data::loader::{Loader, LoaderOptions};
-use proto::spec::{Architecture, TrainWork};
+use proto::spec::TrainWork;
 use tch::Device;
 
 /// Memory for samples of one rank: a data set that fits stays decoded.
@@ -35,10 +35,7 @@ pub(crate) fn build(rank: &Rank<'_>, spec: &TrainWork, device: Device) -> anyhow
 }
 
 pub(crate) async fn open_data(spec: &TrainWork, version: &str) -> anyhow::Result<Loader> {
-    let options = LoaderOptions {
-        needs_references: spec.model.architecture == Architecture::Retrinet,
-        cache_bytes: CACHE_BYTES,
-        version: Some(version.to_owned()),
-    };
+    let version = Some(version.to_owned());
+    let options = LoaderOptions::new(&spec.model.architecture, CACHE_BYTES, version);
     Ok(Loader::open(&spec.data, options).await?)
 }

@@ -51,7 +51,8 @@ pub(crate) fn draw(
     request: &SampleWork,
     name: &str,
 ) -> anyhow::Result<Maps> {
-    let sampler = Sampler::new(request.method, request.steps)?;
+    let schedule = trainer.noise_schedule().clone();
+    let sampler = Sampler::new(schedule, request.method, request.steps)?;
     let times = spread(sampler.timesteps(), TIMES);
     let (mut pictures, mut maps) = (Vec::new(), Vec::new());
     for (index, reference) in subject.example.references.iter().enumerate() {

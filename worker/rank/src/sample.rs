@@ -2,13 +2,14 @@
 //! rank's machine ([`rank_core::units`]) wants. Which image unit n is follows from n alone; its outputs are put once. Called by
 //! [`crate::run`].
 
+use crate::closing;
 use crate::collective::first_line;
 use crate::deadline::Deadlines;
 use crate::outage::is_outage;
 use crate::process::Rank;
 use crate::studio::Studio;
 use proto::message::SourceJob;
-use proto::sample::SampleWork;
+use proto::sample::{SampleUnit, SampleWork};
 use rank_core::units::{Effect, Event};
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -43,12 +44,25 @@ pub(crate) fn sample(rank: &Rank<'_>, work: &SampleWork, source: &SourceJob) -> 
     }
 }
 
+/// Makes the outputs of a unit, unless they are there.
+fn outputs(studio: &mut Studio<'_>, unit: u64) -> anyhow::Result<()> {
+    match studio.begin(unit)? {
+        SampleUnit::Image {
+            subject,
+            prompt,
+            seed,
+        } => studio.image(unit, subject, prompt, seed),
+        SampleUnit::Attention { subject } => studio.maps(unit, subject),
+        SampleUnit::Closing => closing::close(studio, unit),
+    }
+}
+
 /// Makes a unit. An object store that is away for a while costs time and no unit: it is made again.
 fn make(rank: &Rank<'_>, studio: &mut Studio<'_>, unit: u64) -> anyhow::Result<()> {
     let deadlines = Deadlines::new(rank.task.assignment.detect_within_ms);
     let begun = Instant::now();
     loop {
-        let error = match studio.make(unit) {
+        let error = match outputs(studio, unit) {
             Err(error) if is_outage(error.chain()) && begun.elapsed() < deadlines.outage() => error,
             outcome => return outcome,
         };

@@ -12,7 +12,7 @@ use model::error::ModelError;
 use model::trainer::Trainer;
 use model_data::loader::Loader;
 use proto::id::{Generation, Step};
-use proto::message::{PhaseSeconds, Piece, StepReport};
+use proto::message::{LossTerm, PhaseSeconds, Piece, StepReport};
 use proto::share;
 use proto::spec::TrainWork;
 use tch::{Device, Kind, Tensor};
@@ -41,13 +41,12 @@ pub(crate) struct Done {
     pub(crate) clock: Clock,
 }
 
-/// The loss of a step as reported: whole, target term, face term; each the mean over the global batch.
-#[derive(Debug, Default, Clone)]
+/// The loss of a step as reported, each value the mean over the global batch.
+#[derive(Debug, Clone)]
 struct Losses {
-    total: f64,
-    target: f64,
-    face: f64,
-    /// Samples whose loss is not finite, by their place in the step; the three figures leave them out.
+    /// The whole loss, then its terms in the order of [`Trainer::loss_terms`].
+    values: Vec<f64>,
+    /// Samples whose loss is not finite, by their place in the step; the values leave them out.
     nonfinite: Vec<u32>,
 }
 
@@ -83,9 +82,8 @@ impl Stepping<'_> {
         seconds.optimizer += clock.lap();
         let report = StepReport {
             step: Step(step),
-            loss: loss.total,
-            loss_target: loss.target,
-            loss_face: loss.face,
+            loss: loss.values[0],
+            terms: self.terms(&loss),
             gradient_norm: update.gradient_norm,
             learning_rate: update.learning_rate,
             samples: self.spec.train.global_batch,
@@ -95,6 +93,15 @@ impl Stepping<'_> {
             loss_scale: update.loss_scale,
         };
         Ok(Done { report, halt, clock })
+    }
+
+    fn terms(&self, loss: &Losses) -> Vec<LossTerm> {
+        let names = self.trainer.loss_terms().iter();
+        let named = names.zip(&loss.values[1..]).map(|(name, value)| LossTerm {
+            name: (*name).to_owned(),
+            value: *value,
+        });
+        named.collect()
     }
 
     fn begin(&self, step: u64, piece: Piece) {
@@ -108,7 +115,10 @@ impl Stepping<'_> {
         clock: &mut Clock,
         seconds: &mut PhaseSeconds,
     ) -> anyhow::Result<Losses> {
-        let mut sum = Losses::default();
+        let mut sum = Losses {
+            values: vec![0.0; 1 + self.trainer.loss_terms().len()],
+            nonfinite: Vec::new(),
+        };
         let last = examples
             .micro_batches
             .len()
@@ -135,9 +145,10 @@ impl Stepping<'_> {
             // ready: the Reducer's group marks that.
             self.begin(examples.step, Piece::MicroBatch(index as u32 + 1));
             let loss = self.trainer.forward(micro_batch, self.spec.train.global_batch)?;
-            sum.total += loss.total;
-            sum.target += loss.target;
-            sum.face += loss.face;
+            let values = [&[loss.total], loss.terms.as_slice()].concat();
+            for (sum, value) in sum.values.iter_mut().zip(&values) {
+                *sum += value;
+            }
             sum.nonfinite
                 .extend(loss.nonfinite.iter().map(|at| place + *at as u32));
             place += micro_batch.len() as u32;
@@ -149,7 +160,7 @@ impl Stepping<'_> {
             let lap = clock.lap();
             outcome.map_err(|error| self.explain(&error))?;
             if let Some(exact) = &mut self.exact {
-                exact.add([loss.total, loss.target, loss.face], self.trainer.loss_scale());
+                exact.add(&values, self.trainer.loss_scale());
                 seconds.backward += lap + clock.lap();
                 continue;
             }
@@ -177,28 +188,20 @@ impl Stepping<'_> {
         let nonfinite = self.all_nonfinite(&own.nonfinite, step)?;
         if let Some(exact) = &mut self.exact {
             let sums = exact.reduce(self.group, (self.trainer.loss_scale(), halts), step)?;
-            let [total, target, face] = sums.losses;
             let loss = Losses {
-                total,
-                target,
-                face,
+                values: sums.losses,
                 nonfinite,
             };
             return Ok((loss, sums.marks != 0));
         }
         let halts = f64::from(u8::from(halts));
-        let sums = Tensor::from_slice(&[own.total, own.target, own.face, halts])
-            .to_device(self.group.membership().device);
+        let sums = [own.values.as_slice(), &[halts]].concat();
+        let sums = Tensor::from_slice(&sums).to_device(self.group.membership().device);
         self.group
             .all_reduce(&sums, &format!("adding up the loss of step {step}"))?;
-        let sums = Vec::<f64>::try_from(&sums.to_device(Device::Cpu).to_kind(Kind::Double))?;
-        let loss = Losses {
-            total: sums[0],
-            target: sums[1],
-            face: sums[2],
-            nonfinite,
-        };
-        Ok((loss, sums[3] != 0.0))
+        let mut values = Vec::<f64>::try_from(&sums.to_device(Device::Cpu).to_kind(Kind::Double))?;
+        let halts = values.pop().context("no sum came back")?;
+        Ok((Losses { values, nonfinite }, halts != 0.0))
     }
 
     /// The samples of the step, by their place in it, whose loss is not finite on any rank.

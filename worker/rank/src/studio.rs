@@ -3,7 +3,6 @@
 //! [`crate::sample`].
 
 use crate::checkpoint::Checkpoints;
-use crate::closing;
 use crate::load::{build, open_data};
 use crate::maps;
 use crate::pictures::Pictures;
@@ -12,17 +11,17 @@ use crate::score::Identities;
 use crate::sidecar::{Checkpoint, Subjects, Target};
 use crate::subject::{Chosen, Subject, named, of_data};
 use crate::{device, environment};
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use image::RgbImage;
 use model::SampleOptions;
-use model::weights::digest;
 use model::trainer::Trainer;
+use model::weights::digest;
 use model_data::loader::Loader;
 use model_data::order::SampleOrder;
 use proto::checkpoint::CheckpointRef;
 use proto::message::SourceJob;
 use proto::sample::{SampleUnit, SampleWork};
-use proto::spec::{Architecture, TrainWork};
+use proto::spec::{Pairing, Task, TrainWork};
 
 /// See the module's header.
 pub(crate) struct Studio<'a> {
@@ -43,8 +42,11 @@ impl<'a> Studio<'a> {
     pub(crate) fn open(rank: &'a Rank<'a>, work: &'a SampleWork, source: &SourceJob) -> anyhow::Result<Self> {
         let assignment = &rank.task.assignment;
         let mut spec = proto::job::parse_training(&format!("job.toml of {}", work.job), &source.job_toml)?;
-        spec.data.task = work.task.unwrap_or(spec.data.task);
-        spec.data.pairing = work.pairing.unwrap_or(spec.data.pairing);
+        if let Some(references) = spec.model.architecture.references_mut() {
+            references.task = work.task.unwrap_or(references.task);
+            references.pairing = work.pairing.unwrap_or(references.pairing);
+        }
+        let references = spec.model.architecture.references();
         let kind = rank.job.resources.device;
         let device = device::choose(kind, rank.task.device, spec.train.precision)?;
         let mut trainer = build(rank, &spec, device)?;
@@ -61,8 +63,8 @@ impl<'a> Studio<'a> {
             init_digest: trainer.init_digest(),
             dataset_version: assignment.dataset_version.clone(),
             resolution: spec.data.resolution,
-            task: spec.data.task,
-            pairing: spec.data.pairing,
+            task: references.map_or(Task::Composition, |it| it.task),
+            pairing: references.map_or(Pairing::B, |it| it.pairing),
             environment: environment::describe(&spec, kind),
         };
         Ok(Self {
@@ -78,22 +80,11 @@ impl<'a> Studio<'a> {
         })
     }
 
-    /// Makes the outputs of this unit, unless they are there.
-    pub(crate) fn make(&mut self, unit: u64) -> anyhow::Result<()> {
+    /// What this unit is, which is begun now.
+    pub(crate) fn begin(&self, unit: u64) -> anyhow::Result<SampleUnit> {
         self.rank.link.marks().unit(unit);
         let what = self.work.unit(unit);
-        match what.with_context(|| format!("{} has no unit {unit}", self.subjects.job))? {
-            SampleUnit::Image {
-                subject,
-                prompt,
-                seed,
-            } => {
-                let seed = self.work.seeds.get(seed).copied().context("no such seed")?;
-                self.image(unit, subject, prompt, seed)
-            }
-            SampleUnit::Attention { subject } => self.maps(unit, subject),
-            SampleUnit::Closing => closing::close(self, unit),
-        }
+        what.with_context(|| format!("{} has no unit {unit}", self.subjects.job))
     }
 
     /// Waits for the object store in the middle of a unit.
@@ -104,7 +95,9 @@ impl<'a> Studio<'a> {
         outcome
     }
 
-    fn image(&mut self, unit: u64, subject: u32, prompt: usize, seed: u64) -> anyhow::Result<()> {
+    /// Makes one image and its record, unless they are there. `seed` is an index.
+    pub(crate) fn image(&mut self, unit: u64, subject: u32, prompt: usize, seed: usize) -> anyhow::Result<()> {
+        let seed = self.work.seeds.get(seed).copied().context("no such seed")?;
         let name = image_name(unit);
         let (png, json) = (format!("{name}.png"), format!("{name}.json"));
         // The record comes second: with it the unit is there.
@@ -160,7 +153,7 @@ impl<'a> Studio<'a> {
     }
 
     /// What the retrieval encoder attends to.
-    fn maps(&mut self, unit: u64, number: u32) -> anyhow::Result<()> {
+    pub(crate) fn maps(&mut self, unit: u64, number: u32) -> anyhow::Result<()> {
         let name = format!("attention-{number:03}");
         let json = format!("{name}.json");
         if self.wait(unit, self.pictures.has(&json))? {
@@ -194,12 +187,8 @@ impl<'a> Studio<'a> {
             let chosen = choose(loader, number, first_seed(work))?;
             return self.wait(unit, of_data(loader, &self.spec, chosen, work));
         }
-        ensure!(
-            self.spec.model.architecture == Architecture::Retrinet,
-            "this job's model takes no references"
-        );
         let store = &self.rank.task.assignment.store_url;
-        self.wait(unit, named(loader, store, &self.spec.data, work))
+        self.wait(unit, named(loader, store, &self.spec, work))
     }
 
     /// Keeps a subject for the next unit.

@@ -10,7 +10,7 @@ use model_data::prepare::named_reference;
 use model_data::tags::pose_prompt;
 use object_store::ObjectStoreExt;
 use proto::sample::{Concept, NamedReference, PictureSource, SamplePrompt, SampleWork};
-use proto::spec::{Architecture, Data, TrainWork};
+use proto::spec::TrainWork;
 use proto::text::hex_sha256;
 use serde::{Deserialize, Serialize};
 
@@ -57,7 +57,7 @@ pub(crate) async fn of_data(
         .into_iter()
         .next();
     let mut example = example.context("the data set gave no example")?;
-    if spec.model.architecture != Architecture::Retrinet {
+    if spec.model.architecture.references().is_none() {
         example.references.clear();
     }
     let row = |position: u64| &loader.rows()[usize::try_from(position).expect("positions are indices")];
@@ -86,9 +86,12 @@ pub(crate) async fn of_data(
 pub(crate) async fn named(
     loader: &Loader,
     store_url: &str,
-    data: &Data,
+    spec: &TrainWork,
     request: &SampleWork,
 ) -> anyhow::Result<Subject> {
+    let data = &spec.data;
+    let how = spec.model.architecture.references();
+    let how = how.context("this job's model takes no references")?;
     let seed = request.seeds.first().copied().unwrap_or(0);
     let (mut references, mut from) = (Vec::new(), Vec::new());
     for (slot, named) in request.references.iter().enumerate() {
@@ -98,7 +101,8 @@ pub(crate) async fn named(
                 let position =
                     position.with_context(|| format!("{} has no sample {id:?} to refer to", data.dataset))?;
                 let decoded = loader.decoded(position as u64).await?;
-                let reference = named_reference(data, named.concept, &decoded, seed, slot as u64);
+                let reference =
+                    named_reference(how, data.resolution, named.concept, &decoded, seed, slot as u64);
                 (reference, Origin::Sample(id.clone()))
             }
             PictureSource::File { name, sha256 } => {

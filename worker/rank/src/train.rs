@@ -118,7 +118,10 @@ impl<'a> Seat<'a> {
             Reduction::Exact => {
                 // It moves the gradients, so they must be there.
                 trainer.zero_gradients();
-                Some(ExactSum::new(trainer.parameters(), spec.micro_batches()))
+                {
+                    let losses = 1 + trainer.loss_terms().len();
+                    Some(ExactSum::new(trainer.parameters(), spec.micro_batches(), losses))
+                }
             }
             Reduction::Fast => None,
         };

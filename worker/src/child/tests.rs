@@ -3,7 +3,7 @@
 use super::*;
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Step};
-use proto::message::{GangOrder, RankPhase, Run};
+use proto::message::{GangOrder, RankPhase, Run, UnitReport};
 use std::os::unix::fs::PermissionsExt;
 
 fn key() -> RankKey {
@@ -137,7 +137,10 @@ async fn orders_go_down_reports_come_up_and_a_kill_ends_it() {
         }
     );
     let known = Box::new(Assignment {
-        store_address: Some("127.0.0.1:9".into()),
+        run: Run::Gang(GangOrder {
+            store_address: Some("127.0.0.1:9".into()),
+            ..GangOrder::default()
+        }),
         ..*assignment()
     });
     scene.children.update(&key(), Rank(0), 4, known.clone());
@@ -160,6 +163,7 @@ async fn orders_go_down_reports_come_up_and_a_kill_ends_it() {
         steps: vec![],
         shards: vec![],
         digests: vec![],
+        units: UnitReport::default(),
         doing: None,
     };
     let line = format!("{}\n", serde_json::to_string(&report).unwrap());

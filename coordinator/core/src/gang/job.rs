@@ -12,6 +12,7 @@ use crate::outbox::Outbox;
 use crate::record::{JobPhase, JobRecord, Member, Millis, RECORD_VERSION};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Step, WorkerId};
+use proto::phase::Phase;
 use proto::spec::{JobSpec, TrainWork};
 use std::collections::BTreeMap;
 
@@ -221,14 +222,13 @@ impl Gang {
         outbox.save.insert(self.head.id.clone());
     }
 
-    /// Its phase in one word, for tables.
-    pub(crate) fn word(&self) -> &'static str {
-        match &self.state {
-            State::Queued(_) if self.head.paused => "paused",
-            State::Running(_) if self.head.paused => "pausing",
-            State::Queued(_) => "queued",
-            State::Running(_) => "running",
-            State::Ended(ended) => ended.phase().word(),
-        }
+    /// Its phase as people see it.
+    pub(crate) fn shown(&self) -> Phase {
+        let phase = match &self.state {
+            State::Queued(_) => Phase::Queued,
+            State::Running(_) => Phase::Running,
+            State::Ended(ended) => ended.phase().shown(),
+        };
+        phase.or_paused(self.head.paused)
     }
 }

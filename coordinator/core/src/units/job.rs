@@ -8,6 +8,7 @@ use crate::outbox::Outbox;
 use crate::record::{JobPhase, JobRecord, Member, Millis, RECORD_VERSION, UnitsRecord};
 use proto::id::{Generation, Step, WorkerId};
 use proto::ledger::Tip;
+use proto::phase::Phase;
 use proto::spec::{JobSpec, UnitPlan};
 use std::collections::BTreeMap;
 
@@ -176,14 +177,13 @@ impl Units {
             .extend(self.members().map(|it| it.worker.name.clone()));
     }
 
-    /// Its phase in one word, for tables.
-    pub(crate) fn word(&self) -> &'static str {
-        match &self.state {
-            State::Queued { .. } if self.head.paused => "paused",
-            State::Running(_) if self.head.paused => "pausing",
-            State::Queued { .. } => "queued",
-            State::Running(_) => "running",
-            State::Ended(ended) => ended.phase().word(),
-        }
+    /// Its phase as people see it.
+    pub(crate) fn shown(&self) -> Phase {
+        let phase = match &self.state {
+            State::Queued { .. } => Phase::Queued,
+            State::Running(_) => Phase::Running,
+            State::Ended(ended) => ended.phase().shown(),
+        };
+        phase.or_paused(self.head.paused)
     }
 }

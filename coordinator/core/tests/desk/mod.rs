@@ -3,6 +3,7 @@
 
 use coordinator_core::event::{Durable, Effect, Event, Fact, JobPhase, JobRecord, Reply, RequestId};
 use coordinator_core::{Config, Coordinator};
+use proto::architecture::{Diffusion, Noise, Objective, Retrinet};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, ShardEntry};
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::message::{
@@ -11,9 +12,9 @@ use proto::message::{
 };
 use proto::sample::SampleWork;
 use proto::spec::{
-    Architecture, CheckpointPolicy, Clothes, Component, Data, Decay, DeviceKind, JobSpec, LossWeighting,
-    Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, Resources, Retrieval, Task, Train,
-    TrainWork, Work,
+    ArchitectureSpec, CheckpointPolicy, Clothes, Component, Data, Decay, DeviceKind, JobSpec, LossWeighting,
+    Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, References, Resources, Retrieval, Task,
+    Train, TrainWork, Work,
 };
 use std::collections::BTreeMap;
 
@@ -258,8 +259,7 @@ pub(crate) fn with_step(mut report: RankReport, step: u64) -> RankReport {
     report.steps.push(StepReport {
         step: Step(step),
         loss: 1.0,
-        loss_target: 1.0,
-        loss_face: 0.0,
+        terms: Vec::new(),
         gradient_norm: 1.0,
         learning_rate: 0.1,
         samples: 1,
@@ -359,17 +359,8 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
     let resources = resources(workers_min, workers_max);
     let data = Data {
         dataset: "file:///data".to_owned(),
-        task: Task::Composition,
-        pairing: Pairing::B,
-        references: 4,
         resolution: 64,
         prompt_drop: 0.5,
-        face_probability: 0.5,
-        face_enlargement: 1.33,
-        figure_threshold: 0.5,
-        clothes: Clothes::default(),
-        reference_scale: 0.8,
-        multitask_reconstruction: 0.5,
         holdout: 0.1,
         seed: 1,
     };
@@ -390,9 +381,6 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
         decay: Decay::Constant,
         clip: None,
         ema: None,
-        face_loss_weight: 0.1,
-        target_mask_threshold: 0.5,
-        loss_weighting: LossWeighting::Epsilon,
         precision: Precision::Fp32,
         on_nonfinite: OnNonfinite::Stop,
         latent_cache_mib: 0,
@@ -402,14 +390,34 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
     };
     let (unet, autoencoder, text_encoder) = proto::size::named("tiny").expect("a size of this name");
     let model = Model {
-        architecture: Architecture::Retrinet,
-        unet,
-        autoencoder,
-        text_encoder,
+        architecture: ArchitectureSpec::Retrinet(Retrinet {
+            diffusion: Diffusion {
+                autoencoder,
+                text_encoder,
+                unet,
+                noise: Noise::default(),
+                objective: Objective {
+                    face_loss_weight: 0.1,
+                    target_mask_threshold: 0.5,
+                    loss_weighting: LossWeighting::Epsilon,
+                },
+            },
+            retrieval: Retrieval::default(),
+            references: References {
+                task: Task::Composition,
+                pairing: Pairing::B,
+                count: 4,
+                face_probability: 0.5,
+                face_enlargement: 1.33,
+                figure_threshold: 0.5,
+                clothes: Clothes::default(),
+                scale: 0.8,
+                multitask_reconstruction: 0.5,
+            },
+        }),
         init: None,
         freeze: vec![Component::Autoencoder],
         activation_checkpointing: vec![],
-        retrieval: Retrieval::default(),
     };
     let checkpoint = CheckpointPolicy { every: 2, keep: 1 };
     JobSpec {

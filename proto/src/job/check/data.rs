@@ -1,61 +1,24 @@
 //! [data]: defaults, bounds, and paths as URLs. Called by [`super::check`].
 
-use super::Faults;
+use crate::job::faults::Faults;
 use crate::job::raw::DataToml;
-use crate::spec::{Architecture, Data, Pairing, Task};
+use crate::spec::Data;
 use std::path::Path;
 
-pub(super) fn data(
-    raw: &DataToml,
-    architecture: Architecture,
-    directory: Option<&Path>,
-    faults: &mut Faults,
-) -> Data {
-    let retrinet = architecture == Architecture::Retrinet;
+pub(super) fn data(raw: &DataToml, directory: Option<&Path>, faults: &mut Faults) -> Data {
     let data = Data {
         dataset: absolute("data.dataset", &raw.dataset, directory, faults),
-        task: raw.task.unwrap_or(Task::Composition),
-        pairing: raw.pairing.unwrap_or(Pairing::B),
-        references: raw.references.unwrap_or(if retrinet { 4 } else { 0 }),
         resolution: raw.resolution,
         prompt_drop: raw.prompt_drop.unwrap_or(0.5),
-        face_probability: raw.face_probability.unwrap_or(0.5),
-        face_enlargement: raw.face_enlargement.unwrap_or(1.33),
-        figure_threshold: raw.figure_threshold.unwrap_or(0.5),
-        clothes: raw.clothes.unwrap_or_default(),
-        reference_scale: raw.reference_scale.unwrap_or(0.8),
-        multitask_reconstruction: raw.multitask_reconstruction.unwrap_or(0.5),
         holdout: raw.holdout.unwrap_or(0.0),
         seed: raw.seed.unwrap_or(0),
     };
     faults.share("data.prompt_drop", data.prompt_drop);
-    faults.share("data.face_probability", data.face_probability);
-    faults.share("data.figure_threshold", data.figure_threshold);
-    faults.share("data.clothes.cut_off", data.clothes.cut_off);
-    faults.share("data.clothes.cut_off_minimum", data.clothes.cut_off_minimum);
-    faults.share("data.clothes.background", data.clothes.background);
-    faults.need(
-        (0.1..=1.0).contains(&data.reference_scale),
-        "data.reference_scale",
-        || format!("is {}; it must lie between 0.1 and 1", data.reference_scale),
-    );
-    faults.share("data.multitask_reconstruction", data.multitask_reconstruction);
     faults.need((0.0..1.0).contains(&data.holdout), "data.holdout", || {
         format!(
             "is {}; it must be at least 0 and below 1, or nothing is left to train on",
             data.holdout
         )
-    });
-    faults.need(
-        (1.0..=4.0).contains(&data.face_enlargement),
-        "data.face_enlargement",
-        || format!("is {}; it must lie between 1 and 4", data.face_enlargement),
-    );
-    faults.need(data.references <= 64, "data.references", || {
-        format!("is {}; at most 64 are supported", data.references)
-    });
-    faults.need(!retrinet || data.references > 0, "data.references", || {
-        "is 0; retrinet draws a target from references, so at least 1 is needed (the paper uses 4)".into()
     });
     faults.need(data.resolution <= 4096, "data.resolution", || {
         format!("is {}; at most 4096", data.resolution)

@@ -3,71 +3,22 @@
 //! and one for what would be read by nobody.
 
 mod data;
-mod idle;
 mod model;
 mod sample;
 mod shape;
 mod train;
 
+use super::faults::{Fault, Faults};
 use super::raw::{CheckpointToml, DataToml, JobToml, ModelToml, ResourcesToml, TrainToml};
 use crate::id::JobId;
-use crate::spec::{
-    Architecture, CheckpointPolicy, DeviceKind, JobSpec, Reduction, Resources, TrainWork, Work,
-};
+use crate::spec::{CheckpointPolicy, DeviceKind, JobSpec, Reduction, Resources, TrainWork, Work};
 use std::collections::BTreeSet;
 use std::path::Path;
+use toml::{Table, Value};
 
 const PRIORITY_MAX: i32 = 100;
 const WORKERS_MAX: u32 = 4096;
 const NAME: &str = "1 to 40 lower-case letters, digits and dashes, a letter first";
-
-/// Something wrong with one field.
-pub(super) struct Fault {
-    pub(super) field: String,
-    pub(super) message: String,
-}
-
-#[derive(Default)]
-struct Faults(Vec<Fault>);
-
-impl Faults {
-    fn add(&mut self, field: &str, message: impl Into<String>) {
-        self.0.push(Fault {
-            field: field.to_owned(),
-            message: message.into(),
-        });
-    }
-
-    /// Notes a fault unless `good`.
-    fn need(&mut self, good: bool, field: &str, message: impl FnOnce() -> String) {
-        if !good {
-            self.add(field, message());
-        }
-    }
-
-    fn share(&mut self, field: &str, value: f64) {
-        self.need((0.0..=1.0).contains(&value), field, || {
-            format!("is {value}; a share lies between 0 and 1")
-        });
-    }
-
-    fn positive(&mut self, field: &str, value: u64) {
-        self.need(value > 0, field, || "is 0; it must be at least 1".into());
-    }
-
-    /// Larger networks than `most` are slips: they would fill the memory of every node before anything failed.
-    fn count(&mut self, field: &str, value: u32, most: u32) {
-        self.positive(field, value.into());
-        self.need(value <= most, field, || format!("is {value}; at most {most}"));
-    }
-
-    fn rate(&mut self, field: &str, value: f64) {
-        let good = value.is_finite() && value >= 0.0;
-        self.need(good, field, || {
-            format!("is {value}; it must be a number of at least 0")
-        });
-    }
-}
 
 /// Most jobs that one job waits for.
 const AFTER_MAX: usize = 256;
@@ -164,8 +115,9 @@ fn training(
         });
     }
     let (data, model): (&DataToml, &ModelToml) = (raw.data.as_ref()?, raw.model.as_ref()?);
-    let model = model::model(model, directory, faults);
-    let data = data::data(data, model.architecture, directory, faults);
+    let written = written(data, model, train);
+    let model = model::model(model, &written, directory, faults);
+    let data = data::data(data, directory, faults);
     let train = train::train(train, faults);
     let work = TrainWork {
         data,
@@ -175,6 +127,22 @@ fn training(
     };
     together(&work, resources, faults);
     Some(work)
+}
+
+/// The tables that architectures read, as typed as the raw ones.
+fn written(data: &DataToml, model: &ModelToml, train: &TrainToml) -> Table {
+    fn value(raw: &impl serde::Serialize) -> Value {
+        Value::try_from(raw).expect("plain tables, numbers and strings are TOML")
+    }
+    let tables = [
+        ("data", value(data)),
+        ("model", value(model)),
+        ("train", value(train)),
+    ];
+    tables
+        .into_iter()
+        .map(|(name, table)| (name.to_owned(), table))
+        .collect()
 }
 
 fn checkpoint(raw: Option<&CheckpointToml>, faults: &mut Faults) -> CheckpointPolicy {
@@ -194,9 +162,14 @@ fn after(raw: &[String], faults: &mut Faults) -> Vec<JobId> {
     let mut seen = BTreeSet::new();
     for job in raw {
         if let Err(error) = crate::wire::job_id(job.clone()) {
-            faults.add("after", format!("names {job:?}, which is no job's id: {}", error.expected));
+            faults.add(
+                "after",
+                format!("names {job:?}, which is no job's id: {}", error.expected),
+            );
         }
-        faults.need(seen.insert(job), "after", || format!("names {job} twice: leave one out"));
+        faults.need(seen.insert(job), "after", || {
+            format!("names {job} twice: leave one out")
+        });
     }
     seen.into_iter().cloned().map(JobId).collect()
 }
@@ -261,10 +234,10 @@ fn together(spec: &TrainWork, resources: &Resources, faults: &mut Faults) {
     for (component, rate) in &spec.train.learning_rates {
         let field = format!("train.learning_rates.{}", kebab(component));
         let model = &spec.model;
-        let known = model.architecture.components().contains(component);
+        let facts = model.architecture.facts();
+        let known = facts.components.contains(component);
         faults.need(known, &field, || {
-            let architecture = kebab(&model.architecture);
-            format!("is {rate}; {architecture} has no such component: leave it out")
+            format!("is {rate}; {} has no such component: leave it out", facts.name)
         });
         faults.need(!model.freeze.contains(component), &field, || {
             format!("is {rate}; this component is frozen: leave it out, here or in model.freeze")
@@ -281,7 +254,7 @@ fn together(spec: &TrainWork, resources: &Resources, faults: &mut Faults) {
     }
     let (cache, field) = (spec.train.latent_cache_mib, "train.latent_cache_mib");
     faults.need(
-        cache == 0 || spec.model.architecture != Architecture::Autoencoder,
+        cache == 0 || spec.model.architecture.diffusion().is_some(),
         field,
         || format!("is {cache}; an autoencoder in training gives other latents after every step"),
     );
@@ -296,7 +269,6 @@ fn together(spec: &TrainWork, resources: &Resources, faults: &mut Faults) {
         format!("is {cache}; at most 1048576 (1 TiB)")
     });
     shape::shapes(spec, faults);
-    idle::idle(spec, faults);
 }
 
 /// The word that job.toml uses for a value.

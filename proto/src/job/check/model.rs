@@ -2,16 +2,42 @@
 //! [`super::check`].
 
 use super::data::absolute;
-use super::{Faults, kebab};
+use super::kebab;
+use crate::architecture::Facts;
+use crate::architecture::fields::Fields;
+use crate::job::faults::Faults;
 use crate::job::raw::{AutoencoderToml, ModelToml, TextEncoderToml, UNetToml};
 use crate::place::nearest;
 use crate::size;
-use crate::spec::{
-    Architecture, AutoencoderConfig, Component, Model, Retrieval, TextEncoderConfig, UNetConfig,
-};
+use crate::spec::{AutoencoderConfig, Component, Model, TextEncoderConfig, UNetConfig};
 use std::path::Path;
+use toml::Table;
 
-pub(super) fn model(raw: &ModelToml, directory: Option<&Path>, faults: &mut Faults) -> Model {
+/// `written`: the tables of job.toml that architectures read.
+pub(super) fn model(
+    raw: &ModelToml,
+    written: &Table,
+    directory: Option<&Path>,
+    faults: &mut Faults,
+) -> Model {
+    let (kind, facts) = (raw.architecture, raw.architecture.facts());
+    let mut fields = Fields::new(written, networks(raw, faults));
+    let architecture = kind.read(&mut fields, faults);
+    fields.refuse_rest(facts.name, |field| kind.lacks(field), faults);
+    let freeze = freeze(raw, facts, faults);
+    Model {
+        architecture,
+        init: raw
+            .init
+            .as_ref()
+            .map(|init| absolute("model.init", init, directory, faults)),
+        activation_checkpointing: checkpointed(raw, facts, &freeze, faults),
+        freeze,
+    }
+}
+
+/// The named size with what is written over it.
+fn networks(raw: &ModelToml, faults: &mut Faults) -> (UNetConfig, AutoencoderConfig, TextEncoderConfig) {
     let size = raw.size.as_deref().unwrap_or("small");
     let (unet, autoencoder, text_encoder) = size::named(size).unwrap_or_else(|| {
         let hint = nearest(size, &size::NAMES)
@@ -23,63 +49,50 @@ pub(super) fn model(raw: &ModelToml, directory: Option<&Path>, faults: &mut Faul
         );
         size::named("small").expect("the default size exists")
     });
-    let architecture = raw.architecture;
+    (
+        unet_over(unet, &raw.unet),
+        autoencoder_over(autoencoder, &raw.autoencoder),
+        text_over(text_encoder, &raw.text_encoder),
+    )
+}
+
+fn freeze(raw: &ModelToml, facts: &Facts, faults: &mut Faults) -> Vec<Component> {
     let mut freeze = raw
         .freeze
         .clone()
-        .unwrap_or_else(|| architecture.frozen_by_default().to_vec());
+        .unwrap_or_else(|| facts.frozen_by_default.to_vec());
     freeze.sort();
     freeze.dedup();
     for component in &freeze {
-        faults.need(
-            architecture.components().contains(component),
-            "model.freeze",
-            || foreign(*component, architecture),
-        );
+        let known = facts.components.contains(component);
+        faults.need(known, "model.freeze", || foreign(*component, facts));
     }
-    faults.need(
-        architecture == Architecture::Autoencoder || freeze.contains(&Component::Autoencoder),
-        "model.freeze",
-        || {
-            format!(
-                "is [{}], without autoencoder; the noise loss cannot train it, so it must be named",
-                listed(&freeze)
-            )
-        },
-    );
-    faults.need(
-        architecture.components().iter().any(|it| !freeze.contains(it)),
-        "model.freeze",
-        || {
-            format!(
-                "names every component, so nothing is left to train; leave out at least one of {}",
-                listed(architecture.components().iter().filter(|it| {
-                    architecture == Architecture::Autoencoder || **it != Component::Autoencoder
-                }))
-            )
-        },
-    );
-    Model {
-        architecture,
-        unet: unet_over(unet, &raw.unet),
-        autoencoder: autoencoder_over(autoencoder, &raw.autoencoder),
-        text_encoder: text_over(text_encoder, &raw.text_encoder),
-        init: raw
-            .init
-            .as_ref()
-            .map(|init| absolute("model.init", init, directory, faults)),
-        activation_checkpointing: checkpointed(raw, &freeze, faults),
-        retrieval: retrieval(raw, faults),
-        freeze,
+    for component in facts.always_frozen {
+        faults.need(freeze.contains(component), "model.freeze", || {
+            let (freeze, component) = (listed(&freeze), kebab(component));
+            format!("is [{freeze}], without {component}; the noise loss cannot train it, so it must be named")
+        });
     }
+    let some_train = facts.components.iter().any(|it| !freeze.contains(it));
+    faults.need(some_train, "model.freeze", || {
+        let trainable = facts
+            .components
+            .iter()
+            .filter(|it| !facts.always_frozen.contains(it));
+        format!(
+            "names every component, so nothing is left to train; leave out at least one of {}",
+            listed(trainable)
+        )
+    });
+    freeze
 }
 
-fn foreign(component: Component, architecture: Architecture) -> String {
+fn foreign(component: Component, facts: &Facts) -> String {
     format!(
         "names {}, which {} does not have; it has {}",
         kebab(&component),
-        kebab(&architecture),
-        listed(architecture.components())
+        facts.name,
+        listed(facts.components)
     )
 }
 
@@ -90,14 +103,14 @@ fn listed<'a>(components: impl IntoIterator<Item = &'a Component>) -> String {
 
 /// Only what a gradient passes through keeps activations: what is trained, and the decoder, through which it reaches all
 /// that is trained before it.
-fn checkpointed(raw: &ModelToml, freeze: &[Component], faults: &mut Faults) -> Vec<Component> {
+fn checkpointed(raw: &ModelToml, facts: &Facts, freeze: &[Component], faults: &mut Faults) -> Vec<Component> {
     let mut components = raw.activation_checkpointing.clone().unwrap_or_default();
     components.sort();
     components.dedup();
     let field = "model.activation_checkpointing";
     for component in &components {
-        let known = raw.architecture.components().contains(component);
-        faults.need(known, field, || foreign(*component, raw.architecture));
+        let known = facts.components.contains(component);
+        faults.need(known, field, || foreign(*component, facts));
         let passed = !freeze.contains(component) || *component == Component::Decoder;
         faults.need(!known || passed, field, || {
             format!(
@@ -107,18 +120,6 @@ fn checkpointed(raw: &ModelToml, freeze: &[Component], faults: &mut Faults) -> V
         });
     }
     components
-}
-
-fn retrieval(raw: &ModelToml, faults: &mut Faults) -> Retrieval {
-    let given = raw.retrieval.unwrap_or_default();
-    let fits = raw.architecture == Architecture::Retrinet || given == Retrieval::default();
-    faults.need(fits, "model.retrieval", || {
-        format!(
-            "is for retrinet; {} has no retrieval block: leave it out",
-            kebab(&raw.architecture)
-        )
-    });
-    given
 }
 
 fn unet_over(base: UNetConfig, raw: &UNetToml) -> UNetConfig {

@@ -1,7 +1,7 @@
 //! [sample]: defaults and bounds. Called by [`super::check`].
 
-use super::Faults;
 use crate::id::{JobId, Step};
+use crate::job::faults::Faults;
 use crate::job::raw::{ReferenceToml, SampleToml, WeightsToml};
 use crate::place::nearest;
 use crate::sample::{NamedReference, PictureSource, SampleMethod, SamplePrompt, SampleWork, Weights};
@@ -39,7 +39,11 @@ pub(super) fn sample(raw: &SampleToml, is_local: bool, faults: &mut Faults) -> S
     };
     let most = method.steps_max();
     faults.need((1..=most).contains(&work.steps), "sample.steps", || {
-        format!("is {}; {} takes 1 to {most} steps for an image", work.steps, method.name())
+        format!(
+            "is {}; {} takes 1 to {most} steps for an image",
+            work.steps,
+            method.name()
+        )
     });
     for (field, scale) in [
         ("sample.guidance", work.guidance),
@@ -81,7 +85,10 @@ fn lists(work: &SampleWork, faults: &mut Faults) {
     if let Some(long) = work.prompts.iter().find(|prompt| prompt.len() > PROMPT_MAX) {
         faults.add(
             "sample.prompts",
-            format!("has one of {} bytes; a prompt has at most {PROMPT_MAX}", long.len()),
+            format!(
+                "has one of {} bytes; a prompt has at most {PROMPT_MAX}",
+                long.len()
+            ),
         );
     }
     if work.seeds.len() <= LIST_MAX && work.prompts.len() <= LIST_MAX {
@@ -152,16 +159,12 @@ fn references(raw: &[ReferenceToml], is_local: bool, faults: &mut Faults) -> Vec
 }
 
 fn named(name: &str, faults: &mut Faults) {
-    faults.need(
-        (1..=NAME_MAX).contains(&name.len()),
-        "sample.references",
-        || {
-            format!(
-                "has a name of {} bytes; an id or a file has 1 to {NAME_MAX}",
-                name.len()
-            )
-        },
-    );
+    faults.need((1..=NAME_MAX).contains(&name.len()), "sample.references", || {
+        format!(
+            "has a name of {} bytes; an id or a file has 1 to {NAME_MAX}",
+            name.len()
+        )
+    });
 }
 
 /// It becomes part of a path.

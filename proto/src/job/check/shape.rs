@@ -1,12 +1,13 @@
 //! Numbers of which networks are made: widths, heads, groups, and the sides of pictures that they divide. Called by
 //! [`super::check`].
 
-use super::Faults;
-use crate::spec::{Architecture, TrainWork};
+use crate::architecture::Diffusion;
+use crate::job::faults::Faults;
+use crate::spec::TrainWork;
 
 /// Widths, heads, groups and resolution.
 pub(super) fn shapes(spec: &TrainWork, faults: &mut Faults) {
-    let autoencoder = &spec.model.autoencoder;
+    let autoencoder = spec.model.architecture.autoencoder();
     levels(
         "model.autoencoder",
         autoencoder.channels,
@@ -28,9 +29,9 @@ pub(super) fn shapes(spec: &TrainWork, faults: &mut Faults) {
     );
     let factor = autoencoder.channel_mult.len().saturating_sub(1);
     let mut side_multiple = 1_u32 << factor.min(20);
-    if spec.model.architecture != Architecture::Autoencoder {
-        unet_shapes(spec, faults);
-        side_multiple <<= spec.model.unet.channel_mult.len().saturating_sub(1).min(10);
+    if let Some(diffusion) = spec.model.architecture.diffusion() {
+        diffusion_shapes(diffusion, faults);
+        side_multiple <<= diffusion.unet.channel_mult.len().saturating_sub(1).min(10);
     }
     let resolution = spec.data.resolution;
     faults.need(
@@ -40,8 +41,8 @@ pub(super) fn shapes(spec: &TrainWork, faults: &mut Faults) {
     );
 }
 
-fn unet_shapes(spec: &TrainWork, faults: &mut Faults) {
-    let (unet, text) = (&spec.model.unet, &spec.model.text_encoder);
+fn diffusion_shapes(diffusion: &Diffusion, faults: &mut Faults) {
+    let (unet, text) = (&diffusion.unet, &diffusion.text_encoder);
     levels(
         "model.unet",
         unet.channels,
@@ -82,7 +83,7 @@ fn unet_shapes(spec: &TrainWork, faults: &mut Faults) {
             unet.context_dim, text.width
         )
     });
-    let latent_channels = spec.model.autoencoder.latent_channels;
+    let latent_channels = diffusion.autoencoder.latent_channels;
     faults.need(
         unet.latent_channels == latent_channels,
         "model.unet.latent_channels",

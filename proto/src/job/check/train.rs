@@ -1,8 +1,9 @@
 //! [train]: defaults and bounds. Called by [`super::check`].
 
-use super::{Faults, kebab};
+use super::kebab;
+use crate::job::faults::Faults;
 use crate::job::raw::{OptimizerToml, TrainToml};
-use crate::spec::{Decay, LossWeighting, OnNonfinite, Optimizer, Precision, Reduction, Train};
+use crate::spec::{Decay, OnNonfinite, Optimizer, Precision, Reduction, Train};
 
 const STEPS_MAX: u64 = 1_000_000_000_000;
 const GLOBAL_BATCH_MAX: u32 = 1 << 20;
@@ -19,9 +20,6 @@ pub(super) fn train(raw: &TrainToml, faults: &mut Faults) -> Train {
         decay: raw.decay.unwrap_or(Decay::Constant),
         clip: raw.clip.filter(|clip| *clip != 0.0),
         ema: raw.ema.filter(|ema| *ema != 0.0),
-        face_loss_weight: raw.face_loss_weight.unwrap_or(1.0),
-        target_mask_threshold: raw.target_mask_threshold.unwrap_or(0.5),
-        loss_weighting: raw.loss_weighting.unwrap_or(LossWeighting::Epsilon),
         precision: raw.precision.unwrap_or(Precision::Fp32),
         on_nonfinite: raw.on_nonfinite.unwrap_or(OnNonfinite::Stop),
         latent_cache_mib: raw.latent_cache_mib.unwrap_or(0),
@@ -52,13 +50,6 @@ pub(super) fn train(raw: &TrainToml, faults: &mut Faults) -> Train {
     faults.need((0.0..1.0).contains(&ema), "train.ema", || {
         format!("is {ema}; it must be at least 0 (no average) and below 1, such as 0.9999")
     });
-    faults.rate("train.face_loss_weight", train.face_loss_weight);
-    let threshold = train.target_mask_threshold;
-    faults.need(
-        (0.0..1.0).contains(&threshold),
-        "train.target_mask_threshold",
-        || format!("is {threshold}; it must be at least 0 and below 1"),
-    );
     faults.need((1..=256).contains(&train.threads), "train.threads", || {
         format!("is {}; a rank computes with 1 to 256 threads", train.threads)
     });

@@ -21,8 +21,13 @@ fn refused_there(text: &str, message: &str) {
 fn a_job_of_images_has_defaults() {
     let spec = job(SAMPLE).unwrap();
     assert_eq!(spec.after, [JobId("demo-1".into())]);
-    assert_eq!((spec.resources.workers_min, spec.resources.workers_max), (1, 4096));
-    let Work::Sample(work) = &spec.work else { panic!("{spec:?}") };
+    assert_eq!(
+        (spec.resources.workers_min, spec.resources.workers_max),
+        (1, 4096)
+    );
+    let Work::Sample(work) = &spec.work else {
+        panic!("{spec:?}")
+    };
     assert_eq!(
         (work.count, work.steps, work.method),
         (16, 50, SampleMethod::Ddim)
@@ -44,7 +49,9 @@ fn every_field_of_sample_survives_its_canonical_text() {
         "0f".repeat(32)
     );
     let spec = job(&text).unwrap();
-    let Work::Sample(work) = &spec.work else { panic!("{spec:?}") };
+    let Work::Sample(work) = &spec.work else {
+        panic!("{spec:?}")
+    };
     assert_eq!(work.weights, Weights::Step(Step(300)));
     assert_eq!(work.on_failed_unit, OnFailedUnit::SetAside);
     let file = PictureSource::File {
@@ -111,17 +118,26 @@ fn after_names_jobs_by_id_and_each_once() {
 #[test]
 fn what_stands_in_sample_is_bounded() {
     let expect = |line: &str, message: &str| {
-        refused(&format!("{SAMPLE}{line}\n"), &format!("job.toml:5: sample.{message}"));
+        refused(
+            &format!("{SAMPLE}{line}\n"),
+            &format!("job.toml:5: sample.{message}"),
+        );
     };
     expect(
         "weights = \"newst\"",
         "weights: is \"newst\"; it must be \"newest\", \"base\" or the step of a checkpoint; did you mean \"newest\"?",
     );
     expect("count = 0", "count: is 0; it must be at least 1");
-    expect("steps = 501", "steps: is 501; ddim takes 1 to 500 steps for an image");
+    expect(
+        "steps = 501",
+        "steps: is 501; ddim takes 1 to 500 steps for an image",
+    );
     expect("guidance = 101", "guidance: is 101; it must be between 0 and 100");
     expect("guidance = nan", "guidance: is NaN; it must be between 0 and 100");
-    expect("seeds = []", "seeds: is empty; an image needs a seed, such as [0]");
+    expect(
+        "seeds = []",
+        "seeds: is empty; an image needs a seed, such as [0]",
+    );
     expect(
         "count = 2_000_000",
         "count: asks for 2000000 images; samples times prompts times seeds are at most 1000000",

@@ -180,8 +180,7 @@ pub(crate) fn step(step: u64) -> StepReport {
     StepReport {
         step: Step(step),
         loss: 1.0,
-        loss_target: 1.0,
-        loss_face: 0.0,
+        terms: Vec::new(),
         gradient_norm: 1.0,
         learning_rate: 0.1,
         samples: 1,

@@ -1,12 +1,12 @@
-//! RetriNet (paper, section 5.1 and figure 4; notes 3.3 and 3.4): a retrieval encoder over the references
-//! and, for each of its blocks, a cross-attention from the target's features with a zero convolution; the
-//! result is added to the skip connection on its way to the decoder. Nothing here is frozen or trained: that
-//! is the trainer's choice.
+//! RetriNet's retrieval block (paper, section 5.1 and figure 4; notes 3.3 and 3.4): a retrieval encoder over
+//! the references and, for each of its blocks, a cross-attention from the target's features with a zero
+//! convolution; the result is added to the skip connection on its way to the decoder. Nothing here is frozen
+//! or trained: that is the trainer's choice.
 
 use crate::attention::ReferenceAttention;
 use crate::parameter::Scope;
 use crate::recompute::Recomputed;
-use crate::unet::{Encoder, UNet};
+use crate::unet::{Encoder, UNet, UNetInputs, repeated};
 use proto::layout::UNetLayout;
 use proto::spec::{Attend, Retrieval, RetrievalTime};
 use tch::Tensor;
@@ -74,21 +74,23 @@ impl RetrievalBlock {
     }
 
     /// Where the encoder finds the words in the references: for each input block that attends to text, its number, its
-    /// width in places, and [batch * n, heads, places, tokens] shares of attention (the paper's figure 6).
+    /// columns, and attention probabilities [batch * n, heads, cells, tokens] (the paper's figure 6).
     #[must_use]
-    pub fn shares(&self, references: &References, time: &Tensor) -> Vec<(usize, i64, Tensor)> {
+    pub fn attention(&self, references: &References, time: &Tensor) -> Vec<(usize, i64, Tensor)> {
         let time = time.repeat_interleave_self_int(references.each, 0, None);
-        self.encoder.shares(&references.latents, &time, &references.words)
+        self.encoder
+            .attention(&references.latents, &time, &references.words)
     }
 
-    /// h_i + u_i for every input block: the target's features with what was found in the references.
+    /// u_i for every input block that attends: what the target's features find in the references, to be
+    /// added to the skip connection.
     #[must_use]
-    pub fn join(&self, features: &[Tensor], references: &[Tensor]) -> Vec<Tensor> {
-        let joined = self.attentions.iter().zip(features).zip(references);
-        joined
-            .map(|((attention, h), g)| match attention {
-                Some(attention) => h + attention.run([h, g], |attention, [h, g]| attention.forward(h, g)),
-                None => h.shallow_clone(),
+    pub fn residuals(&self, features: &[Tensor], references: &[Tensor]) -> Vec<Option<Tensor>> {
+        let found = self.attentions.iter().zip(features).zip(references);
+        found
+            .map(|((attention, h), g)| {
+                let attention = attention.as_ref()?;
+                Some(attention.run([h, g], |attention, [h, g]| attention.forward(h, g)))
             })
             .collect()
     }
@@ -101,53 +103,33 @@ pub struct Conditions {
     pub timesteps: Tensor,
     /// Text states, [branches * batch, tokens, context_dim]: one branch for training, two (unconditional
     /// first) for classifier-free guidance.
-    pub context: Tensor,
-    /// Kept in every branch and encoded once (notes 3.5).
+    pub text: Tensor,
+    /// Kept in every branch and encoded once (notes 3.5). None: the U-Net alone predicts.
     pub references: Option<References>,
 }
 
-/// Predicted noise for latents [batch, c, h, w]: [branches * batch, c, h, w]. Without a retrieval block or
-/// without references this is the U-Net alone.
-pub fn predict(
-    unet: &UNet,
-    retrieval: Option<&RetrievalBlock>,
-    latents: &Tensor,
-    conditions: &Conditions,
-) -> Tensor {
-    let context = &conditions.context;
-    let branches = context.size()[0] / latents.size()[0];
+/// Predicted noise for latents [batch, c, h, w]: [branches * batch, c, h, w].
+pub fn predict(unet: &UNet, block: &RetrievalBlock, latents: &Tensor, conditions: &Conditions) -> Tensor {
+    let inputs = UNetInputs::new(latents, &conditions.timesteps, &conditions.text);
+    let Some(references) = &conditions.references else {
+        return unet.forward(&inputs);
+    };
     // 1. time
-    let time = unet.embed_time(&conditions.timesteps, latents.kind());
+    let time = unet.embed(&inputs);
     // 2. the references, before the branches part
-    let found = retrieval
-        .zip(conditions.references.as_ref())
-        .map(|(block, references)| {
-            let seen = unet.embed_time(&block.timesteps(&conditions.timesteps), latents.kind());
-            let features = block.encode(references, &seen);
-            (
-                block,
-                features
-                    .iter()
-                    .map(|xs| repeated(xs, branches))
-                    .collect::<Vec<_>>(),
-            )
-        });
+    let seen = unet.embed_time(&block.timesteps(&conditions.timesteps), latents.kind());
+    let features = block.encode(references, &seen);
+    let features: Vec<Tensor> = features
+        .iter()
+        .map(|it| repeated(it, inputs.branches()))
+        .collect();
     // 3. encoder and middle on the target
-    let time = repeated(&time, branches);
-    let mut features = unet.encoder.forward(&repeated(latents, branches), &time, context);
-    let middle = unet.middle.forward(&features[features.len() - 1], &time, context);
-    // 4. what the references add to the skip connections
-    if let Some((block, found)) = found {
-        features = block.join(&features, &found);
-    }
-    // 5. decoder
-    unet.decoder.forward(&middle, features, &time, context)
-}
-
-/// The batch as often as said, one after the other; no copy for once.
-fn repeated(xs: &Tensor, times: i64) -> Tensor {
-    match times {
-        1 => xs.shallow_clone(),
-        _ => Tensor::cat(&vec![xs; times as usize], 0),
-    }
+    let encoded = unet.encode(&inputs, time);
+    // 4. what the references add to the skip connections, and the decoder
+    let residuals = block.residuals(&encoded.skips, &features);
+    let inputs = UNetInputs {
+        skips: &residuals,
+        ..inputs
+    };
+    unet.decode(encoded, &inputs)
 }

@@ -1,0 +1,55 @@
+//! The architectures, each in a folder of its own: what it is built from, its loss terms, how it samples, and which
+//! component a parameter belongs to. This is the only place that knows all of them; the trainer asks [`interface`].
+
+pub(crate) mod autoencoder;
+pub(crate) mod interface;
+pub mod retrinet;
+pub(crate) mod text_to_image;
+
+use interface::Architecture;
+use proto::spec::ArchitectureSpec;
+
+/// The architecture of a job.
+pub(crate) fn of(spec: &ArchitectureSpec) -> Box<dyn Architecture> {
+    match spec {
+        ArchitectureSpec::Autoencoder(spec) => Box::new(autoencoder::Autoencoder(spec.clone())),
+        ArchitectureSpec::TextToImage(spec) => Box::new(text_to_image::TextToImage(spec.clone())),
+        ArchitectureSpec::Retrinet(spec) => Box::new(retrinet::Retrinet(spec.clone())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parameter::Parameters;
+    use proto::spec::Component;
+    use std::collections::BTreeSet;
+    use tch::{Device, Kind};
+
+    #[test]
+    fn prefixes_cover_every_parameter_and_name_the_components_that_the_job_knows() {
+        for name in ["autoencoder", "text-to-image", "retrinet"] {
+            let references = if name == "retrinet" { 1 } else { 0 };
+            let text = format!(
+                "name = \"a\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\nreferences = {references}\n\
+                 [model]\narchitecture = \"{name}\"\nsize = \"tiny\"\ninit = \"file:///none\"\n\
+                 [train]\nsteps = 4\nglobal_batch = 1\nmicro_batch = 1\n"
+            );
+            let spec = proto::job::parse_training("job.toml", &text).expect("the job is good");
+            let architecture = of(&spec.model.architecture);
+            let parameters = Parameters::seeded(1, Device::Cpu);
+            let place = interface::Place {
+                dtype: Kind::Float,
+                device: Device::Cpu,
+            };
+            let network = architecture.build(&parameters.root(), &spec, place);
+            network.expect("the job can be built");
+            let prefixes = architecture.prefixes();
+            let names = parameters.tensors().into_keys();
+            let found: BTreeSet<Component> = names.map(|name| prefixes.component_of(&name)).collect();
+            let known = spec.model.architecture.facts().components.iter().copied();
+            assert_eq!(found, known.collect());
+            assert!(!architecture.terms().is_empty());
+        }
+    }
+}

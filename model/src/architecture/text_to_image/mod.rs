@@ -1,0 +1,89 @@
+//! A text-to-image U-Net with its text encoder, on a given autoencoder: the second half of a base model.
+
+use super::interface::{Architecture, Network, Place, SampleLosses, SampleOptions};
+use crate::component::Prefixes;
+use crate::diffusion::{self, LatentDiffusion};
+use crate::error::ModelError;
+use crate::parameter::Scope;
+use crate::sampler::guide;
+use crate::unet::{UNet, UNetInputs};
+use image::RgbImage;
+use model_data::example::Example;
+use proto::spec::{Component, TrainWork};
+use tch::{Kind, Tensor};
+
+pub(crate) struct TextToImage(pub(crate) proto::architecture::TextToImage);
+
+impl Architecture for TextToImage {
+    fn prefixes(&self) -> Prefixes {
+        Prefixes(&[
+            ("autoencoder.", Component::Autoencoder),
+            ("text_encoder.", Component::TextEncoder),
+            ("unet.time_embed.", Component::Encoder),
+            ("unet.input_blocks.", Component::Encoder),
+            ("unet.middle_block.", Component::Middle),
+            ("unet.out", Component::Decoder),
+        ])
+    }
+
+    fn terms(&self) -> &'static [&'static str] {
+        &diffusion::TERMS
+    }
+
+    fn build(
+        &self,
+        scope: &Scope<'_>,
+        spec: &TrainWork,
+        place: Place,
+    ) -> Result<Box<dyn Network>, ModelError> {
+        Ok(Box::new(Built {
+            diffusion: LatentDiffusion::new(scope, &self.0.diffusion, spec, place)?,
+            unet: UNet::new(&scope.sub("unet"), &(&self.0.diffusion.unet).into()),
+        }))
+    }
+}
+
+#[derive(Debug)]
+struct Built {
+    diffusion: LatentDiffusion,
+    unet: UNet,
+}
+
+impl Built {
+    /// Predicted noise for latents [batch, c, h, w] under text states of one or two branches.
+    fn predict(&self, latents: &Tensor, timesteps: &Tensor, text: &Tensor) -> Tensor {
+        let latents = latents.to_kind(self.diffusion.dtype());
+        let inputs = UNetInputs::new(&latents, timesteps, text);
+        self.unet.forward(&inputs).to_kind(Kind::Float)
+    }
+}
+
+impl Network for Built {
+    fn losses(&mut self, examples: &[Example]) -> Result<SampleLosses, ModelError> {
+        let batch = self.diffusion.batch(examples, Some(0))?;
+        let latents = self.diffusion.latents(&batch).targets;
+        let noisy = self.diffusion.noisy(&batch, &latents);
+        let text = self.diffusion.text_states(&batch.prompts);
+        let timesteps = self.diffusion.timesteps(&batch.timesteps);
+        let predicted = self.predict(&noisy.latents, &timesteps, &text);
+        Ok(self.diffusion.losses(&batch, examples, &noisy, &predicted))
+    }
+
+    fn sample(&mut self, example: &Example, options: &SampleOptions) -> Result<RgbImage, ModelError> {
+        let batch = self.diffusion.batch(std::slice::from_ref(example), Some(0))?;
+        let guided = options.guidance != 1.0;
+        let mut prompts = batch.prompts.clone();
+        if guided {
+            prompts.insert(0, String::new());
+        }
+        let text = self.diffusion.text_states(&prompts);
+        self.diffusion.sample(example, options, |latents, timesteps| {
+            let predicted = self.predict(latents, timesteps, &text);
+            if guided {
+                guide(&predicted, options.guidance)
+            } else {
+                predicted
+            }
+        })
+    }
+}

@@ -1,0 +1,42 @@
+//! The autoencoder alone: it sees images, no prompts and no noise levels.
+
+use super::config::{AutoencoderConfig, Component};
+use super::facts::{Facts, Sampling};
+use super::fields::Fields;
+use super::references;
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Autoencoder {
+    pub autoencoder: AutoencoderConfig,
+}
+
+pub(super) const FACTS: Facts = Facts {
+    name: "autoencoder",
+    noun: "autoencoder",
+    components: &[Component::Autoencoder],
+    frozen_by_default: &[],
+    always_frozen: &[],
+    base_parts: &[("autoencoder", true)],
+    own_file: None,
+    sampling: Sampling {
+        prompts: false,
+        references: false,
+    },
+};
+
+impl Autoencoder {
+    pub(super) fn read(fields: &mut Fields) -> Self {
+        Self {
+            autoencoder: fields.autoencoder.clone(),
+        }
+    }
+}
+
+pub(super) fn lacks(field: &str) -> String {
+    if references::has(field) {
+        return "autoencoder is shown no references".to_owned();
+    }
+    "an autoencoder sees pictures alone, without prompt and noise".to_owned()
+}

@@ -1,0 +1,174 @@
+//! The fields of `[data]`, `[model]` and `[train]` that only some architectures read. An architecture takes out those that
+//! it knows; what is left over was written for nothing and is refused, unless it stands at its default: texts that were
+//! stored with every field written out have it there.
+
+use super::config::{AutoencoderConfig, TextEncoderConfig, UNetConfig};
+use crate::job::faults::Faults;
+use crate::size;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use toml::{Table, Value};
+
+/// Every such field, and what it is when job.toml does not say.
+const DEFAULTS: &str = r#"
+[data]
+task = "composition"
+pairing = "b"
+references = 0
+prompt_drop = 0.5
+face_probability = 0.5
+face_enlargement = 1.33
+figure_threshold = 0.5
+clothes = { cut_off = 0.5, cut_off_minimum = 0.3, background = 0.5 }
+reference_scale = 0.8
+multitask_reconstruction = 0.5
+
+[model]
+retrieval = { attend = "every-block", time = "target" }
+noise = { kind = "scaled-linear", steps = 1000, beta_start = 0.00085, beta_end = 0.012, prediction = "epsilon" }
+
+[train]
+face_loss_weight = 1.0
+target_mask_threshold = 0.5
+loss_weighting = "epsilon"
+"#;
+
+/// See the module's header.
+pub(crate) struct Fields {
+    pub(super) autoencoder: AutoencoderConfig,
+    /// None: taken.
+    unet: Option<UNetConfig>,
+    text_encoder: Option<TextEncoderConfig>,
+    defaults: BTreeMap<String, Value>,
+    /// As written, and not yet taken.
+    left: BTreeMap<String, Value>,
+}
+
+impl Fields {
+    /// `written`: the tables of job.toml with the types that the raw job has. `networks`: the named size with what is
+    /// written over it.
+    pub(crate) fn new(
+        written: &Table,
+        (unet, autoencoder, text): (UNetConfig, AutoencoderConfig, TextEncoderConfig),
+    ) -> Self {
+        let defaults = leaves(&defaults());
+        let mut left = leaves(written);
+        left.retain(|field, _| defaults.contains_key(field));
+        Self {
+            autoencoder,
+            unet: Some(unet),
+            text_encoder: Some(text),
+            defaults,
+            left,
+        }
+    }
+
+    /// Takes a field; its default where it is not written.
+    pub(super) fn read<T: DeserializeOwned>(&mut self, field: &str) -> T {
+        let default = self.defaults.get(field).cloned();
+        let value = self.left.remove(field).or(default);
+        let value = value.expect("every field that is read stands among the defaults");
+        value.try_into().expect("the raw table has its type")
+    }
+
+    /// Takes a field whose default is the architecture's own.
+    pub(super) fn written<T: DeserializeOwned>(&mut self, field: &str) -> Option<T> {
+        let value = self.left.remove(field)?;
+        Some(value.try_into().expect("the raw table has its type"))
+    }
+
+    pub(super) fn unet(&mut self) -> UNetConfig {
+        self.unet.take().expect("an architecture has one U-Net")
+    }
+
+    pub(super) fn text_encoder(&mut self) -> TextEncoderConfig {
+        self.text_encoder
+            .take()
+            .expect("an architecture has one text encoder")
+    }
+
+    /// A field that is read with the section it stands in.
+    pub(super) fn allow(&mut self, field: &str) {
+        self.left.remove(field);
+    }
+
+    /// Refuses what nobody took; `lacks` says why a field means nothing.
+    pub(crate) fn refuse_rest(self, name: &str, lacks: impl Fn(&str) -> String, faults: &mut Faults) {
+        let sizes: Vec<_> = size::NAMES.iter().filter_map(|name| size::named(name)).collect();
+        let unet = self.unet.is_none_or(|unet| sizes.iter().any(|it| it.0 == unet));
+        let text = self
+            .text_encoder
+            .is_none_or(|text| sizes.iter().any(|it| it.2 == text));
+        for (field, is_of_a_size) in [("model.unet", unet), ("model.text_encoder", text)] {
+            faults.need(is_of_a_size, field, || {
+                format!("is for text-to-image and retrinet; an {name} has no such part: leave the table out")
+            });
+        }
+        let mut rest = self.left;
+        rest.retain(|field, value| self.defaults.get(field) != Some(value));
+        if rest.keys().any(|field| field.starts_with("model.retrieval.")) {
+            rest.retain(|field, _| !field.starts_with("model.retrieval."));
+            let message = format!("is for retrinet; {name} has no retrieval block: leave it out");
+            faults.add("model.retrieval", message);
+        }
+        for (field, value) in &rest {
+            refuse(field, value, &lacks(field), faults);
+        }
+    }
+}
+
+/// Refuses a field for a reason, unless it has its default.
+pub(super) fn refuse_unless_default(field: &str, value: &Value, why: &str, faults: &mut Faults) {
+    if leaves(&defaults()).get(field) != Some(value) {
+        refuse(field, value, why, faults);
+    }
+}
+
+fn refuse(field: &str, value: &Value, why: &str, faults: &mut Faults) {
+    let message = format!("is {value}; it means nothing because {why}: leave it out");
+    faults.add(field, message);
+}
+
+fn defaults() -> Table {
+    DEFAULTS.parse().expect("the defaults are TOML")
+}
+
+/// Every value by its dotted name.
+fn leaves(table: &Table) -> BTreeMap<String, Value> {
+    let mut found = BTreeMap::new();
+    for (name, value) in table {
+        match value {
+            Value::Table(inner) => {
+                let inner = leaves(inner).into_iter();
+                found.extend(inner.map(|(rest, value)| (format!("{name}.{rest}"), value)));
+            }
+            value => {
+                found.insert(name.clone(), value.clone());
+            }
+        }
+    }
+    found
+}
+
+/// Fields written out, by their dotted names.
+#[derive(Default)]
+pub(crate) struct Written(Table);
+
+impl Written {
+    pub(crate) fn put(&mut self, field: &str, value: impl serde::Serialize) {
+        let value = Value::try_from(value).expect("plain tables, numbers and strings are TOML");
+        let mut parts: Vec<&str> = field.split('.').collect();
+        let name = parts.pop().unwrap_or_default();
+        let mut table = &mut self.0;
+        for part in parts {
+            let inner = table.entry(part).or_insert_with(|| Value::Table(Table::new()));
+            table = inner.as_table_mut().expect("no field is a table and a value");
+        }
+        table.insert(name.to_owned(), value);
+    }
+
+    /// The tables that hold them.
+    pub(crate) fn into_table(self) -> Table {
+        self.0
+    }
+}

@@ -1,0 +1,71 @@
+//! The paper's model (section 5.1), on a given base model.
+
+use super::config::{Component, Retrieval};
+use super::diffusion::Diffusion;
+use super::facts::{Facts, Sampling};
+use super::fields::Fields;
+use super::references::References;
+use crate::job::faults::Faults;
+use serde::{Deserialize, Serialize};
+
+/// The key of a RetriNet's own weights among base weights, and the stem of their file.
+pub const OWN_FILE: &str = "retrinet";
+/// N when job.toml does not say: the paper's.
+const REFERENCES: u32 = 4;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retrinet {
+    pub diffusion: Diffusion,
+    pub retrieval: Retrieval,
+    pub references: References,
+}
+
+pub(super) const FACTS: Facts = Facts {
+    name: "retrinet",
+    noun: "retrinet",
+    components: &[
+        Component::Autoencoder,
+        Component::TextEncoder,
+        Component::Encoder,
+        Component::Middle,
+        Component::Decoder,
+        Component::RetrievalEncoder,
+        Component::CrossAttention,
+    ],
+    frozen_by_default: &[
+        Component::Autoencoder,
+        Component::TextEncoder,
+        Component::Encoder,
+        Component::Middle,
+    ],
+    always_frozen: &[Component::Autoencoder],
+    base_parts: &[("autoencoder", true), ("text_encoder", true), ("unet", true)],
+    own_file: Some(OWN_FILE),
+    sampling: Sampling {
+        prompts: true,
+        references: true,
+    },
+};
+
+impl Retrinet {
+    pub(super) fn read(fields: &mut Fields, faults: &mut Faults) -> Self {
+        let references = References::read(fields, REFERENCES, faults);
+        faults.need(references.count > 0, "data.references", || {
+            "is 0; retrinet draws a target from references, so at least 1 is needed (the paper uses 4)".into()
+        });
+        Self {
+            diffusion: Diffusion::read(fields, faults),
+            retrieval: Retrieval {
+                attend: fields.read("model.retrieval.attend"),
+                time: fields.read("model.retrieval.time"),
+            },
+            references,
+        }
+    }
+}
+
+/// It reads every field that there is today.
+pub(super) fn lacks(_field: &str) -> String {
+    "retrinet has no use for it".to_owned()
+}

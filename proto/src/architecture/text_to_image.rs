@@ -1,0 +1,47 @@
+//! A text-to-image U-Net with its text encoder, on a given autoencoder.
+
+use super::config::Component;
+use super::diffusion::Diffusion;
+use super::facts::{Facts, Sampling};
+use super::fields::Fields;
+use crate::job::faults::Faults;
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextToImage {
+    pub diffusion: Diffusion,
+}
+
+pub(super) const FACTS: Facts = Facts {
+    name: "text-to-image",
+    noun: "text-to-image model",
+    components: &[
+        Component::Autoencoder,
+        Component::TextEncoder,
+        Component::Encoder,
+        Component::Middle,
+        Component::Decoder,
+    ],
+    frozen_by_default: &[Component::Autoencoder],
+    always_frozen: &[Component::Autoencoder],
+    base_parts: &[("autoencoder", true), ("text_encoder", false), ("unet", false)],
+    own_file: None,
+    sampling: Sampling {
+        prompts: true,
+        references: false,
+    },
+};
+
+impl TextToImage {
+    pub(super) fn read(fields: &mut Fields, faults: &mut Faults) -> Self {
+        Self {
+            diffusion: Diffusion::read(fields, faults),
+        }
+    }
+}
+
+/// It reads all that is not about references.
+pub(super) fn lacks(_field: &str) -> String {
+    "text-to-image is shown no references".to_owned()
+}

@@ -1,0 +1,328 @@
+//! What must be true of units at every event: each counts once and only when its output is in the store, who fails is named,
+//! the closing unit comes last, nobody starts before those that it waits for are done, devices and quotas are kept between
+//! all kinds of jobs.
+
+use crate::world::World;
+use crate::world::oracle::Oracle;
+use crate::world::specs::Specs;
+use crate::world::store::Store;
+use coordinator_core::event::{Durable, FRUITLESS_MAX, JobPhase, JobRecord, Member};
+use proto::id::{Generation, JobId, WorkerId};
+use proto::message::{DesiredState, UnitRange};
+use proto::spec::{OnFailedUnit, UNIT_FAILURES_MAX};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What happened to units, as the world saw it.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    /// How often a unit gave an error or its process died at it.
+    failures: BTreeMap<(JobId, u64), u32>,
+    /// What each worker was told last that it holds of a job.
+    leases: BTreeMap<(JobId, WorkerId), Vec<UnitRange>>,
+    is_changed: bool,
+    /// Generations that were asked to end in order.
+    pub(super) halting: BTreeSet<(JobId, Generation)>,
+}
+
+impl Seen {
+    /// Of the unit that failed most.
+    fn most_failures(&self, job: &JobId) -> u32 {
+        let units = self.failures.range((job.clone(), 0)..=(job.clone(), u64::MAX));
+        units.map(|(_, failures)| *failures).max().unwrap_or(0)
+    }
+
+    pub(crate) fn failures(&self, job: &JobId, unit: u64) -> u32 {
+        self.failures.get(&(job.clone(), unit)).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn halts(&mut self, job: &JobId, generation: Generation) {
+        self.halting.insert((job.clone(), generation));
+    }
+
+    /// Another coordinator begins: it leases what is not done.
+    pub(crate) fn forget_leases(&mut self) {
+        self.leases.clear();
+    }
+
+    pub(crate) fn failed(&mut self, job: &JobId, unit: u64) {
+        *self.failures.entry((job.clone(), unit)).or_default() += 1;
+    }
+}
+
+impl Oracle {
+    /// The coordinator tells a worker what units it holds.
+    pub(crate) fn on_lease(&mut self, worker: &WorkerId, state: &DesiredState) {
+        let leases = &mut self.units.leases;
+        leases.retain(|(_, other), _| other != worker);
+        for assignment in &state.assignments {
+            let Some(order) = assignment.units() else { continue };
+            let own = order.leases.values().flatten().copied().collect();
+            leases.insert((assignment.job.clone(), worker.clone()), own);
+            self.units.is_changed = true;
+        }
+    }
+
+    /// No two ranks hold the same unit. Asked when all that follows from an event is told.
+    pub(crate) fn on_told(&mut self, durable: &Durable) {
+        if !std::mem::take(&mut self.units.is_changed) {
+            return;
+        }
+        self.units.leases.retain(|(job, worker), _| {
+            let record = durable.jobs.get(job);
+            record.is_some_and(|record| members(record).iter().any(|it| it.worker == *worker))
+        });
+        let mut jobs: BTreeMap<&JobId, Vec<(UnitRange, &WorkerId)>> = BTreeMap::new();
+        for ((job, worker), ranges) in &self.units.leases {
+            let all = jobs.entry(job).or_default();
+            all.extend(ranges.iter().map(|range| (*range, worker)));
+        }
+        let mut twice = None;
+        for (job, mut all) in jobs {
+            all.sort();
+            let pair = all.windows(2).find(|pair| pair[1].0.first < pair[0].0.end);
+            twice = twice.or_else(|| {
+                let [(one, a), (_, b)] = pair? else { return None };
+                Some(format!("units {one:?} of {job} are leased to {a} and to {b}"))
+            });
+        }
+        self.require(twice.is_none(), || twice.unwrap_or_default());
+    }
+
+    /// Nobody starts before those that it waits for are done, and no device is given twice. Asked when a save is whole.
+    pub(crate) fn on_saved(&mut self, durable: &Durable, specs: &Specs, devices: &BTreeMap<String, u32>) {
+        let mut used: BTreeMap<&WorkerId, u32> = BTreeMap::new();
+        for record in durable.jobs.values() {
+            let members = members(record);
+            if members.is_empty() {
+                continue;
+            }
+            let Some(spec) = specs.get(&record.id) else {
+                continue;
+            };
+            let waits = spec.after.iter().find(|id| {
+                let other = durable.jobs.get(*id);
+                !other.is_some_and(|other| matches!(other.phase, JobPhase::Done { .. }))
+            });
+            self.require(waits.is_none(), || {
+                let other = waits.map_or("nobody", |id| &id.0);
+                format!("{} runs and waits for {other}", record.id)
+            });
+            for member in members {
+                *used.entry(&member.worker).or_default() += member.ranks;
+            }
+        }
+        for (worker, used) in used {
+            let has = devices.get(&worker.name).copied().unwrap_or(0);
+            self.require(used <= has, || {
+                format!("{worker} has {has} devices and {used} are given away")
+            });
+        }
+    }
+
+    /// What a record says of units only grows, and each unit counts once: those that are done are in the store, and those that
+    /// are set aside were tried often enough.
+    pub(crate) fn on_units_saved(
+        &mut self,
+        old: Option<&JobRecord>,
+        new: &JobRecord,
+        store: &Store,
+        specs: &Specs,
+    ) {
+        let (Some(units), id) = (&new.units, &new.id) else {
+            return;
+        };
+        let Some(plan) = specs.get(id).and_then(|spec| spec.work.units()) else {
+            return self.require(false, || {
+                format!("{id} has units in its record and none in its text")
+            });
+        };
+        let none = Vec::new();
+        let before = old.and_then(|old| old.units.as_ref());
+        let done_before = before.map_or(&none, |units| &units.done);
+        let aside_before = before.map_or(&none, |units| &units.set_aside);
+        let over = |ranges: &[UnitRange]| ranges.iter().map(|range| range.count()).sum::<u64>();
+        let count = over(&units.done) + over(&units.set_aside);
+        self.require(count <= plan.count, || {
+            format!("{id}: {count} of {} units are over", plan.count)
+        });
+        for ranges in [&units.done, &units.set_aside] {
+            let sorted = ranges.windows(2).all(|pair| pair[0].end < pair[1].first);
+            self.require(sorted, || format!("{id}: a unit counts twice: {ranges:?}"));
+        }
+        let both = first_of(&units.done, &|unit| contains(&units.set_aside, unit));
+        self.require(both.is_none(), || {
+            format!("{id}: unit {both:?} is done and set aside")
+        });
+        for (ranges, before) in [(&units.done, done_before), (&units.set_aside, aside_before)] {
+            let lost = before.iter().find(|range| !has_range(ranges, **range));
+            self.require(lost.is_none(), || {
+                format!("{id}: units {lost:?} were over and are not")
+            });
+        }
+        for range in beyond(&units.done, done_before) {
+            let missing = (range.first..range.end).find(|unit| !store.has_unit(id, *unit));
+            self.require(missing.is_none(), || {
+                format!(
+                    "unit {} of {id} counts as done, and its output is not in the store",
+                    missing.unwrap_or(0)
+                )
+            });
+        }
+        for range in beyond(&units.set_aside, aside_before) {
+            for unit in range.first..range.end {
+                let failures = self.units.failures(id, unit);
+                self.require(UNIT_FAILURES_MAX <= failures, || {
+                    format!("unit {unit} of {id} is set aside and failed {failures} times")
+                });
+            }
+        }
+    }
+
+    /// A rank begins a unit. The last one waits for all others.
+    pub(crate) fn on_unit_begun(
+        &mut self,
+        durable: &Durable,
+        specs: &Specs,
+        store: &Store,
+        job: &JobId,
+        unit: u64,
+    ) {
+        let Some(record) = durable.jobs.get(job) else {
+            return self.require(false, || {
+                format!("unit {unit} of {job} is begun and there is no such job")
+            });
+        };
+        let Some(plan) = specs.get(job).and_then(|spec| spec.work.units()) else {
+            return self.require(false, || format!("unit {unit} of {job} is begun, which has none"));
+        };
+        self.require(unit < plan.count, || {
+            format!("unit {unit} of {job} is begun, which has {}", plan.count)
+        });
+        if plan.closing && unit + 1 == plan.count {
+            let missing = (0..unit).find(|unit| !store.has_unit(job, *unit) && !is_set_aside(record, *unit));
+            self.require(missing.is_none(), || {
+                format!(
+                    "the last unit of {job} is begun, and unit {} is not there",
+                    missing.unwrap_or(0)
+                )
+            });
+        }
+    }
+}
+
+/// Those that work for the job.
+pub(super) fn members(record: &JobRecord) -> &[Member] {
+    match &record.phase {
+        JobPhase::Running { members } => members,
+        _ => &[],
+    }
+}
+
+fn is_set_aside(record: &JobRecord, unit: u64) -> bool {
+    let units = record.units.as_ref();
+    units.is_some_and(|units| contains(&units.set_aside, unit))
+}
+
+fn contains(ranges: &[UnitRange], unit: u64) -> bool {
+    ranges
+        .iter()
+        .any(|range| (range.first..range.end).contains(&unit))
+}
+
+fn has_range(ranges: &[UnitRange], range: UnitRange) -> bool {
+    let index = ranges.partition_point(|it| it.end < range.end);
+    ranges
+        .get(index)
+        .is_some_and(|it| it.first <= range.first && range.end <= it.end)
+}
+
+fn first_of(ranges: &[UnitRange], holds: &dyn Fn(u64) -> bool) -> Option<u64> {
+    None.or_else(|| {
+        ranges
+            .iter()
+            .flat_map(|range| range.first..range.end)
+            .find(|unit| holds(*unit))
+    })
+}
+
+/// What of sorted ranges was not in others before.
+fn beyond(ranges: &[UnitRange], before: &[UnitRange]) -> Vec<UnitRange> {
+    let mut new = Vec::new();
+    let mut before = before.iter().copied().peekable();
+    for range in ranges {
+        let mut first = range.first;
+        while let Some(known) = before.next_if(|known| known.end <= range.end) {
+            if first < known.first {
+                new.push(UnitRange {
+                    first,
+                    end: known.first,
+                });
+            }
+            first = first.max(known.end);
+        }
+        if first < range.end {
+            new.push(UnitRange {
+                first,
+                end: range.end,
+            });
+        }
+    }
+    new
+}
+
+impl World {
+    /// The end of a job of units: every unit's output is there once, or the unit is named and was tried often enough.
+    pub(crate) fn judge_units(&self, record: &JobRecord) -> Result<(), String> {
+        let id = &record.id;
+        let plan = self.specs.get(id).and_then(|spec| spec.work.units());
+        let (Some(plan), Some(units)) = (plan, &record.units) else {
+            return Err(format!("{id} has units and none"));
+        };
+        let (outputs, of) = self.store.count_units(id);
+        if outputs != of {
+            return Err(format!("{id} has {outputs} outputs of {of} units"));
+        }
+        match &record.phase {
+            JobPhase::Done { .. } => {
+                let missing = (0..plan.count)
+                    .find(|unit| !self.store.has_unit(id, *unit) && !contains(&units.set_aside, *unit));
+                if let Some(unit) = missing {
+                    return Err(format!(
+                        "{id} is done, and unit {unit} is neither there nor set aside"
+                    ));
+                }
+                if plan.on_failed == OnFailedUnit::Stop && !units.set_aside.is_empty() {
+                    return Err(format!(
+                        "{id} is done, and set units aside that should have stopped it"
+                    ));
+                }
+                let named = units.failed.iter().all(|failed| !failed.error.is_empty());
+                if !named {
+                    return Err(format!("{id} does not say why its units failed"));
+                }
+                Ok(())
+            }
+            JobPhase::Failed { reason, .. } => self.judge_failed_units(record, reason, plan.on_failed),
+            JobPhase::Cancelled { .. } | JobPhase::Queued { .. } | JobPhase::Running { .. } => Ok(()),
+        }
+    }
+
+    /// It failed of a unit that failed often enough, or of processes that came to no unit.
+    fn judge_failed_units(
+        &self,
+        record: &JobRecord,
+        reason: &str,
+        on_failed: OnFailedUnit,
+    ) -> Result<(), String> {
+        let id = &record.id;
+        let stopped =
+            on_failed == OnFailedUnit::Stop && self.oracle.units.most_failures(id) >= UNIT_FAILURES_MAX;
+        let aside = reason.contains("were set aside");
+        if stopped || aside || FRUITLESS_MAX <= record.fruitless || reason.contains("checkpoint") {
+            return Ok(());
+        }
+        Err(format!(
+            "{id} failed, and no unit of it did so often enough: {reason:?}"
+        ))
+    }
+}

@@ -1,0 +1,192 @@
+//! Jobs of units in a world: drawn from dice of their own, so that a world of gangs alone stays what it is.
+
+use crate::world::dice::Dice;
+use crate::world::plan::PlannedJob;
+use proto::spec::OnFailedUnit;
+use std::collections::BTreeMap;
+
+/// Marks of jobs of units begin here, those of trained jobs are smaller.
+const FIRST_MARK: u64 = 2_000_000;
+/// So long a job takes one rank at most, in virtual milliseconds.
+const WORK_MS_MAX: u64 = 60_000;
+
+/// A job of a world, by its place in the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Planned {
+    Trained(usize),
+    Units(usize),
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct PlannedUnits {
+    pub(crate) at: u64,
+    /// Its first seed, by which whoever meets a record knows it.
+    pub(crate) mark: u64,
+    /// One unit more closes the job.
+    pub(crate) images: u32,
+    pub(crate) unit_ms: u64,
+    /// The trained job that they are made with.
+    pub(crate) source: usize,
+    /// Without a checkpoint of it.
+    pub(crate) base: bool,
+    /// It starts when these are done.
+    pub(crate) after: Vec<Planned>,
+    pub(crate) poison: BTreeMap<u64, Poison>,
+    pub(crate) on_failed: OnFailedUnit,
+    pub(crate) workers_max: u32,
+    pub(crate) devices: u32,
+    pub(crate) priority: i32,
+    pub(crate) team: &'static str,
+    pub(crate) cancel_at: Option<u64>,
+    pub(crate) pause: Option<(u64, u64)>,
+    pub(crate) scale: Option<(u64, u32)>,
+}
+
+/// What is wrong with a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Poison {
+    /// It kills its process, each time.
+    Kills,
+    /// It gives an error, each time.
+    Fails,
+    /// It gives an error or kills its process the first so many times, and is well after that.
+    Passes { kills: bool, times: u32 },
+}
+
+impl PlannedUnits {
+    /// Some jobs of units beside these, and who waits for whom: none waits for one that comes later in the order trained
+    /// jobs, then units; a trained job waits for one of base weights that waits for nobody.
+    pub(crate) fn some(seed: u64, nodes: &[u32], jobs: &mut [PlannedJob], heal_at: u64) -> Vec<Self> {
+        let mut dice = Dice::new(seed, 5);
+        let mut units: Vec<Self> = Vec::new();
+        for number in 0..dice.between(1, 3) as usize {
+            let one = Self::new(&mut dice, number, nodes, jobs.len(), heal_at);
+            units.push(one);
+        }
+        for number in 0..units.len() {
+            let after = waits(&mut dice, number, &units, jobs.len());
+            units[number].after = after;
+        }
+        for number in 1..jobs.len() {
+            if dice.chance(120) {
+                jobs[number].after = vec![Planned::Trained(dice.pick(number))];
+            } else if dice.chance(100) && first_of_base(&units, number) {
+                jobs[number].after = vec![Planned::Units(0)];
+            }
+        }
+        units
+    }
+
+    fn new(dice: &mut Dice, number: usize, nodes: &[u32], trained: usize, heal_at: u64) -> Self {
+        let devices = if dice.chance(200) && nodes.contains(&2) {
+            2
+        } else {
+            1
+        };
+        let images = if dice.chance(300) {
+            dice.between(1, 8)
+        } else {
+            dice.between(1, 200)
+        };
+        let at = dice.between(0, heal_at / 2);
+        let mut poison = BTreeMap::new();
+        if dice.chance(350) {
+            for _ in 0..dice.between(1, 2) {
+                poison.insert(dice.between(0, images), Poison::new(dice));
+            }
+        }
+        Self {
+            at,
+            mark: FIRST_MARK + number as u64,
+            images: images as u32,
+            unit_ms: dice.between(20, (WORK_MS_MAX / images).clamp(40, 2_000)),
+            source: dice.pick(trained),
+            base: dice.chance(500),
+            after: Vec::new(),
+            poison,
+            on_failed: if dice.chance(700) {
+                OnFailedUnit::SetAside
+            } else {
+                OnFailedUnit::Stop
+            },
+            workers_max: if dice.chance(300) {
+                dice.between(1, 4) as u32
+            } else {
+                4_096
+            },
+            devices,
+            priority: dice.between(0, 2) as i32,
+            team: if dice.chance(500) { "a" } else { "b" },
+            cancel_at: dice.chance(100).then(|| dice.between(at, heal_at)),
+            pause: dice.chance(250).then(|| {
+                let from = dice.between(at, heal_at + 10_000);
+                (from, from + dice.between(10, 30_000))
+            }),
+            scale: dice
+                .chance(200)
+                .then(|| (dice.between(at, heal_at + 10_000), dice.between(1, 4) as u32)),
+        }
+    }
+
+    /// Nothing but work: so many units, on whatever there is.
+    pub(crate) fn plain(images: u32, unit_ms: u64) -> Self {
+        Self {
+            at: 0,
+            mark: FIRST_MARK,
+            images,
+            unit_ms,
+            source: 0,
+            base: true,
+            after: Vec::new(),
+            poison: BTreeMap::new(),
+            on_failed: OnFailedUnit::Stop,
+            workers_max: 4_096,
+            devices: 1,
+            priority: 0,
+            team: "a",
+            cancel_at: None,
+            pause: None,
+            scale: None,
+        }
+    }
+}
+
+impl Poison {
+    fn new(dice: &mut Dice) -> Self {
+        match dice.between(1, 4) {
+            1 => Self::Kills,
+            2 => Self::Fails,
+            _ => Self::Passes {
+                kills: dice.chance(500),
+                times: dice.between(1, 2) as u32,
+            },
+        }
+    }
+}
+
+/// For whom this job of units waits. Where its images want the newest checkpoint of a job that it waits for, they are made
+/// with the last one.
+fn waits(dice: &mut Dice, number: usize, units: &[PlannedUnits], trained: usize) -> Vec<Planned> {
+    let mut after = Vec::new();
+    if dice.chance(350) {
+        after.push(Planned::Trained(units[number].source));
+    }
+    if dice.chance(150) {
+        after.push(Planned::Trained(dice.pick(trained)));
+    }
+    // One that is refused because there is no checkpoint may never be.
+    let earlier = (0..number).filter(|it| units[*it].base);
+    let earlier: Vec<usize> = earlier.collect();
+    if !earlier.is_empty() && dice.chance(350) {
+        after.push(Planned::Units(earlier[dice.pick(earlier.len())]));
+    }
+    after.sort();
+    after.dedup();
+    after
+}
+
+fn first_of_base(units: &[PlannedUnits], before: usize) -> bool {
+    units
+        .first()
+        .is_some_and(|first| first.base && first.after.is_empty() && first.source < before)
+}
