@@ -201,6 +201,7 @@ impl World {
             return;
         }
         if let Some(pid) = self.find(node, key) {
+            self.unit_rank_killed(pid);
             let at = self.now + self.dice.between(1, 30);
             self.agenda.put(
                 at,

@@ -54,6 +54,8 @@ impl Units {
                 ranks: part.member.ranks,
             });
         };
+        // A halt that is not known here was an earlier coordinator's, and is not taken back for that generation.
+        let halted = part.leaving.is_none() && report.phase == RankPhase::Finished;
         let (news, violation) = take(rank, &mut self.pool, report, outbox.now);
         self.has_unsaved |= news.did_some;
         self.is_changed |= news.did_some;
@@ -66,6 +68,8 @@ impl Units {
         }
         if news.ended {
             self.process_ended(worker, report, deadlines, outbox);
+        } else if halted {
+            self.next_generation(worker, "its ranks were asked to leave and are needed", outbox);
         }
         self.lease(worker, report.rank, deadlines, outbox);
         violation
@@ -104,12 +108,7 @@ fn take(rank: &mut RankUnits, pool: &mut Pool, report: &RankReport, now: u64) ->
     let units = pool.plan().count;
     let new_phase = rank.live.take(&report.phase, now);
     let mut violation = None;
-    // Where a process was that has ended may have been told before.
-    let known = rank
-        .live
-        .doing
-        .filter(|_| matches!(report.phase, RankPhase::Failed { .. }));
-    rank.live.doing = report.doing.or(known).filter(|doing| match doing.piece {
+    rank.live.doing = report.doing.filter(|doing| match doing.piece {
         Piece::Unit(unit) if doing.step == Step(0) && unit < units => true,
         Piece::Unit(unit) => {
             violation = Some(Violation::UnitOutside { unit, units });
