@@ -16,8 +16,11 @@ use coordinator_core::event::{Event, Reply, RequestId};
 use proto::id::JobId;
 use proto::pb;
 use proto::phase::is_over;
+use proto::sample::{PictureSource, SampleWork};
 use proto::spec::{JobSpec, Work};
 use proto::wire::{WireError, job_id, worker_name};
+use std::collections::HashMap;
+use std::path::PathBuf;
 use std::pin::Pin;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
@@ -232,13 +235,26 @@ impl pb::control_server::Control for ControlService {
             file_name,
             job_toml,
             dry_run,
+            directory,
+            files,
         } = request.into_inner();
         let file = if file_name.is_empty() {
             "job.toml"
         } else {
             file_name.as_str()
         };
-        let spec = proto::job::parse(file, &job_toml, None).map_err(invalid)?;
+        let directory = directory.map(PathBuf::from);
+        let mut spec = proto::job::parse(file, &job_toml, directory.as_deref()).map_err(invalid)?;
+        if let Work::Sample(work) = &mut spec.work {
+            name_files(work, &files).map_err(|error| {
+                invalid(proto::job::JobErrors(vec![proto::job::error_at(
+                    file,
+                    &job_toml,
+                    "sample.references",
+                    error,
+                )]))
+            })?;
+        }
         let (dataset_version, summary) = self.look(file, &spec).await?;
         if dry_run {
             return Ok(Response::new(pb::SubmitReply {
@@ -378,6 +394,28 @@ impl pb::control_server::Control for ControlService {
         let workers = self.handle.snapshot().await.map_err(stopping)?.workers;
         Ok(Response::new(pb::ListWorkersReply { workers }))
     }
+}
+
+/// Gives every file that was only named the digest by which ranks find it.
+fn name_files(work: &mut SampleWork, files: &HashMap<String, String>) -> Result<(), String> {
+    for reference in &mut work.references {
+        let PictureSource::File { name, sha256 } = &mut reference.from else {
+            continue;
+        };
+        if sha256.is_empty() {
+            let digest = files.get(name).filter(|it| is_sha256(it));
+            let digest = digest.ok_or_else(|| {
+                format!("names {name}, which is not in the store; `coordinator submit` puts it there")
+            })?;
+            sha256.clone_from(digest);
+        }
+    }
+    Ok(())
+}
+
+/// It becomes part of a path.
+fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 trait InvalidArgument: std::fmt::Display {}

@@ -48,6 +48,7 @@ async fn submit(client: &mut Client, job_toml: String) -> Result<String, Status>
         file_name: "j.toml".into(),
         job_toml,
         dry_run: false,
+        ..Default::default()
     };
     Ok(client.submit(request).await?.into_inner().job)
 }
@@ -177,6 +178,7 @@ async fn a_dry_run_stores_nothing_and_a_submit_outlives_a_restart() {
         file_name: String::new(),
         job_toml: fixture::job_toml(&dataset),
         dry_run: true,
+        ..Default::default()
     };
     let reply = client.submit(dry).await.unwrap().into_inner();
     assert_eq!(reply.job, "");

@@ -174,6 +174,31 @@ mod tests {
     }
 
     #[test]
+    fn v_says_the_same_noise_and_the_same_latents_as_epsilon() {
+        let of = |prediction| {
+            NoiseSchedule::new(&Noise {
+                prediction,
+                ..Noise::default()
+            })
+        };
+        let (epsilon, v) = (of(Prediction::Epsilon), of(Prediction::V));
+        let (latents, noise) = (Tensor::from(0.7f64), Tensor::from(-1.3f64));
+        for timestep in [0, 200, 500, 999] {
+            let (signal, level) = v.mix(timestep);
+            let noisy = &latents * signal + &noise * level;
+            let velocity = &noise * signal - &latents * level;
+            let found = v.noise_in(timestep, &noisy, &velocity);
+            let plain = epsilon.noise_in(timestep, &noisy, &noise);
+            assert!((found.double_value(&[]) - plain.double_value(&[])).abs() < 1e-12);
+            let back = (noisy - found * level) / signal;
+            assert!(
+                (back.double_value(&[]) - 0.7).abs() < 1e-12,
+                "time step {timestep}"
+            );
+        }
+    }
+
+    #[test]
     fn with_v_min_snr_is_what_its_paper_says() {
         let noise = Noise {
             prediction: Prediction::V,

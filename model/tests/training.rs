@@ -8,6 +8,7 @@ use model::error::ModelError;
 use model::trainer::Trainer;
 use model::weights::{NamedTensors, digest};
 use model_data::prompt::Prompts;
+use proto::architecture::{Noise, NoiseKind, Prediction};
 use proto::spec::{Architecture, LossWeighting, OnNonfinite};
 use scene::{examples, job};
 use tch::Device;
@@ -53,6 +54,36 @@ fn an_autoencoder_learns_a_batch() {
 #[test]
 fn a_text_to_image_model_learns_a_batch() {
     learns(Architecture::TextToImage, 0.01, 25, 0.2);
+}
+
+#[test]
+fn a_model_that_predicts_v_on_another_schedule_learns_a_batch() {
+    let mut spec = job(Architecture::TextToImage, 0.01);
+    let diffusion = spec.model.architecture.diffusion_mut().unwrap();
+    diffusion.noise = Noise {
+        kind: NoiseKind::Cosine,
+        prediction: Prediction::V,
+        ..Noise::default()
+    };
+    let mut trainer = Trainer::new(&spec, None, Device::Cpu).unwrap();
+    let losses: Vec<f64> = (1..=25).map(|s| step(&mut trainer, s, 1, 4)).collect();
+    assert!(losses[24] < 0.3 * losses[0], "{losses:?}");
+    let mut plain = new(Architecture::TextToImage, 0.01);
+    assert_ne!(step(&mut plain, 1, 1, 4), losses[0]);
+}
+
+#[test]
+fn time_steps_past_the_end_of_the_job_s_schedule_are_refused() {
+    let mut spec = job(Architecture::TextToImage, 0.01);
+    spec.model.architecture.diffusion_mut().unwrap().noise.steps = 100;
+    let mut trainer = Trainer::new(&spec, None, Device::Cpu).unwrap();
+    let mut example = examples(1, 1);
+    example[0].timestep = 100;
+    let message = trainer.forward(&example, 1).unwrap_err().to_string();
+    assert_eq!(
+        message,
+        "example at position 100: timestep is 100; it must be below 100"
+    );
 }
 
 #[test]

@@ -125,6 +125,7 @@ fn a_unit_that_cannot_be_made_is_named() -> Result<()> {
             file_name: "job.toml".into(),
             job_toml: text.to_owned(),
             dry_run: false,
+            ..Default::default()
         };
         submit(cluster.url(), request)
     };

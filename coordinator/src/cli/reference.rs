@@ -7,6 +7,7 @@ use object_store::ObjectStoreExt;
 use proto::pb;
 use proto::sample::{Concept, NamedReference, PictureSource};
 use proto::text::hex_sha256;
+use std::collections::HashMap;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -70,24 +71,29 @@ pub(crate) enum Keep {
     LookedAt,
 }
 
-/// Gives every file its digest, and puts it where ranks find it by that. Names are relative to `folder`.
+/// The digest of every file by its name. Puts each where ranks find it by that. Names are relative to `folder`.
 pub(crate) async fn store_files(
-    references: &mut [NamedReference],
+    references: &[NamedReference],
     folder: &Path,
     trained: &pb::JobView,
     keep: Keep,
-) -> Result<()> {
+) -> Result<HashMap<String, String>> {
+    let mut digests = HashMap::new();
     for reference in references {
-        let PictureSource::File { name, sha256 } = &mut reference.from else {
+        let PictureSource::File { name, sha256 } = &reference.from else {
             continue;
         };
-        let bytes = std::fs::read(folder.join(&*name))
-            .with_context(|| format!("cannot read {}", folder.join(&*name).display()))?;
+        if !sha256.is_empty() {
+            // It is in the store already.
+            continue;
+        }
+        let file = folder.join(name);
+        let bytes = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let _ = open_picture("reference", &bytes).with_context(|| name.clone())?;
-        *sha256 = hex_sha256(&bytes);
+        let sha256 = hex_sha256(&bytes);
         if keep == Keep::Stored {
             let (store, prefix) = storage::open(&trained.store_url)?;
-            let path = ["jobs", &trained.job, "references", sha256]
+            let path = ["jobs", &trained.job, "references", &sha256]
                 .into_iter()
                 .fold(prefix, |path, part| path.join(part));
             store
@@ -95,8 +101,9 @@ pub(crate) async fn store_files(
                 .await
                 .with_context(|| format!("cannot write {path}"))?;
         }
+        digests.insert(name.clone(), sha256);
     }
-    Ok(())
+    Ok(digests)
 }
 
 #[cfg(test)]
@@ -138,14 +145,15 @@ mod tests {
         let asked = |text: &str| text.parse::<Asked>().unwrap();
         let file = asked(&format!("face:{}", picture.display()));
         let resolve = async |asked: &[Asked]| {
-            let mut references = named(asked);
-            store_files(&mut references, Path::new(""), &trained, Keep::Stored).await?;
-            anyhow::Ok(references)
+            let references = named(asked);
+            let files = store_files(&references, Path::new(""), &trained, Keep::Stored).await?;
+            anyhow::Ok((references, files))
         };
-        let found = resolve(&[file, asked("17")]).await.unwrap();
-        let PictureSource::File { sha256, .. } = &found[0].from else {
+        let (found, files) = resolve(&[file, asked("17")]).await.unwrap();
+        let PictureSource::File { name, .. } = &found[0].from else {
             panic!("{found:?}")
         };
+        let sha256 = &files[name];
         let stored = dir.path().join("store/jobs/demo-1/references").join(sha256);
         assert_eq!(std::fs::read(stored).unwrap(), std::fs::read(&picture).unwrap());
         assert_eq!(found[1].from, PictureSource::Sample { id: "17".into() });

@@ -3,7 +3,8 @@
 
 use super::client::{self, connect};
 use super::reference::{self, Keep};
-use super::{Global, Outcome, Output, Target, print_json, submit, watch};
+use super::submit::{self, Written};
+use super::{Global, Outcome, Output, Target, print_json, watch};
 use crate::words::say;
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
@@ -171,7 +172,7 @@ fn prompts(file: &Path) -> Result<Vec<String>> {
 }
 
 pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome> {
-    let mut work = args.work()?;
+    let work = args.work()?;
     if args.base && args.target.step.is_some() {
         return Err(anyhow!("--base draws without a checkpoint; leave out the @STEP"));
     }
@@ -181,15 +182,20 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
         // Says what there is, where that step is not.
         let _ = args.target.of(&trained)?;
     }
-    reference::store_files(&mut work.references, Path::new(""), &trained, Keep::Stored).await?;
+    let files = reference::store_files(&work.references, Path::new(""), &trained, Keep::Stored).await?;
     let spec = JobSpec {
         name: name_for(&trained.job),
         resources: resources_like(&trained)?,
         after: Vec::new(),
         work: Work::Sample(Box::new(work)),
     };
-    let file_name = "coordinator sample".to_owned();
-    let reply = submit::send(global, &mut client, &spec, file_name, false).await?;
+    let job = Written {
+        file_name: "coordinator sample".to_owned(),
+        text: proto::job::to_toml(&spec),
+        directory: PathBuf::new(),
+        files,
+    };
+    let reply = submit::send(global, &mut client, job, false).await?;
     let view = watch::follow(global, &reply.job).await?;
     if view.phase != Phase::Done {
         return Err(anyhow!("{} ended {}: {}", view.job, view.phase, view.reason));

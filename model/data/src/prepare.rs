@@ -65,7 +65,7 @@ pub fn prepare(
             .references
             .iter()
             .flat_map(|how| slots.iter().map(move |slot| (how, slot)))
-            .map(|(how, (slot, from))| reference((how, side), *slot, from, &mut crops, colour(&mut pads)))
+            .map(|(how, (slot, from))| reference(how, side, *slot, from, &mut crops, colour(&mut pads)))
             .collect(),
         prompt: if dropped {
             String::new()
@@ -81,7 +81,8 @@ pub fn prepare(
 /// set what is random in it.
 #[must_use]
 pub fn named_reference(
-    (how, side): (&References, u32),
+    how: &References,
+    side: u32,
     concept: Option<Concept>,
     from: &Decoded,
     seed: u64,
@@ -99,7 +100,8 @@ pub fn named_reference(
         wish,
     };
     reference(
-        (how, side),
+        how,
+        side,
         slot,
         from,
         &mut stream(Purpose::Crop),
@@ -110,7 +112,8 @@ pub fn named_reference(
 /// Cuts one reference out of a sample. Whether the clothes are shown at all depends on how much the face
 /// fills.
 fn reference(
-    (how, side): (&References, u32),
+    how: &References,
+    side: u32,
     slot: Slot,
     from: &Decoded,
     rng: &mut ChaCha8Rng,

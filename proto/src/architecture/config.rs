@@ -104,7 +104,7 @@ pub enum RetrievalTime {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LossWeighting {
-    /// The paper's plain epsilon loss.
+    /// The plain loss of what is predicted; the paper's with epsilon.
     Epsilon,
     /// min(snr, 5) / snr (Hang et al. 2023).
     MinSnr,

@@ -102,7 +102,7 @@ pub(crate) async fn named(
                     position.with_context(|| format!("{} has no sample {id:?} to refer to", data.dataset))?;
                 let decoded = loader.decoded(position as u64).await?;
                 let reference =
-                    named_reference((how, data.resolution), named.concept, &decoded, seed, slot as u64);
+                    named_reference(how, data.resolution, named.concept, &decoded, seed, slot as u64);
                 (reference, Origin::Sample(id.clone()))
             }
             PictureSource::File { name, sha256 } => {

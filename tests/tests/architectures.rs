@@ -1,0 +1,42 @@
+//! Architectures own their facts: whoever needs one asks for it, and nobody else tells them apart.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+
+/// Where an architecture may be named: its table of job.toml, and the networks that are built from it.
+const HOMES: [&str; 2] = ["proto/src/architecture/mod.rs", "model/src/architecture/mod.rs"];
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if path.is_dir() && !["target", "tests", ".git", ".libtorch"].contains(&name.as_str()) {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|it| it == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn one_file_in_proto_and_one_in_model_tell_architectures_apart() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut found = Vec::new();
+    sources(root, &mut found);
+    let variants = ["Autoencoder", "TextToImage", "Retrinet"];
+    let names = ["Architecture", "ArchitectureSpec"];
+    let tells_apart = |path: &PathBuf| {
+        let text = std::fs::read_to_string(path).unwrap();
+        let code = text.split("\n#[cfg(test)]\n").next().unwrap();
+        let named = |name: &&str| variants.iter().any(|it| code.contains(&format!("{name}::{it}")));
+        names.iter().any(|name| named(&name))
+    };
+    let files = found.iter().filter(|path| tells_apart(path));
+    let mut files: Vec<&str> = files
+        .map(|path| path.strip_prefix(root).unwrap().to_str().unwrap())
+        .collect();
+    files.sort_unstable();
+    let mut homes = HOMES;
+    homes.sort_unstable();
+    assert_eq!(files, homes);
+}
