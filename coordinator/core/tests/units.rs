@@ -639,3 +639,32 @@ fn a_failure_that_is_heard_twice_is_one_and_its_only_worker_tries_again_under_th
     desk.hear("w3", vec![with_failed(works(&job, 2), 0)]);
     assert_eq!((failures(&desk), desk.generation(&job)), (2, 3));
 }
+
+#[test]
+fn a_failure_that_was_not_saved_before_a_restart_is_counted_when_it_is_heard_again() {
+    let (mut desk, source) = trained();
+    let job = desk.submit(images(&source, 9));
+    desk.hear("w3", vec![]);
+    desk.hear("w3", vec![works(&job, 1)]);
+    let before = desk.durable.clone();
+    desk.hear("w3", vec![with_failed(works(&job, 1), 0)]);
+    desk.durable = before;
+    desk.restart();
+    let effects = desk.hear("w3", vec![with_failed(at(works(&job, 1), 1), 0)]);
+    assert_eq!(told(&effects, "w3").leases[&Rank(0)], [range(1, 2)]);
+    let units = desk.job(&job).units.as_ref().unwrap();
+    assert_eq!((units.failed[0].unit, units.failed[0].workers.len()), (0, 1));
+}
+
+#[test]
+fn a_rank_that_left_for_a_coordinator_that_is_gone_is_taken_in_again() {
+    let (mut desk, source) = trained();
+    let job = desk.submit(images(&source, 9));
+    desk.hear("w3", vec![]);
+    desk.hear("w3", vec![works(&job, 1)]);
+    desk.restart();
+    let effects = desk.hear("w3", vec![rank(&job, 1, 0, RankPhase::Finished)]);
+    assert_eq!(told(&effects, "w3").generation, 2);
+    let effects = desk.hear("w3", vec![works(&job, 2)]);
+    assert_eq!(told(&effects, "w3").leases[&Rank(0)], [range(0, 1)]);
+}

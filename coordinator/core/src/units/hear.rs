@@ -41,7 +41,7 @@ impl Units {
             let generation = said;
             return Some(Violation::NotMember { job, generation });
         };
-        let newest = part.generation;
+        let (newest, leaves) = (part.generation, part.leaving.is_some());
         if said != newest {
             // What ended with an older one was dealt with when it ended.
             let failed = matches!(report.phase, RankPhase::Failed { .. });
@@ -65,6 +65,10 @@ impl Units {
         }
         for UnitFailure { unit, error } in news.failed {
             self.fail_unit(worker, unit, error, outbox);
+        }
+        if report.phase == RankPhase::Finished && !leaves {
+            // A coordinator that is gone asked it to. It takes that back with the generation.
+            self.next_generation(worker, "the coordinator that asked it to leave is gone", outbox);
         }
         if news.ended {
             self.process_ended(worker, report, deadlines, outbox);
@@ -139,18 +143,21 @@ fn take(rank: &mut RankUnits, pool: &mut Pool, report: &RankReport, now: u64) ->
     (news, violation)
 }
 
-/// A rank that the coordinator did not hear since its restart holds what it names, unless somebody else does by now. Units
-/// that it says have failed were counted before, or are tried again.
+/// A rank that the coordinator did not hear since its restart holds what it names, unless somebody else does by now. A unit
+/// that it says has failed was counted before if the record knows of failures of it.
 fn adopt(rank: &mut RankUnits, pool: &mut Pool, report: &RankReport) {
     let doing = rank.live.doing.and_then(|doing| match doing.piece {
         Piece::Unit(unit) => Some(UnitRange::one(unit)),
         _ => None,
     });
-    for range in report.units.done.iter().copied().chain(doing) {
+    let failed = report.units.failed.iter().map(|it| it.unit);
+    let failed = failed.filter(|unit| *unit < pool.plan().count);
+    let (counted, new): (Vec<u64>, Vec<u64>) = failed.partition(|unit| pool.failures().contains_key(unit));
+    let named = report.units.done.iter().copied().chain(doing);
+    for range in named.chain(new.into_iter().map(UnitRange::one)) {
         for held in pool.claim(range) {
             rank.lease.insert(held);
         }
     }
-    rank.told_failed
-        .extend(report.units.failed.iter().map(|it| it.unit));
+    rank.told_failed.extend(counted);
 }
