@@ -261,7 +261,7 @@ impl World {
             return;
         };
         let (node, boot, key) = (process.node, process.boot, process.process);
-        self.unit_rank_gone(pid, &key.job, success);
+        self.unit_rank_gone(pid, &key.job);
         self.trace
             .line(self.now, || format!("{} ends: {outcome}", tell::key(&key)));
         let at = (self.now + self.dice.between(1, 5)).max(process.last_line);

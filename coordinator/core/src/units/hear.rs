@@ -54,8 +54,6 @@ impl Units {
                 ranks: part.member.ranks,
             });
         };
-        // A halt that is not known here was an earlier coordinator's, and is not taken back for that generation.
-        let halted = part.leaving.is_none() && report.phase == RankPhase::Finished;
         let (news, violation) = take(rank, &mut self.pool, report, outbox.now);
         self.has_unsaved |= news.did_some;
         self.is_changed |= news.did_some;
@@ -72,8 +70,6 @@ impl Units {
         }
         if news.ended {
             self.process_ended(worker, report, deadlines, outbox);
-        } else if halted {
-            self.next_generation(worker, "its ranks were asked to leave and are needed", outbox);
         }
         self.lease(worker, report.rank, deadlines, outbox);
         violation

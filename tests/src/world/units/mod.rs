@@ -221,12 +221,13 @@ impl World {
         }
     }
 
-    /// A process ended by itself or was killed: whoever is not told otherwise blames the unit that it was at.
-    pub(crate) fn unit_rank_gone(&mut self, pid: Pid, job: &JobId, success: bool) {
+    /// A process ended by itself or was killed, or left because a message came late: whoever knows no better blames the unit
+    /// that it was at.
+    pub(crate) fn unit_rank_gone(&mut self, pid: Pid, job: &JobId) {
         let process = self.unit_processes.remove(&pid);
         let process = process.filter(|process| !process.killed);
         let unit = process.and_then(|process| process.machine.working_on());
-        if let Some(unit) = unit.filter(|_| !success) {
+        if let Some(unit) = unit {
             self.oracle.units.failed(job, unit);
         }
     }

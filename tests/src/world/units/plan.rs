@@ -67,11 +67,11 @@ impl PlannedUnits {
             let after = waits(&mut dice, number, &units, jobs.len());
             units[number].after = after;
         }
-        for number in 1..jobs.len() {
+        for (number, job) in jobs.iter_mut().enumerate().skip(1) {
             if dice.chance(120) {
-                jobs[number].after = vec![Planned::Trained(dice.pick(number))];
+                job.after = vec![Planned::Trained(dice.pick(number))];
             } else if dice.chance(100) && first_of_base(&units, number) {
-                jobs[number].after = vec![Planned::Units(0)];
+                job.after = vec![Planned::Units(0)];
             }
         }
         units
