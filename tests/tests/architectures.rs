@@ -29,7 +29,7 @@ fn one_file_in_proto_and_one_in_model_tell_architectures_apart() {
         let text = std::fs::read_to_string(path).unwrap();
         let code = text.split("\n#[cfg(test)]\n").next().unwrap();
         let named = |name: &&str| variants.iter().any(|it| code.contains(&format!("{name}::{it}")));
-        names.iter().any(|name| named(&name))
+        names.iter().any(named)
     };
     let files = found.iter().filter(|path| tells_apart(path));
     let mut files: Vec<&str> = files

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// Nodes and devices of each.
-const NODES: [u32; 4] = [8; 4];
+const DEVICES: u32 = 8;
+const NODES: [u32; 4] = [DEVICES; 4];
 const UNIT_MS: u64 = 10;
 /// Records are measured once in so many saves.
 const MEASURED: u64 = 500;
@@ -58,7 +59,7 @@ pub fn many_units(units: u32) -> Result<Many, Broken> {
         nodes: NODES.to_vec(),
         // Somebody must have trained what the units are made with.
         jobs: vec![PlannedJob::encore(0, 0)],
-        units: vec![PlannedUnits::plain(units, UNIT_MS)],
+        units: vec![PlannedUnits::plain(units, UNIT_MS, DEVICES)],
         drains: Vec::new(),
         quotas: BTreeMap::new(),
         faults: Vec::new(),

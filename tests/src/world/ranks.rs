@@ -201,6 +201,7 @@ impl World {
             return;
         }
         if let Some(pid) = self.find(node, key) {
+            self.unit_rank_killed(pid);
             let at = self.now + self.dice.between(1, 30);
             self.agenda.put(
                 at,
@@ -260,7 +261,7 @@ impl World {
             return;
         };
         let (node, boot, key) = (process.node, process.boot, process.process);
-        self.unit_rank_gone(pid, &key.job, success);
+        self.unit_rank_gone(pid, &key.job);
         self.trace
             .line(self.now, || format!("{} ends: {outcome}", tell::key(&key)));
         let at = (self.now + self.dice.between(1, 5)).max(process.last_line);

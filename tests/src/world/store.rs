@@ -11,8 +11,16 @@ pub(crate) struct Store {
     /// The toy's value by object name.
     shards: BTreeMap<String, u64>,
     deleted: BTreeSet<String>,
-    /// Outputs of units, and under how many names each lies.
-    units: BTreeMap<JobId, BTreeMap<u64, BTreeSet<u64>>>,
+    units: BTreeMap<JobId, Outputs>,
+}
+
+/// What units of a job have put.
+#[derive(Debug, Default)]
+struct Outputs {
+    /// Under the name that depends on the unit alone.
+    named: BTreeSet<u64>,
+    /// Unit and any other name.
+    others: BTreeSet<(u64, u64)>,
 }
 
 impl Store {
@@ -20,22 +28,37 @@ impl Store {
         self.shards.insert(format!("{folder}/{file}"), value);
     }
 
-    /// Every name of a unit's output that is not 0 is one too many.
+    /// A name that is not 0 is none that a unit's output should have.
     pub(crate) fn put_unit(&mut self, job: &JobId, unit: u64, name: u64) {
-        let units = self.units.entry(job.clone()).or_default();
-        units.entry(unit).or_default().insert(name);
+        if !self.units.contains_key(job) {
+            self.units.insert(job.clone(), Outputs::default());
+        }
+        let Some(outputs) = self.units.get_mut(job) else {
+            return;
+        };
+        if name == 0 {
+            outputs.named.insert(unit);
+        } else {
+            outputs.others.insert((unit, name));
+        }
     }
 
     pub(crate) fn has_unit(&self, job: &JobId, unit: u64) -> bool {
-        self.units.get(job).is_some_and(|units| units.contains_key(&unit))
+        let of = |outputs: &Outputs| {
+            let mut others = outputs.others.range((unit, 0)..=(unit, u64::MAX));
+            outputs.named.contains(&unit) || others.next().is_some()
+        };
+        self.units.get(job).is_some_and(of)
     }
 
     /// How many outputs a job has, and how many units they are of.
     pub(crate) fn count_units(&self, job: &JobId) -> (usize, usize) {
-        let units = self.units.get(job);
-        units.map_or((0, 0), |units| {
-            (units.values().map(BTreeSet::len).sum(), units.len())
-        })
+        let Some(Outputs { named, others }) = self.units.get(job) else {
+            return (0, 0);
+        };
+        let also: BTreeSet<u64> = others.iter().map(|(unit, _)| *unit).collect();
+        let of = named.len() + also.difference(named).count();
+        (named.len() + others.len(), of)
     }
 
     /// Only if there is none; the same again is success.

@@ -108,12 +108,7 @@ fn take(rank: &mut RankUnits, pool: &mut Pool, report: &RankReport, now: u64) ->
     let units = pool.plan().count;
     let new_phase = rank.live.take(&report.phase, now);
     let mut violation = None;
-    // Where a process was that has ended may have been told before.
-    let known = rank
-        .live
-        .doing
-        .filter(|_| matches!(report.phase, RankPhase::Failed { .. }));
-    rank.live.doing = report.doing.or(known).filter(|doing| match doing.piece {
+    rank.live.doing = report.doing.filter(|doing| match doing.piece {
         Piece::Unit(unit) if doing.step == Step(0) && unit < units => true,
         Piece::Unit(unit) => {
             violation = Some(Violation::UnitOutside { unit, units });

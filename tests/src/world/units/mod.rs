@@ -27,6 +27,8 @@ pub(crate) struct UnitProcess {
     since: u64,
     /// Counts units begun: what was put on the agenda for an earlier one is forgotten.
     begun: u64,
+    /// Its daemon kills it, and has said so.
+    killed: bool,
 }
 
 /// A rank process has put the output of a unit.
@@ -75,11 +77,11 @@ impl World {
         }
         let Some(process) = self.working(pid) else { return };
         let machine = UnitRank::new(Order::of(&process.assignment, process.key.rank));
-        let (since, begun) = (self.now, 0);
         let process = UnitProcess {
             machine,
-            since,
-            begun,
+            since: self.now,
+            begun: 0,
+            killed: false,
         };
         self.unit_processes.insert(pid, process);
         self.unit_rank(pid, Event::Loaded);
@@ -204,11 +206,28 @@ impl World {
         self.unit_rank(pid, Event::Failed { unit, error });
     }
 
-    /// A process ended by itself or was killed: whoever is not told otherwise blames the unit that it was at.
-    pub(crate) fn unit_rank_gone(&mut self, pid: Pid, job: &JobId, success: bool) {
+    /// Its daemon kills it, and blames the unit that it is at before the process is gone.
+    pub(crate) fn unit_rank_killed(&mut self, pid: Pid) {
+        let Some(job) = self.processes.get(&pid).map(|process| process.key.job.clone()) else {
+            return;
+        };
+        let process = self.unit_processes.get_mut(&pid);
+        let Some(process) = process.filter(|process| !process.killed) else {
+            return;
+        };
+        process.killed = true;
+        if let Some(unit) = process.machine.working_on() {
+            self.oracle.units.failed(&job, unit);
+        }
+    }
+
+    /// A process ended by itself or was killed, or left because a message came late: whoever knows no better blames the unit
+    /// that it was at.
+    pub(crate) fn unit_rank_gone(&mut self, pid: Pid, job: &JobId) {
         let process = self.unit_processes.remove(&pid);
+        let process = process.filter(|process| !process.killed);
         let unit = process.and_then(|process| process.machine.working_on());
-        if let Some(unit) = unit.filter(|_| !success) {
+        if let Some(unit) = unit {
             self.oracle.units.failed(job, unit);
         }
     }

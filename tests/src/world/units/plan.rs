@@ -67,11 +67,11 @@ impl PlannedUnits {
             let after = waits(&mut dice, number, &units, jobs.len());
             units[number].after = after;
         }
-        for number in 1..jobs.len() {
+        for (number, job) in jobs.iter_mut().enumerate().skip(1) {
             if dice.chance(120) {
-                jobs[number].after = vec![Planned::Trained(dice.pick(number))];
+                job.after = vec![Planned::Trained(dice.pick(number))];
             } else if dice.chance(100) && first_of_base(&units, number) {
-                jobs[number].after = vec![Planned::Units(0)];
+                job.after = vec![Planned::Units(0)];
             }
         }
         units
@@ -128,8 +128,8 @@ impl PlannedUnits {
         }
     }
 
-    /// Nothing but work: so many units, on whatever there is.
-    pub(crate) fn plain(images: u32, unit_ms: u64) -> Self {
+    /// Nothing but work: so many units, on so many devices of every worker.
+    pub(crate) fn plain(images: u32, unit_ms: u64, devices: u32) -> Self {
         Self {
             at: 0,
             mark: FIRST_MARK,
@@ -141,7 +141,7 @@ impl PlannedUnits {
             poison: BTreeMap::new(),
             on_failed: OnFailedUnit::Stop,
             workers_max: 4_096,
-            devices: 1,
+            devices,
             priority: 0,
             team: "a",
             cancel_at: None,
