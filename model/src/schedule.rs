@@ -81,7 +81,6 @@ impl NoiseSchedule {
     }
 
     /// The noise that a model says is in latents, from what it predicted for them at a time step.
-    #[must_use]
     pub fn noise_in(&self, timestep: usize, latents: &Tensor, predicted: &Tensor) -> Tensor {
         match self.prediction {
             Prediction::Epsilon => predicted.shallow_clone(),

@@ -50,7 +50,6 @@ impl UNet {
 
     /// What the network answers to its inputs: [branches * batch, c, h, w]. It is [`Self::embed`],
     /// [`Self::encode`] and [`Self::decode`], for models whose residuals do not depend on the encoder's features.
-    #[must_use]
     pub fn forward(&self, inputs: &UNetInputs<'_>) -> Tensor {
         let time = self.embed(inputs);
         let encoded = self.encode(inputs, time);
@@ -58,7 +57,6 @@ impl UNet {
     }
 
     /// What every residual block is told: [branches * batch, 4 * channels].
-    #[must_use]
     pub fn embed(&self, inputs: &UNetInputs<'_>) -> Tensor {
         let (branches, dtype) = (inputs.branches(), inputs.latents.kind());
         match inputs.added {
@@ -82,7 +80,6 @@ impl UNet {
     }
 
     /// The decoder, with the residuals of `inputs` added to what it is given.
-    #[must_use]
     pub fn decode(&self, encoded: Encoded, inputs: &UNetInputs<'_>) -> Tensor {
         let middle = match inputs.middle {
             Some(residual) => encoded.middle + residual,

@@ -355,6 +355,40 @@ fn resources(workers_min: u32, workers_max: u32) -> Resources {
     }
 }
 
+fn model() -> Model {
+    let (unet, autoencoder, text_encoder) = proto::size::named("tiny").expect("a size of this name");
+    Model {
+        architecture: ArchitectureSpec::Retrinet(Retrinet {
+            diffusion: Diffusion {
+                autoencoder,
+                text_encoder,
+                unet,
+                noise: Noise::default(),
+                objective: Objective {
+                    face_loss_weight: 0.1,
+                    target_mask_threshold: 0.5,
+                    loss_weighting: LossWeighting::Epsilon,
+                },
+            },
+            retrieval: Retrieval::default(),
+            references: References {
+                task: Task::Composition,
+                pairing: Pairing::B,
+                count: 4,
+                face_probability: 0.5,
+                face_enlargement: 1.33,
+                figure_threshold: 0.5,
+                clothes: Clothes::default(),
+                scale: 0.8,
+                multitask_reconstruction: 0.5,
+            },
+        }),
+        init: None,
+        freeze: vec![Component::Autoencoder],
+        activation_checkpointing: vec![],
+    }
+}
+
 pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
     let resources = resources(workers_min, workers_max);
     let data = Data {
@@ -388,37 +422,7 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
         threads: 1,
         digest_every: 0,
     };
-    let (unet, autoencoder, text_encoder) = proto::size::named("tiny").expect("a size of this name");
-    let model = Model {
-        architecture: ArchitectureSpec::Retrinet(Retrinet {
-            diffusion: Diffusion {
-                autoencoder,
-                text_encoder,
-                unet,
-                noise: Noise::default(),
-                objective: Objective {
-                    face_loss_weight: 0.1,
-                    target_mask_threshold: 0.5,
-                    loss_weighting: LossWeighting::Epsilon,
-                },
-            },
-            retrieval: Retrieval::default(),
-            references: References {
-                task: Task::Composition,
-                pairing: Pairing::B,
-                count: 4,
-                face_probability: 0.5,
-                face_enlargement: 1.33,
-                figure_threshold: 0.5,
-                clothes: Clothes::default(),
-                scale: 0.8,
-                multitask_reconstruction: 0.5,
-            },
-        }),
-        init: None,
-        freeze: vec![Component::Autoencoder],
-        activation_checkpointing: vec![],
-    };
+    let model = model();
     let checkpoint = CheckpointPolicy { every: 2, keep: 1 };
     JobSpec {
         name: "toy".to_owned(),
