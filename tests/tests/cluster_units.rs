@@ -47,7 +47,7 @@ fn images_are_the_same_whoever_dies_while_they_are_made() -> Result<()> {
     let after = format!("after = [\"{trained}\"]\n");
     let undisturbed = cluster.submit(&images("alone", &trained, &format!("{after}{alone}")))?;
     let why = cluster.json(&["why", &undisturbed])?;
-    assert!(why["sentence"].to_string().contains(&trained), "{why}");
+    assert!(why["why"].to_string().contains(&trained), "{why}");
     cluster.wait_done(&trained)?;
     let view = cluster.wait_done(&undisturbed)?;
     // Twelve images, six sheets of attention maps, and the closing unit.
@@ -148,7 +148,7 @@ fn a_unit_that_cannot_be_made_is_named() -> Result<()> {
         .join(&aside)
         .join("pictures/pictures.json");
     let list: serde_json::Value = serde_json::from_slice(&std::fs::read(Path::new(&list))?)?;
-    assert_eq!(list["missing"][0], "000", "{list}");
+    assert_eq!(list["missing"][0], "000.png", "{list}");
     cluster.stop()
 }
 

@@ -99,16 +99,22 @@ fn grid_rows(studio: &mut Studio<'_>, unit: u64) -> anyhow::Result<Vec<Vec<Cell>
     let (prompts, seeds) = (work.prompts.len().max(1) as u64, work.seeds.len() as u64);
     let mut rows = Vec::new();
     for row in 0..GRID_ROWS.min(u64::from(work.count) * prompts) {
-        let subject = studio.take_subject(unit, u32::try_from(row / prompts)?)?;
-        let mut images = Vec::new();
+        let (mut images, mut there) = (Vec::new(), false);
         for image in row * seeds..(row + 1) * seeds {
             let name = format!("{}.png", image_name(image));
             let found = studio.wait(unit, studio.pictures.get_picture(&name))?;
+            there |= found.is_some();
             images.push(found.map_or_else(
                 || Cell::new("missing", RgbImage::from_pixel(GRID_SIDE, GRID_SIDE, MISSING)),
                 |image| Cell::new("drawn", image),
             ));
         }
+        if !there {
+            // What kept its images from being made may keep the subject from being read.
+            rows.push(images);
+            continue;
+        }
+        let subject = studio.take_subject(unit, u32::try_from(row / prompts)?)?;
         rows.push(grid_row(&subject.1, images));
         studio.keep_subject(subject);
     }

@@ -2,7 +2,6 @@
 
 use super::job::Units;
 use super::part::{Leaving, Part};
-use super::ranges::Ranges;
 use crate::deadline::Deadlines;
 use crate::event::Fact;
 use crate::explain::{Ending, failure};
