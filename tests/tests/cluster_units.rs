@@ -69,7 +69,10 @@ fn images_are_the_same_whoever_dies_while_they_are_made() -> Result<()> {
         expected.keys().collect::<Vec<_>>()
     );
     for (name, bytes) in &expected {
-        assert!(found[name] == *bytes, "{name} differs from that of an undisturbed worker");
+        assert!(
+            found[name] == *bytes,
+            "{name} differs from that of an undisturbed worker"
+        );
     }
     let jobs = cluster.ok(&["jobs"])?;
     assert!(jobs.contains("19/19"), "{jobs}");
@@ -153,9 +156,13 @@ fn a_unit_that_cannot_be_made_is_named() -> Result<()> {
 }
 
 fn submit(url: &str, request: proto::pb::SubmitRequest) -> Result<String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
-        let channel = tonic::transport::Endpoint::from_shared(url.to_owned())?.connect().await?;
+        let channel = tonic::transport::Endpoint::from_shared(url.to_owned())?
+            .connect()
+            .await?;
         let stamp: proto::version::Stamp = proto::version::stamp;
         let mut client = proto::pb::control_client::ControlClient::with_interceptor(channel, stamp);
         Ok(client.submit(request).await?.into_inner().job)

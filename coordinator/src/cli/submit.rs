@@ -32,7 +32,11 @@ pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome
     if let Work::Sample(work) = spec.work {
         // What it names is in the user's folder, and the workers read it from the store.
         let trained = client::describe(global, &mut client, &work.job.0).await?;
-        let keep = if args.dry_run { Keep::LookedAt } else { Keep::Stored };
+        let keep = if args.dry_run {
+            Keep::LookedAt
+        } else {
+            Keep::Stored
+        };
         job.files = reference::store_files(&work.references, &job.directory, &trained, keep).await?;
     }
     let reply = send(global, &mut client, job, args.dry_run).await?;

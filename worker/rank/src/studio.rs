@@ -96,7 +96,13 @@ impl<'a> Studio<'a> {
     }
 
     /// Makes one image and its record, unless they are there. `seed` is an index.
-    pub(crate) fn image(&mut self, unit: u64, subject: u32, prompt: usize, seed: usize) -> anyhow::Result<()> {
+    pub(crate) fn image(
+        &mut self,
+        unit: u64,
+        subject: u32,
+        prompt: usize,
+        seed: usize,
+    ) -> anyhow::Result<()> {
         let seed = self.work.seeds.get(seed).copied().context("no such seed")?;
         let name = image_name(unit);
         let (png, json) = (format!("{name}.png"), format!("{name}.json"));
