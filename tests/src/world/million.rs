@@ -12,7 +12,7 @@ const DEVICES: u32 = 8;
 const NODES: [u32; 4] = [DEVICES; 4];
 const UNIT_MS: u64 = 10;
 /// Records are measured once in so many saves.
-const MEASURED: u64 = 16;
+const MEASURED: u64 = 10;
 
 /// How a job of many units went.
 #[derive(Debug, Clone, PartialEq)]
