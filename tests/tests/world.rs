@@ -97,6 +97,15 @@ fn seeds_that_once_broke_end_well() {
     }
 }
 
+/// The same, of worlds with gangs and units: two jobs of units that asked for one worker handed it to each other without
+/// end in one event.
+#[test]
+fn a_mixed_seed_that_once_broke_ends_well() {
+    if let Err(broken) = run_of(Kinds::Mixed, 14_707, None, Story::Dropped) {
+        panic!("{broken}");
+    }
+}
+
 /// A coordinator that dies after any of its writes goes on from what was written.
 #[test]
 fn every_prefix_of_the_writes_can_be_restored() {

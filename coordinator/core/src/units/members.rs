@@ -103,6 +103,11 @@ impl Units {
         for part in self.parts() {
             let Some(leaving) = &part.leaving else { continue };
             let worker = part.worker();
+            if now <= part.since {
+                // Who joins and leaves in one event could do so again and again: jobs of units that ask for one worker would
+                // hand it to each other without end.
+                continue;
+            }
             if part.leased() == 0 || part.all_finished() {
                 gone.push((worker.clone(), leaving.why.clone(), false));
             } else if leaving.until <= now {

@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) struct Part {
     pub(crate) member: Member,
     pub(crate) generation: Generation,
+    /// When it joined the job, or the coordinator restarted.
+    pub(crate) since: Millis,
     /// Every rank of the member, from 0 on.
     pub(crate) ranks: BTreeMap<Rank, RankUnits>,
     /// Set once it was asked to finish and leave.
@@ -48,6 +50,7 @@ impl Part {
             ranks: ranks.map(|rank| (rank, RankUnits::new(is_new, now))).collect(),
             member,
             generation,
+            since: now,
             leaving: None,
         }
     }
