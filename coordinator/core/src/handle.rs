@@ -18,7 +18,8 @@ impl Coordinator {
     /// broken: a crash and a restart are cheaper than a wrong checkpoint.
     pub fn handle(&mut self, now: Millis, event: Event) -> Vec<Effect> {
         let lived = self.clock.advance(now, self.due, self.deadlines.patience_ms());
-        let mut outbox = Outbox::new(lived, now);
+        self.events += 1;
+        let mut outbox = Outbox::new(lived, now, self.events);
         match event {
             Event::Submit {
                 request,

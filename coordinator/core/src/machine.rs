@@ -29,6 +29,8 @@ pub struct Coordinator {
     pub(crate) solved: Solved,
     /// The next deadline, in the time of [`Clock`], as of the last event.
     pub(crate) due: Option<Millis>,
+    /// Events so far, this one included.
+    pub(crate) events: u64,
     /// When entries of ledgers were last saved.
     pub(crate) ledgered: Millis,
     /// Violations that were noted, by worker and kind.
@@ -81,6 +83,7 @@ impl Coordinator {
             drained: durable.drained,
             solved: None,
             due: None,
+            events: 0,
             ledgered: 0,
             noted: BTreeSet::new(),
         };

@@ -11,6 +11,8 @@ use std::collections::BTreeSet;
 
 #[derive(Debug)]
 pub(crate) struct Outbox {
+    /// The number of the event, from 1 on.
+    pub(crate) event: u64,
     /// Time by which deadlines are kept.
     pub(crate) now: Millis,
     /// Time as people read it, for records.
@@ -32,8 +34,9 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    pub(crate) fn new(now: Millis, wall: Millis) -> Self {
+    pub(crate) fn new(now: Millis, wall: Millis, event: u64) -> Self {
         Self {
+            event,
             now,
             wall,
             save: BTreeSet::new(),

@@ -61,7 +61,7 @@ impl Units {
             JobPhase::Queued { reason } => State::Queued { reason },
             JobPhase::Running { members } => {
                 let parts = members.into_iter().zip(generations);
-                let part = |(member, generation)| Part::new(member, generation, false, now);
+                let part = |(member, generation)| Part::restored(member, generation, now);
                 State::Running(Running {
                     parts: parts.map(part).collect(),
                     has_news: true,

@@ -59,7 +59,7 @@ impl Units {
             world: member.ranks,
         });
         outbox.tell_all(std::slice::from_ref(&member));
-        let part = Part::new(member, generation, true, outbox.now);
+        let part = Part::new(member, generation, outbox);
         match &mut self.state {
             State::Running(running) => running.parts.push(part),
             State::Queued { .. } | State::Ended(_) => {
@@ -103,7 +103,7 @@ impl Units {
         for part in self.parts() {
             let Some(leaving) = &part.leaving else { continue };
             let worker = part.worker();
-            if now <= part.since {
+            if part.joined_in == outbox.event {
                 // Who joins and leaves in one event could do so again and again: jobs of units that ask for one worker would
                 // hand it to each other without end.
                 continue;

@@ -2,6 +2,7 @@
 
 use super::pace::Group;
 use super::ranges::Ranges;
+use crate::outbox::Outbox;
 use crate::rank::RankLive;
 use crate::record::{Member, Millis};
 use proto::id::{Generation, Rank, WorkerId};
@@ -12,8 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) struct Part {
     pub(crate) member: Member,
     pub(crate) generation: Generation,
-    /// When it joined the job, or the coordinator restarted.
-    pub(crate) since: Millis,
+    /// The number of the event in which it joined; 0: before the coordinator restarted.
+    pub(crate) joined_in: u64,
     /// Every rank of the member, from 0 on.
     pub(crate) ranks: BTreeMap<Rank, RankUnits>,
     /// Set once it was asked to finish and leave.
@@ -43,14 +44,28 @@ pub(crate) struct RankUnits {
 }
 
 impl Part {
-    /// `is_new`: its ranks hold nothing from before.
-    pub(crate) fn new(member: Member, generation: Generation, is_new: bool, now: Millis) -> Self {
+    /// It joins in this event: its ranks hold nothing from before.
+    pub(crate) fn new(member: Member, generation: Generation, outbox: &Outbox) -> Self {
         let ranks = member.numbers();
         Self {
-            ranks: ranks.map(|rank| (rank, RankUnits::new(is_new, now))).collect(),
+            ranks: ranks
+                .map(|rank| (rank, RankUnits::new(true, outbox.now)))
+                .collect(),
             member,
             generation,
-            since: now,
+            joined_in: outbox.event,
+            leaving: None,
+        }
+    }
+
+    /// It was there before the coordinator restarted.
+    pub(crate) fn restored(member: Member, generation: Generation, now: Millis) -> Self {
+        let ranks = member.numbers();
+        Self {
+            ranks: ranks.map(|rank| (rank, RankUnits::new(false, now))).collect(),
+            member,
+            generation,
+            joined_in: 0,
             leaving: None,
         }
     }
