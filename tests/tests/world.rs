@@ -97,12 +97,14 @@ fn seeds_that_once_broke_end_well() {
     }
 }
 
-/// The same, of worlds with gangs and units: two jobs of units that asked for one worker handed it to each other without
-/// end in one event.
+/// The same, of worlds with gangs and units. 14707: two jobs of units that asked for one worker handed it to each other
+/// without end in one event. 5277: a job was said to wait although a worker was free, and that worker was leaving.
 #[test]
-fn a_mixed_seed_that_once_broke_ends_well() {
-    if let Err(broken) = run_of(Kinds::Mixed, 14_707, None, Story::Dropped) {
-        panic!("{broken}");
+fn mixed_seeds_that_once_broke_end_well() {
+    for seed in [14_707, 5_277] {
+        if let Err(broken) = run_of(Kinds::Mixed, seed, None, Story::Dropped) {
+            panic!("{broken}");
+        }
     }
 }
 

@@ -67,6 +67,10 @@ impl Node {
         self.machine.is_some() && self.linked
     }
 
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.machine.as_ref().is_some_and(Worker::is_leaving)
+    }
+
     pub(crate) fn deaf_until(&mut self, at: u64) {
         self.deaf_until = at;
     }

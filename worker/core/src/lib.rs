@@ -141,9 +141,15 @@ impl Worker {
         });
         View {
             connected: self.connected,
-            leaving: self.leave != Leave::No,
+            leaving: self.is_leaving(),
             ranks: ranks.collect(),
         }
+    }
+
+    /// True once the daemon was asked to leave: it takes no new rank.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.leave != Leave::No
     }
 
     /// The next deadline, in the time of [`Clock`].

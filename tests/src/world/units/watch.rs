@@ -121,7 +121,9 @@ impl World {
         }
         let fits = self.nodes.iter().any(|node| {
             let held = held.get(node.name.as_str()).copied().unwrap_or(0);
-            let used = !self.durable.drained.contains(&node.name) && node.is_linked();
+            // A daemon that was asked to leave takes no more work, however long its ranks take.
+            let stays = node.is_linked() && !node.is_leaving();
+            let used = !self.durable.drained.contains(&node.name) && stays;
             used && held + resources.devices_per_worker <= node.devices
         });
         fits.then(|| job.id.clone())
