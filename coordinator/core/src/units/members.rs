@@ -108,7 +108,7 @@ impl Units {
                 // hand it to each other without end.
                 continue;
             }
-            if part.leased() == 0 || part.all_finished() {
+            if part.leased() == 0 || part.works_on_nothing() {
                 gone.push((worker.clone(), leaving.why.clone(), false));
             } else if leaving.until <= now {
                 let what = format!(

@@ -79,14 +79,19 @@ impl Part {
         self.ranks.values().map(|rank| rank.lease.count()).sum()
     }
 
-    pub(crate) fn all_finished(&self) -> bool {
-        let finished = |rank: &RankUnits| {
-            matches!(
-                rank.live.phase,
-                Some(RankPhase::Finished | RankPhase::Failed { .. } | RankPhase::Broken { .. })
-            )
+    /// None of its ranks is at a unit: each has ended, or has not loaded what it needs to begin.
+    pub(crate) fn works_on_nothing(&self) -> bool {
+        let idle = |rank: &RankUnits| match rank.live.phase {
+            Some(
+                RankPhase::Starting
+                | RankPhase::Finished
+                | RankPhase::Failed { .. }
+                | RankPhase::Broken { .. },
+            ) => true,
+            Some(RankPhase::Ready | RankPhase::Joining | RankPhase::Training) => false,
+            None => rank.is_known,
         };
-        self.ranks.values().all(finished)
+        self.ranks.values().all(idle)
     }
 }
 

@@ -4,9 +4,12 @@
 use super::oracle::members;
 use crate::world::World;
 use crate::world::plan::DETECT_WITHIN_MS;
+use crate::world::ranks::Process;
 use coordinator_core::event::{JobPhase, JobRecord, Member};
 use proto::id::JobId;
+use proto::spec::JobSpec;
 use std::collections::BTreeMap;
+use worker_core::event::RankKey;
 
 /// How often somebody looks.
 const LOOK_MS: u64 = 1_000;
@@ -58,8 +61,13 @@ impl World {
     }
 
     fn require_empty(&mut self, node: usize) {
-        let mut there = self.processes.values().filter(|process| process.node == node);
-        let left = there.find(|process| process.assignment.units().is_some());
+        let there = || self.processes.values().filter(|process| process.node == node);
+        // A process that hangs is its daemon's to find, and has a deadline of its own; the others of its worker wait for it.
+        let hangs = |key: &RankKey| {
+            there().any(|it| it.hung && (&it.key.job, it.key.generation) == (&key.job, key.generation))
+        };
+        let units = |process: &&Process| process.assignment.units().is_some();
+        let left = there().filter(units).find(|process| !hangs(&process.key));
         let left = left.map(|process| format!("{} generation {}", process.key.job, process.key.generation));
         let name = self.nodes[node].name.clone();
         self.oracle.require(left.is_none(), || {
@@ -135,7 +143,9 @@ impl World {
             other.is_some_and(|other| matches!(other.phase, JobPhase::Done { .. }))
         };
         let spec = self.specs.get(&job.id);
-        spec.is_some_and(|spec| spec.after.iter().all(done))
+        // A job that samples waits for the first checkpoint of the job that it reads.
+        let reads = |spec: &JobSpec| spec.work.sampling().is_some() && job.source.is_none();
+        spec.is_some_and(|spec| spec.after.iter().all(done) && !reads(spec))
     }
 }
 
