@@ -100,10 +100,10 @@ fn seeds_that_once_broke_end_well() {
 /// The same, of worlds with gangs and units. 14707: two jobs of units that asked for one worker handed it to each other
 /// without end in one event. 5277: a job was said to wait although a worker was free, and that worker was leaving.
 /// 20122: a worker that was to leave waited for a process that had not begun. 21442: a job was said to wait, and what it reads had no
-/// checkpoint yet.
+/// checkpoint yet. 43586: the same, and a gang that ended in order had what it was given.
 #[test]
 fn mixed_seeds_that_once_broke_end_well() {
-    for seed in [14_707, 5_277, 20_122, 21_442] {
+    for seed in [14_707, 5_277, 20_122, 21_442, 43_586] {
         if let Err(broken) = run_of(Kinds::Mixed, seed, None, Story::Dropped) {
             panic!("{broken}");
         }

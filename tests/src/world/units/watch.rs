@@ -127,6 +127,14 @@ impl World {
                 *held.entry(&member.worker.name).or_default() += member.ranks;
             }
         }
+        // It may have been given the workers of a gang that ends in order, which has a deadline of its own.
+        let stops = |other: &JobRecord| {
+            let leaves = (other.id.clone(), other.generation);
+            other.units.is_none() && self.oracle.units.halting.contains(&leaves)
+        };
+        if jobs().any(stops) {
+            return None;
+        }
         let fits = self.nodes.iter().any(|node| {
             let held = held.get(node.name.as_str()).copied().unwrap_or(0);
             // A daemon that was asked to leave takes no more work, however long its ranks take.
