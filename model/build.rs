@@ -1,6 +1,7 @@
-//! Compiles the autograd function of activation checkpointing against the libtorch that `LIBTORCH` names (set in one
-//! place, `.cargo/config.toml`), and puts the library's folder into the run path of this crate's own tests and examples,
-//! so that they start without `LD_LIBRARY_PATH`. Binaries of other crates do that for themselves.
+//! Compiles the autograd function of activation checkpointing against the libtorch that `LIBTORCH`
+//! names (set in one place, `.cargo/config.toml`), and puts the library's folder into the run path
+//! of this crate's own tests and examples, so that they start without `LD_LIBRARY_PATH`. Binaries
+//! of other crates do that for themselves.
 
 use std::path::PathBuf;
 
@@ -11,9 +12,12 @@ fn main() {
     let libtorch = PathBuf::from(
         std::env::var_os("LIBTORCH").expect("LIBTORCH names libtorch's folder; run `make setup`"),
     );
-    let libtorch = libtorch
-        .canonicalize()
-        .unwrap_or_else(|error| panic!("LIBTORCH is {}: {error}; run `make setup`", libtorch.display()));
+    let libtorch = libtorch.canonicalize().unwrap_or_else(|error| {
+        panic!(
+            "LIBTORCH is {}: {error}; run `make setup`",
+            libtorch.display()
+        )
+    });
     let include = libtorch.join("include");
     cc::Build::new()
         .cpp(true)

@@ -1,5 +1,5 @@
-//! Settings of `coordinator serve`: [`proto::settings`] reads their layers, here they get their meaning. Nothing that
-//! they name is opened. Called once, by `serve`.
+//! Settings of `coordinator serve`: [`proto::settings`] reads their layers, here they get their
+//! meaning. Nothing that they name is opened. Called once, by `serve`.
 
 use proto::settings::{self, Log, RawLog, SettingsError};
 use serde::Deserialize;
@@ -103,7 +103,8 @@ mod tests {
         let path = dir.path().join("c.toml");
         std::fs::write(&path, text).unwrap();
         let folder = format!("{}/", dir.path().display());
-        Config::load(Some(&path), std::iter::empty()).map_err(|error| error.to_string().replace(&folder, ""))
+        Config::load(Some(&path), std::iter::empty())
+            .map_err(|error| error.to_string().replace(&folder, ""))
     }
 
     #[test]
@@ -112,13 +113,16 @@ mod tests {
         assert_eq!(shipped.detect_within_ms, 3_000);
         assert_eq!(shipped.metrics_listen.port(), 7071);
         assert_eq!(shipped.quotas, BTreeMap::new());
-        let quotas = load("quotas = [\"vision=16\", \"language = 8\"]").unwrap().quotas;
+        let quotas = load("quotas = [\"vision=16\", \"language = 8\"]")
+            .unwrap()
+            .quotas;
         assert_eq!(
             quotas,
             BTreeMap::from([("vision".into(), 16), ("language".into(), 8)])
         );
         let config =
-            load("listen = \"127.0.0.1:1\"\ndetect_within_ms = 2000\n[log]\nformat = \"json\"").unwrap();
+            load("listen = \"127.0.0.1:1\"\ndetect_within_ms = 2000\n[log]\nformat = \"json\"")
+                .unwrap();
         assert_eq!((config.listen.port(), config.detect_within_ms), (1, 2000));
         let log = Log {
             filter: "info,slatedb=warn".into(),
@@ -140,11 +144,13 @@ mod tests {
         );
         expect(
             "\nlisten = \"somewhere\"",
-            "c.toml:2: listen: is \"somewhere\"; it must be an address and port such as 127.0.0.1:7070",
+            "c.toml:2: listen: is \"somewhere\"; it must be an address and port such as \
+            127.0.0.1:7070",
         );
         expect(
             "quotas = [\"vision\"]",
-            "c.toml:1: quotas: is \"vision\"; each must be a team and its devices, such as \"vision=16\"",
+            "c.toml:1: quotas: is \"vision\"; each must be a team and its devices, such as \
+            \"vision=16\"",
         );
         expect(
             "[log]\nformat = \"xml\"",
@@ -152,7 +158,8 @@ mod tests {
         );
         expect(
             "[log]\nfilter = \"a=b=c\"",
-            "c.toml:2: log.filter: is \"a=b=c\"; it must be levels by module, such as info or info,slatedb=warn",
+            "c.toml:2: log.filter: is \"a=b=c\"; it must be levels by module, such as info or \
+            info,slatedb=warn",
         );
     }
 }

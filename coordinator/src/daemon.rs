@@ -1,14 +1,15 @@
-//! The coordinator's loop: one task owns the machine, waits for an event, handles it, and performs the
-//! effects in order. Others hold a [`Handle`]. The loop never waits for a worker, a client or a slow log;
-//! it waits only for a save to be durable, because nothing may become visible before (law 7).
+//! The coordinator's loop: one task owns the machine, waits for an event, handles it, and performs
+//! the effects in order. Others hold a [`Handle`]. The loop never waits for a worker, a client or a
+//! slow log; it waits only for a save to be durable, because nothing may become visible before (law
+//! 7).
 
 use crate::checkpoint::commit::Archive;
-use crate::facts;
+use crate::events;
 use crate::journal::Journal;
 use crate::status::{self, Detail};
 use crate::store::{StateError, StateStore};
 use crate::words::now_ms;
-use coordinator_core::event::{Effect, Event, Fact, Reply, RequestId};
+use coordinator_core::event::{Effect, Event, Input, Reply, RequestId};
 use coordinator_core::{Coordinator, Why};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{JobId, WorkerId};
@@ -61,7 +62,7 @@ pub(crate) struct Snapshot {
     pub(crate) totals: BTreeMap<String, Totals>,
 }
 
-type MakeEvent = Box<dyn FnOnce(RequestId) -> Event + Send>;
+type MakeEvent = Box<dyn FnOnce(RequestId) -> Input + Send>;
 
 enum Command {
     Ask {
@@ -97,7 +98,7 @@ impl Handle {
     /// Gives the machine a request and waits for its reply.
     pub(crate) async fn ask(
         &self,
-        event: impl FnOnce(RequestId) -> Event + Send + 'static,
+        event: impl FnOnce(RequestId) -> Input + Send + 'static,
     ) -> Result<Reply, Stopping> {
         self.send(|reply| Command::Ask {
             event: Box::new(event),
@@ -124,7 +125,10 @@ impl Handle {
     pub(crate) async fn detach(&self, session: Session) {
         let Session { worker, number, .. } = session;
         // When the loop has ended there is nothing to detach from.
-        self.commands.send(Command::Detach { worker, number }).await.ok();
+        self.commands
+            .send(Command::Detach { worker, number })
+            .await
+            .ok();
     }
 
     pub(crate) async fn job(&self, job: JobId) -> Result<Option<pb::JobView>, Stopping> {
@@ -144,9 +148,15 @@ impl Handle {
         self.changes.clone()
     }
 
-    async fn send<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Stopping> {
+    async fn send<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Stopping> {
         let (reply, wait) = oneshot::channel();
-        self.commands.send(command(reply)).await.map_err(|_| Stopping)?;
+        self.commands
+            .send(command(reply))
+            .await
+            .map_err(|_| Stopping)?;
         wait.await.map_err(|_| Stopping)
     }
 }
@@ -165,7 +175,7 @@ pub(crate) struct Daemon {
     /// Requests and sessions are numbered by one counter.
     next_number: u64,
     /// Work on the object store; a finished manifest comes back as an event.
-    tasks: JoinSet<Option<Event>>,
+    tasks: JoinSet<Option<Input>>,
     last_steps: BTreeMap<JobId, pb::StepReport>,
     totals: BTreeMap<JobId, Totals>,
 }
@@ -224,7 +234,7 @@ impl Daemon {
                     Some(command) => self.obey(command).await?,
                     None => return Ok(()),
                 },
-                () = tokio::time::sleep(Duration::from_millis(sleep)) => self.handle(Event::Deadline).await?,
+                () = tokio::time::sleep(Duration::from_millis(sleep)) => self.handle(Input::Deadline).await?,
             }
         }
     }
@@ -250,7 +260,7 @@ impl Daemon {
             }
             Command::Heard { report, logs } => {
                 self.keep_logs(logs);
-                self.handle(Event::Heard { report }).await?;
+                self.handle(Input::Received { report }).await?;
             }
             Command::Detach { worker, number } => {
                 if self
@@ -259,7 +269,7 @@ impl Daemon {
                     .is_some_and(|(current, _)| *current == number)
                 {
                     self.sessions.remove(&worker);
-                    self.handle(Event::Disconnected { worker }).await?;
+                    self.handle(Input::Disconnected { worker }).await?;
                 }
             }
             // Whoever asked may have gone.
@@ -270,8 +280,8 @@ impl Daemon {
         Ok(())
     }
 
-    async fn handle(&mut self, event: Event) -> Result<(), StateError> {
-        let quiet = matches!(event, Event::Deadline);
+    async fn handle(&mut self, event: Input) -> Result<(), StateError> {
+        let quiet = matches!(event, Input::Deadline);
         let effects = self.machine.handle(now_ms(), event);
         let changed = !quiet || !effects.is_empty();
         for effect in effects {
@@ -315,7 +325,7 @@ impl Daemon {
                         step: manifest.step,
                         generation: manifest.generation,
                     };
-                    Some(Event::ManifestWritten {
+                    Some(Input::ManifestWritten {
                         job: manifest.job,
                         checkpoint,
                         result,
@@ -326,21 +336,23 @@ impl Daemon {
                 let (archive, store) = (self.archive.clone(), self.store.clone());
                 self.tasks.spawn(async move {
                     if let Err(error) = store.claim().await {
-                        tracing::warn!(%job, step = %checkpoint.step, %error, "old checkpoint not deleted");
+                        tracing::warn!(%job, step = %checkpoint.step, %error, "old checkpoint not \
+                        deleted");
                     } else if let Err(error) = archive.delete(&job, checkpoint).await {
-                        tracing::warn!(%job, step = %checkpoint.step, %error, "old checkpoint not deleted");
+                        tracing::warn!(%job, step = %checkpoint.step, %error, "old checkpoint not \
+                        deleted");
                     }
                     None
                 });
             }
-            Effect::Note(fact) => self.note(&fact),
+            Effect::Emit(event) => self.note(&event),
         }
         Ok(())
     }
 
-    fn note(&mut self, fact: &Fact) {
-        facts::log(fact);
-        if let Fact::Stepped { job, report, .. } = fact {
+    fn note(&mut self, event: &Event) {
+        events::log(event);
+        if let Event::Stepped { job, report, .. } = event {
             let step: pb::StepReport = report.into();
             self.journal.step(job, step.clone());
             self.last_steps.insert(job.clone(), step);

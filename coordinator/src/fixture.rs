@@ -2,7 +2,7 @@
 
 use coordinator_core::event::{JobPhase, JobRecord, RECORD_VERSION};
 use image::{GrayImage, Luma, Rgb, RgbImage};
-use model_data::picture::{encode_gray, encode_rgb};
+use model_data::image_file::{encode_gray, encode_rgb};
 use model_data::sample::{Metadata, Sample};
 use model_data::writer::{DatasetWriter, WriteOptions};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry};
@@ -40,16 +40,18 @@ pub(crate) fn job_record(id: &str) -> JobRecord {
         dataset_version: "0".repeat(64),
         source: None,
         submitted_ms: 5,
-        reserves: Vec::new(),
+        standbys: Vec::new(),
         ledger: Tip::begin(&JobId(id.into()), "", ""),
         paused: false,
         workers: None,
         generation: Generation(0),
-        phase: JobPhase::Queued { reason: "new".into() },
+        phase: JobPhase::Queued {
+            reason: "new".into(),
+        },
         checkpoints: Vec::new(),
         reached: Step(0),
-        fruitless: 0,
-        hopeless: false,
+        restarts_without_progress: 0,
+        permanent_failure: false,
         restarts: 0,
         incidents: Vec::new(),
         units: None,
@@ -64,7 +66,8 @@ pub(crate) struct TestCheckpoint {
     pub(crate) reference: CheckpointRef,
 }
 
-/// Seven tensors, the same for every `world`, dealt over that many shards; with its manifest if `committed`.
+/// Seven tensors, the same for every `world`, dealt over that many shards; with its manifest if
+/// `committed`.
 pub(crate) async fn test_checkpoint(world: usize, committed: bool) -> TestCheckpoint {
     let dir = tempfile::tempdir().expect("the temporary folder takes files");
     let url = format!("file://{}", dir.path().display());
@@ -75,12 +78,17 @@ pub(crate) async fn test_checkpoint(world: usize, committed: bool) -> TestCheckp
         .join(proto::checkpoint::checkpoint_folder(&job, step, generation));
     std::fs::create_dir_all(&folder).expect("the temporary folder takes files");
     let values: Vec<Vec<u8>> = (0..7u8)
-        .map(|it| (it..it + 8).flat_map(|b| f32::from(b).to_le_bytes()).collect())
+        .map(|it| {
+            (it..it + 8)
+                .flat_map(|b| f32::from(b).to_le_bytes())
+                .collect()
+        })
         .collect();
     let mut shards = Vec::new();
     for rank in 0..world {
         let mine = (0..7).filter(|it| it % world == rank).map(|it| {
-            let view = TensorView::new(Dtype::F32, vec![2, 4], &values[it]).expect("8 floats of 4 bytes");
+            let view =
+                TensorView::new(Dtype::F32, vec![2, 4], &values[it]).expect("8 floats of 4 bytes");
             let name = format!("weights/unet.output_blocks.{it}.0.in_layers.0.weight");
             (name, view)
         });
@@ -120,19 +128,23 @@ pub(crate) async fn test_checkpoint(world: usize, committed: bool) -> TestCheckp
 /// A data set of four small pictures of one character; its URL.
 pub(crate) async fn dataset(dir: &std::path::Path) -> String {
     let url = format!("file://{}", dir.join("data").display());
-    let mut writer = DatasetWriter::open(&url, WriteOptions::new("fixture")).expect("a folder can be made");
+    let mut writer =
+        DatasetWriter::open(&url, WriteOptions::new("fixture")).expect("a folder can be made");
     writer
         .add((0..4).map(sample).collect())
         .await
         .expect("the temporary folder takes files");
-    let _ = writer.finish().await.expect("the temporary folder takes files");
+    let _ = writer
+        .finish()
+        .await
+        .expect("the temporary folder takes files");
     url
 }
 
 /// One of four pictures of a character, 32 pixels square, that name each other as similar.
 fn sample(number: u8) -> Sample {
     let id = |number: u8| format!("demo-{number}");
-    let picture = RgbImage::from_pixel(32, 32, Rgb([60 * number, 90, 200]));
+    let image = RgbImage::from_pixel(32, 32, Rgb([60 * number, 90, 200]));
     Sample {
         metadata: Metadata {
             id: id(number),
@@ -145,7 +157,8 @@ fn sample(number: u8) -> Sample {
             height: 32,
             ..Metadata::default()
         },
-        image: encode_rgb(picture).expect("32 by 32 pixels are a picture"),
-        mask: encode_gray(GrayImage::from_pixel(32, 32, Luma([255]))).expect("32 by 32 pixels are a mask"),
+        image: encode_rgb(image).expect("32 by 32 pixels are a picture"),
+        mask: encode_gray(GrayImage::from_pixel(32, 32, Luma([255])))
+            .expect("32 by 32 pixels are a mask"),
     }
 }

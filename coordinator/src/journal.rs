@@ -1,6 +1,6 @@
-//! Loss curves and log lines on their way into the store. One task owns the writing, so that the daemon's
-//! loop never waits for it; what does not fit its queue is dropped and counted, because nothing depends on
-//! it for correctness. Fed by the daemon's loop; read by the rpc.
+//! Loss curves and log lines on their way into the store. One task owns the writing, so that the
+//! daemon's loop never waits for it; what does not fit its queue is dropped and counted, because
+//! nothing depends on it for correctness. Fed by the daemon's loop; read by the rpc.
 
 use crate::store::{StateError, StateStore, last_key, logs_prefix, ordered, steps_prefix};
 use prost::Message;
@@ -41,8 +41,8 @@ enum Entry {
 }
 
 impl Journal {
-    /// Starts the writing task; it ends when the last clone is gone. A store that fails ends it too, and
-    /// the daemon's loop hears of that from the store itself.
+    /// Starts the writing task; it ends when the last clone is gone. A store that fails ends it
+    /// too, and the daemon's loop hears of that from the store itself.
     pub(crate) fn start(store: StateStore) -> Self {
         let (entries, queue) = mpsc::channel(QUEUE_MAX);
         let (count, written) = watch::channel(0);
@@ -90,7 +90,7 @@ impl Journal {
     }
 
     /// Returns when everything offered before can be read.
-    pub(crate) async fn settled(&self) {
+    pub(crate) async fn flushed(&self) {
         let (done, wait) = oneshot::channel();
         if self.entries.send(Entry::Barrier(done)).await.is_ok() {
             // An error means that the writer is gone: nothing more will come either way.
@@ -182,7 +182,10 @@ impl Writer {
                 }
                 Entry::Step { job, step } => {
                     let bytes = step.encode_to_vec();
-                    batch.put(format!("{}{}", steps_prefix(&job), ordered(step.step)), &bytes);
+                    batch.put(
+                        format!("{}{}", steps_prefix(&job), ordered(step.step)),
+                        &bytes,
+                    );
                     batch.put(last_key(&job), &bytes);
                 }
                 Entry::Log { job, line } => {
@@ -213,8 +216,9 @@ impl Writer {
         if !self.logs.contains_key(&job) {
             let prefix = logs_prefix(&job);
             let lines = self.store.scan(&prefix, Vec::new(), usize::MAX).await?;
-            let number =
-                |entry: Option<&(String, bytes::Bytes)>| entry.map(|(key, _)| number_of(key, &prefix));
+            let number = |entry: Option<&(String, bytes::Bytes)>| {
+                entry.map(|(key, _)| number_of(key, &prefix))
+            };
             let first = number(lines.first()).unwrap_or(0);
             let next = number(lines.last()).map_or(0, |last| last + 1);
             self.logs.insert(job.clone(), (first, next));
@@ -272,7 +276,7 @@ mod tests {
             },
         );
         journal.log(&job, line(0));
-        journal.settled().await;
+        journal.flushed().await;
         let steps = journal.steps(&job, 1, 10).await.unwrap();
         assert_eq!(steps.iter().map(|it| it.step).collect::<Vec<_>>(), [2, 10]);
         assert!(
@@ -284,7 +288,7 @@ mod tests {
         let second = store(&dir).await;
         let journal = Journal::start(second.clone());
         journal.log(&job, line(1));
-        journal.settled().await;
+        journal.flushed().await;
         assert_eq!(
             journal.logs(&job, 0, 10).await.unwrap(),
             [(0, line(0)), (1, line(1))]

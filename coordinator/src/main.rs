@@ -4,7 +4,7 @@ mod checkpoint;
 mod cli;
 mod config;
 mod daemon;
-mod facts;
+mod events;
 mod journal;
 mod metrics;
 mod pin;
@@ -68,8 +68,9 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
 
 async fn serve(file: Option<&Path>) -> anyhow::Result<Outcome> {
     // What is no UTF-8 is not ours.
-    let text =
-        |(key, value): (OsString, OsString)| Some((key.into_string().ok()?, value.into_string().ok()?));
+    let text = |(key, value): (OsString, OsString)| {
+        Some((key.into_string().ok()?, value.into_string().ok()?))
+    };
     let config = Config::load(file, std::env::vars_os().filter_map(text))?;
     log_to_stderr(&config.log);
     serve::serve(config).await?;

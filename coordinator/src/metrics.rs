@@ -1,5 +1,6 @@
-//! `/metrics` and `/healthz`. Every scrape asks the daemon's loop for one snapshot and writes it out, so
-//! that metrics tell nothing that is not durable, and of nothing that is gone. Called by Prometheus.
+//! `/metrics` and `/healthz`. Every scrape asks the daemon's loop for one snapshot and writes it
+//! out, so that metrics tell nothing that is not durable, and of nothing that is gone. Called by
+//! Prometheus.
 //!
 //! | name | labels | unit | help |
 //! |---|---|---|---|
@@ -57,10 +58,18 @@ pub(crate) fn router(handle: Handle) -> Router {
 
 async fn scrape(State(handle): State<Handle>) -> Response {
     let Ok(snapshot) = handle.snapshot().await else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the coordinator is stopping\n").into_response();
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the coordinator is stopping\n",
+        )
+            .into_response();
     };
     let content = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, content)], render(&snapshot, now_ms())).into_response()
+    (
+        [(header::CONTENT_TYPE, content)],
+        render(&snapshot, now_ms()),
+    )
+        .into_response()
 }
 
 async fn healthz(State(handle): State<Handle>) -> Response {
@@ -109,8 +118,16 @@ impl Families {
                 &self.phase,
             ),
             ("retri_job_step", "Newest finished step", &self.step),
-            ("retri_job_steps_wanted", "Steps the job has", &self.steps_wanted),
-            ("retri_job_loss", "Loss of the newest step by term", &self.loss),
+            (
+                "retri_job_steps_wanted",
+                "Steps the job has",
+                &self.steps_wanted,
+            ),
+            (
+                "retri_job_loss",
+                "Loss of the newest step by term",
+                &self.loss,
+            ),
             (
                 "retri_job_gradient_norm",
                 "L2 norm of the newest gradient before clipping",
@@ -131,8 +148,16 @@ impl Families {
                 "Samples per second of the newest step",
                 &self.samples_per_second,
             ),
-            ("retri_job_generation", "Newest generation", &self.generation),
-            ("retri_job_world", "Ranks of the running generation", &self.world),
+            (
+                "retri_job_generation",
+                "Newest generation",
+                &self.generation,
+            ),
+            (
+                "retri_job_world",
+                "Ranks of the running generation",
+                &self.world,
+            ),
             (
                 "retri_job_peak_memory_bytes",
                 "Largest resident memory of rank 0 so far",
@@ -212,19 +237,29 @@ impl Families {
     fn job(&self, job: &pb::JobView, totals: Option<&Totals>) {
         let name = || vec![("job", job.job.clone())];
         let with = |key, value: &str| vec![("job", job.job.clone()), (key, value.to_owned())];
-        self.phase.get_or_create(&with("phase", &job.phase)).set(1.0);
+        self.phase
+            .get_or_create(&with("phase", &job.phase))
+            .set(1.0);
         self.step.get_or_create(&name()).set(job.step as f64);
-        self.steps_wanted.get_or_create(&name()).set(job.steps as f64);
-        self.generation.get_or_create(&name()).set(job.generation as f64);
+        self.steps_wanted
+            .get_or_create(&name())
+            .set(job.steps as f64);
+        self.generation
+            .get_or_create(&name())
+            .set(job.generation as f64);
         self.world.get_or_create(&name()).set(f64::from(job.world));
         self.restarts
             .get_or_create(&name())
             .inc_by(f64::from(job.restarts));
         if let Some(newest) = job.checkpoints.last() {
-            self.committed_step.get_or_create(&name()).set(newest.step as f64);
+            self.committed_step
+                .get_or_create(&name())
+                .set(newest.step as f64);
         }
         if let Some(totals) = totals {
-            self.samples.get_or_create(&name()).inc_by(totals.samples as f64);
+            self.samples
+                .get_or_create(&name())
+                .inc_by(totals.samples as f64);
             for (phase, seconds) in phases(&totals.seconds) {
                 self.phase_seconds
                     .get_or_create(&with("phase", phase))
@@ -239,17 +274,29 @@ impl Families {
                 ("set-aside", units.set_aside),
             ];
             for (state, count) in states {
-                self.units.get_or_create(&with("state", state)).set(count as f64);
+                self.units
+                    .get_or_create(&with("state", state))
+                    .set(count as f64);
             }
-            self.units_per_second.get_or_create(&name()).set(units.per_second);
+            self.units_per_second
+                .get_or_create(&name())
+                .set(units.per_second);
         }
         let Some(step) = &job.last_step else { return };
-        self.loss.get_or_create(&with("term", "total")).set(step.loss);
+        self.loss
+            .get_or_create(&with("term", "total"))
+            .set(step.loss);
         for term in loss_terms(step) {
-            self.loss.get_or_create(&with("term", &term.name)).set(term.value);
+            self.loss
+                .get_or_create(&with("term", &term.name))
+                .set(term.value);
         }
-        self.gradient_norm.get_or_create(&name()).set(step.gradient_norm);
-        self.learning_rate.get_or_create(&name()).set(step.learning_rate);
+        self.gradient_norm
+            .get_or_create(&name())
+            .set(step.gradient_norm);
+        self.learning_rate
+            .get_or_create(&name())
+            .set(step.learning_rate);
         self.peak_memory
             .get_or_create(&name())
             .set(step.peak_memory_bytes as f64);
@@ -259,7 +306,9 @@ impl Families {
         self.loss_scale.get_or_create(&name()).set(step.loss_scale);
         let seconds = plain(step.seconds.as_ref());
         for (phase, value) in phases(&seconds) {
-            self.step_seconds.get_or_create(&with("phase", phase)).set(value);
+            self.step_seconds
+                .get_or_create(&with("phase", phase))
+                .set(value);
         }
         if 0.0 < seconds.total() {
             let rate = f64::from(step.samples) / seconds.total();
@@ -274,7 +323,8 @@ impl Families {
             .map_or_else(String::new, |it| it.name.clone());
         let up = vec![("worker", name.clone())];
         let devices = |state: &str| vec![("worker", name.clone()), ("state", state.to_owned())];
-        // A worker that came back under a new boot number is one series: it is up if any boot of it is.
+        // A worker that came back under a new boot number is one series: it is up if any boot of it
+        // is.
         let before = self.worker_up.get_or_create(&up).get();
         self.worker_up
             .get_or_create(&up)
@@ -295,8 +345,9 @@ fn render(snapshot: &Snapshot, now: u64) -> String {
     let families = Families::default();
     let mut registry = Registry::default();
     families.register(&mut registry);
-    let shown =
-        |job: &&pb::JobView| !is_over(&job.phase) || now < job.ended_ms.saturating_add(ENDED_SHOWN_MS);
+    let shown = |job: &&pb::JobView| {
+        !is_over(&job.phase) || now < job.ended_ms.saturating_add(ENDED_SHOWN_MS)
+    };
     for job in snapshot.jobs.iter().filter(shown) {
         families.job(job, snapshot.totals.get(&job.job));
     }
@@ -304,7 +355,8 @@ fn render(snapshot: &Snapshot, now: u64) -> String {
         families.worker(worker);
     }
     let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &registry).expect("writing to a string cannot fail");
+    prometheus_client::encoding::text::encode(&mut text, &registry)
+        .expect("writing to a string cannot fail");
     text
 }
 
@@ -400,7 +452,10 @@ mod tests {
             "retri_worker_up{worker=\"w1\"} 1.0",
             "retri_worker_devices{worker=\"w1\",state=\"free\"} 1.0",
         ] {
-            assert!(text.lines().any(|it| it == line), "{line} is not in\n{text}");
+            assert!(
+                text.lines().any(|it| it == line),
+                "{line} is not in\n{text}"
+            );
         }
         assert!(
             !text.contains("old-1"),

@@ -1,5 +1,5 @@
-//! Looks whether what a job reads is there and gives it something to train on, and which version of its data set it pins. Called by `submit`
-//! on the user's machine and by the coordinator again.
+//! Looks whether what a job reads is there and gives it something to train on, and which version of
+//! its data set it pins. Called by `submit` on the user's machine and by the coordinator again.
 
 use base_weights::base::{Base, BaseError};
 use model_data::loader::{LoadError, Loader, LoaderOptions};

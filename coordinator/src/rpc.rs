@@ -1,5 +1,5 @@
-//! The service of people's commands. Checks what comes in, asks the daemon's loop, and turns its answers
-//! into replies and status codes. It decides nothing. Called by tonic.
+//! The service of people's commands. Checks what comes in, asks the daemon's loop, and turns its
+//! answers into replies and status codes. It decides nothing. Called by tonic.
 //!
 //! | code | when |
 //! |---|---|
@@ -12,11 +12,11 @@ use crate::daemon::{Handle, Stopping};
 use crate::journal::Journal;
 use crate::pin::pin;
 use crate::store::StateError;
-use coordinator_core::event::{Event, Reply, RequestId};
+use coordinator_core::event::{Input, Reply, RequestId};
 use proto::id::JobId;
 use proto::pb;
 use proto::phase::is_over;
-use proto::sample::{PictureSource, SampleWork};
+use proto::sample::{ImageSource, SampleWork};
 use proto::spec::{JobSpec, Work};
 use proto::wire::{WireError, job_id, worker_name};
 use std::collections::HashMap;
@@ -51,7 +51,12 @@ impl ControlService {
             return Ok((job, view));
         }
         let jobs = self.handle.snapshot().await.map_err(stopping)?.jobs;
-        let newest: Vec<&str> = jobs.iter().rev().take(5).map(|it| it.job.as_str()).collect();
+        let newest: Vec<&str> = jobs
+            .iter()
+            .rev()
+            .take(5)
+            .map(|it| it.job.as_str())
+            .collect();
         let known = match newest.as_slice() {
             [] => "there are no jobs yet".to_owned(),
             names => format!("the newest jobs are {}", names.join(", ")),
@@ -60,7 +65,12 @@ impl ControlService {
     }
 
     /// Sends views until the job is over or the client has gone.
-    async fn watch(&self, job: JobId, mut last: pb::JobView, to: &Sender<pb::JobView>) -> Result<(), Status> {
+    async fn watch(
+        &self,
+        job: JobId,
+        mut last: pb::JobView,
+        to: &Sender<pb::JobView>,
+    ) -> Result<(), Status> {
         let mut changes = self.handle.changes();
         loop {
             let over = is_over(&last.phase);
@@ -79,11 +89,17 @@ impl ControlService {
     }
 
     async fn send_steps(&self, job: &JobId, to: &Sender<pb::StepReport>) -> Result<(), Status> {
-        self.journal.settled().await;
+        self.journal.flushed().await;
         let mut after = 0;
         loop {
-            let steps = self.journal.steps(job, after, PAGE).await.map_err(unreadable)?;
-            let Some(last) = steps.last() else { return Ok(()) };
+            let steps = self
+                .journal
+                .steps(job, after, PAGE)
+                .await
+                .map_err(unreadable)?;
+            let Some(last) = steps.last() else {
+                return Ok(());
+            };
             after = last.step;
             for step in steps {
                 if to.send(Ok(step)).await.is_err() {
@@ -96,7 +112,11 @@ impl ControlService {
     async fn send_ledger(&self, job: &JobId, to: &Sender<pb::LedgerLine>) -> Result<(), Status> {
         let mut from = 0;
         loop {
-            let lines = self.journal.ledger(job, from, PAGE).await.map_err(unreadable)?;
+            let lines = self
+                .journal
+                .ledger(job, from, PAGE)
+                .await
+                .map_err(unreadable)?;
             if lines.is_empty() {
                 return Ok(());
             }
@@ -125,9 +145,13 @@ impl ControlService {
                 None => true,
             };
             // Asked before reading, so that nothing said before the job's end can be missed.
-            self.journal.settled().await;
+            self.journal.flushed().await;
             loop {
-                let lines = self.journal.logs(job, next, PAGE).await.map_err(unreadable)?;
+                let lines = self
+                    .journal
+                    .logs(job, next, PAGE)
+                    .await
+                    .map_err(unreadable)?;
                 let Some((last, _)) = lines.last() else { break };
                 next = last + 1;
                 for (_, line) in lines {
@@ -148,8 +172,8 @@ impl ControlService {
         }
     }
 
-    /// Looks whether what the job reads is there: the version of its data set (empty where another job's is taken), and the
-    /// job in one sentence.
+    /// Looks whether what the job reads is there: the version of its data set (empty where another
+    /// job's is taken), and the job in one sentence.
     async fn look(&self, file: &str, spec: &JobSpec) -> Result<(String, String), Status> {
         let resources = &spec.resources;
         let on = format!(
@@ -193,9 +217,9 @@ impl ControlService {
     }
 
     /// A wish about a job, answered with its phase.
-    async fn wish(
+    async fn request_change(
         &self,
-        event: impl FnOnce(RequestId) -> Event + Send + 'static,
+        event: impl FnOnce(RequestId) -> Input + Send + 'static,
     ) -> Result<Response<pb::PhaseReply>, Status> {
         match self.handle.ask(event).await.map_err(stopping)? {
             Reply::Phase { phase } => Ok(Response::new(pb::PhaseReply { phase })),
@@ -230,7 +254,10 @@ impl pb::control_server::Control for ControlService {
     type ListLedgerStream = Replies<pb::LedgerLine>;
     type LogsStream = Replies<pb::LogLine>;
 
-    async fn submit(&self, request: Request<pb::SubmitRequest>) -> Result<Response<pb::SubmitReply>, Status> {
+    async fn submit(
+        &self,
+        request: Request<pb::SubmitRequest>,
+    ) -> Result<Response<pb::SubmitReply>, Status> {
         let pb::SubmitRequest {
             file_name,
             job_toml,
@@ -262,11 +289,12 @@ impl pb::control_server::Control for ControlService {
                 summary,
             }));
         }
-        // Stored is what this coordinator understood, so that a later default cannot change a running job.
+        // Stored is what this coordinator understood, so that a later default cannot change a
+        // running job.
         let job_toml = proto::job::to_toml(&spec);
         let reply = self
             .handle
-            .ask(move |request| Event::Submit {
+            .ask(move |request| Input::Submit {
                 request,
                 spec: Box::new(spec),
                 job_toml,
@@ -277,22 +305,36 @@ impl pb::control_server::Control for ControlService {
         Ok(Response::new(pb::SubmitReply { job, summary }))
     }
 
-    async fn cancel(&self, request: Request<pb::JobRequest>) -> Result<Response<pb::PhaseReply>, Status> {
+    async fn cancel(
+        &self,
+        request: Request<pb::JobRequest>,
+    ) -> Result<Response<pb::PhaseReply>, Status> {
         let (job, _) = self.job(&request.into_inner().job).await?;
-        self.wish(move |request| Event::Cancel { request, job }).await
-    }
-
-    async fn pause(&self, request: Request<pb::PauseRequest>) -> Result<Response<pb::PhaseReply>, Status> {
-        let pb::PauseRequest { job, paused } = request.into_inner();
-        let (job, _) = self.job(&job).await?;
-        self.wish(move |request| Event::Pause { request, job, paused })
+        self.request_change(move |request| Input::Cancel { request, job })
             .await
     }
 
-    async fn scale(&self, request: Request<pb::ScaleRequest>) -> Result<Response<pb::PhaseReply>, Status> {
+    async fn pause(
+        &self,
+        request: Request<pb::PauseRequest>,
+    ) -> Result<Response<pb::PhaseReply>, Status> {
+        let pb::PauseRequest { job, paused } = request.into_inner();
+        let (job, _) = self.job(&job).await?;
+        self.request_change(move |request| Input::Pause {
+            request,
+            job,
+            paused,
+        })
+        .await
+    }
+
+    async fn scale(
+        &self,
+        request: Request<pb::ScaleRequest>,
+    ) -> Result<Response<pb::PhaseReply>, Status> {
         let pb::ScaleRequest { job, workers } = request.into_inner();
         let (job, _) = self.job(&job).await?;
-        self.wish(move |request| Event::Scale {
+        self.request_change(move |request| Input::Scale {
             request,
             job,
             workers,
@@ -300,10 +342,13 @@ impl pb::control_server::Control for ControlService {
         .await
     }
 
-    async fn drain(&self, request: Request<pb::DrainRequest>) -> Result<Response<pb::DrainReply>, Status> {
+    async fn drain(
+        &self,
+        request: Request<pb::DrainRequest>,
+    ) -> Result<Response<pb::DrainReply>, Status> {
         let pb::DrainRequest { worker, drained } = request.into_inner();
         let worker = worker_name(worker).map_err(invalid)?;
-        let asked = self.handle.ask(move |request| Event::Drain {
+        let asked = self.handle.ask(move |request| Input::Drain {
             request,
             worker,
             drained,
@@ -315,7 +360,10 @@ impl pb::control_server::Control for ControlService {
         }
     }
 
-    async fn why(&self, request: Request<pb::JobRequest>) -> Result<Response<pb::WhyReply>, Status> {
+    async fn why(
+        &self,
+        request: Request<pb::JobRequest>,
+    ) -> Result<Response<pb::WhyReply>, Status> {
         let (job, _) = self.job(&request.into_inner().job).await?;
         let why = self.handle.why(job.clone()).await.map_err(stopping)?;
         let why = why.ok_or_else(|| Status::not_found(format!("job {job} is gone")))?;
@@ -340,7 +388,10 @@ impl pb::control_server::Control for ControlService {
         Ok(Response::new(pb::ListJobsReply { jobs }))
     }
 
-    async fn describe_job(&self, request: Request<pb::JobRequest>) -> Result<Response<pb::JobView>, Status> {
+    async fn describe_job(
+        &self,
+        request: Request<pb::JobRequest>,
+    ) -> Result<Response<pb::JobView>, Status> {
         let (_, view) = self.job(&request.into_inner().job).await?;
         Ok(Response::new(view))
     }
@@ -351,9 +402,9 @@ impl pb::control_server::Control for ControlService {
     ) -> Result<Response<Self::WatchJobStream>, Status> {
         let (job, view) = self.job(&request.into_inner().job).await?;
         let service = self.clone();
-        Ok(stream(
-            |sender| async move { service.watch(job, view, &sender).await },
-        ))
+        Ok(stream(|sender| async move {
+            service.watch(job, view, &sender).await
+        }))
     }
 
     async fn list_steps(
@@ -362,9 +413,9 @@ impl pb::control_server::Control for ControlService {
     ) -> Result<Response<Self::ListStepsStream>, Status> {
         let (job, _) = self.job(&request.into_inner().job).await?;
         let service = self.clone();
-        Ok(stream(
-            |sender| async move { service.send_steps(&job, &sender).await },
-        ))
+        Ok(stream(|sender| async move {
+            service.send_steps(&job, &sender).await
+        }))
     }
 
     async fn list_ledger(
@@ -378,7 +429,10 @@ impl pb::control_server::Control for ControlService {
         }))
     }
 
-    async fn logs(&self, request: Request<pb::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
+    async fn logs(
+        &self,
+        request: Request<pb::LogsRequest>,
+    ) -> Result<Response<Self::LogsStream>, Status> {
         let request = request.into_inner();
         let (job, _) = self.job(&request.job).await?;
         let service = self.clone();
@@ -399,13 +453,15 @@ impl pb::control_server::Control for ControlService {
 /// Gives every file that was only named the digest by which ranks find it.
 fn name_files(work: &mut SampleWork, files: &HashMap<String, String>) -> Result<(), String> {
     for reference in &mut work.references {
-        let PictureSource::File { name, sha256 } = &mut reference.from else {
+        let ImageSource::File { name, sha256 } = &mut reference.from else {
             continue;
         };
         if sha256.is_empty() {
             let digest = files.get(name).filter(|it| is_sha256(it));
             let digest = digest.ok_or_else(|| {
-                format!("names {name}, which is not in the store; `coordinator submit` puts it there")
+                format!(
+                    "names {name}, which is not in the store; `coordinator submit` puts it there"
+                )
             })?;
             sha256.clone_from(digest);
         }

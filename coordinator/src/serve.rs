@@ -1,6 +1,6 @@
-//! `coordinator serve`: opens the store, restores the machine, listens, and tells who waits (stdout and
-//! systemd) that it is ready. It knows the order of starting and stopping, nothing else. Called by `main`,
-//! and by tests with port 0.
+//! `coordinator serve`: opens the store, restores the machine, listens, and tells who waits (stdout
+//! and systemd) that it is ready. It knows the order of starting and stopping, nothing else. Called
+//! by `main`, and by tests with port 0.
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::commit::Archive;
@@ -32,7 +32,9 @@ const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServeError {
-    #[error("cannot listen on {address} (`{field}`): {source}; is another coordinator running there?")]
+    #[error(
+        "cannot listen on {address} (`{field}`): {source}; is another coordinator running there?"
+    )]
     Listen {
         field: &'static str,
         address: SocketAddr,
@@ -83,8 +85,8 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
 
 /// Listens on the configured addresses; port 0 takes a free one.
 pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
-    // Before the store is opened: a second coordinator on this machine should fail here and not fence the
-    // first.
+    // Before the store is opened: a second coordinator on this machine should fail here and not
+    // fence the first.
     let rpc_listener = listen("listen", config.listen).await?;
     let metrics_listener = listen("metrics_listen", config.metrics_listen).await?;
     let deadlines = Deadlines::new(config.detect_within_ms);
@@ -114,8 +116,8 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     let control = ControlServer::new(ControlService::new(handle.clone(), journal))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let fleet =
-        FleetServer::new(FleetService::new(handle.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let fleet = FleetServer::new(FleetService::new(handle.clone()))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX);
     let rpc_server = Server::builder()
         .http2_keepalive_interval(Some(keepalive))
         .http2_keepalive_timeout(Some(keepalive))
@@ -147,7 +149,8 @@ impl Running {
         tokio::select! {
             ended = &mut self.daemon => match ended {
                 Ok(Err(error)) => error.into(),
-                Ok(Ok(())) => ServeError::Server { what: "daemon", reason: "nobody holds its handle".into() },
+                Ok(Ok(())) => ServeError::Server { what: "daemon", reason: "nobody holds its \
+                handle".into() },
                 Err(error) => error.into(),
             },
             Some(ended) = self.servers.join_next() => match ended {
@@ -168,7 +171,10 @@ impl Running {
     }
 }
 
-async fn listen(field: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
+async fn listen(
+    field: &'static str,
+    address: SocketAddr,
+) -> Result<(TcpListener, SocketAddr), ServeError> {
     let failed = |source| ServeError::Listen {
         field,
         address,

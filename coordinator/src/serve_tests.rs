@@ -1,5 +1,5 @@
-//! The whole server in this process, on port 0 and a temporary folder, spoken to over gRPC as commands and
-//! workers do.
+//! The whole server in this process, on port 0 and a temporary folder, spoken to over gRPC as
+//! commands and workers do.
 
 #![allow(clippy::unwrap_used)]
 
@@ -28,7 +28,10 @@ async fn channel(running: &Running) -> Channel {
 async fn server(dir: &Path) -> (Running, Client) {
     let variables = [
         ("RETRI_COORDINATOR__LISTEN", "127.0.0.1:0".to_owned()),
-        ("RETRI_COORDINATOR__METRICS_LISTEN", "127.0.0.1:0".to_owned()),
+        (
+            "RETRI_COORDINATOR__METRICS_LISTEN",
+            "127.0.0.1:0".to_owned(),
+        ),
         (
             "RETRI_COORDINATOR__STORE",
             format!("file://{}/store", dir.display()),
@@ -144,8 +147,14 @@ async fn wrong_requests_are_refused_with_what_and_why() {
     let status = submit(&mut client, "name = 3".into()).await.unwrap_err();
     refused(&status, Code::InvalidArgument, "j.toml:1");
     let gone = format!("file://{}/nowhere", dir.path().display());
-    let status = submit(&mut client, fixture::job_toml(&gone)).await.unwrap_err();
-    refused(&status, Code::InvalidArgument, "data.dataset: there is no folder");
+    let status = submit(&mut client, fixture::job_toml(&gone))
+        .await
+        .unwrap_err();
+    refused(
+        &status,
+        Code::InvalidArgument,
+        "data.dataset: there is no folder",
+    );
     assert!(
         !dir.path().join("nowhere").exists(),
         "looking for a data set makes none"
@@ -157,14 +166,17 @@ async fn wrong_requests_are_refused_with_what_and_why() {
     )
     .await
     .unwrap();
-    let images = |of: &str, line: &str| format!("name = \"images\"\n[sample]\njob = \"{of}\"\n{line}\n");
+    let images =
+        |of: &str, line: &str| format!("name = \"images\"\n[sample]\njob = \"{of}\"\n{line}\n");
     let status = submit(&mut client, images(&job, "")).await.unwrap_err();
     refused(&status, Code::FailedPrecondition, "no committed checkpoint");
     let status = submit(&mut client, images(&job, "prompt = \"loud\""))
         .await
         .unwrap_err();
     refused(&status, Code::InvalidArgument, "sample.prompt");
-    let status = submit(&mut client, images("nobody-7", "")).await.unwrap_err();
+    let status = submit(&mut client, images("nobody-7", ""))
+        .await
+        .unwrap_err();
     refused(&status, Code::NotFound, "there is no job nobody-7");
     running.stop().await.unwrap();
 }
@@ -197,14 +209,24 @@ async fn a_dry_run_stores_nothing_and_a_submit_outlives_a_restart() {
             .is_empty()
     );
 
-    let job = submit(&mut client, fixture::job_toml(&dataset)).await.unwrap();
-    let before = client.describe_job(request(&job)).await.unwrap().into_inner();
+    let job = submit(&mut client, fixture::job_toml(&dataset))
+        .await
+        .unwrap();
+    let before = client
+        .describe_job(request(&job))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(before.phase, "queued");
     assert_eq!(before.dataset_version.len(), 64);
     running.stop().await.unwrap();
 
     let (running, mut client) = server(dir.path()).await;
-    let after = client.describe_job(request(&job)).await.unwrap().into_inner();
+    let after = client
+        .describe_job(request(&job))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(
         (after.job_toml, after.submitted_ms),
         (before.job_toml, before.submitted_ms)
@@ -261,7 +283,11 @@ async fn a_worker_gets_its_assignment_and_its_steps_become_curve_metrics_and_log
     worker.reports.send(worker.report.clone()).await.unwrap();
     worker.report.logs.clear();
     worker
-        .until(|it| it.assignments.iter().any(|it| gang(it).acknowledged_step == 3))
+        .until(|it| {
+            it.assignments
+                .iter()
+                .any(|it| gang(it).acknowledged_step == 3)
+        })
         .await;
 
     let mut steps = client.list_steps(request(&job)).await.unwrap().into_inner();
@@ -269,7 +295,11 @@ async fn a_worker_gets_its_assignment_and_its_steps_become_curve_metrics_and_log
         assert_eq!(steps.message().await.unwrap().unwrap().step, step);
     }
     assert!(steps.message().await.unwrap().is_none());
-    let view = client.describe_job(request(&job)).await.unwrap().into_inner();
+    let view = client
+        .describe_job(request(&job))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(
         (view.phase.as_str(), view.step, view.world),
         ("training", 3, 1),
@@ -310,7 +340,10 @@ async fn a_confused_report_ends_its_stream_with_the_field_and_harms_nobody() {
         }
     };
     assert_eq!(status.code(), Code::InvalidArgument);
-    assert!(status.message().contains("field `devices` is 5000"), "{status}");
+    assert!(
+        status.message().contains("field `devices` is 5000"),
+        "{status}"
+    );
     assert!(client.list_jobs(pb::ListJobsRequest {}).await.is_ok());
     running.stop().await.unwrap();
 }
@@ -351,7 +384,10 @@ async fn who_speaks_another_protocol_is_refused_and_told_so() {
     );
     let mut silent = FleetClient::new(channel(&running).await);
     let (_reports, stream) = mpsc::channel::<pb::WorkerReport>(1);
-    let status = silent.attach(ReceiverStream::new(stream)).await.unwrap_err();
+    let status = silent
+        .attach(ReceiverStream::new(stream))
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
     running.stop().await.unwrap();
 }
@@ -362,7 +398,9 @@ async fn a_second_coordinator_takes_over_and_the_first_writes_nothing_more() {
     let dir = tempfile::tempdir().unwrap();
     let dataset = fixture::dataset(dir.path()).await;
     let (first, mut client) = server(dir.path()).await;
-    let job = submit(&mut client, fixture::job_toml(&dataset)).await.unwrap();
+    let job = submit(&mut client, fixture::job_toml(&dataset))
+        .await
+        .unwrap();
     let (second, mut other) = server(dir.path()).await;
     let jobs = other
         .list_jobs(pb::ListJobsRequest {})
@@ -378,7 +416,14 @@ async fn a_second_coordinator_takes_over_and_the_first_writes_nothing_more() {
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     let error = first.stop().await.unwrap_err().to_string();
     assert!(error.contains("another coordinator took over"), "{error}");
-    let view = other.describe_job(request(&job)).await.unwrap().into_inner();
-    assert_eq!(view.phase, "queued", "what the first was asked has not happened");
+    let view = other
+        .describe_job(request(&job))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        view.phase, "queued",
+        "what the first was asked has not happened"
+    );
     second.stop().await.unwrap();
 }

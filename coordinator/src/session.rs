@@ -1,6 +1,6 @@
-//! One worker's stream: its reports go up to the daemon's loop, the newest desired state goes down. Each
-//! stream has one task; a worker that reads slowly gets only the newest state, so nothing queues up. Called
-//! by tonic.
+//! One worker's stream: its reports go up to the daemon's loop, the newest desired state goes down.
+//! Each stream has one task; a worker that reads slowly gets only the newest state, so nothing
+//! queues up. Called by tonic.
 
 use crate::daemon::{Handle, Session};
 use proto::id::{JobId, WorkerId};
@@ -39,7 +39,8 @@ impl pb::fleet_server::Fleet for FleetService {
         let handle = self.handle.clone();
         tokio::spawn(async move {
             if let Err(status) = serve(&handle, request.into_inner(), &outbound).await {
-                tracing::warn!(code = ?status.code(), reason = status.message(), "worker stream ended");
+                tracing::warn!(code = ?status.code(), reason = status.message(), "worker stream \
+                ended");
                 // The worker may have gone already.
                 outbound.send(Err(status)).await.ok();
             }
@@ -58,7 +59,10 @@ async fn serve(
         return Ok(());
     };
     let (report, logs) = plain(first)?;
-    let mut session = handle.attach(report.worker.clone()).await.map_err(stopping)?;
+    let mut session = handle
+        .attach(report.worker.clone())
+        .await
+        .map_err(stopping)?;
     let worker = report.worker.clone();
     handle.heard(report, logs).await.map_err(stopping)?;
     let result = exchange(handle, &worker, &mut session, &mut reports, outbound).await;
@@ -88,7 +92,8 @@ async fn exchange(
             }
             changed = session.desired.changed() => {
                 if changed.is_err() {
-                    return Err(Status::aborted(format!("{worker} came again on another stream, or the coordinator is stopping")));
+                    return Err(Status::aborted(format!("{worker} came again on another stream, or \
+                    the coordinator is stopping")));
                 }
                 unsent = true;
             }
@@ -104,14 +109,19 @@ async fn exchange(
 }
 
 /// The checked report and its log lines.
-fn plain(mut message: pb::WorkerReport) -> Result<(WorkerReport, Vec<(JobId, pb::LogLine)>), Status> {
+fn plain(
+    mut message: pb::WorkerReport,
+) -> Result<(WorkerReport, Vec<(JobId, pb::LogLine)>), Status> {
     let wrong = |error: WireError| Status::invalid_argument(error.to_string());
     let lines = std::mem::take(&mut message.logs);
     let report = message.try_into().map_err(wrong)?;
     let logs = lines
         .into_iter()
         .map(|line| Ok((job_id(line.job.clone())?, line)));
-    Ok((report, logs.collect::<Result<_, WireError>>().map_err(wrong)?))
+    Ok((
+        report,
+        logs.collect::<Result<_, WireError>>().map_err(wrong)?,
+    ))
 }
 
 fn stopping(error: crate::daemon::Stopping) -> Status {

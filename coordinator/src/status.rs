@@ -1,5 +1,5 @@
-//! What people see of the machine: its view as protobuf messages, with the phase and the reason spelled
-//! out. Pure. Called by the daemon's loop when somebody asks.
+//! What people see of the machine: its view as protobuf messages, with the phase and the reason
+//! spelled out. Pure. Called by the daemon's loop when somebody asks.
 
 use coordinator_core::event::{Incident, JobPhase, Member};
 use coordinator_core::{JobView, RankView, UnitsView, WorkerView};
@@ -49,7 +49,12 @@ pub(crate) fn job_view(
             .filter(|_| full)
             .map(|it| member(it, job))
             .collect(),
-        incidents: record.incidents.iter().filter(|_| full).map(incident).collect(),
+        incidents: record
+            .incidents
+            .iter()
+            .filter(|_| full)
+            .map(incident)
+            .collect(),
         submitted_ms: record.submitted_ms,
         ended_ms: ended_ms(&record.phase),
         job_toml: if full {
@@ -78,7 +83,11 @@ pub(crate) fn job_view(
     }
 }
 
-pub(crate) fn worker_view(worker: &WorkerView<'_>, jobs: &[JobView<'_>], now_ms: u64) -> pb::WorkerView {
+pub(crate) fn worker_view(
+    worker: &WorkerView<'_>,
+    jobs: &[JobView<'_>],
+    now_ms: u64,
+) -> pb::WorkerView {
     let has = |job: &&JobView<'_>| match &job.record.phase {
         JobPhase::Running { members } => members.iter().any(|it| it.worker == *worker.id),
         JobPhase::Queued { .. }
@@ -92,12 +101,16 @@ pub(crate) fn worker_view(worker: &WorkerView<'_>, jobs: &[JobView<'_>], now_ms:
         devices: worker.devices,
         devices_used: worker.used,
         up: worker.up,
-        jobs: jobs.iter().filter(has).map(|it| it.record.id.0.clone()).collect(),
+        jobs: jobs
+            .iter()
+            .filter(has)
+            .map(|it| it.record.id.0.clone())
+            .collect(),
         last_heard_ms: worker
             .last_heard_ms
             .map_or(0, |heard| now_ms.saturating_sub(heard)),
         drained: worker.drained,
-        apart: worker.apart.clone(),
+        unreachable: worker.unreachable.clone(),
     }
 }
 
@@ -121,11 +134,11 @@ fn phase(job: &JobView<'_>) -> (Phase, String) {
     match (&record.phase, &job.units) {
         (JobPhase::Queued { reason }, _) => (record.shown(), reason.clone()),
         (JobPhase::Running { .. }, Some(units)) => running_units(job, units),
-        (JobPhase::Running { .. }, None) => match (&job.halting, running_phase(&job.ranks)) {
+        (JobPhase::Running { .. }, None) => match (&job.stopping, running_phase(&job.ranks)) {
             (Some(why), (Phase::Training | Phase::Finishing, reason)) => {
-                (Phase::Halting, format!("{why}; {reason}"))
+                (Phase::Stopping, format!("{why}; {reason}"))
             }
-            (_, (phase, reason)) => (phase, reason + &newcomers(&record.reserves)),
+            (_, (phase, reason)) => (phase, reason + &newcomers(&record.standbys)),
         },
         (JobPhase::Done { .. }, Some(units)) => (Phase::Done, done_units(units)),
         (JobPhase::Done { .. }, None) => {
@@ -158,8 +171,8 @@ fn running_units(job: &JobView<'_>, units: &UnitsView) -> (Phase, String) {
             reason += &format!(", {count} {what}");
         }
     }
-    if let Some(why) = &job.halting {
-        return (Phase::Halting, format!("{why}; {reason}"));
+    if let Some(why) = &job.stopping {
+        return (Phase::Stopping, format!("{why}; {reason}"));
     }
     let loads = |it: &RankView<'_>| matches!(it.phase, None | Some(RankPhase::Starting));
     if job.ranks.iter().all(loads) {
@@ -170,7 +183,12 @@ fn running_units(job: &JobView<'_>, units: &UnitsView) -> (Phase, String) {
 }
 
 fn done_units(units: &UnitsView) -> String {
-    let named: Vec<String> = units.named.iter().take(3).map(|it| it.unit.to_string()).collect();
+    let named: Vec<String> = units
+        .named
+        .iter()
+        .take(3)
+        .map(|it| it.unit.to_string())
+        .collect();
     match units.set_aside {
         0 => format!("all {} units are done", units.total),
         some => format!(
@@ -183,8 +201,8 @@ fn done_units(units: &UnitsView) -> String {
 }
 
 /// Who joins before long, as the end of a sentence.
-fn newcomers(reserves: &[Member]) -> String {
-    let names: Vec<&str> = reserves.iter().map(|it| it.worker.name.as_str()).collect();
+fn newcomers(standbys: &[Member]) -> String {
+    let names: Vec<&str> = standbys.iter().map(|it| it.worker.name.as_str()).collect();
     match names[..] {
         [] => String::new(),
         [one] => format!("; {one} gets ready to join"),
@@ -212,12 +230,17 @@ fn running_phase(ranks: &[RankView<'_>]) -> (Phase, String) {
             Some(RankPhase::Broken { error }) => {
                 return missing(&format!("waits for the next generation: {error}"), rank);
             }
-            Some(RankPhase::Failed { error, .. }) => return missing(&format!("failed: {error}"), rank),
+            Some(RankPhase::Failed { error, .. }) => {
+                return missing(&format!("failed: {error}"), rank);
+            }
         }
     }
     match finished {
         0 if ranks.len() == 1 => (Phase::Training, "its one rank is at work".into()),
-        0 => (Phase::Training, format!("all {} ranks are at work", ranks.len())),
+        0 => (
+            Phase::Training,
+            format!("all {} ranks are at work", ranks.len()),
+        ),
         _ => (
             Phase::Finishing,
             format!("{finished} of {} ranks are done", ranks.len()),

@@ -1,6 +1,7 @@
-//! The coordinator's durable state: SlateDB under `<store>/state/`. One process holds it; a second one that
-//! opens it fences the first, whose next save fails. Written by the daemon's loop (records) and by the
-//! journal (curves and logs), read by the rpc. It knows keys and bytes, not what a job should do.
+//! The coordinator's durable state: SlateDB under `<store>/state/`. One process holds it; a second
+//! one that opens it fences the first, whose next save fails. Written by the daemon's loop
+//! (records) and by the journal (curves and logs), read by the rpc. It knows keys and bytes, not
+//! what a job should do.
 //!
 //! | key | value |
 //! |---|---|
@@ -40,17 +41,22 @@ pub(crate) enum StateError {
         url: String,
         source: slatedb::Error,
     },
-    #[error("another coordinator took over the state under {url}; this one must stop: only one may write")]
+    #[error(
+        "another coordinator took over the state under {url}; this one must stop: only one may \
+        write"
+    )]
     Fenced { url: String },
     #[error(
-        "the store under {url} did not take a save within {} s; is it reachable, and is there room?",
+        "the store under {url} did not take a save within {} s; is it reachable, and is there \
+        room?",
         within.as_secs_f64()
     )]
     Slow { url: String, within: Duration },
     #[error("the database of the coordinator's state under {url} closed itself: {reason}")]
     Closed { url: String, reason: String },
     #[error(
-        "the record `{key}` under {url} cannot be read: {reason}; was it written by a newer coordinator?"
+        "the record `{key}` under {url} cannot be read: {reason}; was it written by a newer \
+        coordinator?"
     )]
     Record {
         key: String,
@@ -90,7 +96,11 @@ impl StateStore {
             .build()
             .await;
         match opened {
-            Ok(db) => Ok(Self { db, url, save_within }),
+            Ok(db) => Ok(Self {
+                db,
+                url,
+                save_within,
+            }),
             Err(source) => Err(StateError::Db {
                 action: "open",
                 url,
@@ -144,7 +154,9 @@ impl StateStore {
         };
         for record in records {
             match record {
-                Record::Counters(counters) => put(COUNTERS_KEY.to_owned(), serde_json::to_vec(counters)),
+                Record::Counters(counters) => {
+                    put(COUNTERS_KEY.to_owned(), serde_json::to_vec(counters))
+                }
                 Record::Drained(names) => put(DRAINED_KEY.to_owned(), serde_json::to_vec(names)),
                 Record::Job(job) => put(format!("{JOB_PREFIX}{}", job.id), serde_json::to_vec(job)),
                 Record::Ledger { job, entries } => {
@@ -158,8 +170,8 @@ impl StateStore {
         self.commit(batch).await
     }
 
-    /// Proves that no other coordinator took over: a write that its fence would refuse. Asked for before anything else in
-    /// the store is written or deleted.
+    /// Proves that no other coordinator took over: a write that its fence would refuse. Asked for
+    /// before anything else in the store is written or deleted.
     pub(crate) async fn claim(&self) -> Result<(), StateError> {
         let mut batch = WriteBatch::new();
         batch.put(CLAIM_KEY, b"1");
@@ -181,8 +193,8 @@ impl StateStore {
         }
     }
 
-    /// Puts lines of curves and logs, and takes old ones away; durable within [`FLUSH_INTERVAL`], which
-    /// nobody awaits.
+    /// Puts lines of curves and logs, and takes old ones away; durable within [`FLUSH_INTERVAL`],
+    /// which nobody awaits.
     pub(crate) async fn append(&self, batch: WriteBatch) -> Result<(), StateError> {
         self.db
             .write(batch)
@@ -191,7 +203,8 @@ impl StateStore {
             .map_err(|it| self.failed("append to", it))
     }
 
-    /// Up to `limit` entries whose key begins with `prefix`, in key order, from the suffix `from` on.
+    /// Up to `limit` entries whose key begins with `prefix`, in key order, from the suffix `from`
+    /// on.
     pub(crate) async fn scan(
         &self,
         prefix: &str,
@@ -202,10 +215,17 @@ impl StateStore {
         let scanned = self.db.scan_prefix(prefix, from..).await;
         let mut iterator = scanned.map_err(|it| self.failed("read", it))?;
         while entries.len() < limit {
-            let Some(entry) = iterator.next().await.map_err(|it| self.failed("read", it))? else {
+            let Some(entry) = iterator
+                .next()
+                .await
+                .map_err(|it| self.failed("read", it))?
+            else {
                 break;
             };
-            entries.push((String::from_utf8_lossy(&entry.key).into_owned(), entry.value));
+            entries.push((
+                String::from_utf8_lossy(&entry.key).into_owned(),
+                entry.value,
+            ));
         }
         Ok(entries)
     }
@@ -220,7 +240,8 @@ impl StateStore {
         let entries = self
             .scan(&ledger_prefix(job), ordered(from).into_bytes(), limit)
             .await?;
-        let text = |(_, bytes): (String, bytes::Bytes)| String::from_utf8_lossy(&bytes).into_owned();
+        let text =
+            |(_, bytes): (String, bytes::Bytes)| String::from_utf8_lossy(&bytes).into_owned();
         Ok(entries.into_iter().map(text).collect())
     }
 
@@ -234,12 +255,16 @@ impl StateStore {
         Ok(steps)
     }
 
-    pub(crate) fn decode<M: Message + Default>(&self, key: &str, bytes: &[u8]) -> Result<M, StateError> {
+    pub(crate) fn decode<M: Message + Default>(
+        &self,
+        key: &str,
+        bytes: &[u8],
+    ) -> Result<M, StateError> {
         M::decode(bytes).map_err(|error| self.unreadable(key, &error))
     }
 
-    /// Waits until the database has closed itself: another coordinator took over, or a background task of
-    /// it broke.
+    /// Waits until the database has closed itself: another coordinator took over, or a background
+    /// task of it broke.
     pub(crate) async fn lost(&self) -> StateError {
         let mut status = self.db.subscribe();
         let reason = match status.wait_for(|it| it.close_reason.is_some()).await {
@@ -261,7 +286,11 @@ impl StateStore {
         self.db.close().await.map_err(|it| self.failed("close", it))
     }
 
-    fn json<T: serde::de::DeserializeOwned>(&self, key: &str, bytes: &[u8]) -> Result<T, StateError> {
+    fn json<T: serde::de::DeserializeOwned>(
+        &self,
+        key: &str,
+        bytes: &[u8],
+    ) -> Result<T, StateError> {
         serde_json::from_slice(bytes).map_err(|error| self.unreadable(key, &error))
     }
 
@@ -277,7 +306,11 @@ impl StateStore {
         let url = self.url.clone();
         match source.kind() {
             ErrorKind::Closed(CloseReason::Fenced) => StateError::Fenced { url },
-            _ => StateError::Db { action, url, source },
+            _ => StateError::Db {
+                action,
+                url,
+                source,
+            },
         }
     }
 }

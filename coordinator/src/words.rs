@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-/// Prints a line for people or programs. Whoever read it may have gone (`… | head -1`): then there is nobody left to
-/// work for.
+/// Prints a line for people or programs. Whoever read it may have gone (`… | head -1`): then there
+/// is nobody left to work for.
 macro_rules! say {
     ($($text:tt)*) => {
         $crate::words::print_line(format_args!($($text)*))
@@ -47,8 +47,8 @@ pub(crate) fn bytes(value: u64) -> String {
     }
 }
 
-/// How long ago `then_ms` was at `now_ms`, both in milliseconds since 1970; a moment ahead of ours counts
-/// as now.
+/// How long ago `then_ms` was at `now_ms`, both in milliseconds since 1970; a moment ahead of ours
+/// counts as now.
 pub(crate) fn ago(then_ms: u64, now_ms: u64) -> String {
     format!(
         "{} ago",

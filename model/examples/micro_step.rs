@@ -1,8 +1,9 @@
-//! Our side of `make bench-model` (tests/bench/micro_step.py): one training micro-step, timed, each time a line comes in. It
-//! writes the weights and inputs that the other side needs to compute the same. Never a part of a build that ships.
+//! Our side of `make bench-model` (tests/bench/micro_step.py): one training micro-step, timed, each
+//! time a line comes in. It writes the weights and inputs that the other side needs to compute the
+//! same. Never a part of a build that ships.
 //!
-//!     micro_step --size small|full [--threads N] [--export DIR | --export-inputs DIR] [--checkpointing COMPONENT,…]
-//!         [--precision fp32|fp16|bf16] [--resolution PIXELS]
+//!     micro_step --size small|full [--threads N] [--export DIR | --export-inputs DIR]
+//!     [--checkpointing COMPONENT,…] [--precision fp32|fp16|bf16] [--resolution PIXELS]
 
 use model::loss::Masks;
 use model::noise::{self, Purpose};
@@ -66,7 +67,10 @@ fn diffusion(spec: &TrainWork) -> &Diffusion {
 }
 
 fn references(spec: &TrainWork) -> u32 {
-    spec.model.architecture.references().map_or(0, |it| it.count)
+    spec.model
+        .architecture
+        .references()
+        .map_or(0, |it| it.count)
 }
 
 fn say(value: &serde_json::Value) -> std::io::Result<()> {
@@ -75,8 +79,13 @@ fn say(value: &serde_json::Value) -> std::io::Result<()> {
     out.flush()
 }
 
-/// The sizes of the demo and of the paper, the second with one target and four references at 384 pixels.
-fn job(size: &str, checkpointing: Option<&str>, precision: &str) -> Result<(TrainWork, u32), Box<dyn Error>> {
+/// The sizes of the demo and of the paper, the second with one target and four references at 384
+/// pixels.
+fn job(
+    size: &str,
+    checkpointing: Option<&str>,
+    precision: &str,
+) -> Result<(TrainWork, u32), Box<dyn Error>> {
     let (size, resolution, micro_batch) = match size {
         "small" => ("small", 64, 8),
         "full" => ("sd15", 384, 1),
@@ -88,9 +97,11 @@ fn job(size: &str, checkpointing: Option<&str>, precision: &str) -> Result<(Trai
         .map(|component| format!("\"{component}\""))
         .collect();
     let text = format!(
-        "name = \"bench\"\n[data]\ndataset = \"file:///none\"\nresolution = {resolution}\nreferences = 4\n\
+        "name = \"bench\"\n[data]\ndataset = \"file:///none\"\nresolution = \
+        {resolution}\nreferences = 4\n\
          [model]\narchitecture = \"retrinet\"\nsize = \"{size}\"\nactivation_checkpointing = [{}]\n\
-         [train]\nsteps = 1000\nglobal_batch = {micro_batch}\nmicro_batch = {micro_batch}\nlearning_rate = 1e-4\n\
+         [train]\nsteps = 1000\nglobal_batch = {micro_batch}\nmicro_batch = \
+        {micro_batch}\nlearning_rate = 1e-4\n\
          precision = \"{precision}\"\n",
         components.join(", ")
     );
@@ -119,7 +130,7 @@ fn no_zeros(trainer: &Trainer) {
 /// Patches of colour, and words that differ by example.
 fn example(spec: &TrainWork, n: u32) -> Example {
     let side = spec.data.resolution;
-    let picture = |seed: u32| {
+    let image = |seed: u32| {
         image::RgbImage::from_fn(side, side, |x, y| {
             let mut bits = (x / 4).wrapping_mul(73_856_093)
                 ^ (y / 4).wrapping_mul(19_349_663)
@@ -129,13 +140,13 @@ fn example(spec: &TrainWork, n: u32) -> Example {
         })
     };
     let reference = |slot: u32| Reference {
-        picture: picture(n * 8 + slot + 1),
+        image: image(n * 8 + slot + 1),
         concept: CONCEPTS[slot as usize % CONCEPTS.len()],
         position: u64::from(n),
     };
     Example {
         position: u64::from(n),
-        target: picture(n * 8),
+        target: image(n * 8),
         target_mask: image::GrayImage::from_pixel(side, side, image::Luma([255])),
         face_mask: image::GrayImage::from_fn(side, side, |x, y| {
             image::Luma([if x.max(y) < side / 3 { 255 } else { 0 }])
@@ -168,25 +179,29 @@ fn export(trainer: &Trainer, folder: &Path) -> Result<(), Box<dyn Error>> {
 
 /// What the trainer makes of the examples, for the other side; whole numbers as floats.
 fn inputs(spec: &TrainWork, examples: &[Example]) -> NamedTensors {
-    let mut inputs = pictures(spec, examples);
+    let mut inputs = images(spec, examples);
     inputs.extend(words(spec, examples));
     inputs.extend(noises(spec, examples));
     let named = inputs.into_iter();
-    named.map(|(name, tensor)| (name.to_owned(), tensor)).collect()
+    named
+        .map(|(name, tensor)| (name.to_owned(), tensor))
+        .collect()
 }
 
-fn pictures(spec: &TrainWork, examples: &[Example]) -> Vec<(&'static str, Tensor)> {
+fn images(spec: &TrainWork, examples: &[Example]) -> Vec<(&'static str, Tensor)> {
     let side = i64::from(spec.data.resolution);
     let shown = examples.iter().flat_map(|example| &example.references);
     let targets = examples.iter().map(|example| &example.target);
-    let pictures = targets.chain(shown.map(|reference| &reference.picture));
-    let bytes: Vec<u8> = pictures.flat_map(|it| it.as_raw().iter().copied()).collect();
-    let pictures = Tensor::from_slice(&bytes)
+    let images = targets.chain(shown.map(|reference| &reference.image));
+    let bytes: Vec<u8> = images.flat_map(|it| it.as_raw().iter().copied()).collect();
+    let images = Tensor::from_slice(&bytes)
         .view([-1, side, side, 3])
         .permute([0, 3, 1, 2]);
     let mask = |pick: fn(&Example) -> &image::GrayImage| {
         let masks = examples.iter().map(pick);
-        let bytes: Vec<u8> = masks.flat_map(|mask| mask.as_raw().iter().copied()).collect();
+        let bytes: Vec<u8> = masks
+            .flat_map(|mask| mask.as_raw().iter().copied())
+            .collect();
         let mask = Tensor::from_slice(&bytes).view([-1, 1, side, side]);
         mask.to_kind(Kind::Float) / 255.0
     };
@@ -197,7 +212,7 @@ fn pictures(spec: &TrainWork, examples: &[Example]) -> Vec<(&'static str, Tensor
         diffusion(spec).objective.target_mask_threshold,
     );
     vec![
-        ("pictures", pictures.to_kind(Kind::Float) / 127.5 - 1.0),
+        ("pictures", images.to_kind(Kind::Float) / 127.5 - 1.0),
         ("target_mask", masks.target),
         ("face_mask", masks.face),
     ]
@@ -210,7 +225,10 @@ fn words(spec: &TrainWork, examples: &[Example]) -> Vec<(&'static str, Tensor)> 
         let ids: Vec<f32> = ids.map(|id| id as f32).collect();
         Tensor::from_slice(&ids).view([texts.len() as i64, -1])
     };
-    let texts: Vec<&str> = examples.iter().map(|example| example.prompt.as_str()).collect();
+    let texts: Vec<&str> = examples
+        .iter()
+        .map(|example| example.prompt.as_str())
+        .collect();
     let shown = examples.iter().flat_map(|example| &example.references);
     let place = |reference: &Reference| CONCEPTS.iter().position(|it| *it == reference.concept);
     let index: Vec<f32> = shown
@@ -289,7 +307,11 @@ fn micro_step(
 /// What this process has computed so far, over all its threads; the kernel counts hundredths.
 fn cpu_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let fields = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace();
     let ticks: f64 = fields
         .skip(11)
         .take(2)

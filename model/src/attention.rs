@@ -1,18 +1,26 @@
-//! Attention: the multi-head kernel, the U-Net's spatial transformer (notes 3.1), and RetriNet's bare
-//! cross-attention from target to references (notes 3.4). Probabilities are never materialised: libtorch's
-//! fused kernel computes all of it.
+//! Attention: the multi-head kernel, the U-Net's spatial transformer (notes 3.1), and RetriNet's
+//! bare cross-attention from target to references (notes 3.4). Probabilities are never
+//! materialised: libtorch's fused kernel computes all of it.
 
 use crate::layer::{GroupNorm, LayerNorm, Linear, PointConv, to_map, to_tokens};
 use crate::parameter::Scope;
 use tch::{Kind, Tensor};
 
-/// Scaled dot-product attention of [batch, tokens, heads * d] queries, keys and values -> [batch, query
-/// tokens, heads * d].
-pub fn attend(queries: &Tensor, keys: &Tensor, values: &Tensor, heads: i64, causal: bool) -> Tensor {
+/// Scaled dot-product attention of [batch, tokens, heads * d] queries, keys and values -> [batch,
+/// query tokens, heads * d].
+pub fn attend(
+    queries: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    heads: i64,
+    causal: bool,
+) -> Tensor {
     let split = |xs: &Tensor| xs.unflatten(2, [heads, -1]).transpose(1, 2);
     let (queries, keys, values) = (split(queries), split(keys), split(values));
     let mask: Option<Tensor> = None;
-    let out = Tensor::scaled_dot_product_attention(&queries, &keys, &values, mask, 0.0, causal, None, false);
+    let out = Tensor::scaled_dot_product_attention(
+        &queries, &keys, &values, mask, 0.0, causal, None, false,
+    );
     out.transpose(1, 2).flatten(2, 3)
 }
 
@@ -39,16 +47,20 @@ impl CrossAttention {
         }
     }
 
-    /// Attention probabilities, [batch, heads, q, kv]: to look at. [`Self::forward`] never holds them.
+    /// Attention probabilities, [batch, heads, q, kv]: to look at. [`Self::forward`] never holds
+    /// them.
     pub fn probabilities(&self, xs: &Tensor, context: &Tensor) -> Tensor {
         let split = |xs: Tensor| xs.unflatten(2, [self.heads, -1]).transpose(1, 2);
-        let (queries, keys) = (split(self.queries.forward(xs)), split(self.keys.forward(context)));
+        let (queries, keys) = (
+            split(self.queries.forward(xs)),
+            split(self.keys.forward(context)),
+        );
         let scale = (queries.size()[3] as f64).sqrt().recip();
         (queries.matmul(&keys.transpose(2, 3)) * scale).softmax(-1, Kind::Float)
     }
 
-    /// [batch, q, width] and [batch, kv, context_width] -> [batch, q, width]. `image`: keys and values
-    /// [batch, tokens, width] that the same queries attend to as well.
+    /// [batch, q, width] and [batch, kv, context_width] -> [batch, q, width]. `image`: keys and
+    /// values [batch, tokens, width] that the same queries attend to as well.
     pub fn forward(&self, xs: &Tensor, context: &Tensor, image: Option<[&Tensor; 2]>) -> Tensor {
         let (queries, keys) = (self.queries.forward(xs), self.keys.forward(context));
         let values = self.values.forward(context);
@@ -83,8 +95,8 @@ impl FeedForward {
     }
 }
 
-/// CompVis `BasicTransformerBlock`: self-attention, attention to the text, feed-forward, each pre-normed with
-/// a residual.
+/// CompVis `BasicTransformerBlock`: self-attention, attention to the text, feed-forward, each
+/// pre-normed with a residual.
 #[derive(Debug)]
 struct TransformerBlock {
     norm1: LayerNorm,
@@ -110,7 +122,10 @@ impl TransformerBlock {
     fn forward(&self, xs: &Tensor, context: &Tensor, image: Option<[&Tensor; 2]>) -> Tensor {
         let normed = self.norm1.forward(xs);
         let xs = xs + self.attention1.forward(&normed, &normed, None);
-        let xs = &xs + self.attention2.forward(&self.norm2.forward(&xs), context, image);
+        let xs = &xs
+            + self
+                .attention2
+                .forward(&self.norm2.forward(&xs), context, image);
         &xs + self.feed_forward.forward(&self.norm3.forward(&xs))
     }
 
@@ -118,7 +133,8 @@ impl TransformerBlock {
     fn probabilities(&self, xs: &Tensor, context: &Tensor) -> Tensor {
         let normed = self.norm1.forward(xs);
         let xs = xs + self.attention1.forward(&normed, &normed, None);
-        self.attention2.probabilities(&self.norm2.forward(&xs), context)
+        self.attention2
+            .probabilities(&self.norm2.forward(&xs), context)
     }
 }
 
@@ -153,20 +169,23 @@ impl SpatialTransformer {
         // Keys' and values' gradients are added up here, also where others use the same states.
         let context = &context.alias();
         let tokens = self.inward.tokens(&to_tokens(&self.norm.forward(xs)));
-        let tokens = self.outward.tokens(&self.block.forward(&tokens, context, image));
+        let tokens = self
+            .outward
+            .tokens(&self.block.forward(&tokens, context, image));
         xs + to_map(&tokens, xs.size()[2])
     }
 
-    /// How much each cell of [batch, width, h, w] attends to each token of the text: [batch, heads, h * w, tokens].
+    /// How much each cell of [batch, width, h, w] attends to each token of the text: [batch, heads,
+    /// h * w, tokens].
     pub fn probabilities(&self, xs: &Tensor, context: &Tensor) -> Tensor {
         let tokens = self.inward.tokens(&to_tokens(&self.norm.forward(xs)));
         self.block.probabilities(&tokens, context)
     }
 }
 
-/// One cross-attention of the retrieval block with its zero convolution: queries from the target's features,
-/// keys and values from all references'. No residual in front of the zero convolution (notes 3.4; 3C + 4C^2
-/// parameters before it, which is the notes' count).
+/// One cross-attention of the retrieval block with its zero convolution: queries from the target's
+/// features, keys and values from all references'. No residual in front of the zero convolution
+/// (notes 3.4; 3C + 4C^2 parameters before it, which is the notes' count).
 #[derive(Debug)]
 pub struct ReferenceAttention {
     query_norm: LayerNorm,
@@ -186,8 +205,9 @@ impl ReferenceAttention {
         }
     }
 
-    /// Target features [batch, c, h, w] and references' features [batch * n, c, h, w], the references of one
-    /// target next to each other -> what is added to the target's skip connection, [batch, c, h, w].
+    /// Target features [batch, c, h, w] and references' features [batch * n, c, h, w], the
+    /// references of one target next to each other -> what is added to the target's skip
+    /// connection, [batch, c, h, w].
     pub fn forward(&self, target: &Tensor, references: &Tensor) -> Tensor {
         let (batch, height) = (target.size()[0], target.size()[2]);
         let tokens = to_tokens(references);

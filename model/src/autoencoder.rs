@@ -1,20 +1,20 @@
-//! AutoencoderKL (notes 5.2), CompVis names: pictures in [-1, 1] <-> latents. Knows nothing of the scaling
-//! factor; the trainer and the sampler multiply and divide by it.
+//! AutoencoderKL (notes 5.2), CompVis names: pictures in [-1, 1] <-> latents. Knows nothing of the
+//! scaling factor; the trainer and the sampler multiply and divide by it.
 
 use crate::attention::attend;
 use crate::layer::{Conv, GroupNorm, PointConv, to_map, to_tokens};
 use crate::parameter::Scope;
-use crate::recompute::Recomputed;
+use crate::recompute::ActivationCheckpoint;
 use crate::resnet::ResBlock;
 use proto::layout::AutoencoderLayout;
 use tch::{Kind, Tensor};
 
 #[derive(Debug)]
 pub struct Autoencoder {
-    encoder: PictureEncoder,
+    encoder: ImageEncoder,
     quant: PointConv,
     post_quant: PointConv,
-    decoder: PictureDecoder,
+    decoder: ImageDecoder,
 }
 
 /// The posterior of a picture's latent: a diagonal normal distribution.
@@ -53,17 +53,21 @@ impl Autoencoder {
     pub fn new(scope: &Scope<'_>, layout: &AutoencoderLayout) -> Self {
         let latent = layout.latent_channels;
         Self {
-            encoder: PictureEncoder::new(&scope.sub("encoder"), layout),
+            encoder: ImageEncoder::new(&scope.sub("encoder"), layout),
             quant: PointConv::new(&scope.sub("quant_conv"), 2 * latent, 2 * latent),
             post_quant: PointConv::new(&scope.sub("post_quant_conv"), latent, latent),
-            decoder: PictureDecoder::new(&scope.sub("decoder"), layout),
+            decoder: ImageDecoder::new(&scope.sub("decoder"), layout),
         }
     }
 
-    /// Pictures [batch, 3, H, W] in [-1, 1] -> moments of [batch, latent channels, H / factor, W / factor].
+    /// Pictures [batch, 3, H, W] in [-1, 1] -> moments of [batch, latent channels, H / factor, W /
+    /// factor].
     #[must_use]
-    pub fn encode(&self, pictures: &Tensor) -> Moments {
-        let halves = self.quant.forward(&self.encoder.forward(pictures)).chunk(2, 1);
+    pub fn encode(&self, images: &Tensor) -> Moments {
+        let halves = self
+            .quant
+            .forward(&self.encoder.forward(images))
+            .chunk(2, 1);
         Moments {
             mean: halves[0].shallow_clone(),
             log_variance: halves[1].clamp(-30.0, 20.0),
@@ -109,9 +113,9 @@ impl MidAttention {
 /// `mid`: residual block, attention, residual block.
 #[derive(Debug)]
 struct Mid {
-    first: Recomputed<ResBlock>,
-    attention: Recomputed<MidAttention>,
-    second: Recomputed<ResBlock>,
+    first: ActivationCheckpoint<ResBlock>,
+    attention: ActivationCheckpoint<MidAttention>,
+    second: ActivationCheckpoint<ResBlock>,
 }
 
 impl Mid {
@@ -121,36 +125,44 @@ impl Mid {
         let attention = MidAttention::new(&at, width, groups);
         Self {
             first: residual(&scope.sub("block_1"), width, width, groups),
-            attention: Recomputed::new(&[&at], attention),
+            attention: ActivationCheckpoint::new(&[&at], attention),
             second: residual(&scope.sub("block_2"), width, width, groups),
         }
     }
 
     fn forward(&self, xs: &Tensor) -> Tensor {
         let xs = again(&self.first, xs);
-        let xs = self.attention.run([&xs], |attention, [xs]| attention.forward(xs));
+        let xs = self
+            .attention
+            .run([&xs], |attention, [xs]| attention.forward(xs));
         again(&self.second, &xs)
     }
 }
 
-/// A level of the encoder or the decoder: its residual blocks, then a change of size except at the end.
+/// A level of the encoder or the decoder: its residual blocks, then a change of size except at the
+/// end.
 #[derive(Debug)]
 struct Level {
-    blocks: Vec<Recomputed<ResBlock>>,
+    blocks: Vec<ActivationCheckpoint<ResBlock>>,
     resize: Option<Conv>,
 }
 
-fn residual(scope: &Scope<'_>, inputs: i64, outputs: i64, groups: i64) -> Recomputed<ResBlock> {
+fn residual(
+    scope: &Scope<'_>,
+    inputs: i64,
+    outputs: i64,
+    groups: i64,
+) -> ActivationCheckpoint<ResBlock> {
     let block = ResBlock::autoencoder(scope, inputs, outputs, groups);
-    Recomputed::new(&[scope], block)
+    ActivationCheckpoint::new(&[scope], block)
 }
 
-fn again(block: &Recomputed<ResBlock>, xs: &Tensor) -> Tensor {
+fn again(block: &ActivationCheckpoint<ResBlock>, xs: &Tensor) -> Tensor {
     block.run([xs], |block, [xs]| block.forward(xs, None))
 }
 
 #[derive(Debug)]
-struct PictureEncoder {
+struct ImageEncoder {
     inward: Conv,
     levels: Vec<Level>,
     mid: Mid,
@@ -158,7 +170,7 @@ struct PictureEncoder {
     out: Conv,
 }
 
-impl PictureEncoder {
+impl ImageEncoder {
     fn new(scope: &Scope<'_>, layout: &AutoencoderLayout) -> Self {
         let groups = layout.norm_groups;
         let count = layout.widths.len();
@@ -169,11 +181,16 @@ impl PictureEncoder {
             let at = scope.sub("down").sub(level);
             let mut blocks = Vec::new();
             for block in 0..layout.res_blocks {
-                blocks.push(residual(&at.sub("block").sub(block), inputs, outputs, groups));
+                blocks.push(residual(
+                    &at.sub("block").sub(block),
+                    inputs,
+                    outputs,
+                    groups,
+                ));
                 inputs = outputs;
             }
-            let resize =
-                (level + 1 < count).then(|| Conv::down_unpadded(&at.sub("downsample").sub("conv"), outputs));
+            let resize = (level + 1 < count)
+                .then(|| Conv::down_unpadded(&at.sub("downsample").sub("conv"), outputs));
             levels.push(Level { blocks, resize });
         }
         Self {
@@ -185,8 +202,8 @@ impl PictureEncoder {
         }
     }
 
-    fn forward(&self, pictures: &Tensor) -> Tensor {
-        let mut xs = self.inward.forward(pictures);
+    fn forward(&self, images: &Tensor) -> Tensor {
+        let mut xs = self.inward.forward(images);
         for level in &self.levels {
             xs = level.blocks.iter().fold(xs, |xs, block| again(block, &xs));
             if let Some(down) = &level.resize {
@@ -206,7 +223,7 @@ fn double(xs: &Tensor) -> Tensor {
 }
 
 #[derive(Debug)]
-struct PictureDecoder {
+struct ImageDecoder {
     inward: Conv,
     mid: Mid,
     /// From the smallest size to the largest; names count the other way.
@@ -215,7 +232,7 @@ struct PictureDecoder {
     out: Conv,
 }
 
-impl PictureDecoder {
+impl ImageDecoder {
     fn new(scope: &Scope<'_>, layout: &AutoencoderLayout) -> Self {
         let groups = layout.norm_groups;
         let mut inputs = layout.widths[layout.widths.len() - 1];
@@ -226,10 +243,16 @@ impl PictureDecoder {
             let at = scope.sub("up").sub(level);
             let mut blocks = Vec::new();
             for block in 0..=layout.res_blocks {
-                blocks.push(residual(&at.sub("block").sub(block), inputs, outputs, groups));
+                blocks.push(residual(
+                    &at.sub("block").sub(block),
+                    inputs,
+                    outputs,
+                    groups,
+                ));
                 inputs = outputs;
             }
-            let resize = (level > 0).then(|| Conv::three(&at.sub("upsample").sub("conv"), outputs, outputs));
+            let resize =
+                (level > 0).then(|| Conv::three(&at.sub("upsample").sub("conv"), outputs, outputs));
             levels.push(Level { blocks, resize });
         }
         Self {

@@ -1,8 +1,8 @@
-//! Examples as tensors: bytes to [-1, 1], masks, words and seeds of one micro-batch, each in one tensor.
-//! Every example is checked here, so that what follows may rely on shapes.
+//! Examples as tensors: bytes to [-1, 1], masks, words and seeds of one micro-batch, each in one
+//! tensor. Every example is checked here, so that what follows may rely on shapes.
 
 use crate::error::ModelError;
-use crate::latent::{PictureKey, key};
+use crate::latent::{ImageKey, key};
 use model_data::example::{Concept, Example};
 use tch::{Device, Kind, Tensor};
 
@@ -20,11 +20,11 @@ pub(crate) struct BatchShape {
 /// One micro-batch of B examples with N references each.
 #[derive(Debug)]
 pub(crate) struct Batch {
-    /// [B * (1 + N), 3, S, S] in [-1, 1]: all targets, then all references, those of one target next to each
-    /// other.
-    pub(crate) pictures: Tensor,
+    /// [B * (1 + N), 3, S, S] in [-1, 1]: all targets, then all references, those of one target
+    /// next to each other.
+    pub(crate) images: Tensor,
     /// Of those pictures that come back unchanged: targets without a pad.
-    pub(crate) keys: Vec<Option<PictureKey>>,
+    pub(crate) keys: Vec<Option<ImageKey>>,
     pub(crate) count: i64,
     /// N
     pub(crate) references: i64,
@@ -36,7 +36,11 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    pub(crate) fn new(examples: &[Example], shape: BatchShape, device: Device) -> Result<Self, ModelError> {
+    pub(crate) fn new(
+        examples: &[Example],
+        shape: BatchShape,
+        device: Device,
+    ) -> Result<Self, ModelError> {
         let references = shape
             .references
             .unwrap_or_else(|| examples.first().map_or(0, |e| e.references.len()));
@@ -49,9 +53,9 @@ impl Batch {
                 .iter()
                 .flat_map(|example| example.references.iter().take(references))
         };
-        let pictures = targets.chain(shown().map(|reference| &reference.picture));
-        let bytes: Vec<u8> = pictures
-            .flat_map(|picture| picture.as_raw().iter().copied())
+        let images = targets.chain(shown().map(|reference| &reference.image));
+        let bytes: Vec<u8> = images
+            .flat_map(|image| image.as_raw().iter().copied())
             .collect();
         let whole = |example: &&Example| example.target_mask.iter().all(|it| *it == 255);
         let keys = examples
@@ -59,16 +63,24 @@ impl Batch {
             .map(|it| Some(it).filter(whole).map(|it| key(&it.target)));
         let keys = keys.chain(shown().map(|_| None)).collect();
         let side = i64::from(shape.resolution);
-        let pictures = Tensor::from_slice(&bytes)
+        let images = Tensor::from_slice(&bytes)
             .view([-1, side, side, 3])
             .to_device(device);
-        let pictures = pictures.permute([0, 3, 1, 2]).contiguous().to_kind(Kind::Float) / 127.5 - 1.0;
+        let images = images
+            .permute([0, 3, 1, 2])
+            .contiguous()
+            .to_kind(Kind::Float)
+            / 127.5
+            - 1.0;
         Ok(Self {
-            pictures,
+            images,
             keys,
             count: examples.len() as i64,
             references: references as i64,
-            prompts: examples.iter().map(|example| example.prompt.clone()).collect(),
+            prompts: examples
+                .iter()
+                .map(|example| example.prompt.clone())
+                .collect(),
             concepts: shown().map(|reference| reference.concept).collect(),
             timesteps: examples
                 .iter()
@@ -79,8 +91,8 @@ impl Batch {
     }
 }
 
-/// Masks M_tgt and M_face at picture resolution, both [B, 1, S, S] in [0, 1]. The examples are checked
-/// already.
+/// Masks M_tgt and M_face at picture resolution, both [B, 1, S, S] in [0, 1]. The examples are
+/// checked already.
 pub(crate) fn masks(examples: &[Example], device: Device) -> (Tensor, Tensor) {
     let one = |pick: fn(&Example) -> &image::GrayImage| {
         let side = i64::from(examples.first().map_or(0, |example| example.target.width()));
@@ -119,7 +131,7 @@ fn check(example: &Example, shape: BatchShape, references: usize) -> Result<(), 
         example
             .references
             .iter()
-            .map(|reference| ("reference", reference.picture.dimensions())),
+            .map(|reference| ("reference", reference.image.dimensions())),
     );
     for (field, (width, height)) in sizes {
         if (width, height) != (resolution, resolution) {
@@ -142,11 +154,14 @@ fn check(example: &Example, shape: BatchShape, references: usize) -> Result<(), 
 }
 
 /// Pictures [batch, 3, S, S] in [-1, 1] as images; values outside are clamped.
-pub(crate) fn to_images(pictures: &Tensor) -> Vec<image::RgbImage> {
-    let bytes = ((pictures.clamp(-1.0, 1.0) + 1.0) * 127.5)
+pub(crate) fn to_images(images: &Tensor) -> Vec<image::RgbImage> {
+    let bytes = ((images.clamp(-1.0, 1.0) + 1.0) * 127.5)
         .round()
         .permute([0, 2, 3, 1]);
-    let bytes = bytes.to_kind(Kind::Uint8).to_device(Device::Cpu).contiguous();
+    let bytes = bytes
+        .to_kind(Kind::Uint8)
+        .to_device(Device::Cpu)
+        .contiguous();
     let size = bytes.size();
     let (height, width) = (size[1] as u32, size[2] as u32);
     let each = (height * width * 3) as usize;
@@ -154,7 +169,8 @@ pub(crate) fn to_images(pictures: &Tensor) -> Vec<image::RgbImage> {
     let count = values.len();
     bytes.copy_data(&mut values, count);
     let images = values.chunks_exact(each).map(|chunk| {
-        image::RgbImage::from_raw(width, height, chunk.to_vec()).expect("a chunk has the size of a picture")
+        image::RgbImage::from_raw(width, height, chunk.to_vec())
+            .expect("a chunk has the size of a picture")
     });
     images.collect()
 }
@@ -166,11 +182,12 @@ mod tests {
 
     #[test]
     fn pictures_survive_the_way_there_and_back() {
-        let picture = image::RgbImage::from_fn(4, 4, |x, y| image::Rgb([x as u8 * 60, y as u8 * 60, 255]));
+        let image =
+            image::RgbImage::from_fn(4, 4, |x, y| image::Rgb([x as u8 * 60, y as u8 * 60, 255]));
         let mask = image::GrayImage::new(4, 4);
         let example = Example {
             position: 9,
-            target: picture.clone(),
+            target: image.clone(),
             target_mask: mask.clone(),
             face_mask: mask,
             references: Vec::new(),
@@ -184,9 +201,9 @@ mod tests {
             timesteps: 1000,
         };
         let batch = Batch::new(std::slice::from_ref(&example), shape, Device::Cpu).unwrap();
-        assert_eq!(batch.pictures.size(), [1, 3, 4, 4]);
-        assert_eq!(batch.pictures.double_value(&[0, 2, 0, 0]), 1.0);
-        assert_eq!(to_images(&batch.pictures), [picture]);
+        assert_eq!(batch.images.size(), [1, 3, 4, 4]);
+        assert_eq!(batch.images.double_value(&[0, 2, 0, 0]), 1.0);
+        assert_eq!(to_images(&batch.images), [image]);
         let shape = BatchShape {
             resolution: 8,
             references: Some(0),

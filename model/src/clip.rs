@@ -1,17 +1,17 @@
-//! The transformer of CLIP's two towers (notes 5.1), Hugging Face names: pre-normed self-attention and feed-forward
-//! blocks. The text tower's is causal, the image tower's is not.
+//! The transformer of CLIP's two towers (notes 5.1), Hugging Face names: pre-normed self-attention
+//! and feed-forward blocks. The text tower's is causal, the image tower's is not.
 
 use crate::attention::attend;
 use crate::layer::{LayerNorm, Linear};
 use crate::parameter::Scope;
-use crate::recompute::Recomputed;
+use crate::recompute::ActivationCheckpoint;
 use proto::layout::{Activation, TransformerLayout};
 use tch::Tensor;
 
 /// The blocks, without embeddings before and norm after them.
 #[derive(Debug)]
 pub struct Transformer {
-    blocks: Vec<Recomputed<Block>>,
+    blocks: Vec<ActivationCheckpoint<Block>>,
 }
 
 impl Transformer {
@@ -24,7 +24,7 @@ impl Transformer {
                 .map(|i| {
                     let at = layers.sub(i);
                     let block = Block::new(&at, layout, causal);
-                    Recomputed::new(&[&at], block)
+                    ActivationCheckpoint::new(&[&at], block)
                 })
                 .collect(),
         }
@@ -33,7 +33,9 @@ impl Transformer {
     /// [batch, tokens, width] -> the same shape.
     pub fn forward(&self, xs: Tensor) -> Tensor {
         let blocks = self.blocks.iter();
-        blocks.fold(xs, |xs, block| block.run([&xs], |block, [xs]| block.forward(xs)))
+        blocks.fold(xs, |xs, block| {
+            block.run([&xs], |block, [xs]| block.forward(xs))
+        })
     }
 }
 
@@ -57,7 +59,8 @@ impl Block {
         let width = layout.width;
         let (attention, network) = (scope.sub("self_attn"), scope.sub("mlp"));
         let projection = |name: &str| Linear::new(&attention.sub(name), width, width);
-        let norm = |name: &str| LayerNorm::new(&scope.sub(name), width).epsilon(layout.norm_epsilon);
+        let norm =
+            |name: &str| LayerNorm::new(&scope.sub(name), width).epsilon(layout.norm_epsilon);
         Self {
             norm1: norm("layer_norm1"),
             queries: projection("q_proj"),

@@ -1,4 +1,5 @@
-//! Which component a parameter belongs to. A leaf: parameters, the optimizer and the architectures all ask it.
+//! Which component a parameter belongs to. A leaf: parameters, the optimizer and the architectures
+//! all ask it.
 
 use proto::spec::Component;
 

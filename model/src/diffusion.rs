@@ -1,5 +1,6 @@
-//! What latent diffusion models have in common, whatever predicts their noise: the autoencoder and its latents, text
-//! states, noise levels, equation 3 and the sampling loop. Called by the architectures that are built on it.
+//! What latent diffusion models have in common, whatever predicts their noise: the autoencoder and
+//! its latents, text states, noise levels, equation 3 and the sampling loop. Called by the
+//! architectures that are built on it.
 
 use crate::architecture::interface::{Place, SampleLosses, SampleOptions};
 use crate::autoencoder::Autoencoder;
@@ -20,8 +21,8 @@ use proto::spec::{Component, TrainWork};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
-/// The terms of [`LatentDiffusion::losses`]: equation 3's first, and its second before lambda, both weighted by noise
-/// level.
+/// The terms of [`LatentDiffusion::losses`]: equation 3's first, and its second before lambda, both
+/// weighted by noise level.
 pub(crate) const TERMS: [&str; 2] = ["target", "face"];
 
 /// See the module's header.
@@ -110,7 +111,11 @@ impl LatentDiffusion {
     ///
     /// # Errors
     /// An example that does not fit the job.
-    pub(crate) fn batch(&self, examples: &[Example], references: Option<usize>) -> Result<Batch, ModelError> {
+    pub(crate) fn batch(
+        &self,
+        examples: &[Example],
+        references: Option<usize>,
+    ) -> Result<Batch, ModelError> {
         let shape = BatchShape {
             resolution: self.resolution,
             references,
@@ -119,10 +124,10 @@ impl LatentDiffusion {
         Batch::new(examples, shape, self.place.device)
     }
 
-    /// Of all images of a batch; what is known already is not encoded. The posterior's mean, not a sample from it: the
-    /// simplest that is the same on every device.
+    /// Of all images of a batch; what is known already is not encoded. The posterior's mean, not a
+    /// sample from it: the simplest that is the same on every device.
     pub(crate) fn latents(&mut self, batch: &Batch) -> Latents {
-        let images = batch.pictures.to_kind(self.place.dtype);
+        let images = batch.images.to_kind(self.place.dtype);
         let company = images.size()[0] > 1;
         let encode = |images: &Tensor| encode(&self.autoencoder, images, company);
         let mean = match &mut self.cache {
@@ -178,7 +183,8 @@ impl LatentDiffusion {
         let masks = Masks::at_latents(&target, &face, self.factor, threshold);
         let loss = noise_loss(predicted, &noisy.answer, &masks);
         let weight = self.column(batch, |timestep| {
-            self.schedule.loss_weight(timestep, objective.loss_weighting)
+            self.schedule
+                .loss_weight(timestep, objective.loss_weighting)
         });
         let (target, face) = (loss.target * &weight, loss.face * &weight);
         SampleLosses {
@@ -217,7 +223,8 @@ impl LatentDiffusion {
         state
     }
 
-    /// One image for an example; `predict` gives the guided prediction for latents [1, c, h, w] at time steps [1].
+    /// One image for an example; `predict` gives the guided prediction for latents [1, c, h, w] at
+    /// time steps [1].
     ///
     /// # Errors
     /// A number of steps that the schedule does not have.
@@ -241,12 +248,13 @@ impl LatentDiffusion {
     }
 }
 
-/// Images of this side and larger are encoded one by one: each is work enough for any device, and five at 384 pixels
-/// would take 3 GB for a moment.
+/// Images of this side and larger are encoded one by one: each is work enough for any device, and
+/// five at 384 pixels would take 3 GB for a moment.
 const ALONE_SIDE: i64 = 256;
 
-/// The posterior's means of images [P, 3, S, S]. An image's bits do not depend on the others: kernels for a single one
-/// sum in another order than those for several, so a small one that is left over from a batch (`company`) is given some.
+/// The posterior's means of images [P, 3, S, S]. An image's bits do not depend on the others:
+/// kernels for a single one sum in another order than those for several, so a small one that is
+/// left over from a batch (`company`) is given some.
 fn encode(autoencoder: &Autoencoder, images: &Tensor, company: bool) -> Tensor {
     let means = |images: &Tensor| autoencoder.encode(images).mean;
     if images.size()[2] >= ALONE_SIDE {

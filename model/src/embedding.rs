@@ -1,5 +1,5 @@
-//! The time step as the U-Net sees it: sines and cosines, then a small network (notes 3.1). Called by the
-//! U-Net.
+//! The time step as the U-Net sees it: sines and cosines, then a small network (notes 3.1). Called
+//! by the U-Net.
 
 use crate::layer::Linear;
 use crate::parameter::Scope;
@@ -10,7 +10,9 @@ use tch::{Kind, Tensor};
 pub fn timestep_embedding(timesteps: &Tensor, width: i64, frequencies: Frequencies) -> Tensor {
     let half = width / 2;
     let scale = 10_000f64.ln() / (half as f64 - frequencies.shift);
-    let values: Vec<f32> = (0..half).map(|i| (-scale * i as f64).exp() as f32).collect();
+    let values: Vec<f32> = (0..half)
+        .map(|i| (-scale * i as f64).exp() as f32)
+        .collect();
     let values = Tensor::from_slice(&values).to_device(timesteps.device());
     let angles = timesteps.to_kind(Kind::Float).unsqueeze(1) * values.unsqueeze(0);
     let (cosines, sines) = (angles.cos(), angles.sin());
@@ -56,7 +58,8 @@ mod tests {
 
     #[test]
     fn step_zero_is_ones_then_zeros_and_the_first_frequency_is_one() {
-        let embedding = timestep_embedding(&Tensor::from_slice(&[0i64, 3]), 8, Frequencies::default());
+        let embedding =
+            timestep_embedding(&Tensor::from_slice(&[0i64, 3]), 8, Frequencies::default());
         assert_eq!(embedding.size(), [2, 8]);
         assert_eq!(
             Vec::<f32>::try_from(embedding.get(0)).unwrap(),

@@ -1,5 +1,5 @@
-//! What can go wrong between a job and its tensors. Each error names the thing, its value and what would be
-//! right.
+//! What can go wrong between a job and its tensors. Each error names the thing, its value and what
+//! would be right.
 
 use std::path::PathBuf;
 
@@ -83,23 +83,27 @@ pub enum ModelError {
     #[error("the gradient's norm is {norm}; nothing was changed{}", after(*skips))]
     Gradient { norm: f64, skips: u64 },
     #[error(
-        "step {step}: parameter {parameter:?} has no gradient; call zero_gradients before the first forward"
+        "step {step}: parameter {parameter:?} has no gradient; call zero_gradients before the \
+        first forward"
     )]
     NoGradient { step: u64, parameter: String },
     #[error("{steps} sampling steps; there must be 1 to {max}")]
     SamplingSteps { steps: u32, max: u32 },
-    #[error("an {architecture} model cannot {wish}")]
+    #[error("an {architecture} model cannot {request}")]
     Unsupported {
         architecture: &'static str,
-        wish: &'static str,
+        request: &'static str,
     },
     #[error("libtorch failed in {action}: {message}")]
-    Library { action: &'static str, message: String },
+    Library {
+        action: &'static str,
+        message: String,
+    },
 }
 
 impl ModelError {
-    /// True when another try from the same state and the same files would end in the same way: all that a step depends on
-    /// is the same again, and so is what weights say of themselves.
+    /// True when another try from the same state and the same files would end in the same way: all
+    /// that a step depends on is the same again, and so is what weights say of themselves.
     #[must_use]
     pub fn is_permanent(&self) -> bool {
         match self {
@@ -147,8 +151,9 @@ pub enum WeightsFault {
     Kind { tensor: String, found: String },
 }
 
-/// Runs libtorch code whose mistakes panic (shapes that do not fit, memory that runs out) and turns a panic
-/// into an error with the first line of its message, so that a rank can report it before it ends.
+/// Runs libtorch code whose mistakes panic (shapes that do not fit, memory that runs out) and turns
+/// a panic into an error with the first line of its message, so that a rank can report it before it
+/// ends.
 pub(crate) fn guarded<T>(
     action: &'static str,
     work: impl FnOnce() -> Result<T, ModelError>,

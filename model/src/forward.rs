@@ -1,5 +1,5 @@
-//! One named component on given tensors: how anyone can hold our arithmetic against another implementation's. Called by
-//! `worker forward`.
+//! One named component on given tensors: how anyone can hold our arithmetic against another
+//! implementation's. Called by `worker forward`.
 
 use crate::architecture::retrinet::{self, Conditions, References, predict};
 use crate::device::dtype;
@@ -15,19 +15,20 @@ use tch::{Device, Kind, Tensor};
 /// What can be run. Inputs and outputs are named as `diffusers` and `transformers` name them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Runnable {
-    /// `sample` [B, C, h, w], `timestep` [] or [B], `encoder_hidden_states` [B, T, D] -> `sample` [B, C, h, w].
+    /// `sample` [B, C, h, w], `timestep` [] or [B], `encoder_hidden_states` [B, T, D] -> `sample`
+    /// [B, C, h, w].
     UNet,
     /// `image` [B, 3, H, W] in [-1, 1] -> `mean`, `logvar` [B, c, h, w].
     AutoencoderEncode,
     /// `latent` [B, c, h, w], without the scaling factor -> `image` [B, 3, H, W].
     AutoencoderDecode,
-    /// `input_ids` [B, T] -> `last_hidden_state` [B, T, D], `pooler_output` [B, D], and `text_embeds` where the weights
-    /// hold a projection.
+    /// `input_ids` [B, T] -> `last_hidden_state` [B, T, D], `pooler_output` [B, D], and
+    /// `text_embeds` where the weights hold a projection.
     Text,
     /// `pixel_values` [B, 3, H, W], normalised -> `image_embeds` [B, D].
     Image,
-    /// The U-Net's, with `references` [B, N, C, h, w], clean and scaled, and `reference_hidden_states` [B, N, T, D] ->
-    /// `sample`.
+    /// The U-Net's, with `references` [B, N, C, h, w], clean and scaled, and
+    /// `reference_hidden_states` [B, N, T, D] -> `sample`.
     Retrinet,
 }
 
@@ -39,7 +40,8 @@ pub struct Request<'a> {
     pub weights: &'a Path,
     pub inputs: &'a Path,
     pub precision: Precision,
-    /// Also `gradient.NAME` for the U-Net's float inputs and every tensor of its file, of the mean square of `sample`.
+    /// Also `gradient.NAME` for the U-Net's float inputs and every tensor of its file, of the mean
+    /// square of `sample`.
     pub gradients: bool,
 }
 
@@ -55,8 +57,11 @@ pub fn forward(request: Request<'_>, device: Device) -> Result<NamedTensors, Mod
         device,
     };
     if request.gradients && request.what != Runnable::UNet {
-        let (architecture, wish) = ("component other than the U-Net", "give gradients");
-        return Err(ModelError::Unsupported { architecture, wish });
+        let (architecture, request) = ("component other than the U-Net", "give gradients");
+        return Err(ModelError::Unsupported {
+            architecture,
+            request,
+        });
     }
     guarded("running the component", || {
         if request.gradients {
@@ -93,12 +98,18 @@ fn run(
         Runnable::AutoencoderEncode => {
             inputs.only(&["image"])?;
             let moments = public::autoencoder(weights, device)?.encode(&inputs.float("image", 4)?);
-            Ok(vec![("mean", moments.mean), ("logvar", moments.log_variance)])
+            Ok(vec![
+                ("mean", moments.mean),
+                ("logvar", moments.log_variance),
+            ])
         }
         Runnable::AutoencoderDecode => {
             inputs.only(&["latent"])?;
             let autoencoder = public::autoencoder(weights, device)?;
-            Ok(vec![("image", autoencoder.decode(&inputs.float("latent", 4)?))])
+            Ok(vec![(
+                "image",
+                autoencoder.decode(&inputs.float("latent", 4)?),
+            )])
         }
         Runnable::Text => {
             inputs.only(&["input_ids"])?;
@@ -139,7 +150,10 @@ fn run(
                     words: inputs.float("reference_hidden_states", 4)?.flatten(0, 1),
                 }),
             };
-            Ok(vec![("sample", predict(&unet, &block, &latents, &conditions))])
+            Ok(vec![(
+                "sample",
+                predict(&unet, &block, &latents, &conditions),
+            )])
         }
     }
 }
@@ -189,7 +203,11 @@ impl Inputs<'_> {
     fn only(&self, known: &[&str]) -> Result<(), ModelError> {
         match self.tensors.names().find(|name| !known.contains(name)) {
             None => Ok(()),
-            Some(extra) => Err(self.fault(extra, "is not an input of this component", &known.join(", "))),
+            Some(extra) => Err(self.fault(
+                extra,
+                "is not an input of this component",
+                &known.join(", "),
+            )),
         }
     }
 

@@ -1,6 +1,7 @@
-//! What becomes of a step whose numbers are not finite, the count of such steps, and fp16's loss scale. It decides from
-//! figures that are the same on every rank (the reduced loss and the norm of the reduced gradient), so that all ranks decide
-//! alike. Never touches a parameter; called by the trainer.
+//! What becomes of a step whose numbers are not finite, the count of such steps, and fp16's loss
+//! scale. It decides from figures that are the same on every rank (the reduced loss and the norm of
+//! the reduced gradient), so that all ranks decide alike. Never touches a parameter; called by the
+//! trainer.
 
 use crate::error::ModelError;
 use crate::weights::NamedTensors;
@@ -9,7 +10,8 @@ use tch::Tensor;
 
 /// What fp16's loss is multiplied with at first. A gradient below 6e-8 would be zero in fp16.
 const SCALE_FIRST: f32 = 65_536.0;
-/// An overflowing gradient halves the scale, this many good steps in a row double it; it stays within the bounds.
+/// An overflowing gradient halves the scale, this many good steps in a row double it; it stays
+/// within the bounds.
 const GROWTH_STEPS: u64 = 2000;
 const SCALE_MIN: f64 = 1.0;
 const SCALE_MAX: f64 = 16_777_216.0;
@@ -23,8 +25,8 @@ pub(crate) enum Trouble {
     Gradient(f64),
 }
 
-/// See the module's header. What it remembers is part of a checkpoint wherever it can change: one value each, so that a
-/// checkpoint is loaded into them as into everything else.
+/// See the module's header. What it remembers is part of a checkpoint wherever it can change: one
+/// value each, so that a checkpoint is loaded into them as into everything else.
 #[derive(Debug)]
 pub(crate) struct Guard {
     on_nonfinite: OnNonfinite,
@@ -74,8 +76,9 @@ impl Guard {
         }
     }
 
-    /// Counts a step that is to be left out, or says why the job has to end. A gradient that overflows under a loss scale
-    /// is nothing unusual: the scale was too large, and becomes smaller.
+    /// Counts a step that is to be left out, or says why the job has to end. A gradient that
+    /// overflows under a loss scale is nothing unusual: the scale was too large, and becomes
+    /// smaller.
     pub(crate) fn bad(&mut self, trouble: Trouble) -> Result<(), ModelError> {
         if let (Trouble::Gradient(_), Some(scale)) = (trouble, &mut self.scale)
             && scale.shrink()
@@ -99,7 +102,8 @@ impl Guard {
     /// Its part of a checkpoint; nothing while nothing can be skipped.
     pub(crate) fn state(&self) -> NamedTensors {
         let mut state = NamedTensors::new();
-        let mut put = |name: &str, tensor: &Tensor| state.insert(name.to_owned(), tensor.shallow_clone());
+        let mut put =
+            |name: &str, tensor: &Tensor| state.insert(name.to_owned(), tensor.shallow_clone());
         if self.on_nonfinite == OnNonfinite::Skip || self.scale.is_some() {
             put("skipped", &self.skipped);
             put("skipped_in_a_row", &self.in_a_row);
@@ -130,7 +134,10 @@ impl Scale {
     }
 
     fn set(&mut self, factor: f64) {
-        let _ = self.value.g_mul_scalar_(factor).clamp_(SCALE_MIN, SCALE_MAX);
+        let _ = self
+            .value
+            .g_mul_scalar_(factor)
+            .clamp_(SCALE_MIN, SCALE_MAX);
         let _ = self.good_in_a_row.zero_();
     }
 }
@@ -151,11 +158,17 @@ mod tests {
 
     fn guard(on_nonfinite: &str, precision: &str) -> Guard {
         let text = format!(
-            "name = \"a\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\n[model]\narchitecture = \
-             \"autoencoder\"\nsize = \"tiny\"\n[train]\nsteps = 4\nglobal_batch = 1\nmicro_batch = 1\n\
+            "name = \"a\"\n[data]\ndataset = \"file:///none\"\nresolution = \
+            32\n[model]\narchitecture = \
+             \"autoencoder\"\nsize = \"tiny\"\n[train]\nsteps = 4\nglobal_batch = 1\nmicro_batch \
+            = 1\n\
              on_nonfinite = \"{on_nonfinite}\"\nprecision = \"{precision}\"\n"
         );
-        Guard::new(&proto::job::parse_training("guard.toml", &text).unwrap().train)
+        Guard::new(
+            &proto::job::parse_training("guard.toml", &text)
+                .unwrap()
+                .train,
+        )
     }
 
     #[test]
@@ -163,7 +176,10 @@ mod tests {
         let mut guard = guard("stop", "bf16");
         let error = guard.bad(Trouble::Loss).unwrap_err();
         assert!(error.is_permanent());
-        assert_eq!(error.to_string(), "the loss is not finite; nothing was changed");
+        assert_eq!(
+            error.to_string(),
+            "the loss is not finite; nothing was changed"
+        );
         assert!(guard.state().is_empty());
     }
 
@@ -182,7 +198,8 @@ mod tests {
         assert!(error.is_permanent());
         assert_eq!(
             error.to_string(),
-            "the gradient's norm is inf; nothing was changed, and the 10 steps before it were skipped"
+            "the gradient's norm is inf; nothing was changed, and the 10 steps before it were \
+            skipped"
         );
         assert_eq!(guard.skipped(), 2 * SKIPS_MAX);
     }

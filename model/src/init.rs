@@ -1,5 +1,5 @@
-//! Base weights: which components an architecture begins from, how they get into its parameters, and their digest. The
-//! layouts of files are [`crate::public`]'s. Called once, by the trainer.
+//! Base weights: which components an architecture begins from, how they get into its parameters,
+//! and their digest. The layouts of files are [`crate::public`]'s. Called once, by the trainer.
 
 use crate::architecture::interface::Architecture;
 use crate::error::ModelError;
@@ -12,9 +12,9 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// What an architecture begins from, by component ("autoencoder", "text_encoder", "unet", and an architecture's own
-/// file; others are not looked at): a safetensors file, or the folder that has it with its `config.json`. One file may
-/// hold several.
+/// What an architecture begins from, by component ("autoencoder", "text_encoder", "unet", and an
+/// architecture's own file; others are not looked at): a safetensors file, or the folder that has
+/// it with its `config.json`. One file may hold several.
 pub type InitWeights = BTreeMap<String, PathBuf>;
 
 /// Loads what `architecture` uses. Returns the digest by which checkpoints name it.
@@ -39,7 +39,9 @@ pub(crate) fn load_init(
         let into = parameters.under(&format!("{component}."));
         public::load(&source, component, model, &into)?;
     }
-    let own = facts.own_file.and_then(|name| Some((name, init.get(name)?)));
+    let own = facts
+        .own_file
+        .and_then(|name| Some((name, init.get(name)?)));
     match own {
         None => architecture.initialize(parameters, None)?,
         Some((name, path)) => {
@@ -67,7 +69,9 @@ impl Hashes {
 
 fn missing(component: &'static str, facts: &Facts) -> ModelError {
     let needed = facts.base_parts.iter().filter(|(_, needed)| *needed);
-    let files: Vec<String> = needed.map(|(name, _)| format!("{name}.safetensors")).collect();
+    let files: Vec<String> = needed
+        .map(|(name, _)| format!("{name}.safetensors"))
+        .collect();
     let needed = match files.as_slice() {
         [rest @ .., before, last] => {
             let rest: String = rest.iter().map(|file| format!("{file}, ")).collect();

@@ -1,26 +1,26 @@
-//! Latents of pictures that come back unchanged, kept within a bound. Only targets that fill their square do: all others
-//! are placed anew each time, on a pad of another colour. A picture is known by its bytes, so nothing else can change what
-//! is answered; that its latent has the same bits in whatever company it is encoded is for a test to say. Called by the
-//! diffusion model.
+//! Latents of pictures that come back unchanged, kept within a bound. Only targets that fill their
+//! square do: all others are placed anew each time, on a pad of another colour. A picture is known
+//! by its bytes, so nothing else can change what is answered; that its latent has the same bits in
+//! whatever company it is encoded is for a test to say. Called by the diffusion model.
 
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use tch::Tensor;
 
 /// SHA-256 of a picture's bytes.
-pub(crate) type PictureKey = [u8; 32];
+pub(crate) type ImageKey = [u8; 32];
 
-pub(crate) fn key(picture: &image::RgbImage) -> PictureKey {
-    Sha256::digest(picture.as_raw()).into()
+pub(crate) fn key(image: &image::RgbImage) -> ImageKey {
+    Sha256::digest(image.as_raw()).into()
 }
 
-/// See the module's header. When it is full it keeps what it has: in an order that goes round and round, dropping the
-/// oldest would drop each one shortly before it is wanted.
+/// See the module's header. When it is full it keeps what it has: in an order that goes round and
+/// round, dropping the oldest would drop each one shortly before it is wanted.
 #[derive(Debug)]
 pub(crate) struct LatentCache {
     bytes_max: usize,
     bytes: usize,
-    latents: BTreeMap<PictureKey, Tensor>,
+    latents: BTreeMap<ImageKey, Tensor>,
 }
 
 impl LatentCache {
@@ -32,12 +32,12 @@ impl LatentCache {
         }
     }
 
-    /// The latents of all pictures [P, 3, S, S], of which `encode` sees only those that are not known. `keys`: of those
-    /// that may come back.
+    /// The latents of all pictures [P, 3, S, S], of which `encode` sees only those that are not
+    /// known. `keys`: of those that may come back.
     pub(crate) fn encode(
         &mut self,
-        pictures: &Tensor,
-        keys: &[Option<PictureKey>],
+        images: &Tensor,
+        keys: &[Option<ImageKey>],
         encode: impl Fn(&Tensor) -> Tensor,
     ) -> Tensor {
         let known: Vec<Option<Tensor>> = keys
@@ -47,12 +47,12 @@ impl LatentCache {
         let missing = (0i64..).zip(&known).filter(|(_, it)| it.is_none());
         let missing: Vec<i64> = missing.map(|(at, _)| at).collect();
         let fresh = if missing.len() == keys.len() {
-            encode(pictures).unbind(0)
+            encode(images).unbind(0)
         } else if missing.is_empty() {
             Vec::new()
         } else {
-            let index = Tensor::from_slice(&missing).to_device(pictures.device());
-            encode(&pictures.index_select(0, &index)).unbind(0)
+            let index = Tensor::from_slice(&missing).to_device(images.device());
+            encode(&images.index_select(0, &index)).unbind(0)
         };
         let mut fresh = fresh.into_iter();
         let mut latents = Vec::with_capacity(keys.len());
@@ -69,7 +69,7 @@ impl LatentCache {
         Tensor::stack(&latents, 0)
     }
 
-    fn keep(&mut self, key: Option<&PictureKey>, latent: &Tensor) {
+    fn keep(&mut self, key: Option<&ImageKey>, latent: &Tensor) {
         let bytes = latent.numel() * latent.kind().elt_size_in_bytes();
         if let Some(key) = key
             && self.bytes + bytes <= self.bytes_max
@@ -88,12 +88,12 @@ mod tests {
 
     #[test]
     fn what_is_known_is_not_encoded_again_and_the_bound_holds() {
-        let pictures = Tensor::from_slice(&[1f32, 2., 3.]).view([3, 1, 1, 1]);
+        let images = Tensor::from_slice(&[1f32, 2., 3.]).view([3, 1, 1, 1]);
         let keys = [Some([1; 32]), None, Some([3; 32])];
         let seen = RefCell::new(Vec::new());
         let mut cache = LatentCache::new(4);
-        let mut run = |pictures: &Tensor, keys: &[Option<PictureKey>]| {
-            let latents = cache.encode(pictures, keys, |xs| {
+        let mut run = |images: &Tensor, keys: &[Option<ImageKey>]| {
+            let latents = cache.encode(images, keys, |xs| {
                 seen.borrow_mut()
                     .push(Vec::<f32>::try_from(xs.flatten(0, -1)).unwrap());
                 xs * 10.0
@@ -101,11 +101,11 @@ mod tests {
             Vec::<f32>::try_from(latents.flatten(0, -1)).unwrap()
         };
         for _ in 0..2 {
-            assert_eq!(run(&pictures, &keys), [10., 20., 30.]);
+            assert_eq!(run(&images, &keys), [10., 20., 30.]);
         }
         // There is room for one.
-        assert_eq!(run(&pictures.narrow(0, 0, 2), &keys[..2]), [10., 20.]);
-        assert_eq!(run(&pictures.narrow(0, 0, 1), &keys[..1]), [10.]);
+        assert_eq!(run(&images.narrow(0, 0, 2), &keys[..2]), [10., 20.]);
+        assert_eq!(run(&images.narrow(0, 0, 1), &keys[..1]), [10.]);
         assert_eq!(*seen.borrow(), [vec![1., 2., 3.], vec![2., 3.], vec![2.]]);
     }
 }

@@ -1,8 +1,9 @@
-//! The plain layers that all networks are made of: weights by name, a forward, no training. Conventions:
-//! pictures and feature maps are [batch, channels, height, width], contiguous; token sequences [batch,
-//! tokens, width]. A layer computes in the numbers of what it is given: weights of another kind are rounded or widened to
-//! it on the way, norms always compute in fp32. Not channels-last: on the CPU its convolutions are up to a third faster, but its group
-//! norm is slower tenfold and more.
+//! The plain layers that all networks are made of: weights by name, a forward, no training.
+//! Conventions: pictures and feature maps are [batch, channels, height, width], contiguous; token
+//! sequences [batch, tokens, width]. A layer computes in the numbers of what it is given: weights
+//! of another kind are rounded or widened to it on the way, norms always compute in fp32. Not
+//! channels-last: on the CPU its convolutions are up to a third faster, but its group norm is
+//! slower tenfold and more.
 
 use crate::parameter::{Init, Scope};
 use tch::{Kind, Tensor};
@@ -201,7 +202,8 @@ pub fn to_tokens(xs: &Tensor) -> Tensor {
     xs.flatten(2, 3).transpose(1, 2)
 }
 
-/// Tokens back as a feature map of the given height: [batch, h * w, c] -> [batch, c, h, w], contiguous.
+/// Tokens back as a feature map of the given height: [batch, h * w, c] -> [batch, c, h, w],
+/// contiguous.
 pub fn to_map(xs: &Tensor, height: i64) -> Tensor {
     xs.transpose(1, 2).contiguous().unflatten(2, [height, -1])
 }

@@ -1,6 +1,6 @@
-//! RetriNet and what it is made of, on libtorch: the only crate, with the rank process, that knows tensors.
-//! It knows nothing of workers, jobs' queues or rpc. Read in this order: [`trainer`], `architecture`, `diffusion`,
-//! [`unet`], then the layers.
+//! RetriNet and what it is made of, on libtorch: the only crate, with the rank process, that knows
+//! tensors. It knows nothing of workers, jobs' queues or rpc. Read in this order: [`trainer`],
+//! `architecture`, `diffusion`, [`unet`], then the layers.
 
 mod architecture;
 pub mod attention;

@@ -1,6 +1,6 @@
-//! Equation 3 of the paper on latents, and the autoencoder's reconstruction loss. Literal mean reduction: a
-//! masked term is divided by the number of all values, whatever the mask's size (notes 3.7). Per sample, so
-//! that the trainer can weigh.
+//! Equation 3 of the paper on latents, and the autoencoder's reconstruction loss. Literal mean
+//! reduction: a masked term is divided by the number of all values, whatever the mask's size (notes
+//! 3.7). Per sample, so that the trainer can weigh.
 
 use crate::autoencoder::Moments;
 use tch::{Kind, Tensor};
@@ -18,11 +18,13 @@ pub struct Masks {
 }
 
 impl Masks {
-    /// From masks at picture resolution, [batch, 1, H, W] in [0, 1]: mean over each cell of `factor` pixels;
-    /// the target's mask is then cut at `threshold`, the face's kept as it is (notes 8).
+    /// From masks at picture resolution, [batch, 1, H, W] in [0, 1]: mean over each cell of
+    /// `factor` pixels; the target's mask is then cut at `threshold`, the face's kept as it is
+    /// (notes 8).
     #[must_use]
     pub fn at_latents(target: &Tensor, face: &Tensor, factor: i64, threshold: f64) -> Self {
-        let pool = |mask: &Tensor| mask.avg_pool2d([factor; 2], [factor; 2], [0, 0], false, true, None);
+        let pool =
+            |mask: &Tensor| mask.avg_pool2d([factor; 2], [factor; 2], [0, 0], false, true, None);
         Self {
             target: pool(target).gt(threshold).to_kind(Kind::Float),
             face: pool(face),
@@ -48,21 +50,22 @@ pub fn noise_loss(predicted: &Tensor, noise: &Tensor, masks: &Masks) -> NoiseLos
     }
 }
 
-/// The autoencoder's loss for each picture, [batch]: absolute and half the squared difference, and the
-/// posterior's divergence times 1e-4. Ours; the paper takes its autoencoder from Stable Diffusion.
+/// The autoencoder's loss for each picture, [batch]: absolute and half the squared difference, and
+/// the posterior's divergence times 1e-4. Ours; the paper takes its autoencoder from Stable
+/// Diffusion.
 #[must_use]
-pub fn picture_loss(decoded: &Tensor, pictures: &Tensor, moments: &Moments) -> PictureLoss {
-    let difference = decoded - pictures;
+pub fn image_loss(decoded: &Tensor, images: &Tensor, moments: &Moments) -> ImageLoss {
+    let difference = decoded - images;
     let reconstruction = mean_each(&(difference.abs() + difference.square() * 0.5));
-    PictureLoss {
+    ImageLoss {
         total: &reconstruction + moments.divergence() * DIVERGENCE,
         reconstruction,
     }
 }
 
-/// What [`picture_loss`] returns, both [batch].
+/// What [`image_loss`] returns, both [batch].
 #[derive(Debug)]
-pub struct PictureLoss {
+pub struct ImageLoss {
     pub total: Tensor,
     pub reconstruction: Tensor,
 }

@@ -1,5 +1,5 @@
-//! Tensors of public safetensors files, mapped into memory: nothing is read until it is asked for, and nothing is held
-//! twice. Called by [`crate::public`] and by `worker forward`.
+//! Tensors of public safetensors files, mapped into memory: nothing is read until it is asked for,
+//! and nothing is held twice. Called by [`crate::public`] and by `worker forward`.
 #![allow(unsafe_code)]
 
 use crate::error::{ModelError, WeightsFault};
@@ -84,7 +84,9 @@ impl Mapped {
 
     /// Every file, with all its bytes.
     pub fn files(&self) -> impl Iterator<Item = (&Path, &[u8])> {
-        self.files.iter().map(|file| (file.path.as_path(), &file.map[..]))
+        self.files
+            .iter()
+            .map(|file| (file.path.as_path(), &file.map[..]))
     }
 
     /// What the first file says of itself under a key.
@@ -164,8 +166,8 @@ impl Mapped {
 impl File {
     fn open(path: &Path) -> Result<Self, WeightsFault> {
         let file = std::fs::File::open(path)?;
-        // SAFETY: weights are written once and renamed into place; who cuts a file off under a running program gets
-        // the signal that every mapping gives.
+        // SAFETY: weights are written once and renamed into place; who cuts a file off under a
+        // running program gets the signal that every mapping gives.
         let map = unsafe { Mmap::map(&file)? };
         let (length, header) = SafeTensors::read_metadata(&map)?;
         Ok(Self {
@@ -197,7 +199,10 @@ mod tests {
         assert_eq!(mapped.shape("a.b"), Some(vec![2]));
         assert!(mapped.any_under("a.") && !mapped.any_under("a.c") && !mapped.contains("a"));
         let tensor = mapped.read("a.b").unwrap();
-        assert_eq!((tensor.kind(), tensor.double_value(&[1])), (Kind::Half, 2.5));
+        assert_eq!(
+            (tensor.kind(), tensor.double_value(&[1])),
+            (Kind::Half, 2.5)
+        );
         assert!(
             mapped
                 .read("x")

@@ -1,12 +1,13 @@
-//! Random numbers for tensors, made on the host by a counter-based generator: the same on any device, at any
-//! world size (law 2). Never libtorch's own generators. Called by the trainer, the sampler and parameter
-//! initialisation.
+//! Random numbers for tensors, made on the host by a counter-based generator: the same on any
+//! device, at any world size (law 2). Never libtorch's own generators. Called by the trainer, the
+//! sampler and parameter initialisation.
 
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Tensor};
 
-/// What a stream of one seed is for. The numbers are part of the meaning of a seed: never change one.
+/// What a stream of one seed is for. The numbers are part of the meaning of a seed: never change
+/// one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// The noise that is added to a target's latents, or that a picture is drawn from.

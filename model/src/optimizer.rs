@@ -1,10 +1,10 @@
-//! AdamW with decoupled weight decay (Loshchilov and Hutter 2019) over a sorted list of parameters, a
-//! learning rate for each component, clipping by the global norm, and the weights' moving average. The state is visible, because checkpoints
-//! hold it. Called by the trainer.
+//! AdamW with decoupled weight decay (Loshchilov and Hutter 2019) over a sorted list of parameters,
+//! a learning rate for each component, clipping by the global norm, and the weights' moving
+//! average. The state is visible, because checkpoints hold it. Called by the trainer.
 //!
-//! libtorch's fused kernels are not reachable through tch, so parameters and moments live in a few large flat
-//! tensors of which the layers' weights are views: an update is ten operations for each of these, not for
-//! each weight.
+//! libtorch's fused kernels are not reachable through tch, so parameters and moments live in a few
+//! large flat tensors of which the layers' weights are views: an update is ten operations for each
+//! of these, not for each weight.
 
 use crate::component::Prefixes;
 use crate::error::ModelError;
@@ -12,11 +12,12 @@ use proto::spec::{Component, Decay, Optimizer as OptimizerSpec, Train};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
-/// A flat tensor is closed when it has this many values: large enough to save calls, small enough to stay
-/// near the cache.
+/// A flat tensor is closed when it has this many values: large enough to save calls, small enough
+/// to stay near the cache.
 const CHUNK_VALUES: i64 = 1 << 20;
-/// What a CPU updates in one go, so that all that an update reads and writes stays near a core. A GPU takes whole chunks.
-const PIECE_VALUES: i64 = 1 << 17;
+/// What a CPU updates in one go, so that all that an update reads and writes stays near a core. A
+/// GPU takes whole chunks.
+const SLICE_VALUES: i64 = 1 << 17;
 
 #[derive(Debug)]
 pub struct AdamW {
@@ -30,7 +31,8 @@ pub struct AdamW {
     chunks: Vec<Chunk>,
 }
 
-/// Neighbouring parameters of one component, flat. `parameters` and the layers see views of `values`.
+/// Neighbouring parameters of one component, flat. `parameters` and the layers see views of
+/// `values`.
 #[derive(Debug)]
 struct Chunk {
     component: Component,
@@ -49,7 +51,8 @@ pub struct UpdateReport {
     pub gradient_norm: f64,
     /// The learning rate of components without one of their own.
     pub learning_rate: f64,
-    /// Steps so far whose update was left out, this one included if it was; its norm is given as 0 then.
+    /// Steps so far whose update was left out, this one included if it was; its norm is given as 0
+    /// then.
     pub skipped_steps: u64,
     /// What the next step's loss is multiplied with before its gradient is taken.
     pub loss_scale: f64,
@@ -77,8 +80,8 @@ impl LearningRates {
         }
     }
 
-    /// The rate of a component (None: of those without their own) for the update that completes `step`,
-    /// 1-based.
+    /// The rate of a component (None: of those without their own) for the update that completes
+    /// `step`, 1-based.
     #[must_use]
     pub fn at(&self, step: u64, component: Option<Component>) -> f64 {
         let own = component.and_then(|component| self.by_component.get(&component));
@@ -101,8 +104,9 @@ impl LearningRates {
 }
 
 impl AdamW {
-    /// Takes parameters over: afterwards the given tensors are views of the optimizer's flat ones, with the
-    /// same values. `parameters` are sorted by name; `prefixes` say which component each belongs to.
+    /// Takes parameters over: afterwards the given tensors are views of the optimizer's flat ones,
+    /// with the same values. `parameters` are sorted by name; `prefixes` say which component each
+    /// belongs to.
     #[must_use]
     pub fn new(parameters: &[(String, Tensor)], prefixes: Prefixes, train: &Train) -> Self {
         let OptimizerSpec::AdamW {
@@ -117,7 +121,8 @@ impl AdamW {
         };
         let mut chunks = Vec::new();
         let mut open: Vec<(String, Tensor)> = Vec::new();
-        let values = |open: &[(String, Tensor)]| open.iter().map(|(_, t)| t.numel() as i64).sum::<i64>();
+        let values =
+            |open: &[(String, Tensor)]| open.iter().map(|(_, t)| t.numel() as i64).sum::<i64>();
         for (name, tensor) in parameters {
             // A large one stays by itself: its gradient needs no joining.
             let full = values(&open) >= CHUNK_VALUES || tensor.numel() as i64 >= CHUNK_VALUES;
@@ -146,7 +151,8 @@ impl AdamW {
         }
     }
 
-    /// L2 norm of the whole gradient, summed in fp64. Nothing is held twice: each chunk is joined again for its update.
+    /// L2 norm of the whole gradient, summed in fp64. Nothing is held twice: each chunk is joined
+    /// again for its update.
     ///
     /// # Errors
     /// A parameter without a gradient.
@@ -164,19 +170,30 @@ impl AdamW {
         })
     }
 
-    /// One update from the parameters' gradients, which are `scale` times what they should be and whose norm would be
-    /// `norm` then. `step` is the 1-based step that it completes,
-    /// `count` says how many updates there are with it: less where steps were skipped.
+    /// One update from the parameters' gradients, which are `scale` times what they should be and
+    /// whose norm would be `norm` then. `step` is the 1-based step that it completes, `count` says
+    /// how many updates there are with it: less where steps were skipped.
     ///
     /// # Errors
     /// A parameter without a gradient.
-    pub fn update(&mut self, (norm, scale): (f64, f64), step: u64, count: u64) -> Result<(), ModelError> {
+    pub fn update(
+        &mut self,
+        (norm, scale): (f64, f64),
+        step: u64,
+        count: u64,
+    ) -> Result<(), ModelError> {
         tch::no_grad(|| {
-            let clip = self.clip.map_or(1.0, |clip| (clip / (norm + 1e-6)).min(1.0));
+            let clip = self
+                .clip
+                .map_or(1.0, |clip| (clip / (norm + 1e-6)).min(1.0));
             let factor = clip / scale;
             for index in 0..self.chunks.len() {
                 let gradient = self.chunks[index].gradient(step)?;
-                let gradient = if factor < 1.0 { gradient * factor } else { gradient };
+                let gradient = if factor < 1.0 {
+                    gradient * factor
+                } else {
+                    gradient
+                };
                 self.update_chunk(index, &gradient, step, count);
             }
             Ok(())
@@ -193,16 +210,16 @@ impl AdamW {
         let chunk = &self.chunks[index];
         let rate = self.rates.at(step, Some(chunk.component));
         let (length, on_cpu) = (gradient.numel() as i64, gradient.device() == Device::Cpu);
-        let piece = if on_cpu { PIECE_VALUES } else { length.max(1) };
+        let slice = if on_cpu { SLICE_VALUES } else { length.max(1) };
         let mut start = 0;
         while start < length {
-            let part = |whole: &Tensor| whole.narrow(0, start, piece.min(length - start));
-            self.update_piece(chunk, &part, gradient, (rate, count as f64));
-            start += piece;
+            let part = |whole: &Tensor| whole.narrow(0, start, slice.min(length - start));
+            self.update_slice(chunk, &part, gradient, (rate, count as f64));
+            start += slice;
         }
     }
 
-    fn update_piece(
+    fn update_slice(
         &self,
         chunk: &Chunk,
         part: &dyn Fn(&Tensor) -> Tensor,
@@ -224,7 +241,8 @@ impl AdamW {
         let mut change = average.divide(&denominator);
         let _ = change.g_mul_scalar_(rate / (1.0 - self.beta1.powf(count)));
         let _ = values.g_sub_(&change);
-        // 4. the moving average; at first it forgets faster, or the first weights would stay in it for long
+        // 4. the moving average; at first it forgets faster, or the first weights would stay in it
+        //    for long
         if let (Some(ema), Some(decay)) = (&chunk.ema, self.ema) {
             let decay = decay.min((1.0 + count) / (10.0 + count));
             let _ = part(ema).lerp_(&values, 1.0 - decay);
@@ -261,7 +279,8 @@ impl AdamW {
         for chunk in &self.chunks {
             let averages = chunk.split(&chunk.average);
             let squares = chunk.split(&chunk.average_square);
-            for (((name, _), average), square) in chunk.parameters.iter().zip(averages).zip(squares) {
+            for (((name, _), average), square) in chunk.parameters.iter().zip(averages).zip(squares)
+            {
                 moments.push((format!("{name}/exp_avg"), average));
                 moments.push((format!("{name}/exp_avg_sq"), square));
             }
@@ -324,7 +343,10 @@ fn split(flat: &Tensor, parameters: &[(String, Tensor)]) -> Vec<Tensor> {
     let mut views = Vec::with_capacity(parameters.len());
     for (_, parameter) in parameters {
         let length = parameter.numel() as i64;
-        views.push(flat.narrow(0, start, length).view(parameter.size().as_slice()));
+        views.push(
+            flat.narrow(0, start, length)
+                .view(parameter.size().as_slice()),
+        );
         start += length;
     }
     views
@@ -392,16 +414,29 @@ mod tests {
         let text = "name = \"a\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\n\
                     [model]\narchitecture = \"autoencoder\"\nsize = \"tiny\"\n\
                     [train]\nsteps = 4\nglobal_batch = 1\nmicro_batch = 1\n";
-        let train = proto::job::parse_training("chunks.toml", text).unwrap().train;
+        let train = proto::job::parse_training("chunks.toml", text)
+            .unwrap()
+            .train;
         let prefixes = Prefixes(&[
             ("retrieval.", Component::RetrievalEncoder),
             ("unet.out", Component::Decoder),
         ]);
         let optimizer = AdamW::new(&parameters, prefixes, &train);
-        let components: Vec<Component> = optimizer.chunks.iter().map(|chunk| chunk.component).collect();
-        assert_eq!(components, [Component::RetrievalEncoder, Component::Decoder]);
+        let components: Vec<Component> = optimizer
+            .chunks
+            .iter()
+            .map(|chunk| chunk.component)
+            .collect();
+        assert_eq!(
+            components,
+            [Component::RetrievalEncoder, Component::Decoder]
+        );
         assert_eq!(parameters[1].1.double_value(&[1, 2]), 2.0);
-        let names: Vec<String> = optimizer.moments().into_iter().map(|(name, _)| name).collect();
+        let names: Vec<String> = optimizer
+            .moments()
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
         assert_eq!(
             names[..3],
             [

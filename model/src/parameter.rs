@@ -1,7 +1,7 @@
-//! Named parameters of a model: where layers get their weights from when they are built. Never a file, never
-//! an update; used by every network and by the trainer. In place of `tch::nn::VarStore` because that one
-//! keeps a hash map (its order differs from run to run) and draws initial values from a process-wide
-//! generator.
+//! Named parameters of a model: where layers get their weights from when they are built. Never a
+//! file, never an update; used by every network and by the trainer. In place of `tch::nn::VarStore`
+//! because that one keeps a hash map (its order differs from run to run) and draws initial values
+//! from a process-wide generator.
 
 use proto::spec::Component;
 use rand::SeedableRng;
@@ -19,8 +19,8 @@ use crate::noise::{fill_normal, fill_uniform};
 pub enum Init {
     Zeros,
     Ones,
-    /// Uniform in plus or minus 1/sqrt(fan in), the usual start of linear layers and convolutions. Fan in is
-    /// the product of all dimensions save the first.
+    /// Uniform in plus or minus 1/sqrt(fan in), the usual start of linear layers and convolutions.
+    /// Fan in is the product of all dimensions save the first.
     FanIn,
     /// Normal with this standard deviation.
     Normal(f64),
@@ -31,7 +31,8 @@ pub enum Init {
 enum Values {
     /// By each layer's [`Init`]; a parameter's values depend on the seed and its name only.
     Seeded(u64),
-    /// One shared zero that only looks as large as the parameter: for counting models too large to hold.
+    /// One shared zero that only looks as large as the parameter: for counting models too large to
+    /// hold.
     Shapes,
 }
 
@@ -43,33 +44,36 @@ pub struct Parameters {
     /// Prefixes whose values will come from files.
     awaited: Vec<String>,
     /// Whose blocks forget their activations and are computed again.
-    recomputed: Option<(Vec<Component>, Prefixes)>,
+    checkpointed: Option<(Vec<Component>, Prefixes)>,
     tensors: RefCell<BTreeMap<String, Tensor>>,
 }
 
 impl Parameters {
-    /// Parameters that start with random values; the same seed and names give the same bits on any device.
+    /// Parameters that start with random values; the same seed and names give the same bits on any
+    /// device.
     #[must_use]
     pub fn seeded(seed: u64, device: Device) -> Self {
         Self::with(Values::Seeded(seed), device)
     }
 
-    /// Spends no time on first values of parameters under this prefix: they start as zeros, and files follow.
+    /// Spends no time on first values of parameters under this prefix: they start as zeros, and
+    /// files follow.
     #[must_use]
     pub fn awaiting(mut self, prefix: String) -> Self {
         self.awaited.push(prefix);
         self
     }
 
-    /// Blocks of these components forget their activations after the forward pass and are computed again for the backward
-    /// pass.
+    /// Blocks of these components forget their activations after the forward pass and are computed
+    /// again for the backward pass.
     #[must_use]
     pub fn recomputing(mut self, components: &[Component], prefixes: Prefixes) -> Self {
-        self.recomputed = (!components.is_empty()).then(|| (components.to_vec(), prefixes));
+        self.checkpointed = (!components.is_empty()).then(|| (components.to_vec(), prefixes));
         self
     }
 
-    /// Parameters with shapes and no memory of their own. Good for [`Self::count`] and nothing else.
+    /// Parameters with shapes and no memory of their own. Good for [`Self::count`] and nothing
+    /// else.
     #[must_use]
     pub fn shapes() -> Self {
         Self::with(Values::Shapes, Device::Cpu)
@@ -80,7 +84,7 @@ impl Parameters {
             device,
             values,
             awaited: Vec::new(),
-            recomputed: None,
+            checkpointed: None,
             tensors: RefCell::new(BTreeMap::new()),
         }
     }
@@ -147,7 +151,8 @@ impl Parameters {
                     let fan_in = shape[1..].iter().product::<i64>() as f64;
                     fill_uniform(&mut random, &mut values, fan_in.sqrt().recip() as f32);
                 }
-                // A view would keep what it was made of for as long as it lives, whatever its own data become.
+                // A view would keep what it was made of for as long as it lives, whatever its own
+                // data become.
                 let tensor = Tensor::empty(shape, (Kind::Float, self.device));
                 tch::no_grad(|| tensor.view(-1).copy_(&Tensor::from_slice(&values)));
                 tensor
@@ -189,9 +194,10 @@ impl Scope<'_> {
 
     /// Whether blocks built here are to be computed again.
     pub(crate) fn recomputes(&self) -> bool {
-        let recomputed = self.parameters.recomputed.as_ref();
-        recomputed
-            .is_some_and(|(components, prefixes)| components.contains(&prefixes.component_of(&self.prefix)))
+        let checkpointed = self.parameters.checkpointed.as_ref();
+        checkpointed.is_some_and(|(components, prefixes)| {
+            components.contains(&prefixes.component_of(&self.prefix))
+        })
     }
 
     /// A new parameter of this shape.

@@ -1,7 +1,8 @@
-//! Public weights into our networks: a folder of `diffusers` or `transformers` with its `config.json`, or one
-//! safetensors file in their naming or CompVis' (notes 3.2, 5.2, 5.5). Strict both ways, as [`crate::weights`] is; what
-//! a Stable Diffusion single file holds beside the component (other components, averages, schedule buffers) is not
-//! looked at. Called for a job's base weights and by `worker forward`.
+//! Public weights into our networks: a folder of `diffusers` or `transformers` with its
+//! `config.json`, or one safetensors file in their naming or CompVis' (notes 3.2, 5.2, 5.5). Strict
+//! both ways, as [`crate::weights`] is; what a Stable Diffusion single file holds beside the
+//! component (other components, averages, schedule buffers) is not looked at. Called for a job's
+//! base weights and by `worker forward`.
 
 use crate::autoencoder::Autoencoder;
 use crate::error::ModelError;
@@ -16,8 +17,8 @@ use proto::public::agree::agree;
 use proto::public::base::{CONFIG_FILE, WEIGHT_FILES};
 use proto::public::config::{self, ConfigError};
 use proto::public::names::{
-    RETRIEVAL_NOTE, SINGLE_FILE_AUTOENCODER, SINGLE_FILE_TEXT, SINGLE_FILE_UNET, diffusers_autoencoder,
-    diffusers_unet,
+    RETRIEVAL_NOTE, SINGLE_FILE_AUTOENCODER, SINGLE_FILE_TEXT, SINGLE_FILE_UNET,
+    diffusers_autoencoder, diffusers_unet,
 };
 use proto::spec::{Model, Retrieval};
 use std::path::Path;
@@ -67,7 +68,8 @@ impl Source {
         Ok(source)
     }
 
-    /// The choices that a RetriNet's own file was trained with; files that do not say it have the defaults.
+    /// The choices that a RetriNet's own file was trained with; files that do not say it have the
+    /// defaults.
     ///
     /// # Errors
     /// What it says cannot be read.
@@ -109,8 +111,9 @@ impl Source {
         self.layout(config::unet, || sd15().0)
     }
 
-    /// Copies into parameters, whose names `theirs` turns into those that a file may use. Names that `expected` does
-    /// not hold of are another component's. Gives the parameters by their names in the file.
+    /// Copies into parameters, whose names `theirs` turns into those that a file may use. Names
+    /// that `expected` does not hold of are another component's. Gives the parameters by their
+    /// names in the file.
     pub(crate) fn load(
         &self,
         into: &NamedTensors,
@@ -142,10 +145,9 @@ impl Source {
             used.insert(found.clone());
             pairs.push((found, parameter));
         }
-        let extra = self
-            .tensors
-            .names()
-            .find(|name| expected(name) && !used.contains(*name) && !name.ends_with("position_ids"));
+        let extra = self.tensors.names().find(|name| {
+            expected(name) && !used.contains(*name) && !name.ends_with("position_ids")
+        });
         if let Some(extra) = extra {
             return Err(ModelError::ExtraTensor {
                 origin: self.tensors.origin(extra).display().to_string(),
@@ -197,8 +199,8 @@ fn parameters(device: Device) -> Parameters {
     Parameters::seeded(0, device).awaiting(String::new())
 }
 
-/// Loads a component ("autoencoder", "text_encoder" or "unet") of a job into its parameters. A config must say what the
-/// job's tables say.
+/// Loads a component ("autoencoder", "text_encoder" or "unet") of a job into its parameters. A
+/// config must say what the job's tables say.
 ///
 /// # Errors
 /// A config that differs, or as [`unet`].
@@ -215,7 +217,11 @@ pub(crate) fn load(
         })?;
     }
     match component {
-        "autoencoder" => load_autoencoder(source, model.architecture.autoencoder().channel_mult.len(), into),
+        "autoencoder" => load_autoencoder(
+            source,
+            model.architecture.autoencoder().channel_mult.len(),
+            into,
+        ),
         "text_encoder" => load_text(source, into),
         _ => match model.architecture.unet() {
             Some(unet) => load_unet(source, &unet.into(), into).map(drop),
@@ -236,7 +242,11 @@ pub(crate) fn load_unet(
     let tensors = &source.tensors;
     if tensors.any_under(SINGLE_FILE_UNET) {
         let expected = |name: &str| name.starts_with(SINGLE_FILE_UNET);
-        source.load(into, |name| vec![format!("{SINGLE_FILE_UNET}{name}")], expected)
+        source.load(
+            into,
+            |name| vec![format!("{SINGLE_FILE_UNET}{name}")],
+            expected,
+        )
     } else if tensors.any_under("input_blocks.") {
         source.load(into, |name| vec![name.to_owned()], |_| true)
     } else {
@@ -258,15 +268,18 @@ pub struct Loaded<T> {
 /// A U-Net with its weights.
 ///
 /// # Errors
-/// A file that cannot be read, a config field that cannot be obeyed, a tensor that is missing, misshapen, not finite or
-/// does not belong there.
+/// A file that cannot be read, a config field that cannot be obeyed, a tensor that is missing,
+/// misshapen, not finite or does not belong there.
 pub fn unet(path: &Path, device: Device) -> Result<Loaded<UNet>, ModelError> {
     let source = Source::open_with_neighbour(path)?;
     let layout = source.unet_layout()?;
     let parameters = parameters(device);
     let network = UNet::new(&parameters.root(), &layout);
     let parameters = load_unet(&source, &layout, &parameters.tensors())?;
-    Ok(Loaded { network, parameters })
+    Ok(Loaded {
+        network,
+        parameters,
+    })
 }
 
 /// An autoencoder with its weights.
@@ -360,16 +373,23 @@ pub fn image(path: &Path, device: Device) -> Result<ImageEncoder, ModelError> {
 
 /// Some writers leave the tower's own prefix away.
 fn tower_names(prefix: &str, name: &str, tower: &str) -> Vec<String> {
-    let short = name.strip_prefix(tower).map(|rest| format!("{prefix}{rest}"));
-    std::iter::once(format!("{prefix}{name}")).chain(short).collect()
+    let short = name
+        .strip_prefix(tower)
+        .map(|rest| format!("{prefix}{rest}"));
+    std::iter::once(format!("{prefix}{name}"))
+        .chain(short)
+        .collect()
 }
 
-/// A file of a whole CLIP model holds both towers, a projection for each, and the scale of its score.
+/// A file of a whole CLIP model holds both towers, a projection for each, and the scale of its
+/// score.
 fn of_other_tower(name: &str, other: &str) -> bool {
     let projection = if other == "text" {
         "text_projection."
     } else {
         "visual_projection."
     };
-    name == "logit_scale" || name.starts_with(projection) || name.starts_with(&format!("{other}_model."))
+    name == "logit_scale"
+        || name.starts_with(projection)
+        || name.starts_with(&format!("{other}_model."))
 }

@@ -1,5 +1,6 @@
-//! Residual blocks of the U-Net (with the time step) and of the autoencoder (without): notes 3.1 and 5.2.
-//! They differ in names, in the norm's epsilon and in the time step; the arithmetic is one.
+//! Residual blocks of the U-Net (with the time step) and of the autoencoder (without): notes 3.1
+//! and 5.2. They differ in names, in the norm's epsilon and in the time step; the arithmetic is
+//! one.
 
 use crate::layer::{Conv, GroupNorm, Linear, PointConv};
 use crate::parameter::Scope;
@@ -17,8 +18,8 @@ pub struct ResBlock {
 }
 
 impl ResBlock {
-    /// CompVis `ResBlock`; `time_width` is the width of the time embedding, `norm` the groups and the epsilon
-    /// of its norms.
+    /// CompVis `ResBlock`; `time_width` is the width of the time embedding, `norm` the groups and
+    /// the epsilon of its norms.
     #[must_use]
     pub fn unet(
         scope: &Scope<'_>,
@@ -31,7 +32,11 @@ impl ResBlock {
         Self {
             norm1: GroupNorm::new(&first.sub(0), groups, inputs, epsilon),
             conv1: Conv::three(&first.sub(2), inputs, outputs),
-            time: Some(Linear::new(&scope.sub("emb_layers").sub(1), time_width, outputs)),
+            time: Some(Linear::new(
+                &scope.sub("emb_layers").sub(1),
+                time_width,
+                outputs,
+            )),
             norm2: GroupNorm::new(&last.sub(0), groups, outputs, epsilon),
             conv2: Conv::three_zero(&last.sub(3), outputs, outputs),
             shortcut: (inputs != outputs)
@@ -53,15 +58,21 @@ impl ResBlock {
         }
     }
 
-    /// [batch, inputs, h, w], and the SiLU of the time embedding [batch, time_width] -> [batch, outputs, h,
-    /// w].
+    /// [batch, inputs, h, w], and the SiLU of the time embedding [batch, time_width] -> [batch,
+    /// outputs, h, w].
     pub fn forward(&self, xs: &Tensor, time: Option<&Tensor>) -> Tensor {
-        self.apart(xs, xs, time)
+        self.forward_with_skip(xs, xs, time)
     }
 
-    /// The same with the input given twice: what is added at the end, and what goes through the block. Who computes the
-    /// block again gives it so, and each use's gradient joins the input's others in the order in which it always did.
-    pub(crate) fn apart(&self, shortcut_xs: &Tensor, xs: &Tensor, time: Option<&Tensor>) -> Tensor {
+    /// The same with the input given twice: what is added at the end, and what goes through the
+    /// block. Who computes the block again gives it so, and each use's gradient joins the input's
+    /// others in the order in which it always did.
+    pub(crate) fn forward_with_skip(
+        &self,
+        shortcut_xs: &Tensor,
+        xs: &Tensor,
+        time: Option<&Tensor>,
+    ) -> Tensor {
         let mut hidden = self.conv1.forward(&self.norm1.forward(xs).silu());
         if let (Some(layer), Some(time)) = (&self.time, time) {
             hidden += layer.forward(time).unsqueeze(-1).unsqueeze(-1);

@@ -1,5 +1,6 @@
-//! How noise becomes a latent: DDIM, PNDM and DPM-Solver++(2M) as `diffusers` has them (notes 5.4), and
-//! classifier-free guidance. All numbers are f64; the network that predicts noise is the caller's.
+//! How noise becomes a latent: DDIM, PNDM and DPM-Solver++(2M) as `diffusers` has them (notes 5.4),
+//! and classifier-free guidance. All numbers are f64; the network that predicts noise is the
+//! caller's.
 
 use crate::error::ModelError;
 use crate::schedule::NoiseSchedule;
@@ -26,7 +27,11 @@ pub struct Sampler {
 impl Sampler {
     /// # Errors
     /// No steps, or so many that the first would lie past the schedule's end.
-    pub fn new(schedule: NoiseSchedule, method: SampleMethod, steps: u32) -> Result<Self, ModelError> {
+    pub fn new(
+        schedule: NoiseSchedule,
+        method: SampleMethod,
+        steps: u32,
+    ) -> Result<Self, ModelError> {
         let length = schedule.timesteps();
         let max = method.steps_max_of(length as u32);
         if !(1..=max).contains(&steps) {
@@ -60,10 +65,12 @@ impl Sampler {
         &self.timesteps
     }
 
-    /// The latents after call `i`, from those before it and what the network predicted for them at `timesteps()[i]`, noise
-    /// or v as the schedule has it. Calls come in order.
+    /// The latents after call `i`, from those before it and what the network predicted for them at
+    /// `timesteps()[i]`, noise or v as the schedule has it. Calls come in order.
     pub fn advance(&mut self, i: usize, latents: &Tensor, predicted: &Tensor) -> Tensor {
-        let noise = &self.schedule.noise_in(self.timesteps[i], latents, predicted);
+        let noise = &self
+            .schedule
+            .noise_in(self.timesteps[i], latents, predicted);
         match self.method {
             SampleMethod::Ddim => self.ddim(self.timesteps[i], latents, noise),
             SampleMethod::Pndm => self.pndm(i, latents, noise),
@@ -75,8 +82,8 @@ impl Sampler {
         let (signal, level) = self.schedule.mix(timestep);
         // The last step ends at abar(0), not at 1 (set_alpha_to_one false).
         let (signal_next, level_next) = self.schedule.mix(timestep.saturating_sub(self.ratio));
-        let kept = signal_next / signal;
-        latents * kept + noise * (level_next - kept * level)
+        let alpha = signal_next / signal;
+        latents * alpha + noise * (level_next - alpha * level)
     }
 
     /// Linear multistep over the last four predictions (skip_prk).
@@ -114,34 +121,36 @@ impl Sampler {
 
     /// PNDM's equation 9, from a time step to the one `ratio` before it.
     fn transfer(&self, latents: &Tensor, noise: &Tensor, timestep: usize) -> Tensor {
-        let kept = self.schedule.kept(timestep);
-        let next = self.schedule.kept(timestep.saturating_sub(self.ratio));
-        let denominator = kept * (1.0 - next).sqrt() + (kept * (1.0 - kept) * next).sqrt();
-        latents * (next / kept).sqrt() - noise * ((next - kept) / denominator)
+        let alpha = self.schedule.alphas_cumprod(timestep);
+        let next = self
+            .schedule
+            .alphas_cumprod(timestep.saturating_sub(self.ratio));
+        let denominator = alpha * (1.0 - next).sqrt() + (alpha * (1.0 - alpha) * next).sqrt();
+        latents * (next / alpha).sqrt() - noise * ((next - alpha) / denominator)
     }
 
     /// Second order (midpoint); first order for the first step and the last.
     fn dpm_solver(&mut self, i: usize, latents: &Tensor, noise: &Tensor) -> Tensor {
         let here = self.level(i);
-        let picture = (latents - noise * here.sigma) / here.alpha;
+        let image = (latents - noise * here.sigma) / here.alpha;
         let moved = match self.timesteps.get(i + 1) {
             // No noise is left after the last step.
-            None => picture.shallow_clone(),
+            None => image.shallow_clone(),
             Some(_) => {
                 let next = self.level(i + 1);
                 let h = next.lambda - here.lambda;
                 let step = next.alpha * (-h).exp_m1();
-                let first = latents * (next.sigma / here.sigma) - &picture * step;
+                let first = latents * (next.sigma / here.sigma) - &image * step;
                 match self.history.last() {
                     None => first,
                     Some(earlier) => {
                         let r = (here.lambda - self.level(i - 1).lambda) / h;
-                        first - (&picture - earlier) * (0.5 * step / r)
+                        first - (&image - earlier) * (0.5 * step / r)
                     }
                 }
             }
         };
-        self.history = vec![picture];
+        self.history = vec![image];
         moved
     }
 
@@ -177,17 +186,22 @@ fn evenly(length: usize, steps: usize) -> Vec<usize> {
     (1..=steps).rev().map(at).collect()
 }
 
-/// e_u + scale * (e_c - e_u) from a prediction with the unconditional half first: [2 * batch, ...] -> [batch,
-/// ...].
+/// e_u + scale * (e_c - e_u) from a prediction with the unconditional half first: [2 * batch, ...]
+/// -> [batch, ...].
 pub fn guide(predicted: &Tensor, scale: f64) -> Tensor {
     let halves = predicted.chunk(2, 0);
     &halves[0] + (&halves[1] - &halves[0]) * scale
 }
 
-/// Guidance by two conditions with a scale of its own each (InstructPix2Pix, equation 3): e_0 + reference_scale *
-/// (e_u - e_0) + scale * (e_c - e_u), where `bare` is e_0, predicted without prompt and references, and
-/// `predicted` is as for [`guide`], with the references in both halves.
-pub fn guide_by_references(bare: &Tensor, predicted: &Tensor, scale: f64, reference_scale: f64) -> Tensor {
+/// Guidance by two conditions with a scale of its own each (InstructPix2Pix, equation 3): e_0 +
+/// reference_scale * (e_u - e_0) + scale * (e_c - e_u), where `bare` is e_0, predicted without
+/// prompt and references, and `predicted` is as for [`guide`], with the references in both halves.
+pub fn guide_by_references(
+    bare: &Tensor,
+    predicted: &Tensor,
+    scale: f64,
+    reference_scale: f64,
+) -> Tensor {
     let wordless = predicted.chunk(2, 0).swap_remove(0);
     guide(predicted, scale) + (wordless - bare) * (reference_scale - 1.0)
 }
@@ -238,11 +252,15 @@ mod tests {
                 schedule.mix(0)
             };
             let expected = 0.7 * a - 1.3 * b;
-            assert!((x.double_value(&[]) - expected).abs() < 1e-12, "{method:?}: {x}");
+            assert!(
+                (x.double_value(&[]) - expected).abs() < 1e-12,
+                "{method:?}: {x}"
+            );
         }
     }
 
-    /// A model that knows the one latent that there is, and the noise of everything that it is given.
+    /// A model that knows the one latent that there is, and the noise of everything that it is
+    /// given.
     #[test]
     fn v_and_epsilon_of_a_known_model_lead_the_same_way_on_every_schedule() {
         use proto::architecture::{Noise, NoiseKind, Prediction};
@@ -280,7 +298,10 @@ mod tests {
                 };
                 let (epsilon, v) = (trail(Prediction::Epsilon), trail(Prediction::V));
                 for (a, b) in epsilon.iter().zip(&v) {
-                    assert!((a - b).abs() < 1e-9, "{kind:?} {method:?}: {epsilon:?} {v:?}");
+                    assert!(
+                        (a - b).abs() < 1e-9,
+                        "{kind:?} {method:?}: {epsilon:?} {v:?}"
+                    );
                 }
             }
         }

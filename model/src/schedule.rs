@@ -1,14 +1,16 @@
-//! The noise schedule (notes 5.3) and what is derived from it: pure numbers, no tensors but those that a prediction is
-//! turned into. Called by the architectures (noise levels, loss weights) and the sampler.
+//! The noise schedule (notes 5.3) and what is derived from it: pure numbers, no tensors but those
+//! that a prediction is turned into. Called by the architectures (noise levels, loss weights) and
+//! the sampler.
 
 use proto::architecture::{Noise, NoiseKind, Prediction};
 use proto::spec::LossWeighting;
 use tch::Tensor;
 
-/// The product of (1 - beta) up to each time step ("abar"), and what a model on this schedule predicts.
+/// The product of (1 - beta) up to each time step ("abar"), and what a model on this schedule
+/// predicts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NoiseSchedule {
-    kept: Vec<f64>,
+    alphas_cumprod: Vec<f64>,
     prediction: Prediction,
 }
 
@@ -25,7 +27,8 @@ pub fn betas(noise: &Noise) -> Vec<f64> {
             }
             NoiseKind::Linear => start + (end - start) * fraction(timestep),
             NoiseKind::Cosine => {
-                let [here, next] = [timestep, timestep + 1].map(|it| cosine(it as f64 / steps as f64));
+                let [here, next] =
+                    [timestep, timestep + 1].map(|it| cosine(it as f64 / steps as f64));
                 (1.0 - next / here).min(0.999)
             }
         })
@@ -34,7 +37,9 @@ pub fn betas(noise: &Noise) -> Vec<f64> {
 
 /// abar of the cosine schedule at a fraction of its length.
 fn cosine(at: f64) -> f64 {
-    ((at + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2)
+    ((at + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2)
+        .cos()
+        .powi(2)
 }
 
 impl Default for NoiseSchedule {
@@ -47,12 +52,12 @@ impl Default for NoiseSchedule {
 impl NoiseSchedule {
     #[must_use]
     pub fn new(noise: &Noise) -> Self {
-        let kept = betas(noise).into_iter().scan(1.0, |product, beta| {
+        let alphas_cumprod = betas(noise).into_iter().scan(1.0, |product, beta| {
             *product *= 1.0 - beta;
             Some(*product)
         });
         Self {
-            kept: kept.collect(),
+            alphas_cumprod: alphas_cumprod.collect(),
             prediction: noise.prediction,
         }
     }
@@ -60,19 +65,23 @@ impl NoiseSchedule {
     /// Time steps are below this.
     #[must_use]
     pub fn timesteps(&self) -> usize {
-        self.kept.len()
+        self.alphas_cumprod.len()
     }
 
     /// abar: the fraction of the signal's variance that is left at a time step.
     #[must_use]
-    pub fn kept(&self, timestep: usize) -> f64 {
-        self.kept[timestep]
+    pub fn alphas_cumprod(&self, timestep: usize) -> f64 {
+        self.alphas_cumprod[timestep]
     }
 
-    /// (sqrt(abar), sqrt(1 - abar)): z_t is the first times the latent plus the second times the noise.
+    /// (sqrt(abar), sqrt(1 - abar)): z_t is the first times the latent plus the second times the
+    /// noise.
     #[must_use]
     pub fn mix(&self, timestep: usize) -> (f64, f64) {
-        (self.kept[timestep].sqrt(), (1.0 - self.kept[timestep]).sqrt())
+        (
+            self.alphas_cumprod[timestep].sqrt(),
+            (1.0 - self.alphas_cumprod[timestep]).sqrt(),
+        )
     }
 
     #[must_use]
@@ -91,12 +100,13 @@ impl NoiseSchedule {
         }
     }
 
-    /// How much a sample at this time step counts in the loss, which is a mean square of what is predicted. All but
-    /// [`LossWeighting::Epsilon`], which weighs nothing, weigh the error of the noise: one of v is larger by 1 / abar.
+    /// How much a sample at this time step counts in the loss, which is a mean square of what is
+    /// predicted. All but [`LossWeighting::Epsilon`], which weighs nothing, weigh the error of the
+    /// noise: one of v is larger by 1 / abar.
     #[must_use]
     pub fn loss_weight(&self, timestep: usize, weighting: LossWeighting) -> f64 {
-        let kept = self.kept[timestep];
-        let snr = kept / (1.0 - kept);
+        let alphas_cumprod = self.alphas_cumprod[timestep];
+        let snr = alphas_cumprod / (1.0 - alphas_cumprod);
         let weight = match weighting {
             LossWeighting::Epsilon => return 1.0,
             LossWeighting::MinSnr => snr.min(5.0) / snr,
@@ -104,7 +114,7 @@ impl NoiseSchedule {
         };
         match self.prediction {
             Prediction::Epsilon => weight,
-            Prediction::V => weight * kept,
+            Prediction::V => weight * alphas_cumprod,
         }
     }
 }
@@ -124,10 +134,13 @@ mod tests {
             (999, 0.012_000_00, 0.004_660_10, 14.614_641),
         ];
         let betas = betas(&Noise::default());
-        for (timestep, expected, kept, sigma) in anchors {
+        for (timestep, expected, alphas_cumprod, sigma) in anchors {
             assert!((betas[timestep] - expected).abs() < 6e-9, "beta {timestep}");
-            let found = schedule.kept(timestep);
-            assert!((found - kept).abs() < 6e-9, "abar {timestep}: {found}");
+            let found = schedule.alphas_cumprod(timestep);
+            assert!(
+                (found - alphas_cumprod).abs() < 6e-9,
+                "abar {timestep}: {found}"
+            );
             assert!(
                 (((1.0 - found) / found).sqrt() - sigma).abs() < 6e-7,
                 "sigma {timestep}"
@@ -147,15 +160,15 @@ mod tests {
         let linear = betas(&of(NoiseKind::Linear, 11));
         assert!((linear[5] - 0.2).abs() < 1e-15 && linear.len() == 11);
         let schedule = NoiseSchedule::new(&of(NoiseKind::Linear, 11));
-        assert!((schedule.kept(1) - 0.9 * 0.88).abs() < 1e-15);
+        assert!((schedule.alphas_cumprod(1) - 0.9 * 0.88).abs() < 1e-15);
         let cosine = NoiseSchedule::new(&of(NoiseKind::Cosine, 1000));
         // cos(pi / 4 * (0.5 + 0.008) / 0.504)^2 over cos(pi / 2 * 0.008 / 1.008)^2
         assert!(
-            (cosine.kept(499) - 0.493_843).abs() < 1e-5,
+            (cosine.alphas_cumprod(499) - 0.493_843).abs() < 1e-5,
             "{}",
-            cosine.kept(499)
+            cosine.alphas_cumprod(499)
         );
-        assert!(cosine.kept(999) > 0.0 && cosine.kept(999) < 1e-6);
+        assert!(cosine.alphas_cumprod(999) > 0.0 && cosine.alphas_cumprod(999) < 1e-6);
         assert_eq!(betas(&of(NoiseKind::Cosine, 1000))[999], 0.999);
     }
 
@@ -205,7 +218,7 @@ mod tests {
         };
         let schedule = NoiseSchedule::new(&noise);
         for timestep in [0, 200, 500, 999] {
-            let snr = schedule.kept(timestep) / (1.0 - schedule.kept(timestep));
+            let snr = schedule.alphas_cumprod(timestep) / (1.0 - schedule.alphas_cumprod(timestep));
             let found = schedule.loss_weight(timestep, LossWeighting::MinSnr);
             assert!((found - snr.min(5.0) / (snr + 1.0)).abs() < 1e-12);
         }

@@ -1,5 +1,5 @@
-//! CLIP's text tower (notes 5.1), Hugging Face names. Token ids become text states; nothing here decides what is encoded
-//! when.
+//! CLIP's text tower (notes 5.1), Hugging Face names. Token ids become text states; nothing here
+//! decides what is encoded when.
 
 use crate::clip::Transformer;
 use crate::layer::{LayerNorm, Linear};
@@ -49,26 +49,31 @@ impl TextEncoder {
         }
     }
 
-    /// [batch, tokens] ids -> states after the final norm, [batch, tokens, width], computed in `numbers`.
-    pub fn forward(&self, ids: &Tensor, numbers: Kind) -> Tensor {
+    /// [batch, tokens] ids -> states after the final norm, [batch, tokens, width], computed in
+    /// `dtype`.
+    pub fn forward(&self, ids: &Tensor, dtype: Kind) -> Tensor {
         let positions = self.position.narrow(0, 0, ids.size()[1]);
         let embedded = Tensor::embedding(&self.token, ids, -1, false, false) + positions;
         self.norm
-            .forward(&self.transformer.forward(embedded.to_kind(numbers)))
+            .forward(&self.transformer.forward(embedded.to_kind(dtype)))
     }
 
-    /// The state at the end token of each line: ids [batch, tokens] and their states -> [batch, width].
+    /// The state at the end token of each line: ids [batch, tokens] and their states -> [batch,
+    /// width].
     pub fn pool(&self, ids: &Tensor, states: &Tensor) -> Tensor {
         // argmax answers with the first of equals.
         let end = match self.end {
             Some(end) => ids.eq(end).to_kind(Kind::Int).argmax(-1, false),
             None => ids.argmax(-1, false),
         };
-        let index = end.view([-1, 1, 1]).expand([-1, 1, states.size()[2]], false);
+        let index = end
+            .view([-1, 1, 1])
+            .expand([-1, 1, states.size()[2]], false);
         states.gather(1, &index, false).squeeze_dim(1)
     }
 
-    /// Pooled states [batch, width] -> embeddings [batch, projection]; None where there is no projection.
+    /// Pooled states [batch, width] -> embeddings [batch, projection]; None where there is no
+    /// projection.
     pub fn project(&self, pooled: &Tensor) -> Option<Tensor> {
         Some(self.projection.as_ref()?.forward(pooled))
     }

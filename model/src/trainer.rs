@@ -1,6 +1,7 @@
-//! One rank's model: builds the architecture of a job, runs forward passes, updates weights, samples images.
-//! The face that the rank process uses. It never talks to other ranks: gradients are reduced by the caller
-//! between `forward` and `update`. One OS thread owns it. It knows architectures by their trait alone.
+//! One rank's model: builds the architecture of a job, runs forward passes, updates weights,
+//! samples images. The face that the rank process uses. It never talks to other ranks: gradients
+//! are reduced by the caller between `forward` and `update`. One OS thread owns it. It knows
+//! architectures by their trait alone.
 
 use crate::architecture;
 use crate::architecture::interface::{AttentionMap, Network, Place, SampleLosses, SampleOptions};
@@ -43,8 +44,8 @@ impl fmt::Debug for Trainer {
     }
 }
 
-/// Loss of one micro-batch: sums over its samples, divided by the global batch, so that those of a step add
-/// up to a mean.
+/// Loss of one micro-batch: sums over its samples, divided by the global batch, so that those of a
+/// step add up to a mean.
 #[derive(Debug)]
 pub struct MicroBatchLoss {
     /// What to call `f_backward` on: the loss times the loss scale.
@@ -53,31 +54,39 @@ pub struct MicroBatchLoss {
     pub total: f64,
     /// The values of its terms, in the order of [`Trainer::loss_terms`].
     pub terms: Vec<f64>,
-    /// Samples, by their place in the micro-batch, whose own loss is not finite. The values leave them out;
-    /// `loss` does not.
+    /// Samples, by their place in the micro-batch, whose own loss is not finite. The values leave
+    /// them out; `loss` does not.
     pub nonfinite: Vec<usize>,
 }
 
 impl Trainer {
-    /// Builds the architecture of `spec.model` with weights from `init`, or random ones from the job's seed.
-    /// A RetriNet takes encoder, decoder and retrieval encoder from the base U-Net and answers like it until
-    /// its first update.
+    /// Builds the architecture of `spec.model` with weights from `init`, or random ones from the
+    /// job's seed. A RetriNet takes encoder, decoder and retrieval encoder from the base U-Net and
+    /// answers like it until its first update.
     ///
     /// # Errors Base weights that are missing, unreadable or do not fit; an autoencoder to be trained inside
     /// a diffusion model.
-    pub fn new(spec: &TrainWork, init: Option<&InitWeights>, device: Device) -> Result<Self, ModelError> {
+    pub fn new(
+        spec: &TrainWork,
+        init: Option<&InitWeights>,
+        device: Device,
+    ) -> Result<Self, ModelError> {
         guarded("building the model", || Self::build(spec, init, device))
     }
 
-    fn build(spec: &TrainWork, init: Option<&InitWeights>, device: Device) -> Result<Self, ModelError> {
+    fn build(
+        spec: &TrainWork,
+        init: Option<&InitWeights>,
+        device: Device,
+    ) -> Result<Self, ModelError> {
         let model = &spec.model;
         let architecture = architecture::of(&model.architecture);
         let architecture = architecture.as_ref();
         let prefixes = architecture.prefixes();
         let dtype = dtype(spec.train.precision);
         // 1. build, without drawing random values where files or copies follow
-        let mut parameters =
-            Parameters::seeded(spec.data.seed, device).recomputing(&model.activation_checkpointing, prefixes);
+        let mut parameters = Parameters::seeded(spec.data.seed, device)
+            .recomputing(&model.activation_checkpointing, prefixes);
         let from_files = init.iter().flat_map(|init| init.keys());
         for component in from_files {
             parameters = parameters.awaiting(format!("{component}."));
@@ -142,7 +151,8 @@ impl Trainer {
         self.init_digest.clone()
     }
 
-    /// Whether anything that is not trained, and so is in no checkpoint, comes from the base weights.
+    /// Whether anything that is not trained, and so is in no checkpoint, comes from the base
+    /// weights.
     #[must_use]
     pub fn rests_on_base(&self) -> bool {
         self.init_digest.is_some() && self.trained.len() < self.parameters.tensors().len()
@@ -154,13 +164,15 @@ impl Trainer {
         self.step
     }
 
-    /// Zeroes gradients in place, because the Reducer may hold views of them, and makes those that do not
-    /// exist yet.
+    /// Zeroes gradients in place, because the Reducer may hold views of them, and makes those that
+    /// do not exist yet.
     pub fn zero_gradients(&mut self) {
         let missing = self.trained.iter().map(|(_, parameter)| parameter);
         // One by one, so that at no time there is more than one copy too many.
         for parameter in missing.filter(|parameter| !parameter.grad().defined()) {
-            (parameter * parameter.zeros_like()).sum(Kind::Float).backward();
+            (parameter * parameter.zeros_like())
+                .sum(Kind::Float)
+                .backward();
         }
         for (_, parameter) in &self.trained {
             let _ = parameter.grad().zero_();
@@ -171,7 +183,11 @@ impl Trainer {
     ///
     /// # Errors
     /// An example that does not fit the job; a failure inside libtorch.
-    pub fn forward(&mut self, examples: &[Example], global_batch: u32) -> Result<MicroBatchLoss, ModelError> {
+    pub fn forward(
+        &mut self,
+        examples: &[Example],
+        global_batch: u32,
+    ) -> Result<MicroBatchLoss, ModelError> {
         guarded("the forward pass", || {
             let losses = rows(self.network.losses(examples)?) / f64::from(global_batch);
             let sums = losses.sum_dim_intlist(1i64, false, Kind::Float);
@@ -181,7 +197,9 @@ impl Trainer {
             };
             // One transfer for all figures.
             let sums = sums.detach().to_device(Device::Cpu);
-            let sums: Vec<f64> = (0..sums.size()[0]).map(|row| sums.double_value(&[row])).collect();
+            let sums: Vec<f64> = (0..sums.size()[0])
+                .map(|row| sums.double_value(&[row]))
+                .collect();
             let (nonfinite, sums) = if sums.iter().all(|sum| sum.is_finite()) {
                 (Vec::new(), sums)
             } else {
@@ -196,8 +214,9 @@ impl Trainer {
         })
     }
 
-    /// Clips, then updates with the learning rates of `step`, the 1-based step that this update completes.
-    /// Gradients are read from the parameters. Where their norm is not finite the step ends as in [`Self::skip`].
+    /// Clips, then updates with the learning rates of `step`, the 1-based step that this update
+    /// completes. Gradients are read from the parameters. Where their norm is not finite the step
+    /// ends as in [`Self::skip`].
     ///
     /// # Errors
     /// A missing gradient, or what [`Self::skip`] says; nothing is changed then.
@@ -208,13 +227,15 @@ impl Trainer {
             return self.leave_out(step, Trouble::Gradient(norm));
         }
         let count = step.saturating_sub(self.guard.skipped());
-        guarded("the update", || self.optimizer.update((norm, scale), step, count))?;
+        guarded("the update", || {
+            self.optimizer.update((norm, scale), step, count)
+        })?;
         self.guard.good();
         Ok(self.updated(step, norm))
     }
 
-    /// Ends a step of which some sample's loss is not finite: no weight, no moment changes. All ranks must call it for
-    /// the same step.
+    /// Ends a step of which some sample's loss is not finite: no weight, no moment changes. All
+    /// ranks must call it for the same step.
     ///
     /// # Errors
     /// The job says that such a step ends it, or too many in a row were skipped.
@@ -244,8 +265,9 @@ impl Trainer {
     }
 
     /// Everything that a checkpoint holds, sorted by name: `weights/NAME` for trained weights,
-    /// `optimizer/NAME/exp_avg` and `optimizer/NAME/exp_avg_sq`; where steps may be skipped, `guard/…` with their
-    /// counts; where the weights are averaged, `ema/NAME`. The tensors are the live ones: copy before the next update.
+    /// `optimizer/NAME/exp_avg` and `optimizer/NAME/exp_avg_sq`; where steps may be skipped,
+    /// `guard/…` with their counts; where the weights are averaged, `ema/NAME`. The tensors are the
+    /// live ones: copy before the next update.
     #[must_use]
     pub fn state(&self) -> Vec<(String, Tensor)> {
         self.live_state().into_iter().collect()
@@ -269,8 +291,13 @@ impl Trainer {
     /// Takes over the state of a checkpoint that was made after `step` updates.
     ///
     /// # Errors
-    /// A tensor that is missing, does not belong here or has another shape; nothing is changed then.
-    pub fn load_state(&mut self, tensors: &BTreeMap<String, Tensor>, step: u64) -> Result<(), ModelError> {
+    /// A tensor that is missing, does not belong here or has another shape; nothing is changed
+    /// then.
+    pub fn load_state(
+        &mut self,
+        tensors: &BTreeMap<String, Tensor>,
+        step: u64,
+    ) -> Result<(), ModelError> {
         weights::load(
             &format!("the checkpoint of step {step}"),
             tensors,
@@ -280,8 +307,8 @@ impl Trainer {
         Ok(())
     }
 
-    /// The trained weights become what their moving averages are, where the job keeps any: for drawing and exporting, not
-    /// for training on.
+    /// The trained weights become what their moving averages are, where the job keeps any: for
+    /// drawing and exporting, not for training on.
     pub fn take_averages(&mut self) {
         self.optimizer.take_averages();
     }
@@ -303,8 +330,9 @@ impl Trainer {
         files
     }
 
-    /// Samples one image for each example from its prompt, references (of which there may be any number) and concepts. An
-    /// autoencoder gives back the targets as it sees them. An image does not depend on the others that are asked for.
+    /// Samples one image for each example from its prompt, references (of which there may be any
+    /// number) and concepts. An autoencoder gives back the targets as it sees them. An image does
+    /// not depend on the others that are asked for.
     ///
     /// # Errors
     /// An example that does not fit the job; a number of steps that the schedule does not have.
@@ -313,7 +341,8 @@ impl Trainer {
         examples: &[Example],
         options: &SampleOptions,
     ) -> Result<Vec<image::RgbImage>, ModelError> {
-        // One at a time: what a kernel does with an image can depend on how many there are beside it.
+        // One at a time: what a kernel does with an image can depend on how many there are beside
+        // it.
         let images = examples.iter().map(|example| {
             guarded("drawing pictures", || {
                 tch::no_grad(|| self.network.sample(example, options))
@@ -322,7 +351,8 @@ impl Trainer {
         images.collect()
     }
 
-    /// Where the retrieval encoder finds a word in a reference image at a time step, block by block.
+    /// Where the retrieval encoder finds a word in a reference image at a time step, block by
+    /// block.
     ///
     /// # Errors
     /// An image of another size than the job's; a model without references.
@@ -337,13 +367,13 @@ impl Trainer {
         })?;
         found.ok_or(ModelError::Unsupported {
             architecture: self.name,
-            wish: "attend to references",
+            request: "attend to references",
         })
     }
 }
 
-/// Keeps a weight that never moves in the dtype that it is used in. Vectors are a thousandth of all and stay fp32, which
-/// norms compute in.
+/// Keeps a weight that never moves in the dtype that it is used in. Vectors are a thousandth of all
+/// and stay fp32, which norms compute in.
 fn narrow(tensor: &Tensor, dtype: Kind) {
     if tensor.dim() > 1 && dtype != Kind::Float {
         let mut alias = tensor.shallow_clone();
@@ -357,8 +387,8 @@ fn rows(losses: SampleLosses) -> Tensor {
     Tensor::stack(&rows, 0)
 }
 
-/// Which samples' losses are not finite, and the sums of all rows over the others. When all are finite and only
-/// their sum is not, all are named.
+/// Which samples' losses are not finite, and the sums of all rows over the others. When all are
+/// finite and only their sum is not, all are named.
 fn finite_part(losses: &Tensor) -> (Vec<usize>, Vec<f64>) {
     let losses = losses.detach().to_device(Device::Cpu);
     let rows = losses.size()[0];

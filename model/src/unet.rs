@@ -1,13 +1,13 @@
 //! The U-Net in CompVis block numbering (notes 3.1): `time_embed`, `input_blocks`, `middle_block`,
-//! `output_blocks`, `out`. Encoder, middle and decoder are separate types, because RetriNet copies the first
-//! and adds to what passes between the first and the last. Weight names are those of a CompVis single file
-//! without its prefix.
+//! `output_blocks`, `out`. Encoder, middle and decoder are separate types, because RetriNet copies
+//! the first and adds to what passes between the first and the last. Weight names are those of a
+//! CompVis single file without its prefix.
 
 use crate::attention::SpatialTransformer;
 use crate::embedding::TimeEmbedding;
 use crate::layer::{Conv, GroupNorm};
 use crate::parameter::Scope;
-use crate::recompute::Recomputed;
+use crate::recompute::ActivationCheckpoint;
 use crate::resnet::ResBlock;
 use proto::layout::UNetLayout;
 use tch::{Kind, Tensor};
@@ -35,21 +35,26 @@ impl UNet {
     #[must_use]
     pub fn new(scope: &Scope<'_>, layout: &UNetLayout) -> Self {
         Self {
-            time: TimeEmbedding::new(&scope.sub("time_embed"), layout.widths[0], layout.frequencies),
+            time: TimeEmbedding::new(
+                &scope.sub("time_embed"),
+                layout.widths[0],
+                layout.frequencies,
+            ),
             encoder: Encoder::new(scope, layout),
             middle: Middle::new(scope, layout),
             decoder: Decoder::new(scope, layout),
         }
     }
 
-    /// The SiLU of the time embedding, which every residual block takes: [batch] -> [batch, 4 * channels]. It is computed
-    /// in fp32, because its sines are.
+    /// The SiLU of the time embedding, which every residual block takes: [batch] -> [batch, 4 *
+    /// channels]. It is computed in fp32, because its sines are.
     pub fn embed_time(&self, timesteps: &Tensor, dtype: Kind) -> Tensor {
         self.time.forward(timesteps).silu().to_kind(dtype)
     }
 
     /// What the network answers to its inputs: [branches * batch, c, h, w]. It is [`Self::embed`],
-    /// [`Self::encode`] and [`Self::decode`], for models whose residuals do not depend on the encoder's features.
+    /// [`Self::encode`] and [`Self::decode`], for models whose residuals do not depend on the
+    /// encoder's features.
     pub fn forward(&self, inputs: &UNetInputs<'_>) -> Tensor {
         let time = self.embed(inputs);
         let encoded = self.encode(inputs, time);
@@ -76,7 +81,11 @@ impl UNet {
         let skips = self.encoder.run(&latents, &time, text, &mut image);
         let last = &skips[skips.len() - 1];
         let middle = self.middle.forward(last, &time, text, image.next());
-        Encoded { time, skips, middle }
+        Encoded {
+            time,
+            skips,
+            middle,
+        }
     }
 
     /// The decoder, with the residuals of `inputs` added to what it is given.
@@ -98,31 +107,33 @@ impl UNet {
     }
 }
 
-/// All that a U-Net's answer depends on. What a model adds to a U-Net comes in here: the U-Net itself knows of no such
-/// model.
+/// All that a U-Net's answer depends on. What a model adds to a U-Net comes in here: the U-Net
+/// itself knows of no such model.
 #[derive(Debug, Clone, Copy)]
 pub struct UNetInputs<'a> {
     /// Noisy latents, [batch, c, h, w].
     pub latents: &'a Tensor,
     /// [batch]
     pub timesteps: &'a Tensor,
-    /// Text states, [branches * batch, tokens, context_dim]: one branch for training, two (unconditional first) for
-    /// classifier-free guidance. Latents and time steps are the same in each.
+    /// Text states, [branches * batch, tokens, context_dim]: one branch for training, two
+    /// (unconditional first) for classifier-free guidance. Latents and time steps are the same in
+    /// each.
     pub text: &'a Tensor,
-    /// Image context: further keys and values for each spatial transformer, in the order of [`transformer_widths`];
-    /// or none at all.
+    /// Image context: further keys and values for each spatial transformer, in the order of
+    /// [`transformer_widths`]; or none at all.
     pub image: &'a [ImageContext],
     /// Added to the time embedding before its SiLU, [branches * batch, 4 * channels].
     pub added: Option<&'a Tensor>,
-    /// Added to the output of each input block on its way to the decoder, [branches * batch, C_i, H_i, W_i]; or none at
-    /// all.
+    /// Added to the output of each input block on its way to the decoder, [branches * batch, C_i,
+    /// H_i, W_i]; or none at all.
     pub skips: &'a [Option<Tensor>],
     /// Added to the middle's output on its way to the decoder.
     pub middle: Option<&'a Tensor>,
 }
 
-/// Keys and values that the queries of a spatial transformer's attention to the text attend to as well; what they find is
-/// added to what they find in the text. Whoever makes them multiplies the values by the scale that they are to have.
+/// Keys and values that the queries of a spatial transformer's attention to the text attend to as
+/// well; what they find is added to what they find in the text. Whoever makes them multiplies the
+/// values by the scale that they are to have.
 #[derive(Debug)]
 pub struct ImageContext {
     /// [branches * batch, tokens, width of the transformer]
@@ -177,7 +188,9 @@ pub fn transformer_widths(layout: &UNetLayout) -> Vec<i64> {
     };
     let levels = layout.widths.len();
     let encoder = (0..levels).flat_map(|it| level(it, layout.res_blocks));
-    let decoder = (0..levels).rev().flat_map(|it| level(it, layout.res_blocks + 1));
+    let decoder = (0..levels)
+        .rev()
+        .flat_map(|it| level(it, layout.res_blocks + 1));
     encoder
         .chain([layout.widths[levels - 1]])
         .chain(decoder)
@@ -196,7 +209,7 @@ pub(crate) fn repeated(xs: &Tensor, times: i64) -> Tensor {
 enum InputBlock {
     /// The first convolution, or the one that halves the size.
     Conv(Conv),
-    Attended(Recomputed<Attended>),
+    Attended(ActivationCheckpoint<Attended>),
 }
 
 /// A residual block, and a spatial transformer behind it where the level has them.
@@ -207,9 +220,13 @@ struct Attended {
 }
 
 impl Attended {
-    /// `shortcut_xs` and `xs` are the same input, see [`ResBlock::apart`].
-    fn forward(&self, [shortcut_xs, xs, time, text]: [&Tensor; 4], image: Option<[&Tensor; 2]>) -> Tensor {
-        let xs = self.res.apart(shortcut_xs, xs, Some(time));
+    /// `shortcut_xs` and `xs` are the same input, see [`ResBlock::forward_with_skip`].
+    fn forward(
+        &self,
+        [shortcut_xs, xs, time, text]: [&Tensor; 4],
+        image: Option<[&Tensor; 2]>,
+    ) -> Tensor {
+        let xs = self.res.forward_with_skip(shortcut_xs, xs, Some(time));
         match &self.attention {
             Some(attention) => attention.forward(&xs, text, image),
             None => xs,
@@ -217,16 +234,21 @@ impl Attended {
     }
 }
 
-impl Recomputed<Attended> {
+impl ActivationCheckpoint<Attended> {
     fn attended(&self, [xs, time, text]: [&Tensor; 3], image: Option<&ImageContext>) -> Tensor {
         let inputs = [xs, xs, time, text];
         match image.map(ImageContext::pair) {
-            None => self.run(inputs, |block, inputs| block.forward(inputs.each_ref(), None)),
+            None => self.run(inputs, |block, inputs| {
+                block.forward(inputs.each_ref(), None)
+            }),
             Some([keys, values]) => {
                 let [a, b, c, d] = inputs;
-                self.run([a, b, c, d, keys, values], |block, [a, b, c, d, keys, values]| {
-                    block.forward([a, b, c, d], Some([keys, values]))
-                })
+                self.run(
+                    [a, b, c, d, keys, values],
+                    |block, [a, b, c, d, keys, values]| {
+                        block.forward([a, b, c, d], Some([keys, values]))
+                    },
+                )
             }
         }
     }
@@ -250,9 +272,13 @@ impl Encoder {
                 let at = scope.sub(blocks.len());
                 let block = Attended {
                     res: res_block(&at.sub(0), inputs, outputs, layout),
-                    attention: layout.attends[level].then(|| transformer(&at.sub(1), level, layout)),
+                    attention: layout.attends[level]
+                        .then(|| transformer(&at.sub(1), level, layout)),
                 };
-                blocks.push(InputBlock::Attended(Recomputed::new(&[&at], block)));
+                blocks.push(InputBlock::Attended(ActivationCheckpoint::new(
+                    &[&at],
+                    block,
+                )));
                 inputs = outputs;
             }
             if level + 1 < layout.widths.len() {
@@ -269,7 +295,8 @@ impl Encoder {
         self.run(latents, time, text, &mut [].iter())
     }
 
-    /// The same with image context, of which every spatial transformer takes the next where there is any.
+    /// The same with image context, of which every spatial transformer takes the next where there
+    /// is any.
     fn run(
         &self,
         latents: &Tensor,
@@ -300,10 +327,15 @@ impl Encoder {
         self.blocks.iter().filter(attends).count()
     }
 
-    /// For each block that attends to text, its number, its columns, and the probabilities of that attention,
-    /// [batch, heads, cells, tokens].
+    /// For each block that attends to text, its number, its columns, and the probabilities of that
+    /// attention, [batch, heads, cells, tokens].
     #[must_use]
-    pub fn attention(&self, latents: &Tensor, time: &Tensor, text: &Tensor) -> Vec<(usize, i64, Tensor)> {
+    pub fn attention(
+        &self,
+        latents: &Tensor,
+        time: &Tensor,
+        text: &Tensor,
+    ) -> Vec<(usize, i64, Tensor)> {
         let mut found = Vec::new();
         let mut xs = latents.shallow_clone();
         for (number, block) in self.blocks.iter().enumerate() {
@@ -329,8 +361,8 @@ impl Encoder {
 /// `middle_block`: residual block, spatial transformer, residual block.
 #[derive(Debug)]
 pub struct Middle {
-    first: Recomputed<Attended>,
-    second: Recomputed<ResBlock>,
+    first: ActivationCheckpoint<Attended>,
+    second: ActivationCheckpoint<ResBlock>,
 }
 
 impl Middle {
@@ -346,15 +378,22 @@ impl Middle {
         };
         let second = res_block(&at[2], width, width, layout);
         Self {
-            first: Recomputed::new(&[&at[0], &at[1]], first),
-            second: Recomputed::new(&[&at[2]], second),
+            first: ActivationCheckpoint::new(&[&at[0], &at[1]], first),
+            second: ActivationCheckpoint::new(&[&at[2]], second),
         }
     }
 
-    fn forward(&self, xs: &Tensor, time: &Tensor, text: &Tensor, image: Option<&ImageContext>) -> Tensor {
+    fn forward(
+        &self,
+        xs: &Tensor,
+        time: &Tensor,
+        text: &Tensor,
+        image: Option<&ImageContext>,
+    ) -> Tensor {
         let xs = self.first.attended([xs, time, text], image);
-        self.second
-            .run([&xs, time], |second, [xs, time]| second.forward(xs, Some(time)))
+        self.second.run([&xs, time], |second, [xs, time]| {
+            second.forward(xs, Some(time))
+        })
     }
 }
 
@@ -384,7 +423,7 @@ impl OutputBlock {
 /// `output_blocks` and `out`.
 #[derive(Debug)]
 pub struct Decoder {
-    blocks: Vec<Recomputed<OutputBlock>>,
+    blocks: Vec<ActivationCheckpoint<OutputBlock>>,
     norm: GroupNorm,
     out: Conv,
 }
@@ -408,13 +447,14 @@ impl Decoder {
                     .expect("the encoder has one output for every output block");
                 let attended = Attended {
                     res: res_block(&at.sub(0), inputs + skip, outputs, layout),
-                    attention: layout.attends[level].then(|| transformer(&at.sub(1), level, layout)),
+                    attention: layout.attends[level]
+                        .then(|| transformer(&at.sub(1), level, layout)),
                 };
                 let up_at = 1 + usize::from(attended.attention.is_some());
                 let up = (level > 0 && repeat == layout.res_blocks)
                     .then(|| Conv::three(&at.sub(up_at).sub("conv"), outputs, outputs));
                 let block = OutputBlock { attended, up };
-                blocks.push(Recomputed::new(&[&at], block));
+                blocks.push(ActivationCheckpoint::new(&[&at], block));
                 inputs = outputs;
             }
         }
@@ -426,8 +466,8 @@ impl Decoder {
         }
     }
 
-    /// From the middle's output and the encoder's features (taken from the last), noise [batch, latent
-    /// channels, h, w].
+    /// From the middle's output and the encoder's features (taken from the last), noise [batch,
+    /// latent channels, h, w].
     fn forward(
         &self,
         middle: &Tensor,
@@ -439,7 +479,9 @@ impl Decoder {
         let mut image = image.iter();
         let mut skips = features.into_iter().rev().peekable();
         for block in &self.blocks {
-            let skip = skips.next().expect("one feature map for every output block");
+            let skip = skips
+                .next()
+                .expect("one feature map for every output block");
             let next = skips.peek().map(Tensor::size);
             let size = next.map(|size| [size[2], size[3]]);
             let image = block.attended.attention.as_ref().and_then(|_| image.next());

@@ -1,5 +1,5 @@
-//! CLIP's image tower with its projection (notes 5.1), Hugging Face names: pictures -> the embeddings that CLIP-I and
-//! CLIP-T compare.
+//! CLIP's image tower with its projection (notes 5.1), Hugging Face names: pictures -> the
+//! embeddings that CLIP-I and CLIP-T compare.
 
 use crate::clip::Transformer;
 use crate::layer::{LayerNorm, Linear, to_tokens};
@@ -48,14 +48,23 @@ impl ImageEncoder {
         }
     }
 
-    /// Normalised pictures [batch, 3, side, side] -> embeddings [batch, projection], not of length 1.
-    pub fn forward(&self, pictures: &Tensor) -> Tensor {
+    /// Normalised pictures [batch, 3, side, side] -> embeddings [batch, projection], not of length
+    /// 1.
+    pub fn forward(&self, images: &Tensor) -> Tensor {
         let stride = [self.patch; 2];
-        let like = |tensor: &Tensor| tensor.to_kind(pictures.kind());
-        let patches = pictures.conv2d(&like(&self.patches), None::<&Tensor>, stride, [0, 0], [1, 1], 1);
+        let like = |tensor: &Tensor| tensor.to_kind(images.kind());
+        let patches = images.conv2d(
+            &like(&self.patches),
+            None::<&Tensor>,
+            stride,
+            [0, 0],
+            [1, 1],
+            1,
+        );
         let class = like(&self.class).expand([patches.size()[0], 1, -1], false);
         let tokens = Tensor::cat(&[class, to_tokens(&patches)], 1) + like(&self.positions);
         let states = self.transformer.forward(self.before.forward(&tokens));
-        self.projection.forward(&self.after.forward(&states.select(1, 0)))
+        self.projection
+            .forward(&self.after.forward(&states.select(1, 0)))
     }
 }

@@ -1,5 +1,6 @@
-//! Weights as safetensors files and as digests. Strict both ways: a name too few, a name too many or a shape
-//! that differs is an error that says which. Called by the trainer and by tools that export models.
+//! Weights as safetensors files and as digests. Strict both ways: a name too few, a name too many
+//! or a shape that differs is an error that says which. Called by the trainer and by tools that
+//! export models.
 
 use crate::error::{ModelError, WeightsFault};
 use proto::checkpoint::TensorsDigest;
@@ -59,7 +60,8 @@ pub fn parse(bytes: &[u8]) -> Result<NamedTensors, WeightsFault> {
     Ok(tensors)
 }
 
-/// Writes tensors as one safetensors file, one after the other. The same tensors give the same bytes.
+/// Writes tensors as one safetensors file, one after the other. The same tensors give the same
+/// bytes.
 ///
 /// # Errors
 /// The file cannot be written.
@@ -133,8 +135,8 @@ impl View for Stored<'_> {
 /// Copies values into parameters in place. The names must be the same on both sides.
 ///
 /// # Errors
-/// The first tensor that is missing, extra, misshapen or not finite, with `origin` (a file or a checkpoint) named.
-/// Nothing is copied then.
+/// The first tensor that is missing, extra, misshapen or not finite, with `origin` (a file or a
+/// checkpoint) named. Nothing is copied then.
 pub fn load(origin: &str, from: &NamedTensors, into: &NamedTensors) -> Result<(), ModelError> {
     for (name, parameter) in into {
         let expected = parameter.size();
@@ -177,7 +179,11 @@ pub fn load(origin: &str, from: &NamedTensors, into: &NamedTensors) -> Result<()
 }
 
 /// Weights with a NaN or an infinity would spoil every step that follows.
-pub(crate) fn refuse_nonfinite(origin: &str, name: &str, tensor: &Tensor) -> Result<(), ModelError> {
+pub(crate) fn refuse_nonfinite(
+    origin: &str,
+    name: &str,
+    tensor: &Tensor,
+) -> Result<(), ModelError> {
     if tensor.isfinite().all().int64_value(&[]) == 1 {
         return Ok(());
     }
@@ -185,8 +191,9 @@ pub(crate) fn refuse_nonfinite(origin: &str, name: &str, tensor: &Tensor) -> Res
     Err(ModelError::Nonfinite { origin, tensor })
 }
 
-/// SHA-256 over names, shapes and fp32 values, sorted by name, in lower-case hex: the figure by which two
-/// runs are compared. Of a trainer's state it is what `coordinator checkpoint digest` says of its checkpoint.
+/// SHA-256 over names, shapes and fp32 values, sorted by name, in lower-case hex: the figure by
+/// which two runs are compared. Of a trainer's state it is what `coordinator checkpoint digest`
+/// says of its checkpoint.
 #[must_use]
 pub fn digest(tensors: &NamedTensors) -> String {
     let mut digest = TensorsDigest::default();
@@ -197,7 +204,11 @@ pub fn digest(tensors: &NamedTensors) -> String {
 }
 
 fn bytes(tensor: &Tensor, kind: Kind) -> Vec<u8> {
-    let tensor = tensor.detach().to_device(Device::Cpu).to_kind(kind).contiguous();
+    let tensor = tensor
+        .detach()
+        .to_device(Device::Cpu)
+        .to_kind(kind)
+        .contiguous();
     let mut data = vec![0u8; tensor.numel() * kind.elt_size_in_bytes()];
     let values = tensor.numel();
     tensor.copy_data_u8(&mut data, values);
@@ -234,8 +245,9 @@ mod tests {
 
     #[test]
     fn a_file_that_does_not_fit_says_which_tensor() {
-        let message =
-            |from: &NamedTensors, into: &NamedTensors| load("x.st", from, into).unwrap_err().to_string();
+        let message = |from: &NamedTensors, into: &NamedTensors| {
+            load("x.st", from, into).unwrap_err().to_string()
+        };
         let mut less = two();
         less.remove("a");
         assert_eq!(

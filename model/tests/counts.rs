@@ -1,4 +1,5 @@
-//! Parameter counts at the size of Stable Diffusion 1.5 (notes 3.1, 3.6, 5.1, 5.2), from shapes alone.
+//! Parameter counts at the size of Stable Diffusion 1.5 (notes 3.1, 3.6, 5.1, 5.2), from shapes
+//! alone.
 #![allow(clippy::unwrap_used)]
 
 use model::autoencoder::Autoencoder;

@@ -1,6 +1,6 @@
-//! Our numbers against those of the public Python libraries `diffusers`, `transformers` and PyTorch, within
-//! 1e-4 of the largest value. The figures come from tests/golden/make_golden.py; weights are computed from
-//! names on both sides.
+//! Our numbers against those of the public Python libraries `diffusers`, `transformers` and
+//! PyTorch, within 1e-4 of the largest value. The figures come from tests/golden/make_golden.py;
+//! weights are computed from names on both sides.
 #![allow(clippy::unwrap_used)]
 
 use model::attention::{ReferenceAttention, SpatialTransformer};
@@ -74,7 +74,9 @@ fn values(name: &str, shape: &[i64]) -> Tensor {
 fn schedule_and_samplers() {
     let golden = Golden::read();
     let schedule = NoiseSchedule::default();
-    let kept: Vec<f32> = (0..1000).map(|t| schedule.kept(t) as f32).collect();
+    let kept: Vec<f32> = (0..1000)
+        .map(|t| schedule.alphas_cumprod(t) as f32)
+        .collect();
     golden.check("schedule.kept", &Tensor::from_slice(&kept));
     for (name, method) in [
         ("ddim", SampleMethod::Ddim),
@@ -164,7 +166,10 @@ fn u_net_forward_and_gradients() {
     golden.check("unet.out", &out.detach());
     out.square().mean(Kind::Float).backward();
     golden.check("unet.x.grad", &x.grad());
-    golden.check("unet.down.grad", &named["unet.input_blocks.3.0.op.weight"].grad());
+    golden.check(
+        "unet.down.grad",
+        &named["unet.input_blocks.3.0.op.weight"].grad(),
+    );
     golden.check("unet.time.grad", &named["unet.time_embed.0.weight"].grad());
 }
 
@@ -204,7 +209,10 @@ fn text_encoder_on_concept_words() {
     let text = TextEncoder::new(&parameters.root().sub("text"), &(&config).into());
     fill(&parameters);
     let ids = token_ids(&Prompts::new(77), &["", "face", "clothes"], Device::Cpu);
-    golden.check("text.out", &text.forward(&ids, Kind::Float).narrow(1, 0, 12));
+    golden.check(
+        "text.out",
+        &text.forward(&ids, Kind::Float).narrow(1, 0, 12),
+    );
 }
 
 #[test]
@@ -213,7 +221,9 @@ fn adamw_with_clipping() {
     let text = "name = \"a\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\n\
                 [model]\narchitecture = \"autoencoder\"\nsize = \"tiny\"\n\
                 [train]\nsteps = 4\nglobal_batch = 1\nmicro_batch = 1\n";
-    let mut train = proto::job::parse_training("adamw.toml", text).unwrap().train;
+    let mut train = proto::job::parse_training("adamw.toml", text)
+        .unwrap()
+        .train;
     train.optimizer = Optimizer::AdamW {
         beta1: 0.8,
         beta2: 0.95,

@@ -1,5 +1,6 @@
-//! Jobs that begin from base weights in public layouts: a `diffusers` folder and a single file are the same base as our
-//! own files, a RetriNet on either answers like the plain base bit for bit, and what does not fit is refused by name.
+//! Jobs that begin from base weights in public layouts: a `diffusers` folder and a single file are
+//! the same base as our own files, a RetriNet on either answers like the plain base bit for bit,
+//! and what does not fit is refused by name.
 #![allow(clippy::unwrap_used)]
 
 mod scene;
@@ -78,7 +79,9 @@ fn folder(at: &Path, base: &BTreeMap<String, NamedTensors>, spec: &TrainWork) ->
 fn single(at: &Path, base: &BTreeMap<String, NamedTensors>, storage: Storage) -> InitWeights {
     let mut all = NamedTensors::new();
     for part in PARTS {
-        all.extend(renamed(&base[part.name], |name| format!("{}{name}", part.prefix)));
+        all.extend(renamed(&base[part.name], |name| {
+            format!("{}{name}", part.prefix)
+        }));
     }
     for other in [
         "alphas_cumprod",
@@ -148,7 +151,10 @@ fn a_base_that_does_not_fit_is_named_with_file_and_shape() {
     other.model.architecture.diffusion_mut().unwrap().unet.heads = 4;
     let error = refusal(&other);
     assert!(
-        error.contains("unet/config.json: attention_head_dim, by level, is [2, 2], but the job has model.unet.heads = [4, 4]"),
+        error.contains(
+            "unet/config.json: attention_head_dim, by level, is [2, 2], but the job \
+        has model.unet.heads = [4, 4]"
+        ),
         "{error}"
     );
     // 2. tensors
@@ -175,7 +181,9 @@ fn a_base_that_does_not_fit_is_named_with_file_and_shape() {
     );
     let error = broken(&|all| drop(all.insert(name.into(), Tensor::from_slice(&[1f32]))));
     assert!(
-        error.ends_with(&format!("tensor {name:?} has shape [1]; expected [32, 32, 1, 1]")),
+        error.ends_with(&format!(
+            "tensor {name:?} has shape [1]; expected [32, 32, 1, 1]"
+        )),
         "{error}"
     );
     let extra = "add_embedding.linear_1.bias";

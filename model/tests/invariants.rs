@@ -6,12 +6,15 @@ mod scene;
 use model::SampleOptions;
 use model::trainer::Trainer;
 use proto::sample::SampleMethod;
-use proto::spec::{Architecture, ArchitectureSpec, Attend, Component, Retrieval, RetrievalTime, TrainWork};
+use proto::spec::{
+    Architecture, ArchitectureSpec, Attend, Component, Retrieval, RetrievalTime, TrainWork,
+};
 use scene::{examples, frozen, job};
 use std::collections::BTreeMap;
 use tch::{Device, Tensor};
 
-/// A base model with weights that answer (random ones begin with a zero output), and the retrinet job on it.
+/// A base model with weights that answer (random ones begin with a zero output), and the retrinet
+/// job on it.
 struct Scene {
     _folder: tempfile::TempDir,
     init: BTreeMap<String, std::path::PathBuf>,
@@ -61,7 +64,9 @@ fn gradients(trainer: &Trainer) -> BTreeMap<String, Tensor> {
 }
 
 fn largest(gradients: &BTreeMap<String, Tensor>, prefix: &str) -> f64 {
-    let of = gradients.iter().filter(|(name, _)| name.starts_with(prefix));
+    let of = gradients
+        .iter()
+        .filter(|(name, _)| name.starts_with(prefix));
     of.map(|(_, g)| g.abs().max().double_value(&[]))
         .fold(0.0, f64::max)
 }
@@ -83,7 +88,10 @@ fn before_its_first_update_retrinet_is_its_base() {
     assert_eq!(largest(&found, "retrieval."), 0.0);
     assert_eq!(largest(&found, "cross_attention."), 0.0);
     assert!(largest(&found, "zero_convs.") > 0.0);
-    for (name, gradient) in found.iter().filter(|(name, _)| name.starts_with("unet.out")) {
+    for (name, gradient) in found
+        .iter()
+        .filter(|(name, _)| name.starts_with("unet.out"))
+    {
         assert!(gradient.equal(&plain[name]), "{name}");
     }
     assert!(largest(&found, "unet.out") > 0.0);
@@ -122,12 +130,19 @@ fn other_readings_of_the_paper_begin_as_the_base_and_then_differ() {
         assert_eq!(first, plain);
         assert_ne!(later, trained, "{attend:?} {time:?}");
     }
-    let names = trainer(&spec(Attend::EveryLevel, RetrievalTime::Target), Some(&scene));
+    let names = trainer(
+        &spec(Attend::EveryLevel, RetrievalTime::Target),
+        Some(&scene),
+    );
     let blocks = names
         .parameters()
         .iter()
         .filter(|(name, _)| name.starts_with("zero_convs."));
-    assert_eq!(blocks.count(), 2 * 2, "weight and bias for each of two levels");
+    assert_eq!(
+        blocks.count(),
+        2 * 2,
+        "weight and bias for each of two levels"
+    );
 }
 
 #[test]
@@ -149,7 +164,9 @@ fn the_order_of_references_does_not_matter_but_what_they_show_does() {
     steps(&mut retrinet, 1, 4);
     let batch = examples(4, 50);
     let mut turned = batch.clone();
-    turned.iter_mut().for_each(|example| example.references.reverse());
+    turned
+        .iter_mut()
+        .for_each(|example| example.references.reverse());
     let mut others = batch.clone();
     others
         .iter_mut()
@@ -165,7 +182,10 @@ fn lock_d_and_lock_b_train_what_the_paper_says() {
     use Component::*;
     let scene = base();
     let trained = |freeze: &[Component]| {
-        let mut retrinet = trainer(&frozen(job(Architecture::Retrinet, 0.01), freeze), Some(&scene));
+        let mut retrinet = trainer(
+            &frozen(job(Architecture::Retrinet, 0.01), freeze),
+            Some(&scene),
+        );
         backward(&mut retrinet, 1);
         let names = retrinet
             .parameters()
@@ -177,7 +197,10 @@ fn lock_d_and_lock_b_train_what_the_paper_says() {
     };
     let rest = [Autoencoder, TextEncoder, Encoder, Middle];
     let lock_d: Vec<Component> = rest.into_iter().chain([Decoder]).collect();
-    assert_eq!(trained(&lock_d), ["cross_attention", "retrieval", "zero_convs"]);
+    assert_eq!(
+        trained(&lock_d),
+        ["cross_attention", "retrieval", "zero_convs"]
+    );
     let lock_b: Vec<Component> = lock_d.into_iter().chain([RetrievalEncoder]).collect();
     assert_eq!(trained(&lock_b), ["cross_attention", "zero_convs"]);
     let error = Trainer::new(
@@ -186,7 +209,8 @@ fn lock_d_and_lock_b_train_what_the_paper_says() {
         Device::Cpu,
     )
     .unwrap_err();
-    let expected = "model.freeze is [Encoder]; the noise loss cannot train the autoencoder: freeze it";
+    let expected =
+        "model.freeze is [Encoder]; the noise loss cannot train the autoencoder: freeze it";
     assert_eq!(error.to_string(), expected);
 }
 
@@ -218,7 +242,11 @@ fn guided_drawing_keeps_the_references_and_depends_on_prompt_and_seed() {
         "the same seed draws the same picture"
     );
     assert_ne!(first, draw(&mut retrinet, &batch, 3.0, 2), "another seed");
-    assert_ne!(first, draw(&mut retrinet, &batch, 7.0, 1), "another guidance");
+    assert_ne!(
+        first,
+        draw(&mut retrinet, &batch, 7.0, 1),
+        "another guidance"
+    );
     let mut target = batch.clone();
     target[0].target = examples(1, 8)[0].target.clone();
     assert_eq!(
@@ -321,7 +349,11 @@ fn activations_computed_again_give_the_same_bits() {
             default,
             &[Decoder, RetrievalEncoder, CrossAttention],
         ),
-        (Architecture::Retrinet, &lock_d, &[Decoder, RetrievalEncoder]),
+        (
+            Architecture::Retrinet,
+            &lock_d,
+            &[Decoder, RetrievalEncoder],
+        ),
         (Architecture::TextToImage, &[Autoencoder], &all[..3]),
         (Architecture::TextToImage, &[Autoencoder], &all[5..]),
     ];
@@ -329,10 +361,10 @@ fn activations_computed_again_give_the_same_bits() {
         let mut spec = frozen(job(architecture, 0.05), freeze);
         let mut kept = trainer(&spec, Some(&scene));
         spec.model.activation_checkpointing = again.to_vec();
-        let mut recomputed = trainer(&spec, Some(&scene));
+        let mut checkpointed = trainer(&spec, Some(&scene));
         for step in 1..=3 {
             // Two micro-batches, because gradients add up over them.
-            let losses = [&mut kept, &mut recomputed].map(|trainer| {
+            let losses = [&mut kept, &mut checkpointed].map(|trainer| {
                 trainer.zero_gradients();
                 let mut loss = |part: &[_]| {
                     let loss = trainer.forward(part, 4).unwrap();
@@ -343,7 +375,7 @@ fn activations_computed_again_give_the_same_bits() {
                 (loss(&batch[..2]), loss(&batch[2..]))
             });
             assert_eq!(losses[0], losses[1], "{again:?} at step {step}");
-            let (expected, found) = (gradients(&kept), gradients(&recomputed));
+            let (expected, found) = (gradients(&kept), gradients(&checkpointed));
             for (name, gradient) in &found {
                 assert!(
                     gradient.equal(&expected[name]),
@@ -356,7 +388,7 @@ fn activations_computed_again_give_the_same_bits() {
                     .any(|gradient| gradient.abs().max().double_value(&[]) > 0.0)
             );
             kept.update(step).unwrap();
-            recomputed.update(step).unwrap();
+            checkpointed.update(step).unwrap();
         }
     }
 }
@@ -366,12 +398,12 @@ fn an_autoencoder_computed_again_gives_the_same_bits() {
     let mut spec = job(Architecture::Autoencoder, 0.01);
     let mut kept = trainer(&spec, None);
     spec.model.activation_checkpointing = vec![Component::Autoencoder];
-    let mut recomputed = trainer(&spec, None);
+    let mut checkpointed = trainer(&spec, None);
     assert_eq!(
         backward(&mut kept, 1).to_bits(),
-        backward(&mut recomputed, 1).to_bits()
+        backward(&mut checkpointed, 1).to_bits()
     );
-    let (expected, found) = (gradients(&kept), gradients(&recomputed));
+    let (expected, found) = (gradients(&kept), gradients(&checkpointed));
     assert!(
         found
             .iter()

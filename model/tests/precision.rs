@@ -1,5 +1,5 @@
-//! fp16 and bf16: near fp32's loss and gradients, a loss scale that follows overflows, and the same bits after a resume.
-//! On the CPU; what a GPU's kernels do shows `worker-rank gpu-check`.
+//! fp16 and bf16: near fp32's loss and gradients, a loss scale that follows overflows, and the same
+//! bits after a resume. On the CPU; what a GPU's kernels do shows `worker-rank gpu-check`.
 #![allow(clippy::unwrap_used)]
 
 mod scene;
@@ -46,7 +46,10 @@ fn near(precision: Precision, scale: f64, loss_bound: f64, gradient_bound: f64) 
         Architecture::TextToImage,
         Architecture::Retrinet,
     ] {
-        let (mut exact, mut rounded) = (new(architecture, Precision::Fp32), new(architecture, precision));
+        let (mut exact, mut rounded) = (
+            new(architecture, Precision::Fp32),
+            new(architecture, precision),
+        );
         // After two updates no weight is zero, and every gradient counts.
         for step in 1..=2 {
             backward(&mut exact, step);
@@ -67,7 +70,12 @@ fn near(precision: Precision, scale: f64, loss_bound: f64, gradient_bound: f64) 
             error < gradient_bound,
             "{architecture:?} in {precision:?}: {error}"
         );
-        assert!(rounded.parameters().iter().all(|(_, p)| p.kind() == Kind::Float));
+        assert!(
+            rounded
+                .parameters()
+                .iter()
+                .all(|(_, p)| p.kind() == Kind::Float)
+        );
     }
 }
 
@@ -86,9 +94,18 @@ fn frozen_weights_are_kept_in_half_the_space() {
     let trainer = new(Architecture::Retrinet, Precision::Fp16);
     let files = trainer.export();
     let kind = |file: &str, name: &str| files[file][name].kind();
-    assert_eq!(kind("unet", "input_blocks.1.0.in_layers.2.weight"), Kind::Half);
-    assert_eq!(kind("unet", "input_blocks.1.0.in_layers.0.weight"), Kind::Float);
-    assert_eq!(kind("unet", "output_blocks.1.0.in_layers.2.weight"), Kind::Float);
+    assert_eq!(
+        kind("unet", "input_blocks.1.0.in_layers.2.weight"),
+        Kind::Half
+    );
+    assert_eq!(
+        kind("unet", "input_blocks.1.0.in_layers.0.weight"),
+        Kind::Float
+    );
+    assert_eq!(
+        kind("unet", "output_blocks.1.0.in_layers.2.weight"),
+        Kind::Float
+    );
     assert_eq!(kind("autoencoder", "encoder.conv_in.weight"), Kind::Half);
 }
 
@@ -117,7 +134,10 @@ fn an_overflow_halves_the_scale_and_changes_no_weight() {
     let mut other = new(Architecture::Retrinet, Precision::Fp16);
     other.load_state(&before, 1).unwrap();
     let (half, whole) = (norm(&mut trainer), norm(&mut other));
-    assert!((2.0 * half.0 / whole.0 - 1.0).abs() < 1e-2, "{half:?} {whole:?}");
+    assert!(
+        (2.0 * half.0 / whole.0 - 1.0).abs() < 1e-2,
+        "{half:?} {whole:?}"
+    );
     assert!((half.1 / whole.1 - 1.0).abs() < 1e-2, "{half:?} {whole:?}");
 }
 

@@ -1,6 +1,6 @@
-//! Public layouts of weights: a `diffusers` folder and a Stable Diffusion single file give the same network, and what does
-//! not fit is refused by its name in the file. That the networks compute what the public ones do is shown by golden.rs and,
-//! at full size, by `make parity`.
+//! Public layouts of weights: a `diffusers` folder and a Stable Diffusion single file give the same
+//! network, and what does not fit is refused by its name in the file. That the networks compute
+//! what the public ones do is shown by golden.rs and, at full size, by `make parity`.
 #![allow(clippy::unwrap_used)]
 
 use model::forward::{Request, Runnable, forward};
@@ -38,7 +38,9 @@ fn filled(build: impl FnOnce(&Scope<'_>)) -> NamedTensors {
     let parameters = Parameters::seeded(1, Device::Cpu);
     build(&parameters.root());
     for (_, mut tensor) in parameters.tensors() {
-        tch::no_grad(|| tensor.copy_(&(Tensor::randn(tensor.size(), (Kind::Float, Device::Cpu)) * 0.2)));
+        tch::no_grad(|| {
+            tensor.copy_(&(Tensor::randn(tensor.size(), (Kind::Float, Device::Cpu)) * 0.2))
+        });
     }
     parameters.tensors()
 }
@@ -103,13 +105,17 @@ fn a_folder_and_a_single_file_are_the_same_network() {
         [2, 4, 6, 5],
         "odd sides come back as they were"
     );
-    // What a single file holds beside the U-Net is not looked at. Its layout lies beside it here; alone it would be
-    // Stable Diffusion's.
+    // What a single file holds beside the U-Net is not looked at. Its layout lies beside it here;
+    // alone it would be Stable Diffusion's.
     let single = place.path().join("single");
     std::fs::create_dir(&single).unwrap();
     std::fs::write(single.join("config.json"), CONFIG).unwrap();
     let mut all = renamed(&tensors, |name| format!("{SINGLE_FILE_UNET}{name}"));
-    for other in ["model_ema.decay", "betas", "first_stage_model.quant_conv.bias"] {
+    for other in [
+        "model_ema.decay",
+        "betas",
+        "first_stage_model.quant_conv.bias",
+    ] {
         all.insert(other.to_owned(), Tensor::from_slice(&[f32::NAN]));
     }
     let file = single.join("v1-5.safetensors");
@@ -186,14 +192,21 @@ fn what_does_not_fit_is_named_as_the_file_names_it() {
         error.contains("tensor \"conv_norm_out.weight\" is missing; expected shape [8]"),
         "{error}"
     );
-    assert!(error.contains("diffusion_pytorch_model.safetensors"), "{error}");
+    assert!(
+        error.contains("diffusion_pytorch_model.safetensors"),
+        "{error}"
+    );
     let error = broken(&|all| drop(all.insert(at.into(), Tensor::from_slice(&[1f32, 2.]))));
     assert!(
         error.contains("\"conv_norm_out.weight\" has shape [2]; expected [8]"),
         "{error}"
     );
-    let error =
-        broken(&|all| drop(all.insert(at.into(), Tensor::full([8], f64::NAN, (Kind::Float, Device::Cpu)))));
+    let error = broken(&|all| {
+        drop(all.insert(
+            at.into(),
+            Tensor::full([8], f64::NAN, (Kind::Float, Device::Cpu)),
+        ))
+    });
     assert!(
         error.contains("\"conv_norm_out.weight\" holds a value that is not finite"),
         "{error}"
@@ -212,8 +225,9 @@ fn what_does_not_fit_is_named_as_the_file_names_it() {
     std::fs::create_dir(place.path().join("empty")).unwrap();
     let error = run(Runnable::UNet, &place.path().join("empty"), &inputs).unwrap_err();
     assert!(
-        error
-            .contains("empty: no weights there; diffusion_pytorch_model.safetensors or model.safetensors or"),
+        error.contains(
+            "empty: no weights there; diffusion_pytorch_model.safetensors or model.safetensors or"
+        ),
         "{error}"
     );
     let whole = folder(&place.path().join("whole"), &tensors);
@@ -248,7 +262,8 @@ fn an_autoencoder_of_an_older_diffusers_loads_like_today_s() {
     )
     .unwrap();
     let file = place.path().join("diffusion_pytorch_model.safetensors");
-    // Of the names that a tensor has had, the first is today's; attention was once linear and once a convolution.
+    // Of the names that a tensor has had, the first is today's; attention was once linear and once
+    // a convolution.
     let digests = [false, true].map(|old| {
         let theirs = renamed(&tensors, |name| {
             let mut names = diffusers_autoencoder(name, 2);

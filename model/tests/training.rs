@@ -1,5 +1,5 @@
-//! Training itself: it learns, it continues from a checkpoint bit for bit, micro-batches add up, and bad
-//! input is refused.
+//! Training itself: it learns, it continues from a checkpoint bit for bit, micro-batches add up,
+//! and bad input is refused.
 #![allow(clippy::unwrap_used)]
 
 mod scene;
@@ -149,7 +149,10 @@ fn figures_are_the_loss_s_parts() {
     };
     assert!((loss.total - (target + 3.0 * face)).abs() < 1e-6 * loss.total);
     assert!((loss.total - loss.loss.double_value(&[])).abs() < 1e-9);
-    assert!(*face > 0.0 && face < target, "the face is a part of the picture");
+    assert!(
+        *face > 0.0 && face < target,
+        "the face is a part of the picture"
+    );
     let twice = trainer.forward(&examples(4, 1), 4).unwrap();
     assert!((twice.total - 2.0 * loss.total).abs() < 1e-6 * twice.total);
 }
@@ -210,20 +213,22 @@ fn what_does_not_fit_is_refused_with_its_place() {
     let mut saved = state(&trainer);
     saved.remove("weights/unet.out.2.bias");
     let message = trainer.load_state(&saved, 30).unwrap_err().to_string();
-    let expected =
-        "the checkpoint of step 30: tensor \"weights/unet.out.2.bias\" is missing; expected shape [4]";
+    let expected = "the checkpoint of step 30: tensor \"weights/unet.out.2.bias\" is missing; \
+    expected shape [4]";
     assert_eq!(message, expected);
     let none = std::collections::BTreeMap::new();
     let spec = job(Architecture::Retrinet, 0.01);
     let message = Trainer::new(&spec, Some(&none), Device::Cpu)
         .unwrap_err()
         .to_string();
-    let expected = "the base weights have no \"autoencoder\"; a retrinet job needs autoencoder.safetensors, \
+    let expected = "the base weights have no \"autoencoder\"; a retrinet job needs \
+    autoencoder.safetensors, \
                     text_encoder.safetensors and unet.safetensors";
     assert_eq!(message, expected);
 }
 
-/// A model whose text encoder answers with no number wherever a prompt has the first token of "hair".
+/// A model whose text encoder answers with no number wherever a prompt has the first token of
+/// "hair".
 fn spoilt(on_nonfinite: OnNonfinite) -> Trainer {
     let mut spec = job(Architecture::Retrinet, 0.01);
     spec.train.on_nonfinite = on_nonfinite;

@@ -47,7 +47,10 @@ fn zeros_change_no_bit_and_everything_else_arrives() {
         let skip = |skip: &Tensor| Some(wave(&skip.size(), 0.2) * size);
         let skips: Vec<Option<Tensor>> = encoded.skips.iter().map(skip).collect();
         let last = encoded.skips.last().unwrap();
-        let (middle, added) = (wave(&last.size(), 0.4), wave(&[2, 4 * layout.widths[0]], 0.5));
+        let (middle, added) = (
+            wave(&last.size(), 0.4),
+            wave(&[2, 4 * layout.widths[0]], 0.5),
+        );
         let image: Vec<ImageContext> = widths
             .iter()
             .map(|width| ImageContext {
@@ -107,7 +110,11 @@ fn image_context_is_trained_through_blocks_that_are_computed_again() {
     let layout = UNetLayout::from(&config);
     let gradients = |again: bool| {
         use proto::spec::Component::{Decoder, Encoder, Middle};
-        let all: &[_] = if again { &[Encoder, Middle, Decoder] } else { &[] };
+        let all: &[_] = if again {
+            &[Encoder, Middle, Decoder]
+        } else {
+            &[]
+        };
         let prefixes = model::component::Prefixes(&[
             ("time_embed.", Encoder),
             ("input_blocks.", Encoder),
@@ -135,7 +142,9 @@ fn image_context_is_trained_through_blocks_that_are_computed_again() {
             ..inputs
         });
         out.square().mean(Kind::Float).backward();
-        let both = image.iter().flat_map(|it| [it.keys.grad(), it.values.grad()]);
+        let both = image
+            .iter()
+            .flat_map(|it| [it.keys.grad(), it.values.grad()]);
         both.collect::<Vec<_>>()
     };
     let (kept, again) = (gradients(false), gradients(true));

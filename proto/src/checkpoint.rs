@@ -1,5 +1,5 @@
-//! The checkpoint's manifest: its existence is the checkpoint's existence (law 8). Text form is JSON. And the digest of
-//! what a checkpoint holds. No I/O.
+//! The checkpoint's manifest: its existence is the checkpoint's existence (law 8). Text form is
+//! JSON. And the digest of what a checkpoint holds. No I/O.
 
 use crate::id::{Generation, JobId, Step};
 use crate::text::hex;
@@ -52,11 +52,12 @@ pub struct CheckpointRef {
     pub generation: Generation,
 }
 
-/// One SHA-256 over named tensors: the figure by which two runs are compared. It does not depend on how the tensors are
-/// split over shards, so not on the world size.
+/// One SHA-256 over named tensors: the figure by which two runs are compared. It does not depend on
+/// how the tensors are split over shards, so not on the world size.
 ///
-/// Hashed are, for every tensor in the order of names: the name, a zero byte, the type as safetensors writes it (`F32`),
-/// a zero byte, the shape (`64x3`), a zero byte, and the tensor's bytes (little-endian, row by row).
+/// Hashed are, for every tensor in the order of names: the name, a zero byte, the type as
+/// safetensors writes it (`F32`), a zero byte, the shape (`64x3`), a zero byte, and the tensor's
+/// bytes (little-endian, row by row).
 #[derive(Debug, Clone, Default)]
 pub struct TensorsDigest(Sha256);
 
@@ -64,7 +65,8 @@ impl TensorsDigest {
     /// Adds the next tensor by name.
     pub fn add<T: ToString>(&mut self, name: &str, dtype: &str, shape: &[T], bytes: &[u8]) {
         let sides: Vec<String> = shape.iter().map(ToString::to_string).collect();
-        self.0.update(format!("{name}\0{dtype}\0{}\0", sides.join("x")));
+        self.0
+            .update(format!("{name}\0{dtype}\0{}\0", sides.join("x")));
         self.0.update(bytes);
     }
 
@@ -85,6 +87,9 @@ mod tests {
         let mut digest = TensorsDigest::default();
         digest.add("a", "F32", &[2usize, 3], b"abc");
         digest.add::<i64>("b", "F16", &[], b"d");
-        assert_eq!(digest.finish(), hex_sha256(b"a\0F32\x002x3\0abcb\0F16\0\0d"));
+        assert_eq!(
+            digest.finish(),
+            hex_sha256(b"a\0F32\x002x3\0abcb\0F16\0\0d")
+        );
     }
 }

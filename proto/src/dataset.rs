@@ -25,7 +25,8 @@ pub struct SampleFile {
     pub path: String,
     pub size_bytes: u64,
     pub sha256: String,
-    /// Rows of each row group; all rows of one identity (character, outfit, artist) are in one row group.
+    /// Rows of each row group; all rows of one identity (character, outfit, artist) are in one row
+    /// group.
     pub row_groups: Vec<u32>,
 }
 

@@ -1,4 +1,5 @@
-//! Names of things, as types, so that the compiler catches a swap. No behaviour beyond order and text.
+//! Names of things, as types, so that the compiler catches a swap. No behaviour beyond order and
+//! text.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -27,7 +28,8 @@ number! {
     Rank(u32)
 }
 number! {
-    /// The number of optimizer updates done. A fresh job is at step 0; the first update ends step 1.
+    /// The number of optimizer updates done. A fresh job is at step 0; the first update ends step
+    /// 1.
     Step(u64)
 }
 
@@ -49,8 +51,8 @@ impl fmt::Display for JobId {
     }
 }
 
-/// A worker: its configured name and the number of this start of its daemon. A restarted daemon is a new worker
-/// (law 6), because everything that its ranks held in memory is gone.
+/// A worker: its configured name and the number of this start of its daemon. A restarted daemon is
+/// a new worker (law 6), because everything that its ranks held in memory is gone.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct WorkerId {
     pub name: String,

@@ -1,6 +1,6 @@
-//! Widths and depths of networks, in the form that the networks are built from. Two sources come to this one form:
-//! the tables of job.toml ([`crate::spec`]) and the `config.json` of public weights ([`crate::public`]), which can say
-//! more than a job may.
+//! Widths and depths of networks, in the form that the networks are built from. Two sources come to
+//! this one form: the tables of job.toml ([`crate::spec`]) and the `config.json` of public weights
+//! ([`crate::public`]), which can say more than a job may.
 
 use crate::spec::{AutoencoderConfig, TextEncoderConfig, UNetConfig};
 
@@ -26,8 +26,8 @@ pub struct UNetLayout {
     pub frequencies: Frequencies,
 }
 
-/// How the sinusoids of a time step lie; the default is Stable Diffusion's. Public configs call the fields
-/// `flip_sin_to_cos` and `freq_shift`.
+/// How the sinusoids of a time step lie; the default is Stable Diffusion's. Public configs call the
+/// fields `flip_sin_to_cos` and `freq_shift`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Frequencies {
     pub cosines_first: bool,
@@ -45,7 +45,8 @@ impl Default for Frequencies {
 }
 
 impl UNetLayout {
-    /// The level of every input block, in order: what the decoder and the retrieval block connect to.
+    /// The level of every input block, in order: what the decoder and the retrieval block connect
+    /// to.
     #[must_use]
     pub fn input_levels(&self) -> Vec<usize> {
         let mut levels = vec![0];
@@ -79,7 +80,10 @@ impl From<&UNetConfig> for UNetLayout {
 }
 
 fn widths(first: u32, multiples: &[u32]) -> Vec<i64> {
-    multiples.iter().map(|mult| i64::from(first * mult)).collect()
+    multiples
+        .iter()
+        .map(|mult| i64::from(first * mult))
+        .collect()
 }
 
 /// AutoencoderKL (notes 5.2).

@@ -1,6 +1,7 @@
-//! The ledger of a job: a chain of lines that says which steps were done, by which generation, on which samples. Each
-//! line carries the hash of the one before, so that none can be changed, dropped or added unseen. Here are the lines,
-//! their hashes, and the replay that says what they prove. Pure; written by the coordinator's machine, read by `audit`.
+//! The ledger of a job: a chain of lines that says which steps were done, by which generation, on
+//! which samples. Each line carries the hash of the one before, so that none can be changed,
+//! dropped or added unseen. Here are the lines, their hashes, and the replay that says what they
+//! prove. Pure; written by the coordinator's machine, read by `audit`.
 
 use crate::id::{Generation, JobId, Step};
 use crate::text::hex_sha256;
@@ -21,14 +22,15 @@ pub struct Entry {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Line {
-    /// A generation went on from the state after step `from`. Steps after it that older generations did were lost with
-    /// them: they are superseded, and count no more.
+    /// A generation went on from the state after step `from`. Steps after it that older generations
+    /// did were lost with them: they are superseded, and count no more.
     Generation {
         generation: Generation,
         world: u32,
         from: Step,
     },
-    /// The newest generation did a step on the samples at places `first .. first + samples` of the job's order.
+    /// The newest generation did a step on the samples at places `first .. first + samples` of the
+    /// job's order.
     Step {
         generation: Generation,
         step: Step,
@@ -37,8 +39,8 @@ pub enum Line {
         /// None: not a number.
         loss: Option<f64>,
     },
-    /// The newest generation did the steps up to this one too, though nobody heard it say so: it did a later one, or
-    /// its checkpoint of that step is committed.
+    /// The newest generation did the steps up to this one too, though nobody heard it say so: it
+    /// did a later one, or its checkpoint of that step is committed.
     Unheard {
         generation: Generation,
         through: Step,
@@ -92,7 +94,9 @@ impl Tip {
             line,
         };
         match &entry.line {
-            Line::Generation { generation, from, .. } => (self.generation, self.step) = (*generation, *from),
+            Line::Generation {
+                generation, from, ..
+            } => (self.generation, self.step) = (*generation, *from),
             Line::Step { step, .. } | Line::Unheard { through: step, .. } => self.step = *step,
             Line::Digest { .. } => {}
         }
@@ -119,7 +123,8 @@ pub enum Fault {
         expected: String,
     },
     #[error(
-        "entry {number} does not follow the one before it: it names {previous} and should name {expected}"
+        "entry {number} does not follow the one before it: it names {previous} and should name \
+        {expected}"
     )]
     Unchained {
         number: u64,
@@ -129,7 +134,8 @@ pub enum Fault {
     #[error("entry {number}: {what}")]
     Order { number: u64, what: String },
     #[error(
-        "it ends after {found} entries with hash {hash}; the coordinator wrote {expected}, the last with hash {tip}"
+        "it ends after {found} entries with hash {hash}; the coordinator wrote {expected}, the \
+        last with hash {tip}"
     )]
     Truncated {
         found: u64,
@@ -177,7 +183,8 @@ impl Replay {
     }
 
     /// # Errors
-    /// The entry does not follow, was changed, or tells of something that cannot be. Nothing after it means anything.
+    /// The entry does not follow, was changed, or tells of something that cannot be. Nothing after
+    /// it means anything.
     pub fn take(&mut self, entry: &Entry) -> Result<(), Fault> {
         let number = entry.number;
         if number != self.tip.entries {
@@ -218,7 +225,8 @@ impl Replay {
                 if *generation <= self.tip.generation || *world == 0 || self.tip.step < *from {
                     let (newest, last) = (self.tip.generation, self.tip.step);
                     return Err(format!(
-                        "generation {generation} of {world} ranks from step {from} cannot follow generation {newest}, \
+                        "generation {generation} of {world} ranks from step {from} cannot follow \
+                        generation {newest}, \
                          which ended at step {last}"
                     ));
                 }
@@ -234,9 +242,11 @@ impl Replay {
             } => {
                 self.is_current(*generation)?;
                 let begin = self.tip.step.0 * u64::from(self.global_batch);
-                if step.0 != self.tip.step.0 + 1 || (*first, *samples) != (begin, self.global_batch) {
+                if step.0 != self.tip.step.0 + 1 || (*first, *samples) != (begin, self.global_batch)
+                {
                     return Err(format!(
-                        "step {step} on {samples} samples from place {first} cannot follow step {}; its samples are \
+                        "step {step} on {samples} samples from place {first} cannot follow step \
+                        {}; its samples are \
                          {} from place {begin}",
                         self.tip.step, self.global_batch
                     ));
@@ -256,7 +266,8 @@ impl Replay {
                 let begin = self.tip.step.0 * batch;
                 if steps == 0 || (*first, *samples) != (begin, steps.saturating_mul(batch)) {
                     return Err(format!(
-                        "{samples} samples from place {first} are not those of steps {} to {through}",
+                        "{samples} samples from place {first} are not those of steps {} to \
+                        {through}",
                         self.tip.step.0 + 1
                     ));
                 }
@@ -457,7 +468,14 @@ mod tests {
         let replay = replay(&entries).expect("it is whole");
         replay.ends_at(&tip).expect("all is there");
         let told = |replay: &Replay| -> Vec<(u64, u64, u64, bool)> {
-            let one = |done: &Done| (done.first.0, done.last.0, done.generation.0, done.superseded);
+            let one = |done: &Done| {
+                (
+                    done.first.0,
+                    done.last.0,
+                    done.generation.0,
+                    done.superseded,
+                )
+            };
             replay.done().iter().map(one).collect()
         };
         assert_eq!(
@@ -529,8 +547,14 @@ mod tests {
             "{forged}"
         );
         let replay = replay(&entries[..7]).expect("a beginning is a ledger");
-        let cut = replay.ends_at(&tip).expect_err("two are missing").to_string();
-        assert!(cut.starts_with("it ends after 7 entries with hash"), "{cut}");
+        let cut = replay
+            .ends_at(&tip)
+            .expect_err("two are missing")
+            .to_string();
+        assert!(
+            cut.starts_with("it ends after 7 entries with hash"),
+            "{cut}"
+        );
     }
 
     #[test]
@@ -542,7 +566,8 @@ mod tests {
         );
         assert_eq!(
             fault(&[generation(1, 2, 0), step(1, 2)]),
-            "entry 1: step 2 on 4 samples from place 4 cannot follow step 0; its samples are 4 from place 0"
+            "entry 1: step 2 on 4 samples from place 4 cannot follow step 0; its samples are 4 \
+            from place 0"
         );
         assert_eq!(
             fault(&[generation(1, 2, 0), step(1, 1), unheard(1, 1, 3)]),
@@ -550,10 +575,16 @@ mod tests {
         );
         assert_eq!(
             fault(&[generation(2, 2, 0), step(2, 1), generation(1, 1, 1)]),
-            "entry 2: generation 1 of 1 ranks from step 1 cannot follow generation 2, which ended at step 1"
+            "entry 2: generation 1 of 1 ranks from step 1 cannot follow generation 2, which ended \
+            at step 1"
         );
         assert_eq!(
-            fault(&[generation(1, 2, 0), step(1, 1), generation(2, 2, 1), step(1, 2)]),
+            fault(&[
+                generation(1, 2, 0),
+                step(1, 1),
+                generation(2, 2, 1),
+                step(1, 2)
+            ]),
             "entry 3: generation 1 speaks when generation 2 is the newest"
         );
     }

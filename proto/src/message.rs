@@ -1,6 +1,7 @@
-//! What coordinator, daemons and ranks say to each other, as plain values. The machines and the simulated world speak
-//! these; `wire.rs` turns them into protobuf and back at the edge of a process. Ranks and their daemon exchange
-//! [`RankReport`] and [`RankOrder`] as one JSON object per line over the daemon's Unix socket.
+//! What coordinator, daemons and ranks say to each other, as plain values. The machines and the
+//! simulated world speak these; `wire.rs` turns them into protobuf and back at the edge of a
+//! process. Ranks and their daemon exchange [`RankReport`] and [`RankOrder`] as one JSON object per
+//! line over the daemon's Unix socket.
 
 use crate::checkpoint::{CheckpointRef, ShardEntry};
 use crate::id::{Generation, JobId, Rank, Step, WorkerId};
@@ -17,8 +18,9 @@ pub struct WorkerReport {
     pub device: DeviceKind,
     /// 0: it is leaving and takes nothing new.
     pub devices: u32,
-    /// Every rank process the worker has, and those that ended and are not yet forgotten by the coordinator (an
-    /// assignment that no longer names their generation makes the worker forget them).
+    /// Every rank process the worker has, and those that ended and are not yet forgotten by the
+    /// coordinator (an assignment that no longer names their generation makes the worker forget
+    /// them).
     pub ranks: Vec<RankReport>,
     /// Where it answers other workers (`host:port`).
     pub peer_address: Option<String>,
@@ -43,7 +45,8 @@ pub struct Peer {
     pub address: String,
 }
 
-/// One rank's state. A later report of the same rank replaces an earlier one, save that `steps` may overlap.
+/// One rank's state. A later report of the same rank replaces an earlier one, save that `steps` may
+/// overlap.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RankReport {
@@ -53,20 +56,23 @@ pub struct RankReport {
     pub phase: RankPhase,
     /// Rank 0 of a generation: where its c10d store listens (`host:port`).
     pub store_address: Option<String>,
-    /// Rank 0: finished steps that the coordinator has not acknowledged, oldest first, at most [`STEPS_MAX`].
+    /// Rank 0: finished steps that the coordinator has not acknowledged, oldest first, at most
+    /// [`STEPS_MAX`].
     pub steps: Vec<StepReport>,
     /// Shards that this rank wrote and whose checkpoint is not yet known to be committed.
     pub shards: Vec<ShardReport>,
-    /// What this rank's weights came to, newest last, at most [`DIGESTS_MAX`]. All ranks of a generation say the same
-    /// of the same step.
+    /// What this rank's weights came to, newest last, at most [`DIGESTS_MAX`]. All ranks of a
+    /// generation say the same of the same step.
     pub digests: Vec<WeightDigest>,
     /// What became of the units that it holds a lease of; empty in a gang.
     pub units: UnitReport,
-    /// Where its thread is in a step, or which unit it is at; None: in none. Of a process that failed: where it was last.
-    pub doing: Option<Doing>,
+    /// Where its thread is in a step, or which unit it is at; None: in none. Of a process that
+    /// failed: where it was last.
+    pub activity: Option<Activity>,
 }
 
-/// What a rank says of units that its lease still names. It repeats it until the lease names them no more.
+/// What a rank says of units that its lease still names. It repeats it until the lease names them
+/// no more.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UnitReport {
@@ -114,24 +120,25 @@ pub struct UnitFailure {
     pub error: String,
 }
 
-/// Where a rank's thread is, and for how long: what a person is told while a step or a unit goes on. Never reason
-/// enough for a report of its own.
+/// Where a rank's thread is, and for how long: what a person is told while a step or a unit goes
+/// on. Never reason enough for a report of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Doing {
-    /// 0 with [`Piece::Unit`].
+pub struct Activity {
+    /// 0 with [`Stage::Unit`].
     pub step: Step,
-    pub piece: Piece,
+    pub stage: Stage,
     pub for_ms: u64,
 }
 
 /// A piece of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Piece {
+pub enum Stage {
     /// Waiting for the object store and the decoder.
     Samples,
-    /// Forward and backward of the rank's n-th micro-batch of the step, from 1 on, as far as they are its own.
+    /// Forward and backward of the rank's n-th micro-batch of the step, from 1 on, as far as they
+    /// are its own.
     MicroBatch(u32),
     /// In a collective: it is done as soon as the slowest rank has come to it.
     Reduction,
@@ -145,7 +152,7 @@ pub enum Piece {
     Unit(u64),
 }
 
-impl Piece {
+impl Stage {
     /// Whether nobody and nothing outside the process is waited for in it.
     #[must_use]
     pub fn is_own(self) -> bool {
@@ -156,7 +163,7 @@ impl Piece {
     }
 }
 
-impl fmt::Display for Piece {
+impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Samples => f.write_str("the samples"),
@@ -170,11 +177,11 @@ impl fmt::Display for Piece {
     }
 }
 
-impl fmt::Display for Doing {
+impl fmt::Display for Activity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.piece {
-            Piece::Unit(_) => write!(f, "{}", self.piece),
-            piece => write!(f, "{piece} of step {}", self.step),
+        match self.stage {
+            Stage::Unit(_) => write!(f, "{}", self.stage),
+            stage => write!(f, "{stage} of step {}", self.step),
         }
     }
 }
@@ -196,20 +203,23 @@ pub const TERMS_MAX: usize = 32;
 pub enum RankPhase {
     /// The process starts, loads weights, opens the data set.
     Starting,
-    /// A reserve: it has loaded everything, has no place in this generation and waits for one in which it has.
+    /// A reserve: it has loaded everything, has no place in this generation and waits for one in
+    /// which it has.
     Ready,
     /// It waits for the c10d store and the other ranks.
     Joining,
     Training,
-    /// Its group is broken, by a peer that is gone or by a newer generation. The partial step is dropped; the process
-    /// keeps its weights and optimizer state in memory and waits for the next generation.
+    /// Its group is broken, by a peer that is gone or by a newer generation. The partial step is
+    /// dropped; the process keeps its weights and optimizer state in memory and waits for the next
+    /// generation.
     Broken {
         error: String,
     },
-    /// All work is done and every shard is written. A rank that trained keeps its state until it is told to leave.
+    /// All work is done and every shard is written. A rank that trained keeps its state until it is
+    /// told to leave.
     Finished,
-    /// The process ended or gave up; the first line of why, with what and where. `permanent`: another generation
-    /// would fail in the same way, so there is none.
+    /// The process ended or gave up; the first line of why, with what and where. `permanent`:
+    /// another generation would fail in the same way, so there is none.
     Failed {
         error: String,
         permanent: bool,
@@ -223,8 +233,8 @@ pub struct StepReport {
     pub step: Step,
     /// The whole loss.
     pub loss: f64,
-    /// What the loss is made of, by the architecture's names and in its order, before they are weighted against each
-    /// other; at most [`TERMS_MAX`].
+    /// What the loss is made of, by the architecture's names and in its order, before they are
+    /// weighted against each other; at most [`TERMS_MAX`].
     pub terms: Vec<LossTerm>,
     pub gradient_norm: f64,
     pub learning_rate: f64,
@@ -232,10 +242,11 @@ pub struct StepReport {
     pub seconds: PhaseSeconds,
     /// Largest resident memory of the rank so far.
     pub peak_memory_bytes: u64,
-    /// Steps so far whose update was left out, because a number was not finite. The loss of such a step is that of
-    /// its finite samples, its gradient's norm is given as 0.
+    /// Steps so far whose update was left out, because a number was not finite. The loss of such a
+    /// step is that of its finite samples, its gradient's norm is given as 0.
     pub skipped_steps: u64,
-    /// What the loss is multiplied with before its gradient is taken, after this step; 1 except in fp16.
+    /// What the loss is multiplied with before its gradient is taken, after this step; 1 except in
+    /// fp16.
     pub loss_scale: f64,
 }
 
@@ -267,7 +278,12 @@ pub struct PhaseSeconds {
 impl PhaseSeconds {
     #[must_use]
     pub fn total(&self) -> f64 {
-        self.data + self.forward + self.backward + self.communication + self.optimizer + self.checkpoint
+        self.data
+            + self.forward
+            + self.backward
+            + self.communication
+            + self.optimizer
+            + self.checkpoint
     }
 }
 
@@ -282,7 +298,8 @@ pub struct ShardReport {
     pub environment: String,
 }
 
-/// The state after a step in one number: what `coordinator checkpoint digest` says of a checkpoint of that step.
+/// The state after a step in one number: what `coordinator checkpoint digest` says of a checkpoint
+/// of that step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WeightDigest {
@@ -299,7 +316,8 @@ pub struct DesiredState {
     pub assignments: Vec<Assignment>,
     /// The one knob from which every time-out of the worker derives, in milliseconds (law 9).
     pub detect_within_ms: u64,
-    /// Every other worker with ranks of one of its jobs: it asks each again and again whether it is there.
+    /// Every other worker with ranks of one of its jobs: it asks each again and again whether it is
+    /// there.
     pub peers: Vec<Peer>,
 }
 
@@ -317,13 +335,15 @@ pub struct Assignment {
     pub store_url: String,
     /// The knob again: a rank is told nothing but its assignment.
     pub detect_within_ms: u64,
-    /// This worker runs ranks `first_rank .. first_rank + ranks`, each on a device that the worker chooses.
+    /// This worker runs ranks `first_rank .. first_rank + ranks`, each on a device that the worker
+    /// chooses.
     pub first_rank: Rank,
     pub ranks: u32,
-    /// The generation is to end in order. Once said it is not taken back for this generation, though [`Halt::Save`] may
-    /// follow [`Halt::Hold`]. A gang's ranks agree among themselves on the step; a rank of units ends the unit that it is
-    /// at and takes no other, whichever of the two it is told.
-    pub halt: Option<Halt>,
+    /// The generation is to end in order. Once said it is not taken back for this generation,
+    /// though [`GracefulStop::WithCheckpoint`] may follow [`GracefulStop::WithoutCheckpoint`]. A
+    /// gang's ranks agree among themselves on the step; a rank of units ends the unit that it is at
+    /// and takes no other, whichever of the two it is told.
+    pub graceful_stop: Option<GracefulStop>,
     pub run: Run,
 }
 
@@ -339,8 +359,8 @@ pub enum Run {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GangOrder {
-    /// Ranks of the generation. Those numbered from here on are reserves: processes that get ready, or keep what they hold,
-    /// and wait for the next generation.
+    /// Ranks of the generation. Those numbered from here on are reserves: processes that get ready,
+    /// or keep what they hold, and wait for the next generation.
     pub world: u32,
     /// Known once rank 0 has reported it.
     pub store_address: Option<String>,
@@ -358,12 +378,14 @@ pub struct GangOrder {
 pub struct UnitOrder {
     /// The trained job that the units are made with.
     pub source: Option<SourceJob>,
-    /// Units leased to each rank that are not known to be done, sorted, without overlap. A rank that is not named holds
-    /// none. A unit that a lease no longer names is acknowledged, or somebody else's.
+    /// Units leased to each rank that are not known to be done, sorted, without overlap. A rank
+    /// that is not named holds none. A unit that a lease no longer names is acknowledged, or
+    /// somebody else's.
     pub leases: BTreeMap<Rank, Vec<UnitRange>>,
 }
 
-/// A trained job, as other jobs read it: its text and checkpoint are pinned, so later changes to it change nothing.
+/// A trained job, as other jobs read it: its text and checkpoint are pinned, so later changes to it
+/// change nothing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceJob {
@@ -375,18 +397,20 @@ pub struct SourceJob {
 /// How a generation ends in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Halt {
-    /// Finish the step together, keep everything in memory and wait: some of the processes go on in the next generation.
-    Hold,
+pub enum GracefulStop {
+    /// Finish the step together, keep everything in memory and wait: some of the processes go on in
+    /// the next generation.
+    WithoutCheckpoint,
     /// Finish the step together and write a checkpoint of it: none of them does.
-    Save,
+    WithCheckpoint,
 }
 
 impl Assignment {
     /// Whether it is for ranks that have no place in the generation.
     #[must_use]
-    pub fn is_reserve(&self) -> bool {
-        self.gang().is_some_and(|gang| gang.world <= self.first_rank.0)
+    pub fn is_standby(&self) -> bool {
+        self.gang()
+            .is_some_and(|gang| gang.world <= self.first_rank.0)
     }
 
     /// The order of ranks that step together.
@@ -418,9 +442,10 @@ impl Assignment {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RankOrder {
-    /// First line on the socket, and again whenever the assignment changes (the store's address becomes known, steps are
-    /// acknowledged, a checkpoint is committed). A newer generation ends the running one: the process drops the partial
-    /// step and joins the newer one, with the state that it holds.
+    /// First line on the socket, and again whenever the assignment changes (the store's address
+    /// becomes known, steps are acknowledged, a checkpoint is committed). A newer generation ends
+    /// the running one: the process drops the partial step and joins the newer one, with the state
+    /// that it holds.
     Assignment {
         assignment: Box<Assignment>,
         rank: Rank,

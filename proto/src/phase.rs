@@ -1,5 +1,5 @@
-//! The words for what a job and its ranks are at: in tables, in JSON for programs, on the wire between coordinator and
-//! command line. Pure.
+//! The words for what a job and its ranks are at: in tables, in JSON for programs, on the wire
+//! between coordinator and command line. Pure.
 
 use crate::message::RankPhase;
 use std::fmt;
@@ -24,7 +24,7 @@ pub enum Phase {
     /// Some of its ranks are done.
     Finishing,
     /// Its generation ends in order, for another one or for none.
-    Halting,
+    Stopping,
     Done,
     Failed,
     Cancelled,
@@ -40,7 +40,7 @@ impl Phase {
         Self::Training,
         Self::Working,
         Self::Finishing,
-        Self::Halting,
+        Self::Stopping,
         Self::Done,
         Self::Failed,
         Self::Cancelled,
@@ -57,7 +57,7 @@ impl Phase {
             Self::Training => "training",
             Self::Working => "working",
             Self::Finishing => "finishing",
-            Self::Halting => "halting",
+            Self::Stopping => "stopping",
             Self::Done => "done",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
@@ -139,7 +139,10 @@ mod tests {
             assert_eq!(format!("{phase:>9}").trim_start(), phase.word());
             assert!(*phase.word() == phase);
         }
-        assert_eq!((Phase::of("evaluating"), is_over("evaluating")), (None, false));
+        assert_eq!(
+            (Phase::of("evaluating"), is_over("evaluating")),
+            (None, false)
+        );
         let over: Vec<Phase> = Phase::ALL.into_iter().filter(|it| it.is_over()).collect();
         assert_eq!(over, [Phase::Done, Phase::Failed, Phase::Cancelled]);
     }

@@ -2,7 +2,8 @@
 
 use toml::de::{DeTable, DeValue};
 
-/// Line (1-based) of a dotted field; of its nearest parent that is written when the field itself is not; 1 at worst.
+/// Line (1-based) of a dotted field; of its nearest parent that is written when the field itself is
+/// not; 1 at worst.
 pub(crate) fn line_of(text: &str, field: &str) -> usize {
     let Ok(document) = DeTable::parse(text) else {
         return 1;
@@ -10,7 +11,8 @@ pub(crate) fn line_of(text: &str, field: &str) -> usize {
     let mut table = document.into_inner();
     let mut line = 1;
     for part in field.split('.') {
-        let Some((key, value)) = table.iter().find(|(key, _)| key.get_ref().as_ref() == part) else {
+        let Some((key, value)) = table.iter().find(|(key, _)| key.get_ref().as_ref() == part)
+        else {
             break;
         };
         line = line_at(text, key.span().start);
@@ -60,14 +62,20 @@ fn plain(message: &str) -> String {
         "f64" | "f32" => "a number",
         "a string" => "a text in quotes",
         "a sequence" => "a list in square brackets",
-        other if other.starts_with("struct ") || other == "a map" => "a table, such as { key = value }",
+        other if other.starts_with("struct ") || other == "a map" => {
+            "a table, such as { key = value }"
+        }
         other => other,
     };
     format!("is the {found}; it must be {expected}")
 }
 
 fn line_at(text: &str, offset: usize) -> usize {
-    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+    text.bytes()
+        .take(offset)
+        .filter(|byte| *byte == b'\n')
+        .count()
+        + 1
 }
 
 /// Dotted name of the innermost field whose key or value covers `offset`.

@@ -1,19 +1,20 @@
-//! `[sample]`: images from the weights of a trained job, as numbered units. Pure values and arithmetic; text form and checks
-//! are in [`crate::job`], the images are made by a rank.
+//! `[sample]`: images from the weights of a trained job, as numbered units. Pure values and
+//! arithmetic; text form and checks are in [`crate::job`], the images are made by a rank.
 
 use crate::architecture::references::{Pairing, Task};
 use crate::id::{JobId, Step};
 use crate::units::{OnFailedUnit, UnitPlan};
 use serde::{Deserialize, Serialize};
 
-/// Images of a trained job, written to `jobs/<this job>/pictures/`.
+/// Images of a trained job, written to `jobs/<this job>/images/`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SampleWork {
     /// The trained job.
     pub job: JobId,
     pub weights: Weights,
-    /// Samples to draw, of held-out characters where the job holds some out; with `references` there is one subject.
+    /// Samples to draw, of held-out characters where the job holds some out; with `references`
+    /// there is one subject.
     pub count: u32,
     pub method: SampleMethod,
     pub steps: u32,
@@ -113,7 +114,8 @@ impl SampleWork {
         }
     }
 
-    /// What unit `number` is; None past the last one. Seeds change fastest, then prompts, then subjects.
+    /// What unit `number` is; None past the last one. Seeds change fastest, then prompts, then
+    /// subjects.
     #[must_use]
     pub fn unit(&self, number: u64) -> Option<SampleUnit> {
         let (images, maps) = (self.images(), self.maps());
@@ -187,12 +189,12 @@ impl Concept {
 pub struct NamedReference {
     /// None: as the task has it.
     pub concept: Option<Concept>,
-    pub from: PictureSource,
+    pub from: ImageSource,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum PictureSource {
+pub enum ImageSource {
     /// A sample of the job's data set; what the concept wants is cut out of it.
     Sample { id: String },
     /// A file that lies at `jobs/<job>/references/<sha256>` in the store; it is shown whole.
@@ -232,8 +234,9 @@ impl SampleMethod {
 pub enum SamplePrompt {
     /// The target's own prompt.
     Full,
-    /// The target's prompt without the tags that name hair, eyes, skin, accessories or clothes, on a white ground:
-    /// whatever of these the picture shows, the references have told, and the figure can be found in it.
+    /// The target's prompt without the tags that name hair, eyes, skin, accessories or clothes, on
+    /// a white ground: whatever of these the picture shows, the references have told, and the
+    /// figure can be found in it.
     Pose,
     Empty,
 }
@@ -251,7 +254,10 @@ mod tests {
             attention: vec![Concept::Face],
             ..SampleWork::of(JobId("demo-1".into()))
         };
-        assert_eq!((work.images(), work.maps(), work.units().count), (12, 2, 15));
+        assert_eq!(
+            (work.images(), work.maps(), work.units().count),
+            (12, 2, 15)
+        );
         let image = |subject, prompt, seed| {
             Some(SampleUnit::Image {
                 subject,

@@ -1,6 +1,6 @@
-//! A daemon's settings in layers: shipped defaults, then a file, then the environment (`PREFIX__TABLE__KEY`). Every
-//! wrong key or value is an error that says where it stands, what it is and what would be right. The one file named
-//! is read; nothing that settings name is opened.
+//! A daemon's settings in layers: shipped defaults, then a file, then the environment
+//! (`PREFIX__TABLE__KEY`). Every wrong key or value is an error that says where it stands, what it
+//! is and what would be right. The one file named is read; nothing that settings name is opened.
 
 use crate::place::{line_of, nearest, of_toml_error};
 use config::{Environment, File, FileFormat};
@@ -56,11 +56,12 @@ struct Layers {
     variables: HashMap<String, String>,
 }
 
-/// Reads `file`, if any, over `defaults`, and those of `environment` that begin with `prefix` over both. The defaults
-/// name every key there is, and the type of each.
+/// Reads `file`, if any, over `defaults`, and those of `environment` that begin with `prefix` over
+/// both. The defaults name every key there is, and the type of each.
 ///
 /// # Errors
-/// The file cannot be read or is no TOML, a key is unknown, or a value has another type than its default.
+/// The file cannot be read or is no TOML, a key is unknown, or a value has another type than its
+/// default.
 ///
 /// # Panics
 /// When the shipped defaults are no TOML or do not fill `T`.
@@ -80,7 +81,8 @@ pub fn load<T: DeserializeOwned>(
             .filter(|(name, _)| name.starts_with(&begin))
             .collect(),
     };
-    let mut builder = config::Config::builder().add_source(File::from_str(defaults, FileFormat::Toml));
+    let mut builder =
+        config::Config::builder().add_source(File::from_str(defaults, FileFormat::Toml));
     if let Some((name, text)) = &layers.file {
         check_file(name, text, &known)?;
         builder = builder.add_source(File::from_str(text, FileFormat::Toml));
@@ -108,7 +110,8 @@ pub fn load<T: DeserializeOwned>(
 }
 
 impl<T> Settings<T> {
-    /// The error of a value that has the right type and cannot be meant, with the place that set it.
+    /// The error of a value that has the right type and cannot be meant, with the place that set
+    /// it.
     pub fn wrong(&self, key: &str, value: impl Display, expected: &str) -> SettingsError {
         SettingsError {
             place: self.layers.place_of(key),
@@ -124,7 +127,13 @@ impl<T> Settings<T> {
         let format = match raw.format.as_str() {
             "text" => LogFormat::Text,
             "json" => LogFormat::Json,
-            other => return Err(self.wrong("log.format", format!("{other:?}"), "it must be text or json")),
+            other => {
+                return Err(self.wrong(
+                    "log.format",
+                    format!("{other:?}"),
+                    "it must be text or json",
+                ));
+            }
         };
         Ok(Log {
             filter: raw.filter.clone(),
@@ -148,7 +157,9 @@ impl Layers {
 
 /// `log.filter` for `RETRI_WORKER__LOG__FILTER`.
 fn key_of(variable: &str, prefix: &str) -> String {
-    variable[prefix.len() + 2..].to_lowercase().replace("__", ".")
+    variable[prefix.len() + 2..]
+        .to_lowercase()
+        .replace("__", ".")
 }
 
 fn read(path: &Path) -> Result<(String, String), SettingsError> {
@@ -241,7 +252,10 @@ fn unknown(key: &str, known: &[String]) -> String {
     let words: Vec<&str> = known.iter().map(String::as_str).collect();
     match nearest(key, &words) {
         Some(near) => format!("{key}: there is no such setting; did you mean `{near}`?"),
-        None => format!("{key}: there is no such setting; there are {}", known.join(", ")),
+        None => format!(
+            "{key}: there is no such setting; there are {}",
+            known.join(", ")
+        ),
     }
 }
 
@@ -376,7 +390,8 @@ mod tests {
         expect(
             "",
             &[("TOY__LOG", "x")],
-            "environment variable TOY__LOG: log: there is no such setting; there are devices, log.filter, name",
+            "environment variable TOY__LOG: log: there is no such setting; there are devices, \
+            log.filter, name",
         );
         expect(
             "",
@@ -388,7 +403,8 @@ mod tests {
                 .unwrap_err()
                 .starts_with("toy.toml:1: this is no TOML: ")
         );
-        let missing = load::<Toy>("TOY", DEFAULTS, Some(Path::new("/nowhere/c.toml")), []).unwrap_err();
+        let missing =
+            load::<Toy>("TOY", DEFAULTS, Some(Path::new("/nowhere/c.toml")), []).unwrap_err();
         assert_eq!(
             missing.to_string(),
             "/nowhere/c.toml: cannot be read: No such file or directory (os error 2)"

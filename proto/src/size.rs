@@ -47,8 +47,8 @@ fn tiny() -> (UNetConfig, AutoencoderConfig, TextEncoderConfig) {
 }
 
 /// For the demo at 64 pixels: latents of 4x16x16; all weights together are under 20 MB in fp16. The
-/// autoencoder is narrow where the picture is large, because it reads three pictures for each one that the
-/// U-Net draws.
+/// autoencoder is narrow where the picture is large, because it reads three pictures for each one
+/// that the U-Net draws.
 fn small() -> (UNetConfig, AutoencoderConfig, TextEncoderConfig) {
     (
         UNetConfig {

@@ -1,10 +1,10 @@
-//! What a job is, valid by construction: the meaning of job.toml. Plain data, made only by [`crate::job`], passed by
-//! value to whoever needs it. Text form and error messages live in `job.rs`; documentation for people stands in
-//! `deploy/jobs/demo.toml`.
+//! What a job is, valid by construction: the meaning of job.toml. Plain data, made only by
+//! [`crate::job`], passed by value to whoever needs it. Text form and error messages live in
+//! `job.rs`; documentation for people stands in `deploy/jobs/demo.toml`.
 
 pub use crate::architecture::config::{
-    Attend, AutoencoderConfig, Component, LossWeighting, Retrieval, RetrievalTime, TextEncoderConfig,
-    UNetConfig,
+    Attend, AutoencoderConfig, Component, LossWeighting, Retrieval, RetrievalTime,
+    TextEncoderConfig, UNetConfig,
 };
 pub use crate::architecture::references::{Clothes, Pairing, References, Task};
 pub use crate::architecture::{Architecture, ArchitectureSpec};
@@ -90,7 +90,8 @@ pub struct TrainWork {
 }
 
 impl TrainWork {
-    /// Micro-batches of one step, over all ranks. Global batch is a multiple of micro-batch, so this is exact.
+    /// Micro-batches of one step, over all ranks. Global batch is a multiple of micro-batch, so
+    /// this is exact.
     #[must_use]
     pub fn micro_batches(&self) -> u32 {
         self.train.global_batch / self.train.micro_batch
@@ -128,7 +129,8 @@ pub struct Data {
     pub resolution: u32,
     /// Probability that a sample's prompt is replaced by the empty string. The paper: 0.5.
     pub prompt_drop: f64,
-    /// Share of characters that training never shows, chosen by a hash of (seed, character); sampling draws them.
+    /// Share of characters that training never shows, chosen by a hash of (seed, character);
+    /// sampling draws them.
     pub holdout: f64,
     /// The one seed of the job: order, noise, crops, weights without init.
     pub seed: u64,
@@ -138,11 +140,13 @@ pub struct Data {
 #[serde(deny_unknown_fields)]
 pub struct Model {
     pub architecture: ArchitectureSpec,
-    /// URL of base weights, in one of the layouts of [`crate::public::base`]. None: random weights from the job's seed.
+    /// URL of base weights, in one of the layouts of [`crate::public::base`]. None: random weights
+    /// from the job's seed.
     pub init: Option<String>,
     /// Components whose weights do not move. Always a subset of the architecture's components.
     pub freeze: Vec<Component>,
-    /// Components whose blocks keep their inputs and not their activations, and are computed again for the backward pass.
+    /// Components whose blocks keep their inputs and not their activations, and are computed again
+    /// for the backward pass.
     pub activation_checkpointing: Vec<Component>,
 }
 
@@ -202,8 +206,8 @@ pub enum Decay {
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
     Fp32,
-    /// Weights that move, their gradients and moments, norms and the loss stay fp32; the loss is scaled, by a factor that
-    /// follows the gradients.
+    /// Weights that move, their gradients and moments, norms and the loss stay fp32; the loss is
+    /// scaled, by a factor that follows the gradients.
     Fp16,
     /// As fp16, without a factor: bf16 has fp32's range.
     Bf16,

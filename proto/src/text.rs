@@ -3,7 +3,8 @@
 use sha2::{Digest, Sha256};
 use std::error::Error;
 
-/// Two lower-case digits a byte: the form in which manifests, ledgers and caches name bytes by their hash.
+/// Two lower-case digits a byte: the form in which manifests, ledgers and caches name bytes by
+/// their hash.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";

@@ -2,12 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Numbered, idempotent pieces of work: unit 0 to `count - 1`. Each puts its output once, under a name that depends on the
-/// unit alone.
+/// Numbered, idempotent pieces of work: unit 0 to `count - 1`. Each puts its output once, under a
+/// name that depends on the unit alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UnitPlan {
     pub count: u64,
-    /// Unit `count - 1` is leased only when all others are done or set aside: it writes what needs all of them.
+    /// Unit `count - 1` is leased only when all others are done or set aside: it writes what needs
+    /// all of them.
     pub closing: bool,
     pub on_failed: OnFailedUnit,
 }

@@ -1,11 +1,12 @@
-//! Which protocol a process speaks. Everyone says it on every call, and is answered only by those who speak
-//! the same: a daemon that dropped a field it does not know would do something else than it was told.
+//! Which protocol a process speaks. Everyone says it on every call, and is answered only by those
+//! who speak the same: a daemon that dropped a field it does not know would do something else than
+//! it was told.
 
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Status};
 
 /// One higher with every change of `train.proto` or of what its fields mean.
-pub const PROTOCOL: u32 = 6;
+pub const PROTOCOL: u32 = 7;
 const PROTOCOL_KEY: &str = "retri-protocol";
 const RELEASE_KEY: &str = "retri-release";
 const RELEASE: &str = env!("CARGO_PKG_VERSION");
@@ -32,7 +33,12 @@ pub fn stamp(mut request: Request<()>) -> Result<Request<()>, Status> {
 /// # Errors
 /// FAILED_PRECONDITION for everybody else, with what each side speaks.
 pub fn check(request: Request<()>) -> Result<Request<()>, Status> {
-    let said = |key| request.metadata().get(key).and_then(|value| value.to_str().ok());
+    let said = |key| {
+        request
+            .metadata()
+            .get(key)
+            .and_then(|value| value.to_str().ok())
+    };
     let theirs = match said(PROTOCOL_KEY) {
         Some(protocol) if protocol == PROTOCOL.to_string() => return Ok(request),
         Some(protocol) => format!(
@@ -42,7 +48,8 @@ pub fn check(request: Request<()>) -> Result<Request<()>, Status> {
         None => "the caller does not say what it speaks".to_owned(),
     };
     Err(Status::failed_precondition(format!(
-        "whoever was called speaks protocol {PROTOCOL} (release {RELEASE}), and {theirs}; run the same release everywhere"
+        "whoever was called speaks protocol {PROTOCOL} (release {RELEASE}), and {theirs}; run the \
+        same release everywhere"
     )))
 }
 

@@ -1,7 +1,7 @@
-//! Plain messages <-> generated protobuf. Every field that comes in is checked here, once; machines see only values that
-//! mean something. No I/O; called by the rpc shells.
+//! Plain messages <-> generated protobuf. Every field that comes in is checked here, once; machines
+//! see only values that mean something. No I/O; called by the rpc shells.
 
-mod doing;
+mod activity;
 mod peer;
 mod terms;
 mod units;
@@ -11,8 +11,8 @@ pub use terms::loss_terms;
 use crate::checkpoint::{CheckpointRef, ShardEntry};
 use crate::id::{Generation, JobId, Rank, Step, WorkerId};
 use crate::message::{
-    Assignment, DesiredState, GangOrder, Halt, PhaseSeconds, RankPhase, RankReport, Run, ShardReport,
-    StepReport, WeightDigest, WorkerReport,
+    Assignment, DesiredState, GangOrder, GracefulStop, PhaseSeconds, RankPhase, RankReport, Run,
+    ShardReport, StepReport, WeightDigest, WorkerReport,
 };
 use crate::pb;
 use crate::spec::DeviceKind;
@@ -33,7 +33,11 @@ const LONG_TEXT_MAX: usize = 1 << 20;
 /// Most ranks in one report, assignments in one state, shards or steps in one rank report.
 const LIST_MAX: usize = 4096;
 
-fn wrong<T>(field: &'static str, value: impl ToString, expected: &'static str) -> Result<T, WireError> {
+fn wrong<T>(
+    field: &'static str,
+    value: impl ToString,
+    expected: &'static str,
+) -> Result<T, WireError> {
     Err(WireError {
         field,
         value: value.to_string(),
@@ -54,7 +58,11 @@ fn text(field: &'static str, value: String, length_max: usize) -> Result<String,
         return wrong(field, "empty", "it must be given");
     }
     if value.len() > length_max {
-        return wrong(field, format!("{} bytes long", value.len()), "it must be shorter");
+        return wrong(
+            field,
+            format!("{} bytes long", value.len()),
+            "it must be shorter",
+        );
     }
     Ok(value)
 }
@@ -147,7 +155,11 @@ impl TryFrom<pb::WorkerReport> for WorkerReport {
     fn try_from(report: pb::WorkerReport) -> Result<Self, WireError> {
         // A worker that is leaving offers none.
         if report.devices > 1024 {
-            return wrong("devices", report.devices, "a worker has at most 1024 devices");
+            return wrong(
+                "devices",
+                report.devices,
+                "a worker has at most 1024 devices",
+            );
         }
         Ok(Self {
             worker: present("worker", report.worker)?.try_into()?,
@@ -190,7 +202,7 @@ impl From<&RankReport> for pb::RankReport {
             digests: report.digests.iter().map(Into::into).collect(),
             permanent,
             units: Some((&report.units).into()),
-            doing: report.doing.as_ref().map(Into::into),
+            activity: report.activity.as_ref().map(Into::into),
         }
     }
 }
@@ -247,7 +259,7 @@ impl TryFrom<pb::RankReport> for RankReport {
                 .map(TryInto::try_into)
                 .transpose()?
                 .unwrap_or_default(),
-            doing: report.doing.map(TryInto::try_into).transpose()?,
+            activity: report.activity.map(TryInto::try_into).transpose()?,
         })
     }
 }
@@ -324,7 +336,11 @@ impl TryFrom<pb::ShardReport> for ShardReport {
     fn try_from(report: pb::ShardReport) -> Result<Self, WireError> {
         let path = text("shards.path", report.path, TEXT_MAX)?;
         if path.contains('/') || path.starts_with('.') {
-            return wrong("shards.path", format!("{path:?}"), "it must be a plain file name");
+            return wrong(
+                "shards.path",
+                format!("{path:?}"),
+                "it must be a plain file name",
+            );
         }
         Ok(Self {
             step: Step(report.step),
@@ -404,20 +420,26 @@ fn detect_within(ms: u64) -> Result<u64, WireError> {
     Ok(ms)
 }
 
-fn halt_to_wire(halt: Option<Halt>) -> pb::assignment::Halt {
-    match halt {
-        None => pb::assignment::Halt::No,
-        Some(Halt::Hold) => pb::assignment::Halt::Hold,
-        Some(Halt::Save) => pb::assignment::Halt::Save,
+fn graceful_stop_to_wire(graceful_stop: Option<GracefulStop>) -> pb::assignment::GracefulStop {
+    match graceful_stop {
+        None => pb::assignment::GracefulStop::None,
+        Some(GracefulStop::WithoutCheckpoint) => pb::assignment::GracefulStop::WithoutCheckpoint,
+        Some(GracefulStop::WithCheckpoint) => pb::assignment::GracefulStop::WithCheckpoint,
     }
 }
 
-fn halt_from_wire(halt: i32) -> Result<Option<Halt>, WireError> {
-    match pb::assignment::Halt::try_from(halt) {
-        Ok(pb::assignment::Halt::No) => Ok(None),
-        Ok(pb::assignment::Halt::Hold) => Ok(Some(Halt::Hold)),
-        Ok(pb::assignment::Halt::Save) => Ok(Some(Halt::Save)),
-        Err(_) => wrong("halt", halt, "it must be one of the halts of train.proto"),
+fn graceful_stop_from_wire(graceful_stop: i32) -> Result<Option<GracefulStop>, WireError> {
+    match pb::assignment::GracefulStop::try_from(graceful_stop) {
+        Ok(pb::assignment::GracefulStop::None) => Ok(None),
+        Ok(pb::assignment::GracefulStop::WithoutCheckpoint) => {
+            Ok(Some(GracefulStop::WithoutCheckpoint))
+        }
+        Ok(pb::assignment::GracefulStop::WithCheckpoint) => Ok(Some(GracefulStop::WithCheckpoint)),
+        Err(_) => wrong(
+            "halt",
+            graceful_stop,
+            "it must be one of the halts of train.proto",
+        ),
     }
 }
 
@@ -433,7 +455,7 @@ impl From<&Assignment> for pb::Assignment {
             detect_within_ms: assignment.detect_within_ms,
             first_rank: assignment.first_rank.0,
             ranks: assignment.ranks,
-            halt: halt_to_wire(assignment.halt).into(),
+            graceful_stop: graceful_stop_to_wire(assignment.graceful_stop).into(),
             run: Some(match &assignment.run {
                 Run::Gang(order) => Wire::Gang(order.into()),
                 Run::Units(order) => Wire::Units(order.into()),
@@ -462,7 +484,8 @@ impl TryFrom<pb::Assignment> for Assignment {
             return wrong(
                 "ranks",
                 value,
-                "a worker's ranks are at least one and lie inside the world or, as reserves, behind it",
+                "a worker's ranks are at least one and lie inside the world or, as reserves, \
+                behind it",
             );
         }
         Ok(Self {
@@ -474,7 +497,7 @@ impl TryFrom<pb::Assignment> for Assignment {
             detect_within_ms: detect_within(assignment.detect_within_ms)?,
             first_rank: Rank(assignment.first_rank),
             ranks: assignment.ranks,
-            halt: halt_from_wire(assignment.halt)?,
+            graceful_stop: graceful_stop_from_wire(assignment.graceful_stop)?,
             run,
         })
     }
@@ -568,7 +591,7 @@ mod tests {
                         error: "no such id".into(),
                     }],
                 },
-                doing: None,
+                activity: None,
             }],
             peer_address: Some("10.0.0.1:7073".into()),
             unreached: vec![Unreached {

@@ -1,5 +1,5 @@
-//! Whatever bytes arrive and whatever text is submitted: a clear error or a value that means what it says, and never a
-//! panic.
+//! Whatever bytes arrive and whatever text is submitted: a clear error or a value that means what
+//! it says, and never a panic.
 
 #![allow(clippy::unwrap_used)]
 
@@ -23,20 +23,27 @@ fn strange_text() -> impl Strategy<Value = String> {
 }
 
 fn strange_number() -> impl Strategy<Value = u64> {
-    prop_oneof![0..5_u64, Just(u64::MAX), Just(u64::from(u32::MAX)), any::<u64>()]
+    prop_oneof![
+        0..5_u64,
+        Just(u64::MAX),
+        Just(u64::from(u32::MAX)),
+        any::<u64>()
+    ]
 }
 
 fn step() -> impl Strategy<Value = pb::StepReport> {
-    (strange_number(), any::<f64>(), any::<u32>(), any::<bool>()).prop_map(|(step, loss, samples, timed)| {
-        let seconds = timed.then(pb::PhaseSeconds::default);
-        pb::StepReport {
-            step,
-            loss,
-            samples,
-            seconds,
-            ..Default::default()
-        }
-    })
+    (strange_number(), any::<f64>(), any::<u32>(), any::<bool>()).prop_map(
+        |(step, loss, samples, timed)| {
+            let seconds = timed.then(pb::PhaseSeconds::default);
+            pb::StepReport {
+                step,
+                loss,
+                samples,
+                seconds,
+                ..Default::default()
+            }
+        },
+    )
 }
 
 fn shard() -> impl Strategy<Value = pb::ShardReport> {
@@ -69,13 +76,18 @@ fn rank() -> impl Strategy<Value = pb::RankReport> {
         prop::collection::vec((strange_number(), strange_number()), 0..3),
         prop::collection::vec((strange_number(), strange_text()), 0..3),
     ));
-    let doing = prop::option::of((strange_number(), -1..9_i32, strange_number(), strange_number()));
+    let activity = prop::option::of((
+        strange_number(),
+        -1..9_i32,
+        strange_number(),
+        strange_number(),
+    ));
     (
         places,
         strange_text(),
         prop::option::of(strange_text()),
         lists,
-        (digests, doing, units),
+        (digests, activity, units),
     )
         .prop_map(
             |(
@@ -83,7 +95,7 @@ fn rank() -> impl Strategy<Value = pb::RankReport> {
                 error,
                 store_address,
                 (steps, shards),
-                (digests, doing, units),
+                (digests, activity, units),
             )| {
                 let digests = digests
                     .into_iter()
@@ -99,9 +111,9 @@ fn rank() -> impl Strategy<Value = pb::RankReport> {
                         .map(|(unit, error)| pb::UnitFailure { unit, error })
                         .collect(),
                 });
-                let doing = doing.map(|(step, piece, number, for_ms)| pb::Doing {
+                let activity = activity.map(|(step, stage, number, for_ms)| pb::Activity {
                     step,
-                    piece,
+                    stage,
                     number,
                     for_ms,
                 });
@@ -115,7 +127,7 @@ fn rank() -> impl Strategy<Value = pb::RankReport> {
                     steps,
                     shards,
                     digests,
-                    doing,
+                    activity,
                     units,
                     ..Default::default()
                 }
@@ -133,22 +145,26 @@ fn report() -> impl Strategy<Value = pb::WorkerReport> {
         prop::option::of(strange_text()),
         prop::collection::vec((strange_text(), strange_number(), strange_text()), 0..3),
     )
-        .prop_map(|(worker, device, devices, ranks, peer_address, unreached)| {
-            let worker = worker.map(|(name, boot)| pb::WorkerId { name, boot });
-            let unreached = unreached.into_iter().map(|(name, boot, error)| pb::Unreached {
-                peer: Some(pb::WorkerId { name, boot }),
-                error,
-            });
-            pb::WorkerReport {
-                worker,
-                device,
-                devices,
-                ranks,
-                peer_address,
-                unreached: unreached.collect(),
-                ..Default::default()
-            }
-        })
+        .prop_map(
+            |(worker, device, devices, ranks, peer_address, unreached)| {
+                let worker = worker.map(|(name, boot)| pb::WorkerId { name, boot });
+                let unreached = unreached
+                    .into_iter()
+                    .map(|(name, boot, error)| pb::Unreached {
+                        peer: Some(pb::WorkerId { name, boot }),
+                        error,
+                    });
+                pb::WorkerReport {
+                    worker,
+                    device,
+                    devices,
+                    ranks,
+                    peer_address,
+                    unreached: unreached.collect(),
+                    ..Default::default()
+                }
+            },
+        )
 }
 
 /// Changes to the lines of a job that is good.
@@ -176,7 +192,11 @@ fn edited_job() -> impl Strategy<Value = String> {
             .collect();
         for (place, kind, value, text) in edits {
             let place = place.index(lines.len());
-            let key = lines[place].split('=').next().unwrap_or_default().to_owned();
+            let key = lines[place]
+                .split('=')
+                .next()
+                .unwrap_or_default()
+                .to_owned();
             match kind {
                 0 => lines[place] = format!("{key}= {value}"),
                 1 => lines[place] = text,

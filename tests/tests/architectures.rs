@@ -3,8 +3,12 @@
 
 use std::path::{Path, PathBuf};
 
-/// Where an architecture may be named: its table of job.toml, and the networks that are built from it.
-const HOMES: [&str; 2] = ["proto/src/architecture/mod.rs", "model/src/architecture/mod.rs"];
+/// Where an architecture may be named: its table of job.toml, and the networks that are built from
+/// it.
+const HOMES: [&str; 2] = [
+    "proto/src/architecture/mod.rs",
+    "model/src/architecture/mod.rs",
+];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -28,7 +32,11 @@ fn one_file_in_proto_and_one_in_model_tell_architectures_apart() {
     let tells_apart = |path: &PathBuf| {
         let text = std::fs::read_to_string(path).unwrap();
         let code = text.split("\n#[cfg(test)]\n").next().unwrap();
-        let named = |name: &&str| variants.iter().any(|it| code.contains(&format!("{name}::{it}")));
+        let named = |name: &&str| {
+            variants
+                .iter()
+                .any(|it| code.contains(&format!("{name}::{it}")))
+        };
         names.iter().any(named)
     };
     let files = found.iter().filter(|path| tells_apart(path));

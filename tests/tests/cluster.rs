@@ -1,5 +1,6 @@
-//! Real processes on loopback: what happens to a tiny job when something dies under it, or when somebody pauses, drains, cancels
-//! or mistypes. Faults strike when `coordinator watch` shows that the job is in the middle.
+//! Real processes on loopback: what happens to a tiny job when something dies under it, or when
+//! somebody pauses, drains, cancels or mistypes. Faults strike when `coordinator watch` shows that
+//! the job is in the middle.
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Context, Result};
@@ -8,8 +9,8 @@ use std::sync::OnceLock;
 use tests::cluster::Cluster;
 use tests::cluster::job::{TinyJob, digest, with_figures};
 
-/// The weights of the job of forty steps on two workers when nothing goes wrong: made once, by whichever test needs it
-/// first.
+/// The weights of the job of forty steps on two workers when nothing goes wrong: made once, by
+/// whichever test needs it first.
 fn undisturbed() -> &'static str {
     static DIGEST: OnceLock<String> = OnceLock::new();
     DIGEST.get_or_init(|| {
@@ -23,8 +24,8 @@ fn undisturbed() -> &'static str {
     })
 }
 
-/// Lets `fault` strike a job on two workers in its middle; the job must end as if nothing had been, after
-/// `restarts`.
+/// Lets `fault` strike a job on two workers in its middle; the job must end as if nothing had been,
+/// after `restarts`.
 fn check(fault: impl FnOnce(&mut Cluster) -> Result<()>, restarts: u32) -> Result<()> {
     let expected = undisturbed();
     let (mut cluster, dataset) = with_figures(2)?;
@@ -77,8 +78,8 @@ fn a_job_does_not_notice_the_death_of_the_coordinator() -> Result<()> {
     )
 }
 
-/// Pause, resume and drain end a generation after the step it is at: nothing is repeated, nothing is a fault,
-/// and the weights are those of a run that nobody touched.
+/// Pause, resume and drain end a generation after the step it is at: nothing is repeated, nothing
+/// is a fault, and the weights are those of a run that nobody touched.
 #[test]
 fn a_job_is_paused_and_a_worker_drained_without_a_trace() -> Result<()> {
     let expected = undisturbed();
@@ -98,7 +99,12 @@ fn a_job_is_paused_and_a_worker_drained_without_a_trace() -> Result<()> {
     let view = cluster.wait_step(&id, 22)?;
     let why = cluster.json(&["why", &id])?;
     assert_eq!(why["constraint"], "step", "{why}");
-    let worker = view.members[1].worker.as_ref().context("a worker")?.name.clone();
+    let worker = view.members[1]
+        .worker
+        .as_ref()
+        .context("a worker")?
+        .name
+        .clone();
     let drained = cluster.ok(&["drain", &worker])?;
     assert_eq!(drained.trim(), format!("{worker} is drained and empty"));
     let view = cluster.wait_done(&id)?;
@@ -120,7 +126,10 @@ fn a_job_moves_to_another_worker_when_its_own_is_lost() -> Result<()> {
     let (mut cluster, dataset) = with_figures(2)?;
     let id = cluster.submit(&TinyJob::of_forty_steps(&dataset, 1).to_toml())?;
     let view = cluster.wait_step(&id, 10)?;
-    let name = view.members[0].worker.as_ref().map(|worker| worker.name.as_str());
+    let name = view.members[0]
+        .worker
+        .as_ref()
+        .map(|worker| worker.name.as_str());
     cluster.kill_worker(if name == Some("w1") { 0 } else { 1 })?;
     let view = cluster.wait_done(&id)?;
     assert_eq!(view.restarts, 1, "{view:?}");

@@ -1,5 +1,5 @@
-//! Real processes on loopback: a job that keeps a moving average of its weights is drawn and exported with it, unless somebody
-//! asks for the weights as they were trained.
+//! Real processes on loopback: a job that keeps a moving average of its weights is drawn and
+//! exported with it, unless somebody asks for the weights as they were trained.
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -59,6 +59,9 @@ fn an_averaged_job_is_drawn_and_exported_with_its_average() -> Result<()> {
         "sample", &id, "--count", "1", "--steps", "1", "--seed", "3", "--out", &to,
     ])?;
     let sidecar: Value = serde_json::from_slice(&std::fs::read(out.join("000.json"))?)?;
-    assert_eq!(sidecar["checkpoint"]["weights"], "moving average", "{sidecar}");
+    assert_eq!(
+        sidecar["checkpoint"]["weights"], "moving average",
+        "{sidecar}"
+    );
     cluster.stop()
 }

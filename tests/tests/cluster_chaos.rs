@@ -1,5 +1,5 @@
-//! The short version of `make chaos`: every kind of fault once, in an order of its own, on real processes and a real S3
-//! server.
+//! The short version of `make chaos`: every kind of fault once, in an order of its own, on real
+//! processes and a real S3 server.
 
 use anyhow::{Result, ensure};
 use std::time::Duration;
@@ -29,7 +29,11 @@ fn every_kind_of_fault_once_and_no_bit_is_lost() -> Result<()> {
     })?;
     println!("{summary}");
     for kind in kinds {
-        ensure!(summary.count(kind) == 1, "{} hit nobody\n{summary}", kind.words());
+        ensure!(
+            summary.count(kind) == 1,
+            "{} hit nobody\n{summary}",
+            kind.words()
+        );
     }
     Ok(())
 }

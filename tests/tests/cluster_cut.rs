@@ -1,5 +1,6 @@
-//! Real processes on hosts of their own, and a cable between two of them is cut while all are heard: the job leaves one of
-//! the two out, goes on at once, takes it in again when the cable is mended, and not a bit is lost.
+//! Real processes on hosts of their own, and a cable between two of them is cut while all are
+//! heard: the job leaves one of the two out, goes on at once, takes it in again when the cable is
+//! mended, and not a bit is lost.
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Context, Result, ensure};
@@ -10,7 +11,10 @@ use tests::cluster::{Cluster, Options};
 
 #[test]
 fn two_hosts_that_do_not_reach_each_other_do_not_stop_a_job() -> Result<()> {
-    alone("two_hosts_that_do_not_reach_each_other_do_not_stop_a_job", cut)
+    alone(
+        "two_hosts_that_do_not_reach_each_other_do_not_stop_a_job",
+        cut,
+    )
 }
 
 fn cut() -> Result<()> {
@@ -34,7 +38,10 @@ fn cut() -> Result<()> {
     network.cut(2, 1)?;
     let view = trains(&cluster, &id, 2)?;
     let what = &view.incidents.last().context("an incident")?.what;
-    ensure!(what.starts_with("w1 and w2 do not reach each other (w"), "{what}");
+    ensure!(
+        what.starts_with("w1 and w2 do not reach each other (w"),
+        "{what}"
+    );
     let why = cluster.json(&["why", &id])?;
     let sentence = why["why"].as_str().context("a sentence")?;
     ensure!(
@@ -49,7 +56,10 @@ fn cut() -> Result<()> {
     network.cut(3, 1)?;
     let view = trains(&cluster, &id, 2)?;
     let what = &view.incidents.last().context("an incident")?.what;
-    ensure!(what.starts_with("w1 and w3 do not reach each other (w"), "{what}");
+    ensure!(
+        what.starts_with("w1 and w3 do not reach each other (w"),
+        "{what}"
+    );
     network.mend(3, 1)?;
     let view = trains(&cluster, &id, 3)?;
 

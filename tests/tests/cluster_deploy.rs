@@ -1,6 +1,6 @@
-//! What lies in deploy/ says the truth about the programs: units start commands that exist with files that
-//! exist, the example settings are taken by the real daemons, and every metric that is named anywhere is one
-//! that is served.
+//! What lies in deploy/ says the truth about the programs: units start commands that exist with
+//! files that exist, the example settings are taken by the real daemons, and every metric that is
+//! named anywhere is one that is served.
 
 use anyhow::{Context, Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +23,10 @@ fn unit(file: &str) -> Result<BTreeMap<String, Vec<String>>> {
         .lines()
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
     {
-        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        if let Some(name) = line
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+        {
             name.clone_into(&mut section);
         } else {
             let (key, value) = line
@@ -79,7 +82,10 @@ fn check_unit(role: &str, subcommand: &str) -> Result<()> {
     let seconds: u64 = one("Service.TimeoutStopSec")?.parse()?;
     if role == "worker" {
         let needs = (GRACE + 1) * detect_within_ms()? / 1000;
-        ensure!(needs < seconds, "{file}: a worker may need {needs} s to leave");
+        ensure!(
+            needs < seconds,
+            "{file}: a worker may need {needs} s to leave"
+        );
     }
     let start = one("Service.ExecStart")?;
     let expected = format!("/opt/retri/bin/{role} {subcommand} --config /etc/retri/{role}.toml");
@@ -122,8 +128,8 @@ fn the_worker_writes_only_where_its_unit_lets_it() -> Result<()> {
     Ok(())
 }
 
-/// Starts the daemon with the example file. Environment variables move it to free ports and to a folder of
-/// its own; all other values, and that every key is known, are the file's.
+/// Starts the daemon with the example file. Environment variables move it to free ports and to a
+/// folder of its own; all other values, and that every key is known, are the file's.
 fn check_example(role: &str, subcommand: &str, ready: &str, moved: &[(&str, &str)]) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let place = |value: &str| value.replace("{}", &directory.path().display().to_string());

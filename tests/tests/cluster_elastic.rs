@@ -1,5 +1,5 @@
-//! Real processes on loopback: a job shrinks, grows, loses ranks and loses nodes, and no process that stays is ever
-//! started again; no checkpoint is written on the way, and not a bit is lost.
+//! Real processes on loopback: a job shrinks, grows, loses ranks and loses nodes, and no process
+//! that stays is ever started again; no checkpoint is written on the way, and not a bit is lost.
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Context, Result, ensure};
@@ -42,7 +42,10 @@ fn too_few_ranks_keep_what_they_hold_and_the_last_worker_leaves_with_a_checkpoin
     let witness = cluster.rank(0)?;
     cluster.kill_worker(1)?;
     cluster.wait(&id, "the loss of a worker", |view| {
-        view.phase == "queued" && view.reason.ends_with("1 is free (w1); its state is kept by w1")
+        view.phase == "queued"
+            && view
+                .reason
+                .ends_with("1 is free (w1); its state is kept by w1")
     })?;
     let why = cluster.json(&["why", &id])?;
     let sentence = why["why"].as_str().context("a sentence")?;
@@ -56,12 +59,20 @@ fn too_few_ranks_keep_what_they_hold_and_the_last_worker_leaves_with_a_checkpoin
     // Nobody could take over from the only worker.
     let alone = cluster.submit(&elastic(&dataset, 1..=1, 1_000_000))?;
     let view = trains(&cluster, &alone, 1)?;
-    let worker = view.members[0].worker.as_ref().context("a worker")?.name.clone();
+    let worker = view.members[0]
+        .worker
+        .as_ref()
+        .context("a worker")?
+        .name
+        .clone();
     let other = 1 - usize::from(worker == "w2");
     cluster.ok(&["drain", &format!("w{}", other + 1)])?;
     cluster.terminate_worker(usize::from(worker == "w2"))?;
     let view = cluster.wait(&alone, "leaving", |view| view.phase == "queued")?;
-    ensure!((view.restarts, view.checkpoints.len()) == (0, 1), "{view:?}");
+    ensure!(
+        (view.restarts, view.checkpoints.len()) == (0, 1),
+        "{view:?}"
+    );
     cluster.ok(&["cancel", &alone])?;
     cluster.stop()
 }
@@ -89,7 +100,10 @@ fn a_rank_that_waits_for_others_writes_down_what_it_holds_before_it_is_sent_away
     cluster.ok(&["undrain", "w1"])?;
     cluster.start_worker(1)?;
     let view = alone(&mut cluster)?;
-    ensure!((view.restarts, view.checkpoints.len()) == (1, 1), "{view:?}");
+    ensure!(
+        (view.restarts, view.checkpoints.len()) == (1, 1),
+        "{view:?}"
+    );
     let kept = nothing_was_lost(&cluster, &dataset, &id, 1)?;
     ensure!(view.step <= kept, "{kept} after {view:?}");
     cluster.stop()

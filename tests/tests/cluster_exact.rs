@@ -1,5 +1,6 @@
-//! Real processes on loopback: `reduction = "exact"` gives the same weights, moving averages and optimizer state, bit for
-//! bit, with clipping and with a loss scale, whatever the number of ranks that shared the work, and whoever of them was killed in the middle.
+//! Real processes on loopback: `reduction = "exact"` gives the same weights, moving averages and
+//! optimizer state, bit for bit, with clipping and with a loss scale, whatever the number of ranks
+//! that shared the work, and whoever of them was killed in the middle.
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Result, ensure};
@@ -38,7 +39,10 @@ fn one_two_three_and_four_ranks_end_with_the_same_bits() -> Result<()> {
         assert_eq!(view.restarts, 0, "{view:?}");
         let loss = view.last_step.map_or(0.0, |step| step.loss);
         Ok((
-            cluster.ok(&["checkpoint", "digest", &id])?.trim().to_owned(),
+            cluster
+                .ok(&["checkpoint", "digest", &id])?
+                .trim()
+                .to_owned(),
             loss,
         ))
     };
@@ -51,7 +55,8 @@ fn one_two_three_and_four_ranks_end_with_the_same_bits() -> Result<()> {
     ensure!(losses.len() == 1, "worlds 1 to 4: {exact:?}");
     // fp16's loss scale is chosen from sums alone.
     let half = |workers| -> Result<String> {
-        let text = job(&dataset, workers, "exact").replace("clip = 0.1", "clip = 0.1\nprecision = \"fp16\"");
+        let text = job(&dataset, workers, "exact")
+            .replace("clip = 0.1", "clip = 0.1\nprecision = \"fp16\"");
         let id = cluster.submit(&text)?;
         cluster.wait_done(&id)?;
         cluster.ok(&["checkpoint", "digest", &id])
@@ -96,6 +101,9 @@ fn a_killed_rank_costs_no_survivor_its_process_and_the_weights_no_bit() -> Resul
     ensure!(digest(&id)? == digest(&undisturbed)?, "bits were lost");
     // One checkpoint was ever made.
     let checkpoints = cluster.json(&["checkpoints", &id])?;
-    ensure!(checkpoints.as_array().map(Vec::len) == Some(1), "{checkpoints}");
+    ensure!(
+        checkpoints.as_array().map(Vec::len) == Some(1),
+        "{checkpoints}"
+    );
     cluster.stop()
 }

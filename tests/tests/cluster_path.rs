@@ -1,5 +1,5 @@
-//! Real processes on loopback: the whole way of a tiny job from job.toml to pictures, with every command that looks at it, and a
-//! RetriNet that begins from what two other jobs exported.
+//! Real processes on loopback: the whole way of a tiny job from job.toml to pictures, with every
+//! command that looks at it, and a RetriNet that begins from what two other jobs exported.
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -41,18 +41,23 @@ fn the_whole_path_from_job_to_pictures() -> Result<()> {
 
     its_ranks_are_heard(&cluster, &id)?;
     checkpoints_are_whole(&cluster, &id)?;
-    pictures_are_drawn(&cluster, &id)?;
+    images_are_sampled(&cluster, &id)?;
     a_retrinet_begins_from_a_base_of_two_jobs(&cluster, &dataset)?;
     a_torn_checkpoint_is_found(&cluster, &id)?;
     cluster.stop()
 }
 
-/// The ledger's proof, and what it says of one sample: as often a target as there were epochs, or once more.
+/// The ledger's proof, and what it says of one sample: as often a target as there were epochs, or
+/// once more.
 fn who_saw_what(cluster: &Cluster, id: &str) -> Result<()> {
     let audit = cluster.json(&["audit", id])?;
     assert_eq!(audit["clean"], true, "{audit}");
     assert_eq!(audit["findings"], serde_json::json!([]), "{audit}");
-    assert!(cluster.ok(&["audit", id])?.contains("every step counts once"));
+    assert!(
+        cluster
+            .ok(&["audit", id])?
+            .contains("every step counts once")
+    );
     let epochs = audit["whole_epochs"].as_u64().context("whole_epochs")?;
     assert_eq!(
         audit["digests"], 10,
@@ -90,7 +95,10 @@ fn who_saw_what(cluster: &Cluster, id: &str) -> Result<()> {
     let unknown = cluster
         .run(&["provenance", id, "--sample", "nobody"])?
         .failure()?;
-    assert!(unknown.contains("there is no sample \"nobody\""), "{unknown}");
+    assert!(
+        unknown.contains("there is no sample \"nobody\""),
+        "{unknown}"
+    );
     Ok(())
 }
 
@@ -99,7 +107,10 @@ fn its_ranks_are_heard(cluster: &Cluster, id: &str) -> Result<()> {
     let all = cluster.ok(&["logs", id])?;
     assert!(all.contains("g1 r0 ") && all.contains("g1 r1 "), "{all}");
     let one = cluster.ok(&["logs", id, "--rank", "1", "--output", "json"])?;
-    let lines: Vec<Value> = one.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let lines: Vec<Value> = one
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
     assert!(!lines.is_empty());
     assert!(lines.iter().all(|line| line["rank"] == 1), "{one}");
     let curve = cluster.directory().join("loss.png");
@@ -131,7 +142,7 @@ fn checkpoints_are_whole(cluster: &Cluster, id: &str) -> Result<()> {
     Ok(())
 }
 
-fn pictures_are_drawn(cluster: &Cluster, id: &str) -> Result<()> {
+fn images_are_sampled(cluster: &Cluster, id: &str) -> Result<()> {
     let out = cluster.directory().join("pictures");
     let folder = out.display().to_string();
     cluster.ok(&[
@@ -145,8 +156,8 @@ fn pictures_are_drawn(cluster: &Cluster, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// The way a base model is made and used: what `checkpoint export` writes is what `init` reads, and what `worker forward`
-/// takes for public weights. `submit --watch` ends when the job does.
+/// The way a base model is made and used: what `checkpoint export` writes is what `init` reads, and
+/// what `worker forward` takes for public weights. `submit --watch` ends when the job does.
 fn a_retrinet_begins_from_a_base_of_two_jobs(cluster: &Cluster, dataset: &str) -> Result<()> {
     let folder = |of: &str| cluster.directory().join(of).display().to_string();
     let text = TinyJob {
@@ -155,7 +166,9 @@ fn a_retrinet_begins_from_a_base_of_two_jobs(cluster: &Cluster, dataset: &str) -
     }
     .to_toml();
     let submit = |architecture: &str, init: Option<&str>| -> Result<()> {
-        let init = init.map_or_else(String::new, |base| format!("init = \"file://{}\"", folder(base)));
+        let init = init.map_or_else(String::new, |base| {
+            format!("init = \"file://{}\"", folder(base))
+        });
         let model = format!("\"{architecture}\"\n{init}");
         let mut job = text.replace("\"retrinet\"", &model);
         if architecture != "retrinet" {
@@ -180,7 +193,11 @@ fn a_retrinet_begins_from_a_base_of_two_jobs(cluster: &Cluster, dataset: &str) -
     let folder = folder("retrinet");
     let export = std::fs::read_to_string(Path::new(&folder).join("export.json"))?;
     let export: Value = serde_json::from_str(&export)?;
-    let files: Vec<&String> = export["files"].as_object().context("files")?.keys().collect();
+    let files: Vec<&String> = export["files"]
+        .as_object()
+        .context("files")?
+        .keys()
+        .collect();
     assert_eq!(
         files,
         [
@@ -201,7 +218,9 @@ fn a_retrinet_begins_from_a_base_of_two_jobs(cluster: &Cluster, dataset: &str) -
             &format!("\"retrinet\"\ninit = \"file://{folder}\""),
         )
         .replace("\"tiny\"", "\"small\"");
-    let refused = cluster.run(&["submit", &cluster.write_job(&other)?])?.failure()?;
+    let refused = cluster
+        .run(&["submit", &cluster.write_job(&other)?])?
+        .failure()?;
     assert!(
         refused.contains("model.init") && refused.contains("vae/config.json"),
         "{refused}"
@@ -209,7 +228,8 @@ fn a_retrinet_begins_from_a_base_of_two_jobs(cluster: &Cluster, dataset: &str) -
     Ok(())
 }
 
-/// Every tensor of an export has the name and shape that `diffusers` and `transformers` give it: the reader is strict.
+/// Every tensor of an export has the name and shape that `diffusers` and `transformers` give it:
+/// the reader is strict.
 fn public_readers_take_it(cluster: &Cluster, folder: &str) -> Result<()> {
     let normal = |name: &str, shape: &[usize]| (name.to_owned(), "F32", shape.to_vec());
     let unet = [
@@ -251,7 +271,8 @@ fn zeros(tensors: &[(String, &str, Vec<usize>)]) -> Vec<u8> {
     for (name, kind, shape) in tensors {
         let begin = end;
         end += shape.iter().product::<usize>() * if *kind == "I64" { 8 } else { 4 };
-        let entry = serde_json::json!({ "dtype": kind, "shape": shape, "data_offsets": [begin, end] });
+        let entry =
+            serde_json::json!({ "dtype": kind, "shape": shape, "data_offsets": [begin, end] });
         header.insert(name.clone(), entry);
     }
     let header = Value::Object(header).to_string();

@@ -1,5 +1,5 @@
-//! The monitoring that we ship, against a job that really runs: Prometheus reads our configuration and
-//! scrapes both daemons, and every query behind a panel of the dashboard finds data.
+//! The monitoring that we ship, against a job that really runs: Prometheus reads our configuration
+//! and scrapes both daemons, and every query behind a panel of the dashboard finds data.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -8,8 +8,8 @@ use tests::cluster::job::{TinyJob, synthesize};
 use tests::cluster::prometheus::{Prometheus, lint_metrics, promtool};
 use tests::cluster::{Cluster, Options, checkout, http};
 
-/// Prometheus scrapes once a second and `rate` needs two scrapes; the job says something several times a
-/// second.
+/// Prometheus scrapes once a second and `rate` needs two scrapes; the job says something several
+/// times a second.
 const TRIES_MAX: usize = 2000;
 
 #[test]
@@ -59,7 +59,10 @@ fn every_panel_shows_data_of_a_running_job() -> Result<()> {
     {
         let page = http::get(&format!("http://{address}/metrics"))?;
         let found = lint_metrics(&page)?;
-        ensure!(found.trim().is_empty(), "promtool on {address}: {found}\n{page}");
+        ensure!(
+            found.trim().is_empty(),
+            "promtool on {address}: {found}\n{page}"
+        );
         http::get(&format!("http://{address}/healthz"))?;
     }
     cluster.ok(&["cancel", &id])?;
@@ -80,7 +83,9 @@ fn every_panel_has_a_title_a_description_a_unit_and_a_place_of_its_own() -> Resu
     for panel in panels(&dashboard)? {
         let title = panel["title"].as_str().context("a panel without a title")?;
         ensure!(
-            panel["description"].as_str().is_some_and(|text| !text.is_empty()),
+            panel["description"]
+                .as_str()
+                .is_some_and(|text| !text.is_empty()),
             "{title}: no description"
         );
         ensure!(
@@ -109,7 +114,8 @@ fn strip(url: &str) -> String {
 
 fn dashboard() -> Result<Value> {
     let file = checkout().join("deploy/grafana/training.json");
-    let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+    let text =
+        std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is no JSON", file.display()))
 }
 
@@ -119,8 +125,8 @@ fn panels(dashboard: &Value) -> Result<&Vec<Value>> {
         .context("the dashboard has no panels")
 }
 
-/// Panel title and expression of every query, with the dashboard's variables put in as Grafana would: the
-/// chosen job, and as interval four times the time between scrapes.
+/// Panel title and expression of every query, with the dashboard's variables put in as Grafana
+/// would: the chosen job, and as interval four times the time between scrapes.
 fn queries(job: &str) -> Result<Vec<(String, String)>> {
     let dashboard = dashboard()?;
     let mut queries = Vec::new();
@@ -133,7 +139,9 @@ fn queries(job: &str) -> Result<Vec<(String, String)>> {
             let expression = target["expr"]
                 .as_str()
                 .with_context(|| format!("{title}: no expr"))?;
-            let expression = expression.replace("$job", job).replace("$__rate_interval", "4s");
+            let expression = expression
+                .replace("$job", job)
+                .replace("$__rate_interval", "4s");
             ensure!(
                 !expression.contains('$'),
                 "{title}: a variable that this test does not know: {expression}"

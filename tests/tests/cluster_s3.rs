@@ -1,5 +1,5 @@
-//! The tiny job with everything on a real S3 server: data set, the coordinator's state, checkpoints and
-//! pictures.
+//! The tiny job with everything on a real S3 server: data set, the coordinator's state, checkpoints
+//! and pictures.
 
 use anyhow::Result;
 use tests::cluster::job::{TinyJob, synthesize};
@@ -44,7 +44,9 @@ fn the_whole_path_on_s3() -> Result<()> {
 
     let out = cluster.directory().join("pictures");
     let folder = out.display().to_string();
-    cluster.ok(&["sample", &id, "--count", "1", "--steps", "2", "--out", &folder])?;
+    cluster.ok(&[
+        "sample", &id, "--count", "1", "--steps", "2", "--out", &folder,
+    ])?;
     assert!(std::fs::read(out.join("grid.png"))?.starts_with(b"\x89PNG"));
     cluster.stop()
 }

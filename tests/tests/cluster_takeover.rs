@@ -1,4 +1,5 @@
-//! Real processes on loopback: coordinators that are replaced, or are not there when they are needed.
+//! Real processes on loopback: coordinators that are replaced, or are not there when they are
+//! needed.
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Result, ensure};
@@ -37,8 +38,9 @@ fn ends_well(cluster: &Cluster, id: &str, expected: &str) -> Result<()> {
     Ok(())
 }
 
-/// The first coordinator stands still, a second one takes its place on the same store, and the job goes on under it. When
-/// the first wakes up, with a request waiting for it, the store refuses what it tries, and that is its end.
+/// The first coordinator stands still, a second one takes its place on the same store, and the job
+/// goes on under it. When the first wakes up, with a request waiting for it, the store refuses what
+/// it tries, and that is its end.
 #[test]
 fn a_second_coordinator_process_takes_over_and_the_first_is_refused() -> Result<()> {
     let mut cluster = Cluster::start(Options::with_workers(0))?;
@@ -71,7 +73,10 @@ fn a_second_coordinator_process_takes_over_and_the_first_is_refused() -> Result<
     );
     let (status, said) = first.process.wait()?;
     ensure!(!status.success(), "the first ended with {status}");
-    ensure!(said.contains("another coordinator took over the state"), "{said}");
+    ensure!(
+        said.contains("another coordinator took over the state"),
+        "{said}"
+    );
 
     ends_well(&cluster, &id, &expected)?;
     let view = cluster.json(&["describe", &id])?;
@@ -79,8 +84,9 @@ fn a_second_coordinator_process_takes_over_and_the_first_is_refused() -> Result<
     cluster.stop()
 }
 
-/// A rank dies, and before anybody can form the next generation so does the coordinator. The others wait, with all that they
-/// hold; when a coordinator is there again they go on, with no process started anew but the one that died.
+/// A rank dies, and before anybody can form the next generation so does the coordinator. The others
+/// wait, with all that they hold; when a coordinator is there again they go on, with no process
+/// started anew but the one that died.
 #[test]
 fn a_generation_change_without_a_coordinator_waits_for_one() -> Result<()> {
     let mut cluster = Cluster::start(Options::with_workers(3))?;

@@ -1,5 +1,6 @@
-//! Jobs of units on real processes: images whose workers die, are drained and come back are those that one undisturbed
-//! worker makes; a unit that cannot be made is named; jobs that wait for others start when these are done.
+//! Jobs of units on real processes: images whose workers die, are drained and come back are those
+//! that one undisturbed worker makes; a unit that cannot be made is named; jobs that wait for
+//! others start when these are done.
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Context, Result};
@@ -12,19 +13,28 @@ use tests::cluster::job::{TinyJob, with_figures};
 /// Six subjects with two seeds each, slow enough for a fault to strike in the middle.
 fn images(name: &str, job: &str, lines: &str) -> String {
     format!(
-        "name = \"{name}\"\n{lines}\n[sample]\njob = \"{job}\"\ncount = 6\nseeds = [1, 2]\nsteps = 25\n\
+        "name = \"{name}\"\n{lines}\n[sample]\njob = \"{job}\"\ncount = 6\nseeds = [1, 2]\nsteps \
+        = 25\n\
          guidance = 3.0\nattention = [\"face\"]\n"
     )
 }
 
 /// Every file of the job but the records, which name the job, by name.
-fn pictures(cluster: &Cluster, job: &str) -> Result<BTreeMap<String, Vec<u8>>> {
-    let folder = cluster.directory().join("store/jobs").join(job).join("pictures");
+fn image_files(cluster: &Cluster, job: &str) -> Result<BTreeMap<String, Vec<u8>>> {
+    let folder = cluster
+        .directory()
+        .join("store/jobs")
+        .join(job)
+        .join("pictures");
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
         let path = entry?.path();
         if path.extension().is_some_and(|it| it == "png") {
-            let name = path.file_name().context("a name")?.to_string_lossy().into_owned();
+            let name = path
+                .file_name()
+                .context("a name")?
+                .to_string_lossy()
+                .into_owned();
             found.insert(name, std::fs::read(&path)?);
         }
     }
@@ -63,7 +73,7 @@ fn images_are_the_same_whoever_dies_while_they_are_made() -> Result<()> {
     cluster.start_coordinator()?;
     let view = cluster.wait_done(&id)?;
     assert_eq!(done(&view), 19, "{view:?}");
-    let (expected, found) = (pictures(&cluster, &undisturbed)?, pictures(&cluster, &id)?);
+    let (expected, found) = (image_files(&cluster, &undisturbed)?, image_files(&cluster, &id)?);
     assert_eq!(
         found.keys().collect::<Vec<_>>(),
         expected.keys().collect::<Vec<_>>()
@@ -118,7 +128,8 @@ fn a_unit_that_cannot_be_made_is_named() -> Result<()> {
     let sha256 = "0".repeat(64);
     let broken = |name: &str, on_failed: &str| {
         format!(
-            "name = \"{name}\"\n[sample]\njob = \"{trained}\"\nsteps = 2\non_failed_unit = \"{on_failed}\"\n\
+            "name = \"{name}\"\n[sample]\njob = \"{trained}\"\nsteps = 2\non_failed_unit = \
+            \"{on_failed}\"\n\
              references = [{{ concept = \"face\", file = \"me.png\", sha256 = \"{sha256}\" }}]\n"
         )
     };
@@ -142,7 +153,11 @@ fn a_unit_that_cannot_be_made_is_named() -> Result<()> {
     let aside = send(&broken("aside", "set-aside"))?;
     let view = cluster.wait_done(&aside)?;
     let units = view.units.clone().context("units")?;
-    assert_eq!((units.total, units.done, units.set_aside), (2, 1, 1), "{view:?}");
+    assert_eq!(
+        (units.total, units.done, units.set_aside),
+        (2, 1, 1),
+        "{view:?}"
+    );
     assert_eq!(units.failed[0].unit, 0);
     assert!(units.failed[0].error.contains(&sha256), "{units:?}");
     let list = cluster

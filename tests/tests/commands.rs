@@ -88,7 +88,10 @@ fn figures_are_drawn_described_verified_and_the_same_again() {
     );
     let described: Value = serde_json::from_str(&described).unwrap();
     assert_eq!(described["samples"], 12, "{described}");
-    assert!(good("coordinator", here, &["dataset", "verify", "first"]).contains("12 samples read: all good"));
+    assert!(
+        good("coordinator", here, &["dataset", "verify", "first"])
+            .contains("12 samples read: all good")
+    );
 
     // One byte of a picture, and verify says where.
     let (name, mut bytes) = listed("first")
@@ -109,8 +112,10 @@ fn what_a_job_shows_its_model_can_be_drawn() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
     figures(here, "figures");
-    let job = "name = \"show\"\n[data]\ndataset = \"figures\"\nresolution = 32\nreferences = 2\n[model]\n\
-               architecture = \"retrinet\"\nsize = \"tiny\"\n[train]\nsteps = 1\nglobal_batch = 4\nmicro_batch = 2\n";
+    let job = "name = \"show\"\n[data]\ndataset = \"figures\"\nresolution = 32\nreferences = \
+    2\n[model]\n\
+               architecture = \"retrinet\"\nsize = \"tiny\"\n[train]\nsteps = 1\nglobal_batch = \
+    4\nmicro_batch = 2\n";
     std::fs::write(here.join("job.toml"), job).unwrap();
     let preview = [
         "dataset", "preview", "--job", "job.toml", "--out", "grid.png", "--output", "json",
@@ -150,13 +155,21 @@ fn an_import_reports_each_rejected_row_and_strict_makes_nothing() {
     std::fs::create_dir(&import).unwrap();
     // A picture that carries its own mask, from a grid that another command drew.
     figures(here, "figures");
-    let job = "name = \"show\"\n[data]\ndataset = \"figures\"\nresolution = 32\n[model]\narchitecture = \"autoencoder\"\n\
+    let job = "name = \"show\"\n[data]\ndataset = \"figures\"\nresolution = \
+    32\n[model]\narchitecture = \"autoencoder\"\n\
                size = \"tiny\"\n[train]\nsteps = 1\nglobal_batch = 1\nmicro_batch = 1\n";
     std::fs::write(here.join("job.toml"), job).unwrap();
     good(
         "coordinator",
         here,
-        &["dataset", "preview", "--job", "job.toml", "--out", "import/a.png"],
+        &[
+            "dataset",
+            "preview",
+            "--job",
+            "job.toml",
+            "--out",
+            "import/a.png",
+        ],
     );
     std::fs::copy(import.join("a.png"), import.join("b.png")).unwrap();
     let row = |id: &str, image: &str| {
@@ -180,7 +193,8 @@ fn an_import_reports_each_rejected_row_and_strict_makes_nothing() {
         &["dataset", "import", "import", "--out", "strict", "--strict"],
     );
     assert!(
-        strict.contains("samples.jsonl:3: rejected") && strict.contains("samples.jsonl:4: rejected"),
+        strict.contains("samples.jsonl:3: rejected")
+            && strict.contains("samples.jsonl:4: rejected"),
         "{strict}"
     );
     assert!(strict.contains("no data set was made"), "{strict}");
@@ -192,7 +206,8 @@ fn an_import_reports_each_rejected_row_and_strict_makes_nothing() {
     );
     assert!(
         told.contains(
-            "4 rows read, 2 accepted, 2 rejected, 0 similar entries dropped, 0 face boxes guessed, 0 without"
+            "4 rows read, 2 accepted, 2 rejected, 0 similar entries dropped, 0 face boxes \
+            guessed, 0 without"
         ),
         "{told}"
     );
@@ -281,15 +296,17 @@ fn wrong_settings_end_both_daemons_with_their_place() {
     }
 }
 
-/// What the package of Wesnoth's data looks like once it is unpacked: one unit with four frames and two that do not
-/// show it whole.
+/// What the package of Wesnoth's data looks like once it is unpacked: one unit with four frames and
+/// two that do not show it whole.
 fn wesnoth_package(cache: &Path) {
     let core = cache.join("wesnoth/files/usr/share/games/wesnoth/1.16/data/core");
     let frames = core.join("images/units/elves-wood");
     std::fs::create_dir_all(&frames).unwrap();
     std::fs::create_dir_all(core.join("units")).unwrap();
-    let unit = "[unit_type]\nid=Elvish Archer\nrace=elf\nlevel=1\nimage=\"units/elves-wood/archer.png\"\n\
-                gender=female\ndescription= _ \"An archer in a green cloak.\"\n[attack]\nname=bow\n[/attack]\n[/unit_type]\n";
+    let unit = "[unit_type]\nid=Elvish \
+    Archer\nrace=elf\nlevel=1\nimage=\"units/elves-wood/archer.png\"\n\
+                gender=female\ndescription= _ \"An archer in a green \
+    cloak.\"\n[attack]\nname=bow\n[/attack]\n[/unit_type]\n";
     std::fs::write(core.join("units/Archer.cfg"), unit).unwrap();
     for (index, name) in [
         "archer",
@@ -302,11 +319,11 @@ fn wesnoth_package(cache: &Path) {
     .iter()
     .enumerate()
     {
-        let picture = image::RgbaImage::from_fn(24, 24, |x, y| {
+        let image = image::RgbaImage::from_fn(24, 24, |x, y| {
             let inside = (6..18).contains(&x) && (2..22).contains(&y);
             image::Rgba([index as u8 * 20, 90, 40, if inside { 255 } else { 0 }])
         });
-        picture.save(frames.join(format!("{name}.png"))).unwrap();
+        image.save(frames.join(format!("{name}.png"))).unwrap();
     }
 }
 

@@ -36,7 +36,9 @@ fn modules(root: &Path) -> BTreeMap<Module, PathBuf> {
                 let inside = path.strip_prefix(root).unwrap().with_extension("");
                 let parts = inside.iter().map(|part| part.to_str().unwrap().to_owned());
                 let mut module: Module = parts.collect();
-                if module.last().is_some_and(|last| last == "mod") || module == ["lib"] || module == ["main"]
+                if module.last().is_some_and(|last| last == "mod")
+                    || module == ["lib"]
+                    || module == ["main"]
                 {
                     module.pop();
                 }
@@ -63,7 +65,9 @@ fn paths(code: &str) -> Vec<Module> {
             .find(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':'))
             .unwrap_or(rest.len());
         let base: Module = parts(&rest[..end]);
-        let group = rest[end..].strip_prefix('{').and_then(|it| it.split('}').next());
+        let group = rest[end..]
+            .strip_prefix('{')
+            .and_then(|it| it.split('}').next());
         match group {
             Some(group) => found.extend(group.split(',').map(|name| {
                 let mut path = base.clone();
@@ -77,7 +81,10 @@ fn paths(code: &str) -> Vec<Module> {
 }
 
 fn parts(path: &str) -> Module {
-    let parts = path.split("::").map(str::trim).filter(|part| !part.is_empty());
+    let parts = path
+        .split("::")
+        .map(str::trim)
+        .filter(|part| !part.is_empty());
     parts.map(str::to_owned).collect()
 }
 
@@ -85,7 +92,9 @@ fn imports(root: &Path) -> Imports {
     let modules = modules(root);
     let module_of = |path: &Module| {
         let prefixes = (1..=path.len()).rev().map(|length| path[..length].to_vec());
-        prefixes.into_iter().find(|prefix| modules.contains_key(prefix))
+        prefixes
+            .into_iter()
+            .find(|prefix| modules.contains_key(prefix))
     };
     let of = |(module, path): (&Module, &PathBuf)| {
         let used = paths(&code(path)).iter().filter_map(module_of).collect();
@@ -126,7 +135,10 @@ fn modules_use_each_other_one_way() {
         let imports = imports(&root.join(name));
         let count: usize = imports.values().map(BTreeSet::len).sum();
         // A crate of one file has none.
-        assert!(imports.len() < 3 || 0 < count, "no import is found in {name}");
+        assert!(
+            imports.len() < 3 || 0 < count,
+            "no import is found in {name}"
+        );
         assert_eq!(circle(&imports), None, "a circle of imports in {name}");
     }
 }
@@ -141,7 +153,10 @@ fn a_circle_is_found() {
         uses("c", &["a"]),
         uses("d", &[]),
     ]);
-    assert_eq!(circle(&imports), Some(vec!["a".into(), "b".into(), "c".into()]));
+    assert_eq!(
+        circle(&imports),
+        Some(vec!["a".into(), "b".into(), "c".into()])
+    );
     assert_eq!(
         paths("use crate::a::{self, B};\nfn f() { crate::c::d() }"),
         [vec!["a", "self"], vec!["a", "B"], vec!["c", "d"]]

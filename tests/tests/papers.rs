@@ -1,5 +1,5 @@
-//! The papers of the house speak of things that are there: every path that README.md and ARCHITECTURE.md name exists, and
-//! every command of the README is one of ours.
+//! The papers of the house speak of things that are there: every path that README.md and
+//! ARCHITECTURE.md name exists, and every command of the README is one of ours.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -16,8 +16,17 @@ fn paths(text: &str) -> Vec<String> {
         .skip(1)
         .filter_map(|rest| rest.split(')').next())
         .map(str::to_owned);
-    let folders = ["proto/", "coordinator/", "worker/", "model/", "deploy/", "tests/"];
-    let ours = |path: &String| folders.iter().any(|folder| path.starts_with(folder)) && !path.contains(' ');
+    let folders = [
+        "proto/",
+        "coordinator/",
+        "worker/",
+        "model/",
+        "deploy/",
+        "tests/",
+    ];
+    let ours = |path: &String| {
+        folders.iter().any(|folder| path.starts_with(folder)) && !path.contains(' ')
+    };
     quoted.chain(linked).filter(ours).collect()
 }
 
@@ -72,7 +81,8 @@ fn sources(folder: &str) -> Vec<(String, String)> {
     found
 }
 
-/// ARCHITECTURE.md: a missing dependency, not discipline, keeps libtorch out of the daemons and the cores pure.
+/// ARCHITECTURE.md: a missing dependency, not discipline, keeps libtorch out of the daemons and the
+/// cores pure.
 #[test]
 fn dependencies_point_one_way() {
     for folder in [
@@ -108,8 +118,9 @@ fn dependencies_point_one_way() {
     );
 }
 
-/// ARCHITECTURE.md: nothing that `coordinator serve` reaches draws. Of its crates none but the coordinator has `figures`,
-/// and there no file outside the command line names it, or the command line.
+/// ARCHITECTURE.md: nothing that `coordinator serve` reaches draws. Of its crates none but the
+/// coordinator has `figures`, and there no file outside the command line names it, or the command
+/// line.
 #[test]
 fn serve_reaches_nothing_that_draws() {
     let draws = ["figures", "resvg"];
@@ -150,6 +161,7 @@ fn the_top_level_is_the_given_one() {
         .filter(|name| !name.starts_with('.') && !name.starts_with("target"))
         .collect();
     names.sort();
-    let given = "ARCHITECTURE.md Cargo.lock Cargo.toml LICENSE Makefile README.md coordinator deploy model proto tests worker";
+    let given = "ARCHITECTURE.md Cargo.lock Cargo.toml LICENSE Makefile README.md coordinator \
+    deploy model proto tests worker";
     assert_eq!(names.join(" "), given);
 }

@@ -18,7 +18,10 @@ const GLOBAL_BATCH: u32 = 4;
 /// A coordinator without workers on a copy of that store.
 fn open(fixture: &str) -> Result<(Cluster, tempfile::TempDir)> {
     let directory = tempfile::tempdir()?;
-    copy(&checkout().join("tests/fixtures").join(fixture), directory.path())?;
+    copy(
+        &checkout().join("tests/fixtures").join(fixture),
+        directory.path(),
+    )?;
     let cluster = Cluster::start(Options {
         store: Some(format!("file://{}", directory.path().display())),
         ..Options::with_workers(0)
@@ -46,9 +49,13 @@ fn ledger(cluster: &Cluster, job: &str) -> Result<(JobView, Vec<Entry>)> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let channel = Endpoint::from_shared(cluster.url().to_owned())?.connect().await?;
+        let channel = Endpoint::from_shared(cluster.url().to_owned())?
+            .connect()
+            .await?;
         let mut client = ControlClient::with_interceptor(channel, version::stamp);
-        let request = JobRequest { job: job.to_owned() };
+        let request = JobRequest {
+            job: job.to_owned(),
+        };
         let view = client.describe_job(request.clone()).await?.into_inner();
         let mut lines = client.list_ledger(request).await?.into_inner();
         let mut entries = Vec::new();
@@ -82,7 +89,10 @@ fn every_job_of_a_store_of_protocol_5_is_there_as_it_was() -> Result<()> {
         ("finished-1-sample-8", &["queued"], 0),
         ("queued-9", &["queued"], 0),
     ];
-    ensure!(jobs.as_array().map(Vec::len) == Some(expected.len()), "{jobs}");
+    ensure!(
+        jobs.as_array().map(Vec::len) == Some(expected.len()),
+        "{jobs}"
+    );
     for (id, phases, step) in expected {
         let job = listed(&jobs, id);
         let phase = job["phase"].as_str().unwrap();
@@ -96,7 +106,10 @@ fn every_job_of_a_store_of_protocol_5_is_there_as_it_was() -> Result<()> {
         ensure!(job["sample_of"].as_str() == trained, "{id}: {job}");
     }
     let reason = &listed(&jobs, "broken-2")["reason"];
-    ensure!(reason.as_str().unwrap().contains("no data set at"), "{reason}");
+    ensure!(
+        reason.as_str().unwrap().contains("no data set at"),
+        "{reason}"
+    );
     let drained = cluster.ok(&["undrain", "w3"])?;
     ensure!(drained.contains("w3"), "{drained}");
     cluster.stop()

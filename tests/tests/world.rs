@@ -5,7 +5,8 @@
 
 use std::collections::BTreeSet;
 use tests::world::{
-    Bug, EVENTS_MIN, Kinds, Story, crowd, hashes, many_units, restore_every_prefix, run, run_of, tell,
+    Bug, EVENTS_MIN, Kinds, Story, crowd, hashes, many_units, restore_every_prefix, run, run_of,
+    tell,
 };
 
 const WORLDS: u64 = 5_000;
@@ -14,8 +15,8 @@ const RECORD_BYTES_MAX: usize = 32 << 10;
 /// Of those with jobs of units.
 const MIXED_WORLDS: u64 = 2_000;
 
-/// Every job of every world comes to its end, with the number of an undisturbed run, and no law is broken on
-/// the way.
+/// Every job of every world comes to its end, with the number of an undisturbed run, and no law is
+/// broken on the way.
 #[test]
 fn five_thousand_worlds_end_well() {
     let crowd = crowd(Kinds::All, WORLDS, None, |_| {});
@@ -38,7 +39,11 @@ fn five_thousand_worlds_end_well() {
         "only {} restarts in {WORLDS} worlds",
         sum.restarts
     );
-    assert!(250 < sum.cancelled, "only {} jobs were cancelled", sum.cancelled);
+    assert!(
+        250 < sum.cancelled,
+        "only {} jobs were cancelled",
+        sum.cancelled
+    );
     assert!(
         sum.failed * 20 < sum.done,
         "{} jobs failed and only {} were done",
@@ -47,7 +52,8 @@ fn five_thousand_worlds_end_well() {
     );
 }
 
-/// The same of worlds in which jobs of units and gangs want the same devices, and some wait for others.
+/// The same of worlds in which jobs of units and gangs want the same devices, and some wait for
+/// others.
 #[test]
 fn two_thousand_mixed_worlds_end_well() {
     let crowd = crowd(Kinds::Mixed, MIXED_WORLDS, None, |_| {});
@@ -97,10 +103,11 @@ fn seeds_that_once_broke_end_well() {
     }
 }
 
-/// The same, of worlds with gangs and units. 14707: two jobs of units that asked for one worker handed it to each other
-/// without end in one event. 5277: a job was said to wait although a worker was free, and that worker was leaving.
-/// 20122: a worker that was to leave waited for a process that had not begun. 21442: a job was said to wait, and what it reads had no
-/// checkpoint yet. 43586: the same, and a gang that ended in order had what it was given.
+/// The same, of worlds with gangs and units. 14707: two jobs of units that asked for one worker
+/// handed it to each other without end in one event. 5277: a job was said to wait although a worker
+/// was free, and that worker was leaving. 20122: a worker that was to leave waited for a process
+/// that had not begun. 21442: a job was said to wait, and what it reads had no checkpoint yet.
+/// 43586: the same, and a gang that ended in order had what it was given.
 #[test]
 fn mixed_seeds_that_once_broke_end_well() {
     for seed in [14_707, 5_277, 20_122, 21_442, 43_586] {
@@ -133,12 +140,17 @@ fn the_same_seed_tells_the_same_story() {
     assert_eq!(hashes.len(), 20, "different seeds tell different stories");
 }
 
-/// Two versions of the code are compared by it: it is of every world and differs where a machine decides otherwise.
+/// Two versions of the code are compared by it: it is of every world and differs where a machine
+/// decides otherwise.
 #[test]
 fn the_hash_of_numbers_is_repeatable_and_tells_worlds_apart() {
     let all = hashes(20, Kinds::All);
     assert_eq!(all, hashes(20, Kinds::All));
-    let each: BTreeSet<u64> = all.each.values().map(|hash| *hash.as_ref().unwrap()).collect();
+    let each: BTreeSet<u64> = all
+        .each
+        .values()
+        .map(|hash| *hash.as_ref().unwrap())
+        .collect();
     assert_eq!(each.len(), 20, "different seeds tell different stories");
     assert!(
         !each.contains(&all.all),
@@ -166,8 +178,8 @@ fn the_hash_of_numbers_is_repeatable_and_tells_worlds_apart() {
     assert!(bugged.into_iter().all(|differs| differs));
 }
 
-/// What a person reads after a failing seed: one line that says how to see it again, and a story without a machine's
-/// notation, which ends with what was wrong.
+/// What a person reads after a failing seed: one line that says how to see it again, and a story
+/// without a machine's notation, which ends with what was wrong.
 #[test]
 fn a_broken_world_is_one_line_and_its_story_is_plain() {
     let (story, result) = tell(Kinds::All, 0, Some(Bug::SaveLast));
@@ -207,7 +219,8 @@ fn a_broken_world_is_one_line_and_its_story_is_plain() {
 #[test]
 fn planted_bugs_are_found() {
     for bug in Bug::ALL {
-        let found = (0..WORLDS).find_map(|seed| run_of(bug.kinds(), seed, Some(bug), Story::Dropped).err());
+        let found =
+            (0..WORLDS).find_map(|seed| run_of(bug.kinds(), seed, Some(bug), Story::Dropped).err());
         let found = found.unwrap_or_else(|| panic!("{bug:?} breaks no world in {WORLDS}"));
         println!("{bug:?}: {found}");
         let signs: &[&str] = match bug {
@@ -236,19 +249,20 @@ fn planted_bugs_are_found() {
             ],
             Bug::ManifestsUnfenced => &["publishes while"],
             Bug::DrainForgotten => &["is told to be drained"],
-            Bug::StateNotLoaded | Bug::WrongShare => &["ends at step", "different states"],
+            Bug::StateNotLoaded | Bug::WrongShard => &["ends at step", "different states"],
             Bug::PartialStepKept | Bug::StateNotHandedOver => {
                 &["ends at step", "different states", "not one value"]
             }
-            Bug::LowestStepTaken | Bug::HandOverForgotten | Bug::ReserveForgets | Bug::OlderLineWins => {
-                &["begins at step"]
-            }
+            Bug::LowestStepTaken
+            | Bug::HandOverForgotten
+            | Bug::StandbyForgets
+            | Bug::OlderLineWins => &["begins at step"],
             Bug::UnitLeasedTwice => &[" outputs of "],
             Bug::UnitOutputLost => &["its output is not in the store"],
             Bug::UnitNeverLeasedAgain => &["hangs"],
             Bug::DrainKeepsUnits => &["is drained and keeps units"],
-            Bug::HaltHeardAlone => &["some of its ranks stop and others go on"],
-            Bug::HaltShardForgotten => &["its checkpoint was not committed within"],
+            Bug::StopReceivedByOne => &["some of its ranks stop and others go on"],
+            Bug::StopShardForgotten => &["its checkpoint was not committed within"],
             Bug::GenerationsMixed => &[
                 "named and not there",
                 "is not whole",

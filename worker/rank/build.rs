@@ -1,5 +1,6 @@
-//! Compiles the c10d shim against the libtorch that `LIBTORCH` names (set in one place, `.cargo/config.toml`)
-//! and puts the libraries' folder into the binaries' rpath, so that nothing needs `LD_LIBRARY_PATH`.
+//! Compiles the c10d shim against the libtorch that `LIBTORCH` names (set in one place,
+//! `.cargo/config.toml`) and puts the libraries' folder into the binaries' rpath, so that nothing
+//! needs `LD_LIBRARY_PATH`.
 
 use std::path::{Path, PathBuf};
 
@@ -9,9 +10,12 @@ fn main() {
     let libtorch = PathBuf::from(
         std::env::var_os("LIBTORCH").expect("LIBTORCH names libtorch's folder; run `make setup`"),
     );
-    let libtorch = libtorch
-        .canonicalize()
-        .unwrap_or_else(|error| panic!("LIBTORCH is {}: {error}; run `make setup`", libtorch.display()));
+    let libtorch = libtorch.canonicalize().unwrap_or_else(|error| {
+        panic!(
+            "LIBTORCH is {}: {error}; run `make setup`",
+            libtorch.display()
+        )
+    });
     let cuda = std::env::var_os("CARGO_FEATURE_CUDA").is_some();
     compile_shim(&libtorch, cuda);
     link(&libtorch.join("lib"), cuda);
@@ -73,8 +77,8 @@ fn link(lib: &Path, cuda: bool) {
     println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
     if cuda {
         println!("cargo:rustc-link-lib=c10_cuda");
-        // Nothing refers to libtorch_cuda by name: its kernels register themselves when it is loaded, so the
-        // linker would drop it as unused.
+        // Nothing refers to libtorch_cuda by name: its kernels register themselves when it is
+        // loaded, so the linker would drop it as unused.
         println!("cargo:rustc-link-arg=-Wl,--no-as-needed,-ltorch_cuda,--as-needed");
     }
 }

@@ -1,9 +1,9 @@
-//! Rank processes: starts them, feeds each orders and reads its reports over a Unix socket of its own,
-//! captures its output line by line, and says how it ended. Decides nothing: the machine does. Called by
-//! [`crate::daemon`].
+//! Rank processes: starts them, feeds each orders and reads its reports over a Unix socket of its
+//! own, captures its output line by line, and says how it ended. Decides nothing: the machine does.
+//! Called by [`crate::daemon`].
 //!
-//! A rank is its own process group, so that killing it takes along whatever it started. It dies with the
-//! daemon: it asks the kernel for that, and it leaves when its socket closes.
+//! A rank is its own process group, so that killing it takes along whatever it started. It dies
+//! with the daemon: it asks the kernel for that, and it leaves when its socket closes.
 
 use crate::logs::{Line, Logs};
 use anyhow::Context;
@@ -21,7 +21,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use worker_core::event::{Event, RankKey};
+use worker_core::event::{Input, RankKey};
 
 /// What every rank of this node is started with.
 #[derive(Debug, Clone)]
@@ -49,7 +49,7 @@ struct Orders {
 #[derive(Debug)]
 pub(crate) struct Children {
     settings: RankSettings,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<Input>,
     logs: Logs,
     orders: BTreeMap<RankKey, watch::Sender<Orders>>,
     tasks: JoinSet<()>,
@@ -57,8 +57,8 @@ pub(crate) struct Children {
 }
 
 impl Children {
-    /// `events` gets [`Event::RankSaid`] and [`Event::RankExited`].
-    pub(crate) fn new(settings: RankSettings, events: mpsc::Sender<Event>, logs: Logs) -> Self {
+    /// `events` gets [`Input::RankSaid`] and [`Input::RankExited`].
+    pub(crate) fn new(settings: RankSettings, events: mpsc::Sender<Input>, logs: Logs) -> Self {
         Self {
             settings,
             events,
@@ -72,10 +72,10 @@ impl Children {
     /// Starts a process; a failure to start is reported as its exit.
     pub(crate) fn spawn(&mut self, key: RankKey, device: u32, assignment: Box<Assignment>) {
         self.started += 1;
-        let socket = self
-            .settings
-            .run_dir
-            .join(format!("{}-{}.sock", std::process::id(), self.started));
+        let socket =
+            self.settings
+                .run_dir
+                .join(format!("{}-{}.sock", std::process::id(), self.started));
         let (sender, receiver) = watch::channel(Orders {
             rank: key.rank,
             device,
@@ -84,7 +84,11 @@ impl Children {
             kill: false,
         });
         self.orders.insert(key.clone(), sender);
-        let (settings, events, logs) = (self.settings.clone(), self.events.clone(), self.logs.clone());
+        let (settings, events, logs) = (
+            self.settings.clone(),
+            self.events.clone(),
+            self.logs.clone(),
+        );
         self.tasks.spawn(async move {
             let rank = RankProcess {
                 key: key.clone(),
@@ -98,7 +102,7 @@ impl Children {
                 Ok((status, last_line)) => {
                     let outcome = describe(status, last_line.as_deref());
                     events
-                        .send(Event::RankExited {
+                        .send(Input::RankExited {
                             key,
                             success: status.success(),
                             outcome,
@@ -107,7 +111,7 @@ impl Children {
                 }
                 Err(error) => {
                     events
-                        .send(Event::RankExited {
+                        .send(Input::RankExited {
                             key,
                             success: false,
                             outcome: error,
@@ -118,7 +122,13 @@ impl Children {
         });
     }
 
-    pub(crate) fn update(&mut self, key: &RankKey, rank: Rank, device: u32, assignment: Box<Assignment>) {
+    pub(crate) fn update(
+        &mut self,
+        key: &RankKey,
+        rank: Rank,
+        device: u32,
+        assignment: Box<Assignment>,
+    ) {
         self.order(key, |orders| {
             orders.rank = rank;
             orders.device = device;
@@ -151,7 +161,7 @@ struct RankProcess {
     /// What it was started as.
     key: RankKey,
     socket: PathBuf,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<Input>,
     logs: Logs,
 }
 
@@ -162,7 +172,8 @@ impl RankProcess {
         settings: &RankSettings,
         mut orders: watch::Receiver<Orders>,
     ) -> Result<(ExitStatus, Option<String>), String> {
-        // Left behind by a process that had our number before the last reboot, if it is there at all.
+        // Left behind by a process that had our number before the last reboot, if it is there at
+        // all.
         let _ = std::fs::remove_file(&self.socket);
         let listener = UnixListener::bind(&self.socket)
             .map_err(|error| format!("cannot listen on {}: {error}", self.socket.display()))?;
@@ -175,13 +186,19 @@ impl RankProcess {
                     output.spawn(self.output(&orders).forward(stdout, None));
                 }
                 if let Some(stderr) = child.stderr.take() {
-                    output.spawn(self.output(&orders).forward(stderr, Some(Arc::clone(&last_line))));
+                    output.spawn(
+                        self.output(&orders)
+                            .forward(stderr, Some(Arc::clone(&last_line))),
+                    );
                 }
                 let status = self.attend(&mut child, &listener, &mut orders).await;
                 // Does nothing when it has exited; otherwise we lost it, and its pipes must close.
                 kill(&child);
                 while output.join_next().await.is_some() {}
-                let line = last_line.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let line = last_line
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .take();
                 status.map(|status| (status, line))
             }
             Err(error) => Err(error),
@@ -222,7 +239,8 @@ impl RankProcess {
             tokio::select! {
                 status = child.wait() => return status.map_err(waiting),
                 accepted = listener.accept() => {
-                    let (stream, _) = accepted.map_err(|error| format!("cannot accept the rank: {error}"))?;
+                    let (stream, _) = accepted.map_err(|error| format!("cannot accept the rank: \
+                    {error}"))?;
                     return self.talk(child, stream, orders).await;
                 }
                 changed = orders.changed() => {
@@ -246,8 +264,8 @@ impl RankProcess {
         let (reader, writer) = stream.into_split();
         let mut lines = BufReader::new(reader).lines();
         let mut open = true;
-        // A task of its own, so that a process that no longer reads can still be killed; it ends with this
-        // function.
+        // A task of its own, so that a process that no longer reads can still be killed; it ends
+        // with this function.
         let mut writing = JoinSet::new();
         orders.mark_changed();
         writing.spawn(tell(writer, orders.clone()));
@@ -282,7 +300,7 @@ impl RankProcess {
             Some(report) => {
                 let process = self.key.clone();
                 // Ignored: without a receiver the daemon is gone.
-                drop(self.events.send(Event::RankSaid { process, report }).await);
+                drop(self.events.send(Input::RankSaid { process, report }).await);
             }
             None => {
                 let RankKey { job, rank, .. } = &self.key;
@@ -309,7 +327,11 @@ struct Output {
 }
 
 impl Output {
-    async fn forward(self, stream: impl AsyncRead + Unpin, last: Option<Arc<Mutex<Option<String>>>>) {
+    async fn forward(
+        self,
+        stream: impl AsyncRead + Unpin,
+        last: Option<Arc<Mutex<Option<String>>>>,
+    ) {
         let mut lines = BufReader::new(stream).split(b'\n');
         while let Ok(Some(line)) = lines.next_segment().await {
             let text = String::from_utf8_lossy(&line).trim_end().to_owned();
@@ -337,8 +359,9 @@ impl Output {
     }
 }
 
-/// Hands the process its newest orders, one JSON object per line, until either side is gone. A process that
-/// no longer reads is met by its exit or by the machine's deadline, so a failed write only ends this.
+/// Hands the process its newest orders, one JSON object per line, until either side is gone. A
+/// process that no longer reads is met by its exit or by the machine's deadline, so a failed write
+/// only ends this.
 async fn tell(mut writer: OwnedWriteHalf, mut orders: watch::Receiver<Orders>) {
     while orders.changed().await.is_ok() {
         let Orders {
@@ -365,7 +388,8 @@ async fn tell(mut writer: OwnedWriteHalf, mut orders: watch::Receiver<Orders>) {
     }
 }
 
-/// The process is its group's leader. None once it was waited for: then there is nothing left to kill.
+/// The process is its group's leader. None once it was waited for: then there is nothing left to
+/// kill.
 fn kill(child: &Child) {
     let pid = child
         .id()
@@ -391,7 +415,9 @@ fn describe(status: ExitStatus, last_line: Option<&str>) -> String {
 }
 
 pub(crate) fn epoch_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -1,5 +1,5 @@
-//! The daemon's settings: [`proto::settings`] reads their layers, here they get their meaning. Read once in `main` and
-//! passed down; never read anywhere else.
+//! The daemon's settings: [`proto::settings`] reads their layers, here they get their meaning. Read
+//! once in `main` and passed down; never read anywhere else.
 
 use proto::settings::{self, Log, RawLog, Settings, SettingsError};
 use proto::spec::DeviceKind;
@@ -52,7 +52,8 @@ pub(crate) fn load(
 
 fn check(settings: &Settings<Raw>) -> Result<Config, SettingsError> {
     let raw = &settings.values;
-    let wrong = |key, value: &str, expected: &str| Err(settings.wrong(key, format!("{value:?}"), expected));
+    let wrong =
+        |key, value: &str, expected: &str| Err(settings.wrong(key, format!("{value:?}"), expected));
     let name = if raw.name.is_empty() {
         host_name()
     } else {
@@ -73,7 +74,10 @@ fn check(settings: &Settings<Raw>) -> Result<Config, SettingsError> {
         "cuda" => DeviceKind::Cuda,
         other => return wrong("device", other, "it must be cpu or cuda"),
     };
-    let Some(devices) = u32::try_from(raw.devices).ok().filter(|it| (1..=64).contains(it)) else {
+    let Some(devices) = u32::try_from(raw.devices)
+        .ok()
+        .filter(|it| (1..=64).contains(it))
+    else {
         return Err(settings.wrong("devices", raw.devices, "it must be 1 to 64"));
     };
     let Ok(metrics_listen) = raw.metrics_listen.parse() else {
@@ -92,7 +96,13 @@ fn check(settings: &Settings<Raw>) -> Result<Config, SettingsError> {
         let expected = "it must be levels by module, such as info or worker=debug,info";
         return wrong("log.filter", &raw.log.filter, expected);
     }
-    let folder = |given: &str, default: PathBuf| if given.is_empty() { default } else { given.into() };
+    let folder = |given: &str, default: PathBuf| {
+        if given.is_empty() {
+            default
+        } else {
+            given.into()
+        }
+    };
     Ok(Config {
         run_dir: folder(
             &raw.run_dir,
@@ -187,20 +197,24 @@ mod tests {
             ),
             (
                 "[log]\nfilter = \"a=b=c\"",
-                "2: log.filter: is \"a=b=c\"; it must be levels by module, such as info or worker=debug,info",
+                "2: log.filter: is \"a=b=c\"; it must be levels by module, such as info or \
+                worker=debug,info",
             ),
             (
                 "coordinator = \"127.0.0.1:7070\"",
-                "1: coordinator: is \"127.0.0.1:7070\"; it must be a URL such as http://127.0.0.1:7070; https:// is \
+                "1: coordinator: is \"127.0.0.1:7070\"; it must be a URL such as \
+                http://127.0.0.1:7070; https:// is \
                  not there yet",
             ),
             (
                 "metrics_listen = \"nowhere\"",
-                "1: metrics_listen: is \"nowhere\"; it must be an address and port such as 127.0.0.1:7072",
+                "1: metrics_listen: is \"nowhere\"; it must be an address and port such as \
+                127.0.0.1:7072",
             ),
             (
                 "address = \"10.0.0.1:80\"",
-                "1: address: is \"10.0.0.1:80\"; it must be a host name or IPv4 address, without a port",
+                "1: address: is \"10.0.0.1:80\"; it must be a host name or IPv4 address, without \
+                a port",
             ),
             (
                 "peer_port = 70000",
@@ -208,7 +222,8 @@ mod tests {
             ),
             (
                 "\nname = \"a b\"",
-                "2: name: is \"a b\"; it must be at most 64 letters, digits, dashes, underscores and dots",
+                "2: name: is \"a b\"; it must be at most 64 letters, digits, dashes, underscores \
+                and dots",
             ),
         ];
         for (text, expected) in cases {

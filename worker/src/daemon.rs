@@ -1,5 +1,5 @@
-//! The daemon's loop: one task owns the machine, turns the world into events and performs the effects in
-//! order. All decisions are `worker-core`'s.
+//! The daemon's loop: one task owns the machine, turns the world into events and performs the
+//! effects in order. All decisions are `worker-core`'s.
 
 use crate::child::{Children, RankSettings, epoch_ms, rank_program};
 use crate::config::Config;
@@ -14,7 +14,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use worker_core::event::{Effect, Event, Fact, RankKey};
+use worker_core::event::{Effect, Event, Input, RankKey};
 use worker_core::{Config as MachineConfig, Worker};
 
 /// Events that may wait; whoever makes more waits in turn.
@@ -29,7 +29,10 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         "{} is missing; it is built with this program and lies beside it",
         program.display()
     );
-    for (key, folder) in [("run_dir", &config.run_dir), ("cache_dir", &config.cache_dir)] {
+    for (key, folder) in [
+        ("run_dir", &config.run_dir),
+        ("cache_dir", &config.cache_dir),
+    ] {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot create `{key}` {}", folder.display()))?;
     }
@@ -39,14 +42,23 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     };
     let metrics = Metrics::new(config.devices);
     let listen = config.metrics_listen;
-    let address = metrics::serve(listen, metrics.clone()).await.with_context(|| {
-        format!("cannot serve metrics on {listen} (`metrics_listen`); is another daemon running?")
-    })?;
+    let address = metrics::serve(listen, metrics.clone())
+        .await
+        .with_context(|| {
+            format!(
+                "cannot serve metrics on {listen} (`metrics_listen`); is another daemon running?"
+            )
+        })?;
     let (sender, events) = mpsc::channel(EVENTS_MAX);
     let logs = Logs::default();
     let link = Link::start(&config.coordinator, sender.clone(), logs.clone())
         .with_context(|| format!("`coordinator` {} cannot be used", config.coordinator))?;
-    let peers = Peers::start(id.clone(), &config.address, config.peer_port, sender.clone());
+    let peers = Peers::start(
+        id.clone(),
+        &config.address,
+        config.peer_port,
+        sender.clone(),
+    );
     let (peers, peer_address) = peers.await?;
     // Before anybody is told that this daemon is here, because they may ask it to leave at once.
     let signals = Signals {
@@ -114,14 +126,18 @@ struct Daemon {
 }
 
 impl Daemon {
-    async fn serve(mut self, mut events: mpsc::Receiver<Event>, mut signals: Signals) -> anyhow::Result<()> {
+    async fn serve(
+        mut self,
+        mut events: mpsc::Receiver<Input>,
+        mut signals: Signals,
+    ) -> anyhow::Result<()> {
         let mut status = String::new();
         loop {
             let event = tokio::select! {
                 event = events.recv() => event.context("every sender of events is gone")?,
-                () = sleep_until(self.deadline()) => Event::Deadline,
-                _ = signals.terminate.recv() => Event::Shutdown,
-                _ = signals.interrupt.recv() => Event::Shutdown,
+                () = sleep_until(self.deadline()) => Input::Deadline,
+                _ = signals.terminate.recv() => Input::Shutdown,
+                _ = signals.interrupt.recv() => Input::Shutdown,
             };
             if self.handle(event) {
                 tracing::info!("every rank is gone; leaving");
@@ -138,8 +154,8 @@ impl Daemon {
     }
 
     /// Returns whether the daemon is done.
-    fn handle(&mut self, event: Event) -> bool {
-        if let Event::RankExited { key, .. } = &event {
+    fn handle(&mut self, event: Input) -> bool {
+        if let Input::RankExited { key, .. } = &event {
             self.children.forget(key);
         }
         let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -169,17 +185,19 @@ impl Daemon {
             Effect::Ask {
                 peers,
                 detect_within_ms,
-            } => self.peers.ask(peers, Duration::from_millis(detect_within_ms)),
+            } => self
+                .peers
+                .ask(peers, Duration::from_millis(detect_within_ms)),
             Effect::Report(report) => self.link.report(report),
-            Effect::Note(fact) => self.note(&fact),
+            Effect::Emit(event) => self.note(&event),
             Effect::Exit => return true,
         }
         false
     }
 
-    fn note(&self, fact: &Fact) {
-        match fact {
-            Fact::RankStarted { key } => {
+    fn note(&self, event: &Event) {
+        match event {
+            Event::RankStarted { key } => {
                 let RankKey {
                     job,
                     generation,
@@ -188,16 +206,17 @@ impl Daemon {
                 self.metrics.rank_started(&job.0);
                 tracing::info!(%job, %generation, %rank, "rank started");
             }
-            Fact::RankMoved { from, to } => {
+            Event::RankMoved { from, to } => {
                 let RankKey {
                     job,
                     generation,
                     rank,
                 } = to;
                 let before = format!("rank {} of generation {}", from.rank, from.generation);
-                tracing::info!(%job, %generation, %rank, before, "rank goes on in the next generation");
+                tracing::info!(%job, %generation, %rank, before, "rank goes on in the next \
+                generation");
             }
-            Fact::RankSilent { key, silent_ms } => {
+            Event::RankSilent { key, silent_ms } => {
                 let RankKey {
                     job,
                     generation,
@@ -205,7 +224,7 @@ impl Daemon {
                 } = key;
                 tracing::warn!(%job, %generation, %rank, silent_ms, "rank is silent; killing it");
             }
-            Fact::RankGone {
+            Event::RankGone {
                 key,
                 success,
                 outcome,
@@ -220,7 +239,7 @@ impl Daemon {
                 }
                 tracing::info!(%job, %generation, %rank, outcome, "rank is gone");
             }
-            Fact::Ignored { worker, what } => {
+            Event::Ignored { worker, what } => {
                 tracing::warn!(%worker, what, "ignored what the coordinator said");
             }
         }
@@ -239,7 +258,11 @@ impl Daemon {
         } else {
             "no coordinator"
         };
-        let ranks = view.ranks.iter().filter(|rank| rank.device.is_some()).count();
+        let ranks = view
+            .ranks
+            .iter()
+            .filter(|rank| rank.device.is_some())
+            .count();
         format!("{link}, {ranks} ranks running")
     }
 }

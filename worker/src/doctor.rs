@@ -1,4 +1,5 @@
-//! `worker doctor`: asks the program that holds libtorch, because this one does not. Adds nothing of its own.
+//! `worker doctor`: asks the program that holds libtorch, because this one does not. Adds nothing
+//! of its own.
 
 use crate::child::ask_rank_program;
 use crate::config::Config;
@@ -10,7 +11,12 @@ pub(crate) fn run(config: &Config, output: &str) -> anyhow::Result<ExitCode> {
     let metrics_listen = config.metrics_listen.to_string();
     let mut options = vec!["--output", output];
     options.extend(["--device", config.device.name(), "--devices", &devices]);
-    options.extend(["--address", &config.address, "--metrics-listen", &metrics_listen]);
+    options.extend([
+        "--address",
+        &config.address,
+        "--metrics-listen",
+        &metrics_listen,
+    ]);
     options.extend(["--coordinator", &config.coordinator]);
     if let Some(store) = &config.store {
         options.extend(["--store", store]);

@@ -1,6 +1,6 @@
-//! The stream to the coordinator: sends the newest report and new log lines up, hands desired states down to
-//! the machine, and connects again, with growing pauses, whenever it breaks. Decides nothing. One task,
-//! started by [`crate::daemon`].
+//! The stream to the coordinator: sends the newest report and new log lines up, hands desired
+//! states down to the machine, and connects again, with growing pauses, whenever it breaks. Decides
+//! nothing. One task, started by [`crate::daemon`].
 
 use crate::logs::{Line, Logs};
 use proto::message::{DesiredState, WorkerReport};
@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
-use worker_core::event::Event;
+use worker_core::event::Input;
 
 /// `detect_within` until the coordinator has told it: what is shipped.
 const UNTIL_TOLD: Duration = Duration::from_secs(3);
@@ -26,10 +26,11 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Starts the task. `events` gets [`Event::Connected`], [`Event::Disconnected`] and [`Event::Desired`].
+    /// Starts the task. `events` gets [`Input::Connected`], [`Input::Disconnected`] and
+    /// [`Input::Desired`].
     pub(crate) fn start(
         coordinator: &str,
-        events: mpsc::Sender<Event>,
+        events: mpsc::Sender<Input>,
         logs: Logs,
     ) -> Result<Self, tonic::transport::Error> {
         let endpoint = Endpoint::from_shared(coordinator.to_owned())?.keep_alive_while_idle(true);
@@ -48,7 +49,7 @@ impl Link {
 async fn keep(
     endpoint: Endpoint,
     reports: watch::Receiver<Option<WorkerReport>>,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<Input>,
     logs: Logs,
 ) {
     let mut detect_within = UNTIL_TOLD;
@@ -79,7 +80,11 @@ async fn keep(
             }
             Err(error) if !complained => {
                 let reason = chain(&error);
-                tracing::warn!(coordinator, reason, "cannot reach the coordinator; trying on");
+                tracing::warn!(
+                    coordinator,
+                    reason,
+                    "cannot reach the coordinator; trying on"
+                );
             }
             Err(_) => {}
         }
@@ -89,20 +94,20 @@ async fn keep(
     }
 }
 
-/// One stream, from open to broken. Returns the `detect_within` that the coordinator last told, if it ever said
-/// something, and why the stream ended.
+/// One stream, from open to broken. Returns the `detect_within` that the coordinator last told, if
+/// it ever said something, and why the stream ended.
 async fn attend(
     mut client: FleetClient<InterceptedService<Channel, Stamp>>,
     reports: watch::Receiver<Option<WorkerReport>>,
-    events: &mpsc::Sender<Event>,
+    events: &mpsc::Sender<Input>,
     logs: &Logs,
 ) -> (Option<Duration>, String) {
     let mut reports = reports;
     // Only reports made from here on go to this stream; the machine makes one when it hears of the
-    // connection, which must be before the coordinator answers, because the coordinator answers to the first
-    // report.
+    // connection, which must be before the coordinator answers, because the coordinator answers to
+    // the first report.
     reports.mark_unchanged();
-    if events.send(Event::Connected).await.is_err() {
+    if events.send(Input::Connected).await.is_err() {
         return (None, "the daemon ends".into());
     }
     let mut told = None;
@@ -123,17 +128,17 @@ async fn attend(
         }
     };
     // Ignored: without a receiver the daemon ends.
-    let _ = events.send(Event::Disconnected).await;
+    let _ = events.send(Input::Disconnected).await;
     (told, reason)
 }
 
 /// Hands it on; returns its `detect_within`.
-async fn hear(state: pb::DesiredState, events: &mpsc::Sender<Event>) -> Option<Duration> {
+async fn hear(state: pb::DesiredState, events: &mpsc::Sender<Input>) -> Option<Duration> {
     match DesiredState::try_from(state) {
         Ok(state) => {
             let told = Duration::from_millis(state.detect_within_ms);
             // Ignored: without a receiver the daemon ends.
-            let _ = events.send(Event::Desired(state)).await;
+            let _ = events.send(Input::Desired(state)).await;
             Some(told)
         }
         Err(error) => {
@@ -151,7 +156,10 @@ fn outgoing(
     futures::stream::unfold((reports, logs), |(mut reports, logs)| async move {
         loop {
             reports.changed().await.ok()?;
-            let report = reports.borrow_and_update().as_ref().map(pb::WorkerReport::from);
+            let report = reports
+                .borrow_and_update()
+                .as_ref()
+                .map(pb::WorkerReport::from);
             if let Some(mut report) = report {
                 report.logs = logs.take().into_iter().map(wire).collect();
                 return Some((report, (reports, logs)));
@@ -233,8 +241,8 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (streams, mut opened) = mpsc::channel(4);
-        let server =
-            tonic::transport::Server::builder().add_service(FleetServer::new(FakeCoordinator { streams }));
+        let server = tonic::transport::Server::builder()
+            .add_service(FleetServer::new(FakeCoordinator { streams }));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         let (sender, mut events) = mpsc::channel(16);
         let logs = Logs::default();
@@ -250,7 +258,7 @@ mod tests {
         });
         let link = Link::start(&url, sender, logs).unwrap();
 
-        assert_eq!(events.recv().await, Some(Event::Connected));
+        assert_eq!(events.recv().await, Some(Input::Connected));
         link.report(report(1));
         let (first, answers, _reports) = opened.recv().await.unwrap();
         assert_eq!((first.devices, first.logs.len()), (1, 1));
@@ -261,14 +269,17 @@ mod tests {
             detect_within_ms: 3_000,
             peers: vec![],
         };
-        answers.send(Ok(pb::DesiredState::from(&state))).await.unwrap();
-        assert_eq!(events.recv().await, Some(Event::Desired(state)));
+        answers
+            .send(Ok(pb::DesiredState::from(&state)))
+            .await
+            .unwrap();
+        assert_eq!(events.recv().await, Some(Input::Desired(state)));
         // Nonsense is ignored, and the stream lives on.
         answers.send(Ok(pb::DesiredState::default())).await.unwrap();
         drop(answers);
-        assert_eq!(events.recv().await, Some(Event::Disconnected));
+        assert_eq!(events.recv().await, Some(Input::Disconnected));
 
-        assert_eq!(events.recv().await, Some(Event::Connected));
+        assert_eq!(events.recv().await, Some(Input::Connected));
         link.report(report(2));
         let (second, ..) = opened.recv().await.unwrap();
         assert_eq!((second.devices, second.logs.len()), (2, 0));

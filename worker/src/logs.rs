@@ -1,5 +1,6 @@
-//! New output lines of the ranks on their way to the coordinator: a bounded buffer that drops the oldest,
-//! because a log must never hold up a job. Written by [`crate::child`], emptied by [`crate::link`].
+//! New output lines of the ranks on their way to the coordinator: a bounded buffer that drops the
+//! oldest, because a log must never hold up a job. Written by [`crate::child`], emptied by
+//! [`crate::link`].
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};

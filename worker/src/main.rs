@@ -1,5 +1,5 @@
-//! `worker`: the program of a node. Reads settings and starts what was asked for; no libtorch in this
-//! process.
+//! `worker`: the program of a node. Reads settings and starts what was asked for; no libtorch in
+//! this process.
 
 mod child;
 mod config;
@@ -33,7 +33,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
-    /// Check libtorch, devices, object store and ports of this node; exit code 1 when something is wrong.
+    /// Check libtorch, devices, object store and ports of this node; exit code 1 when something is
+    /// wrong.
     Doctor {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
@@ -80,8 +81,8 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Daemon { config } => {
             let config = config::load(config.as_deref(), variables())?;
             start_logging(&config);
-            // One thread, which is the process's first: ranks ask the kernel to die with the thread that
-            // started them.
+            // One thread, which is the process's first: ranks ask the kernel to die with the thread
+            // that started them.
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
@@ -108,7 +109,8 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 
 /// The environment; what is no UTF-8 is not ours.
 fn variables() -> impl Iterator<Item = (String, String)> {
-    std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
+    std::env::vars_os()
+        .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
 }
 
 fn start_logging(config: &Config) {

@@ -1,5 +1,5 @@
-//! `/metrics` and `/healthz` of the daemon. One table of names, units and help; filled from the machine's
-//! view after every event by [`crate::daemon`]. Never read by the daemon itself.
+//! `/metrics` and `/healthz` of the daemon. One table of names, units and help; filled from the
+//! machine's view after every event by [`crate::daemon`]. Never read by the daemon itself.
 
 use axum::http::header::CONTENT_TYPE;
 use axum::{Router, extract::State, response::IntoResponse, routing::get};
@@ -98,21 +98,30 @@ impl Metrics {
 
     pub(crate) fn rank_started(&self, job: &str) {
         self.rank_starts
-            .get_or_create(&JobLabels { job: job.to_owned() })
+            .get_or_create(&JobLabels {
+                job: job.to_owned(),
+            })
             .inc();
     }
 
     pub(crate) fn rank_failed(&self, job: &str) {
         self.rank_failures
-            .get_or_create(&JobLabels { job: job.to_owned() })
+            .get_or_create(&JobLabels {
+                job: job.to_owned(),
+            })
             .inc();
     }
 
     /// Shows the machine's view; ranks that it has forgotten disappear.
     pub(crate) fn show(&self, view: &View<'_>) {
         self.connected.set(view.connected.into());
-        let used = view.ranks.iter().filter(|rank| rank.device.is_some()).count();
-        self.devices_used.set(i64::try_from(used).unwrap_or(i64::MAX));
+        let used = view
+            .ranks
+            .iter()
+            .filter(|rank| rank.device.is_some())
+            .count();
+        self.devices_used
+            .set(i64::try_from(used).unwrap_or(i64::MAX));
         self.rank_up.clear();
         self.rank_generation.clear();
         self.rank_step.clear();

@@ -1,6 +1,7 @@
-//! Asks other workers whether they are there, and answers when they ask: over TCP, at the address on which their ranks meet,
-//! so that what does not get through here does not get through between ranks. It decides nothing: every outcome is an
-//! event for the machine. Started by [`crate::daemon`].
+//! Asks other workers whether they are there, and answers when they ask: over TCP, at the address
+//! on which their ranks meet, so that what does not get through here does not get through between
+//! ranks. It decides nothing: every outcome is an event for the machine. Started by
+//! [`crate::daemon`].
 
 use anyhow::Context;
 use proto::id::WorkerId;
@@ -20,7 +21,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
-use worker_core::event::Event;
+use worker_core::event::Input;
 
 /// Times that a peer is asked in each `detect_within`.
 const TIMES: u32 = 3;
@@ -28,22 +29,24 @@ const TIMES: u32 = 3;
 /// Those that are asked, each by a task.
 #[derive(Debug)]
 pub(crate) struct Peers {
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<Input>,
     detect_within: Duration,
     asked: BTreeMap<Peer, AbortHandle>,
 }
 
 impl Peers {
-    /// Answers others on this port of `host` (0: a free one), and asks nobody yet. Returns where it answers, too.
+    /// Answers others on this port of `host` (0: a free one), and asks nobody yet. Returns where it
+    /// answers, too.
     pub(crate) async fn start(
         own: WorkerId,
         host: &str,
         port: u16,
-        events: mpsc::Sender<Event>,
+        events: mpsc::Sender<Input>,
     ) -> anyhow::Result<(Self, String)> {
         let listener = TcpListener::bind((host, port)).await.with_context(|| {
             format!(
-                "cannot listen on {host}:{port}: `address` must be an address of this machine, `peer_port` a free port or 0"
+                "cannot listen on {host}:{port}: `address` must be an address of this machine, \
+                `peer_port` a free port or 0"
             )
         })?;
         let address = format!("{host}:{}", listener.local_addr()?.port());
@@ -99,22 +102,27 @@ impl Answers for Here {
 type Client = PeersClient<InterceptedService<Channel, Stamp>>;
 
 /// Ends with the daemon, or when the peer is to be asked no more.
-async fn keep_asking(peer: Peer, detect_within: Duration, events: mpsc::Sender<Event>) {
+async fn keep_asking(peer: Peer, detect_within: Duration, events: mpsc::Sender<Input>) {
     let mut ticks = tokio::time::interval(detect_within / TIMES);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut client = None;
     loop {
         ticks.tick().await;
         let answer = tokio::time::timeout(detect_within, ask(&mut client, &peer)).await;
-        let answer =
-            answer.unwrap_or_else(|_| Err(format!("no answer within {} s", detect_within.as_secs_f64())));
+        let answer = answer.unwrap_or_else(|_| {
+            Err(format!(
+                "no answer within {} s",
+                detect_within.as_secs_f64()
+            ))
+        });
         let peer = peer.worker.clone();
         let event = match answer {
-            Ok(()) => Event::PeerAnswered { peer },
+            Ok(()) => Input::PeerAnswered { peer },
             Err(error) => {
-                // A connection that was cut may be long in finding out that it works again; a new one is not.
+                // A connection that was cut may be long in finding out that it works again; a new
+                // one is not.
                 client = None;
-                Event::PeerFailed { peer, error }
+                Input::PeerFailed { peer, error }
             }
         };
         if events.send(event).await.is_err() {
@@ -125,8 +133,8 @@ async fn keep_asking(peer: Peer, detect_within: Duration, events: mpsc::Sender<E
 
 async fn ask(client: &mut Option<Client>, peer: &Peer) -> Result<(), String> {
     if client.is_none() {
-        let endpoint =
-            Endpoint::from_shared(format!("http://{}", peer.address)).map_err(|error| chain(&error))?;
+        let endpoint = Endpoint::from_shared(format!("http://{}", peer.address))
+            .map_err(|error| chain(&error))?;
         let channel = endpoint.connect().await.map_err(|error| chain(&error))?;
         let stamp: Stamp = version::stamp;
         *client = Some(PeersClient::with_interceptor(channel, stamp));
@@ -165,7 +173,9 @@ mod tests {
         let (mut first, _) = Peers::start(id("w1"), "127.0.0.1", 0, sender.clone())
             .await
             .unwrap();
-        let (_second, there) = Peers::start(id("w2"), "127.0.0.1", 0, sender).await.unwrap();
+        let (_second, there) = Peers::start(id("w2"), "127.0.0.1", 0, sender)
+            .await
+            .unwrap();
         let mut asked = async |name: &str, address: &str| {
             let peer = Peer {
                 worker: id(name),
@@ -174,17 +184,20 @@ mod tests {
             first.ask(vec![peer], Duration::from_secs(30));
             events.recv().await.unwrap()
         };
-        assert_eq!(asked("w2", &there).await, Event::PeerAnswered { peer: id("w2") });
+        assert_eq!(
+            asked("w2", &there).await,
+            Input::PeerAnswered { peer: id("w2") }
+        );
         let error = format!("{} answers there: is `address` of w3 its own?", id("w2"));
         let peer = id("w3");
-        assert_eq!(asked("w3", &there).await, Event::PeerFailed { peer, error });
+        assert_eq!(asked("w3", &there).await, Input::PeerFailed { peer, error });
         // A port that was free a moment ago.
         let nobody = std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
             .unwrap();
         match asked("w4", &nobody.to_string()).await {
-            Event::PeerFailed { peer, error } => {
+            Input::PeerFailed { peer, error } => {
                 assert_eq!(peer, id("w4"));
                 assert!(error.contains("refused"), "{error}");
             }

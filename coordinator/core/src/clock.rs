@@ -1,7 +1,8 @@
-//! The time by which deadlines are kept: the time that the machine lived through. It differs from the shell's wall
-//! clock in two ways. It never goes back, as wall clocks do when people or NTP set them. And it does not leap: when the
-//! machine is woken much later than it asked for (the clock was set forward, the shell was busy saving, the computer
-//! slept), that time does not count against anybody, because reports may be waiting to be read.
+//! The time by which deadlines are kept: the time that the machine lived through. It differs from
+//! the shell's wall clock in two ways. It never goes back, as wall clocks do when people or NTP set
+//! them. And it does not leap: when the machine is woken much later than it asked for (the clock
+//! was set forward, the shell was busy saving, the computer slept), that time does not count
+//! against anybody, because reports may be waiting to be read.
 
 use crate::record::Millis;
 
@@ -18,9 +19,15 @@ impl Clock {
         Self { wall, offset: 0 }
     }
 
-    /// Takes the wall clock; gives our time. `due` is the deadline that was asked for. Later than that by more than
-    /// `patience_ms` means that the machine was away; it then has `patience_ms` left until `due`.
-    pub(crate) fn advance(&mut self, wall: Millis, due: Option<Millis>, patience_ms: u64) -> Millis {
+    /// Takes the wall clock; gives our time. `due` is the deadline that was asked for. Later than
+    /// that by more than `patience_ms` means that the machine was away; it then has `patience_ms`
+    /// left until `due`.
+    pub(crate) fn advance(
+        &mut self,
+        wall: Millis,
+        due: Option<Millis>,
+        patience_ms: u64,
+    ) -> Millis {
         let before = self.now();
         self.wall = wall;
         self.set(self.now().max(before));

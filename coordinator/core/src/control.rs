@@ -1,5 +1,6 @@
-//! What people ask of jobs and workers that are there: pause, resume, scale, drain, undrain. Each sets a wish that is
-//! saved and then holds until another is set; asking twice is asking once. Placement brings it about.
+//! What people ask of jobs and workers that are there: pause, resume, scale, drain, undrain. Each
+//! sets a wish that is saved and then holds until another is set; asking twice is asking once.
+//! Placement brings it about.
 
 use crate::event::{Reply, RequestId};
 use crate::job::Job;
@@ -8,8 +9,14 @@ use crate::outbox::Outbox;
 use proto::id::JobId;
 
 impl Coordinator {
-    pub(crate) fn on_pause(&mut self, request: RequestId, id: &JobId, paused: bool, outbox: &mut Outbox) {
-        self.wish(request, id, outbox, |job| {
+    pub(crate) fn on_pause(
+        &mut self,
+        request: RequestId,
+        id: &JobId,
+        paused: bool,
+        outbox: &mut Outbox,
+    ) {
+        self.request_change(request, id, outbox, |job| {
             let head = job.head_mut();
             let changed = head.paused != paused;
             head.paused = paused;
@@ -17,8 +24,14 @@ impl Coordinator {
         });
     }
 
-    pub(crate) fn on_scale(&mut self, request: RequestId, id: &JobId, workers: u32, outbox: &mut Outbox) {
-        self.wish(request, id, outbox, |job| {
+    pub(crate) fn on_scale(
+        &mut self,
+        request: RequestId,
+        id: &JobId,
+        workers: u32,
+        outbox: &mut Outbox,
+    ) {
+        self.request_change(request, id, outbox, |job| {
             may_have(job, workers)?;
             let head = job.head_mut();
             let changed = head.workers != Some(workers);
@@ -28,7 +41,7 @@ impl Coordinator {
     }
 
     /// Answers with the phase after `set`, which says whether it changed anything.
-    fn wish(
+    fn request_change(
         &mut self,
         request: RequestId,
         id: &JobId,
@@ -54,10 +67,21 @@ impl Coordinator {
         }
     }
 
-    pub(crate) fn on_drain(&mut self, request: RequestId, name: &str, drained: bool, outbox: &mut Outbox) {
-        let known = self.drained.contains(name) || self.fleet.iter().any(|worker| worker.id.name == name);
+    pub(crate) fn on_drain(
+        &mut self,
+        request: RequestId,
+        name: &str,
+        drained: bool,
+        outbox: &mut Outbox,
+    ) {
+        let known =
+            self.drained.contains(name) || self.fleet.iter().any(|worker| worker.id.name == name);
         if !known {
-            let names: Vec<&str> = self.fleet.iter().map(|worker| worker.id.name.as_str()).collect();
+            let names: Vec<&str> = self
+                .fleet
+                .iter()
+                .map(|worker| worker.id.name.as_str())
+                .collect();
             let there = if names.is_empty() {
                 "none yet".to_owned()
             } else {
@@ -89,11 +113,15 @@ fn may_have(job: &Job, workers: u32) -> Result<(), String> {
             _ => Ok(()),
         };
     };
-    let (ranks, micro_batches) = (u64::from(workers) * u64::from(devices), gang.plan.micro_batches);
+    let (ranks, micro_batches) = (
+        u64::from(workers) * u64::from(devices),
+        gang.plan.micro_batches,
+    );
     if workers == 0 || u64::from(micro_batches) < ranks {
         let most = micro_batches / devices.max(1);
         return Err(format!(
-            "workers: {workers} is no scale for job {id}; it has {micro_batches} micro-batches in a step and \
+            "workers: {workers} is no scale for job {id}; it has {micro_batches} micro-batches in \
+            a step and \
              {devices} ranks on each worker, so 1 to {most} workers can have work"
         ));
     }

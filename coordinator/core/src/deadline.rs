@@ -1,29 +1,32 @@
-//! Every time-out of the coordinator's machine, derived from the one knob `detect_within` (law 9), so that no
-//! pair of them can be set in the wrong order. Each is a moment in the time of [`crate::clock::Clock`]; it
-//! has come when `deadline <= now`.
+//! Every time-out of the coordinator's machine, derived from the one knob `detect_within` (law 9),
+//! so that no pair of them can be set in the wrong order. Each is a moment in the time of
+//! [`crate::clock::Clock`]; it has come when `deadline <= now`.
 
 use crate::record::Millis;
 
 /// After its own restart the coordinator gives workers this many `detect_within` to find it again.
 const REATTACH: u64 = 2;
-/// A rank of a formed generation must be in its worker's report within this many `detect_within`: enough for
-/// the worker to kill an older process on the same device, and to start ten times slower than it should.
-const ROLL_CALL: u64 = 12;
+/// A rank of a formed generation must be in its worker's report within this many `detect_within`:
+/// enough for the worker to kill an older process on the same device, and to start ten times slower
+/// than it should.
+const REPORT_TIMEOUT: u64 = 12;
 /// All ranks are finished: the last checkpoint must be complete within this many `detect_within`.
 const LAST_SHARDS: u64 = 4;
-/// A generation that was asked to end in order has this many `detect_within` for its step and its checkpoint: as shipped
-/// two minutes, in which 10 GB go through 1 Gbit/s. It is longer than a group that was torn apart in silence needs to
-/// notice it. A worker that was told to leave gives its ranks a little longer.
-const HALT: u64 = 40;
+/// A generation that was asked to end in order has this many `detect_within` for its step and its
+/// checkpoint: as shipped two minutes, in which 10 GB go through 1 Gbit/s. It is longer than a
+/// group that was torn apart in silence needs to notice it. A worker that was told to leave gives
+/// its ranks a little longer.
+const STOP_GRACE: u64 = 40;
 /// A worker whose reserve failed is not asked for another within this many `detect_within`.
-const REST: u64 = 12;
-/// Ranks that all do nothing but wait for this many `detect_within`, while daemons say why, do not come on.
+const STANDBY_BACKOFF: u64 = 12;
+/// Ranks that all do nothing but wait for this many `detect_within`, while daemons say why, do not
+/// come on.
 const STUCK: u64 = 1;
-/// A record must be durable within this many `detect_within`; then the coordinator ends, because a restart is better
-/// than one that answers nobody.
+/// A record must be durable within this many `detect_within`; then the coordinator ends, because a
+/// restart is better than one that answers nobody.
 const SAVE: u64 = 6;
-/// A manifest that could not be written this often ends the generation. Each has one `detect_within`, and a store that
-/// is away for a minute is no fault of the ranks.
+/// A manifest that could not be written this often ends the generation. Each has one
+/// `detect_within`, and a store that is away for a minute is no fault of the ranks.
 pub(crate) const MANIFEST_ATTEMPTS_MAX: u32 = 30;
 
 /// Deadlines of one `detect_within`.
@@ -45,8 +48,8 @@ impl Deadlines {
         saved.saturating_add(self.detect_within_ms / 6)
     }
 
-    /// Woken later than this after a deadline, the machine was away. It is about the time between two reports of a
-    /// worker: whoever lives is heard within it.
+    /// Woken later than this after a deadline, the machine was away. It is about the time between
+    /// two reports of a worker: whoever lives is heard within it.
     pub(crate) fn patience_ms(self) -> u64 {
         self.detect_within_ms / 3
     }
@@ -61,15 +64,15 @@ impl Deadlines {
         self.after(now, REATTACH)
     }
 
-    /// A job queued now starts with fewer workers than it could use only after that: a restarted worker may
-    /// be on its way back.
-    pub(crate) fn settle(self, now: Millis) -> Millis {
+    /// A job queued now starts with fewer workers than it could use only after that: a restarted
+    /// worker may be on its way back.
+    pub(crate) fn start_grace(self, now: Millis) -> Millis {
         self.after(now, 1)
     }
 
     /// A rank that was in its worker's report now must be so again by then.
-    pub(crate) fn roll_call(self, now: Millis) -> Millis {
-        self.after(now, ROLL_CALL)
+    pub(crate) fn report_timeout(self, now: Millis) -> Millis {
+        self.after(now, REPORT_TIMEOUT)
     }
 
     /// A manifest handed to the store now is handed to it again then.
@@ -88,17 +91,18 @@ impl Deadlines {
     }
 
     /// A generation asked now to end in order ends by then, checkpoint or not.
-    pub(crate) fn halt(self, now: Millis) -> Millis {
-        self.after(now, HALT)
+    pub(crate) fn graceful_stop(self, now: Millis) -> Millis {
+        self.after(now, STOP_GRACE)
     }
 
     /// A worker whose reserve failed now may be asked for another then.
-    pub(crate) fn rest(self, now: Millis) -> Millis {
-        self.after(now, REST)
+    pub(crate) fn standby_backoff(self, now: Millis) -> Millis {
+        self.after(now, STANDBY_BACKOFF)
     }
 
-    /// Of a connection that is missing it is known now; of others that went with it it is known then.
-    pub(crate) fn torn(self, since: Millis) -> Millis {
+    /// Of a connection that is missing it is known now; of others that went with it it is known
+    /// then.
+    pub(crate) fn partition_grace(self, since: Millis) -> Millis {
         since.saturating_add(self.detect_within_ms / 2)
     }
 
@@ -133,8 +137,8 @@ mod tests {
                 deadlines.reattach(now),
                 deadlines.last_shards(now),
                 now.saturating_add(deadlines.save_ms()),
-                deadlines.roll_call(now),
-                deadlines.halt(now),
+                deadlines.report_timeout(now),
+                deadlines.graceful_stop(now),
             ];
             assert!(rising.is_sorted(), "{knob}: {rising:?}");
         }

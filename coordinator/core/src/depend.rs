@@ -1,4 +1,5 @@
-//! Jobs that wait for other jobs: `after`, and the weights that a job reads. A job that waits so asks for no workers.
+//! Jobs that wait for other jobs: `after`, and the weights that a job reads. A job that waits so
+//! asks for no workers.
 
 use crate::job::Job;
 use crate::machine::Coordinator;
@@ -42,11 +43,15 @@ impl Coordinator {
         }
     }
 
-    /// A job among those that are waited for that waits for `id`. As every job names older ones only, there is none.
+    /// A job among those that are waited for that waits for `id`. As every job names older ones
+    /// only, there is none.
     fn circle(&self, id: &JobId, after: &[JobId]) -> Option<JobId> {
         let (mut seen, mut left) = (BTreeSet::new(), after.to_vec());
         while let Some(next) = left.pop() {
-            let after = self.jobs.get(&next).map_or(&[][..], |job| &job.head().spec.after);
+            let after = self
+                .jobs
+                .get(&next)
+                .map_or(&[][..], |job| &job.head().spec.after);
             if after.contains(id) {
                 return Some(next);
             }
@@ -57,7 +62,8 @@ impl Coordinator {
         None
     }
 
-    /// Says of every job that waits for others for which, and finds the weights of those that need not wait any more.
+    /// Says of every job that waits for others for which, and finds the weights of those that need
+    /// not wait any more.
     pub(crate) fn tend_dependencies(&mut self, outbox: &mut Outbox) {
         let waits = |job: &&Job| {
             let head = job.head();
@@ -95,7 +101,9 @@ impl Coordinator {
                 }
             }
         }
-        let Some(job) = self.jobs.get_mut(id) else { return };
+        let Some(job) = self.jobs.get_mut(id) else {
+            return;
+        };
         if found.is_some() {
             job.head_mut().source = found;
             job.save(outbox);
@@ -110,7 +118,8 @@ impl Coordinator {
     fn waits_for_others(&self, job: &Job) -> Option<String> {
         let head = job.head();
         let phase = |id: &JobId| self.jobs.get(id).map(Job::shown);
-        let open: Vec<(&JobId, Option<Phase>)> = head.spec.after.iter().map(|id| (id, phase(id))).collect();
+        let open: Vec<(&JobId, Option<Phase>)> =
+            head.spec.after.iter().map(|id| (id, phase(id))).collect();
         let lost = open.iter().filter_map(|(id, phase)| match phase {
             Some(Phase::Failed) => Some(format!("{id} failed")),
             Some(Phase::Cancelled) => Some(format!("{id} was cancelled")),
@@ -150,29 +159,37 @@ impl Coordinator {
                 checkpoint,
             })
         };
-        let to_come =
-            |step: Step| !source.is_over() && source.committed() < step && step <= source.steps_max();
+        let to_come = |step: Step| {
+            !source.is_over() && source.committed() < step && step <= source.steps_max()
+        };
         Some(match sample.weights {
             Weights::Base => found(None),
             Weights::Newest => match checkpoints.last() {
                 Some(newest) => found(Some(*newest)),
                 None => Reads::Missing {
                     reason: format!("job {id} has no committed checkpoint yet"),
-                    waits_for: to_come(source.steps_max()).then(|| format!("the first checkpoint of {id}")),
+                    waits_for: to_come(source.steps_max())
+                        .then(|| format!("the first checkpoint of {id}")),
                 },
             },
             Weights::Step(step) => match checkpoints.iter().rev().find(|kept| kept.step == step) {
                 Some(kept) => found(Some(*kept)),
                 None => {
-                    let steps: Vec<String> = checkpoints.iter().map(|kept| kept.step.to_string()).collect();
+                    let steps: Vec<String> = checkpoints
+                        .iter()
+                        .map(|kept| kept.step.to_string())
+                        .collect();
                     let steps = if steps.is_empty() {
                         "none".to_owned()
                     } else {
                         steps.join(", ")
                     };
                     Reads::Missing {
-                        reason: format!("job {id} has no checkpoint of step {step}; it has: {steps}"),
-                        waits_for: to_come(step).then(|| format!("the checkpoint of step {step} of {id}")),
+                        reason: format!(
+                            "job {id} has no checkpoint of step {step}; it has: {steps}"
+                        ),
+                        waits_for: to_come(step)
+                            .then(|| format!("the checkpoint of step {step} of {id}")),
                     }
                 }
             },

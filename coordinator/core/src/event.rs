@@ -1,10 +1,11 @@
-//! The face of the coordinator's machine: what it is told and what it wants done. Plain values, no I/O. The
-//! shell turns the world into [`Event`]s and performs [`Effect`]s in order; a failed `Save` ends the process
-//! (restart = restore), a failed `Send` is forgotten, because the same state is sent again until it is true.
+//! The face of the coordinator's machine: what it is told and what it wants done. Plain values, no
+//! I/O. The shell turns the world into [`Input`]s and performs [`Effect`]s in order; a failed
+//! `Save` ends the process (restart = restore), a failed `Send` is forgotten, because the same
+//! state is sent again until it is true.
 
 pub use crate::record::{
-    Counters, Durable, FRUITLESS_MAX, FailedUnit, INCIDENTS_MAX, Incident, JobPhase, JobRecord, Member,
-    Millis, NAMED_UNITS_MAX, RECORD_VERSION, Record, UnitsRecord,
+    Counters, Durable, FailedUnit, INCIDENTS_MAX, Incident, JobPhase, JobRecord, Member, Millis,
+    NAMED_UNITS_MAX, RECORD_VERSION, RESTARTS_WITHOUT_PROGRESS_MAX, Record, UnitsRecord,
 };
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Generation, JobId, Step, WorkerId};
@@ -16,9 +17,9 @@ use proto::spec::JobSpec;
 pub struct RequestId(pub u64);
 
 #[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// A checked job. `job_toml` is its canonical text, which means `spec`; `dataset_version` is that of its data set, and
-    /// empty where that of another job is taken.
+pub enum Input {
+    /// A checked job. `job_toml` is its canonical text, which means `spec`; `dataset_version` is
+    /// that of its data set, and empty where that of another job is taken.
     Submit {
         request: RequestId,
         spec: Box<JobSpec>,
@@ -47,11 +48,13 @@ pub enum Event {
         worker: String,
         drained: bool,
     },
-    /// A worker's report, on whatever stream it came; the first of a boot number is the worker's arrival.
-    Heard {
+    /// A worker's report, on whatever stream it came; the first of a boot number is the worker's
+    /// arrival.
+    Received {
         report: WorkerReport,
     },
-    /// The stream of this worker broke. Its ranks may go on; it has until its deadline to come back.
+    /// The stream of this worker broke. Its ranks may go on; it has until its deadline to come
+    /// back.
     Disconnected {
         worker: WorkerId,
     },
@@ -78,19 +81,20 @@ pub enum Effect {
         request: RequestId,
         reply: Reply,
     },
-    /// Put the manifest where [`proto::checkpoint::checkpoint_folder`] says, only if there is none; if there
-    /// is one and it is equal, that is success. Answer with [`Event::ManifestWritten`]. Repeated after a
-    /// restart.
+    /// Put the manifest where [`proto::checkpoint::checkpoint_folder`] says, only if there is none;
+    /// if there is one and it is equal, that is success. Answer with [`Input::ManifestWritten`].
+    /// Repeated after a restart.
     WriteManifest {
         manifest: Box<CheckpointManifest>,
     },
-    /// Delete a checkpoint that retention no longer keeps: manifest first, then its shards. Best effort.
+    /// Delete a checkpoint that retention no longer keeps: manifest first, then its shards. Best
+    /// effort.
     DeleteCheckpoint {
         job: JobId,
         checkpoint: CheckpointRef,
     },
     /// Something worth a log line, a metric or a stored curve; never needed for correctness.
-    Note(Fact),
+    Emit(Event),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,7 +118,7 @@ pub enum Reply {
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub enum Fact {
+pub enum Event {
     WorkerUp {
         worker: WorkerId,
     },
@@ -137,25 +141,25 @@ pub enum Fact {
         reason: String,
     },
     /// A generation is asked to end in order.
-    Halting {
+    Stopping {
         job: JobId,
         generation: Generation,
         reason: String,
     },
     /// It has ended in order.
-    Halted {
+    Stopped {
         job: JobId,
         generation: Generation,
         reason: String,
     },
     /// This worker is to get processes ready for the next generation, or keep those that it has.
-    Reserved {
+    StandbyAdded {
         job: JobId,
         generation: Generation,
         worker: WorkerId,
     },
     /// It could not, or does not any more.
-    ReserveLost {
+    StandbyLost {
         job: JobId,
         generation: Generation,
         worker: WorkerId,

@@ -1,5 +1,5 @@
-//! Why things are as they are, as values that become one sentence: one value answers the record, the log and
-//! the test. It decides nothing.
+//! Why things are as they are, as values that become one sentence: one value answers the record,
+//! the log and the test. It decides nothing.
 
 use crate::record::Member;
 use proto::id::{Rank, Step, WorkerId};
@@ -36,7 +36,7 @@ pub(crate) enum Ending {
         worker: WorkerId,
     },
     /// Workers of it do not reach each other; says which.
-    Torn {
+    Partitioned {
         what: String,
     },
     /// Ranks that should hold the same weights do not; says who differs.
@@ -78,22 +78,28 @@ impl Ending {
             | Self::ShardsDisagree { .. }
             | Self::ManifestRefused { .. }
             | Self::LastCheckpointMissing { .. }
-            | Self::Torn { .. }
+            | Self::Partitioned { .. }
             | Self::WeightsDisagree { .. } => None,
         }
     }
 
-    /// True when the job has no part in it, however often it comes: it waits then until there are workers that are fit.
+    /// True when the job has no part in it, however often it comes: it waits then until there are
+    /// workers that are fit.
     pub(crate) fn is_outside(&self) -> bool {
-        matches!(self, Self::Torn { .. })
+        matches!(self, Self::Partitioned { .. })
     }
 
     /// Of whom the others had to wait until it was found: the worker, and the rank where it is one.
     pub(crate) fn awaited(&self) -> Option<(&WorkerId, Option<Rank>)> {
         match self {
             Self::RankFailed {
-                rank, worker, error, ..
-            } if error.starts_with(SILENT) || error.starts_with(HANGS) => Some((worker, Some(*rank))),
+                rank,
+                worker,
+                error,
+                ..
+            } if error.starts_with(SILENT) || error.starts_with(HANGS) => {
+                Some((worker, Some(*rank)))
+            }
             Self::RankMissing { rank, worker } => Some((worker, Some(*rank))),
             Self::WorkerLost { worker, .. } => Some((worker, None)),
             Self::RankFailed { .. }
@@ -102,7 +108,7 @@ impl Ending {
             | Self::ShardsDisagree { .. }
             | Self::ManifestRefused { .. }
             | Self::LastCheckpointMissing { .. }
-            | Self::Torn { .. }
+            | Self::Partitioned { .. }
             | Self::WeightsDisagree { .. } => None,
         }
     }
@@ -111,11 +117,15 @@ impl Ending {
     pub(crate) fn is_permanent(&self) -> bool {
         matches!(
             self,
-            Self::RankFailed { permanent: true, .. } | Self::WeightsDisagree { .. }
+            Self::RankFailed {
+                permanent: true,
+                ..
+            } | Self::WeightsDisagree { .. }
         )
     }
 
-    /// True when this only tells that somebody else is gone: the news of a victim, not of the culprit.
+    /// True when this only tells that somebody else is gone: the news of a victim, not of the
+    /// culprit.
     pub(crate) fn is_secondary(&self) -> bool {
         const OF_PEERS: [&str; 6] = [
             "connection closed by peer",
@@ -134,7 +144,7 @@ impl Ending {
             | Self::ShardsDisagree { .. }
             | Self::ManifestRefused { .. }
             | Self::LastCheckpointMissing { .. }
-            | Self::Torn { .. }
+            | Self::Partitioned { .. }
             | Self::WeightsDisagree { .. } => return false,
         };
         let error = error.to_lowercase();
@@ -165,7 +175,8 @@ pub(crate) fn failure(worker: &WorkerId, report: &RankReport) -> Option<Ending> 
     }
 }
 
-/// Who of these members waited for what ended so, as the end of a sentence; empty where nobody had to.
+/// Who of these members waited for what ended so, as the end of a sentence; empty where nobody had
+/// to.
 pub(crate) fn waiting(ending: &Ending, members: &[Member]) -> String {
     let Some((worker, rank)) = ending.awaited() else {
         return String::new();
@@ -195,12 +206,19 @@ impl fmt::Display for Ending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::RankFailed {
-                rank, worker, error, ..
+                rank,
+                worker,
+                error,
+                ..
             } => {
                 let error: String = error.chars().take(WORDS_MAX).collect();
                 write!(f, "rank {rank} on {worker} failed: {error}")
             }
-            Self::GroupBroken { rank, worker, error } => {
+            Self::GroupBroken {
+                rank,
+                worker,
+                error,
+            } => {
                 let error: String = error.chars().take(WORDS_MAX).collect();
                 write!(f, "rank {rank} on {worker} lost its group: {error}")
             }
@@ -214,9 +232,11 @@ impl fmt::Display for Ending {
             Self::RankMissing { rank, worker } => {
                 write!(f, "worker {worker} is up but does not run rank {rank}")
             }
-            Self::Torn { what } => write!(f, "{what}, and every rank waits for another"),
+            Self::Partitioned { what } => write!(f, "{what}, and every rank waits for another"),
             Self::WeightsDisagree { what } => f.write_str(what),
-            Self::ShardsDisagree { step, what } => write!(f, "the shards of step {step} disagree: {what}"),
+            Self::ShardsDisagree { step, what } => {
+                write!(f, "the shards of step {step} disagree: {what}")
+            }
             Self::ManifestRefused {
                 step,
                 attempts,
@@ -225,7 +245,8 @@ impl fmt::Display for Ending {
                 let error: String = error.chars().take(WORDS_MAX).collect();
                 write!(
                     f,
-                    "the manifest of step {step} could not be written in {attempts} attempts: {error}"
+                    "the manifest of step {step} could not be written in {attempts} attempts: \
+                    {error}"
                 )
             }
             Self::LastCheckpointMissing { step, without } => {

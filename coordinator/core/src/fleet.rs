@@ -1,8 +1,8 @@
-//! The workers: who is up, until when, with what. A worker is a name and a boot number (law 6): a newer boot
-//! of a name is another worker, and the older one is gone. It knows nothing of jobs.
+//! The workers: who is up, until when, with what. A worker is a name and a boot number (law 6): a
+//! newer boot of a name is another worker, and the older one is gone. It knows nothing of jobs.
 
-use crate::apart::Apart;
 use crate::deadline::Deadlines;
+use crate::partitions::Partitions;
 use crate::record::Millis;
 use proto::id::WorkerId;
 use proto::message::{Peer, Unreached, WorkerReport};
@@ -61,21 +61,30 @@ pub(crate) enum Arrival {
 
 impl Fleet {
     /// A member of a generation that ran when the coordinator went down.
-    pub(crate) fn expect(&mut self, id: &WorkerId, device: DeviceKind, devices: u32, until: Millis) {
-        let entry = self.workers.entry(id.name.clone()).or_insert_with(|| Worker {
-            id: id.clone(),
-            device,
-            devices: 0,
-            presence: Presence::Expected { until },
-            connected: false,
-            heard_wall: None,
-            peer_address: None,
-            unreached: Vec::new(),
-        });
+    pub(crate) fn expect(
+        &mut self,
+        id: &WorkerId,
+        device: DeviceKind,
+        devices: u32,
+        until: Millis,
+    ) {
+        let entry = self
+            .workers
+            .entry(id.name.clone())
+            .or_insert_with(|| Worker {
+                id: id.clone(),
+                device,
+                devices: 0,
+                presence: Presence::Expected { until },
+                connected: false,
+                heard_wall: None,
+                peer_address: None,
+                unreached: Vec::new(),
+            });
         entry.devices = entry.devices.saturating_add(devices);
     }
 
-    pub(crate) fn hear(
+    pub(crate) fn receive(
         &mut self,
         report: &WorkerReport,
         deadlines: Deadlines,
@@ -98,8 +107,8 @@ impl Fleet {
             self.workers.insert(report.worker.name.clone(), fresh);
             return Arrival::Up;
         };
-        // A lower boot number than that of a worker that is down is a daemon whose clock was set back, not a
-        // ghost.
+        // A lower boot number than that of a worker that is down is a daemon whose clock was set
+        // back, not a ghost.
         if report.worker.boot < known.id.boot && known.presence != Presence::Down {
             return Arrival::Stale {
                 newer: known.id.clone(),
@@ -146,20 +155,27 @@ impl Fleet {
 
     /// The worker of this name that can be told something now.
     pub(crate) fn reachable(&self, name: &str) -> Option<&Worker> {
-        self.workers.get(name).filter(|worker| worker.is_reachable())
+        self.workers
+            .get(name)
+            .filter(|worker| worker.is_reachable())
     }
 
-    /// Who does not reach whom, of those that are heard here: of the others it is known that they are gone.
-    pub(crate) fn apart(&self) -> Apart {
-        let mut apart = Apart::default();
+    /// Who does not reach whom, of those that are heard here: of the others it is known that they
+    /// are gone.
+    pub(crate) fn partitions(&self) -> Partitions {
+        let mut partitions = Partitions::default();
         for worker in self.workers.values().filter(|worker| worker.is_reachable()) {
             for Unreached { peer, error } in &worker.unreached {
-                if *peer != worker.id && self.reachable(&peer.name).is_some_and(|other| other.id == *peer) {
-                    apart.add(&worker.id, peer, error);
+                if *peer != worker.id
+                    && self
+                        .reachable(&peer.name)
+                        .is_some_and(|other| other.id == *peer)
+                {
+                    partitions.add(&worker.id, peer, error);
                 }
             }
         }
-        apart
+        partitions
     }
 
     /// The worker as others may ask it.

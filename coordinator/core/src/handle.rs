@@ -1,6 +1,6 @@
 //! One event: what it means for workers and jobs, what follows from it by itself, and the effects.
 
-use crate::event::{Effect, Event, Fact, Reply};
+use crate::event::{Effect, Event, Input, Reply};
 use crate::explain::Ending;
 use crate::invariant;
 use crate::job::Job;
@@ -13,15 +13,17 @@ use proto::message::{DesiredState, Peer};
 use std::collections::BTreeSet;
 
 impl Coordinator {
-    /// Takes one event; the effects are to be performed in order. Never fails and never panics on strange
-    /// input: what cannot be meant is refused or ignored, with a reason. Panics when its own invariants are
-    /// broken: a crash and a restart are cheaper than a wrong checkpoint.
-    pub fn handle(&mut self, now: Millis, event: Event) -> Vec<Effect> {
-        let lived = self.clock.advance(now, self.due, self.deadlines.patience_ms());
+    /// Takes one event; the effects are to be performed in order. Never fails and never panics on
+    /// strange input: what cannot be meant is refused or ignored, with a reason. Panics when its
+    /// own invariants are broken: a crash and a restart are cheaper than a wrong checkpoint.
+    pub fn handle(&mut self, now: Millis, event: Input) -> Vec<Effect> {
+        let lived = self
+            .clock
+            .advance(now, self.due, self.deadlines.patience_ms());
         self.events += 1;
         let mut outbox = Outbox::new(lived, now, self.events);
         match event {
-            Event::Submit {
+            Input::Submit {
                 request,
                 spec,
                 job_toml,
@@ -29,36 +31,40 @@ impl Coordinator {
             } => {
                 self.on_submit(request, *spec, job_toml, dataset_version, &mut outbox);
             }
-            Event::Cancel { request, job } => self.on_cancel(request, &job, &mut outbox),
-            Event::Pause { request, job, paused } => self.on_pause(request, &job, paused, &mut outbox),
-            Event::Scale {
+            Input::Cancel { request, job } => self.on_cancel(request, &job, &mut outbox),
+            Input::Pause {
+                request,
+                job,
+                paused,
+            } => self.on_pause(request, &job, paused, &mut outbox),
+            Input::Scale {
                 request,
                 job,
                 workers,
             } => self.on_scale(request, &job, workers, &mut outbox),
-            Event::Drain {
+            Input::Drain {
                 request,
                 worker,
                 drained,
             } => {
                 self.on_drain(request, &worker, drained, &mut outbox);
             }
-            Event::Heard { report } => self.on_heard(&report, &mut outbox),
-            Event::Disconnected { worker } => self.fleet.disconnect(&worker),
-            Event::ManifestWritten {
+            Input::Received { report } => self.on_report(&report, &mut outbox),
+            Input::Disconnected { worker } => self.fleet.disconnect(&worker),
+            Input::ManifestWritten {
                 job,
                 checkpoint,
                 result,
             } => {
                 self.on_manifest_written(&job, checkpoint, result, &mut outbox);
             }
-            Event::Deadline => {}
+            Input::Deadline => {}
         }
         self.expire(&mut outbox);
-        self.see_who_is_apart(&mut outbox);
+        self.detect_partitions(&mut outbox);
         self.tend_jobs(&mut outbox);
         self.tend_dependencies(&mut outbox);
-        self.place(&mut outbox);
+        self.schedule(&mut outbox);
         self.save_batches(&mut outbox);
         invariant::check(self);
         self.due = self.find_due();
@@ -76,7 +82,7 @@ impl Coordinator {
             return;
         };
         if job.manifest_answered(checkpoint, result, outbox) {
-            outbox.note(Fact::Committed {
+            outbox.emit(Event::Committed {
                 job: id.clone(),
                 checkpoint,
             });
@@ -84,8 +90,8 @@ impl Coordinator {
         }
     }
 
-    /// Saves what is saved in batches, entries of ledgers and units that are done, if the last save of that kind is a while
-    /// ago or the job is saved anyway.
+    /// Saves what is saved in batches, entries of ledgers and units that are done, if the last save
+    /// of that kind is a while ago or the job is saved anyway.
     fn save_batches(&mut self, outbox: &mut Outbox) {
         let due = self.deadlines.ledger(self.ledgered) <= outbox.now;
         for (id, job) in &mut self.jobs {
@@ -105,7 +111,7 @@ impl Coordinator {
                 worker: worker.clone(),
                 silent_for_ms,
             };
-            outbox.note(Fact::WorkerDown {
+            outbox.emit(Event::WorkerDown {
                 worker: worker.clone(),
                 reason: ending.to_string(),
             });
@@ -113,12 +119,12 @@ impl Coordinator {
         }
     }
 
-    fn see_who_is_apart(&mut self, outbox: &mut Outbox) {
-        let apart = self.fleet.apart();
-        for what in apart.beside(&self.apart) {
-            outbox.note(Fact::Parted { what });
+    fn detect_partitions(&mut self, outbox: &mut Outbox) {
+        let partitions = self.fleet.partitions();
+        for what in partitions.beside(&self.partitions) {
+            outbox.emit(Event::Parted { what });
         }
-        self.apart = apart;
+        self.partitions = partitions;
     }
 
     /// A worker is gone, with all that it had.
@@ -133,7 +139,7 @@ impl Coordinator {
         let mut no_longer_read = Vec::new();
         for job in self.jobs.values_mut() {
             let pinned = job.head().pin().map(|pin| pin.job.clone());
-            if job.tend(&self.apart, self.deadlines, outbox) {
+            if job.tend(&self.partitions, self.deadlines, outbox) {
                 no_longer_read.extend(pinned);
             }
         }
@@ -151,7 +157,9 @@ impl Coordinator {
             }
         }
         let jobs = outbox.save.iter().filter_map(|id| self.jobs.get(id));
-        let mut records: Vec<Record> = jobs.map(|job| Record::Job(Box::new(job.record()))).collect();
+        let mut records: Vec<Record> = jobs
+            .map(|job| Record::Job(Box::new(job.record())))
+            .collect();
         records.append(&mut outbox.ledgers);
         if outbox.save_drained {
             records.insert(0, Record::Drained(self.drained.clone()));
@@ -159,7 +167,10 @@ impl Coordinator {
         if outbox.save_counters {
             records.insert(0, Record::Counters(self.counters));
         }
-        let workers = outbox.tell.iter().filter_map(|name| self.fleet.reachable(name));
+        let workers = outbox
+            .tell
+            .iter()
+            .filter_map(|name| self.fleet.reachable(name));
         let states = workers.map(|worker| self.desired(&worker.id)).collect();
         outbox.into_effects(records, states)
     }
@@ -184,6 +195,9 @@ impl Coordinator {
                 others.extend(workers().filter(|it| *it != worker));
             }
         }
-        others.into_iter().filter_map(|it| self.fleet.peer(it)).collect()
+        others
+            .into_iter()
+            .filter_map(|it| self.fleet.peer(it))
+            .collect()
     }
 }

@@ -1,8 +1,10 @@
-//! What every job has, whatever its kind of work and whatever its phase: who it is, what was submitted, what people
-//! wish of it, and what went wrong so far.
+//! What every job has, whatever its kind of work and whatever its phase: who it is, what was
+//! submitted, what people wish of it, and what went wrong so far.
 
 use crate::outbox::Outbox;
-use crate::record::{FRUITLESS_MAX, INCIDENTS_MAX, Incident, JobPhase, JobRecord, Millis};
+use crate::record::{
+    INCIDENTS_MAX, Incident, JobPhase, JobRecord, Millis, RESTARTS_WITHOUT_PROGRESS_MAX,
+};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId};
 use proto::message::SourceJob;
@@ -23,8 +25,8 @@ pub(crate) struct Head {
     /// The scale that somebody wishes.
     pub(crate) workers: Option<u32>,
     pub(crate) generation: Generation,
-    pub(crate) fruitless: u32,
-    pub(crate) hopeless: bool,
+    pub(crate) restarts_without_progress: u32,
+    pub(crate) permanent_failure: bool,
     pub(crate) restarts: u32,
     pub(crate) incidents: Vec<Incident>,
     /// What it waits for before it asks for workers at all; as of the last event.
@@ -70,8 +72,8 @@ impl Head {
             paused: record.paused,
             workers: record.workers,
             generation: record.generation,
-            fruitless: record.fruitless,
-            hopeless: record.hopeless,
+            restarts_without_progress: record.restarts_without_progress,
+            permanent_failure: record.permanent_failure,
             restarts: record.restarts,
             incidents: record.incidents.clone(),
         }
@@ -79,7 +81,7 @@ impl Head {
 
     /// Another attempt would get no further.
     pub(crate) fn is_lost(&self) -> bool {
-        self.hopeless || FRUITLESS_MAX <= self.fruitless
+        self.permanent_failure || RESTARTS_WITHOUT_PROGRESS_MAX <= self.restarts_without_progress
     }
 
     /// The fewest workers that it runs on.
@@ -98,7 +100,7 @@ impl Head {
     }
 
     /// Writes down what went wrong in the newest generation.
-    pub(crate) fn note_incident(&mut self, what: String, outbox: &Outbox) {
+    pub(crate) fn record_incident(&mut self, what: String, outbox: &Outbox) {
         let surplus = (self.incidents.len() + 1).saturating_sub(INCIDENTS_MAX);
         self.incidents.drain(..surplus);
         self.incidents.push(Incident {
@@ -112,12 +114,16 @@ impl Head {
 impl Ended {
     pub(crate) fn phase(&self) -> JobPhase {
         match self {
-            Self::Done { ended_ms } => JobPhase::Done { ended_ms: *ended_ms },
+            Self::Done { ended_ms } => JobPhase::Done {
+                ended_ms: *ended_ms,
+            },
             Self::Failed { reason, ended_ms } => JobPhase::Failed {
                 reason: reason.clone(),
                 ended_ms: *ended_ms,
             },
-            Self::Cancelled { ended_ms } => JobPhase::Cancelled { ended_ms: *ended_ms },
+            Self::Cancelled { ended_ms } => JobPhase::Cancelled {
+                ended_ms: *ended_ms,
+            },
         }
     }
 }

@@ -1,5 +1,6 @@
-//! What must hold after every event, in production too: a crash and a restart from durable state are cheaper
-//! than a wrong checkpoint. Each is about the machine's own doing; bad input cannot break one.
+//! What must hold after every event, in production too: a crash and a restart from durable state
+//! are cheaper than a wrong checkpoint. Each is about the machine's own doing; bad input cannot
+//! break one.
 
 use crate::machine::Coordinator;
 

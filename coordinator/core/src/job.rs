@@ -1,6 +1,5 @@
 //! A job of either kind, as the rest of the machine sees it.
 
-use crate::apart::Apart;
 use crate::config::Config;
 use crate::deadline::Deadlines;
 use crate::explain::Ending;
@@ -8,6 +7,7 @@ use crate::fleet::Fleet;
 use crate::gang::{Gang, Plan};
 use crate::head::Head;
 use crate::outbox::Outbox;
+use crate::partitions::Partitions;
 use crate::placement::{Decision, Demand};
 use crate::record::{JobRecord, Member, Millis, Record};
 use crate::shown::{JobView, Why};
@@ -34,7 +34,8 @@ macro_rules! either {
 }
 
 impl Job {
-    /// A job as its record says, at the moment it was submitted or the coordinator restarted. `spec` is what its text means.
+    /// A job as its record says, at the moment it was submitted or the coordinator restarted.
+    /// `spec` is what its text means.
     pub(crate) fn new(record: JobRecord, spec: JobSpec, deadlines: Deadlines, now: Millis) -> Self {
         let gang = match &spec.work {
             Work::Train(work) => Some(Plan::of(work)),
@@ -107,17 +108,17 @@ impl Job {
         either!(self, job => job.wait(reason, outbox));
     }
 
-    pub(crate) fn note_queued(&self, outbox: &mut Outbox) {
-        either!(self, job => job.note_queued(outbox));
+    pub(crate) fn emit_queued(&self, outbox: &mut Outbox) {
+        either!(self, job => job.emit_queued(outbox));
     }
 
     pub(crate) fn cancel(&mut self, outbox: &mut Outbox) {
         either!(self, job => job.cancel(outbox));
     }
 
-    pub(crate) fn demand(&self, apart: &Apart, now: Millis) -> Option<Demand> {
+    pub(crate) fn demand(&self, partitions: &Partitions, now: Millis) -> Option<Demand> {
         match self {
-            Self::Gang(gang) => gang.demand(apart, now),
+            Self::Gang(gang) => gang.demand(partitions, now),
             Self::Units(units) => units.demand(),
         }
     }
@@ -147,9 +148,14 @@ impl Job {
     }
 
     /// Moves on as far as it goes by itself. True when it is over now and was not before.
-    pub(crate) fn tend(&mut self, apart: &Apart, deadlines: Deadlines, outbox: &mut Outbox) -> bool {
+    pub(crate) fn tend(
+        &mut self,
+        partitions: &Partitions,
+        deadlines: Deadlines,
+        outbox: &mut Outbox,
+    ) -> bool {
         match self {
-            Self::Gang(gang) => gang.tend(apart, deadlines, outbox),
+            Self::Gang(gang) => gang.tend(partitions, deadlines, outbox),
             Self::Units(units) => units.tend(deadlines, outbox),
         }
     }
@@ -174,7 +180,7 @@ impl Job {
                 let entries = gang.take_ledger();
                 if entries.is_some() {
                     gang.save(outbox);
-                    gang.tell_members(outbox);
+                    gang.send_to_members(outbox);
                 }
                 entries
             }
@@ -192,9 +198,14 @@ impl Job {
         }
     }
 
-    pub(crate) fn why(&self, decision: Option<&Decision>, apart: &Apart, now: Millis) -> Why {
+    pub(crate) fn why(
+        &self,
+        decision: Option<&Decision>,
+        partitions: &Partitions,
+        now: Millis,
+    ) -> Why {
         match self {
-            Self::Gang(gang) => gang.why(decision, apart, now),
+            Self::Gang(gang) => gang.why(decision, partitions, now),
             Self::Units(units) => units.why(decision, now),
         }
     }

@@ -1,11 +1,12 @@
-//! What the machine holds: jobs, workers, and what was decided last. Its parts are the modules that add to it.
+//! What the machine holds: jobs, workers, and what was decided last. Its parts are the modules that
+//! add to it.
 
-use crate::apart::Apart;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::deadline::Deadlines;
 use crate::fleet::Fleet;
 use crate::job::Job;
+use crate::partitions::Partitions;
 use crate::placement::Solved;
 use crate::record::{Counters, Durable, JobRecord, Millis};
 use proto::id::{JobId, WorkerId};
@@ -23,7 +24,7 @@ pub struct Coordinator {
     pub(crate) unreadable: BTreeMap<JobId, JobRecord>,
     pub(crate) fleet: Fleet,
     /// Who does not reach whom, as of the last event.
-    pub(crate) apart: Apart,
+    pub(crate) partitions: Partitions,
     /// Names of workers that get nothing new and lose what they have.
     pub(crate) drained: BTreeSet<String>,
     pub(crate) solved: Solved,
@@ -38,8 +39,8 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// The machine as it was when `durable` was saved; `Durable::default()` for a new one. Generations that
-    /// ran go on: their workers have some time to find the coordinator again.
+    /// The machine as it was when `durable` was saved; `Durable::default()` for a new one.
+    /// Generations that ran go on: their workers have some time to find the coordinator again.
     #[must_use]
     pub fn restore(config: Config, durable: Durable, now: Millis) -> Self {
         let deadlines = Deadlines::new(config.detect_within_ms);
@@ -79,7 +80,7 @@ impl Coordinator {
             jobs,
             unreadable,
             fleet,
-            apart: Apart::default(),
+            partitions: Partitions::default(),
             drained: durable.drained,
             solved: None,
             due: None,
@@ -91,7 +92,7 @@ impl Coordinator {
         machine
     }
 
-    /// When [`crate::event::Event::Deadline`] is wanted, in the clock of the last event.
+    /// When [`crate::event::Input::Deadline`] is wanted, in the clock of the last event.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Millis> {
         self.due.map(|deadline| self.clock.wall_of(deadline))

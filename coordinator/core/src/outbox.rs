@@ -1,8 +1,8 @@
-//! What one event leads to, gathered while it is handled and put into the one safe order at the end: saves
-//! first, so that nothing visible tells of a state that a restart could forget (law 7). The machine's parts
-//! can only add here.
+//! What one event leads to, gathered while it is handled and put into the one safe order at the
+//! end: saves first, so that nothing visible tells of a state that a restart could forget (law 7).
+//! The machine's parts can only add here.
 
-use crate::event::{Effect, Fact, Reply, RequestId};
+use crate::event::{Effect, Event, Reply, RequestId};
 use crate::record::{Member, Millis, Record};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::JobId;
@@ -53,7 +53,7 @@ impl Outbox {
     }
 
     /// The workers of these members are to be told what should be.
-    pub(crate) fn tell_all(&mut self, members: &[Member]) {
+    pub(crate) fn send_to_all(&mut self, members: &[Member]) {
         let names = members.iter().map(|member| member.worker.name.clone());
         self.tell.extend(names);
     }
@@ -67,16 +67,21 @@ impl Outbox {
     }
 
     pub(crate) fn delete(&mut self, job: JobId, checkpoint: CheckpointRef) {
-        self.deletions.push(Effect::DeleteCheckpoint { job, checkpoint });
+        self.deletions
+            .push(Effect::DeleteCheckpoint { job, checkpoint });
     }
 
-    pub(crate) fn note(&mut self, fact: Fact) {
-        self.facts.push(Effect::Note(fact));
+    pub(crate) fn emit(&mut self, event: Event) {
+        self.facts.push(Effect::Emit(event));
     }
 
-    /// The effects in order: `records` are what `save` and `save_counters` asked for, `states` what `tell`
-    /// asked for.
-    pub(crate) fn into_effects(self, records: Vec<Record>, states: Vec<DesiredState>) -> Vec<Effect> {
+    /// The effects in order: `records` are what `save` and `save_counters` asked for, `states` what
+    /// `tell` asked for.
+    pub(crate) fn into_effects(
+        self,
+        records: Vec<Record>,
+        states: Vec<DesiredState>,
+    ) -> Vec<Effect> {
         let mut effects = Vec::new();
         if !records.is_empty() {
             effects.push(Effect::Save(records));

@@ -1,32 +1,35 @@
-//! Who runs what: a pure solver. It is given every job that wants to run, what each holds now, and every worker,
-//! and answers with what each job should hold, or why it should wait. Solving a solution changes nothing. It holds no
-//! state and knows no time.
+//! Who runs what: a pure solver. It is given every job that wants to run, what each holds now, and
+//! every worker, and answers with what each job should hold, or why it should wait. Solving a
+//! solution changes nothing. It holds no state and knows no time.
 //!
-//! 1. Jobs are admitted with their `workers_min`, each gang whole or not at all: higher priorities first; among
-//!    equals those that run already, then those whose team was given least for jobs older than they, then in submit
-//!    order. What a younger job of the team holds sets nobody back, so everyone's turn comes.
-//! 2. What is left is dealt out one worker at a time up to `workers_max`, in the same order of priorities, each time
-//!    to the team, then the job, that has least.
+//! 1. Jobs are admitted with their `workers_min`, each gang whole or not at all: higher priorities
+//!    first; among equals those that run already, then those whose team was given least for jobs
+//!    older than they, then in submit order. What a younger job of the team holds sets nobody back,
+//!    so everyone's turn comes.
+//! 2. What is left is dealt out one worker at a time up to `workers_max`, in the same order of
+//!    priorities, each time to the team, then the job, that has least.
 //!
-//! A job takes free workers first, then those that others hold beyond their minimum (they shrink), then those of lower
-//! priorities (they make way). A job that does not fit keeps what is free for itself, so that nobody behind it starts
-//! in its place; one that could not fit even on an idle cluster keeps nothing.
+//! A job takes free workers first, then those that others hold beyond their minimum (they shrink),
+//! then those of lower priorities (they make way). A job that does not fit keeps what is free for
+//! itself, so that nobody behind it starts in its place; one that could not fit even on an idle
+//! cluster keeps nothing.
 
 mod problem;
 mod shortage;
 mod solution;
 mod table;
 
-pub(crate) use problem::{Access, Demand, Problem, Seat};
+pub(crate) use problem::{Access, Demand, NodeCapacity, Problem};
 use proto::id::WorkerId;
 pub(crate) use shortage::Shortage;
 pub(crate) use solution::{Decision, Devices, Solution, Solved};
 use std::cmp::Reverse;
 use table::Table;
 
-/// One pass decides from what is held, and what it decides is held in the next, until nothing changes: mostly at once.
-/// Where passes come round in a circle, as seats of many sizes can make them, the least of the circle is the solution,
-/// wherever one enters it. So many passes bound both.
+/// One pass decides from what is held, and what it decides is held in the next, until nothing
+/// changes: mostly at once. Where passes come round in a circle, as seats of many sizes can make
+/// them, the least of the circle is the solution, wherever one enters it. So many passes bound
+/// both.
 const PASSES_MAX: usize = 64;
 
 pub(crate) fn solve(problem: &Problem) -> Solution {
@@ -37,7 +40,11 @@ pub(crate) fn solve(problem: &Problem) -> Solution {
         if carry_out(&mut held, &solution) {
             return solution;
         }
-        let holds: Vec<Vec<WorkerId>> = held.demands.iter().map(|demand| demand.holds.clone()).collect();
+        let holds: Vec<Vec<WorkerId>> = held
+            .demands
+            .iter()
+            .map(|demand| demand.holds.clone())
+            .collect();
         let before = seen.iter().position(|(known, _)| *known == holds);
         if let Some(first) = before.or((seen.len() == PASSES_MAX).then_some(0)) {
             let circle = seen.drain(first..).min_by(|(a, _), (b, _)| a.cmp(b));
@@ -86,12 +93,12 @@ fn admit(table: &mut Table<'_>, class: &[usize]) {
         table.admit(job);
     }
     let turn = |table: &Table<'_>, job: usize| (table.older_devices(job), table.demand(job).number);
-    while let Some((place, _)) = waiting
+    while let Some((index, _)) = waiting
         .iter()
         .enumerate()
         .min_by_key(|(_, job)| turn(table, **job))
     {
-        table.admit(waiting.remove(place));
+        table.admit(waiting.remove(index));
     }
 }
 
@@ -102,15 +109,15 @@ fn deal_out(table: &mut Table<'_>, class: &[usize]) {
         .copied()
         .filter(|job| table.is_admitted(*job))
         .collect();
-    while let Some((place, _)) = hungry.iter().enumerate().min_by_key(|(_, job)| {
+    while let Some((index, _)) = hungry.iter().enumerate().min_by_key(|(_, job)| {
         (
             table.team_devices(**job),
             table.workers(**job),
             table.demand(**job).number,
         )
     }) {
-        if !table.grow(hungry[place]) {
-            hungry.remove(place);
+        if !table.grow(hungry[index]) {
+            hungry.remove(index);
         }
     }
 }

@@ -1,7 +1,8 @@
-//! What a rank said last, and since when. Never durable: after a restart it is rebuilt from the next reports.
+//! What a rank said last, and since when. Never durable: after a restart it is rebuilt from the
+//! next reports.
 
 use crate::record::Millis;
-use proto::message::{Doing, RankPhase};
+use proto::message::{Activity, RankPhase};
 
 #[derive(Debug)]
 pub(crate) struct RankLive {
@@ -12,7 +13,7 @@ pub(crate) struct RankLive {
     /// Since when it is in its phase.
     pub(crate) since: Millis,
     /// Where its thread was when it was last heard.
-    pub(crate) doing: Option<Doing>,
+    pub(crate) activity: Option<Activity>,
     /// Its process began in this generation; it holds nothing.
     pub(crate) cold: bool,
 }
@@ -28,12 +29,13 @@ impl RankLive {
             phase: None,
             heard: now,
             since: now,
-            doing: None,
+            activity: None,
             cold: false,
         }
     }
 
-    /// Takes the phase that was reported; true when it is a new one. A report that was overtaken sets nobody back.
+    /// Takes the phase that was reported; true when it is a new one. A report that was overtaken
+    /// sets nobody back.
     pub(crate) fn take(&mut self, phase: &RankPhase, now: Millis) -> bool {
         self.heard = now;
         self.cold |= *phase == RankPhase::Starting;

@@ -1,5 +1,5 @@
-//! What is durable: the records of jobs, counters and drained workers, and the state that they add up to. How records of
-//! older releases are read stands in [`crate::stored`].
+//! What is durable: the records of jobs, counters and drained workers, and the state that they add
+//! up to. How records of older releases are read stands in [`crate::stored`].
 
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
@@ -9,8 +9,8 @@ use proto::phase::Phase;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Milliseconds of the shell's clock since 1970. The machine never reads a clock. It may jump; the machine
-/// survives.
+/// Milliseconds of the shell's clock since 1970. The machine never reads a clock. It may jump; the
+/// machine survives.
 pub type Millis = u64;
 
 /// One durable record; the key is its kind and id, a later record replaces an earlier one.
@@ -35,14 +35,15 @@ pub struct Durable {
     pub counters: Counters,
     pub drained: BTreeSet<String>,
     pub jobs: BTreeMap<JobId, JobRecord>,
-    /// Jobs whose record cannot be read, and why. They are shown as failed, and their records stay as they are.
+    /// Jobs whose record cannot be read, and why. They are shown as failed, and their records stay
+    /// as they are.
     #[serde(default)]
     pub unreadable: BTreeMap<JobId, String>,
 }
 
 impl Durable {
-    /// Applies one saved record; applying all of them in the order of their saves gives the state at the last
-    /// save.
+    /// Applies one saved record; applying all of them in the order of their saves gives the state
+    /// at the last save.
     pub fn apply(&mut self, record: Record) {
         match record {
             Record::Counters(counters) => self.counters = counters,
@@ -63,7 +64,7 @@ pub struct Counters {
 }
 
 /// The form of records that this release writes; it reads those of older ones.
-pub const RECORD_VERSION: u32 = 2;
+pub const RECORD_VERSION: u32 = 3;
 
 /// Read by [`crate::stored`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -75,7 +76,8 @@ pub struct JobRecord {
     pub job_toml: String,
     /// Of its data set; of a job that reads a trained job, that one's. Pinned at submit.
     pub dataset_version: String,
-    /// The trained job that it reads, pinned. None: it reads none, or it is not clear yet which checkpoint.
+    /// The trained job that it reads, pinned. None: it reads none, or it is not clear yet which
+    /// checkpoint.
     pub source: Option<SourceJob>,
     pub submitted_ms: Millis,
     /// Somebody wishes that it does not run.
@@ -85,19 +87,21 @@ pub struct JobRecord {
     /// The newest generation that was ever formed; the next is one higher, for ever.
     pub generation: Generation,
     pub phase: JobPhase,
-    /// Standbys: who has no place in its newest generation and is ready, or gets ready, for the next.
-    pub reserves: Vec<Member>,
+    /// Standbys: who has no place in its newest generation and is ready, or gets ready, for the
+    /// next.
+    pub standbys: Vec<Member>,
     /// Where its ledger ends.
     pub ledger: Tip,
     /// Committed checkpoints that still exist, oldest first.
     pub checkpoints: Vec<CheckpointRef>,
     /// The newest step that was ever reported or committed, as of the last end of a generation.
     pub reached: Step,
-    /// Generations in a row that ended without a step beyond [`Self::reached`] and without a new commit; of units,
-    /// processes in a row that ended with no unit in hand, since the last unit that was done.
-    pub fruitless: u32,
+    /// Generations in a row that ended without a step beyond [`Self::reached`] and without a new
+    /// commit; of units, processes in a row that ended with no unit in hand, since the last unit
+    /// that was done.
+    pub restarts_without_progress: u32,
     /// A rank failed in a way that another generation would repeat: there is none.
-    pub hopeless: bool,
+    pub permanent_failure: bool,
     pub restarts: u32,
     /// The newest [`INCIDENTS_MAX`] things that went wrong, oldest first.
     pub incidents: Vec<Incident>,
@@ -146,11 +150,11 @@ impl JobRecord {
             workers: None,
             generation: Generation(0),
             phase: JobPhase::Done { ended_ms: 0 },
-            reserves: Vec::new(),
+            standbys: Vec::new(),
             checkpoints: Vec::new(),
             reached: Step(0),
-            fruitless: 0,
-            hopeless: false,
+            restarts_without_progress: 0,
+            permanent_failure: false,
             restarts: 0,
             incidents: Vec::new(),
             units: None,
@@ -182,9 +186,9 @@ impl JobRecord {
 
 pub const INCIDENTS_MAX: usize = 32;
 
-/// A job that ends this many generations in a row without getting further fails with the last error: a fault that
-/// comes back every time is the job's own.
-pub const FRUITLESS_MAX: u32 = 5;
+/// A job that ends this many generations in a row without getting further fails with the last
+/// error: a fault that comes back every time is the job's own.
+pub const RESTARTS_WITHOUT_PROGRESS_MAX: u32 = 5;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -238,7 +242,8 @@ impl JobPhase {
     }
 }
 
-/// One worker's part in a generation. Ranks are numbered over members in order, and over reserves after them.
+/// One worker's part in a generation. Ranks are numbered over members in order, and over reserves
+/// after them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     pub worker: WorkerId,

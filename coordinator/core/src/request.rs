@@ -40,7 +40,8 @@ impl Coordinator {
         outbox.reply(request, reply);
     }
 
-    /// Checks what depends on other jobs and on how jobs run; what the job reads, as far as it is clear now.
+    /// Checks what depends on other jobs and on how jobs run; what the job reads, as far as it is
+    /// clear now.
     fn admit(&self, spec: &JobSpec, mut pinned: Pinned) -> Result<Pinned, String> {
         let resources = &spec.resources;
         let gang = resources.workers_min.max(1)..=resources.workers_max;
@@ -107,7 +108,13 @@ impl Coordinator {
         JobId(format!("{}-{}", spec.name, self.counters.jobs + 1))
     }
 
-    fn enqueue(&mut self, spec: JobSpec, job_toml: String, pinned: Pinned, outbox: &mut Outbox) -> JobId {
+    fn enqueue(
+        &mut self,
+        spec: JobSpec,
+        job_toml: String,
+        pinned: Pinned,
+        outbox: &mut Outbox,
+    ) -> JobId {
         let id = self.next_id(&spec);
         self.counters.jobs += 1;
         let record = JobRecord {
@@ -118,7 +125,7 @@ impl Coordinator {
             dataset_version: pinned.dataset_version,
             source: pinned.source,
             submitted_ms: outbox.wall,
-            reserves: Vec::new(),
+            standbys: Vec::new(),
             paused: false,
             workers: None,
             generation: Generation(0),
@@ -127,14 +134,14 @@ impl Coordinator {
             },
             checkpoints: Vec::new(),
             reached: Step(0),
-            fruitless: 0,
-            hopeless: false,
+            restarts_without_progress: 0,
+            permanent_failure: false,
             restarts: 0,
             incidents: Vec::new(),
             units: spec.work.units().map(|_| UnitsRecord::default()),
         };
         let job = Job::new(record, spec, self.deadlines, outbox.now);
-        job.note_queued(outbox);
+        job.emit_queued(outbox);
         self.jobs.insert(id.clone(), job);
         outbox.save.insert(id.clone());
         outbox.save_counters = true;
@@ -153,9 +160,12 @@ fn suits(sample: &SampleWork, architecture: &ArchitectureSpec) -> Result<(), Str
         ("attention", !sample.attention.is_empty(), references),
         ("prompts", !sample.prompts.is_empty(), prompts),
     ];
-    if let Some((wish, ..)) = wishes.iter().find(|(_, wished, offered)| *wished && !offered) {
+    if let Some((request_change, ..)) = wishes
+        .iter()
+        .find(|(_, wished, offered)| *wished && !offered)
+    {
         return Err(format!(
-            "{wish}: job {} trained a {}, which has no use for them; leave them out",
+            "{request_change}: job {} trained a {}, which has no use for them; leave them out",
             sample.job, facts.noun
         ));
     }

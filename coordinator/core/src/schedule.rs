@@ -1,16 +1,17 @@
-//! Carries out what [`crate::placement`] decides: starts jobs whose workers are free, brings those that run over to the
-//! workers that they should hold, and says of the rest what they wait for. It decides nothing about who goes first.
+//! Carries out what [`crate::placement`] decides: starts jobs whose workers are free, brings those
+//! that run over to the workers that they should hold, and says of the rest what they wait for. It
+//! decides nothing about who goes first.
 
 use crate::fleet;
 use crate::gang::{Change, Gang, Planned};
 use crate::job::Job;
 use crate::machine::Coordinator;
 use crate::outbox::Outbox;
-use crate::placement::{self, Access, Decision, Devices, Problem, Seat};
+use crate::placement::{self, Access, Decision, Devices, NodeCapacity, Problem};
 use crate::record::{Member, Millis};
 use crate::words::listed;
 use proto::id::{JobId, WorkerId};
-use proto::message::Halt;
+use proto::message::GracefulStop;
 use std::collections::BTreeSet;
 
 /// Reason of a job that somebody paused.
@@ -18,14 +19,14 @@ const PAUSED: &str = "somebody paused it; `coordinator resume` lets it go on";
 
 impl Coordinator {
     /// Brings what runs nearer to what should run.
-    pub(crate) fn place(&mut self, outbox: &mut Outbox) {
+    pub(crate) fn schedule(&mut self, outbox: &mut Outbox) {
         let problem = self.problem(outbox.now);
         let solution = match self.solved.take() {
             Some((known, solution)) if known == problem => solution,
             Some(_) | None => placement::solve(&problem),
         };
         let mut used = self.used_devices();
-        self.form_of_last_keepers(&mut used, outbox);
+        self.form_of_last_state_holders(&mut used, outbox);
         for (id, decision) in &solution {
             self.carry_out(id, decision, &mut used, outbox);
         }
@@ -33,9 +34,19 @@ impl Coordinator {
             // Each says something of its own phase alone.
             job.wait(PAUSED.to_owned(), outbox);
             match job {
-                Job::Gang(gang) => gang.halt(Planned::Paused, Halt::Save, self.deadlines, outbox),
+                Job::Gang(gang) => gang.graceful_stop(
+                    Planned::Paused,
+                    GracefulStop::WithCheckpoint,
+                    self.deadlines,
+                    outbox,
+                ),
                 Job::Units(units) => {
-                    units.leave_all_but(&[], |_| Planned::Paused.to_string(), self.deadlines, outbox);
+                    units.leave_all_but(
+                        &[],
+                        |_| Planned::Paused.to_string(),
+                        self.deadlines,
+                        outbox,
+                    );
                 }
             }
         }
@@ -45,7 +56,7 @@ impl Coordinator {
         }
         if freed {
             self.solved = Some((problem, solution));
-            return self.place(outbox);
+            return self.schedule(outbox);
         }
         self.sync_standbys(&solution, &used, outbox);
         self.solved = Some((problem, solution));
@@ -54,7 +65,7 @@ impl Coordinator {
     fn problem(&self, now: Millis) -> Problem {
         let jobs = self.in_submit_order().into_iter();
         let present = self.fleet.iter().filter(|worker| worker.is_present());
-        let seat = |worker: &fleet::Worker| Seat {
+        let node = |worker: &fleet::Worker| NodeCapacity {
             worker: worker.id.clone(),
             device: worker.device,
             devices: worker.devices,
@@ -68,14 +79,20 @@ impl Coordinator {
         };
         Problem {
             demands: jobs
-                .filter_map(|id| self.jobs[id].demand(&self.apart, now))
+                .filter_map(|id| self.jobs[id].demand(&self.partitions, now))
                 .collect(),
-            seats: present.map(seat).collect(),
+            nodes: present.map(node).collect(),
             quotas: self.config.quotas.clone(),
         }
     }
 
-    fn carry_out(&mut self, id: &JobId, decision: &Decision, used: &mut Devices, outbox: &mut Outbox) {
+    fn carry_out(
+        &mut self,
+        id: &JobId,
+        decision: &Decision,
+        used: &mut Devices,
+        outbox: &mut Outbox,
+    ) {
         let job = match self.jobs.get(id) {
             Some(Job::Gang(gang)) => gang,
             Some(Job::Units(_)) => return self.carry_out_units(id, decision, used, outbox),
@@ -88,24 +105,33 @@ impl Coordinator {
             Decision::Run(workers) => self.adjust(id, workers, used, outbox),
             Decision::Wait(shortage) if queued => {
                 let kept = job.kept();
-                self.tell(id, format!("{shortage}{kept}"), outbox);
+                self.set_reason(id, format!("{shortage}{kept}"), outbox);
             }
             Decision::Wait(shortage) => {
                 let lack = shortage.to_string();
-                self.halt(id, Planned::MakesWay { lack }, Halt::Save, outbox);
+                self.graceful_stop(
+                    id,
+                    Planned::MakesWay { lack },
+                    GracefulStop::WithCheckpoint,
+                    outbox,
+                );
             }
         }
     }
 
-    /// Forms the first generation of a job, or the next after one that ended. Those whose processes live do not wait for
-    /// others to start theirs, if they are enough.
+    /// Forms the first generation of a job, or the next after one that ended. Those whose processes
+    /// live do not wait for others to start theirs, if they are enough.
     fn start(&mut self, id: &JobId, given: &[WorkerId], used: &mut Devices, outbox: &mut Outbox) {
         let Some(job) = self.jobs.get(id).and_then(Job::gang) else {
             return;
         };
         let needs = job.head.devices_per_worker();
         let ready = job.ready();
-        let there: Vec<WorkerId> = given.iter().filter(|it| ready.contains(it)).cloned().collect();
+        let there: Vec<WorkerId> = given
+            .iter()
+            .filter(|it| ready.contains(it))
+            .cloned()
+            .collect();
         let workers = if job.head.least() <= there.len() {
             there
         } else {
@@ -118,7 +144,7 @@ impl Coordinator {
                 self.holders(&occupied),
                 listed(&occupied)
             );
-            return self.tell(id, reason, outbox);
+            return self.set_reason(id, reason, outbox);
         }
         for worker in &workers {
             *used.entry(worker.clone()).or_default() += needs;
@@ -128,13 +154,15 @@ impl Coordinator {
         }
     }
 
-    /// Who alone holds steps of a queued job and is to go forms a generation of it. It runs where it should not, so it is
-    /// halted at once, with a checkpoint.
-    fn form_of_last_keepers(&mut self, used: &mut Devices, outbox: &mut Outbox) {
+    /// Who alone holds steps of a queued job and is to go forms a generation of it. It runs where
+    /// it should not, so it is halted at once, with a checkpoint.
+    fn form_of_last_state_holders(&mut self, used: &mut Devices, outbox: &mut Outbox) {
         let gangs = self.jobs.values().filter_map(Job::gang);
-        let keepers = gangs.map(|job| (job.head.id.clone(), self.last_keepers(job)));
-        let keepers: Vec<_> = keepers.filter(|(_, workers)| !workers.is_empty()).collect();
-        for (id, workers) in keepers {
+        let state_holders = gangs.map(|job| (job.head.id.clone(), self.last_state_holders(job)));
+        let state_holders: Vec<_> = state_holders
+            .filter(|(_, workers)| !workers.is_empty())
+            .collect();
+        for (id, workers) in state_holders {
             let Some(job) = self.jobs.get_mut(&id).and_then(Job::gang_mut) else {
                 continue;
             };
@@ -145,9 +173,9 @@ impl Coordinator {
         }
     }
 
-    /// The survivors of a queued job, if all of them are to go, and no checkpoint has what they hold; of those that do not
-    /// reach each other, one side.
-    fn last_keepers(&self, job: &Gang) -> Vec<WorkerId> {
+    /// The survivors of a queued job, if all of them are to go, and no checkpoint has what they
+    /// hold; of those that do not reach each other, one side.
+    fn last_state_holders(&self, job: &Gang) -> Vec<WorkerId> {
         let goes = |keeper: &Member| {
             let worker = self.fleet.reachable(&keeper.worker.name);
             let worker = worker.filter(|worker| worker.id == keeper.worker);
@@ -155,7 +183,7 @@ impl Coordinator {
         };
         if job.holds_steps_alone() && job.standby_members().iter().all(goes) {
             let workers: Vec<&WorkerId> = job.standby_workers().collect();
-            let mut together = self.apart.together(&[], &workers, &[]);
+            let mut together = self.partitions.together(&[], &workers, &[]);
             together.sort();
             together.into_iter().cloned().collect()
         } else {
@@ -180,13 +208,21 @@ impl Coordinator {
             Change::Now(workers, why) => self.regroup(id, workers, &why, used, outbox),
             Change::AtStep => {
                 let to = next.iter().map(|worker| worker.name.clone()).collect();
-                self.halt(id, Planned::Moves { to }, Halt::Hold, outbox);
+                self.graceful_stop(
+                    id,
+                    Planned::Moves { to },
+                    GracefulStop::WithoutCheckpoint,
+                    outbox,
+                );
             }
             Change::Elsewhere => {
                 let newcomer = |worker: &&WorkerId| !job.is_member(worker);
                 let newcomers: Vec<WorkerId> = given.iter().filter(newcomer).cloned().collect();
-                if newcomers.len() < given.len() && self.occupied(&newcomers, needs, used).is_empty() {
-                    // Newcomers get ready while it trains on; where it stands still already, it waits for them as one.
+                if newcomers.len() < given.len()
+                    && self.occupied(&newcomers, needs, used).is_empty()
+                {
+                    // Newcomers get ready while it trains on; where it stands still already, it
+                    // waits for them as one.
                     if job.is_between_steps() {
                         let why = format!("it goes on on {}", listed(given));
                         self.regroup(id, given.to_vec(), &why, used, outbox);
@@ -194,7 +230,12 @@ impl Coordinator {
                     return;
                 }
                 let to = given.iter().map(|worker| worker.name.clone()).collect();
-                self.halt(id, Planned::Moves { to }, Halt::Save, outbox);
+                self.graceful_stop(
+                    id,
+                    Planned::Moves { to },
+                    GracefulStop::WithCheckpoint,
+                    outbox,
+                );
             }
         }
     }
@@ -221,20 +262,26 @@ impl Coordinator {
         job.regroup(workers, why, outbox);
     }
 
-    fn tell(&mut self, id: &JobId, reason: String, outbox: &mut Outbox) {
+    fn set_reason(&mut self, id: &JobId, reason: String, outbox: &mut Outbox) {
         if let Some(job) = self.jobs.get_mut(id) {
             job.wait(reason, outbox);
         }
     }
 
-    fn halt(&mut self, id: &JobId, why: Planned, how: Halt, outbox: &mut Outbox) {
+    fn graceful_stop(&mut self, id: &JobId, why: Planned, how: GracefulStop, outbox: &mut Outbox) {
         if let Some(job) = self.jobs.get_mut(id).and_then(Job::gang_mut) {
-            job.halt(why, how, self.deadlines, outbox);
+            job.graceful_stop(why, how, self.deadlines, outbox);
         }
     }
 
     /// A job of units takes workers as they become free, and gives them back one by one.
-    fn carry_out_units(&mut self, id: &JobId, decision: &Decision, used: &mut Devices, outbox: &mut Outbox) {
+    fn carry_out_units(
+        &mut self,
+        id: &JobId,
+        decision: &Decision,
+        used: &mut Devices,
+        outbox: &mut Outbox,
+    ) {
         let Some(Job::Units(units)) = self.jobs.get(id) else {
             return;
         };
@@ -270,7 +317,10 @@ impl Coordinator {
         let why = |worker: &WorkerId| match &lack {
             Some(lack) => Planned::MakesWay { lack: lack.clone() }.to_string(),
             None if empty.contains(worker) => format!("{} is to be empty", worker.name),
-            None => format!("{} is needed more elsewhere, or not needed any more", worker.name),
+            None => format!(
+                "{} is needed more elsewhere, or not needed any more",
+                worker.name
+            ),
         };
         units.leave_all_but(given, why, self.deadlines, outbox);
         for worker in wanted {
@@ -302,7 +352,12 @@ impl Coordinator {
                 .members()
                 .any(|member| workers.contains(&member.worker))
         };
-        let jobs: Vec<&str> = self.jobs.keys().filter(here).map(|job| job.0.as_str()).collect();
+        let jobs: Vec<&str> = self
+            .jobs
+            .keys()
+            .filter(here)
+            .map(|job| job.0.as_str())
+            .collect();
         jobs.join(", ")
     }
 }

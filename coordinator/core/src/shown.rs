@@ -2,7 +2,7 @@
 
 use crate::record::{JobRecord, Millis};
 use proto::id::{JobId, Rank, Step, WorkerId};
-use proto::message::{Doing, RankPhase, StepReport};
+use proto::message::{Activity, RankPhase, StepReport};
 use proto::spec::{DeviceKind, JobSpec};
 
 /// How the reason of a job begins that waits for one that will not be done.
@@ -21,15 +21,15 @@ pub struct JobView<'a> {
     pub record: JobRecord,
     /// What its text means; None where its record cannot be read.
     pub spec: Option<&'a JobSpec>,
-    /// One per rank of the running generation, in rank order; of units one per rank of each worker, whose ranks are
-    /// numbered from 0 on. Empty when none runs.
+    /// One per rank of the running generation, in rank order; of units one per rank of each worker,
+    /// whose ranks are numbered from 0 on. Empty when none runs.
     pub ranks: Vec<RankView<'a>>,
     /// The newest step that rank 0 of the newest generation reported; None before the first.
     pub last_step: Option<&'a StepReport>,
     /// How far the job is: the newest reported or committed step.
     pub step: Step,
     /// Why the running generation was asked to end in order, if it was.
-    pub halting: Option<String>,
+    pub stopping: Option<String>,
     /// How far its units are; None: it is a gang.
     pub units: Option<UnitsView>,
 }
@@ -69,7 +69,7 @@ impl JobView<'_> {
             ranks: Vec::new(),
             last_step: None,
             step: Step(0),
-            halting: None,
+            stopping: None,
             units: None,
         }
     }
@@ -82,7 +82,7 @@ pub struct RankView<'a> {
     /// None: its worker has not reported it yet.
     pub phase: Option<&'a RankPhase>,
     /// Where it was when it was last heard.
-    pub doing: Option<Doing>,
+    pub activity: Option<Activity>,
 }
 
 #[derive(Debug, Clone)]
@@ -97,7 +97,7 @@ pub struct WorkerView<'a> {
     /// Somebody drains it: it gets nothing new and loses what it has.
     pub drained: bool,
     /// Names of the workers that it shares a job with and has no connection to.
-    pub apart: Vec<String>,
+    pub unreachable: Vec<String>,
     /// The coordinator's clock when it last reported; None: not since the coordinator started.
     pub last_heard_ms: Option<Millis>,
 }
@@ -107,8 +107,9 @@ pub struct WorkerView<'a> {
 pub struct Why {
     /// One sentence without a full stop.
     pub sentence: String,
-    /// One word for what holds the job: `over`, `paused`, `workers`, `connection`, `quota`, `settling`, `release`, `manifest`,
-    /// `halting`, `forming`, `step`, `last-checkpoint`, `failed-rank`, `units`, `dependency` or `dependency-failed`.
+    /// One word for what holds the job: `over`, `paused`, `workers`, `connection`, `quota`,
+    /// `in_grace_period`, `release`, `manifest`, `stopping`, `forming`, `step`, `last-checkpoint`,
+    /// `failed-rank`, `units`, `dependency` or `dependency-failed`.
     pub constraint: &'static str,
     /// What would let it go on; None where nothing is needed.
     pub remedy: Option<String>,
@@ -130,10 +131,14 @@ impl Why {
     /// It does not ask for workers yet.
     pub(crate) fn held_up(reason: &str, id: &JobId) -> Self {
         let failed = reason.starts_with(DEPENDENCY_FAILED);
-        let remedy =
-            failed.then(|| format!("`coordinator cancel {id}`, and a new job after one that is done"));
+        let remedy = failed
+            .then(|| format!("`coordinator cancel {id}`, and a new job after one that is done"));
         Self::new(
-            if failed { DEPENDENCY_FAILED } else { "dependency" },
+            if failed {
+                DEPENDENCY_FAILED
+            } else {
+                "dependency"
+            },
             &format!("it {reason}"),
             remedy,
         )

@@ -1,4 +1,5 @@
-//! Who is on standby for what, when it is clear who has a place: what a standby is stands in [`crate::gang`].
+//! Who is on standby for what, when it is clear who has a place: what a standby is stands in
+//! [`crate::gang`].
 
 use crate::fleet;
 use crate::gang::Gang;
@@ -10,8 +11,14 @@ use proto::id::{JobId, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Coordinator {
-    /// Says who is a standby of what, when it is clear who has a place. Survivors come before newcomers.
-    pub(crate) fn sync_standbys(&mut self, solution: &Solution, used: &Devices, outbox: &mut Outbox) {
+    /// Says who is a standby of what, when it is clear who has a place. Survivors come before
+    /// newcomers.
+    pub(crate) fn sync_standbys(
+        &mut self,
+        solution: &Solution,
+        used: &Devices,
+        outbox: &mut Outbox,
+    ) {
         let mut free: Devices = self
             .fleet
             .iter()
@@ -33,16 +40,26 @@ impl Coordinator {
         }
         let runs = |job: &&mut Gang| job.is_running();
         let mut wanted: BTreeMap<JobId, Vec<WorkerId>> = BTreeMap::new();
-        for job in self.jobs.values_mut().filter_map(Job::gang_mut).filter(runs) {
+        for job in self
+            .jobs
+            .values_mut()
+            .filter_map(Job::gang_mut)
+            .filter(runs)
+        {
             let given: &[WorkerId] = match solution.get(&job.head.id) {
                 Some(Decision::Run(workers)) if !job.head.paused => workers,
                 Some(_) | None => &[],
             };
             wanted.insert(job.head.id.clone(), job.newcomers(given, &mut free));
         }
-        for job in self.jobs.values_mut().filter_map(Job::gang_mut).filter(runs) {
+        for job in self
+            .jobs
+            .values_mut()
+            .filter_map(Job::gang_mut)
+            .filter(runs)
+        {
             let mut wanted = wanted.remove(&job.head.id).unwrap_or_default();
-            wanted.extend(job.left_out(&wanted, &self.apart, &self.drained, &mut free));
+            wanted.extend(job.left_out(&wanted, &self.partitions, &self.drained, &mut free));
             job.get_ready(&wanted, outbox);
         }
     }

@@ -1,5 +1,5 @@
-//! Reads records of jobs of every release. Version 1 had no number, carried the parsed job, and stored a sampling job as a
-//! gang with the text of the job that it read.
+//! Reads records of jobs of every release. Version 1 had no number, carried the parsed job, and
+//! stored a sampling job as a gang with the text of the job that it read.
 
 use crate::record::{Incident, JobPhase, JobRecord, Member, Millis, RECORD_VERSION, UnitsRecord};
 use proto::checkpoint::CheckpointRef;
@@ -29,14 +29,16 @@ struct StoredJob {
     workers: Option<u32>,
     generation: Generation,
     phase: JobPhase,
-    #[serde(default)]
-    reserves: Vec<Member>,
+    #[serde(default, alias = "reserves")]
+    standbys: Vec<Member>,
     ledger: Tip,
     checkpoints: Vec<CheckpointRef>,
     #[serde(default)]
     reached: Step,
-    fruitless: u32,
-    hopeless: bool,
+    #[serde(alias = "fruitless")]
+    restarts_without_progress: u32,
+    #[serde(alias = "hopeless")]
+    permanent_failure: bool,
     restarts: u32,
     incidents: Vec<Incident>,
     #[serde(default)]
@@ -100,8 +102,13 @@ impl TryFrom<StoredJob> for JobRecord {
     fn try_from(stored: StoredJob) -> Result<Self, String> {
         let sample = match (stored.version, stored.spec, stored.work) {
             (1, Some(spec), Some(OldWork::Sample(sample))) => Some((spec.resources, *sample)),
-            (1, Some(_), Some(OldWork::Train)) | (RECORD_VERSION, _, _) => None,
-            (1, _, _) => return Err(format!("job {}: version 1 without `spec` and `work`", stored.id)),
+            (1, Some(_), Some(OldWork::Train)) | (2 | RECORD_VERSION, _, _) => None,
+            (1, _, _) => {
+                return Err(format!(
+                    "job {}: version 1 without `spec` and `work`",
+                    stored.id
+                ));
+            }
             (version, _, _) => {
                 return Err(format!(
                     "job {}: version {version}; this release reads versions 1 to {RECORD_VERSION}",
@@ -120,12 +127,12 @@ impl TryFrom<StoredJob> for JobRecord {
             workers: stored.workers,
             generation: stored.generation,
             phase: stored.phase,
-            reserves: stored.reserves,
+            standbys: stored.standbys,
             ledger: stored.ledger,
             checkpoints: stored.checkpoints,
             reached: stored.reached,
-            fruitless: stored.fruitless,
-            hopeless: stored.hopeless,
+            restarts_without_progress: stored.restarts_without_progress,
+            permanent_failure: stored.permanent_failure,
             restarts: stored.restarts,
             incidents: stored.incidents,
             units: stored.units,
@@ -137,7 +144,8 @@ impl TryFrom<StoredJob> for JobRecord {
     }
 }
 
-/// A sampling job of version 1 as a job of units: what it read becomes its source, and it begins again if it was not over.
+/// A sampling job of version 1 as a job of units: what it read becomes its source, and it begins
+/// again if it was not over.
 fn sampling(record: JobRecord, resources: Resources, sample: OldSample) -> JobRecord {
     let work = SampleWork {
         job: sample.source,
@@ -177,7 +185,8 @@ fn sampling(record: JobRecord, resources: Resources, sample: OldSample) -> JobRe
             units.done.push(all);
             phase
         }
-        phase @ (JobPhase::Queued { .. } | JobPhase::Failed { .. } | JobPhase::Cancelled { .. }) => phase,
+        phase
+        @ (JobPhase::Queued { .. } | JobPhase::Failed { .. } | JobPhase::Cancelled { .. }) => phase,
     };
     JobRecord {
         job_toml: proto::job::to_toml(&spec),
@@ -187,7 +196,7 @@ fn sampling(record: JobRecord, resources: Resources, sample: OldSample) -> JobRe
         }),
         // It had one worker, whoever wished otherwise.
         workers: None,
-        reserves: Vec::new(),
+        standbys: Vec::new(),
         phase,
         units: Some(units),
         ..record

@@ -1,5 +1,5 @@
-//! What the machine shows to whoever watches: status tables, metrics, tests. Read-only; made on demand by
-//! [`Coordinator::view`], never stored.
+//! What the machine shows to whoever watches: status tables, metrics, tests. Read-only; made on
+//! demand by [`Coordinator::view`], never stored.
 
 use crate::fleet::Worker;
 use crate::gang::Gang;
@@ -21,8 +21,8 @@ impl Coordinator {
         let worker = |worker| view_worker(worker, &used, &self.drained);
         let mut workers: Vec<WorkerView<'_>> = self.fleet.iter().map(worker).collect();
         for worker in &mut workers {
-            worker.apart = self
-                .apart
+            worker.unreachable = self
+                .partitions
                 .from(worker.id)
                 .map(|other| other.name.clone())
                 .collect();
@@ -47,7 +47,7 @@ fn view_worker<'a>(
         used: used.get(&worker.id).copied().unwrap_or(0),
         up: worker.is_up(),
         drained: drained.contains(&worker.id.name),
-        apart: Vec::new(),
+        unreachable: Vec::new(),
         last_heard_ms: worker.heard_wall,
     }
 }

@@ -64,7 +64,9 @@ impl Violation {
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UnknownJob { job } => write!(f, "reports a rank of {job}, which was never submitted here"),
+            Self::UnknownJob { job } => {
+                write!(f, "reports a rank of {job}, which was never submitted here")
+            }
             Self::OldBoot { newer } => write!(f, "reports although {newer} has taken its place"),
             Self::FutureGeneration { job, said, newest } => {
                 write!(
@@ -91,7 +93,10 @@ impl fmt::Display for Violation {
                 )
             }
             Self::StepOutside { step, steps_max } => {
-                write!(f, "reports step {step} of a job that has steps 1 to {steps_max}")
+                write!(
+                    f,
+                    "reports step {step} of a job that has steps 1 to {steps_max}"
+                )
             }
             Self::UnitOutside { unit, units } => {
                 write!(f, "reports unit {unit} of a job of {units} units")
@@ -99,7 +104,8 @@ impl fmt::Display for Violation {
             Self::ShardPath { path } => {
                 write!(
                     f,
-                    "reports shard `{path}`; a shard is a file name that no other rank of the step uses"
+                    "reports shard `{path}`; a shard is a file name that no other rank of the \
+                    step uses"
                 )
             }
         }

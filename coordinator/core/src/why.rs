@@ -1,5 +1,6 @@
-//! `coordinator why`: what a job waits for right now, as one value that becomes one sentence. It changes nothing and
-//! decides nothing; it reads what placement, halts, commits and reports left behind.
+//! `coordinator why`: what a job waits for right now, as one value that becomes one sentence. It
+//! changes nothing and decides nothing; it reads what placement, halts, commits and reports left
+//! behind.
 
 use crate::machine::Coordinator;
 use crate::record::Millis;
@@ -12,7 +13,10 @@ impl Coordinator {
     pub fn why(&self, now: Millis, id: &JobId) -> Option<Why> {
         let job = self.jobs.get(id)?;
         let now = self.clock.at(now);
-        let decision = self.solved.as_ref().and_then(|(_, solution)| solution.get(id));
-        Some(job.why(decision, &self.apart, now))
+        let decision = self
+            .solved
+            .as_ref()
+            .and_then(|(_, solution)| solution.get(id));
+        Some(job.why(decision, &self.partitions, now))
     }
 }

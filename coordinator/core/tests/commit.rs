@@ -1,14 +1,15 @@
-//! Checkpoints by events and effects: when one is committed, written again or deleted, who reads it, and what is none.
+//! Checkpoints by events and effects: when one is committed, written again or deleted, who reads
+//! it, and what is none.
 
 #![allow(clippy::unwrap_used)]
 
 #[allow(dead_code, reason = "shared with others, which together use all of it")]
 mod desk;
 
-use coordinator_core::event::{Event, JobPhase};
+use coordinator_core::event::{Input, JobPhase};
 use desk::{
-    DETECT_WITHIN_MS, Desk, deleted, failed, ignored, manifests, rank, sample_of, sampling, sends, told,
-    with_shard,
+    DETECT_WITHIN_MS, Desk, deleted, failed, ignored, manifests, rank, sample_of, sampling, sends,
+    told, with_shard,
 };
 use proto::id::{JobId, Step};
 use proto::message::RankPhase;
@@ -17,7 +18,10 @@ use proto::sample::Weights;
 #[test]
 fn a_checkpoint_is_committed_when_all_shards_are_there() {
     let (mut desk, job) = Desk::training();
-    let first = desk.hear("w1", vec![with_shard(rank(&job, 1, 0, RankPhase::Training), 2)]);
+    let first = desk.receive(
+        "w1",
+        vec![with_shard(rank(&job, 1, 0, RankPhase::Training), 2)],
+    );
     assert_eq!(manifests(&first), vec![], "one shard of two");
     let written = manifests(&desk.shards(&job, 2));
     assert_eq!(written.len(), 1);
@@ -39,9 +43,12 @@ fn a_checkpoint_is_committed_when_all_shards_are_there() {
 fn a_manifest_that_was_not_written_is_written_again() {
     let (mut desk, job) = Desk::training();
     desk.shards(&job, 2);
-    assert_eq!(manifests(&desk.written(&job, 2, Err("503".to_owned()))), vec![]);
+    assert_eq!(
+        manifests(&desk.written(&job, 2, Err("503".to_owned()))),
+        vec![]
+    );
     desk.now += DETECT_WITHIN_MS;
-    let again = desk.hear("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
+    let again = desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
     assert_eq!(manifests(&again).len(), 1);
 }
 
@@ -49,9 +56,9 @@ fn a_manifest_that_was_not_written_is_written_again() {
 fn a_job_is_done_when_its_last_checkpoint_is_committed_and_all_ranks_are_finished() {
     let (mut desk, job) = Desk::training();
     desk.commit(&job, 4);
-    desk.hear("w1", vec![rank(&job, 1, 0, RankPhase::Finished)]);
+    desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Finished)]);
     assert!(matches!(desk.job(&job).phase, JobPhase::Running { .. }));
-    let effects = desk.hear("w2", vec![rank(&job, 1, 1, RankPhase::Finished)]);
+    let effects = desk.receive("w2", vec![rank(&job, 1, 1, RankPhase::Finished)]);
     assert!(matches!(desk.job(&job).phase, JobPhase::Done { .. }));
     assert_eq!(
         sends(&effects)["w1#1"].assignments,
@@ -64,7 +71,7 @@ fn a_job_is_done_when_its_last_checkpoint_is_committed_and_all_ranks_are_finishe
 fn a_manifest_on_its_way_when_its_generation_ends_still_counts() {
     let (mut desk, job) = Desk::training();
     desk.shards(&job, 2);
-    desk.hear("w1", vec![rank(&job, 1, 0, failed("boom"))]);
+    desk.receive("w1", vec![rank(&job, 1, 0, failed("boom"))]);
     assert_eq!(
         desk.generation(&job),
         1,
@@ -85,18 +92,28 @@ fn a_manifest_on_its_way_when_its_generation_ends_still_counts() {
 #[test]
 fn an_older_generation_publishes_nothing() {
     let (mut desk, job) = Desk::training();
-    desk.hear("w1", vec![with_shard(rank(&job, 1, 0, RankPhase::Training), 2)]);
-    desk.hear("w1", vec![rank(&job, 1, 0, failed("boom"))]);
+    desk.receive(
+        "w1",
+        vec![with_shard(rank(&job, 1, 0, RankPhase::Training), 2)],
+    );
+    desk.receive("w1", vec![rank(&job, 1, 0, failed("boom"))]);
     assert_eq!(desk.generation(&job), 2);
-    desk.hear("w1", vec![with_shard(rank(&job, 2, 0, RankPhase::Training), 2)]);
+    desk.receive(
+        "w1",
+        vec![with_shard(rank(&job, 2, 0, RankPhase::Training), 2)],
+    );
     let late = || vec![with_shard(rank(&job, 1, 1, RankPhase::Training), 2)];
-    let heard = desk.hear("w2", late());
+    let heard = desk.receive("w2", late());
     assert_eq!(manifests(&heard), vec![]);
     assert_eq!(
         ignored(&heard),
         ["still reports generation 1 of toy-1, which is at generation 2"]
     );
-    assert_eq!(ignored(&desk.hear("w2", late())), Vec::<String>::new(), "once");
+    assert_eq!(
+        ignored(&desk.receive("w2", late())),
+        Vec::<String>::new(),
+        "once"
+    );
 }
 
 #[test]
@@ -104,8 +121,8 @@ fn retention_deletes_what_nobody_reads() {
     let (mut desk, job) = Desk::training();
     desk.commit(&job, 1);
     assert_eq!(deleted(&desk.commit(&job, 2)), [1]);
-    let pictures = desk.submit(sample_of(&job));
-    let pinned = desk.job(&pictures).source.as_ref().unwrap();
+    let images = desk.submit(sample_of(&job));
+    let pinned = desk.job(&images).source.as_ref().unwrap();
     assert_eq!(pinned.checkpoint.unwrap().step, Step(2));
     assert!(
         deleted(&desk.commit(&job, 3)).is_empty(),
@@ -113,9 +130,9 @@ fn retention_deletes_what_nobody_reads() {
     );
     let effects = {
         let mut effects = Vec::new();
-        desk.ask(|request| Event::Cancel {
+        desk.ask(|request| Input::Cancel {
             request,
-            job: pictures.clone(),
+            job: images.clone(),
         });
         effects.extend(desk.commit(&job, 4));
         effects
@@ -146,9 +163,9 @@ fn pictures_of_nothing_are_refused_with_what_there_is() {
         "job toy-1 has no checkpoint of step 9; it has: none"
     );
     desk.commit(&job, 2);
-    let pictures = desk.submit(sample_of(&job));
+    let images = desk.submit(sample_of(&job));
     assert_eq!(
-        desk.refused(sample_of(&pictures)),
+        desk.refused(sample_of(&images)),
         "job images-2 draws pictures and trains nothing; sample toy-1 instead"
     );
 }
@@ -158,8 +175,11 @@ fn shards_of_different_base_weights_are_no_checkpoint() {
     let (mut desk, job) = Desk::training();
     let mut other = with_shard(rank(&job, 1, 1, RankPhase::Training), 2);
     other.shards[0].init_digest = Some("ff".to_owned());
-    desk.hear("w1", vec![with_shard(rank(&job, 1, 0, RankPhase::Training), 2)]);
-    assert_eq!(manifests(&desk.hear("w2", vec![other])), vec![]);
+    desk.receive(
+        "w1",
+        vec![with_shard(rank(&job, 1, 0, RankPhase::Training), 2)],
+    );
+    assert_eq!(manifests(&desk.receive("w2", vec![other])), vec![]);
     assert!(
         desk.job(&job).incidents[0]
             .what

@@ -1,24 +1,29 @@
-//! Pauses, scales, drains and priorities by events and effects: generations that end in order and go on elsewhere.
+//! Pauses, scales, drains and priorities by events and effects: generations that end in order and
+//! go on elsewhere.
 
 #![allow(clippy::unwrap_used)]
 
 #[allow(dead_code, reason = "shared with others, which together use all of it")]
 mod desk;
 
-use coordinator_core::event::{Effect, Event, Fact, JobPhase, Reply};
+use coordinator_core::event::{Effect, Event, Input, JobPhase, Reply};
 use desk::{DETECT_WITHIN_MS, Desk, failed, rank, spec, told, with_step};
 use proto::id::{JobId, Rank, Step};
-use proto::message::{Halt, RankPhase};
+use proto::message::{GracefulStop, RankPhase};
 use proto::spec::{JobSpec, Resources};
 
 fn pause(desk: &mut Desk, job: &JobId, paused: bool) -> Reply {
     let job = job.clone();
-    desk.ask(|request| Event::Pause { request, job, paused })
+    desk.ask(|request| Input::Pause {
+        request,
+        job,
+        paused,
+    })
 }
 
 fn drain(desk: &mut Desk, worker: &str, drained: bool) -> Reply {
     let worker = worker.to_owned();
-    desk.ask(|request| Event::Drain {
+    desk.ask(|request| Input::Drain {
         request,
         worker,
         drained,
@@ -27,7 +32,7 @@ fn drain(desk: &mut Desk, worker: &str, drained: bool) -> Reply {
 
 fn scale(desk: &mut Desk, job: &JobId, workers: u32) -> Reply {
     let job = job.clone();
-    desk.ask(|request| Event::Scale {
+    desk.ask(|request| Input::Scale {
         request,
         job,
         workers,
@@ -56,12 +61,12 @@ fn of_priority(priority: i32, spec: JobSpec) -> JobSpec {
 }
 
 /// The ranks of the job on w1 and w2 halted at `step`: its checkpoint is committed and they left.
-fn halts(desk: &mut Desk, job: &JobId, step: u64) {
+fn stops(desk: &mut Desk, job: &JobId, step: u64) {
     let generation = desk.generation(job);
     let effects = desk.shards(job, step);
     assert_eq!(desk::manifests(&effects).len(), 1);
-    desk.hear("w1", vec![rank(job, generation, 0, RankPhase::Finished)]);
-    desk.hear("w2", vec![rank(job, generation, 1, RankPhase::Finished)]);
+    desk.receive("w1", vec![rank(job, generation, 0, RankPhase::Finished)]);
+    desk.receive("w2", vec![rank(job, generation, 1, RankPhase::Finished)]);
     assert!(
         matches!(desk.job(job).phase, JobPhase::Running { .. }),
         "the commit is still to come"
@@ -73,8 +78,8 @@ fn halts(desk: &mut Desk, job: &JobId, step: u64) {
 fn stop(desk: &mut Desk, job: &JobId, step: u64) {
     let generation = desk.generation(job);
     let first = with_step(rank(job, generation, 0, RankPhase::Finished), step);
-    desk.hear("w1", vec![first]);
-    desk.hear("w2", vec![rank(job, generation, 1, RankPhase::Finished)]);
+    desk.receive("w1", vec![first]);
+    desk.receive("w2", vec![rank(job, generation, 1, RankPhase::Finished)]);
 }
 
 #[test]
@@ -82,36 +87,39 @@ fn a_paused_job_leaves_with_a_checkpoint_and_goes_on_from_it() {
     let (mut desk, job) = Desk::training();
     assert_eq!(pause(&mut desk, &job, true), phase("pausing"));
     assert!(desk.durable.jobs[&job].paused, "saved before the answer");
-    let effects = desk.hear("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
+    let effects = desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
     assert_eq!(
-        told(&effects, "w1").halt,
-        Some(Halt::Save),
+        told(&effects, "w1").graceful_stop,
+        Some(GracefulStop::WithCheckpoint),
         "said again on every report"
     );
-    halts(&mut desk, &job, 1);
+    stops(&mut desk, &job, 1);
     assert_eq!(desk.job(&job).word(), "paused");
     assert_eq!(
         desk.reason(&job),
         "somebody paused it; `coordinator resume` lets it go on"
     );
     assert_eq!(
-        (desk.job(&job).restarts, desk.job(&job).fruitless),
+        (
+            desk.job(&job).restarts,
+            desk.job(&job).restarts_without_progress
+        ),
         (0, 0),
         "a pause is no fault"
     );
     assert_eq!(desk.job(&job).incidents, []);
     desk.wait(100 * DETECT_WITHIN_MS);
     assert_eq!(desk.generation(&job), 1, "it stays where it is");
-    desk.hear("w1", vec![]);
-    desk.hear("w2", vec![]);
+    desk.receive("w1", vec![]);
+    desk.receive("w2", vec![]);
     assert_eq!(pause(&mut desk, &job, false), phase("running"));
     assert_eq!(desk.generation(&job), 2);
-    let assignment = told(&desk.hear("w1", vec![]), "w1");
+    let assignment = told(&desk.receive("w1", vec![]), "w1");
     assert_eq!(
         assignment.gang().unwrap().resume.map(|resume| resume.step),
         Some(Step(1))
     );
-    assert_eq!(assignment.halt, None);
+    assert_eq!(assignment.graceful_stop, None);
 }
 
 #[test]
@@ -119,14 +127,17 @@ fn a_pause_outlives_a_restart_and_needs_no_checkpoint_where_nothing_was_begun() 
     let (mut desk, job) = Desk::training();
     pause(&mut desk, &job, true);
     desk.restart();
-    let effects = desk.hear("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
-    assert_eq!(told(&effects, "w1").halt, Some(Halt::Save));
+    let effects = desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
+    assert_eq!(
+        told(&effects, "w1").graceful_stop,
+        Some(GracefulStop::WithCheckpoint)
+    );
     let other = desk.submit(spec(1, 1));
     assert_eq!(pause(&mut desk, &other, true), phase("paused"));
     let mut desk = Desk::new();
-    desk.hear("w1", vec![]);
+    desk.receive("w1", vec![]);
     let job = desk.submit(spec(1, 1));
-    desk.hear("w1", vec![rank(&job, 1, 0, RankPhase::Starting)]);
+    desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Starting)]);
     pause(&mut desk, &job, true);
     assert_eq!(desk.job(&job).word(), "paused");
 }
@@ -137,11 +148,11 @@ fn a_halt_that_takes_too_long_or_fails_ends_all_the_same() {
     pause(&mut desk, &job, true);
     for _ in 0..40 {
         desk.now += DETECT_WITHIN_MS / 2;
-        desk.hear("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
-        desk.hear("w2", vec![rank(&job, 1, 1, RankPhase::Training)]);
+        desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
+        desk.receive("w2", vec![rank(&job, 1, 1, RankPhase::Training)]);
         desk.now += DETECT_WITHIN_MS / 2;
-        desk.hear("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
-        desk.hear("w2", vec![rank(&job, 1, 1, RankPhase::Training)]);
+        desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
+        desk.receive("w2", vec![rank(&job, 1, 1, RankPhase::Training)]);
     }
     assert_eq!(desk.job(&job).word(), "paused");
     assert_eq!(desk.job(&job).restarts, 0);
@@ -155,22 +166,27 @@ fn a_halt_that_takes_too_long_or_fails_ends_all_the_same() {
     assert_eq!(
         told,
         [format!(
-            "somebody paused it; rank 0 on w1 had not ended its step and written its share of a checkpoint within {seconds} s; \
+            "somebody paused it; rank 0 on w1 had not ended its step and written its share of a \
+            checkpoint within {seconds} s; \
              goes on from step 0"
         )]
     );
     let (mut desk, job) = Desk::training();
     pause(&mut desk, &job, true);
-    desk.hear("w1", vec![rank(&job, 1, 0, failed("boom"))]);
+    desk.receive("w1", vec![rank(&job, 1, 0, failed("boom"))]);
     assert_eq!(desk.job(&job).word(), "paused");
-    assert_eq!(desk.job(&job).fruitless, 1, "a fault is a fault");
+    assert_eq!(
+        desk.job(&job).restarts_without_progress,
+        1,
+        "a fault is a fault"
+    );
 }
 
 #[test]
 fn a_job_that_is_over_or_unknown_is_not_paused() {
     let (mut desk, job) = Desk::training();
     let cancelled = job.clone();
-    desk.ask(|request| Event::Cancel {
+    desk.ask(|request| Input::Cancel {
         request,
         job: cancelled,
     });
@@ -183,8 +199,8 @@ fn a_job_that_is_over_or_unknown_is_not_paused() {
 #[test]
 fn a_job_is_scaled_down_and_up_again() {
     let mut desk = Desk::new();
-    desk.hear("w1", vec![]);
-    desk.hear("w2", vec![]);
+    desk.receive("w1", vec![]);
+    desk.receive("w2", vec![]);
     let job = desk.submit(spec(1, 2));
     let train = |desk: &mut Desk, number: u32, generation, step| {
         let report = with_step(
@@ -196,12 +212,15 @@ fn a_job_is_scaled_down_and_up_again() {
             ),
             step,
         );
-        desk.hear(&format!("w{}", number + 1), vec![report])
+        desk.receive(&format!("w{}", number + 1), vec![report])
     };
     train(&mut desk, 0, 1, 1);
     train(&mut desk, 1, 1, 1);
     assert_eq!(scale(&mut desk, &job, 1), phase("running"));
-    assert_eq!(told(&train(&mut desk, 0, 1, 1), "w1").halt, Some(Halt::Hold));
+    assert_eq!(
+        told(&train(&mut desk, 0, 1, 1), "w1").graceful_stop,
+        Some(GracefulStop::WithoutCheckpoint)
+    );
     stop(&mut desk, &job, 2);
     let members = |desk: &Desk| match &desk.job(&JobId("toy-1".to_owned())).phase {
         JobPhase::Running { members } => members.iter().map(|m| m.worker.name.clone()).collect(),
@@ -214,24 +233,28 @@ fn a_job_is_scaled_down_and_up_again() {
     assert_eq!(desk.job(&job).checkpoints, [], "none was needed");
     scale(&mut desk, &job, 2);
     train(&mut desk, 0, 2, 3);
-    let effects = desk.hear("w2", vec![rank(&job, 2, 1, RankPhase::Starting)]);
-    let reserve = told(&effects, "w2");
+    let effects = desk.receive("w2", vec![rank(&job, 2, 1, RankPhase::Starting)]);
+    let standby = told(&effects, "w2");
     assert_eq!(
-        (reserve.first_rank, reserve.world()),
+        (standby.first_rank, standby.world()),
         (Rank(1), 1),
         "it gets ready first"
     );
-    assert_eq!(told(&train(&mut desk, 0, 2, 3), "w1").halt, None);
-    desk.hear("w2", vec![rank(&job, 2, 1, RankPhase::Ready)]);
-    assert_eq!(told(&train(&mut desk, 0, 2, 3), "w1").halt, Some(Halt::Hold));
-    desk.hear("w1", vec![rank(&job, 2, 0, RankPhase::Finished)]);
+    assert_eq!(told(&train(&mut desk, 0, 2, 3), "w1").graceful_stop, None);
+    desk.receive("w2", vec![rank(&job, 2, 1, RankPhase::Ready)]);
+    assert_eq!(
+        told(&train(&mut desk, 0, 2, 3), "w1").graceful_stop,
+        Some(GracefulStop::WithoutCheckpoint)
+    );
+    desk.receive("w1", vec![rank(&job, 2, 0, RankPhase::Finished)]);
     assert_eq!(members(&desk), ["w1", "w2"]);
     assert_eq!(desk.generation(&job), 3);
     assert_eq!(desk.job(&job).restarts, 0);
     let reason = refusal(scale(&mut desk, &job, 3));
     assert_eq!(
         reason,
-        "workers: 3 is no scale for job toy-1; it has 2 micro-batches in a step and 1 ranks on each worker, so 1 \
+        "workers: 3 is no scale for job toy-1; it has 2 micro-batches in a step and 1 ranks on \
+        each worker, so 1 \
          to 2 workers can have work"
     );
 }
@@ -239,7 +262,7 @@ fn a_job_is_scaled_down_and_up_again() {
 #[test]
 fn a_drained_worker_is_emptied_in_order_and_gets_nothing_new() {
     let (mut desk, job) = Desk::training();
-    desk.hear("w3", vec![]);
+    desk.receive("w3", vec![]);
     let worker = "w2".to_owned();
     assert_eq!(
         drain(&mut desk, "w2", true),
@@ -248,19 +271,28 @@ fn a_drained_worker_is_emptied_in_order_and_gets_nothing_new() {
             drained: true
         }
     );
-    assert!(desk.durable.drained.contains("w2"), "saved before the answer");
+    assert!(
+        desk.durable.drained.contains("w2"),
+        "saved before the answer"
+    );
     // It may not run on one; the third gets ready while they go on.
-    let effects = desk.hear("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
-    assert_eq!(told(&effects, "w1").halt, None);
-    desk.hear("w3", vec![rank(&job, 1, 2, RankPhase::Ready)]);
-    let effects = desk.hear("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
-    assert_eq!(told(&effects, "w1").halt, Some(Halt::Hold));
+    let effects = desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
+    assert_eq!(told(&effects, "w1").graceful_stop, None);
+    desk.receive("w3", vec![rank(&job, 1, 2, RankPhase::Ready)]);
+    let effects = desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
+    assert_eq!(
+        told(&effects, "w1").graceful_stop,
+        Some(GracefulStop::WithoutCheckpoint)
+    );
     stop(&mut desk, &job, 1);
     let JobPhase::Running { members } = &desk.job(&job).phase else {
         panic!("{:?}", desk.job(&job).phase)
     };
     assert_eq!(
-        members.iter().map(|m| m.worker.name.as_str()).collect::<Vec<_>>(),
+        members
+            .iter()
+            .map(|m| m.worker.name.as_str())
+            .collect::<Vec<_>>(),
         ["w1", "w3"]
     );
     let next = desk.submit(spec(1, 1));
@@ -269,7 +301,7 @@ fn a_drained_worker_is_emptied_in_order_and_gets_nothing_new() {
         "needs 1 cpu worker with 1 free device; none is free; busy: w1, w3; drained: w2"
     );
     desk.restart();
-    desk.hear("w2#5", vec![]);
+    desk.receive("w2#5", vec![]);
     assert_eq!(
         desk.job(&next).word(),
         "queued",
@@ -289,32 +321,35 @@ fn a_higher_priority_takes_the_place_of_a_lower_one_which_comes_back() {
     let high = desk.submit(of_priority(3, spec(2, 2)));
     for _ in 0..2 {
         desk.now += DETECT_WITHIN_MS / 2;
-        desk.hear("w1", vec![rank(&low, 1, 0, RankPhase::Training)]);
-        desk.hear("w2", vec![rank(&low, 1, 1, RankPhase::Training)]);
+        desk.receive("w1", vec![rank(&low, 1, 0, RankPhase::Training)]);
+        desk.receive("w2", vec![rank(&low, 1, 1, RankPhase::Training)]);
     }
     assert_eq!(desk.reason(&high), "waits until toy-1 let go of w1, w2");
-    let effects = desk.hear("w1", vec![rank(&low, 1, 0, RankPhase::Training)]);
-    let halting = |effect: &&Effect| matches!(effect, Effect::Note(Fact::Halting { .. }));
+    let effects = desk.receive("w1", vec![rank(&low, 1, 0, RankPhase::Training)]);
+    let stopping = |effect: &&Effect| matches!(effect, Effect::Emit(Event::Stopping { .. }));
     assert_eq!(
-        effects.iter().filter(halting).count(),
+        effects.iter().filter(stopping).count(),
         0,
         "it was asked when the other was submitted"
     );
-    assert_eq!(told(&effects, "w1").halt, Some(Halt::Save));
-    halts(&mut desk, &low, 1);
+    assert_eq!(
+        told(&effects, "w1").graceful_stop,
+        Some(GracefulStop::WithCheckpoint)
+    );
+    stops(&mut desk, &low, 1);
     assert_eq!(desk.job(&high).word(), "running");
     assert_eq!(
         desk.reason(&low),
         "needs 2 cpu workers with 1 free device; none is free; busy: w1, w2"
     );
     let cancelled = high.clone();
-    desk.ask(|request| Event::Cancel {
+    desk.ask(|request| Input::Cancel {
         request,
         job: cancelled,
     });
     assert_eq!(desk.job(&low).word(), "running");
     assert_eq!(desk.generation(&low), 2);
-    let assignment = told(&desk.hear("w1", vec![]), "w1");
+    let assignment = told(&desk.receive("w1", vec![]), "w1");
     assert_eq!(
         assignment.gang().unwrap().resume.map(|resume| resume.step),
         Some(Step(1)),

@@ -88,7 +88,7 @@ fn a_sampling_job_of_the_first_version_becomes_one_of_units() {
     );
     desk.durable.jobs.insert(read.id.clone(), read.clone());
     desk.machine = machine(&desk.durable, desk.now);
-    desk.hear("w3", vec![]);
+    desk.receive("w3", vec![]);
     assert_eq!(
         desk.generation(&read.id),
         gang.generation.0 + 1,

@@ -1,16 +1,16 @@
-//! Whatever workers claim, in whatever order, the coordinator's machine does not panic, and its deadline
-//! moves on.
+//! Whatever workers claim, in whatever order, the coordinator's machine does not panic, and its
+//! deadline moves on.
 
 #![allow(clippy::unwrap_used)]
 
 #[allow(dead_code, reason = "shared with others, which together use all of it")]
 mod desk;
 
-use coordinator_core::event::{Event, JobPhase};
+use coordinator_core::event::{Input, JobPhase};
 use desk::{Desk, failed, rank, sample_of, sampling, spec, with_shard, with_step};
 use proptest::prelude::*;
 use proto::id::JobId;
-use proto::message::{Doing, Piece, RankPhase, RankReport, UnitFailure, UnitRange};
+use proto::message::{Activity, RankPhase, RankReport, Stage, UnitFailure, UnitRange};
 use proto::sample::Weights;
 use proto::spec::OnFailedUnit;
 
@@ -80,27 +80,36 @@ fn report() -> impl Strategy<Value = RankReport> {
     ];
     let steps = prop::collection::vec(prop_oneof![0..6_u64, Just(u64::MAX)], 0..3);
     let ranks = prop_oneof![0..3_u32, Just(u32::MAX)];
-    (0..6_u64, 0..9_u64, ranks, phase, steps.clone(), steps, units()).prop_map(
-        |(number, generation, of, phase, steps, shards, (done, failed, doing))| {
-            let mut report = rank(&job(number), generation, of, phase);
-            report.units.done = done;
-            let error = "no such thing".to_owned();
-            report.units.failed = failed
-                .into_iter()
-                .map(|unit| UnitFailure {
-                    unit,
-                    error: error.clone(),
-                })
-                .collect();
-            report.doing = doing.map(|unit| Doing {
-                step: proto::id::Step(0),
-                piece: Piece::Unit(unit),
-                for_ms: 5,
-            });
-            let report = steps.into_iter().fold(report, with_step);
-            shards.into_iter().fold(report, with_shard)
-        },
+    (
+        0..6_u64,
+        0..9_u64,
+        ranks,
+        phase,
+        steps.clone(),
+        steps,
+        units(),
     )
+        .prop_map(
+            |(number, generation, of, phase, steps, shards, (done, failed, activity))| {
+                let mut report = rank(&job(number), generation, of, phase);
+                report.units.done = done;
+                let error = "no such thing".to_owned();
+                report.units.failed = failed
+                    .into_iter()
+                    .map(|unit| UnitFailure {
+                        unit,
+                        error: error.clone(),
+                    })
+                    .collect();
+                report.activity = activity.map(|unit| Activity {
+                    step: proto::id::Step(0),
+                    stage: Stage::Unit(unit),
+                    for_ms: 5,
+                });
+                let report = steps.into_iter().fold(report, with_step);
+                shards.into_iter().fold(report, with_shard)
+            },
+        )
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -129,7 +138,7 @@ proptest! {
         let mut desk = Desk::new();
         for act in acts {
             match act {
-                Act::Hear { worker, ranks } => drop(desk.hear(worker, ranks)),
+                Act::Hear { worker, ranks } => drop(desk.receive(worker, ranks)),
                 Act::Wait { ms } => drop(desk.wait(ms)),
                 Act::Back { ms } => desk.now -= ms.min(desk.now),
                 Act::Submit { min, max } => drop(desk.submit(spec(min, max))),
@@ -141,7 +150,7 @@ proptest! {
                         work.on_failed_unit = OnFailedUnit::SetAside;
                     }
                     // Refused where there is no such job.
-                    drop(desk.ask(|request| Event::Submit {
+                    drop(desk.ask(|request| Input::Submit {
                         request,
                         job_toml: proto::job::to_toml(&images),
                         dataset_version: String::new(),
@@ -149,25 +158,25 @@ proptest! {
                     }));
                 }
                 Act::Pause { job: number, paused } => {
-                    drop(desk.ask(|request| Event::Pause { request, job: job(number), paused }));
+                    drop(desk.ask(|request| Input::Pause { request, job: job(number), paused }));
                 }
                 Act::Drain { worker, drained } => {
                     let worker = worker.to_owned();
-                    drop(desk.ask(|request| Event::Drain { request, worker, drained }));
+                    drop(desk.ask(|request| Input::Drain { request, worker, drained }));
                 }
-                Act::Cancel { job: number } => drop(desk.ask(|request| Event::Cancel { request, job: job(number) })),
+                Act::Cancel { job: number } => drop(desk.ask(|request| Input::Cancel { request, job: job(number) })),
                 Act::Written { job: number, step, generation, fine } => {
                     let checkpoint = proto::checkpoint::CheckpointRef {
                         step: proto::id::Step(step),
                         generation: proto::id::Generation(generation),
                     };
                     let result = if fine { Ok(()) } else { Err("503".to_owned()) };
-                    desk.handle(Event::ManifestWritten { job: job(number), checkpoint, result });
+                    desk.handle(Input::ManifestWritten { job: job(number), checkpoint, result });
                 }
                 Act::Restart => desk.restart(),
             }
             let now = desk.now;
-            desk.handle(Event::Deadline);
+            desk.handle(Input::Deadline);
             prop_assert!(desk.machine.next_deadline().is_none_or(|deadline| now < deadline));
             // Nothing waits without a deadline or a reason.
             for record in desk.durable.jobs.values() {

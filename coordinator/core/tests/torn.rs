@@ -1,13 +1,14 @@
-//! Workers that do not reach each other although both are heard: who is left out, when, and when it comes back.
+//! Workers that do not reach each other although both are heard: who is left out, when, and when it
+//! comes back.
 #![allow(clippy::unwrap_used, reason = "a test panics to fail")]
 
 #[allow(dead_code, reason = "shared with others, which together use all of it")]
 mod desk;
 
-use coordinator_core::event::{Effect, Event, JobPhase};
+use coordinator_core::event::{Effect, Input, JobPhase};
 use desk::{DETECT_WITHIN_MS, Desk, rank, sends, spec, told, with_step};
 use proto::id::{JobId, Step};
-use proto::message::{Doing, Halt, Piece, RankPhase, RankReport};
+use proto::message::{Activity, GracefulStop, RankPhase, RankReport, Stage};
 
 fn members(desk: &Desk, job: &JobId) -> Vec<String> {
     match &desk.job(job).phase {
@@ -20,20 +21,24 @@ fn members(desk: &Desk, job: &JobId) -> Vec<String> {
 fn three(workers_min: u32) -> (Desk, JobId) {
     let mut desk = Desk::new();
     for worker in ["w1", "w2", "w3"] {
-        desk.hear(worker, vec![]);
+        desk.receive(worker, vec![]);
     }
     let job = desk.submit(spec(workers_min, 3));
     for (worker, number) in [("w1", 0), ("w2", 1), ("w3", 2)] {
-        desk.hear(worker, vec![rank(&job, 1, number, RankPhase::Training)]);
+        desk.receive(worker, vec![rank(&job, 1, number, RankPhase::Training)]);
     }
     (desk, job)
 }
 
 /// A rank in this piece of step 1 for so long.
-fn at(job: &JobId, number: u32, piece: Piece, for_ms: u64) -> RankReport {
+fn at(job: &JobId, number: u32, stage: Stage, for_ms: u64) -> RankReport {
     let mut report = rank(job, 1, number, RankPhase::Training);
     let step = Step(1);
-    report.doing = Some(Doing { step, piece, for_ms });
+    report.activity = Some(Activity {
+        step,
+        stage,
+        for_ms,
+    });
     report
 }
 
@@ -43,8 +48,8 @@ fn stuck(desk: &mut Desk, job: &JobId, unreached: &[&str]) -> Vec<Effect> {
     for for_ms in [DETECT_WITHIN_MS, 2 * DETECT_WITHIN_MS] {
         for (worker, number) in [("w1", 0), ("w2", 1), ("w3", 2)] {
             let unreached = if number == 0 { unreached } else { &[] };
-            let report = at(job, number, Piece::Reduction, for_ms);
-            effects = desk.hear_apart(worker, unreached, vec![report]);
+            let report = at(job, number, Stage::Reduction, for_ms);
+            effects = desk.receive_unreachable(worker, unreached, vec![report]);
             if desk.generation(job) != 1 {
                 return effects;
             }
@@ -57,38 +62,48 @@ fn stuck(desk: &mut Desk, job: &JobId, unreached: &[&str]) -> Vec<Effect> {
 #[test]
 fn each_worker_is_told_with_whom_it_shares_a_job_and_where_they_answer() {
     let (mut desk, job) = three(1);
-    let effects = desk.hear("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
+    let effects = desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
     let peers = &sends(&effects)["w1#1"].peers;
     let told: Vec<(&str, &str)> = peers
         .iter()
         .map(|peer| (peer.worker.name.as_str(), peer.address.as_str()))
         .collect();
     assert_eq!(told, [("w2", "w2:7073"), ("w3", "w3:7073")]);
-    desk.hear("w4", vec![]);
-    assert_eq!(sends(&desk.hear("w4", vec![]))["w4#1"].peers, [], "it has no job");
+    desk.receive("w4", vec![]);
+    assert_eq!(
+        sends(&desk.receive("w4", vec![]))["w4#1"].peers,
+        [],
+        "it has no job"
+    );
 }
 
 #[test]
 fn of_survivors_that_wait_apart_one_side_writes_down_what_all_hold() {
     let (mut desk, job) = three(3);
-    desk.hear("w1", vec![with_step(rank(&job, 1, 0, RankPhase::Training), 1)]);
+    desk.receive(
+        "w1",
+        vec![with_step(rank(&job, 1, 0, RankPhase::Training), 1)],
+    );
     stuck(&mut desk, &job, &["w2"]);
     assert_eq!(members(&desk, &job), ["queued"]);
     let paused = job.clone();
-    desk.ask(|request| Event::Pause {
+    desk.ask(|request| Input::Pause {
         request,
         job: paused,
         paused: true,
     });
     assert_eq!(members(&desk, &job), ["w1", "w3"]);
-    assert_eq!(desk.job(&job).reserves.len(), 0);
+    assert_eq!(desk.job(&job).standbys.len(), 0);
 }
 
 #[test]
 fn one_of_a_pair_is_left_out_with_what_it_holds_and_comes_back_when_it_is_reached() {
     let (mut desk, job) = three(1);
     let effects = stuck(&mut desk, &job, &["w3"]);
-    assert!(told(&effects, "w3").is_reserve(), "at once: its process goes on");
+    assert!(
+        told(&effects, "w3").is_standby(),
+        "at once: its process goes on"
+    );
     assert_eq!(
         (members(&desk, &job), desk.generation(&job)),
         (vec!["w1".to_owned(), "w2".to_owned()], 2)
@@ -96,33 +111,38 @@ fn one_of_a_pair_is_left_out_with_what_it_holds_and_comes_back_when_it_is_reache
     let record = desk.job(&job);
     assert_eq!(
         record.incidents[0].what,
-        "w1 and w3 do not reach each other (w1 asks w3 at w3:7073: no answer), and every rank waits for another; the job \
+        "w1 and w3 do not reach each other (w1 asks w3 at w3:7073: no answer), and every rank \
+        waits for another; the job \
          goes on from what survivors hold, or step 0"
     );
-    assert_eq!((record.restarts, record.fruitless), (1, 0));
+    assert_eq!((record.restarts, record.restarts_without_progress), (1, 0));
 
     // It keeps its process, and is not taken in as long as the connection is missing.
-    let effects = desk.hear("w3", vec![rank(&job, 2, 2, RankPhase::Ready)]);
-    assert!(told(&effects, "w3").is_reserve());
-    desk.hear("w2", vec![rank(&job, 2, 1, RankPhase::Training)]);
+    let effects = desk.receive("w3", vec![rank(&job, 2, 2, RankPhase::Ready)]);
+    assert!(told(&effects, "w3").is_standby());
+    desk.receive("w2", vec![rank(&job, 2, 1, RankPhase::Training)]);
     let step = |number| with_step(rank(&job, 2, 0, RankPhase::Training), number);
-    let effects = desk.hear_apart("w1", &["w3"], vec![step(1)]);
-    assert_eq!(told(&effects, "w1").halt, None);
+    let effects = desk.receive_unreachable("w1", &["w3"], vec![step(1)]);
+    assert_eq!(told(&effects, "w1").graceful_stop, None);
     let why = desk.machine.why(desk.now, &job).unwrap().sentence;
-    let left_out = "; w3 is left out: w1 and w3 do not reach each other (w1 asks w3 at w3:7073: no answer)";
+    let left_out =
+        "; w3 is left out: w1 and w3 do not reach each other (w1 asks w3 at w3:7073: no answer)";
     assert!(why.ends_with(left_out), "{why}");
     let view = desk.machine.view();
-    let apart: Vec<&[String]> = view
+    let partitions: Vec<&[String]> = view
         .workers
         .iter()
-        .map(|worker| worker.apart.as_slice())
+        .map(|worker| worker.unreachable.as_slice())
         .collect();
-    assert_eq!(apart, [&["w3".to_owned()][..], &[], &["w1".to_owned()]]);
-
-    let effects = desk.hear("w1", vec![step(2)]);
     assert_eq!(
-        told(&effects, "w1").halt,
-        Some(Halt::Hold),
+        partitions,
+        [&["w3".to_owned()][..], &[], &["w1".to_owned()]]
+    );
+
+    let effects = desk.receive("w1", vec![step(2)]);
+    assert_eq!(
+        told(&effects, "w1").graceful_stop,
+        Some(GracefulStop::WithoutCheckpoint),
         "they reach each other again"
     );
 }
@@ -138,21 +158,24 @@ fn a_worker_that_reaches_nobody_is_the_one_that_is_left_out() {
 fn the_word_of_daemons_alone_ends_nothing() {
     let (mut desk, job) = three(1);
     for round in 0..9 {
-        desk.hear_apart(
+        desk.receive_unreachable(
             "w1",
             &["w3"],
-            vec![at(&job, 0, Piece::Reduction, 5 * DETECT_WITHIN_MS)],
+            vec![at(&job, 0, Stage::Reduction, 5 * DETECT_WITHIN_MS)],
         );
-        desk.hear(
+        desk.receive(
             "w2",
-            vec![at(&job, 1, Piece::MicroBatch(1), 5 * DETECT_WITHIN_MS)],
+            vec![at(&job, 1, Stage::MicroBatch(1), 5 * DETECT_WITHIN_MS)],
         );
-        desk.hear("w3", vec![at(&job, 2, Piece::Reduction, 5 * DETECT_WITHIN_MS)]);
+        desk.receive(
+            "w3",
+            vec![at(&job, 2, Stage::Reduction, 5 * DETECT_WITHIN_MS)],
+        );
         desk.now += DETECT_WITHIN_MS / 2;
         assert_eq!(desk.generation(&job), 1, "w2 is at work, round {round}");
     }
     // Nor does it when the ranks have just come to the reduction, which may take a moment.
-    desk.hear("w2", vec![at(&job, 1, Piece::Reduction, 0)]);
+    desk.receive("w2", vec![at(&job, 1, Stage::Reduction, 0)]);
     assert_eq!(desk.generation(&job), 1);
 }
 
@@ -161,11 +184,11 @@ fn the_word_of_daemons_alone_ends_nothing() {
 fn of_a_worker_that_is_not_heard_nobody_s_word_counts() {
     let (mut desk, job) = three(1);
     let worker = desk::id("w3");
-    desk.handle(Event::Disconnected { worker });
+    desk.handle(Input::Disconnected { worker });
     for _ in 0..2 {
         for (worker, number) in [("w1", 0), ("w2", 1)] {
-            let report = at(&job, number, Piece::Reduction, DETECT_WITHIN_MS);
-            desk.hear_apart(worker, &["w3"], vec![report]);
+            let report = at(&job, number, Stage::Reduction, DETECT_WITHIN_MS);
+            desk.receive_unreachable(worker, &["w3"], vec![report]);
         }
         desk.now += DETECT_WITHIN_MS / 2 - 1;
     }
@@ -178,21 +201,21 @@ fn who_is_left_out_leaves_when_it_is_drained_or_the_job_is_scaled() {
     let gone = |ask: &dyn Fn(&mut Desk, JobId)| {
         let (mut desk, job) = three(1);
         stuck(&mut desk, &job, &["w3"]);
-        let reserves = |desk: &Desk| desk.job(&job).reserves.len();
-        assert_eq!(reserves(&desk), 1);
+        let standbys = |desk: &Desk| desk.job(&job).standbys.len();
+        assert_eq!(standbys(&desk), 1);
         ask(&mut desk, job.clone());
-        assert_eq!(reserves(&desk), 0);
+        assert_eq!(standbys(&desk), 0);
     };
     gone(&|desk, _| {
         let worker = "w3".to_owned();
-        desk.ask(|request| Event::Drain {
+        desk.ask(|request| Input::Drain {
             request,
             worker,
             drained: true,
         });
     });
     gone(&|desk, job| {
-        desk.ask(|request| Event::Scale {
+        desk.ask(|request| Input::Scale {
             request,
             job,
             workers: 2,
@@ -200,7 +223,8 @@ fn who_is_left_out_leaves_when_it_is_drained_or_the_job_is_scaled() {
     });
 }
 
-/// Whoever says so of all others is the one that is left out, and what it says of itself or of strangers means nothing.
+/// Whoever says so of all others is the one that is left out, and what it says of itself or of
+/// strangers means nothing.
 #[test]
 fn a_worker_that_slanders_harms_only_itself() {
     let (mut desk, job) = three(1);
@@ -214,12 +238,12 @@ fn a_worker_that_slanders_harms_only_itself() {
 #[test]
 fn those_that_never_met_are_taken_apart_too() {
     let mut desk = Desk::new();
-    desk.hear("w1", vec![]);
-    desk.hear("w2", vec![]);
+    desk.receive("w1", vec![]);
+    desk.receive("w2", vec![]);
     let job = desk.submit(spec(1, 2));
     for _ in 0..3 {
-        desk.hear("w1", vec![rank(&job, 1, 0, RankPhase::Joining)]);
-        desk.hear_apart("w2", &["w1"], vec![rank(&job, 1, 1, RankPhase::Joining)]);
+        desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Joining)]);
+        desk.receive_unreachable("w2", &["w1"], vec![rank(&job, 1, 1, RankPhase::Joining)]);
         desk.now += DETECT_WITHIN_MS / 2;
     }
     assert_eq!(
@@ -228,14 +252,16 @@ fn those_that_never_met_are_taken_apart_too() {
     );
 }
 
-/// Where nobody can be spared the job waits, for as long as it takes, and its ranks keep what they hold.
+/// Where nobody can be spared the job waits, for as long as it takes, and its ranks keep what they
+/// hold.
 #[test]
 fn a_job_that_needs_them_all_waits_and_says_for_which_connection() {
     let (mut desk, job) = three(3);
     stuck(&mut desk, &job, &["w3"]);
     assert_eq!(
         desk.reason(&job),
-        "needs 3 cpu workers with 1 free device; 3 are free (w1, w2, w3); w1 and w3 do not reach each other (w1 asks w3 \
+        "needs 3 cpu workers with 1 free device; 3 are free (w1, w2, w3); w1 and w3 do not reach \
+        each other (w1 asks w3 \
          at w3:7073: no answer); its state is kept by w1, w2, w3"
     );
     let why = desk.machine.why(desk.now, &job).unwrap();
@@ -249,12 +275,25 @@ fn a_job_that_needs_them_all_waits_and_says_for_which_connection() {
     for _ in 0..20 {
         desk.now += DETECT_WITHIN_MS / 2;
         for (worker, number) in [("w2", 1), ("w3", 2)] {
-            desk.hear(worker, vec![rank(&job, generation, number, RankPhase::Ready)]);
+            desk.receive(
+                worker,
+                vec![rank(&job, generation, number, RankPhase::Ready)],
+            );
         }
-        desk.hear_apart("w1", &["w3"], vec![rank(&job, generation, 0, RankPhase::Ready)]);
+        desk.receive_unreachable(
+            "w1",
+            &["w3"],
+            vec![rank(&job, generation, 0, RankPhase::Ready)],
+        );
     }
-    assert_eq!((desk.generation(&job), desk.job(&job).fruitless), (generation, 0));
-    desk.hear("w1", vec![rank(&job, generation, 0, RankPhase::Ready)]);
+    assert_eq!(
+        (
+            desk.generation(&job),
+            desk.job(&job).restarts_without_progress
+        ),
+        (generation, 0)
+    );
+    desk.receive("w1", vec![rank(&job, generation, 0, RankPhase::Ready)]);
     assert_eq!(members(&desk, &job).len(), 3);
 }
 
@@ -263,14 +302,14 @@ fn a_job_that_needs_them_all_waits_and_says_for_which_connection() {
 fn a_free_worker_takes_the_place_of_one_of_a_pair() {
     let mut desk = Desk::new();
     for worker in ["w1", "w2", "w3"] {
-        desk.hear(worker, vec![]);
+        desk.receive(worker, vec![]);
     }
     let job = desk.submit(spec(2, 2));
     assert_eq!(members(&desk, &job), ["w1", "w2"]);
     for _ in 0..3 {
-        desk.hear("w1", vec![rank(&job, 1, 0, RankPhase::Joining)]);
-        desk.hear_apart("w2", &["w1"], vec![rank(&job, 1, 1, RankPhase::Joining)]);
-        desk.hear("w3", vec![]);
+        desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Joining)]);
+        desk.receive_unreachable("w2", &["w1"], vec![rank(&job, 1, 1, RankPhase::Joining)]);
+        desk.receive("w3", vec![]);
         desk.now += DETECT_WITHIN_MS / 2;
     }
     assert_eq!(members(&desk, &job), ["w1", "w3"]);

@@ -1,5 +1,6 @@
-//! What the coordinator itself does to checkpoints: it makes one exist by writing its manifest, last and
-//! once (law 8), and takes old ones away. Called by the daemon's loop, in tasks of their own.
+//! What the coordinator itself does to checkpoints: it makes one exist by writing its manifest,
+//! last and once (law 8), and takes old ones away. Called by the daemon's loop, in tasks of their
+//! own.
 
 use super::{Checkpoint, CheckpointError, storage};
 use futures::{StreamExt, TryStreamExt};
@@ -26,10 +27,13 @@ impl Archive {
         Checkpoint::inside(Arc::clone(&self.store), &self.prefix, job, checkpoint)
     }
 
-    /// Commits a checkpoint: looks that every shard is there with its size, then puts the manifest if there
-    /// is none. An equal manifest that is already there is success, because the answer to an earlier put
-    /// may have been lost.
-    pub(crate) async fn write_manifest(&self, manifest: &CheckpointManifest) -> Result<(), CheckpointError> {
+    /// Commits a checkpoint: looks that every shard is there with its size, then puts the manifest
+    /// if there is none. An equal manifest that is already there is success, because the answer to
+    /// an earlier put may have been lost.
+    pub(crate) async fn write_manifest(
+        &self,
+        manifest: &CheckpointManifest,
+    ) -> Result<(), CheckpointError> {
         let reference = CheckpointRef {
             step: manifest.step,
             generation: manifest.generation,
@@ -49,8 +53,8 @@ impl Archive {
                 )));
             }
         }
-        let json =
-            serde_json::to_vec_pretty(manifest).expect("a manifest is plain tables, lists and numbers");
+        let json = serde_json::to_vec_pretty(manifest)
+            .expect("a manifest is plain tables, lists and numbers");
         let path = checkpoint.path(MANIFEST_FILE);
         match self
             .store
@@ -70,9 +74,13 @@ impl Archive {
         }
     }
 
-    /// Takes a checkpoint away, its manifest first, so that no reader ever sees a manifest whose shards are
-    /// gone.
-    pub(crate) async fn delete(&self, job: &JobId, reference: CheckpointRef) -> Result<(), CheckpointError> {
+    /// Takes a checkpoint away, its manifest first, so that no reader ever sees a manifest whose
+    /// shards are gone.
+    pub(crate) async fn delete(
+        &self,
+        job: &JobId,
+        reference: CheckpointRef,
+    ) -> Result<(), CheckpointError> {
         let checkpoint = self.checkpoint(job, reference);
         let manifest = checkpoint.path(MANIFEST_FILE);
         match self.store.delete(&manifest).await {
@@ -112,7 +120,11 @@ mod tests {
         let archive = Archive::open(&url).unwrap();
         let mut short = manifest.clone();
         short.shards[1].size_bytes += 1;
-        let error = archive.write_manifest(&short).await.unwrap_err().to_string();
+        let error = archive
+            .write_manifest(&short)
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("rank-1-of-2.safetensors has"), "{error}");
         let mut missing = manifest.clone();
         missing.shards[0].path = "elsewhere".into();
@@ -129,7 +141,11 @@ mod tests {
         archive.write_manifest(&manifest).await.unwrap();
         let mut other = manifest.clone();
         other.environment = "another".into();
-        let error = archive.write_manifest(&other).await.unwrap_err().to_string();
+        let error = archive
+            .write_manifest(&other)
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("names other shards"), "{error}");
         assert_eq!(
             Checkpoint::at(&url, &manifest.job, reference)
@@ -152,8 +168,11 @@ mod tests {
         let archive = Archive::open(&url).unwrap();
         archive.delete(&manifest.job, reference).await.unwrap();
         archive.delete(&manifest.job, reference).await.unwrap();
-        let folder =
-            proto::checkpoint::checkpoint_folder(&manifest.job, reference.step, reference.generation);
+        let folder = proto::checkpoint::checkpoint_folder(
+            &manifest.job,
+            reference.step,
+            reference.generation,
+        );
         let left = std::fs::read_dir(dir.path().join(folder)).map_or(0, Iterator::count);
         assert_eq!(left, 0);
     }

@@ -1,5 +1,5 @@
-//! The tensors of one component of a model, under the names and in the shapes that `diffusers` and `transformers` know,
-//! from any layout in which a base may lie. Called by the export.
+//! The tensors of one component of a model, under the names and in the shapes that `diffusers` and
+//! `transformers` know, from any layout in which a base may lie. Called by the export.
 
 use super::CheckpointError;
 use base_weights::base::Base;
@@ -50,7 +50,8 @@ impl Weights {
         self.dtype = Dtype::F16;
     }
 
-    /// A base's 16-bit floats as the 32-bit ones that they were trained beside: a file has one kind of numbers.
+    /// A base's 16-bit floats as the 32-bit ones that they were trained beside: a file has one kind
+    /// of numbers.
     pub(super) fn widen(&mut self) {
         let value: fn([u8; 2]) -> f32 = match self.dtype {
             Dtype::F16 => |bytes| f16::from_le_bytes(bytes).to_f32(),
@@ -82,9 +83,11 @@ impl Component {
         }
     }
 
-    /// The public name of a tensor of a base, in whatever layout; None when it is not this component's.
+    /// The public name of a tensor of a base, in whatever layout; None when it is not this
+    /// component's.
     pub(super) fn public_name(&self, name: &str) -> Option<String> {
-        // A single file holds others, of which none shares a beginning with the names of a component's own file.
+        // A single file holds others, of which none shares a beginning with the names of a
+        // component's own file.
         const OF_SINGLE_FILES: [&str; 3] = [
             "model.diffusion_model.",
             "first_stage_model.",
@@ -92,7 +95,12 @@ impl Component {
         ];
         let name = match name.strip_prefix(self.part.prefix) {
             Some(name) => name,
-            None if OF_SINGLE_FILES.iter().any(|prefix| name.starts_with(prefix)) => return None,
+            None if OF_SINGLE_FILES
+                .iter()
+                .any(|prefix| name.starts_with(prefix)) =>
+            {
+                return None;
+            }
             None => name,
         };
         match self.part.name {
@@ -121,7 +129,8 @@ impl Component {
         self.shaped(public, weights)
     }
 
-    /// `diffusers` has linear layers in the autoencoder's attention and 1x1 convolutions around the U-Net's.
+    /// `diffusers` has linear layers in the autoencoder's attention and 1x1 convolutions around the
+    /// U-Net's.
     pub(super) fn shaped(&self, name: String, mut weights: Weights) -> (String, Weights) {
         let linear = self.part.name == "autoencoder" && name.contains(".mid_block.attentions.0.");
         let convolution = self.part.name == "unet"
@@ -149,7 +158,10 @@ fn is_unet(name: &str) -> bool {
 }
 
 /// The retrieval encoder that began as the encoder of a U-Net, under our full names.
-pub(super) fn retrieval_encoder(unet: BTreeMap<String, Weights>, model: &Model) -> BTreeMap<String, Weights> {
+pub(super) fn retrieval_encoder(
+    unet: BTreeMap<String, Weights>,
+    model: &Model,
+) -> BTreeMap<String, Weights> {
     let layout = model.architecture.unet().map(UNetLayout::from);
     let copies = unet.into_iter().filter_map(|(name, weights)| {
         let ours = encoder_from_diffusers(&name, layout.as_ref()?)?;
@@ -187,8 +199,8 @@ pub(super) async fn read(
         return Err(wrong(format!("its header says to be {length} bytes long")));
     }
     let start = 8 + length;
-    let header: Metadata =
-        serde_json::from_slice(&range(8..start).await?).map_err(|error| wrong(error.to_string()))?;
+    let header: Metadata = serde_json::from_slice(&range(8..start).await?)
+        .map_err(|error| wrong(error.to_string()))?;
     let mut found = BTreeMap::new();
     for (theirs, info) in header.tensors() {
         let Some(name) = name(&theirs) else { continue };
@@ -257,7 +269,10 @@ mod tests {
                 assert_eq!(component.public_name(other), None, "{other}");
             }
         }
-        assert_eq!(text.public_name("first_stage_model.encoder.conv_in.bias"), None);
+        assert_eq!(
+            text.public_name("first_stage_model.encoder.conv_in.bias"),
+            None
+        );
         assert_eq!(unet.public_name("first_stage_model.quant_conv.bias"), None);
     }
 
@@ -301,8 +316,15 @@ mod tests {
         weights.widen();
         assert_eq!((weights.dtype, weights.bytes.len()), (Dtype::F32, 12));
         weights.halve();
-        assert_eq!(weights.bytes, halved, "nothing is lost on the way there and back");
-        let mut weights = Weights::new(Dtype::BF16, &[1], bf16::from_f32(1.5).to_le_bytes().to_vec());
+        assert_eq!(
+            weights.bytes, halved,
+            "nothing is lost on the way there and back"
+        );
+        let mut weights = Weights::new(
+            Dtype::BF16,
+            &[1],
+            bf16::from_f32(1.5).to_le_bytes().to_vec(),
+        );
         weights.halve();
         assert_eq!(
             (weights.dtype, weights.bytes),

@@ -1,4 +1,5 @@
-//! The [`TensorsDigest`] of a checkpoint: trained weights and optimizer state. Called by `coordinator checkpoint digest`.
+//! The [`TensorsDigest`] of a checkpoint: trained weights and optimizer state. Called by
+//! `coordinator checkpoint digest`.
 
 use super::{Checkpoint, CheckpointError};
 use proto::checkpoint::TensorsDigest;
@@ -10,7 +11,12 @@ impl Checkpoint {
         let mut digest = TensorsDigest::default();
         for (name, place) in self.tensors(&manifest.shards).await? {
             let bytes = self.range(&place.shard, place.range.clone()).await?;
-            digest.add(&name, &place.info.dtype.to_string(), &place.info.shape, &bytes);
+            digest.add(
+                &name,
+                &place.info.dtype.to_string(),
+                &place.info.shape,
+                &bytes,
+            );
         }
         Ok(digest.finish())
     }
@@ -32,7 +38,10 @@ mod tests {
 
     #[tokio::test]
     async fn the_digest_depends_on_the_tensors_and_not_on_the_split() {
-        let (one, three) = (test_checkpoint(1, true).await, test_checkpoint(3, true).await);
+        let (one, three) = (
+            test_checkpoint(1, true).await,
+            test_checkpoint(3, true).await,
+        );
         let expected = digest(&one).await;
         assert_eq!(expected.len(), 64);
         assert_eq!(digest(&three).await, expected);

@@ -1,8 +1,9 @@
-//! Writes a checkpoint's weights as `diffusers` and `transformers` lay out a model: `unet/`, `vae/` and `text_encoder/`,
-//! each with its `config.json`, and beside the U-Net what only a RetriNet has, under full names. Such a folder is also
-//! what a job can begin from. Weights that the job did not train come from its base, so that the folder is complete; a
-//! base that has changed since is refused before anything is written. `export.json` says where all of it comes from. One component at a time is in memory. Called by
-//! `coordinator checkpoint export`.
+//! Writes a checkpoint's weights as `diffusers` and `transformers` lay out a model: `unet/`, `vae/`
+//! and `text_encoder/`, each with its `config.json`, and beside the U-Net what only a RetriNet has,
+//! under full names. Such a folder is also what a job can begin from. Weights that the job did not
+//! train come from its base, so that the folder is complete; a base that has changed since is
+//! refused before anything is written. `export.json` says where all of it comes from. One component
+//! at a time is in memory. Called by `coordinator checkpoint export`.
 
 use super::component::{Component, Weights, retrieval_encoder};
 use super::{Checkpoint, CheckpointError, TensorPlace};
@@ -53,16 +54,23 @@ pub(crate) struct ExportOptions {
 
 impl Checkpoint {
     /// Writes the folder, which is made if it is missing.
-    pub(crate) async fn export(&self, out: &Path, options: ExportOptions) -> Result<Origin, CheckpointError> {
+    pub(crate) async fn export(
+        &self,
+        out: &Path,
+        options: ExportOptions,
+    ) -> Result<Origin, CheckpointError> {
         let manifest = self.manifest().await?;
-        let spec = proto::job::parse_training("manifest.json", &manifest.job_toml)
-            .map_err(|error| CheckpointError::Refused(format!("the manifest's job.toml: {error}")))?;
+        let spec =
+            proto::job::parse_training("manifest.json", &manifest.job_toml).map_err(|error| {
+                CheckpointError::Refused(format!("the manifest's job.toml: {error}"))
+            })?;
         let places = self.tensors(&manifest.shards).await?;
         let average = options.average && places.keys().any(|name| name.starts_with(AVERAGE_PREFIX));
         let base = self.base(&manifest, &spec).await?;
         if base.as_ref().is_some_and(|base| is_folder_of(base, out)) {
             return Err(CheckpointError::Refused(format!(
-                "--out {} is the folder that the job began from (model.init), which it still needs; name another",
+                "--out {} is the folder that the job began from (model.init), which it still \
+                needs; name another",
                 out.display()
             )));
         }
@@ -70,7 +78,11 @@ impl Checkpoint {
             checkpoint: self,
             spec: &spec,
             trained: places,
-            prefix: if average { AVERAGE_PREFIX } else { WEIGHTS_PREFIX },
+            prefix: if average {
+                AVERAGE_PREFIX
+            } else {
+                WEIGHTS_PREFIX
+            },
             base: base.as_ref(),
             out,
             half: options.half,
@@ -82,7 +94,8 @@ impl Checkpoint {
         Ok(origin)
     }
 
-    /// What the job began from, where the folder needs anything of it; refused unless it is what it was then.
+    /// What the job began from, where the folder needs anything of it; refused unless it is what it
+    /// was then.
     async fn base(
         &self,
         manifest: &CheckpointManifest,
@@ -121,7 +134,11 @@ impl Checkpoint {
             seed: spec.data.seed,
             digest: self.digest().await?,
             dataset_version: manifest.dataset_version.clone(),
-            weights: if average { "moving average" } else { "as trained" },
+            weights: if average {
+                "moving average"
+            } else {
+                "as trained"
+            },
             numbers: if half { "f16" } else { "f32" },
             files: BTreeMap::new(),
         })
@@ -145,9 +162,9 @@ impl Export<'_> {
         for part in self.parts() {
             let mut weights = self.of_base(part).await?;
             let trained = self.trained(&format!("{}.", part.name)).await?;
-            let named = trained
-                .into_iter()
-                .map(|(name, weights)| Component::new(part, &self.spec.model).published(&name, weights));
+            let named = trained.into_iter().map(|(name, weights)| {
+                Component::new(part, &self.spec.model).published(&name, weights)
+            });
             weights.extend(named);
             if weights.is_empty() {
                 continue;
@@ -173,7 +190,8 @@ impl Export<'_> {
         Ok(files)
     }
 
-    /// Those that the job is made of: of others its base may have, it knows neither shape nor digest.
+    /// Those that the job is made of: of others its base may have, it knows neither shape nor
+    /// digest.
     fn parts(&self) -> impl Iterator<Item = Part> {
         let of_job = self.spec.model.architecture.facts().base_parts;
         PARTS
@@ -189,7 +207,10 @@ impl Export<'_> {
                 .strip_prefix(self.prefix)
                 .and_then(|name| name.strip_prefix(within));
             let Some(rest) = rest else { continue };
-            let bytes = self.checkpoint.range(&place.shard, place.range.clone()).await?;
+            let bytes = self
+                .checkpoint
+                .range(&place.shard, place.range.clone())
+                .await?;
             let weights = Weights::new(place.info.dtype, &place.info.shape, bytes.to_vec());
             found.insert(rest.to_owned(), weights);
         }
@@ -207,7 +228,8 @@ impl Export<'_> {
         let component = Component::new(part, &self.spec.model);
         let mut all = BTreeMap::new();
         for file in &place.weights {
-            let read = super::component::read(base, file, |name| component.public_name(name)).await?;
+            let read =
+                super::component::read(base, file, |name| component.public_name(name)).await?;
             all.extend(
                 read.into_iter()
                     .map(|(name, weights)| component.shaped(name, weights)),
@@ -216,14 +238,19 @@ impl Export<'_> {
         Ok(all)
     }
 
-    /// What only a RetriNet has. A frozen retrieval encoder is what it began as: that of the base's RetriNet, or a copy
-    /// of its U-Net's encoder.
+    /// What only a RetriNet has. A frozen retrieval encoder is what it began as: that of the base's
+    /// RetriNet, or a copy of its U-Net's encoder.
     async fn own_weights(&self, file: &str) -> Result<BTreeMap<String, Weights>, CheckpointError> {
         let mut own = BTreeMap::new();
-        match self.base.and_then(|base| Some((base, base.parts().get(file)?))) {
+        match self
+            .base
+            .and_then(|base| Some((base, base.parts().get(file)?)))
+        {
             Some((base, place)) => {
                 for file in &place.weights {
-                    own.extend(super::component::read(base, file, |name| Some(name.to_owned())).await?);
+                    own.extend(
+                        super::component::read(base, file, |name| Some(name.to_owned())).await?,
+                    );
                 }
             }
             None if self.freezes(spec::Component::RetrievalEncoder) => {
@@ -254,10 +281,13 @@ impl Export<'_> {
             "unet" => &[Encoder, Middle, Decoder, RetrievalEncoder, CrossAttention],
             _ => &[],
         };
-        let known = self.base.is_some_and(|base| base.parts().contains_key(part.name));
+        let known = self
+            .base
+            .is_some_and(|base| base.parts().contains_key(part.name));
         match of.iter().find(|component| self.freezes(**component)) {
             Some(frozen) if !known => Err(CheckpointError::Refused(format!(
-                "the job began from random weights and froze {frozen:?}, which is in no checkpoint: the folder would \
+                "the job began from random weights and froze {frozen:?}, which is in no \
+                checkpoint: the folder would \
                  be incomplete"
             ))),
             _ => Ok(()),
@@ -270,7 +300,11 @@ impl Export<'_> {
         name: &str,
         mut weights: BTreeMap<String, Weights>,
     ) -> Result<String, CheckpointError> {
-        let numbers = if self.half { Weights::halve } else { Weights::widen };
+        let numbers = if self.half {
+            Weights::halve
+        } else {
+            Weights::widen
+        };
         weights.values_mut().for_each(numbers);
         let path = self.out.join(name);
         let wrong = |error: safetensors::SafeTensorError| CheckpointError::Shard {
@@ -285,22 +319,27 @@ impl Export<'_> {
         let partial = path.with_extension("partial");
         make_folder_of(&path)?;
         // `transformers` refuses a file that does not say what wrote it.
-        let mut metadata = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        let mut metadata =
+            std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
         if name.ends_with(RETRINET_FILE) {
             let choices = serde_json::to_string(&self.spec.model.architecture.retrieval());
-            metadata.insert(RETRIEVAL_NOTE.to_owned(), choices.expect("choices are words"));
+            metadata.insert(
+                RETRIEVAL_NOTE.to_owned(),
+                choices.expect("choices are words"),
+            );
         }
         safetensors::serialize_to_file(views, Some(metadata), &partial).map_err(wrong)?;
-        let digest = storage::hash::of_file(&partial).map_err(|error| unwritable(&partial, &error))?;
+        let digest =
+            storage::hash::of_file(&partial).map_err(|error| unwritable(&partial, &error))?;
         std::fs::rename(&partial, &path).map_err(|error| unwritable(&path, &error))?;
         Ok(hex(&digest))
     }
 }
 
-/// Whether an export into `out` would change the base itself. One file beside the export stays what it is.
+/// Whether an export into `out` would change the base itself. One file beside the export stays what
+/// it is.
 fn is_folder_of(base: &Base, out: &Path) -> bool {
-    let same =
-        |folder: &Path| matches!((folder.canonicalize(), out.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    let same = |folder: &Path| matches!((folder.canonicalize(), out.canonicalize()), (Ok(a), Ok(b)) if a == b);
     !base.url().ends_with(".safetensors") && base.local().is_some_and(same)
 }
 
@@ -339,7 +378,10 @@ mod tests {
         } = test_checkpoint(2, true).await;
         let checkpoint = Checkpoint::at(&url, &manifest.job, reference).unwrap();
         let (whole, half) = (dir.path().join("whole"), dir.path().join("half"));
-        let options = |half| ExportOptions { half, average: true };
+        let options = |half| ExportOptions {
+            half,
+            average: true,
+        };
         let origin = checkpoint.export(&whole, options(false)).await.unwrap();
         assert_eq!(origin.digest, checkpoint.digest().await.unwrap());
         assert_eq!(

@@ -1,6 +1,6 @@
-//! Checkpoints as they lie in object storage, seen by the coordinator (which commits and deletes them) and
-//! by people's commands (which verify, digest and export them). Nothing here knows libtorch or trains
-//! anything.
+//! Checkpoints as they lie in object storage, seen by the coordinator (which commits and deletes
+//! them) and by people's commands (which verify, digest and export them). Nothing here knows
+//! libtorch or trains anything.
 
 pub(crate) mod commit;
 mod component;
@@ -11,7 +11,9 @@ pub(crate) mod verify;
 use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
-use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry, checkpoint_folder};
+use proto::checkpoint::{
+    CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry, checkpoint_folder,
+};
 use proto::id::JobId;
 use safetensors::tensor::{Metadata, TensorInfo};
 use std::collections::BTreeMap;
@@ -44,7 +46,8 @@ pub(crate) enum CheckpointError {
         second: String,
     },
     #[error(
-        "the base weights at {url} are not those that the job began with: their SHA-256 is {found}, {path} says \
+        "the base weights at {url} are not those that the job began with: their SHA-256 is \
+        {found}, {path} says \
          {expected}; put the weights of then back there"
     )]
     OtherBase {
@@ -85,7 +88,12 @@ impl Checkpoint {
         Ok(Self::inside(store, &prefix, job, checkpoint))
     }
 
-    fn inside(store: Arc<dyn ObjectStore>, prefix: &Path, job: &JobId, checkpoint: CheckpointRef) -> Self {
+    fn inside(
+        store: Arc<dyn ObjectStore>,
+        prefix: &Path,
+        job: &JobId,
+        checkpoint: CheckpointRef,
+    ) -> Self {
         let folder = checkpoint_folder(job, checkpoint.step, checkpoint.generation);
         let folder = folder
             .split('/')
@@ -170,7 +178,11 @@ impl Checkpoint {
         Ok((8 + length, metadata))
     }
 
-    pub(crate) async fn range(&self, file: &str, range: Range<u64>) -> Result<Bytes, CheckpointError> {
+    pub(crate) async fn range(
+        &self,
+        file: &str,
+        range: Range<u64>,
+    ) -> Result<Bytes, CheckpointError> {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
@@ -182,7 +194,11 @@ impl Checkpoint {
     }
 }
 
-pub(crate) fn storage(action: &'static str, path: &Path, source: object_store::Error) -> CheckpointError {
+pub(crate) fn storage(
+    action: &'static str,
+    path: &Path,
+    source: object_store::Error,
+) -> CheckpointError {
     CheckpointError::Storage {
         action,
         path: path.to_string(),

@@ -1,5 +1,5 @@
-//! Re-reads a whole checkpoint and compares it with its manifest. Reports everything that is wrong, not the
-//! first thing. Called by `coordinator checkpoint verify`.
+//! Re-reads a whole checkpoint and compares it with its manifest. Reports everything that is wrong,
+//! not the first thing. Called by `coordinator checkpoint verify`.
 
 use super::{Checkpoint, CheckpointError};
 use proto::checkpoint::{CheckpointManifest, ShardEntry};

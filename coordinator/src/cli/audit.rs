@@ -1,8 +1,9 @@
-//! `coordinator audit`: replays a job's ledger against its data set. It proves that every step was done once and every
-//! sample of every epoch consumed once, as far as the job went, or says where not.
+//! `coordinator audit`: replays a job's ledger against its data set. It proves that every step was
+//! done once and every sample of every epoch consumed once, as far as the job went, or says where
+//! not.
 
-use super::book::Book;
 use super::client::connect;
+use super::ledger::LedgerReader;
 use super::{Global, Outcome, Output, print_json};
 use crate::checkpoint::Checkpoint;
 use crate::words::say;
@@ -33,18 +34,18 @@ struct Audit {
 
 pub(crate) async fn audit(global: &Global, job: &str) -> Result<Outcome> {
     let mut client = connect(global).await?;
-    let book = Book::open(global, &mut client, job).await?;
+    let ledger = LedgerReader::open(global, &mut client, job).await?;
     let mut audit = Audit::default();
-    audit.findings.extend(book.fault.clone());
+    audit.findings.extend(ledger.fault.clone());
     audit.count_steps(
-        book.replay.done(),
-        book.view.checkpoints.last().map_or(0, |it| it.step),
+        ledger.replay.done(),
+        ledger.view.checkpoints.last().map_or(0, |it| it.step),
     );
-    audit.count_samples(&book.data().await?, book.spec.train.global_batch)?;
-    audit.compare_checkpoints(&book).await;
+    audit.count_samples(&ledger.data().await?, ledger.spec.train.global_batch)?;
+    audit.compare_checkpoints(&ledger).await;
     match global.output {
-        Output::Json => print_json(&audit.json(&book)),
-        Output::Table => audit.print(&book),
+        Output::Json => print_json(&audit.json(&ledger)),
+        Output::Table => audit.print(&ledger),
     }
     Ok(if audit.findings.is_empty() {
         Outcome::True
@@ -103,7 +104,8 @@ impl Audit {
                 }
                 if !seen.first_time(position) {
                     self.find(format!(
-                        "sample at position {position} is consumed again in epoch {epoch}, in step {step}"
+                        "sample at position {position} is consumed again in epoch {epoch}, in \
+                        step {step}"
                     ));
                 }
                 self.begun += 1;
@@ -117,19 +119,24 @@ impl Audit {
     }
 
     /// A checkpoint of a step whose digest is in the ledger comes to that digest.
-    async fn compare_checkpoints(&mut self, book: &Book) {
-        let digests: BTreeMap<Step, &String> = book
+    async fn compare_checkpoints(&mut self, ledger: &LedgerReader) {
+        let digests: BTreeMap<Step, &String> = ledger
             .replay
             .digests()
             .iter()
             .map(|(step, it)| (*step, it))
             .collect();
-        let job = JobId(book.view.job.clone());
-        for checkpoint in book.view.checkpoints.iter().map(|it| CheckpointRef::from(*it)) {
+        let job = JobId(ledger.view.job.clone());
+        for checkpoint in ledger
+            .view
+            .checkpoints
+            .iter()
+            .map(|it| CheckpointRef::from(*it))
+        {
             let Some(expected) = digests.get(&checkpoint.step) else {
                 continue;
             };
-            let found = match Checkpoint::at(&book.view.store_url, &job, checkpoint) {
+            let found = match Checkpoint::at(&ledger.view.store_url, &job, checkpoint) {
                 Ok(checkpoint) => checkpoint.digest().await,
                 Err(error) => Err(error),
             };
@@ -137,34 +144,38 @@ impl Audit {
             match found {
                 Ok(found) if found == **expected => self.checkpoints += 1,
                 Ok(found) => self.find(format!(
-                    "the checkpoint of step {step} comes to {found}; its ranks had agreed on {expected}"
+                    "the checkpoint of step {step} comes to {found}; its ranks had agreed on \
+                    {expected}"
                 )),
-                Err(error) => self.find(format!("the checkpoint of step {step} cannot be read: {error}")),
+                Err(error) => self.find(format!(
+                    "the checkpoint of step {step} cannot be read: \
+                {error}"
+                )),
             }
         }
     }
 
-    fn json(&self, book: &Book) -> serde_json::Value {
+    fn json(&self, ledger: &LedgerReader) -> serde_json::Value {
         serde_json::json!({
-            "job": book.view.job,
+            "job": ledger.view.job,
             "clean": self.findings.is_empty(),
             "findings": self.findings,
-            "entries": book.replay.tip().entries,
-            "hash": book.replay.tip().hash,
+            "entries": ledger.replay.tip().entries,
+            "hash": ledger.replay.tip().hash,
             "steps": self.steps,
             "superseded_steps": self.superseded,
-            "unheard_losses": book.replay.unheard(),
+            "unheard_losses": ledger.replay.unheard(),
             "samples": self.samples,
             "whole_epochs": self.epochs,
             "samples_of_next_epoch": self.begun,
-            "digests": book.replay.digests().len(),
+            "digests": ledger.replay.digests().len(),
             "checkpoints_compared": self.checkpoints,
         })
     }
 
-    fn print(&self, book: &Book) {
+    fn print(&self, ledger: &LedgerReader) {
         let line = |name: &str, value: &str| say!("{name:<10} {value}");
-        let tip = book.replay.tip();
+        let tip = ledger.replay.tip();
         line(
             "ledger",
             &format!("{} entries, the last with hash {}", tip.entries, tip.hash),
@@ -187,7 +198,7 @@ impl Audit {
             "digests",
             &format!(
                 "all ranks agreed {} times; {} checkpoints come to what they agreed on",
-                book.replay.digests().len(),
+                ledger.replay.digests().len(),
                 self.checkpoints
             ),
         );
@@ -197,7 +208,8 @@ impl Audit {
         if self.findings.is_empty() {
             line(
                 "clean",
-                "every step counts once, and every sample of every epoch was consumed once, as far as it went",
+                "every step counts once, and every sample of every epoch was consumed once, as \
+                far as it went",
             );
         }
     }

@@ -1,5 +1,5 @@
-//! `coordinator checkpoints` and `coordinator checkpoint verify|digest|export`: asks the coordinator which
-//! checkpoints there are, and reads them in the object store itself.
+//! `coordinator checkpoints` and `coordinator checkpoint verify|digest|export`: asks the
+//! coordinator which checkpoints there are, and reads them in the object store itself.
 
 use super::client::{self, connect};
 use super::{Global, Outcome, Output, Target, print_json, table};
@@ -21,14 +21,16 @@ pub(crate) enum CheckpointCommand {
         #[arg(value_name = "JOB[@STEP]")]
         target: Target,
     },
-    /// Print one SHA-256 over trained weights and optimizer state, sorted by name: equal for equal runs
+    /// Print one SHA-256 over trained weights and optimizer state, sorted by name: equal for equal
+    /// runs
     Digest {
         /// A job's newest checkpoint, or the one of a step
         #[arg(value_name = "JOB[@STEP]")]
         target: Target,
     },
-    /// Write the weights as a folder that `diffusers` and `transformers` load: unet/, vae/, text_encoder/, and a
-    /// RetriNet's own in unet/retrinet.safetensors. Another job's `model.init` can name it
+    /// Write the weights as a folder that `diffusers` and `transformers` load: unet/, vae/,
+    /// text_encoder/, and a RetriNet's own in unet/retrinet.safetensors. Another job's `model.init`
+    /// can name it
     Export {
         /// A job's newest checkpoint, or the one of a step
         #[arg(value_name = "JOB[@STEP]")]
@@ -114,13 +116,20 @@ async fn digest(global: &Global, target: &Target) -> Result<Outcome> {
     let (checkpoint, reference) = open(global, target).await?;
     let digest = checkpoint.digest().await?;
     match global.output {
-        Output::Json => print_json(&json!({ "job": target.job, "step": reference.step, "digest": digest })),
+        Output::Json => {
+            print_json(&json!({ "job": target.job, "step": reference.step, "digest": digest }))
+        }
         Output::Table => say!("{digest}"),
     }
     Ok(Outcome::True)
 }
 
-async fn export(global: &Global, target: &Target, out: &Path, options: ExportOptions) -> Result<Outcome> {
+async fn export(
+    global: &Global,
+    target: &Target,
+    out: &Path,
+    options: ExportOptions,
+) -> Result<Outcome> {
     let (checkpoint, _) = open(global, target).await?;
     let origin = checkpoint.export(out, options).await?;
     match global.output {
@@ -139,10 +148,15 @@ pub(crate) async fn checkpoints(global: &Global, job: &str) -> Result<Outcome> {
     let view = client::describe(global, &mut client, job).await?;
     let mut rows: Vec<CheckpointManifest> = Vec::new();
     for reference in &view.checkpoints {
-        let checkpoint = Checkpoint::at(&view.store_url, &JobId(view.job.clone()), (*reference).into())?;
+        let checkpoint = Checkpoint::at(
+            &view.store_url,
+            &JobId(view.job.clone()),
+            (*reference).into(),
+        )?;
         rows.push(checkpoint.manifest().await?);
     }
-    let size = |it: &CheckpointManifest| it.shards.iter().map(|shard| shard.size_bytes).sum::<u64>();
+    let size =
+        |it: &CheckpointManifest| it.shards.iter().map(|shard| shard.size_bytes).sum::<u64>();
     if global.output == Output::Json {
         let value = |it: &CheckpointManifest| {
             json!({

@@ -33,13 +33,18 @@ pub(crate) async fn connect(global: &Global) -> Result<Client> {
         anyhow!("cannot reach a coordinator at {url}: {reason}; start one with `coordinator serve`")
     })?;
     let stamp: Stamp = version::stamp;
-    Ok(ControlClient::with_interceptor(channel, stamp).max_decoding_message_size(MESSAGE_BYTES_MAX))
+    Ok(
+        ControlClient::with_interceptor(channel, stamp)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX),
+    )
 }
 
 /// What a refused request tells its user.
 pub(crate) fn refusal(global: &Global, status: &Status) -> anyhow::Error {
     match status.code() {
-        Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition => anyhow!("{}", status.message()),
+        Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition => {
+            anyhow!("{}", status.message())
+        }
         _ => anyhow!(
             "the coordinator at {} could not answer: {}",
             global.coordinator,
@@ -61,8 +66,14 @@ pub(crate) fn is_lost(status: &Status) -> bool {
     )
 }
 
-pub(crate) async fn describe(global: &Global, client: &mut Client, job: &str) -> Result<pb::JobView> {
-    let request = pb::JobRequest { job: job.to_owned() };
+pub(crate) async fn describe(
+    global: &Global,
+    client: &mut Client,
+    job: &str,
+) -> Result<pb::JobView> {
+    let request = pb::JobRequest {
+        job: job.to_owned(),
+    };
     let reply = client
         .describe_job(request)
         .await
@@ -71,10 +82,20 @@ pub(crate) async fn describe(global: &Global, client: &mut Client, job: &str) ->
 }
 
 /// The whole loss curve.
-pub(crate) async fn steps(global: &Global, client: &mut Client, job: &str) -> Result<Vec<pb::StepReport>> {
+pub(crate) async fn steps(
+    global: &Global,
+    client: &mut Client,
+    job: &str,
+) -> Result<Vec<pb::StepReport>> {
     let failed = |status: Status| refusal(global, &status);
-    let request = pb::JobRequest { job: job.to_owned() };
-    let mut stream = client.list_steps(request).await.map_err(failed)?.into_inner();
+    let request = pb::JobRequest {
+        job: job.to_owned(),
+    };
+    let mut stream = client
+        .list_steps(request)
+        .await
+        .map_err(failed)?
+        .into_inner();
     let mut steps = Vec::new();
     while let Some(step) = stream.message().await.map_err(failed)? {
         steps.push(step);

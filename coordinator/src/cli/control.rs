@@ -1,5 +1,5 @@
-//! `coordinator pause`, `resume`, `scale`, `drain` and `undrain`: wishes that hold until another is said. Pause and
-//! drain wait until what was wished is true, unless they are told not to.
+//! `coordinator pause`, `resume`, `scale`, `drain` and `undrain`: wishes that hold until another is
+//! said. Pause and drain wait until what was wished is true, unless they are told not to.
 
 use super::client::{self, Client, connect, refusal};
 use super::{Global, Outcome, Output, print_json};
@@ -45,7 +45,11 @@ pub(crate) async fn pause(global: &Global, args: &PauseArgs) -> Result<Outcome> 
     }
     print(global, &args.job, &phase);
     let paused = phase == Phase::Paused || args.no_wait;
-    Ok(if paused { Outcome::True } else { Outcome::False })
+    Ok(if paused {
+        Outcome::True
+    } else {
+        Outcome::False
+    })
 }
 
 pub(crate) async fn resume(global: &Global, job: &str) -> Result<Outcome> {
@@ -68,9 +72,15 @@ pub(crate) async fn scale(global: &Global, args: &ScaleArgs) -> Result<Outcome> 
     let phase = reply.into_inner().phase;
     match global.output {
         Output::Json => {
-            print_json(&serde_json::json!({ "job": args.job, "phase": phase, "workers": args.workers }));
+            print_json(
+                &serde_json::json!({ "job": args.job, "phase": phase, "workers": args.workers }),
+            );
         }
-        Output::Table => say!("{} is {phase}; it is to have {} workers", args.job, args.workers),
+        Output::Table => say!(
+            "{} is {phase}; it is to have {} workers",
+            args.job,
+            args.workers
+        ),
     }
     Ok(Outcome::True)
 }
@@ -85,7 +95,9 @@ pub(crate) async fn drain(global: &Global, args: &DrainArgs) -> Result<Outcome> 
     };
     match global.output {
         Output::Json => {
-            print_json(&serde_json::json!({ "worker": args.worker, "drained": true, "empty": empty }));
+            print_json(
+                &serde_json::json!({ "worker": args.worker, "drained": true, "empty": empty }),
+            );
         }
         Output::Table if empty => say!("{} is drained and empty", args.worker),
         Output::Table => say!("{} is being drained", args.worker),
@@ -103,7 +115,12 @@ pub(crate) async fn undrain(global: &Global, worker: &str) -> Result<Outcome> {
     Ok(Outcome::True)
 }
 
-async fn set_paused(global: &Global, client: &mut Client, job: &str, paused: bool) -> Result<String> {
+async fn set_paused(
+    global: &Global,
+    client: &mut Client,
+    job: &str,
+    paused: bool,
+) -> Result<String> {
     let request = pb::PauseRequest {
         job: job.to_owned(),
         paused,
@@ -115,7 +132,12 @@ async fn set_paused(global: &Global, client: &mut Client, job: &str, paused: boo
     Ok(reply.into_inner().phase)
 }
 
-async fn set_drained(global: &Global, client: &mut Client, worker: &str, drained: bool) -> Result<()> {
+async fn set_drained(
+    global: &Global,
+    client: &mut Client,
+    worker: &str,
+    drained: bool,
+) -> Result<()> {
     let request = pb::DrainRequest {
         worker: worker.to_owned(),
         drained,
@@ -130,8 +152,14 @@ async fn set_drained(global: &Global, client: &mut Client, worker: &str, drained
 /// The phase in which the job has left its workers: paused, over, or taken back by somebody else.
 async fn until_paused(global: &Global, client: &mut Client, job: &str) -> Result<String> {
     let failed = |status| refusal(global, &status);
-    let request = pb::JobRequest { job: job.to_owned() };
-    let mut views = client.watch_job(request).await.map_err(failed)?.into_inner();
+    let request = pb::JobRequest {
+        job: job.to_owned(),
+    };
+    let mut views = client
+        .watch_job(request)
+        .await
+        .map_err(failed)?
+        .into_inner();
     while let Some(view) = views.message().await.map_err(failed)? {
         if view.phase == Phase::Paused || is_over(&view.phase) {
             return Ok(view.phase);
@@ -148,7 +176,8 @@ async fn until_empty(global: &Global, client: &mut Client, name: &str) -> Result
             .map_err(|status| refusal(global, &status))?
             .into_inner()
             .workers;
-        let named = |it: &&pb::WorkerView| it.worker.as_ref().is_some_and(|worker| worker.name == name);
+        let named =
+            |it: &&pb::WorkerView| it.worker.as_ref().is_some_and(|worker| worker.name == name);
         let worker = workers
             .iter()
             .find(named)

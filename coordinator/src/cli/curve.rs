@@ -15,7 +15,7 @@ pub(crate) struct Summary {
     /// Samples over the seconds of their steps.
     pub(crate) samples_per_second: f64,
     /// Share of all step time by phase, in the order of a step.
-    pub(crate) shares: Vec<(&'static str, f64)>,
+    pub(crate) fractions: Vec<(&'static str, f64)>,
     pub(crate) peak_memory_bytes: u64,
 }
 
@@ -27,7 +27,9 @@ impl Summary {
             return None;
         }
         let window = steps.len().div_ceil(10);
-        let mean = |part: &[pb::StepReport]| part.iter().map(|it| it.loss).sum::<f64>() / part.len() as f64;
+        let mean = |part: &[pb::StepReport]| {
+            part.iter().map(|it| it.loss).sum::<f64>() / part.len() as f64
+        };
         let mut seconds: Vec<(&'static str, f64)> = phases(&PhaseSeconds::default()).to_vec();
         for step in steps {
             let own = step.seconds.unwrap_or_default();
@@ -54,36 +56,41 @@ impl Summary {
             loss_first: mean(&steps[..window]),
             loss_last: mean(&steps[steps.len() - window..]),
             samples_per_second: samples / total,
-            shares: seconds
+            fractions: seconds
                 .into_iter()
                 .map(|(phase, it)| (phase, it / total))
                 .collect(),
-            peak_memory_bytes: steps.iter().map(|it| it.peak_memory_bytes).max().unwrap_or(0),
+            peak_memory_bytes: steps
+                .iter()
+                .map(|it| it.peak_memory_bytes)
+                .max()
+                .unwrap_or(0),
         })
     }
 
     pub(crate) fn json(&self) -> Value {
-        let shares: serde_json::Map<String, Value> = self
-            .shares
+        let fractions: serde_json::Map<String, Value> = self
+            .fractions
             .iter()
-            .map(|(phase, share)| ((*phase).to_owned(), json!(share)))
+            .map(|(phase, fraction)| ((*phase).to_owned(), json!(fraction)))
             .collect();
         json!({
             "steps": self.steps,
             "loss_first": self.loss_first,
             "loss_last": self.loss_last,
             "samples_per_second": self.samples_per_second,
-            "shares": shares,
+            "shares": fractions,
             "peak_memory_bytes": self.peak_memory_bytes,
         })
     }
 
     /// `forward 40 %, backward 55 %, …`, the phases that took any time.
-    pub(crate) fn shares_text(&self) -> String {
-        let percent = |(phase, share): &(&'static str, f64)| format!("{phase} {:.1} %", share * 100.0);
-        self.shares
+    pub(crate) fn fractions_text(&self) -> String {
+        let percent =
+            |(phase, fraction): &(&'static str, f64)| format!("{phase} {:.1} %", fraction * 100.0);
+        self.fractions
             .iter()
-            .filter(|(_, share)| 0.0 < *share)
+            .filter(|(_, fraction)| 0.0 < *fraction)
             .map(percent)
             .collect::<Vec<_>>()
             .join(", ")
@@ -114,7 +121,7 @@ mod tests {
         let summary = Summary::of(&steps).unwrap();
         assert_eq!((summary.loss_first, summary.loss_last), (2.5, 38.5));
         assert_eq!(summary.samples_per_second, 4.0);
-        assert_eq!(summary.shares_text(), "forward 25.0 %, backward 75.0 %");
+        assert_eq!(summary.fractions_text(), "forward 25.0 %, backward 75.0 %");
         assert_eq!(summary.peak_memory_bytes, 40);
         assert_eq!(Summary::of(&[]), None);
     }

@@ -62,8 +62,9 @@ pub(crate) struct SynthesizeArgs {
     size: u32,
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// How many pictures of its own character and outfit a sample names: "all", "paper" (81 % of samples name fewer than
-    /// 4, some 16), or parts such as 1,2,1: of every four samples one names none, two name one and one names two
+    /// How many pictures of its own character and outfit a sample names: "all", "paper" (81 % of
+    /// samples name fewer than 4, some 16), or parts such as 1,2,1: of every four samples one names
+    /// none, two name one and one names two
     #[arg(long, default_value = "all", value_parser = similar, value_name = "all|paper|PARTS")]
     similar: Similar,
     /// Folder of the data set: file:///…, s3://bucket/… or a path
@@ -76,7 +77,8 @@ fn similar(text: &str) -> Result<Similar, String> {
         "all" => Ok(Similar::All),
         "paper" => Ok(Similar::Paper),
         parts => {
-            let parts: Option<Vec<u32>> = parts.split(',').map(|it| it.trim().parse().ok()).collect();
+            let parts: Option<Vec<u32>> =
+                parts.split(',').map(|it| it.trim().parse().ok()).collect();
             // Their sum must be a number too.
             let sum = parts
                 .iter()
@@ -84,9 +86,10 @@ fn similar(text: &str) -> Result<Similar, String> {
                 .try_fold(0u32, |sum, it| sum.checked_add(*it));
             match (parts, sum) {
                 (Some(parts), Some(1..)) => Ok(Similar::Parts(parts)),
-                _ => {
-                    Err("it must be all, paper, or whole numbers with commas between them, not all 0".into())
-                }
+                _ => Err(
+                    "it must be all, paper, or whole numbers with commas between them, not all 0"
+                        .into(),
+                ),
             }
         }
     }
@@ -120,7 +123,8 @@ fn url_of(text: &str) -> Result<String> {
     if text.contains("://") {
         return Ok(text.to_owned());
     }
-    let path = std::path::absolute(text).with_context(|| format!("cannot tell where {text:?} is"))?;
+    let path =
+        std::path::absolute(text).with_context(|| format!("cannot tell where {text:?} is"))?;
     let url = url::Url::from_file_path(&path)
         .map_err(|()| anyhow!("{} cannot be written as a URL", path.display()))?;
     Ok(url.into())
@@ -164,7 +168,12 @@ fn check(args: &SynthesizeArgs) -> Result<()> {
         args.characters,
         "at least 1 is needed",
     )?;
-    need(0 < args.outfits, "outfits", args.outfits, "at least 1 is needed")?;
+    need(
+        0 < args.outfits,
+        "outfits",
+        args.outfits,
+        "at least 1 is needed",
+    )?;
     need(
         2 <= args.images,
         "images",
@@ -182,10 +191,21 @@ fn check(args: &SynthesizeArgs) -> Result<()> {
         "--similar has samples name {longest} others, so at least {} are needed",
         longest + 1
     );
-    need(longest < args.images as usize, "images", args.images, &allowed)
+    need(
+        longest < args.images as usize,
+        "images",
+        args.images,
+        &allowed,
+    )
 }
 
-async fn import(global: &Global, folder: &Path, url: &str, source: &str, strict: bool) -> Result<Outcome> {
+async fn import(
+    global: &Global,
+    folder: &Path,
+    url: &str,
+    source: &str,
+    strict: bool,
+) -> Result<Outcome> {
     let (manifest, report) = match model_data::import::import(folder, url, source, strict).await {
         Ok(done) => done,
         Err(error) => {
@@ -198,11 +218,14 @@ async fn import(global: &Global, folder: &Path, url: &str, source: &str, strict:
     };
     print_rejects(&report);
     match global.output {
-        Output::Json => print_json(&json!({ "url": url, "samples": manifest.samples, "report": report })),
+        Output::Json => {
+            print_json(&json!({ "url": url, "samples": manifest.samples, "report": report }))
+        }
         Output::Table => {
             print_written(global, url, &manifest);
             say!(
-                "{} rows read, {} accepted, {} rejected, {} similar entries dropped, {} face boxes guessed, {} without \
+                "{} rows read, {} accepted, {} rejected, {} similar entries dropped, {} face \
+                boxes guessed, {} without \
                  a similar picture (pairing b cannot draw these)",
                 report.rows,
                 report.accepted,
@@ -284,7 +307,11 @@ async fn describe(global: &Global, dataset: &Dataset) -> Result<Outcome> {
     ] {
         let mut frequent = table(&[name, "SAMPLES", "SHARE"]);
         for (word, samples) in list {
-            frequent.add_row([word.clone(), samples.to_string(), percent(*samples, it.samples)]);
+            frequent.add_row([
+                word.clone(),
+                samples.to_string(),
+                percent(*samples, it.samples),
+            ]);
         }
         say!("\n{frequent}");
     }
@@ -346,13 +373,13 @@ mod tests {
         for wrong in ["", "some", "1,,2", "0,0", "-1", "4294967295,1"] {
             assert!(similar(wrong).is_err(), "{wrong}");
         }
-        let args = |images, wish| SynthesizeArgs {
+        let args = |images, request_change| SynthesizeArgs {
             characters: 1,
             outfits: 1,
             images,
             size: 32,
             seed: 0,
-            similar: similar(wish).unwrap(),
+            similar: similar(request_change).unwrap(),
             out: String::new(),
         };
         assert!(check(&args(3, "0,1,2,0")).is_ok());

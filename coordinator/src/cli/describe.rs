@@ -51,8 +51,8 @@ fn draw(job: &str, steps: &[pb::StepReport], file: &Path) -> Result<()> {
     }
     let points: Vec<(u64, f64)> = steps.iter().map(|it| (it.step, it.loss)).collect();
     let (width, height) = CURVE_SIZE;
-    let picture = figures::curve::loss_curve(&points, &format!("loss of {job}"), width, height);
-    picture
+    let image = figures::curve::loss_curve(&points, &format!("loss of {job}"), width, height);
+    image
         .save_with_format(file, image::ImageFormat::Png)
         .with_context(|| format!("cannot write {}", file.display()))
 }
@@ -87,7 +87,9 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
     }
     if let Some(step) = &view.last_step {
         let terms = loss_terms(step).into_iter();
-        let terms: Vec<String> = terms.map(|it| format!("{} {:.4}", it.name, it.value)).collect();
+        let terms: Vec<String> = terms
+            .map(|it| format!("{} {:.4}", it.name, it.value))
+            .collect();
         let terms = format!("({})", terms.join(", "));
         let (norm, rate) = (step.gradient_norm, step.learning_rate);
         line(
@@ -106,14 +108,21 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
                 summary.loss_first, summary.loss_last, summary.steps
             ),
         );
-        line("speed", &format!("{:.1} samples/s", summary.samples_per_second));
-        line("step time", &summary.shares_text());
+        line(
+            "speed",
+            &format!("{:.1} samples/s", summary.samples_per_second),
+        );
+        line("step time", &summary.fractions_text());
         line(
             "memory",
             &format!("{} at most (rank 0)", bytes(summary.peak_memory_bytes)),
         );
     }
-    let steps: Vec<String> = view.checkpoints.iter().map(|it| it.step.to_string()).collect();
+    let steps: Vec<String> = view
+        .checkpoints
+        .iter()
+        .map(|it| it.step.to_string())
+        .collect();
     line(
         "checkpoints",
         if steps.is_empty() {

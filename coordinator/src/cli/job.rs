@@ -64,7 +64,9 @@ pub(crate) fn progress(job: &pb::JobView) -> String {
 
 pub(crate) async fn cancel(global: &Global, job: &str) -> Result<Outcome> {
     let mut client = connect(global).await?;
-    let request = pb::JobRequest { job: job.to_owned() };
+    let request = pb::JobRequest {
+        job: job.to_owned(),
+    };
     let reply = client
         .cancel(request)
         .await

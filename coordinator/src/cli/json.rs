@@ -1,4 +1,5 @@
-//! Views as JSON, for `--output json`. Field names are those of train.proto; moments are milliseconds since
+//! Views as JSON, for `--output json`. Field names are those of train.proto; moments are
+//! milliseconds since
 //! 1970. Pure.
 
 use proto::pb;
@@ -99,7 +100,7 @@ pub(crate) fn worker(worker: &pb::WorkerView) -> Value {
         "devices_used": worker.devices_used,
         "up": worker.up,
         "drained": worker.drained,
-        "apart": worker.apart,
+        "apart": worker.unreachable,
         "jobs": worker.jobs,
         "last_heard_ms": worker.last_heard_ms,
     })

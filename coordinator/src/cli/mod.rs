@@ -1,8 +1,8 @@
-//! The command line. One file per group of commands; each reads its arguments, asks the coordinator or the
-//! object store, and prints a table for people or JSON for programs. Nothing here is used by `serve`.
+//! The command line. One file per group of commands; each reads its arguments, asks the coordinator
+//! or the object store, and prints a table for people or JSON for programs. Nothing here is used by
+//! `serve`.
 
 mod audit;
-mod book;
 mod checkpoint;
 mod client;
 mod control;
@@ -11,6 +11,7 @@ mod dataset;
 mod describe;
 mod job;
 mod json;
+mod ledger;
 mod logs;
 mod preview;
 mod provenance;
@@ -50,7 +51,13 @@ pub(crate) struct Global {
     )]
     pub(crate) coordinator: String,
     /// A table for people or JSON for programs
-    #[arg(long, global = true, value_enum, default_value = "table", value_name = "FORM")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value = "table",
+        value_name = "FORM"
+    )]
     pub(crate) output: Output,
 }
 

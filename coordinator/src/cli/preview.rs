@@ -1,5 +1,5 @@
-//! `coordinator dataset preview`: what a job shows its model, drawn as it will be seen. The same code prepares the
-//! samples of a training step. No coordinator is needed.
+//! `coordinator dataset preview`: what a job shows its model, drawn as it will be seen. The same
+//! code prepares the samples of a training step. No coordinator is needed.
 
 use super::{Global, Outcome, Output, print_json};
 use crate::words::say;
@@ -27,7 +27,8 @@ pub(crate) struct PreviewArgs {
     /// The job whose task, pairing, references, resolution and seed to show
     #[arg(long, value_name = "FILE")]
     job: PathBuf,
-    /// The picture to write: target, mask with the face in orange, references with their words, prompt as it is read
+    /// The picture to write: target, mask with the face in orange, references with their words,
+    /// prompt as it is read
     #[arg(long, value_name = "PNG")]
     out: PathBuf,
     /// Step whose samples are shown, from 1
@@ -38,7 +39,11 @@ pub(crate) struct PreviewArgs {
     count: u32,
 }
 
-pub(crate) async fn preview(global: &Global, args: &PreviewArgs, dataset: Option<String>) -> Result<Outcome> {
+pub(crate) async fn preview(
+    global: &Global,
+    args: &PreviewArgs,
+    dataset: Option<String>,
+) -> Result<Outcome> {
     let mut spec = read(&args.job)?;
     if let Some(url) = dataset {
         spec.data.dataset = url;
@@ -59,10 +64,17 @@ pub(crate) async fn preview(global: &Global, args: &PreviewArgs, dataset: Option
         .with_context(|| format!("cannot write {}", args.out.display()))?;
     match global.output {
         Output::Json => {
-            let samples: Vec<Value> = examples.iter().map(|it| sample(it, &loader, &prompts)).collect();
+            let samples: Vec<Value> = examples
+                .iter()
+                .map(|it| sample(it, &loader, &prompts))
+                .collect();
             print_json(&json!({ "out": args.out, "step": args.step, "samples": samples }));
         }
-        Output::Table => say!("{}: {count} samples of step {}", args.out.display(), args.step),
+        Output::Table => say!(
+            "{}: {count} samples of step {}",
+            args.out.display(),
+            args.step
+        ),
     }
     Ok(Outcome::True)
 }
@@ -70,8 +82,10 @@ pub(crate) async fn preview(global: &Global, args: &PreviewArgs, dataset: Option
 fn read(file: &Path) -> Result<TrainWork> {
     let name = file.display().to_string();
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
-    let absolute = std::path::absolute(file).with_context(|| format!("cannot tell where {name} is"))?;
-    let spec = proto::job::parse(&name, &text, absolute.parent()).map_err(|errors| anyhow!(errors))?;
+    let absolute =
+        std::path::absolute(file).with_context(|| format!("cannot tell where {name} is"))?;
+    let spec =
+        proto::job::parse(&name, &text, absolute.parent()).map_err(|errors| anyhow!(errors))?;
     let training = spec.training().cloned();
     training.ok_or_else(|| {
         anyhow!(
@@ -85,10 +99,13 @@ fn row(example: &Example) -> Vec<Cell> {
     let references = example.references.iter();
     [
         Cell::new("target", example.target.clone()),
-        Cell::new("mask and face", masks(&example.target_mask, &example.face_mask)),
+        Cell::new(
+            "mask and face",
+            masks(&example.target_mask, &example.face_mask),
+        ),
     ]
     .into_iter()
-    .chain(references.map(|it| Cell::new(it.concept.word(), it.picture.clone())))
+    .chain(references.map(|it| Cell::new(it.concept.word(), it.image.clone())))
     .collect()
 }
 

@@ -1,9 +1,9 @@
-//! `coordinator provenance`: in which steps, generations and on which ranks a sample was seen, as target and as
-//! reference. Nothing of it is stored: the ledger says which generation did which step, and what a step shows to whom
-//! is a pure function.
+//! `coordinator provenance`: in which steps, generations and on which ranks a sample was seen, as
+//! target and as reference. Nothing of it is stored: the ledger says which generation did which
+//! step, and what a step shows to whom is a pure function.
 
-use super::book::Book;
 use super::client::connect;
+use super::ledger::LedgerReader;
 use super::{Global, Outcome, Output, print_json, table};
 use crate::words::say;
 use anyhow::{Context, Result, anyhow};
@@ -11,7 +11,7 @@ use clap::Args;
 use model_data::loader::Loader;
 use model_data::reference::{Slot, Source, choose};
 use proto::ledger::Done;
-use proto::share::rank_of;
+use proto::sharding::rank_of;
 use std::collections::BTreeSet;
 
 #[derive(Debug, Args)]
@@ -34,19 +34,22 @@ struct Sight {
 
 pub(crate) async fn provenance(global: &Global, args: &ProvenanceArgs) -> Result<Outcome> {
     let mut client = connect(global).await?;
-    let book = Book::open(global, &mut client, &args.job).await?;
-    if let Some(fault) = &book.fault {
-        return Err(anyhow!("the ledger of {} proves nothing: {fault}", args.job));
+    let ledger = LedgerReader::open(global, &mut client, &args.job).await?;
+    if let Some(fault) = &ledger.fault {
+        return Err(anyhow!(
+            "the ledger of {} proves nothing: {fault}",
+            args.job
+        ));
     }
-    let loader = book.data().await?;
+    let loader = ledger.data().await?;
     let place = loader.rows().iter().position(|row| row.id == args.sample);
     let position = place.with_context(|| {
         format!(
             "there is no sample {:?} in {}, version {}",
-            args.sample, book.spec.data.dataset, book.view.dataset_version
+            args.sample, ledger.spec.data.dataset, ledger.view.dataset_version
         )
     })?;
-    let sights = sights(&book, &loader, position as u64)?;
+    let sights = sights(&ledger, &loader, position as u64)?;
     match global.output {
         Output::Json => {
             let trained = loader.training().binary_search(&(position as u64)).is_ok();
@@ -63,11 +66,13 @@ pub(crate) async fn provenance(global: &Global, args: &ProvenanceArgs) -> Result
     Ok(Outcome::True)
 }
 
-fn sights(book: &Book, loader: &Loader, sample: u64) -> Result<Vec<Sight>> {
-    let (spec, rows) = (&book.spec, loader.rows());
+fn sights(ledger: &LedgerReader, loader: &Loader, sample: u64) -> Result<Vec<Sight>> {
+    let (spec, rows) = (&ledger.spec, loader.rows());
     let references = spec.model.architecture.references();
     let near = |(position, row): (usize, &model_data::sample::Metadata)| {
-        row.similar_positions.contains(&sample).then_some(position as u64)
+        row.similar_positions
+            .contains(&sample)
+            .then_some(position as u64)
     };
     let near: BTreeSet<u64> = rows
         .iter()
@@ -77,17 +82,19 @@ fn sights(book: &Book, loader: &Loader, sample: u64) -> Result<Vec<Sight>> {
         .collect();
     let (batch, micro_batches) = (spec.train.global_batch, spec.micro_batches());
     let mut sights = Vec::new();
-    for done in book.replay.done() {
+    for done in ledger.replay.done() {
         for step in done.first.0..=done.last.0 {
             for (index, (epoch, position)) in (0..).zip(loader.places(step, batch, 0..batch)?) {
                 if position != sample && !near.contains(&position) {
                     continue;
                 }
-                let Some(rank) = rank_of(index / spec.train.micro_batch, micro_batches, done.world) else {
+                let Some(rank) = rank_of(index / spec.train.micro_batch, micro_batches, done.world)
+                else {
                     continue;
                 };
                 let similar: &[u64] = &rows[position as usize].similar_positions;
-                let slots = references.map(|it| choose(it, spec.data.seed, epoch, position, similar.len()));
+                let slots =
+                    references.map(|it| choose(it, spec.data.seed, epoch, position, similar.len()));
                 let roles = roles(&slots.unwrap_or_default(), position, similar, sample);
                 sights.extend(roles.into_iter().map(|of| Sight {
                     step,
@@ -102,8 +109,8 @@ fn sights(book: &Book, loader: &Loader, sample: u64) -> Result<Vec<Sight>> {
     Ok(sights)
 }
 
-/// What a sample is where `target` is to be drawn, whose similar ones lie at `similar`: the target, one of its references, or both, since pairing a draws a picture
-/// from itself.
+/// What a sample is where `target` is to be drawn, whose similar ones lie at `similar`: the target,
+/// one of its references, or both, since pairing a draws a picture from itself.
 fn roles(slots: &[Slot], target: u64, similar: &[u64], sample: u64) -> Vec<Option<u64>> {
     let is_it = |source| match source {
         Source::Target => target == sample,

@@ -1,11 +1,12 @@
-//! References that images are made from: ids of samples, and image files, which are put into the store beside
-//! the trained job for the rank to read. Called by [`super::sample`] and [`super::submit`].
+//! References that images are made from: ids of samples, and image files, which are put into the
+//! store beside the trained job for the rank to read. Called by [`super::sample`] and
+//! [`super::submit`].
 
 use anyhow::{Context, Result};
-use model_data::picture::open_picture;
+use model_data::image_file::open_image;
 use object_store::ObjectStoreExt;
 use proto::pb;
-use proto::sample::{Concept, NamedReference, PictureSource};
+use proto::sample::{Concept, ImageSource, NamedReference};
 use proto::text::hex_sha256;
 use std::collections::HashMap;
 use std::path::Path;
@@ -31,7 +32,8 @@ impl FromStr for Asked {
         };
         if what.is_empty() {
             return Err(
-                "an id or a file must follow; write for instance face:12 or figure:me.png".to_owned(),
+                "an id or a file must follow; write for instance face:12 or figure:me.png"
+                    .to_owned(),
             );
         }
         Ok(Self {
@@ -43,18 +45,22 @@ impl FromStr for Asked {
 
 /// A concept by its word.
 pub(crate) fn concept(word: &str) -> Result<Concept, String> {
-    let found = Concept::ALL.into_iter().find(|concept| concept.word() == word);
+    let found = Concept::ALL
+        .into_iter()
+        .find(|concept| concept.word() == word);
     found.ok_or_else(|| format!("`{word}` is no concept; write face, clothes or figure"))
 }
 
 /// What is a file here is a file; everything else is an id.
 pub(crate) fn named(asked: &[Asked]) -> Vec<NamedReference> {
     let from = |what: &str| match Path::new(what).is_file() {
-        true => PictureSource::File {
+        true => ImageSource::File {
             name: what.to_owned(),
             sha256: String::new(),
         },
-        false => PictureSource::Sample { id: what.to_owned() },
+        false => ImageSource::Sample {
+            id: what.to_owned(),
+        },
     };
     let reference = |it: &Asked| NamedReference {
         concept: it.concept,
@@ -71,7 +77,8 @@ pub(crate) enum Keep {
     LookedAt,
 }
 
-/// The digest of every file by its name. Puts each where ranks find it by that. Names are relative to `folder`.
+/// The digest of every file by its name. Puts each where ranks find it by that. Names are relative
+/// to `folder`.
 pub(crate) async fn store_files(
     references: &[NamedReference],
     folder: &Path,
@@ -80,7 +87,7 @@ pub(crate) async fn store_files(
 ) -> Result<HashMap<String, String>> {
     let mut digests = HashMap::new();
     for reference in references {
-        let PictureSource::File { name, sha256 } = &reference.from else {
+        let ImageSource::File { name, sha256 } = &reference.from else {
             continue;
         };
         if !sha256.is_empty() {
@@ -88,8 +95,9 @@ pub(crate) async fn store_files(
             continue;
         }
         let file = folder.join(name);
-        let bytes = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let _ = open_picture("reference", &bytes).with_context(|| name.clone())?;
+        let bytes =
+            std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let _ = open_image("reference", &bytes).with_context(|| name.clone())?;
         let sha256 = hex_sha256(&bytes);
         if keep == Keep::Stored {
             let (store, prefix) = storage::open(&trained.store_url)?;
@@ -123,42 +131,52 @@ mod tests {
         assert_eq!(asked("face:12"), expect(Some(Concept::Face), "12"));
         assert_eq!(asked("12"), expect(None, "12"));
         assert_eq!(asked("re:zero"), expect(None, "re:zero"));
-        assert_eq!(asked("figure:a:b.png"), expect(Some(Concept::Figure), "a:b.png"));
+        assert_eq!(
+            asked("figure:a:b.png"),
+            expect(Some(Concept::Figure), "a:b.png")
+        );
         assert!(
             asked("face:")
                 .unwrap_err()
                 .contains("an id or a file must follow")
         );
-        assert!(concept("hat").unwrap_err().contains("face, clothes or figure"));
+        assert!(
+            concept("hat")
+                .unwrap_err()
+                .contains("face, clothes or figure")
+        );
     }
 
     #[tokio::test]
     async fn files_go_into_the_store_and_ids_do_not() {
         let dir = tempfile::tempdir().unwrap();
-        let picture = dir.path().join("me.png");
-        image::RgbImage::new(2, 2).save(&picture).unwrap();
+        let image = dir.path().join("me.png");
+        image::RgbImage::new(2, 2).save(&image).unwrap();
         let trained = pb::JobView {
             job: "demo-1".into(),
             store_url: format!("file://{}/store", dir.path().display()),
             ..Default::default()
         };
         let asked = |text: &str| text.parse::<Asked>().unwrap();
-        let file = asked(&format!("face:{}", picture.display()));
+        let file = asked(&format!("face:{}", image.display()));
         let resolve = async |asked: &[Asked]| {
             let references = named(asked);
             let files = store_files(&references, Path::new(""), &trained, Keep::Stored).await?;
             anyhow::Ok((references, files))
         };
         let (found, files) = resolve(&[file, asked("17")]).await.unwrap();
-        let PictureSource::File { name, .. } = &found[0].from else {
+        let ImageSource::File { name, .. } = &found[0].from else {
             panic!("{found:?}")
         };
         let sha256 = &files[name];
         let stored = dir.path().join("store/jobs/demo-1/references").join(sha256);
-        assert_eq!(std::fs::read(stored).unwrap(), std::fs::read(&picture).unwrap());
-        assert_eq!(found[1].from, PictureSource::Sample { id: "17".into() });
-        std::fs::write(&picture, b"no picture").unwrap();
-        let file = asked(&picture.display().to_string());
+        assert_eq!(
+            std::fs::read(stored).unwrap(),
+            std::fs::read(&image).unwrap()
+        );
+        assert_eq!(found[1].from, ImageSource::Sample { id: "17".into() });
+        std::fs::write(&image, b"no picture").unwrap();
+        let file = asked(&image.display().to_string());
         let error = format!("{:#}", resolve(&[file]).await.unwrap_err());
         assert!(
             error.contains("me.png: the reference cannot be decoded"),

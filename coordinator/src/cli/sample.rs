@@ -1,5 +1,5 @@
-//! `coordinator sample`: writes a job with a `[sample]` table for a trained job, submits it, waits for it and fetches the
-//! images.
+//! `coordinator sample`: writes a job with a `[sample]` table for a trained job, submits it, waits
+//! for it and fetches the images.
 
 use super::client::{self, connect};
 use super::reference::{self, Keep};
@@ -31,26 +31,28 @@ pub(crate) struct SampleArgs {
     /// Folder for the pictures; made if it is missing
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Samples to draw, of characters that training did not see where the job holds some out; with --references there is
-    /// one subject
+    /// Samples to draw, of characters that training did not see where the job holds some out; with
+    /// --references there is one subject
     #[arg(long)]
     count: Option<u32>,
-    /// Draw every subject with each prompt of this file, one on a line, in place of the sample's own
+    /// Draw every subject with each prompt of this file, one on a line, in place of the sample's
+    /// own
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// What to draw from: ids of the data set's samples, of which the concept is cut out, or picture files, which are shown
-    /// whole; each may begin with its concept, for instance `face:12,clothes:7,figure:me.png`
+    /// What to draw from: ids of the data set's samples, of which the concept is cut out, or
+    /// picture files, which are shown whole; each may begin with its concept, for instance
+    /// `face:12,clothes:7,figure:me.png`
     #[arg(long, value_name = "[CONCEPT:]ID|FILE", value_delimiter = ',')]
     references: Vec<reference::Asked>,
     /// How references are chosen and cut; as the job says unless said otherwise
     #[arg(long, value_enum)]
     task: Option<TaskName>,
-    /// Where the references of a sample come from: the sample itself (a) or other pictures of the character and outfit
-    /// (b); as the job says unless said otherwise
+    /// Where the references of a sample come from: the sample itself (a) or other pictures of the
+    /// character and outfit (b); as the job says unless said otherwise
     #[arg(long, value_enum)]
     pairing: Option<PairingName>,
-    /// Also draw where the retrieval encoder finds these words in the references, by input block and time step, for
-    /// instance `face,clothes` (the paper's figure 6)
+    /// Also draw where the retrieval encoder finds these words in the references, by input block
+    /// and time step, for instance `face,clothes` (the paper's figure 6)
     #[arg(long, value_name = "WORDS", value_delimiter = ',', value_parser = reference::concept)]
     attention: Vec<Concept>,
     /// How noise becomes a picture
@@ -65,7 +67,8 @@ pub(crate) struct SampleArgs {
     /// Scale of guidance by the references: above 1 they count for more than in training
     #[arg(long, default_value_t = 1.0)]
     reference_guidance: f64,
-    /// A picture with each; the same seed gives the same picture. The first one also chooses the samples
+    /// A picture with each; the same seed gives the same picture. The first one also chooses the
+    /// samples
     #[arg(
         long,
         visible_alias = "seed",
@@ -74,8 +77,8 @@ pub(crate) struct SampleArgs {
         default_value = "0"
     )]
     seeds: Vec<u64>,
-    /// What the prompt says of the target: all its tags, only its pose on a white ground (who it is must then come
-    /// from the references), or nothing
+    /// What the prompt says of the target: all its tags, only its pose on a white ground (who it is
+    /// must then come from the references), or nothing
     #[arg(long, value_enum, default_value = "full")]
     prompt: Prompt,
     /// Draw with the weights that the job began from, to compare with
@@ -114,7 +117,11 @@ enum PairingName {
 impl SampleArgs {
     /// Everything but what must be looked up.
     fn work(&self) -> Result<SampleWork> {
-        let subjects = if self.references.is_empty() { SUBJECTS } else { 1 };
+        let subjects = if self.references.is_empty() {
+            SUBJECTS
+        } else {
+            1
+        };
         Ok(SampleWork {
             count: self.count.unwrap_or(subjects),
             method: match self.method {
@@ -160,7 +167,8 @@ impl SampleArgs {
 
 /// The lines of a file; the empty prompt is an empty line.
 fn prompts(file: &Path) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     let lines: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
     if lines.is_empty() {
         return Err(anyhow!(
@@ -174,7 +182,9 @@ fn prompts(file: &Path) -> Result<Vec<String>> {
 pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome> {
     let work = args.work()?;
     if args.base && args.target.step.is_some() {
-        return Err(anyhow!("--base draws without a checkpoint; leave out the @STEP"));
+        return Err(anyhow!(
+            "--base draws without a checkpoint; leave out the @STEP"
+        ));
     }
     let mut client = connect(global).await?;
     let trained = client::describe(global, &mut client, &args.target.job.0).await?;
@@ -182,7 +192,8 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
         // Says what there is, where that step is not.
         let _ = args.target.of(&trained)?;
     }
-    let files = reference::store_files(&work.references, Path::new(""), &trained, Keep::Stored).await?;
+    let files =
+        reference::store_files(&work.references, Path::new(""), &trained, Keep::Stored).await?;
     let spec = JobSpec {
         name: name_for(&trained.job),
         resources: resources_like(&trained)?,
@@ -198,7 +209,12 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
     let reply = submit::send(global, &mut client, job, false).await?;
     let view = watch::follow(global, &reply.job).await?;
     if view.phase != Phase::Done {
-        return Err(anyhow!("{} ended {}: {}", view.job, view.phase, view.reason));
+        return Err(anyhow!(
+            "{} ended {}: {}",
+            view.job,
+            view.phase,
+            view.reason
+        ));
     }
     let (files, summary) = fetch(&view, &args.out).await?;
     match global.output {
@@ -232,13 +248,14 @@ fn resources_like(trained: &pb::JobView) -> Result<Resources> {
     })
 }
 
-/// Copies `jobs/<job>/pictures/*` into `out`; how many files, and the summary of pictures.json.
+/// Copies `jobs/<job>/images/*` into `out`; how many files, and the summary of pictures.json.
 async fn fetch(view: &pb::JobView, out: &Path) -> Result<(usize, Value)> {
     let (store, prefix) = storage::open(&view.store_url)?;
     let folder = ["jobs", &view.job, "pictures"]
         .into_iter()
         .fold(prefix, |path, part| path.join(part));
-    std::fs::create_dir_all(out).with_context(|| format!("cannot make the folder {}", out.display()))?;
+    std::fs::create_dir_all(out)
+        .with_context(|| format!("cannot make the folder {}", out.display()))?;
     let listed: Vec<_> = store.list(Some(&folder)).try_collect().await?;
     let mut summary = None;
     for object in &listed {
@@ -247,15 +264,17 @@ async fn fetch(view: &pb::JobView, out: &Path) -> Result<(usize, Value)> {
         };
         let bytes = store.get(&object.location).await?.bytes().await?;
         if name == SUMMARY_FILE {
-            let value: Value =
-                serde_json::from_slice(&bytes).with_context(|| format!("{} is no JSON", object.location))?;
+            let value: Value = serde_json::from_slice(&bytes)
+                .with_context(|| format!("{} is no JSON", object.location))?;
             summary = value.get("summary").cloned();
         }
         let file = out.join(name);
-        std::fs::write(&file, &bytes).with_context(|| format!("cannot write {}", file.display()))?;
+        std::fs::write(&file, &bytes)
+            .with_context(|| format!("cannot write {}", file.display()))?;
     }
-    let summary =
-        summary.ok_or_else(|| anyhow!("there is no {folder}/{SUMMARY_FILE} with a summary in the store"))?;
+    let summary = summary.ok_or_else(|| {
+        anyhow!("there is no {folder}/{SUMMARY_FILE} with a summary in the store")
+    })?;
     Ok((listed.len(), summary))
 }
 
@@ -266,7 +285,9 @@ fn summary_line(job: &str, out: &Path, files: usize, summary: &Value) -> String 
         // Named references are of nobody in particular.
         (_, Some(0), _) => String::new(),
         (Some(correct), Some(count), Some(of)) => {
-            format!("; {correct} of {count} are nearest to their own character and outfit among {of}")
+            format!(
+                "; {correct} of {count} are nearest to their own character and outfit among {of}"
+            )
         }
         _ => String::new(),
     };
@@ -283,7 +304,8 @@ mod tests {
         let line = summary_line("demo-1-sample-2", Path::new("out"), 18, &summary);
         assert_eq!(
             line,
-            "demo-1-sample-2: 18 files in out; 11 of 16 are nearest to their own character and outfit among 8"
+            "demo-1-sample-2: 18 files in out; 11 of 16 are nearest to their own character and \
+            outfit among 8"
         );
         let nobody = serde_json::json!({ "correct": 0, "count": 0, "of": 0 });
         assert_eq!(

@@ -1,4 +1,5 @@
-//! `coordinator submit`: checks job.toml here, where the user's files are, and sends it as it is written.
+//! `coordinator submit`: checks job.toml here, where the user's files are, and sends it as it is
+//! written.
 
 use super::client::{self, Client, connect, refusal};
 use super::reference::{self, Keep};
@@ -37,7 +38,8 @@ pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome
         } else {
             Keep::Stored
         };
-        job.files = reference::store_files(&work.references, &job.directory, &trained, keep).await?;
+        job.files =
+            reference::store_files(&work.references, &job.directory, &trained, keep).await?;
     }
     let reply = send(global, &mut client, job, args.dry_run).await?;
     match (global.output, args.dry_run) {
@@ -71,9 +73,10 @@ pub(crate) struct Written {
 impl Written {
     fn read(file: &Path) -> Result<Self> {
         let file_name = file.display().to_string();
-        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {file_name}"))?;
-        let absolute =
-            std::path::absolute(file).with_context(|| format!("cannot tell where {file_name} is"))?;
+        let text =
+            std::fs::read_to_string(file).with_context(|| format!("cannot read {file_name}"))?;
+        let absolute = std::path::absolute(file)
+            .with_context(|| format!("cannot tell where {file_name} is"))?;
         Ok(Self {
             directory: absolute.parent().map(Path::to_owned).unwrap_or_default(),
             file_name,
@@ -98,7 +101,9 @@ pub(crate) async fn send(
         files: job.files,
     };
     let reply = client.submit(request).await;
-    Ok(reply.map_err(|status| refusal(global, &status))?.into_inner())
+    Ok(reply
+        .map_err(|status| refusal(global, &status))?
+        .into_inner())
 }
 
 /// Checks the job here, where the user's files are. What it trains on must be there.

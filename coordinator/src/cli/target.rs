@@ -20,7 +20,9 @@ impl FromStr for Target {
         let (job, step) = match text.split_once('@') {
             None => (text, None),
             Some((job, step)) => {
-                let wrong = || format!("`{step}` is no step; write JOB or JOB@STEP, for instance demo-1@400");
+                let wrong = || {
+                    format!("`{step}` is no step; write JOB or JOB@STEP, for instance demo-1@400")
+                };
                 (job, Some(step.parse().map_err(|_| wrong())?))
             }
         };
@@ -41,7 +43,11 @@ impl Target {
         if let Some(checkpoint) = found {
             return Ok((*checkpoint).into());
         }
-        let steps: Vec<String> = view.checkpoints.iter().map(|it| it.step.to_string()).collect();
+        let steps: Vec<String> = view
+            .checkpoints
+            .iter()
+            .map(|it| it.step.to_string())
+            .collect();
         Err(match (self.step, steps.as_slice()) {
             (_, []) => anyhow!(
                 "job {} has no committed checkpoint; it is {}: {}",
@@ -84,7 +90,11 @@ mod tests {
                 step: Some(40)
             })
         );
-        assert!(target("demo-1@last").unwrap_err().contains("`last` is no step"));
+        assert!(
+            target("demo-1@last")
+                .unwrap_err()
+                .contains("`last` is no step")
+        );
         assert!(target("../x").unwrap_err().contains("field `job`"));
         assert!(target("@4").unwrap_err().contains("field `job`"));
     }

@@ -1,5 +1,6 @@
-//! `coordinator watch`, and the second half of `submit --watch` and `sample`: follows a job until it ends,
-//! with a bar on a terminal and plain lines elsewhere. Outlives a restart of the coordinator.
+//! `coordinator watch`, and the second half of `submit --watch` and `sample`: follows a job until
+//! it ends, with a bar on a terminal and plain lines elsewhere. Outlives a restart of the
+//! coordinator.
 
 use super::client::{Client, connect, is_lost, refusal};
 use super::{Global, Outcome, Output, json, print_json};
@@ -83,7 +84,12 @@ async fn views(
             Err(refusal(global, &status))
         }
     };
-    let mut stream = match client.watch_job(pb::JobRequest { job: job.to_owned() }).await {
+    let mut stream = match client
+        .watch_job(pb::JobRequest {
+            job: job.to_owned(),
+        })
+        .await
+    {
         Ok(stream) => stream.into_inner(),
         Err(status) => return sort(status),
     };
@@ -105,8 +111,9 @@ async fn views(
 
 fn capital(word: &str) -> String {
     let mut rest = word.chars();
-    rest.next()
-        .map_or_else(String::new, |first| first.to_uppercase().chain(rest).collect())
+    rest.next().map_or_else(String::new, |first| {
+        first.to_uppercase().chain(rest).collect()
+    })
 }
 
 /// What the watch ends with.
@@ -129,7 +136,11 @@ fn last_line(view: &pb::JobView) -> String {
 
 /// What the job's progress counts.
 fn counted(view: &pb::JobView) -> &'static str {
-    if view.units.is_some() { "units" } else { "step" }
+    if view.units.is_some() {
+        "units"
+    } else {
+        "step"
+    }
 }
 
 /// How far the job is, and how far it is to go.
@@ -217,7 +228,9 @@ impl Display {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg}");
             let style = style.expect("the template is a constant that indicatif takes");
-            let bar = ProgressBar::new(0).with_style(style).with_prefix(job.to_owned());
+            let bar = ProgressBar::new(0)
+                .with_style(style)
+                .with_prefix(job.to_owned());
             bar.enable_steady_tick(Duration::from_secs(1));
             bar
         });
@@ -248,8 +261,8 @@ impl Display {
             return;
         }
         let every = (end / LINES_PER_JOB).max(1);
-        let due =
-            LINE_EVERY <= now.duration_since(self.line_at) || self.line_at_position / every != at / every;
+        let due = LINE_EVERY <= now.duration_since(self.line_at)
+            || self.line_at_position / every != at / every;
         let told = view.last_step.is_some() || view.units.is_some();
         if at != self.line_at_position && told && due {
             (self.line_at, self.line_at_position) = (now, at);

@@ -8,7 +8,9 @@ use proto::pb;
 
 pub(crate) async fn why(global: &Global, job: &str) -> Result<Outcome> {
     let mut client = connect(global).await?;
-    let request = pb::JobRequest { job: job.to_owned() };
+    let request = pb::JobRequest {
+        job: job.to_owned(),
+    };
     let reply = client
         .why(request)
         .await

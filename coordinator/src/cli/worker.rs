@@ -33,7 +33,10 @@ pub(crate) async fn workers(global: &Global) -> Result<Outcome> {
             } else {
                 worker.jobs.join(", ")
             },
-            format!("{} ago", duration(Duration::from_millis(worker.last_heard_ms))),
+            format!(
+                "{} ago",
+                duration(Duration::from_millis(worker.last_heard_ms))
+            ),
         ]);
     }
     say!("{table}");
@@ -47,8 +50,11 @@ fn state(worker: &pb::WorkerView) -> String {
         (false, false) => "down",
         (false, true) => "down, drained",
     };
-    match worker.apart.is_empty() {
+    match worker.unreachable.is_empty() {
         true => state.to_owned(),
-        false => format!("{state}, without a connection to {}", worker.apart.join(", ")),
+        false => format!(
+            "{state}, without a connection to {}",
+            worker.unreachable.join(", ")
+        ),
     }
 }

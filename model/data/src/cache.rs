@@ -1,5 +1,5 @@
-//! A map that forgets what was used longest ago once it holds too many bytes. Not thread-safe; the loader
-//! locks it.
+//! A map that forgets what was used longest ago once it holds too many bytes. Not thread-safe; the
+//! loader locks it.
 
 use std::collections::BTreeMap;
 

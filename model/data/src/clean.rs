@@ -1,6 +1,6 @@
-//! What `open_clip` does to a prompt before it looks for words: `ftfy.fix_text`, HTML entities, white space, lower case. Of
-//! ftfy everything but its guesses at text that was once decoded wrongly ("schÃ¶n"): such a prompt is read as it stands.
-//! Pure. Called by [`crate::prompt`].
+//! What `open_clip` does to a prompt before it looks for words: `ftfy.fix_text`, HTML entities,
+//! white space, lower case. Of ftfy everything but its guesses at text that was once decoded
+//! wrongly ("schÃ¶n"): such a prompt is read as it stands. Pure. Called by [`crate::prompt`].
 
 use std::borrow::Cow;
 use unicode_normalization::UnicodeNormalization;
@@ -49,7 +49,8 @@ pub(crate) fn clean(prompt: &str) -> Cow<'_, str> {
     let once = htmlize::unescape(fixed.as_str());
     let twice = htmlize::unescape(once.as_ref());
     let words: Vec<&str> = twice.split_whitespace().collect();
-    // A mark whose capital is a letter: open_clip's pattern, which ignores case, finds it in no kind of word.
+    // A mark whose capital is a letter: open_clip's pattern, which ignores case, finds it in no
+    // kind of word.
     Cow::Owned(words.join(" ").to_lowercase().replace('\u{345}', " "))
 }
 
@@ -57,7 +58,11 @@ pub(crate) fn clean(prompt: &str) -> Cow<'_, str> {
 fn fix(line: &str, entities: bool) -> String {
     let mut text = line.to_owned();
     loop {
-        let mut next = if entities { unescape(&text) } else { text.clone() };
+        let mut next = if entities {
+            unescape(&text)
+        } else {
+            text.clone()
+        };
         next = next.chars().map(of_windows).collect();
         next = next.chars().fold(String::new(), simplify);
         next = without_control(&next);
@@ -111,12 +116,16 @@ fn loud(entity: &str) -> String {
 fn of_windows(character: char) -> char {
     let code = u32::from(character);
     match code {
-        0x80..=0x9f => WINDOWS.chars().nth(code as usize - 0x80).unwrap_or(character),
+        0x80..=0x9f => WINDOWS
+            .chars()
+            .nth(code as usize - 0x80)
+            .unwrap_or(character),
         _ => character,
     }
 }
 
-/// Ligatures as letters, wide and narrow forms as their usual ones, quotes straight, lines ended in one way.
+/// Ligatures as letters, wide and narrow forms as their usual ones, quotes straight, lines ended in
+/// one way.
 fn simplify(mut out: String, character: char) -> String {
     match character {
         '\u{3000}' => out.push(' '),
@@ -124,7 +133,10 @@ fn simplify(mut out: String, character: char) -> String {
         '\u{2bc}' | '\u{2018}'..='\u{201b}' => out.push('\''),
         '\u{201c}'..='\u{201f}' => out.push('"'),
         '\r' | '\u{2028}' | '\u{2029}' | '\u{85}' => out.push('\n'),
-        _ => match LIGATURES.iter().find(|(ligature, _)| *ligature == character) {
+        _ => match LIGATURES
+            .iter()
+            .find(|(ligature, _)| *ligature == character)
+        {
             Some((_, letters)) => out.push_str(&letters.replace('ʼ', "'")),
             None => out.push(character),
         },
@@ -170,7 +182,10 @@ mod tests {
             ("Blue_Hair,  1girl", "Blue_Hair,  1girl"),
             ("“Ｆｕｌｌｗｉｄｔｈ”　ﬁne", "\"fullwidth\" fine"),
             ("it’s e\u{301}\u{a0}é", "it's é é"),
-            ("a &amp;amp; b &lt;3 &EACUTE; d&d &notit", "a & b <3 é d&d ¬it"),
+            (
+                "a &amp;amp; b &lt;3 &EACUTE; d&d &notit",
+                "a & b <3 é d&d ¬it",
+            ),
             ("<b> &ldquo;x&rdquo;", "<b> “x”"),
             ("\u{1b}[31mred\u{1b}[0m\u{feff}\u{7}", "red"),
             ("one\r\ntwo\u{2028}three", "one two three"),

@@ -1,13 +1,13 @@
-//! The Parquet columns of a data set, and the way between rows and Arrow batches. No I/O. Called by the
-//! writer and the reader. The column names are the paper's field names (notes 2.1); `outfit`, `identity`,
-//! `width`, `height` and
-//! `similar_positions` are ours (design, section 5).
+//! The Parquet columns of a data set, and the way between rows and Arrow batches. No I/O. Called by
+//! the writer and the reader. The column names are the paper's field names (notes 2.1); `outfit`,
+//! `identity`, `width`, `height` and `similar_positions` are ours (design, section 5).
 
 use std::sync::{Arc, LazyLock};
 
 use arrow_array::builder::{Float64Builder, ListBuilder, StringBuilder, UInt64Builder};
 use arrow_array::{
-    Array, ArrayRef, BinaryArray, Float64Array, ListArray, RecordBatch, StringArray, UInt32Array, UInt64Array,
+    Array, ArrayRef, BinaryArray, Float64Array, ListArray, RecordBatch, StringArray, UInt32Array,
+    UInt64Array,
 };
 use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef};
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use bytes::Bytes;
 use crate::sample::{Metadata, Sample};
 
 /// The columns that hold encoded pictures; all others are [`Metadata`].
-pub const PICTURE_COLUMNS: [&str; 2] = ["image", "mask"];
+pub const IMAGE_COLUMNS: [&str; 2] = ["image", "mask"];
 
 static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
     let list = |item| DataType::List(Arc::new(Field::new("item", item, true)));
@@ -85,7 +85,9 @@ pub fn to_batch(rows: &[Sample]) -> Result<RecordBatch, ArrowError> {
         Arc::new(list.finish())
     };
     let binary = |of: fn(&Sample) -> &Bytes| -> ArrayRef {
-        Arc::new(BinaryArray::from_iter_values(rows.iter().map(|r| of(r).as_ref())))
+        Arc::new(BinaryArray::from_iter_values(
+            rows.iter().map(|r| of(r).as_ref()),
+        ))
     };
     let identity = UInt64Array::from_iter_values(rows.iter().map(|r| r.metadata.identity));
     let mut boxes = ListBuilder::new(Float64Builder::new());
@@ -93,7 +95,9 @@ pub fn to_batch(rows: &[Sample]) -> Result<RecordBatch, ArrowError> {
     for row in rows {
         boxes.values().append_slice(&row.metadata.bbox);
         boxes.append(true);
-        positions.values().append_slice(&row.metadata.similar_positions);
+        positions
+            .values()
+            .append_slice(&row.metadata.similar_positions);
         positions.append(true);
     }
     let columns: Vec<ArrayRef> = vec![
@@ -175,7 +179,9 @@ pub fn rows_of(batch: &RecordBatch) -> Result<Vec<Sample>, ColumnError> {
 /// The column is missing or of another type.
 pub fn text_column(batch: &RecordBatch, column: &'static str) -> Result<Vec<String>, ColumnError> {
     let texts = typed::<StringArray>(batch, column, "text")?;
-    Ok((0..texts.len()).map(|row| texts.value(row).to_owned()).collect())
+    Ok((0..texts.len())
+        .map(|row| texts.value(row).to_owned())
+        .collect())
 }
 
 /// A column of 64-bit numbers, alone.
@@ -221,7 +227,11 @@ fn four_numbers(list: &ListArray, row: usize) -> Result<[f64; 4], ColumnError> {
         })
 }
 
-fn texts_of(list: &ListArray, row: usize, column: &'static str) -> Result<Vec<String>, ColumnError> {
+fn texts_of(
+    list: &ListArray,
+    row: usize,
+    column: &'static str,
+) -> Result<Vec<String>, ColumnError> {
     let item = list.value(row);
     let texts = item
         .as_any()

@@ -1,5 +1,6 @@
-//! Reads a data set: the manifest once, then single row groups by range reads, or the metadata columns of all
-//! rows. Cheap to clone; keeps only footers. It decodes no picture and caches no row; the loader does.
+//! Reads a data set: the manifest once, then single row groups by range reads, or the metadata
+//! columns of all rows. Cheap to clone; keeps only footers. It decodes no picture and caches no
+//! row; the loader does.
 
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use proto::dataset::{DATASET_FILE, DATASET_SCHEMA_VERSION, DatasetManifest};
 use tokio::sync::OnceCell;
 
 use crate::columns::{
-    ColumnError, PICTURE_COLUMNS, metadata_of, number_column, rows_of, schema, text_column,
+    ColumnError, IMAGE_COLUMNS, metadata_of, number_column, rows_of, schema, text_column,
 };
 use crate::parquet_object::ParquetObject;
 use crate::sample::{Metadata, Sample};
@@ -39,7 +40,10 @@ pub enum DatasetError {
         source: object_store::Error,
     },
     #[error("{DATASET_FILE} of {url:?} is not a data-set manifest")]
-    Json { url: String, source: serde_json::Error },
+    Json {
+        url: String,
+        source: serde_json::Error,
+    },
     #[error("{DATASET_FILE} of {url:?} contradicts itself: {what}")]
     Manifest { url: String, what: String },
     #[error("cannot read row group {group} of {path:?} of the data set {url:?}")]
@@ -56,8 +60,14 @@ pub enum DatasetError {
         group: usize,
         source: ColumnError,
     },
-    #[error("{path:?} of the data set {url:?} does not have the rows that {DATASET_FILE} says: {what}")]
-    Shape { url: String, path: String, what: String },
+    #[error(
+        "{path:?} of the data set {url:?} does not have the rows that {DATASET_FILE} says: {what}"
+    )]
+    Shape {
+        url: String,
+        path: String,
+        what: String,
+    },
     #[error("position {position} is outside the data set {url:?} of {samples} samples")]
     Position {
         url: String,
@@ -101,7 +111,9 @@ impl Dataset {
         let bytes = match get(store.as_ref(), &path).await {
             Ok(bytes) => bytes,
             Err(object_store::Error::NotFound { .. }) => {
-                return Err(DatasetError::Missing { url: url.to_owned() });
+                return Err(DatasetError::Missing {
+                    url: url.to_owned(),
+                });
             }
             Err(source) => {
                 return Err(DatasetError::Read {
@@ -145,8 +157,8 @@ impl Dataset {
         &self.inner.manifest
     }
 
-    /// SHA-256 of `dataset.json` in hex: what a job pins. It covers all files, because the manifest has their
-    /// hashes.
+    /// SHA-256 of `dataset.json` in hex: what a job pins. It covers all files, because the manifest
+    /// has their hashes.
     #[must_use]
     pub fn version(&self) -> &str {
         &self.inner.version
@@ -161,7 +173,10 @@ impl Dataset {
 
     /// Every row group with its first position, in order of position.
     pub fn groups(&self) -> impl Iterator<Item = (u64, GroupId)> + '_ {
-        self.inner.groups.iter().map(|(first, _, group)| (*first, *group))
+        self.inner
+            .groups
+            .iter()
+            .map(|(first, _, group)| (*first, *group))
     }
 
     /// Where a position lies: its row group, and the row inside it.
@@ -206,7 +221,7 @@ impl Dataset {
     /// As [`Self::rows_of_group`].
     pub async fn scan(&self) -> Result<Vec<Metadata>, DatasetError> {
         let wanted: Vec<usize> = (0..schema().fields().len())
-            .filter(|i| !PICTURE_COLUMNS.contains(&schema().field(*i).name().as_str()))
+            .filter(|i| !IMAGE_COLUMNS.contains(&schema().field(*i).name().as_str()))
             .collect();
         let mut rows = Vec::new();
         for (_, group) in self.groups() {
@@ -235,7 +250,12 @@ impl Dataset {
         let mut rows = Vec::new();
         for batch in reader {
             let batch = batch.map_err(|e| damaged(e.into()))?;
-            let read = || Ok((text_column(&batch, "id")?, number_column(&batch, "position")?));
+            let read = || {
+                Ok((
+                    text_column(&batch, "id")?,
+                    number_column(&batch, "position")?,
+                ))
+            };
             let (ids, positions) = read().map_err(|source| DatasetError::Columns {
                 url: self.inner.url.clone(),
                 path: file.path.clone(),
@@ -252,17 +272,24 @@ impl Dataset {
     /// # Errors
     /// Storage fails.
     pub async fn bytes_of(&self, path: &str) -> Result<Bytes, DatasetError> {
-        get(self.inner.store.as_ref(), &self.inner.prefix.clone().join(path))
-            .await
-            .map_err(|source| DatasetError::Read {
-                url: self.inner.url.clone(),
-                path: path.to_owned(),
-                source,
-            })
+        get(
+            self.inner.store.as_ref(),
+            &self.inner.prefix.clone().join(path),
+        )
+        .await
+        .map_err(|source| DatasetError::Read {
+            url: self.inner.url.clone(),
+            path: path.to_owned(),
+            source,
+        })
     }
 
     /// One row group as one batch; `columns` are indices into the schema.
-    async fn read(&self, group: GroupId, columns: Option<&[usize]>) -> Result<RecordBatch, DatasetError> {
+    async fn read(
+        &self,
+        group: GroupId,
+        columns: Option<&[usize]>,
+    ) -> Result<RecordBatch, DatasetError> {
         let file = &self.inner.manifest.files[group.file];
         let rows = file.row_groups[group.group] as usize;
         let failed = |source| DatasetError::Parquet {
@@ -278,9 +305,10 @@ impl Dataset {
                 format!("{} row groups", footer.metadata().num_row_groups()),
             ));
         }
-        let mut builder = ParquetRecordBatchStreamBuilder::new_with_metadata(self.reader(group.file), footer)
-            .with_row_groups(vec![group.group])
-            .with_batch_size(rows.max(1));
+        let mut builder =
+            ParquetRecordBatchStreamBuilder::new_with_metadata(self.reader(group.file), footer)
+                .with_row_groups(vec![group.group])
+                .with_batch_size(rows.max(1));
         if let Some(columns) = columns {
             let mask = ProjectionMask::roots(builder.parquet_schema(), columns.iter().copied());
             builder = builder.with_projection(mask);
@@ -293,9 +321,10 @@ impl Dataset {
             .map_err(failed)?;
         match <[RecordBatch; 1]>::try_from(batches) {
             Ok([batch]) if batch.num_rows() == rows => Ok(batch),
-            Ok([batch]) => {
-                Err(self.shape_error(group, format!("{} rows instead of {rows}", batch.num_rows())))
-            }
+            Ok([batch]) => Err(self.shape_error(
+                group,
+                format!("{} rows instead of {rows}", batch.num_rows()),
+            )),
             Err(batches) => Err(self.shape_error(group, format!("{} batches", batches.len()))),
         }
     }
@@ -304,7 +333,10 @@ impl Dataset {
         let load = || async {
             ArrowReaderMetadata::load_async(&mut self.reader(file), ArrowReaderOptions::new()).await
         };
-        self.inner.footers[file].get_or_try_init(load).await.cloned()
+        self.inner.footers[file]
+            .get_or_try_init(load)
+            .await
+            .cloned()
     }
 
     fn reader(&self, file: usize) -> ParquetObject {

@@ -73,8 +73,13 @@ fn summarize(manifest: &DatasetManifest, version: &str, rows: &[Metadata]) -> De
         identities: identities.len() as u64,
         artists: artists.len() as u64,
         files: manifest.files.len() as u64,
-        row_groups: manifest.files.iter().map(|f| f.row_groups.len() as u64).sum(),
-        size_bytes: manifest.files.iter().map(|f| f.size_bytes).sum::<u64>() + manifest.index.size_bytes,
+        row_groups: manifest
+            .files
+            .iter()
+            .map(|f| f.row_groups.len() as u64)
+            .sum(),
+        size_bytes: manifest.files.iter().map(|f| f.size_bytes).sum::<u64>()
+            + manifest.index.size_bytes,
         widths: range(|r| r.width),
         heights: range(|r| r.height),
         similar,

@@ -1,6 +1,6 @@
-//! One training example, ready for the model: pictures as bytes, masks, words, and every random number that
-//! the sample needs (law 2). Plain data; made by [`crate::prepare`], read by the `model` crate. No libtorch,
-//! no I/O.
+//! One training example, ready for the model: pictures as bytes, masks, words, and every random
+//! number that the sample needs (law 2). Plain data; made by [`crate::prepare`], read by the
+//! `model` crate. No libtorch, no I/O.
 
 use image::{GrayImage, RgbImage};
 pub use proto::sample::Concept;
@@ -29,7 +29,7 @@ pub struct Example {
 /// One picture that the target is to be drawn from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reference {
-    pub picture: RgbImage,
+    pub image: RgbImage,
     pub concept: Concept,
     /// Position of the sample that it was cut from.
     pub position: u64,

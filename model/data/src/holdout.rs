@@ -1,11 +1,11 @@
-//! Which characters training never shows, so that sampling can draw what the model has not seen. By a hash of
-//! the name: the same answer on every rank and after every restart, and independent of the order of the data
-//! set.
+//! Which characters training never shows, so that sampling can draw what the model has not seen. By
+//! a hash of the name: the same answer on every rank and after every restart, and independent of
+//! the order of the data set.
 
 use crate::random::hash_words;
 
-/// Whether all pictures of `character` are kept out of training. `share` is a probability over characters,
-/// 0..=1.
+/// Whether all pictures of `character` are kept out of training. `share` is a probability over
+/// characters, 0..=1.
 #[must_use]
 pub fn is_held_out(seed: u64, character: &str, share: f64) -> bool {
     // 53 bits are what an f64 holds exactly.

@@ -1,9 +1,10 @@
-//! Who was drawn? The nearest of K identities by colour inside the figure: the measure of the product's first
-//! milestone. Hair and clothes are large areas of few colours, so a histogram over them tells identities
-//! apart; pose does not matter.
+//! Who was drawn? The nearest of K identities by colour inside the figure: the measure of the
+//! product's first milestone. Hair and clothes are large areas of few colours, so a histogram over
+//! them tells identities apart; pose does not matter.
 //!
-//! A drawn picture has no mask. [`figure_mask`] finds one where the ground is plain, which a prompt with
-//! "simple_background, white_background" asks for; on a busy ground it takes the ground for figure.
+//! A drawn picture has no mask. [`figure_mask`] finds one where the ground is plain, which a prompt
+//! with "simple_background, white_background" asks for; on a busy ground it takes the ground for
+//! figure.
 
 use image::{GrayImage, RgbImage};
 
@@ -14,20 +15,20 @@ const SIDE: usize = 8;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Histogram(Vec<f32>);
 
-/// Counts the colours of `picture`, each pixel weighted by `mask`. A pixel is shared out over the eight
-/// nearest bins, so a small shift of colour moves a small share and never flips a bin.
+/// Counts the colours of `image`, each pixel weighted by `mask`. A pixel is shared out over the
+/// eight nearest bins, so a small shift of colour moves a small share and never flips a bin.
 ///
 /// # Panics
 /// When picture and mask differ in size.
 #[must_use]
-pub fn histogram(picture: &RgbImage, mask: &GrayImage) -> Histogram {
+pub fn histogram(image: &RgbImage, mask: &GrayImage) -> Histogram {
     assert_eq!(
-        picture.dimensions(),
+        image.dimensions(),
         mask.dimensions(),
         "a mask has its picture's size"
     );
     let mut bins = vec![0f32; SIDE * SIDE * SIDE];
-    for (pixel, weight) in picture.as_raw().chunks_exact(3).zip(mask.as_raw()) {
+    for (pixel, weight) in image.as_raw().chunks_exact(3).zip(mask.as_raw()) {
         if *weight > 0 {
             share_out(&mut bins, pixel, f32::from(*weight));
         }
@@ -74,22 +75,22 @@ pub fn nearest(drawn: &Histogram, candidates: &[Histogram]) -> Option<usize> {
 /// channels).
 const TOLERANCE: u8 = 36;
 
-/// The figure on a plain ground: what cannot be reached from the border through pixels of the ground's
-/// colour. The ground's colour is the median of the top edge and the upper halves of the sides, where figures
-/// seldom are.
+/// The figure on a plain ground: what cannot be reached from the border through pixels of the
+/// ground's colour. The ground's colour is the median of the top edge and the upper halves of the
+/// sides, where figures seldom are.
 ///
-/// Where that finds nothing or nearly everything (a busy ground, a picture of noise), it is the central
-/// ellipse instead, so that the answer is never empty.
+/// Where that finds nothing or nearly everything (a busy ground, a picture of noise), it is the
+/// central ellipse instead, so that the answer is never empty.
 #[must_use]
-pub fn figure_mask(picture: &RgbImage) -> GrayImage {
-    let (width, height) = picture.dimensions();
-    let ground = border_median(picture);
+pub fn figure_mask(image: &RgbImage) -> GrayImage {
+    let (width, height) = image.dimensions();
+    let background = border_median(image);
     let like_ground = |x: u32, y: u32| {
-        picture
+        image
             .get_pixel(x, y)
             .0
             .iter()
-            .zip(ground)
+            .zip(background)
             .all(|(a, b)| a.abs_diff(b) <= TOLERANCE)
     };
     let mut mask = GrayImage::from_pixel(width, height, image::Luma([255]));
@@ -113,7 +114,8 @@ pub fn figure_mask(picture: &RgbImage) -> GrayImage {
                 .filter(|(x, y)| *x < width && *y < height && like_ground(*x, *y)),
         );
     }
-    let covered = mask.as_raw().iter().filter(|v| **v > 0).count() as f64 / f64::from(width * height);
+    let covered =
+        mask.as_raw().iter().filter(|v| **v > 0).count() as f64 / f64::from(width * height);
     if (0.03..0.97).contains(&covered) {
         mask
     } else {
@@ -121,14 +123,14 @@ pub fn figure_mask(picture: &RgbImage) -> GrayImage {
     }
 }
 
-fn border_median(picture: &RgbImage) -> [u8; 3] {
-    let (width, height) = picture.dimensions();
+fn border_median(image: &RgbImage) -> [u8; 3] {
+    let (width, height) = image.dimensions();
     let sides = (0..height / 2).flat_map(|y| [(0, y), (width - 1, y)]);
     let border: Vec<(u32, u32)> = (0..width).map(|x| (x, 0)).chain(sides).collect();
     std::array::from_fn(|channel| {
         let mut values: Vec<u8> = border
             .iter()
-            .map(|(x, y)| picture.get_pixel(*x, *y).0[channel])
+            .map(|(x, y)| image.get_pixel(*x, *y).0[channel])
             .collect();
         values.sort_unstable();
         values[values.len() / 2]
@@ -167,7 +169,7 @@ fn share_out(bins: &mut [f32], pixel: &[u8], weight: f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::picture::resize;
+    use crate::image_file::resize;
     use image::Rgb;
 
     #[test]
@@ -184,12 +186,12 @@ mod tests {
 
     #[test]
     fn a_figure_on_a_plain_ground_is_cut_out() {
-        let mut picture = RgbImage::from_pixel(40, 40, Rgb([240, 240, 240]));
+        let mut image = RgbImage::from_pixel(40, 40, Rgb([240, 240, 240]));
         for y in 10..40 {
             for x in 14..26 {
                 // A hole of the ground's colour inside the figure belongs to the figure.
                 let inner = (18..22).contains(&x) && (15..20).contains(&y);
-                picture.put_pixel(
+                image.put_pixel(
                     x,
                     y,
                     if inner {
@@ -200,16 +202,23 @@ mod tests {
                 );
             }
         }
-        let mask = figure_mask(&picture);
+        let mask = figure_mask(&image);
         for (x, y, value) in mask.enumerate_pixels() {
-            assert_eq!(value.0[0] == 255, (14..26).contains(&x) && y >= 10, "{x} {y}");
+            assert_eq!(
+                value.0[0] == 255,
+                (14..26).contains(&x) && y >= 10,
+                "{x} {y}"
+            );
         }
     }
 
     #[test]
     fn without_a_figure_the_middle_is_taken() {
         let mask = figure_mask(&RgbImage::from_pixel(20, 20, Rgb([1, 2, 3])));
-        assert_eq!((mask.get_pixel(10, 10).0[0], mask.get_pixel(0, 0).0[0]), (255, 0));
+        assert_eq!(
+            (mask.get_pixel(10, 10).0[0], mask.get_pixel(0, 0).0[0]),
+            (255, 0)
+        );
         assert_eq!(
             nearest(&histogram(&resize(RgbImage::new(4, 4), 20, 20), &mask), &[]),
             None

@@ -1,5 +1,5 @@
-//! Reads the general form of a data set and writes ours. The form is a folder with pictures, masks and
-//! `samples.jsonl`, one JSON object per line with the paper's field names:
+//! Reads the general form of a data set and writes ours. The form is a folder with pictures, masks
+//! and `samples.jsonl`, one JSON object per line with the paper's field names:
 //!
 //! | field | meaning |
 //! |---|---|
@@ -14,10 +14,10 @@
 //! | `image` | path of a PNG, JPEG or WebP inside the folder |
 //! | `mask` | path of a grey picture of the same size, 255 on the figure; left out: the picture's own alpha |
 //!
-//! A guessed face is the upper part of the mask, and counted in the report. Transparent pictures are stored
-//! over white. A row that cannot be used is reported with its line and reason and left out; a `similar` that
-//! names a row that is not there (or was left out) is reported and dropped. With `strict`, anything reported
-//! makes the import fail before `dataset.json` is written.
+//! A guessed face is the upper part of the mask, and counted in the report. Transparent pictures
+//! are stored over white. A row that cannot be used is reported with its line and reason and left
+//! out; a `similar` that names a row that is not there (or was left out) is reported and dropped.
+//! With `strict`, anything reported makes the import fail before `dataset.json` is written.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::BufRead;
@@ -28,7 +28,7 @@ use image::{DynamicImage, GrayImage, Rgb};
 use proto::dataset::DatasetManifest;
 use serde::{Deserialize, Serialize};
 
-use crate::picture::{PictureError, encode_gray, encode_rgb, flatten, mask_region, open_picture};
+use crate::image_file::{ImageError, encode_gray, encode_rgb, flatten, mask_region, open_image};
 use crate::sample::{Metadata, Sample, join_tags, split_tags};
 use crate::verify::check_box;
 use crate::writer::{DatasetWriter, WriteError, WriteOptions};
@@ -37,8 +37,12 @@ pub const SAMPLES_FILE: &str = "samples.jsonl";
 
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    #[error("cannot read {}; an import folder holds {SAMPLES_FILE}, pictures and masks", path.display())]
-    Read { path: PathBuf, source: std::io::Error },
+    #[error("cannot read {}; an import folder holds {SAMPLES_FILE}, pictures and \
+    masks", path.display())]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error(
         "strict: {} of {} rows of {SAMPLES_FILE} were rejected and {} links dropped, \
          no data set was made; the first: {}",
@@ -191,17 +195,25 @@ fn check_fields(mut row: Row, line: u64, ids: &mut BTreeMap<String, u64>) -> Res
     Ok(row)
 }
 
-/// Rows that belong together, by outfit or by `similar`, in the order of their first lines. Links that lead
-/// nowhere are dropped here.
+/// Rows that belong together, by outfit or by `similar`, in the order of their first lines. Links
+/// that lead nowhere are dropped here.
 fn groups(mut rows: Vec<Row>, report: &mut ImportReport) -> Vec<Vec<Row>> {
-    let index: BTreeMap<String, usize> = rows.iter().enumerate().map(|(i, r)| (r.id.clone(), i)).collect();
+    let index: BTreeMap<String, usize> = rows
+        .iter()
+        .enumerate()
+        .map(|(i, r)| (r.id.clone(), i))
+        .collect();
     let who = |row: &Row| (row.character.clone(), row.artists.clone());
     let people: Vec<(String, String)> = rows.iter().map(who).collect();
     let mut links = Links::new(rows.len());
     let mut outfits: BTreeMap<(String, String, String), usize> = BTreeMap::new();
     for (i, row) in rows.iter_mut().enumerate() {
         if !row.outfit.is_empty() {
-            let key = (row.character.clone(), row.artists.clone(), row.outfit.clone());
+            let key = (
+                row.character.clone(),
+                row.artists.clone(),
+                row.outfit.clone(),
+            );
             links.join(i, *outfits.entry(key).or_insert(i));
         }
         let (line, own) = (row.line, row.id.clone());
@@ -235,10 +247,10 @@ fn groups(mut rows: Vec<Row>, report: &mut ImportReport) -> Vec<Vec<Row>> {
 fn load_group(folder: &Path, group: Vec<Row>, report: &mut ImportReport) -> Vec<Sample> {
     let mut loaded = Vec::new();
     for row in group {
-        match load_pictures(folder, &row) {
-            Ok(pictures) => {
+        match load_images(folder, &row) {
+            Ok(images) => {
                 report.guessed_boxes += u64::from(row.bbox.is_none());
-                loaded.push((row, pictures));
+                loaded.push((row, images));
             }
             Err(reason) => report.rejected.push((row.line, reason)),
         }
@@ -256,9 +268,10 @@ fn load_group(folder: &Path, group: Vec<Row>, report: &mut ImportReport) -> Vec<
             let mut similar = row.similar.clone().unwrap_or_else(|| same_outfit(row));
             similar.retain(|id| {
                 if !here.contains(id) {
-                    report
-                        .dropped
-                        .push((row.line, format!("similar names {id:?}, which was rejected")));
+                    report.dropped.push((
+                        row.line,
+                        format!("similar names {id:?}, which was rejected"),
+                    ));
                 }
                 here.contains(id)
             });
@@ -268,27 +281,27 @@ fn load_group(folder: &Path, group: Vec<Row>, report: &mut ImportReport) -> Vec<
     loaded
         .into_iter()
         .zip(similar)
-        .map(|((row, pictures), similar)| Sample {
+        .map(|((row, images), similar)| Sample {
             metadata: Metadata {
                 id: row.id,
                 character: row.character,
                 artists: row.artists,
                 outfit: row.outfit,
-                bbox: pictures.bbox,
+                bbox: images.bbox,
                 prompts: row.prompts,
                 cloths: row.cloths,
                 similar,
-                width: pictures.width,
-                height: pictures.height,
+                width: images.width,
+                height: images.height,
                 ..Metadata::default()
             },
-            image: pictures.image,
-            mask: pictures.mask,
+            image: images.image,
+            mask: images.mask,
         })
         .collect()
 }
 
-struct Pictures {
+struct Images {
     image: Bytes,
     mask: Bytes,
     bbox: [f64; 4],
@@ -296,29 +309,33 @@ struct Pictures {
     height: u32,
 }
 
-fn load_pictures(folder: &Path, row: &Row) -> Result<Pictures, String> {
-    let text = |e: PictureError| e.to_string();
+fn load_images(folder: &Path, row: &Row) -> Result<Images, String> {
+    let text = |e: ImageError| e.to_string();
     let bytes = read_inside(folder, "image", &row.image)?;
-    let picture = open_picture("image", &bytes).map_err(text)?;
-    let (width, height) = (picture.width(), picture.height());
-    let transparent = picture.color().has_alpha();
+    let image = open_image("image", &bytes).map_err(text)?;
+    let (width, height) = (image.width(), image.height());
+    let transparent = image.color().has_alpha();
     let mask = match &row.mask {
         Some(path) => load_mask(folder, path, width, height)?,
-        None if transparent => alpha(&picture),
+        None if transparent => alpha(&image),
         None => {
-            return Err("there is no mask: name a mask file, or give the image an alpha channel".to_owned());
+            return Err(
+                "there is no mask: name a mask file, or give the image an alpha channel".to_owned(),
+            );
         }
     };
     let bbox = match row.bbox {
         Some(bbox) => bbox,
-        None => guess_face(&mask).ok_or("the mask is empty, so no face can be guessed; give a bbox")?,
+        None => {
+            guess_face(&mask).ok_or("the mask is empty, so no face can be guessed; give a bbox")?
+        }
     };
     let image = if transparent {
-        encode_rgb(flatten(picture, Rgb([255, 255, 255]))).map_err(text)?
+        encode_rgb(flatten(image, Rgb([255, 255, 255]))).map_err(text)?
     } else {
         bytes
     };
-    Ok(Pictures {
+    Ok(Images {
         image,
         mask: encode_gray(mask).map_err(text)?,
         bbox,
@@ -329,7 +346,7 @@ fn load_pictures(folder: &Path, row: &Row) -> Result<Pictures, String> {
 
 fn load_mask(folder: &Path, path: &str, width: u32, height: u32) -> Result<GrayImage, String> {
     let bytes = read_inside(folder, "mask", path)?;
-    let mask = open_picture("mask", &bytes)
+    let mask = open_image("mask", &bytes)
         .map_err(|e| e.to_string())?
         .into_luma8();
     if mask.dimensions() != (width, height) {
@@ -341,9 +358,9 @@ fn load_mask(folder: &Path, path: &str, width: u32, height: u32) -> Result<GrayI
     Ok(mask)
 }
 
-/// A face where nobody marked one: a square of 0.3 of the figure's height at its upper end. Thin tips above
-/// the head (a raised sword, a feather) are skipped: the head begins where a row is a quarter as wide as the
-/// widest.
+/// A face where nobody marked one: a square of 0.3 of the figure's height at its upper end. Thin
+/// tips above the head (a raised sword, a feather) are skipped: the head begins where a row is a
+/// quarter as wide as the widest.
 fn guess_face(mask: &GrayImage) -> Option<[f64; 4]> {
     let (width, height) = (f64::from(mask.width()), f64::from(mask.height()));
     let whole = mask_region(mask)?;
@@ -378,13 +395,14 @@ fn guess_face(mask: &GrayImage) -> Option<[f64; 4]> {
     ])
 }
 
-fn alpha(picture: &DynamicImage) -> GrayImage {
-    let rgba = picture.to_rgba8();
+fn alpha(image: &DynamicImage) -> GrayImage {
+    let rgba = image.to_rgba8();
     let values = rgba.as_raw().chunks_exact(4).map(|p| p[3]).collect();
     GrayImage::from_vec(rgba.width(), rgba.height(), values).expect("one alpha for each pixel")
 }
 
-/// A file of the folder; a path that leaves it is refused, because import folders come from strangers.
+/// A file of the folder; a path that leaves it is refused, because import folders come from
+/// strangers.
 fn read_inside(folder: &Path, field: &str, path: &str) -> Result<Bytes, String> {
     let relative = Path::new(path);
     if !relative
@@ -400,7 +418,8 @@ fn read_inside(folder: &Path, field: &str, path: &str) -> Result<Bytes, String> 
         .map_err(|e| format!("{field} {path:?} cannot be read: {e}"))
 }
 
-/// Union-find: which rows are linked, directly or through others. The smallest index of a group is its root.
+/// Union-find: which rows are linked, directly or through others. The smallest index of a group is
+/// its root.
 struct Links {
     parent: Vec<usize>,
 }

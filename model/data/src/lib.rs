@@ -1,6 +1,7 @@
-//! What a sample is, without libtorch: the Parquet data set, the order and randomness of training, reference
-//! choice, crops and masks, import and verification. The `model` crate turns an [`example::Example`] into tensors; the
-//! rank asks the [`loader::Loader`] for them. Nothing here draws: that is `figures`.
+//! What a sample is, without libtorch: the Parquet data set, the order and randomness of training,
+//! reference choice, crops and masks, import and verification. The `model` crate turns an
+//! [`example::Example`] into tensors; the rank asks the [`loader::Loader`] for them. Nothing here
+//! draws: that is `figures`.
 
 mod cache;
 mod clean;
@@ -12,11 +13,11 @@ pub mod example;
 mod example_data;
 pub mod holdout;
 pub mod identity;
+pub mod image_file;
 pub mod import;
 pub mod loader;
 pub mod order;
 mod parquet_object;
-pub mod picture;
 pub mod prepare;
 pub mod prompt;
 pub mod random;

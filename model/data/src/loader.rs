@@ -1,7 +1,7 @@
-//! The samples of a step, decoded and prepared, from a data set anywhere. Keeps row groups and decoded
-//! pictures in memory up to a bound. Decides nothing about when: prefetching the next step is the rank's
-//! business (clone the loader into a task). Every answer is a pure function of the job's data section and the
-//! step (laws 1 and 2), whatever the cache holds.
+//! The samples of a step, decoded and prepared, from a data set anywhere. Keeps row groups and
+//! decoded pictures in memory up to a bound. Decides nothing about when: prefetching the next step
+//! is the rank's business (clone the loader into a task). Every answer is a pure function of the
+//! job's data section and the step (laws 1 and 2), whatever the cache holds.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,8 +14,8 @@ use crate::cache::Cache;
 use crate::dataset::{Dataset, DatasetError, GroupId};
 use crate::example::Example;
 use crate::holdout::is_held_out;
+use crate::image_file::{Decoded, ImageError, decode};
 use crate::order::SampleOrder;
-use crate::picture::{Decoded, PictureError, decode};
 use crate::prepare::{Shown, prepare};
 use crate::reference::{Slot, Source, choose};
 use crate::sample::{Metadata, Sample};
@@ -36,10 +36,11 @@ pub enum LoadError {
         group: usize,
         row: usize,
         id: String,
-        source: PictureError,
+        source: ImageError,
     },
     #[error(
-        "row {row} (id {id:?}) of row group {group} of {path:?} names position {similar} as similar, \
+        "row {row} (id {id:?}) of row group {group} of {path:?} names position {similar} as \
+        similar, \
          which is not in its row group"
     )]
     Similar {
@@ -59,7 +60,8 @@ pub enum LoadError {
         pinned: String,
     },
     #[error(
-        "nothing to train on in {url:?}: {held_out} of {samples} samples are held out and {alone} have \
+        "nothing to train on in {url:?}: {held_out} of {samples} samples are held out and {alone} \
+        have \
          no similar picture"
     )]
     NothingToTrain {
@@ -98,7 +100,11 @@ pub struct LoaderOptions {
 impl LoaderOptions {
     /// What an architecture is shown, with so much memory.
     #[must_use]
-    pub fn new(architecture: &ArchitectureSpec, cache_bytes: usize, version: Option<String>) -> Self {
+    pub fn new(
+        architecture: &ArchitectureSpec,
+        cache_bytes: usize,
+        version: Option<String>,
+    ) -> Self {
         Self {
             shown: architecture.into(),
             cache_bytes,
@@ -127,8 +133,8 @@ struct Inner {
 }
 
 impl Loader {
-    /// Opens the data set of a job and reads its metadata columns once, to know which samples training may
-    /// show.
+    /// Opens the data set of a job and reads its metadata columns once, to know which samples
+    /// training may show.
     ///
     /// # Errors
     /// The data set is missing, damaged, of another version, or leaves nothing to train on.
@@ -235,7 +241,8 @@ impl Loader {
         global_batch: u32,
         range: Range<u32>,
     ) -> Result<Vec<Example>, LoadError> {
-        self.examples_at(self.places(step, global_batch, range)?).await
+        self.examples_at(self.places(step, global_batch, range)?)
+            .await
     }
 
     /// The examples at any places (epoch, position), held out or not: sampling uses this.
@@ -248,16 +255,19 @@ impl Loader {
             let (group, _) = self.inner.dataset.group_of(*position)?;
             missing.entry(group).or_insert(());
         }
-        let groups: BTreeMap<GroupId, Arc<Vec<Sample>>> = futures::stream::iter(missing.into_keys())
-            .map(|group| async move { Ok::<_, LoadError>((group, self.group(group).await?)) })
-            .buffered(PARALLEL_READS)
-            .try_collect()
-            .await?;
-        // Decoding and resizing are real work: off the async threads, whose heartbeats must not wait for it, and on
-        // all cores, because a GPU asks for more pictures than one core prepares.
+        let groups: BTreeMap<GroupId, Arc<Vec<Sample>>> =
+            futures::stream::iter(missing.into_keys())
+                .map(|group| async move { Ok::<_, LoadError>((group, self.group(group).await?)) })
+                .buffered(PARALLEL_READS)
+                .try_collect()
+                .await?;
+        // Decoding and resizing are real work: off the async threads, whose heartbeats must not
+        // wait for it, and on all cores, because a GPU asks for more pictures than one core
+        // prepares.
         let groups = Arc::new(groups);
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let parts: Vec<Vec<(u64, u64)>> = places.chunks(EXAMPLES_AT_ONCE).map(<[_]>::to_vec).collect();
+        let parts: Vec<Vec<(u64, u64)>> =
+            places.chunks(EXAMPLES_AT_ONCE).map(<[_]>::to_vec).collect();
         let parts: Vec<Vec<Example>> = futures::stream::iter(parts)
             .map(|part| {
                 let (inner, groups) = (Arc::clone(&self.inner), Arc::clone(&groups));
@@ -293,7 +303,10 @@ impl Loader {
             return Ok(rows);
         }
         let rows = Arc::new(self.inner.dataset.rows_of_group(group).await?);
-        let bytes = rows.iter().map(|r| r.image.len() + r.mask.len() + 512).sum();
+        let bytes = rows
+            .iter()
+            .map(|r| r.image.len() + r.mask.len() + 512)
+            .sum();
         lock(&self.inner.groups).put(group, Arc::clone(&rows), bytes);
         Ok(rows)
     }
@@ -339,11 +352,23 @@ impl Inner {
             };
             references.push((slot, from));
         }
-        let references: Vec<(Slot, &Decoded)> = references.iter().map(|(s, d)| (*s, d.as_ref())).collect();
-        Ok(prepare(&self.data, &self.shown, epoch, &target, &references))
+        let references: Vec<(Slot, &Decoded)> =
+            references.iter().map(|(s, d)| (*s, d.as_ref())).collect();
+        Ok(prepare(
+            &self.data,
+            &self.shown,
+            epoch,
+            &target,
+            &references,
+        ))
     }
 
-    fn decode(&self, group: GroupId, rows: &[Sample], position: u64) -> Result<Arc<Decoded>, LoadError> {
+    fn decode(
+        &self,
+        group: GroupId,
+        rows: &[Sample],
+        position: u64,
+    ) -> Result<Arc<Decoded>, LoadError> {
         if let Some(decoded) = lock(&self.decoded).get(position) {
             return Ok(decoded);
         }

@@ -1,13 +1,14 @@
-//! Law 1: which sample stands where in the endless sequence of training. A seeded permutation of each epoch
-//! with O(1) random access (a Feistel network with cycle walking, Black and Rogaway 2002), so that any rank
-//! can find the samples of any step without a cursor, and the world size never matters. Pure; called by the
-//! loader and by provenance questions.
+//! Law 1: which sample stands where in the endless sequence of training. A seeded permutation of
+//! each epoch with O(1) random access (a Feistel network with cycle walking, Black and Rogaway
+//! 2002), so that any rank can find the samples of any step without a cursor, and the world size
+//! never matters. Pure; called by the loader and by provenance questions.
 
 use crate::random::hash_words;
 
 const ROUNDS: usize = 6;
 
-/// The order in which `samples` things are seen. Positions count within the list that is trained on.
+/// The order in which `samples` things are seen. Positions count within the list that is trained
+/// on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SampleOrder {
     seed: u64,
@@ -18,7 +19,8 @@ pub struct SampleOrder {
 
 impl SampleOrder {
     /// # Panics
-    /// With no samples there is no sequence; the loader refuses an empty data set before it comes here.
+    /// With no samples there is no sequence; the loader refuses an empty data set before it comes
+    /// here.
     #[must_use]
     pub fn new(seed: u64, samples: u64) -> Self {
         assert!(samples > 0, "an order needs at least one sample");
@@ -41,12 +43,17 @@ impl SampleOrder {
     /// When `index` is not below the number of samples.
     #[must_use]
     pub fn position(&self, epoch: u64, index: u64) -> u64 {
-        assert!(index < self.samples, "index {index} of {} samples", self.samples);
+        assert!(
+            index < self.samples,
+            "index {index} of {} samples",
+            self.samples
+        );
         let keys = self.round_keys(epoch);
         let mut at = index;
         loop {
-            // The domain is less than four times the samples, so this walk is short, and it ends because the
-            // network is a bijection: the walk must come back into the range that it started from.
+            // The domain is less than four times the samples, so this walk is short, and it ends
+            // because the network is a bijection: the walk must come back into the range that it
+            // started from.
             at = self.permute(at, &keys);
             if at < self.samples {
                 return at;
@@ -67,15 +74,27 @@ impl SampleOrder {
     ///
     /// # Panics
     /// For step 0, which is the state before any update.
-    pub fn samples_of_step(&self, step: u64, global_batch: u32) -> impl Iterator<Item = (u64, u64)> + use<> {
-        assert!(step > 0, "step 0 has no samples: the first update is step 1");
+    pub fn samples_of_step(
+        &self,
+        step: u64,
+        global_batch: u32,
+    ) -> impl Iterator<Item = (u64, u64)> + use<> {
+        assert!(
+            step > 0,
+            "step 0 has no samples: the first update is step 1"
+        );
         let order = *self;
         let first = (step - 1) * u64::from(global_batch);
         (first..first + u64::from(global_batch)).map(move |place| order.at(place))
     }
 
     fn round_keys(&self, epoch: u64) -> [u64; ROUNDS] {
-        std::array::from_fn(|round| hash_words(self.seed, &["order", &epoch.to_string(), &round.to_string()]))
+        std::array::from_fn(|round| {
+            hash_words(
+                self.seed,
+                &["order", &epoch.to_string(), &round.to_string()],
+            )
+        })
     }
 
     fn permute(&self, value: u64, keys: &[u64; ROUNDS]) -> u64 {

@@ -1,5 +1,5 @@
-//! An object in storage as the Parquet reader wants it: a few byte ranges, fetched together. Only the
-//! data-set reader uses it.
+//! An object in storage as the Parquet reader wants it: a few byte ranges, fetched together. Only
+//! the data-set reader uses it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -26,12 +26,24 @@ pub(crate) struct ParquetObject {
 
 impl AsyncFileReader for ParquetObject {
     fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes>> {
-        async move { self.store.get_range(&self.path, range).await.map_err(external) }.boxed()
+        async move {
+            self.store
+                .get_range(&self.path, range)
+                .await
+                .map_err(external)
+        }
+        .boxed()
     }
 
     fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, Result<Vec<Bytes>>> {
         // The store joins neighbouring ranges: the columns of one row group become one request.
-        async move { self.store.get_ranges(&self.path, &ranges).await.map_err(external) }.boxed()
+        async move {
+            self.store
+                .get_ranges(&self.path, &ranges)
+                .await
+                .map_err(external)
+        }
+        .boxed()
     }
 
     fn get_metadata<'a>(

@@ -1,6 +1,6 @@
-//! From decoded samples to one training example (paper, section 5.1 and A.4; notes 3.8). Pure: no I/O, and
-//! every random number comes from [`crate::random`], so the same arguments give the same example on any rank
-//! (law 2).
+//! From decoded samples to one training example (paper, section 5.1 and A.4; notes 3.8). Pure: no
+//! I/O, and every random number comes from [`crate::random`], so the same arguments give the same
+//! example on any rank (law 2).
 
 use image::{Rgb, RgbImage};
 use proto::spec::{ArchitectureSpec, Clothes, Data, References, Task};
@@ -8,7 +8,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::example::{Concept, Example, Reference};
-use crate::picture::{
+use crate::image_file::{
     Along, Decoded, Region, crop, face_region, fill, mask_region, on_pad, place, region_mask,
     replace_background,
 };
@@ -46,9 +46,9 @@ pub fn prepare(
     let stream = |purpose| random(data.seed, epoch, target.position, purpose);
     let (mut crops, mut pads) = (stream(Purpose::Crop), stream(Purpose::Pad));
     let side = data.resolution;
-    let (width, height) = target.picture.dimensions();
+    let (width, height) = target.image.dimensions();
     let at = place(width, height, side, 1.0, anywhere(&mut crops));
-    let picture = on_pad(target.picture.clone(), at, side, colour(&mut pads));
+    let image = on_pad(target.image.clone(), at, side, colour(&mut pads));
     let face = face_region(target.metadata.bbox, 1.0, at.width, at.height);
     let face = Region {
         x: face.x + at.x,
@@ -58,14 +58,16 @@ pub fn prepare(
     let dropped = stream(Purpose::PromptDrop).random_bool(data.prompt_drop.clamp(0.0, 1.0));
     Example {
         position: target.position,
-        target: picture,
+        target: image,
         target_mask: region_mask(side, at),
         face_mask: region_mask(side, face),
         references: shown
             .references
             .iter()
             .flat_map(|how| slots.iter().map(move |slot| (how, slot)))
-            .map(|(how, (slot, from))| reference(how, side, *slot, from, &mut crops, colour(&mut pads)))
+            .map(|(how, (slot, from))| {
+                reference(how, side, *slot, from, &mut crops, colour(&mut pads))
+            })
             .collect(),
         prompt: if dropped {
             String::new()
@@ -77,8 +79,8 @@ pub fn prepare(
     }
 }
 
-/// One reference on request, on a square of so many pixels: cut out of a sample under a concept, or without one as the task has it. `seed` and `slot`
-/// set what is random in it.
+/// One reference on request, on a square of so many pixels: cut out of a sample under a concept, or
+/// without one as the task has it. `seed` and `slot` set what is random in it.
 #[must_use]
 pub fn named_reference(
     how: &References,
@@ -90,14 +92,14 @@ pub fn named_reference(
 ) -> Reference {
     let stream = |purpose| random(seed, slot, from.position, purpose);
     let face = stream(Purpose::Concept).random_bool(how.face_probability.clamp(0.0, 1.0));
-    let wish = concept.unwrap_or(match how.task {
+    let requested = concept.unwrap_or(match how.task {
         Task::Reconstruction => Concept::Figure,
         Task::Composition | Task::Multitask if face => Concept::Face,
         Task::Composition | Task::Multitask => Concept::Clothes,
     });
     let slot = Slot {
         source: Source::Similar(0),
-        wish,
+        requested,
     };
     reference(
         how,
@@ -109,8 +111,8 @@ pub fn named_reference(
     )
 }
 
-/// Cuts one reference out of a sample. Whether the clothes are shown at all depends on how much the face
-/// fills.
+/// Cuts one reference out of a sample. Whether the clothes are shown at all depends on how much the
+/// face fills.
 fn reference(
     how: &References,
     side: u32,
@@ -121,34 +123,36 @@ fn reference(
 ) -> Reference {
     let [_, _, face_width, face_height] = from.metadata.bbox;
     let mostly_face = face_width * face_height > how.figure_threshold;
-    let concept = if slot.wish == Concept::Clothes && mostly_face {
+    let concept = if slot.requested == Concept::Clothes && mostly_face {
         Concept::Figure
     } else {
-        slot.wish
+        slot.requested
     };
     let cut = match concept {
-        Concept::Face => crop(&from.picture, from.face(how.face_enlargement)),
+        Concept::Face => crop(&from.image, from.face(how.face_enlargement)),
         Concept::Clothes => clothes(how.clothes, from, rng, pad),
         Concept::Figure => whole(how, from, slot.source, rng),
     };
     let scale = rng.random_range(how.scale..=1.0);
     let at = place(cut.width(), cut.height(), side, scale, anywhere(rng));
     Reference {
-        picture: on_pad(cut, at, side, pad),
+        image: on_pad(cut, at, side, pad),
         concept,
         position: from.position,
     }
 }
 
-/// The picture without its face, which is cut off below the chin or painted over; and with the background kept or
-/// replaced by the pad's colour (both are seen in the paper's figures, notes 1.2).
+/// The picture without its face, which is cut off below the chin or painted over; and with the
+/// background kept or replaced by the pad's colour (both are seen in the paper's figures, notes
+/// 1.2).
 fn clothes(how: Clothes, from: &Decoded, rng: &mut ChaCha8Rng, pad: Rgb<u8>) -> RgbImage {
     let cut_off = rng.random_bool(how.cut_off.clamp(0.0, 1.0));
     let keep_background = rng.random_bool(how.background.clamp(0.0, 1.0));
-    let (width, height) = from.picture.dimensions();
+    let (width, height) = from.image.dimensions();
     let face = from.face(1.0);
     let below = height - face.bottom();
-    let cut_off = cut_off && below > 0 && f64::from(below) >= how.cut_off_minimum * f64::from(height);
+    let cut_off =
+        cut_off && below > 0 && f64::from(below) >= how.cut_off_minimum * f64::from(height);
     let mut region = if cut_off {
         Region {
             x: 0,
@@ -159,31 +163,34 @@ fn clothes(how: Clothes, from: &Decoded, rng: &mut ChaCha8Rng, pad: Rgb<u8>) -> 
     } else {
         Region::whole(width, height)
     };
-    let mut picture = from.picture.clone();
+    let mut image = from.image.clone();
     if !keep_background {
-        replace_background(&mut picture, &from.mask, pad);
+        replace_background(&mut image, &from.mask, pad);
         let figure = mask_region(&from.mask).and_then(|figure| figure.intersection(&region));
         region = figure.unwrap_or(region);
     }
     if !cut_off {
-        fill(&mut picture, face, pad);
+        fill(&mut image, face, pad);
     }
-    crop(&picture, region)
+    crop(&image, region)
 }
 
-/// The whole picture; of the target itself only a random part, because an identical reference teaches
-/// copying.
+/// The whole picture; of the target itself only a random part, because an identical reference
+/// teaches copying.
 fn whole(how: &References, from: &Decoded, source: Source, rng: &mut ChaCha8Rng) -> RgbImage {
     if source != Source::Target {
-        return from.picture.clone();
+        return from.image.clone();
     }
-    let (width, height) = (f64::from(from.picture.width()), f64::from(from.picture.height()));
+    let (width, height) = (
+        f64::from(from.image.width()),
+        f64::from(from.image.height()),
+    );
     let share = rng.random_range(how.scale..=1.0);
     let Along { x, y } = anywhere(rng);
     let (left, top) = (width * (1.0 - share) * x, height * (1.0 - share) * y);
-    let (w, h) = from.picture.dimensions();
+    let (w, h) = from.image.dimensions();
     crop(
-        &from.picture,
+        &from.image,
         Region::clipped(left, top, left + width * share, top + height * share, w, h),
     )
 }
@@ -212,11 +219,11 @@ mod tests {
 
     /// A "figure": face in the upper half, clothes below, background left and right.
     fn figure(position: u64, width: u32, height: u32) -> Decoded {
-        let mut picture = RgbImage::from_pixel(width, height, BACK);
+        let mut image = RgbImage::from_pixel(width, height, BACK);
         let mut mask = GrayImage::new(width, height);
         for y in height / 8..height {
             for x in width / 4..width * 3 / 4 {
-                picture.put_pixel(x, y, if y < height / 2 { SKIN } else { CLOTH });
+                image.put_pixel(x, y, if y < height / 2 { SKIN } else { CLOTH });
                 mask.put_pixel(x, y, image::Luma([255]));
             }
         }
@@ -230,15 +237,15 @@ mod tests {
         Decoded {
             position,
             metadata,
-            picture,
+            image,
             mask,
         }
     }
 
-    fn slot(wish: Concept) -> Slot {
+    fn slot(requested: Concept) -> Slot {
         Slot {
             source: Source::Similar(0),
-            wish,
+            requested,
         }
     }
 
@@ -246,8 +253,8 @@ mod tests {
         a.0.iter().zip(b.0).all(|(a, b)| a.abs_diff(b) < 40)
     }
 
-    fn count(picture: &RgbImage, colour: Rgb<u8>) -> usize {
-        picture.pixels().filter(|p| close(**p, colour)).count()
+    fn count(image: &RgbImage, colour: Rgb<u8>) -> usize {
+        image.pixels().filter(|p| close(**p, colour)).count()
     }
 
     #[test]
@@ -255,7 +262,11 @@ mod tests {
         let target = figure(1, 48, 96);
         let example = prepare(&data(), &shown(), 0, &target, &[]);
         assert_eq!(example.target.dimensions(), (64, 64));
-        let inside = example.target_mask.pixels().filter(|p| p.0[0] == 255).count();
+        let inside = example
+            .target_mask
+            .pixels()
+            .filter(|p| p.0[0] == 255)
+            .count();
         assert_eq!(inside, 32 * 64);
         let pad = example
             .target
@@ -278,7 +289,10 @@ mod tests {
             for (x, y, pixel) in example.target.enumerate_pixels() {
                 if example.face_mask.get_pixel(x, y).0[0] == 255 {
                     faces += 1;
-                    assert!(close(*pixel, SKIN), "position {position} at {x} {y}: {pixel:?}");
+                    assert!(
+                        close(*pixel, SKIN),
+                        "position {position} at {x} {y}: {pixel:?}"
+                    );
                 }
             }
             assert_eq!(faces, 16 * 24);
@@ -294,16 +308,22 @@ mod tests {
                 ..target.clone()
             };
             let from = figure(100, 64, 64);
-            let slots = [(slot(Concept::Clothes), &from), (slot(Concept::Face), &from)];
+            let slots = [
+                (slot(Concept::Clothes), &from),
+                (slot(Concept::Face), &from),
+            ];
             let example = prepare(&data(), &shown(), 0, &target, &slots);
             let (clothes, face) = (&example.references[0], &example.references[1]);
-            assert_eq!((clothes.concept, face.concept), (Concept::Clothes, Concept::Face));
+            assert_eq!(
+                (clothes.concept, face.concept),
+                (Concept::Clothes, Concept::Face)
+            );
             // The pad may by chance look like skin; the true face covers far more than chance.
-            assert!(count(&clothes.picture, CLOTH) > 250, "position {position}");
-            assert!(count(&face.picture, SKIN) > 900, "position {position}");
-            let greens = count(&face.picture, CLOTH);
+            assert!(count(&clothes.image, CLOTH) > 250, "position {position}");
+            assert!(count(&face.image, SKIN) > 900, "position {position}");
+            let greens = count(&face.image, CLOTH);
             assert!(
-                greens < count(&clothes.picture, CLOTH) * 2,
+                greens < count(&clothes.image, CLOTH) * 2,
                 "position {position}: {greens}"
             );
         }
@@ -324,7 +344,7 @@ mod tests {
             };
             let slots = [(slot(Concept::Clothes), &from)];
             let example = prepare(&data(), &shown, 0, &figure(3, 64, 64), &slots);
-            count(&example.references[0].picture, BACK)
+            count(&example.references[0].image, BACK)
         };
         let always = |cut_off: bool, background: bool| Clothes {
             cut_off: f64::from(u8::from(cut_off)),
@@ -366,7 +386,7 @@ mod tests {
         assert_eq!(once, prepare(&data(), &shown(), 0, &target, &slots));
         let later = prepare(&data(), &shown(), 1, &target, &slots);
         assert_ne!(once.noise_seed, later.noise_seed);
-        assert_ne!(once.references[0].picture, later.references[0].picture);
+        assert_ne!(once.references[0].image, later.references[0].image);
     }
 
     #[test]

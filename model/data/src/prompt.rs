@@ -1,4 +1,5 @@
-//! CLIP's tokenizer (notes 5.1): what the text encoder reads of a prompt, cleaned as `open_clip` cleans it. No tensors.
+//! CLIP's tokenizer (notes 5.1): what the text encoder reads of a prompt, cleaned as `open_clip`
+//! cleans it. No tensors.
 
 use crate::clean::clean;
 use instant_clip_tokenizer::Tokenizer;
@@ -28,8 +29,8 @@ impl Prompts {
         }
     }
 
-    /// One line of ids: begin, the prompt, end; a long prompt is cut before the end token, a short one is
-    /// filled with it.
+    /// One line of ids: begin, the prompt, end; a long prompt is cut before the end token, a short
+    /// one is filled with it.
     #[must_use]
     pub fn ids(&self, prompt: &str) -> Vec<i64> {
         let mut tokens = vec![self.tokenizer.start_of_text()];

@@ -1,12 +1,13 @@
-//! Law 2: every random number of a sample is a pure function of (seed, epoch, sample, purpose). No generator
-//! outlives one purpose, so adding a draw to one never moves another, and no rank's history can leak into a
-//! sample.
+//! Law 2: every random number of a sample is a pure function of (seed, epoch, sample, purpose). No
+//! generator outlives one purpose, so adding a draw to one never moves another, and no rank's
+//! history can leak into a sample.
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
-/// What a random stream is for. The numbers are part of the meaning of a seed: never reuse or change one.
+/// What a random stream is for. The numbers are part of the meaning of a seed: never reuse or
+/// change one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Purpose {
     Timestep = 1,
@@ -21,8 +22,8 @@ pub enum Purpose {
     Latent = 9,
 }
 
-/// The random stream of one sample for one purpose. `sample` is the position in the data set, `epoch`
-/// 0-based.
+/// The random stream of one sample for one purpose. `sample` is the position in the data set,
+/// `epoch` 0-based.
 #[must_use]
 pub fn random(seed: u64, epoch: u64, sample: u64, purpose: Purpose) -> ChaCha8Rng {
     let mut hash = Sha256::new();
@@ -33,8 +34,8 @@ pub fn random(seed: u64, epoch: u64, sample: u64, purpose: Purpose) -> ChaCha8Rn
     ChaCha8Rng::from_seed(hash.finalize().into())
 }
 
-/// A 64-bit hash of a seed and words, for choices that are made by name (for instance which characters are
-/// held out).
+/// A 64-bit hash of a seed and words, for choices that are made by name (for instance which
+/// characters are held out).
 #[must_use]
 pub fn hash_words(seed: u64, words: &[&str]) -> u64 {
     let mut hash = Sha256::new();

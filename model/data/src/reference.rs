@@ -1,5 +1,6 @@
-//! Which pictures a target is drawn from, and under which concept (paper, section 5.1 and A.4; notes 3.8 and
-//! 8). Only choices: no pixel is touched here. Called by the loader, which then decodes just what was chosen.
+//! Which pictures a target is drawn from, and under which concept (paper, section 5.1 and A.4;
+//! notes 3.8 and 8). Only choices: no pixel is touched here. Called by the loader, which then
+//! decodes just what was chosen.
 
 use proto::spec::{Pairing, References, Task};
 use rand::Rng;
@@ -16,20 +17,27 @@ pub enum Source {
     Similar(usize),
 }
 
-/// One reference to be cut. A slot that wishes clothes shows the whole figure instead where the face fills
-/// the picture.
+/// One reference to be cut. A slot that wishes clothes shows the whole figure instead where the
+/// face fills the picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot {
     pub source: Source,
-    pub wish: Concept,
+    pub requested: Concept,
 }
 
 /// The N references of the sample at `position`, which has `similar` similar pictures.
 ///
-/// Pairing b draws without replacement where there are at least N similar pictures; otherwise each appears at
-/// least once and the rest is drawn again. Empty when pairing b finds nothing to draw from, or when N is 0.
+/// Pairing b draws without replacement where there are at least N similar pictures; otherwise each
+/// appears at least once and the rest is drawn again. Empty when pairing b finds nothing to draw
+/// from, or when N is 0.
 #[must_use]
-pub fn choose(references: &References, seed: u64, epoch: u64, position: u64, similar: usize) -> Vec<Slot> {
+pub fn choose(
+    references: &References,
+    seed: u64,
+    epoch: u64,
+    position: u64,
+    similar: usize,
+) -> Vec<Slot> {
     let slots = references.count as usize;
     let sources = match references.pairing {
         Pairing::A => vec![Source::Target; slots],
@@ -46,17 +54,18 @@ pub fn choose(references: &References, seed: u64, epoch: u64, position: u64, sim
         .into_iter()
         .map(|source| {
             let face = concepts.random_bool(references.face_probability.clamp(0.0, 1.0));
-            let wish = match (whole, face) {
+            let requested = match (whole, face) {
                 (true, _) => Concept::Figure,
                 (false, true) => Concept::Face,
                 (false, false) => Concept::Clothes,
             };
-            Slot { source, wish }
+            Slot { source, requested }
         })
         .collect()
 }
 
-/// Whether this sample shows whole pictures (reconstruction) rather than faces and clothes (composition).
+/// Whether this sample shows whole pictures (reconstruction) rather than faces and clothes
+/// (composition).
 #[must_use]
 pub fn is_reconstruction(references: &References, seed: u64, epoch: u64, position: u64) -> bool {
     match references.task {
@@ -125,7 +134,11 @@ mod tests {
         for position in 0..100 {
             let chosen = indices(&choose(&references, SEED, 0, position, 3));
             assert_eq!(chosen.len(), 4);
-            assert_eq!(chosen.iter().collect::<BTreeSet<_>>().len(), 3, "{chosen:?}");
+            assert_eq!(
+                chosen.iter().collect::<BTreeSet<_>>().len(),
+                3,
+                "{chosen:?}"
+            );
         }
         assert!(choose(&references, SEED, 0, 1, 0).is_empty());
     }
@@ -147,7 +160,7 @@ mod tests {
 
     #[test]
     fn tasks_set_the_concepts_and_multitask_mixes_by_sample() {
-        let wishes = |task, position| -> Vec<Concept> {
+        let requested = |task, position| -> Vec<Concept> {
             let references = References {
                 task,
                 count: 4,
@@ -155,26 +168,31 @@ mod tests {
             };
             choose(&references, SEED, 0, position, 9)
                 .iter()
-                .map(|s| s.wish)
+                .map(|s| s.requested)
                 .collect()
         };
         assert!(
-            wishes(Task::Reconstruction, 1)
+            requested(Task::Reconstruction, 1)
                 .iter()
                 .all(|c| *c == Concept::Figure)
         );
-        let composed: Vec<Concept> = (0..300).flat_map(|p| wishes(Task::Composition, p)).collect();
+        let composed: Vec<Concept> = (0..300)
+            .flat_map(|p| requested(Task::Composition, p))
+            .collect();
         let faces = composed.iter().filter(|c| **c == Concept::Face).count();
         assert!(!composed.contains(&Concept::Figure));
         assert!((500..700).contains(&faces), "{faces} of 1200 faces");
         let whole = (0..400)
-            .filter(|p| wishes(Task::Multitask, *p).contains(&Concept::Figure))
+            .filter(|p| requested(Task::Multitask, *p).contains(&Concept::Figure))
             .count();
         assert!((150..250).contains(&whole), "{whole} of 400 reconstruct");
         for position in 0..50 {
-            let kinds = wishes(Task::Multitask, position);
+            let kinds = requested(Task::Multitask, position);
             let figures = kinds.iter().filter(|c| **c == Concept::Figure).count();
-            assert!(figures == 0 || figures == 4, "a sample is of one task: {kinds:?}");
+            assert!(
+                figures == 0 || figures == 4,
+                "a sample is of one task: {kinds:?}"
+            );
         }
     }
 

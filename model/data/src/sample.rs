@@ -1,5 +1,6 @@
-//! One row of a data set, with the paper's fields (section 3; notes 2.1). Plain data: no I/O, no decoding.
-//! Made by the synthesizer, the import and the Parquet reader; read by everything else in this crate.
+//! One row of a data set, with the paper's fields (section 3; notes 2.1). Plain data: no I/O, no
+//! decoding. Made by the synthesizer, the import and the Parquet reader; read by everything else in
+//! this crate.
 
 use bytes::Bytes;
 
@@ -37,7 +38,8 @@ pub struct Sample {
     pub metadata: Metadata,
     /// An encoded RGB picture: PNG, JPEG or WebP.
     pub image: Bytes,
-    /// An encoded grey picture of the same size: 255 on the figure, 0 on the background, soft in between.
+    /// An encoded grey picture of the same size: 255 on the figure, 0 on the background, soft in
+    /// between.
     pub mask: Bytes,
 }
 

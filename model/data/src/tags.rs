@@ -1,5 +1,5 @@
-//! Which tags tell what someone looks like, and which tell what they do and where. Used to ask for a pose
-//! without giving the identity away: then only the references can say who is to be drawn.
+//! Which tags tell what someone looks like, and which tell what they do and where. Used to ask for
+//! a pose without giving the identity away: then only the references can say who is to be drawn.
 
 use crate::sample::{join_tags, split_tags};
 
@@ -113,7 +113,7 @@ const WORDS: [&str; 38] = [
 ];
 
 /// Tags of what stands behind the figures that we draw, beside those that end in `_background`.
-const GROUNDS: [&str; 18] = [
+const BACKGROUNDS: [&str; 18] = [
     "outdoors",
     "indoors",
     "sky",
@@ -135,28 +135,30 @@ const GROUNDS: [&str; 18] = [
 ];
 
 /// The ground on which a figure can be told from what is behind it.
-const WHITE_GROUND: [&str; 2] = ["simple_background", "white_background"];
+const WHITE_BACKGROUND: [&str; 2] = ["simple_background", "white_background"];
 
 /// Whether a tag describes what stands behind the figure.
 #[must_use]
-pub fn is_ground_tag(tag: &str) -> bool {
-    tag.ends_with("_background") || GROUNDS.contains(&tag)
+pub fn is_background_tag(tag: &str) -> bool {
+    tag.ends_with("_background") || BACKGROUNDS.contains(&tag)
 }
 
 /// Whether a tag describes hair, eyes, skin, body features, accessories or clothes.
 #[must_use]
 pub fn is_appearance_tag(tag: &str) -> bool {
     // "closed_eyes" is an expression, "arm_up" a pose: verbs win over endings.
-    let expression = tag.starts_with("closed_") || tag.starts_with("half-closed") || tag.contains("_closed");
-    !expression && (WORDS.contains(&tag) || ENDINGS.iter().any(|ending| ending_matches(tag, ending)))
+    let expression =
+        tag.starts_with("closed_") || tag.starts_with("half-closed") || tag.contains("_closed");
+    !expression
+        && (WORDS.contains(&tag) || ENDINGS.iter().any(|ending| ending_matches(tag, ending)))
 }
 
-/// The prompt without its appearance tags, on a white ground: who is drawn must then come from the references,
-/// and the figure can be cut out of the picture to see who it is.
+/// The prompt without its appearance tags, on a white ground: who is drawn must then come from the
+/// references, and the figure can be cut out of the picture to see who it is.
 #[must_use]
 pub fn pose_prompt(prompt: &str) -> String {
-    let pose = split_tags(prompt).filter(|tag| !is_appearance_tag(tag) && !is_ground_tag(tag));
-    join_tags(pose.chain(WHITE_GROUND))
+    let pose = split_tags(prompt).filter(|tag| !is_appearance_tag(tag) && !is_background_tag(tag));
+    join_tags(pose.chain(WHITE_BACKGROUND))
 }
 
 /// A tag ends in a word when it is that word, or has it after "_" or "-".
@@ -172,11 +174,14 @@ mod tests {
 
     #[test]
     fn looks_and_grounds_go_and_poses_stay() {
-        let prompt = "1girl, blue_hair, closed_eyes, cloud, full_body, long_hair, one_eye_closed, outdoors, \
-                      pleated_skirt, red_eyes, serafuku, sky, smile, solo, standing, t-shirt, twintails, waving";
+        let prompt = "1girl, blue_hair, closed_eyes, cloud, full_body, long_hair, one_eye_closed, \
+        outdoors, \
+                      pleated_skirt, red_eyes, serafuku, sky, smile, solo, standing, t-shirt, \
+        twintails, waving";
         assert_eq!(
             pose_prompt(prompt),
-            "1girl, closed_eyes, full_body, one_eye_closed, simple_background, smile, solo, standing, waving, white_background"
+            "1girl, closed_eyes, full_body, one_eye_closed, simple_background, smile, solo, \
+            standing, waving, white_background"
         );
     }
 

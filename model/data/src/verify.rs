@@ -1,5 +1,6 @@
-//! Re-reads a whole data set and lists everything that is wrong with it. It repairs nothing and stops at
-//! nothing: one damaged file does not hide the faults of the next. Called by `coordinator dataset verify`.
+//! Re-reads a whole data set and lists everything that is wrong with it. It repairs nothing and
+//! stops at nothing: one damaged file does not hide the faults of the next. Called by `coordinator
+//! dataset verify`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,7 +8,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::dataset::{Dataset, DatasetError, GroupId};
-use crate::picture::decode;
+use crate::image_file::decode;
 use crate::sample::{Metadata, Sample};
 use proto::text::{chain, hex_sha256};
 
@@ -15,7 +16,8 @@ use proto::text::{chain, hex_sha256};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     pub path: String,
-    /// Row group and row inside it, both 0-based, and the row's id; None for a fault of the whole file.
+    /// Row group and row inside it, both 0-based, and the row's id; None for a fault of the whole
+    /// file.
     pub row: Option<(usize, usize, String)>,
     pub what: String,
 }
@@ -45,13 +47,20 @@ pub struct Verification {
 /// Checks files against `dataset.json`, every row, every picture, and the index.
 ///
 /// # Errors
-/// Never for a fault of the data set, only if the metadata of a position that was just read cannot be found
-/// again.
+/// Never for a fault of the data set, only if the metadata of a position that was just read cannot
+/// be found again.
 pub async fn verify(dataset: &Dataset) -> Result<Verification, DatasetError> {
     let mut findings = Vec::new();
     let manifest = dataset.manifest();
     for file in &manifest.files {
-        check_file(dataset, &file.path, file.size_bytes, &file.sha256, &mut findings).await;
+        check_file(
+            dataset,
+            &file.path,
+            file.size_bytes,
+            &file.sha256,
+            &mut findings,
+        )
+        .await;
     }
     let index = &manifest.index;
     check_file(
@@ -69,7 +78,11 @@ pub async fn verify(dataset: &Dataset) -> Result<Verification, DatasetError> {
             Ok(samples) => {
                 for (row, sample) in samples.into_iter().enumerate() {
                     let position = first + row as u64;
-                    let place = Place { dataset, group, row };
+                    let place = Place {
+                        dataset,
+                        group,
+                        row,
+                    };
                     place.check_row(&sample, position, &mut findings);
                     rows.insert(position, (group, sample.metadata));
                 }
@@ -137,7 +150,13 @@ pub fn check_box(bbox: [f64; 4]) -> Result<(), String> {
     ))
 }
 
-async fn check_file(dataset: &Dataset, path: &str, size: u64, sha256: &str, findings: &mut Vec<Finding>) {
+async fn check_file(
+    dataset: &Dataset,
+    path: &str,
+    size: u64,
+    sha256: &str,
+    findings: &mut Vec<Finding>,
+) {
     match dataset.bytes_of(path).await {
         Err(error) => findings.push(of_file(path, chain(&error))),
         Ok(bytes) if bytes.len() as u64 != size => {
@@ -158,8 +177,8 @@ async fn check_file(dataset: &Dataset, path: &str, size: u64, sha256: &str, find
     }
 }
 
-/// Duplicate ids; `similar` that dangles, names itself, lies in another row group, or disagrees with its
-/// positions.
+/// Duplicate ids; `similar` that dangles, names itself, lies in another row group, or disagrees
+/// with its positions.
 fn check_links(
     dataset: &Dataset,
     rows: &BTreeMap<u64, (GroupId, Metadata)>,
@@ -174,7 +193,8 @@ fn check_links(
             row: at,
         };
         if let Some(first) = positions.insert(&row.id, *position) {
-            findings.push(place.finding(&row.id, format!("the id is that of position {first} too")));
+            findings
+                .push(place.finding(&row.id, format!("the id is that of position {first} too")));
         }
     }
     for (position, (group, row)) in rows {
@@ -186,11 +206,16 @@ fn check_links(
         };
         if row.similar.len() != row.similar_positions.len() {
             let (ids, numbers) = (row.similar.len(), row.similar_positions.len());
-            findings.push(place.finding(&row.id, format!("similar has {ids} ids and {numbers} positions")));
+            findings.push(place.finding(
+                &row.id,
+                format!("similar has {ids} ids and {numbers} positions"),
+            ));
         }
         for (n, id) in row.similar.iter().enumerate() {
             let fault = match positions.get(id.as_str()) {
-                None => Some(format!("similar names {id:?}, which is not in the data set")),
+                None => Some(format!(
+                    "similar names {id:?}, which is not in the data set"
+                )),
                 Some(at) if at == position => Some("similar names the sample itself".to_owned()),
                 Some(at) if row.similar_positions.get(n).is_some_and(|p| p != at) => Some(format!(
                     "similar {id:?} is at position {at}, not {}",

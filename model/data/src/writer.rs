@@ -1,10 +1,10 @@
-//! Writes a data set: Parquet files of samples, an index from id to position, and `dataset.json` last, so
-//! that a reader never sees half of one. The same rows in the same order give the same bytes. Called by the
-//! synthesizer's and the import's command and by tests. It never judges pictures; the import and the verifier
-//! do.
+//! Writes a data set: Parquet files of samples, an index from id to position, and `dataset.json`
+//! last, so that a reader never sees half of one. The same rows in the same order give the same
+//! bytes. Called by the synthesizer's and the import's command and by tests. It never judges
+//! pictures; the import and the verifier do.
 //!
-//! File names end in the start of their hash: writing a data set again leaves the files of a pinned older
-//! version alone.
+//! File names end in the start of their hash: writing a data set again leaves the files of a pinned
+//! older version alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,10 +18,12 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
-use proto::dataset::{DATASET_FILE, DATASET_SCHEMA_VERSION, DatasetManifest, IndexFile, SampleFile};
+use proto::dataset::{
+    DATASET_FILE, DATASET_SCHEMA_VERSION, DatasetManifest, IndexFile, SampleFile,
+};
 use proto::text::hex_sha256;
 
-use crate::columns::{PICTURE_COLUMNS, schema, to_batch};
+use crate::columns::{IMAGE_COLUMNS, schema, to_batch};
 use crate::sample::Sample;
 use storage::{StoreError, open};
 
@@ -38,8 +40,8 @@ pub struct WriteOptions {
 }
 
 impl WriteOptions {
-    /// The sizes that suit both a laptop's disk and an object store: one range read fetches about half a
-    /// megabyte.
+    /// The sizes that suit both a laptop's disk and an object store: one range read fetches about
+    /// half a megabyte.
     #[must_use]
     pub fn new(source: impl Into<String>) -> Self {
         Self {
@@ -66,7 +68,9 @@ pub enum WriteError {
     Arrow(#[from] ArrowError),
     #[error("id {id:?} occurs twice; ids must be unique in a data set")]
     DuplicateId { id: String },
-    #[error("sample {id:?} is similar to {similar:?}, which is not another picture of its own identity")]
+    #[error(
+        "sample {id:?} is similar to {similar:?}, which is not another picture of its own identity"
+    )]
     Dangling { id: String, similar: String },
     #[error("the data set would be empty; it needs at least one sample")]
     Empty,
@@ -156,7 +160,11 @@ impl DatasetWriter {
         self.pending.append(&mut identity);
         let full = self.pending_bytes >= self.options.row_group_bytes
             || self.pending.len() >= self.options.row_group_rows;
-        if full { self.end_row_group().await } else { Ok(()) }
+        if full {
+            self.end_row_group().await
+        } else {
+            Ok(())
+        }
     }
 
     /// Writes what is left, the index, and then `dataset.json`, which makes the data set exist.
@@ -183,7 +191,8 @@ impl DatasetWriter {
                 sha256,
             },
         };
-        let text = serde_json::to_vec_pretty(&manifest).expect("a manifest holds only text and numbers");
+        let text =
+            serde_json::to_vec_pretty(&manifest).expect("a manifest holds only text and numbers");
         self.put(DATASET_FILE, text).await?;
         Ok(manifest)
     }
@@ -203,8 +212,9 @@ impl DatasetWriter {
         };
         file.writer.write(&to_batch(&rows)?)?;
         file.writer.flush()?;
-        file.row_groups
-            .push(u32::try_from(rows.len()).expect("row groups are bounded far below 4 billion rows"));
+        file.row_groups.push(
+            u32::try_from(rows.len()).expect("row groups are bounded far below 4 billion rows"),
+        );
         if file.writer.bytes_written() >= self.options.file_bytes {
             self.end_file().await
         } else {
@@ -228,8 +238,13 @@ impl DatasetWriter {
         Ok(())
     }
 
-    /// Puts `bytes` under a name that ends in the start of their hash: (path, size, SHA-256 in hex).
-    async fn put_named(&self, stem: &str, bytes: Vec<u8>) -> Result<(String, u64, String), WriteError> {
+    /// Puts `bytes` under a name that ends in the start of their hash: (path, size, SHA-256 in
+    /// hex).
+    async fn put_named(
+        &self,
+        stem: &str,
+        bytes: Vec<u8>,
+    ) -> Result<(String, u64, String), WriteError> {
         let sha256 = hex_sha256(&bytes);
         let path = format!("{stem}-{}.parquet", &sha256[..8]);
         let size = bytes.len() as u64;
@@ -252,10 +267,10 @@ impl DatasetWriter {
 
 fn sample_properties() -> WriterProperties {
     let mut properties = base_properties();
-    for column in PICTURE_COLUMNS {
+    for column in IMAGE_COLUMNS {
         let column = || ColumnPath::from(column);
-        // Pictures are compressed already, and their bytes as minimum and maximum would only swell the
-        // footer.
+        // Pictures are compressed already, and their bytes as minimum and maximum would only swell
+        // the footer.
         properties = properties
             .set_column_compression(column(), Compression::UNCOMPRESSED)
             .set_column_dictionary_enabled(column(), false)

@@ -1,4 +1,5 @@
-//! A loss curve as a picture: light raw values, a dark smoothed line, axes with numbers. Pure pixels.
+//! A loss curve as a picture: light raw values, a dark smoothed line, axes with numbers. Pure
+//! pixels.
 
 use image::{Rgb, RgbImage};
 
@@ -55,12 +56,12 @@ struct Tick {
 #[must_use]
 pub fn loss_curve(points: &[(u64, f64)], title: &str, width: u32, height: u32) -> RgbImage {
     let (width, height) = (width.max(240), height.max(160));
-    let mut picture = RgbImage::from_pixel(width, height, PAPER);
+    let mut image = RgbImage::from_pixel(width, height, PAPER);
     let corner = Pixel {
         x: i64::from(MARGIN.left),
         y: 10,
     };
-    text::draw(&mut picture, title, corner, 2, WORDS);
+    text::draw(&mut image, title, corner, 2, WORDS);
     let points: Vec<Point> = points
         .iter()
         .filter(|(_, loss)| loss.is_finite())
@@ -70,17 +71,17 @@ pub fn loss_curve(points: &[(u64, f64)], title: &str, width: u32, height: u32) -
         })
         .collect();
     let plot = Plot::around(&points, width, height);
-    plot.axes(&mut picture);
+    plot.axes(&mut image);
     for pair in points.windows(2) {
-        line(&mut picture, plot.at(pair[0]), plot.at(pair[1]), 1, RAW);
+        line(&mut image, plot.at(pair[0]), plot.at(pair[1]), 1, RAW);
     }
     for point in &points {
-        dot(&mut picture, plot.at(*point), 2, RAW);
+        dot(&mut image, plot.at(*point), 2, RAW);
     }
     for pair in smooth(&points).windows(2) {
-        line(&mut picture, plot.at(pair[0]), plot.at(pair[1]), 2, SMOOTH);
+        line(&mut image, plot.at(pair[0]), plot.at(pair[1]), 2, SMOOTH);
     }
-    picture
+    image
 }
 
 /// An exponential mean over about a fortieth of the points, started without bias.
@@ -137,37 +138,37 @@ impl Plot {
         }
     }
 
-    fn axes(&self, picture: &mut RgbImage) {
+    fn axes(&self, image: &mut RgbImage) {
         let (from, to) = (self.top_left, self.bottom_right);
         let origin = Point {
             step: self.steps.low,
             loss: self.losses.low,
         };
         let spot = |x, y| Spot { x, y };
-        let write = |picture: &mut RgbImage, label: &str, x: i64, y: i64| {
-            text::draw(picture, label, Pixel { x, y }, 1, WORDS);
+        let write = |image: &mut RgbImage, label: &str, x: i64, y: i64| {
+            text::draw(image, label, Pixel { x, y }, 1, WORDS);
         };
         for tick in self.losses.ticks() {
             let loss = tick.value;
             let y = self.at(Point { loss, ..origin }).y;
-            line(picture, spot(from.x, y), spot(to.x, y), 1, LATTICE);
+            line(image, spot(from.x, y), spot(to.x, y), 1, LATTICE);
             let label = tick.label();
             let left = from.x as i64 - 6 - i64::from(text::width(&label, 1));
-            write(picture, &label, left, y as i64 - 3);
+            write(image, &label, left, y as i64 - 3);
         }
         for tick in self.steps.ticks() {
             let step = tick.value;
             let x = self.at(Point { step, ..origin }).x;
-            line(picture, spot(x, from.y), spot(x, to.y), 1, LATTICE);
+            line(image, spot(x, from.y), spot(x, to.y), 1, LATTICE);
             let label = tick.label();
             let left = x as i64 - i64::from(text::width(&label, 1) / 2);
-            write(picture, &label, left, to.y as i64 + 7);
+            write(image, &label, left, to.y as i64 + 7);
         }
         let corner = spot(from.x, to.y);
-        line(picture, from, corner, 1, FRAME);
-        line(picture, corner, to, 1, FRAME);
-        write(picture, "loss", 6, from.y as i64 - 12);
-        write(picture, "step", to.x as i64 - 24, to.y as i64 + 22);
+        line(image, from, corner, 1, FRAME);
+        line(image, corner, to, 1, FRAME);
+        write(image, "loss", 6, from.y as i64 - 12);
+        write(image, "step", to.x as i64 - 24, to.y as i64 + 22);
     }
 }
 
@@ -220,7 +221,7 @@ impl Tick {
     }
 }
 
-fn line(picture: &mut RgbImage, a: Spot, b: Spot, thick: u32, colour: Rgb<u8>) {
+fn line(image: &mut RgbImage, a: Spot, b: Spot, thick: u32, colour: Rgb<u8>) {
     let length = (b.x - a.x).abs().max((b.y - a.y).abs()).ceil().max(1.0);
     for i in 0..=length as u32 {
         let t = f64::from(i) / length;
@@ -228,16 +229,16 @@ fn line(picture: &mut RgbImage, a: Spot, b: Spot, thick: u32, colour: Rgb<u8>) {
             x: a.x + (b.x - a.x) * t,
             y: a.y + (b.y - a.y) * t,
         };
-        dot(picture, at, thick, colour);
+        dot(image, at, thick, colour);
     }
 }
 
-fn dot(picture: &mut RgbImage, at: Spot, side: u32, colour: Rgb<u8>) {
+fn dot(image: &mut RgbImage, at: Spot, side: u32, colour: Rgb<u8>) {
     let from = Pixel {
         x: at.x.round() as i64,
         y: at.y.round() as i64,
     };
-    text::square(picture, from, side, colour);
+    text::square(image, from, side, colour);
 }
 
 #[cfg(test)]
@@ -246,11 +247,13 @@ mod tests {
 
     #[test]
     fn a_falling_loss_falls_on_paper() {
-        let points: Vec<(u64, f64)> = (0..200).map(|s| (s, 1.0 / (1.0 + s as f64 / 20.0))).collect();
-        let picture = loss_curve(&points, "demo", 400, 240);
+        let points: Vec<(u64, f64)> = (0..200)
+            .map(|s| (s, 1.0 / (1.0 + s as f64 / 20.0)))
+            .collect();
+        let image = loss_curve(&points, "demo", 400, 240);
         let height_at = |x: u32| {
             (0..240)
-                .find(|y| *picture.get_pixel(x, *y) == SMOOTH)
+                .find(|y| *image.get_pixel(x, *y) == SMOOTH)
                 .expect("the line crosses")
         };
         assert!(height_at(80) < height_at(160) && height_at(160) < height_at(360));

@@ -1,5 +1,5 @@
-//! Sheets of pictures for people: rows of target, references with their concepts, and what was drawn. Pure
-//! pixels; the rank and the command line save them as PNG.
+//! Sheets of pictures for people: rows of target, references with their concepts, and what was
+//! drawn. Pure pixels; the rank and the command line save them as PNG.
 
 use image::imageops::FilterType;
 use image::{DynamicImage, Rgb, RgbImage};
@@ -18,23 +18,23 @@ const LINE: u32 = text::HEIGHT + 3;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cell {
     pub label: String,
-    pub picture: RgbImage,
+    pub image: RgbImage,
 }
 
 impl Cell {
     #[must_use]
-    pub fn new(label: impl Into<String>, picture: RgbImage) -> Self {
+    pub fn new(label: impl Into<String>, image: RgbImage) -> Self {
         Self {
             label: label.into(),
-            picture,
+            image,
         }
     }
 }
 
-/// Rows of cells, `across` rows beside each other, every picture scaled to `side` pixels. An empty list gives
-/// a blank sheet.
+/// Rows of cells, `across` rows beside each other, every picture scaled to `side` pixels. An empty
+/// list gives a blank sheet.
 #[must_use]
-pub fn picture_grid(rows: &[Vec<Cell>], side: u32, across: u32) -> RgbImage {
+pub fn image_grid(rows: &[Vec<Cell>], side: u32, across: u32) -> RgbImage {
     let across = across.clamp(1, rows.len().max(1) as u32);
     let cells = rows.iter().map(Vec::len).max().unwrap_or(0).max(1) as u32;
     let lines = (rows.len() as u32).div_ceil(across).max(1);
@@ -62,14 +62,22 @@ pub fn captioned_grid(rows: &[(Vec<Cell>, String)], side: u32) -> RgbImage {
         .max(1) as u32;
     let width = cells * (side + GAP) + GAP;
     let room = ((width - 2 * GAP) / text::ADVANCE).max(1) as usize;
-    let lines: Vec<Vec<String>> = rows.iter().map(|(_, caption)| broken(caption, room)).collect();
+    let lines: Vec<Vec<String>> = rows
+        .iter()
+        .map(|(_, caption)| broken(caption, room))
+        .collect();
     let height_of = |lines: &[String]| STRIP + side + GAP + lines.len() as u32 * LINE + GAP;
     let height = lines.iter().map(|it| height_of(it)).sum::<u32>() + GAP;
     let mut sheet = RgbImage::from_pixel(width, height, PAPER);
     let mut y = GAP;
     for ((cells, _), lines) in rows.iter().zip(&lines) {
         for (n, cell) in cells.iter().enumerate() {
-            put_cell(&mut sheet, cell, pixel(GAP + n as u32 * (side + GAP), y), side);
+            put_cell(
+                &mut sheet,
+                cell,
+                pixel(GAP + n as u32 * (side + GAP), y),
+                side,
+            );
         }
         for (n, line) in lines.iter().enumerate() {
             let top = y + STRIP + side + GAP + n as u32 * LINE;
@@ -116,8 +124,11 @@ fn put_cell(sheet: &mut RgbImage, cell: &Cell, at: Pixel, side: u32) {
         y: at.y + 3,
     };
     text::draw(sheet, &label, inside, 1, INK);
-    let scaled =
-        DynamicImage::ImageRgb8(cell.picture.clone()).resize_exact(side, side, FilterType::CatmullRom);
+    let scaled = DynamicImage::ImageRgb8(cell.image.clone()).resize_exact(
+        side,
+        side,
+        FilterType::CatmullRom,
+    );
     image::imageops::replace(sheet, &scaled.into_rgb8(), at.x, at.y + i64::from(STRIP));
 }
 
@@ -154,8 +165,11 @@ mod tests {
                     .collect()
             })
             .collect();
-        let sheet = picture_grid(&rows, 32, 2);
-        assert_eq!(sheet.dimensions(), (2 * (2 * 36 + 8) + 4, 2 * (32 + 17) + 4));
+        let sheet = image_grid(&rows, 32, 2);
+        assert_eq!(
+            sheet.dimensions(),
+            (2 * (2 * 36 + 8) + 4, 2 * (32 + 17) + 4)
+        );
         for value in [10u8, 30, 50, 70, 90, 110] {
             let count = sheet
                 .pixels()
@@ -166,8 +180,14 @@ mod tests {
         assert!(sheet.pixels().any(|p| *p == INK), "labels are written");
         let captioned = captioned_grid(&[(rows[0].clone(), "a word and more words".into())], 32);
         // Two cells, and a text of two lines of twelve characters.
-        assert_eq!(captioned.dimensions(), (2 * 36 + 4, 4 + 13 + 32 + 4 + 2 * 10 + 4));
-        assert!(captioned.pixels().any(|p| *p == CAPTION), "captions are written");
-        assert_eq!(picture_grid(&[], 32, 4).dimensions().0, 32 + 3 * GAP + GAP);
+        assert_eq!(
+            captioned.dimensions(),
+            (2 * 36 + 4, 4 + 13 + 32 + 4 + 2 * 10 + 4)
+        );
+        assert!(
+            captioned.pixels().any(|p| *p == CAPTION),
+            "captions are written"
+        );
+        assert_eq!(image_grid(&[], 32, 4).dimensions().0, 32 + 3 * GAP + GAP);
     }
 }

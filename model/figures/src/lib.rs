@@ -1,5 +1,6 @@
-//! Everything that draws: synthetic figures (a data set that needs no download), and grids, heat maps and curves for
-//! people to look at. Used by command lines and ranks; nothing that `coordinator serve` reaches names this crate.
+//! Everything that draws: synthetic figures (a data set that needs no download), and grids, heat
+//! maps and curves for people to look at. Used by command lines and ranks; nothing that
+//! `coordinator serve` reaches names this crate.
 
 pub mod curve;
 pub mod grid;

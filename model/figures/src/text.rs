@@ -1,5 +1,5 @@
-//! A tiny built-in font, so that grids and charts need no font file. Capital letters, digits and a few signs,
-//! five by seven pixels; small letters are drawn as capitals, anything else as a gap.
+//! A tiny built-in font, so that grids and charts need no font file. Capital letters, digits and a
+//! few signs, five by seven pixels; small letters are drawn as capitals, anything else as a gap.
 
 use image::{Rgb, RgbImage};
 
@@ -14,9 +14,9 @@ pub(crate) struct Pixel {
     pub(crate) y: i64,
 }
 
-/// Draws `text` with its top left corner at `from`, every font pixel `scale` pixels wide. Clipped at the
-/// edges.
-pub(crate) fn draw(picture: &mut RgbImage, text: &str, from: Pixel, scale: u32, colour: Rgb<u8>) {
+/// Draws `text` with its top left corner at `from`, every font pixel `scale` pixels wide. Clipped
+/// at the edges.
+pub(crate) fn draw(image: &mut RgbImage, text: &str, from: Pixel, scale: u32, colour: Rgb<u8>) {
     let mut left = from.x;
     for character in text.chars() {
         for (row, bits) in glyph(character).into_iter().enumerate() {
@@ -25,7 +25,7 @@ pub(crate) fn draw(picture: &mut RgbImage, text: &str, from: Pixel, scale: u32, 
                     x: left + i64::from(column * scale),
                     y: from.y + row as i64 * i64::from(scale),
                 };
-                square(picture, at, scale, colour);
+                square(image, at, scale, colour);
             }
         }
         left += i64::from(ADVANCE * scale);
@@ -39,12 +39,12 @@ pub(crate) fn width(text: &str, scale: u32) -> u32 {
 }
 
 /// Fills a square whose top left corner is `from`. Clipped at the edges.
-pub(crate) fn square(picture: &mut RgbImage, from: Pixel, side: u32, colour: Rgb<u8>) {
+pub(crate) fn square(image: &mut RgbImage, from: Pixel, side: u32, colour: Rgb<u8>) {
     let Pixel { x, y } = from;
-    let (width, height) = (i64::from(picture.width()), i64::from(picture.height()));
+    let (width, height) = (i64::from(image.width()), i64::from(image.height()));
     for py in y.max(0)..(y + i64::from(side)).min(height) {
         for px in x.max(0)..(x + i64::from(side)).min(width) {
-            picture.put_pixel(px as u32, py as u32, colour);
+            image.put_pixel(px as u32, py as u32, colour);
         }
     }
 }

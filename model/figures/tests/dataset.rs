@@ -1,4 +1,5 @@
-//! Whole data sets of synthetic figures through real files: round trip, same bytes, planted faults, rejected imports, loading.
+//! Whole data sets of synthetic figures through real files: round trip, same bytes, planted faults,
+//! rejected imports, loading.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -90,7 +91,11 @@ async fn what_is_written_is_read_back() {
     let dir = tempfile::tempdir().unwrap();
     let manifest = write(dir.path(), identities(&options()), small_groups()).await;
     assert_eq!((manifest.samples, manifest.characters), (48, 6));
-    assert!(manifest.files.len() > 1, "several files: {:?}", manifest.files);
+    assert!(
+        manifest.files.len() > 1,
+        "several files: {:?}",
+        manifest.files
+    );
     let dataset = Dataset::open(&url(dir.path())).await.unwrap();
     assert_eq!(*dataset.manifest(), manifest);
     let given: Vec<Sample> = synthesize(&options()).collect();
@@ -101,7 +106,12 @@ async fn what_is_written_is_read_back() {
         assert_eq!((&read.image, &read.mask), (&sample.image, &sample.mask));
         assert_eq!(scanned[position], read.metadata);
         assert_eq!(read.metadata.identity, position as u64 / 4);
-        for (id, at) in read.metadata.similar.iter().zip(&read.metadata.similar_positions) {
+        for (id, at) in read
+            .metadata
+            .similar
+            .iter()
+            .zip(&read.metadata.similar_positions)
+        {
             assert_eq!(given[*at as usize].metadata.id, *id);
             assert_eq!(
                 dataset.group_of(*at).unwrap().0,
@@ -120,7 +130,10 @@ async fn what_is_written_is_read_back() {
             .iter()
             .all(|(id, at)| given[*at as usize].metadata.id == *id)
     );
-    assert!(matches!(dataset.group_of(48), Err(DatasetError::Position { .. })));
+    assert!(matches!(
+        dataset.group_of(48),
+        Err(DatasetError::Position { .. })
+    ));
     assert_eq!(verify(&dataset).await.unwrap().findings, []);
 }
 
@@ -136,8 +149,14 @@ async fn the_same_seed_gives_the_same_bytes() {
         first,
         write(b.path(), identities(&options()), small_groups()).await
     );
-    let other = SynthesizeOptions { seed: 4, ..options() };
-    assert_ne!(first, write(c.path(), identities(&other), small_groups()).await);
+    let other = SynthesizeOptions {
+        seed: 4,
+        ..options()
+    };
+    assert_ne!(
+        first,
+        write(c.path(), identities(&other), small_groups()).await
+    );
 }
 
 #[test]
@@ -167,7 +186,10 @@ async fn the_writer_refuses_what_a_reader_could_not_trust() {
         Err(WriteError::Dangling { .. })
     ));
     assert!(matches!(open().finish().await, Err(WriteError::Empty)));
-    let missing = Dataset::open(&url(dir.path())).await.unwrap_err().to_string();
+    let missing = Dataset::open(&url(dir.path()))
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(missing.contains("dataset.json is not there"), "{missing}");
 }
 
@@ -183,7 +205,12 @@ fn figures_have_true_boxes_masks_and_tags() {
     let mut framings = std::collections::BTreeMap::new();
     for sample in synthesize(&options) {
         let row = &sample.metadata;
-        assert_eq!(model_data::verify::check_box(row.bbox), Ok(()), "{}", row.id);
+        assert_eq!(
+            model_data::verify::check_box(row.bbox),
+            Ok(()),
+            "{}",
+            row.id
+        );
         let tags: Vec<&str> = split_tags(&row.prompts).collect();
         assert!(tags.is_sorted() && tags.contains(&"solo"), "{tags:?}");
         for cloth in &row.cloths {
@@ -198,9 +225,9 @@ fn figures_have_true_boxes_masks_and_tags() {
             .find(|f| tags.contains(f))
             .unwrap();
         *framings.entry(framing).or_insert(0) += 1;
-        let decoded = model_data::picture::decode(&sample, 0).unwrap();
+        let decoded = model_data::image_file::decode(&sample, 0).unwrap();
         let face = decoded.face(1.0);
-        let inside = model_data::picture::region_mask(64, face);
+        let inside = model_data::image_file::region_mask(64, face);
         let (mut on_figure, mut all) = (0, 0);
         for (face, mask) in inside.pixels().zip(decoded.mask.pixels()) {
             all += usize::from(face.0[0] > 0);
@@ -230,7 +257,9 @@ fn the_papers_histogram_of_similar_can_be_asked_for() {
         seed: 1,
         similar: Similar::Paper,
     };
-    let lengths: Vec<usize> = synthesize(&options).map(|s| s.metadata.similar.len()).collect();
+    let lengths: Vec<usize> = synthesize(&options)
+        .map(|s| s.metadata.similar.len())
+        .collect();
     let few = lengths.iter().filter(|l| **l < 4).count() * 100 / lengths.len();
     assert!(
         (70..92).contains(&few),
@@ -243,7 +272,9 @@ fn the_papers_histogram_of_similar_can_be_asked_for() {
 async fn a_step_is_the_same_however_it_is_cut_and_cached() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), identities(&options()), small_groups()).await;
-    let large = Loader::open(&data(dir.path()), loading(64 << 20)).await.unwrap();
+    let large = Loader::open(&data(dir.path()), loading(64 << 20))
+        .await
+        .unwrap();
     let none = Loader::open(&data(dir.path()), loading(0)).await.unwrap();
     assert!(!large.held_out().is_empty());
     assert_eq!(large.training().len() + large.held_out().len(), 48);
@@ -256,7 +287,12 @@ async fn a_step_is_the_same_however_it_is_cut_and_cached() {
             assert_eq!(example.references.len(), 2);
             assert!(large.training().contains(&example.position));
             let similar = &large.rows()[example.position as usize].similar_positions;
-            assert!(example.references.iter().all(|r| similar.contains(&r.position)));
+            assert!(
+                example
+                    .references
+                    .iter()
+                    .all(|r| similar.contains(&r.position))
+            );
         }
     }
     assert!(matches!(
@@ -325,7 +361,7 @@ fn write_by_hand(folder: &Path, rows: &[Sample]) {
 }
 
 fn mask_of(side: u32) -> bytes::Bytes {
-    model_data::picture::encode_gray(GrayImage::new(side, side)).unwrap()
+    model_data::image_file::encode_gray(GrayImage::new(side, side)).unwrap()
 }
 
 /// One identity with true positions, to plant faults in.
@@ -423,18 +459,22 @@ async fn verify_finds_damaged_and_missing_files_and_the_loader_names_the_row() {
         .unwrap();
     let texts: Vec<String> = found.findings.iter().map(ToString::to_string).collect();
     assert!(
-        texts.iter().any(|t| t.starts_with("s.parquet: has SHA-256")),
+        texts
+            .iter()
+            .any(|t| t.starts_with("s.parquet: has SHA-256")),
         "{texts:?}"
     );
     assert!(
-        texts.iter().any(|t| t.starts_with("i.parquet: cannot read")),
+        texts
+            .iter()
+            .any(|t| t.starts_with("i.parquet: cannot read")),
         "{texts:?}"
     );
     assert_eq!(schema().fields().len(), 14);
 }
 
-fn png(picture: DynamicImage, path: &Path) {
-    picture.save_with_format(path, ImageFormat::Png).unwrap();
+fn png(image: DynamicImage, path: &Path) {
+    image.save_with_format(path, ImageFormat::Png).unwrap();
 }
 
 /// A folder with three good pictures with masks, one with alpha, and one of another size.
@@ -516,7 +556,9 @@ async fn an_import_keeps_the_good_and_names_the_bad() {
     let mut lines = vec![A, B, "", ALPHA, ALPHA_TWIN];
     lines.extend(BAD.iter().map(|(line, _)| *line));
     let (dir, out) = (import_folder(&lines), tempfile::tempdir().unwrap());
-    let (manifest, report) = import(dir.path(), &url(out.path()), "test", false).await.unwrap();
+    let (manifest, report) = import(dir.path(), &url(out.path()), "test", false)
+        .await
+        .unwrap();
     assert_eq!(
         (
             manifest.samples,
@@ -544,7 +586,11 @@ async fn an_import_keeps_the_good_and_names_the_bad() {
         (rows[0].prompts.as_str(), rows[0].cloths[0].as_str()),
         ("1girl, smile", "red skirt")
     );
-    assert_eq!(rows[2].similar, ["t"], "one outfit without similar: all of it");
+    assert_eq!(
+        rows[2].similar,
+        ["t"],
+        "one outfit without similar: all of it"
+    );
     assert!(
         (rows[2].bbox[0] - 0.5).abs() < 0.05 && rows[2].bbox[1] < 0.4,
         "{:?}",
@@ -571,8 +617,15 @@ async fn a_strict_import_writes_nothing_when_anything_is_wrong() {
         "{error}"
     );
     assert!(!out.path().join("dataset.json").exists());
-    let (dir, out) = (import_folder(&[ALPHA, ALPHA_TWIN]), tempfile::tempdir().unwrap());
-    assert!(import(dir.path(), &url(out.path()), "test", true).await.is_ok());
+    let (dir, out) = (
+        import_folder(&[ALPHA, ALPHA_TWIN]),
+        tempfile::tempdir().unwrap(),
+    );
+    assert!(
+        import(dir.path(), &url(out.path()), "test", true)
+            .await
+            .is_ok()
+    );
     let empty = import_folder(&["{}"]);
     assert!(matches!(
         import(empty.path(), &url(out.path()), "test", false).await,

@@ -1,4 +1,5 @@
-//! What the trainer knows of an architecture. One folder beside this file implements each; [`super`] lists them.
+//! What the trainer knows of an architecture. One folder beside this file implements each;
+//! [`super`] lists them.
 
 use crate::component::Prefixes;
 use crate::error::ModelError;
@@ -21,8 +22,8 @@ pub(crate) trait Architecture {
     /// The terms of its loss, in the order of [`SampleLosses::terms`].
     fn terms(&self) -> &'static [&'static str];
 
-    /// Beginnings of the names of parameters whose first values [`Self::initialize`] sets: no time is
-    /// spent on random ones.
+    /// Beginnings of the names of parameters whose first values [`Self::initialize`] sets: no time
+    /// is spent on random ones.
     fn derived(&self) -> &'static [&'static str] {
         &[]
     }
@@ -38,12 +39,16 @@ pub(crate) trait Architecture {
         place: Place,
     ) -> Result<Box<dyn Network>, ModelError>;
 
-    /// Gives their first values to the parameters that no base model has, after the base weights are
-    /// loaded: from `own`, the architecture's own file among base weights, where there is one.
+    /// Gives their first values to the parameters that no base model has, after the base weights
+    /// are loaded: from `own`, the architecture's own file among base weights, where there is one.
     ///
     /// # Errors
     /// A file that does not fit.
-    fn initialize(&self, _parameters: &Parameters, _own: Option<(&Path, &Source)>) -> Result<(), ModelError> {
+    fn initialize(
+        &self,
+        _parameters: &Parameters,
+        _own: Option<(&Path, &Source)>,
+    ) -> Result<(), ModelError> {
         Ok(())
     }
 }
@@ -56,15 +61,20 @@ pub(crate) trait Network: Debug {
     /// An example that does not fit the job.
     fn losses(&mut self, examples: &[Example]) -> Result<SampleLosses, ModelError>;
 
-    /// One image for an example, from its conditions (prompt, references, concepts) and the seed. Called
-    /// without gradients.
+    /// One image for an example, from its conditions (prompt, references, concepts) and the seed.
+    /// Called without gradients.
     ///
     /// # Errors
-    /// An example that does not fit the job; a number of steps that the noise schedule does not have.
-    fn sample(&mut self, example: &Example, options: &SampleOptions) -> Result<RgbImage, ModelError>;
+    /// An example that does not fit the job; a number of steps that the noise schedule does not
+    /// have.
+    fn sample(
+        &mut self,
+        example: &Example,
+        options: &SampleOptions,
+    ) -> Result<RgbImage, ModelError>;
 
-    /// Where the model finds a word in a reference image at a time step, block by block; None: it has no
-    /// references. Called without gradients.
+    /// Where the model finds a word in a reference image at a time step, block by block; None: it
+    /// has no references. Called without gradients.
     ///
     /// # Errors
     /// An image of another size than the job's.
@@ -87,8 +97,8 @@ pub(crate) struct SampleLosses {
     pub(crate) terms: Vec<Tensor>,
 }
 
-/// Where and in which dtype networks compute. Latents, noise, predictions and losses are fp32 outside of
-/// them.
+/// Where and in which dtype networks compute. Latents, noise, predictions and losses are fp32
+/// outside of them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place {
     pub(crate) dtype: Kind,
@@ -103,15 +113,17 @@ pub struct SampleOptions {
     pub steps: u32,
     /// Scale of classifier-free guidance; 1 samples with the prompt alone.
     pub guidance: f64,
-    /// Scale of guidance by the references, where the architecture has them: 1 takes them as in training,
-    /// more moves further away from what would be predicted without prompt and references.
+    /// Scale of guidance by the references, where the architecture has them: 1 takes them as in
+    /// training, more moves further away from what would be predicted without prompt and
+    /// references.
     pub reference_guidance: f64,
     /// With an example's position it fixes the noise that an image begins from.
     pub seed: u64,
 }
 
 impl SampleOptions {
-    /// The seed of the noise for the example at a position: a bijection, so that neighbours share no noise.
+    /// The seed of the noise for the example at a position: a bijection, so that neighbours share
+    /// no noise.
     pub(crate) fn noise_seed(&self, position: u64) -> u64 {
         position.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ self.seed
     }

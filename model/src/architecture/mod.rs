@@ -1,5 +1,6 @@
-//! The architectures, each in a folder of its own: what it is built from, its loss terms, how it samples, and which
-//! component a parameter belongs to. This is the only place that knows all of them; the trainer asks [`interface`].
+//! The architectures, each in a folder of its own: what it is built from, its loss terms, how it
+//! samples, and which component a parameter belongs to. This is the only place that knows all of
+//! them; the trainer asks [`interface`].
 
 pub(crate) mod autoencoder;
 pub(crate) mod interface;
@@ -31,7 +32,8 @@ mod tests {
         for name in ["autoencoder", "text-to-image", "retrinet"] {
             let references = if name == "retrinet" { 1 } else { 0 };
             let text = format!(
-                "name = \"a\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\nreferences = {references}\n\
+                "name = \"a\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\nreferences = \
+                {references}\n\
                  [model]\narchitecture = \"{name}\"\nsize = \"tiny\"\ninit = \"file:///none\"\n\
                  [train]\nsteps = 4\nglobal_batch = 1\nmicro_batch = 1\n"
             );
@@ -46,7 +48,8 @@ mod tests {
             network.expect("the job can be built");
             let prefixes = architecture.prefixes();
             let names = parameters.tensors().into_keys();
-            let found: BTreeSet<Component> = names.map(|name| prefixes.component_of(&name)).collect();
+            let found: BTreeSet<Component> =
+                names.map(|name| prefixes.component_of(&name)).collect();
             let known = spec.model.architecture.facts().components.iter().copied();
             assert_eq!(found, known.collect());
             assert!(!architecture.terms().is_empty());

@@ -1,6 +1,7 @@
-//! Activation checkpointing: a block that keeps its inputs and not its inner activations, and is run again for the
-//! backward pass. Gradients are the same to the bit, because the same kernels see the same numbers. The autograd function
-//! lies in `recompute.cpp`; this is the only place that speaks to it, and with it the only unsafe code of the networks.
+//! Activation checkpointing: a block that keeps its inputs and not its inner activations, and is
+//! run again for the backward pass. Gradients are the same to the bit, because the same kernels see
+//! the same numbers. The autograd function lies in `recompute.cpp`; this is the only place that
+//! speaks to it, and with it the only unsafe code of the networks.
 #![allow(unsafe_code)]
 
 use crate::parameter::Scope;
@@ -12,15 +13,16 @@ use tch::Tensor;
 
 /// A part of a network that may be computed again.
 #[derive(Debug)]
-pub(crate) struct Recomputed<T> {
+pub(crate) struct ActivationCheckpoint<T> {
     inner: Arc<T>,
     /// Its own, trained or not.
     parameters: Vec<Tensor>,
     again: bool,
 }
 
-impl<T: 'static> Recomputed<T> {
-    /// `scopes` are all places where `inner` took its weights. It is computed again if the first one's component is.
+impl<T: 'static> ActivationCheckpoint<T> {
+    /// `scopes` are all places where `inner` took its weights. It is computed again if the first
+    /// one's component is.
     pub(crate) fn new(scopes: &[&Scope<'_>], inner: T) -> Self {
         Self {
             inner: Arc::new(inner),
@@ -29,8 +31,9 @@ impl<T: 'static> Recomputed<T> {
         }
     }
 
-    /// `forward` on the inputs, forgetting what lies between where that is wanted and a gradient can be asked for.
-    /// `forward` must answer the same to the same, and know of tensors only through its arguments.
+    /// `forward` on the inputs, forgetting what lies between where that is wanted and a gradient
+    /// can be asked for. `forward` must answer the same to the same, and know of tensors only
+    /// through its arguments.
     pub(crate) fn run<const N: usize>(
         &self,
         inputs: [&Tensor; N],
@@ -58,7 +61,7 @@ impl<T: 'static> Recomputed<T> {
 /// What the graph keeps.
 type Block = Box<dyn Fn(&[Tensor]) -> Tensor>;
 
-impl<T> Deref for Recomputed<T> {
+impl<T> Deref for ActivationCheckpoint<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -85,8 +88,10 @@ fn recompute(block: Block, inputs: &[Tensor], parameters: &[Tensor]) -> Tensor {
     // A box in a box: a plain pointer has no room for a trait object's table.
     let block = Box::new(block);
     let (inputs, parameters) = (pointers(inputs), pointers(parameters));
-    let count = |list: &[*mut c_void]| c_int::try_from(list.len()).expect("a block has few tensors");
-    // SAFETY: the box goes over to C++, which gives it back to `free` once. All tensors live during the call; C++ keeps references of its own. On a GPU libtorch calls `run` from its device's
+    let count =
+        |list: &[*mut c_void]| c_int::try_from(list.len()).expect("a block has few tensors");
+    // SAFETY: the box goes over to C++, which gives it back to `free` once. All tensors live during
+    // the call; C++ keeps references of its own. On a GPU libtorch calls `run` from its device's
     // thread while the caller waits in `backward`, so no two threads use the block at one time.
     let out = unsafe {
         retri_recompute(
@@ -115,13 +120,19 @@ fn pointers(tensors: &[Tensor]) -> Vec<*mut c_void> {
         .collect()
 }
 
-/// Called by C++: the block's output on these inputs, null when it panicked (the panic's message is on stderr).
-unsafe extern "C" fn run(block: *mut c_void, inputs: *mut *mut c_void, count: c_int) -> *mut c_void {
+/// Called by C++: the block's output on these inputs, null when it panicked (the panic's message is
+/// on stderr).
+unsafe extern "C" fn run(
+    block: *mut c_void,
+    inputs: *mut *mut c_void,
+    count: c_int,
+) -> *mut c_void {
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: `block` is the box of `recompute`, alive until `free`.
         let block = unsafe { &*block.cast::<Block>() };
         let count = usize::try_from(count).unwrap_or(0);
-        // SAFETY: C++ passes that many tensors, which live during the call; each clone is a reference of its own.
+        // SAFETY: C++ passes that many tensors, which live during the call; each clone is a
+        // reference of its own.
         let inputs: Vec<Tensor> = (0..count)
             .map(|at| unsafe { Tensor::clone_from_ptr((*inputs.add(at)).cast()) })
             .collect();

@@ -1,9 +1,11 @@
-// An autograd function that keeps a block's inputs instead of its inner activations and runs the block again for the
-// backward pass. tch has no custom autograd functions; this is the whole of what is missing, with a C face. Nothing throws
-// across it: a failing block is an error of the call, a failing backward is libtorch's error of that backward.
+// An autograd function that keeps a block's inputs instead of its inner activations and runs the
+// block again for the backward pass. tch has no custom autograd functions; this is the whole of
+// what is missing, with a C face. Nothing throws across it: a failing block is an error of the
+// call, a failing backward is libtorch's error of that backward.
 //
-// The block's trained parameters are inputs of the function, so that their gradients come out of the ordinary backward
-// pass: whoever hooks on them (DistributedDataParallel's Reducer) sees what it would see without.
+// The block's trained parameters are inputs of the function, so that their gradients come out of
+// the ordinary backward pass: whoever hooks on them (DistributedDataParallel's Reducer) sees what
+// it would see without.
 #include <ATen/core/ivalue.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -17,7 +19,8 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Runs the block on `count` tensors; returns a tensor that the caller frees, or null when the block failed.
+// Runs the block on `count` tensors; returns a tensor that the caller frees, or null when the block
+// failed.
 using Run = Tensor* (*)(void* block, Tensor** inputs, int count);
 using Free = void (*)(void* block);
 
@@ -46,7 +49,8 @@ struct Block : torch::CustomClassHolder {
 };
 
 struct Recompute : torch::autograd::Function<Recompute> {
-  // Only tensors and `TensorList`s become inputs of the graph's node; a vector would be passed over in silence.
+  // Only tensors and `TensorList`s become inputs of the graph's node; a vector would be passed over
+  // in silence.
   static Tensor forward(AutogradContext* ctx, c10::intrusive_ptr<Block> block, at::TensorList inputs,
                         at::TensorList parameters) {
     variable_list saved = inputs.vec();

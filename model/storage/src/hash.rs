@@ -16,7 +16,10 @@ pub struct Hashed {
 ///
 /// # Errors
 /// The object cannot be read.
-pub async fn of_object(store: &dyn ObjectStore, path: &Path) -> Result<Hashed, object_store::Error> {
+pub async fn of_object(
+    store: &dyn ObjectStore,
+    path: &Path,
+) -> Result<Hashed, object_store::Error> {
     let (mut hash, mut size_bytes) = (Sha256::new(), 0);
     let mut chunks = store.get(path).await?.into_stream();
     while let Some(chunk) = chunks.try_next().await? {

@@ -1,6 +1,6 @@
-//! Opens the object storage that a URL names. The only place that turns `file:///…` and `s3://…` into a
-//! store, for data sets, weights, checkpoints and the coordinator's state alike; and [`hash`] of what lies there. It
-//! writes no object. Called by every shell that touches storage.
+//! Opens the object storage that a URL names. The only place that turns `file:///…` and `s3://…`
+//! into a store, for data sets, weights, checkpoints and the coordinator's state alike; and
+//! [`hash`] of what lies there. It writes no object. Called by every shell that touches storage.
 //!
 //! S3 endpoint, region and credentials come from the usual environment variables: `AWS_ENDPOINT`,
 //! `AWS_ALLOW_HTTP`,
@@ -42,9 +42,9 @@ pub enum StoreError {
 
 /// The store behind `url`, and the prefix inside it under which everything of this URL lies.
 ///
-/// A `file://` folder is created if it is missing; writes to it are synced to disk before they are reported
-/// done, as an object store's are. Nothing is sent to an `s3://` server yet, so a wrong bucket shows at the
-/// first read or write.
+/// A `file://` folder is created if it is missing; writes to it are synced to disk before they are
+/// reported done, as an object store's are. Nothing is sent to an `s3://` server yet, so a wrong
+/// bucket shows at the first read or write.
 ///
 /// # Errors
 /// The URL is malformed, of another scheme, or its local folder cannot be created.
@@ -80,12 +80,14 @@ fn parse(url: &str) -> Result<Url, StoreError> {
 }
 
 fn folder_of(url: &str, parsed: &Url) -> Result<PathBuf, StoreError> {
-    let folder = parsed
-        .to_file_path()
-        .map_err(|()| StoreError::NotAFolder { url: url.to_owned() })?;
+    let folder = parsed.to_file_path().map_err(|()| StoreError::NotAFolder {
+        url: url.to_owned(),
+    })?;
     if !url.starts_with("file:///") && !url.starts_with("file://localhost/") {
         // `file:relative` parses as if it were absolute, which would write to a surprising place.
-        return Err(StoreError::NotAFolder { url: url.to_owned() });
+        return Err(StoreError::NotAFolder {
+            url: url.to_owned(),
+        });
     }
     Ok(folder)
 }
@@ -113,7 +115,8 @@ fn open_s3(url: &str, parsed: &Url) -> Result<(Arc<dyn ObjectStore>, Path), Stor
     };
     let client = AmazonS3ConfigKey::Client;
     let store = AmazonS3Builder::from_env()
-        // A large object may take its time, as long as something of it comes; by default all of it has 30 seconds.
+        // A large object may take its time, as long as something of it comes; by default all of it
+        // has 30 seconds.
         .with_config(client(ClientConfigKey::ReadTimeout), "30 seconds")
         .with_config(client(ClientConfigKey::Timeout), "1 hour")
         .with_retry(patience())
@@ -124,8 +127,8 @@ fn open_s3(url: &str, parsed: &Url) -> Result<(Arc<dyn ObjectStore>, Path), Stor
     Ok((Arc::new(store), prefix))
 }
 
-/// A server that is away is asked again for about half a minute, and every second at least: whoever waits for it goes on
-/// when it is back, and not up to 15 seconds later.
+/// A server that is away is asked again for about half a minute, and every second at least: whoever
+/// waits for it goes on when it is back, and not up to 15 seconds later.
 fn patience() -> RetryConfig {
     let backoff = BackoffConfig {
         max_backoff: Duration::from_secs(1),

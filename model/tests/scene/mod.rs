@@ -4,7 +4,8 @@
 use model_data::example::{Concept, Example, Reference};
 use proto::spec::{Architecture, Component, TrainWork};
 
-/// A job of size "tiny" at 32 pixels, of a RetriNet with two references, and no freezing but the architecture's own.
+/// A job of size "tiny" at 32 pixels, of a RetriNet with two references, and no freezing but the
+/// architecture's own.
 pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> TrainWork {
     // Tests run side by side: one thread each, or they wait for each other.
     tch::set_num_threads(1);
@@ -20,9 +21,11 @@ pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> TrainWork {
     };
     // RetriNet needs a base on the command line; the model itself can begin from random weights.
     let text = format!(
-        "name = \"scene\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\nreferences = {references}\nseed = 5\n\
+        "name = \"scene\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\nreferences = \
+        {references}\nseed = 5\n\
          [model]\narchitecture = \"{name}\"\nsize = \"tiny\"\ninit = \"file:///none\"\n\
-         [train]\nsteps = 100\nglobal_batch = 4\nmicro_batch = 4\nlearning_rate = {learning_rate}\nwarmup = 0\n"
+         [train]\nsteps = 100\nglobal_batch = 4\nmicro_batch = 4\nlearning_rate = \
+        {learning_rate}\nwarmup = 0\n"
     );
     let mut spec = proto::job::parse_training("scene.toml", &text).unwrap();
     // A random autoencoder's latents are small, and so would be all that depends on pictures.
@@ -43,14 +46,16 @@ pub(crate) fn examples(count: u64, seed: u64) -> Vec<Example> {
 fn example(seed: u64) -> Example {
     let concepts = [Concept::Face, Concept::Clothes, Concept::Figure];
     let reference = |n: u64| Reference {
-        picture: picture(seed * 7 + n + 1),
+        image: image(seed * 7 + n + 1),
         concept: concepts[(seed + n) as usize % 3],
         position: seed,
     };
     Example {
         position: seed,
-        target: picture(seed),
-        target_mask: image::GrayImage::from_fn(32, 32, |x, _| image::Luma([if x < 28 { 255 } else { 0 }])),
+        target: image(seed),
+        target_mask: image::GrayImage::from_fn(32, 32, |x, _| {
+            image::Luma([if x < 28 { 255 } else { 0 }])
+        }),
         face_mask: image::GrayImage::from_fn(32, 32, |x, y| {
             image::Luma([if x < 12 && y < 14 { 255 } else { 0 }])
         }),
@@ -66,8 +71,10 @@ fn example(seed: u64) -> Example {
 }
 
 /// Smooth waves of colour: something an autoencoder can learn.
-fn picture(seed: u64) -> image::RgbImage {
-    let wave = |at: u32, step: u64| (f64::from(at) * 0.1 * (1 + seed * step % 5) as f64 + seed as f64).sin();
+fn image(seed: u64) -> image::RgbImage {
+    let wave = |at: u32, step: u64| {
+        (f64::from(at) * 0.1 * (1 + seed * step % 5) as f64 + seed as f64).sin()
+    };
     let value = |v: f64| ((v + 1.0) * 127.0) as u8;
     image::RgbImage::from_fn(32, 32, |x, y| {
         image::Rgb([value(wave(x, 1)), value(wave(y, 2)), value(wave(x + y, 3))])

@@ -1,6 +1,7 @@
-//! Where a base model's components lie behind a URL: in a folder of ours, in a `diffusers` folder or in one Stable
-//! Diffusion file (layouts: `proto::public::base`). Reads names, configs and headers, never weights. Called at submit,
-//! by ranks before they fetch, and by the export, which completes a checkpoint from it.
+//! Where a base model's components lie behind a URL: in a folder of ours, in a `diffusers` folder
+//! or in one Stable Diffusion file (layouts: `proto::public::base`). Reads names, configs and
+//! headers, never weights. Called at submit, by ranks before they fetch, and by the export, which
+//! completes a checkpoint from it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -18,7 +19,8 @@ use storage::{StoreError, local_folder, open};
 
 /// Longest header of a safetensors file that is read: Stable Diffusion's has 150 KB.
 const HEADER_BYTES_MAX: u64 = 64 << 20;
-/// What an exported RetriNet has beside its U-Net, under full names: a job that begins from it goes on from there.
+/// What an exported RetriNet has beside its U-Net, under full names: a job that begins from it goes
+/// on from there.
 pub const RETRINET: &str = proto::architecture::RETRINET;
 
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +97,8 @@ impl Base {
     /// Looks which components a URL offers; a URL that ends with `.safetensors` is one file.
     ///
     /// # Errors
-    /// No such folder or file, storage that does not answer, a header or an index that cannot be read.
+    /// No such folder or file, storage that does not answer, a header or an index that cannot be
+    /// read.
     pub async fn find(url: &str) -> Result<Self, BaseError> {
         let (folder, file) = match url.rsplit_once('/') {
             Some((folder, file)) if file.ends_with(".safetensors") => (folder, Some(file)),
@@ -141,9 +144,12 @@ impl Base {
         &self.parts
     }
 
-    /// The components that a job of this architecture begins from, as far as they are here, in the order in which they
-    /// are loaded.
-    pub fn taken_over(&self, architecture: Architecture) -> impl Iterator<Item = (&'static str, &Place)> {
+    /// The components that a job of this architecture begins from, as far as they are here, in the
+    /// order in which they are loaded.
+    pub fn taken_over(
+        &self,
+        architecture: Architecture,
+    ) -> impl Iterator<Item = (&'static str, &Place)> {
         let facts = architecture.facts();
         let names = facts
             .base_parts
@@ -153,8 +159,8 @@ impl Base {
         names.filter_map(|name| Some((name, self.parts.get(name)?)))
     }
 
-    /// Refuses a base that a job cannot begin from: a part that its architecture needs is not there, or a config says
-    /// something else than the job's tables.
+    /// Refuses a base that a job cannot begin from: a part that its architecture needs is not
+    /// there, or a config says something else than the job's tables.
     ///
     /// # Errors
     /// The first part or field.
@@ -220,7 +226,12 @@ impl Base {
     async fn folder(&self, part: Part) -> Result<Option<Place>, BaseError> {
         let at = part.folder;
         let config = format!("{at}/{CONFIG_FILE}");
-        let beside: Vec<String> = self.has(&config).await?.then_some(config).into_iter().collect();
+        let beside: Vec<String> = self
+            .has(&config)
+            .await?
+            .then_some(config)
+            .into_iter()
+            .collect();
         for file in WEIGHT_FILES {
             let name = format!("{at}/{file}");
             if self.has(&name).await? {
@@ -260,7 +271,8 @@ impl Base {
             weight_map: BTreeMap<String, String>,
         }
         let bytes = self.read(index).await?;
-        let found: Index = serde_json::from_slice(&bytes).map_err(|error| self.malformed(index, error))?;
+        let found: Index =
+            serde_json::from_slice(&bytes).map_err(|error| self.malformed(index, error))?;
         let files: BTreeSet<String> = found.weight_map.into_values().collect();
         if let Some(outside) = files.iter().find(|file| file.contains(['/', '\\'])) {
             return Err(self.malformed(
@@ -268,7 +280,10 @@ impl Base {
                 format!("it names {outside:?}, which does not lie beside it"),
             ));
         }
-        Ok(files.into_iter().map(|file| format!("{folder}/{file}")).collect())
+        Ok(files
+            .into_iter()
+            .map(|file| format!("{folder}/{file}"))
+            .collect())
     }
 
     async fn look_into(&mut self, file: &str) -> Result<(), BaseError> {
@@ -280,7 +295,9 @@ impl Base {
         }
         self.hint = match (foreign(names.iter().map(String::as_str)), names.first()) {
             (Some(model), _) => format!(": its tensors are named like those of {model}"),
-            (None, Some(first)) if self.parts.is_empty() => format!(": its first tensor is {first:?}"),
+            (None, Some(first)) if self.parts.is_empty() => {
+                format!(": its first tensor is {first:?}")
+            }
             _ => String::new(),
         };
         Ok(())
@@ -306,7 +323,10 @@ impl Base {
         let header = range(8..8 + length).await?;
         let header: BTreeMap<String, serde::de::IgnoredAny> =
             serde_json::from_slice(&header).map_err(|error| self.malformed(file, error))?;
-        Ok(header.into_keys().filter(|name| name != "__metadata__").collect())
+        Ok(header
+            .into_keys()
+            .filter(|name| name != "__metadata__")
+            .collect())
     }
 
     async fn has(&self, name: &str) -> Result<bool, BaseError> {
@@ -385,8 +405,12 @@ mod tests {
 
     /// A safetensors file of empty tensors.
     fn file(names: &[&str]) -> Vec<u8> {
-        let entry = |name: &&str| format!(r#""{name}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#);
-        let header = format!("{{{}}}", names.iter().map(entry).collect::<Vec<_>>().join(","));
+        let entry =
+            |name: &&str| format!(r#""{name}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#);
+        let header = format!(
+            "{{{}}}",
+            names.iter().map(entry).collect::<Vec<_>>().join(",")
+        );
         [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()
     }
 
@@ -434,9 +458,11 @@ mod tests {
         };
         let base = Base::find(&url).await.unwrap();
         let autoencoder = Model {
-            architecture: proto::spec::ArchitectureSpec::Autoencoder(proto::architecture::Autoencoder {
-                autoencoder: model().architecture.autoencoder().clone(),
-            }),
+            architecture: proto::spec::ArchitectureSpec::Autoencoder(
+                proto::architecture::Autoencoder {
+                    autoencoder: model().architecture.autoencoder().clone(),
+                },
+            ),
             ..model()
         };
         let error = base.suits(&autoencoder).await.unwrap_err().to_string();
@@ -453,17 +479,22 @@ mod tests {
         let error = Base::find(&url).await.unwrap_err().to_string();
         assert!(
             error.starts_with("unet/config.json of file://")
-                && error
-                    .contains("no weights lie beside it; looked for diffusion_pytorch_model.safetensors or"),
+                && error.contains(
+                    "no weights lie beside it; looked for diffusion_pytorch_model.safetensors or"
+                ),
             "{error}"
         );
         put(place.path(), "unet/model.safetensors", b"");
         let error = refusal().await;
         assert!(
-            error.contains("unet/config.json of file://") && error.contains("block_out_channels is [320"),
+            error.contains("unet/config.json of file://")
+                && error.contains("block_out_channels is [320"),
             "{error}"
         );
-        let error = Base::find(&format!("{url}/none")).await.unwrap_err().to_string();
+        let error = Base::find(&format!("{url}/none"))
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("there is no folder") && error.contains("/none"),
             "{error}"
@@ -496,7 +527,9 @@ mod tests {
         let base = Base::find(&url("xl")).await.unwrap();
         let error = base.suits(&model()).await.unwrap_err().to_string();
         assert!(
-            error.contains("holds no text_encoder: its tensors are named like those of Stable Diffusion XL"),
+            error.contains(
+                "holds no text_encoder: its tensors are named like those of Stable Diffusion XL"
+            ),
             "{error}"
         );
         put(place.path(), "other.safetensors", &file(&["lora.a"]));

@@ -1,6 +1,7 @@
-//! The figure by which a checkpoint names the base weights that its job began with: SHA-256 over the names of the
-//! components that the job took over and the SHA-256 of each of their files, in lower-case hex. Ranks compute it from the
-//! files that they map, the export from what lies behind the URL; both in this one way.
+//! The figure by which a checkpoint names the base weights that its job began with: SHA-256 over
+//! the names of the components that the job took over and the SHA-256 of each of their files, in
+//! lower-case hex. Ranks compute it from the files that they map, the export from what lies behind
+//! the URL; both in this one way.
 
 use crate::base::{Base, BaseError};
 use proto::spec::Architecture;
@@ -8,7 +9,8 @@ use proto::text::hex;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
-/// The digest in the making. Components come in the order of [`Base::taken_over`], the files of each by name.
+/// The digest in the making. Components come in the order of [`Base::taken_over`], the files of
+/// each by name.
 #[derive(Debug, Default)]
 pub struct InitDigest(Sha256);
 
@@ -28,7 +30,8 @@ impl InitDigest {
     }
 }
 
-/// The digest of what a job of this architecture would take over from `base` now. Reads all of its files, once each.
+/// The digest of what a job of this architecture would take over from `base` now. Reads all of its
+/// files, once each.
 ///
 /// # Errors
 /// A file that cannot be read.

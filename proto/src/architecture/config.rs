@@ -1,10 +1,11 @@
-//! What networks are built from, and the choices inside them: plain data. The architectures beside this file are made of
-//! it.
+//! What networks are built from, and the choices inside them: plain data. The architectures beside
+//! this file are made of it.
 
 use serde::{Deserialize, Serialize};
 
-/// A part of a model that can be frozen and has its own learning rate. `Encoder` includes the time embedding;
-/// `CrossAttention` includes the zero convolutions ("conjunction network" on the authors' page).
+/// A part of a model that can be frozen and has its own learning rate. `Encoder` includes the time
+/// embedding; `CrossAttention` includes the zero convolutions ("conjunction network" on the
+/// authors' page).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Component {
@@ -61,7 +62,8 @@ impl AutoencoderConfig {
     }
 }
 
-/// CLIP's text transformer with CLIP's vocabulary (49,408 tokens, notes 5.1). SD 1.5: 768, 12, 12, 77.
+/// CLIP's text transformer with CLIP's vocabulary (49,408 tokens, notes 5.1). SD 1.5: 768, 12, 12,
+/// 77.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TextEncoderConfig {
@@ -72,7 +74,8 @@ pub struct TextEncoderConfig {
     pub tokens: u32,
 }
 
-/// How RetriNet's retrieval block reads the paper where it leaves a choice (notes 3.5). Ours: the defaults.
+/// How RetriNet's retrieval block reads the paper where it leaves a choice (notes 3.5). Ours: the
+/// defaults.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Retrieval {
@@ -108,6 +111,7 @@ pub enum LossWeighting {
     Epsilon,
     /// min(snr, 5) / snr (Hang et al. 2023).
     MinSnr,
-    /// (1 - abar) / abar, clipped to [0.5, 20]: stresses high noise, where colours and so identity are decided.
+    /// (1 - abar) / abar, clipped to [0.5, 20]: stresses high noise, where colours and so identity
+    /// are decided.
     Noise,
 }

@@ -1,4 +1,5 @@
-//! What every latent diffusion model reads: its networks, its noise schedule, and what a prediction is worth.
+//! What every latent diffusion model reads: its networks, its noise schedule, and what a prediction
+//! is worth.
 
 use super::config::{AutoencoderConfig, LossWeighting, TextEncoderConfig, UNetConfig};
 use super::fields::{Fields, Written, refuse_unless_default};
@@ -67,8 +68,8 @@ pub enum Prediction {
 pub struct Objective {
     /// lambda of equation 3.
     pub face_loss_weight: f64,
-    /// A cell of the latent counts in the first term where the image covers more than this fraction of it; 0 to below 1.
-    /// Ours: 0.5. The face's mask keeps its fractions.
+    /// A cell of the latent counts in the first term where the image covers more than this fraction
+    /// of it; 0 to below 1. Ours: 0.5. The face's mask keeps its fractions.
     pub target_mask_threshold: f64,
     /// How much each noise level counts.
     pub loss_weighting: LossWeighting,
@@ -95,7 +96,10 @@ impl Diffusion {
         written.put("model.noise", self.noise);
         let objective = self.objective;
         written.put("train.face_loss_weight", objective.face_loss_weight);
-        written.put("train.target_mask_threshold", objective.target_mask_threshold);
+        written.put(
+            "train.target_mask_threshold",
+            objective.target_mask_threshold,
+        );
         written.put("train.loss_weighting", objective.loss_weighting);
     }
 }
@@ -119,12 +123,18 @@ impl Noise {
         let (start, end) = (noise.beta_start, noise.beta_end);
         if noise.kind == NoiseKind::Cosine {
             let why = "model.noise.kind is cosine, which has no such end";
-            for (field, value) in [("model.noise.beta_start", start), ("model.noise.beta_end", end)] {
+            for (field, value) in [
+                ("model.noise.beta_start", start),
+                ("model.noise.beta_end", end),
+            ] {
                 refuse_unless_default(field, &value.into(), why, faults);
             }
             return noise;
         }
-        for (field, beta) in [("model.noise.beta_start", start), ("model.noise.beta_end", end)] {
+        for (field, beta) in [
+            ("model.noise.beta_start", start),
+            ("model.noise.beta_end", end),
+        ] {
             // Not a number is in no range.
             faults.need(0.0 < beta && beta < 1.0, field, || {
                 format!("is {beta}; it must lie between 0 and 1, both excluded")

@@ -15,7 +15,8 @@ pub struct Facts {
     pub frozen_by_default: &'static [Component],
     /// Components that its loss cannot train: they must be frozen.
     pub always_frozen: &'static [Component],
-    /// The parts of a base model that it takes over when they are there, and whether they must be there.
+    /// The parts of a base model that it takes over when they are there, and whether they must be
+    /// there.
     pub base_parts: &'static [(&'static str, bool)],
     /// The file, among base weights, with what no base model has.
     pub own_file: Option<&'static str>,

@@ -1,6 +1,7 @@
-//! The fields of `[data]`, `[model]` and `[train]` that only some architectures read. An architecture takes out those that
-//! it knows; what is left over was written for nothing and is refused, unless it stands at its default: texts that were
-//! stored with every field written out have it there.
+//! The fields of `[data]`, `[model]` and `[train]` that only some architectures read. An
+//! architecture takes out those that it knows; what is left over was written for nothing and is
+//! refused, unless it stands at its default: texts that were stored with every field written out
+//! have it there.
 
 use super::config::{AutoencoderConfig, TextEncoderConfig, UNetConfig};
 use crate::job::faults::Faults;
@@ -45,8 +46,8 @@ pub(crate) struct Fields {
 }
 
 impl Fields {
-    /// `written`: the tables of job.toml with the types that the raw job has. `networks`: the named size with what is
-    /// written over it.
+    /// `written`: the tables of job.toml with the types that the raw job has. `networks`: the named
+    /// size with what is written over it.
     pub(crate) fn new(
         written: &Table,
         (unet, autoencoder, text): (UNetConfig, AutoencoderConfig, TextEncoderConfig),
@@ -93,20 +94,36 @@ impl Fields {
     }
 
     /// Refuses what nobody took; `lacks` says why a field means nothing.
-    pub(crate) fn refuse_rest(self, name: &str, lacks: impl Fn(&str) -> String, faults: &mut Faults) {
-        let sizes: Vec<_> = size::NAMES.iter().filter_map(|name| size::named(name)).collect();
-        let unet = self.unet.is_none_or(|unet| sizes.iter().any(|it| it.0 == unet));
+    pub(crate) fn refuse_rest(
+        self,
+        name: &str,
+        lacks: impl Fn(&str) -> String,
+        faults: &mut Faults,
+    ) {
+        let sizes: Vec<_> = size::NAMES
+            .iter()
+            .filter_map(|name| size::named(name))
+            .collect();
+        let unet = self
+            .unet
+            .is_none_or(|unet| sizes.iter().any(|it| it.0 == unet));
         let text = self
             .text_encoder
             .is_none_or(|text| sizes.iter().any(|it| it.2 == text));
         for (field, is_of_a_size) in [("model.unet", unet), ("model.text_encoder", text)] {
             faults.need(is_of_a_size, field, || {
-                format!("is for text-to-image and retrinet; an {name} has no such part: leave the table out")
+                format!(
+                    "is for text-to-image and retrinet; an {name} has no such part: leave the \
+                table out"
+                )
             });
         }
         let mut rest = self.left;
         rest.retain(|field, value| self.defaults.get(field) != Some(value));
-        if rest.keys().any(|field| field.starts_with("model.retrieval.")) {
+        if rest
+            .keys()
+            .any(|field| field.starts_with("model.retrieval."))
+        {
             rest.retain(|field, _| !field.starts_with("model.retrieval."));
             let message = format!("is for retrinet; {name} has no retrieval block: leave it out");
             faults.add("model.retrieval", message);
@@ -161,8 +178,12 @@ impl Written {
         let name = parts.pop().unwrap_or_default();
         let mut table = &mut self.0;
         for part in parts {
-            let inner = table.entry(part).or_insert_with(|| Value::Table(Table::new()));
-            table = inner.as_table_mut().expect("no field is a table and a value");
+            let inner = table
+                .entry(part)
+                .or_insert_with(|| Value::Table(Table::new()));
+            table = inner
+                .as_table_mut()
+                .expect("no field is a table and a value");
         }
         table.insert(name.to_owned(), value);
     }

@@ -1,6 +1,7 @@
-//! What a job trains: one file for each architecture with its part of job.toml, its components, what is frozen when
-//! job.toml does not say, its base weights, and what sampling may ask of it. This file is the only one that tells them
-//! apart; everybody else asks [`Architecture`] and [`ArchitectureSpec`].
+//! What a job trains: one file for each architecture with its part of job.toml, its components,
+//! what is frozen when job.toml does not say, its base weights, and what sampling may ask of it.
+//! This file is the only one that tells them apart; everybody else asks [`Architecture`] and
+//! [`ArchitectureSpec`].
 
 mod autoencoder;
 pub(crate) mod config;
@@ -29,7 +30,8 @@ use serde::{Deserialize, Serialize};
 pub enum Architecture {
     /// The autoencoder alone: the first half of a base model.
     Autoencoder,
-    /// A text-to-image U-Net with its text encoder, on a given autoencoder: the second half of a base model.
+    /// A text-to-image U-Net with its text encoder, on a given autoencoder: the second half of a
+    /// base model.
     TextToImage,
     /// The paper's model, on a given base model.
     Retrinet,

@@ -1,4 +1,5 @@
-//! How the references of a sample are chosen and cut: fields of `[data]` for the architectures that are shown any.
+//! How the references of a sample are chosen and cut: fields of `[data]` for the architectures that
+//! are shown any.
 
 use super::fields::{Fields, Written, refuse_unless_default};
 use crate::job::faults::Faults;
@@ -13,14 +14,15 @@ pub struct References {
     pub count: u32,
     /// Probability that a reference slot shows the face (else the clothes). Ours: 0.5.
     pub face_probability: f64,
-    /// The face box of a reference is this much larger than the annotated one. Ours: 1.33, measured on the paper's
-    /// figure 2.
+    /// The face box of a reference is this much larger than the annotated one. Ours: 1.33, measured
+    /// on the paper's figure 2.
     pub face_enlargement: f64,
-    /// Above this fraction of the image's area the face box counts as "the majority" and the whole figure is shown
-    /// instead of the clothes. Ours: 0.5.
+    /// Above this fraction of the image's area the face box counts as "the majority" and the whole
+    /// figure is shown instead of the clothes. Ours: 0.5.
     pub figure_threshold: f64,
     pub clothes: Clothes,
-    /// A reference fills this fraction of its square at least, so that its position never equals the target's. Ours: 0.8.
+    /// A reference fills this fraction of its square at least, so that its position never equals
+    /// the target's. Ours: 0.8.
     pub scale: f64,
     /// Fraction of reconstruction samples when task is multitask. Ours: 0.5.
     pub multitask_reconstruction: f64,
@@ -73,9 +75,11 @@ impl References {
         for (field, value) in self.fractions() {
             faults.share(field, value);
         }
-        faults.need((0.1..=1.0).contains(&self.scale), "data.reference_scale", || {
-            format!("is {}; it must lie between 0.1 and 1", self.scale)
-        });
+        faults.need(
+            (0.1..=1.0).contains(&self.scale),
+            "data.reference_scale",
+            || format!("is {}; it must lie between 0.1 and 1", self.scale),
+        );
         let enlargement = self.face_enlargement;
         faults.need(
             (1.0..=4.0).contains(&enlargement),
@@ -94,7 +98,10 @@ impl References {
             ("data.clothes.cut_off", self.clothes.cut_off),
             ("data.clothes.cut_off_minimum", self.clothes.cut_off_minimum),
             ("data.clothes.background", self.clothes.background),
-            ("data.multitask_reconstruction", self.multitask_reconstruction),
+            (
+                "data.multitask_reconstruction",
+                self.multitask_reconstruction,
+            ),
         ]
     }
 
@@ -123,7 +130,10 @@ impl References {
         written.put("data.figure_threshold", self.figure_threshold);
         written.put("data.clothes", self.clothes);
         written.put("data.reference_scale", self.scale);
-        written.put("data.multitask_reconstruction", self.multitask_reconstruction);
+        written.put(
+            "data.multitask_reconstruction",
+            self.multitask_reconstruction,
+        );
     }
 }
 
@@ -131,7 +141,8 @@ impl References {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Clothes {
-    /// Probability that everything above the chin is cut off; else the face box is painted over with the pad's colour.
+    /// Probability that everything above the chin is cut off; else the face box is painted over
+    /// with the pad's colour.
     pub cut_off: f64,
     /// It is only cut off where so much of the picture's height is left below the chin.
     pub cut_off_minimum: f64,

@@ -40,7 +40,11 @@ pub(super) const FACTS: Facts = Facts {
         Component::Middle,
     ],
     always_frozen: &[Component::Autoencoder],
-    base_parts: &[("autoencoder", true), ("text_encoder", true), ("unet", true)],
+    base_parts: &[
+        ("autoencoder", true),
+        ("text_encoder", true),
+        ("unet", true),
+    ],
     own_file: Some(OWN_FILE),
     sampling: Sampling {
         prompts: true,
@@ -52,7 +56,9 @@ impl Retrinet {
     pub(super) fn read(fields: &mut Fields, faults: &mut Faults) -> Self {
         let references = References::read(fields, REFERENCES, faults);
         faults.need(references.count > 0, "data.references", || {
-            "is 0; retrinet draws a target from references, so at least 1 is needed (the paper uses 4)".into()
+            "is 0; retrinet draws a target from references, so at least 1 is needed (the paper \
+            uses 4)"
+                .into()
         });
         Self {
             diffusion: Diffusion::read(fields, faults),

@@ -25,7 +25,11 @@ pub(super) const FACTS: Facts = Facts {
     ],
     frozen_by_default: &[Component::Autoencoder],
     always_frozen: &[Component::Autoencoder],
-    base_parts: &[("autoencoder", true), ("text_encoder", false), ("unet", false)],
+    base_parts: &[
+        ("autoencoder", true),
+        ("text_encoder", false),
+        ("unet", false),
+    ],
     own_file: None,
     sampling: Sampling {
         prompts: true,

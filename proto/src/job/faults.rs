@@ -34,10 +34,13 @@ impl Faults {
         self.need(value > 0, field, || "is 0; it must be at least 1".into());
     }
 
-    /// Larger networks than `most` are slips: they would fill the memory of every node before anything failed.
+    /// Larger networks than `most` are slips: they would fill the memory of every node before
+    /// anything failed.
     pub(crate) fn count(&mut self, field: &str, value: u32, most: u32) {
         self.positive(field, value.into());
-        self.need(value <= most, field, || format!("is {value}; at most {most}"));
+        self.need(value <= most, field, || {
+            format!("is {value}; at most {most}")
+        });
     }
 
     pub(crate) fn rate(&mut self, field: &str, value: f64) {

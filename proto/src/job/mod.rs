@@ -1,6 +1,6 @@
-//! job.toml: text -> [`JobSpec`] with errors that name file, line, field, value and what is allowed, and back. No I/O:
-//! whether the data set is there is for the caller to find out. Called by `coordinator submit`, by the coordinator
-//! again, and by ranks.
+//! job.toml: text -> [`JobSpec`] with errors that name file, line, field, value and what is
+//! allowed, and back. No I/O: whether the data set is there is for the caller to find out. Called
+//! by `coordinator submit`, by the coordinator again, and by ranks.
 
 mod check;
 pub(crate) mod faults;
@@ -9,11 +9,11 @@ mod raw;
 use crate::architecture::fields::Written;
 use crate::id::JobId;
 use crate::place;
-use crate::sample::{NamedReference, PictureSource, SampleWork, Weights};
+use crate::sample::{ImageSource, NamedReference, SampleWork, Weights};
 use crate::spec::{JobSpec, Optimizer, Resources, Train, TrainWork, Work};
 use raw::{
-    CheckpointToml, JobToml, OptimizerName, OptimizerToml, ReferenceToml, ResourcesToml, SampleToml,
-    TrainToml, TrainingToml, WeightsToml, WorkersToml,
+    CheckpointToml, JobToml, OptimizerName, OptimizerToml, ReferenceToml, ResourcesToml,
+    SampleToml, TrainToml, TrainingToml, WeightsToml, WorkersToml,
 };
 use std::fmt;
 use std::path::Path;
@@ -58,8 +58,9 @@ impl fmt::Display for JobErrors {
 
 impl std::error::Error for JobErrors {}
 
-/// Reads a job. `file` is for messages only. Paths without a scheme are taken relative to `directory`; without one
-/// they are refused, because the coordinator cannot know what they were relative to.
+/// Reads a job. `file` is for messages only. Paths without a scheme are taken relative to
+/// `directory`; without one they are refused, because the coordinator cannot know what they were
+/// relative to.
 pub fn parse(file: &str, text: &str, directory: Option<&Path>) -> Result<JobSpec, JobErrors> {
     let at = |(line, field, message)| JobError {
         file: file.to_owned(),
@@ -67,24 +68,32 @@ pub fn parse(file: &str, text: &str, directory: Option<&Path>) -> Result<JobSpec
         field,
         message,
     };
-    let raw: JobToml =
-        toml::from_str(text).map_err(|error| JobErrors(vec![at(place::of_toml_error(text, &error))]))?;
+    let raw: JobToml = toml::from_str(text)
+        .map_err(|error| JobErrors(vec![at(place::of_toml_error(text, &error))]))?;
     check::check(raw, directory).map_err(|faults| {
         let mut errors: Vec<JobError> = faults
             .into_iter()
-            .map(|fault| at((place::line_of(text, &fault.field), fault.field, fault.message)))
+            .map(|fault| {
+                at((
+                    place::line_of(text, &fault.field),
+                    fault.field,
+                    fault.message,
+                ))
+            })
             .collect();
         errors.sort_by_key(|error| error.line);
         JobErrors(errors)
     })
 }
 
-/// Reads a job that the coordinator has stored or sent: [`to_toml`]'s text, or that of an older release.
+/// Reads a job that the coordinator has stored or sent: [`to_toml`]'s text, or that of an older
+/// release.
 pub fn parse_stored(job: &JobId, text: &str) -> Result<JobSpec, JobErrors> {
     parse(&format!("job.toml of {job}"), text, None)
 }
 
-/// What a job trains, of a text whose paths are absolute. A job that does something else is an error of its table.
+/// What a job trains, of a text whose paths are absolute. A job that does something else is an
+/// error of its table.
 pub fn parse_training(file: &str, text: &str) -> Result<TrainWork, JobErrors> {
     match parse(file, text, None)?.work {
         Work::Train(work) => Ok(*work),
@@ -153,7 +162,10 @@ fn training_toml(work: &TrainWork) -> TrainingToml {
         written.put("model.init", init);
     }
     written.put("model.freeze", &model.freeze);
-    written.put("model.activation_checkpointing", &model.activation_checkpointing);
+    written.put(
+        "model.activation_checkpointing",
+        &model.activation_checkpointing,
+    );
     let tables = toml::Value::Table(written.into_table());
     tables
         .try_into()
@@ -200,12 +212,12 @@ fn sample_toml(work: &SampleWork) -> SampleToml {
 fn reference_toml(reference: &NamedReference) -> ReferenceToml {
     let concept = reference.concept;
     match &reference.from {
-        PictureSource::Sample { id } => ReferenceToml {
+        ImageSource::Sample { id } => ReferenceToml {
             concept,
             id: Some(id.clone()),
             ..ReferenceToml::default()
         },
-        PictureSource::File { name, sha256 } => ReferenceToml {
+        ImageSource::File { name, sha256 } => ReferenceToml {
             concept,
             file: Some(name.clone()),
             sha256: Some(sha256.clone()).filter(|digits| !digits.is_empty()),

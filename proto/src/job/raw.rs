@@ -1,11 +1,11 @@
-//! job.toml as typed: every field optional that has a default, nothing checked but its type. The meaning is
-//! [`crate::spec::JobSpec`]; the way between is [`super::check`].
+//! job.toml as typed: every field optional that has a default, nothing checked but its type. The
+//! meaning is [`crate::spec::JobSpec`]; the way between is [`super::check`].
 
 use crate::architecture::{NoiseKind, Prediction};
 use crate::sample::{Concept, SampleMethod, SamplePrompt};
 use crate::spec::{
-    Architecture, Clothes, Component, Decay, DeviceKind, LossWeighting, OnFailedUnit, OnNonfinite, Pairing,
-    Precision, Reduction, Retrieval, Task,
+    Architecture, Clothes, Component, Decay, DeviceKind, LossWeighting, OnFailedUnit, OnNonfinite,
+    Pairing, Precision, Reduction, Retrieval, Task,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

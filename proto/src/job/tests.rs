@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 use super::{parse, to_toml};
-use crate::spec::{Attend, Clothes, Component, JobSpec, OnNonfinite, Precision, Retrieval, TrainWork};
+use crate::spec::{
+    Attend, Clothes, Component, JobSpec, OnNonfinite, Precision, Retrieval, TrainWork,
+};
 use std::path::Path;
 
 mod combination;
@@ -65,7 +67,10 @@ fn a_good_job_means_what_it_says() {
 #[test]
 fn a_path_may_have_any_name() {
     let text = GOOD.replacen("../figures", "/data/50% of #1?", 1);
-    assert_eq!(read(&text).unwrap().data.dataset, "file:///data/50%25 of %231%3F");
+    assert_eq!(
+        read(&text).unwrap().data.dataset,
+        "file:///data/50%25 of %231%3F"
+    );
     check_canonical(&text);
 }
 
@@ -83,7 +88,8 @@ fn priority_and_team_are_bounded() {
     );
     expect(
         "team = \"A b\"",
-        "resources.team: is \"A b\"; it must be 1 to 40 lower-case letters, digits and dashes, a letter first",
+        "resources.team: is \"A b\"; it must be 1 to 40 lower-case letters, digits and dashes, a \
+        letter first",
     );
 }
 
@@ -97,21 +103,26 @@ fn unknown_keys_get_a_suggestion() {
     check(
         "global_batch",
         "globl_batch",
-        "job.toml:18: train.globl_batch: unknown field `globl_batch`, expected one of `steps`, `global_batch`, \
-         `micro_batch`, `learning_rate`, `learning_rates`, `warmup`, `decay`, `clip`, `ema`, `face_loss_weight`, \
-         `target_mask_threshold`, `loss_weighting`, `precision`, `on_nonfinite`, `latent_cache_mib`, `reduction`, `threads`, `digest_every`, \
+        "job.toml:18: train.globl_batch: unknown field `globl_batch`, expected one of `steps`, \
+        `global_batch`, \
+         `micro_batch`, `learning_rate`, `learning_rates`, `warmup`, `decay`, `clip`, `ema`, \
+        `face_loss_weight`, \
+         `target_mask_threshold`, `loss_weighting`, `precision`, `on_nonfinite`, \
+        `latent_cache_mib`, `reduction`, `threads`, `digest_every`, \
          `optimizer`; did you mean `global_batch`?",
     );
     check(
         "architecture = \"retrinet\"",
         "architecture = \"retronet\"",
-        "job.toml:12: model.architecture: unknown variant `retronet`, expected one of `autoencoder`, \
+        "job.toml:12: model.architecture: unknown variant `retronet`, expected one of \
+        `autoencoder`, \
          `text-to-image`, `retrinet`; did you mean `retrinet`?",
     );
     check(
         "size = \"small\"",
         "size = \"smal\"",
-        "job.toml:13: model.size: is \"smal\"; it must be one of tiny, small, sd15; did you mean \"small\"?",
+        "job.toml:13: model.size: is \"smal\"; it must be one of tiny, small, sd15; did you mean \
+        \"small\"?",
     );
 }
 
@@ -120,7 +131,8 @@ fn values_that_are_planned_are_told_from_slips() {
     check(
         "architecture = \"retrinet\"",
         "architecture = \"controlnet\"",
-        "job.toml:12: model.architecture: not there yet: unknown variant `controlnet`, expected one of `autoencoder`, \
+        "job.toml:12: model.architecture: not there yet: unknown variant `controlnet`, expected \
+        one of `autoencoder`, \
          `text-to-image`, `retrinet`",
     );
 }
@@ -130,7 +142,8 @@ fn a_reduction_is_fast_unless_the_job_says_exact() {
     check(
         "micro_batch = 8",
         "micro_batch = 8\nreduction = \"exakt\"",
-        "job.toml:20: train.reduction: unknown variant `exakt`, expected `fast` or `exact`; did you mean `exact`?",
+        "job.toml:20: train.reduction: unknown variant `exakt`, expected `fast` or `exact`; did \
+        you mean `exact`?",
     );
 }
 
@@ -141,7 +154,11 @@ fn wrong_types_and_missing_fields_are_named() {
         "steps = \"many\"",
         "job.toml:17: train.steps: is the string \"many\"; it must be a whole number, 0 or more",
     );
-    check("steps = 100\n", "", "job.toml:16: train: missing field `steps`");
+    check(
+        "steps = 100\n",
+        "",
+        "job.toml:16: train: missing field `steps`",
+    );
 }
 
 #[test]
@@ -149,7 +166,8 @@ fn numbers_that_do_not_fit_together_are_refused() {
     check(
         "global_batch = 32",
         "global_batch = 33",
-        "job.toml:18: train.global_batch: is 33; it must be a multiple of train.micro_batch, which is 8",
+        "job.toml:18: train.global_batch: is 33; it must be a multiple of train.micro_batch, \
+        which is 8",
     );
     check(
         "resolution = 64",
@@ -159,7 +177,8 @@ fn numbers_that_do_not_fit_together_are_refused() {
     check(
         "references = 2",
         "references = 0",
-        "job.toml:9: data.references: is 0; retrinet draws a target from references, so at least 1 is needed (the \
+        "job.toml:9: data.references: is 0; retrinet draws a target from references, so at least \
+        1 is needed (the \
          paper uses 4)",
     );
     check(
@@ -170,14 +189,17 @@ fn numbers_that_do_not_fit_together_are_refused() {
     check(
         "micro_batch = 8",
         "micro_batch = 32",
-        "job.toml:4: resources.workers.max: 2 ranks are more than the 1 micro-batches of a step; raise \
+        "job.toml:4: resources.workers.max: 2 ranks are more than the 1 micro-batches of a step; \
+        raise \
          train.global_batch or lower train.micro_batch",
     );
     check(
         "size = \"small\"",
-        "size = \"small\"\nfreeze = [\"autoencoder\", \"text-encoder\", \"encoder\", \"middle\", \"decoder\", \
+        "size = \"small\"\nfreeze = [\"autoencoder\", \"text-encoder\", \"encoder\", \"middle\", \
+        \"decoder\", \
          \"retrieval-encoder\", \"cross-attention\"]",
-        "job.toml:14: model.freeze: names every component, so nothing is left to train; leave out at least one of \
+        "job.toml:14: model.freeze: names every component, so nothing is left to train; leave out \
+        at least one of \
          text-encoder, encoder, middle, decoder, retrieval-encoder, cross-attention",
     );
     check(
@@ -188,7 +210,8 @@ fn numbers_that_do_not_fit_together_are_refused() {
     check(
         "size = \"small\"",
         "size = \"small\"\nfreeze = [\"encoder\"]",
-        "job.toml:14: model.freeze: is [encoder], without autoencoder; the noise loss cannot train it, so it must be named",
+        "job.toml:14: model.freeze: is [encoder], without autoencoder; the noise loss cannot \
+        train it, so it must be named",
     );
     check(
         "size = \"small\"",
@@ -203,7 +226,8 @@ fn numbers_that_do_not_fit_together_are_refused() {
     check(
         "size = \"small\"",
         "size = \"small\"\nautoencoder = { channel_mult = [1, 0] }",
-        "job.toml:14: model.autoencoder.channel_mult: names 0; every level is at least as wide as 1 times the channels",
+        "job.toml:14: model.autoencoder.channel_mult: names 0; every level is at least as wide as \
+        1 times the channels",
     );
 }
 
@@ -233,12 +257,15 @@ fn networks_and_jobs_beyond_all_machines_are_refused() {
 
 #[test]
 fn all_faults_come_together_in_line_order() {
-    let text = GOOD
-        .replacen("every = 50", "every = 0", 1)
-        .replacen("name = \"demo\"", "name = \"De mo\"", 1);
+    let text = GOOD.replacen("every = 50", "every = 0", 1).replacen(
+        "name = \"demo\"",
+        "name = \"De mo\"",
+        1,
+    );
     assert_eq!(
         read(&text).unwrap_err(),
-        "job.toml:1: name: is \"De mo\"; it must be 1 to 40 lower-case letters, digits and dashes, a letter first\n\
+        "job.toml:1: name: is \"De mo\"; it must be 1 to 40 lower-case letters, digits and \
+        dashes, a letter first\n\
          job.toml:22: checkpoint.every: is 0; it must be at least 1"
     );
 }
@@ -291,14 +318,19 @@ fn no_text_panics() {
 fn only_components_that_keep_activations_can_be_computed_again() {
     let with = |line: &str| GOOD.replacen("size = \"small\"", line, 1);
     let spec = read(&with(
-        "size = \"small\"\nactivation_checkpointing = [\"decoder\", \"retrieval-encoder\", \"decoder\"]",
+        "size = \"small\"\nactivation_checkpointing = [\"decoder\", \"retrieval-encoder\", \
+        \"decoder\"]",
     ));
     let components = spec.unwrap().model.activation_checkpointing;
-    assert_eq!(components, [Component::Decoder, Component::RetrievalEncoder]);
+    assert_eq!(
+        components,
+        [Component::Decoder, Component::RetrievalEncoder]
+    );
     check(
         "size = \"small\"",
         "size = \"small\"\nactivation_checkpointing = [\"middle\"]",
-        "job.toml:14: model.activation_checkpointing: names middle, which is frozen and keeps no activations: leave it out",
+        "job.toml:14: model.activation_checkpointing: names middle, which is frozen and keeps no \
+        activations: leave it out",
     );
     let other = GOOD.replace("references = 2\n", "").replace(
         "\"retrinet\"",
@@ -306,7 +338,8 @@ fn only_components_that_keep_activations_can_be_computed_again() {
     );
     assert_eq!(
         read(&other).unwrap_err(),
-        "job.toml:12: model.activation_checkpointing: names cross-attention, which text-to-image does not have; it \
+        "job.toml:12: model.activation_checkpointing: names cross-attention, which text-to-image \
+        does not have; it \
          has autoencoder, text-encoder, encoder, middle, decoder",
     );
 }
@@ -324,7 +357,8 @@ fn precision_and_what_happens_to_bad_numbers_are_read_and_slips_are_named() {
     check(
         "steps = 100",
         "steps = 100\nprecision = \"fp8\"",
-        "job.toml:18: train.precision: unknown variant `fp8`, expected one of `fp32`, `fp16`, `bf16`; did you mean `fp16`?",
+        "job.toml:18: train.precision: unknown variant `fp8`, expected one of `fp32`, `fp16`, \
+        `bf16`; did you mean `fp16`?",
     );
     check(
         "steps = 100",
@@ -336,13 +370,15 @@ fn precision_and_what_happens_to_bad_numbers_are_read_and_slips_are_named() {
 #[test]
 fn a_moving_average_is_off_unless_its_decay_is_given() {
     assert_eq!(read(GOOD).unwrap().train.ema, None);
-    let with = |ema: &str| read(&GOOD.replacen("steps = 100", &format!("steps = 100\nema = {ema}"), 1));
+    let with =
+        |ema: &str| read(&GOOD.replacen("steps = 100", &format!("steps = 100\nema = {ema}"), 1));
     assert_eq!(with("0.9999").unwrap().train.ema, Some(0.9999));
     assert_eq!(with("0").unwrap().train.ema, None);
     check(
         "steps = 100",
         "steps = 100\nema = 1.0",
-        "job.toml:18: train.ema: is 1; it must be at least 0 (no average) and below 1, such as 0.9999",
+        "job.toml:18: train.ema: is 1; it must be at least 0 (no average) and below 1, such as \
+        0.9999",
     );
 }
 
@@ -360,7 +396,8 @@ fn latents_are_kept_only_where_they_stay_the_same() {
     let message = read(&on_gpu.replacen("steps = 100", exact, 1)).unwrap_err();
     assert_eq!(
         message,
-        "job.toml:19: train.latent_cache_mib: is 64; with train.reduction = \"exact\" on cuda it must be 0, because a \
+        "job.toml:19: train.latent_cache_mib: is 64; with train.reduction = \"exact\" on cuda it \
+        must be 0, because a \
          GPU may give a picture other bits in other company"
     );
 }
@@ -375,10 +412,17 @@ fn what_the_paper_leaves_open_is_a_field_with_a_default() {
         (references(&spec).scale, objective.target_mask_threshold),
         (0.8, 0.5)
     );
-    assert_eq!(spec.model.architecture.retrieval(), Some(Retrieval::default()));
+    assert_eq!(
+        spec.model.architecture.retrieval(),
+        Some(Retrieval::default())
+    );
     let edited = |section: &str, lines: &str| GOOD.replace(section, &format!("{section}\n{lines}"));
     let with = |section: &str, lines: &str| read(&edited(section, lines));
-    let spec = with("[data]", "clothes = { background = 1 }\nreference_scale = 1.0").unwrap();
+    let spec = with(
+        "[data]",
+        "clothes = { background = 1 }\nreference_scale = 1.0",
+    )
+    .unwrap();
     assert_eq!(
         (
             references(&spec).clothes.background,

@@ -1,5 +1,6 @@
-//! Whether the `config.json` of public weights says what a job's [model] tables say. Weights of another architecture are
-//! found out here, at submit and again at load, before a tensor is read. Pure.
+//! Whether the `config.json` of public weights says what a job's [model] tables say. Weights of
+//! another architecture are found out here, at submit and again at load, before a tensor is read.
+//! Pure.
 
 use super::config::{self, ConfigError};
 use crate::layout::{AutoencoderLayout, TextLayout, UNetLayout};
@@ -22,7 +23,8 @@ pub enum Disagreement {
     },
 }
 
-/// Compares the config of a component ("autoencoder", "text_encoder" or "unet") with a job's tables.
+/// Compares the config of a component ("autoencoder", "text_encoder" or "unet") with a job's
+/// tables.
 ///
 /// # Errors
 /// The first field that the networks cannot obey, or that differs.
@@ -35,7 +37,9 @@ pub fn agree(component: &str, config: &str, model: &Model) -> Result<(), Disagre
         }
         // Nobody reads a part that the architecture does not have.
         (_, None) => Ok(()),
-        ("text_encoder", Some(job)) => text(&config::text(config, false)?, &(&job.text_encoder).into()),
+        ("text_encoder", Some(job)) => {
+            text(&config::text(config, false)?, &(&job.text_encoder).into())
+        }
         (_, Some(job)) => unet(&config::unet(config)?, &(&job.unet).into()),
     }
 }
@@ -267,13 +271,15 @@ mod tests {
         let config = r#"{"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": true}"#;
         assert_eq!(
             refusal("unet", config),
-            "attention_head_dim, by level, is [5, 10, 20, 20], but the job has model.unet.heads = [8, 8, 8, 8]"
+            "attention_head_dim, by level, is [5, 10, 20, 20], but the job has model.unet.heads = \
+            [8, 8, 8, 8]"
         );
         let config = r#"{"block_out_channels": [320, 640], "cross_attention_dim": 768,
             "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}"#;
         assert_eq!(
             refusal("unet", config),
-            "block_out_channels is [320, 640], but the job has model.unet.channels * channel_mult = [320, 640, 1280, 1280]"
+            "block_out_channels is [320, 640], but the job has model.unet.channels * channel_mult \
+            = [320, 640, 1280, 1280]"
         );
         assert!(
             refusal(

@@ -1,6 +1,7 @@
-//! What base weights consist of: the components, and the files in which each may lie. Three layouts are known: our own
-//! folder (`unet.safetensors`, …), a `diffusers` folder (`unet/config.json` and its weights, …) and one Stable Diffusion
-//! file with everything in it. Who looks for the files is `base_weights::base`; who reads them is `model`.
+//! What base weights consist of: the components, and the files in which each may lie. Three layouts
+//! are known: our own folder (`unet.safetensors`, …), a `diffusers` folder (`unet/config.json` and
+//! its weights, …) and one Stable Diffusion file with everything in it. Who looks for the files is
+//! `base_weights::base`; who reads them is `model`.
 
 use super::names::{SINGLE_FILE_AUTOENCODER, SINGLE_FILE_TEXT, SINGLE_FILE_UNET};
 
@@ -41,8 +42,8 @@ pub const PARTS: [Part; 3] = [
     },
 ];
 
-/// What a component's folder calls its weights, the preferred first; each may also be cut into several files that
-/// `<name>.index.json` lists.
+/// What a component's folder calls its weights, the preferred first; each may also be cut into
+/// several files that `<name>.index.json` lists.
 pub const WEIGHT_FILES: [&str; 4] = [
     "diffusion_pytorch_model.safetensors",
     "model.safetensors",

@@ -1,5 +1,5 @@
-//! The `config.json` of public weights. Every field that changes the arithmetic is obeyed or refused by name; those of
-//! training, of other classes and of the past are passed over.
+//! The `config.json` of public weights. Every field that changes the arithmetic is obeyed or
+//! refused by name; those of training, of other classes and of the past are passed over.
 
 use crate::layout::{
     Activation, AutoencoderLayout, CLIP_END, CLIP_VOCABULARY, Frequencies, ImageLayout, TextLayout,
@@ -66,7 +66,8 @@ impl Fields {
         self.left.remove(field).filter(|value| !value.is_null())
     }
 
-    /// Refuses the weights of another network by its name; a file that does not name its network is believed.
+    /// Refuses the weights of another network by its name; a file that does not name its network is
+    /// believed.
     fn class(&mut self, field: &str, known: &[&str]) -> Found<()> {
         let Some(value) = self.take(field) else {
             return Ok(());
@@ -84,7 +85,13 @@ impl Fields {
         value
             .as_i64()
             .filter(|count| (1..=1 << 20).contains(count))
-            .ok_or_else(|| self.fault(field, &value, "a whole number from 1 to 1048576 is expected"))
+            .ok_or_else(|| {
+                self.fault(
+                    field,
+                    &value,
+                    "a whole number from 1 to 1048576 is expected",
+                )
+            })
     }
 
     fn number(&mut self, field: &str, default: f64) -> Found<f64> {
@@ -107,9 +114,11 @@ impl Fields {
 
     fn strings(&mut self, field: &str, default: &[&str]) -> Found<Vec<String>> {
         let value = self.take(field).unwrap_or_else(|| json!(default));
-        let strings = value
-            .as_array()
-            .and_then(|all| all.iter().map(|it| it.as_str().map(str::to_owned)).collect());
+        let strings = value.as_array().and_then(|all| {
+            all.iter()
+                .map(|it| it.as_str().map(str::to_owned))
+                .collect()
+        });
         strings.ok_or_else(|| self.fault(field, &value, "a list of strings is expected"))
     }
 
@@ -140,7 +149,9 @@ impl Fields {
             .as_array()
             .and_then(|all| all.iter().map(Value::as_i64).collect());
         widths
-            .filter(|all| (1..=8).contains(&all.len()) && all.iter().all(|it| (1..=1 << 16).contains(it)))
+            .filter(|all| {
+                (1..=8).contains(&all.len()) && all.iter().all(|it| (1..=1 << 16).contains(it))
+            })
             .ok_or_else(|| self.fault(FIELD, &value, "a list of 1 to 8 widths is expected"))
     }
 
@@ -155,8 +166,8 @@ impl Fields {
         Ok(counts[0] as usize)
     }
 
-    /// Refuses what is left over unless it is off (null, false), has the one value that we know, or is known to change
-    /// no number.
+    /// Refuses what is left over unless it is off (null, false), has the one value that we know, or
+    /// is known to change no number.
     fn finish(self, only: &[(&str, Value)], passed_over: &[&str]) -> Found<()> {
         for (field, value) in &self.left {
             if field.starts_with('_') || passed_over.contains(&field.as_str()) || off(value) {
@@ -165,7 +176,11 @@ impl Fields {
             match only.iter().find(|(name, _)| name == field) {
                 Some((_, known)) if same(known, value) => {}
                 Some((_, known)) => {
-                    return Err(self.fault(field, value, format!("only {known} can be computed here")));
+                    return Err(self.fault(
+                        field,
+                        value,
+                        format!("only {known} can be computed here"),
+                    ));
                 }
                 None => {
                     return Err(self.fault(
@@ -186,7 +201,10 @@ fn off(value: &Value) -> bool {
 
 /// Equal, with 1 and 1.0 the same.
 fn same(known: &Value, value: &Value) -> bool {
-    known == value || known.as_f64().is_some_and(|known| value.as_f64() == Some(known))
+    known == value
+        || known
+            .as_f64()
+            .is_some_and(|known| value.as_f64() == Some(known))
 }
 
 /// Reads the `config.json` of a `UNet2DConditionModel`.
@@ -199,14 +217,15 @@ pub fn unet(text: &str) -> Found<UNetLayout> {
     let widths = fields.widths(&[320, 640, 1280, 1280])?;
     let levels = widths.len();
     let attends = attends(&mut fields, levels)?;
-    // The field's name is a mistake of the past: it holds the number of heads, and diffusers refuses
-    // num_attention_heads.
+    // The field's name is a mistake of the past: it holds the number of heads, and diffusers
+    // refuses num_attention_heads.
     let heads = fields.by_level("attention_head_dim", levels, 8)?;
     let norm_groups = fields.count("norm_num_groups", 32)?;
     for (level, width) in widths.iter().enumerate() {
         if width % norm_groups != 0 || width % heads[level] != 0 {
             let expected = format!(
-                "every width must be a multiple of norm_num_groups ({norm_groups}) and of the level's heads ({heads:?})"
+                "every width must be a multiple of norm_num_groups ({norm_groups}) and of the \
+                level's heads ({heads:?})"
             );
             return Err(fields.fault("block_out_channels", &json!(widths), expected));
         }
@@ -275,7 +294,11 @@ fn attends(fields: &mut Fields, levels: usize) -> Found<Vec<bool>> {
             )
         })
     };
-    let down = read("down_block_types", DOWN, &[DOWN[1], DOWN[1], DOWN[1], DOWN[0]])?;
+    let down = read(
+        "down_block_types",
+        DOWN,
+        &[DOWN[1], DOWN[1], DOWN[1], DOWN[0]],
+    )?;
     let up = read("up_block_types", UP, &[UP[0], UP[1], UP[1], UP[1]])?;
     if !down.iter().eq(up.iter().rev()) {
         return Err(fields.fault(
@@ -329,7 +352,11 @@ pub fn autoencoder(text: &str) -> Found<AutoencoderLayout> {
         ("use_quant_conv", json!(true)),
     ];
     // false here would take a layer away.
-    for field in ["mid_block_add_attention", "use_post_quant_conv", "use_quant_conv"] {
+    for field in [
+        "mid_block_add_attention",
+        "use_post_quant_conv",
+        "use_quant_conv",
+    ] {
         if fields.left.get(field) == Some(&json!(false)) {
             return Err(fields.fault(field, &json!(false), "only true can be computed here"));
         }
@@ -340,7 +367,8 @@ pub fn autoencoder(text: &str) -> Found<AutoencoderLayout> {
     Ok(layout)
 }
 
-/// What an `AutoencoderKL`'s latents are multiplied by before a U-Net sees them, where its `config.json` says it.
+/// What an `AutoencoderKL`'s latents are multiplied by before a U-Net sees them, where its
+/// `config.json` says it.
 ///
 /// # Errors
 /// It is no number.
@@ -351,8 +379,8 @@ pub fn scaling_factor(text: &str) -> Found<Option<f64>> {
     Ok(Some(factor).filter(|factor| said && !factor.is_nan()))
 }
 
-/// Reads the `config.json` of a `CLIPTextModel`, or the text half of a `CLIPModel`'s. `projected`: the weights hold a
-/// projection.
+/// Reads the `config.json` of a `CLIPTextModel`, or the text half of a `CLIPModel`'s. `projected`:
+/// the weights hold a projection.
 ///
 /// # Errors
 /// The first field that cannot be obeyed.
@@ -374,7 +402,8 @@ pub fn text(text: &str, projected: bool) -> Found<TextLayout> {
     })
 }
 
-/// Reads the `config.json` of a `CLIPVisionModelWithProjection`, or the image half of a `CLIPModel`'s.
+/// Reads the `config.json` of a `CLIPVisionModelWithProjection`, or the image half of a
+/// `CLIPModel`'s.
 ///
 /// # Errors
 /// The first field that cannot be obeyed.
@@ -389,7 +418,10 @@ pub fn image(text: &str) -> Found<ImageLayout> {
     if channels != 3 {
         return Err(fields.fault("num_channels", &json!(channels), "3 is expected"));
     }
-    let (side, patch) = (fields.count("image_size", 224)?, fields.count("patch_size", 32)?);
+    let (side, patch) = (
+        fields.count("image_size", 224)?,
+        fields.count("patch_size", 32)?,
+    );
     if patch > side {
         return Err(fields.fault(
             "patch_size",
@@ -405,8 +437,13 @@ pub fn image(text: &str) -> Found<ImageLayout> {
     })
 }
 
-fn transformer(fields: &mut Fields, [width, mlp_width, layers, heads]: [i64; 4]) -> Found<TransformerLayout> {
-    let activation = fields.take("hidden_act").unwrap_or_else(|| json!("quick_gelu"));
+fn transformer(
+    fields: &mut Fields,
+    [width, mlp_width, layers, heads]: [i64; 4],
+) -> Found<TransformerLayout> {
+    let activation = fields
+        .take("hidden_act")
+        .unwrap_or_else(|| json!("quick_gelu"));
     let layout = TransformerLayout {
         width: fields.count("hidden_size", width)?,
         mlp_width: fields.count("intermediate_size", mlp_width)?,
@@ -483,7 +520,10 @@ mod tests {
             [5, 10, 20, 20]
         );
         assert_eq!(changed("norm_eps", json!(1e-6)).unwrap().norm_epsilon, 1e-6);
-        assert_eq!(changed("freq_shift", json!(1)).unwrap().frequencies.shift, 1.0);
+        assert_eq!(
+            changed("freq_shift", json!(1)).unwrap().frequencies.shift,
+            1.0
+        );
         assert!(
             !changed("flip_sin_to_cos", json!(false))
                 .unwrap()
@@ -499,7 +539,9 @@ mod tests {
         let refused = |field: &str, value: Value| {
             let mut config: Map<String, Value> = serde_json::from_str(SD15_UNET).unwrap();
             config.insert(field.to_owned(), value);
-            unet(&Value::Object(config).to_string()).unwrap_err().to_string()
+            unet(&Value::Object(config).to_string())
+                .unwrap_err()
+                .to_string()
         };
         assert_eq!(
             refused("act_fn", json!("mish")),
@@ -507,7 +549,8 @@ mod tests {
         );
         assert_eq!(
             refused("class_embed_type", json!("timestep")),
-            "class_embed_type is \"timestep\"; this field is not known; only null or false can be passed over"
+            "class_embed_type is \"timestep\"; this field is not known; only null or false can be \
+            passed over"
         );
         assert_eq!(
             refused("layers_per_block", json!([1, 2, 2, 2])),
@@ -518,8 +561,12 @@ mod tests {
                 .starts_with("block_out_channels is [320,640,1280,1280]; every width")
         );
         assert!(refused("block_out_channels", json!([])).contains("1 to 8 widths"));
-        assert!(refused("block_out_channels", json!([0, 640, 1280, 1280])).contains("1 to 8 widths"));
-        assert!(refused("down_block_types", json!(["DownBlock2D"])).contains("for each of 4 levels"));
+        assert!(
+            refused("block_out_channels", json!([0, 640, 1280, 1280])).contains("1 to 8 widths")
+        );
+        assert!(
+            refused("down_block_types", json!(["DownBlock2D"])).contains("for each of 4 levels")
+        );
         assert!(
             refused(
                 "up_block_types",
@@ -528,7 +575,12 @@ mod tests {
             .contains("encoder")
         );
         assert!(refused("attention_head_dim", json!(0)).contains("positive"));
-        assert!(unet("[]").unwrap_err().to_string().contains("not a JSON object"));
+        assert!(
+            unet("[]")
+                .unwrap_err()
+                .to_string()
+                .contains("not a JSON object")
+        );
         assert!(
             autoencoder(r#"{"use_quant_conv": false}"#)
                 .unwrap_err()
@@ -560,7 +612,12 @@ mod tests {
         );
         let image = image(both).unwrap();
         assert_eq!(
-            (image.transformer.width, image.side, image.patch, image.projection),
+            (
+                image.transformer.width,
+                image.side,
+                image.patch,
+                image.projection
+            ),
             (48, 28, 7, 24)
         );
     }

@@ -1,5 +1,6 @@
-//! Names of tensors in public files. Ours are CompVis' for U-Net and autoencoder and Hugging Face's for CLIP; a file of
-//! `diffusers` has others (notes 3.2, 5.2), a Stable Diffusion single file the same behind a prefix.
+//! Names of tensors in public files. Ours are CompVis' for U-Net and autoencoder and Hugging Face's
+//! for CLIP; a file of `diffusers` has others (notes 3.2, 5.2), a Stable Diffusion single file the
+//! same behind a prefix.
 
 use crate::layout::UNetLayout;
 
@@ -24,8 +25,8 @@ pub fn foreign<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<&'static 
     })
 }
 
-/// What only a RetriNet has, under full names, beside its U-Net: written by `coordinator checkpoint export`, read by
-/// jobs that begin from there and by `worker forward`.
+/// What only a RetriNet has, under full names, beside its U-Net: written by `coordinator checkpoint
+/// export`, read by jobs that begin from there and by `worker forward`.
 pub const RETRINET_FILE: &str = "retrinet.safetensors";
 
 /// In that file's header: the job's [model.retrieval] as JSON.
@@ -41,7 +42,11 @@ pub fn diffusers_unet(name: &str, layout: &UNetLayout) -> Option<String> {
     }
     if part == "out" {
         let (layer, rest) = rest.split_once('.')?;
-        let layer = if layer == "0" { "conv_norm_out" } else { "conv_out" };
+        let layer = if layer == "0" {
+            "conv_norm_out"
+        } else {
+            "conv_out"
+        };
         return Some(format!("{layer}.{rest}"));
     }
     let (block, rest) = rest.split_once('.')?;
@@ -49,12 +54,16 @@ pub fn diffusers_unet(name: &str, layout: &UNetLayout) -> Option<String> {
     if part == "middle_block" {
         return match block {
             1 => Some(format!("mid_block.attentions.0.{rest}")),
-            _ => Some(format!("mid_block.resnets.{}.{}", block / 2, res_block(rest)?)),
+            _ => Some(format!(
+                "mid_block.resnets.{}.{}",
+                block / 2,
+                res_block(rest)?
+            )),
         };
     }
     let (layer, rest) = rest.split_once('.')?;
-    // Every level has one block more than residual blocks: in the encoder the one that halves, in the decoder the
-    // one that takes the skip of that.
+    // Every level has one block more than residual blocks: in the encoder the one that halves, in
+    // the decoder the one that takes the skip of that.
     let each = layout.res_blocks + 1;
     match (part, layer) {
         ("input_blocks", _) if block == 0 => Some(format!("conv_in.{rest}")),
@@ -69,7 +78,9 @@ pub fn diffusers_unet(name: &str, layout: &UNetLayout) -> Option<String> {
         ("output_blocks", _) => {
             let (level, at) = (block / each, block % each);
             match rest.strip_prefix("conv.") {
-                Some(rest) if layer != "0" => Some(format!("up_blocks.{level}.upsamplers.0.conv.{rest}")),
+                Some(rest) if layer != "0" => {
+                    Some(format!("up_blocks.{level}.upsamplers.0.conv.{rest}"))
+                }
                 _ => within(&format!("up_blocks.{level}"), at, layer, rest),
             }
         }
@@ -86,7 +97,10 @@ pub fn encoder_from_diffusers(name: &str, layout: &UNetLayout) -> Option<String>
     let (level, rest) = name.strip_prefix("down_blocks.")?.split_once('.')?;
     let first = 1 + level.parse::<usize>().ok()? * (layout.res_blocks + 1);
     if let Some(rest) = rest.strip_prefix("downsamplers.0.conv.") {
-        return Some(format!("input_blocks.{}.0.op.{rest}", first + layout.res_blocks));
+        return Some(format!(
+            "input_blocks.{}.0.op.{rest}",
+            first + layout.res_blocks
+        ));
     }
     let (kind, rest) = rest.split_once('.')?;
     let (at, rest) = rest.split_once('.')?;
@@ -141,7 +155,8 @@ fn res_block(name: &str) -> Option<String> {
         .find_map(|(ours, theirs)| Some(format!("{theirs}{}", name.strip_prefix(ours)?)))
 }
 
-/// The `diffusers` names of an autoencoder tensor in a model of so many levels: today's, then that of older files.
+/// The `diffusers` names of an autoencoder tensor in a model of so many levels: today's, then that
+/// of older files.
 #[must_use]
 pub fn diffusers_autoencoder(name: &str, levels: usize) -> Vec<String> {
     let Some((tower, rest)) = name
@@ -175,14 +190,23 @@ pub fn diffusers_autoencoder(name: &str, levels: usize) -> Vec<String> {
             vec![format!("mid_block.resnets.{block}.{}", shortcut(rest))]
         }
         ["down", level, "block", block, rest @ ..] => {
-            vec![format!("down_blocks.{level}.resnets.{block}.{}", shortcut(rest))]
+            vec![format!(
+                "down_blocks.{level}.resnets.{block}.{}",
+                shortcut(rest)
+            )]
         }
         ["down", level, "downsample", rest @ ..] => {
-            vec![format!("down_blocks.{level}.downsamplers.0.{}", rest.join("."))]
+            vec![format!(
+                "down_blocks.{level}.downsamplers.0.{}",
+                rest.join(".")
+            )]
         }
         ["up", level, "block", block, rest @ ..] => {
             let level = count_back(level);
-            vec![format!("up_blocks.{level}.resnets.{block}.{}", shortcut(rest))]
+            vec![format!(
+                "up_blocks.{level}.resnets.{block}.{}",
+                shortcut(rest)
+            )]
         }
         ["up", level, "upsample", rest @ ..] => {
             vec![format!(
@@ -194,7 +218,10 @@ pub fn diffusers_autoencoder(name: &str, levels: usize) -> Vec<String> {
         ["norm_out", kind] => vec![format!("conv_norm_out.{kind}")],
         _ => vec![rest.to_owned()],
     };
-    found.into_iter().map(|rest| format!("{tower}.{rest}")).collect()
+    found
+        .into_iter()
+        .map(|rest| format!("{tower}.{rest}"))
+        .collect()
 }
 
 fn shortcut(parts: &[&str]) -> String {
@@ -238,7 +265,10 @@ mod tests {
                 "middle_block.0.out_layers.3.bias",
                 "mid_block.resnets.0.conv2.bias",
             ),
-            ("middle_block.1.norm.weight", "mid_block.attentions.0.norm.weight"),
+            (
+                "middle_block.1.norm.weight",
+                "mid_block.attentions.0.norm.weight",
+            ),
             (
                 "middle_block.2.out_layers.0.bias",
                 "mid_block.resnets.1.norm2.bias",
@@ -262,7 +292,11 @@ mod tests {
             ("out.0.weight", "conv_norm_out.weight"),
             ("out.2.bias", "conv_out.bias"),
         ] {
-            assert_eq!(diffusers_unet(ours, &layout).as_deref(), Some(theirs), "{ours}");
+            assert_eq!(
+                diffusers_unet(ours, &layout).as_deref(),
+                Some(theirs),
+                "{ours}"
+            );
             let back = encoder_from_diffusers(theirs, &layout);
             assert_eq!(
                 back.as_deref(),
@@ -314,6 +348,10 @@ mod tests {
                 "decoder.mid_block.attentions.0.proj_attn.weight"
             ]
         );
-        assert!(names.iter().all(|name| autoencoder_of_today(name) == names[0]));
+        assert!(
+            names
+                .iter()
+                .all(|name| autoencoder_of_today(name) == names[0])
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! The `config.json` that `diffusers` and `transformers` need beside our weights: the inverse of [`super::config`]. Pure.
+//! The `config.json` that `diffusers` and `transformers` need beside our weights: the inverse of
+//! [`super::config`]. Pure.
 
 use crate::layout::{CLIP_END, CLIP_VOCABULARY};
 use crate::spec::{AutoencoderConfig, Model, TextEncoderConfig, UNetConfig};
@@ -7,8 +8,8 @@ use serde_json::{Value, json};
 /// The version whose fields these are; newer ones read them too.
 const DIFFUSERS: &str = "0.42.1";
 
-/// The config of a component ("autoencoder", "text_encoder" or "unet") of a model that works at `resolution` pixels;
-/// None: its architecture has no such component.
+/// The config of a component ("autoencoder", "text_encoder" or "unet") of a model that works at
+/// `resolution` pixels; None: its architecture has no such component.
 #[must_use]
 pub fn config(component: &str, model: &Model, resolution: u32) -> Option<String> {
     let architecture = &model.architecture;

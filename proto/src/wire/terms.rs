@@ -1,4 +1,5 @@
-//! The named terms of a step's loss <-> generated protobuf, and how reports that are older than the names are read.
+//! The named terms of a step's loss <-> generated protobuf, and how reports that are older than the
+//! names are read.
 
 use super::{WireError, wrong};
 use crate::message::{LossTerm, TERMS_MAX};
@@ -13,7 +14,8 @@ impl From<&LossTerm> for pb::LossTerm {
     }
 }
 
-/// The terms of a step's loss. A report that was stored before terms had names has two of them in fields of their own.
+/// The terms of a step's loss. A report that was stored before terms had names has two of them in
+/// fields of their own.
 #[must_use]
 pub fn loss_terms(step: &pb::StepReport) -> Vec<LossTerm> {
     let term = |name: &str, value| LossTerm {
@@ -21,9 +23,15 @@ pub fn loss_terms(step: &pb::StepReport) -> Vec<LossTerm> {
         value,
     };
     if step.terms.is_empty() {
-        return vec![term("target", step.loss_target), term("face", step.loss_face)];
+        return vec![
+            term("target", step.loss_target),
+            term("face", step.loss_face),
+        ];
     }
-    step.terms.iter().map(|it| term(&it.name, it.value)).collect()
+    step.terms
+        .iter()
+        .map(|it| term(&it.name, it.value))
+        .collect()
 }
 
 /// The same of a report that comes in.
@@ -90,7 +98,11 @@ mod tests {
         assert!(message(named(&[("target", 1.0)])).is_ok());
         assert_eq!(
             message(named(&[("a b", 1.0)])),
-            Err("field `steps.terms.name` is \"a b\"; it must be 1 to 64 lower-case letters, digits and underscores".into())
+            Err(
+                "field `steps.terms.name` is \"a b\"; it must be 1 to 64 lower-case letters, \
+            digits and underscores"
+                    .into()
+            )
         );
         let many: Vec<(&str, f64)> = (0..33).map(|_| ("a", 0.0)).collect();
         assert_eq!(

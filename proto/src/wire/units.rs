@@ -15,7 +15,10 @@ fn ranges_to_wire(ranges: &[UnitRange]) -> Vec<pb::UnitRange> {
 }
 
 /// Sorted, without overlap, none empty.
-fn ranges_from_wire(field: &'static str, ranges: Vec<pb::UnitRange>) -> Result<Vec<UnitRange>, WireError> {
+fn ranges_from_wire(
+    field: &'static str,
+    ranges: Vec<pb::UnitRange>,
+) -> Result<Vec<UnitRange>, WireError> {
     let mut free = 0;
     for range in &ranges {
         if range.first < free || range.end <= range.first {
@@ -96,7 +99,11 @@ impl TryFrom<pb::UnitOrder> for UnitOrder {
         });
         let mut leases = BTreeMap::new();
         if LIST_MAX < order.leases.len() {
-            return wrong("units.leases", order.leases.len(), "at most 4096 are accepted");
+            return wrong(
+                "units.leases",
+                order.leases.len(),
+                "at most 4096 are accepted",
+            );
         }
         for lease in order.leases {
             let units = ranges_from_wire("units.leases", lease.units)?;
@@ -136,7 +143,10 @@ mod tests {
 
     #[test]
     fn an_order_crosses_the_wire_unchanged() {
-        assert_eq!(UnitOrder::try_from(pb::UnitOrder::from(&order())), Ok(order()));
+        assert_eq!(
+            UnitOrder::try_from(pb::UnitOrder::from(&order())),
+            Ok(order())
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! `make chaos KILLS=n SEED=n`: see `tests/src/chaos/mod.rs`. Exits with 0 only when every job ended as if nothing had been.
+//! `make chaos KILLS=n SEED=n`: see `tests/src/chaos/mod.rs`. Exits with 0 only when every job
+//! ended as if nothing had been.
 
 use anyhow::{Context, Result, bail};
 use std::process::ExitCode;

@@ -1,6 +1,7 @@
-//! `make bench-recovery`: how long a job of four CPU ranks on loopback stands still when one of them is killed (SIGKILL),
-//! from the kill to the first step that was surely begun after it, completed and told; median and maximum over KILLS kills.
-//! The job may run on fewer: the others go on at once, and take the fourth in again when its process has started. Beside it
+//! `make bench-recovery`: how long a job of four CPU ranks on loopback stands still when one of
+//! them is killed (SIGKILL), from the kill to the first step that was surely begun after it,
+//! completed and told; median and maximum over KILLS kills. The job may run on fewer: the others go
+//! on at once, and take the fourth in again when its process has started. Beside it
 //! `tests/bench/recovery_peers.py` does the same to torchrun and torchft. Measures, judges nothing.
 
 use anyhow::{Context, Result};
@@ -42,7 +43,8 @@ fn main() -> Result<()> {
     let times = measure(&cluster, &mut cluster.watch(&id)?, kills)?;
     let seconds = |time: Option<&Duration>| time.map_or(0.0, Duration::as_secs_f64);
     println!(
-        "BENCH recovery from kill -9 of one of {WORKERS} ranks: median {:.2} s, longest {:.2} s, {} of {kills} recovered",
+        "BENCH recovery from kill -9 of one of {WORKERS} ranks: median {:.2} s, longest {:.2} s, \
+        {} of {kills} recovered",
         seconds(times.get(times.len() / 2)),
         seconds(times.last()),
         times.len()
@@ -60,13 +62,20 @@ fn measure(cluster: &Cluster, watch: &mut Watch, kills: usize) -> Result<Vec<Dur
         let before = watch.until("training", |view| {
             view.phase == Phase::Training && view.world == FULL && step + QUIET_STEPS < view.step
         })?;
-        quiet.extend(before.last_step.and_then(|last| last.seconds).map(whole_step));
+        quiet.extend(
+            before
+                .last_step
+                .and_then(|last| last.seconds)
+                .map(whole_step),
+        );
         let victim = kill % WORKERS;
         let start = Instant::now();
         cluster.kill_rank(victim)?;
         // The first step that is told may have been done before the kill; the one after it was not.
         let told = watch.until("a step told", |view| {
-            before.generation < view.generation && view.phase == Phase::Training && before.step <= view.step
+            before.generation < view.generation
+                && view.phase == Phase::Training
+                && before.step <= view.step
         })?;
         let after = watch.until("the next step", |view| told.step < view.step)?;
         let took = start.elapsed();

@@ -1,9 +1,9 @@
-//! `make bench-schedule`: how often a second the coordinator's machine decides anew who runs where, with a full cluster and a
-//! long queue: in each round one job is cancelled and another submitted, and both change the places of others. Measures,
-//! judges nothing.
+//! `make bench-schedule`: how often a second the coordinator's machine decides anew who runs where,
+//! with a full cluster and a long queue: in each round one job is cancelled and another submitted,
+//! and both change the places of others. Measures, judges nothing.
 
 use anyhow::{Context, Result};
-use coordinator_core::event::{Durable, Effect, Event, JobPhase, Reply, RequestId};
+use coordinator_core::event::{Durable, Effect, Input, JobPhase, Reply, RequestId};
 use coordinator_core::{Config, Coordinator};
 use proto::id::{JobId, WorkerId};
 use proto::job;
@@ -38,7 +38,7 @@ fn main() -> Result<()> {
             peer_address: None,
             unreached: vec![],
         };
-        machine.handle(NOW, Event::Heard { report });
+        machine.handle(NOW, Input::Received { report });
     }
     let mut jobs = VecDeque::new();
     for number in 1..=JOBS {
@@ -48,15 +48,20 @@ fn main() -> Result<()> {
     for number in JOBS + 1..=JOBS + ROUNDS {
         let request = RequestId(2 * number + 1);
         let job = jobs.pop_front().context("there are always as many jobs")?;
-        machine.handle(NOW, Event::Cancel { request, job });
+        machine.handle(NOW, Input::Cancel { request, job });
         jobs.push_back(submit(&mut machine, number)?);
     }
     let seconds = begin.elapsed().as_secs_f64();
     let view = machine.view();
     let runs = |phase: &JobPhase| matches!(phase, JobPhase::Running { .. });
-    let running = view.jobs.iter().filter(|job| runs(&job.record.phase)).count();
+    let running = view
+        .jobs
+        .iter()
+        .filter(|job| runs(&job.record.phase))
+        .count();
     println!(
-        "BENCH scheduling: {JOBS} jobs, {running} of them running, on {WORKERS} workers of {DEVICES} devices: {:.0} \
+        "BENCH scheduling: {JOBS} jobs, {running} of them running, on {WORKERS} workers of \
+        {DEVICES} devices: {:.0} \
          schedules per second",
         2.0 * ROUNDS as f64 / seconds
     );
@@ -78,7 +83,7 @@ fn submit(machine: &mut Coordinator, number: u64) -> Result<JobId> {
         number % 3,
         number % 5,
     );
-    let event = Event::Submit {
+    let event = Input::Submit {
         request: RequestId(2 * number),
         spec: Box::new(job::parse("job.toml", &text, None)?),
         job_toml: text,

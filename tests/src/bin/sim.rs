@@ -1,8 +1,10 @@
-//! Lives through simulated worlds, for people: `sim --seeds COUNT` lives the first COUNT on all cores and names those that
-//! break, one line each; `sim --seed N --trace` tells one in plain words; `--bug NAME` plants a bug in it; `sim --bugs` plants
-//! each bug of the list in turn and prints which seed finds it. `sim --hash` prints one hash over all worlds, of numbers alone, to
+//! Lives through simulated worlds, for people: `sim --seeds COUNT` lives the first COUNT on all
+//! cores and names those that break, one line each; `sim --seed N --trace` tells one in plain
+//! words; `--bug NAME` plants a bug in it; `sim --bugs` plants each bug of the list in turn and
+//! prints which seed finds it. `sim --hash` prints one hash over all worlds, of numbers alone, to
 //! compare two versions of the code; `--each` one more per world. `--gangs` leaves out whoever
-//! wants pictures, `--mixed` puts in jobs of many units. `--million` lives through one world with a job of a million units.
+//! wants pictures, `--mixed` puts in jobs of many units. `--million` lives through one world with a
+//! job of a million units.
 
 use anyhow::{Context, anyhow, bail};
 use std::process::ExitCode;
@@ -24,7 +26,8 @@ fn main() -> ExitCode {
 }
 
 fn live() -> anyhow::Result<()> {
-    let (mut seeds, mut seed, mut bug, mut story, mut bugs) = (1_000, None, None, Story::Hashed, false);
+    let (mut seeds, mut seed, mut bug, mut story, mut bugs) =
+        (1_000, None, None, Story::Hashed, false);
     let (mut hash, mut each, mut kinds, mut million) = (false, false, Kinds::All, false);
     let mut arguments = std::env::args().skip(1);
     while let Some(flag) = arguments.next() {
@@ -96,7 +99,8 @@ fn many(kinds: Kinds, count: u64, bug: Option<Bug>) -> anyhow::Result<()> {
 fn many_units() -> anyhow::Result<()> {
     let many = world::many_units(1_000_000).map_err(|broken| anyhow!("{broken}"))?;
     println!(
-        "{} units in {:.0} s of virtual time: {} events, {:.0} in a second; {} saves, the largest record of the job has {} bytes{}",
+        "{} units in {:.0} s of virtual time: {} events, {:.0} in a second; {} saves, the largest \
+        record of the job has {} bytes{}",
         many.units,
         many.lasted_ms as f64 / 1000.0,
         many.events,
@@ -133,7 +137,12 @@ fn table() -> anyhow::Result<()> {
         let found = (0..BUG_WORLDS)
             .find_map(|seed| world::run_of(bug.kinds(), seed, Some(bug), Story::Dropped).err());
         match found {
-            Some(broken) => println!("{:<20} {:>6}  {}", format!("{bug:?}"), broken.seed, broken.what),
+            Some(broken) => println!(
+                "{:<20} {:>6}  {}",
+                format!("{bug:?}"),
+                broken.seed,
+                broken.what
+            ),
             None => missed.push(bug),
         }
     }

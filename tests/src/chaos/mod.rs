@@ -1,10 +1,12 @@
-//! Chaos on real processes: a tiny elastic job on loopback, with everything on a real S3 server, while a seed decides who is
-//! killed, stopped and continued, drained, added and asked to leave: ranks, daemons, the coordinator, the object store. Faults
-//! overlap. Every job must end with a clean audit and, to the last bit, with the weights of a run that nobody disturbed.
-//! It does for the processes what systemd would: who is gone is started again. It never mends anything by hand.
+//! Chaos on real processes: a tiny elastic job on loopback, with everything on a real S3 server,
+//! while a seed decides who is killed, stopped and continued, drained, added and asked to leave:
+//! ranks, daemons, the coordinator, the object store. Faults overlap. Every job must end with a
+//! clean audit and, to the last bit, with the weights of a run that nobody disturbed. It does for
+//! the processes what systemd would: who is gone is started again. It never mends anything by hand.
 //!
-//! Called by `make chaos` (`tests/src/bin/chaos.rs`) and, with few faults, by `tests/tests/cluster_chaos.rs`. What it waits
-//! for is steps that were done; time is only how long a fault lasts, and what it reports.
+//! Called by `make chaos` (`tests/src/bin/chaos.rs`) and, with few faults, by
+//! `tests/tests/cluster_chaos.rs`. What it waits for is steps that were done; time is only how long
+//! a fault lasts, and what it reports.
 
 mod observer;
 mod strike;
@@ -13,7 +15,7 @@ mod summary;
 use crate::cluster::job::{TinyJob, synthesize};
 use crate::cluster::seaweedfs::{BUCKET, SeaweedFs};
 use crate::cluster::{Cluster, Options as ClusterOptions};
-use crate::world::Dice;
+use crate::world::Rng;
 use anyhow::{Context, Result, bail, ensure};
 use observer::{Observer, Seen};
 use proto::phase::Phase;
@@ -27,7 +29,8 @@ pub use summary::Summary;
 const WORKERS: usize = 3;
 /// Steps of a job between two strikes at most.
 const QUIET_STEPS_MAX: u64 = 6;
-/// A job that does no step for so long, though nothing is stopped or down, hangs. Far above any deadline of the system.
+/// A job that does no step for so long, though nothing is stopped or down, hangs. Far above any
+/// deadline of the system.
 const HANG: Duration = Duration::from_secs(180);
 /// A planned strike that hit nobody in so many jobs hits nobody ever.
 const JOBS_MAX: u32 = 3;
@@ -66,7 +69,8 @@ pub fn run(options: &Options) -> Result<Summary> {
         Err(error) => {
             let (said, why) = (chaos.cluster.last_words(), chaos.why());
             bail!(
-                "{said}\n{why}\nchaos with seed {seed} fails after {} strikes: {error:#}\nlogs lie in {}, the object store's in {}",
+                "{said}\n{why}\nchaos with seed {seed} fails after {} strikes: {error:#}\nlogs \
+                lie in {}, the object store's in {}",
                 chaos.summary.strikes.len(),
                 chaos.cluster.keep().display(),
                 directory.keep().display()
@@ -77,7 +81,7 @@ pub fn run(options: &Options) -> Result<Summary> {
 
 struct Chaos<'a> {
     options: &'a Options,
-    dice: Dice,
+    rng: Rng,
     cluster: Cluster,
     store: SeaweedFs,
     job: Job,
@@ -123,11 +127,14 @@ impl<'a> Chaos<'a> {
         let id = cluster.submit(&job_toml(options.steps))?;
         let view = cluster.wait_done(&id)?;
         ensure!(view.restarts == 0, "nobody disturbed {id}: {view:?}");
-        let expected = cluster.ok(&["checkpoint", "digest", &id])?.trim().to_owned();
+        let expected = cluster
+            .ok(&["checkpoint", "digest", &id])?
+            .trim()
+            .to_owned();
         let job = Job::submit(&cluster, options.steps)?;
         Ok(Self {
             options,
-            dice: Dice::new(options.seed, 4),
+            rng: Rng::new(options.seed, 4),
             cluster,
             store,
             job,
@@ -148,27 +155,32 @@ impl<'a> Chaos<'a> {
             let kind = match self.options.strikes {
                 Strikes::These(_) => planned.next(),
                 Strikes::Kills(wanted) => {
-                    (self.summary.kills() < wanted).then(|| Kind::drawn(&mut self.dice))
+                    (self.summary.kills() < wanted).then(|| Kind::drawn(&mut self.rng))
                 }
             };
             let Some(kind) = kind else { break };
             // Now and then the next fault comes before the last one is got over; never a third.
-            let at_once = self.open.len() == 1 && self.dice.chance(300);
+            let at_once = self.open.len() == 1 && self.rng.chance(300);
             if !at_once {
-                let steps = self.dice.between(1, QUIET_STEPS_MAX);
+                let steps = self.rng.between(1, QUIET_STEPS_MAX);
                 self.go_on(steps)?;
             }
-            // What the seed draws may hit nobody; what is planned waits until whom it is for is there again.
+            // What the seed draws may hit nobody; what is planned waits until whom it is for is
+            // there again.
             let planned = matches!(self.options.strikes, Strikes::These(_));
             while !self.strike(kind)? && planned {
                 self.calm_down()?;
                 self.go_on(1)?;
-                ensure!(self.summary.jobs() < JOBS_MAX, "{} hits nobody", kind.words());
+                ensure!(
+                    self.summary.jobs() < JOBS_MAX,
+                    "{} hits nobody",
+                    kind.words()
+                );
             }
         }
         self.calm_down()?;
         self.until("the end of the job", |chaos| chaos.job.seen.is_over())?;
-        self.judge()
+        self.check_end()
     }
 
     /// Waits until every strike is got over and the job has done some steps more.
@@ -182,10 +194,12 @@ impl<'a> Chaos<'a> {
         })?;
         if self.job.seen.is_over() {
             self.calm_down()?;
-            self.judge()?;
+            self.check_end()?;
             self.job = Job::submit(&self.cluster, self.options.steps)?;
             self.open.clear();
-            self.until("the next job's first step", |chaos| chaos.job.stepped.is_some())?;
+            self.until("the next job's first step", |chaos| {
+                chaos.job.stepped.is_some()
+            })?;
         }
         Ok(())
     }
@@ -260,10 +274,13 @@ impl<'a> Chaos<'a> {
     }
 
     /// The job has ended: it must be as if nothing had been.
-    fn judge(&mut self) -> Result<()> {
+    fn check_end(&mut self) -> Result<()> {
         let id = self.job.id.clone();
         let view = self.cluster.json(&["describe", &id])?;
-        ensure!(view["phase"] == Phase::Done.word(), "{id} is not done: {view}");
+        ensure!(
+            view["phase"] == Phase::Done.word(),
+            "{id} is not done: {view}"
+        );
         let incidents = view["incidents"].as_array().map_or(0, Vec::len);
         ensure!(
             !view["incidents"].to_string().contains("panic"),
@@ -275,7 +292,11 @@ impl<'a> Chaos<'a> {
             "the audit of {id} is not clean: {audit}"
         );
         self.cluster.ok(&["checkpoint", "verify", &id])?;
-        let digest = self.cluster.ok(&["checkpoint", "digest", &id])?.trim().to_owned();
+        let digest = self
+            .cluster
+            .ok(&["checkpoint", "digest", &id])?
+            .trim()
+            .to_owned();
         ensure!(
             digest == self.expected,
             "{id} ends with {digest}, and the undisturbed run with {}",
@@ -330,7 +351,10 @@ fn job_toml(steps: u64) -> String {
         checkpoint_every: 10,
     };
     let text = tiny.to_toml();
-    let text = text.replace("workers = { min = 1, max = 1 }", "workers = { min = 1, max = 4 }");
+    let text = text.replace(
+        "workers = { min = 1, max = 1 }",
+        "workers = { min = 1, max = 4 }",
+    );
     let text = text.replace(
         "global_batch = 4\nmicro_batch = 2",
         "global_batch = 5\nmicro_batch = 1",

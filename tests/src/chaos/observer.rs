@@ -1,5 +1,5 @@
-//! Who watches the job through all of it: a thread that follows the coordinator's stream of views, and comes back to it
-//! whenever it breaks. It only tells; it never judges.
+//! Who watches the job through all of it: a thread that follows the coordinator's stream of views,
+//! and comes back to it whenever it breaks. It only tells; it never judges.
 
 use crate::cluster::watch::Watch;
 use anyhow::{Result, bail};
@@ -49,7 +49,8 @@ pub(crate) struct Observer {
 }
 
 impl Observer {
-    /// Follows `job` at the coordinator with this URL until the job is over, or nobody listens any more.
+    /// Follows `job` at the coordinator with this URL until the job is over, or nobody listens any
+    /// more.
     pub(crate) fn start(url: &str, job: &str) -> Self {
         let (sender, views) = mpsc::channel();
         let (url, job) = (url.to_owned(), job.to_owned());

@@ -1,13 +1,15 @@
-//! The faults: who is hit, what is done to it, and what is taken back later. And the care for the processes between faults,
-//! which is what systemd does: whoever ended is started again, and whoever ended without a reason is the culprit.
+//! The faults: who is hit, what is done to it, and what is taken back later. And the care for the
+//! processes between faults, which is what systemd does: whoever ended is started again, and
+//! whoever ended without a reason is the culprit.
 
 use super::{Chaos, Open, WORKERS};
 use crate::cluster::process::signal;
-use crate::world::Dice;
+use crate::world::Rng;
 use anyhow::{Context, Result, ensure};
 use std::time::{Duration, Instant};
 
-/// How long after the object store was back the coordinator may still end because of it: its save's deadline, with room.
+/// How long after the object store was back the coordinator may still end because of it: its save's
+/// deadline, with room.
 const STORE_AFTERMATH: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,8 +53,8 @@ impl Kind {
         Self::Remove,
     ];
 
-    pub(crate) fn drawn(dice: &mut Dice) -> Self {
-        match dice.between(1, 100) {
+    pub(crate) fn drawn(rng: &mut Rng) -> Self {
+        match rng.between(1, 100) {
             1..=34 => Self::KillRank,
             35..=47 => Self::KillDaemon,
             48..=59 => Self::KillCoordinator,
@@ -144,7 +146,9 @@ impl Chaos<'_> {
             Kind::KillRank | Kind::StopRank | Kind::PauseRank => return self.strike_rank(kind),
             Kind::KillDaemon | Kind::PauseDaemon | Kind::Drain => return self.strike_worker(kind),
             Kind::Add | Kind::Remove => return self.change_fleet(kind),
-            Kind::KillCoordinator | Kind::PauseCoordinator if !self.coordinator_answers() => return Ok(None),
+            Kind::KillCoordinator | Kind::PauseCoordinator if !self.coordinator_answers() => {
+                return Ok(None);
+            }
             Kind::KillStore | Kind::PauseStore if self.store_is_struck() => return Ok(None),
             Kind::KillCoordinator => {
                 self.cluster.kill_coordinator()?;
@@ -182,8 +186,12 @@ impl Chaos<'_> {
         if ranks.is_empty() {
             return Ok(None);
         }
-        let pid = ranks[self.dice.pick(ranks.len())];
-        let name = if kind == Kind::KillRank { "KILL" } else { "STOP" };
+        let pid = ranks[self.rng.pick(ranks.len())];
+        let name = if kind == Kind::KillRank {
+            "KILL"
+        } else {
+            "STOP"
+        };
         // It may just have ended.
         if signal(name, pid).is_err() {
             return Ok(None);
@@ -199,7 +207,7 @@ impl Chaos<'_> {
         if workers.is_empty() || kind == Kind::Drain && !self.coordinator_answers() {
             return Ok(None);
         }
-        let worker = workers[self.dice.pick(workers.len())];
+        let worker = workers[self.rng.pick(workers.len())];
         match kind {
             Kind::Drain => {
                 let name = Self::name(worker);
@@ -246,10 +254,10 @@ impl Chaos<'_> {
             // Long enough that the coordinator may give up a save, which ends it.
             Undo::StartStore | Undo::ContinueStore => longest * 4,
             // Half of all others are short.
-            _ if self.dice.chance(500) => longest / 10,
+            _ if self.rng.chance(500) => longest / 10,
             _ => longest,
         };
-        let after = Duration::from_millis(self.dice.between(0, longest));
+        let after = Duration::from_millis(self.rng.between(0, longest));
         self.undos.push((Instant::now() + after, undo));
     }
 
@@ -257,9 +265,10 @@ impl Chaos<'_> {
     fn idle_workers(&self) -> Vec<usize> {
         let hit = |worker: &usize| {
             self.undos.iter().any(|(_, undo)| match undo {
-                Undo::ContinueDaemon(it) | Undo::StartDaemon(it) | Undo::Undrain(it) | Undo::Gone(it) => {
-                    it == worker
-                }
+                Undo::ContinueDaemon(it)
+                | Undo::StartDaemon(it)
+                | Undo::Undrain(it)
+                | Undo::Gone(it) => it == worker,
                 Undo::ContinueRank(_)
                 | Undo::ContinueCoordinator
                 | Undo::ContinueStore
@@ -297,8 +306,10 @@ impl Chaos<'_> {
             }
         }
         if let Some(status) = self.cluster.coordinator_ended()? {
-            let excused =
-                self.store_is_struck() || self.store_struck.is_some_and(|at| at.elapsed() < STORE_AFTERMATH);
+            let excused = self.store_is_struck()
+                || self
+                    .store_struck
+                    .is_some_and(|at| at.elapsed() < STORE_AFTERMATH);
             ensure!(excused, "the coordinator ended by itself: {status}");
             self.summary.coordinator_left();
             println!("          the coordinator ended with {status}: the object store was away");
@@ -306,7 +317,10 @@ impl Chaos<'_> {
             self.undos.push((now, Undo::StartCoordinator));
         }
         for worker in 0..=WORKERS {
-            let leaves = self.undos.iter().any(|(_, undo)| *undo == Undo::Gone(worker));
+            let leaves = self
+                .undos
+                .iter()
+                .any(|(_, undo)| *undo == Undo::Gone(worker));
             if let Some(status) = self.cluster.worker_ended(worker)? {
                 ensure!(
                     leaves && status.success(),

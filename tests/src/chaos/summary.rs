@@ -1,4 +1,5 @@
-//! What chaos did and how long anybody waited: kept while it runs, printed once at the end. Judges nothing.
+//! What chaos did and how long anybody waited: kept while it runs, printed once at the end. Judges
+//! nothing.
 
 use super::Kind;
 use std::collections::BTreeMap;
@@ -43,7 +44,10 @@ impl Summary {
 
     #[must_use]
     pub fn kills(&self) -> usize {
-        self.strikes.iter().filter(|(kind, _)| kind.is_kill()).count()
+        self.strikes
+            .iter()
+            .filter(|(kind, _)| kind.is_kill())
+            .count()
     }
 
     /// How many strikes of this kind hit somebody.
@@ -111,7 +115,9 @@ impl fmt::Display for Summary {
             )?;
         }
         let (longest, strikes) = self.longest;
-        let after = strikes.checked_sub(1).and_then(|last| self.strikes.get(last));
+        let after = strikes
+            .checked_sub(1)
+            .and_then(|last| self.strikes.get(last));
         writeln!(
             f,
             "  longest wait between two steps told: {:.2} s, after {}",

@@ -1,5 +1,5 @@
-//! The smallest HTTP client that can read our own and Prometheus' answers: one GET per connection, in
-//! HTTP/1.0, so that the body ends where the connection does.
+//! The smallest HTTP client that can read our own and Prometheus' answers: one GET per connection,
+//! in HTTP/1.0, so that the body ends where the connection does.
 
 use anyhow::{Context, Result, ensure};
 use std::fmt::Write as _;

@@ -1,5 +1,5 @@
-//! The tests' job: RetriNet of the smallest size on 32 pixels and a handful of synthetic figures, small
-//! enough that its processes cost more than its training.
+//! The tests' job: RetriNet of the smallest size on 32 pixels and a handful of synthetic figures,
+//! small enough that its processes cost more than its training.
 
 use super::{Cluster, Options};
 use anyhow::{Context, Result, ensure};
@@ -18,12 +18,16 @@ pub fn with_figures(workers: usize) -> Result<(Cluster, String)> {
     Ok((cluster, dataset))
 }
 
-/// What `coordinator checkpoint digest` says of a job's newest checkpoint, or of one that `JOB@STEP` names.
+/// What `coordinator checkpoint digest` says of a job's newest checkpoint, or of one that
+/// `JOB@STEP` names.
 ///
 /// # Errors
 /// It fails, or says something else than a digest.
 pub fn digest(cluster: &Cluster, job: &str) -> Result<String> {
-    let digest = cluster.ok(&["checkpoint", "digest", job])?.trim().to_owned();
+    let digest = cluster
+        .ok(&["checkpoint", "digest", job])?
+        .trim()
+        .to_owned();
     ensure!(
         digest.len() == 64 && digest.bytes().all(|byte| byte.is_ascii_hexdigit()),
         "digest is {digest:?}"
@@ -62,7 +66,8 @@ pub struct TinyJob {
 }
 
 impl TinyJob {
-    /// Long enough that a fault at step 10 lands in its middle, with a commit before and steps to repeat.
+    /// Long enough that a fault at step 10 lands in its middle, with a commit before and steps to
+    /// repeat.
     #[must_use]
     pub fn of_forty_steps(dataset: &str, workers: u32) -> Self {
         Self {
@@ -110,7 +115,8 @@ impl TinyJob {
     }
 }
 
-/// A job for so many workers of five micro-batches, in exact sums, and without a checkpoint but that with which it leaves.
+/// A job for so many workers of five micro-batches, in exact sums, and without a checkpoint but
+/// that with which it leaves.
 #[must_use]
 pub fn elastic(dataset: &str, workers: RangeInclusive<u32>, steps: u64) -> String {
     let (min, max) = workers.into_inner();
@@ -142,8 +148,8 @@ pub fn trains(cluster: &Cluster, id: &str, world: u32) -> Result<JobView> {
     })
 }
 
-/// Pauses the job, which has written `before` checkpoints until then, and compares what it has with what one undisturbed
-/// rank has after as many steps. Returns how many these are.
+/// Pauses the job, which has written `before` checkpoints until then, and compares what it has with
+/// what one undisturbed rank has after as many steps. Returns how many these are.
 ///
 /// # Errors
 /// They differ, the audit finds something, or it was not one checkpoint that the pause brought.
@@ -152,7 +158,8 @@ pub fn nothing_was_lost(cluster: &Cluster, dataset: &str, id: &str, before: usiz
     let view = cluster.wait(id, "a pause", |view| view.phase == Phase::Paused)?;
     let newest = view.checkpoints.iter().max_by_key(|it| it.step);
     let checkpoint = newest.filter(|_| view.checkpoints.len() == before + 1);
-    let checkpoint = checkpoint.with_context(|| format!("one checkpoint was to be written: {view:?}"))?;
+    let checkpoint =
+        checkpoint.with_context(|| format!("one checkpoint was to be written: {view:?}"))?;
     let undisturbed = cluster.submit(&elastic(dataset, 1..=1, checkpoint.step))?;
     cluster.wait_done(&undisturbed)?;
     let digest = |id: &str| cluster.ok(&["checkpoint", "digest", id]);

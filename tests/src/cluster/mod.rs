@@ -1,9 +1,10 @@
-//! Real processes on loopback: one coordinator, some workers and their ranks, exactly as a person would start
-//! them, on free ports and in a folder of their own. Whatever a [`Cluster`] started is killed by process id
-//! when it is dropped; nothing is ever looked up by name. Waiting is hearing from a process or of its end,
-//! never sleeping.
+//! Real processes on loopback: one coordinator, some workers and their ranks, exactly as a person
+//! would start them, on free ports and in a folder of their own. Whatever a [`Cluster`] started is
+//! killed by process id when it is dropped; nothing is ever looked up by name. Waiting is hearing
+//! from a process or of its end, never sleeping.
 //!
-//! Called by `tests/tests/cluster*.rs`. The binaries are those beside the test's own (`make build`).
+//! Called by `tests/tests/cluster*.rs`. The binaries are those beside the test's own (`make
+//! build`).
 
 pub mod command;
 pub mod http;
@@ -53,7 +54,8 @@ impl Options {
     }
 }
 
-/// Long enough that a busy machine is not taken for a dead one; only the loss of a whole worker waits for it.
+/// Long enough that a busy machine is not taken for a dead one; only the loss of a whole worker
+/// waits for it.
 const DETECT_WITHIN_MS: u64 = 4000;
 
 #[derive(Debug)]
@@ -115,7 +117,10 @@ impl Cluster {
         command
             .arg("serve")
             .env("RETRI_COORDINATOR__LISTEN", host_and_port(&self.url))
-            .env("RETRI_COORDINATOR__METRICS_LISTEN", host_and_port(&self.metrics))
+            .env(
+                "RETRI_COORDINATOR__METRICS_LISTEN",
+                host_and_port(&self.metrics),
+            )
             .env("RETRI_COORDINATOR__STORE", self.store())
             .env(
                 "RETRI_COORDINATOR__DETECT_WITHIN_MS",
@@ -137,7 +142,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts another coordinator on the same store, at addresses of its own. The one before is returned as it is.
+    /// Starts another coordinator on the same store, at addresses of its own. The one before is
+    /// returned as it is.
     ///
     /// # Errors
     /// There is none before, or the new one did not get ready.
@@ -156,7 +162,8 @@ impl Cluster {
         self.relay = Some(url.to_owned());
     }
 
-    /// Starts worker number `index` (0-based), or starts it again; there may be more than at the start.
+    /// Starts worker number `index` (0-based), or starts it again; there may be more than at the
+    /// start.
     ///
     /// # Errors
     /// It did not get ready.
@@ -185,7 +192,10 @@ impl Cluster {
                 "RETRI_WORKER__RUN_DIR",
                 self.directory.path().join(format!("run-{name}")),
             )
-            .env("RETRI_WORKER__CACHE_DIR", self.directory.path().join("cache"));
+            .env(
+                "RETRI_WORKER__CACHE_DIR",
+                self.directory.path().join("cache"),
+            );
         if self.workers.len() <= index {
             self.workers.resize_with(index + 1, || None);
         }
@@ -399,7 +409,8 @@ impl Cluster {
     /// It fails, or what it prints is no JSON.
     pub fn json(&self, arguments: &[&str]) -> Result<Value> {
         let text = self.ok(&[arguments, &["--output", "json"]].concat())?;
-        serde_json::from_str(&text).with_context(|| format!("{arguments:?} printed no JSON: {text}"))
+        serde_json::from_str(&text)
+            .with_context(|| format!("{arguments:?} printed no JSON: {text}"))
     }
 
     /// Submits a job and returns its id.
@@ -425,7 +436,12 @@ impl Cluster {
     ///
     /// # Errors
     /// The job ends or nothing new is said for too long, with the condition never true.
-    pub fn wait(&self, job: &str, what: &str, condition: impl Fn(&JobView) -> bool) -> Result<JobView> {
+    pub fn wait(
+        &self,
+        job: &str,
+        what: &str,
+        condition: impl Fn(&JobView) -> bool,
+    ) -> Result<JobView> {
         self.watch(job)?
             .until(what, condition)
             .with_context(|| self.last_words())
@@ -459,7 +475,10 @@ impl Cluster {
     #[must_use]
     pub fn last_words(&self) -> String {
         let processes = self.coordinator.iter().chain(self.workers.iter().flatten());
-        processes.map(Process::last_words).collect::<Vec<_>>().join("\n")
+        processes
+            .map(Process::last_words)
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     fn command(&self, name: &str) -> Result<Command> {

@@ -1,6 +1,7 @@
-//! Workers on hosts of their own: each in a network namespace, with a cable (a pair of veth devices) to every other and to the
-//! test, that can be cut in one direction or both. What is sent into a cut cable gets lost in silence, as in a switch that
-//! fails; nobody is told. Needs `unshare`, `nsenter` and `ip`, and root or a kernel that lets users make namespaces.
+//! Workers on hosts of their own: each in a network namespace, with a cable (a pair of veth
+//! devices) to every other and to the test, that can be cut in one direction or both. What is sent
+//! into a cut cable gets lost in silence, as in a switch that fails; nobody is told. Needs
+//! `unshare`, `nsenter` and `ip`, and root or a kernel that lets users make namespaces.
 
 use anyhow::{Context, Result, ensure};
 use std::io::{BufRead, BufReader};
@@ -8,8 +9,8 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 
 const INSIDE: &str = "RETRI_TEST_NETWORK";
 
-/// Runs a test in a network namespace of its own, so that it changes nothing of this machine: the test starts itself again
-/// in there. `test` is its full name.
+/// Runs a test in a network namespace of its own, so that it changes nothing of this machine: the
+/// test starts itself again in there. `test` is its full name.
 ///
 /// # Errors
 /// There can be no namespace here, or the test fails.
@@ -33,8 +34,10 @@ pub fn alone(test: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
         .context("starting unshare, of the package util-linux")?;
     ensure!(
         status.success(),
-        "{test} failed in its network namespace ({status}); if `unshare: …` stands above, this test needs root or a kernel that \
-         lets users make namespaces (sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns)"
+        "{test} failed in its network namespace ({status}); if `unshare: …` stands above, this \
+        test needs root or a kernel that \
+         lets users make namespaces (sysctl user.max_user_namespaces, \
+        kernel.apparmor_restrict_unprivileged_userns)"
     );
     Ok(())
 }
@@ -46,7 +49,8 @@ pub struct Network(Vec<Host>);
 #[derive(Debug)]
 struct Host {
     number: usize,
-    /// A process that does nothing in the host's namespace, and ends when its input does. None: our own.
+    /// A process that does nothing in the host's namespace, and ends when its input does. None: our
+    /// own.
     holder: Option<(Child, ChildStdin)>,
 }
 
@@ -109,7 +113,10 @@ impl Network {
 
 impl Host {
     fn start(number: usize) -> Result<Self> {
-        let mut host = Self { number, holder: None };
+        let mut host = Self {
+            number,
+            holder: None,
+        };
         if number != 0 {
             let mut holder = Command::new("unshare")
                 .args(["--net", "sh", "-c", "echo; exec cat"])
@@ -124,7 +131,13 @@ impl Host {
             host.holder = Some((holder, input));
         }
         host.ip(&["link", "set", "lo", "up"])?;
-        host.ip(&["addr", "add", &format!("{}/32", address(number)), "dev", "lo"])?;
+        host.ip(&[
+            "addr",
+            "add",
+            &format!("{}/32", address(number)),
+            "dev",
+            "lo",
+        ])?;
         Ok(host)
     }
 

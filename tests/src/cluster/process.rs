@@ -25,9 +25,9 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command` and returns when it has printed a line that contains `ready`, on stdout or stderr.
-    /// All that it prints goes to `<directory>/<name>.log`, behind the words of earlier processes of that
-    /// name.
+    /// Starts `command` and returns when it has printed a line that contains `ready`, on stdout or
+    /// stderr. All that it prints goes to `<directory>/<name>.log`, behind the words of earlier
+    /// processes of that name.
     ///
     /// # Errors
     /// It cannot be started, ends, or is not ready in time; the message ends with its last words.
@@ -42,7 +42,9 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("starting {name}"))?;
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("starting {name}"))?;
         let (sender, lines) = mpsc::channel();
         let stdout = child.stdout.take().context("stdout was asked for")?;
         let stderr = child.stderr.take().context("stderr was asked for")?;
@@ -73,7 +75,10 @@ impl Process {
     /// # Errors
     /// There is none.
     pub fn announced(&self, key: &str) -> Result<String> {
-        let words = self.first_lines.iter().flat_map(|line| line.split_whitespace());
+        let words = self
+            .first_lines
+            .iter()
+            .flat_map(|line| line.split_whitespace());
         let value = words
             .filter_map(|word| word.strip_prefix(key)?.strip_prefix('='))
             .next_back();
@@ -106,10 +111,15 @@ impl Process {
         let mut children = Vec::new();
         // Every thread of the process has its own list.
         let threads = PathBuf::from(format!("/proc/{}/task", self.child.id()));
-        for thread in std::fs::read_dir(&threads).with_context(|| format!("reading {}", threads.display()))? {
+        for thread in
+            std::fs::read_dir(&threads).with_context(|| format!("reading {}", threads.display()))?
+        {
             // A thread may end while we read: then its children are another's.
             let list = std::fs::read_to_string(thread?.path().join("children")).unwrap_or_default();
-            children.extend(list.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+            children.extend(
+                list.split_whitespace()
+                    .filter_map(|pid| pid.parse::<u32>().ok()),
+            );
         }
         children.sort_unstable();
         Ok(children)
@@ -162,7 +172,8 @@ impl Process {
     }
 
     fn end(&mut self) -> std::io::Result<()> {
-        // Killing what has already ended and been waited for is harmless: the standard library knows.
+        // Killing what has already ended and been waited for is harmless: the standard library
+        // knows.
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
@@ -175,15 +186,22 @@ impl Drop for Process {
     }
 }
 
-/// Drains a stream into the log, so that the process never blocks on a full pipe, and tells whoever still
-/// listens.
-fn follow(stream: impl Read + Send + 'static, mut log: File, lines: mpsc::Sender<String>) -> JoinHandle<()> {
+/// Drains a stream into the log, so that the process never blocks on a full pipe, and tells whoever
+/// still listens.
+fn follow(
+    stream: impl Read + Send + 'static,
+    mut log: File,
+    lines: mpsc::Sender<String>,
+) -> JoinHandle<()> {
     std::thread::spawn(move || {
         let mut lines = Some(lines);
         for line in BufReader::new(stream).lines().map_while(Result::ok) {
             // A full disk shows in the test itself.
             writeln!(log, "{line}").ok();
-            if lines.as_ref().is_some_and(|lines| lines.send(line).is_err()) {
+            if lines
+                .as_ref()
+                .is_some_and(|lines| lines.send(line).is_err())
+            {
                 lines = None;
             }
         }

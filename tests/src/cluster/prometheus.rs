@@ -17,15 +17,16 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// Starts it with `deploy/prometheus/prometheus.yml`, changed only in how often it scrapes, and with
-    /// these targets (`host:port`). Files go below `directory`.
+    /// Starts it with `deploy/prometheus/prometheus.yml`, changed only in how often it scrapes, and
+    /// with these targets (`host:port`). Files go below `directory`.
     ///
     /// # Errors
     /// The tool is not installed, the configuration is wrong, or it did not start.
     pub fn start(directory: &Path, coordinator: &str, workers: &[String]) -> Result<Self> {
         let home = directory.join("prometheus");
         let targets = home.join("targets");
-        std::fs::create_dir_all(&targets).with_context(|| format!("creating {}", targets.display()))?;
+        std::fs::create_dir_all(&targets)
+            .with_context(|| format!("creating {}", targets.display()))?;
         write_targets(&targets.join("coordinator.yml"), &[coordinator.to_owned()])?;
         write_targets(&targets.join("workers.yml"), workers)?;
         let shipped = std::fs::read_to_string(checkout().join("deploy/prometheus/prometheus.yml"))?;
@@ -40,7 +41,10 @@ impl Prometheus {
         )?;
         let mut command = Command::new(tool::path("prometheus/usr/bin/prometheus")?);
         command.arg(format!("--config.file={}", config.display()));
-        command.arg(format!("--storage.tsdb.path={}", home.join("data").display()));
+        command.arg(format!(
+            "--storage.tsdb.path={}",
+            home.join("data").display()
+        ));
         command.arg("--web.listen-address=127.0.0.1:0");
         let process = Process::start(
             "prometheus",
@@ -65,7 +69,8 @@ impl Prometheus {
             self.address,
             http::escape(expression)
         );
-        let answer: Value = serde_json::from_str(&http::get(&url).with_context(|| expression.to_owned())?)?;
+        let answer: Value =
+            serde_json::from_str(&http::get(&url).with_context(|| expression.to_owned())?)?;
         let series = answer["data"]["result"].as_array().cloned();
         series.with_context(|| format!("{expression} was answered with {answer}"))
     }
@@ -110,8 +115,8 @@ pub fn lint_metrics(page: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&said).into_owned())
 }
 
-/// OpenMetrics as the older text format, which is all that promtool reads: there, a counter's description has
-/// the name of its samples, with `_total`.
+/// OpenMetrics as the older text format, which is all that promtool reads: there, a counter's
+/// description has the name of its samples, with `_total`.
 fn as_plain_text(page: &str) -> String {
     let counters: Vec<&str> = page
         .lines()

@@ -1,5 +1,6 @@
-//! An address that can move from one server to another, as a name or a virtual address does in production: it hands every
-//! connection on to whoever stands behind it then. It reads nothing of what it carries.
+//! An address that can move from one server to another, as a name or a virtual address does in
+//! production: it hands every connection on to whoever stands behind it then. It reads nothing of
+//! what it carries.
 
 use anyhow::{Context, Result};
 use std::io::copy;

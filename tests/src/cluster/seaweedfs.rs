@@ -1,5 +1,5 @@
-//! A real S3 server: SeaweedFS in one process, on free ports and in a folder of its own, with one bucket. It can be killed
-//! and started again, and then has what it had.
+//! A real S3 server: SeaweedFS in one process, on free ports and in a folder of its own, with one
+//! bucket. It can be killed and started again, and then has what it had.
 
 use super::process::Process;
 use super::tool;
@@ -103,7 +103,10 @@ impl SeaweedFs {
     /// # Errors
     /// It is not running.
     pub fn pid(&self) -> Result<u32> {
-        let process = self.process.as_ref().context("the S3 server is not running")?;
+        let process = self
+            .process
+            .as_ref()
+            .context("the S3 server is not running")?;
         Ok(process.id())
     }
 

@@ -10,7 +10,9 @@ use std::path::PathBuf;
 pub fn path(file: &str) -> Result<PathBuf> {
     let cache = match std::env::var_os("RETRI_CACHE").filter(|value| !value.is_empty()) {
         Some(cache) => PathBuf::from(cache),
-        None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(".cache/retri"),
+        None => {
+            PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(".cache/retri")
+        }
     };
     let path = cache.join("test-tools").join(file);
     ensure!(

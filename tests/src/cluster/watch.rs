@@ -1,5 +1,5 @@
-//! The coordinator's own stream of a job's views, one whenever something changes: the tests' only clock. It
-//! is what `coordinator watch` reads.
+//! The coordinator's own stream of a job's views, one whenever something changes: the tests' only
+//! clock. It is what `coordinator watch` reads.
 
 use anyhow::{Context, Result, bail};
 use proto::pb::{JobRequest, JobView, control_client::ControlClient};
@@ -10,7 +10,8 @@ use tokio::time::timeout;
 use tonic::Streaming;
 use tonic::transport::Endpoint;
 
-/// Longest silence of a job that is alive, with room for a busy machine: a hang becomes a message instead.
+/// Longest silence of a job that is alive, with room for a busy machine: a hang becomes a message
+/// instead.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
@@ -30,7 +31,9 @@ impl Watch {
             .enable_all()
             .build()
             .context("a runtime to watch with")?;
-        let request = JobRequest { job: job.to_owned() };
+        let request = JobRequest {
+            job: job.to_owned(),
+        };
         let views = runtime.block_on(async {
             let channel = Endpoint::from_shared(url.to_owned())?.connect().await?;
             let mut client = ControlClient::with_interceptor(channel, version::stamp);
@@ -67,7 +70,10 @@ impl Watch {
     /// # Errors
     /// The views end or stop with the condition never true.
     pub fn until(&mut self, what: &str, condition: impl Fn(&JobView) -> bool) -> Result<JobView> {
-        while let Some(view) = self.next_view().with_context(|| format!("waiting for {what}"))? {
+        while let Some(view) = self
+            .next_view()
+            .with_context(|| format!("waiting for {what}"))?
+        {
             if condition(view) {
                 return Ok(view.clone());
             }

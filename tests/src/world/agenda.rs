@@ -1,7 +1,7 @@
-//! Virtual time: what happens when. Two things at the same moment happen in the order in which they were put
-//! down.
+//! Virtual time: what happens when. Two things at the same moment happen in the order in which they
+//! were put down.
 
-use super::ranks::{Pid, Share};
+use super::ranks::{Pid, ShardWrite};
 use coordinator_core::event as coordinator;
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Generation, JobId, Rank, WorkerId};
@@ -11,10 +11,10 @@ use std::collections::{BTreeMap, BinaryHeap};
 use worker_core::event::RankKey;
 
 #[derive(Debug)]
-pub(crate) enum Happening {
+pub(crate) enum SimEvent {
     /// A person asks for something; again until it is answered.
     Ask {
-        wish: usize,
+        client_request: usize,
     },
     Fault {
         number: usize,
@@ -116,8 +116,8 @@ pub(crate) enum Happening {
     RankJoins {
         pid: Pid,
     },
-    RankWrites(Share),
-    RankSaysWritten(Share),
+    RankWrites(ShardWrite),
+    RankSaysWritten(ShardWrite),
     /// Its group is broken, if it is still in that generation.
     RankBreaks {
         pid: Pid,
@@ -144,7 +144,7 @@ pub(crate) enum Happening {
     },
 }
 
-impl Happening {
+impl SimEvent {
     /// The rank process that must have a processor for this to happen. A kill needs none.
     pub(crate) fn process(&self) -> Option<Pid> {
         match self {
@@ -158,7 +158,9 @@ impl Happening {
             | Self::RankDies {
                 pid, success: true, ..
             } => Some(*pid),
-            Self::RankWrites(share) | Self::RankSaysWritten(share) => Some(share.pid),
+            Self::RankWrites(shard_write) | Self::RankSaysWritten(shard_write) => {
+                Some(shard_write.pid)
+            }
             _ => None,
         }
     }
@@ -183,13 +185,13 @@ pub(crate) type Requests = BTreeMap<coordinator::RequestId, usize>;
 pub(crate) struct Agenda {
     /// When, in which order, and in which slot it lies.
     times: BinaryHeap<Reverse<(u64, u64, usize)>>,
-    slots: Vec<Option<Happening>>,
+    slots: Vec<Option<SimEvent>>,
     free: Vec<usize>,
     count: u64,
 }
 
 impl Agenda {
-    pub(crate) fn put(&mut self, at: u64, happening: Happening) {
+    pub(crate) fn put(&mut self, at: u64, happening: SimEvent) {
         self.count += 1;
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
@@ -199,7 +201,7 @@ impl Agenda {
         self.times.push(Reverse((at, self.count, slot)));
     }
 
-    pub(crate) fn next(&mut self) -> Option<(u64, Happening)> {
+    pub(crate) fn next(&mut self) -> Option<(u64, SimEvent)> {
         let Reverse((at, _, slot)) = self.times.pop()?;
         let happening = self.slots[slot].take()?;
         self.free.push(slot);

@@ -1,9 +1,9 @@
-//! Bugs that can be planted in a world, to show that the oracle bites. They live in the harness, between
-//! machines and world; the machines themselves are the ones that ship.
+//! Bugs that can be planted in a world, to show that the oracle bites. They live in the harness,
+//! between machines and world; the machines themselves are the ones that ship.
 
 use super::Kinds;
-use proto::message::Halt;
-use rank_core::gang::{Effect, Event, GangRank};
+use proto::message::GracefulStop;
+use rank_core::gang::{Effect, GangRank, Input};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
@@ -32,7 +32,7 @@ pub enum Bug {
     /// Daemons do not kill what they are told to kill.
     KillIgnored,
     /// One rank takes the micro-batches of another.
-    WrongShare,
+    WrongShard,
     /// Now and then entries of a ledger are reported saved and are not.
     LedgerLost,
     /// A coordinator whose place another took still saves.
@@ -44,7 +44,7 @@ pub enum Bug {
     /// Ranks that stop in order for the next generation do not keep what they hold.
     HandOverForgotten,
     /// Survivors that wait for more workers do not keep what they hold.
-    ReserveForgets,
+    StandbyForgets,
     /// Daemons take every peer for reached.
     CutUnseen,
     /// Units are leased to two workers, and each puts an output of its own.
@@ -56,9 +56,10 @@ pub enum Bug {
     /// A drained worker goes on with the units that it has.
     DrainKeepsUnits,
     /// A rank goes by the order to halt that it has itself, not by what all were told.
-    HaltHeardAlone,
-    /// The last rank of a generation that halts for a checkpoint says that it has finished and writes no shard.
-    HaltShardForgotten,
+    StopReceivedByOne,
+    /// The last rank of a generation that halts for a checkpoint says that it has finished and
+    /// writes no shard.
+    StopShardForgotten,
     /// Of what the ranks hold the furthest step wins, also when it is of an older generation.
     OlderLineWins,
 }
@@ -77,20 +78,20 @@ impl Bug {
         Self::ClockStopped,
         Self::GenerationsMixed,
         Self::KillIgnored,
-        Self::WrongShare,
+        Self::WrongShard,
         Self::LedgerLost,
         Self::SavesUnfenced,
         Self::ManifestsUnfenced,
         Self::DrainForgotten,
         Self::HandOverForgotten,
-        Self::ReserveForgets,
+        Self::StandbyForgets,
         Self::CutUnseen,
         Self::UnitLeasedTwice,
         Self::UnitOutputLost,
         Self::UnitNeverLeasedAgain,
         Self::DrainKeepsUnits,
-        Self::HaltHeardAlone,
-        Self::HaltShardForgotten,
+        Self::StopReceivedByOne,
+        Self::StopShardForgotten,
         Self::OlderLineWins,
     ];
 
@@ -107,31 +108,41 @@ impl Bug {
     }
 }
 
-/// Tells the machine of a rank what happened and returns what it wants. What is planted in it changes the one or the other.
-pub(crate) fn gang_rank(bug: Option<Bug>, machine: &mut GangRank, mut event: Event) -> Vec<Effect> {
+/// Tells the machine of a rank what happened and returns what it wants. What is planted in it
+/// changes the one or the other.
+pub(crate) fn gang_rank(bug: Option<Bug>, machine: &mut GangRank, mut event: Input) -> Vec<Effect> {
     match (bug, &mut event) {
-        (Some(Bug::LowestStepTaken), Event::Met { holdings }) => {
+        (Some(Bug::LowestStepTaken), Input::Met { holdings }) => {
             let lowest = holdings.iter().flatten().min().copied();
             for holding in holdings.iter_mut() {
                 *holding = holding.filter(|label| Some(*label) == lowest);
             }
         }
-        (Some(Bug::OlderLineWins), Event::Met { holdings }) => {
-            let newest = holdings.iter().flatten().map(|label| label.generation).max();
+        (Some(Bug::OlderLineWins), Input::Met { holdings }) => {
+            let newest = holdings
+                .iter()
+                .flatten()
+                .map(|label| label.generation)
+                .max();
             for label in holdings.iter_mut().flatten() {
                 label.generation = newest.unwrap_or(label.generation);
             }
         }
-        (Some(Bug::HaltHeardAlone), Event::Stepped { halt, .. }) => *halt = machine.halt().is_some(),
+        (Some(Bug::StopReceivedByOne), Input::Stepped { graceful_stop, .. }) => {
+            *graceful_stop = machine.graceful_stop().is_some()
+        }
         _ => {}
     }
     let mut effects = machine.handle(event);
     let serving = machine.serving();
     let is_last = serving.rank.0 + 1 == serving.world;
-    if bug == Some(Bug::HaltShardForgotten) && is_last && serving.halt == Some(Halt::Save) {
+    if bug == Some(Bug::StopShardForgotten)
+        && is_last
+        && serving.graceful_stop == Some(GracefulStop::WithCheckpoint)
+    {
         effects.retain(|effect| match effect {
             Effect::Save(step) => {
-                drop(machine.handle(Event::Saved { step: *step }));
+                drop(machine.handle(Input::Saved { step: *step }));
                 false
             }
             _ => true,

@@ -1,13 +1,14 @@
-//! The coordinator's shell in the simulated world: it performs effects in order, can be killed between any
-//! two of them, and starts again from what was saved. The machine inside is the one that ships.
+//! The coordinator's shell in the simulated world: it performs effects in order, can be killed
+//! between any two of them, and starts again from what was saved. The machine inside is the one
+//! that ships.
 
 use super::World;
-use super::agenda::Happening;
+use super::agenda::SimEvent;
 use super::bug::Bug;
 use super::numbers::Who;
 use super::plan::DETECT_WITHIN_MS;
 use super::tell;
-use coordinator_core::event::{Durable, Effect, Event, Fact, Record};
+use coordinator_core::event::{Durable, Effect, Event, Input, Record};
 use coordinator_core::{Config, Coordinator, Deadlines};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{JobId, WorkerId};
@@ -29,7 +30,8 @@ pub(crate) struct CoordinatorHost {
     wake_at: Option<u64>,
     /// Until then it does nothing, and what comes for it waits.
     pub(crate) stalled_until: u64,
-    /// It is in the middle of its effects: whatever happens to it waits until it has gone on with the rest.
+    /// It is in the middle of its effects: whatever happens to it waits until it has gone on with
+    /// the rest.
     pub(crate) saves: bool,
     /// Which node a worker's stream leads to.
     links: BTreeMap<WorkerId, usize>,
@@ -81,7 +83,8 @@ impl CoordinatorHost {
 
 impl World {
     pub(crate) fn start_coordinator(&mut self) {
-        self.trace.line(self.now, || "the coordinator starts".to_owned());
+        self.trace
+            .line(self.now, || "the coordinator starts".to_owned());
         self.oracle.on_restore(&self.durable);
         let host = &mut self.coordinator;
         let config = Config {
@@ -102,8 +105,9 @@ impl World {
         if self.coordinator.machine.take().is_none() {
             return;
         }
-        self.trace
-            .line(self.now, || format!("the coordinator crashes, for {down_ms} ms"));
+        self.trace.line(self.now, || {
+            format!("the coordinator crashes, for {down_ms} ms")
+        });
         self.coordinator.links.clear();
         self.coordinator.sent.clear();
         self.coordinator.stalled_until = 0;
@@ -113,11 +117,11 @@ impl World {
             if self.nodes[node].linked_to != self.coordinator.boot {
                 continue;
             }
-            let delay = self.dice.between(1, 50);
+            let delay = self.rng.between(1, 50);
             self.break_link(node, delay);
         }
         let at = (self.now + down_ms).min(self.plan.heal_at.max(self.now));
-        self.agenda.put(at, Happening::CoordinatorStart);
+        self.agenda.put(at, SimEvent::CoordinatorStart);
     }
 
     pub(crate) fn jump_clock(&mut self, by_ms: i64) {
@@ -129,7 +133,7 @@ impl World {
         self.coordinator.wake_at = None;
         let boot = self.coordinator.boot;
         self.agenda
-            .put(self.now + 1_000, Happening::CoordinatorWake { boot });
+            .put(self.now + 1_000, SimEvent::CoordinatorWake { boot });
     }
 
     pub(crate) fn coordinator_wakes(&mut self, boot: u64) {
@@ -141,16 +145,20 @@ impl World {
             return;
         };
         let wall = self.coordinator.wall(self.now);
-        if machine.next_deadline().is_some_and(|deadline| deadline <= wall) {
-            self.coordinator_handles(Event::Deadline);
+        if machine
+            .next_deadline()
+            .is_some_and(|deadline| deadline <= wall)
+        {
+            self.coordinator_handles(Input::Deadline);
             let next = self
                 .coordinator
                 .machine
                 .as_ref()
                 .and_then(Coordinator::next_deadline);
-            self.oracle.require(next.is_none_or(|next| wall < next), || {
-                "the deadline does not move on".to_owned()
-            });
+            self.oracle
+                .require(next.is_none_or(|next| wall < next), || {
+                    "the deadline does not move on".to_owned()
+                });
         } else {
             self.schedule_coordinator_wake();
         }
@@ -165,11 +173,11 @@ impl World {
         if host.wake_at.is_none_or(|set| at < set) {
             host.wake_at = Some(at);
             self.agenda
-                .put(at, Happening::CoordinatorWake { boot: host.boot });
+                .put(at, SimEvent::CoordinatorWake { boot: host.boot });
         }
     }
 
-    pub(crate) fn coordinator_handles(&mut self, event: Event) {
+    pub(crate) fn coordinator_handles(&mut self, event: Input) {
         let wall = self.coordinator.wall(self.now);
         let Some(machine) = &mut self.coordinator.machine else {
             return;
@@ -196,8 +204,9 @@ impl World {
                     tell::wanted(&effect)
                 });
             if self.fenced && self.is_refused(&effect) {
-                self.trace
-                    .line(self.now, || "the store refuses the first coordinator".to_owned());
+                self.trace.line(self.now, || {
+                    "the store refuses the first coordinator".to_owned()
+                });
                 self.coordinator.machine = None;
                 return;
             }
@@ -209,7 +218,7 @@ impl World {
             }
             self.perform(effect);
             if self.trouble(self.plan.noise.crash_between_effects) {
-                return self.tear_coordinator();
+                return self.partition_coordinator();
             }
         }
         if !self.fenced {
@@ -220,12 +229,13 @@ impl World {
 
     /// True in so many of 1000 cases, as long as the world is rough.
     pub(crate) fn trouble(&mut self, permille: u64) -> bool {
-        self.is_rough() && self.dice.chance(permille)
+        self.is_rough() && self.rng.chance(permille)
     }
 
-    /// The state store answers with an error, whether or not it has written: that is the end of the process.
+    /// The state store answers with an error, whether or not it has written: that is the end of the
+    /// process.
     fn save_fails(&mut self, save: Effect) {
-        let written = self.dice.chance(500);
+        let written = self.rng.chance(500);
         let what = if written {
             "is written and not answered"
         } else {
@@ -235,36 +245,41 @@ impl World {
         if written {
             self.perform(save);
         }
-        self.tear_coordinator();
+        self.partition_coordinator();
     }
 
-    /// The state store takes its time, and whatever comes for the coordinator waits; too long is as good as an error.
+    /// The state store takes its time, and whatever comes for the coordinator waits; too long is as
+    /// good as an error.
     fn save_takes_long(&mut self, save: Effect, rest: Vec<Effect>) {
         let most = Deadlines::new(DETECT_WITHIN_MS).save_ms();
-        let takes = self.dice.between(1, most + most / 5);
-        self.trace.line(self.now, || format!("the save takes {takes} ms"));
+        let takes = self.rng.between(1, most + most / 5);
+        self.trace
+            .line(self.now, || format!("the save takes {takes} ms"));
         self.perform(save);
         let at = self.now + takes.min(most);
         self.coordinator.stalled_until = at;
         self.coordinator.saves = true;
         let boot = self.coordinator.boot;
         let next = if takes < most {
-            Happening::CoordinatorGoesOn { boot, effects: rest }
+            SimEvent::CoordinatorGoesOn {
+                boot,
+                effects: rest,
+            }
         } else {
-            Happening::CoordinatorGivesUp { boot }
+            SimEvent::CoordinatorGivesUp { boot }
         };
         self.agenda.put(at, next);
     }
 
     /// The coordinator that acts dies here and now, between two effects.
-    pub(crate) fn tear_coordinator(&mut self) {
+    pub(crate) fn partition_coordinator(&mut self) {
         if self.fenced {
             self.trace
                 .line(self.now, || "the first coordinator dies".to_owned());
             self.coordinator.machine = None;
             return;
         }
-        let down_ms = self.dice.between(10, 2_000);
+        let down_ms = self.rng.between(10, 2_000);
         self.crash_coordinator(down_ms);
     }
 
@@ -274,7 +289,7 @@ impl World {
             Effect::Save(_) => self.bug != Some(Bug::SavesUnfenced),
             Effect::WriteManifest { .. } => self.bug != Some(Bug::ManifestsUnfenced),
             Effect::DeleteCheckpoint { .. } => true,
-            Effect::Send { .. } | Effect::Reply { .. } | Effect::Note(_) => false,
+            Effect::Send { .. } | Effect::Reply { .. } | Effect::Emit(_) => false,
         }
     }
 
@@ -287,14 +302,14 @@ impl World {
                 if let Some(measured) = &mut self.measured {
                     measured.on_save(&records);
                 }
-                let lost = self.bug == Some(Bug::SaveLost) && self.dice.chance(100);
+                let lost = self.bug == Some(Bug::SaveLost) && self.rng.chance(100);
                 for record in records {
                     let drain = matches!(record, Record::Drained(_));
                     if drain && self.bug == Some(Bug::DrainForgotten) {
                         continue;
                     }
                     let ledger = matches!(record, Record::Ledger { .. });
-                    if ledger && self.bug == Some(Bug::LedgerLost) && self.dice.chance(100) {
+                    if ledger && self.bug == Some(Bug::LedgerLost) && self.rng.chance(100) {
                         continue;
                     }
                     if let Record::Job(job) = &record {
@@ -307,11 +322,14 @@ impl World {
                     }
                 }
                 let nodes = self.nodes.iter();
-                let devices = nodes.map(|node| (node.name.clone(), node.devices)).collect();
+                let devices = nodes
+                    .map(|node| (node.name.clone(), node.devices))
+                    .collect();
                 self.oracle.on_saved(&self.durable, &self.specs, &devices);
             }
             Effect::Send { worker, state } => {
-                // What a former coordinator still says is of old generations, which can publish nothing.
+                // What a former coordinator still says is of old generations, which can publish
+                // nothing.
                 if !self.fenced {
                     self.oracle.on_send(&self.durable, &worker, &state);
                     self.oracle.on_lease(&worker, &state);
@@ -325,47 +343,49 @@ impl World {
                     .on_write_manifest(&self.durable, &manifest, &self.store);
                 let slow = self.trouble(self.plan.noise.manifest_trouble / 2);
                 let delay = if slow {
-                    self.dice.between(1, 2 * DETECT_WITHIN_MS)
+                    self.rng.between(1, 2 * DETECT_WITHIN_MS)
                 } else {
-                    self.dice.between(5, 60)
+                    self.rng.between(5, 60)
                 };
                 let boot = self.coordinator.boot;
                 self.agenda
-                    .put(self.now + delay, Happening::ManifestLands { boot, manifest });
+                    .put(self.now + delay, SimEvent::ManifestLands { boot, manifest });
             }
             Effect::DeleteCheckpoint { job, checkpoint } => {
                 self.oracle.on_delete(&self.durable, &job, checkpoint);
                 self.delete_later(job, checkpoint);
             }
-            Effect::Note(fact) if !self.fenced => {
-                self.oracle.on_fact(&self.durable, &fact);
-                // What began to halt when all was well came to its end in time. A group that was torn apart in silence
-                // notices it only after 30 `detect_within`, and until then no halt that began can end.
-                if let Fact::Halted { job, reason, .. } = &fact
+            Effect::Emit(event) if !self.fenced => {
+                self.oracle.on_event(&self.durable, &event);
+                // What began to halt when all was well came to its end in time. A group that was
+                // torn apart in silence notices it only after 30 `detect_within`, and until then no
+                // halt that began can end.
+                if let Event::Stopped { job, reason, .. } = &event
                     && self.plan.heal_at + 45 * DETECT_WITHIN_MS < self.now
                 {
                     let late = reason.contains(" within ");
-                    self.oracle.require(!late, || format!("{job} halts: {reason}"));
+                    self.oracle
+                        .require(!late, || format!("{job} halts: {reason}"));
                 }
             }
-            Effect::Note(_) => {}
+            Effect::Emit(_) => {}
         }
     }
 
     /// The store takes its time, or fails: then the checkpoint stays, which harms nobody.
     fn delete_later(&mut self, job: JobId, checkpoint: CheckpointRef) {
         let trouble = self.trouble(self.plan.noise.manifest_trouble);
-        if trouble && self.dice.chance(500) {
+        if trouble && self.rng.chance(500) {
             self.trace
                 .line(self.now, || "the store fails to delete".to_owned());
             return;
         }
         let most = if trouble { 2 * DETECT_WITHIN_MS } else { 60 };
-        let at = self.now + self.dice.between(1, most);
+        let at = self.now + self.rng.between(1, most);
         let boot = self.coordinator.boot;
         self.agenda.put(
             at,
-            Happening::CheckpointGoes {
+            SimEvent::CheckpointGoes {
                 boot,
                 job,
                 checkpoint,
@@ -375,7 +395,10 @@ impl World {
 
     /// A checkpoint is deleted, if the process that wants it still lives.
     pub(crate) fn checkpoint_goes(&mut self, boot: u64, job: &JobId, checkpoint: CheckpointRef) {
-        let former = self.former.as_ref().is_some_and(|former| former.boot == boot);
+        let former = self
+            .former
+            .as_ref()
+            .is_some_and(|former| former.boot == boot);
         if former || self.coordinator.is_up() && self.coordinator.boot == boot {
             self.oracle.on_delete(&self.durable, job, checkpoint);
             self.store.delete_checkpoint(job, checkpoint);
@@ -395,14 +418,15 @@ impl World {
         let (boot, deliveries) = (worker.boot, self.deliveries(node, false));
         let copies = std::iter::repeat_n(state, deliveries.len());
         for (at, state) in deliveries.into_iter().zip(copies) {
-            self.agenda.put(at, Happening::NodeHears { node, boot, state });
+            self.agenda
+                .put(at, SimEvent::NodeHears { node, boot, state });
         }
     }
 
     /// A manifest reaches the store, whether or not the one who sent it still lives.
     pub(crate) fn manifest_lands(&mut self, boot: u64, manifest: &CheckpointManifest) {
         let trouble = self.trouble(self.plan.noise.manifest_trouble);
-        let kind = if trouble { self.dice.between(1, 3) } else { 0 };
+        let kind = if trouble { self.rng.between(1, 3) } else { 0 };
         let result = match kind {
             // The call fails and nothing is written.
             1 => Err("503 slow down".to_owned()),
@@ -420,10 +444,10 @@ impl World {
             step: manifest.step,
             generation: manifest.generation,
         };
-        let at = self.now + self.dice.between(1, 20);
+        let at = self.now + self.rng.between(1, 20);
         self.agenda.put(
             at,
-            Happening::ManifestAnswered {
+            SimEvent::ManifestAnswered {
                 boot,
                 job,
                 checkpoint,

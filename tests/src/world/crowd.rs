@@ -19,7 +19,8 @@ pub struct Crowd {
     pub threads: usize,
 }
 
-/// Lives through the worlds of the first `count` seeds. `tell` hears of each that breaks, when it does.
+/// Lives through the worlds of the first `count` seeds. `tell` hears of each that breaks, when it
+/// does.
 ///
 /// # Panics
 /// If `tell` does.
@@ -55,7 +56,9 @@ pub fn crowd(kinds: Kinds, count: u64, bug: Option<Bug>, tell: impl Fn(&Broken) 
     std::thread::scope(|scope| {
         (0..threads).for_each(|_| drop(scope.spawn(work)));
     });
-    let mut all = all.into_inner().expect("whoever panicked has ended this already");
+    let mut all = all
+        .into_inner()
+        .expect("whoever panicked has ended this already");
     all.broken.sort_by_key(|broken| broken.seed);
     all
 }
@@ -69,7 +72,8 @@ pub struct Hashes {
     pub all: u64,
 }
 
-/// Lives through the worlds of the first `count` seeds and hashes their numbers, to compare two versions.
+/// Lives through the worlds of the first `count` seeds and hashes their numbers, to compare two
+/// versions.
 ///
 /// # Panics
 /// If a thread of it did.
@@ -84,7 +88,9 @@ pub fn hashes(count: u64, kinds: Kinds) -> Hashes {
                 break;
             }
             let hash = run_of(kinds, seed, None, Story::Numbered).map(|outcome| outcome.numbers);
-            let mut each = each.lock().expect("whoever panicked has ended this already");
+            let mut each = each
+                .lock()
+                .expect("whoever panicked has ended this already");
             each.insert(seed, hash);
         }
     };

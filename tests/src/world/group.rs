@@ -1,12 +1,13 @@
-//! What the ranks of one generation do together in the simulated world: meet at rank 0's store, settle who has the
-//! state, then step in lockstep. When one of them is gone the others notice, sooner if it died and later if it hangs;
-//! some of them may have ended the step that was under way. They keep what they hold and wait for the next generation.
+//! What the ranks of one generation do together in the simulated world: meet at rank 0's store,
+//! settle who has the state, then step in lockstep. When one of them is gone the others notice,
+//! sooner if it died and later if it hangs; some of them may have ended the step that was under
+//! way. They keep what they hold and wait for the next generation.
 
 use super::World;
-use super::agenda::Happening;
+use super::agenda::SimEvent;
 use super::bug::{self, Bug};
 use super::plan::DETECT_WITHIN_MS;
-use super::ranks::{Pid, Process, Share};
+use super::ranks::{Pid, Process, ShardWrite};
 use super::store;
 use super::tell;
 use super::toy;
@@ -15,7 +16,7 @@ use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Rank, Step};
 use proto::message::{DIGESTS_MAX, PhaseSeconds, RankPhase, StepReport, WeightDigest};
 use proto::spec::TrainWork;
-use rank_core::gang::{Effect, Event as GangEvent};
+use rank_core::gang::{Effect, Input as GangInput};
 use rank_core::state::{StateLabel, StateSource};
 use std::collections::BTreeMap;
 
@@ -35,9 +36,12 @@ struct Wanted {
 }
 
 impl World {
-    /// Joins the generation when the store's address is known, with a deadline from then on, and starts it when it is the last.
+    /// Joins the generation when the store's address is known, with a deadline from then on, and
+    /// starts it when it is the last.
     pub(crate) fn try_join(&mut self, pid: Pid) {
-        let Some(process) = self.working(pid) else { return };
+        let Some(process) = self.working(pid) else {
+            return;
+        };
         if process.phase != RankPhase::Joining {
             return;
         }
@@ -53,21 +57,23 @@ impl World {
             process.meets = Some(key.generation);
             let generation = key.generation;
             let error = "timed out waiting for the other ranks to join".to_owned();
-            let breaks = Happening::RankBreaks {
+            let breaks = SimEvent::RankBreaks {
                 pid,
                 generation,
                 error,
             };
             self.agenda.put(self.now + 30 * DETECT_WITHIN_MS, breaks);
         }
-        let host: Option<Pid> = address.strip_prefix("host:").and_then(|pid| pid.parse().ok());
+        let host: Option<Pid> = address
+            .strip_prefix("host:")
+            .and_then(|pid| pid.parse().ok());
         if host
             .and_then(|host| self.working(host))
             .is_none_or(|host| host.key.generation != key.generation)
         {
             let generation = key.generation;
             let error = format!("connection refused by {address}");
-            let breaks = Happening::RankBreaks {
+            let breaks = SimEvent::RankBreaks {
                 pid,
                 generation,
                 error,
@@ -77,7 +83,7 @@ impl World {
         if let Some(host) = host
             && let Some(at) = self.cut_among(&[pid, host])
         {
-            return self.agenda.put(at, Happening::RankJoins { pid });
+            return self.agenda.put(at, SimEvent::RankJoins { pid });
         }
         let place = (key.job.clone(), key.generation);
         let mut joined = self.groups.remove(&place).unwrap_or_default().joined;
@@ -88,7 +94,7 @@ impl World {
         if all.len() == world as usize {
             let paused = all.iter().filter_map(|pid| self.pause(*pid)).max();
             if let Some(at) = paused.or_else(|| self.cut_among(&all)) {
-                return self.agenda.put(at, Happening::RankJoins { pid });
+                return self.agenda.put(at, SimEvent::RankJoins { pid });
             }
             self.begin(&all, key.job, key.generation);
         }
@@ -98,7 +104,9 @@ impl World {
     fn cut_among(&self, pids: &[Pid]) -> Option<u64> {
         let node = |pid: &Pid| self.processes.get(pid).map(|process| process.node);
         let nodes: Vec<usize> = pids.iter().filter_map(node).collect();
-        let pairs = nodes.iter().flat_map(|a| nodes.iter().map(move |b| (*a, *b)));
+        let pairs = nodes
+            .iter()
+            .flat_map(|a| nodes.iter().map(move |b| (*a, *b)));
         let until = pairs.filter_map(|(a, b)| self.cut_between(a, b)).max()?;
         Some(until.min(self.now + DETECT_WITHIN_MS))
     }
@@ -152,7 +160,8 @@ impl World {
                 "a checkpoint or nothing"
             };
             format!(
-                "{job} generation {generation}: {} ranks have met and begin after step {began}, from {whence}",
+                "{job} generation {generation}: {} ranks have met and begin after step {began}, \
+                from {whence}",
                 pids.len()
             )
         });
@@ -174,7 +183,7 @@ impl World {
             return self.finish(pids, generation);
         }
         self.agenda
-            .put(self.now + 10, Happening::GroupSteps { job, generation });
+            .put(self.now + 10, SimEvent::GroupSteps { job, generation });
     }
 
     /// What this process tells the others that it holds.
@@ -188,7 +197,7 @@ impl World {
         let bug = self.bug;
         let holdings = told.to_vec();
         let machine = self.processes.get_mut(&pid)?.machine.as_mut()?;
-        let effects = bug::gang_rank(bug, machine, GangEvent::Met { holdings });
+        let effects = bug::gang_rank(bug, machine, GangInput::Met { holdings });
         effects.into_iter().find_map(|effect| match effect {
             Effect::Synchronize { source, .. } => Some(source),
             _ => None,
@@ -215,13 +224,14 @@ impl World {
             process.forgets = false;
             process.reached = Some((generation, step));
             process.reduces_since = None;
-            self.gang_rank_in(pid, GangEvent::Synchronized, &mut wanted);
+            self.gang_rank_in(pid, GangInput::Synchronized, &mut wanted);
         }
         wanted
     }
 
-    /// The machine of a process is told what all are told at the same time; what is to be done together is added to `wanted`.
-    fn gang_rank_in(&mut self, pid: Pid, event: GangEvent, wanted: &mut Wanted) {
+    /// The machine of a process is told what all are told at the same time; what is to be done
+    /// together is added to `wanted`.
+    fn gang_rank_in(&mut self, pid: Pid, event: GangInput, wanted: &mut Wanted) {
         let bug = self.bug;
         let process = self.processes.get_mut(&pid);
         let Some(machine) = process.and_then(|it| it.machine.as_mut()) else {
@@ -252,11 +262,11 @@ impl World {
     /// One of those that met has left again: the others notice before they begin.
     fn part<'a>(&mut self, left: impl Iterator<Item = &'a Pid>, generation: Generation) {
         for pid in left.copied() {
-            let at = self.now + self.dice.between(5, 100);
+            let at = self.now + self.rng.between(5, 100);
             let error = "connection closed by peer".to_owned();
             self.agenda.put(
                 at,
-                Happening::RankBreaks {
+                SimEvent::RankBreaks {
                     pid,
                     generation,
                     error,
@@ -266,7 +276,12 @@ impl World {
     }
 
     /// Reads a checkpoint as a rank does; None when the rank fails of it.
-    pub(crate) fn load(&mut self, pid: Pid, source: &JobId, checkpoint: CheckpointRef) -> Option<(u64, u64)> {
+    pub(crate) fn load(
+        &mut self,
+        pid: Pid,
+        source: &JobId,
+        checkpoint: CheckpointRef,
+    ) -> Option<(u64, u64)> {
         let forgetful = self.bug == Some(Bug::StateNotLoaded);
         if self.trouble(self.plan.noise.load_trouble) {
             self.rank_fails(pid, "cannot resume: 503 slow down".to_owned());
@@ -278,10 +293,12 @@ impl World {
                 // An orphan may come too late for its checkpoint; whom the record names may not.
                 let key = self.processes.get(&pid)?.key.clone();
                 let current = self.durable.jobs.get(&key.job).is_some_and(|job| {
-                    job.generation == key.generation && matches!(job.phase, JobPhase::Running { .. })
+                    job.generation == key.generation
+                        && matches!(job.phase, JobPhase::Running { .. })
                 });
-                self.oracle
-                    .require(!current, || format!("{} cannot resume: {error}", tell::key(&key)));
+                self.oracle.require(!current, || {
+                    format!("{} cannot resume: {error}", tell::key(&key))
+                });
                 self.rank_fails(pid, error);
                 None
             }
@@ -307,24 +324,26 @@ impl World {
         };
         let step = first.step() + 1;
         if self.cut_among(&pids).is_some() {
-            let silent = self.dice.chance(300);
+            let silent = self.rng.chance(300);
             self.trace.line(self.now, || {
                 format!("{job} generation {generation} is torn apart in step {step}")
             });
             return self.group_breaks(&pids, generation, silent, &spec);
         }
-        let waits =
-            |pid: &Pid| self.pause(*pid).is_some() || self.processes.get(pid).is_some_and(Process::is_saving);
+        let waits = |pid: &Pid| {
+            self.pause(*pid).is_some() || self.processes.get(pid).is_some_and(Process::is_saving)
+        };
         if pids.iter().any(waits) {
             return self
                 .agenda
-                .put(self.now + 50, Happening::GroupSteps { job, generation });
+                .put(self.now + 50, SimEvent::GroupSteps { job, generation });
         }
         let wanted = self.step_together(&pids, step, &spec);
         let agreed = wanted.step.is_empty() || wanted.leave.is_empty();
         self.oracle.require(agreed, || {
             format!(
-                "{job} generation {generation}: after step {step} some of its ranks stop and others go on"
+                "{job} generation {generation}: after step {step} some of its ranks stop and \
+                others go on"
             )
         });
         let mut next = self.now
@@ -346,26 +365,29 @@ impl World {
             }
             return self.finish(&pids, generation);
         }
-        self.agenda.put(next, Happening::GroupSteps { job, generation });
+        self.agenda
+            .put(next, SimEvent::GroupSteps { job, generation });
     }
 
     /// Every rank writes its share, each in its own time.
     pub(crate) fn save(&mut self, pids: &[Pid], generation: Generation, step: u64) {
         for pid in pids.iter().copied() {
-            let delay = self.dice.between(5, 200);
+            let delay = self.rng.between(5, 200);
             let Some(process) = self.working(pid) else {
                 continue;
             };
             let value = process.value;
-            let share = Share {
+            let shard_write = ShardWrite {
                 pid,
                 generation,
                 step,
                 value,
             };
-            self.agenda.put(self.now + delay, Happening::RankWrites(share));
+            self.agenda
+                .put(self.now + delay, SimEvent::RankWrites(shard_write));
             if self.bug == Some(Bug::ShardBeforeWritten) {
-                self.agenda.put(self.now + 1, Happening::RankSaysWritten(share));
+                self.agenda
+                    .put(self.now + 1, SimEvent::RankSaysWritten(shard_write));
             }
         }
     }
@@ -373,8 +395,9 @@ impl World {
     fn finish(&mut self, pids: &[Pid], generation: Generation) {
         for pid in pids.iter().copied() {
             // After the share of the last step.
-            let at = self.now + 200 + self.dice.between(1, 20);
-            self.agenda.put(at, Happening::RankFinishes { pid, generation });
+            let at = self.now + 200 + self.rng.between(1, 20);
+            self.agenda
+                .put(at, SimEvent::RankFinishes { pid, generation });
         }
     }
 
@@ -384,24 +407,25 @@ impl World {
 
     fn sum(&self, world: usize, step: u64, spec: &TrainWork) -> u64 {
         let world = u32::try_from(world).expect("a handful of ranks");
-        let wrong = self.bug == Some(Bug::WrongShare) && 1 < world;
-        let share = |rank: u32| if wrong && rank == 1 { 0 } else { rank };
+        let wrong = self.bug == Some(Bug::WrongShard) && 1 < world;
+        let shard_write = |rank: u32| if wrong && rank == 1 { 0 } else { rank };
         let (seed, micro_batches) = (spec.data.seed, u64::from(spec.micro_batches()));
-        let sums = (0..world).map(|rank| toy::partial_sum(seed, step, micro_batches, share(rank), world));
+        let sums = (0..world)
+            .map(|rank| toy::partial_sum(seed, step, micro_batches, shard_write(rank), world));
         sums.fold(0, u64::wrapping_add)
     }
 
     fn step_together(&mut self, pids: &[Pid], step: u64, spec: &TrainWork) -> Wanted {
         let sum = self.sum(pids.len(), step, spec);
         // What one was told all learn in the same step.
-        let told = |pid: &Pid| self.processes.get(pid)?.machine.as_ref()?.halt();
-        let halt = pids.iter().any(|pid| told(pid).is_some());
+        let told = |pid: &Pid| self.processes.get(pid)?.machine.as_ref()?.graceful_stop();
+        let graceful_stop = pids.iter().any(|pid| told(pid).is_some());
         let mut wanted = Wanted::default();
         for pid in pids {
             self.step_of(*pid, sum);
-            let stepped = GangEvent::Stepped {
+            let stepped = GangInput::Stepped {
                 step: Step(step),
-                halt,
+                graceful_stop,
             };
             self.gang_rank_in(*pid, stepped, &mut wanted);
         }
@@ -449,16 +473,17 @@ impl World {
     }
 
     fn group_breaks(&mut self, pids: &[Pid], generation: Generation, hung: bool, spec: &TrainWork) {
-        // Who died may have sent its part before; then some of the others have the whole sum and some have not.
-        let sent = !hung && self.dice.chance(300);
+        // Who died may have sent its part before; then some of the others have the whole sum and
+        // some have not.
+        let sent = !hung && self.rng.chance(300);
         let alive: Vec<Pid> = pids
             .iter()
             .copied()
             .filter(|pid| self.is_in(*pid, generation))
             .collect();
         for pid in alive {
-            let ends = sent && self.dice.chance(500);
-            let kept = self.bug == Some(Bug::PartialStepKept) && self.dice.chance(500);
+            let ends = sent && self.rng.chance(500);
+            let kept = self.bug == Some(Bug::PartialStepKept) && self.rng.chance(500);
             let step = self.processes.get(&pid).map_or(0, Process::step) + 1;
             let sum = self.sum(pids.len(), step, spec);
             let now = self.now;
@@ -467,8 +492,11 @@ impl World {
                 if ends {
                     self.step_of(pid, sum);
                     // It comes to nothing more before it notices.
-                    let (step, halt) = (Step(step), false);
-                    let stepped = GangEvent::Stepped { step, halt };
+                    let (step, graceful_stop) = (Step(step), false);
+                    let stepped = GangInput::Stepped {
+                        step,
+                        graceful_stop,
+                    };
                     let process = self.processes.get_mut(&pid);
                     if let Some(machine) = process.and_then(|it| it.machine.as_mut()) {
                         drop(machine.handle(stepped));
@@ -480,12 +508,12 @@ impl World {
             let (error, wait) = if hung {
                 ("timed out waiting for a gradient", 30 * DETECT_WITHIN_MS)
             } else {
-                ("connection closed by peer", self.dice.between(5, 100))
+                ("connection closed by peer", self.rng.between(5, 100))
             };
             let error = error.to_owned();
             self.agenda.put(
                 self.now + wait,
-                Happening::RankBreaks {
+                SimEvent::RankBreaks {
                     pid,
                     generation,
                     error,
@@ -494,27 +522,29 @@ impl World {
         }
     }
 
-    /// The work of this rank is done; what it has to say about shards it says before or together with it. Who drew
-    /// pictures leaves; who trained keeps its state until it is told to.
+    /// The work of this rank is done; what it has to say about shards it says before or together
+    /// with it. Who drew pictures leaves; who trained keeps its state until it is told to.
     pub(crate) fn rank_finishes(&mut self, pid: Pid, generation: Generation) {
-        let Some(process) = self.working(pid) else { return };
+        let Some(process) = self.working(pid) else {
+            return;
+        };
         if process.key.generation != generation || process.phase != RankPhase::Training {
             return;
         }
         if process.is_saving() {
             return self
                 .agenda
-                .put(self.now + 50, Happening::RankFinishes { pid, generation });
+                .put(self.now + 50, SimEvent::RankFinishes { pid, generation });
         }
         if process.machine.is_some() {
-            return self.gang_rank(pid, GangEvent::Left);
+            return self.gang_rank(pid, GangInput::Left);
         }
         process.phase = RankPhase::Finished;
         self.say(pid, vec![], vec![]);
-        let at = self.now + self.dice.between(10, 400);
+        let at = self.now + self.rng.between(10, 400);
         self.agenda.put(
             at,
-            Happening::RankDies {
+            SimEvent::RankDies {
                 pid,
                 success: true,
                 outcome: "exit status 0",

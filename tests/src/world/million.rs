@@ -1,4 +1,5 @@
-//! One job of very many units and nothing that goes wrong: how much a machine does in a second, and how much it holds.
+//! One job of very many units and nothing that goes wrong: how much a machine does in a second, and
+//! how much it holds.
 
 use super::plan::{Noise, Plan, PlannedJob};
 use super::units::plan::PlannedUnits;
@@ -84,6 +85,8 @@ pub fn many_units(units: u32) -> Result<Many, Broken> {
 
 fn resident_kib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.split_whitespace().next()?.parse().ok()
 }

@@ -1,24 +1,24 @@
-//! Whole clusters in one value: both machines as they ship, under one virtual clock, with everything around
-//! them played by chance from one seed: network, processes, disks, clocks, people. A world has a rough youth,
-//! in which messages are lost, late, doubled and overtaken and everything crashes, and then heals; every job
-//! must come to its end, with the number that an undisturbed run gives. The same seed is the same world, to
-//! the last event.
+//! Whole clusters in one value: both machines as they ship, under one virtual clock, with
+//! everything around them played by chance from one seed: network, processes, disks, clocks,
+//! people. A world has a rough youth, in which messages are lost, late, doubled and overtaken and
+//! everything crashes, and then heals; every job must come to its end, with the number that an
+//! undisturbed run gives. The same seed is the same world, to the last event.
 
 mod agenda;
 mod bug;
+mod clients;
 mod coordinator;
 mod crowd;
-mod dice;
 mod group;
 mod million;
 mod node;
 mod numbers;
 mod oracle;
 mod outcome;
-mod people;
 mod plan;
 mod prefix;
 mod ranks;
+mod rng;
 mod specs;
 mod store;
 mod takeover;
@@ -27,12 +27,14 @@ mod toy;
 mod trace;
 mod units;
 
-use agenda::{Agenda, Happening, Requests};
+use agenda::{Agenda, Requests, SimEvent};
 pub use bug::Bug;
+use clients::ClientRequest;
 use coordinator::CoordinatorHost;
-use coordinator_core::event::{Durable, Event, FRUITLESS_MAX, JobPhase, JobRecord, Record};
+use coordinator_core::event::{
+    Durable, Input, JobPhase, JobRecord, RESTARTS_WITHOUT_PROGRESS_MAX, Record,
+};
 pub use crowd::{Crowd, Hashes, crowd, hashes};
-pub(crate) use dice::Dice;
 use group::Group;
 use million::Measured;
 pub use million::{Many, many_units};
@@ -40,12 +42,12 @@ use node::Node;
 use numbers::{RankTold, Who};
 use oracle::Oracle;
 pub use outcome::{Broken, Kinds, Outcome};
-use people::Wish;
 use plan::{DETECT_WITHIN_MS, Fault, Plan};
 pub use prefix::restore_every_prefix;
 use proto::id::{Generation, JobId};
 use proto::spec::JobSpec;
 use ranks::{Pid, Process};
+pub(crate) use rng::Rng;
 use specs::Specs;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -102,7 +104,7 @@ struct World {
     kinds: Kinds,
     /// How long it may take to come to its end once it has healed.
     patience_ms: u64,
-    dice: Dice,
+    rng: Rng,
     plan: Plan,
     bug: Option<Bug>,
     trace: Trace,
@@ -129,7 +131,7 @@ struct World {
     groups: BTreeMap<(JobId, Generation), Group>,
     /// Pairs of nodes that do not reach each other, and until when.
     cuts: BTreeMap<(usize, usize), u64>,
-    wishes: Vec<Wish>,
+    client_requests: Vec<ClientRequest>,
     watch: Watch,
     spoil: Spoil,
     requests: Requests,
@@ -154,7 +156,7 @@ impl World {
             now: 0,
             kinds: Kinds::All,
             patience_ms: PATIENCE_MS,
-            dice: Dice::new(seed, 2),
+            rng: Rng::new(seed, 2),
             plan,
             bug,
             trace: Trace::new(story),
@@ -174,18 +176,18 @@ impl World {
             next_pid: 0,
             groups: BTreeMap::new(),
             cuts: BTreeMap::new(),
-            wishes: Vec::new(),
+            client_requests: Vec::new(),
             watch: Watch::default(),
             spoil: Spoil::default(),
             requests: BTreeMap::new(),
             next_request: 0,
         };
-        world.agenda.put(0, Happening::CoordinatorStart);
+        world.agenda.put(0, SimEvent::CoordinatorStart);
         for node in 0..world.nodes.len() {
-            let at = world.dice.between(0, 1_000);
+            let at = world.rng.between(0, 1_000);
             world.agenda.put(
                 at,
-                Happening::NodeStart {
+                SimEvent::NodeStart {
                     node,
                     clock_back: false,
                 },
@@ -193,9 +195,9 @@ impl World {
         }
         for number in 0..world.plan.faults.len() {
             let at = world.plan.faults[number].0;
-            world.agenda.put(at, Happening::Fault { number });
+            world.agenda.put(at, SimEvent::Fault { number });
         }
-        world.make_wishes();
+        world.plan_requests();
         world
     }
 
@@ -216,7 +218,8 @@ impl World {
     }
 
     fn live(&mut self) -> Result<Outcome, String> {
-        self.trace.value(0, &self.plan, || Some(tell::plan(&self.plan)));
+        self.trace
+            .value(0, &self.plan, || Some(tell::plan(&self.plan)));
         let mut events = 0;
         let mut patient_since = self.plan.heal_at;
         let mut over_at = None;
@@ -227,7 +230,7 @@ impl World {
                 self.agenda.put(until, happening);
                 continue;
             }
-            self.happen(happening);
+            self.handle_event(happening);
             if self.kinds == Kinds::Mixed {
                 self.look();
             }
@@ -243,17 +246,19 @@ impl World {
                     self.encore();
                 }
                 None if self.is_settled() => over_at = Some(self.now),
-                None if patient_since + self.patience_ms < self.now => return Err(self.unsettled()),
+                None if patient_since + self.patience_ms < self.now => {
+                    return Err(self.not_at_rest());
+                }
                 Some(over_at) if over_at + AFTERMATH_MS < self.now => break,
                 None | Some(_) => {}
             }
         }
-        self.judge()?;
+        self.check_end()?;
         Ok(self.outcome(events))
     }
 
     /// Until when whoever this happens to gets no processor.
-    fn waits(&self, happening: &Happening) -> Option<u64> {
+    fn waits(&self, happening: &SimEvent) -> Option<u64> {
         let stalled = self.coordinator.stalled_until;
         if happening.is_for_coordinator() && self.now < stalled {
             return Some(stalled);
@@ -292,31 +297,48 @@ impl World {
         // What is durable is over for the coordinator only when it learns of it.
         let is_over = |job: &JobRecord| job.phase.is_over() || self.is_forgotten(job);
         let over = self.durable.jobs.values().all(is_over) && !self.coordinator.saves;
-        over && self.wishes.iter().all(|wish| wish.granted)
+        over && self
+            .client_requests
+            .iter()
+            .all(|client_request| client_request.granted)
     }
 
-    fn unsettled(&self) -> String {
-        let jobs = self.durable.jobs.values().filter(|job| !job.phase.is_over());
+    fn not_at_rest(&self) -> String {
+        let jobs = self
+            .durable
+            .jobs
+            .values()
+            .filter(|job| !job.phase.is_over());
         let jobs: Vec<String> = jobs.map(tell::phase).collect();
-        let wishes = self.wishes.iter().filter(|wish| !wish.granted).count();
-        format!("hangs: {}; {wishes} wishes without an answer", jobs.join("; "))
+        let client_requests = self
+            .client_requests
+            .iter()
+            .filter(|client_request| !client_request.granted)
+            .count();
+        format!(
+            "hangs: {}; {client_requests} wishes without an answer",
+            jobs.join("; ")
+        )
     }
 
     /// The end of a healed world.
-    fn judge(&self) -> Result<(), String> {
+    fn check_end(&self) -> Result<(), String> {
         if !self.is_settled() {
-            return Err(self.unsettled());
+            return Err(self.not_at_rest());
         }
         if let Some(process) = self.processes.values().next() {
-            return Err(format!("{} still runs when all is over", tell::key(&process.key)));
+            return Err(format!(
+                "{} still runs when all is over",
+                tell::key(&process.key)
+            ));
         }
         self.durable
             .jobs
             .values()
-            .try_for_each(|record| self.judge_job(record))
+            .try_for_each(|record| self.check_job_end(record))
     }
 
-    fn judge_job(&self, record: &JobRecord) -> Result<(), String> {
+    fn check_job_end(&self, record: &JobRecord) -> Result<(), String> {
         let id = &record.id;
         self.oracle.audit(record)?;
         for checkpoint in &record.checkpoints {
@@ -325,7 +347,7 @@ impl World {
                 .map_err(|error| format!("{id}: {error}"))?;
         }
         if record.units.is_some() {
-            return self.judge_units(record);
+            return self.check_units_end(record);
         }
         let spec = self.specs.get(id);
         match (&record.phase, spec.and_then(JobSpec::training)) {
@@ -335,8 +357,11 @@ impl World {
                     .last()
                     .ok_or_else(|| format!("{id} is done without a checkpoint"))?;
                 let steps = training.train.steps;
-                let expected =
-                    toy::undisturbed(training.data.seed, steps, u64::from(training.micro_batches()));
+                let expected = toy::undisturbed(
+                    training.data.seed,
+                    steps,
+                    u64::from(training.micro_batches()),
+                );
                 let value = self.store.load(id, *last)?;
                 if last.step.0 != steps || value != expected {
                     return Err(format!(
@@ -347,11 +372,13 @@ impl World {
                 Ok(())
             }
             (JobPhase::Failed { reason, .. }, _)
-                if (record.fruitless < FRUITLESS_MAX && !record.hopeless) || reason.is_empty() =>
+                if (record.restarts_without_progress < RESTARTS_WITHOUT_PROGRESS_MAX
+                    && !record.permanent_failure)
+                    || reason.is_empty() =>
             {
                 Err(format!(
                     "{id} failed after {} fruitless generations: {reason:?}",
-                    record.fruitless
+                    record.restarts_without_progress
                 ))
             }
             (
@@ -365,61 +392,61 @@ impl World {
         }
     }
 
-    fn happen(&mut self, happening: Happening) {
+    fn handle_event(&mut self, happening: SimEvent) {
         match happening {
-            Happening::Ask { wish } => self.ask(wish),
-            Happening::Fault { number } => self.fault(self.plan.faults[number].1),
-            Happening::CoordinatorStart => self.start_coordinator(),
-            Happening::FormerDies { boot } => self.former_dies(boot),
-            Happening::CoordinatorWake { boot } => {
+            SimEvent::Ask { client_request } => self.ask(client_request),
+            SimEvent::Fault { number } => self.fault(self.plan.faults[number].1),
+            SimEvent::CoordinatorStart => self.start_coordinator(),
+            SimEvent::FormerDies { boot } => self.former_dies(boot),
+            SimEvent::CoordinatorWake { boot } => {
                 self.as_coordinator(boot, |world| world.coordinator_wakes(boot))
             }
-            Happening::CoordinatorGoesOn { boot, effects } => {
+            SimEvent::CoordinatorGoesOn { boot, effects } => {
                 self.as_coordinator(boot, |world| {
                     world.coordinator.saves = false;
                     world.perform_all(effects);
                 });
             }
-            Happening::CoordinatorGivesUp { boot } => {
+            SimEvent::CoordinatorGivesUp { boot } => {
                 self.as_coordinator(boot, |world| {
                     world.coordinator.saves = false;
-                    world.tear_coordinator();
+                    world.partition_coordinator();
                 });
             }
-            Happening::CoordinatorHears { boot, report } => self.coordinator_hears(boot, report),
-            Happening::CoordinatorLosesLink { boot, worker } => {
+            SimEvent::CoordinatorHears { boot, report } => self.coordinator_hears(boot, report),
+            SimEvent::CoordinatorLosesLink { boot, worker } => {
                 self.as_coordinator(boot, |world| {
-                    world.coordinator_handles(Event::Disconnected { worker })
+                    world.coordinator_handles(Input::Disconnected { worker })
                 });
             }
-            Happening::ManifestLands { boot, manifest } => self.manifest_lands(boot, &manifest),
-            Happening::ManifestAnswered {
+            SimEvent::ManifestLands { boot, manifest } => self.manifest_lands(boot, &manifest),
+            SimEvent::ManifestAnswered {
                 boot,
                 job,
                 checkpoint,
                 result,
             } => {
-                let written = Event::ManifestWritten {
+                let written = Input::ManifestWritten {
                     job,
                     checkpoint,
                     result,
                 };
                 self.as_coordinator(boot, |world| world.coordinator_handles(written));
             }
-            Happening::NodeStart { node, clock_back } => self.start_node(node, clock_back),
-            Happening::NodeWake { node, boot } => self.node_wakes(node, boot),
-            Happening::NodeHears { node, boot, state } => {
-                self.node_handles(node, boot, worker_core::event::Event::Desired(state));
+            SimEvent::NodeStart { node, clock_back } => self.start_node(node, clock_back),
+            SimEvent::NodeWake { node, boot } => self.node_wakes(node, boot),
+            SimEvent::NodeHears { node, boot, state } => {
+                self.node_handles(node, boot, worker_core::event::Input::Desired(state));
             }
-            Happening::LinkOpen { node, boot } => self.open_link(node, boot),
-            Happening::NodeAsks { node, boot } => self.node_asks(node, boot),
-            Happening::RankSaid {
+            SimEvent::LinkOpen { node, boot } => self.open_link(node, boot),
+            SimEvent::NodeAsks { node, boot } => self.node_asks(node, boot),
+            SimEvent::RankSaid {
                 node,
                 boot,
                 process,
                 report,
             } => self.rank_said(node, boot, process, report),
-            Happening::RankExited {
+            SimEvent::RankExited {
                 node,
                 boot,
                 key,
@@ -430,9 +457,9 @@ impl World {
         }
     }
 
-    fn happen_to_rank(&mut self, happening: Happening) {
+    fn happen_to_rank(&mut self, happening: SimEvent) {
         match happening {
-            Happening::RankTold {
+            SimEvent::RankTold {
                 pid,
                 rank,
                 assignment,
@@ -441,29 +468,29 @@ impl World {
                 self.trace.number(self.now, Who::Process(pid), &told);
                 self.rank_told(pid, rank, *assignment);
             }
-            Happening::RankLoaded { pid } => self.rank_loaded(pid),
-            Happening::RankBeat { pid } => self.rank_beats(pid),
-            Happening::RankJoins { pid } => self.try_join(pid),
-            Happening::CheckpointGoes {
+            SimEvent::RankLoaded { pid } => self.rank_loaded(pid),
+            SimEvent::RankBeat { pid } => self.rank_beats(pid),
+            SimEvent::RankJoins { pid } => self.try_join(pid),
+            SimEvent::CheckpointGoes {
                 boot,
                 job,
                 checkpoint,
             } => self.checkpoint_goes(boot, &job, checkpoint),
-            Happening::RankWrites(share) => self.rank_writes(share),
-            Happening::RankSaysWritten(share) => self.rank_says_written(share),
-            Happening::RankBreaks {
+            SimEvent::RankWrites(shard_write) => self.rank_writes(shard_write),
+            SimEvent::RankSaysWritten(shard_write) => self.rank_says_written(shard_write),
+            SimEvent::RankBreaks {
                 pid,
                 generation,
                 error,
             } => self.rank_breaks(pid, generation, error),
-            Happening::RankFinishes { pid, generation } => self.rank_finishes(pid, generation),
-            Happening::RankDies {
+            SimEvent::RankFinishes { pid, generation } => self.rank_finishes(pid, generation),
+            SimEvent::RankDies {
                 pid,
                 success,
                 outcome,
             } => self.rank_dies(pid, success, outcome),
-            Happening::GroupSteps { job, generation } => self.group_steps(job, generation),
-            Happening::UnitEnds { pid, begun } => self.unit_ends(pid, begun),
+            SimEvent::GroupSteps { job, generation } => self.group_steps(job, generation),
+            SimEvent::UnitEnds { pid, begun } => self.unit_ends(pid, begun),
             other => unreachable!("{other:?} is of no rank"),
         }
     }
@@ -481,7 +508,7 @@ impl World {
             Fault::CoordinatorCrash { down_ms } => self.crash_coordinator(down_ms),
             Fault::LinkBreak { node, away_ms } => {
                 self.nodes[node].deaf_until(self.now + away_ms);
-                let delay = self.dice.between(1, 2 * DETECT_WITHIN_MS);
+                let delay = self.rng.between(1, 2 * DETECT_WITHIN_MS);
                 self.break_link(node, delay);
             }
             Fault::CoordinatorStall { for_ms } => {

@@ -1,8 +1,8 @@
-//! A node in the simulated world: the daemon's shell and its stream to the coordinator. The machine inside is
-//! the one that ships. A daemon that dies takes its rank processes with it.
+//! A node in the simulated world: the daemon's shell and its stream to the coordinator. The machine
+//! inside is the one that ships. A daemon that dies takes its rank processes with it.
 
 use super::World;
-use super::agenda::Happening;
+use super::agenda::SimEvent;
 use super::bug::Bug;
 use super::numbers::Who;
 use super::plan::{DETECT_WITHIN_MS, FOR_GOOD_MS};
@@ -11,7 +11,7 @@ use coordinator_core::event as coordinator;
 use proto::id::{Generation, WorkerId};
 use proto::message::{Peer, WorkerReport};
 use proto::spec::DeviceKind;
-use worker_core::event::{Effect, Event};
+use worker_core::event::{Effect, Input};
 use worker_core::{Config, Worker};
 
 #[derive(Debug)]
@@ -109,8 +109,8 @@ impl World {
         (node.peers, node.asks) = (Vec::new(), false);
         let boot = node.boot;
         self.agenda.put(
-            self.now + self.dice.between(1, 500),
-            Happening::LinkOpen { node: number, boot },
+            self.now + self.rng.between(1, 500),
+            SimEvent::LinkOpen { node: number, boot },
         );
     }
 
@@ -122,11 +122,11 @@ impl World {
         self.trace
             .line(self.now, || format!("{worker} is gone, for {down_ms} ms"));
         self.processes.retain(|_, process| process.node != number);
-        let delay = self.dice.between(1, 2 * DETECT_WITHIN_MS);
+        let delay = self.rng.between(1, 2 * DETECT_WITHIN_MS);
         self.break_link(number, delay);
         self.agenda.put(
             self.now + down_ms,
-            Happening::NodeStart {
+            SimEvent::NodeStart {
                 node: number,
                 clock_back,
             },
@@ -136,7 +136,7 @@ impl World {
     pub(crate) fn shut_node_down(&mut self, number: usize, down_ms: u64) {
         let boot = self.nodes[number].boot;
         self.nodes[number].away_ms = down_ms;
-        self.node_handles(number, boot, Event::Shutdown);
+        self.node_handles(number, boot, Input::Shutdown);
     }
 
     pub(crate) fn deafen(&mut self, number: usize, for_ms: u64) {
@@ -149,11 +149,16 @@ impl World {
     pub(crate) fn cut_one_way(&mut self, number: usize, up: bool, for_ms: u64) {
         let name = &self.nodes[number].name;
         let way = if up { "up" } else { "down" };
-        self.trace
-            .line(self.now, || format!("{name} is cut off {way} for {for_ms} ms"));
+        self.trace.line(self.now, || {
+            format!("{name} is cut off {way} for {for_ms} ms")
+        });
         let until = self.now + for_ms;
         let node = &mut self.nodes[number];
-        *(if up { &mut node.cut_up } else { &mut node.cut_down }) = until;
+        *(if up {
+            &mut node.cut_up
+        } else {
+            &mut node.cut_down
+        }) = until;
     }
 
     pub(crate) fn cut_ranks(&mut self, number: usize, for_ms: u64) {
@@ -181,7 +186,9 @@ impl World {
     /// Until when these two nodes do not reach each other, if they do not now.
     pub(crate) fn cut_between(&self, a: usize, b: usize) -> Option<u64> {
         let pair = self.cuts.get(&(a.min(b), a.max(b))).copied().unwrap_or(0);
-        let until = pair.max(self.nodes[a].ranks_cut).max(self.nodes[b].ranks_cut);
+        let until = pair
+            .max(self.nodes[a].ranks_cut)
+            .max(self.nodes[b].ranks_cut);
         (a != b && self.now < until).then_some(until)
     }
 
@@ -200,11 +207,12 @@ impl World {
             let there = |other: &Node| other.id() == worker && other.machine.is_some();
             let other = self.nodes.iter().position(there);
             if other.is_some_and(|other| blind || self.cut_between(number, other).is_none()) {
-                self.node_handles(number, boot, Event::PeerAnswered { peer: worker });
+                self.node_handles(number, boot, Input::PeerAnswered { peer: worker });
             }
         }
         let at = self.now + DETECT_WITHIN_MS / 3;
-        self.agenda.put(at, Happening::NodeAsks { node: number, boot });
+        self.agenda
+            .put(at, SimEvent::NodeAsks { node: number, boot });
     }
 
     /// The stream breaks: the daemon knows at once, the coordinator after `delay` ms.
@@ -214,7 +222,8 @@ impl World {
             return;
         }
         let (worker, boot, host) = (node.id(), node.boot, std::mem::take(&mut node.linked_to));
-        self.trace.line(self.now, || format!("{worker} loses its stream"));
+        self.trace
+            .line(self.now, || format!("{worker} loses its stream"));
         let hosts = [Some(&mut self.coordinator), self.former.as_mut()];
         hosts
             .into_iter()
@@ -223,11 +232,11 @@ impl World {
             .for_each(|it| it.unlink(&worker));
         self.agenda.put(
             self.now + delay,
-            Happening::CoordinatorLosesLink { boot: host, worker },
+            SimEvent::CoordinatorLosesLink { boot: host, worker },
         );
-        self.node_handles(number, boot, Event::Disconnected);
+        self.node_handles(number, boot, Input::Disconnected);
         self.agenda
-            .put(self.now + 200, Happening::LinkOpen { node: number, boot });
+            .put(self.now + 200, SimEvent::LinkOpen { node: number, boot });
     }
 
     pub(crate) fn open_link(&mut self, number: usize, boot: u64) {
@@ -237,7 +246,7 @@ impl World {
         }
         if !self.coordinator.is_up() || self.now < node.deaf_until {
             self.agenda
-                .put(self.now + 500, Happening::LinkOpen { node: number, boot });
+                .put(self.now + 500, SimEvent::LinkOpen { node: number, boot });
             return;
         }
         node.linked = true;
@@ -245,7 +254,7 @@ impl World {
         (node.last_up, node.last_down) = (self.now, self.now);
         let worker = node.id();
         self.coordinator.link(worker, number);
-        self.node_handles(number, boot, Event::Connected);
+        self.node_handles(number, boot, Input::Connected);
     }
 
     pub(crate) fn node_wakes(&mut self, number: usize, boot: u64) {
@@ -259,7 +268,7 @@ impl World {
             .next_deadline()
             .is_some_and(|deadline| deadline <= self.now)
         {
-            self.node_handles(number, boot, Event::Deadline);
+            self.node_handles(number, boot, Input::Deadline);
             let next = self.nodes[number]
                 .machine
                 .as_ref()
@@ -281,7 +290,7 @@ impl World {
             node.wake_at = Some(at);
             self.agenda.put(
                 at.max(self.now),
-                Happening::NodeWake {
+                SimEvent::NodeWake {
                     node: number,
                     boot: node.boot,
                 },
@@ -289,22 +298,26 @@ impl World {
         }
     }
 
-    pub(crate) fn node_handles(&mut self, number: usize, boot: u64, event: Event) {
+    pub(crate) fn node_handles(&mut self, number: usize, boot: u64, event: Input) {
         let node = &mut self.nodes[number];
         if node.boot != boot {
             return;
         }
-        let Some(machine) = &mut node.machine else { return };
+        let Some(machine) = &mut node.machine else {
+            return;
+        };
         let worker = WorkerId {
             name: node.name.clone(),
             boot,
         };
         let who = Who::Daemon { node: number, boot };
-        self.trace
-            .machine(self.now, who, &event, || tell::daemon_heard(&worker, &event));
+        self.trace.machine(self.now, who, &event, || {
+            tell::daemon_heard(&worker, &event)
+        });
         for effect in machine.handle(self.now, event) {
-            self.trace
-                .machine(self.now, who, &effect, || tell::daemon_wanted(&worker, &effect));
+            self.trace.machine(self.now, who, &effect, || {
+                tell::daemon_wanted(&worker, &effect)
+            });
             match effect {
                 Effect::Spawn {
                     key,
@@ -324,27 +337,32 @@ impl World {
                     node.peers = peers;
                     if !std::mem::replace(&mut node.asks, true) {
                         self.agenda
-                            .put(self.now + 5, Happening::NodeAsks { node: number, boot });
+                            .put(self.now + 5, SimEvent::NodeAsks { node: number, boot });
                     }
                 }
                 Effect::Report(report) => self.send_up(number, report),
-                Effect::Note(_) => {}
+                Effect::Emit(_) => {}
                 Effect::Exit => {
-                    let left = self.processes.values().any(|process| process.node == number);
+                    let left = self
+                        .processes
+                        .values()
+                        .any(|process| process.node == number);
                     self.oracle
                         .require(!left, || format!("{worker} leaves and its ranks do not"));
                     self.nodes[number].machine = None;
-                    let delay = self.dice.between(1, 50);
+                    let delay = self.rng.between(1, 50);
                     self.break_link(number, delay);
-                    let start = Happening::NodeStart {
+                    let start = SimEvent::NodeStart {
                         node: number,
                         clock_back: false,
                     };
-                    return self.agenda.put(self.now + self.nodes[number].away_ms, start);
+                    return self
+                        .agenda
+                        .put(self.now + self.nodes[number].away_ms, start);
                 }
             }
-            if self.trouble(self.plan.noise.daemon_torn) {
-                let down_ms = self.dice.between(10, 2_000);
+            if self.trouble(self.plan.noise.daemon_partitioned) {
+                let down_ms = self.rng.between(10, 2_000);
                 return self.crash_node(number, down_ms, false);
             }
         }
@@ -366,19 +384,20 @@ impl World {
         let deliveries = self.deliveries(number, true);
         let copies = std::iter::repeat_n(report, deliveries.len());
         for (at, report) in deliveries.into_iter().zip(copies) {
-            self.agenda.put(at, Happening::CoordinatorHears { boot, report });
+            self.agenda
+                .put(at, SimEvent::CoordinatorHears { boot, report });
         }
     }
 
     pub(crate) fn coordinator_hears(&mut self, boot: u64, report: WorkerReport) {
         self.as_coordinator(boot, |world| {
-            world.coordinator_handles(coordinator::Event::Heard { report })
+            world.coordinator_handles(coordinator::Input::Received { report })
         });
     }
 
     /// When copies of a message on this node's stream arrive: none, one or two.
     pub(crate) fn deliveries(&mut self, number: usize, up: bool) -> Vec<u64> {
-        let delay = self.dice.between(1, 60);
+        let delay = self.rng.between(1, 60);
         let node = &mut self.nodes[number];
         let cut = if up { node.cut_up } else { node.cut_down };
         if !node.linked || self.now < node.deaf_until || self.now < cut {
@@ -392,22 +411,22 @@ impl World {
         let mut at = self.now + delay;
         if self.now < self.plan.heal_at {
             let noise = self.plan.noise;
-            if self.dice.chance(noise.lost) {
+            if self.rng.chance(noise.lost) {
                 let (name, way) = (&node.name, if up { "of" } else { "for" });
                 self.trace
                     .line(self.now, || format!("a message {way} {name} is lost"));
                 return Vec::new();
             }
-            if self.dice.chance(noise.delayed) {
+            if self.rng.chance(noise.delayed) {
                 // What follows it waits behind it.
-                at += self.dice.between(100, DETECT_WITHIN_MS);
+                at += self.rng.between(100, DETECT_WITHIN_MS);
             }
-            if self.dice.chance(noise.reordered) {
-                return vec![at + self.dice.between(0, 2_000)];
+            if self.rng.chance(noise.reordered) {
+                return vec![at + self.rng.between(0, 2_000)];
             }
-            if self.dice.chance(noise.doubled) {
+            if self.rng.chance(noise.doubled) {
                 *last = at.max(*last);
-                return vec![*last, *last + self.dice.between(0, 1_000)];
+                return vec![*last, *last + self.rng.between(0, 1_000)];
             }
         }
         at = at.max(*last);

@@ -1,11 +1,11 @@
-//! What must be true of every world at every event, whoever fails. The first thing that is not is kept; the
-//! world stops there. It sees what crosses the edge of the machines, never their inside.
+//! What must be true of every world at every event, whoever fails. The first thing that is not is
+//! kept; the world stops there. It sees what crosses the edge of the machines, never their inside.
 
 use super::specs::Specs;
 use super::store::Store;
 use super::tell;
 use super::units::oracle::Seen;
-use coordinator_core::event::{Durable, Fact, JobPhase, JobRecord, Member, Record, Reply};
+use coordinator_core::event::{Durable, Event, JobPhase, JobRecord, Member, Record, Reply};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Generation, JobId, Step, WorkerId};
 use proto::ledger::{Entry, Replay, Tip};
@@ -32,7 +32,13 @@ impl Oracle {
     }
 
     /// A record is about to become durable.
-    pub(crate) fn on_save(&mut self, durable: &Durable, record: &Record, store: &Store, specs: &Specs) {
+    pub(crate) fn on_save(
+        &mut self,
+        durable: &Durable,
+        record: &Record,
+        store: &Store,
+        specs: &Specs,
+    ) {
         let (old, new) = match record {
             Record::Counters(new) => {
                 let old = durable.counters;
@@ -47,7 +53,11 @@ impl Oracle {
         let id = &new.id;
         for checkpoint in &new.checkpoints {
             let known = old.is_some_and(|old| old.checkpoints.contains(checkpoint));
-            let readable = if known { Ok(0) } else { store.load(id, *checkpoint) };
+            let readable = if known {
+                Ok(0)
+            } else {
+                store.load(id, *checkpoint)
+            };
             self.require(readable.is_ok(), || {
                 format!(
                     "{id} commits {}: {}",
@@ -67,12 +77,15 @@ impl Oracle {
         });
         let committed = (newest(old), newest(new));
         let change = || {
-            let word = |newest: Option<CheckpointRef>| newest.map_or("nothing".to_owned(), tell::checkpoint);
+            let word = |newest: Option<CheckpointRef>| {
+                newest.map_or("nothing".to_owned(), tell::checkpoint)
+            };
             format!("from {} to {}", word(committed.0), word(committed.1))
         };
-        self.require(committed.0.map(|c| c.step) <= committed.1.map(|c| c.step), || {
-            format!("{id}: committed step goes back: {}", change())
-        });
+        self.require(
+            committed.0.map(|c| c.step) <= committed.1.map(|c| c.step),
+            || format!("{id}: committed step goes back: {}", change()),
+        );
         self.require(
             committed.0.map(|c| c.generation) <= committed.1.map(|c| c.generation),
             || {
@@ -84,7 +97,9 @@ impl Oracle {
         );
         let phases = (old.phase.word(), new.phase.word());
         let stays = !old.phase.is_over() || phases.0 == phases.1;
-        self.require(stays, || format!("{id} was {} and is {}", phases.0, phases.1));
+        self.require(stays, || {
+            format!("{id} was {} and is {}", phases.0, phases.1)
+        });
     }
 
     fn on_ledger(&mut self, durable: &Durable, specs: &Specs, id: &JobId, entries: &[Entry]) {
@@ -116,7 +131,11 @@ impl Oracle {
         replay
             .ends_at(&record.ledger)
             .map_err(|fault| format!("the ledger of {id}: {fault}"))?;
-        let mut counted: Vec<_> = replay.done().iter().filter(|done| !done.superseded).collect();
+        let mut counted: Vec<_> = replay
+            .done()
+            .iter()
+            .filter(|done| !done.superseded)
+            .collect();
         counted.sort_by_key(|done| done.first);
         let mut next = Step(1);
         for done in counted {
@@ -157,9 +176,14 @@ impl Oracle {
                 self.accepted.insert(job.clone());
             }
             Reply::Phase { phase } => {
-                let saved = asked.and_then(|id| durable.jobs.get(id)).map(JobRecord::word);
+                let saved = asked
+                    .and_then(|id| durable.jobs.get(id))
+                    .map(JobRecord::word);
                 self.require(saved == Some(phase), || {
-                    let (asked, saved) = (asked.map_or("no job", |id| &id.0), saved.unwrap_or("unknown"));
+                    let (asked, saved) = (
+                        asked.map_or("no job", |id| &id.0),
+                        saved.unwrap_or("unknown"),
+                    );
                     format!("{asked} is told to be {phase} and is {saved}")
                 });
             }
@@ -181,10 +205,11 @@ impl Oracle {
                     JobPhase::Running { members } => members,
                     _ => &[],
                 };
-                let is_its = |m: &&Member| m.worker == *worker && m.first_rank == assignment.first_rank;
+                let is_its =
+                    |m: &&Member| m.worker == *worker && m.first_rank == assignment.first_rank;
                 // Of a job of units every worker has a generation of its own.
                 let Some(units) = &job.units else {
-                    let has_place = members.iter().chain(&job.reserves).any(|m| is_its(&m));
+                    let has_place = members.iter().chain(&job.standbys).any(|m| is_its(&m));
                     return job.generation == assignment.generation && has_place;
                 };
                 let mut places = members.iter().zip(&units.generations);
@@ -195,7 +220,9 @@ impl Oracle {
             let ledgered = saved.map_or(Step(0), |job| job.ledger.step).max(resumed);
             self.require(gang.acknowledged_step <= ledgered, || {
                 let (job, step) = (&assignment.job, gang.acknowledged_step);
-                format!("{worker} may forget step {step} of {job}, and the ledger ends at {ledgered}")
+                format!(
+                    "{worker} may forget step {step} of {job}, and the ledger ends at {ledgered}"
+                )
             });
             self.require(member, || {
                 let (job, generation) = (&assignment.job, assignment.generation);
@@ -219,7 +246,11 @@ impl Oracle {
         if !store.was_deleted(manifest) {
             let shards = store.check_shards(manifest);
             self.require(shards.is_ok(), || {
-                format!("{id}: manifest of step {}: {}", manifest.step, words(&shards))
+                format!(
+                    "{id}: manifest of step {}: {}",
+                    manifest.step,
+                    words(&shards)
+                )
             });
         }
     }
@@ -238,25 +269,30 @@ impl Oracle {
     }
 
     /// Metrics, too, tell only what a restart remembers.
-    pub(crate) fn on_fact(&mut self, durable: &Durable, fact: &Fact) {
-        let saved = match fact {
-            Fact::Committed { job, checkpoint } => durable
+    pub(crate) fn on_event(&mut self, durable: &Durable, event: &Event) {
+        let saved = match event {
+            Event::Committed { job, checkpoint } => durable
                 .jobs
                 .get(job)
                 .is_some_and(|job| job.checkpoints.contains(checkpoint)),
-            Fact::GenerationFormed { job, generation, .. } => durable
+            Event::GenerationFormed {
+                job, generation, ..
+            } => durable
                 .jobs
                 .get(job)
                 .is_some_and(|job| *generation <= job.generation),
-            Fact::JobDone { job, .. } | Fact::JobFailed { job, .. } | Fact::JobCancelled { job } => {
+            Event::JobDone { job, .. }
+            | Event::JobFailed { job, .. }
+            | Event::JobCancelled { job } => {
                 durable.jobs.get(job).is_some_and(|job| job.phase.is_over())
             }
-            Fact::GenerationEnded {
+            Event::GenerationEnded {
                 job,
                 generation,
                 reason,
             } => {
-                // Deadlines of last resort: where daemons and streams work, nobody ever waits for them.
+                // Deadlines of last resort: where daemons and streams work, nobody ever waits for
+                // them.
                 let last_resort = [
                     "does not run rank",
                     "all ranks are finished",
@@ -268,28 +304,31 @@ impl Oracle {
                 });
                 true
             }
-            Fact::Halting { job, generation, .. } => {
-                self.units.halts(job, *generation);
+            Event::Stopping {
+                job, generation, ..
+            } => {
+                self.units.stops(job, *generation);
                 true
             }
-            Fact::WorkerUp { .. }
-            | Fact::WorkerDown { .. }
-            | Fact::JobQueued { .. }
-            | Fact::Halted { .. }
-            | Fact::Reserved { .. }
-            | Fact::ReserveLost { .. }
-            | Fact::Stepped { .. }
-            | Fact::UnitFailed { .. }
-            | Fact::UnitSetAside { .. }
-            | Fact::Parted { .. }
-            | Fact::Ignored { .. } => true,
+            Event::WorkerUp { .. }
+            | Event::WorkerDown { .. }
+            | Event::JobQueued { .. }
+            | Event::Stopped { .. }
+            | Event::StandbyAdded { .. }
+            | Event::StandbyLost { .. }
+            | Event::Stepped { .. }
+            | Event::UnitFailed { .. }
+            | Event::UnitSetAside { .. }
+            | Event::Parted { .. }
+            | Event::Ignored { .. } => true,
         };
-        self.require(saved, || format!("{fact:?} is told and not saved"));
+        self.require(saved, || format!("{event:?} is told and not saved"));
     }
 
-    /// A generation begins to train from `began`. `holdings`: what its ranks held: generation, step, value; `saved`: its
-    /// checkpoint's generation and step; `reached`: the newest that any of these processes ever came to, whether it still
-    /// holds it or not. Whole steps of the newest line are not done again.
+    /// A generation begins to train from `began`. `holdings`: what its ranks held: generation,
+    /// step, value; `saved`: its checkpoint's generation and step; `reached`: the newest that any
+    /// of these processes ever came to, whether it still holds it or not. Whole steps of the newest
+    /// line are not done again.
     pub(crate) fn on_begin(
         &mut self,
         job: &JobId,
@@ -308,7 +347,8 @@ impl Oracle {
         self.require(newest.is_none_or(|(_, step)| began == step), || {
             let (held, step) = newest.unwrap_or((Generation(0), 0));
             format!(
-                "{job} generation {generation} begins at step {began} with step {step} of generation {held} at hand"
+                "{job} generation {generation} begins at step {began} with step {step} of \
+                generation {held} at hand"
             )
         });
         let of_newest: BTreeSet<u64> = holdings
@@ -317,7 +357,10 @@ impl Oracle {
             .map(|(_, _, value)| *value)
             .collect();
         self.require(of_newest.len() < 2, || {
-            format!("{job} generation {generation}: ranks hold different states of one step: {of_newest:?}")
+            format!(
+                "{job} generation {generation}: ranks hold different states of one step: \
+            {of_newest:?}"
+            )
         });
     }
 
@@ -327,7 +370,7 @@ impl Oracle {
         key: &RankKey,
         (device, devices): (u32, u32),
         held_by: Option<&RankKey>,
-        is_reserve: bool,
+        is_standby: bool,
     ) {
         self.require(device < devices, || {
             format!("{} starts on device {device} of {devices}", tell::key(key))
@@ -337,8 +380,10 @@ impl Oracle {
             format!("{} starts on the device of {held_by}", tell::key(key))
         });
         // A reserve does no step, so it may come again.
-        let first = is_reserve || self.started.insert(key.clone());
-        self.require(first, || format!("{} is started a second time", tell::key(key)));
+        let first = is_standby || self.started.insert(key.clone());
+        self.require(first, || {
+            format!("{} is started a second time", tell::key(key))
+        });
     }
 }
 

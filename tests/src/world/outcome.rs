@@ -37,7 +37,8 @@ pub struct Outcome {
     pub events: u64,
     /// Of the whole story, when it was hashed.
     pub hash: u64,
-    /// Of the story's numbers, when they were: the same as long as the machines decide the same, whatever things are called.
+    /// Of the story's numbers, when they were: the same as long as the machines decide the same,
+    /// whatever things are called.
     pub numbers: u64,
 }
 
@@ -64,7 +65,8 @@ impl fmt::Display for Outcome {
         } = self;
         write!(
             f,
-            "{events} events, {restarts} restarts; jobs: {done} done, {failed} failed, {cancelled} cancelled"
+            "{events} events, {restarts} restarts; jobs: {done} done, {failed} failed, \
+            {cancelled} cancelled"
         )?;
         // A sum has none.
         if self.hash != 0 {
@@ -97,7 +99,8 @@ impl fmt::Display for Broken {
             self.kinds
                 .flag()
                 .map_or_else(String::new, |kinds| format!(" KINDS={kinds}")),
-            self.bug.map_or_else(String::new, |bug| format!(" BUG={bug:?}")),
+            self.bug
+                .map_or_else(String::new, |bug| format!(" BUG={bug:?}")),
         )
     }
 }

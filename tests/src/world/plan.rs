@@ -1,8 +1,8 @@
-//! What is to happen in one world, drawn from its seed before it begins: its nodes, its jobs, and what goes
-//! wrong until it heals. After `heal_at` nothing goes wrong any more.
+//! What is to happen in one world, drawn from its seed before it begins: its nodes, its jobs, and
+//! what goes wrong until it heals. After `heal_at` nothing goes wrong any more.
 
 use super::Kinds;
-use super::dice::Dice;
+use super::rng::Rng;
 use super::units::plan::{Planned, PlannedUnits};
 use std::collections::BTreeMap;
 
@@ -36,9 +36,9 @@ pub(crate) struct Noise {
     /// The coordinator dies between two effects.
     pub(crate) crash_between_effects: u64,
     /// A daemon does.
-    pub(crate) daemon_torn: u64,
-    /// The store fails, is slow, or does what was asked and does not say so: for the coordinator's state, manifests and
-    /// deletions, shards, and when a rank reads.
+    pub(crate) daemon_partitioned: u64,
+    /// The store fails, is slow, or does what was asked and does not say so: for the coordinator's
+    /// state, manifests and deletions, shards, and when a rank reads.
     pub(crate) save_trouble: u64,
     pub(crate) manifest_trouble: u64,
     pub(crate) shard_trouble: u64,
@@ -47,10 +47,10 @@ pub(crate) struct Noise {
 }
 
 impl Noise {
-    fn new(dice: &mut Dice) -> Self {
+    fn new(rng: &mut Rng) -> Self {
         let mut rough = |most: u64| {
-            if dice.chance(500) {
-                dice.between(0, most)
+            if rng.chance(500) {
+                rng.between(0, most)
             } else {
                 0
             }
@@ -61,7 +61,7 @@ impl Noise {
             reordered: rough(30),
             delayed: rough(60),
             crash_between_effects: rough(8),
-            daemon_torn: rough(2),
+            daemon_partitioned: rough(2),
             save_trouble: rough(20),
             manifest_trouble: rough(400),
             shard_trouble: rough(150),
@@ -81,7 +81,7 @@ impl Noise {
                 self.crash_between_effects,
                 "a coordinator that dies between effects",
             ),
-            (self.daemon_torn, "daemons that die between effects"),
+            (self.daemon_partitioned, "daemons that die between effects"),
             (self.save_trouble, "saves that fail"),
             (self.manifest_trouble, "manifests that fail"),
             (self.shard_trouble, "shards that fail"),
@@ -202,28 +202,33 @@ pub(crate) enum Fault {
 
 impl Plan {
     pub(crate) fn new(kinds: Kinds, seed: u64) -> Self {
-        let mut dice = Dice::new(seed, 1);
-        let nodes: Vec<u32> = (0..dice.between(1, 4))
-            .map(|_| dice.between(1, 2) as u32)
+        let mut rng = Rng::new(seed, 1);
+        let nodes: Vec<u32> = (0..rng.between(1, 4))
+            .map(|_| rng.between(1, 2) as u32)
             .collect();
-        let heal_at = dice.between(20_000, 90_000);
-        let mut jobs: Vec<PlannedJob> = (0..dice.between(2, 4))
-            .map(|_| PlannedJob::new(&mut dice, &nodes, heal_at))
+        let heal_at = rng.between(20_000, 90_000);
+        let mut jobs: Vec<PlannedJob> = (0..rng.between(2, 4))
+            .map(|_| PlannedJob::new(&mut rng, &nodes, heal_at))
             .collect();
-        let count = if dice.chance(100) { 0 } else { dice.between(1, 24) };
+        let count = if rng.chance(100) {
+            0
+        } else {
+            rng.between(1, 24)
+        };
         let faults: Vec<(u64, Fault)> = (0..count)
-            .map(|_| (dice.between(0, heal_at), Fault::new(&mut dice, nodes.len())))
+            .map(|_| (rng.between(0, heal_at), Fault::new(&mut rng, nodes.len())))
             .collect();
-        let noise = Noise::new(&mut dice);
+        let noise = Noise::new(&mut rng);
         // People have dice of their own, so that one wish more does not change who crashes when.
-        let mut dice = Dice::new(seed, 3);
-        jobs.iter_mut().for_each(|job| job.wish(&mut dice, heal_at));
-        let drains = PlannedDrain::some(&mut dice, nodes.len(), heal_at);
-        let cuts = cuts(&mut Dice::new(seed, 4), nodes.len(), heal_at);
+        let mut rng = Rng::new(seed, 3);
+        jobs.iter_mut()
+            .for_each(|job| job.client_request(&mut rng, heal_at));
+        let drains = PlannedDrain::some(&mut rng, nodes.len(), heal_at);
+        let cuts = cuts(&mut Rng::new(seed, 4), nodes.len(), heal_at);
         if cuts.iter().any(|(_, cut)| cut.is_for_good()) {
             jobs.iter_mut().for_each(|job| job.spare_one(&nodes));
         }
-        let mut quotas = quotas(&mut dice, &jobs);
+        let mut quotas = quotas(&mut rng, &jobs);
         let faults = faults.into_iter().chain(cuts).collect();
         let mut units = Vec::new();
         match kinds {
@@ -232,7 +237,9 @@ impl Plan {
             Kinds::Mixed => {
                 units = PlannedUnits::some(seed, &nodes, &mut jobs, heal_at);
                 let most = units.iter().map(|units| units.devices).max().unwrap_or(0);
-                quotas.values_mut().for_each(|quota| *quota = most.max(*quota));
+                quotas
+                    .values_mut()
+                    .for_each(|quota| *quota = most.max(*quota));
             }
         }
         Self {
@@ -249,30 +256,30 @@ impl Plan {
 }
 
 impl PlannedJob {
-    fn new(dice: &mut Dice, nodes: &[u32], heal_at: u64) -> Self {
-        let devices = if dice.chance(300) && nodes.contains(&2) {
+    fn new(rng: &mut Rng, nodes: &[u32], heal_at: u64) -> Self {
+        let devices = if rng.chance(300) && nodes.contains(&2) {
             2
         } else {
             1
         };
         let fitting = nodes.iter().filter(|has| devices <= **has).count() as u64;
-        let workers_min = dice.between(1, fitting);
-        let workers_max = dice.between(workers_min, 4);
-        let at = dice.between(0, heal_at / 2);
-        let cancel = dice.chance(120).then(|| dice.between(at, heal_at));
+        let workers_min = rng.between(1, fitting);
+        let workers_max = rng.between(workers_min, 4);
+        let at = rng.between(0, heal_at / 2);
+        let cancel = rng.chance(120).then(|| rng.between(at, heal_at));
         Self {
             at,
-            steps: dice.between(1, 120),
-            every: dice.between(1, 12),
-            keep: dice.between(1, 3) as u32,
+            steps: rng.between(1, 120),
+            every: rng.between(1, 12),
+            keep: rng.between(1, 3) as u32,
             workers_min: workers_min as u32,
             workers_max: workers_max as u32,
             devices,
-            seed: dice.between(0, 1_000_000),
-            micro_batches: dice.between(1, 6) as u32,
-            step_ms: dice.between(50, 500),
+            seed: rng.between(0, 1_000_000),
+            micro_batches: rng.between(1, 6) as u32,
+            step_ms: rng.between(50, 500),
             cancel_at: cancel,
-            sample_at: dice.chance(300).then(|| dice.between(at, heal_at + 20_000)),
+            sample_at: rng.chance(300).then(|| rng.between(at, heal_at + 20_000)),
             priority: 0,
             team: "a",
             pause: None,
@@ -311,25 +318,32 @@ impl PlannedJob {
     }
 
     /// What people want of it beyond that.
-    fn wish(&mut self, dice: &mut Dice, heal_at: u64) {
-        self.priority = dice.between(0, 2) as i32;
-        self.team = if dice.chance(500) { "a" } else { "b" };
-        self.pause = dice.chance(250).then(|| {
-            let from = dice.between(self.at, heal_at + 10_000);
-            (from, from + dice.between(10, 30_000))
+    fn client_request(&mut self, rng: &mut Rng, heal_at: u64) {
+        self.priority = rng.between(0, 2) as i32;
+        self.team = if rng.chance(500) { "a" } else { "b" };
+        self.pause = rng.chance(250).then(|| {
+            let from = rng.between(self.at, heal_at + 10_000);
+            (from, from + rng.between(10, 30_000))
         });
-        self.scale = dice
-            .chance(250)
-            .then(|| (dice.between(self.at, heal_at + 10_000), dice.between(1, 4) as u32));
+        self.scale = rng.chance(250).then(|| {
+            (
+                rng.between(self.at, heal_at + 10_000),
+                rng.between(1, 4) as u32,
+            )
+        });
     }
 }
 
 impl PlannedDrain {
-    fn some(dice: &mut Dice, nodes: usize, heal_at: u64) -> Vec<Self> {
-        let count = if dice.chance(400) { dice.between(1, 2) } else { 0 };
+    fn some(rng: &mut Rng, nodes: usize, heal_at: u64) -> Vec<Self> {
+        let count = if rng.chance(400) {
+            rng.between(1, 2)
+        } else {
+            0
+        };
         let one = |_| {
-            let from = dice.between(0, heal_at + 10_000);
-            let (node, until) = (dice.pick(nodes), from + dice.between(10, 30_000));
+            let from = rng.between(0, heal_at + 10_000);
+            let (node, until) = (rng.pick(nodes), from + rng.between(10, 30_000));
             Self { node, from, until }
         };
         (0..count).map(one).collect()
@@ -337,20 +351,20 @@ impl PlannedDrain {
 }
 
 /// Pairs of nodes whose connection is cut, in some worlds; in some of these one is never mended.
-fn cuts(dice: &mut Dice, nodes: usize, heal_at: u64) -> Vec<(u64, Fault)> {
-    if nodes < 2 || !dice.chance(350) {
+fn cuts(rng: &mut Rng, nodes: usize, heal_at: u64) -> Vec<(u64, Fault)> {
+    if nodes < 2 || !rng.chance(350) {
         return Vec::new();
     }
-    let for_good = dice.chance(400);
-    let count = dice.between(1, 2);
+    let for_good = rng.chance(400);
+    let count = rng.between(1, 2);
     let one = |number| {
-        let from = dice.between(0, heal_at);
-        let first = dice.pick(nodes);
-        let other = (first + 1 + dice.pick(nodes - 1)) % nodes;
+        let from = rng.between(0, heal_at);
+        let first = rng.pick(nodes);
+        let other = (first + 1 + rng.pick(nodes - 1)) % nodes;
         let for_ms = if for_good && number == count {
             FOR_GOOD_MS
         } else {
-            dice.between(500, 40 * DETECT_WITHIN_MS).min(heal_at - from)
+            rng.between(500, 40 * DETECT_WITHIN_MS).min(heal_at - from)
         };
         let nodes = (first.min(other), first.max(other));
         (from, Fault::PairCut { nodes, for_ms })
@@ -359,13 +373,16 @@ fn cuts(dice: &mut Dice, nodes: usize, heal_at: u64) -> Vec<(u64, Fault)> {
 }
 
 /// Of team a, sometimes: tight, but with room for each of its jobs.
-fn quotas(dice: &mut Dice, jobs: &[PlannedJob]) -> BTreeMap<String, u32> {
-    if !dice.chance(200) {
+fn quotas(rng: &mut Rng, jobs: &[PlannedJob]) -> BTreeMap<String, u32> {
+    if !rng.chance(200) {
         return BTreeMap::new();
     }
     let of_a = jobs.iter().filter(|job| job.team == "a");
-    let least = of_a.map(|job| job.workers_min * job.devices).max().unwrap_or(1);
-    BTreeMap::from([("a".to_owned(), least + dice.between(0, 2) as u32)])
+    let least = of_a
+        .map(|job| job.workers_min * job.devices)
+        .max()
+        .unwrap_or(1);
+    BTreeMap::from([("a".to_owned(), least + rng.between(0, 2) as u32)])
 }
 
 impl Fault {
@@ -373,20 +390,27 @@ impl Fault {
         matches!(self, Self::PairCut { for_ms, .. } if *for_ms == FOR_GOOD_MS)
     }
 
-    fn new(dice: &mut Dice, nodes: usize) -> Self {
-        let node = dice.pick(nodes);
-        let short = dice.between(10, 2 * DETECT_WITHIN_MS);
-        match dice.between(1, 20) {
+    fn new(rng: &mut Rng, nodes: usize) -> Self {
+        let node = rng.pick(nodes);
+        let short = rng.between(10, 2 * DETECT_WITHIN_MS);
+        match rng.between(1, 20) {
             1 | 2 => Self::RankCrash { node },
             3 | 4 => Self::RankHang { node },
             5 | 6 => Self::NodeCrash {
                 node,
                 down_ms: short,
-                clock_back: dice.chance(200),
+                clock_back: rng.chance(200),
             },
-            7 => Self::NodeShutdown { node, down_ms: short },
+            7 => Self::NodeShutdown {
+                node,
+                down_ms: short,
+            },
             8 | 9 => Self::CoordinatorCrash {
-                down_ms: if dice.chance(200) { short * 15 } else { short * 2 },
+                down_ms: if rng.chance(200) {
+                    short * 15
+                } else {
+                    short * 2
+                },
             },
             10 => Self::LinkBreak {
                 node,
@@ -399,19 +423,22 @@ impl Fault {
             12 => Self::CoordinatorStall { for_ms: short },
             13 => Self::OneWay {
                 node,
-                up: dice.chance(500),
+                up: rng.chance(500),
                 for_ms: short * 2,
             },
             14 | 15 => Self::TakeOver { for_ms: short * 4 },
-            16 | 17 => Self::RankPause { node, for_ms: short },
+            16 | 17 => Self::RankPause {
+                node,
+                for_ms: short,
+            },
             18 | 19 => Self::RanksCut {
                 node,
                 for_ms: short * 2,
             },
             _ => {
-                let most = if dice.chance(200) { 600_000 } else { 40_000 };
+                let most = if rng.chance(200) { 600_000 } else { 40_000 };
                 Self::ClockJump {
-                    by_ms: dice.between(0, 2 * most) as i64 - most as i64,
+                    by_ms: rng.between(0, 2 * most) as i64 - most as i64,
                 }
             }
         }

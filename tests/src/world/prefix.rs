@@ -1,10 +1,10 @@
-//! Restores a coordinator from every prefix of the writes of one world: whatever the moment at which it died, what was
-//! durable is enough to go on. Each is driven for a while by workers that know nothing; the machine checks its own
-//! invariants after every event.
+//! Restores a coordinator from every prefix of the writes of one world: whatever the moment at
+//! which it died, what was durable is enough to go on. Each is driven for a while by workers that
+//! know nothing; the machine checks its own invariants after every event.
 
 use super::plan::DETECT_WITHIN_MS;
 use super::{Kinds, Story, World};
-use coordinator_core::event::{Durable, Event, Record};
+use coordinator_core::event::{Durable, Input, Record};
 use coordinator_core::{Config, Coordinator};
 use proto::id::WorkerId;
 use proto::message::WorkerReport;
@@ -25,8 +25,12 @@ pub fn restore_every_prefix(seed: u64) -> Result<usize, String> {
     let mut durable = Durable::default();
     go_on(&world, &durable).map_err(|what| format!("seed {seed}, nothing written: {what}"))?;
     for (number, records) in writes.iter().enumerate() {
-        records.iter().cloned().for_each(|record| durable.apply(record));
-        go_on(&world, &durable).map_err(|what| format!("seed {seed}, after write {number}: {what}"))?;
+        records
+            .iter()
+            .cloned()
+            .for_each(|record| durable.apply(record));
+        go_on(&world, &durable)
+            .map_err(|what| format!("seed {seed}, after write {number}: {what}"))?;
     }
     Ok(writes.len() + 1)
 }
@@ -54,16 +58,20 @@ fn go_on(world: &World, durable: &Durable) -> Result<(), String> {
                 peer_address: None,
                 unreached: vec![],
             };
-            apply(&mut after, machine.handle(now, Event::Heard { report }));
+            apply(&mut after, machine.handle(now, Input::Received { report }));
         }
-        apply(&mut after, machine.handle(now, Event::Deadline));
-        if machine.next_deadline().is_some_and(|deadline| deadline <= now) {
+        apply(&mut after, machine.handle(now, Input::Deadline));
+        if machine
+            .next_deadline()
+            .is_some_and(|deadline| deadline <= now)
+        {
             return Err("its deadline does not move on".to_owned());
         }
     }
     for (id, before) in &durable.jobs {
         let job = &after.jobs[id];
-        if job.generation < before.generation || job.checkpoints.last() != before.checkpoints.last() {
+        if job.generation < before.generation || job.checkpoints.last() != before.checkpoints.last()
+        {
             return Err(format!("{id} was {before:?} and is {job:?}"));
         }
         let rests = job.phase.is_over() || job.paused || durable.drained.len() == world.nodes.len();

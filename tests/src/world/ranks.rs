@@ -1,10 +1,11 @@
-//! Rank processes in the simulated world: each holds the rank's machine as it ships, and a toy in place of a model. They start,
-//! meet, train step by step in lockstep, write shards, go on in the next generation with what they hold, and leave. They die,
-//! hang, and are orphaned in an old generation, where they go on as if nothing had happened. What happens to a process from
-//! outside is here; what the ranks of a generation do together is in `group.rs`.
+//! Rank processes in the simulated world: each holds the rank's machine as it ships, and a toy in
+//! place of a model. They start, meet, train step by step in lockstep, write shards, go on in the
+//! next generation with what they hold, and leave. They die, hang, and are orphaned in an old
+//! generation, where they go on as if nothing had happened. What happens to a process from outside
+//! is here; what the ranks of a generation do together is in `group.rs`.
 
 use super::World;
-use super::agenda::Happening;
+use super::agenda::SimEvent;
 use super::bug::{self, Bug};
 use super::numbers::{ShardPut, Who};
 use super::plan::DETECT_WITHIN_MS;
@@ -13,11 +14,11 @@ use super::tell;
 use proto::checkpoint::checkpoint_folder;
 use proto::id::{Generation, Rank, Step};
 use proto::message::{
-    Assignment, Doing, Piece, RankPhase, RankReport, ShardReport, StepReport, WeightDigest,
+    Activity, Assignment, RankPhase, RankReport, ShardReport, Stage, StepReport, WeightDigest,
 };
-use rank_core::gang::{Effect, Event as GangEvent, GangRank, Order, Rules};
+use rank_core::gang::{Effect, GangRank, Input as GangInput, Order, Rules};
 use rank_core::state::StateLabel;
-use worker_core::event::{Event, RankKey};
+use worker_core::event::{Input, RankKey};
 
 /// Steps between digests.
 const DIGEST_EVERY: u64 = 3;
@@ -62,13 +63,14 @@ pub(crate) struct Process {
     pub(crate) digests: Vec<WeightDigest>,
     /// When its newest order reaches it: orders keep their order.
     last_order: u64,
-    /// When its last line reaches the daemon: lines keep their order, and the exit comes after them.
+    /// When its last line reaches the daemon: lines keep their order, and the exit comes after
+    /// them.
     last_line: u64,
 }
 
 /// What one process writes of a checkpoint.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Share {
+pub(crate) struct ShardWrite {
     pub(crate) pid: Pid,
     pub(crate) generation: Generation,
     pub(crate) step: u64,
@@ -98,18 +100,20 @@ impl World {
             .find(|p| p.node == node && p.device == device)
             .map(|p| &p.key);
         let devices = (device, self.nodes[node].devices);
-        self.oracle.on_spawn(&key, devices, held, assignment.is_reserve());
+        self.oracle
+            .on_spawn(&key, devices, held, assignment.is_standby());
         self.next_pid += 1;
         let pid = self.next_pid;
         let boot = self.nodes[node].boot;
-        let slow = self.is_rough() && self.dice.chance(self.plan.noise.slow_start);
-        let delay = if slow && self.dice.chance(150) {
-            // Base weights over a slow network: longer than the ranks wait for each other once they meet.
-            self.dice.between(8_000, 40 * DETECT_WITHIN_MS)
+        let slow = self.is_rough() && self.rng.chance(self.plan.noise.slow_start);
+        let delay = if slow && self.rng.chance(150) {
+            // Base weights over a slow network: longer than the ranks wait for each other once they
+            // meet.
+            self.rng.between(8_000, 40 * DETECT_WITHIN_MS)
         } else if slow {
-            self.dice.between(2_000, 8_000)
+            self.rng.between(2_000, 8_000)
         } else {
-            self.dice.between(100, 1_200)
+            self.rng.between(100, 1_200)
         };
         let machine = Order::of(&assignment, key.rank).map(|first| {
             let spec = self.training(&key.job);
@@ -144,7 +148,8 @@ impl World {
             last_line: self.now,
         };
         self.processes.insert(pid, process);
-        self.agenda.put(self.now + delay, Happening::RankLoaded { pid });
+        self.agenda
+            .put(self.now + delay, SimEvent::RankLoaded { pid });
     }
 
     /// The process, if it is there and not hung.
@@ -160,10 +165,18 @@ impl World {
         found.map(|(pid, _)| *pid)
     }
 
-    pub(crate) fn tell_rank(&mut self, node: usize, key: &RankKey, rank: Rank, assignment: Box<Assignment>) {
-        let Some(pid) = self.find(node, key) else { return };
+    pub(crate) fn tell_rank(
+        &mut self,
+        node: usize,
+        key: &RankKey,
+        rank: Rank,
+        assignment: Box<Assignment>,
+    ) {
+        let Some(pid) = self.find(node, key) else {
+            return;
+        };
         // It notices a newer generation when it comes out of what it is doing.
-        let delay = self.dice.between(2, 40);
+        let delay = self.rng.between(2, 40);
         let now = self.now;
         let Some(process) = self.processes.get_mut(&pid) else {
             return;
@@ -172,7 +185,7 @@ impl World {
         let at = process.last_order;
         self.agenda.put(
             at,
-            Happening::RankTold {
+            SimEvent::RankTold {
                 pid,
                 rank,
                 assignment,
@@ -181,13 +194,15 @@ impl World {
     }
 
     pub(crate) fn stop_rank(&mut self, node: usize, key: &RankKey) {
-        let Some(pid) = self.find(node, key) else { return };
-        let delay = self.dice.between(2, 300);
+        let Some(pid) = self.find(node, key) else {
+            return;
+        };
+        let delay = self.rng.between(2, 300);
         if self.working(pid).is_some() {
             let outcome = "exit status 0";
             self.agenda.put(
                 self.now + delay,
-                Happening::RankDies {
+                SimEvent::RankDies {
                     pid,
                     success: true,
                     outcome,
@@ -202,10 +217,10 @@ impl World {
         }
         if let Some(pid) = self.find(node, key) {
             self.unit_rank_killed(pid);
-            let at = self.now + self.dice.between(1, 30);
+            let at = self.now + self.rng.between(1, 30);
             self.agenda.put(
                 at,
-                Happening::RankDies {
+                SimEvent::RankDies {
                     pid,
                     success: false,
                     outcome: "killed by signal 9",
@@ -223,17 +238,22 @@ impl World {
 
     /// A fault: some rank of this node does nothing more.
     pub(crate) fn hang_rank(&mut self, node: usize) {
-        let Some(pid) = self.some_rank(node) else { return };
+        let Some(pid) = self.some_rank(node) else {
+            return;
+        };
         if let Some(process) = self.processes.get_mut(&pid) {
             process.hung = true;
             let key = &process.key;
-            self.trace.line(self.now, || format!("{} hangs", tell::key(key)));
+            self.trace
+                .line(self.now, || format!("{} hangs", tell::key(key)));
         }
     }
 
     /// A fault: some rank of this node gets no processor for a while.
     pub(crate) fn pause_rank(&mut self, node: usize, for_ms: u64) {
-        let Some(pid) = self.some_rank(node) else { return };
+        let Some(pid) = self.some_rank(node) else {
+            return;
+        };
         if let Some(process) = self.processes.get_mut(&pid) {
             process.paused_until = self.now + for_ms;
             let key = &process.key;
@@ -250,9 +270,12 @@ impl World {
     }
 
     fn some_rank(&mut self, node: usize) -> Option<Pid> {
-        let here = self.processes.iter().filter(|(_, process)| process.node == node);
+        let here = self
+            .processes
+            .iter()
+            .filter(|(_, process)| process.node == node);
         let pids: Vec<Pid> = here.map(|(pid, _)| *pid).collect();
-        let chosen = self.dice.pick(pids.len());
+        let chosen = self.rng.pick(pids.len());
         pids.get(chosen).copied()
     }
 
@@ -264,11 +287,11 @@ impl World {
         self.unit_rank_gone(pid, &key.job);
         self.trace
             .line(self.now, || format!("{} ends: {outcome}", tell::key(&key)));
-        let at = (self.now + self.dice.between(1, 5)).max(process.last_line);
+        let at = (self.now + self.rng.between(1, 5)).max(process.last_line);
         let outcome = outcome.to_owned();
         self.agenda.put(
             at,
-            Happening::RankExited {
+            SimEvent::RankExited {
                 node,
                 boot,
                 key,
@@ -280,13 +303,15 @@ impl World {
 
     /// The process says where it is; also its sign of life.
     pub(crate) fn say(&mut self, pid: Pid, steps: Vec<StepReport>, shards: Vec<ShardReport>) {
-        let delay = self.dice.between(1, 4);
+        let delay = self.rng.between(1, 4);
         let now = self.now;
-        let (units, doing) = self.unit_report(pid);
-        let Some(process) = self.working(pid) else { return };
-        let reduces = process.reduces_since.map(|since| Doing {
+        let (units, activity) = self.unit_report(pid);
+        let Some(process) = self.working(pid) else {
+            return;
+        };
+        let reduces = process.reduces_since.map(|since| Activity {
             step: Step(process.step() + 1),
-            piece: Piece::Reduction,
+            stage: Stage::Reduction,
             for_ms: now - since,
         });
         let joined = process.phase != RankPhase::Starting && process.key.rank == Rank(0);
@@ -301,14 +326,14 @@ impl World {
             shards,
             digests: process.digests.clone(),
             units,
-            doing: doing.or(reduces),
+            activity: activity.or(reduces),
         };
         process.last_line = (now + delay).max(process.last_line);
         let (node, boot, at) = (process.node, process.boot, process.last_line);
         let process = process.process.clone();
         self.agenda.put(
             at,
-            Happening::RankSaid {
+            SimEvent::RankSaid {
                 node,
                 boot,
                 process,
@@ -321,12 +346,18 @@ impl World {
         if self.working(pid).is_some() {
             self.say(pid, vec![], vec![]);
             self.agenda
-                .put(self.now + DETECT_WITHIN_MS / 3, Happening::RankBeat { pid });
+                .put(self.now + DETECT_WITHIN_MS / 3, SimEvent::RankBeat { pid });
         }
     }
 
-    pub(crate) fn rank_said(&mut self, node: usize, boot: u64, process: RankKey, report: RankReport) {
-        self.node_handles(node, boot, Event::RankSaid { process, report });
+    pub(crate) fn rank_said(
+        &mut self,
+        node: usize,
+        boot: u64,
+        process: RankKey,
+        report: RankReport,
+    ) {
+        self.node_handles(node, boot, Input::RankSaid { process, report });
     }
 
     pub(crate) fn rank_exited(
@@ -337,7 +368,7 @@ impl World {
         success: bool,
         outcome: String,
     ) {
-        let exited = Event::RankExited {
+        let exited = Input::RankExited {
             key,
             success,
             outcome,
@@ -347,16 +378,20 @@ impl World {
 
     /// Libraries and weights are there: it is ready to meet the others.
     pub(crate) fn rank_loaded(&mut self, pid: Pid) {
-        let Some(process) = self.working(pid) else { return };
+        let Some(process) = self.working(pid) else {
+            return;
+        };
         if process.assignment.units().is_some() {
             return self.units_loaded(pid);
         }
-        self.gang_rank(pid, GangEvent::Loaded);
+        self.gang_rank(pid, GangInput::Loaded);
     }
 
     pub(crate) fn rank_told(&mut self, pid: Pid, rank: Rank, assignment: Assignment) {
-        let forgets = self.bug == Some(Bug::ReserveForgets);
-        let Some(process) = self.working(pid) else { return };
+        let forgets = self.bug == Some(Bug::StandbyForgets);
+        let Some(process) = self.working(pid) else {
+            return;
+        };
         let newer = process.key.generation < assignment.generation;
         process.assignment = assignment;
         if process.assignment.units().is_some() {
@@ -368,11 +403,15 @@ impl World {
         };
         if newer {
             process.reduces_since = None;
-            process.forgets |= forgets && process.assignment.is_reserve();
+            process.forgets |= forgets && process.assignment.is_standby();
         }
-        self.gang_rank(pid, GangEvent::Ordered(order));
-        let Some(process) = self.working(pid) else { return };
-        let Some(machine) = &process.machine else { return };
+        self.gang_rank(pid, GangInput::Ordered(order));
+        let Some(process) = self.working(pid) else {
+            return;
+        };
+        let Some(machine) = &process.machine else {
+            return;
+        };
         let serving = machine.serving();
         (process.key.generation, process.key.rank) = (serving.generation, serving.rank);
         if !newer && !machine.is_saving() {
@@ -382,9 +421,11 @@ impl World {
     }
 
     /// The machine of this process is told something, and what it wants is done.
-    pub(crate) fn gang_rank(&mut self, pid: Pid, event: GangEvent) {
+    pub(crate) fn gang_rank(&mut self, pid: Pid, event: GangInput) {
         let bug = self.bug;
-        let Some(process) = self.working(pid) else { return };
+        let Some(process) = self.working(pid) else {
+            return;
+        };
         let Some(machine) = &mut process.machine else {
             return;
         };
@@ -393,9 +434,12 @@ impl World {
         }
     }
 
-    /// What a rank does alone. What all do together (steps, their end, state that is handed over) is up to the group.
+    /// What a rank does alone. What all do together (steps, their end, state that is handed over)
+    /// is up to the group.
     fn do_for_rank(&mut self, pid: Pid, effect: Effect) {
-        let Some(process) = self.working(pid) else { return };
+        let Some(process) = self.working(pid) else {
+            return;
+        };
         match effect {
             Effect::TakeUp(order) => {
                 (process.key.generation, process.key.rank) = (order.generation, order.rank);
@@ -413,7 +457,7 @@ impl World {
             Effect::Abort => {
                 // It notices at once; an order takes its time to come.
                 let error = "a newer generation takes its place".to_owned();
-                self.gang_rank(pid, GangEvent::Broke { error });
+                self.gang_rank(pid, GangInput::Broke { error });
             }
             Effect::Save(Step(step)) => {
                 let generation = process.key.generation;
@@ -429,7 +473,9 @@ impl World {
     }
 
     pub(crate) fn rank_breaks(&mut self, pid: Pid, generation: Generation, error: String) {
-        let Some(process) = self.working(pid) else { return };
+        let Some(process) = self.working(pid) else {
+            return;
+        };
         // Only who still waits for the others gets tired of it.
         let waits = match process.phase {
             RankPhase::Joining => true,
@@ -443,11 +489,13 @@ impl World {
         if !waits || process.key.generation != generation {
             return;
         }
-        self.gang_rank(pid, GangEvent::Broke { error });
+        self.gang_rank(pid, GangInput::Broke { error });
     }
 
     pub(crate) fn rank_fails(&mut self, pid: Pid, error: String) {
-        let Some(process) = self.working(pid) else { return };
+        let Some(process) = self.working(pid) else {
+            return;
+        };
         process.phase = RankPhase::Failed {
             error,
             permanent: false,
@@ -456,33 +504,37 @@ impl World {
         self.rank_dies(pid, false, "exit status 1");
     }
 
-    pub(crate) fn rank_writes(&mut self, share: Share) {
-        let Share {
+    pub(crate) fn rank_writes(&mut self, shard_write: ShardWrite) {
+        let ShardWrite {
             pid,
             generation,
             step,
             value,
-        } = share;
-        let Some(process) = self.working(pid) else { return };
+        } = shard_write;
+        let Some(process) = self.working(pid) else {
+            return;
+        };
         let key = process.key.clone();
         if key.generation != generation {
             return;
         }
         let trouble = self.trouble(self.plan.noise.shard_trouble);
-        let kind = if trouble { self.dice.between(1, 4) } else { 0 };
+        let kind = if trouble { self.rng.between(1, 4) } else { 0 };
         if kind == 1 {
             return self.rank_fails(pid, "writing a checkpoint: 503 slow down".to_owned());
         }
         if kind == 2 {
             let (key, at) = (
                 tell::key(&key),
-                self.now + self.dice.between(1_000, 3 * DETECT_WITHIN_MS),
+                self.now + self.rng.between(1_000, 3 * DETECT_WITHIN_MS),
             );
             self.trace
                 .line(self.now, || format!("the store is slow for {key}"));
-            return self.agenda.put(at, Happening::RankWrites(share));
+            return self.agenda.put(at, SimEvent::RankWrites(shard_write));
         }
-        let Some(process) = self.working(pid) else { return };
+        let Some(process) = self.working(pid) else {
+            return;
+        };
         let entry = store::entry(key.rank.0, process.assignment.world(), value);
         let put = ShardPut {
             key: &key,
@@ -500,24 +552,26 @@ impl World {
             return self.rank_fails(pid, "writing a checkpoint: connection reset".to_owned());
         }
         if self.bug != Some(Bug::ShardBeforeWritten) {
-            self.rank_says_written(share);
+            self.rank_says_written(shard_write);
         }
     }
 
-    pub(crate) fn rank_says_written(&mut self, share: Share) {
-        let Share {
+    pub(crate) fn rank_says_written(&mut self, shard_write: ShardWrite) {
+        let ShardWrite {
             pid,
             generation,
             step,
             value,
-        } = share;
-        let Some(process) = self.working(pid) else { return };
+        } = shard_write;
+        let Some(process) = self.working(pid) else {
+            return;
+        };
         if process.key.generation != generation {
             return;
         }
         let shard = store::entry(process.key.rank.0, process.assignment.world(), value);
         let environment = "toy".to_owned();
-        self.gang_rank(pid, GangEvent::Saved { step: Step(step) });
+        self.gang_rank(pid, GangInput::Saved { step: Step(step) });
         self.say(
             pid,
             vec![],

@@ -1,7 +1,9 @@
-//! The object store's stand-in: names and contents, whole or not there, with conditional put. It never fails
-//! by itself; the world decides which calls fail and which answers are lost.
+//! The object store's stand-in: names and contents, whole or not there, with conditional put. It
+//! never fails by itself; the world decides which calls fail and which answers are lost.
 
-use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry, checkpoint_folder};
+use proto::checkpoint::{
+    CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry, checkpoint_folder,
+};
 use proto::id::{Generation, JobId, Step};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -96,7 +98,11 @@ impl Store {
         let world = manifest.shards.len();
         let whole = (0..world).map(|rank| file(rank, world));
         if !whole.eq(manifest.shards.iter().map(|entry| entry.path.clone())) {
-            let paths: Vec<&str> = manifest.shards.iter().map(|entry| entry.path.as_str()).collect();
+            let paths: Vec<&str> = manifest
+                .shards
+                .iter()
+                .map(|entry| entry.path.as_str())
+                .collect();
             return Err(format!("{folder} is not whole: {}", paths.join(", ")));
         }
         for entry in &manifest.shards {
@@ -155,5 +161,8 @@ pub(crate) fn digest(value: u64) -> String {
 }
 
 fn manifest_name(job: &JobId, step: Step, generation: Generation) -> String {
-    format!("{}/{MANIFEST_FILE}", checkpoint_folder(job, step, generation))
+    format!(
+        "{}/{MANIFEST_FILE}",
+        checkpoint_folder(job, step, generation)
+    )
 }

@@ -1,8 +1,9 @@
-//! Two coordinators at a time: a second one starts on the same store while the first still lives and half of the nodes
-//! still talk to it. Whatever the first then writes is refused, and that is the end of it.
+//! Two coordinators at a time: a second one starts on the same store while the first still lives
+//! and half of the nodes still talk to it. Whatever the first then writes is refused, and that is
+//! the end of it.
 
 use super::World;
-use super::agenda::Happening;
+use super::agenda::SimEvent;
 use super::coordinator::CoordinatorHost;
 
 impl World {
@@ -20,16 +21,17 @@ impl World {
         self.requests.clear();
         self.start_coordinator();
         for node in 0..self.nodes.len() {
-            if self.dice.chance(500) {
-                let delay = self.dice.between(1, 200);
+            if self.rng.chance(500) {
+                let delay = self.rng.between(1, 200);
                 self.break_link(node, delay);
             }
         }
         let at = (self.now + for_ms).min(self.plan.heal_at.max(self.now));
-        self.agenda.put(at, Happening::FormerDies { boot });
+        self.agenda.put(at, SimEvent::FormerDies { boot });
     }
 
-    /// Lets the coordinator of that start do something, be it the present one, the former one, or neither.
+    /// Lets the coordinator of that start do something, be it the present one, the former one, or
+    /// neither.
     pub(crate) fn as_coordinator(&mut self, boot: u64, act: impl FnOnce(&mut Self)) {
         if boot == self.coordinator.boot {
             return act(self);

@@ -1,5 +1,5 @@
-//! The story of a world in plain words: one sentence for what a machine was told or wants, if it is worth a sentence.
-//! Heartbeats, and states that are only repeated, are not.
+//! The story of a world in plain words: one sentence for what a machine was told or wants, if it is
+//! worth a sentence. Heartbeats, and states that are only repeated, are not.
 
 use super::plan::Plan;
 use coordinator_core::event as coordinator;
@@ -25,18 +25,24 @@ pub(crate) fn plan(plan: &Plan) -> String {
 }
 
 pub(crate) fn checkpoint(checkpoint: CheckpointRef) -> String {
-    format!("step {} (generation {})", checkpoint.step, checkpoint.generation)
+    format!(
+        "step {} (generation {})",
+        checkpoint.step, checkpoint.generation
+    )
 }
 
 pub(crate) fn key(key: &RankKey) -> String {
-    format!("rank {} of {} generation {}", key.rank, key.job, key.generation)
+    format!(
+        "rank {} of {} generation {}",
+        key.rank, key.job, key.generation
+    )
 }
 
 /// What the coordinator was told.
-pub(crate) fn heard(event: &coordinator::Event) -> Option<String> {
-    use coordinator::Event;
+pub(crate) fn heard(event: &coordinator::Input) -> Option<String> {
+    use coordinator::Input;
     let words = match event {
-        Event::Submit { spec, .. } => {
+        Input::Submit { spec, .. } => {
             let resources = &spec.resources;
             let (min, max) = (resources.workers_min, resources.workers_max);
             let devices = resources.devices_per_worker;
@@ -45,36 +51,43 @@ pub(crate) fn heard(event: &coordinator::Event) -> Option<String> {
                 Work::Sample(work) => (work.units().count, "units"),
             };
             format!(
-                "somebody submits a job of {count} {what} for {min} to {max} workers with {devices} devices each"
+                "somebody submits a job of {count} {what} for {min} to {max} workers with \
+                {devices} devices each"
             )
         }
-        Event::Cancel { job, .. } => format!("somebody cancels {job}"),
-        Event::Pause {
+        Input::Cancel { job, .. } => format!("somebody cancels {job}"),
+        Input::Pause {
             job, paused: true, ..
         } => format!("somebody pauses {job}"),
-        Event::Pause { job, .. } => format!("somebody resumes {job}"),
-        Event::Scale { job, workers, .. } => format!("somebody wants {job} on {workers} workers"),
-        Event::Drain {
+        Input::Pause { job, .. } => format!("somebody resumes {job}"),
+        Input::Scale { job, workers, .. } => format!("somebody wants {job} on {workers} workers"),
+        Input::Drain {
             worker,
             drained: true,
             ..
         } => format!("somebody drains {worker}"),
-        Event::Drain { worker, .. } => format!("somebody takes back the drain of {worker}"),
-        Event::Disconnected { worker } => format!("the coordinator learns that the stream of {worker} broke"),
-        Event::ManifestWritten {
+        Input::Drain { worker, .. } => format!("somebody takes back the drain of {worker}"),
+        Input::Disconnected { worker } => {
+            format!("the coordinator learns that the stream of {worker} broke")
+        }
+        Input::ManifestWritten {
             job,
             checkpoint: at,
             result,
         } => {
             let at = checkpoint(*at);
             match result {
-                Ok(()) => format!("the coordinator learns that the manifest of {job} {at} is written"),
+                Ok(()) => {
+                    format!("the coordinator learns that the manifest of {job} {at} is written")
+                }
                 Err(error) => {
-                    format!("the coordinator learns that the manifest of {job} {at} failed: {error}")
+                    format!(
+                        "the coordinator learns that the manifest of {job} {at} failed: {error}"
+                    )
                 }
             }
         }
-        Event::Heard { .. } | Event::Deadline => return None,
+        Input::Received { .. } | Input::Deadline => return None,
         #[allow(unreachable_patterns)]
         other => format!("the coordinator hears {other:?}"),
     };
@@ -96,17 +109,22 @@ pub(crate) fn wanted(effect: &coordinator::Effect) -> Option<String> {
                 worker,
                 drained: true,
             } => format!("the coordinator answers: {worker} is drained"),
-            Reply::Worker { worker, .. } => format!("the coordinator answers: {worker} is used again"),
+            Reply::Worker { worker, .. } => {
+                format!("the coordinator answers: {worker} is used again")
+            }
             Reply::Refused { reason } => format!("the coordinator refuses: {reason}"),
         },
         Effect::WriteManifest { manifest } => format!(
             "the coordinator puts the manifest of {} step {} (generation {})",
             manifest.job, manifest.step, manifest.generation
         ),
-        Effect::DeleteCheckpoint { job, checkpoint: at } => {
+        Effect::DeleteCheckpoint {
+            job,
+            checkpoint: at,
+        } => {
             format!("the coordinator deletes {job} {}", checkpoint(*at))
         }
-        Effect::Note(fact) => return noted(fact),
+        Effect::Emit(event) => return noted(event),
         Effect::Send { .. } => return None,
         #[allow(unreachable_patterns)]
         other => format!("the coordinator wants {other:?}"),
@@ -122,7 +140,9 @@ fn record(record: &Record) -> String {
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
             format!("that {} is drained", names.join(" and "))
         }
-        Record::Ledger { job, entries } => format!("{} entries more of {job}'s ledger", entries.len()),
+        Record::Ledger { job, entries } => {
+            format!("{} entries more of {job}'s ledger", entries.len())
+        }
         Record::Job(job) => phase(job),
     }
 }
@@ -156,44 +176,44 @@ fn name(worker: &WorkerId) -> String {
     worker.to_string()
 }
 
-fn noted(fact: &coordinator::Fact) -> Option<String> {
-    use coordinator::Fact;
-    let words = match fact {
-        Fact::WorkerUp { worker } => format!("{worker} is up"),
-        Fact::WorkerDown { worker, reason } => format!("{worker} counts as down: {reason}"),
-        Fact::JobQueued { job, reason } => format!("{job} waits: {reason}"),
-        Fact::GenerationFormed {
+fn noted(event: &coordinator::Event) -> Option<String> {
+    use coordinator::Event;
+    let words = match event {
+        Event::WorkerUp { worker } => format!("{worker} is up"),
+        Event::WorkerDown { worker, reason } => format!("{worker} counts as down: {reason}"),
+        Event::JobQueued { job, reason } => format!("{job} waits: {reason}"),
+        Event::GenerationFormed {
             job,
             generation,
             world,
         } => format!("{job} generation {generation} is formed, of {world} ranks"),
-        Fact::Reserved {
+        Event::StandbyAdded {
             job,
             generation,
             worker,
         } => format!("{worker} is in reserve beside {job} generation {generation}"),
-        Fact::ReserveLost {
+        Event::StandbyLost {
             job,
             generation,
             worker,
             reason,
         } => format!("{worker} is no reserve of {job} generation {generation} any more: {reason}"),
-        Fact::GenerationEnded {
+        Event::GenerationEnded {
             job,
             generation,
             reason,
         } => format!("{job} generation {generation} is broken: {reason}"),
-        Fact::Halting {
+        Event::Stopping {
             job,
             generation,
             reason,
         } => format!("{job} generation {generation} is asked to end in order: {reason}"),
-        Fact::Halted {
+        Event::Stopped {
             job,
             generation,
             reason,
         } => format!("{job} generation {generation} has ended in order: {reason}"),
-        Fact::Stepped {
+        Event::Stepped {
             job,
             generation,
             report,
@@ -201,30 +221,33 @@ fn noted(fact: &coordinator::Fact) -> Option<String> {
             "the coordinator hears of step {} of {job} generation {generation}",
             report.step
         ),
-        Fact::Committed { job, checkpoint: at } => format!("{job} {} is committed", checkpoint(*at)),
-        Fact::JobDone { job, step } => format!("{job} is done at step {step}"),
-        Fact::JobFailed { job, reason } => format!("{job} has failed: {reason}"),
-        Fact::JobCancelled { job } => format!("{job} is cancelled"),
-        Fact::Ignored { worker, what } => format!("the coordinator ignores {worker}: {what}"),
-        Fact::UnitFailed {
+        Event::Committed {
+            job,
+            checkpoint: at,
+        } => format!("{job} {} is committed", checkpoint(*at)),
+        Event::JobDone { job, step } => format!("{job} is done at step {step}"),
+        Event::JobFailed { job, reason } => format!("{job} has failed: {reason}"),
+        Event::JobCancelled { job } => format!("{job} is cancelled"),
+        Event::Ignored { worker, what } => format!("the coordinator ignores {worker}: {what}"),
+        Event::UnitFailed {
             job,
             unit,
             worker,
             failures,
             error,
         } => format!("unit {unit} of {job} fails on {worker}, for the {failures}. time: {error}"),
-        Fact::UnitSetAside { job, unit, .. } => format!("unit {unit} of {job} is set aside"),
-        Fact::Parted { what } => format!("the coordinator learns that {what}"),
+        Event::UnitSetAside { job, unit, .. } => format!("unit {unit} of {job} is set aside"),
+        Event::Parted { what } => format!("the coordinator learns that {what}"),
     };
     Some(words)
 }
 
 /// What a daemon was told.
-pub(crate) fn daemon_heard(id: &WorkerId, event: &worker::Event) -> Option<String> {
-    use worker::Event;
+pub(crate) fn daemon_heard(id: &WorkerId, event: &worker::Input) -> Option<String> {
+    use worker::Input;
     let words = match event {
-        Event::Connected => format!("{id} has a stream to the coordinator"),
-        Event::RankSaid { report, .. } => match &report.phase {
+        Input::Connected => format!("{id} has a stream to the coordinator"),
+        Input::RankSaid { report, .. } => match &report.phase {
             RankPhase::Broken { error } => format!(
                 "{id} hears from rank {} of {} generation {}: the group is broken: {error}",
                 report.rank, report.job, report.generation
@@ -239,24 +262,28 @@ pub(crate) fn daemon_heard(id: &WorkerId, event: &worker::Event) -> Option<Strin
             | RankPhase::Training
             | RankPhase::Finished => return None,
         },
-        Event::RankExited { key: it, outcome, .. } => {
+        Input::RankExited {
+            key: it, outcome, ..
+        } => {
             format!("{id} learns that {} ended: {outcome}", key(it))
         }
-        Event::Shutdown => format!("{id} is asked to leave"),
-        Event::Disconnected
-        | Event::Desired(_)
-        | Event::PeerAnswered { .. }
-        | Event::PeerFailed { .. }
-        | Event::Deadline => return None,
+        Input::Shutdown => format!("{id} is asked to leave"),
+        Input::Disconnected
+        | Input::Desired(_)
+        | Input::PeerAnswered { .. }
+        | Input::PeerFailed { .. }
+        | Input::Deadline => return None,
     };
     Some(words)
 }
 
 /// What a daemon wants.
 pub(crate) fn daemon_wanted(id: &WorkerId, effect: &worker::Effect) -> Option<String> {
-    use worker::{Effect, Fact};
+    use worker::{Effect, Event};
     let words = match effect {
-        Effect::Spawn { key: it, device, .. } => format!("{id} starts {} on device {device}", key(it)),
+        Effect::Spawn {
+            key: it, device, ..
+        } => format!("{id} starts {} on device {device}", key(it)),
         Effect::Update {
             key: it,
             rank,
@@ -269,10 +296,12 @@ pub(crate) fn daemon_wanted(id: &WorkerId, effect: &worker::Effect) -> Option<St
         ),
         Effect::Stop { key: it } => format!("{id} asks {} to leave", key(it)),
         Effect::Kill { key: it } => format!("{id} kills {}", key(it)),
-        Effect::Note(Fact::RankSilent { key: it, silent_ms }) => {
+        Effect::Emit(Event::RankSilent { key: it, silent_ms }) => {
             format!("{id} has not heard {} for {silent_ms} ms", key(it))
         }
-        Effect::Note(Fact::Ignored { what, .. }) => format!("{id} ignores the coordinator: {what}"),
+        Effect::Emit(Event::Ignored { what, .. }) => {
+            format!("{id} ignores the coordinator: {what}")
+        }
         Effect::Exit => format!("{id} leaves"),
         _ => return None,
     };

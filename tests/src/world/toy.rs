@@ -1,7 +1,7 @@
-//! The toy that stands for a model: one integer. A step adds up one number per micro-batch and folds the sum
-//! in, so that the value after step s depends on every step before and on nothing else: not on who computed
-//! what, not on how often the job was restarted. What a lost, repeated or misplaced step leaves behind is a
-//! wrong number.
+//! The toy that stands for a model: one integer. A step adds up one number per micro-batch and
+//! folds the sum in, so that the value after step s depends on every step before and on nothing
+//! else: not on who computed what, not on how often the job was restarted. What a lost, repeated or
+//! misplaced step leaves behind is a wrong number.
 
 /// What the micro-batches of `rank` add in step `step`.
 pub(crate) fn partial_sum(seed: u64, step: u64, micro_batches: u64, rank: u32, world: u32) -> u64 {

@@ -1,5 +1,6 @@
-//! The world's story: told, hashed or dropped. Hashing is how the simulator itself is tested: all that any machine was told
-//! and wanted goes into the hash, also what is not worth telling. `numbers.rs` has the hash that compares two versions.
+//! The world's story: told, hashed or dropped. Hashing is how the simulator itself is tested: all
+//! that any machine was told and wanted goes into the hash, also what is not worth telling.
+//! `numbers.rs` has the hash that compares two versions.
 
 use super::numbers::{Numbered, Numbers, Who};
 use std::fmt::{self, Debug, Write as _};
@@ -70,7 +71,12 @@ impl Trace {
         }
     }
 
-    pub(crate) fn value(&mut self, now: u64, value: &impl Debug, words: impl FnOnce() -> Option<String>) {
+    pub(crate) fn value(
+        &mut self,
+        now: u64,
+        value: &impl Debug,
+        words: impl FnOnce() -> Option<String>,
+    ) {
         match self.story {
             Story::Dropped | Story::Numbered => {}
             Story::Hashed => {

@@ -1,6 +1,6 @@
-//! The time by which deadlines are kept: the time that the machine lived through. When it is woken much later than it
-//! asked for (the daemon got no processor, the computer slept), that time does not count against its ranks, because
-//! their signs of life may be waiting to be read.
+//! The time by which deadlines are kept: the time that the machine lived through. When it is woken
+//! much later than it asked for (the daemon got no processor, the computer slept), that time does
+//! not count against its ranks, because their signs of life may be waiting to be read.
 
 use crate::event::Millis;
 
@@ -13,12 +13,21 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn new(shell: Millis) -> Self {
-        Self { now: shell, away: 0 }
+        Self {
+            now: shell,
+            away: 0,
+        }
     }
 
-    /// Takes the shell's clock; gives our time. `due` is the deadline that was asked for. Later than that by more than
-    /// `patience_ms` means that the machine was away; it then has `patience_ms` left until `due`.
-    pub(crate) fn advance(&mut self, shell: Millis, due: Option<Millis>, patience_ms: u64) -> Millis {
+    /// Takes the shell's clock; gives our time. `due` is the deadline that was asked for. Later
+    /// than that by more than `patience_ms` means that the machine was away; it then has
+    /// `patience_ms` left until `due`.
+    pub(crate) fn advance(
+        &mut self,
+        shell: Millis,
+        due: Option<Millis>,
+        patience_ms: u64,
+    ) -> Millis {
         let mut now = shell.saturating_sub(self.away).max(self.now);
         if let Some(due) = due
             && due.saturating_add(patience_ms) < now

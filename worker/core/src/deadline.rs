@@ -1,21 +1,24 @@
-//! Every time-out of the worker's machine, derived from the one knob `detect_within` (law 9) that the coordinator
-//! tells, so that no pair of them can be set in the wrong order. Pure numbers; the machine and nobody else asks.
+//! Every time-out of the worker's machine, derived from the one knob `detect_within` (law 9) that
+//! the coordinator tells, so that no pair of them can be set in the wrong order. Pure numbers; the
+//! machine and nobody else asks.
 
 use crate::event::Millis;
 
-/// A process has this many `detect_within` for its first word: the system loads libtorch before it can say any.
+/// A process has this many `detect_within` for its first word: the system loads libtorch before it
+/// can say any.
 const FIRST_WORD: u64 = 10;
 
-/// A process that was given a newer generation has this many `detect_within` to leave the older one, from the end of the
-/// piece of a step that it is in, if that is its own.
+/// A process that was given a newer generation has this many `detect_within` to leave the older
+/// one, from the end of the piece of a step that it is in, if that is its own.
 const LEAVE: u64 = 10;
 
-/// A peer that has not answered for this many `detect_within` is not reached. One that is gone or stands still is found by the
-/// coordinator before that.
+/// A peer that has not answered for this many `detect_within` is not reached. One that is gone or
+/// stands still is found by the coordinator before that.
 const UNREACHED: u64 = 2;
 
-/// A worker that was asked to leave has this many `detect_within` for its jobs to finish their step and hand over or
-/// write a checkpoint. The coordinator gives a generation 40 to end in order; `TimeoutStopSec` of the unit is longer.
+/// A worker that was asked to leave has this many `detect_within` for its jobs to finish their step
+/// and hand over or write a checkpoint. The coordinator gives a generation 40 to end in order;
+/// `TimeoutStopSec` of the unit is longer.
 pub const GRACE: u64 = 43;
 
 /// Reports per `detect_within`: two may be lost before the coordinator counts the worker as gone.
@@ -27,8 +30,8 @@ pub(crate) struct Deadlines {
 }
 
 impl Deadlines {
-    /// Before the coordinator has said what the knob is there are no ranks to wait for: this is only how often a
-    /// worker introduces itself.
+    /// Before the coordinator has said what the knob is there are no ranks to wait for: this is
+    /// only how often a worker introduces itself.
     pub(crate) const UNTIL_TOLD: Self = Self {
         detect_within_ms: 900,
     };
@@ -44,15 +47,15 @@ impl Deadlines {
         self.detect_within_ms / REPORTS_PER_LEASE
     }
 
-    /// When a process last heard at `heard`, or started then, counts as hung. `spoke`: it has said something; from then on it
-    /// beats while it loads.
+    /// When a process last heard at `heard`, or started then, counts as hung. `spoke`: it has said
+    /// something; from then on it beats while it loads.
     pub(crate) fn silent_at(self, heard: Millis, spoke: bool) -> Millis {
         let allowance = if spoke { 1 } else { FIRST_WORD };
         heard.saturating_add(self.detect_within_ms.saturating_mul(allowance))
     }
 
-    /// When a process that was given a newer generation at `now`, or was then last heard at work of its own in the older one,
-    /// must have left that: its state is worth waiting for.
+    /// When a process that was given a newer generation at `now`, or was then last heard at work of
+    /// its own in the older one, must have left that: its state is worth waiting for.
     pub(crate) fn leave_at(self, now: Millis) -> Millis {
         now.saturating_add(self.detect_within_ms.saturating_mul(LEAVE))
     }

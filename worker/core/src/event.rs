@@ -1,4 +1,5 @@
-//! The face of the worker daemon's machine: what it is told and what it wants done. Plain values, no I/O.
+//! The face of the worker daemon's machine: what it is told and what it wants done. Plain values,
+//! no I/O.
 
 use proto::id::{Generation, JobId, Rank, WorkerId};
 use proto::message::{Assignment, DesiredState, Peer, RankReport, WorkerReport};
@@ -6,8 +7,8 @@ use proto::message::{Assignment, DesiredState, Peer, RankReport, WorkerReport};
 /// Milliseconds of the shell's monotonic clock. The machine never reads a clock.
 pub type Millis = u64;
 
-/// A rank of one generation. A process is named for ever by the rank that it was started as, whatever ranks of later
-/// generations it becomes.
+/// A rank of one generation. A process is named for ever by the rank that it was started as,
+/// whatever ranks of later generations it becomes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RankKey {
     pub job: JobId,
@@ -16,20 +17,21 @@ pub struct RankKey {
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub enum Event {
+pub enum Input {
     /// The stream to the coordinator is open.
     Connected,
     /// It broke; ranks go on.
     Disconnected,
     /// What should be, from the coordinator.
     Desired(DesiredState),
-    /// A line from a rank process; also its sign of life. It speaks of the generation that it has taken up.
+    /// A line from a rank process; also its sign of life. It speaks of the generation that it has
+    /// taken up.
     RankSaid {
         process: RankKey,
         report: RankReport,
     },
-    /// This process is gone; comes after everything that it said. `outcome` says how: "exit status 0", "killed by
-    /// signal 9", and the last line it wrote.
+    /// This process is gone; comes after everything that it said. `outcome` says how: "exit status
+    /// 0", "killed by signal 9", and the last line it wrote.
     RankExited {
         key: RankKey,
         success: bool,
@@ -44,8 +46,8 @@ pub enum Event {
         peer: WorkerId,
         error: String,
     },
-    /// Leave in order (SIGTERM): tell the coordinator, let ranks go on until their jobs have handed over or the grace is
-    /// over, then [`Effect::Exit`]. A second time: stop ranks now.
+    /// Leave in order (SIGTERM): tell the coordinator, let ranks go on until their jobs have handed
+    /// over or the grace is over, then [`Effect::Exit`]. A second time: stop ranks now.
     Shutdown,
     Deadline,
 }
@@ -58,8 +60,8 @@ pub enum Effect {
         device: u32,
         assignment: Box<Assignment>,
     },
-    /// Hand a running process its assignment again, because something in it changed, or that of a newer generation, in
-    /// which it is `rank`.
+    /// Hand a running process its assignment again, because something in it changed, or that of a
+    /// newer generation, in which it is `rank`.
     Update {
         key: RankKey,
         rank: Rank,
@@ -74,21 +76,21 @@ pub enum Effect {
     Kill {
         key: RankKey,
     },
-    /// Ask these peers, and no others, again and again whether they are there: some times in each `detect_within`, with one
-    /// `detect_within` for an answer. Each outcome is an event.
+    /// Ask these peers, and no others, again and again whether they are there: some times in each
+    /// `detect_within`, with one `detect_within` for an answer. Each outcome is an event.
     Ask {
         peers: Vec<Peer>,
         detect_within_ms: u64,
     },
     /// Send to the coordinator; drop it when there is no stream.
     Report(WorkerReport),
-    Note(Fact),
+    Emit(Event),
     /// All ranks are gone after `Shutdown`.
     Exit,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub enum Fact {
+pub enum Event {
     RankStarted {
         key: RankKey,
     },

@@ -1,8 +1,8 @@
-//! What a node should do next about its ranks: a pure machine. It turns the coordinator's desired state into
-//! rank processes, one per device, and tells the coordinator what they say. A process that runs when its job gets a
-//! newer generation with a place for it here is kept and becomes a rank of that, because it holds the state. It has no
-//! async, clock, randomness, sockets, files or logging; the daemon's loop calls [`Worker::handle`] and
-//! performs the effects in order.
+//! What a node should do next about its ranks: a pure machine. It turns the coordinator's desired
+//! state into rank processes, one per device, and tells the coordinator what they say. A process
+//! that runs when its job gets a newer generation with a place for it here is kept and becomes a
+//! rank of that, because it holds the state. It has no async, clock, randomness, sockets, files or
+//! logging; the daemon's loop calls [`Worker::handle`] and performs the effects in order.
 //!
 //! While the coordinator is away ranks go on: the last desired state still holds.
 
@@ -16,7 +16,7 @@ mod view;
 use clock::Clock;
 use deadline::Deadlines;
 pub use deadline::GRACE;
-use event::{Effect, Event, Fact, Millis, RankKey};
+use event::{Effect, Event, Input, Millis, RankKey};
 use peers::Peers;
 use proto::id::{Generation, JobId, Rank, WorkerId};
 use proto::message::{Assignment, DesiredState, RankPhase, RankReport, SILENT, WorkerReport};
@@ -49,8 +49,9 @@ pub struct Worker {
     /// What should be: the newest generation of each job that names this worker.
     assignments: BTreeMap<JobId, Assignment>,
     ranks: BTreeMap<RankKey, RankState>,
-    /// The newest generation of each job that this worker was taken off. Its ranks are never started again: a
-    /// second life of a rank would repeat steps and overwrite shards that a manifest may already name.
+    /// The newest generation of each job that this worker was taken off. Its ranks are never
+    /// started again: a second life of a rank would repeat steps and overwrite shards that a
+    /// manifest may already name.
     retired: BTreeMap<JobId, Generation>,
     peers: Peers,
     /// Something changed that the coordinator has not been told.
@@ -61,7 +62,8 @@ pub struct Worker {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leave {
     No,
-    /// Asked to: no rank starts any more, and those that run have until then to hand over what they hold.
+    /// Asked to: no rank starts any more, and those that run have until then to hand over what they
+    /// hold.
     Asked {
         until: Millis,
     },
@@ -90,31 +92,33 @@ impl Worker {
         }
     }
 
-    /// Takes one event; the effects are to be performed in order. Never fails and never panics on strange
-    /// input: what cannot be meant is ignored and noted.
-    pub fn handle(&mut self, now: Millis, event: Event) -> Vec<Effect> {
+    /// Takes one event; the effects are to be performed in order. Never fails and never panics on
+    /// strange input: what cannot be meant is ignored and noted.
+    pub fn handle(&mut self, now: Millis, event: Input) -> Vec<Effect> {
         let due = self.due();
         let now = self.clock.advance(now, due, self.deadlines.patience_ms());
         let mut effects = Vec::new();
         match event {
-            Event::Connected => {
+            Input::Connected => {
                 self.connected = true;
                 self.news = true;
             }
-            Event::Disconnected => self.connected = false,
-            Event::Desired(state) => self.on_desired(now, state, &mut effects),
-            Event::RankSaid { process, report } => self.on_rank_said(now, &process, report, &mut effects),
-            Event::RankExited {
+            Input::Disconnected => self.connected = false,
+            Input::Desired(state) => self.on_desired(now, state, &mut effects),
+            Input::RankSaid { process, report } => {
+                self.on_rank_said(now, &process, report, &mut effects)
+            }
+            Input::RankExited {
                 key,
                 success,
                 outcome,
             } => {
                 self.on_rank_exited(&key, success, outcome, &mut effects);
             }
-            Event::PeerAnswered { peer } => self.news |= self.peers.answered(&peer, now),
-            Event::PeerFailed { peer, error } => self.peers.failed(&peer, error),
-            Event::Shutdown => self.on_shutdown(now),
-            Event::Deadline => {}
+            Input::PeerAnswered { peer } => self.news |= self.peers.answered(&peer, now),
+            Input::PeerFailed { peer, error } => self.peers.failed(&peer, error),
+            Input::Shutdown => self.on_shutdown(now),
+            Input::Deadline => {}
         }
         self.news |= self.peers.tend(now, self.deadlines);
         self.dismiss(now, &mut effects);
@@ -125,7 +129,7 @@ impl Worker {
         effects
     }
 
-    /// When [`Event::Deadline`] is wanted, in the clock of [`Self::handle`].
+    /// When [`Input::Deadline`] is wanted, in the clock of [`Self::handle`].
     #[must_use]
     pub fn next_deadline(&self) -> Option<Millis> {
         self.due().map(|deadline| self.clock.shell_of(deadline))
@@ -159,19 +163,29 @@ impl Worker {
             .values()
             .filter_map(|rank| rank.deadline(self.deadlines))
             .min();
-        let report = self.connected.then(|| self.deadlines.report_at(self.reported));
+        let report = self
+            .connected
+            .then(|| self.deadlines.report_at(self.reported));
         let leave = match self.leave {
             Leave::Asked { until } => Some(until),
             Leave::No | Leave::Now | Leave::Gone => None,
         };
         let peers = self.peers.deadline(self.deadlines);
-        ranks.into_iter().chain(report).chain(leave).chain(peers).min()
+        ranks
+            .into_iter()
+            .chain(report)
+            .chain(leave)
+            .chain(peers)
+            .min()
     }
 
     fn on_desired(&mut self, now: Millis, state: DesiredState, effects: &mut Vec<Effect>) {
         if state.worker != self.config.worker {
-            let what = format!("orders for {}; this is {}", state.worker, self.config.worker);
-            effects.push(Effect::Note(Fact::Ignored {
+            let what = format!(
+                "orders for {}; this is {}",
+                state.worker, self.config.worker
+            );
+            effects.push(Effect::Emit(Event::Ignored {
                 worker: state.worker,
                 what,
             }));
@@ -197,8 +211,11 @@ impl Worker {
                 continue;
             }
             // A message that was overtaken by a newer one.
-            let what = format!("{} generation {} is over", assignment.job, assignment.generation);
-            effects.push(Effect::Note(Fact::Ignored {
+            let what = format!(
+                "{} generation {} is over",
+                assignment.job, assignment.generation
+            );
+            effects.push(Effect::Emit(Event::Ignored {
                 worker: self.config.worker.clone(),
                 what,
             }));
@@ -238,7 +255,9 @@ impl Worker {
                     Some((old.clone(), new?))
                 });
                 // Of units, another rank may go on where this one has nobody.
-                let Some((old, state)) = successor else { continue };
+                let Some((old, state)) = successor else {
+                    continue;
+                };
                 self.ranks.remove(&old);
                 effects.extend(state.device().map(|device| Effect::Update {
                     key: state.process.clone(),
@@ -246,7 +265,7 @@ impl Worker {
                     device,
                     assignment,
                 }));
-                effects.push(Effect::Note(Fact::RankMoved {
+                effects.push(Effect::Emit(Event::RankMoved {
                     from: old,
                     to: key.clone(),
                 }));
@@ -279,7 +298,13 @@ impl Worker {
         }
     }
 
-    fn on_rank_said(&mut self, now: Millis, process: &RankKey, said: RankReport, effects: &mut Vec<Effect>) {
+    fn on_rank_said(
+        &mut self,
+        now: Millis,
+        process: &RankKey,
+        said: RankReport,
+        effects: &mut Vec<Effect>,
+    ) {
         let deadlines = self.deadlines;
         let place = (&said.generation, &said.rank);
         match self.process(process) {
@@ -288,14 +313,14 @@ impl Worker {
             }
             // It has not yet heard of the newer one; what it says of the older one is over.
             Some((key, state)) if said.generation < key.generation && key.job == said.job => {
-                state.lives(said.doing, deadlines, now);
+                state.lives(said.activity, deadlines, now);
             }
             Some(_) | None => {
                 let what = format!(
                     "{} generation {} rank {} has no process here",
                     said.job, said.generation, said.rank
                 );
-                effects.push(Effect::Note(Fact::Ignored {
+                effects.push(Effect::Emit(Event::Ignored {
                     worker: self.config.worker.clone(),
                     what,
                 }));
@@ -331,7 +356,7 @@ impl Worker {
         });
         state.life = Life::Gone;
         self.news = true;
-        effects.push(Effect::Note(Fact::RankGone {
+        effects.push(Effect::Emit(Event::RankGone {
             key,
             success,
             outcome,
@@ -348,13 +373,15 @@ impl Worker {
         self.news = true;
     }
 
-    /// Taken off this generation once. A reserve does no step and writes nothing, so it may come and go.
+    /// Taken off this generation once. A reserve does no step and writes nothing, so it may come
+    /// and go.
     fn is_retired(&self, assignment: &Assignment) -> bool {
         let retired = self.retired.get(&assignment.job);
-        !assignment.is_reserve() && retired.is_some_and(|retired| assignment.generation <= *retired)
+        !assignment.is_standby() && retired.is_some_and(|retired| assignment.generation <= *retired)
     }
 
-    /// Sends away the ranks that should not be, and forgets those that are gone and that nobody asks about.
+    /// Sends away the ranks that should not be, and forgets those that are gone and that nobody
+    /// asks about.
     fn dismiss(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         let kill_at = self.deadlines.kill_at(now);
         if matches!(self.leave, Leave::Asked { until } if until <= now) {
@@ -362,7 +389,10 @@ impl Worker {
         }
         let leaving = matches!(self.leave, Leave::Now | Leave::Gone);
         for (key, state) in &mut self.ranks {
-            let named = self.assignments.get(&key.job).is_some_and(|a| names(a, key));
+            let named = self
+                .assignments
+                .get(&key.job)
+                .is_some_and(|a| names(a, key));
             if named && !leaving {
                 continue;
             }
@@ -399,13 +429,17 @@ impl Worker {
                 continue;
             }
             if let Life::Running {
-                device, heard, spoke, ..
+                device,
+                heard,
+                spoke,
+                ..
             } = state.life
             {
                 let silent_ms = now.saturating_sub(heard);
                 let phase = phase_word(&state.report.phase);
-                let doing = state.report.doing;
-                let place = doing.map_or_else(String::new, |doing| format!(", in {doing}"));
+                let activity = state.report.activity;
+                let place =
+                    activity.map_or_else(String::new, |activity| format!(", in {activity}"));
                 let error = if self.deadlines.silent_at(heard, spoke) <= now {
                     format!("{SILENT} {silent_ms} ms while {phase}{place}; killed by its daemon")
                 } else {
@@ -416,7 +450,7 @@ impl Worker {
                     permanent: false,
                 });
                 state.life = Life::Leaving { device, kill_at };
-                effects.push(Effect::Note(Fact::RankSilent {
+                effects.push(Effect::Emit(Event::RankSilent {
                     key: key.clone(),
                     silent_ms,
                 }));
@@ -429,8 +463,9 @@ impl Worker {
         }
     }
 
-    /// Starts the ranks that should be and are not, each on the lowest device that no process holds. A rank
-    /// for which there is none waits: an older process is on its way out. A worker that leaves starts none, and says so.
+    /// Starts the ranks that should be and are not, each on the lowest device that no process
+    /// holds. A rank for which there is none waits: an older process is on its way out. A worker
+    /// that leaves starts none, and says so.
     fn start(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         let held: BTreeSet<u32> = self.ranks.values().filter_map(RankState::device).collect();
         let mut free = (0..self.config.devices).filter(|device| !held.contains(device));
@@ -447,12 +482,13 @@ impl Worker {
                     None
                 };
                 if let Some(error) = refusal {
-                    self.ranks.insert(key.clone(), RankState::refused(&key, error));
+                    self.ranks
+                        .insert(key.clone(), RankState::refused(&key, error));
                     self.news = true;
                     continue;
                 }
-                // A process keeps its name to its end, and no other may bear it: what is heard of the one would be
-                // taken for the other.
+                // A process keeps its name to its end, and no other may bear it: what is heard of
+                // the one would be taken for the other.
                 if self
                     .ranks
                     .values()
@@ -462,15 +498,17 @@ impl Worker {
                 }
                 let Some(device) = free.next() else { return };
                 let boxed = Box::new(assignment.clone());
-                self.ranks
-                    .insert(key.clone(), RankState::started(&key, device, boxed.clone(), now));
+                self.ranks.insert(
+                    key.clone(),
+                    RankState::started(&key, device, boxed.clone(), now),
+                );
                 self.news = true;
                 effects.push(Effect::Spawn {
                     key: key.clone(),
                     device,
                     assignment: boxed,
                 });
-                effects.push(Effect::Note(Fact::RankStarted { key }));
+                effects.push(Effect::Emit(Event::RankStarted { key }));
             }
         }
     }
@@ -507,8 +545,8 @@ impl Worker {
     }
 }
 
-/// The ranks that an assignment has for this worker. More than it has devices can never start; the coordinator's own
-/// deadline says so to people.
+/// The ranks that an assignment has for this worker. More than it has devices can never start; the
+/// coordinator's own deadline says so to people.
 fn places(assignment: &Assignment, devices: u32) -> Vec<RankKey> {
     let place = |offset| RankKey {
         job: assignment.job.clone(),
@@ -521,15 +559,18 @@ fn places(assignment: &Assignment, devices: u32) -> Vec<RankKey> {
 /// Whether the assignment has this rank for this worker.
 fn names(assignment: &Assignment, key: &RankKey) -> bool {
     let first = assignment.first_rank;
-    assignment.generation == key.generation && first <= key.rank && key.rank.0 - first.0 < assignment.ranks
+    assignment.generation == key.generation
+        && first <= key.rank
+        && key.rank.0 - first.0 < assignment.ranks
 }
 
 fn phase_word(phase: &RankPhase) -> &'static str {
     match phase {
         RankPhase::Ready => "waiting for a place",
         RankPhase::Finished | RankPhase::Failed { .. } => "leaving",
-        RankPhase::Starting | RankPhase::Joining | RankPhase::Training | RankPhase::Broken { .. } => {
-            phase.word()
-        }
+        RankPhase::Starting
+        | RankPhase::Joining
+        | RankPhase::Training
+        | RankPhase::Broken { .. } => phase.word(),
     }
 }

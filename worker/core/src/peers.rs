@@ -1,6 +1,7 @@
-//! Whether this worker gets through to those with which it shares a job: where daemons do not, their ranks do not either.
-//! The shell asks every peer again and again and tells what came of it; here it is decided who does not answer for too long.
-//! What follows from that is the coordinator's to decide.
+//! Whether this worker gets through to those with which it shares a job: where daemons do not,
+//! their ranks do not either. The shell asks every peer again and again and tells what came of it;
+//! here it is decided who does not answer for too long. What follows from that is the coordinator's
+//! to decide.
 
 use crate::deadline::Deadlines;
 use crate::event::Millis;

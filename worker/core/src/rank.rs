@@ -1,15 +1,16 @@
-//! One rank of this node: what its process is doing and what is told of it to the coordinator. A rank belongs to one
-//! generation for ever; its process may become a rank of the next. It never decides; the machine in `lib.rs` does.
+//! One rank of this node: what its process is doing and what is told of it to the coordinator. A
+//! rank belongs to one generation for ever; its process may become a rank of the next. It never
+//! decides; the machine in `lib.rs` does.
 
 use crate::deadline::Deadlines;
 use crate::event::{Millis, RankKey};
 use proto::id::Step;
 use proto::message::{
-    Assignment, DIGESTS_MAX, Doing, RankPhase, RankReport, STEPS_MAX, UnitRange, UnitReport,
+    Activity, Assignment, DIGESTS_MAX, RankPhase, RankReport, STEPS_MAX, UnitRange, UnitReport,
 };
 
-/// Shards that are kept for a coordinator that is away; older ones are dropped first, and their checkpoints
-/// with them.
+/// Shards that are kept for a coordinator that is away; older ones are dropped first, and their
+/// checkpoints with them.
 const SHARDS_MAX: usize = 32;
 
 #[derive(Debug)]
@@ -26,8 +27,9 @@ pub(crate) struct RankState {
 /// What the process is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Life {
-    /// It runs and should; `heard` is its last sign of life, the first once it `spoke`. `leave_by`: until then it must have taken up this
-    /// generation, if it has not yet; moved on while it is in a piece of a step that is its own.
+    /// It runs and should; `heard` is its last sign of life, the first once it `spoke`. `leave_by`:
+    /// until then it must have taken up this generation, if it has not yet; moved on while it is in
+    /// a piece of a step that is its own.
     Running {
         device: u32,
         heard: Millis,
@@ -42,7 +44,12 @@ pub(crate) enum Life {
 
 impl RankState {
     /// A process that was just started.
-    pub(crate) fn started(key: &RankKey, device: u32, assignment: Box<Assignment>, now: Millis) -> Self {
+    pub(crate) fn started(
+        key: &RankKey,
+        device: u32,
+        assignment: Box<Assignment>,
+        now: Millis,
+    ) -> Self {
         let life = Life::Running {
             device,
             heard: now,
@@ -57,8 +64,8 @@ impl RankState {
         }
     }
 
-    /// The rank of a newer generation that this rank's process becomes; None where there is none that could. One that
-    /// works on units stays the rank that it is: its lease goes on.
+    /// The rank of a newer generation that this rank's process becomes; None where there is none
+    /// that could. One that works on units stays the rank that it is: its lease goes on.
     pub(crate) fn successor(
         &self,
         key: &RankKey,
@@ -66,7 +73,10 @@ impl RankState {
         leave_by: Millis,
     ) -> Option<Self> {
         let Life::Running {
-            device, heard, spoke, ..
+            device,
+            heard,
+            spoke,
+            ..
         } = self.life
         else {
             return None;
@@ -97,7 +107,7 @@ impl RankState {
         };
         if let Some(lease) = next.lease() {
             next.report.units = within(lease, self.report.units.clone());
-            next.report.doing = self.report.doing;
+            next.report.activity = self.report.activity;
         }
         Some(next)
     }
@@ -140,9 +150,10 @@ impl RankState {
         }
     }
 
-    /// The process lives, and still speaks of an older generation: of what it is `doing` there. A piece that is all its own
-    /// cannot be left half-way, and its own watch bounds it: the time to leave counts from its end.
-    pub(crate) fn lives(&mut self, doing: Option<Doing>, deadlines: Deadlines, now: Millis) {
+    /// The process lives, and still speaks of an older generation: of what it is `activity` there.
+    /// A piece that is all its own cannot be left half-way, and its own watch bounds it: the time
+    /// to leave counts from its end.
+    pub(crate) fn lives(&mut self, activity: Option<Activity>, deadlines: Deadlines, now: Millis) {
         let Life::Running {
             heard,
             spoke,
@@ -154,13 +165,14 @@ impl RankState {
         };
         (*heard, *spoke) = (now, true);
         if let Some(leave_by) = leave_by
-            && doing.is_some_and(|doing| doing.piece.is_own())
+            && activity.is_some_and(|activity| activity.stage.is_own())
         {
             *leave_by = deadlines.leave_at(now);
         }
     }
 
-    /// Takes in what the process said of this generation. True when the coordinator should hear of it.
+    /// Takes in what the process said of this generation. True when the coordinator should hear of
+    /// it.
     pub(crate) fn merge(&mut self, said: RankReport, now: Millis) -> bool {
         if let Life::Running {
             heard,
@@ -173,7 +185,7 @@ impl RankState {
             *leave_by = None;
         }
         let mut changed = self.advance(said.phase);
-        self.report.doing = said.doing;
+        self.report.activity = said.activity;
         if said.store_address.is_some() && said.store_address != self.report.store_address {
             self.report.store_address = said.store_address;
             changed = true;
@@ -222,14 +234,14 @@ impl RankState {
     /// What is told of it at `now`: what it did when it was last heard it has been doing since.
     pub(crate) fn told(&self, now: Millis) -> RankReport {
         let mut report = self.report.clone();
-        if let (Some(doing), Life::Running { heard, .. }) = (&mut report.doing, self.life) {
-            doing.for_ms = doing.for_ms.saturating_add(now.saturating_sub(heard));
+        if let (Some(activity), Life::Running { heard, .. }) = (&mut report.activity, self.life) {
+            activity.for_ms = activity.for_ms.saturating_add(now.saturating_sub(heard));
         }
         report
     }
 
-    /// Keeps the newest assignment and drops what the coordinator has by now. True when the report became
-    /// shorter.
+    /// Keeps the newest assignment and drops what the coordinator has by now. True when the report
+    /// became shorter.
     pub(crate) fn hand(&mut self, assignment: Box<Assignment>) -> bool {
         self.handed = Some(assignment);
         let (acknowledged, committed) = self.known();
@@ -250,9 +262,10 @@ impl RankState {
         Some(lease.map_or(&[], Vec::as_slice))
     }
 
-    /// Moves the phase on. What ended stays as it ended: the first failure is the telling one, and a rank that finished has
-    /// finished whatever its process does on its way out. One that holds what it trained and was not asked to leave can still
-    /// fail: what it holds is lost then, and a checkpoint of it never comes. True when it moved.
+    /// Moves the phase on. What ended stays as it ended: the first failure is the telling one, and
+    /// a rank that finished has finished whatever its process does on its way out. One that holds
+    /// what it trained and was not asked to leave can still fail: what it holds is lost then, and a
+    /// checkpoint of it never comes. True when it moved.
     pub(crate) fn advance(&mut self, phase: RankPhase) -> bool {
         let fails = matches!(phase, RankPhase::Failed { .. });
         let ended = match self.report.phase {
@@ -271,7 +284,8 @@ impl RankState {
         true
     }
 
-    /// Its process runs, was not asked to leave, and trains: it keeps its state for whatever comes next.
+    /// Its process runs, was not asked to leave, and trains: it keeps its state for whatever comes
+    /// next.
     fn holds(&self) -> bool {
         let trains = self.handed.as_ref().is_some_and(|it| it.gang().is_some());
         matches!(self.life, Life::Running { .. }) && trains
@@ -282,11 +296,14 @@ impl RankState {
         self.handed
             .as_ref()
             .and_then(|it| it.gang())
-            .map_or((Step(0), Step(0)), |it| (it.acknowledged_step, it.committed_step))
+            .map_or((Step(0), Step(0)), |it| {
+                (it.acknowledged_step, it.committed_step)
+            })
     }
 }
 
-/// What is said of units that the lease names. What it names no more the coordinator knows, or somebody else does.
+/// What is said of units that the lease names. What it names no more the coordinator knows, or
+/// somebody else does.
 fn within(lease: &[UnitRange], said: UnitReport) -> UnitReport {
     let overlap = |a: &UnitRange, b: &UnitRange| {
         let (first, end) = (a.first.max(b.first), a.end.min(b.end));
@@ -313,6 +330,6 @@ fn blank(key: &RankKey, phase: RankPhase) -> RankReport {
         shards: Vec::new(),
         digests: Vec::new(),
         units: UnitReport::default(),
-        doing: None,
+        activity: None,
     }
 }

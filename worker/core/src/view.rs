@@ -1,5 +1,5 @@
-//! What the worker's machine shows to metrics, logs and tests. Borrowed, read-only, made on demand by
-//! [`crate::Worker::view`].
+//! What the worker's machine shows to metrics, logs and tests. Borrowed, read-only, made on demand
+//! by [`crate::Worker::view`].
 
 use crate::event::RankKey;
 use proto::message::{Assignment, RankReport};
@@ -7,9 +7,10 @@ use proto::message::{Assignment, RankReport};
 #[derive(Debug, Clone)]
 pub struct View<'a> {
     pub connected: bool,
-    /// True after [`crate::event::Event::Shutdown`].
+    /// True after [`crate::event::Input::Shutdown`].
     pub leaving: bool,
-    /// In key order; includes ranks whose process is gone and whom the coordinator has not yet forgotten.
+    /// In key order; includes ranks whose process is gone and whom the coordinator has not yet
+    /// forgotten.
     pub ranks: Vec<RankView<'a>>,
 }
 

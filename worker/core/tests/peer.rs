@@ -6,7 +6,7 @@ mod desk;
 use desk::{DETECT_WITHIN_MS, Desk, assignment, reports};
 use proto::id::WorkerId;
 use proto::message::Peer;
-use worker_core::event::{Effect, Event};
+use worker_core::event::{Effect, Input};
 
 fn worker(name: &str) -> WorkerId {
     WorkerId {
@@ -33,7 +33,7 @@ fn unreached(effects: &[Effect]) -> Vec<String> {
 }
 
 fn answers(desk: &mut Desk, name: &str) -> Vec<Effect> {
-    desk.handle(Event::PeerAnswered { peer: worker(name) })
+    desk.handle(Input::PeerAnswered { peer: worker(name) })
 }
 
 #[test]
@@ -47,12 +47,15 @@ fn a_peer_that_does_not_answer_is_told_once_it_is_overdue_and_no_more_when_it_do
     assert!(effects.contains(&ask), "{effects:?}");
     desk.wait(DETECT_WITHIN_MS);
     answers(&mut desk, "w2");
-    desk.handle(Event::PeerFailed {
+    desk.handle(Input::PeerFailed {
         peer: worker("w3"),
         error: "connection refused".to_owned(),
     });
     assert_eq!(unreached(&desk.wait(DETECT_WITHIN_MS - 1)), [] as [&str; 0]);
-    assert_eq!(unreached(&desk.wait(1)), ["w3: w3:7073: connection refused"]);
+    assert_eq!(
+        unreached(&desk.wait(1)),
+        ["w3: w3:7073: connection refused"]
+    );
     // It is told again and again, and that it answers again at once.
     answers(&mut desk, "w2");
     assert_eq!(unreached(&desk.wait(DETECT_WITHIN_MS / 3)).len(), 1);
@@ -66,7 +69,11 @@ fn the_time_that_the_daemon_itself_was_away_is_not_held_against_peers() {
     let mut desk = Desk::new();
     desk.desire_among(vec![assignment(1, 0, 1)], peers(&["w2"]));
     desk.now += 50 * DETECT_WITHIN_MS;
-    let effects = [desk.handle(Event::Deadline), desk.wait(DETECT_WITHIN_MS / 3)].concat();
+    let effects = [
+        desk.handle(Input::Deadline),
+        desk.wait(DETECT_WITHIN_MS / 3),
+    ]
+    .concat();
     assert_eq!(unreached(&effects), [] as [&str; 0]);
 }
 
@@ -77,7 +84,9 @@ fn whom_the_coordinator_does_not_name_is_asked_no_more_and_forgotten() {
     assert_eq!(unreached(&desk.wait(2 * DETECT_WITHIN_MS)).len(), 1);
     let again = desk.desire_among(vec![assignment(1, 0, 1)], peers(&["w2"]));
     assert!(
-        !again.iter().any(|effect| matches!(effect, Effect::Ask { .. })),
+        !again
+            .iter()
+            .any(|effect| matches!(effect, Effect::Ask { .. })),
         "the same peers: {again:?}"
     );
     let effects = desk.desire_among(vec![assignment(1, 0, 1)], vec![]);

@@ -1,13 +1,14 @@
-//! Which rank processes the daemon's machine starts, keeps, gives another rank, sends away and kills.
+//! Which rank processes the daemon's machine starts, keeps, gives another rank, sends away and
+//! kills.
 #![allow(clippy::unwrap_used)]
 
 mod desk;
 
 use desk::*;
 use proto::id::{Rank, Step};
-use proto::message::{Doing, Piece, RankPhase};
+use proto::message::{Activity, RankPhase, Stage};
 use worker_core::GRACE;
-use worker_core::event::{Effect, Event, Fact, RankKey};
+use worker_core::event::{Effect, Event, Input, RankKey};
 
 #[test]
 fn each_assigned_rank_gets_a_process_on_a_device_of_its_own() {
@@ -29,7 +30,8 @@ fn a_running_process_becomes_a_rank_of_the_next_generation() {
     desk.say(&key(1, 2), RankPhase::Training);
     desk.say(&key(1, 3), RankPhase::Training);
     let effects = desk.desire(vec![assignment(2, 0, 1)]);
-    // One place is left for two: the first keeps its process, under its new number, and the other is sent away.
+    // One place is left for two: the first keeps its process, under its new number, and the other
+    // is sent away.
     assert!(effects.contains(&Effect::Update {
         key: key(1, 2),
         rank: Rank(0),
@@ -48,7 +50,7 @@ fn a_running_process_becomes_a_rank_of_the_next_generation() {
     };
     let report = said(&key(2, 0), broken.clone());
     let process = key(1, 2);
-    desk.handle(Event::RankSaid { process, report });
+    desk.handle(Input::RankSaid { process, report });
     assert_eq!(desk.phase(&key(2, 0)), broken);
     desk.exit(&key(1, 2), false, "killed by signal 9");
     assert_eq!(desk.phase(&key(2, 0)), error("killed by signal 9"));
@@ -78,41 +80,50 @@ fn a_process_that_does_not_leave_an_older_generation_is_killed() {
     );
 }
 
-fn doing(piece: Piece) -> Option<Doing> {
-    Some(Doing {
+fn activity(stage: Stage) -> Option<Activity> {
+    Some(Activity {
         step: Step(7),
-        piece,
+        stage,
         for_ms: 50,
     })
 }
 
-/// Says every half `detect_within`, a hundred times, what it does as a rank of an older generation; how often until it was
-/// killed.
-fn killed_after(desk: &mut Desk, rank: &RankKey, piece: Option<Piece>) -> Option<u32> {
+/// Says every half `detect_within`, a hundred times, what it does as a rank of an older generation;
+/// how often until it was killed.
+fn killed_after(desk: &mut Desk, rank: &RankKey, stage: Option<Stage>) -> Option<u32> {
     (1..=100).find(|_| {
         let mut report = said(rank, RankPhase::Training);
-        report.doing = piece.and_then(doing);
+        report.activity = stage.and_then(activity);
         let process = key(1, 0);
-        desk.handle(Event::RankSaid { process, report });
+        desk.handle(Input::RankSaid { process, report });
         desk.wait(DETECT_WITHIN_MS / 2)
             .contains(&Effect::Kill { key: key(1, 0) })
     })
 }
 
 #[test]
-fn a_process_at_work_of_its_own_in_an_older_generation_is_waited_for_and_has_its_time_to_leave_after_it() {
-    let own = [Piece::MicroBatch(3), Piece::Update, Piece::Digest];
-    let others = [Piece::Samples, Piece::Reduction, Piece::Checkpoint].map(Some);
+fn a_process_at_work_of_its_own_in_an_older_generation_is_waited_for_and_has_its_time_to_leave_after_it()
+ {
+    let own = [Stage::MicroBatch(3), Stage::Update, Stage::Digest];
+    let others = [Stage::Samples, Stage::Reduction, Stage::Checkpoint].map(Some);
     for waits in others.into_iter().chain([None]) {
         let mut desk = Desk::new();
         desk.desire(vec![assignment(1, 0, 1)]);
         desk.say(&key(1, 0), RankPhase::Training);
         desk.desire(vec![assignment(2, 0, 1)]);
-        for piece in own {
-            assert_eq!(killed_after(&mut desk, &key(1, 0), Some(piece)), None, "{piece}");
+        for stage in own {
+            assert_eq!(
+                killed_after(&mut desk, &key(1, 0), Some(stage)),
+                None,
+                "{stage}"
+            );
         }
         // From the last word of the work on, half a `detect_within` ago.
-        assert_eq!(killed_after(&mut desk, &key(1, 0), waits), Some(19), "{waits:?}");
+        assert_eq!(
+            killed_after(&mut desk, &key(1, 0), waits),
+            Some(19),
+            "{waits:?}"
+        );
     }
 }
 
@@ -123,7 +134,7 @@ fn a_process_at_work_of_its_own_that_falls_silent_is_killed_as_soon_as_any_other
     desk.say(&key(1, 0), RankPhase::Training);
     desk.desire(vec![assignment(2, 0, 1)]);
     assert_eq!(
-        killed_after(&mut desk, &key(1, 0), Some(Piece::MicroBatch(3))),
+        killed_after(&mut desk, &key(1, 0), Some(Stage::MicroBatch(3))),
         None
     );
     let kill = Effect::Kill { key: key(1, 0) };
@@ -135,7 +146,8 @@ fn a_process_at_work_of_its_own_that_falls_silent_is_killed_as_soon_as_any_other
     );
 }
 
-/// The generation after next may come while it is still at work for the one before; it may be in reserve of it.
+/// The generation after next may come while it is still at work for the one before; it may be in
+/// reserve of it.
 #[test]
 fn a_process_at_work_of_its_own_is_waited_for_through_several_generations() {
     let mut desk = Desk::new();
@@ -144,7 +156,7 @@ fn a_process_at_work_of_its_own_is_waited_for_through_several_generations() {
     for generation in [2, 3] {
         desk.desire(vec![assignment(generation, 4, 1)]);
         assert_eq!(
-            killed_after(&mut desk, &key(1, 0), Some(Piece::MicroBatch(3))),
+            killed_after(&mut desk, &key(1, 0), Some(Stage::MicroBatch(3))),
             None
         );
         assert_eq!(desk.phase(&key(generation, 4)), RankPhase::Joining);
@@ -162,7 +174,7 @@ fn a_process_at_work_of_its_own_is_waited_for_through_several_generations() {
     // What it held up before does not count in the next one.
     desk.desire(vec![assignment(4, 0, 1)]);
     assert_eq!(
-        killed_after(&mut desk, &key(3, 4), Some(Piece::Reduction)),
+        killed_after(&mut desk, &key(3, 4), Some(Stage::Reduction)),
         Some(20)
     );
 }
@@ -173,7 +185,8 @@ fn what_cannot_go_on_is_replaced_when_it_is_gone() {
     desk.desire(vec![assignment(1, 0, 2)]);
     desk.say(&key(1, 0), error("out of memory"));
     let effects = desk.desire(vec![assignment(2, 0, 2)]);
-    // Rank 1's process becomes rank 0 of the next generation; rank 0's is on its way out and holds its device.
+    // Rank 1's process becomes rank 0 of the next generation; rank 0's is on its way out and holds
+    // its device.
     assert!(effects.contains(&Effect::Stop { key: key(1, 0) }));
     assert_eq!(spawned(&effects), []);
     assert!(
@@ -202,8 +215,8 @@ fn a_silent_rank_is_killed_and_reported() {
         "before its first word it loads libraries"
     );
     let mut last = said(&key(1, 0), RankPhase::Training);
-    last.doing = doing(Piece::MicroBatch(2));
-    desk.handle(Event::RankSaid {
+    last.activity = activity(Stage::MicroBatch(2));
+    desk.handle(Input::RankSaid {
         process: key(1, 0),
         report: last,
     });
@@ -212,7 +225,7 @@ fn a_silent_rank_is_killed_and_reported() {
         .ranks
         .remove(0);
     assert_eq!(
-        told.doing.map(|doing| doing.for_ms),
+        told.activity.map(|activity| activity.for_ms),
         Some(50 + DETECT_WITHIN_MS / 3),
         "it has been doing it since"
     );
@@ -223,7 +236,7 @@ fn a_silent_rank_is_killed_and_reported() {
     );
     let effects = desk.wait(1);
     assert!(effects.contains(&Effect::Kill { key: key(1, 0) }));
-    assert!(effects.contains(&Effect::Note(Fact::RankSilent {
+    assert!(effects.contains(&Effect::Emit(Event::RankSilent {
         key: key(1, 0),
         silent_ms: 900
     })));
@@ -283,9 +296,16 @@ fn a_rank_that_never_starts_to_speak_is_killed() {
 fn a_rank_that_was_taken_away_is_not_started_again() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 0, 1)]);
-    assert!(desk.desire(vec![]).contains(&Effect::Stop { key: key(1, 0) }));
+    assert!(
+        desk.desire(vec![])
+            .contains(&Effect::Stop { key: key(1, 0) })
+    );
     let effects = desk.exit(&key(1, 0), true, "exit status 0");
-    assert_eq!(reports(&effects)[0].ranks, [], "nobody asks about it any more");
+    assert_eq!(
+        reports(&effects)[0].ranks,
+        [],
+        "nobody asks about it any more"
+    );
     let effects = desk.desire(vec![assignment(1, 0, 1)]);
     assert_eq!(spawned(&effects), []);
     let phase = desk.phase(&key(1, 0));
@@ -293,7 +313,10 @@ fn a_rank_that_was_taken_away_is_not_started_again() {
         phase,
         error("this worker was taken off this generation and does not go back")
     );
-    assert_eq!(spawned(&desk.desire(vec![assignment(2, 0, 1)])), [(key(2, 0), 0)]);
+    assert_eq!(
+        spawned(&desk.desire(vec![assignment(2, 0, 1)])),
+        [(key(2, 0), 0)]
+    );
 }
 
 #[test]
@@ -301,7 +324,7 @@ fn a_shutdown_waits_for_the_ranks_and_offers_nothing_meanwhile() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 0, 1)]);
     desk.say(&key(1, 0), RankPhase::Training);
-    let effects = desk.handle(Event::Shutdown);
+    let effects = desk.handle(Input::Shutdown);
     assert!(!effects.contains(&Effect::Stop { key: key(1, 0) }));
     let report = &reports(&effects)[0];
     assert_eq!(
@@ -328,7 +351,7 @@ fn a_shutdown_ends_with_its_grace_or_when_it_is_asked_for_again() {
         let mut desk = Desk::new();
         desk.desire(vec![assignment(1, 0, 1)]);
         desk.say(&key(1, 0), RankPhase::Training);
-        desk.handle(Event::Shutdown);
+        desk.handle(Input::Shutdown);
         desk
     };
     let mut desk = leaving();
@@ -339,7 +362,7 @@ fn a_shutdown_ends_with_its_grace_or_when_it_is_asked_for_again() {
     assert!(stops(&desk.wait(DETECT_WITHIN_MS / 2)), "the grace is over");
     assert_eq!(desk.phase(&key(1, 0)), error("the worker is shutting down"));
     let mut desk = leaving();
-    assert!(stops(&desk.handle(Event::Shutdown)));
+    assert!(stops(&desk.handle(Input::Shutdown)));
     let effects = desk.exit(&key(1, 0), true, "exit status 0");
     assert_eq!(effects.last(), Some(&Effect::Exit));
 }
@@ -360,10 +383,17 @@ fn a_reserve_gets_ready_and_takes_its_place_in_the_next_generation() {
         device: 0,
         assignment: Box::new(assignment(2, 1, 1))
     }));
-    // Out of it, and under another number in reserve of the same generation: it did nothing there that could be repeated.
-    assert!(desk.desire(vec![]).contains(&Effect::Stop { key: key(1, 4) }));
+    // Out of it, and under another number in reserve of the same generation: it did nothing there
+    // that could be repeated.
+    assert!(
+        desk.desire(vec![])
+            .contains(&Effect::Stop { key: key(1, 4) })
+    );
     desk.exit(&key(1, 4), true, "exit status 0");
-    assert_eq!(spawned(&desk.desire(vec![assignment(2, 5, 1)])), [(key(2, 5), 0)]);
+    assert_eq!(
+        spawned(&desk.desire(vec![assignment(2, 5, 1)])),
+        [(key(2, 5), 0)]
+    );
 }
 
 #[test]
@@ -371,8 +401,12 @@ fn no_process_gets_the_name_of_one_that_has_not_ended() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 4, 1)]);
     desk.desire(vec![assignment(2, 1, 1)]);
-    assert!(desk.desire(vec![]).contains(&Effect::Stop { key: key(1, 4) }));
-    // An overtaken order names it again, while it is on its way out as a rank of the newer generation; a device is free.
+    assert!(
+        desk.desire(vec![])
+            .contains(&Effect::Stop { key: key(1, 4) })
+    );
+    // An overtaken order names it again, while it is on its way out as a rank of the newer
+    // generation; a device is free.
     assert_eq!(spawned(&desk.desire(vec![assignment(1, 4, 1)])), []);
     assert_eq!(
         spawned(&desk.exit(&key(1, 4), true, "exit status 0")),

@@ -1,4 +1,5 @@
-//! What the daemon's machine hears of ranks and the coordinator, what it hands on, and what it ignores.
+//! What the daemon's machine hears of ranks and the coordinator, what it hands on, and what it
+//! ignores.
 #![allow(clippy::unwrap_used)]
 
 mod desk;
@@ -6,7 +7,7 @@ mod desk;
 use desk::*;
 use proto::id::{Rank, Step};
 use proto::message::{Assignment, DesiredState, GangOrder, RankPhase, Run, UnitOrder};
-use worker_core::event::{Effect, Event, Fact};
+use worker_core::event::{Effect, Event, Input};
 
 #[test]
 fn a_changed_assignment_is_handed_on() {
@@ -39,7 +40,7 @@ fn what_ranks_said_while_the_daemon_slept_is_heard_before_they_are_judged() {
     desk.now += 100 * DETECT_WITHIN_MS;
     assert!(
         !desk
-            .handle(Event::Deadline)
+            .handle(Input::Deadline)
             .contains(&Effect::Kill { key: key(1, 0) })
     );
     desk.say(&key(1, 0), RankPhase::Training);
@@ -54,7 +55,12 @@ fn what_ranks_said_while_the_daemon_slept_is_heard_before_they_are_judged() {
 #[test]
 fn how_a_rank_ends_is_told_in_its_own_words_where_it_had_some() {
     let cases: [(Option<RankPhase>, bool, &str, RankPhase); 3] = [
-        (None, false, "killed by signal 9", error("killed by signal 9")),
+        (
+            None,
+            false,
+            "killed by signal 9",
+            error("killed by signal 9"),
+        ),
         (
             Some(error("loss is NaN in step 3")),
             false,
@@ -100,7 +106,7 @@ fn steps_and_shards_are_kept_until_the_coordinator_has_them() {
         let mut report = said(&key(1, 0), RankPhase::Training);
         report.steps.push(step(number));
         report.shards.push(shard(number));
-        let effects = desk.handle(Event::RankSaid {
+        let effects = desk.handle(Input::RankSaid {
             process: key(1, 0),
             report,
         });
@@ -115,15 +121,24 @@ fn steps_and_shards_are_kept_until_the_coordinator_has_them() {
         ..assignment(1, 0, 1)
     }]);
     let rank = reports(&desk.wait(DETECT_WITHIN_MS / 3))[0].ranks[0].clone();
-    assert_eq!(rank.steps.iter().map(|step| step.step.0).collect::<Vec<_>>(), [3]);
     assert_eq!(
-        rank.shards.iter().map(|shard| shard.step.0).collect::<Vec<_>>(),
+        rank.steps
+            .iter()
+            .map(|step| step.step.0)
+            .collect::<Vec<_>>(),
+        [3]
+    );
+    assert_eq!(
+        rank.shards
+            .iter()
+            .map(|shard| shard.step.0)
+            .collect::<Vec<_>>(),
         [2, 3]
     );
     let mut late = said(&key(1, 0), RankPhase::Training);
     late.steps.push(step(2));
     late.shards.push(shard(1));
-    desk.handle(Event::RankSaid {
+    desk.handle(Input::RankSaid {
         process: key(1, 0),
         report: late,
     });
@@ -145,11 +160,11 @@ fn reports_repeat_themselves_and_cease_without_a_stream() {
     assert_eq!(reports(&desk.wait(DETECT_WITHIN_MS / 3 - 1)), []);
     assert_eq!(reports(&desk.wait(1)).len(), 1);
     desk.desire(vec![assignment(1, 0, 1)]);
-    desk.handle(Event::Disconnected);
+    desk.handle(Input::Disconnected);
     let effects = desk.say(&key(1, 0), RankPhase::Training);
     assert_eq!(effects, [], "ranks go on; nobody is there to tell");
     assert_eq!(
-        reports(&desk.handle(Event::Connected))[0].ranks[0].phase,
+        reports(&desk.handle(Input::Connected))[0].ranks[0].phase,
         RankPhase::Training
     );
 }
@@ -163,10 +178,11 @@ fn orders_for_another_boot_are_not_ours() {
         detect_within_ms: DETECT_WITHIN_MS,
         peers: vec![],
     };
-    let effects = desk.handle(Event::Desired(state));
+    let effects = desk.handle(Input::Desired(state));
     assert_eq!(spawned(&effects), []);
     assert!(
-        matches!(&effects[0], Effect::Note(Fact::Ignored { what, .. }) if what == "orders for w1#6; this is w1#7")
+        matches!(&effects[0], Effect::Emit(Event::Ignored { what, .. }) if what == "orders for \
+        w1#6; this is w1#7")
     );
 }
 
@@ -191,7 +207,7 @@ fn what_an_unknown_rank_says_is_ignored() {
     let mut desk = Desk::new();
     let effects = desk.say(&key(1, 0), RankPhase::Training);
     assert!(
-        matches!(&effects[..], [Effect::Note(Fact::Ignored { .. })]),
+        matches!(&effects[..], [Effect::Emit(Event::Ignored { .. })]),
         "{effects:?}"
     );
     assert_eq!(desk.exit(&key(1, 0), true, "exit status 0"), []);

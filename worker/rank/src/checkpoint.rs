@@ -1,11 +1,11 @@
-//! A rank's share of a checkpoint to the store, and a whole checkpoint back. Every byte is hashed on the way
-//! out and checked on the way in. Never writes a manifest: the coordinator does, when all shares are there.
-//! Called by [`crate::train`] and [`crate::sample`].
+//! A rank's share of a checkpoint to the store, and a whole checkpoint back. Every byte is hashed
+//! on the way out and checked on the way in. Never writes a manifest: the coordinator does, when
+//! all shares are there. Called by [`crate::train`] and [`crate::sample`].
 
 use crate::deadline::Deadlines;
 use crate::outage::outlast;
 use crate::position::Position;
-use crate::share;
+use crate::sharding;
 use crate::upload::put;
 use bytes::Bytes;
 use model::error::WeightsFault;
@@ -13,7 +13,9 @@ use model::trainer::Trainer;
 use model::weights::{self, NamedTensors, Storage};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
-use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry, checkpoint_folder};
+use proto::checkpoint::{
+    CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry, checkpoint_folder,
+};
 use proto::id::JobId;
 use proto::text::hex_sha256;
 use std::sync::Arc;
@@ -31,7 +33,10 @@ pub(crate) enum CheckpointError {
         source: object_store::Error,
     },
     #[error("{path} is no manifest")]
-    Manifest { path: String, source: serde_json::Error },
+    Manifest {
+        path: String,
+        source: serde_json::Error,
+    },
     #[error("{path} is damaged: {what} is {found}, the manifest says {expected}")]
     Damaged {
         path: String,
@@ -40,7 +45,8 @@ pub(crate) enum CheckpointError {
         expected: String,
     },
     #[error(
-        "the base weights have the SHA-256 {found}, and {path} was made with {expected}: what the job does not train comes from \
+        "the base weights have the SHA-256 {found}, and {path} was made with {expected}: what the \
+        job does not train comes from \
          them; put back the files that model.init named then"
     )]
     OtherBase {
@@ -78,8 +84,8 @@ impl Checkpoints {
             .fold(self.prefix.clone(), |path, part| path.join(part))
     }
 
-    /// Writes this rank's part of `state` (sorted by name, the same on every rank) and returns its manifest
-    /// entry. Outlasts a store that is away.
+    /// Writes this rank's part of `state` (sorted by name, the same on every rank) and returns its
+    /// manifest entry. Outlasts a store that is away.
     pub(crate) async fn write_share(
         &self,
         deadlines: Deadlines,
@@ -91,14 +97,16 @@ impl Checkpoints {
         let file = format!("rank-{rank}-of-{world}.safetensors");
         let path = self.path(checkpoint, &file);
         let sizes: Vec<u64> = state.iter().map(|(_, tensor)| bytes_of(tensor)).collect();
-        let own = &state[share::tensors(&sizes, position)];
+        let own = &state[sharding::tensors(&sizes, position)];
         let own = own
             .iter()
             .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
             .collect();
-        let bytes = weights::serialize(&own, Storage::Float32).map_err(|source| CheckpointError::Format {
-            path: path.to_string(),
-            source,
+        let bytes = weights::serialize(&own, Storage::Float32).map_err(|source| {
+            CheckpointError::Format {
+                path: path.to_string(),
+                source,
+            }
         })?;
         let entry = ShardEntry {
             path: file,
@@ -124,8 +132,8 @@ impl Checkpoints {
         checkpoint: CheckpointRef,
     ) -> Result<(CheckpointManifest, NamedTensors), CheckpointError> {
         let path = self.path(checkpoint, MANIFEST_FILE);
-        let manifest: CheckpointManifest =
-            serde_json::from_slice(&self.get(&path).await?).map_err(|source| CheckpointError::Manifest {
+        let manifest: CheckpointManifest = serde_json::from_slice(&self.get(&path).await?)
+            .map_err(|source| CheckpointError::Manifest {
                 path: path.to_string(),
                 source,
             })?;
@@ -134,15 +142,18 @@ impl Checkpoints {
             let path = self.path(checkpoint, &shard.path);
             let bytes = self.get(&path).await?;
             verify(path.as_ref(), shard, &bytes)?;
-            tensors.extend(weights::parse(&bytes).map_err(|source| CheckpointError::Format {
-                path: path.to_string(),
-                source,
-            })?);
+            tensors.extend(
+                weights::parse(&bytes).map_err(|source| CheckpointError::Format {
+                    path: path.to_string(),
+                    source,
+                })?,
+            );
         }
         Ok((manifest, tensors))
     }
 
-    /// [`Self::read`] for this trainer; refused where it has what the checkpoint lacks from another base.
+    /// [`Self::read`] for this trainer; refused where it has what the checkpoint lacks from another
+    /// base.
     pub(crate) async fn read_for(
         &self,
         trainer: &Trainer,

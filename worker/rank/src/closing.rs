@@ -1,10 +1,11 @@
-//! The closing unit of sampling: `grid.png`, and then `pictures.json`, so that who sees it sees all. Both are made of what lies in the
-//! store. An image that was set aside is named as missing. Called by [`crate::studio`].
+//! The closing unit of sampling: `grid.png`, and then `images.json`, so that who sees it sees all.
+//! Both are made of what lies in the store. An image that was set aside is named as missing. Called
+//! by [`crate::studio`].
 
 use crate::sidecar::Drawn;
 use crate::studio::{Studio, image_name};
 use crate::subject::Subject;
-use figures::grid::{Cell, picture_grid};
+use figures::grid::{Cell, image_grid};
 use futures::{StreamExt, TryStreamExt};
 use image::{Rgb, RgbImage};
 use serde::Serialize;
@@ -23,10 +24,10 @@ const MISSING: Rgb<u8> = Rgb([128, 128, 128]);
 /// Records that are read at one time.
 const READS: usize = 32;
 
-/// `pictures.json`.
+/// `images.json`.
 #[derive(Debug, Serialize)]
 struct Record {
-    pictures: Vec<Drawn>,
+    images: Vec<Drawn>,
     summary: Summary,
     /// Images whose units were set aside.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -48,15 +49,15 @@ struct Summary {
 
 /// `unit`: its own number.
 pub(crate) fn close(studio: &mut Studio<'_>, unit: u64) -> anyhow::Result<()> {
-    if studio.wait(unit, studio.pictures.has(LIST))? {
+    if studio.wait(unit, studio.images.has(LIST))? {
         return Ok(());
     }
     let (drawn, missing) = studio.wait(unit, read_all(studio))?;
     let rows = grid_rows(studio, unit)?;
     let widest = rows.iter().map(Vec::len).max().unwrap_or(0);
     let across = if widest > 6 { 1 } else { GRID_ACROSS };
-    let grid = picture_grid(&rows, GRID_SIDE, across);
-    studio.wait(unit, studio.pictures.put_picture(GRID, grid))?;
+    let grid = image_grid(&rows, GRID_SIDE, across);
+    studio.wait(unit, studio.images.put_image(GRID, grid))?;
     let summary = summarize(studio, &drawn);
     tracing::info!(
         correct = summary.correct,
@@ -66,13 +67,13 @@ pub(crate) fn close(studio: &mut Studio<'_>, unit: u64) -> anyhow::Result<()> {
         "all images are made and judged"
     );
     let record = Record {
-        pictures: drawn,
+        images: drawn,
         summary,
         missing,
     };
     studio.wait(
         unit,
-        studio.pictures.put(LIST, serde_json::to_vec_pretty(&record)?),
+        studio.images.put(LIST, serde_json::to_vec_pretty(&record)?),
     )
 }
 
@@ -80,7 +81,10 @@ pub(crate) fn close(studio: &mut Studio<'_>, unit: u64) -> anyhow::Result<()> {
 async fn read_all(studio: &Studio<'_>) -> anyhow::Result<(Vec<Drawn>, Vec<String>)> {
     let (mut drawn, mut missing) = (Vec::new(), Vec::new());
     let reads = futures::stream::iter(0..studio.work.images()).map(|unit| async move {
-        let record = studio.pictures.get(&format!("{}.json", image_name(unit))).await?;
+        let record = studio
+            .images
+            .get(&format!("{}.json", image_name(unit)))
+            .await?;
         anyhow::Ok((unit, record))
     });
     let mut reads = std::pin::pin!(reads.buffered(READS));
@@ -102,10 +106,15 @@ fn grid_rows(studio: &mut Studio<'_>, unit: u64) -> anyhow::Result<Vec<Vec<Cell>
         let (mut images, mut there) = (Vec::new(), false);
         for image in row * seeds..(row + 1) * seeds {
             let name = format!("{}.png", image_name(image));
-            let found = studio.wait(unit, studio.pictures.get_picture(&name))?;
+            let found = studio.wait(unit, studio.images.get_image(&name))?;
             there |= found.is_some();
             images.push(found.map_or_else(
-                || Cell::new("missing", RgbImage::from_pixel(GRID_SIDE, GRID_SIDE, MISSING)),
+                || {
+                    Cell::new(
+                        "missing",
+                        RgbImage::from_pixel(GRID_SIDE, GRID_SIDE, MISSING),
+                    )
+                },
                 |image| Cell::new("drawn", image),
             ));
         }
@@ -128,7 +137,7 @@ fn grid_row(subject: &Subject, images: Vec<Cell>) -> Vec<Cell> {
         .map(|_| Cell::new("target", subject.example.target.clone()));
     let references = subject.example.references.iter();
     let references =
-        references.map(|reference| Cell::new(reference.concept.word(), reference.picture.clone()));
+        references.map(|reference| Cell::new(reference.concept.word(), reference.image.clone()));
     target.into_iter().chain(references).chain(images).collect()
 }
 
@@ -144,7 +153,12 @@ fn summarize(studio: &Studio<'_>, drawn: &[Drawn]) -> Summary {
         studio.identities.candidates_of(&studio.loader, *position)
     });
     let correct = judged.iter().filter(|(_, correct)| *correct).count();
-    summary(correct, judged.len(), of, !studio.loader.held_out().is_empty())
+    summary(
+        correct,
+        judged.len(),
+        of,
+        !studio.loader.held_out().is_empty(),
+    )
 }
 
 fn summary(correct: usize, count: usize, of: usize, held_out: bool) -> Summary {

@@ -1,11 +1,12 @@
-//! The task that owns the socket to the daemon, and the report. It beats when nothing happens, so that a rank deep in a kernel
-//! is known to be alive; it tells the rank's machine of every order, and frees the model's thread from a collective where the
-//! machine wants that; and it ends the process when the daemon says so or is gone, or when that thread hangs. Started by
+//! The task that owns the socket to the daemon, and the report. It beats when nothing happens, so
+//! that a rank deep in a kernel is known to be alive; it tells the rank's machine of every order,
+//! and frees the model's thread from a collective where the machine wants that; and it ends the
+//! process when the daemon says so or is gone, or when that thread hangs. Started by
 //! [`crate::link`].
 
 use crate::collective::{Aborter, exit_now};
 use crate::task::{Machine, Shared, Task, Wanted};
-use crate::watch::Watch;
+use crate::watchdog::Watchdog;
 use proto::id::{Generation, Rank};
 use proto::message::{
     Assignment, DIGESTS_MAX, RankOrder, RankPhase, RankReport, STEPS_MAX, ShardReport, StepReport,
@@ -50,7 +51,7 @@ pub(crate) struct Conversation {
     pub(crate) task: watch::Sender<Task>,
     pub(crate) shared: Shared,
     pub(crate) wants: threads::Sender<Wanted>,
-    pub(crate) watch: Watch,
+    pub(crate) watch: Watchdog,
     /// Once said it is the last: the machine knows nothing of it.
     pub(crate) failed: bool,
 }
@@ -132,7 +133,7 @@ impl Conversation {
                 let Some(order) = gang::Order::of(&assignment, rank) else {
                     return false;
                 };
-                let effects = machine.handle(gang::Event::Ordered(order));
+                let effects = machine.handle(gang::Input::Ordered(order));
                 if effects.contains(&gang::Effect::Abort) {
                     let group = self.shared.interrupt().take();
                     group.into_iter().for_each(Aborter::abort);
@@ -143,7 +144,7 @@ impl Conversation {
             }
             Machine::Units(machine) => {
                 let order = units::Order::of(&assignment, rank);
-                let mut effects = machine.handle(units::Event::Ordered(order));
+                let mut effects = machine.handle(units::Input::Ordered(order));
                 let news = effects.contains(&units::Effect::Report);
                 effects.retain(|effect| *effect != units::Effect::Report);
                 if !effects.is_empty() {
@@ -213,7 +214,7 @@ impl Conversation {
                 self.report.phase = says.phase;
             }
         }
-        self.report.doing = self.watch.doing(Instant::now());
+        self.report.activity = self.watch.activity(Instant::now());
         let steps = match self.report.rank {
             Rank(0) => None,
             // Others keep theirs for themselves.
@@ -242,13 +243,19 @@ pub(crate) fn first_report(task: &Task) -> RankReport {
         shards: Vec::new(),
         digests: Vec::new(),
         units: UnitReport::default(),
-        doing: None,
+        activity: None,
     }
 }
 
 /// Drops what the coordinator knows already.
 fn prune(report: &mut RankReport, assignment: &Assignment) {
-    let Some(gang) = assignment.gang() else { return };
-    report.steps.retain(|step| step.step > gang.acknowledged_step);
-    report.shards.retain(|shard| shard.step > gang.committed_step);
+    let Some(gang) = assignment.gang() else {
+        return;
+    };
+    report
+        .steps
+        .retain(|step| step.step > gang.acknowledged_step);
+    report
+        .shards
+        .retain(|shard| shard.step > gang.committed_step);
 }

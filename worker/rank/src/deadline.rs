@@ -1,8 +1,8 @@
 //! Every time-out of a rank, derived from the one knob `detect_within` (law 9). Pure numbers.
 //!
-//! Whether another rank is alive is its daemon's business, which kills it, and the coordinator's, which then
-//! ends the generation: our daemon tells us to stop. Whether our own thread comes on is ours. The waits here only bound what
-//! nobody else would notice.
+//! Whether another rank is alive is its daemon's business, which kills it, and the coordinator's,
+//! which then ends the generation: our daemon tells us to stop. Whether our own thread comes on is
+//! ours. The waits here only bound what nobody else would notice.
 
 use std::time::Duration;
 
@@ -28,14 +28,15 @@ impl Deadlines {
         self.detect_within * 30
     }
 
-    /// For the slowest rank in one collective call: another may still be writing its share of a checkpoint, or reading one.
+    /// For the slowest rank in one collective call: another may still be writing its share of a
+    /// checkpoint, or reading one.
     pub(crate) fn collective(self) -> Duration {
         self.detect_within * 30
     }
 
-    /// For a piece of a step that needs nobody else; `longest`: what one of its kind took so far. The first of a kind
-    /// may build what the later ones have.
-    pub(crate) fn own_piece(self, longest: Option<Duration>) -> Duration {
+    /// For a piece of a step that needs nobody else; `longest`: what one of its kind took so far.
+    /// The first of a kind may build what the later ones have.
+    pub(crate) fn own_chunk(self, longest: Option<Duration>) -> Duration {
         match longest {
             Some(longest) => self.detect_within * 12 + longest * 4,
             None => self.detect_within * 100,

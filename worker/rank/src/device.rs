@@ -1,5 +1,5 @@
-//! Which device this rank computes on, refused with a clear word where libtorch holds no code for it or it
-//! lacks the numbers that the job computes in.
+//! Which device this rank computes on, refused with a clear word where libtorch holds no code for
+//! it or it lacks the numbers that the job computes in.
 
 use crate::collective::device::{Gpu, gpus, library_architectures, supports};
 use anyhow::{Context, bail};
@@ -16,7 +16,12 @@ pub(crate) fn choose(kind: DeviceKind, index: u32, precision: Precision) -> anyh
     Ok(model::device::device(kind, index))
 }
 
-fn check(found: &[Gpu], library: &[String], index: u32, precision: Precision) -> anyhow::Result<()> {
+fn check(
+    found: &[Gpu],
+    library: &[String],
+    index: u32,
+    precision: Precision,
+) -> anyhow::Result<()> {
     if library.is_empty() {
         bail!("a GPU is asked for, and this worker-rank is built without CUDA; build with CUDA=1");
     }
@@ -26,7 +31,8 @@ fn check(found: &[Gpu], library: &[String], index: u32, precision: Precision) ->
         .with_context(|| format!("GPU {index} is asked for; {} were found", found.len()))?;
     if !supports(library, &gpu.architecture) {
         bail!(
-            "GPU {index} ({}) is {}, and this libtorch holds code for {}; use a libtorch built for it",
+            "GPU {index} ({}) is {}, and this libtorch holds code for {}; use a libtorch built \
+            for it",
             gpu.name,
             gpu.architecture,
             library.join(" ")
@@ -34,7 +40,8 @@ fn check(found: &[Gpu], library: &[String], index: u32, precision: Precision) ->
     }
     if precision == Precision::Bf16 && !has_bf16(&gpu.architecture) {
         bail!(
-            "train.precision is bf16, which GPU {index} ({}) of {} does not have (sm_80 and newer do); use fp16 or fp32",
+            "train.precision is bf16, which GPU {index} ({}) of {} does not have (sm_80 and newer \
+            do); use fp16 or fp32",
             gpu.name,
             gpu.architecture
         );
@@ -65,23 +72,34 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains("Tesla V100") && error.contains("sm_70") && error.contains("sm_75 sm_80"),
+            error.contains("Tesla V100")
+                && error.contains("sm_70")
+                && error.contains("sm_75 sm_80"),
             "{error}"
         );
         let old = ["sm_70".to_owned()];
         check(std::slice::from_ref(&v100), &old, 0, Precision::Fp16).unwrap();
-        let error = check(&[v100], &old, 0, Precision::Bf16).unwrap_err().to_string();
+        let error = check(&[v100], &old, 0, Precision::Bf16)
+            .unwrap_err()
+            .to_string();
         assert!(
-            error.starts_with("train.precision is bf16, which GPU 0 (Tesla V100) of sm_70 does not have"),
+            error.starts_with(
+                "train.precision is bf16, which GPU 0 (Tesla V100) of sm_70 does not have"
+            ),
             "{error}"
         );
-        let error = check(&[], &new, 2, Precision::Fp32).unwrap_err().to_string();
+        let error = check(&[], &new, 2, Precision::Fp32)
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("GPU 2") && error.contains("0 were found"),
             "{error}"
         );
         let error = check(&[], &[], 0, Precision::Fp32).unwrap_err().to_string();
         assert!(error.contains("CUDA=1"), "{error}");
-        assert_eq!(choose(DeviceKind::Cpu, 3, Precision::Bf16).unwrap(), Device::Cpu);
+        assert_eq!(
+            choose(DeviceKind::Cpu, 3, Precision::Bf16).unwrap(),
+            Device::Cpu
+        );
     }
 }

@@ -1,6 +1,6 @@
-//! `worker-rank doctor`: is this node fit to train? Looks at libtorch, devices, the object store and the
-//! ports, and says what it found, one line each. Leaves nothing behind: what it writes to the store, it deletes
-//! again. Called by `worker doctor` with the node's settings.
+//! `worker-rank doctor`: is this node fit to train? Looks at libtorch, devices, the object store
+//! and the ports, and says what it found, one line each. Leaves nothing behind: what it writes to
+//! the store, it deletes again. Called by `worker doctor` with the node's settings.
 
 use crate::collective::device::{gpus, library_architectures, libtorch_version, supports};
 use crate::deadline::Deadlines;
@@ -75,7 +75,11 @@ pub(crate) fn run(node: &Node) -> anyhow::Result<bool> {
         writeln!(out, "{}", serde_json::to_string_pretty(&findings)?)?;
     } else {
         for Check { name, ok, found } in &findings.checks {
-            writeln!(out, "{:<8} {name:<13} {found}", if *ok { "ok" } else { "WRONG" })?;
+            writeln!(
+                out,
+                "{:<8} {name:<13} {found}",
+                if *ok { "ok" } else { "WRONG" }
+            )?;
         }
     }
     Ok(findings.ok)
@@ -96,7 +100,8 @@ fn libtorch() -> Check {
         true => format!("CUDA flavour with code for {}", architectures.join(" ")),
         false => "CPU flavour".to_owned(),
     };
-    // A product of ones: that the library loads is proven by our being here, that it computes is not.
+    // A product of ones: that the library loads is proven by our being here, that it computes is
+    // not.
     let ones = Tensor::ones([8, 8], (Kind::Float, Device::Cpu));
     let sum = ones.matmul(&ones).sum(Kind::Double).double_value(&[]);
     let outcome = if (sum - 512.0).abs() < 1e-6 {
@@ -120,7 +125,10 @@ fn threads(node: &Node) -> Check {
     let outcome = if enough {
         Ok(found)
     } else {
-        Err(format!("{found}; {} CPU devices are too many", node.devices))
+        Err(format!(
+            "{found}; {} CPU devices are too many",
+            node.devices
+        ))
     };
     check("threads", outcome)
 }
@@ -133,16 +141,26 @@ fn devices(node: &Node) -> Vec<Check> {
     if node.device != DeviceKind::Cuda.name() {
         let slots = format!("{} CPU slots", node.devices);
         let gpus = if cfg!(feature = "cuda") {
-            format!("; {} GPUs found, `device` does not ask for them", found.len())
+            format!(
+                "; {} GPUs found, `device` does not ask for them",
+                found.len()
+            )
         } else {
             String::new()
         };
         return vec![check("devices", Ok(slots + &gpus))];
     }
     let library = library_architectures();
-    let count = format!("{} GPUs found, {} in the settings", found.len(), node.devices);
+    let count = format!(
+        "{} GPUs found, {} in the settings",
+        found.len(),
+        node.devices
+    );
     let enough = found.len() >= node.devices as usize;
-    let mut checks = vec![check("devices", if enough { Ok(count) } else { Err(count) })];
+    let mut checks = vec![check(
+        "devices",
+        if enough { Ok(count) } else { Err(count) },
+    )];
     for gpu in found {
         let text = format!("GPU {}: {}, {}", gpu.index, gpu.name, gpu.architecture);
         let fits = supports(&library, &gpu.architecture);
@@ -161,14 +179,21 @@ fn ports(node: &Node) -> Vec<Check> {
     let ranks = TcpListener::bind((address.as_str(), 0))
         .map(|_| format!("ranks can listen on {address}"))
         .map_err(|error| {
-            format!("ranks cannot listen on {address}: {error}; set `address` to an address of this machine")
+            format!(
+                "ranks cannot listen on {address}: {error}; set `address` to an address of \
+            this machine"
+            )
         });
     let mut checks = vec![check("rank ports", ranks)];
     if let Some(listen) = node.metrics_listen {
         let metrics = match TcpListener::bind(listen) {
             Ok(_) => Ok(format!("{listen} is free")),
-            Err(_) if answers_as_worker(listen) => Ok(format!("{listen} is served by a running worker")),
-            Err(error) => Err(format!("{listen}: {error}; set `metrics_listen` to a free port")),
+            Err(_) if answers_as_worker(listen) => {
+                Ok(format!("{listen} is served by a running worker"))
+            }
+            Err(error) => Err(format!(
+                "{listen}: {error}; set `metrics_listen` to a free port"
+            )),
         };
         checks.push(check("metrics port", metrics));
     }
@@ -188,7 +213,8 @@ fn answers_as_worker(listen: SocketAddr) -> bool {
     ask().is_ok_and(|answer| answer.contains("retri_worker_"))
 }
 
-/// Whether anybody listens there: a firewall and a wrong port are the usual reasons why a worker never comes.
+/// Whether anybody listens there: a firewall and a wrong port are the usual reasons why a worker
+/// never comes.
 fn coordinator(url: &str) -> Check {
     let wait = Deadlines::new(DETECT_WITHIN_MS).probe();
     let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
@@ -220,7 +246,9 @@ fn object_store(url: &str) -> anyhow::Result<Check> {
         return Ok(check("object store", Err(missing)));
     }
     let wait = Deadlines::new(DETECT_WITHIN_MS).probe();
-    let outcome = match runtime.block_on(async { tokio::time::timeout(wait, write_read_delete(url)).await }) {
+    let outcome = match runtime
+        .block_on(async { tokio::time::timeout(wait, write_read_delete(url)).await })
+    {
         Ok(Ok(())) => Ok(format!("{url} can be listed, written and read")),
         Ok(Err(error)) => Err(format!("{url}: {error:#}{}", advice(url))),
         Err(_) => Err(format!("{url} does not answer within {} s", wait.as_secs())),
@@ -231,7 +259,11 @@ fn object_store(url: &str) -> anyhow::Result<Check> {
 /// What ranks do with a store, with one small object that is gone afterwards.
 async fn write_read_delete(url: &str) -> anyhow::Result<()> {
     let (objects, prefix) = storage::open(url)?;
-    objects.list(Some(&prefix)).try_next().await.context("listing")?;
+    objects
+        .list(Some(&prefix))
+        .try_next()
+        .await
+        .context("listing")?;
     let probe = prefix.join(format!("doctor-{}-{}", hostname(), std::process::id()));
     let written = probe.to_string();
     objects
@@ -299,11 +331,16 @@ mod tests {
         });
         serving.join().unwrap();
         assert!(checks.iter().all(|check| !check.ok), "{checks:?}");
-        assert!(checks[0].found.contains("203.0.113.1") && checks[1].found.contains("metrics_listen"));
+        assert!(
+            checks[0].found.contains("203.0.113.1") && checks[1].found.contains("metrics_listen")
+        );
         let store = object_store("ftp://somewhere").unwrap();
         assert!(!store.ok && store.found.contains("ftp"), "{store:?}");
         let store = object_store("file:///no/such/folder").unwrap();
-        assert!(!store.ok && store.found.contains("no such folder"), "{store:?}");
+        assert!(
+            !store.ok && store.found.contains("no such folder"),
+            "{store:?}"
+        );
         assert!(
             !threads(&Node {
                 devices: 100_000,

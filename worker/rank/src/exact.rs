@@ -1,20 +1,23 @@
-//! `reduction = "exact"`: the gradient of a step as a sum that does not depend on who computed which micro-batch,
-//! in what order, or how the ranks' sums were added up. Every micro-batch's gradient is rounded to a multiple of
-//! 2^-44 and added into 64-bit integers; integers are summed over ranks and turned back once. Whole numbers add
-//! up to the same bits in any order, floats do not. Losses go the same way. Called by [`crate::train`]; it never
-//! looks at the step, the rank or the world, so none of them can change a bit.
+//! `reduction = "exact"`: the gradient of a step as a sum that does not depend on who computed
+//! which micro-batch, in what order, or how the ranks' sums were added up. Every micro-batch's
+//! gradient is rounded to a multiple of 2^-44 and added into 64-bit integers; integers are summed
+//! over ranks and turned back once. Whole numbers add up to the same bits in any order, floats do
+//! not. Losses go the same way. Called by [`crate::train`]; it never looks at the step, the rank or
+//! the world, so none of them can change a bit.
 //!
-//! Resolution: 2^-44 = 5.7e-14 of the gradient of the mean loss, whatever its size. AdamW divides by
-//! `sqrt(v) + epsilon`, so with the default epsilon of 1e-8 rounding one micro-batch can move an update by at most
-//! 3 millionths of the learning rate.
+//! Resolution: 2^-44 = 5.7e-14 of the gradient of the mean loss, whatever its size. AdamW divides
+//! by `sqrt(v) + epsilon`, so with the default epsilon of 1e-8 rounding one micro-batch can move an
+//! update by at most 3 millionths of the learning rate.
 //!
-//! Overflow: with M micro-batches, rounded up to a power of two, an element of one micro-batch's share of the
-//! gradient may be up to 2^18 / M, so that M of them stay within 2^62. Every element is compared before it is
-//! added; one that is larger is counted, the count is summed like everything else, and all ranks refuse the step
-//! alike, which ends the job ([`TooLarge`]). What is not finite is counted apart and makes the whole gradient not a number, as a float sum would.
+//! Overflow: with M micro-batches, rounded up to a power of two, an element of one micro-batch's
+//! share of the gradient may be up to 2^18 / M, so that M of them stay within 2^62. Every element
+//! is compared before it is added; one that is larger is counted, the count is summed like
+//! everything else, and all ranks refuse the step alike, which ends the job ([`TooLarge`]). What is
+//! not finite is counted apart and makes the whole gradient not a number, as a float sum would.
 //!
-//! Memory: 8 bytes for each trained value beside the gradients' 4, and a few megabytes to work in. Gradients of neighbouring
-//! parameters lie side by side, so that they are rounded and added by the piece and not one by one.
+//! Memory: 8 bytes for each trained value beside the gradients' 4, and a few megabytes to work in.
+//! Gradients of neighbouring parameters lie side by side, so that they are rounded and added by the
+//! piece and not one by one.
 
 use crate::collective::Group;
 use anyhow::bail;
@@ -26,12 +29,12 @@ const LOSS_PLACES: i32 = 40;
 /// Sums stay within plus or minus two to this power.
 const SUM_BITS: i32 = 62;
 
-/// Values of one all-reduce, at least where there are so many: 8 MiB, so that one is turned back while the next is on its
-/// way, and 32 MiB on a GPU.
+/// Values of one all-reduce, at least where there are so many: 8 MiB, so that one is turned back
+/// while the next is on its way, and 32 MiB on a GPU.
 const BUCKET_VALUES: usize = 1 << 20;
 const BUCKET_VALUES_OF_GPU: usize = 1 << 22;
 /// Values that are rounded together: they stay in a core's cache.
-const PIECE_VALUES: usize = 1 << 16;
+const CHUNK_VALUES: usize = 1 << 16;
 
 /// The sums of one step so far; empty again after [`Self::reduce`].
 #[derive(Debug)]
@@ -52,15 +55,19 @@ pub(crate) struct ExactSum {
 pub(crate) struct Sums {
     /// In the order in which they were added.
     pub(crate) losses: Vec<f64>,
-    pub(crate) marks: i64,
+    pub(crate) progress: i64,
 }
 
-/// A micro-batch came to more than fits, on some rank. All ranks hear it of the same step, and would again.
+/// A micro-batch came to more than fits, on some rank. All ranks hear it of the same step, and
+/// would again.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the gradient or loss of a micro-batch is larger than an exact sum holds ({element:e} for an element of the gradient, \
-     {loss:e} for a loss); nothing was changed; if such numbers are right, use train.reduction = \"fast\", and if they are \
-     not, a smaller train.learning_rate or a longer train.warmup (train.clip acts on the sum and is too late)"
+    "the gradient or loss of a micro-batch is larger than an exact sum holds ({element:e} for an \
+    element of the gradient, \
+     {loss:e} for a loss); nothing was changed; if such numbers are right, use train.reduction = \
+    \"fast\", and if they are \
+     not, a smaller train.learning_rate or a longer train.warmup (train.clip acts on the sum and \
+    is too late)"
 )]
 pub(crate) struct TooLarge {
     element: f64,
@@ -83,15 +90,19 @@ fn whole(value: f64, places: i32, limit: f64) -> Option<i64> {
 }
 
 impl ExactSum {
-    /// For `parameters`, whose gradients exist, steps of so many micro-batches over all ranks, and so many losses. The gradients are moved,
-    /// once: from now on they must be zeroed in place.
+    /// For `parameters`, whose gradients exist, steps of so many micro-batches over all ranks, and
+    /// so many losses. The gradients are moved, once: from now on they must be zeroed in place.
     pub(crate) fn new(parameters: &[(String, Tensor)], micro_batches: u32, losses: usize) -> Self {
         let device = parameters.first().map(|(_, first)| first.device());
         let values = match device {
             None | Some(Device::Cpu) => BUCKET_VALUES,
             Some(_) => BUCKET_VALUES_OF_GPU,
         };
-        let carry = micro_batches.max(1).next_power_of_two().ilog2().cast_signed();
+        let carry = micro_batches
+            .max(1)
+            .next_power_of_two()
+            .ilog2()
+            .cast_signed();
         Self {
             buckets: fill(parameters, values, |(_, parameter)| parameter.numel())
                 .into_iter()
@@ -112,8 +123,9 @@ impl ExactSum {
         (self.too_large, self.not_finite) = (0, 0);
     }
 
-    /// Adds one micro-batch: its losses, and the gradients that lie in the parameters, and leaves zeros there. `loss_scale`:
-    /// the power of two by which the loss was multiplied before its backward.
+    /// Adds one micro-batch: its losses, and the gradients that lie in the parameters, and leaves
+    /// zeros there. `loss_scale`: the power of two by which the loss was multiplied before its
+    /// backward.
     pub(crate) fn add(&mut self, losses: &[f64], loss_scale: f64) {
         for (sum, loss) in self.losses.iter_mut().zip(losses) {
             match whole(*loss, LOSS_PLACES, self.limit) {
@@ -150,8 +162,9 @@ impl ExactSum {
         });
     }
 
-    /// Ends the step: the parameters' gradients are the sums over all micro-batches of all ranks (times
-    /// `loss_scale` again), and the losses are returned. The same bits on every rank. `mark`: counted over the ranks.
+    /// Ends the step: the parameters' gradients are the sums over all micro-batches of all ranks
+    /// (times `loss_scale` again), and the losses are returned. The same bits on every rank.
+    /// `mark`: counted over the ranks.
     pub(crate) fn reduce(
         &mut self,
         group: &Group,
@@ -163,7 +176,7 @@ impl ExactSum {
         let figures = Tensor::from_slice(&figures).to_device(group.membership().device);
         group.all_reduce(&figures, &format!("adding up the losses of step {step}"))?;
         let figures = Vec::<i64>::try_from(&figures.to_device(Device::Cpu))?;
-        let Some((losses, &[too_large, not_finite, marks])) = figures.split_last_chunk() else {
+        let Some((losses, &[too_large, not_finite, progress])) = figures.split_last_chunk() else {
             bail!("the sums of a step became {} numbers", figures.len())
         };
         if too_large != 0 {
@@ -173,16 +186,24 @@ impl ExactSum {
             }
             .into());
         }
-        let factor = if not_finite == 0 { loss_scale } else { f64::NAN };
+        let factor = if not_finite == 0 {
+            loss_scale
+        } else {
+            f64::NAN
+        };
         let unit = factor / 2f64.powi(GRADIENT_PLACES);
-        let sums: Vec<Tensor> = self.buckets.iter().map(|it| it.sums.shallow_clone()).collect();
+        let sums: Vec<Tensor> = self
+            .buckets
+            .iter()
+            .map(|it| it.sums.shallow_clone())
+            .collect();
         let what = format!("adding up the gradients of step {step}");
         group.all_reduce_each(&sums, &what, |bucket| self.buckets[bucket].give_back(unit))?;
         self.clear();
         let loss = |units: i64| units as f64 / 2f64.powi(LOSS_PLACES);
         Ok(Sums {
             losses: losses.iter().map(|units| loss(*units)).collect(),
-            marks,
+            progress,
         })
     }
 }
@@ -197,7 +218,10 @@ fn largest(units: &Tensor) -> f64 {
 impl Bucket {
     /// Takes over the parameters' gradients, and what is in them.
     fn new(parameters: &[(String, Tensor)]) -> Self {
-        let gradients: Vec<Tensor> = parameters.iter().map(|(_, parameter)| parameter.grad()).collect();
+        let gradients: Vec<Tensor> = parameters
+            .iter()
+            .map(|(_, parameter)| parameter.grad())
+            .collect();
         let flat: Vec<Tensor> = gradients.iter().map(|own| own.flatten(0, -1)).collect();
         let flat = Tensor::cat(&flat, 0);
         let mut start = 0;
@@ -225,7 +249,7 @@ impl Bucket {
     fn pieces(&self) -> impl Iterator<Item = (Tensor, Tensor)> {
         // A GPU has no cache to stay in, and answers slowly what the largest value is.
         let most = match self.gradients.device() {
-            Device::Cpu => PIECE_VALUES as i64,
+            Device::Cpu => CHUNK_VALUES as i64,
             _ => self.gradients.size()[0],
         };
         let gradients = self.gradients.split(most, 0);
@@ -273,7 +297,7 @@ mod tests {
         };
         let all = vec![
             parameter("a", &[3]),
-            parameter("b", &[2, PIECE_VALUES as i64]),
+            parameter("b", &[2, CHUNK_VALUES as i64]),
             parameter("c", &[2]),
         ];
         for (_, tensor) in &all {
@@ -286,8 +310,9 @@ mod tests {
     fn set(parameters: &[(String, Tensor)], seed: u32) {
         for (index, (_, tensor)) in parameters.iter().enumerate() {
             let count = tensor.numel() as i64;
-            let place =
-                Tensor::arange(count, (Kind::Double, Device::Cpu)) + f64::from(seed * 977) + index as f64;
+            let place = Tensor::arange(count, (Kind::Double, Device::Cpu))
+                + f64::from(seed * 977)
+                + index as f64;
             let values = (&place * 1.7).sin() * (&place * 0.3).sin().exp2().pow_tensor_scalar(9);
             let values = values * 1e-3 * (place * 0.11).cos();
             tensor.grad().copy_(&values.view(tensor.size().as_slice()));
@@ -295,9 +320,14 @@ mod tests {
     }
 
     fn bits(parameters: &[(String, Tensor)]) -> Vec<u32> {
-        let values =
-            |(_, tensor): &(String, Tensor)| Vec::<f32>::try_from(tensor.grad().flatten(0, -1)).unwrap();
-        parameters.iter().flat_map(values).map(f32::to_bits).collect()
+        let values = |(_, tensor): &(String, Tensor)| {
+            Vec::<f32>::try_from(tensor.grad().flatten(0, -1)).unwrap()
+        };
+        parameters
+            .iter()
+            .flat_map(values)
+            .map(f32::to_bits)
+            .collect()
     }
 
     /// The first element's gradient after a step whose micro-batches have these.
@@ -379,10 +409,17 @@ mod tests {
             (-2.5, -2.0),
             (0.51, 1.0),
         ] {
-            assert_eq!(sum(&[value * unit]).unwrap() / f64::from(unit), units, "{value}");
+            assert_eq!(
+                sum(&[value * unit]).unwrap() / f64::from(unit),
+                units,
+                "{value}"
+            );
         }
         // Each micro-batch is rounded by itself.
-        assert_eq!(sum(&[0.6 * unit, 0.6 * unit]).unwrap() / f64::from(unit), 2.0);
+        assert_eq!(
+            sum(&[0.6 * unit, 0.6 * unit]).unwrap() / f64::from(unit),
+            2.0
+        );
         assert_eq!(sum(&[0.25, -0.25]).unwrap(), 0.0);
     }
 
@@ -390,7 +427,10 @@ mod tests {
     fn the_bound_itself_fits_whatever_the_others_are_and_what_is_larger_is_refused_by_all() {
         for count in [1usize, 3, 4] {
             let bound = 2f32.powi(18) / count.next_power_of_two() as f32;
-            assert_eq!(sum(&vec![bound; count]).unwrap(), f64::from(bound) * count as f64);
+            assert_eq!(
+                sum(&vec![bound; count]).unwrap(),
+                f64::from(bound) * count as f64
+            );
             assert_eq!(
                 sum(&vec![-bound; count]).unwrap(),
                 -f64::from(bound) * count as f64
@@ -399,12 +439,16 @@ mod tests {
             values[0] = f32::from_bits(bound.to_bits() + 1);
             let error = sum(&values).unwrap_err();
             assert!(error.is::<TooLarge>(), "{error}");
-            assert!(error.to_string().contains(&format!("({bound:e} ")), "{error}");
+            assert!(
+                error.to_string().contains(&format!("({bound:e} ")),
+                "{error}"
+            );
         }
     }
 
     #[test]
-    fn what_is_not_finite_makes_the_whole_gradient_not_a_number_and_is_forgotten_by_the_next_step() {
+    fn what_is_not_finite_makes_the_whole_gradient_not_a_number_and_is_forgotten_by_the_next_step()
+    {
         for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             assert!(sum(&[0.5, value]).unwrap().is_nan(), "{value}");
         }
@@ -417,9 +461,10 @@ mod tests {
         let before = bits(&parameters);
         exact.add(&[0.5, 0.25, 0.0], 1.0);
         let sums = exact.reduce(&alone(), (1.0, true), 2).unwrap();
-        assert_eq!((sums.losses, sums.marks), (vec![0.5, 0.25, 0.0], 1));
+        assert_eq!((sums.losses, sums.progress), (vec![0.5, 0.25, 0.0], 1));
         let after = bits(&parameters);
-        let far = |(a, b): (&u32, &u32)| (f32::from_bits(*a) - f32::from_bits(*b)).abs() > 2f32.powi(-44);
+        let far =
+            |(a, b): (&u32, &u32)| (f32::from_bits(*a) - f32::from_bits(*b)).abs() > 2f32.powi(-44);
         assert!(!before.iter().zip(&after).any(far));
     }
 

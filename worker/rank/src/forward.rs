@@ -1,4 +1,5 @@
-//! `worker forward`: one component on the tensors of a file. The arithmetic is the model's; here are the options.
+//! `worker forward`: one component on the tensors of a file. The arithmetic is the model's; here
+//! are the options.
 
 use crate::collective::precision::full_fp32;
 use crate::device;
@@ -13,8 +14,8 @@ use std::path::PathBuf;
 pub(crate) struct Options {
     #[arg(long, value_enum)]
     component: Component,
-    /// The component's folder with config.json, as diffusers and transformers write it, or one safetensors file of
-    /// Stable Diffusion 1.5
+    /// The component's folder with config.json, as diffusers and transformers write it, or one
+    /// safetensors file of Stable Diffusion 1.5
     #[arg(long, value_name = "PATH")]
     weights: PathBuf,
     /// Safetensors file with the component's inputs
@@ -96,7 +97,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     };
     let outputs = forward(request, device)?;
     weights::write(&options.outputs, &outputs, Storage::Float32)?;
-    for (name, tensor) in outputs.iter().filter(|(name, _)| !name.starts_with("gradient.")) {
+    for (name, tensor) in outputs
+        .iter()
+        .filter(|(name, _)| !name.starts_with("gradient."))
+    {
         println!("{name} {:?}", tensor.size());
     }
     Ok(())

@@ -1,6 +1,7 @@
-//! `worker-rank gpu-check`: what only a machine with a GPU can show. Does the GPU compute what the CPU
-//! computes, does NCCL answer, how long does a step take in each precision? Needs no coordinator, daemon,
-//! data set or network. With `--device cpu` it rehearses itself: CPU against CPU, and no NCCL.
+//! `worker-rank gpu-check`: what only a machine with a GPU can show. Does the GPU compute what the
+//! CPU computes, does NCCL answer, how long does a step take in each precision? Needs no
+//! coordinator, daemon, data set or network. With `--device cpu` it rehearses itself: CPU against
+//! CPU, and no NCCL.
 
 use crate::collective::device::{gpus, library_architectures, libtorch_version};
 use crate::collective::precision::full_fp32;
@@ -47,7 +48,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         library_architectures().join(" ")
     ))?;
     for gpu in gpus()? {
-        say(&format!("GPU {}: {}, {}", gpu.index, gpu.name, gpu.architecture))?;
+        say(&format!(
+            "GPU {}: {}, {}",
+            gpu.index, gpu.name, gpu.architecture
+        ))?;
     }
     let device = device::choose(kind, 0, Precision::Fp32)?;
     full_fp32();
@@ -88,8 +92,8 @@ fn agreement(size: &str, resolution: u32, device: Device) -> anyhow::Result<()> 
     let spec = spec(size, resolution)?;
     let examples = examples(2, resolution);
     let mut ours = Trainer::new(&spec, None, Device::Cpu)?;
-    // Zero convolutions begin at zero and hide the retrieval encoder; after two updates every gradient
-    // counts.
+    // Zero convolutions begin at zero and hide the retrieval encoder; after two updates every
+    // gradient counts.
     for step in 1..=2 {
         backward(&mut ours, &examples)?;
         ours.update(step)?;
@@ -108,7 +112,8 @@ fn agreement(size: &str, resolution: u32, device: Device) -> anyhow::Result<()> 
         }
     }
     say(&format!(
-        "agreement {size}: loss differs by {loss:.1e}, gradients by at most {worst:.1e} ({worst_name})"
+        "agreement {size}: loss differs by {loss:.1e}, gradients by at most {worst:.1e} \
+        ({worst_name})"
     ))?;
     ensure!(
         loss <= LOSS_TOLERANCE,
@@ -137,7 +142,8 @@ fn backward(trainer: &mut Trainer, examples: &[Example]) -> anyhow::Result<f64> 
 /// checkpoint.
 fn copy(from: &Trainer, spec: &TrainWork, device: Device) -> anyhow::Result<Trainer> {
     let folder = std::env::temp_dir().join(format!("gpu-check-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot create {}", folder.display()))?;
     let files = from.export();
     let mut init = InitWeights::new();
     for component in ["autoencoder", "text_encoder", "unet"] {
@@ -150,7 +156,8 @@ fn copy(from: &Trainer, spec: &TrainWork, device: Device) -> anyhow::Result<Trai
     }
     let mut copy = Trainer::new(spec, Some(&init), device)?;
     copy.load_state(&from.state().into_iter().collect(), from.step())?;
-    std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    std::fs::remove_dir_all(&folder)
+        .with_context(|| format!("cannot remove {}", folder.display()))?;
     Ok(copy)
 }
 
@@ -171,7 +178,10 @@ fn nccl(device: Device) -> anyhow::Result<()> {
     let expected = values.copy();
     let start = Instant::now();
     group.all_reduce(&values, "adding up 4 MiB over NCCL")?;
-    ensure!(values.equal(&expected), "a sum over one rank changed the values");
+    ensure!(
+        values.equal(&expected),
+        "a sum over one rank changed the values"
+    );
     say(&format!(
         "nccl: one rank added up 4 MiB in {:.3} s",
         start.elapsed().as_secs_f64()
@@ -179,7 +189,11 @@ fn nccl(device: Device) -> anyhow::Result<()> {
 }
 
 /// Forward, backward and update of the small RetriNet.
-fn step_time((name, precision): (&str, Precision), device: Device, timed: u32) -> anyhow::Result<()> {
+fn step_time(
+    (name, precision): (&str, Precision),
+    device: Device,
+    timed: u32,
+) -> anyhow::Result<()> {
     let (size, resolution) = SIZES[SIZES.len() - 1];
     let mut spec = spec(size, resolution)?;
     spec.train.precision = precision;
@@ -210,13 +224,13 @@ fn examples(count: u32, resolution: u32) -> Vec<Example> {
     (0..count)
         .map(|n| {
             let reference = |slot: u32, concept| Reference {
-                picture: picture(resolution, n * 3 + slot),
+                image: image(resolution, n * 3 + slot),
                 concept,
                 position: u64::from(n),
             };
             Example {
                 position: u64::from(n),
-                target: picture(resolution, n * 3),
+                target: image(resolution, n * 3),
                 target_mask: GrayImage::from_pixel(resolution, resolution, Luma([255])),
                 face_mask: GrayImage::from_fn(resolution, resolution, |x, y| {
                     Luma([if x.max(y) < resolution / 3 { 255 } else { 0 }])
@@ -230,7 +244,7 @@ fn examples(count: u32, resolution: u32) -> Vec<Example> {
         .collect()
 }
 
-fn picture(side: u32, seed: u32) -> RgbImage {
+fn image(side: u32, seed: u32) -> RgbImage {
     RgbImage::from_fn(side, side, |x, y| {
         let mut bits = (x / 4).wrapping_mul(73_856_093)
             ^ (y / 4).wrapping_mul(19_349_663)

@@ -1,6 +1,7 @@
-//! How the ranks of a generation meet: rank 0 opens a store and says where, the coordinator tells everybody once no rank
-//! is loading any more, everybody writes its name there, and only when all have is the process group formed. So a rank
-//! that does not come is named, and one that loads for long is waited for. Called by [`crate::train`].
+//! How the ranks of a generation meet: rank 0 opens a store and says where, the coordinator tells
+//! everybody once no rank is loading any more, everybody writes its name there, and only when all
+//! have is the process group formed. So a rank that does not come is named, and one that loads for
+//! long is waited for. Called by [`crate::train`].
 
 use crate::collective::{CollectiveError, Group, Membership, Store};
 use crate::deadline::Deadlines;
@@ -8,8 +9,8 @@ use crate::link::Link;
 use anyhow::Context;
 use rank_core::gang::Order;
 
-/// Rank 0's store, open and announced as early as can be, so that nobody waits for it while loading. `address`: of this
-/// machine.
+/// Rank 0's store, open and announced as early as can be, so that nobody waits for it while
+/// loading. `address`: of this machine.
 pub(crate) fn open_store(link: &Link, order: Order, address: &str) -> anyhow::Result<Store> {
     let deadlines = Deadlines::new(order.detect_within_ms);
     let store = Store::serve(address, deadlines.join())
@@ -46,10 +47,12 @@ pub(crate) fn meet(
         let key = |rank: u32| format!("{scope}/rank {rank}");
         store.set(&key(rank), "here")?;
         for other in (0..world).filter(|&other| other != rank) {
-            store.wait(&key(other), wait).map_err(|error| CollectiveError {
-                action: format!("rank {other} did not come: {}", error.action),
-                ..error
-            })?;
+            store
+                .wait(&key(other), wait)
+                .map_err(|error| CollectiveError {
+                    action: format!("rank {other} did not come: {}", error.action),
+                    ..error
+                })?;
         }
         Group::join(store, membership)
     })

@@ -1,6 +1,7 @@
-//! Base weights: turns the job's `init` URL into local files. A `file://` base is used in place; anything else is fetched
-//! once into the cache, into a folder named by the hash of what the store says of its objects, so that a changed object
-//! is fetched anew; its files are hashed on the way, and again at each use. Never looks inside a file: the model does.
+//! Base weights: turns the job's `init` URL into local files. A `file://` base is used in place;
+//! anything else is fetched once into the cache, into a folder named by the hash of what the store
+//! says of its objects, so that a changed object is fetched anew; its files are hashed on the way,
+//! and again at each use. Never looks inside a file: the model does.
 
 use anyhow::{Context, bail, ensure};
 use base_weights::base::Base;
@@ -20,7 +21,8 @@ const EXPORT_FILE: &str = "export.json";
 
 type Hashes = BTreeMap<String, String>;
 
-/// Component name -> local file or folder, for those components that the URL has and the architecture uses.
+/// Component name -> local file or folder, for those components that the URL has and the
+/// architecture uses.
 pub(crate) async fn fetch(
     url: &str,
     model: &Model,
@@ -69,7 +71,8 @@ impl Wanted {
     }
 }
 
-/// The folder with a remote base's files; the first of a node's ranks fetches them, the others wait for it.
+/// The folder with a remote base's files; the first of a node's ranks fetches them, the others wait
+/// for it.
 async fn cached(base: &Base, wanted: &Wanted, cache: &Path) -> anyhow::Result<PathBuf> {
     let folder = cache.join(version(base, wanted).await?);
     std::fs::create_dir_all(cache).with_context(|| format!("cannot make {}", cache.display()))?;
@@ -93,9 +96,15 @@ async fn cached(base: &Base, wanted: &Wanted, cache: &Path) -> anyhow::Result<Pa
     let mut hashes = Hashes::new();
     for name in &wanted.files {
         tracing::info!(file = name, of = base.url(), "fetching base weights");
-        hashes.insert(name.clone(), download(base, name, &partial.join(name)).await?);
+        hashes.insert(
+            name.clone(),
+            download(base, name, &partial.join(name)).await?,
+        );
     }
-    std::fs::write(partial.join(HASHES_FILE), serde_json::to_vec_pretty(&hashes)?)?;
+    std::fs::write(
+        partial.join(HASHES_FILE),
+        serde_json::to_vec_pretty(&hashes)?,
+    )?;
     std::fs::rename(&partial, &folder)?;
     Ok(folder)
 }
@@ -109,7 +118,9 @@ async fn version(base: &Base, wanted: &Wanted) -> anyhow::Result<String> {
             .head(&path)
             .await
             .with_context(|| format!("cannot read {path}"))?;
-        let tag = meta.e_tag.unwrap_or_else(|| meta.last_modified.to_rfc3339());
+        let tag = meta
+            .e_tag
+            .unwrap_or_else(|| meta.last_modified.to_rfc3339());
         text.push_str(&format!("\n{path}\n{}\n{tag}", meta.size));
     }
     Ok(hex_sha256(text.as_bytes()))
@@ -119,7 +130,12 @@ async fn version(base: &Base, wanted: &Wanted) -> anyhow::Result<String> {
 async fn download(base: &Base, name: &str, to: &Path) -> anyhow::Result<String> {
     let (store, path) = base.object(name);
     let reading = || format!("cannot read {path}");
-    let writing = || format!("cannot keep base weights in {}; is the disk full?", to.display());
+    let writing = || {
+        format!(
+            "cannot keep base weights in {}; is the disk full?",
+            to.display()
+        )
+    };
     std::fs::create_dir_all(to.parent().unwrap_or(to)).with_context(writing)?;
     let mut file = std::fs::File::create(to).with_context(writing)?;
     let found = store.get(&path).await.with_context(reading)?;
@@ -183,7 +199,8 @@ async fn compare_with_export(base: &Base, wanted: &Wanted, folder: &Path) -> any
 }
 
 fn hash_of(path: &Path) -> anyhow::Result<String> {
-    let hash = storage::hash::of_file(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let hash =
+        storage::hash::of_file(path).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(hex(&hash))
 }
 
@@ -232,7 +249,8 @@ mod tests {
         );
         // An export's hashes are compared.
         let hash = hex_sha256(b"x");
-        let export = |hash: &str| format!(r#"{{"files": {{"autoencoder.safetensors": "{hash}"}}}}"#);
+        let export =
+            |hash: &str| format!(r#"{{"files": {{"autoencoder.safetensors": "{hash}"}}}}"#);
         put(folder.path(), EXPORT_FILE, export(&hash).as_bytes());
         fetch().await.unwrap();
         put(folder.path(), EXPORT_FILE, export("00").as_bytes());
@@ -258,7 +276,10 @@ mod tests {
         let first = folder().await;
         let weights = first.join("vae/model.safetensors");
         assert_eq!(std::fs::read(&weights).unwrap(), b"one");
-        assert!(!first.join("unet").exists(), "only what the architecture uses");
+        assert!(
+            !first.join("unet").exists(),
+            "only what the architecture uses"
+        );
         put(&first, "mark", b"");
         assert_eq!(folder().await, first);
         assert!(first.join("mark").exists(), "it is fetched once");

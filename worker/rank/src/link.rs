@@ -1,14 +1,14 @@
-//! The model thread's line to the daemon: what it says goes to the task in [`crate::conversation`], and what the daemon ordered
-//! reaches it through the rank's machine. Decides nothing.
+//! The model thread's line to the daemon: what it says goes to the task in [`crate::conversation`],
+//! and what the daemon ordered reaches it through the rank's machine. Decides nothing.
 
 use crate::collective::{Aborter, CollectiveError, exit_now};
 use crate::conversation::{Conversation, EXIT_STOPPED, Word, first_report};
 use crate::deadline::Deadlines;
 use crate::task::{Machine, Shared, Task, Wanted, lock};
-use crate::watch::{Marks, Watch};
+use crate::watchdog::{Progress, Watchdog};
 use anyhow::Context;
 use proto::id::{Generation, Rank};
-use proto::message::{Halt, RankOrder, RankPhase, ShardReport, StepReport, WeightDigest};
+use proto::message::{GracefulStop, RankOrder, RankPhase, ShardReport, StepReport, WeightDigest};
 use rank_core::gang::{self, GangRank};
 use rank_core::state::StateLabel;
 use rank_core::units::{self, UnitRank};
@@ -32,7 +32,7 @@ pub(crate) struct Link {
     task: watch::Receiver<Task>,
     shared: Shared,
     wanted: Mutex<threads::Receiver<Wanted>>,
-    marks: Marks,
+    progress: Progress,
 }
 
 impl Link {
@@ -48,7 +48,9 @@ impl Link {
                 .next_line()
                 .await?
                 .context("the daemon closed before it gave an order")?;
-            let task = match serde_json::from_str(&first).context("cannot read the daemon's first order")? {
+            let task = match serde_json::from_str(&first)
+                .context("cannot read the daemon's first order")?
+            {
                 RankOrder::Assignment {
                     assignment,
                     rank,
@@ -65,7 +67,7 @@ impl Link {
             let shared = Shared::default();
             let (wants, wanted) = threads::channel();
             let deadlines = Deadlines::new(task.assignment.detect_within_ms);
-            let marks = Marks::default();
+            let progress = Progress::default();
             let conversation = Conversation {
                 report: first_report(&task),
                 writer,
@@ -73,7 +75,7 @@ impl Link {
                 shared: shared.clone(),
                 wants,
                 failed: false,
-                watch: Watch::new(marks.clone(), deadlines, Instant::now()),
+                watch: Watchdog::new(progress.clone(), deadlines, Instant::now()),
             };
             tokio::spawn(conversation.run(lines, said, deadlines.heartbeat()));
             Ok((
@@ -83,7 +85,7 @@ impl Link {
                     task: receiver,
                     shared,
                     wanted: Mutex::new(wanted),
-                    marks,
+                    progress,
                 },
                 task,
             ))
@@ -112,7 +114,7 @@ impl Link {
     }
 
     /// Tells the machine what happened. What it wants is to be done in this order.
-    pub(crate) fn tell(&self, event: gang::Event) -> Vec<gang::Effect> {
+    pub(crate) fn tell(&self, event: gang::Input) -> Vec<gang::Effect> {
         match &mut *self.shared.machine() {
             Machine::Gang(machine) => machine.handle(event),
             Machine::None | Machine::Units(_) => Vec::new(),
@@ -120,15 +122,15 @@ impl Link {
     }
 
     /// The same of a rank that works on units.
-    pub(crate) fn tell_units(&self, event: units::Event) -> Vec<units::Effect> {
+    pub(crate) fn tell_units(&self, event: units::Input) -> Vec<units::Effect> {
         match &mut *self.shared.machine() {
             Machine::Units(machine) => machine.handle(event),
             Machine::None | Machine::Gang(_) => Vec::new(),
         }
     }
 
-    /// Waits until an order makes the machine want something of a thread that has nothing to do. The process may be told to
-    /// leave instead.
+    /// Waits until an order makes the machine want something of a thread that has nothing to do.
+    /// The process may be told to leave instead.
     pub(crate) fn wait_wanted(&self) -> anyhow::Result<Vec<gang::Effect>> {
         let wanted = lock(&self.wanted);
         loop {
@@ -160,9 +162,10 @@ impl Link {
         self.say(Word::News);
     }
 
-    /// A unit is begun. Returns when the daemon can read that: should the process die of it, it is known which one it was.
+    /// A unit is begun. Returns when the daemon can read that: should the process die of it, it is
+    /// known which one it was.
     pub(crate) fn begin_unit(&self, unit: u64) {
-        self.marks.unit(unit);
+        self.progress.unit(unit);
         let (sender, receiver) = oneshot::channel();
         self.say(Word::Flush(sender));
         // Ignored: without an answer the task is gone, and the process with it.
@@ -201,8 +204,8 @@ impl Link {
     }
 
     /// Where the model's thread says what it is about to do in a step.
-    pub(crate) fn marks(&self) -> &Marks {
-        &self.marks
+    pub(crate) fn progress(&self) -> &Progress {
+        &self.progress
     }
 
     /// This process as it is called now.
@@ -212,8 +215,8 @@ impl Link {
     }
 
     /// Whether the generation is to end in order, and how.
-    pub(crate) fn halt(&self) -> Option<Halt> {
-        self.gang(GangRank::halt).flatten()
+    pub(crate) fn graceful_stop(&self) -> Option<GracefulStop> {
+        self.gang(GangRank::graceful_stop).flatten()
     }
 
     /// Whether a newer generation than this is ordered.
@@ -221,7 +224,8 @@ impl Link {
         generation < self.task.borrow().generation()
     }
 
-    /// From now on an order for a newer generation ends the collectives of this group. Any older group is forgotten.
+    /// From now on an order for a newer generation ends the collectives of this group. Any older
+    /// group is forgotten.
     pub(crate) fn guard(&self, generation: Generation, aborter: Option<Aborter>) {
         let mut interrupt = self.shared.interrupt();
         *interrupt = aborter;
@@ -232,7 +236,8 @@ impl Link {
         }
     }
 
-    /// Says the last word and returns once the daemon can read it. The caller then leaves the process.
+    /// Says the last word and returns once the daemon can read it. The caller then leaves the
+    /// process.
     pub(crate) fn last(&self, phase: RankPhase) {
         let (sender, receiver) = oneshot::channel();
         self.say(Word::Last(phase, sender));
@@ -240,8 +245,8 @@ impl Link {
         let _ = receiver.blocking_recv();
     }
 
-    /// Waits until the coordinator tells where rank 0's store is: when no rank is loading any more, which may take as long as
-    /// a store is waited for.
+    /// Waits until the coordinator tells where rank 0's store is: when no rank is loading any more,
+    /// which may take as long as a store is waited for.
     pub(crate) fn wait_store_address(
         &self,
         generation: Generation,
@@ -249,8 +254,8 @@ impl Link {
     ) -> anyhow::Result<String> {
         let mut task = self.task.clone();
         self.runtime.block_on(async {
-            let known =
-                task.wait_for(|task| generation < task.generation() || task.store_address().is_some());
+            let known = task
+                .wait_for(|task| generation < task.generation() || task.store_address().is_some());
             let Ok(found) = tokio::time::timeout(deadlines.outage(), known).await else {
                 return Err(CollectiveError {
                     action: "meeting the other ranks".into(),
@@ -270,7 +275,8 @@ impl Link {
         })
     }
 
-    /// Waits for object storage, until a newer generation is ordered: nobody then waits for this any more.
+    /// Waits for object storage, until a newer generation is ordered: nobody then waits for this
+    /// any more.
     pub(crate) fn unless_superseded<T>(
         &self,
         generation: Generation,
@@ -285,8 +291,8 @@ impl Link {
         })
     }
 
-    /// Waits for what cannot be interrupted, on a thread of its own, which is left behind when a newer generation is
-    /// ordered first.
+    /// Waits for what cannot be interrupted, on a thread of its own, which is left behind when a
+    /// newer generation is ordered first.
     pub(crate) fn unless_over<T: Send + 'static>(
         &self,
         generation: Generation,

@@ -14,10 +14,11 @@ const CACHE_BYTES: usize = 1 << 30;
 pub(crate) fn build(rank: &Rank<'_>, spec: &TrainWork, device: Device) -> anyhow::Result<Trainer> {
     tch::set_num_threads(i32::try_from(spec.train.threads).unwrap_or(i32::MAX));
     let weights = match &spec.model.init {
-        Some(url) => Some(
-            rank.runtime
-                .block_on(init::fetch(url, &spec.model, &rank.settings.cache_dir))?,
-        ),
+        Some(url) => Some(rank.runtime.block_on(init::fetch(
+            url,
+            &spec.model,
+            &rank.settings.cache_dir,
+        ))?),
         None => None,
     };
     Trainer::new(spec, weights.as_ref(), device).map_err(|error| {

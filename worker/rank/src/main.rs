@@ -1,5 +1,5 @@
-//! `worker-rank`: the process that holds libtorch. One per device, started by the worker daemon, which holds
-//! none; also the part of `worker doctor` that needs libtorch.
+//! `worker-rank`: the process that holds libtorch. One per device, started by the worker daemon,
+//! which holds none; also the part of `worker doctor` that needs libtorch.
 
 mod checkpoint;
 mod clock;
@@ -14,19 +14,19 @@ mod exact;
 mod forward;
 mod gpu_check;
 mod group;
+mod images;
 mod init;
 mod link;
 mod load;
 mod maps;
 mod outage;
-mod pictures;
 mod position;
 mod prefetch;
 mod process;
 mod run;
 mod sample;
 mod score;
-mod share;
+mod sharding;
 mod sidecar;
 mod state;
 mod step;
@@ -36,7 +36,7 @@ mod task;
 mod tokenize;
 mod train;
 mod upload;
-mod watch;
+mod watchdog;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -55,8 +55,8 @@ enum Command {
     Run(process::Settings),
     /// Check libtorch, devices, object store and ports of this node.
     Doctor(doctor::Node),
-    /// Compare the GPU with the CPU, try NCCL and time steps; for a machine with a GPU and nothing else of
-    /// ours.
+    /// Compare the GPU with the CPU, try NCCL and time steps; for a machine with a GPU and nothing
+    /// else of ours.
     GpuCheck(gpu_check::Options),
     Forward(forward::Options),
     Tokenize(tokenize::Options),

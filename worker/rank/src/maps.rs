@@ -1,10 +1,11 @@
-//! Attention maps as in the paper's figure 6: where in a reference the retrieval encoder finds a word, by input block and
-//! time step. For every reference and every word that is asked for, the encoder reads the reference under that word; drawn
-//! is how much each place attends to the word's token, mean over the heads, from the least (dark) to the most (bright) of
-//! its own map. Called by [`crate::studio`].
+//! Attention maps as in the paper's figure 6: where in a reference the retrieval encoder finds a
+//! word, by input block and time step. For every reference and every word that is asked for, the
+//! encoder reads the reference under that word; drawn is how much each place attends to the word's
+//! token, mean over the heads, from the least (dark) to the most (bright) of its own map. Called by
+//! [`crate::studio`].
 
 use crate::subject::Subject;
-use figures::grid::{Cell, picture_grid};
+use figures::grid::{Cell, image_grid};
 use figures::heat::overlay;
 use image::RgbImage;
 use model::sampler::Sampler;
@@ -19,7 +20,7 @@ const TIMES: usize = 4;
 
 /// Pictures by file name, and what they are.
 pub(crate) struct Maps {
-    pub(crate) pictures: Vec<(String, RgbImage)>,
+    pub(crate) images: Vec<(String, RgbImage)>,
     pub(crate) record: Record,
 }
 
@@ -54,15 +55,15 @@ pub(crate) fn draw(
     let schedule = trainer.noise_schedule().clone();
     let sampler = Sampler::new(schedule, request.method, request.steps)?;
     let times = spread(sampler.timesteps(), TIMES);
-    let (mut pictures, mut maps) = (Vec::new(), Vec::new());
+    let (mut images, mut maps) = (Vec::new(), Vec::new());
     for (index, reference) in subject.example.references.iter().enumerate() {
         for word in &request.attention {
             let sheet = format!("{name}-{index}-{}.png", word.word());
             let mut rows = Vec::new();
             for &timestep in &times {
-                let mut row = vec![Cell::new(reference.concept.word(), reference.picture.clone())];
-                for found in trainer.attention(&reference.picture, *word, timestep)? {
-                    let picture = overlay(&reference.picture, &found.values, found.width);
+                let mut row = vec![Cell::new(reference.concept.word(), reference.image.clone())];
+                for found in trainer.attention(&reference.image, *word, timestep)? {
+                    let image = overlay(&reference.image, &found.values, found.width);
                     let file = format!(
                         "{name}-{index}-{}-in{:02}-t{timestep:03}.png",
                         word.word(),
@@ -70,7 +71,7 @@ pub(crate) fn draw(
                     );
                     row.push(Cell::new(
                         format!("{} in{} t{timestep}", word.word(), found.block),
-                        picture.clone(),
+                        image.clone(),
                     ));
                     maps.push(Map {
                         file: file.clone(),
@@ -82,15 +83,15 @@ pub(crate) fn draw(
                         least: found.values.iter().copied().fold(f32::INFINITY, f32::min),
                         most: found.values.iter().copied().fold(0.0, f32::max),
                     });
-                    pictures.push((file, picture));
+                    images.push((file, image));
                 }
                 rows.push(row);
             }
-            pictures.push((sheet, picture_grid(&rows, SIDE, 1)));
+            images.push((sheet, image_grid(&rows, SIDE, 1)));
         }
     }
     Ok(Maps {
-        pictures,
+        images,
         record: Record { maps },
     })
 }

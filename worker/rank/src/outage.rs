@@ -1,13 +1,14 @@
-//! An object store that does not answer for a while. The newest state is in the ranks' memory alone: one that gave up
-//! would lose it, and so it tries again, for as long as nobody orders something else.
+//! An object store that does not answer for a while. The newest state is in the ranks' memory
+//! alone: one that gave up would lose it, and so it tries again, for as long as nobody orders
+//! something else.
 
 use crate::deadline::Deadlines;
 use anyhow::Chain;
 use std::error::Error;
 use std::time::Instant;
 
-/// Asks until there is an answer that is not of an outage, or the outage has lasted too long. `what`: what is tried, for the
-/// log.
+/// Asks until there is an answer that is not of an outage, or the outage has lasted too long.
+/// `what`: what is tried, for the log.
 pub(crate) async fn outlast<T, E: Error + 'static, F: Future<Output = Result<T, E>>>(
     deadlines: Deadlines,
     what: &str,
@@ -16,7 +17,9 @@ pub(crate) async fn outlast<T, E: Error + 'static, F: Future<Output = Result<T, 
     let begun = Instant::now();
     loop {
         let error = match attempt().await {
-            Err(error) if is_outage(Chain::new(&error)) && begun.elapsed() < deadlines.outage() => error,
+            Err(error) if is_outage(Chain::new(&error)) && begun.elapsed() < deadlines.outage() => {
+                error
+            }
             outcome => return outcome,
         };
         let pause = deadlines.outage_pause();
@@ -34,7 +37,8 @@ pub(crate) async fn outlast<T, E: Error + 'static, F: Future<Output = Result<T, 
     }
 }
 
-/// Whether this may pass: no answer, a full disk, an error of the server; not what it says of the object or of us.
+/// Whether this may pass: no answer, a full disk, an error of the server; not what it says of the
+/// object or of us.
 pub(crate) fn is_outage(mut chain: Chain<'_>) -> bool {
     chain.any(|cause| {
         matches!(
@@ -78,7 +82,11 @@ mod tests {
         let mut tries = 0;
         let outcome = outlast(deadlines, "writing", || {
             tries += 1;
-            std::future::ready(if tries < 5 { Err(no_answer()) } else { Ok(tries) })
+            std::future::ready(if tries < 5 {
+                Err(no_answer())
+            } else {
+                Ok(tries)
+            })
         });
         assert_eq!(outcome.await.unwrap(), 5);
         let mut tries = 0;

@@ -1,12 +1,12 @@
-//! Loads the next step's micro-batches while the current step computes. Never touches a tensor. Called by
-//! [`crate::train`].
+//! Loads the next step's micro-batches while the current step computes. Never touches a tensor.
+//! Called by [`crate::train`].
 
 use crate::deadline::Deadlines;
 use crate::outage::outlast;
 use crate::position::Position;
 use model_data::example::Example;
 use model_data::loader::{LoadError, Loader};
-use proto::share;
+use proto::sharding;
 use proto::spec::TrainWork;
 use std::ops::RangeInclusive;
 use tokio::runtime::Handle;
@@ -40,7 +40,7 @@ impl Prefetch {
         let (sender, receiver) = mpsc::channel(STEPS_AHEAD);
         let micro_batch = spec.train.micro_batch;
         let global_batch = spec.train.global_batch;
-        let own = share::micro_batches(spec.micro_batches(), rank, world);
+        let own = sharding::micro_batches(spec.micro_batches(), rank, world);
         runtime.spawn(async move {
             for step in steps {
                 let range = own.start * micro_batch..own.end * micro_batch;

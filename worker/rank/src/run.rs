@@ -1,5 +1,6 @@
-//! The life of one rank process: connect to the daemon, do the work, say how it ended, leave. What goes wrong with the
-//! group is no end: the process waits for the next generation. Whatever else goes wrong becomes one line that says which rank, where and why. Called by `main`.
+//! The life of one rank process: connect to the daemon, do the work, say how it ended, leave. What
+//! goes wrong with the group is no end: the process waits for the next generation. Whatever else
+//! goes wrong becomes one line that says which rank, where and why. Called by `main`.
 
 use crate::collective::precision::full_fp32;
 use crate::collective::{exit_now, first_line};
@@ -64,7 +65,10 @@ fn work(rank: &Rank<'_>) -> anyhow::Result<Infallible> {
     match (&rank.job.work, &assignment.run) {
         (Work::Train(work), Run::Gang(_)) => train::train(rank, work),
         (Work::Sample(work), Run::Units(order)) => {
-            let source = order.source.as_ref().context("the order names no trained job")?;
+            let source = order
+                .source
+                .as_ref()
+                .context("the order names no trained job")?;
             sample::sample(rank, work, source).context("sampling")
         }
         (work @ Work::Train(_), Run::Units(_)) | (work @ Work::Sample(_), Run::Gang(_)) => {
@@ -77,7 +81,8 @@ fn work(rank: &Rank<'_>) -> anyhow::Result<Infallible> {
     }
 }
 
-/// Asks the kernel to end this process with its parent, and leaves at once if the parent is gone already.
+/// Asks the kernel to end this process with its parent, and leaves at once if the parent is gone
+/// already.
 fn die_with(parent: i32) -> anyhow::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     let now = rustix::process::getppid().map(rustix::process::Pid::as_raw_pid);

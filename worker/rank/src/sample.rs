@@ -1,6 +1,6 @@
-//! Sampling as one rank process sees it: it loads model and data once, then makes the units of its lease one by one, as the
-//! rank's machine ([`rank_core::units`]) wants. Which image unit n is follows from n alone; its outputs are put once. Called by
-//! [`crate::run`].
+//! Sampling as one rank process sees it: it loads model and data once, then makes the units of its
+//! lease one by one, as the rank's machine ([`rank_core::units`]) wants. Which image unit n is
+//! follows from n alone; its outputs are put once. Called by [`crate::run`].
 
 use crate::closing;
 use crate::collective::first_line;
@@ -10,16 +10,20 @@ use crate::process::Rank;
 use crate::studio::Studio;
 use proto::message::SourceJob;
 use proto::sample::{SampleUnit, SampleWork};
-use rank_core::units::{Effect, Event};
+use rank_core::units::{Effect, Input};
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Instant;
 
 /// Leaves only by an error of the process: one of a unit is reported, and the next is taken.
-pub(crate) fn sample(rank: &Rank<'_>, work: &SampleWork, source: &SourceJob) -> anyhow::Result<Infallible> {
+pub(crate) fn sample(
+    rank: &Rank<'_>,
+    work: &SampleWork,
+    source: &SourceJob,
+) -> anyhow::Result<Infallible> {
     rank.link.take_units();
     let mut studio = Studio::open(rank, work, source)?;
-    let mut wanted = VecDeque::from(rank.link.tell_units(Event::Loaded));
+    let mut wanted = VecDeque::from(rank.link.tell_units(Input::Loaded));
     loop {
         let Some(effect) = wanted.pop_front() else {
             wanted.extend(rank.link.wait_units()?);
@@ -30,14 +34,14 @@ pub(crate) fn sample(rank: &Rank<'_>, work: &SampleWork, source: &SourceJob) -> 
             Effect::Begin(unit) => {
                 rank.link.begin_unit(unit);
                 let event = match make(rank, &mut studio, unit) {
-                    Ok(()) => Event::Done { unit },
+                    Ok(()) => Input::Done { unit },
                     Err(error) => {
                         let error = first_line(&format!("{error:#}")).to_owned();
                         tracing::warn!(unit, error, "a unit failed");
-                        Event::Failed { unit, error }
+                        Input::Failed { unit, error }
                     }
                 };
-                rank.link.marks().leave();
+                rank.link.progress().leave();
                 wanted.extend(rank.link.tell_units(event));
             }
         }
@@ -73,7 +77,7 @@ fn make(rank: &Rank<'_>, studio: &mut Studio<'_>, unit: u64) -> anyhow::Result<(
             again_in_s = pause.as_secs_f64(),
             "the object store does not do it; the unit is tried again"
         );
-        rank.link.marks().waits();
+        rank.link.progress().waits();
         rank.runtime.block_on(tokio::time::sleep(pause));
     }
 }

@@ -1,6 +1,7 @@
-//! Whose picture is this? A drawn picture is compared by colour with its own character-and-outfit (other
-//! pictures than the target) and with seven others; it is right when its own is nearest. Chance is one in
-//! eight. Called by [`crate::studio`]; the measure itself is `model_data::identity`'s, with its limits.
+//! Whose picture is this? A drawn picture is compared by colour with its own character-and-outfit
+//! (other pictures than the target) and with seven others; it is right when its own is nearest.
+//! Chance is one in eight. Called by [`crate::studio`]; the measure itself is
+//! `model_data::identity`'s, with its limits.
 
 use image::RgbImage;
 use model_data::identity::{Histogram, figure_mask, histogram, mean, nearest};
@@ -12,7 +13,7 @@ use std::collections::BTreeMap;
 const CANDIDATES: usize = 8;
 
 /// Pictures that make up a candidate's portrait, at most.
-const PORTRAIT_PICTURES: usize = 8;
+const PORTRAIT_IMAGES: usize = 8;
 
 /// Identities to choose from, by their positions.
 #[derive(Debug)]
@@ -35,7 +36,8 @@ pub(crate) struct Verdict {
 }
 
 impl Identities {
-    /// All identities among `positions`; those with one picture only cannot be told from it and are left out.
+    /// All identities among `positions`; those with one picture only cannot be told from it and are
+    /// left out.
     fn new(loader: &Loader, positions: &[u64], seed: u64) -> Self {
         let mut found: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
         for &position in positions {
@@ -74,8 +76,8 @@ impl Identities {
         self.positions.len() >= CANDIDATES
     }
 
-    /// Judges the picture that was drawn for the sample at `target`. None when its identity has no other
-    /// picture, or there is no other identity.
+    /// Judges the picture that was drawn for the sample at `target`. None when its identity has no
+    /// other picture, or there is no other identity.
     pub(crate) async fn judge(
         &mut self,
         loader: &Loader,
@@ -108,8 +110,8 @@ impl Identities {
         }
         let all: Vec<u64> = self.positions.keys().copied().collect();
         let order = SampleOrder::new(self.seed ^ target, all.len() as u64);
-        let shuffled =
-            (0..order.samples()).map(|place| all[usize::try_from(order.at(place).1).expect("an index")]);
+        let shuffled = (0..order.samples())
+            .map(|place| all[usize::try_from(order.at(place).1).expect("an index")]);
         std::iter::once(own)
             .chain(shuffled.filter(|&identity| identity != own))
             .take(CANDIDATES)
@@ -128,14 +130,14 @@ impl Identities {
         for position in members
             .into_iter()
             .filter(|&position| position != target)
-            .take(PORTRAIT_PICTURES)
+            .take(PORTRAIT_IMAGES)
         {
             if let Some(known) = self.histograms.get(&position) {
                 parts.push(known.clone());
                 continue;
             }
-            let picture = loader.decoded(position).await?;
-            let colours = histogram(&picture.picture, &picture.mask);
+            let image = loader.decoded(position).await?;
+            let colours = histogram(&image.image, &image.mask);
             self.histograms.insert(position, colours.clone());
             parts.push(colours);
         }

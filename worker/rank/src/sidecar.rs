@@ -1,5 +1,5 @@
-//! What is written down beside a drawn picture: everything that made it, so that it can be drawn again. Plain data.
-//! Called by [`crate::studio`].
+//! What is written down beside a drawn picture: everything that made it, so that it can be drawn
+//! again. Plain data. Called by [`crate::studio`].
 
 use crate::score::Verdict;
 use crate::subject::{Origin, Subject};
@@ -67,7 +67,8 @@ pub(crate) struct Target {
     pub(crate) id: String,
     pub(crate) character: String,
     pub(crate) outfit: String,
-    /// Which candidate the picture is nearest to; 0 is its own identity. Absent where its identity cannot be told.
+    /// Which candidate the picture is nearest to; 0 is its own identity. Absent where its identity
+    /// cannot be told.
     pub(crate) nearest: Option<usize>,
     pub(crate) nearest_identity: Option<u64>,
     pub(crate) correct: Option<bool>,
@@ -104,7 +105,11 @@ impl Subjects {
 }
 
 impl Target {
-    pub(crate) fn of(loader: &Loader, position: u64, verdict: Option<Verdict>) -> anyhow::Result<Self> {
+    pub(crate) fn of(
+        loader: &Loader,
+        position: u64,
+        verdict: Option<Verdict>,
+    ) -> anyhow::Result<Self> {
         let sample = &loader.rows()[usize::try_from(position)?];
         Ok(Self {
             position,

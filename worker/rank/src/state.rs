@@ -1,6 +1,7 @@
-//! The state with which a generation begins: the ranks tell each other what they hold in memory, and those that lack the
-//! newest get it from one that has it, over the group. Which it is [`rank_core::state`] says. Afterwards all ranks hold the
-//! same bits, or the one that is alone is named. Called by [`crate::train`].
+//! The state with which a generation begins: the ranks tell each other what they hold in memory,
+//! and those that lack the newest get it from one that has it, over the group. Which it is
+//! [`rank_core::state`] says. Afterwards all ranks hold the same bits, or the one that is alone is
+//! named. Called by [`crate::train`].
 
 use crate::collective::{CollectiveError, Group};
 use crate::exact::fill;
@@ -42,9 +43,9 @@ pub(crate) fn exchange(
     Ok(said.collect())
 }
 
-/// Takes over the state of `source` with the others; reads a checkpoint with `read` if it must. `said`: from [`exchange`].
-/// `holds`: this rank has it in memory. `took`: told as soon as it has something new there, while the others may still
-/// wait for theirs.
+/// Takes over the state of `source` with the others; reads a checkpoint with `read` if it must.
+/// `said`: from [`exchange`]. `holds`: this rank has it in memory. `took`: told as soon as it has
+/// something new there, while the others may still wait for theirs.
 pub(crate) fn synchronize(
     group: &Group,
     trainer: &mut Trainer,
@@ -71,9 +72,17 @@ pub(crate) fn synchronize(
             took(checkpoint.into());
         }
         // A process that trained holds no base weights any more, but then it holds something newer.
-        StateSource::Base => ensure!(trainer.step() == 0, "state of step {} is lost", trainer.step()),
+        StateSource::Base => ensure!(
+            trainer.step() == 0,
+            "state of step {} is lost",
+            trainer.step()
+        ),
     }
-    let rows = tell(group, &[fingerprint(trainer)], "comparing the state of all ranks")?;
+    let rows = tell(
+        group,
+        &[fingerprint(trainer)],
+        "comparing the state of all ranks",
+    )?;
     let all = (0..).zip(&rows).map(|(rank, row)| statement(rank, row[0]));
     agree(all, &format!("the state of step {}", source.step()))?;
     Ok(())
@@ -135,7 +144,7 @@ fn fingerprint(trainer: &Trainer) -> i64 {
 }
 
 /// Bytes that are sent together, at least where there are so many.
-const PARCEL_BYTES: usize = 1 << 25;
+const BUCKET_BYTES: usize = 1 << 25;
 
 /// Everybody gets the state of `root`; `holds`: this rank has it already and only listens.
 fn hand_over(
@@ -148,15 +157,15 @@ fn hand_over(
     let state = trainer.state();
     let mut received = NamedTensors::new();
     tch::no_grad(|| -> Result<(), CollectiveError> {
-        for parcel in fill(&state, PARCEL_BYTES, |(_, tensor)| size(tensor)) {
-            let bytes: Vec<Tensor> = parcel.iter().map(|(_, tensor)| as_bytes(tensor)).collect();
+        for bucket in fill(&state, BUCKET_BYTES, |(_, tensor)| size(tensor)) {
+            let bytes: Vec<Tensor> = bucket.iter().map(|(_, tensor)| as_bytes(tensor)).collect();
             let bytes = Tensor::cat(&bytes, 0);
             group.broadcast(&bytes, root.0, "handing over the state")?;
             if holds {
                 continue;
             }
             let mut start = 0;
-            for (name, like) in parcel {
+            for (name, like) in bucket {
                 let length = size(like) as i64;
                 // A copy, so that it begins where numbers of its kind may.
                 let own = bytes.narrow(0, start, length).copy();

@@ -1,5 +1,6 @@
-//! One step of a rank: forward and backward of its micro-batches, the sum over all ranks, and the update. The order of
-//! samples and all randomness are the data's (laws 1 and 2). Called by [`crate::train`].
+//! One step of a rank: forward and backward of its micro-batches, the sum over all ranks, and the
+//! update. The order of samples and all randomness are the data's (laws 1 and 2). Called by
+//! [`crate::train`].
 
 use crate::clock::Clock;
 use crate::collective::{CollectiveError, Group, first_line};
@@ -12,8 +13,8 @@ use model::error::ModelError;
 use model::trainer::Trainer;
 use model_data::loader::Loader;
 use proto::id::{Generation, Step};
-use proto::message::{LossTerm, PhaseSeconds, Piece, StepReport};
-use proto::share;
+use proto::message::{LossTerm, PhaseSeconds, Stage, StepReport};
+use proto::sharding;
 use proto::spec::TrainWork;
 use tch::{Device, Kind, Tensor};
 
@@ -36,7 +37,7 @@ pub(crate) struct Done {
     /// As it is to be reported, but for what follows the update.
     pub(crate) report: StepReport,
     /// Whether some rank had been told to halt.
-    pub(crate) halt: bool,
+    pub(crate) graceful_stop: bool,
     /// Since the update.
     pub(crate) clock: Clock,
 }
@@ -54,25 +55,29 @@ impl Stepping<'_> {
     pub(crate) fn step(&mut self, step: u64) -> anyhow::Result<Done> {
         let mut clock = Clock::start();
         let mut seconds = PhaseSeconds::default();
-        self.begin(step, Piece::Samples);
+        self.begin(step, Stage::Samples);
         let examples = self
             .rank
             .link
             .unless_superseded(self.generation, self.prefetch.next())?;
         let examples = examples.context("the loader ended early")??;
         seconds.data = clock.lap();
-        ensure!(examples.step == step, "the loader is at step {}", examples.step);
+        ensure!(
+            examples.step == step,
+            "the loader is at step {}",
+            examples.step
+        );
         self.trainer.zero_gradients();
         seconds.optimizer = clock.lap();
         let own = self.accumulate(&examples, &mut clock, &mut seconds)?;
-        self.begin(step, Piece::Reduction);
+        self.begin(step, Stage::Reduction);
         let sums = self.sum(&own, step);
-        let (loss, halt) = sums.map_err(|error| match error.downcast::<TooLarge>() {
-            Ok(large) => self.hopeless(&large, step, &[]),
+        let (loss, graceful_stop) = sums.map_err(|error| match error.downcast::<TooLarge>() {
+            Ok(large) => self.permanent_failure(&large, step, &[]),
             Err(other) => other,
         })?;
         seconds.communication += clock.lap();
-        self.begin(step, Piece::Update);
+        self.begin(step, Stage::Update);
         let update = if loss.nonfinite.is_empty() {
             self.trainer.update(step)
         } else {
@@ -92,7 +97,11 @@ impl Stepping<'_> {
             skipped_steps: update.skipped_steps,
             loss_scale: update.loss_scale,
         };
-        Ok(Done { report, halt, clock })
+        Ok(Done {
+            report,
+            graceful_stop,
+            clock,
+        })
     }
 
     fn terms(&self, loss: &Losses) -> Vec<LossTerm> {
@@ -104,11 +113,12 @@ impl Stepping<'_> {
         named.collect()
     }
 
-    fn begin(&self, step: u64, piece: Piece) {
-        self.rank.link.marks().begin(step, piece);
+    fn begin(&self, step: u64, stage: Stage) {
+        self.rank.link.progress().begin(step, stage);
     }
 
-    /// Forward and backward of this rank's micro-batches; only the last one's backward communicates.
+    /// Forward and backward of this rank's micro-batches; only the last one's backward
+    /// communicates.
     fn accumulate(
         &mut self,
         examples: &StepExamples,
@@ -137,14 +147,16 @@ impl Stepping<'_> {
             }
             let reduces = index == last && self.exact.is_none();
             if reduces {
-                self.begin(examples.step, Piece::Reduction);
+                self.begin(examples.step, Stage::Reduction);
                 self.group.agree_on_buckets("preparing to reduce")?;
                 seconds.communication += clock.lap();
             }
-            // The backward that reduces ends when the gradients of all ranks are in. It is our own until our last gradient is
-            // ready: the Reducer's group marks that.
-            self.begin(examples.step, Piece::MicroBatch(index as u32 + 1));
-            let loss = self.trainer.forward(micro_batch, self.spec.train.global_batch)?;
+            // The backward that reduces ends when the gradients of all ranks are in. It is our own
+            // until our last gradient is ready: the Reducer's group marks that.
+            self.begin(examples.step, Stage::MicroBatch(index as u32 + 1));
+            let loss = self
+                .trainer
+                .forward(micro_batch, self.spec.train.global_batch)?;
             let values = [&[loss.total], loss.terms.as_slice()].concat();
             for (sum, value) in sum.values.iter_mut().zip(&values) {
                 *sum += value;
@@ -164,7 +176,8 @@ impl Stepping<'_> {
                 seconds.backward += lap + clock.lap();
                 continue;
             }
-            // The collectives that ran before our last gradient was ready overlapped with the backward and cost nothing.
+            // The collectives that ran before our last gradient was ready overlapped with the
+            // backward and cost nothing.
             let own = reduces.then(|| self.group.own_backward()).flatten();
             let own = own.map_or(lap, |own| own.as_secs_f64().min(lap));
             seconds.backward += own;
@@ -181,38 +194,41 @@ impl Stepping<'_> {
         })
     }
 
-    /// Every rank's part of the loss together (of the gradients too, where the Reducer did not do it), and whether one
-    /// of them was told to halt: what one knows they all learn in the same step.
+    /// Every rank's part of the loss together (of the gradients too, where the Reducer did not do
+    /// it), and whether one of them was told to halt: what one knows they all learn in the same
+    /// step.
     fn sum(&mut self, own: &Losses, step: u64) -> anyhow::Result<(Losses, bool)> {
-        let halts = self.rank.link.halt().is_some();
+        let stops = self.rank.link.graceful_stop().is_some();
         let nonfinite = self.all_nonfinite(&own.nonfinite, step)?;
         if let Some(exact) = &mut self.exact {
-            let sums = exact.reduce(self.group, (self.trainer.loss_scale(), halts), step)?;
+            let sums = exact.reduce(self.group, (self.trainer.loss_scale(), stops), step)?;
             let loss = Losses {
                 values: sums.losses,
                 nonfinite,
             };
-            return Ok((loss, sums.marks != 0));
+            return Ok((loss, sums.progress != 0));
         }
-        let halts = f64::from(u8::from(halts));
-        let sums = [own.values.as_slice(), &[halts]].concat();
+        let stops = f64::from(u8::from(stops));
+        let sums = [own.values.as_slice(), &[stops]].concat();
         let sums = Tensor::from_slice(&sums).to_device(self.group.membership().device);
         self.group
             .all_reduce(&sums, &format!("adding up the loss of step {step}"))?;
         let mut values = Vec::<f64>::try_from(&sums.to_device(Device::Cpu).to_kind(Kind::Double))?;
-        let halts = values.pop().context("no sum came back")?;
-        Ok((Losses { values, nonfinite }, halts != 0.0))
+        let stops = values.pop().context("no sum came back")?;
+        Ok((Losses { values, nonfinite }, stops != 0.0))
     }
 
     /// The samples of the step, by their place in it, whose loss is not finite on any rank.
     fn all_nonfinite(&self, own: &[u32], step: u64) -> anyhow::Result<Vec<u32>> {
-        let mut marks = vec![0i64; self.spec.train.global_batch as usize];
-        own.iter().for_each(|place| marks[*place as usize] = 1);
-        let marks = Tensor::from_slice(&marks).to_device(self.group.membership().device);
-        self.group
-            .all_reduce(&marks, &format!("adding up what is not finite in step {step}"))?;
-        let marks = Vec::<i64>::try_from(&marks.to_device(Device::Cpu))?;
-        let marked = (0..).zip(marks).filter(|(_, mark)| *mark != 0);
+        let mut progress = vec![0i64; self.spec.train.global_batch as usize];
+        own.iter().for_each(|place| progress[*place as usize] = 1);
+        let progress = Tensor::from_slice(&progress).to_device(self.group.membership().device);
+        self.group.all_reduce(
+            &progress,
+            &format!("adding up what is not finite in step {step}"),
+        )?;
+        let progress = Vec::<i64>::try_from(&progress.to_device(Device::Cpu))?;
+        let marked = (0..).zip(progress).filter(|(_, mark)| *mark != 0);
         Ok(marked.map(|(place, _)| place).collect())
     }
 
@@ -220,19 +236,26 @@ impl Stepping<'_> {
     fn first_sample(&self) -> u32 {
         let membership = self.group.membership();
         let (rank, world) = (membership.rank, membership.world);
-        share::micro_batches(self.spec.micro_batches(), rank, world).start * self.spec.train.micro_batch
+        sharding::micro_batches(self.spec.micro_batches(), rank, world).start
+            * self.spec.train.micro_batch
     }
 
-    /// An update that cannot be, with the samples that it is about: those at `places` of the step, or all of it.
+    /// An update that cannot be, with the samples that it is about: those at `places` of the step,
+    /// or all of it.
     fn give_up(&self, error: ModelError, step: u64, places: &[u32]) -> anyhow::Error {
         if error.is_permanent() {
-            self.hopeless(&error, step, places)
+            self.permanent_failure(&error, step, places)
         } else {
             error.into()
         }
     }
 
-    fn hopeless(&self, error: &dyn std::error::Error, step: u64, places: &[u32]) -> anyhow::Error {
+    fn permanent_failure(
+        &self,
+        error: &dyn std::error::Error,
+        step: u64,
+        places: &[u32],
+    ) -> anyhow::Error {
         let global_batch = self.spec.train.global_batch;
         let samples = self.loader.places(step, global_batch, 0..global_batch);
         let rows = self.loader.rows();
@@ -243,7 +266,11 @@ impl Stepping<'_> {
             .filter(|(_, place)| places.is_empty() || places.contains(place))
             .map(|((_, position), _)| format!("{position} (id {})", rows[position as usize].id))
             .collect();
-        Permanent(format!("{error}; the samples at positions {}", listed(&names))).into()
+        Permanent(format!(
+            "{error}; the samples at positions {}",
+            listed(&names)
+        ))
+        .into()
     }
 }
 

@@ -1,11 +1,11 @@
-//! What a rank that samples keeps loaded, and how it makes one unit: an image with a JSON file of everything that made it, the
-//! attention maps of one subject, or the closing files. A unit whose outputs are there already costs a look. Called by
-//! [`crate::sample`].
+//! What a rank that samples keeps loaded, and how it makes one unit: an image with a JSON file of
+//! everything that made it, the attention maps of one subject, or the closing files. A unit whose
+//! outputs are there already costs a look. Called by [`crate::sample`].
 
 use crate::checkpoint::Checkpoints;
+use crate::images::Images;
 use crate::load::{build, open_data};
 use crate::maps;
-use crate::pictures::Pictures;
 use crate::process::Rank;
 use crate::score::Identities;
 use crate::sidecar::{Checkpoint, Subjects, Target};
@@ -31,7 +31,7 @@ pub(crate) struct Studio<'a> {
     spec: TrainWork,
     trainer: Trainer,
     pub(crate) loader: Loader,
-    pub(crate) pictures: Pictures,
+    pub(crate) images: Images,
     pub(crate) identities: Identities,
     subjects: Subjects,
     /// The subject of the unit before: the next one often has the same.
@@ -39,9 +39,14 @@ pub(crate) struct Studio<'a> {
 }
 
 impl<'a> Studio<'a> {
-    pub(crate) fn open(rank: &'a Rank<'a>, work: &'a SampleWork, source: &SourceJob) -> anyhow::Result<Self> {
+    pub(crate) fn open(
+        rank: &'a Rank<'a>,
+        work: &'a SampleWork,
+        source: &SourceJob,
+    ) -> anyhow::Result<Self> {
         let assignment = &rank.task.assignment;
-        let mut spec = proto::job::parse_training(&format!("job.toml of {}", work.job), &source.job_toml)?;
+        let mut spec =
+            proto::job::parse_training(&format!("job.toml of {}", work.job), &source.job_toml)?;
         if let Some(references) = spec.model.architecture.references_mut() {
             references.task = work.task.unwrap_or(references.task);
             references.pairing = work.pairing.unwrap_or(references.pairing);
@@ -72,7 +77,7 @@ impl<'a> Studio<'a> {
             work,
             spec,
             trainer,
-            pictures: Pictures::open(&assignment.store_url, &assignment.job)?,
+            images: Images::open(&assignment.store_url, &assignment.job)?,
             identities: Identities::of(&loader, first_seed(work)),
             loader,
             subjects,
@@ -82,16 +87,16 @@ impl<'a> Studio<'a> {
 
     /// What this unit is, which is begun now.
     pub(crate) fn begin(&self, unit: u64) -> anyhow::Result<SampleUnit> {
-        self.rank.link.marks().unit(unit);
+        self.rank.link.progress().unit(unit);
         let what = self.work.unit(unit);
         what.with_context(|| format!("{} has no unit {unit}", self.subjects.job))
     }
 
     /// Waits for the object store in the middle of a unit.
     pub(crate) fn wait<T>(&self, unit: u64, storage: impl Future<Output = T>) -> T {
-        self.rank.link.marks().waits();
+        self.rank.link.progress().waits();
         let outcome = self.rank.runtime.block_on(storage);
-        self.rank.link.marks().unit(unit);
+        self.rank.link.progress().unit(unit);
         outcome
     }
 
@@ -107,7 +112,7 @@ impl<'a> Studio<'a> {
         let name = image_name(unit);
         let (png, json) = (format!("{name}.png"), format!("{name}.json"));
         // The record comes second: with it the unit is there.
-        if self.wait(unit, self.pictures.has(&json))? && self.wait(unit, self.pictures.has(&png))? {
+        if self.wait(unit, self.images.has(&json))? && self.wait(unit, self.images.has(&png))? {
             return Ok(());
         }
         let subject = self.take_subject(unit, subject)?;
@@ -135,26 +140,29 @@ impl<'a> Studio<'a> {
             reference_guidance: work.reference_guidance,
             seed,
         };
-        let images = self.trainer.sample(std::slice::from_ref(&example), &options)?;
+        let images = self
+            .trainer
+            .sample(std::slice::from_ref(&example), &options)?;
         let image = images.into_iter().next();
         let image = image.context("the model gave no image for one example")?;
         let mut drawn = self.subjects.drawn(name, subject, prompt, seed, work);
-        // What lies there is what is judged: on another kind of device it may differ in the last bits.
-        let image = self.wait(unit, self.pictures.put_picture(&drawn.file, image))?;
+        // What lies there is what is judged: on another kind of device it may differ in the last
+        // bits.
+        let image = self.wait(unit, self.images.put_image(&drawn.file, image))?;
         if let Some(position) = subject.target {
             drawn.target = Some(self.judge(unit, position, &image)?);
         }
         let json = serde_json::to_vec_pretty(&drawn)?;
-        self.wait(unit, self.pictures.put(&format!("{name}.json"), json))?;
+        self.wait(unit, self.images.put(&format!("{name}.json"), json))?;
         tracing::info!(unit, file = drawn.file, "an image is made");
         Ok(())
     }
 
     fn judge(&mut self, unit: u64, position: u64, image: &RgbImage) -> anyhow::Result<Target> {
-        self.rank.link.marks().waits();
+        self.rank.link.progress().waits();
         let judged = self.identities.judge(&self.loader, position, image);
         let verdict = self.rank.runtime.block_on(judged)?;
-        self.rank.link.marks().unit(unit);
+        self.rank.link.progress().unit(unit);
         Target::of(&self.loader, position, verdict)
     }
 
@@ -162,25 +170,29 @@ impl<'a> Studio<'a> {
     pub(crate) fn maps(&mut self, unit: u64, number: u32) -> anyhow::Result<()> {
         let name = format!("attention-{number:03}");
         let json = format!("{name}.json");
-        if self.wait(unit, self.pictures.has(&json))? {
+        if self.wait(unit, self.images.has(&json))? {
             return Ok(());
         }
         let subject = self.take_subject(unit, number)?;
         let drawn = maps::draw(&mut self.trainer, &subject.1, self.work, &name);
         self.newest = Some(subject);
         let drawn = drawn?;
-        for (name, picture) in drawn.pictures {
-            self.wait(unit, self.pictures.put_picture(&name, picture))?;
+        for (name, image) in drawn.images {
+            self.wait(unit, self.images.put_image(&name, image))?;
         }
         self.wait(
             unit,
-            self.pictures
+            self.images
                 .put(&json, serde_json::to_vec_pretty(&drawn.record)?),
         )
     }
 
     /// The subject of this number, read where it is not at hand.
-    pub(crate) fn take_subject(&mut self, unit: u64, number: u32) -> anyhow::Result<(u32, Subject)> {
+    pub(crate) fn take_subject(
+        &mut self,
+        unit: u64,
+        number: u32,
+    ) -> anyhow::Result<(u32, Subject)> {
         match self.newest.take() {
             Some(newest) if newest.0 == number => Ok(newest),
             _ => Ok((number, self.subject(unit, number)?)),
@@ -236,8 +248,9 @@ fn load(
     Ok(checkpoint)
 }
 
-/// Subject `number`: a sample of the characters that training never shows, or of any when none is held out; a permutation
-/// chosen by the first seed. More subjects than samples: again, under other random numbers.
+/// Subject `number`: a sample of the characters that training never shows, or of any when none is
+/// held out; a permutation chosen by the first seed. More subjects than samples: again, under other
+/// random numbers.
 fn choose(loader: &Loader, number: u32, seed: u64) -> anyhow::Result<Chosen> {
     let pool = if loader.held_out().is_empty() {
         loader.training()

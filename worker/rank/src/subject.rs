@@ -1,21 +1,21 @@
-//! Whom pictures are drawn of: a sample of the data set with the references that training would choose, or references
-//! that the request names. Called by [`crate::studio`].
+//! Whom pictures are drawn of: a sample of the data set with the references that training would
+//! choose, or references that the request names. Called by [`crate::studio`].
 
 use anyhow::{Context, ensure};
 use image::{GrayImage, Rgb, RgbImage};
 use model_data::example::{Example, Reference};
+use model_data::image_file::{Along, flatten, on_pad, open_image, place};
 use model_data::loader::Loader;
-use model_data::picture::{Along, flatten, on_pad, open_picture, place};
 use model_data::prepare::named_reference;
 use model_data::tags::pose_prompt;
 use object_store::ObjectStoreExt;
-use proto::sample::{Concept, NamedReference, PictureSource, SamplePrompt, SampleWork};
+use proto::sample::{Concept, ImageSource, NamedReference, SamplePrompt, SampleWork};
 use proto::spec::TrainWork;
 use proto::text::hex_sha256;
 use serde::{Deserialize, Serialize};
 
 /// White, like the ground that prompts of pose speak of.
-const GROUND: Rgb<u8> = Rgb([255, 255, 255]);
+const BACKGROUND: Rgb<u8> = Rgb([255, 255, 255]);
 
 /// References, and the prompts to draw from them.
 #[derive(Debug)]
@@ -60,7 +60,8 @@ pub(crate) async fn of_data(
     if spec.model.architecture.references().is_none() {
         example.references.clear();
     }
-    let row = |position: u64| &loader.rows()[usize::try_from(position).expect("positions are indices")];
+    let row =
+        |position: u64| &loader.rows()[usize::try_from(position).expect("positions are indices")];
     let from = example.references.iter();
     let from = from.map(|reference| Origin::Sample(row(reference.position).id.clone()));
     let full = &row(chosen.position).prompts;
@@ -81,8 +82,8 @@ pub(crate) async fn of_data(
     })
 }
 
-/// The references that the request names. Their random numbers come from its first seed, and the noise of a picture
-/// from its own seed alone.
+/// The references that the request names. Their random numbers come from its first seed, and the
+/// noise of a picture from its own seed alone.
 pub(crate) async fn named(
     loader: &Loader,
     store_url: &str,
@@ -96,24 +97,31 @@ pub(crate) async fn named(
     let (mut references, mut from) = (Vec::new(), Vec::new());
     for (slot, named) in request.references.iter().enumerate() {
         let (reference, source) = match &named.from {
-            PictureSource::Sample { id } => {
+            ImageSource::Sample { id } => {
                 let position = loader.rows().iter().position(|row| row.id == *id);
-                let position =
-                    position.with_context(|| format!("{} has no sample {id:?} to refer to", data.dataset))?;
+                let position = position.with_context(|| {
+                    format!("{} has no sample {id:?} to refer to", data.dataset)
+                })?;
                 let decoded = loader.decoded(position as u64).await?;
-                let reference =
-                    named_reference(how, data.resolution, named.concept, &decoded, seed, slot as u64);
+                let reference = named_reference(
+                    how,
+                    data.resolution,
+                    named.concept,
+                    &decoded,
+                    seed,
+                    slot as u64,
+                );
                 (reference, Origin::Sample(id.clone()))
             }
-            PictureSource::File { name, sha256 } => {
-                let picture = fetch(store_url, request, sha256)
+            ImageSource::File { name, sha256 } => {
+                let image = fetch(store_url, request, sha256)
                     .await
                     .with_context(|| format!("reference {name}"))?;
                 let source = Origin::File {
                     name: name.clone(),
                     sha256: sha256.clone(),
                 };
-                (whole(picture, named, data.resolution), source)
+                (whole(image, named, data.resolution), source)
             }
         };
         references.push(reference);
@@ -123,7 +131,7 @@ pub(crate) async fn named(
     Ok(Subject {
         example: Example {
             position: 0,
-            target: RgbImage::from_pixel(side, side, GROUND),
+            target: RgbImage::from_pixel(side, side, BACKGROUND),
             target_mask: GrayImage::new(side, side),
             face_mask: GrayImage::new(side, side),
             references,
@@ -150,14 +158,14 @@ async fn fetch(store_url: &str, request: &SampleWork, sha256: &str) -> anyhow::R
     let bytes = bytes.await.with_context(|| format!("cannot read {path}"))?;
     let found = hex_sha256(&bytes);
     ensure!(found == sha256, "{path} is damaged: its SHA-256 is {found}");
-    Ok(flatten(open_picture("reference", &bytes)?, GROUND))
+    Ok(flatten(open_image("reference", &bytes)?, BACKGROUND))
 }
 
 /// A picture as it is, in the middle of a white square.
-fn whole(picture: RgbImage, named: &NamedReference, side: u32) -> Reference {
-    let at = place(picture.width(), picture.height(), side, 1.0, Along::MIDDLE);
+fn whole(image: RgbImage, named: &NamedReference, side: u32) -> Reference {
+    let at = place(image.width(), image.height(), side, 1.0, Along::MIDDLE);
     Reference {
-        picture: on_pad(picture, at, side, GROUND),
+        image: on_pad(image, at, side, BACKGROUND),
         concept: named.concept.unwrap_or(Concept::Figure),
         // Of no sample.
         position: u64::MAX,

@@ -1,5 +1,5 @@
-//! What the daemon gave this process to do, and what both of its threads reach: the rank's machine, and the hold on the group that
-//! the model's thread waits in. Decides nothing.
+//! What the daemon gave this process to do, and what both of its threads reach: the rank's machine,
+//! and the hold on the group that the model's thread waits in. Decides nothing.
 
 use crate::collective::Aborter;
 use proto::id::{Generation, Rank};

@@ -1,10 +1,12 @@
-//! `worker tokenize`: prompts as the text encoder reads them. The tokenizer is `model-data`'s; here is its door.
+//! `worker tokenize`: prompts as the text encoder reads them. The tokenizer is `model-data`'s; here
+//! is its door.
 
 use anyhow::Context;
 use model_data::prompt::Prompts;
 use std::io::{BufRead, Write};
 
-/// Print the token ids of prompts: one JSON string on each line of standard input, one JSON list for each.
+/// Print the token ids of prompts: one JSON string on each line of standard input, one JSON list
+/// for each.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// Length of a line, begin and end included; the rest of it is filled with the end token

@@ -1,6 +1,6 @@
-//! Training as one rank process sees it: what the rank's machine ([`rank_core::gang`]) wants is done here, one after the
-//! other, and the machine is told what came of it. Between generations the model, the optimizer and the data set stay as
-//! they are. Called by [`crate::run`].
+//! Training as one rank process sees it: what the rank's machine ([`rank_core::gang`]) wants is
+//! done here, one after the other, and the machine is told what came of it. Between generations the
+//! model, the optimizer and the data set stay as they are. Called by [`crate::run`].
 
 use crate::checkpoint::Checkpoints;
 use crate::collective::{CollectiveError, Group, Membership, Store, first_line};
@@ -21,34 +21,35 @@ use model::weights;
 use model_data::loader::Loader;
 use proto::checkpoint::CheckpointRef;
 use proto::id::Step;
-use proto::message::{Piece, ShardReport, StepReport, WeightDigest};
+use proto::message::{ShardReport, Stage, StepReport, WeightDigest};
 use proto::spec::{Reduction, TrainWork};
-use rank_core::gang::{Effect, Event, Order, Rules};
+use rank_core::gang::{Effect, Input, Order, Rules};
 use rank_core::state::StateSource;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use tch::Device;
 
-/// Serves in one generation after another, and leaves only by an error of its own or because it is told to. What goes
-/// wrong with the group costs the step that was under way: the state in memory is that of the last whole step.
+/// Serves in one generation after another, and leaves only by an error of its own or because it is
+/// told to. What goes wrong with the group costs the step that was under way: the state in memory
+/// is that of the last whole step.
 pub(crate) fn train(rank: &Rank<'_>, spec: &TrainWork) -> anyhow::Result<Infallible> {
     let first = rank.link.train(Rules::of(spec))?;
-    let mut seat = Seat::prepare(rank, spec, first)?;
-    let mut wanted = VecDeque::from(rank.link.tell(Event::Loaded));
+    let mut state = RankState::prepare(rank, spec, first)?;
+    let mut wanted = VecDeque::from(rank.link.tell(Input::Loaded));
     loop {
         let Some(effect) = wanted.pop_front() else {
             wanted.extend(rank.link.wait_wanted()?);
             continue;
         };
-        match seat.perform(effect) {
+        match state.perform(effect) {
             Ok(None) => {}
             Ok(Some(event)) => wanted.extend(rank.link.tell(event)),
             Err(error) if is_of_group(&error) => {
-                seat.close();
+                state.close();
                 let error = first_line(&format!("{error:#}")).to_owned();
-                let generation = seat.turn.order.generation;
+                let generation = state.turn.order.generation;
                 tracing::warn!(%generation, held = ?rank.link.held(), error, "the group is broken");
-                wanted = rank.link.tell(Event::Broke { error }).into();
+                wanted = rank.link.tell(Input::Broke { error }).into();
             }
             Err(error) => return Err(error),
         }
@@ -61,7 +62,7 @@ fn is_of_group(error: &anyhow::Error) -> bool {
 }
 
 /// What outlives a generation.
-struct Seat<'a> {
+struct RankState<'a> {
     rank: &'a Rank<'a>,
     spec: &'a TrainWork,
     device: Device,
@@ -109,10 +110,14 @@ impl Turn {
     }
 }
 
-impl<'a> Seat<'a> {
+impl<'a> RankState<'a> {
     fn prepare(rank: &'a Rank<'a>, spec: &'a TrainWork, first: Order) -> anyhow::Result<Self> {
         let assignment = &rank.task.assignment;
-        let device = device::choose(rank.job.resources.device, rank.task.device, spec.train.precision)?;
+        let device = device::choose(
+            rank.job.resources.device,
+            rank.task.device,
+            spec.train.precision,
+        )?;
         let mut trainer = build(rank, spec, device)?;
         let exact = match spec.train.reduction {
             Reduction::Exact => {
@@ -120,7 +125,11 @@ impl<'a> Seat<'a> {
                 trainer.zero_gradients();
                 {
                     let losses = 1 + trainer.loss_terms().len();
-                    Some(ExactSum::new(trainer.parameters(), spec.micro_batches(), losses))
+                    Some(ExactSum::new(
+                        trainer.parameters(),
+                        spec.micro_batches(),
+                        losses,
+                    ))
                 }
             }
             Reduction::Fast => None,
@@ -141,7 +150,7 @@ impl<'a> Seat<'a> {
     }
 
     /// Does what the machine wants, and says what came of it where the machine waits for that.
-    fn perform(&mut self, effect: Effect) -> anyhow::Result<Option<Event>> {
+    fn perform(&mut self, effect: Effect) -> anyhow::Result<Option<Input>> {
         let link = self.rank.link;
         match effect {
             Effect::TakeUp(order) => {
@@ -157,19 +166,22 @@ impl<'a> Seat<'a> {
             Effect::Meet => return self.meet().map(Some),
             Effect::Synchronize { source, holds } => {
                 self.synchronize(source, holds)?;
-                return Ok(Some(Event::Synchronized));
+                return Ok(Some(Input::Synchronized));
             }
             Effect::Step(step) => return self.step(step).map(Some),
             Effect::Digest(step) => self.digest(step),
             Effect::Save(step) => {
                 self.save(step)?;
-                return Ok(Some(Event::Saved { step }));
+                return Ok(Some(Input::Saved { step }));
             }
             Effect::Report(_) => self.report(),
             Effect::Leave => {
                 self.close();
-                tracing::info!(step = self.trainer.step(), "the generation ends here, in order");
-                return Ok(Some(Event::Left));
+                tracing::info!(
+                    step = self.trainer.step(),
+                    "the generation ends here, in order"
+                );
+                return Ok(Some(Input::Left));
             }
             // The link's: it comes from other threads.
             Effect::Abort => {}
@@ -182,12 +194,15 @@ impl<'a> Seat<'a> {
         let order = self.turn.order;
         self.turn = Turn::new(order);
         self.rank.link.guard(order.generation, None);
-        self.rank.link.marks().leave();
+        self.rank.link.progress().leave();
     }
 
-    fn meet(&mut self) -> anyhow::Result<Event> {
+    fn meet(&mut self) -> anyhow::Result<Input> {
         let Self { rank, turn, .. } = self;
-        let Position { rank: number, world } = turn.position();
+        let Position {
+            rank: number,
+            world,
+        } = turn.position();
         let membership = Membership {
             job: rank.task.assignment.job.0.clone(),
             generation: turn.order.generation,
@@ -202,7 +217,7 @@ impl<'a> Seat<'a> {
         turn.said = exchange(&group, &self.trainer, rank.link.held())?;
         turn.group = Some(group);
         let holdings = turn.said.iter().map(|said| said.held).collect();
-        Ok(Event::Met { holdings })
+        Ok(Input::Met { holdings })
     }
 
     /// Takes over the state, and prepares to train from there.
@@ -214,7 +229,7 @@ impl<'a> Seat<'a> {
             let read = self.checkpoints.read_for(trainer, checkpoint);
             Ok(link.unless_superseded(generation, read)??)
         };
-        let took = |label| drop(link.tell(Event::Holds(label)));
+        let took = |label| drop(link.tell(Input::Holds(label)));
         let trainer = &mut self.trainer;
         synchronize(group, trainer, &turn.said, (source, holds), read, took)?;
         // Gradients must exist before the Reducer makes them views into its buckets.
@@ -222,20 +237,28 @@ impl<'a> Seat<'a> {
         match &mut self.exact {
             Some(exact) => exact.clear(),
             None => {
-                let marks = link.marks().clone();
-                group.attach(trainer.parameters(), move || marks.own_gradients_ready())?;
+                let progress = link.progress().clone();
+                group.attach(trainer.parameters(), move || progress.own_gradients_ready())?;
             }
         }
         let steps = source.step().0 + 1..=self.spec.train.steps;
-        let (deadlines, position, loader) = (turn.deadlines(), turn.position(), self.loader.clone());
-        let prefetch = Prefetch::start(self.rank.runtime, deadlines, loader, self.spec, position, steps);
+        let (deadlines, position, loader) =
+            (turn.deadlines(), turn.position(), self.loader.clone());
+        let prefetch = Prefetch::start(
+            self.rank.runtime,
+            deadlines,
+            loader,
+            self.spec,
+            position,
+            steps,
+        );
         turn.prefetch = Some(prefetch);
         let Position { rank, world } = position;
         tracing::info!(rank, world, ?source, "training");
         Ok(())
     }
 
-    fn step(&mut self, step: Step) -> anyhow::Result<Event> {
+    fn step(&mut self, step: Step) -> anyhow::Result<Input> {
         let generation = self.turn.order.generation;
         if self.rank.link.is_over(generation) {
             return Err(superseded(generation).into());
@@ -251,17 +274,22 @@ impl<'a> Seat<'a> {
             loader: &self.loader,
             prefetch: turn.prefetch.as_mut().context("nothing is loaded ahead")?,
         };
-        let done = stepping.step(step.0).with_context(|| format!("step {step}"))?;
-        let halt = done.halt;
+        let done = stepping
+            .step(step.0)
+            .with_context(|| format!("step {step}"))?;
+        let graceful_stop = done.graceful_stop;
         turn.done = Some((done, None));
-        Ok(Event::Stepped { step, halt })
+        Ok(Input::Stepped {
+            step,
+            graceful_stop,
+        })
     }
 
     fn digest(&self, step: Step) {
         let link = self.rank.link;
-        link.marks().begin(step.0, Piece::Digest);
+        link.progress().begin(step.0, Stage::Digest);
         let sha256 = weights::digest(&self.trainer.state().into_iter().collect());
-        link.marks().leave();
+        link.progress().leave();
         link.digest(WeightDigest { step, sha256 });
     }
 
@@ -272,7 +300,7 @@ impl<'a> Seat<'a> {
             self.rank.link.shard(shard);
             return Ok(());
         }
-        self.rank.link.marks().begin(step.0, Piece::Checkpoint);
+        self.rank.link.progress().begin(step.0, Stage::Checkpoint);
         let written = self.write_shard(step);
         if let Some((done, shard)) = &mut self.turn.done {
             done.report.seconds.checkpoint = done.clock.lap();
@@ -292,9 +320,9 @@ impl<'a> Seat<'a> {
         let (turn, state) = (&self.turn, self.trainer.state());
         let generation = turn.order.generation;
         let checkpoint = CheckpointRef { step, generation };
-        let write = self
-            .checkpoints
-            .write_share(turn.deadlines(), checkpoint, turn.position(), &state);
+        let write =
+            self.checkpoints
+                .write_share(turn.deadlines(), checkpoint, turn.position(), &state);
         let shard = self.rank.link.unless_superseded(generation, write)?;
         Ok(ShardReport {
             step,
@@ -304,10 +332,11 @@ impl<'a> Seat<'a> {
         })
     }
 
-    /// The step first, then its shard: a commit tells that the step is known, and it would never be told.
+    /// The step first, then its shard: a commit tells that the step is known, and it would never be
+    /// told.
     fn report(&mut self) {
         // To tell may take as long as the daemon does not listen.
-        self.rank.link.marks().leave();
+        self.rank.link.progress().leave();
         let Some((done, shard)) = self.turn.done.take() else {
             return;
         };

@@ -1,6 +1,7 @@
-//! An object to the store, there whole or not at all. What is larger than a part goes up in parts, each of them a request
-//! with its own time and its own further tries: a share has gigabytes, and no one request may take as long. Parts of an
-//! upload that is given up are taken back, as far as the store answers. Called by [`crate::checkpoint`].
+//! An object to the store, there whole or not at all. What is larger than a part goes up in parts,
+//! each of them a request with its own time and its own further tries: a share has gigabytes, and
+//! no one request may take as long. Parts of an upload that is given up are taken back, as far as
+//! the store answers. Called by [`crate::checkpoint`].
 
 use crate::deadline::Deadlines;
 use bytes::Bytes;
@@ -9,7 +10,8 @@ use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, Result};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-/// Of an object that is written in parts. Four parts of each of eight ranks go through 100 Mbit/s in the time of one request.
+/// Of an object that is written in parts. Four parts of each of eight ranks go through 100 Mbit/s
+/// in the time of one request.
 const PART_BYTES: usize = 8 << 20;
 /// Parts that are under way at one time.
 const PARTS_AT_ONCE: usize = 4;
@@ -40,7 +42,8 @@ async fn put_by(
     Upload::to(target, path, deadlines).send(part, &bytes).await
 }
 
-/// Parts on their way. Dropped before the object is there (an error, or nobody waits for it any more), it takes them back.
+/// Parts on their way. Dropped before the object is there (an error, or nobody waits for it any
+/// more), it takes them back.
 #[derive(Debug)]
 struct Upload {
     /// None as soon as the object is there.
@@ -114,7 +117,8 @@ async fn take_back(
         Ok(Err(error)) => error.to_string(),
         Err(elapsed) => elapsed.to_string(),
     };
-    tracing::warn!(%path, error, "parts of an upload that was given up may stay in the object store");
+    tracing::warn!(%path, error, "parts of an upload that was given up may stay in the object \
+    store");
 }
 
 #[cfg(test)]
@@ -238,7 +242,10 @@ mod tests {
         assert_eq!(all(heard).await, expected);
         let (sending, heard) = upload(Answer::Yes, Answer::No);
         sending.await.unwrap_err();
-        let expected: Vec<_> = PARTS.into_iter().chain([Asked::Complete, Asked::Abort]).collect();
+        let expected: Vec<_> = PARTS
+            .into_iter()
+            .chain([Asked::Complete, Asked::Abort])
+            .collect();
         assert_eq!(all(heard).await, expected);
     }
 

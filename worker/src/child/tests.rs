@@ -23,7 +23,7 @@ fn assignment() -> Box<Assignment> {
         first_rank: Rank(1),
         ranks: 1,
         store_url: "file:///store".into(),
-        halt: None,
+        graceful_stop: None,
         detect_within_ms: 1000,
         run: Run::Gang(GangOrder {
             world: 2,
@@ -39,7 +39,7 @@ fn assignment() -> Box<Assignment> {
 struct Scene {
     folder: tempfile::TempDir,
     children: Children,
-    events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<Input>,
     logs: Logs,
 }
 
@@ -66,7 +66,10 @@ fn scene(script: &str) -> Scene {
 }
 
 async fn connect(scene: &Scene) -> BufReader<UnixStream> {
-    let path = scene.folder.path().join(format!("{}-1.sock", std::process::id()));
+    let path = scene
+        .folder
+        .path()
+        .join(format!("{}-1.sock", std::process::id()));
     loop {
         match UnixStream::connect(&path).await {
             Ok(stream) => return BufReader::new(stream),
@@ -86,7 +89,7 @@ async fn order(stream: &mut BufReader<UnixStream>) -> RankOrder {
 async fn a_process_that_fails_is_reported_with_its_status_last_line_and_output() {
     let mut scene = scene("echo on the way; echo oh no >&2; exit 7");
     scene.children.spawn(key(), 0, assignment());
-    let Some(Event::RankExited {
+    let Some(Input::RankExited {
         key: found,
         success,
         outcome,
@@ -98,7 +101,12 @@ async fn a_process_that_fails_is_reported_with_its_status_last_line_and_output()
         (found, success, outcome.as_str()),
         (key(), false, "exit status 7; its last line: oh no")
     );
-    let mut lines: Vec<String> = scene.logs.take().into_iter().map(|line| line.text).collect();
+    let mut lines: Vec<String> = scene
+        .logs
+        .take()
+        .into_iter()
+        .map(|line| line.text)
+        .collect();
     lines.sort();
     assert_eq!(lines, ["oh no", "on the way"]);
 }
@@ -108,7 +116,7 @@ async fn a_program_that_is_missing_is_reported_as_an_exit() {
     let mut scene = scene("");
     std::fs::remove_file(scene.folder.path().join("worker-rank")).unwrap();
     scene.children.spawn(key(), 0, assignment());
-    let Some(Event::RankExited {
+    let Some(Input::RankExited {
         success: false,
         outcome,
         ..
@@ -164,13 +172,13 @@ async fn orders_go_down_reports_come_up_and_a_kill_ends_it() {
         shards: vec![],
         digests: vec![],
         units: UnitReport::default(),
-        doing: None,
+        activity: None,
     };
     let line = format!("{}\n", serde_json::to_string(&report).unwrap());
     stream.get_mut().write_all(line.as_bytes()).await.unwrap();
     assert_eq!(
         scene.events.recv().await,
-        Some(Event::RankSaid {
+        Some(Input::RankSaid {
             process: key(),
             report
         })
@@ -179,7 +187,7 @@ async fn orders_go_down_reports_come_up_and_a_kill_ends_it() {
     let outcome = "killed by signal 9".to_owned();
     assert_eq!(
         scene.events.recv().await,
-        Some(Event::RankExited {
+        Some(Input::RankExited {
             key: key(),
             success: false,
             outcome
@@ -201,7 +209,7 @@ async fn a_process_that_speaks_for_another_rank_is_killed() {
     drop(stream);
     let event = scene.events.recv().await;
     assert!(
-        matches!(event, Some(Event::RankExited { success: false, .. })),
+        matches!(event, Some(Input::RankExited { success: false, .. })),
         "{event:?}"
     );
 }

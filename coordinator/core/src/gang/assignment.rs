@@ -28,9 +28,9 @@ impl Gang {
             detect_within_ms: config.detect_within_ms,
             first_rank: member.first_rank,
             ranks: member.ranks,
-            halt: running
-                .and_then(|running| running.halt.as_ref())
-                .map(|halt| halt.how),
+            graceful_stop: running
+                .and_then(|running| running.graceful_stop.as_ref())
+                .map(|graceful_stop| graceful_stop.how),
             run: Run::Gang(GangOrder {
                 world,
                 store_address: running.and_then(|running| running.rendezvous()).cloned(),

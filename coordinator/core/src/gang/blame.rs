@@ -1,5 +1,5 @@
-//! How the last generation ended, as long as somebody may still tell it better: the victims of a broken connection are
-//! often heard before the culprit.
+//! How the last generation ended, as long as somebody may still tell it better: the victims of a
+//! broken connection are often heard before the culprit.
 
 use crate::record::Member;
 use proto::id::{Generation, Rank};

@@ -1,7 +1,8 @@
-//! What a gang asks of placement, and how it goes over from the members that it has to those that it should have.
+//! What a gang asks of placement, and how it goes over from the members that it has to those that
+//! it should have.
 
 use super::job::{Gang, State};
-use crate::apart::Apart;
+use crate::partitions::Partitions;
 use crate::placement::Demand;
 use crate::rank::RankLive;
 use crate::record::{Member, Millis};
@@ -11,7 +12,7 @@ use proto::message::RankPhase;
 
 impl Gang {
     /// What it asks of placement, if it wants to run.
-    pub(crate) fn demand(&self, apart: &Apart, now: Millis) -> Option<Demand> {
+    pub(crate) fn demand(&self, partitions: &Partitions, now: Millis) -> Option<Demand> {
         if !self.asks() {
             return None;
         }
@@ -32,9 +33,10 @@ impl Gang {
                 Vec::new()
             },
             avoid: Vec::new(),
-            // A generation that trains is taken apart by what its ranks do, not by what daemons say.
-            apart: apart.beyond(self.members().iter().map(|member| &member.worker)),
-            settling: self.settles(now),
+            // A generation that trains is taken apart by what its ranks do, not by what daemons
+            // say.
+            partitions: partitions.beyond(self.members().iter().map(|member| &member.worker)),
+            in_grace_period: self.is_in_grace_period(now),
             holds: self
                 .members()
                 .iter()
@@ -44,9 +46,9 @@ impl Gang {
     }
 
     /// Until when it would rather have all workers that it can use, if it waits for that.
-    pub(super) fn settles_until(&self, now: Millis) -> Option<Millis> {
-        let until = self.settling()?;
-        (self.asks() && self.settles(now)).then_some(until)
+    pub(super) fn grace_ends_at(&self, now: Millis) -> Option<Millis> {
+        let until = self.in_grace_period()?;
+        (self.asks() && self.is_in_grace_period(now)).then_some(until)
     }
 
     /// True while it wants to run, be it that it does.
@@ -64,15 +66,16 @@ impl Gang {
         }
     }
 
-    fn settling(&self) -> Option<Millis> {
+    fn in_grace_period(&self) -> Option<Millis> {
         match &self.state {
-            State::Queued(queued) => Some(queued.settle_until),
+            State::Queued(queued) => Some(queued.grace_until),
             State::Running(_) | State::Ended(_) => None,
         }
     }
 
-    fn settles(&self, now: Millis) -> bool {
-        self.settling().is_some_and(|until| now < until) && self.ready().len() < self.head.least()
+    fn is_in_grace_period(&self, now: Millis) -> bool {
+        self.in_grace_period().is_some_and(|until| now < until)
+            && self.ready().len() < self.head.least()
     }
 
     /// Of the workers that it is given, its members and those that are ready to join them.
@@ -103,11 +106,12 @@ impl Gang {
         let grows = stays == self.members().len();
         let phases = || running.ranks.values().map(|rank| &rank.phase);
         if grows {
-            // Worth a stop only once the generation has made a step, and once for all that get ready.
-            let stepped =
-                self.newest.last_step.is_some() && phases().all(|it| *it == Some(RankPhase::Training));
-            let settled = self.ready().len() == self.standbys.members().len();
-            return if stays < next.len() && stepped && settled {
+            // Worth a stop only once the generation has made a step, and once for all that get
+            // ready.
+            let stepped = self.newest.last_step.is_some()
+                && phases().all(|it| *it == Some(RankPhase::Training));
+            let grace_over = self.ready().len() == self.standbys.members().len();
+            return if stays < next.len() && stepped && grace_over {
                 Change::AtStep
             } else {
                 Change::No
@@ -116,19 +120,21 @@ impl Gang {
         if !enough {
             return Change::Elsewhere;
         }
-        let forms = phases().all(|it| matches!(it, None | Some(RankPhase::Starting | RankPhase::Joining)));
+        let forms =
+            phases().all(|it| matches!(it, None | Some(RankPhase::Starting | RankPhase::Joining)));
         if forms {
             return now();
         }
         Change::AtStep
     }
 
-    /// While a generation forms of processes that live on and others that are just started: those that are not starting
-    /// any more. None: nobody need wait for a start, or it is not clear yet.
+    /// While a generation forms of processes that live on and others that are just started: those
+    /// that are not starting any more. None: nobody need wait for a start, or it is not clear yet.
     fn warm_members(&self, next: &[WorkerId]) -> Option<Vec<WorkerId>> {
         let running = self.running()?;
         let ranks = || running.ranks.values();
-        let known = |rank: &RankLive| matches!(rank.phase, Some(RankPhase::Starting | RankPhase::Joining));
+        let known =
+            |rank: &RankLive| matches!(rank.phase, Some(RankPhase::Starting | RankPhase::Joining));
         let starts = |rank: &RankLive| rank.phase == Some(RankPhase::Starting);
         if !ranks().all(known) || ranks().all(|it| it.cold) {
             return None;
@@ -137,7 +143,12 @@ impl Gang {
             let own = running.ranks.iter().filter(|(rank, _)| member.runs(**rank));
             own.map(|(_, live)| live).any(starts)
         };
-        let cold: Vec<&WorkerId> = self.members().iter().filter(cold).map(|it| &it.worker).collect();
+        let cold: Vec<&WorkerId> = self
+            .members()
+            .iter()
+            .filter(cold)
+            .map(|it| &it.worker)
+            .collect();
         if cold.is_empty() {
             return None;
         }

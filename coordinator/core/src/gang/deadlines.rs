@@ -11,7 +11,7 @@ impl Gang {
     pub(super) fn overdue(&self, deadlines: Deadlines, now: Millis) -> Option<Ending> {
         let running = self.running()?;
         if let Some(silent) = running.longest_silent()
-            && deadlines.roll_call(silent.live.heard) <= now
+            && deadlines.report_timeout(silent.live.heard) <= now
         {
             let member = running.owner(silent.rank)?;
             return Some(Ending::RankMissing {
@@ -24,7 +24,11 @@ impl Gang {
             .is_some_and(|since| deadlines.last_shards(since) <= now);
         let step = self.steps_max();
         // A halting generation is over before the last step, and has a deadline of its own.
-        if !due || self.writing.is_some() || self.committed() == step || running.halt.is_some() {
+        if !due
+            || self.writing.is_some()
+            || self.committed() == step
+            || running.graceful_stop.is_some()
+        {
             return None;
         }
         let shards = running.shards.get(&step);
@@ -40,16 +44,16 @@ impl Gang {
         let running = self.running();
         let silent = running
             .and_then(|running| running.longest_silent())
-            .map(|silent| deadlines.roll_call(silent.live.heard));
+            .map(|silent| deadlines.report_timeout(silent.live.heard));
         let finished = running
-            .filter(|running| running.halt.is_none() && self.writing.is_none())
+            .filter(|running| running.graceful_stop.is_none() && self.writing.is_none())
             .and_then(|running| running.finished_at)
             .map(|since| deadlines.last_shards(since));
         let retry = self.writing.as_ref().map(|writing| writing.retry_at);
-        let settle = self.settles_until(now);
-        let halt = self.halts_at();
+        let settle = self.grace_ends_at(now);
+        let graceful_stop = self.stops_at();
         let standby = self.next_standby_deadline(deadlines);
-        [silent, finished, retry, settle, halt, standby]
+        [silent, finished, retry, settle, graceful_stop, standby]
             .into_iter()
             .flatten()
             .min()

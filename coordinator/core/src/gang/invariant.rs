@@ -3,7 +3,7 @@
 use super::job::{Gang, State};
 use super::running::Running;
 use crate::fleet::Fleet;
-use crate::record::{FRUITLESS_MAX, INCIDENTS_MAX};
+use crate::record::{INCIDENTS_MAX, RESTARTS_WITHOUT_PROGRESS_MAX};
 use proto::id::{Generation, Rank};
 use std::collections::BTreeSet;
 
@@ -39,11 +39,14 @@ fn record(job: &Gang) {
         );
     }
     assert!(
-        head.fruitless <= FRUITLESS_MAX,
+        head.restarts_without_progress <= RESTARTS_WITHOUT_PROGRESS_MAX,
         "{id}: {} fruitless generations",
-        head.fruitless
+        head.restarts_without_progress
     );
-    assert!(head.incidents.len() <= INCIDENTS_MAX, "{id}: too many incidents");
+    assert!(
+        head.incidents.len() <= INCIDENTS_MAX,
+        "{id}: too many incidents"
+    );
     if let Some(writing) = &job.writing {
         assert_eq!(
             writing.checkpoint().generation,

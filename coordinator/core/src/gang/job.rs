@@ -1,4 +1,5 @@
-//! A gang: what it holds over its whole life, and what it holds in each phase. What is durable of it is its record.
+//! A gang: what it holds over its whole life, and what it holds in each phase. What is durable of
+//! it is its record.
 
 use super::blame::Blame;
 use super::ledger::Ledger;
@@ -26,8 +27,8 @@ pub(crate) struct Gang {
     /// The newest step that was ever reported or committed, as of the last end of a generation.
     pub(super) reached: Step,
     pub(super) ledger: Ledger,
-    /// The manifest that is on its way, which may outlive its generation. No new generation is formed before its fate
-    /// is known.
+    /// The manifest that is on its way, which may outlive its generation. No new generation is
+    /// formed before its fate is known.
     pub(super) writing: Option<Writing>,
     pub(super) newest: Newest,
     pub(super) standbys: Standbys,
@@ -49,7 +50,7 @@ pub(super) struct Queued {
     /// What it waits for.
     pub(super) reason: String,
     /// Until then it would rather have all workers it can use.
-    pub(super) settle_until: Millis,
+    pub(super) grace_until: Millis,
     /// The world of the generation that ended, as long as its survivors were not told to leave it.
     pub(super) kept_world: Option<u32>,
 }
@@ -97,9 +98,10 @@ impl Gang {
         let state = match record.phase {
             JobPhase::Queued { reason } => State::Queued(Queued {
                 reason,
-                settle_until: deadlines.settle(now),
-                // The record does not say whether they were told; to tell them once more does no harm.
-                kept_world: (!record.reserves.is_empty()).then_some(0),
+                grace_until: deadlines.start_grace(now),
+                // The record does not say whether they were told; to tell them once more does no
+                // harm.
+                kept_world: (!record.standbys.is_empty()).then_some(0),
             }),
             JobPhase::Running { members } => {
                 world = members.iter().map(|member| member.ranks).sum();
@@ -107,7 +109,9 @@ impl Gang {
                 State::Running(Running::new(members, true, now))
             }
             JobPhase::Done { ended_ms } => State::Ended(Ended::Done { ended_ms }),
-            JobPhase::Failed { reason, ended_ms } => State::Ended(Ended::Failed { reason, ended_ms }),
+            JobPhase::Failed { reason, ended_ms } => {
+                State::Ended(Ended::Failed { reason, ended_ms })
+            }
             JobPhase::Cancelled { ended_ms } => State::Ended(Ended::Cancelled { ended_ms }),
         };
         Self {
@@ -119,7 +123,7 @@ impl Gang {
             ledger: Ledger::new(record.ledger),
             writing: None,
             newest,
-            standbys: Standbys::restore(record.reserves, world, now),
+            standbys: Standbys::restore(record.standbys, world, now),
             backing_off: BTreeMap::new(),
             blame: None,
         }
@@ -147,12 +151,12 @@ impl Gang {
                 },
                 State::Ended(ended) => ended.phase(),
             },
-            reserves: self.standbys.members().to_vec(),
+            standbys: self.standbys.members().to_vec(),
             ledger: self.ledger.saved().clone(),
             checkpoints: self.checkpoints.clone(),
             reached: self.reached,
-            fruitless: head.fruitless,
-            hopeless: head.hopeless,
+            restarts_without_progress: head.restarts_without_progress,
+            permanent_failure: head.permanent_failure,
             restarts: head.restarts,
             incidents: head.incidents.clone(),
             units: None,
@@ -214,8 +218,8 @@ impl Gang {
         self.plan.steps
     }
 
-    pub(crate) fn tell_members(&self, outbox: &mut Outbox) {
-        outbox.tell_all(self.members());
+    pub(crate) fn send_to_members(&self, outbox: &mut Outbox) {
+        outbox.send_to_all(self.members());
     }
 
     pub(crate) fn save(&self, outbox: &mut Outbox) {

@@ -1,6 +1,7 @@
-//! A job's ledger as the machine writes it: every step that rank 0 reported or that a commit proves, every state that
-//! all ranks agreed on. What is new waits a moment so that quick steps share one save; a step is acknowledged to its
-//! rank only when its entry is saved, so that none is lost with the coordinator.
+//! A job's ledger as the machine writes it: every step that rank 0 reported or that a commit
+//! proves, every state that all ranks agreed on. What is new waits a moment so that quick steps
+//! share one save; a step is acknowledged to its rank only when its entry is saved, so that none is
+//! lost with the coordinator.
 
 use proto::id::{Generation, Rank, Step};
 use proto::ledger::{Entry, Line, Tip};
@@ -64,8 +65,8 @@ impl Ledger {
         self.pending.push(entry);
     }
 
-    /// A generation spoke for the first time: that it did step `step`. It began where it resumed, or further on when
-    /// its ranks still had what an older one did.
+    /// A generation spoke for the first time: that it did step `step`. It began where it resumed,
+    /// or further on when its ranks still had what an older one did.
     pub(crate) fn begin(&mut self, origin: Origin, step: Step) {
         if self.tip.generation != origin.generation {
             let before = Step(step.0.saturating_sub(1));

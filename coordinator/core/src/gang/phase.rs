@@ -1,5 +1,5 @@
-//! Every change of a gang's phase: a generation is formed, ends, and the job with it when there is nothing more to do
-//! or to hope for.
+//! Every change of a gang's phase: a generation is formed, ends, and the job with it when there is
+//! nothing more to do or to hope for.
 
 use super::blame::{Blame, RankOf};
 use super::job::{Gang, Queued, State};
@@ -7,11 +7,11 @@ use super::newest::Newest;
 use super::running::Running;
 use super::standbys::Standbys;
 use crate::deadline::Deadlines;
-use crate::event::Fact;
+use crate::event::Event;
 use crate::explain::{Ending, waiting};
 use crate::head::Ended;
 use crate::outbox::Outbox;
-use crate::record::{FRUITLESS_MAX, Member, Millis};
+use crate::record::{Member, Millis, RESTARTS_WITHOUT_PROGRESS_MAX};
 use proto::id::{Rank, WorkerId};
 use proto::message::RankPhase;
 
@@ -27,10 +27,10 @@ impl Gang {
         let members: Vec<Member> = workers.into_iter().zip(0..).map(place).collect();
         let inherits = !self.standbys.members().is_empty() || !self.members().is_empty();
         let formerly: Vec<WorkerId> = self.standby_workers().cloned().collect();
-        outbox.tell_all(self.standbys.members());
+        outbox.send_to_all(self.standbys.members());
         let world = ranks * u32::try_from(members.len()).unwrap_or(u32::MAX);
         self.begin(world);
-        outbox.note(Fact::GenerationFormed {
+        outbox.emit(Event::GenerationFormed {
             job: self.head.id.clone(),
             generation: self.head.generation,
             world,
@@ -39,10 +39,11 @@ impl Gang {
         running.formerly_standby = formerly;
         self.state = State::Running(running);
         self.save(outbox);
-        self.tell_members(outbox);
+        self.send_to_members(outbox);
     }
 
-    /// The next generation's number: nothing is known of it yet, and nobody is left of the one before.
+    /// The next generation's number: nothing is known of it yet, and nobody is left of the one
+    /// before.
     pub(super) fn begin(&mut self, world: u32) {
         self.head.generation = self.head.generation.next();
         self.newest = Newest::new(self.checkpoints.last().copied());
@@ -56,31 +57,32 @@ impl Gang {
         if queued.reason != reason {
             queued.reason = reason;
             self.save(outbox);
-            self.note_queued(outbox);
+            self.emit_queued(outbox);
         }
     }
 
-    pub(crate) fn note_queued(&self, outbox: &mut Outbox) {
+    pub(crate) fn emit_queued(&self, outbox: &mut Outbox) {
         if let State::Queued(queued) = &self.state {
-            outbox.note(Fact::JobQueued {
+            outbox.emit(Event::JobQueued {
                 job: self.head.id.clone(),
                 reason: queued.reason.clone(),
             });
         }
     }
 
-    /// No generation runs any more, and `survivors` keep what they hold, beside the newcomers that got ready for the next.
+    /// No generation runs any more, and `survivors` keep what they hold, beside the newcomers that
+    /// got ready for the next.
     pub(super) fn queue(
         &mut self,
         reason: String,
-        settle_until: Millis,
+        grace_until: Millis,
         survivors: Vec<Member>,
         outbox: &mut Outbox,
     ) {
         let world = self.members().iter().map(|member| member.ranks).sum();
         let queued = State::Queued(Queued {
             reason,
-            settle_until,
+            grace_until,
             kept_world: Some(world),
         });
         if let State::Running(running) = std::mem::replace(&mut self.state, queued) {
@@ -89,10 +91,15 @@ impl Gang {
         self.save(outbox);
     }
 
-    /// Ends the running generation, which did not do its work. The job is queued again; [`Self::settle`]
-    /// decides whether that was once too often.
-    pub(crate) fn end_generation(&mut self, ending: &Ending, deadlines: Deadlines, outbox: &mut Outbox) {
-        self.tell_members(outbox);
+    /// Ends the running generation, which did not do its work. The job is queued again;
+    /// [`Self::settle`] decides whether that was once too often.
+    pub(crate) fn end_generation(
+        &mut self,
+        ending: &Ending,
+        deadlines: Deadlines,
+        outbox: &mut Outbox,
+    ) {
+        self.send_to_members(outbox);
         if !self.is_running() {
             return;
         }
@@ -106,17 +113,18 @@ impl Gang {
         };
         let survives = |member: &Member| ending.lost_worker() != Some(&member.worker);
         let survivors = members.into_iter().filter(survives).collect();
-        self.queue(what, deadlines.settle(outbox.now), survivors, outbox);
+        self.queue(what, deadlines.start_grace(outbox.now), survivors, outbox);
         let reason = ending.to_string();
-        outbox.note(Fact::GenerationEnded {
+        outbox.emit(Event::GenerationEnded {
             job: self.head.id.clone(),
             generation,
             reason,
         });
     }
 
-    /// The worker whose rank broke the generation before, when that is heard only while the next one forms: its process
-    /// was given a place in it and had ended already. That is one fault and not two.
+    /// The worker whose rank broke the generation before, when that is heard only while the next
+    /// one forms: its process was given a place in it and had ended already. That is one fault and
+    /// not two.
     fn blamed_late<'a>(&self, ending: &'a Ending) -> Option<&'a WorkerId> {
         let Ending::RankFailed { worker, .. } = ending else {
             return None;
@@ -136,26 +144,28 @@ impl Gang {
     /// Writes down that a generation did not do its work; what happened, and what follows.
     fn count(&mut self, ending: &Ending, members: &[Member], outbox: &mut Outbox) -> String {
         self.head.restarts += 1;
-        self.head.hopeless |= ending.is_permanent();
+        self.head.permanent_failure |= ending.is_permanent();
         if self.reached < self.newest.acknowledged {
             self.reached = self.newest.acknowledged;
-            self.head.fruitless = 0;
+            self.head.restarts_without_progress = 0;
         } else if !ending.is_outside() {
-            self.head.fruitless += 1;
+            self.head.restarts_without_progress += 1;
         }
-        let follows = if self.head.hopeless {
+        let follows = if self.head.permanent_failure {
             "another generation would end in the same way".to_owned()
-        } else if self.head.fruitless < FRUITLESS_MAX {
+        } else if self.head.restarts_without_progress < RESTARTS_WITHOUT_PROGRESS_MAX {
             format!(
                 "the job goes on from what survivors hold, or step {}",
                 self.committed()
             )
         } else {
-            format!("that is generation {FRUITLESS_MAX} in a row that got no further")
+            format!(
+                "that is generation {RESTARTS_WITHOUT_PROGRESS_MAX} in a row that got no further"
+            )
         };
         let generation = self.head.generation;
         let what = format!("{ending}{}; {follows}", waiting(ending, members));
-        self.head.note_incident(what.clone(), outbox);
+        self.head.record_incident(what.clone(), outbox);
         self.blame = ending.is_secondary().then_some(Blame {
             generation,
             members: members.to_vec(),
@@ -164,8 +174,9 @@ impl Gang {
         what
     }
 
-    /// The culprit of the generation that ended last is found after a victim was heard: its own words (or its
-    /// silence) replace the victim's. `rank` says of which rank the news is; None: of the whole worker.
+    /// The culprit of the generation that ended last is found after a victim was heard: its own
+    /// words (or its silence) replace the victim's. `rank` says of which rank the news is; None: of
+    /// the whole worker.
     pub(crate) fn reattribute(
         &mut self,
         worker: &WorkerId,
@@ -177,16 +188,21 @@ impl Gang {
             return;
         };
         let concerns = |member: &Member| {
-            let of_rank = rank.is_none_or(|of| of.generation == blame.generation && member.runs(of.rank));
+            let of_rank =
+                rank.is_none_or(|of| of.generation == blame.generation && member.runs(of.rank));
             member.worker == *worker && of_rank
         };
         if !blame.members.iter().any(concerns) {
             return;
         }
-        let what = format!("{ending}{}; {}", waiting(ending, &blame.members), blame.follows);
+        let what = format!(
+            "{ending}{}; {}",
+            waiting(ending, &blame.members),
+            blame.follows
+        );
         match &mut self.state {
             // A generation that was formed since will say it again.
-            State::Queued(_) => self.head.hopeless |= ending.is_permanent(),
+            State::Queued(_) => self.head.permanent_failure |= ending.is_permanent(),
             State::Ended(Ended::Failed { reason, .. }) => reason.clone_from(&what),
             State::Running(_) | State::Ended(Ended::Done { .. } | Ended::Cancelled { .. }) => {}
         }
@@ -198,9 +214,9 @@ impl Gang {
         self.save(outbox);
     }
 
-    /// Ends the job when there is nothing more to do or to hope for. True when it is over now and was not
-    /// before.
-    pub(crate) fn settle(&mut self, outbox: &mut Outbox) -> bool {
+    /// Ends the job when there is nothing more to do or to hope for. True when it is over now and
+    /// was not before.
+    pub(crate) fn reconcile(&mut self, outbox: &mut Outbox) -> bool {
         // The last commit is the work; ranks get the chance to leave in order.
         let complete = self.committed() == self.steps_max();
         let answered = self.writing.is_none();
@@ -216,17 +232,22 @@ impl Gang {
     fn done(&mut self, outbox: &mut Outbox) {
         let ended_ms = outbox.wall;
         self.over(Ended::Done { ended_ms }, outbox);
-        outbox.note(Fact::JobDone {
+        outbox.emit(Event::JobDone {
             job: self.head.id.clone(),
             step: self.committed(),
         });
     }
 
     fn fail(&mut self, outbox: &mut Outbox) {
-        let last = self.head.incidents.last().map(|incident| incident.what.clone());
-        let mut reason =
-            last.unwrap_or_else(|| format!("{FRUITLESS_MAX} generations in a row got no further"));
-        if self.head.hopeless {
+        let last = self
+            .head
+            .incidents
+            .last()
+            .map(|incident| incident.what.clone());
+        let mut reason = last.unwrap_or_else(|| {
+            format!("{RESTARTS_WITHOUT_PROGRESS_MAX} generations in a row got no further")
+        });
+        if self.head.permanent_failure {
             reason += &match self.checkpoints.last() {
                 Some(good) => format!("; the last good checkpoint is that of step {}", good.step),
                 None => "; there is no checkpoint yet".to_owned(),
@@ -237,7 +258,7 @@ impl Gang {
             ended_ms: outbox.wall,
         };
         self.over(ended, outbox);
-        outbox.note(Fact::JobFailed {
+        outbox.emit(Event::JobFailed {
             job: self.head.id.clone(),
             reason,
         });
@@ -246,14 +267,14 @@ impl Gang {
     pub(crate) fn cancel(&mut self, outbox: &mut Outbox) {
         let ended_ms = outbox.wall;
         self.over(Ended::Cancelled { ended_ms }, outbox);
-        outbox.note(Fact::JobCancelled {
+        outbox.emit(Event::JobCancelled {
             job: self.head.id.clone(),
         });
     }
 
     fn over(&mut self, ended: Ended, outbox: &mut Outbox) {
-        self.tell_members(outbox);
-        outbox.tell_all(self.standbys.members());
+        self.send_to_members(outbox);
+        outbox.send_to_all(self.standbys.members());
         self.standbys.clear();
         self.state = State::Ended(ended);
         self.save(outbox);

@@ -1,5 +1,5 @@
-//! Is what a worker says of a rank possible? Checked before anything is believed: late and impossible words are ignored.
-//! It changes nothing and never panics.
+//! Is what a worker says of a rank possible? Checked before anything is believed: late and
+//! impossible words are ignored. It changes nothing and never panics.
 
 use super::job::Gang;
 use crate::record::Member;

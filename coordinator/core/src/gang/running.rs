@@ -1,14 +1,14 @@
-//! A running generation: its members, and what its ranks said, as far as the coordinator heard since it started. Only its
-//! members are durable: after a restart the rest is rebuilt from the next reports. It takes reports that
-//! [`super::report`] found possible.
+//! A running generation: its members, and what its ranks said, as far as the coordinator heard
+//! since it started. Only its members are durable: after a restart the rest is rebuilt from the
+//! next reports. It takes reports that [`super::report`] found possible.
 
-use super::halting::Halting;
 use super::newest::Newest;
+use super::stopping::Stopping;
 use crate::rank::RankLive;
 use crate::record::{Member, Millis};
 use crate::violation::Violation;
 use proto::id::{Rank, Step, WorkerId};
-use proto::message::{Piece, RankPhase, RankReport, ShardReport, StepReport};
+use proto::message::{RankPhase, RankReport, ShardReport, Stage, StepReport};
 use std::collections::BTreeMap;
 
 /// Checkpoints of one generation that may lack shards at one time; the oldest are given up first.
@@ -28,7 +28,7 @@ pub(crate) struct Running {
     /// Since when all ranks are finished.
     pub(crate) finished_at: Option<Millis>,
     /// Set once it was asked to end in order.
-    pub(crate) halt: Option<Halting>,
+    pub(crate) graceful_stop: Option<Stopping>,
     /// It was formed of processes that may hold state.
     pub(crate) inherits: bool,
     /// Since when some of its workers do not reach each other.
@@ -48,7 +48,7 @@ pub(crate) struct RankAt<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Slowest {
     pub(crate) rank: Rank,
-    pub(crate) piece: Piece,
+    pub(crate) stage: Stage,
     pub(crate) for_ms: u64,
     /// So many others are in the reduction already.
     pub(crate) waiting: usize,
@@ -97,7 +97,7 @@ impl Running {
             stepped_at: now,
             shards: BTreeMap::new(),
             finished_at: None,
-            halt: None,
+            graceful_stop: None,
             inherits,
             partitioned_since: None,
             formerly_standby: Vec::new(),
@@ -129,7 +129,9 @@ impl Running {
         if rank.take(&report.phase, now) && newest.last_step.is_none() {
             self.stepped_at = now;
         }
-        rank.doing = report.doing.filter(|doing| !bounds.excludes(doing.step));
+        rank.activity = report
+            .activity
+            .filter(|activity| !bounds.excludes(activity.step));
         if report.rank == Rank(0) {
             if report.store_address.is_some() && self.store_address != report.store_address {
                 self.store_address.clone_from(&report.store_address);
@@ -148,9 +150,10 @@ impl Running {
         news.for_all = self.rendezvous() != met.as_ref();
         self.take_shards(report, bounds, &mut news);
         let digests = report.digests.iter().map(|digest| digest.step);
-        let steps = digests.chain(report.doing.iter().map(|doing| doing.step));
+        let steps = digests.chain(report.activity.iter().map(|activity| activity.step));
         let outside = steps.filter(|step| bounds.excludes(*step));
-        news.violations.extend(outside.map(|step| bounds.violation(step)));
+        news.violations
+            .extend(outside.map(|step| bounds.violation(step)));
         news
     }
 
@@ -165,7 +168,8 @@ impl Running {
             }
             let path = &shard.shard.path;
             if path.is_empty() || path.starts_with('.') || path.contains(['/', '\\']) {
-                news.violations.push(Violation::ShardPath { path: path.clone() });
+                news.violations
+                    .push(Violation::ShardPath { path: path.clone() });
                 continue;
             }
             let of_step = self.shards.entry(shard.step).or_default();
@@ -173,7 +177,8 @@ impl Running {
                 .iter()
                 .any(|(rank, other)| *rank != report.rank && other.shard.path == *path)
             {
-                news.violations.push(Violation::ShardPath { path: path.clone() });
+                news.violations
+                    .push(Violation::ShardPath { path: path.clone() });
                 continue;
             }
             // A rank lives once, so its first word on a shard is its only one.
@@ -185,8 +190,9 @@ impl Running {
         }
     }
 
-    /// Where the ranks meet: at rank 0's store, as soon as none of them is loading any more. Whoever is ready earlier waits
-    /// for this word, so that no load is too slow for those that wait; only then does the time begin in which all must meet.
+    /// Where the ranks meet: at rank 0's store, as soon as none of them is loading any more.
+    /// Whoever is ready earlier waits for this word, so that no load is too slow for those that
+    /// wait; only then does the time begin in which all must meet.
     pub(crate) fn rendezvous(&self) -> Option<&String> {
         let loads = |rank: &RankLive| matches!(rank.phase, None | Some(RankPhase::Starting));
         let loads = self.ranks.values().any(loads);
@@ -198,25 +204,31 @@ impl Running {
         !self.ranks.is_empty() && self.ranks.values().all(finished)
     }
 
-    /// The rank that the others wait for in a step, as far as they have told: of those that are not in the reduction yet the
-    /// one that has been longest in what it does.
+    /// The rank that the others wait for in a step, as far as they have told: of those that are not
+    /// in the reduction yet the one that has been longest in what it does.
     pub(crate) fn slowest(&self, now: Millis) -> Option<Slowest> {
-        let doing = |live: &RankLive| {
-            let doing = live.doing.filter(|_| live.phase == Some(RankPhase::Training))?;
+        let activity = |live: &RankLive| {
+            let activity = live
+                .activity
+                .filter(|_| live.phase == Some(RankPhase::Training))?;
             let since_heard = now.saturating_sub(live.heard);
-            Some((doing.piece, doing.for_ms.saturating_add(since_heard)))
+            Some((activity.stage, activity.for_ms.saturating_add(since_heard)))
         };
         let told: Vec<_> = self
             .ranks
             .iter()
-            .filter_map(|(rank, live)| Some((*rank, doing(live)?)))
+            .filter_map(|(rank, live)| Some((*rank, activity(live)?)))
             .collect();
-        let behind = told.iter().filter(|(_, (piece, _))| *piece != Piece::Reduction);
-        let (rank, (piece, for_ms)) = behind.max_by_key(|(_, (_, for_ms))| *for_ms).copied()?;
-        let waiting = told.iter().filter(|(_, (piece, _))| *piece == Piece::Reduction);
+        let behind = told
+            .iter()
+            .filter(|(_, (stage, _))| *stage != Stage::Reduction);
+        let (rank, (stage, for_ms)) = behind.max_by_key(|(_, (_, for_ms))| *for_ms).copied()?;
+        let waiting = told
+            .iter()
+            .filter(|(_, (stage, _))| *stage == Stage::Reduction);
         Some(Slowest {
             rank,
-            piece,
+            stage,
             for_ms,
             waiting: waiting.count(),
         })
@@ -239,6 +251,8 @@ impl Running {
     }
 
     fn ranks(&self) -> impl Iterator<Item = RankAt<'_>> {
-        self.ranks.iter().map(|(rank, live)| RankAt { rank: *rank, live })
+        self.ranks
+            .iter()
+            .map(|(rank, live)| RankAt { rank: *rank, live })
     }
 }

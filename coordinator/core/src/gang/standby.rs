@@ -1,15 +1,15 @@
-//! Standbys: processes of a job that have no place in its generation. Beside a running generation they are newcomers,
-//! which load everything before the others wait for them, or are left out because a member does not reach them; of a queued
-//! job they are survivors, which keep the newest state in memory until there are enough workers again. A standby is a
-//! worker's part in the generation, numbered from its world on. It takes devices that nobody else is given, and gives them
-//! back as soon as somebody is.
-//! Who has a place is decided by placement.
+//! Standbys: processes of a job that have no place in its generation. Beside a running generation
+//! they are newcomers, which load everything before the others wait for them, or are left out
+//! because a member does not reach them; of a queued job they are survivors, which keep the newest
+//! state in memory until there are enough workers again. A standby is a worker's part in the
+//! generation, numbered from its world on. It takes devices that nobody else is given, and gives
+//! them back as soon as somebody is. Who has a place is decided by placement.
 
 use super::job::{Gang, State};
-use crate::apart::Apart;
 use crate::deadline::Deadlines;
-use crate::event::Fact;
+use crate::event::Event;
 use crate::outbox::Outbox;
+use crate::partitions::Partitions;
 use crate::placement::Devices;
 use crate::rank::RankLive;
 use crate::record::{Member, Millis};
@@ -29,9 +29,10 @@ fn take(free: &mut Devices, worker: &WorkerId, needs: u32) -> bool {
 }
 
 impl Gang {
-    /// A queued job's survivors stay where nobody else has a place, and where nobody wants the worker empty, if what they
-    /// hold is elsewhere too. Once no manifest of the generation that ended is on its way, they leave it: the next number is
-    /// a generation without members, in which they wait.
+    /// A queued job's survivors stay where nobody else has a place, and where nobody wants the
+    /// worker empty, if what they hold is elsewhere too. Once no manifest of the generation that
+    /// ended is on its way, they leave it: the next number is a generation without members, in
+    /// which they wait.
     pub(crate) fn keep_where_there_is_room(
         &mut self,
         leaving: &BTreeSet<WorkerId>,
@@ -50,11 +51,13 @@ impl Gang {
         let stays = |worker: &WorkerId| !leaving.contains(worker);
         let elsewhere = !unsaved || self.standby_workers().any(stays);
         let dropped = self.standbys.part(|it| {
-            holds && !(elsewhere && leaving.contains(&it.worker)) && take(free, &it.worker, it.ranks)
+            holds
+                && !(elsewhere && leaving.contains(&it.worker))
+                && take(free, &it.worker, it.ranks)
         });
-        outbox.tell_all(&dropped);
+        outbox.send_to_all(&dropped);
         if self.writing.is_none() && !told {
-            outbox.tell_all(self.standbys.members());
+            outbox.send_to_all(self.standbys.members());
             let workers: Vec<WorkerId> = self.standby_workers().cloned().collect();
             self.begin(0);
             if let State::Queued(queued) = &mut self.state {
@@ -84,12 +87,13 @@ impl Gang {
             .collect()
     }
 
-    /// Of those that were on standby, those that have no place because a member does not reach them: they stay where nobody
-    /// else has a place and the job could use them, with what they hold, and are asked on whether they are reached.
+    /// Of those that were on standby, those that have no place because a member does not reach
+    /// them: they stay where nobody else has a place and the job could use them, with what they
+    /// hold, and are asked on whether they are reached.
     pub(crate) fn left_out(
         &mut self,
         wanted: &[WorkerId],
-        apart: &Apart,
+        partitions: &Partitions,
         drained: &BTreeSet<String>,
         free: &mut Devices,
     ) -> Vec<WorkerId> {
@@ -108,7 +112,7 @@ impl Gang {
                 && !wanted.contains(worker)
                 && !drained.contains(&worker.name)
                 && !self.backing_off.contains_key(worker)
-                && apart.from(worker).any(|other| self.is_member(other))
+                && partitions.from(worker).any(|other| self.is_member(other))
         };
         workers.retain(|worker| stays(worker));
         workers.truncate(most);
@@ -118,9 +122,11 @@ impl Gang {
 
     /// These workers are its standbys, and no others.
     pub(crate) fn get_ready(&mut self, wanted: &[WorkerId], outbox: &mut Outbox) {
-        let dropped = self.standbys.part(|standby| wanted.contains(&standby.worker));
+        let dropped = self
+            .standbys
+            .part(|standby| wanted.contains(&standby.worker));
         if !dropped.is_empty() {
-            outbox.tell_all(&dropped);
+            outbox.send_to_all(&dropped);
             self.save(outbox);
         }
         let new = |worker: &&WorkerId| !self.is_standby(worker);
@@ -131,13 +137,13 @@ impl Gang {
     fn add_standbys(&mut self, workers: Vec<WorkerId>, outbox: &mut Outbox) {
         let ranks = self.head.devices_per_worker();
         for worker in workers {
-            outbox.note(Fact::Reserved {
+            outbox.emit(Event::StandbyAdded {
                 job: self.head.id.clone(),
                 generation: self.head.generation,
                 worker: worker.clone(),
             });
             let standby = self.standbys.add(worker, ranks, outbox.now);
-            outbox.tell_all(std::slice::from_ref(standby));
+            outbox.send_to_all(std::slice::from_ref(standby));
             self.save(outbox);
         }
     }
@@ -155,8 +161,8 @@ impl Gang {
         }
     }
 
-    /// Those whose processes could take a place at once: beside a running generation when they have loaded everything,
-    /// of a queued job when they are not loading still.
+    /// Those whose processes could take a place at once: beside a running generation when they have
+    /// loaded everything, of a queued job when they are not loading still.
     pub(crate) fn ready(&self) -> Vec<WorkerId> {
         let queued = self.is_queued();
         let is_ready = |standby: &&Member| {
@@ -173,7 +179,7 @@ impl Gang {
     }
 
     /// Takes the report of a standby.
-    pub(crate) fn hear_standby(
+    pub(crate) fn receive_standby(
         &mut self,
         worker: &WorkerId,
         report: &RankReport,
@@ -188,11 +194,16 @@ impl Gang {
         }
     }
 
-    /// Gives up standbys whose worker does not report them, and lets those try again that failed some time ago.
+    /// Gives up standbys whose worker does not report them, and lets those try again that failed
+    /// some time ago.
     pub(super) fn tend_standbys(&mut self, deadlines: Deadlines, outbox: &mut Outbox) {
         self.backing_off.retain(|_, until| outbox.now < *until);
-        let overdue = |live: &RankLive| deadlines.roll_call(live.heard) <= outbox.now;
-        let late = self.standbys.ranks().iter().filter(|(_, live)| overdue(live));
+        let overdue = |live: &RankLive| deadlines.report_timeout(live.heard) <= outbox.now;
+        let late = self
+            .standbys
+            .ranks()
+            .iter()
+            .filter(|(_, live)| overdue(live));
         let workers: Vec<WorkerId> = late
             .filter_map(|(rank, _)| self.standby_members().iter().find(|it| it.runs(*rank)))
             .map(|standby| standby.worker.clone())
@@ -204,21 +215,28 @@ impl Gang {
 
     pub(super) fn next_standby_deadline(&self, deadlines: Deadlines) -> Option<Millis> {
         let heard = self.standbys.ranks().values().map(|live| live.heard).min();
-        let due = heard.map(|heard| deadlines.roll_call(heard));
+        let due = heard.map(|heard| deadlines.report_timeout(heard));
         let again = self.backing_off.values().min().copied();
         due.into_iter().chain(again).min()
     }
 
-    /// A standby on this worker cannot go on. Another is not tried there for a while: nobody waits for it.
-    fn lose_standby(&mut self, worker: &WorkerId, reason: &str, deadlines: Deadlines, outbox: &mut Outbox) {
+    /// A standby on this worker cannot go on. Another is not tried there for a while: nobody waits
+    /// for it.
+    fn lose_standby(
+        &mut self,
+        worker: &WorkerId,
+        reason: &str,
+        deadlines: Deadlines,
+        outbox: &mut Outbox,
+    ) {
         if !self.is_standby(worker) {
             return;
         }
         if self.is_running() {
-            let until = deadlines.rest(outbox.now);
+            let until = deadlines.standby_backoff(outbox.now);
             self.backing_off.insert(worker.clone(), until);
         }
-        outbox.note(Fact::ReserveLost {
+        outbox.emit(Event::StandbyLost {
             job: self.head.id.clone(),
             generation: self.head.generation,
             worker: worker.clone(),
@@ -230,7 +248,11 @@ impl Gang {
 
     /// The worker is gone, or has no process of the job any more.
     pub(super) fn drop_standby(&mut self, worker: &WorkerId, outbox: &mut Outbox) {
-        if !self.standbys.part(|standby| standby.worker != *worker).is_empty() {
+        if !self
+            .standbys
+            .part(|standby| standby.worker != *worker)
+            .is_empty()
+        {
             self.save(outbox);
         }
     }

@@ -1,5 +1,5 @@
-//! Processes of a job that have no place in its generation: who they are and what they last said. Their ranks are
-//! numbered from the generation's world on.
+//! Processes of a job that have no place in its generation: who they are and what they last said.
+//! Their ranks are numbered from the generation's world on.
 
 use crate::rank::RankLive;
 use crate::record::{Member, Millis};
@@ -65,8 +65,9 @@ impl Standbys {
 
     /// Keeps those that `stays` says; the others, in order.
     pub(crate) fn part(&mut self, stays: impl FnMut(&Member) -> bool) -> Vec<Member> {
-        let (kept, dropped): (Vec<Member>, Vec<Member>) =
-            std::mem::take(&mut self.members).into_iter().partition(stays);
+        let (kept, dropped): (Vec<Member>, Vec<Member>) = std::mem::take(&mut self.members)
+            .into_iter()
+            .partition(stays);
         self.members = kept;
         if !dropped.is_empty() {
             self.forget_lost();

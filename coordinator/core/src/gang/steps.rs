@@ -20,7 +20,8 @@ impl Gang {
         self.committed() < self.ledger.tip().step
     }
 
-    /// Rank 0 of the newest generation reported a step. Those before it, since the last that is known, were done too.
+    /// Rank 0 of the newest generation reported a step. Those before it, since the last that is
+    /// known, were done too.
     pub(crate) fn ledger_step(&mut self, report: &StepReport) {
         let loss = Some(report.loss).filter(|loss| loss.is_finite());
         let world = self.running().map_or(0, Running::world);
@@ -70,7 +71,11 @@ impl Gang {
     }
 
     /// What a rank came to. When all have spoken of a step they agree, or the job is at its end.
-    pub(crate) fn ledger_digests(&mut self, rank: Rank, digests: &[WeightDigest]) -> Option<Ending> {
+    pub(crate) fn ledger_digests(
+        &mut self,
+        rank: Rank,
+        digests: &[WeightDigest],
+    ) -> Option<Ending> {
         let generation = self.head.generation;
         let world = self.running().map_or(0, |running| running.ranks.len());
         let steps_max = self.steps_max();
@@ -138,7 +143,8 @@ impl Gang {
         })
     }
 
-    /// The newest step of the running generation whose entry is saved: its rank need not tell it again.
+    /// The newest step of the running generation whose entry is saved: its rank need not tell it
+    /// again.
     pub(super) fn ledgered(&self) -> Step {
         let resumed = self.resumed();
         let tip = self.ledger.saved();
@@ -175,7 +181,8 @@ fn disagreement(step: Step, said: &BTreeMap<Rank, String>, members: &[Member]) -
             .find(|other| *other != value)
             .map_or_else(String::new, |other| short(other));
         return format!(
-            "{} is alone: its weights after step {step} are {}, those of the other {} ranks {others}",
+            "{} is alone: its weights after step {step} are {}, those of the other {} ranks \
+            {others}",
             place(ranks[0]),
             short(value),
             said.len() - 1

@@ -11,7 +11,7 @@ impl Gang {
                     rank: *rank,
                     worker: &running.owner(*rank)?.worker,
                     phase: live.phase.as_ref(),
-                    doing: live.doing,
+                    activity: live.activity,
                 })
             })
         });
@@ -21,7 +21,7 @@ impl Gang {
             ranks: ranks.collect(),
             last_step: self.newest.last_step.as_ref(),
             step: self.newest.acknowledged.max(self.committed()),
-            halting: self.halts_because(),
+            stopping: self.stops_because(),
             units: None,
         }
     }

@@ -2,8 +2,8 @@
 
 use super::job::{Gang, State};
 use super::running::{RankAt, Running};
-use crate::apart::Apart;
 use crate::head::Ended;
+use crate::partitions::Partitions;
 use crate::placement::{Decision, Shortage};
 use crate::record::Millis;
 use crate::shown::{WaitsFor, Why};
@@ -12,12 +12,21 @@ use proto::message::RankPhase;
 
 impl Gang {
     /// What it waits for at `now`; `decision` is what placement decided of it last.
-    pub(crate) fn why(&self, decision: Option<&Decision>, apart: &Apart, now: Millis) -> Why {
+    pub(crate) fn why(
+        &self,
+        decision: Option<&Decision>,
+        partitions: &Partitions,
+        now: Millis,
+    ) -> Why {
         match &self.state {
-            State::Running(running) => self.why_left_out(self.why_running(running, now), apart),
+            State::Running(running) => {
+                self.why_left_out(self.why_running(running, now), partitions)
+            }
             State::Queued(queued) => self.why_queued(&queued.reason, decision),
             State::Ended(Ended::Done { .. }) => Why::new("over", "it is done", None),
-            State::Ended(Ended::Cancelled { .. }) => Why::new("over", "somebody cancelled it", None),
+            State::Ended(Ended::Cancelled { .. }) => {
+                Why::new("over", "somebody cancelled it", None)
+            }
             State::Ended(Ended::Failed { reason, .. }) => {
                 Why::new("over", &format!("it failed: {reason}"), None)
             }
@@ -25,11 +34,11 @@ impl Gang {
     }
 
     /// Adds who could join and does not reach those that it should join.
-    fn why_left_out(&self, mut why: Why, apart: &Apart) -> Why {
+    fn why_left_out(&self, mut why: Why, partitions: &Partitions) -> Why {
         let members = || self.members().iter().map(|member| &member.worker);
         for standby in self.standby_workers() {
-            let pairs = apart.among(members().chain([standby]));
-            if apart.from(standby).any(|other| self.is_member(other)) {
+            let pairs = partitions.among(members().chain([standby]));
+            if partitions.from(standby).any(|other| self.is_member(other)) {
                 why.sentence = format!("{}; {} is left out: {pairs}", why.sentence, standby.name);
             }
         }
@@ -73,15 +82,27 @@ impl Gang {
     }
 
     fn why_running(&self, running: &Running, now: Millis) -> Why {
-        if let Some(rank) = running.last_rank(|rank| matches!(rank.phase, Some(RankPhase::Failed { .. }))) {
+        if let Some(rank) =
+            running.last_rank(|rank| matches!(rank.phase, Some(RankPhase::Failed { .. })))
+        {
             return waits(running, "failed-rank", "ends because", rank, now);
         }
-        let behind = running
-            .last_rank(|rank| matches!(rank.phase, None | Some(RankPhase::Starting | RankPhase::Joining)));
+        let behind = running.last_rank(|rank| {
+            matches!(
+                rank.phase,
+                None | Some(RankPhase::Starting | RankPhase::Joining)
+            )
+        });
         if let Some(rank) = behind {
-            return waits(running, "forming", "forms a group and waits because", rank, now);
+            return waits(
+                running,
+                "forming",
+                "forms a group and waits because",
+                rank,
+                now,
+            );
         }
-        if let Some(why) = self.halts_because() {
+        if let Some(why) = self.stops_because() {
             let finishing = running.last_rank(|rank| rank.phase != Some(RankPhase::Finished));
             let mut answer = match finishing {
                 Some(rank) => waits(
@@ -104,8 +125,9 @@ impl Gang {
             && running.all_finished()
         {
             let step = writing.checkpoint().step;
-            let sentence =
-                format!("all ranks are done; it waits for the manifest of step {step} to be written");
+            let sentence = format!(
+                "all ranks are done; it waits for the manifest of step {step} to be written"
+            );
             return Why::new(
                 "manifest",
                 &sentence,
@@ -124,17 +146,22 @@ impl Gang {
 
     fn why_training(&self, running: &Running, now: Millis) -> Why {
         let for_ms = now.saturating_sub(running.stepped_at);
-        let last = self.newest.last_step.as_ref().map(|step| step.seconds.total());
+        let last = self
+            .newest
+            .last_step
+            .as_ref()
+            .map(|step| step.seconds.total());
         let last = last.map_or_else(String::new, |seconds| {
             format!("; the step before took {seconds:.1} s")
         });
         let (waits_for, awaited) = awaited(running, now);
         let for_so_long = seconds(for_ms);
         // The ranks know it; what rank 0 told last may be of the generation before.
-        let doing = running.ranks.values().filter_map(|rank| rank.doing);
-        let doing = doing.map(|doing| doing.step.0).max().unwrap_or(0);
-        let step = doing.max(self.newest.acknowledged.0 + 1);
-        let sentence = format!("it trains: step {step} has been going on for {for_so_long}{last}{awaited}");
+        let activity = running.ranks.values().filter_map(|rank| rank.activity);
+        let activity = activity.map(|activity| activity.step.0).max().unwrap_or(0);
+        let step = activity.max(self.newest.acknowledged.0 + 1);
+        let sentence =
+            format!("it trains: step {step} has been going on for {for_so_long}{last}{awaited}");
         Why {
             sentence,
             constraint: "step",
@@ -144,15 +171,15 @@ impl Gang {
     }
 }
 
-/// Whom a step waits for, as the end of a sentence too: who is slowest by what the ranks say, or else who was heard
-/// least recently.
+/// Whom a step waits for, as the end of a sentence too: who is slowest by what the ranks say, or
+/// else who was heard least recently.
 fn awaited(running: &Running, now: Millis) -> (Option<WaitsFor>, String) {
     if let Some(slowest) = running.slowest(now)
         && let Some(at) = running.at(slowest.rank)
         && let Some(mut it) = waits_for(running, at, at.live.since, now)
     {
         it.for_ms = slowest.for_ms;
-        it.phase = format!("{}: {}", it.phase, slowest.piece);
+        it.phase = format!("{}: {}", it.phase, slowest.stage);
         let others = match slowest.waiting {
             0 => String::new(),
             1 => ", and another waits for it in the reduction".to_owned(),
@@ -162,7 +189,7 @@ fn awaited(running: &Running, now: Millis) -> (Option<WaitsFor>, String) {
             "; rank {} on {} has been in {} for {}{others}",
             it.rank,
             it.worker.name,
-            slowest.piece,
+            slowest.stage,
             seconds(it.for_ms)
         );
         return (Some(it), text);
@@ -181,7 +208,13 @@ fn awaited(running: &Running, now: Millis) -> (Option<WaitsFor>, String) {
     (waits_for, text)
 }
 
-fn waits(running: &Running, constraint: &'static str, what: &str, at: RankAt<'_>, now: Millis) -> Why {
+fn waits(
+    running: &Running,
+    constraint: &'static str,
+    what: &str,
+    at: RankAt<'_>,
+    now: Millis,
+) -> Why {
     let live = at.live;
     let waits_for = waits_for(running, at, live.since, now);
     let text = waits_for.as_ref().map_or_else(String::new, |it| {

@@ -1,6 +1,6 @@
 //! What placement decides from.
 
-use crate::apart::Apart;
+use crate::partitions::Partitions;
 use proto::id::{JobId, WorkerId};
 use proto::spec::DeviceKind;
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ pub(crate) struct Demand {
     pub(crate) devices_per_worker: u32,
     pub(crate) device: DeviceKind,
     /// It still waits for `workers_max` before it is content with fewer.
-    pub(crate) settling: bool,
+    pub(crate) in_grace_period: bool,
     /// The workers of its running generation.
     pub(crate) holds: Vec<WorkerId>,
     /// Where survivors of its last generation hold the newest state, while it waits.
@@ -26,12 +26,12 @@ pub(crate) struct Demand {
     /// Workers that it is not given for now: its processes ended there.
     pub(crate) avoid: Vec<WorkerId>,
     /// It is given no two workers that do not reach each other, beside those that it holds.
-    pub(crate) apart: Apart,
+    pub(crate) partitions: Partitions,
 }
 
 /// A worker that is up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Seat {
+pub(crate) struct NodeCapacity {
     pub(crate) worker: WorkerId,
     pub(crate) device: DeviceKind,
     pub(crate) devices: u32,
@@ -52,7 +52,7 @@ pub(crate) enum Access {
 pub(crate) struct Problem {
     /// In submit order.
     pub(crate) demands: Vec<Demand>,
-    pub(crate) seats: Vec<Seat>,
+    pub(crate) nodes: Vec<NodeCapacity>,
     /// Devices that a team may hold at one time; teams that are not named may hold any number.
     pub(crate) quotas: BTreeMap<String, u32>,
 }

@@ -1,7 +1,7 @@
 //! Why a job waits, as a value that becomes one sentence, and what would end the wait as another.
 
 use super::problem::Demand;
-use crate::apart::Apart;
+use crate::partitions::Partitions;
 use proto::id::JobId;
 use std::fmt;
 
@@ -16,7 +16,7 @@ pub(crate) struct Shortage {
     pub(super) drained: Vec<String>,
     pub(super) too_small: Vec<String>,
     /// Of those that it could use.
-    pub(super) apart: Apart,
+    pub(super) partitions: Partitions,
 }
 
 /// The constraint that holds it back.
@@ -24,7 +24,7 @@ pub(crate) struct Shortage {
 pub(super) enum Lack {
     Workers,
     /// There are enough, and it waits a moment for more.
-    Settles,
+    GracePeriod,
     Quota {
         quota: u32,
         used: u32,
@@ -45,7 +45,7 @@ impl Shortage {
             holds: Vec::new(),
             warm: Vec::new(),
             avoid: Vec::new(),
-            apart: Apart::default(),
+            partitions: Partitions::default(),
             ..demand.clone()
         };
         let (ready, busy, kept, drained, too_small) = (vec![], vec![], vec![], vec![], vec![]);
@@ -57,7 +57,7 @@ impl Shortage {
             kept,
             drained,
             too_small,
-            apart: Apart::default(),
+            partitions: Partitions::default(),
         }
     }
 
@@ -69,21 +69,26 @@ impl Shortage {
     /// One word for what holds it back.
     pub(crate) fn constraint(&self) -> &'static str {
         match self.lack {
-            Lack::Workers if !self.apart.is_empty() => "connection",
+            Lack::Workers if !self.partitions.is_empty() => "connection",
             Lack::Workers => "workers",
-            Lack::Settles => "settling",
+            Lack::GracePeriod => "settling",
             Lack::Quota { .. } => "quota",
         }
     }
 
     /// What would let it start.
     pub(crate) fn remedy(&self) -> String {
-        let (least, devices) = (self.demand.workers_min.max(1), self.demand.devices_per_worker);
+        let (least, devices) = (
+            self.demand.workers_min.max(1),
+            self.demand.devices_per_worker,
+        );
         match &self.lack {
             Lack::Quota { quota, used } => {
                 let (team, needs) = (&self.demand.team, u64::from(least) * u64::from(devices));
                 if u64::from(*quota) < needs {
-                    return format!("a quota of {needs} devices for team {team}, which has {quota}");
+                    return format!(
+                        "a quota of {needs} devices for team {team}, which has {quota}"
+                    );
                 }
                 let over = (u64::from(*used) + needs).saturating_sub(u64::from(*quota));
                 format!(
@@ -91,13 +96,17 @@ impl Shortage {
                     counted(over, "device")
                 )
             }
-            Lack::Settles => "nothing: it starts in a moment with those that are up".to_owned(),
+            Lack::GracePeriod => "nothing: it starts in a moment with those that are up".to_owned(),
             Lack::Workers => {
-                let missing = u64::from(least).saturating_sub(self.ready.len() as u64).max(1);
+                let missing = u64::from(least)
+                    .saturating_sub(self.ready.len() as u64)
+                    .max(1);
                 let kind = self.demand.device.name();
                 let mut ways = Vec::new();
-                if !self.apart.is_empty() {
-                    ways.push("a connection between the workers that do not reach each other".to_owned());
+                if !self.partitions.is_empty() {
+                    ways.push(
+                        "a connection between the workers that do not reach each other".to_owned(),
+                    );
                 }
                 if !self.busy.is_empty() {
                     ways.push(format!(
@@ -110,7 +119,10 @@ impl Shortage {
                     ways.push(format!("{} starting or leaving the queue", blocker.job));
                 }
                 if !self.drained.is_empty() {
-                    ways.push(format!("`coordinator undrain` of {}", self.drained.join(" or ")));
+                    ways.push(format!(
+                        "`coordinator undrain` of {}",
+                        self.drained.join(" or ")
+                    ));
                 }
                 let what = if 1 == missing { "worker" } else { "workers" };
                 ways.push(format!(
@@ -161,10 +173,10 @@ impl fmt::Display for Shortage {
         if !self.too_small.is_empty() {
             write!(f, "; too few devices: {}", self.too_small.join(", "))?;
         }
-        if !self.apart.is_empty() {
-            write!(f, "; {}", self.apart)?;
+        if !self.partitions.is_empty() {
+            write!(f, "; {}", self.partitions)?;
         }
-        if self.lack == Lack::Settles {
+        if self.lack == Lack::GracePeriod {
             write!(f, "; waits a moment for up to {}", demand.workers_max)?;
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! What is given to whom while a solution is made. It knows what a gang may take and at whose cost;
 //! [`super`] knows in which order they take it.
 
-use super::problem::{Access, Demand, Problem, Seat};
+use super::problem::{Access, Demand, NodeCapacity, Problem};
 use super::shortage::{Blocker, Lack, Shortage};
 use super::solution::{Decision, Solution};
 use proto::id::WorkerId;
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 pub(super) struct Table<'a> {
     problem: &'a Problem,
-    seats: Vec<SeatState<'a>>,
+    nodes: Vec<NodeState<'a>>,
     jobs: Vec<JobState>,
     /// Devices given, by team and number of the job.
     teams: BTreeMap<&'a str, BTreeMap<u64, u32>>,
@@ -18,8 +18,8 @@ pub(super) struct Table<'a> {
     totals: BTreeMap<&'a str, u32>,
 }
 
-struct SeatState<'a> {
-    seat: &'a Seat,
+struct NodeState<'a> {
+    node: &'a NodeCapacity,
     /// Devices that were not given to anybody yet, though somebody may hold them still.
     free: u32,
     /// The same less what waiting jobs keep for themselves.
@@ -59,38 +59,38 @@ type Dearness = (i32, Reverse<u64>);
 
 impl<'a> Table<'a> {
     pub(super) fn new(problem: &'a Problem) -> Self {
-        let state = |seat: &'a Seat| SeatState {
-            seat,
-            free: seat.devices,
-            open: seat.devices,
+        let state = |node: &'a NodeCapacity| NodeState {
+            node,
+            free: node.devices,
+            open: node.devices,
             holders: Vec::new(),
             held: 0,
             kept_for: None,
         };
-        let mut seats: Vec<SeatState<'a>> = problem.seats.iter().map(state).collect();
+        let mut nodes: Vec<NodeState<'a>> = problem.nodes.iter().map(state).collect();
         let by_worker: BTreeMap<&WorkerId, usize> = problem
-            .seats
+            .nodes
             .iter()
             .enumerate()
-            .map(|(place, seat)| (&seat.worker, place))
+            .map(|(index, node)| (&node.worker, index))
             .collect();
         let mut jobs = Vec::new();
         for (job, demand) in problem.demands.iter().enumerate() {
             let mut state = JobState::default();
             for worker in &demand.holds {
-                if let Some(place) = by_worker.get(worker)
-                    && seats[*place].seat.access != Access::Drained
+                if let Some(index) = by_worker.get(worker)
+                    && nodes[*index].node.access != Access::Drained
                 {
-                    seats[*place].holders.push(job);
-                    seats[*place].held += demand.devices_per_worker;
-                    state.holds.push(*place);
+                    nodes[*index].holders.push(job);
+                    nodes[*index].held += demand.devices_per_worker;
+                    state.holds.push(*index);
                 }
             }
             jobs.push(state);
         }
         Self {
             problem,
-            seats,
+            nodes,
             jobs,
             teams: BTreeMap::new(),
             totals: BTreeMap::new(),
@@ -114,7 +114,9 @@ impl<'a> Table<'a> {
         let demand = self.demand(job);
         let team = self.teams.get(demand.team.as_str());
         team.map_or(0, |jobs| {
-            jobs.range(..demand.number).map(|(_, devices)| devices).sum()
+            jobs.range(..demand.number)
+                .map(|(_, devices)| devices)
+                .sum()
         })
     }
 
@@ -134,60 +136,71 @@ impl<'a> Table<'a> {
         if let Some(lack) = self.over_quota(job, least) {
             return self.refuse(job, lack);
         }
-        let settled = !demand.settling
-            || self.costs(job).filter(|cost| *cost <= Cost::Free).count() >= demand.workers_max as usize;
-        if settled && least as usize <= self.costs(job).count() {
+        let grace_over = !demand.in_grace_period
+            || self.costs(job).filter(|cost| *cost <= Cost::Free).count()
+                >= demand.workers_max as usize;
+        if grace_over && least as usize <= self.costs(job).count() {
             for _ in 0..least {
                 self.take_cheapest(job);
             }
             return;
         }
         let enough = least as usize <= self.costs(job).count();
-        self.refuse(job, if enough { Lack::Settles } else { Lack::Workers });
-        let could = |state: &SeatState<'_>| state.seat.access != Access::Drained && fits(demand, state.seat);
-        let able: Vec<&WorkerId> = (self.seats.iter().filter(|state| could(state)))
-            .map(|state| &state.seat.worker)
+        self.refuse(
+            job,
+            if enough {
+                Lack::GracePeriod
+            } else {
+                Lack::Workers
+            },
+        );
+        let could = |state: &NodeState<'_>| {
+            state.node.access != Access::Drained && fits(demand, state.node)
+        };
+        let able: Vec<&WorkerId> = (self.nodes.iter().filter(|state| could(state)))
+            .map(|state| &state.node.worker)
             .collect();
-        if demand.apart.together(&[], &[], &able).len() < least as usize {
+        if demand.partitions.together(&[], &[], &able).len() < least as usize {
             return;
         }
-        for state in self.seats.iter_mut().filter(|state| could(state)) {
+        for state in self.nodes.iter_mut().filter(|state| could(state)) {
             state.open -= state.open.min(demand.devices_per_worker);
             state.kept_for.get_or_insert(job);
         }
     }
 
-    /// Chooses those of the seats that it may take that all reach each other: its own first, then the cheapest.
+    /// Chooses those of the seats that it may take that all reach each other: its own first, then
+    /// the cheapest.
     fn leave_out(&mut self, job: usize) {
-        let apart = &self.demand(job).apart;
-        if apart.is_empty() {
+        let partitions = &self.demand(job).partitions;
+        if partitions.is_empty() {
             return;
         }
-        let mut seats: Vec<_> = (0..self.seats.len())
-            .filter_map(|place| Some((self.cost(job, place)?, self.rank_for(job, place), place)))
+        let mut nodes: Vec<_> = (0..self.nodes.len())
+            .filter_map(|index| Some((self.cost(job, index)?, self.rank_for(job, index), index)))
             .collect();
-        seats.sort();
-        let worker = |place: usize| &self.seats[place].seat.worker;
+        nodes.sort();
+        let worker = |index: usize| &self.nodes[index].node.worker;
         let (mut own, mut warm, mut cold) = (Vec::new(), Vec::new(), Vec::new());
-        for (cost, _, place) in &seats {
+        for (cost, _, index) in &nodes {
             let list = match cost {
                 Cost::Own => &mut own,
-                _ if self.demand(job).warm.contains(worker(*place)) => &mut warm,
+                _ if self.demand(job).warm.contains(worker(*index)) => &mut warm,
                 _ => &mut cold,
             };
-            list.push(worker(*place));
+            list.push(worker(*index));
         }
-        let together = apart.together(&own, &warm, &cold);
-        let places = seats.into_iter().map(|(_, _, place)| place);
-        self.jobs[job].left_out = places
-            .filter(|place| !together.contains(&worker(*place)))
+        let together = partitions.together(&own, &warm, &cold);
+        let indices = nodes.into_iter().map(|(_, _, index)| index);
+        self.jobs[job].left_out = indices
+            .filter(|index| !together.contains(&worker(*index)))
             .collect();
     }
 
     /// It waits, and nobody need spare what it holds.
     fn refuse(&mut self, job: usize, lack: Lack) {
-        for place in self.jobs[job].holds.clone() {
-            self.let_go(job, place);
+        for index in self.jobs[job].holds.clone() {
+            self.let_go(job, index);
         }
         self.jobs[job].lack = Some(lack);
     }
@@ -197,7 +210,9 @@ impl<'a> Table<'a> {
         let demand = self.demand(job);
         let more = self.workers(job) < demand.workers_max as usize
             && self.over_quota(job, 1).is_none()
-            && self.costs(job).any(|cost| !matches!(cost, Cost::MakesWay(_)));
+            && self
+                .costs(job)
+                .any(|cost| !matches!(cost, Cost::MakesWay(_)));
         if more {
             self.take_cheapest(job);
         }
@@ -213,7 +228,7 @@ impl<'a> Table<'a> {
                     let mut workers: Vec<WorkerId> = state
                         .given
                         .iter()
-                        .map(|place| self.seats[*place].seat.worker.clone())
+                        .map(|index| self.nodes[*index].node.worker.clone())
                         .collect();
                     workers.sort();
                     Decision::Run(workers)
@@ -221,7 +236,12 @@ impl<'a> Table<'a> {
             };
             (demand.job.clone(), decision)
         };
-        self.problem.demands.iter().enumerate().map(decide).collect()
+        self.problem
+            .demands
+            .iter()
+            .enumerate()
+            .map(decide)
+            .collect()
     }
 
     fn over_quota(&self, job: usize, workers: u32) -> Option<Lack> {
@@ -235,28 +255,34 @@ impl<'a> Table<'a> {
 
     /// What each seat costs that the job may take.
     fn costs(&self, job: usize) -> impl Iterator<Item = Cost> {
-        (0..self.seats.len()).filter_map(move |place| self.cost(job, place))
+        (0..self.nodes.len()).filter_map(move |index| self.cost(job, index))
     }
 
-    fn cost(&self, job: usize, place: usize) -> Option<Cost> {
-        let (demand, state) = (self.demand(job), &self.seats[place]);
+    fn cost(&self, job: usize, index: usize) -> Option<Cost> {
+        let (demand, state) = (self.demand(job), &self.nodes[index]);
         let needs = demand.devices_per_worker;
-        if !fits(demand, state.seat) || state.free < needs || self.jobs[job].left_out.contains(&place) {
+        if !fits(demand, state.node)
+            || state.free < needs
+            || self.jobs[job].left_out.contains(&index)
+        {
             return None;
         }
-        if demand.avoid.contains(&state.seat.worker) {
+        if demand.avoid.contains(&state.node.worker) {
             return None;
         }
         if state.holders.contains(&job) {
             return Some(Cost::Own);
         }
-        if state.seat.access != Access::Open || state.open < needs || self.jobs[job].given.contains(&place) {
+        if state.node.access != Access::Open
+            || state.open < needs
+            || self.jobs[job].given.contains(&index)
+        {
             return None;
         }
         if needs <= state.free.saturating_sub(state.held) {
             return Some(Cost::Free);
         }
-        let victims = self.victims(job, place);
+        let victims = self.victims(job, index);
         let dearness = |victim: &usize| {
             (
                 self.demand(*victim).priority,
@@ -265,15 +291,17 @@ impl<'a> Table<'a> {
         };
         Some(match victims.iter().map(dearness).max() {
             None => Cost::Free,
-            Some(dearest) if victims.iter().all(|victim| self.has_surplus(*victim)) => Cost::Shrinks(dearest),
+            Some(dearest) if victims.iter().all(|victim| self.has_surplus(*victim)) => {
+                Cost::Shrinks(dearest)
+            }
             Some(dearest) => Cost::MakesWay(dearest),
         })
     }
 
-    /// Who must leave a seat so that the job can come: those that have more than they need, of the lowest priority, the
-    /// youngest, first.
-    fn victims(&self, job: usize, place: usize) -> Vec<usize> {
-        let state = &self.seats[place];
+    /// Who must leave a seat so that the job can come: those that have more than they need, of the
+    /// lowest priority, the youngest, first.
+    fn victims(&self, job: usize, index: usize) -> Vec<usize> {
+        let state = &self.nodes[index];
         let mut idle = state.free.saturating_sub(state.held);
         let mut holders = state.holders.clone();
         holders.sort_by_key(|holder| {
@@ -301,37 +329,40 @@ impl<'a> Table<'a> {
     }
 
     fn take_cheapest(&mut self, job: usize) {
-        let place = (0..self.seats.len())
-            .filter_map(|place| Some((self.cost(job, place)?, self.rank_for(job, place), place)))
+        let index = (0..self.nodes.len())
+            .filter_map(|index| Some((self.cost(job, index)?, self.rank_for(job, index), index)))
             .min()
-            .map(|(_, _, place)| place)
+            .map(|(_, _, index)| index)
             .expect("the caller counted the seats");
         let needs = self.demand(job).devices_per_worker;
-        if !self.let_go(job, place) {
-            for victim in self.victims(job, place) {
-                self.let_go(victim, place);
+        if !self.let_go(job, index) {
+            for victim in self.victims(job, index) {
+                self.let_go(victim, index);
                 let state = &self.jobs[victim];
-                if state.given.len() + state.holds.len() < self.demand(victim).workers_min.max(1) as usize {
+                if state.given.len() + state.holds.len()
+                    < self.demand(victim).workers_min.max(1) as usize
+                {
                     for other in state.holds.clone() {
                         self.let_go(victim, other);
                     }
                 }
             }
         }
-        let state = &mut self.seats[place];
+        let state = &mut self.nodes[index];
         state.free -= needs;
         state.open = state.open.saturating_sub(needs);
-        self.jobs[job].given.push(place);
+        self.jobs[job].given.push(index);
         let demand = &self.problem.demands[job];
         let team = self.teams.entry(demand.team.as_str()).or_default();
         *team.entry(demand.number).or_default() += needs;
         *self.totals.entry(demand.team.as_str()).or_default() += needs;
     }
 
-    /// Among seats of one cost: one where the job's state is, then the one with most free devices, then by name.
-    fn rank_for(&self, job: usize, place: usize) -> (bool, Reverse<u32>, &'a WorkerId) {
-        let state = &self.seats[place];
-        let worker = &state.seat.worker;
+    /// Among seats of one cost: one where the job's state is, then the one with most free devices,
+    /// then by name.
+    fn rank_for(&self, job: usize, index: usize) -> (bool, Reverse<u32>, &'a WorkerId) {
+        let state = &self.nodes[index];
+        let worker = &state.node.worker;
         (
             !self.demand(job).warm.contains(worker),
             Reverse(state.free),
@@ -340,12 +371,12 @@ impl<'a> Table<'a> {
     }
 
     /// A job no longer counts on what it holds there. False when it held nothing.
-    fn let_go(&mut self, job: usize, place: usize) -> bool {
-        let held = self.jobs[job].holds.contains(&place);
+    fn let_go(&mut self, job: usize, index: usize) -> bool {
+        let held = self.jobs[job].holds.contains(&index);
         if held {
-            self.jobs[job].holds.retain(|other| *other != place);
-            self.seats[place].holders.retain(|other| *other != job);
-            self.seats[place].held -= self.demand(job).devices_per_worker;
+            self.jobs[job].holds.retain(|other| *other != index);
+            self.nodes[index].holders.retain(|other| *other != job);
+            self.nodes[index].held -= self.demand(job).devices_per_worker;
         }
         held
     }
@@ -354,21 +385,27 @@ impl<'a> Table<'a> {
     fn shortage(&self, job: usize, lack: &Lack) -> Shortage {
         let demand = self.demand(job);
         let mut shortage = Shortage::new(demand, lack.clone());
-        let usable =
-            |state: &&SeatState<'_>| fits(demand, state.seat) && state.seat.access != Access::Drained;
-        let usable = self.seats.iter().filter(usable).map(|state| &state.seat.worker);
-        shortage.apart = demand.apart.among(usable);
-        for state in self
-            .seats
+        let usable = |state: &&NodeState<'_>| {
+            fits(demand, state.node) && state.node.access != Access::Drained
+        };
+        let usable = self
+            .nodes
             .iter()
-            .filter(|state| state.seat.device == demand.device)
+            .filter(usable)
+            .map(|state| &state.node.worker);
+        shortage.partitions = demand.partitions.among(usable);
+        for state in self
+            .nodes
+            .iter()
+            .filter(|state| state.node.device == demand.device)
         {
-            let name = state.seat.worker.name.clone();
-            let list = if !fits(demand, state.seat) {
+            let name = state.node.worker.name.clone();
+            let list = if !fits(demand, state.node) {
                 &mut shortage.too_small
-            } else if state.seat.access == Access::Drained {
+            } else if state.node.access == Access::Drained {
                 &mut shortage.drained
-            } else if state.free < demand.devices_per_worker || state.seat.access == Access::CutOff {
+            } else if state.free < demand.devices_per_worker || state.node.access == Access::CutOff
+            {
                 &mut shortage.busy
             } else {
                 match state.kept_for {
@@ -389,6 +426,6 @@ impl<'a> Table<'a> {
     }
 }
 
-fn fits(demand: &Demand, seat: &Seat) -> bool {
-    seat.device == demand.device && demand.devices_per_worker <= seat.devices
+fn fits(demand: &Demand, node: &NodeCapacity) -> bool {
+    node.device == demand.device && demand.devices_per_worker <= node.devices
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::apart::Apart;
+use crate::partitions::Partitions;
 use proptest::prelude::*;
 use proto::id::JobId;
 use proto::spec::DeviceKind;
@@ -15,11 +15,11 @@ fn gang(number: u64, workers_min: u32, workers_max: u32, devices_per_worker: u32
         workers_max,
         devices_per_worker,
         device: DeviceKind::Cpu,
-        settling: false,
+        in_grace_period: false,
         holds: vec![],
         warm: vec![],
         avoid: vec![],
-        apart: Apart::default(),
+        partitions: Partitions::default(),
     }
 }
 
@@ -30,8 +30,8 @@ fn id(number: u32) -> WorkerId {
     }
 }
 
-fn seat(number: u32, devices: u32) -> Seat {
-    Seat {
+fn node(number: u32, devices: u32) -> NodeCapacity {
+    NodeCapacity {
         worker: id(number),
         device: DeviceKind::Cpu,
         devices,
@@ -40,8 +40,8 @@ fn seat(number: u32, devices: u32) -> Seat {
 }
 
 /// So many workers with one device each.
-fn seats(count: u32) -> Vec<Seat> {
-    (1..=count).map(|number| seat(number, 1)).collect()
+fn nodes(count: u32) -> Vec<NodeCapacity> {
+    (1..=count).map(|number| node(number, 1)).collect()
 }
 
 fn holding(demand: Demand, workers: &[u32]) -> Demand {
@@ -51,10 +51,10 @@ fn holding(demand: Demand, workers: &[u32]) -> Demand {
     }
 }
 
-fn problem(demands: &[Demand], seats: Vec<Seat>) -> Problem {
+fn problem(demands: &[Demand], nodes: Vec<NodeCapacity>) -> Problem {
     Problem {
         demands: demands.to_vec(),
-        seats,
+        nodes,
         quotas: BTreeMap::new(),
     }
 }
@@ -83,12 +83,12 @@ fn tell(decision: &Decision) -> String {
 
 #[test]
 fn a_gang_takes_what_it_can_use_and_no_less_than_it_needs() {
-    expect(&problem(&[gang(1, 1, 2, 1)], seats(3)), &["w1 w2"]);
-    expect(&problem(&[gang(1, 2, 3, 1)], seats(2)), &["w1 w2"]);
+    expect(&problem(&[gang(1, 1, 2, 1)], nodes(3)), &["w1 w2"]);
+    expect(&problem(&[gang(1, 2, 3, 1)], nodes(2)), &["w1 w2"]);
     let lacks = "needs 2 cpu workers with 3 free devices; 1 is free (w2); busy: w1";
     let busy = holding(gang(1, 1, 1, 2), &[1]);
     expect(
-        &problem(&[busy, gang(2, 2, 2, 3)], vec![seat(1, 4), seat(2, 4)]),
+        &problem(&[busy, gang(2, 2, 2, 3)], vec![node(1, 4), node(2, 4)]),
         &["w1", lacks],
     );
 }
@@ -97,18 +97,24 @@ fn a_gang_takes_what_it_can_use_and_no_less_than_it_needs() {
 fn those_that_could_not_fit_keep_nobody_waiting() {
     let lacks = "needs 3 cpu workers with 1 free device; 1 is free (w1); busy: w2";
     let demands = [gang(1, 3, 3, 1), gang(2, 1, 1, 2)];
-    expect(&problem(&demands, vec![seat(1, 1), seat(2, 2)]), &[lacks, "w2"]);
+    expect(
+        &problem(&demands, vec![node(1, 1), node(2, 2)]),
+        &[lacks, "w2"],
+    );
 }
 
 #[test]
 fn a_settling_gang_wants_all_that_it_can_use() {
-    let settling = Demand {
-        settling: true,
+    let in_grace_period = Demand {
+        in_grace_period: true,
         ..gang(1, 1, 2, 1)
     };
     let lacks = "needs 1 cpu worker with 1 free device; 1 is free (w1); waits a moment for up to 2";
-    expect(&problem(std::slice::from_ref(&settling), seats(1)), &[lacks]);
-    expect(&problem(&[settling], seats(2)), &["w1 w2"]);
+    expect(
+        &problem(std::slice::from_ref(&in_grace_period), nodes(1)),
+        &[lacks],
+    );
+    expect(&problem(&[in_grace_period], nodes(2)), &["w1 w2"]);
 }
 
 #[test]
@@ -118,14 +124,14 @@ fn the_reason_tells_workers_apart_and_says_what_would_help() {
         ..gang(1, 1, 1, 1)
     };
     expect(
-        &problem(&[cuda], seats(1)),
+        &problem(&[cuda], nodes(1)),
         &["needs 1 cuda worker with 1 free device; none is up"],
     );
     let lacks = "needs 1 cpu worker with 8 free devices; none is free; too few devices: w1";
-    expect(&problem(&[gang(1, 1, 1, 8)], vec![seat(1, 4)]), &[lacks]);
-    let drained = Seat {
+    expect(&problem(&[gang(1, 1, 1, 8)], vec![node(1, 4)]), &[lacks]);
+    let drained = NodeCapacity {
         access: Access::Drained,
-        ..seat(1, 1)
+        ..node(1, 1)
     };
     let waits = problem(&[gang(1, 1, 1, 1)], vec![drained]);
     expect(
@@ -143,21 +149,27 @@ fn the_reason_tells_workers_apart_and_says_what_would_help() {
 
 #[test]
 fn a_drained_worker_loses_what_it_has_and_one_that_is_cut_off_keeps_it() {
-    let drained = Seat {
+    let drained = NodeCapacity {
         access: Access::Drained,
-        ..seat(1, 1)
+        ..node(1, 1)
     };
     expect(
-        &problem(&[holding(gang(1, 1, 1, 1), &[1])], vec![drained, seat(2, 1)]),
+        &problem(
+            &[holding(gang(1, 1, 1, 1), &[1])],
+            vec![drained, node(2, 1)],
+        ),
         &["w2"],
     );
-    let away = Seat {
+    let away = NodeCapacity {
         access: Access::CutOff,
-        ..seat(1, 1)
+        ..node(1, 1)
     };
     let busy = "needs 1 cpu worker with 1 free device; none is free; busy: w1";
     expect(
-        &problem(&[holding(gang(1, 1, 1, 1), &[1]), gang(2, 1, 1, 1)], vec![away]),
+        &problem(
+            &[holding(gang(1, 1, 1, 1), &[1]), gang(2, 1, 1, 1)],
+            vec![away],
+        ),
         &["w1", busy],
     );
 }
@@ -170,7 +182,7 @@ fn a_higher_priority_shrinks_others_first_and_then_takes_their_place() {
     };
     let wide = holding(gang(1, 1, 3, 1), &[1, 2, 3]);
     let narrow = holding(gang(2, 1, 1, 1), &[4]);
-    let run = |workers| problem(&[wide.clone(), narrow.clone(), high(workers)], seats(4));
+    let run = |workers| problem(&[wide.clone(), narrow.clone(), high(workers)], nodes(4));
     expect(&run(2), &["w3", "w4", "w1 w2"]);
     let waits = "needs 1 cpu worker with 1 free device; none is free; busy: w1, w2, w3, w4";
     expect(&run(3), &["w3", waits, "w1 w2 w4"]);
@@ -184,7 +196,7 @@ fn a_higher_priority_grows_before_lower_ones_do() {
         ..gang(2, 1, 3, 1)
     };
     expect(
-        &problem(&[holding(gang(1, 1, 4, 1), &[1, 2, 3, 4]), high], seats(4)),
+        &problem(&[holding(gang(1, 1, 4, 1), &[1, 2, 3, 4]), high], nodes(4)),
         &["w2", "w1 w3 w4"],
     );
 }
@@ -192,10 +204,16 @@ fn a_higher_priority_grows_before_lower_ones_do() {
 #[test]
 fn equals_share_and_do_not_push_each_other_out() {
     let wide = holding(gang(1, 1, 4, 1), &[1, 2, 3, 4]);
-    expect(&problem(&[wide, gang(2, 1, 4, 1)], seats(4)), &["w1 w3", "w2 w4"]);
+    expect(
+        &problem(&[wide, gang(2, 1, 4, 1)], nodes(4)),
+        &["w1 w3", "w2 w4"],
+    );
     let whole = holding(gang(1, 2, 2, 1), &[1, 2]);
     let waits = "needs 1 cpu worker with 1 free device; none is free; busy: w1, w2";
-    expect(&problem(&[whole, gang(2, 1, 1, 1)], seats(2)), &["w1 w2", waits]);
+    expect(
+        &problem(&[whole, gang(2, 1, 1, 1)], nodes(2)),
+        &["w1 w2", waits],
+    );
 }
 
 #[test]
@@ -210,18 +228,21 @@ fn teams_take_turns() {
         of("b", gang(3, 1, 1, 1)),
     ];
     let waits = "needs 1 cpu worker with 1 free device; none is free; busy: w1, w2";
-    expect(&problem(&demands, seats(2)), &["w1", waits, "w2"]);
+    expect(&problem(&demands, nodes(2)), &["w1", waits, "w2"]);
     let wide = [
         of("a", gang(1, 1, 4, 1)),
         of("a", gang(2, 1, 4, 1)),
         of("b", gang(3, 1, 4, 1)),
     ];
-    expect(&problem(&wide, seats(6)), &["w1 w5", "w3", "w2 w4 w6"]);
+    expect(&problem(&wide, nodes(6)), &["w1 w5", "w3", "w2 w4 w6"]);
 }
 
 #[test]
 fn a_quota_bounds_a_team_and_holds_nobody_else_back() {
-    let mut limited = problem(&[holding(gang(1, 1, 3, 1), &[1]), gang(2, 2, 2, 1)], seats(4));
+    let mut limited = problem(
+        &[holding(gang(1, 1, 3, 1), &[1]), gang(2, 2, 2, 1)],
+        nodes(4),
+    );
     limited.quotas.insert("default".to_owned(), 2);
     limited.demands.push(Demand {
         team: "other".to_owned(),
@@ -235,24 +256,29 @@ fn a_quota_bounds_a_team_and_holds_nobody_else_back() {
 fn a_job_that_waits_keeps_what_it_could_use() {
     let running = holding(gang(1, 1, 1, 1), &[1]);
     let big = "needs 2 cpu workers with 1 free device; 1 is free (w2); busy: w1";
-    let kept = "needs 1 cpu worker with 1 free device; none is free; busy: w1; w2 is kept for job-2, which is before it";
+    let kept = "needs 1 cpu worker with 1 free device; none is free; busy: w1; w2 is kept for \
+    job-2, which is before it";
     expect(
-        &problem(&[running.clone(), gang(2, 2, 2, 1), gang(3, 1, 1, 1)], seats(2)),
+        &problem(
+            &[running.clone(), gang(2, 2, 2, 1), gang(3, 1, 1, 1)],
+            nodes(2),
+        ),
         &["w1", big, kept],
     );
     // What the first could not use, or does not need, delays it nowhere.
-    let mut places = vec![seat(1, 2), seat(2, 2), seat(3, 1)];
+    let mut indices = vec![node(1, 2), node(2, 2), node(3, 1)];
     let demands = [
         holding(gang(1, 1, 1, 2), &[1]),
         gang(2, 2, 2, 2),
         gang(3, 1, 1, 1),
     ];
-    let big = "needs 2 cpu workers with 2 free devices; 1 is free (w2); busy: w1; too few devices: w3";
-    expect(&problem(&demands, places.clone()), &["w1", big, "w3"]);
-    places[1] = seat(2, 3);
-    places.pop();
+    let big =
+        "needs 2 cpu workers with 2 free devices; 1 is free (w2); busy: w1; too few devices: w3";
+    expect(&problem(&demands, indices.clone()), &["w1", big, "w3"]);
+    indices[1] = node(2, 3);
+    indices.pop();
     let big = "needs 2 cpu workers with 2 free devices; 1 is free (w2); busy: w1";
-    expect(&problem(&demands, places), &["w1", big, "w2"]);
+    expect(&problem(&demands, indices), &["w1", big, "w2"]);
 }
 
 fn any_demands(priorities: u32) -> impl Strategy<Value = Vec<Demand>> {
@@ -268,18 +294,19 @@ fn any_demands(priorities: u32) -> impl Strategy<Value = Vec<Demand>> {
         team,
     );
     prop::collection::vec(one, 0..9).prop_map(|demands| {
-        let make = |((min, more, devices, device, settling, priority, team), number)| Demand {
-            device,
-            settling,
-            priority: i32::try_from(priority).expect("a few"),
-            team: String::from(team),
-            ..gang(number, min, min + more, devices)
-        };
+        let make =
+            |((min, more, devices, device, in_grace_period, priority, team), number)| Demand {
+                device,
+                in_grace_period,
+                priority: i32::try_from(priority).expect("a few"),
+                team: String::from(team),
+                ..gang(number, min, min + more, devices)
+            };
         demands.into_iter().zip(1..).map(make).collect()
     })
 }
 
-fn any_seats() -> impl Strategy<Value = Vec<Seat>> {
+fn any_nodes() -> impl Strategy<Value = Vec<NodeCapacity>> {
     let access = prop::sample::select(vec![
         Access::Open,
         Access::Open,
@@ -288,27 +315,28 @@ fn any_seats() -> impl Strategy<Value = Vec<Seat>> {
         Access::Drained,
     ]);
     let kind = prop::sample::select(vec![DeviceKind::Cpu, DeviceKind::Cpu, DeviceKind::Cuda]);
-    prop::collection::vec((1..6_u32, kind, access), 0..8).prop_map(|seats| {
-        let make = |((devices, device, access), number)| Seat {
+    prop::collection::vec((1..6_u32, kind, access), 0..8).prop_map(|nodes| {
+        let make = |((devices, device, access), number)| NodeCapacity {
             device,
             access,
-            ..seat(number, devices)
+            ..node(number, devices)
         };
-        seats.into_iter().zip(1..).map(make).collect()
+        nodes.into_iter().zip(1..).map(make).collect()
     })
 }
 
-/// Some jobs run where an earlier solution put them; the others came later, and workers were drained since.
+/// Some jobs run where an earlier solution put them; the others came later, and workers were
+/// drained since.
 fn any_problem(priorities: u32) -> impl Strategy<Value = Problem> {
     let quotas = prop::option::of(1..10_u32);
     (
         any_demands(priorities),
-        any_seats(),
-        any_seats(),
+        any_nodes(),
+        any_nodes(),
         quotas,
         any::<u16>(),
     )
-        .prop_map(|(demands, before, seats, quota, started)| {
+        .prop_map(|(demands, before, nodes, quota, started)| {
             let early = demands
                 .iter()
                 .filter(|demand| started >> demand.number & 1 == 1)
@@ -316,7 +344,7 @@ fn any_problem(priorities: u32) -> impl Strategy<Value = Problem> {
                 .collect();
             let mut early = Problem {
                 demands: early,
-                seats: before,
+                nodes: before,
                 quotas: BTreeMap::new(),
             };
             let solution = solve(&early);
@@ -330,26 +358,29 @@ fn any_problem(priorities: u32) -> impl Strategy<Value = Problem> {
                 holds: holds.get(&demand.job).cloned().unwrap_or_default(),
                 ..demand
             };
-            let quotas = quota.map(|quota| ("a".to_owned(), quota)).into_iter().collect();
+            let quotas = quota
+                .map(|quota| ("a".to_owned(), quota))
+                .into_iter()
+                .collect();
             Problem {
                 demands: demands.into_iter().map(held).collect(),
-                seats,
+                nodes,
                 quotas,
             }
         })
 }
 
 /// The same, and some workers do not reach each other.
-fn any_torn_problem(priorities: u32) -> impl Strategy<Value = Problem> {
+fn any_partitioned_problem(priorities: u32) -> impl Strategy<Value = Problem> {
     let pairs = prop::collection::vec((1..8_u32, 1..8_u32), 0..6);
     let warm = prop::collection::vec(1..8_u32, 0..3);
     (any_problem(priorities), pairs, warm).prop_map(|(problem, pairs, warm)| {
-        let mut apart = Apart::default();
+        let mut partitions = Partitions::default();
         for (a, b) in pairs.into_iter().filter(|(a, b)| a != b) {
-            apart.add(&id(a), &id(b), "no answer");
+            partitions.add(&id(a), &id(b), "no answer");
         }
         let told = |demand: Demand| Demand {
-            apart: apart.beyond(demand.holds.iter()),
+            partitions: partitions.beyond(demand.holds.iter()),
             warm: if demand.holds.is_empty() {
                 warm.iter().copied().map(id).collect()
             } else {
@@ -373,23 +404,25 @@ fn runs<'a>(solution: &'a Solution, demand: &Demand) -> &'a [WorkerId] {
 
 /// How many seats have room for the job beside these.
 fn room(problem: &Problem, demand: &Demand, beside: &[(&Demand, &[WorkerId])]) -> usize {
-    let free = |seat: &Seat| {
+    let free = |node: &NodeCapacity| {
         let here = beside
             .iter()
-            .filter(|(_, workers)| workers.contains(&seat.worker));
-        seat.devices
+            .filter(|(_, workers)| workers.contains(&node.worker));
+        node.devices
             .saturating_sub(here.map(|(other, _)| other.devices_per_worker).sum())
     };
-    let fits = |seat: &&Seat| {
-        seat.device == demand.device && seat.access == Access::Open && demand.devices_per_worker <= free(seat)
+    let fits = |node: &&NodeCapacity| {
+        node.device == demand.device
+            && node.access == Access::Open
+            && demand.devices_per_worker <= free(node)
     };
-    problem.seats.iter().filter(fits).count()
+    problem.nodes.iter().filter(fits).count()
 }
 
-fn apart(demand: Demand, pairs: &[(u32, u32)]) -> Demand {
+fn partitions(demand: Demand, pairs: &[(u32, u32)]) -> Demand {
     let mut demand = demand;
     for (a, b) in pairs {
-        demand.apart.add(&id(*a), &id(*b), "w:7073: no answer");
+        demand.partitions.add(&id(*a), &id(*b), "w:7073: no answer");
     }
     demand
 }
@@ -400,12 +433,18 @@ fn a_job_that_waits_goes_on_where_its_state_is() {
         warm: workers.iter().copied().map(id).collect(),
         ..demand
     };
-    expect(&problem(&[warm(gang(1, 1, 1, 1), &[3])], seats(3)), &["w3"]);
-    expect(&problem(&[warm(gang(1, 2, 2, 1), &[3])], seats(3)), &["w1 w3"]);
+    expect(&problem(&[warm(gang(1, 1, 1, 1), &[3])], nodes(3)), &["w3"]);
+    expect(
+        &problem(&[warm(gang(1, 2, 2, 1), &[3])], nodes(3)),
+        &["w1 w3"],
+    );
     // Even if it leaves out more than it need.
     let alone = [(3, 1), (3, 2)];
     expect(
-        &problem(&[apart(warm(gang(1, 1, 3, 1), &[3]), &alone)], seats(3)),
+        &problem(
+            &[partitions(warm(gang(1, 1, 3, 1), &[3]), &alone)],
+            nodes(3),
+        ),
         &["w3"],
     );
 }
@@ -413,18 +452,28 @@ fn a_job_that_waits_goes_on_where_its_state_is() {
 #[test]
 fn workers_that_do_not_reach_each_other_are_not_given_together() {
     let pair = [(1, 2)];
-    expect(&problem(&[apart(gang(1, 2, 2, 1), &pair)], seats(3)), &["w1 w3"]);
-    expect(&problem(&[apart(gang(1, 1, 3, 1), &pair)], seats(3)), &["w1 w3"]);
+    expect(
+        &problem(&[partitions(gang(1, 2, 2, 1), &pair)], nodes(3)),
+        &["w1 w3"],
+    );
+    expect(
+        &problem(&[partitions(gang(1, 1, 3, 1), &pair)], nodes(3)),
+        &["w1 w3"],
+    );
     let alone = [(1, 2), (1, 3), (1, 4)];
     expect(
-        &problem(&[apart(gang(1, 2, 4, 1), &alone)], seats(4)),
+        &problem(&[partitions(gang(1, 2, 4, 1), &alone)], nodes(4)),
         &["w2 w3 w4"],
     );
     // One that they make impossible keeps no devices from others.
-    let lacks = "needs 2 cpu workers with 1 free device; 1 is free (w2); busy: w1; w1 and w2 do not reach each other (w1 \
+    let lacks = "needs 2 cpu workers with 1 free device; 1 is free (w2); busy: w1; w1 and w2 do \
+    not reach each other (w1 \
                  asks w2 at w:7073: no answer)";
     expect(
-        &problem(&[apart(gang(1, 2, 2, 1), &pair), gang(2, 1, 1, 1)], seats(2)),
+        &problem(
+            &[partitions(gang(1, 2, 2, 1), &pair), gang(2, 1, 1, 1)],
+            nodes(2),
+        ),
         &[lacks, "w1"],
     );
 }
@@ -433,7 +482,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn gangs_are_whole_and_no_device_is_given_twice(problem in any_torn_problem(3)) {
+    fn gangs_are_whole_and_no_device_is_given_twice(problem in any_partitioned_problem(3)) {
         let solution = solve(&problem);
         let mut used: BTreeMap<&WorkerId, u32> = BTreeMap::new();
         let mut teams: BTreeMap<&str, u32> = BTreeMap::new();
@@ -444,23 +493,27 @@ proptest! {
             }
             let count = u32::try_from(workers.len()).expect("a few");
             prop_assert!(demand.workers_min <= count && count <= demand.workers_max);
-            prop_assert_eq!(workers.iter().collect::<BTreeSet<_>>().len(), workers.len(), "one member per worker");
-            prop_assert!(demand.apart.among(workers.iter()).is_empty(), "{:?} of {:?}", workers, demand.apart);
+            prop_assert_eq!(workers.iter().collect::<BTreeSet<_>>().len(), workers.len(), "one \
+            member per worker");
+            prop_assert!(demand.partitions.among(workers.iter()).is_empty(), "{:?} of \
+            {:?}", workers, demand.partitions);
             for worker in workers {
-                let seat = problem.seats.iter().find(|seat| seat.worker == *worker).expect("a seat");
-                prop_assert_eq!(seat.device, demand.device);
-                let may = match seat.access {
+                let node = problem.nodes.iter().find(|node| node.worker == *worker).expect("a \
+                seat");
+                prop_assert_eq!(node.device, demand.device);
+                let may = match node.access {
                     Access::Open => true,
                     Access::CutOff => demand.holds.contains(worker),
                     Access::Drained => false,
                 };
-                prop_assert!(may, "{} goes to {:?}", demand.job, seat);
-                *used.entry(&seat.worker).or_default() += demand.devices_per_worker;
+                prop_assert!(may, "{} goes to {:?}", demand.job, node);
+                *used.entry(&node.worker).or_default() += demand.devices_per_worker;
             }
             *teams.entry(&demand.team).or_default() += count * demand.devices_per_worker;
         }
-        for seat in &problem.seats {
-            prop_assert!(used.get(&seat.worker).copied().unwrap_or(0) <= seat.devices, "{:?}: {:?}", seat, used);
+        for node in &problem.nodes {
+            prop_assert!(used.get(&node.worker).copied().unwrap_or(0) <= node.devices, "{:?}: \
+            {:?}", node, used);
         }
         for (team, quota) in &problem.quotas {
             prop_assert!(teams.get(team.as_str()).copied().unwrap_or(0) <= *quota);
@@ -468,7 +521,7 @@ proptest! {
     }
 
     #[test]
-    fn solving_a_solution_changes_nothing(problem in any_torn_problem(3)) {
+    fn solving_a_solution_changes_nothing(problem in any_partitioned_problem(3)) {
         let solution = solve(&problem);
         let mut held = problem;
         carry_out(&mut held, &solution);
@@ -476,8 +529,8 @@ proptest! {
         prop_assert_eq!(again, solution);
     }
 
-    /// Whoever starts behind a job that waits, that job could start when it could have started without them: whichever
-    /// of the jobs that run now have ended by then.
+    /// Whoever starts behind a job that waits, that job could start when it could have started
+    /// without them: whichever of the jobs that run now have ended by then.
     #[test]
     fn who_starts_behind_a_job_that_waits_does_not_delay_it(problem in any_problem(3), ended: u16) {
         let solution = solve(&problem);
@@ -490,9 +543,9 @@ proptest! {
             if shortage.to_string().contains("quota") || room(&problem, demand, &[]) < demand.workers_min as usize {
                 continue;
             }
-            let place = |other: &'_ Demand| runs(&solution, other).to_vec();
+            let index = |other: &'_ Demand| runs(&solution, other).to_vec();
             let others: Vec<(&Demand, Vec<WorkerId>)> =
-                problem.demands.iter().filter(|other| other.job != demand.job).map(|other| (other, place(other))).collect();
+                problem.demands.iter().filter(|other| other.job != demand.job).map(|other| (other, index(other))).collect();
             let stays = |other: &Demand| !behind(other) && ended >> other.number & 1 == 0;
             let without: Vec<(&Demand, &[WorkerId])> =
                 others.iter().filter(|(other, _)| stays(other)).map(|(other, workers)| (*other, workers.as_slice())).collect();
@@ -510,12 +563,13 @@ proptest! {
         }
     }
 
-    /// Jobs end, the longest running first, and new ones come for ever: whoever fits on the cluster gets its turn.
+    /// Jobs end, the longest running first, and new ones come for ever: whoever fits on the cluster
+    /// gets its turn.
     #[test]
-    fn nobody_starves(demands in any_demands(1), seats in any_seats(), newcomers in any_demands(1)) {
-        let open = |seat: Seat| Seat { access: Access::Open, ..seat };
-        let mut problem = problem(&demands, seats.into_iter().map(open).collect());
-        problem.demands.iter_mut().for_each(|demand| demand.settling = false);
+    fn nobody_starves(demands in any_demands(1), nodes in any_nodes(), newcomers in any_demands(1)) {
+        let open = |node: NodeCapacity| NodeCapacity { access: Access::Open, ..node };
+        let mut problem = problem(&demands, nodes.into_iter().map(open).collect());
+        problem.demands.iter_mut().for_each(|demand| demand.in_grace_period = false);
         let empty = Problem { demands: vec![], ..problem.clone() };
         problem.demands.retain(|demand| demand.workers_min as usize <= room(&empty, demand, &[]));
         let mut waiting: BTreeSet<JobId> = problem.demands.iter().map(|demand| demand.job.clone()).collect();
@@ -537,13 +591,13 @@ proptest! {
             for newcomer in &newcomers {
                 number += 1;
                 let job = JobId(format!("job-{number}"));
-                problem.demands.push(Demand { job, number, settling: false, ..newcomer.clone() });
+                problem.demands.push(Demand { job, number, in_grace_period: false, ..newcomer.clone() });
             }
             // The queue is cut at its end, as if those who see how long it is went away.
-            let mut place = 0;
+            let mut index = 0;
             problem.demands.retain(|demand| {
-                place += 1;
-                place <= 40 || !demand.holds.is_empty()
+                index += 1;
+                index <= 40 || !demand.holds.is_empty()
             });
         }
         prop_assert!(waiting.is_empty(), "{:?} never started", waiting);

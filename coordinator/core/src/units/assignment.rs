@@ -4,7 +4,7 @@ use super::job::Units;
 use super::lease::named;
 use crate::config::Config;
 use proto::id::WorkerId;
-use proto::message::{Assignment, Halt, Run, UnitOrder};
+use proto::message::{Assignment, GracefulStop, Run, UnitOrder};
 
 impl Units {
     /// What this worker should do for the job.
@@ -21,7 +21,7 @@ impl Units {
             detect_within_ms: config.detect_within_ms,
             first_rank: part.member.first_rank,
             ranks: part.member.ranks,
-            halt: part.leaving.as_ref().map(|_| Halt::Save),
+            graceful_stop: part.leaving.as_ref().map(|_| GracefulStop::WithCheckpoint),
             run: Run::Units(UnitOrder {
                 source: head.source.clone(),
                 leases: leases.filter(|(_, named)| !named.is_empty()).collect(),

@@ -10,7 +10,7 @@ impl Units {
     pub(super) fn overdue(&self, deadlines: Deadlines, now: Millis) -> Vec<Missing> {
         let missing = self.parts().iter().filter_map(|part| {
             let mut ranks = part.ranks.iter();
-            let (rank, _) = ranks.find(|(_, it)| deadlines.roll_call(it.live.heard) <= now)?;
+            let (rank, _) = ranks.find(|(_, it)| deadlines.report_timeout(it.live.heard) <= now)?;
             Some(Missing {
                 worker: part.worker().clone(),
                 rank: *rank,
@@ -25,7 +25,7 @@ impl Units {
         let leaving = self.parts().iter().filter_map(|part| part.leaving.as_ref());
         let leaving = leaving.map(|leaving| leaving.until);
         heard
-            .map(|heard| deadlines.roll_call(heard))
+            .map(|heard| deadlines.report_timeout(heard))
             .into_iter()
             .chain(leaving)
             .chain(self.backing_off.values().copied())

@@ -2,7 +2,7 @@
 
 use super::job::{State, Units};
 use crate::fleet::Fleet;
-use crate::record::{FRUITLESS_MAX, INCIDENTS_MAX};
+use crate::record::{INCIDENTS_MAX, RESTARTS_WITHOUT_PROGRESS_MAX};
 use proto::message::UnitRange;
 use std::collections::BTreeSet;
 
@@ -10,9 +10,12 @@ impl Units {
     /// Panics with what is wrong.
     pub(crate) fn check(&mut self, fleet: &Fleet) {
         let (head, id) = (&self.head, &self.head.id);
-        assert!(head.incidents.len() <= INCIDENTS_MAX, "{id}: too many incidents");
         assert!(
-            head.fruitless <= FRUITLESS_MAX,
+            head.incidents.len() <= INCIDENTS_MAX,
+            "{id}: too many incidents"
+        );
+        assert!(
+            head.restarts_without_progress <= RESTARTS_WITHOUT_PROGRESS_MAX,
             "{id}: too many fruitless processes"
         );
         if let State::Running(running) = &self.state {
@@ -52,6 +55,11 @@ impl Units {
             );
             next = range.end;
         }
-        assert_eq!(next, self.pool.plan().count, "{}: units are lost", self.head.id);
+        assert_eq!(
+            next,
+            self.pool.plan().count,
+            "{}: units are lost",
+            self.head.id
+        );
     }
 }

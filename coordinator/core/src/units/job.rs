@@ -1,4 +1,5 @@
-//! A job of units: what it holds over its whole life, and what it holds in each phase. What is durable of it is its record.
+//! A job of units: what it holds over its whole life, and what it holds in each phase. What is
+//! durable of it is its record.
 
 use super::pace::Rate;
 use super::part::Part;
@@ -18,7 +19,8 @@ pub(crate) struct Units {
     pub(super) state: State,
     pub(super) pool: Pool,
     pub(super) rate: Rate,
-    /// Workers on which a process ended with no unit in hand while there were others, and until when none is tried there.
+    /// Workers on which a process ended with no unit in hand while there were others, and until
+    /// when none is tried there.
     pub(super) backing_off: BTreeMap<WorkerId, Millis>,
     /// Units were done that the record does not name yet.
     pub(super) has_unsaved: bool,
@@ -68,7 +70,9 @@ impl Units {
                 })
             }
             JobPhase::Done { ended_ms } => State::Ended(Ended::Done { ended_ms }),
-            JobPhase::Failed { reason, ended_ms } => State::Ended(Ended::Failed { reason, ended_ms }),
+            JobPhase::Failed { reason, ended_ms } => {
+                State::Ended(Ended::Failed { reason, ended_ms })
+            }
             JobPhase::Cancelled { ended_ms } => State::Ended(Ended::Cancelled { ended_ms }),
         };
         Self {
@@ -110,12 +114,12 @@ impl Units {
                 },
                 State::Ended(ended) => ended.phase(),
             },
-            reserves: Vec::new(),
+            standbys: Vec::new(),
             ledger: self.ledger.clone(),
             checkpoints: Vec::new(),
             reached: Step(0),
-            fruitless: head.fruitless,
-            hopeless: head.hopeless,
+            restarts_without_progress: head.restarts_without_progress,
+            permanent_failure: head.permanent_failure,
             restarts: head.restarts,
             incidents: head.incidents.clone(),
             units: Some(units),
@@ -171,7 +175,7 @@ impl Units {
         outbox.save.insert(self.head.id.clone());
     }
 
-    pub(super) fn tell_all(&self, outbox: &mut Outbox) {
+    pub(super) fn send_to_all(&self, outbox: &mut Outbox) {
         outbox
             .tell
             .extend(self.members().map(|it| it.worker.name.clone()));

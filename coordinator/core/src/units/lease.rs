@@ -10,8 +10,15 @@ use proto::id::{Rank, WorkerId};
 use proto::message::{RankPhase, UnitRange};
 
 impl Units {
-    /// Leases more units to a rank that has few left, or none. One that still loads has none: others may be faster.
-    pub(super) fn lease(&mut self, worker: &WorkerId, rank: Rank, deadlines: Deadlines, outbox: &mut Outbox) {
+    /// Leases more units to a rank that has few left, or none. One that still loads has none:
+    /// others may be faster.
+    pub(super) fn lease(
+        &mut self,
+        worker: &WorkerId,
+        rank: Rank,
+        deadlines: Deadlines,
+        outbox: &mut Outbox,
+    ) {
         let State::Running(running) = &mut self.state else {
             return;
         };
@@ -23,16 +30,24 @@ impl Units {
             .sum();
         // Few units are shared out, so that all ranks end together.
         let fair = (self.pool.open() / ranks.max(1) / 2).max(1);
-        let Some(index) = running.parts.iter().position(|part| part.worker() == worker) else {
+        let Some(index) = running
+            .parts
+            .iter()
+            .position(|part| part.worker() == worker)
+        else {
             return;
         };
-        let (before, rest) = running.parts.split_at_mut(index);
-        let Some((part, after)) = rest.split_first_mut() else {
+        let (before, standby_backoff) = running.parts.split_at_mut(index);
+        let Some((part, after)) = standby_backoff.split_first_mut() else {
             return;
         };
         let name = part.member.worker.name.as_str();
         let leaving = part.leaving.is_some();
-        let Some(holder) = part.ranks.get_mut(&rank).filter(|it| !leaving && can_work(it)) else {
+        let Some(holder) = part
+            .ranks
+            .get_mut(&rank)
+            .filter(|it| !leaving && can_work(it))
+        else {
             return;
         };
         let held = holder.lease.count();
@@ -50,12 +65,15 @@ impl Units {
         let told_failed = &holder.told_failed;
         let failed_on =
             |failures: &Failures, name: &str| failures.workers.iter().any(|worker| worker == name);
-        let elsewhere =
-            |failures: &Failures| others().any(|part| !failed_on(failures, &part.member.worker.name));
+        let elsewhere = |failures: &Failures| {
+            others().any(|part| !failed_on(failures, &part.member.worker.name))
+        };
         let may = |unit: u64, failures: &Failures| {
             !(told_failed.contains(&unit) || failed_on(failures, name) && elsewhere(failures))
         };
-        let taken = self.pool.take(group.size().min(fair).saturating_sub(held), may);
+        let taken = self
+            .pool
+            .take(group.size().min(fair).saturating_sub(held), may);
         if taken.is_empty() {
             let only_here = |unit: &u64, failures: &Failures| {
                 told_failed.contains(unit) && !(failed_on(failures, name) && elsewhere(failures))
@@ -67,7 +85,9 @@ impl Units {
             }
             return;
         }
-        taken.into_iter().for_each(|range| holder.lease.insert(range));
+        taken
+            .into_iter()
+            .for_each(|range| holder.lease.insert(range));
         holder.group = group;
         self.is_changed = true;
         outbox.tell.insert(worker.name.clone());
@@ -95,7 +115,8 @@ impl Units {
         self.has_unsaved
     }
 
-    /// The record says from now on what was done; it is to be saved with this event. Leases name those units no more.
+    /// The record says from now on what was done; it is to be saved with this event. Leases name
+    /// those units no more.
     pub(crate) fn put_into_record(&mut self, outbox: &mut Outbox) {
         if !std::mem::take(&mut self.has_unsaved) {
             return;
@@ -144,7 +165,10 @@ fn can_work(rank: &RankUnits) -> bool {
         Some(RankPhase::Ready | RankPhase::Joining | RankPhase::Training) => rank.is_known,
         None
         | Some(
-            RankPhase::Starting | RankPhase::Broken { .. } | RankPhase::Finished | RankPhase::Failed { .. },
+            RankPhase::Starting
+            | RankPhase::Broken { .. }
+            | RankPhase::Finished
+            | RankPhase::Failed { .. },
         ) => false,
     }
 }

@@ -2,10 +2,10 @@
 
 use super::job::{Running, State, Units};
 use super::part::{Leaving, Part};
-use crate::apart::Apart;
 use crate::deadline::Deadlines;
-use crate::event::Fact;
+use crate::event::Event;
 use crate::outbox::Outbox;
+use crate::partitions::Partitions;
 use crate::placement::Demand;
 use crate::record::Member;
 use proto::id::{Rank, WorkerId};
@@ -32,15 +32,18 @@ impl Units {
             priority: resources.priority,
             team: resources.team.clone(),
             workers_min: 1,
-            workers_max: u32::try_from(useful).unwrap_or(u32::MAX).min(head.most()).max(1),
+            workers_max: u32::try_from(useful)
+                .unwrap_or(u32::MAX)
+                .min(head.most())
+                .max(1),
             devices_per_worker: resources.devices_per_worker,
             device: resources.device,
-            settling: false,
+            in_grace_period: false,
             holds: holds().map(|part| part.worker().clone()).collect(),
             warm: working,
             avoid: self.backing_off.keys().cloned().collect(),
             // Its workers need not reach each other.
-            apart: Apart::default(),
+            partitions: Partitions::default(),
         })
     }
 
@@ -53,12 +56,12 @@ impl Units {
         };
         let generation = self.head.generation.next();
         self.head.generation = generation;
-        outbox.note(Fact::GenerationFormed {
+        outbox.emit(Event::GenerationFormed {
             job: self.head.id.clone(),
             generation,
             world: member.ranks,
         });
-        outbox.tell_all(std::slice::from_ref(&member));
+        outbox.send_to_all(std::slice::from_ref(&member));
         let part = Part::new(member, generation, outbox);
         match &mut self.state {
             State::Running(running) => running.parts.push(part),
@@ -72,7 +75,8 @@ impl Units {
         self.save(outbox);
     }
 
-    /// Workers that it holds, and that are not among `given`, finish the units that they are at, and leave.
+    /// Workers that it holds, and that are not among `given`, finish the units that they are at,
+    /// and leave.
     pub(crate) fn leave_all_but(
         &mut self,
         given: &[WorkerId],
@@ -80,13 +84,13 @@ impl Units {
         deadlines: Deadlines,
         outbox: &mut Outbox,
     ) {
-        let (job, until) = (self.head.id.clone(), deadlines.halt(outbox.now));
+        let (job, until) = (self.head.id.clone(), deadlines.graceful_stop(outbox.now));
         for part in self.parts_mut() {
             if part.leaving.is_some() || given.contains(part.worker()) {
                 continue;
             }
             let why = why(part.worker());
-            outbox.note(Fact::Halting {
+            outbox.emit(Event::Stopping {
                 job: job.clone(),
                 generation: part.generation,
                 reason: why.clone(),
@@ -96,16 +100,19 @@ impl Units {
         }
     }
 
-    /// Lets those go that are to leave and have finished, hold nothing, or took too long. True when one went.
+    /// Lets those go that are to leave and have finished, hold nothing, or took too long. True when
+    /// one went.
     pub(crate) fn let_go(&mut self, outbox: &mut Outbox) -> bool {
         let now = outbox.now;
         let mut gone = Vec::new();
         for part in self.parts() {
-            let Some(leaving) = &part.leaving else { continue };
+            let Some(leaving) = &part.leaving else {
+                continue;
+            };
             let worker = part.worker();
             if part.joined_in == outbox.event {
-                // Who joins and leaves in one event could do so again and again: jobs of units that ask for one worker would
-                // hand it to each other without end.
+                // Who joins and leaves in one event could do so again and again: jobs of units that
+                // ask for one worker would hand it to each other without end.
                 continue;
             }
             if part.leased() == 0 || part.works_on_nothing() {
@@ -121,7 +128,7 @@ impl Units {
         let any = !gone.is_empty();
         for (worker, why, late) in gone {
             if late {
-                self.head.note_incident(why.clone(), outbox);
+                self.head.record_incident(why.clone(), outbox);
             }
             self.drop_part(&worker, why, outbox);
         }
@@ -133,23 +140,27 @@ impl Units {
         let State::Running(running) = &mut self.state else {
             return;
         };
-        let Some(index) = running.parts.iter().position(|part| part.worker() == worker) else {
+        let Some(index) = running
+            .parts
+            .iter()
+            .position(|part| part.worker() == worker)
+        else {
             return;
         };
         let part = running.parts.remove(index);
         let is_last = running.parts.is_empty();
         let (job, generation) = (self.head.id.clone(), part.generation);
-        let fact = reason.clone();
-        outbox.note(match part.leaving {
-            Some(_) => Fact::Halted {
+        let event = reason.clone();
+        outbox.emit(match part.leaving {
+            Some(_) => Event::Stopped {
                 job,
                 generation,
-                reason: fact,
+                reason: event,
             },
-            None => Fact::GenerationEnded {
+            None => Event::GenerationEnded {
                 job,
                 generation,
-                reason: fact,
+                reason: event,
             },
         });
         outbox.tell.insert(worker.name.clone());

@@ -6,9 +6,10 @@ use std::collections::VecDeque;
 /// Most units that a rank holds at once.
 const GROUP_MAX: u64 = 4096;
 
-/// How many units a rank is leased at once: its group. It begins with one. A group that was gone in less than half a
-/// `detect_within` is followed by one twice as large, so that fast units need no message each; one that took longer than
-/// twice that time by one half as large, so that slow units are not hoarded by a rank while another has none.
+/// How many units a rank is leased at once: its group. It begins with one. A group that was gone in
+/// less than half a `detect_within` is followed by one twice as large, so that fast units need no
+/// message each; one that took longer than twice that time by one half as large, so that slow units
+/// are not hoarded by a rank while another has none.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Group {
     size: u64,
@@ -18,7 +19,10 @@ pub(crate) struct Group {
 
 impl Group {
     pub(crate) fn first() -> Self {
-        Self { size: 1, since: None }
+        Self {
+            size: 1,
+            since: None,
+        }
     }
 
     /// So many are leased when at most [`Self::low`] are left.

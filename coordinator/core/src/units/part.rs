@@ -34,12 +34,15 @@ pub(crate) struct RankUnits {
     pub(crate) live: RankLive,
     /// Units that it should do.
     pub(crate) lease: Ranges,
-    /// Units of its lease that it has done, and whose record is not saved: its order still names them.
+    /// Units of its lease that it has done, and whose record is not saved: its order still names
+    /// them.
     pub(crate) done: Ranges,
-    /// Units that it was heard to fail in this generation. They are not leased to it again in it: it may say so once more.
+    /// Units that it was heard to fail in this generation. They are not leased to it again in it:
+    /// it may say so once more.
     pub(crate) told_failed: BTreeSet<u64>,
     pub(crate) group: Group,
-    /// False after a restart of the coordinator, until it is heard: it may hold units that are not known to be its.
+    /// False after a restart of the coordinator, until it is heard: it may hold units that are not
+    /// known to be its.
     pub(crate) is_known: bool,
 }
 
@@ -62,7 +65,9 @@ impl Part {
     pub(crate) fn restored(member: Member, generation: Generation, now: Millis) -> Self {
         let ranks = member.numbers();
         Self {
-            ranks: ranks.map(|rank| (rank, RankUnits::new(false, now))).collect(),
+            ranks: ranks
+                .map(|rank| (rank, RankUnits::new(false, now)))
+                .collect(),
             member,
             generation,
             joined_in: 0,

@@ -1,7 +1,7 @@
 //! Every change of phase of a job of units that is not the coming and going of workers.
 
 use super::job::{State, Units};
-use crate::event::Fact;
+use crate::event::Event;
 use crate::head::Ended;
 use crate::outbox::Outbox;
 use proto::id::Step;
@@ -14,21 +14,22 @@ impl Units {
         if *known != reason {
             *known = reason;
             self.save(outbox);
-            self.note_queued(outbox);
+            self.emit_queued(outbox);
         }
     }
 
-    pub(crate) fn note_queued(&self, outbox: &mut Outbox) {
+    pub(crate) fn emit_queued(&self, outbox: &mut Outbox) {
         if let State::Queued { reason } = &self.state {
-            outbox.note(Fact::JobQueued {
+            outbox.emit(Event::JobQueued {
                 job: self.head.id.clone(),
                 reason: reason.clone(),
             });
         }
     }
 
-    /// Ends the job when there is nothing more to do or to hope for. True when it is over now and was not before.
-    pub(super) fn settle(&mut self, outbox: &mut Outbox) -> bool {
+    /// Ends the job when there is nothing more to do or to hope for. True when it is over now and
+    /// was not before.
+    pub(super) fn reconcile(&mut self, outbox: &mut Outbox) -> bool {
         if self.is_over() {
             return false;
         }
@@ -38,13 +39,20 @@ impl Units {
         } else if self.pool.is_over() {
             let ended_ms = outbox.wall;
             self.over(Ended::Done { ended_ms }, outbox);
-            outbox.note(Fact::JobDone {
+            outbox.emit(Event::JobDone {
                 job: self.head.id.clone(),
                 step: Step(0),
             });
         } else if self.head.is_lost() {
-            let last = self.head.incidents.last().map(|incident| incident.what.clone());
-            self.fail(last.unwrap_or_else(|| "it could not go on".to_owned()), outbox);
+            let last = self
+                .head
+                .incidents
+                .last()
+                .map(|incident| incident.what.clone());
+            self.fail(
+                last.unwrap_or_else(|| "it could not go on".to_owned()),
+                outbox,
+            );
         } else {
             return false;
         }
@@ -58,7 +66,7 @@ impl Units {
             ended_ms: outbox.wall,
         };
         self.over(ended, outbox);
-        outbox.note(Fact::JobFailed {
+        outbox.emit(Event::JobFailed {
             job: self.head.id.clone(),
             reason,
         });
@@ -67,13 +75,13 @@ impl Units {
     pub(crate) fn cancel(&mut self, outbox: &mut Outbox) {
         let ended_ms = outbox.wall;
         self.over(Ended::Cancelled { ended_ms }, outbox);
-        outbox.note(Fact::JobCancelled {
+        outbox.emit(Event::JobCancelled {
             job: self.head.id.clone(),
         });
     }
 
     fn over(&mut self, ended: Ended, outbox: &mut Outbox) {
-        self.tell_all(outbox);
+        self.send_to_all(outbox);
         let parts = match std::mem::replace(&mut self.state, State::Ended(ended)) {
             State::Running(running) => running.parts,
             State::Queued { .. } | State::Ended(_) => Vec::new(),

@@ -1,5 +1,5 @@
-//! The units that no rank holds: those to be leased, and those that need nobody any more. Every unit of a job is here once,
-//! or in the lease of one rank.
+//! The units that no rank holds: those to be leased, and those that need nobody any more. Every
+//! unit of a job is here once, or in the lease of one rank.
 
 use super::ranges::Ranges;
 use crate::record::{FailedUnit, NAMED_UNITS_MAX, UnitsRecord};
@@ -35,13 +35,15 @@ pub(crate) struct Failures {
 }
 
 impl Pool {
-    /// As the record says; what was leased is to be leased again. Numbers that the plan does not have are left out.
+    /// As the record says; what was leased is to be leased again. Numbers that the plan does not
+    /// have are left out.
     pub(crate) fn new(plan: UnitPlan, record: &UnitsRecord) -> Self {
         let all = UnitRange {
             first: 0,
             end: plan.count,
         };
-        let known = |ranges: &[UnitRange]| Ranges::of(Ranges::of(ranges.iter().copied()).within(all));
+        let known =
+            |ranges: &[UnitRange]| Ranges::of(Ranges::of(ranges.iter().copied()).within(all));
         let (done, mut set_aside) = (known(&record.done), known(&record.set_aside));
         done.iter().for_each(|range| set_aside.remove(range));
         let mut pool = Self {
@@ -89,7 +91,8 @@ impl Pool {
         self.done.count() + self.set_aside.count()
     }
 
-    /// Lets the closing unit be leased if all others are over. True when it may be now and might not before.
+    /// Lets the closing unit be leased if all others are over. True when it may be now and might
+    /// not before.
     pub(crate) fn open_closing(&mut self) -> bool {
         let ready = self.over() + 1 == self.plan.count;
         let Some(closing) = self.closing.take_if(|_| ready) else {
@@ -143,8 +146,13 @@ impl Pool {
         self.failures.keys().filter(tried).count() as u64
     }
 
-    /// Takes units for a rank, those that failed elsewhere first. `may` says of one that failed whether this rank may have it.
-    pub(crate) fn take(&mut self, most: u64, may: impl Fn(u64, &Failures) -> bool) -> Vec<UnitRange> {
+    /// Takes units for a rank, those that failed elsewhere first. `may` says of one that failed
+    /// whether this rank may have it.
+    pub(crate) fn take(
+        &mut self,
+        most: u64,
+        may: impl Fn(u64, &Failures) -> bool,
+    ) -> Vec<UnitRange> {
         let mut taken = Vec::new();
         for unit in &self.again {
             let failures = self.failures.get(unit);
@@ -155,8 +163,8 @@ impl Pool {
         for range in &taken {
             self.again.remove(&range.first);
         }
-        let rest = most.saturating_sub(taken.len() as u64);
-        taken.extend(self.open.take(rest));
+        let standby_backoff = most.saturating_sub(taken.len() as u64);
+        taken.extend(self.open.take(standby_backoff));
         taken
     }
 
@@ -202,7 +210,10 @@ impl Pool {
     pub(crate) fn set_aside_failed(&mut self, unit: u64) {
         self.again.remove(&unit);
         self.set_aside.insert(UnitRange::one(unit));
-        let named = self.failures.keys().filter(|it| self.set_aside.contains(**it));
+        let named = self
+            .failures
+            .keys()
+            .filter(|it| self.set_aside.contains(**it));
         if NAMED_UNITS_MAX < named.count() {
             self.failures.remove(&unit);
         }

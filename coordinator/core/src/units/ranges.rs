@@ -75,10 +75,10 @@ impl Ranges {
             let (known, known_end) = (*known, *known_end);
             self.ranges.remove(&known);
             self.count -= known_end - known;
-            for rest in [(known, first.max(known)), (end.min(known_end), known_end)] {
-                if rest.0 < rest.1 {
-                    self.ranges.insert(rest.0, rest.1);
-                    self.count += rest.1 - rest.0;
+            for standby_backoff in [(known, first.max(known)), (end.min(known_end), known_end)] {
+                if standby_backoff.0 < standby_backoff.1 {
+                    self.ranges.insert(standby_backoff.0, standby_backoff.1);
+                    self.count += standby_backoff.1 - standby_backoff.0;
                 }
             }
         }

@@ -13,7 +13,7 @@ impl Units {
                 rank: *rank,
                 worker: part.worker(),
                 phase: units.live.phase.as_ref(),
-                doing: units.live.doing,
+                activity: units.live.activity,
             })
         });
         JobView {
@@ -22,7 +22,7 @@ impl Units {
             ranks: ranks.collect(),
             last_step: None,
             step: Step(0),
-            halting: self.halts_because(),
+            stopping: self.stops_because(),
             units: Some(self.units_view(now)),
         }
     }
@@ -57,9 +57,13 @@ impl Units {
     }
 
     /// Why all its workers are asked to leave, if they are.
-    fn halts_because(&self) -> Option<String> {
+    fn stops_because(&self) -> Option<String> {
         let mut leaving = self.parts().iter().map(|part| part.leaving.as_ref());
         let all = self.is_running() && leaving.clone().all(|it| it.is_some());
-        leaving.next().flatten().filter(|_| all).map(|it| it.why.clone())
+        leaving
+            .next()
+            .flatten()
+            .filter(|_| all)
+            .map(|it| it.why.clone())
     }
 }

@@ -17,7 +17,9 @@ impl Units {
             State::Running(_) => self.why_running(now),
             State::Queued { reason } => self.why_queued(reason, decision),
             State::Ended(Ended::Done { .. }) => Why::new("over", "it is done", None),
-            State::Ended(Ended::Cancelled { .. }) => Why::new("over", "somebody cancelled it", None),
+            State::Ended(Ended::Cancelled { .. }) => {
+                Why::new("over", "somebody cancelled it", None)
+            }
             State::Ended(Ended::Failed { reason, .. }) => {
                 Why::new("over", &format!("it failed: {reason}"), None)
             }
@@ -54,7 +56,9 @@ impl Units {
 
     fn why_running(&self, now: Millis) -> Why {
         let leaving = self.parts().iter().filter(|part| part.leaving.is_some());
-        let names: Vec<&str> = leaving.map(|part| part.member.worker.name.as_str()).collect();
+        let names: Vec<&str> = leaving
+            .map(|part| part.member.worker.name.as_str())
+            .collect();
         let gives_back = match names.is_empty() {
             true => String::new(),
             false => format!(
@@ -112,13 +116,15 @@ const AT_UNIT: &str = "in unit";
 
 fn waits_for(part: &Part, rank: Rank, units: &RankUnits, now: Millis) -> WaitsFor {
     let live = &units.live;
-    let working = live.doing.filter(|_| live.phase == Some(RankPhase::Training));
+    let working = live
+        .activity
+        .filter(|_| live.phase == Some(RankPhase::Training));
     let (phase, for_ms) = match working {
-        Some(doing) => {
+        Some(activity) => {
             let since_heard = now.saturating_sub(live.heard);
             (
-                format!("in {}", doing.piece),
-                doing.for_ms.saturating_add(since_heard),
+                format!("in {}", activity.stage),
+                activity.for_ms.saturating_add(since_heard),
             )
         }
         None => (live.phase_word().to_owned(), now.saturating_sub(live.since)),

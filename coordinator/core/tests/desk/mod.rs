@@ -1,20 +1,22 @@
-//! A desk for trying out the coordinator's machine: events in, effects out, with what was saved kept as a
-//! state store keeps it. No time passes unless a test says so.
+//! A desk for trying out the coordinator's machine: events in, effects out, with what was saved
+//! kept as a state store keeps it. No time passes unless a test says so.
 
-use coordinator_core::event::{Durable, Effect, Event, Fact, JobPhase, JobRecord, Reply, RequestId};
+use coordinator_core::event::{
+    Durable, Effect, Event, Input, JobPhase, JobRecord, Reply, RequestId,
+};
 use coordinator_core::{Config, Coordinator};
 use proto::architecture::{Diffusion, Noise, Objective, Retrinet};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, ShardEntry};
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::message::{
-    Assignment, DesiredState, PhaseSeconds, RankPhase, RankReport, ShardReport, StepReport, UnitReport,
-    Unreached, WorkerReport,
+    Assignment, DesiredState, PhaseSeconds, RankPhase, RankReport, ShardReport, StepReport,
+    UnitReport, Unreached, WorkerReport,
 };
 use proto::sample::SampleWork;
 use proto::spec::{
-    ArchitectureSpec, CheckpointPolicy, Clothes, Component, Data, Decay, DeviceKind, JobSpec, LossWeighting,
-    Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, References, Resources, Retrieval, Task,
-    Train, TrainWork, Work,
+    ArchitectureSpec, CheckpointPolicy, Clothes, Component, Data, Decay, DeviceKind, JobSpec,
+    LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, References,
+    Resources, Retrieval, Task, Train, TrainWork, Work,
 };
 use std::collections::BTreeMap;
 
@@ -39,7 +41,7 @@ impl Desk {
     }
 
     /// Handles an event; saves are applied, and must come first.
-    pub(crate) fn handle(&mut self, event: Event) -> Vec<Effect> {
+    pub(crate) fn handle(&mut self, event: Input) -> Vec<Effect> {
         let effects = self.machine.handle(self.now, event);
         let late = effects
             .iter()
@@ -57,18 +59,19 @@ impl Desk {
 
     pub(crate) fn wait(&mut self, ms: u64) -> Vec<Effect> {
         self.now += ms;
-        self.handle(Event::Deadline)
+        self.handle(Input::Deadline)
     }
 
     /// The process ends and another starts from what was saved.
     pub(crate) fn restart(&mut self) {
         for record in self.durable.jobs.values() {
-            proto::job::parse_stored(&record.id, &record.job_toml).unwrap_or_else(|error| panic!("{error}"));
+            proto::job::parse_stored(&record.id, &record.job_toml)
+                .unwrap_or_else(|error| panic!("{error}"));
         }
         self.machine = machine(&self.durable, self.now);
     }
 
-    pub(crate) fn ask(&mut self, event: impl FnOnce(RequestId) -> Event) -> Reply {
+    pub(crate) fn ask(&mut self, event: impl FnOnce(RequestId) -> Input) -> Reply {
         self.requests += 1;
         let request = RequestId(self.requests);
         let effects = self.handle(event(request));
@@ -80,7 +83,7 @@ impl Desk {
     }
 
     pub(crate) fn refused(&mut self, spec: JobSpec) -> String {
-        let reply = self.ask(|request| Event::Submit {
+        let reply = self.ask(|request| Input::Submit {
             request,
             job_toml: proto::job::to_toml(&spec),
             dataset_version: "version".to_owned(),
@@ -93,7 +96,7 @@ impl Desk {
     }
 
     pub(crate) fn submit(&mut self, spec: JobSpec) -> JobId {
-        let reply = self.ask(|request| Event::Submit {
+        let reply = self.ask(|request| Input::Submit {
             request,
             job_toml: proto::job::to_toml(&spec),
             dataset_version: "version".to_owned(),
@@ -106,12 +109,12 @@ impl Desk {
     }
 
     /// `worker` as `name` or `name#boot` reports these ranks.
-    pub(crate) fn hear(&mut self, worker: &str, ranks: Vec<RankReport>) -> Vec<Effect> {
-        self.hear_apart(worker, &[], ranks)
+    pub(crate) fn receive(&mut self, worker: &str, ranks: Vec<RankReport>) -> Vec<Effect> {
+        self.receive_unreachable(worker, &[], ranks)
     }
 
     /// The same of a worker that does not reach these others.
-    pub(crate) fn hear_apart(
+    pub(crate) fn receive_unreachable(
         &mut self,
         worker: &str,
         unreached: &[&str],
@@ -129,7 +132,7 @@ impl Desk {
             peer_address: Some(format!("{worker}:7073")),
             unreached: unreached.collect(),
         };
-        self.handle(Event::Heard { report })
+        self.handle(Input::Received { report })
     }
 
     pub(crate) fn job(&self, id: &JobId) -> &JobRecord {
@@ -150,33 +153,44 @@ impl Desk {
     /// A job on w1 and w2, both training, steps 1 to 4 with a checkpoint every 2.
     pub(crate) fn training() -> (Self, JobId) {
         let mut desk = Self::new();
-        desk.hear("w1", vec![]);
-        desk.hear("w2", vec![]);
+        desk.receive("w1", vec![]);
+        desk.receive("w2", vec![]);
         let job = desk.submit(spec(2, 2));
-        desk.hear("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
-        desk.hear("w2", vec![rank(&job, 1, 1, RankPhase::Training)]);
+        desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
+        desk.receive("w2", vec![rank(&job, 1, 1, RankPhase::Training)]);
         (desk, job)
     }
 
     /// Both ranks report their shard of `step`; the last report's effects.
     pub(crate) fn shards(&mut self, job: &JobId, step: u64) -> Vec<Effect> {
         let generation = self.generation(job);
-        self.hear(
+        self.receive(
             "w1",
-            vec![with_shard(rank(job, generation, 0, RankPhase::Training), step)],
+            vec![with_shard(
+                rank(job, generation, 0, RankPhase::Training),
+                step,
+            )],
         );
-        self.hear(
+        self.receive(
             "w2",
-            vec![with_shard(rank(job, generation, 1, RankPhase::Training), step)],
+            vec![with_shard(
+                rank(job, generation, 1, RankPhase::Training),
+                step,
+            )],
         )
     }
 
-    pub(crate) fn written(&mut self, job: &JobId, step: u64, result: Result<(), String>) -> Vec<Effect> {
+    pub(crate) fn written(
+        &mut self,
+        job: &JobId,
+        step: u64,
+        result: Result<(), String>,
+    ) -> Vec<Effect> {
         let checkpoint = CheckpointRef {
             step: Step(step),
             generation: self.job(job).generation,
         };
-        self.handle(Event::ManifestWritten {
+        self.handle(Input::ManifestWritten {
             job: job.clone(),
             checkpoint,
             result,
@@ -219,7 +233,7 @@ pub(crate) fn rank(job: &JobId, generation: u64, rank: u32, phase: RankPhase) ->
         shards: vec![],
         digests: vec![],
         units: UnitReport::default(),
-        doing: None,
+        activity: None,
     }
 }
 
@@ -306,7 +320,7 @@ pub(crate) fn deleted(effects: &[Effect]) -> Vec<u64> {
 
 pub(crate) fn ignored(effects: &[Effect]) -> Vec<String> {
     let what = |effect: &Effect| match effect {
-        Effect::Note(Fact::Ignored { what, .. }) => Some(what.clone()),
+        Effect::Emit(Event::Ignored { what, .. }) => Some(what.clone()),
         _ => None,
     };
     effects.iter().filter_map(what).collect()
@@ -356,7 +370,8 @@ fn resources(workers_min: u32, workers_max: u32) -> Resources {
 }
 
 fn model() -> Model {
-    let (unet, autoencoder, text_encoder) = proto::size::named("tiny").expect("a size of this name");
+    let (unet, autoencoder, text_encoder) =
+        proto::size::named("tiny").expect("a size of this name");
     Model {
         architecture: ArchitectureSpec::Retrinet(Retrinet {
             diffusion: Diffusion {

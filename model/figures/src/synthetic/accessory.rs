@@ -14,7 +14,10 @@ pub(super) fn behind(canvas: &mut Canvas, character: &Character) {
     match character.accessory {
         Accessory::CatEars => both_sides(canvas, |c| {
             c.shape("M14 -50Q34 -84 46 -80Q54 -60 47 -26Z", hair);
-            c.flat("M26 -54Q36 -70 42 -70Q46 -58 43 -42Z", Colour(248, 176, 186));
+            c.flat(
+                "M26 -54Q36 -70 42 -70Q46 -58 43 -42Z",
+                Colour(248, 176, 186),
+            );
         }),
         Accessory::Horns => both_sides(canvas, |c| {
             c.shape(
@@ -90,7 +93,10 @@ pub(super) fn hat(canvas: &mut Canvas, outfit: &Outfit) {
     canvas.group("translate(0 -5)");
     match hat {
         Hat::Witch => {
-            canvas.shape("M-30 -42C-22 -70 -10 -92 22 -104C16 -90 24 -66 32 -42Z", colour);
+            canvas.shape(
+                "M-30 -42C-22 -70 -10 -92 22 -104C16 -90 24 -66 32 -42Z",
+                colour,
+            );
             canvas.shape(
                 "M-70 -30Q-36 -52 0 -52Q36 -52 70 -30Q36 -22 0 -24Q-36 -22 -70 -30Z",
                 colour,

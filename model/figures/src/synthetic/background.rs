@@ -1,6 +1,6 @@
-//! What stands behind the figure, drawn apart from it so that the figure's own alpha is its mask. Pale and
-//! calm colours, so that figure and ground are told apart. Drawn in the units of the shown box: (0, 0) to
-//! (100, 100).
+//! What stands behind the figure, drawn apart from it so that the figure's own alpha is its mask.
+//! Pale and calm colours, so that figure and ground are told apart. Drawn in the units of the shown
+//! box: (0, 0) to (100, 100).
 
 use std::fmt::Write;
 
@@ -12,7 +12,11 @@ use super::colour::{Colour, WHITE};
 use super::pose::Framing;
 
 /// SVG of the picture without its figure, and its tags.
-pub(super) fn draw(size: u32, framing: Framing, rng: &mut ChaCha8Rng) -> (String, Vec<&'static str>) {
+pub(super) fn draw(
+    size: u32,
+    framing: Framing,
+    rng: &mut ChaCha8Rng,
+) -> (String, Vec<&'static str>) {
     let mut scene = Scene { svg: String::new() };
     let kind = rng.random_range(0..18);
     let tags = match kind {
@@ -29,7 +33,9 @@ pub(super) fn draw(size: u32, framing: Framing, rng: &mut ChaCha8Rng) -> (String
         _ => room(&mut scene, rng),
     };
     if framing == Framing::FullBody {
-        scene.put(r##"<ellipse cx="50" cy="92.5" rx="19" ry="2.6" fill="#30304a" fill-opacity="0.18"/>"##);
+        scene.put(
+            r##"<ellipse cx="50" cy="92.5" rx="19" ry="2.6" fill="#30304a" fill-opacity="0.18"/>"##,
+        );
     }
     let svg = format!(
         r#"<svg xmlns="http://www.w3.org/2000/svg" width="{size}" height="{size}" viewBox="0 0 100 100">{}</svg>"#,
@@ -151,9 +157,20 @@ fn dots(scene: &mut Scene, rng: &mut ChaCha8Rng) -> Vec<&'static str> {
 
 fn meadow(scene: &mut Scene, rng: &mut ChaCha8Rng) -> Vec<&'static str> {
     scene.sky(Colour(150, 206, 248), Colour(222, 242, 254));
-    scene.cloud(rng.random_range(10.0..30.0), rng.random_range(12.0..26.0), 1.0);
-    scene.cloud(rng.random_range(68.0..92.0), rng.random_range(16.0..34.0), 0.8);
-    scene.path("M0 76Q26 66 52 76Q78 84 100 72V100H0Z", Colour(178, 222, 150));
+    scene.cloud(
+        rng.random_range(10.0..30.0),
+        rng.random_range(12.0..26.0),
+        1.0,
+    );
+    scene.cloud(
+        rng.random_range(68.0..92.0),
+        rng.random_range(16.0..34.0),
+        0.8,
+    );
+    scene.path(
+        "M0 76Q26 66 52 76Q78 84 100 72V100H0Z",
+        Colour(178, 222, 150),
+    );
     scene.path("M0 84Q40 76 100 86V100H0Z", Colour(150, 206, 126));
     for _ in 0..8 {
         let (x, y) = (rng.random_range(2.0..98.0), rng.random_range(88.0..98.0));
@@ -164,7 +181,12 @@ fn meadow(scene: &mut Scene, rng: &mut ChaCha8Rng) -> Vec<&'static str> {
 
 fn sunset(scene: &mut Scene, rng: &mut ChaCha8Rng) -> Vec<&'static str> {
     scene.sky(Colour(250, 196, 150), Colour(252, 222, 196));
-    scene.circle(rng.random_range(16.0..84.0), 52.0, 12.0, Colour(255, 244, 206));
+    scene.circle(
+        rng.random_range(16.0..84.0),
+        52.0,
+        12.0,
+        Colour(255, 244, 206),
+    );
     scene.path(
         "M0 72L14 58L26 70L44 54L62 72L80 60L100 74V100H0Z",
         Colour(206, 158, 170),
@@ -252,7 +274,7 @@ fn room(scene: &mut Scene, rng: &mut ChaCha8Rng) -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model_data::tags::is_ground_tag;
+    use model_data::tags::is_background_tag;
     use rand::SeedableRng;
 
     #[test]
@@ -261,7 +283,7 @@ mod tests {
         for seed in 0..300 {
             let (_, tags) = draw(16, Framing::FullBody, &mut ChaCha8Rng::seed_from_u64(seed));
             for tag in tags {
-                assert!(is_ground_tag(tag), "{tag}");
+                assert!(is_background_tag(tag), "{tag}");
                 seen.insert(tag);
             }
         }

@@ -1,5 +1,5 @@
-//! Joints and bare skin. Body coordinates: the origin is between the shoulders, hips at y = 48, soles near y
-//! = 104.
+//! Joints and bare skin. Body coordinates: the origin is between the shoulders, hips at y = 48,
+//! soles near y = 104.
 
 use super::canvas::{Canvas, Point};
 use super::colour::{Colour, Named};
@@ -25,7 +25,11 @@ pub(super) fn leg_joints(pose: &Pose, index: usize, side: f64) -> [Point; 3] {
     let (thigh, shin) = pose.legs[index];
     let hip = (side * 10.0, HIP_Y);
     let knee = along(hip, side * thigh, pose.leg_lengths.0);
-    [hip, knee, along(knee, side * (thigh + shin), pose.leg_lengths.1)]
+    [
+        hip,
+        knee,
+        along(knee, side * (thigh + shin), pose.leg_lengths.1),
+    ]
 }
 
 /// The part of a bent limb between two shares of its length.

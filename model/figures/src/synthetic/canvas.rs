@@ -1,5 +1,5 @@
-//! Collects SVG in one artist's manner: how lines and shadows look is decided here, so that the parts only
-//! say shapes and colours. It knows nothing of figures.
+//! Collects SVG in one artist's manner: how lines and shadows look is decided here, so that the
+//! parts only say shapes and colours. It knows nothing of figures.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -36,7 +36,8 @@ impl Canvas {
         ));
     }
 
-    /// An outlined shape of one colour, whatever the artist's shading: large faces look patched otherwise.
+    /// An outlined shape of one colour, whatever the artist's shading: large faces look patched
+    /// otherwise.
     pub(super) fn plain(&mut self, d: &str, colour: Colour, width: f64) {
         let line = self.line_colour(colour).hex();
         self.put(format_args!(

@@ -1,4 +1,5 @@
-//! Garments in body coordinates (see body.rs). Legs first, then body, then sleeves; scene.rs says when.
+//! Garments in body coordinates (see body.rs). Legs first, then body, then sleeves; scene.rs says
+//! when.
 
 use super::body::{arm_joints, leg_joints, part};
 use super::canvas::{Canvas, Point};
@@ -31,7 +32,8 @@ pub(super) fn leg(canvas: &mut Canvas, outfit: &Outfit, pose: &Pose, index: usiz
         }
     }
     shoe(canvas, outfit, joints, side);
-    let trousers = outfit.top == Top::Overalls || (!outfit.one_piece() && outfit.bottom == Bottom::Pants);
+    let trousers =
+        outfit.top == Top::Overalls || (!outfit.one_piece() && outfit.bottom == Bottom::Pants);
     let cloth = if outfit.top == Top::Overalls {
         outfit.main.1
     } else {
@@ -143,7 +145,10 @@ fn top(canvas: &mut Canvas, outfit: &Outfit) {
         }
         Top::Shirt => {
             canvas.shape(TORSO, main);
-            canvas.shape("M-10 -3L0 9L10 -3L14 5L4 15L0 9L-4 15L-14 5Z", main.shade(1.25));
+            canvas.shape(
+                "M-10 -3L0 9L10 -3L14 5L4 15L0 9L-4 15L-14 5Z",
+                main.shade(1.25),
+            );
             canvas.shape("M0 9L-4 14L-5 34L0 40L5 34L4 14Z", accent);
         }
         Top::Hoodie => {
@@ -151,7 +156,10 @@ fn top(canvas: &mut Canvas, outfit: &Outfit) {
                 "M-22 2Q0 -5 22 2Q25 20 22 40L21 54Q0 60 -21 54L-22 40Q-25 20 -22 2Z",
                 main,
             );
-            canvas.shape("M-19 1Q-12 20 0 21Q12 20 19 1Q0 -10 -19 1Z", main.shade(0.8));
+            canvas.shape(
+                "M-19 1Q-12 20 0 21Q12 20 19 1Q0 -10 -19 1Z",
+                main.shade(0.8),
+            );
             canvas.line("M-5 18V34M5 18V34", accent, 2.4);
             canvas.shape("M-12 36H12L16 50H-16Z", main.shade(0.88));
         }
@@ -312,7 +320,12 @@ fn wide(canvas: &mut Canvas, joints: [Point; 3], colour: Colour, trim: Colour) {
     );
     canvas.shape(&d, colour);
     canvas.line(
-        &format!("M{:.1} {:.1}V{:.1}", hand.0, hand.1 - 3.0, hand.1 + drop * 0.75),
+        &format!(
+            "M{:.1} {:.1}V{:.1}",
+            hand.0,
+            hand.1 - 3.0,
+            hand.1 + drop * 0.75
+        ),
         trim,
         3.0,
     );
@@ -323,7 +336,10 @@ pub(super) fn over(canvas: &mut Canvas, outfit: &Outfit) {
     if outfit.scarf {
         let colour = outfit.accent.1;
         canvas.shape("M9 4L20 34L10 38L4 8Z", colour.shade(0.9));
-        canvas.shape("M-17 -6Q0 -1 17 -6Q22 4 16 9Q0 14 -16 9Q-22 4 -17 -6Z", colour);
+        canvas.shape(
+            "M-17 -6Q0 -1 17 -6Q22 4 16 9Q0 14 -16 9Q-22 4 -17 -6Z",
+            colour,
+        );
     }
     if outfit.top == Top::Cape {
         let main = outfit.main.1;
@@ -368,7 +384,12 @@ pub(super) fn bow(canvas: &mut Canvas, (x, y): Point, colour: Colour) {
 pub(super) fn flower(canvas: &mut Canvas, (x, y): Point, colour: Colour) {
     for i in 0..5 {
         let angle = f64::from(i) * 1.2566;
-        canvas.ellipse((x + 3.4 * angle.sin(), y - 3.4 * angle.cos()), 2.6, 2.6, colour);
+        canvas.ellipse(
+            (x + 3.4 * angle.sin(), y - 3.4 * angle.cos()),
+            2.6,
+            2.6,
+            colour,
+        );
     }
     canvas.ellipse((x, y), 1.8, 1.8, Colour(250, 214, 80));
 }

@@ -1,5 +1,5 @@
-//! Colours with their tag words. The palettes are few, saturated and far apart, so that a small model (and a
-//! person) can tell identities by colour at 64 pixels.
+//! Colours with their tag words. The palettes are few, saturated and far apart, so that a small
+//! model (and a person) can tell identities by colour at 64 pixels.
 
 /// An sRGB colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,8 +22,13 @@ impl Colour {
 
     /// A share of `other` mixed in.
     pub(super) fn mix(self, other: Self, share: f64) -> Self {
-        let one = |a: u8, b: u8| (f64::from(a) * (1.0 - share) + f64::from(b) * share).round() as u8;
-        Self(one(self.0, other.0), one(self.1, other.1), one(self.2, other.2))
+        let one =
+            |a: u8, b: u8| (f64::from(a) * (1.0 - share) + f64::from(b) * share).round() as u8;
+        Self(
+            one(self.0, other.0),
+            one(self.1, other.1),
+            one(self.2, other.2),
+        )
     }
 
     pub(super) fn hex(self) -> String {

@@ -1,5 +1,5 @@
-//! What makes an identity: a character, an outfit, an artist. Drawn by lot from a seed, and the tags that
-//! describe them.
+//! What makes an identity: a character, an outfit, an artist. Drawn by lot from a seed, and the
+//! tags that describe them.
 
 use rand::Rng;
 use rand::seq::IndexedRandom;
@@ -330,7 +330,12 @@ impl Outfit {
             Top::Maid => Sleeves::Puffy,
             Top::Tee => Sleeves::Short,
             Top::Dress => *pick(
-                &[Sleeves::Puffy, Sleeves::Short, Sleeves::None, Sleeves::Detached],
+                &[
+                    Sleeves::Puffy,
+                    Sleeves::Short,
+                    Sleeves::None,
+                    Sleeves::Detached,
+                ],
                 rng,
             ),
             Top::Qipao => *pick(&[Sleeves::Short, Sleeves::None, Sleeves::Detached], rng),
@@ -376,7 +381,8 @@ impl Outfit {
         matches!(self.top, Top::Dress | Top::Kimono | Top::Maid | Top::Qipao)
     }
 
-    /// Clothing tags that can be seen down to the hips, to the knees, to the feet (`depth` 0, 1, 2).
+    /// Clothing tags that can be seen down to the hips, to the knees, to the feet (`depth` 0, 1,
+    /// 2).
     pub(super) fn tags(&self, depth: u8) -> Vec<String> {
         let main = self.main.0;
         let mut tags = match self.top {
@@ -410,7 +416,11 @@ impl Outfit {
                 format!("{main}_overalls"),
                 format!("{}_shirt", self.second.0),
             ],
-            Top::Maid => vec!["maid".to_owned(), "apron".to_owned(), format!("{main}_dress")],
+            Top::Maid => vec![
+                "maid".to_owned(),
+                "apron".to_owned(),
+                format!("{main}_dress"),
+            ],
             Top::Cape => vec![
                 "cape".to_owned(),
                 format!("{main}_cape"),
@@ -474,7 +484,9 @@ impl Outfit {
         let mut tags = match (pants || self.top == Top::Kimono, self.legwear) {
             (true, _) | (_, Legwear::None) => Vec::new(),
             (_, Legwear::Socks) => vec!["socks".to_owned(), format!("{colour}_socks")],
-            (_, Legwear::Thighhighs) => vec!["thighhighs".to_owned(), format!("{colour}_thighhighs")],
+            (_, Legwear::Thighhighs) => {
+                vec!["thighhighs".to_owned(), format!("{colour}_thighhighs")]
+            }
             (_, Legwear::Striped) => vec!["thighhighs".to_owned(), "striped_thighhighs".to_owned()],
             (_, Legwear::Pantyhose) => vec!["pantyhose".to_owned(), format!("{colour}_pantyhose")],
         };
@@ -489,10 +501,15 @@ impl Outfit {
 }
 
 fn pick<'a, T>(from: &'a [T], rng: &mut ChaCha8Rng) -> &'a T {
-    from.choose(rng).expect("the lists of this file are not empty")
+    from.choose(rng)
+        .expect("the lists of this file are not empty")
 }
 
 fn other_than(used: &[Named], rng: &mut ChaCha8Rng) -> Named {
-    let free: Vec<Named> = CLOTH.iter().copied().filter(|c| !used.contains(c)).collect();
+    let free: Vec<Named> = CLOTH
+        .iter()
+        .copied()
+        .filter(|c| !used.contains(c))
+        .collect();
     *pick(&free, rng)
 }

@@ -1,4 +1,5 @@
-//! The face in head coordinates: skin, eyes, brows, mouth. Expressions change here and nowhere else.
+//! The face in head coordinates: skin, eyes, brows, mouth. Expressions change here and nowhere
+//! else.
 
 use super::canvas::{Canvas, Point};
 use super::colour::{Colour, INK, WHITE};
@@ -18,7 +19,8 @@ pub(super) fn draw(canvas: &mut Canvas, character: &Character, expression: Expre
     let line = canvas.artist().line;
     canvas.plain(
         &format!(
-            "M-42 -14C-45 14 -38 28 {:.1} 39Q{:.1} 47 {:.1} 39C38 28 45 14 42 -14C40 -52 -40 -52 -42 -14Z",
+            "M-42 -14C-45 14 -38 28 {:.1} 39Q{:.1} 47 {:.1} 39C38 28 45 14 42 -14C40 -52 -40 -52 \
+            -42 -14Z",
             -16.0 + turn,
             turn * 1.4,
             16.0 + turn
@@ -72,7 +74,10 @@ fn eye(canvas: &mut Canvas, character: &Character, expression: Expression, yaw: 
         EyeShape::Sharp => -7.0,
         EyeShape::Drooping => 7.0,
     } * side;
-    canvas.group(&format!("translate({:.1} {:.1}) rotate({slant})", at.0, at.1));
+    canvas.group(&format!(
+        "translate({:.1} {:.1}) rotate({slant})",
+        at.0, at.1
+    ));
     match expression {
         Expression::ClosedEyes => closed(canvas, w, -1.0),
         Expression::Wink if side > 0.0 => closed(canvas, w, -1.0),
@@ -84,7 +89,11 @@ fn eye(canvas: &mut Canvas, character: &Character, expression: Expression, yaw: 
                 Expression::Smug => 0.62,
                 _ => 1.0,
             };
-            let drop = if expression == Expression::Smug { 4.0 } else { 0.0 };
+            let drop = if expression == Expression::Smug {
+                4.0
+            } else {
+                0.0
+            };
             let eye = OpenEye {
                 half_width: w,
                 half_height: h * open,
@@ -142,13 +151,28 @@ fn open_eye(canvas: &mut Canvas, character: &Character, eye: OpenEye) {
     canvas.group(&format!("scale({side} 1)"));
     canvas.flat(
         &format!(
-            "M{:.1} {:.1}Q{:.1} {:.1} 0 {:.1}Q{:.1} {:.1} {:.1} {:.1}Q{:.1} {:.1} {:.1} {:.1}Q{:.1} {:.1} 0 {:.1}Q{:.1} {:.1} {:.1} {:.1}Z",
-            -w - 1.0, -h * 0.2,
-            -w * 0.8, -h * 1.12, -h * 1.12,
-            w * 0.9, -h * 1.14, w + 1.2, -h * 0.3,
-            w + flick * 0.5, -h * 0.2, w + flick, -h * 0.36,
-            w * 0.9, -h * 0.7, -h * 0.82,
-            -w * 0.72, -h * 0.8, -w - 1.0, -h * 0.2
+            "M{:.1} {:.1}Q{:.1} {:.1} 0 {:.1}Q{:.1} {:.1} {:.1} {:.1}Q{:.1} {:.1} {:.1} \
+            {:.1}Q{:.1} {:.1} 0 {:.1}Q{:.1} {:.1} {:.1} {:.1}Z",
+            -w - 1.0,
+            -h * 0.2,
+            -w * 0.8,
+            -h * 1.12,
+            -h * 1.12,
+            w * 0.9,
+            -h * 1.14,
+            w + 1.2,
+            -h * 0.3,
+            w + flick * 0.5,
+            -h * 0.2,
+            w + flick,
+            -h * 0.36,
+            w * 0.9,
+            -h * 0.7,
+            -h * 0.82,
+            -w * 0.72,
+            -h * 0.8,
+            -w - 1.0,
+            -h * 0.2
         ),
         INK,
     );
@@ -175,7 +199,14 @@ fn closed(canvas: &mut Canvas, w: f64, bend: f64) {
     canvas.line(&format!("M{:.1} 4l-3 2M{w:.1} 4l3 2", -w), INK, 2.0);
 }
 
-fn brow(canvas: &mut Canvas, character: &Character, expression: Expression, at: Point, side: f64, h: f64) {
+fn brow(
+    canvas: &mut Canvas,
+    character: &Character,
+    expression: Expression,
+    at: Point,
+    side: f64,
+    h: f64,
+) {
     // The inner end goes down in anger and up in sorrow.
     let (inner, raise) = match expression {
         Expression::Angry => (7.0, 0.0),

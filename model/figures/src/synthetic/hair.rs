@@ -1,5 +1,5 @@
-//! Hair in head coordinates: the origin is the middle of the head, the chin at (0, 42), the crown at (0,
-//! -56).
+//! Hair in head coordinates: the origin is the middle of the head, the chin at (0, 42), the crown
+//! at (0, -56).
 
 use super::canvas::Canvas;
 use super::colour::Colour;
@@ -12,7 +12,8 @@ pub(super) fn back(canvas: &mut Canvas, character: &Character, yaw: f64) {
     canvas.group(&format!("translate({:.1} 0)", -yaw * 3.0));
     match character.back {
         Back::Long => canvas.shape(
-            "M-49 -12C-62 20 -60 70 -52 112Q-44 106 -38 116Q-28 106 -18 114Q-8 106 0 112Q8 106 18 114\
+            "M-49 -12C-62 20 -60 70 -52 112Q-44 106 -38 116Q-28 106 -18 114Q-8 106 0 112Q8 106 18 \
+            114\
                  Q28 106 38 116Q44 106 52 112C60 70 62 20 49 -12Z",
             dark,
         ),
@@ -23,7 +24,8 @@ pub(super) fn back(canvas: &mut Canvas, character: &Character, yaw: f64) {
             dark,
         ),
         Back::Bob => canvas.shape(
-            "M-49 -12C-60 14 -62 34 -52 50Q-44 56 -36 48Q0 58 36 48Q44 56 52 50C62 34 60 14 49 -12Z",
+            "M-49 -12C-60 14 -62 34 -52 50Q-44 56 -36 48Q0 58 36 48Q44 56 52 50C62 34 60 14 49 \
+            -12Z",
             dark,
         ),
         Back::Short | Back::Buns => {
@@ -62,14 +64,16 @@ fn tied(canvas: &mut Canvas, back: Back, hair: Colour) {
         }
         Back::SidePonytail => {
             canvas.shape(
-                "M34 -28C70 -44 88 -10 82 28C80 56 70 74 58 84C64 60 62 40 56 28C54 8 46 -6 34 -12Z",
+                "M34 -28C70 -44 88 -10 82 28C80 56 70 74 58 84C64 60 62 40 56 28C54 8 46 -6 34 \
+                -12Z",
                 hair.shade(0.92),
             );
         }
         Back::Twintails => {
             both_sides(canvas, |c| {
                 c.shape(
-                    "M36 -32C66 -58 100 -30 94 20C92 56 84 84 70 104C72 84 66 74 66 56C66 30 58 2 36 -14Z",
+                    "M36 -32C66 -58 100 -30 94 20C92 56 84 84 70 104C72 84 66 74 66 56C66 30 58 2 \
+                    36 -14Z",
                     hair.shade(0.93),
                 );
                 c.seam("M52 -22C78 -18 82 20 76 66", hair);
@@ -78,7 +82,8 @@ fn tied(canvas: &mut Canvas, back: Back, hair: Colour) {
         Back::LowTwintails => {
             both_sides(canvas, |c| {
                 c.shape(
-                    "M36 24C56 18 70 40 66 68C64 86 56 98 46 106C48 92 44 84 44 70C42 54 40 40 34 36Z",
+                    "M36 24C56 18 70 40 66 68C64 86 56 98 46 106C48 92 44 84 44 70C42 54 40 40 34 \
+                    36Z",
                     hair.shade(0.93),
                 );
             });
@@ -115,8 +120,8 @@ fn short_back(canvas: &mut Canvas, dark: Colour) {
     );
 }
 
-/// What lies over the face: bangs, sidelocks, highlight, and the ahoge unless a hat presses it down. `yaw`
-/// turns the tips.
+/// What lies over the face: bangs, sidelocks, highlight, and the ahoge unless a hat presses it
+/// down. `yaw` turns the tips.
 pub(super) fn front(canvas: &mut Canvas, character: &Character, hat: bool, yaw: f64) {
     let hair = character.hair.1;
     if character.sidelocks {
@@ -177,7 +182,10 @@ pub(super) fn front(canvas: &mut Canvas, character: &Character, hat: bool, yaw: 
                 (-46, 6, -46, -10),
             ],
         ),
-        Bangs::Curved => tufts(yaw, &[(42, 8, 30, -22), (10, -20, 4, -26), (-34, 12, -44, -4)]),
+        Bangs::Curved => tufts(
+            yaw,
+            &[(42, 8, 30, -22), (10, -20, 4, -26), (-34, 12, -44, -4)],
+        ),
     };
     let crown = if character.bangs == Bangs::Spiky {
         "M-48 8L-57 -18L-50 -26L-56 -46L-36 -46L-30 -64L-10 -54L4 -70L16 -54L38 -62L40 -44L57 -40\
@@ -193,7 +201,8 @@ pub(super) fn front(canvas: &mut Canvas, character: &Character, hat: bool, yaw: 
 fn shine(canvas: &mut Canvas, hair: Colour) {
     let light = hair.shade(if hair.luma() > 0.75 { 1.6 } else { 1.38 });
     canvas.veil(
-        "M-36 -34Q-30 -44 -18 -46L-14 -38L-9 -48Q8 -52 20 -47L21 -39L26 -45Q33 -40 37 -32Q30 -36 25 -35\
+        "M-36 -34Q-30 -44 -18 -46L-14 -38L-9 -48Q8 -52 20 -47L21 -39L26 -45Q33 -40 37 -32Q30 -36 \
+        25 -35\
              L20 -31L15 -38Q4 -41 -8 -38L-14 -30L-20 -36Q-30 -37 -36 -34Z",
         light,
         0.75,

@@ -1,9 +1,9 @@
-//! Synthetic figures: a data set of chibi characters that needs no download, drawn as SVG from geometry, so
-//! that face box, mask and tags are exact. The same options give the same bytes. Called by `coordinator
-//! dataset synthesize` and tests.
+//! Synthetic figures: a data set of chibi characters that needs no download, drawn as SVG from
+//! geometry, so that face box, mask and tags are exact. The same options give the same bytes.
+//! Called by `coordinator dataset synthesize` and tests.
 //!
-//! An identity is a character (hair, eyes, skin, accessories) in an outfit, drawn by an artist; its pictures
-//! differ in pose, expression, framing, angle and background.
+//! An identity is a character (hair, eyes, skin, accessories) in an outfit, drawn by an artist; its
+//! pictures differ in pose, expression, framing, angle and background.
 
 mod accessory;
 mod background;
@@ -63,7 +63,8 @@ impl Similar {
     }
 }
 
-/// Samples of the paper's data set by the length of their `similar` (notes 2.2, the middle or the least of each class).
+/// Samples of the paper's data set by the length of their `similar` (notes 2.2, the middle or the
+/// least of each class).
 const PAPER_SIMILAR: [(u32, usize); 7] = [
     (65_594, 1),
     (19_636, 2),
@@ -98,8 +99,8 @@ impl SynthesizeOptions {
     }
 }
 
-/// All samples, identity by identity. Each identity is a pure function of the seed and its numbers, so more
-/// characters, outfits or images extend a set without changing what was there.
+/// All samples, identity by identity. Each identity is a pure function of the seed and its numbers,
+/// so more characters, outfits or images extend a set without changing what was there.
 pub fn synthesize(options: &SynthesizeOptions) -> impl Iterator<Item = Sample> + use<> {
     identities(options).flatten()
 }
@@ -116,12 +117,14 @@ pub fn identities(options: &SynthesizeOptions) -> impl Iterator<Item = Vec<Sampl
 fn identity(options: &SynthesizeOptions, character_number: u32, outfit_number: u32) -> Vec<Sample> {
     let stream = |words: &[&str]| ChaCha8Rng::seed_from_u64(hash_words(options.seed, words));
     let (c, o) = (character_number.to_string(), outfit_number.to_string());
-    // Every twelve characters have the twelve hair colours, shuffled: no two neighbours are easily confused.
+    // Every twelve characters have the twelve hair colours, shuffled: no two neighbours are easily
+    // confused.
     let (round, turn) = (
         character_number / HAIR.len() as u32,
         character_number % HAIR.len() as u32,
     );
-    let hair = SampleOrder::new(options.seed, HAIR.len() as u64).position(u64::from(round), u64::from(turn));
+    let hair = SampleOrder::new(options.seed, HAIR.len() as u64)
+        .position(u64::from(round), u64::from(turn));
     let character = Character::draw(HAIR[hair as usize], &mut stream(&["character", &c]));
     let mut rng = stream(&["outfit", &c, &o]);
     let outfit = Outfit::draw(&character, &mut rng);
@@ -130,7 +133,9 @@ fn identity(options: &SynthesizeOptions, character_number: u32, outfit_number: u
     (0..options.images)
         .map(|image| {
             let mut rng = stream(&["image", &c, &o, &image.to_string()]);
-            let mut others: Vec<u32> = (0..options.images).filter(|other| *other != image).collect();
+            let mut others: Vec<u32> = (0..options.images)
+                .filter(|other| *other != image)
+                .collect();
             if let Some(classes) = options.similar.classes() {
                 let wanted = draw_length(&classes, &mut rng);
                 others.shuffle(&mut rng);
@@ -146,12 +151,12 @@ fn identity(options: &SynthesizeOptions, character_number: u32, outfit_number: u
                 height: options.size,
                 ..Metadata::default()
             };
-            picture(base, artist, &character, &outfit, &mut rng)
+            sample(base, artist, &character, &outfit, &mut rng)
         })
         .collect()
 }
 
-fn picture(
+fn sample(
     base: Metadata,
     artist: Artist,
     character: &Character,
@@ -159,9 +164,9 @@ fn picture(
     rng: &mut ChaCha8Rng,
 ) -> Sample {
     let shot = Shot::draw(rng);
-    let (ground, ground_tags) = background::draw(base.width, shot.framing, rng);
+    let (background, background_tags) = background::draw(base.width, shot.framing, rng);
     let figure = scene::figure(artist, character, outfit, &shot, base.width);
-    let (image, mask) = render::render(&ground, &figure, base.width);
+    let (image, mask) = render::render(&background, &figure, base.width);
     let mut cloths = outfit.tags(shot.framing.depth());
     cloths.extend(character.accessory_cloths());
     let words = character.tags(!shot.expression.closes_both_eyes());
@@ -170,7 +175,7 @@ fn picture(
             .iter()
             .map(String::as_str)
             .chain(shot.tags())
-            .chain(ground_tags)
+            .chain(background_tags)
             .chain(cloths.iter().map(String::as_str)),
     );
     let mut cloths: Vec<String> = cloths.iter().map(|tag| tag.replace('_', " ")).collect();

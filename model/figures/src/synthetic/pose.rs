@@ -1,5 +1,5 @@
-//! What differs between two pictures of one identity: pose, expression, framing, angles. Drawn by lot, with
-//! their tags.
+//! What differs between two pictures of one identity: pose, expression, framing, angles. Drawn by
+//! lot, with their tags.
 
 use rand::Rng;
 use rand::seq::IndexedRandom;
@@ -20,7 +20,8 @@ pub(super) enum Layer {
     Front,
 }
 
-/// Angles in degrees: the upper part from straight down outwards, then the lower part relative to it.
+/// Angles in degrees: the upper part from straight down outwards, then the lower part relative to
+/// it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Arm {
     pub(super) angles: (f64, f64),
@@ -149,7 +150,10 @@ pub(super) const POSES: [Pose; 18] = [
     Pose {
         tags: &["arms_up"],
         leg_tags: &["jumping"],
-        arms: [arm(124.0, 22.0, Layer::Front), arm(136.0, 10.0, Layer::Front)],
+        arms: [
+            arm(124.0, 22.0, Layer::Front),
+            arm(136.0, 10.0, Layer::Front),
+        ],
         legs: [(40.0, -84.0), (26.0, -50.0)],
         lift: 14.0,
         ..STANDING
@@ -164,7 +168,10 @@ pub(super) const POSES: [Pose; 18] = [
     },
     Pose {
         tags: &["arms_behind_back"],
-        arms: [arm(30.0, -66.0, Layer::Behind), arm(30.0, -66.0, Layer::Behind)],
+        arms: [
+            arm(30.0, -66.0, Layer::Behind),
+            arm(30.0, -66.0, Layer::Behind),
+        ],
         ..STANDING
     },
     Pose {
@@ -285,7 +292,9 @@ impl Shot {
             angles.0 += rng.random_range(-by..=by);
             angles.1 += rng.random_range(-by..=by);
         };
-        pose.arms.iter_mut().for_each(|a| jitter(&mut a.angles, 7.0));
+        pose.arms
+            .iter_mut()
+            .for_each(|a| jitter(&mut a.angles, 7.0));
         pose.legs.iter_mut().for_each(|l| jitter(l, 3.0));
         let framings = [
             Framing::FullBody,
@@ -314,7 +323,10 @@ impl Shot {
             lean: rng.random_range(-5.0..=5.0),
             yaw: rng.random_range(-1.0..=1.0),
             mirrored: rng.random_bool(0.5),
-            corner: (centre.0 - side / 2.0 + dx, centre.1 - side / 2.0 + dy + follow),
+            corner: (
+                centre.0 - side / 2.0 + dx,
+                centre.1 - side / 2.0 + dy + follow,
+            ),
             pose,
             framing,
             side,

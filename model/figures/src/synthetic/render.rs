@@ -1,18 +1,18 @@
-//! From SVG to encoded picture and mask. The figure is drawn on nothing: its own alpha, softened a little, is
-//! the mask.
+//! From SVG to encoded picture and mask. The figure is drawn on nothing: its own alpha, softened a
+//! little, is the mask.
 
 use bytes::Bytes;
 use image::{GrayImage, RgbImage};
 use resvg::tiny_skia::{Pixmap, PixmapPaint, Transform};
 use resvg::usvg::{Options, Tree};
 
-use model_data::picture::{encode_gray, encode_rgb};
+use model_data::image_file::{encode_gray, encode_rgb};
 
 /// PNG bytes of the figure over the ground, and of its mask; both `size` pixels wide and high.
-pub(super) fn render(ground: &str, figure: &str, size: u32) -> (Bytes, Bytes) {
+pub(super) fn render(background: &str, figure: &str, size: u32) -> (Bytes, Bytes) {
     let figure = draw(figure, size);
-    let mut picture = draw(ground, size);
-    picture.draw_pixmap(
+    let mut image = draw(background, size);
+    image.draw_pixmap(
         0,
         0,
         figure.as_ref(),
@@ -21,14 +21,15 @@ pub(super) fn render(ground: &str, figure: &str, size: u32) -> (Bytes, Bytes) {
         None,
     );
     // The ground is opaque, so premultiplied bytes are plain ones.
-    let rgb: Vec<u8> = picture
+    let rgb: Vec<u8> = image
         .data()
         .chunks_exact(4)
         .flat_map(|p| [p[0], p[1], p[2]])
         .collect();
     let alpha: Vec<u8> = figure.data().chunks_exact(4).map(|p| p[3]).collect();
     let image = RgbImage::from_vec(size, size, rgb).expect("one pixel each");
-    let mask = GrayImage::from_vec(size, size, soften(&alpha, size as usize)).expect("one pixel each");
+    let mask =
+        GrayImage::from_vec(size, size, soften(&alpha, size as usize)).expect("one pixel each");
     (
         encode_rgb(image).expect("a picture in memory can be encoded"),
         encode_gray(mask).expect("a picture in memory can be encoded"),
@@ -46,7 +47,9 @@ fn draw(svg: &str, size: u32) -> Pixmap {
 fn soften(alpha: &[u8], size: usize) -> Vec<u8> {
     let across = |y: usize, x: usize| {
         let row = &alpha[y * size..(y + 1) * size];
-        u32::from(row[x.saturating_sub(1)]) + 2 * u32::from(row[x]) + u32::from(row[(x + 1).min(size - 1)])
+        u32::from(row[x.saturating_sub(1)])
+            + 2 * u32::from(row[x])
+            + u32::from(row[(x + 1).min(size - 1)])
     };
     let mut out = Vec::with_capacity(alpha.len());
     for y in 0..size {

@@ -1,5 +1,5 @@
-//! Puts the parts together, in order from back to front, and knows where the face comes to lie. Called by
-//! mod.rs.
+//! Puts the parts together, in order from back to front, and knows where the face comes to lie.
+//! Called by mod.rs.
 
 use super::canvas::{Canvas, Point};
 use super::design::{Artist, Character, Outfit};
@@ -88,13 +88,13 @@ fn transform(shot: &Shot) -> String {
     )
 }
 
-/// The face as normalised (centre x, centre y, width, height), clipped to the picture: the box around the
-/// four corners of [`FACE`] after every transform that the figure goes through.
+/// The face as normalised (centre x, centre y, width, height), clipped to the picture: the box
+/// around the four corners of [`FACE`] after every transform that the figure goes through.
 pub(super) fn face_box(shot: &Shot) -> [f64; 4] {
     let (mut low, mut high) = ((f64::MAX, f64::MAX), (f64::MIN, f64::MIN));
     for x in [FACE[0].0, FACE[1].0] {
         for y in [FACE[0].1, FACE[1].1] {
-            let at = on_picture(shot, (x, y));
+            let at = on_image(shot, (x, y));
             low = (low.0.min(at.0), low.1.min(at.1));
             high = (high.0.max(at.0), high.1.max(at.1));
         }
@@ -112,12 +112,18 @@ pub(super) fn face_box(shot: &Shot) -> [f64; 4] {
 }
 
 /// A point in head coordinates, as shares of the picture's width and height.
-fn on_picture(shot: &Shot, at: Point) -> Point {
+fn on_image(shot: &Shot, at: Point) -> Point {
     let in_body = rotate(at, shot.tilt, (0.0, NECK));
     let leaning = rotate((in_body.0, in_body.1 + HEAD), shot.lean, (0.0, SOLES));
-    let (x, y) = (leaning.0 + SHOULDERS.0, leaning.1 + SHOULDERS.1 - shot.pose.lift);
+    let (x, y) = (
+        leaning.0 + SHOULDERS.0,
+        leaning.1 + SHOULDERS.1 - shot.pose.lift,
+    );
     let x = if shot.mirrored { 256.0 - x } else { x };
-    ((x - shot.corner.0) / shot.side, (y - shot.corner.1) / shot.side)
+    (
+        (x - shot.corner.0) / shot.side,
+        (y - shot.corner.1) / shot.side,
+    )
 }
 
 fn rotate((x, y): Point, degrees: f64, (cx, cy): Point) -> Point {

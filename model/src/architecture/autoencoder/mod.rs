@@ -1,11 +1,12 @@
-//! The autoencoder alone: the first half of a base model. It sees images, no prompts and no noise levels.
+//! The autoencoder alone: the first half of a base model. It sees images, no prompts and no noise
+//! levels.
 
 use super::interface::{Architecture, Network, Place, SampleLosses, SampleOptions};
 use crate::autoencoder::Autoencoder as Networks;
 use crate::batch::{Batch, BatchShape, to_images};
 use crate::component::Prefixes;
 use crate::error::ModelError;
-use crate::loss::picture_loss;
+use crate::loss::image_loss;
 use crate::noise::{self, Purpose};
 use crate::parameter::Scope;
 use image::RgbImage;
@@ -55,12 +56,12 @@ impl Network for Built {
     /// Means over an example's images, references included.
     fn losses(&mut self, examples: &[Example]) -> Result<SampleLosses, ModelError> {
         let batch = Batch::new(examples, self.shape, self.place.device)?;
-        let images = batch.pictures.to_kind(self.place.dtype);
+        let images = batch.images.to_kind(self.place.dtype);
         let moments = self.autoencoder.encode(&images).fp32();
         let latents = moments.draw(&posterior_noise(&batch, &moments.mean));
         let decoded = self.autoencoder.decode(&latents.to_kind(self.place.dtype));
         let decoded = decoded.to_kind(Kind::Float);
-        let loss = picture_loss(&decoded, &batch.pictures, &moments);
+        let loss = image_loss(&decoded, &batch.images, &moments);
         Ok(SampleLosses {
             total: mean_of_each(&batch, &loss.total),
             terms: vec![mean_of_each(&batch, &loss.reconstruction)],
@@ -70,8 +71,10 @@ impl Network for Built {
     /// The target as the autoencoder gives it back.
     fn sample(&mut self, example: &Example, _: &SampleOptions) -> Result<RgbImage, ModelError> {
         let batch = Batch::new(std::slice::from_ref(example), self.shape, self.place.device)?;
-        let target = batch.pictures.narrow(0, 0, 1).to_kind(self.place.dtype);
-        let seen = self.autoencoder.decode(&self.autoencoder.encode(&target).mean);
+        let target = batch.images.narrow(0, 0, 1).to_kind(self.place.dtype);
+        let seen = self
+            .autoencoder
+            .decode(&self.autoencoder.encode(&target).mean);
         Ok(to_images(&seen.to_kind(Kind::Float)).swap_remove(0))
     }
 }
@@ -80,10 +83,18 @@ impl Network for Built {
 fn posterior_noise(batch: &Batch, mean: &Tensor) -> Tensor {
     let (size, each) = (mean.size(), 1 + batch.references);
     let shape = [each, size[1], size[2], size[3]];
-    let noise = noise::normal(&batch.noise_seeds, Purpose::Posterior, &shape, mean.device());
+    let noise = noise::normal(
+        &batch.noise_seeds,
+        Purpose::Posterior,
+        &shape,
+        mean.device(),
+    );
     let noise = noise.transpose(0, 1);
     let target = noise.get(0);
-    let rest = noise.narrow(0, 1, batch.references).transpose(0, 1).flatten(0, 1);
+    let rest = noise
+        .narrow(0, 1, batch.references)
+        .transpose(0, 1)
+        .flatten(0, 1);
     Tensor::cat(&[target, rest], 0)
 }
 

@@ -1,5 +1,5 @@
-//! The paper's model, on a given base model: a text-to-image U-Net whose skip connections take what a
-//! retrieval block finds in reference images.
+//! The paper's model, on a given base model: a text-to-image U-Net whose skip connections take what
+//! a retrieval block finds in reference images.
 
 mod block;
 mod weights;
@@ -65,7 +65,11 @@ impl Architecture for Retrinet {
         }))
     }
 
-    fn initialize(&self, parameters: &Parameters, own: Option<(&Path, &Source)>) -> Result<(), ModelError> {
+    fn initialize(
+        &self,
+        parameters: &Parameters,
+        own: Option<(&Path, &Source)>,
+    ) -> Result<(), ModelError> {
         weights::initialize(parameters, self.0.retrieval, own)
     }
 }
@@ -80,10 +84,15 @@ struct Built {
 }
 
 impl Built {
-    /// What the prediction for a batch depends on. `prompts` may hold several branches of the batch's size.
+    /// What the prediction for a batch depends on. `prompts` may hold several branches of the
+    /// batch's size.
     fn conditions(&mut self, batch: &Batch, latents: &Latents, prompts: &[String]) -> Conditions {
         let text = self.diffusion.text_states(prompts);
-        let words: Vec<String> = batch.concepts.iter().map(|it| it.word().to_owned()).collect();
+        let words: Vec<String> = batch
+            .concepts
+            .iter()
+            .map(|it| it.word().to_owned())
+            .collect();
         let words = self.diffusion.text_states(&words);
         Conditions {
             timesteps: self.diffusion.timesteps(&batch.timesteps),
@@ -113,7 +122,11 @@ impl Network for Built {
     }
 
     /// From any number of references.
-    fn sample(&mut self, example: &Example, options: &SampleOptions) -> Result<RgbImage, ModelError> {
+    fn sample(
+        &mut self,
+        example: &Example,
+        options: &SampleOptions,
+    ) -> Result<RgbImage, ModelError> {
         let batch = self.diffusion.batch(std::slice::from_ref(example), None)?;
         let by_references = options.reference_guidance != 1.0;
         let guided = options.guidance != 1.0 || by_references;
@@ -128,31 +141,34 @@ impl Network for Built {
             text: self.diffusion.text_states(&[String::new()]),
             references: None,
         };
-        self.diffusion.sample(example, options, |latents, timesteps| {
-            conditions.timesteps = timesteps.shallow_clone();
-            let predicted = self.predict(latents, &conditions);
-            if by_references {
-                bare.timesteps = timesteps.shallow_clone();
-                let bare = self.predict(latents, &bare);
-                let (words, references) = (options.guidance, options.reference_guidance);
-                guide_by_references(&bare, &predicted, words, references)
-            } else if guided {
-                guide(&predicted, options.guidance)
-            } else {
-                predicted
-            }
-        })
+        self.diffusion
+            .sample(example, options, |latents, timesteps| {
+                conditions.timesteps = timesteps.shallow_clone();
+                let predicted = self.predict(latents, &conditions);
+                if by_references {
+                    bare.timesteps = timesteps.shallow_clone();
+                    let bare = self.predict(latents, &bare);
+                    let (words, references) = (options.guidance, options.reference_guidance);
+                    guide_by_references(&bare, &predicted, words, references)
+                } else if guided {
+                    guide(&predicted, options.guidance)
+                } else {
+                    predicted
+                }
+            })
     }
 
-    /// Attention probabilities that the places of a reference give to a word in the retrieval encoder, mean
-    /// over its heads.
+    /// Attention probabilities that the places of a reference give to a word in the retrieval
+    /// encoder, mean over its heads.
     fn attention(
         &mut self,
         reference: &RgbImage,
         word: Concept,
         timestep: usize,
     ) -> Result<Option<Vec<AttentionMap>>, ModelError> {
-        let batch = self.diffusion.batch(&[shown(reference, timestep)], Some(0))?;
+        let batch = self
+            .diffusion
+            .batch(&[shown(reference, timestep)], Some(0))?;
         let latents = self.diffusion.latents(&batch);
         let words = self.diffusion.text_states(&[word.word().to_owned()]);
         let dtype = self.diffusion.dtype();
@@ -162,11 +178,15 @@ impl Network for Built {
             each: 1,
         };
         let timesteps = self.diffusion.timesteps(&batch.timesteps);
-        let time = self.unet.embed_time(&self.block.timesteps(&timesteps), dtype);
+        let time = self
+            .unet
+            .embed_time(&self.block.timesteps(&timesteps), dtype);
         let found = self.block.attention(&references, &time);
         let maps = found.into_iter().map(|(block, width, probabilities)| {
             // Token 0 begins the line, token 1 is the word.
-            let word = probabilities.select(3, 1).mean_dim(1i64, false, Kind::Float);
+            let word = probabilities
+                .select(3, 1)
+                .mean_dim(1i64, false, Kind::Float);
             let word = word.flatten(0, 1).to_device(Device::Cpu);
             AttentionMap {
                 block,

@@ -14,8 +14,8 @@ use tch::Device;
 /// Beginnings of the names of what a base model has.
 const BASE: [&str; 3] = ["autoencoder.", "text_encoder.", "unet."];
 
-/// First values of the retrieval block: those of `own`, else the retrieval encoder is a copy of the U-Net's
-/// encoder (paper, section 5.1) and the rest stays as it was made.
+/// First values of the retrieval block: those of `own`, else the retrieval encoder is a copy of the
+/// U-Net's encoder (paper, section 5.1) and the rest stays as it was made.
 ///
 /// # Errors
 /// A file of a RetriNet with other choices, or that does not fit.
@@ -38,9 +38,9 @@ pub(super) fn initialize(
     load_own(parameters, source)
 }
 
-/// A U-Net with the retrieval block that lies in [`RETRINET_FILE`] beside it. Without that file it is the
-/// RetriNet before training: its retrieval encoder is a copy of the U-Net's encoder and its zero convolutions
-/// are zero.
+/// A U-Net with the retrieval block that lies in [`RETRINET_FILE`] beside it. Without that file it
+/// is the RetriNet before training: its retrieval encoder is a copy of the U-Net's encoder and its
+/// zero convolutions are zero.
 ///
 /// # Errors
 /// As [`public::unet`].

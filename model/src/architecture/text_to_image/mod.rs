@@ -1,4 +1,5 @@
-//! A text-to-image U-Net with its text encoder, on a given autoencoder: the second half of a base model.
+//! A text-to-image U-Net with its text encoder, on a given autoencoder: the second half of a base
+//! model.
 
 use super::interface::{Architecture, Network, Place, SampleLosses, SampleOptions};
 use crate::component::Prefixes;
@@ -69,21 +70,28 @@ impl Network for Built {
         Ok(self.diffusion.losses(&batch, examples, &noisy, &predicted))
     }
 
-    fn sample(&mut self, example: &Example, options: &SampleOptions) -> Result<RgbImage, ModelError> {
-        let batch = self.diffusion.batch(std::slice::from_ref(example), Some(0))?;
+    fn sample(
+        &mut self,
+        example: &Example,
+        options: &SampleOptions,
+    ) -> Result<RgbImage, ModelError> {
+        let batch = self
+            .diffusion
+            .batch(std::slice::from_ref(example), Some(0))?;
         let guided = options.guidance != 1.0;
         let mut prompts = batch.prompts.clone();
         if guided {
             prompts.insert(0, String::new());
         }
         let text = self.diffusion.text_states(&prompts);
-        self.diffusion.sample(example, options, |latents, timesteps| {
-            let predicted = self.predict(latents, timesteps, &text);
-            if guided {
-                guide(&predicted, options.guidance)
-            } else {
-                predicted
-            }
-        })
+        self.diffusion
+            .sample(example, options, |latents, timesteps| {
+                let predicted = self.predict(latents, timesteps, &text);
+                if guided {
+                    guide(&predicted, options.guidance)
+                } else {
+                    predicted
+                }
+            })
     }
 }

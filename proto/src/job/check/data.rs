@@ -27,7 +27,12 @@ pub(super) fn data(raw: &DataToml, directory: Option<&Path>, faults: &mut Faults
 }
 
 /// A URL as it is, a path made absolute as `file://`.
-pub(super) fn absolute(field: &str, value: &str, directory: Option<&Path>, faults: &mut Faults) -> String {
+pub(super) fn absolute(
+    field: &str,
+    value: &str,
+    directory: Option<&Path>,
+    faults: &mut Faults,
+) -> String {
     if let Some((scheme, rest)) = value.split_once("://") {
         faults.need(matches!(scheme, "file" | "s3"), field, || {
             format!("is {value:?}; the scheme must be file:// or s3://")
@@ -38,7 +43,10 @@ pub(super) fn absolute(field: &str, value: &str, directory: Option<&Path>, fault
         return value.to_owned();
     }
     if value.is_empty() {
-        faults.add(field, "is empty; it must be a path, file:///… or s3://bucket/…");
+        faults.add(
+            field,
+            "is empty; it must be a path, file:///… or s3://bucket/…",
+        );
     }
     if Path::new(value).is_absolute() {
         return file_url(Path::new(value));
@@ -58,7 +66,9 @@ fn file_url(path: &Path) -> String {
     let text = path.display().to_string();
     format!(
         "file://{}",
-        text.replace('%', "%25").replace('#', "%23").replace('?', "%3F")
+        text.replace('%', "%25")
+            .replace('#', "%23")
+            .replace('?', "%3F")
     )
 }
 

@@ -1,6 +1,6 @@
-//! Raw job.toml -> [`JobSpec`]: defaults, relative paths, and every rule that joins two fields. Pure; all faults are
-//! reported together. One file for each section with rules of its own, one for what widths and sides must divide,
-//! and one for what would be read by nobody.
+//! Raw job.toml -> [`JobSpec`]: defaults, relative paths, and every rule that joins two fields.
+//! Pure; all faults are reported together. One file for each section with rules of its own, one for
+//! what widths and sides must divide, and one for what would be read by nobody.
 
 mod data;
 mod model;
@@ -63,7 +63,8 @@ fn work(raw: &JobToml, directory: Option<&Path>, faults: &mut Faults) -> Option<
             faults.add(
                 "sample",
                 format!(
-                    "is a second kind of work; a job has exactly one of [train] and [sample], and this one has {}",
+                    "is a second kind of work; a job has exactly one of [train] and [sample], and \
+                    this one has {}",
                     listed(&tables)
                 ),
             );
@@ -77,7 +78,10 @@ fn work(raw: &JobToml, directory: Option<&Path>, faults: &mut Faults) -> Option<
             };
             faults.add(
                 "",
-                format!("there is no kind of work; a job has exactly one of [train] and [sample], and this one has {found}"),
+                format!(
+                    "there is no kind of work; a job has exactly one of [train] and [sample], \
+                and this one has {found}"
+                ),
             );
             None
         }
@@ -204,7 +208,11 @@ fn resources(raw: &ResourcesToml, workers: (u32, u32), faults: &mut Faults) -> R
     faults.need(
         (-PRIORITY_MAX..=PRIORITY_MAX).contains(&priority),
         "resources.priority",
-        || format!("is {priority}; it must be -{PRIORITY_MAX} to {PRIORITY_MAX}, and higher goes first"),
+        || {
+            format!(
+                "is {priority}; it must be -{PRIORITY_MAX} to {PRIORITY_MAX}, and higher goes first"
+            )
+        },
     );
     faults.need(is_name(&resources.team), "resources.team", || {
         format!("is {:?}; it must be {NAME}", resources.team)
@@ -237,20 +245,30 @@ fn together(spec: &TrainWork, resources: &Resources, faults: &mut Faults) {
         let facts = model.architecture.facts();
         let known = facts.components.contains(component);
         faults.need(known, &field, || {
-            format!("is {rate}; {} has no such component: leave it out", facts.name)
+            format!(
+                "is {rate}; {} has no such component: leave it out",
+                facts.name
+            )
         });
         faults.need(!model.freeze.contains(component), &field, || {
             format!("is {rate}; this component is frozen: leave it out, here or in model.freeze")
         });
     }
     if spec.train.micro_batch > 0 && spec.train.global_batch > 0 {
-        let ranks = resources.workers_max.saturating_mul(resources.devices_per_worker);
-        faults.need(ranks <= spec.micro_batches(), "resources.workers.max", || {
-            format!(
-                "{ranks} ranks are more than the {} micro-batches of a step; raise train.global_batch or lower train.micro_batch",
-                spec.micro_batches()
-            )
-        });
+        let ranks = resources
+            .workers_max
+            .saturating_mul(resources.devices_per_worker);
+        faults.need(
+            ranks <= spec.micro_batches(),
+            "resources.workers.max",
+            || {
+                format!(
+                    "{ranks} ranks are more than the {} micro-batches of a step; raise \
+                train.global_batch or lower train.micro_batch",
+                    spec.micro_batches()
+                )
+            },
+        );
     }
     let (cache, field) = (spec.train.latent_cache_mib, "train.latent_cache_mib");
     faults.need(
@@ -258,10 +276,12 @@ fn together(spec: &TrainWork, resources: &Resources, faults: &mut Faults) {
         field,
         || format!("is {cache}; an autoencoder in training gives other latents after every step"),
     );
-    let exact_on_gpu = spec.train.reduction == Reduction::Exact && resources.device == DeviceKind::Cuda;
+    let exact_on_gpu =
+        spec.train.reduction == Reduction::Exact && resources.device == DeviceKind::Cuda;
     faults.need(cache == 0 || !exact_on_gpu, field, || {
         format!(
-            "is {cache}; with train.reduction = \"exact\" on cuda it must be 0, because a GPU may give a picture other \
+            "is {cache}; with train.reduction = \"exact\" on cuda it must be 0, because a GPU may \
+            give a picture other \
              bits in other company"
         )
     });

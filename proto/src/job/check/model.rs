@@ -1,5 +1,5 @@
-//! [model]: the named sizes and what overrides them, and which components may be frozen or computed again. Called by
-//! [`super::check`].
+//! [model]: the named sizes and what overrides them, and which components may be frozen or computed
+//! again. Called by [`super::check`].
 
 use super::data::absolute;
 use super::kebab;
@@ -37,7 +37,10 @@ pub(super) fn model(
 }
 
 /// The named size with what is written over it.
-fn networks(raw: &ModelToml, faults: &mut Faults) -> (UNetConfig, AutoencoderConfig, TextEncoderConfig) {
+fn networks(
+    raw: &ModelToml,
+    faults: &mut Faults,
+) -> (UNetConfig, AutoencoderConfig, TextEncoderConfig) {
     let size = raw.size.as_deref().unwrap_or("small");
     let (unet, autoencoder, text_encoder) = size::named(size).unwrap_or_else(|| {
         let hint = nearest(size, &size::NAMES)
@@ -45,7 +48,10 @@ fn networks(raw: &ModelToml, faults: &mut Faults) -> (UNetConfig, AutoencoderCon
             .unwrap_or_default();
         faults.add(
             "model.size",
-            format!("is {size:?}; it must be one of {}{hint}", size::NAMES.join(", ")),
+            format!(
+                "is {size:?}; it must be one of {}{hint}",
+                size::NAMES.join(", ")
+            ),
         );
         size::named("small").expect("the default size exists")
     });
@@ -70,7 +76,10 @@ fn freeze(raw: &ModelToml, facts: &Facts, faults: &mut Faults) -> Vec<Component>
     for component in facts.always_frozen {
         faults.need(freeze.contains(component), "model.freeze", || {
             let (freeze, component) = (listed(&freeze), kebab(component));
-            format!("is [{freeze}], without {component}; the noise loss cannot train it, so it must be named")
+            format!(
+                "is [{freeze}], without {component}; the noise loss cannot train it, so it \
+            must be named"
+            )
         });
     }
     let some_train = facts.components.iter().any(|it| !freeze.contains(it));
@@ -101,9 +110,14 @@ fn listed<'a>(components: impl IntoIterator<Item = &'a Component>) -> String {
     words.join(", ")
 }
 
-/// Only what a gradient passes through keeps activations: what is trained, and the decoder, through which it reaches all
-/// that is trained before it.
-fn checkpointed(raw: &ModelToml, facts: &Facts, freeze: &[Component], faults: &mut Faults) -> Vec<Component> {
+/// Only what a gradient passes through keeps activations: what is trained, and the decoder, through
+/// which it reaches all that is trained before it.
+fn checkpointed(
+    raw: &ModelToml,
+    facts: &Facts,
+    freeze: &[Component],
+    faults: &mut Faults,
+) -> Vec<Component> {
     let mut components = raw.activation_checkpointing.clone().unwrap_or_default();
     components.sort();
     components.dedup();
@@ -127,7 +141,10 @@ fn unet_over(base: UNetConfig, raw: &UNetToml) -> UNetConfig {
         channels: raw.channels.unwrap_or(base.channels),
         channel_mult: raw.channel_mult.clone().unwrap_or(base.channel_mult),
         res_blocks: raw.res_blocks.unwrap_or(base.res_blocks),
-        attention_levels: raw.attention_levels.clone().unwrap_or(base.attention_levels),
+        attention_levels: raw
+            .attention_levels
+            .clone()
+            .unwrap_or(base.attention_levels),
         heads: raw.heads.unwrap_or(base.heads),
         context_dim: raw.context_dim.unwrap_or(base.context_dim),
         latent_channels: raw.latent_channels.unwrap_or(base.latent_channels),

@@ -4,7 +4,7 @@ use crate::id::{JobId, Step};
 use crate::job::faults::Faults;
 use crate::job::raw::{ReferenceToml, SampleToml, WeightsToml};
 use crate::place::nearest;
-use crate::sample::{NamedReference, PictureSource, SampleMethod, SamplePrompt, SampleWork, Weights};
+use crate::sample::{ImageSource, NamedReference, SampleMethod, SamplePrompt, SampleWork, Weights};
 
 /// Longest prompt and longest name of a file, in bytes.
 const PROMPT_MAX: usize = 16 << 10;
@@ -94,14 +94,20 @@ fn lists(work: &SampleWork, faults: &mut Faults) {
     if work.seeds.len() <= LIST_MAX && work.prompts.len() <= LIST_MAX {
         let images = work.images();
         faults.need(images <= IMAGES_MAX, "sample.count", || {
-            format!("asks for {images} images; samples times prompts times seeds are at most {IMAGES_MAX}")
+            format!(
+                "asks for {images} images; samples times prompts times seeds are at most \
+            {IMAGES_MAX}"
+            )
         });
     }
 }
 
 fn job(text: &str, faults: &mut Faults) -> JobId {
     if let Err(error) = crate::wire::job_id(text.to_owned()) {
-        faults.add("sample.job", format!("is {}; {}", error.value, error.expected));
+        faults.add(
+            "sample.job",
+            format!("is {}; {}", error.value, error.expected),
+        );
     }
     JobId(text.to_owned())
 }
@@ -118,7 +124,9 @@ fn weights(raw: Option<&WeightsToml>, faults: &mut Faults) -> Weights {
                 .unwrap_or_default();
             faults.add(
                 "sample.weights",
-                format!("is {word:?}; it must be \"newest\", \"base\" or the step of a checkpoint{hint}"),
+                format!(
+                    "is {word:?}; it must be \"newest\", \"base\" or the step of a checkpoint{hint}"
+                ),
             );
             Weights::Newest
         }
@@ -138,11 +146,11 @@ fn references(raw: &[ReferenceToml], is_local: bool, faults: &mut Faults) -> Vec
                     faults.need(reference.sha256.is_none(), field, || {
                         format!("has a sha256 beside id {id:?}; only a file has one: leave it out")
                     });
-                    PictureSource::Sample { id: id.clone() }
+                    ImageSource::Sample { id: id.clone() }
                 }
                 (None, Some(file)) => {
                     named(file, faults);
-                    PictureSource::File {
+                    ImageSource::File {
                         name: file.clone(),
                         sha256: digest(reference.sha256.as_deref(), file, is_local, faults),
                     }
@@ -159,23 +167,33 @@ fn references(raw: &[ReferenceToml], is_local: bool, faults: &mut Faults) -> Vec
 }
 
 fn named(name: &str, faults: &mut Faults) {
-    faults.need((1..=NAME_MAX).contains(&name.len()), "sample.references", || {
-        format!(
-            "has a name of {} bytes; an id or a file has 1 to {NAME_MAX}",
-            name.len()
-        )
-    });
+    faults.need(
+        (1..=NAME_MAX).contains(&name.len()),
+        "sample.references",
+        || {
+            format!(
+                "has a name of {} bytes; an id or a file has 1 to {NAME_MAX}",
+                name.len()
+            )
+        },
+    );
 }
 
 /// It becomes part of a path.
 fn digest(given: Option<&str>, file: &str, is_local: bool, faults: &mut Faults) -> String {
     let Some(digits) = given else {
         faults.need(is_local, "sample.references", || {
-            format!("names {file} without its sha256; `coordinator submit` stores the file and writes it")
+            format!(
+                "names {file} without its sha256; `coordinator submit` stores the file and \
+            writes it"
+            )
         });
         return String::new();
     };
-    let good = digits.len() == 64 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let good = digits.len() == 64
+        && digits
+            .bytes()
+            .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     faults.need(good, "sample.references", || {
         format!("names {file} with the sha256 {digits:?}; it must be 64 small hex digits")
     });

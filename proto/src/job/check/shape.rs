@@ -1,5 +1,5 @@
-//! Numbers of which networks are made: widths, heads, groups, and the sides of pictures that they divide. Called by
-//! [`super::check`].
+//! Numbers of which networks are made: widths, heads, groups, and the sides of pictures that they
+//! divide. Called by [`super::check`].
 
 use crate::architecture::Diffusion;
 use crate::job::faults::Faults;
@@ -74,22 +74,34 @@ fn diffusion_shapes(diffusion: &Diffusion, faults: &mut Faults) {
             ),
         );
     }
-    faults.need(unet.channels.is_multiple_of(2), "model.unet.channels", || {
-        format!("is {}; it must be even for the timestep embedding", unet.channels)
-    });
-    faults.need(unet.context_dim == text.width, "model.unet.context_dim", || {
-        format!(
-            "is {}; it must equal model.text_encoder.width, which is {}",
-            unet.context_dim, text.width
-        )
-    });
+    faults.need(
+        unet.channels.is_multiple_of(2),
+        "model.unet.channels",
+        || {
+            format!(
+                "is {}; it must be even for the timestep embedding",
+                unet.channels
+            )
+        },
+    );
+    faults.need(
+        unet.context_dim == text.width,
+        "model.unet.context_dim",
+        || {
+            format!(
+                "is {}; it must equal model.text_encoder.width, which is {}",
+                unet.context_dim, text.width
+            )
+        },
+    );
     let latent_channels = diffusion.autoencoder.latent_channels;
     faults.need(
         unet.latent_channels == latent_channels,
         "model.unet.latent_channels",
         || {
             format!(
-                "is {}; it must equal model.autoencoder.latent_channels, which is {latent_channels}",
+                "is {}; it must equal model.autoencoder.latent_channels, which is \
+                {latent_channels}",
                 unet.latent_channels
             )
         },

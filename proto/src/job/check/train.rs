@@ -51,19 +51,28 @@ pub(super) fn train(raw: &TrainToml, faults: &mut Faults) -> Train {
         format!("is {ema}; it must be at least 0 (no average) and below 1, such as 0.9999")
     });
     faults.need((1..=256).contains(&train.threads), "train.threads", || {
-        format!("is {}; a rank computes with 1 to 256 threads", train.threads)
+        format!(
+            "is {}; a rank computes with 1 to 256 threads",
+            train.threads
+        )
     });
     train
 }
 
 fn optimizer(raw: &OptimizerToml, faults: &mut Faults) -> Optimizer {
     let (beta1, beta2) = (raw.beta1.unwrap_or(0.9), raw.beta2.unwrap_or(0.999));
-    for (field, beta) in [("train.optimizer.beta1", beta1), ("train.optimizer.beta2", beta2)] {
+    for (field, beta) in [
+        ("train.optimizer.beta1", beta1),
+        ("train.optimizer.beta2", beta2),
+    ] {
         faults.need((0.0..1.0).contains(&beta), field, || {
             format!("is {beta}; it must be at least 0 and below 1")
         });
     }
-    let (epsilon, weight_decay) = (raw.epsilon.unwrap_or(1e-8), raw.weight_decay.unwrap_or(1e-2));
+    let (epsilon, weight_decay) = (
+        raw.epsilon.unwrap_or(1e-8),
+        raw.weight_decay.unwrap_or(1e-2),
+    );
     faults.need(
         epsilon.is_finite() && epsilon > 0.0,
         "train.optimizer.epsilon",

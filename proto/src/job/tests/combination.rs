@@ -4,7 +4,8 @@ use super::{GOOD, check_canonical, read};
 
 #[test]
 fn wrong_combinations_in_model_and_data_are_refused_by_field_value_and_what_would_be_right() {
-    let components = "expected one of `autoencoder`, `text-encoder`, `encoder`, `middle`, `decoder`, `retrieval-encoder`, \
+    let components = "expected one of `autoencoder`, `text-encoder`, `encoder`, `middle`, \
+    `decoder`, `retrieval-encoder`, \
                       `cross-attention`; did you mean `decoder`?";
     for (section, line, message) in [
         (
@@ -20,7 +21,8 @@ fn wrong_combinations_in_model_and_data_are_refused_by_field_value_and_what_woul
         (
             "[train]",
             "learning_rates = { encoder = 0.1 }",
-            "train.learning_rates.encoder: is 0.1; this component is frozen: leave it out, here or in model.freeze",
+            "train.learning_rates.encoder: is 0.1; this component is frozen: leave it out, here \
+            or in model.freeze",
         ),
         (
             "[data]",
@@ -45,7 +47,8 @@ fn wrong_combinations_in_model_and_data_are_refused_by_field_value_and_what_woul
         (
             "[model]",
             "unet = { latent_channels = 8 }",
-            "model.unet.latent_channels: is 8; it must equal model.autoencoder.latent_channels, which is 4",
+            "model.unet.latent_channels: is 8; it must equal model.autoencoder.latent_channels, \
+            which is 4",
         ),
         (
             "[model]",
@@ -60,7 +63,8 @@ fn wrong_combinations_in_model_and_data_are_refused_by_field_value_and_what_woul
         (
             "[model]",
             "retrieval = { attend = \"all\" }",
-            "model.retrieval.attend: unknown variant `all`, expected `every-block` or `every-level`",
+            "model.retrieval.attend: unknown variant `all`, expected `every-block` or \
+            `every-level`",
         ),
     ] {
         let error = read(&GOOD.replacen(section, &format!("{section}\n{line}"), 1)).unwrap_err();
@@ -141,7 +145,8 @@ fn a_field_that_nothing_would_read_is_refused() {
         ("text_encoder = { layers = 3 }", "text_encoder"),
     ] {
         let message = format!(
-            "model.{table}: is for text-to-image and retrinet; an autoencoder has no such part: leave the table out"
+            "model.{table}: is for text-to-image and retrinet; an autoencoder has no such part: \
+            leave the table out"
         );
         idle("autoencoder", ("[model]", line), &message);
     }
@@ -154,12 +159,14 @@ fn a_task_has_the_fields_that_it_reads() {
     with("task = \"composition\"\nface_probability = 1").unwrap();
     assert_eq!(
         with("multitask_reconstruction = 0.1").unwrap_err(),
-        "job.toml:7: data.multitask_reconstruction: is 0.1; it means nothing because data.task is composition: leave \
+        "job.toml:7: data.multitask_reconstruction: is 0.1; it means nothing because data.task is \
+        composition: leave \
          it out"
     );
     assert_eq!(
         with("task = \"reconstruction\"\nfigure_threshold = 0.1").unwrap_err(),
-        "job.toml:8: data.figure_threshold: is 0.1; it means nothing because data.task is reconstruction: leave it out"
+        "job.toml:8: data.figure_threshold: is 0.1; it means nothing because data.task is \
+        reconstruction: leave it out"
     );
 }
 

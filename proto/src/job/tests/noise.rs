@@ -4,7 +4,13 @@ use super::{GOOD, check_canonical, read};
 use crate::architecture::{Noise, NoiseKind, Prediction};
 
 fn noise(text: &str) -> Noise {
-    read(text).unwrap().model.architecture.diffusion().unwrap().noise
+    read(text)
+        .unwrap()
+        .model
+        .architecture
+        .diffusion()
+        .unwrap()
+        .noise
 }
 
 /// `GOOD` with these lines of [model].
@@ -32,7 +38,8 @@ fn a_job_without_the_table_has_stable_diffusion_s_schedule() {
 #[test]
 fn every_field_of_a_schedule_is_read_and_written() {
     let text = with(
-        "noise = { kind = \"linear\", steps = 500, beta_start = 0.001, beta_end = 0.02, prediction = \"v\" }",
+        "noise = { kind = \"linear\", steps = 500, beta_start = 0.001, beta_end = 0.02, \
+        prediction = \"v\" }",
     );
     let found = noise(&text);
     assert_eq!((found.kind, found.steps), (NoiseKind::Linear, 500));
@@ -52,7 +59,8 @@ fn a_schedule_that_cannot_be_is_refused() {
         ),
         (
             "prediction = \"x\"",
-            "model.noise.prediction: unknown variant `x`, expected `epsilon` or `v`; did you mean `v`?",
+            "model.noise.prediction: unknown variant `x`, expected `epsilon` or `v`; did you mean \
+            `v`?",
         ),
         (
             "steps = 5",
@@ -81,7 +89,8 @@ fn a_schedule_that_cannot_be_is_refused() {
         ),
         (
             "step = 5",
-            "model.noise.step: unknown field `step`, expected one of `kind`, `steps`, `beta_start`, \
+            "model.noise.step: unknown field `step`, expected one of `kind`, `steps`, \
+            `beta_start`, \
           `beta_end`, `prediction`; did you mean `steps`?",
         ),
     ] {
@@ -93,12 +102,14 @@ fn a_schedule_that_cannot_be_is_refused() {
         .replace("references = 2\n", "");
     assert_eq!(
         read(&autoencoder).unwrap_err(),
-        "job.toml:13: model.noise.prediction: is \"v\"; it means nothing because an autoencoder sees pictures alone, \
+        "job.toml:13: model.noise.prediction: is \"v\"; it means nothing because an autoencoder \
+        sees pictures alone, \
          without prompt and noise: leave it out"
     );
 }
 
-/// As releases without [model.noise] wrote it, whatever the architecture: every field, also those that it does not read.
+/// As releases without [model.noise] wrote it, whatever the architecture: every field, also those
+/// that it does not read.
 const OLD: &str = r#"name = "old"
 [resources]
 devices_per_worker = 1
@@ -202,7 +213,8 @@ fn texts_of_earlier_releases_mean_what_they_meant() {
             .replace("FREEZE", freeze);
         let new = format!(
             "name = \"old\"\n[data]\ndataset = \"/data\"\nresolution = 64\n[model]\narchitecture = \
-             \"{architecture}\"\nsize = \"tiny\"\ninit = \"/base\"\n[train]\nsteps = 4\nglobal_batch = 1\n\
+             \"{architecture}\"\nsize = \"tiny\"\ninit = \"/base\"\n[train]\nsteps = \
+            4\nglobal_batch = 1\n\
              micro_batch = 1\n"
         );
         assert_eq!(read(&old).unwrap(), read(&new).unwrap(), "{architecture}");

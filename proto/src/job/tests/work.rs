@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::id::{JobId, Step};
-use crate::sample::{NamedReference, PictureSource, SampleMethod, Weights};
+use crate::sample::{ImageSource, NamedReference, SampleMethod, Weights};
 use crate::spec::{OnFailedUnit, Work};
 
 const SAMPLE: &str = "name = \"images\"\nafter = [\"demo-1\"]\n[sample]\njob = \"demo-1\"\n";
@@ -44,8 +44,10 @@ fn every_field_of_sample_survives_its_canonical_text() {
     let text = format!(
         "{SAMPLE}weights = 300\ncount = 1\nmethod = \"dpm-solver\"\nsteps = 20\nguidance = 3.5\n\
          reference_guidance = 2\nseeds = [1, 2]\nprompt = \"pose\"\nprompts = [\"1girl\", \"\"]\n\
-         task = \"reconstruction\"\npairing = \"a\"\nattention = [\"face\"]\non_failed_unit = \"set-aside\"\n\
-         references = [{{ concept = \"face\", id = \"7\" }}, {{ file = \"me.png\", sha256 = \"{}\" }}]\n",
+         task = \"reconstruction\"\npairing = \"a\"\nattention = [\"face\"]\non_failed_unit = \
+        \"set-aside\"\n\
+         references = [{{ concept = \"face\", id = \"7\" }}, {{ file = \"me.png\", sha256 = \
+        \"{}\" }}]\n",
         "0f".repeat(32)
     );
     let spec = job(&text).unwrap();
@@ -54,7 +56,7 @@ fn every_field_of_sample_survives_its_canonical_text() {
     };
     assert_eq!(work.weights, Weights::Step(Step(300)));
     assert_eq!(work.on_failed_unit, OnFailedUnit::SetAside);
-    let file = PictureSource::File {
+    let file = ImageSource::File {
         name: "me.png".into(),
         sha256: "0f".repeat(32),
     };
@@ -70,21 +72,25 @@ fn every_field_of_sample_survives_its_canonical_text() {
 fn a_job_has_exactly_one_kind_of_work() {
     refused(
         "name = \"x\"\n[data]\ndataset = \"file:///d\"\nresolution = 64\n",
-        "job.toml:1: there is no kind of work; a job has exactly one of [train] and [sample], and this one has [data]",
+        "job.toml:1: there is no kind of work; a job has exactly one of [train] and [sample], and \
+        this one has [data]",
     );
     refused(
         "name = \"x\"\n",
-        "job.toml:1: there is no kind of work; a job has exactly one of [train] and [sample], and this one has no \
+        "job.toml:1: there is no kind of work; a job has exactly one of [train] and [sample], and \
+        this one has no \
          table of work",
     );
     refused(
         &format!("{GOOD}[sample]\njob = \"demo-1\"\n"),
-        "job.toml:23: sample: is a second kind of work; a job has exactly one of [train] and [sample], and this one has \
+        "job.toml:23: sample: is a second kind of work; a job has exactly one of [train] and \
+        [sample], and this one has \
          [data], [model], [train], [checkpoint], [sample]",
     );
     refused(
         &format!("{SAMPLE}[checkpoint]\nevery = 5\n"),
-        "job.toml:5: checkpoint: belongs to [train], and this job has [sample]: leave the table out",
+        "job.toml:5: checkpoint: belongs to [train], and this job has [sample]: leave the table \
+        out",
     );
     refused(
         "name = \"x\"\n[train]\nsteps = 1\nglobal_batch = 1\nmicro_batch = 1\n",
@@ -93,7 +99,8 @@ fn a_job_has_exactly_one_kind_of_work() {
     );
     refused(
         "name = \"x\"\n[smaple]\njob = \"demo-1\"\n",
-        "job.toml:2: smaple: unknown field `smaple`, expected one of `name`, `after`, `resources`, `data`, `model`, \
+        "job.toml:2: smaple: unknown field `smaple`, expected one of `name`, `after`, \
+        `resources`, `data`, `model`, \
          `train`, `checkpoint`, `sample`; did you mean `sample`?",
     );
 }
@@ -103,7 +110,8 @@ fn after_names_jobs_by_id_and_each_once() {
     let with = |after: &str| SAMPLE.replace("[\"demo-1\"]", after);
     refused(
         &with("[\"../x\"]"),
-        "job.toml:2: after: names \"../x\", which is no job's id: it must be 1 to 64 lower-case letters, digits and dashes",
+        "job.toml:2: after: names \"../x\", which is no job's id: it must be 1 to 64 lower-case \
+        letters, digits and dashes",
     );
     refused(
         &with("[\"demo-1\", \"demo-1\"]"),
@@ -125,15 +133,22 @@ fn what_stands_in_sample_is_bounded() {
     };
     expect(
         "weights = \"newst\"",
-        "weights: is \"newst\"; it must be \"newest\", \"base\" or the step of a checkpoint; did you mean \"newest\"?",
+        "weights: is \"newst\"; it must be \"newest\", \"base\" or the step of a checkpoint; did \
+        you mean \"newest\"?",
     );
     expect("count = 0", "count: is 0; it must be at least 1");
     expect(
         "steps = 501",
         "steps: is 501; ddim takes 1 to 500 steps for an image",
     );
-    expect("guidance = 101", "guidance: is 101; it must be between 0 and 100");
-    expect("guidance = nan", "guidance: is NaN; it must be between 0 and 100");
+    expect(
+        "guidance = 101",
+        "guidance: is 101; it must be between 0 and 100",
+    );
+    expect(
+        "guidance = nan",
+        "guidance: is NaN; it must be between 0 and 100",
+    );
     expect(
         "seeds = []",
         "seeds: is empty; an image needs a seed, such as [0]",
@@ -144,7 +159,8 @@ fn what_stands_in_sample_is_bounded() {
     );
     expect(
         "task = \"paint\"",
-        "task: unknown variant `paint`, expected one of `reconstruction`, `composition`, `multitask`",
+        "task: unknown variant `paint`, expected one of `reconstruction`, `composition`, \
+        `multitask`",
     );
     expect(
         "attention = [\"hat\"]",
@@ -160,8 +176,10 @@ fn what_stands_in_sample_is_bounded() {
     );
     expect(
         "resolution = 64",
-        "resolution: unknown field `resolution`, expected one of `job`, `weights`, `count`, `method`, `steps`, \
-         `guidance`, `reference_guidance`, `seeds`, `prompt`, `prompts`, `task`, `pairing`, `attention`, \
+        "resolution: unknown field `resolution`, expected one of `job`, `weights`, `count`, \
+        `method`, `steps`, \
+         `guidance`, `reference_guidance`, `seeds`, `prompt`, `prompts`, `task`, `pairing`, \
+        `attention`, \
          `on_failed_unit`, `references`",
     );
     let two = format!("{SAMPLE}count = 2\nreferences = [{{ id = \"7\" }}]\n");
@@ -173,6 +191,7 @@ fn what_stands_in_sample_is_bounded() {
     assert!(job(&file).is_ok());
     refused_there(
         &file,
-        "job.toml:5: sample.references: names me.png without its sha256; `coordinator submit` stores the file and writes it",
+        "job.toml:5: sample.references: names me.png without its sha256; `coordinator submit` \
+        stores the file and writes it",
     );
 }

@@ -4,7 +4,7 @@ use super::{Numbered, Numbers};
 use coordinator_core::event::{self as coordinator, JobPhase, JobRecord, Record, Reply};
 use proto::spec::Work;
 
-impl Numbered for coordinator::Event {
+impl Numbered for coordinator::Input {
     fn number(&self, numbers: &mut Numbers) {
         match self {
             Self::Submit { request, spec, .. } => {
@@ -27,7 +27,11 @@ impl Numbered for coordinator::Event {
                 numbers.put(request.0);
                 numbers.job(job);
             }
-            Self::Pause { request, job, paused } => {
+            Self::Pause {
+                request,
+                job,
+                paused,
+            } => {
                 numbers.put(4_u8);
                 numbers.put(request.0);
                 numbers.job(job);
@@ -53,7 +57,7 @@ impl Numbered for coordinator::Event {
                 numbers.id(worker);
                 numbers.put(*drained);
             }
-            Self::Heard { report } => {
+            Self::Received { report } => {
                 numbers.put(7_u8);
                 report.number(numbers);
             }
@@ -105,9 +109,9 @@ impl Numbered for coordinator::Effect {
                 numbers.job(job);
                 numbers.checkpoint(*checkpoint);
             }
-            Self::Note(fact) => {
+            Self::Emit(event) => {
                 numbers.put(25_u8);
-                fact.number(numbers);
+                event.number(numbers);
             }
         }
     }
@@ -153,7 +157,7 @@ impl Numbered for JobRecord {
             numbers.all(members, Numbers::member);
         }
         if !self.phase.is_over() {
-            numbers.all(&self.reserves, Numbers::member);
+            numbers.all(&self.standbys, Numbers::member);
             numbers.put(self.paused);
             numbers.some(self.workers, Numbers::put);
         }
@@ -188,7 +192,7 @@ impl Numbered for Reply {
     }
 }
 
-impl Numbered for coordinator::Fact {
+impl Numbered for coordinator::Event {
     fn number(&self, numbers: &mut Numbers) {
         match self {
             Self::WorkerUp { worker } => numbers.of_worker(1, worker),
@@ -202,10 +206,16 @@ impl Numbered for coordinator::Fact {
                 numbers.of_generation(4, job, *generation);
                 numbers.put(*world);
             }
-            Self::GenerationEnded { job, generation, .. } => numbers.of_generation(5, job, *generation),
-            Self::Halting { job, generation, .. } => numbers.of_generation(6, job, *generation),
-            Self::Halted { job, generation, .. } => numbers.of_generation(7, job, *generation),
-            Self::Reserved {
+            Self::GenerationEnded {
+                job, generation, ..
+            } => numbers.of_generation(5, job, *generation),
+            Self::Stopping {
+                job, generation, ..
+            } => numbers.of_generation(6, job, *generation),
+            Self::Stopped {
+                job, generation, ..
+            } => numbers.of_generation(7, job, *generation),
+            Self::StandbyAdded {
                 job,
                 generation,
                 worker,
@@ -213,7 +223,7 @@ impl Numbered for coordinator::Fact {
                 numbers.of_generation(8, job, *generation);
                 numbers.worker(worker);
             }
-            Self::ReserveLost {
+            Self::StandbyLost {
                 job,
                 generation,
                 worker,

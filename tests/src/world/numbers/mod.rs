@@ -1,6 +1,7 @@
-//! The story of a world as numbers alone: time, kind, ids, steps. No name of a type or field and no sentence goes in, so
-//! that two versions of the code, between which things were renamed and reworded, can be compared: where they decide
-//! the same, the hash is the same. Therefore the number of each kind is written out here and is never given to another.
+//! The story of a world as numbers alone: time, kind, ids, steps. No name of a type or field and no
+//! sentence goes in, so that two versions of the code, between which things were renamed and
+//! reworded, can be compared: where they decide the same, the hash is the same. Therefore the
+//! number of each kind is written out here and is never given to another.
 
 mod coordinator;
 mod worker;
@@ -10,12 +11,13 @@ use coordinator_core::event::Member;
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::message::{
-    Assignment, DesiredState, Doing, GangOrder, Halt, Piece, RankPhase, RankReport, Run, UnitRange,
-    UnitReport, WorkerReport,
+    Activity, Assignment, DesiredState, GangOrder, GracefulStop, RankPhase, RankReport, Run, Stage,
+    UnitRange, UnitReport, WorkerReport,
 };
 use worker_core::event::RankKey;
 
-/// A running hash of numbers. It is not the standard library's, whose values may change with the compiler.
+/// A running hash of numbers. It is not the standard library's, whose values may change with the
+/// compiler.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Numbers(u64);
 
@@ -32,7 +34,11 @@ impl Numbers {
     }
 
     /// How many there are, and each of them.
-    fn all<'a, T: 'a>(&mut self, all: impl IntoIterator<Item = &'a T>, each: impl Fn(&mut Self, &T)) {
+    fn all<'a, T: 'a>(
+        &mut self,
+        all: impl IntoIterator<Item = &'a T>,
+        each: impl Fn(&mut Self, &T),
+    ) {
         let mut count = 0_u64;
         for one in all {
             each(self, one);
@@ -182,8 +188,12 @@ impl Numbered for RankReport {
             RankPhase::Training => 4,
             RankPhase::Broken { .. } => 5,
             RankPhase::Finished => 6,
-            RankPhase::Failed { permanent: false, .. } => 7,
-            RankPhase::Failed { permanent: true, .. } => 8,
+            RankPhase::Failed {
+                permanent: false, ..
+            } => 7,
+            RankPhase::Failed {
+                permanent: true, ..
+            } => 8,
         };
         numbers.put(phase);
         numbers.put(self.store_address.is_some());
@@ -193,7 +203,7 @@ impl Numbered for RankReport {
             numbers.put(digest.step.0);
             numbers.id(&digest.sha256);
         });
-        numbers.some(self.doing, doing);
+        numbers.some(self.activity, activity);
         // Ranks of gangs have none, as before there were units.
         let UnitReport { done, failed } = &self.units;
         if !done.is_empty() || !failed.is_empty() {
@@ -204,20 +214,20 @@ impl Numbered for RankReport {
     }
 }
 
-fn doing(numbers: &mut Numbers, doing: Doing) {
-    numbers.put(doing.step.0);
-    let (piece, count) = match doing.piece {
-        Piece::Samples => (1_u8, 0),
-        Piece::MicroBatch(count) => (2, u64::from(count)),
-        Piece::Reduction => (3, 0),
-        Piece::Update => (4, 0),
-        Piece::Digest => (5, 0),
-        Piece::Checkpoint => (6, 0),
-        Piece::Unit(unit) => (7, unit),
+fn activity(numbers: &mut Numbers, activity: Activity) {
+    numbers.put(activity.step.0);
+    let (stage, count) = match activity.stage {
+        Stage::Samples => (1_u8, 0),
+        Stage::MicroBatch(count) => (2, u64::from(count)),
+        Stage::Reduction => (3, 0),
+        Stage::Update => (4, 0),
+        Stage::Digest => (5, 0),
+        Stage::Checkpoint => (6, 0),
+        Stage::Unit(unit) => (7, unit),
     };
-    numbers.put(piece);
+    numbers.put(stage);
     numbers.put(count);
-    numbers.put(doing.for_ms);
+    numbers.put(activity.for_ms);
 }
 
 impl Numbered for DesiredState {
@@ -253,12 +263,12 @@ impl Numbered for Assignment {
                 }
             }
         }
-        let halt = match self.halt {
+        let graceful_stop = match self.graceful_stop {
             None => 0_u8,
-            Some(Halt::Hold) => 1,
-            Some(Halt::Save) => 2,
+            Some(GracefulStop::WithoutCheckpoint) => 1,
+            Some(GracefulStop::WithCheckpoint) => 2,
         };
-        numbers.put(halt);
+        numbers.put(graceful_stop);
     }
 }
 

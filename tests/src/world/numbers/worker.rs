@@ -3,7 +3,7 @@
 use super::{Numbered, Numbers};
 use worker_core::event as worker;
 
-impl Numbered for worker::Event {
+impl Numbered for worker::Input {
     fn number(&self, numbers: &mut Numbers) {
         match self {
             Self::Connected => numbers.put(40_u8),
@@ -77,16 +77,16 @@ impl Numbered for worker::Effect {
                 numbers.put(65_u8);
                 report.number(numbers);
             }
-            Self::Note(fact) => {
+            Self::Emit(event) => {
                 numbers.put(66_u8);
-                fact.number(numbers);
+                event.number(numbers);
             }
             Self::Exit => numbers.put(67_u8),
         }
     }
 }
 
-impl Numbered for worker::Fact {
+impl Numbered for worker::Event {
     fn number(&self, numbers: &mut Numbers) {
         match self {
             Self::RankStarted { key } => {

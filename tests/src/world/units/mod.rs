@@ -1,5 +1,6 @@
-//! Rank processes that work on units: each takes one after the other of what its lease names, puts its output once and says
-//! so until the lease names it no more. They die of poisoned units, or give errors, and the store is away now and then.
+//! Rank processes that work on units: each takes one after the other of what its lease names, puts
+//! its output once and says so until the lease names it no more. They die of poisoned units, or
+//! give errors, and the store is away now and then.
 
 pub(crate) mod oracle;
 pub(crate) mod plan;
@@ -7,7 +8,7 @@ pub(crate) mod spoil;
 pub(crate) mod watch;
 
 use super::World;
-use super::agenda::Happening;
+use super::agenda::SimEvent;
 use super::bug::Bug;
 use super::numbers::{Numbered, Numbers, Who};
 use super::plan::DETECT_WITHIN_MS;
@@ -15,8 +16,8 @@ use super::ranks::Pid;
 use super::tell;
 use plan::{PlannedUnits, Poison};
 use proto::id::{JobId, Step};
-use proto::message::{Doing, Piece, UnitReport};
-use rank_core::units::{Effect, Event, Order, UnitRank};
+use proto::message::{Activity, Stage, UnitReport};
+use rank_core::units::{Effect, Input, Order, UnitRank};
 use worker_core::event::RankKey;
 
 /// A process that has loaded everything, and what it decides by.
@@ -48,21 +49,23 @@ impl Numbered for UnitPut<'_> {
 
 impl World {
     /// What this process says of its units, and at which it is.
-    pub(crate) fn unit_report(&self, pid: Pid) -> (UnitReport, Option<Doing>) {
+    pub(crate) fn unit_report(&self, pid: Pid) -> (UnitReport, Option<Activity>) {
         let Some(process) = self.unit_processes.get(&pid) else {
             return (UnitReport::default(), None);
         };
-        let doing = process.machine.working_on().map(|unit| Doing {
+        let activity = process.machine.working_on().map(|unit| Activity {
             step: Step(0),
-            piece: Piece::Unit(unit),
+            stage: Stage::Unit(unit),
             for_ms: self.now - process.since,
         });
-        (process.machine.says().units, doing)
+        (process.machine.says().units, activity)
     }
 
     /// It has loaded the weights that its units are made with.
     pub(crate) fn units_loaded(&mut self, pid: Pid) {
-        let Some(process) = self.working(pid) else { return };
+        let Some(process) = self.working(pid) else {
+            return;
+        };
         let Some(order) = process.assignment.units() else {
             return;
         };
@@ -75,7 +78,9 @@ impl World {
         {
             return;
         }
-        let Some(process) = self.working(pid) else { return };
+        let Some(process) = self.working(pid) else {
+            return;
+        };
         let machine = UnitRank::new(Order::of(&process.assignment, process.key.rank));
         let process = UnitProcess {
             machine,
@@ -84,20 +89,22 @@ impl World {
             killed: false,
         };
         self.unit_processes.insert(pid, process);
-        self.unit_rank(pid, Event::Loaded);
+        self.unit_rank(pid, Input::Loaded);
         self.agenda
-            .put(self.now + DETECT_WITHIN_MS / 3, Happening::RankBeat { pid });
+            .put(self.now + DETECT_WITHIN_MS / 3, SimEvent::RankBeat { pid });
     }
 
     /// Its lease may be another, or it should leave.
     pub(crate) fn units_told(&mut self, pid: Pid) {
-        let Some(process) = self.working(pid) else { return };
+        let Some(process) = self.working(pid) else {
+            return;
+        };
         let order = Order::of(&process.assignment, process.key.rank);
-        self.unit_rank(pid, Event::Ordered(order));
+        self.unit_rank(pid, Input::Ordered(order));
     }
 
     /// The machine of this process is told something, and what it wants is done.
-    fn unit_rank(&mut self, pid: Pid, event: Event) {
+    fn unit_rank(&mut self, pid: Pid, event: Input) {
         let now = self.now;
         let Some(process) = self.unit_processes.get_mut(&pid) else {
             return;
@@ -113,7 +120,9 @@ impl World {
                 break;
             }
         }
-        let Some(process) = self.working(pid) else { return };
+        let Some(process) = self.working(pid) else {
+            return;
+        };
         process.phase = phase;
         if !effects.is_empty() {
             self.say(pid, vec![], vec![]);
@@ -124,15 +133,16 @@ impl World {
         let Some(key) = self.processes.get(&pid).map(|process| process.key.clone()) else {
             return;
         };
-        self.trace
-            .line(self.now, || format!("{} begins unit {unit}", tell::key(&key)));
+        self.trace.line(self.now, || {
+            format!("{} begins unit {unit}", tell::key(&key))
+        });
         self.oracle
             .on_unit_begun(&self.durable, &self.specs, &self.store, &key.job, unit);
         let planned = self
             .planned_units(&key.job)
             .map_or(100, |planned| planned.unit_ms);
-        let at = self.now + planned + self.dice.between(0, planned / 4);
-        self.agenda.put(at, Happening::UnitEnds { pid, begun });
+        let at = self.now + planned + self.rng.between(0, planned / 4);
+        self.agenda.put(at, SimEvent::UnitEnds { pid, begun });
     }
 
     /// The planned job that a job became.
@@ -173,20 +183,21 @@ impl World {
     /// The output goes to the store, which may fail, be slow, or take it and not say so.
     fn put_unit(&mut self, pid: Pid, key: &RankKey, unit: u64, begun: u64) {
         let trouble = self.trouble(self.plan.noise.shard_trouble);
-        let kind = if trouble { self.dice.between(1, 8) } else { 0 };
+        let kind = if trouble { self.rng.between(1, 8) } else { 0 };
         match kind {
             1 => return self.unit_fails(pid, unit, "503 slow down".to_owned()),
             2..=6 => {
-                self.trace
-                    .line(self.now, || format!("the store is away for {}", tell::key(key)));
-                let at = self.now + self.dice.between(100, 2 * DETECT_WITHIN_MS);
-                return self.agenda.put(at, Happening::UnitEnds { pid, begun });
+                self.trace.line(self.now, || {
+                    format!("the store is away for {}", tell::key(key))
+                });
+                let at = self.now + self.rng.between(100, 2 * DETECT_WITHIN_MS);
+                return self.agenda.put(at, SimEvent::UnitEnds { pid, begun });
             }
             _ => {}
         }
         let twice = self.bug == Some(Bug::UnitLeasedTwice);
         let name = if twice { key.generation.0 } else { 0 };
-        let lost = self.bug == Some(Bug::UnitOutputLost) && self.dice.chance(20);
+        let lost = self.bug == Some(Bug::UnitOutputLost) && self.rng.chance(20);
         if !lost {
             self.trace
                 .number(self.now, Who::Process(pid), &UnitPut { key, unit });
@@ -196,19 +207,25 @@ impl World {
             // It is there, and nobody will say so.
             return self.rank_dies(pid, false, "killed by signal 11");
         }
-        self.unit_rank(pid, Event::Done { unit });
+        self.unit_rank(pid, Input::Done { unit });
     }
 
     fn unit_fails(&mut self, pid: Pid, unit: u64, error: String) {
-        let Some(process) = self.working(pid) else { return };
+        let Some(process) = self.working(pid) else {
+            return;
+        };
         let job = process.key.job.clone();
         self.oracle.units.failed(&job, unit);
-        self.unit_rank(pid, Event::Failed { unit, error });
+        self.unit_rank(pid, Input::Failed { unit, error });
     }
 
     /// Its daemon kills it, and blames the unit that it is at before the process is gone.
     pub(crate) fn unit_rank_killed(&mut self, pid: Pid) {
-        let Some(job) = self.processes.get(&pid).map(|process| process.key.job.clone()) else {
+        let Some(job) = self
+            .processes
+            .get(&pid)
+            .map(|process| process.key.job.clone())
+        else {
             return;
         };
         let process = self.unit_processes.get_mut(&pid);
@@ -221,8 +238,8 @@ impl World {
         }
     }
 
-    /// A process ended by itself or was killed, or left because a message came late: whoever knows no better blames the unit
-    /// that it was at.
+    /// A process ended by itself or was killed, or left because a message came late: whoever knows
+    /// no better blames the unit that it was at.
     pub(crate) fn unit_rank_gone(&mut self, pid: Pid, job: &JobId) {
         let process = self.unit_processes.remove(&pid);
         let process = process.filter(|process| !process.killed);

@@ -1,12 +1,14 @@
-//! What must be true of units at every event: each counts once and only when its output is in the store, who fails is named,
-//! the closing unit comes last, nobody starts before those that it waits for are done, devices and quotas are kept between
-//! all kinds of jobs.
+//! What must be true of units at every event: each counts once and only when its output is in the
+//! store, who fails is named, the closing unit comes last, nobody starts before those that it waits
+//! for are done, devices and quotas are kept between all kinds of jobs.
 
 use crate::world::World;
 use crate::world::oracle::Oracle;
 use crate::world::specs::Specs;
 use crate::world::store::Store;
-use coordinator_core::event::{Durable, FRUITLESS_MAX, JobPhase, JobRecord, Member};
+use coordinator_core::event::{
+    Durable, JobPhase, JobRecord, Member, RESTARTS_WITHOUT_PROGRESS_MAX,
+};
 use proto::id::{Generation, JobId, WorkerId};
 use proto::message::{DesiredState, UnitRange};
 use proto::spec::{OnFailedUnit, UNIT_FAILURES_MAX};
@@ -21,22 +23,27 @@ pub(crate) struct Seen {
     leases: BTreeMap<(JobId, WorkerId), Vec<UnitRange>>,
     is_changed: bool,
     /// Generations that were asked to end in order.
-    pub(super) halting: BTreeSet<(JobId, Generation)>,
+    pub(super) stopping: BTreeSet<(JobId, Generation)>,
 }
 
 impl Seen {
     /// Of the unit that failed most.
     fn most_failures(&self, job: &JobId) -> u32 {
-        let units = self.failures.range((job.clone(), 0)..=(job.clone(), u64::MAX));
+        let units = self
+            .failures
+            .range((job.clone(), 0)..=(job.clone(), u64::MAX));
         units.map(|(_, failures)| *failures).max().unwrap_or(0)
     }
 
     pub(crate) fn failures(&self, job: &JobId, unit: u64) -> u32 {
-        self.failures.get(&(job.clone(), unit)).copied().unwrap_or(0)
+        self.failures
+            .get(&(job.clone(), unit))
+            .copied()
+            .unwrap_or(0)
     }
 
-    pub(crate) fn halts(&mut self, job: &JobId, generation: Generation) {
-        self.halting.insert((job.clone(), generation));
+    pub(crate) fn stops(&mut self, job: &JobId, generation: Generation) {
+        self.stopping.insert((job.clone(), generation));
     }
 
     /// Another coordinator begins: it leases what is not done.
@@ -55,7 +62,9 @@ impl Oracle {
         let leases = &mut self.units.leases;
         leases.retain(|(_, other), _| other != worker);
         for assignment in &state.assignments {
-            let Some(order) = assignment.units() else { continue };
+            let Some(order) = assignment.units() else {
+                continue;
+            };
             let own = order.leases.values().flatten().copied().collect();
             leases.insert((assignment.job.clone(), worker.clone()), own);
             self.units.is_changed = true;
@@ -81,15 +90,25 @@ impl Oracle {
             all.sort();
             let pair = all.windows(2).find(|pair| pair[1].0.first < pair[0].0.end);
             twice = twice.or_else(|| {
-                let [(one, a), (_, b)] = pair? else { return None };
-                Some(format!("units {one:?} of {job} are leased to {a} and to {b}"))
+                let [(one, a), (_, b)] = pair? else {
+                    return None;
+                };
+                Some(format!(
+                    "units {one:?} of {job} are leased to {a} and to {b}"
+                ))
             });
         }
         self.require(twice.is_none(), || twice.unwrap_or_default());
     }
 
-    /// Nobody starts before those that it waits for are done, and no device is given twice. Asked when a save is whole.
-    pub(crate) fn on_saved(&mut self, durable: &Durable, specs: &Specs, devices: &BTreeMap<String, u32>) {
+    /// Nobody starts before those that it waits for are done, and no device is given twice. Asked
+    /// when a save is whole.
+    pub(crate) fn on_saved(
+        &mut self,
+        durable: &Durable,
+        specs: &Specs,
+        devices: &BTreeMap<String, u32>,
+    ) {
         let mut used: BTreeMap<&WorkerId, u32> = BTreeMap::new();
         for record in durable.jobs.values() {
             let members = members(record);
@@ -119,8 +138,8 @@ impl Oracle {
         }
     }
 
-    /// What a record says of units only grows, and each unit counts once: those that are done are in the store, and those that
-    /// are set aside were tried often enough.
+    /// What a record says of units only grows, and each unit counts once: those that are done are
+    /// in the store, and those that are set aside were tried often enough.
     pub(crate) fn on_units_saved(
         &mut self,
         old: Option<&JobRecord>,
@@ -193,13 +212,16 @@ impl Oracle {
             });
         };
         let Some(plan) = specs.get(job).and_then(|spec| spec.work.units()) else {
-            return self.require(false, || format!("unit {unit} of {job} is begun, which has none"));
+            return self.require(false, || {
+                format!("unit {unit} of {job} is begun, which has none")
+            });
         };
         self.require(unit < plan.count, || {
             format!("unit {unit} of {job} is begun, which has {}", plan.count)
         });
         if plan.closing && unit + 1 == plan.count {
-            let missing = (0..unit).find(|unit| !store.has_unit(job, *unit) && !is_set_aside(record, *unit));
+            let missing =
+                (0..unit).find(|unit| !store.has_unit(job, *unit) && !is_set_aside(record, *unit));
             self.require(missing.is_none(), || {
                 format!(
                     "the last unit of {job} is begun, and unit {} is not there",
@@ -271,8 +293,9 @@ fn beyond(ranges: &[UnitRange], before: &[UnitRange]) -> Vec<UnitRange> {
 }
 
 impl World {
-    /// The end of a job of units: every unit's output is there once, or the unit is named and was tried often enough.
-    pub(crate) fn judge_units(&self, record: &JobRecord) -> Result<(), String> {
+    /// The end of a job of units: every unit's output is there once, or the unit is named and was
+    /// tried often enough.
+    pub(crate) fn check_units_end(&self, record: &JobRecord) -> Result<(), String> {
         let id = &record.id;
         let plan = self.specs.get(id).and_then(|spec| spec.work.units());
         let (Some(plan), Some(units)) = (plan, &record.units) else {
@@ -284,8 +307,9 @@ impl World {
         }
         match &record.phase {
             JobPhase::Done { .. } => {
-                let missing = (0..plan.count)
-                    .find(|unit| !self.store.has_unit(id, *unit) && !contains(&units.set_aside, *unit));
+                let missing = (0..plan.count).find(|unit| {
+                    !self.store.has_unit(id, *unit) && !contains(&units.set_aside, *unit)
+                });
                 if let Some(unit) = missing {
                     return Err(format!(
                         "{id} is done, and unit {unit} is neither there nor set aside"
@@ -302,23 +326,31 @@ impl World {
                 }
                 Ok(())
             }
-            JobPhase::Failed { reason, .. } => self.judge_failed_units(record, reason, plan.on_failed),
-            JobPhase::Cancelled { .. } | JobPhase::Queued { .. } | JobPhase::Running { .. } => Ok(()),
+            JobPhase::Failed { reason, .. } => {
+                self.check_failed_units(record, reason, plan.on_failed)
+            }
+            JobPhase::Cancelled { .. } | JobPhase::Queued { .. } | JobPhase::Running { .. } => {
+                Ok(())
+            }
         }
     }
 
     /// It failed of a unit that failed often enough, or of processes that came to no unit.
-    fn judge_failed_units(
+    fn check_failed_units(
         &self,
         record: &JobRecord,
         reason: &str,
         on_failed: OnFailedUnit,
     ) -> Result<(), String> {
         let id = &record.id;
-        let stopped =
-            on_failed == OnFailedUnit::Stop && self.oracle.units.most_failures(id) >= UNIT_FAILURES_MAX;
+        let stopped = on_failed == OnFailedUnit::Stop
+            && self.oracle.units.most_failures(id) >= UNIT_FAILURES_MAX;
         let aside = reason.contains("were set aside");
-        if stopped || aside || FRUITLESS_MAX <= record.fruitless || reason.contains("checkpoint") {
+        if stopped
+            || aside
+            || RESTARTS_WITHOUT_PROGRESS_MAX <= record.restarts_without_progress
+            || reason.contains("checkpoint")
+        {
             return Ok(());
         }
         Err(format!(

@@ -1,7 +1,8 @@
-//! Jobs of units in a world: drawn from dice of their own, so that a world of gangs alone stays what it is.
+//! Jobs of units in a world: drawn from dice of their own, so that a world of gangs alone stays
+//! what it is.
 
-use crate::world::dice::Dice;
 use crate::world::plan::PlannedJob;
+use crate::world::rng::Rng;
 use proto::spec::OnFailedUnit;
 use std::collections::BTreeMap;
 
@@ -54,77 +55,83 @@ pub(crate) enum Poison {
 }
 
 impl PlannedUnits {
-    /// Some jobs of units beside these, and who waits for whom: none waits for one that comes later in the order trained
-    /// jobs, then units; a trained job waits for one of base weights that waits for nobody.
-    pub(crate) fn some(seed: u64, nodes: &[u32], jobs: &mut [PlannedJob], heal_at: u64) -> Vec<Self> {
-        let mut dice = Dice::new(seed, 5);
+    /// Some jobs of units beside these, and who waits for whom: none waits for one that comes later
+    /// in the order trained jobs, then units; a trained job waits for one of base weights that
+    /// waits for nobody.
+    pub(crate) fn some(
+        seed: u64,
+        nodes: &[u32],
+        jobs: &mut [PlannedJob],
+        heal_at: u64,
+    ) -> Vec<Self> {
+        let mut rng = Rng::new(seed, 5);
         let mut units: Vec<Self> = Vec::new();
-        for number in 0..dice.between(1, 3) as usize {
-            let one = Self::new(&mut dice, number, nodes, jobs.len(), heal_at);
+        for number in 0..rng.between(1, 3) as usize {
+            let one = Self::new(&mut rng, number, nodes, jobs.len(), heal_at);
             units.push(one);
         }
         for number in 0..units.len() {
-            let after = waits(&mut dice, number, &units, jobs.len());
+            let after = waits(&mut rng, number, &units, jobs.len());
             units[number].after = after;
         }
         for (number, job) in jobs.iter_mut().enumerate().skip(1) {
-            if dice.chance(120) {
-                job.after = vec![Planned::Trained(dice.pick(number))];
-            } else if dice.chance(100) && first_of_base(&units, number) {
+            if rng.chance(120) {
+                job.after = vec![Planned::Trained(rng.pick(number))];
+            } else if rng.chance(100) && first_of_base(&units, number) {
                 job.after = vec![Planned::Units(0)];
             }
         }
         units
     }
 
-    fn new(dice: &mut Dice, number: usize, nodes: &[u32], trained: usize, heal_at: u64) -> Self {
-        let devices = if dice.chance(200) && nodes.contains(&2) {
+    fn new(rng: &mut Rng, number: usize, nodes: &[u32], trained: usize, heal_at: u64) -> Self {
+        let devices = if rng.chance(200) && nodes.contains(&2) {
             2
         } else {
             1
         };
-        let images = if dice.chance(300) {
-            dice.between(1, 8)
+        let images = if rng.chance(300) {
+            rng.between(1, 8)
         } else {
-            dice.between(1, 200)
+            rng.between(1, 200)
         };
-        let at = dice.between(0, heal_at / 2);
+        let at = rng.between(0, heal_at / 2);
         let mut poison = BTreeMap::new();
-        if dice.chance(350) {
-            for _ in 0..dice.between(1, 2) {
-                poison.insert(dice.between(0, images), Poison::new(dice));
+        if rng.chance(350) {
+            for _ in 0..rng.between(1, 2) {
+                poison.insert(rng.between(0, images), Poison::new(rng));
             }
         }
         Self {
             at,
             mark: FIRST_MARK + number as u64,
             images: images as u32,
-            unit_ms: dice.between(20, (WORK_MS_MAX / images).clamp(40, 2_000)),
-            source: dice.pick(trained),
-            base: dice.chance(500),
+            unit_ms: rng.between(20, (WORK_MS_MAX / images).clamp(40, 2_000)),
+            source: rng.pick(trained),
+            base: rng.chance(500),
             after: Vec::new(),
             poison,
-            on_failed: if dice.chance(700) {
+            on_failed: if rng.chance(700) {
                 OnFailedUnit::SetAside
             } else {
                 OnFailedUnit::Stop
             },
-            workers_max: if dice.chance(300) {
-                dice.between(1, 4) as u32
+            workers_max: if rng.chance(300) {
+                rng.between(1, 4) as u32
             } else {
                 4_096
             },
             devices,
-            priority: dice.between(0, 2) as i32,
-            team: if dice.chance(500) { "a" } else { "b" },
-            cancel_at: dice.chance(100).then(|| dice.between(at, heal_at)),
-            pause: dice.chance(250).then(|| {
-                let from = dice.between(at, heal_at + 10_000);
-                (from, from + dice.between(10, 30_000))
+            priority: rng.between(0, 2) as i32,
+            team: if rng.chance(500) { "a" } else { "b" },
+            cancel_at: rng.chance(100).then(|| rng.between(at, heal_at)),
+            pause: rng.chance(250).then(|| {
+                let from = rng.between(at, heal_at + 10_000);
+                (from, from + rng.between(10, 30_000))
             }),
-            scale: dice
+            scale: rng
                 .chance(200)
-                .then(|| (dice.between(at, heal_at + 10_000), dice.between(1, 4) as u32)),
+                .then(|| (rng.between(at, heal_at + 10_000), rng.between(1, 4) as u32)),
         }
     }
 
@@ -152,33 +159,33 @@ impl PlannedUnits {
 }
 
 impl Poison {
-    fn new(dice: &mut Dice) -> Self {
-        match dice.between(1, 4) {
+    fn new(rng: &mut Rng) -> Self {
+        match rng.between(1, 4) {
             1 => Self::Kills,
             2 => Self::Fails,
             _ => Self::Passes {
-                kills: dice.chance(500),
-                times: dice.between(1, 2) as u32,
+                kills: rng.chance(500),
+                times: rng.between(1, 2) as u32,
             },
         }
     }
 }
 
-/// For whom this job of units waits. Where its images want the newest checkpoint of a job that it waits for, they are made
-/// with the last one.
-fn waits(dice: &mut Dice, number: usize, units: &[PlannedUnits], trained: usize) -> Vec<Planned> {
+/// For whom this job of units waits. Where its images want the newest checkpoint of a job that it
+/// waits for, they are made with the last one.
+fn waits(rng: &mut Rng, number: usize, units: &[PlannedUnits], trained: usize) -> Vec<Planned> {
     let mut after = Vec::new();
-    if dice.chance(350) {
+    if rng.chance(350) {
         after.push(Planned::Trained(units[number].source));
     }
-    if dice.chance(150) {
-        after.push(Planned::Trained(dice.pick(trained)));
+    if rng.chance(150) {
+        after.push(Planned::Trained(rng.pick(trained)));
     }
     // One that is refused because there is no checkpoint may never be.
     let earlier = (0..number).filter(|it| units[*it].base);
     let earlier: Vec<usize> = earlier.collect();
-    if !earlier.is_empty() && dice.chance(350) {
-        after.push(Planned::Units(earlier[dice.pick(earlier.len())]));
+    if !earlier.is_empty() && rng.chance(350) {
+        after.push(Planned::Units(earlier[rng.pick(earlier.len())]));
     }
     after.sort();
     after.dedup();

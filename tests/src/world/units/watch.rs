@@ -1,5 +1,5 @@
-//! What a healed world does in time: a worker that somebody drained gets rid of its units, and nobody waits for devices that
-//! less urgent units hold.
+//! What a healed world does in time: a worker that somebody drained gets rid of its units, and
+//! nobody waits for devices that less urgent units hold.
 
 use super::oracle::members;
 use crate::world::World;
@@ -13,7 +13,8 @@ use worker_core::event::RankKey;
 
 /// How often somebody looks.
 const LOOK_MS: u64 = 1_000;
-/// What began before a world healed may last so much longer: streams that carry nothing, processes that stand still.
+/// What began before a world healed may last so much longer: streams that carry nothing, processes
+/// that stand still.
 const AFTERMATH_MS: u64 = 4 * DETECT_WITHIN_MS;
 /// A drained worker has ended its units and has no process of theirs any more.
 const EMPTY_WITHIN_MS: u64 = 4 * DETECT_WITHIN_MS;
@@ -50,25 +51,36 @@ impl World {
         }
         self.require_quotas();
         let urgent = self.waits_for_less_urgent();
-        self.watch.waits.retain(|job, _| Some(job) == urgent.as_ref());
+        self.watch
+            .waits
+            .retain(|job, _| Some(job) == urgent.as_ref());
         if let Some(job) = urgent {
             let since = *self.watch.waits.entry(job.clone()).or_insert(self.now);
             let in_time = self.now <= since + MAKE_WAY_WITHIN_MS;
             self.oracle.require(in_time, || {
-                format!("{job} waits since {since} ms for devices that less urgent units hold or nobody")
+                format!(
+                    "{job} waits since {since} ms for devices that less urgent units hold or nobody"
+                )
             });
         }
     }
 
     fn require_empty(&mut self, node: usize) {
-        let there = || self.processes.values().filter(|process| process.node == node);
-        // A process that hangs is its daemon's to find, and has a deadline of its own; the others of its worker wait for it.
+        let there = || {
+            self.processes
+                .values()
+                .filter(|process| process.node == node)
+        };
+        // A process that hangs is its daemon's to find, and has a deadline of its own; the others
+        // of its worker wait for it.
         let hangs = |key: &RankKey| {
-            there().any(|it| it.hung && (&it.key.job, it.key.generation) == (&key.job, key.generation))
+            there()
+                .any(|it| it.hung && (&it.key.job, it.key.generation) == (&key.job, key.generation))
         };
         let units = |process: &&Process| process.assignment.units().is_some();
         let left = there().filter(units).find(|process| !hangs(&process.key));
-        let left = left.map(|process| format!("{} generation {}", process.key.job, process.key.generation));
+        let left = left
+            .map(|process| format!("{} generation {}", process.key.job, process.key.generation));
         let name = self.nodes[node].name.clone();
         self.oracle.require(left.is_none(), || {
             format!(
@@ -90,7 +102,7 @@ impl World {
                 let generation = generations.and_then(|it| it.get(number).copied());
                 let generation = generation.unwrap_or(record.generation);
                 let leaves = (record.id.clone(), generation);
-                if !self.oracle.units.halting.contains(&leaves) {
+                if !self.oracle.units.stopping.contains(&leaves) {
                     *teams.entry(&spec.resources.team).or_default() += member.ranks;
                 }
             }
@@ -103,13 +115,18 @@ impl World {
         }
     }
 
-    /// The most urgent job that waits, if there is one such, and devices enough on one node that nobody holds or only units
-    /// of less urgent jobs.
+    /// The most urgent job that waits, if there is one such, and devices enough on one node that
+    /// nobody holds or only units of less urgent jobs.
     fn waits_for_less_urgent(&self) -> Option<JobId> {
         let jobs = || self.durable.jobs.values();
-        let waiting = jobs().filter(|job| matches!(job.phase, JobPhase::Queued { .. }) && !job.paused);
+        let waiting =
+            jobs().filter(|job| matches!(job.phase, JobPhase::Queued { .. }) && !job.paused);
         let waiting: Vec<&JobRecord> = waiting.filter(|job| self.may_start(job)).collect();
-        let priority = |job: &JobRecord| self.specs.get(&job.id).map_or(0, |spec| spec.resources.priority);
+        let priority = |job: &JobRecord| {
+            self.specs
+                .get(&job.id)
+                .map_or(0, |spec| spec.resources.priority)
+        };
         let most = waiting.iter().map(|job| priority(job)).max()?;
         let mut urgent = waiting.iter().filter(|job| priority(job) == most);
         let (Some(job), None) = (urgent.next(), urgent.next()) else {
@@ -127,10 +144,11 @@ impl World {
                 *held.entry(&member.worker.name).or_default() += member.ranks;
             }
         }
-        // It may have been given the workers of a gang that ends in order, which has a deadline of its own.
+        // It may have been given the workers of a gang that ends in order, which has a deadline of
+        // its own.
         let stops = |other: &JobRecord| {
             let leaves = (other.id.clone(), other.generation);
-            other.units.is_none() && self.oracle.units.halting.contains(&leaves)
+            other.units.is_none() && self.oracle.units.stopping.contains(&leaves)
         };
         if jobs().any(stops) {
             return None;
@@ -159,5 +177,5 @@ impl World {
 
 /// Those that hold devices for the job.
 fn places(record: &JobRecord) -> impl Iterator<Item = &Member> {
-    members(record).iter().chain(&record.reserves)
+    members(record).iter().chain(&record.standbys)
 }

@@ -1,15 +1,16 @@
-//! A desk for trying out the daemon's machine: events in, effects out. No time passes unless a test says so.
+//! A desk for trying out the daemon's machine: events in, effects out. No time passes unless a test
+//! says so.
 #![allow(dead_code, reason = "every test file uses its own part")]
 
 use proto::checkpoint::ShardEntry;
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::message::{
-    Assignment, DesiredState, GangOrder, Peer, PhaseSeconds, RankPhase, RankReport, Run, ShardReport,
-    StepReport, UnitOrder, UnitRange, UnitReport, WorkerReport,
+    Assignment, DesiredState, GangOrder, Peer, PhaseSeconds, RankPhase, RankReport, Run,
+    ShardReport, StepReport, UnitOrder, UnitRange, UnitReport, WorkerReport,
 };
 use proto::spec::DeviceKind;
 use std::collections::BTreeMap;
-use worker_core::event::{Effect, Event, RankKey};
+use worker_core::event::{Effect, Input, RankKey};
 use worker_core::{Config, Worker};
 
 pub(crate) const DETECT_WITHIN_MS: u64 = 900;
@@ -32,11 +33,11 @@ impl Desk {
             machine: Worker::new(config, 5_000),
             now: 5_000,
         };
-        desk.handle(Event::Connected);
+        desk.handle(Input::Connected);
         desk
     }
 
-    pub(crate) fn handle(&mut self, event: Event) -> Vec<Effect> {
+    pub(crate) fn handle(&mut self, event: Input) -> Vec<Effect> {
         self.machine.handle(self.now, event)
     }
 
@@ -46,7 +47,7 @@ impl Desk {
         let mut effects = Vec::new();
         while self.now < end {
             self.now = self.machine.next_deadline().unwrap_or(end).min(end);
-            effects.extend(self.handle(Event::Deadline));
+            effects.extend(self.handle(Input::Deadline));
             assert!(
                 self.machine
                     .next_deadline()
@@ -60,8 +61,12 @@ impl Desk {
         self.desire_among(assignments, vec![])
     }
 
-    pub(crate) fn desire_among(&mut self, assignments: Vec<Assignment>, peers: Vec<Peer>) -> Vec<Effect> {
-        self.handle(Event::Desired(DesiredState {
+    pub(crate) fn desire_among(
+        &mut self,
+        assignments: Vec<Assignment>,
+        peers: Vec<Peer>,
+    ) -> Vec<Effect> {
+        self.handle(Input::Desired(DesiredState {
             worker: id(7),
             assignments,
             detect_within_ms: DETECT_WITHIN_MS,
@@ -74,15 +79,20 @@ impl Desk {
     }
 
     /// A process that was started as another rank.
-    pub(crate) fn say_as(&mut self, process: &RankKey, key: &RankKey, phase: RankPhase) -> Vec<Effect> {
-        self.handle(Event::RankSaid {
+    pub(crate) fn say_as(
+        &mut self,
+        process: &RankKey,
+        key: &RankKey,
+        phase: RankPhase,
+    ) -> Vec<Effect> {
+        self.handle(Input::RankSaid {
             process: process.clone(),
             report: said(key, phase),
         })
     }
 
     pub(crate) fn exit(&mut self, key: &RankKey, success: bool, outcome: &str) -> Vec<Effect> {
-        self.handle(Event::RankExited {
+        self.handle(Input::RankExited {
             key: key.clone(),
             success,
             outcome: outcome.to_owned(),
@@ -130,7 +140,7 @@ pub(crate) fn assignment(generation: u64, first_rank: u32, ranks: u32) -> Assign
         first_rank: Rank(first_rank),
         ranks,
         store_url: String::new(),
-        halt: None,
+        graceful_stop: None,
         detect_within_ms: DETECT_WITHIN_MS,
         run: gang(GangOrder::default()),
     }
@@ -172,7 +182,7 @@ pub(crate) fn said(key: &RankKey, phase: RankPhase) -> RankReport {
         shards: vec![],
         digests: vec![],
         units: UnitReport::default(),
-        doing: None,
+        activity: None,
     }
 }
 

@@ -1,11 +1,12 @@
-//! A rank of a gang: one process that serves in one generation after another. In each it meets the other ranks, takes over
-//! the newest state, trains step by step, writes its shard of a checkpoint now and then, and stops in order or because the
-//! group broke. What it holds in memory is always the state after a whole step.
+//! A rank of a gang: one process that serves in one generation after another. In each it meets the
+//! other ranks, takes over the newest state, trains step by step, writes its shard of a checkpoint
+//! now and then, and stops in order or because the group broke. What it holds in memory is always
+//! the state after a whole step.
 
 use crate::state::{StateLabel, StateSource};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, Rank, Step};
-use proto::message::{Assignment, Halt, RankPhase};
+use proto::message::{Assignment, GracefulStop, RankPhase};
 use proto::spec::TrainWork;
 
 /// What the job says once.
@@ -49,7 +50,7 @@ pub struct Order {
     pub standby: bool,
     /// The newest committed checkpoint when the generation was formed.
     pub resume: Option<CheckpointRef>,
-    pub halt: Option<Halt>,
+    pub graceful_stop: Option<GracefulStop>,
     pub detect_within_ms: u64,
 }
 
@@ -62,16 +63,16 @@ impl Order {
             generation: assignment.generation,
             rank,
             world: gang.world,
-            standby: assignment.is_reserve(),
+            standby: assignment.is_standby(),
             resume: gang.resume,
-            halt: assignment.halt,
+            graceful_stop: assignment.graceful_stop,
             detect_within_ms: assignment.detect_within_ms,
         })
     }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub enum Input {
     /// The model, its base weights and the data set are there.
     Loaded,
     /// The daemon gave an order: the same one with changes, or that of a newer generation.
@@ -82,8 +83,9 @@ pub enum Event {
     Holds(StateLabel),
     /// All ranks have the state that [`Effect::Synchronize`] named.
     Synchronized,
-    /// The weights are those after this step. `halt`: some rank of the generation had been told to halt before it.
-    Stepped { step: Step, halt: bool },
+    /// The weights are those after this step. `graceful_stop`: some rank of the generation had been
+    /// told to halt before it.
+    Stepped { step: Step, graceful_stop: bool },
     /// This rank's shard of the checkpoint after this step is in the store.
     Saved { step: Step },
     /// The group is closed, as [`Effect::Leave`] wanted.
@@ -92,8 +94,8 @@ pub enum Event {
     Broke { error: String },
 }
 
-/// What the shell is to do, one after the other. When one fails with the group the rest is dropped and
-/// [`Event::Broke`] told.
+/// What the shell is to do, one after the other. When one fails with the group the rest is dropped
+/// and [`Input::Broke`] told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// From now on the process speaks as a rank of this order's generation.
@@ -145,7 +147,8 @@ pub struct GangRank {
     rules: Rules,
     /// The order of the generation that it serves in.
     serving: Order,
-    /// The order that came last; of the same generation, or a newer one that it takes up as soon as it is out of this one.
+    /// The order that came last; of the same generation, or a newer one that it takes up as soon as
+    /// it is out of this one.
     newest: Order,
     stage: Stage,
     /// The step whose shard is being written.
@@ -179,10 +182,11 @@ impl GangRank {
         self.held
     }
 
-    /// What it tells the other ranks in each step: whether the generation is to end in order, and how.
+    /// What it tells the other ranks in each step: whether the generation is to end in order, and
+    /// how.
     #[must_use]
-    pub fn halt(&self) -> Option<Halt> {
-        self.serving.halt
+    pub fn graceful_stop(&self) -> Option<GracefulStop> {
+        self.serving.graceful_stop
     }
 
     #[must_use]
@@ -191,20 +195,23 @@ impl GangRank {
     }
 
     /// What is to be done now that this happened.
-    pub fn handle(&mut self, event: Event) -> Vec<Effect> {
+    pub fn handle(&mut self, event: Input) -> Vec<Effect> {
         match event {
-            Event::Loaded => self.take_up(),
-            Event::Ordered(order) => self.on_ordered(order),
-            Event::Met { holdings } => self.on_met(&holdings),
-            Event::Holds(label) => {
+            Input::Loaded => self.take_up(),
+            Input::Ordered(order) => self.on_ordered(order),
+            Input::Met { holdings } => self.on_met(&holdings),
+            Input::Holds(label) => {
                 self.held = Some(label);
                 Vec::new()
             }
-            Event::Synchronized => self.on_synchronized(),
-            Event::Stepped { step, halt } => self.on_stepped(step, halt),
-            Event::Saved { step } => self.on_saved(step),
-            Event::Left => self.on_left(),
-            Event::Broke { error } => self.on_broke(error),
+            Input::Synchronized => self.on_synchronized(),
+            Input::Stepped {
+                step,
+                graceful_stop,
+            } => self.on_stepped(step, graceful_stop),
+            Input::Saved { step } => self.on_saved(step),
+            Input::Left => self.on_left(),
+            Input::Broke { error } => self.on_broke(error),
         }
     }
 
@@ -233,12 +240,13 @@ impl GangRank {
         }
     }
 
-    /// It stopped without a checkpoint, because others were to go on from its memory, and now nobody goes on.
+    /// It stopped without a checkpoint, because others were to go on from its memory, and now
+    /// nobody goes on.
     fn save_late(&mut self) -> Vec<Effect> {
         let (Stage::Leaving { unsaved } | Stage::Finished { unsaved }) = &mut self.stage else {
             return Vec::new();
         };
-        if !*unsaved || self.serving.halt != Some(Halt::Save) {
+        if !*unsaved || self.serving.graceful_stop != Some(GracefulStop::WithCheckpoint) {
             return Vec::new();
         }
         *unsaved = false;
@@ -267,7 +275,10 @@ impl GangRank {
 
     fn on_met(&mut self, holdings: &[Option<StateLabel>]) -> Vec<Effect> {
         let source = StateSource::newest(holdings, self.serving.resume);
-        let own = holdings.get(self.serving.rank.0 as usize).copied().flatten();
+        let own = holdings
+            .get(self.serving.rank.0 as usize)
+            .copied()
+            .flatten();
         let holds = matches!(source, StateSource::Memory { label, .. } if own == Some(label));
         self.stage = Stage::Synchronizing(source);
         vec![Effect::Synchronize { source, holds }]
@@ -283,7 +294,8 @@ impl GangRank {
             return self.take_up();
         }
         let mut effects = vec![Effect::Phase(RankPhase::Training)];
-        // The generation before this one may have ended before all shards of this step were written.
+        // The generation before this one may have ended before all shards of this step were
+        // written.
         let unsaved = self.serving.resume.is_none_or(|resume| resume.step < step);
         if self.rules.saves(step) && unsaved {
             self.saving = Some(step);
@@ -294,7 +306,7 @@ impl GangRank {
         effects
     }
 
-    fn on_stepped(&mut self, step: Step, halt: bool) -> Vec<Effect> {
+    fn on_stepped(&mut self, step: Step, graceful_stop: bool) -> Vec<Effect> {
         self.hold(step);
         let mut effects = Vec::new();
         if self.rules.digests(step) {
@@ -305,13 +317,14 @@ impl GangRank {
             effects.extend(self.take_up());
             return effects;
         }
-        let saves = self.rules.saves(step) || halt && self.serving.halt == Some(Halt::Save);
+        let saves = self.rules.saves(step)
+            || graceful_stop && self.serving.graceful_stop == Some(GracefulStop::WithCheckpoint);
         if saves {
             self.saving = Some(step);
             effects.push(Effect::Save(step));
         }
         effects.push(Effect::Report(step));
-        let ends = halt || self.rules.steps <= step.0;
+        let ends = graceful_stop || self.rules.steps <= step.0;
         effects.push(self.go_on(step, ends, !saves));
         effects
     }

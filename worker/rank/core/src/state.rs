@@ -1,12 +1,14 @@
-//! Which state a generation begins from. All ranks hear what each of them holds and decide the same, without asking again.
+//! Which state a generation begins from. All ranks hear what each of them holds and decide the
+//! same, without asking again.
 
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, Rank, Step};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Names a state, in memory or in a checkpoint: whole steps only. The state of a later generation is the newer one, whatever
-/// its step: that generation began from the newest state that it found, and only one generation trains at a time.
+/// Names a state, in memory or in a checkpoint: whole steps only. The state of a later generation
+/// is the newer one, whatever its step: that generation began from the newest state that it found,
+/// and only one generation trains at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StateLabel {
     /// The generation that last trained with it.
@@ -38,8 +40,8 @@ pub enum StateSource {
 }
 
 impl StateSource {
-    /// The newest state there is. `holdings`: what each rank holds, in rank order. Memory is preferred to a checkpoint
-    /// of the same state.
+    /// The newest state there is. `holdings`: what each rank holds, in rank order. Memory is
+    /// preferred to a checkpoint of the same state.
     #[must_use]
     pub fn newest(holdings: &[Option<StateLabel>], resume: Option<CheckpointRef>) -> Self {
         let newest = holdings.iter().flatten().max().copied();
@@ -86,7 +88,10 @@ pub struct Disagreement {
 ///
 /// # Errors
 /// Not all of them say the same. The error names the ranks that are fewer.
-pub fn agree(statements: impl IntoIterator<Item = Statement>, what: &str) -> Result<(), Disagreement> {
+pub fn agree(
+    statements: impl IntoIterator<Item = Statement>,
+    what: &str,
+) -> Result<(), Disagreement> {
     let mut by_value: BTreeMap<i64, Vec<u32>> = BTreeMap::new();
     for Statement { rank, value } in statements {
         by_value.entry(value).or_default().push(rank.0);
@@ -114,7 +119,11 @@ impl fmt::Display for Disagreement {
                 "the ranks differ in {what}, and there are as many on each side: {by_value:?}"
             );
         }
-        write!(f, "{} differs from the others in {what}", fewer.join(" and "))
+        write!(
+            f,
+            "{} differs from the others in {what}",
+            fewer.join(" and ")
+        )
     }
 }
 
@@ -147,7 +156,10 @@ mod tests {
         };
         let newest = StateSource::newest;
         let (a, b, c) = (Some(held(1, 7)), Some(held(1, 8)), Some(held(2, 7)));
-        assert_eq!(newest(&[None, a, b], Some(saved(1, 4))), memory(2, 1, 8, false));
+        assert_eq!(
+            newest(&[None, a, b], Some(saved(1, 4))),
+            memory(2, 1, 8, false)
+        );
         assert_eq!(newest(&[b, b], Some(saved(1, 8))), memory(0, 1, 8, true));
         // Generation 2 went on from step 7; what generation 1 did in step 8 is no longer true.
         assert_eq!(newest(&[b, c], None), memory(1, 2, 7, false));

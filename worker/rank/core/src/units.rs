@@ -1,5 +1,6 @@
-//! A rank of a job of units: a process that works alone. It takes the units of its lease one by one, lowest number first, and says
-//! of each what became of it until the lease names it no more. The coordinator moves units between ranks by their leases alone.
+//! A rank of a job of units: a process that works alone. It takes the units of its lease one by
+//! one, lowest number first, and says of each what became of it until the lease names it no more.
+//! The coordinator moves units between ranks by their leases alone.
 
 use proto::id::{Generation, Rank};
 use proto::message::{Assignment, RankPhase, UnitFailure, UnitRange, UnitReport};
@@ -13,7 +14,7 @@ pub struct Order {
     /// Units that are not known to be done, sorted, without overlap.
     pub lease: Vec<UnitRange>,
     /// It is to end the unit that it is at and take no other.
-    pub halt: bool,
+    pub graceful_stop: bool,
 }
 
 impl Order {
@@ -24,18 +25,20 @@ impl Order {
             generation: assignment.generation,
             rank,
             lease: lease.cloned().unwrap_or_default(),
-            halt: assignment.halt.is_some(),
+            graceful_stop: assignment.graceful_stop.is_some(),
         }
     }
 
     fn names(&self, unit: u64) -> bool {
         let after = self.lease.partition_point(|range| range.end <= unit);
-        self.lease.get(after).is_some_and(|range| range.contains(unit))
+        self.lease
+            .get(after)
+            .is_some_and(|range| range.contains(unit))
     }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub enum Input {
     /// Everything that units need is in memory.
     Loaded,
     /// The daemon gave an order: the same one with changes, or that of a newer generation.
@@ -124,14 +127,14 @@ impl UnitRank {
     }
 
     /// What is to be done now that this happened.
-    pub fn handle(&mut self, event: Event) -> Vec<Effect> {
+    pub fn handle(&mut self, event: Input) -> Vec<Effect> {
         match event {
-            Event::Loaded => {
+            Input::Loaded => {
                 self.stage = Stage::Working(None);
                 self.go_on(true)
             }
-            Event::Ordered(order) => self.on_ordered(order),
-            Event::Done { unit } => {
+            Input::Ordered(order) => self.on_ordered(order),
+            Input::Done { unit } => {
                 self.leave(unit);
                 // Somebody else may have it by now.
                 if self.order.names(unit) {
@@ -139,7 +142,7 @@ impl UnitRank {
                 }
                 self.go_on(true)
             }
-            Event::Failed { unit, error } => {
+            Input::Failed { unit, error } => {
                 self.leave(unit);
                 if self.order.names(unit) {
                     self.failed.insert(unit, error);
@@ -149,7 +152,8 @@ impl UnitRank {
         }
     }
 
-    /// A newer generation changes nothing for the unit that it is at: what counts is whether the lease names it at its end.
+    /// A newer generation changes nothing for the unit that it is at: what counts is whether the
+    /// lease names it at its end.
     fn on_ordered(&mut self, order: Order) -> Vec<Effect> {
         if order.generation < self.order.generation {
             return Vec::new();
@@ -174,7 +178,7 @@ impl UnitRank {
     /// The next unit, where it is at none. `news`: there is something to say.
     fn go_on(&mut self, news: bool) -> Vec<Effect> {
         let mut effects = Vec::new();
-        if self.stage == Stage::Working(None) && self.order.halt {
+        if self.stage == Stage::Working(None) && self.order.graceful_stop {
             self.stage = Stage::Finished;
             return vec![Effect::Report];
         }
@@ -191,7 +195,11 @@ impl UnitRank {
     }
 
     fn next(&self) -> Option<u64> {
-        let mut leased = self.order.lease.iter().flat_map(|range| range.first..range.end);
+        let mut leased = self
+            .order
+            .lease
+            .iter()
+            .flat_map(|range| range.first..range.end);
         leased.find(|unit| !self.done.contains(unit) && !self.failed.contains_key(unit))
     }
 }

@@ -3,8 +3,8 @@
 
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, Rank, Step};
-use proto::message::{Halt, RankPhase};
-use rank_core::gang::{Effect, Event, GangRank, Order, Rules};
+use proto::message::{GracefulStop, RankPhase};
+use rank_core::gang::{Effect, GangRank, Input, Order, Rules};
 use rank_core::state::{StateLabel, StateSource};
 
 const RULES: Rules = Rules {
@@ -20,14 +20,14 @@ fn order(generation: u64) -> Order {
         world: 2,
         standby: false,
         resume: None,
-        halt: None,
+        graceful_stop: None,
         detect_within_ms: 3_000,
     }
 }
 
-fn halting(generation: u64, halt: Halt) -> Event {
-    Event::Ordered(Order {
-        halt: Some(halt),
+fn stopping(generation: u64, graceful_stop: GracefulStop) -> Input {
+    Input::Ordered(Order {
+        graceful_stop: Some(graceful_stop),
         ..order(generation)
     })
 }
@@ -39,14 +39,17 @@ fn label(generation: u64, step: u64) -> StateLabel {
     }
 }
 
-fn stepped(step: u64, halt: bool) -> Event {
+fn stepped(step: u64, graceful_stop: bool) -> Input {
     let step = Step(step);
-    Event::Stepped { step, halt }
+    Input::Stepped {
+        step,
+        graceful_stop,
+    }
 }
 
-fn broke() -> Event {
+fn broke() -> Input {
     let error = "connection closed by peer".to_owned();
-    Event::Broke { error }
+    Input::Broke { error }
 }
 
 fn takes_up(order: Order) -> Vec<Effect> {
@@ -57,16 +60,16 @@ fn takes_up(order: Order) -> Vec<Effect> {
 /// A rank of generation 1 that trains from the base weights.
 fn training() -> GangRank {
     let mut rank = GangRank::new(RULES, order(1));
-    assert_eq!(rank.handle(Event::Loaded), takes_up(order(1)));
+    assert_eq!(rank.handle(Input::Loaded), takes_up(order(1)));
     let holdings = vec![None, None];
     let source = StateSource::Base;
     let holds = false;
     assert_eq!(
-        rank.handle(Event::Met { holdings }),
+        rank.handle(Input::Met { holdings }),
         [Effect::Synchronize { source, holds }]
     );
     assert_eq!(
-        rank.handle(Event::Synchronized),
+        rank.handle(Input::Synchronized),
         [Effect::Phase(RankPhase::Training), Effect::Step(Step(1))]
     );
     rank
@@ -78,7 +81,7 @@ fn a_rank_trains_to_the_end_and_saves_where_the_job_says() {
     let mut effects = Vec::new();
     for step in 1..=6 {
         effects.extend(rank.handle(stepped(step, false)));
-        let saved = Event::Saved { step: Step(step) };
+        let saved = Input::Saved { step: Step(step) };
         assert_eq!(rank.is_saving(), step == 4 || step == 6);
         assert_eq!(rank.handle(saved), []);
     }
@@ -93,7 +96,10 @@ fn a_rank_trains_to_the_end_and_saves_where_the_job_says() {
         vec![digest(s(6)), save(s(6)), report(s(6)), Effect::Leave],
     ];
     assert_eq!(effects, expected.concat());
-    assert_eq!(rank.handle(Event::Left), [Effect::Phase(RankPhase::Finished)]);
+    assert_eq!(
+        rank.handle(Input::Left),
+        [Effect::Phase(RankPhase::Finished)]
+    );
     assert_eq!(rank.held(), Some(label(1, 6)));
 }
 
@@ -105,7 +111,7 @@ fn rank_0_opens_the_store_and_a_world_of_one_needs_none() {
             world,
             ..order(1)
         };
-        let effects = GangRank::new(RULES, first).handle(Event::Loaded);
+        let effects = GangRank::new(RULES, first).handle(Input::Loaded);
         effects.contains(&Effect::OpenStore)
     };
     assert!(opens(2) && !opens(1));
@@ -114,27 +120,44 @@ fn rank_0_opens_the_store_and_a_world_of_one_needs_none() {
 #[test]
 fn who_is_told_to_hold_keeps_the_step_in_memory_and_saves_when_nobody_goes_on() {
     let mut rank = training();
-    assert_eq!(rank.handle(halting(1, Halt::Hold)), []);
+    assert_eq!(
+        rank.handle(stopping(1, GracefulStop::WithoutCheckpoint)),
+        []
+    );
     // It goes by what all were told.
-    assert!(rank.handle(stepped(1, false)).contains(&Effect::Step(Step(2))));
+    assert!(
+        rank.handle(stepped(1, false))
+            .contains(&Effect::Step(Step(2)))
+    );
     let effects = rank.handle(stepped(2, true));
     assert_eq!(effects, [Effect::Report(Step(2)), Effect::Leave]);
-    rank.handle(Event::Left);
-    assert_eq!(rank.handle(halting(1, Halt::Save)), [Effect::Save(Step(2))]);
-    rank.handle(Event::Saved { step: Step(2) });
-    assert_eq!(rank.handle(halting(1, Halt::Save)), [], "once");
+    rank.handle(Input::Left);
+    assert_eq!(
+        rank.handle(stopping(1, GracefulStop::WithCheckpoint)),
+        [Effect::Save(Step(2))]
+    );
+    rank.handle(Input::Saved { step: Step(2) });
+    assert_eq!(
+        rank.handle(stopping(1, GracefulStop::WithCheckpoint)),
+        [],
+        "once"
+    );
 }
 
 #[test]
 fn who_is_told_to_save_writes_a_shard_of_the_step_at_which_all_stop() {
     let mut rank = training();
-    rank.handle(halting(1, Halt::Save));
+    rank.handle(stopping(1, GracefulStop::WithCheckpoint));
     let effects = rank.handle(stepped(1, true));
     assert_eq!(
         effects,
-        [Effect::Save(Step(1)), Effect::Report(Step(1)), Effect::Leave]
+        [
+            Effect::Save(Step(1)),
+            Effect::Report(Step(1)),
+            Effect::Leave
+        ]
     );
-    assert_eq!(rank.handle(halting(1, Halt::Save)), []);
+    assert_eq!(rank.handle(stopping(1, GracefulStop::WithCheckpoint)), []);
 }
 
 #[test]
@@ -142,9 +165,12 @@ fn a_broken_group_costs_the_partial_step_alone() {
     let mut rank = training();
     rank.handle(stepped(1, false));
     let error = "connection closed by peer".to_owned();
-    assert_eq!(rank.handle(broke()), [Effect::Phase(RankPhase::Broken { error })]);
+    assert_eq!(
+        rank.handle(broke()),
+        [Effect::Phase(RankPhase::Broken { error })]
+    );
     assert_eq!(rank.held(), Some(label(1, 1)));
-    assert_eq!(rank.handle(Event::Ordered(order(2))), takes_up(order(2)));
+    assert_eq!(rank.handle(Input::Ordered(order(2))), takes_up(order(2)));
     let holdings = vec![Some(label(1, 0)), Some(label(1, 1))];
     let source = StateSource::Memory {
         root: Rank(1),
@@ -153,42 +179,45 @@ fn a_broken_group_costs_the_partial_step_alone() {
     };
     let holds = true;
     assert_eq!(
-        rank.handle(Event::Met { holdings }),
+        rank.handle(Input::Met { holdings }),
         [Effect::Synchronize { source, holds }]
     );
-    rank.handle(Event::Synchronized);
+    rank.handle(Input::Synchronized);
     assert_eq!(rank.held(), Some(label(2, 1)));
 }
 
 #[test]
 fn a_newer_generation_frees_the_thread_and_is_taken_up_when_it_is_out() {
     let mut rank = training();
-    assert_eq!(rank.handle(Event::Ordered(order(2))), [Effect::Abort]);
+    assert_eq!(rank.handle(Input::Ordered(order(2))), [Effect::Abort]);
     assert_eq!(rank.serving().generation, Generation(1));
     // The step came to its end all the same: it counts, and nothing of it is saved.
     let mut expected = vec![Effect::Report(Step(4))];
     expected.extend(takes_up(order(2)));
     assert_eq!(rank.handle(stepped(4, false)), expected);
     assert_eq!(rank.held(), Some(label(1, 4)));
-    assert_eq!(rank.handle(Event::Ordered(order(3))), [Effect::Abort]);
-    assert_eq!(rank.handle(Event::Ordered(order(2))), [], "older");
+    assert_eq!(rank.handle(Input::Ordered(order(3))), [Effect::Abort]);
+    assert_eq!(rank.handle(Input::Ordered(order(2))), [], "older");
     assert_eq!(rank.handle(broke()), takes_up(order(3)));
 }
 
 #[test]
 fn a_newer_generation_does_not_wait_for_a_shard_of_an_older_one() {
-    let late = |end: Event| {
+    let late = |end: Input| {
         let mut rank = training();
-        rank.handle(halting(1, Halt::Hold));
+        rank.handle(stopping(1, GracefulStop::WithoutCheckpoint));
         rank.handle(stepped(2, true));
-        rank.handle(Event::Left);
-        assert_eq!(rank.handle(halting(1, Halt::Save)), [Effect::Save(Step(2))]);
-        assert_eq!(rank.handle(Event::Ordered(order(2))), [Effect::Abort]);
+        rank.handle(Input::Left);
+        assert_eq!(
+            rank.handle(stopping(1, GracefulStop::WithCheckpoint)),
+            [Effect::Save(Step(2))]
+        );
+        assert_eq!(rank.handle(Input::Ordered(order(2))), [Effect::Abort]);
         assert_eq!(rank.handle(end), takes_up(order(2)));
     };
     late(broke());
     // It was just written.
-    late(Event::Saved { step: Step(2) });
+    late(Input::Saved { step: Step(2) });
 }
 
 #[test]
@@ -202,18 +231,18 @@ fn a_standby_keeps_what_it_holds_and_gets_ready() {
     };
     let ready = Effect::Phase(RankPhase::Ready);
     assert_eq!(
-        rank.handle(Event::Ordered(standby)),
+        rank.handle(Input::Ordered(standby)),
         [Effect::TakeUp(standby), ready]
     );
     assert_eq!(rank.held(), Some(label(1, 1)));
-    assert_eq!(rank.handle(Event::Ordered(order(3))), takes_up(order(3)));
+    assert_eq!(rank.handle(Input::Ordered(order(3))), takes_up(order(3)));
 }
 
 #[test]
 fn who_still_loads_takes_up_the_newest_order_when_it_has_loaded() {
     let mut rank = GangRank::new(RULES, order(1));
-    assert_eq!(rank.handle(Event::Ordered(order(2))), []);
-    assert_eq!(rank.handle(Event::Loaded), takes_up(order(2)));
+    assert_eq!(rank.handle(Input::Ordered(order(2))), []);
+    assert_eq!(rank.handle(Input::Loaded), takes_up(order(2)));
 }
 
 #[test]
@@ -225,10 +254,10 @@ fn a_step_that_no_checkpoint_has_yet_is_saved_when_the_next_generation_begins() 
         });
         let first = Order { resume, ..order(2) };
         let mut rank = GangRank::new(RULES, first);
-        rank.handle(Event::Loaded);
+        rank.handle(Input::Loaded);
         let holdings = vec![Some(label(1, held)); 2];
-        rank.handle(Event::Met { holdings });
-        rank.handle(Event::Synchronized)
+        rank.handle(Input::Met { holdings });
+        rank.handle(Input::Synchronized)
     };
     let training = Effect::Phase(RankPhase::Training);
     let (save, next) = (Effect::Save(Step(4)), Effect::Step(Step(5)));
@@ -241,14 +270,15 @@ fn a_step_that_no_checkpoint_has_yet_is_saved_when_the_next_generation_begins() 
     assert_eq!(begins(5, Some(4)), [training, Effect::Step(Step(6))]);
 }
 
-/// The group may break while the others still take over the state: what came already is what is held.
+/// The group may break while the others still take over the state: what came already is what is
+/// held.
 #[test]
 fn a_state_that_was_taken_over_is_held_before_all_have_it() {
     let mut rank = GangRank::new(RULES, order(3));
-    rank.handle(Event::Loaded);
+    rank.handle(Input::Loaded);
     let holdings = vec![Some(label(2, 5)), None];
-    rank.handle(Event::Met { holdings });
-    rank.handle(Event::Holds(label(2, 5)));
+    rank.handle(Input::Met { holdings });
+    rank.handle(Input::Holds(label(2, 5)));
     rank.handle(broke());
     assert_eq!(rank.held(), Some(label(2, 5)));
 }

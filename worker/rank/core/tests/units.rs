@@ -3,7 +3,7 @@
 
 use proto::id::{Generation, Rank};
 use proto::message::{RankPhase, UnitFailure, UnitRange};
-use rank_core::units::{Effect, Event, Order, UnitRank};
+use rank_core::units::{Effect, Input, Order, UnitRank};
 
 fn range(first: u64, end: u64) -> UnitRange {
     UnitRange { first, end }
@@ -14,23 +14,23 @@ fn order(generation: u64, lease: &[UnitRange]) -> Order {
         generation: Generation(generation),
         rank: Rank(1),
         lease: lease.to_vec(),
-        halt: false,
+        graceful_stop: false,
     }
 }
 
-fn leased(lease: &[UnitRange]) -> Event {
-    Event::Ordered(order(1, lease))
+fn leased(lease: &[UnitRange]) -> Input {
+    Input::Ordered(order(1, lease))
 }
 
-fn halted(lease: &[UnitRange]) -> Event {
-    Event::Ordered(Order {
-        halt: true,
+fn stopped(lease: &[UnitRange]) -> Input {
+    Input::Ordered(Order {
+        graceful_stop: true,
         ..order(1, lease)
     })
 }
 
-fn done(unit: u64) -> Event {
-    Event::Done { unit }
+fn done(unit: u64) -> Input {
+    Input::Done { unit }
 }
 
 fn begins(unit: u64) -> Vec<Effect> {
@@ -41,7 +41,7 @@ fn begins(unit: u64) -> Vec<Effect> {
 fn at_work(lease: &[UnitRange]) -> UnitRank {
     let mut rank = UnitRank::new(order(1, lease));
     assert_eq!(rank.says().phase, RankPhase::Starting);
-    assert_eq!(rank.handle(Event::Loaded), begins(lease[0].first));
+    assert_eq!(rank.handle(Input::Loaded), begins(lease[0].first));
     assert_eq!(rank.says().phase, RankPhase::Training);
     rank
 }
@@ -76,7 +76,7 @@ fn a_unit_that_fails_is_named_and_the_next_is_taken() {
     let mut rank = at_work(&[range(0, 2)]);
     let error = "no such reference".to_owned();
     let unit = 0;
-    let failed = Event::Failed {
+    let failed = Input::Failed {
         unit,
         error: error.clone(),
     };
@@ -102,7 +102,7 @@ fn a_unit_that_was_taken_away_meanwhile_is_not_reported() {
 #[test]
 fn who_is_told_to_halt_ends_the_unit_that_it_is_at_and_takes_no_other() {
     let mut rank = at_work(&[range(0, 3)]);
-    assert_eq!(rank.handle(halted(&[range(0, 3)])), []);
+    assert_eq!(rank.handle(stopped(&[range(0, 3)])), []);
     assert_eq!(rank.says().phase, RankPhase::Training);
     assert_eq!(rank.handle(done(0)), [Effect::Report]);
     let says = rank.says();
@@ -110,26 +110,29 @@ fn who_is_told_to_halt_ends_the_unit_that_it_is_at_and_takes_no_other() {
         (says.phase, says.units.done),
         (RankPhase::Finished, vec![range(0, 1)])
     );
-    assert_eq!(rank.handle(halted(&[range(0, 3)])), []);
+    assert_eq!(rank.handle(stopped(&[range(0, 3)])), []);
     // Whoever still loads takes none.
     let mut rank = UnitRank::new(order(1, &[range(0, 3)]));
-    rank.handle(halted(&[range(0, 3)]));
-    assert_eq!(rank.handle(Event::Loaded), [Effect::Report]);
+    rank.handle(stopped(&[range(0, 3)]));
+    assert_eq!(rank.handle(Input::Loaded), [Effect::Report]);
     assert_eq!(rank.says().phase, RankPhase::Finished);
 }
 
 #[test]
 fn a_newer_generation_is_taken_up_at_once_and_the_unit_under_way_goes_on() {
     let mut rank = at_work(&[range(0, 2)]);
-    let newer = |lease: &[UnitRange]| Event::Ordered(order(2, lease));
-    assert_eq!(rank.handle(newer(&[range(0, 1), range(7, 8)])), [Effect::Report]);
+    let newer = |lease: &[UnitRange]| Input::Ordered(order(2, lease));
+    assert_eq!(
+        rank.handle(newer(&[range(0, 1), range(7, 8)])),
+        [Effect::Report]
+    );
     assert_eq!(rank.says().generation, Generation(2));
     assert_eq!(rank.handle(leased(&[range(0, 2)])), [], "older");
     assert_eq!(rank.handle(done(0)), begins(7));
     assert_eq!(rank.says().units.done, [range(0, 1)]);
     // One that had finished goes on.
     let mut rank = at_work(&[range(0, 2)]);
-    rank.handle(halted(&[range(0, 2)]));
+    rank.handle(stopped(&[range(0, 2)]));
     rank.handle(done(0));
     assert_eq!(rank.handle(newer(&[range(1, 2)])), begins(1));
 }

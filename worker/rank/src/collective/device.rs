@@ -1,4 +1,5 @@
-//! What libtorch and the machine offer: devices, and whether the library holds code for them. No decisions.
+//! What libtorch and the machine offer: devices, and whether the library holds code for them. No
+//! decisions.
 
 use super::{CollectiveError, ffi};
 use std::ffi::{CStr, c_char, c_int};
@@ -34,7 +35,8 @@ fn gpu(index: c_int) -> Result<Gpu, CollectiveError> {
     let mut name = [0u8; 256];
     let bytes = c_int::try_from(name.len()).expect("256 fits");
     // SAFETY: the buffer is as long as we say, and the shim ends what it writes with a zero.
-    let capability = unsafe { ffi::retri_cuda_capability(index, name.as_mut_ptr().cast::<c_char>(), bytes) };
+    let capability =
+        unsafe { ffi::retri_cuda_capability(index, name.as_mut_ptr().cast::<c_char>(), bytes) };
     if capability < 0 {
         return Err(CollectiveError::last(format!(
             "cannot read the properties of GPU {index}"
@@ -51,8 +53,8 @@ fn gpu(index: c_int) -> Result<Gpu, CollectiveError> {
     })
 }
 
-/// The architectures that this libtorch was compiled for: as it says itself, or, where no driver lets it
-/// speak, as is known of its published wheel. Empty in a CPU build.
+/// The architectures that this libtorch was compiled for: as it says itself, or, where no driver
+/// lets it speak, as is known of its published wheel. Empty in a CPU build.
 pub(crate) fn library_architectures() -> Vec<String> {
     if !cfg!(feature = "cuda") {
         return Vec::new();
@@ -92,8 +94,8 @@ fn architectures(description: &str) -> Vec<String> {
     found
 }
 
-/// Can this libtorch run on that GPU? Code for sm_XY runs on the same major version with an equal or higher
-/// minor one.
+/// Can this libtorch run on that GPU? Code for sm_XY runs on the same major version with an equal
+/// or higher minor one.
 pub(crate) fn supports(library: &[String], architecture: &str) -> bool {
     let version = |name: &str| {
         name.strip_prefix("sm_")?

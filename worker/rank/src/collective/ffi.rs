@@ -13,8 +13,16 @@ unsafe extern "C" {
         timeout_ms: i64,
     ) -> *mut c_void;
     pub(super) fn retri_store_port(store: *mut c_void) -> c_int;
-    pub(super) fn retri_store_set(store: *mut c_void, key: *const c_char, value: *const c_char) -> c_int;
-    pub(super) fn retri_store_wait(store: *mut c_void, key: *const c_char, timeout_ms: i64) -> c_int;
+    pub(super) fn retri_store_set(
+        store: *mut c_void,
+        key: *const c_char,
+        value: *const c_char,
+    ) -> c_int;
+    pub(super) fn retri_store_wait(
+        store: *mut c_void,
+        key: *const c_char,
+        timeout_ms: i64,
+    ) -> c_int;
     pub(super) fn retri_store_free(store: *mut c_void);
     pub(super) fn retri_group_gloo(
         store: *mut c_void,
@@ -52,7 +60,11 @@ unsafe extern "C" {
     pub(super) fn retri_reducer_ready_nanos(group: *mut c_void) -> i64;
     pub(super) fn retri_group_free(group: *mut c_void);
     pub(super) fn retri_cuda_devices() -> c_int;
-    pub(super) fn retri_cuda_capability(device: c_int, name: *mut c_char, name_bytes: c_int) -> c_int;
+    pub(super) fn retri_cuda_capability(
+        device: c_int,
+        name: *mut c_char,
+        name_bytes: c_int,
+    ) -> c_int;
     pub(super) fn retri_cuda_build() -> *const c_char;
     pub(super) fn retri_full_fp32();
 }

@@ -1,6 +1,6 @@
-//! The ranks of one generation as a group: sums, and DistributedDataParallel's Reducer over the trained
-//! parameters. A world of one needs no peers: the same calls do nothing then, so that the step loop has one
-//! path.
+//! The ranks of one generation as a group: sums, and DistributedDataParallel's Reducer over the
+//! trained parameters. A world of one needs no peers: the same calls do nothing then, so that the
+//! step loop has one path.
 
 use super::store::{Store, c_text, millis};
 use super::{CollectiveError, ffi};
@@ -47,7 +47,8 @@ unsafe impl Send for Aborter {}
 impl Aborter {
     /// Whoever waits in a collective of the group gets an error, and so do its peers.
     pub(crate) fn abort(self) {
-        // SAFETY: the shim takes what it handed out in `aborter`; `forget` keeps us from freeing it too.
+        // SAFETY: the shim takes what it handed out in `aborter`; `forget` keeps us from freeing it
+        // too.
         unsafe { ffi::retri_backend_abort(self.0.as_ptr()) }
         std::mem::forget(self);
     }
@@ -100,8 +101,9 @@ impl Group {
         self.all_reduce_each(std::slice::from_ref(tensor), what, |_| ())
     }
 
-    /// The same of several at a time: `done` is called with the place of one after the other while those behind it are on
-    /// their way. When it returns nobody works on any of them any more, whatever failed.
+    /// The same of several at a time: `done` is called with the place of one after the other while
+    /// those behind it are on their way. When it returns nobody works on any of them any more,
+    /// whatever failed.
     pub(crate) fn all_reduce_each(
         &self,
         tensors: &[Tensor],
@@ -115,8 +117,10 @@ impl Group {
         let mut outcome = Ok(());
         let mut works = Vec::with_capacity(tensors.len());
         for tensor in tensors {
-            // SAFETY: `raw` is a live group, and the tensor is borrowed until its work is waited for below.
-            let work = unsafe { ffi::retri_all_reduce(raw.as_ptr(), tensor.as_ptr().cast_mut().cast()) };
+            // SAFETY: `raw` is a live group, and the tensor is borrowed until its work is waited
+            // for below.
+            let work =
+                unsafe { ffi::retri_all_reduce(raw.as_ptr(), tensor.as_ptr().cast_mut().cast()) };
             if work.is_null() {
                 outcome = self.checked(-1, what);
                 break;
@@ -139,18 +143,24 @@ impl Group {
     }
 
     /// Everybody gets `root`'s values, in place.
-    pub(crate) fn broadcast(&self, tensor: &Tensor, root: u32, what: &str) -> Result<(), CollectiveError> {
+    pub(crate) fn broadcast(
+        &self,
+        tensor: &Tensor,
+        root: u32,
+        what: &str,
+    ) -> Result<(), CollectiveError> {
         let Some(raw) = self.raw else { return Ok(()) };
         let root = c_int::try_from(root).expect("ranks are far fewer than 2^31");
         // SAFETY: as in `all_reduce`.
-        let code = unsafe { ffi::retri_broadcast(raw.as_ptr(), tensor.as_ptr().cast_mut().cast(), root) };
+        let code =
+            unsafe { ffi::retri_broadcast(raw.as_ptr(), tensor.as_ptr().cast_mut().cast(), root) };
         self.checked(code, what)
     }
 
-    /// Hangs the Reducer on the parameters: same list, same order on every rank. Gradients become views into
-    /// its buckets, so they must be zeroed in place from now on. In every backward that reduces, `ready` is called as soon
-    /// as this rank's own last gradient is there, on whichever thread that is: from then on the backward waits for others.
-    /// A world of one has none.
+    /// Hangs the Reducer on the parameters: same list, same order on every rank. Gradients become
+    /// views into its buckets, so they must be zeroed in place from now on. In every backward that
+    /// reduces, `ready` is called as soon as this rank's own last gradient is there, on whichever
+    /// thread that is: from then on the backward waits for others. A world of one has none.
     pub(crate) fn attach(
         &mut self,
         parameters: &[(String, Tensor)],
@@ -163,8 +173,9 @@ impl Group {
             .collect();
         let count = c_int::try_from(pointers.len()).expect("parameters are far fewer than 2^31");
         let ready: Box<Ready> = Box::new(Box::new(ready));
-        // SAFETY: `pointers` are live tensors during the call; the reducer keeps its own references to them. `ready` is
-        // the shim's from here on, which hands it to `release` once, after the last `tell`.
+        // SAFETY: `pointers` are live tensors during the call; the reducer keeps its own references
+        // to them. `ready` is the shim's from here on, which hands it to `release` once, after the
+        // last `tell`.
         let code = unsafe {
             let user = Box::into_raw(ready).cast();
             ffi::retri_reducer(raw.as_ptr(), pointers.as_ptr(), count, user, tell, release)
@@ -172,8 +183,8 @@ impl Group {
         self.checked(code, "preparing to reduce gradients")
     }
 
-    /// Before the forward whose backward reduces. It waits for the other ranks the second time: the Reducer knows by then in
-    /// which order gradients come, and they agree on it.
+    /// Before the forward whose backward reduces. It waits for the other ranks the second time: the
+    /// Reducer knows by then in which order gradients come, and they agree on it.
     pub(crate) fn agree_on_buckets(&self, what: &str) -> Result<(), CollectiveError> {
         let Some(raw) = self.raw else { return Ok(()) };
         // SAFETY: `raw` is a live group.
@@ -181,8 +192,8 @@ impl Group {
         self.checked(code, what)
     }
 
-    /// The next backward ends with every gradient being the mean over ranks. Backwards before it only
-    /// accumulate here.
+    /// The next backward ends with every gradient being the mean over ranks. Backwards before it
+    /// only accumulate here.
     pub(crate) fn reduce_next_backward(&self, what: &str) -> Result<(), CollectiveError> {
         let Some(raw) = self.raw else { return Ok(()) };
         // SAFETY: `raw` is a live group.
@@ -190,8 +201,8 @@ impl Group {
         self.checked(code, what)
     }
 
-    /// How long after `reduce_next_backward` this rank's own last gradient was ready; None where nothing was
-    /// reduced.
+    /// How long after `reduce_next_backward` this rank's own last gradient was ready; None where
+    /// nothing was reduced.
     pub(crate) fn own_backward(&self) -> Option<Duration> {
         let raw = self.raw?;
         // SAFETY: `raw` is a live group.
@@ -202,7 +213,8 @@ impl Group {
     /// None: a world of one never waits.
     pub(crate) fn aborter(&self) -> Option<Aborter> {
         let raw = self.raw?;
-        // SAFETY: `raw` is a live group; what is handed out holds its own reference to the connections.
+        // SAFETY: `raw` is a live group; what is handed out holds its own reference to the
+        // connections.
         NonNull::new(unsafe { ffi::retri_group_backend(raw.as_ptr()) }).map(Aborter)
     }
 
@@ -277,7 +289,11 @@ impl Drop for Group {
     }
 }
 
-fn open(store: &Store, prefix: &str, membership: &Membership) -> Result<*mut c_void, CollectiveError> {
+fn open(
+    store: &Store,
+    prefix: &str,
+    membership: &Membership,
+) -> Result<*mut c_void, CollectiveError> {
     let prefix = c_text("prefix", prefix)?;
     let rank = c_int::try_from(membership.rank).expect("ranks are far fewer than 2^31");
     let world = c_int::try_from(membership.world).expect("ranks are far fewer than 2^31");
@@ -286,15 +302,24 @@ fn open(store: &Store, prefix: &str, membership: &Membership) -> Result<*mut c_v
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => {
             let device = c_int::try_from(device).expect("devices are far fewer than 2^31");
-            // SAFETY: the store is alive during the call and the group keeps its own reference; strings are
-            // copied.
-            Ok(unsafe { ffi::retri_group_nccl(store.raw(), prefix.as_ptr(), device, rank, world, timeout) })
+            // SAFETY: the store is alive during the call and the group keeps its own reference;
+            // strings are copied.
+            Ok(unsafe {
+                ffi::retri_group_nccl(store.raw(), prefix.as_ptr(), device, rank, world, timeout)
+            })
         }
         Device::Cpu => {
             let host = c_text("address", &membership.host)?;
             // SAFETY: as above.
             Ok(unsafe {
-                ffi::retri_group_gloo(store.raw(), prefix.as_ptr(), host.as_ptr(), rank, world, timeout)
+                ffi::retri_group_gloo(
+                    store.raw(),
+                    prefix.as_ptr(),
+                    host.as_ptr(),
+                    rank,
+                    world,
+                    timeout,
+                )
             })
         }
         other => Err(CollectiveError {
@@ -384,15 +409,19 @@ mod tests {
         (format!("weight of {values}"), tensor)
     }
 
-    /// Two micro-batches: the first only accumulates, the second reduces the sum of both to the mean over
-    /// ranks.
+    /// Two micro-batches: the first only accumulates, the second reduces the sum of both to the
+    /// mean over ranks.
     #[test]
     fn only_the_prepared_backward_communicates_and_it_reduces_what_accumulated() {
         let (a, b) = two(|mut group| {
             let rank = f64::from(group.membership().rank);
             let (name, weight) = weight(3);
-            group.attach(&[(name, weight.shallow_clone())], || {}).unwrap();
-            (weight.sum(Kind::Float) * (1.0 + rank)).f_backward().unwrap();
+            group
+                .attach(&[(name, weight.shallow_clone())], || {})
+                .unwrap();
+            (weight.sum(Kind::Float) * (1.0 + rank))
+                .f_backward()
+                .unwrap();
             let before = Vec::<f32>::try_from(weight.grad()).unwrap();
             group.agree_on_buckets("agreeing").unwrap();
             group.reduce_next_backward("reducing").unwrap();
@@ -406,8 +435,8 @@ mod tests {
         assert_eq!(a.1, b.1);
     }
 
-    /// Rank 1 comes to the reduction only when rank 0 says that it is there: a word that came with the reduced gradients
-    /// would never come.
+    /// Rank 1 comes to the reduction only when rank 0 says that it is there: a word that came with
+    /// the reduced gradients would never come.
     #[test]
     fn a_rank_tells_when_its_own_gradients_are_ready_and_only_then_waits_for_others() {
         const STEPS: usize = 3;
@@ -418,7 +447,8 @@ mod tests {
             let (told, counted) = (Arc::new(AtomicUsize::new(0)), say.clone());
             let counts = Arc::clone(&told);
             let weights = [weight(3), weight(5)];
-            let shallow = |(name, weight): &(String, Tensor)| (name.clone(), weight.shallow_clone());
+            let shallow =
+                |(name, weight): &(String, Tensor)| (name.clone(), weight.shallow_clone());
             group
                 .attach(&weights.each_ref().map(shallow), move || {
                     counts.fetch_add(1, Ordering::SeqCst);
@@ -430,13 +460,19 @@ mod tests {
             let [one, both] = [1, 2].map(|count| {
                 let weights = weights.each_ref().map(|(_, weight)| weight.shallow_clone());
                 move || {
-                    let sums = weights[..count].iter().map(|weight| weight.sum(Kind::Float));
+                    let sums = weights[..count]
+                        .iter()
+                        .map(|weight| weight.sum(Kind::Float));
                     sums.reduce(|a, b| a + b).unwrap().f_backward().unwrap();
                 }
             });
             for step in 1..=STEPS {
                 both();
-                assert_eq!(told.load(Ordering::SeqCst), step - 1, "this one only accumulates");
+                assert_eq!(
+                    told.load(Ordering::SeqCst),
+                    step - 1,
+                    "this one only accumulates"
+                );
                 group.agree_on_buckets("agreeing").unwrap();
                 group.reduce_next_backward("reducing").unwrap();
                 if rank == 1 {
@@ -448,7 +484,11 @@ mod tests {
             group.agree_on_buckets("agreeing").unwrap();
             group.reduce_next_backward("reducing").unwrap();
             one();
-            assert_eq!(told.load(Ordering::SeqCst), STEPS, "a gradient is still to come");
+            assert_eq!(
+                told.load(Ordering::SeqCst),
+                STEPS,
+                "a gradient is still to come"
+            );
             let released = Arc::downgrade(&told);
             drop((told, group));
             assert!(released.upgrade().is_none(), "with its group it goes too");

@@ -1,6 +1,6 @@
-//! Ranks talking to each other: libtorch's c10d behind a safe face. The only folder with `unsafe` code; each
-//! block says why it holds. Never decides anything: [`crate::train`] does. Every failure is a
-//! [`CollectiveError`].
+//! Ranks talking to each other: libtorch's c10d behind a safe face. The only folder with `unsafe`
+//! code; each block says why it holds. Never decides anything: [`crate::train`] does. Every failure
+//! is a [`CollectiveError`].
 #![allow(unsafe_code)]
 
 pub(crate) mod device;
@@ -25,8 +25,8 @@ pub(crate) struct CollectiveError {
 impl CollectiveError {
     /// Takes the message of the shim call that has just failed on this thread.
     fn last(action: impl Into<String>) -> Self {
-        // SAFETY: the shim returns a pointer to a thread-local string that lives until this thread's next
-        // shim call.
+        // SAFETY: the shim returns a pointer to a thread-local string that lives until this
+        // thread's next shim call.
         let text = unsafe { CStr::from_ptr(ffi::retri_error()) };
         Self {
             action: action.into(),
@@ -45,7 +45,8 @@ pub(crate) fn first_line(message: &str) -> &str {
     line.strip_prefix("Internal torch error: ").unwrap_or(line)
 }
 
-/// Leaves the process at once, from any thread. Destructors of c10d would wait for peers that may be gone.
+/// Leaves the process at once, from any thread. Destructors of c10d would wait for peers that may
+/// be gone.
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: `_exit` takes any code and does not return.
     unsafe { ffi::retri_exit(code) }

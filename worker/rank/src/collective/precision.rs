@@ -1,4 +1,5 @@
-//! Switches of libtorch's arithmetic that `tch` does not reach. Called where a process begins to compute.
+//! Switches of libtorch's arithmetic that `tch` does not reach. Called where a process begins to
+//! compute.
 
 use super::ffi;
 

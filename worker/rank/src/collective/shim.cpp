@@ -1,6 +1,7 @@
-// A C face over libtorch's c10d, called by ffi.rs only. Every function catches every C++ exception and leaves
-// the message in a thread-local string that retri_error() returns; none lets one cross into Rust. Tensors
-// cross as `at::Tensor*`, which is what tch hands out. With RETRI_CUDA the NCCL process group is there too.
+// A C face over libtorch's c10d, called by ffi.rs only. Every function catches every C++ exception
+// and leaves the message in a thread-local string that retri_error() returns; none lets one cross
+// into Rust. Tensors cross as `at::Tensor*`, which is what tch hands out. With RETRI_CUDA the NCCL
+// process group is there too.
 #include <torch/torch.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
@@ -30,7 +31,8 @@ using Millis = std::chrono::milliseconds;
 
 thread_local std::string last_error;
 
-// Buckets as DistributedDataParallel sizes them: the first small, so that communication starts early.
+// Buckets as DistributedDataParallel sizes them: the first small, so that communication starts
+// early.
 constexpr int64_t first_bucket_bytes = 1024 * 1024;
 constexpr int64_t bucket_bytes = 25 * 1024 * 1024;
 
@@ -38,8 +40,9 @@ struct Store {
   c10::intrusive_ptr<c10d::TCPStore> tcp;
 };
 
-// Counts the own gradients of a prepared backward and tells when the last one is ready, on whichever thread autograd
-// computes it. Each of the trained parameters has its hook once in such a backward; others are not counted.
+// Counts the own gradients of a prepared backward and tells when the last one is ready, on
+// whichever thread autograd computes it. Each of the trained parameters has its hook once in such a
+// backward; others are not counted.
 struct Countdown {
   Countdown(int total, void* user, void (*tell)(void*), void (*release)(void*))
       : total(total), user(user), tell(tell), release(release) {}
@@ -124,8 +127,8 @@ Result guarded(Result failed, Body body) {
   return failed;
 }
 
-// c10d's abort does nothing for Gloo: this ends its connections, and with them every wait. Merely closing a connection
-// would leave its own waits waiting.
+// c10d's abort does nothing for Gloo: this ends its connections, and with them every wait. Merely
+// closing a connection would leave its own waits waiting.
 struct OpenGloo : c10d::ProcessGroupGloo {
   static void end(c10d::ProcessGroupGloo& group) {
     for (auto& context : group.*(&OpenGloo::contexts_)) {
@@ -257,7 +260,8 @@ void* retri_group_gloo(
 void* retri_group_nccl(
     void* store, const char* prefix, int device, int rank, int world, int64_t timeout_ms) {
   return guarded<void*>(nullptr, [&]() -> void* {
-    // 1: on a time-out or a communicator's error the watchdog aborts the communicator and ends the process.
+    // 1: on a time-out or a communicator's error the watchdog aborts the communicator and ends the
+    // process.
     setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1", 1);
     const auto heartbeat_s = std::max<int64_t>(1, timeout_ms / 1000);
     setenv("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", std::to_string(heartbeat_s).c_str(), 1);
@@ -301,8 +305,8 @@ int retri_broadcast(void* group, at::Tensor* tensor, int root) {
   });
 }
 
-// The group's connections, to be aborted from another thread than the one that waits in a collective. Lives as long
-// as it must, whatever becomes of the group.
+// The group's connections, to be aborted from another thread than the one that waits in a
+// collective. Lives as long as it must, whatever becomes of the group.
 void* retri_group_backend(void* group) {
   return new c10::intrusive_ptr<c10d::Backend>(static_cast<Group*>(group)->backend);
 }
@@ -322,9 +326,9 @@ void retri_backend_free(void* backend) {
   delete static_cast<c10::intrusive_ptr<c10d::Backend>*>(backend);
 }
 
-// Returns once the reducer's hooks hang on the parameters. Their order must be the same on every rank. `tell` is called
-// with `user` in every backward that reduces, as soon as the last own gradient is ready; `release` when it never will be
-// again, whatever this call returns.
+// Returns once the reducer's hooks hang on the parameters. Their order must be the same on every
+// rank. `tell` is called with `user` in every backward that reduces, as soon as the last own
+// gradient is ready; `release` when it never will be again, whatever this call returns.
 int retri_reducer(
     void* group, at::Tensor* const* parameters, int count, void* user, void (*tell)(void*), void (*release)(void*)) {
   return guarded(-1, [&] {
@@ -341,8 +345,8 @@ int retri_reducer(
   });
 }
 
-// Before the forward whose backward reduces. Once, after the first such backward, the ranks agree anew on the buckets, and
-// wait for each other.
+// Before the forward whose backward reduces. Once, after the first such backward, the ranks agree
+// anew on the buckets, and wait for each other.
 int retri_reducer_forward(void* group) {
   return guarded(-1, [&] {
     auto& reducer = static_cast<Group*>(group)->reduces();
@@ -362,7 +366,8 @@ int retri_reducer_backward(void* group) {
   });
 }
 
-// Nanoseconds from retri_reducer_backward to the moment when the last own gradient was ready. -1: not known.
+// Nanoseconds from retri_reducer_backward to the moment when the last own gradient was ready. -1:
+// not known.
 int64_t retri_reducer_ready_nanos(void* group) {
   return guarded<int64_t>(-1, [&]() -> int64_t {
     const auto ready = static_cast<Group*>(group)->reduces().get_backward_stats();
@@ -370,8 +375,8 @@ int64_t retri_reducer_ready_nanos(void* group) {
   });
 }
 
-// Takes the reducer's hooks off the parameters at once; the rest on a thread of its own, because connections to peers
-// that are gone can be slow to end.
+// Takes the reducer's hooks off the parameters at once; the rest on a thread of its own, because
+// connections to peers that are gone can be slow to end.
 void retri_group_free(void* group) {
   guarded(-1, [&] {
     auto* owner = static_cast<Group*>(group);
@@ -397,7 +402,8 @@ int retri_cuda_devices() {
 #endif
 }
 
-// Writes the device's name and compute capability as major * 10 + minor; -1 with retri_error() otherwise.
+// Writes the device's name and compute capability as major * 10 + minor; -1 with retri_error()
+// otherwise.
 int retri_cuda_capability(int device, char* name, int name_bytes) {
 #ifdef RETRI_CUDA
   return guarded(-1, [&] {
@@ -414,8 +420,8 @@ int retri_cuda_capability(int device, char* name, int name_bytes) {
 #endif
 }
 
-// What the library says of its own build, the compiler's architecture flags among it. "" in a CPU build, and where
-// the driver is missing, without which it says nothing.
+// What the library says of its own build, the compiler's architecture flags among it. "" in a CPU
+// build, and where the driver is missing, without which it says nothing.
 const char* retri_cuda_build() {
 #ifdef RETRI_CUDA
   static const std::string text =
@@ -426,8 +432,8 @@ const char* retri_cuda_build() {
 #endif
 }
 
-// Forbids the GPU to round fp32 inputs of convolutions and matrix products to 10 bits, which newer ones do
-// for speed.
+// Forbids the GPU to round fp32 inputs of convolutions and matrix products to 10 bits, which newer
+// ones do for speed.
 void retri_full_fp32() {
   at::globalContext().setAllowTF32CuDNN(false);
   at::globalContext().setAllowTF32CuBLAS(false);

@@ -1,5 +1,6 @@
-//! The key-value store through which the ranks of one generation find each other. Rank 0 serves it; it lives
-//! and dies with the generation and is never used again (a stale address in a store is how restarts hang).
+//! The key-value store through which the ranks of one generation find each other. Rank 0 serves it;
+//! it lives and dies with the generation and is never used again (a stale address in a store is how
+//! restarts hang).
 
 use super::{CollectiveError, ffi};
 use std::ffi::{CString, c_void};
@@ -32,17 +33,24 @@ impl Store {
         Self::open(host, port, false, timeout)
     }
 
-    fn open(host: &str, port: u16, server: bool, timeout: Duration) -> Result<Self, CollectiveError> {
+    fn open(
+        host: &str,
+        port: u16,
+        server: bool,
+        timeout: Duration,
+    ) -> Result<Self, CollectiveError> {
         let host_c = c_text("host", host)?;
         // SAFETY: the string is alive during the call; the shim copies what it keeps.
-        let raw = unsafe { ffi::retri_store(host_c.as_ptr(), port.into(), server.into(), millis(timeout)) };
+        let raw = unsafe {
+            ffi::retri_store(host_c.as_ptr(), port.into(), server.into(), millis(timeout))
+        };
         let action = if server {
             "cannot serve a store on"
         } else {
             "cannot reach the store at"
         };
-        let raw =
-            NonNull::new(raw).ok_or_else(|| CollectiveError::last(format!("{action} {host}:{port}")))?;
+        let raw = NonNull::new(raw)
+            .ok_or_else(|| CollectiveError::last(format!("{action} {host}:{port}")))?;
         Ok(Self { raw })
     }
 
@@ -54,11 +62,14 @@ impl Store {
     pub(crate) fn set(&self, key: &str, value: &str) -> Result<(), CollectiveError> {
         let (key_c, value_c) = (c_text("key", key)?, c_text("value", value)?);
         // SAFETY: `raw` is a live store; both strings are alive during the call and copied.
-        let code = unsafe { ffi::retri_store_set(self.raw.as_ptr(), key_c.as_ptr(), value_c.as_ptr()) };
+        let code =
+            unsafe { ffi::retri_store_set(self.raw.as_ptr(), key_c.as_ptr(), value_c.as_ptr()) };
         if code == 0 {
             Ok(())
         } else {
-            Err(CollectiveError::last(format!("cannot write {key} to the store")))
+            Err(CollectiveError::last(format!(
+                "cannot write {key} to the store"
+            )))
         }
     }
 
@@ -66,11 +77,14 @@ impl Store {
     pub(crate) fn wait(&self, key: &str, timeout: Duration) -> Result<(), CollectiveError> {
         let key_c = c_text("key", key)?;
         // SAFETY: `raw` is a live store; the string is alive during the call.
-        let code = unsafe { ffi::retri_store_wait(self.raw.as_ptr(), key_c.as_ptr(), millis(timeout)) };
+        let code =
+            unsafe { ffi::retri_store_wait(self.raw.as_ptr(), key_c.as_ptr(), millis(timeout)) };
         if code == 0 {
             Ok(())
         } else {
-            Err(CollectiveError::last(format!("waited for {key} in the store")))
+            Err(CollectiveError::last(format!(
+                "waited for {key} in the store"
+            )))
         }
     }
 
@@ -81,8 +95,8 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        // SAFETY: `raw` came from `retri_store` and is freed once. Groups hold their own reference to the C++
-        // store.
+        // SAFETY: `raw` came from `retri_store` and is freed once. Groups hold their own reference
+        // to the C++ store.
         unsafe { ffi::retri_store_free(self.raw.as_ptr()) }
     }
 }

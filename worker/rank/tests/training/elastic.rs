@@ -2,7 +2,7 @@
 
 use crate::world::{TestRank, World, last_digest, meet, resumed_from, world_of};
 use proto::id::{Generation, Step};
-use proto::message::{Assignment, Halt, RankOrder, RankPhase};
+use proto::message::{Assignment, GracefulStop, RankOrder, RankPhase};
 use std::io::Write;
 use std::net::TcpListener;
 use std::process::Command;
@@ -11,20 +11,20 @@ use std::process::Command;
 fn ranks_that_are_told_to_halt_leave_together_with_a_checkpoint_and_a_resumed_run_ends_the_same() {
     let world = World::new();
     let whole = world.run(&world.assignment);
-    let halted = Assignment {
+    let stopped = Assignment {
         generation: Generation(2),
         run: world_of(2),
-        halt: Some(Halt::Save),
+        graceful_stop: Some(GracefulStop::WithCheckpoint),
         ..world.assignment.clone()
     };
-    let reports = world.run(&halted);
+    let reports = world.run(&stopped);
     for report in &reports {
         assert_eq!(report.phase, RankPhase::Finished, "{report:?}");
         assert!(report.shards.iter().map(|shard| shard.step.0).eq([1]));
     }
     let alone = Assignment {
         generation: Generation(3),
-        halt: Some(Halt::Save),
+        graceful_stop: Some(GracefulStop::WithCheckpoint),
         ..world.assignment.clone()
     };
     let first = world.run(&alone);
@@ -141,7 +141,10 @@ fn a_generation_ends_for_ranks_that_work_waits_for_nobody_and_may_shrink_and_gro
     meet(&world, &mut [first, second], &job(4, 2));
     for rank in &mut ranks {
         let report = rank.finish();
-        assert_eq!((&report.phase, report.generation.0), (&RankPhase::Finished, 4));
+        assert_eq!(
+            (&report.phase, report.generation.0),
+            (&RankPhase::Finished, 4)
+        );
         assert_eq!(last_digest(&report), undisturbed);
     }
 }
@@ -150,26 +153,26 @@ fn a_generation_ends_for_ranks_that_work_waits_for_nobody_and_may_shrink_and_gro
 fn a_rank_that_holds_writes_nothing_until_it_is_told_to_and_a_reserve_waits_for_its_place() {
     let world = World::new();
     let hold = Assignment {
-        halt: Some(Halt::Hold),
+        graceful_stop: Some(GracefulStop::WithoutCheckpoint),
         ..world.assignment.clone()
     };
     let mut rank = TestRank::start(world.folder.path(), &hold, 0);
     let held = rank.until(|report| report.phase == RankPhase::Finished);
     assert!(held.shards.is_empty() && held.steps.iter().map(|step| step.step.0).eq([1]));
     let save = Assignment {
-        halt: Some(Halt::Save),
+        graceful_stop: Some(GracefulStop::WithCheckpoint),
         ..world.assignment.clone()
     };
     rank.order(&save);
     let saved = rank.until(|report| !report.shards.is_empty());
     assert!(saved.shards.iter().map(|shard| shard.step.0).eq([1]));
     // Out of the generation, and in again: what it held it holds still.
-    let reserve = Assignment {
+    let standby = Assignment {
         generation: Generation(2),
         run: world_of(0),
         ..world.assignment.clone()
     };
-    rank.order(&reserve);
+    rank.order(&standby);
     rank.until(|report| report.generation == Generation(2) && report.phase == RankPhase::Ready);
     let last = Assignment {
         generation: Generation(3),
@@ -183,7 +186,10 @@ fn a_rank_that_holds_writes_nothing_until_it_is_told_to_and_a_reserve_waits_for_
 #[test]
 fn a_rank_leaves_when_it_is_told_to_and_when_its_daemon_is_gone() {
     let world = World::new();
-    let endless = world.assignment.job_toml.replace("steps = 4", "steps = 100000");
+    let endless = world
+        .assignment
+        .job_toml
+        .replace("steps = 4", "steps = 100000");
     let assignment = Assignment {
         job_toml: endless,
         ..world.assignment.clone()
@@ -203,7 +209,10 @@ fn a_rank_leaves_when_it_is_told_to_and_when_its_daemon_is_gone() {
     };
     let mut left = TestRank::start(world.folder.path(), &second, 0);
     left.until(|report| report.phase == RankPhase::Training);
-    left.reader.get_ref().shutdown(std::net::Shutdown::Both).unwrap();
+    left.reader
+        .get_ref()
+        .shutdown(std::net::Shutdown::Both)
+        .unwrap();
     assert_eq!(left.child.wait().unwrap().code(), Some(3));
 }
 
@@ -230,7 +239,11 @@ fn a_rank_leaves_the_upload_of_a_generation_that_is_over_and_keeps_its_step() {
     rank.order(&job(2));
     let report = rank.until(|report| report.generation == Generation(2));
     let steps: Vec<u64> = report.steps.iter().map(|step| step.step.0).collect();
-    assert_eq!(steps, [1, 2], "the step is told though its share was not written");
+    assert_eq!(
+        steps,
+        [1, 2],
+        "the step is told though its share was not written"
+    );
     // The share is still owed, and the next generation begins with it.
     let second = silent.accept().unwrap();
     drop((first, second));

@@ -1,9 +1,11 @@
 //! What ends a rank or a job, and the words it ends with.
 
-use crate::world::{TestRank, World, copy_renamed, failure, last_digest, met_at, resumed_from, world_of};
+use crate::world::{
+    TestRank, World, copy_renamed, failure, last_digest, met_at, resumed_from, world_of,
+};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Step};
-use proto::message::{Assignment, Doing, Piece, RankPhase, RankReport};
+use proto::message::{Activity, Assignment, RankPhase, RankReport, Stage};
 use proto::sample::SampleWork;
 
 #[test]
@@ -26,7 +28,10 @@ fn what_goes_wrong_is_said_in_one_line_with_rank_place_and_reason() {
         |a| a.dataset_version = "0".into(),
         &["the job was submitted with 0"],
     );
-    check(|a| a.job_toml = "name = 1".into(), &["job.toml of tiny-1:1"]);
+    check(
+        |a| a.job_toml = "name = 1".into(),
+        &["job.toml of tiny-1:1"],
+    );
     let missing = |a: &mut Assignment| {
         let lost = CheckpointRef {
             step: Step(2),
@@ -52,9 +57,12 @@ fn a_rank_keeps_what_it_holds_while_the_store_takes_no_checkpoint_and_writes_it_
     std::fs::write(folder.join("checkpoints"), "").unwrap();
     let mut rank = TestRank::start(world.folder.path(), &second, 0);
     // Two pauses between tries.
-    let waits = |doing: Doing| doing.piece == Piece::Checkpoint && 600 < doing.for_ms;
-    let report = rank.until(|report| report.doing.is_some_and(waits));
-    assert_eq!((&report.phase, report.shards.len()), (&RankPhase::Training, 0));
+    let waits = |activity: Activity| activity.stage == Stage::Checkpoint && 600 < activity.for_ms;
+    let report = rank.until(|report| report.activity.is_some_and(waits));
+    assert_eq!(
+        (&report.phase, report.shards.len()),
+        (&RankPhase::Training, 0)
+    );
     std::fs::remove_file(folder.join("checkpoints")).unwrap();
     let report = rank.finish();
     assert!(
@@ -64,7 +72,8 @@ fn a_rank_keeps_what_it_holds_while_the_store_takes_no_checkpoint_and_writes_it_
     assert_eq!(last_digest(&report), whole);
 }
 
-/// A base of nothing but an autoencoder, with the weights that a job had after `step`; the line that names it.
+/// A base of nothing but an autoencoder, with the weights that a job had after `step`; the line
+/// that names it.
 fn base_of(world: &World, autoencoder: &Assignment, (name, step): (&str, u64)) -> String {
     let shard = world.checkpoint(autoencoder, Step(step));
     let folder = world.folder.path().join(name);
@@ -131,7 +140,10 @@ fn base_weights_that_changed_since_the_checkpoint_are_refused_with_both_digests(
     let mut second = TestRank::start(world.folder.path(), &second, 1);
     for report in [opener.finish(), second.finish()] {
         let error = failure(&report);
-        assert!(error.contains("the ranks differ in the base weights"), "{error}");
+        assert!(
+            error.contains("the ranks differ in the base weights"),
+            "{error}"
+        );
     }
 }
 
@@ -152,7 +164,9 @@ fn base_weights_that_are_not_finite_end_the_job_with_url_file_and_tensor() {
     let last = bytes.len() - 4;
     bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
     std::fs::write(&file, bytes).unwrap();
-    let report = world.run(&job(2, &format!("\"text-to-image\"{init}"))).remove(0);
+    let report = world
+        .run(&job(2, &format!("\"text-to-image\"{init}")))
+        .remove(0);
     let error = failure(&report);
     assert!(
         error.contains("model.init file://")
@@ -161,7 +175,13 @@ fn base_weights_that_are_not_finite_end_the_job_with_url_file_and_tensor() {
         "{error}"
     );
     // No generation after it would do better.
-    assert!(matches!(report.phase, RankPhase::Failed { permanent: true, .. }));
+    assert!(matches!(
+        report.phase,
+        RankPhase::Failed {
+            permanent: true,
+            ..
+        }
+    ));
 }
 
 /// Two ranks of a job whose first update throws the weights out of all bounds.
@@ -169,7 +189,10 @@ fn diverging(world: &World, on_nonfinite: &str) -> (Assignment, Vec<RankReport>)
     let rate = format!("learning_rate = 1e30\non_nonfinite = \"{on_nonfinite}\"");
     let pair = Assignment {
         run: world_of(2),
-        job_toml: world.assignment.job_toml.replace("learning_rate = 0.001", &rate),
+        job_toml: world
+            .assignment
+            .job_toml
+            .replace("learning_rate = 0.001", &rate),
         ..world.assignment.clone()
     };
     let reports = world.run(&pair);
@@ -189,8 +212,9 @@ fn a_loss_that_is_no_number_ends_the_job_on_all_ranks_with_step_and_samples() {
     let (first, second) = (error(&reports[0]), error(&reports[1]));
     assert_eq!(first, second, "all ranks say the same");
     assert!(
-        first.starts_with("step 2: the loss is not finite; nothing was changed; the samples at positions ")
-            && first.contains("(id "),
+        first.starts_with(
+            "step 2: the loss is not finite; nothing was changed; the samples at positions "
+        ) && first.contains("(id "),
         "{first}"
     );
     assert_eq!(reports[0].steps.len(), 1);
@@ -201,15 +225,24 @@ fn steps_that_are_skipped_are_counted_and_leave_the_weights_alone() {
     let world = World::new();
     let (pair, reports) = diverging(&world, "skip");
     assert!(
-        reports.iter().all(|report| report.phase == RankPhase::Finished),
+        reports
+            .iter()
+            .all(|report| report.phase == RankPhase::Finished),
         "{reports:?}"
     );
-    let skipped: Vec<u64> = reports[0].steps.iter().map(|step| step.skipped_steps).collect();
+    let skipped: Vec<u64> = reports[0]
+        .steps
+        .iter()
+        .map(|step| step.skipped_steps)
+        .collect();
     assert_eq!(skipped, [0, 1, 2, 3]);
     assert!(reports[0].steps.iter().all(|step| step.loss.is_finite()));
     let (second, last) = (world.state(&pair, 2), world.state(&pair, 4));
     for (name, values) in &last {
-        assert!(values == &second[name] || name.starts_with("guard/"), "{name}");
+        assert!(
+            values == &second[name] || name.starts_with("guard/"),
+            "{name}"
+        );
     }
     assert_eq!(last["guard/skipped"], [3.0]);
 }
@@ -235,7 +268,8 @@ fn a_loss_that_an_exact_sum_cannot_hold_ends_the_job_on_all_ranks_with_step_and_
         };
         for part in [
             ": step ",
-            ": the gradient or loss of a micro-batch is larger than an exact sum holds (6.5536e4 for an element of the \
+            ": the gradient or loss of a micro-batch is larger than an exact sum holds (6.5536e4 \
+            for an element of the \
              gradient, 1.048576e6 for a loss)",
             "nothing was changed; if such numbers are right, use train.reduction = \"fast\"",
             "; the samples at positions ",

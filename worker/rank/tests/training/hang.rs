@@ -5,7 +5,7 @@ use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use proto::id::Generation;
-use proto::message::{Assignment, Doing, HANGS, RankPhase, RankReport};
+use proto::message::{Activity, Assignment, HANGS, RankPhase, RankReport};
 use std::io::{BufRead, ErrorKind};
 use std::time::Duration;
 
@@ -16,32 +16,35 @@ const GIVEN_UP_MS: u64 = 60_000;
 /// Far longer than the time between two beats.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// Stops the model's thread, which is the process's first, in a piece of a step that is its own. Every other thread runs.
-fn freeze(rank: &mut TestRank) -> Doing {
+/// Stops the model's thread, which is the process's first, in a piece of a step that is its own.
+/// Every other thread runs.
+fn freeze(rank: &mut TestRank) -> Activity {
     let thread = Pid::from_raw(i32::try_from(rank.child.id()).unwrap());
     ptrace::seize(thread, ptrace::Options::empty()).unwrap();
     loop {
         ptrace::interrupt(thread).unwrap();
         waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
         let still = standstill(rank);
-        if let Some(doing) = still
-            && doing.piece.is_own()
+        if let Some(activity) = still
+            && activity.stage.is_own()
         {
-            return doing;
+            return activity;
         }
         ptrace::cont(thread, None).unwrap();
-        let place = |doing: Option<Doing>| doing.map(|doing| (doing.step, doing.piece));
-        rank.until(|report| place(report.doing) != place(still));
+        let place =
+            |activity: Option<Activity>| activity.map(|activity| (activity.step, activity.stage));
+        rank.until(|report| place(report.activity) != place(still));
     }
 }
 
-/// Where the stopped thread is. What was said before it was stopped is read too, and is told by its short time.
-fn standstill(rank: &mut TestRank) -> Option<Doing> {
+/// Where the stopped thread is. What was said before it was stopped is read too, and is told by its
+/// short time.
+fn standstill(rank: &mut TestRank) -> Option<Activity> {
     let mut before = None;
     loop {
         let report = next_unless_silent(rank)?;
-        match report.doing {
-            Some(doing) if STANDS_STILL_MS <= doing.for_ms => return Some(doing),
+        match report.activity {
+            Some(activity) if STANDS_STILL_MS <= activity.for_ms => return Some(activity),
             // Between two steps: two beats that say the same.
             None if before.as_ref() == Some(&report) => return None,
             Some(_) | None => before = Some(report),
@@ -49,10 +52,14 @@ fn standstill(rank: &mut TestRank) -> Option<Doing> {
     }
 }
 
-/// Its next report; None where the thread was stopped with something in its hands that the process needs to speak, such as
-/// a lock of the allocator. A daemon kills such a process for its silence; this test is after the others.
+/// Its next report; None where the thread was stopped with something in its hands that the process
+/// needs to speak, such as a lock of the allocator. A daemon kills such a process for its silence;
+/// this test is after the others.
 fn next_unless_silent(rank: &mut TestRank) -> Option<RankReport> {
-    rank.reader.get_ref().set_read_timeout(Some(SILENCE)).unwrap();
+    rank.reader
+        .get_ref()
+        .set_read_timeout(Some(SILENCE))
+        .unwrap();
     let mut line = String::new();
     let read = rank.reader.read_line(&mut line);
     rank.reader.get_ref().set_read_timeout(None).unwrap();
@@ -69,8 +76,8 @@ fn a_rank_whose_thread_hangs_says_so_and_leaves_and_the_other_goes_on_to_the_sam
     assert_eq!(disturbed, undisturbed);
 }
 
-/// Each rank has one micro-batch of a step or two, and the last one's backward reduces: it is the rank's own until its
-/// gradients are ready.
+/// Each rank has one micro-batch of a step or two, and the last one's backward reduces: it is the
+/// rank's own until its gradients are ready.
 #[test]
 fn a_rank_whose_thread_hangs_beside_the_reducer_says_so_and_leaves_and_the_other_goes_on() {
     // The worlds differ, and with them the last bits.
@@ -104,14 +111,16 @@ fn hang(reduction: &str) -> (String, String) {
         panic!("two")
     };
     first.until(|report| report.steps.len() > 1);
-    let doing = freeze(second);
+    let activity = freeze(second);
     let last = second.until(|report| {
-        let stands = report.doing.is_some_and(|doing| GIVEN_UP_MS < doing.for_ms);
+        let stands = report
+            .activity
+            .is_some_and(|activity| GIVEN_UP_MS < activity.for_ms);
         assert!(!stands, "nobody noticed: {report:?}");
         report.phase != RankPhase::Training
     });
     let said = failure(&last);
-    let place = format!("{HANGS} {} of step {}: for ", doing.piece, doing.step);
+    let place = format!("{HANGS} {} of step {}: for ", activity.stage, activity.step);
     assert!(
         said.starts_with(&place) && said.ends_with("; it ends itself"),
         "{said}"

@@ -1,4 +1,5 @@
-//! What ranks that share steps come to: the same weights and figures as one, and the same again after a checkpoint.
+//! What ranks that share steps come to: the same weights and figures as one, and the same again
+//! after a checkpoint.
 
 use crate::world::{World, resumed_from, world_of};
 use proto::id::{Generation, Step};
@@ -10,8 +11,12 @@ fn assert_close(a: &BTreeMap<String, Vec<f32>>, b: &BTreeMap<String, Vec<f32>>) 
     assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
     for (name, values) in a {
         for (x, y) in values.iter().zip(&b[name]) {
-            // Adam divides by the root of small second moments, which blows up the last bits of a float sum.
-            assert!((x - y).abs() <= 2e-4 * (1.0 + x.abs()), "{name}: {x} and {y}");
+            // Adam divides by the root of small second moments, which blows up the last bits of a
+            // float sum.
+            assert!(
+                (x - y).abs() <= 2e-4 * (1.0 + x.abs()),
+                "{name}: {x} and {y}"
+            );
         }
     }
 }
@@ -38,7 +43,10 @@ fn two_ranks_train_to_the_weights_of_one_and_report_every_step() {
     assert_eq!(steps, [1, 2, 3, 4]);
     for (a, b) in one[0].steps.iter().zip(&two[0].steps) {
         assert!((a.loss - b.loss).abs() < 1e-3 * a.loss, "{a:?} {b:?}");
-        assert!(b.seconds.communication > 0.0 && b.seconds.backward > 0.0, "{b:?}");
+        assert!(
+            b.seconds.communication > 0.0 && b.seconds.backward > 0.0,
+            "{b:?}"
+        );
         assert_eq!(a.samples, 6);
         assert!(a.peak_memory_bytes > 50 << 20);
     }
@@ -67,7 +75,12 @@ fn a_resumed_rank_ends_with_the_bits_of_one_that_never_stopped() {
 }
 
 /// Two ranks with these lines added to the job's [model] and [train].
-fn pair_with(world: &World, generation: u64, model: &str, train: &str) -> (Assignment, Vec<RankReport>) {
+fn pair_with(
+    world: &World,
+    generation: u64,
+    model: &str,
+    train: &str,
+) -> (Assignment, Vec<RankReport>) {
     let toml = &world.assignment.job_toml;
     let toml = toml.replace("size = \"tiny\"", &format!("size = \"tiny\"\n{model}"));
     let pair = Assignment {
@@ -78,7 +91,9 @@ fn pair_with(world: &World, generation: u64, model: &str, train: &str) -> (Assig
     };
     let reports = world.run(&pair);
     assert!(
-        reports.iter().all(|report| report.phase == RankPhase::Finished),
+        reports
+            .iter()
+            .all(|report| report.phase == RankPhase::Finished),
         "{reports:?}"
     );
     (pair, reports)
@@ -88,7 +103,8 @@ fn pair_with(world: &World, generation: u64, model: &str, train: &str) -> (Assig
 fn the_reducer_sees_the_same_bits_from_blocks_that_are_computed_again() {
     let world = World::new();
     let (plain, _) = pair_with(&world, 1, "", "");
-    let again = "activation_checkpointing = [\"decoder\", \"retrieval-encoder\", \"cross-attention\"]";
+    let again =
+        "activation_checkpointing = [\"decoder\", \"retrieval-encoder\", \"cross-attention\"]";
     let (again, _) = pair_with(&world, 2, again, "");
     assert_eq!(world.state(&plain, 4), world.state(&again, 4));
 }

@@ -62,7 +62,8 @@ impl World {
             .build()
             .unwrap();
         runtime.block_on(async {
-            let mut writer = DatasetWriter::open(&url("data"), WriteOptions::new("figures")).unwrap();
+            let mut writer =
+                DatasetWriter::open(&url("data"), WriteOptions::new("figures")).unwrap();
             for identity in identities(&options) {
                 writer.add(identity).await.unwrap();
             }
@@ -76,7 +77,7 @@ impl World {
             first_rank: Rank(0),
             ranks: 1,
             store_url: url("store"),
-            halt: None,
+            graceful_stop: None,
             run: world_of(1),
             detect_within_ms: 10_000,
         };
@@ -101,7 +102,8 @@ impl World {
         ranks.iter_mut().map(TestRank::finish).collect()
     }
 
-    /// The order to make all units of `work` but the last on one rank, from a trained job's checkpoint.
+    /// The order to make all units of `work` but the last on one rank, from a trained job's
+    /// checkpoint.
     pub(crate) fn sampling(
         &self,
         of: &Assignment,
@@ -128,7 +130,7 @@ impl World {
     }
 
     /// Draws as job `job`; pictures.json, and the pictures that it names.
-    pub(crate) fn pictures(
+    pub(crate) fn images(
         &self,
         of: &Assignment,
         job: &str,
@@ -138,7 +140,13 @@ impl World {
         let assignment = self.sampling(of, job, work, checkpoint);
         let mut rank = TestRank::start(self.folder.path(), &assignment, 0);
         let last = work.units().count - 1;
-        rank.until(|report| report.units.done == [UnitRange { first: 0, end: last }]);
+        rank.until(|report| {
+            report.units.done
+                == [UnitRange {
+                    first: 0,
+                    end: last,
+                }]
+        });
         rank.order(&Assignment {
             run: units_of(of, checkpoint, &[UnitRange::one(last)]),
             ..assignment
@@ -150,7 +158,12 @@ impl World {
 
     /// What a job that drew has written.
     pub(crate) fn drawn(&self, job: &str) -> (Value, Vec<Vec<u8>>) {
-        let folder = self.folder.path().join("store/jobs").join(job).join("pictures");
+        let folder = self
+            .folder
+            .path()
+            .join("store/jobs")
+            .join(job)
+            .join("pictures");
         let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
         let record: Value = serde_json::from_slice(&read("pictures.json")).unwrap();
         let files = record["pictures"].as_array().unwrap().iter();
@@ -183,7 +196,11 @@ impl World {
             environment: shards[0].environment.clone(),
         };
         let folder = self.checkpoint(assignment, step);
-        std::fs::write(folder.join(MANIFEST_FILE), serde_json::to_vec(&manifest).unwrap()).unwrap();
+        std::fs::write(
+            folder.join(MANIFEST_FILE),
+            serde_json::to_vec(&manifest).unwrap(),
+        )
+        .unwrap();
         CheckpointRef {
             step,
             generation: assignment.generation,
@@ -246,7 +263,11 @@ pub(crate) fn met_at(assignment: &Assignment, store_address: Option<String>) -> 
 }
 
 /// Units of the trained job `of`, all leased to rank 0.
-pub(crate) fn units_of(of: &Assignment, checkpoint: Option<CheckpointRef>, lease: &[UnitRange]) -> Run {
+pub(crate) fn units_of(
+    of: &Assignment,
+    checkpoint: Option<CheckpointRef>,
+    lease: &[UnitRange],
+) -> Run {
     let source = SourceJob {
         job_toml: of.job_toml.clone(),
         checkpoint,
@@ -414,7 +435,11 @@ pub(crate) fn last_digest(report: &RankReport) -> String {
 }
 
 /// Starts ranks of an assignment that differs in its first ones: those run already.
-pub(crate) fn meet(world: &World, running: &mut [&mut TestRank], assignment: &Assignment) -> Vec<TestRank> {
+pub(crate) fn meet(
+    world: &World,
+    running: &mut [&mut TestRank],
+    assignment: &Assignment,
+) -> Vec<TestRank> {
     let first = u32::try_from(running.len()).unwrap();
     for (rank, process) in (0..).zip(running.iter_mut()) {
         process.order_as(rank, assignment);
@@ -429,7 +454,8 @@ pub(crate) fn meet(world: &World, running: &mut [&mut TestRank], assignment: &As
         .next()
         .unwrap();
     let generation = assignment.generation;
-    let opened = opener.until(|report| report.generation == generation && report.store_address.is_some());
+    let opened =
+        opener.until(|report| report.generation == generation && report.store_address.is_some());
     let known = Assignment {
         run: met_at(assignment, opened.store_address),
         ..assignment.clone()

@@ -1,4 +1,5 @@
-// Only declared: our code holds c10d objects that hold such contexts, and calls getPair alone. See rendezvous/store.h.
+// Only declared: our code holds c10d objects that hold such contexts, and calls getPair alone. See
+// rendezvous/store.h.
 #pragma once
 #include <chrono>
 #include <exception>
@@ -7,7 +8,8 @@
 
 namespace gloo {
 namespace transport {
-// One connection; signalExceptionExternal is what gloo itself calls on all of them when a wait takes too long.
+// One connection; signalExceptionExternal is what gloo itself calls on all of them when a wait
+// takes too long.
 class Pair {
  public:
   virtual ~Pair() = 0;

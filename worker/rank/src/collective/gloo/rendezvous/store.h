@@ -1,6 +1,6 @@
-// libtorch contains gloo but ships no header of it, and ProcessGroupGloo.hpp includes five. These files declare the
-// few types that it names, so that the header compiles. Everything goes through c10d, save the end of a
-// group's connections, for which c10d has no call.
+// libtorch contains gloo but ships no header of it, and ProcessGroupGloo.hpp includes five. These
+// files declare the few types that it names, so that the header compiles. Everything goes through
+// c10d, save the end of a group's connections, for which c10d has no call.
 #pragma once
 #include <chrono>
 #include <string>

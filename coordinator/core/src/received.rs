@@ -1,6 +1,6 @@
 //! A worker's report: its lease, its arrival, and what it says of its ranks.
 
-use crate::event::Fact;
+use crate::event::Event;
 use crate::explain::{Ending, failure};
 use crate::fleet::Arrival;
 use crate::gang::{Class, classify};
@@ -13,21 +13,24 @@ use proto::message::{RankReport, WorkerReport};
 use std::collections::BTreeMap;
 
 impl Coordinator {
-    pub(crate) fn on_heard(&mut self, report: &WorkerReport, outbox: &mut Outbox) {
+    pub(crate) fn on_report(&mut self, report: &WorkerReport, outbox: &mut Outbox) {
         let worker = &report.worker;
-        match self.fleet.hear(report, self.deadlines, outbox.now, outbox.wall) {
+        match self
+            .fleet
+            .receive(report, self.deadlines, outbox.now, outbox.wall)
+        {
             Arrival::Known => {}
-            Arrival::Up => outbox.note(Fact::WorkerUp {
+            Arrival::Up => outbox.emit(Event::WorkerUp {
                 worker: worker.clone(),
             }),
             Arrival::Replaced { old } => {
                 self.noted.retain(|(noted, _)| *noted != old);
                 let reason = format!("restarted as {worker}");
-                outbox.note(Fact::WorkerDown {
+                outbox.emit(Event::WorkerDown {
                     worker: old.clone(),
                     reason,
                 });
-                outbox.note(Fact::WorkerUp {
+                outbox.emit(Event::WorkerUp {
                     worker: worker.clone(),
                 });
                 let ending = Ending::WorkerRestarted {
@@ -61,7 +64,12 @@ impl Coordinator {
     }
 
     /// Takes one rank's report; the reason if it ends its generation.
-    fn on_rank(&mut self, worker: &WorkerId, report: &RankReport, outbox: &mut Outbox) -> Option<Ending> {
+    fn on_rank(
+        &mut self,
+        worker: &WorkerId,
+        report: &RankReport,
+        outbox: &mut Outbox,
+    ) -> Option<Ending> {
         let Some(job) = self.jobs.get_mut(&report.job) else {
             let job = report.job.clone();
             self.ignore(worker, &Violation::UnknownJob { job }, outbox);
@@ -70,7 +78,7 @@ impl Coordinator {
         let job = match job {
             Job::Gang(gang) => gang,
             Job::Units(units) => {
-                if let Some(violation) = units.hear(worker, report, self.deadlines, outbox) {
+                if let Some(violation) = units.receive(worker, report, self.deadlines, outbox) {
                     self.ignore(worker, &violation, outbox);
                 }
                 return None;
@@ -78,22 +86,26 @@ impl Coordinator {
         };
         match classify(job, worker, report) {
             Class::Live => {
-                let heard = job.hear(worker, report, outbox);
+                let heard = job.receive(worker, report, outbox);
                 for violation in heard.violations {
                     self.ignore(worker, &violation, outbox);
                 }
                 return heard.ending;
             }
             Class::Standby => {
-                job.hear_standby(worker, report, self.deadlines, outbox);
-                job.hear_late(worker, report, outbox);
+                job.receive_standby(worker, report, self.deadlines, outbox);
+                job.receive_late(worker, report, outbox);
             }
             Class::Late => {
                 let newest = job.head.generation;
-                job.hear_late(worker, report, outbox);
+                job.receive_late(worker, report, outbox);
                 if report.generation < newest && failure(worker, report).is_none() {
                     let (job, said) = (report.job.clone(), report.generation);
-                    self.ignore(worker, &Violation::OldGeneration { job, said, newest }, outbox);
+                    self.ignore(
+                        worker,
+                        &Violation::OldGeneration { job, said, newest },
+                        outbox,
+                    );
                 }
             }
             Class::Impossible(violation) => self.ignore(worker, &violation, outbox),
@@ -103,7 +115,7 @@ impl Coordinator {
 
     fn ignore(&mut self, worker: &WorkerId, violation: &Violation, outbox: &mut Outbox) {
         if self.noted.insert((worker.clone(), violation.kind())) {
-            outbox.note(Fact::Ignored {
+            outbox.emit(Event::Ignored {
                 worker: worker.clone(),
                 what: violation.to_string(),
             });

@@ -1,5 +1,6 @@
-//! Pixels: decoding, boxes, resizing, and placing a picture on a square of one colour (notes 1.2, rows A.4).
-//! No choice is made and no random number drawn here. Called by prepare, the import and the verifier.
+//! Pixels: decoding, boxes, resizing, and placing a picture on a square of one colour (notes 1.2,
+//! rows A.4). No choice is made and no random number drawn here. Called by prepare, the import and
+//! the verifier.
 
 use bytes::Bytes;
 use image::imageops::FilterType;
@@ -7,12 +8,12 @@ use image::{DynamicImage, GrayImage, ImageFormat, Rgb, RgbImage};
 
 use crate::sample::{Metadata, Sample};
 
-/// A larger picture is refused before its pixels are allocated: no training picture needs it, and a damaged
-/// header may claim anything.
+/// A larger picture is refused before its pixels are allocated: no training picture needs it, and a
+/// damaged header may claim anything.
 const LARGEST_SIDE: u32 = 8192;
 
 #[derive(Debug, thiserror::Error)]
-pub enum PictureError {
+pub enum ImageError {
     #[error("the {what} cannot be decoded as PNG, JPEG or WebP: {reason}")]
     Decode { what: &'static str, reason: String },
     #[error("the {what} is {found_width}x{found_height} pixels, the row says {width}x{height}")]
@@ -32,7 +33,7 @@ pub enum PictureError {
 pub struct Decoded {
     pub position: u64,
     pub metadata: Metadata,
-    pub picture: RgbImage,
+    pub image: RgbImage,
     /// Same size; 255 on the figure.
     pub mask: GrayImage,
 }
@@ -41,7 +42,7 @@ impl Decoded {
     /// Memory held by the pixels.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.picture.as_raw().len() + self.mask.as_raw().len()
+        self.image.as_raw().len() + self.mask.as_raw().len()
     }
 
     /// The face as a pixel box, enlarged around its centre and clipped to the picture.
@@ -50,8 +51,8 @@ impl Decoded {
         face_region(
             self.metadata.bbox,
             enlargement,
-            self.picture.width(),
-            self.picture.height(),
+            self.image.width(),
+            self.image.height(),
         )
     }
 }
@@ -60,16 +61,16 @@ impl Decoded {
 ///
 /// # Errors
 /// Bytes that are no picture, or pictures of another size than the row says.
-pub fn decode(sample: &Sample, position: u64) -> Result<Decoded, PictureError> {
+pub fn decode(sample: &Sample, position: u64) -> Result<Decoded, ImageError> {
     let row = &sample.metadata;
-    let picture = flatten(open_picture("image", &sample.image)?, Rgb([255, 255, 255]));
-    let mask = open_picture("mask", &sample.mask)?.into_luma8();
+    let image = flatten(open_image("image", &sample.image)?, Rgb([255, 255, 255]));
+    let mask = open_image("mask", &sample.mask)?.into_luma8();
     for (what, width, height) in [
-        ("image", picture.width(), picture.height()),
+        ("image", image.width(), image.height()),
         ("mask", mask.width(), mask.height()),
     ] {
         if (width, height) != (row.width, row.height) {
-            return Err(PictureError::Size {
+            return Err(ImageError::Size {
                 what,
                 found_width: width,
                 found_height: height,
@@ -81,7 +82,7 @@ pub fn decode(sample: &Sample, position: u64) -> Result<Decoded, PictureError> {
     Ok(Decoded {
         position,
         metadata: row.clone(),
-        picture,
+        image,
         mask,
     })
 }
@@ -90,8 +91,8 @@ pub fn decode(sample: &Sample, position: u64) -> Result<Decoded, PictureError> {
 ///
 /// # Errors
 /// The bytes are none of them, or larger than 8192 pixels along a side.
-pub fn open_picture(what: &'static str, bytes: &[u8]) -> Result<DynamicImage, PictureError> {
-    let fail = |reason: String| PictureError::Decode { what, reason };
+pub fn open_image(what: &'static str, bytes: &[u8]) -> Result<DynamicImage, ImageError> {
+    let fail = |reason: String| ImageError::Decode { what, reason };
     let mut reader = image::ImageReader::new(std::io::Cursor::new(bytes))
         .with_guessed_format()
         .map_err(|e| fail(e.to_string()))?;
@@ -104,11 +105,11 @@ pub fn open_picture(what: &'static str, bytes: &[u8]) -> Result<DynamicImage, Pi
 
 /// An RGB picture; where the original has alpha, over `background`.
 #[must_use]
-pub fn flatten(picture: DynamicImage, background: Rgb<u8>) -> RgbImage {
-    if !picture.color().has_alpha() {
-        return picture.into_rgb8();
+pub fn flatten(image: DynamicImage, background: Rgb<u8>) -> RgbImage {
+    if !image.color().has_alpha() {
+        return image.into_rgb8();
     }
-    let rgba = picture.into_rgba8();
+    let rgba = image.into_rgba8();
     let mut flat = RgbImage::new(rgba.width(), rgba.height());
     for (to, from) in flat.chunks_exact_mut(3).zip(rgba.chunks_exact(4)) {
         for (channel, value) in to.iter_mut().enumerate() {
@@ -122,23 +123,23 @@ pub fn flatten(picture: DynamicImage, background: Rgb<u8>) -> RgbImage {
 ///
 /// # Errors
 /// Only when memory runs out.
-pub fn encode_rgb(picture: RgbImage) -> Result<Bytes, PictureError> {
-    encode(&DynamicImage::ImageRgb8(picture))
+pub fn encode_rgb(image: RgbImage) -> Result<Bytes, ImageError> {
+    encode(&DynamicImage::ImageRgb8(image))
 }
 
 /// PNG bytes of a grey picture.
 ///
 /// # Errors
 /// Only when memory runs out.
-pub fn encode_gray(picture: GrayImage) -> Result<Bytes, PictureError> {
-    encode(&DynamicImage::ImageLuma8(picture))
+pub fn encode_gray(image: GrayImage) -> Result<Bytes, ImageError> {
+    encode(&DynamicImage::ImageLuma8(image))
 }
 
-fn encode(picture: &DynamicImage) -> Result<Bytes, PictureError> {
+fn encode(image: &DynamicImage) -> Result<Bytes, ImageError> {
     let mut bytes = std::io::Cursor::new(Vec::new());
-    picture
+    image
         .write_to(&mut bytes, ImageFormat::Png)
-        .map_err(|e| PictureError::Encode {
+        .map_err(|e| ImageError::Encode {
             reason: e.to_string(),
         })?;
     Ok(bytes.into_inner().into())
@@ -164,7 +165,8 @@ impl Region {
         }
     }
 
-    /// The pixels from (left, top) to (right, bottom), rounded, clipped to the picture, at least one pixel.
+    /// The pixels from (left, top) to (right, bottom), rounded, clipped to the picture, at least
+    /// one pixel.
     #[must_use]
     pub fn clipped(left: f64, top: f64, right: f64, bottom: f64, width: u32, height: u32) -> Self {
         let low = |v: f64, side: u32| (v.round().max(0.0) as u32).min(side - 1);
@@ -240,28 +242,28 @@ pub fn mask_region(mask: &GrayImage) -> Option<Region> {
 
 /// The pixels of a region.
 #[must_use]
-pub fn crop(picture: &RgbImage, region: Region) -> RgbImage {
+pub fn crop(image: &RgbImage, region: Region) -> RgbImage {
     let mut out = RgbImage::new(region.width, region.height);
-    let (from_row, to_row) = (picture.width() as usize * 3, region.width as usize * 3);
+    let (from_row, to_row) = (image.width() as usize * 3, region.width as usize * 3);
     for (y, row) in out.chunks_exact_mut(to_row).enumerate() {
         let start = (region.y as usize + y) * from_row + region.x as usize * 3;
-        row.copy_from_slice(&picture.as_raw()[start..start + to_row]);
+        row.copy_from_slice(&image.as_raw()[start..start + to_row]);
     }
     out
 }
 
 /// Paints a region with one colour.
-pub fn fill(picture: &mut RgbImage, region: Region, colour: Rgb<u8>) {
+pub fn fill(image: &mut RgbImage, region: Region, colour: Rgb<u8>) {
     for y in region.y..region.bottom() {
         for x in region.x..region.x + region.width {
-            picture.put_pixel(x, y, colour);
+            image.put_pixel(x, y, colour);
         }
     }
 }
 
 /// Replaces the background by one colour, softly at the mask's edge.
-pub fn replace_background(picture: &mut RgbImage, mask: &GrayImage, colour: Rgb<u8>) {
-    for (pixel, alpha) in picture.chunks_exact_mut(3).zip(mask.as_raw()) {
+pub fn replace_background(image: &mut RgbImage, mask: &GrayImage, colour: Rgb<u8>) {
+    for (pixel, alpha) in image.chunks_exact_mut(3).zip(mask.as_raw()) {
         for (value, pad) in pixel.iter_mut().zip(colour.0) {
             *value = blend(*value, pad, *alpha);
         }
@@ -279,8 +281,8 @@ impl Along {
     pub const MIDDLE: Self = Self { x: 0.5, y: 0.5 };
 }
 
-/// Where a picture of `width` x `height` comes to lie in a square of `side`: the longer side fills `scale` of
-/// it; `along` says where in the free space.
+/// Where a picture of `width` x `height` comes to lie in a square of `side`: the longer side fills
+/// `scale` of it; `along` says where in the free space.
 #[must_use]
 pub fn place(width: u32, height: u32, side: u32, scale: f64, along: Along) -> Region {
     let longest = f64::from(width.max(height));
@@ -298,8 +300,8 @@ pub fn place(width: u32, height: u32, side: u32, scale: f64, along: Along) -> Re
 
 /// A picture in its place on a square of one colour.
 #[must_use]
-pub fn on_pad(picture: RgbImage, at: Region, side: u32, colour: Rgb<u8>) -> RgbImage {
-    let small = resize(picture, at.width, at.height);
+pub fn on_pad(image: RgbImage, at: Region, side: u32, colour: Rgb<u8>) -> RgbImage {
+    let small = resize(image, at.width, at.height);
     if (at.width, at.height) == (side, side) {
         return small;
     }
@@ -314,12 +316,12 @@ pub fn on_pad(picture: RgbImage, at: Region, side: u32, colour: Rgb<u8>) -> RgbI
 
 /// Another size, area-averaged when shrinking.
 #[must_use]
-pub fn resize(picture: RgbImage, width: u32, height: u32) -> RgbImage {
-    if picture.dimensions() == (width, height) {
-        return picture;
+pub fn resize(image: RgbImage, width: u32, height: u32) -> RgbImage {
+    if image.dimensions() == (width, height) {
+        return image;
     }
     // Through DynamicImage, because that code is compiled optimised inside the image crate.
-    DynamicImage::ImageRgb8(picture)
+    DynamicImage::ImageRgb8(image)
         .resize_exact(width, height, FilterType::Triangle)
         .into_rgb8()
 }
@@ -425,10 +427,10 @@ mod tests {
 
     #[test]
     fn backgrounds_are_replaced_softly() {
-        let mut picture = RgbImage::from_pixel(3, 1, Rgb([200, 100, 0]));
+        let mut image = RgbImage::from_pixel(3, 1, Rgb([200, 100, 0]));
         let mask = GrayImage::from_vec(3, 1, vec![255, 128, 0]).expect("three pixels");
-        replace_background(&mut picture, &mask, Rgb([0, 0, 0]));
-        assert_eq!(picture.as_raw()[..], [200, 100, 0, 100, 50, 0, 0, 0, 0]);
+        replace_background(&mut image, &mask, Rgb([0, 0, 0]));
+        assert_eq!(image.as_raw()[..], [200, 100, 0, 100, 50, 0, 0, 0, 0]);
     }
 
     #[test]

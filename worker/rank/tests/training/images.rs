@@ -1,9 +1,10 @@
-//! Drawing: the same request gives the same pictures, with the weights and the references that were asked for.
+//! Drawing: the same request gives the same pictures, with the weights and the references that were
+//! asked for.
 
 use crate::world::{TestRank, World, copy_renamed, units_of};
 use proto::id::{Generation, Step};
-use proto::message::{Assignment, Halt, Piece, RankPhase, UnitRange};
-use proto::sample::{Concept, NamedReference, PictureSource, SampleMethod, SamplePrompt, SampleWork};
+use proto::message::{Assignment, GracefulStop, RankPhase, Stage, UnitRange};
+use proto::sample::{Concept, ImageSource, NamedReference, SampleMethod, SamplePrompt, SampleWork};
 use proto::spec::{Pairing, Task};
 use proto::text::hex_sha256;
 use serde_json::Value;
@@ -23,8 +24,8 @@ fn pictures_are_drawn_from_a_checkpoint_and_judged() {
         prompt: SamplePrompt::Pose,
         ..SampleWork::of(world.assignment.job.clone())
     };
-    let pictures = |job: &str, at| world.pictures(&world.assignment, job, &request, at);
-    let (mut record, files) = pictures("tiny-1-sample-2", Some(checkpoint));
+    let images = |job: &str, at| world.images(&world.assignment, job, &request, at);
+    let (mut record, files) = images("tiny-1-sample-2", Some(checkpoint));
     assert_eq!(files.len(), 5);
     // Four identities in all: the own one and three others.
     assert_eq!(record["summary"]["of"], 4);
@@ -45,13 +46,13 @@ fn pictures_are_drawn_from_a_checkpoint_and_judged() {
             .replace("micro_batch = 2", "micro_batch = 3"),
         ..world.assignment.clone()
     };
-    let (mut again, same) = world.pictures(&batched, "tiny-1-sample-3", &request, Some(checkpoint));
+    let (mut again, same) = world.images(&batched, "tiny-1-sample-3", &request, Some(checkpoint));
     for record in [&mut record, &mut again] {
-        let pictures = record["pictures"].as_array_mut().unwrap();
-        pictures.iter_mut().for_each(|it| it["job"] = "any".into());
+        let images = record["pictures"].as_array_mut().unwrap();
+        images.iter_mut().for_each(|it| it["job"] = "any".into());
     }
     assert_eq!((again, same), (record, files.clone()));
-    let (_, base) = pictures("tiny-1-sample-4", None);
+    let (_, base) = images("tiny-1-sample-4", None);
     assert_ne!(base, files, "the base draws otherwise");
 }
 
@@ -73,7 +74,7 @@ fn pictures_are_drawn_with_the_moving_average_where_there_is_one() {
         ..SampleWork::of(world.assignment.job.clone())
     };
     let checkpoint = world.commit(&averaged, &reports, Step(4));
-    let (record, drawn) = world.pictures(&averaged, "tiny-1-sample-1", &request, Some(checkpoint));
+    let (record, drawn) = world.images(&averaged, "tiny-1-sample-1", &request, Some(checkpoint));
     let weights = |record: &Value| record["pictures"][0]["checkpoint"]["weights"].clone();
     assert_eq!(weights(&record), "moving average");
     // A job that keeps no average, with those or with the last weights for its own.
@@ -83,7 +84,11 @@ fn pictures_are_drawn_with_the_moving_average_where_there_is_one() {
             generation: Generation(generation),
             ..world.assignment.clone()
         };
-        let shard = |of: &Assignment| world.checkpoint(of, Step(4)).join("rank-0-of-1.safetensors");
+        let shard = |of: &Assignment| {
+            world
+                .checkpoint(of, Step(4))
+                .join("rank-0-of-1.safetensors")
+        };
         copy_renamed(&shard(&averaged), &shard(&plain), |name| {
             match name.strip_prefix(taken) {
                 Some(name) => Some(format!("weights/{name}")),
@@ -101,12 +106,18 @@ fn pictures_are_drawn_with_the_moving_average_where_there_is_one() {
         own.shard.sha256 = hex_sha256(&bytes);
         let checkpoint = world.commit(&plain, &[report], Step(4));
         let job = format!("tiny-1-sample-{generation}");
-        let (record, files) = world.pictures(&plain, &job, &request, Some(checkpoint));
+        let (record, files) = world.images(&plain, &job, &request, Some(checkpoint));
         assert_eq!(weights(&record), "as trained");
         files
     };
-    assert!(plain(2, "ema/") == drawn, "the average itself draws the same");
-    assert!(plain(3, "weights/") != drawn, "the last weights draw otherwise");
+    assert!(
+        plain(2, "ema/") == drawn,
+        "the average itself draws the same"
+    );
+    assert!(
+        plain(3, "weights/") != drawn,
+        "the last weights draw otherwise"
+    );
 }
 
 #[test]
@@ -119,7 +130,7 @@ fn pictures_are_drawn_from_the_sample_itself_or_from_others_as_asked() {
             ..SampleWork::of(world.assignment.job.clone())
         };
         let job = format!("tiny-1-sample-{itself}");
-        let (record, _) = world.pictures(&world.assignment, &job, &request, None);
+        let (record, _) = world.images(&world.assignment, &job, &request, None);
         let drawn = &record["pictures"][0];
         assert_eq!(
             drawn["references"][0]["sample"] == drawn["target"]["id"],
@@ -132,13 +143,16 @@ fn pictures_are_drawn_from_the_sample_itself_or_from_others_as_asked() {
 #[test]
 fn named_references_are_drawn_with_every_prompt_and_seed_and_looked_at() {
     let world = World::new();
-    let draw = |job: &str, work: &SampleWork| world.pictures(&world.assignment, job, work, None);
+    let draw = |job: &str, work: &SampleWork| world.images(&world.assignment, job, work, None);
     let plain = SampleWork {
         steps: 2,
         ..SampleWork::of(world.assignment.job.clone())
     };
     let (record, _) = draw("tiny-1-sample-1", &plain);
-    let id = record["pictures"][0]["target"]["id"].as_str().unwrap().to_owned();
+    let id = record["pictures"][0]["target"]["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     // A picture of the user's, where `coordinator sample` puts it.
     let folder = world.folder.path().join("store/jobs");
     let file = std::fs::read(folder.join("tiny-1-sample-1/pictures/000.png")).unwrap();
@@ -150,15 +164,15 @@ fn named_references_are_drawn_with_every_prompt_and_seed_and_looked_at() {
         seeds: vec![7, 9],
         prompts: vec!["1girl, standing".into(), String::new(), "1girl, hat".into()],
         references: vec![
-            named(Some(Concept::Face), PictureSource::Sample { id: id.clone() }),
+            named(Some(Concept::Face), ImageSource::Sample { id: id.clone() }),
             named(
                 Some(Concept::Clothes),
-                PictureSource::File {
+                ImageSource::File {
                     name: "me.png".into(),
                     sha256: sha256.clone(),
                 },
             ),
-            named(None, PictureSource::Sample { id: id.clone() }),
+            named(None, ImageSource::Sample { id: id.clone() }),
         ],
         task: Some(Task::Reconstruction),
         attention: vec![Concept::Face, Concept::Clothes],
@@ -182,8 +196,8 @@ fn named_references_are_drawn_with_every_prompt_and_seed_and_looked_at() {
         { "concept": "figure", "sample": id },
     ]);
     assert_eq!(last["references"], references);
-    let pictures = folder.join("tiny-1-sample-2/pictures");
-    let read = |name: &str| std::fs::read(pictures.join(name)).unwrap();
+    let images = folder.join("tiny-1-sample-2/pictures");
+    let read = |name: &str| std::fs::read(images.join(name)).unwrap();
     let sidecar: Value = serde_json::from_slice(&read("005.json")).unwrap();
     assert_eq!(&sidecar, last);
     // One of the pictures alone is the same.
@@ -194,17 +208,20 @@ fn named_references_are_drawn_with_every_prompt_and_seed_and_looked_at() {
     };
     assert_eq!(draw("tiny-1-sample-3", &alone).1, [files[2].clone()]);
     // Three references, two words, two time steps, and the block that attends.
-    look_at_maps(&pictures, 3 * 2 * 2);
+    look_at_maps(&images, 3 * 2 * 2);
 }
 
-fn look_at_maps(pictures: &Path, count: usize) {
-    let read = |name: &str| std::fs::read(pictures.join(name)).unwrap();
+fn look_at_maps(images: &Path, count: usize) {
+    let read = |name: &str| std::fs::read(images.join(name)).unwrap();
     let maps: Value = serde_json::from_slice(&read("attention-000.json")).unwrap();
     let maps = maps["maps"].as_array().unwrap();
     assert_eq!(maps.len(), count, "{maps:?}");
     for map in maps {
         assert_eq!(map["input_block"], 3);
-        let (least, most) = (map["least"].as_f64().unwrap(), map["most"].as_f64().unwrap());
+        let (least, most) = (
+            map["least"].as_f64().unwrap(),
+            map["most"].as_f64().unwrap(),
+        );
         assert!(0.0 < least && least < most && most < 1.0, "{map}");
         for name in ["file", "sheet"] {
             assert!(read(map[name].as_str().unwrap()).starts_with(b"\x89PNG"));
@@ -218,7 +235,7 @@ fn a_unit_that_fails_is_named_and_its_process_goes_on() {
     let unknown = SampleWork {
         references: vec![NamedReference {
             concept: None,
-            from: PictureSource::Sample { id: "none".into() },
+            from: ImageSource::Sample { id: "none".into() },
         }],
         seeds: vec![1, 2],
         ..SampleWork::of(world.assignment.job.clone())
@@ -228,7 +245,10 @@ fn a_unit_that_fails_is_named_and_its_process_goes_on() {
     let report = rank.until(|report| report.units.failed.len() == 2);
     for (unit, failure) in (0..).zip(&report.units.failed) {
         assert_eq!(failure.unit, unit);
-        assert!(failure.error.contains("has no sample \"none\""), "{failure:?}");
+        assert!(
+            failure.error.contains("has no sample \"none\""),
+            "{failure:?}"
+        );
     }
     assert_eq!(
         (report.units.done, report.phase),
@@ -246,18 +266,22 @@ fn a_unit_is_begun_when_the_daemon_knows_it_and_what_is_there_is_not_drawn_again
         steps: 1,
         ..SampleWork::of(world.assignment.job.clone())
     };
-    let order = |lease: &[UnitRange], halt| Assignment {
+    let order = |lease: &[UnitRange], graceful_stop| Assignment {
         run: units_of(&world.assignment, None, lease),
-        halt,
+        graceful_stop,
         ..world.sampling(&world.assignment, "tiny-1-sample-1", &work, None)
     };
     let range = |first, end| UnitRange { first, end };
     let mut rank = TestRank::start(world.folder.path(), &order(&[range(1, 2)], None), 0);
-    let begun = rank.until(|report| report.doing.is_some());
-    assert_eq!(begun.doing.unwrap().piece, Piece::Unit(1));
+    let begun = rank.until(|report| report.activity.is_some());
+    assert_eq!(begun.activity.unwrap().stage, Stage::Unit(1));
     rank.until(|report| report.units.done == [range(1, 2)]);
-    // Somebody else made the image of unit 0 meanwhile. It stays, and its record is still to be written.
-    let folder = world.folder.path().join("store/jobs/tiny-1-sample-1/pictures");
+    // Somebody else made the image of unit 0 meanwhile. It stays, and its record is still to be
+    // written.
+    let folder = world
+        .folder
+        .path()
+        .join("store/jobs/tiny-1-sample-1/pictures");
     let first = std::fs::read(folder.join("001.png")).unwrap();
     let record = std::fs::read(folder.join("001.json")).unwrap();
     std::fs::write(folder.join("000.png"), &first).unwrap();
@@ -277,7 +301,10 @@ fn a_unit_is_begun_when_the_daemon_knows_it_and_what_is_there_is_not_drawn_again
     assert_eq!(list["missing"], serde_json::json!(["002.png"]));
     assert_eq!((files.len(), &list["summary"]["count"]), (2, &2.into()));
     // Told to halt it takes no other.
-    rank.order(&order(&[range(2, 3)], Some(Halt::Hold)));
+    rank.order(&order(
+        &[range(2, 3)],
+        Some(GracefulStop::WithoutCheckpoint),
+    ));
     let report = rank.until(|report| report.phase == RankPhase::Finished);
     assert_eq!(report.units.done, []);
     rank.finish();

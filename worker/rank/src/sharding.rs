@@ -1,11 +1,11 @@
-//! Which part of a checkpoint is whose: pure arithmetic, so that every rank agrees without asking. Which part of a step
-//! is, stands in [`proto::share`].
+//! Which part of a checkpoint is whose: pure arithmetic, so that every rank agrees without asking.
+//! Which part of a step is, stands in [`proto::sharding`].
 
 use crate::position::Position;
 use std::ops::Range;
 
-/// The tensors of a checkpoint that `rank` of `world` writes: a contiguous range of indices, split where the
-/// bytes are as even as whole tensors allow. All ranks' ranges together are all tensors.
+/// The tensors of a checkpoint that `rank` of `world` writes: a contiguous range of indices, split
+/// where the bytes are as even as whole tensors allow. All ranks' ranges together are all tensors.
 pub(crate) fn tensors(bytes: &[u64], Position { rank, world }: Position) -> Range<usize> {
     let total: u128 = bytes.iter().map(|&b| u128::from(b)).sum();
     // A tensor belongs to the rank in whose part of the bytes its middle lies.

@@ -1,7 +1,7 @@
 //! The planned end of a generation, once it was asked for.
 
 use crate::record::Millis;
-use proto::message::Halt;
+use proto::message::GracefulStop;
 use std::fmt;
 
 /// Why a generation should end although nothing is wrong.
@@ -19,9 +19,9 @@ pub(crate) enum Planned {
 }
 
 #[derive(Debug)]
-pub(crate) struct Halting {
+pub(crate) struct Stopping {
     pub(crate) why: Planned,
-    pub(crate) how: Halt,
+    pub(crate) how: GracefulStop,
     pub(crate) asked: Millis,
     /// Then it ends, whatever its ranks have done.
     pub(crate) until: Millis,

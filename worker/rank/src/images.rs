@@ -1,5 +1,5 @@
-//! `jobs/<job>/pictures/` in the store: where images and what is said of them go. Everything is put once; what is there already
-//! stays. Called by [`crate::studio`].
+//! `jobs/<job>/images/` in the store: where images and what is said of them go. Everything is put
+//! once; what is there already stays. Called by [`crate::studio`].
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -10,12 +10,12 @@ use proto::id::JobId;
 use std::io::Cursor;
 use std::sync::Arc;
 
-pub(crate) struct Pictures {
+pub(crate) struct Images {
     objects: Arc<dyn ObjectStore>,
     folder: Path,
 }
 
-impl Pictures {
+impl Images {
     pub(crate) fn open(store_url: &str, job: &JobId) -> anyhow::Result<Self> {
         let (objects, prefix) = storage::open(store_url)?;
         let folder = ["jobs", &job.0, "pictures"]
@@ -49,7 +49,7 @@ impl Pictures {
     }
 
     /// None: it is not there.
-    pub(crate) async fn get_picture(&self, name: &str) -> anyhow::Result<Option<RgbImage>> {
+    pub(crate) async fn get_image(&self, name: &str) -> anyhow::Result<Option<RgbImage>> {
         let Some(bytes) = self.get(name).await? else {
             return Ok(None);
         };
@@ -59,13 +59,13 @@ impl Pictures {
     }
 
     /// Returns what lies there afterwards.
-    pub(crate) async fn put_picture(&self, name: &str, picture: RgbImage) -> anyhow::Result<RgbImage> {
+    pub(crate) async fn put_image(&self, name: &str, image: RgbImage) -> anyhow::Result<RgbImage> {
         let mut bytes = Cursor::new(Vec::new());
-        picture.write_to(&mut bytes, ImageFormat::Png)?;
+        image.write_to(&mut bytes, ImageFormat::Png)?;
         if self.put_new(name, bytes.into_inner()).await? {
-            return Ok(picture);
+            return Ok(image);
         }
-        let there = self.get_picture(name).await?;
+        let there = self.get_image(name).await?;
         there.with_context(|| format!("{} was there and is gone", self.path(name)))
     }
 
@@ -77,7 +77,9 @@ impl Pictures {
     /// False: there was one already, and it stays.
     async fn put_new(&self, name: &str, bytes: Vec<u8>) -> anyhow::Result<bool> {
         let path = self.path(name);
-        let put = self.objects.put_opts(&path, bytes.into(), PutMode::Create.into());
+        let put = self
+            .objects
+            .put_opts(&path, bytes.into(), PutMode::Create.into());
         match put.await {
             Ok(_) => Ok(true),
             Err(Error::AlreadyExists { .. }) => Ok(false),

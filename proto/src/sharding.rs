@@ -1,10 +1,10 @@
-//! Which rank computes what of a step: pure arithmetic, so that every rank agrees without asking, and anybody can tell
-//! afterwards who saw which sample.
+//! Which rank computes what of a step: pure arithmetic, so that every rank agrees without asking,
+//! and anybody can tell afterwards who saw which sample.
 
 use std::ops::Range;
 
-/// The micro-batches of a step that `rank` of `world` computes, contiguous; the first ranks take one more
-/// when they do not divide evenly. All ranks' ranges together are `0..micro_batches`.
+/// The micro-batches of a step that `rank` of `world` computes, contiguous; the first ranks take
+/// one more when they do not divide evenly. All ranks' ranges together are `0..micro_batches`.
 #[must_use]
 pub fn micro_batches(micro_batches: u32, rank: u32, world: u32) -> Range<u32> {
     let (base, extra) = (micro_batches / world, micro_batches % world);
@@ -32,8 +32,15 @@ mod tests {
                 for rank in 0..world {
                     let range = micro_batches(total, rank, world);
                     assert_eq!(range.start, next);
-                    assert!(!range.is_empty(), "every rank has work: {total} over {world}");
-                    assert!(range.clone().all(|it| rank_of(it, total, world) == Some(rank)));
+                    assert!(
+                        !range.is_empty(),
+                        "every rank has work: {total} over {world}"
+                    );
+                    assert!(
+                        range
+                            .clone()
+                            .all(|it| rank_of(it, total, world) == Some(rank))
+                    );
                     next = range.end;
                 }
                 assert_eq!(next, total);

@@ -1,17 +1,19 @@
-//! Where the model's thread is in a step (or which unit it is at), and whether it has been there for too long. The thread marks every piece that it
-//! begins ([`Marks`]); the line to the daemon looks at each beat ([`Watch`]). A process whose thread hangs in a piece that is
-//! all its own ends itself, and the others go on without it: nobody else can tell it from one that waits for them.
+//! Where the model's thread is in a step (or which unit it is at), and whether it has been there
+//! for too long. The thread marks every piece that it begins ([`Progress`]); the line to the daemon
+//! looks at each beat ([`Watchdog`]). A process whose thread hangs in a piece that is all its own
+//! ends itself, and the others go on without it: nobody else can tell it from one that waits for
+//! them.
 
 use crate::deadline::Deadlines;
 use proto::id::Step;
-use proto::message::{Doing, HANGS, Piece};
+use proto::message::{Activity, HANGS, Stage};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The model thread's end.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Marks(Arc<Mutex<Book>>);
+pub(crate) struct Progress(Arc<Mutex<Book>>);
 
 #[derive(Debug, Default)]
 struct Book {
@@ -25,31 +27,31 @@ struct Book {
 #[derive(Debug, Clone, Copy)]
 struct At {
     step: Step,
-    piece: Piece,
+    stage: Stage,
     since: Instant,
     /// In the middle of it the thread waits for the object store, which may be away for long.
     waits: bool,
 }
 
 impl At {
-    fn doing(self, so_far: Duration) -> Doing {
-        Doing {
+    fn activity(self, so_far: Duration) -> Activity {
+        Activity {
             step: self.step,
-            piece: self.piece,
+            stage: self.stage,
             for_ms: u64::try_from(so_far.as_millis()).unwrap_or(u64::MAX),
         }
     }
 }
 
-impl Marks {
+impl Progress {
     /// The piece before is over.
-    pub(crate) fn begin(&self, step: u64, piece: Piece) {
-        self.turn(Instant::now(), Some((Step(step), piece)));
+    pub(crate) fn begin(&self, step: u64, stage: Stage) {
+        self.turn(Instant::now(), Some((Step(step), stage)));
     }
 
     /// A unit is begun, or gone on with; it belongs to no step.
     pub(crate) fn unit(&self, number: u64) {
-        self.turn(Instant::now(), Some((Step(0), Piece::Unit(number))));
+        self.turn(Instant::now(), Some((Step(0), Stage::Unit(number))));
     }
 
     /// The piece that is under way waits for the object store from here on.
@@ -59,18 +61,18 @@ impl Marks {
         }
     }
 
-    /// The backward that is under way only waits for others from here on. Called on whichever thread computed the last
-    /// gradient.
+    /// The backward that is under way only waits for others from here on. Called on whichever
+    /// thread computed the last gradient.
     pub(crate) fn own_gradients_ready(&self) {
         self.reduces(Instant::now());
     }
 
     fn reduces(&self, now: Instant) {
         let at = self.book().at;
-        if let Some(At { step, piece, .. }) = at
-            && matches!(piece, Piece::MicroBatch(_))
+        if let Some(At { step, stage, .. }) = at
+            && matches!(stage, Stage::MicroBatch(_))
         {
-            self.turn(now, Some((step, Piece::Reduction)));
+            self.turn(now, Some((step, Stage::Reduction)));
         }
     }
 
@@ -79,16 +81,16 @@ impl Marks {
         self.turn(Instant::now(), None);
     }
 
-    fn turn(&self, now: Instant, next: Option<(Step, Piece)>) {
+    fn turn(&self, now: Instant, next: Option<(Step, Stage)>) {
         let mut book = self.book();
         if let Some(at) = book.at.take() {
-            let longest = book.longest.entry(kind(at.piece)).or_default();
+            let longest = book.longest.entry(kind(at.stage)).or_default();
             *longest = (*longest).max(now - at.since);
         }
         book.begun += 1;
-        book.at = next.map(|(step, piece)| At {
+        book.at = next.map(|(step, stage)| At {
             step,
-            piece,
+            stage,
             since: now,
             waits: false,
         });
@@ -101,8 +103,8 @@ impl Marks {
 
 /// The other end: looks at each beat.
 #[derive(Debug)]
-pub(crate) struct Watch {
-    marks: Marks,
+pub(crate) struct Watchdog {
+    progress: Progress,
     deadlines: Deadlines,
     looked: Instant,
     /// The piece that it saw last, by its number, and for how long it has seen it.
@@ -110,10 +112,10 @@ pub(crate) struct Watch {
     seen_for: Duration,
 }
 
-impl Watch {
-    pub(crate) fn new(marks: Marks, deadlines: Deadlines, now: Instant) -> Self {
+impl Watchdog {
+    pub(crate) fn new(progress: Progress, deadlines: Deadlines, now: Instant) -> Self {
         Self {
-            marks,
+            progress,
             deadlines,
             looked: now,
             seen: 0,
@@ -121,52 +123,56 @@ impl Watch {
         }
     }
 
-    pub(crate) fn doing(&self, now: Instant) -> Option<Doing> {
-        let at = self.marks.book().at?;
+    pub(crate) fn activity(&self, now: Instant) -> Option<Activity> {
+        let at = self.progress.book().at?;
         let so_far = now.saturating_duration_since(at.since);
-        Some(at.doing(so_far))
+        Some(at.activity(so_far))
     }
 
-    /// What is wrong, once the thread hangs. A look that comes late (the whole process was stopped, or the machine) counts
-    /// as no more than two beats.
+    /// What is wrong, once the thread hangs. A look that comes late (the whole process was stopped,
+    /// or the machine) counts as no more than two beats.
     pub(crate) fn look(&mut self, now: Instant) -> Option<String> {
         let passed = now.saturating_duration_since(self.looked);
         self.looked = now;
-        let book = self.marks.book();
+        let book = self.progress.book();
         if self.seen != book.begun {
             (self.seen, self.seen_for) = (book.begun, Duration::ZERO);
             return None;
         }
         self.seen_for += passed.min(self.deadlines.heartbeat() * 2);
-        let at = book.at.filter(|at| at.piece.is_own() && !at.waits)?;
-        let longest = book.longest.get(kind(at.piece)).copied();
-        (self.deadlines.own_piece(longest) <= self.seen_for).then(|| hangs(at, self.seen_for, longest))
+        let at = book.at.filter(|at| at.stage.is_own() && !at.waits)?;
+        let longest = book.longest.get(kind(at.stage)).copied();
+        (self.deadlines.own_chunk(longest) <= self.seen_for)
+            .then(|| hangs(at, self.seen_for, longest))
     }
 }
 
 fn hangs(at: At, so_far: Duration, longest: Option<Duration>) -> String {
-    let kind = kind(at.piece);
+    let kind = kind(at.stage);
     let before = match longest {
-        Some(longest) => format!("no {kind} before took longer than {:.1} s", longest.as_secs_f64()),
+        Some(longest) => format!(
+            "no {kind} before took longer than {:.1} s",
+            longest.as_secs_f64()
+        ),
         None => format!("it is the first {kind}"),
     };
     format!(
         "{HANGS} {}: for {:.1} s, and {before}; it ends itself",
-        at.doing(so_far),
+        at.activity(so_far),
         so_far.as_secs_f64()
     )
 }
 
 /// Pieces of one kind take about as long.
-fn kind(piece: Piece) -> &'static str {
-    match piece {
-        Piece::Samples => "wait for samples",
-        Piece::MicroBatch(_) => "micro-batch",
-        Piece::Reduction => "reduction",
-        Piece::Update => "update",
-        Piece::Digest => "digest",
-        Piece::Checkpoint => "checkpoint",
-        Piece::Unit(_) => "unit",
+fn kind(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Samples => "wait for samples",
+        Stage::MicroBatch(_) => "micro-batch",
+        Stage::Reduction => "reduction",
+        Stage::Update => "update",
+        Stage::Digest => "digest",
+        Stage::Checkpoint => "checkpoint",
+        Stage::Unit(_) => "unit",
     }
 }
 
@@ -178,20 +184,24 @@ mod tests {
 
     /// A thread, who looks at it, and a clock; `detect_within` is three beats.
     struct Bench {
-        marks: Marks,
-        watch: Watch,
+        progress: Progress,
+        watch: Watchdog,
         now: Instant,
     }
 
     impl Bench {
         fn new() -> Self {
-            let (marks, now) = (Marks::default(), Instant::now());
-            let watch = Watch::new(marks.clone(), Deadlines::new(3000), now);
-            Self { marks, watch, now }
+            let (progress, now) = (Progress::default(), Instant::now());
+            let watch = Watchdog::new(progress.clone(), Deadlines::new(3000), now);
+            Self {
+                progress,
+                watch,
+                now,
+            }
         }
 
-        fn begin(&self, piece: Piece) {
-            self.marks.turn(self.now, Some((Step(12), piece)));
+        fn begin(&self, stage: Stage) {
+            self.progress.turn(self.now, Some((Step(12), stage)));
         }
 
         /// Looks after each of so many beats: the first verdict, and after how many beats it came.
@@ -206,17 +216,18 @@ mod tests {
     #[test]
     fn a_piece_may_take_twelve_detect_within_and_four_times_the_longest_of_its_kind() {
         let mut bench = Bench::new();
-        bench.begin(Piece::MicroBatch(1));
+        bench.begin(Stage::MicroBatch(1));
         assert_eq!(bench.beats(5), None);
-        bench.begin(Piece::Update);
+        bench.begin(Stage::Update);
         assert_eq!(bench.beats(2), None);
-        bench.begin(Piece::MicroBatch(2));
+        bench.begin(Stage::MicroBatch(2));
         // The first look finds that it is a new piece; 36 s and 20 s after that.
         let (beats, verdict) = bench.beats(100).unwrap();
         assert_eq!(beats, 1 + 36 + 4 * 5);
         assert_eq!(
             verdict,
-            "hangs in micro-batch 2 of step 12: for 56.0 s, and no micro-batch before took longer than 5.0 s; \
+            "hangs in micro-batch 2 of step 12: for 56.0 s, and no micro-batch before took longer \
+            than 5.0 s; \
              it ends itself"
         );
     }
@@ -224,18 +235,24 @@ mod tests {
     #[test]
     fn a_micro_batch_turns_into_the_reduction_and_is_as_long_as_it_was_its_own() {
         let mut bench = Bench::new();
-        bench.marks.own_gradients_ready();
-        assert_eq!(bench.watch.doing(bench.now), None);
-        bench.begin(Piece::MicroBatch(2));
+        bench.progress.own_gradients_ready();
+        assert_eq!(bench.watch.activity(bench.now), None);
+        bench.begin(Stage::MicroBatch(2));
         assert_eq!(bench.beats(5), None);
-        bench.marks.reduces(bench.now);
-        let doing = bench.watch.doing(bench.now).unwrap();
-        assert_eq!((doing.step, doing.piece), (Step(12), Piece::Reduction));
+        bench.progress.reduces(bench.now);
+        let activity = bench.watch.activity(bench.now).unwrap();
+        assert_eq!(
+            (activity.step, activity.stage),
+            (Step(12), Stage::Reduction)
+        );
         assert_eq!(bench.beats(1000), None);
-        bench.begin(Piece::Update);
-        bench.marks.reduces(bench.now);
-        assert_eq!(bench.watch.doing(bench.now).unwrap().piece, Piece::Update);
-        bench.begin(Piece::MicroBatch(1));
+        bench.begin(Stage::Update);
+        bench.progress.reduces(bench.now);
+        assert_eq!(
+            bench.watch.activity(bench.now).unwrap().stage,
+            Stage::Update
+        );
+        bench.begin(Stage::MicroBatch(1));
         assert_eq!(bench.beats(100).unwrap().0, 1 + 36 + 4 * 5);
     }
 
@@ -243,8 +260,8 @@ mod tests {
     fn a_unit_that_never_ends_is_named() {
         let mut bench = Bench::new();
         let draw = |bench: &Bench, number| {
-            let unit = (Step(0), Piece::Unit(number));
-            bench.marks.turn(bench.now, Some(unit));
+            let unit = (Step(0), Stage::Unit(number));
+            bench.progress.turn(bench.now, Some(unit));
         };
         draw(&bench, 1);
         bench.beats(2);
@@ -260,18 +277,21 @@ mod tests {
     #[test]
     fn a_unit_that_waits_for_the_object_store_does_not_hang() {
         let mut bench = Bench::new();
-        bench.begin(Piece::Unit(7));
-        bench.marks.waits();
+        bench.begin(Stage::Unit(7));
+        bench.progress.waits();
         assert_eq!(bench.beats(1000), None);
-        assert_eq!(bench.watch.doing(bench.now).unwrap().piece, Piece::Unit(7));
-        bench.begin(Piece::Unit(7));
+        assert_eq!(
+            bench.watch.activity(bench.now).unwrap().stage,
+            Stage::Unit(7)
+        );
+        bench.begin(Stage::Unit(7));
         assert!(bench.beats(10_000).is_some());
     }
 
     #[test]
     fn the_first_of_a_kind_may_take_long() {
         let mut bench = Bench::new();
-        bench.begin(Piece::Update);
+        bench.begin(Stage::Update);
         let (beats, verdict) = bench.beats(1000).unwrap();
         assert_eq!(beats, 1 + 300);
         assert!(verdict.contains("and it is the first update"), "{verdict}");
@@ -280,25 +300,28 @@ mod tests {
     #[test]
     fn who_waits_for_others_does_not_hang() {
         let mut bench = Bench::new();
-        for piece in [Piece::Samples, Piece::Reduction, Piece::Checkpoint] {
-            bench.begin(piece);
-            assert_eq!(bench.beats(1000), None, "{piece}");
+        for stage in [Stage::Samples, Stage::Reduction, Stage::Checkpoint] {
+            bench.begin(stage);
+            assert_eq!(bench.beats(1000), None, "{stage}");
         }
-        bench.marks.turn(bench.now, None);
+        bench.progress.turn(bench.now, None);
         assert_eq!(bench.beats(1000), None);
-        assert_eq!(bench.watch.doing(bench.now), None);
+        assert_eq!(bench.watch.activity(bench.now), None);
     }
 
     #[test]
     fn a_process_that_was_away_is_not_blamed_for_it() {
         let mut bench = Bench::new();
-        bench.begin(Piece::Digest);
-        bench.begin(Piece::Digest);
+        bench.begin(Stage::Digest);
+        bench.begin(Stage::Digest);
         assert_eq!(bench.beats(1), None);
         bench.now += Duration::from_hours(1);
         assert_eq!(bench.watch.look(bench.now), None);
-        let doing = bench.watch.doing(bench.now).unwrap();
-        assert_eq!((doing.piece, doing.for_ms), (Piece::Digest, 3_601_000));
+        let activity = bench.watch.activity(bench.now).unwrap();
+        assert_eq!(
+            (activity.stage, activity.for_ms),
+            (Stage::Digest, 3_601_000)
+        );
         let (beats, _) = bench.beats(100).unwrap();
         assert_eq!(beats, 36 - 2);
     }

@@ -8,7 +8,7 @@ use crate::explain::Ending;
 use crate::outbox::Outbox;
 use crate::violation::Violation;
 use proto::id::{Step, WorkerId};
-use proto::message::{Piece, RankPhase, RankReport, UnitFailure, UnitRange};
+use proto::message::{RankPhase, RankReport, Stage, UnitFailure, UnitRange};
 
 /// What a report of a rank brings beside what it did.
 #[derive(Debug, Default)]
@@ -22,7 +22,7 @@ struct News {
 
 impl Units {
     /// Takes a rank's report; what of it cannot be true.
-    pub(crate) fn hear(
+    pub(crate) fn receive(
         &mut self,
         worker: &WorkerId,
         report: &RankReport,
@@ -37,7 +37,11 @@ impl Units {
         let State::Running(running) = &mut self.state else {
             return None;
         };
-        let Some(part) = running.parts.iter_mut().find(|part| part.worker() == worker) else {
+        let Some(part) = running
+            .parts
+            .iter_mut()
+            .find(|part| part.worker() == worker)
+        else {
             let generation = said;
             return Some(Violation::NotMember { job, generation });
         };
@@ -57,8 +61,8 @@ impl Units {
         let (news, violation) = take(rank, &mut self.pool, report, outbox.now);
         self.has_unsaved |= news.did_some;
         self.is_changed |= news.did_some;
-        if news.did_some && self.head.fruitless != 0 {
-            self.head.fruitless = 0;
+        if news.did_some && self.head.restarts_without_progress != 0 {
+            self.head.restarts_without_progress = 0;
             self.save(outbox);
         }
         for UnitFailure { unit, error } in news.failed {
@@ -66,7 +70,11 @@ impl Units {
         }
         if report.phase == RankPhase::Finished && !leaves {
             // A coordinator that is gone asked it to. It takes that back with the generation.
-            self.next_generation(worker, "the coordinator that asked it to leave is gone", outbox);
+            self.next_generation(
+                worker,
+                "the coordinator that asked it to leave is gone",
+                outbox,
+            );
         }
         if news.ended {
             self.process_ended(worker, report, deadlines, outbox);
@@ -80,7 +88,7 @@ impl Units {
         if self.is_member(worker) {
             self.head.restarts += 1;
             let what = format!("{ending}; its units are leased again");
-            self.head.note_incident(what.clone(), outbox);
+            self.head.record_incident(what.clone(), outbox);
             self.drop_part(worker, what, outbox);
         }
     }
@@ -99,18 +107,23 @@ impl Units {
             }
         }
         self.lease_all(deadlines, outbox);
-        self.settle(outbox)
+        self.reconcile(outbox)
     }
 }
 
 /// Takes what a rank says of itself and of units that it holds.
-fn take(rank: &mut RankUnits, pool: &mut Pool, report: &RankReport, now: u64) -> (News, Option<Violation>) {
+fn take(
+    rank: &mut RankUnits,
+    pool: &mut Pool,
+    report: &RankReport,
+    now: u64,
+) -> (News, Option<Violation>) {
     let units = pool.plan().count;
     let new_phase = rank.live.take(&report.phase, now);
     let mut violation = None;
-    rank.live.doing = report.doing.filter(|doing| match doing.piece {
-        Piece::Unit(unit) if doing.step == Step(0) && unit < units => true,
-        Piece::Unit(unit) => {
+    rank.live.activity = report.activity.filter(|activity| match activity.stage {
+        Stage::Unit(unit) if activity.step == Step(0) && unit < units => true,
+        Stage::Unit(unit) => {
             violation = Some(Violation::UnitOutside { unit, units });
             false
         }
@@ -120,7 +133,11 @@ fn take(rank: &mut RankUnits, pool: &mut Pool, report: &RankReport, now: u64) ->
         adopt(rank, pool, report);
     }
     let mut news = News {
-        ended: new_phase && matches!(report.phase, RankPhase::Failed { .. } | RankPhase::Broken { .. }),
+        ended: new_phase
+            && matches!(
+                report.phase,
+                RankPhase::Failed { .. } | RankPhase::Broken { .. }
+            ),
         ..News::default()
     };
     for range in &report.units.done {
@@ -139,17 +156,22 @@ fn take(rank: &mut RankUnits, pool: &mut Pool, report: &RankReport, now: u64) ->
     (news, violation)
 }
 
-/// A rank that the coordinator did not hear since its restart holds what it names, unless somebody else does by now. A unit
-/// that it says has failed was counted before if the record knows of failures of it.
+/// A rank that the coordinator did not hear since its restart holds what it names, unless somebody
+/// else does by now. A unit that it says has failed was counted before if the record knows of
+/// failures of it.
 fn adopt(rank: &mut RankUnits, pool: &mut Pool, report: &RankReport) {
-    let doing = rank.live.doing.and_then(|doing| match doing.piece {
-        Piece::Unit(unit) => Some(UnitRange::one(unit)),
-        _ => None,
-    });
+    let activity = rank
+        .live
+        .activity
+        .and_then(|activity| match activity.stage {
+            Stage::Unit(unit) => Some(UnitRange::one(unit)),
+            _ => None,
+        });
     let failed = report.units.failed.iter().map(|it| it.unit);
     let failed = failed.filter(|unit| *unit < pool.plan().count);
-    let (counted, new): (Vec<u64>, Vec<u64>) = failed.partition(|unit| pool.failures().contains_key(unit));
-    let named = report.units.done.iter().copied().chain(doing);
+    let (counted, new): (Vec<u64>, Vec<u64>) =
+        failed.partition(|unit| pool.failures().contains_key(unit));
+    let named = report.units.done.iter().copied().chain(activity);
     for range in named.chain(new.into_iter().map(UnitRange::one)) {
         for held in pool.claim(range) {
             rank.lease.insert(held);

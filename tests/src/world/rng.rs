@@ -1,15 +1,16 @@
-//! The world's only source of chance: SplitMix64 from one seed. The same seed always rolls the same.
+//! The world's only source of chance: SplitMix64 from one seed. The same seed always rolls the
+//! same.
 
 #[derive(Debug, Clone)]
-pub(crate) struct Dice(u64);
+pub(crate) struct Rng(u64);
 
-impl Dice {
-    /// `purpose` keeps streams of one seed apart, so that one more roll here does not change what happens
-    /// there.
+impl Rng {
+    /// `purpose` keeps streams of one seed apart, so that one more roll here does not change what
+    /// happens there.
     pub(crate) fn new(seed: u64, purpose: u64) -> Self {
-        let mut dice = Self(seed ^ purpose.wrapping_mul(0xD1B5_4A32_D192_ED03));
-        dice.roll();
-        dice
+        let mut rng = Self(seed ^ purpose.wrapping_mul(0xD1B5_4A32_D192_ED03));
+        rng.roll();
+        rng
     }
 
     pub(crate) fn roll(&mut self) -> u64 {

@@ -1,5 +1,5 @@
-//! Workers that do not get through to each other although both are heard here: their ranks cannot train together. It knows
-//! who told so, and which of many workers can.
+//! Workers that do not get through to each other although both are heard here: their ranks cannot
+//! train together. It knows who told so, and which of many workers can.
 
 use proto::id::WorkerId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,13 +12,13 @@ const WORDS_MAX: usize = 200;
 
 /// Pairs of workers without a connection, with what one of them says of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Apart(BTreeMap<Pair, String>);
+pub(crate) struct Partitions(BTreeMap<Pair, String>);
 
 /// The lesser first.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Pair(WorkerId, WorkerId);
 
-impl Apart {
+impl Partitions {
     pub(crate) fn add(&mut self, worker: &WorkerId, peer: &WorkerId, error: &str) {
         let error: String = error.chars().take(WORDS_MAX).collect();
         let told = format!("{} asks {} at {error}", worker.name, peer.name);
@@ -47,12 +47,19 @@ impl Apart {
         let there = |worker: &WorkerId| workers.clone().any(|other| other == worker);
         let pairs = self.0.iter();
         let pairs = pairs.filter(|(Pair(a, b), _)| (there(a) && there(b)) == both);
-        Self(pairs.map(|(pair, told)| (pair.clone(), told.clone())).collect())
+        Self(
+            pairs
+                .map(|(pair, told)| (pair.clone(), told.clone()))
+                .collect(),
+        )
     }
 
     /// Those that are not among `known`, each as a sentence.
     pub(crate) fn beside<'a>(&'a self, known: &'a Self) -> impl Iterator<Item = String> {
-        let new = self.0.iter().filter(|(pair, _)| !known.0.contains_key(pair));
+        let new = self
+            .0
+            .iter()
+            .filter(|(pair, _)| !known.0.contains_key(pair));
         new.map(|(pair, told)| sentence(pair, told))
     }
 
@@ -67,9 +74,10 @@ impl Apart {
         })
     }
 
-    /// Workers that all reach each other: all of `fixed`, and of the others as many as can be, with one of the `warm` ones,
-    /// which hold the newest state, if it is possible; among equals the earlier. Whoever misses fewest of those that are left
-    /// comes first, so that one that is cut off from all does not cost the others their places.
+    /// Workers that all reach each other: all of `fixed`, and of the others as many as can be, with
+    /// one of the `warm` ones, which hold the newest state, if it is possible; among equals the
+    /// earlier. Whoever misses fewest of those that are left comes first, so that one that is cut
+    /// off from all does not cost the others their places.
     pub(crate) fn together<'a>(
         &self,
         fixed: &[&'a WorkerId],
@@ -81,8 +89,9 @@ impl Apart {
         let involved: BTreeSet<&WorkerId> = self.0.keys().flat_map(|Pair(a, b)| [a, b]).collect();
         let is_free = |worker: &&&WorkerId| !involved.contains(**worker);
         let free: Vec<&WorkerId> = warm.iter().chain(cold).filter(is_free).copied().collect();
-        let reached =
-            |worker: &&&WorkerId| !is_free(worker) && !fixed.iter().any(|it| self.between(worker, it));
+        let reached = |worker: &&&WorkerId| {
+            !is_free(worker) && !fixed.iter().any(|it| self.between(worker, it))
+        };
         let mut left: Vec<&WorkerId> = warm.iter().filter(reached).copied().collect();
         let mut first = if warm.iter().any(|worker| is_free(&worker)) {
             0
@@ -92,7 +101,8 @@ impl Apart {
         left.extend(cold.iter().filter(reached));
         chosen.extend(free);
         while !left.is_empty() {
-            let misses = |worker: &WorkerId| left.iter().filter(|it| self.between(worker, it)).count();
+            let misses =
+                |worker: &WorkerId| left.iter().filter(|it| self.between(worker, it)).count();
             let choice = if first == 0 { left.len() } else { first };
             let next = (0..choice).min_by_key(|place| misses(left[*place]));
             let worker = left.remove(next.unwrap_or(0));
@@ -114,7 +124,7 @@ fn pair(a: &WorkerId, b: &WorkerId) -> Pair {
     Pair(a.clone(), b.clone())
 }
 
-impl fmt::Display for Apart {
+impl fmt::Display for Partitions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sentences = self.0.iter().take(NAMED_MAX);
         let sentences: Vec<String> = sentences.map(|(pair, told)| sentence(pair, told)).collect();
@@ -140,13 +150,13 @@ mod tests {
 
     /// Who may train together of w1 to w`count`.
     fn together(pairs: &[(u32, u32)], count: u32) -> Vec<String> {
-        let mut apart = Apart::default();
+        let mut partitions = Partitions::default();
         for (a, b) in pairs {
-            apart.add(&id(*a), &id(*b), "10.0.0.9:7073: connection refused");
+            partitions.add(&id(*a), &id(*b), "10.0.0.9:7073: connection refused");
         }
         let workers: Vec<WorkerId> = (1..=count).map(id).collect();
         let workers: Vec<&WorkerId> = workers.iter().collect();
-        let chosen = apart.together(&[], &[], &workers);
+        let chosen = partitions.together(&[], &[], &workers);
         chosen.iter().map(|worker| worker.name.clone()).collect()
     }
 
@@ -155,7 +165,11 @@ mod tests {
         assert_eq!(together(&[], 3), ["w1", "w2", "w3"]);
         assert_eq!(together(&[(2, 3)], 3), ["w1", "w2"], "of a pair the later");
         let alone = [(1, 2), (3, 1), (1, 4)];
-        assert_eq!(together(&alone, 4), ["w2", "w3", "w4"], "one that nobody reaches");
+        assert_eq!(
+            together(&alone, 4),
+            ["w2", "w3", "w4"],
+            "one that nobody reaches"
+        );
         let halves = [(1, 3), (1, 4), (1, 5), (2, 3), (2, 4), (2, 5)];
         assert_eq!(together(&halves, 5), ["w3", "w4", "w5"], "the smaller half");
         let chain = [(1, 2), (2, 3), (3, 4)];
@@ -166,20 +180,23 @@ mod tests {
 
     #[test]
     fn a_pair_is_one_whoever_tells_of_it_and_the_sentence_stays_short() {
-        let mut apart = Apart::default();
-        apart.add(&id(2), &id(1), "10.0.0.1:7073: connection refused");
-        apart.add(&id(1), &id(2), "10.0.0.2:7073: no answer");
-        let told = "w1 and w2 do not reach each other (w2 asks w1 at 10.0.0.1:7073: connection refused)";
-        assert_eq!(apart.to_string(), told);
+        let mut partitions = Partitions::default();
+        partitions.add(&id(2), &id(1), "10.0.0.1:7073: connection refused");
+        partitions.add(&id(1), &id(2), "10.0.0.2:7073: no answer");
+        let told =
+            "w1 and w2 do not reach each other (w2 asks w1 at 10.0.0.1:7073: connection refused)";
+        assert_eq!(partitions.to_string(), told);
         for other in 3..9 {
-            apart.add(&id(1), &id(other), "");
+            partitions.add(&id(1), &id(other), "");
         }
         assert!(
-            apart.to_string().ends_with(", and so with 3 other pairs"),
-            "{apart}"
+            partitions
+                .to_string()
+                .ends_with(", and so with 3 other pairs"),
+            "{partitions}"
         );
-        assert_eq!(apart.from(&id(2)).collect::<Vec<_>>(), [&id(1)]);
+        assert_eq!(partitions.from(&id(2)).collect::<Vec<_>>(), [&id(1)]);
         let some = [id(1), id(4), id(5)];
-        assert_eq!(apart.among(some.iter()).0.len(), 2);
+        assert_eq!(partitions.among(some.iter()).0.len(), 2);
     }
 }

@@ -1,5 +1,6 @@
-//! A job's ledger as commands read it: fetched entry by entry, followed from its first hash to its last, and the data
-//! set that it speaks of. Nothing here trusts the coordinator beyond the words it wrote down.
+//! A job's ledger as commands read it: fetched entry by entry, followed from its first hash to its
+//! last, and the data set that it speaks of. Nothing here trusts the coordinator beyond the words
+//! it wrote down.
 
 use super::Global;
 use super::client::{self, Client, refusal};
@@ -10,7 +11,7 @@ use proto::ledger::{Entry, Replay, Tip};
 use proto::pb;
 use proto::spec::TrainWork;
 
-pub(crate) struct Book {
+pub(crate) struct LedgerReader {
     pub(crate) view: pb::JobView,
     pub(crate) spec: TrainWork,
     pub(crate) replay: Replay,
@@ -18,7 +19,7 @@ pub(crate) struct Book {
     pub(crate) fault: Option<String>,
 }
 
-impl Book {
+impl LedgerReader {
     pub(crate) async fn open(global: &Global, client: &mut Client, job: &str) -> Result<Self> {
         let failed = |status| refusal(global, &status);
         let view = client::describe(global, client, job).await?;
@@ -29,28 +30,39 @@ impl Book {
             ));
         }
         let spec = proto::job::parse_training(&format!("job.toml of {job}"), &view.job_toml)?;
-        let begin = Tip::begin(&JobId(job.to_owned()), &view.dataset_version, &view.job_toml);
-        let mut book = Self {
+        let begin = Tip::begin(
+            &JobId(job.to_owned()),
+            &view.dataset_version,
+            &view.job_toml,
+        );
+        let mut ledger = Self {
             replay: Replay::new(begin, spec.train.global_batch),
             view,
             spec,
             fault: None,
         };
-        // How far it goes was asked before it is read: what is written meanwhile is none of its business.
-        let tip = book
+        // How far it goes was asked before it is read: what is written meanwhile is none of its
+        // business.
+        let tip = ledger
             .view
             .ledger
             .clone()
             .context("the coordinator tells nothing of a ledger")?;
-        let request = pb::JobRequest { job: job.to_owned() };
-        let mut lines = client.list_ledger(request).await.map_err(failed)?.into_inner();
+        let request = pb::JobRequest {
+            job: job.to_owned(),
+        };
+        let mut lines = client
+            .list_ledger(request)
+            .await
+            .map_err(failed)?
+            .into_inner();
         while let Some(line) = lines.message().await.map_err(failed)? {
-            if book.replay.tip().entries == tip.entries {
+            if ledger.replay.tip().entries == tip.entries {
                 break;
             }
-            if let Err(fault) = book.take(&line.json) {
-                book.fault = Some(fault);
-                return Ok(book);
+            if let Err(fault) = ledger.take(&line.json) {
+                ledger.fault = Some(fault);
+                return Ok(ledger);
             }
         }
         let tip = Tip {
@@ -59,14 +71,18 @@ impl Book {
             generation: Generation(tip.generation),
             step: Step(tip.step),
         };
-        book.fault = book.replay.ends_at(&tip).err().map(|fault| fault.to_string());
-        Ok(book)
+        ledger.fault = ledger
+            .replay
+            .ends_at(&tip)
+            .err()
+            .map(|fault| fault.to_string());
+        Ok(ledger)
     }
 
     fn take(&mut self, json: &str) -> Result<(), String> {
         let number = self.replay.tip().entries;
-        let entry: Entry =
-            serde_json::from_str(json).map_err(|error| format!("entry {number} cannot be read: {error}"))?;
+        let entry: Entry = serde_json::from_str(json)
+            .map_err(|error| format!("entry {number} cannot be read: {error}"))?;
         self.replay.take(&entry).map_err(|fault| fault.to_string())
     }
 

@@ -1,17 +1,18 @@
 //! The people outside: each has wishes and asks until there is an answer.
 
 use super::World;
-use super::agenda::Happening;
+use super::agenda::SimEvent;
 use super::plan::PlannedJob;
 use super::units::plan::{Planned, PlannedUnits};
-use coordinator_core::event::{Event, JobPhase, JobRecord, Reply, RequestId};
+use coordinator_core::event::{Input, JobPhase, JobRecord, Reply, RequestId};
 use proto::architecture::{Diffusion, Noise, Objective, Retrinet};
 use proto::id::JobId;
 use proto::sample::{SampleWork, Weights};
 use proto::spec::{
-    ArchitectureSpec, AutoencoderConfig, CheckpointPolicy, Clothes, Component, Data, Decay, DeviceKind,
-    JobSpec, LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, References,
-    Resources, Retrieval, Task, TextEncoderConfig, Train, TrainWork, UNetConfig, Work,
+    ArchitectureSpec, AutoencoderConfig, CheckpointPolicy, Clothes, Component, Data, Decay,
+    DeviceKind, JobSpec, LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision,
+    Reduction, References, Resources, Retrieval, Task, TextEncoderConfig, Train, TrainWork,
+    UNetConfig, Work,
 };
 use std::collections::BTreeMap;
 
@@ -19,7 +20,7 @@ use std::collections::BTreeMap;
 const PATIENCE_MS: u64 = 4_000;
 
 #[derive(Debug, Clone)]
-pub(crate) struct Wish {
+pub(crate) struct ClientRequest {
     kind: Kind,
     about: About,
     pub(crate) granted: bool,
@@ -66,48 +67,49 @@ enum WaitsFor {
 }
 
 impl World {
-    pub(crate) fn make_wishes(&mut self) {
-        let mut wishes = Vec::new();
+    pub(crate) fn plan_requests(&mut self) {
+        let mut client_requests = Vec::new();
         for (job, planned) in self.plan.jobs.iter().enumerate() {
             let job = About::Job(Planned::Trained(job));
-            wishes.push((job, Kind::Submit, Some(planned.at)));
-            wishes.push((job, Kind::Cancel, planned.cancel_at));
-            wishes.push((job, Kind::Sample, planned.sample_at));
+            client_requests.push((job, Kind::Submit, Some(planned.at)));
+            client_requests.push((job, Kind::Cancel, planned.cancel_at));
+            client_requests.push((job, Kind::Sample, planned.sample_at));
             if let Some((from, until)) = planned.pause {
-                wishes.push((job, Kind::Pause { until }, Some(from)));
-                wishes.push((job, Kind::Resume, None));
+                client_requests.push((job, Kind::Pause { until }, Some(from)));
+                client_requests.push((job, Kind::Resume, None));
             }
             if let Some((at, workers)) = planned.scale {
-                wishes.push((job, Kind::Scale { workers }, Some(at)));
+                client_requests.push((job, Kind::Scale { workers }, Some(at)));
             }
         }
         for drain in &self.plan.drains {
             let node = About::Node(drain.node);
-            wishes.push((node, Kind::Drain { until: drain.until }, Some(drain.from)));
-            wishes.push((node, Kind::Undrain, None));
+            client_requests.push((node, Kind::Drain { until: drain.until }, Some(drain.from)));
+            client_requests.push((node, Kind::Undrain, None));
         }
         for (units, planned) in self.plan.units.iter().enumerate() {
             let job = About::Job(Planned::Units(units));
-            wishes.push((job, Kind::Submit, Some(planned.at)));
-            wishes.push((job, Kind::Cancel, planned.cancel_at));
+            client_requests.push((job, Kind::Submit, Some(planned.at)));
+            client_requests.push((job, Kind::Cancel, planned.cancel_at));
             if let Some((from, until)) = planned.pause {
-                wishes.push((job, Kind::Pause { until }, Some(from)));
-                wishes.push((job, Kind::Resume, None));
+                client_requests.push((job, Kind::Pause { until }, Some(from)));
+                client_requests.push((job, Kind::Resume, None));
             }
             if let Some((at, workers)) = planned.scale {
-                wishes.push((job, Kind::Scale { workers }, Some(at)));
+                client_requests.push((job, Kind::Scale { workers }, Some(at)));
             }
         }
         let trained = self.plan.jobs.iter().enumerate();
-        let trained = trained.map(|(job, planned)| (Planned::Trained(job), planned.at, &planned.after));
+        let trained =
+            trained.map(|(job, planned)| (Planned::Trained(job), planned.at, &planned.after));
         let units = self.plan.units.iter().enumerate();
         let units = units.map(|(job, planned)| (Planned::Units(job), planned.at, &planned.after));
         for (job, at, after) in trained.chain(units) {
             if !after.is_empty() {
-                wishes.push((About::Job(job), Kind::GiveUp, Some(at)));
+                client_requests.push((About::Job(job), Kind::GiveUp, Some(at)));
             }
         }
-        for (about, kind, at) in wishes {
+        for (about, kind, at) in client_requests {
             let undoes = matches!(kind, Kind::Resume | Kind::Undrain);
             if at.is_none() && !undoes {
                 continue;
@@ -115,12 +117,12 @@ impl World {
             if let Some(at) = at {
                 self.agenda.put(
                     at,
-                    Happening::Ask {
-                        wish: self.wishes.len(),
+                    SimEvent::Ask {
+                        client_request: self.client_requests.len(),
                     },
                 );
             }
-            self.wishes.push(Wish {
+            self.client_requests.push(ClientRequest {
                 kind,
                 about,
                 granted: false,
@@ -132,30 +134,34 @@ impl World {
     /// One more job, of a person who asks for nothing else.
     pub(crate) fn encore(&mut self) {
         let job = PlannedJob::encore(self.plan.jobs.len() as u64, self.now);
-        let wish = self.wishes.len();
-        self.wishes.push(Wish {
+        let client_request = self.client_requests.len();
+        self.client_requests.push(ClientRequest {
             kind: Kind::Submit,
             about: About::Job(Planned::Trained(self.plan.jobs.len())),
             granted: false,
             became: None,
         });
         self.plan.jobs.push(job);
-        self.agenda.put(self.now, Happening::Ask { wish });
+        self.agenda.put(self.now, SimEvent::Ask { client_request });
     }
 
     pub(crate) fn ask(&mut self, number: usize) {
-        let wish = self.wishes[number].clone();
-        if wish.granted {
+        let client_request = self.client_requests[number].clone();
+        if client_request.granted {
             return;
         }
-        self.agenda
-            .put(self.now + PATIENCE_MS, Happening::Ask { wish: number });
-        if wish.kind == Kind::GiveUp && !self.is_in_vain(number) {
+        self.agenda.put(
+            self.now + PATIENCE_MS,
+            SimEvent::Ask {
+                client_request: number,
+            },
+        );
+        if client_request.kind == Kind::GiveUp && !self.is_in_vain(number) {
             return;
         }
         self.next_request += 1;
         let request = RequestId(self.next_request);
-        let Some(event) = self.request(request, &wish) else {
+        let Some(event) = self.request(request, &client_request) else {
             return;
         };
         self.requests.insert(request, number);
@@ -163,40 +169,40 @@ impl World {
     }
 
     /// What a wish comes to; None as long as it cannot be said.
-    fn request(&self, request: RequestId, wish: &Wish) -> Option<Event> {
-        let job = match wish.about {
+    fn request(&self, request: RequestId, client_request: &ClientRequest) -> Option<Input> {
+        let job = match client_request.about {
             About::Job(job) => job,
             About::Node(node) => {
-                return Some(Event::Drain {
+                return Some(Input::Drain {
                     request,
                     worker: self.nodes[node].name.clone(),
-                    drained: wish.kind != Kind::Undrain,
+                    drained: client_request.kind != Kind::Undrain,
                 });
             }
         };
-        if wish.kind == Kind::Submit {
+        if client_request.kind == Kind::Submit {
             return self.submit(request, job);
         }
         let job = self.submitted(job)?;
-        Some(match wish.kind {
+        Some(match client_request.kind {
             Kind::Sample => sample(request, job),
-            Kind::Pause { .. } | Kind::Resume => Event::Pause {
+            Kind::Pause { .. } | Kind::Resume => Input::Pause {
                 request,
                 job,
-                paused: wish.kind != Kind::Resume,
+                paused: client_request.kind != Kind::Resume,
             },
-            Kind::Scale { workers } => Event::Scale {
+            Kind::Scale { workers } => Input::Scale {
                 request,
                 job,
                 workers,
             },
-            Kind::Cancel | Kind::GiveUp => Event::Cancel { request, job },
+            Kind::Cancel | Kind::GiveUp => Input::Cancel { request, job },
             Kind::Submit | Kind::Drain { .. } | Kind::Undrain => return None,
         })
     }
 
     /// Once the jobs are known for which it waits.
-    fn submit(&self, request: RequestId, job: Planned) -> Option<Event> {
+    fn submit(&self, request: RequestId, job: Planned) -> Option<Input> {
         let after = match job {
             Planned::Trained(job) => &self.plan.jobs[job].after,
             Planned::Units(job) => &self.plan.units[job].after,
@@ -216,9 +222,10 @@ impl World {
         Some(submit(request, spec))
     }
 
-    /// True when a job waits for one that has ended without being done. The wish is over when it waits for nobody any more.
+    /// True when a job waits for one that has ended without being done. The wish is over when it
+    /// waits for nobody any more.
     fn is_in_vain(&mut self, number: usize) -> bool {
-        let About::Job(planned) = self.wishes[number].about else {
+        let About::Job(planned) = self.client_requests[number].about else {
             return false;
         };
         let id = self.submitted(planned);
@@ -226,7 +233,7 @@ impl World {
             return false;
         };
         match self.waits_for(record) {
-            WaitsFor::Nobody => self.wishes[number].granted = true,
+            WaitsFor::Nobody => self.client_requests[number].granted = true,
             WaitsFor::Living => {}
             WaitsFor::Dead => return true,
         }
@@ -234,7 +241,10 @@ impl World {
     }
 
     fn waits_for(&self, record: &JobRecord) -> WaitsFor {
-        let spec = self.specs.get(&record.id).filter(|_| !record.phase.is_over());
+        let spec = self
+            .specs
+            .get(&record.id)
+            .filter(|_| !record.phase.is_over());
         let Some(spec) = spec else {
             return WaitsFor::Nobody;
         };
@@ -258,18 +268,19 @@ impl World {
         }
     }
 
-    /// A job that nobody knows of, because the answer was lost, and that waits for one that will not be done.
+    /// A job that nobody knows of, because the answer was lost, and that waits for one that will
+    /// not be done.
     pub(crate) fn is_forgotten(&self, record: &JobRecord) -> bool {
-        let known = |wish: &Wish| wish.became.as_ref() == Some(&record.id);
-        self.waits_for(record) == WaitsFor::Dead && !self.wishes.iter().any(known)
+        let known =
+            |client_request: &ClientRequest| client_request.became.as_ref() == Some(&record.id);
+        self.waits_for(record) == WaitsFor::Dead && !self.client_requests.iter().any(known)
     }
 
     /// The job that a planned job became, once that is known outside.
     pub(crate) fn submitted(&self, job: Planned) -> Option<JobId> {
-        let submit = self
-            .wishes
-            .iter()
-            .find(|wish| wish.kind == Kind::Submit && wish.about == About::Job(job))?;
+        let submit = self.client_requests.iter().find(|client_request| {
+            client_request.kind == Kind::Submit && client_request.about == About::Job(job)
+        })?;
         submit.became.clone()
     }
 
@@ -277,45 +288,61 @@ impl World {
         let Some(number) = self.requests.remove(&request) else {
             return;
         };
-        let asked = match self.wishes[number].about {
+        let asked = match self.client_requests[number].about {
             About::Job(job) => self.submitted(job),
             About::Node(_) => None,
         };
         self.oracle.on_reply(&self.durable, &reply, asked.as_ref());
-        let over = |id: &JobId| self.durable.jobs.get(id).is_some_and(|job| job.phase.is_over());
-        let in_vain = match self.wishes[number].about {
-            About::Job(Planned::Units(units)) if self.wishes[number].kind == Kind::Submit => {
+        let over = |id: &JobId| {
+            self.durable
+                .jobs
+                .get(id)
+                .is_some_and(|job| job.phase.is_over())
+        };
+        let in_vain = match self.client_requests[number].about {
+            About::Job(Planned::Units(units))
+                if self.client_requests[number].kind == Kind::Submit =>
+            {
                 let source = self.submitted(Planned::Trained(self.plan.units[units].source));
                 source.is_some_and(|source| over(&source))
             }
             About::Job(_) | About::Node(_) => asked.as_ref().is_some_and(over),
         };
-        let wish = &mut self.wishes[number];
-        let units = matches!(wish.about, About::Job(Planned::Units(_)));
+        let client_request = &mut self.client_requests[number];
+        let units = matches!(client_request.about, About::Job(Planned::Units(_)));
         match reply {
             Reply::Accepted { job } => {
-                wish.granted = true;
-                wish.became = Some(job);
+                client_request.granted = true;
+                client_request.became = Some(job);
             }
-            Reply::Phase { .. } | Reply::Worker { .. } => wish.granted = true,
+            Reply::Phase { .. } | Reply::Worker { .. } => client_request.granted = true,
             // No checkpoint yet: one may come as long as the job lives.
-            Reply::Refused { .. } if wish.kind == Kind::Sample => wish.granted = in_vain,
-            Reply::Refused { .. } if units && wish.kind == Kind::Submit => {
-                let about = wish.about;
-                let wishes = self
-                    .wishes
+            Reply::Refused { .. } if client_request.kind == Kind::Sample => {
+                client_request.granted = in_vain
+            }
+            Reply::Refused { .. } if units && client_request.kind == Kind::Submit => {
+                let about = client_request.about;
+                let client_requests = self
+                    .client_requests
                     .iter_mut()
-                    .filter(|wish| wish.about == about && in_vain);
-                return wishes.for_each(|wish| wish.granted = true);
+                    .filter(|client_request| client_request.about == about && in_vain);
+                return client_requests.for_each(|client_request| client_request.granted = true);
             }
             // No such worker yet: it will come.
-            Reply::Refused { .. } if matches!(wish.about, About::Node(_)) => {}
-            Reply::Refused { .. } => wish.granted = wish.kind != Kind::Submit,
+            Reply::Refused { .. } if matches!(client_request.about, About::Node(_)) => {}
+            Reply::Refused { .. } => client_request.granted = client_request.kind != Kind::Submit,
         }
         // Whoever paused or drained something takes it back later, and only once.
-        if let (true, Kind::Pause { until } | Kind::Drain { until }) = (wish.granted, wish.kind) {
+        if let (true, Kind::Pause { until } | Kind::Drain { until }) =
+            (client_request.granted, client_request.kind)
+        {
             let at = until.max(self.now + 1);
-            self.agenda.put(at, Happening::Ask { wish: number + 1 });
+            self.agenda.put(
+                at,
+                SimEvent::Ask {
+                    client_request: number + 1,
+                },
+            );
         }
     }
 
@@ -325,7 +352,7 @@ impl World {
     }
 }
 
-fn sample(request: RequestId, source: JobId) -> Event {
+fn sample(request: RequestId, source: JobId) -> Input {
     let resources = Resources {
         workers_min: 1,
         workers_max: 1,
@@ -343,8 +370,8 @@ fn sample(request: RequestId, source: JobId) -> Event {
     submit(request, spec)
 }
 
-fn submit(request: RequestId, spec: JobSpec) -> Event {
-    Event::Submit {
+fn submit(request: RequestId, spec: JobSpec) -> Input {
+    Input::Submit {
         request,
         job_toml: proto::job::to_toml(&spec),
         spec: Box::new(spec),
