@@ -9,6 +9,7 @@ DATA ?= figures
 PEER_KILLS ?= 5
 SEEDS ?= 1000
 CARGO := cargo
+PROGRAMS := --bin coordinator --bin worker --bin worker-rank
 
 # CUDA=1 builds the same workspace against the full libtorch, beside the CPU build.
 ifeq ($(CUDA),1)
@@ -20,7 +21,7 @@ CARGO_FLAGS :=
 FLAVOUR := cpu
 endif
 
-.PHONY: help setup build test sim lint demo chaos bench bench-recovery bench-model bench-schedule leakage parity gpu-check clean
+.PHONY: help setup build programs release test sim lint demo chaos bench bench-recovery bench-model bench-schedule leakage parity gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s  %s\n", $$1, $$2}' Makefile
@@ -31,6 +32,13 @@ setup: ## fetch libtorch (once per machine) and check that the tools are there
 
 build: setup ## compile everything (CUDA=1: against CUDA and NCCL)
 	$(CARGO) build --locked --workspace $(CARGO_FLAGS)
+
+# The three programs, with the features of the whole workspace: `make test` compiles no crate of them again.
+programs: setup
+	$(CARGO) build --locked --workspace $(CARGO_FLAGS) $(PROGRAMS)
+
+release: setup ## compile the programs as they are installed: optimised, with symbol names (CUDA=1: against CUDA and NCCL)
+	$(CARGO) build --locked --workspace --release $(CARGO_FLAGS) $(PROGRAMS)
 
 test: build ## run every test
 	@deploy/setup/test.sh
@@ -43,13 +51,13 @@ lint: setup ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
-demo: build ## train the demo job on this machine, from nothing to pictures (DATA=wesnoth: on drawn art)
+demo: programs ## train the demo job on this machine, from nothing to images (DATA=wesnoth: on drawn art)
 	@deploy/demo.sh $(DATA)
 
 chaos: build ## KILLS times SIGKILL, and other faults, on real processes, as SEED says: every job ends to the same bits
 	@target/debug/chaos --kills $(or $(KILLS),100) --seed $(or $(SEED),1)
 
-bench: build ## one rank against two, fast against exact sums, at the same global batch
+bench: programs ## one rank against two, fast against exact sums, at the same global batch
 	@deploy/bench.sh
 
 bench-model: build ## a training micro-step beside PyTorch's, small and at full size, and its memory (SIZE=small for the small one alone)
@@ -64,7 +72,7 @@ bench-schedule: build ## how often a second the coordinator decides who runs whe
 parity: build ## our arithmetic beside diffusers and transformers, also at full size (20 GB of disk and memory, minutes)
 	@deploy/setup/parity.sh
 
-leakage: build ## the experiment: does training on different pictures of a character leak less? (hours; goes on where it was)
+leakage: build ## the experiment: does training on different images of a character leak less? (hours; goes on where it was)
 	@deploy/experiments/leakage.sh $(ARGS)
 
 gpu-check: setup ## pack a stripped binary and a script to run on a machine with one GPU

@@ -1,4 +1,5 @@
-//! Compiles train.proto with a protoc in Rust, so that no tool has to be installed.
+//! Compiles train.proto with a protobuf compiler written in Rust (protox), so that no protoc has to
+//! be installed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=train.proto");

@@ -1,5 +1,5 @@
-//! Settings of `coordinator serve`: [`proto::settings`] reads their layers, here they get their
-//! meaning. Nothing that they name is opened. Called once, by `serve`.
+//! Settings of `coordinator serve`: [`proto::settings`] merges the layers, this module validates
+//! the values. It opens nothing that they name. Called once, by `serve`.
 
 use proto::settings::{self, Log, RawLog, SettingsError};
 use serde::Deserialize;
@@ -11,9 +11,9 @@ use tracing_subscriber::EnvFilter;
 /// The shipped defaults, with the documentation of every field.
 const DEFAULTS: &str = include_str!("../default.toml");
 const PREFIX: &str = "RETRI_COORDINATOR";
-/// Below this, a heartbeat is shorter than an ordinary pause of a busy machine.
+/// Below this, an ordinary pause of a busy machine would look like a failure.
 const DETECT_WITHIN_MS_MIN: i64 = 100;
-/// A day: whoever waits longer for a dead worker wants another system.
+/// One day; a longer wait would defeat failure detection.
 const DETECT_WITHIN_MS_MAX: i64 = 86_400_000;
 
 /// See `default.toml` for what each field means.
@@ -28,7 +28,7 @@ pub(crate) struct Config {
     pub(crate) log: Log,
 }
 
-/// Before any meaning is given to it.
+/// The settings as written, before validation.
 #[derive(Debug, Deserialize)]
 struct Raw {
     listen: String,
@@ -43,7 +43,7 @@ impl Config {
     /// Reads `file` (if any) over the defaults, and `environment` over both.
     ///
     /// # Errors
-    /// The file cannot be read, a key is unknown, or a value cannot be what it is.
+    /// The file cannot be read, a key is unknown, or a value is invalid.
     pub(crate) fn load(
         file: Option<&Path>,
         environment: impl Iterator<Item = (String, String)>,
@@ -84,7 +84,7 @@ impl Config {
     }
 }
 
-/// `vision=16`.
+/// Parses `vision=16`.
 fn quota(text: &str) -> Option<(String, u32)> {
     let (team, devices) = text.split_once('=')?;
     let devices = devices.trim().parse().ok()?;
@@ -102,9 +102,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.toml");
         std::fs::write(&path, text).unwrap();
-        let folder = format!("{}/", dir.path().display());
+        let dir_prefix = format!("{}/", dir.path().display());
         Config::load(Some(&path), std::iter::empty())
-            .map_err(|error| error.to_string().replace(&folder, ""))
+            .map_err(|error| error.to_string().replace(&dir_prefix, ""))
     }
 
     #[test]
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn every_wrong_value_is_named_with_its_place() {
+    fn every_invalid_value_is_reported_with_its_file_and_line() {
         let expect = |text: &str, message: &str| assert_eq!(load(text).unwrap_err(), message);
         expect(
             "lisen = 3",

@@ -1,14 +1,14 @@
-//! The coordinator's loop: one task owns the machine, waits for an event, handles it, and performs
-//! the effects in order. Others hold a [`Handle`]. The loop never waits for a worker, a client or a
-//! slow log; it waits only for a save to be durable, because nothing may become visible before (law
-//! 7).
+//! The coordinator's loop. One task owns the state machine: it waits for an input, handles it and
+//! performs the effects in order. Other tasks hold a [`Handle`]. The loop never waits for a worker,
+//! a client or a slow log. It waits only for a save to be durable, because nothing may become
+//! visible before (law 7).
 
 use crate::checkpoint::commit::Archive;
 use crate::events;
 use crate::journal::Journal;
 use crate::status::{self, Detail};
 use crate::store::{StateError, StateStore};
-use crate::words::now_ms;
+use crate::text::now_ms;
 use coordinator_core::event::{Effect, Event, Input, Reply, RequestId};
 use coordinator_core::{Coordinator, Why};
 use proto::checkpoint::CheckpointRef;
@@ -21,29 +21,29 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 const COMMANDS_MAX: usize = 256;
-/// The machine's clock may jump, so no sleep is longer than this before the clock is read again.
+/// Longest sleep. The wall clock may jump, so it is read again at least this often.
 const SLEEP_MAX_MS: u64 = 1000;
-/// And none is shorter, so that a deadline that has passed cannot make the loop spin.
+/// Shortest sleep, so that an expired deadline cannot make the loop spin.
 const SLEEP_MIN_MS: u64 = 5;
 
-/// How the rest of the process talks to the loop. Cheap to clone; the loop ends when all are gone.
+/// Sends commands to the loop. Cheap to clone; the loop ends when all handles are dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct Handle {
     commands: mpsc::Sender<Command>,
     changes: watch::Receiver<u64>,
 }
 
-/// The loop has ended: the process is about to.
+/// The loop has ended, and the process is about to exit.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("the coordinator is stopping")]
 pub(crate) struct Stopping;
 
-/// One stream of one worker. A worker that comes again on a new stream replaces the old one.
+/// One stream of one worker. A new stream of the same worker replaces the old one.
 #[derive(Debug)]
 pub(crate) struct Session {
     worker: WorkerId,
     number: u64,
-    /// The newest desired state; None until there is one. Closed when the stream was replaced.
+    /// The newest desired state; None until there is one. Closed when the stream is replaced.
     pub(crate) desired: watch::Receiver<Option<DesiredState>>,
 }
 
@@ -54,7 +54,7 @@ pub(crate) struct Totals {
     pub(crate) seconds: PhaseSeconds,
 }
 
-/// Everything that metrics tell.
+/// Everything that `/metrics` and the list commands show.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Snapshot {
     pub(crate) jobs: Vec<pb::JobView>,
@@ -62,18 +62,18 @@ pub(crate) struct Snapshot {
     pub(crate) totals: BTreeMap<String, Totals>,
 }
 
-type MakeEvent = Box<dyn FnOnce(RequestId) -> Input + Send>;
+type MakeInput = Box<dyn FnOnce(RequestId) -> Input + Send>;
 
 enum Command {
-    Ask {
-        event: MakeEvent,
+    Request {
+        input: MakeInput,
         reply: oneshot::Sender<Reply>,
     },
     Attach {
         worker: WorkerId,
         reply: oneshot::Sender<Session>,
     },
-    Heard {
+    Report {
         report: WorkerReport,
         logs: Vec<(JobId, pb::LogLine)>,
     },
@@ -95,13 +95,13 @@ enum Command {
 }
 
 impl Handle {
-    /// Gives the machine a request and waits for its reply.
-    pub(crate) async fn ask(
+    /// Passes a request to the state machine and waits for its reply.
+    pub(crate) async fn request(
         &self,
-        event: impl FnOnce(RequestId) -> Input + Send + 'static,
+        input: impl FnOnce(RequestId) -> Input + Send + 'static,
     ) -> Result<Reply, Stopping> {
-        self.send(|reply| Command::Ask {
-            event: Box::new(event),
+        self.send(|reply| Command::Request {
+            input: Box::new(input),
             reply,
         })
         .await
@@ -111,20 +111,20 @@ impl Handle {
         self.send(|reply| Command::Attach { worker, reply }).await
     }
 
-    pub(crate) async fn heard(
+    pub(crate) async fn report(
         &self,
         report: WorkerReport,
         logs: Vec<(JobId, pb::LogLine)>,
     ) -> Result<(), Stopping> {
         self.commands
-            .send(Command::Heard { report, logs })
+            .send(Command::Report { report, logs })
             .await
             .map_err(|_| Stopping)
     }
 
     pub(crate) async fn detach(&self, session: Session) {
         let Session { worker, number, .. } = session;
-        // When the loop has ended there is nothing to detach from.
+        // Fails only if the loop has ended; then there is nothing to detach from.
         self.commands
             .send(Command::Detach { worker, number })
             .await
@@ -143,7 +143,7 @@ impl Handle {
         self.send(|reply| Command::Snapshot { reply }).await
     }
 
-    /// Changes whenever a view may have changed; closed when the loop has ended.
+    /// Changes whenever a view may have changed. Closed when the loop has ended.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.clone()
     }
@@ -174,14 +174,14 @@ pub(crate) struct Daemon {
     pending: BTreeMap<RequestId, oneshot::Sender<Reply>>,
     /// Requests and sessions are numbered by one counter.
     next_number: u64,
-    /// Work on the object store; a finished manifest comes back as an event.
+    /// Tasks on the object store. A written manifest comes back as an input.
     tasks: JoinSet<Option<Input>>,
     last_steps: BTreeMap<JobId, pb::StepReport>,
     totals: BTreeMap<JobId, Totals>,
 }
 
 impl Daemon {
-    /// `last_steps` is what the store remembers of jobs that no rank reports on any more.
+    /// `last_steps` holds the stored newest step of each job, for jobs that no rank reports on.
     pub(crate) fn new(
         machine: Coordinator,
         store: StateStore,
@@ -223,31 +223,33 @@ impl Daemon {
         loop {
             let sleep = sleep_ms(self.machine.next_deadline(), now_ms());
             tokio::select! {
-                () = stopped(&mut stop) => return Ok(()),
+                () = stop_requested(&mut stop) => return Ok(()),
                 error = &mut lost => return Err(error),
                 Some(done) = self.tasks.join_next() => match done {
-                    Ok(Some(event)) => self.handle(event).await?,
+                    Ok(Some(input)) => self.handle(input).await?,
                     Ok(None) => {}
-                    Err(error) => tracing::error!(%error, "a task on the object store broke"),
+                    Err(error) => tracing::error!(%error, "a task on the object store panicked"),
                 },
                 command = self.commands.recv() => match command {
-                    Some(command) => self.obey(command).await?,
+                    Some(command) => self.execute(command).await?,
                     None => return Ok(()),
                 },
-                () = tokio::time::sleep(Duration::from_millis(sleep)) => self.handle(Input::Deadline).await?,
+                () = tokio::time::sleep(Duration::from_millis(sleep)) => {
+                    self.handle(Input::Deadline).await?;
+                }
             }
         }
     }
 
-    async fn obey(&mut self, command: Command) -> Result<(), StateError> {
+    async fn execute(&mut self, command: Command) -> Result<(), StateError> {
         match command {
-            Command::Ask { event, reply } => {
-                let request = RequestId(self.number());
+            Command::Request { input, reply } => {
+                let request = RequestId(self.allocate_number());
                 self.pending.insert(request, reply);
-                self.handle(event(request)).await?;
+                self.handle(input(request)).await?;
             }
             Command::Attach { worker, reply } => {
-                let number = self.number();
+                let number = self.allocate_number();
                 let (sender, desired) = watch::channel(None);
                 let session = Session {
                     worker: worker.clone(),
@@ -258,8 +260,8 @@ impl Daemon {
                     self.sessions.insert(worker, (number, sender));
                 }
             }
-            Command::Heard { report, logs } => {
-                self.keep_logs(logs);
+            Command::Report { report, logs } => {
+                self.store_logs(logs);
                 self.handle(Input::Received { report }).await?;
             }
             Command::Detach { worker, number } => {
@@ -272,7 +274,7 @@ impl Daemon {
                     self.handle(Input::Disconnected { worker }).await?;
                 }
             }
-            // Whoever asked may have gone.
+            // `send` fails if the caller no longer waits.
             Command::Job { job, reply } => drop(reply.send(self.job(&job))),
             Command::Why { job, reply } => drop(reply.send(self.machine.why(now_ms(), &job))),
             Command::Snapshot { reply } => drop(reply.send(self.snapshot())),
@@ -280,10 +282,10 @@ impl Daemon {
         Ok(())
     }
 
-    async fn handle(&mut self, event: Input) -> Result<(), StateError> {
-        let quiet = matches!(event, Input::Deadline);
-        let effects = self.machine.handle(now_ms(), event);
-        let changed = !quiet || !effects.is_empty();
+    async fn handle(&mut self, input: Input) -> Result<(), StateError> {
+        let is_deadline = matches!(input, Input::Deadline);
+        let effects = self.machine.handle(now_ms(), input);
+        let changed = !is_deadline || !effects.is_empty();
         for effect in effects {
             self.perform(effect).await?;
         }
@@ -303,7 +305,7 @@ impl Daemon {
             }
             Effect::Reply { request, reply } => {
                 if let Some(waiting) = self.pending.remove(&request) {
-                    // Whoever asked may have gone; what they asked for is done all the same.
+                    // Fails if the caller no longer waits. The request has been executed anyway.
                     waiting.send(reply).ok();
                 }
             }
@@ -335,22 +337,21 @@ impl Daemon {
             Effect::DeleteCheckpoint { job, checkpoint } => {
                 let (archive, store) = (self.archive.clone(), self.store.clone());
                 self.tasks.spawn(async move {
+                    let step = checkpoint.step;
                     if let Err(error) = store.claim().await {
-                        tracing::warn!(%job, step = %checkpoint.step, %error, "old checkpoint not \
-                        deleted");
+                        tracing::warn!(%job, %step, %error, "old checkpoint not deleted");
                     } else if let Err(error) = archive.delete(&job, checkpoint).await {
-                        tracing::warn!(%job, step = %checkpoint.step, %error, "old checkpoint not \
-                        deleted");
+                        tracing::warn!(%job, %step, %error, "old checkpoint not deleted");
                     }
                     None
                 });
             }
-            Effect::Emit(event) => self.note(&event),
+            Effect::Emit(event) => self.record_event(&event),
         }
         Ok(())
     }
 
-    fn note(&mut self, event: &Event) {
+    fn record_event(&mut self, event: &Event) {
         events::log(event);
         if let Event::Stepped { job, report, .. } = event {
             let step: pb::StepReport = report.into();
@@ -362,8 +363,8 @@ impl Daemon {
         }
     }
 
-    /// Only lines of jobs that exist are kept, so that a confused worker cannot fill the store.
-    fn keep_logs(&self, logs: Vec<(JobId, pb::LogLine)>) {
+    /// Stores only lines of existing jobs, so that a faulty worker cannot fill the store.
+    fn store_logs(&self, logs: Vec<(JobId, pb::LogLine)>) {
         if logs.is_empty() {
             return;
         }
@@ -412,14 +413,14 @@ impl Daemon {
         }
     }
 
-    fn number(&mut self) -> u64 {
+    fn allocate_number(&mut self) -> u64 {
         self.next_number += 1;
         self.next_number
     }
 }
 
-/// Whoever could say "stop" being gone means the same.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
+/// Returns when `stop` is set or its sender is dropped.
+async fn stop_requested(stop: &mut watch::Receiver<bool>) {
     stop.wait_for(|it| *it).await.ok();
 }
 

@@ -1,6 +1,6 @@
-//! Facts of the machine as log lines: ERROR when somebody must act, WARN when the system is mending
-//! something, INFO for the life of jobs and workers, DEBUG for every step. Called by the daemon's
-//! loop.
+//! Writes the state machine's events as log lines: ERROR when somebody must act, WARN when the
+//! system recovers from a fault, INFO for the life cycle of jobs and workers, DEBUG for every step.
+//! Called by the daemon's loop.
 
 use coordinator_core::event::Event;
 
@@ -28,22 +28,22 @@ pub(crate) fn log(event: &Event) {
             generation,
             reason,
         } => {
-            tracing::info!(%job, %generation, %reason, "generation is to end in order");
+            tracing::info!(%job, %generation, %reason, "graceful stop of generation requested");
         }
         Event::Stopped {
             job,
             generation,
             reason,
         } => {
-            tracing::info!(%job, %generation, %reason, "generation ended in order");
+            tracing::info!(%job, %generation, %reason, "generation stopped gracefully");
         }
         Event::Stepped {
             job,
             generation,
             report,
         } => {
-            tracing::debug!(%job, %generation, step = %report.step, loss = report.loss, "step \
-            done");
+            let (step, loss) = (report.step, report.loss);
+            tracing::debug!(%job, %generation, %step, loss, "step done");
         }
         Event::Committed { job, checkpoint } => {
             let (step, generation) = (checkpoint.step, checkpoint.generation);
@@ -54,7 +54,7 @@ pub(crate) fn log(event: &Event) {
             generation,
             worker,
         } => {
-            tracing::info!(%job, %generation, %worker, "worker is in reserve");
+            tracing::info!(%job, %generation, %worker, "standby added");
         }
         Event::StandbyLost {
             job,
@@ -62,18 +62,18 @@ pub(crate) fn log(event: &Event) {
             worker,
             reason,
         } => {
-            tracing::warn!(%job, %generation, %worker, %reason, "reserve is lost");
+            tracing::warn!(%job, %generation, %worker, %reason, "standby lost");
         }
         Event::JobDone { job, step } => tracing::info!(%job, %step, "job is done"),
         Event::JobFailed { job, reason } => tracing::error!(%job, %reason, "job failed"),
         Event::JobCancelled { job } => tracing::info!(%job, "job is cancelled"),
-        Event::UnitFailed { .. } | Event::UnitSetAside { .. } => log_of_unit(event),
+        Event::UnitFailed { .. } | Event::UnitSetAside { .. } => log_unit(event),
         Event::Parted { what } => tracing::warn!("{what}"),
         Event::Ignored { worker, what } => tracing::warn!(%worker, %what, "report ignored"),
     }
 }
 
-fn log_of_unit(event: &Event) {
+fn log_unit(event: &Event) {
     if let Event::UnitFailed {
         job,
         unit,

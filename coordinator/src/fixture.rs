@@ -1,4 +1,4 @@
-//! Small valid things for this crate's tests.
+//! Small valid values for this crate's tests.
 
 use coordinator_core::event::{JobPhase, JobRecord, RECORD_VERSION};
 use image::{GrayImage, Luma, Rgb, RgbImage};
@@ -12,7 +12,7 @@ use proto::text::hex_sha256;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-/// A job that `job::parse` accepts, on the data set at `dataset`.
+/// A job.toml that `job::parse` accepts, on the data set at `dataset`.
 pub(crate) fn job_toml(dataset: &str) -> String {
     format!(
         r#"name = "demo"
@@ -58,7 +58,7 @@ pub(crate) fn job_record(id: &str) -> JobRecord {
     }
 }
 
-/// A small checkpoint of job `demo-1` in a folder of its own.
+/// A small checkpoint of job `demo-1` in its own temporary folder.
 pub(crate) struct TestCheckpoint {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) url: String,
@@ -66,17 +66,17 @@ pub(crate) struct TestCheckpoint {
     pub(crate) reference: CheckpointRef,
 }
 
-/// Seven tensors, the same for every `world`, dealt over that many shards; with its manifest if
+/// Seven tensors, the same for every `world`, split over that many shards; with a manifest if
 /// `committed`.
 pub(crate) async fn test_checkpoint(world: usize, committed: bool) -> TestCheckpoint {
-    let dir = tempfile::tempdir().expect("the temporary folder takes files");
+    let dir = tempfile::tempdir().expect("the temporary folder is writable");
     let url = format!("file://{}", dir.path().display());
     let (step, generation) = (Step(4), Generation(2));
     let job = JobId("demo-1".into());
     let folder = dir
         .path()
         .join(proto::checkpoint::checkpoint_folder(&job, step, generation));
-    std::fs::create_dir_all(&folder).expect("the temporary folder takes files");
+    std::fs::create_dir_all(&folder).expect("the temporary folder is writable");
     let values: Vec<Vec<u8>> = (0..7u8)
         .map(|it| {
             (it..it + 8)
@@ -86,15 +86,15 @@ pub(crate) async fn test_checkpoint(world: usize, committed: bool) -> TestCheckp
         .collect();
     let mut shards = Vec::new();
     for rank in 0..world {
-        let mine = (0..7).filter(|it| it % world == rank).map(|it| {
+        let tensors = (0..7).filter(|it| it % world == rank).map(|it| {
             let view =
                 TensorView::new(Dtype::F32, vec![2, 4], &values[it]).expect("8 floats of 4 bytes");
             let name = format!("weights/unet.output_blocks.{it}.0.in_layers.0.weight");
             (name, view)
         });
-        let bytes = safetensors::serialize(mine, None).expect("the names differ");
+        let bytes = safetensors::serialize(tensors, None).expect("the names differ");
         let path = format!("rank-{rank}-of-{world}.safetensors");
-        std::fs::write(folder.join(&path), &bytes).expect("the temporary folder takes files");
+        std::fs::write(folder.join(&path), &bytes).expect("the temporary folder is writable");
         let sha256 = hex_sha256(&bytes);
         shards.push(ShardEntry {
             path,
@@ -106,7 +106,7 @@ pub(crate) async fn test_checkpoint(world: usize, committed: bool) -> TestCheckp
         job,
         step,
         generation,
-        // What has a U-Net.
+        // An architecture with a U-Net.
         job_toml: job_toml("file:///data").replace("\"autoencoder\"", "\"text-to-image\""),
         dataset_version: "0".repeat(64),
         init_digest: None,
@@ -115,7 +115,7 @@ pub(crate) async fn test_checkpoint(world: usize, committed: bool) -> TestCheckp
     };
     if committed {
         let json = serde_json::to_vec(&manifest).expect("a manifest is JSON");
-        std::fs::write(folder.join(MANIFEST_FILE), json).expect("the temporary folder takes files");
+        std::fs::write(folder.join(MANIFEST_FILE), json).expect("the temporary folder is writable");
     }
     TestCheckpoint {
         dir,
@@ -125,23 +125,23 @@ pub(crate) async fn test_checkpoint(world: usize, committed: bool) -> TestCheckp
     }
 }
 
-/// A data set of four small pictures of one character; its URL.
+/// Creates a data set of four small images of one character; returns its URL.
 pub(crate) async fn dataset(dir: &std::path::Path) -> String {
     let url = format!("file://{}", dir.join("data").display());
     let mut writer =
-        DatasetWriter::open(&url, WriteOptions::new("fixture")).expect("a folder can be made");
+        DatasetWriter::open(&url, WriteOptions::new("fixture")).expect("the folder can be created");
     writer
         .add((0..4).map(sample).collect())
         .await
-        .expect("the temporary folder takes files");
+        .expect("the temporary folder is writable");
     let _ = writer
         .finish()
         .await
-        .expect("the temporary folder takes files");
+        .expect("the temporary folder is writable");
     url
 }
 
-/// One of four pictures of a character, 32 pixels square, that name each other as similar.
+/// One of four images of a character, 32 pixels square, that list each other as similar.
 fn sample(number: u8) -> Sample {
     let id = |number: u8| format!("demo-{number}");
     let image = RgbImage::from_pixel(32, 32, Rgb([60 * number, 90, 200]));
@@ -157,8 +157,8 @@ fn sample(number: u8) -> Sample {
             height: 32,
             ..Metadata::default()
         },
-        image: encode_rgb(image).expect("32 by 32 pixels are a picture"),
+        image: encode_rgb(image).expect("32 by 32 pixels can be encoded"),
         mask: encode_gray(GrayImage::from_pixel(32, 32, Luma([255])))
-            .expect("32 by 32 pixels are a mask"),
+            .expect("32 by 32 pixels can be encoded"),
     }
 }

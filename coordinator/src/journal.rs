@@ -1,6 +1,6 @@
-//! Loss curves and log lines on their way into the store. One task owns the writing, so that the
-//! daemon's loop never waits for it; what does not fit its queue is dropped and counted, because
-//! nothing depends on it for correctness. Fed by the daemon's loop; read by the rpc.
+//! Writes loss curves and log lines to the store. One task does the writing, so that the daemon's
+//! loop never waits for it. Entries that do not fit its queue are dropped with a warning, because
+//! correctness does not depend on them. Filled by the daemon's loop; read by the rpc service.
 
 use crate::store::{StateError, StateStore, last_key, logs_prefix, ordered, steps_prefix};
 use prost::Message;
@@ -10,9 +10,9 @@ use slatedb::WriteBatch;
 use std::collections::BTreeMap;
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// Newest log lines that are kept of each job.
+/// Log lines stored per job; older ones are deleted.
 pub(crate) const LOG_LINES_MAX: u64 = 20_000;
-/// Longest log line that is kept, in bytes.
+/// Longest stored log line in bytes; longer ones are truncated.
 const LINE_BYTES_MAX: usize = 4096;
 const QUEUE_MAX: usize = 8192;
 const BATCH_MAX: usize = 512;
@@ -21,7 +21,7 @@ const BATCH_MAX: usize = 512;
 #[derive(Debug, Clone)]
 pub(crate) struct Journal {
     entries: mpsc::Sender<Entry>,
-    /// Counts the batches written: whoever follows a log waits for it to change.
+    /// Number of batches written. Readers that follow a log wait for it to change.
     written: watch::Receiver<u64>,
     store: StateStore,
 }
@@ -36,13 +36,13 @@ enum Entry {
         job: JobId,
         line: pb::LogLine,
     },
-    /// Answered when everything before it can be read.
+    /// Answered when every earlier entry can be read.
     Barrier(oneshot::Sender<()>),
 }
 
 impl Journal {
-    /// Starts the writing task; it ends when the last clone is gone. A store that fails ends it
-    /// too, and the daemon's loop hears of that from the store itself.
+    /// Starts the writing task, which ends when the last clone is dropped. A failing store ends it
+    /// too; the daemon's loop learns of that from the store itself.
     pub(crate) fn start(store: StateStore) -> Self {
         let (entries, queue) = mpsc::channel(QUEUE_MAX);
         let (count, written) = watch::channel(0);
@@ -84,16 +84,16 @@ impl Journal {
         if self.entries.try_send(entry).is_err() {
             tracing::warn!(
                 queue = QUEUE_MAX,
-                "journal is behind, a step or log line was dropped"
+                "journal queue is full, a step or log line was dropped"
             );
         }
     }
 
-    /// Returns when everything offered before can be read.
+    /// Returns when every entry offered before can be read.
     pub(crate) async fn flushed(&self) {
         let (done, wait) = oneshot::channel();
         if self.entries.send(Entry::Barrier(done)).await.is_ok() {
-            // An error means that the writer is gone: nothing more will come either way.
+            // An error means that the writer has ended and nothing more will be written.
             wait.await.ok();
         }
     }
@@ -154,7 +154,7 @@ fn number_of(key: &str, prefix: &str) -> u64 {
 
 struct Writer {
     store: StateStore,
-    /// First and next line number of every job that logged since the start.
+    /// First and next line number of every job that has logged since this process started.
     logs: BTreeMap<JobId, (u64, u64)>,
 }
 
@@ -205,7 +205,7 @@ impl Writer {
             self.store.append(batch).await?;
         }
         for done in barriers {
-            // Whoever asked may have gone.
+            // Fails if the caller no longer waits.
             done.send(()).ok();
         }
         Ok(())
@@ -226,7 +226,7 @@ impl Writer {
         let (first, next) = self
             .logs
             .get_mut(&job)
-            .expect("it was put there above if it was missing");
+            .expect("a missing entry was inserted above");
         Ok((first, next))
     }
 }
@@ -279,10 +279,7 @@ mod tests {
         journal.flushed().await;
         let steps = journal.steps(&job, 1, 10).await.unwrap();
         assert_eq!(steps.iter().map(|it| it.step).collect::<Vec<_>>(), [2, 10]);
-        assert!(
-            steps[0].loss.is_nan(),
-            "a loss that is not a number is kept, not lost"
-        );
+        assert!(steps[0].loss.is_nan(), "a NaN loss is stored unchanged");
         first.close().await.unwrap();
 
         let second = store(&dir).await;
@@ -318,8 +315,8 @@ mod tests {
             .await
             .unwrap();
         let journal = Journal::start(writer.store.clone());
-        let kept = journal.logs(&job, 0, usize::MAX).await.unwrap();
-        assert_eq!(kept.len() as u64, LOG_LINES_MAX);
-        assert_eq!(kept[0], (3, line(3)));
+        let stored = journal.logs(&job, 0, usize::MAX).await.unwrap();
+        assert_eq!(stored.len() as u64, LOG_LINES_MAX);
+        assert_eq!(stored[0], (3, line(3)));
     }
 }

@@ -1,4 +1,4 @@
-//! The coordinator's binary: `serve` and every command for people.
+//! The coordinator's binary: the `serve` daemon and the command-line client.
 
 mod checkpoint;
 mod cli;
@@ -13,7 +13,7 @@ mod serve;
 mod session;
 mod status;
 mod store;
-mod words;
+mod text;
 
 #[cfg(test)]
 mod fixture;
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         Ok(Outcome::True) => ExitCode::SUCCESS,
         Ok(Outcome::False) => ExitCode::FAILURE,
         Err(error) => {
-            // A cause that the text above it has told already is not told again.
+            // Skip a cause whose text the message already contains.
             let mut text = String::new();
             for cause in error.chain().map(ToString::to_string) {
                 if !text.contains(&cause) {
@@ -67,7 +67,7 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
 }
 
 async fn serve(file: Option<&Path>) -> anyhow::Result<Outcome> {
-    // What is no UTF-8 is not ours.
+    // Our variables are UTF-8; skip all others.
     let text = |(key, value): (OsString, OsString)| {
         Some((key.into_string().ok()?, value.into_string().ok()?))
     };
@@ -79,11 +79,11 @@ async fn serve(file: Option<&Path>) -> anyhow::Result<Outcome> {
 
 fn log_to_stderr(log: &Log) {
     let filter = EnvFilter::new(&log.filter);
-    let colours = std::io::stderr().is_terminal();
+    let ansi = std::io::stderr().is_terminal();
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(colours);
+        .with_ansi(ansi);
     match log.format {
         LogFormat::Text => subscriber.init(),
         LogFormat::Json => subscriber.json().init(),

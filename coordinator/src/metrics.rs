@@ -1,33 +1,33 @@
-//! `/metrics` and `/healthz`. Every scrape asks the daemon's loop for one snapshot and writes it
-//! out, so that metrics tell nothing that is not durable, and of nothing that is gone. Called by
+//! `/metrics` and `/healthz`. Every scrape takes one snapshot from the daemon's loop and encodes
+//! it, so that metrics contain only durable state and drop series that no longer exist. Called by
 //! Prometheus.
 //!
 //! | name | labels | unit | help |
 //! |---|---|---|---|
-//! | `retri_job_phase` | job, phase | 1 | always 1; the label says the phase |
+//! | `retri_job_phase` | job, phase | 1 | always 1; the label names the phase |
 //! | `retri_job_step` | job | steps | newest finished step |
-//! | `retri_job_steps_wanted` | job | steps | steps the job has |
-//! | `retri_job_loss` | job, term | | of the newest step: total, and every term by the architecture's name (equation 3: target, face) |
-//! | `retri_job_gradient_norm` | job | | gradient's L2 norm before clipping, newest step |
+//! | `retri_job_steps_wanted` | job | steps | total steps of the job |
+//! | `retri_job_loss` | job, term | | newest loss: total and each term (equation 3: target, face) |
+//! | `retri_job_gradient_norm` | job | | L2 norm of the newest gradient before clipping |
 //! | `retri_job_learning_rate` | job | | learning rate of the newest step |
 //! | `retri_job_step_seconds` | job, phase | seconds | wall time of the newest step by phase |
 //! | `retri_job_phase_seconds_total` | job, phase | seconds | the same, summed since the start |
 //! | `retri_job_samples_total` | job | samples | samples trained since the coordinator started |
-//! | `retri_job_samples_per_second` | job | samples/s | of the newest step |
+//! | `retri_job_samples_per_second` | job | samples/s | throughput of the newest step |
 //! | `retri_job_generation` | job | | newest generation |
 //! | `retri_job_world` | job | ranks | ranks of the running generation |
 //! | `retri_job_restarts_total` | job | | generations that ended early |
 //! | `retri_job_peak_memory_bytes` | job | bytes | largest resident memory of rank 0 so far |
-//! | `retri_job_skipped_steps` | job | steps | steps so far whose update was left out, a number being not finite |
-//! | `retri_job_loss_scale` | job | | what the loss is multiplied with before its gradient is taken; 1 except in fp16 |
-//! | `retri_job_units` | job, state | units | of a job of units: total, done, leased, set-aside |
-//! | `retri_job_units_per_second` | job | units/s | of a job of units, over the last minute |
+//! | `retri_job_skipped_steps` | job | steps | steps skipped because of a non-finite value |
+//! | `retri_job_loss_scale` | job | | loss scale of the backward pass; 1 except in fp16 |
+//! | `retri_job_units` | job, state | units | units by state: total, done, leased, set-aside |
+//! | `retri_job_units_per_second` | job | units/s | units done per second over the last minute |
 //! | `retri_checkpoint_committed_step` | job | steps | step of the newest committed checkpoint |
-//! | `retri_worker_up` | worker | 1 | 1 while the worker's lease runs |
-//! | `retri_worker_devices` | worker, state | devices | devices that are used or free |
+//! | `retri_worker_up` | worker | 1 | 1 while the worker's lease is valid |
+//! | `retri_worker_devices` | worker, state | devices | devices by state: used, free |
 
 use crate::daemon::{Handle, Snapshot, Totals};
-use crate::words::now_ms;
+use crate::text::now_ms;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -42,8 +42,8 @@ use proto::phase::is_over;
 use proto::wire::loss_terms;
 use std::sync::atomic::AtomicU64;
 
-/// A job that ended longer ago than this is no longer told of.
-const ENDED_SHOWN_MS: u64 = 3_600_000;
+/// Jobs that ended longer ago than this are not exported.
+const ENDED_JOB_TTL_MS: u64 = 3_600_000;
 
 type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
@@ -114,13 +114,13 @@ impl Families {
         let gauges = [
             (
                 "retri_job_phase",
-                "Always 1; the label says the phase",
+                "Always 1; the label names the phase",
                 &self.phase,
             ),
             ("retri_job_step", "Newest finished step", &self.step),
             (
                 "retri_job_steps_wanted",
-                "Steps the job has",
+                "Total steps of the job",
                 &self.steps_wanted,
             ),
             (
@@ -165,18 +165,18 @@ impl Families {
             ),
             (
                 "retri_job_skipped_steps",
-                "Steps so far whose update was left out, a number being not finite",
+                "Steps whose update was skipped because of a non-finite value",
                 &self.skipped_steps,
             ),
             (
                 "retri_job_loss_scale",
-                "What the loss is multiplied with before its gradient is taken; 1 except in fp16",
+                "Factor that scales the loss before the backward pass; 1 except in fp16",
                 &self.loss_scale,
             ),
             ("retri_job_units", "Units of the job by state", &self.units),
             (
                 "retri_job_units_per_second",
-                "Units done in a second, over the last minute",
+                "Units done per second over the last minute",
                 &self.units_per_second,
             ),
             (
@@ -195,7 +195,7 @@ impl Families {
         let gauges = [
             (
                 "retri_worker_up",
-                "1 while the worker's lease runs",
+                "1 while the worker's lease is valid",
                 &self.worker_up,
             ),
             (
@@ -210,11 +210,11 @@ impl Families {
     }
 
     fn register_counters(&self, registry: &mut Registry) {
-        // The `_total` of a counter's name is added when it is written out.
+        // The encoder appends `_total` to the names of counters.
         let counters = [
             (
                 "retri_job_phase_seconds",
-                "Wall seconds of all steps by phase",
+                "Wall seconds of all steps by phase since the coordinator started",
                 &self.phase_seconds,
             ),
             (
@@ -233,7 +233,7 @@ impl Families {
         }
     }
 
-    #[allow(clippy::cast_precision_loss)] // Prometheus knows only doubles.
+    #[allow(clippy::cast_precision_loss)] // Prometheus has only doubles.
     fn job(&self, job: &pb::JobView, totals: Option<&Totals>) {
         let name = || vec![("job", job.job.clone())];
         let with = |key, value: &str| vec![("job", job.job.clone()), (key, value.to_owned())];
@@ -304,7 +304,7 @@ impl Families {
             .get_or_create(&name())
             .set(step.skipped_steps as f64);
         self.loss_scale.get_or_create(&name()).set(step.loss_scale);
-        let seconds = plain(step.seconds.as_ref());
+        let seconds = phase_seconds(step.seconds.as_ref());
         for (phase, value) in phases(&seconds) {
             self.step_seconds
                 .get_or_create(&with("phase", phase))
@@ -323,12 +323,11 @@ impl Families {
             .map_or_else(String::new, |it| it.name.clone());
         let up = vec![("worker", name.clone())];
         let devices = |state: &str| vec![("worker", name.clone()), ("state", state.to_owned())];
-        // A worker that came back under a new boot number is one series: it is up if any boot of it
-        // is.
-        let before = self.worker_up.get_or_create(&up).get();
+        // All boot numbers of a worker share one series, which is up if any of them is.
+        let previous = self.worker_up.get_or_create(&up).get();
         self.worker_up
             .get_or_create(&up)
-            .set(before.max(f64::from(u8::from(worker.up))));
+            .set(previous.max(f64::from(u8::from(worker.up))));
         if worker.up {
             self.worker_devices
                 .get_or_create(&devices("used"))
@@ -345,10 +344,10 @@ fn render(snapshot: &Snapshot, now: u64) -> String {
     let families = Families::default();
     let mut registry = Registry::default();
     families.register(&mut registry);
-    let shown = |job: &&pb::JobView| {
-        !is_over(&job.phase) || now < job.ended_ms.saturating_add(ENDED_SHOWN_MS)
+    let is_exported = |job: &&pb::JobView| {
+        !is_over(&job.phase) || now < job.ended_ms.saturating_add(ENDED_JOB_TTL_MS)
     };
-    for job in snapshot.jobs.iter().filter(shown) {
+    for job in snapshot.jobs.iter().filter(is_exported) {
         families.job(job, snapshot.totals.get(&job.job));
     }
     for worker in &snapshot.workers {
@@ -360,7 +359,7 @@ fn render(snapshot: &Snapshot, now: u64) -> String {
     text
 }
 
-fn plain(seconds: Option<&pb::PhaseSeconds>) -> PhaseSeconds {
+fn phase_seconds(seconds: Option<&pb::PhaseSeconds>) -> PhaseSeconds {
     seconds.map_or_else(PhaseSeconds::default, |it| PhaseSeconds {
         data: it.data,
         forward: it.forward,
@@ -371,7 +370,7 @@ fn plain(seconds: Option<&pb::PhaseSeconds>) -> PhaseSeconds {
     })
 }
 
-/// The phases of a step by name, in the order in which they happen.
+/// The phases of a step by name, in execution order.
 pub(crate) fn phases(seconds: &PhaseSeconds) -> [(&'static str, f64); 6] {
     [
         ("data", seconds.data),
@@ -440,7 +439,7 @@ mod tests {
 
     #[test]
     fn a_scrape_has_the_figures_of_the_snapshot() {
-        let text = render(&snapshot(), 2 * ENDED_SHOWN_MS);
+        let text = render(&snapshot(), 2 * ENDED_JOB_TTL_MS);
         for line in [
             "retri_job_step{job=\"demo-1\"} 7.0",
             "retri_job_loss{job=\"demo-1\",term=\"total\"} 0.5",
@@ -459,7 +458,7 @@ mod tests {
         }
         assert!(
             !text.contains("old-1"),
-            "a job that ended long ago is not told of"
+            "a job that ended long ago is not exported"
         );
     }
 

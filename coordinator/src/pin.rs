@@ -1,5 +1,6 @@
-//! Looks whether what a job reads is there and gives it something to train on, and which version of
-//! its data set it pins. Called by `submit` on the user's machine and by the coordinator again.
+//! Checks that a job's data set and base weights exist and give it something to train on, and
+//! returns the data set version that the job pins. Called by `submit` on the user's machine and
+//! again by the coordinator.
 
 use base_weights::base::{Base, BaseError};
 use model_data::loader::{LoadError, Loader, LoaderOptions};
@@ -10,14 +11,14 @@ use storage::local_folder;
 pub(crate) enum PinError {
     #[error("{}", proto::text::chain(.0))]
     Dataset(#[from] LoadError),
-    #[error("there is no folder {url}; make the data set first, or correct the path")]
+    #[error("there is no folder {url}; create the data set first, or correct the path")]
     NoFolder { url: String },
     #[error("{}", proto::text::chain(.0))]
     Init(#[from] BaseError),
 }
 
 impl PinError {
-    /// The field of job.toml that names what is not there.
+    /// The field of job.toml that caused the error.
     pub(crate) fn field(&self) -> &'static str {
         match self {
             Self::Dataset(_) | Self::NoFolder { .. } => "data.dataset",
@@ -26,16 +27,16 @@ impl PinError {
     }
 }
 
-/// The SHA-256 of `dataset.json`.
+/// Checks the job's inputs and returns the SHA-256 of `dataset.json`.
 pub(crate) async fn pin(spec: &TrainWork) -> Result<String, PinError> {
     let url = &spec.data.dataset;
-    // Opening a local store makes its folder, which must not happen to a mistyped path.
+    // Opening a local store creates its folder; a mistyped path must not create one.
     if let Ok(Some(folder)) = local_folder(url)
         && !folder.is_dir()
     {
         return Err(PinError::NoFolder { url: url.clone() });
     }
-    // As a rank will open it: nothing to train on shows here, and not after a queue.
+    // Open it as a rank does, so that an empty training set fails now and not after queueing.
     let options = LoaderOptions::new(&spec.model.architecture, 0, None);
     let loader = Loader::open(&spec.data, options).await?;
     if let Some(init) = &spec.model.init {

@@ -1,11 +1,11 @@
-//! The service of people's commands. Checks what comes in, asks the daemon's loop, and turns its
-//! answers into replies and status codes. It decides nothing. Called by tonic.
+//! The gRPC service of the command line. Validates requests, passes them to the daemon's loop, and
+//! maps its replies to messages and status codes. It makes no decisions. Called by tonic.
 //!
 //! | code | when |
 //! |---|---|
 //! | NOT_FOUND | no such job |
 //! | INVALID_ARGUMENT | a field or job.toml is wrong; the message names it |
-//! | FAILED_PRECONDITION | the machine refuses, with its reason |
+//! | FAILED_PRECONDITION | the state machine refused; the message says why |
 //! | UNAVAILABLE | the coordinator is stopping |
 
 use crate::daemon::{Handle, Stopping};
@@ -27,7 +27,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-/// Entries read from the store at a time.
+/// Entries per read from the store.
 const PAGE: usize = 512;
 
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -44,13 +44,13 @@ impl ControlService {
         Self { handle, journal }
     }
 
-    /// The job of that name, or NOT_FOUND with the names that there are.
+    /// The job of that name, or NOT_FOUND with the newest job names.
     async fn job(&self, name: &str) -> Result<(JobId, pb::JobView), Status> {
         let job = job_id(name.to_owned()).map_err(invalid)?;
-        if let Some(view) = self.handle.job(job.clone()).await.map_err(stopping)? {
+        if let Some(view) = self.handle.job(job.clone()).await.map_err(unavailable)? {
             return Ok((job, view));
         }
-        let jobs = self.handle.snapshot().await.map_err(stopping)?.jobs;
+        let jobs = self.handle.snapshot().await.map_err(unavailable)?.jobs;
         let newest: Vec<&str> = jobs
             .iter()
             .rev()
@@ -64,7 +64,7 @@ impl ControlService {
         Err(Status::not_found(format!("there is no job {job}; {known}")))
     }
 
-    /// Sends views until the job is over or the client has gone.
+    /// Sends views until the job is over or the client has disconnected.
     async fn watch(
         &self,
         job: JobId,
@@ -78,11 +78,11 @@ impl ControlService {
                 return Ok(());
             }
             last = loop {
-                changes.changed().await.map_err(|_| stopping(Stopping))?;
-                match self.handle.job(job.clone()).await.map_err(stopping)? {
+                changes.changed().await.map_err(|_| unavailable(Stopping))?;
+                match self.handle.job(job.clone()).await.map_err(unavailable)? {
                     Some(view) if view != last => break view,
                     Some(_) => {}
-                    None => return Err(Status::not_found(format!("job {job} is gone"))),
+                    None => return Err(Status::not_found(format!("job {job} no longer exists"))),
                 }
             };
         }
@@ -129,7 +129,7 @@ impl ControlService {
         }
     }
 
-    /// With `follow`, goes on until the job is over and everything it said has been sent.
+    /// With `follow`, continues until the job is over and all its lines have been sent.
     async fn send_logs(
         &self,
         job: &JobId,
@@ -140,11 +140,11 @@ impl ControlService {
         let mut changes = self.handle.changes();
         let mut next = 0;
         loop {
-            let over = match self.handle.job(job.clone()).await.map_err(stopping)? {
+            let over = match self.handle.job(job.clone()).await.map_err(unavailable)? {
                 Some(view) => is_over(&view.phase),
                 None => true,
             };
-            // Asked before reading, so that nothing said before the job's end can be missed.
+            // The phase was queried before reading, so that no line before the job's end is missed.
             self.journal.flushed().await;
             loop {
                 let lines = self
@@ -155,8 +155,8 @@ impl ControlService {
                 let Some((last, _)) = lines.last() else { break };
                 next = last + 1;
                 for (_, line) in lines {
-                    let wanted = request.rank.is_none_or(|it| it == line.rank);
-                    if wanted && to.send(Ok(line)).await.is_err() {
+                    let matches = request.rank.is_none_or(|it| it == line.rank);
+                    if matches && to.send(Ok(line)).await.is_err() {
                         return Ok(());
                     }
                 }
@@ -165,18 +165,18 @@ impl ControlService {
                 return Ok(());
             }
             tokio::select! {
-                changed = written.changed() => changed.map_err(|_| stopping(Stopping))?,
-                changed = changes.changed() => changed.map_err(|_| stopping(Stopping))?,
+                changed = written.changed() => changed.map_err(|_| unavailable(Stopping))?,
+                changed = changes.changed() => changed.map_err(|_| unavailable(Stopping))?,
                 () = to.closed() => return Ok(()),
             }
         }
     }
 
-    /// Looks whether what the job reads is there: the version of its data set (empty where another
-    /// job's is taken), and the job in one sentence.
-    async fn look(&self, file: &str, spec: &JobSpec) -> Result<(String, String), Status> {
+    /// Checks that the job's inputs exist. Returns the version of its data set (empty if it uses
+    /// that of another job) and a summary of the job in one sentence.
+    async fn check_inputs(&self, file: &str, spec: &JobSpec) -> Result<(String, String), Status> {
         let resources = &spec.resources;
-        let on = format!(
+        let placement = format!(
             "on {} to {} {} workers with {} ranks each",
             resources.workers_min,
             resources.workers_max,
@@ -189,7 +189,7 @@ impl ControlService {
                     Status::invalid_argument(format!("{file}: {}: {error}", error.field()))
                 })?;
                 let summary = format!(
-                    "{} steps of {} samples from {} (version {}), {on}",
+                    "{} steps of {} samples from {} (version {}), {placement}",
                     work.train.steps,
                     work.train.global_batch,
                     work.data.dataset,
@@ -202,34 +202,34 @@ impl ControlService {
                 let (images, job, steps) = (work.images(), &work.job, work.steps);
                 Ok((
                     String::new(),
-                    format!("{images} images of {job} in {steps} steps, {on}"),
+                    format!("{images} images of {job} in {steps} steps, {placement}"),
                 ))
             }
         }
     }
 
-    async fn accept(&self, reply: Result<Reply, Stopping>) -> Result<String, Status> {
-        match reply.map_err(stopping)? {
+    fn accepted_job(reply: Result<Reply, Stopping>) -> Result<String, Status> {
+        match reply.map_err(unavailable)? {
             Reply::Accepted { job } => Ok(job.0),
             Reply::Refused { reason } => Err(Status::failed_precondition(reason)),
-            other => Err(unfitting(&other)),
+            other => Err(unexpected_reply(&other)),
         }
     }
 
-    /// A wish about a job, answered with its phase.
+    /// Requests a change of a job and replies with its phase.
     async fn request_change(
         &self,
-        event: impl FnOnce(RequestId) -> Input + Send + 'static,
+        input: impl FnOnce(RequestId) -> Input + Send + 'static,
     ) -> Result<Response<pb::PhaseReply>, Status> {
-        match self.handle.ask(event).await.map_err(stopping)? {
+        match self.handle.request(input).await.map_err(unavailable)? {
             Reply::Phase { phase } => Ok(Response::new(pb::PhaseReply { phase })),
             Reply::Refused { reason } => Err(Status::failed_precondition(reason)),
-            other => Err(unfitting(&other)),
+            other => Err(unexpected_reply(&other)),
         }
     }
 }
 
-/// Runs `work` in a task of its own; its error, if any, ends the stream.
+/// Runs `work` in its own task; its error, if any, ends the stream.
 fn stream<T, F>(work: impl FnOnce(Sender<T>) -> F) -> Response<Replies<T>>
 where
     T: Send + 'static,
@@ -240,7 +240,7 @@ where
     let work = work(sender);
     tokio::spawn(async move {
         if let Err(status) = work.await {
-            // The client may have gone.
+            // Fails if the client has disconnected.
             errors.send(Err(status)).await.ok();
         }
     });
@@ -273,7 +273,7 @@ impl pb::control_server::Control for ControlService {
         let directory = directory.map(PathBuf::from);
         let mut spec = proto::job::parse(file, &job_toml, directory.as_deref()).map_err(invalid)?;
         if let Work::Sample(work) = &mut spec.work {
-            name_files(work, &files).map_err(|error| {
+            set_file_digests(work, &files).map_err(|error| {
                 invalid(proto::job::JobErrors(vec![proto::job::error_at(
                     file,
                     &job_toml,
@@ -282,26 +282,26 @@ impl pb::control_server::Control for ControlService {
                 )]))
             })?;
         }
-        let (dataset_version, summary) = self.look(file, &spec).await?;
+        let (dataset_version, summary) = self.check_inputs(file, &spec).await?;
         if dry_run {
             return Ok(Response::new(pb::SubmitReply {
                 job: String::new(),
                 summary,
             }));
         }
-        // Stored is what this coordinator understood, so that a later default cannot change a
-        // running job.
+        // Store the job with all defaults filled in, so that a later change of a default cannot
+        // affect a running job.
         let job_toml = proto::job::to_toml(&spec);
         let reply = self
             .handle
-            .ask(move |request| Input::Submit {
+            .request(move |request| Input::Submit {
                 request,
                 spec: Box::new(spec),
                 job_toml,
                 dataset_version,
             })
             .await;
-        let job = self.accept(reply).await?;
+        let job = Self::accepted_job(reply)?;
         Ok(Response::new(pb::SubmitReply { job, summary }))
     }
 
@@ -348,15 +348,15 @@ impl pb::control_server::Control for ControlService {
     ) -> Result<Response<pb::DrainReply>, Status> {
         let pb::DrainRequest { worker, drained } = request.into_inner();
         let worker = worker_name(worker).map_err(invalid)?;
-        let asked = self.handle.ask(move |request| Input::Drain {
+        let reply = self.handle.request(move |request| Input::Drain {
             request,
             worker,
             drained,
         });
-        match asked.await.map_err(stopping)? {
+        match reply.await.map_err(unavailable)? {
             Reply::Worker { drained, .. } => Ok(Response::new(pb::DrainReply { drained })),
             Reply::Refused { reason } => Err(Status::failed_precondition(reason)),
-            other => Err(unfitting(&other)),
+            other => Err(unexpected_reply(&other)),
         }
     }
 
@@ -365,8 +365,8 @@ impl pb::control_server::Control for ControlService {
         request: Request<pb::JobRequest>,
     ) -> Result<Response<pb::WhyReply>, Status> {
         let (job, _) = self.job(&request.into_inner().job).await?;
-        let why = self.handle.why(job.clone()).await.map_err(stopping)?;
-        let why = why.ok_or_else(|| Status::not_found(format!("job {job} is gone")))?;
+        let why = self.handle.why(job.clone()).await.map_err(unavailable)?;
+        let why = why.ok_or_else(|| Status::not_found(format!("job {job} no longer exists")))?;
         Ok(Response::new(pb::WhyReply {
             sentence: why.sentence,
             constraint: why.constraint.into(),
@@ -384,7 +384,7 @@ impl pb::control_server::Control for ControlService {
         &self,
         _request: Request<pb::ListJobsRequest>,
     ) -> Result<Response<pb::ListJobsReply>, Status> {
-        let jobs = self.handle.snapshot().await.map_err(stopping)?.jobs;
+        let jobs = self.handle.snapshot().await.map_err(unavailable)?.jobs;
         Ok(Response::new(pb::ListJobsReply { jobs }))
     }
 
@@ -445,13 +445,13 @@ impl pb::control_server::Control for ControlService {
         &self,
         _request: Request<pb::ListWorkersRequest>,
     ) -> Result<Response<pb::ListWorkersReply>, Status> {
-        let workers = self.handle.snapshot().await.map_err(stopping)?.workers;
+        let workers = self.handle.snapshot().await.map_err(unavailable)?.workers;
         Ok(Response::new(pb::ListWorkersReply { workers }))
     }
 }
 
-/// Gives every file that was only named the digest by which ranks find it.
-fn name_files(work: &mut SampleWork, files: &HashMap<String, String>) -> Result<(), String> {
+/// Sets the digest of every file reference that lacks one; ranks find the file by its digest.
+fn set_file_digests(work: &mut SampleWork, files: &HashMap<String, String>) -> Result<(), String> {
     for reference in &mut work.references {
         let ImageSource::File { name, sha256 } = &mut reference.from else {
             continue;
@@ -459,9 +459,7 @@ fn name_files(work: &mut SampleWork, files: &HashMap<String, String>) -> Result<
         if sha256.is_empty() {
             let digest = files.get(name).filter(|it| is_sha256(it));
             let digest = digest.ok_or_else(|| {
-                format!(
-                    "names {name}, which is not in the store; `coordinator submit` puts it there"
-                )
+                format!("names {name}, which is not in the store; `coordinator submit` uploads it")
             })?;
             sha256.clone_from(digest);
         }
@@ -469,7 +467,7 @@ fn name_files(work: &mut SampleWork, files: &HashMap<String, String>) -> Result<
     Ok(())
 }
 
-/// It becomes part of a path.
+/// Checked strictly, because the digest becomes part of a path.
 fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
@@ -478,21 +476,23 @@ trait InvalidArgument: std::fmt::Display {}
 impl InvalidArgument for WireError {}
 impl InvalidArgument for proto::job::JobErrors {}
 
-#[allow(clippy::needless_pass_by_value)] // The shape that `map_err` wants.
+#[allow(clippy::needless_pass_by_value)] // The signature that `map_err` needs.
 fn invalid(error: impl InvalidArgument) -> Status {
     Status::invalid_argument(error.to_string())
 }
 
-/// The machine answered another question.
-fn unfitting(reply: &Reply) -> Status {
-    Status::internal(format!("the machine answered with {reply:?}"))
+/// The state machine sent a reply of the wrong kind.
+fn unexpected_reply(reply: &Reply) -> Status {
+    Status::internal(format!(
+        "the state machine sent an unexpected reply: {reply:?}"
+    ))
 }
 
-fn stopping(error: Stopping) -> Status {
+fn unavailable(error: Stopping) -> Status {
     Status::unavailable(error.to_string())
 }
 
-#[allow(clippy::needless_pass_by_value)] // The shape that `map_err` wants.
+#[allow(clippy::needless_pass_by_value)] // The signature that `map_err` needs.
 fn unreadable(error: StateError) -> Status {
     Status::internal(error.to_string())
 }

@@ -1,6 +1,6 @@
-//! `coordinator serve`: opens the store, restores the machine, listens, and tells who waits (stdout
-//! and systemd) that it is ready. It knows the order of starting and stopping, nothing else. Called
-//! by `main`, and by tests with port 0.
+//! `coordinator serve`: opens the store, restores the state machine, listens, and reports readiness
+//! on stdout and to systemd. It owns the order of startup and shutdown, nothing else. Called by
+//! `main`, and by tests with port 0.
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::commit::Archive;
@@ -11,7 +11,7 @@ use crate::metrics;
 use crate::rpc::ControlService;
 use crate::session::FleetService;
 use crate::store::{StateError, StateStore};
-use crate::words::now_ms;
+use crate::text::now_ms;
 use coordinator_core::{Coordinator, Deadlines};
 use proto::pb::control_server::ControlServer;
 use proto::pb::fleet_server::FleetServer;
@@ -27,7 +27,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
-/// Largest message that is taken: a report of many ranks with long lists.
+/// Largest accepted message: a report of many ranks with long lists.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 #[derive(Debug, thiserror::Error)]
@@ -46,13 +46,13 @@ pub(crate) enum ServeError {
     Store(#[from] CheckpointError),
     #[error("the {what} server ended: {reason}")]
     Server { what: &'static str, reason: String },
-    #[error("the coordinator's loop broke: {0}")]
+    #[error("the coordinator's loop panicked: {0}")]
     Loop(#[from] JoinError),
     #[error("cannot listen for signals: {0}")]
     Signals(std::io::Error),
 }
 
-/// A coordinator that listens.
+/// A running coordinator.
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) rpc: SocketAddr,
@@ -74,19 +74,19 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
     notify(NotifyState::Ready);
     tracing::info!(%rpc, %metrics, %store, "coordinator ready");
     tokio::select! {
-        error = running.broken() => return Err(error),
+        error = running.failed() => return Err(error),
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     notify(NotifyState::Stopping);
-    tracing::info!("coordinator stops");
+    tracing::info!("coordinator is stopping");
     running.stop().await
 }
 
 /// Listens on the configured addresses; port 0 takes a free one.
 pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
-    // Before the store is opened: a second coordinator on this machine should fail here and not
-    // fence the first.
+    // Listen before opening the store: a second coordinator on this machine must fail here instead
+    // of fencing the first.
     let rpc_listener = listen("listen", config.listen).await?;
     let metrics_listener = listen("metrics_listen", config.metrics_listen).await?;
     let deadlines = Deadlines::new(config.detect_within_ms);
@@ -125,9 +125,9 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
         .add_service(InterceptedService::new(fleet, version::check))
         .serve_with_incoming(TcpIncoming::from(rpc_listener.0).with_nodelay(Some(true)));
     let mut servers = JoinSet::new();
-    servers.spawn(async move { ended("rpc", rpc_server.await) });
+    servers.spawn(async move { server_ended("rpc", rpc_server.await) });
     servers.spawn(async move {
-        ended(
+        server_ended(
             "metrics",
             axum::serve(metrics_listener.0, metrics::router(handle)).await,
         )
@@ -144,13 +144,15 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
 }
 
 impl Running {
-    /// Waits until something ends that should not.
-    async fn broken(&mut self) -> ServeError {
+    /// Waits until the loop or a server ends unexpectedly.
+    async fn failed(&mut self) -> ServeError {
         tokio::select! {
             ended = &mut self.daemon => match ended {
                 Ok(Err(error)) => error.into(),
-                Ok(Ok(())) => ServeError::Server { what: "daemon", reason: "nobody holds its \
-                handle".into() },
+                Ok(Ok(())) => ServeError::Server {
+                    what: "daemon",
+                    reason: "all its handles were dropped".into(),
+                },
                 Err(error) => error.into(),
             },
             Some(ended) = self.servers.join_next() => match ended {
@@ -160,10 +162,10 @@ impl Running {
         }
     }
 
-    /// Stops accepting, lets the loop end its event, and closes the store.
+    /// Stops the servers, lets the loop finish its current input, and closes the store.
     pub(crate) async fn stop(mut self) -> Result<(), ServeError> {
         self.servers.shutdown().await;
-        // The loop may have ended by itself.
+        // Fails if the loop has already ended.
         self.stop.send(true).ok();
         self.daemon.await??;
         self.store.close().await?;
@@ -181,18 +183,18 @@ async fn listen(
         source,
     };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let real = listener.local_addr().map_err(failed)?;
-    Ok((listener, real))
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
 }
 
-fn ended<E: std::error::Error>(what: &'static str, result: Result<(), E>) -> ServeError {
-    let reason = result.map_or_else(|error| error.to_string(), |()| "for no reason".into());
+fn server_ended<E: std::error::Error>(what: &'static str, result: Result<(), E>) -> ServeError {
+    let reason = result.map_or_else(|error| error.to_string(), |()| "without an error".into());
     ServeError::Server { what, reason }
 }
 
-/// Tells systemd, if it started this process.
+/// Notifies systemd, if it started this process.
 fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::warn!(%error, "systemd not told");
+        tracing::warn!(%error, "cannot notify systemd");
     }
 }

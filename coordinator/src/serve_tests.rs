@@ -1,5 +1,5 @@
-//! The whole server in this process, on port 0 and a temporary folder, spoken to over gRPC as
-//! commands and workers do.
+//! Runs the whole server in this process, on port 0 and a temporary folder, and talks to it over
+//! gRPC as commands and workers do.
 
 #![allow(clippy::unwrap_used)]
 
@@ -60,7 +60,7 @@ fn request(job: &str) -> pb::JobRequest {
     pb::JobRequest { job: job.into() }
 }
 
-/// A worker daemon as far as the coordinator can see.
+/// A fake worker daemon.
 struct FakeWorker {
     report: pb::WorkerReport,
     reports: mpsc::Sender<pb::WorkerReport>,
@@ -93,18 +93,18 @@ impl FakeWorker {
         }
     }
 
-    /// Reports again and again, as daemons do, until the desired state is as it should be.
-    async fn until(&mut self, good: impl Fn(&pb::DesiredState) -> bool) -> pb::DesiredState {
+    /// Reports repeatedly, as daemons do, until the desired state satisfies `accept`.
+    async fn until(&mut self, accept: impl Fn(&pb::DesiredState) -> bool) -> pb::DesiredState {
         loop {
             self.reports.send(self.report.clone()).await.unwrap();
             let state = self.desired.message().await.unwrap().unwrap();
-            if good(&state) {
+            if accept(&state) {
                 return state;
             }
         }
     }
 
-    /// Says that rank 0 trains and has done these steps.
+    /// Sets the report: rank 0 is training and has done these steps.
     fn train(&mut self, assignment: &pb::Assignment, steps: std::ops::RangeInclusive<u64>) {
         let step = |step| pb::StepReport {
             step,
@@ -146,8 +146,8 @@ async fn wrong_requests_are_refused_with_what_and_why() {
     refused(&status, Code::InvalidArgument, "field `job`");
     let status = submit(&mut client, "name = 3".into()).await.unwrap_err();
     refused(&status, Code::InvalidArgument, "j.toml:1");
-    let gone = format!("file://{}/nowhere", dir.path().display());
-    let status = submit(&mut client, fixture::job_toml(&gone))
+    let missing = format!("file://{}/nowhere", dir.path().display());
+    let status = submit(&mut client, fixture::job_toml(&missing))
         .await
         .unwrap_err();
     refused(
@@ -157,7 +157,7 @@ async fn wrong_requests_are_refused_with_what_and_why() {
     );
     assert!(
         !dir.path().join("nowhere").exists(),
-        "looking for a data set makes none"
+        "checking a data set creates no folder"
     );
 
     let job = submit(
@@ -250,7 +250,7 @@ async fn a_dry_run_stores_nothing_and_a_submit_outlives_a_restart() {
 fn gang(assignment: &pb::Assignment) -> &pb::GangOrder {
     match &assignment.run {
         Some(pb::assignment::Run::Gang(order)) => order,
-        run => panic!("{run:?} is no order to a gang"),
+        run => panic!("{run:?} is no gang order"),
     }
 }
 
@@ -279,7 +279,7 @@ async fn a_worker_gets_its_assignment_and_its_steps_become_curve_metrics_and_log
         text: text.into(),
         ..Default::default()
     };
-    worker.report.logs = vec![line(&job, "hello"), line("stranger-9", "not kept")];
+    worker.report.logs = vec![line(&job, "hello"), line("stranger-9", "not stored")];
     worker.reports.send(worker.report.clone()).await.unwrap();
     worker.report.logs.clear();
     worker
@@ -325,7 +325,7 @@ async fn a_worker_gets_its_assignment_and_its_steps_become_curve_metrics_and_log
 }
 
 #[tokio::test]
-async fn a_confused_report_ends_its_stream_with_the_field_and_harms_nobody() {
+async fn an_invalid_report_ends_only_its_own_stream_and_names_the_field() {
     let dir = tempfile::tempdir().unwrap();
     let (running, mut client) = server(dir.path()).await;
     let mut worker = FakeWorker::attach(&running, 1).await;
@@ -364,7 +364,9 @@ async fn a_second_stream_of_a_worker_replaces_the_first() {
         }
     };
     assert!(
-        status.message().contains("came again on another stream"),
+        status
+            .message()
+            .contains("attached again on another stream"),
         "{status}"
     );
     second.until(|_| true).await;
@@ -372,19 +374,19 @@ async fn a_second_stream_of_a_worker_replaces_the_first() {
 }
 
 #[tokio::test]
-async fn who_speaks_another_protocol_is_refused_and_told_so() {
+async fn a_client_with_another_protocol_version_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (running, _client) = server(dir.path()).await;
-    let mut silent = ControlClient::new(channel(&running).await);
-    let status = silent.list_jobs(pb::ListJobsRequest {}).await.unwrap_err();
+    let mut unstamped = ControlClient::new(channel(&running).await);
+    let status = unstamped
+        .list_jobs(pb::ListJobsRequest {})
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
-    assert!(
-        status.message().contains("does not say what it speaks"),
-        "{status}"
-    );
-    let mut silent = FleetClient::new(channel(&running).await);
+    assert!(status.message().contains("names no protocol"), "{status}");
+    let mut unstamped = FleetClient::new(channel(&running).await);
     let (_reports, stream) = mpsc::channel::<pb::WorkerReport>(1);
-    let status = silent
+    let status = unstamped
         .attach(ReceiverStream::new(stream))
         .await
         .unwrap_err();
@@ -392,7 +394,7 @@ async fn who_speaks_another_protocol_is_refused_and_told_so() {
     running.stop().await.unwrap();
 }
 
-/// The first coordinator of a store is at its end with the first thing that it would write.
+/// The first coordinator of a store fails at its first write after the takeover.
 #[tokio::test]
 async fn a_second_coordinator_takes_over_and_the_first_writes_nothing_more() {
     let dir = tempfile::tempdir().unwrap();
@@ -423,7 +425,7 @@ async fn a_second_coordinator_takes_over_and_the_first_writes_nothing_more() {
         .into_inner();
     assert_eq!(
         view.phase, "queued",
-        "what the first was asked has not happened"
+        "the request to the fenced coordinator had no effect"
     );
     second.stop().await.unwrap();
 }

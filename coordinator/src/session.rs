@@ -1,6 +1,6 @@
-//! One worker's stream: its reports go up to the daemon's loop, the newest desired state goes down.
-//! Each stream has one task; a worker that reads slowly gets only the newest state, so nothing
-//! queues up. Called by tonic.
+//! One worker's stream: forwards its reports to the daemon's loop and sends it the newest desired
+//! state. Each stream has one task. A slow reader gets only the newest state, so that no queue
+//! builds up. Called by tonic.
 
 use crate::daemon::{Handle, Session};
 use proto::id::{JobId, WorkerId};
@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 type Outbound = mpsc::Sender<Result<pb::DesiredState, Status>>;
 
-/// The service of worker daemons.
+/// The gRPC service that worker daemons attach to.
 #[derive(Debug, Clone)]
 pub(crate) struct FleetService {
     handle: Handle,
@@ -39,9 +39,9 @@ impl pb::fleet_server::Fleet for FleetService {
         let handle = self.handle.clone();
         tokio::spawn(async move {
             if let Err(status) = serve(&handle, request.into_inner(), &outbound).await {
-                tracing::warn!(code = ?status.code(), reason = status.message(), "worker stream \
-                ended");
-                // The worker may have gone already.
+                let (code, reason) = (status.code(), status.message());
+                tracing::warn!(?code, reason, "worker stream ended");
+                // Fails if the worker has disconnected.
                 outbound.send(Err(status)).await.ok();
             }
         });
@@ -58,13 +58,13 @@ async fn serve(
     let Some(first) = reports.message().await? else {
         return Ok(());
     };
-    let (report, logs) = plain(first)?;
+    let (report, logs) = decode(first)?;
     let mut session = handle
         .attach(report.worker.clone())
         .await
-        .map_err(stopping)?;
+        .map_err(unavailable)?;
     let worker = report.worker.clone();
-    handle.heard(report, logs).await.map_err(stopping)?;
+    handle.report(report, logs).await.map_err(unavailable)?;
     let result = exchange(handle, &worker, &mut session, &mut reports, outbound).await;
     handle.detach(session).await;
     result
@@ -82,18 +82,18 @@ async fn exchange(
         tokio::select! {
             message = reports.message() => {
                 let Some(message) = message? else { return Ok(()) };
-                let (report, logs) = plain(message)?;
+                let (report, logs) = decode(message)?;
                 if report.worker != *worker {
                     return Err(Status::invalid_argument(format!(
                         "field `worker` is {}; this stream is {worker}'s", report.worker
                     )));
                 }
-                handle.heard(report, logs).await.map_err(stopping)?;
+                handle.report(report, logs).await.map_err(unavailable)?;
             }
             changed = session.desired.changed() => {
                 if changed.is_err() {
-                    return Err(Status::aborted(format!("{worker} came again on another stream, or \
-                    the coordinator is stopping")));
+                    return Err(Status::aborted(format!("{worker} attached again on another \
+                    stream, or the coordinator is stopping")));
                 }
                 unsent = true;
             }
@@ -108,22 +108,22 @@ async fn exchange(
     }
 }
 
-/// The checked report and its log lines.
-fn plain(
+/// The validated report and its log lines.
+fn decode(
     mut message: pb::WorkerReport,
 ) -> Result<(WorkerReport, Vec<(JobId, pb::LogLine)>), Status> {
-    let wrong = |error: WireError| Status::invalid_argument(error.to_string());
+    let invalid = |error: WireError| Status::invalid_argument(error.to_string());
     let lines = std::mem::take(&mut message.logs);
-    let report = message.try_into().map_err(wrong)?;
+    let report = message.try_into().map_err(invalid)?;
     let logs = lines
         .into_iter()
         .map(|line| Ok((job_id(line.job.clone())?, line)));
     Ok((
         report,
-        logs.collect::<Result<_, WireError>>().map_err(wrong)?,
+        logs.collect::<Result<_, WireError>>().map_err(invalid)?,
     ))
 }
 
-fn stopping(error: crate::daemon::Stopping) -> Status {
+fn unavailable(error: crate::daemon::Stopping) -> Status {
     Status::unavailable(error.to_string())
 }

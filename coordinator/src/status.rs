@@ -1,5 +1,5 @@
-//! What people see of the machine: its view as protobuf messages, with the phase and the reason
-//! spelled out. Pure. Called by the daemon's loop when somebody asks.
+//! Converts the state machine's view to protobuf messages, with the phase and the reason as text.
+//! Pure. Called by the daemon's loop on request.
 
 use coordinator_core::event::{Incident, JobPhase, Member};
 use coordinator_core::{JobView, RankView, UnitsView, WorkerView};
@@ -11,7 +11,7 @@ use proto::spec::JobSpec;
 /// How much of a job is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Detail {
-    /// A line of a table: without job.toml, members and incidents.
+    /// One row of a table: without job.toml, members and incidents.
     Brief,
     Full,
 }
@@ -88,7 +88,7 @@ pub(crate) fn worker_view(
     jobs: &[JobView<'_>],
     now_ms: u64,
 ) -> pb::WorkerView {
-    let has = |job: &&JobView<'_>| match &job.record.phase {
+    let runs_here = |job: &&JobView<'_>| match &job.record.phase {
         JobPhase::Running { members } => members.iter().any(|it| it.worker == *worker.id),
         JobPhase::Queued { .. }
         | JobPhase::Done { .. }
@@ -103,7 +103,7 @@ pub(crate) fn worker_view(
         up: worker.up,
         jobs: jobs
             .iter()
-            .filter(has)
+            .filter(runs_here)
             .map(|it| it.record.id.0.clone())
             .collect(),
         last_heard_ms: worker
@@ -138,7 +138,7 @@ fn phase(job: &JobView<'_>) -> (Phase, String) {
             (Some(why), (Phase::Training | Phase::Finishing, reason)) => {
                 (Phase::Stopping, format!("{why}; {reason}"))
             }
-            (_, (phase, reason)) => (phase, reason + &newcomers(&record.standbys)),
+            (_, (phase, reason)) => (phase, reason + &standbys_text(&record.standbys)),
         },
         (JobPhase::Done { .. }, Some(units)) => (Phase::Done, done_units(units)),
         (JobPhase::Done { .. }, None) => {
@@ -149,11 +149,11 @@ fn phase(job: &JobView<'_>) -> (Phase, String) {
             (Phase::Done, format!("all {steps} steps are done"))
         }
         (JobPhase::Failed { reason, .. }, _) => (Phase::Failed, reason.clone()),
-        (JobPhase::Cancelled { .. }, _) => (Phase::Cancelled, "somebody cancelled it".into()),
+        (JobPhase::Cancelled { .. }, _) => (Phase::Cancelled, "cancelled on request".into()),
     }
 }
 
-/// Units are worked on from when a first process has loaded everything.
+/// The job is forming until the first process has loaded everything, and working from then on.
 fn running_units(job: &JobView<'_>, units: &UnitsView) -> (Phase, String) {
     let workers = match &job.record.phase {
         JobPhase::Running { members } => members.len(),
@@ -164,7 +164,7 @@ fn running_units(job: &JobView<'_>, units: &UnitsView) -> (Phase, String) {
         units.done, units.total, units.leased
     );
     for (count, what) in [
-        (units.failed, "to be tried again"),
+        (units.failed, "to be retried"),
         (units.set_aside, "set aside"),
     ] {
         if count != 0 {
@@ -174,9 +174,12 @@ fn running_units(job: &JobView<'_>, units: &UnitsView) -> (Phase, String) {
     if let Some(why) = &job.stopping {
         return (Phase::Stopping, format!("{why}; {reason}"));
     }
-    let loads = |it: &RankView<'_>| matches!(it.phase, None | Some(RankPhase::Starting));
-    if job.ranks.iter().all(loads) {
-        (Phase::Forming, format!("its processes load; {reason}"))
+    let is_loading = |it: &RankView<'_>| matches!(it.phase, None | Some(RankPhase::Starting));
+    if job.ranks.iter().all(is_loading) {
+        (
+            Phase::Forming,
+            format!("its processes are loading; {reason}"),
+        )
     } else {
         (Phase::Working, reason)
     }
@@ -192,7 +195,7 @@ fn done_units(units: &UnitsView) -> String {
     match units.set_aside {
         0 => format!("all {} units are done", units.total),
         some => format!(
-            "{} of {} units are done; {some} are set aside, of them {}",
+            "{} of {} units are done; {some} are set aside, including {}",
             units.done,
             units.total,
             named.join(", ")
@@ -200,19 +203,19 @@ fn done_units(units: &UnitsView) -> String {
     }
 }
 
-/// Who joins before long, as the end of a sentence.
-fn newcomers(standbys: &[Member]) -> String {
+/// The standbys that are preparing to join, as the end of a sentence.
+fn standbys_text(standbys: &[Member]) -> String {
     let names: Vec<&str> = standbys.iter().map(|it| it.worker.name.as_str()).collect();
     match names[..] {
         [] => String::new(),
-        [one] => format!("; {one} gets ready to join"),
-        _ => format!("; {} get ready to join", names.join(", ")),
+        [one] => format!("; {one} is preparing to join"),
+        _ => format!("; {} are preparing to join", names.join(", ")),
     }
 }
 
-/// A group forms until its slowest rank trains, and finishes from when its first rank is done.
+/// A gang is forming until its slowest rank trains, and finishing once its first rank is done.
 fn running_phase(ranks: &[RankView<'_>]) -> (Phase, String) {
-    let missing = |text: &str, rank: &RankView<'_>| {
+    let forming = |text: &str, rank: &RankView<'_>| {
         (
             Phase::Forming,
             format!("rank {} on {} {text}", rank.rank, rank.worker.name),
@@ -221,25 +224,27 @@ fn running_phase(ranks: &[RankView<'_>]) -> (Phase, String) {
     let mut finished = 0;
     for rank in ranks {
         match rank.phase {
-            None => return missing("has not been reported yet", rank),
-            Some(RankPhase::Starting) => return missing("starts", rank),
-            Some(RankPhase::Ready) => return missing("waits for a place", rank),
-            Some(RankPhase::Joining) => return missing("joins the group", rank),
+            None => return forming("has not been reported yet", rank),
+            Some(RankPhase::Starting) => return forming("is starting", rank),
+            Some(RankPhase::Ready) => {
+                return forming("is loaded and waits for its assignment", rank);
+            }
+            Some(RankPhase::Joining) => return forming("is joining the group", rank),
             Some(RankPhase::Training) => {}
             Some(RankPhase::Finished) => finished += 1,
             Some(RankPhase::Broken { error }) => {
-                return missing(&format!("waits for the next generation: {error}"), rank);
+                return forming(&format!("waits for the next generation: {error}"), rank);
             }
             Some(RankPhase::Failed { error, .. }) => {
-                return missing(&format!("failed: {error}"), rank);
+                return forming(&format!("failed: {error}"), rank);
             }
         }
     }
     match finished {
-        0 if ranks.len() == 1 => (Phase::Training, "its one rank is at work".into()),
+        0 if ranks.len() == 1 => (Phase::Training, "its only rank is training".into()),
         0 => (
             Phase::Training,
-            format!("all {} ranks are at work", ranks.len()),
+            format!("all {} ranks are training", ranks.len()),
         ),
         _ => (
             Phase::Finishing,
@@ -249,8 +254,8 @@ fn running_phase(ranks: &[RankView<'_>]) -> (Phase, String) {
 }
 
 fn member(member: &Member, job: &JobView<'_>) -> pb::Member {
-    // Ranks of units are numbered by each worker for itself.
-    let own = |it: &&RankView<'_>| it.worker == &member.worker && member.runs(it.rank);
+    // In a job of units each worker numbers its own ranks from 0.
+    let belongs = |it: &&RankView<'_>| it.worker == &member.worker && member.runs(it.rank);
     pb::Member {
         worker: Some((&member.worker).into()),
         first_rank: member.first_rank.0,
@@ -258,7 +263,7 @@ fn member(member: &Member, job: &JobView<'_>) -> pb::Member {
         phases: job
             .ranks
             .iter()
-            .filter(own)
+            .filter(belongs)
             .map(|it| rank_phase(it.phase))
             .collect(),
     }

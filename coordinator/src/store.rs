@@ -1,12 +1,12 @@
-//! The coordinator's durable state: SlateDB under `<store>/state/`. One process holds it; a second
-//! one that opens it fences the first, whose next save fails. Written by the daemon's loop
-//! (records) and by the journal (curves and logs), read by the rpc. It knows keys and bytes, not
-//! what a job should do.
+//! The coordinator's durable state: SlateDB under `<store>/state/`. Only one process may write it;
+//! a second one that opens it fences the first, whose next save fails. Written by the daemon's loop
+//! (records) and by the journal (curves and logs), read by the rpc service. It maps records to keys
+//! and bytes and makes no decisions about jobs.
 //!
 //! | key | value |
 //! |---|---|
 //! | `counters` | JSON of `Counters` |
-//! | `claim` | nothing: writing it proves that nobody else took over |
+//! | `claim` | constant; writing it proves that this process is not fenced |
 //! | `drained` | JSON: names of drained workers |
 //! | `job/<id>` | JSON of `JobRecord` |
 //! | `ledger/<job>/<number>` | JSON of `proto::ledger::Entry` |
@@ -23,7 +23,7 @@ use slatedb::{CloseReason, Db, ErrorKind, WriteBatch};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Steps and log lines reach the store at least this often; records are flushed at once.
+/// Flush interval of steps and log lines; records are flushed at once.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
 const COUNTERS_KEY: &str = "counters";
 const DRAINED_KEY: &str = "drained";
@@ -47,8 +47,8 @@ pub(crate) enum StateError {
     )]
     Fenced { url: String },
     #[error(
-        "the store under {url} did not take a save within {} s; is it reachable, and is there \
-        room?",
+        "the store under {url} did not complete a save within {} s; check that it is reachable \
+        and not full",
         within.as_secs_f64()
     )]
     Slow { url: String, within: Duration },
@@ -65,12 +65,12 @@ pub(crate) enum StateError {
     },
 }
 
-/// Cheap to clone; all clones are one database.
+/// Cheap to clone; all clones share one database.
 #[derive(Clone)]
 pub(crate) struct StateStore {
     db: Db,
     url: String,
-    /// A save that takes longer ends the process.
+    /// A save that takes longer than this ends the process.
     save_within: Duration,
 }
 
@@ -83,7 +83,8 @@ impl std::fmt::Debug for StateStore {
 }
 
 impl StateStore {
-    /// Opens (or makes) the state under `<store_url>/state/` and fences whoever had it open.
+    /// Opens (or creates) the state under `<store_url>/state/` and fences any process that has it
+    /// open.
     pub(crate) async fn open(store_url: &str, save_within: Duration) -> Result<Self, StateError> {
         let (store, prefix) = storage::open(store_url)?;
         let url = format!("{}/state", store_url.trim_end_matches('/'));
@@ -109,7 +110,7 @@ impl StateStore {
         }
     }
 
-    /// Everything that was ever saved: what a restart begins with.
+    /// Reads all saved records, from which a restart restores the state machine.
     pub(crate) async fn load(&self) -> Result<Durable, StateError> {
         let mut durable = Durable::default();
         if let Some(bytes) = self
@@ -132,7 +133,7 @@ impl StateStore {
         for (key, bytes) in self.scan(JOB_PREFIX, Vec::new(), usize::MAX).await? {
             match serde_json::from_slice::<JobRecord>(&bytes) {
                 Ok(job) => durable.apply(Record::Job(Box::new(job))),
-                // One job's record must not take the others with it.
+                // One unreadable record must not make the other jobs unavailable.
                 Err(error) => {
                     let job = JobId(key.trim_start_matches(JOB_PREFIX).to_owned());
                     tracing::error!(%job, %error, "the record of a job cannot be read");
@@ -143,13 +144,13 @@ impl StateStore {
         Ok(durable)
     }
 
-    /// Makes these records durable, together. Returns only when a crash cannot lose them.
+    /// Saves these records atomically. Returns when they are durable.
     pub(crate) async fn save(&self, records: &[Record]) -> Result<(), StateError> {
         let mut batch = WriteBatch::new();
         let mut put = |key: String, json: serde_json::Result<Vec<u8>>| {
             batch.put(
                 key,
-                json.expect("records are plain tables, lists and finite numbers"),
+                json.expect("records are maps, lists and finite numbers, which JSON can represent"),
             );
         };
         for record in records {
@@ -170,8 +171,8 @@ impl StateStore {
         self.commit(batch).await
     }
 
-    /// Proves that no other coordinator took over: a write that its fence would refuse. Asked for
-    /// before anything else in the store is written or deleted.
+    /// Proves that no other coordinator took over, by a write that fails if this process is fenced.
+    /// Called before anything outside the state is written or deleted.
     pub(crate) async fn claim(&self) -> Result<(), StateError> {
         let mut batch = WriteBatch::new();
         batch.put(CLAIM_KEY, b"1");
@@ -193,8 +194,8 @@ impl StateStore {
         }
     }
 
-    /// Puts lines of curves and logs, and takes old ones away; durable within [`FLUSH_INTERVAL`],
-    /// which nobody awaits.
+    /// Writes curve and log entries and deletes old ones. They become durable within
+    /// [`FLUSH_INTERVAL`]; this function does not wait for that.
     pub(crate) async fn append(&self, batch: WriteBatch) -> Result<(), StateError> {
         self.db
             .write(batch)
@@ -212,8 +213,8 @@ impl StateStore {
         limit: usize,
     ) -> Result<Vec<(String, bytes::Bytes)>, StateError> {
         let mut entries = Vec::new();
-        let scanned = self.db.scan_prefix(prefix, from..).await;
-        let mut iterator = scanned.map_err(|it| self.failed("read", it))?;
+        let scan = self.db.scan_prefix(prefix, from..).await;
+        let mut iterator = scan.map_err(|it| self.failed("read", it))?;
         while entries.len() < limit {
             let Some(entry) = iterator
                 .next()
@@ -230,7 +231,7 @@ impl StateStore {
         Ok(entries)
     }
 
-    /// Up to `limit` entries of a job's ledger from number `from` on, as they were written.
+    /// Up to `limit` entries of a job's ledger from number `from` on, as the stored JSON.
     pub(crate) async fn ledger(
         &self,
         job: &JobId,
@@ -263,8 +264,8 @@ impl StateStore {
         M::decode(bytes).map_err(|error| self.unreadable(key, &error))
     }
 
-    /// Waits until the database has closed itself: another coordinator took over, or a background
-    /// task of it broke.
+    /// Waits until the database has closed itself, because another coordinator took over or one of
+    /// its background tasks failed.
     pub(crate) async fn lost(&self) -> StateError {
         let mut status = self.db.subscribe();
         let reason = match status.wait_for(|it| it.close_reason.is_some()).await {
@@ -277,7 +278,7 @@ impl StateStore {
             },
             other => StateError::Closed {
                 url: self.url.clone(),
-                reason: other.map_or("it gives no reason".to_owned(), |it| format!("{it:?}")),
+                reason: other.map_or("no reason given".to_owned(), |it| format!("{it:?}")),
             },
         }
     }
@@ -334,7 +335,7 @@ pub(crate) fn logs_prefix(job: &JobId) -> String {
     format!("logs/{job}/")
 }
 
-/// A number as text that sorts like the number.
+/// Zero-padded decimal, so that keys sort in numeric order.
 pub(crate) fn ordered(number: u64) -> String {
     format!("{number:020}")
 }
@@ -360,7 +361,7 @@ mod tests {
             .await
             .unwrap();
         store.save(&records).await.unwrap();
-        // No close: this is a process killed between its save and its reply.
+        // No close: simulates a process killed between its save and its reply.
         drop(store);
         let durable = StateStore::open(&url(&dir), Duration::from_secs(60))
             .await

@@ -4,22 +4,25 @@
 #   bench_recovery.sh KILLS PEER_KILLS
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-# torch comes with the GPU flavour of libtorch, which is a whole wheel; torchft once into the cache.
-python3 deploy/setup/libtorch.py cuda
-tools=${RETRI_CACHE:-$HOME/.cache/retri}/recovery-tools
-if [ ! -f "$tools/ready" ]; then
-  rm -rf "$tools"
-  python3 -m pip install --quiet --no-compile --target "$tools" numpy==2.2.6 opentelemetry-api==1.45.2 \
-    opentelemetry-sdk==1.45.2 opentelemetry-exporter-otlp-proto-http==1.45.2
-  python3 -m pip install --quiet --no-compile --no-deps --target "$tools" torchft==0.2.0
-  touch "$tools/ready"
-fi
-export PYTHONPATH=$tools:$(dirname "$(readlink -f .libtorch-cuda)")
+[[ "$1" =~ ^[0-9]+$ && "$2" =~ ^[0-9]+$ ]] || { echo "bench_recovery: KILLS=$1 PEER_KILLS=$2: both must be whole numbers" >&2; exit 2; }
 said=$(mktemp)
 trap 'rm -f "$said"' EXIT
 target/debug/recovery "$1" | tee "$said"
-for peer in torchrun torchrun-own-store torchft; do
-  python3 -W ignore tests/bench/recovery_peers.py "$peer" --kills "$2" | tee -a "$said"
-done
+if (($2 > 0)); then
+  # torch comes with the GPU flavour of libtorch, which is a whole wheel; torchft once into the cache.
+  python3 deploy/setup/libtorch.py cuda
+  tools=${RETRI_CACHE:-$HOME/.cache/retri}/recovery-tools
+  if [ ! -f "$tools/ready" ]; then
+    rm -rf "$tools"
+    python3 -m pip install --quiet --no-compile --target "$tools" numpy==2.2.6 opentelemetry-api==1.45.2 \
+      opentelemetry-sdk==1.45.2 opentelemetry-exporter-otlp-proto-http==1.45.2
+    python3 -m pip install --quiet --no-compile --no-deps --target "$tools" torchft==0.2.0
+    touch "$tools/ready"
+  fi
+  export PYTHONPATH=$tools:$(dirname "$(readlink -f .libtorch-cuda)")
+  for peer in torchrun torchrun-own-store torchft; do
+    python3 -W ignore tests/bench/recovery_peers.py "$peer" --kills "$2" | tee -a "$said"
+  done
+fi
 echo
 grep '^BENCH' "$said"

@@ -1,26 +1,31 @@
 #!/usr/bin/env bash
-# Installs one role on this node from a built checkout (`make build`, on GPU nodes `make build CUDA=1`):
-# sudo deploy/systemd/install.sh coordinator   sudo CUDA=1 deploy/systemd/install.sh worker Programs go to
-# /opt/retri, the unit to /etc/systemd/system, settings to /etc/retri (those that exist are left alone).
-# Starts nothing. DESTDIR=… installs below another root.
+# Installs one role on this node from a checkout in which `make release` has run (on GPU nodes `make release CUDA=1`):
+#   sudo deploy/systemd/install.sh coordinator
+#   sudo CUDA=1 deploy/systemd/install.sh worker
+# Programs go to /opt/retri/bin with links in /usr/local/bin, the unit to /etc/systemd/system, settings to /etc/retri
+# (those that exist are left alone). Starts nothing. DESTDIR=… installs below another root,
+# PROFILE=debug what `make build` has made.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 role=${1:-}
 root=${DESTDIR:-}
 flavour=; [ "${CUDA:-0}" = 1 ] && flavour=-cuda
-bin=target$flavour/debug
+bin=target$flavour/${PROFILE:-release}
 case $role in
   coordinator) programs=(coordinator) ;;
-  worker) programs=(worker worker-rank) ;;
+  # With the command line: who looks for a fault on a node asks from there.
+  worker) programs=(worker worker-rank coordinator) ;;
   *) echo "install: which role? deploy/systemd/install.sh coordinator|worker" >&2; exit 2 ;;
 esac
 
 for program in "${programs[@]}"; do
   if [ ! -x "$bin/$program" ]; then
-    echo "install: $bin/$program is missing; run make build${flavour:+ CUDA=1} first" >&2
+    echo "install: $bin/$program is missing; run make release${flavour:+ CUDA=1} first" >&2
     exit 1
   fi
   install -D -m 755 "$bin/$program" "$root/opt/retri/bin/$program"
+  mkdir -p "$root/usr/local/bin"
+  ln -sfn "/opt/retri/bin/$program" "$root/usr/local/bin/$program"
 done
 install -D -m 644 deploy/README.md "$root/opt/retri/share/README.md"
 install -D -m 644 "deploy/systemd/retri-$role.service" "$root/etc/systemd/system/retri-$role.service"

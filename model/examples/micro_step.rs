@@ -1,6 +1,6 @@
-//! Our side of `make bench-model` (tests/bench/micro_step.py): one training micro-step, timed, each
-//! time a line comes in. It writes the weights and inputs that the other side needs to compute the
-//! same. Never a part of a build that ships.
+//! Our side of `make bench-model` (tests/bench/micro_step.py): runs and times one training
+//! micro-step for each line on stdin. Exports the weights and inputs that the PyTorch side needs to
+//! compute the same. Not part of release builds.
 //!
 //!     micro_step --size small|full [--threads N] [--export DIR | --export-inputs DIR]
 //!     [--checkpointing COMPONENT,…] [--precision fp32|fp16|bf16] [--resolution PIXELS]
@@ -27,8 +27,8 @@ const CONCEPTS: [Concept; 3] = [Concept::Face, Concept::Clothes, Concept::Figure
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().collect();
     let option = |name: &str| {
-        let at = arguments.iter().position(|it| it == name)?;
-        arguments.get(at + 1).map(String::as_str)
+        let index = arguments.iter().position(|it| it == name)?;
+        arguments.get(index + 1).map(String::as_str)
     };
     let threads: i32 = option("--threads").unwrap_or("1").parse()?;
     tch::set_num_threads(threads);
@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         spec.data.resolution = resolution.parse()?;
     }
     let mut trainer = Trainer::new(&spec, None, Device::Cpu)?;
-    no_zeros(&trainer);
+    replace_zeros(&trainer);
     let examples: Vec<Example> = (0..micro_batch).map(|n| example(&spec, n)).collect();
     if let Some(folder) = option("--export") {
         export(&trainer, Path::new(folder))?;
@@ -50,20 +50,20 @@ fn main() -> Result<(), Box<dyn Error>> {
         let path = Path::new(folder).join("inputs.safetensors");
         weights::write(&path, &inputs(&spec, &examples), Storage::Float32)?;
     }
-    say(&facts(&spec, &trainer))?;
+    print_json(&describe(&spec, &trainer))?;
     for (line, step) in std::io::stdin().lock().lines().zip(1..) {
         line?;
-        say(&micro_step(&mut trainer, &examples, step)?)?;
+        print_json(&micro_step(&mut trainer, &examples, step)?)?;
     }
     Ok(())
 }
 
-/// What a RetriNet is made of.
+/// The diffusion settings of the job.
 fn diffusion(spec: &TrainWork) -> &Diffusion {
     spec.model
         .architecture
         .diffusion()
-        .expect("the job is a retrinet's")
+        .expect("the job trains a retrinet")
 }
 
 fn references(spec: &TrainWork) -> u32 {
@@ -73,14 +73,14 @@ fn references(spec: &TrainWork) -> u32 {
         .map_or(0, |it| it.count)
 }
 
-fn say(value: &serde_json::Value) -> std::io::Result<()> {
+fn print_json(value: &serde_json::Value) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{value}")?;
     out.flush()
 }
 
-/// The sizes of the demo and of the paper, the second with one target and four references at 384
-/// pixels.
+/// A job of the demo's size ("small") or the paper's ("full": one target and four references at 384
+/// pixels).
 fn job(
     size: &str,
     checkpointing: Option<&str>,
@@ -106,13 +106,13 @@ fn job(
         components.join(", ")
     );
     Ok((
-        proto::job::parse_training("the bench's own job", &text)?,
+        proto::job::parse_training("the benchmark's job", &text)?,
         micro_batch,
     ))
 }
 
-/// Matrices that begin as zeros would hide whatever lies behind them.
-fn no_zeros(trainer: &Trainer) {
+/// Replaces zero-initialized matrices, which would hide errors in the layers before them.
+fn replace_zeros(trainer: &Trainer) {
     let files = trainer.export();
     let zeros = files
         .values()
@@ -127,7 +127,7 @@ fn no_zeros(trainer: &Trainer) {
     }
 }
 
-/// Patches of colour, and words that differ by example.
+/// An example with patches of colour and a prompt of its own.
 fn example(spec: &TrainWork, n: u32) -> Example {
     let side = spec.data.resolution;
     let image = |seed: u32| {
@@ -158,7 +158,7 @@ fn example(spec: &TrainWork, n: u32) -> Example {
     }
 }
 
-/// Every weight by file; what only a RetriNet has goes together, under full names.
+/// Writes all weights by component; those that only a RetriNet has go to one file, by full name.
 fn export(trainer: &Trainer, folder: &Path) -> Result<(), Box<dyn Error>> {
     let mut own = NamedTensors::new();
     for (component, tensors) in trainer.export() {
@@ -177,7 +177,7 @@ fn export(trainer: &Trainer, folder: &Path) -> Result<(), Box<dyn Error>> {
     )?)
 }
 
-/// What the trainer makes of the examples, for the other side; whole numbers as floats.
+/// The examples as input tensors for the PyTorch side; integers are stored as floats.
 fn inputs(spec: &TrainWork, examples: &[Example]) -> NamedTensors {
     let mut inputs = images(spec, examples);
     inputs.extend(words(spec, examples));
@@ -190,15 +190,15 @@ fn inputs(spec: &TrainWork, examples: &[Example]) -> NamedTensors {
 
 fn images(spec: &TrainWork, examples: &[Example]) -> Vec<(&'static str, Tensor)> {
     let side = i64::from(spec.data.resolution);
-    let shown = examples.iter().flat_map(|example| &example.references);
+    let references = examples.iter().flat_map(|example| &example.references);
     let targets = examples.iter().map(|example| &example.target);
-    let images = targets.chain(shown.map(|reference| &reference.image));
+    let images = targets.chain(references.map(|reference| &reference.image));
     let bytes: Vec<u8> = images.flat_map(|it| it.as_raw().iter().copied()).collect();
     let images = Tensor::from_slice(&bytes)
         .view([-1, side, side, 3])
         .permute([0, 3, 1, 2]);
-    let mask = |pick: fn(&Example) -> &image::GrayImage| {
-        let masks = examples.iter().map(pick);
+    let mask = |field: fn(&Example) -> &image::GrayImage| {
+        let masks = examples.iter().map(field);
         let bytes: Vec<u8> = masks
             .flat_map(|mask| mask.as_raw().iter().copied())
             .collect();
@@ -212,7 +212,7 @@ fn images(spec: &TrainWork, examples: &[Example]) -> Vec<(&'static str, Tensor)>
         diffusion(spec).objective.target_mask_threshold,
     );
     vec![
-        ("pictures", images.to_kind(Kind::Float) / 127.5 - 1.0),
+        ("images", images.to_kind(Kind::Float) / 127.5 - 1.0),
         ("target_mask", masks.target),
         ("face_mask", masks.face),
     ]
@@ -229,10 +229,10 @@ fn words(spec: &TrainWork, examples: &[Example]) -> Vec<(&'static str, Tensor)> 
         .iter()
         .map(|example| example.prompt.as_str())
         .collect();
-    let shown = examples.iter().flat_map(|example| &example.references);
-    let place = |reference: &Reference| CONCEPTS.iter().position(|it| *it == reference.concept);
-    let index: Vec<f32> = shown
-        .map(|reference| place(reference).unwrap_or_default() as f32)
+    let references = examples.iter().flat_map(|example| &example.references);
+    let concept = |reference: &Reference| CONCEPTS.iter().position(|it| *it == reference.concept);
+    let index: Vec<f32> = references
+        .map(|reference| concept(reference).unwrap_or_default() as f32)
         .collect();
     vec![
         ("prompt_ids", ids(&texts)),
@@ -251,17 +251,20 @@ fn noises(spec: &TrainWork, examples: &[Example]) -> Vec<(&'static str, Tensor)>
         let values: Vec<f32> = examples.iter().map(|it| value(it) as f32).collect();
         Tensor::from_slice(&values)
     };
-    let mix = |example: &Example| schedule.mix(example.timestep as usize);
+    let alpha_sigma = |example: &Example| schedule.alpha_sigma(example.timestep as usize);
     let noise = noise::normal(&seeds, Purpose::Target, &latent, Device::Cpu);
     vec![
         ("noise", noise),
-        ("signal", column(&|it| mix(it).0).view([-1, 1, 1, 1])),
-        ("level", column(&|it| mix(it).1).view([-1, 1, 1, 1])),
+        (
+            "signal",
+            column(&|it| alpha_sigma(it).0).view([-1, 1, 1, 1]),
+        ),
+        ("level", column(&|it| alpha_sigma(it).1).view([-1, 1, 1, 1])),
         ("timesteps", column(&|it| f64::from(it.timestep))),
     ]
 }
 
-fn facts(spec: &TrainWork, trainer: &Trainer) -> serde_json::Value {
+fn describe(spec: &TrainWork, trainer: &Trainer) -> serde_json::Value {
     let trained: usize = trainer.parameters().iter().map(|(_, it)| it.numel()).sum();
     let layout = UNetLayout::from(&diffusion(spec).unet);
     let widths: Vec<i64> = layout
@@ -285,18 +288,18 @@ fn micro_step(
     examples: &[Example],
     step: u64,
 ) -> Result<serde_json::Value, Box<dyn Error>> {
-    let (begun, cpu_begun) = (Instant::now(), cpu_seconds());
+    let (start, cpu_start) = (Instant::now(), cpu_seconds());
     trainer.zero_gradients();
     let loss = trainer.forward(examples, examples.len() as u32)?;
-    let forward = begun.elapsed().as_secs_f64();
+    let forward = start.elapsed().as_secs_f64();
     loss.loss.f_backward()?;
-    let backward = begun.elapsed().as_secs_f64();
+    let backward = start.elapsed().as_secs_f64();
     trainer.update(step)?;
-    let seconds = begun.elapsed().as_secs_f64();
+    let seconds = start.elapsed().as_secs_f64();
     Ok(json!({
         "loss": loss.total,
         "seconds": seconds,
-        "cpu_seconds": cpu_seconds() - cpu_begun,
+        "cpu_seconds": cpu_seconds() - cpu_start,
         "forward": forward,
         "backward": backward - forward,
         "optimizer": seconds - backward,
@@ -304,7 +307,7 @@ fn micro_step(
     }))
 }
 
-/// What this process has computed so far, over all its threads; the kernel counts hundredths.
+/// CPU time of this process over all threads, in seconds; the kernel counts hundredths.
 fn cpu_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields = stat
@@ -320,11 +323,11 @@ fn cpu_seconds() -> f64 {
     ticks / 100.0
 }
 
-/// A line of this process's memory, in bytes; 0 where the kernel does not tell.
-fn memory(line: &str) -> u64 {
+/// A memory field of /proc/self/status, in bytes; 0 if the kernel does not report it.
+fn memory(field: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kibibytes = status.lines().find_map(|it| {
-        it.strip_prefix(line)?
+        it.strip_prefix(field)?
             .trim()
             .strip_suffix("kB")?
             .trim()

@@ -1,8 +1,8 @@
 //! Attention: the multi-head kernel, the U-Net's spatial transformer (notes 3.1), and RetriNet's
-//! bare cross-attention from target to references (notes 3.4). Probabilities are never
-//! materialised: libtorch's fused kernel computes all of it.
+//! cross-attention from target to references (notes 3.4). Forward passes use libtorch's fused
+//! kernel, which never materializes the attention probabilities.
 
-use crate::layer::{GroupNorm, LayerNorm, Linear, PointConv, to_map, to_tokens};
+use crate::layer::{GroupNorm, GroupNormOptions, LayerNorm, Linear, PointConv, to_map, to_tokens};
 use crate::parameter::Scope;
 use tch::{Kind, Tensor};
 
@@ -24,7 +24,7 @@ pub fn attend(
     out.transpose(1, 2).flatten(2, 3)
 }
 
-/// CompVis `CrossAttention`: queries from one sequence, keys and values from another (or the same).
+/// CompVis `CrossAttention`: queries from one sequence, keys and values from another or the same.
 #[derive(Debug)]
 pub struct CrossAttention {
     queries: Linear,
@@ -35,7 +35,7 @@ pub struct CrossAttention {
 }
 
 impl CrossAttention {
-    /// `width` of the queries and the output, `context_width` of keys' and values' source.
+    /// `width` is that of the queries and the output, `context_width` that of the context.
     #[must_use]
     pub fn new(scope: &Scope<'_>, width: i64, context_width: i64, heads: i64) -> Self {
         Self {
@@ -47,8 +47,8 @@ impl CrossAttention {
         }
     }
 
-    /// Attention probabilities, [batch, heads, q, kv]: to look at. [`Self::forward`] never holds
-    /// them.
+    /// Attention probabilities for inspection, [batch, heads, q, kv]. [`Self::forward`] does not
+    /// materialize them.
     pub fn probabilities(&self, xs: &Tensor, context: &Tensor) -> Tensor {
         let split = |xs: Tensor| xs.unflatten(2, [self.heads, -1]).transpose(1, 2);
         let (queries, keys) = (
@@ -59,24 +59,25 @@ impl CrossAttention {
         (queries.matmul(&keys.transpose(2, 3)) * scale).softmax(-1, Kind::Float)
     }
 
-    /// [batch, q, width] and [batch, kv, context_width] -> [batch, q, width]. `image`: keys and
-    /// values [batch, tokens, width] that the same queries attend to as well.
+    /// [batch, q, width] and [batch, kv, context_width] -> [batch, q, width]. `image` holds further
+    /// keys and values, [batch, tokens, width]; the attention to them is added to the output.
     pub fn forward(&self, xs: &Tensor, context: &Tensor, image: Option<[&Tensor; 2]>) -> Tensor {
         let (queries, keys) = (self.queries.forward(xs), self.keys.forward(context));
         let values = self.values.forward(context);
-        let found = attend(&queries, &keys, &values, self.heads, false);
-        let found = match image {
-            Some([keys, values]) => found + attend(&queries, keys, values, self.heads, false),
-            None => found,
+        let attended = attend(&queries, &keys, &values, self.heads, false);
+        let attended = match image {
+            Some([keys, values]) => attended + attend(&queries, keys, values, self.heads, false),
+            None => attended,
         };
-        self.out.forward(&found)
+        self.out.forward(&attended)
     }
 }
 
-/// Linear to 2 x 4C, value half times the exact GELU of the gate half, linear back to C.
+/// GEGLU feed-forward: linear to 2 x 4C, value half times the exact GELU of the gate half, linear
+/// back to C.
 #[derive(Debug)]
 struct FeedForward {
-    wide: Linear,
+    expand: Linear,
     out: Linear,
 }
 
@@ -84,13 +85,13 @@ impl FeedForward {
     fn new(scope: &Scope<'_>, width: i64) -> Self {
         let net = scope.sub("net");
         Self {
-            wide: Linear::new(&net.sub(0).sub("proj"), width, 8 * width),
+            expand: Linear::new(&net.sub(0).sub("proj"), width, 8 * width),
             out: Linear::new(&net.sub(2), 4 * width, width),
         }
     }
 
     fn forward(&self, xs: &Tensor) -> Tensor {
-        let halves = self.wide.forward(xs).chunk(2, -1);
+        let halves = self.expand.forward(xs).chunk(2, -1);
         self.out.forward(&(&halves[0] * halves[1].gelu("none")))
     }
 }
@@ -142,50 +143,53 @@ impl TransformerBlock {
 #[derive(Debug)]
 pub struct SpatialTransformer {
     norm: GroupNorm,
-    inward: PointConv,
+    proj_in: PointConv,
     block: TransformerBlock,
-    outward: PointConv,
+    proj_out: PointConv,
 }
 
 impl SpatialTransformer {
     #[must_use]
     pub fn new(scope: &Scope<'_>, width: i64, context_width: i64, heads: i64, groups: i64) -> Self {
+        let epsilon = 1e-6;
+        let norm = GroupNormOptions { groups, epsilon };
         Self {
-            norm: GroupNorm::new(&scope.sub("norm"), groups, width, 1e-6),
-            inward: PointConv::new(&scope.sub("proj_in"), width, width),
+            norm: GroupNorm::new(&scope.sub("norm"), width, norm),
+            proj_in: PointConv::new(&scope.sub("proj_in"), width, width),
             block: TransformerBlock::new(
                 &scope.sub("transformer_blocks").sub(0),
                 width,
                 context_width,
                 heads,
             ),
-            outward: PointConv::zero(&scope.sub("proj_out"), width, width),
+            proj_out: PointConv::zero(&scope.sub("proj_out"), width, width),
         }
     }
 
     /// [batch, width, h, w] and text states [batch, tokens, context_width] -> [batch, width, h, w].
-    /// `image`: further keys and values for the attention to the text, [batch, tokens, width].
+    /// `image` holds further keys and values for the attention to the text, [batch, tokens, width].
     pub fn forward(&self, xs: &Tensor, context: &Tensor, image: Option<[&Tensor; 2]>) -> Tensor {
-        // Keys' and values' gradients are added up here, also where others use the same states.
+        // The alias accumulates the gradients of keys and values before they join those of other
+        // blocks that use the same states.
         let context = &context.alias();
-        let tokens = self.inward.tokens(&to_tokens(&self.norm.forward(xs)));
+        let tokens = self.proj_in.tokens(&to_tokens(&self.norm.forward(xs)));
         let tokens = self
-            .outward
+            .proj_out
             .tokens(&self.block.forward(&tokens, context, image));
         xs + to_map(&tokens, xs.size()[2])
     }
 
-    /// How much each cell of [batch, width, h, w] attends to each token of the text: [batch, heads,
-    /// h * w, tokens].
+    /// Attention probabilities from each cell of [batch, width, h, w] to each token of the text:
+    /// [batch, heads, h * w, tokens].
     pub fn probabilities(&self, xs: &Tensor, context: &Tensor) -> Tensor {
-        let tokens = self.inward.tokens(&to_tokens(&self.norm.forward(xs)));
+        let tokens = self.proj_in.tokens(&to_tokens(&self.norm.forward(xs)));
         self.block.probabilities(&tokens, context)
     }
 }
 
-/// One cross-attention of the retrieval block with its zero convolution: queries from the target's
-/// features, keys and values from all references'. No residual in front of the zero convolution
-/// (notes 3.4; 3C + 4C^2 parameters before it, which is the notes' count).
+/// One cross-attention of the retrieval block with its zero convolution. Queries come from the
+/// target's features, keys and values from those of all references. There is no residual before the
+/// zero convolution (notes 3.4; the 3C + 4C^2 parameters before it match the count in the notes).
 #[derive(Debug)]
 pub struct ReferenceAttention {
     query_norm: LayerNorm,
@@ -205,17 +209,17 @@ impl ReferenceAttention {
         }
     }
 
-    /// Target features [batch, c, h, w] and references' features [batch * n, c, h, w], the
-    /// references of one target next to each other -> what is added to the target's skip
-    /// connection, [batch, c, h, w].
+    /// Target features [batch, c, h, w] and reference features [batch * n, c, h, w], with the
+    /// references of one target adjacent -> the residual for the target's skip connection, [batch,
+    /// c, h, w].
     pub fn forward(&self, target: &Tensor, references: &Tensor) -> Tensor {
         let (batch, height) = (target.size()[0], target.size()[2]);
         let tokens = to_tokens(references);
         let tokens = tokens.reshape([batch, -1, tokens.size()[2]]);
         let queries = self.query_norm.forward(&to_tokens(target));
-        let found = self
-            .attention
-            .forward(&queries, &self.reference_norm.forward(&tokens), None);
-        to_map(&self.zero.tokens(&found), height)
+        let attended =
+            self.attention
+                .forward(&queries, &self.reference_norm.forward(&tokens), None);
+        to_map(&self.zero.tokens(&attended), height)
     }
 }

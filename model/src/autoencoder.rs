@@ -1,14 +1,15 @@
-//! AutoencoderKL (notes 5.2), CompVis names: pictures in [-1, 1] <-> latents. Knows nothing of the
-//! scaling factor; the trainer and the sampler multiply and divide by it.
+//! AutoencoderKL (notes 5.2) with CompVis weight names: images in [-1, 1] <-> latents. It does not
+//! apply the scaling factor; its callers do.
 
 use crate::attention::attend;
-use crate::layer::{Conv, GroupNorm, PointConv, to_map, to_tokens};
+use crate::layer::{Conv, GroupNorm, GroupNormOptions, PointConv, to_map, to_tokens};
 use crate::parameter::Scope;
 use crate::recompute::ActivationCheckpoint;
 use crate::resnet::ResBlock;
 use proto::layout::AutoencoderLayout;
 use tch::{Kind, Tensor};
 
+/// See the module's header.
 #[derive(Debug)]
 pub struct Autoencoder {
     encoder: ImageEncoder,
@@ -17,7 +18,7 @@ pub struct Autoencoder {
     decoder: ImageDecoder,
 }
 
-/// The posterior of a picture's latent: a diagonal normal distribution.
+/// The posterior of an image's latent: a diagonal normal distribution.
 #[derive(Debug)]
 pub struct Moments {
     /// [batch, latent channels, h, w]
@@ -27,13 +28,13 @@ pub struct Moments {
 }
 
 impl Moments {
-    /// Divergence from the standard normal, mean over a picture's latent values: [batch].
+    /// KL divergence from the standard normal, mean over an image's latent values: [batch].
     pub fn divergence(&self) -> Tensor {
         let terms = &self.mean * &self.mean + self.log_variance.exp() - 1.0 - &self.log_variance;
         terms.flatten(1, 3).mean_dim(1i64, false, None) * 0.5
     }
 
-    /// The same as fp32.
+    /// Casts to fp32.
     #[must_use]
     pub fn fp32(&self) -> Self {
         Self {
@@ -42,8 +43,8 @@ impl Moments {
         }
     }
 
-    /// mean + standard deviation * noise.
-    pub fn draw(&self, noise: &Tensor) -> Tensor {
+    /// A sample from the distribution: mean + standard deviation * noise.
+    pub fn sample(&self, noise: &Tensor) -> Tensor {
         &self.mean + (&self.log_variance * 0.5).exp() * noise
     }
 }
@@ -60,8 +61,8 @@ impl Autoencoder {
         }
     }
 
-    /// Pictures [batch, 3, H, W] in [-1, 1] -> moments of [batch, latent channels, H / factor, W /
-    /// factor].
+    /// Images [batch, 3, H, W] in [-1, 1] -> moments of shape [batch, latent channels, H / factor,
+    /// W / factor].
     #[must_use]
     pub fn encode(&self, images: &Tensor) -> Moments {
         let halves = self
@@ -74,7 +75,7 @@ impl Autoencoder {
         }
     }
 
-    /// Unscaled latents -> pictures [batch, 3, H, W], about [-1, 1].
+    /// Unscaled latents -> images [batch, 3, H, W], about [-1, 1].
     pub fn decode(&self, latents: &Tensor) -> Tensor {
         self.decoder.forward(&self.post_quant.forward(latents))
     }
@@ -91,22 +92,22 @@ struct MidAttention {
 }
 
 impl MidAttention {
-    fn new(scope: &Scope<'_>, width: i64, groups: i64) -> Self {
-        let point = |name: &str| PointConv::new(&scope.sub(name), width, width);
+    fn new(scope: &Scope<'_>, width: i64, norm: GroupNormOptions) -> Self {
+        let projection = |name: &str| PointConv::new(&scope.sub(name), width, width);
         Self {
-            norm: GroupNorm::new(&scope.sub("norm"), groups, width, 1e-6),
-            queries: point("q"),
-            keys: point("k"),
-            values: point("v"),
-            out: point("proj_out"),
+            norm: GroupNorm::new(&scope.sub("norm"), width, norm),
+            queries: projection("q"),
+            keys: projection("k"),
+            values: projection("v"),
+            out: projection("proj_out"),
         }
     }
 
     fn forward(&self, xs: &Tensor) -> Tensor {
         let tokens = to_tokens(&self.norm.forward(xs));
         let (queries, keys) = (self.queries.tokens(&tokens), self.keys.tokens(&tokens));
-        let found = attend(&queries, &keys, &self.values.tokens(&tokens), 1, false);
-        xs + to_map(&self.out.tokens(&found), xs.size()[2])
+        let attended = attend(&queries, &keys, &self.values.tokens(&tokens), 1, false);
+        xs + to_map(&self.out.tokens(&attended), xs.size()[2])
     }
 }
 
@@ -119,159 +120,165 @@ struct Mid {
 }
 
 impl Mid {
-    fn new(scope: &Scope<'_>, width: i64, groups: i64) -> Self {
+    fn new(scope: &Scope<'_>, width: i64, norm: GroupNormOptions) -> Self {
         let scope = scope.sub("mid");
-        let at = scope.sub("attn_1");
-        let attention = MidAttention::new(&at, width, groups);
+        let attention_scope = scope.sub("attn_1");
+        let attention = MidAttention::new(&attention_scope, width, norm);
         Self {
-            first: residual(&scope.sub("block_1"), width, width, groups),
-            attention: ActivationCheckpoint::new(&[&at], attention),
-            second: residual(&scope.sub("block_2"), width, width, groups),
+            first: res_block(&scope.sub("block_1"), width, width, norm),
+            attention: ActivationCheckpoint::new(&[&attention_scope], attention),
+            second: res_block(&scope.sub("block_2"), width, width, norm),
         }
     }
 
     fn forward(&self, xs: &Tensor) -> Tensor {
-        let xs = again(&self.first, xs);
+        let xs = run_block(&self.first, xs);
         let xs = self
             .attention
             .run([&xs], |attention, [xs]| attention.forward(xs));
-        again(&self.second, &xs)
+        run_block(&self.second, &xs)
     }
 }
 
-/// A level of the encoder or the decoder: its residual blocks, then a change of size except at the
-/// end.
+/// A level of the encoder or the decoder: residual blocks, then a resampling convolution except in
+/// the last level.
 #[derive(Debug)]
 struct Level {
     blocks: Vec<ActivationCheckpoint<ResBlock>>,
-    resize: Option<Conv>,
+    resample: Option<Conv>,
 }
 
-fn residual(
+/// The options of all group norms of the autoencoder.
+fn norm_options(layout: &AutoencoderLayout) -> GroupNormOptions {
+    GroupNormOptions {
+        groups: layout.norm_groups,
+        epsilon: 1e-6,
+    }
+}
+
+fn res_block(
     scope: &Scope<'_>,
     inputs: i64,
     outputs: i64,
-    groups: i64,
+    norm: GroupNormOptions,
 ) -> ActivationCheckpoint<ResBlock> {
-    let block = ResBlock::autoencoder(scope, inputs, outputs, groups);
+    let block = ResBlock::autoencoder(scope, inputs, outputs, norm);
     ActivationCheckpoint::new(&[scope], block)
 }
 
-fn again(block: &ActivationCheckpoint<ResBlock>, xs: &Tensor) -> Tensor {
+fn run_block(block: &ActivationCheckpoint<ResBlock>, xs: &Tensor) -> Tensor {
     block.run([xs], |block, [xs]| block.forward(xs, None))
 }
 
 #[derive(Debug)]
 struct ImageEncoder {
-    inward: Conv,
+    conv_in: Conv,
     levels: Vec<Level>,
     mid: Mid,
-    norm: GroupNorm,
-    out: Conv,
+    norm_out: GroupNorm,
+    conv_out: Conv,
 }
 
 impl ImageEncoder {
     fn new(scope: &Scope<'_>, layout: &AutoencoderLayout) -> Self {
-        let groups = layout.norm_groups;
+        let norm = norm_options(layout);
         let count = layout.widths.len();
         let mut inputs = layout.widths[0];
-        let inward = Conv::three(&scope.sub("conv_in"), 3, inputs);
+        let conv_in = Conv::three(&scope.sub("conv_in"), 3, inputs);
         let mut levels = Vec::new();
         for (level, outputs) in layout.widths.iter().copied().enumerate() {
-            let at = scope.sub("down").sub(level);
+            let level_scope = scope.sub("down").sub(level);
             let mut blocks = Vec::new();
             for block in 0..layout.res_blocks {
-                blocks.push(residual(
-                    &at.sub("block").sub(block),
-                    inputs,
-                    outputs,
-                    groups,
-                ));
+                let scope = level_scope.sub("block").sub(block);
+                blocks.push(res_block(&scope, inputs, outputs, norm));
                 inputs = outputs;
             }
-            let resize = (level + 1 < count)
-                .then(|| Conv::down_unpadded(&at.sub("downsample").sub("conv"), outputs));
-            levels.push(Level { blocks, resize });
+            let resample = (level + 1 < count)
+                .then(|| Conv::down_unpadded(&level_scope.sub("downsample").sub("conv"), outputs));
+            levels.push(Level { blocks, resample });
         }
         Self {
-            inward,
+            conv_in,
             levels,
-            mid: Mid::new(scope, inputs, groups),
-            norm: GroupNorm::new(&scope.sub("norm_out"), groups, inputs, 1e-6),
-            out: Conv::three(&scope.sub("conv_out"), inputs, 2 * layout.latent_channels),
+            mid: Mid::new(scope, inputs, norm),
+            norm_out: GroupNorm::new(&scope.sub("norm_out"), inputs, norm),
+            conv_out: Conv::three(&scope.sub("conv_out"), inputs, 2 * layout.latent_channels),
         }
     }
 
     fn forward(&self, images: &Tensor) -> Tensor {
-        let mut xs = self.inward.forward(images);
+        let mut xs = self.conv_in.forward(images);
         for level in &self.levels {
-            xs = level.blocks.iter().fold(xs, |xs, block| again(block, &xs));
-            if let Some(down) = &level.resize {
-                // One more column on the right and row at the bottom, and none on the other sides.
+            xs = level
+                .blocks
+                .iter()
+                .fold(xs, |xs, block| run_block(block, &xs));
+            if let Some(down) = &level.resample {
+                // Asymmetric padding: one column on the right and one row at the bottom.
                 xs = down.forward(&xs.constant_pad_nd([0, 1, 0, 1]));
             }
         }
-        self.out
-            .forward(&self.norm.forward(&self.mid.forward(&xs)).silu())
+        self.conv_out
+            .forward(&self.norm_out.forward(&self.mid.forward(&xs)).silu())
     }
 }
 
-/// Nearest-neighbour enlargement by two: [batch, c, h, w] -> [batch, c, 2h, 2w].
-fn double(xs: &Tensor) -> Tensor {
+/// Nearest-neighbour upsampling by two: [batch, c, h, w] -> [batch, c, 2h, 2w].
+fn upsample(xs: &Tensor) -> Tensor {
     let size = xs.size();
     xs.upsample_nearest2d([2 * size[2], 2 * size[3]], None, None)
 }
 
 #[derive(Debug)]
 struct ImageDecoder {
-    inward: Conv,
+    conv_in: Conv,
     mid: Mid,
-    /// From the smallest size to the largest; names count the other way.
+    /// From the lowest resolution to the highest; the indices in weight names run the other way.
     levels: Vec<Level>,
-    norm: GroupNorm,
-    out: Conv,
+    norm_out: GroupNorm,
+    conv_out: Conv,
 }
 
 impl ImageDecoder {
     fn new(scope: &Scope<'_>, layout: &AutoencoderLayout) -> Self {
-        let groups = layout.norm_groups;
+        let norm = norm_options(layout);
         let mut inputs = layout.widths[layout.widths.len() - 1];
-        let inward = Conv::three(&scope.sub("conv_in"), layout.latent_channels, inputs);
-        let mid = Mid::new(scope, inputs, groups);
+        let conv_in = Conv::three(&scope.sub("conv_in"), layout.latent_channels, inputs);
+        let mid = Mid::new(scope, inputs, norm);
         let mut levels = Vec::new();
         for (level, outputs) in layout.widths.iter().copied().enumerate().rev() {
-            let at = scope.sub("up").sub(level);
+            let level_scope = scope.sub("up").sub(level);
             let mut blocks = Vec::new();
             for block in 0..=layout.res_blocks {
-                blocks.push(residual(
-                    &at.sub("block").sub(block),
-                    inputs,
-                    outputs,
-                    groups,
-                ));
+                let scope = level_scope.sub("block").sub(block);
+                blocks.push(res_block(&scope, inputs, outputs, norm));
                 inputs = outputs;
             }
-            let resize =
-                (level > 0).then(|| Conv::three(&at.sub("upsample").sub("conv"), outputs, outputs));
-            levels.push(Level { blocks, resize });
+            let resample = (level > 0)
+                .then(|| Conv::three(&level_scope.sub("upsample").sub("conv"), outputs, outputs));
+            levels.push(Level { blocks, resample });
         }
         Self {
-            inward,
+            conv_in,
             mid,
             levels,
-            norm: GroupNorm::new(&scope.sub("norm_out"), groups, inputs, 1e-6),
-            out: Conv::three(&scope.sub("conv_out"), inputs, 3),
+            norm_out: GroupNorm::new(&scope.sub("norm_out"), inputs, norm),
+            conv_out: Conv::three(&scope.sub("conv_out"), inputs, 3),
         }
     }
 
     fn forward(&self, latents: &Tensor) -> Tensor {
-        let mut xs = self.mid.forward(&self.inward.forward(latents));
+        let mut xs = self.mid.forward(&self.conv_in.forward(latents));
         for level in &self.levels {
-            xs = level.blocks.iter().fold(xs, |xs, block| again(block, &xs));
-            if let Some(up) = &level.resize {
-                xs = up.forward(&double(&xs));
+            xs = level
+                .blocks
+                .iter()
+                .fold(xs, |xs, block| run_block(block, &xs));
+            if let Some(up) = &level.resample {
+                xs = up.forward(&upsample(&xs));
             }
         }
-        self.out.forward(&self.norm.forward(&xs).silu())
+        self.conv_out.forward(&self.norm_out.forward(&xs).silu())
     }
 }

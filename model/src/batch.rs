@@ -1,30 +1,31 @@
-//! Examples as tensors: bytes to [-1, 1], masks, words and seeds of one micro-batch, each in one
-//! tensor. Every example is checked here, so that what follows may rely on shapes.
+//! Converts the examples of a micro-batch to tensors: images in [-1, 1], masks, words and seeds.
+//! Every example is validated here, so that later code may rely on the shapes.
 
 use crate::error::ModelError;
-use crate::latent::{ImageKey, key};
+use crate::latent::{ImageKey, image_key};
 use model_data::example::{Concept, Example};
 use tch::{Device, Kind, Tensor};
 
-/// What a batch must look like.
+/// The required shape of a batch.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BatchShape {
-    /// Side of every picture, in pixels.
+    /// Side of every image, in pixels.
     pub(crate) resolution: u32,
-    /// References of every example; None: as many as the first example has.
+    /// References per example; None: as many as the first example has.
     pub(crate) references: Option<usize>,
-    /// Time steps lie below this.
+    /// The number of time steps of the schedule.
     pub(crate) timesteps: usize,
 }
 
 /// One micro-batch of B examples with N references each.
 #[derive(Debug)]
 pub(crate) struct Batch {
-    /// [B * (1 + N), 3, S, S] in [-1, 1]: all targets, then all references, those of one target
-    /// next to each other.
+    /// [B * (1 + N), 3, S, S] in [-1, 1]: all targets, then all references; the references of one
+    /// target are adjacent.
     pub(crate) images: Tensor,
-    /// Of those pictures that come back unchanged: targets without a pad.
+    /// Cache keys, for images that recur unchanged: targets without padding.
     pub(crate) keys: Vec<Option<ImageKey>>,
+    /// B
     pub(crate) count: i64,
     /// N
     pub(crate) references: i64,
@@ -45,23 +46,23 @@ impl Batch {
             .references
             .unwrap_or_else(|| examples.first().map_or(0, |e| e.references.len()));
         for example in examples {
-            check(example, shape, references)?;
+            validate(example, shape, references)?;
         }
         let targets = examples.iter().map(|example| &example.target);
-        let shown = || {
+        let used_references = || {
             examples
                 .iter()
                 .flat_map(|example| example.references.iter().take(references))
         };
-        let images = targets.chain(shown().map(|reference| &reference.image));
+        let images = targets.chain(used_references().map(|reference| &reference.image));
         let bytes: Vec<u8> = images
             .flat_map(|image| image.as_raw().iter().copied())
             .collect();
-        let whole = |example: &&Example| example.target_mask.iter().all(|it| *it == 255);
+        let unpadded = |example: &&Example| example.target_mask.iter().all(|it| *it == 255);
         let keys = examples
             .iter()
-            .map(|it| Some(it).filter(whole).map(|it| key(&it.target)));
-        let keys = keys.chain(shown().map(|_| None)).collect();
+            .map(|it| Some(it).filter(unpadded).map(|it| image_key(&it.target)));
+        let keys = keys.chain(used_references().map(|_| None)).collect();
         let side = i64::from(shape.resolution);
         let images = Tensor::from_slice(&bytes)
             .view([-1, side, side, 3])
@@ -81,7 +82,9 @@ impl Batch {
                 .iter()
                 .map(|example| example.prompt.clone())
                 .collect(),
-            concepts: shown().map(|reference| reference.concept).collect(),
+            concepts: used_references()
+                .map(|reference| reference.concept)
+                .collect(),
             timesteps: examples
                 .iter()
                 .map(|example| i64::from(example.timestep))
@@ -91,14 +94,14 @@ impl Batch {
     }
 }
 
-/// Masks M_tgt and M_face at picture resolution, both [B, 1, S, S] in [0, 1]. The examples are
-/// checked already.
+/// Masks M_tgt and M_face at image resolution, both [B, 1, S, S] in [0, 1]. The examples must be
+/// validated.
 pub(crate) fn masks(examples: &[Example], device: Device) -> (Tensor, Tensor) {
-    let one = |pick: fn(&Example) -> &image::GrayImage| {
+    let stack = |mask: fn(&Example) -> &image::GrayImage| {
         let side = i64::from(examples.first().map_or(0, |example| example.target.width()));
         let bytes: Vec<u8> = examples
             .iter()
-            .flat_map(|example| pick(example).as_raw().iter().copied())
+            .flat_map(|example| mask(example).as_raw().iter().copied())
             .collect();
         Tensor::from_slice(&bytes)
             .view([-1, 1, side, side])
@@ -107,14 +110,14 @@ pub(crate) fn masks(examples: &[Example], device: Device) -> (Tensor, Tensor) {
             / 255.0
     };
     (
-        one(|example| &example.target_mask),
-        one(|example| &example.face_mask),
+        stack(|example| &example.target_mask),
+        stack(|example| &example.face_mask),
     )
 }
 
-fn check(example: &Example, shape: BatchShape, references: usize) -> Result<(), ModelError> {
+fn validate(example: &Example, shape: BatchShape, references: usize) -> Result<(), ModelError> {
     let resolution = shape.resolution;
-    let fault = |field, found: String, expected: String| {
+    let invalid = |field, found: String, expected: String| {
         Err(ModelError::Example {
             position: example.position,
             field,
@@ -136,15 +139,16 @@ fn check(example: &Example, shape: BatchShape, references: usize) -> Result<(), 
     for (field, (width, height)) in sizes {
         if (width, height) != (resolution, resolution) {
             let expected = format!("this job works at {resolution}x{resolution} pixels");
-            return fault(field, format!("{width}x{height} pixels"), expected);
+            return invalid(field, format!("{width}x{height} pixels"), expected);
         }
     }
     if example.references.len() < references {
-        let found = format!("{} references", example.references.len());
-        return fault("references", found, format!("this job needs {references}"));
+        let found = example.references.len().to_string();
+        let expected = format!("this job needs {references}");
+        return invalid("number of references", found, expected);
     }
     if example.timestep as usize >= shape.timesteps {
-        return fault(
+        return invalid(
             "timestep",
             example.timestep.to_string(),
             format!("it must be below {}", shape.timesteps),
@@ -153,7 +157,7 @@ fn check(example: &Example, shape: BatchShape, references: usize) -> Result<(), 
     Ok(())
 }
 
-/// Pictures [batch, 3, S, S] in [-1, 1] as images; values outside are clamped.
+/// Converts tensors [batch, 3, S, S] in [-1, 1] to 8-bit images; values out of range are clamped.
 pub(crate) fn to_images(images: &Tensor) -> Vec<image::RgbImage> {
     let bytes = ((images.clamp(-1.0, 1.0) + 1.0) * 127.5)
         .round()
@@ -164,13 +168,13 @@ pub(crate) fn to_images(images: &Tensor) -> Vec<image::RgbImage> {
         .contiguous();
     let size = bytes.size();
     let (height, width) = (size[1] as u32, size[2] as u32);
-    let each = (height * width * 3) as usize;
+    let image_bytes = (height * width * 3) as usize;
     let mut values = vec![0u8; bytes.numel()];
     let count = values.len();
     bytes.copy_data(&mut values, count);
-    let images = values.chunks_exact(each).map(|chunk| {
+    let images = values.chunks_exact(image_bytes).map(|chunk| {
         image::RgbImage::from_raw(width, height, chunk.to_vec())
-            .expect("a chunk has the size of a picture")
+            .expect("a chunk has the size of an image")
     });
     images.collect()
 }
@@ -181,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pictures_survive_the_way_there_and_back() {
+    fn images_round_trip() {
         let image =
             image::RgbImage::from_fn(4, 4, |x, y| image::Rgb([x as u8 * 60, y as u8 * 60, 255]));
         let mask = image::GrayImage::new(4, 4);

@@ -1,5 +1,5 @@
-//! The transformer of CLIP's two towers (notes 5.1), Hugging Face names: pre-normed self-attention
-//! and feed-forward blocks. The text tower's is causal, the image tower's is not.
+//! The transformer of CLIP's two towers (notes 5.1) with Hugging Face weight names: pre-norm
+//! self-attention and MLP blocks. Attention is causal in the text tower only.
 
 use crate::attention::attend;
 use crate::layer::{LayerNorm, Linear};
@@ -8,23 +8,23 @@ use crate::recompute::ActivationCheckpoint;
 use proto::layout::{Activation, TransformerLayout};
 use tch::Tensor;
 
-/// The blocks, without embeddings before and norm after them.
+/// The transformer blocks, without the embeddings and the final norm.
 #[derive(Debug)]
 pub struct Transformer {
     blocks: Vec<ActivationCheckpoint<Block>>,
 }
 
 impl Transformer {
-    /// Weights lie under `encoder.layers.I`.
+    /// Weights are under `encoder.layers.I`.
     #[must_use]
     pub fn new(scope: &Scope<'_>, layout: &TransformerLayout, causal: bool) -> Self {
         let layers = scope.sub("encoder").sub("layers");
         Self {
             blocks: (0..layout.layers)
                 .map(|i| {
-                    let at = layers.sub(i);
-                    let block = Block::new(&at, layout, causal);
-                    ActivationCheckpoint::new(&[&at], block)
+                    let scope = layers.sub(i);
+                    let block = Block::new(&scope, layout, causal);
+                    ActivationCheckpoint::new(&[&scope], block)
                 })
                 .collect(),
         }
@@ -47,8 +47,8 @@ struct Block {
     values: Linear,
     out: Linear,
     norm2: LayerNorm,
-    wide: Linear,
-    narrow: Linear,
+    fc1: Linear,
+    fc2: Linear,
     heads: i64,
     causal: bool,
     activation: Activation,
@@ -57,7 +57,7 @@ struct Block {
 impl Block {
     fn new(scope: &Scope<'_>, layout: &TransformerLayout, causal: bool) -> Self {
         let width = layout.width;
-        let (attention, network) = (scope.sub("self_attn"), scope.sub("mlp"));
+        let (attention, mlp) = (scope.sub("self_attn"), scope.sub("mlp"));
         let projection = |name: &str| Linear::new(&attention.sub(name), width, width);
         let norm =
             |name: &str| LayerNorm::new(&scope.sub(name), width).epsilon(layout.norm_epsilon);
@@ -68,8 +68,8 @@ impl Block {
             values: projection("v_proj"),
             out: projection("out_proj"),
             norm2: norm("layer_norm2"),
-            wide: Linear::new(&network.sub("fc1"), width, layout.mlp_width),
-            narrow: Linear::new(&network.sub("fc2"), layout.mlp_width, width),
+            fc1: Linear::new(&mlp.sub("fc1"), width, layout.mlp_width),
+            fc2: Linear::new(&mlp.sub("fc2"), layout.mlp_width, width),
             heads: layout.heads,
             causal,
             activation: layout.activation,
@@ -79,19 +79,19 @@ impl Block {
     fn forward(&self, xs: &Tensor) -> Tensor {
         let normed = self.norm1.forward(xs);
         let (queries, keys) = (self.queries.forward(&normed), self.keys.forward(&normed));
-        let found = attend(
+        let attended = attend(
             &queries,
             &keys,
             &self.values.forward(&normed),
             self.heads,
             self.causal,
         );
-        let xs = xs + self.out.forward(&found);
-        let wide = self.wide.forward(&self.norm2.forward(&xs));
-        let active = match self.activation {
-            Activation::QuickGelu => &wide * (&wide * 1.702).sigmoid(),
-            Activation::Gelu => wide.gelu("none"),
+        let xs = xs + self.out.forward(&attended);
+        let hidden = self.fc1.forward(&self.norm2.forward(&xs));
+        let hidden = match self.activation {
+            Activation::QuickGelu => &hidden * (&hidden * 1.702).sigmoid(),
+            Activation::Gelu => hidden.gelu("none"),
         };
-        xs + self.narrow.forward(&active)
+        xs + self.fc2.forward(&hidden)
     }
 }

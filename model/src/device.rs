@@ -1,11 +1,10 @@
-//! Which libtorch device a rank works on, and in which dtype. Never looks at what the machine has:
-//! the rank's doctor does.
+//! The libtorch device and dtype that a rank computes with. Does not probe the hardware; the rank's
+//! doctor does that.
 
 use proto::spec::{DeviceKind, Precision};
 use tch::{Device, Kind};
 
-/// The device of a rank: `index` counts the devices of its worker from 0 and means nothing on a
-/// CPU.
+/// The device of a rank. `index` counts the devices of its worker from 0 and is ignored on a CPU.
 #[must_use]
 pub fn device(kind: DeviceKind, index: u32) -> Device {
     match kind {
@@ -14,7 +13,7 @@ pub fn device(kind: DeviceKind, index: u32) -> Device {
     }
 }
 
-/// What convolutions, matrix products and attention compute in.
+/// The dtype of convolutions, matrix products and attention.
 #[must_use]
 pub fn dtype(precision: Precision) -> Kind {
     match precision {

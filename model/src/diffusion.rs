@@ -1,8 +1,8 @@
-//! What latent diffusion models have in common, whatever predicts their noise: the autoencoder and
-//! its latents, text states, noise levels, equation 3 and the sampling loop. Called by the
-//! architectures that are built on it.
+//! The common parts of latent diffusion models: the autoencoder and its latents, text states, noise
+//! levels, equation 3 and the sampling loop. The architectures that use it provide the network that
+//! predicts the noise.
 
-use crate::architecture::interface::{Place, SampleLosses, SampleOptions};
+use crate::architecture::interface::{SampleLosses, SampleOptions, TensorOptions};
 use crate::autoencoder::Autoencoder;
 use crate::batch::{Batch, BatchShape, masks, to_images};
 use crate::error::ModelError;
@@ -21,8 +21,8 @@ use proto::spec::{Component, TrainWork};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
-/// The terms of [`LatentDiffusion::losses`]: equation 3's first, and its second before lambda, both
-/// weighted by noise level.
+/// The terms of [`LatentDiffusion::losses`]: the first term of equation 3, and the second without
+/// its factor lambda; both are weighted by noise level.
 pub(crate) const TERMS: [&str; 2] = ["target", "face"];
 
 /// See the module's header.
@@ -40,27 +40,28 @@ pub(crate) struct LatentDiffusion {
     /// Side of every image, in pixels.
     resolution: u32,
     /// [c, h, w] of a latent.
-    latent: [i64; 3],
-    /// States of concept words and of the empty prompt; used only while the text encoder is frozen.
-    known: BTreeMap<String, Tensor>,
+    latent_shape: [i64; 3],
+    /// Cached states of concept words and of the empty prompt; used only if the text encoder is
+    /// frozen.
+    text_cache: BTreeMap<String, Tensor>,
     text_frozen: bool,
-    /// None: every image is encoded every time.
-    cache: Option<LatentCache>,
-    place: Place,
+    /// None: latents are not cached.
+    latent_cache: Option<LatentCache>,
+    options: TensorOptions,
 }
 
-/// A batch's latents, scaled: targets [B, c, h, w] and references [B * N, c, h, w].
+/// The scaled latents of a batch: targets [B, c, h, w] and references [B * N, c, h, w].
 #[derive(Debug)]
 pub(crate) struct Latents {
     pub(crate) targets: Tensor,
     pub(crate) references: Tensor,
 }
 
-/// Targets with noise, and what is to be predicted of them, both [B, c, h, w].
+/// Noisy latents of the targets, and the expected prediction (epsilon or v), both [B, c, h, w].
 #[derive(Debug)]
 pub(crate) struct Noisy {
     pub(crate) latents: Tensor,
-    answer: Tensor,
+    expected: Tensor,
 }
 
 impl LatentDiffusion {
@@ -72,7 +73,7 @@ impl LatentDiffusion {
         scope: &Scope<'_>,
         job: &Diffusion,
         spec: &TrainWork,
-        place: Place,
+        options: TensorOptions,
     ) -> Result<Self, ModelError> {
         let (model, train) = (&spec.model, &spec.train);
         let frozen = |component: Component| model.freeze.contains(&component);
@@ -94,23 +95,23 @@ impl LatentDiffusion {
             factor: i64::from(job.autoencoder.factor()),
             scaling: job.autoencoder.scaling_factor,
             resolution: spec.data.resolution,
-            latent: [i64::from(job.autoencoder.latent_channels), side, side],
-            known: BTreeMap::new(),
+            latent_shape: [i64::from(job.autoencoder.latent_channels), side, side],
+            text_cache: BTreeMap::new(),
             text_frozen: frozen(Component::TextEncoder),
-            cache: (cache_bytes > 0).then(|| LatentCache::new(cache_bytes)),
-            place,
+            latent_cache: (cache_bytes > 0).then(|| LatentCache::new(cache_bytes)),
+            options,
         })
     }
 
-    /// What the networks compute in.
+    /// The dtype in which the networks compute.
     pub(crate) fn dtype(&self) -> Kind {
-        self.place.dtype
+        self.options.dtype
     }
 
-    /// Examples with so many references each; None: as many as the first example has.
+    /// A batch with `references` per example; None: as many as the first example has.
     ///
     /// # Errors
-    /// An example that does not fit the job.
+    /// An example that does not match the job.
     pub(crate) fn batch(
         &self,
         examples: &[Example],
@@ -121,55 +122,56 @@ impl LatentDiffusion {
             references,
             timesteps: self.schedule.timesteps(),
         };
-        Batch::new(examples, shape, self.place.device)
+        Batch::new(examples, shape, self.options.device)
     }
 
-    /// Of all images of a batch; what is known already is not encoded. The posterior's mean, not a
-    /// sample from it: the simplest that is the same on every device.
+    /// The latents of all images of a batch; cached images are not encoded. Uses the posterior's
+    /// mean instead of a sample: the simplest choice that is the same on every device.
     pub(crate) fn latents(&mut self, batch: &Batch) -> Latents {
-        let images = batch.images.to_kind(self.place.dtype);
-        let company = images.size()[0] > 1;
-        let encode = |images: &Tensor| encode(&self.autoencoder, images, company);
-        let mean = match &mut self.cache {
+        let images = batch.images.to_kind(self.options.dtype);
+        let batched = images.size()[0] > 1;
+        let encode = |images: &Tensor| encode(&self.autoencoder, images, batched);
+        let mean = match &mut self.latent_cache {
             Some(cache) => cache.encode(&images, &batch.keys, encode),
             None => encode(&images),
         };
         let latents = mean.to_kind(Kind::Float) * self.scaling;
-        let rest = latents.size()[0] - batch.count;
+        let references = latents.size()[0] - batch.count;
         Latents {
             targets: latents.narrow(0, 0, batch.count),
-            references: latents.narrow(0, batch.count, rest),
+            references: latents.narrow(0, batch.count, references),
         }
     }
 
-    /// Targets' latents with each example's own noise at its own time step.
+    /// Adds each example's noise to its target's latents at its time step.
     pub(crate) fn noisy(&self, batch: &Batch, targets: &Tensor) -> Noisy {
         let (size, device) = (targets.size(), targets.device());
         let noise = noise::normal(&batch.noise_seeds, Purpose::Target, &size[1..], device);
-        let column = |value: &dyn Fn(usize) -> f64| self.column(batch, value).view([-1, 1, 1, 1]);
-        let signal = column(&|timestep| self.schedule.mix(timestep).0);
-        let level = column(&|timestep| self.schedule.mix(timestep).1);
-        let answer = match self.schedule.prediction() {
+        let coefficients =
+            |value: &dyn Fn(usize) -> f64| self.per_example(batch, value).view([-1, 1, 1, 1]);
+        let alpha = coefficients(&|timestep| self.schedule.alpha_sigma(timestep).0);
+        let sigma = coefficients(&|timestep| self.schedule.alpha_sigma(timestep).1);
+        let expected = match self.schedule.prediction() {
             Prediction::Epsilon => noise.shallow_clone(),
-            Prediction::V => &noise * &signal - targets * &level,
+            Prediction::V => &noise * &alpha - targets * &sigma,
         };
-        let latents = targets * signal + &noise * level;
-        Noisy { latents, answer }
+        let latents = targets * alpha + &noise * sigma;
+        Noisy { latents, expected }
     }
 
-    /// A figure of each example's time step, [B].
-    fn column(&self, batch: &Batch, value: impl Fn(usize) -> f64) -> Tensor {
+    /// A function of each example's time step, [B].
+    fn per_example(&self, batch: &Batch, value: impl Fn(usize) -> f64) -> Tensor {
         let timesteps = batch.timesteps.iter();
         let values: Vec<f32> = timesteps.map(|it| value(*it as usize) as f32).collect();
-        Tensor::from_slice(&values).to_device(self.place.device)
+        Tensor::from_slice(&values).to_device(self.options.device)
     }
 
-    /// Time steps as the networks take them, [batch].
+    /// Time steps as the input tensor of the networks, [batch].
     pub(crate) fn timesteps(&self, timesteps: &[i64]) -> Tensor {
-        Tensor::from_slice(timesteps).to_device(self.place.device)
+        Tensor::from_slice(timesteps).to_device(self.options.device)
     }
 
-    /// Equation 3 of what was predicted for a batch, with the terms of [`TERMS`].
+    /// Equation 3 for the predictions of a batch, with the terms of [`TERMS`].
     pub(crate) fn losses(
         &self,
         batch: &Batch,
@@ -178,11 +180,11 @@ impl LatentDiffusion {
         predicted: &Tensor,
     ) -> SampleLosses {
         let objective = self.objective;
-        let (target, face) = masks(examples, self.place.device);
+        let (target, face) = masks(examples, self.options.device);
         let threshold = objective.target_mask_threshold;
         let masks = Masks::at_latents(&target, &face, self.factor, threshold);
-        let loss = noise_loss(predicted, &noisy.answer, &masks);
-        let weight = self.column(batch, |timestep| {
+        let loss = noise_loss(predicted, &noisy.expected, &masks);
+        let weight = self.per_example(batch, |timestep| {
             self.schedule
                 .loss_weight(timestep, objective.loss_weighting)
         });
@@ -203,31 +205,35 @@ impl LatentDiffusion {
         };
         let texts: Vec<&str> = distinct.keys().copied().collect();
         let states = if self.text_frozen && texts.iter().all(|text| is_common(text)) {
-            let known: Vec<Tensor> = texts.iter().map(|text| self.known_state(text)).collect();
-            Tensor::stack(&known, 0)
+            let cached: Vec<Tensor> = texts.iter().map(|text| self.cached_state(text)).collect();
+            Tensor::stack(&cached, 0)
         } else {
-            let ids = token_ids(&self.prompts, &texts, self.place.device);
-            self.text.forward(&ids, self.place.dtype)
+            let ids = token_ids(&self.prompts, &texts, self.options.device);
+            self.text.forward(&ids, self.options.dtype)
         };
         let index: Vec<i64> = strings.iter().map(|text| distinct[text.as_str()]).collect();
-        states.index_select(0, &Tensor::from_slice(&index).to_device(self.place.device))
+        states.index_select(
+            0,
+            &Tensor::from_slice(&index).to_device(self.options.device),
+        )
     }
 
-    fn known_state(&mut self, text: &str) -> Tensor {
-        if let Some(state) = self.known.get(text) {
+    fn cached_state(&mut self, text: &str) -> Tensor {
+        if let Some(state) = self.text_cache.get(text) {
             return state.shallow_clone();
         }
-        let ids = token_ids(&self.prompts, &[text], self.place.device);
-        let state = self.text.forward(&ids, self.place.dtype).get(0);
-        self.known.insert(text.to_owned(), state.shallow_clone());
+        let ids = token_ids(&self.prompts, &[text], self.options.device);
+        let state = self.text.forward(&ids, self.options.dtype).get(0);
+        self.text_cache
+            .insert(text.to_owned(), state.shallow_clone());
         state
     }
 
-    /// One image for an example; `predict` gives the guided prediction for latents [1, c, h, w] at
-    /// time steps [1].
+    /// Samples one image for an example. `predict` returns the guided prediction for latents [1, c,
+    /// h, w] at time steps [1].
     ///
     /// # Errors
-    /// A number of steps that the schedule does not have.
+    /// More steps than the schedule allows.
     pub(crate) fn sample(
         &self,
         example: &Example,
@@ -236,38 +242,39 @@ impl LatentDiffusion {
     ) -> Result<RgbImage, ModelError> {
         let mut sampler = Sampler::new(self.schedule.clone(), options.method, options.steps)?;
         let seeds = [options.noise_seed(example.position)];
-        let mut latents = noise::normal(&seeds, Purpose::Target, &self.latent, self.place.device);
+        let device = self.options.device;
+        let mut latents = noise::normal(&seeds, Purpose::Target, &self.latent_shape, device);
         for i in 0..sampler.timesteps().len() {
             let timesteps = self.timesteps(&[sampler.timesteps()[i] as i64]);
             let predicted = predict(&latents, &timesteps);
             latents = sampler.advance(i, &latents, &predicted);
         }
-        let latents = (latents / self.scaling).to_kind(self.place.dtype);
+        let latents = (latents / self.scaling).to_kind(self.options.dtype);
         let images = self.autoencoder.decode(&latents).to_kind(Kind::Float);
         Ok(to_images(&images).swap_remove(0))
     }
 }
 
-/// Images of this side and larger are encoded one by one: each is work enough for any device, and
-/// five at 384 pixels would take 3 GB for a moment.
-const ALONE_SIDE: i64 = 256;
+/// Images of at least this side are encoded one by one: each is enough work for any device, and
+/// five images of 384 pixels would temporarily need 3 GB.
+const UNBATCHED_SIDE: i64 = 256;
 
-/// The posterior's means of images [P, 3, S, S]. An image's bits do not depend on the others:
-/// kernels for a single one sum in another order than those for several, so a small one that is
-/// left over from a batch (`company`) is given some.
-fn encode(autoencoder: &Autoencoder, images: &Tensor, company: bool) -> Tensor {
+/// The posterior means of images [P, 3, S, S]. The result for an image must not depend on the other
+/// images. Kernels for a batch of one sum in a different order than those for larger batches, so a
+/// single small image left over from a batch (`batched`) is duplicated.
+fn encode(autoencoder: &Autoencoder, images: &Tensor, batched: bool) -> Tensor {
     let means = |images: &Tensor| autoencoder.encode(images).mean;
-    if images.size()[2] >= ALONE_SIDE {
-        let alone: Vec<Tensor> = images.split(1, 0).iter().map(means).collect();
-        Tensor::cat(&alone, 0)
-    } else if company && images.size()[0] == 1 {
+    if images.size()[2] >= UNBATCHED_SIDE {
+        let single: Vec<Tensor> = images.split(1, 0).iter().map(means).collect();
+        Tensor::cat(&single, 0)
+    } else if batched && images.size()[0] == 1 {
         means(&Tensor::cat(&[images, images], 0)).narrow(0, 0, 1)
     } else {
         means(images)
     }
 }
 
-/// Texts that come back in every batch.
+/// True for texts that occur in every batch: the empty prompt and the concept words.
 fn is_common(text: &str) -> bool {
     text.is_empty() || Concept::ALL.iter().any(|concept| concept.word() == text)
 }

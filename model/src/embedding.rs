@@ -1,5 +1,4 @@
-//! The time step as the U-Net sees it: sines and cosines, then a small network (notes 3.1). Called
-//! by the U-Net.
+//! The U-Net's time embedding: a sinusoidal embedding, then a small MLP (notes 3.1).
 
 use crate::layer::Linear;
 use crate::parameter::Scope;

@@ -1,5 +1,4 @@
-//! What can go wrong between a job and its tensors. Each error names the thing, its value and what
-//! would be right.
+//! The errors of this crate. Each message names the item, its value and the expected value.
 
 use std::path::PathBuf;
 
@@ -24,7 +23,7 @@ pub enum ModelError {
         found: String,
         expected: String,
     },
-    #[error("{path}: no weights there; {expected} is expected")]
+    #[error("{path}: no weights found; expected: {expected}")]
     NoWeights { path: PathBuf, expected: String },
     #[error("{path}: cannot be read")]
     ReadConfig {
@@ -38,12 +37,12 @@ pub enum ModelError {
         source: proto::public::config::ConfigError,
     },
     #[error("{path}: {source}")]
-    OtherArchitecture {
+    ArchitectureMismatch {
         path: PathBuf,
         source: proto::public::agree::Disagreement,
     },
     #[error("{origin}: tensor {tensor:?} holds a value that is not finite")]
-    Nonfinite { origin: String, tensor: String },
+    NonfiniteTensor { origin: String, tensor: String },
     #[error("{origin}: tensor {tensor:?} is missing; expected shape {expected:?}")]
     MissingTensor {
         origin: String,
@@ -78,23 +77,23 @@ pub enum ModelError {
         found: String,
         expected: String,
     },
-    #[error("the loss is not finite; nothing was changed{}", after(*skips))]
-    Loss { skips: u64 },
-    #[error("the gradient's norm is {norm}; nothing was changed{}", after(*skips))]
-    Gradient { norm: f64, skips: u64 },
+    #[error("the loss is not finite; nothing was changed{}", skipped_before(*skips))]
+    NonfiniteLoss { skips: u64 },
+    #[error("the gradient norm is {norm}; nothing was changed{}", skipped_before(*skips))]
+    NonfiniteGradient { norm: f64, skips: u64 },
     #[error(
         "step {step}: parameter {parameter:?} has no gradient; call zero_gradients before the \
         first forward"
     )]
     NoGradient { step: u64, parameter: String },
-    #[error("{steps} sampling steps; there must be 1 to {max}")]
+    #[error("{steps} sampling steps requested; the schedule allows 1 to {max}")]
     SamplingSteps { steps: u32, max: u32 },
-    #[error("an {architecture} model cannot {request}")]
+    #[error("{architecture} does not support {feature}")]
     Unsupported {
         architecture: &'static str,
-        request: &'static str,
+        feature: &'static str,
     },
-    #[error("libtorch failed in {action}: {message}")]
+    #[error("libtorch failed while {action}: {message}")]
     Library {
         action: &'static str,
         message: String,
@@ -102,17 +101,17 @@ pub enum ModelError {
 }
 
 impl ModelError {
-    /// True when another try from the same state and the same files would end in the same way: all
-    /// that a step depends on is the same again, and so is what weights say of themselves.
+    /// True if a retry from the same state and the same files would fail in the same way. A step is
+    /// deterministic, and so are the checks of weight files.
     #[must_use]
     pub fn is_permanent(&self) -> bool {
         match self {
-            Self::Loss { .. }
-            | Self::Gradient { .. }
+            Self::NonfiniteLoss { .. }
+            | Self::NonfiniteGradient { .. }
             | Self::NoWeights { .. }
             | Self::PublicConfig { .. }
-            | Self::OtherArchitecture { .. }
-            | Self::Nonfinite { .. }
+            | Self::ArchitectureMismatch { .. }
+            | Self::NonfiniteTensor { .. }
             | Self::MissingTensor { .. }
             | Self::ExtraTensor { .. }
             | Self::TensorShape { .. }
@@ -131,7 +130,7 @@ impl ModelError {
     }
 }
 
-fn after(skips: u64) -> String {
+fn skipped_before(skips: u64) -> String {
     match skips {
         0 => String::new(),
         _ => format!(", and the {skips} steps before it were skipped"),
@@ -151,10 +150,9 @@ pub enum WeightsFault {
     Kind { tensor: String, found: String },
 }
 
-/// Runs libtorch code whose mistakes panic (shapes that do not fit, memory that runs out) and turns
-/// a panic into an error with the first line of its message, so that a rank can report it before it
-/// ends.
-pub(crate) fn guarded<T>(
+/// Runs libtorch code and converts a panic (shape mismatch, out of memory) into an error with the
+/// first line of its message, so that a rank can report it before it exits.
+pub(crate) fn catch_panic<T>(
     action: &'static str,
     work: impl FnOnce() -> Result<T, ModelError>,
 ) -> Result<T, ModelError> {

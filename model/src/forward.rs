@@ -1,9 +1,9 @@
-//! One named component on given tensors: how anyone can hold our arithmetic against another
-//! implementation's. Called by `worker forward`.
+//! Runs one named component on given tensors, to compare our results with another implementation.
+//! Called by `worker forward`.
 
 use crate::architecture::retrinet::{self, Conditions, References, predict};
 use crate::device::dtype;
-use crate::error::{ModelError, guarded};
+use crate::error::{ModelError, catch_panic};
 use crate::mapped::Mapped;
 use crate::public::{self, Loaded};
 use crate::unet::{UNet, UNetInputs};
@@ -12,7 +12,8 @@ use proto::spec::Precision;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
-/// What can be run. Inputs and outputs are named as `diffusers` and `transformers` name them.
+/// The components that can be run. Inputs and outputs have the names of `diffusers` and
+/// `transformers`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Runnable {
     /// `sample` [B, C, h, w], `timestep` [] or [B], `encoder_hidden_states` [B, T, D] -> `sample`
@@ -23,16 +24,16 @@ pub enum Runnable {
     /// `latent` [B, c, h, w], without the scaling factor -> `image` [B, 3, H, W].
     AutoencoderDecode,
     /// `input_ids` [B, T] -> `last_hidden_state` [B, T, D], `pooler_output` [B, D], and
-    /// `text_embeds` where the weights hold a projection.
+    /// `text_embeds` if the weights contain a projection.
     Text,
-    /// `pixel_values` [B, 3, H, W], normalised -> `image_embeds` [B, D].
+    /// `pixel_values` [B, 3, H, W], normalized -> `image_embeds` [B, D].
     Image,
-    /// The U-Net's, with `references` [B, N, C, h, w], clean and scaled, and
+    /// The inputs of [`Self::UNet`], and `references` [B, N, C, h, w], clean and scaled, and
     /// `reference_hidden_states` [B, N, T, D] -> `sample`.
     Retrinet,
 }
 
-/// What a run is asked for.
+/// The parameters of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
     pub what: Runnable,
@@ -40,15 +41,15 @@ pub struct Request<'a> {
     pub weights: &'a Path,
     pub inputs: &'a Path,
     pub precision: Precision,
-    /// Also `gradient.NAME` for the U-Net's float inputs and every tensor of its file, of the mean
-    /// square of `sample`.
+    /// Also outputs `gradient.NAME`, the gradient of the mean square of `sample`, for the U-Net's
+    /// float inputs and for every tensor of its file.
     pub gradients: bool,
 }
 
-/// Runs it.
+/// Runs the requested component and returns its outputs.
 ///
 /// # Errors
-/// Weights or inputs that cannot be read or do not fit.
+/// Weights or inputs that cannot be read or do not match the component.
 pub fn forward(request: Request<'_>, device: Device) -> Result<NamedTensors, ModelError> {
     let inputs = Inputs {
         tensors: Mapped::open(request.inputs)?,
@@ -57,13 +58,13 @@ pub fn forward(request: Request<'_>, device: Device) -> Result<NamedTensors, Mod
         device,
     };
     if request.gradients && request.what != Runnable::UNet {
-        let (architecture, request) = ("component other than the U-Net", "give gradients");
+        let (architecture, feature) = ("a component other than the U-Net", "gradients");
         return Err(ModelError::Unsupported {
             architecture,
-            request,
+            feature,
         });
     }
-    guarded("running the component", || {
+    catch_panic("running the component", || {
         if request.gradients {
             return with_gradients(public::unet(request.weights, device)?, &inputs);
         }
@@ -83,11 +84,11 @@ fn run(
     let weights = request.weights;
     match request.what {
         Runnable::UNet => {
-            inputs.only(&["sample", "timestep", "encoder_hidden_states"])?;
+            inputs.refuse_unknown(&["sample", "timestep", "encoder_hidden_states"])?;
             let unet = public::unet(weights, device)?.network;
             Ok(vec![(
                 "sample",
-                unet_on(
+                run_unet(
                     &unet,
                     &inputs.float("sample", 4)?,
                     &inputs.float("encoder_hidden_states", 3)?,
@@ -96,7 +97,7 @@ fn run(
             )])
         }
         Runnable::AutoencoderEncode => {
-            inputs.only(&["image"])?;
+            inputs.refuse_unknown(&["image"])?;
             let moments = public::autoencoder(weights, device)?.encode(&inputs.float("image", 4)?);
             Ok(vec![
                 ("mean", moments.mean),
@@ -104,7 +105,7 @@ fn run(
             ])
         }
         Runnable::AutoencoderDecode => {
-            inputs.only(&["latent"])?;
+            inputs.refuse_unknown(&["latent"])?;
             let autoencoder = public::autoencoder(weights, device)?;
             Ok(vec![(
                 "image",
@@ -112,7 +113,7 @@ fn run(
             )])
         }
         Runnable::Text => {
-            inputs.only(&["input_ids"])?;
+            inputs.refuse_unknown(&["input_ids"])?;
             let (text, ids) = (public::text(weights, device)?, inputs.ids("input_ids")?);
             let states = text.forward(&ids, inputs.dtype);
             let pooled = text.pool(&ids, &states);
@@ -123,7 +124,7 @@ fn run(
                 .collect())
         }
         Runnable::Image => {
-            inputs.only(&["pixel_values"])?;
+            inputs.refuse_unknown(&["pixel_values"])?;
             let image = public::image(weights, device)?;
             Ok(vec![(
                 "image_embeds",
@@ -131,7 +132,7 @@ fn run(
             )])
         }
         Runnable::Retrinet => {
-            inputs.only(&[
+            inputs.refuse_unknown(&[
                 "sample",
                 "timestep",
                 "encoder_hidden_states",
@@ -145,7 +146,7 @@ fn run(
                 timesteps: inputs.timesteps(latents.size()[0])?,
                 text: inputs.float("encoder_hidden_states", 3)?,
                 references: Some(References {
-                    each: references.size()[1],
+                    per_target: references.size()[1],
                     latents: references.flatten(0, 1),
                     words: inputs.float("reference_hidden_states", 4)?.flatten(0, 1),
                 }),
@@ -158,7 +159,7 @@ fn run(
     }
 }
 
-fn unet_on(
+fn run_unet(
     unet: &UNet,
     sample: &Tensor,
     context: &Tensor,
@@ -169,10 +170,10 @@ fn unet_on(
 }
 
 fn with_gradients(unet: Loaded<UNet>, inputs: &Inputs<'_>) -> Result<NamedTensors, ModelError> {
-    inputs.only(&["sample", "timestep", "encoder_hidden_states"])?;
-    let given = ["sample", "encoder_hidden_states"];
-    let floats = [inputs.float(given[0], 4)?, inputs.float(given[1], 3)?];
-    let named = given
+    inputs.refuse_unknown(&["sample", "timestep", "encoder_hidden_states"])?;
+    let names = ["sample", "encoder_hidden_states"];
+    let floats = [inputs.float(names[0], 4)?, inputs.float(names[1], 3)?];
+    let named = names
         .map(str::to_owned)
         .into_iter()
         .zip(floats.iter().map(Tensor::shallow_clone));
@@ -180,7 +181,7 @@ fn with_gradients(unet: Loaded<UNet>, inputs: &Inputs<'_>) -> Result<NamedTensor
     for (_, leaf) in &leaves {
         let _ = leaf.set_requires_grad(true);
     }
-    let sample = unet_on(&unet.network, &floats[0], &floats[1], inputs)?;
+    let sample = run_unet(&unet.network, &floats[0], &floats[1], inputs)?;
     sample.square().mean(Kind::Float).backward();
     let gradients = leaves
         .iter()
@@ -193,17 +194,17 @@ fn with_gradients(unet: Loaded<UNet>, inputs: &Inputs<'_>) -> Result<NamedTensor
 struct Inputs<'a> {
     tensors: Mapped,
     path: &'a Path,
-    /// What the component computes in.
+    /// The dtype in which the component computes.
     dtype: Kind,
     device: Device,
 }
 
 impl Inputs<'_> {
-    /// Refuses a tensor that would not be looked at.
-    fn only(&self, known: &[&str]) -> Result<(), ModelError> {
+    /// Returns an error if there is a tensor that the component does not use.
+    fn refuse_unknown(&self, known: &[&str]) -> Result<(), ModelError> {
         match self.tensors.names().find(|name| !known.contains(name)) {
             None => Ok(()),
-            Some(extra) => Err(self.fault(
+            Some(extra) => Err(self.invalid(
                 extra,
                 "is not an input of this component",
                 &known.join(", "),
@@ -220,7 +221,7 @@ impl Inputs<'_> {
         if tensor.dim() == dimensions {
             return Ok(tensor);
         }
-        Err(self.fault(
+        Err(self.invalid(
             name,
             &format!("has shape {:?}", tensor.size()),
             &format!("{dimensions} dimensions"),
@@ -233,10 +234,10 @@ impl Inputs<'_> {
             return Ok(tensor.to_kind(Kind::Int64).to_device(self.device));
         }
         let found = format!("is {:?} of shape {:?}", tensor.kind(), tensor.size());
-        Err(self.fault(name, &found, "whole numbers [batch, tokens]"))
+        Err(self.invalid(name, &found, "integers [batch, tokens]"))
     }
 
-    /// One time step for all, or one for each.
+    /// One time step for the whole batch, or one for each sample.
     fn timesteps(&self, batch: i64) -> Result<Tensor, ModelError> {
         let tensor = self.tensors.read("timestep")?;
         if tensor.numel() == 1 || tensor.size() == [batch] {
@@ -245,14 +246,14 @@ impl Inputs<'_> {
                 .flatten(0, -1)
                 .expand([batch], false));
         }
-        Err(self.fault(
+        Err(self.invalid(
             "timestep",
             &format!("has shape {:?}", tensor.size()),
             &format!("[] or [{batch}]"),
         ))
     }
 
-    fn fault(&self, tensor: &str, found: &str, expected: &str) -> ModelError {
+    fn invalid(&self, tensor: &str, found: &str, expected: &str) -> ModelError {
         ModelError::Input {
             path: self.path.to_owned(),
             tensor: tensor.to_owned(),

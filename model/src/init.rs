@@ -1,5 +1,5 @@
-//! Base weights: which components an architecture begins from, how they get into its parameters,
-//! and their digest. The layouts of files are [`crate::public`]'s. Called once, by the trainer.
+//! Loads the base weights of an architecture into its parameters and computes their digest.
+//! [`crate::public`] handles the file layouts. Called once, by the trainer.
 
 use crate::architecture::interface::Architecture;
 use crate::error::ModelError;
@@ -12,22 +12,21 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// What an architecture begins from, by component ("autoencoder", "text_encoder", "unet", and an
-/// architecture's own file; others are not looked at): a safetensors file, or the folder that has
-/// it with its `config.json`. One file may hold several.
+/// The base weights by component ("autoencoder", "text_encoder", "unet", and an architecture's own
+/// file; others are ignored): a safetensors file, or a folder with one and its `config.json`. One
+/// file may contain several components.
 pub type InitWeights = BTreeMap<String, PathBuf>;
 
-/// Loads what `architecture` uses. Returns the digest by which checkpoints name it.
+/// Loads the components that `architecture` uses. Returns their digest, which checkpoints record.
 pub(crate) fn load_init(
     architecture: &dyn Architecture,
     parameters: &Parameters,
     model: &Model,
     init: &InitWeights,
 ) -> Result<String, ModelError> {
-    let (mut digest, mut hashes) = (InitDigest::default(), Hashes::default());
+    let (mut digest, mut hashes) = (InitDigest::default(), FileHashes::default());
     let facts = model.architecture.facts();
-    let parts = facts.base_parts;
-    for (component, needed) in parts {
+    for (component, needed) in facts.base_parts {
         let Some(path) = init.get(*component) else {
             if *needed {
                 return Err(missing(component, facts));
@@ -53,11 +52,11 @@ pub(crate) fn load_init(
     Ok(digest.finish())
 }
 
-/// Hashes of files by their paths: one that holds several components is read for it once.
+/// Hashes of files by path, so that a file with several components is hashed once.
 #[derive(Default)]
-struct Hashes(BTreeMap<PathBuf, [u8; 32]>);
+struct FileHashes(BTreeMap<PathBuf, [u8; 32]>);
 
-impl Hashes {
+impl FileHashes {
     fn of(&mut self, source: &Source) -> Vec<[u8; 32]> {
         let hashes = source.files().map(|(path, bytes)| {
             let hash = self.0.entry(path.to_owned());
@@ -77,7 +76,7 @@ fn missing(component: &'static str, facts: &Facts) -> ModelError {
             let rest: String = rest.iter().map(|file| format!("{file}, ")).collect();
             format!("{rest}{before} and {last}")
         }
-        alone => alone.concat(),
+        single => single.concat(),
     };
     ModelError::MissingInit {
         component,

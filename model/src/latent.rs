@@ -1,21 +1,21 @@
-//! Latents of pictures that come back unchanged, kept within a bound. Only targets that fill their
-//! square do: all others are placed anew each time, on a pad of another colour. A picture is known
-//! by its bytes, so nothing else can change what is answered; that its latent has the same bits in
-//! whatever company it is encoded is for a test to say. Called by the diffusion model.
+//! A bounded cache of the latents of images that recur unchanged. Only targets without padding do:
+//! other images get a new position and padding colour each time. The key is a digest of the bytes
+//! of an image, so entries cannot be stale. A test checks that a latent has the same bits whatever
+//! other images are in its batch. Used by the diffusion model.
 
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use tch::Tensor;
 
-/// SHA-256 of a picture's bytes.
+/// SHA-256 of an image's bytes.
 pub(crate) type ImageKey = [u8; 32];
 
-pub(crate) fn key(image: &image::RgbImage) -> ImageKey {
+pub(crate) fn image_key(image: &image::RgbImage) -> ImageKey {
     Sha256::digest(image.as_raw()).into()
 }
 
-/// See the module's header. When it is full it keeps what it has: in an order that goes round and
-/// round, dropping the oldest would drop each one shortly before it is wanted.
+/// Bounded cache; entries are never evicted. Training visits the images in cyclic order, where
+/// evicting the oldest entry would evict each one shortly before its next use.
 #[derive(Debug)]
 pub(crate) struct LatentCache {
     bytes_max: usize,
@@ -32,21 +32,21 @@ impl LatentCache {
         }
     }
 
-    /// The latents of all pictures [P, 3, S, S], of which `encode` sees only those that are not
-    /// known. `keys`: of those that may come back.
+    /// The latents of images [P, 3, S, S]; calls `encode` only on those that are not cached. `keys`
+    /// has a key for each image that may recur.
     pub(crate) fn encode(
         &mut self,
         images: &Tensor,
         keys: &[Option<ImageKey>],
         encode: impl Fn(&Tensor) -> Tensor,
     ) -> Tensor {
-        let known: Vec<Option<Tensor>> = keys
+        let cached: Vec<Option<Tensor>> = keys
             .iter()
             .map(|key| Some(self.latents.get(key.as_ref()?)?.shallow_clone()))
             .collect();
-        let missing = (0i64..).zip(&known).filter(|(_, it)| it.is_none());
-        let missing: Vec<i64> = missing.map(|(at, _)| at).collect();
-        let fresh = if missing.len() == keys.len() {
+        let missing = (0i64..).zip(&cached).filter(|(_, it)| it.is_none());
+        let missing: Vec<i64> = missing.map(|(index, _)| index).collect();
+        let encoded = if missing.len() == keys.len() {
             encode(images).unbind(0)
         } else if missing.is_empty() {
             Vec::new()
@@ -54,14 +54,14 @@ impl LatentCache {
             let index = Tensor::from_slice(&missing).to_device(images.device());
             encode(&images.index_select(0, &index)).unbind(0)
         };
-        let mut fresh = fresh.into_iter();
+        let mut encoded = encoded.into_iter();
         let mut latents = Vec::with_capacity(keys.len());
-        for (known, key) in known.into_iter().zip(keys) {
-            latents.push(match known {
+        for (cached, key) in cached.into_iter().zip(keys) {
+            latents.push(match cached {
                 Some(latent) => latent,
                 None => {
-                    let latent = fresh.next().expect("one for each that was missing");
-                    self.keep(key.as_ref(), &latent);
+                    let latent = encoded.next().expect("every missing image was encoded");
+                    self.insert(key.as_ref(), &latent);
                     latent
                 }
             });
@@ -69,7 +69,7 @@ impl LatentCache {
         Tensor::stack(&latents, 0)
     }
 
-    fn keep(&mut self, key: Option<&ImageKey>, latent: &Tensor) {
+    fn insert(&mut self, key: Option<&ImageKey>, latent: &Tensor) {
         let bytes = latent.numel() * latent.kind().elt_size_in_bytes();
         if let Some(key) = key
             && self.bytes + bytes <= self.bytes_max
@@ -87,7 +87,7 @@ mod tests {
     use std::cell::RefCell;
 
     #[test]
-    fn what_is_known_is_not_encoded_again_and_the_bound_holds() {
+    fn cached_images_are_not_encoded_again_and_the_bound_holds() {
         let images = Tensor::from_slice(&[1f32, 2., 3.]).view([3, 1, 1, 1]);
         let keys = [Some([1; 32]), None, Some([3; 32])];
         let seen = RefCell::new(Vec::new());
@@ -103,7 +103,7 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(run(&images, &keys), [10., 20., 30.]);
         }
-        // There is room for one.
+        // The cache has room for one latent.
         assert_eq!(run(&images.narrow(0, 0, 2), &keys[..2]), [10., 20.]);
         assert_eq!(run(&images.narrow(0, 0, 1), &keys[..1]), [10.]);
         assert_eq!(*seen.borrow(), [vec![1., 2., 3.], vec![2., 3.], vec![2.]]);

@@ -1,9 +1,8 @@
-//! The plain layers that all networks are made of: weights by name, a forward, no training.
-//! Conventions: pictures and feature maps are [batch, channels, height, width], contiguous; token
-//! sequences [batch, tokens, width]. A layer computes in the numbers of what it is given: weights
-//! of another kind are rounded or widened to it on the way, norms always compute in fp32. Not
-//! channels-last: on the CPU its convolutions are up to a third faster, but its group norm is
-//! slower tenfold and more.
+//! The basic layers of all networks: named weights and a forward pass. Images and feature maps are
+//! [batch, channels, height, width], contiguous; token sequences are [batch, tokens, width]. A
+//! layer computes in the input's dtype and casts its weights to it; norms always compute in fp32.
+//! Channels-last is not used: on the CPU its convolutions are up to a third faster, but its group
+//! norm is more than ten times slower.
 
 use crate::parameter::{Init, Scope};
 use tch::{Kind, Tensor};
@@ -55,7 +54,7 @@ impl Conv {
         Self::new(scope, [outputs, inputs, 3, 3], Init::FanIn, 1, 1)
     }
 
-    /// 3x3, stride 1, same size, beginning with zero weights.
+    /// 3x3, stride 1, same size, with weights initialized to zero.
     #[must_use]
     pub fn three_zero(scope: &Scope<'_>, inputs: i64, outputs: i64) -> Self {
         Self::new(scope, [outputs, inputs, 3, 3], Init::Zeros, 1, 1)
@@ -67,7 +66,7 @@ impl Conv {
         Self::new(scope, [channels, channels, 3, 3], Init::FanIn, 2, 1)
     }
 
-    /// 3x3, stride 2, no padding: the autoencoder pads by itself.
+    /// 3x3, stride 2, no padding; the autoencoder pads its input itself.
     #[must_use]
     pub fn down_unpadded(scope: &Scope<'_>, channels: i64) -> Self {
         Self::new(scope, [channels, channels, 3, 3], Init::FanIn, 2, 0)
@@ -90,7 +89,7 @@ impl Conv {
     }
 }
 
-/// A 1x1 convolution, on a feature map or on its positions as tokens.
+/// A pointwise (1x1) convolution, on a feature map or on its positions as tokens.
 #[derive(Debug)]
 pub struct PointConv {
     weight: Tensor,
@@ -100,16 +99,17 @@ pub struct PointConv {
 impl PointConv {
     #[must_use]
     pub fn new(scope: &Scope<'_>, inputs: i64, outputs: i64) -> Self {
-        Self::with(scope, inputs, outputs, Init::FanIn)
+        Self::with_init(scope, inputs, outputs, Init::FanIn)
     }
 
-    /// Begins with zero weights: nothing flows through it until its first update.
+    /// A zero convolution: its weights are initialized to zero, so it outputs zero until its first
+    /// update.
     #[must_use]
     pub fn zero(scope: &Scope<'_>, inputs: i64, outputs: i64) -> Self {
-        Self::with(scope, inputs, outputs, Init::Zeros)
+        Self::with_init(scope, inputs, outputs, Init::Zeros)
     }
 
-    fn with(scope: &Scope<'_>, inputs: i64, outputs: i64, init: Init) -> Self {
+    fn with_init(scope: &Scope<'_>, inputs: i64, outputs: i64, init: Init) -> Self {
         Self {
             weight: scope.parameter("weight", &[outputs, inputs, 1, 1], init),
             bias: scope.parameter("bias", &[outputs], Init::Zeros),
@@ -129,35 +129,41 @@ impl PointConv {
     }
 }
 
-/// Normalises groups of channels.
+/// The options of a [`GroupNorm`].
+#[derive(Debug, Clone, Copy)]
+pub struct GroupNormOptions {
+    pub groups: i64,
+    pub epsilon: f64,
+}
+
+/// Normalizes groups of channels.
 #[derive(Debug)]
 pub struct GroupNorm {
     weight: Tensor,
     bias: Tensor,
-    groups: i64,
-    epsilon: f64,
+    options: GroupNormOptions,
 }
 
 impl GroupNorm {
     #[must_use]
-    pub fn new(scope: &Scope<'_>, groups: i64, channels: i64, epsilon: f64) -> Self {
+    pub fn new(scope: &Scope<'_>, channels: i64, options: GroupNormOptions) -> Self {
         Self {
             weight: scope.parameter("weight", &[channels], Init::Ones),
             bias: scope.parameter("bias", &[channels], Init::Zeros),
-            groups,
-            epsilon,
+            options,
         }
     }
 
     pub fn forward(&self, xs: &Tensor) -> Tensor {
         let (weight, bias) = (Some(&self.weight), Some(&self.bias));
+        let GroupNormOptions { groups, epsilon } = self.options;
         xs.to_kind(Kind::Float)
-            .group_norm(self.groups, weight, bias, self.epsilon, true)
+            .group_norm(groups, weight, bias, epsilon, true)
             .to_kind(xs.kind())
     }
 }
 
-/// Normalises the last dimension; epsilon 1e-5 unless said otherwise.
+/// Normalizes the last dimension; epsilon is 1e-5 by default.
 #[derive(Debug)]
 pub struct LayerNorm {
     weight: Tensor,
@@ -174,7 +180,7 @@ impl LayerNorm {
         }
     }
 
-    /// With a scale and no shift.
+    /// With a scale and no bias.
     #[must_use]
     pub fn unbiased(scope: &Scope<'_>, width: i64) -> Self {
         Self {
@@ -197,12 +203,12 @@ impl LayerNorm {
     }
 }
 
-/// A feature map's positions as tokens: [batch, c, h, w] -> [batch, h * w, c], a view.
+/// Views a feature map's positions as tokens: [batch, c, h, w] -> [batch, h * w, c].
 pub fn to_tokens(xs: &Tensor) -> Tensor {
     xs.flatten(2, 3).transpose(1, 2)
 }
 
-/// Tokens back as a feature map of the given height: [batch, h * w, c] -> [batch, c, h, w],
+/// Inverse of [`to_tokens`] for a map of the given height: [batch, h * w, c] -> [batch, c, h, w],
 /// contiguous.
 pub fn to_map(xs: &Tensor, height: i64) -> Tensor {
     xs.transpose(1, 2).contiguous().unflatten(2, [height, -1])

@@ -1,6 +1,6 @@
-//! RetriNet and what it is made of, on libtorch: the only crate, with the rank process, that knows
-//! tensors. It knows nothing of workers, jobs' queues or rpc. Read in this order: [`trainer`],
-//! `architecture`, `diffusion`, [`unet`], then the layers.
+//! RetriNet and the networks it is built from, on libtorch. Only this crate and the rank process
+//! use tensors. This crate knows nothing of workers, job queues or RPC. Suggested reading order:
+//! [`trainer`], `architecture`, `diffusion`, [`unet`], then the layers.
 
 mod architecture;
 pub mod attention;
@@ -13,13 +13,13 @@ mod diffusion;
 pub mod embedding;
 pub mod error;
 pub mod forward;
-mod guard;
 pub mod init;
 mod latent;
 pub mod layer;
 pub mod loss;
 pub mod mapped;
 pub mod noise;
+mod nonfinite;
 pub mod optimizer;
 pub mod parameter;
 pub mod public;

@@ -1,25 +1,25 @@
-//! Equation 3 of the paper on latents, and the autoencoder's reconstruction loss. Literal mean
-//! reduction: a masked term is divided by the number of all values, whatever the mask's size (notes
-//! 3.7). Per sample, so that the trainer can weigh.
+//! Equation 3 of the paper on latents, and the autoencoder's reconstruction loss. Mean reduction as
+//! the paper writes it: a masked term is divided by the number of all values, whatever the mask's
+//! size (notes 3.7). Losses are per sample, so that the trainer can weight them.
 
 use crate::autoencoder::Moments;
 use tch::{Kind, Tensor};
 
-/// Weight of the autoencoder's divergence, for each latent value.
-const DIVERGENCE: f64 = 1e-4;
+/// Weight of the KL divergence in the autoencoder's loss, per latent value.
+const KL_WEIGHT: f64 = 1e-4;
 
 /// Masks of equation 3 at latent resolution, [batch, 1, h, w], values in [0, 1].
 #[derive(Debug)]
 pub struct Masks {
-    /// M_tgt: 1 where the target shows the picture, 0 on its padding.
+    /// M_tgt: 1 where the target shows the image, 0 on its padding.
     pub target: Tensor,
-    /// M_face: the share of each cell that lies in the face box.
+    /// M_face: the fraction of each cell that lies in the face box.
     pub face: Tensor,
 }
 
 impl Masks {
-    /// From masks at picture resolution, [batch, 1, H, W] in [0, 1]: mean over each cell of
-    /// `factor` pixels; the target's mask is then cut at `threshold`, the face's kept as it is
+    /// From masks at image resolution, [batch, 1, H, W] in [0, 1]: mean over each cell of `factor`
+    /// by `factor` pixels. The target mask is then binarized at `threshold`; the face mask is not
     /// (notes 8).
     #[must_use]
     pub fn at_latents(target: &Tensor, face: &Tensor, factor: i64, threshold: f64) -> Self {
@@ -39,38 +39,39 @@ pub struct NoiseLoss {
     pub face: Tensor,
 }
 
-/// L(eps * M, eps_hat * M) for both masks, L the mean of squares over all of a sample's values.
+/// L(eps * M, eps_hat * M) for both masks, where L is the mean squared error over all values of a
+/// sample.
 #[must_use]
 pub fn noise_loss(predicted: &Tensor, noise: &Tensor, masks: &Masks) -> NoiseLoss {
     let difference = predicted - noise;
-    let term = |mask: &Tensor| mean_each(&(&difference * mask).square());
+    let term = |mask: &Tensor| mean_per_sample(&(&difference * mask).square());
     NoiseLoss {
         target: term(&masks.target),
         face: term(&masks.face),
     }
 }
 
-/// The autoencoder's loss for each picture, [batch]: absolute and half the squared difference, and
-/// the posterior's divergence times 1e-4. Ours; the paper takes its autoencoder from Stable
-/// Diffusion.
+/// The autoencoder's loss for each image, [batch]: the absolute plus half the squared difference,
+/// plus the posterior's KL divergence times 1e-4. This loss is our own choice; the paper takes its
+/// autoencoder from Stable Diffusion.
 #[must_use]
 pub fn image_loss(decoded: &Tensor, images: &Tensor, moments: &Moments) -> ImageLoss {
     let difference = decoded - images;
-    let reconstruction = mean_each(&(difference.abs() + difference.square() * 0.5));
+    let reconstruction = mean_per_sample(&(difference.abs() + difference.square() * 0.5));
     ImageLoss {
-        total: &reconstruction + moments.divergence() * DIVERGENCE,
+        total: &reconstruction + moments.divergence() * KL_WEIGHT,
         reconstruction,
     }
 }
 
-/// What [`image_loss`] returns, both [batch].
+/// The result of [`image_loss`], both [batch].
 #[derive(Debug)]
 pub struct ImageLoss {
     pub total: Tensor,
     pub reconstruction: Tensor,
 }
 
-fn mean_each(xs: &Tensor) -> Tensor {
+fn mean_per_sample(xs: &Tensor) -> Tensor {
     xs.flatten(1, -1).mean_dim(1i64, false, None)
 }
 
@@ -81,7 +82,7 @@ mod tests {
     use tch::Device;
 
     #[test]
-    fn masks_are_pooled_and_only_the_target_s_is_cut() {
+    fn masks_are_pooled_and_only_the_target_mask_is_binarized() {
         let target = Tensor::from_slice(&[1f32, 1., 0., 0., 1., 0., 1., 0.]).view([1, 1, 2, 4]);
         let face = Tensor::from_slice(&[1f32, 0., 0., 0., 0., 0., 0., 0.]).view([1, 1, 2, 4]);
         let masks = Masks::at_latents(&target, &face, 2, 0.5);

@@ -1,5 +1,5 @@
-//! Tensors of public safetensors files, mapped into memory: nothing is read until it is asked for,
-//! and nothing is held twice. Called by [`crate::public`] and by `worker forward`.
+//! Memory-mapped safetensors files: tensors are read on demand, without a second copy in memory.
+//! Used by [`crate::public`] and by `worker forward`.
 #![allow(unsafe_code)]
 
 use crate::error::{ModelError, WeightsFault};
@@ -10,12 +10,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 
-/// One or several files whose tensors have different names.
+/// One or more files with distinct tensor names.
 #[derive(Debug)]
 pub struct Mapped {
     files: Vec<File>,
-    /// By tensor: which file.
-    places: BTreeMap<String, usize>,
+    /// The index in `files` for each tensor.
+    file_indices: BTreeMap<String, usize>,
 }
 
 #[derive(Debug)]
@@ -23,23 +23,23 @@ struct File {
     path: PathBuf,
     map: Mmap,
     header: Metadata,
-    /// Where the tensors' bytes begin.
-    start: usize,
+    /// Offset of the tensors' bytes.
+    data_offset: usize,
 }
 
 impl Mapped {
     /// Maps a safetensors file.
     ///
     /// # Errors
-    /// The file cannot be read, is not safetensors, or is cut off.
+    /// The file cannot be read, is not safetensors, or is truncated.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         Self::open_all(&[path.to_owned()])
     }
 
-    /// Maps the files that an index (`*.safetensors.index.json`) names; they lie beside it.
+    /// Maps the files of an index (`*.safetensors.index.json`), which are in the index's folder.
     ///
     /// # Errors
-    /// The index cannot be read or names a file that [`Self::open`] would refuse.
+    /// The index cannot be read, or [`Self::open`] fails for one of its files.
     pub fn open_index(path: &Path) -> Result<Self, ModelError> {
         #[derive(serde::Deserialize)]
         struct Index {
@@ -71,75 +71,78 @@ impl Mapped {
             })
         });
         let files = files.collect::<Result<Vec<_>, _>>()?;
-        let names = |(at, file): (usize, &File)| {
+        let names = |(index, file): (usize, &File)| {
             file.header
                 .tensors()
                 .into_keys()
-                .map(move |name| (name, at))
+                .map(move |name| (name, index))
                 .collect::<Vec<_>>()
         };
-        let places = files.iter().enumerate().flat_map(names).collect();
-        Ok(Self { files, places })
+        let file_indices = files.iter().enumerate().flat_map(names).collect();
+        Ok(Self {
+            files,
+            file_indices,
+        })
     }
 
-    /// Every file, with all its bytes.
+    /// All files with their paths and contents.
     pub fn files(&self) -> impl Iterator<Item = (&Path, &[u8])> {
         self.files
             .iter()
             .map(|file| (file.path.as_path(), &file.map[..]))
     }
 
-    /// What the first file says of itself under a key.
+    /// The value of a key in the first file's metadata.
     #[must_use]
-    pub fn note(&self, key: &str) -> Option<&str> {
-        let notes = self.files.first()?.header.metadata().as_ref()?;
-        notes.get(key).map(String::as_str)
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        let metadata = self.files.first()?.header.metadata().as_ref()?;
+        metadata.get(key).map(String::as_str)
     }
 
-    /// Sorted.
+    /// All tensor names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.places.keys().map(String::as_str)
+        self.file_indices.keys().map(String::as_str)
     }
 
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
-        self.places.contains_key(name)
+        self.file_indices.contains_key(name)
     }
 
-    /// Whether any name begins like this.
+    /// True if any tensor name has this prefix.
     #[must_use]
-    pub fn any_under(&self, prefix: &str) -> bool {
-        self.places
+    pub fn any_with_prefix(&self, prefix: &str) -> bool {
+        self.file_indices
             .range(prefix.to_owned()..)
             .next()
             .is_some_and(|(name, _)| name.starts_with(prefix))
     }
 
-    /// The file that holds a tensor; the first one for a name that none has.
+    /// The file that contains a tensor; the first file if none does.
     #[must_use]
     pub fn origin(&self, name: &str) -> &Path {
-        &self.files[self.places.get(name).copied().unwrap_or(0)].path
+        &self.files[self.file_indices.get(name).copied().unwrap_or(0)].path
     }
 
-    /// None when there is no such tensor.
+    /// The shape of a tensor, or None if it does not exist.
     #[must_use]
     pub fn shape(&self, name: &str) -> Option<Vec<i64>> {
-        let file = &self.files[*self.places.get(name)?];
+        let file = &self.files[*self.file_indices.get(name)?];
         let shape = &file.header.info(name)?.shape;
         Some(shape.iter().map(|side| *side as i64).collect())
     }
 
-    /// A copy of one tensor in its own number type, on the CPU.
+    /// Copies one tensor in its stored dtype to the CPU.
     ///
     /// # Errors
-    /// There is no such tensor, or its numbers are of a type that no network uses.
+    /// The tensor does not exist or has an unsupported dtype.
     pub fn read(&self, name: &str) -> Result<Tensor, ModelError> {
         let missing = || ModelError::MissingTensor {
             origin: self.origin(name).display().to_string(),
             tensor: name.to_owned(),
             expected: Vec::new(),
         };
-        let file = &self.files[*self.places.get(name).ok_or_else(missing)?];
+        let file = &self.files[*self.file_indices.get(name).ok_or_else(missing)?];
         let info = file.header.info(name).ok_or_else(missing)?;
         let kind = match info.dtype {
             Dtype::F64 => Kind::Double,
@@ -158,7 +161,7 @@ impl Mapped {
         };
         let shape: Vec<i64> = info.shape.iter().map(|side| *side as i64).collect();
         let (begin, end) = info.data_offsets;
-        let bytes = &file.map[file.start + begin..file.start + end];
+        let bytes = &file.map[file.data_offset + begin..file.data_offset + end];
         Ok(Tensor::from_data_size(bytes, &shape, kind))
     }
 }
@@ -166,13 +169,13 @@ impl Mapped {
 impl File {
     fn open(path: &Path) -> Result<Self, WeightsFault> {
         let file = std::fs::File::open(path)?;
-        // SAFETY: weights are written once and renamed into place; who cuts a file off under a
-        // running program gets the signal that every mapping gives.
+        // SAFETY: weight files are written once, renamed into place and never modified. Truncating
+        // a mapped file raises SIGBUS, as with every mapping.
         let map = unsafe { Mmap::map(&file)? };
         let (length, header) = SafeTensors::read_metadata(&map)?;
         Ok(Self {
             path: path.to_owned(),
-            start: std::mem::size_of::<u64>() + length,
+            data_offset: std::mem::size_of::<u64>() + length,
             map,
             header,
         })
@@ -197,7 +200,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mapped = Mapped::open(&file(folder.path(), "w.safetensors", "a.b")).unwrap();
         assert_eq!(mapped.shape("a.b"), Some(vec![2]));
-        assert!(mapped.any_under("a.") && !mapped.any_under("a.c") && !mapped.contains("a"));
+        assert!(
+            mapped.any_with_prefix("a.") && !mapped.any_with_prefix("a.c") && !mapped.contains("a")
+        );
         let tensor = mapped.read("a.b").unwrap();
         assert_eq!(
             (tensor.kind(), tensor.double_value(&[1])),

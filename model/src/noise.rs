@@ -1,44 +1,44 @@
-//! Random numbers for tensors, made on the host by a counter-based generator: the same on any
-//! device, at any world size (law 2). Never libtorch's own generators. Called by the trainer, the
-//! sampler and parameter initialisation.
+//! Random tensors from a counter-based generator on the host, so that values are the same on every
+//! device and at every world size. libtorch's own generators are not used. Called by the
+//! architectures, the sampling loop and parameter initialization.
 
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Tensor};
 
-/// What a stream of one seed is for. The numbers are part of the meaning of a seed: never change
-/// one.
+/// The use of a random stream; selects one of the independent streams of a seed. The discriminants
+/// are part of what a seed means and must never change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// The noise that is added to a target's latents, or that a picture is drawn from.
+    /// The noise that is added to a target's latents, and the initial noise of a sampled image.
     Target = 0,
-    /// The autoencoder's draw from its posterior.
+    /// Sampling from the autoencoder's posterior.
     Posterior = 1,
 }
 
-/// Standard normal noise of shape [seeds, shape...], one independent stream for each seed.
+/// Standard normal noise of shape [seeds, shape...], with an independent stream for each seed.
 pub fn normal(seeds: &[u64], purpose: Purpose, shape: &[i64], device: Device) -> Tensor {
-    let each = shape.iter().product::<i64>() as usize;
-    let mut values = vec![0f32; each * seeds.len()];
-    for (seed, chunk) in seeds.iter().zip(values.chunks_exact_mut(each.max(1))) {
-        let mut random = ChaCha8Rng::seed_from_u64(*seed);
-        random.set_stream(purpose as u64);
-        fill_normal(&mut random, chunk);
+    let per_seed = shape.iter().product::<i64>() as usize;
+    let mut values = vec![0f32; per_seed * seeds.len()];
+    for (seed, chunk) in seeds.iter().zip(values.chunks_exact_mut(per_seed.max(1))) {
+        let mut rng = ChaCha8Rng::seed_from_u64(*seed);
+        rng.set_stream(purpose as u64);
+        fill_normal(&mut rng, chunk);
     }
-    let full: Vec<i64> = std::iter::once(seeds.len() as i64)
+    let batched: Vec<i64> = std::iter::once(seeds.len() as i64)
         .chain(shape.iter().copied())
         .collect();
     Tensor::from_slice(&values)
-        .view(full.as_slice())
+        .view(batched.as_slice())
         .to_device(device)
 }
 
-/// Standard normal values by Box and Muller's transform, two for each pair of uniform numbers.
-pub(crate) fn fill_normal(random: &mut ChaCha8Rng, values: &mut [f32]) {
+/// Standard normal values by the Box-Muller transform, two for each pair of uniform values.
+pub(crate) fn fill_normal(rng: &mut ChaCha8Rng, values: &mut [f32]) {
     for pair in values.chunks_mut(2) {
         // 1 - u lies in (0, 1], so that the logarithm is finite.
-        let radius = (-2.0 * (1.0 - unit(random)).ln()).sqrt();
-        let (sine, cosine) = (std::f64::consts::TAU * unit(random)).sin_cos();
+        let radius = (-2.0 * (1.0 - unit(rng)).ln()).sqrt();
+        let (sine, cosine) = (std::f64::consts::TAU * unit(rng)).sin_cos();
         pair[0] = (radius * cosine) as f32;
         if let Some(second) = pair.get_mut(1) {
             *second = (radius * sine) as f32;
@@ -47,15 +47,15 @@ pub(crate) fn fill_normal(random: &mut ChaCha8Rng, values: &mut [f32]) {
 }
 
 /// Uniform values in [-bound, bound).
-pub(crate) fn fill_uniform(random: &mut ChaCha8Rng, values: &mut [f32], bound: f32) {
+pub(crate) fn fill_uniform(rng: &mut ChaCha8Rng, values: &mut [f32], bound: f32) {
     for value in values {
-        *value = ((random.next_u32() >> 8) as f32 / (1u32 << 23) as f32 - 1.0) * bound;
+        *value = ((rng.next_u32() >> 8) as f32 / (1u32 << 23) as f32 - 1.0) * bound;
     }
 }
 
 /// Uniform in [0, 1) with 53 bits.
-fn unit(random: &mut ChaCha8Rng) -> f64 {
-    (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+fn unit(rng: &mut ChaCha8Rng) -> f64 {
+    (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! AdamW with decoupled weight decay (Loshchilov and Hutter 2019) over a sorted list of parameters,
-//! a learning rate for each component, clipping by the global norm, and the weights' moving
-//! average. The state is visible, because checkpoints hold it. Called by the trainer.
+//! with a learning rate for each component, clipping by the global norm, and an exponential moving
+//! average of the weights. The state is accessible because checkpoints contain it. Called by the
+//! trainer.
 //!
-//! libtorch's fused kernels are not reachable through tch, so parameters and moments live in a few
-//! large flat tensors of which the layers' weights are views: an update is ten operations for each
-//! of these, not for each weight.
+//! libtorch's fused kernels are not available through tch, so parameters and moments are stored in
+//! a few large flat tensors. The layers' weights are views of them, and an update takes ten
+//! operations for each flat tensor instead of each weight.
 
 use crate::component::Prefixes;
 use crate::error::ModelError;
@@ -12,13 +13,14 @@ use proto::spec::{Component, Decay, Optimizer as OptimizerSpec, Train};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
-/// A flat tensor is closed when it has this many values: large enough to save calls, small enough
-/// to stay near the cache.
+/// A chunk is complete when it has at least this many values: large enough to save calls, small
+/// enough for the cache.
 const CHUNK_VALUES: i64 = 1 << 20;
-/// What a CPU updates in one go, so that all that an update reads and writes stays near a core. A
-/// GPU takes whole chunks.
+/// The number of values that a CPU updates at once, so that the data of an update stay in a core's
+/// cache. A GPU updates whole chunks.
 const SLICE_VALUES: i64 = 1 << 17;
 
+/// See the module's header.
 #[derive(Debug)]
 pub struct AdamW {
     beta1: f64,
@@ -31,8 +33,8 @@ pub struct AdamW {
     chunks: Vec<Chunk>,
 }
 
-/// Neighbouring parameters of one component, flat. `parameters` and the layers see views of
-/// `values`.
+/// Consecutive parameters of one component, flattened. `parameters` and the layers' weights are
+/// views of `values`.
 #[derive(Debug)]
 struct Chunk {
     component: Component,
@@ -40,25 +42,39 @@ struct Chunk {
     values: Tensor,
     average: Tensor,
     average_square: Tensor,
-    /// Of the values, where the job keeps one.
+    /// Moving average of the values, if the job enables it.
     ema: Option<Tensor>,
 }
 
-/// What one update did.
+/// The step that an update completes, and the scale of its gradients.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct UpdateStep {
+    /// 1-based; determines the learning rate.
+    pub step: u64,
+    /// The number of updates including this one, for the moments' bias correction. It is less than
+    /// `step` if steps were skipped.
+    pub count: u64,
+    /// L2 norm of the whole gradient, without the loss scale.
+    pub gradient_norm: f64,
+    /// The factor by which the parameters' gradients are too large.
+    pub loss_scale: f64,
+}
+
+/// The result of one update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct UpdateReport {
     /// L2 norm of the whole gradient before clipping.
     pub gradient_norm: f64,
-    /// The learning rate of components without one of their own.
+    /// The learning rate of components without their own.
     pub learning_rate: f64,
-    /// Steps so far whose update was left out, this one included if it was; its norm is given as 0
-    /// then.
+    /// The number of skipped steps so far, including this one if it was skipped. The gradient norm
+    /// of a skipped step is reported as 0.
     pub skipped_steps: u64,
-    /// What the next step's loss is multiplied with before its gradient is taken.
+    /// The factor for the next step's loss before its backward pass.
     pub loss_scale: f64,
 }
 
-/// The learning rate of every step: a pure function.
+/// The learning rate schedule, a pure function of the step.
 #[derive(Debug, Clone)]
 pub struct LearningRates {
     base: f64,
@@ -80,8 +96,8 @@ impl LearningRates {
         }
     }
 
-    /// The rate of a component (None: of those without their own) for the update that completes
-    /// `step`, 1-based.
+    /// The learning rate of a component (None: of components without their own) for the update that
+    /// completes `step`, 1-based.
     #[must_use]
     pub fn at(&self, step: u64, component: Option<Component>) -> f64 {
         let own = component.and_then(|component| self.by_component.get(&component));
@@ -96,17 +112,16 @@ impl LearningRates {
             Decay::Constant => 1.0,
             Decay::Cosine => {
                 let length = self.steps.saturating_sub(self.warmup).max(1);
-                let share = (step - self.warmup).min(length) as f64 / length as f64;
-                0.5 * (1.0 + (std::f64::consts::PI * share).cos())
+                let progress = (step - self.warmup).min(length) as f64 / length as f64;
+                0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
             }
         }
     }
 }
 
 impl AdamW {
-    /// Takes parameters over: afterwards the given tensors are views of the optimizer's flat ones,
-    /// with the same values. `parameters` are sorted by name; `prefixes` say which component each
-    /// belongs to.
+    /// Moves the parameters into flat tensors: afterwards the given tensors are views of these,
+    /// with the same values. `parameters` are sorted by name; `prefixes` map names to components.
     #[must_use]
     pub fn new(parameters: &[(String, Tensor)], prefixes: Prefixes, train: &Train) -> Self {
         let OptimizerSpec::AdamW {
@@ -124,7 +139,7 @@ impl AdamW {
         let values =
             |open: &[(String, Tensor)]| open.iter().map(|(_, t)| t.numel() as i64).sum::<i64>();
         for (name, tensor) in parameters {
-            // A large one stays by itself: its gradient needs no joining.
+            // A large parameter gets its own chunk, so that its gradient needs no concatenation.
             let full = values(&open) >= CHUNK_VALUES || tensor.numel() as i64 >= CHUNK_VALUES;
             let component = |name: &str| prefixes.component_of(name);
             if open
@@ -151,8 +166,8 @@ impl AdamW {
         }
     }
 
-    /// L2 norm of the whole gradient, summed in fp64. Nothing is held twice: each chunk is joined
-    /// again for its update.
+    /// L2 norm of the whole gradient, summed in fp64. To save memory, the flat gradients are not
+    /// stored; they are concatenated again for the update.
     ///
     /// # Errors
     /// A parameter without a gradient.
@@ -170,70 +185,65 @@ impl AdamW {
         })
     }
 
-    /// One update from the parameters' gradients, which are `scale` times what they should be and
-    /// whose norm would be `norm` then. `step` is the 1-based step that it completes, `count` says
-    /// how many updates there are with it: less where steps were skipped.
+    /// Clips the parameters' gradients and updates the parameters.
     ///
     /// # Errors
     /// A parameter without a gradient.
-    pub fn update(
-        &mut self,
-        (norm, scale): (f64, f64),
-        step: u64,
-        count: u64,
-    ) -> Result<(), ModelError> {
+    pub fn update(&mut self, update: UpdateStep) -> Result<(), ModelError> {
         tch::no_grad(|| {
             let clip = self
                 .clip
-                .map_or(1.0, |clip| (clip / (norm + 1e-6)).min(1.0));
-            let factor = clip / scale;
+                .map_or(1.0, |clip| (clip / (update.gradient_norm + 1e-6)).min(1.0));
+            let factor = clip / update.loss_scale;
             for index in 0..self.chunks.len() {
-                let gradient = self.chunks[index].gradient(step)?;
+                let gradient = self.chunks[index].gradient(update.step)?;
                 let gradient = if factor < 1.0 {
                     gradient * factor
                 } else {
                     gradient
                 };
-                self.update_chunk(index, &gradient, step, count);
+                self.update_chunk(index, &gradient, update);
             }
             Ok(())
         })
     }
 
-    /// The learning rate of `step` of components without one of their own.
+    /// The learning rate at `step` of components without their own.
     #[must_use]
     pub fn learning_rate(&self, step: u64) -> f64 {
         self.rates.at(step, None)
     }
 
-    fn update_chunk(&mut self, index: usize, gradient: &Tensor, step: u64, count: u64) {
+    fn update_chunk(&mut self, index: usize, gradient: &Tensor, update: UpdateStep) {
         let chunk = &self.chunks[index];
-        let rate = self.rates.at(step, Some(chunk.component));
+        let rate = self.rates.at(update.step, Some(chunk.component));
         let (length, on_cpu) = (gradient.numel() as i64, gradient.device() == Device::Cpu);
-        let slice = if on_cpu { SLICE_VALUES } else { length.max(1) };
+        let slice_length = if on_cpu { SLICE_VALUES } else { length.max(1) };
         let mut start = 0;
         while start < length {
-            let part = |whole: &Tensor| whole.narrow(0, start, slice.min(length - start));
-            self.update_slice(chunk, &part, gradient, (rate, count as f64));
-            start += slice;
+            let slice = |flat: &Tensor| flat.narrow(0, start, slice_length.min(length - start));
+            self.update_slice(chunk, &slice, gradient, rate, update.count as f64);
+            start += slice_length;
         }
     }
 
     fn update_slice(
         &self,
         chunk: &Chunk,
-        part: &dyn Fn(&Tensor) -> Tensor,
+        slice: &dyn Fn(&Tensor) -> Tensor,
         gradient: &Tensor,
-        (rate, count): (f64, f64),
+        rate: f64,
+        count: f64,
     ) {
-        let (gradient, mut values) = (part(gradient), part(&chunk.values));
-        let (mut average, mut average_square) = (part(&chunk.average), part(&chunk.average_square));
+        let (gradient, mut values) = (slice(gradient), slice(&chunk.values));
+        let mut average = slice(&chunk.average);
+        let mut average_square = slice(&chunk.average_square);
         // 1. moments
         let _ = average.lerp_(&gradient, 1.0 - self.beta1);
         let _ = average_square.lerp_(&gradient.square(), 1.0 - self.beta2);
-        // 2. weight decay, apart from the gradient
+        // 2. decoupled weight decay
         let _ = values.g_mul_scalar_(1.0 - rate * self.weight_decay);
-        // 3. the step, with the moments' bias taken out
+        // 3. the update with bias-corrected moments
         let correction = (1.0 - self.beta2.powf(count)).sqrt();
         let mut denominator = average_square.sqrt();
         let _ = denominator.g_mul_scalar_(correction.recip());
@@ -241,15 +251,15 @@ impl AdamW {
         let mut change = average.divide(&denominator);
         let _ = change.g_mul_scalar_(rate / (1.0 - self.beta1.powf(count)));
         let _ = values.g_sub_(&change);
-        // 4. the moving average; at first it forgets faster, or the first weights would stay in it
-        //    for long
+        // 4. the moving average, with a smaller decay at first, so that the initial weights do not
+        //    dominate it for long
         if let (Some(ema), Some(decay)) = (&chunk.ema, self.ema) {
             let decay = decay.min((1.0 + count) / (10.0 + count));
-            let _ = part(ema).lerp_(&values, 1.0 - decay);
+            let _ = slice(ema).lerp_(&values, 1.0 - decay);
         }
     }
 
-    /// The moving average by parameter, sorted; empty where there is none.
+    /// The moving averages by parameter, sorted; empty if they are disabled.
     #[must_use]
     pub fn averages(&self) -> Vec<(String, Tensor)> {
         let mut averages = Vec::new();
@@ -261,7 +271,7 @@ impl AdamW {
         averages
     }
 
-    /// The parameters become what their moving averages are, where there are any.
+    /// Copies the moving averages into the parameters, if they are enabled.
     pub fn take_averages(&mut self) {
         tch::no_grad(|| {
             for chunk in &mut self.chunks {
@@ -331,7 +341,7 @@ impl Chunk {
             flats.push(gradient.flatten(0, -1));
         }
         Ok(match flats.as_slice() {
-            [alone] => alone.shallow_clone(),
+            [single] => single.shallow_clone(),
             several => Tensor::cat(several, 0),
         })
     }
@@ -387,7 +397,7 @@ mod tests {
                 "cosine, step {step}"
             );
         }
-        // A step past the end does not rise again.
+        // The rate does not rise again after the last step.
         assert!(cosine.at(150, None).abs() < 1e-12);
     }
 

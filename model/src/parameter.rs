@@ -1,7 +1,7 @@
-//! Named parameters of a model: where layers get their weights from when they are built. Never a
-//! file, never an update; used by every network and by the trainer. In place of `tch::nn::VarStore`
-//! because that one keeps a hash map (its order differs from run to run) and draws initial values
-//! from a process-wide generator.
+//! The named parameters of a model, from which layers take their weights when they are built. Does
+//! no file I/O and no updates. Used by every network and by the trainer. `tch::nn::VarStore` is not
+//! used because its hash map has a different order in every run and its initial values come from a
+//! process-wide generator.
 
 use proto::spec::Component;
 use rand::SeedableRng;
@@ -14,25 +14,25 @@ use tch::{Device, Kind, Tensor};
 use crate::component::Prefixes;
 use crate::noise::{fill_normal, fill_uniform};
 
-/// How a parameter begins when no base weights are given.
+/// The initialization of a parameter without base weights.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Init {
     Zeros,
     Ones,
-    /// Uniform in plus or minus 1/sqrt(fan in), the usual start of linear layers and convolutions.
-    /// Fan in is the product of all dimensions save the first.
+    /// Uniform in plus or minus 1/sqrt(fan in), PyTorch's default for linear layers and
+    /// convolutions. Fan in is the product of all dimensions except the first.
     FanIn,
     /// Normal with this standard deviation.
     Normal(f64),
 }
 
-/// What the values of new parameters are.
+/// The values of new parameters.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Values {
-    /// By each layer's [`Init`]; a parameter's values depend on the seed and its name only.
+    /// By each layer's [`Init`]; a parameter's values depend only on the seed and its name.
     Seeded(u64),
-    /// One shared zero that only looks as large as the parameter: for counting models too large to
-    /// hold.
+    /// Shapes without storage, like PyTorch's meta device (a zero that is expanded): for counting
+    /// the parameters of models that do not fit in memory.
     Shapes,
 }
 
@@ -41,55 +41,53 @@ enum Values {
 pub struct Parameters {
     device: Device,
     values: Values,
-    /// Prefixes whose values will come from files.
-    awaited: Vec<String>,
-    /// Whose blocks forget their activations and are computed again.
+    /// Prefixes of parameters that are loaded or copied later.
+    skip_init: Vec<String>,
+    /// Components with activation checkpointing.
     checkpointed: Option<(Vec<Component>, Prefixes)>,
     tensors: RefCell<BTreeMap<String, Tensor>>,
 }
 
 impl Parameters {
-    /// Parameters that start with random values; the same seed and names give the same bits on any
+    /// Parameters with random initial values; the same seed and names give the same bits on every
     /// device.
     #[must_use]
     pub fn seeded(seed: u64, device: Device) -> Self {
-        Self::with(Values::Seeded(seed), device)
+        Self::new(Values::Seeded(seed), device)
     }
 
-    /// Spends no time on first values of parameters under this prefix: they start as zeros, and
-    /// files follow.
+    /// Skips the random initialization of parameters under this prefix: they are zero until they
+    /// are loaded or copied.
     #[must_use]
-    pub fn awaiting(mut self, prefix: String) -> Self {
-        self.awaited.push(prefix);
+    pub fn skip_init(mut self, prefix: String) -> Self {
+        self.skip_init.push(prefix);
         self
     }
 
-    /// Blocks of these components forget their activations after the forward pass and are computed
-    /// again for the backward pass.
+    /// Enables activation checkpointing for the blocks of these components.
     #[must_use]
-    pub fn recomputing(mut self, components: &[Component], prefixes: Prefixes) -> Self {
+    pub fn checkpointing(mut self, components: &[Component], prefixes: Prefixes) -> Self {
         self.checkpointed = (!components.is_empty()).then(|| (components.to_vec(), prefixes));
         self
     }
 
-    /// Parameters with shapes and no memory of their own. Good for [`Self::count`] and nothing
-    /// else.
+    /// Parameters with shapes but no storage, only for [`Self::count`].
     #[must_use]
     pub fn shapes() -> Self {
-        Self::with(Values::Shapes, Device::Cpu)
+        Self::new(Values::Shapes, Device::Cpu)
     }
 
-    fn with(values: Values, device: Device) -> Self {
+    fn new(values: Values, device: Device) -> Self {
         Self {
             device,
             values,
-            awaited: Vec::new(),
+            skip_init: Vec::new(),
             checkpointed: None,
             tensors: RefCell::new(BTreeMap::new()),
         }
     }
 
-    /// Where layers without a prefix are built.
+    /// The scope with an empty prefix.
     #[must_use]
     pub fn root(&self) -> Scope<'_> {
         Scope {
@@ -103,7 +101,7 @@ impl Parameters {
         self.device
     }
 
-    /// Every parameter, sorted by name; the tensors are the layers' own, not copies.
+    /// Every parameter, sorted by name. The tensors share storage with the layers.
     #[must_use]
     pub fn tensors(&self) -> BTreeMap<String, Tensor> {
         self.tensors
@@ -113,7 +111,7 @@ impl Parameters {
             .collect()
     }
 
-    /// Parameters under a prefix ("unet."), by the rest of their names.
+    /// Parameters under a prefix ("unet."), by their names without it.
     #[must_use]
     pub fn under(&self, prefix: &str) -> BTreeMap<String, Tensor> {
         let tensors = self.tensors.borrow();
@@ -135,24 +133,24 @@ impl Parameters {
     }
 
     fn make(&self, name: &str, shape: &[i64], init: Init) -> Tensor {
-        let on_cpu = (Kind::Float, Device::Cpu);
-        let awaited = self.awaited.iter().any(|prefix| name.starts_with(prefix));
-        match (self.values, if awaited { Init::Zeros } else { init }) {
-            (Values::Shapes, _) => Tensor::zeros([1], on_cpu).expand(shape, false),
+        let cpu = (Kind::Float, Device::Cpu);
+        let skip = self.skip_init.iter().any(|prefix| name.starts_with(prefix));
+        match (self.values, if skip { Init::Zeros } else { init }) {
+            (Values::Shapes, _) => Tensor::zeros([1], cpu).expand(shape, false),
             (_, Init::Zeros) => Tensor::zeros(shape, (Kind::Float, self.device)),
             (_, Init::Ones) => Tensor::ones(shape, (Kind::Float, self.device)),
             (Values::Seeded(seed), Init::FanIn | Init::Normal(_)) => {
                 let mut values = vec![0f32; shape.iter().product::<i64>() as usize];
-                let mut random = stream(seed, name);
+                let mut rng = stream(seed, name);
                 if let Init::Normal(deviation) = init {
-                    fill_normal(&mut random, &mut values);
+                    fill_normal(&mut rng, &mut values);
                     values.iter_mut().for_each(|v| *v *= deviation as f32);
                 } else {
                     let fan_in = shape[1..].iter().product::<i64>() as f64;
-                    fill_uniform(&mut random, &mut values, fan_in.sqrt().recip() as f32);
+                    fill_uniform(&mut rng, &mut values, fan_in.sqrt().recip() as f32);
                 }
-                // A view would keep what it was made of for as long as it lives, whatever its own
-                // data become.
+                // A view would keep its base tensor alive even after its own data are replaced by
+                // `set_data`, so copy into a new tensor.
                 let tensor = Tensor::empty(shape, (Kind::Float, self.device));
                 tch::no_grad(|| tensor.view(-1).copy_(&Tensor::from_slice(&values)));
                 tensor
@@ -161,7 +159,7 @@ impl Parameters {
     }
 }
 
-/// The random stream of one parameter's first values.
+/// The random stream of one parameter's initial values.
 fn stream(seed: u64, name: &str) -> ChaCha8Rng {
     let mut hash = Sha256::new();
     hash.update(b"retri parameter 1");
@@ -170,7 +168,7 @@ fn stream(seed: u64, name: &str) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(hash.finalize().into())
 }
 
-/// A dotted prefix inside [`Parameters`]: the place where a layer takes its weights.
+/// A dotted prefix inside [`Parameters`] under which a layer creates its weights.
 #[derive(Debug, Clone)]
 pub struct Scope<'a> {
     parameters: &'a Parameters,
@@ -178,7 +176,7 @@ pub struct Scope<'a> {
 }
 
 impl Scope<'_> {
-    /// A scope one name deeper.
+    /// The scope with `name` appended to the prefix.
     #[must_use]
     pub fn sub(&self, name: impl std::fmt::Display) -> Self {
         Self {
@@ -187,32 +185,32 @@ impl Scope<'_> {
         }
     }
 
-    /// The parameters made under this prefix so far, sorted by name.
-    pub(crate) fn made(&self) -> Vec<Tensor> {
+    /// The parameters created under this prefix so far, sorted by name.
+    pub(crate) fn parameters(&self) -> Vec<Tensor> {
         self.parameters.under(&self.prefix).into_values().collect()
     }
 
-    /// Whether blocks built here are to be computed again.
-    pub(crate) fn recomputes(&self) -> bool {
+    /// True if activation checkpointing is enabled for blocks built here.
+    pub(crate) fn checkpointed(&self) -> bool {
         let checkpointed = self.parameters.checkpointed.as_ref();
         checkpointed.is_some_and(|(components, prefixes)| {
             components.contains(&prefixes.component_of(&self.prefix))
         })
     }
 
-    /// A new parameter of this shape.
+    /// Creates a parameter of this shape.
     ///
     /// # Panics
-    /// When the name is taken: two layers would share weights by mistake.
+    /// If the name exists: two layers would share weights by mistake.
     pub fn parameter(&self, name: &str, shape: &[i64], init: Init) -> Tensor {
         let name = format!("{}{name}", self.prefix);
         let tensor = self.parameters.make(&name, shape, init);
-        let known = self
+        let previous = self
             .parameters
             .tensors
             .borrow_mut()
             .insert(name.clone(), tensor.shallow_clone());
-        assert!(known.is_none(), "parameter {name:?} is made twice");
+        assert!(previous.is_none(), "parameter {name:?} is created twice");
         tensor
     }
 }
@@ -223,15 +221,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_parameter_is_no_view_of_what_it_was_made_of() {
-        // Only views refuse this.
+    fn a_parameter_is_not_a_view() {
+        // `detach_` fails only on views.
         let owns = |tensor: &Tensor| tensor.shallow_clone().f_detach_().is_ok();
         assert!(!owns(
             &Tensor::zeros([6], (Kind::Float, Device::Cpu)).view([2, 3])
         ));
         for parameters in [
             Parameters::seeded(1, Device::Cpu),
-            Parameters::seeded(1, Device::Cpu).awaiting("layer".into()),
+            Parameters::seeded(1, Device::Cpu).skip_init("layer".into()),
         ] {
             let layer = parameters.root().sub("layer");
             for init in [Init::Zeros, Init::Ones, Init::FanIn, Init::Normal(0.1)] {

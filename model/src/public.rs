@@ -1,8 +1,8 @@
-//! Public weights into our networks: a folder of `diffusers` or `transformers` with its
-//! `config.json`, or one safetensors file in their naming or CompVis' (notes 3.2, 5.2, 5.5). Strict
-//! both ways, as [`crate::weights`] is; what a Stable Diffusion single file holds beside the
-//! component (other components, averages, schedule buffers) is not looked at. Called for a job's
-//! base weights and by `worker forward`.
+//! Loads public weights into our networks: a folder of `diffusers` or `transformers` with its
+//! `config.json`, or one safetensors file in their naming or in that of CompVis (notes 3.2, 5.2,
+//! 5.5). Loading is strict, as in [`crate::weights`], but ignores the rest of a Stable Diffusion
+//! single file (other components, EMA weights, schedule buffers). Called for a job's base weights
+//! and by `worker forward`.
 
 use crate::autoencoder::Autoencoder;
 use crate::error::ModelError;
@@ -28,12 +28,12 @@ use tch::Device;
 #[derive(Debug)]
 pub(crate) struct Source {
     tensors: Mapped,
-    /// Text of `config.json`, and where it lies.
+    /// The text of `config.json` and its path.
     config: Option<(String, String)>,
 }
 
 impl Source {
-    /// A folder with its config, or a file without one.
+    /// Opens a folder with its config, or a file without one.
     pub(crate) fn open(path: &Path) -> Result<Self, ModelError> {
         if !path.is_dir() {
             return Ok(Self {
@@ -59,8 +59,8 @@ impl Source {
         })
     }
 
-    /// As [`Self::open`], and a file obeys the config that lies beside it.
-    pub(crate) fn open_with_neighbour(path: &Path) -> Result<Self, ModelError> {
+    /// Like [`Self::open`], but for a file also reads the config beside it, if any.
+    pub(crate) fn open_with_sibling_config(path: &Path) -> Result<Self, ModelError> {
         let mut source = Self::open(path)?;
         if let (None, Some(folder)) = (&source.config, path.parent()) {
             source.config = config_in(folder)?;
@@ -68,14 +68,14 @@ impl Source {
         Ok(source)
     }
 
-    /// The choices that a RetriNet's own file was trained with; files that do not say it have the
-    /// defaults.
+    /// The retrieval settings that a RetriNet's own file was trained with, from its metadata; the
+    /// defaults if it has none.
     ///
     /// # Errors
-    /// What it says cannot be read.
+    /// The metadata cannot be parsed.
     pub(crate) fn retrieval(&self) -> Result<Retrieval, ModelError> {
-        let said = self.tensors.note(RETRIEVAL_NOTE);
-        said.map_or(Ok(Retrieval::default()), |text| {
+        let metadata = self.tensors.metadata(RETRIEVAL_NOTE);
+        metadata.map_or(Ok(Retrieval::default()), |text| {
             serde_json::from_str(text).map_err(|error| ModelError::ReadWeights {
                 path: self.tensors.origin("").to_owned(),
                 source: error.into(),
@@ -83,12 +83,12 @@ impl Source {
         })
     }
 
-    /// The files with their bytes.
+    /// All files with their paths and contents.
     pub(crate) fn files(&self) -> impl Iterator<Item = (&Path, &[u8])> {
         self.tensors.files()
     }
 
-    /// The layout that `config.json` says; without one it is Stable Diffusion 1.5's.
+    /// The layout from `config.json`, or that of Stable Diffusion 1.5 without one.
     fn layout<T>(
         &self,
         read: impl FnOnce(&str) -> Result<T, ConfigError>,
@@ -103,33 +103,33 @@ impl Source {
         }
     }
 
-    /// The U-Net's.
+    /// The layout of the U-Net.
     ///
     /// # Errors
-    /// A config field that cannot be obeyed.
+    /// An unsupported config field.
     pub(crate) fn unet_layout(&self) -> Result<UNetLayout, ModelError> {
         self.layout(config::unet, || sd15().0)
     }
 
-    /// Copies into parameters, whose names `theirs` turns into those that a file may use. Names
-    /// that `expected` does not hold of are another component's. Gives the parameters by their
-    /// names in the file.
+    /// Copies values into parameters. `names_in_file` maps a parameter's name to the names that a
+    /// file may use. Tensors whose names are not `expected` belong to another component and are
+    /// ignored. Returns the parameters by their names in the file.
     pub(crate) fn load(
         &self,
         into: &NamedTensors,
-        theirs: impl Fn(&str) -> Vec<String>,
+        names_in_file: impl Fn(&str) -> Vec<String>,
         expected: impl Fn(&str) -> bool,
     ) -> Result<NamedTensors, ModelError> {
-        // 1. all names and shapes, before anything is copied
+        // 1. check all names and shapes before copying
         let mut used = std::collections::BTreeSet::new();
         let mut pairs = Vec::with_capacity(into.len());
         for (name, parameter) in into {
-            let names = theirs(name);
-            let shown = names.first().unwrap_or(name).clone();
+            let names = names_in_file(name);
+            let preferred = names.first().unwrap_or(name).clone();
             let Some(found) = names.into_iter().find(|name| self.tensors.contains(name)) else {
                 return Err(ModelError::MissingTensor {
                     origin: self.tensors.origin("").display().to_string(),
-                    tensor: shown,
+                    tensor: preferred,
                     expected: parameter.size(),
                 });
             };
@@ -154,7 +154,7 @@ impl Source {
                 tensor: extra.to_owned(),
             });
         }
-        // 2. the values
+        // 2. copy the values
         let mut loaded = NamedTensors::new();
         for (found, parameter) in pairs {
             let tensor = self.tensors.read(&found)?;
@@ -168,7 +168,7 @@ impl Source {
     }
 }
 
-/// The text of a folder's config and where it lies; None where it has none.
+/// The text of a folder's config and its path, or None without a config.
 fn config_in(folder: &Path) -> Result<Option<(String, String)>, ModelError> {
     let file = folder.join(CONFIG_FILE);
     if !file.is_file() {
@@ -180,30 +180,30 @@ fn config_in(folder: &Path) -> Result<Option<(String, String)>, ModelError> {
     }
 }
 
-/// A 1x1 convolution and a linear layer hold the same weight.
+/// True if the shapes are equal, where a 1x1 convolution's weight equals a linear layer's.
 fn same_weight(found: &[i64], expected: &[i64]) -> bool {
-    let bare = |shape: &[i64]| match shape {
+    let squeezed = |shape: &[i64]| match shape {
         [outputs, inputs, 1, 1] => vec![*outputs, *inputs],
         other => other.to_vec(),
     };
-    bare(found) == bare(expected)
+    squeezed(found) == squeezed(expected)
 }
 
 fn sd15() -> (UNetLayout, AutoencoderLayout, TextLayout) {
-    let (unet, autoencoder, text) = proto::size::named("sd15").expect("it is a named size");
+    let (unet, autoencoder, text) = proto::size::named("sd15").expect("sd15 is a named size");
     ((&unet).into(), (&autoencoder).into(), (&text).into())
 }
 
-/// Parameters whose values a file will give.
+/// Parameters without random initialization, to be loaded from a file.
 fn parameters(device: Device) -> Parameters {
-    Parameters::seeded(0, device).awaiting(String::new())
+    Parameters::seeded(0, device).skip_init(String::new())
 }
 
-/// Loads a component ("autoencoder", "text_encoder" or "unet") of a job into its parameters. A
-/// config must say what the job's tables say.
+/// Loads a component ("autoencoder", "text_encoder" or "unet") of a job into its parameters. The
+/// config, if any, must agree with the job's tables.
 ///
 /// # Errors
-/// A config that differs, or as [`unet`].
+/// A config that does not agree with the job, or as [`unet`].
 pub(crate) fn load(
     source: &Source,
     component: &str,
@@ -211,7 +211,7 @@ pub(crate) fn load(
     into: &NamedTensors,
 ) -> Result<(), ModelError> {
     if let Some((text, origin)) = &source.config {
-        agree(component, text, model).map_err(|source| ModelError::OtherArchitecture {
+        agree(component, text, model).map_err(|source| ModelError::ArchitectureMismatch {
             path: origin.into(),
             source,
         })?;
@@ -230,7 +230,7 @@ pub(crate) fn load(
     }
 }
 
-/// Loads a U-Net of this layout, in whichever naming the file has.
+/// Loads a U-Net of this layout, in any of the known namings.
 ///
 /// # Errors
 /// As [`unet`].
@@ -240,14 +240,14 @@ pub(crate) fn load_unet(
     into: &NamedTensors,
 ) -> Result<NamedTensors, ModelError> {
     let tensors = &source.tensors;
-    if tensors.any_under(SINGLE_FILE_UNET) {
+    if tensors.any_with_prefix(SINGLE_FILE_UNET) {
         let expected = |name: &str| name.starts_with(SINGLE_FILE_UNET);
         source.load(
             into,
             |name| vec![format!("{SINGLE_FILE_UNET}{name}")],
             expected,
         )
-    } else if tensors.any_under("input_blocks.") {
+    } else if tensors.any_with_prefix("input_blocks.") {
         source.load(into, |name| vec![name.to_owned()], |_| true)
     } else {
         source.load(
@@ -258,20 +258,21 @@ pub(crate) fn load_unet(
     }
 }
 
-/// A network with its weights, and these by their names in the file.
+/// A network with its weights.
 #[derive(Debug)]
 pub struct Loaded<T> {
     pub network: T,
+    /// By their names in the file.
     pub parameters: NamedTensors,
 }
 
-/// A U-Net with its weights.
+/// Loads a U-Net.
 ///
 /// # Errors
-/// A file that cannot be read, a config field that cannot be obeyed, a tensor that is missing,
-/// misshapen, not finite or does not belong there.
+/// A file that cannot be read, an unsupported config field, or a tensor that is missing,
+/// unexpected, of the wrong shape or not finite.
 pub fn unet(path: &Path, device: Device) -> Result<Loaded<UNet>, ModelError> {
-    let source = Source::open_with_neighbour(path)?;
+    let source = Source::open_with_sibling_config(path)?;
     let layout = source.unet_layout()?;
     let parameters = parameters(device);
     let network = UNet::new(&parameters.root(), &layout);
@@ -282,12 +283,12 @@ pub fn unet(path: &Path, device: Device) -> Result<Loaded<UNet>, ModelError> {
     })
 }
 
-/// An autoencoder with its weights.
+/// Loads an autoencoder.
 ///
 /// # Errors
 /// As [`unet`].
 pub fn autoencoder(path: &Path, device: Device) -> Result<Autoencoder, ModelError> {
-    let source = Source::open_with_neighbour(path)?;
+    let source = Source::open_with_sibling_config(path)?;
     let layout = source.layout(config::autoencoder, || sd15().1)?;
     let parameters = parameters(device);
     let autoencoder = Autoencoder::new(&parameters.root(), &layout);
@@ -297,14 +298,14 @@ pub fn autoencoder(path: &Path, device: Device) -> Result<Autoencoder, ModelErro
 
 fn load_autoencoder(source: &Source, levels: usize, into: &NamedTensors) -> Result<(), ModelError> {
     let tensors = &source.tensors;
-    let loaded = if tensors.any_under(SINGLE_FILE_AUTOENCODER) {
+    let loaded = if tensors.any_with_prefix(SINGLE_FILE_AUTOENCODER) {
         let expected = |name: &str| name.starts_with(SINGLE_FILE_AUTOENCODER);
         source.load(
             into,
             |name| vec![format!("{SINGLE_FILE_AUTOENCODER}{name}")],
             expected,
         )
-    } else if tensors.any_under("encoder.down.") {
+    } else if tensors.any_with_prefix("encoder.down.") {
         source.load(into, |name| vec![name.to_owned()], |_| true)
     } else {
         source.load(into, |name| diffusers_autoencoder(name, levels), |_| true)
@@ -312,12 +313,12 @@ fn load_autoencoder(source: &Source, levels: usize, into: &NamedTensors) -> Resu
     loaded.map(drop)
 }
 
-/// A text tower with its weights, and with its projection where the file holds one.
+/// Loads a text tower, with its projection if the file contains one.
 ///
 /// # Errors
 /// As [`unet`].
 pub fn text(path: &Path, device: Device) -> Result<TextEncoder, ModelError> {
-    let source = Source::open_with_neighbour(path)?;
+    let source = Source::open_with_sibling_config(path)?;
     let projected = source.tensors.contains("text_projection.weight");
     let layout = source.layout(|text| config::text(text, projected), || sd15().2)?;
     let parameters = parameters(device);
@@ -327,7 +328,7 @@ pub fn text(path: &Path, device: Device) -> Result<TextEncoder, ModelError> {
 }
 
 fn load_text(source: &Source, into: &NamedTensors) -> Result<(), ModelError> {
-    let loaded = if source.tensors.any_under(SINGLE_FILE_TEXT) {
+    let loaded = if source.tensors.any_with_prefix(SINGLE_FILE_TEXT) {
         let expected = |name: &str| name.starts_with(SINGLE_FILE_TEXT);
         source.load(
             into,
@@ -344,12 +345,12 @@ fn load_text(source: &Source, into: &NamedTensors) -> Result<(), ModelError> {
     loaded.map(drop)
 }
 
-/// An image tower with its projection and its weights.
+/// Loads an image tower with its projection.
 ///
 /// # Errors
-/// As [`unet`]; a file without `config.json`, because none is known by heart.
+/// As [`unet`]; also a file without `config.json`, because there is no default layout.
 pub fn image(path: &Path, device: Device) -> Result<ImageEncoder, ModelError> {
-    let source = Source::open_with_neighbour(path)?;
+    let source = Source::open_with_sibling_config(path)?;
     let Some((text, origin)) = &source.config else {
         let expected = "config.json beside it".to_owned();
         return Err(ModelError::NoWeights {
@@ -371,7 +372,7 @@ pub fn image(path: &Path, device: Device) -> Result<ImageEncoder, ModelError> {
     Ok(encoder)
 }
 
-/// Some writers leave the tower's own prefix away.
+/// The possible names of a tower's tensor; some writers omit the tower's own prefix.
 fn tower_names(prefix: &str, name: &str, tower: &str) -> Vec<String> {
     let short = name
         .strip_prefix(tower)
@@ -381,8 +382,8 @@ fn tower_names(prefix: &str, name: &str, tower: &str) -> Vec<String> {
         .collect()
 }
 
-/// A file of a whole CLIP model holds both towers, a projection for each, and the scale of its
-/// score.
+/// True if a tensor does not belong to the requested tower. A file of a whole CLIP model contains
+/// both towers, a projection for each, and the logit scale.
 fn of_other_tower(name: &str, other: &str) -> bool {
     let projection = if other == "text" {
         "text_projection."

@@ -1,12 +1,12 @@
-//! Residual blocks of the U-Net (with the time step) and of the autoencoder (without): notes 3.1
-//! and 5.2. They differ in names, in the norm's epsilon and in the time step; the arithmetic is
-//! one.
+//! Residual blocks of the U-Net (notes 3.1) and of the autoencoder (notes 5.2). They differ in
+//! weight names, in the norm's epsilon and in the time embedding, which only the U-Net's have; the
+//! rest is shared.
 
-use crate::layer::{Conv, GroupNorm, Linear, PointConv};
+use crate::layer::{Conv, GroupNorm, GroupNormOptions, Linear, PointConv};
 use crate::parameter::Scope;
 use tch::Tensor;
 
-/// norm, SiLU, convolution, + time step, norm, SiLU, convolution, + input.
+/// Norm, SiLU, convolution, + time embedding, norm, SiLU, convolution, + input.
 #[derive(Debug)]
 pub struct ResBlock {
     norm1: GroupNorm,
@@ -18,26 +18,25 @@ pub struct ResBlock {
 }
 
 impl ResBlock {
-    /// CompVis `ResBlock`; `time_width` is the width of the time embedding, `norm` the groups and
-    /// the epsilon of its norms.
+    /// CompVis `ResBlock`; `time_width` is the width of the time embedding.
     #[must_use]
     pub fn unet(
         scope: &Scope<'_>,
         inputs: i64,
         outputs: i64,
         time_width: i64,
-        (groups, epsilon): (i64, f64),
+        norm: GroupNormOptions,
     ) -> Self {
         let (first, last) = (scope.sub("in_layers"), scope.sub("out_layers"));
         Self {
-            norm1: GroupNorm::new(&first.sub(0), groups, inputs, epsilon),
+            norm1: GroupNorm::new(&first.sub(0), inputs, norm),
             conv1: Conv::three(&first.sub(2), inputs, outputs),
             time: Some(Linear::new(
                 &scope.sub("emb_layers").sub(1),
                 time_width,
                 outputs,
             )),
-            norm2: GroupNorm::new(&last.sub(0), groups, outputs, epsilon),
+            norm2: GroupNorm::new(&last.sub(0), outputs, norm),
             conv2: Conv::three_zero(&last.sub(3), outputs, outputs),
             shortcut: (inputs != outputs)
                 .then(|| PointConv::new(&scope.sub("skip_connection"), inputs, outputs)),
@@ -46,12 +45,17 @@ impl ResBlock {
 
     /// CompVis `ResnetBlock` of the autoencoder.
     #[must_use]
-    pub fn autoencoder(scope: &Scope<'_>, inputs: i64, outputs: i64, groups: i64) -> Self {
+    pub fn autoencoder(
+        scope: &Scope<'_>,
+        inputs: i64,
+        outputs: i64,
+        norm: GroupNormOptions,
+    ) -> Self {
         Self {
-            norm1: GroupNorm::new(&scope.sub("norm1"), groups, inputs, 1e-6),
+            norm1: GroupNorm::new(&scope.sub("norm1"), inputs, norm),
             conv1: Conv::three(&scope.sub("conv1"), inputs, outputs),
             time: None,
-            norm2: GroupNorm::new(&scope.sub("norm2"), groups, outputs, 1e-6),
+            norm2: GroupNorm::new(&scope.sub("norm2"), outputs, norm),
             conv2: Conv::three(&scope.sub("conv2"), outputs, outputs),
             shortcut: (inputs != outputs)
                 .then(|| PointConv::new(&scope.sub("nin_shortcut"), inputs, outputs)),
@@ -64,9 +68,9 @@ impl ResBlock {
         self.forward_with_skip(xs, xs, time)
     }
 
-    /// The same with the input given twice: what is added at the end, and what goes through the
-    /// block. Who computes the block again gives it so, and each use's gradient joins the input's
-    /// others in the order in which it always did.
+    /// [`Self::forward`] with the input passed twice: `shortcut_xs` for the residual connection,
+    /// `xs` for the layers. Recomputation passes the input twice so that gradients accumulate in
+    /// the original order.
     pub(crate) fn forward_with_skip(
         &self,
         shortcut_xs: &Tensor,

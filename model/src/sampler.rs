@@ -1,32 +1,32 @@
-//! How noise becomes a latent: DDIM, PNDM and DPM-Solver++(2M) as `diffusers` has them (notes 5.4),
-//! and classifier-free guidance. All numbers are f64; the network that predicts noise is the
-//! caller's.
+//! Samplers (DDIM, PNDM and DPM-Solver++(2M) as in `diffusers`, notes 5.4) and classifier-free
+//! guidance. Coefficients are f64; the caller runs the network.
 
 use crate::error::ModelError;
 use crate::schedule::NoiseSchedule;
 use proto::sample::SampleMethod;
 use tch::Tensor;
 
-/// Where leading time steps begin, as in Stable Diffusion's configuration.
-const OFFSET: usize = 1;
+/// Offset of leading time steps, `steps_offset` in Stable Diffusion's scheduler configuration.
+const STEPS_OFFSET: usize = 1;
 
-/// One drawing: which time steps the network is asked at, and how its answers move the latents.
+/// The state of one sampling run: the time steps at which the network is called, and the update of
+/// the latents after each call.
 #[derive(Debug)]
 pub struct Sampler {
     method: SampleMethod,
     schedule: NoiseSchedule,
     timesteps: Vec<usize>,
-    /// Distance of leading time steps.
-    ratio: usize,
-    /// What earlier predictions said, oldest first: noise for PNDM, the picture for DPM-Solver++.
+    /// Distance between leading time steps.
+    step_ratio: usize,
+    /// Earlier predictions, oldest first: noise for PNDM, the denoised image for DPM-Solver++.
     history: Vec<Tensor>,
-    /// PNDM's latents before its first step, which it does twice.
-    before: Option<Tensor>,
+    /// PNDM's initial latents; it repeats its first step.
+    initial: Option<Tensor>,
 }
 
 impl Sampler {
     /// # Errors
-    /// No steps, or so many that the first would lie past the schedule's end.
+    /// Zero steps, or so many that the first time step would be past the end of the schedule.
     pub fn new(
         schedule: NoiseSchedule,
         method: SampleMethod,
@@ -38,39 +38,39 @@ impl Sampler {
             return Err(ModelError::SamplingSteps { steps, max });
         }
         let steps = steps as usize;
-        let ratio = length / steps;
-        let leading = (0..steps).rev().map(|k| ratio * k + OFFSET);
+        let step_ratio = length / steps;
+        let leading = (0..steps).rev().map(|k| step_ratio * k + STEPS_OFFSET);
         let timesteps = match method {
             SampleMethod::Ddim => leading.collect(),
-            // The second one comes twice.
+            // PNDM uses the second time step twice.
             SampleMethod::Pndm => leading
                 .enumerate()
                 .flat_map(|(i, timestep)| std::iter::repeat_n(timestep, if i == 1 { 2 } else { 1 }))
                 .collect(),
-            SampleMethod::DpmSolver => evenly(length, steps),
+            SampleMethod::DpmSolver => linspace_timesteps(length, steps),
         };
         Ok(Self {
             method,
             schedule,
             timesteps,
-            ratio,
+            step_ratio,
             history: Vec::new(),
-            before: None,
+            initial: None,
         })
     }
 
-    /// Descending, the noisiest first; PNDM asks once more than there are steps.
+    /// The time step of each call, descending. PNDM has one more than the number of steps.
     #[must_use]
     pub fn timesteps(&self) -> &[usize] {
         &self.timesteps
     }
 
-    /// The latents after call `i`, from those before it and what the network predicted for them at
-    /// `timesteps()[i]`, noise or v as the schedule has it. Calls come in order.
+    /// The latents after call `i`, from the latents before it and the network's prediction for them
+    /// at `timesteps()[i]` (epsilon or v, depending on the schedule). Calls must be in order.
     pub fn advance(&mut self, i: usize, latents: &Tensor, predicted: &Tensor) -> Tensor {
         let noise = &self
             .schedule
-            .noise_in(self.timesteps[i], latents, predicted);
+            .predicted_noise(self.timesteps[i], latents, predicted);
         match self.method {
             SampleMethod::Ddim => self.ddim(self.timesteps[i], latents, noise),
             SampleMethod::Pndm => self.pndm(i, latents, noise),
@@ -79,21 +79,22 @@ impl Sampler {
     }
 
     fn ddim(&self, timestep: usize, latents: &Tensor, noise: &Tensor) -> Tensor {
-        let (signal, level) = self.schedule.mix(timestep);
-        // The last step ends at abar(0), not at 1 (set_alpha_to_one false).
-        let (signal_next, level_next) = self.schedule.mix(timestep.saturating_sub(self.ratio));
-        let alpha = signal_next / signal;
-        latents * alpha + noise * (level_next - alpha * level)
+        let (alpha, sigma) = self.schedule.alpha_sigma(timestep);
+        // The last step ends at abar(0), not at 1 (`set_alpha_to_one` is false).
+        let next_timestep = timestep.saturating_sub(self.step_ratio);
+        let (next_alpha, next_sigma) = self.schedule.alpha_sigma(next_timestep);
+        let factor = next_alpha / alpha;
+        latents * factor + noise * (next_sigma - factor * sigma)
     }
 
-    /// Linear multistep over the last four predictions (skip_prk).
+    /// Linear multistep over the last four predictions (`skip_prk_steps`).
     fn pndm(&mut self, i: usize, latents: &Tensor, noise: &Tensor) -> Tensor {
         let timestep = self.timesteps[i];
         if i == 1 {
-            // The first step again, with the mean of what was predicted at its two ends.
+            // Repeats the first step with the mean of the predictions at its two ends.
             let mean = (noise + &self.history[0]) / 2.0;
-            let before = self.before.take().expect("call 0 keeps its latents");
-            return self.transfer(&before, &mean, timestep + self.ratio);
+            let initial = self.initial.take().expect("call 0 stores its latents");
+            return self.transfer(&initial, &mean, timestep + self.step_ratio);
         }
         self.history.push(noise.shallow_clone());
         if self.history.len() > 4 {
@@ -112,51 +113,51 @@ impl Sampler {
             .map(|(noise, weight)| noise * *weight);
         let sum = terms
             .reduce(|sum, term| sum + term)
-            .expect("there is one at least");
+            .expect("the history is not empty");
         if i == 0 {
-            self.before = Some(latents.shallow_clone());
+            self.initial = Some(latents.shallow_clone());
         }
         self.transfer(latents, &(sum / weights.iter().sum::<f64>()), timestep)
     }
 
-    /// PNDM's equation 9, from a time step to the one `ratio` before it.
+    /// Equation 9 of PNDM: from a time step to the one `step_ratio` before it.
     fn transfer(&self, latents: &Tensor, noise: &Tensor, timestep: usize) -> Tensor {
         let alpha = self.schedule.alphas_cumprod(timestep);
         let next = self
             .schedule
-            .alphas_cumprod(timestep.saturating_sub(self.ratio));
+            .alphas_cumprod(timestep.saturating_sub(self.step_ratio));
         let denominator = alpha * (1.0 - next).sqrt() + (alpha * (1.0 - alpha) * next).sqrt();
         latents * (next / alpha).sqrt() - noise * ((next - alpha) / denominator)
     }
 
-    /// Second order (midpoint); first order for the first step and the last.
+    /// Second order (midpoint); first order in the first and the last step.
     fn dpm_solver(&mut self, i: usize, latents: &Tensor, noise: &Tensor) -> Tensor {
-        let here = self.level(i);
-        let image = (latents - noise * here.sigma) / here.alpha;
-        let moved = match self.timesteps.get(i + 1) {
-            // No noise is left after the last step.
+        let current = self.noise_level(i);
+        let image = (latents - noise * current.sigma) / current.alpha;
+        let next_latents = match self.timesteps.get(i + 1) {
+            // The last step removes all noise.
             None => image.shallow_clone(),
             Some(_) => {
-                let next = self.level(i + 1);
-                let h = next.lambda - here.lambda;
+                let next = self.noise_level(i + 1);
+                let h = next.lambda - current.lambda;
                 let step = next.alpha * (-h).exp_m1();
-                let first = latents * (next.sigma / here.sigma) - &image * step;
+                let first = latents * (next.sigma / current.sigma) - &image * step;
                 match self.history.last() {
                     None => first,
                     Some(earlier) => {
-                        let r = (here.lambda - self.level(i - 1).lambda) / h;
+                        let r = (current.lambda - self.noise_level(i - 1).lambda) / h;
                         first - (&image - earlier) * (0.5 * step / r)
                     }
                 }
             }
         };
         self.history = vec![image];
-        moved
+        next_latents
     }
 
-    fn level(&self, i: usize) -> Level {
-        let (alpha, sigma) = self.schedule.mix(self.timesteps[i]);
-        Level {
+    fn noise_level(&self, i: usize) -> NoiseLevel {
+        let (alpha, sigma) = self.schedule.alpha_sigma(self.timesteps[i]);
+        NoiseLevel {
             alpha,
             sigma,
             lambda: (alpha / sigma).ln(),
@@ -164,46 +165,46 @@ impl Sampler {
     }
 }
 
-/// Shares of signal and noise at a time step, and the half log of their ratio squared.
-struct Level {
+/// The scales of signal and noise at a time step, and the half log-SNR, ln(alpha / sigma).
+struct NoiseLevel {
     alpha: f64,
     sigma: f64,
     lambda: f64,
 }
 
-/// `steps` + 1 points from the last time step to 0, without the 0.
-fn evenly(length: usize, steps: usize) -> Vec<usize> {
+/// `steps` + 1 evenly spaced points from the last time step to 0, without the 0.
+fn linspace_timesteps(length: usize, steps: usize) -> Vec<usize> {
     let last = length - 1;
-    let between = last as f64 / steps as f64;
-    // The product first, as numpy's linspace has it: halves must come out as halves.
-    let at = |k: usize| {
+    let spacing = last as f64 / steps as f64;
+    // Multiply before rounding, as numpy's linspace does, so that halves round in the same way.
+    let point = |k: usize| {
         if k == steps {
             last
         } else {
-            (k as f64 * between).round_ties_even() as usize
+            (k as f64 * spacing).round_ties_even() as usize
         }
     };
-    (1..=steps).rev().map(at).collect()
+    (1..=steps).rev().map(point).collect()
 }
 
-/// e_u + scale * (e_c - e_u) from a prediction with the unconditional half first: [2 * batch, ...]
-/// -> [batch, ...].
+/// Classifier-free guidance, e_u + scale * (e_c - e_u), of a prediction with the unconditional half
+/// first: [2 * batch, ...] -> [batch, ...].
 pub fn guide(predicted: &Tensor, scale: f64) -> Tensor {
     let halves = predicted.chunk(2, 0);
     &halves[0] + (&halves[1] - &halves[0]) * scale
 }
 
-/// Guidance by two conditions with a scale of its own each (InstructPix2Pix, equation 3): e_0 +
-/// reference_scale * (e_u - e_0) + scale * (e_c - e_u), where `bare` is e_0, predicted without
-/// prompt and references, and `predicted` is as for [`guide`], with the references in both halves.
+/// Guidance by two conditions with separate scales (InstructPix2Pix, equation 3): e_0 +
+/// reference_scale * (e_u - e_0) + scale * (e_c - e_u). `unconditional` is e_0, predicted without
+/// prompt and references; `predicted` is as in [`guide`], with the references in both halves.
 pub fn guide_by_references(
-    bare: &Tensor,
+    unconditional: &Tensor,
     predicted: &Tensor,
     scale: f64,
     reference_scale: f64,
 ) -> Tensor {
-    let wordless = predicted.chunk(2, 0).swap_remove(0);
-    guide(predicted, scale) + (wordless - bare) * (reference_scale - 1.0)
+    let unprompted = predicted.chunk(2, 0).swap_remove(0);
+    guide(predicted, scale) + (unprompted - unconditional) * (reference_scale - 1.0)
 }
 
 #[cfg(test)]
@@ -240,18 +241,18 @@ mod tests {
         let (signal, noise) = (Tensor::from(0.7f64), Tensor::from(-1.3f64));
         for method in [Ddim, Pndm, DpmSolver] {
             let mut sampler = Sampler::new(NoiseSchedule::default(), method, 10).unwrap();
-            let (a, b) = schedule.mix(sampler.timesteps()[0]);
-            let mut x = &signal * a + &noise * b;
+            let (alpha, sigma) = schedule.alpha_sigma(sampler.timesteps()[0]);
+            let mut x = &signal * alpha + &noise * sigma;
             for i in 0..sampler.timesteps().len() {
                 x = sampler.advance(i, &x, &noise);
             }
             // DPM-Solver++ ends without noise, the others at abar(0).
-            let (a, b) = if method == DpmSolver {
+            let (alpha, sigma) = if method == DpmSolver {
                 (1.0, 0.0)
             } else {
-                schedule.mix(0)
+                schedule.alpha_sigma(0)
             };
-            let expected = 0.7 * a - 1.3 * b;
+            let expected = 0.7 * alpha - 1.3 * sigma;
             assert!(
                 (x.double_value(&[]) - expected).abs() < 1e-12,
                 "{method:?}: {x}"
@@ -259,10 +260,9 @@ mod tests {
         }
     }
 
-    /// A model that knows the one latent that there is, and the noise of everything that it is
-    /// given.
+    /// Uses an ideal model of a single data point, which predicts the exact noise of any latent.
     #[test]
-    fn v_and_epsilon_of_a_known_model_lead_the_same_way_on_every_schedule() {
+    fn v_and_epsilon_of_an_ideal_model_give_the_same_latents_on_every_schedule() {
         use proto::architecture::{Noise, NoiseKind, Prediction};
         for (kind, timesteps) in [
             (NoiseKind::ScaledLinear, 1000),
@@ -285,11 +285,11 @@ mod tests {
                     let (latent, mut x) = (0.7, Tensor::from(-1.1f64));
                     let mut trail = Vec::new();
                     for i in 0..sampler.timesteps().len() {
-                        let (signal, level) = schedule.mix(sampler.timesteps()[i]);
-                        let noise = (&x - latent * signal) / level;
+                        let (alpha, sigma) = schedule.alpha_sigma(sampler.timesteps()[i]);
+                        let noise = (&x - latent * alpha) / sigma;
                         let predicted = match prediction {
                             Prediction::Epsilon => noise,
-                            Prediction::V => noise * signal - latent * level,
+                            Prediction::V => noise * alpha - latent * sigma,
                         };
                         x = sampler.advance(i, &x, &predicted);
                         trail.push(x.double_value(&[]));
@@ -320,7 +320,7 @@ mod tests {
             Sampler::new(NoiseSchedule::default(), Ddim, 501)
                 .unwrap_err()
                 .to_string(),
-            "501 sampling steps; there must be 1 to 500"
+            "501 sampling steps requested; the schedule allows 1 to 500"
         );
     }
 
@@ -333,12 +333,13 @@ mod tests {
 
     #[test]
     fn each_condition_has_its_own_scale() {
-        let (bare, both) = (
+        let (unconditional, both) = (
             Tensor::from_slice(&[0f32, 1.]),
             Tensor::from_slice(&[1f32, 2., 5., 8.]),
         );
         let guided = |scale, reference_scale| {
-            Vec::<f32>::try_from(guide_by_references(&bare, &both, scale, reference_scale)).unwrap()
+            let guided = guide_by_references(&unconditional, &both, scale, reference_scale);
+            Vec::<f32>::try_from(guided).unwrap()
         };
         assert_eq!(guided(1.0, 1.0), [5., 8.], "the prediction under both");
         assert_eq!(guided(0.0, 0.0), [0., 1.], "under neither");

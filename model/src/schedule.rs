@@ -1,20 +1,20 @@
-//! The noise schedule (notes 5.3) and what is derived from it: pure numbers, no tensors but those
-//! that a prediction is turned into. Called by the architectures (noise levels, loss weights) and
+//! The noise schedule (notes 5.3) and the values derived from it, in f64. Tensors occur only where
+//! a prediction is converted to noise. Used by the architectures (noise levels, loss weights) and
 //! the sampler.
 
 use proto::architecture::{Noise, NoiseKind, Prediction};
 use proto::spec::LossWeighting;
 use tch::Tensor;
 
-/// The product of (1 - beta) up to each time step ("abar"), and what a model on this schedule
-/// predicts.
+/// The cumulative product of (1 - beta) at each time step ("abar"), and the prediction type of a
+/// model on this schedule.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NoiseSchedule {
     alphas_cumprod: Vec<f64>,
     prediction: Prediction,
 }
 
-/// beta of every time step.
+/// Beta of every time step.
 #[must_use]
 pub fn betas(noise: &Noise) -> Vec<f64> {
     let (steps, start, end) = (noise.steps as usize, noise.beta_start, noise.beta_end);
@@ -27,23 +27,23 @@ pub fn betas(noise: &Noise) -> Vec<f64> {
             }
             NoiseKind::Linear => start + (end - start) * fraction(timestep),
             NoiseKind::Cosine => {
-                let [here, next] =
-                    [timestep, timestep + 1].map(|it| cosine(it as f64 / steps as f64));
-                (1.0 - next / here).min(0.999)
+                let [current, next] =
+                    [timestep, timestep + 1].map(|it| cosine_alpha_bar(it as f64 / steps as f64));
+                (1.0 - next / current).min(0.999)
             }
         })
         .collect()
 }
 
 /// abar of the cosine schedule at a fraction of its length.
-fn cosine(at: f64) -> f64 {
-    ((at + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2)
+fn cosine_alpha_bar(fraction: f64) -> f64 {
+    ((fraction + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2)
         .cos()
         .powi(2)
 }
 
 impl Default for NoiseSchedule {
-    /// Stable Diffusion's.
+    /// Stable Diffusion's schedule.
     fn default() -> Self {
         Self::new(&Noise::default())
     }
@@ -62,22 +62,21 @@ impl NoiseSchedule {
         }
     }
 
-    /// Time steps are below this.
+    /// The number of time steps.
     #[must_use]
     pub fn timesteps(&self) -> usize {
         self.alphas_cumprod.len()
     }
 
-    /// abar: the fraction of the signal's variance that is left at a time step.
+    /// abar: the fraction of the signal's variance that remains at a time step.
     #[must_use]
     pub fn alphas_cumprod(&self, timestep: usize) -> f64 {
         self.alphas_cumprod[timestep]
     }
 
-    /// (sqrt(abar), sqrt(1 - abar)): z_t is the first times the latent plus the second times the
-    /// noise.
+    /// (alpha, sigma) = (sqrt(abar), sqrt(1 - abar)), so that z_t = alpha * latent + sigma * noise.
     #[must_use]
-    pub fn mix(&self, timestep: usize) -> (f64, f64) {
+    pub fn alpha_sigma(&self, timestep: usize) -> (f64, f64) {
         (
             self.alphas_cumprod[timestep].sqrt(),
             (1.0 - self.alphas_cumprod[timestep]).sqrt(),
@@ -89,20 +88,20 @@ impl NoiseSchedule {
         self.prediction
     }
 
-    /// The noise that a model says is in latents, from what it predicted for them at a time step.
-    pub fn noise_in(&self, timestep: usize, latents: &Tensor, predicted: &Tensor) -> Tensor {
+    /// The predicted noise in `latents`, from the model's output (epsilon or v) at a time step.
+    pub fn predicted_noise(&self, timestep: usize, latents: &Tensor, output: &Tensor) -> Tensor {
         match self.prediction {
-            Prediction::Epsilon => predicted.shallow_clone(),
+            Prediction::Epsilon => output.shallow_clone(),
             Prediction::V => {
-                let (signal, level) = self.mix(timestep);
-                predicted * signal + latents * level
+                let (alpha, sigma) = self.alpha_sigma(timestep);
+                output * alpha + latents * sigma
             }
         }
     }
 
-    /// How much a sample at this time step counts in the loss, which is a mean square of what is
-    /// predicted. All but [`LossWeighting::Epsilon`], which weighs nothing, weigh the error of the
-    /// noise: one of v is larger by 1 / abar.
+    /// The loss weight of a sample at this time step. The loss is the mean squared error of the
+    /// model's output. [`LossWeighting::Epsilon`] is always 1. The others are weights for the error
+    /// of the noise; the squared error of v is larger by 1 / abar.
     #[must_use]
     pub fn loss_weight(&self, timestep: usize, weighting: LossWeighting) -> f64 {
         let alphas_cumprod = self.alphas_cumprod[timestep];
@@ -149,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn other_kinds_by_hand() {
+    fn linear_and_cosine_schedules_match_hand_computed_values() {
         let of = |kind, steps| Noise {
             kind,
             steps,
@@ -173,11 +172,11 @@ mod tests {
     }
 
     #[test]
-    fn loss_weights_by_hand() {
+    fn loss_weights_match_hand_computed_values() {
         let schedule = NoiseSchedule::default();
         let at = |timestep, weighting| schedule.loss_weight(timestep, weighting);
         assert_eq!(at(700, LossWeighting::Epsilon), 1.0);
-        // abar(0) = 0.99915: snr 1175.47, so 5 / 1175.47.
+        // abar(0) = 0.99915, so the SNR is 1175.47 and the weight 5 / 1175.47.
         assert!((at(0, LossWeighting::MinSnr) - 5.0 * 0.00085 / 0.99915).abs() < 1e-12);
         assert_eq!(at(999, LossWeighting::MinSnr), 1.0);
         assert_eq!(at(0, LossWeighting::Noise), 0.5);
@@ -186,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn v_says_the_same_noise_and_the_same_latents_as_epsilon() {
+    fn v_gives_the_same_noise_and_the_same_latents_as_epsilon() {
         let of = |prediction| {
             NoiseSchedule::new(&Noise {
                 prediction,
@@ -196,22 +195,22 @@ mod tests {
         let (epsilon, v) = (of(Prediction::Epsilon), of(Prediction::V));
         let (latents, noise) = (Tensor::from(0.7f64), Tensor::from(-1.3f64));
         for timestep in [0, 200, 500, 999] {
-            let (signal, level) = v.mix(timestep);
-            let noisy = &latents * signal + &noise * level;
-            let velocity = &noise * signal - &latents * level;
-            let found = v.noise_in(timestep, &noisy, &velocity);
-            let plain = epsilon.noise_in(timestep, &noisy, &noise);
-            assert!((found.double_value(&[]) - plain.double_value(&[])).abs() < 1e-12);
-            let back = (noisy - found * level) / signal;
+            let (alpha, sigma) = v.alpha_sigma(timestep);
+            let noisy = &latents * alpha + &noise * sigma;
+            let velocity = &noise * alpha - &latents * sigma;
+            let found = v.predicted_noise(timestep, &noisy, &velocity);
+            let expected = epsilon.predicted_noise(timestep, &noisy, &noise);
+            assert!((found.double_value(&[]) - expected.double_value(&[])).abs() < 1e-12);
+            let denoised = (noisy - found * sigma) / alpha;
             assert!(
-                (back.double_value(&[]) - 0.7).abs() < 1e-12,
+                (denoised.double_value(&[]) - 0.7).abs() < 1e-12,
                 "time step {timestep}"
             );
         }
     }
 
     #[test]
-    fn with_v_min_snr_is_what_its_paper_says() {
+    fn with_v_min_snr_is_as_in_its_paper() {
         let noise = Noise {
             prediction: Prediction::V,
             ..Noise::default()

@@ -1,5 +1,5 @@
-//! CLIP's text tower (notes 5.1), Hugging Face names. Token ids become text states; nothing here
-//! decides what is encoded when.
+//! CLIP's text tower (notes 5.1) with Hugging Face weight names: token ids -> text states. Caching
+//! and the choice of texts are up to the caller.
 
 use crate::clip::Transformer;
 use crate::layer::{LayerNorm, Linear};
@@ -8,7 +8,7 @@ use model_data::prompt::Prompts;
 use proto::layout::TextLayout;
 use tch::{Device, Kind, Tensor};
 
-/// [texts, tokens] ids on a device.
+/// The token ids of texts on a device, [texts, tokens].
 pub fn token_ids(prompts: &Prompts, texts: &[&str], device: Device) -> Tensor {
     let ids: Vec<i64> = texts.iter().flat_map(|text| prompts.ids(text)).collect();
     Tensor::from_slice(&ids)
@@ -24,7 +24,7 @@ pub struct TextEncoder {
     transformer: Transformer,
     norm: LayerNorm,
     projection: Option<Linear>,
-    end: Option<i64>,
+    end_token: Option<i64>,
 }
 
 impl TextEncoder {
@@ -45,7 +45,7 @@ impl TextEncoder {
             transformer: Transformer::new(&tower, &layout.transformer, true),
             norm: norm.epsilon(layout.transformer.norm_epsilon),
             projection: layout.projection.map(projection),
-            end: layout.end,
+            end_token: layout.end,
         }
     }
 
@@ -58,11 +58,10 @@ impl TextEncoder {
             .forward(&self.transformer.forward(embedded.to_kind(dtype)))
     }
 
-    /// The state at the end token of each line: ids [batch, tokens] and their states -> [batch,
-    /// width].
+    /// The state at each text's end token: ids [batch, tokens] and their states -> [batch, width].
     pub fn pool(&self, ids: &Tensor, states: &Tensor) -> Tensor {
-        // argmax answers with the first of equals.
-        let end = match self.end {
+        // argmax returns the first maximum.
+        let end = match self.end_token {
             Some(end) => ids.eq(end).to_kind(Kind::Int).argmax(-1, false),
             None => ids.argmax(-1, false),
         };
@@ -72,7 +71,7 @@ impl TextEncoder {
         states.gather(1, &index, false).squeeze_dim(1)
     }
 
-    /// Pooled states [batch, width] -> embeddings [batch, projection]; None where there is no
+    /// Pooled states [batch, width] -> embeddings [batch, projection]; None without a
     /// projection.
     pub fn project(&self, pooled: &Tensor) -> Option<Tensor> {
         Some(self.projection.as_ref()?.forward(pooled))

@@ -1,15 +1,17 @@
-//! One rank's model: builds the architecture of a job, runs forward passes, updates weights,
-//! samples images. The face that the rank process uses. It never talks to other ranks: gradients
-//! are reduced by the caller between `forward` and `update`. One OS thread owns it. It knows
-//! architectures by their trait alone.
+//! The model of one rank and the interface for the rank process: builds the architecture of a job,
+//! runs forward passes, updates weights and samples images. It does not communicate with other
+//! ranks; the caller reduces gradients between `forward` and `update`. One OS thread owns it. It
+//! uses architectures only through their trait.
 
 use crate::architecture;
-use crate::architecture::interface::{AttentionMap, Network, Place, SampleLosses, SampleOptions};
+use crate::architecture::interface::{
+    AttentionMap, Network, SampleLosses, SampleOptions, TensorOptions,
+};
 use crate::device::dtype;
-use crate::error::{ModelError, guarded};
-use crate::guard::{Guard, Trouble};
+use crate::error::{ModelError, catch_panic};
 use crate::init::{InitWeights, load_init};
-use crate::optimizer::{AdamW, UpdateReport};
+use crate::nonfinite::{Nonfinite, NonfiniteGuard};
+use crate::optimizer::{AdamW, UpdateReport, UpdateStep};
 use crate::parameter::Parameters;
 use crate::schedule::NoiseSchedule;
 use crate::weights::{self, NamedTensors};
@@ -21,7 +23,7 @@ use tch::{Device, Kind, Tensor};
 
 /// See the module's header.
 pub struct Trainer {
-    /// Of the architecture.
+    /// The name of the architecture.
     name: &'static str,
     terms: &'static [&'static str],
     network: Box<dyn Network>,
@@ -29,7 +31,7 @@ pub struct Trainer {
     /// Trainable parameters, sorted by name.
     trained: Vec<(String, Tensor)>,
     optimizer: AdamW,
-    guard: Guard,
+    guard: NonfiniteGuard,
     schedule: NoiseSchedule,
     init_digest: Option<String>,
     step: u64,
@@ -44,34 +46,35 @@ impl fmt::Debug for Trainer {
     }
 }
 
-/// Loss of one micro-batch: sums over its samples, divided by the global batch, so that those of a
-/// step add up to a mean.
+/// The loss of one micro-batch: a sum over its samples, divided by the global batch size, so that
+/// the losses of a step's micro-batches add up to a mean.
 #[derive(Debug)]
 pub struct MicroBatchLoss {
-    /// What to call `f_backward` on: the loss times the loss scale.
+    /// The loss times the loss scale; call `f_backward` on it.
     pub loss: Tensor,
     /// The value of the loss.
     pub total: f64,
     /// The values of its terms, in the order of [`Trainer::loss_terms`].
     pub terms: Vec<f64>,
-    /// Samples, by their place in the micro-batch, whose own loss is not finite. The values leave
-    /// them out; `loss` does not.
+    /// Indices in the micro-batch of the samples whose loss is not finite. `total` and `terms`
+    /// exclude them; `loss` does not.
     pub nonfinite: Vec<usize>,
 }
 
 impl Trainer {
-    /// Builds the architecture of `spec.model` with weights from `init`, or random ones from the
-    /// job's seed. A RetriNet takes encoder, decoder and retrieval encoder from the base U-Net and
-    /// answers like it until its first update.
+    /// Builds the architecture of `spec.model` with weights from `init`, or with random ones from
+    /// the job's seed. A RetriNet takes encoder, decoder and retrieval encoder from the base U-Net
+    /// and has the same outputs until its first update.
     ///
-    /// # Errors Base weights that are missing, unreadable or do not fit; an autoencoder to be trained inside
-    /// a diffusion model.
+    /// # Errors
+    /// Base weights that are missing, unreadable or do not match the job; a diffusion job that
+    /// would train the autoencoder.
     pub fn new(
         spec: &TrainWork,
         init: Option<&InitWeights>,
         device: Device,
     ) -> Result<Self, ModelError> {
-        guarded("building the model", || Self::build(spec, init, device))
+        catch_panic("building the model", || Self::build(spec, init, device))
     }
 
     fn build(
@@ -84,28 +87,29 @@ impl Trainer {
         let architecture = architecture.as_ref();
         let prefixes = architecture.prefixes();
         let dtype = dtype(spec.train.precision);
-        // 1. build, without drawing random values where files or copies follow
+        // 1. build the networks, without random initialization where weights are loaded or copied
         let mut parameters = Parameters::seeded(spec.data.seed, device)
-            .recomputing(&model.activation_checkpointing, prefixes);
+            .checkpointing(&model.activation_checkpointing, prefixes);
         let from_files = init.iter().flat_map(|init| init.keys());
         for component in from_files {
-            parameters = parameters.awaiting(format!("{component}."));
+            parameters = parameters.skip_init(format!("{component}."));
         }
         for prefix in architecture.derived() {
-            parameters = parameters.awaiting((*prefix).to_owned());
+            parameters = parameters.skip_init((*prefix).to_owned());
         }
-        let network = architecture.build(&parameters.root(), spec, Place { dtype, device })?;
-        // 2. base weights, and what is made from them
+        let options = TensorOptions { dtype, device };
+        let network = architecture.build(&parameters.root(), spec, options)?;
+        // 2. load the base weights and initialize the parameters that are derived from them
         let init_digest = match init {
             Some(init) => Some(load_init(architecture, &parameters, model, init)?),
             None => architecture.initialize(&parameters, None).map(|()| None)?,
         };
-        // 3. what moves
+        // 3. the trainable parameters and their optimizer
         let mut trained: Vec<(String, Tensor)> = parameters.tensors().into_iter().collect();
         trained.retain(|(name, tensor)| {
             let frozen = model.freeze.contains(&prefixes.component_of(name));
             if frozen {
-                narrow(tensor, dtype);
+                cast_frozen(tensor, dtype);
             }
             !frozen
         });
@@ -121,38 +125,37 @@ impl Trainer {
             parameters,
             trained,
             optimizer,
-            guard: Guard::new(&spec.train),
+            guard: NonfiniteGuard::new(&spec.train),
             schedule: NoiseSchedule::new(&noise.unwrap_or_default()),
             init_digest,
             step: 0,
         })
     }
 
-    /// What the model is trained and sampled on; Stable Diffusion's where it sees no noise.
+    /// The noise schedule of training and sampling; Stable Diffusion's for a model without one.
     #[must_use]
     pub fn noise_schedule(&self) -> &NoiseSchedule {
         &self.schedule
     }
 
-    /// The names of the loss's terms, in the order of [`MicroBatchLoss::terms`].
+    /// The names of the loss terms, in the order of [`MicroBatchLoss::terms`].
     #[must_use]
     pub fn loss_terms(&self) -> &'static [&'static str] {
         self.terms
     }
 
-    /// Trainable parameters sorted by name: what the Reducer sees, always in this order.
+    /// Trainable parameters sorted by name. The Reducer gets them in this order.
     pub fn parameters(&self) -> &[(String, Tensor)] {
         &self.trained
     }
 
-    /// SHA-256 over the base weights' files, None when the job began from random weights.
+    /// SHA-256 over the files of the base weights; None if the job started from random weights.
     #[must_use]
     pub fn init_digest(&self) -> Option<String> {
         self.init_digest.clone()
     }
 
-    /// Whether anything that is not trained, and so is in no checkpoint, comes from the base
-    /// weights.
+    /// True if any frozen parameters, which checkpoints do not contain, come from the base weights.
     #[must_use]
     pub fn rests_on_base(&self) -> bool {
         self.init_digest.is_some() && self.trained.len() < self.parameters.tensors().len()
@@ -164,11 +167,11 @@ impl Trainer {
         self.step
     }
 
-    /// Zeroes gradients in place, because the Reducer may hold views of them, and makes those that
-    /// do not exist yet.
+    /// Zeroes gradients in place, because the Reducer may hold views of them, and creates missing
+    /// ones.
     pub fn zero_gradients(&mut self) {
         let missing = self.trained.iter().map(|(_, parameter)| parameter);
-        // One by one, so that at no time there is more than one copy too many.
+        // One by one, so that there is at most one temporary copy at a time.
         for parameter in missing.filter(|parameter| !parameter.grad().defined()) {
             (parameter * parameter.zeros_like())
                 .sum(Kind::Float)
@@ -179,23 +182,24 @@ impl Trainer {
         }
     }
 
-    /// Forward pass of one micro-batch. Backward is the caller's: `loss.loss.f_backward()`.
+    /// Forward pass of one micro-batch. The caller runs the backward pass,
+    /// `loss.loss.f_backward()`.
     ///
     /// # Errors
-    /// An example that does not fit the job; a failure inside libtorch.
+    /// An example that does not match the job; a failure in libtorch.
     pub fn forward(
         &mut self,
         examples: &[Example],
         global_batch: u32,
     ) -> Result<MicroBatchLoss, ModelError> {
-        guarded("the forward pass", || {
-            let losses = rows(self.network.losses(examples)?) / f64::from(global_batch);
+        catch_panic("running the forward pass", || {
+            let losses = stack_losses(self.network.losses(examples)?) / f64::from(global_batch);
             let sums = losses.sum_dim_intlist(1i64, false, Kind::Float);
             let loss = match self.guard.loss_scale() {
                 1.0 => sums.get(0),
                 scale => sums.get(0) * scale,
             };
-            // One transfer for all figures.
+            // A single device-to-host transfer for all values.
             let sums = sums.detach().to_device(Device::Cpu);
             let sums: Vec<f64> = (0..sums.size()[0])
                 .map(|row| sums.double_value(&[row]))
@@ -203,7 +207,7 @@ impl Trainer {
             let (nonfinite, sums) = if sums.iter().all(|sum| sum.is_finite()) {
                 (Vec::new(), sums)
             } else {
-                finite_part(&losses)
+                sum_finite(&losses)
             };
             Ok(MicroBatchLoss {
                 loss,
@@ -214,47 +218,51 @@ impl Trainer {
         })
     }
 
-    /// Clips, then updates with the learning rates of `step`, the 1-based step that this update
-    /// completes. Gradients are read from the parameters. Where their norm is not finite the step
-    /// ends as in [`Self::skip`].
+    /// Clips the parameters' gradients, then updates with the learning rates of `step`, the 1-based
+    /// step that this update completes. If the gradient norm is not finite, the step is skipped as
+    /// in [`Self::skip`].
     ///
     /// # Errors
-    /// A missing gradient, or what [`Self::skip`] says; nothing is changed then.
+    /// A missing gradient, or as [`Self::skip`]; nothing is changed then.
     pub fn update(&mut self, step: u64) -> Result<UpdateReport, ModelError> {
-        let scale = self.guard.loss_scale();
-        let norm = guarded("the gradient's norm", || self.optimizer.norm(step))? / scale;
-        if !norm.is_finite() {
-            return self.leave_out(step, Trouble::Gradient(norm));
+        let loss_scale = self.guard.loss_scale();
+        let norm = catch_panic("computing the gradient norm", || self.optimizer.norm(step))?;
+        let gradient_norm = norm / loss_scale;
+        if !gradient_norm.is_finite() {
+            return self.skip_update(step, Nonfinite::Gradient(gradient_norm));
         }
-        let count = step.saturating_sub(self.guard.skipped());
-        guarded("the update", || {
-            self.optimizer.update((norm, scale), step, count)
-        })?;
-        self.guard.good();
-        Ok(self.updated(step, norm))
+        let update = UpdateStep {
+            step,
+            count: step.saturating_sub(self.guard.skipped()),
+            gradient_norm,
+            loss_scale,
+        };
+        catch_panic("updating the weights", || self.optimizer.update(update))?;
+        self.guard.record_update();
+        Ok(self.complete_step(step, gradient_norm))
     }
 
-    /// Ends a step of which some sample's loss is not finite: no weight, no moment changes. All
-    /// ranks must call it for the same step.
+    /// Completes a step in which some sample's loss is not finite, without changing weights or
+    /// moments. All ranks must call it for the same step.
     ///
     /// # Errors
-    /// The job says that such a step ends it, or too many in a row were skipped.
+    /// The job does not allow skipped steps, or too many steps in a row were skipped.
     pub fn skip(&mut self, step: u64) -> Result<UpdateReport, ModelError> {
-        self.leave_out(step, Trouble::Loss)
+        self.skip_update(step, Nonfinite::Loss)
     }
 
-    /// What [`MicroBatchLoss::loss`] is multiplied with: a power of two, 1 except in fp16.
+    /// The factor of [`MicroBatchLoss::loss`]: a power of two, 1 except in fp16.
     #[must_use]
     pub fn loss_scale(&self) -> f64 {
         self.guard.loss_scale()
     }
 
-    fn leave_out(&mut self, step: u64, trouble: Trouble) -> Result<UpdateReport, ModelError> {
-        self.guard.bad(trouble)?;
-        Ok(self.updated(step, 0.0))
+    fn skip_update(&mut self, step: u64, cause: Nonfinite) -> Result<UpdateReport, ModelError> {
+        self.guard.record_nonfinite(cause)?;
+        Ok(self.complete_step(step, 0.0))
     }
 
-    fn updated(&mut self, step: u64, gradient_norm: f64) -> UpdateReport {
+    fn complete_step(&mut self, step: u64, gradient_norm: f64) -> UpdateReport {
         self.step = step;
         UpdateReport {
             gradient_norm,
@@ -264,10 +272,10 @@ impl Trainer {
         }
     }
 
-    /// Everything that a checkpoint holds, sorted by name: `weights/NAME` for trained weights,
-    /// `optimizer/NAME/exp_avg` and `optimizer/NAME/exp_avg_sq`; where steps may be skipped,
-    /// `guard/…` with their counts; where the weights are averaged, `ema/NAME`. The tensors are the
-    /// live ones: copy before the next update.
+    /// The contents of a checkpoint, sorted by name: `weights/NAME` for trained weights,
+    /// `optimizer/NAME/exp_avg` and `optimizer/NAME/exp_avg_sq`; if steps may be skipped, `guard/…`
+    /// with their counts and the loss scale; with moving averages, `ema/NAME`. The tensors share
+    /// storage with the trainer: copy them before the next update.
     #[must_use]
     pub fn state(&self) -> Vec<(String, Tensor)> {
         self.live_state().into_iter().collect()
@@ -288,10 +296,10 @@ impl Trainer {
             .collect()
     }
 
-    /// Takes over the state of a checkpoint that was made after `step` updates.
+    /// Loads the state of a checkpoint of step `step`.
     ///
     /// # Errors
-    /// A tensor that is missing, does not belong here or has another shape; nothing is changed
+    /// A tensor that is missing, unexpected, of the wrong shape or not finite; nothing is changed
     /// then.
     pub fn load_state(
         &mut self,
@@ -307,15 +315,14 @@ impl Trainer {
         Ok(())
     }
 
-    /// The trained weights become what their moving averages are, where the job keeps any: for
-    /// drawing and exporting, not for training on.
+    /// Replaces the trained weights by their moving averages, if the job enables them. For sampling
+    /// and export; do not continue training afterwards.
     pub fn take_averages(&mut self) {
         self.optimizer.take_averages();
     }
 
-    /// The model's weights by the file they belong in: `autoencoder`, `text_encoder` and `unet` as
-    /// [`InitWeights`] wants them; a RetriNet's own parts under `retrieval`, `cross_attention` and
-    /// `zero_convs`.
+    /// The model's weights by file: `autoencoder`, `text_encoder` and `unet` as in [`InitWeights`];
+    /// the weights that only a RetriNet has under `retrieval`, `cross_attention` and `zero_convs`.
     #[must_use]
     pub fn export(&self) -> BTreeMap<String, NamedTensors> {
         let mut files: BTreeMap<String, NamedTensors> = BTreeMap::new();
@@ -330,76 +337,75 @@ impl Trainer {
         files
     }
 
-    /// Samples one image for each example from its prompt, references (of which there may be any
-    /// number) and concepts. An autoencoder gives back the targets as it sees them. An image does
-    /// not depend on the others that are asked for.
+    /// Samples one image for each example from its prompt, concepts and any number of references.
+    /// An autoencoder returns its reconstructions of the targets. An image does not depend on the
+    /// other examples.
     ///
     /// # Errors
-    /// An example that does not fit the job; a number of steps that the schedule does not have.
+    /// An example that does not match the job; more steps than the schedule allows.
     pub fn sample(
         &mut self,
         examples: &[Example],
         options: &SampleOptions,
     ) -> Result<Vec<image::RgbImage>, ModelError> {
-        // One at a time: what a kernel does with an image can depend on how many there are beside
-        // it.
+        // One at a time, because a kernel's result for an image can depend on the batch size.
         let images = examples.iter().map(|example| {
-            guarded("drawing pictures", || {
+            catch_panic("sampling images", || {
                 tch::no_grad(|| self.network.sample(example, options))
             })
         });
         images.collect()
     }
 
-    /// Where the retrieval encoder finds a word in a reference image at a time step, block by
-    /// block.
+    /// The retrieval encoder's attention maps of a word over a reference image at a time step, one
+    /// for each block.
     ///
     /// # Errors
-    /// An image of another size than the job's; a model without references.
+    /// An image of a different size than the job's; a model without references.
     pub fn attention(
         &mut self,
         reference: &image::RgbImage,
         word: Concept,
         timestep: usize,
     ) -> Result<Vec<AttentionMap>, ModelError> {
-        let found = guarded("looking at attention", || {
+        let maps = catch_panic("computing attention maps", || {
             tch::no_grad(|| self.network.attention(reference, word, timestep))
         })?;
-        found.ok_or(ModelError::Unsupported {
+        maps.ok_or(ModelError::Unsupported {
             architecture: self.name,
-            request: "attend to references",
+            feature: "attention to references",
         })
     }
 }
 
-/// Keeps a weight that never moves in the dtype that it is used in. Vectors are a thousandth of all
-/// and stay fp32, which norms compute in.
-fn narrow(tensor: &Tensor, dtype: Kind) {
+/// Stores a frozen weight in the dtype in which it is used. Vectors stay fp32, the dtype of norms;
+/// they are only about a thousandth of all values.
+fn cast_frozen(tensor: &Tensor, dtype: Kind) {
     if tensor.dim() > 1 && dtype != Kind::Float {
         let mut alias = tensor.shallow_clone();
         alias.set_data(&tensor.to_kind(dtype));
     }
 }
 
-/// Row 0 the total, then the terms: [1 + terms, B].
-fn rows(losses: SampleLosses) -> Tensor {
+/// The total in row 0, then the terms: [1 + terms, B].
+fn stack_losses(losses: SampleLosses) -> Tensor {
     let rows: Vec<Tensor> = std::iter::once(losses.total).chain(losses.terms).collect();
     Tensor::stack(&rows, 0)
 }
 
-/// Which samples' losses are not finite, and the sums of all rows over the others. When all are
-/// finite and only their sum is not, all are named.
-fn finite_part(losses: &Tensor) -> (Vec<usize>, Vec<f64>) {
+/// The indices of the samples whose losses are not finite, and the sums of all rows over the other
+/// samples. If all losses are finite but their sum is not, all samples are returned.
+fn sum_finite(losses: &Tensor) -> (Vec<usize>, Vec<f64>) {
     let losses = losses.detach().to_device(Device::Cpu);
     let rows = losses.size()[0];
     let value = |row: i64, sample: usize| losses.double_value(&[row, sample as i64]);
     let finite = |sample: &usize| (0..rows).all(|row| value(row, *sample).is_finite());
     let samples = 0..losses.size()[1] as usize;
-    let (good, bad): (Vec<usize>, Vec<usize>) = samples.partition(finite);
-    if bad.is_empty() {
-        return (good, vec![0.0; rows as usize]);
+    let (finite, nonfinite): (Vec<usize>, Vec<usize>) = samples.partition(finite);
+    if nonfinite.is_empty() {
+        return (finite, vec![0.0; rows as usize]);
     }
-    let sum = |row| good.iter().map(|sample| value(row, *sample)).sum();
+    let sum = |row| finite.iter().map(|sample| value(row, *sample)).sum();
     let sums = (0..rows).map(sum).collect();
-    (bad, sums)
+    (nonfinite, sums)
 }

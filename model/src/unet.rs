@@ -1,20 +1,27 @@
 //! The U-Net in CompVis block numbering (notes 3.1): `time_embed`, `input_blocks`, `middle_block`,
-//! `output_blocks`, `out`. Encoder, middle and decoder are separate types, because RetriNet copies
-//! the first and adds to what passes between the first and the last. Weight names are those of a
-//! CompVis single file without its prefix.
+//! `output_blocks`, `out`. Encoder, middle and decoder are separate types because RetriNet copies
+//! the encoder and adds residuals to the skip connections between encoder and decoder. Weight names
+//! are those of a CompVis single file without its prefix.
 
 use crate::attention::SpatialTransformer;
 use crate::embedding::TimeEmbedding;
-use crate::layer::{Conv, GroupNorm};
+use crate::layer::{Conv, GroupNorm, GroupNormOptions};
 use crate::parameter::Scope;
 use crate::recompute::ActivationCheckpoint;
 use crate::resnet::ResBlock;
 use proto::layout::UNetLayout;
 use tch::{Kind, Tensor};
 
+fn norm_options(layout: &UNetLayout) -> GroupNormOptions {
+    GroupNormOptions {
+        groups: layout.norm_groups,
+        epsilon: layout.norm_epsilon,
+    }
+}
+
 fn res_block(scope: &Scope<'_>, inputs: i64, outputs: i64, layout: &UNetLayout) -> ResBlock {
-    let norm = (layout.norm_groups, layout.norm_epsilon);
-    ResBlock::unet(scope, inputs, outputs, 4 * layout.widths[0], norm)
+    let time_width = 4 * layout.widths[0];
+    ResBlock::unet(scope, inputs, outputs, time_width, norm_options(layout))
 }
 
 fn transformer(scope: &Scope<'_>, level: usize, layout: &UNetLayout) -> SpatialTransformer {
@@ -46,14 +53,14 @@ impl UNet {
         }
     }
 
-    /// The SiLU of the time embedding, which every residual block takes: [batch] -> [batch, 4 *
-    /// channels]. It is computed in fp32, because its sines are.
+    /// The SiLU of the time embedding, an input of every residual block: [batch] -> [batch, 4 *
+    /// channels]. Computed in fp32, like the sinusoids, and cast to `dtype`.
     pub fn embed_time(&self, timesteps: &Tensor, dtype: Kind) -> Tensor {
         self.time.forward(timesteps).silu().to_kind(dtype)
     }
 
-    /// What the network answers to its inputs: [branches * batch, c, h, w]. It is [`Self::embed`],
-    /// [`Self::encode`] and [`Self::decode`], for models whose residuals do not depend on the
+    /// The prediction for the inputs: [branches * batch, c, h, w]. Runs [`Self::embed`],
+    /// [`Self::encode`] and [`Self::decode`]; for models whose residuals do not depend on the
     /// encoder's features.
     pub fn forward(&self, inputs: &UNetInputs<'_>) -> Tensor {
         let time = self.embed(inputs);
@@ -61,24 +68,27 @@ impl UNet {
         self.decode(encoded, inputs)
     }
 
-    /// What every residual block is told: [branches * batch, 4 * channels].
+    /// The time input of every residual block: [branches * batch, 4 * channels].
     pub fn embed(&self, inputs: &UNetInputs<'_>) -> Tensor {
         let (branches, dtype) = (inputs.branches(), inputs.latents.kind());
         match inputs.added {
-            None => repeated(&self.embed_time(inputs.timesteps, dtype), branches),
+            None => repeat_batch(&self.embed_time(inputs.timesteps, dtype), branches),
             Some(added) => {
-                let time = repeated(&self.time.forward(inputs.timesteps), branches);
+                let time = repeat_batch(&self.time.forward(inputs.timesteps), branches);
                 (time + added).silu().to_kind(dtype)
             }
         }
     }
 
-    /// Encoder and middle, with what [`Self::embed`] gave. Residuals are not looked at.
+    /// Runs encoder and middle with the result of [`Self::embed`]. The residuals of `inputs` are
+    /// ignored.
     #[must_use]
     pub fn encode(&self, inputs: &UNetInputs<'_>, time: Tensor) -> Encoded {
-        let latents = repeated(inputs.latents, inputs.branches());
+        let latents = repeat_batch(inputs.latents, inputs.branches());
         let (mut image, text) = (inputs.image.iter(), inputs.text);
-        let skips = self.encoder.run(&latents, &time, text, &mut image);
+        let skips = self
+            .encoder
+            .forward_with_image(&latents, &time, text, &mut image);
         let last = &skips[skips.len() - 1];
         let middle = self.middle.forward(last, &time, text, image.next());
         Encoded {
@@ -88,7 +98,7 @@ impl UNet {
         }
     }
 
-    /// The decoder, with the residuals of `inputs` added to what it is given.
+    /// Runs the decoder on `encoded`, to which the residuals of `inputs` are added.
     pub fn decode(&self, encoded: Encoded, inputs: &UNetInputs<'_>) -> Tensor {
         let middle = match inputs.middle {
             Some(residual) => encoded.middle + residual,
@@ -100,15 +110,15 @@ impl UNet {
                 *skip = &*skip + residual;
             }
         }
-        let done = self.encoder.transformers() + 1;
-        let image = inputs.image.get(done..).unwrap_or_default();
+        let consumed = self.encoder.transformers() + 1;
+        let image = inputs.image.get(consumed..).unwrap_or_default();
         self.decoder
-            .forward(&middle, skips, (&encoded.time, inputs.text), image)
+            .forward(&middle, skips, &encoded.time, inputs.text, image)
     }
 }
 
-/// All that a U-Net's answer depends on. What a model adds to a U-Net comes in here: the U-Net
-/// itself knows of no such model.
+/// All inputs of a U-Net. Models that extend a U-Net pass their additions here; the U-Net itself
+/// does not depend on these models.
 #[derive(Debug, Clone, Copy)]
 pub struct UNetInputs<'a> {
     /// Noisy latents, [batch, c, h, w].
@@ -116,24 +126,23 @@ pub struct UNetInputs<'a> {
     /// [batch]
     pub timesteps: &'a Tensor,
     /// Text states, [branches * batch, tokens, context_dim]: one branch for training, two
-    /// (unconditional first) for classifier-free guidance. Latents and time steps are the same in
-    /// each.
+    /// (unconditional first) for classifier-free guidance. All branches share the latents and time
+    /// steps.
     pub text: &'a Tensor,
     /// Image context: further keys and values for each spatial transformer, in the order of
-    /// [`transformer_widths`]; or none at all.
+    /// [`transformer_widths`]; may be empty.
     pub image: &'a [ImageContext],
     /// Added to the time embedding before its SiLU, [branches * batch, 4 * channels].
     pub added: Option<&'a Tensor>,
-    /// Added to the output of each input block on its way to the decoder, [branches * batch, C_i,
-    /// H_i, W_i]; or none at all.
+    /// Residuals for the skip connection of each input block, [branches * batch, C_i, H_i, W_i];
+    /// may be empty.
     pub skips: &'a [Option<Tensor>],
-    /// Added to the middle's output on its way to the decoder.
+    /// Residual for the middle's output, the decoder's input.
     pub middle: Option<&'a Tensor>,
 }
 
-/// Keys and values that the queries of a spatial transformer's attention to the text attend to as
-/// well; what they find is added to what they find in the text. Whoever makes them multiplies the
-/// values by the scale that they are to have.
+/// Further keys and values for the queries of a spatial transformer's attention to the text. The
+/// two results are added. The caller multiplies the values by their scale.
 #[derive(Debug)]
 pub struct ImageContext {
     /// [branches * batch, tokens, width of the transformer]
@@ -143,13 +152,13 @@ pub struct ImageContext {
 }
 
 impl ImageContext {
-    fn pair(&self) -> [&Tensor; 2] {
+    fn keys_values(&self) -> [&Tensor; 2] {
         [&self.keys, &self.values]
     }
 }
 
 impl<'a> UNetInputs<'a> {
-    /// Latents, time steps and text states alone.
+    /// Only latents, time steps and text states.
     #[must_use]
     pub fn new(latents: &'a Tensor, timesteps: &'a Tensor, text: &'a Tensor) -> Self {
         Self {
@@ -163,14 +172,14 @@ impl<'a> UNetInputs<'a> {
         }
     }
 
-    /// How many predictions are made for the same latents.
+    /// The number of predictions for the same latents.
     #[must_use]
     pub fn branches(&self) -> i64 {
         self.text.size()[0] / self.latents.size()[0]
     }
 }
 
-/// What the encoder and the middle made of their inputs.
+/// The outputs of the encoder and the middle.
 #[derive(Debug)]
 pub struct Encoded {
     time: Tensor,
@@ -197,8 +206,8 @@ pub fn transformer_widths(layout: &UNetLayout) -> Vec<i64> {
         .collect()
 }
 
-/// The batch as often as said, one after the other; no copy for once.
-pub(crate) fn repeated(xs: &Tensor, times: i64) -> Tensor {
+/// Repeats the batch `times` times along dimension 0; does not copy if `times` is 1.
+pub(crate) fn repeat_batch(xs: &Tensor, times: i64) -> Tensor {
     match times {
         1 => xs.shallow_clone(),
         _ => Tensor::cat(&vec![xs; times as usize], 0),
@@ -207,20 +216,20 @@ pub(crate) fn repeated(xs: &Tensor, times: i64) -> Tensor {
 
 #[derive(Debug)]
 enum InputBlock {
-    /// The first convolution, or the one that halves the size.
+    /// The first convolution, or a downsampling one.
     Conv(Conv),
-    Attended(ActivationCheckpoint<Attended>),
+    ResAttention(ActivationCheckpoint<ResAttention>),
 }
 
-/// A residual block, and a spatial transformer behind it where the level has them.
+/// A residual block, followed by a spatial transformer in the levels that have attention.
 #[derive(Debug)]
-struct Attended {
+struct ResAttention {
     res: ResBlock,
     attention: Option<SpatialTransformer>,
 }
 
-impl Attended {
-    /// `shortcut_xs` and `xs` are the same input, see [`ResBlock::forward_with_skip`].
+impl ResAttention {
+    /// `shortcut_xs` and `xs` are the same tensor; see [`ResBlock::forward_with_skip`].
     fn forward(
         &self,
         [shortcut_xs, xs, time, text]: [&Tensor; 4],
@@ -234,10 +243,14 @@ impl Attended {
     }
 }
 
-impl ActivationCheckpoint<Attended> {
-    fn attended(&self, [xs, time, text]: [&Tensor; 3], image: Option<&ImageContext>) -> Tensor {
+impl ActivationCheckpoint<ResAttention> {
+    fn forward_checkpointed(
+        &self,
+        [xs, time, text]: [&Tensor; 3],
+        image: Option<&ImageContext>,
+    ) -> Tensor {
         let inputs = [xs, xs, time, text];
-        match image.map(ImageContext::pair) {
+        match image.map(ImageContext::keys_values) {
             None => self.run(inputs, |block, inputs| {
                 block.forward(inputs.each_ref(), None)
             }),
@@ -265,25 +278,23 @@ impl Encoder {
     pub fn new(scope: &Scope<'_>, layout: &UNetLayout) -> Self {
         let scope = scope.sub("input_blocks");
         let mut inputs = layout.widths[0];
-        let inward = Conv::three(&scope.sub(0).sub(0), layout.in_channels, inputs);
-        let mut blocks = vec![InputBlock::Conv(inward)];
+        let conv_in = Conv::three(&scope.sub(0).sub(0), layout.in_channels, inputs);
+        let mut blocks = vec![InputBlock::Conv(conv_in)];
         for (level, outputs) in layout.widths.iter().copied().enumerate() {
             for _ in 0..layout.res_blocks {
-                let at = scope.sub(blocks.len());
-                let block = Attended {
-                    res: res_block(&at.sub(0), inputs, outputs, layout),
+                let scope = scope.sub(blocks.len());
+                let block = ResAttention {
+                    res: res_block(&scope.sub(0), inputs, outputs, layout),
                     attention: layout.attends[level]
-                        .then(|| transformer(&at.sub(1), level, layout)),
+                        .then(|| transformer(&scope.sub(1), level, layout)),
                 };
-                blocks.push(InputBlock::Attended(ActivationCheckpoint::new(
-                    &[&at],
-                    block,
-                )));
+                let block = ActivationCheckpoint::new(&[&scope], block);
+                blocks.push(InputBlock::ResAttention(block));
                 inputs = outputs;
             }
             if level + 1 < layout.widths.len() {
-                let at = scope.sub(blocks.len()).sub(0).sub("op");
-                blocks.push(InputBlock::Conv(Conv::down(&at, outputs)));
+                let scope = scope.sub(blocks.len()).sub(0).sub("op");
+                blocks.push(InputBlock::Conv(Conv::down(&scope, outputs)));
             }
         }
         Self { blocks }
@@ -292,12 +303,12 @@ impl Encoder {
     /// The outputs of all blocks, first to last: [batch, widths[i], h_i, w_i].
     #[must_use]
     pub fn forward(&self, latents: &Tensor, time: &Tensor, text: &Tensor) -> Vec<Tensor> {
-        self.run(latents, time, text, &mut [].iter())
+        self.forward_with_image(latents, time, text, &mut [].iter())
     }
 
-    /// The same with image context, of which every spatial transformer takes the next where there
-    /// is any.
-    fn run(
+    /// [`Self::forward`] with image context; each spatial transformer consumes the next entry, if
+    /// any.
+    fn forward_with_image(
         &self,
         latents: &Tensor,
         time: &Tensor,
@@ -309,44 +320,41 @@ impl Encoder {
             let xs = features.last().unwrap_or(latents);
             features.push(match block {
                 InputBlock::Conv(conv) => conv.forward(xs),
-                InputBlock::Attended(block) => {
+                InputBlock::ResAttention(block) => {
                     let image = block.attention.as_ref().and_then(|_| image.next());
-                    block.attended([xs, time, text], image)
+                    block.forward_checkpointed([xs, time, text], image)
                 }
             });
         }
         features
     }
 
-    /// How many spatial transformers there are.
+    /// The number of spatial transformers.
     fn transformers(&self) -> usize {
         let attends = |block: &&InputBlock| match block {
             InputBlock::Conv(_) => false,
-            InputBlock::Attended(block) => block.attention.is_some(),
+            InputBlock::ResAttention(block) => block.attention.is_some(),
         };
         self.blocks.iter().filter(attends).count()
     }
 
-    /// For each block that attends to text, its number, its columns, and the probabilities of that
-    /// attention, [batch, heads, cells, tokens].
+    /// The attention probabilities of each block that attends to text.
     #[must_use]
-    pub fn attention(
-        &self,
-        latents: &Tensor,
-        time: &Tensor,
-        text: &Tensor,
-    ) -> Vec<(usize, i64, Tensor)> {
-        let mut found = Vec::new();
+    pub fn attention(&self, latents: &Tensor, time: &Tensor, text: &Tensor) -> Vec<BlockAttention> {
+        let mut maps = Vec::new();
         let mut xs = latents.shallow_clone();
-        for (number, block) in self.blocks.iter().enumerate() {
+        for (index, block) in self.blocks.iter().enumerate() {
             xs = match block {
                 InputBlock::Conv(conv) => conv.forward(&xs),
-                InputBlock::Attended(block) => {
+                InputBlock::ResAttention(block) => {
                     let inner = block.res.forward(&xs, Some(time));
                     match &block.attention {
                         Some(attention) => {
-                            let probabilities = attention.probabilities(&inner, text);
-                            found.push((number, inner.size()[3], probabilities));
+                            maps.push(BlockAttention {
+                                block: index,
+                                width: inner.size()[3],
+                                probabilities: attention.probabilities(&inner, text),
+                            });
                             attention.forward(&inner, text, None)
                         }
                         None => inner,
@@ -354,14 +362,25 @@ impl Encoder {
                 }
             };
         }
-        found
+        maps
     }
+}
+
+/// The attention of one input block to the text.
+#[derive(Debug)]
+pub struct BlockAttention {
+    /// Index of the input block.
+    pub block: usize,
+    /// Width of the feature map in cells.
+    pub width: i64,
+    /// [batch, heads, cells, tokens]
+    pub probabilities: Tensor,
 }
 
 /// `middle_block`: residual block, spatial transformer, residual block.
 #[derive(Debug)]
 pub struct Middle {
-    first: ActivationCheckpoint<Attended>,
+    first: ActivationCheckpoint<ResAttention>,
     second: ActivationCheckpoint<ResBlock>,
 }
 
@@ -371,15 +390,15 @@ impl Middle {
         let scope = scope.sub("middle_block");
         let last = layout.widths.len() - 1;
         let width = layout.widths[last];
-        let at = [scope.sub(0), scope.sub(1), scope.sub(2)];
-        let first = Attended {
-            res: res_block(&at[0], width, width, layout),
-            attention: Some(transformer(&at[1], last, layout)),
+        let scopes = [scope.sub(0), scope.sub(1), scope.sub(2)];
+        let first = ResAttention {
+            res: res_block(&scopes[0], width, width, layout),
+            attention: Some(transformer(&scopes[1], last, layout)),
         };
-        let second = res_block(&at[2], width, width, layout);
+        let second = res_block(&scopes[2], width, width, layout);
         Self {
-            first: ActivationCheckpoint::new(&[&at[0], &at[1]], first),
-            second: ActivationCheckpoint::new(&[&at[2]], second),
+            first: ActivationCheckpoint::new(&[&scopes[0], &scopes[1]], first),
+            second: ActivationCheckpoint::new(&[&scopes[2]], second),
         }
     }
 
@@ -390,7 +409,7 @@ impl Middle {
         text: &Tensor,
         image: Option<&ImageContext>,
     ) -> Tensor {
-        let xs = self.first.attended([xs, time, text], image);
+        let xs = self.first.forward_checkpointed([xs, time, text], image);
         self.second.run([&xs, time], |second, [xs, time]| {
             second.forward(xs, Some(time))
         })
@@ -399,12 +418,13 @@ impl Middle {
 
 #[derive(Debug)]
 struct OutputBlock {
-    attended: Attended,
+    inner: ResAttention,
     up: Option<Conv>,
 }
 
 impl OutputBlock {
-    /// `size` is the side of what comes next: twice the side, or one less where halving rounded up.
+    /// `size` is the upsampled [height, width]: twice the input's, or one less where downsampling
+    /// rounded up.
     fn forward(
         &self,
         [xs, skip, time, text]: [&Tensor; 4],
@@ -412,7 +432,7 @@ impl OutputBlock {
         size: Option<[i64; 2]>,
     ) -> Tensor {
         let xs = &Tensor::cat(&[xs, skip], 1);
-        let xs = self.attended.forward([xs, xs, time, text], image);
+        let xs = self.inner.forward([xs, xs, time, text], image);
         match (&self.up, size) {
             (Some(up), Some(size)) => up.forward(&xs.upsample_nearest2d(size, None, None)),
             _ => xs,
@@ -431,7 +451,7 @@ pub struct Decoder {
 impl Decoder {
     #[must_use]
     pub fn new(scope: &Scope<'_>, layout: &UNetLayout) -> Self {
-        let at_blocks = scope.sub("output_blocks");
+        let blocks_scope = scope.sub("output_blocks");
         let mut skips: Vec<i64> = layout
             .input_levels()
             .iter()
@@ -441,38 +461,39 @@ impl Decoder {
         let mut blocks = Vec::new();
         for (level, outputs) in layout.widths.iter().copied().enumerate().rev() {
             for repeat in 0..=layout.res_blocks {
-                let at = at_blocks.sub(blocks.len());
+                let scope = blocks_scope.sub(blocks.len());
                 let skip = skips
                     .pop()
                     .expect("the encoder has one output for every output block");
-                let attended = Attended {
-                    res: res_block(&at.sub(0), inputs + skip, outputs, layout),
+                let inner = ResAttention {
+                    res: res_block(&scope.sub(0), inputs + skip, outputs, layout),
                     attention: layout.attends[level]
-                        .then(|| transformer(&at.sub(1), level, layout)),
+                        .then(|| transformer(&scope.sub(1), level, layout)),
                 };
-                let up_at = 1 + usize::from(attended.attention.is_some());
+                let up_index = 1 + usize::from(inner.attention.is_some());
                 let up = (level > 0 && repeat == layout.res_blocks)
-                    .then(|| Conv::three(&at.sub(up_at).sub("conv"), outputs, outputs));
-                let block = OutputBlock { attended, up };
-                blocks.push(ActivationCheckpoint::new(&[&at], block));
+                    .then(|| Conv::three(&scope.sub(up_index).sub("conv"), outputs, outputs));
+                let block = OutputBlock { inner, up };
+                blocks.push(ActivationCheckpoint::new(&[&scope], block));
                 inputs = outputs;
             }
         }
         let out = scope.sub("out");
         Self {
             blocks,
-            norm: GroupNorm::new(&out.sub(0), layout.norm_groups, inputs, layout.norm_epsilon),
+            norm: GroupNorm::new(&out.sub(0), inputs, norm_options(layout)),
             out: Conv::three_zero(&out.sub(2), inputs, layout.out_channels),
         }
     }
 
-    /// From the middle's output and the encoder's features (taken from the last), noise [batch,
-    /// latent channels, h, w].
+    /// Predicts [batch, latent channels, h, w] from the middle's output and the encoder's features,
+    /// which are consumed from the last to the first.
     fn forward(
         &self,
         middle: &Tensor,
         features: Vec<Tensor>,
-        (time, text): (&Tensor, &Tensor),
+        time: &Tensor,
+        text: &Tensor,
         image: &[ImageContext],
     ) -> Tensor {
         let mut xs = middle.shallow_clone();
@@ -484,9 +505,9 @@ impl Decoder {
                 .expect("one feature map for every output block");
             let next = skips.peek().map(Tensor::size);
             let size = next.map(|size| [size[2], size[3]]);
-            let image = block.attended.attention.as_ref().and_then(|_| image.next());
+            let image = block.inner.attention.as_ref().and_then(|_| image.next());
             let inputs = [&xs, &skip, time, text];
-            xs = match image.map(ImageContext::pair) {
+            xs = match image.map(ImageContext::keys_values) {
                 None => block.run(inputs, move |block, inputs| {
                     block.forward(inputs.each_ref(), None, size)
                 }),

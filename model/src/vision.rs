@@ -1,4 +1,4 @@
-//! CLIP's image tower with its projection (notes 5.1), Hugging Face names: pictures -> the
+//! CLIP's image tower with its projection (notes 5.1) and Hugging Face weight names: images -> the
 //! embeddings that CLIP-I and CLIP-T compare.
 
 use crate::clip::Transformer;
@@ -12,9 +12,9 @@ pub struct ImageEncoder {
     class: Tensor,
     patches: Tensor,
     positions: Tensor,
-    before: LayerNorm,
+    pre_norm: LayerNorm,
     transformer: Transformer,
-    after: LayerNorm,
+    post_norm: LayerNorm,
     projection: Linear,
     patch: i64,
 }
@@ -25,9 +25,9 @@ impl ImageEncoder {
         let (tower, width) = (scope.sub("vision_model"), layout.transformer.width);
         let embeddings = tower.sub("embeddings");
         let tokens = (layout.side / layout.patch).pow(2) + 1;
-        // The name is spelt like this in every public file.
-        let before = LayerNorm::new(&tower.sub("pre_layrnorm"), width);
-        let after = LayerNorm::new(&tower.sub("post_layernorm"), width);
+        // Public files spell the name like this.
+        let pre_norm = LayerNorm::new(&tower.sub("pre_layrnorm"), width);
+        let post_norm = LayerNorm::new(&tower.sub("post_layernorm"), width);
         Self {
             class: embeddings.parameter("class_embedding", &[width], Init::Normal(0.02)),
             patches: embeddings.sub("patch_embedding").parameter(
@@ -40,31 +40,31 @@ impl ImageEncoder {
                 &[tokens, width],
                 Init::Normal(0.02),
             ),
-            before: before.epsilon(layout.transformer.norm_epsilon),
+            pre_norm: pre_norm.epsilon(layout.transformer.norm_epsilon),
             transformer: Transformer::new(&tower, &layout.transformer, false),
-            after: after.epsilon(layout.transformer.norm_epsilon),
+            post_norm: post_norm.epsilon(layout.transformer.norm_epsilon),
             projection: Linear::unbiased(&scope.sub("visual_projection"), width, layout.projection),
             patch: layout.patch,
         }
     }
 
-    /// Normalised pictures [batch, 3, side, side] -> embeddings [batch, projection], not of length
-    /// 1.
+    /// Normalized images [batch, 3, side, side] -> embeddings [batch, projection], which are not
+    /// scaled to unit length.
     pub fn forward(&self, images: &Tensor) -> Tensor {
         let stride = [self.patch; 2];
-        let like = |tensor: &Tensor| tensor.to_kind(images.kind());
+        let cast = |tensor: &Tensor| tensor.to_kind(images.kind());
         let patches = images.conv2d(
-            &like(&self.patches),
+            &cast(&self.patches),
             None::<&Tensor>,
             stride,
             [0, 0],
             [1, 1],
             1,
         );
-        let class = like(&self.class).expand([patches.size()[0], 1, -1], false);
-        let tokens = Tensor::cat(&[class, to_tokens(&patches)], 1) + like(&self.positions);
-        let states = self.transformer.forward(self.before.forward(&tokens));
+        let class = cast(&self.class).expand([patches.size()[0], 1, -1], false);
+        let tokens = Tensor::cat(&[class, to_tokens(&patches)], 1) + cast(&self.positions);
+        let states = self.transformer.forward(self.pre_norm.forward(&tokens));
         self.projection
-            .forward(&self.after.forward(&states.select(1, 0)))
+            .forward(&self.post_norm.forward(&states.select(1, 0)))
     }
 }

@@ -1,6 +1,6 @@
-//! Weights as safetensors files and as digests. Strict both ways: a name too few, a name too many
-//! or a shape that differs is an error that says which. Called by the trainer and by tools that
-//! export models.
+//! Reads, writes and digests weights as safetensors files. Loading is strict: a missing tensor, an
+//! unexpected tensor or a shape mismatch is an error that names the tensor. Used by the trainer and
+//! by tools that export models.
 
 use crate::error::{ModelError, WeightsFault};
 use proto::checkpoint::TensorsDigest;
@@ -13,11 +13,11 @@ use tch::{Device, Kind, Tensor};
 /// Tensors by name, sorted.
 pub type NamedTensors = BTreeMap<String, Tensor>;
 
-/// How values are written.
+/// The dtype in which values are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Storage {
     Float32,
-    /// Half the size; values are rounded to 11 bits.
+    /// Half the size; values are rounded to an 11-bit significand.
     Float16,
 }
 
@@ -26,11 +26,11 @@ pub enum Storage {
 /// # Errors
 /// The file cannot be read, is not safetensors, or holds a tensor that is neither F32 nor F16.
 pub fn read(path: &Path) -> Result<NamedTensors, ModelError> {
-    let attempt = || {
+    let read = || {
         let bytes = std::fs::read(path)?;
         parse(&bytes)
     };
-    attempt().map_err(|source| ModelError::ReadWeights {
+    read().map_err(|source| ModelError::ReadWeights {
         path: path.to_owned(),
         source,
     })
@@ -60,14 +60,14 @@ pub fn parse(bytes: &[u8]) -> Result<NamedTensors, WeightsFault> {
     Ok(tensors)
 }
 
-/// Writes tensors as one safetensors file, one after the other. The same tensors give the same
-/// bytes.
+/// Writes tensors to one safetensors file, converting one tensor at a time. The same tensors give
+/// the same bytes.
 ///
 /// # Errors
 /// The file cannot be written.
 pub fn write(path: &Path, tensors: &NamedTensors, storage: Storage) -> Result<(), ModelError> {
-    let written = safetensors::serialize_to_file(stored(tensors, storage), None, path);
-    written.map_err(|error| ModelError::WriteWeights {
+    let result = safetensors::serialize_to_file(views(tensors, storage), None, path);
+    result.map_err(|error| ModelError::WriteWeights {
         path: path.to_owned(),
         source: error.into(),
     })
@@ -76,17 +76,20 @@ pub fn write(path: &Path, tensors: &NamedTensors, storage: Storage) -> Result<()
 /// The bytes of a safetensors file with these tensors.
 ///
 /// # Errors
-/// The format's own limits (a header of more than 100 MB).
+/// The format's limits are exceeded (a header of more than 100 MB).
 pub fn serialize(tensors: &NamedTensors, storage: Storage) -> Result<Vec<u8>, WeightsFault> {
-    Ok(safetensors::serialize(stored(tensors, storage), None)?)
+    Ok(safetensors::serialize(views(tensors, storage), None)?)
 }
 
-fn stored(tensors: &NamedTensors, storage: Storage) -> impl Iterator<Item = (&String, Stored<'_>)> {
+fn views(
+    tensors: &NamedTensors,
+    storage: Storage,
+) -> impl Iterator<Item = (&String, LazyTensor<'_>)> {
     tensors.iter().map(move |(name, tensor)| {
         let shape = tensor.size().iter().map(|side| *side as usize).collect();
         (
             name,
-            Stored {
+            LazyTensor {
                 tensor,
                 shape,
                 storage,
@@ -95,8 +98,8 @@ fn stored(tensors: &NamedTensors, storage: Storage) -> impl Iterator<Item = (&St
     })
 }
 
-/// A tensor whose bytes are made when they are written.
-struct Stored<'a> {
+/// A tensor that is converted to bytes when it is written.
+struct LazyTensor<'a> {
     tensor: &'a Tensor,
     shape: Vec<usize>,
     storage: Storage,
@@ -111,7 +114,7 @@ impl Storage {
     }
 }
 
-impl View for Stored<'_> {
+impl View for LazyTensor<'_> {
     fn dtype(&self) -> Dtype {
         match self.storage {
             Storage::Float32 => Dtype::F32,
@@ -132,11 +135,12 @@ impl View for Stored<'_> {
     }
 }
 
-/// Copies values into parameters in place. The names must be the same on both sides.
+/// Copies values into parameters in place. The names must be the same on both sides. On an error
+/// nothing is copied.
 ///
 /// # Errors
-/// The first tensor that is missing, extra, misshapen or not finite, with `origin` (a file or a
-/// checkpoint) named. Nothing is copied then.
+/// The first tensor that is missing, unexpected, of the wrong shape or not finite. The error names
+/// `origin`, a file or a checkpoint.
 pub fn load(origin: &str, from: &NamedTensors, into: &NamedTensors) -> Result<(), ModelError> {
     for (name, parameter) in into {
         let expected = parameter.size();
@@ -178,7 +182,7 @@ pub fn load(origin: &str, from: &NamedTensors, into: &NamedTensors) -> Result<()
     Ok(())
 }
 
-/// Weights with a NaN or an infinity would spoil every step that follows.
+/// Rejects NaN and infinite weights, which would make every later step nonfinite.
 pub(crate) fn refuse_nonfinite(
     origin: &str,
     name: &str,
@@ -188,12 +192,12 @@ pub(crate) fn refuse_nonfinite(
         return Ok(());
     }
     let (origin, tensor) = (origin.to_owned(), name.to_owned());
-    Err(ModelError::Nonfinite { origin, tensor })
+    Err(ModelError::NonfiniteTensor { origin, tensor })
 }
 
-/// SHA-256 over names, shapes and fp32 values, sorted by name, in lower-case hex: the figure by
-/// which two runs are compared. Of a trainer's state it is what `coordinator checkpoint digest`
-/// says of its checkpoint.
+/// SHA-256 over names, shapes and fp32 values, sorted by name, in lower-case hex; used to compare
+/// two runs. The digest of a trainer's state equals the one that `coordinator checkpoint digest`
+/// prints for its checkpoint.
 #[must_use]
 pub fn digest(tensors: &NamedTensors) -> String {
     let mut digest = TensorsDigest::default();
@@ -220,7 +224,7 @@ fn bytes(tensor: &Tensor, kind: Kind) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    fn two() -> NamedTensors {
+    fn two_tensors() -> NamedTensors {
         NamedTensors::from([
             (
                 "b".to_owned(),
@@ -231,43 +235,43 @@ mod tests {
     }
 
     #[test]
-    fn a_file_gives_back_what_was_written() {
+    fn a_file_round_trips() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("w.safetensors");
-        write(&path, &two(), Storage::Float32).unwrap();
-        assert_eq!(digest(&read(&path).unwrap()), digest(&two()));
-        write(&path, &two(), Storage::Float16).unwrap();
+        write(&path, &two_tensors(), Storage::Float32).unwrap();
+        assert_eq!(digest(&read(&path).unwrap()), digest(&two_tensors()));
+        write(&path, &two_tensors(), Storage::Float16).unwrap();
         let half = read(&path).unwrap();
         assert_eq!(half["b"].double_value(&[0, 1]), 2.5);
         assert!((half["b"].double_value(&[1, 1]) - 1e-3).abs() < 1e-6);
-        assert_ne!(digest(&half), digest(&two()));
+        assert_ne!(digest(&half), digest(&two_tensors()));
     }
 
     #[test]
-    fn a_file_that_does_not_fit_says_which_tensor() {
+    fn a_mismatched_file_is_refused_with_the_tensor_s_name() {
         let message = |from: &NamedTensors, into: &NamedTensors| {
             load("x.st", from, into).unwrap_err().to_string()
         };
-        let mut less = two();
-        less.remove("a");
+        let mut fewer = two_tensors();
+        fewer.remove("a");
         assert_eq!(
-            message(&less, &two()),
+            message(&fewer, &two_tensors()),
             "x.st: tensor \"a\" is missing; expected shape [1]"
         );
         assert_eq!(
-            message(&two(), &less),
+            message(&two_tensors(), &fewer),
             "x.st: tensor \"a\" does not belong to this model"
         );
-        let mut other = two();
+        let mut other = two_tensors();
         other.insert("b".into(), Tensor::from_slice(&[1f32, 2.]));
         assert_eq!(
-            message(&other, &two()),
+            message(&other, &two_tensors()),
             "x.st: tensor \"b\" has shape [2]; expected [2, 2]"
         );
-        let mut spoilt = two();
-        spoilt.insert("a".into(), Tensor::from_slice(&[f32::NAN]));
+        let mut nonfinite = two_tensors();
+        nonfinite.insert("a".into(), Tensor::from_slice(&[f32::NAN]));
         assert_eq!(
-            message(&spoilt, &two()),
+            message(&nonfinite, &two_tensors()),
             "x.st: tensor \"a\" holds a value that is not finite"
         );
         let error = read(Path::new("no/such.safetensors")).unwrap_err();

@@ -1,5 +1,5 @@
-//! Parameter counts at the size of Stable Diffusion 1.5 (notes 3.1, 3.6, 5.1, 5.2), from shapes
-//! alone.
+//! Parameter counts at the size of Stable Diffusion 1.5 (notes 3.1, 3.6, 5.1, 5.2), computed from
+//! shapes without storage.
 #![allow(clippy::unwrap_used)]
 
 use model::autoencoder::Autoencoder;
@@ -59,30 +59,34 @@ fn sd15_retrinet_trains_what_the_notes_say() {
     assert_eq!(lock_b + sum("retrieval.") + decoder, 809_622_724);
 }
 
-/// Notes 3.5: with four cross-attentions in place of twelve, 15.2 million parameters of attention.
+/// Notes 3.5: with four cross-attentions instead of twelve, they have 15.2 million parameters.
 #[test]
 fn a_cross_attention_for_each_level_is_a_third() {
     let (unet, _, _) = named("sd15").unwrap();
-    let choices = Retrieval {
+    let retrieval = Retrieval {
         attend: Attend::EveryLevel,
         time: RetrievalTime::Target,
     };
     let parameters = Parameters::shapes();
-    let _ = RetrievalBlock::new(&parameters.root(), &(&unet).into(), choices);
+    let _ = RetrievalBlock::new(&parameters.root(), &(&unet).into(), retrieval);
     let attentions = parameters.under("cross_attention.");
-    let of = |block: &str| attentions.keys().any(|name| name.starts_with(block));
-    assert!([2, 5, 8, 11].iter().all(|block| of(&format!("{block}."))));
+    let exists = |block: &str| attentions.keys().any(|name| name.starts_with(block));
+    assert!(
+        [2, 5, 8, 11]
+            .iter()
+            .all(|block| exists(&format!("{block}.")))
+    );
     assert!(
         [0, 1, 3, 4, 6, 7, 9, 10]
             .iter()
-            .all(|block| !of(&format!("{block}.")))
+            .all(|block| !exists(&format!("{block}.")))
     );
     let values: i64 = attentions
         .values()
         .map(|t| t.size().iter().product::<i64>())
         .sum();
-    let by_hand = |width: i64| 4 * width * width + 3 * width;
-    assert_eq!(values, by_hand(320) + by_hand(640) + 2 * by_hand(1280));
+    let expected = |width: i64| 4 * width * width + 3 * width;
+    assert_eq!(values, expected(320) + expected(640) + 2 * expected(1280));
 }
 
 #[test]

@@ -1,12 +1,13 @@
-//! Our numbers against those of the public Python libraries `diffusers`, `transformers` and
-//! PyTorch, within 1e-4 of the largest value. The figures come from tests/golden/make_golden.py;
-//! weights are computed from names on both sides.
+//! Compares our results with those of the Python libraries `diffusers`, `transformers` and PyTorch,
+//! within 1e-4 of the largest value. The expected values come from tests/golden/make_golden.py;
+//! both sides compute weights from parameter names.
 #![allow(clippy::unwrap_used)]
 
 use model::attention::{ReferenceAttention, SpatialTransformer};
 use model::autoencoder::Autoencoder;
 use model::component::Prefixes;
-use model::optimizer::AdamW;
+use model::layer::GroupNormOptions;
+use model::optimizer::{AdamW, UpdateStep};
 use model::parameter::Parameters;
 use model::resnet::ResBlock;
 use model::sampler::Sampler;
@@ -41,7 +42,7 @@ impl Golden {
     }
 }
 
-/// Parameters with the script's values: `fill` in make_golden.py.
+/// Sets the parameters to the script's values, as `fill` in make_golden.py.
 fn fill(parameters: &Parameters) {
     for (name, mut tensor) in parameters.tensors() {
         let shape = tensor.size();
@@ -55,7 +56,7 @@ fn fill(parameters: &Parameters) {
     }
 }
 
-/// Reproducible numbers in [-0.5, 0.5): `unit` in make_golden.py.
+/// Reproducible values in [-0.5, 0.5), as `unit` in make_golden.py.
 fn values(name: &str, shape: &[i64]) -> Tensor {
     let seed = name.bytes().fold(2_166_136_261u32, |seed, byte| {
         (seed ^ u32::from(byte)).wrapping_mul(16_777_619)
@@ -74,10 +75,10 @@ fn values(name: &str, shape: &[i64]) -> Tensor {
 fn schedule_and_samplers() {
     let golden = Golden::read();
     let schedule = NoiseSchedule::default();
-    let kept: Vec<f32> = (0..1000)
+    let alphas_cumprod: Vec<f32> = (0..1000)
         .map(|t| schedule.alphas_cumprod(t) as f32)
         .collect();
-    golden.check("schedule.kept", &Tensor::from_slice(&kept));
+    golden.check("schedule.kept", &Tensor::from_slice(&alphas_cumprod));
     for (name, method) in [
         ("ddim", SampleMethod::Ddim),
         ("pndm", SampleMethod::Pndm),
@@ -109,10 +110,12 @@ fn schedule_and_samplers() {
 fn residual_block_and_spatial_transformer() {
     let golden = Golden::read();
     let parameters = Parameters::seeded(0, Device::Cpu);
-    let res = ResBlock::unet(&parameters.root().sub("res"), 16, 24, 32, (8, 1e-5));
+    let (groups, epsilon) = (8, 1e-5);
+    let norm = GroupNormOptions { groups, epsilon };
+    let res = ResBlock::unet(&parameters.root().sub("res"), 16, 24, 32, norm);
     let transformer = SpatialTransformer::new(&parameters.root().sub("transformer"), 16, 12, 2, 8);
     fill(&parameters);
-    // The library's block takes the time embedding and applies SiLU itself; ours is given it.
+    // The library's block applies SiLU to the time embedding; ours takes the result.
     let time = values("res.time", &[2, 32]).silu();
     golden.check(
         "res.out",
@@ -240,15 +243,21 @@ fn adamw_with_clipping() {
     );
     let mut trail = Vec::new();
     for step in 1..=4u64 {
-        // The gradient of a product with constants is the constants.
+        // The gradient of the product with a constant is the constant.
         let gradient = values(&format!("adamw.gradient.{step}"), &[10]) * 3;
         if step > 1 {
             let _ = parameter.grad().zero_();
         }
         (&parameter * &gradient).sum(Kind::Float).backward();
-        let norm = optimizer.norm(step).unwrap();
-        optimizer.update((norm, 1.0), step, step).unwrap();
-        assert!((norm - gradient.norm().double_value(&[])).abs() < 1e-5);
+        let gradient_norm = optimizer.norm(step).unwrap();
+        let update = UpdateStep {
+            step,
+            count: step,
+            gradient_norm,
+            loss_scale: 1.0,
+        };
+        optimizer.update(update).unwrap();
+        assert!((gradient_norm - gradient.norm().double_value(&[])).abs() < 1e-5);
         trail.push(parameter.detach().copy());
     }
     golden.check("adamw.trail", &Tensor::stack(&trail, 0));

@@ -1,6 +1,6 @@
-//! Jobs that begin from base weights in public layouts: a `diffusers` folder and a single file are
-//! the same base as our own files, a RetriNet on either answers like the plain base bit for bit,
-//! and what does not fit is refused by name.
+//! Jobs that start from base weights in public layouts. A `diffusers` folder and a single file give
+//! the same weights as our own files, a RetriNet on either initially equals the base model bit for
+//! bit, and mismatches are refused with the tensor's name.
 #![allow(clippy::unwrap_used)]
 
 mod scene;
@@ -17,17 +17,21 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Device, Tensor};
 
-/// The `config.json`s of size "tiny" as `diffusers` and `transformers` write them.
-const UNET: &str = r#"{"_class_name": "UNet2DConditionModel", "block_out_channels": [16, 32], "layers_per_block": 1,
-    "attention_head_dim": 2, "cross_attention_dim": 16, "norm_num_groups": 8, "in_channels": 4, "out_channels": 4,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]}"#;
-const VAE: &str = r#"{"_class_name": "AutoencoderKL", "block_out_channels": [8, 16, 16], "layers_per_block": 1,
-    "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"], "norm_num_groups": 8,
-    "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"], "scaling_factor": 20.0}"#;
-const TEXT: &str = r#"{"model_type": "clip_text_model", "hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 1,
-    "num_attention_heads": 2}"#;
+/// The `config.json` files of size "tiny" as `diffusers` and `transformers` write them.
+const UNET: &str = r#"{"_class_name": "UNet2DConditionModel", "block_out_channels": [16, 32],
+    "layers_per_block": 1, "attention_head_dim": 2, "cross_attention_dim": 16,
+    "norm_num_groups": 8, "in_channels": 4, "out_channels": 4,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]}"#;
+const VAE: &str = r#"{"_class_name": "AutoencoderKL", "block_out_channels": [8, 16, 16],
+    "layers_per_block": 1, "norm_num_groups": 8, "scaling_factor": 20.0,
+    "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"],
+    "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"]}"#;
+const TEXT: &str = r#"{"model_type": "clip_text_model", "hidden_size": 16,
+    "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}"#;
 
-/// A base model whose weights answer (random ones begin with a zero output), by component.
+/// The weights by component of a base model that is trained for some steps, because an untrained
+/// one outputs zero.
 fn base() -> BTreeMap<String, NamedTensors> {
     let mut base = Trainer::new(&job(Architecture::TextToImage, 0.05), None, Device::Cpu).unwrap();
     for step in 1..=3 {
@@ -51,8 +55,8 @@ fn renamed(tensors: &NamedTensors, name: impl Fn(&str) -> String) -> NamedTensor
         .collect()
 }
 
-/// As `diffusers` writes it.
-fn folder(at: &Path, base: &BTreeMap<String, NamedTensors>, spec: &TrainWork) -> InitWeights {
+/// Writes the base model as a `diffusers` folder.
+fn folder(dir: &Path, base: &BTreeMap<String, NamedTensors>, spec: &TrainWork) -> InitWeights {
     let unet = UNetLayout::from(spec.model.architecture.unet().unwrap());
     let mut init = InitWeights::new();
     for part in PARTS {
@@ -66,7 +70,7 @@ fn folder(at: &Path, base: &BTreeMap<String, NamedTensors>, spec: &TrainWork) ->
             "autoencoder" => diffusers_autoencoder(name, 3).remove(0),
             _ => name.to_owned(),
         });
-        let folder = at.join(part.folder);
+        let folder = dir.join(part.folder);
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("config.json"), config).unwrap();
         write(&folder.join(file), &tensors, Storage::Float32).unwrap();
@@ -75,8 +79,8 @@ fn folder(at: &Path, base: &BTreeMap<String, NamedTensors>, spec: &TrainWork) ->
     init
 }
 
-/// Everything in one file, with what such files hold beside it.
-fn single(at: &Path, base: &BTreeMap<String, NamedTensors>, storage: Storage) -> InitWeights {
+/// Writes the base model as a single file, with unrelated tensors that such files contain.
+fn single_file(dir: &Path, base: &BTreeMap<String, NamedTensors>, storage: Storage) -> InitWeights {
     let mut all = NamedTensors::new();
     for part in PARTS {
         all.extend(renamed(&base[part.name], |name| {
@@ -90,7 +94,7 @@ fn single(at: &Path, base: &BTreeMap<String, NamedTensors>, storage: Storage) ->
     ] {
         all.insert(other.to_owned(), Tensor::from_slice(&[1f32]));
     }
-    let file = at.join("v1.safetensors");
+    let file = dir.join("v1.safetensors");
     write(&file, &all, storage).unwrap();
     PARTS
         .map(|part| (part.name.to_owned(), file.clone()))
@@ -98,7 +102,7 @@ fn single(at: &Path, base: &BTreeMap<String, NamedTensors>, storage: Storage) ->
         .collect()
 }
 
-fn begun(spec: &TrainWork, init: &InitWeights) -> Trainer {
+fn trainer(spec: &TrainWork, init: &InitWeights) -> Trainer {
     Trainer::new(spec, Some(init), Device::Cpu).unwrap()
 }
 
@@ -109,17 +113,17 @@ fn plain_job() -> TrainWork {
 }
 
 #[test]
-fn a_retrinet_on_public_weights_answers_like_the_plain_base() {
-    let (place, base) = (tempfile::tempdir().unwrap(), base());
+fn a_retrinet_on_public_weights_equals_the_plain_base() {
+    let (dir, base) = (tempfile::tempdir().unwrap(), base());
     let spec = job(Architecture::Retrinet, 0.01);
-    let folder = folder(place.path(), &base, &spec);
-    let single_file = single(place.path(), &base, Storage::Float32);
-    let mut plain = begun(&plain_job(), &folder);
+    let folder = folder(dir.path(), &base, &spec);
+    let file = single_file(dir.path(), &base, Storage::Float32);
+    let mut plain = trainer(&plain_job(), &folder);
     let expected = loss(&mut plain, 9);
-    for init in [&folder, &single_file] {
-        let mut retrinet = begun(&spec, init);
+    for init in [&folder, &file] {
+        let mut retrinet = trainer(&spec, init);
         assert_eq!(loss(&mut retrinet, 9), expected);
-        // All weights are those of the base; the retrieval encoder is the U-Net's.
+        // All weights are those of the base; the retrieval encoder is a copy of the U-Net's.
         let mut weights = retrinet.export();
         for (component, tensors) in &base {
             assert_eq!(digest(&weights[component]), digest(tensors), "{component}");
@@ -130,23 +134,23 @@ fn a_retrinet_on_public_weights_answers_like_the_plain_base() {
         assert!(!encoder.is_empty());
         assert_eq!(digest(&copy), digest(&encoder));
     }
-    // fp16 files are rounded weights, and no more.
-    let half = begun(&spec, &single(place.path(), &base, Storage::Float16)).export();
+    // Weights from fp16 files differ only by rounding.
+    let half = trainer(&spec, &single_file(dir.path(), &base, Storage::Float16)).export();
     let (found, exact) = (&half["unet"]["out.2.weight"], &base["unet"]["out.2.weight"]);
     assert!(found.equal(&exact.to_kind(tch::Kind::Half).to_kind(tch::Kind::Float)));
 }
 
 #[test]
-fn a_base_that_does_not_fit_is_named_with_file_and_shape() {
-    let (place, base) = (tempfile::tempdir().unwrap(), base());
+fn a_base_that_does_not_match_is_refused_with_file_and_shape() {
+    let (dir, base) = (tempfile::tempdir().unwrap(), base());
     let spec = job(Architecture::Retrinet, 0.01);
-    let init = folder(place.path(), &base, &spec);
+    let init = folder(dir.path(), &base, &spec);
     let refusal = |spec: &TrainWork| {
         Trainer::new(spec, Some(&init), Device::Cpu)
             .unwrap_err()
             .to_string()
     };
-    // 1. a config that says something else than the job
+    // 1. a config that does not agree with the job
     let mut other = spec.clone();
     other.model.architecture.diffusion_mut().unwrap().unet.heads = 4;
     let error = refusal(&other);
@@ -157,7 +161,7 @@ fn a_base_that_does_not_fit_is_named_with_file_and_shape() {
         ),
         "{error}"
     );
-    // 2. tensors
+    // 2. tensors that do not match
     let file = init["unet"].join("diffusion_pytorch_model.safetensors");
     let whole = read(&file).unwrap();
     let broken = |change: &dyn Fn(&mut NamedTensors)| {
@@ -192,7 +196,7 @@ fn a_base_that_does_not_fit_is_named_with_file_and_shape() {
         error.ends_with(&format!("tensor {extra:?} does not belong to this model")),
         "{error}"
     );
-    // 3. a file of one component only
+    // 3. a file with only one component
     let one = BTreeMap::from(PARTS.map(|part| (part.name.to_owned(), file.clone())));
     let error = Trainer::new(&spec, Some(&one), Device::Cpu)
         .unwrap_err()

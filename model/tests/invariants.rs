@@ -1,4 +1,4 @@
-//! What must hold of RetriNet whatever its weights (notes 3.11), and of freezing.
+//! Invariants of RetriNet that hold for all weights (notes 3.11), and of freezing.
 #![allow(clippy::unwrap_used)]
 
 mod scene;
@@ -13,8 +13,7 @@ use scene::{examples, frozen, job};
 use std::collections::BTreeMap;
 use tch::{Device, Tensor};
 
-/// A base model with weights that answer (random ones begin with a zero output), and the retrinet
-/// job on it.
+/// The files of a base model that is trained for some steps, because an untrained one outputs zero.
 struct Scene {
     _folder: tempfile::TempDir,
     init: BTreeMap<String, std::path::PathBuf>,
@@ -37,7 +36,7 @@ fn base() -> Scene {
 }
 
 fn trainer(spec: &TrainWork, scene: Option<&Scene>) -> Trainer {
-    // The scene's text-to-image job names an init that its own test does not need.
+    // The `init` in the job itself is not used.
     Trainer::new(spec, scene.map(|scene| &scene.init), Device::Cpu).unwrap()
 }
 
@@ -78,12 +77,12 @@ fn before_its_first_update_retrinet_is_its_base() {
     spec.model.freeze = vec![Component::Autoencoder, Component::TextEncoder];
     let mut plain = trainer(&spec, Some(&scene));
     let mut retrinet = trainer(&job(Architecture::Retrinet, 0.01), Some(&scene));
-    // 1. the same answer, bit for bit
+    // 1. the same loss, bit for bit
     assert_eq!(
         backward(&mut plain, 9).to_bits(),
         backward(&mut retrinet, 9).to_bits()
     );
-    // 2. the decoder's gradients are the base's; only the zero convolutions hear of the references
+    // 2. the decoder's gradients are the base's; only the zero convolutions depend on references
     let (plain, found) = (gradients(&plain), gradients(&retrinet));
     assert_eq!(largest(&found, "retrieval."), 0.0);
     assert_eq!(largest(&found, "cross_attention."), 0.0);
@@ -95,22 +94,22 @@ fn before_its_first_update_retrinet_is_its_base() {
         assert!(gradient.equal(&plain[name]), "{name}");
     }
     assert!(largest(&found, "unet.out") > 0.0);
-    // 3. encoder, middle, text encoder and autoencoder have none at all
-    let heard = ["retrieval.", "cross_attention.", "zero_convs.", "unet.out"];
+    // 3. encoder, middle, text encoder and autoencoder have no gradients
+    let trained = ["retrieval.", "cross_attention.", "zero_convs.", "unet.out"];
     assert!(
         found
             .keys()
-            .all(|name| heard.iter().any(|prefix| name.starts_with(prefix)))
+            .all(|name| trained.iter().any(|prefix| name.starts_with(prefix)))
     );
 }
 
 #[test]
-fn other_readings_of_the_paper_begin_as_the_base_and_then_differ() {
+fn other_retrieval_settings_start_as_the_base_and_then_differ() {
     let scene = base();
     let spec = |attend, time| {
         let mut spec = job(Architecture::Retrinet, 0.05);
         let ArchitectureSpec::Retrinet(retrinet) = &mut spec.model.architecture else {
-            panic!("the job is a retrinet's")
+            panic!("the job trains a retrinet")
         };
         retrinet.retrieval = Retrieval { attend, time };
         spec
@@ -130,11 +129,11 @@ fn other_readings_of_the_paper_begin_as_the_base_and_then_differ() {
         assert_eq!(first, plain);
         assert_ne!(later, trained, "{attend:?} {time:?}");
     }
-    let names = trainer(
+    let every_level = trainer(
         &spec(Attend::EveryLevel, RetrievalTime::Target),
         Some(&scene),
     );
-    let blocks = names
+    let blocks = every_level
         .parameters()
         .iter()
         .filter(|(name, _)| name.starts_with("zero_convs."));
@@ -163,8 +162,8 @@ fn the_order_of_references_does_not_matter_but_what_they_show_does() {
     let mut retrinet = trainer(&job(Architecture::Retrinet, 0.05), Some(&scene));
     steps(&mut retrinet, 1, 4);
     let batch = examples(4, 50);
-    let mut turned = batch.clone();
-    turned
+    let mut reversed = batch.clone();
+    reversed
         .iter_mut()
         .for_each(|example| example.references.reverse());
     let mut others = batch.clone();
@@ -172,7 +171,7 @@ fn the_order_of_references_does_not_matter_but_what_they_show_does() {
         .iter_mut()
         .for_each(|example| example.references = examples(1, 77)[0].references.clone());
     let mut loss = |batch: &[_]| retrinet.forward(batch, 4).unwrap().total;
-    let (first, second, third) = (loss(&batch), loss(&turned), loss(&others));
+    let (first, second, third) = (loss(&batch), loss(&reversed), loss(&others));
     assert!((first - second).abs() < 1e-6 * first, "{first} {second}");
     assert!((first - third).abs() > 1e-4 * first, "{first} {third}");
 }
@@ -215,13 +214,13 @@ fn lock_d_and_lock_b_train_what_the_paper_says() {
 }
 
 #[test]
-fn guided_drawing_keeps_the_references_and_depends_on_prompt_and_seed() {
+fn guided_sampling_depends_on_prompt_and_seed_and_not_on_the_target() {
     let scene = base();
     let mut retrinet = trainer(&job(Architecture::Retrinet, 0.01), Some(&scene));
     steps(&mut retrinet, 1, 3);
     let mut batch = examples(1, 3);
     batch[0].prompt = "1girl, blue_hair".into();
-    let draw = |trainer: &mut Trainer, batch: &[_], guidance, seed| {
+    let sample = |trainer: &mut Trainer, batch: &[_], guidance, seed| {
         trainer
             .sample(
                 batch,
@@ -235,31 +234,31 @@ fn guided_drawing_keeps_the_references_and_depends_on_prompt_and_seed() {
             )
             .unwrap()
     };
-    let first = draw(&mut retrinet, &batch, 3.0, 1);
+    let first = sample(&mut retrinet, &batch, 3.0, 1);
     assert_eq!(
         first,
-        draw(&mut retrinet, &batch, 3.0, 1),
-        "the same seed draws the same picture"
+        sample(&mut retrinet, &batch, 3.0, 1),
+        "the same seed gives the same image"
     );
-    assert_ne!(first, draw(&mut retrinet, &batch, 3.0, 2), "another seed");
+    assert_ne!(first, sample(&mut retrinet, &batch, 3.0, 2), "another seed");
     assert_ne!(
         first,
-        draw(&mut retrinet, &batch, 7.0, 1),
+        sample(&mut retrinet, &batch, 7.0, 1),
         "another guidance"
     );
     let mut target = batch.clone();
     target[0].target = examples(1, 8)[0].target.clone();
     assert_eq!(
         first,
-        draw(&mut retrinet, &target, 3.0, 1),
-        "the target is not looked at"
+        sample(&mut retrinet, &target, 3.0, 1),
+        "the target is not used"
     );
     let mut empty = batch.clone();
     empty[0].prompt = String::new();
-    // With an empty prompt both branches are the same, so guidance changes nothing but rounding.
+    // With an empty prompt both branches are the same, so guidance changes only the rounding.
     let (plain, guided) = (
-        draw(&mut retrinet, &empty, 1.0, 1),
-        draw(&mut retrinet, &empty, 5.0, 1),
+        sample(&mut retrinet, &empty, 1.0, 1),
+        sample(&mut retrinet, &empty, 5.0, 1),
     );
     assert!(largest_difference(&plain[0], &guided[0]) <= 1);
 }
@@ -275,7 +274,7 @@ fn guidance_by_references_does_nothing_until_they_are_used() {
     let mut retrinet = trainer(&job(Architecture::Retrinet, 0.05), Some(&scene));
     let mut batch = examples(1, 3);
     batch[0].prompt = "1girl, blue_hair".into();
-    let draw = |trainer: &mut Trainer, reference_guidance| {
+    let sample = |trainer: &mut Trainer, reference_guidance| {
         let options = SampleOptions {
             method: SampleMethod::Ddim,
             steps: 3,
@@ -285,22 +284,22 @@ fn guidance_by_references_does_nothing_until_they_are_used() {
         };
         trainer.sample(&batch, &options).unwrap().swap_remove(0)
     };
-    // Zero convolutions are zero: with and without references is the same prediction.
-    let (plain, guided) = (draw(&mut retrinet, 1.0), draw(&mut retrinet, 50.0));
+    // While zero convolutions are zero, references do not change the prediction.
+    let (plain, guided) = (sample(&mut retrinet, 1.0), sample(&mut retrinet, 50.0));
     assert!(largest_difference(&plain, &guided) <= 1);
     steps(&mut retrinet, 1, 3);
-    let (plain, guided) = (draw(&mut retrinet, 1.0), draw(&mut retrinet, 50.0));
+    let (plain, guided) = (sample(&mut retrinet, 1.0), sample(&mut retrinet, 50.0));
     assert!(largest_difference(&plain, &guided) > 1);
 }
 
 #[test]
-fn a_retrinet_goes_on_from_its_own_export() {
+fn a_retrinet_continues_from_its_own_export() {
     let scene = base();
     let spec = job(Architecture::Retrinet, 0.05);
     let mut trained = trainer(&spec, Some(&scene));
     steps(&mut trained, 1, 3);
     let folder = tempfile::tempdir().unwrap();
-    // As `coordinator checkpoint export` cuts it: three components, and the rest under full names.
+    // The files of `coordinator checkpoint export`: three components, and the rest by full name.
     let (mut init, mut rest) = (BTreeMap::new(), BTreeMap::new());
     for (component, tensors) in trained.export() {
         if scene.init.contains_key(&component) {
@@ -325,12 +324,12 @@ fn a_retrinet_goes_on_from_its_own_export() {
     let mut continued = trainer(&spec, Some(&export));
     let expected = backward(&mut trained, 9);
     assert_eq!(backward(&mut continued, 9), expected);
-    let mut anew = trainer(&spec, Some(&scene));
-    assert_ne!(backward(&mut anew, 9), expected);
+    let mut fresh = trainer(&spec, Some(&scene));
+    assert_ne!(backward(&mut fresh, 9), expected);
 }
 
 #[test]
-fn activations_computed_again_give_the_same_bits() {
+fn activation_checkpointing_gives_the_same_bits() {
     use Component::*;
     let scene = base();
     let lock_d = [Autoencoder, TextEncoder, Encoder, Middle, Decoder];
@@ -357,29 +356,29 @@ fn activations_computed_again_give_the_same_bits() {
         (Architecture::TextToImage, &[Autoencoder], &all[..3]),
         (Architecture::TextToImage, &[Autoencoder], &all[5..]),
     ];
-    for (architecture, freeze, again) in cases {
+    for (architecture, freeze, components) in cases {
         let mut spec = frozen(job(architecture, 0.05), freeze);
-        let mut kept = trainer(&spec, Some(&scene));
-        spec.model.activation_checkpointing = again.to_vec();
+        let mut plain = trainer(&spec, Some(&scene));
+        spec.model.activation_checkpointing = components.to_vec();
         let mut checkpointed = trainer(&spec, Some(&scene));
         for step in 1..=3 {
-            // Two micro-batches, because gradients add up over them.
-            let losses = [&mut kept, &mut checkpointed].map(|trainer| {
+            // Two micro-batches, to test gradient accumulation.
+            let losses = [&mut plain, &mut checkpointed].map(|trainer| {
                 trainer.zero_gradients();
-                let mut loss = |part: &[_]| {
-                    let loss = trainer.forward(part, 4).unwrap();
+                let mut loss = |micro_batch: &[_]| {
+                    let loss = trainer.forward(micro_batch, 4).unwrap();
                     loss.loss.f_backward().unwrap();
                     loss.total.to_bits()
                 };
                 let batch = examples(4, step);
                 (loss(&batch[..2]), loss(&batch[2..]))
             });
-            assert_eq!(losses[0], losses[1], "{again:?} at step {step}");
-            let (expected, found) = (gradients(&kept), gradients(&checkpointed));
+            assert_eq!(losses[0], losses[1], "{components:?} at step {step}");
+            let (expected, found) = (gradients(&plain), gradients(&checkpointed));
             for (name, gradient) in &found {
                 assert!(
                     gradient.equal(&expected[name]),
-                    "{again:?} at step {step}: {name}"
+                    "{components:?} at step {step}: {name}"
                 );
             }
             assert!(
@@ -387,23 +386,23 @@ fn activations_computed_again_give_the_same_bits() {
                     .values()
                     .any(|gradient| gradient.abs().max().double_value(&[]) > 0.0)
             );
-            kept.update(step).unwrap();
+            plain.update(step).unwrap();
             checkpointed.update(step).unwrap();
         }
     }
 }
 
 #[test]
-fn an_autoencoder_computed_again_gives_the_same_bits() {
+fn activation_checkpointing_of_an_autoencoder_gives_the_same_bits() {
     let mut spec = job(Architecture::Autoencoder, 0.01);
-    let mut kept = trainer(&spec, None);
+    let mut plain = trainer(&spec, None);
     spec.model.activation_checkpointing = vec![Component::Autoencoder];
     let mut checkpointed = trainer(&spec, None);
     assert_eq!(
-        backward(&mut kept, 1).to_bits(),
+        backward(&mut plain, 1).to_bits(),
         backward(&mut checkpointed, 1).to_bits()
     );
-    let (expected, found) = (gradients(&kept), gradients(&checkpointed));
+    let (expected, found) = (gradients(&plain), gradients(&checkpointed));
     assert!(
         found
             .iter()

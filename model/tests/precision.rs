@@ -1,5 +1,5 @@
-//! fp16 and bf16: near fp32's loss and gradients, a loss scale that follows overflows, and the same
-//! bits after a resume. On the CPU; what a GPU's kernels do shows `worker-rank gpu-check`.
+//! fp16 and bf16 training on the CPU: loss and gradients close to fp32, loss scaling on overflow,
+//! and the same bits after a resume. `worker-rank gpu-check` tests the kernels of a GPU.
 #![allow(clippy::unwrap_used)]
 
 mod scene;
@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 fn new(architecture: Architecture, precision: Precision) -> Trainer {
     let mut spec = job(architecture, 0.01);
     spec.train.precision = precision;
-    // Latents of a size that half precision is made for.
+    // Keep latents in the range of half precision.
     spec.model.architecture.autoencoder_mut().scaling_factor = 1.0;
     Trainer::new(&spec, None, Device::Cpu).unwrap()
 }
@@ -39,8 +39,8 @@ fn state(trainer: &Trainer) -> NamedTensors {
     copied.map(|(name, tensor)| (name, tensor.copy())).collect()
 }
 
-/// Loss and gradients of every architecture within these relative bounds of fp32's.
-fn near(precision: Precision, scale: f64, loss_bound: f64, gradient_bound: f64) {
+/// Asserts that loss and gradients of every architecture are within relative bounds of fp32's.
+fn assert_near_fp32(precision: Precision, scale: f64, loss_bound: f64, gradient_bound: f64) {
     for architecture in [
         Architecture::Autoencoder,
         Architecture::TextToImage,
@@ -50,7 +50,7 @@ fn near(precision: Precision, scale: f64, loss_bound: f64, gradient_bound: f64) 
             new(architecture, Precision::Fp32),
             new(architecture, precision),
         );
-        // After two updates no weight is zero, and every gradient counts.
+        // After two updates no weight is zero, so that every gradient is tested.
         for step in 1..=2 {
             backward(&mut exact, step);
             exact.update(step).unwrap();
@@ -81,16 +81,16 @@ fn near(precision: Precision, scale: f64, loss_bound: f64, gradient_bound: f64) 
 
 #[test]
 fn fp16_is_near_fp32() {
-    near(Precision::Fp16, 65_536.0, 2e-3, 2e-2);
+    assert_near_fp32(Precision::Fp16, 65_536.0, 2e-3, 2e-2);
 }
 
 #[test]
 fn bf16_is_near_fp32() {
-    near(Precision::Bf16, 1.0, 2e-2, 1e-1);
+    assert_near_fp32(Precision::Bf16, 1.0, 2e-2, 1e-1);
 }
 
 #[test]
-fn frozen_weights_are_kept_in_half_the_space() {
+fn frozen_weights_are_stored_in_half_precision() {
     let trainer = new(Architecture::Retrinet, Precision::Fp16);
     let files = trainer.export();
     let kind = |file: &str, name: &str| files[file][name].kind();
@@ -125,7 +125,8 @@ fn an_overflow_halves_the_scale_and_changes_no_weight() {
             "{name}"
         );
     }
-    // The scale does not reach the weights: half of it gives half the gradient and the same norm.
+    // The scale does not affect the weights: half the scale gives half the gradient and the same
+    // norm.
     let norm = |trainer: &mut Trainer| {
         backward(trainer, 3);
         let scaled = gradient(trainer, 1.0).norm().double_value(&[]);
@@ -161,7 +162,7 @@ fn save_load_step_equals_step_in_fp16() {
 }
 
 #[test]
-fn pictures_are_drawn_in_fp16() {
+fn images_are_sampled_in_fp16() {
     use model::SampleOptions;
     use proto::sample::SampleMethod;
     let mut trainer = new(Architecture::Retrinet, Precision::Fp16);

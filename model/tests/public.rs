@@ -1,6 +1,6 @@
 //! Public layouts of weights: a `diffusers` folder and a Stable Diffusion single file give the same
-//! network, and what does not fit is refused by its name in the file. That the networks compute
-//! what the public ones do is shown by golden.rs and, at full size, by `make parity`.
+//! network, and mismatches are refused with the tensor's name in the file. golden.rs and, at full
+//! size, `make parity` test that the networks compute the same as the public ones.
 #![allow(clippy::unwrap_used)]
 
 use model::forward::{Request, Runnable, forward};
@@ -13,9 +13,11 @@ use proto::spec::Retrieval;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
-const CONFIG: &str = r#"{"_class_name": "UNet2DConditionModel", "block_out_channels": [8, 12], "layers_per_block": 1,
-    "attention_head_dim": 2, "cross_attention_dim": 6, "norm_num_groups": 4, "sample_size": 8,
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}"#;
+const CONFIG: &str = r#"{"_class_name": "UNet2DConditionModel", "block_out_channels": [8, 12],
+    "layers_per_block": 1, "attention_head_dim": 2, "cross_attention_dim": 6,
+    "norm_num_groups": 4, "sample_size": 8,
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}"#;
 
 fn layout() -> UNetLayout {
     UNetLayout {
@@ -32,7 +34,7 @@ fn layout() -> UNetLayout {
     }
 }
 
-/// A network's weights with no zeros among them, which would hide what lies behind them.
+/// A network's weights without zeros, which would hide errors in the layers before them.
 fn filled(build: impl FnOnce(&Scope<'_>)) -> NamedTensors {
     tch::manual_seed(1);
     let parameters = Parameters::seeded(1, Device::Cpu);
@@ -56,21 +58,21 @@ fn renamed(tensors: &NamedTensors, name: impl Fn(&str) -> String) -> NamedTensor
         .collect()
 }
 
-/// The folder of a U-Net as `diffusers` writes it.
-fn folder(at: &Path, tensors: &NamedTensors) -> PathBuf {
-    std::fs::create_dir_all(at).unwrap();
-    std::fs::write(at.join("config.json"), CONFIG).unwrap();
+/// Writes a U-Net as a `diffusers` folder.
+fn folder(dir: &Path, tensors: &NamedTensors) -> PathBuf {
+    std::fs::create_dir_all(dir).unwrap();
+    std::fs::write(dir.join("config.json"), CONFIG).unwrap();
     let theirs = renamed(tensors, |name| diffusers_unet(name, &layout()).unwrap());
     weights::write(
-        &at.join("diffusion_pytorch_model.safetensors"),
+        &dir.join("diffusion_pytorch_model.safetensors"),
         &theirs,
         Storage::Float32,
     )
     .unwrap();
-    at.to_owned()
+    dir.to_owned()
 }
 
-fn inputs(at: &Path) -> PathBuf {
+fn inputs(dir: &Path) -> PathBuf {
     tch::manual_seed(2);
     let normal = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
     let tensors = NamedTensors::from([
@@ -78,7 +80,7 @@ fn inputs(at: &Path) -> PathBuf {
         ("timestep".to_owned(), Tensor::from_slice(&[3f32, 700.])),
         ("encoder_hidden_states".to_owned(), normal(&[2, 3, 6])),
     ]);
-    let path = at.join("inputs.safetensors");
+    let path = dir.join("inputs.safetensors");
     weights::write(&path, &tensors, Storage::Float32).unwrap();
     path
 }
@@ -96,18 +98,18 @@ fn run(what: Runnable, weights: &Path, inputs: &Path) -> Result<NamedTensors, St
 
 #[test]
 fn a_folder_and_a_single_file_are_the_same_network() {
-    let place = tempfile::tempdir().unwrap();
-    let (tensors, inputs) = (unet_weights(), inputs(place.path()));
-    let folder = folder(&place.path().join("unet"), &tensors);
+    let dir = tempfile::tempdir().unwrap();
+    let (tensors, inputs) = (unet_weights(), inputs(dir.path()));
+    let folder = folder(&dir.path().join("unet"), &tensors);
     let expected = run(Runnable::UNet, &folder, &inputs).unwrap();
     assert_eq!(
         expected["sample"].size(),
         [2, 4, 6, 5],
-        "odd sides come back as they were"
+        "odd sides keep their size"
     );
-    // What a single file holds beside the U-Net is not looked at. Its layout lies beside it here;
-    // alone it would be Stable Diffusion's.
-    let single = place.path().join("single");
+    // Other tensors of a single file are ignored. Its config is beside it here; without one the
+    // layout would be Stable Diffusion's.
+    let single = dir.path().join("single");
     std::fs::create_dir(&single).unwrap();
     std::fs::write(single.join("config.json"), CONFIG).unwrap();
     let mut all = renamed(&tensors, |name| format!("{SINGLE_FILE_UNET}{name}"));
@@ -122,7 +124,7 @@ fn a_folder_and_a_single_file_are_the_same_network() {
     weights::write(&file, &all, Storage::Float32).unwrap();
     let found = run(Runnable::UNet, &file, &inputs).unwrap();
     assert_eq!(weights::digest(&found), weights::digest(&expected));
-    // fp16 files are rounded weights, and no more.
+    // Weights from fp16 files differ only by rounding.
     weights::write(&file, &all, Storage::Float16).unwrap();
     let half = run(Runnable::UNet, &file, &inputs).unwrap();
     let difference = (&half["sample"] - &expected["sample"]).norm() / expected["sample"].norm();
@@ -133,10 +135,10 @@ fn a_folder_and_a_single_file_are_the_same_network() {
 }
 
 #[test]
-fn a_retrinet_is_its_unet_until_its_own_weights_lie_beside() {
-    let place = tempfile::tempdir().unwrap();
-    let inputs = inputs(place.path());
-    let folder = folder(&place.path().join("unet"), &unet_weights());
+fn a_retrinet_equals_its_unet_without_a_file_of_its_own_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let inputs = inputs(dir.path());
+    let folder = folder(&dir.path().join("unet"), &unet_weights());
     let plain = run(Runnable::UNet, &folder, &inputs).unwrap();
     let mut more = weights::read(&inputs).unwrap();
     more.insert(
@@ -150,7 +152,7 @@ fn a_retrinet_is_its_unet_until_its_own_weights_lie_beside() {
     weights::write(&inputs, &more, Storage::Float32).unwrap();
     let found = run(Runnable::Retrinet, &folder, &inputs).unwrap();
     assert_eq!(weights::digest(&found), weights::digest(&plain));
-    // What `coordinator checkpoint export` writes beside the U-Net makes it another model.
+    // With the file that `coordinator checkpoint export` writes beside the U-Net, outputs differ.
     let mut own = filled(|scope| {
         drop(model::retrinet::RetrievalBlock::new(
             scope,
@@ -177,17 +179,17 @@ fn a_retrinet_is_its_unet_until_its_own_weights_lie_beside() {
 }
 
 #[test]
-fn what_does_not_fit_is_named_as_the_file_names_it() {
-    let place = tempfile::tempdir().unwrap();
-    let (tensors, inputs) = (unet_weights(), inputs(place.path()));
+fn mismatches_are_refused_with_the_file_s_own_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let (tensors, inputs) = (unet_weights(), inputs(dir.path()));
     let broken = |change: &dyn Fn(&mut NamedTensors)| {
         let mut tensors = renamed(&tensors, ToOwned::to_owned);
         change(&mut tensors);
-        let folder = folder(&place.path().join("broken"), &tensors);
+        let folder = folder(&dir.path().join("broken"), &tensors);
         run(Runnable::UNet, &folder, &inputs).unwrap_err()
     };
-    let at = "out.0.weight";
-    let error = broken(&|all| drop(all.remove(at)));
+    let name = "out.0.weight";
+    let error = broken(&|all| drop(all.remove(name)));
     assert!(
         error.contains("tensor \"conv_norm_out.weight\" is missing; expected shape [8]"),
         "{error}"
@@ -196,14 +198,14 @@ fn what_does_not_fit_is_named_as_the_file_names_it() {
         error.contains("diffusion_pytorch_model.safetensors"),
         "{error}"
     );
-    let error = broken(&|all| drop(all.insert(at.into(), Tensor::from_slice(&[1f32, 2.]))));
+    let error = broken(&|all| drop(all.insert(name.into(), Tensor::from_slice(&[1f32, 2.]))));
     assert!(
         error.contains("\"conv_norm_out.weight\" has shape [2]; expected [8]"),
         "{error}"
     );
     let error = broken(&|all| {
         drop(all.insert(
-            at.into(),
+            name.into(),
             Tensor::full([8], f64::NAN, (Kind::Float, Device::Cpu)),
         ))
     });
@@ -217,20 +219,18 @@ fn what_does_not_fit_is_named_as_the_file_names_it() {
         error.contains("\"down_blocks.4.resnets.0.norm1.bias\" does not belong to this model"),
         "{error}"
     );
-    let error = run(Runnable::UNet, &place.path().join("none"), &inputs).unwrap_err();
+    let error = run(Runnable::UNet, &dir.path().join("none"), &inputs).unwrap_err();
     assert!(
         error.contains("none: cannot be read as a weights file"),
         "{error}"
     );
-    std::fs::create_dir(place.path().join("empty")).unwrap();
-    let error = run(Runnable::UNet, &place.path().join("empty"), &inputs).unwrap_err();
+    std::fs::create_dir(dir.path().join("empty")).unwrap();
+    let error = run(Runnable::UNet, &dir.path().join("empty"), &inputs).unwrap_err();
     assert!(
-        error.contains(
-            "empty: no weights there; diffusion_pytorch_model.safetensors or model.safetensors or"
-        ),
+        error.contains("empty: no weights found; expected: diffusion_pytorch_model.safetensors or"),
         "{error}"
     );
-    let whole = folder(&place.path().join("whole"), &tensors);
+    let whole = folder(&dir.path().join("whole"), &tensors);
     std::fs::write(
         whole.join("config.json"),
         CONFIG.replace("\"sample_size\": 8", "\"act_fn\": \"mish\""),
@@ -241,8 +241,8 @@ fn what_does_not_fit_is_named_as_the_file_names_it() {
 }
 
 #[test]
-fn an_autoencoder_of_an_older_diffusers_loads_like_today_s() {
-    let place = tempfile::tempdir().unwrap();
+fn an_autoencoder_of_an_older_diffusers_version_loads() {
+    let dir = tempfile::tempdir().unwrap();
     let layout = proto::layout::AutoencoderLayout {
         widths: vec![8, 12],
         res_blocks: 1,
@@ -250,10 +250,11 @@ fn an_autoencoder_of_an_older_diffusers_loads_like_today_s() {
         norm_groups: 4,
     };
     let tensors = filled(|scope| drop(model::autoencoder::Autoencoder::new(scope, &layout)));
-    let config = r#"{"block_out_channels": [8, 12], "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D"],
-        "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D"], "norm_num_groups": 4, "scaling_factor": 0.5}"#;
-    std::fs::write(place.path().join("config.json"), config).unwrap();
-    let inputs = place.path().join("in.safetensors");
+    let config = r#"{"block_out_channels": [8, 12], "norm_num_groups": 4, "scaling_factor": 0.5,
+        "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D"],
+        "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D"]}"#;
+    std::fs::write(dir.path().join("config.json"), config).unwrap();
+    let inputs = dir.path().join("in.safetensors");
     let image = Tensor::rand([1, 3, 8, 8], (Kind::Float, Device::Cpu)) * 2 - 1;
     weights::write(
         &inputs,
@@ -261,9 +262,9 @@ fn an_autoencoder_of_an_older_diffusers_loads_like_today_s() {
         Storage::Float32,
     )
     .unwrap();
-    let file = place.path().join("diffusion_pytorch_model.safetensors");
-    // Of the names that a tensor has had, the first is today's; attention was once linear and once
-    // a convolution.
+    let file = dir.path().join("diffusion_pytorch_model.safetensors");
+    // The first of a tensor's names is the current one. Attention weights are linear in one version
+    // and convolutions in the other.
     let digests = [false, true].map(|old| {
         let theirs = renamed(&tensors, |name| {
             let mut names = diffusers_autoencoder(name, 2);
@@ -282,7 +283,7 @@ fn an_autoencoder_of_an_older_diffusers_loads_like_today_s() {
             .map(|(name, tensor)| (name.clone(), linear(tensor)))
             .collect();
         weights::write(&file, &theirs, Storage::Float32).unwrap();
-        weights::digest(&run(Runnable::AutoencoderEncode, place.path(), &inputs).unwrap())
+        weights::digest(&run(Runnable::AutoencoderEncode, dir.path(), &inputs).unwrap())
     });
     assert_eq!(digests[0], digests[1]);
 }

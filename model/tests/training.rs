@@ -1,5 +1,5 @@
-//! Training itself: it learns, it continues from a checkpoint bit for bit, micro-batches add up,
-//! and bad input is refused.
+//! Training: models learn, resuming from a checkpoint is bit-exact, micro-batches add up, and
+//! invalid input is refused.
 #![allow(clippy::unwrap_used)]
 
 mod scene;
@@ -17,12 +17,12 @@ fn new(architecture: Architecture, learning_rate: f64) -> Trainer {
     Trainer::new(&job(architecture, learning_rate), None, Device::Cpu).unwrap()
 }
 
-/// One step on the examples of `seed`, in micro-batches of `micro`; the step's loss.
+/// Runs one step on the examples of `seed`, in micro-batches of `micro`; returns the step's loss.
 fn step(trainer: &mut Trainer, step: u64, seed: u64, micro: usize) -> f64 {
     trainer.zero_gradients();
     let mut total = 0.0;
-    for part in examples(4, seed).chunks(micro) {
-        let loss = trainer.forward(part, 4).unwrap();
+    for micro_batch in examples(4, seed).chunks(micro) {
+        let loss = trainer.forward(micro_batch, 4).unwrap();
         loss.loss.f_backward().unwrap();
         total += loss.total;
     }
@@ -38,12 +38,15 @@ fn state(trainer: &Trainer) -> NamedTensors {
         .collect()
 }
 
-/// Loss on one fixed batch falls below `share` of its first value.
-fn learns(architecture: Architecture, learning_rate: f64, steps: u64, share: f64) {
+/// Asserts that the loss on one fixed batch falls below `fraction` of its first value.
+fn learns(architecture: Architecture, learning_rate: f64, steps: u64, fraction: f64) {
     let mut trainer = new(architecture, learning_rate);
     let losses: Vec<f64> = (1..=steps).map(|s| step(&mut trainer, s, 1, 4)).collect();
     let (first, last) = (losses[0], losses[losses.len() - 1]);
-    assert!(last < share * first, "{architecture:?}: {first} -> {last}");
+    assert!(
+        last < fraction * first,
+        "{architecture:?}: {first} -> {last}"
+    );
 }
 
 #[test]
@@ -105,7 +108,7 @@ fn save_load_step_equals_step() {
         }
         let saved = state(&straight);
         step(&mut straight, 3, 3, 4);
-        // Weights and moments of its own that the checkpoint must replace.
+        // Different weights and moments, which the checkpoint must replace.
         step(&mut resumed, 1, 40, 4);
         resumed.load_state(&saved, 2).unwrap();
         assert_eq!(resumed.step(), 2);
@@ -127,7 +130,7 @@ fn micro_batches_of_a_step_add_up() {
         let loss = |trainer: &mut Trainer, micro: usize| -> f64 {
             examples(4, seed)
                 .chunks(micro)
-                .map(|part| trainer.forward(part, 4).unwrap().total)
+                .map(|micro_batch| trainer.forward(micro_batch, 4).unwrap().total)
                 .sum()
         };
         let (one, four) = (loss(&mut whole, 4), loss(&mut parts, 1));
@@ -136,7 +139,7 @@ fn micro_batches_of_a_step_add_up() {
 }
 
 #[test]
-fn figures_are_the_loss_s_parts() {
+fn the_reported_terms_add_up_to_the_loss() {
     let mut spec = job(Architecture::TextToImage, 0.01);
     let diffusion = spec.model.architecture.diffusion_mut().unwrap();
     diffusion.objective.face_loss_weight = 3.0;
@@ -151,7 +154,7 @@ fn figures_are_the_loss_s_parts() {
     assert!((loss.total - loss.loss.double_value(&[])).abs() < 1e-9);
     assert!(
         *face > 0.0 && face < target,
-        "the face is a part of the picture"
+        "the face is a part of the image"
     );
     let twice = trainer.forward(&examples(4, 1), 4).unwrap();
     assert!((twice.total - 2.0 * loss.total).abs() < 1e-6 * twice.total);
@@ -165,7 +168,10 @@ fn a_bad_gradient_changes_nothing() {
     let (_, parameter) = &trainer.parameters()[3];
     let _ = parameter.grad().fill_(f64::NAN);
     let error = trainer.update(7).unwrap_err();
-    assert!(matches!(error, ModelError::Gradient { .. }), "{error}");
+    assert!(
+        matches!(error, ModelError::NonfiniteGradient { .. }),
+        "{error}"
+    );
     assert_eq!((digest(&state(&trainer)), trainer.step()), (before, 1));
 }
 
@@ -201,14 +207,14 @@ fn the_same_seed_gives_the_same_model_and_parameters_are_sorted() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_with_its_place() {
+fn invalid_input_is_refused_with_its_position() {
     let mut trainer = new(Architecture::Retrinet, 0.01);
     let mut batch = examples(2, 1);
     batch[1].references.pop();
     let message = trainer.forward(&batch, 4).unwrap_err().to_string();
     assert_eq!(
         message,
-        "example at position 101: references is 1 references; this job needs 2"
+        "example at position 101: number of references is 1; this job needs 2"
     );
     let mut saved = state(&trainer);
     saved.remove("weights/unet.out.2.bias");
@@ -227,9 +233,8 @@ fn what_does_not_fit_is_refused_with_its_place() {
     assert_eq!(message, expected);
 }
 
-/// A model whose text encoder answers with no number wherever a prompt has the first token of
-/// "hair".
-fn spoilt(on_nonfinite: OnNonfinite) -> Trainer {
+/// A model whose text encoder outputs NaN for every prompt with the first token of "hair".
+fn with_nan_token(on_nonfinite: OnNonfinite) -> Trainer {
     let mut spec = job(Architecture::Retrinet, 0.01);
     spec.train.on_nonfinite = on_nonfinite;
     let trainer = Trainer::new(&spec, None, Device::Cpu).unwrap();
@@ -241,30 +246,33 @@ fn spoilt(on_nonfinite: OnNonfinite) -> Trainer {
 }
 
 #[test]
-fn a_loss_that_is_no_number_names_its_samples_and_the_others_count() {
-    let mut trainer = spoilt(OnNonfinite::Stop);
-    // Examples 101 and 103 have a prompt, the others none.
+fn a_nonfinite_loss_reports_its_samples_and_sums_the_others() {
+    let mut trainer = with_nan_token(OnNonfinite::Stop);
+    // Examples 101 and 103 have a prompt, the others have none.
     let loss = trainer.forward(&examples(4, 1), 4).unwrap();
     assert_eq!(loss.nonfinite, [1, 3]);
-    let mut sound = new(Architecture::Retrinet, 0.01);
+    let mut finite = new(Architecture::Retrinet, 0.01);
     let expected: f64 = [0, 2]
-        .map(|at| sound.forward(&examples(4, 1)[at..=at], 4).unwrap().total)
+        .map(|i| finite.forward(&examples(4, 1)[i..=i], 4).unwrap().total)
         .iter()
         .sum();
     assert!((loss.total - expected).abs() < 1e-5 * expected, "{loss:?}");
     let error = trainer.skip(3).unwrap_err();
-    assert!(matches!(error, ModelError::Loss { skips: 0 }), "{error}");
+    assert!(
+        matches!(error, ModelError::NonfiniteLoss { skips: 0 }),
+        "{error}"
+    );
 }
 
 #[test]
-fn a_skipped_step_changes_nothing_and_is_remembered_over_a_resume() {
-    let mut trainer = spoilt(OnNonfinite::Skip);
-    let good = |trainer: &mut Trainer, number| {
+fn a_skipped_step_changes_nothing_and_is_counted_across_a_resume() {
+    let mut trainer = with_nan_token(OnNonfinite::Skip);
+    let finite_step = |trainer: &mut Trainer, number| {
         trainer.zero_gradients();
         trainer.forward(&examples(1, 2), 1).unwrap().loss.backward();
         trainer.update(number).unwrap()
     };
-    good(&mut trainer, 1);
+    finite_step(&mut trainer, 1);
     let before = state(&trainer);
     trainer.zero_gradients();
     trainer.forward(&examples(4, 1), 4).unwrap().loss.backward();
@@ -273,24 +281,24 @@ fn a_skipped_step_changes_nothing_and_is_remembered_over_a_resume() {
         (report.skipped_steps, report.gradient_norm, trainer.step()),
         (1, 0.0, 2)
     );
-    // A gradient without a norm is the same: here after a backward that no loss told of.
+    // A nonfinite gradient norm has the same effect.
     assert_eq!(trainer.update(3).unwrap().skipped_steps, 2);
     let saved = state(&trainer);
-    let moved: Vec<&str> = saved
+    let changed: Vec<&str> = saved
         .iter()
         .filter(|(name, tensor)| !tensor.equal(&before[*name]))
         .map(|(name, _)| name.as_str())
         .collect();
-    assert_eq!(moved, ["guard/skipped", "guard/skipped_in_a_row"]);
-    let mut resumed = spoilt(OnNonfinite::Skip);
+    assert_eq!(changed, ["guard/skipped", "guard/skipped_in_a_row"]);
+    let mut resumed = with_nan_token(OnNonfinite::Skip);
     resumed.load_state(&saved, 3).unwrap();
-    assert_eq!(good(&mut trainer, 4).skipped_steps, 2);
-    good(&mut resumed, 4);
+    assert_eq!(finite_step(&mut trainer, 4).skipped_steps, 2);
+    finite_step(&mut resumed, 4);
     assert_eq!(digest(&state(&trainer)), digest(&state(&resumed)));
-    // The moments' bias is that of two updates, not of four steps.
-    let mut straight = spoilt(OnNonfinite::Skip);
-    good(&mut straight, 1);
-    good(&mut straight, 2);
+    // The moments' bias correction counts two updates, not four steps.
+    let mut straight = with_nan_token(OnNonfinite::Skip);
+    finite_step(&mut straight, 1);
+    finite_step(&mut straight, 2);
     let weights = |trainer: &Trainer| {
         let mut state = state(trainer);
         state.retain(|name, _| name.starts_with("weights/"));
@@ -300,7 +308,7 @@ fn a_skipped_step_changes_nothing_and_is_remembered_over_a_resume() {
 }
 
 #[test]
-fn the_moving_average_follows_the_weights_and_changes_none() {
+fn the_moving_average_follows_the_weights_and_does_not_change_them() {
     let mut spec = job(Architecture::Retrinet, 0.01);
     let mut plain = Trainer::new(&spec, None, Device::Cpu).unwrap();
     spec.train.ema = Some(0.3);
@@ -321,13 +329,13 @@ fn the_moving_average_follows_the_weights_and_changes_none() {
     for (name, tensor) in state(&plain) {
         assert!(tensor.equal(&saved[&name]), "{name}");
     }
-    // A resumed average goes on to the same bits.
+    // A resumed average continues bit for bit.
     let mut resumed = Trainer::new(&spec, None, Device::Cpu).unwrap();
     resumed.load_state(&saved, 3).unwrap();
     step(&mut averaged, 4, 4, 4);
     step(&mut resumed, 4, 4, 4);
     assert_eq!(digest(&state(&averaged)), digest(&state(&resumed)));
-    // Whoever draws takes it for the weights.
+    // Sampling replaces the weights by the average.
     let average = state(&averaged)[&format!("ema/{name}")].copy();
     assert!(!weight(&averaged).equal(&average));
     averaged.take_averages();
@@ -343,12 +351,12 @@ fn the_moving_average_follows_the_weights_and_changes_none() {
 }
 
 #[test]
-fn kept_latents_change_no_bit() {
+fn cached_latents_change_no_bit() {
     let mut spec = job(Architecture::Retrinet, 0.01);
     let mut plain = Trainer::new(&spec, None, Device::Cpu).unwrap();
     spec.train.latent_cache_mib = 1;
     let mut caching = Trainer::new(&spec, None, Device::Cpu).unwrap();
-    // Targets without a pad, which come back in every second step in other company.
+    // Targets without padding, which recur in every second step in batches of another size.
     let batch = |number: u64| {
         let mut examples = examples(4, number % 2);
         examples.truncate(if number > 4 { 1 } else { 4 });

@@ -1,4 +1,4 @@
-//! What other models may add to a U-Net from outside: residuals, further embeddings, image context.
+//! The extension inputs of the U-Net: residuals, added embeddings and image context.
 #![allow(clippy::unwrap_used)]
 
 use model::parameter::Parameters;
@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 
-/// The tiny U-Net with weights that answer, and its layout.
+/// The tiny U-Net without zero weights, and its layout.
 fn unet() -> (UNet, UNetLayout) {
     tch::set_num_threads(1);
     let (config, _, _) = proto::size::named("tiny").unwrap();
@@ -24,18 +24,18 @@ fn unet() -> (UNet, UNetLayout) {
     (unet, layout)
 }
 
-/// Values in [-1, 1] that differ.
+/// Varying values in [-1, 1].
 fn wave(shape: &[i64], step: f64) -> Tensor {
     let count: i64 = shape.iter().product();
     (Tensor::arange(count, FLOAT) * step).sin().view(shape)
 }
 
-fn far(a: &Tensor, b: &Tensor) -> f64 {
+fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
     (a - b).abs().max().double_value(&[])
 }
 
 #[test]
-fn zeros_change_no_bit_and_everything_else_arrives() {
+fn zero_inputs_change_no_bit_and_nonzero_inputs_have_an_effect() {
     let (unet, layout) = unet();
     let (latents, timesteps) = (wave(&[2, 4, 8, 8], 0.7), Tensor::from_slice(&[7i64, 700]));
     let text = wave(&[2, 5, layout.context_dim], 0.9);
@@ -78,16 +78,19 @@ fn zeros_change_no_bit_and_everything_else_arrives() {
             }),
         ]
     };
-    for (at, out) in run(0.0).iter().enumerate() {
-        assert!(out.equal(&plain), "input {at} at zero");
+    for (input, out) in run(0.0).iter().enumerate() {
+        assert!(out.equal(&plain), "input {input} at zero");
     }
-    for (at, out) in run(1.0).iter().enumerate() {
-        assert!(far(out, &plain) > 1e-4, "input {at} is not looked at");
+    for (input, out) in run(1.0).iter().enumerate() {
+        assert!(
+            largest_difference(out, &plain) > 1e-4,
+            "input {input} has no effect"
+        );
     }
 }
 
 #[test]
-fn a_residual_reaches_the_block_it_is_for() {
+fn a_residual_is_added_to_its_own_skip_connection() {
     let (unet, layout) = unet();
     let (latents, timesteps) = (wave(&[1, 4, 8, 8], 0.7), Tensor::from_slice(&[70i64]));
     let text = wave(&[1, 5, layout.context_dim], 0.9);
@@ -96,21 +99,21 @@ fn a_residual_reaches_the_block_it_is_for() {
     let residual = wave(&encoded.skips[1].size(), 0.2);
     let mut skips: Vec<Option<Tensor>> = encoded.skips.iter().map(|_| None).collect();
     skips[1] = Some(residual.shallow_clone());
-    let given = unet.forward(&UNetInputs {
+    let with_residual = unet.forward(&UNetInputs {
         skips: &skips,
         ..inputs
     });
     encoded.skips[1] = &encoded.skips[1] + residual;
-    assert!(unet.decode(encoded, &inputs).equal(&given));
+    assert!(unet.decode(encoded, &inputs).equal(&with_residual));
 }
 
 #[test]
-fn image_context_is_trained_through_blocks_that_are_computed_again() {
+fn image_context_has_gradients_through_checkpointed_blocks() {
     let (config, _, _) = proto::size::named("tiny").unwrap();
     let layout = UNetLayout::from(&config);
-    let gradients = |again: bool| {
+    let gradients = |checkpointing: bool| {
         use proto::spec::Component::{Decoder, Encoder, Middle};
-        let all: &[_] = if again {
+        let components: &[_] = if checkpointing {
             &[Encoder, Middle, Decoder]
         } else {
             &[]
@@ -121,7 +124,7 @@ fn image_context_is_trained_through_blocks_that_are_computed_again() {
             ("middle_block.", Middle),
             ("out", Decoder),
         ]);
-        let parameters = Parameters::seeded(1, Device::Cpu).recomputing(all, prefixes);
+        let parameters = Parameters::seeded(1, Device::Cpu).checkpointing(components, prefixes);
         let unet = UNet::new(&parameters.root(), &layout);
         for (_, mut weight) in parameters.tensors() {
             let values = wave(&weight.size(), 0.3) * 0.1;
@@ -147,10 +150,10 @@ fn image_context_is_trained_through_blocks_that_are_computed_again() {
             .flat_map(|it| [it.keys.grad(), it.values.grad()]);
         both.collect::<Vec<_>>()
     };
-    let (kept, again) = (gradients(false), gradients(true));
-    assert_eq!(kept.len(), 2 * transformer_widths(&layout).len());
-    for (kept, again) in kept.iter().zip(&again) {
-        assert!(kept.equal(again));
-        assert!(kept.abs().max().double_value(&[]) > 0.0);
+    let (plain, checkpointed) = (gradients(false), gradients(true));
+    assert_eq!(plain.len(), 2 * transformer_widths(&layout).len());
+    for (plain, checkpointed) in plain.iter().zip(&checkpointed) {
+        assert!(plain.equal(checkpointed));
+        assert!(plain.abs().max().double_value(&[]) > 0.0);
     }
 }

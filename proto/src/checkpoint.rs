@@ -1,5 +1,5 @@
-//! The checkpoint's manifest: its existence is the checkpoint's existence (law 8). Text form is
-//! JSON. And the digest of what a checkpoint holds. No I/O.
+//! The checkpoint manifest and the digest of a checkpoint's contents. A checkpoint exists if and
+//! only if its manifest exists (law 8). The manifest is stored as JSON. No I/O.
 
 use crate::id::{Generation, JobId, Step};
 use crate::text::hex;
@@ -19,11 +19,12 @@ pub struct CheckpointManifest {
     pub job_toml: String,
     /// SHA-256 of the data set's dataset.json.
     pub dataset_version: String,
-    /// SHA-256 over the files of the base weights, None when the job began from random weights.
+    /// SHA-256 over the files of the base weights; None if the job started from random weights.
     pub init_digest: Option<String>,
     /// One per rank, sorted by path.
     pub shards: Vec<ShardEntry>,
-    /// "libtorch 2.10.0, cpu, 1 thread": bits are comparable only where these agree.
+    /// For instance "libtorch 2.10.0, cpu, 1 thread". Results are bit-for-bit comparable only
+    /// between equal environments.
     pub environment: String,
 }
 
@@ -38,13 +39,14 @@ pub struct ShardEntry {
     pub sha256: String,
 }
 
-/// Where a checkpoint lies, relative to the store. Zero-padded so that a listing is in step order.
+/// The folder of a checkpoint, relative to the store. The step is zero-padded so that a listing is
+/// in step order.
 #[must_use]
 pub fn checkpoint_folder(job: &JobId, step: Step, generation: Generation) -> String {
     format!("jobs/{job}/checkpoints/{:010}-g{generation}", step.0)
 }
 
-/// A committed checkpoint, enough to find it.
+/// Identifies a committed checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CheckpointRef {
@@ -52,21 +54,21 @@ pub struct CheckpointRef {
     pub generation: Generation,
 }
 
-/// One SHA-256 over named tensors: the figure by which two runs are compared. It does not depend on
-/// how the tensors are split over shards, so not on the world size.
+/// One SHA-256 over named tensors, by which two runs are compared. It does not depend on how the
+/// tensors are sharded, and therefore not on the world size.
 ///
-/// Hashed are, for every tensor in the order of names: the name, a zero byte, the type as
+/// For every tensor, in order of names, these are hashed: the name, a zero byte, the dtype as
 /// safetensors writes it (`F32`), a zero byte, the shape (`64x3`), a zero byte, and the tensor's
-/// bytes (little-endian, row by row).
+/// bytes (little-endian, row-major).
 #[derive(Debug, Clone, Default)]
 pub struct TensorsDigest(Sha256);
 
 impl TensorsDigest {
-    /// Adds the next tensor by name.
+    /// Adds the next tensor. Tensors must be added in order of their names.
     pub fn add<T: ToString>(&mut self, name: &str, dtype: &str, shape: &[T], bytes: &[u8]) {
-        let sides: Vec<String> = shape.iter().map(ToString::to_string).collect();
+        let dimensions: Vec<String> = shape.iter().map(ToString::to_string).collect();
         self.0
-            .update(format!("{name}\0{dtype}\0{}\0", sides.join("x")));
+            .update(format!("{name}\0{dtype}\0{}\0", dimensions.join("x")));
         self.0.update(bytes);
     }
 

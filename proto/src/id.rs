@@ -1,5 +1,5 @@
-//! Names of things, as types, so that the compiler catches a swap. No behaviour beyond order and
-//! text.
+//! Identifiers as types, so that the compiler catches swapped arguments. They only have an order
+//! and a text form.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -7,7 +7,8 @@ use std::fmt;
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Serialize, Deserialize)]
         #[serde(transparent)]
         pub struct $name(pub $inner);
 
@@ -20,16 +21,17 @@ macro_rules! number {
 }
 
 number! {
-    /// One formed group of ranks of a job. Starts at 1; each new group is one higher; never reused.
+    /// Numbers the groups of ranks that were formed for a job. Starts at 1, grows by 1 with each
+    /// new group, and is never reused.
     Generation(u64)
 }
 number! {
-    /// A place in a generation, 0-based.
+    /// The index of a process in a generation, 0-based.
     Rank(u32)
 }
 number! {
-    /// The number of optimizer updates done. A fresh job is at step 0; the first update ends step
-    /// 1.
+    /// The number of completed optimizer updates. A new job is at step 0; the first update
+    /// completes step 1.
     Step(u64)
 }
 
@@ -40,7 +42,7 @@ impl Generation {
     }
 }
 
-/// A job, as people type it: the job's name and a number, for instance `demo-3`.
+/// A job's id as users type it: the job's name and a number, for instance `demo-3`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct JobId(pub String);
@@ -51,12 +53,12 @@ impl fmt::Display for JobId {
     }
 }
 
-/// A worker: its configured name and the number of this start of its daemon. A restarted daemon is
-/// a new worker (law 6), because everything that its ranks held in memory is gone.
+/// A worker: its configured name and the boot number of its daemon. A restarted daemon is a new
+/// worker (law 6), because everything that its ranks held in memory is lost.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct WorkerId {
     pub name: String,
-    /// Milliseconds since 1970 when the daemon started: larger after every restart.
+    /// Start time of the daemon in milliseconds since 1970; larger after every restart.
     pub boot: u64,
 }
 

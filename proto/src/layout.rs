@@ -1,6 +1,6 @@
-//! Widths and depths of networks, in the form that the networks are built from. Two sources come to
-//! this one form: the tables of job.toml ([`crate::spec`]) and the `config.json` of public weights
-//! ([`crate::public`]), which can say more than a job may.
+//! Widths and depths of networks, in the form from which the networks are built. There are two
+//! sources: the tables of job.toml ([`crate::spec`]) and the `config.json` of public weights
+//! ([`crate::public`]), which can express more than a job may.
 
 use crate::spec::{AutoencoderConfig, TextEncoderConfig, UNetConfig};
 
@@ -11,9 +11,9 @@ pub struct UNetLayout {
     pub widths: Vec<i64>,
     /// Residual blocks of an encoder level; the decoder has one more.
     pub res_blocks: usize,
-    /// Whether a level has spatial transformers.
+    /// For each level, whether it has spatial transformers.
     pub attends: Vec<bool>,
-    /// Attention heads of each level; the middle has those of the last.
+    /// Attention heads of each level; the middle block uses the number of the last level.
     pub heads: Vec<i64>,
     /// Width of the text states.
     pub context_dim: i64,
@@ -21,13 +21,14 @@ pub struct UNetLayout {
     pub out_channels: i64,
     /// Groups of every group norm.
     pub norm_groups: i64,
-    /// Of the residual blocks' norms and the last one; a spatial transformer's is 1e-6.
+    /// Epsilon of the norms in residual blocks and of the output norm. A spatial transformer's is
+    /// 1e-6.
     pub norm_epsilon: f64,
     pub frequencies: Frequencies,
 }
 
-/// How the sinusoids of a time step lie; the default is Stable Diffusion's. Public configs call the
-/// fields `flip_sin_to_cos` and `freq_shift`.
+/// Layout of the sinusoidal timestep embedding. The default is Stable Diffusion's. Public configs
+/// call the fields `flip_sin_to_cos` and `freq_shift`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Frequencies {
     pub cosines_first: bool,
@@ -45,8 +46,8 @@ impl Default for Frequencies {
 }
 
 impl UNetLayout {
-    /// The level of every input block, in order: what the decoder and the retrieval block connect
-    /// to.
+    /// The level of every input block, in order. The decoder and the retrieval block connect to
+    /// these blocks.
     #[must_use]
     pub fn input_levels(&self) -> Vec<usize> {
         let mut levels = vec![0];
@@ -89,7 +90,7 @@ fn widths(first: u32, multiples: &[u32]) -> Vec<i64> {
 /// AutoencoderKL (notes 5.2).
 #[derive(Debug, Clone, PartialEq)]
 pub struct AutoencoderLayout {
-    /// Width of each level; level i works at the picture's side / 2^i.
+    /// Width of each level; level i works at the image's side / 2^i.
     pub widths: Vec<i64>,
     /// Residual blocks of an encoder level; the decoder has one more.
     pub res_blocks: usize,
@@ -122,9 +123,9 @@ pub struct TransformerLayout {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
-    /// x * sigmoid(1.702 x), OpenAI's.
+    /// x * sigmoid(1.702 x), as in OpenAI's CLIP.
     QuickGelu,
-    /// The exact one.
+    /// The exact GELU.
     Gelu,
 }
 
@@ -133,17 +134,18 @@ pub enum Activation {
 pub struct TextLayout {
     pub transformer: TransformerLayout,
     pub vocabulary: i64,
-    /// Longest line of tokens.
+    /// Maximum number of tokens.
     pub tokens: i64,
-    /// The state of the first such token is the pooled one; None: that of the largest token id.
+    /// The pooled state is that of the first token with this id. None: that of the token with the
+    /// largest id.
     pub end: Option<i64>,
-    /// Width after the projection that CLIP's score uses, where there is one.
+    /// Width after the projection that the CLIP score uses, if there is one.
     pub projection: Option<i64>,
 }
 
 /// Size of CLIP's vocabulary.
 pub const CLIP_VOCABULARY: i64 = 49_408;
-/// Ends a prompt and fills the rest of the line.
+/// The token that ends a prompt and pads it to its full length.
 pub const CLIP_END: i64 = 49_407;
 
 impl From<&TextEncoderConfig> for TextLayout {
@@ -170,7 +172,7 @@ impl From<&TextEncoderConfig> for TextLayout {
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageLayout {
     pub transformer: TransformerLayout,
-    /// Side of the square pictures, in pixels.
+    /// Side of the square images, in pixels.
     pub side: i64,
     /// Side of a patch, in pixels.
     pub patch: i64,

@@ -1,20 +1,20 @@
-//! The ledger of a job: a chain of lines that says which steps were done, by which generation, on
-//! which samples. Each line carries the hash of the one before, so that none can be changed,
-//! dropped or added unseen. Here are the lines, their hashes, and the replay that says what they
-//! prove. Pure; written by the coordinator's machine, read by `audit`.
+//! The ledger of a job: a hash chain of entries that record which steps were done, by which
+//! generation, on which samples. Each entry contains the hash of the previous one, so that a
+//! changed, dropped or inserted entry is detected. This file defines the entries, their hashes, and
+//! the replay that verifies them. Pure; written by the coordinator's machine, read by `audit`.
 
 use crate::id::{Generation, JobId, Step};
 use crate::text::hex_sha256;
 use serde::{Deserialize, Serialize};
 
-/// One line, as it is stored: one JSON object.
+/// One line of the ledger, stored as one JSON object.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
-    /// From 0, without gaps.
+    /// Consecutive, from 0.
     pub number: u64,
     pub line: Line,
-    /// Hash of the entry before; of the first one: [`genesis`].
+    /// Hash of the previous entry; [`genesis`] for the first one.
     pub previous: String,
     pub hash: String,
 }
@@ -22,32 +22,33 @@ pub struct Entry {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Line {
-    /// A generation went on from the state after step `from`. Steps after it that older generations
-    /// did were lost with them: they are superseded, and count no more.
+    /// A generation continued from the state after step `from`. Later steps of older generations
+    /// were lost: they are superseded and no longer count.
     Generation {
         generation: Generation,
         world: u32,
         from: Step,
     },
-    /// The newest generation did a step on the samples at places `first .. first + samples` of the
-    /// job's order.
+    /// The newest generation did a step on the samples at positions `first .. first + samples` of
+    /// the job's sample order.
     Step {
         generation: Generation,
         step: Step,
         first: u64,
         samples: u32,
-        /// None: not a number.
+        /// None: the loss was not finite.
         loss: Option<f64>,
     },
-    /// The newest generation did the steps up to this one too, though nobody heard it say so: it
-    /// did a later one, or its checkpoint of that step is committed.
+    /// The newest generation did the steps up to this one, but its reports of them were lost. They
+    /// are known to be done because it reported a later step or committed a checkpoint of that
+    /// step.
     Unheard {
         generation: Generation,
         through: Step,
         first: u64,
         samples: u64,
     },
-    /// All ranks of the newest generation came to this state after a step.
+    /// All ranks of the newest generation had this state after a step.
     Digest {
         generation: Generation,
         step: Step,
@@ -55,19 +56,19 @@ pub enum Line {
     },
 }
 
-/// How far a ledger goes: enough to write the next entry.
+/// The end of a ledger; all that is needed to write the next entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tip {
     pub entries: u64,
     pub hash: String,
-    /// The newest generation that it knows; 0 before the first.
+    /// The newest generation in the ledger; 0 before the first.
     pub generation: Generation,
-    /// The last step that counts.
+    /// The last step that is not superseded.
     pub step: Step,
 }
 
-/// The hash that stands before the first entry: of what the job is.
+/// The hash that the first entry refers to; it identifies the job.
 #[must_use]
 pub fn genesis(job: &JobId, dataset_version: &str, job_toml: &str) -> String {
     hex_sha256(format!("{job}\0{dataset_version}\0{job_toml}").as_bytes())
@@ -84,7 +85,7 @@ impl Tip {
         }
     }
 
-    /// The next entry. The caller keeps to the order that [`Replay`] demands.
+    /// Appends a line and returns its entry. The caller keeps the order that [`Replay`] requires.
     #[must_use]
     pub fn append(&mut self, line: Line) -> Entry {
         let entry = Entry {
@@ -111,10 +112,10 @@ fn hash(previous: &str, number: u64, line: &Line) -> String {
     hex_sha256(format!("{previous}\n{number}\n{line}").as_bytes())
 }
 
-/// Why a ledger proves nothing from some entry on.
+/// Why a ledger is invalid from some entry on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    #[error("entry {expected} is missing: entry {found} stands in its place")]
+    #[error("entry {expected} is missing: found entry {found} instead")]
     Missing { expected: u64, found: u64 },
     #[error("entry {number} was changed: its hash is {hash} and should be {expected}")]
     Changed {
@@ -123,8 +124,8 @@ pub enum Fault {
         expected: String,
     },
     #[error(
-        "entry {number} does not follow the one before it: it names {previous} and should name \
-        {expected}"
+        "entry {number} does not follow the previous one: its `previous` is {previous} and should \
+        be {expected}"
     )]
     Unchained {
         number: u64,
@@ -134,8 +135,8 @@ pub enum Fault {
     #[error("entry {number}: {what}")]
     Order { number: u64, what: String },
     #[error(
-        "it ends after {found} entries with hash {hash}; the coordinator wrote {expected}, the \
-        last with hash {tip}"
+        "the ledger ends after {found} entries with hash {hash}; the coordinator wrote {expected}, \
+        the last with hash {tip}"
     )]
     Truncated {
         found: u64,
@@ -145,18 +146,18 @@ pub enum Fault {
     },
 }
 
-/// Steps `first ..= last` that one generation did in a row, as the ledger tells.
+/// Consecutive steps `first ..= last` of one generation, according to the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Done {
     pub first: Step,
     pub last: Step,
     pub generation: Generation,
     pub world: u32,
-    /// A later generation went back behind them.
+    /// A later generation restarted from an earlier step.
     pub superseded: bool,
 }
 
-/// Reads a ledger from its beginning, entry by entry, and knows what it has proved so far.
+/// Verifies a ledger entry by entry from its beginning and accumulates what it proves.
 #[derive(Debug)]
 pub struct Replay {
     tip: Tip,
@@ -169,7 +170,7 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// `global_batch` samples are one step.
+    /// `global_batch` is the number of samples of one step.
     #[must_use]
     pub fn new(begin: Tip, global_batch: u32) -> Self {
         Self {
@@ -182,9 +183,11 @@ impl Replay {
         }
     }
 
+    /// Verifies and applies the next entry.
+    ///
     /// # Errors
-    /// The entry does not follow, was changed, or tells of something that cannot be. Nothing after
-    /// it means anything.
+    /// The entry does not follow the previous one, was changed, or records something impossible.
+    /// All later entries are invalid then.
     pub fn take(&mut self, entry: &Entry) -> Result<(), Fault> {
         let number = entry.number;
         if number != self.tip.entries {
@@ -209,13 +212,13 @@ impl Replay {
                 expected,
             });
         }
-        self.follow(&entry.line)
+        self.apply_line(&entry.line)
             .map_err(|what| Fault::Order { number, what })?;
         drop(self.tip.append(entry.line.clone()));
         Ok(())
     }
 
-    fn follow(&mut self, line: &Line) -> Result<(), String> {
+    fn apply_line(&mut self, line: &Line) -> Result<(), String> {
         match line {
             Line::Generation {
                 generation,
@@ -226,8 +229,7 @@ impl Replay {
                     let (newest, last) = (self.tip.generation, self.tip.step);
                     return Err(format!(
                         "generation {generation} of {world} ranks from step {from} cannot follow \
-                        generation {newest}, \
-                         which ended at step {last}"
+                        generation {newest}, which ended at step {last}"
                     ));
                 }
                 self.world = *world;
@@ -240,19 +242,18 @@ impl Replay {
                 samples,
                 loss,
             } => {
-                self.is_current(*generation)?;
-                let begin = self.tip.step.0 * u64::from(self.global_batch);
-                if step.0 != self.tip.step.0 + 1 || (*first, *samples) != (begin, self.global_batch)
+                self.check_current(*generation)?;
+                let start = self.tip.step.0 * u64::from(self.global_batch);
+                if step.0 != self.tip.step.0 + 1 || (*first, *samples) != (start, self.global_batch)
                 {
                     return Err(format!(
-                        "step {step} on {samples} samples from place {first} cannot follow step \
-                        {}; its samples are \
-                         {} from place {begin}",
+                        "step {step} on {samples} samples from position {first} cannot follow \
+                        step {}; expected {} samples from position {start}",
                         self.tip.step, self.global_batch
                     ));
                 }
                 self.unheard += u64::from(loss.is_none());
-                self.did(*step);
+                self.record_steps(*step);
             }
             Line::Unheard {
                 generation,
@@ -260,29 +261,29 @@ impl Replay {
                 first,
                 samples,
             } => {
-                self.is_current(*generation)?;
+                self.check_current(*generation)?;
                 let batch = u64::from(self.global_batch);
                 let steps = through.0.saturating_sub(self.tip.step.0);
-                let begin = self.tip.step.0 * batch;
-                if steps == 0 || (*first, *samples) != (begin, steps.saturating_mul(batch)) {
+                let start = self.tip.step.0 * batch;
+                if steps == 0 || (*first, *samples) != (start, steps.saturating_mul(batch)) {
                     return Err(format!(
-                        "{samples} samples from place {first} are not those of steps {} to \
+                        "{samples} samples from position {first} are not those of steps {} to \
                         {through}",
                         self.tip.step.0 + 1
                     ));
                 }
                 self.unheard += steps;
-                self.did(*through);
+                self.record_steps(*through);
             }
             Line::Digest {
                 generation,
                 step,
                 sha256,
             } => {
-                self.is_current(*generation)?;
+                self.check_current(*generation)?;
                 if self.tip.step < *step {
                     return Err(format!(
-                        "a digest of step {step}, when step {} was the last",
+                        "a digest of step {step}, but step {} was the last",
                         self.tip.step
                     ));
                 }
@@ -292,8 +293,8 @@ impl Replay {
         Ok(())
     }
 
-    /// The newest generation did all steps up to this one.
-    fn did(&mut self, last: Step) {
+    /// Records that the newest generation did all steps up to this one.
+    fn record_steps(&mut self, last: Step) {
         let first = Step(self.tip.step.0 + 1);
         let generation = self.tip.generation;
         match self.done.last_mut() {
@@ -311,11 +312,11 @@ impl Replay {
         }
     }
 
-    /// What was done after `from` was lost.
+    /// Marks all steps after `from` as superseded.
     fn supersede(&mut self, from: Step) {
-        let mut place = self.done.len();
-        while let Some(before) = place.checked_sub(1) {
-            let done = &mut self.done[before];
+        let mut index = self.done.len();
+        while let Some(previous) = index.checked_sub(1) {
+            let done = &mut self.done[previous];
             if done.last <= from && !done.superseded {
                 break;
             }
@@ -326,28 +327,28 @@ impl Replay {
                     ..*done
                 };
                 done.last = from;
-                self.done.insert(place, lost);
+                self.done.insert(index, lost);
                 break;
             }
             done.superseded = true;
-            place = before;
+            index = previous;
         }
     }
 
-    fn is_current(&self, generation: Generation) -> Result<(), String> {
+    fn check_current(&self, generation: Generation) -> Result<(), String> {
         if generation == self.tip.generation && self.world != 0 {
             return Ok(());
         }
         Err(format!(
-            "generation {generation} speaks when generation {} is the newest",
+            "the entry is of generation {generation}, but generation {} is the newest",
             self.tip.generation
         ))
     }
 
-    /// Whether this is all that was written.
+    /// Checks that the ledger is complete.
     ///
     /// # Errors
-    /// It ends earlier, or otherwise, than the coordinator's record says.
+    /// The ledger does not end where the coordinator's record says.
     pub fn ends_at(&self, tip: &Tip) -> Result<(), Fault> {
         if self.tip == *tip {
             return Ok(());
@@ -365,19 +366,19 @@ impl Replay {
         &self.tip
     }
 
-    /// Everything in the order in which it was done, superseded steps too.
+    /// All steps in the order in which they were done, including superseded ones.
     #[must_use]
     pub fn done(&self) -> &[Done] {
         &self.done
     }
 
-    /// States that all ranks agreed on; the last of a step counts.
+    /// Digests that all ranks agreed on. If a step has several, the last one counts.
     #[must_use]
     pub fn digests(&self) -> &[(Step, String)] {
         &self.digests
     }
 
-    /// Steps whose loss nobody heard, or that was no number.
+    /// Number of steps whose loss was not reported or was not finite.
     #[must_use]
     pub fn unheard(&self) -> u64 {
         self.unheard
@@ -465,9 +466,9 @@ mod tests {
     #[test]
     fn steps_that_were_lost_are_superseded_and_done_again() {
         let (entries, tip) = ledger(&whole());
-        let replay = replay(&entries).expect("it is whole");
-        replay.ends_at(&tip).expect("all is there");
-        let told = |replay: &Replay| -> Vec<(u64, u64, u64, bool)> {
+        let replay = replay(&entries).expect("the ledger is valid");
+        replay.ends_at(&tip).expect("the ledger is complete");
+        let done = |replay: &Replay| -> Vec<(u64, u64, u64, bool)> {
             let one = |done: &Done| {
                 (
                     done.first.0,
@@ -479,19 +480,19 @@ mod tests {
             replay.done().iter().map(one).collect()
         };
         assert_eq!(
-            told(&replay),
+            done(&replay),
             [(1, 1, 1, false), (2, 3, 1, true), (2, 4, 2, false)]
         );
         assert_eq!(replay.digests(), [(Step(3), "ab".to_owned())]);
         let (more, _) = ledger(&[whole(), vec![generation(3, 1, 0), unheard(3, 1, 5)]].concat());
-        let replay = self::replay(&more).expect("it is whole");
+        let replay = self::replay(&more).expect("the ledger is valid");
         let expected = [
             (1, 1, 1, true),
             (2, 3, 1, true),
             (2, 4, 2, true),
             (1, 5, 3, false),
         ];
-        assert_eq!(told(&replay), expected);
+        assert_eq!(done(&replay), expected);
         assert_eq!(replay.unheard(), 5);
     }
 
@@ -525,7 +526,7 @@ mod tests {
         );
         assert_eq!(
             fault(&|entries| drop(entries.remove(3))),
-            "entry 3 is missing: entry 4 stands in its place"
+            "entry 3 is missing: found entry 4 instead"
         );
         let forged = fault(&|entries| {
             let mut tip = Tip {
@@ -543,16 +544,16 @@ mod tests {
             });
         });
         assert!(
-            forged.starts_with("entry 2 does not follow the one before it"),
+            forged.starts_with("entry 2 does not follow the previous one"),
             "{forged}"
         );
-        let replay = replay(&entries[..7]).expect("a beginning is a ledger");
+        let replay = replay(&entries[..7]).expect("a prefix is a valid ledger");
         let cut = replay
             .ends_at(&tip)
             .expect_err("two are missing")
             .to_string();
         assert!(
-            cut.starts_with("it ends after 7 entries with hash"),
+            cut.starts_with("the ledger ends after 7 entries with hash"),
             "{cut}"
         );
     }
@@ -562,16 +563,16 @@ mod tests {
         let fault = |lines: &[Line]| replay(&ledger(lines).0).err().unwrap_or_default();
         assert_eq!(
             fault(&[step(1, 1)]),
-            "entry 0: generation 1 speaks when generation 0 is the newest"
+            "entry 0: the entry is of generation 1, but generation 0 is the newest"
         );
         assert_eq!(
             fault(&[generation(1, 2, 0), step(1, 2)]),
-            "entry 1: step 2 on 4 samples from place 4 cannot follow step 0; its samples are 4 \
-            from place 0"
+            "entry 1: step 2 on 4 samples from position 4 cannot follow step 0; expected 4 \
+            samples from position 0"
         );
         assert_eq!(
             fault(&[generation(1, 2, 0), step(1, 1), unheard(1, 1, 3)]),
-            "entry 2: 12 samples from place 0 are not those of steps 2 to 3"
+            "entry 2: 12 samples from position 0 are not those of steps 2 to 3"
         );
         assert_eq!(
             fault(&[generation(2, 2, 0), step(2, 1), generation(1, 1, 1)]),
@@ -585,7 +586,7 @@ mod tests {
                 generation(2, 2, 1),
                 step(1, 2)
             ]),
-            "entry 3: generation 1 speaks when generation 2 is the newest"
+            "entry 3: the entry is of generation 1, but generation 2 is the newest"
         );
     }
 }

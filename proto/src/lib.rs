@@ -1,10 +1,9 @@
-//! The contract: what coordinator, workers, ranks and people say to each other. No I/O.
+//! The contract between coordinator, workers, ranks and the command line. No I/O.
 //!
-//! Read in this order: ids, what a job is ([`spec`], [`job`]), what processes say ([`message`],
-//! [`wire`]), what lies in object storage ([`dataset`], [`checkpoint`]), what proves it
-//! ([`ledger`]), what networks are built from ([`layout`], [`public`]), how daemons read their
-//! settings ([`settings`]), what phases are called ([`phase`]) and what else is written alike
-//! everywhere ([`text`]).
+//! Read in this order: ids ([`id`]), job specifications ([`spec`], [`job`]), messages ([`message`],
+//! [`wire`]), objects in the store ([`dataset`], [`checkpoint`]), the proof of what was trained
+//! ([`ledger`]), network layouts ([`layout`], [`public`]), daemon settings ([`settings`]), names of
+//! phases ([`phase`]) and shared text formats ([`text`]).
 
 pub mod architecture;
 pub mod checkpoint;
@@ -13,9 +12,9 @@ pub mod id;
 pub mod job;
 pub mod layout;
 pub mod ledger;
+mod location;
 pub mod message;
 pub mod phase;
-pub mod place;
 pub mod public;
 pub mod sample;
 pub mod settings;
@@ -27,7 +26,7 @@ pub mod units;
 pub mod version;
 pub mod wire;
 
-/// What `train.proto` generates. Used at the edge of a process only; everything inside speaks
+/// Code generated from `train.proto`. Used only at the edge of a process; everything inside uses
 /// [`message`].
 #[allow(
     missing_debug_implementations,

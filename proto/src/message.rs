@@ -1,7 +1,7 @@
-//! What coordinator, daemons and ranks say to each other, as plain values. The machines and the
-//! simulated world speak these; `wire.rs` turns them into protobuf and back at the edge of a
-//! process. Ranks and their daemon exchange [`RankReport`] and [`RankOrder`] as one JSON object per
-//! line over the daemon's Unix socket.
+//! Messages between coordinator, daemons and ranks, as plain values. The machines and the simulator
+//! use these; `wire.rs` converts them from and to protobuf at the edge of a process. Ranks and
+//! their daemon exchange [`RankReport`] and [`RankOrder`] as one JSON object per line over the
+//! daemon's Unix socket.
 
 use crate::checkpoint::{CheckpointRef, ShardEntry};
 use crate::id::{Generation, JobId, Rank, Step, WorkerId};
@@ -10,34 +10,34 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// What a worker says of itself, whole, each time: a lost report is mended by the next.
+/// The complete state of a worker. Every report is complete, so that the next one makes up for a
+/// lost one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WorkerReport {
     pub worker: WorkerId,
     pub device: DeviceKind,
-    /// 0: it is leaving and takes nothing new.
+    /// 0: the worker is shutting down and accepts no new ranks.
     pub devices: u32,
-    /// Every rank process the worker has, and those that ended and are not yet forgotten by the
-    /// coordinator (an assignment that no longer names their generation makes the worker forget
-    /// them).
+    /// All rank processes of the worker. An exited process is included until the worker's
+    /// assignments no longer name its generation.
     pub ranks: Vec<RankReport>,
-    /// Where it answers other workers (`host:port`).
+    /// Where it answers pings of other workers (`host:port`).
     pub peer_address: Option<String>,
-    /// Of the peers that it was given, those that have not answered for too long.
+    /// The assigned peers that have not answered pings for too long.
     pub unreached: Vec<Unreached>,
 }
 
-/// A worker that does not answer another.
+/// A peer that does not answer pings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Unreached {
     pub peer: WorkerId,
-    /// What came of the last attempt.
+    /// The error of the last ping.
     pub error: String,
 }
 
-/// A worker with ranks of the same job, and where it answers.
+/// Another worker with ranks of the same job, and its ping address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Peer {
@@ -45,8 +45,8 @@ pub struct Peer {
     pub address: String,
 }
 
-/// One rank's state. A later report of the same rank replaces an earlier one, save that `steps` may
-/// overlap.
+/// The state of one rank. A later report of the same rank replaces an earlier one; their `steps`
+/// may overlap.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RankReport {
@@ -61,24 +61,24 @@ pub struct RankReport {
     pub steps: Vec<StepReport>,
     /// Shards that this rank wrote and whose checkpoint is not yet known to be committed.
     pub shards: Vec<ShardReport>,
-    /// What this rank's weights came to, newest last, at most [`DIGESTS_MAX`]. All ranks of a
-    /// generation say the same of the same step.
+    /// Digests of this rank's weights, newest last, at most [`DIGESTS_MAX`]. All ranks of a
+    /// generation must report the same digest for the same step.
     pub digests: Vec<WeightDigest>,
-    /// What became of the units that it holds a lease of; empty in a gang.
+    /// Outcomes of the units in its lease; empty in a gang.
     pub units: UnitReport,
-    /// Where its thread is in a step, or which unit it is at; None: in none. Of a process that
-    /// failed: where it was last.
+    /// What its compute thread is doing; None: neither a step nor a unit. After a failure: its last
+    /// activity.
     pub activity: Option<Activity>,
 }
 
-/// What a rank says of units that its lease still names. It repeats it until the lease names them
-/// no more.
+/// Outcomes of units that are in the rank's lease. The rank repeats them until its lease no longer
+/// contains the units.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UnitReport {
-    /// Their outputs are in the store. Sorted, without overlap.
+    /// Units whose outputs are in the store. Sorted, without overlap.
     pub done: Vec<UnitRange>,
-    /// They gave an error and the process lives. By unit.
+    /// Units that failed without ending the process. Sorted by unit.
     pub failed: Vec<UnitFailure>,
 }
 
@@ -100,7 +100,7 @@ impl UnitRange {
         }
     }
 
-    /// How many units it names.
+    /// The number of units in the range.
     #[must_use]
     pub fn count(self) -> u64 {
         self.end - self.first
@@ -116,12 +116,12 @@ impl UnitRange {
 #[serde(deny_unknown_fields)]
 pub struct UnitFailure {
     pub unit: u64,
-    /// The first line of why, with what and where.
+    /// The first line of the error, with its context.
     pub error: String,
 }
 
-/// Where a rank's thread is, and for how long: what a person is told while a step or a unit goes
-/// on. Never reason enough for a report of its own.
+/// What a rank's compute thread is doing, and for how long. Shown to users while a step or a unit
+/// is in progress. A change of activity alone does not trigger a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Activity {
@@ -131,29 +131,29 @@ pub struct Activity {
     pub for_ms: u64,
 }
 
-/// A piece of a step.
+/// A stage of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {
     /// Waiting for the object store and the decoder.
     Samples,
-    /// Forward and backward of the rank's n-th micro-batch of the step, from 1 on, as far as they
-    /// are its own.
+    /// Forward and backward of the rank's n-th micro-batch of the step (counted from 1), without
+    /// collectives.
     MicroBatch(u32),
-    /// In a collective: it is done as soon as the slowest rank has come to it.
+    /// In a collective, which completes once the slowest rank has reached it.
     Reduction,
-    /// Clip, optimizer, moving average.
+    /// Gradient clipping, optimizer, moving average.
     Update,
     /// Hashing weights and optimizer state.
     Digest,
-    /// Writing its share, which the object store may hold up.
+    /// Writing its shard of a checkpoint, which the object store may delay.
     Checkpoint,
-    /// No piece of a step: the unit of this number.
+    /// Processing the unit of this number; not part of a step.
     Unit(u64),
 }
 
 impl Stage {
-    /// Whether nobody and nothing outside the process is waited for in it.
+    /// Whether the stage waits for nothing outside the process.
     #[must_use]
     pub fn is_own(self) -> bool {
         match self {
@@ -186,16 +186,17 @@ impl fmt::Display for Activity {
     }
 }
 
-/// How a daemon begins to tell of a rank that it did not hear.
+/// Prefix of the error that a daemon reports for a rank that sent no heartbeat in time.
 pub const SILENT: &str = "silent for";
-/// How a rank begins to tell that its own thread does not come on.
+/// Prefix of the error that a rank reports if its own compute thread makes no progress.
 pub const HANGS: &str = "hangs in";
 
-/// Longest `steps` list; older entries are dropped first (the curve gets a gap, nothing else).
+/// Longest `steps` list; older entries are dropped first, which only leaves a gap in the loss
+/// curve.
 pub const STEPS_MAX: usize = 512;
 /// Longest `digests` list; older entries are dropped first.
 pub const DIGESTS_MAX: usize = 8;
-/// Longest `terms` list; no architecture comes near.
+/// Longest `terms` list; far more than any architecture has.
 pub const TERMS_MAX: usize = 32;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -203,38 +204,38 @@ pub const TERMS_MAX: usize = 32;
 pub enum RankPhase {
     /// The process starts, loads weights, opens the data set.
     Starting,
-    /// A reserve: it has loaded everything, has no place in this generation and waits for one in
-    /// which it has.
+    /// A standby that has loaded everything. It is not a member of this generation and waits for
+    /// one that includes it.
     Ready,
     /// It waits for the c10d store and the other ranks.
     Joining,
     Training,
-    /// Its group is broken, by a peer that is gone or by a newer generation. The partial step is
-    /// dropped; the process keeps its weights and optimizer state in memory and waits for the next
-    /// generation.
+    /// Its process group is broken, because a peer exited or a newer generation exists. The partial
+    /// step is dropped. The process keeps its weights and optimizer state in memory and waits for
+    /// the next generation.
     Broken {
         error: String,
     },
-    /// All work is done and every shard is written. A rank that trained keeps its state until it is
-    /// told to leave.
+    /// All work is done and every shard is written. A rank that trained keeps its state in memory
+    /// until it receives [`RankOrder::Stop`].
     Finished,
-    /// The process ended or gave up; the first line of why, with what and where. `permanent`:
-    /// another generation would fail in the same way, so there is none.
+    /// The process exited or gave up. `error` is the first line of the cause, with its context.
+    /// `permanent`: another generation would fail in the same way, so none is started.
     Failed {
         error: String,
         permanent: bool,
     },
 }
 
-/// One optimizer update, as rank 0 saw it; the loss is the mean over the global batch.
+/// One optimizer update as measured by rank 0. Losses are means over the global batch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StepReport {
     pub step: Step,
-    /// The whole loss.
+    /// The total loss.
     pub loss: f64,
-    /// What the loss is made of, by the architecture's names and in its order, before they are
-    /// weighted against each other; at most [`TERMS_MAX`].
+    /// The terms of the loss before weighting, with the architecture's names and in its order; at
+    /// most [`TERMS_MAX`].
     pub terms: Vec<LossTerm>,
     pub gradient_norm: f64,
     pub learning_rate: f64,
@@ -242,15 +243,15 @@ pub struct StepReport {
     pub seconds: PhaseSeconds,
     /// Largest resident memory of the rank so far.
     pub peak_memory_bytes: u64,
-    /// Steps so far whose update was left out, because a number was not finite. The loss of such a
-    /// step is that of its finite samples, its gradient's norm is given as 0.
+    /// Number of steps so far whose update was skipped because the loss or a gradient was not
+    /// finite. The loss of such a step is that of its finite samples; its gradient norm is reported
+    /// as 0.
     pub skipped_steps: u64,
-    /// What the loss is multiplied with before its gradient is taken, after this step; 1 except in
-    /// fp16.
+    /// The factor of the loss scaler after this step; 1 except in fp16.
     pub loss_scale: f64,
 }
 
-/// A part of a loss.
+/// A named term of the loss.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LossTerm {
@@ -259,7 +260,7 @@ pub struct LossTerm {
     pub value: f64,
 }
 
-/// Wall seconds of one step by phase; together they are the step.
+/// Wall-clock seconds of one step by phase; their sum is the duration of the step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PhaseSeconds {
@@ -267,9 +268,9 @@ pub struct PhaseSeconds {
     pub data: f64,
     pub forward: f64,
     pub backward: f64,
-    /// Waiting for other ranks' gradients after the own backward is done.
+    /// Waiting for other ranks' gradients after this rank's backward has finished.
     pub communication: f64,
-    /// Clip and update.
+    /// Gradient clipping and update.
     pub optimizer: f64,
     /// Writing a checkpoint.
     pub checkpoint: f64,
@@ -287,19 +288,19 @@ impl PhaseSeconds {
     }
 }
 
-/// A rank's share of a checkpoint lies in the store, whole.
+/// A rank's shard of a checkpoint that is completely written to the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ShardReport {
     pub step: Step,
     pub shard: ShardEntry,
-    /// See [`crate::checkpoint::CheckpointManifest`]; all ranks of a generation say the same.
+    /// See [`crate::checkpoint::CheckpointManifest`]; equal on all ranks of a generation.
     pub init_digest: Option<String>,
     pub environment: String,
 }
 
-/// The state after a step in one number: what `coordinator checkpoint digest` says of a checkpoint
-/// of that step.
+/// The digest of the state after a step. Equal to what `coordinator checkpoint digest` prints for a
+/// checkpoint of that step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WeightDigest {
@@ -307,42 +308,42 @@ pub struct WeightDigest {
     pub sha256: String,
 }
 
-/// What a worker should be doing, whole, each time (law 5).
+/// The complete desired state of a worker. Every message is complete (law 5).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DesiredState {
     pub worker: WorkerId,
     /// At most one per job.
     pub assignments: Vec<Assignment>,
-    /// The one knob from which every time-out of the worker derives, in milliseconds (law 9).
+    /// The one setting from which every timeout of the worker derives, in milliseconds (law 9).
     pub detect_within_ms: u64,
-    /// Every other worker with ranks of one of its jobs: it asks each again and again whether it is
-    /// there.
+    /// All other workers with ranks of one of its jobs. The worker pings each of them repeatedly.
     pub peers: Vec<Peer>,
 }
 
-/// A worker's part in one generation of one job.
+/// The ranks of one generation of one job that a worker runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Assignment {
     pub job: JobId,
-    /// In a gang one number for all its workers; in a job of units one for each worker.
+    /// In a gang, all workers share one generation; in a job of units, each worker has its own.
     pub generation: Generation,
     /// Canonical job.toml; already validated by the coordinator.
     pub job_toml: String,
     pub dataset_version: String,
-    /// URL of the store under which `jobs/<job>/…` lies.
+    /// URL of the object store that contains `jobs/<job>/…`.
     pub store_url: String,
-    /// The knob again: a rank is told nothing but its assignment.
+    /// Same as [`DesiredState::detect_within_ms`], because a rank receives only its assignment.
     pub detect_within_ms: u64,
     /// This worker runs ranks `first_rank .. first_rank + ranks`, each on a device that the worker
     /// chooses.
     pub first_rank: Rank,
     pub ranks: u32,
-    /// The generation is to end in order. Once said it is not taken back for this generation,
-    /// though [`GracefulStop::WithCheckpoint`] may follow [`GracefulStop::WithoutCheckpoint`]. A
-    /// gang's ranks agree among themselves on the step; a rank of units ends the unit that it is at
-    /// and takes no other, whichever of the two it is told.
+    /// Requests that the generation stop gracefully. The request is never withdrawn for this
+    /// generation, but [`GracefulStop::WithCheckpoint`] may follow
+    /// [`GracefulStop::WithoutCheckpoint`]. The ranks of a gang agree among themselves on the last
+    /// step. A rank of a job of units finishes its current unit and begins no other, for either
+    /// kind of stop.
     pub graceful_stop: Option<GracefulStop>,
     pub run: Run,
 }
@@ -355,16 +356,16 @@ pub enum Run {
     Units(UnitOrder),
 }
 
-/// What ranks that step together need to know.
+/// Order for ranks that train together as a gang.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GangOrder {
-    /// Ranks of the generation. Those numbered from here on are reserves: processes that get ready,
-    /// or keep what they hold, and wait for the next generation.
+    /// World size of the generation. Ranks numbered from here on are standbys: processes that load
+    /// everything, or keep the state they hold, and wait for the next generation.
     pub world: u32,
     /// Known once rank 0 has reported it.
     pub store_address: Option<String>,
-    /// The checkpoint to start from; None: step 0.
+    /// The checkpoint to resume from; None: start at step 0.
     pub resume: Option<CheckpointRef>,
     /// Steps up to this one are known to the coordinator and need not be reported again.
     pub acknowledged_step: Step,
@@ -372,48 +373,49 @@ pub struct GangOrder {
     pub committed_step: Step,
 }
 
-/// What ranks that work on units, each alone, need to know.
+/// Order for ranks that process units independently.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UnitOrder {
-    /// The trained job that the units are made with.
+    /// The trained job whose weights the units use.
     pub source: Option<SourceJob>,
     /// Units leased to each rank that are not known to be done, sorted, without overlap. A rank
-    /// that is not named holds none. A unit that a lease no longer names is acknowledged, or
-    /// somebody else's.
+    /// without an entry has no lease. A unit that a lease no longer contains is acknowledged or was
+    /// leased to another rank.
     pub leases: BTreeMap<Rank, Vec<UnitRange>>,
 }
 
-/// A trained job, as other jobs read it: its text and checkpoint are pinned, so later changes to it
-/// change nothing.
+/// A trained job as a source for other jobs. Its job.toml and checkpoint are pinned, so that later
+/// changes to the job have no effect.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceJob {
     pub job_toml: String,
-    /// None: the weights that it began from, untrained.
+    /// None: the job's initial weights, untrained.
     pub checkpoint: Option<CheckpointRef>,
 }
 
-/// How a generation ends in order.
+/// How a generation stops gracefully.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GracefulStop {
-    /// Finish the step together, keep everything in memory and wait: some of the processes go on in
-    /// the next generation.
+    /// All ranks finish the current step, keep their state in memory and wait. Used if some of the
+    /// processes continue in the next generation.
     WithoutCheckpoint,
-    /// Finish the step together and write a checkpoint of it: none of them does.
+    /// All ranks finish the current step and write a checkpoint of it. Used if no process
+    /// continues.
     WithCheckpoint,
 }
 
 impl Assignment {
-    /// Whether it is for ranks that have no place in the generation.
+    /// Whether its ranks are standbys, that is, not members of the generation.
     #[must_use]
     pub fn is_standby(&self) -> bool {
         self.gang()
             .is_some_and(|gang| gang.world <= self.first_rank.0)
     }
 
-    /// The order of ranks that step together.
+    /// The order of a gang.
     #[must_use]
     pub fn gang(&self) -> Option<&GangOrder> {
         match &self.run {
@@ -422,7 +424,7 @@ impl Assignment {
         }
     }
 
-    /// The order of ranks that work on units.
+    /// The order of a job of units.
     #[must_use]
     pub fn units(&self) -> Option<&UnitOrder> {
         match &self.run {
@@ -431,26 +433,26 @@ impl Assignment {
         }
     }
 
-    /// Ranks that work together: all of a gang, those of one worker where each works alone.
+    /// The world size of a gang; in a job of units, the number of this worker's ranks.
     #[must_use]
     pub fn world(&self) -> u32 {
         self.gang().map_or(self.ranks, |gang| gang.world)
     }
 }
 
-/// What a daemon tells a rank process. One process serves in one generation after another.
+/// Orders of a daemon to a rank process. One process serves in successive generations.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RankOrder {
-    /// First line on the socket, and again whenever the assignment changes (the store's address
-    /// becomes known, steps are acknowledged, a checkpoint is committed). A newer generation ends
-    /// the running one: the process drops the partial step and joins the newer one, with the state
-    /// that it holds.
+    /// Sent as the first line on the socket, and again whenever the assignment changes (the store
+    /// address becomes known, steps are acknowledged, a checkpoint is committed). A newer
+    /// generation replaces the running one: the process drops the partial step and joins the newer
+    /// generation with the state that it holds.
     Assignment {
         assignment: Box<Assignment>,
         rank: Rank,
         device: u32,
     },
-    /// Leave now; nothing more will be read.
+    /// Exit now. No other order follows.
     Stop,
 }

@@ -1,29 +1,29 @@
-//! The words for what a job and its ranks are at: in tables, in JSON for programs, on the wire
-//! between coordinator and command line. Pure.
+//! Names of the phases of jobs and ranks: in tables, in JSON output, and on the wire between
+//! coordinator and command line. Pure.
 
 use crate::message::RankPhase;
 use std::fmt;
 
-/// What a job is at, as people see it.
+/// The phase of a job, as users see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
-    /// It waits for workers.
+    /// Waits for workers.
     Queued,
-    /// It waits until somebody resumes it.
+    /// Waits until a user resumes it.
     Paused,
-    /// It has workers, and what they are at is not told apart.
+    /// Has workers; used where the phases of running jobs are not distinguished.
     Running,
-    /// Running, and on its way to be paused.
+    /// Running, and about to be paused.
     Pausing,
-    /// Its ranks start, load and join.
+    /// Its ranks start, load and join the process group.
     Forming,
-    /// All its ranks are at work.
+    /// All its ranks train.
     Training,
-    /// Its ranks work on units.
+    /// Its ranks process units.
     Working,
-    /// Some of its ranks are done.
+    /// Some of its ranks have finished.
     Finishing,
-    /// Its generation ends in order, for another one or for none.
+    /// Its generation is stopping gracefully; another one may follow.
     Stopping,
     Done,
     Failed,
@@ -64,13 +64,13 @@ impl Phase {
         }
     }
 
-    /// The phase of a word; None for a word of a later version.
+    /// Parses a phase; None for a word of a later version.
     #[must_use]
     pub fn of(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|phase| phase.word() == word)
     }
 
-    /// The same, of a job that somebody may have paused.
+    /// This phase, adjusted for whether a user has paused the job.
     #[must_use]
     pub const fn or_paused(self, paused: bool) -> Self {
         match self {
@@ -80,14 +80,14 @@ impl Phase {
         }
     }
 
-    /// Whether a job in this phase will never change again.
+    /// Whether the phase is terminal.
     #[must_use]
     pub const fn is_over(self) -> bool {
         matches!(self, Self::Done | Self::Failed | Self::Cancelled)
     }
 }
 
-/// Whether a job whose phase has this word will never change again.
+/// Whether this word names a terminal phase.
 #[must_use]
 pub fn is_over(word: &str) -> bool {
     Phase::of(word).is_some_and(Phase::is_over)
@@ -99,7 +99,7 @@ impl fmt::Display for Phase {
     }
 }
 
-/// A phase's word on the wire says what the phase does.
+/// Compares a word from the wire with a phase.
 impl PartialEq<Phase> for str {
     fn eq(&self, phase: &Phase) -> bool {
         self == phase.word()
@@ -113,7 +113,7 @@ impl PartialEq<Phase> for String {
 }
 
 impl RankPhase {
-    /// What a rank is at, in a word or two.
+    /// The name of the phase, one or two words.
     #[must_use]
     pub const fn word(&self) -> &'static str {
         match self {

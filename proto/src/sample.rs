@@ -1,5 +1,5 @@
-//! `[sample]`: images from the weights of a trained job, as numbered units. Pure values and
-//! arithmetic; text form and checks are in [`crate::job`], the images are made by a rank.
+//! `[sample]`: images generated with the weights of a trained job, as numbered units. Plain values
+//! and arithmetic. Text form and checks are in [`crate::job`]; a rank generates the images.
 
 use crate::architecture::references::{Pairing, Task};
 use crate::id::{JobId, Step};
@@ -13,48 +13,49 @@ pub struct SampleWork {
     /// The trained job.
     pub job: JobId,
     pub weights: Weights,
-    /// Samples to draw, of held-out characters where the job holds some out; with `references`
-    /// there is one subject.
+    /// Number of subjects, sampled from held-out characters if the job holds some out. With
+    /// `references` there is one subject.
     pub count: u32,
     pub method: SampleMethod,
     pub steps: u32,
     /// Classifier-free guidance scale.
     pub guidance: f64,
-    /// Scale of guidance by the references.
+    /// Guidance scale of the references.
     pub reference_guidance: f64,
-    /// An image of every subject and prompt with each. The first one chooses the samples.
+    /// One image is generated for every subject, prompt and seed. The first seed also selects the
+    /// subjects.
     pub seeds: Vec<u64>,
-    /// What the prompt says of a sample, where no `prompts` are given.
+    /// Which prompt of a subject is used if no `prompts` are given.
     pub prompt: SamplePrompt,
     pub prompts: Vec<String>,
-    /// What to draw from; empty: what training would show beside each sample.
+    /// The reference images; empty: those that training would use for each subject.
     pub references: Vec<NamedReference>,
-    /// How references are chosen and cut; None: as the job says.
+    /// How references are selected and cropped; None: as in the job.
     pub task: Option<Task>,
-    /// Where references come from; None: as the job says.
+    /// Where references come from; None: as in the job.
     pub pairing: Option<Pairing>,
-    /// Words whose attention over the references is drawn too.
+    /// Words for which maps of the attention over the references are written.
     pub attention: Vec<Concept>,
     pub on_failed_unit: OnFailedUnit,
 }
 
-/// Which weights of a job, as somebody asks for them.
+/// Which weights of a job to use, as requested by a user.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Weights {
-    /// Its newest committed checkpoint when the images are begun.
+    /// The newest committed checkpoint at the start of the job of images.
     #[default]
     Newest,
-    /// Those that it began from, untrained (to compare with).
+    /// The job's initial weights, untrained (for comparison).
     Base,
     /// The checkpoint of this step.
     Step(Step),
 }
 
-/// What one unit is.
+/// The content of one unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SampleUnit {
-    /// One image. Indices into subjects, prompts of a subject, and seeds.
+    /// One image, with indices of the subject, of the prompt and of the seed.
     Image {
         subject: u32,
         prompt: usize,
@@ -62,12 +63,12 @@ pub enum SampleUnit {
     },
     /// The attention maps of one subject.
     Attention { subject: u32 },
-    /// The grid and the list of all images.
+    /// The image grid and the list of all images.
     Closing,
 }
 
 impl SampleWork {
-    /// One image of one sample, with the defaults of `[sample]`.
+    /// One image of one subject, with the defaults of `[sample]`.
     #[must_use]
     pub fn of(job: JobId) -> Self {
         Self {
@@ -95,7 +96,7 @@ impl SampleWork {
         u64::from(self.count) * self.prompts.len().max(1) as u64 * self.seeds.len() as u64
     }
 
-    /// Subjects whose attention is drawn, each a unit after the images.
+    /// Number of subjects with attention maps. Each is a unit after the images.
     #[must_use]
     pub fn maps(&self) -> u64 {
         if self.attention.is_empty() {
@@ -114,7 +115,7 @@ impl SampleWork {
         }
     }
 
-    /// What unit `number` is; None past the last one. Seeds change fastest, then prompts, then
+    /// The content of unit `number`; None past the last one. Seeds vary fastest, then prompts, then
     /// subjects.
     #[must_use]
     pub fn unit(&self, number: u64) -> Option<SampleUnit> {
@@ -137,7 +138,7 @@ impl SampleWork {
 }
 
 impl SamplePrompt {
-    /// The word of job.toml.
+    /// The name in job.toml.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -149,7 +150,7 @@ impl SamplePrompt {
 }
 
 impl SampleMethod {
-    /// The word of job.toml.
+    /// The name in job.toml.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -183,7 +184,7 @@ impl Concept {
     }
 }
 
-/// A reference that somebody asked for.
+/// A reference that a user named.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NamedReference {
@@ -195,13 +196,13 @@ pub struct NamedReference {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ImageSource {
-    /// A sample of the job's data set; what the concept wants is cut out of it.
+    /// A sample of the job's data set, cropped to the concept.
     Sample { id: String },
-    /// A file that lies at `jobs/<job>/references/<sha256>` in the store; it is shown whole.
+    /// A file at `jobs/<job>/references/<sha256>` in the store; it is used uncropped.
     File { name: String, sha256: String },
 }
 
-/// How noise becomes an image (notes 5.4).
+/// The sampler (notes 5.4).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SampleMethod {
@@ -213,13 +214,14 @@ pub enum SampleMethod {
 }
 
 impl SampleMethod {
-    /// More would begin past the end of a noise schedule of Stable Diffusion's length.
+    /// Maximum number of steps for a noise schedule of Stable Diffusion's length.
     #[must_use]
     pub fn steps_max(self) -> u32 {
         self.steps_max_of(1000)
     }
 
-    /// The same of a noise schedule with so many time steps.
+    /// Maximum number of steps for a noise schedule with this many time steps. More steps would
+    /// start past its end.
     #[must_use]
     pub fn steps_max_of(self, timesteps: u32) -> u32 {
         match self {
@@ -235,8 +237,8 @@ pub enum SamplePrompt {
     /// The target's own prompt.
     Full,
     /// The target's prompt without the tags that name hair, eyes, skin, accessories or clothes, on
-    /// a white ground: whatever of these the picture shows, the references have told, and the
-    /// figure can be found in it.
+    /// a white background. These attributes of the generated image therefore come from the
+    /// references, and the figure can be segmented.
     Pose,
     Empty,
 }

@@ -1,8 +1,8 @@
 //! A daemon's settings in layers: shipped defaults, then a file, then the environment
-//! (`PREFIX__TABLE__KEY`). Every wrong key or value is an error that says where it stands, what it
-//! is and what would be right. The one file named is read; nothing that settings name is opened.
+//! (`PREFIX__TABLE__KEY`). Errors name the location of a wrong key or value, the value, and what is
+//! allowed. Only the given settings file is read; files that settings refer to are not opened.
 
-use crate::place::{line_of, nearest, of_toml_error};
+use crate::location::{line_of, nearest, of_toml_error};
 use config::{Environment, File, FileFormat};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -11,18 +11,18 @@ use std::fmt::Display;
 use std::path::Path;
 use toml::{Table, Value};
 
-/// Where a value comes from, and whose it is, for messages: `worker.toml:3: devices: …`.
+/// An invalid setting and where it was set, for instance `worker.toml:3: devices: …`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{place}: {message}")]
+#[error("{location}: {message}")]
 pub struct SettingsError {
-    pub place: String,
+    pub location: String,
     pub message: String,
 }
 
-/// A daemon's table `[log]`.
+/// The table `[log]` of a daemon's settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Log {
-    /// Levels by module. Checked by the daemon, which knows what its logging takes.
+    /// Levels by module. Validated by the daemon, which knows its logging library.
     pub filter: String,
     pub format: LogFormat,
 }
@@ -33,14 +33,14 @@ pub enum LogFormat {
     Json,
 }
 
-/// [`Log`] before any meaning is given to it.
+/// [`Log`] before validation.
 #[derive(Debug, Deserialize)]
 pub struct RawLog {
     pub filter: String,
     pub format: String,
 }
 
-/// Settings as typed, and where each of them was written.
+/// Settings as parsed, and where each of them was set.
 #[derive(Debug)]
 pub struct Settings<T> {
     pub values: T,
@@ -52,19 +52,19 @@ struct Layers {
     prefix: &'static str,
     /// Name and text.
     file: Option<(String, String)>,
-    /// Those with the prefix.
+    /// Environment variables with the prefix.
     variables: HashMap<String, String>,
 }
 
-/// Reads `file`, if any, over `defaults`, and those of `environment` that begin with `prefix` over
-/// both. The defaults name every key there is, and the type of each.
+/// Merges `defaults`, `file` (if any) and the variables of `environment` that start with `prefix`;
+/// later layers override earlier ones. The defaults define all keys and their types.
 ///
 /// # Errors
-/// The file cannot be read or is no TOML, a key is unknown, or a value has another type than its
+/// The file cannot be read or is not TOML, a key is unknown, or a value has another type than its
 /// default.
 ///
 /// # Panics
-/// When the shipped defaults are no TOML or do not fill `T`.
+/// If the shipped defaults are not TOML.
 pub fn load<T: DeserializeOwned>(
     prefix: &'static str,
     defaults: &str,
@@ -72,13 +72,13 @@ pub fn load<T: DeserializeOwned>(
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Settings<T>, SettingsError> {
     let known: Table = defaults.parse().expect("the shipped defaults are TOML");
-    let begin = format!("{prefix}__");
+    let full_prefix = format!("{prefix}__");
     let layers = Layers {
         prefix,
         file: file.map(read).transpose()?,
         variables: environment
             .into_iter()
-            .filter(|(name, _)| name.starts_with(&begin))
+            .filter(|(name, _)| name.starts_with(&full_prefix))
             .collect(),
     };
     let mut builder =
@@ -99,7 +99,7 @@ pub fn load<T: DeserializeOwned>(
         .build()
         .and_then(config::Config::try_deserialize)
         .map_err(|error| SettingsError {
-            place: layers
+            location: layers
                 .file
                 .as_ref()
                 .map_or("settings", |(name, _)| name)
@@ -110,19 +110,18 @@ pub fn load<T: DeserializeOwned>(
 }
 
 impl<T> Settings<T> {
-    /// The error of a value that has the right type and cannot be meant, with the place that set
-    /// it.
+    /// The error for a value of the right type that is not allowed, with the location that set it.
     pub fn wrong(&self, key: &str, value: impl Display, expected: &str) -> SettingsError {
         SettingsError {
-            place: self.layers.place_of(key),
+            location: self.layers.location_of(key),
             message: format!("{key}: is {value}; {expected}"),
         }
     }
 
-    /// What the table `[log]` says.
+    /// Validates the table `[log]`.
     ///
     /// # Errors
-    /// A format that is not known.
+    /// The format is unknown.
     pub fn log(&self, raw: &RawLog) -> Result<Log, SettingsError> {
         let format = match raw.format.as_str() {
             "text" => LogFormat::Text,
@@ -143,7 +142,7 @@ impl<T> Settings<T> {
 }
 
 impl Layers {
-    fn place_of(&self, key: &str) -> String {
+    fn location_of(&self, key: &str) -> String {
         let set_by = |name: &&String| key_of(name, self.prefix) == key;
         if let Some(name) = self.variables.keys().find(set_by) {
             return format!("environment variable {name}");
@@ -163,11 +162,11 @@ fn key_of(variable: &str, prefix: &str) -> String {
 }
 
 fn read(path: &Path) -> Result<(String, String), SettingsError> {
-    let place = path.display().to_string();
+    let location = path.display().to_string();
     match std::fs::read_to_string(path) {
-        Ok(text) => Ok((place, text)),
+        Ok(text) => Ok((location, text)),
         Err(error) => Err(SettingsError {
-            place,
+            location,
             message: format!("cannot be read: {error}"),
         }),
     }
@@ -177,17 +176,17 @@ fn check_file(name: &str, text: &str, known: &Table) -> Result<(), SettingsError
     let table: Table = text.parse().map_err(|error| {
         let (line, _, message) = of_toml_error(text, &error);
         SettingsError {
-            place: format!("{name}:{line}"),
-            message: format!("this is no TOML: {message}"),
+            location: format!("{name}:{line}"),
+            message: format!("not valid TOML: {message}"),
         }
     })?;
     check_table(&table, known, "").map_err(|(key, message)| SettingsError {
-        place: format!("{name}:{}", line_of(text, &key)),
+        location: format!("{name}:{}", line_of(text, &key)),
         message,
     })
 }
 
-/// The first wrong key and what is wrong with it.
+/// Fails with the first wrong key and a message about it.
 fn check_table(table: &Table, known: &Table, parent: &str) -> Result<(), (String, String)> {
     for (name, value) in table {
         let key = format!("{parent}{name}");
@@ -211,7 +210,7 @@ fn check_table(table: &Table, known: &Table, parent: &str) -> Result<(), (String
 
 fn check_variable(name: &str, value: &str, key: &str, known: &Table) -> Result<(), SettingsError> {
     let wrong = |message| SettingsError {
-        place: format!("environment variable {name}"),
+        location: format!("environment variable {name}"),
         message,
     };
     let mut default = Value::Table(known.clone());
@@ -237,7 +236,7 @@ fn check_variable(name: &str, value: &str, key: &str, known: &Table) -> Result<(
     )))
 }
 
-/// Every key of the shipped file, dotted.
+/// All keys of the shipped defaults, dotted.
 fn keys(known: &Table, parent: &str) -> Vec<String> {
     known
         .iter()
@@ -253,7 +252,7 @@ fn unknown(key: &str, known: &[String]) -> String {
     match nearest(key, &words) {
         Some(near) => format!("{key}: there is no such setting; did you mean `{near}`?"),
         None => format!(
-            "{key}: there is no such setting; there are {}",
+            "{key}: there is no such setting; the settings are {}",
             known.join(", ")
         ),
     }
@@ -261,7 +260,7 @@ fn unknown(key: &str, known: &[String]) -> String {
 
 fn type_name(value: &Value) -> &'static str {
     match value {
-        Value::String(_) => "a text in quotes",
+        Value::String(_) => "a quoted string",
         Value::Integer(_) => "a whole number",
         Value::Float(_) => "a number",
         Value::Boolean(_) => "true or false",
@@ -316,15 +315,15 @@ mod tests {
             },
         };
         assert_eq!(settings.values, expected);
-        let told = |key| {
+        let error_of = |key| {
             settings
                 .wrong(key, 0, "it must be more")
                 .to_string()
                 .replace('/', "")
         };
-        assert!(told("name").ends_with("toy.toml:1: name: is 0; it must be more"));
+        assert!(error_of("name").ends_with("toy.toml:1: name: is 0; it must be more"));
         assert_eq!(
-            told("devices"),
+            error_of("devices"),
             "environment variable TOY__DEVICES: devices: is 0; it must be more"
         );
         let settings = load::<Toy>("TOY", DEFAULTS, None, []).unwrap();
@@ -365,7 +364,8 @@ mod tests {
         expect(
             "[banana]",
             &[],
-            "toy.toml:1: banana: there is no such setting; there are devices, log.filter, name",
+            "toy.toml:1: banana: there is no such setting; the settings are devices, log.filter, \
+            name",
         );
         expect(
             "log = 3",
@@ -380,7 +380,7 @@ mod tests {
         expect(
             "name = 7",
             &[],
-            "toy.toml:1: name: is 7; it must be a text in quotes",
+            "toy.toml:1: name: is 7; it must be a quoted string",
         );
         expect(
             "",
@@ -390,8 +390,8 @@ mod tests {
         expect(
             "",
             &[("TOY__LOG", "x")],
-            "environment variable TOY__LOG: log: there is no such setting; there are devices, \
-            log.filter, name",
+            "environment variable TOY__LOG: log: there is no such setting; the settings are \
+            devices, log.filter, name",
         );
         expect(
             "",
@@ -401,7 +401,7 @@ mod tests {
         assert!(
             toy("= 3", &[])
                 .unwrap_err()
-                .starts_with("toy.toml:1: this is no TOML: ")
+                .starts_with("toy.toml:1: not valid TOML: ")
         );
         let missing =
             load::<Toy>("TOY", DEFAULTS, Some(Path::new("/nowhere/c.toml")), []).unwrap_err();

@@ -1,10 +1,11 @@
-//! Which rank computes what of a step: pure arithmetic, so that every rank agrees without asking,
-//! and anybody can tell afterwards who saw which sample.
+//! Which rank computes which micro-batches of a step. Pure arithmetic, so that all ranks agree
+//! without communication and it can be reconstructed later which rank saw which sample.
 
 use std::ops::Range;
 
-/// The micro-batches of a step that `rank` of `world` computes, contiguous; the first ranks take
-/// one more when they do not divide evenly. All ranks' ranges together are `0..micro_batches`.
+/// The contiguous range of micro-batches of a step that `rank` of `world` computes. If they do not
+/// divide evenly, the first ranks compute one more. The ranges of all ranks cover
+/// `0..micro_batches`.
 #[must_use]
 pub fn micro_batches(micro_batches: u32, rank: u32, world: u32) -> Range<u32> {
     let (base, extra) = (micro_batches / world, micro_batches % world);

@@ -1,11 +1,11 @@
-//! Named model sizes: the numbers behind `size = "…"` in job.toml.
+//! Named model sizes: the configurations behind `size = "…"` in job.toml.
 
 use crate::architecture::config::{AutoencoderConfig, TextEncoderConfig, UNetConfig};
 
-/// Every size that [`named`] knows, smallest first.
+/// All sizes that [`named`] supports, smallest first.
 pub const NAMES: [&str; 3] = ["tiny", "small", "sd15"];
 
-/// The three components of a size; None when there is no such size.
+/// The configurations of a size; None if there is no such size.
 #[must_use]
 pub fn named(size: &str) -> Option<(UNetConfig, AutoencoderConfig, TextEncoderConfig)> {
     match size {
@@ -46,9 +46,9 @@ fn tiny() -> (UNetConfig, AutoencoderConfig, TextEncoderConfig) {
     )
 }
 
-/// For the demo at 64 pixels: latents of 4x16x16; all weights together are under 20 MB in fp16. The
-/// autoencoder is narrow where the picture is large, because it reads three pictures for each one
-/// that the U-Net draws.
+/// For the demo at 64 pixels: latents of 4x16x16; all weights take less than 20 MB in fp16. The
+/// autoencoder is narrow at high resolutions, because it encodes three images for each one that the
+/// U-Net denoises.
 fn small() -> (UNetConfig, AutoencoderConfig, TextEncoderConfig) {
     (
         UNetConfig {

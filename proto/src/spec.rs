@@ -1,6 +1,6 @@
-//! What a job is, valid by construction: the meaning of job.toml. Plain data, made only by
-//! [`crate::job`], passed by value to whoever needs it. Text form and error messages live in
-//! `job.rs`; documentation for people stands in `deploy/jobs/demo.toml`.
+//! A job specification, valid by construction: the meaning of job.toml. Plain data, created only by
+//! [`crate::job`]. Text form and error messages are in [`crate::job`]; `deploy/jobs/demo.toml`
+//! documents the fields for users.
 
 pub use crate::architecture::config::{
     Attend, AutoencoderConfig, Component, LossWeighting, Retrieval, RetrievalTime,
@@ -20,31 +20,31 @@ pub struct JobSpec {
     /// Lower-case letters, digits and dashes; at most 40 characters.
     pub name: String,
     pub resources: Resources,
-    /// The job starts when these are done. No job twice.
+    /// The job starts when these are done. Without duplicates.
     pub after: Vec<JobId>,
     pub work: Work,
 }
 
 impl JobSpec {
-    /// What it trains, if it trains.
+    /// The training work, if this is a training job.
     #[must_use]
     pub fn training(&self) -> Option<&TrainWork> {
         self.work.training()
     }
 }
 
-/// What a job does: one kind of work, named by the table that job.toml has for it.
+/// What a job does. The kind of work is selected by the table in job.toml.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Work {
     /// `[train]`, with `[data]`, `[model]` and `[checkpoint]`. Runs as a gang.
     Train(Box<TrainWork>),
-    /// `[sample]`: images from the weights of a trained job. Runs as units.
+    /// `[sample]`: images generated with the weights of a trained job. Runs as units.
     Sample(Box<SampleWork>),
 }
 
 impl Work {
-    /// The name of its table.
+    /// The name of its table in job.toml.
     #[must_use]
     pub fn table(&self) -> &'static str {
         match self {
@@ -69,7 +69,7 @@ impl Work {
         }
     }
 
-    /// The pieces that it consists of; None for work that a gang does together.
+    /// The units that it consists of; None for the work of a gang.
     #[must_use]
     pub fn units(&self) -> Option<UnitPlan> {
         match self {
@@ -79,7 +79,7 @@ impl Work {
     }
 }
 
-/// What `[train]` does: everything that decides which weights come out.
+/// A training job: everything that determines the resulting weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainWork {
@@ -90,8 +90,8 @@ pub struct TrainWork {
 }
 
 impl TrainWork {
-    /// Micro-batches of one step, over all ranks. Global batch is a multiple of micro-batch, so
-    /// this is exact.
+    /// Number of micro-batches of one step, over all ranks. Exact, because the global batch is a
+    /// multiple of the micro-batch.
     #[must_use]
     pub fn micro_batches(&self) -> u32 {
         self.train.global_batch / self.train.micro_batch
@@ -101,15 +101,15 @@ impl TrainWork {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Resources {
-    /// The gang is placed whole, with this many workers at least.
+    /// Minimum number of workers. A gang is scheduled as a whole, with at least this many.
     pub workers_min: u32,
     pub workers_max: u32,
     /// Ranks on each worker.
     pub devices_per_worker: u32,
     pub device: DeviceKind,
-    /// Higher goes first, and takes workers from lower.
+    /// Jobs of higher priority are scheduled first and take workers from jobs of lower priority.
     pub priority: i32,
-    /// Whose job it is: quotas and fair shares count by team.
+    /// The team that owns the job; quotas and fair shares are per team.
     pub team: String,
 }
 
@@ -125,14 +125,14 @@ pub enum DeviceKind {
 pub struct Data {
     /// URL of the data set's folder: `file:///…` or `s3://bucket/…`.
     pub dataset: String,
-    /// Side of the square target and reference pictures, in pixels.
+    /// Side of the square target and reference images, in pixels.
     pub resolution: u32,
     /// Probability that a sample's prompt is replaced by the empty string. The paper: 0.5.
     pub prompt_drop: f64,
-    /// Share of characters that training never shows, chosen by a hash of (seed, character);
-    /// sampling draws them.
+    /// Fraction of characters held out from training, selected by a hash of (seed, character).
+    /// Images are generated for these.
     pub holdout: f64,
-    /// The one seed of the job: order, noise, crops, weights without init.
+    /// The only seed of the job: sample order, noise, crops, and weights without `init`.
     pub seed: u64,
 }
 
@@ -143,10 +143,10 @@ pub struct Model {
     /// URL of base weights, in one of the layouts of [`crate::public::base`]. None: random weights
     /// from the job's seed.
     pub init: Option<String>,
-    /// Components whose weights do not move. Always a subset of the architecture's components.
+    /// Components whose weights are frozen. Always a subset of the architecture's components.
     pub freeze: Vec<Component>,
-    /// Components whose blocks keep their inputs and not their activations, and are computed again
-    /// for the backward pass.
+    /// Components whose blocks store only their inputs and recompute their activations in the
+    /// backward pass.
     pub activation_checkpointing: Vec<Component>,
 }
 
@@ -162,24 +162,25 @@ pub struct Train {
     /// Learning rate of components that `learning_rates` does not name.
     pub learning_rate: f64,
     pub learning_rates: BTreeMap<Component, f64>,
-    /// Steps over which the rate rises linearly from 0.
+    /// Number of steps over which the rate rises linearly from 0.
     pub warmup: u64,
-    /// How the rate goes on after the warm-up.
+    /// The learning rate schedule after the warm-up.
     pub decay: Decay,
-    /// Largest L2 norm of the whole gradient; None: no clipping.
+    /// Maximum L2 norm of the whole gradient; None: no clipping.
     pub clip: Option<f64>,
-    /// Decay of the weights' moving average; None: there is none.
+    /// Decay of the exponential moving average of the weights; None: no average.
     pub ema: Option<f64>,
-    /// What convolutions, matrix products and attention compute in.
+    /// The precision of convolutions, matrix products and attention.
     pub precision: Precision,
     /// What happens to a step whose loss or gradient is not finite.
     pub on_nonfinite: OnNonfinite,
-    /// Memory of a rank for latents of pictures that come back unchanged, in MiB; 0: none are kept.
+    /// Size of a rank's cache for latents of images that recur unchanged, in MiB; 0: no cache.
     pub latent_cache_mib: u32,
     pub reduction: Reduction,
-    /// Intra-op threads of a rank. Fixed, because it changes float sums.
+    /// Intra-op threads of a rank. Part of the job, because the number changes float sums.
     pub threads: u32,
-    /// Steps between digests of weights and optimizer state, compared over ranks. 0: none.
+    /// Steps between digests of weights and optimizer state, which are compared across ranks; 0: no
+    /// digests.
     pub digest_every: u64,
 }
 
@@ -198,7 +199,7 @@ pub enum Optimizer {
 #[serde(rename_all = "kebab-case")]
 pub enum Decay {
     Constant,
-    /// Half a cosine down to 0 at the last step.
+    /// Half a cosine, down to 0 at the last step.
     Cosine,
 }
 
@@ -206,24 +207,25 @@ pub enum Decay {
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
     Fp32,
-    /// Weights that move, their gradients and moments, norms and the loss stay fp32; the loss is
-    /// scaled, by a factor that follows the gradients.
+    /// Trainable weights, their gradients and moments, norms and the loss stay fp32. The loss is
+    /// scaled dynamically.
     Fp16,
-    /// As fp16, without a factor: bf16 has fp32's range.
+    /// As fp16 but without loss scaling, because bf16 has the range of fp32.
     Bf16,
 }
 
-/// What happens to a step whose loss or gradient is not finite; the weights never see it.
+/// What happens to a step whose loss or gradient is not finite. It never updates the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnNonfinite {
-    /// The job ends at once.
+    /// The job fails at once.
     Stop,
-    /// The step is counted and left out; after [`SKIPS_MAX`] in a row the job ends.
+    /// The step is counted, but its update is skipped. After [`SKIPS_MAX`] such steps in a row the
+    /// job fails.
     Skip,
 }
 
-/// More steps in a row are never left out under [`OnNonfinite::Skip`].
+/// Maximum number of consecutive skipped steps under [`OnNonfinite::Skip`].
 pub const SKIPS_MAX: u64 = 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -231,7 +233,7 @@ pub const SKIPS_MAX: u64 = 10;
 pub enum Reduction {
     /// Float sums in DDP's Reducer.
     Fast,
-    /// Sums of whole numbers: the same weights, bit for bit, for any number of ranks.
+    /// Integer sums: the same weights, bit for bit, for any number of ranks.
     Exact,
 }
 
@@ -240,6 +242,6 @@ pub enum Reduction {
 pub struct CheckpointPolicy {
     /// Steps between checkpoints; the last step always has one.
     pub every: u64,
-    /// Newest checkpoints that are kept.
+    /// Number of newest checkpoints to retain.
     pub keep: u32,
 }

@@ -1,10 +1,9 @@
-//! Forms of text that every process writes alike: bytes as hex, and an error with its causes. Pure.
+//! Text formats shared by all processes: bytes as hex, and an error with its causes. Pure.
 
 use sha2::{Digest, Sha256};
 use std::error::Error;
 
-/// Two lower-case digits a byte: the form in which manifests, ledgers and caches name bytes by
-/// their hash.
+/// Two lower-case digits per byte. Manifests, ledgers and caches write hashes in this form.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
@@ -23,14 +22,14 @@ pub fn hex_sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// An error with its causes in one line: what went wrong, and in what, and why.
+/// An error and its causes in one line, outermost first.
 #[must_use]
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         let part = error.to_string();
-        // Some libraries repeat the cause in their own text.
+        // Some libraries include the cause in their own message.
         if !text.contains(&part) {
             text = format!("{text}: {part}");
         }

@@ -1,14 +1,14 @@
-//! What a job that works on units is cut into. Plain data.
+//! How a job is divided into units. Plain data.
 
 use serde::{Deserialize, Serialize};
 
-/// Numbered, idempotent pieces of work: unit 0 to `count - 1`. Each puts its output once, under a
-/// name that depends on the unit alone.
+/// Numbered, idempotent units of work, 0 to `count - 1`. Each writes its output once, under a name
+/// that depends only on the unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UnitPlan {
     pub count: u64,
-    /// Unit `count - 1` is leased only when all others are done or set aside: it writes what needs
-    /// all of them.
+    /// Whether unit `count - 1` is leased only when all others are done or set aside, because its
+    /// output depends on all of them.
     pub closing: bool,
     pub on_failed: OnFailedUnit,
 }
@@ -20,9 +20,9 @@ pub enum OnFailedUnit {
     /// The job fails and names the unit.
     #[default]
     Stop,
-    /// The unit is set aside and named; the job goes on without it.
+    /// The unit is set aside and reported; the job continues without it.
     SetAside,
 }
 
-/// A unit that failed this often, on different workers where there are several, is not tried again.
+/// A unit that failed this often is not retried. Its attempts run on different workers if possible.
 pub const UNIT_FAILURES_MAX: u32 = 3;

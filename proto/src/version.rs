@@ -1,12 +1,20 @@
-//! Which protocol a process speaks. Everyone says it on every call, and is answered only by those
-//! who speak the same: a daemon that dropped a field it does not know would do something else than
-//! it was told.
+//! Which protocol a process speaks, and with whom it can talk. Every caller names its protocol on
+//! each call. Protocol N talks with N - 1 and N + 1, so that a coordinator can be upgraded before
+//! its workers and its users' command lines, or after them.
+//!
+//! What keeps this true: fields of `train.proto` are only added, with a default that means what the
+//! older protocol did; a job's canonical text names a newer field only where the job uses it; and
+//! what one side needs of the other is asked with [`Feature`].
 
-use tonic::metadata::MetadataValue;
+use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Request, Status};
 
-/// One higher with every change of `train.proto` or of what its fields mean.
+/// The protocol of this release: one higher with every release that changes `train.proto`, the
+/// keys of job.toml, or what they mean.
 pub const PROTOCOL: u32 = 7;
+/// Protocols 5 and 6 gave other meanings to fields of the same number: nobody talks with them.
+const FIRST_COMPATIBLE: u32 = 7;
+
 const PROTOCOL_KEY: &str = "retri-protocol";
 const RELEASE_KEY: &str = "retri-release";
 const RELEASE: &str = env!("CARGO_PKG_VERSION");
@@ -14,42 +22,107 @@ const RELEASE: &str = env!("CARGO_PKG_VERSION");
 /// What [`stamp`] is, for the types of clients.
 pub type Stamp = fn(Request<()>) -> Result<Request<()>, Status>;
 
-/// Says on a call which protocol the caller speaks.
+/// Something that not every protocol that is talked with can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Feature {
+    /// As an error names it: "what it calls … cannot …".
+    pub name: &'static str,
+    /// The first protocol that has it.
+    pub since: u32,
+}
+
+impl Feature {
+    /// Whether a process of that protocol has it.
+    ///
+    /// # Errors
+    /// Names the feature, the process, both protocols and what to do.
+    pub fn of(self, whose: &str, protocol: u32) -> Result<(), String> {
+        if self.since <= protocol {
+            return Ok(());
+        }
+        Err(format!(
+            "{whose} speaks protocol {protocol}, and {} needs protocol {}; upgrade it to release {RELEASE} \
+             or later",
+            self.name, self.since
+        ))
+    }
+}
+
+/// What is wrong with talking to a process of another protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mismatch {
+    /// It is too old for this release.
+    Old,
+    /// This release is too old for it.
+    New,
+}
+
+/// Whether protocol `own` talks with protocol `theirs`: they are the same or neighbours, and both
+/// are compatible at all.
+fn compare(own: u32, theirs: u32) -> Result<(), Mismatch> {
+    if theirs < FIRST_COMPATIBLE || theirs.saturating_add(1) < own {
+        return Err(Mismatch::Old);
+    }
+    if own.saturating_add(1) < theirs {
+        return Err(Mismatch::New);
+    }
+    Ok(())
+}
+
+/// Names the protocol that the caller speaks.
 ///
 /// # Errors
 /// Never.
 pub fn stamp(mut request: Request<()>) -> Result<Request<()>, Status> {
-    request
-        .metadata_mut()
-        .insert(PROTOCOL_KEY, MetadataValue::from(PROTOCOL));
-    request
-        .metadata_mut()
-        .insert(RELEASE_KEY, MetadataValue::from_static(RELEASE));
+    stamp_as(request.metadata_mut(), PROTOCOL);
     Ok(request)
 }
 
-/// Lets through who speaks this protocol.
+/// The same for a process of another protocol, so that a test can be one.
+pub fn stamp_as(metadata: &mut MetadataMap, protocol: u32) {
+    metadata.insert(PROTOCOL_KEY, MetadataValue::from(protocol));
+    metadata.insert(RELEASE_KEY, MetadataValue::from_static(RELEASE));
+}
+
+/// The protocol that a caller names; None: it names none.
+#[must_use]
+pub fn protocol_of(metadata: &MetadataMap) -> Option<u32> {
+    metadata.get(PROTOCOL_KEY)?.to_str().ok()?.parse().ok()
+}
+
+/// Accepts callers of the same protocol, of the one before and of the one after.
 ///
 /// # Errors
-/// FAILED_PRECONDITION for everybody else, with what each side speaks.
+/// FAILED_PRECONDITION for everybody else: what each side speaks, and who must be upgraded.
 pub fn check(request: Request<()>) -> Result<Request<()>, Status> {
-    let said = |key| {
-        request
-            .metadata()
-            .get(key)
+    let text = |key| {
+        let value = request.metadata().get(key);
+        value
             .and_then(|value| value.to_str().ok())
+            .unwrap_or("unknown")
     };
-    let theirs = match said(PROTOCOL_KEY) {
-        Some(protocol) if protocol == PROTOCOL.to_string() => return Ok(request),
-        Some(protocol) => format!(
-            "the caller speaks {protocol:?} (release {:?})",
-            said(RELEASE_KEY).unwrap_or("unknown")
-        ),
-        None => "the caller does not say what it speaks".to_owned(),
+    let Some(theirs) = protocol_of(request.metadata()) else {
+        return Err(Status::failed_precondition(format!(
+            "the caller names no protocol (it says {:?}); this is release {RELEASE}, which speaks protocol \
+             {PROTOCOL}; upgrade the caller",
+            text(PROTOCOL_KEY)
+        )));
+    };
+    let todo = match compare(PROTOCOL, theirs) {
+        Ok(()) => return Ok(request),
+        Err(Mismatch::New) => "upgrade this one first",
+        Err(Mismatch::Old) if theirs < FIRST_COMPATIBLE => {
+            "protocols before 7 cannot be mixed with later ones: upgrade the coordinator, every worker and \
+             every command line; stored jobs and checkpoints stay valid"
+        }
+        Err(Mismatch::Old) => "upgrade the caller",
     };
     Err(Status::failed_precondition(format!(
-        "whoever was called speaks protocol {PROTOCOL} (release {RELEASE}), and {theirs}; run the \
-        same release everywhere"
+        "the caller speaks protocol {theirs} (release {}), and this is release {RELEASE}, which talks with \
+         protocols {} to {}; {todo}",
+        text(RELEASE_KEY),
+        FIRST_COMPATIBLE.max(PROTOCOL - 1),
+        PROTOCOL + 1
     )))
 }
 
@@ -57,33 +130,83 @@ pub fn check(request: Request<()>) -> Result<Request<()>, Status> {
 mod tests {
     use super::*;
 
+    /// What [`check`] says to a caller of this protocol.
+    fn answer(protocol: u32) -> Result<(), String> {
+        let mut request = Request::new(());
+        stamp_as(request.metadata_mut(), protocol);
+        check(request)
+            .map(drop)
+            .map_err(|status| status.message().to_owned())
+    }
+
     #[test]
-    fn who_speaks_the_same_is_let_through_and_everybody_else_is_told_why() {
-        let stamped = stamp(Request::new(())).expect("it only adds");
-        assert!(check(stamped).is_ok());
-        let says = |change: &dyn Fn(&mut Request<()>)| {
-            let mut request = stamp(Request::new(())).expect("it only adds");
-            change(&mut request);
-            check(request)
-                .expect_err("it is another protocol")
-                .message()
-                .to_owned()
+    fn neighbours_talk_with_each_other_and_others_are_told_whom_to_upgrade() {
+        for (own, theirs, expected) in [
+            (7, 7, Ok(())),
+            (7, 8, Ok(())),
+            (7, 9, Err(Mismatch::New)),
+            (7, 6, Err(Mismatch::Old)),
+            (8, 7, Ok(())),
+            (8, 6, Err(Mismatch::Old)),
+            (9, 8, Ok(())),
+            (9, 7, Err(Mismatch::Old)),
+            (9, 11, Err(Mismatch::New)),
+            (u32::MAX, u32::MAX, Ok(())),
+        ] {
+            assert_eq!(compare(own, theirs), expected, "{own} and {theirs}");
+            if FIRST_COMPATIBLE <= theirs {
+                let back = compare(theirs, own).is_ok();
+                assert_eq!(back, expected.is_ok(), "{theirs} and {own} both ways");
+            }
+        }
+        assert_eq!(answer(PROTOCOL), Ok(()));
+        assert_eq!(answer(PROTOCOL + 1), Ok(()));
+        for (protocol, todo) in [
+            (
+                5,
+                "upgrade the coordinator, every worker and every command line",
+            ),
+            (
+                6,
+                "upgrade the coordinator, every worker and every command line",
+            ),
+            (PROTOCOL + 2, "upgrade this one first"),
+        ] {
+            let error = answer(protocol).expect_err("it is too far away");
+            assert!(
+                error.contains(&format!("speaks protocol {protocol} ")),
+                "{error}"
+            );
+            assert!(error.contains(todo), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_caller_that_names_no_protocol_is_refused() {
+        let error = check(Request::new(())).expect_err("it names none");
+        assert!(error.message().contains("names no protocol"), "{error}");
+        let mut odd = Request::new(());
+        odd.metadata_mut()
+            .insert(PROTOCOL_KEY, MetadataValue::from_static("seven"));
+        let error = check(odd).expect_err("it is no number");
+        assert!(error.message().contains("\"seven\""), "{error}");
+    }
+
+    #[test]
+    fn what_the_other_side_cannot_do_is_refused_by_name() {
+        let feature = Feature {
+            name: "`coordinator levitate`",
+            since: PROTOCOL + 1,
         };
-        let newer = says(&|it| {
-            drop(
-                it.metadata_mut()
-                    .insert(PROTOCOL_KEY, MetadataValue::from(PROTOCOL + 1)),
-            )
-        });
+        let error = feature
+            .of("the coordinator at http://c:7070", PROTOCOL)
+            .expect_err("it is older");
         let expected = format!(
-            "the caller speaks \"{}\" (release \"{RELEASE}\"); run",
+            "the coordinator at http://c:7070 speaks protocol {PROTOCOL}, and `coordinator levitate` needs \
+             protocol {}; upgrade it",
             PROTOCOL + 1
         );
-        assert!(newer.contains(&expected), "{newer}");
-        let silent = says(&|it| drop(it.metadata_mut().remove(PROTOCOL_KEY)));
-        assert!(
-            silent.contains("the caller does not say what it speaks"),
-            "{silent}"
-        );
+        assert!(error.starts_with(&expected), "{error}");
+        assert_eq!(feature.of("it", PROTOCOL + 1), Ok(()));
     }
 }

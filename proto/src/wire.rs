@@ -1,5 +1,5 @@
-//! Plain messages <-> generated protobuf. Every field that comes in is checked here, once; machines
-//! see only values that mean something. No I/O; called by the rpc shells.
+//! Conversion between plain messages and generated protobuf. Every incoming field is validated
+//! here, once, so that machines only see valid values. No I/O; called by the gRPC shells.
 
 mod activity;
 mod peer;
@@ -17,7 +17,7 @@ use crate::message::{
 use crate::pb;
 use crate::spec::DeviceKind;
 
-/// A field that cannot be what it is. Becomes INVALID_ARGUMENT.
+/// A field with an invalid value. Becomes INVALID_ARGUMENT.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("field `{field}` is {value}; {expected}")]
 pub struct WireError {
@@ -30,7 +30,8 @@ pub struct WireError {
 const TEXT_MAX: usize = 1024;
 /// Longest job.toml and error text that is accepted, in bytes.
 const LONG_TEXT_MAX: usize = 1 << 20;
-/// Most ranks in one report, assignments in one state, shards or steps in one rank report.
+/// Maximum number of ranks in one report, of assignments in one state, and of shards or steps in
+/// one rank report.
 const LIST_MAX: usize = 4096;
 
 fn wrong<T>(
@@ -78,10 +79,10 @@ fn bounded<T>(field: &'static str, list: Vec<T>) -> Result<Vec<T>, WireError> {
     Ok(list)
 }
 
-/// A job's id: what may stand in a path of the object store.
+/// Validates a job id. It must be safe in a path of the object store.
 pub fn job_id(value: String) -> Result<JobId, WireError> {
-    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    if value.is_empty() || value.len() > 64 || !value.chars().all(good) {
+    let is_allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if value.is_empty() || value.len() > 64 || !value.chars().all(is_allowed) {
         return wrong(
             "job",
             format!("{value:?}"),
@@ -91,7 +92,7 @@ pub fn job_id(value: String) -> Result<JobId, WireError> {
     Ok(JobId(value))
 }
 
-/// A worker's name, as its daemon's settings give it.
+/// Validates a worker's name, which comes from its daemon's settings.
 pub fn worker_name(value: String) -> Result<String, WireError> {
     text("worker.name", value, TEXT_MAX)
 }
@@ -151,9 +152,9 @@ impl From<&WorkerReport> for pb::WorkerReport {
 impl TryFrom<pb::WorkerReport> for WorkerReport {
     type Error = WireError;
 
-    /// Log lines are not part of the plain report; take them out before.
+    /// The plain report has no log lines; the caller must take them out first.
     fn try_from(report: pb::WorkerReport) -> Result<Self, WireError> {
-        // A worker that is leaving offers none.
+        // 0 is allowed: a worker that is shutting down offers no devices.
         if report.devices > 1024 {
             return wrong(
                 "devices",
@@ -229,7 +230,7 @@ impl TryFrom<pb::RankReport> for RankReport {
                 return wrong(
                     "phase",
                     report.phase,
-                    "it must be one of the phases of train.proto",
+                    "it must be one of the phases in train.proto",
                 );
             }
         };
@@ -436,9 +437,9 @@ fn graceful_stop_from_wire(graceful_stop: i32) -> Result<Option<GracefulStop>, W
         }
         Ok(pb::assignment::GracefulStop::WithCheckpoint) => Ok(Some(GracefulStop::WithCheckpoint)),
         Err(_) => wrong(
-            "halt",
+            "graceful_stop",
             graceful_stop,
-            "it must be one of the halts of train.proto",
+            "it must be one of the values in train.proto",
         ),
     }
 }
@@ -478,14 +479,15 @@ impl TryFrom<pb::Assignment> for Assignment {
             Run::Gang(order) => u64::from(order.world),
             Run::Units(_) => last_rank,
         };
-        let astride = u64::from(assignment.first_rank) < world && world < last_rank;
-        if assignment.ranks == 0 || astride || u64::from(u32::MAX) < last_rank {
+        // Either all ranks of a worker are members of the generation or all are standbys.
+        let is_split = u64::from(assignment.first_rank) < world && world < last_rank;
+        if assignment.ranks == 0 || is_split || u64::from(u32::MAX) < last_rank {
             let value = format!("{} from {}", assignment.ranks, assignment.first_rank);
             return wrong(
                 "ranks",
                 value,
-                "a worker's ranks are at least one and lie inside the world or, as reserves, \
-                behind it",
+                "a worker has at least one rank, and its ranks are either all below the world size \
+                or, as standbys, all at or above it",
             );
         }
         Ok(Self {
@@ -632,7 +634,7 @@ mod tests {
         );
         expect(
             |it| it.ranks[0].phase = 77,
-            "field `phase` is 77; it must be one of the phases of train.proto",
+            "field `phase` is 77; it must be one of the phases in train.proto",
         );
         expect(
             |it| it.ranks[0].shards[0].path = "../x".into(),

@@ -1,5 +1,4 @@
-//! Whatever bytes arrive and whatever text is submitted: a clear error or a value that means what
-//! it says, and never a panic.
+//! Arbitrary bytes and job texts give either a clear error or a valid value, and never a panic.
 
 #![allow(clippy::unwrap_used)]
 
@@ -66,7 +65,7 @@ fn shard() -> impl Strategy<Value = pb::ShardReport> {
 }
 
 fn rank() -> impl Strategy<Value = pb::RankReport> {
-    let places = (strange_text(), strange_number(), any::<u32>(), -1..8_i32);
+    let identity = (strange_text(), strange_number(), any::<u32>(), -1..8_i32);
     let lists = (
         prop::collection::vec(step(), 0..3),
         prop::collection::vec(shard(), 0..3),
@@ -83,7 +82,7 @@ fn rank() -> impl Strategy<Value = pb::RankReport> {
         strange_number(),
     ));
     (
-        places,
+        identity,
         strange_text(),
         prop::option::of(strange_text()),
         lists,
@@ -167,7 +166,7 @@ fn report() -> impl Strategy<Value = pb::WorkerReport> {
         )
 }
 
-/// Changes to the lines of a job that is good.
+/// A valid job with some lines changed.
 fn edited_job() -> impl Strategy<Value = String> {
     let value = prop::sample::select(vec![
         "0",
@@ -190,18 +189,18 @@ fn edited_job() -> impl Strategy<Value = String> {
             .filter(|line| !line.starts_with('#'))
             .map(String::from)
             .collect();
-        for (place, kind, value, text) in edits {
-            let place = place.index(lines.len());
-            let key = lines[place]
+        for (position, kind, value, text) in edits {
+            let index = position.index(lines.len());
+            let key = lines[index]
                 .split('=')
                 .next()
                 .unwrap_or_default()
                 .to_owned();
             match kind {
-                0 => lines[place] = format!("{key}= {value}"),
-                1 => lines[place] = text,
-                2 => lines[place].clear(),
-                _ => lines.insert(place, format!("{key}x = {value}")),
+                0 => lines[index] = format!("{key}= {value}"),
+                1 => lines[index] = text,
+                2 => lines[index].clear(),
+                _ => lines.insert(index, format!("{key}x = {value}")),
             }
         }
         lines.join("\n")
@@ -209,7 +208,11 @@ fn edited_job() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 2_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn any_bytes_are_a_report_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
@@ -232,15 +235,18 @@ proptest! {
             Ok(report) => {
                 prop_assert!(!report.worker.name.is_empty() && report.devices <= 1024);
                 let again = pb::WorkerReport::from(&report);
-                // Losses that are no numbers equal nothing, not even themselves.
-                prop_assert_eq!(format!("{:?}", WorkerReport::try_from(again).unwrap()), format!("{:?}", report));
+                // NaN losses are not equal to themselves, so compare the debug text.
+                let again = WorkerReport::try_from(again).unwrap();
+                prop_assert_eq!(format!("{again:?}"), format!("{report:?}"));
             }
             Err(error) => prop_assert!(error.to_string().starts_with("field `"), "{}", error),
         }
     }
 
     #[test]
-    fn an_edited_job_is_refused_with_its_line_or_means_what_its_canonical_text_says(text in edited_job()) {
+    fn an_edited_job_is_refused_with_its_line_or_means_what_its_canonical_text_says(
+        text in edited_job()
+    ) {
         match proto::job::parse("job.toml", &text, Some(std::path::Path::new("/jobs"))) {
             Ok(spec) => {
                 let canonical = proto::job::to_toml(&spec);

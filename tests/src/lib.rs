@@ -1,5 +1,5 @@
-//! What the tests of whole clusters stand on: real processes on loopback, quiet or in chaos, and
-//! simulated worlds.
+//! Test support: clusters of real processes on loopback, with or without random faults, and
+//! simulated clusters.
 
 pub mod chaos;
 pub mod cluster;

@@ -1,11 +1,12 @@
-//! Architectures own their facts: whoever needs one asks for it, and nobody else tells them apart.
+//! Code that depends on the architecture is in one file of `proto` and one of `model`; no other
+//! file matches on architectures.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 
-/// Where an architecture may be named: its table of job.toml, and the networks that are built from
-/// it.
-const HOMES: [&str; 2] = [
+/// The files that may match on architectures: the table of job.toml, and the networks that are
+/// built from it.
+const ALLOWED: [&str; 2] = [
     "proto/src/architecture/mod.rs",
     "model/src/architecture/mod.rs",
 ];
@@ -29,7 +30,7 @@ fn one_file_in_proto_and_one_in_model_tell_architectures_apart() {
     sources(root, &mut found);
     let variants = ["Autoencoder", "TextToImage", "Retrinet"];
     let names = ["Architecture", "ArchitectureSpec"];
-    let tells_apart = |path: &PathBuf| {
+    let matches_on_architecture = |path: &PathBuf| {
         let text = std::fs::read_to_string(path).unwrap();
         let code = text.split("\n#[cfg(test)]\n").next().unwrap();
         let named = |name: &&str| {
@@ -39,12 +40,12 @@ fn one_file_in_proto_and_one_in_model_tell_architectures_apart() {
         };
         names.iter().any(named)
     };
-    let files = found.iter().filter(|path| tells_apart(path));
+    let files = found.iter().filter(|path| matches_on_architecture(path));
     let mut files: Vec<&str> = files
         .map(|path| path.strip_prefix(root).unwrap().to_str().unwrap())
         .collect();
     files.sort_unstable();
-    let mut homes = HOMES;
-    homes.sort_unstable();
-    assert_eq!(files, homes);
+    let mut allowed = ALLOWED;
+    allowed.sort_unstable();
+    assert_eq!(files, allowed);
 }

@@ -1,6 +1,6 @@
-//! Real processes on loopback: what happens to a tiny job when something dies under it, or when
-//! somebody pauses, drains, cancels or mistypes. Faults strike when `coordinator watch` shows that
-//! the job is in the middle.
+//! Real processes on loopback: a tiny job under crashes, pauses, drains and cancellations, and
+//! invalid user input. Faults are injected when `coordinator watch` shows that the job is in the
+//! middle.
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Context, Result};
@@ -9,14 +9,14 @@ use std::sync::OnceLock;
 use tests::cluster::Cluster;
 use tests::cluster::job::{TinyJob, digest, with_figures};
 
-/// The weights of the job of forty steps on two workers when nothing goes wrong: made once, by
-/// whichever test needs it first.
+/// The weights of the job of forty steps on two workers without faults: computed once, by the first
+/// test that needs them.
 fn undisturbed() -> &'static str {
     static DIGEST: OnceLock<String> = OnceLock::new();
     DIGEST.get_or_init(|| {
         let (cluster, dataset) = with_figures(2).unwrap();
         let id = cluster
-            .submit(&TinyJob::of_forty_steps(&dataset, 2).to_toml())
+            .submit(&TinyJob::forty_steps(&dataset, 2).to_toml())
             .unwrap();
         let view = cluster.wait_done(&id).unwrap();
         assert_eq!(view.restarts, 0, "{view:?}");
@@ -24,17 +24,17 @@ fn undisturbed() -> &'static str {
     })
 }
 
-/// Lets `fault` strike a job on two workers in its middle; the job must end as if nothing had been,
-/// after `restarts`.
+/// Injects `fault` in the middle of a job on two workers; the job must end with the undisturbed
+/// weights after `restarts` restarts.
 fn check(fault: impl FnOnce(&mut Cluster) -> Result<()>, restarts: u32) -> Result<()> {
     let expected = undisturbed();
     let (mut cluster, dataset) = with_figures(2)?;
-    let id = cluster.submit(&TinyJob::of_forty_steps(&dataset, 2).to_toml())?;
+    let id = cluster.submit(&TinyJob::forty_steps(&dataset, 2).to_toml())?;
     cluster.wait_step(&id, 10)?;
     fault(&mut cluster)?;
     let view = cluster.wait_done(&id)?;
     assert_eq!(view.restarts, restarts, "{view:?}");
-    // Survivors that waited for a worker did so under a number of their own.
+    // After a restart the generation is above 1; waiting survivors form generations, too.
     assert_eq!(view.generation == 1, restarts == 0, "{view:?}");
     assert_eq!(view.incidents.len(), restarts as usize, "{view:?}");
     assert_eq!(
@@ -78,13 +78,13 @@ fn a_job_does_not_notice_the_death_of_the_coordinator() -> Result<()> {
     )
 }
 
-/// Pause, resume and drain end a generation after the step it is at: nothing is repeated, nothing
-/// is a fault, and the weights are those of a run that nobody touched.
+/// Pause, resume and drain end a generation after its current step: no step is repeated, no
+/// incident is recorded, and the weights are those of an undisturbed run.
 #[test]
 fn a_job_is_paused_and_a_worker_drained_without_a_trace() -> Result<()> {
     let expected = undisturbed();
     let (cluster, dataset) = with_figures(3)?;
-    let id = cluster.submit(&TinyJob::of_forty_steps(&dataset, 2).to_toml())?;
+    let id = cluster.submit(&TinyJob::forty_steps(&dataset, 2).to_toml())?;
     cluster.wait_step(&id, 10)?;
     assert_eq!(cluster.ok(&["pause", &id])?.trim(), "tiny-1 is paused");
     let why = cluster.json(&["why", &id])?;
@@ -92,7 +92,7 @@ fn a_job_is_paused_and_a_worker_drained_without_a_trace() -> Result<()> {
     assert_eq!(why["remedy"], "`coordinator resume tiny-1`", "{why}");
     let refused = cluster.run(&["scale", &id, "--workers", "9"])?.failure()?;
     assert!(
-        refused.contains("workers: 9 is no scale for job tiny-1"),
+        refused.contains("workers: 9 is not a valid scale for job tiny-1"),
         "{refused}"
     );
     cluster.ok(&["resume", &id])?;
@@ -124,7 +124,7 @@ fn a_job_is_paused_and_a_worker_drained_without_a_trace() -> Result<()> {
 #[test]
 fn a_job_moves_to_another_worker_when_its_own_is_lost() -> Result<()> {
     let (mut cluster, dataset) = with_figures(2)?;
-    let id = cluster.submit(&TinyJob::of_forty_steps(&dataset, 1).to_toml())?;
+    let id = cluster.submit(&TinyJob::forty_steps(&dataset, 1).to_toml())?;
     let view = cluster.wait_step(&id, 10)?;
     let name = view.members[0]
         .worker
@@ -139,8 +139,8 @@ fn a_job_moves_to_another_worker_when_its_own_is_lost() -> Result<()> {
 #[test]
 fn the_same_job_gives_the_same_weights() -> Result<()> {
     let (cluster, dataset) = with_figures(1)?;
-    let first = cluster.submit(&TinyJob::of_forty_steps(&dataset, 1).to_toml())?;
-    let second = cluster.submit(&TinyJob::of_forty_steps(&dataset, 1).to_toml())?;
+    let first = cluster.submit(&TinyJob::forty_steps(&dataset, 1).to_toml())?;
+    let second = cluster.submit(&TinyJob::forty_steps(&dataset, 1).to_toml())?;
     cluster.wait_done(&first)?;
     cluster.wait_done(&second)?;
     assert_ne!(first, second);
@@ -151,8 +151,8 @@ fn the_same_job_gives_the_same_weights() -> Result<()> {
 #[test]
 fn a_waiting_job_outlives_the_coordinator_and_can_be_cancelled() -> Result<()> {
     let (mut cluster, dataset) = with_figures(1)?;
-    // Two workers are wanted and one is there.
-    let id = cluster.submit(&TinyJob::of_forty_steps(&dataset, 2).to_toml())?;
+    // The job needs two workers, and there is one.
+    let id = cluster.submit(&TinyJob::forty_steps(&dataset, 2).to_toml())?;
     let view = cluster.wait(&id, "phase queued", |view| view.phase == "queued")?;
     assert!(view.reason.contains("needs 2 cpu workers"), "{view:?}");
     cluster.kill_coordinator()?;
@@ -165,20 +165,20 @@ fn a_waiting_job_outlives_the_coordinator_and_can_be_cancelled() -> Result<()> {
     assert_ne!(
         watched.code,
         Some(0),
-        "a cancelled job did not do what was asked for: {watched:?}"
+        "`watch` of a cancelled job should fail: {watched:?}"
     );
 
     // A running job frees its worker for the next.
     let endless = TinyJob {
         steps: 1_000_000,
-        ..TinyJob::of_forty_steps(&dataset, 1)
+        ..TinyJob::forty_steps(&dataset, 1)
     };
     let running = cluster.submit(&endless.to_toml())?;
     cluster.wait_step(&running, 2)?;
     let next = cluster.submit(
         &TinyJob {
             steps: 2,
-            ..TinyJob::of_forty_steps(&dataset, 1)
+            ..TinyJob::forty_steps(&dataset, 1)
         }
         .to_toml(),
     )?;
@@ -191,12 +191,12 @@ fn a_waiting_job_outlives_the_coordinator_and_can_be_cancelled() -> Result<()> {
 #[test]
 fn wrong_input_is_refused_with_what_would_be_right() -> Result<()> {
     let (mut cluster, dataset) = with_figures(0)?;
-    let good = TinyJob::of_forty_steps(&dataset, 1).to_toml();
+    let good = TinyJob::forty_steps(&dataset, 1).to_toml();
     let refused = |cluster: &Cluster, toml: &str, words: &[&str]| -> Result<()> {
         let file = cluster.write_job(toml)?;
-        let said = cluster.run(&["submit", &file])?.failure()?;
+        let stderr = cluster.run(&["submit", &file])?.failure()?;
         for word in words {
-            assert!(said.contains(word), "{word:?} is missing in: {said}");
+            assert!(stderr.contains(word), "{word:?} is missing in: {stderr}");
         }
         Ok(())
     };
@@ -225,16 +225,16 @@ fn wrong_input_is_refused_with_what_would_be_right() -> Result<()> {
     let unknown = cluster.run(&["describe", "tiny-77"])?.failure()?;
     assert!(unknown.contains("tiny-77"), "{unknown}");
 
-    // A dry run says yes and leaves nothing.
+    // A dry run succeeds and submits nothing.
     let file = cluster.write_job(&good)?;
     cluster.ok(&["submit", &file, "--dry-run"])?;
     assert_eq!(cluster.json(&["jobs"])?, Value::Array(Vec::new()));
 
     cluster.kill_coordinator()?;
-    let alone = cluster.run(&["jobs"])?.failure()?;
+    let unreachable = cluster.run(&["jobs"])?.failure()?;
     assert!(
-        alone.contains("cannot reach a coordinator at http://127.0.0.1:"),
-        "{alone}"
+        unreachable.contains("cannot reach a coordinator at http://127.0.0.1:"),
+        "{unreachable}"
     );
     Ok(())
 }

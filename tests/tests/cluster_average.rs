@@ -1,5 +1,5 @@
-//! Real processes on loopback: a job that keeps a moving average of its weights is drawn and
-//! exported with it, unless somebody asks for the weights as they were trained.
+//! Real processes on loopback: a job with a moving average of its weights is sampled and exported
+//! with that average, unless the trained weights are requested.
 
 use anyhow::{Context, Result};
 use serde_json::Value;

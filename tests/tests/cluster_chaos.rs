@@ -1,9 +1,9 @@
-//! The short version of `make chaos`: every kind of fault once, in an order of its own, on real
-//! processes and a real S3 server.
+//! The short version of `make chaos`: every kind of fault once, in a fixed order, on real processes
+//! and a real S3 server.
 
 use anyhow::{Result, ensure};
 use std::time::Duration;
-use tests::chaos::{Kind, Options, Strikes, run};
+use tests::chaos::{Faults, Kind, Options, run};
 
 #[test]
 fn every_kind_of_fault_once_and_no_bit_is_lost() -> Result<()> {
@@ -23,7 +23,7 @@ fn every_kind_of_fault_once_and_no_bit_is_lost() -> Result<()> {
     ];
     let summary = run(&Options {
         seed: 1,
-        strikes: Strikes::These(kinds.clone()),
+        faults: Faults::Listed(kinds.clone()),
         steps: 120,
         longest: Duration::from_millis(500),
     })?;
@@ -31,8 +31,8 @@ fn every_kind_of_fault_once_and_no_bit_is_lost() -> Result<()> {
     for kind in kinds {
         ensure!(
             summary.count(kind) == 1,
-            "{} hit nobody\n{summary}",
-            kind.words()
+            "{} found no target\n{summary}",
+            kind.description()
         );
     }
     Ok(())

@@ -1,17 +1,17 @@
-//! Real processes on hosts of their own, and a cable between two of them is cut while all are
-//! heard: the job leaves one of the two out, goes on at once, takes it in again when the cable is
-//! mended, and not a bit is lost.
+//! Real processes on separate hosts. The link between two of them is cut while both still reach the
+//! coordinator: the job leaves one of them out, continues at once, takes it in again when the link
+//! is restored, and ends with the weights of an undisturbed run.
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Context, Result, ensure};
 use std::sync::Arc;
-use tests::cluster::job::{elastic, nothing_was_lost, synthesize, trains};
-use tests::cluster::network::{Network, alone};
+use tests::cluster::job::{check_nothing_lost, elastic, synthesize, wait_training};
+use tests::cluster::network::{Network, in_namespace};
 use tests::cluster::{Cluster, Options};
 
 #[test]
 fn two_hosts_that_do_not_reach_each_other_do_not_stop_a_job() -> Result<()> {
-    alone(
+    in_namespace(
         "two_hosts_that_do_not_reach_each_other_do_not_stop_a_job",
         cut,
     )
@@ -26,7 +26,7 @@ fn cut() -> Result<()> {
     let dataset = format!("file://{}", cluster.directory().join("figures").display());
     cluster.ok(&synthesize(&dataset))?;
     let id = cluster.submit(&elastic(&dataset, 1..=3, 1_000_000))?;
-    trains(&cluster, &id, 3)?;
+    wait_training(&cluster, &id, 3)?;
     let ranks = || {
         (0..3)
             .map(|worker| cluster.rank(worker))
@@ -36,35 +36,35 @@ fn cut() -> Result<()> {
 
     network.cut(1, 2)?;
     network.cut(2, 1)?;
-    let view = trains(&cluster, &id, 2)?;
+    let view = wait_training(&cluster, &id, 2)?;
     let what = &view.incidents.last().context("an incident")?.what;
     ensure!(
-        what.starts_with("w1 and w2 do not reach each other (w"),
+        what.starts_with("w1 and w2 cannot reach each other (from w"),
         "{what}"
     );
     let why = cluster.json(&["why", &id])?;
     let sentence = why["why"].as_str().context("a sentence")?;
     ensure!(
-        sentence.contains(" is left out: w1 and w2 do not reach each other"),
+        sentence.contains(" is left out: w1 and w2 cannot reach each other"),
         "{why}"
     );
-    network.mend(1, 2)?;
-    network.mend(2, 1)?;
-    trains(&cluster, &id, 3)?;
+    network.restore(1, 2)?;
+    network.restore(2, 1)?;
+    wait_training(&cluster, &id, 3)?;
 
-    // A cable that carries nothing one way is none.
+    // A link that is cut in one direction counts as cut.
     network.cut(3, 1)?;
-    let view = trains(&cluster, &id, 2)?;
+    let view = wait_training(&cluster, &id, 2)?;
     let what = &view.incidents.last().context("an incident")?.what;
     ensure!(
-        what.starts_with("w1 and w3 do not reach each other (w"),
+        what.starts_with("w1 and w3 cannot reach each other (from w"),
         "{what}"
     );
-    network.mend(3, 1)?;
-    let view = trains(&cluster, &id, 3)?;
+    network.restore(3, 1)?;
+    let view = wait_training(&cluster, &id, 3)?;
 
     ensure!(view.checkpoints.is_empty(), "{view:?}");
-    ensure!(ranks()? == before, "a process was started again");
-    nothing_was_lost(&cluster, &dataset, &id, 0)?;
+    ensure!(ranks()? == before, "a process was restarted");
+    check_nothing_lost(&cluster, &dataset, &id, 0)?;
     cluster.stop()
 }

@@ -1,6 +1,5 @@
-//! What lies in deploy/ says the truth about the programs: units start commands that exist with
-//! files that exist, the example settings are taken by the real daemons, and every metric that is
-//! named anywhere is one that is served.
+//! The files in deploy/ match the programs: systemd units start existing commands with existing
+//! files, the real daemons accept the example settings, and every metric that is named is served.
 
 use anyhow::{Context, Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,7 +30,7 @@ fn unit(file: &str) -> Result<BTreeMap<String, Vec<String>>> {
         } else {
             let (key, value) = line
                 .split_once('=')
-                .with_context(|| format!("{file}: what is {line:?}?"))?;
+                .with_context(|| format!("{file}: {line:?} is not `Key=value`"))?;
             values
                 .entry(format!("{section}.{key}"))
                 .or_default()
@@ -41,7 +40,7 @@ fn unit(file: &str) -> Result<BTreeMap<String, Vec<String>>> {
     Ok(values)
 }
 
-/// As shipped.
+/// The setting in the shipped configuration.
 fn detect_within_ms() -> Result<u64> {
     let settings = read("deploy/coordinator.toml")?;
     let value = settings
@@ -58,15 +57,15 @@ fn check_unit(role: &str, subcommand: &str) -> Result<()> {
     let one = |key: &str| match unit.get(key).map(Vec::as_slice) {
         Some([value]) => Ok(value.as_str()),
         other => Err(anyhow::anyhow!(
-            "{file}: {key} should stand there once, and is {other:?}"
+            "{file}: {key} should be set once, and is {other:?}"
         )),
     };
     for (key, value) in [
-        // The daemons call sd_notify; without this systemd would take them for ready too soon.
+        // The daemons call sd_notify; without this systemd would consider them ready too early.
         ("Service.Type", "notify"),
         ("Service.Restart", "always"),
         ("Unit.StartLimitIntervalSec", "0"),
-        // Only the daemon gets SIGTERM: it stops its children itself.
+        // Only the daemon gets SIGTERM; it stops its children itself.
         ("Service.KillMode", "mixed"),
         ("Service.DynamicUser", "yes"),
         ("Service.StateDirectory", "retri"),
@@ -84,7 +83,7 @@ fn check_unit(role: &str, subcommand: &str) -> Result<()> {
         let needs = (GRACE + 1) * detect_within_ms()? / 1000;
         ensure!(
             needs < seconds,
-            "{file}: a worker may need {needs} s to leave"
+            "{file}: a worker may need {needs} s to shut down"
         );
     }
     let start = one("Service.ExecStart")?;
@@ -112,14 +111,14 @@ fn the_units_start_what_exists() -> Result<()> {
 fn the_worker_writes_only_where_its_unit_lets_it() -> Result<()> {
     let unit = unit("deploy/systemd/retri-worker.service")?;
     let config = read("deploy/worker.toml")?;
-    for (key, place, field) in [
+    for (key, parent, field) in [
         ("RuntimeDirectory", "/run/", "run_dir"),
         ("CacheDirectory", "/var/cache/", "cache_dir"),
     ] {
         let folder = &unit
             .get(&format!("Service.{key}"))
             .with_context(|| format!("no {key}"))?[0];
-        let line = format!("{field} = \"{place}{folder}\"");
+        let line = format!("{field} = \"{parent}{folder}\"");
         ensure!(
             config.contains(&line),
             "deploy/worker.toml should say {line}, as the unit has {key}={folder}"
@@ -128,33 +127,43 @@ fn the_worker_writes_only_where_its_unit_lets_it() -> Result<()> {
     Ok(())
 }
 
-/// Starts the daemon with the example file. Environment variables move it to free ports and to a
-/// folder of its own; all other values, and that every key is known, are the file's.
-fn check_example(role: &str, subcommand: &str, ready: &str, moved: &[(&str, &str)]) -> Result<()> {
+/// Starts the daemon with the example file. Environment variables override ports and folders; all
+/// other values come from the file, whose keys must all be known.
+fn check_example(
+    role: &str,
+    subcommand: &str,
+    ready: &str,
+    overrides: &[(&str, &str)],
+) -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let place = |value: &str| value.replace("{}", &directory.path().display().to_string());
+    let expand = |value: &str| value.replace("{}", &directory.path().display().to_string());
     let mut command = Command::new(binary(role)?);
     command
         .args([subcommand, "--config"])
         .arg(checkout().join(format!("deploy/{role}.toml")));
-    command.envs(moved.iter().map(|(name, value)| (name, place(value))));
+    command.envs(overrides.iter().map(|(name, value)| (name, expand(value))));
     Process::start(role, command, directory.path(), ready)?.terminate()
 }
 
 #[test]
 fn the_example_settings_are_taken() -> Result<()> {
-    let moved = [
+    let overrides = [
         ("RETRI_COORDINATOR__LISTEN", "127.0.0.1:0"),
         ("RETRI_COORDINATOR__METRICS_LISTEN", "127.0.0.1:0"),
         ("RETRI_COORDINATOR__STORE", "file://{}/store"),
     ];
-    check_example("coordinator", "serve", "coordinator ready rpc=http", &moved)?;
-    let moved = [
+    check_example(
+        "coordinator",
+        "serve",
+        "coordinator ready rpc=http",
+        &overrides,
+    )?;
+    let overrides = [
         ("RETRI_WORKER__METRICS_LISTEN", "127.0.0.1:0"),
         ("RETRI_WORKER__RUN_DIR", "{}/run"),
         ("RETRI_WORKER__CACHE_DIR", "{}/cache"),
     ];
-    check_example("worker", "daemon", "worker ready name=", &moved)
+    check_example("worker", "daemon", "worker ready name=", &overrides)
 }
 
 #[test]
@@ -187,7 +196,7 @@ fn installing_keeps_settings_that_are_there() -> Result<()> {
     Ok(())
 }
 
-/// Every word of `text` that looks like one of our metrics.
+/// Every word of `text` that has the prefix of our metrics.
 fn metrics_in(text: &str) -> BTreeSet<String> {
     text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
         .filter(|word| word.starts_with("retri_"))
@@ -199,7 +208,7 @@ fn metrics_in(text: &str) -> BTreeSet<String> {
 fn every_metric_that_is_named_is_served() -> Result<()> {
     let mut served = BTreeSet::new();
     for source in ["coordinator/src/metrics.rs", "worker/src/metrics.rs"] {
-        // A name is registered as a string; counters get `_total` when they are written out.
+        // A name is registered as a string; the encoder appends `_total` to counters.
         let text = read(source)?;
         for name in text
             .split('"')
@@ -215,7 +224,7 @@ fn every_metric_that_is_named_is_served() -> Result<()> {
         let unknown: Vec<&String> = named.difference(&served).collect();
         ensure!(
             unknown.is_empty(),
-            "{file} names {unknown:?}, which nobody serves"
+            "{file} names {unknown:?}, which no daemon serves"
         );
     }
     Ok(())

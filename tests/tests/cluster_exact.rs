@@ -1,6 +1,6 @@
 //! Real processes on loopback: `reduction = "exact"` gives the same weights, moving averages and
-//! optimizer state, bit for bit, with clipping and with a loss scale, whatever the number of ranks
-//! that shared the work, and whoever of them was killed in the middle.
+//! optimizer state, bit for bit, with clipping and with a loss scale, for any number of ranks, and
+//! also if a rank is killed in the middle.
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Result, ensure};
@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use tests::cluster::job::{TinyJob, synthesize};
 use tests::cluster::{Cluster, Options};
 
-/// Five micro-batches: no world but one divides them evenly.
+/// Five micro-batches, which only a world of one divides evenly.
 fn job(dataset: &str, workers: u32, reduction: &str) -> String {
     let tiny = TinyJob {
         name: format!("{reduction}-{workers}"),
@@ -53,7 +53,7 @@ fn one_two_three_and_four_ranks_end_with_the_same_bits() -> Result<()> {
     ensure!(digests.len() == 1, "worlds 1 to 4: {exact:?}");
     let losses: BTreeSet<u64> = exact.iter().map(|(_, loss)| loss.to_bits()).collect();
     ensure!(losses.len() == 1, "worlds 1 to 4: {exact:?}");
-    // fp16's loss scale is chosen from sums alone.
+    // The loss scale of fp16 depends on reduced values only.
     let half = |workers| -> Result<String> {
         let text = job(&dataset, workers, "exact")
             .replace("clip = 0.1", "clip = 0.1\nprecision = \"fp16\"");
@@ -62,7 +62,7 @@ fn one_two_three_and_four_ranks_end_with_the_same_bits() -> Result<()> {
         cluster.ok(&["checkpoint", "digest", &id])
     };
     ensure!(half(1)? == half(3)?, "fp16 on one and on three ranks");
-    // What float sums give is near, and not the same: the test can tell.
+    // Float sums give a close but different result, so the comparison above is meaningful.
     let (fast, loss) = digest(3, "fast")?;
     ensure!(fast != exact[0].0, "float sums give the same bits");
     ensure!(
@@ -73,7 +73,7 @@ fn one_two_three_and_four_ranks_end_with_the_same_bits() -> Result<()> {
     cluster.stop()
 }
 
-/// No checkpoint is written before the last step: what is not lost was in the survivors' memory.
+/// No checkpoint is written before the last step: the state comes from the survivors' memory.
 #[test]
 fn a_killed_rank_costs_no_survivor_its_process_and_the_weights_no_bit() -> Result<()> {
     let cluster = Cluster::start(Options::with_workers(3))?;
@@ -98,8 +98,8 @@ fn a_killed_rank_costs_no_survivor_its_process_and_the_weights_no_bit() -> Resul
     );
     let view = cluster.wait_done(&id)?;
     ensure!(view.restarts == 1, "{view:?}");
-    ensure!(digest(&id)? == digest(&undisturbed)?, "bits were lost");
-    // One checkpoint was ever made.
+    ensure!(digest(&id)? == digest(&undisturbed)?, "the weights differ");
+    // Only the final checkpoint was written.
     let checkpoints = cluster.json(&["checkpoints", &id])?;
     ensure!(
         checkpoints.as_array().map(Vec::len) == Some(1),

@@ -1,5 +1,5 @@
-//! Real processes on loopback: the whole way of a tiny job from job.toml to pictures, with every
-//! command that looks at it, and a RetriNet that begins from what two other jobs exported.
+//! Real processes on loopback: a tiny job from job.toml to images, with every command that inspects
+//! it, and a RetriNet that is initialized from the exports of two other jobs.
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -11,7 +11,7 @@ use tests::cluster::{Cluster, binary};
 #[test]
 fn the_whole_path_from_job_to_pictures() -> Result<()> {
     let (cluster, dataset) = with_figures(2)?;
-    let id = cluster.submit(&TinyJob::of_forty_steps(&dataset, 2).to_toml())?;
+    let id = cluster.submit(&TinyJob::forty_steps(&dataset, 2).to_toml())?;
     assert_eq!(id, "tiny-1");
     assert_eq!(cluster.wait_step(&id, 1)?.world, 2);
     let view = cluster.wait_done(&id)?;
@@ -37,19 +37,19 @@ fn the_whole_path_from_job_to_pictures() -> Result<()> {
     let described = cluster.json(&["describe", &id])?;
     assert_eq!(described["curve"]["steps"], 40, "{described}");
     assert!(cluster.ok(&["describe", &id])?.contains("40/40"));
-    who_saw_what(&cluster, &id)?;
+    the_ledger_has_the_provenance_of_samples(&cluster, &id)?;
 
-    its_ranks_are_heard(&cluster, &id)?;
-    checkpoints_are_whole(&cluster, &id)?;
+    the_logs_of_its_ranks_are_served(&cluster, &id)?;
+    checkpoints_are_complete(&cluster, &id)?;
     images_are_sampled(&cluster, &id)?;
     a_retrinet_begins_from_a_base_of_two_jobs(&cluster, &dataset)?;
-    a_torn_checkpoint_is_found(&cluster, &id)?;
+    a_damaged_checkpoint_is_found(&cluster, &id)?;
     cluster.stop()
 }
 
-/// The ledger's proof, and what it says of one sample: as often a target as there were epochs, or
-/// once more.
-fn who_saw_what(cluster: &Cluster, id: &str) -> Result<()> {
+/// The audit of the ledger, and the provenance of one sample: it was a target once per whole epoch,
+/// or once more.
+fn the_ledger_has_the_provenance_of_samples(cluster: &Cluster, id: &str) -> Result<()> {
     let audit = cluster.json(&["audit", id])?;
     assert_eq!(audit["clean"], true, "{audit}");
     assert_eq!(audit["findings"], serde_json::json!([]), "{audit}");
@@ -61,10 +61,10 @@ fn who_saw_what(cluster: &Cluster, id: &str) -> Result<()> {
     let epochs = audit["whole_epochs"].as_u64().context("whole_epochs")?;
     assert_eq!(
         audit["digests"], 10,
-        "both ranks agreed every four steps: {audit}"
+        "both ranks should agree every four steps: {audit}"
     );
     assert_ne!(audit["checkpoints_compared"], 0, "{audit}");
-    // Some characters are held out; the first picture of one that is not.
+    // Some characters are held out; take the first image of one that is not.
     let ask = |character| {
         let sample = format!("{character:05}-00-000");
         cluster.json(&["provenance", id, "--sample", &sample])
@@ -79,16 +79,15 @@ fn who_saw_what(cluster: &Cluster, id: &str) -> Result<()> {
         held_out.all(|it| it["seen"] == serde_json::json!([])),
         "{answers:?}"
     );
-    let sights = seen["seen"].as_array().context("seen")?;
-    let targets = sights.iter().filter(|it| it["as"] == "target").count() as u64;
+    let uses = seen["seen"].as_array().context("seen")?;
+    let targets = uses.iter().filter(|it| it["as"] == "target").count() as u64;
     assert!(
         targets == epochs || targets == epochs + 1,
         "{targets} of {epochs}: {seen}"
     );
-    assert!(sights.iter().any(|it| it["as"] == "reference"), "{seen}");
+    assert!(uses.iter().any(|it| it["as"] == "reference"), "{seen}");
     assert!(
-        sights
-            .iter()
+        uses.iter()
             .all(|it| it["generation"] == 1 && it["rank"].as_u64() < Some(2)),
         "{seen}"
     );
@@ -102,8 +101,8 @@ fn who_saw_what(cluster: &Cluster, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// `logs` tells what the ranks wrote, of all of them or of one.
-fn its_ranks_are_heard(cluster: &Cluster, id: &str) -> Result<()> {
+/// `logs` prints the output of all ranks, or of one.
+fn the_logs_of_its_ranks_are_served(cluster: &Cluster, id: &str) -> Result<()> {
     let all = cluster.ok(&["logs", id])?;
     assert!(all.contains("g1 r0 ") && all.contains("g1 r1 "), "{all}");
     let one = cluster.ok(&["logs", id, "--rank", "1", "--output", "json"])?;
@@ -119,8 +118,8 @@ fn its_ranks_are_heard(cluster: &Cluster, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// The two newest are kept, verify, and have a digest.
-fn checkpoints_are_whole(cluster: &Cluster, id: &str) -> Result<()> {
+/// The two newest checkpoints are kept, can be verified, and have digests.
+fn checkpoints_are_complete(cluster: &Cluster, id: &str) -> Result<()> {
     let checkpoints = cluster.json(&["checkpoints", id])?;
     let steps: Vec<&Value> = checkpoints
         .as_array()
@@ -137,7 +136,7 @@ fn checkpoints_are_whole(cluster: &Cluster, id: &str) -> Result<()> {
         .failure()?;
     assert!(
         missing.contains('7') && missing.contains("32"),
-        "it should name what there is: {missing}"
+        "it should name the existing checkpoints: {missing}"
     );
     Ok(())
 }
@@ -156,13 +155,13 @@ fn images_are_sampled(cluster: &Cluster, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// The way a base model is made and used: what `checkpoint export` writes is what `init` reads, and
-/// what `worker forward` takes for public weights. `submit --watch` ends when the job does.
+/// How a base model is made and used: `init` and `worker forward` read what `checkpoint export`
+/// writes. `submit --watch` returns when the job has ended.
 fn a_retrinet_begins_from_a_base_of_two_jobs(cluster: &Cluster, dataset: &str) -> Result<()> {
     let folder = |of: &str| cluster.directory().join(of).display().to_string();
     let text = TinyJob {
         steps: 2,
-        ..TinyJob::of_forty_steps(dataset, 1)
+        ..TinyJob::forty_steps(dataset, 1)
     }
     .to_toml();
     let submit = |architecture: &str, init: Option<&str>| -> Result<()> {
@@ -210,8 +209,8 @@ fn a_retrinet_begins_from_a_base_of_two_jobs(cluster: &Cluster, dataset: &str) -
             "vae/diffusion_pytorch_model.safetensors"
         ]
     );
-    public_readers_take_it(cluster, &folder)?;
-    // What the job's tables contradict is refused before anything waits in a queue.
+    public_readers_accept_it(cluster, &folder)?;
+    // Weights that contradict the job's tables are refused at submission.
     let other = text
         .replace(
             "\"retrinet\"",
@@ -228,9 +227,9 @@ fn a_retrinet_begins_from_a_base_of_two_jobs(cluster: &Cluster, dataset: &str) -
     Ok(())
 }
 
-/// Every tensor of an export has the name and shape that `diffusers` and `transformers` give it:
-/// the reader is strict.
-fn public_readers_take_it(cluster: &Cluster, folder: &str) -> Result<()> {
+/// Every tensor of an export has the name and shape of `diffusers` and `transformers`; the reader
+/// is strict.
+fn public_readers_accept_it(cluster: &Cluster, folder: &str) -> Result<()> {
     let normal = |name: &str, shape: &[usize]| (name.to_owned(), "F32", shape.to_vec());
     let unet = [
         normal("sample", &[1, 4, 8, 8]),
@@ -243,7 +242,7 @@ fn public_readers_take_it(cluster: &Cluster, folder: &str) -> Result<()> {
     ];
     let latent = [normal("latent", &[1, 4, 8, 8])];
     let ids = [("input_ids".to_owned(), "I64", vec![1, 77])];
-    for (component, part, inputs) in [
+    for (component, folder_name, inputs) in [
         ("unet", "unet", unet.to_vec()),
         ("retrinet", "unet", [&unet[..], &references].concat()),
         ("vae-decode", "vae", latent.to_vec()),
@@ -251,7 +250,7 @@ fn public_readers_take_it(cluster: &Cluster, folder: &str) -> Result<()> {
     ] {
         let at = |name: &str| cluster.directory().join(name).display().to_string();
         std::fs::write(at("in.safetensors"), zeros(&inputs))?;
-        let weights = format!("{folder}/{part}");
+        let weights = format!("{folder}/{folder_name}");
         let mut command = std::process::Command::new(binary("worker")?);
         command.args(["forward", "--component", component, "--weights", &weights]);
         command.args([
@@ -265,7 +264,7 @@ fn public_readers_take_it(cluster: &Cluster, folder: &str) -> Result<()> {
     Ok(())
 }
 
-/// A safetensors file of zeros.
+/// A safetensors file of zero tensors.
 fn zeros(tensors: &[(String, &str, Vec<usize>)]) -> Vec<u8> {
     let (mut header, mut end) = (serde_json::Map::new(), 0);
     for (name, kind, shape) in tensors {
@@ -284,8 +283,8 @@ fn zeros(tensors: &[(String, &str, Vec<usize>)]) -> Vec<u8> {
     .concat()
 }
 
-/// One changed byte in one shard is found and named.
-fn a_torn_checkpoint_is_found(cluster: &Cluster, id: &str) -> Result<()> {
+/// `verify` finds one changed byte and names its shard.
+fn a_damaged_checkpoint_is_found(cluster: &Cluster, id: &str) -> Result<()> {
     let shard = newest_shard(cluster, id)?;
     let mut bytes = std::fs::read(&shard)?;
     let last = bytes.last_mut().context("a shard has bytes")?;
@@ -293,11 +292,11 @@ fn a_torn_checkpoint_is_found(cluster: &Cluster, id: &str) -> Result<()> {
     std::fs::write(&shard, bytes)?;
     let outcome = cluster.run(&["checkpoint", "verify", id])?;
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
-    let said = outcome.stdout + &outcome.stderr;
+    let output = outcome.stdout + &outcome.stderr;
     let name = shard.file_name().context("a name")?.to_string_lossy();
     assert!(
-        said.contains(&*name) && said.contains("sha256") || said.contains("SHA-256"),
-        "{said}"
+        output.contains(&*name) && output.contains("sha256") || output.contains("SHA-256"),
+        "{output}"
     );
     Ok(())
 }

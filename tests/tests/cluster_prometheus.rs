@@ -1,5 +1,5 @@
-//! The monitoring that we ship, against a job that really runs: Prometheus reads our configuration
-//! and scrapes both daemons, and every query behind a panel of the dashboard finds data.
+//! The shipped monitoring with a running job: Prometheus reads our configuration and scrapes all
+//! daemons, and the query of every panel of the dashboard returns data.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -8,8 +8,8 @@ use tests::cluster::job::{TinyJob, synthesize};
 use tests::cluster::prometheus::{Prometheus, lint_metrics, promtool};
 use tests::cluster::{Cluster, Options, checkout, http};
 
-/// Prometheus scrapes once a second and `rate` needs two scrapes; the job says something several
-/// times a second.
+/// Prometheus scrapes once per second and `rate` needs two scrapes; the job sends several views per
+/// second.
 const TRIES_MAX: usize = 2000;
 
 #[test]
@@ -37,7 +37,7 @@ fn every_panel_shows_data_of_a_running_job() -> Result<()> {
     let mut left: Vec<(String, String)> = queries(&id)?;
     ensure!(!left.is_empty(), "the dashboard has no queries");
     for _ in 0..TRIES_MAX {
-        // The job's next word is the clock: no sleep.
+        // Waits for the job's next view instead of sleeping.
         watch.next_view()?.context("the job ended by itself")?;
         let mut empty = Vec::new();
         for (panel, expression) in left {
@@ -79,7 +79,7 @@ fn the_configuration_passes_promtool() -> Result<()> {
 #[test]
 fn every_panel_has_a_title_a_description_a_unit_and_a_place_of_its_own() -> Result<()> {
     let dashboard = dashboard()?;
-    let mut places = BTreeSet::new();
+    let mut cells = BTreeSet::new();
     for panel in panels(&dashboard)? {
         let title = panel["title"].as_str().context("a panel without a title")?;
         ensure!(
@@ -92,16 +92,16 @@ fn every_panel_has_a_title_a_description_a_unit_and_a_place_of_its_own() -> Resu
             panel["fieldConfig"]["defaults"]["unit"].is_string(),
             "{title}: no unit"
         );
-        let place = &panel["gridPos"];
+        let position = &panel["gridPos"];
         let side = |name: &str| {
-            place[name]
+            position[name]
                 .as_u64()
                 .with_context(|| format!("{title}: gridPos.{name}"))
         };
         for x in side("x")?..side("x")? + side("w")? {
             for y in side("y")?..side("y")? + side("h")? {
                 ensure!(x < 24, "{title}: reaches beyond the dashboard's 24 columns");
-                ensure!(places.insert((x, y)), "{title}: lies on another panel");
+                ensure!(cells.insert((x, y)), "{title}: overlaps another panel");
             }
         }
     }
@@ -116,7 +116,7 @@ fn dashboard() -> Result<Value> {
     let file = checkout().join("deploy/grafana/training.json");
     let text =
         std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{} is no JSON", file.display()))
+    serde_json::from_str(&text).with_context(|| format!("{} is not JSON", file.display()))
 }
 
 fn panels(dashboard: &Value) -> Result<&Vec<Value>> {
@@ -125,8 +125,8 @@ fn panels(dashboard: &Value) -> Result<&Vec<Value>> {
         .context("the dashboard has no panels")
 }
 
-/// Panel title and expression of every query, with the dashboard's variables put in as Grafana
-/// would: the chosen job, and as interval four times the time between scrapes.
+/// Panel title and expression of every query, with the dashboard's variables substituted as in
+/// Grafana: the job, and four scrape intervals as rate interval.
 fn queries(job: &str) -> Result<Vec<(String, String)>> {
     let dashboard = dashboard()?;
     let mut queries = Vec::new();
@@ -144,7 +144,7 @@ fn queries(job: &str) -> Result<Vec<(String, String)>> {
                 .replace("$__rate_interval", "4s");
             ensure!(
                 !expression.contains('$'),
-                "{title}: a variable that this test does not know: {expression}"
+                "{title}: an unknown variable: {expression}"
             );
             queries.push((title.to_owned(), expression));
         }

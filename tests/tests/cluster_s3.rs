@@ -1,5 +1,5 @@
 //! The tiny job with everything on a real S3 server: data set, the coordinator's state, checkpoints
-//! and pictures.
+//! and images.
 
 use anyhow::Result;
 use tests::cluster::job::{TinyJob, synthesize};
@@ -29,7 +29,7 @@ fn the_whole_path_on_s3() -> Result<()> {
     let id = cluster.submit(&job.to_toml())?;
     cluster.wait_done(&id)?;
 
-    // The state is on S3 too: a coordinator that starts with nothing else knows the job.
+    // The state is on S3, too: a restarted coordinator knows the job.
     cluster.kill_coordinator()?;
     cluster.start_coordinator()?;
     assert_eq!(cluster.json(&["describe", &id])?["phase"], "done");

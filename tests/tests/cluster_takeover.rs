@@ -1,11 +1,10 @@
-//! Real processes on loopback: coordinators that are replaced, or are not there when they are
-//! needed.
+//! Real processes on loopback: a coordinator is replaced, or is down when it is needed.
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Result, ensure};
 use tests::cluster::command::run;
 use tests::cluster::job::{TinyJob, synthesize};
-use tests::cluster::process::{signal, wait_until_gone};
+use tests::cluster::process::{signal, wait_until_exited};
 use tests::cluster::relay::Relay;
 use tests::cluster::{Cluster, Options};
 
@@ -21,14 +20,14 @@ fn job(dataset: &str, workers: u32) -> String {
         .replace("[checkpoint]", "reduction = \"exact\"\n[checkpoint]")
 }
 
-/// The digest of this job when nothing happens to it.
+/// The digest of this job without faults.
 fn undisturbed(cluster: &Cluster, job: &str) -> Result<String> {
     let id = cluster.submit(job)?;
     cluster.wait_done(&id)?;
     cluster.ok(&["checkpoint", "digest", &id])
 }
 
-/// It ends as if nothing had been.
+/// The job is done, with a clean audit and the expected weights.
 fn ends_well(cluster: &Cluster, id: &str, expected: &str) -> Result<()> {
     cluster.wait_done(id)?;
     let audit = cluster.json(&["audit", id])?;
@@ -38,9 +37,9 @@ fn ends_well(cluster: &Cluster, id: &str, expected: &str) -> Result<()> {
     Ok(())
 }
 
-/// The first coordinator stands still, a second one takes its place on the same store, and the job
-/// goes on under it. When the first wakes up, with a request waiting for it, the store refuses what
-/// it tries, and that is its end.
+/// The first coordinator is stopped, a second one takes over on the same store, and the job
+/// continues under it. When the first one continues, with a request waiting, the store fences off
+/// its write, and it exits.
 #[test]
 fn a_second_coordinator_process_takes_over_and_the_first_is_refused() -> Result<()> {
     let mut cluster = Cluster::start(Options::with_workers(0))?;
@@ -58,11 +57,11 @@ fn a_second_coordinator_process_takes_over_and_the_first_is_refused() -> Result<
     let first = cluster.coordinator_pid()?;
     signal("STOP", first)?;
     let first = cluster.replace_coordinator()?;
-    relay.lead_to(cluster.url());
+    relay.switch_to(cluster.url());
     let step = cluster.wait(&id, "a view", |_| true)?.step;
     cluster.wait_step(&id, step + 3)?;
 
-    // Asked while it stands still; answered when it wakes up.
+    // Sent while the process is stopped; answered when it continues.
     let cancel = cluster.client(&first.url, &["cancel", &id])?;
     let cancel = std::thread::spawn(move || run(cancel));
     signal("CONT", first.process.id())?;
@@ -71,11 +70,14 @@ fn a_second_coordinator_process_takes_over_and_the_first_is_refused() -> Result<
         refused.contains(&first.url) || refused.contains("stopping"),
         "{refused}"
     );
-    let (status, said) = first.process.wait()?;
-    ensure!(!status.success(), "the first ended with {status}");
+    let (status, output) = first.process.wait()?;
     ensure!(
-        said.contains("another coordinator took over the state"),
-        "{said}"
+        !status.success(),
+        "the first coordinator exited with {status}"
+    );
+    ensure!(
+        output.contains("another coordinator took over the state"),
+        "{output}"
     );
 
     ends_well(&cluster, &id, &expected)?;
@@ -84,9 +86,9 @@ fn a_second_coordinator_process_takes_over_and_the_first_is_refused() -> Result<
     cluster.stop()
 }
 
-/// A rank dies, and before anybody can form the next generation so does the coordinator. The others
-/// wait, with all that they hold; when a coordinator is there again they go on, with no process
-/// started anew but the one that died.
+/// A rank dies, and so does the coordinator before it can form the next generation. The survivors
+/// keep their state and wait; once a coordinator is back they continue. Only the rank that died is
+/// restarted.
 #[test]
 fn a_generation_change_without_a_coordinator_waits_for_one() -> Result<()> {
     let mut cluster = Cluster::start(Options::with_workers(3))?;
@@ -105,14 +107,14 @@ fn a_generation_change_without_a_coordinator_waits_for_one() -> Result<()> {
     let victim = cluster.rank(1)?;
     cluster.kill_coordinator()?;
     signal("KILL", victim)?;
-    wait_until_gone(victim)?;
+    wait_until_exited(victim)?;
     cluster.start_coordinator()?;
     cluster.wait(&id, "the next generation", |view| {
         1 < view.generation && view.phase == "training" && 11 < view.step
     })?;
     ensure!(
         survivors == [cluster.rank(0)?, cluster.rank(2)?],
-        "a survivor was started anew"
+        "a survivor was restarted"
     );
     ends_well(&cluster, &id, &expected)?;
     cluster.stop()

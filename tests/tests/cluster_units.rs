@@ -1,6 +1,5 @@
-//! Jobs of units on real processes: images whose workers die, are drained and come back are those
-//! that one undisturbed worker makes; a unit that cannot be made is named; jobs that wait for
-//! others start when these are done.
+//! Jobs of units on real processes: images are the same as those of one undisturbed worker, even if
+//! workers die, are drained and restart; a failed unit is named; jobs wait for their dependencies.
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Context, Result};
@@ -10,7 +9,7 @@ use std::path::Path;
 use tests::cluster::Cluster;
 use tests::cluster::job::{TinyJob, with_figures};
 
-/// Six subjects with two seeds each, slow enough for a fault to strike in the middle.
+/// Six subjects with two seeds each, slow enough for faults in the middle.
 fn images(name: &str, job: &str, lines: &str) -> String {
     format!(
         "name = \"{name}\"\n{lines}\n[sample]\njob = \"{job}\"\ncount = 6\nseeds = [1, 2]\nsteps \
@@ -19,7 +18,7 @@ fn images(name: &str, job: &str, lines: &str) -> String {
     )
 }
 
-/// Every file of the job but the records, which name the job, by name.
+/// All image files of the job, by name. Its JSON records are left out, because they name the job.
 fn image_files(cluster: &Cluster, job: &str) -> Result<BTreeMap<String, Vec<u8>>> {
     let folder = cluster
         .directory()
@@ -50,7 +49,7 @@ fn images_are_the_same_whoever_dies_while_they_are_made() -> Result<()> {
     let (mut cluster, dataset) = with_figures(3)?;
     let train = TinyJob {
         steps: 2,
-        ..TinyJob::of_forty_steps(&dataset, 1)
+        ..TinyJob::forty_steps(&dataset, 1)
     };
     let trained = cluster.submit(&train.to_toml())?;
     let alone = "[resources]\nworkers = { min = 1, max = 1 }";
@@ -73,7 +72,10 @@ fn images_are_the_same_whoever_dies_while_they_are_made() -> Result<()> {
     cluster.start_coordinator()?;
     let view = cluster.wait_done(&id)?;
     assert_eq!(done(&view), 19, "{view:?}");
-    let (expected, found) = (image_files(&cluster, &undisturbed)?, image_files(&cluster, &id)?);
+    let (expected, found) = (
+        image_files(&cluster, &undisturbed)?,
+        image_files(&cluster, &id)?,
+    );
     assert_eq!(
         found.keys().collect::<Vec<_>>(),
         expected.keys().collect::<Vec<_>>()
@@ -94,7 +96,7 @@ fn a_job_waits_for_those_that_it_comes_after() -> Result<()> {
     let (cluster, dataset) = with_figures(1)?;
     let endless = TinyJob {
         steps: 1_000_000,
-        ..TinyJob::of_forty_steps(&dataset, 1)
+        ..TinyJob::forty_steps(&dataset, 1)
     };
     let first = cluster.submit(&endless.to_toml())?;
     let second = cluster.submit(&format!("after = [\"{first}\"]\n{}", endless.to_toml()))?;
@@ -120,11 +122,11 @@ fn a_unit_that_cannot_be_made_is_named() -> Result<()> {
     let (cluster, dataset) = with_figures(1)?;
     let train = TinyJob {
         steps: 2,
-        ..TinyJob::of_forty_steps(&dataset, 1)
+        ..TinyJob::forty_steps(&dataset, 1)
     };
     let trained = cluster.submit(&train.to_toml())?;
     cluster.wait_done(&trained)?;
-    // A file of which only the name is known: no worker finds it.
+    // The file was never uploaded, so no worker can find it.
     let sha256 = "0".repeat(64);
     let broken = |name: &str, on_failed: &str| {
         format!(
@@ -134,7 +136,7 @@ fn a_unit_that_cannot_be_made_is_named() -> Result<()> {
         )
     };
     let send = |text: &str| -> Result<String> {
-        // As another client would: the command line looks for the file.
+        // Through the API, because the command line would check the file.
         let request = proto::pb::SubmitRequest {
             file_name: "job.toml".into(),
             job_toml: text.to_owned(),

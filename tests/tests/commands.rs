@@ -1,4 +1,4 @@
-//! Commands as people start them: real processes, their output and exit codes, without a cluster.
+//! Output and exit codes of commands that need no cluster, in real processes.
 #![allow(clippy::unwrap_used)]
 
 use serde_json::Value;
@@ -14,8 +14,8 @@ fn run(program: &str, folder: &Path, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// Output of a command that must succeed.
-fn good(program: &str, folder: &Path, arguments: &[&str]) -> String {
+/// Stdout of a command that must succeed.
+fn succeed(program: &str, folder: &Path, arguments: &[&str]) -> String {
     let output = run(program, folder, arguments);
     assert!(
         output.status.success(),
@@ -25,8 +25,8 @@ fn good(program: &str, folder: &Path, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What a command that must fail says on stderr.
-fn bad(program: &str, folder: &Path, arguments: &[&str]) -> String {
+/// Stderr of a command that must fail with exit code 1.
+fn fail(program: &str, folder: &Path, arguments: &[&str]) -> String {
     let output = run(program, folder, arguments);
     assert_eq!(
         output.status.code(),
@@ -53,7 +53,7 @@ fn figures(folder: &Path, out: &str) -> String {
         &sizes,
     ]
     .concat();
-    good("coordinator", folder, &arguments)
+    succeed("coordinator", folder, &arguments)
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn figures_are_drawn_described_verified_and_the_same_again() {
         listed("second"),
         "the same seed gives the same bytes"
     );
-    let described = good(
+    let described = succeed(
         "coordinator",
         here,
         &["dataset", "describe", "first", "--output", "json"],
@@ -89,11 +89,11 @@ fn figures_are_drawn_described_verified_and_the_same_again() {
     let described: Value = serde_json::from_str(&described).unwrap();
     assert_eq!(described["samples"], 12, "{described}");
     assert!(
-        good("coordinator", here, &["dataset", "verify", "first"])
+        succeed("coordinator", here, &["dataset", "verify", "first"])
             .contains("12 samples read: all good")
     );
 
-    // One byte of a picture, and verify says where.
+    // Change one byte of an image: `verify` names its file.
     let (name, mut bytes) = listed("first")
         .into_iter()
         .find(|(name, _)| name.starts_with("samples"))
@@ -103,8 +103,8 @@ fn figures_are_drawn_described_verified_and_the_same_again() {
     std::fs::write(here.join("first").join(&name), bytes).unwrap();
     let output = run("coordinator", here, &["dataset", "verify", "first"]);
     assert_eq!(output.status.code(), Some(1));
-    let told = [output.stdout, output.stderr].concat();
-    assert!(String::from_utf8(told).unwrap().contains(&name));
+    let output_text = [output.stdout, output.stderr].concat();
+    assert!(String::from_utf8(output_text).unwrap().contains(&name));
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn what_a_job_shows_its_model_can_be_drawn() {
     let preview = [
         "dataset", "preview", "--job", "job.toml", "--out", "grid.png", "--output", "json",
     ];
-    let shown: Value = serde_json::from_str(&good("coordinator", here, &preview)).unwrap();
+    let shown: Value = serde_json::from_str(&succeed("coordinator", here, &preview)).unwrap();
     let samples = shown["samples"].as_array().unwrap();
     assert_eq!(samples.len(), 4);
     for sample in samples {
@@ -135,9 +135,9 @@ fn what_a_job_shows_its_model_can_be_drawn() {
     assert!(png.starts_with(b"\x89PNG"));
     assert_eq!(
         shown,
-        serde_json::from_str::<Value>(&good("coordinator", here, &preview)).unwrap()
+        serde_json::from_str::<Value>(&succeed("coordinator", here, &preview)).unwrap()
     );
-    let wrong = bad(
+    let wrong = fail(
         "coordinator",
         here,
         &[
@@ -153,13 +153,13 @@ fn an_import_reports_each_rejected_row_and_strict_makes_nothing() {
     let here = folder.path();
     let import = here.join("import");
     std::fs::create_dir(&import).unwrap();
-    // A picture that carries its own mask, from a grid that another command drew.
+    // An image with an alpha channel as mask: a grid from `dataset preview`.
     figures(here, "figures");
     let job = "name = \"show\"\n[data]\ndataset = \"figures\"\nresolution = \
     32\n[model]\narchitecture = \"autoencoder\"\n\
                size = \"tiny\"\n[train]\nsteps = 1\nglobal_batch = 1\nmicro_batch = 1\n";
     std::fs::write(here.join("job.toml"), job).unwrap();
-    good(
+    succeed(
         "coordinator",
         here,
         &[
@@ -174,7 +174,8 @@ fn an_import_reports_each_rejected_row_and_strict_makes_nothing() {
     std::fs::copy(import.join("a.png"), import.join("b.png")).unwrap();
     let row = |id: &str, image: &str| {
         format!(
-            "{{\"id\":\"{id}\",\"character\":\"c\",\"artists\":\"x\",\"bbox\":[0.5,0.3,0.2,0.2],\"prompts\":\"1girl\",\
+            "{{\"id\":\"{id}\",\"character\":\"c\",\"artists\":\"x\",\
+             \"bbox\":[0.5,0.3,0.2,0.2],\"prompts\":\"1girl\",\
              \"outfit\":\"o\",\"image\":\"{image}\",\"mask\":\"{image}\"}}\n"
         )
     };
@@ -187,7 +188,7 @@ fn an_import_reports_each_rejected_row_and_strict_makes_nothing() {
     .concat();
     std::fs::write(import.join("samples.jsonl"), rows).unwrap();
 
-    let strict = bad(
+    let strict = fail(
         "coordinator",
         here,
         &["dataset", "import", "import", "--out", "strict", "--strict"],
@@ -199,19 +200,19 @@ fn an_import_reports_each_rejected_row_and_strict_makes_nothing() {
     );
     assert!(strict.contains("no data set was made"), "{strict}");
     assert!(!here.join("strict/dataset.json").exists());
-    let told = good(
+    let output_text = succeed(
         "coordinator",
         here,
         &["dataset", "import", "import", "--out", "out"],
     );
     assert!(
-        told.contains(
+        output_text.contains(
             "4 rows read, 2 accepted, 2 rejected, 0 similar entries dropped, 0 face boxes \
             guessed, 0 without"
         ),
-        "{told}"
+        "{output_text}"
     );
-    good("coordinator", here, &["dataset", "verify", "out"]);
+    succeed("coordinator", here, &["dataset", "verify", "out"]);
 }
 
 #[test]
@@ -272,13 +273,13 @@ fn the_doctor_says_what_is_wrong_and_its_exit_code_too() {
         ]
     );
     let left = std::fs::read_dir(here.join("store")).unwrap().count();
-    assert_eq!(left, 0, "the doctor leaves something in the store");
+    assert_eq!(left, 0, "`doctor` left something in the store");
     drop(listening);
     let wrong = doctor("file:///no/such/folder", &coordinator);
     assert_eq!(wrong.status.code(), Some(1));
-    let told = String::from_utf8(wrong.stdout).unwrap();
+    let output_text = String::from_utf8(wrong.stdout).unwrap();
     for part in ["there is no such folder", "is the coordinator running"] {
-        assert!(told.contains(part), "{told}");
+        assert!(output_text.contains(part), "{output_text}");
     }
 }
 
@@ -288,16 +289,16 @@ fn wrong_settings_end_both_daemons_with_their_place() {
     let here = folder.path();
     std::fs::write(here.join("settings.toml"), "\nlisen = 1\n").unwrap();
     for (program, command) in [("coordinator", "serve"), ("worker", "daemon")] {
-        let told = bad(program, here, &[command, "--config", "settings.toml"]);
+        let output_text = fail(program, here, &[command, "--config", "settings.toml"]);
         assert!(
-            told.contains("settings.toml:2: lisen: there is no such setting"),
-            "{told}"
+            output_text.contains("settings.toml:2: lisen: there is no such setting"),
+            "{output_text}"
         );
     }
 }
 
-/// What the package of Wesnoth's data looks like once it is unpacked: one unit with four frames and
-/// two that do not show it whole.
+/// The layout of the unpacked Wesnoth data package: one unit with four usable frames, and two that
+/// do not show the whole figure.
 fn wesnoth_package(cache: &Path) {
     let core = cache.join("wesnoth/files/usr/share/games/wesnoth/1.16/data/core");
     let frames = core.join("images/units/elves-wood");
@@ -339,23 +340,23 @@ fn sprites_of_a_package_become_a_data_set() {
         .env("RETRI_CACHE", here)
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
         output.status.success(),
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
     assert!(
-        said.contains("4 frames of 1 units") && said.contains("guesses"),
-        "{said}"
+        stdout.contains("4 frames of 1 units") && stdout.contains("guesses"),
+        "{stdout}"
     );
-    let imported = good(
+    let imported = succeed(
         "coordinator",
         here,
         &["dataset", "import", "import", "--out", "sprites"],
     );
     assert!(imported.contains('4'), "{imported}");
-    let described = good(
+    let described = succeed(
         "coordinator",
         here,
         &["dataset", "describe", "sprites", "--output", "json"],
@@ -366,7 +367,7 @@ fn sprites_of_a_package_become_a_data_set() {
         described.to_string().contains("elvish_archer") && described.to_string().contains("cloak"),
         "{described}"
     );
-    good("coordinator", here, &["dataset", "verify", "sprites"]);
+    succeed("coordinator", here, &["dataset", "verify", "sprites"]);
 }
 
 #[test]
@@ -386,8 +387,8 @@ fn a_missing_prerequisite_is_named_with_its_package() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8(output.stderr).unwrap();
-    let lines: Vec<&str> = said.lines().collect();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let lines: Vec<&str> = stderr.lines().collect();
     assert_eq!(
         lines,
         [

@@ -1,10 +1,10 @@
-//! Modules of one crate use each other one way: between their files there is no circle of imports.
+//! There are no cyclic imports between the modules of a crate.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// Crates whose modules must not use each other in a circle, by the folder of their sources.
+/// Source folders of the crates without cyclic imports.
 const CRATES: [&str; 9] = [
     "coordinator/core/src",
     "worker/core/src",
@@ -17,13 +17,13 @@ const CRATES: [&str; 9] = [
     "model/figures/src",
 ];
 
-/// A module's name inside its crate, in parts; the crate's root is empty.
+/// The path of a module inside its crate; the crate's root is empty.
 type Module = Vec<String>;
 
-/// Which modules each module names by `crate::`.
+/// The modules that each module imports by `crate::`.
 type Imports = BTreeMap<Module, BTreeSet<Module>>;
 
-/// Sources by module.
+/// Source files by module.
 fn modules(root: &Path) -> BTreeMap<Module, PathBuf> {
     let mut found = BTreeMap::new();
     let mut folders = vec![root.to_owned()];
@@ -49,7 +49,7 @@ fn modules(root: &Path) -> BTreeMap<Module, PathBuf> {
     found
 }
 
-/// The text without comments and without its tests, which may use whatever they test.
+/// The text without comments and without tests, which may import anything.
 fn code(path: &Path) -> String {
     let text = std::fs::read_to_string(path).unwrap();
     let text = text.split("\n#[cfg(test)]\n").next().unwrap();
@@ -57,7 +57,7 @@ fn code(path: &Path) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Every path after `crate::`, groups in braces taken apart.
+/// Every path after `crate::`, with groups in braces expanded.
 fn paths(code: &str) -> Vec<Module> {
     let mut found = Vec::new();
     for rest in code.split("crate::").skip(1) {
@@ -103,48 +103,48 @@ fn imports(root: &Path) -> Imports {
     modules.iter().map(of).collect()
 }
 
-/// The shortest way from a module back to itself.
-fn circle(imports: &Imports) -> Option<Vec<String>> {
+/// The shortest import cycle.
+fn cycle(imports: &Imports) -> Option<Vec<String>> {
     for start in imports.keys() {
-        let mut ways = vec![vec![start.clone()]];
+        let mut paths_from_start = vec![vec![start.clone()]];
         let mut seen = BTreeSet::new();
-        while !ways.is_empty() {
+        while !paths_from_start.is_empty() {
             let mut next = Vec::new();
-            for way in ways {
-                for used in &imports[way.last().unwrap()] {
-                    if used == start && 1 < way.len() {
-                        return Some(way.iter().map(|module| module.join("::")).collect());
+            for import_path in paths_from_start {
+                for used in &imports[import_path.last().unwrap()] {
+                    if used == start && 1 < import_path.len() {
+                        return Some(import_path.iter().map(|module| module.join("::")).collect());
                     }
                     if used != start && seen.insert(used.clone()) {
-                        let mut longer = way.clone();
+                        let mut longer = import_path.clone();
                         longer.push(used.clone());
                         next.push(longer);
                     }
                 }
             }
-            ways = next;
+            paths_from_start = next;
         }
     }
     None
 }
 
 #[test]
-fn modules_use_each_other_one_way() {
+fn modules_have_no_cyclic_imports() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     for name in CRATES {
         let imports = imports(&root.join(name));
         let count: usize = imports.values().map(BTreeSet::len).sum();
-        // A crate of one file has none.
+        // A crate of one or two files may have no imports.
         assert!(
             imports.len() < 3 || 0 < count,
-            "no import is found in {name}"
+            "no import was found in {name}"
         );
-        assert_eq!(circle(&imports), None, "a circle of imports in {name}");
+        assert_eq!(cycle(&imports), None, "an import cycle in {name}");
     }
 }
 
 #[test]
-fn a_circle_is_found() {
+fn a_cycle_is_found() {
     let module = |name: &str| vec![name.to_owned()];
     let uses = |from: &str, to: &[&str]| (module(from), to.iter().map(|it| module(it)).collect());
     let imports = Imports::from([
@@ -154,7 +154,7 @@ fn a_circle_is_found() {
         uses("d", &[]),
     ]);
     assert_eq!(
-        circle(&imports),
+        cycle(&imports),
         Some(vec!["a".into(), "b".into(), "c".into()])
     );
     assert_eq!(

@@ -1,4 +1,4 @@
-//! The jobs under deploy/jobs: each is accepted, and demo.toml documents every field there is.
+//! The jobs under deploy/jobs: each is accepted, and demo.toml documents every field.
 #![allow(clippy::unwrap_used)]
 
 use proto::job::{parse, to_toml};
@@ -28,7 +28,8 @@ fn every_job_is_accepted() {
     assert!(specs.len() >= 5, "only {} jobs", specs.len());
 }
 
-/// Table 3 of the paper: name, task, steps, prompt drop, what is frozen beside encoder and middle.
+/// Table 3 of the paper: name, task, steps, prompt drop, frozen components besides encoder and
+/// middle.
 const TABLE_3: [(&str, Task, u64, f64, &[Component]); 14] = {
     use Component::{Decoder, RetrievalEncoder};
     use Task::{Composition, Multitask, Reconstruction};
@@ -84,7 +85,7 @@ fn table_3_has_its_fourteen_jobs() {
             "{name} differs from r9k in more than table 3 says"
         );
     }
-    // What all share (paper, section 5.2; notes 3.9 and 8).
+    // The common settings (paper, section 5.2; notes 3.9 and 8).
     let work = first.training().unwrap();
     let (data, train) = (&work.data, &work.train);
     let references = work.model.architecture.references().unwrap();

@@ -1,5 +1,5 @@
-//! The papers of the house speak of things that are there: every path that README.md and
-//! ARCHITECTURE.md name exists, and every command of the README is one of ours.
+//! The documentation matches the repository: every path that README.md and ARCHITECTURE.md name
+//! exists, and the dependencies of crates are as ARCHITECTURE.md says.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -8,7 +8,7 @@ fn root() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// Words in backquotes, and targets of links to files, that look like paths below the root.
+/// Text in backquotes and link targets that look like paths below the root.
 fn paths(text: &str) -> Vec<String> {
     let quoted = text.split('`').skip(1).step_by(2).map(str::to_owned);
     let linked = text
@@ -31,9 +31,9 @@ fn paths(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_path_in_the_papers_exists() {
-    for paper in ["README.md", "ARCHITECTURE.md", "deploy/models/README.md"] {
-        let text = std::fs::read_to_string(root().join(paper)).unwrap();
+fn every_path_in_the_documentation_exists() {
+    for document in ["README.md", "ARCHITECTURE.md", "deploy/models/README.md"] {
+        let text = std::fs::read_to_string(root().join(document)).unwrap();
         let missing: Vec<String> = paths(&text)
             .into_iter()
             .filter(|path| !root().join(path).exists())
@@ -41,13 +41,13 @@ fn every_path_in_the_papers_exists() {
         assert_eq!(
             missing,
             Vec::<String>::new(),
-            "{paper} names paths that are not there"
+            "{document} names paths that do not exist"
         );
     }
     let architecture = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
     assert!(
         paths(&architecture).len() > 20,
-        "the check finds no paths to check"
+        "the test found too few paths"
     );
 }
 
@@ -63,15 +63,15 @@ fn dependencies(folder: &str) -> Vec<String> {
         .collect()
 }
 
-/// Every Rust file below a folder, by its path from the root.
+/// Path from the root and text of every Rust file below a folder.
 fn sources(folder: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
-    let mut open = vec![root().join(folder)];
-    while let Some(at) = open.pop() {
+    let mut folders_left = vec![root().join(folder)];
+    while let Some(at) = folders_left.pop() {
         for entry in std::fs::read_dir(at).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                open.push(path);
+                folders_left.push(path);
             } else if path.extension().is_some_and(|it| it == "rs") {
                 let name = path.strip_prefix(root()).unwrap().display().to_string();
                 found.push((name, std::fs::read_to_string(&path).unwrap()));
@@ -81,8 +81,7 @@ fn sources(folder: &str) -> Vec<(String, String)> {
     found
 }
 
-/// ARCHITECTURE.md: a missing dependency, not discipline, keeps libtorch out of the daemons and the
-/// cores pure.
+/// ARCHITECTURE.md: missing dependencies keep libtorch out of the daemons and the cores pure.
 #[test]
 fn dependencies_point_one_way() {
     for folder in [
@@ -114,16 +113,16 @@ fn dependencies_point_one_way() {
     }
     assert!(
         dependencies("model").contains(&"tch".to_owned()),
-        "the check reads no dependencies"
+        "the test found no dependencies"
     );
 }
 
-/// ARCHITECTURE.md: nothing that `coordinator serve` reaches draws. Of its crates none but the
-/// coordinator has `figures`, and there no file outside the command line names it, or the command
-/// line.
+/// ARCHITECTURE.md: `coordinator serve` does not use code that draws figures. Among its crates only
+/// the coordinator depends on `figures`, and in it only files of the command line name `figures` or
+/// the command line.
 #[test]
 fn serve_reaches_nothing_that_draws() {
-    let draws = ["figures", "resvg"];
+    let drawing_crates = ["figures", "resvg"];
     for folder in [
         "proto",
         "coordinator/core",
@@ -132,7 +131,7 @@ fn serve_reaches_nothing_that_draws() {
         "model/weights",
     ] {
         let text = std::fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
-        let named = draws.iter().find(|name| text.contains(**name));
+        let named = drawing_crates.iter().find(|name| text.contains(**name));
         assert_eq!(named, None, "{folder}/Cargo.toml");
     }
     let own = dependencies("coordinator");
@@ -141,27 +140,27 @@ fn serve_reaches_nothing_that_draws() {
     let (cli, others): (Vec<_>, Vec<_>) = sources("coordinator/src")
         .into_iter()
         .partition(|(name, _)| name.starts_with("coordinator/src/cli/"));
-    let guilty: Vec<&String> = others
+    let violations: Vec<&String> = others
         .iter()
         .filter(|(_, text)| names(text, "figures::") || names(text, "crate::cli"))
         .map(|(name, _)| name)
         .collect();
-    assert_eq!(guilty, Vec::<&String>::new());
+    assert_eq!(violations, Vec::<&String>::new());
     assert!(
         cli.iter().any(|(_, text)| names(text, "figures::")) && others.len() > 10,
-        "the check finds no files to check"
+        "the test found too few files"
     );
 }
 
 #[test]
-fn the_top_level_is_the_given_one() {
+fn the_top_level_is_as_expected() {
     let mut names: Vec<String> = std::fs::read_dir(root())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .filter(|name| !name.starts_with('.') && !name.starts_with("target"))
         .collect();
     names.sort();
-    let given = "ARCHITECTURE.md Cargo.lock Cargo.toml LICENSE Makefile README.md coordinator \
+    let expected = "ARCHITECTURE.md Cargo.lock Cargo.toml LICENSE Makefile README.md coordinator \
     deploy model proto tests worker";
-    assert_eq!(names.join(" "), given);
+    assert_eq!(names.join(" "), expected);
 }

@@ -1,4 +1,4 @@
-//! The coordinator opens what earlier versions have written. See `tests/fixtures/README.md`.
+//! The coordinator opens stores of earlier versions. See `tests/fixtures/README.md`.
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Context, Result, ensure};
@@ -12,10 +12,10 @@ use std::path::Path;
 use tests::cluster::{Cluster, Options, checkout};
 use tonic::transport::Endpoint;
 
-/// Samples of a step of every job in it that trains.
+/// The global batch of every training job in the store.
 const GLOBAL_BATCH: u32 = 4;
 
-/// A coordinator without workers on a copy of that store.
+/// Starts a coordinator without workers on a copy of the store.
 fn open(fixture: &str) -> Result<(Cluster, tempfile::TempDir)> {
     let directory = tempfile::tempdir()?;
     copy(
@@ -43,7 +43,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The job as it is described, and its ledger.
+/// The job's view and its ledger.
 fn ledger(cluster: &Cluster, job: &str) -> Result<(JobView, Vec<Entry>)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -69,14 +69,14 @@ fn ledger(cluster: &Cluster, job: &str) -> Result<(JobView, Vec<Entry>)> {
 fn listed<'a>(jobs: &'a Value, id: &str) -> &'a Value {
     let mut all = jobs.as_array().unwrap().iter();
     all.find(|job| job["job"] == id)
-        .unwrap_or_else(|| panic!("{id} is gone: {jobs}"))
+        .unwrap_or_else(|| panic!("{id} is missing: {jobs}"))
 }
 
 #[test]
 fn every_job_of_a_store_of_protocol_5_is_there_as_it_was() -> Result<()> {
     let (cluster, _directory) = open("store-v5")?;
     let jobs = cluster.json(&["jobs"])?;
-    // What ran has lost its workers, sooner or later.
+    // Phases of a job that was running and may have noticed the loss of its workers.
     let ran = ["forming", "training", "queued"];
     let expected: [(&str, &[&str], u64); 9] = [
         ("finished-1", &["done"], 6),
@@ -133,7 +133,7 @@ fn ledgers_and_checkpoints_of_a_store_of_protocol_5_hold() -> Result<()> {
             ledger.last().map(|last| &last.hash) == Some(&tip.hash),
             "{id}: {tip:?}"
         );
-        // The first entry hashes the text of the job as it was stored.
+        // The first entry hashes the stored text of the job.
         let begin = Tip::begin(&JobId(id.to_owned()), &view.dataset_version, &view.job_toml);
         let mut replay = Replay::new(begin, GLOBAL_BATCH);
         for entry in &ledger {
@@ -158,11 +158,11 @@ fn ledgers_and_checkpoints_of_a_store_of_protocol_5_hold() -> Result<()> {
     cluster.stop()
 }
 
-/// What `coordinator checkpoint digest` said of them when they were written.
+/// Output of `coordinator checkpoint digest` when the store was written.
 const FINISHED: &str = "cbfa0b7cef776ad2e4c53f7da57961ba8e7d4e54eefc7aee413e6cc08d595c6f";
 const WAITING: &str = "7d253dc4d247d5e9d55f7c198ad9ede74efbb5eda45e241deac6b3f89bf174b2";
 
-/// It does not only read the store: what stood there goes on, ends, and is there after a restart.
+/// The coordinator also writes to the store: jobs are changed, and the changes survive a restart.
 #[test]
 fn jobs_of_a_store_of_protocol_5_go_on() -> Result<()> {
     let (mut cluster, _directory) = open("store-v5")?;

@@ -1,26 +1,26 @@
-//! Five thousand simulated clusters: both machines as they ship, everything else by chance. See
+//! Thousands of simulated clusters: the production state machines in random worlds. See
 //! `tests/src/world/mod.rs`.
 
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
 use tests::world::{
-    Bug, EVENTS_MIN, Kinds, Story, crowd, hashes, many_units, restore_every_prefix, run, run_of,
-    tell,
+    Bug, EVENTS_MIN, Kinds, TraceMode, hashes, many_units, restore_every_prefix, run,
+    run_collecting, run_of, sweep,
 };
 
 const WORLDS: u64 = 5_000;
-/// Of a job, whatever the number of its units.
+/// Upper bound for a job's record, for any number of units.
 const RECORD_BYTES_MAX: usize = 32 << 10;
-/// Of those with jobs of units.
+/// Number of worlds that also have jobs of units.
 const MIXED_WORLDS: u64 = 2_000;
 
-/// Every job of every world comes to its end, with the number of an undisturbed run, and no law is
-/// broken on the way.
+/// Every job of every world ends with the value of an undisturbed run, and no invariant is
+/// violated.
 #[test]
 fn five_thousand_worlds_end_well() {
-    let crowd = crowd(Kinds::All, WORLDS, None, |_| {});
-    let broken: Vec<String> = crowd.broken.iter().map(ToString::to_string).collect();
+    let sweep = sweep(Kinds::All, WORLDS, None, |_| {});
+    let broken: Vec<String> = sweep.broken.iter().map(ToString::to_string).collect();
     assert!(
         broken.is_empty(),
         "{} of {WORLDS} worlds broke:\n{}",
@@ -28,12 +28,12 @@ fn five_thousand_worlds_end_well() {
         broken.join("\n")
     );
     assert!(
-        EVENTS_MIN <= crowd.shortest,
+        EVENTS_MIN <= sweep.shortest,
         "a world of {} events",
-        crowd.shortest
+        sweep.shortest
     );
-    let sum = crowd.sum;
-    // The worlds are rough enough to mean something, and not so rough that giving up is the rule.
+    let sum = sweep.sum;
+    // Faults are frequent enough to be a test, and not so frequent that most jobs fail.
     assert!(
         5_000 < sum.restarts,
         "only {} restarts in {WORLDS} worlds",
@@ -52,19 +52,18 @@ fn five_thousand_worlds_end_well() {
     );
 }
 
-/// The same of worlds in which jobs of units and gangs want the same devices, and some wait for
-/// others.
+/// Worlds in which jobs of units and gangs compete for devices, and some wait for others.
 #[test]
 fn two_thousand_mixed_worlds_end_well() {
-    let crowd = crowd(Kinds::Mixed, MIXED_WORLDS, None, |_| {});
-    let broken: Vec<String> = crowd.broken.iter().map(ToString::to_string).collect();
+    let sweep = sweep(Kinds::Mixed, MIXED_WORLDS, None, |_| {});
+    let broken: Vec<String> = sweep.broken.iter().map(ToString::to_string).collect();
     assert!(
         broken.is_empty(),
         "{} of {MIXED_WORLDS} worlds broke:\n{}",
         broken.len(),
         broken.join("\n")
     );
-    let sum = crowd.sum;
+    let sum = sweep.sum;
     assert!(
         sum.failed * 10 < sum.done && sum.cancelled * 4 < sum.done,
         "{} jobs failed, {} were cancelled and only {} were done",
@@ -74,7 +73,7 @@ fn two_thousand_mixed_worlds_end_well() {
     );
 }
 
-/// What a job of many units costs does not grow with their number: the record stays small.
+/// The size of a job's record does not grow with the number of units.
 #[test]
 fn the_record_of_a_job_of_many_units_is_small() {
     let many = many_units(50_000).unwrap_or_else(|broken| panic!("{broken}"));
@@ -86,7 +85,7 @@ fn the_record_of_a_job_of_many_units_is_small() {
     assert!(many.record_bytes < RECORD_BYTES_MAX, "{many:?}");
 }
 
-/// A failing seed that is fixed stays here for ever.
+/// Every seed that once failed stays in the list.
 #[test]
 fn seeds_that_once_broke_end_well() {
     for line in include_str!("../seeds.txt").lines() {
@@ -97,27 +96,27 @@ fn seeds_that_once_broke_end_well() {
         let seed = number
             .parse()
             .unwrap_or_else(|_| panic!("tests/seeds.txt: `{number}` is not a seed"));
-        if let Err(broken) = run(seed, None, Story::Dropped) {
+        if let Err(broken) = run(seed, None, TraceMode::Off) {
             panic!("{broken}");
         }
     }
 }
 
-/// The same, of worlds with gangs and units. 14707: two jobs of units that asked for one worker
-/// handed it to each other without end in one event. 5277: a job was said to wait although a worker
-/// was free, and that worker was leaving. 20122: a worker that was to leave waited for a process
-/// that had not begun. 21442: a job was said to wait, and what it reads had no checkpoint yet.
-/// 43586: the same, and a gang that ended in order had what it was given.
+/// The same for worlds with gangs and units. 14707: two jobs of units gave one worker to each other
+/// in an endless loop within one event. 5277: the watchdog counted a worker that was shutting down
+/// as free. 20122: a worker that was to shut down waited for a process that had not begun. 21442:
+/// the watchdog reported a job whose source had no checkpoint yet. 43586: the watchdog reported a
+/// job that waited for a gang that was stopping.
 #[test]
 fn mixed_seeds_that_once_broke_end_well() {
     for seed in [14_707, 5_277, 20_122, 21_442, 43_586] {
-        if let Err(broken) = run_of(Kinds::Mixed, seed, None, Story::Dropped) {
+        if let Err(broken) = run_of(Kinds::Mixed, seed, None, TraceMode::Off) {
             panic!("{broken}");
         }
     }
 }
 
-/// A coordinator that dies after any of its writes goes on from what was written.
+/// A coordinator that dies after any of its writes can be restored from what was written.
 #[test]
 fn every_prefix_of_the_writes_can_be_restored() {
     let mut prefixes = 0;
@@ -127,21 +126,21 @@ fn every_prefix_of_the_writes_can_be_restored() {
     assert!(1_000 < prefixes, "only {prefixes} prefixes");
 }
 
-/// A simulator that is not repeatable is worse than none.
+/// The simulation is deterministic.
 #[test]
 fn the_same_seed_tells_the_same_story() {
     let mut hashes = BTreeSet::new();
     for seed in 0..20 {
-        let first = run(seed, None, Story::Hashed).unwrap();
-        let second = run(seed, None, Story::Hashed).unwrap();
+        let first = run(seed, None, TraceMode::Hashed).unwrap();
+        let second = run(seed, None, TraceMode::Hashed).unwrap();
         assert_eq!(first, second, "seed {seed}");
         hashes.insert(first.hash);
     }
-    assert_eq!(hashes.len(), 20, "different seeds tell different stories");
+    assert_eq!(hashes.len(), 20, "different seeds have different traces");
 }
 
-/// Two versions of the code are compared by it: it is of every world and differs where a machine
-/// decides otherwise.
+/// The stable hash compares two versions of the code: every world has one, and it differs where a
+/// machine decides differently.
 #[test]
 fn the_hash_of_numbers_is_repeatable_and_tells_worlds_apart() {
     let all = hashes(20, Kinds::All);
@@ -151,38 +150,38 @@ fn the_hash_of_numbers_is_repeatable_and_tells_worlds_apart() {
         .values()
         .map(|hash| *hash.as_ref().unwrap())
         .collect();
-    assert_eq!(each.len(), 20, "different seeds tell different stories");
+    assert_eq!(each.len(), 20, "different seeds have different traces");
     assert!(
         !each.contains(&all.all),
-        "the hash of all of them is of none of them"
+        "the total hash differs from every single one"
     );
-    // The words go into the other hash and change nothing in this one.
+    // The text of the trace does not change the stable hash.
     for (seed, hash) in &all.each {
-        let words = run(*seed, None, Story::Hashed).unwrap();
-        assert_eq!(hash.as_ref(), Ok(&words.numbers), "seed {seed}");
-        assert_ne!(words.hash, words.numbers, "seed {seed}");
+        let hashed = run(*seed, None, TraceMode::Hashed).unwrap();
+        assert_eq!(hash.as_ref(), Ok(&hashed.stable_hash), "seed {seed}");
+        assert_ne!(hashed.hash, hashed.stable_hash, "seed {seed}");
     }
     let gangs = hashes(20, Kinds::Gangs);
     let same = |seed: &u64| gangs.each[seed] == all.each[seed];
     let count = all.each.keys().filter(|seed| same(seed)).count();
     assert!(
         (1..20).contains(&count),
-        "{count} of 20 worlds are without pictures"
+        "{count} of 20 worlds have no sampling jobs"
     );
-    // A bug that changes what is decided changes the hash, where it does not break the world.
-    let bugged = (0..20).filter_map(|seed| {
+    // A bug that changes decisions changes the hash, unless it breaks the world.
+    let with_bug = (0..20).filter_map(|seed| {
         let bug = Some(Bug::SendOnce);
-        let outcome = run_of(Kinds::Gangs, seed, bug, Story::Numbered).ok()?;
-        Some(gangs.each[&seed] != Ok(outcome.numbers))
+        let outcome = run_of(Kinds::Gangs, seed, bug, TraceMode::StablyHashed).ok()?;
+        Some(gangs.each[&seed] != Ok(outcome.stable_hash))
     });
-    assert!(bugged.into_iter().all(|differs| differs));
+    assert!(with_bug.into_iter().all(|differs| differs));
 }
 
-/// What a person reads after a failing seed: one line that says how to see it again, and a story
-/// without a machine's notation, which ends with what was wrong.
+/// A failing seed gives one line that says how to reproduce it, and a trace without debug output
+/// that ends with the violation.
 #[test]
 fn a_broken_world_is_one_line_and_its_story_is_plain() {
-    let (story, result) = tell(Kinds::All, 0, Some(Bug::SaveLast));
+    let (lines, result) = run_collecting(Kinds::All, 0, Some(Bug::SaveLast));
     let broken = result.unwrap_err();
     let line = broken.to_string();
     assert!(!line.contains('\n'), "{line}");
@@ -191,44 +190,46 @@ fn a_broken_world_is_one_line_and_its_story_is_plain() {
         "{line}"
     );
     assert!(
-        story
+        lines
             .last()
             .unwrap()
             .ends_with(&format!("BROKEN: {}", broken.what))
     );
-    let (story, result) = tell(Kinds::All, 3, None);
+    let (lines, result) = run_collecting(Kinds::All, 3, None);
     result.unwrap();
-    let machine: Vec<&String> = story
+    let debug_text: Vec<&String> = lines
         .iter()
         .filter(|line| line.contains(" {") || line.contains("Some(") || line.contains("::"))
         .collect();
-    assert!(machine.is_empty(), "{machine:?}");
-    let tells = |what: &str| story.iter().any(|line| line.contains(what));
+    assert!(debug_text.is_empty(), "{debug_text:?}");
+    let contains = |what: &str| lines.iter().any(|line| line.contains(what));
     for what in [
-        "somebody submits a job",
+        "a client submits a job",
         "is formed, of",
         "step 10 is done by",
         "is committed",
         "is done at step",
     ] {
-        assert!(tells(what), "nobody tells that {what}");
+        assert!(contains(what), "the trace has no line with {what:?}");
     }
 }
 
-/// The oracle bites: every planted bug breaks some world, and with the words that fit it.
+/// Every planted bug breaks some world, with a violation that fits it.
 #[test]
 fn planted_bugs_are_found() {
     for bug in Bug::ALL {
         let found =
-            (0..WORLDS).find_map(|seed| run_of(bug.kinds(), seed, Some(bug), Story::Dropped).err());
-        let found = found.unwrap_or_else(|| panic!("{bug:?} breaks no world in {WORLDS}"));
+            (0..WORLDS).find_map(|seed| run_of(bug.kinds(), seed, Some(bug), TraceMode::Off).err());
+        let found = found.unwrap_or_else(|| panic!("{bug:?} breaks none of {WORLDS} worlds"));
         println!("{bug:?}: {found}");
         let signs: &[&str] = match bug {
-            Bug::CutUnseen => &["needs its last resort: ", "to join"],
-            Bug::SendOnce | Bug::KillIgnored => &["needs its last resort", "hangs", "still runs"],
+            Bug::PartitionUnreported => &["needs a fallback deadline: ", "to join"],
+            Bug::SendOnce | Bug::KillIgnored => {
+                &["needs a fallback deadline", "hangs", "still runs"]
+            }
             Bug::ClockStopped => &["hangs"],
             Bug::SameBoot => &["started a second time"],
-            Bug::ShardBeforeWritten => &["named and not there"],
+            Bug::ShardBeforeWritten => &["named and does not exist"],
             Bug::SaveLast => &["not saved"],
             Bug::SaveLost => &[
                 "not saved",
@@ -248,24 +249,24 @@ fn planted_bugs_are_found() {
                 "not saved",
             ],
             Bug::ManifestsUnfenced => &["publishes while"],
-            Bug::DrainForgotten => &["is told to be drained"],
+            Bug::DrainForgotten => &["is reported as drained"],
             Bug::StateNotLoaded | Bug::WrongShard => &["ends at step", "different states"],
             Bug::PartialStepKept | Bug::StateNotHandedOver => {
                 &["ends at step", "different states", "not one value"]
             }
-            Bug::LowestStepTaken
-            | Bug::HandOverForgotten
-            | Bug::StandbyForgets
-            | Bug::OlderLineWins => &["begins at step"],
+            Bug::LowestStepSelected
+            | Bug::SurvivorStateDropped
+            | Bug::StandbyStateDropped
+            | Bug::StaleGenerationWins => &["begins at step"],
             Bug::UnitLeasedTwice => &[" outputs of "],
             Bug::UnitOutputLost => &["its output is not in the store"],
             Bug::UnitNeverLeasedAgain => &["hangs"],
             Bug::DrainKeepsUnits => &["is drained and keeps units"],
-            Bug::StopReceivedByOne => &["some of its ranks stop and others go on"],
-            Bug::StopShardForgotten => &["its checkpoint was not committed within"],
+            Bug::StopReceivedByOne => &["some of its ranks stop and others continue"],
+            Bug::StopShardMissing => &["its checkpoint was not committed within"],
             Bug::GenerationsMixed => &[
-                "named and not there",
-                "is not whole",
+                "named and does not exist",
+                "is incomplete",
                 "not one value",
                 "hangs",
                 "whose digest is not",

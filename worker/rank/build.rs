@@ -1,10 +1,13 @@
 //! Compiles the c10d shim against the libtorch that `LIBTORCH` names (set in one place,
 //! `.cargo/config.toml`) and puts the libraries' folder into the binaries' rpath, so that nothing
-//! needs `LD_LIBRARY_PATH`.
+//! needs `LD_LIBRARY_PATH`. Names the commit in the program.
 
 use std::path::{Path, PathBuf};
 
+include!("../../deploy/setup/commit.rs");
+
 fn main() {
+    commit();
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     println!("cargo:rerun-if-changed=src/collective");
     let libtorch = PathBuf::from(
@@ -74,6 +77,8 @@ fn link(lib: &Path, cuda: bool) {
     println!("cargo:rustc-link-search=native={lib}");
     println!("cargo:rustc-link-lib=torch_cpu");
     println!("cargo:rustc-link-lib=c10");
+    // Installed programs (deploy/systemd/install.sh) bring libtorch along; that one comes first.
+    println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/../torch/lib");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
     if cuda {
         println!("cargo:rustc-link-lib=c10_cuda");

@@ -1,9 +1,9 @@
-//! Rank processes: starts them, feeds each orders and reads its reports over a Unix socket of its
-//! own, captures its output line by line, and says how it ended. Decides nothing: the machine does.
-//! Called by [`crate::daemon`].
+//! Rank processes: starts them, sends them orders and reads their reports over one Unix socket per
+//! process, captures their output line by line, and reports how they exit. All decisions are made
+//! by the machine. Called by [`crate::daemon`].
 //!
-//! A rank is its own process group, so that killing it takes along whatever it started. It dies
-//! with the daemon: it asks the kernel for that, and it leaves when its socket closes.
+//! A rank is its own process group, so that killing it also kills its children. It exits with the
+//! daemon: it requests a parent-death signal from the kernel, and exits when its socket closes.
 
 use crate::logs::{Line, Logs};
 use anyhow::Context;
@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use worker_core::event::{Input, RankKey};
 
-/// What every rank of this node is started with.
+/// Settings common to all ranks of this node.
 #[derive(Debug, Clone)]
 pub(crate) struct RankSettings {
     /// The `worker-rank` program.
@@ -31,11 +31,11 @@ pub(crate) struct RankSettings {
     /// Folder for sockets.
     pub(crate) run_dir: PathBuf,
     pub(crate) cache_dir: PathBuf,
-    /// Where ranks of other nodes reach this node.
+    /// The address at which ranks of other nodes reach this node.
     pub(crate) address: String,
 }
 
-/// What a rank should do, newest last; each replaces the one before.
+/// The current orders for a rank; newer ones replace older ones.
 #[derive(Debug, Clone)]
 struct Orders {
     rank: Rank,
@@ -49,7 +49,7 @@ struct Orders {
 #[derive(Debug)]
 pub(crate) struct Children {
     settings: RankSettings,
-    events: mpsc::Sender<Input>,
+    inputs: mpsc::Sender<Input>,
     logs: Logs,
     orders: BTreeMap<RankKey, watch::Sender<Orders>>,
     tasks: JoinSet<()>,
@@ -57,11 +57,11 @@ pub(crate) struct Children {
 }
 
 impl Children {
-    /// `events` gets [`Input::RankSaid`] and [`Input::RankExited`].
-    pub(crate) fn new(settings: RankSettings, events: mpsc::Sender<Input>, logs: Logs) -> Self {
+    /// [`Input::RankSaid`] and [`Input::RankExited`] are sent to `inputs`.
+    pub(crate) fn new(settings: RankSettings, inputs: mpsc::Sender<Input>, logs: Logs) -> Self {
         Self {
             settings,
-            events,
+            inputs,
             logs,
             orders: BTreeMap::new(),
             tasks: JoinSet::new(),
@@ -84,24 +84,24 @@ impl Children {
             kill: false,
         });
         self.orders.insert(key.clone(), sender);
-        let (settings, events, logs) = (
+        let (settings, inputs, logs) = (
             self.settings.clone(),
-            self.events.clone(),
+            self.inputs.clone(),
             self.logs.clone(),
         );
         self.tasks.spawn(async move {
             let rank = RankProcess {
                 key: key.clone(),
                 socket,
-                events: events.clone(),
+                inputs: inputs.clone(),
                 logs,
             };
             let outcome = rank.run(&settings, receiver).await;
-            // Ignored: without a receiver the daemon is gone.
+            // A send error is ignored: without a receiver the daemon has ended.
             let _ = match outcome {
                 Ok((status, last_line)) => {
                     let outcome = describe(status, last_line.as_deref());
-                    events
+                    inputs
                         .send(Input::RankExited {
                             key,
                             success: status.success(),
@@ -110,7 +110,7 @@ impl Children {
                         .await
                 }
                 Err(error) => {
-                    events
+                    inputs
                         .send(Input::RankExited {
                             key,
                             success: false,
@@ -158,22 +158,21 @@ impl Children {
 }
 
 struct RankProcess {
-    /// What it was started as.
+    /// The rank as which it was started.
     key: RankKey,
     socket: PathBuf,
-    events: mpsc::Sender<Input>,
+    inputs: mpsc::Sender<Input>,
     logs: Logs,
 }
 
 impl RankProcess {
-    /// From start to end; returns the status and the last line of standard error.
+    /// Runs the process to its end. Returns the exit status and the last line of standard error.
     async fn run(
         &self,
         settings: &RankSettings,
         mut orders: watch::Receiver<Orders>,
     ) -> Result<(ExitStatus, Option<String>), String> {
-        // Left behind by a process that had our number before the last reboot, if it is there at
-        // all.
+        // The file may exist from a daemon with the same process id before the last reboot.
         let _ = std::fs::remove_file(&self.socket);
         let listener = UnixListener::bind(&self.socket)
             .map_err(|error| format!("cannot listen on {}: {error}", self.socket.display()))?;
@@ -191,8 +190,9 @@ impl RankProcess {
                             .forward(stderr, Some(Arc::clone(&last_line))),
                     );
                 }
-                let status = self.attend(&mut child, &listener, &mut orders).await;
-                // Does nothing when it has exited; otherwise we lost it, and its pipes must close.
+                let status = self.supervise(&mut child, &listener, &mut orders).await;
+                // No effect if it has exited. Otherwise supervising failed, and its pipes must
+                // close.
                 kill(&child);
                 while output.join_next().await.is_some() {}
                 let line = last_line
@@ -203,7 +203,7 @@ impl RankProcess {
             }
             Err(error) => Err(error),
         };
-        // Ignored: a socket file that stays behind is never used again.
+        // An error is ignored: a leftover socket file is never used again.
         let _ = std::fs::remove_file(&self.socket);
         result
     }
@@ -227,8 +227,8 @@ impl RankProcess {
             .map_err(|error| format!("cannot start {}: {error}", settings.program.display()))
     }
 
-    /// Talks with the process until it has exited.
-    async fn attend(
+    /// Waits for the process to connect, then serves its connection until it has exited.
+    async fn supervise(
         &self,
         child: &mut Child,
         listener: &UnixListener,
@@ -241,12 +241,15 @@ impl RankProcess {
                 accepted = listener.accept() => {
                     let (stream, _) = accepted.map_err(|error| format!("cannot accept the rank: \
                     {error}"))?;
-                    return self.talk(child, stream, orders).await;
+                    return self.serve(child, stream, orders).await;
                 }
                 changed = orders.changed() => {
-                    let leave = changed.is_err() || { let now = orders.borrow(); now.stop || now.kill };
-                    // A process that has not even connected has nothing to stop in order.
-                    if leave {
+                    let must_exit = changed.is_err() || {
+                        let orders = orders.borrow();
+                        orders.stop || orders.kill
+                    };
+                    // A process that has not connected yet has nothing to shut down gracefully.
+                    if must_exit {
                         kill(child);
                         return child.wait().await.map_err(waiting);
                     }
@@ -255,7 +258,8 @@ impl RankProcess {
         }
     }
 
-    async fn talk(
+    /// Forwards reports and orders until the process has exited.
+    async fn serve(
         &self,
         child: &mut Child,
         stream: UnixStream,
@@ -264,16 +268,16 @@ impl RankProcess {
         let (reader, writer) = stream.into_split();
         let mut lines = BufReader::new(reader).lines();
         let mut open = true;
-        // A task of its own, so that a process that no longer reads can still be killed; it ends
-        // with this function.
+        // A separate task, so that a process that no longer reads can still be killed. The task
+        // ends with this function.
         let mut writing = JoinSet::new();
         orders.mark_changed();
-        writing.spawn(tell(writer, orders.clone()));
+        writing.spawn(write_orders(writer, orders.clone()));
         loop {
             tokio::select! {
                 line = lines.next_line(), if open => match line {
-                    Ok(Some(line)) => self.said(child, &line).await,
-                    // The process is about to end.
+                    Ok(Some(line)) => self.on_line(child, &line).await,
+                    // The process is about to exit.
                     Ok(None) | Err(_) => open = false,
                 },
                 changed = orders.changed() => {
@@ -282,7 +286,7 @@ impl RankProcess {
                         break;
                     }
                 }
-                // Only after its last word was read.
+                // Only after its last report was read.
                 status = child.wait(), if !open => {
                     return status.map_err(|error| format!("cannot wait for the process: {error}"));
                 }
@@ -294,17 +298,17 @@ impl RankProcess {
             .map_err(|error| format!("cannot wait for the process: {error}"))
     }
 
-    async fn said(&self, child: &Child, line: &str) {
+    async fn on_line(&self, child: &Child, line: &str) {
         let report: Option<RankReport> = serde_json::from_str(line).ok();
         match report.filter(|report| report.job == self.key.job) {
             Some(report) => {
                 let process = self.key.clone();
-                // Ignored: without a receiver the daemon is gone.
-                drop(self.events.send(Input::RankSaid { process, report }).await);
+                // A send error is ignored: without a receiver the daemon has ended.
+                drop(self.inputs.send(Input::RankSaid { process, report }).await);
             }
             None => {
                 let RankKey { job, rank, .. } = &self.key;
-                tracing::error!(%job, %rank, line, "unreadable report from rank; killing it");
+                tracing::error!(%job, %rank, line, "invalid report from rank; killing it");
                 kill(child);
             }
         }
@@ -321,7 +325,7 @@ impl RankProcess {
 
 struct Output {
     job: JobId,
-    /// They say which rank of which generation it is that writes.
+    /// They contain the current generation and rank, which label the lines.
     orders: watch::Receiver<Orders>,
     logs: Logs,
 }
@@ -346,7 +350,13 @@ impl Output {
                     rank: orders.rank,
                 }
             };
-            tracing::info!(target: "rank", job = %key.job, generation = %key.generation, rank = %key.rank, "{text}");
+            tracing::info!(
+                target: "rank",
+                job = %key.job,
+                generation = %key.generation,
+                rank = %key.rank,
+                "{text}"
+            );
             if let Some(last) = &last {
                 *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(text.clone());
             }
@@ -359,10 +369,10 @@ impl Output {
     }
 }
 
-/// Hands the process its newest orders, one JSON object per line, until either side is gone. A
-/// process that no longer reads is met by its exit or by the machine's deadline, so a failed write
-/// only ends this.
-async fn tell(mut writer: OwnedWriteHalf, mut orders: watch::Receiver<Orders>) {
+/// Sends the process its newest orders, one JSON object per line, until either side has ended. A
+/// failed write needs no handling: a process that no longer reads is detected by its exit or by the
+/// machine's deadline.
+async fn write_orders(mut writer: OwnedWriteHalf, mut orders: watch::Receiver<Orders>) {
     while orders.changed().await.is_ok() {
         let Orders {
             rank,
@@ -388,29 +398,28 @@ async fn tell(mut writer: OwnedWriteHalf, mut orders: watch::Receiver<Orders>) {
     }
 }
 
-/// The process is its group's leader. None once it was waited for: then there is nothing left to
-/// kill.
+/// Kills the process group, whose leader the process is. No effect once the process was waited for.
 fn kill(child: &Child) {
     let pid = child
         .id()
         .and_then(|id| i32::try_from(id).ok())
         .and_then(rustix::process::Pid::from_raw);
     if let Some(pid) = pid {
-        // Ignored: it fails only when the group is gone already.
+        // An error is ignored: it only occurs if the group no longer exists.
         let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
     }
 }
 
 fn describe(status: ExitStatus, last_line: Option<&str>) -> String {
     use std::os::unix::process::ExitStatusExt;
-    let how = match (status.code(), status.signal()) {
+    let exit = match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),
         (None, Some(signal)) => format!("killed by signal {signal}"),
         (None, None) => "ended".to_owned(),
     };
     match last_line {
-        Some(line) => format!("{how}; its last line: {line}"),
-        None => how,
+        Some(line) => format!("{exit}; its last line: {line}"),
+        None => exit,
     }
 }
 
@@ -421,14 +430,14 @@ pub(crate) fn epoch_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// `worker-rank` lies beside the running `worker`.
+/// The path of `worker-rank`, which is in the same folder as the running `worker`.
 pub(crate) fn rank_program() -> std::io::Result<PathBuf> {
     let own = std::env::current_exe()?;
     Ok(own.parent().unwrap_or(Path::new(".")).join("worker-rank"))
 }
 
-/// Runs a command of `worker-rank` for a person, passes its output on and answers as it does.
-pub(crate) fn ask_rank_program(
+/// Runs a command of `worker-rank` for the user, with inherited output, and returns its exit code.
+pub(crate) fn run_rank_program(
     command: &str,
     options: impl IntoIterator<Item = impl AsRef<OsStr>>,
 ) -> anyhow::Result<ExitCode> {

@@ -1,4 +1,4 @@
-//! The daemon's settings: [`proto::settings`] reads their layers, here they get their meaning. Read
+//! The daemon's settings. [`proto::settings`] merges the layers; this file validates them. Read
 //! once in `main` and passed down; never read anywhere else.
 
 use proto::settings::{self, Log, RawLog, Settings, SettingsError};
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const DEFAULTS: &str = include_str!("../default.toml");
 const PREFIX: &str = "RETRI_WORKER";
 
-/// See `default.toml` for what each field means.
+/// `default.toml` documents the fields.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Config {
     pub(crate) name: String,
@@ -26,7 +26,7 @@ pub(crate) struct Config {
     pub(crate) log: Log,
 }
 
-/// Before any meaning is given to it.
+/// [`Config`] before validation.
 #[derive(Debug, Deserialize)]
 struct Raw {
     name: String,
@@ -42,7 +42,7 @@ struct Raw {
     log: RawLog,
 }
 
-/// Reads all layers. `environment` is the process's, handed in so that tests have their own.
+/// Reads all layers. `environment` is a parameter so that tests can set it.
 pub(crate) fn load(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
@@ -59,14 +59,15 @@ fn check(settings: &Settings<Raw>) -> Result<Config, SettingsError> {
     } else {
         raw.name.clone()
     };
-    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if name.len() > 64 || !name.chars().all(fits) {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.len() > 64 || !name.chars().all(is_allowed) {
         let expected = "it must be at most 64 letters, digits, dashes, underscores and dots";
         return wrong("name", &name, expected);
     }
     let scheme = url::Url::parse(&raw.coordinator).map(|url| url.scheme().to_owned());
     if !matches!(scheme.as_deref(), Ok("http")) {
-        let expected = "it must be a URL such as http://127.0.0.1:7070; https:// is not there yet";
+        let expected =
+            "it must be a URL such as http://127.0.0.1:7070; https:// is not supported yet";
         return wrong("coordinator", &raw.coordinator, expected);
     }
     let device = match raw.device.as_str() {
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn every_wrong_value_is_named_with_its_place() {
+    fn every_wrong_value_is_named_with_its_location() {
         let cases = [
             (
                 "devises = 2",
@@ -203,8 +204,7 @@ mod tests {
             (
                 "coordinator = \"127.0.0.1:7070\"",
                 "1: coordinator: is \"127.0.0.1:7070\"; it must be a URL such as \
-                http://127.0.0.1:7070; https:// is \
-                 not there yet",
+                http://127.0.0.1:7070; https:// is not supported yet",
             ),
             (
                 "metrics_listen = \"nowhere\"",
@@ -228,8 +228,8 @@ mod tests {
         ];
         for (text, expected) in cases {
             let error = load_text(text, &[]).unwrap_err();
-            let (_, told) = error.split_once("worker.toml:").unwrap();
-            assert_eq!(told, expected);
+            let (_, message) = error.split_once("worker.toml:").unwrap();
+            assert_eq!(message, expected);
         }
         assert_eq!(
             load_text("", &[("RETRI_WORKER__DEVICES", "99")]).unwrap_err(),

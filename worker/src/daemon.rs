@@ -1,5 +1,5 @@
-//! The daemon's loop: one task owns the machine, turns the world into events and performs the
-//! effects in order. All decisions are `worker-core`'s.
+//! The daemon's loop: one task owns the machine, converts external events to inputs and performs
+//! the effects in order. All decisions are made by `worker-core`.
 
 use crate::child::{Children, RankSettings, epoch_ms, rank_program};
 use crate::config::Config;
@@ -17,8 +17,8 @@ use tokio::sync::mpsc;
 use worker_core::event::{Effect, Event, Input, RankKey};
 use worker_core::{Config as MachineConfig, Worker};
 
-/// Events that may wait; whoever makes more waits in turn.
-const EVENTS_MAX: usize = 1024;
+/// Capacity of the input queue; senders wait while it is full.
+const INPUTS_MAX: usize = 1024;
 
 /// Runs until SIGTERM or SIGINT, then stops every rank and returns.
 pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
@@ -26,7 +26,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let program = rank_program()?;
     anyhow::ensure!(
         program.is_file(),
-        "{} is missing; it is built with this program and lies beside it",
+        "{} is missing; it is built with this program and must be in the same folder",
         program.display()
     );
     for (key, folder) in [
@@ -49,10 +49,10 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
                 "cannot serve metrics on {listen} (`metrics_listen`); is another daemon running?"
             )
         })?;
-    let (sender, events) = mpsc::channel(EVENTS_MAX);
+    let (sender, inputs) = mpsc::channel(INPUTS_MAX);
     let logs = Logs::default();
     let link = Link::start(&config.coordinator, sender.clone(), logs.clone())
-        .with_context(|| format!("`coordinator` {} cannot be used", config.coordinator))?;
+        .with_context(|| format!("`coordinator` {} is not usable", config.coordinator))?;
     let peers = Peers::start(
         id.clone(),
         &config.address,
@@ -60,7 +60,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         sender.clone(),
     );
     let (peers, peer_address) = peers.await?;
-    // Before anybody is told that this daemon is here, because they may ask it to leave at once.
+    // Installed before the daemon announces itself, because a signal may follow immediately.
     let signals = Signals {
         terminate: signal(SignalKind::terminate())?,
         interrupt: signal(SignalKind::interrupt())?,
@@ -86,10 +86,10 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         peers,
         metrics,
     };
-    daemon.serve(events, signals).await
+    daemon.serve(inputs, signals).await
 }
 
-/// The first line on standard output, for scripts; and systemd's readiness.
+/// Prints the first line on standard output, for scripts, and notifies systemd of readiness.
 fn announce(id: &WorkerId, metrics: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(
@@ -98,19 +98,19 @@ fn announce(id: &WorkerId, metrics: &str) -> anyhow::Result<()> {
         id.name, id.boot
     )?;
     out.flush()?;
-    tell_systemd(&[
+    notify_systemd(&[
         NotifyState::Ready,
         NotifyState::Status("waiting for the coordinator"),
     ]);
     Ok(())
 }
 
-/// Ignored where there is no systemd.
-fn tell_systemd(states: &[NotifyState<'_>]) {
+/// Errors are ignored, because there may be no systemd.
+fn notify_systemd(states: &[NotifyState<'_>]) {
     let _ = sd_notify::notify(states);
 }
 
-/// What asks a daemon to leave.
+/// The signals that request a shutdown.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -128,38 +128,38 @@ struct Daemon {
 impl Daemon {
     async fn serve(
         mut self,
-        mut events: mpsc::Receiver<Input>,
+        mut inputs: mpsc::Receiver<Input>,
         mut signals: Signals,
     ) -> anyhow::Result<()> {
         let mut status = String::new();
         loop {
-            let event = tokio::select! {
-                event = events.recv() => event.context("every sender of events is gone")?,
+            let input = tokio::select! {
+                input = inputs.recv() => input.context("all senders of inputs are closed")?,
                 () = sleep_until(self.deadline()) => Input::Deadline,
                 _ = signals.terminate.recv() => Input::Shutdown,
                 _ = signals.interrupt.recv() => Input::Shutdown,
             };
-            if self.handle(event) {
-                tracing::info!("every rank is gone; leaving");
-                tell_systemd(&[NotifyState::Stopping]);
+            if self.handle(input) {
+                tracing::info!("all ranks have exited; shutting down");
+                notify_systemd(&[NotifyState::Stopping]);
                 return Ok(());
             }
-            self.metrics.show(&self.worker.view());
-            let now = self.status();
-            if now != status {
-                tell_systemd(&[NotifyState::Status(&now)]);
-                status = now;
+            self.metrics.update(&self.worker.view());
+            let new_status = self.status();
+            if new_status != status {
+                notify_systemd(&[NotifyState::Status(&new_status)]);
+                status = new_status;
             }
         }
     }
 
-    /// Returns whether the daemon is done.
-    fn handle(&mut self, event: Input) -> bool {
-        if let Input::RankExited { key, .. } = &event {
+    /// Handles one input. Returns whether the daemon is done.
+    fn handle(&mut self, input: Input) -> bool {
+        if let Input::RankExited { key, .. } = &input {
             self.children.forget(key);
         }
         let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let effects = self.worker.handle(now, event);
+        let effects = self.worker.handle(now, input);
         let mut done = false;
         for effect in effects {
             done |= self.perform(effect);
@@ -187,15 +187,15 @@ impl Daemon {
                 detect_within_ms,
             } => self
                 .peers
-                .ask(peers, Duration::from_millis(detect_within_ms)),
+                .set(peers, Duration::from_millis(detect_within_ms)),
             Effect::Report(report) => self.link.report(report),
-            Effect::Emit(event) => self.note(&event),
+            Effect::Emit(event) => self.log(&event),
             Effect::Exit => return true,
         }
         false
     }
 
-    fn note(&self, event: &Event) {
+    fn log(&self, event: &Event) {
         match event {
             Event::RankStarted { key } => {
                 let RankKey {
@@ -213,8 +213,9 @@ impl Daemon {
                     rank,
                 } = to;
                 let before = format!("rank {} of generation {}", from.rank, from.generation);
-                tracing::info!(%job, %generation, %rank, before, "rank goes on in the next \
-                generation");
+                tracing::info!(
+                    %job, %generation, %rank, before, "rank continues in the next generation"
+                );
             }
             Event::RankSilent { key, silent_ms } => {
                 let RankKey {
@@ -222,7 +223,9 @@ impl Daemon {
                     generation,
                     rank,
                 } = key;
-                tracing::warn!(%job, %generation, %rank, silent_ms, "rank is silent; killing it");
+                tracing::warn!(
+                    %job, %generation, %rank, silent_ms, "rank missed its deadline; killing it"
+                );
             }
             Event::RankGone {
                 key,
@@ -237,10 +240,10 @@ impl Daemon {
                 if !success {
                     self.metrics.rank_failed(&job.0);
                 }
-                tracing::info!(%job, %generation, %rank, outcome, "rank is gone");
+                tracing::info!(%job, %generation, %rank, outcome, "rank exited");
             }
             Event::Ignored { worker, what } => {
-                tracing::warn!(%worker, what, "ignored what the coordinator said");
+                tracing::warn!(%worker, what, "message ignored");
             }
         }
     }
@@ -250,7 +253,7 @@ impl Daemon {
         Some((self.start + Duration::from_millis(at)).into())
     }
 
-    /// What `systemctl status` shows.
+    /// The status text for `systemctl status`.
     fn status(&self) -> String {
         let view = self.worker.view();
         let link = if view.connected {

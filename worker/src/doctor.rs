@@ -1,7 +1,7 @@
-//! `worker doctor`: asks the program that holds libtorch, because this one does not. Adds nothing
-//! of its own.
+//! `worker doctor`: runs the checks in `worker-rank`, because this program is not linked with
+//! libtorch.
 
-use crate::child::ask_rank_program;
+use crate::child::run_rank_program;
 use crate::config::Config;
 use std::process::ExitCode;
 
@@ -21,5 +21,5 @@ pub(crate) fn run(config: &Config, output: &str) -> anyhow::Result<ExitCode> {
     if let Some(store) = &config.store {
         options.extend(["--store", store]);
     }
-    ask_rank_program("doctor", options)
+    run_rank_program("doctor", options)
 }

@@ -1,6 +1,6 @@
-//! The stream to the coordinator: sends the newest report and new log lines up, hands desired
-//! states down to the machine, and connects again, with growing pauses, whenever it breaks. Decides
-//! nothing. One task, started by [`crate::daemon`].
+//! The stream to the coordinator: sends the newest report and new log lines, passes desired states
+//! to the machine, and reconnects with back-off whenever the stream breaks. Makes no decisions. One
+//! task, started by [`crate::daemon`].
 
 use crate::logs::{Line, Logs};
 use proto::message::{DesiredState, WorkerReport};
@@ -15,48 +15,49 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use worker_core::event::Input;
 
-/// `detect_within` until the coordinator has told it: what is shipped.
-const UNTIL_TOLD: Duration = Duration::from_secs(3);
-const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Used until the coordinator has sent `detect_within`: its shipped default.
+const INITIAL_DETECT_WITHIN: Duration = Duration::from_secs(3);
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
 
-/// The daemon's end. A report replaces one that was not sent yet: each says everything.
+/// The daemon's handle of the task. A report replaces one that was not sent yet, because each
+/// report is complete.
 #[derive(Debug)]
 pub(crate) struct Link {
     reports: watch::Sender<Option<WorkerReport>>,
 }
 
 impl Link {
-    /// Starts the task. `events` gets [`Input::Connected`], [`Input::Disconnected`] and
-    /// [`Input::Desired`].
+    /// Starts the task. [`Input::Connected`], [`Input::Disconnected`] and [`Input::Desired`] are
+    /// sent to `inputs`.
     pub(crate) fn start(
         coordinator: &str,
-        events: mpsc::Sender<Input>,
+        inputs: mpsc::Sender<Input>,
         logs: Logs,
     ) -> Result<Self, tonic::transport::Error> {
         let endpoint = Endpoint::from_shared(coordinator.to_owned())?.keep_alive_while_idle(true);
         let (reports, receiver) = watch::channel(None);
-        tokio::spawn(keep(endpoint, receiver, events, logs));
+        tokio::spawn(stay_connected(endpoint, receiver, inputs, logs));
         Ok(Self { reports })
     }
 
-    /// Sent at once when there is a stream, else dropped.
+    /// Sends a report, if there is a stream.
     pub(crate) fn report(&self, report: WorkerReport) {
         self.reports.send_replace(Some(report));
     }
 }
 
-/// Connects for ever; ends when the daemon does.
-async fn keep(
+/// Reconnects until the daemon ends.
+async fn stay_connected(
     endpoint: Endpoint,
     reports: watch::Receiver<Option<WorkerReport>>,
-    events: mpsc::Sender<Input>,
+    inputs: mpsc::Sender<Input>,
     logs: Logs,
 ) {
-    let mut detect_within = UNTIL_TOLD;
-    let mut pause = PAUSE_MIN;
-    let mut complained = false;
+    let mut detect_within = INITIAL_DETECT_WITHIN;
+    let mut backoff = BACKOFF_MIN;
+    let mut warned = false;
     let coordinator = endpoint.uri().to_string();
-    while !events.is_closed() {
+    while !inputs.is_closed() {
         let endpoint = endpoint
             .clone()
             .connect_timeout(detect_within)
@@ -66,51 +67,50 @@ async fn keep(
             Ok(channel) => {
                 let stamp: Stamp = version::stamp;
                 let client = FleetClient::with_interceptor(channel, stamp);
-                let (told, reason) = attend(client, reports.clone(), &events, &logs).await;
-                if let Some(told) = told {
-                    (detect_within, pause, complained) = (told, PAUSE_MIN, false);
+                let (received, reason) = run_stream(client, reports.clone(), &inputs, &logs).await;
+                if let Some(received) = received {
+                    (detect_within, backoff, warned) = (received, BACKOFF_MIN, false);
                 }
-                if !complained {
+                if !warned {
                     tracing::warn!(
                         coordinator,
                         reason,
-                        "stream to the coordinator broke; ranks go on"
+                        "stream to the coordinator broke; ranks continue"
                     );
                 }
             }
-            Err(error) if !complained => {
+            Err(error) if !warned => {
                 let reason = chain(&error);
                 tracing::warn!(
                     coordinator,
                     reason,
-                    "cannot reach the coordinator; trying on"
+                    "cannot reach the coordinator; retrying"
                 );
             }
             Err(_) => {}
         }
-        complained = true;
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min((detect_within / 3).max(PAUSE_MIN));
+        warned = true;
+        tokio::time::sleep(backoff).await;
+        backoff = (backoff * 2).min((detect_within / 3).max(BACKOFF_MIN));
     }
 }
 
-/// One stream, from open to broken. Returns the `detect_within` that the coordinator last told, if
-/// it ever said something, and why the stream ended.
-async fn attend(
+/// Runs one stream until it breaks. Returns the `detect_within` that the coordinator sent last, if
+/// any, and why the stream ended.
+async fn run_stream(
     mut client: FleetClient<InterceptedService<Channel, Stamp>>,
     reports: watch::Receiver<Option<WorkerReport>>,
-    events: &mpsc::Sender<Input>,
+    inputs: &mpsc::Sender<Input>,
     logs: &Logs,
 ) -> (Option<Duration>, String) {
     let mut reports = reports;
-    // Only reports made from here on go to this stream; the machine makes one when it hears of the
-    // connection, which must be before the coordinator answers, because the coordinator answers to
-    // the first report.
+    // Only new reports are sent on this stream. The coordinator replies after the first report, so
+    // `Connected`, which makes the machine report, must be sent before waiting for the reply.
     reports.mark_unchanged();
-    if events.send(Input::Connected).await.is_err() {
-        return (None, "the daemon ends".into());
+    if inputs.send(Input::Connected).await.is_err() {
+        return (None, "the daemon is shutting down".into());
     }
-    let mut told = None;
+    let mut detect_within = None;
     let reason = match client.attach(outgoing(reports, logs.clone())).await {
         Err(status) => status.message().to_owned(),
         Ok(reply) => {
@@ -119,36 +119,36 @@ async fn attend(
             loop {
                 match states.message().await {
                     Ok(Some(state)) => {
-                        told = hear(state, events).await.or(told);
+                        detect_within = on_state(state, inputs).await.or(detect_within);
                     }
-                    Ok(None) => break "the coordinator closed it".to_owned(),
+                    Ok(None) => break "closed by the coordinator".to_owned(),
                     Err(status) => break chain(&status),
                 }
             }
         }
     };
-    // Ignored: without a receiver the daemon ends.
-    let _ = events.send(Input::Disconnected).await;
-    (told, reason)
+    // A send error is ignored: without a receiver the daemon has ended.
+    let _ = inputs.send(Input::Disconnected).await;
+    (detect_within, reason)
 }
 
-/// Hands it on; returns its `detect_within`.
-async fn hear(state: pb::DesiredState, events: &mpsc::Sender<Input>) -> Option<Duration> {
+/// Passes the state to the machine. Returns its `detect_within`.
+async fn on_state(state: pb::DesiredState, inputs: &mpsc::Sender<Input>) -> Option<Duration> {
     match DesiredState::try_from(state) {
         Ok(state) => {
-            let told = Duration::from_millis(state.detect_within_ms);
-            // Ignored: without a receiver the daemon ends.
-            let _ = events.send(Input::Desired(state)).await;
-            Some(told)
+            let detect_within = Duration::from_millis(state.detect_within_ms);
+            // A send error is ignored: without a receiver the daemon has ended.
+            let _ = inputs.send(Input::Desired(state)).await;
+            Some(detect_within)
         }
         Err(error) => {
-            tracing::error!(%error, "coordinator says what makes no sense; ignored");
+            tracing::error!(%error, "invalid desired state from the coordinator; ignored");
             None
         }
     }
 }
 
-/// Every new report, with the log lines that have come up since the last.
+/// Every new report, with the log lines since the last one.
 fn outgoing(
     reports: watch::Receiver<Option<WorkerReport>>,
     logs: Logs,
@@ -161,14 +161,14 @@ fn outgoing(
                 .as_ref()
                 .map(pb::WorkerReport::from);
             if let Some(mut report) = report {
-                report.logs = logs.take().into_iter().map(wire).collect();
+                report.logs = logs.take().into_iter().map(line_to_wire).collect();
                 return Some((report, (reports, logs)));
             }
         }
     })
 }
 
-fn wire(line: Line) -> pb::LogLine {
+fn line_to_wire(line: Line) -> pb::LogLine {
     pb::LogLine {
         job: line.key.job.0,
         generation: line.key.generation.0,
@@ -189,11 +189,11 @@ mod tests {
     use tonic::{Request, Response, Status, Streaming};
     use worker_core::event::RankKey;
 
-    type Answers = mpsc::Sender<Result<pb::DesiredState, Status>>;
+    type States = mpsc::Sender<Result<pb::DesiredState, Status>>;
 
-    /// A coordinator that hands each stream to the test, once its first report is there.
+    /// A coordinator that passes each stream to the test after its first report.
     struct FakeCoordinator {
-        streams: mpsc::Sender<(pb::WorkerReport, Answers, Streaming<pb::WorkerReport>)>,
+        streams: mpsc::Sender<(pb::WorkerReport, States, Streaming<pb::WorkerReport>)>,
     }
 
     #[tonic::async_trait]
@@ -244,7 +244,7 @@ mod tests {
         let server = tonic::transport::Server::builder()
             .add_service(FleetServer::new(FakeCoordinator { streams }));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-        let (sender, mut events) = mpsc::channel(16);
+        let (sender, mut inputs) = mpsc::channel(16);
         let logs = Logs::default();
         let key = RankKey {
             job: JobId("a-1".into()),
@@ -258,9 +258,9 @@ mod tests {
         });
         let link = Link::start(&url, sender, logs).unwrap();
 
-        assert_eq!(events.recv().await, Some(Input::Connected));
+        assert_eq!(inputs.recv().await, Some(Input::Connected));
         link.report(report(1));
-        let (first, answers, _reports) = opened.recv().await.unwrap();
+        let (first, states, _reports) = opened.recv().await.unwrap();
         assert_eq!((first.devices, first.logs.len()), (1, 1));
         assert_eq!(first.logs[0].text, "hello");
         let state = DesiredState {
@@ -269,24 +269,24 @@ mod tests {
             detect_within_ms: 3_000,
             peers: vec![],
         };
-        answers
+        states
             .send(Ok(pb::DesiredState::from(&state)))
             .await
             .unwrap();
-        assert_eq!(events.recv().await, Some(Input::Desired(state)));
-        // Nonsense is ignored, and the stream lives on.
-        answers.send(Ok(pb::DesiredState::default())).await.unwrap();
-        drop(answers);
-        assert_eq!(events.recv().await, Some(Input::Disconnected));
+        assert_eq!(inputs.recv().await, Some(Input::Desired(state)));
+        // An invalid state is ignored, and the stream stays open.
+        states.send(Ok(pb::DesiredState::default())).await.unwrap();
+        drop(states);
+        assert_eq!(inputs.recv().await, Some(Input::Disconnected));
 
-        assert_eq!(events.recv().await, Some(Input::Connected));
+        assert_eq!(inputs.recv().await, Some(Input::Connected));
         link.report(report(2));
         let (second, ..) = opened.recv().await.unwrap();
         assert_eq!((second.devices, second.logs.len()), (2, 0));
     }
 
     #[test]
-    fn an_address_that_is_none_is_refused() {
+    fn an_invalid_address_is_rejected() {
         let (sender, _events) = mpsc::channel(1);
         let link = Link::start("not a url", sender, Logs::default());
         assert!(link.is_err());

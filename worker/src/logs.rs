@@ -1,16 +1,16 @@
-//! New output lines of the ranks on their way to the coordinator: a bounded buffer that drops the
-//! oldest, because a log must never hold up a job. Written by [`crate::child`], emptied by
-//! [`crate::link`].
+//! Buffers new output lines of the ranks on their way to the coordinator. The buffer is bounded and
+//! drops the oldest lines, because logs must never block a job. Written by [`crate::child`],
+//! drained by [`crate::link`].
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use worker_core::event::RankKey;
 
-/// Lines that wait while the coordinator is away.
+/// Maximum number of buffered lines.
 const LINES_MAX: usize = 4096;
-/// Lines in one report, so that a report stays small.
+/// Maximum number of lines in one report, so that reports stay small.
 const LINES_PER_REPORT: usize = 512;
-/// Longest line that is kept, in bytes.
+/// Maximum length of a line in bytes; longer lines are truncated.
 const LINE_BYTES_MAX: usize = 4096;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -20,7 +20,7 @@ pub(crate) struct Line {
     pub(crate) text: String,
 }
 
-/// Cheap to clone; all clones are one buffer.
+/// Cheap to clone; all clones share one buffer.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Logs {
     lines: Arc<Mutex<VecDeque<Line>>>,
@@ -40,7 +40,7 @@ impl Logs {
         lines.push_back(line);
     }
 
-    /// The oldest lines, at most [`LINES_PER_REPORT`]; they are gone from the buffer.
+    /// Takes the oldest lines out of the buffer, at most [`LINES_PER_REPORT`].
     pub(crate) fn take(&self) -> Vec<Line> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let count = lines.len().min(LINES_PER_REPORT);

@@ -1,5 +1,5 @@
-//! `worker`: the program of a node. Reads settings and starts what was asked for; no libtorch in
-//! this process.
+//! `worker`: the program of a node. Reads settings and runs the requested command. This process is
+//! not linked with libtorch.
 
 mod child;
 mod config;
@@ -33,25 +33,24 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
-    /// Check libtorch, devices, object store and ports of this node; exit code 1 when something is
-    /// wrong.
+    /// Check libtorch, devices, object store and ports of this node; exit code 1 if a check fails.
     Doctor {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// Object store to reach, for instance s3://bucket/folder; replaces the setting `store`.
+        /// Object store to check, for instance s3://bucket/folder; replaces the setting `store`.
         #[arg(long, value_name = "URL")]
         store: Option<String>,
         #[arg(long, value_enum, default_value = "table")]
         output: Output,
     },
-    /// Run one component of a model on given tensors, to compare with another implementation.
+    /// Run one component of a model on given tensors, for comparison with another implementation.
     #[command(disable_help_flag = true)]
     Forward {
         /// See `worker forward --help`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<OsString>,
     },
-    /// Print what the text encoder reads of prompts, to compare with another implementation.
+    /// Print the tokens of prompts, for comparison with another implementation.
     #[command(disable_help_flag = true)]
     Tokenize {
         /// See `worker tokenize --help`
@@ -81,8 +80,8 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Daemon { config } => {
             let config = config::load(config.as_deref(), variables())?;
             start_logging(&config);
-            // One thread, which is the process's first: ranks ask the kernel to die with the thread
-            // that started them.
+            // A single-threaded runtime on the main thread: the parent-death signal of a rank is
+            // tied to the thread that started it.
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
@@ -102,12 +101,12 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             };
             doctor::run(&config, output)
         }
-        Command::Forward { options } => child::ask_rank_program("forward", options),
-        Command::Tokenize { options } => child::ask_rank_program("tokenize", options),
+        Command::Forward { options } => child::run_rank_program("forward", options),
+        Command::Tokenize { options } => child::run_rank_program("tokenize", options),
     }
 }
 
-/// The environment; what is no UTF-8 is not ours.
+/// The environment variables. Those that are not UTF-8 are ignored; they are not settings.
 fn variables() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os()
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))

@@ -1,5 +1,6 @@
-//! `/metrics` and `/healthz` of the daemon. One table of names, units and help; filled from the
-//! machine's view after every event by [`crate::daemon`]. Never read by the daemon itself.
+//! `/metrics` and `/healthz` of the daemon. One table of names, units and help texts, updated from
+//! the machine's view after every input by [`crate::daemon`]. The daemon itself never reads the
+//! metrics.
 
 use axum::http::header::CONTENT_TYPE;
 use axum::{Router, extract::State, response::IntoResponse, routing::get};
@@ -58,7 +59,7 @@ impl Metrics {
         );
         registry.register(
             "retri_worker_capacity",
-            "Ranks this worker can run at once",
+            "Number of ranks that this worker can run at once",
             m.devices.clone(),
         );
         registry.register(
@@ -68,7 +69,7 @@ impl Metrics {
         );
         registry.register(
             "retri_worker_rank_up",
-            "1 while the rank joins or trains, else 0",
+            "1 while the rank is joining or training, else 0",
             m.rank_up.clone(),
         );
         registry.register(
@@ -88,7 +89,7 @@ impl Metrics {
         );
         registry.register(
             "retri_worker_rank_failures",
-            "Rank processes that ended badly",
+            "Rank processes that exited with a failure",
             m.rank_failures.clone(),
         );
         metrics.devices.set(devices.into());
@@ -112,8 +113,9 @@ impl Metrics {
             .inc();
     }
 
-    /// Shows the machine's view; ranks that it has forgotten disappear.
-    pub(crate) fn show(&self, view: &View<'_>) {
+    /// Updates all gauges from the machine's view. Ranks that are no longer in the view are
+    /// removed.
+    pub(crate) fn update(&self, view: &View<'_>) {
         self.connected.set(view.connected.into());
         let used = view
             .ranks
@@ -125,7 +127,7 @@ impl Metrics {
         self.rank_up.clear();
         self.rank_generation.clear();
         self.rank_step.clear();
-        // Ranks come in key order: a newer generation of the same rank is shown last and stays.
+        // Ranks are in key order, so a newer generation of the same rank overwrites an older one.
         for rank in &view.ranks {
             let labels = RankLabels {
                 job: rank.key.job.0.clone(),
@@ -152,12 +154,12 @@ impl Metrics {
     }
 }
 
-/// Serves on `listen` for ever, on a task of its own. Returns the address that it got.
+/// Serves on `listen` in a separate task. Returns the bound address.
 pub(crate) async fn serve(listen: SocketAddr, metrics: Metrics) -> std::io::Result<SocketAddr> {
     let listener = tokio::net::TcpListener::bind(listen).await?;
     let address = listener.local_addr()?;
     let app = Router::new()
-        .route("/metrics", get(show))
+        .route("/metrics", get(get_metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .with_state(metrics);
     tokio::spawn(async move {
@@ -168,7 +170,7 @@ pub(crate) async fn serve(listen: SocketAddr, metrics: Metrics) -> std::io::Resu
     Ok(address)
 }
 
-async fn show(State(metrics): State<Metrics>) -> impl IntoResponse {
+async fn get_metrics(State(metrics): State<Metrics>) -> impl IntoResponse {
     (
         [(
             CONTENT_TYPE,

@@ -1,14 +1,13 @@
-//! Asks other workers whether they are there, and answers when they ask: over TCP, at the address
-//! on which their ranks meet, so that what does not get through here does not get through between
-//! ranks. It decides nothing: every outcome is an event for the machine. Started by
-//! [`crate::daemon`].
+//! Pings other workers and answers their pings, over TCP at the address that their ranks use, so
+//! that an unreachable daemon means unreachable ranks. Makes no decisions: every result is an input
+//! for the machine. Started by [`crate::daemon`].
 
 use anyhow::Context;
 use proto::id::WorkerId;
 use proto::message::Peer;
 use proto::pb;
 use proto::pb::peers_client::PeersClient;
-use proto::pb::peers_server::{Peers as Answers, PeersServer};
+use proto::pb::peers_server::{Peers as PeersService, PeersServer};
 use proto::text::chain;
 use proto::version::{self, Stamp};
 use std::collections::BTreeMap;
@@ -23,25 +22,25 @@ use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
 use worker_core::event::Input;
 
-/// Times that a peer is asked in each `detect_within`.
-const TIMES: u32 = 3;
+/// Number of pings of a peer per `detect_within`.
+const PINGS_PER_DETECT_WITHIN: u32 = 3;
 
-/// Those that are asked, each by a task.
+/// The peers that are pinged, each by its own task.
 #[derive(Debug)]
 pub(crate) struct Peers {
-    events: mpsc::Sender<Input>,
+    inputs: mpsc::Sender<Input>,
     detect_within: Duration,
-    asked: BTreeMap<Peer, AbortHandle>,
+    tasks: BTreeMap<Peer, AbortHandle>,
 }
 
 impl Peers {
-    /// Answers others on this port of `host` (0: a free one), and asks nobody yet. Returns where it
-    /// answers, too.
+    /// Starts to answer pings on this port of `host` (0: a free port). Pings no peers yet. Also
+    /// returns the address at which it answers.
     pub(crate) async fn start(
         own: WorkerId,
         host: &str,
         port: u16,
-        events: mpsc::Sender<Input>,
+        inputs: mpsc::Sender<Input>,
     ) -> anyhow::Result<(Self, String)> {
         let listener = TcpListener::bind((host, port)).await.with_context(|| {
             format!(
@@ -50,49 +49,49 @@ impl Peers {
             )
         })?;
         let address = format!("{host}:{}", listener.local_addr()?.port());
-        let answers = PeersServer::with_interceptor(Here(own), version::check);
+        let service = PeersServer::with_interceptor(PingService(own), version::check);
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         tokio::spawn(
             Server::builder()
-                .add_service(answers)
+                .add_service(service)
                 .serve_with_incoming(incoming),
         );
         let peers = Self {
-            events,
+            inputs,
             detect_within: Duration::ZERO,
-            asked: BTreeMap::new(),
+            tasks: BTreeMap::new(),
         };
         Ok((peers, address))
     }
 
-    /// From now on these are asked and no others.
-    pub(crate) fn ask(&mut self, peers: Vec<Peer>, detect_within: Duration) {
+    /// Sets the peers that are pinged from now on.
+    pub(crate) fn set(&mut self, peers: Vec<Peer>, detect_within: Duration) {
         if self.detect_within != detect_within {
             self.detect_within = detect_within;
-            std::mem::take(&mut self.asked)
+            std::mem::take(&mut self.tasks)
                 .values()
                 .for_each(AbortHandle::abort);
         }
-        self.asked.retain(|peer, task| {
-            let stays = peers.contains(peer);
-            if !stays {
+        self.tasks.retain(|peer, task| {
+            let retained = peers.contains(peer);
+            if !retained {
                 task.abort();
             }
-            stays
+            retained
         });
         for peer in peers {
-            let events = self.events.clone();
-            self.asked.entry(peer).or_insert_with_key(|peer| {
-                tokio::spawn(keep_asking(peer.clone(), detect_within, events)).abort_handle()
+            let inputs = self.inputs.clone();
+            self.tasks.entry(peer).or_insert_with_key(|peer| {
+                tokio::spawn(ping_repeatedly(peer.clone(), detect_within, inputs)).abort_handle()
             });
         }
     }
 }
 
-struct Here(WorkerId);
+struct PingService(WorkerId);
 
 #[tonic::async_trait]
-impl Answers for Here {
+impl PeersService for PingService {
     async fn ping(&self, _: Request<pb::PingRequest>) -> Result<Response<pb::PingReply>, Status> {
         let worker = Some((&self.0).into());
         Ok(Response::new(pb::PingReply { worker }))
@@ -101,37 +100,36 @@ impl Answers for Here {
 
 type Client = PeersClient<InterceptedService<Channel, Stamp>>;
 
-/// Ends with the daemon, or when the peer is to be asked no more.
-async fn keep_asking(peer: Peer, detect_within: Duration, events: mpsc::Sender<Input>) {
-    let mut ticks = tokio::time::interval(detect_within / TIMES);
+/// Pings a peer until the daemon ends or the task is aborted.
+async fn ping_repeatedly(peer: Peer, detect_within: Duration, inputs: mpsc::Sender<Input>) {
+    let mut ticks = tokio::time::interval(detect_within / PINGS_PER_DETECT_WITHIN);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut client = None;
     loop {
         ticks.tick().await;
-        let answer = tokio::time::timeout(detect_within, ask(&mut client, &peer)).await;
-        let answer = answer.unwrap_or_else(|_| {
+        let result = tokio::time::timeout(detect_within, ping(&mut client, &peer)).await;
+        let result = result.unwrap_or_else(|_| {
             Err(format!(
                 "no answer within {} s",
                 detect_within.as_secs_f64()
             ))
         });
         let peer = peer.worker.clone();
-        let event = match answer {
+        let input = match result {
             Ok(()) => Input::PeerAnswered { peer },
             Err(error) => {
-                // A connection that was cut may be long in finding out that it works again; a new
-                // one is not.
+                // An interrupted connection may take long to recover; a new one does not.
                 client = None;
                 Input::PeerFailed { peer, error }
             }
         };
-        if events.send(event).await.is_err() {
+        if inputs.send(input).await.is_err() {
             return;
         }
     }
 }
 
-async fn ask(client: &mut Option<Client>, peer: &Peer) -> Result<(), String> {
+async fn ping(client: &mut Option<Client>, peer: &Peer) -> Result<(), String> {
     if client.is_none() {
         let endpoint = Endpoint::from_shared(format!("http://{}", peer.address))
             .map_err(|error| chain(&error))?;
@@ -148,10 +146,10 @@ async fn ask(client: &mut Option<Client>, peer: &Peer) -> Result<(), String> {
     match worker {
         Some(Ok(worker)) if worker == peer.worker => Ok(()),
         Some(Ok(worker)) => Err(format!(
-            "{worker} answers there: is `address` of {} its own?",
+            "{worker} answered instead; check the setting `address` of {}",
             peer.worker.name
         )),
-        Some(Err(_)) | None => Err("who answers there does not say its name".to_owned()),
+        Some(Err(_)) | None => Err("the answer contains no worker id".to_owned()),
     }
 }
 
@@ -168,35 +166,41 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn peers_are_told_apart_by_what_they_answer() {
-        let (sender, mut events) = mpsc::channel(16);
+    async fn peers_are_identified_by_their_answers() {
+        let (sender, mut inputs) = mpsc::channel(16);
         let (mut first, _) = Peers::start(id("w1"), "127.0.0.1", 0, sender.clone())
             .await
             .unwrap();
-        let (_second, there) = Peers::start(id("w2"), "127.0.0.1", 0, sender)
+        let (_second, second_address) = Peers::start(id("w2"), "127.0.0.1", 0, sender)
             .await
             .unwrap();
-        let mut asked = async |name: &str, address: &str| {
+        let mut ping = async |name: &str, address: &str| {
             let peer = Peer {
                 worker: id(name),
                 address: address.to_owned(),
             };
-            first.ask(vec![peer], Duration::from_secs(30));
-            events.recv().await.unwrap()
+            first.set(vec![peer], Duration::from_secs(30));
+            inputs.recv().await.unwrap()
         };
         assert_eq!(
-            asked("w2", &there).await,
+            ping("w2", &second_address).await,
             Input::PeerAnswered { peer: id("w2") }
         );
-        let error = format!("{} answers there: is `address` of w3 its own?", id("w2"));
+        let error = format!(
+            "{} answered instead; check the setting `address` of w3",
+            id("w2")
+        );
         let peer = id("w3");
-        assert_eq!(asked("w3", &there).await, Input::PeerFailed { peer, error });
+        assert_eq!(
+            ping("w3", &second_address).await,
+            Input::PeerFailed { peer, error }
+        );
         // A port that was free a moment ago.
-        let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+        let unused = std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
             .unwrap();
-        match asked("w4", &nobody.to_string()).await {
+        match ping("w4", &unused.to_string()).await {
             Input::PeerFailed { peer, error } => {
                 assert_eq!(peer, id("w4"));
                 assert!(error.contains("refused"), "{error}");

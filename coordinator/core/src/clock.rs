@@ -1,16 +1,16 @@
-//! The time by which deadlines are kept: the time that the machine lived through. It differs from
-//! the shell's wall clock in two ways. It never goes back, as wall clocks do when people or NTP set
-//! them. And it does not leap: when the machine is woken much later than it asked for (the clock
-//! was set forward, the shell was busy saving, the computer slept), that time does not count
-//! against anybody, because reports may be waiting to be read.
+//! The machine's monotonic time, used for deadlines. It differs from the shell's wall clock in two
+//! ways. It never goes back, as a wall clock does when a user or NTP sets it. And it does not jump
+//! forward: if the machine is woken much later than requested (the clock was set forward, the shell
+//! was busy saving, the computer slept), the excess time does not count towards any deadline,
+//! because reports may be waiting to be read.
 
 use crate::record::Millis;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock {
-    /// The wall clock at the last event.
+    /// The wall clock at the last input.
     wall: Millis,
-    /// Our time less the wall clock.
+    /// Monotonic time minus the wall clock.
     offset: i64,
 }
 
@@ -19,9 +19,9 @@ impl Clock {
         Self { wall, offset: 0 }
     }
 
-    /// Takes the wall clock; gives our time. `due` is the deadline that was asked for. Later than
-    /// that by more than `patience_ms` means that the machine was away; it then has `patience_ms`
-    /// left until `due`.
+    /// Updates the wall clock and returns the monotonic time. `due` is the requested deadline. If
+    /// that has passed by more than `patience_ms`, the machine was suspended; the time is then set
+    /// to `patience_ms` before `due`.
     pub(crate) fn advance(
         &mut self,
         wall: Millis,
@@ -39,7 +39,7 @@ impl Clock {
         self.now()
     }
 
-    /// What our time is when the shell's clock shows `wall`, without taking note of it.
+    /// The monotonic time at `wall`, without updating the clock.
     pub(crate) fn at(&self, wall: Millis) -> Millis {
         wall.saturating_add_signed(self.offset).max(self.now())
     }
@@ -48,7 +48,7 @@ impl Clock {
         self.wall.saturating_add_signed(self.offset)
     }
 
-    /// A moment of our time as the shell's clock will show it.
+    /// Converts a monotonic time to the shell's wall clock.
     pub(crate) fn wall_of(&self, moment: Millis) -> Millis {
         moment.saturating_add_signed(self.offset.saturating_neg())
     }

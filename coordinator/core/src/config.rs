@@ -1,14 +1,14 @@
-//! What the machine is told once.
+//! The state machine's configuration.
 
 use std::collections::BTreeMap;
 
-/// What the machine is told once.
+/// Settings that do not change while the process runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// URL under which `jobs/<job>/…` lies; handed to ranks.
+    /// URL that contains `jobs/<job>/…`; passed on to ranks.
     pub store_url: String,
-    /// The one knob from which every time-out derives, in milliseconds (law 9).
+    /// The setting from which every timeout derives, in milliseconds (law 9).
     pub detect_within_ms: u64,
-    /// Devices that a team may hold at one time; a team that is not named may hold any number.
+    /// Maximum number of devices per team. A team without an entry has no limit.
     pub quotas: BTreeMap<String, u32>,
 }

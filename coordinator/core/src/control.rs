@@ -1,6 +1,5 @@
-//! What people ask of jobs and workers that are there: pause, resume, scale, drain, undrain. Each
-//! sets a wish that is saved and then holds until another is set; asking twice is asking once.
-//! Placement brings it about.
+//! Requests for existing jobs and workers: pause, resume, scale, drain, undrain. Each is idempotent
+//! and sets a desired setting, which is saved and stays until it is changed. Placement applies it.
 
 use crate::event::{Reply, RequestId};
 use crate::job::Job;
@@ -32,7 +31,7 @@ impl Coordinator {
         outbox: &mut Outbox,
     ) {
         self.request_change(request, id, outbox, |job| {
-            may_have(job, workers)?;
+            check_scale(job, workers)?;
             let head = job.head_mut();
             let changed = head.workers != Some(workers);
             head.workers = Some(workers);
@@ -40,7 +39,7 @@ impl Coordinator {
         });
     }
 
-    /// Answers with the phase after `set`, which says whether it changed anything.
+    /// Applies `set`, which returns whether it changed anything, and replies with the job's phase.
     fn request_change(
         &mut self,
         request: RequestId,
@@ -61,7 +60,7 @@ impl Coordinator {
                 if changed {
                     outbox.save.insert(id.clone());
                 }
-                outbox.phases.push((request, id.clone()));
+                outbox.phase_replies.push((request, id.clone()));
             }
             Err(reason) => outbox.reply(request, Reply::Refused { reason }),
         }
@@ -82,12 +81,12 @@ impl Coordinator {
                 .iter()
                 .map(|worker| worker.id.name.as_str())
                 .collect();
-            let there = if names.is_empty() {
-                "none yet".to_owned()
+            let names = if names.is_empty() {
+                "none".to_owned()
             } else {
                 names.join(", ")
             };
-            let reason = format!("there is no worker {name}; there is {there}");
+            let reason = format!("there is no worker {name}; known workers: {names}");
             return outbox.reply(request, Reply::Refused { reason });
         }
         let changed = if drained {
@@ -101,14 +100,14 @@ impl Coordinator {
     }
 }
 
-/// Whether the job can be scaled to so many workers.
-fn may_have(job: &Job, workers: u32) -> Result<(), String> {
+/// Checks that the job can be scaled to `workers` workers.
+fn check_scale(job: &Job, workers: u32) -> Result<(), String> {
     let head = job.head();
     let (id, devices) = (&head.id, head.devices_per_worker());
     let Some(gang) = job.gang() else {
         return match workers {
             0 => Err(format!(
-                "workers: 0 is no scale for job {id}; its units need 1 worker or more"
+                "workers: 0 is not a valid scale for job {id}; its units need at least 1 worker"
             )),
             _ => Ok(()),
         };
@@ -118,11 +117,11 @@ fn may_have(job: &Job, workers: u32) -> Result<(), String> {
         gang.plan.micro_batches,
     );
     if workers == 0 || u64::from(micro_batches) < ranks {
-        let most = micro_batches / devices.max(1);
+        let max_workers = micro_batches / devices.max(1);
         return Err(format!(
-            "workers: {workers} is no scale for job {id}; it has {micro_batches} micro-batches in \
-            a step and \
-             {devices} ranks on each worker, so 1 to {most} workers can have work"
+            "workers: {workers} is not a valid scale for job {id}; it has {micro_batches} \
+             micro-batches per step and {devices} ranks per worker, so it can use 1 to \
+             {max_workers} workers"
         ));
     }
     Ok(())

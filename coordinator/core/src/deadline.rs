@@ -1,35 +1,35 @@
-//! Every time-out of the coordinator's machine, derived from the one knob `detect_within` (law 9),
-//! so that no pair of them can be set in the wrong order. Each is a moment in the time of
-//! [`crate::clock::Clock`]; it has come when `deadline <= now`.
+//! All timeouts of the coordinator's machine. They derive from the one setting `detect_within` (law
+//! 9), so that no two of them can be set in the wrong order. Each is a time of
+//! [`crate::clock::Clock`] and has passed when `deadline <= now`.
 
 use crate::record::Millis;
 
-/// After its own restart the coordinator gives workers this many `detect_within` to find it again.
+/// After a restart of the coordinator, workers have this many `detect_within` to reconnect.
 const REATTACH: u64 = 2;
-/// A rank of a formed generation must be in its worker's report within this many `detect_within`:
-/// enough for the worker to kill an older process on the same device, and to start ten times slower
-/// than it should.
+/// A rank of a formed generation must appear in its worker's report within this many
+/// `detect_within`. This is enough for the worker to kill an older process on the same device, and
+/// to start ten times slower than usual.
 const REPORT_TIMEOUT: u64 = 12;
-/// All ranks are finished: the last checkpoint must be complete within this many `detect_within`.
+/// After all ranks finish, the last checkpoint must be complete within this many `detect_within`.
 const LAST_SHARDS: u64 = 4;
-/// A generation that was asked to end in order has this many `detect_within` for its step and its
-/// checkpoint: as shipped two minutes, in which 10 GB go through 1 Gbit/s. It is longer than a
-/// group that was torn apart in silence needs to notice it. A worker that was told to leave gives
+/// A graceful stop has this many `detect_within` to finish the step and write the checkpoint: two
+/// minutes with the default settings, in which 10 GB go through 1 Gbit/s. It is longer than a
+/// process group needs to detect a silently broken connection. A worker that is shutting down gives
 /// its ranks a little longer.
 const STOP_GRACE: u64 = 40;
-/// A worker whose reserve failed is not asked for another within this many `detect_within`.
+/// After a standby fails, its worker gets no other for this many `detect_within`.
 const STANDBY_BACKOFF: u64 = 12;
-/// Ranks that all do nothing but wait for this many `detect_within`, while daemons say why, do not
-/// come on.
+/// A partitioned generation is stuck if all its ranks have only waited for this many
+/// `detect_within`.
 const STUCK: u64 = 1;
-/// A record must be durable within this many `detect_within`; then the coordinator ends, because a
-/// restart is better than one that answers nobody.
+/// A record must be durable within this many `detect_within`. Otherwise the coordinator exits,
+/// because a restart is better than an unresponsive coordinator.
 const SAVE: u64 = 6;
-/// A manifest that could not be written this often ends the generation. Each has one
-/// `detect_within`, and a store that is away for a minute is no fault of the ranks.
+/// The generation ends after this many failed attempts to write a manifest. Each attempt has one
+/// `detect_within`, and an outage of the store for a minute must not cost a generation.
 pub(crate) const MANIFEST_ATTEMPTS_MAX: u32 = 30;
 
-/// Deadlines of one `detect_within`.
+/// Computes deadlines from `detect_within`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadlines {
     detect_within_ms: u64,
@@ -43,44 +43,44 @@ impl Deadlines {
         }
     }
 
-    /// Entries of ledgers saved now are followed by the next ones then: quick steps share a save.
+    /// When ledger entries are saved next, so that quick steps share a save.
     pub(crate) fn ledger(self, saved: Millis) -> Millis {
         saved.saturating_add(self.detect_within_ms / 6)
     }
 
-    /// Woken later than this after a deadline, the machine was away. It is about the time between
-    /// two reports of a worker: whoever lives is heard within it.
+    /// If the machine is woken later than this after a deadline, it was suspended. This is about
+    /// the interval between two reports of a worker, so every live worker reports within it.
     pub(crate) fn patience_ms(self) -> u64 {
         self.detect_within_ms / 3
     }
 
-    /// A worker heard now is up until then.
+    /// When the lease of a worker that reports at `now` expires.
     pub(crate) fn lease(self, now: Millis) -> Millis {
         self.after(now, 1)
     }
 
-    /// A member of a running generation has until then to come back to a restarted coordinator.
+    /// When a member of a running generation must have reconnected to a restarted coordinator.
     pub(crate) fn reattach(self, now: Millis) -> Millis {
         self.after(now, REATTACH)
     }
 
-    /// A job queued now starts with fewer workers than it could use only after that: a restarted
-    /// worker may be on its way back.
+    /// A job queued at `now` starts with fewer workers than it can use only after this time: a
+    /// restarted worker may be about to reconnect.
     pub(crate) fn start_grace(self, now: Millis) -> Millis {
         self.after(now, 1)
     }
 
-    /// A rank that was in its worker's report now must be so again by then.
+    /// When a rank that was reported at `now` must be reported again.
     pub(crate) fn report_timeout(self, now: Millis) -> Millis {
         self.after(now, REPORT_TIMEOUT)
     }
 
-    /// A manifest handed to the store now is handed to it again then.
+    /// When a manifest write that was started at `now` is retried.
     pub(crate) fn manifest_retry(self, now: Millis) -> Millis {
         self.after(now, 1)
     }
 
-    /// All ranks said now that they are finished; their last checkpoint is complete by then.
+    /// When the last checkpoint must be complete if all ranks finished at `now`.
     pub(crate) fn last_shards(self, now: Millis) -> Millis {
         self.after(now, LAST_SHARDS)
     }
@@ -90,28 +90,28 @@ impl Deadlines {
         self.detect_within_ms / 2
     }
 
-    /// A generation asked now to end in order ends by then, checkpoint or not.
+    /// When a graceful stop requested at `now` ends the generation, with or without a checkpoint.
     pub(crate) fn graceful_stop(self, now: Millis) -> Millis {
         self.after(now, STOP_GRACE)
     }
 
-    /// A worker whose reserve failed now may be asked for another then.
+    /// When a worker whose standby failed at `now` may get another.
     pub(crate) fn standby_backoff(self, now: Millis) -> Millis {
         self.after(now, STANDBY_BACKOFF)
     }
 
-    /// Of a connection that is missing it is known now; of others that went with it it is known
-    /// then.
+    /// A failed connection is known at `since`. Wait until this time: other failed connections may
+    /// still be reported.
     pub(crate) fn partition_grace(self, since: Millis) -> Millis {
         since.saturating_add(self.detect_within_ms / 2)
     }
 
-    /// For so long all ranks must have been waiting for each other.
+    /// How long all ranks must have been waiting for each other, in milliseconds.
     pub(crate) fn stuck_ms(self) -> u64 {
         self.detect_within_ms.saturating_mul(STUCK)
     }
 
-    /// How long the shell waits for a record to be durable.
+    /// How long the shell waits for a record to be durable, in milliseconds.
     #[must_use]
     pub fn save_ms(self) -> u64 {
         self.detect_within_ms.saturating_mul(SAVE)
@@ -128,8 +128,8 @@ mod tests {
 
     #[test]
     fn no_pair_is_in_the_wrong_order() {
-        for knob in [1, 100, 10_000, u64::MAX] {
-            let deadlines = Deadlines::new(knob);
+        for detect_within_ms in [1, 100, 10_000, u64::MAX] {
+            let deadlines = Deadlines::new(detect_within_ms);
             let now: Millis = 5;
             let rising = [
                 now.saturating_add(deadlines.patience_ms()),
@@ -140,7 +140,7 @@ mod tests {
                 deadlines.report_timeout(now),
                 deadlines.graceful_stop(now),
             ];
-            assert!(rising.is_sorted(), "{knob}: {rising:?}");
+            assert!(rising.is_sorted(), "{detect_within_ms}: {rising:?}");
         }
     }
 }

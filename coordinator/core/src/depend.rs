@@ -1,10 +1,10 @@
-//! Jobs that wait for other jobs: `after`, and the weights that a job reads. A job that waits so
-//! asks for no workers.
+//! Dependencies between jobs: `after`, and the weights that a job reads. A job asks for no workers
+//! until its dependencies are met.
 
 use crate::job::Job;
 use crate::machine::Coordinator;
 use crate::outbox::Outbox;
-use crate::shown::DEPENDENCY_FAILED;
+use crate::view_model::DEPENDENCY_FAILED;
 use proto::checkpoint::CheckpointRef;
 use proto::id::{JobId, Step};
 use proto::message::SourceJob;
@@ -13,11 +13,10 @@ use proto::sample::Weights;
 use proto::spec::JobSpec;
 use std::collections::BTreeSet;
 
-/// What becomes of the weights that a job reads.
-pub(crate) enum Reads {
-    /// They are there.
+/// The result of looking up the weights that a job reads.
+pub(crate) enum SourceLookup {
     Found(SourceJob),
-    /// They are not; what they may come with, if they may.
+    /// They do not exist. `waits_for` names what may still produce them, if anything.
     Missing {
         reason: String,
         waits_for: Option<String>,
@@ -25,8 +24,8 @@ pub(crate) enum Reads {
 }
 
 impl Coordinator {
-    /// Whether a job may wait for those that it names. `id` is the one that it would have.
-    pub(crate) fn may_follow(&self, id: &JobId, spec: &JobSpec) -> Result<(), String> {
+    /// Checks the dependencies that a job names. `id` is the id that it would get.
+    pub(crate) fn check_dependencies(&self, id: &JobId, spec: &JobSpec) -> Result<(), String> {
         for other in &spec.after {
             if other == id {
                 return Err(format!("after: {id} is this job itself"));
@@ -35,17 +34,17 @@ impl Coordinator {
                 return Err(format!("after: {}", self.no_such_job(other)));
             }
         }
-        match self.circle(id, &spec.after) {
+        match self.find_cycle(id, &spec.after) {
             Some(through) => Err(format!(
-                "after: {through} waits for {id} itself, so that none of them would start"
+                "after: {through} waits for {id}, so neither would ever start"
             )),
             None => Ok(()),
         }
     }
 
-    /// A job among those that are waited for that waits for `id`. As every job names older ones
-    /// only, there is none.
-    fn circle(&self, id: &JobId, after: &[JobId]) -> Option<JobId> {
+    /// A direct or indirect dependency that itself waits for `id`. There is none as long as jobs
+    /// can name only older jobs.
+    fn find_cycle(&self, id: &JobId, after: &[JobId]) -> Option<JobId> {
         let (mut seen, mut left) = (BTreeSet::new(), after.to_vec());
         while let Some(next) = left.pop() {
             let after = self
@@ -62,9 +61,9 @@ impl Coordinator {
         None
     }
 
-    /// Says of every job that waits for others for which, and finds the weights of those that need
-    /// not wait any more.
-    pub(crate) fn tend_dependencies(&mut self, outbox: &mut Outbox) {
+    /// Updates the reason of every job that waits for dependencies, and looks up the weights of
+    /// those whose dependencies are done.
+    pub(crate) fn update_dependencies(&mut self, outbox: &mut Outbox) {
         let waits = |job: &&Job| {
             let head = job.head();
             let reads = head.spec.work.sampling().is_some() && head.source.is_none();
@@ -77,23 +76,23 @@ impl Coordinator {
             .map(|job| job.head().id.clone())
             .collect();
         for id in waiting {
-            self.tend_dependency(&id, outbox);
+            self.update_dependency(&id, outbox);
         }
     }
 
-    fn tend_dependency(&mut self, id: &JobId, outbox: &mut Outbox) {
+    fn update_dependency(&mut self, id: &JobId, outbox: &mut Outbox) {
         let Some(job) = self.jobs.get(id) else { return };
-        let mut held_up = self.waits_for_others(job);
+        let mut blocked_by = self.blocking_dependencies(job);
         let mut found = None;
-        if held_up.is_none() && job.head().source.is_none() {
-            match self.reads(&job.head().spec) {
+        if blocked_by.is_none() && job.head().source.is_none() {
+            match self.find_source(&job.head().spec) {
                 None => {}
-                Some(Reads::Found(source)) => found = Some(source),
-                Some(Reads::Missing {
+                Some(SourceLookup::Found(source)) => found = Some(source),
+                Some(SourceLookup::Missing {
                     waits_for: Some(what),
                     ..
-                }) => held_up = Some(format!("waits for {what}")),
-                Some(Reads::Missing { reason, .. }) => {
+                }) => blocked_by = Some(format!("waits for {what}")),
+                Some(SourceLookup::Missing { reason, .. }) => {
                     if let Some(Job::Units(units)) = self.jobs.get_mut(id) {
                         units.fail(reason, outbox);
                     }
@@ -108,87 +107,91 @@ impl Coordinator {
             job.head_mut().source = found;
             job.save(outbox);
         }
-        job.head_mut().held_up.clone_from(&held_up);
-        if let Some(reason) = held_up.filter(|_| !job.head().paused) {
+        job.head_mut().blocked_by.clone_from(&blocked_by);
+        if let Some(reason) = blocked_by.filter(|_| !job.head().paused) {
             job.wait(reason, outbox);
         }
     }
 
-    /// Which of the jobs that it names are not done, as what it waits for.
-    fn waits_for_others(&self, job: &Job) -> Option<String> {
+    /// Names the dependencies that are not done, as the reason why the job waits.
+    fn blocking_dependencies(&self, job: &Job) -> Option<String> {
         let head = job.head();
         let phase = |id: &JobId| self.jobs.get(id).map(Job::shown);
-        let open: Vec<(&JobId, Option<Phase>)> =
+        let dependencies: Vec<(&JobId, Option<Phase>)> =
             head.spec.after.iter().map(|id| (id, phase(id))).collect();
-        let lost = open.iter().filter_map(|(id, phase)| match phase {
+        let failed = dependencies.iter().filter_map(|(id, phase)| match phase {
             Some(Phase::Failed) => Some(format!("{id} failed")),
             Some(Phase::Cancelled) => Some(format!("{id} was cancelled")),
             None => Some(format!("the record of {id} cannot be read")),
             Some(_) => None,
         });
-        let lost: Vec<String> = lost.collect();
-        if !lost.is_empty() {
+        let failed: Vec<String> = failed.collect();
+        if !failed.is_empty() {
             return Some(format!(
-                "{DEPENDENCY_FAILED}: {}; cancel {}, and submit it again after a job that is done",
-                lost.join(", "),
+                "{DEPENDENCY_FAILED}: {}; cancel {} and resubmit it after a job that is done",
+                failed.join(", "),
                 head.id
             ));
         }
-        let open = open.iter().filter_map(|(id, phase)| match phase {
+        let pending = dependencies.iter().filter_map(|(id, phase)| match phase {
             Some(Phase::Done) | None => None,
             Some(phase) => Some(format!("{id}, which is {phase}")),
         });
-        let open: Vec<String> = open.collect();
-        (!open.is_empty()).then(|| format!("waits for {}", open.join(", and for ")))
+        let pending: Vec<String> = pending.collect();
+        (!pending.is_empty()).then(|| format!("waits for {}", pending.join(", and for ")))
     }
 
-    /// The weights that a job reads, as things stand; None: it reads none.
-    pub(crate) fn reads(&self, spec: &JobSpec) -> Option<Reads> {
+    /// Looks up the weights that a job reads. None if it reads none.
+    pub(crate) fn find_source(&self, spec: &JobSpec) -> Option<SourceLookup> {
         let sample = spec.work.sampling()?;
         let id = &sample.job;
         let Some(source) = self.jobs.get(id).and_then(Job::gang) else {
-            return Some(Reads::Missing {
+            return Some(SourceLookup::Missing {
                 reason: self.no_such_job(id),
                 waits_for: None,
             });
         };
         let checkpoints = &source.checkpoints;
         let found = |checkpoint: Option<CheckpointRef>| {
-            Reads::Found(SourceJob {
+            SourceLookup::Found(SourceJob {
                 job_toml: source.head.job_toml.clone(),
                 checkpoint,
             })
         };
-        let to_come = |step: Step| {
+        let may_appear = |step: Step| {
             !source.is_over() && source.committed() < step && step <= source.steps_max()
         };
         Some(match sample.weights {
             Weights::Base => found(None),
             Weights::Newest => match checkpoints.last() {
                 Some(newest) => found(Some(*newest)),
-                None => Reads::Missing {
+                None => SourceLookup::Missing {
                     reason: format!("job {id} has no committed checkpoint yet"),
-                    waits_for: to_come(source.steps_max())
+                    waits_for: may_appear(source.steps_max())
                         .then(|| format!("the first checkpoint of {id}")),
                 },
             },
-            Weights::Step(step) => match checkpoints.iter().rev().find(|kept| kept.step == step) {
-                Some(kept) => found(Some(*kept)),
+            Weights::Step(step) => match checkpoints
+                .iter()
+                .rev()
+                .find(|checkpoint| checkpoint.step == step)
+            {
+                Some(checkpoint) => found(Some(*checkpoint)),
                 None => {
                     let steps: Vec<String> = checkpoints
                         .iter()
-                        .map(|kept| kept.step.to_string())
+                        .map(|checkpoint| checkpoint.step.to_string())
                         .collect();
                     let steps = if steps.is_empty() {
                         "none".to_owned()
                     } else {
                         steps.join(", ")
                     };
-                    Reads::Missing {
+                    SourceLookup::Missing {
                         reason: format!(
                             "job {id} has no checkpoint of step {step}; it has: {steps}"
                         ),
-                        waits_for: to_come(step)
+                        waits_for: may_appear(step)
                             .then(|| format!("the checkpoint of step {step} of {id}")),
                     }
                 }

@@ -1,7 +1,7 @@
-//! The face of the coordinator's machine: what it is told and what it wants done. Plain values, no
-//! I/O. The shell turns the world into [`Input`]s and performs [`Effect`]s in order; a failed
-//! `Save` ends the process (restart = restore), a failed `Send` is forgotten, because the same
-//! state is sent again until it is true.
+//! The interface of the coordinator's state machine: its inputs and effects. Plain values, no I/O.
+//! The shell supplies [`Input`]s and performs [`Effect`]s in order. A failed `Save` ends the
+//! process (restart = restore). A failed `Send` is ignored, because the desired state is sent again
+//! on every report.
 
 pub use crate::record::{
     Counters, Durable, FailedUnit, INCIDENTS_MAX, Incident, JobPhase, JobRecord, Member, Millis,
@@ -12,14 +12,15 @@ use proto::id::{Generation, JobId, Step, WorkerId};
 use proto::message::{DesiredState, StepReport, WorkerReport};
 use proto::spec::JobSpec;
 
-/// Ties a reply to whoever asked. Chosen by the shell, unique in one process.
+/// Matches a reply to its request. Chosen by the shell, unique within one process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
-    /// A checked job. `job_toml` is its canonical text, which means `spec`; `dataset_version` is
-    /// that of its data set, and empty where that of another job is taken.
+    /// A validated job. `job_toml` is its canonical text, which parses to `spec`.
+    /// `dataset_version` is the version of its data set, or empty if the job uses that of another
+    /// job.
     Submit {
         request: RequestId,
         spec: Box<JobSpec>,
@@ -30,49 +31,49 @@ pub enum Input {
         request: RequestId,
         job: JobId,
     },
-    /// The job should not run, or should again.
+    /// Pauses or resumes the job.
     Pause {
         request: RequestId,
         job: JobId,
         paused: bool,
     },
-    /// The job should have this many workers.
+    /// Sets the job's number of workers.
     Scale {
         request: RequestId,
         job: JobId,
         workers: u32,
     },
-    /// The worker of that name should be empty, or may be used again.
+    /// Drains or undrains the worker of that name.
     Drain {
         request: RequestId,
         worker: String,
         drained: bool,
     },
-    /// A worker's report, on whatever stream it came; the first of a boot number is the worker's
-    /// arrival.
+    /// A worker's report, from any stream. The first report with a boot number registers the
+    /// worker.
     Received {
         report: WorkerReport,
     },
-    /// The stream of this worker broke. Its ranks may go on; it has until its deadline to come
-    /// back.
+    /// The stream of this worker broke. Its ranks may still run; it has until its lease expires to
+    /// reconnect.
     Disconnected {
         worker: WorkerId,
     },
-    /// The shell's answer to [`Effect::WriteManifest`].
+    /// The result of [`Effect::WriteManifest`].
     ManifestWritten {
         job: JobId,
         checkpoint: CheckpointRef,
         result: Result<(), String>,
     },
-    /// Time has reached `next_deadline()` (or passed it, or not quite: the machine looks at `now`).
+    /// The timer for `next_deadline()` fired. It may be early or late: the machine checks `now`.
     Deadline,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
-    /// Make these records durable, together, before anything after this effect is done.
+    /// Make these records durable atomically, before any later effect is performed.
     Save(Vec<Record>),
-    /// Tell this worker what should be; drop it when the worker has no stream.
+    /// Send the desired state to this worker. Dropped if the worker has no stream.
     Send {
         worker: WorkerId,
         state: DesiredState,
@@ -81,19 +82,19 @@ pub enum Effect {
         request: RequestId,
         reply: Reply,
     },
-    /// Put the manifest where [`proto::checkpoint::checkpoint_folder`] says, only if there is none;
-    /// if there is one and it is equal, that is success. Answer with [`Input::ManifestWritten`].
-    /// Repeated after a restart.
+    /// Write the manifest into [`proto::checkpoint::checkpoint_folder`] unless one exists there. An
+    /// existing equal manifest counts as success. Respond with [`Input::ManifestWritten`]. May be
+    /// repeated after a restart.
     WriteManifest {
         manifest: Box<CheckpointManifest>,
     },
-    /// Delete a checkpoint that retention no longer keeps: manifest first, then its shards. Best
+    /// Delete a checkpoint that is no longer retained: first the manifest, then its shards. Best
     /// effort.
     DeleteCheckpoint {
         job: JobId,
         checkpoint: CheckpointRef,
     },
-    /// Something worth a log line, a metric or a stored curve; never needed for correctness.
+    /// An event for logs, metrics and stored curves. Not needed for correctness.
     Emit(Event),
 }
 
@@ -102,16 +103,16 @@ pub enum Reply {
     Accepted {
         job: JobId,
     },
-    /// The phase the job is in now.
+    /// The job's current phase.
     Phase {
         phase: String,
     },
-    /// Whether the worker is drained from now on.
+    /// Whether the worker is now drained.
     Worker {
         worker: String,
         drained: bool,
     },
-    /// The request makes no sense; names the field or job, and what would be right.
+    /// The request is invalid. The reason names the field or job and a valid alternative.
     Refused {
         reason: String,
     },
@@ -140,32 +141,32 @@ pub enum Event {
         generation: Generation,
         reason: String,
     },
-    /// A generation is asked to end in order.
+    /// A graceful stop of a generation was requested.
     Stopping {
         job: JobId,
         generation: Generation,
         reason: String,
     },
-    /// It has ended in order.
+    /// The graceful stop is complete.
     Stopped {
         job: JobId,
         generation: Generation,
         reason: String,
     },
-    /// This worker is to get processes ready for the next generation, or keep those that it has.
+    /// This worker should start standby processes for the next generation, or keep running ones.
     StandbyAdded {
         job: JobId,
         generation: Generation,
         worker: WorkerId,
     },
-    /// It could not, or does not any more.
+    /// The standby failed to start, or stopped running.
     StandbyLost {
         job: JobId,
         generation: Generation,
         worker: WorkerId,
         reason: String,
     },
-    /// First time that this step is seen in this generation.
+    /// The first report of this step in this generation.
     Stepped {
         job: JobId,
         generation: Generation,
@@ -186,7 +187,7 @@ pub enum Event {
     JobCancelled {
         job: JobId,
     },
-    /// A unit gave an error, or its process ended; how often by now.
+    /// A unit returned an error, or its process ended. `failures` is its total so far.
     UnitFailed {
         job: JobId,
         unit: u64,
@@ -194,17 +195,17 @@ pub enum Event {
         failures: u32,
         error: String,
     },
-    /// It failed too often and is not tried any more.
+    /// The unit failed too often and is not retried.
     UnitSetAside {
         job: JobId,
         unit: u64,
         error: String,
     },
-    /// Two workers that are both heard do not reach each other; who says so.
+    /// Two live workers cannot reach each other. `what` names them and the worker that reported it.
     Parted {
         what: String,
     },
-    /// A report that cannot be true and was ignored: who, what.
+    /// An impossible report from `worker`, which was ignored.
     Ignored {
         worker: WorkerId,
         what: String,

@@ -1,22 +1,22 @@
-//! Why things are as they are, as values that become one sentence: one value answers the record,
-//! the log and the test. It decides nothing.
+//! Reasons as values that become one sentence. Records, logs and tests use the same value. Nothing
+//! is decided here.
 
 use crate::record::Member;
 use proto::id::{Rank, Step, WorkerId};
 use proto::message::{HANGS, RankPhase, RankReport, SILENT};
 use std::fmt;
 
-/// Why a generation ended before its work was done.
+/// Why a generation ended early.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ending {
     RankFailed {
         rank: Rank,
         worker: WorkerId,
         error: String,
-        /// Another generation would end in the same way.
+        /// Another generation would fail in the same way.
         permanent: bool,
     },
-    /// This rank lost its peers and is whole itself.
+    /// This rank lost the connection to its peers; the rank itself is intact.
     GroupBroken {
         rank: Rank,
         worker: WorkerId,
@@ -30,20 +30,20 @@ pub(crate) enum Ending {
         old: WorkerId,
         new: WorkerId,
     },
-    /// The worker is up and does not report this rank.
+    /// The worker is up but does not report this rank.
     RankMissing {
         rank: Rank,
         worker: WorkerId,
     },
-    /// Workers of it do not reach each other; says which.
+    /// Some of its workers cannot reach each other. `what` names them.
     Partitioned {
         what: String,
     },
-    /// Ranks that should hold the same weights do not; says who differs.
+    /// Ranks that should hold the same weights do not. `what` names those that differ.
     WeightsDisagree {
         what: String,
     },
-    /// Shards of one checkpoint that cannot belong together.
+    /// Shards of one checkpoint are inconsistent.
     ShardsDisagree {
         step: Step,
         what: String,
@@ -53,21 +53,21 @@ pub(crate) enum Ending {
         attempts: u32,
         error: String,
     },
-    /// All ranks are finished and the last checkpoint is not complete.
+    /// All ranks finished, but the last checkpoint is incomplete.
     LastCheckpointMissing {
         step: Step,
         without: Vec<Rank>,
     },
 }
 
-/// Ranks that are named in one sentence.
+/// Maximum number of ranks named in one sentence.
 const NAMED_MAX: usize = 8;
 
-/// Longest piece of a rank's own words that is kept in a record, in characters.
-const WORDS_MAX: usize = 600;
+/// Maximum length of a rank's error in a record, in characters.
+const ERROR_CHARS_MAX: usize = 600;
 
 impl Ending {
-    /// The worker that does not have all its processes any more.
+    /// The worker that lost a process.
     pub(crate) fn lost_worker(&self) -> Option<&WorkerId> {
         match self {
             Self::RankFailed { worker, .. }
@@ -83,14 +83,14 @@ impl Ending {
         }
     }
 
-    /// True when the job has no part in it, however often it comes: it waits then until there are
-    /// workers that are fit.
-    pub(crate) fn is_outside(&self) -> bool {
+    /// True if the job did not cause this ending, however often it recurs. The job then waits until
+    /// suitable workers exist.
+    pub(crate) fn is_external(&self) -> bool {
         matches!(self, Self::Partitioned { .. })
     }
 
-    /// Of whom the others had to wait until it was found: the worker, and the rank where it is one.
-    pub(crate) fn awaited(&self) -> Option<(&WorkerId, Option<Rank>)> {
+    /// The worker (and rank, if known) that blocked the others until the fault was detected.
+    pub(crate) fn blocker(&self) -> Option<(&WorkerId, Option<Rank>)> {
         match self {
             Self::RankFailed {
                 rank,
@@ -113,7 +113,7 @@ impl Ending {
         }
     }
 
-    /// True when no other generation would do better.
+    /// True if another generation would fail in the same way.
     pub(crate) fn is_permanent(&self) -> bool {
         matches!(
             self,
@@ -124,10 +124,9 @@ impl Ending {
         )
     }
 
-    /// True when this only tells that somebody else is gone: the news of a victim, not of the
-    /// culprit.
+    /// True for a secondary error: it only shows that a peer failed.
     pub(crate) fn is_secondary(&self) -> bool {
-        const OF_PEERS: [&str; 6] = [
+        const PEER_ERRORS: [&str; 6] = [
             "connection closed by peer",
             "connection reset by peer",
             "broken pipe",
@@ -148,11 +147,11 @@ impl Ending {
             | Self::WeightsDisagree { .. } => return false,
         };
         let error = error.to_lowercase();
-        OF_PEERS.iter().any(|words| error.contains(words))
+        PEER_ERRORS.iter().any(|text| error.contains(text))
     }
 }
 
-/// What a rank's report says of a failure, if it does.
+/// The failure that a rank reports, if any.
 pub(crate) fn failure(worker: &WorkerId, report: &RankReport) -> Option<Ending> {
     let (rank, worker) = (report.rank, worker.clone());
     match &report.phase {
@@ -175,18 +174,18 @@ pub(crate) fn failure(worker: &WorkerId, report: &RankReport) -> Option<Ending> 
     }
 }
 
-/// Who of these members waited for what ended so, as the end of a sentence; empty where nobody had
-/// to.
-pub(crate) fn waiting(ending: &Ending, members: &[Member]) -> String {
-    let Some((worker, rank)) = ending.awaited() else {
+/// Names the ranks of `members` that this ending blocked, as the end of a sentence. Empty if it
+/// blocked none.
+pub(crate) fn blocked_ranks(ending: &Ending, members: &[Member]) -> String {
+    let Some((worker, rank)) = ending.blocker() else {
         return String::new();
     };
     let mut names = Vec::new();
     for member in members {
         let first = member.first_rank.0;
         for number in first..first.saturating_add(member.ranks) {
-            let awaited = member.worker == *worker && rank.is_none_or(|rank| rank == Rank(number));
-            if !awaited {
+            let blocker = member.worker == *worker && rank.is_none_or(|rank| rank == Rank(number));
+            if !blocker {
                 names.push(format!("rank {number} on {}", member.worker.name));
             }
         }
@@ -211,7 +210,7 @@ impl fmt::Display for Ending {
                 error,
                 ..
             } => {
-                let error: String = error.chars().take(WORDS_MAX).collect();
+                let error: String = error.chars().take(ERROR_CHARS_MAX).collect();
                 write!(f, "rank {rank} on {worker} failed: {error}")
             }
             Self::GroupBroken {
@@ -219,30 +218,30 @@ impl fmt::Display for Ending {
                 worker,
                 error,
             } => {
-                let error: String = error.chars().take(WORDS_MAX).collect();
-                write!(f, "rank {rank} on {worker} lost its group: {error}")
+                let error: String = error.chars().take(ERROR_CHARS_MAX).collect();
+                write!(f, "rank {rank} on {worker} lost its process group: {error}")
             }
             Self::WorkerLost {
                 worker,
                 silent_for_ms,
             } => {
-                write!(f, "worker {worker} was not heard for {silent_for_ms} ms")
+                write!(f, "worker {worker} sent no report for {silent_for_ms} ms")
             }
             Self::WorkerRestarted { old, new } => write!(f, "worker {old} restarted as {new}"),
             Self::RankMissing { rank, worker } => {
                 write!(f, "worker {worker} is up but does not run rank {rank}")
             }
-            Self::Partitioned { what } => write!(f, "{what}, and every rank waits for another"),
+            Self::Partitioned { what } => write!(f, "{what}; every rank waits for another rank"),
             Self::WeightsDisagree { what } => f.write_str(what),
             Self::ShardsDisagree { step, what } => {
-                write!(f, "the shards of step {step} disagree: {what}")
+                write!(f, "the shards of step {step} are inconsistent: {what}")
             }
             Self::ManifestRefused {
                 step,
                 attempts,
                 error,
             } => {
-                let error: String = error.chars().take(WORDS_MAX).collect();
+                let error: String = error.chars().take(ERROR_CHARS_MAX).collect();
                 write!(
                     f,
                     "the manifest of step {step} could not be written in {attempts} attempts: \
@@ -254,7 +253,7 @@ impl fmt::Display for Ending {
                 let ranks = ranks.join(", ");
                 write!(
                     f,
-                    "all ranks are finished, but no shard of step {step} came from rank {ranks}"
+                    "all ranks are finished, but rank {ranks} reported no shard of step {step}"
                 )
             }
         }

@@ -1,5 +1,6 @@
-//! The workers: who is up, until when, with what. A worker is a name and a boot number (law 6): a
-//! newer boot of a name is another worker, and the older one is gone. It knows nothing of jobs.
+//! The workers, their leases and their devices. A worker is identified by its name and boot number
+//! (law 6): a newer boot of a name is another worker and replaces the older one. This module does
+//! not know about jobs.
 
 use crate::deadline::Deadlines;
 use crate::partitions::Partitions;
@@ -9,12 +10,12 @@ use proto::message::{Peer, Unreached, WorkerReport};
 use proto::spec::DeviceKind;
 use std::collections::BTreeMap;
 
-/// More devices than any node has; keeps sums of what workers claim far from overflow.
+/// More devices than any node has. Prevents overflow when claimed devices are summed.
 const DEVICES_MAX: u32 = 1024;
 
 #[derive(Debug, Default)]
 pub(crate) struct Fleet {
-    /// By name: two boots of one name are never there together.
+    /// By name: two boots of one name never coexist.
     workers: BTreeMap<String, Worker>,
 }
 
@@ -24,44 +25,44 @@ pub(crate) struct Worker {
     pub(crate) device: DeviceKind,
     pub(crate) devices: u32,
     presence: Presence,
-    /// False after its stream broke, until it is heard again.
+    /// False after its stream breaks, until its next report.
     connected: bool,
-    pub(crate) heard_wall: Option<Millis>,
-    /// Where it answers other workers.
+    pub(crate) last_report_wall: Option<Millis>,
+    /// The address at which other workers can reach it.
     peer_address: Option<String>,
-    /// The workers that do not answer it.
+    /// The workers that it cannot reach.
     unreached: Vec<Unreached>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Presence {
-    /// Its lease holds until then.
+    /// Its lease is valid until this time.
     Up {
         until: Millis,
     },
-    /// Not heard since the coordinator restarted; it has until then.
+    /// No report since the coordinator restarted. It has until this time to reconnect.
     Expected {
         until: Millis,
     },
     Down,
 }
 
-/// What a report says about the worker that sent it.
+/// How a report changes the state of the worker that sent it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Arrival {
-    /// It was up before.
+    /// It was already up.
     Known,
-    /// It is up now and was not before.
+    /// It came up.
     Up,
-    /// It is up now; the older boot of the same name is gone.
+    /// It came up and replaces the older boot of the same name.
     Replaced { old: WorkerId },
-    /// The report is of an older boot than the one that is up, late.
+    /// A late report of an older boot than the one that is up.
     Stale { newer: WorkerId },
 }
 
 impl Fleet {
-    /// A member of a generation that ran when the coordinator went down.
-    pub(crate) fn expect(
+    /// Registers a member of a generation that was running when the coordinator stopped.
+    pub(crate) fn expect_return(
         &mut self,
         id: &WorkerId,
         device: DeviceKind,
@@ -77,7 +78,7 @@ impl Fleet {
                 devices: 0,
                 presence: Presence::Expected { until },
                 connected: false,
-                heard_wall: None,
+                last_report_wall: None,
                 peer_address: None,
                 unreached: Vec::new(),
             });
@@ -99,7 +100,7 @@ impl Fleet {
                 until: deadlines.lease(now),
             },
             connected: true,
-            heard_wall: Some(wall),
+            last_report_wall: Some(wall),
             peer_address: report.peer_address.clone(),
             unreached: report.unreached.clone(),
         };
@@ -107,8 +108,8 @@ impl Fleet {
             self.workers.insert(report.worker.name.clone(), fresh);
             return Arrival::Up;
         };
-        // A lower boot number than that of a worker that is down is a daemon whose clock was set
-        // back, not a ghost.
+        // If the known worker is down, a lower boot number means that the daemon's clock was set
+        // back; the report is not stale.
         if report.worker.boot < known.id.boot && known.presence != Presence::Down {
             return Arrival::Stale {
                 newer: known.id.clone(),
@@ -132,17 +133,17 @@ impl Fleet {
         }
     }
 
-    /// Takes down every worker whose time is over, and names them.
+    /// Marks every worker with an expired lease as down, and returns them.
     pub(crate) fn expire(&mut self, now: Millis) -> Vec<WorkerId> {
-        let mut gone = Vec::new();
+        let mut expired = Vec::new();
         for worker in self.workers.values_mut() {
             if worker.until().is_some_and(|until| until <= now) {
                 worker.presence = Presence::Down;
                 worker.connected = false;
-                gone.push(worker.id.clone());
+                expired.push(worker.id.clone());
             }
         }
-        gone
+        expired
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Millis> {
@@ -153,15 +154,14 @@ impl Fleet {
         self.workers.values()
     }
 
-    /// The worker of this name that can be told something now.
+    /// The worker of this name, if it is up and connected.
     pub(crate) fn reachable(&self, name: &str) -> Option<&Worker> {
         self.workers
             .get(name)
             .filter(|worker| worker.is_reachable())
     }
 
-    /// Who does not reach whom, of those that are heard here: of the others it is known that they
-    /// are gone.
+    /// Pairs of live workers that cannot reach each other. Workers that are down are not included.
     pub(crate) fn partitions(&self) -> Partitions {
         let mut partitions = Partitions::default();
         for worker in self.workers.values().filter(|worker| worker.is_reachable()) {
@@ -178,7 +178,7 @@ impl Fleet {
         partitions
     }
 
-    /// The worker as others may ask it.
+    /// The worker's address for its peers.
     pub(crate) fn peer(&self, id: &WorkerId) -> Option<Peer> {
         let worker = self.reachable(&id.name).filter(|worker| worker.id == *id)?;
         let address = worker.peer_address.clone()?;
@@ -186,8 +186,8 @@ impl Fleet {
         Some(Peer { worker, address })
     }
 
-    /// True while this very boot is up or expected back.
-    pub(crate) fn holds(&self, id: &WorkerId) -> bool {
+    /// True while this boot of the worker is up or expected to reconnect.
+    pub(crate) fn is_alive(&self, id: &WorkerId) -> bool {
         self.workers
             .get(&id.name)
             .is_some_and(|worker| worker.id == *id && worker.presence != Presence::Down)
@@ -195,7 +195,7 @@ impl Fleet {
 }
 
 impl Worker {
-    /// Up, or expected back.
+    /// Up, or expected to reconnect.
     pub(crate) fn is_present(&self) -> bool {
         self.presence != Presence::Down
     }

@@ -1,4 +1,4 @@
-//! One event: what it means for workers and jobs, what follows from it by itself, and the effects.
+//! Handles one input: applies it to workers and jobs, advances all jobs, and collects the effects.
 
 use crate::event::{Effect, Event, Input, Reply};
 use crate::explain::Ending;
@@ -13,16 +13,16 @@ use proto::message::{DesiredState, Peer};
 use std::collections::BTreeSet;
 
 impl Coordinator {
-    /// Takes one event; the effects are to be performed in order. Never fails and never panics on
-    /// strange input: what cannot be meant is refused or ignored, with a reason. Panics when its
-    /// own invariants are broken: a crash and a restart are cheaper than a wrong checkpoint.
-    pub fn handle(&mut self, now: Millis, event: Input) -> Vec<Effect> {
-        let lived = self
+    /// Handles one input and returns the effects, which the caller performs in order. Invalid input
+    /// never causes an error or a panic: it is refused or ignored, with a reason. Panics if an
+    /// internal invariant is broken: a crash and a restart are cheaper than a wrong checkpoint.
+    pub fn handle(&mut self, now: Millis, input: Input) -> Vec<Effect> {
+        let monotonic = self
             .clock
             .advance(now, self.due, self.deadlines.patience_ms());
-        self.events += 1;
-        let mut outbox = Outbox::new(lived, now, self.events);
-        match event {
+        self.inputs += 1;
+        let mut outbox = Outbox::new(monotonic, now, self.inputs);
+        match input {
             Input::Submit {
                 request,
                 spec,
@@ -62,8 +62,8 @@ impl Coordinator {
         }
         self.expire(&mut outbox);
         self.detect_partitions(&mut outbox);
-        self.tend_jobs(&mut outbox);
-        self.tend_dependencies(&mut outbox);
+        self.advance_jobs(&mut outbox);
+        self.update_dependencies(&mut outbox);
         self.schedule(&mut outbox);
         self.save_batches(&mut outbox);
         invariant::check(self);
@@ -81,7 +81,7 @@ impl Coordinator {
         let Some(job) = self.jobs.get_mut(id).and_then(Job::gang_mut) else {
             return;
         };
-        if job.manifest_answered(checkpoint, result, outbox) {
+        if job.on_manifest_result(checkpoint, result, outbox) {
             outbox.emit(Event::Committed {
                 job: id.clone(),
                 checkpoint,
@@ -90,20 +90,20 @@ impl Coordinator {
         }
     }
 
-    /// Saves what is saved in batches, entries of ledgers and units that are done, if the last save
-    /// of that kind is a while ago or the job is saved anyway.
+    /// Saves ledger entries and completed units, which are saved in batches, if the batch interval
+    /// has passed or the job is saved anyway.
     fn save_batches(&mut self, outbox: &mut Outbox) {
-        let due = self.deadlines.ledger(self.ledgered) <= outbox.now;
+        let due = self.deadlines.ledger(self.ledger_saved_at) <= outbox.now;
         for (id, job) in &mut self.jobs {
             if job.has_batch() && (due || outbox.save.contains(id)) {
                 let entries = job.save_batch(outbox);
-                outbox.ledgers.extend(entries);
-                self.ledgered = outbox.now;
+                outbox.ledger_entries.extend(entries);
+                self.ledger_saved_at = outbox.now;
             }
         }
     }
 
-    /// Ends the leases whose time is over, and what depended on them.
+    /// Expires worker leases and ends what depended on them.
     fn expire(&mut self, outbox: &mut Outbox) {
         for worker in self.fleet.expire(outbox.now) {
             let silent_for_ms = self.config.detect_within_ms;
@@ -121,25 +121,25 @@ impl Coordinator {
 
     fn detect_partitions(&mut self, outbox: &mut Outbox) {
         let partitions = self.fleet.partitions();
-        for what in partitions.beside(&self.partitions) {
+        for what in partitions.new_since(&self.partitions) {
             outbox.emit(Event::Parted { what });
         }
         self.partitions = partitions;
     }
 
-    /// A worker is gone, with all that it had.
+    /// A worker is lost with all its processes.
     pub(crate) fn lose_worker(&mut self, worker: &WorkerId, ending: &Ending, outbox: &mut Outbox) {
         for job in self.jobs.values_mut() {
             job.lose_worker(worker, ending, self.deadlines, outbox);
         }
     }
 
-    /// Moves every job on as far as it goes by itself.
-    fn tend_jobs(&mut self, outbox: &mut Outbox) {
+    /// Advances every job as far as possible without further input.
+    fn advance_jobs(&mut self, outbox: &mut Outbox) {
         let mut no_longer_read = Vec::new();
         for job in self.jobs.values_mut() {
             let pinned = job.head().pin().map(|pin| pin.job.clone());
-            if job.tend(&self.partitions, self.deadlines, outbox) {
+            if job.advance(&self.partitions, self.deadlines, outbox) {
                 no_longer_read.extend(pinned);
             }
         }
@@ -148,9 +148,9 @@ impl Coordinator {
         }
     }
 
-    /// Turns what was gathered into effects.
+    /// Turns the outbox into effects.
     fn conclude(&self, mut outbox: Outbox) -> Vec<Effect> {
-        for (request, id) in std::mem::take(&mut outbox.phases) {
+        for (request, id) in std::mem::take(&mut outbox.phase_replies) {
             if let Some(job) = self.jobs.get(&id) {
                 let phase = job.shown().to_string();
                 outbox.reply(request, Reply::Phase { phase });
@@ -160,7 +160,7 @@ impl Coordinator {
         let mut records: Vec<Record> = jobs
             .map(|job| Record::Job(Box::new(job.record())))
             .collect();
-        records.append(&mut outbox.ledgers);
+        records.append(&mut outbox.ledger_entries);
         if outbox.save_drained {
             records.insert(0, Record::Drained(self.drained.clone()));
         }
@@ -168,7 +168,7 @@ impl Coordinator {
             records.insert(0, Record::Counters(self.counters));
         }
         let workers = outbox
-            .tell
+            .send
             .iter()
             .filter_map(|name| self.fleet.reachable(name));
         let states = workers.map(|worker| self.desired(&worker.id)).collect();
@@ -189,7 +189,7 @@ impl Coordinator {
     fn peers(&self, worker: &WorkerId) -> Vec<Peer> {
         let mut others = BTreeSet::new();
         for job in self.jobs.values() {
-            // Those of units work alone.
+            // Ranks of a job of units do not communicate.
             let workers = || job.processes().map(|it| &it.worker);
             if job.gang().is_some() && workers().any(|it| it == worker) {
                 others.extend(workers().filter(|it| *it != worker));

@@ -1,5 +1,5 @@
-//! What every job has, whatever its kind of work and whatever its phase: who it is, what was
-//! submitted, what people wish of it, and what went wrong so far.
+//! The fields common to all jobs, of either kind and in any phase: identity, submission, desired
+//! settings and incidents.
 
 use crate::outbox::Outbox;
 use crate::record::{
@@ -13,27 +13,27 @@ use proto::spec::JobSpec;
 #[derive(Debug)]
 pub(crate) struct Head {
     pub(crate) id: JobId,
-    /// The number at the end of the id: submit order.
+    /// The number at the end of the id; gives the submit order.
     pub(crate) number: u64,
     pub(crate) spec: JobSpec,
     pub(crate) job_toml: String,
     pub(crate) dataset_version: String,
-    /// The trained job that it reads, once it is clear which checkpoint.
+    /// The trained job that it reads, once the checkpoint is known.
     pub(crate) source: Option<SourceJob>,
     pub(crate) submitted_ms: Millis,
     pub(crate) paused: bool,
-    /// The scale that somebody wishes.
+    /// The number of workers set by a user.
     pub(crate) workers: Option<u32>,
     pub(crate) generation: Generation,
     pub(crate) restarts_without_progress: u32,
     pub(crate) permanent_failure: bool,
     pub(crate) restarts: u32,
     pub(crate) incidents: Vec<Incident>,
-    /// What it waits for before it asks for workers at all; as of the last event.
-    pub(crate) held_up: Option<String>,
+    /// The dependency that it waits for before it asks for workers, as of the last input.
+    pub(crate) blocked_by: Option<String>,
 }
 
-/// How a job ended. It never changes again.
+/// How a job ended. This is final.
 #[derive(Debug)]
 pub(crate) enum Ended {
     Done { ended_ms: Millis },
@@ -41,7 +41,7 @@ pub(crate) enum Ended {
     Cancelled { ended_ms: Millis },
 }
 
-/// A checkpoint of another job that is read.
+/// A checkpoint of another job that this job reads.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pin<'a> {
     pub(crate) job: &'a JobId,
@@ -49,7 +49,7 @@ pub(crate) struct Pin<'a> {
 }
 
 impl Head {
-    /// The checkpoint of another job that it reads as long as it is not over.
+    /// The checkpoint of another job that it reads until it ends.
     pub(crate) fn pin(&self) -> Option<Pin<'_>> {
         Some(Pin {
             job: &self.spec.work.sampling()?.job,
@@ -57,7 +57,7 @@ impl Head {
         })
     }
 
-    /// `spec` is what the record's text means.
+    /// `spec` is parsed from the record's text.
     pub(crate) fn new(record: &JobRecord, spec: JobSpec) -> Self {
         let digits = record.id.0.rsplit('-').next();
         Self {
@@ -67,7 +67,7 @@ impl Head {
             job_toml: record.job_toml.clone(),
             dataset_version: record.dataset_version.clone(),
             source: record.source.clone(),
-            held_up: None,
+            blocked_by: None,
             submitted_ms: record.submitted_ms,
             paused: record.paused,
             workers: record.workers,
@@ -79,18 +79,22 @@ impl Head {
         }
     }
 
-    /// Another attempt would get no further.
-    pub(crate) fn is_lost(&self) -> bool {
+    /// True if the job must fail: another attempt would make no progress.
+    pub(crate) fn must_fail(&self) -> bool {
         self.permanent_failure || RESTARTS_WITHOUT_PROGRESS_MAX <= self.restarts_without_progress
     }
 
-    /// The fewest workers that it runs on.
-    pub(crate) fn least(&self) -> usize {
-        self.spec.resources.workers_min.min(self.most()).max(1) as usize
+    /// The minimum number of workers.
+    pub(crate) fn min_workers(&self) -> usize {
+        self.spec
+            .resources
+            .workers_min
+            .min(self.max_workers())
+            .max(1) as usize
     }
 
-    /// The most workers that it can use, as somebody wishes or job.toml says.
-    pub(crate) fn most(&self) -> u32 {
+    /// The maximum number of workers, set by a user or by job.toml.
+    pub(crate) fn max_workers(&self) -> u32 {
         self.workers.unwrap_or(self.spec.resources.workers_max)
     }
 
@@ -99,7 +103,7 @@ impl Head {
         self.spec.resources.devices_per_worker
     }
 
-    /// Writes down what went wrong in the newest generation.
+    /// Records an incident of the newest generation.
     pub(crate) fn record_incident(&mut self, what: String, outbox: &Outbox) {
         let surplus = (self.incidents.len() + 1).saturating_sub(INCIDENTS_MAX);
         self.incidents.drain(..surplus);

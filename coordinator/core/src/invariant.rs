@@ -1,13 +1,13 @@
-//! What must hold after every event, in production too: a crash and a restart from durable state
-//! are cheaper than a wrong checkpoint. Each is about the machine's own doing; bad input cannot
-//! break one.
+//! Invariants that are checked after every input, also in production: a crash and a restart from
+//! durable state are cheaper than a wrong checkpoint. They depend only on the machine's own logic;
+//! bad input cannot break them.
 
 use crate::machine::Coordinator;
 
-/// Panics with what is wrong.
+/// Panics if an invariant is broken.
 pub(crate) fn check(coordinator: &mut Coordinator) {
     for (id, job) in &mut coordinator.jobs {
-        assert_eq!(*id, job.head().id, "a job is kept under its own id");
+        assert_eq!(*id, job.head().id, "a job is stored under another id");
         job.check(&coordinator.fleet);
     }
 }

@@ -1,4 +1,4 @@
-//! A job of either kind, as the rest of the machine sees it.
+//! A job of either kind: the interface for the rest of the machine.
 
 use crate::config::Config;
 use crate::deadline::Deadlines;
@@ -10,8 +10,8 @@ use crate::outbox::Outbox;
 use crate::partitions::Partitions;
 use crate::placement::{Decision, Demand};
 use crate::record::{JobRecord, Member, Millis, Record};
-use crate::shown::{JobView, Why};
 use crate::units::Units;
+use crate::view_model::{JobView, Why};
 use proto::id::WorkerId;
 use proto::message::Assignment;
 use proto::phase::Phase;
@@ -23,7 +23,7 @@ pub(crate) enum Job {
     Units(Box<Units>),
 }
 
-/// The same call for either kind.
+/// Makes the same call on either kind.
 macro_rules! either {
     ($job:expr, $it:ident => $call:expr) => {
         match $job {
@@ -34,8 +34,8 @@ macro_rules! either {
 }
 
 impl Job {
-    /// A job as its record says, at the moment it was submitted or the coordinator restarted.
-    /// `spec` is what its text means.
+    /// Creates a job from its record, at submission or after a restart of the coordinator. `spec`
+    /// is parsed from its text.
     pub(crate) fn new(record: JobRecord, spec: JobSpec, deadlines: Deadlines, now: Millis) -> Self {
         let gang = match &spec.work {
             Work::Train(work) => Some(Plan::of(work)),
@@ -44,7 +44,7 @@ impl Job {
         match (gang, spec.work.units()) {
             (None, Some(plan)) => Self::Units(Box::new(Units::new(record, spec, plan, now))),
             (Some(plan), _) => Self::Gang(Box::new(Gang::new(record, spec, plan, deadlines, now))),
-            (None, None) => unreachable!("work is done by a gang or in units"),
+            (None, None) => unreachable!("work is done by a gang or as units"),
         }
     }
 
@@ -86,7 +86,7 @@ impl Job {
         either!(self, job => job.shown())
     }
 
-    /// Of its running generation, or of units the workers that it has.
+    /// The members of its running generation, or the workers of a job of units.
     pub(crate) fn members(&self) -> Box<dyn Iterator<Item = &Member> + '_> {
         match self {
             Self::Gang(gang) => Box::new(gang.members().iter()),
@@ -94,7 +94,7 @@ impl Job {
         }
     }
 
-    /// Its members, and those on standby.
+    /// Its members and standbys.
     pub(crate) fn processes(&self) -> impl Iterator<Item = &Member> {
         let standbys = self.gang().map_or(&[][..], Gang::standby_members);
         self.members().chain(standbys)
@@ -147,25 +147,25 @@ impl Job {
         }
     }
 
-    /// Moves on as far as it goes by itself. True when it is over now and was not before.
-    pub(crate) fn tend(
+    /// Advances as far as possible without further input. Returns true if the job ended now.
+    pub(crate) fn advance(
         &mut self,
         partitions: &Partitions,
         deadlines: Deadlines,
         outbox: &mut Outbox,
     ) -> bool {
         match self {
-            Self::Gang(gang) => gang.tend(partitions, deadlines, outbox),
-            Self::Units(units) => units.tend(deadlines, outbox),
+            Self::Gang(gang) => gang.advance(partitions, deadlines, outbox),
+            Self::Units(units) => units.advance(deadlines, outbox),
         }
     }
 
-    /// Workers that were asked to leave go, if they are ready to. True when some did.
-    pub(crate) fn let_go(&mut self, outbox: &mut Outbox) -> bool {
-        either!(self, job => job.let_go(outbox))
+    /// Releases workers that were asked to stop and are ready to. Returns true if any was released.
+    pub(crate) fn release_workers(&mut self, outbox: &mut Outbox) -> bool {
+        either!(self, job => job.release_workers(outbox))
     }
 
-    /// Something waits to be saved with others of its kind.
+    /// True if something waits for the next batched save.
     pub(crate) fn has_batch(&self) -> bool {
         match self {
             Self::Gang(gang) => gang.has_ledger_pending(),
@@ -173,7 +173,7 @@ impl Job {
         }
     }
 
-    /// What waited is saved with this event: entries of its ledger, beside its record.
+    /// Saves what waited for the batch, with its record. Returns its ledger entries.
     pub(crate) fn save_batch(&mut self, outbox: &mut Outbox) -> Option<Record> {
         match self {
             Self::Gang(gang) => {
@@ -185,7 +185,7 @@ impl Job {
                 entries
             }
             Self::Units(units) => {
-                units.put_into_record(outbox);
+                units.record_done_units(outbox);
                 None
             }
         }
@@ -210,7 +210,7 @@ impl Job {
         }
     }
 
-    /// Panics with what is wrong.
+    /// Panics if an invariant is broken.
     pub(crate) fn check(&mut self, fleet: &Fleet) {
         match self {
             Self::Gang(gang) => gang.check(fleet),

@@ -1,5 +1,4 @@
-//! What the machine holds: jobs, workers, and what was decided last. Its parts are the modules that
-//! add to it.
+//! The state of the machine: jobs, workers, and the last placement. Other modules add the methods.
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -7,12 +6,12 @@ use crate::deadline::Deadlines;
 use crate::fleet::Fleet;
 use crate::job::Job;
 use crate::partitions::Partitions;
-use crate::placement::Solved;
+use crate::placement::LastPlacement;
 use crate::record::{Counters, Durable, JobRecord, Millis};
 use proto::id::{JobId, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The machine.
+/// The coordinator's state machine.
 #[derive(Debug)]
 pub struct Coordinator {
     pub(crate) config: Config,
@@ -20,27 +19,28 @@ pub struct Coordinator {
     pub(crate) clock: Clock,
     pub(crate) counters: Counters,
     pub(crate) jobs: BTreeMap<JobId, Job>,
-    /// Jobs whose record cannot be read, as they are shown. They are never saved.
+    /// Placeholder records of jobs whose stored record cannot be read. They are shown but never
+    /// saved.
     pub(crate) unreadable: BTreeMap<JobId, JobRecord>,
     pub(crate) fleet: Fleet,
-    /// Who does not reach whom, as of the last event.
+    /// Pairs of live workers that cannot reach each other, as of the last input.
     pub(crate) partitions: Partitions,
-    /// Names of workers that get nothing new and lose what they have.
+    /// Names of drained workers: they get no new work and their work moves away.
     pub(crate) drained: BTreeSet<String>,
-    pub(crate) solved: Solved,
-    /// The next deadline, in the time of [`Clock`], as of the last event.
+    pub(crate) last_placement: LastPlacement,
+    /// The next deadline, in the time of [`Clock`], as of the last input.
     pub(crate) due: Option<Millis>,
-    /// Events so far, this one included.
-    pub(crate) events: u64,
-    /// When entries of ledgers were last saved.
-    pub(crate) ledgered: Millis,
-    /// Violations that were noted, by worker and kind.
-    pub(crate) noted: BTreeSet<(WorkerId, &'static str)>,
+    /// Number of inputs handled, including the current one.
+    pub(crate) inputs: u64,
+    /// When ledger entries were last saved.
+    pub(crate) ledger_saved_at: Millis,
+    /// Protocol violations that were already reported, by worker and kind.
+    pub(crate) reported_violations: BTreeSet<(WorkerId, &'static str)>,
 }
 
 impl Coordinator {
-    /// The machine as it was when `durable` was saved; `Durable::default()` for a new one.
-    /// Generations that ran go on: their workers have some time to find the coordinator again.
+    /// Restores the machine from `durable`; a new one starts from `Durable::default()`. Running
+    /// generations continue: their workers have some time to reconnect to the coordinator.
     #[must_use]
     pub fn restore(config: Config, durable: Durable, now: Millis) -> Self {
         let deadlines = Deadlines::new(config.detect_within_ms);
@@ -62,7 +62,7 @@ impl Coordinator {
             let job = Job::new(record, spec, deadlines, clock.now());
             let device = job.head().spec.resources.device;
             for member in job.processes() {
-                fleet.expect(
+                fleet.expect_return(
                     &member.worker,
                     device,
                     member.ranks,
@@ -82,17 +82,17 @@ impl Coordinator {
             fleet,
             partitions: Partitions::default(),
             drained: durable.drained,
-            solved: None,
+            last_placement: None,
             due: None,
-            events: 0,
-            ledgered: 0,
-            noted: BTreeSet::new(),
+            inputs: 0,
+            ledger_saved_at: 0,
+            reported_violations: BTreeSet::new(),
         };
         machine.due = machine.find_due();
         machine
     }
 
-    /// When [`crate::event::Input::Deadline`] is wanted, in the clock of the last event.
+    /// When to send [`crate::event::Input::Deadline`], in the wall clock of the last input.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Millis> {
         self.due.map(|deadline| self.clock.wall_of(deadline))
@@ -108,7 +108,7 @@ impl Coordinator {
                 self.jobs
                     .values()
                     .any(Job::has_batch)
-                    .then(|| self.deadlines.ledger(self.ledgered)),
+                    .then(|| self.deadlines.ledger(self.ledger_saved_at)),
             )
             .min()
     }
@@ -129,7 +129,7 @@ impl Coordinator {
 
     pub(crate) fn no_such_job(&self, id: &JobId) -> String {
         if self.unreadable.contains_key(id) {
-            return format!("the record of job {id} cannot be read; its reason says why");
+            return format!("the record of job {id} cannot be read; see the job's reason");
         }
         let newest = self
             .in_submit_order()

@@ -1,6 +1,6 @@
-//! What one event leads to, gathered while it is handled and put into the one safe order at the
-//! end: saves first, so that nothing visible tells of a state that a restart could forget (law 7).
-//! The machine's parts can only add here.
+//! Collects the effects of one input and orders them at the end. Saves come first, so that no
+//! visible effect depends on state that a restart would lose (law 7). Other modules can only add
+//! effects.
 
 use crate::event::{Effect, Event, Reply, RequestId};
 use crate::record::{Member, Millis, Record};
@@ -11,51 +11,51 @@ use std::collections::BTreeSet;
 
 #[derive(Debug)]
 pub(crate) struct Outbox {
-    /// The number of the event, from 1 on.
-    pub(crate) event: u64,
-    /// Time by which deadlines are kept.
+    /// The number of the input, starting at 1.
+    pub(crate) input: u64,
+    /// Monotonic time, used for deadlines; see [`crate::clock`].
     pub(crate) now: Millis,
-    /// Time as people read it, for records.
+    /// Wall-clock time, used in records.
     pub(crate) wall: Millis,
-    /// Jobs whose record changed.
+    /// Jobs whose records changed.
     pub(crate) save: BTreeSet<JobId>,
     pub(crate) save_counters: bool,
     pub(crate) save_drained: bool,
-    /// New entries of ledgers.
-    pub(crate) ledgers: Vec<Record>,
-    /// Names of workers whose desired state may have changed, or who reported and are answered.
-    pub(crate) tell: BTreeSet<String>,
+    /// New ledger entries.
+    pub(crate) ledger_entries: Vec<Record>,
+    /// Names of workers to send the desired state to: it may have changed, or they sent a report.
+    pub(crate) send: BTreeSet<String>,
     manifests: Vec<CheckpointManifest>,
     replies: Vec<Effect>,
-    /// Who is to be told the phase of which job, as it is at the end.
-    pub(crate) phases: Vec<(RequestId, JobId)>,
+    /// Requests to answer with the job's phase after the input was handled.
+    pub(crate) phase_replies: Vec<(RequestId, JobId)>,
     deletions: Vec<Effect>,
-    facts: Vec<Effect>,
+    events: Vec<Effect>,
 }
 
 impl Outbox {
-    pub(crate) fn new(now: Millis, wall: Millis, event: u64) -> Self {
+    pub(crate) fn new(now: Millis, wall: Millis, input: u64) -> Self {
         Self {
-            event,
+            input,
             now,
             wall,
             save: BTreeSet::new(),
             save_counters: false,
             save_drained: false,
-            ledgers: Vec::new(),
-            tell: BTreeSet::new(),
+            ledger_entries: Vec::new(),
+            send: BTreeSet::new(),
             manifests: Vec::new(),
             replies: Vec::new(),
-            phases: Vec::new(),
+            phase_replies: Vec::new(),
             deletions: Vec::new(),
-            facts: Vec::new(),
+            events: Vec::new(),
         }
     }
 
-    /// The workers of these members are to be told what should be.
+    /// Sends the desired state to the workers of these members.
     pub(crate) fn send_to_all(&mut self, members: &[Member]) {
         let names = members.iter().map(|member| member.worker.name.clone());
-        self.tell.extend(names);
+        self.send.extend(names);
     }
 
     pub(crate) fn write_manifest(&mut self, manifest: CheckpointManifest) {
@@ -72,11 +72,11 @@ impl Outbox {
     }
 
     pub(crate) fn emit(&mut self, event: Event) {
-        self.facts.push(Effect::Emit(event));
+        self.events.push(Effect::Emit(event));
     }
 
-    /// The effects in order: `records` are what `save` and `save_counters` asked for, `states` what
-    /// `tell` asked for.
+    /// Returns the effects in order. `records` are those requested by `save` and `save_counters`,
+    /// `states` those requested by `send`.
     pub(crate) fn into_effects(
         self,
         records: Vec<Record>,
@@ -94,7 +94,7 @@ impl Outbox {
             state,
         }));
         effects.extend(self.deletions);
-        effects.extend(self.facts);
+        effects.extend(self.events);
         effects
     }
 }

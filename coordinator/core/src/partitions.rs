@@ -1,28 +1,28 @@
-//! Workers that do not get through to each other although both are heard here: their ranks cannot
-//! train together. It knows who told so, and which of many workers can.
+//! Pairs of live workers that cannot reach each other, so their ranks cannot train together. Each
+//! pair has the error that one of them reported.
 
 use proto::id::WorkerId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-/// Pairs that are named in one sentence.
+/// Maximum number of pairs named in one sentence.
 const NAMED_MAX: usize = 4;
-/// Longest piece of a worker's own words that is kept, in characters.
-const WORDS_MAX: usize = 200;
+/// Maximum length of a worker's error, in characters.
+const ERROR_CHARS_MAX: usize = 200;
 
-/// Pairs of workers without a connection, with what one of them says of it.
+/// Pairs of workers without a connection, with the report of one of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Partitions(BTreeMap<Pair, String>);
 
-/// The lesser first.
+/// The smaller id comes first.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Pair(WorkerId, WorkerId);
 
 impl Partitions {
     pub(crate) fn add(&mut self, worker: &WorkerId, peer: &WorkerId, error: &str) {
-        let error: String = error.chars().take(WORDS_MAX).collect();
-        let told = format!("{} asks {} at {error}", worker.name, peer.name);
-        self.0.entry(pair(worker, peer)).or_insert(told);
+        let error: String = error.chars().take(ERROR_CHARS_MAX).collect();
+        let report = format!("from {} to {} at {error}", worker.name, peer.name);
+        self.0.entry(pair(worker, peer)).or_insert(report);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -33,38 +33,41 @@ impl Partitions {
         self.0.contains_key(&pair(a, b))
     }
 
-    /// Those of which both are among these workers.
+    /// The pairs with both workers in `workers`.
     pub(crate) fn among<'a>(&self, workers: impl Iterator<Item = &'a WorkerId> + Clone) -> Self {
-        self.part(workers, true)
+        self.filter(workers, true)
     }
 
-    /// Those of which not both are among these workers.
-    pub(crate) fn beyond<'a>(&self, workers: impl Iterator<Item = &'a WorkerId> + Clone) -> Self {
-        self.part(workers, false)
+    /// The pairs with at most one worker in `workers`.
+    pub(crate) fn not_among<'a>(
+        &self,
+        workers: impl Iterator<Item = &'a WorkerId> + Clone,
+    ) -> Self {
+        self.filter(workers, false)
     }
 
-    fn part<'a>(&self, workers: impl Iterator<Item = &'a WorkerId> + Clone, both: bool) -> Self {
-        let there = |worker: &WorkerId| workers.clone().any(|other| other == worker);
+    fn filter<'a>(&self, workers: impl Iterator<Item = &'a WorkerId> + Clone, both: bool) -> Self {
+        let listed = |worker: &WorkerId| workers.clone().any(|other| other == worker);
         let pairs = self.0.iter();
-        let pairs = pairs.filter(|(Pair(a, b), _)| (there(a) && there(b)) == both);
+        let pairs = pairs.filter(|(Pair(a, b), _)| (listed(a) && listed(b)) == both);
         Self(
             pairs
-                .map(|(pair, told)| (pair.clone(), told.clone()))
+                .map(|(pair, report)| (pair.clone(), report.clone()))
                 .collect(),
         )
     }
 
-    /// Those that are not among `known`, each as a sentence.
-    pub(crate) fn beside<'a>(&'a self, known: &'a Self) -> impl Iterator<Item = String> {
+    /// The pairs that are not in `known`, each as a sentence.
+    pub(crate) fn new_since<'a>(&'a self, known: &'a Self) -> impl Iterator<Item = String> {
         let new = self
             .0
             .iter()
             .filter(|(pair, _)| !known.0.contains_key(pair));
-        new.map(|(pair, told)| sentence(pair, told))
+        new.map(|(pair, report)| sentence(pair, report))
     }
 
-    /// With whom this worker has no connection.
-    pub(crate) fn from(&self, worker: &WorkerId) -> impl Iterator<Item = &WorkerId> {
+    /// The workers that this worker cannot reach.
+    pub(crate) fn unreachable_from(&self, worker: &WorkerId) -> impl Iterator<Item = &WorkerId> {
         self.0.keys().filter_map(move |Pair(a, b)| {
             if a == worker {
                 Some(b)
@@ -74,18 +77,19 @@ impl Partitions {
         })
     }
 
-    /// Workers that all reach each other: all of `fixed`, and of the others as many as can be, with
-    /// one of the `warm` ones, which hold the newest state, if it is possible; among equals the
-    /// earlier. Whoever misses fewest of those that are left comes first, so that one that is cut
-    /// off from all does not cost the others their places.
-    pub(crate) fn together<'a>(
+    /// Selects workers that can all reach each other: all of `fixed`, and as many of the others as
+    /// possible. It includes a `warm` worker, which holds the newest state, if possible. Among
+    /// equals it prefers the earlier. The selection is greedy: the worker that is unreachable for
+    /// the fewest remaining candidates comes first, so that an isolated worker does not displace
+    /// the others.
+    pub(crate) fn choose_connected<'a>(
         &self,
         fixed: &[&'a WorkerId],
         warm: &[&'a WorkerId],
         cold: &[&'a WorkerId],
     ) -> Vec<&'a WorkerId> {
         let mut chosen = fixed.to_vec();
-        // Mostly nobody, or a few of many.
+        // Usually empty, or a few of many workers.
         let involved: BTreeSet<&WorkerId> = self.0.keys().flat_map(|Pair(a, b)| [a, b]).collect();
         let is_free = |worker: &&&WorkerId| !involved.contains(**worker);
         let free: Vec<&WorkerId> = warm.iter().chain(cold).filter(is_free).copied().collect();
@@ -104,7 +108,7 @@ impl Partitions {
             let misses =
                 |worker: &WorkerId| left.iter().filter(|it| self.between(worker, it)).count();
             let choice = if first == 0 { left.len() } else { first };
-            let next = (0..choice).min_by_key(|place| misses(left[*place]));
+            let next = (0..choice).min_by_key(|index| misses(left[*index]));
             let worker = left.remove(next.unwrap_or(0));
             left.retain(|other| !self.between(worker, other));
             chosen.push(worker);
@@ -114,9 +118,12 @@ impl Partitions {
     }
 }
 
-fn sentence(pair: &Pair, told: &str) -> String {
+fn sentence(pair: &Pair, report: &str) -> String {
     let Pair(a, b) = pair;
-    format!("{} and {} do not reach each other ({told})", a.name, b.name)
+    format!(
+        "{} and {} cannot reach each other ({report})",
+        a.name, b.name
+    )
 }
 
 fn pair(a: &WorkerId, b: &WorkerId) -> Pair {
@@ -127,12 +134,14 @@ fn pair(a: &WorkerId, b: &WorkerId) -> Pair {
 impl fmt::Display for Partitions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sentences = self.0.iter().take(NAMED_MAX);
-        let sentences: Vec<String> = sentences.map(|(pair, told)| sentence(pair, told)).collect();
+        let sentences: Vec<String> = sentences
+            .map(|(pair, report)| sentence(pair, report))
+            .collect();
         f.write_str(&sentences.join(", "))?;
         match self.0.len().saturating_sub(NAMED_MAX) {
             0 => Ok(()),
-            1 => f.write_str(", and so with another pair"),
-            more => write!(f, ", and so with {more} other pairs"),
+            1 => f.write_str(", and 1 more pair"),
+            more => write!(f, ", and {more} more pairs"),
         }
     }
 }
@@ -148,7 +157,7 @@ mod tests {
         }
     }
 
-    /// Who may train together of w1 to w`count`.
+    /// Which of w1 to w`count` may train together.
     fn together(pairs: &[(u32, u32)], count: u32) -> Vec<String> {
         let mut partitions = Partitions::default();
         for (a, b) in pairs {
@@ -156,46 +165,51 @@ mod tests {
         }
         let workers: Vec<WorkerId> = (1..=count).map(id).collect();
         let workers: Vec<&WorkerId> = workers.iter().collect();
-        let chosen = partitions.together(&[], &[], &workers);
+        let chosen = partitions.choose_connected(&[], &[], &workers);
         chosen.iter().map(|worker| worker.name.clone()).collect()
     }
 
     #[test]
     fn as_few_as_can_be_are_left_out() {
         assert_eq!(together(&[], 3), ["w1", "w2", "w3"]);
-        assert_eq!(together(&[(2, 3)], 3), ["w1", "w2"], "of a pair the later");
+        assert_eq!(
+            together(&[(2, 3)], 3),
+            ["w1", "w2"],
+            "the later of the pair"
+        );
         let alone = [(1, 2), (3, 1), (1, 4)];
         assert_eq!(
             together(&alone, 4),
             ["w2", "w3", "w4"],
-            "one that nobody reaches"
+            "a worker that none can reach"
         );
         let halves = [(1, 3), (1, 4), (1, 5), (2, 3), (2, 4), (2, 5)];
-        assert_eq!(together(&halves, 5), ["w3", "w4", "w5"], "the smaller half");
+        assert_eq!(together(&halves, 5), ["w3", "w4", "w5"], "the smaller side");
         let chain = [(1, 2), (2, 3), (3, 4)];
         assert_eq!(together(&chain, 4), ["w1", "w3"]);
-        let nobody = [(1, 2), (1, 3), (2, 3)];
-        assert_eq!(together(&nobody, 3), ["w1"]);
+        let isolated = [(1, 2), (1, 3), (2, 3)];
+        assert_eq!(together(&isolated, 3), ["w1"]);
     }
 
     #[test]
-    fn a_pair_is_one_whoever_tells_of_it_and_the_sentence_stays_short() {
+    fn a_pair_counts_once_whichever_worker_reports_it_and_the_sentence_stays_short() {
         let mut partitions = Partitions::default();
         partitions.add(&id(2), &id(1), "10.0.0.1:7073: connection refused");
         partitions.add(&id(1), &id(2), "10.0.0.2:7073: no answer");
-        let told =
-            "w1 and w2 do not reach each other (w2 asks w1 at 10.0.0.1:7073: connection refused)";
-        assert_eq!(partitions.to_string(), told);
+        let expected = "w1 and w2 cannot reach each other \
+                        (from w2 to w1 at 10.0.0.1:7073: connection refused)";
+        assert_eq!(partitions.to_string(), expected);
         for other in 3..9 {
             partitions.add(&id(1), &id(other), "");
         }
         assert!(
-            partitions
-                .to_string()
-                .ends_with(", and so with 3 other pairs"),
+            partitions.to_string().ends_with(", and 3 more pairs"),
             "{partitions}"
         );
-        assert_eq!(partitions.from(&id(2)).collect::<Vec<_>>(), [&id(1)]);
+        assert_eq!(
+            partitions.unreachable_from(&id(2)).collect::<Vec<_>>(),
+            [&id(1)]
+        );
         let some = [id(1), id(4), id(5)];
         assert_eq!(partitions.among(some.iter()).0.len(), 2);
     }

@@ -1,18 +1,18 @@
-//! Who runs what: a pure solver. It is given every job that wants to run, what each holds now, and
-//! every worker, and answers with what each job should hold, or why it should wait. Solving a
-//! solution changes nothing. It holds no state and knows no time.
+//! A pure placement solver. Its input is every job that wants to run, the workers that each holds,
+//! and all workers. It returns the workers that each job should hold, or why it should wait. It is
+//! idempotent: solving a solution again changes nothing. It has no state and no clock.
 //!
 //! 1. Jobs are admitted with their `workers_min`, each gang whole or not at all: higher priorities
-//!    first; among equals those that run already, then those whose team was given least for jobs
-//!    older than they, then in submit order. What a younger job of the team holds sets nobody back,
-//!    so everyone's turn comes.
-//! 2. What is left is dealt out one worker at a time up to `workers_max`, in the same order of
-//!    priorities, each time to the team, then the job, that has least.
+//!    first; within a priority, running jobs first, then jobs whose team was given the fewest
+//!    devices for jobs older than they, then in submit order. Devices of a younger job of the team
+//!    do not count, so no job starves.
+//! 2. The remaining workers are assigned one at a time up to `workers_max`, in the same order of
+//!    priorities, each time to the team, then the job, that has the least.
 //!
-//! A job takes free workers first, then those that others hold beyond their minimum (they shrink),
-//! then those of lower priorities (they make way). A job that does not fit keeps what is free for
-//! itself, so that nobody behind it starts in its place; one that could not fit even on an idle
-//! cluster keeps nothing.
+//! A job takes free workers first, then workers that others hold beyond their minimum (those jobs
+//! shrink), then workers of lower priorities (those jobs are preempted). A job that does not fit
+//! reserves the free workers that it can use, so that no later job starts in its place. A job that
+//! could not fit even on an idle cluster reserves nothing.
 
 mod problem;
 mod shortage;
@@ -22,14 +22,13 @@ mod table;
 pub(crate) use problem::{Access, Demand, NodeCapacity, Problem};
 use proto::id::WorkerId;
 pub(crate) use shortage::Shortage;
-pub(crate) use solution::{Decision, Devices, Solution, Solved};
+pub(crate) use solution::{Decision, Devices, LastPlacement, Solution};
 use std::cmp::Reverse;
 use table::Table;
 
-/// One pass decides from what is held, and what it decides is held in the next, until nothing
-/// changes: mostly at once. Where passes come round in a circle, as seats of many sizes can make
-/// them, the least of the circle is the solution, wherever one enters it. So many passes bound
-/// both.
+/// Maximum number of passes. Each pass starts from the result of the previous one, until nothing
+/// changes, usually at once. Nodes of different sizes can make passes cycle; the smallest solution
+/// of the cycle is then used, so that the result does not depend on the entry point.
 const PASSES_MAX: usize = 64;
 
 pub(crate) fn solve(problem: &Problem) -> Solution {
@@ -37,7 +36,7 @@ pub(crate) fn solve(problem: &Problem) -> Solution {
     let mut seen: Vec<(Vec<Vec<WorkerId>>, Solution)> = Vec::new();
     loop {
         let solution = pass(&held);
-        if carry_out(&mut held, &solution) {
+        if apply_solution(&mut held, &solution) {
             return solution;
         }
         let holds: Vec<Vec<WorkerId>> = held
@@ -45,17 +44,17 @@ pub(crate) fn solve(problem: &Problem) -> Solution {
             .iter()
             .map(|demand| demand.holds.clone())
             .collect();
-        let before = seen.iter().position(|(known, _)| *known == holds);
-        if let Some(first) = before.or((seen.len() == PASSES_MAX).then_some(0)) {
-            let circle = seen.drain(first..).min_by(|(a, _), (b, _)| a.cmp(b));
-            return circle.map_or(solution, |(_, least)| least);
+        let repeated = seen.iter().position(|(known, _)| *known == holds);
+        if let Some(first) = repeated.or((seen.len() == PASSES_MAX).then_some(0)) {
+            let cycle = seen.drain(first..).min_by(|(a, _), (b, _)| a.cmp(b));
+            return cycle.map_or(solution, |(_, smallest)| smallest);
         }
         seen.push((holds, solution));
     }
 }
 
-/// Lets every job hold what it was given. True when it held that already.
-pub(crate) fn carry_out(problem: &mut Problem, solution: &Solution) -> bool {
+/// Assigns the solution to the problem's jobs. Returns true if nothing changed.
+pub(crate) fn apply_solution(problem: &mut Problem, solution: &Solution) -> bool {
     let mut same = true;
     for demand in &mut problem.demands {
         let given = match solution.get(&demand.job) {
@@ -92,11 +91,12 @@ fn admit(table: &mut Table<'_>, class: &[usize]) {
     for job in running {
         table.admit(job);
     }
-    let turn = |table: &Table<'_>, job: usize| (table.older_devices(job), table.demand(job).number);
+    let queue_key =
+        |table: &Table<'_>, job: usize| (table.older_devices(job), table.demand(job).number);
     while let Some((index, _)) = waiting
         .iter()
         .enumerate()
-        .min_by_key(|(_, job)| turn(table, **job))
+        .min_by_key(|(_, job)| queue_key(table, **job))
     {
         table.admit(waiting.remove(index));
     }
@@ -104,20 +104,20 @@ fn admit(table: &mut Table<'_>, class: &[usize]) {
 
 /// Step 2 for the jobs of one priority.
 fn deal_out(table: &mut Table<'_>, class: &[usize]) {
-    let mut hungry: Vec<usize> = class
+    let mut growing: Vec<usize> = class
         .iter()
         .copied()
         .filter(|job| table.is_admitted(*job))
         .collect();
-    while let Some((index, _)) = hungry.iter().enumerate().min_by_key(|(_, job)| {
+    while let Some((index, _)) = growing.iter().enumerate().min_by_key(|(_, job)| {
         (
             table.team_devices(**job),
             table.workers(**job),
             table.demand(**job).number,
         )
     }) {
-        if !table.grow(hungry[index]) {
-            hungry.remove(index);
+        if !table.grow(growing[index]) {
+            growing.remove(index);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a rank said last, and since when. Never durable: after a restart it is rebuilt from the
+//! The last reported state of a rank. It is not durable: after a restart it is rebuilt from the
 //! next reports.
 
 use crate::record::Millis;
@@ -6,20 +6,20 @@ use proto::message::{Activity, RankPhase};
 
 #[derive(Debug)]
 pub(crate) struct RankLive {
-    /// None: not reported yet.
+    /// None if not reported yet.
     pub(crate) phase: Option<RankPhase>,
-    /// When it last stood in its worker's report; before the first, when its generation was formed.
-    pub(crate) heard: Millis,
-    /// Since when it is in its phase.
+    /// When its worker last reported it; before the first report, when its generation was formed.
+    pub(crate) last_report: Millis,
+    /// When it entered its phase.
     pub(crate) since: Millis,
-    /// Where its thread was when it was last heard.
+    /// What its thread was doing at the last report.
     pub(crate) activity: Option<Activity>,
-    /// Its process began in this generation; it holds nothing.
+    /// Its process started in this generation, so it holds no state.
     pub(crate) cold: bool,
 }
 
 impl RankLive {
-    /// Its phase in a few words.
+    /// The phase in a few words.
     pub(crate) fn phase_word(&self) -> &'static str {
         self.phase.as_ref().map_or("not reported", RankPhase::word)
     }
@@ -27,17 +27,17 @@ impl RankLive {
     pub(crate) fn new(now: Millis) -> Self {
         Self {
             phase: None,
-            heard: now,
+            last_report: now,
             since: now,
             activity: None,
             cold: false,
         }
     }
 
-    /// Takes the phase that was reported; true when it is a new one. A report that was overtaken
-    /// sets nobody back.
-    pub(crate) fn take(&mut self, phase: &RankPhase, now: Millis) -> bool {
-        self.heard = now;
+    /// Applies a reported phase. Returns true if the phase advanced. A reordered older report does
+    /// not move it back.
+    pub(crate) fn apply(&mut self, phase: &RankPhase, now: Millis) -> bool {
+        self.last_report = now;
         self.cold |= *phase == RankPhase::Starting;
         let new = self.phase.as_ref().map_or(0, progress) < progress(phase);
         if new {
@@ -48,7 +48,7 @@ impl RankLive {
     }
 }
 
-/// Order of phases in a rank's life, above 0.
+/// The order of phases in a rank's life, starting at 1.
 fn progress(phase: &RankPhase) -> u8 {
     match phase {
         RankPhase::Starting => 1,

@@ -1,4 +1,4 @@
-//! A worker's report: its lease, its arrival, and what it says of its ranks.
+//! Handles a worker's report: renews its lease, registers it, and applies its ranks' reports.
 
 use crate::event::Event;
 use crate::explain::{Ending, failure};
@@ -24,7 +24,8 @@ impl Coordinator {
                 worker: worker.clone(),
             }),
             Arrival::Replaced { old } => {
-                self.noted.retain(|(noted, _)| *noted != old);
+                self.reported_violations
+                    .retain(|(reporter, _)| *reporter != old);
                 let reason = format!("restarted as {worker}");
                 outbox.emit(Event::WorkerDown {
                     worker: old.clone(),
@@ -44,8 +45,8 @@ impl Coordinator {
                 return;
             }
         }
-        // A report is answered with what should be, whether that changed or not.
-        outbox.tell.insert(worker.name.clone());
+        // Every report is answered with the desired state, even if it did not change.
+        outbox.send.insert(worker.name.clone());
         let mut failures: BTreeMap<JobId, Ending> = BTreeMap::new();
         for rank in &report.ranks {
             let Some(ending) = self.on_rank(worker, rank, outbox) else {
@@ -63,7 +64,7 @@ impl Coordinator {
         }
     }
 
-    /// Takes one rank's report; the reason if it ends its generation.
+    /// Applies one rank's report. Returns why its generation ends, if it does.
     fn on_rank(
         &mut self,
         worker: &WorkerId,
@@ -86,11 +87,11 @@ impl Coordinator {
         };
         match classify(job, worker, report) {
             Class::Live => {
-                let heard = job.receive(worker, report, outbox);
-                for violation in heard.violations {
+                let received = job.receive(worker, report, outbox);
+                for violation in received.violations {
                     self.ignore(worker, &violation, outbox);
                 }
-                return heard.ending;
+                return received.ending;
             }
             Class::Standby => {
                 job.receive_standby(worker, report, self.deadlines, outbox);
@@ -100,10 +101,14 @@ impl Coordinator {
                 let newest = job.head.generation;
                 job.receive_late(worker, report, outbox);
                 if report.generation < newest && failure(worker, report).is_none() {
-                    let (job, said) = (report.job.clone(), report.generation);
+                    let (job, reported) = (report.job.clone(), report.generation);
                     self.ignore(
                         worker,
-                        &Violation::OldGeneration { job, said, newest },
+                        &Violation::OldGeneration {
+                            job,
+                            reported,
+                            newest,
+                        },
                         outbox,
                     );
                 }
@@ -114,7 +119,10 @@ impl Coordinator {
     }
 
     fn ignore(&mut self, worker: &WorkerId, violation: &Violation, outbox: &mut Outbox) {
-        if self.noted.insert((worker.clone(), violation.kind())) {
+        if self
+            .reported_violations
+            .insert((worker.clone(), violation.kind()))
+        {
             outbox.emit(Event::Ignored {
                 worker: worker.clone(),
                 what: violation.to_string(),

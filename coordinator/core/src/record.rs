@@ -1,5 +1,5 @@
-//! What is durable: the records of jobs, counters and drained workers, and the state that they add
-//! up to. How records of older releases are read stands in [`crate::stored`].
+//! Durable state: the records of jobs, counters and drained workers, and the state they combine to.
+//! [`crate::stored`] reads records of older releases.
 
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
@@ -9,46 +9,46 @@ use proto::phase::Phase;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Milliseconds of the shell's clock since 1970. The machine never reads a clock. It may jump; the
-/// machine survives.
+/// Milliseconds since 1970 of the shell's clock. The machine never reads a clock and tolerates
+/// jumps.
 pub type Millis = u64;
 
-/// One durable record; the key is its kind and id, a later record replaces an earlier one.
+/// One durable record. Its key is its kind and id; a later record replaces an earlier one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Record {
-    /// Numbers that outlive jobs.
+    /// Counters that outlive jobs.
     Counters(Counters),
-    /// Names of all workers that are drained.
+    /// Names of all drained workers.
     Drained(BTreeSet<String>),
     Job(Box<JobRecord>),
-    /// Entries to add to the job's ledger; its record of the same save names the last of them.
+    /// Entries to append to the job's ledger. The job's record in the same save names the last one.
     Ledger {
         job: JobId,
         entries: Vec<Entry>,
     },
 }
 
-/// Everything a restart needs. `restore(durable)` is the whole recovery.
+/// Everything that a restart needs. `restore(durable)` is the whole recovery.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Durable {
     pub counters: Counters,
     pub drained: BTreeSet<String>,
     pub jobs: BTreeMap<JobId, JobRecord>,
-    /// Jobs whose record cannot be read, and why. They are shown as failed, and their records stay
-    /// as they are.
+    /// Jobs whose records cannot be read, with the error. They are shown as failed, and their
+    /// stored records are not changed.
     #[serde(default)]
     pub unreadable: BTreeMap<JobId, String>,
 }
 
 impl Durable {
-    /// Applies one saved record; applying all of them in the order of their saves gives the state
-    /// at the last save.
+    /// Applies one saved record. Applying all records in save order yields the state at the last
+    /// save.
     pub fn apply(&mut self, record: Record) {
         match record {
             Record::Counters(counters) => self.counters = counters,
             Record::Drained(drained) => self.drained = drained,
-            // A restart needs only where each ledger ends, which the job's record says.
+            // A restart needs only the end of each ledger, which is in the job's record.
             Record::Ledger { .. } => {}
             Record::Job(job) => {
                 self.jobs.insert(job.id.clone(), *job);
@@ -59,84 +59,83 @@ impl Durable {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
-    /// Jobs ever submitted: the next job's number is one more.
+    /// Number of jobs ever submitted. The next job gets the next number.
     pub jobs: u64,
 }
 
-/// The form of records that this release writes; it reads those of older ones.
+/// The record version that this release writes. It also reads older versions.
 pub const RECORD_VERSION: u32 = 3;
 
-/// Read by [`crate::stored`].
+/// The durable state of a job. Deserialized by [`crate::stored`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct JobRecord {
     /// [`RECORD_VERSION`].
     pub version: u32,
     pub id: JobId,
-    /// The text that was submitted, byte for byte. What it means is read from it alone.
+    /// The submitted text, byte for byte. The spec is parsed from it alone.
     pub job_toml: String,
-    /// Of its data set; of a job that reads a trained job, that one's. Pinned at submit.
+    /// Version of its data set, or that of the trained job that it reads. Pinned at submission.
     pub dataset_version: String,
-    /// The trained job that it reads, pinned. None: it reads none, or it is not clear yet which
-    /// checkpoint.
+    /// The trained job that it reads, pinned to a checkpoint. None if it reads no job, or the
+    /// checkpoint is not known yet.
     pub source: Option<SourceJob>,
     pub submitted_ms: Millis,
-    /// Somebody wishes that it does not run.
+    /// A user paused the job.
     pub paused: bool,
-    /// The scale that somebody wishes, instead of job.toml's `workers.max`.
+    /// The number of workers set by a user; overrides job.toml's `workers.max`.
     pub workers: Option<u32>,
-    /// The newest generation that was ever formed; the next is one higher, for ever.
+    /// The newest generation ever formed. Generation numbers only increase.
     pub generation: Generation,
     pub phase: JobPhase,
-    /// Standbys: who has no place in its newest generation and is ready, or gets ready, for the
-    /// next.
+    /// Standbys: not members of the newest generation, but ready or preparing for the next one.
     pub standbys: Vec<Member>,
-    /// Where its ledger ends.
+    /// The end of its ledger.
     pub ledger: Tip,
     /// Committed checkpoints that still exist, oldest first.
     pub checkpoints: Vec<CheckpointRef>,
-    /// The newest step that was ever reported or committed, as of the last end of a generation.
+    /// The newest step ever reported or committed, as of the end of the last generation.
     pub reached: Step,
-    /// Generations in a row that ended without a step beyond [`Self::reached`] and without a new
-    /// commit; of units, processes in a row that ended with no unit in hand, since the last unit
-    /// that was done.
+    /// Number of consecutive generations that ended without a step beyond [`Self::reached`] and
+    /// without a new commit. For a job of units: consecutive processes that ended without a current
+    /// unit since a unit was last completed.
     pub restarts_without_progress: u32,
-    /// A rank failed in a way that another generation would repeat: there is none.
+    /// A rank failed in a way that another generation would repeat, so none is started.
     pub permanent_failure: bool,
     pub restarts: u32,
-    /// The newest [`INCIDENTS_MAX`] things that went wrong, oldest first.
+    /// The newest [`INCIDENTS_MAX`] incidents, oldest first.
     pub incidents: Vec<Incident>,
-    /// How far its units are; None: it is a gang.
+    /// The state of its units. None if it is a gang.
     pub units: Option<UnitsRecord>,
 }
 
-/// What is durable of a job of units.
+/// The durable state of a job of units.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct UnitsRecord {
-    /// Units whose output is there: sorted ranges without overlap.
+    /// Completed units as sorted, disjoint ranges.
     pub done: Vec<UnitRange>,
-    /// Units that are not tried any more.
+    /// Units that failed too often and are not retried.
     pub set_aside: Vec<UnitRange>,
-    /// Units that failed and are not done, by number: those that are tried again, and the first
-    /// [`NAMED_UNITS_MAX`] of those that are set aside.
+    /// Units that failed and are not done, by number: those to be retried, and the first
+    /// [`NAMED_UNITS_MAX`] of those set aside.
     pub failed: Vec<FailedUnit>,
-    /// The generation of each member, in their order.
+    /// The generation of each member, in member order.
     pub generations: Vec<Generation>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailedUnit {
     pub unit: u64,
-    /// Names of the workers on which it failed, once for each time.
+    /// Names of the workers on which it failed, one per failure.
     pub workers: Vec<String>,
-    /// What it said last.
+    /// The last error.
     pub error: String,
 }
 
-/// Units set aside that are named with their last error.
+/// Maximum number of units set aside that are listed with their last error.
 pub const NAMED_UNITS_MAX: usize = 100;
 
 impl JobRecord {
-    /// Of a job of whose record only the id is known, to be shown and never to be saved.
+    /// A placeholder for a job of whose record only the id is known. It is shown but never saved.
     pub(crate) fn unreadable(id: JobId, error: &str) -> Self {
         let record = Self {
             version: RECORD_VERSION,
@@ -162,22 +161,22 @@ impl JobRecord {
         record.into_unreadable(error)
     }
 
-    /// The same, as it is shown where it cannot be understood.
+    /// Marks the record as unreadable, for display.
     pub(crate) fn into_unreadable(mut self, error: &str) -> Self {
         self.phase = JobPhase::Failed {
-            reason: format!("its record cannot be read: {error}"),
+            reason: format!("the job's record cannot be read: {error}"),
             ended_ms: self.submitted_ms,
         };
         self
     }
 
-    /// Its phase as people see it.
+    /// The phase shown to users.
     #[must_use]
     pub fn shown(&self) -> Phase {
         self.phase.shown().or_paused(self.paused)
     }
 
-    /// Its phase in one word, for tables.
+    /// The phase in one word, for tables.
     #[must_use]
     pub fn word(&self) -> &'static str {
         self.shown().word()
@@ -186,18 +185,18 @@ impl JobRecord {
 
 pub const INCIDENTS_MAX: usize = 32;
 
-/// A job that ends this many generations in a row without getting further fails with the last
-/// error: a fault that comes back every time is the job's own.
+/// A job fails with its last error after this many consecutive generations without progress: a
+/// fault that recurs every time is caused by the job itself.
 pub const RESTARTS_WITHOUT_PROGRESS_MAX: u32 = 5;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum JobPhase {
-    /// Waits for workers; `reason` says for what.
+    /// Waits for workers; `reason` names what is missing.
     Queued {
         reason: String,
     },
-    /// A generation exists. Whether it is forming or training is seen from its ranks' reports.
+    /// A generation exists. The ranks' reports tell whether it is forming or training.
     Running {
         members: Vec<Member>,
     },
@@ -214,7 +213,7 @@ pub enum JobPhase {
 }
 
 impl JobPhase {
-    /// Done, failed or cancelled: it never changes again.
+    /// Done, failed or cancelled: final phases.
     #[must_use]
     pub fn is_over(&self) -> bool {
         match self {
@@ -223,7 +222,7 @@ impl JobPhase {
         }
     }
 
-    /// As people see it, where nobody pauses the job.
+    /// The phase shown to users, ignoring a pause.
     #[must_use]
     pub fn shown(&self) -> Phase {
         match self {
@@ -242,8 +241,8 @@ impl JobPhase {
     }
 }
 
-/// One worker's part in a generation. Ranks are numbered over members in order, and over reserves
-/// after them.
+/// One worker's ranks in a generation. Ranks are numbered across members in order, then across
+/// standbys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     pub worker: WorkerId,
@@ -255,18 +254,18 @@ pub struct Member {
 pub struct Incident {
     pub at_ms: Millis,
     pub generation: Generation,
-    /// Who, what, and what follows; one sentence.
+    /// What happened to which rank or worker, and the consequence, in one sentence.
     pub what: String,
 }
 
 impl Member {
-    /// Whether it is this member that runs the rank.
+    /// True if this member runs the rank.
     #[must_use]
     pub fn runs(&self, rank: Rank) -> bool {
         self.first_rank <= rank && rank.0 - self.first_rank.0 < self.ranks
     }
 
-    /// The ranks that it runs.
+    /// The ranks that this member runs.
     pub fn numbers(&self) -> impl Iterator<Item = Rank> + use<> {
         (self.first_rank.0..self.first_rank.0.saturating_add(self.ranks)).map(Rank)
     }

@@ -1,6 +1,6 @@
-//! What people ask for: submit and cancel. Each is answered once, after what it changed is saved.
+//! User requests: submit and cancel. Each gets one reply, after its changes are saved.
 
-use crate::depend::Reads;
+use crate::depend::SourceLookup;
 use crate::event::{Reply, RequestId};
 use crate::job::Job;
 use crate::machine::Coordinator;
@@ -12,7 +12,7 @@ use proto::message::SourceJob;
 use proto::sample::{SampleWork, Weights};
 use proto::spec::{ArchitectureSpec, JobSpec};
 
-/// What is pinned of what a job reads.
+/// The inputs of a job that are pinned at submission.
 struct Pinned {
     dataset_version: String,
     source: Option<SourceJob>,
@@ -40,51 +40,51 @@ impl Coordinator {
         outbox.reply(request, reply);
     }
 
-    /// Checks what depends on other jobs and on how jobs run; what the job reads, as far as it is
-    /// clear now.
+    /// Checks the job's resources and its dependencies on other jobs. Returns its pinned inputs, as
+    /// far as they are known.
     fn admit(&self, spec: &JobSpec, mut pinned: Pinned) -> Result<Pinned, String> {
         let resources = &spec.resources;
         let gang = resources.workers_min.max(1)..=resources.workers_max;
         if gang.is_empty() || resources.workers_min == 0 || resources.devices_per_worker == 0 {
             return Err(format!(
-                "resources: workers {} to {} with {} devices each is no gang; a gang is 1 or more \
-                 workers, min <= max, with 1 or more devices",
+                "resources: workers {} to {} with {} devices each is not a valid request; ask for \
+                 at least 1 worker, min <= max, with at least 1 device each",
                 resources.workers_min, resources.workers_max, resources.devices_per_worker
             ));
         }
-        self.may_follow(&self.next_id(spec), spec)?;
+        self.check_dependencies(&self.next_id(spec), spec)?;
         if let Some(sample) = spec.work.sampling() {
-            pinned.dataset_version = self.sampled(sample)?.head().dataset_version.clone();
-            // Those that it waits for may bring newer weights, or the step that is meant.
+            pinned.dataset_version = self.sampled_job(sample)?.head().dataset_version.clone();
+            // Its dependencies may still write newer weights, or the requested step.
             let waits = !spec.after.is_empty();
-            pinned.source = match self.reads(spec) {
-                Some(Reads::Found(_)) if waits && sample.weights == Weights::Newest => None,
-                Some(Reads::Found(source)) => Some(source),
-                Some(Reads::Missing {
+            pinned.source = match self.find_source(spec) {
+                Some(SourceLookup::Found(_)) if waits && sample.weights == Weights::Newest => None,
+                Some(SourceLookup::Found(source)) => Some(source),
+                Some(SourceLookup::Missing {
                     waits_for: Some(_), ..
                 }) if waits => None,
-                Some(Reads::Missing { reason, .. }) => return Err(reason),
+                Some(SourceLookup::Missing { reason, .. }) => return Err(reason),
                 None => None,
             };
         }
         Ok(pinned)
     }
 
-    /// The trained job that is meant.
-    fn sampled(&self, sample: &SampleWork) -> Result<&Job, String> {
+    /// Returns the trained job that `sample` reads, if the request fits it.
+    fn sampled_job(&self, sample: &SampleWork) -> Result<&Job, String> {
         let id = &sample.job;
         let source = self.jobs.get(id).ok_or_else(|| self.no_such_job(id))?;
         let work = &source.head().spec.work;
         let Some(training) = work.training() else {
             let reads = work.sampling().map_or(id, |of| &of.job);
             return Err(format!(
-                "job {id} draws pictures and trains nothing; sample {reads} instead"
+                "job {id} generates images and trains no model; sample job {reads} instead"
             ));
         };
         if sample.count == 0 {
-            return Err("count: 0 pictures were asked for; ask for 1 or more".to_owned());
+            return Err("count: 0 images requested; request at least 1".to_owned());
         }
-        suits(sample, &training.model.architecture)?;
+        check_settings(sample, &training.model.architecture)?;
         Ok(source)
     }
 
@@ -98,7 +98,7 @@ impl Coordinator {
         if !was_over {
             job.cancel(outbox);
         }
-        outbox.phases.push((request, id.clone()));
+        outbox.phase_replies.push((request, id.clone()));
         if let Some(read) = read.filter(|_| !was_over) {
             self.retain(&read, outbox);
         }
@@ -130,7 +130,7 @@ impl Coordinator {
             workers: None,
             generation: Generation(0),
             phase: JobPhase::Queued {
-                reason: "was just submitted".to_owned(),
+                reason: "just submitted".to_owned(),
             },
             checkpoints: Vec::new(),
             reached: Step(0),
@@ -149,30 +149,28 @@ impl Coordinator {
     }
 }
 
-/// Refuses wishes that the job's model has no use for.
-fn suits(sample: &SampleWork, architecture: &ArchitectureSpec) -> Result<(), String> {
+/// Refuses settings that the job's model does not support.
+fn check_settings(sample: &SampleWork, architecture: &ArchitectureSpec) -> Result<(), String> {
     let facts = architecture.facts();
     let (prompts, references) = (facts.sampling.prompts, facts.sampling.references);
-    let wishes = [
+    let settings = [
         ("references", !sample.references.is_empty(), references),
         ("task", sample.task.is_some(), references),
         ("pairing", sample.pairing.is_some(), references),
         ("attention", !sample.attention.is_empty(), references),
         ("prompts", !sample.prompts.is_empty(), prompts),
     ];
-    if let Some((request_change, ..)) = wishes
-        .iter()
-        .find(|(_, wished, offered)| *wished && !offered)
-    {
+    let unsupported = |(_, set, supported): &&(&str, bool, bool)| *set && !supported;
+    if let Some((field, ..)) = settings.iter().find(unsupported) {
         return Err(format!(
-            "{request_change}: job {} trained a {}, which has no use for them; leave them out",
+            "{field}: job {} trained a {}, which does not use this setting; omit it",
             sample.job, facts.noun
         ));
     }
-    let most = sample.method.steps_max_of(architecture.timesteps());
-    if most < sample.steps {
+    let max_steps = sample.method.steps_max_of(architecture.timesteps());
+    if max_steps < sample.steps {
         return Err(format!(
-            "steps: is {}; {} takes 1 to {most} steps on the noise schedule of job {}",
+            "steps: is {}; {} takes 1 to {max_steps} steps on the noise schedule of job {}",
             sample.steps,
             sample.method.name(),
             sample.job

@@ -1,4 +1,4 @@
-//! Which checkpoints stay although newer ones are there: those that another job reads.
+//! Checkpoint retention. Older checkpoints that another job reads are kept.
 
 use crate::job::Job;
 use crate::machine::Coordinator;
@@ -6,7 +6,7 @@ use crate::outbox::Outbox;
 use proto::id::JobId;
 
 impl Coordinator {
-    /// Gives up the checkpoints of a job that are too many, unless another job reads them.
+    /// Deletes surplus checkpoints of a job, unless another job reads them.
     pub(crate) fn retain(&mut self, id: &JobId, outbox: &mut Outbox) {
         let pins = self.jobs.values().filter(|job| !job.is_over());
         let pins = pins.filter_map(|job| job.head().pin());

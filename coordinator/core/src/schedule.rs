@@ -1,37 +1,37 @@
-//! Carries out what [`crate::placement`] decides: starts jobs whose workers are free, brings those
-//! that run over to the workers that they should hold, and says of the rest what they wait for. It
-//! decides nothing about who goes first.
+//! Applies the decisions of [`crate::placement`]: starts jobs whose workers are free, moves running
+//! jobs to their assigned workers, and sets the reasons of waiting jobs. It does not decide about
+//! priorities.
 
 use crate::fleet;
+use crate::format::join_names;
 use crate::gang::{Change, Gang, Planned};
 use crate::job::Job;
 use crate::machine::Coordinator;
 use crate::outbox::Outbox;
 use crate::placement::{self, Access, Decision, Devices, NodeCapacity, Problem};
 use crate::record::{Member, Millis};
-use crate::words::listed;
 use proto::id::{JobId, WorkerId};
 use proto::message::GracefulStop;
 use std::collections::BTreeSet;
 
-/// Reason of a job that somebody paused.
-const PAUSED: &str = "somebody paused it; `coordinator resume` lets it go on";
+/// The reason of a paused job.
+const PAUSED: &str = "paused by a user; `coordinator resume` continues it";
 
 impl Coordinator {
-    /// Brings what runs nearer to what should run.
+    /// Moves the running jobs towards the placement.
     pub(crate) fn schedule(&mut self, outbox: &mut Outbox) {
         let problem = self.problem(outbox.now);
-        let solution = match self.solved.take() {
+        let solution = match self.last_placement.take() {
             Some((known, solution)) if known == problem => solution,
             Some(_) | None => placement::solve(&problem),
         };
         let mut used = self.used_devices();
-        self.form_of_last_state_holders(&mut used, outbox);
+        self.form_from_last_state_holders(&mut used, outbox);
         for (id, decision) in &solution {
-            self.carry_out(id, decision, &mut used, outbox);
+            self.apply_decision(id, decision, &mut used, outbox);
         }
         for job in self.jobs.values_mut().filter(|job| job.head().paused) {
-            // Each says something of its own phase alone.
+            // Each call affects one phase only.
             job.wait(PAUSED.to_owned(), outbox);
             match job {
                 Job::Gang(gang) => gang.graceful_stop(
@@ -41,7 +41,7 @@ impl Coordinator {
                     outbox,
                 ),
                 Job::Units(units) => {
-                    units.leave_all_but(
+                    units.release_all_but(
                         &[],
                         |_| Planned::Paused.to_string(),
                         self.deadlines,
@@ -52,14 +52,14 @@ impl Coordinator {
         }
         let mut freed = false;
         for job in self.jobs.values_mut() {
-            freed |= job.let_go(outbox);
+            freed |= job.release_workers(outbox);
         }
         if freed {
-            self.solved = Some((problem, solution));
+            self.last_placement = Some((problem, solution));
             return self.schedule(outbox);
         }
         self.sync_standbys(&solution, &used, outbox);
-        self.solved = Some((problem, solution));
+        self.last_placement = Some((problem, solution));
     }
 
     fn problem(&self, now: Millis) -> Problem {
@@ -86,7 +86,7 @@ impl Coordinator {
         }
     }
 
-    fn carry_out(
+    fn apply_decision(
         &mut self,
         id: &JobId,
         decision: &Decision,
@@ -95,7 +95,7 @@ impl Coordinator {
     ) {
         let job = match self.jobs.get(id) {
             Some(Job::Gang(gang)) => gang,
-            Some(Job::Units(_)) => return self.carry_out_units(id, decision, used, outbox),
+            Some(Job::Units(_)) => return self.apply_units_decision(id, decision, used, outbox),
             None => return,
         };
         let queued = job.is_queued();
@@ -104,14 +104,14 @@ impl Coordinator {
             Decision::Run(_) if job.head.paused => {}
             Decision::Run(workers) => self.adjust(id, workers, used, outbox),
             Decision::Wait(shortage) if queued => {
-                let kept = job.kept();
-                self.set_reason(id, format!("{shortage}{kept}"), outbox);
+                let state_held_by = job.state_held_by();
+                self.set_reason(id, format!("{shortage}{state_held_by}"), outbox);
             }
             Decision::Wait(shortage) => {
-                let lack = shortage.to_string();
+                let shortage = shortage.to_string();
                 self.graceful_stop(
                     id,
-                    Planned::MakesWay { lack },
+                    Planned::Preempted { shortage },
                     GracefulStop::WithCheckpoint,
                     outbox,
                 );
@@ -119,30 +119,30 @@ impl Coordinator {
         }
     }
 
-    /// Forms the first generation of a job, or the next after one that ended. Those whose processes
-    /// live do not wait for others to start theirs, if they are enough.
+    /// Forms the first generation of a job, or the next one after a generation ended. Workers with
+    /// live processes do not wait for others to start theirs, if there are enough of them.
     fn start(&mut self, id: &JobId, given: &[WorkerId], used: &mut Devices, outbox: &mut Outbox) {
         let Some(job) = self.jobs.get(id).and_then(Job::gang) else {
             return;
         };
         let needs = job.head.devices_per_worker();
         let ready = job.ready();
-        let there: Vec<WorkerId> = given
+        let available: Vec<WorkerId> = given
             .iter()
             .filter(|it| ready.contains(it))
             .cloned()
             .collect();
-        let workers = if job.head.least() <= there.len() {
-            there
+        let workers = if job.head.min_workers() <= available.len() {
+            available
         } else {
             given.to_vec()
         };
         let occupied = self.occupied(&workers, needs, used);
         if !occupied.is_empty() {
             let reason = format!(
-                "waits until {} let go of {}",
+                "waits for {} to release {}",
                 self.holders(&occupied),
-                listed(&occupied)
+                join_names(&occupied)
             );
             return self.set_reason(id, reason, outbox);
         }
@@ -154,9 +154,10 @@ impl Coordinator {
         }
     }
 
-    /// Who alone holds steps of a queued job and is to go forms a generation of it. It runs where
-    /// it should not, so it is halted at once, with a checkpoint.
-    fn form_of_last_state_holders(&mut self, used: &mut Devices, outbox: &mut Outbox) {
+    /// If all standbys that hold uncommitted steps of a queued job must leave, they form a
+    /// generation. It runs on workers that it should not use, so it is stopped at once with a
+    /// checkpoint.
+    fn form_from_last_state_holders(&mut self, used: &mut Devices, outbox: &mut Outbox) {
         let gangs = self.jobs.values().filter_map(Job::gang);
         let state_holders = gangs.map(|job| (job.head.id.clone(), self.last_state_holders(job)));
         let state_holders: Vec<_> = state_holders
@@ -173,17 +174,17 @@ impl Coordinator {
         }
     }
 
-    /// The survivors of a queued job, if all of them are to go, and no checkpoint has what they
-    /// hold; of those that do not reach each other, one side.
+    /// The survivors of a queued job, if all of them must leave and hold steps that no checkpoint
+    /// contains. Under a network partition, only one side.
     fn last_state_holders(&self, job: &Gang) -> Vec<WorkerId> {
-        let goes = |keeper: &Member| {
-            let worker = self.fleet.reachable(&keeper.worker.name);
-            let worker = worker.filter(|worker| worker.id == keeper.worker);
+        let leaves = |standby: &Member| {
+            let worker = self.fleet.reachable(&standby.worker.name);
+            let worker = worker.filter(|worker| worker.id == standby.worker);
             worker.is_some_and(|worker| job.head.paused || self.is_leaving(worker))
         };
-        if job.holds_steps_alone() && job.standby_members().iter().all(goes) {
+        if job.holds_steps_alone() && job.standby_members().iter().all(leaves) {
             let workers: Vec<&WorkerId> = job.standby_workers().collect();
-            let mut together = self.partitions.together(&[], &workers, &[]);
+            let mut together = self.partitions.choose_connected(&[], &workers, &[]);
             together.sort();
             together.into_iter().cloned().collect()
         } else {
@@ -191,12 +192,12 @@ impl Coordinator {
         }
     }
 
-    /// Somebody drains it, or its daemon was asked to leave.
+    /// True if the worker is drained or its daemon is shutting down.
     pub(crate) fn is_leaving(&self, worker: &fleet::Worker) -> bool {
         self.drained.contains(&worker.id.name) || worker.devices == 0
     }
 
-    /// Brings a running generation nearer to the workers that it is given.
+    /// Moves a running generation towards its assigned workers.
     fn adjust(&mut self, id: &JobId, given: &[WorkerId], used: &mut Devices, outbox: &mut Outbox) {
         let Some(job) = self.jobs.get(id).and_then(Job::gang) else {
             return;
@@ -215,16 +216,16 @@ impl Coordinator {
                     outbox,
                 );
             }
-            Change::Elsewhere => {
+            Change::Relocate => {
                 let newcomer = |worker: &&WorkerId| !job.is_member(worker);
                 let newcomers: Vec<WorkerId> = given.iter().filter(newcomer).cloned().collect();
                 if newcomers.len() < given.len()
                     && self.occupied(&newcomers, needs, used).is_empty()
                 {
-                    // Newcomers get ready while it trains on; where it stands still already, it
-                    // waits for them as one.
+                    // Newcomers prepare while the generation trains. If it is already stopped
+                    // between steps, it regroups with them at once.
                     if job.is_between_steps() {
-                        let why = format!("it goes on on {}", listed(given));
+                        let why = format!("continues on {}", join_names(given));
                         self.regroup(id, given.to_vec(), &why, used, outbox);
                     }
                     return;
@@ -274,8 +275,8 @@ impl Coordinator {
         }
     }
 
-    /// A job of units takes workers as they become free, and gives them back one by one.
-    fn carry_out_units(
+    /// A job of units takes workers as they become free, and releases them one by one.
+    fn apply_units_decision(
         &mut self,
         id: &JobId,
         decision: &Decision,
@@ -286,26 +287,26 @@ impl Coordinator {
             return;
         };
         let needs = units.head.devices_per_worker();
-        let (given, lack) = match decision {
+        let (given, shortage) = match decision {
             Decision::Run(workers) => (&workers[..], None),
             Decision::Wait(shortage) => (&[][..], Some(shortage.to_string())),
         };
         let new = given.iter().filter(|worker| !units.is_member(worker));
         let new: Vec<WorkerId> = new.cloned().collect();
         let occupied = self.occupied(&new, needs, used);
-        let wanted: Vec<WorkerId> = new
+        let joining: Vec<WorkerId> = new
             .into_iter()
             .filter(|worker| !occupied.contains(worker))
             .collect();
-        let reason = match &lack {
-            Some(lack) => lack.clone(),
+        let reason = match &shortage {
+            Some(shortage) => shortage.clone(),
             None => format!(
-                "waits until {} let go of {}",
+                "waits for {} to release {}",
                 self.holders(&occupied),
-                listed(&occupied)
+                join_names(&occupied)
             ),
         };
-        let empty: BTreeSet<WorkerId> = self
+        let leaving: BTreeSet<WorkerId> = self
             .fleet
             .iter()
             .filter(|worker| self.is_leaving(worker))
@@ -314,29 +315,29 @@ impl Coordinator {
         let Some(Job::Units(units)) = self.jobs.get_mut(id) else {
             return;
         };
-        let why = |worker: &WorkerId| match &lack {
-            Some(lack) => Planned::MakesWay { lack: lack.clone() }.to_string(),
-            None if empty.contains(worker) => format!("{} is to be empty", worker.name),
-            None => format!(
-                "{} is needed more elsewhere, or not needed any more",
-                worker.name
-            ),
+        let why = |worker: &WorkerId| match &shortage {
+            Some(shortage) => Planned::Preempted {
+                shortage: shortage.clone(),
+            }
+            .to_string(),
+            None if leaving.contains(worker) => format!("{} is being drained", worker.name),
+            None => format!("{} is needed elsewhere or no longer needed", worker.name),
         };
-        units.leave_all_but(given, why, self.deadlines, outbox);
-        for worker in wanted {
+        units.release_all_but(given, why, self.deadlines, outbox);
+        for worker in joining {
             *used.entry(worker.clone()).or_default() += needs;
             units.join(worker, outbox);
         }
         units.wait(reason, outbox);
     }
 
-    /// Those of the workers that have no room yet.
+    /// The workers that do not have enough free devices yet.
     fn occupied(&self, workers: &[WorkerId], needs: u32, used: &Devices) -> BTreeSet<WorkerId> {
         let room = |worker: &WorkerId| {
             let devices = self
                 .fleet
                 .reachable(&worker.name)
-                .map_or(0, |there| there.devices);
+                .map_or(0, |available| available.devices);
             devices.saturating_sub(used.get(worker).copied().unwrap_or(0))
         };
         workers
@@ -347,7 +348,7 @@ impl Coordinator {
     }
 
     fn holders(&self, workers: &BTreeSet<WorkerId>) -> String {
-        let here = |job: &&JobId| {
+        let uses_worker = |job: &&JobId| {
             self.jobs[*job]
                 .members()
                 .any(|member| workers.contains(&member.worker))
@@ -355,7 +356,7 @@ impl Coordinator {
         let jobs: Vec<&str> = self
             .jobs
             .keys()
-            .filter(here)
+            .filter(uses_worker)
             .map(|job| job.0.as_str())
             .collect();
         jobs.join(", ")

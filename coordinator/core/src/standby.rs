@@ -1,5 +1,4 @@
-//! Who is on standby for what, when it is clear who has a place: what a standby is stands in
-//! [`crate::gang`].
+//! Assigns standbys after placement has assigned the members. [`crate::gang`] defines standbys.
 
 use crate::fleet;
 use crate::gang::Gang;
@@ -11,7 +10,7 @@ use proto::id::{JobId, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Coordinator {
-    /// Says who is a standby of what, when it is clear who has a place. Survivors come before
+    /// Assigns standbys to gangs on the devices that no member uses. Survivors come before
     /// newcomers.
     pub(crate) fn sync_standbys(
         &mut self,
@@ -36,7 +35,7 @@ impl Coordinator {
             .map(|it| it.id.clone())
             .collect();
         for job in self.jobs.values_mut().filter_map(Job::gang_mut) {
-            job.keep_where_there_is_room(&leaving, &mut free, outbox);
+            job.retain_survivors(&leaving, &mut free, outbox);
         }
         let runs = |job: &&mut Gang| job.is_running();
         let mut wanted: BTreeMap<JobId, Vec<WorkerId>> = BTreeMap::new();
@@ -59,8 +58,13 @@ impl Coordinator {
             .filter(runs)
         {
             let mut wanted = wanted.remove(&job.head.id).unwrap_or_default();
-            wanted.extend(job.left_out(&wanted, &self.partitions, &self.drained, &mut free));
-            job.get_ready(&wanted, outbox);
+            wanted.extend(job.excluded_standbys(
+                &wanted,
+                &self.partitions,
+                &self.drained,
+                &mut free,
+            ));
+            job.set_standbys(&wanted, outbox);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Reads records of jobs of every release. Version 1 had no number, carried the parsed job, and
-//! stored a sampling job as a gang with the text of the job that it read.
+//! Reads job records of every release. Version 1 had no version number, contained the parsed job,
+//! and stored a sampling job as a gang with the text of the job that it read.
 
 use crate::record::{Incident, JobPhase, JobRecord, Member, Millis, RECORD_VERSION, UnitsRecord};
 use proto::checkpoint::CheckpointRef;
@@ -10,7 +10,7 @@ use proto::sample::{Concept, NamedReference, SampleMethod, SamplePrompt, SampleW
 use proto::spec::{JobSpec, OnFailedUnit, Pairing, Resources, Task, Work};
 use serde::{Deserialize, Deserializer, de};
 
-/// A record as it lies in the store, of any version.
+/// A stored record of any version.
 #[derive(Debug, Deserialize)]
 struct StoredJob {
     #[serde(default = "first_version")]
@@ -49,7 +49,8 @@ fn first_version() -> u32 {
     1
 }
 
-/// Of the parsed job, what a sampling job's text did not say: the rest is read from the text.
+/// The fields of the parsed job that a sampling job's text did not contain. The rest is read from
+/// the text.
 #[derive(Debug, Deserialize)]
 struct OldSpec {
     resources: Resources,
@@ -67,13 +68,13 @@ struct OldSample {
     source: JobId,
     checkpoint: Option<CheckpointRef>,
     count: u32,
-    /// Requests that were stored before there was a choice were DDIM.
+    /// Requests stored before this field existed used DDIM.
     #[serde(default)]
     method: SampleMethod,
     steps: u32,
     guidance: f64,
-    /// Requests that were stored before there was one had 1.
-    #[serde(default = "unguided")]
+    /// Requests stored before this field existed used 1.
+    #[serde(default = "default_reference_guidance")]
     reference_guidance: f64,
     seeds: Vec<u64>,
     prompt: SamplePrompt,
@@ -84,7 +85,7 @@ struct OldSample {
     attention: Vec<Concept>,
 }
 
-fn unguided() -> f64 {
+fn default_reference_guidance() -> f64 {
     1.0
 }
 
@@ -138,15 +139,15 @@ impl TryFrom<StoredJob> for JobRecord {
             units: stored.units,
         };
         Ok(match sample {
-            Some((resources, sample)) => sampling(record, resources, sample),
+            Some((resources, sample)) => convert_sampling_job(record, resources, sample),
             None => record,
         })
     }
 }
 
-/// A sampling job of version 1 as a job of units: what it read becomes its source, and it begins
-/// again if it was not over.
-fn sampling(record: JobRecord, resources: Resources, sample: OldSample) -> JobRecord {
+/// Converts a sampling job of version 1 to a job of units. The job that it read becomes its source.
+/// If it was running, it starts again.
+fn convert_sampling_job(record: JobRecord, resources: Resources, sample: OldSample) -> JobRecord {
     let work = SampleWork {
         job: sample.source,
         weights: sample
@@ -179,7 +180,7 @@ fn sampling(record: JobRecord, resources: Resources, sample: OldSample) -> JobRe
     let mut units = UnitsRecord::default();
     let phase = match record.phase {
         JobPhase::Running { .. } => JobPhase::Queued {
-            reason: "begins again, in units".to_owned(),
+            reason: "restarts as a job of units".to_owned(),
         },
         phase @ JobPhase::Done { .. } => {
             units.done.push(all);
@@ -194,7 +195,7 @@ fn sampling(record: JobRecord, resources: Resources, sample: OldSample) -> JobRe
             job_toml: record.job_toml,
             checkpoint: sample.checkpoint,
         }),
-        // It had one worker, whoever wished otherwise.
+        // It always had one worker, whatever the setting was.
         workers: None,
         standbys: Vec::new(),
         phase,

@@ -1,11 +1,11 @@
-//! What the machine shows to whoever watches: status tables, metrics, tests. Read-only; made on
-//! demand by [`Coordinator::view`], never stored.
+//! Builds the read-only view for status tables, metrics and tests. [`Coordinator::view`] creates it
+//! on demand; it is never stored.
 
 use crate::fleet::Worker;
 use crate::gang::Gang;
 use crate::job::Job;
 use crate::machine::Coordinator;
-use crate::shown::{JobView, View, WorkerView};
+use crate::view_model::{JobView, View, WorkerView};
 use proto::id::WorkerId;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,7 +23,7 @@ impl Coordinator {
         for worker in &mut workers {
             worker.unreachable = self
                 .partitions
-                .from(worker.id)
+                .unreachable_from(worker.id)
                 .map(|other| other.name.clone())
                 .collect();
         }
@@ -48,6 +48,6 @@ fn view_worker<'a>(
         up: worker.is_up(),
         drained: drained.contains(&worker.id.name),
         unreachable: Vec::new(),
-        last_heard_ms: worker.heard_wall,
+        last_heard_ms: worker.last_report_wall,
     }
 }

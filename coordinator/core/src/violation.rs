@@ -1,9 +1,10 @@
-//! Words of a worker that cannot be true. They are ignored, and each kind is noted once per worker.
+//! Protocol violations: reports that cannot be true. They are ignored; each kind is logged once per
+//! worker.
 
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use std::fmt;
 
-/// Something that cannot be true.
+/// A report that cannot be true.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Violation {
     UnknownJob {
@@ -14,12 +15,12 @@ pub(crate) enum Violation {
     },
     FutureGeneration {
         job: JobId,
-        said: Generation,
+        reported: Generation,
         newest: Generation,
     },
     OldGeneration {
         job: JobId,
-        said: Generation,
+        reported: Generation,
         newest: Generation,
     },
     NotMember {
@@ -45,7 +46,7 @@ pub(crate) enum Violation {
 }
 
 impl Violation {
-    /// Names the kind: each is noted once per worker.
+    /// The kind of violation. Each kind is logged once per worker.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::UnknownJob { .. } => "unknown job",
@@ -67,17 +68,25 @@ impl fmt::Display for Violation {
             Self::UnknownJob { job } => {
                 write!(f, "reports a rank of {job}, which was never submitted here")
             }
-            Self::OldBoot { newer } => write!(f, "reports although {newer} has taken its place"),
-            Self::FutureGeneration { job, said, newest } => {
+            Self::OldBoot { newer } => write!(f, "reports although {newer} has replaced it"),
+            Self::FutureGeneration {
+                job,
+                reported,
+                newest,
+            } => {
                 write!(
                     f,
-                    "reports generation {said} of {job}, whose newest generation is {newest}"
+                    "reports generation {reported} of {job}, whose newest generation is {newest}"
                 )
             }
-            Self::OldGeneration { job, said, newest } => {
+            Self::OldGeneration {
+                job,
+                reported,
+                newest,
+            } => {
                 write!(
                     f,
-                    "still reports generation {said} of {job}, which is at generation {newest}"
+                    "still reports generation {reported} of {job}, which is at generation {newest}"
                 )
             }
             Self::NotMember { job, generation } => {
@@ -89,7 +98,7 @@ impl fmt::Display for Violation {
             Self::RankOutside { rank, first, ranks } => {
                 write!(
                     f,
-                    "reports rank {rank}; it runs {ranks} ranks from rank {first} on"
+                    "reports rank {rank}; it runs {ranks} ranks starting at rank {first}"
                 )
             }
             Self::StepOutside { step, steps_max } => {
@@ -104,8 +113,8 @@ impl fmt::Display for Violation {
             Self::ShardPath { path } => {
                 write!(
                     f,
-                    "reports shard `{path}`; a shard is a file name that no other rank of the \
-                    step uses"
+                    "reports shard `{path}`; a shard path must be a file name that no other rank \
+                     of the step uses"
                 )
             }
         }

@@ -1,20 +1,19 @@
-//! `coordinator why`: what a job waits for right now, as one value that becomes one sentence. It
-//! changes nothing and decides nothing; it reads what placement, halts, commits and reports left
-//! behind.
+//! `coordinator why`: what a job currently waits for, as one value that becomes one sentence. It is
+//! read-only: it derives the answer from placement, graceful stops, commits and reports.
 
 use crate::machine::Coordinator;
 use crate::record::Millis;
-use crate::shown::Why;
+use crate::view_model::Why;
 use proto::id::JobId;
 
 impl Coordinator {
-    /// What the job waits for at `now`, in the clock of the shell; None: there is no such job.
+    /// What the job waits for at `now`, in the shell's clock. None if there is no such job.
     #[must_use]
     pub fn why(&self, now: Millis, id: &JobId) -> Option<Why> {
         let job = self.jobs.get(id)?;
         let now = self.clock.at(now);
         let decision = self
-            .solved
+            .last_placement
             .as_ref()
             .and_then(|(_, solution)| solution.get(id));
         Some(job.why(decision, &self.partitions, now))

@@ -1,29 +1,29 @@
-//! Checkpoints by events and effects: when one is committed, written again or deleted, who reads
-//! it, and what is none.
+//! Checkpoints by inputs and effects: when one is committed, retried or deleted, which jobs read
+//! it, and which shards form none.
 
 #![allow(clippy::unwrap_used)]
 
 #[allow(dead_code, reason = "shared with others, which together use all of it")]
-mod desk;
+mod harness;
 
 use coordinator_core::event::{Input, JobPhase};
-use desk::{
-    DETECT_WITHIN_MS, Desk, deleted, failed, ignored, manifests, rank, sample_of, sampling, sends,
-    told, with_shard,
+use harness::{
+    DETECT_WITHIN_MS, Harness, assigned, deleted, failed, ignored, manifests, rank, sample_of,
+    sampling, sends, with_shard,
 };
 use proto::id::{JobId, Step};
 use proto::message::RankPhase;
 use proto::sample::Weights;
 
 #[test]
-fn a_checkpoint_is_committed_when_all_shards_are_there() {
-    let (mut desk, job) = Desk::training();
-    let first = desk.receive(
+fn a_checkpoint_is_committed_when_all_shards_are_reported() {
+    let (mut harness, job) = Harness::training();
+    let first = harness.receive(
         "w1",
         vec![with_shard(rank(&job, 1, 0, RankPhase::Training), 2)],
     );
     assert_eq!(manifests(&first), vec![], "one shard of two");
-    let written = manifests(&desk.shards(&job, 2));
+    let written = manifests(&harness.shards(&job, 2));
     assert_eq!(written.len(), 1);
     let paths: Vec<&str> = written[0]
         .shards
@@ -31,56 +31,70 @@ fn a_checkpoint_is_committed_when_all_shards_are_there() {
         .map(|shard| shard.path.as_str())
         .collect();
     assert_eq!(paths, ["rank-0.safetensors", "rank-1.safetensors"]);
-    assert_eq!(manifests(&desk.shards(&job, 2)), vec![], "it is on its way");
-    assert!(desk.job(&job).checkpoints.is_empty(), "and not there yet");
-    let effects = desk.written(&job, 2, Ok(()));
-    assert_eq!(desk.job(&job).checkpoints.len(), 1);
-    assert_eq!(told(&effects, "w2").gang().unwrap().committed_step, Step(2));
-    assert_eq!(manifests(&desk.shards(&job, 2)), vec![], "it is there");
+    assert_eq!(
+        manifests(&harness.shards(&job, 2)),
+        vec![],
+        "it is being written"
+    );
+    assert!(
+        harness.job(&job).checkpoints.is_empty(),
+        "not committed yet"
+    );
+    let effects = harness.written(&job, 2, Ok(()));
+    assert_eq!(harness.job(&job).checkpoints.len(), 1);
+    assert_eq!(
+        assigned(&effects, "w2").gang().unwrap().committed_step,
+        Step(2)
+    );
+    assert_eq!(
+        manifests(&harness.shards(&job, 2)),
+        vec![],
+        "it is committed"
+    );
 }
 
 #[test]
-fn a_manifest_that_was_not_written_is_written_again() {
-    let (mut desk, job) = Desk::training();
-    desk.shards(&job, 2);
+fn a_failed_manifest_write_is_retried() {
+    let (mut harness, job) = Harness::training();
+    harness.shards(&job, 2);
     assert_eq!(
-        manifests(&desk.written(&job, 2, Err("503".to_owned()))),
+        manifests(&harness.written(&job, 2, Err("503".to_owned()))),
         vec![]
     );
-    desk.now += DETECT_WITHIN_MS;
-    let again = desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
+    harness.now += DETECT_WITHIN_MS;
+    let again = harness.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
     assert_eq!(manifests(&again).len(), 1);
 }
 
 #[test]
 fn a_job_is_done_when_its_last_checkpoint_is_committed_and_all_ranks_are_finished() {
-    let (mut desk, job) = Desk::training();
-    desk.commit(&job, 4);
-    desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Finished)]);
-    assert!(matches!(desk.job(&job).phase, JobPhase::Running { .. }));
-    let effects = desk.receive("w2", vec![rank(&job, 1, 1, RankPhase::Finished)]);
-    assert!(matches!(desk.job(&job).phase, JobPhase::Done { .. }));
+    let (mut harness, job) = Harness::training();
+    harness.commit(&job, 4);
+    harness.receive("w1", vec![rank(&job, 1, 0, RankPhase::Finished)]);
+    assert!(matches!(harness.job(&job).phase, JobPhase::Running { .. }));
+    let effects = harness.receive("w2", vec![rank(&job, 1, 1, RankPhase::Finished)]);
+    assert!(matches!(harness.job(&job).phase, JobPhase::Done { .. }));
     assert_eq!(
         sends(&effects)["w1#1"].assignments,
         vec![],
-        "its workers are told by its absence"
+        "the assignment is removed from its workers"
     );
 }
 
 #[test]
-fn a_manifest_on_its_way_when_its_generation_ends_still_counts() {
-    let (mut desk, job) = Desk::training();
-    desk.shards(&job, 2);
-    desk.receive("w1", vec![rank(&job, 1, 0, failed("boom"))]);
+fn a_manifest_that_is_being_written_when_its_generation_ends_still_counts() {
+    let (mut harness, job) = Harness::training();
+    harness.shards(&job, 2);
+    harness.receive("w1", vec![rank(&job, 1, 0, failed("boom"))]);
     assert_eq!(
-        desk.generation(&job),
+        harness.generation(&job),
         1,
-        "the next generation waits until its fate is known"
+        "the next generation waits for the result"
     );
-    let effects = desk.written(&job, 2, Ok(()));
-    assert_eq!(desk.generation(&job), 2);
+    let effects = harness.written(&job, 2, Ok(()));
+    assert_eq!(harness.generation(&job), 2);
     assert_eq!(
-        told(&effects, "w1")
+        assigned(&effects, "w1")
             .gang()
             .unwrap()
             .resume
@@ -90,98 +104,102 @@ fn a_manifest_on_its_way_when_its_generation_ends_still_counts() {
 }
 
 #[test]
-fn an_older_generation_publishes_nothing() {
-    let (mut desk, job) = Desk::training();
-    desk.receive(
+fn an_older_generation_commits_nothing() {
+    let (mut harness, job) = Harness::training();
+    harness.receive(
         "w1",
         vec![with_shard(rank(&job, 1, 0, RankPhase::Training), 2)],
     );
-    desk.receive("w1", vec![rank(&job, 1, 0, failed("boom"))]);
-    assert_eq!(desk.generation(&job), 2);
-    desk.receive(
+    harness.receive("w1", vec![rank(&job, 1, 0, failed("boom"))]);
+    assert_eq!(harness.generation(&job), 2);
+    harness.receive(
         "w1",
         vec![with_shard(rank(&job, 2, 0, RankPhase::Training), 2)],
     );
     let late = || vec![with_shard(rank(&job, 1, 1, RankPhase::Training), 2)];
-    let heard = desk.receive("w2", late());
-    assert_eq!(manifests(&heard), vec![]);
+    let effects = harness.receive("w2", late());
+    assert_eq!(manifests(&effects), vec![]);
     assert_eq!(
-        ignored(&heard),
+        ignored(&effects),
         ["still reports generation 1 of toy-1, which is at generation 2"]
     );
     assert_eq!(
-        ignored(&desk.receive("w2", late())),
+        ignored(&harness.receive("w2", late())),
         Vec::<String>::new(),
         "once"
     );
 }
 
 #[test]
-fn retention_deletes_what_nobody_reads() {
-    let (mut desk, job) = Desk::training();
-    desk.commit(&job, 1);
-    assert_eq!(deleted(&desk.commit(&job, 2)), [1]);
-    let images = desk.submit(sample_of(&job));
-    let pinned = desk.job(&images).source.as_ref().unwrap();
+fn retention_deletes_checkpoints_that_no_job_reads() {
+    let (mut harness, job) = Harness::training();
+    harness.commit(&job, 1);
+    assert_eq!(deleted(&harness.commit(&job, 2)), [1]);
+    let images = harness.submit(sample_of(&job));
+    let pinned = harness.job(&images).source.as_ref().unwrap();
     assert_eq!(pinned.checkpoint.unwrap().step, Step(2));
     assert!(
-        deleted(&desk.commit(&job, 3)).is_empty(),
-        "step 2 is to be drawn from"
+        deleted(&harness.commit(&job, 3)).is_empty(),
+        "step 2 is read by the sampling job"
     );
     let effects = {
         let mut effects = Vec::new();
-        desk.ask(|request| Input::Cancel {
+        harness.ask(|request| Input::Cancel {
             request,
             job: images.clone(),
         });
-        effects.extend(desk.commit(&job, 4));
+        effects.extend(harness.commit(&job, 4));
         effects
     };
-    assert_eq!(desk.job(&job).checkpoints.len(), 1);
-    assert_eq!(deleted(&effects), [3], "2 went with the job that read it");
+    assert_eq!(harness.job(&job).checkpoints.len(), 1);
+    assert_eq!(
+        deleted(&effects),
+        [3],
+        "2 was deleted with the job that read it"
+    );
 }
 
 #[test]
-fn pictures_of_nothing_are_refused_with_what_there_is() {
-    let (mut desk, job) = Desk::training();
+fn sampling_without_a_checkpoint_is_refused_with_what_exists() {
+    let (mut harness, job) = Harness::training();
     assert_eq!(
-        desk.refused(sample_of(&job)),
+        harness.refused(sample_of(&job)),
         "job toy-1 has no committed checkpoint yet"
     );
     let unknown = sample_of(&JobId("toy-9".to_owned()));
     assert_eq!(
-        desk.refused(unknown),
+        harness.refused(unknown),
         "there is no job toy-9; the newest is toy-1"
     );
     let mut none = sample_of(&job);
     sampling(&mut none).count = 0;
-    assert!(desk.refused(none).starts_with("count: 0"));
+    assert!(harness.refused(none).starts_with("count: 0"));
     let mut late = sample_of(&job);
     sampling(&mut late).weights = Weights::Step(Step(9));
     assert_eq!(
-        desk.refused(late),
+        harness.refused(late),
         "job toy-1 has no checkpoint of step 9; it has: none"
     );
-    desk.commit(&job, 2);
-    let images = desk.submit(sample_of(&job));
+    harness.commit(&job, 2);
+    let images = harness.submit(sample_of(&job));
     assert_eq!(
-        desk.refused(sample_of(&images)),
-        "job images-2 draws pictures and trains nothing; sample toy-1 instead"
+        harness.refused(sample_of(&images)),
+        "job images-2 generates images and trains no model; sample job toy-1 instead"
     );
 }
 
 #[test]
-fn shards_of_different_base_weights_are_no_checkpoint() {
-    let (mut desk, job) = Desk::training();
+fn shards_of_different_base_weights_form_no_checkpoint() {
+    let (mut harness, job) = Harness::training();
     let mut other = with_shard(rank(&job, 1, 1, RankPhase::Training), 2);
     other.shards[0].init_digest = Some("ff".to_owned());
-    desk.receive(
+    harness.receive(
         "w1",
         vec![with_shard(rank(&job, 1, 0, RankPhase::Training), 2)],
     );
-    assert_eq!(manifests(&desk.receive("w2", vec![other])), vec![]);
+    assert_eq!(manifests(&harness.receive("w2", vec![other])), vec![]);
     assert!(
-        desk.job(&job).incidents[0]
+        harness.job(&job).incidents[0]
             .what
             .contains("different base weights")
     );

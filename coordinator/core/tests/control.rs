@@ -1,38 +1,38 @@
-//! Pauses, scales, drains and priorities by events and effects: generations that end in order and
-//! go on elsewhere.
+//! Pauses, scales, drains and priorities by inputs and effects: generations that stop gracefully
+//! and continue elsewhere.
 
 #![allow(clippy::unwrap_used)]
 
 #[allow(dead_code, reason = "shared with others, which together use all of it")]
-mod desk;
+mod harness;
 
 use coordinator_core::event::{Effect, Event, Input, JobPhase, Reply};
-use desk::{DETECT_WITHIN_MS, Desk, failed, rank, spec, told, with_step};
+use harness::{DETECT_WITHIN_MS, Harness, assigned, failed, rank, spec, with_step};
 use proto::id::{JobId, Rank, Step};
 use proto::message::{GracefulStop, RankPhase};
 use proto::spec::{JobSpec, Resources};
 
-fn pause(desk: &mut Desk, job: &JobId, paused: bool) -> Reply {
+fn pause(harness: &mut Harness, job: &JobId, paused: bool) -> Reply {
     let job = job.clone();
-    desk.ask(|request| Input::Pause {
+    harness.ask(|request| Input::Pause {
         request,
         job,
         paused,
     })
 }
 
-fn drain(desk: &mut Desk, worker: &str, drained: bool) -> Reply {
+fn drain(harness: &mut Harness, worker: &str, drained: bool) -> Reply {
     let worker = worker.to_owned();
-    desk.ask(|request| Input::Drain {
+    harness.ask(|request| Input::Drain {
         request,
         worker,
         drained,
     })
 }
 
-fn scale(desk: &mut Desk, job: &JobId, workers: u32) -> Reply {
+fn scale(harness: &mut Harness, job: &JobId, workers: u32) -> Reply {
     let job = job.clone();
-    desk.ask(|request| Input::Scale {
+    harness.ask(|request| Input::Scale {
         request,
         job,
         workers,
@@ -60,61 +60,61 @@ fn of_priority(priority: i32, spec: JobSpec) -> JobSpec {
     JobSpec { resources, ..spec }
 }
 
-/// The ranks of the job on w1 and w2 halted at `step`: its checkpoint is committed and they left.
-fn stops(desk: &mut Desk, job: &JobId, step: u64) {
-    let generation = desk.generation(job);
-    let effects = desk.shards(job, step);
-    assert_eq!(desk::manifests(&effects).len(), 1);
-    desk.receive("w1", vec![rank(job, generation, 0, RankPhase::Finished)]);
-    desk.receive("w2", vec![rank(job, generation, 1, RankPhase::Finished)]);
+/// The ranks of the job on w1 and w2 stop after `step` with a committed checkpoint.
+fn stop_with_checkpoint(harness: &mut Harness, job: &JobId, step: u64) {
+    let generation = harness.generation(job);
+    let effects = harness.shards(job, step);
+    assert_eq!(harness::manifests(&effects).len(), 1);
+    harness.receive("w1", vec![rank(job, generation, 0, RankPhase::Finished)]);
+    harness.receive("w2", vec![rank(job, generation, 1, RankPhase::Finished)]);
     assert!(
-        matches!(desk.job(job).phase, JobPhase::Running { .. }),
+        matches!(harness.job(job).phase, JobPhase::Running { .. }),
         "the commit is still to come"
     );
-    desk.written(job, step, Ok(()));
+    harness.written(job, step, Ok(()));
 }
 
-/// The ranks of the job on w1 and w2 did `step` and stopped, with nothing written.
-fn stop(desk: &mut Desk, job: &JobId, step: u64) {
-    let generation = desk.generation(job);
+/// The ranks of the job on w1 and w2 stop after `step` without a checkpoint.
+fn stop(harness: &mut Harness, job: &JobId, step: u64) {
+    let generation = harness.generation(job);
     let first = with_step(rank(job, generation, 0, RankPhase::Finished), step);
-    desk.receive("w1", vec![first]);
-    desk.receive("w2", vec![rank(job, generation, 1, RankPhase::Finished)]);
+    harness.receive("w1", vec![first]);
+    harness.receive("w2", vec![rank(job, generation, 1, RankPhase::Finished)]);
 }
 
 #[test]
 fn a_paused_job_leaves_with_a_checkpoint_and_goes_on_from_it() {
-    let (mut desk, job) = Desk::training();
-    assert_eq!(pause(&mut desk, &job, true), phase("pausing"));
-    assert!(desk.durable.jobs[&job].paused, "saved before the answer");
-    let effects = desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
+    let (mut harness, job) = Harness::training();
+    assert_eq!(pause(&mut harness, &job, true), phase("pausing"));
+    assert!(harness.durable.jobs[&job].paused, "saved before the answer");
+    let effects = harness.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
     assert_eq!(
-        told(&effects, "w1").graceful_stop,
+        assigned(&effects, "w1").graceful_stop,
         Some(GracefulStop::WithCheckpoint),
-        "said again on every report"
+        "sent again on every report"
     );
-    stops(&mut desk, &job, 1);
-    assert_eq!(desk.job(&job).word(), "paused");
+    stop_with_checkpoint(&mut harness, &job, 1);
+    assert_eq!(harness.job(&job).word(), "paused");
     assert_eq!(
-        desk.reason(&job),
-        "somebody paused it; `coordinator resume` lets it go on"
+        harness.reason(&job),
+        "paused by a user; `coordinator resume` continues it"
     );
     assert_eq!(
         (
-            desk.job(&job).restarts,
-            desk.job(&job).restarts_without_progress
+            harness.job(&job).restarts,
+            harness.job(&job).restarts_without_progress
         ),
         (0, 0),
-        "a pause is no fault"
+        "a pause is not a fault"
     );
-    assert_eq!(desk.job(&job).incidents, []);
-    desk.wait(100 * DETECT_WITHIN_MS);
-    assert_eq!(desk.generation(&job), 1, "it stays where it is");
-    desk.receive("w1", vec![]);
-    desk.receive("w2", vec![]);
-    assert_eq!(pause(&mut desk, &job, false), phase("running"));
-    assert_eq!(desk.generation(&job), 2);
-    let assignment = told(&desk.receive("w1", vec![]), "w1");
+    assert_eq!(harness.job(&job).incidents, []);
+    harness.wait(100 * DETECT_WITHIN_MS);
+    assert_eq!(harness.generation(&job), 1, "it stays where it is");
+    harness.receive("w1", vec![]);
+    harness.receive("w2", vec![]);
+    assert_eq!(pause(&mut harness, &job, false), phase("running"));
+    assert_eq!(harness.generation(&job), 2);
+    let assignment = assigned(&harness.receive("w1", vec![]), "w1");
     assert_eq!(
         assignment.gang().unwrap().resume.map(|resume| resume.step),
         Some(Step(1))
@@ -123,40 +123,40 @@ fn a_paused_job_leaves_with_a_checkpoint_and_goes_on_from_it() {
 }
 
 #[test]
-fn a_pause_outlives_a_restart_and_needs_no_checkpoint_where_nothing_was_begun() {
-    let (mut desk, job) = Desk::training();
-    pause(&mut desk, &job, true);
-    desk.restart();
-    let effects = desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
+fn a_pause_outlives_a_restart_and_needs_no_checkpoint_before_training_began() {
+    let (mut harness, job) = Harness::training();
+    pause(&mut harness, &job, true);
+    harness.restart();
+    let effects = harness.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
     assert_eq!(
-        told(&effects, "w1").graceful_stop,
+        assigned(&effects, "w1").graceful_stop,
         Some(GracefulStop::WithCheckpoint)
     );
-    let other = desk.submit(spec(1, 1));
-    assert_eq!(pause(&mut desk, &other, true), phase("paused"));
-    let mut desk = Desk::new();
-    desk.receive("w1", vec![]);
-    let job = desk.submit(spec(1, 1));
-    desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Starting)]);
-    pause(&mut desk, &job, true);
-    assert_eq!(desk.job(&job).word(), "paused");
+    let other = harness.submit(spec(1, 1));
+    assert_eq!(pause(&mut harness, &other, true), phase("paused"));
+    let mut harness = Harness::new();
+    harness.receive("w1", vec![]);
+    let job = harness.submit(spec(1, 1));
+    harness.receive("w1", vec![rank(&job, 1, 0, RankPhase::Starting)]);
+    pause(&mut harness, &job, true);
+    assert_eq!(harness.job(&job).word(), "paused");
 }
 
 #[test]
-fn a_halt_that_takes_too_long_or_fails_ends_all_the_same() {
-    let (mut desk, job) = Desk::training();
-    pause(&mut desk, &job, true);
+fn a_graceful_stop_that_takes_too_long_or_fails_ends_all_the_same() {
+    let (mut harness, job) = Harness::training();
+    pause(&mut harness, &job, true);
     for _ in 0..40 {
-        desk.now += DETECT_WITHIN_MS / 2;
-        desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
-        desk.receive("w2", vec![rank(&job, 1, 1, RankPhase::Training)]);
-        desk.now += DETECT_WITHIN_MS / 2;
-        desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
-        desk.receive("w2", vec![rank(&job, 1, 1, RankPhase::Training)]);
+        harness.now += DETECT_WITHIN_MS / 2;
+        harness.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
+        harness.receive("w2", vec![rank(&job, 1, 1, RankPhase::Training)]);
+        harness.now += DETECT_WITHIN_MS / 2;
+        harness.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
+        harness.receive("w2", vec![rank(&job, 1, 1, RankPhase::Training)]);
     }
-    assert_eq!(desk.job(&job).word(), "paused");
-    assert_eq!(desk.job(&job).restarts, 0);
-    let told: Vec<&str> = desk
+    assert_eq!(harness.job(&job).word(), "paused");
+    assert_eq!(harness.job(&job).restarts, 0);
+    let incidents: Vec<&str> = harness
         .job(&job)
         .incidents
         .iter()
@@ -164,45 +164,44 @@ fn a_halt_that_takes_too_long_or_fails_ends_all_the_same() {
         .collect();
     let seconds = 40.0 * DETECT_WITHIN_MS as f64 / 1000.0;
     assert_eq!(
-        told,
+        incidents,
         [format!(
-            "somebody paused it; rank 0 on w1 had not ended its step and written its share of a \
-            checkpoint within {seconds} s; \
-             goes on from step 0"
+            "paused by a user; rank 0 on w1 had not finished its step and written its checkpoint \
+             shard within {seconds} s; resumes from step 0"
         )]
     );
-    let (mut desk, job) = Desk::training();
-    pause(&mut desk, &job, true);
-    desk.receive("w1", vec![rank(&job, 1, 0, failed("boom"))]);
-    assert_eq!(desk.job(&job).word(), "paused");
+    let (mut harness, job) = Harness::training();
+    pause(&mut harness, &job, true);
+    harness.receive("w1", vec![rank(&job, 1, 0, failed("boom"))]);
+    assert_eq!(harness.job(&job).word(), "paused");
     assert_eq!(
-        desk.job(&job).restarts_without_progress,
+        harness.job(&job).restarts_without_progress,
         1,
-        "a fault is a fault"
+        "a fault counts during a graceful stop too"
     );
 }
 
 #[test]
 fn a_job_that_is_over_or_unknown_is_not_paused() {
-    let (mut desk, job) = Desk::training();
+    let (mut harness, job) = Harness::training();
     let cancelled = job.clone();
-    desk.ask(|request| Input::Cancel {
+    harness.ask(|request| Input::Cancel {
         request,
         job: cancelled,
     });
-    let reason = refusal(pause(&mut desk, &job, true));
+    let reason = refusal(pause(&mut harness, &job, true));
     assert_eq!(reason, "job toy-1 is cancelled and will not run again");
-    let reason = refusal(pause(&mut desk, &JobId("no-9".to_owned()), true));
+    let reason = refusal(pause(&mut harness, &JobId("no-9".to_owned()), true));
     assert_eq!(reason, "there is no job no-9; the newest is toy-1");
 }
 
 #[test]
 fn a_job_is_scaled_down_and_up_again() {
-    let mut desk = Desk::new();
-    desk.receive("w1", vec![]);
-    desk.receive("w2", vec![]);
-    let job = desk.submit(spec(1, 2));
-    let train = |desk: &mut Desk, number: u32, generation, step| {
+    let mut harness = Harness::new();
+    harness.receive("w1", vec![]);
+    harness.receive("w2", vec![]);
+    let job = harness.submit(spec(1, 2));
+    let train = |harness: &mut Harness, number: u32, generation, step| {
         let report = with_step(
             rank(
                 &JobId("toy-1".to_owned()),
@@ -212,81 +211,83 @@ fn a_job_is_scaled_down_and_up_again() {
             ),
             step,
         );
-        desk.receive(&format!("w{}", number + 1), vec![report])
+        harness.receive(&format!("w{}", number + 1), vec![report])
     };
-    train(&mut desk, 0, 1, 1);
-    train(&mut desk, 1, 1, 1);
-    assert_eq!(scale(&mut desk, &job, 1), phase("running"));
+    train(&mut harness, 0, 1, 1);
+    train(&mut harness, 1, 1, 1);
+    assert_eq!(scale(&mut harness, &job, 1), phase("running"));
     assert_eq!(
-        told(&train(&mut desk, 0, 1, 1), "w1").graceful_stop,
+        assigned(&train(&mut harness, 0, 1, 1), "w1").graceful_stop,
         Some(GracefulStop::WithoutCheckpoint)
     );
-    stop(&mut desk, &job, 2);
-    let members = |desk: &Desk| match &desk.job(&JobId("toy-1".to_owned())).phase {
+    stop(&mut harness, &job, 2);
+    let members = |harness: &Harness| match &harness.job(&JobId("toy-1".to_owned())).phase {
         JobPhase::Running { members } => members.iter().map(|m| m.worker.name.clone()).collect(),
         phase => vec![format!("{phase:?}")],
     };
     assert_eq!(
-        (members(&desk), desk.generation(&job)),
+        (members(&harness), harness.generation(&job)),
         (vec!["w1".to_owned()], 2)
     );
-    assert_eq!(desk.job(&job).checkpoints, [], "none was needed");
-    scale(&mut desk, &job, 2);
-    train(&mut desk, 0, 2, 3);
-    let effects = desk.receive("w2", vec![rank(&job, 2, 1, RankPhase::Starting)]);
-    let standby = told(&effects, "w2");
+    assert_eq!(harness.job(&job).checkpoints, [], "none was needed");
+    scale(&mut harness, &job, 2);
+    train(&mut harness, 0, 2, 3);
+    let effects = harness.receive("w2", vec![rank(&job, 2, 1, RankPhase::Starting)]);
+    let standby = assigned(&effects, "w2");
     assert_eq!(
         (standby.first_rank, standby.world()),
         (Rank(1), 1),
-        "it gets ready first"
+        "it prepares first"
     );
-    assert_eq!(told(&train(&mut desk, 0, 2, 3), "w1").graceful_stop, None);
-    desk.receive("w2", vec![rank(&job, 2, 1, RankPhase::Ready)]);
     assert_eq!(
-        told(&train(&mut desk, 0, 2, 3), "w1").graceful_stop,
+        assigned(&train(&mut harness, 0, 2, 3), "w1").graceful_stop,
+        None
+    );
+    harness.receive("w2", vec![rank(&job, 2, 1, RankPhase::Ready)]);
+    assert_eq!(
+        assigned(&train(&mut harness, 0, 2, 3), "w1").graceful_stop,
         Some(GracefulStop::WithoutCheckpoint)
     );
-    desk.receive("w1", vec![rank(&job, 2, 0, RankPhase::Finished)]);
-    assert_eq!(members(&desk), ["w1", "w2"]);
-    assert_eq!(desk.generation(&job), 3);
-    assert_eq!(desk.job(&job).restarts, 0);
-    let reason = refusal(scale(&mut desk, &job, 3));
+    harness.receive("w1", vec![rank(&job, 2, 0, RankPhase::Finished)]);
+    assert_eq!(members(&harness), ["w1", "w2"]);
+    assert_eq!(harness.generation(&job), 3);
+    assert_eq!(harness.job(&job).restarts, 0);
+    let reason = refusal(scale(&mut harness, &job, 3));
     assert_eq!(
         reason,
-        "workers: 3 is no scale for job toy-1; it has 2 micro-batches in a step and 1 ranks on \
-        each worker, so 1 \
-         to 2 workers can have work"
+        "workers: 3 is not a valid scale for job toy-1; it has 2 micro-batches per step and 1 \
+         ranks per worker, so it can use 1 to 2 workers"
     );
 }
 
 #[test]
-fn a_drained_worker_is_emptied_in_order_and_gets_nothing_new() {
-    let (mut desk, job) = Desk::training();
-    desk.receive("w3", vec![]);
+fn a_drained_worker_is_emptied_gracefully_and_gets_no_new_work() {
+    let (mut harness, job) = Harness::training();
+    harness.receive("w3", vec![]);
     let worker = "w2".to_owned();
     assert_eq!(
-        drain(&mut desk, "w2", true),
+        drain(&mut harness, "w2", true),
         Reply::Worker {
             worker,
             drained: true
         }
     );
     assert!(
-        desk.durable.drained.contains("w2"),
+        harness.durable.drained.contains("w2"),
         "saved before the answer"
     );
-    // It may not run on one; the third gets ready while they go on.
-    let effects = desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
-    assert_eq!(told(&effects, "w1").graceful_stop, None);
-    desk.receive("w3", vec![rank(&job, 1, 2, RankPhase::Ready)]);
-    let effects = desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
+    // It cannot run on one worker; the third prepares while they continue.
+    let effects = harness.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
+    assert_eq!(assigned(&effects, "w1").graceful_stop, None);
+    harness.receive("w3", vec![rank(&job, 1, 2, RankPhase::Ready)]);
+    let effects = harness.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
     assert_eq!(
-        told(&effects, "w1").graceful_stop,
+        assigned(&effects, "w1").graceful_stop,
         Some(GracefulStop::WithoutCheckpoint)
     );
-    stop(&mut desk, &job, 1);
-    let JobPhase::Running { members } = &desk.job(&job).phase else {
-        panic!("{:?}", desk.job(&job).phase)
+    stop(&mut harness, &job, 1);
+    let JobPhase::Running { members } = &harness.job(&job).phase else {
+        panic!("{:?}", harness.job(&job).phase)
     };
     assert_eq!(
         members
@@ -295,64 +296,64 @@ fn a_drained_worker_is_emptied_in_order_and_gets_nothing_new() {
             .collect::<Vec<_>>(),
         ["w1", "w3"]
     );
-    let next = desk.submit(spec(1, 1));
+    let next = harness.submit(spec(1, 1));
     assert_eq!(
-        desk.reason(&next),
+        harness.reason(&next),
         "needs 1 cpu worker with 1 free device; none is free; busy: w1, w3; drained: w2"
     );
-    desk.restart();
-    desk.receive("w2#5", vec![]);
+    harness.restart();
+    harness.receive("w2#5", vec![]);
     assert_eq!(
-        desk.job(&next).word(),
+        harness.job(&next).word(),
         "queued",
-        "a drain is of the name, and outlives every restart"
+        "a drain applies to the name and outlives every restart"
     );
-    drain(&mut desk, "w2", false);
-    assert_eq!(desk.job(&next).word(), "running");
+    drain(&mut harness, "w2", false);
+    assert_eq!(harness.job(&next).word(), "running");
     assert_eq!(
-        refusal(drain(&mut desk, "w9", true)),
-        "there is no worker w9; there is w1, w2, w3"
+        refusal(drain(&mut harness, "w9", true)),
+        "there is no worker w9; known workers: w1, w2, w3"
     );
 }
 
 #[test]
-fn a_higher_priority_takes_the_place_of_a_lower_one_which_comes_back() {
-    let (mut desk, low) = Desk::training();
-    let high = desk.submit(of_priority(3, spec(2, 2)));
+fn a_higher_priority_preempts_a_lower_one_which_comes_back() {
+    let (mut harness, low) = Harness::training();
+    let high = harness.submit(of_priority(3, spec(2, 2)));
     for _ in 0..2 {
-        desk.now += DETECT_WITHIN_MS / 2;
-        desk.receive("w1", vec![rank(&low, 1, 0, RankPhase::Training)]);
-        desk.receive("w2", vec![rank(&low, 1, 1, RankPhase::Training)]);
+        harness.now += DETECT_WITHIN_MS / 2;
+        harness.receive("w1", vec![rank(&low, 1, 0, RankPhase::Training)]);
+        harness.receive("w2", vec![rank(&low, 1, 1, RankPhase::Training)]);
     }
-    assert_eq!(desk.reason(&high), "waits until toy-1 let go of w1, w2");
-    let effects = desk.receive("w1", vec![rank(&low, 1, 0, RankPhase::Training)]);
+    assert_eq!(harness.reason(&high), "waits for toy-1 to release w1, w2");
+    let effects = harness.receive("w1", vec![rank(&low, 1, 0, RankPhase::Training)]);
     let stopping = |effect: &&Effect| matches!(effect, Effect::Emit(Event::Stopping { .. }));
     assert_eq!(
         effects.iter().filter(stopping).count(),
         0,
-        "it was asked when the other was submitted"
+        "the stop was requested when the other job was submitted"
     );
     assert_eq!(
-        told(&effects, "w1").graceful_stop,
+        assigned(&effects, "w1").graceful_stop,
         Some(GracefulStop::WithCheckpoint)
     );
-    stops(&mut desk, &low, 1);
-    assert_eq!(desk.job(&high).word(), "running");
+    stop_with_checkpoint(&mut harness, &low, 1);
+    assert_eq!(harness.job(&high).word(), "running");
     assert_eq!(
-        desk.reason(&low),
+        harness.reason(&low),
         "needs 2 cpu workers with 1 free device; none is free; busy: w1, w2"
     );
     let cancelled = high.clone();
-    desk.ask(|request| Input::Cancel {
+    harness.ask(|request| Input::Cancel {
         request,
         job: cancelled,
     });
-    assert_eq!(desk.job(&low).word(), "running");
-    assert_eq!(desk.generation(&low), 2);
-    let assignment = told(&desk.receive("w1", vec![]), "w1");
+    assert_eq!(harness.job(&low).word(), "running");
+    assert_eq!(harness.generation(&low), 2);
+    let assignment = assigned(&harness.receive("w1", vec![]), "w1");
     assert_eq!(
         assignment.gang().unwrap().resume.map(|resume| resume.step),
         Some(Step(1)),
-        "from where it was"
+        "it resumes from its checkpoint"
     );
 }

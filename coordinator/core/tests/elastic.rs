@@ -1,15 +1,16 @@
-//! Generations that follow one another without a checkpoint, by events and effects: survivors go on
-//! at once, newcomers get ready beside them, and whoever holds state keeps it while there are too
-//! few.
+//! Generations that follow one another without a checkpoint, by inputs and effects: survivors
+//! continue at once, newcomers prepare as standbys, and survivors keep their state while there are
+//! too few workers.
 
 #![allow(clippy::unwrap_used)]
 
 #[allow(dead_code, reason = "shared with others, which together use all of it")]
-mod desk;
+mod harness;
 
 use coordinator_core::event::{Effect, Input, JobPhase};
-use desk::{
-    DETECT_WITHIN_MS, Desk, failed, id, manifests, rank, sends, spec, told, with_shard, with_step,
+use harness::{
+    DETECT_WITHIN_MS, Harness, assigned, failed, id, manifests, rank, sends, spec, with_shard,
+    with_step,
 };
 use proto::id::{JobId, Rank, Step};
 use proto::message::{Activity, GracefulStop, RankPhase, Stage, WorkerReport};
@@ -21,68 +22,75 @@ fn broken() -> RankPhase {
     }
 }
 
-fn members(desk: &Desk, job: &JobId) -> Vec<String> {
-    match &desk.job(job).phase {
+fn members(harness: &Harness, job: &JobId) -> Vec<String> {
+    match &harness.job(job).phase {
         JobPhase::Running { members } => members.iter().map(|it| it.worker.name.clone()).collect(),
         phase => vec![format!("{phase:?}")],
     }
 }
 
-fn standbys(desk: &Desk, job: &JobId) -> Vec<String> {
-    let standbys = &desk.job(job).standbys;
+fn standbys(harness: &Harness, job: &JobId) -> Vec<String> {
+    let standbys = &harness.job(job).standbys;
     standbys.iter().map(|it| it.worker.name.clone()).collect()
 }
 
 /// A job that may run on 1 to 3 workers trains on w1, w2 and w3.
-fn three() -> (Desk, JobId) {
-    let mut desk = Desk::new();
+fn three() -> (Harness, JobId) {
+    let mut harness = Harness::new();
     for worker in ["w1", "w2", "w3"] {
-        desk.receive(worker, vec![]);
+        harness.receive(worker, vec![]);
     }
-    let job = desk.submit(spec(1, 3));
+    let job = harness.submit(spec(1, 3));
     for (worker, number) in [("w1", 0), ("w2", 1), ("w3", 2)] {
-        desk.receive(worker, vec![rank(&job, 1, number, RankPhase::Training)]);
+        harness.receive(worker, vec![rank(&job, 1, number, RankPhase::Training)]);
     }
-    (desk, job)
+    (harness, job)
 }
 
 #[test]
 fn survivors_go_on_at_once_and_the_lost_rank_s_worker_joins_when_it_is_ready() {
-    let (mut desk, job) = three();
-    let effects = desk.receive("w2", vec![rank(&job, 1, 1, failed("killed by signal 9"))]);
+    let (mut harness, job) = three();
+    let effects = harness.receive("w2", vec![rank(&job, 1, 1, failed("killed by signal 9"))]);
     assert_eq!(
-        (members(&desk, &job), desk.generation(&job)),
+        (members(&harness, &job), harness.generation(&job)),
         (vec!["w1".to_owned(), "w3".to_owned()], 2)
     );
-    let (first, last) = (told(&effects, "w1"), told(&effects, "w3"));
+    let (first, last) = (assigned(&effects, "w1"), assigned(&effects, "w3"));
     assert_eq!(
         (first.first_rank, last.first_rank, last.world()),
         (Rank(0), Rank(1), 2)
     );
-    let standby = told(&effects, "w2");
+    let standby = assigned(&effects, "w2");
     assert_eq!(
         (standby.first_rank, standby.world(), standby.is_standby()),
         (Rank(2), 2, true)
     );
-    assert_eq!(desk.job(&job).restarts, 1);
+    assert_eq!(harness.job(&job).restarts, 1);
 
-    // However long the newcomer takes, nobody waits for it.
-    desk.receive("w2", vec![rank(&job, 2, 2, RankPhase::Starting)]);
-    desk.receive("w3", vec![rank(&job, 2, 1, RankPhase::Training)]);
+    // However long the newcomer takes, no rank waits for it.
+    harness.receive("w2", vec![rank(&job, 2, 2, RankPhase::Starting)]);
+    harness.receive("w3", vec![rank(&job, 2, 1, RankPhase::Training)]);
     let step = |phase, step| with_step(rank(&JobId("toy-1".to_owned()), 2, 0, phase), step);
-    let effects = desk.receive("w1", vec![step(RankPhase::Training, 1)]);
-    assert_eq!(told(&effects, "w1").graceful_stop, None);
-    let effects = desk.receive("w2", vec![rank(&job, 2, 2, RankPhase::Ready)]);
+    let effects = harness.receive("w1", vec![step(RankPhase::Training, 1)]);
+    assert_eq!(assigned(&effects, "w1").graceful_stop, None);
+    let effects = harness.receive("w2", vec![rank(&job, 2, 2, RankPhase::Ready)]);
     assert_eq!(
-        told(&effects, "w1").graceful_stop,
+        assigned(&effects, "w1").graceful_stop,
         Some(GracefulStop::WithoutCheckpoint)
     );
-    assert_eq!(told(&effects, "w2").graceful_stop, None, "it is in no step");
-    desk.receive("w3", vec![rank(&job, 2, 1, RankPhase::Finished)]);
-    let effects = desk.receive("w1", vec![step(RankPhase::Finished, 2)]);
-    assert_eq!((members(&desk, &job).len(), desk.generation(&job)), (3, 3));
-    assert_eq!(told(&effects, "w2").first_rank, Rank(1));
-    let record = desk.job(&job);
+    assert_eq!(
+        assigned(&effects, "w2").graceful_stop,
+        None,
+        "a standby runs no step"
+    );
+    harness.receive("w3", vec![rank(&job, 2, 1, RankPhase::Finished)]);
+    let effects = harness.receive("w1", vec![step(RankPhase::Finished, 2)]);
+    assert_eq!(
+        (members(&harness, &job).len(), harness.generation(&job)),
+        (3, 3)
+    );
+    assert_eq!(assigned(&effects, "w2").first_rank, Rank(1));
+    let record = harness.job(&job);
     assert_eq!(
         (
             record.restarts,
@@ -93,41 +101,41 @@ fn survivors_go_on_at_once_and_the_lost_rank_s_worker_joins_when_it_is_ready() {
     );
 }
 
-/// The news that a group is broken comes before the news of who broke it.
+/// The report of a broken process group arrives before the report of the rank that broke it.
 #[test]
-fn whoever_starts_anew_is_not_waited_for() {
-    let (mut desk, job) = three();
-    desk.receive("w1", vec![rank(&job, 1, 0, broken())]);
+fn a_rank_that_starts_again_is_not_waited_for() {
+    let (mut harness, job) = three();
+    harness.receive("w1", vec![rank(&job, 1, 0, broken())]);
     assert_eq!(
-        (members(&desk, &job).len(), desk.generation(&job)),
+        (members(&harness, &job).len(), harness.generation(&job)),
         (3, 2),
-        "everybody may be whole"
+        "all processes may be intact"
     );
-    desk.receive("w1", vec![rank(&job, 2, 0, RankPhase::Joining)]);
-    desk.receive("w2", vec![rank(&job, 2, 1, RankPhase::Starting)]);
-    assert_eq!(desk.generation(&job), 2, "of one it is not known yet");
-    let effects = desk.receive("w3", vec![rank(&job, 2, 2, RankPhase::Joining)]);
+    harness.receive("w1", vec![rank(&job, 2, 0, RankPhase::Joining)]);
+    harness.receive("w2", vec![rank(&job, 2, 1, RankPhase::Starting)]);
+    assert_eq!(harness.generation(&job), 2, "one rank is not reported yet");
+    let effects = harness.receive("w3", vec![rank(&job, 2, 2, RankPhase::Joining)]);
     assert_eq!(
-        (members(&desk, &job), desk.generation(&job)),
+        (members(&harness, &job), harness.generation(&job)),
         (vec!["w1".to_owned(), "w3".to_owned()], 3)
     );
-    assert!(told(&effects, "w2").is_standby());
-    assert_eq!(desk.job(&job).restarts, 1, "that is no fault of its own");
+    assert!(assigned(&effects, "w2").is_standby());
+    assert_eq!(harness.job(&job).restarts, 1, "this is not another fault");
 }
 
-/// Its daemon had not seen yet that the process was dead when it was given a place in the next
+/// The daemon had not detected yet that the process was dead when it became a member of the next
 /// generation.
 #[test]
-fn one_death_is_one_fault_whoever_tells_it_first() {
-    let (mut desk, job) = three();
-    desk.receive("w1", vec![rank(&job, 1, 0, broken())]);
-    desk.receive("w1", vec![rank(&job, 2, 0, RankPhase::Joining)]);
-    desk.receive("w2", vec![rank(&job, 2, 1, failed("killed by signal 9"))]);
+fn one_dead_process_is_one_fault_whichever_report_comes_first() {
+    let (mut harness, job) = three();
+    harness.receive("w1", vec![rank(&job, 1, 0, broken())]);
+    harness.receive("w1", vec![rank(&job, 2, 0, RankPhase::Joining)]);
+    harness.receive("w2", vec![rank(&job, 2, 1, failed("killed by signal 9"))]);
     assert_eq!(
-        (members(&desk, &job), desk.generation(&job)),
+        (members(&harness, &job), harness.generation(&job)),
         (vec!["w1".to_owned(), "w3".to_owned()], 3)
     );
-    let record = desk.job(&job);
+    let record = harness.job(&job);
     assert_eq!(
         (
             record.restarts,
@@ -138,40 +146,42 @@ fn one_death_is_one_fault_whoever_tells_it_first() {
     );
     assert_eq!(
         record.incidents[0].what,
-        "rank 1 on w2#1 failed: killed by signal 9; the job goes on from what survivors hold, or \
-        step 0"
+        "rank 1 on w2#1 failed: killed by signal 9; the job resumes from the survivors' state or \
+         from step 0"
     );
     // The next one is another fault.
-    desk.receive("w3", vec![rank(&job, 3, 1, failed("killed by signal 9"))]);
+    harness.receive("w3", vec![rank(&job, 3, 1, failed("killed by signal 9"))]);
     assert_eq!(
-        (desk.job(&job).restarts, desk.job(&job).incidents.len()),
+        (
+            harness.job(&job).restarts,
+            harness.job(&job).incidents.len()
+        ),
         (2, 2)
     );
 }
 
-/// A rank that is stopped is found by its daemon; the incident says who, where, in which phase, for
-/// how long, and who waited for it.
+/// A stopped rank is detected by its daemon. The incident names the rank, its phase, the duration,
+/// and the ranks that waited for it.
 #[test]
-fn who_waited_for_a_silent_rank_is_told() {
-    let (mut desk, job) = three();
+fn the_ranks_that_waited_for_a_silent_rank_are_named() {
+    let (mut harness, job) = three();
     let silent =
         "silent for 1000 ms while training, in micro-batch 1 of step 3; killed by its daemon";
-    desk.receive("w2", vec![rank(&job, 1, 1, failed(silent))]);
+    harness.receive("w2", vec![rank(&job, 1, 1, failed(silent))]);
     assert_eq!(
-        desk.job(&job).incidents[0].what,
+        harness.job(&job).incidents[0].what,
         format!(
             "rank 1 on w2#1 failed: {silent}; rank 0 on w1, rank 2 on w3 waited for it; the job \
-            goes on from what \
-             survivors hold, or step 0"
+             resumes from the survivors' state or from step 0"
         )
     );
 }
 
-/// So is a rank that ended itself because its thread hung; and until it does, `why` says who is
-/// where.
+/// The same for a rank that exits because its thread hangs. Until then `why` shows where the ranks
+/// are.
 #[test]
-fn who_waits_for_a_rank_that_hangs_is_told() {
-    let (mut desk, job) = three();
+fn the_ranks_that_wait_for_a_hanging_rank_are_named() {
+    let (mut harness, job) = three();
     let at = |number: u32, stage| {
         let mut report = rank(&job, 1, number, RankPhase::Training);
         let (step, for_ms) = (Step(2), 700);
@@ -182,15 +192,15 @@ fn who_waits_for_a_rank_that_hangs_is_told() {
         });
         report
     };
-    desk.receive("w1", vec![at(0, Stage::Reduction)]);
-    desk.receive("w2", vec![at(1, Stage::MicroBatch(2))]);
-    desk.receive("w3", vec![at(2, Stage::Reduction)]);
-    desk.wait(100);
-    let why = desk.machine.why(desk.now, &job).unwrap();
-    let told = "it trains: step 2 has been going on for ";
+    harness.receive("w1", vec![at(0, Stage::Reduction)]);
+    harness.receive("w2", vec![at(1, Stage::MicroBatch(2))]);
+    harness.receive("w3", vec![at(2, Stage::Reduction)]);
+    harness.wait(100);
+    let why = harness.machine.why(harness.now, &job).unwrap();
+    let expected = "it is training: step 2 has taken ";
     assert!(
-        why.sentence.starts_with(told),
-        "whatever rank 0 told last: {why:?}"
+        why.sentence.starts_with(expected),
+        "independent of rank 0's last step: {why:?}"
     );
     assert!(
         why.sentence.ends_with(
@@ -204,10 +214,10 @@ fn who_waits_for_a_rank_that_hangs_is_told() {
         (waits_for.rank, waits_for.phase.as_str(), waits_for.for_ms),
         (Rank(1), "training: micro-batch 2", 800)
     );
-    let hangs = "hangs in micro-batch 2 of step 2: for 12.0 s, and it is the first micro-batch; \
-    it ends itself";
-    desk.receive("w2", vec![rank(&job, 1, 1, failed(hangs))]);
-    let what = &desk.job(&job).incidents[0].what;
+    let hangs = "hangs in micro-batch 2 of step 2: for 12.0 s (first micro-batch); \
+    the process exits";
+    harness.receive("w2", vec![rank(&job, 1, 1, failed(hangs))]);
+    let what = &harness.job(&job).incidents[0].what;
     assert!(
         what.starts_with(&format!(
             "rank 1 on w2#1 failed: {hangs}; rank 0 on w1, rank 2 on w3 waited for it; "
@@ -218,127 +228,134 @@ fn who_waits_for_a_rank_that_hangs_is_told() {
 
 #[test]
 fn a_first_generation_waits_for_all_of_its_workers() {
-    let mut desk = Desk::new();
-    desk.receive("w1", vec![]);
-    desk.receive("w2", vec![]);
-    let job = desk.submit(spec(1, 2));
-    desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Starting)]);
-    desk.receive("w2", vec![rank(&job, 1, 1, RankPhase::Starting)]);
-    desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Joining)]);
-    assert_eq!(desk.generation(&job), 1, "nobody holds anything yet");
+    let mut harness = Harness::new();
+    harness.receive("w1", vec![]);
+    harness.receive("w2", vec![]);
+    let job = harness.submit(spec(1, 2));
+    harness.receive("w1", vec![rank(&job, 1, 0, RankPhase::Starting)]);
+    harness.receive("w2", vec![rank(&job, 1, 1, RankPhase::Starting)]);
+    harness.receive("w1", vec![rank(&job, 1, 0, RankPhase::Joining)]);
+    assert_eq!(harness.generation(&job), 1, "no rank holds state yet");
 }
 
 #[test]
-fn too_few_survivors_keep_what_they_hold_until_there_are_enough() {
-    let (mut desk, job) = Desk::training();
+fn too_few_survivors_keep_their_state_until_there_are_enough() {
+    let (mut harness, job) = Harness::training();
     let effects = {
-        desk.now += DETECT_WITHIN_MS - 1;
-        desk.receive("w1", vec![rank(&job, 1, 0, broken())]);
-        desk.wait(1)
+        harness.now += DETECT_WITHIN_MS - 1;
+        harness.receive("w1", vec![rank(&job, 1, 0, broken())]);
+        harness.wait(1)
     };
-    let kept = told(&effects, "w1");
+    let survivor = assigned(&effects, "w1");
     assert_eq!(
-        (kept.generation.0, kept.world(), kept.is_standby()),
+        (
+            survivor.generation.0,
+            survivor.world(),
+            survivor.is_standby()
+        ),
         (3, 0, true),
-        "out of the broken group"
+        "it leaves the broken process group"
     );
     assert_eq!(
-        desk.reason(&job),
-        "needs 2 cpu workers with 1 free device; 1 is free (w1); its state is kept by w1"
+        harness.reason(&job),
+        "needs 2 cpu workers with 1 free device; 1 is free (w1); its state is held by w1"
     );
-    // The coordinator may die meanwhile.
-    desk.restart();
-    let effects = desk.receive("w1", vec![rank(&job, 3, 0, RankPhase::Ready)]);
-    assert!(told(&effects, "w1").is_standby());
-    desk.receive("w2#2", vec![]);
-    assert_eq!(members(&desk, &job), ["w1", "w2"]);
-    assert_eq!(standbys(&desk, &job).len(), 0);
+    // The coordinator may restart meanwhile.
+    harness.restart();
+    let effects = harness.receive("w1", vec![rank(&job, 3, 0, RankPhase::Ready)]);
+    assert!(assigned(&effects, "w1").is_standby());
+    harness.receive("w2#2", vec![]);
+    assert_eq!(members(&harness, &job), ["w1", "w2"]);
+    assert_eq!(standbys(&harness, &job).len(), 0);
 }
 
 #[test]
-fn survivors_of_a_job_that_is_paused_or_makes_way_free_their_devices() {
+fn survivors_of_a_job_that_is_paused_or_preempted_free_their_devices() {
     let alone = || {
-        let (mut desk, job) = Desk::training();
-        desk.now += DETECT_WITHIN_MS - 1;
-        desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
-        desk.wait(1);
-        assert_eq!(standbys(&desk, &job), ["w1"]);
-        (desk, job)
+        let (mut harness, job) = Harness::training();
+        harness.now += DETECT_WITHIN_MS - 1;
+        harness.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
+        harness.wait(1);
+        assert_eq!(standbys(&harness, &job), ["w1"]);
+        (harness, job)
     };
-    let (mut desk, job) = alone();
+    let (mut harness, job) = alone();
     let paused = job.clone();
-    desk.ask(|request| Input::Pause {
+    harness.ask(|request| Input::Pause {
         request,
         job: paused,
         paused: true,
     });
-    assert_eq!(standbys(&desk, &job).len(), 0);
-    assert_eq!(sends(&desk.receive("w1", vec![]))["w1#1"].assignments, []);
-    let (mut desk, job) = alone();
+    assert_eq!(standbys(&harness, &job).len(), 0);
+    assert_eq!(
+        sends(&harness.receive("w1", vec![]))["w1#1"].assignments,
+        []
+    );
+    let (mut harness, job) = alone();
     let mut other = spec(1, 1);
     other.resources.priority = 1;
-    let other = desk.submit(other);
-    assert_eq!(members(&desk, &other), ["w1"]);
-    assert_eq!(standbys(&desk, &job).len(), 0);
+    let other = harness.submit(other);
+    assert_eq!(members(&harness, &other), ["w1"]);
+    assert_eq!(standbys(&harness, &job).len(), 0);
 }
 
-/// A worker that is to be empty is not kept for what others hold, nor for what a checkpoint has.
+/// A leaving worker is not kept for state that others hold or that a checkpoint contains.
 #[test]
-fn the_last_that_hold_unsaved_steps_write_them_down_before_they_go() {
+fn the_last_survivors_with_uncommitted_steps_write_a_checkpoint_before_they_leave() {
     let alone = |stepped: bool| {
-        let (mut desk, job) = Desk::training();
+        let (mut harness, job) = Harness::training();
         let report = rank(&job, 1, 0, RankPhase::Training);
         let report = if stepped {
             with_step(report, 3)
         } else {
             report
         };
-        desk.now += DETECT_WITHIN_MS - 1;
-        desk.receive("w1", vec![report]);
-        desk.wait(1);
-        assert_eq!(standbys(&desk, &job), ["w1"]);
-        (desk, job)
+        harness.now += DETECT_WITHIN_MS - 1;
+        harness.receive("w1", vec![report]);
+        harness.wait(1);
+        assert_eq!(standbys(&harness, &job), ["w1"]);
+        (harness, job)
     };
-    let drain = |desk: &mut Desk| {
+    let drain = |harness: &mut Harness| {
         let worker = "w1".to_owned();
-        desk.ask(|request| Input::Drain {
+        harness.ask(|request| Input::Drain {
             request,
             worker,
             drained: true,
         });
     };
-    let (mut desk, job) = alone(false);
-    drain(&mut desk);
+    let (mut harness, job) = alone(false);
+    drain(&mut harness);
     assert_eq!(
-        standbys(&desk, &job).len(),
+        standbys(&harness, &job).len(),
         0,
-        "the checkpoint has what it holds"
+        "the checkpoint contains its state"
     );
 
-    let (mut desk, job) = alone(true);
-    drain(&mut desk);
-    let generation = desk.generation(&job);
-    let effects = desk.receive("w1", vec![rank(&job, generation, 0, RankPhase::Joining)]);
-    let order = told(&effects, "w1");
+    let (mut harness, job) = alone(true);
+    drain(&mut harness);
+    let generation = harness.generation(&job);
+    let effects = harness.receive("w1", vec![rank(&job, generation, 0, RankPhase::Joining)]);
+    let order = assigned(&effects, "w1");
     assert_eq!(
         (order.world(), order.graceful_stop),
         (1, Some(GracefulStop::WithCheckpoint))
     );
     let finished = rank(&job, generation, 0, RankPhase::Finished);
-    desk.receive("w1", vec![with_shard(with_step(finished, 3), 3)]);
-    desk.written(&job, 3, Ok(()));
+    harness.receive("w1", vec![with_shard(with_step(finished, 3), 3)]);
+    harness.written(&job, 3, Ok(()));
     assert_eq!(
-        desk.job(&job).checkpoints.last().map(|it| it.step.0),
+        harness.job(&job).checkpoints.last().map(|it| it.step.0),
         Some(3)
     );
     assert_eq!(
-        (desk.job(&job).word(), desk.job(&job).restarts),
+        (harness.job(&job).word(), harness.job(&job).restarts),
         ("queued", 1)
     );
-    assert_eq!(standbys(&desk, &job).len(), 0);
-    desk.receive("w3", vec![]);
-    let effects = desk.receive("w4", vec![]);
-    assert_eq!(members(&desk, &job), ["w3", "w4"]);
+    assert_eq!(standbys(&harness, &job).len(), 0);
+    harness.receive("w3", vec![]);
+    let effects = harness.receive("w4", vec![]);
+    assert_eq!(members(&harness, &job), ["w3", "w4"]);
     assert_eq!(
         sends(&effects)["w4#1"].assignments[0]
             .gang()
@@ -348,81 +365,84 @@ fn the_last_that_hold_unsaved_steps_write_them_down_before_they_go() {
         Some(3)
     );
 
-    // Whoever is given its worker waits until that is done.
-    let (mut desk, job) = Desk::training();
-    desk.receive("w3", vec![]);
-    let other = desk.submit(spec(1, 1));
-    desk.now += DETECT_WITHIN_MS - 1;
-    desk.receive(
+    // The job that gets its worker waits until that is done.
+    let (mut harness, job) = Harness::training();
+    harness.receive("w3", vec![]);
+    let other = harness.submit(spec(1, 1));
+    harness.now += DETECT_WITHIN_MS - 1;
+    harness.receive(
         "w1",
         vec![with_step(rank(&job, 1, 0, RankPhase::Training), 3)],
     );
-    desk.receive("w3", vec![rank(&other, 1, 0, RankPhase::Training)]);
-    desk.wait(1);
-    let next = desk.submit(spec(1, 1));
+    harness.receive("w3", vec![rank(&other, 1, 0, RankPhase::Training)]);
+    harness.wait(1);
+    let next = harness.submit(spec(1, 1));
     let paused = job.clone();
-    desk.ask(|request| Input::Pause {
+    harness.ask(|request| Input::Pause {
         request,
         job: paused,
         paused: true,
     });
-    assert_eq!(desk.job(&job).word(), "pausing");
+    assert_eq!(harness.job(&job).word(), "pausing");
     assert_eq!(
-        desk.reason(&next),
-        format!("waits until {job} let go of w1")
+        harness.reason(&next),
+        format!("waits for {job} to release w1")
     );
     assert_eq!(
-        told(&desk.receive("w1", vec![]), "w1").graceful_stop,
+        assigned(&harness.receive("w1", vec![]), "w1").graceful_stop,
         Some(GracefulStop::WithCheckpoint)
     );
 }
 
-/// While nobody knows whether a checkpoint is committed there is no next generation, and nobody is
-/// sent away.
+/// While it is unknown whether a checkpoint is committed, no next generation forms and no survivor
+/// is released.
 #[test]
-fn survivors_stay_while_a_manifest_is_on_its_way() {
-    let (mut desk, job) = Desk::training();
-    assert_eq!(manifests(&desk.shards(&job, 2)).len(), 1);
-    desk.receive("w2", vec![rank(&job, 1, 1, failed("boom"))]);
-    let effects = desk.receive(
+fn survivors_stay_while_a_manifest_is_being_written() {
+    let (mut harness, job) = Harness::training();
+    assert_eq!(manifests(&harness.shards(&job, 2)).len(), 1);
+    harness.receive("w2", vec![rank(&job, 1, 1, failed("boom"))]);
+    let effects = harness.receive(
         "w1",
         vec![with_shard(rank(&job, 1, 0, RankPhase::Training), 2)],
     );
-    let kept = told(&effects, "w1");
+    let survivor = assigned(&effects, "w1");
     assert_eq!(
-        (kept.generation.0, kept.first_rank, kept.world()),
+        (survivor.generation.0, survivor.first_rank, survivor.world()),
         (1, Rank(0), 2),
-        "as it was"
+        "unchanged"
     );
-    let effects = desk.written(&job, 2, Ok(()));
-    assert_eq!(told(&effects, "w1").generation.0, 2);
+    let effects = harness.written(&job, 2, Ok(()));
+    assert_eq!(assigned(&effects, "w1").generation.0, 2);
 }
 
 #[test]
-fn a_reserve_that_fails_harms_nobody_and_is_not_tried_again_at_once() {
-    let (mut desk, job) = three();
-    desk.receive("w2", vec![rank(&job, 1, 1, failed("killed by signal 9"))]);
-    let effects = desk.receive("w2", vec![rank(&job, 2, 2, failed("out of memory"))]);
+fn a_standby_that_fails_harms_no_other_rank_and_is_not_retried_at_once() {
+    let (mut harness, job) = three();
+    harness.receive("w2", vec![rank(&job, 1, 1, failed("killed by signal 9"))]);
+    let effects = harness.receive("w2", vec![rank(&job, 2, 2, failed("out of memory"))]);
     assert_eq!(sends(&effects)["w2#1"].assignments, []);
-    assert_eq!((desk.generation(&job), desk.job(&job).restarts), (2, 1));
-    let alive = |desk: &mut Desk| {
-        desk.now += DETECT_WITHIN_MS / 2;
-        desk.receive(
+    assert_eq!(
+        (harness.generation(&job), harness.job(&job).restarts),
+        (2, 1)
+    );
+    let alive = |harness: &mut Harness| {
+        harness.now += DETECT_WITHIN_MS / 2;
+        harness.receive(
             "w1",
             vec![with_step(rank(&job, 2, 0, RankPhase::Training), 1)],
         );
-        desk.receive("w3", vec![rank(&job, 2, 1, RankPhase::Training)]);
-        desk.receive("w2", vec![])
+        harness.receive("w3", vec![rank(&job, 2, 1, RankPhase::Training)]);
+        harness.receive("w2", vec![])
     };
     for _ in 0..23 {
-        assert_eq!(sends(&alive(&mut desk))["w2#1"].assignments, []);
+        assert_eq!(sends(&alive(&mut harness))["w2#1"].assignments, []);
     }
     assert_eq!(
-        told(&alive(&mut desk), "w2").first_rank,
+        assigned(&alive(&mut harness), "w2").first_rank,
         Rank(3),
-        "under another number"
+        "with another rank number"
     );
-    assert_eq!(desk.generation(&job), 2);
+    assert_eq!(harness.generation(&job), 2);
 }
 
 fn report(worker: &str, devices: u32, ranks: Vec<proto::message::RankReport>) -> WorkerReport {
@@ -438,104 +458,104 @@ fn report(worker: &str, devices: u32, ranks: Vec<proto::message::RankReport>) ->
 
 #[test]
 fn a_worker_that_leaves_hands_over_like_one_that_is_drained() {
-    let (mut desk, job) = three();
+    let (mut harness, job) = three();
     let leaving = report("w2", 0, vec![rank(&job, 1, 1, RankPhase::Training)]);
-    let effects = desk.handle(Input::Received { report: leaving });
+    let effects = harness.handle(Input::Received { report: leaving });
     for worker in ["w1", "w2", "w3"] {
         assert_eq!(
-            told(&effects, worker).graceful_stop,
+            assigned(&effects, worker).graceful_stop,
             Some(GracefulStop::WithoutCheckpoint)
         );
     }
     let finished = report("w2", 0, vec![rank(&job, 1, 1, RankPhase::Finished)]);
-    desk.handle(Input::Received { report: finished });
-    desk.receive("w3", vec![rank(&job, 1, 2, RankPhase::Finished)]);
+    harness.handle(Input::Received { report: finished });
+    harness.receive("w3", vec![rank(&job, 1, 2, RankPhase::Finished)]);
     let last = with_step(rank(&job, 1, 0, RankPhase::Finished), 3);
-    let effects = desk.receive("w1", vec![last]);
-    assert_eq!(members(&desk, &job), ["w1", "w3"]);
-    assert_eq!(sends(&effects)["w2#1"].assignments, [], "it may go");
+    let effects = harness.receive("w1", vec![last]);
+    assert_eq!(members(&harness, &job), ["w1", "w3"]);
+    assert_eq!(sends(&effects)["w2#1"].assignments, [], "it is released");
     assert_eq!(
-        (desk.job(&job).restarts, desk.job(&job).incidents.len()),
+        (
+            harness.job(&job).restarts,
+            harness.job(&job).incidents.len()
+        ),
         (0, 0)
     );
 
-    // Where nobody would be left to hand over to, it is a checkpoint.
-    let mut desk = Desk::new();
-    desk.receive("w1", vec![]);
-    let job = desk.submit(spec(1, 1));
+    // If no worker is left to hand over to, it writes a checkpoint.
+    let mut harness = Harness::new();
+    harness.receive("w1", vec![]);
+    let job = harness.submit(spec(1, 1));
     let leaving = report("w1", 0, vec![rank(&job, 1, 0, RankPhase::Training)]);
-    let effects = desk.handle(Input::Received { report: leaving });
+    let effects = harness.handle(Input::Received { report: leaving });
     assert_eq!(
-        told(&effects, "w1").graceful_stop,
+        assigned(&effects, "w1").graceful_stop,
         Some(GracefulStop::WithCheckpoint)
     );
 }
 
 #[test]
-fn ranks_that_stopped_to_hand_over_write_a_checkpoint_when_there_is_nobody_to_take_over() {
-    let (mut desk, job) = three();
+fn ranks_that_stopped_to_hand_over_write_a_checkpoint_when_no_worker_can_take_over() {
+    let (mut harness, job) = three();
     let scaled = job.clone();
-    desk.ask(|request| Input::Scale {
+    harness.ask(|request| Input::Scale {
         request,
         job: scaled,
         workers: 2,
     });
-    let stopped = |desk: &mut Desk, job: &JobId, number: u32| {
+    let stopped = |harness: &mut Harness, job: &JobId, number: u32| {
         let report = with_step(rank(job, 1, number, RankPhase::Finished), 3);
-        desk.receive(&format!("w{}", number + 1), vec![report])
+        harness.receive(&format!("w{}", number + 1), vec![report])
     };
-    stopped(&mut desk, &job, 0);
-    stopped(&mut desk, &job, 1);
+    stopped(&mut harness, &job, 0);
+    stopped(&mut harness, &job, 1);
     let paused = job.clone();
-    desk.ask(|request| Input::Pause {
+    harness.ask(|request| Input::Pause {
         request,
         job: paused,
         paused: true,
     });
-    let effects = stopped(&mut desk, &job, 2);
+    let effects = stopped(&mut harness, &job, 2);
     assert_eq!(
-        told(&effects, "w3").graceful_stop,
+        assigned(&effects, "w3").graceful_stop,
         Some(GracefulStop::WithCheckpoint)
     );
     assert_eq!(
-        desk.job(&job).word(),
+        harness.job(&job).word(),
         "pausing",
-        "what they hold is not written yet"
+        "the checkpoint is not written yet"
     );
     for number in 0..3 {
         let report = with_shard(rank(&job, 1, number, RankPhase::Finished), 3);
-        desk.receive(&format!("w{}", number + 1), vec![report]);
+        harness.receive(&format!("w{}", number + 1), vec![report]);
     }
-    desk.written(&job, 3, Ok(()));
-    assert_eq!(desk.job(&job).word(), "paused");
+    harness.written(&job, 3, Ok(()));
+    assert_eq!(harness.job(&job).word(), "paused");
 }
 
 #[test]
-fn a_restarted_coordinator_finds_ranks_between_two_generations_and_lets_them_go_on() {
-    let (mut desk, job) = three();
+fn a_restarted_coordinator_finds_ranks_between_two_generations_and_continues() {
+    let (mut harness, job) = three();
     let scaled = job.clone();
-    desk.ask(|request| Input::Scale {
+    harness.ask(|request| Input::Scale {
         request,
         job: scaled,
         workers: 2,
     });
-    desk.restart();
+    harness.restart();
     for number in [2, 1] {
-        desk.receive(
+        harness.receive(
             &format!("w{}", number + 1),
             vec![rank(&job, 1, number, RankPhase::Finished)],
         );
     }
-    assert_eq!(desk.generation(&job), 1);
+    assert_eq!(harness.generation(&job), 1);
     let last = with_step(rank(&job, 1, 0, RankPhase::Finished), 3);
-    let effects = desk.receive("w1", vec![last]);
+    let effects = harness.receive("w1", vec![last]);
     assert_eq!(
-        (members(&desk, &job), desk.generation(&job)),
+        (members(&harness, &job), harness.generation(&job)),
         (vec!["w1".to_owned(), "w2".to_owned()], 2)
     );
     let saved = matches!(effects.first(), Some(Effect::Save(_)));
-    assert!(
-        saved,
-        "the next generation is saved before anybody hears of it"
-    );
+    assert!(saved, "the next generation is saved before it is sent");
 }

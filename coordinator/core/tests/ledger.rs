@@ -1,26 +1,26 @@
-//! The ledger by events and effects: what is written, when it is acknowledged, and what it says of
-//! steps that were lost.
+//! The ledger by inputs and effects: what is written, when it is acknowledged, and how lost steps
+//! appear.
 
 #![allow(clippy::unwrap_used)]
 
 #[allow(dead_code, reason = "shared with others, which together use all of it")]
-mod desk;
+mod harness;
 
 use coordinator_core::event::{Effect, JobPhase, Record};
-use desk::{DETECT_WITHIN_MS, Desk, failed, id, ignored, rank, told, with_step};
+use harness::{DETECT_WITHIN_MS, Harness, assigned, failed, id, ignored, rank, with_step};
 use proto::id::{JobId, Step};
 use proto::ledger::{Entry, Replay, Tip};
 use proto::message::{RankPhase, RankReport, WeightDigest};
 
-/// Reads what is saved as `coordinator audit` does.
-struct Book {
+/// Reads saved ledger entries like `coordinator audit`.
+struct LedgerReader {
     replay: Replay,
     entries: Vec<Entry>,
 }
 
-impl Book {
+impl LedgerReader {
     fn new(job: &JobId) -> Self {
-        let toml = proto::job::to_toml(&desk::spec(2, 2));
+        let toml = proto::job::to_toml(&harness::spec(2, 2));
         let begin = Tip::begin(job, "version", &toml);
         Self {
             replay: Replay::new(begin, 8),
@@ -77,15 +77,15 @@ fn with_digest(mut report: RankReport, step: u64, sha256: &str) -> RankReport {
 
 #[test]
 fn a_step_is_acknowledged_when_its_entry_is_saved_and_quick_steps_share_a_save() {
-    let (mut desk, job) = Desk::training();
-    let mut book = Book::new(&job);
-    let effects = desk.receive("w1", vec![steps(&job, 1, &[1])]);
-    book.read(&effects);
+    let (mut harness, job) = Harness::training();
+    let mut reader = LedgerReader::new(&job);
+    let effects = harness.receive("w1", vec![steps(&job, 1, &[1])]);
+    reader.read(&effects);
     assert_eq!(
-        told(&effects, "w1").gang().unwrap().acknowledged_step,
+        assigned(&effects, "w1").gang().unwrap().acknowledged_step,
         Step(1)
     );
-    let effects = desk.receive("w1", vec![steps(&job, 1, &[1, 2])]);
+    let effects = harness.receive("w1", vec![steps(&job, 1, &[1, 2])]);
     assert!(
         !effects
             .iter()
@@ -93,134 +93,138 @@ fn a_step_is_acknowledged_when_its_entry_is_saved_and_quick_steps_share_a_save()
         "{effects:?}"
     );
     assert_eq!(
-        told(&effects, "w1").gang().unwrap().acknowledged_step,
+        assigned(&effects, "w1").gang().unwrap().acknowledged_step,
         Step(1),
-        "not before it is saved"
+        "it is not saved yet"
     );
-    let effects = desk.receive("w1", vec![steps(&job, 1, &[2, 3])]);
-    book.read(&effects);
-    let effects = desk.wait(DETECT_WITHIN_MS / 6);
-    book.read(&effects);
+    let effects = harness.receive("w1", vec![steps(&job, 1, &[2, 3])]);
+    reader.read(&effects);
+    let effects = harness.wait(DETECT_WITHIN_MS / 6);
+    reader.read(&effects);
     assert_eq!(
-        told(&effects, "w1").gang().unwrap().acknowledged_step,
+        assigned(&effects, "w1").gang().unwrap().acknowledged_step,
         Step(3),
         "two in one save"
     );
-    assert_eq!(book.done(), [(1, 3, 1, false)]);
-    book.replay.ends_at(&desk.job(&job).ledger).unwrap();
+    assert_eq!(reader.done(), [(1, 3, 1, false)]);
+    reader.replay.ends_at(&harness.job(&job).ledger).unwrap();
 }
 
 #[test]
-fn a_restart_forgets_no_step_and_writes_none_twice() {
-    let (mut desk, job) = Desk::training();
-    let mut book = Book::new(&job);
-    book.read(&desk.receive("w1", vec![steps(&job, 1, &[1])]));
-    desk.receive("w1", vec![steps(&job, 1, &[1, 2])]);
-    desk.restart();
-    // Step 2 was not saved, so its rank still tells of it.
-    book.read(&desk.receive("w1", vec![steps(&job, 1, &[1, 2])]));
-    book.read(&desk.wait(DETECT_WITHIN_MS / 6));
-    assert_eq!(book.done(), [(1, 2, 1, false)]);
-    book.replay.ends_at(&desk.job(&job).ledger).unwrap();
+fn a_restart_loses_no_step_and_writes_none_twice() {
+    let (mut harness, job) = Harness::training();
+    let mut reader = LedgerReader::new(&job);
+    reader.read(&harness.receive("w1", vec![steps(&job, 1, &[1])]));
+    harness.receive("w1", vec![steps(&job, 1, &[1, 2])]);
+    harness.restart();
+    // Step 2 was not saved, so its rank still reports it.
+    reader.read(&harness.receive("w1", vec![steps(&job, 1, &[1, 2])]));
+    reader.read(&harness.wait(DETECT_WITHIN_MS / 6));
+    assert_eq!(reader.done(), [(1, 2, 1, false)]);
+    reader.replay.ends_at(&harness.job(&job).ledger).unwrap();
 }
 
 #[test]
 fn steps_that_are_lost_with_their_generation_are_superseded() {
-    let (mut desk, job) = Desk::training();
-    let mut book = Book::new(&job);
-    book.read(&desk.receive("w1", vec![steps(&job, 1, &[1, 2])]));
-    book.read(&desk.commit(&job, 2));
-    book.read(&desk.receive("w1", vec![steps(&job, 1, &[3])]));
-    book.read(&desk.receive("w1", vec![rank(&job, 1, 0, failed("boom"))]));
-    assert_eq!(desk.generation(&job), 2);
-    book.read(&desk.receive("w1", vec![steps(&job, 2, &[3, 4])]));
-    book.read(&desk.wait(DETECT_WITHIN_MS / 6));
+    let (mut harness, job) = Harness::training();
+    let mut reader = LedgerReader::new(&job);
+    reader.read(&harness.receive("w1", vec![steps(&job, 1, &[1, 2])]));
+    reader.read(&harness.commit(&job, 2));
+    reader.read(&harness.receive("w1", vec![steps(&job, 1, &[3])]));
+    reader.read(&harness.receive("w1", vec![rank(&job, 1, 0, failed("boom"))]));
+    assert_eq!(harness.generation(&job), 2);
+    reader.read(&harness.receive("w1", vec![steps(&job, 2, &[3, 4])]));
+    reader.read(&harness.wait(DETECT_WITHIN_MS / 6));
     assert_eq!(
-        book.done(),
+        reader.done(),
         [(1, 2, 1, false), (3, 3, 1, true), (3, 4, 2, false)]
     );
 }
 
 #[test]
-fn what_a_commit_proves_is_written_although_nobody_heard_of_it() {
-    let (mut desk, job) = Desk::training();
-    let mut book = Book::new(&job);
-    let effects = desk.commit(&job, 2);
-    book.read(&effects);
-    assert_eq!(book.done(), [(1, 2, 1, false)]);
-    assert_eq!(book.replay.unheard(), 2);
-    book.read(&desk.receive("w1", vec![steps(&job, 1, &[1, 2, 4])]));
-    book.read(&desk.wait(DETECT_WITHIN_MS / 6));
+fn steps_that_a_commit_proves_are_written_although_they_were_not_reported() {
+    let (mut harness, job) = Harness::training();
+    let mut reader = LedgerReader::new(&job);
+    let effects = harness.commit(&job, 2);
+    reader.read(&effects);
+    assert_eq!(reader.done(), [(1, 2, 1, false)]);
+    assert_eq!(reader.replay.unheard(), 2);
+    reader.read(&harness.receive("w1", vec![steps(&job, 1, &[1, 2, 4])]));
+    reader.read(&harness.wait(DETECT_WITHIN_MS / 6));
     assert_eq!(
-        book.done(),
+        reader.done(),
         [(1, 4, 1, false)],
-        "and what a later step proves"
+        "a later step proves them too"
     );
-    assert_eq!(book.replay.unheard(), 3);
+    assert_eq!(reader.replay.unheard(), 3);
 }
 
 #[test]
-fn ranks_that_agree_are_written_down_once_and_one_that_is_alone_stops_the_job() {
-    let (mut desk, job) = Desk::training();
-    let mut book = Book::new(&job);
+fn an_agreed_digest_is_written_once_and_a_disagreement_ends_the_job() {
+    let (mut harness, job) = Harness::training();
+    let mut reader = LedgerReader::new(&job);
     let first = with_digest(steps(&job, 1, &[1]), 1, "aa");
     let second = |sha256| with_digest(rank(&job, 1, 1, RankPhase::Training), 1, sha256);
-    book.read(&desk.receive("w1", vec![first.clone()]));
+    reader.read(&harness.receive("w1", vec![first.clone()]));
     for _ in 0..2 {
-        book.read(&desk.receive("w2", vec![second("aa")]));
-        book.read(&desk.wait(DETECT_WITHIN_MS / 6));
+        reader.read(&harness.receive("w2", vec![second("aa")]));
+        reader.read(&harness.wait(DETECT_WITHIN_MS / 6));
     }
-    assert_eq!(book.replay.digests(), [(Step(1), "aa".to_owned())]);
-    let (mut desk, job) = Desk::training();
-    desk.receive("w1", vec![first]);
-    desk.receive("w2", vec![second("bb")]);
-    assert!(matches!(desk.job(&job).phase, JobPhase::Failed { .. }));
-    let reason = desk.reason(&job);
-    let says = "the ranks' weights after step 1 differ, and nobody can tell whose are right: rank \
-    0 on w1 aa, rank 1 on w2 bb";
-    assert!(reason.starts_with(says), "{reason}");
+    assert_eq!(reader.replay.digests(), [(Step(1), "aa".to_owned())]);
+    let (mut harness, job) = Harness::training();
+    harness.receive("w1", vec![first]);
+    harness.receive("w2", vec![second("bb")]);
+    assert!(matches!(harness.job(&job).phase, JobPhase::Failed { .. }));
+    let reason = harness.reason(&job);
+    let expected = "the ranks' weights differ after step 1, and it is unknown which are correct: \
+                    rank 0 on w1 aa, rank 1 on w2 bb";
+    assert!(reason.starts_with(expected), "{reason}");
 }
 
 #[test]
-fn a_digest_of_a_step_that_cannot_be_is_ignored_and_noted_once_and_pushes_no_other_out() {
-    let (mut desk, job) = Desk::training();
+fn a_digest_of_an_impossible_step_is_ignored_logged_once_and_evicts_no_other() {
+    let (mut harness, job) = Harness::training();
     let mut strange = steps(&job, 1, &[1]);
     for step in 100..200 {
         strange = with_digest(strange, step, "aa");
     }
-    desk.receive("w1", vec![with_digest(steps(&job, 1, &[1]), 1, "aa")]);
+    harness.receive("w1", vec![with_digest(steps(&job, 1, &[1]), 1, "aa")]);
     assert_eq!(
-        ignored(&desk.receive("w1", vec![strange.clone()])),
+        ignored(&harness.receive("w1", vec![strange.clone()])),
         ["reports step 100 of a job that has steps 1 to 4"]
     );
     assert_eq!(
-        ignored(&desk.receive("w1", vec![strange])),
+        ignored(&harness.receive("w1", vec![strange])),
         Vec::<String>::new()
     );
-    // The other rank's word on step 1 still finds the first one's.
+    // The other rank's digest of step 1 is still compared with the first rank's.
     let other = with_digest(rank(&job, 1, 1, RankPhase::Training), 1, "bb");
-    desk.receive("w2", vec![other]);
-    let reason = desk.reason(&job);
+    harness.receive("w2", vec![other]);
+    let reason = harness.reason(&job);
     assert!(
-        reason.starts_with("the ranks' weights after step 1 differ"),
+        reason.starts_with("the ranks' weights differ after step 1"),
         "{reason}"
     );
 }
 
 #[test]
-fn of_three_ranks_the_one_that_is_alone_is_named() {
-    let mut desk = Desk::new();
+fn of_three_ranks_the_one_that_diverged_is_named() {
+    let mut harness = Harness::new();
     for worker in ["w1", "w2", "w3"] {
-        desk.receive(worker, vec![]);
+        harness.receive(worker, vec![]);
     }
-    let mut spec = desk::spec(3, 3);
-    desk::training(&mut spec).train.global_batch = 12;
-    let job = desk.submit(spec);
+    let mut spec = harness::spec(3, 3);
+    harness::training(&mut spec).train.global_batch = 12;
+    let job = harness.submit(spec);
     for (number, sha256) in [(0, "aa"), (1, "bb"), (2, "aa")] {
         let report = with_digest(rank(&job, 1, number, RankPhase::Training), 4, sha256);
-        desk.receive(&id(&format!("w{}", number + 1)).name, vec![report]);
+        harness.receive(&id(&format!("w{}", number + 1)).name, vec![report]);
     }
-    let says =
-        "rank 1 on w2 is alone: its weights after step 4 are bb, those of the other 2 ranks aa";
-    assert!(desk.reason(&job).starts_with(says), "{}", desk.reason(&job));
+    let expected = "rank 1 on w2 diverged: its weights after step 4 are bb, those of the other 2 \
+                    ranks are aa";
+    assert!(
+        harness.reason(&job).starts_with(expected),
+        "{}",
+        harness.reason(&job)
+    );
 }

@@ -1,18 +1,18 @@
-//! Records of jobs as they lie in the store, of this release and of older ones.
+//! Stored job records of this release and of older ones.
 
 #![allow(clippy::unwrap_used)]
 
 #[allow(dead_code, reason = "shared with others, which together use all of it")]
-mod desk;
+mod harness;
 
 use coordinator_core::event::{JobPhase, JobRecord, RECORD_VERSION};
-use desk::{Desk, machine, sample_of};
+use harness::{Harness, machine, sample_of};
 use proto::id::{JobId, Step};
 use proto::message::UnitRange;
 use proto::sample::{SampleMethod, Weights};
 use serde_json::{Value, json};
 
-/// What a release before records had a version wrote of this job.
+/// The record of this job as written by a release before records had a version.
 fn first_version(record: &JobRecord, work: &Value) -> Value {
     let mut old = serde_json::to_value(record).unwrap();
     let fields = old.as_object_mut().unwrap();
@@ -20,7 +20,8 @@ fn first_version(record: &JobRecord, work: &Value) -> Value {
         fields.remove(new).unwrap();
     }
     let resources = json!({
-        "workers_min": 1, "workers_max": 1, "devices_per_worker": 1, "device": "cpu", "priority": 3, "team": "figures",
+        "workers_min": 1, "workers_max": 1, "devices_per_worker": 1, "device": "cpu",
+        "priority": 3, "team": "figures",
     });
     fields.insert(
         "spec".to_owned(),
@@ -32,40 +33,45 @@ fn first_version(record: &JobRecord, work: &Value) -> Value {
 
 fn sample(checkpoint: &Value) -> Value {
     json!({"sample": {
-        "source": "toy-1", "checkpoint": checkpoint, "count": 2, "steps": 20, "guidance": 7.5, "seeds": [1, 2],
-        "prompt": "full", "prompts": [], "references": [], "task": null, "pairing": null, "attention": [],
+        "source": "toy-1", "checkpoint": checkpoint, "count": 2, "steps": 20, "guidance": 7.5,
+        "seeds": [1, 2], "prompt": "full", "prompts": [], "references": [], "task": null,
+        "pairing": null, "attention": [],
     }})
 }
 
 #[test]
-fn a_record_is_read_as_it_was_written_and_says_its_version() {
-    let (mut desk, source) = Desk::training();
-    desk.commit(&source, 2);
-    let images = desk.submit(sample_of(&source));
+fn a_record_is_read_as_it_was_written_and_has_a_version() {
+    let (mut harness, source) = Harness::training();
+    harness.commit(&source, 2);
+    let images = harness.submit(sample_of(&source));
     for job in [source, images] {
-        let record = desk.job(&job);
+        let record = harness.job(&job);
         let json = serde_json::to_value(record).unwrap();
         assert_eq!(json["version"], RECORD_VERSION);
-        assert_eq!(json.get("spec"), None, "the text alone says what it means");
+        assert_eq!(
+            json.get("spec"),
+            None,
+            "the spec is parsed from the text alone"
+        );
         assert_eq!(serde_json::from_value::<JobRecord>(json).unwrap(), *record);
     }
 }
 
 #[test]
-fn a_training_job_of_the_first_version_goes_on_where_it_was() {
-    let (mut desk, job) = Desk::training();
-    desk.commit(&job, 2);
-    let record = desk.job(&job).clone();
+fn a_training_job_of_the_first_version_is_read_unchanged() {
+    let (mut harness, job) = Harness::training();
+    harness.commit(&job, 2);
+    let record = harness.job(&job).clone();
     let old = first_version(&record, &json!("train"));
     assert_eq!(serde_json::from_value::<JobRecord>(old).unwrap(), record);
 }
 
 #[test]
 fn a_sampling_job_of_the_first_version_becomes_one_of_units() {
-    let (mut desk, source) = Desk::training();
-    desk.commit(&source, 2);
+    let (mut harness, source) = Harness::training();
+    harness.commit(&source, 2);
     // It ran as a gang of one rank, with the text of the job that it read.
-    let mut gang = desk.job(&source).clone();
+    let mut gang = harness.job(&source).clone();
     gang.id = JobId("toy-1-sample-2".to_owned());
     gang.checkpoints.clear();
     let old = first_version(&gang, &sample(&json!({"step": 2, "generation": 1})));
@@ -86,13 +92,13 @@ fn a_sampling_job_of_the_first_version_becomes_one_of_units() {
         (spec.resources.priority, spec.resources.team.as_str()),
         (3, "figures")
     );
-    desk.durable.jobs.insert(read.id.clone(), read.clone());
-    desk.machine = machine(&desk.durable, desk.now);
-    desk.receive("w3", vec![]);
+    harness.durable.jobs.insert(read.id.clone(), read.clone());
+    harness.machine = machine(&harness.durable, harness.now);
+    harness.receive("w3", vec![]);
     assert_eq!(
-        desk.generation(&read.id),
+        harness.generation(&read.id),
         gang.generation.0 + 1,
-        "under a number that nobody had"
+        "under a new generation number"
     );
     gang.phase = JobPhase::Done { ended_ms: 7 };
     let old = first_version(&gang, &sample(&Value::Null));
@@ -103,18 +109,18 @@ fn a_sampling_job_of_the_first_version_becomes_one_of_units() {
 }
 
 #[test]
-fn what_is_no_record_of_any_version_is_refused_by_name() {
-    let (desk, job) = Desk::training();
-    let mut newer = serde_json::to_value(desk.job(&job)).unwrap();
+fn a_record_of_an_unknown_version_is_refused_by_name() {
+    let (harness, job) = Harness::training();
+    let mut newer = serde_json::to_value(harness.job(&job)).unwrap();
     newer["version"] = json!(9);
     let error = serde_json::from_value::<JobRecord>(newer)
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("job toy-1: version 9; this release reads versions 1 to 2"),
+        error.contains("job toy-1: version 9; this release reads versions 1 to 3"),
         "{error}"
     );
-    let mut neither = serde_json::to_value(desk.job(&job)).unwrap();
+    let mut neither = serde_json::to_value(harness.job(&job)).unwrap();
     neither.as_object_mut().unwrap().remove("version");
     let error = serde_json::from_value::<JobRecord>(neither)
         .unwrap_err()

@@ -1,8 +1,7 @@
-//! What the coordinator itself does to checkpoints: it makes one exist by writing its manifest,
-//! last and once (law 8), and takes old ones away. Called by the daemon's loop, in tasks of their
-//! own.
+//! The coordinator's own operations on checkpoints: commits one by writing its manifest, last and
+//! once (law 8), and deletes old ones. Called by the daemon's loop, in separate tasks.
 
-use super::{Checkpoint, CheckpointError, storage};
+use super::{Checkpoint, CheckpointError, storage_error};
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
@@ -27,9 +26,9 @@ impl Archive {
         Checkpoint::inside(Arc::clone(&self.store), &self.prefix, job, checkpoint)
     }
 
-    /// Commits a checkpoint: looks that every shard is there with its size, then puts the manifest
-    /// if there is none. An equal manifest that is already there is success, because the answer to
-    /// an earlier put may have been lost.
+    /// Commits a checkpoint: checks that every shard exists with its size, then writes the manifest
+    /// if there is none. An equal manifest counts as success, because the reply to an earlier put
+    /// may have been lost.
     pub(crate) async fn write_manifest(
         &self,
         manifest: &CheckpointManifest,
@@ -45,7 +44,7 @@ impl Archive {
                 .store
                 .head(&path)
                 .await
-                .map_err(|source| storage("find shard", &path, source))?;
+                .map_err(|source| storage_error("find shard", &path, source))?;
             if found.size != shard.size_bytes {
                 return Err(CheckpointError::Refused(format!(
                     "shard {path} has {} bytes, its rank reported {}",
@@ -54,7 +53,7 @@ impl Archive {
             }
         }
         let json = serde_json::to_vec_pretty(manifest)
-            .expect("a manifest is plain tables, lists and numbers");
+            .expect("a manifest is maps, lists and numbers, which JSON can represent");
         let path = checkpoint.path(MANIFEST_FILE);
         match self
             .store
@@ -70,12 +69,11 @@ impl Archive {
                     "{path} exists and names other shards"
                 )))
             }
-            Err(source) => Err(storage("write", &path, source)),
+            Err(source) => Err(storage_error("write", &path, source)),
         }
     }
 
-    /// Takes a checkpoint away, its manifest first, so that no reader ever sees a manifest whose
-    /// shards are gone.
+    /// Deletes a checkpoint, its manifest first, so that no reader sees a manifest without shards.
     pub(crate) async fn delete(
         &self,
         job: &JobId,
@@ -85,10 +83,10 @@ impl Archive {
         let manifest = checkpoint.path(MANIFEST_FILE);
         match self.store.delete(&manifest).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
-            Err(source) => return Err(storage("delete", &manifest, source)),
+            Err(source) => return Err(storage_error("delete", &manifest, source)),
         }
         let folder = checkpoint.folder.clone();
-        let failed = |source| storage("delete", &folder, source);
+        let failed = |source| storage_error("delete", &folder, source);
         let files = self
             .store
             .list(Some(&checkpoint.folder))
@@ -110,7 +108,7 @@ mod tests {
     use crate::fixture::{TestCheckpoint, test_checkpoint};
 
     #[tokio::test]
-    async fn a_manifest_is_written_once_and_only_over_whole_shards() {
+    async fn a_manifest_is_written_once_and_only_if_all_shards_are_complete() {
         let TestCheckpoint {
             dir: _dir,
             url,

@@ -1,5 +1,5 @@
-//! The tensors of one component of a model, under the names and in the shapes that `diffusers` and
-//! `transformers` know, from any layout in which a base may lie. Called by the export.
+//! The tensors of one component of a model, under the names and in the shapes of `diffusers` and
+//! `transformers`, read from any layout that a base may have. Called by the export.
 
 use super::CheckpointError;
 use base_weights::base::Base;
@@ -15,7 +15,7 @@ use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use std::collections::BTreeMap;
 
-/// Longest header that is read.
+/// Longest accepted safetensors header.
 const HEADER_BYTES_MAX: u64 = 64 << 20;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -34,10 +34,10 @@ impl Weights {
         }
     }
 
-    /// Nearest 16-bit float of every 32-bit one; other types stay as they are.
-    pub(super) fn halve(&mut self) {
+    /// Rounds floats to the nearest f16; other dtypes stay unchanged.
+    pub(super) fn convert_to_f16(&mut self) {
         if self.dtype == Dtype::BF16 {
-            self.widen();
+            self.convert_to_f32();
         }
         if self.dtype != Dtype::F32 {
             return;
@@ -50,9 +50,9 @@ impl Weights {
         self.dtype = Dtype::F16;
     }
 
-    /// A base's 16-bit floats as the 32-bit ones that they were trained beside: a file has one kind
-    /// of numbers.
-    pub(super) fn widen(&mut self) {
+    /// Converts a base's 16-bit floats to f32, the dtype of trained weights, so that a file has one
+    /// dtype.
+    pub(super) fn convert_to_f32(&mut self) {
         let value: fn([u8; 2]) -> f32 = match self.dtype {
             Dtype::F16 => |bytes| f16::from_le_bytes(bytes).to_f32(),
             Dtype::BF16 => |bytes| bf16::from_le_bytes(bytes).to_f32(),
@@ -83,19 +83,19 @@ impl Component {
         }
     }
 
-    /// The public name of a tensor of a base, in whatever layout; None when it is not this
-    /// component's.
+    /// The public name of a tensor of a base, in any layout; None if it belongs to another
+    /// component.
     pub(super) fn public_name(&self, name: &str) -> Option<String> {
-        // A single file holds others, of which none shares a beginning with the names of a
-        // component's own file.
-        const OF_SINGLE_FILES: [&str; 3] = [
+        // Prefixes of the components in a single-file base. No name in a component's own file
+        // starts with one of them.
+        const SINGLE_FILE_PREFIXES: [&str; 3] = [
             "model.diffusion_model.",
             "first_stage_model.",
             "cond_stage_model.",
         ];
         let name = match name.strip_prefix(self.part.prefix) {
             Some(name) => name,
-            None if OF_SINGLE_FILES
+            None if SINGLE_FILE_PREFIXES
                 .iter()
                 .any(|prefix| name.starts_with(prefix)) =>
             {
@@ -110,28 +110,32 @@ impl Component {
             }
             "autoencoder" => {
                 let known = ["encoder.", "decoder.", "quant_conv.", "post_quant_conv."];
-                let ours = known.iter().any(|prefix| name.starts_with(prefix));
-                let names = ours.then(|| diffusers_autoencoder(name, self.levels));
+                let belongs = known.iter().any(|prefix| name.starts_with(prefix));
+                let names = belongs.then(|| diffusers_autoencoder(name, self.levels));
                 Some(autoencoder_of_today(names?.first()?))
             }
             _ => {
                 let known = ["embeddings.", "encoder.", "final_layer_norm."];
                 let short = name.strip_prefix("text_model.").unwrap_or(name);
-                let ours = known.iter().any(|prefix| short.starts_with(prefix));
-                (ours && !short.ends_with("position_ids")).then(|| format!("text_model.{short}"))
+                let belongs = known.iter().any(|prefix| short.starts_with(prefix));
+                (belongs && !short.ends_with("position_ids")).then(|| format!("text_model.{short}"))
             }
         }
     }
 
-    /// A trained tensor under its public name.
-    pub(super) fn published(&self, name: &str, weights: Weights) -> (String, Weights) {
+    /// A trained tensor under its public name and in its public shape.
+    pub(super) fn to_public(&self, name: &str, weights: Weights) -> (String, Weights) {
         let public = self.public_name(name).unwrap_or_else(|| name.to_owned());
-        self.shaped(public, weights)
+        self.with_public_shape(public, weights)
     }
 
-    /// `diffusers` has linear layers in the autoencoder's attention and 1x1 convolutions around the
-    /// U-Net's.
-    pub(super) fn shaped(&self, name: String, mut weights: Weights) -> (String, Weights) {
+    /// Reshapes to the layers of `diffusers`: linear in the autoencoder's attention, 1x1
+    /// convolutions around the U-Net's attention.
+    pub(super) fn with_public_shape(
+        &self,
+        name: String,
+        mut weights: Weights,
+    ) -> (String, Weights) {
         let linear = self.part.name == "autoencoder" && name.contains(".mid_block.attentions.0.");
         let convolution = self.part.name == "unet"
             && (name.ends_with(".proj_in.weight") || name.ends_with(".proj_out.weight"));
@@ -157,24 +161,24 @@ fn is_unet(name: &str) -> bool {
     PARTS.iter().any(|part| name.starts_with(part))
 }
 
-/// The retrieval encoder that began as the encoder of a U-Net, under our full names.
+/// The initial retrieval encoder, a copy of the U-Net's encoder, under our full names.
 pub(super) fn retrieval_encoder(
     unet: BTreeMap<String, Weights>,
     model: &Model,
 ) -> BTreeMap<String, Weights> {
     let layout = model.architecture.unet().map(UNetLayout::from);
     let copies = unet.into_iter().filter_map(|(name, weights)| {
-        let ours = encoder_from_diffusers(&name, layout.as_ref()?)?;
-        Some((format!("retrieval.{ours}"), weights))
+        let encoder_name = encoder_from_diffusers(&name, layout.as_ref()?)?;
+        Some((format!("retrieval.{encoder_name}"), weights))
     });
     copies.collect()
 }
 
-/// The tensors of a base's file that `name` wants, under the names that it gives them.
-pub(super) async fn read(
+/// Reads the tensors of a base's file for which `rename` returns a name, under that name.
+pub(super) async fn read_tensors(
     base: &Base,
     file: &str,
-    name: impl Fn(&str) -> Option<String>,
+    rename: impl Fn(&str) -> Option<String>,
 ) -> Result<BTreeMap<String, Weights>, CheckpointError> {
     let (store, path) = base.object(file);
     let range = async |range: std::ops::Range<u64>| {
@@ -182,9 +186,9 @@ pub(super) async fn read(
             return Ok(bytes::Bytes::new());
         }
         let read = store.get_range(&path, range).await;
-        read.map_err(|source| super::storage("read", &path, source))
+        read.map_err(|source| super::storage_error("read", &path, source))
     };
-    let wrong = |reason: String| CheckpointError::Shard {
+    let invalid = |reason: String| CheckpointError::Shard {
         path: path.to_string(),
         reason,
     };
@@ -193,22 +197,26 @@ pub(super) async fn read(
         length
             .as_ref()
             .try_into()
-            .map_err(|_| wrong("it is too short".into()))?,
+            .map_err(|_| invalid("it is too short".into()))?,
     );
     if length > HEADER_BYTES_MAX {
-        return Err(wrong(format!("its header says to be {length} bytes long")));
+        return Err(invalid(format!(
+            "its header claims a length of {length} bytes"
+        )));
     }
     let start = 8 + length;
     let header: Metadata = serde_json::from_slice(&range(8..start).await?)
-        .map_err(|error| wrong(error.to_string()))?;
-    let mut found = BTreeMap::new();
-    for (theirs, info) in header.tensors() {
-        let Some(name) = name(&theirs) else { continue };
+        .map_err(|error| invalid(error.to_string()))?;
+    let mut tensors = BTreeMap::new();
+    for (stored_name, info) in header.tensors() {
+        let Some(name) = rename(&stored_name) else {
+            continue;
+        };
         let (begin, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
         let bytes = range(start + begin..start + end).await?.to_vec();
-        found.insert(name, Weights::new(info.dtype, &info.shape, bytes));
+        tensors.insert(name, Weights::new(info.dtype, &info.shape, bytes));
     }
-    Ok(found)
+    Ok(tensors)
 }
 
 #[cfg(test)]
@@ -227,35 +235,35 @@ mod tests {
     }
 
     #[test]
-    fn every_layout_comes_to_the_same_names() {
+    fn every_layout_maps_to_the_same_names() {
         let unet = component("unet");
-        for theirs in [
+        for alias in [
             "input_blocks.0.0.weight",
             "model.diffusion_model.input_blocks.0.0.weight",
             "conv_in.weight",
         ] {
-            assert_eq!(unet.public_name(theirs).as_deref(), Some("conv_in.weight"));
+            assert_eq!(unet.public_name(alias).as_deref(), Some("conv_in.weight"));
         }
         let autoencoder = component("autoencoder");
-        for theirs in [
+        for alias in [
             "encoder.mid.attn_1.q.bias",
             "first_stage_model.encoder.mid.attn_1.q.bias",
             "encoder.mid_block.attentions.0.query.bias",
             "encoder.mid_block.attentions.0.to_q.bias",
         ] {
             assert_eq!(
-                autoencoder.public_name(theirs).as_deref(),
+                autoencoder.public_name(alias).as_deref(),
                 Some("encoder.mid_block.attentions.0.to_q.bias")
             );
         }
         let text = component("text_encoder");
-        for theirs in [
+        for alias in [
             "final_layer_norm.bias",
             "text_model.final_layer_norm.bias",
             "cond_stage_model.transformer.text_model.final_layer_norm.bias",
         ] {
             assert_eq!(
-                text.public_name(theirs).as_deref(),
+                text.public_name(alias).as_deref(),
                 Some("text_model.final_layer_norm.bias")
             );
         }
@@ -281,7 +289,7 @@ mod tests {
         let weights = |shape: &[usize]| Weights::new(Dtype::F32, shape, vec![0; 16]);
         let shape = |component: &str, name: &str, given: &[usize]| {
             self::component(component)
-                .shaped(name.to_owned(), weights(given))
+                .with_public_shape(name.to_owned(), weights(given))
                 .1
                 .shape
         };
@@ -296,13 +304,13 @@ mod tests {
     }
 
     #[test]
-    fn halving_rounds_to_the_nearest() {
+    fn conversion_to_f16_rounds_to_the_nearest() {
         let bytes = [1.0f32, -0.1, 65536.0]
             .iter()
             .flat_map(|it| it.to_le_bytes())
             .collect();
         let mut weights = Weights::new(Dtype::F32, &[3], bytes);
-        weights.halve();
+        weights.convert_to_f16();
         let halves: Vec<u16> = weights
             .bytes
             .chunks_exact(2)
@@ -313,19 +321,16 @@ mod tests {
             (Dtype::F16, vec![0x3c00, 0xae66, 0x7c00])
         );
         let halved = weights.bytes.clone();
-        weights.widen();
+        weights.convert_to_f32();
         assert_eq!((weights.dtype, weights.bytes.len()), (Dtype::F32, 12));
-        weights.halve();
-        assert_eq!(
-            weights.bytes, halved,
-            "nothing is lost on the way there and back"
-        );
+        weights.convert_to_f16();
+        assert_eq!(weights.bytes, halved, "the round trip through f32 is exact");
         let mut weights = Weights::new(
             Dtype::BF16,
             &[1],
             bf16::from_f32(1.5).to_le_bytes().to_vec(),
         );
-        weights.halve();
+        weights.convert_to_f16();
         assert_eq!(
             (weights.dtype, weights.bytes),
             (Dtype::F16, f16::from_f32(1.5).to_le_bytes().to_vec())

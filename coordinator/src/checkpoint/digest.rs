@@ -1,20 +1,20 @@
-//! The [`TensorsDigest`] of a checkpoint: trained weights and optimizer state. Called by
-//! `coordinator checkpoint digest`.
+//! The [`TensorsDigest`] of a checkpoint, over trained weights and optimizer state. Called by
+//! `coordinator checkpoint digest`, by the export and by the audit.
 
 use super::{Checkpoint, CheckpointError};
 use proto::checkpoint::TensorsDigest;
 
 impl Checkpoint {
-    /// Lower-case hex. Reads all of it, one tensor at a time.
+    /// Lower-case hex. Reads the whole checkpoint, one tensor at a time.
     pub(crate) async fn digest(&self) -> Result<String, CheckpointError> {
         let manifest = self.manifest().await?;
         let mut digest = TensorsDigest::default();
-        for (name, place) in self.tensors(&manifest.shards).await? {
-            let bytes = self.range(&place.shard, place.range.clone()).await?;
+        for (name, location) in self.tensors(&manifest.shards).await? {
+            let bytes = self.range(&location.shard, location.range.clone()).await?;
             digest.add(
                 &name,
-                &place.info.dtype.to_string(),
-                &place.info.shape,
+                &location.info.dtype.to_string(),
+                &location.info.shape,
                 &bytes,
             );
         }
@@ -37,7 +37,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_digest_depends_on_the_tensors_and_not_on_the_split() {
+    async fn the_digest_depends_on_the_tensors_and_not_on_the_sharding() {
         let (one, three) = (
             test_checkpoint(1, true).await,
             test_checkpoint(3, true).await,
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_is_no_shard_is_named() {
+    async fn an_invalid_shard_file_is_named_in_the_error() {
         let test = test_checkpoint(1, true).await;
         let checkpoint = Checkpoint::at(&test.url, &test.manifest.job, test.reference).unwrap();
         std::fs::write(

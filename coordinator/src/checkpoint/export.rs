@@ -1,12 +1,12 @@
-//! Writes a checkpoint's weights as `diffusers` and `transformers` lay out a model: `unet/`, `vae/`
-//! and `text_encoder/`, each with its `config.json`, and beside the U-Net what only a RetriNet has,
-//! under full names. Such a folder is also what a job can begin from. Weights that the job did not
-//! train come from its base, so that the folder is complete; a base that has changed since is
-//! refused before anything is written. `export.json` says where all of it comes from. One component
-//! at a time is in memory. Called by `coordinator checkpoint export`.
+//! Writes a checkpoint's weights in the model layout of `diffusers` and `transformers`: `unet/`,
+//! `vae/` and `text_encoder/`, each with its `config.json`, and the weights that only a RetriNet
+//! has in `unet/`, under full names. A job can use such a folder as `model.init`. Weights that the
+//! job did not train are copied from its base, so that the folder is complete; a base that has
+//! changed since is refused before anything is written. `export.json` records the origin of all
+//! weights. Only one component at a time is in memory. Called by `coordinator checkpoint export`.
 
-use super::component::{Component, Weights, retrieval_encoder};
-use super::{Checkpoint, CheckpointError, TensorPlace};
+use super::component::{Component, Weights, read_tensors, retrieval_encoder};
+use super::{Checkpoint, CheckpointError, TensorLocation};
 use base_weights::base::Base;
 use base_weights::init_digest::init_digest;
 use proto::checkpoint::{CheckpointManifest, MANIFEST_FILE};
@@ -20,13 +20,13 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Before the name of every weight in a checkpoint; optimizer state has another.
+/// Name prefix of every weight in a checkpoint; optimizer state has another prefix.
 const WEIGHTS_PREFIX: &str = "weights/";
-/// Before that of its moving average, where the job kept one.
+/// Name prefix of the moving average of a weight, if the job keeps one.
 const AVERAGE_PREFIX: &str = "ema/";
 const ORIGIN_FILE: &str = "export.json";
 
-/// Where exported weights come from.
+/// The origin of exported weights.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Origin {
     pub(crate) job: String,
@@ -39,21 +39,22 @@ pub(crate) struct Origin {
     /// "moving average" or "as trained".
     pub(crate) weights: &'static str,
     /// "f16" or "f32".
-    pub(crate) numbers: &'static str,
+    #[serde(rename = "numbers")]
+    pub(crate) dtype: &'static str,
     /// SHA-256 of every file written.
     pub(crate) files: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ExportOptions {
-    /// 32-bit floats become 16-bit ones.
+    /// Convert floats to f16.
     pub(crate) half: bool,
-    /// The moving average of the weights, where the checkpoint has one.
+    /// Export the moving average of the weights if the checkpoint has one.
     pub(crate) average: bool,
 }
 
 impl Checkpoint {
-    /// Writes the folder, which is made if it is missing.
+    /// Writes the folder, which is created if it is missing.
     pub(crate) async fn export(
         &self,
         out: &Path,
@@ -64,20 +65,23 @@ impl Checkpoint {
             proto::job::parse_training("manifest.json", &manifest.job_toml).map_err(|error| {
                 CheckpointError::Refused(format!("the manifest's job.toml: {error}"))
             })?;
-        let places = self.tensors(&manifest.shards).await?;
-        let average = options.average && places.keys().any(|name| name.starts_with(AVERAGE_PREFIX));
+        let locations = self.tensors(&manifest.shards).await?;
+        let average = options.average
+            && locations
+                .keys()
+                .any(|name| name.starts_with(AVERAGE_PREFIX));
         let base = self.base(&manifest, &spec).await?;
-        if base.as_ref().is_some_and(|base| is_folder_of(base, out)) {
+        if base.as_ref().is_some_and(|base| is_base_folder(base, out)) {
             return Err(CheckpointError::Refused(format!(
-                "--out {} is the folder that the job began from (model.init), which it still \
-                needs; name another",
+                "--out {} is the base folder of the job (model.init), which the job still needs; \
+                choose another folder",
                 out.display()
             )));
         }
         let export = Export {
             checkpoint: self,
             spec: &spec,
-            trained: places,
+            trained: locations,
             prefix: if average {
                 AVERAGE_PREFIX
             } else {
@@ -94,8 +98,8 @@ impl Checkpoint {
         Ok(origin)
     }
 
-    /// What the job began from, where the folder needs anything of it; refused unless it is what it
-    /// was then.
+    /// The job's base, if the export needs weights from it. Refused if it has changed since the job
+    /// started.
     async fn base(
         &self,
         manifest: &CheckpointManifest,
@@ -109,13 +113,13 @@ impl Checkpoint {
         let found = init_digest(&base, spec.model.architecture.kind()).await?;
         match &manifest.init_digest {
             Some(expected) if *expected == found => Ok(Some(base)),
-            other => Err(CheckpointError::OtherBase {
+            other => Err(CheckpointError::BaseMismatch {
                 url: url.clone(),
                 found,
                 path: self.path(MANIFEST_FILE).to_string(),
                 expected: other
                     .clone()
-                    .unwrap_or_else(|| "that it began from none".to_owned()),
+                    .unwrap_or_else(|| "that it started from none".to_owned()),
             }),
         }
     }
@@ -139,7 +143,7 @@ impl Checkpoint {
             } else {
                 "as trained"
             },
-            numbers: if half { "f16" } else { "f32" },
+            dtype: if half { "f16" } else { "f32" },
             files: BTreeMap::new(),
         })
     }
@@ -148,7 +152,7 @@ impl Checkpoint {
 struct Export<'a> {
     checkpoint: &'a Checkpoint,
     spec: &'a TrainWork,
-    trained: BTreeMap<String, TensorPlace>,
+    trained: BTreeMap<String, TensorLocation>,
     prefix: &'static str,
     base: Option<&'a Base>,
     out: &'a Path,
@@ -156,20 +160,20 @@ struct Export<'a> {
 }
 
 impl Export<'_> {
-    /// SHA-256 of every file by its name.
+    /// Writes all files; returns the SHA-256 of each by its name.
     async fn write(&self) -> Result<BTreeMap<String, String>, CheckpointError> {
         let mut files = BTreeMap::new();
         for part in self.parts() {
-            let mut weights = self.of_base(part).await?;
-            let trained = self.trained(&format!("{}.", part.name)).await?;
-            let named = trained.into_iter().map(|(name, weights)| {
-                Component::new(part, &self.spec.model).published(&name, weights)
+            let mut weights = self.base_weights(part).await?;
+            let trained = self.trained_weights(&format!("{}.", part.name)).await?;
+            let public = trained.into_iter().map(|(name, weights)| {
+                Component::new(part, &self.spec.model).to_public(&name, weights)
             });
-            weights.extend(named);
+            weights.extend(public);
             if weights.is_empty() {
                 continue;
             }
-            self.complete(part)?;
+            self.check_complete(part)?;
             let file = match part.name {
                 "text_encoder" => "model.safetensors",
                 _ => "diffusion_pytorch_model.safetensors",
@@ -190,81 +194,82 @@ impl Export<'_> {
         Ok(files)
     }
 
-    /// Those that the job is made of: of others its base may have, it knows neither shape nor
-    /// digest.
+    /// The components that the job's architecture uses. Shapes and digests of other components of
+    /// its base are unknown.
     fn parts(&self) -> impl Iterator<Item = Part> {
-        let of_job = self.spec.model.architecture.facts().base_parts;
+        let used = self.spec.model.architecture.facts().base_parts;
         PARTS
             .into_iter()
-            .filter(|part| of_job.iter().any(|(name, _)| *name == part.name))
+            .filter(|part| used.iter().any(|(name, _)| *name == part.name))
     }
 
-    /// The trained weights whose names begin like this, by the rest of their names.
-    async fn trained(&self, within: &str) -> Result<BTreeMap<String, Weights>, CheckpointError> {
+    /// The trained weights whose names start with `prefix`, by their names without it.
+    async fn trained_weights(
+        &self,
+        prefix: &str,
+    ) -> Result<BTreeMap<String, Weights>, CheckpointError> {
         let mut found = BTreeMap::new();
-        for (name, place) in &self.trained {
+        for (name, location) in &self.trained {
             let rest = name
                 .strip_prefix(self.prefix)
-                .and_then(|name| name.strip_prefix(within));
+                .and_then(|name| name.strip_prefix(prefix));
             let Some(rest) = rest else { continue };
             let bytes = self
                 .checkpoint
-                .range(&place.shard, place.range.clone())
+                .range(&location.shard, location.range.clone())
                 .await?;
-            let weights = Weights::new(place.info.dtype, &place.info.shape, bytes.to_vec());
+            let weights = Weights::new(location.info.dtype, &location.info.shape, bytes.to_vec());
             found.insert(rest.to_owned(), weights);
         }
         Ok(found)
     }
 
-    /// A component as the job began with it; empty when it began from random weights.
-    async fn of_base(&self, part: Part) -> Result<BTreeMap<String, Weights>, CheckpointError> {
-        let place = self
+    /// A component of the base; empty if the job started from random weights.
+    async fn base_weights(&self, part: Part) -> Result<BTreeMap<String, Weights>, CheckpointError> {
+        let found = self
             .base
             .and_then(|base| Some((base, base.parts().get(part.name)?)));
-        let Some((base, place)) = place else {
+        let Some((base, files)) = found else {
             return Ok(BTreeMap::new());
         };
         let component = Component::new(part, &self.spec.model);
         let mut all = BTreeMap::new();
-        for file in &place.weights {
-            let read =
-                super::component::read(base, file, |name| component.public_name(name)).await?;
+        for file in &files.weights {
+            let tensors = read_tensors(base, file, |name| component.public_name(name)).await?;
             all.extend(
-                read.into_iter()
-                    .map(|(name, weights)| component.shaped(name, weights)),
+                tensors
+                    .into_iter()
+                    .map(|(name, weights)| component.with_public_shape(name, weights)),
             );
         }
         Ok(all)
     }
 
-    /// What only a RetriNet has. A frozen retrieval encoder is what it began as: that of the base's
-    /// RetriNet, or a copy of its U-Net's encoder.
+    /// The weights that only a RetriNet has. A frozen retrieval encoder still has its initial
+    /// weights: those of the base's RetriNet, or a copy of its U-Net's encoder.
     async fn own_weights(&self, file: &str) -> Result<BTreeMap<String, Weights>, CheckpointError> {
         let mut own = BTreeMap::new();
         match self
             .base
             .and_then(|base| Some((base, base.parts().get(file)?)))
         {
-            Some((base, place)) => {
-                for file in &place.weights {
-                    own.extend(
-                        super::component::read(base, file, |name| Some(name.to_owned())).await?,
-                    );
+            Some((base, files)) => {
+                for file in &files.weights {
+                    own.extend(read_tensors(base, file, |name| Some(name.to_owned())).await?);
                 }
             }
             None if self.freezes(spec::Component::RetrievalEncoder) => {
                 let [.., unet] = PARTS;
-                own = retrieval_encoder(self.of_base(unet).await?, &self.spec.model);
+                own = retrieval_encoder(self.base_weights(unet).await?, &self.spec.model);
             }
             None => {}
         }
-        for within in ["retrieval.", "cross_attention.", "zero_convs."] {
-            let trained = self.trained(within).await?;
+        for prefix in ["retrieval.", "cross_attention.", "zero_convs."] {
+            let trained = self.trained_weights(prefix).await?;
             own.extend(
                 trained
                     .into_iter()
-                    .map(|(name, weights)| (format!("{within}{name}"), weights)),
+                    .map(|(name, weights)| (format!("{prefix}{name}"), weights)),
             );
         }
         Ok(own)
@@ -274,61 +279,64 @@ impl Export<'_> {
         self.spec.model.freeze.contains(&component)
     }
 
-    /// Refuses to write half a component: random weights that a job froze are in no checkpoint.
-    fn complete(&self, part: Part) -> Result<(), CheckpointError> {
+    /// Refuses to write an incomplete component: random weights that a job froze are in no
+    /// checkpoint.
+    fn check_complete(&self, part: Part) -> Result<(), CheckpointError> {
         use spec::Component::{CrossAttention, Decoder, Encoder, Middle, RetrievalEncoder};
-        let of: &[spec::Component] = match part.name {
+        let components: &[spec::Component] = match part.name {
             "unet" => &[Encoder, Middle, Decoder, RetrievalEncoder, CrossAttention],
             _ => &[],
         };
-        let known = self
+        let in_base = self
             .base
             .is_some_and(|base| base.parts().contains_key(part.name));
-        match of.iter().find(|component| self.freezes(**component)) {
-            Some(frozen) if !known => Err(CheckpointError::Refused(format!(
-                "the job began from random weights and froze {frozen:?}, which is in no \
-                checkpoint: the folder would \
-                 be incomplete"
+        match components
+            .iter()
+            .find(|component| self.freezes(**component))
+        {
+            Some(frozen) if !in_base => Err(CheckpointError::Refused(format!(
+                "the job started from random weights and froze {frozen:?}, which no checkpoint \
+                contains: the export would be incomplete"
             ))),
             _ => Ok(()),
         }
     }
 
-    /// The file's SHA-256.
+    /// Writes a safetensors file; returns its SHA-256.
     fn write_weights(
         &self,
         name: &str,
         mut weights: BTreeMap<String, Weights>,
     ) -> Result<String, CheckpointError> {
-        let numbers = if self.half {
-            Weights::halve
+        let convert = if self.half {
+            Weights::convert_to_f16
         } else {
-            Weights::widen
+            Weights::convert_to_f32
         };
-        weights.values_mut().for_each(numbers);
+        weights.values_mut().for_each(convert);
         let path = self.out.join(name);
-        let wrong = |error: safetensors::SafeTensorError| CheckpointError::Shard {
+        let invalid = |error: safetensors::SafeTensorError| CheckpointError::Shard {
             path: path.display().to_string(),
             reason: error.to_string(),
         };
         let mut views = Vec::new();
         for (name, it) in &weights {
-            let view = TensorView::new(it.dtype, it.shape.clone(), &it.bytes).map_err(wrong)?;
+            let view = TensorView::new(it.dtype, it.shape.clone(), &it.bytes).map_err(invalid)?;
             views.push((name, view));
         }
         let partial = path.with_extension("partial");
-        make_folder_of(&path)?;
-        // `transformers` refuses a file that does not say what wrote it.
+        create_parent(&path)?;
+        // `transformers` refuses a file without the `format` entry.
         let mut metadata =
             std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
         if name.ends_with(RETRINET_FILE) {
             let choices = serde_json::to_string(&self.spec.model.architecture.retrieval());
             metadata.insert(
                 RETRIEVAL_NOTE.to_owned(),
-                choices.expect("choices are words"),
+                choices.expect("retrieval settings are strings, which JSON can represent"),
             );
         }
-        safetensors::serialize_to_file(views, Some(metadata), &partial).map_err(wrong)?;
+        safetensors::serialize_to_file(views, Some(metadata), &partial).map_err(invalid)?;
         let digest =
             storage::hash::of_file(&partial).map_err(|error| unwritable(&partial, &error))?;
         std::fs::rename(&partial, &path).map_err(|error| unwritable(&path, &error))?;
@@ -336,19 +344,21 @@ impl Export<'_> {
     }
 }
 
-/// Whether an export into `out` would change the base itself. One file beside the export stays what
-/// it is.
-fn is_folder_of(base: &Base, out: &Path) -> bool {
-    let same = |folder: &Path| matches!((folder.canonicalize(), out.canonicalize()), (Ok(a), Ok(b)) if a == b);
+/// True if an export into `out` would overwrite the base. A single-file base is never overwritten.
+fn is_base_folder(base: &Base, out: &Path) -> bool {
+    let same = |folder: &Path| match (folder.canonicalize(), out.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    };
     !base.url().ends_with(".safetensors") && base.local().is_some_and(same)
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
-    make_folder_of(path)?;
+    create_parent(path)?;
     std::fs::write(path, bytes).map_err(|error| unwritable(path, &error))
 }
 
-fn make_folder_of(path: &Path) -> Result<(), CheckpointError> {
+fn create_parent(path: &Path) -> Result<(), CheckpointError> {
     let folder = path.parent().unwrap_or(path);
     std::fs::create_dir_all(folder).map_err(|error| unwritable(folder, &error))
 }
@@ -402,7 +412,7 @@ mod tests {
         assert_eq!(tensors.tensor(name).unwrap().dtype(), Dtype::F16);
     }
 
-    /// The base of a job is one tensor of an autoencoder.
+    /// Writes a base that consists of one tensor of an autoencoder.
     fn put_base(folder: &Path, value: f32) {
         let bytes = value.to_le_bytes();
         let view = TensorView::new(Dtype::F32, vec![1], &bytes).unwrap();
@@ -445,9 +455,7 @@ mod tests {
         );
         let error = checkpoint.export(&at("base"), options).await.unwrap_err();
         assert!(
-            error
-                .to_string()
-                .contains("is the folder that the job began from"),
+            error.to_string().contains("is the base folder of the job"),
             "{error}"
         );
 

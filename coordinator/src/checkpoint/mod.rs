@@ -1,6 +1,5 @@
-//! Checkpoints as they lie in object storage, seen by the coordinator (which commits and deletes
-//! them) and by people's commands (which verify, digest and export them). Nothing here knows
-//! libtorch or trains anything.
+//! Checkpoints in object storage. The coordinator commits and deletes them; commands verify, digest
+//! and export them. Nothing here uses libtorch.
 
 pub(crate) mod commit;
 mod component;
@@ -20,7 +19,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Longest safetensors header that is read. A header has about 100 bytes per tensor.
+/// Longest accepted safetensors header. A header has about 100 bytes per tensor.
 const HEADER_BYTES_MAX: u64 = 64 << 20;
 
 #[derive(Debug, thiserror::Error)]
@@ -40,17 +39,16 @@ pub(crate) enum CheckpointError {
     #[error("{path} is no safetensors file: {reason}")]
     Shard { path: String, reason: String },
     #[error("tensor {name:?} is in two shards, {first} and {second}")]
-    Twice {
+    DuplicateTensor {
         name: String,
         first: String,
         second: String,
     },
     #[error(
-        "the base weights at {url} are not those that the job began with: their SHA-256 is \
-        {found}, {path} says \
-         {expected}; put the weights of then back there"
+        "the base weights at {url} have changed since the job started: their SHA-256 is {found}, \
+        {path} says {expected}; restore the original weights"
     )]
-    OtherBase {
+    BaseMismatch {
         url: String,
         found: String,
         path: String,
@@ -67,18 +65,18 @@ pub(crate) struct Checkpoint {
     folder: Path,
 }
 
-/// Where one tensor's bytes lie.
+/// The location of one tensor's bytes.
 #[derive(Debug, Clone)]
-pub(crate) struct TensorPlace {
+pub(crate) struct TensorLocation {
     /// The shard's file name.
     pub(crate) shard: String,
     pub(crate) info: TensorInfo,
-    /// Bytes of the shard.
+    /// Byte range within the shard.
     pub(crate) range: Range<u64>,
 }
 
 impl Checkpoint {
-    /// Nothing is read yet.
+    /// Reads nothing yet.
     pub(crate) fn at(
         store_url: &str,
         job: &JobId,
@@ -117,27 +115,28 @@ impl Checkpoint {
     async fn bytes(&self, file: &str) -> Result<Bytes, CheckpointError> {
         let path = self.path(file);
         let read = async { self.store.get(&path).await?.bytes().await };
-        read.await.map_err(|source| storage("read", &path, source))
+        read.await
+            .map_err(|source| storage_error("read", &path, source))
     }
 
     /// Every tensor of every shard by name. Reads the shards' headers only.
     pub(crate) async fn tensors(
         &self,
         shards: &[ShardEntry],
-    ) -> Result<BTreeMap<String, TensorPlace>, CheckpointError> {
-        let mut places: BTreeMap<String, TensorPlace> = BTreeMap::new();
+    ) -> Result<BTreeMap<String, TensorLocation>, CheckpointError> {
+        let mut locations: BTreeMap<String, TensorLocation> = BTreeMap::new();
         for shard in shards {
             let (data_start, metadata) = self.header(shard).await?;
             for (name, info) in metadata.tensors() {
                 let (begin, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
-                let place = TensorPlace {
+                let location = TensorLocation {
                     shard: shard.path.clone(),
                     info: info.clone(),
                     range: data_start + begin..data_start + end,
                 };
-                if let Some(first) = places.insert(name.clone(), place) {
+                if let Some(first) = locations.insert(name.clone(), location) {
                     let second = shard.path.clone();
-                    return Err(CheckpointError::Twice {
+                    return Err(CheckpointError::DuplicateTensor {
                         name,
                         first: first.shard,
                         second,
@@ -145,12 +144,12 @@ impl Checkpoint {
                 }
             }
         }
-        Ok(places)
+        Ok(locations)
     }
 
-    /// Where the data of a safetensors file begins, and what its header says.
+    /// The offset of the data in a safetensors file, and its parsed header.
     async fn header(&self, shard: &ShardEntry) -> Result<(u64, Metadata), CheckpointError> {
-        let wrong = |reason: String| CheckpointError::Shard {
+        let invalid = |reason: String| CheckpointError::Shard {
             path: self.path(&shard.path).to_string(),
             reason,
         };
@@ -159,18 +158,20 @@ impl Checkpoint {
             length
                 .as_ref()
                 .try_into()
-                .map_err(|_| wrong("it is too short".into()))?,
+                .map_err(|_| invalid("it is too short".into()))?,
         );
         if HEADER_BYTES_MAX < length || shard.size_bytes < 8 + length {
-            return Err(wrong(format!("its header says to be {length} bytes long")));
+            return Err(invalid(format!(
+                "its header claims a length of {length} bytes"
+            )));
         }
         let bytes = self.range(&shard.path, 0..8 + length).await?;
-        // Reading it also checks that the tensors lie one behind the other without gaps.
+        // Parsing also checks that the tensors are contiguous.
         let metadata: Metadata =
-            serde_json::from_slice(&bytes[8..]).map_err(|error| wrong(error.to_string()))?;
+            serde_json::from_slice(&bytes[8..]).map_err(|error| invalid(error.to_string()))?;
         let end = 8 + length + metadata.data_len() as u64;
         if end != shard.size_bytes {
-            return Err(wrong(format!(
+            return Err(invalid(format!(
                 "its tensors end at byte {end}, and it has {} bytes",
                 shard.size_bytes
             )));
@@ -190,11 +191,11 @@ impl Checkpoint {
         self.store
             .get_range(&path, range)
             .await
-            .map_err(|source| storage("read", &path, source))
+            .map_err(|source| storage_error("read", &path, source))
     }
 }
 
-pub(crate) fn storage(
+pub(crate) fn storage_error(
     action: &'static str,
     path: &Path,
     source: object_store::Error,

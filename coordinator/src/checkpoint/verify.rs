@@ -1,11 +1,11 @@
-//! Re-reads a whole checkpoint and compares it with its manifest. Reports everything that is wrong,
-//! not the first thing. Called by `coordinator checkpoint verify`.
+//! Re-reads a whole checkpoint and compares it with its manifest. Reports every fault, not only the
+//! first. Called by `coordinator checkpoint verify`.
 
 use super::{Checkpoint, CheckpointError};
 use proto::checkpoint::{CheckpointManifest, ShardEntry};
 use proto::text::hex;
 
-/// What a verification saw.
+/// The result of a verification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Verified {
     pub(crate) shards: usize,

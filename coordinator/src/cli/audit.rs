@@ -1,12 +1,11 @@
-//! `coordinator audit`: replays a job's ledger against its data set. It proves that every step was
-//! done once and every sample of every epoch consumed once, as far as the job went, or says where
-//! not.
+//! `coordinator audit`: replays a job's ledger against its data set. It proves that every step up
+//! to the last was done once and every sample was consumed once per epoch, or lists the violations.
 
 use super::client::connect;
 use super::ledger::LedgerReader;
 use super::{Global, Outcome, Output, print_json};
 use crate::checkpoint::Checkpoint;
-use crate::words::say;
+use crate::text::outln;
 use anyhow::Result;
 use model_data::loader::Loader;
 use proto::checkpoint::CheckpointRef;
@@ -14,21 +13,21 @@ use proto::id::{JobId, Step};
 use proto::ledger::Done;
 use std::collections::BTreeMap;
 
-/// More are counted and not told.
+/// Further findings are not listed.
 const FINDINGS_MAX: usize = 50;
 
-/// What an audit saw and did not like.
+/// The result of an audit.
 #[derive(Debug, Default)]
 struct Audit {
     findings: Vec<String>,
-    /// Last step that counts, when those before it all do.
+    /// Last step of the gapless run of counted steps from step 1.
     steps: u64,
     superseded: u64,
     samples: u64,
     epochs: u64,
-    /// Samples of the epoch that is not over.
-    begun: u64,
-    /// Checkpoints whose bytes come to the digest in the ledger.
+    /// Samples consumed of the unfinished epoch.
+    partial_epoch: u64,
+    /// Checkpoints whose digest equals the one in the ledger.
     checkpoints: u64,
 }
 
@@ -41,7 +40,10 @@ pub(crate) async fn audit(global: &Global, job: &str) -> Result<Outcome> {
         ledger.replay.done(),
         ledger.view.checkpoints.last().map_or(0, |it| it.step),
     );
-    audit.count_samples(&ledger.data().await?, ledger.spec.train.global_batch)?;
+    audit.count_samples(
+        &ledger.open_dataset().await?,
+        ledger.spec.train.global_batch,
+    )?;
     audit.compare_checkpoints(&ledger).await;
     match global.output {
         Output::Json => print_json(&audit.json(&ledger)),
@@ -55,13 +57,13 @@ pub(crate) async fn audit(global: &Global, job: &str) -> Result<Outcome> {
 }
 
 impl Audit {
-    fn find(&mut self, what: String) {
+    fn add_finding(&mut self, finding: String) {
         if self.findings.len() < FINDINGS_MAX {
-            self.findings.push(what);
+            self.findings.push(finding);
         }
     }
 
-    /// Every step up to the last counts exactly once.
+    /// Checks that every step up to the last counts exactly once.
     fn count_steps(&mut self, done: &[Done], committed: u64) {
         let length = |done: &Done| done.last.0 + 1 - done.first.0;
         self.superseded = done.iter().filter(|done| done.superseded).map(length).sum();
@@ -70,8 +72,8 @@ impl Audit {
         for done in counted {
             let next = self.steps + 1;
             if done.first.0 != next {
-                self.find(format!(
-                    "step {next} should follow; the ledger counts steps {} to {}",
+                self.add_finding(format!(
+                    "step {next} was expected next, but the ledger continues with steps {} to {}",
                     done.first, done.last
                 ));
                 return;
@@ -79,46 +81,46 @@ impl Audit {
             self.steps = done.last.0;
         }
         if self.steps < committed {
-            self.find(format!(
-                "step {committed} is committed and the ledger ends at step {}",
+            self.add_finding(format!(
+                "step {committed} is committed, but the ledger ends at step {}",
                 self.steps
             ));
         }
     }
 
-    /// Every sample of an epoch stands in it once.
+    /// Checks that every epoch consumes every sample exactly once.
     fn count_samples(&mut self, loader: &Loader, global_batch: u32) -> Result<()> {
         let all = loader.training().len() as u64;
         let mut seen = Seen::new(loader);
         for step in 1..=self.steps {
             for (epoch, position) in loader.places(step, global_batch, 0..global_batch)? {
                 if epoch != self.epochs {
-                    if self.begun != all {
-                        self.find(format!(
+                    if self.partial_epoch != all {
+                        self.add_finding(format!(
                             "epoch {} ends after {} of its {all} samples",
-                            self.epochs, self.begun
+                            self.epochs, self.partial_epoch
                         ));
                     }
-                    (self.epochs, self.begun) = (epoch, 0);
+                    (self.epochs, self.partial_epoch) = (epoch, 0);
                     seen = Seen::new(loader);
                 }
-                if !seen.first_time(position) {
-                    self.find(format!(
-                        "sample at position {position} is consumed again in epoch {epoch}, in \
-                        step {step}"
+                if !seen.insert(position) {
+                    self.add_finding(format!(
+                        "step {step} consumes the sample at position {position} again in epoch \
+                        {epoch}"
                     ));
                 }
-                self.begun += 1;
+                self.partial_epoch += 1;
                 self.samples += 1;
             }
         }
-        if self.begun == all {
-            (self.epochs, self.begun) = (self.epochs + 1, 0);
+        if self.partial_epoch == all {
+            (self.epochs, self.partial_epoch) = (self.epochs + 1, 0);
         }
         Ok(())
     }
 
-    /// A checkpoint of a step whose digest is in the ledger comes to that digest.
+    /// Compares the digests of checkpoints with those that the ledger has for the same steps.
     async fn compare_checkpoints(&mut self, ledger: &LedgerReader) {
         let digests: BTreeMap<Step, &String> = ledger
             .replay
@@ -143,13 +145,12 @@ impl Audit {
             let step = checkpoint.step;
             match found {
                 Ok(found) if found == **expected => self.checkpoints += 1,
-                Ok(found) => self.find(format!(
-                    "the checkpoint of step {step} comes to {found}; its ranks had agreed on \
+                Ok(found) => self.add_finding(format!(
+                    "the checkpoint of step {step} has digest {found}; its ranks agreed on \
                     {expected}"
                 )),
-                Err(error) => self.find(format!(
-                    "the checkpoint of step {step} cannot be read: \
-                {error}"
+                Err(error) => self.add_finding(format!(
+                    "the checkpoint of step {step} cannot be read: {error}"
                 )),
             }
         }
@@ -167,14 +168,14 @@ impl Audit {
             "unheard_losses": ledger.replay.unheard(),
             "samples": self.samples,
             "whole_epochs": self.epochs,
-            "samples_of_next_epoch": self.begun,
+            "samples_of_next_epoch": self.partial_epoch,
             "digests": ledger.replay.digests().len(),
             "checkpoints_compared": self.checkpoints,
         })
     }
 
     fn print(&self, ledger: &LedgerReader) {
-        let line = |name: &str, value: &str| say!("{name:<10} {value}");
+        let line = |name: &str, value: &str| outln!("{name:<10} {value}");
         let tip = ledger.replay.tip();
         line(
             "ledger",
@@ -183,7 +184,7 @@ impl Audit {
         line(
             "steps",
             &format!(
-                "1 to {}; {} more were done and lost with their generation",
+                "1 to {} count; {} more were done and superseded by a later generation",
                 self.steps, self.superseded
             ),
         );
@@ -191,25 +192,25 @@ impl Audit {
             "samples",
             &format!(
                 "{}: {} whole epochs and {} of the next",
-                self.samples, self.epochs, self.begun
+                self.samples, self.epochs, self.partial_epoch
             ),
         );
         line(
             "digests",
             &format!(
-                "all ranks agreed {} times; {} checkpoints come to what they agreed on",
+                "all ranks agreed on {} digests; {} checkpoints match them",
                 ledger.replay.digests().len(),
                 self.checkpoints
             ),
         );
         for finding in &self.findings {
-            line("WRONG", finding);
+            line("FAULT", finding);
         }
         if self.findings.is_empty() {
             line(
                 "clean",
-                "every step counts once, and every sample of every epoch was consumed once, as \
-                far as it went",
+                "every step counts once, and every sample was consumed once per epoch up to the \
+                last step",
             );
         }
     }
@@ -223,10 +224,11 @@ impl Seen {
         Self(vec![0; loader.rows().len().div_ceil(64)])
     }
 
-    fn first_time(&mut self, position: u64) -> bool {
+    /// True if the sample was not yet in the set.
+    fn insert(&mut self, position: u64) -> bool {
         let (word, bit) = ((position / 64) as usize, 1 << (position % 64));
-        let before = self.0[word] & bit;
+        let was_set = self.0[word] & bit != 0;
         self.0[word] |= bit;
-        before == 0
+        !was_set
     }
 }

@@ -1,11 +1,11 @@
-//! `coordinator checkpoints` and `coordinator checkpoint verify|digest|export`: asks the
-//! coordinator which checkpoints there are, and reads them in the object store itself.
+//! `coordinator checkpoints` and `coordinator checkpoint verify|digest|export`: gets the list of
+//! checkpoints from the coordinator and reads them directly from the object store.
 
 use super::client::{self, connect};
 use super::{Global, Outcome, Output, Target, print_json, table};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::export::ExportOptions;
-use crate::words::{bytes, say};
+use crate::text::{bytes, outln};
 use anyhow::Result;
 use clap::Subcommand;
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
@@ -15,33 +15,33 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum CheckpointCommand {
-    /// Read every byte again and compare with the manifest; exit code 0 only if all is well
+    /// Re-read every byte and compare with the manifest; exit code 0 only if there is no fault
     Verify {
-        /// A job's newest checkpoint, or the one of a step
+        /// The job's newest checkpoint, or that of a step
         #[arg(value_name = "JOB[@STEP]")]
         target: Target,
     },
-    /// Print one SHA-256 over trained weights and optimizer state, sorted by name: equal for equal
-    /// runs
+    /// Print one SHA-256 over trained weights and optimizer state, sorted by name; bit-identical
+    /// runs have equal digests
     Digest {
-        /// A job's newest checkpoint, or the one of a step
+        /// The job's newest checkpoint, or that of a step
         #[arg(value_name = "JOB[@STEP]")]
         target: Target,
     },
-    /// Write the weights as a folder that `diffusers` and `transformers` load: unet/, vae/,
-    /// text_encoder/, and a RetriNet's own in unet/retrinet.safetensors. Another job's `model.init`
-    /// can name it
+    /// Write the weights as a folder that `diffusers` and `transformers` can load: unet/, vae/,
+    /// text_encoder/, and RetriNet's own weights in unet/retrinet.safetensors. Another job can use
+    /// it as `model.init`
     Export {
-        /// A job's newest checkpoint, or the one of a step
+        /// The job's newest checkpoint, or that of a step
         #[arg(value_name = "JOB[@STEP]")]
         target: Target,
-        /// Folder for the files; made if it is missing
+        /// Output folder; created if it is missing
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
-        /// Write 16-bit floats, which halves the size
+        /// Write f16 weights, which halves the size
         #[arg(long)]
         half: bool,
-        /// Write the weights as they were trained, where there is also a moving average of them
+        /// Write the trained weights even if the checkpoint has a moving average
         #[arg(long)]
         as_trained: bool,
     },
@@ -66,11 +66,11 @@ pub(crate) async fn checkpoint(global: &Global, command: &CheckpointCommand) -> 
     }
 }
 
-/// The checkpoint that is meant, and which it is.
+/// Opens the checkpoint that `target` selects.
 async fn open(global: &Global, target: &Target) -> Result<(Checkpoint, CheckpointRef)> {
     let mut client = connect(global).await?;
     let view = client::describe(global, &mut client, &target.job.0).await?;
-    let reference = target.of(&view)?;
+    let reference = target.select(&view)?;
     Ok((
         Checkpoint::at(&view.store_url, &target.job, reference)?,
         reference,
@@ -93,14 +93,14 @@ async fn verify(global: &Global, target: &Target) -> Result<Outcome> {
         })),
         Output::Table => {
             for finding in &verified.findings {
-                say!("{finding}");
+                outln!("{finding}");
             }
             let result = if good {
                 "all good".into()
             } else {
                 format!("{} faults", verified.findings.len())
             };
-            say!(
+            outln!(
                 "{}@{}: {} shards, {}: {result}",
                 target.job,
                 reference.step,
@@ -119,7 +119,7 @@ async fn digest(global: &Global, target: &Target) -> Result<Outcome> {
         Output::Json => {
             print_json(&json!({ "job": target.job, "step": reference.step, "digest": digest }))
         }
-        Output::Table => say!("{digest}"),
+        Output::Table => outln!("{digest}"),
     }
     Ok(Outcome::True)
 }
@@ -136,7 +136,7 @@ async fn export(
         Output::Json => print_json(&serde_json::to_value(&origin)?),
         Output::Table => {
             for (file, sha256) in &origin.files {
-                say!("{sha256}  {}", out.join(file).display());
+                outln!("{sha256}  {}", out.join(file).display());
             }
         }
     }
@@ -181,6 +181,6 @@ pub(crate) async fn checkpoints(global: &Global, job: &str) -> Result<Outcome> {
             row.environment.clone(),
         ]);
     }
-    say!("{table}");
+    outln!("{table}");
     Ok(Outcome::True)
 }

@@ -1,4 +1,4 @@
-//! The connection of a command to the coordinator, with errors that say what to do.
+//! The connection of a command to the coordinator. Its error messages suggest a remedy.
 
 use super::Global;
 use anyhow::{Result, anyhow};
@@ -20,16 +20,16 @@ pub(crate) async fn connect(global: &Global) -> Result<Client> {
     let url = &global.coordinator;
     if url.starts_with("https:") {
         return Err(anyhow!(
-            "{url}: https:// is not there yet; write http://HOST:PORT"
+            "{url}: https:// is not supported yet; use http://HOST:PORT"
         ));
     }
     let endpoint = Endpoint::from_shared(url.clone())
-        .map_err(|_| anyhow!("{url:?} is no URL of a coordinator; write http://HOST:PORT"))?
+        .map_err(|_| anyhow!("{url:?} is no coordinator URL; use http://HOST:PORT"))?
         .connect_timeout(CONNECT_WITHIN)
         .http2_keep_alive_interval(CONNECT_WITHIN)
         .keep_alive_while_idle(true);
     let channel = endpoint.connect().await.map_err(|error| {
-        let reason = innermost(&error);
+        let reason = root_cause(&error);
         anyhow!("cannot reach a coordinator at {url}: {reason}; start one with `coordinator serve`")
     })?;
     let stamp: Stamp = version::stamp;
@@ -39,22 +39,22 @@ pub(crate) async fn connect(global: &Global) -> Result<Client> {
     )
 }
 
-/// What a refused request tells its user.
-pub(crate) fn refusal(global: &Global, status: &Status) -> anyhow::Error {
+/// The error message for a failed request.
+pub(crate) fn request_error(global: &Global, status: &Status) -> anyhow::Error {
     match status.code() {
         Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition => {
             anyhow!("{}", status.message())
         }
         _ => anyhow!(
-            "the coordinator at {} could not answer: {}",
+            "the coordinator at {} failed to handle the request: {}",
             global.coordinator,
             status_text(status)
         ),
     }
 }
 
-/// Whether asking again may help: the connection broke, or the coordinator is starting or stopping.
-pub(crate) fn is_lost(status: &Status) -> bool {
+/// True if a retry may succeed: the connection broke, or the coordinator is starting or stopping.
+pub(crate) fn is_retryable(status: &Status) -> bool {
     matches!(
         status.code(),
         Code::Unavailable
@@ -77,17 +77,17 @@ pub(crate) async fn describe(
     let reply = client
         .describe_job(request)
         .await
-        .map_err(|status| refusal(global, &status))?;
+        .map_err(|status| request_error(global, &status))?;
     Ok(reply.into_inner())
 }
 
-/// The whole loss curve.
+/// All finished steps of the job.
 pub(crate) async fn steps(
     global: &Global,
     client: &mut Client,
     job: &str,
 ) -> Result<Vec<pb::StepReport>> {
-    let failed = |status: Status| refusal(global, &status);
+    let failed = |status: Status| request_error(global, &status);
     let request = pb::JobRequest {
         job: job.to_owned(),
     };
@@ -106,12 +106,12 @@ pub(crate) async fn steps(
 fn status_text(status: &Status) -> String {
     let cause = status
         .source()
-        .map_or_else(String::new, |source| format!(" ({})", innermost(source)));
+        .map_or_else(String::new, |source| format!(" ({})", root_cause(source)));
     format!("{}{cause}", status.message())
 }
 
-/// The cause of causes: "Connection refused (os error 111)" rather than "transport error".
-fn innermost(error: &dyn Error) -> String {
+/// The root cause: "Connection refused (os error 111)" rather than "transport error".
+fn root_cause(error: &dyn Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
         error = source;

@@ -1,22 +1,23 @@
-//! `coordinator pause`, `resume`, `scale`, `drain` and `undrain`: wishes that hold until another is
-//! said. Pause and drain wait until what was wished is true, unless they are told not to.
+//! `coordinator pause`, `resume`, `scale`, `drain` and `undrain`: set the desired state of a job or
+//! worker, which holds until it is changed. Pause and drain wait for it to take effect, unless
+//! `--no-wait` is given.
 
-use super::client::{self, Client, connect, refusal};
+use super::client::{self, Client, connect, request_error};
 use super::{Global, Outcome, Output, print_json};
-use crate::words::say;
+use crate::text::outln;
 use anyhow::{Result, anyhow};
 use clap::Args;
 use proto::pb;
 use proto::phase::{Phase, is_over};
 use std::time::Duration;
 
-/// How often a drain looks whether the worker is empty.
-const LOOK_EVERY: Duration = Duration::from_millis(300);
+/// Interval at which a drain checks whether the worker is empty.
+const POLL_INTERVAL: Duration = Duration::from_millis(300);
 
 #[derive(Debug, Args)]
 pub(crate) struct PauseArgs {
     job: String,
-    /// Do not wait until the job has left its workers
+    /// Return without waiting until the job has released its workers
     #[arg(long)]
     no_wait: bool,
 }
@@ -24,7 +25,7 @@ pub(crate) struct PauseArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ScaleArgs {
     job: String,
-    /// Workers that the job should have at most, and as many as there are
+    /// Desired number of workers; the job gets fewer if fewer are free
     #[arg(long, value_name = "N")]
     workers: u32,
 }
@@ -32,7 +33,7 @@ pub(crate) struct ScaleArgs {
 #[derive(Debug, Args)]
 pub(crate) struct DrainArgs {
     worker: String,
-    /// Do not wait until the worker is empty
+    /// Return without waiting until the worker is empty
     #[arg(long)]
     no_wait: bool,
 }
@@ -68,7 +69,7 @@ pub(crate) async fn scale(global: &Global, args: &ScaleArgs) -> Result<Outcome> 
     let reply = client
         .scale(request)
         .await
-        .map_err(|status| refusal(global, &status))?;
+        .map_err(|status| request_error(global, &status))?;
     let phase = reply.into_inner().phase;
     match global.output {
         Output::Json => {
@@ -76,11 +77,7 @@ pub(crate) async fn scale(global: &Global, args: &ScaleArgs) -> Result<Outcome> 
                 &serde_json::json!({ "job": args.job, "phase": phase, "workers": args.workers }),
             );
         }
-        Output::Table => say!(
-            "{} is {phase}; it is to have {} workers",
-            args.job,
-            args.workers
-        ),
+        Output::Table => outln!("{} is {phase}; desired workers: {}", args.job, args.workers),
     }
     Ok(Outcome::True)
 }
@@ -99,8 +96,8 @@ pub(crate) async fn drain(global: &Global, args: &DrainArgs) -> Result<Outcome> 
                 &serde_json::json!({ "worker": args.worker, "drained": true, "empty": empty }),
             );
         }
-        Output::Table if empty => say!("{} is drained and empty", args.worker),
-        Output::Table => say!("{} is being drained", args.worker),
+        Output::Table if empty => outln!("{} is drained and empty", args.worker),
+        Output::Table => outln!("{} is being drained", args.worker),
     }
     Ok(Outcome::True)
 }
@@ -110,7 +107,7 @@ pub(crate) async fn undrain(global: &Global, worker: &str) -> Result<Outcome> {
     set_drained(global, &mut client, worker, false).await?;
     match global.output {
         Output::Json => print_json(&serde_json::json!({ "worker": worker, "drained": false })),
-        Output::Table => say!("{worker} is used again"),
+        Output::Table => outln!("{worker} accepts work again"),
     }
     Ok(Outcome::True)
 }
@@ -128,7 +125,7 @@ async fn set_paused(
     let reply = client
         .pause(request)
         .await
-        .map_err(|status| refusal(global, &status))?;
+        .map_err(|status| request_error(global, &status))?;
     Ok(reply.into_inner().phase)
 }
 
@@ -145,13 +142,14 @@ async fn set_drained(
     client
         .drain(request)
         .await
-        .map_err(|status| refusal(global, &status))?;
+        .map_err(|status| request_error(global, &status))?;
     Ok(())
 }
 
-/// The phase in which the job has left its workers: paused, over, or taken back by somebody else.
+/// Waits until the job is paused or over; returns its phase. The phase may be another one if
+/// somebody resumed the job meanwhile.
 async fn until_paused(global: &Global, client: &mut Client, job: &str) -> Result<String> {
-    let failed = |status| refusal(global, &status);
+    let failed = |status| request_error(global, &status);
     let request = pb::JobRequest {
         job: job.to_owned(),
     };
@@ -168,12 +166,12 @@ async fn until_paused(global: &Global, client: &mut Client, job: &str) -> Result
     Ok(client::describe(global, client, job).await?.phase)
 }
 
-/// True when nothing runs there any more; false when somebody took the drain back.
+/// Waits until the worker is empty. False if somebody undrained it meanwhile.
 async fn until_empty(global: &Global, client: &mut Client, name: &str) -> Result<bool> {
     loop {
         let reply = client.list_workers(pb::ListWorkersRequest {}).await;
         let workers = reply
-            .map_err(|status| refusal(global, &status))?
+            .map_err(|status| request_error(global, &status))?
             .into_inner()
             .workers;
         let named =
@@ -181,17 +179,17 @@ async fn until_empty(global: &Global, client: &mut Client, name: &str) -> Result
         let worker = workers
             .iter()
             .find(named)
-            .ok_or_else(|| anyhow!("worker {name} is gone"))?;
+            .ok_or_else(|| anyhow!("worker {name} no longer exists"))?;
         if worker.devices_used == 0 || !worker.drained {
             return Ok(worker.drained);
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
 fn print(global: &Global, job: &str, phase: &str) {
     match global.output {
         Output::Json => print_json(&serde_json::json!({ "job": job, "phase": phase })),
-        Output::Table => say!("{job} is {phase}"),
+        Output::Table => outln!("{job} is {phase}"),
     }
 }

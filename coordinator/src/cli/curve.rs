@@ -1,47 +1,47 @@
-//! What a loss curve says in a few numbers. Pure. Used by `describe`.
+//! Summary statistics of a loss curve. Pure. Used by `describe`.
 
 use crate::metrics::phases;
 use proto::message::PhaseSeconds;
 use proto::pb;
 use serde_json::{Value, json};
 
-/// A job's finished steps, summed up.
+/// Summary of a job's finished steps.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Summary {
     pub(crate) steps: usize,
     /// Mean loss over the first and the last tenth of the steps.
     pub(crate) loss_first: f64,
     pub(crate) loss_last: f64,
-    /// Samples over the seconds of their steps.
+    /// All samples divided by the total step time.
     pub(crate) samples_per_second: f64,
-    /// Share of all step time by phase, in the order of a step.
+    /// Fraction of the total step time by phase, in execution order.
     pub(crate) fractions: Vec<(&'static str, f64)>,
     pub(crate) peak_memory_bytes: u64,
 }
 
 impl Summary {
-    /// None without any step.
-    #[allow(clippy::cast_precision_loss)] // Means and shares.
+    /// None if there is no step.
+    #[allow(clippy::cast_precision_loss)] // Means and fractions.
     pub(crate) fn of(steps: &[pb::StepReport]) -> Option<Self> {
         if steps.is_empty() {
             return None;
         }
         let window = steps.len().div_ceil(10);
-        let mean = |part: &[pb::StepReport]| {
-            part.iter().map(|it| it.loss).sum::<f64>() / part.len() as f64
+        let mean = |steps: &[pb::StepReport]| {
+            steps.iter().map(|it| it.loss).sum::<f64>() / steps.len() as f64
         };
         let mut seconds: Vec<(&'static str, f64)> = phases(&PhaseSeconds::default()).to_vec();
         for step in steps {
-            let own = step.seconds.unwrap_or_default();
-            let own = [
-                own.data,
-                own.forward,
-                own.backward,
-                own.communication,
-                own.optimizer,
-                own.checkpoint,
+            let it = step.seconds.unwrap_or_default();
+            let values = [
+                it.data,
+                it.forward,
+                it.backward,
+                it.communication,
+                it.optimizer,
+                it.checkpoint,
             ];
-            for ((_, sum), value) in seconds.iter_mut().zip(own) {
+            for ((_, sum), value) in seconds.iter_mut().zip(values) {
                 *sum += value;
             }
         }
@@ -84,7 +84,7 @@ impl Summary {
         })
     }
 
-    /// `forward 40 %, backward 55 %, …`, the phases that took any time.
+    /// `forward 40.0 %, backward 55.0 %, …`, without phases that took no time.
     pub(crate) fn fractions_text(&self) -> String {
         let percent =
             |(phase, fraction): &(&'static str, f64)| format!("{phase} {:.1} %", fraction * 100.0);
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_curve_is_summed_up_by_its_ends_and_its_shares() {
+    fn a_summary_has_the_loss_at_both_ends_and_the_fraction_of_time_by_phase() {
         let steps: Vec<pb::StepReport> = (1..=40u32)
             .map(|it| pb::StepReport {
                 step: it.into(),

@@ -1,9 +1,9 @@
-//! `coordinator dataset …`: makes, reads and checks data sets. Speaks to object storage only; no
-//! coordinator is needed.
+//! `coordinator dataset …`: creates, reads and verifies data sets in object storage. Needs no
+//! coordinator.
 
 use super::preview::{PreviewArgs, preview};
 use super::{Global, Outcome, Output, print_json, table};
-use crate::words::{bytes, say};
+use crate::text::{bytes, outln};
 use anyhow::{Context, Result, anyhow};
 use clap::Subcommand;
 use figures::synthetic::{Similar, SynthesizeOptions, identities};
@@ -17,30 +17,30 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DatasetCommand {
-    /// Draw synthetic figures; the same options give the same bytes
+    /// Generate a data set of synthetic figures; equal options give equal bytes
     Synthesize(SynthesizeArgs),
-    /// Make a data set from a folder of pictures, masks and samples.jsonl with the paper's fields
+    /// Create a data set from a folder of images, masks and samples.jsonl with the paper's fields
     Import {
         #[arg(value_name = "DIR")]
         folder: PathBuf,
         /// Folder of the data set: file:///…, s3://bucket/… or a path
         #[arg(long, value_name = "URL")]
         out: String,
-        /// Fail, and make no data set, when any row cannot be taken as it is
+        /// Fail, and create no data set, if a row is rejected or a similar entry is dropped
         #[arg(long)]
         strict: bool,
-        /// One line for people: where the pictures come from [default: the folder's name]
+        /// Description of where the images come from [default: the folder's name]
         #[arg(long)]
         source: Option<String>,
     },
-    /// Draw what a job shows its model: targets, masks, references with their concepts, prompts
+    /// Render a job's training samples: targets, masks, references with their concepts, prompts
     Preview(PreviewArgs),
-    /// Count samples, similar pictures, characters and cloth tags
+    /// Count samples, similar images, characters and clothing tags
     Describe {
         #[arg(value_name = "URL")]
         dataset: String,
     },
-    /// Read everything again and list every fault; exit code 0 only if there is none
+    /// Re-read everything and list every fault; exit code 0 only if there is none
     Verify {
         #[arg(value_name = "URL")]
         dataset: String,
@@ -54,7 +54,7 @@ pub(crate) struct SynthesizeArgs {
     /// Outfits of each character
     #[arg(long, default_value_t = 2)]
     outfits: u32,
-    /// Pictures of each character in each outfit, at least 2
+    /// Images of each character in each outfit, at least 2
     #[arg(long, default_value_t = 8)]
     images: u32,
     /// Width and height in pixels
@@ -62,34 +62,38 @@ pub(crate) struct SynthesizeArgs {
     size: u32,
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// How many pictures of its own character and outfit a sample names: "all", "paper" (81 % of
-    /// samples name fewer than 4, some 16), or parts such as 1,2,1: of every four samples one names
-    /// none, two name one and one names two
-    #[arg(long, default_value = "all", value_parser = similar, value_name = "all|paper|PARTS")]
+    /// How many similar images (same character and outfit) a sample lists: "all", "paper" (81 % of
+    /// samples list fewer than 4, some 16), or weights by count, such as 1,2,1: of every four
+    /// samples one lists none, two list one and one lists two
+    #[arg(
+        long,
+        default_value = "all",
+        value_parser = parse_similar,
+        value_name = "all|paper|PARTS"
+    )]
     similar: Similar,
     /// Folder of the data set: file:///…, s3://bucket/… or a path
     #[arg(long, value_name = "URL")]
     out: String,
 }
 
-fn similar(text: &str) -> Result<Similar, String> {
+fn parse_similar(text: &str) -> Result<Similar, String> {
     match text {
         "all" => Ok(Similar::All),
         "paper" => Ok(Similar::Paper),
         parts => {
             let parts: Option<Vec<u32>> =
                 parts.split(',').map(|it| it.trim().parse().ok()).collect();
-            // Their sum must be a number too.
+            // Their sum must not overflow.
             let sum = parts
                 .iter()
                 .flatten()
                 .try_fold(0u32, |sum, it| sum.checked_add(*it));
             match (parts, sum) {
                 (Some(parts), Some(1..)) => Ok(Similar::Parts(parts)),
-                _ => Err(
-                    "it must be all, paper, or whole numbers with commas between them, not all 0"
-                        .into(),
-                ),
+                _ => {
+                    Err("it must be all, paper, or comma-separated whole numbers, not all 0".into())
+                }
             }
         }
     }
@@ -118,13 +122,13 @@ pub(crate) async fn dataset(global: &Global, command: &DatasetCommand) -> Result
     }
 }
 
-/// A URL, or a path made into one.
+/// Returns a URL unchanged; converts a path to a URL.
 fn url_of(text: &str) -> Result<String> {
     if text.contains("://") {
         return Ok(text.to_owned());
     }
-    let path =
-        std::path::absolute(text).with_context(|| format!("cannot tell where {text:?} is"))?;
+    let path = std::path::absolute(text)
+        .with_context(|| format!("cannot make the path {text:?} absolute"))?;
     let url = url::Url::from_file_path(&path)
         .map_err(|()| anyhow!("{} cannot be written as a URL", path.display()))?;
     Ok(url.into())
@@ -155,43 +159,43 @@ async fn synthesize(global: &Global, args: &SynthesizeArgs) -> Result<Outcome> {
 }
 
 fn check(args: &SynthesizeArgs) -> Result<()> {
-    let need = |good: bool, name: &str, value: u32, allowed: &str| {
-        if good {
+    let require = |valid: bool, name: &str, value: u32, allowed: &str| {
+        if valid {
             Ok(())
         } else {
             Err(anyhow!("--{name} is {value}; {allowed}"))
         }
     };
-    need(
+    require(
         0 < args.characters,
         "characters",
         args.characters,
         "at least 1 is needed",
     )?;
-    need(
+    require(
         0 < args.outfits,
         "outfits",
         args.outfits,
         "at least 1 is needed",
     )?;
-    need(
+    require(
         2 <= args.images,
         "images",
         args.images,
         "at least 2 are needed, a target and a reference",
     )?;
-    need(
+    require(
         (16..=4096).contains(&args.size),
         "size",
         args.size,
-        "16 to 4096 pixels can be drawn",
+        "it must be 16 to 4096 pixels",
     )?;
     let longest = args.similar.longest().unwrap_or(0);
     let allowed = format!(
-        "--similar has samples name {longest} others, so at least {} are needed",
+        "--similar makes samples list {longest} others, so at least {} are needed",
         longest + 1
     );
-    need(
+    require(
         longest < args.images as usize,
         "images",
         args.images,
@@ -209,7 +213,7 @@ async fn import(
     let (manifest, report) = match model_data::import::import(folder, url, source, strict).await {
         Ok(done) => done,
         Err(error) => {
-            // Each reason is told, not only the first, so that all can be mended at once.
+            // Print every reason, not only the first, so that all can be fixed at once.
             if let ImportError::Strict { report } | ImportError::Nothing { report, .. } = &error {
                 print_rejects(report);
             }
@@ -223,10 +227,9 @@ async fn import(
         }
         Output::Table => {
             print_written(global, url, &manifest);
-            say!(
+            outln!(
                 "{} rows read, {} accepted, {} rejected, {} similar entries dropped, {} face \
-                boxes guessed, {} without \
-                 a similar picture (pairing b cannot draw these)",
+                boxes guessed, {} without a similar image (pairing b cannot use these)",
                 report.rows,
                 report.accepted,
                 report.rejected.len(),
@@ -250,7 +253,8 @@ fn print_rejects(report: &ImportReport) {
     }
 }
 
-/// A data set that is there; looking for one makes none.
+/// Opens an existing data set. Opening a missing local one would create its folder, so that case is
+/// refused.
 async fn open(text: &str) -> Result<Dataset> {
     let url = url_of(text)?;
     if let Some(folder) = storage::local_folder(&url)?
@@ -267,7 +271,7 @@ async fn describe(global: &Global, dataset: &Dataset) -> Result<Outcome> {
         print_json(&serde_json::to_value(&it)?);
         return Ok(Outcome::True);
     }
-    let line = |name: &str, value: &str| say!("{name:<12} {value}");
+    let line = |name: &str, value: &str| outln!("{name:<12} {value}");
     line("source", &it.source);
     line("version", &it.version);
     line("samples", &it.samples.to_string());
@@ -289,7 +293,7 @@ async fn describe(global: &Global, dataset: &Dataset) -> Result<Outcome> {
     );
     let ((narrow, wide), (low, high)) = (it.widths, it.heights);
     line(
-        "pictures",
+        "images",
         &format!("{narrow} to {wide} pixels wide, {low} to {high} high"),
     );
     let mut similar = table(&["SIMILAR", "SAMPLES", "SHARE"]);
@@ -300,7 +304,7 @@ async fn describe(global: &Global, dataset: &Dataset) -> Result<Outcome> {
             percent(*samples, it.samples),
         ]);
     }
-    say!("\n{similar}");
+    outln!("\n{similar}");
     for (name, list) in [
         ("CHARACTER", &it.frequent_characters),
         ("CLOTHES", &it.frequent_cloths),
@@ -313,14 +317,14 @@ async fn describe(global: &Global, dataset: &Dataset) -> Result<Outcome> {
                 percent(*samples, it.samples),
             ]);
         }
-        say!("\n{frequent}");
+        outln!("\n{frequent}");
     }
     Ok(Outcome::True)
 }
 
 #[allow(clippy::cast_precision_loss)] // One decimal is printed.
-fn percent(part: u64, whole: u64) -> String {
-    format!("{:.1} %", 100.0 * part as f64 / whole.max(1) as f64)
+fn percent(count: u64, total: u64) -> String {
+    format!("{:.1} %", 100.0 * count as f64 / total.max(1) as f64)
 }
 
 async fn verify(global: &Global, dataset: &Dataset) -> Result<Outcome> {
@@ -330,14 +334,14 @@ async fn verify(global: &Global, dataset: &Dataset) -> Result<Outcome> {
         Output::Json => print_json(&serde_json::to_value(&it)?),
         Output::Table => {
             for finding in &it.findings {
-                say!("{finding}");
+                outln!("{finding}");
             }
             let result = if good {
                 "all good".into()
             } else {
                 format!("{} faults", it.findings.len())
             };
-            say!("{}: {} samples read: {result}", dataset.url(), it.samples);
+            outln!("{}: {} samples read: {result}", dataset.url(), it.samples);
         }
     }
     Ok(if good { Outcome::True } else { Outcome::False })
@@ -352,7 +356,7 @@ fn print_written(global: &Global, url: &str, manifest: &DatasetManifest) {
             "characters": manifest.characters,
             "bytes": size,
         })),
-        Output::Table => say!(
+        Output::Table => outln!(
             "{url}: {} samples of {} characters, {}",
             manifest.samples,
             manifest.characters,
@@ -367,30 +371,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lengths_of_similar_are_parts_that_the_images_suffice_for() {
-        assert_eq!(similar("all"), Ok(Similar::All));
-        assert_eq!(similar("1, 2,1"), Ok(Similar::Parts(vec![1, 2, 1])));
+    fn similar_is_parsed_and_must_not_need_more_images_than_there_are() {
+        assert_eq!(parse_similar("all"), Ok(Similar::All));
+        assert_eq!(parse_similar("1, 2,1"), Ok(Similar::Parts(vec![1, 2, 1])));
         for wrong in ["", "some", "1,,2", "0,0", "-1", "4294967295,1"] {
-            assert!(similar(wrong).is_err(), "{wrong}");
+            assert!(parse_similar(wrong).is_err(), "{wrong}");
         }
-        let args = |images, request_change| SynthesizeArgs {
+        let args = |images, similar| SynthesizeArgs {
             characters: 1,
             outfits: 1,
             images,
             size: 32,
             seed: 0,
-            similar: similar(request_change).unwrap(),
+            similar: parse_similar(similar).unwrap(),
             out: String::new(),
         };
         assert!(check(&args(3, "0,1,2,0")).is_ok());
         assert_eq!(
             check(&args(16, "paper")).unwrap_err().to_string(),
-            "--images is 16; --similar has samples name 16 others, so at least 17 are needed"
+            "--images is 16; --similar makes samples list 16 others, so at least 17 are needed"
         );
     }
 
     #[test]
-    fn a_path_is_taken_as_well_as_a_url() {
+    fn a_path_is_accepted_as_well_as_a_url() {
         assert_eq!(url_of("s3://bucket/data").unwrap(), "s3://bucket/data");
         assert_eq!(url_of("/data/a b").unwrap(), "file:///data/a%20b");
         let here = std::env::current_dir().unwrap();

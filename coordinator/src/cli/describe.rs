@@ -1,10 +1,10 @@
-//! `coordinator describe`: everything that is known of one job.
+//! `coordinator describe`: shows one job in full.
 
 use super::client::{self, connect};
 use super::curve::Summary;
 use super::job::progress;
 use super::{Global, Outcome, Output, json, print_json, table};
-use crate::words::{ago, bytes, duration, now_ms, say};
+use crate::text::{ago, bytes, duration, now_ms, outln};
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use proto::pb;
@@ -15,12 +15,12 @@ use std::time::Duration;
 #[derive(Debug, Args)]
 pub(crate) struct DescribeArgs {
     job: String,
-    /// Also draw the loss curve
+    /// Also plot the loss curve into this file
     #[arg(long, value_name = "FILE.png")]
     curve: Option<PathBuf>,
 }
 
-/// Size of the drawn curve in pixels.
+/// Size of the plot in pixels.
 const CURVE_SIZE: (u32, u32) = (960, 540);
 
 pub(crate) async fn describe(global: &Global, args: &DescribeArgs) -> Result<Outcome> {
@@ -29,7 +29,7 @@ pub(crate) async fn describe(global: &Global, args: &DescribeArgs) -> Result<Out
     let steps = client::steps(global, &mut client, &args.job).await?;
     let summary = Summary::of(&steps);
     if let Some(file) = &args.curve {
-        draw(&args.job, &steps, file)?;
+        plot(&args.job, &steps, file)?;
     }
     match global.output {
         Output::Json => {
@@ -43,10 +43,10 @@ pub(crate) async fn describe(global: &Global, args: &DescribeArgs) -> Result<Out
     Ok(Outcome::True)
 }
 
-fn draw(job: &str, steps: &[pb::StepReport], file: &Path) -> Result<()> {
+fn plot(job: &str, steps: &[pb::StepReport], file: &Path) -> Result<()> {
     if steps.is_empty() {
         return Err(anyhow!(
-            "job {job} has no finished step yet, so there is no curve to draw"
+            "job {job} has no finished step yet, so there is no curve to plot"
         ));
     }
     let points: Vec<(u64, f64)> = steps.iter().map(|it| (it.step, it.loss)).collect();
@@ -67,7 +67,7 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
         line(
             "ended",
             &format!(
-                "{}, {} after it was submitted",
+                "{}, {} after submission",
                 ago(view.ended_ms, now),
                 duration(took)
             ),
@@ -138,14 +138,14 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
 }
 
 fn line(name: &str, value: &str) {
-    say!("{name:<12} {value}");
+    outln!("{name:<12} {value}");
 }
 
 fn print_units(units: &pb::UnitsView) {
     line(
         "units",
         &format!(
-            "{} of {} are done, {} leased, {} set aside, {:.2} a second",
+            "{} of {} are done, {} leased, {} set aside, {:.2} per second",
             units.done, units.total, units.leased, units.set_aside, units.per_second
         ),
     );
@@ -168,7 +168,7 @@ fn print_members(view: &pb::JobView) {
             table.add_row([rank.to_string(), worker.clone(), phase.clone()]);
         }
     }
-    say!("\n{table}");
+    outln!("\n{table}");
 }
 
 fn print_incidents(view: &pb::JobView, now: u64) {
@@ -183,5 +183,5 @@ fn print_incidents(view: &pb::JobView, now: u64) {
             incident.what.clone(),
         ]);
     }
-    say!("\n{table}");
+    outln!("\n{table}");
 }

@@ -1,8 +1,8 @@
 //! `coordinator jobs` and `coordinator cancel`.
 
-use super::client::{connect, refusal};
+use super::client::{connect, request_error};
 use super::{Global, Outcome, Output, json, print_json, table};
-use crate::words::{ago, now_ms, say};
+use crate::text::{ago, now_ms, outln};
 use anyhow::Result;
 use proto::pb;
 use proto::phase::Phase;
@@ -12,7 +12,7 @@ pub(crate) async fn jobs(global: &Global) -> Result<Outcome> {
     let reply = client
         .list_jobs(pb::ListJobsRequest {})
         .await
-        .map_err(|status| refusal(global, &status))?;
+        .map_err(|status| request_error(global, &status))?;
     let jobs = reply.into_inner().jobs;
     if global.output == Output::Json {
         print_json(&jobs.iter().map(json::job).collect());
@@ -47,11 +47,11 @@ pub(crate) async fn jobs(global: &Global) -> Result<Outcome> {
             job.reason.clone(),
         ]);
     }
-    say!("{table}");
+    outln!("{table}");
     Ok(Outcome::True)
 }
 
-/// Steps or units: `40/400`; `-` where nothing is known of them.
+/// Finished and total steps or units, such as `40/400`; `-` if the total is unknown.
 pub(crate) fn progress(job: &pb::JobView) -> String {
     if let Some(units) = &job.units {
         format!("{}/{}", units.done, units.total)
@@ -70,11 +70,11 @@ pub(crate) async fn cancel(global: &Global, job: &str) -> Result<Outcome> {
     let reply = client
         .cancel(request)
         .await
-        .map_err(|status| refusal(global, &status))?;
+        .map_err(|status| request_error(global, &status))?;
     let phase = reply.into_inner().phase;
     match global.output {
         Output::Json => print_json(&serde_json::json!({ "job": job, "phase": phase })),
-        Output::Table => say!("{job} is {phase}"),
+        Output::Table => outln!("{job} is {phase}"),
     }
     Ok(if phase == Phase::Cancelled {
         Outcome::True

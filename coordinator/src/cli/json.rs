@@ -1,6 +1,5 @@
-//! Views as JSON, for `--output json`. Field names are those of train.proto; moments are
-//! milliseconds since
-//! 1970. Pure.
+//! Views as JSON, for `--output json`. Field names are those of train.proto; timestamps are
+//! milliseconds since 1970. Pure.
 
 use proto::pb;
 use proto::wire::loss_terms;
@@ -48,7 +47,7 @@ fn units(units: &pb::UnitsView) -> Value {
 
 pub(crate) fn step(step: &pb::StepReport) -> Value {
     let seconds = step.seconds.unwrap_or_default();
-    let mut shown = json!({
+    let mut value = json!({
         "step": step.step,
         "loss": step.loss,
         "gradient_norm": step.gradient_norm,
@@ -66,11 +65,11 @@ pub(crate) fn step(step: &pb::StepReport) -> Value {
         "skipped_steps": step.skipped_steps,
         "loss_scale": step.loss_scale,
     });
-    // `loss_NAME` for every term.
+    // One `loss_NAME` for every loss term.
     for term in loss_terms(step) {
-        shown[format!("loss_{}", term.name)] = json!(term.value);
+        value[format!("loss_{}", term.name)] = json!(term.value);
     }
-    shown
+    value
 }
 
 fn checkpoint(checkpoint: &pb::CheckpointRef) -> Value {

@@ -1,9 +1,9 @@
-//! A job's ledger as commands read it: fetched entry by entry, followed from its first hash to its
-//! last, and the data set that it speaks of. Nothing here trusts the coordinator beyond the words
-//! it wrote down.
+//! Reads a job's ledger for commands: fetches it entry by entry, verifies the hash chain from first
+//! to last, and opens the data set that it refers to. It trusts the coordinator for nothing but the
+//! ledger's text.
 
 use super::Global;
-use super::client::{self, Client, refusal};
+use super::client::{self, Client, request_error};
 use anyhow::{Context, Result, anyhow};
 use model_data::loader::{Loader, LoaderOptions};
 use proto::id::{Generation, JobId, Step};
@@ -15,17 +15,17 @@ pub(crate) struct LedgerReader {
     pub(crate) view: pb::JobView,
     pub(crate) spec: TrainWork,
     pub(crate) replay: Replay,
-    /// Why nothing after some entry proves anything.
+    /// The first fault; entries from there on prove nothing.
     pub(crate) fault: Option<String>,
 }
 
 impl LedgerReader {
     pub(crate) async fn open(global: &Global, client: &mut Client, job: &str) -> Result<Self> {
-        let failed = |status| refusal(global, &status);
+        let failed = |status| request_error(global, &status);
         let view = client::describe(global, client, job).await?;
         if view.work != "train" {
             return Err(anyhow!(
-                "job {job} does [{}]; only jobs that train have a ledger",
+                "job {job} is a [{}] job; only [train] jobs have a ledger",
                 view.work
             ));
         }
@@ -41,13 +41,12 @@ impl LedgerReader {
             spec,
             fault: None,
         };
-        // How far it goes was asked before it is read: what is written meanwhile is none of its
-        // business.
+        // The tip was fetched before the entries; entries written meanwhile are ignored.
         let tip = ledger
             .view
             .ledger
             .clone()
-            .context("the coordinator tells nothing of a ledger")?;
+            .context("the coordinator reports no ledger for the job")?;
         let request = pb::JobRequest {
             job: job.to_owned(),
         };
@@ -60,7 +59,7 @@ impl LedgerReader {
             if ledger.replay.tip().entries == tip.entries {
                 break;
             }
-            if let Err(fault) = ledger.take(&line.json) {
+            if let Err(fault) = ledger.append(&line.json) {
                 ledger.fault = Some(fault);
                 return Ok(ledger);
             }
@@ -79,15 +78,15 @@ impl LedgerReader {
         Ok(ledger)
     }
 
-    fn take(&mut self, json: &str) -> Result<(), String> {
+    fn append(&mut self, json: &str) -> Result<(), String> {
         let number = self.replay.tip().entries;
         let entry: Entry = serde_json::from_str(json)
             .map_err(|error| format!("entry {number} cannot be read: {error}"))?;
         self.replay.take(&entry).map_err(|fault| fault.to_string())
     }
 
-    /// The very version of the data set that the job was given.
-    pub(crate) async fn data(&self) -> Result<Loader> {
+    /// Opens the data set in the version that the job pinned.
+    pub(crate) async fn open_dataset(&self) -> Result<Loader> {
         let version = Some(self.view.dataset_version.clone());
         let options = LoaderOptions::new(&self.spec.model.architecture, 0, version);
         Ok(Loader::open(&self.spec.data, options).await?)

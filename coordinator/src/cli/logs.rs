@@ -1,6 +1,6 @@
 //! `coordinator logs`.
 
-use super::client::{connect, refusal};
+use super::client::{connect, request_error};
 use super::{Global, Outcome, Output, json};
 use anyhow::Result;
 use clap::Args;
@@ -10,10 +10,10 @@ use std::io::Write;
 #[derive(Debug, Args)]
 pub(crate) struct LogsArgs {
     job: String,
-    /// Only this rank's lines
+    /// Only lines of this rank
     #[arg(long)]
     rank: Option<u32>,
-    /// Go on until the job ends
+    /// Keep printing new lines until the job ends
     #[arg(short, long)]
     follow: bool,
 }
@@ -25,7 +25,7 @@ pub(crate) async fn logs(global: &Global, args: &LogsArgs) -> Result<Outcome> {
         rank: args.rank,
         follow: args.follow,
     };
-    let failed = |status: tonic::Status| refusal(global, &status);
+    let failed = |status: tonic::Status| request_error(global, &status);
     let mut lines = client.logs(request).await.map_err(failed)?.into_inner();
     let mut out = std::io::stdout().lock();
     while let Some(line) = lines.message().await.map_err(failed)? {
@@ -34,7 +34,7 @@ pub(crate) async fn logs(global: &Global, args: &LogsArgs) -> Result<Outcome> {
             Output::Table => writeln!(out, "g{} r{} {}", line.generation, line.rank, line.text),
         };
         if written.is_err() {
-            // The reader has gone, as in `coordinator logs J | head`.
+            // The reader has closed the pipe, as in `coordinator logs J | head`.
             break;
         }
     }

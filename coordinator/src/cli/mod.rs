@@ -1,6 +1,6 @@
-//! The command line. One file per group of commands; each reads its arguments, asks the coordinator
-//! or the object store, and prints a table for people or JSON for programs. Nothing here is used by
-//! `serve`.
+//! The command line. One file per group of commands; each parses its arguments, queries the
+//! coordinator or the object store, and prints a table for people or JSON for programs. `serve`
+//! uses nothing of it.
 
 mod audit;
 mod checkpoint;
@@ -23,15 +23,23 @@ mod watch;
 mod why;
 mod worker;
 
-use crate::words::say;
+use crate::text::outln;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use target::Target;
 
+/// Release and commit, for `--version`.
+const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (commit ",
+    env!("RETRI_COMMIT"),
+    ")"
+);
+
 /// Trains RetriNet on a cluster of workers.
 #[derive(Debug, Parser)]
-#[command(name = "coordinator", version, about, max_term_width = 110)]
+#[command(name = "coordinator", version = VERSION, about, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -71,37 +79,37 @@ pub(crate) enum Output {
 pub(crate) enum Command {
     /// Run the coordinator
     Serve {
-        /// TOML file that replaces single defaults; see default.toml
+        /// TOML file that overrides defaults; see default.toml
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
-    /// Check job.toml and hand it to the coordinator; prints the job's id
+    /// Check job.toml and submit it to the coordinator; prints the job's id
     Submit(submit::SubmitArgs),
     /// List all jobs
     Jobs,
-    /// Show one job: phase and reason, members, step times, checkpoints, incidents
+    /// Show one job: phase and reason, members, step times, checkpoints and incidents
     Describe(describe::DescribeArgs),
     /// Follow a job until it ends; exit code 0 only if it is done
     Watch { job: String },
-    /// Show what a job's ranks printed
+    /// Show the output of a job's ranks
     Logs(logs::LogsArgs),
-    /// Say what a job waits for right now, and what would let it go on
+    /// Show what a job is waiting for, and how to unblock it
     Why { job: String },
-    /// Replay a job's ledger against its data set; exit code 0 only if all is proved
+    /// Replay a job's ledger against its data set; exit code 0 only if there is no violation
     Audit { job: String },
-    /// Tell in which steps, generations and on which ranks a sample was seen
+    /// List the steps, generations and ranks in which a sample was seen
     Provenance(provenance::ProvenanceArgs),
-    /// Stop a job for good; its checkpoints stay
+    /// Stop a job permanently; its checkpoints remain
     Cancel { job: String },
-    /// Let a job leave its workers, with a checkpoint of the step it is at; returns when it has
+    /// Checkpoint a job at its current step and release its workers; returns when this is done
     Pause(control::PauseArgs),
-    /// Let a paused job go on from where it was
+    /// Resume a paused job from its checkpoint
     Resume { job: String },
-    /// Give a job this many workers, as far as they are there
+    /// Set the desired number of workers of a job
     Scale(control::ScaleArgs),
-    /// Give a worker nothing new and let what it runs go on elsewhere; returns when it is empty
+    /// Schedule nothing new on a worker and move its jobs elsewhere; returns when it is empty
     Drain(control::DrainArgs),
-    /// Use a drained worker again
+    /// Make a drained worker schedulable again
     Undrain { worker: String },
     /// List the workers
     Workers,
@@ -110,25 +118,25 @@ pub(crate) enum Command {
     /// Verify, digest or export one checkpoint
     #[command(subcommand)]
     Checkpoint(checkpoint::CheckpointCommand),
-    /// Make, describe and verify data sets
+    /// Create, describe and verify data sets
     #[command(subcommand)]
     Dataset(dataset::DatasetCommand),
-    /// Let a worker draw pictures with a job's checkpoint, and fetch them
+    /// Generate images on a worker with a job's checkpoint, and download them
     Sample(sample::SampleArgs),
 }
 
-/// Whether what was asked for is true. Anything else than `True` and an error is exit code 1.
+/// The result of a command without an error. `True` is exit code 0; `False` is exit code 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     True,
-    /// Already said on stdout or stderr.
+    /// The reason has been printed.
     False,
 }
 
 /// Runs every command but `serve`.
 pub(crate) async fn run(global: &Global, command: Command) -> Result<Outcome> {
     match command {
-        Command::Serve { .. } => unreachable!("main runs serve itself"),
+        Command::Serve { .. } => unreachable!("main handles `serve`"),
         Command::Submit(args) => submit::submit(global, &args).await,
         Command::Jobs => job::jobs(global).await,
         Command::Describe(args) => describe::describe(global, &args).await,
@@ -151,7 +159,7 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<Outcome> {
     }
 }
 
-/// A table without rules between rows, so that it can be grepped.
+/// A table without borders, so that it can be grepped.
 fn table(header: &[&str]) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
     table
@@ -161,5 +169,5 @@ fn table(header: &[&str]) -> comfy_table::Table {
 }
 
 fn print_json(value: &serde_json::Value) {
-    say!("{value:#}");
+    outln!("{value:#}");
 }

@@ -1,8 +1,8 @@
-//! `coordinator dataset preview`: what a job shows its model, drawn as it will be seen. The same
-//! code prepares the samples of a training step. No coordinator is needed.
+//! `coordinator dataset preview`: renders the samples of a training step, prepared by the same code
+//! as in training. Needs no coordinator.
 
 use super::{Global, Outcome, Output, print_json};
-use crate::words::say;
+use crate::text::outln;
 use anyhow::{Context, Result, anyhow};
 use figures::grid::{Cell, captioned_grid};
 use image::{GrayImage, Rgb, RgbImage};
@@ -13,28 +13,28 @@ use proto::spec::TrainWork;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
-/// Pictures in memory while the grid is drawn.
+/// Cache for decoded images.
 const CACHE_BYTES: usize = 64 << 20;
-/// Pictures smaller than this are drawn as large.
+/// Smaller images are scaled up to this side length in pixels.
 const SIDE_MIN: u32 = 96;
-const FACE: Rgb<u8> = Rgb([255, 140, 40]);
+const FACE_COLOR: Rgb<u8> = Rgb([255, 140, 40]);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct PreviewArgs {
-    /// The data set to show, instead of the one that the job names
+    /// Data set to show instead of the job's
     #[arg(value_name = "URL")]
     pub(super) dataset: Option<String>,
-    /// The job whose task, pairing, references, resolution and seed to show
+    /// job.toml with the task, pairing, references, resolution and seed to use
     #[arg(long, value_name = "FILE")]
     job: PathBuf,
-    /// The picture to write: target, mask with the face in orange, references with their words,
-    /// prompt as it is read
+    /// Image to write: target, mask with the face in orange, references with their concepts, and
+    /// the prompt as the tokenizer truncates it
     #[arg(long, value_name = "PNG")]
     out: PathBuf,
     /// Step whose samples are shown, from 1
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     step: u64,
-    /// Samples to show, at most a global batch
+    /// Samples to show, at most one global batch
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=256))]
     count: u32,
 }
@@ -53,8 +53,8 @@ pub(crate) async fn preview(
     let batch = spec.train.global_batch;
     let count = args.count.min(batch);
     let examples = loader.examples(args.step, batch, 0..count).await?;
-    let text = spec.model.architecture.text_encoder();
-    let prompts = Prompts::new(text.map_or(CLIP_TOKENS, |it| it.tokens));
+    let text_encoder = spec.model.architecture.text_encoder();
+    let prompts = Prompts::new(text_encoder.map_or(CLIP_TOKENS, |it| it.tokens));
     let rows: Vec<(Vec<Cell>, String)> = examples
         .iter()
         .map(|it| (row(it), caption(it, &prompts)))
@@ -70,7 +70,7 @@ pub(crate) async fn preview(
                 .collect();
             print_json(&json!({ "out": args.out, "step": args.step, "samples": samples }));
         }
-        Output::Table => say!(
+        Output::Table => outln!(
             "{}: {count} samples of step {}",
             args.out.display(),
             args.step
@@ -82,14 +82,14 @@ pub(crate) async fn preview(
 fn read(file: &Path) -> Result<TrainWork> {
     let name = file.display().to_string();
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
-    let absolute =
-        std::path::absolute(file).with_context(|| format!("cannot tell where {name} is"))?;
+    let absolute = std::path::absolute(file)
+        .with_context(|| format!("cannot make the path {name} absolute"))?;
     let spec =
         proto::job::parse(&name, &text, absolute.parent()).map_err(|errors| anyhow!(errors))?;
     let training = spec.training().cloned();
     training.ok_or_else(|| {
         anyhow!(
-            "{name} does [{}]; only a job with [train] shows samples",
+            "{name} is a [{}] job; only [train] jobs have training samples",
             spec.work.table()
         )
     })
@@ -101,7 +101,7 @@ fn row(example: &Example) -> Vec<Cell> {
         Cell::new("target", example.target.clone()),
         Cell::new(
             "mask and face",
-            masks(&example.target_mask, &example.face_mask),
+            draw_masks(&example.target_mask, &example.face_mask),
         ),
     ]
     .into_iter()
@@ -109,15 +109,15 @@ fn row(example: &Example) -> Vec<Cell> {
     .collect()
 }
 
-/// Of prompts that an architecture without a text encoder is shown and does not read.
+/// Prompt length in tokens for an architecture without a text encoder, which ignores the prompt.
 const CLIP_TOKENS: u32 = 77;
 
-/// Where the loss looks: white on the target, black on its padding, orange on the face.
-fn masks(target: &GrayImage, face: &GrayImage) -> RgbImage {
+/// The masks of the loss: white on the target, black on its padding, orange on the face.
+fn draw_masks(target: &GrayImage, face: &GrayImage) -> RgbImage {
     RgbImage::from_fn(target.width(), target.height(), |x, y| {
         let level = target.get_pixel(x, y).0[0];
         if face.get_pixel(x, y).0[0] > 127 {
-            FACE
+            FACE_COLOR
         } else {
             Rgb([level; 3])
         }

@@ -1,11 +1,11 @@
-//! `coordinator provenance`: in which steps, generations and on which ranks a sample was seen, as
-//! target and as reference. Nothing of it is stored: the ledger says which generation did which
-//! step, and what a step shows to whom is a pure function.
+//! `coordinator provenance`: lists the steps, generations and ranks in which a sample was seen, as
+//! target or as reference. None of it is stored: the ledger records which generation did which
+//! step, and the samples of each rank are a pure function of the step and the world size.
 
 use super::client::connect;
 use super::ledger::LedgerReader;
 use super::{Global, Outcome, Output, print_json, table};
-use crate::words::say;
+use crate::text::outln;
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use model_data::loader::Loader;
@@ -22,14 +22,14 @@ pub(crate) struct ProvenanceArgs {
     sample: String,
 }
 
-/// One time that the sample was shown.
-struct Sight {
+/// One use of the sample in training.
+struct Occurrence {
     step: u64,
     epoch: u64,
     done: Done,
     rank: u32,
-    /// The target that it was a reference of; None: it was the target.
-    of: Option<u64>,
+    /// Position of the target that it was a reference of. None if it was the target itself.
+    reference_of: Option<u64>,
 }
 
 pub(crate) async fn provenance(global: &Global, args: &ProvenanceArgs) -> Result<Outcome> {
@@ -41,15 +41,15 @@ pub(crate) async fn provenance(global: &Global, args: &ProvenanceArgs) -> Result
             args.job
         ));
     }
-    let loader = ledger.data().await?;
-    let place = loader.rows().iter().position(|row| row.id == args.sample);
-    let position = place.with_context(|| {
+    let loader = ledger.open_dataset().await?;
+    let found = loader.rows().iter().position(|row| row.id == args.sample);
+    let position = found.with_context(|| {
         format!(
             "there is no sample {:?} in {}, version {}",
             args.sample, ledger.spec.data.dataset, ledger.view.dataset_version
         )
     })?;
-    let sights = sights(&ledger, &loader, position as u64)?;
+    let occurrences = occurrences(&ledger, &loader, position as u64)?;
     match global.output {
         Output::Json => {
             let trained = loader.training().binary_search(&(position as u64)).is_ok();
@@ -58,34 +58,34 @@ pub(crate) async fn provenance(global: &Global, args: &ProvenanceArgs) -> Result
                 "sample": args.sample,
                 "position": position,
                 "trained_on": trained,
-                "seen": sights.iter().map(|it| it.json(&loader)).collect::<Vec<_>>(),
+                "seen": occurrences.iter().map(|it| it.json(&loader)).collect::<Vec<_>>(),
             }));
         }
-        Output::Table => print(&sights, &loader, &args.sample),
+        Output::Table => print(&occurrences, &loader, &args.sample),
     }
     Ok(Outcome::True)
 }
 
-fn sights(ledger: &LedgerReader, loader: &Loader, sample: u64) -> Result<Vec<Sight>> {
+fn occurrences(ledger: &LedgerReader, loader: &Loader, sample: u64) -> Result<Vec<Occurrence>> {
     let (spec, rows) = (&ledger.spec, loader.rows());
     let references = spec.model.architecture.references();
-    let near = |(position, row): (usize, &model_data::sample::Metadata)| {
+    let lists_sample = |(position, row): (usize, &model_data::sample::Metadata)| {
         row.similar_positions
             .contains(&sample)
             .then_some(position as u64)
     };
-    let near: BTreeSet<u64> = rows
+    let listing: BTreeSet<u64> = rows
         .iter()
         .enumerate()
         .filter(|_| references.is_some())
-        .filter_map(near)
+        .filter_map(lists_sample)
         .collect();
     let (batch, micro_batches) = (spec.train.global_batch, spec.micro_batches());
-    let mut sights = Vec::new();
+    let mut occurrences = Vec::new();
     for done in ledger.replay.done() {
         for step in done.first.0..=done.last.0 {
             for (index, (epoch, position)) in (0..).zip(loader.places(step, batch, 0..batch)?) {
-                if position != sample && !near.contains(&position) {
+                if position != sample && !listing.contains(&position) {
                     continue;
                 }
                 let Some(rank) = rank_of(index / spec.train.micro_batch, micro_batches, done.world)
@@ -96,39 +96,40 @@ fn sights(ledger: &LedgerReader, loader: &Loader, sample: u64) -> Result<Vec<Sig
                 let slots =
                     references.map(|it| choose(it, spec.data.seed, epoch, position, similar.len()));
                 let roles = roles(&slots.unwrap_or_default(), position, similar, sample);
-                sights.extend(roles.into_iter().map(|of| Sight {
+                occurrences.extend(roles.into_iter().map(|reference_of| Occurrence {
                     step,
                     epoch,
                     done: *done,
                     rank,
-                    of,
+                    reference_of,
                 }));
             }
         }
     }
-    Ok(sights)
+    Ok(occurrences)
 }
 
-/// What a sample is where `target` is to be drawn, whose similar ones lie at `similar`: the target,
-/// one of its references, or both, since pairing a draws a picture from itself.
+/// The roles of `sample` when `target` is trained on, whose similar samples are at the positions
+/// `similar`: the target (None), one of its references (Some), or both, since pairing a uses the
+/// target as its own reference.
 fn roles(slots: &[Slot], target: u64, similar: &[u64], sample: u64) -> Vec<Option<u64>> {
-    let is_it = |source| match source {
+    let is_sample = |source| match source {
         Source::Target => target == sample,
         Source::Similar(n) => similar[n] == sample,
     };
     let as_target = (target == sample).then_some(None);
-    let as_reference = slots.iter().any(|slot| is_it(slot.source));
+    let as_reference = slots.iter().any(|slot| is_sample(slot.source));
     as_target
         .into_iter()
         .chain(as_reference.then_some(Some(target)))
         .collect()
 }
 
-impl Sight {
+impl Occurrence {
     fn json(&self, loader: &Loader) -> serde_json::Value {
         serde_json::json!({
-            "as": if self.of.is_none() { "target" } else { "reference" },
-            "of": self.of.map(|position| loader.rows()[position as usize].id.clone()),
+            "as": if self.reference_of.is_none() { "target" } else { "reference" },
+            "of": self.reference_of.map(|position| loader.rows()[position as usize].id.clone()),
             "step": self.step,
             "epoch": self.epoch,
             "generation": self.done.generation.0,
@@ -139,31 +140,31 @@ impl Sight {
     }
 }
 
-fn print(sights: &[Sight], loader: &Loader, sample: &str) {
-    if sights.is_empty() {
-        say!("{sample} was not seen");
+fn print(occurrences: &[Occurrence], loader: &Loader, sample: &str) {
+    if occurrences.is_empty() {
+        outln!("{sample} was not seen");
         return;
     }
     let mut table = table(&["STEP", "EPOCH", "GENERATION", "RANK", "SEEN AS", "COUNTS"]);
-    for sight in sights {
-        let seen = sight.of.map_or_else(
+    for occurrence in occurrences {
+        let role = occurrence.reference_of.map_or_else(
             || "target".to_owned(),
             |position| format!("reference of {}", loader.rows()[position as usize].id),
         );
         table.add_row([
-            sight.step.to_string(),
-            sight.epoch.to_string(),
-            sight.done.generation.to_string(),
-            format!("{} of {}", sight.rank, sight.done.world),
-            seen,
-            if sight.done.superseded {
-                "no: lost with its generation".into()
+            occurrence.step.to_string(),
+            occurrence.epoch.to_string(),
+            occurrence.done.generation.to_string(),
+            format!("{} of {}", occurrence.rank, occurrence.done.world),
+            role,
+            if occurrence.done.superseded {
+                "no: superseded".into()
             } else {
                 "yes".to_owned()
             },
         ]);
     }
-    say!("{table}");
+    outln!("{table}");
 }
 
 #[cfg(test)]
@@ -173,12 +174,12 @@ mod tests {
     use proto::spec::{Pairing, References};
 
     #[test]
-    fn a_picture_that_is_drawn_from_itself_is_seen_twice() {
+    fn with_pairing_a_the_target_is_also_its_own_reference() {
         let text = crate::fixture::job_toml("file:///data");
         let text = text.replace("\"autoencoder\"", "\"retrinet\"");
         let work = proto::job::parse_training("job.toml", &text).unwrap();
         let references = *work.model.architecture.references().unwrap();
-        let told = |pairing, sample| {
+        let roles_of = |pairing, sample| {
             let references = References {
                 pairing,
                 count: 2,
@@ -186,9 +187,9 @@ mod tests {
             };
             roles(&choose(&references, 0, 0, 3, 1), 3, &[1], sample)
         };
-        assert_eq!(told(Pairing::A, 3), [None, Some(3)]);
-        assert_eq!(told(Pairing::A, 1), []);
-        assert_eq!(told(Pairing::B, 3), [None]);
-        assert_eq!(told(Pairing::B, 1), [Some(3)]);
+        assert_eq!(roles_of(Pairing::A, 3), [None, Some(3)]);
+        assert_eq!(roles_of(Pairing::A, 1), []);
+        assert_eq!(roles_of(Pairing::B, 3), [None]);
+        assert_eq!(roles_of(Pairing::B, 1), [Some(3)]);
     }
 }

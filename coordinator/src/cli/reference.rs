@@ -1,5 +1,5 @@
-//! References that images are made from: ids of samples, and image files, which are put into the
-//! store beside the trained job for the rank to read. Called by [`super::sample`] and
+//! References for image generation: sample ids, and image files, which are uploaded to the trained
+//! job's folder in the store, where ranks read them. Called by [`super::sample`] and
 //! [`super::submit`].
 
 use anyhow::{Context, Result};
@@ -12,25 +12,25 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::str::FromStr;
 
-/// `[CONCEPT:]ID|FILE` as typed.
+/// A parsed `[CONCEPT:]ID|FILE` argument.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Asked {
+pub(crate) struct ReferenceArg {
     concept: Option<Concept>,
-    what: String,
+    id_or_file: String,
 }
 
-impl FromStr for Asked {
+impl FromStr for ReferenceArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // An id may hold a colon of its own.
+        // An id may itself contain a colon.
         let split = text.split_once(':');
-        let known = split.and_then(|(word, what)| Some((concept(word).ok()?, what)));
-        let (concept, what) = match known {
-            Some((concept, what)) => (Some(concept), what),
+        let known = split.and_then(|(word, rest)| Some((parse_concept(word).ok()?, rest)));
+        let (concept, id_or_file) = match known {
+            Some((concept, rest)) => (Some(concept), rest),
             None => (None, text),
         };
-        if what.is_empty() {
+        if id_or_file.is_empty() {
             return Err(
                 "an id or a file must follow; write for instance face:12 or figure:me.png"
                     .to_owned(),
@@ -38,52 +38,52 @@ impl FromStr for Asked {
         }
         Ok(Self {
             concept,
-            what: what.to_owned(),
+            id_or_file: id_or_file.to_owned(),
         })
     }
 }
 
-/// A concept by its word.
-pub(crate) fn concept(word: &str) -> Result<Concept, String> {
+/// Parses the name of a concept.
+pub(crate) fn parse_concept(word: &str) -> Result<Concept, String> {
     let found = Concept::ALL
         .into_iter()
         .find(|concept| concept.word() == word);
     found.ok_or_else(|| format!("`{word}` is no concept; write face, clothes or figure"))
 }
 
-/// What is a file here is a file; everything else is an id.
-pub(crate) fn named(asked: &[Asked]) -> Vec<NamedReference> {
-    let from = |what: &str| match Path::new(what).is_file() {
+/// Resolves each argument: the path of an existing file is a file, everything else is a sample id.
+pub(crate) fn resolve(arguments: &[ReferenceArg]) -> Vec<NamedReference> {
+    let from = |text: &str| match Path::new(text).is_file() {
         true => ImageSource::File {
-            name: what.to_owned(),
+            name: text.to_owned(),
             sha256: String::new(),
         },
         false => ImageSource::Sample {
-            id: what.to_owned(),
+            id: text.to_owned(),
         },
     };
-    let reference = |it: &Asked| NamedReference {
+    let reference = |it: &ReferenceArg| NamedReference {
         concept: it.concept,
-        from: from(&it.what),
+        from: from(&it.id_or_file),
     };
-    asked.iter().map(reference).collect()
+    arguments.iter().map(reference).collect()
 }
 
-/// Whether what was read is also put into the store.
+/// Whether files are uploaded to the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Keep {
-    Stored,
-    /// For a dry run.
-    LookedAt,
+pub(crate) enum Upload {
+    Yes,
+    /// For a dry run: files are only read and checked.
+    No,
 }
 
-/// The digest of every file by its name. Puts each where ranks find it by that. Names are relative
-/// to `folder`.
+/// Returns the digest of every file by its name, and uploads each file under its digest. Names are
+/// relative to `folder`.
 pub(crate) async fn store_files(
     references: &[NamedReference],
     folder: &Path,
     trained: &pb::JobView,
-    keep: Keep,
+    upload: Upload,
 ) -> Result<HashMap<String, String>> {
     let mut digests = HashMap::new();
     for reference in references {
@@ -91,7 +91,7 @@ pub(crate) async fn store_files(
             continue;
         };
         if !sha256.is_empty() {
-            // It is in the store already.
+            // The file is already in the store.
             continue;
         }
         let file = folder.join(name);
@@ -99,7 +99,7 @@ pub(crate) async fn store_files(
             std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let _ = open_image("reference", &bytes).with_context(|| name.clone())?;
         let sha256 = hex_sha256(&bytes);
-        if keep == Keep::Stored {
+        if upload == Upload::Yes {
             let (store, prefix) = storage::open(&trained.store_url)?;
             let path = ["jobs", &trained.job, "references", &sha256]
                 .into_iter()
@@ -121,34 +121,34 @@ mod tests {
 
     #[test]
     fn a_reference_may_begin_with_its_concept() {
-        let asked = |text: &str| text.parse::<Asked>();
-        let expect = |concept, what: &str| {
-            Ok(Asked {
+        let parse = |text: &str| text.parse::<ReferenceArg>();
+        let expect = |concept, id_or_file: &str| {
+            Ok(ReferenceArg {
                 concept,
-                what: what.to_owned(),
+                id_or_file: id_or_file.to_owned(),
             })
         };
-        assert_eq!(asked("face:12"), expect(Some(Concept::Face), "12"));
-        assert_eq!(asked("12"), expect(None, "12"));
-        assert_eq!(asked("re:zero"), expect(None, "re:zero"));
+        assert_eq!(parse("face:12"), expect(Some(Concept::Face), "12"));
+        assert_eq!(parse("12"), expect(None, "12"));
+        assert_eq!(parse("re:zero"), expect(None, "re:zero"));
         assert_eq!(
-            asked("figure:a:b.png"),
+            parse("figure:a:b.png"),
             expect(Some(Concept::Figure), "a:b.png")
         );
         assert!(
-            asked("face:")
+            parse("face:")
                 .unwrap_err()
                 .contains("an id or a file must follow")
         );
         assert!(
-            concept("hat")
+            parse_concept("hat")
                 .unwrap_err()
                 .contains("face, clothes or figure")
         );
     }
 
     #[tokio::test]
-    async fn files_go_into_the_store_and_ids_do_not() {
+    async fn files_are_uploaded_to_the_store_and_ids_are_not() {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("me.png");
         image::RgbImage::new(2, 2).save(&image).unwrap();
@@ -157,14 +157,14 @@ mod tests {
             store_url: format!("file://{}/store", dir.path().display()),
             ..Default::default()
         };
-        let asked = |text: &str| text.parse::<Asked>().unwrap();
-        let file = asked(&format!("face:{}", image.display()));
-        let resolve = async |asked: &[Asked]| {
-            let references = named(asked);
-            let files = store_files(&references, Path::new(""), &trained, Keep::Stored).await?;
+        let parse = |text: &str| text.parse::<ReferenceArg>().unwrap();
+        let file = parse(&format!("face:{}", image.display()));
+        let store = async |arguments: &[ReferenceArg]| {
+            let references = resolve(arguments);
+            let files = store_files(&references, Path::new(""), &trained, Upload::Yes).await?;
             anyhow::Ok((references, files))
         };
-        let (found, files) = resolve(&[file, asked("17")]).await.unwrap();
+        let (found, files) = store(&[file, parse("17")]).await.unwrap();
         let ImageSource::File { name, .. } = &found[0].from else {
             panic!("{found:?}")
         };
@@ -176,8 +176,8 @@ mod tests {
         );
         assert_eq!(found[1].from, ImageSource::Sample { id: "17".into() });
         std::fs::write(&image, b"no picture").unwrap();
-        let file = asked(&image.display().to_string());
-        let error = format!("{:#}", resolve(&[file]).await.unwrap_err());
+        let file = parse(&image.display().to_string());
+        let error = format!("{:#}", store(&[file]).await.unwrap_err());
         assert!(
             error.contains("me.png: the reference cannot be decoded"),
             "{error}"

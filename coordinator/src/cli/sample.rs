@@ -1,11 +1,11 @@
-//! `coordinator sample`: writes a job with a `[sample]` table for a trained job, submits it, waits
-//! for it and fetches the images.
+//! `coordinator sample`: creates a `[sample]` job for a trained job, submits it, waits for it and
+//! downloads the images.
 
 use super::client::{self, connect};
-use super::reference::{self, Keep};
-use super::submit::{self, Written};
+use super::reference::{self, Upload};
+use super::submit::{self, Submission};
 use super::{Global, Outcome, Output, Target, print_json, watch};
-use crate::words::say;
+use crate::text::outln;
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
 use futures::TryStreamExt;
@@ -18,57 +18,60 @@ use proto::spec::{JobSpec, Pairing, Resources, Task, Work};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// Written last by the rank, with what each picture is and how near it came.
+/// Written last by the rank: describes every image and its score.
 const SUMMARY_FILE: &str = "pictures.json";
-/// Samples drawn unless said otherwise.
+/// Default number of samples to generate.
 const SUBJECTS: u32 = 16;
 
 #[derive(Debug, Args)]
 pub(crate) struct SampleArgs {
-    /// A job's newest checkpoint, or the one of a step
+    /// The job's newest checkpoint, or that of a step
     #[arg(value_name = "JOB[@STEP]")]
     target: Target,
-    /// Folder for the pictures; made if it is missing
+    /// Output folder; created if it is missing
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Samples to draw, of characters that training did not see where the job holds some out; with
+    /// Samples to generate (default 16); of held-out characters if the job has any. With
     /// --references there is one subject
     #[arg(long)]
     count: Option<u32>,
-    /// Draw every subject with each prompt of this file, one on a line, in place of the sample's
-    /// own
+    /// File with one prompt per line; every subject is generated with each of them instead of its
+    /// own prompt
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// What to draw from: ids of the data set's samples, of which the concept is cut out, or
-    /// picture files, which are shown whole; each may begin with its concept, for instance
-    /// `face:12,clothes:7,figure:me.png`
+    /// References: ids of samples of the data set, cropped to their concept, or image files, used
+    /// whole. Each may have a concept prefix, for instance `face:12,clothes:7,figure:me.png`
     #[arg(long, value_name = "[CONCEPT:]ID|FILE", value_delimiter = ',')]
-    references: Vec<reference::Asked>,
-    /// How references are chosen and cut; as the job says unless said otherwise
+    references: Vec<reference::ReferenceArg>,
+    /// How references are chosen and cropped [default: as in the trained job]
     #[arg(long, value_enum)]
     task: Option<TaskName>,
-    /// Where the references of a sample come from: the sample itself (a) or other pictures of the
-    /// character and outfit (b); as the job says unless said otherwise
+    /// Where the references of a sample come from: the sample itself (a) or other images of the
+    /// same character and outfit (b) [default: as in the trained job]
     #[arg(long, value_enum)]
     pairing: Option<PairingName>,
-    /// Also draw where the retrieval encoder finds these words in the references, by input block
-    /// and time step, for instance `face,clothes` (the paper's figure 6)
-    #[arg(long, value_name = "WORDS", value_delimiter = ',', value_parser = reference::concept)]
+    /// Also write attention maps of these concepts over the references, by input block and time
+    /// step, for instance `face,clothes` (the paper's figure 6)
+    #[arg(
+        long,
+        value_name = "WORDS",
+        value_delimiter = ',',
+        value_parser = reference::parse_concept
+    )]
     attention: Vec<Concept>,
-    /// How noise becomes a picture
+    /// Sampler
     #[arg(long, value_enum, default_value = "ddim")]
     method: Method,
-    /// Steps of each picture
+    /// Sampling steps per image
     #[arg(long, default_value_t = 50)]
     steps: u32,
     /// Classifier-free guidance scale
     #[arg(long, default_value_t = 7.5)]
     guidance: f64,
-    /// Scale of guidance by the references: above 1 they count for more than in training
+    /// Guidance scale of the references; above 1 strengthens them
     #[arg(long, default_value_t = 1.0)]
     reference_guidance: f64,
-    /// A picture with each; the same seed gives the same picture. The first one also chooses the
-    /// samples
+    /// One image per seed; equal seeds give equal images. The first seed also selects the samples
     #[arg(
         long,
         visible_alias = "seed",
@@ -77,11 +80,11 @@ pub(crate) struct SampleArgs {
         default_value = "0"
     )]
     seeds: Vec<u64>,
-    /// What the prompt says of the target: all its tags, only its pose on a white ground (who it is
+    /// Content of the prompt: all tags of the target, only its pose on a white background (identity
     /// must then come from the references), or nothing
     #[arg(long, value_enum, default_value = "full")]
     prompt: Prompt,
-    /// Draw with the weights that the job began from, to compare with
+    /// Use the job's initial weights, as a baseline
     #[arg(long)]
     base: bool,
 }
@@ -90,7 +93,7 @@ pub(crate) struct SampleArgs {
 enum Method {
     Ddim,
     Pndm,
-    /// DPM-Solver++(2M): good pictures in 20 to 25 steps
+    /// DPM-Solver++(2M): good images in 20 to 25 steps
     DpmSolver,
 }
 
@@ -115,7 +118,7 @@ enum PairingName {
 }
 
 impl SampleArgs {
-    /// Everything but what must be looked up.
+    /// Builds the `[sample]` table from the arguments.
     fn work(&self) -> Result<SampleWork> {
         let subjects = if self.references.is_empty() {
             SUBJECTS
@@ -141,7 +144,7 @@ impl SampleArgs {
             prompts: self
                 .prompts
                 .as_deref()
-                .map(prompts)
+                .map(read_prompts)
                 .transpose()?
                 .unwrap_or_default(),
             task: self.task.map(|task| match task {
@@ -154,7 +157,7 @@ impl SampleArgs {
                 PairingName::B => Pairing::B,
             }),
             attention: self.attention.clone(),
-            references: reference::named(&self.references),
+            references: reference::resolve(&self.references),
             weights: match self.target.step {
                 _ if self.base => Weights::Base,
                 Some(step) => Weights::Step(Step(step)),
@@ -165,14 +168,14 @@ impl SampleArgs {
     }
 }
 
-/// The lines of a file; the empty prompt is an empty line.
-fn prompts(file: &Path) -> Result<Vec<String>> {
+/// The prompts of a file, one per line; an empty line is an empty prompt.
+fn read_prompts(file: &Path) -> Result<Vec<String>> {
     let text =
         std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     let lines: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
     if lines.is_empty() {
         return Err(anyhow!(
-            "{} holds no prompt; write one on each line",
+            "{} contains no prompt; write one per line",
             file.display()
         ));
     }
@@ -182,25 +185,23 @@ fn prompts(file: &Path) -> Result<Vec<String>> {
 pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome> {
     let work = args.work()?;
     if args.base && args.target.step.is_some() {
-        return Err(anyhow!(
-            "--base draws without a checkpoint; leave out the @STEP"
-        ));
+        return Err(anyhow!("--base uses no checkpoint; leave out @STEP"));
     }
     let mut client = connect(global).await?;
     let trained = client::describe(global, &mut client, &args.target.job.0).await?;
     if args.target.step.is_some() {
-        // Says what there is, where that step is not.
-        let _ = args.target.of(&trained)?;
+        // Fails early, and lists the existing checkpoints, if that step has none.
+        let _ = args.target.select(&trained)?;
     }
     let files =
-        reference::store_files(&work.references, Path::new(""), &trained, Keep::Stored).await?;
+        reference::store_files(&work.references, Path::new(""), &trained, Upload::Yes).await?;
     let spec = JobSpec {
         name: name_for(&trained.job),
         resources: resources_like(&trained)?,
         after: Vec::new(),
         work: Work::Sample(Box::new(work)),
     };
-    let job = Written {
+    let job = Submission {
         file_name: "coordinator sample".to_owned(),
         text: proto::job::to_toml(&spec),
         directory: PathBuf::new(),
@@ -216,7 +217,7 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
             view.reason
         ));
     }
-    let (files, summary) = fetch(&view, &args.out).await?;
+    let (files, summary) = download(&view, &args.out).await?;
     match global.output {
         Output::Json => print_json(&serde_json::json!({
             "job": view.job,
@@ -224,19 +225,19 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
             "files": files,
             "summary": summary,
         })),
-        Output::Table => say!("{}", summary_line(&view.job, &args.out, files, &summary)),
+        Output::Table => outln!("{}", summary_line(&view.job, &args.out, files, &summary)),
     }
     Ok(Outcome::True)
 }
 
-/// `<job>-sample`, cut where that is too long for a job's name.
+/// `<job>-sample`, truncated to the longest job name.
 fn name_for(job: &str) -> String {
     const SUFFIX: &str = "-sample";
     const NAME_MAX: usize = 40;
     format!("{}{SUFFIX}", &job[..job.len().min(NAME_MAX - SUFFIX.len())])
 }
 
-/// As many workers as are free, of the kind, team and priority of the trained job.
+/// All free workers, with the device, team and priority of the trained job.
 fn resources_like(trained: &pb::JobView) -> Result<Resources> {
     let file = format!("job.toml of {}", trained.job);
     let resources = proto::job::parse(&file, &trained.job_toml, None)?.resources;
@@ -248,14 +249,15 @@ fn resources_like(trained: &pb::JobView) -> Result<Resources> {
     })
 }
 
-/// Copies `jobs/<job>/images/*` into `out`; how many files, and the summary of pictures.json.
-async fn fetch(view: &pb::JobView, out: &Path) -> Result<(usize, Value)> {
+/// Copies `jobs/<job>/pictures/*` into `out`; returns the number of files and the summary in
+/// pictures.json.
+async fn download(view: &pb::JobView, out: &Path) -> Result<(usize, Value)> {
     let (store, prefix) = storage::open(&view.store_url)?;
     let folder = ["jobs", &view.job, "pictures"]
         .into_iter()
         .fold(prefix, |path, part| path.join(part));
     std::fs::create_dir_all(out)
-        .with_context(|| format!("cannot make the folder {}", out.display()))?;
+        .with_context(|| format!("cannot create the folder {}", out.display()))?;
     let listed: Vec<_> = store.list(Some(&folder)).try_collect().await?;
     let mut summary = None;
     for object in &listed {
@@ -265,24 +267,23 @@ async fn fetch(view: &pb::JobView, out: &Path) -> Result<(usize, Value)> {
         let bytes = store.get(&object.location).await?.bytes().await?;
         if name == SUMMARY_FILE {
             let value: Value = serde_json::from_slice(&bytes)
-                .with_context(|| format!("{} is no JSON", object.location))?;
+                .with_context(|| format!("{} is not valid JSON", object.location))?;
             summary = value.get("summary").cloned();
         }
         let file = out.join(name);
         std::fs::write(&file, &bytes)
             .with_context(|| format!("cannot write {}", file.display()))?;
     }
-    let summary = summary.ok_or_else(|| {
-        anyhow!("there is no {folder}/{SUMMARY_FILE} with a summary in the store")
-    })?;
+    let summary = summary
+        .ok_or_else(|| anyhow!("the store has no {folder}/{SUMMARY_FILE} with a summary"))?;
     Ok((listed.len(), summary))
 }
 
-/// Names how many pictures are nearest to their own identity, when the rank could tell.
+/// Includes how many images are nearest to their own identity, if the rank scored them.
 fn summary_line(job: &str, out: &Path, files: usize, summary: &Value) -> String {
     let number = |key: &str| summary.get(key).and_then(Value::as_u64);
     let score = match (number("correct"), number("count"), number("of")) {
-        // Named references are of nobody in particular.
+        // Images from explicit references have no identity to score against.
         (_, Some(0), _) => String::new(),
         (Some(correct), Some(count), Some(of)) => {
             format!(
@@ -299,7 +300,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_score_is_told_when_there_is_one() {
+    fn the_score_is_shown_if_there_is_one() {
         let summary = serde_json::json!({ "correct": 11, "count": 16, "of": 8 });
         let line = summary_line("demo-1-sample-2", Path::new("out"), 18, &summary);
         assert_eq!(
@@ -307,9 +308,9 @@ mod tests {
             "demo-1-sample-2: 18 files in out; 11 of 16 are nearest to their own character and \
             outfit among 8"
         );
-        let nobody = serde_json::json!({ "correct": 0, "count": 0, "of": 0 });
+        let unscored = serde_json::json!({ "correct": 0, "count": 0, "of": 0 });
         assert_eq!(
-            summary_line("a-1", Path::new("out"), 3, &nobody),
+            summary_line("a-1", Path::new("out"), 3, &unscored),
             "a-1: 3 files in out"
         );
         assert_eq!(

@@ -1,11 +1,11 @@
-//! `coordinator submit`: checks job.toml here, where the user's files are, and sends it as it is
-//! written.
+//! `coordinator submit`: checks job.toml on the user's machine, where its files are, and sends it
+//! to the coordinator unchanged.
 
-use super::client::{self, Client, connect, refusal};
-use super::reference::{self, Keep};
+use super::client::{self, Client, connect, request_error};
+use super::reference::{self, Upload};
 use super::{Global, Outcome, Output, print_json, watch};
 use crate::pin::pin;
-use crate::words::say;
+use crate::text::outln;
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use proto::pb;
@@ -15,10 +15,10 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 pub(crate) struct SubmitArgs {
-    /// The job; every field is documented in deploy/jobs/demo.toml
+    /// The job file; deploy/jobs/demo.toml documents every field
     #[arg(value_name = "job.toml")]
     file: PathBuf,
-    /// Check everything, also on the coordinator, and store nothing
+    /// Check everything here and on the coordinator, but store nothing
     #[arg(long)]
     dry_run: bool,
     /// Follow the job until it ends; exit code 0 only if it is done
@@ -27,19 +27,19 @@ pub(crate) struct SubmitArgs {
 }
 
 pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome> {
-    let mut job = Written::read(&args.file)?;
-    let spec = look(&job).await?;
+    let mut job = Submission::read(&args.file)?;
+    let spec = check(&job).await?;
     let mut client = connect(global).await?;
     if let Work::Sample(work) = spec.work {
-        // What it names is in the user's folder, and the workers read it from the store.
+        // Its image files are in the user's folder; workers read them from the store.
         let trained = client::describe(global, &mut client, &work.job.0).await?;
-        let keep = if args.dry_run {
-            Keep::LookedAt
+        let upload = if args.dry_run {
+            Upload::No
         } else {
-            Keep::Stored
+            Upload::Yes
         };
         job.files =
-            reference::store_files(&work.references, &job.directory, &trained, keep).await?;
+            reference::store_files(&work.references, &job.directory, &trained, upload).await?;
     }
     let reply = send(global, &mut client, job, args.dry_run).await?;
     match (global.output, args.dry_run) {
@@ -48,8 +48,8 @@ pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome
             "summary": reply.summary,
         })),
         (Output::Json, _) => {}
-        (Output::Table, true) => say!("{} is good: {}", args.file.display(), reply.summary),
-        (Output::Table, false) => say!("{}", reply.job),
+        (Output::Table, true) => outln!("{} is valid: {}", args.file.display(), reply.summary),
+        (Output::Table, false) => outln!("{}", reply.job),
     }
     if args.watch {
         watch::watch(global, &reply.job).await
@@ -58,25 +58,25 @@ pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome
     }
 }
 
-/// A job as somebody wrote it.
+/// A job to submit, as the user wrote it.
 #[derive(Debug)]
-pub(crate) struct Written {
-    /// For messages.
+pub(crate) struct Submission {
+    /// For error messages.
     pub(crate) file_name: String,
     pub(crate) text: String,
-    /// What its paths are relative to.
+    /// The base of its relative paths.
     pub(crate) directory: PathBuf,
-    /// SHA-256 of the files that it names, which lie in the store.
+    /// SHA-256 by name of the files that it refers to; they are in the store.
     pub(crate) files: HashMap<String, String>,
 }
 
-impl Written {
+impl Submission {
     fn read(file: &Path) -> Result<Self> {
         let file_name = file.display().to_string();
         let text =
             std::fs::read_to_string(file).with_context(|| format!("cannot read {file_name}"))?;
         let absolute = std::path::absolute(file)
-            .with_context(|| format!("cannot tell where {file_name} is"))?;
+            .with_context(|| format!("cannot make the path {file_name} absolute"))?;
         Ok(Self {
             directory: absolute.parent().map(Path::to_owned).unwrap_or_default(),
             file_name,
@@ -86,11 +86,11 @@ impl Written {
     }
 }
 
-/// Sends a job as it is written: what it means, and its canonical text, are the coordinator's.
+/// Sends a job unchanged. The coordinator parses it and derives its canonical text.
 pub(crate) async fn send(
     global: &Global,
     client: &mut Client,
-    job: Written,
+    job: Submission,
     dry_run: bool,
 ) -> Result<pb::SubmitReply> {
     let request = pb::SubmitRequest {
@@ -102,12 +102,12 @@ pub(crate) async fn send(
     };
     let reply = client.submit(request).await;
     Ok(reply
-        .map_err(|status| refusal(global, &status))?
+        .map_err(|status| request_error(global, &status))?
         .into_inner())
 }
 
-/// Checks the job here, where the user's files are. What it trains on must be there.
-async fn look(job: &Written) -> Result<JobSpec> {
+/// Checks the job on the user's machine, where its files are. Its training data must exist.
+async fn check(job: &Submission) -> Result<JobSpec> {
     let spec = proto::job::parse(&job.file_name, &job.text, Some(&job.directory))?;
     if let Work::Train(work) = &spec.work
         && let Err(error) = pin(work).await

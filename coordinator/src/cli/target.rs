@@ -1,4 +1,4 @@
-//! `JOB` or `JOB@STEP`, as people name a checkpoint. Pure.
+//! Parses `JOB` or `JOB@STEP`, which names a checkpoint. Pure.
 
 use anyhow::{Result, anyhow};
 use proto::checkpoint::CheckpointRef;
@@ -9,7 +9,7 @@ use std::str::FromStr;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) job: JobId,
-    /// None: the newest.
+    /// None selects the newest checkpoint.
     pub(crate) step: Option<u64>,
 }
 
@@ -32,13 +32,13 @@ impl FromStr for Target {
 }
 
 impl Target {
-    /// The checkpoint meant, of those that the job has.
-    pub(crate) fn of(&self, view: &pb::JobView) -> Result<CheckpointRef> {
-        let newest = |it: &&pb::CheckpointRef| self.step.is_none_or(|step| it.step == step);
+    /// Selects the checkpoint among those of the job.
+    pub(crate) fn select(&self, view: &pb::JobView) -> Result<CheckpointRef> {
+        let matches = |it: &&pb::CheckpointRef| self.step.is_none_or(|step| it.step == step);
         let found = view
             .checkpoints
             .iter()
-            .filter(newest)
+            .filter(matches)
             .max_by_key(|it| (it.step, it.generation));
         if let Some(checkpoint) = found {
             return Ok((*checkpoint).into());
@@ -62,7 +62,7 @@ impl Target {
                     steps.join(", ")
                 )
             }
-            (None, _) => unreachable!("any checkpoint is the newest of some"),
+            (None, _) => unreachable!("without a step, any checkpoint matches"),
         })
     }
 }
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_generation_of_a_step_is_meant() {
+    fn the_newest_generation_of_a_step_is_selected() {
         let reference = |step, generation| pb::CheckpointRef { step, generation };
         let checkpoints = vec![reference(4, 1), reference(4, 2), reference(8, 2)];
         let view = pb::JobView {
@@ -108,15 +108,15 @@ mod tests {
             checkpoints,
             ..Default::default()
         };
-        let of = |text: &str| text.parse::<Target>().unwrap().of(&view);
+        let select = |text: &str| text.parse::<Target>().unwrap().select(&view);
         let expect = |step, generation| CheckpointRef {
             step: Step(step),
             generation: Generation(generation),
         };
-        assert_eq!(of("demo-1").unwrap(), expect(8, 2));
-        assert_eq!(of("demo-1@4").unwrap(), expect(4, 2));
+        assert_eq!(select("demo-1").unwrap(), expect(8, 2));
+        assert_eq!(select("demo-1@4").unwrap(), expect(4, 2));
         assert_eq!(
-            of("demo-1@5").unwrap_err().to_string(),
+            select("demo-1@5").unwrap_err().to_string(),
             "job demo-1 has no checkpoint of step 5; it has 4, 4, 8"
         );
     }

@@ -1,10 +1,10 @@
-//! `coordinator watch`, and the second half of `submit --watch` and `sample`: follows a job until
-//! it ends, with a bar on a terminal and plain lines elsewhere. Outlives a restart of the
+//! `coordinator watch`, also used by `submit --watch` and `sample`: follows a job until it ends,
+//! with a progress bar on a terminal and plain lines elsewhere. Reconnects after a restart of the
 //! coordinator.
 
-use super::client::{Client, connect, is_lost, refusal};
+use super::client::{Client, connect, is_retryable, request_error};
 use super::{Global, Outcome, Output, json, print_json};
-use crate::words::{duration, say};
+use crate::text::{duration, outln};
 use anyhow::{Result, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
 use proto::pb;
@@ -13,21 +13,21 @@ use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-/// How long a coordinator may be away before the watch gives up.
-const LOST_MAX: Duration = Duration::from_secs(180);
+/// How long the coordinator may be unreachable before the watch gives up.
+const UNREACHABLE_MAX: Duration = Duration::from_secs(180);
 const RETRY_AFTER: Duration = Duration::from_millis(500);
-/// Without a terminal, a line appears at least this often while steps are made …
+/// Without a terminal, a line is printed at least this often while the job progresses …
 const LINE_EVERY: Duration = Duration::from_secs(10);
-/// … and at least at every twentieth of the job.
+/// … and at least this many times over the whole job.
 const LINES_PER_JOB: u64 = 20;
-/// Samples/s and time left are taken over this long.
-const RATE_OVER: Duration = Duration::from_secs(30);
+/// Window over which samples/s and time left are measured.
+const RATE_WINDOW: Duration = Duration::from_secs(30);
 
 pub(crate) async fn watch(global: &Global, job: &str) -> Result<Outcome> {
     let view = follow(global, job).await?;
     match global.output {
         Output::Json => print_json(&json::job(&view)),
-        Output::Table => say!("{}", last_line(&view)),
+        Output::Table => outln!("{}", last_line(&view)),
     }
     Ok(if view.phase == Phase::Done {
         Outcome::True
@@ -36,52 +36,56 @@ pub(crate) async fn watch(global: &Global, job: &str) -> Result<Outcome> {
     })
 }
 
-/// Shows progress on stderr until the job has ended; its last view.
+/// Shows progress on stderr until the job has ended; returns its last view.
 pub(crate) async fn follow(global: &Global, job: &str) -> Result<pb::JobView> {
     let mut display = Display::new(job);
-    // The first connection must come about at once; later ones may take a coordinator's restart.
+    // The first connection must succeed at once; later ones are retried while the coordinator
+    // restarts.
     let mut client = connect(global).await?;
     let mut lost_since: Option<Instant> = None;
     loop {
-        let error = match views(global, &mut client, job, &mut display, &mut lost_since).await? {
-            Ok(view) => return Ok(view),
-            Err(status) => status,
-        };
+        let error =
+            match show_views(global, &mut client, job, &mut display, &mut lost_since).await? {
+                Ok(view) => return Ok(view),
+                Err(status) => status,
+            };
         let since = *lost_since.get_or_insert_with(|| {
-            display.say(&format!(
-                "connection to {} lost ({}), trying again",
+            display.print(&format!(
+                "connection to {} lost ({}), retrying",
                 global.coordinator,
                 error.message()
             ));
             Instant::now()
         });
-        if LOST_MAX < since.elapsed() {
+        if UNREACHABLE_MAX < since.elapsed() {
             return Err(anyhow!(
-                "the coordinator at {} has been away for {}; the job goes on without being watched",
+                "the coordinator at {} has been unreachable for {}; the watch ends, the job does \
+                not",
                 global.coordinator,
                 duration(since.elapsed())
             ));
         }
         tokio::time::sleep(RETRY_AFTER).await;
-        if let Ok(again) = connect(global).await {
-            client = again;
+        if let Ok(reconnected) = connect(global).await {
+            client = reconnected;
         }
     }
 }
 
-/// The job's last view; or the status that broke the stream, if asking again may help.
-async fn views(
+/// Shows views until the job ends and returns the last one. The inner error is the status that
+/// broke the stream, if a retry may succeed.
+async fn show_views(
     global: &Global,
     client: &mut Client,
     job: &str,
     display: &mut Display,
     lost_since: &mut Option<Instant>,
 ) -> Result<Result<pb::JobView, tonic::Status>> {
-    let sort = |status: tonic::Status| {
-        if is_lost(&status) {
+    let classify = |status: tonic::Status| {
+        if is_retryable(&status) {
             Ok(Err(status))
         } else {
-            Err(refusal(global, &status))
+            Err(request_error(global, &status))
         }
     };
     let mut stream = match client
@@ -91,7 +95,7 @@ async fn views(
         .await
     {
         Ok(stream) => stream.into_inner(),
-        Err(status) => return sort(status),
+        Err(status) => return classify(status),
     };
     loop {
         match stream.message().await {
@@ -104,7 +108,7 @@ async fn views(
                 }
             }
             Ok(None) => return Ok(Err(tonic::Status::unavailable("the stream ended"))),
-            Err(status) => return sort(status),
+            Err(status) => return classify(status),
         }
     }
 }
@@ -116,7 +120,7 @@ fn capital(word: &str) -> String {
     })
 }
 
-/// What the watch ends with.
+/// The summary line that the watch ends with.
 fn last_line(view: &pb::JobView) -> String {
     let took = Duration::from_millis(view.ended_ms.saturating_sub(view.submitted_ms));
     let phase = capital(&view.phase);
@@ -128,14 +132,14 @@ fn last_line(view: &pb::JobView) -> String {
         "{phase}: {} after {}, {} {}{loss}: {}",
         view.job,
         duration(took),
-        counted(view),
+        progress_noun(view),
         super::job::progress(view),
         view.reason
     )
 }
 
-/// What the job's progress counts.
-fn counted(view: &pb::JobView) -> &'static str {
+/// The noun for what the job's progress counts.
+fn progress_noun(view: &pb::JobView) -> &'static str {
     if view.units.is_some() {
         "units"
     } else {
@@ -143,7 +147,7 @@ fn counted(view: &pb::JobView) -> &'static str {
     }
 }
 
-/// How far the job is, and how far it is to go.
+/// Finished and total steps or units.
 fn position(view: &pb::JobView) -> (u64, u64) {
     match &view.units {
         Some(units) => (units.done, units.total),
@@ -152,30 +156,30 @@ fn position(view: &pb::JobView) -> (u64, u64) {
 }
 
 /// `8.2 units/s, 3m20s left`.
-#[allow(clippy::cast_precision_loss)] // People read two digits of it.
+#[allow(clippy::cast_precision_loss)] // A few digits are printed.
 fn units_text(view: &pb::JobView, units: &pb::UnitsView) -> String {
     if units.per_second <= 0.0 {
         return view.reason.clone();
     }
     let left = units.total.saturating_sub(units.done + units.set_aside) as f64 / units.per_second;
     let left = duration(Duration::from_secs_f64(left.clamp(1.0, 1e9)));
-    let aside = match units.set_aside {
+    let set_aside = match units.set_aside {
         0 => String::new(),
         some => format!(", {some} set aside"),
     };
-    format!("{:.1} units/s, {left} left{aside}", units.per_second)
+    format!("{:.1} units/s, {left} left{set_aside}", units.per_second)
 }
 
-/// One line of progress, apart from where it is shown.
+/// Formats progress as text and measures its rate.
 #[derive(Debug, Default)]
 struct Progress {
-    /// When which step was seen, over the last [`RATE_OVER`].
+    /// Steps and when they were first seen, over the last [`RATE_WINDOW`].
     seen: VecDeque<(Instant, u64)>,
 }
 
 impl Progress {
     /// `loss 0.1234, 41.0 samples/s, 3m20s left`.
-    #[allow(clippy::cast_precision_loss)] // People read two digits of it.
+    #[allow(clippy::cast_precision_loss)] // A few digits are printed.
     fn text(&mut self, view: &pb::JobView, now: Instant) -> String {
         if let Some(units) = &view.units {
             return units_text(view, units);
@@ -183,14 +187,14 @@ impl Progress {
         let Some(step) = &view.last_step else {
             return view.reason.clone();
         };
-        // After a restart the job goes on at an earlier step.
+        // After a restart the job may resume from an earlier step.
         if self.seen.back().is_some_and(|(_, seen)| view.step < *seen) {
             self.seen.clear();
         }
         if self.seen.back().is_none_or(|(_, seen)| *seen < view.step) {
             self.seen.push_back((now, view.step));
         }
-        while 2 < self.seen.len() && RATE_OVER < now.duration_since(self.seen[0].0) {
+        while 2 < self.seen.len() && RATE_WINDOW < now.duration_since(self.seen[0].0) {
             self.seen.pop_front();
         }
         let loss = format!("loss {:.4}", step.loss);
@@ -211,11 +215,11 @@ impl Progress {
     }
 }
 
-/// Where progress is shown.
+/// Prints progress to stderr.
 #[derive(Debug)]
 struct Display {
     job: String,
-    /// None: not a terminal.
+    /// None if stderr is not a terminal.
     bar: Option<ProgressBar>,
     progress: Progress,
     phase: String,
@@ -227,7 +231,7 @@ impl Display {
     fn new(job: &str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg}");
-            let style = style.expect("the template is a constant that indicatif takes");
+            let style = style.expect("the template is a valid constant");
             let bar = ProgressBar::new(0)
                 .with_style(style)
                 .with_prefix(job.to_owned());
@@ -251,7 +255,7 @@ impl Display {
         let new_phase = self.phase != view.phase;
         if new_phase {
             self.phase.clone_from(&view.phase);
-            self.say(&format!("{}: {}", view.phase, view.reason));
+            self.print(&format!("{}: {}", view.phase, view.reason));
         }
         let (at, end) = position(view);
         if let Some(bar) = &self.bar {
@@ -263,15 +267,15 @@ impl Display {
         let every = (end / LINES_PER_JOB).max(1);
         let due = LINE_EVERY <= now.duration_since(self.line_at)
             || self.line_at_position / every != at / every;
-        let told = view.last_step.is_some() || view.units.is_some();
-        if at != self.line_at_position && told && due {
+        let has_progress = view.last_step.is_some() || view.units.is_some();
+        if at != self.line_at_position && has_progress && due {
             (self.line_at, self.line_at_position) = (now, at);
-            let (counted, progress) = (counted(view), super::job::progress(view));
-            self.say(&format!("{counted} {progress}, {text}"));
+            let (noun, progress) = (progress_noun(view), super::job::progress(view));
+            self.print(&format!("{noun} {progress}, {text}"));
         }
     }
 
-    fn say(&self, text: &str) {
+    fn print(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(format!("{} {text}", self.job)),
             None => eprintln!("{} {text}", self.job),

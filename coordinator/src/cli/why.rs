@@ -1,8 +1,8 @@
-//! `coordinator why`: what a job waits for right now.
+//! `coordinator why`: shows what a job is waiting for.
 
-use super::client::{connect, refusal};
+use super::client::{connect, request_error};
 use super::{Global, Outcome, Output, print_json};
-use crate::words::say;
+use crate::text::outln;
 use anyhow::Result;
 use proto::pb;
 
@@ -14,7 +14,7 @@ pub(crate) async fn why(global: &Global, job: &str) -> Result<Outcome> {
     let reply = client
         .why(request)
         .await
-        .map_err(|status| refusal(global, &status))?;
+        .map_err(|status| request_error(global, &status))?;
     let why = reply.into_inner();
     match global.output {
         Output::Json => print_json(&serde_json::json!({
@@ -32,8 +32,8 @@ pub(crate) async fn why(global: &Global, job: &str) -> Result<Outcome> {
         Output::Table => {
             let remedy = why
                 .remedy
-                .map_or_else(String::new, |remedy| format!("; what would help: {remedy}"));
-            say!("{job}: {}{remedy}", why.sentence);
+                .map_or_else(String::new, |remedy| format!("; remedy: {remedy}"));
+            outln!("{job}: {}{remedy}", why.sentence);
         }
     }
     Ok(Outcome::True)

@@ -1,8 +1,8 @@
 //! `coordinator workers`.
 
-use super::client::{connect, refusal};
+use super::client::{connect, request_error};
 use super::{Global, Outcome, Output, json, print_json, table};
-use crate::words::{duration, say};
+use crate::text::{duration, outln};
 use anyhow::Result;
 use proto::pb;
 use std::time::Duration;
@@ -12,13 +12,13 @@ pub(crate) async fn workers(global: &Global) -> Result<Outcome> {
     let reply = client
         .list_workers(pb::ListWorkersRequest {})
         .await
-        .map_err(|status| refusal(global, &status))?;
+        .map_err(|status| request_error(global, &status))?;
     let workers = reply.into_inner().workers;
     if global.output == Output::Json {
         print_json(&workers.iter().map(json::worker).collect());
         return Ok(Outcome::True);
     }
-    let mut table = table(&["WORKER", "STATE", "DEVICE", "USED", "JOBS", "HEARD"]);
+    let mut table = table(&["WORKER", "STATE", "DEVICE", "USED", "JOBS", "LAST REPORT"]);
     for worker in &workers {
         table.add_row([
             worker
@@ -39,7 +39,7 @@ pub(crate) async fn workers(global: &Global) -> Result<Outcome> {
             ),
         ]);
     }
-    say!("{table}");
+    outln!("{table}");
     Ok(Outcome::True)
 }
 
@@ -52,9 +52,6 @@ fn state(worker: &pb::WorkerView) -> String {
     };
     match worker.unreachable.is_empty() {
         true => state.to_owned(),
-        false => format!(
-            "{state}, without a connection to {}",
-            worker.unreachable.join(", ")
-        ),
+        false => format!("{state}, cannot reach {}", worker.unreachable.join(", ")),
     }
 }

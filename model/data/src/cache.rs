@@ -1,57 +1,57 @@
-//! A map that forgets what was used longest ago once it holds too many bytes. Not thread-safe; the
-//! loader locks it.
+//! An LRU cache bounded by bytes. Not thread-safe; the loader locks it.
 
 use std::collections::BTreeMap;
 
 #[derive(Debug)]
 pub(crate) struct Cache<K, V> {
     entries: BTreeMap<K, Entry<V>>,
-    /// Keys by the moment of their last use, oldest first.
+    /// Keys by the time of their last use, oldest first.
     by_use: BTreeMap<u64, K>,
     clock: u64,
     bytes: usize,
-    bound: usize,
+    capacity_bytes: usize,
 }
 
 #[derive(Debug)]
 struct Entry<V> {
     value: V,
     bytes: usize,
-    used: u64,
+    last_used: u64,
 }
 
 impl<K: Ord + Copy, V: Clone> Cache<K, V> {
-    pub(crate) fn new(bound: usize) -> Self {
+    pub(crate) fn new(capacity_bytes: usize) -> Self {
         Self {
             entries: BTreeMap::new(),
             by_use: BTreeMap::new(),
             clock: 0,
             bytes: 0,
-            bound,
+            capacity_bytes,
         }
     }
 
     pub(crate) fn get(&mut self, key: K) -> Option<V> {
         let entry = self.entries.get_mut(&key)?;
-        self.by_use.remove(&entry.used);
+        self.by_use.remove(&entry.last_used);
         self.clock += 1;
-        entry.used = self.clock;
+        entry.last_used = self.clock;
         self.by_use.insert(self.clock, key);
         Some(entry.value.clone())
     }
 
-    /// Keeps `value` and forgets the oldest others; a value above the bound is not kept at all.
+    /// Inserts `value` and evicts the least recently used entries. A value larger than the capacity
+    /// is not cached.
     pub(crate) fn put(&mut self, key: K, value: V, bytes: usize) {
-        self.forget(key);
-        if bytes > self.bound {
+        self.evict(key);
+        if bytes > self.capacity_bytes {
             return;
         }
-        while self.bytes + bytes > self.bound {
+        while self.bytes + bytes > self.capacity_bytes {
             let Some((_, oldest)) = self.by_use.first_key_value() else {
                 break;
             };
             let oldest = *oldest;
-            self.forget(oldest);
+            self.evict(oldest);
         }
         self.clock += 1;
         self.by_use.insert(self.clock, key);
@@ -60,15 +60,15 @@ impl<K: Ord + Copy, V: Clone> Cache<K, V> {
             Entry {
                 value,
                 bytes,
-                used: self.clock,
+                last_used: self.clock,
             },
         );
         self.bytes += bytes;
     }
 
-    fn forget(&mut self, key: K) {
+    fn evict(&mut self, key: K) {
         if let Some(entry) = self.entries.remove(&key) {
-            self.by_use.remove(&entry.used);
+            self.by_use.remove(&entry.last_used);
             self.bytes -= entry.bytes;
         }
     }

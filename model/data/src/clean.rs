@@ -1,12 +1,12 @@
-//! What `open_clip` does to a prompt before it looks for words: `ftfy.fix_text`, HTML entities,
-//! white space, lower case. Of ftfy everything but its guesses at text that was once decoded
-//! wrongly ("schÃ¶n"): such a prompt is read as it stands. Pure. Called by [`crate::prompt`].
+//! Cleans a prompt as `open_clip` does before tokenization: `ftfy.fix_text`, HTML entities, white
+//! space, lower case. All of ftfy except its repair of text that was decoded with the wrong
+//! encoding ("schÃ¶n"), which is left as it is. Pure. Called by [`crate::prompt`].
 
 use std::borrow::Cow;
 use unicode_normalization::UnicodeNormalization;
 
-/// Windows-1252 at 0x80 to 0x9f; a code that it leaves free stands for itself.
-const WINDOWS: &str = "€\u{81}‚ƒ„…†‡ˆ‰Š‹Œ\u{8d}Ž\u{8f}\u{90}‘’“”•–—˜™š›œ\u{9d}žŸ";
+/// Windows-1252 at 0x80 to 0x9f. Unassigned codes map to themselves.
+const WINDOWS_1252: &str = "€\u{81}‚ƒ„…†‡ˆ‰Š‹Œ\u{8d}Ž\u{8f}\u{90}‘’“”•–—˜™š›œ\u{9d}žŸ";
 const LIGATURES: [(char, &str); 22] = [
     ('Ĳ', "IJ"),
     ('ĳ', "ij"),
@@ -32,7 +32,7 @@ const LIGATURES: [(char, &str); 22] = [
     ('ﬆ', "st"),
 ];
 
-/// The prompt as it is cut into words.
+/// The prompt as it is passed to the tokenizer.
 #[must_use]
 pub(crate) fn clean(prompt: &str) -> Cow<'_, str> {
     let plain = |byte: u8| byte.is_ascii() && byte != b'&' && !byte.is_ascii_control();
@@ -41,7 +41,8 @@ pub(crate) fn clean(prompt: &str) -> Cow<'_, str> {
     }
     let mut entities = true;
     let lines = prompt.split_inclusive('\n').map(|line| {
-        // Where tags may be, entities may be meant; ftfy does not come back to them.
+        // ftfy decodes no entities from the first line with a `<` on: text with tags may contain
+        // intended entities.
         entities = entities && !line.contains('<');
         fix(line, entities)
     });
@@ -49,12 +50,12 @@ pub(crate) fn clean(prompt: &str) -> Cow<'_, str> {
     let once = htmlize::unescape(fixed.as_str());
     let twice = htmlize::unescape(once.as_ref());
     let words: Vec<&str> = twice.split_whitespace().collect();
-    // A mark whose capital is a letter: open_clip's pattern, which ignores case, finds it in no
-    // kind of word.
+    // U+0345 is a mark whose upper case is a letter. open_clip's case-insensitive pattern matches
+    // it in no class of words, so it separates words.
     Cow::Owned(words.join(" ").to_lowercase().replace('\u{345}', " "))
 }
 
-/// ftfy's steps on one line, again and again until nothing changes.
+/// Repeats ftfy's steps on one line until nothing changes.
 fn fix(line: &str, entities: bool) -> String {
     let mut text = line.to_owned();
     loop {
@@ -63,7 +64,7 @@ fn fix(line: &str, entities: bool) -> String {
         } else {
             text.clone()
         };
-        next = next.chars().map(of_windows).collect();
+        next = next.chars().map(from_windows_1252).collect();
         next = next.chars().fold(String::new(), simplify);
         next = without_control(&next);
         next = next.nfc().collect();
@@ -74,23 +75,23 @@ fn fix(line: &str, entities: bool) -> String {
     }
 }
 
-/// Entities that end with a semicolon, the only ones that ftfy takes for entities.
+/// Decodes entities that end with a semicolon, the only ones that ftfy decodes.
 fn unescape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some(at) = rest.find('&') {
-        out.push_str(&rest[..at]);
-        rest = &rest[at..];
+    while let Some(ampersand) = rest.find('&') {
+        out.push_str(&rest[..ampersand]);
+        rest = &rest[ampersand..];
         let name = rest[1..].strip_prefix('#').unwrap_or(&rest[1..]);
         let length = name.bytes().take_while(u8::is_ascii_alphanumeric).count();
         let end = rest.len() - name.len() + length;
         if (1..=24).contains(&length) && rest[end..].starts_with(';') {
             let entity = &rest[..=end];
-            let found = htmlize::unescape(entity);
-            if found.contains(';') {
-                out.push_str(&loud(entity));
+            let decoded = htmlize::unescape(entity);
+            if decoded.contains(';') {
+                out.push_str(&decode_uppercase(entity));
             } else {
-                out.push_str(&found);
+                out.push_str(&decoded);
             }
             rest = &rest[end + 1..];
         } else {
@@ -102,21 +103,21 @@ fn unescape(text: &str) -> String {
     out
 }
 
-/// `&EACUTE;`: an entity in capitals is the capital of what it is in small letters.
-fn loud(entity: &str) -> String {
-    let small = entity.to_lowercase();
-    let found = htmlize::unescape(small.as_str());
-    if entity.to_uppercase() == entity && !found.contains(';') {
-        found.to_uppercase()
+/// `&EACUTE;`: an entity in upper case decodes to the upper case of its lower-case entity.
+fn decode_uppercase(entity: &str) -> String {
+    let lower = entity.to_lowercase();
+    let decoded = htmlize::unescape(lower.as_str());
+    if entity.to_uppercase() == entity && !decoded.contains(';') {
+        decoded.to_uppercase()
     } else {
         entity.to_owned()
     }
 }
 
-fn of_windows(character: char) -> char {
+fn from_windows_1252(character: char) -> char {
     let code = u32::from(character);
     match code {
-        0x80..=0x9f => WINDOWS
+        0x80..=0x9f => WINDOWS_1252
             .chars()
             .nth(code as usize - 0x80)
             .unwrap_or(character),
@@ -124,8 +125,8 @@ fn of_windows(character: char) -> char {
     }
 }
 
-/// Ligatures as letters, wide and narrow forms as their usual ones, quotes straight, lines ended in
-/// one way.
+/// Appends the character normalized: ligatures as letters, full-width and half-width forms as the
+/// usual ones, straight quotes, and `\n` as the only line end.
 fn simplify(mut out: String, character: char) -> String {
     match character {
         '\u{3000}' => out.push(' '),
@@ -144,7 +145,7 @@ fn simplify(mut out: String, character: char) -> String {
     out
 }
 
-/// Without escape sequences of terminals and characters that steer and show nothing.
+/// Removes escape sequences of terminals and invisible control characters.
 fn without_control(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -154,20 +155,23 @@ fn without_control(text: &str) -> String {
             continue;
         }
         rest = &rest[character.len_utf8()..];
-        let steers = matches!(character, '\0'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}'
-            | '\u{206a}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffc}');
-        if !steers {
+        let is_control = matches!(
+            character,
+            '\0'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}'
+                | '\u{206a}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffc}'
+        );
+        if !is_control {
             out.push(character);
         }
     }
     out
 }
 
-/// Where an escape sequence that the text begins with ends.
+/// Length of the escape sequence at the start of the text.
 fn terminal_escape(text: &str) -> Option<usize> {
-    let numbers = text.strip_prefix("\u{1b}[")?;
-    let end = numbers.find(|c: char| !c.is_ascii_digit() && c != ';')?;
-    numbers[end..]
+    let parameters = text.strip_prefix("\u{1b}[")?;
+    let end = parameters.find(|c: char| !c.is_ascii_digit() && c != ';')?;
+    parameters[end..]
         .starts_with(|c: char| c.is_ascii_alphabetic())
         .then_some(2 + end + 1)
 }

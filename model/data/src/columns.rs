@@ -1,6 +1,7 @@
-//! The Parquet columns of a data set, and the way between rows and Arrow batches. No I/O. Called by
-//! the writer and the reader. The column names are the paper's field names (notes 2.1); `outfit`,
-//! `identity`, `width`, `height` and `similar_positions` are ours (design, section 5).
+//! The Parquet columns of a data set, and the conversion between rows and Arrow batches. No I/O.
+//! Called by the writer and the reader. The column names are the paper's field names (notes 2.1);
+//! `outfit`, `identity`, `width`, `height` and `similar_positions` are additions (design, section
+//! 5).
 
 use std::sync::{Arc, LazyLock};
 
@@ -14,7 +15,7 @@ use bytes::Bytes;
 
 use crate::sample::{Metadata, Sample};
 
-/// The columns that hold encoded pictures; all others are [`Metadata`].
+/// The columns of encoded images; all others are [`Metadata`].
 pub const IMAGE_COLUMNS: [&str; 2] = ["image", "mask"];
 
 static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
@@ -45,12 +46,12 @@ pub enum ColumnError {
         column: &'static str,
         kind: &'static str,
     },
-    #[error("row {row}: column {column:?} holds {found}, it must hold {right}")]
+    #[error("row {row}: column {column:?} has {found}, expected {expected}")]
     Value {
         row: usize,
         column: &'static str,
         found: String,
-        right: &'static str,
+        expected: &'static str,
     },
 }
 
@@ -62,14 +63,14 @@ pub fn schema() -> SchemaRef {
 /// Rows as one Arrow batch of [`schema`].
 ///
 /// # Errors
-/// Only if the columns do not fit the schema, which is a mistake in this file.
+/// The columns do not match the schema, which is a bug in this file.
 pub fn to_batch(rows: &[Sample]) -> Result<RecordBatch, ArrowError> {
     let text = |of: fn(&Metadata) -> &str| -> ArrayRef {
         Arc::new(StringArray::from_iter_values(
             rows.iter().map(|r| of(&r.metadata)),
         ))
     };
-    let small = |of: fn(&Metadata) -> u32| -> ArrayRef {
+    let numbers = |of: fn(&Metadata) -> u32| -> ArrayRef {
         Arc::new(UInt32Array::from_iter_values(
             rows.iter().map(|r| of(&r.metadata)),
         ))
@@ -111,26 +112,26 @@ pub fn to_batch(rows: &[Sample]) -> Result<RecordBatch, ArrowError> {
         texts(|m| &m.cloths),
         texts(|m| &m.similar),
         Arc::new(positions.finish()),
-        small(|m| m.width),
-        small(|m| m.height),
+        numbers(|m| m.width),
+        numbers(|m| m.height),
         binary(|r| &r.image),
         binary(|r| &r.mask),
     ];
     RecordBatch::try_new(schema(), columns)
 }
 
-/// The metadata of every row of a batch; picture columns may be absent.
+/// The metadata of all rows of a batch. The columns of images and masks may be absent.
 ///
 /// # Errors
 /// A column is missing or of another type, or a box does not have four numbers.
 pub fn metadata_of(batch: &RecordBatch) -> Result<Vec<Metadata>, ColumnError> {
     let text = |column| typed::<StringArray>(batch, column, "text");
-    let small = |column| typed::<UInt32Array>(batch, column, "a 32-bit number");
+    let number = |column| typed::<UInt32Array>(batch, column, "a 32-bit number");
     let list = |column| typed::<ListArray>(batch, column, "a list");
     let (id, character, artists) = (text("id")?, text("character")?, text("artists")?);
     let (outfit, prompts) = (text("outfit")?, text("prompts")?);
     let identity = typed::<UInt64Array>(batch, "identity", "a 64-bit number")?;
-    let (width, height) = (small("width")?, small("height")?);
+    let (width, height) = (number("width")?, number("height")?);
     let (bbox, positions) = (list("bbox")?, list("similar_positions")?);
     let (cloths, similar) = (list("cloths")?, list("similar")?);
     (0..batch.num_rows())
@@ -153,7 +154,7 @@ pub fn metadata_of(batch: &RecordBatch) -> Result<Vec<Metadata>, ColumnError> {
         .collect()
 }
 
-/// Every row of a batch, whole.
+/// All rows of a batch with all columns.
 ///
 /// # Errors
 /// As [`metadata_of`].
@@ -166,14 +167,15 @@ pub fn rows_of(batch: &RecordBatch) -> Result<Vec<Sample>, ColumnError> {
         .enumerate()
         .map(|(row, metadata)| Sample {
             metadata,
-            // Copied out, so that one kept picture does not keep the whole row group's buffer.
+            // Copied, so that one cached image does not keep the buffer of the whole row group
+            // alive.
             image: Bytes::copy_from_slice(image.value(row)),
             mask: Bytes::copy_from_slice(mask.value(row)),
         })
         .collect())
 }
 
-/// A text column, alone.
+/// A single text column.
 ///
 /// # Errors
 /// The column is missing or of another type.
@@ -184,7 +186,7 @@ pub fn text_column(batch: &RecordBatch, column: &'static str) -> Result<Vec<Stri
         .collect())
 }
 
-/// A column of 64-bit numbers, alone.
+/// A single column of 64-bit numbers.
 ///
 /// # Errors
 /// The column is missing or of another type.
@@ -223,7 +225,7 @@ fn four_numbers(list: &ListArray, row: usize) -> Result<[f64; 4], ColumnError> {
             row,
             column: "bbox",
             found: format!("{} numbers", numbers.len()),
-            right: "4 numbers",
+            expected: "4 numbers",
         })
 }
 

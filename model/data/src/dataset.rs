@@ -1,6 +1,6 @@
 //! Reads a data set: the manifest once, then single row groups by range reads, or the metadata
-//! columns of all rows. Cheap to clone; keeps only footers. It decodes no picture and caches no
-//! row; the loader does.
+//! columns of all rows. Cheap to clone; only footers are cached. Decoding of images and caching of
+//! rows is done by the loader.
 
 use std::sync::Arc;
 
@@ -29,8 +29,8 @@ pub enum DatasetError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(
-        "no data set at {url:?}: {DATASET_FILE} is not there; \
-         `coordinator dataset synthesize|import` makes one"
+        "no data set at {url:?}: {DATASET_FILE} does not exist; \
+         create one with `coordinator dataset synthesize|import`"
     )]
     Missing { url: String },
     #[error("cannot read {path:?} of the data set {url:?}")]
@@ -44,7 +44,7 @@ pub enum DatasetError {
         url: String,
         source: serde_json::Error,
     },
-    #[error("{DATASET_FILE} of {url:?} contradicts itself: {what}")]
+    #[error("{DATASET_FILE} of {url:?} is inconsistent: {what}")]
     Manifest { url: String, what: String },
     #[error("cannot read row group {group} of {path:?} of the data set {url:?}")]
     Parquet {
@@ -60,9 +60,7 @@ pub enum DatasetError {
         group: usize,
         source: ColumnError,
     },
-    #[error(
-        "{path:?} of the data set {url:?} does not have the rows that {DATASET_FILE} says: {what}"
-    )]
+    #[error("the rows of {path:?} of the data set {url:?} differ from {DATASET_FILE}: {what}")]
     Shape {
         url: String,
         path: String,
@@ -95,16 +93,16 @@ struct Inner {
     prefix: Path,
     manifest: DatasetManifest,
     version: String,
-    /// First position and rows of every row group, in order of position.
+    /// First position and row count of each row group, ordered by position.
     groups: Vec<(u64, u32, GroupId)>,
     footers: Vec<OnceCell<ArrowReaderMetadata>>,
 }
 
 impl Dataset {
-    /// Reads `dataset.json` and nothing else.
+    /// Reads only `dataset.json`.
     ///
     /// # Errors
-    /// There is no data set at `url`, or its manifest is not one that this version can read.
+    /// There is no data set at `url`, or its manifest is not valid for this version.
     pub async fn open(url: &str) -> Result<Self, DatasetError> {
         let (store, prefix) = open(url)?;
         let path = prefix.clone().join(DATASET_FILE);
@@ -157,8 +155,8 @@ impl Dataset {
         &self.inner.manifest
     }
 
-    /// SHA-256 of `dataset.json` in hex: what a job pins. It covers all files, because the manifest
-    /// has their hashes.
+    /// SHA-256 of `dataset.json` in hex, which a job pins. It covers all files, because the
+    /// manifest contains their hashes.
     #[must_use]
     pub fn version(&self) -> &str {
         &self.inner.version
@@ -171,7 +169,7 @@ impl Dataset {
         self.inner.manifest.samples
     }
 
-    /// Every row group with its first position, in order of position.
+    /// All row groups with their first positions, ordered by position.
     pub fn groups(&self) -> impl Iterator<Item = (u64, GroupId)> + '_ {
         self.inner
             .groups
@@ -179,7 +177,7 @@ impl Dataset {
             .map(|(first, _, group)| (*first, *group))
     }
 
-    /// Where a position lies: its row group, and the row inside it.
+    /// The row group of a position, and the row inside it.
     ///
     /// # Errors
     /// The position is outside the data set.
@@ -191,16 +189,16 @@ impl Dataset {
                 samples: self.len(),
             });
         }
-        let at = self
+        let index = self
             .inner
             .groups
             .partition_point(|(first, _, _)| *first <= position)
             - 1;
-        let (first, _, group) = self.inner.groups[at];
+        let (first, _, group) = self.inner.groups[index];
         Ok((group, (position - first) as usize))
     }
 
-    /// The path of a group's file, for messages.
+    /// The path of a row group's file, for messages.
     #[must_use]
     pub fn path_of(&self, group: GroupId) -> &str {
         &self.inner.manifest.files[group.file].path
@@ -209,23 +207,23 @@ impl Dataset {
     /// All rows of one row group, by one range read.
     ///
     /// # Errors
-    /// Storage fails, or the file is not what the manifest says.
+    /// Storage fails, or the file differs from the manifest.
     pub async fn rows_of_group(&self, group: GroupId) -> Result<Vec<Sample>, DatasetError> {
         let batch = self.read(group, None).await?;
         rows_of(&batch).map_err(|source| self.columns_error(group, source))
     }
 
-    /// All columns but the pictures, of all rows in order of position.
+    /// All columns except images and masks, of all rows ordered by position.
     ///
     /// # Errors
     /// As [`Self::rows_of_group`].
     pub async fn scan(&self) -> Result<Vec<Metadata>, DatasetError> {
-        let wanted: Vec<usize> = (0..schema().fields().len())
+        let columns: Vec<usize> = (0..schema().fields().len())
             .filter(|i| !IMAGE_COLUMNS.contains(&schema().field(*i).name().as_str()))
             .collect();
         let mut rows = Vec::new();
         for (_, group) in self.groups() {
-            let batch = self.read(group, Some(&wanted)).await?;
+            let batch = self.read(group, Some(&columns)).await?;
             rows.extend(metadata_of(&batch).map_err(|source| self.columns_error(group, source))?);
         }
         Ok(rows)
@@ -267,7 +265,7 @@ impl Dataset {
         Ok(rows)
     }
 
-    /// A file of the data set, whole.
+    /// The whole content of a file of the data set.
     ///
     /// # Errors
     /// Storage fails.
@@ -374,7 +372,7 @@ async fn get(store: &dyn ObjectStore, path: &Path) -> Result<Bytes, object_store
 fn groups_of(manifest: &DatasetManifest) -> Result<Vec<(u64, u32, GroupId)>, String> {
     if manifest.schema_version != DATASET_SCHEMA_VERSION {
         return Err(format!(
-            "schema_version is {}, this program reads {DATASET_SCHEMA_VERSION}",
+            "schema_version is {}, this program supports {DATASET_SCHEMA_VERSION}",
             manifest.schema_version
         ));
     }
@@ -388,7 +386,7 @@ fn groups_of(manifest: &DatasetManifest) -> Result<Vec<(u64, u32, GroupId)>, Str
     }
     if first != manifest.samples || first == 0 {
         return Err(format!(
-            "samples is {}, the row groups add up to {first}",
+            "samples is {}, the row groups have {first} rows",
             manifest.samples
         ));
     }

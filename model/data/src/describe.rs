@@ -1,4 +1,4 @@
-//! What a data set holds, in numbers: plain data for `coordinator dataset describe` to print.
+//! Statistics of a data set, as plain data that `coordinator dataset describe` prints.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,14 +24,14 @@ pub struct Description {
     /// Smallest and largest width and height, in pixels.
     pub widths: (u32, u32),
     pub heights: (u32, u32),
-    /// Number of similar pictures -> samples that have so many.
+    /// Number of similar images -> number of samples that have so many.
     pub similar: BTreeMap<u64, u64>,
     /// The most frequent first; at most [`FREQUENT`] each.
     pub frequent_characters: Vec<(String, u64)>,
     pub frequent_cloths: Vec<(String, u64)>,
 }
 
-/// As many as the paper's figure 2 shows of characters, twice.
+/// Twice the number of characters that the paper's figure 2 shows.
 pub const FREQUENT: usize = 30;
 
 /// Reads the metadata columns of the whole data set.
@@ -90,7 +90,7 @@ fn summarize(manifest: &DatasetManifest, version: &str, rows: &[Metadata]) -> De
 
 fn most_frequent(counts: BTreeMap<String, u64>) -> Vec<(String, u64)> {
     let mut list: Vec<(String, u64)> = counts.into_iter().collect();
-    // Stable: equals stay in alphabetical order.
+    // The sort is stable: equal counts stay in alphabetical order.
     list.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
     list.truncate(FREQUENT);
     list

@@ -1,6 +1,6 @@
-//! One training example, ready for the model: pictures as bytes, masks, words, and every random
-//! number that the sample needs (law 2). Plain data; made by [`crate::prepare`], read by the
-//! `model` crate. No libtorch, no I/O.
+//! One training example for the model: pixels, masks, prompt, and all random numbers that the
+//! sample needs (law 2). Plain data, created by [`crate::prepare`] and consumed by the `model`
+//! crate. No libtorch, no I/O.
 
 use image::{GrayImage, RgbImage};
 pub use proto::sample::Concept;
@@ -10,15 +10,15 @@ pub use proto::sample::Concept;
 pub struct Example {
     /// Position of the target in the data set.
     pub position: u64,
-    /// The picture to draw, padded to a square with a random solid colour.
+    /// The target image, padded to a square with a random solid colour.
     pub target: RgbImage,
-    /// 255 where `target` shows the picture, 0 on the padding (M_tgt of equation 3).
+    /// 255 where `target` has image content, 0 on the padding (M_tgt of equation 3).
     pub target_mask: GrayImage,
     /// 255 inside the face box, 0 elsewhere (M_face of equation 3).
     pub face_mask: GrayImage,
     /// N references; empty for architectures without references.
     pub references: Vec<Reference>,
-    /// Tags, or "" where the prompt was dropped.
+    /// Tags, or "" if the prompt was dropped.
     pub prompt: String,
     /// Uniform in 0..1000.
     pub timestep: u32,
@@ -26,11 +26,11 @@ pub struct Example {
     pub noise_seed: u64,
 }
 
-/// One picture that the target is to be drawn from.
+/// One reference image of the target.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reference {
     pub image: RgbImage,
     pub concept: Concept,
-    /// Position of the sample that it was cut from.
+    /// Position of the sample from which it was cropped.
     pub position: u64,
 }

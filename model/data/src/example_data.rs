@@ -1,6 +1,6 @@
-//! A `Data` section, what is shown of it, and small samples for this crate's own tests.
+//! A `Data` section, an example configuration and small settings for this crate's own tests.
 
-use crate::prepare::Shown;
+use crate::prepare::ExampleConfig;
 use proto::spec::{Clothes, Data, Pairing, References, Task};
 
 pub(crate) const SEED: u64 = 7;
@@ -29,8 +29,8 @@ pub(crate) fn references() -> References {
     }
 }
 
-pub(crate) fn shown() -> Shown {
-    Shown {
+pub(crate) fn example_config() -> ExampleConfig {
+    ExampleConfig {
         references: Some(references()),
         timesteps: 1000,
     }

@@ -1,16 +1,16 @@
-//! Which characters training never shows, so that sampling can draw what the model has not seen. By
-//! a hash of the name: the same answer on every rank and after every restart, and independent of
-//! the order of the data set.
+//! Selects the characters that are held out of training, so that sampling can use characters that
+//! the model has not seen. The choice is a hash of the name: it is the same on every rank and after
+//! every restart, and does not depend on the order of the data set.
 
 use crate::random::hash_words;
 
-/// Whether all pictures of `character` are kept out of training. `share` is a probability over
+/// True if all images of `character` are held out of training. `fraction` is a probability over
 /// characters, 0..=1.
 #[must_use]
-pub fn is_held_out(seed: u64, character: &str, share: f64) -> bool {
-    // 53 bits are what an f64 holds exactly.
+pub fn is_held_out(seed: u64, character: &str, fraction: f64) -> bool {
+    // An f64 represents 53 bits exactly.
     let uniform = (hash_words(seed, &["holdout", character]) >> 11) as f64 / (1u64 << 53) as f64;
-    uniform < share
+    uniform < fraction
 }
 
 #[cfg(test)]
@@ -18,20 +18,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_share_is_kept_and_the_ends_are_exact() {
-        let held = |share| {
+    fn the_fraction_holds_and_the_ends_are_exact() {
+        let count = |fraction| {
             (0..10_000)
-                .filter(|i| is_held_out(3, &format!("c{i}"), share))
+                .filter(|i| is_held_out(3, &format!("c{i}"), fraction))
                 .count()
         };
-        assert_eq!(held(0.0), 0);
-        assert_eq!(held(1.0), 10_000);
-        let tenth = held(0.1);
+        assert_eq!(count(0.0), 0);
+        assert_eq!(count(1.0), 10_000);
+        let tenth = count(0.1);
         assert!((900..1100).contains(&tenth), "{tenth}");
     }
 
     #[test]
-    fn a_larger_share_keeps_those_that_were_held_out() {
+    fn a_larger_fraction_still_holds_out_the_same_characters() {
         for i in 0..200 {
             let name = format!("c{i}");
             assert!(!is_held_out(3, &name, 0.1) || is_held_out(3, &name, 0.3));

@@ -1,6 +1,6 @@
-//! Pixels: decoding, boxes, resizing, and placing a picture on a square of one colour (notes 1.2,
-//! rows A.4). No choice is made and no random number drawn here. Called by prepare, the import and
-//! the verifier.
+//! Pixel operations: decoding, boxes, resizing, and pasting an image on a square of one colour
+//! (notes 1.2, rows A.4). Deterministic: no choices and no random numbers here. Used by prepare,
+//! the import and the verifier.
 
 use bytes::Bytes;
 use image::imageops::FilterType;
@@ -8,8 +8,8 @@ use image::{DynamicImage, GrayImage, ImageFormat, Rgb, RgbImage};
 
 use crate::sample::{Metadata, Sample};
 
-/// A larger picture is refused before its pixels are allocated: no training picture needs it, and a
-/// damaged header may claim anything.
+/// Larger images are rejected before their pixels are allocated. No training image needs the size,
+/// and a damaged header may claim any size.
 const LARGEST_SIDE: u32 = 8192;
 
 #[derive(Debug, thiserror::Error)]
@@ -24,11 +24,11 @@ pub enum ImageError {
         width: u32,
         height: u32,
     },
-    #[error("the picture cannot be encoded as PNG: {reason}")]
+    #[error("the image cannot be encoded as PNG: {reason}")]
     Encode { reason: String },
 }
 
-/// A sample whose picture and mask are pixels.
+/// A sample with decoded image and mask.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decoded {
     pub position: u64,
@@ -39,13 +39,13 @@ pub struct Decoded {
 }
 
 impl Decoded {
-    /// Memory held by the pixels.
+    /// Memory of the pixels.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.image.as_raw().len() + self.mask.as_raw().len()
     }
 
-    /// The face as a pixel box, enlarged around its centre and clipped to the picture.
+    /// The face as a pixel box, enlarged around its centre and clipped to the image.
     #[must_use]
     pub fn face(&self, enlargement: f64) -> Region {
         face_region(
@@ -57,10 +57,10 @@ impl Decoded {
     }
 }
 
-/// Decodes both pictures of a row and checks their sizes against it.
+/// Decodes image and mask of a row and checks their sizes against the row.
 ///
 /// # Errors
-/// Bytes that are no picture, or pictures of another size than the row says.
+/// The bytes are not an image, or the image has another size than the row says.
 pub fn decode(sample: &Sample, position: u64) -> Result<Decoded, ImageError> {
     let row = &sample.metadata;
     let image = flatten(open_image("image", &sample.image)?, Rgb([255, 255, 255]));
@@ -87,10 +87,10 @@ pub fn decode(sample: &Sample, position: u64) -> Result<Decoded, ImageError> {
     })
 }
 
-/// Decodes PNG, JPEG or WebP by content.
+/// Decodes PNG, JPEG or WebP, detected by content.
 ///
 /// # Errors
-/// The bytes are none of them, or larger than 8192 pixels along a side.
+/// The bytes are none of these, or the image is larger than 8192 pixels along a side.
 pub fn open_image(what: &'static str, bytes: &[u8]) -> Result<DynamicImage, ImageError> {
     let fail = |reason: String| ImageError::Decode { what, reason };
     let mut reader = image::ImageReader::new(std::io::Cursor::new(bytes))
@@ -103,7 +103,7 @@ pub fn open_image(what: &'static str, bytes: &[u8]) -> Result<DynamicImage, Imag
     reader.decode().map_err(|e| fail(e.to_string()))
 }
 
-/// An RGB picture; where the original has alpha, over `background`.
+/// Converts to RGB. An image with alpha is composited over `background`.
 #[must_use]
 pub fn flatten(image: DynamicImage, background: Rgb<u8>) -> RgbImage {
     if !image.color().has_alpha() {
@@ -111,15 +111,15 @@ pub fn flatten(image: DynamicImage, background: Rgb<u8>) -> RgbImage {
     }
     let rgba = image.into_rgba8();
     let mut flat = RgbImage::new(rgba.width(), rgba.height());
-    for (to, from) in flat.chunks_exact_mut(3).zip(rgba.chunks_exact(4)) {
-        for (channel, value) in to.iter_mut().enumerate() {
-            *value = blend(from[channel], background.0[channel], from[3]);
+    for (target, source) in flat.chunks_exact_mut(3).zip(rgba.chunks_exact(4)) {
+        for (channel, value) in target.iter_mut().enumerate() {
+            *value = blend(source[channel], background.0[channel], source[3]);
         }
     }
     flat
 }
 
-/// PNG bytes of an RGB picture. The same pixels give the same bytes.
+/// PNG bytes of an RGB image. Equal pixels give equal bytes.
 ///
 /// # Errors
 /// Only when memory runs out.
@@ -127,7 +127,7 @@ pub fn encode_rgb(image: RgbImage) -> Result<Bytes, ImageError> {
     encode(&DynamicImage::ImageRgb8(image))
 }
 
-/// PNG bytes of a grey picture.
+/// PNG bytes of a greyscale image.
 ///
 /// # Errors
 /// Only when memory runs out.
@@ -145,7 +145,7 @@ fn encode(image: &DynamicImage) -> Result<Bytes, ImageError> {
     Ok(bytes.into_inner().into())
 }
 
-/// A non-empty pixel box inside a picture.
+/// A non-empty pixel box inside an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Region {
     pub x: u32,
@@ -165,8 +165,8 @@ impl Region {
         }
     }
 
-    /// The pixels from (left, top) to (right, bottom), rounded, clipped to the picture, at least
-    /// one pixel.
+    /// The pixels from (left, top) to (right, bottom), rounded, clipped to the image, at least one
+    /// pixel.
     #[must_use]
     pub fn clipped(left: f64, top: f64, right: f64, bottom: f64, width: u32, height: u32) -> Self {
         let low = |v: f64, side: u32| (v.round().max(0.0) as u32).min(side - 1);
@@ -186,7 +186,7 @@ impl Region {
         self.y + self.height
     }
 
-    /// What two regions share, if anything.
+    /// The intersection of two regions, if it is not empty.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Option<Self> {
         let (x, y) = (self.x.max(other.x), self.y.max(other.y));
@@ -201,7 +201,8 @@ impl Region {
     }
 }
 
-/// A normalised (centre x, centre y, width, height) box as pixels of a picture of this size.
+/// Converts a normalised (centre x, centre y, width, height) box to pixels of an image of this
+/// size.
 #[must_use]
 pub fn face_region(bbox: [f64; 4], enlargement: f64, width: u32, height: u32) -> Region {
     let [cx, cy, w, h] = bbox;
@@ -217,7 +218,7 @@ pub fn face_region(bbox: [f64; 4], enlargement: f64, width: u32, height: u32) ->
     )
 }
 
-/// The smallest region that holds every mask pixel of at least 128; None for an empty mask.
+/// The bounding box of all mask pixels of at least 128. None for an empty mask.
 #[must_use]
 pub fn mask_region(mask: &GrayImage) -> Option<Region> {
     let width = mask.width() as usize;
@@ -240,19 +241,19 @@ pub fn mask_region(mask: &GrayImage) -> Option<Region> {
     })
 }
 
-/// The pixels of a region.
+/// Copies the pixels of a region.
 #[must_use]
 pub fn crop(image: &RgbImage, region: Region) -> RgbImage {
     let mut out = RgbImage::new(region.width, region.height);
-    let (from_row, to_row) = (image.width() as usize * 3, region.width as usize * 3);
-    for (y, row) in out.chunks_exact_mut(to_row).enumerate() {
-        let start = (region.y as usize + y) * from_row + region.x as usize * 3;
-        row.copy_from_slice(&image.as_raw()[start..start + to_row]);
+    let (source_stride, row_bytes) = (image.width() as usize * 3, region.width as usize * 3);
+    for (y, row) in out.chunks_exact_mut(row_bytes).enumerate() {
+        let start = (region.y as usize + y) * source_stride + region.x as usize * 3;
+        row.copy_from_slice(&image.as_raw()[start..start + row_bytes]);
     }
     out
 }
 
-/// Paints a region with one colour.
+/// Fills a region with one colour.
 pub fn fill(image: &mut RgbImage, region: Region, colour: Rgb<u8>) {
     for y in region.y..region.bottom() {
         for x in region.x..region.x + region.width {
@@ -261,7 +262,7 @@ pub fn fill(image: &mut RgbImage, region: Region, colour: Rgb<u8>) {
     }
 }
 
-/// Replaces the background by one colour, softly at the mask's edge.
+/// Replaces the background by one colour, blended at the edge of the mask.
 pub fn replace_background(image: &mut RgbImage, mask: &GrayImage, colour: Rgb<u8>) {
     for (pixel, alpha) in image.chunks_exact_mut(3).zip(mask.as_raw()) {
         for (value, pad) in pixel.iter_mut().zip(colour.0) {
@@ -270,7 +271,7 @@ pub fn replace_background(image: &mut RgbImage, mask: &GrayImage, colour: Rgb<u8
     }
 }
 
-/// Where in a free space something comes to lie: 0 is left or top, 1 is right or bottom.
+/// Relative position in the free space: 0 is left or top, 1 is right or bottom.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Along {
     pub x: f64,
@@ -281,52 +282,52 @@ impl Along {
     pub const MIDDLE: Self = Self { x: 0.5, y: 0.5 };
 }
 
-/// Where a picture of `width` x `height` comes to lie in a square of `side`: the longer side fills
-/// `scale` of it; `along` says where in the free space.
+/// Fits an image of `width` x `height` into a square of `side`: the longer side fills `scale` of
+/// it, and `along` is the position in the free space.
 #[must_use]
 pub fn place(width: u32, height: u32, side: u32, scale: f64, along: Along) -> Region {
     let longest = f64::from(width.max(height));
     let factor = f64::from(side) * scale / longest;
     let fit = |length: u32| ((f64::from(length) * factor).round() as u32).clamp(1, side);
     let (w, h) = (fit(width), fit(height));
-    let at = |free: u32, share: f64| (f64::from(free) * share).round() as u32;
+    let offset = |free: u32, fraction: f64| (f64::from(free) * fraction).round() as u32;
     Region {
-        x: at(side - w, along.x),
-        y: at(side - h, along.y),
+        x: offset(side - w, along.x),
+        y: offset(side - h, along.y),
         width: w,
         height: h,
     }
 }
 
-/// A picture in its place on a square of one colour.
+/// Resizes an image to `region` and pastes it on a square of one colour.
 #[must_use]
-pub fn on_pad(image: RgbImage, at: Region, side: u32, colour: Rgb<u8>) -> RgbImage {
-    let small = resize(image, at.width, at.height);
-    if (at.width, at.height) == (side, side) {
-        return small;
+pub fn on_pad(image: RgbImage, region: Region, side: u32, colour: Rgb<u8>) -> RgbImage {
+    let resized = resize(image, region.width, region.height);
+    if (region.width, region.height) == (side, side) {
+        return resized;
     }
     let mut canvas = RgbImage::from_pixel(side, side, colour);
-    let (row_bytes, side_bytes) = (at.width as usize * 3, side as usize * 3);
-    for (y, row) in small.chunks_exact(row_bytes).enumerate() {
-        let start = (at.y as usize + y) * side_bytes + at.x as usize * 3;
+    let (row_bytes, side_bytes) = (region.width as usize * 3, side as usize * 3);
+    for (y, row) in resized.chunks_exact(row_bytes).enumerate() {
+        let start = (region.y as usize + y) * side_bytes + region.x as usize * 3;
         canvas.as_flat_samples_mut().as_mut_slice()[start..start + row_bytes].copy_from_slice(row);
     }
     canvas
 }
 
-/// Another size, area-averaged when shrinking.
+/// Resizes to exactly this size; area-averaged when shrinking.
 #[must_use]
 pub fn resize(image: RgbImage, width: u32, height: u32) -> RgbImage {
     if image.dimensions() == (width, height) {
         return image;
     }
-    // Through DynamicImage, because that code is compiled optimised inside the image crate.
+    // DynamicImage's code is compiled with optimizations inside the image crate.
     DynamicImage::ImageRgb8(image)
         .resize_exact(width, height, FilterType::Triangle)
         .into_rgb8()
 }
 
-/// 255 inside the region, 0 elsewhere.
+/// 255 inside the region, 0 outside.
 #[must_use]
 pub fn region_mask(side: u32, region: Region) -> GrayImage {
     let mut mask = GrayImage::new(side, side);
@@ -394,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn placing_keeps_the_aspect_ratio() {
+    fn fitting_keeps_the_aspect_ratio() {
         assert_eq!(
             place(50, 100, 64, 1.0, Along { x: 1.0, y: 0.5 }),
             Region {
@@ -412,12 +413,12 @@ mod tests {
     }
 
     #[test]
-    fn a_placed_picture_is_surrounded_by_its_pad() {
+    fn a_pasted_image_is_surrounded_by_its_pad() {
         let red = Rgb([200, 0, 0]);
         let pad = Rgb([0, 0, 9]);
-        let at = place(10, 20, 8, 1.0, Along { x: 1.0, y: 0.0 });
-        let out = on_pad(RgbImage::from_pixel(10, 20, red), at, 8, pad);
-        let mask = region_mask(8, at);
+        let region = place(10, 20, 8, 1.0, Along { x: 1.0, y: 0.0 });
+        let out = on_pad(RgbImage::from_pixel(10, 20, red), region, 8, pad);
+        let mask = region_mask(8, region);
         for (x, y, pixel) in out.enumerate_pixels() {
             let inside = mask.get_pixel(x, y).0[0] == 255;
             assert_eq!(*pixel, if inside { red } else { pad }, "{x} {y}");
@@ -426,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn backgrounds_are_replaced_softly() {
+    fn backgrounds_are_replaced_with_a_soft_edge() {
         let mut image = RgbImage::from_pixel(3, 1, Rgb([200, 100, 0]));
         let mask = GrayImage::from_vec(3, 1, vec![255, 128, 0]).expect("three pixels");
         replace_background(&mut image, &mask, Rgb([0, 0, 0]));

@@ -1,23 +1,24 @@
-//! Reads the general form of a data set and writes ours. The form is a folder with pictures, masks
-//! and `samples.jsonl`, one JSON object per line with the paper's field names:
+//! Imports a data set from the interchange format: a folder with images, masks and `samples.jsonl`,
+//! one JSON object per line with the paper's field names:
 //!
-//! | field | meaning |
-//! |---|---|
-//! | `id` | text, unique |
-//! | `character` | one character tag |
-//! | `artists` | one artist tag |
-//! | `bbox` | face: centre x, centre y, width, height as shares of the picture; left out: guessed |
-//! | `prompts` | general tags, separated by ", ", with underscores |
-//! | `cloths` | list of clothing tags; may be left out |
-//! | `similar` | ids of the same character, outfit and artist; left out: all rows that share these three |
-//! | `outfit` | name of the outfit; may be left out, then only `similar` tells which rows belong together |
-//! | `image` | path of a PNG, JPEG or WebP inside the folder |
-//! | `mask` | path of a grey picture of the same size, 255 on the figure; left out: the picture's own alpha |
+//! - `id`: text, unique
+//! - `character`: one character tag
+//! - `artists`: one artist tag
+//! - `bbox`: face as centre x, centre y, width, height relative to the image size; if absent:
+//!   guessed
+//! - `prompts`: general tags, separated by ", ", with underscores
+//! - `cloths`: list of clothing tags; optional
+//! - `similar`: ids of the same character, outfit and artist; if absent: all rows that have these
+//!   three in common
+//! - `outfit`: name of the outfit; optional, without it only `similar` groups rows
+//! - `image`: path of a PNG, JPEG or WebP inside the folder
+//! - `mask`: path of a greyscale image of the same size, 255 on the figure; if absent: the alpha
+//!   channel of the image
 //!
-//! A guessed face is the upper part of the mask, and counted in the report. Transparent pictures
-//! are stored over white. A row that cannot be used is reported with its line and reason and left
-//! out; a `similar` that names a row that is not there (or was left out) is reported and dropped.
-//! With `strict`, anything reported makes the import fail before `dataset.json` is written.
+//! A guessed face is the upper part of the mask, and is counted in the report. Images with
+//! transparency are composited over white. An invalid row is skipped and reported with its line and
+//! reason. A `similar` that names a missing or skipped row is dropped and reported. With `strict`,
+//! any such report makes the import fail before `dataset.json` is written.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::BufRead;
@@ -37,8 +38,10 @@ pub const SAMPLES_FILE: &str = "samples.jsonl";
 
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    #[error("cannot read {}; an import folder holds {SAMPLES_FILE}, pictures and \
-    masks", path.display())]
+    #[error(
+        "cannot read {}; an import folder contains {SAMPLES_FILE}, images and masks",
+        path.display()
+    )]
     Read {
         path: PathBuf,
         source: std::io::Error,
@@ -46,9 +49,9 @@ pub enum ImportError {
     #[error(
         "strict: {} of {} rows of {SAMPLES_FILE} were rejected and {} links dropped, \
          no data set was made; the first: {}",
-        report.rejected.len(), report.rows, report.dropped.len(), report.first())]
+        report.rejected.len(), report.rows, report.dropped.len(), report.first_fault())]
     Strict { report: Box<ImportReport> },
-    #[error("no row of {} can be used; the first reason: {}", path.display(), report.first())]
+    #[error("no row of {} is valid; the first reason: {}", path.display(), report.first_fault())]
     Nothing {
         path: PathBuf,
         report: Box<ImportReport>,
@@ -63,24 +66,24 @@ impl From<WriteError> for ImportError {
     }
 }
 
-/// What became of the rows.
+/// Result of an import.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct ImportReport {
-    /// Lines that were not blank.
+    /// Lines that are not blank.
     pub rows: u64,
     pub accepted: u64,
-    /// Rows that were left out: line (1-based) and reason.
+    /// Rows that were skipped: line (1-based) and reason.
     pub rejected: Vec<(u64, String)>,
     /// `similar` entries that were dropped from accepted rows: line and reason.
     pub dropped: Vec<(u64, String)>,
     /// Accepted rows without `bbox`, whose face was guessed.
     pub guessed_boxes: u64,
-    /// Accepted rows that name no similar picture.
+    /// Accepted rows without a similar image.
     pub alone: u64,
 }
 
 impl ImportReport {
-    fn first(&self) -> String {
+    fn first_fault(&self) -> String {
         match self.rejected.iter().chain(&self.dropped).min() {
             Some((line, reason)) => format!("line {line}: {reason}"),
             None => "the file has no rows".to_owned(),
@@ -107,10 +110,10 @@ struct Row {
     line: u64,
 }
 
-/// Imports `folder` into a new data set at `url`. `source` is its one line for people.
+/// Imports `folder` into a new data set at `url`. `source` is its one-line description.
 ///
 /// # Errors
-/// The folder or URL cannot be used, no row is good, or `strict` and not all are.
+/// The folder or URL cannot be used, no row is valid, or `strict` is set and a row or link is not.
 pub async fn import(
     folder: &Path,
     url: &str,
@@ -120,11 +123,13 @@ pub async fn import(
     let mut report = ImportReport::default();
     let rows = read_rows(folder, &mut report)?;
     let mut writer = DatasetWriter::open(url, WriteOptions::new(source))?;
-    for group in groups(rows, &mut report) {
+    for group in group_rows(rows, &mut report) {
         let samples = load_group(folder, group, &mut report);
         if !samples.is_empty() {
             report.accepted += samples.len() as u64;
-            let alone = samples.iter().filter(|it| it.metadata.similar.is_empty());
+            let alone = samples
+                .iter()
+                .filter(|sample| sample.metadata.similar.is_empty());
             report.alone += alone.count() as u64;
             writer.add(samples).await?;
         }
@@ -177,12 +182,12 @@ fn check_fields(mut row: Row, line: u64, ids: &mut BTreeMap<String, u64>) -> Res
         ("artists", &row.artists),
     ] {
         if value.trim().is_empty() {
-            return Err(format!("{field} is empty; every row needs one"));
+            return Err(format!("{field} is empty; it is required"));
         }
     }
     row.bbox.map_or(Ok(()), check_box)?;
     if let Some(first) = ids.get(&row.id) {
-        return Err(format!("id {:?} is that of line {first} too", row.id));
+        return Err(format!("id {:?} is also that of line {first}", row.id));
     }
     ids.insert(row.id.clone(), line);
     row.line = line;
@@ -195,16 +200,16 @@ fn check_fields(mut row: Row, line: u64, ids: &mut BTreeMap<String, u64>) -> Res
     Ok(row)
 }
 
-/// Rows that belong together, by outfit or by `similar`, in the order of their first lines. Links
-/// that lead nowhere are dropped here.
-fn groups(mut rows: Vec<Row>, report: &mut ImportReport) -> Vec<Vec<Row>> {
+/// Groups rows by outfit or by `similar`, in the order of their first lines. Links to missing rows
+/// are dropped here.
+fn group_rows(mut rows: Vec<Row>, report: &mut ImportReport) -> Vec<Vec<Row>> {
     let index: BTreeMap<String, usize> = rows
         .iter()
         .enumerate()
         .map(|(i, r)| (r.id.clone(), i))
         .collect();
-    let who = |row: &Row| (row.character.clone(), row.artists.clone());
-    let people: Vec<(String, String)> = rows.iter().map(who).collect();
+    let owner = |row: &Row| (row.character.clone(), row.artists.clone());
+    let owners: Vec<(String, String)> = rows.iter().map(owner).collect();
     let mut links = Links::new(rows.len());
     let mut outfits: BTreeMap<(String, String, String), usize> = BTreeMap::new();
     for (i, row) in rows.iter_mut().enumerate() {
@@ -216,12 +221,12 @@ fn groups(mut rows: Vec<Row>, report: &mut ImportReport) -> Vec<Vec<Row>> {
             );
             links.join(i, *outfits.entry(key).or_insert(i));
         }
-        let (line, own) = (row.line, row.id.clone());
-        let mut keep = |id: &String| {
+        let (line, own_id) = (row.line, row.id.clone());
+        let mut link = |id: &String| {
             let reason = match index.get(id) {
-                None => format!("similar names {id:?}, which is not there"),
-                Some(_) if *id == own => "similar names the row itself".to_owned(),
-                Some(j) if people[*j] != people[i] => {
+                None => format!("similar names {id:?}, which does not exist"),
+                Some(_) if *id == own_id => "similar names the row itself".to_owned(),
+                Some(j) if owners[*j] != owners[i] => {
                     format!("similar names {id:?}, which is of another character or artist")
                 }
                 Some(j) => {
@@ -233,7 +238,7 @@ fn groups(mut rows: Vec<Row>, report: &mut ImportReport) -> Vec<Vec<Row>> {
             false
         };
         if let Some(similar) = &mut row.similar {
-            similar.retain(&mut keep);
+            similar.retain(&mut link);
         }
     }
     let mut groups: BTreeMap<usize, Vec<Row>> = BTreeMap::new();
@@ -243,7 +248,7 @@ fn groups(mut rows: Vec<Row>, report: &mut ImportReport) -> Vec<Vec<Row>> {
     groups.into_values().collect()
 }
 
-/// The usable samples of one group, with their links to unusable ones dropped.
+/// The valid samples of one group. Their links to invalid rows are dropped.
 fn load_group(folder: &Path, group: Vec<Row>, report: &mut ImportReport) -> Vec<Sample> {
     let mut loaded = Vec::new();
     for row in group {
@@ -255,7 +260,7 @@ fn load_group(folder: &Path, group: Vec<Row>, report: &mut ImportReport) -> Vec<
             Err(reason) => report.rejected.push((row.line, reason)),
         }
     }
-    let here: BTreeSet<String> = loaded.iter().map(|(row, _)| row.id.clone()).collect();
+    let loaded_ids: BTreeSet<String> = loaded.iter().map(|(row, _)| row.id.clone()).collect();
     let same_outfit = |row: &Row| -> Vec<String> {
         let others = loaded
             .iter()
@@ -267,13 +272,13 @@ fn load_group(folder: &Path, group: Vec<Row>, report: &mut ImportReport) -> Vec<
         .map(|(row, _)| {
             let mut similar = row.similar.clone().unwrap_or_else(|| same_outfit(row));
             similar.retain(|id| {
-                if !here.contains(id) {
+                if !loaded_ids.contains(id) {
                     report.dropped.push((
                         row.line,
                         format!("similar names {id:?}, which was rejected"),
                     ));
                 }
-                here.contains(id)
+                loaded_ids.contains(id)
             });
             similar
         })
@@ -310,9 +315,9 @@ struct Images {
 }
 
 fn load_images(folder: &Path, row: &Row) -> Result<Images, String> {
-    let text = |e: ImageError| e.to_string();
+    let message = |e: ImageError| e.to_string();
     let bytes = read_inside(folder, "image", &row.image)?;
-    let image = open_image("image", &bytes).map_err(text)?;
+    let image = open_image("image", &bytes).map_err(message)?;
     let (width, height) = (image.width(), image.height());
     let transparent = image.color().has_alpha();
     let mask = match &row.mask {
@@ -320,7 +325,7 @@ fn load_images(folder: &Path, row: &Row) -> Result<Images, String> {
         None if transparent => alpha(&image),
         None => {
             return Err(
-                "there is no mask: name a mask file, or give the image an alpha channel".to_owned(),
+                "there is no mask: give a mask file, or an image with an alpha channel".to_owned(),
             );
         }
     };
@@ -331,13 +336,13 @@ fn load_images(folder: &Path, row: &Row) -> Result<Images, String> {
         }
     };
     let image = if transparent {
-        encode_rgb(flatten(image, Rgb([255, 255, 255]))).map_err(text)?
+        encode_rgb(flatten(image, Rgb([255, 255, 255]))).map_err(message)?
     } else {
         bytes
     };
     Ok(Images {
         image,
-        mask: encode_gray(mask).map_err(text)?,
+        mask: encode_gray(mask).map_err(message)?,
         bbox,
         width,
         height,
@@ -358,13 +363,13 @@ fn load_mask(folder: &Path, path: &str, width: u32, height: u32) -> Result<GrayI
     Ok(mask)
 }
 
-/// A face where nobody marked one: a square of 0.3 of the figure's height at its upper end. Thin
-/// tips above the head (a raised sword, a feather) are skipped: the head begins where a row is a
-/// quarter as wide as the widest.
+/// Guesses the face of a row without `bbox`: a square of 0.3 of the figure's height at its upper
+/// end. Thin tips above the head (a raised sword, a feather) are skipped: the head starts at the
+/// first row that is a quarter as wide as the widest.
 fn guess_face(mask: &GrayImage) -> Option<[f64; 4]> {
     let (width, height) = (f64::from(mask.width()), f64::from(mask.height()));
-    let whole = mask_region(mask)?;
-    let rows: Vec<Vec<u32>> = (whole.y..whole.bottom())
+    let figure = mask_region(mask)?;
+    let rows: Vec<Vec<u32>> = (figure.y..figure.bottom())
         .map(|y| {
             (0..mask.width())
                 .filter(|x| mask.get_pixel(*x, y).0[0] >= 128)
@@ -373,7 +378,7 @@ fn guess_face(mask: &GrayImage) -> Option<[f64; 4]> {
         .collect();
     let widest = rows.iter().map(Vec::len).max()?;
     let top = rows.iter().position(|row| row.len() * 4 >= widest)?;
-    let side = (f64::from(whole.height) * 0.3).max(2.0);
+    let side = (f64::from(figure.height) * 0.3).max(2.0);
     let mut columns: Vec<u32> = rows
         .iter()
         .skip(top)
@@ -383,7 +388,7 @@ fn guess_face(mask: &GrayImage) -> Option<[f64; 4]> {
         .collect();
     columns.sort_unstable();
     let centre = f64::from(*columns.get(columns.len() / 2)?) + 0.5;
-    let y = f64::from(whole.y) + top as f64;
+    let y = f64::from(figure.y) + top as f64;
     let clip = |low: f64, high: f64, end: f64| (low.max(0.0), high.min(end));
     let (left, right) = clip(centre - side / 2.0, centre + side / 2.0, width);
     let (upper, lower) = clip(y, y + side, height);
@@ -398,11 +403,12 @@ fn guess_face(mask: &GrayImage) -> Option<[f64; 4]> {
 fn alpha(image: &DynamicImage) -> GrayImage {
     let rgba = image.to_rgba8();
     let values = rgba.as_raw().chunks_exact(4).map(|p| p[3]).collect();
-    GrayImage::from_vec(rgba.width(), rgba.height(), values).expect("one alpha for each pixel")
+    GrayImage::from_vec(rgba.width(), rgba.height(), values)
+        .expect("one alpha value for each pixel")
 }
 
-/// A file of the folder; a path that leaves it is refused, because import folders come from
-/// strangers.
+/// Reads a file of the folder. A path that leaves the folder is rejected, because import folders
+/// are untrusted.
 fn read_inside(folder: &Path, field: &str, path: &str) -> Result<Bytes, String> {
     let relative = Path::new(path);
     if !relative
@@ -418,7 +424,7 @@ fn read_inside(folder: &Path, field: &str, path: &str) -> Result<Bytes, String> 
         .map_err(|e| format!("{field} {path:?} cannot be read: {e}"))
 }
 
-/// Union-find: which rows are linked, directly or through others. The smallest index of a group is
+/// Union-find over rows that are linked directly or transitively. The smallest index of a group is
 /// its root.
 struct Links {
     parent: Vec<usize>,
@@ -431,12 +437,12 @@ impl Links {
         }
     }
 
-    fn root(&mut self, mut at: usize) -> usize {
-        while self.parent[at] != at {
-            self.parent[at] = self.parent[self.parent[at]];
-            at = self.parent[at];
+    fn root(&mut self, mut node: usize) -> usize {
+        while self.parent[node] != node {
+            self.parent[node] = self.parent[self.parent[node]];
+            node = self.parent[node];
         }
-        at
+        node
     }
 
     fn join(&mut self, a: usize, b: usize) {

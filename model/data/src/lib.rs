@@ -1,7 +1,7 @@
-//! What a sample is, without libtorch: the Parquet data set, the order and randomness of training,
-//! reference choice, crops and masks, import and verification. The `model` crate turns an
-//! [`example::Example`] into tensors; the rank asks the [`loader::Loader`] for them. Nothing here
-//! draws: that is `figures`.
+//! Training data without libtorch: the Parquet data set, sample order and randomness, choice of
+//! references, crops and masks, import and verification. The rank requests [`example::Example`]s
+//! from the [`loader::Loader`]; the `model` crate turns them into tensors. Rendering of images is
+//! in `figures`.
 
 mod cache;
 mod clean;

@@ -1,9 +1,9 @@
-//! The samples of a step, decoded and prepared, from a data set anywhere. Keeps row groups and
-//! decoded pictures in memory up to a bound. Decides nothing about when: prefetching the next step
-//! is the rank's business (clone the loader into a task). Every answer is a pure function of the
-//! job's data section and the step (laws 1 and 2), whatever the cache holds.
+//! Loads, decodes and prepares the samples of a step, from local or remote storage. Row groups and
+//! decoded images are cached in memory up to a bound. Prefetching is up to the rank, which clones
+//! the loader into a task. Every result is a pure function of the job's data section and the step
+//! (laws 1 and 2), whatever the cache contains.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,15 +16,15 @@ use crate::example::Example;
 use crate::holdout::is_held_out;
 use crate::image_file::{Decoded, ImageError, decode};
 use crate::order::SampleOrder;
-use crate::prepare::{Shown, prepare};
+use crate::prepare::{ExampleConfig, prepare};
 use crate::reference::{Slot, Source, choose};
 use crate::sample::{Metadata, Sample};
 
-/// Row groups that are fetched at the same time.
+/// Row groups that are fetched in parallel.
 const PARALLEL_READS: usize = 8;
 
-/// Samples that one core prepares in one go.
-const EXAMPLES_AT_ONCE: usize = 4;
+/// Samples that one blocking task prepares.
+const EXAMPLES_PER_TASK: usize = 4;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -39,9 +39,8 @@ pub enum LoadError {
         source: ImageError,
     },
     #[error(
-        "row {row} (id {id:?}) of row group {group} of {path:?} names position {similar} as \
-        similar, \
-         which is not in its row group"
+        "row {row} (id {id:?}) of row group {group} of {path:?} lists position {similar} as \
+         similar, which is not in its row group"
     )]
     Similar {
         path: String,
@@ -52,7 +51,7 @@ pub enum LoadError {
     },
     #[error(
         "the data set {url:?} has version {found}, the job was submitted with {pinned}; \
-         it was written anew since"
+         it has been rewritten since"
     )]
     Version {
         url: String,
@@ -60,18 +59,17 @@ pub enum LoadError {
         pinned: String,
     },
     #[error(
-        "nothing to train on in {url:?}: {held_out} of {samples} samples are held out and {alone} \
-        have \
-         no similar picture"
+        "nothing to train on in {url:?}: {held_out} of {samples} samples are held out and \
+         {without_similar} have no similar image"
     )]
     NothingToTrain {
         url: String,
         samples: u64,
         held_out: u64,
-        alone: u64,
+        without_similar: u64,
     },
-    #[error("sample {position} of {url:?} has no similar picture to be drawn from (pairing b)")]
-    Alone { url: String, position: u64 },
+    #[error("sample {position} of {url:?} has no similar image to use as reference (pairing b)")]
+    NoSimilar { url: String, position: u64 },
     #[error("the step's samples {first}..{last} are outside its global batch of {global_batch}")]
     Range {
         first: u32,
@@ -90,15 +88,15 @@ impl From<DatasetError> for LoadError {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoaderOptions {
-    pub shown: Shown,
-    /// Memory for row groups and decoded pictures together.
+    pub examples: ExampleConfig,
+    /// Memory bound of the caches of row groups and decoded images together.
     pub cache_bytes: usize,
-    /// The data-set version that the job was submitted with; None accepts any.
+    /// The data-set version that the job was submitted with. None accepts any version.
     pub version: Option<String>,
 }
 
 impl LoaderOptions {
-    /// What an architecture is shown, with so much memory.
+    /// Options for examples of this architecture.
     #[must_use]
     pub fn new(
         architecture: &ArchitectureSpec,
@@ -106,7 +104,7 @@ impl LoaderOptions {
         version: Option<String>,
     ) -> Self {
         Self {
-            shown: architecture.into(),
+            examples: architecture.into(),
             cache_bytes,
             version,
         }
@@ -123,7 +121,7 @@ pub struct Loader {
 struct Inner {
     dataset: Dataset,
     data: Data,
-    shown: Shown,
+    example_config: ExampleConfig,
     rows: Vec<Metadata>,
     training: Vec<u64>,
     held_out: Vec<u64>,
@@ -133,8 +131,8 @@ struct Inner {
 }
 
 impl Loader {
-    /// Opens the data set of a job and reads its metadata columns once, to know which samples
-    /// training may show.
+    /// Opens the data set of a job and reads its metadata columns once, to determine which samples
+    /// are trained on.
     ///
     /// # Errors
     /// The data set is missing, damaged, of another version, or leaves nothing to train on.
@@ -148,12 +146,12 @@ impl Loader {
             });
         }
         let rows = dataset.scan().await?;
-        let references = options.shown.references;
+        let references = options.examples.references;
         let needs_similar = references.is_some_and(|it| it.count > 0 && it.pairing == Pairing::B);
-        let (mut training, mut held_out, mut alone) = (Vec::new(), Vec::new(), 0);
+        let (mut training, mut held_out, mut without_similar) = (Vec::new(), Vec::new(), 0);
         for (position, row) in rows.iter().enumerate() {
             if needs_similar && row.similar_positions.is_empty() {
-                alone += 1;
+                without_similar += 1;
             } else if is_held_out(data.seed, &row.character, data.holdout) {
                 held_out.push(position as u64);
             } else {
@@ -165,7 +163,7 @@ impl Loader {
                 url: data.dataset.clone(),
                 samples: dataset.len(),
                 held_out: held_out.len() as u64,
-                alone,
+                without_similar,
             });
         }
         let order = SampleOrder::new(data.seed, training.len() as u64);
@@ -173,7 +171,7 @@ impl Loader {
             inner: Arc::new(Inner {
                 dataset,
                 data: data.clone(),
-                shown: options.shown,
+                example_config: options.examples,
                 rows,
                 training,
                 held_out,
@@ -195,13 +193,13 @@ impl Loader {
         &self.inner.rows
     }
 
-    /// Positions that training shows, ascending.
+    /// Positions that are trained on, ascending.
     #[must_use]
     pub fn training(&self) -> &[u64] {
         &self.inner.training
     }
 
-    /// Positions of the characters that training never shows, ascending.
+    /// Positions of the samples of held-out characters, ascending.
     #[must_use]
     pub fn held_out(&self) -> &[u64] {
         &self.inner.held_out
@@ -234,7 +232,7 @@ impl Loader {
     /// The examples of `range` within the global batch of `step` (1-based), in order.
     ///
     /// # Errors
-    /// Storage fails, or a row is damaged; the message names file, row group, row and id.
+    /// Storage fails, or a row is damaged. The message names file, row group, row and id.
     pub async fn examples(
         &self,
         step: u64,
@@ -245,35 +243,37 @@ impl Loader {
             .await
     }
 
-    /// The examples at any places (epoch, position), held out or not: sampling uses this.
+    /// The examples at any (epoch, position) pairs, held out or not. Used for sampling.
     ///
     /// # Errors
     /// As [`Self::examples`].
-    pub async fn examples_at(&self, places: Vec<(u64, u64)>) -> Result<Vec<Example>, LoadError> {
-        let mut missing = BTreeMap::new();
-        for (_, position) in &places {
+    pub async fn examples_at(&self, samples: Vec<(u64, u64)>) -> Result<Vec<Example>, LoadError> {
+        let mut needed = BTreeSet::new();
+        for (_, position) in &samples {
             let (group, _) = self.inner.dataset.group_of(*position)?;
-            missing.entry(group).or_insert(());
+            needed.insert(group);
         }
-        let groups: BTreeMap<GroupId, Arc<Vec<Sample>>> =
-            futures::stream::iter(missing.into_keys())
-                .map(|group| async move { Ok::<_, LoadError>((group, self.group(group).await?)) })
-                .buffered(PARALLEL_READS)
-                .try_collect()
-                .await?;
-        // Decoding and resizing are real work: off the async threads, whose heartbeats must not
-        // wait for it, and on all cores, because a GPU asks for more pictures than one core
+        let groups: BTreeMap<GroupId, Arc<Vec<Sample>>> = futures::stream::iter(needed)
+            .map(|group| async move { Ok::<_, LoadError>((group, self.group(group).await?)) })
+            .buffered(PARALLEL_READS)
+            .try_collect()
+            .await?;
+        // Decoding and resizing are CPU-bound. They run off the async threads, so that heartbeats
+        // are not delayed, and on all cores, because a GPU consumes more images than one core
         // prepares.
         let groups = Arc::new(groups);
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let parts: Vec<Vec<(u64, u64)>> =
-            places.chunks(EXAMPLES_AT_ONCE).map(<[_]>::to_vec).collect();
-        let parts: Vec<Vec<Example>> = futures::stream::iter(parts)
-            .map(|part| {
+        let chunks: Vec<Vec<(u64, u64)>> = samples
+            .chunks(EXAMPLES_PER_TASK)
+            .map(<[_]>::to_vec)
+            .collect();
+        let examples: Vec<Vec<Example>> = futures::stream::iter(chunks)
+            .map(|chunk| {
                 let (inner, groups) = (Arc::clone(&self.inner), Arc::clone(&groups));
                 let work = move || {
-                    part.iter()
-                        .map(|(epoch, at)| inner.example(&groups, *epoch, *at))
+                    chunk
+                        .iter()
+                        .map(|(epoch, position)| inner.example(&groups, *epoch, *position))
                         .collect::<Result<Vec<_>, _>>()
                 };
                 async move {
@@ -285,10 +285,10 @@ impl Loader {
             .buffered(cores)
             .try_collect()
             .await?;
-        Ok(parts.into_iter().flatten().collect())
+        Ok(examples.into_iter().flatten().collect())
     }
 
-    /// One sample, decoded.
+    /// Decodes one sample.
     ///
     /// # Errors
     /// As [`Self::examples`].
@@ -322,20 +322,26 @@ impl Inner {
         let (group, row) = self.dataset.group_of(position)?;
         let rows = &groups[&group];
         let target = self.decode(group, rows, position)?;
-        let Some(references) = self.shown.references.filter(|it| it.count > 0) else {
-            return Ok(prepare(&self.data, &self.shown, epoch, &target, &[]));
+        let Some(references) = self.example_config.references.filter(|it| it.count > 0) else {
+            return Ok(prepare(
+                &self.data,
+                &self.example_config,
+                epoch,
+                &target,
+                &[],
+            ));
         };
         let similar = &target.metadata.similar_positions;
         let slots = choose(&references, self.data.seed, epoch, position, similar.len());
         if slots.is_empty() {
-            return Err(LoadError::Alone {
+            return Err(LoadError::NoSimilar {
                 url: self.dataset.url().to_owned(),
                 position,
             });
         }
         let mut references: Vec<(Slot, Arc<Decoded>)> = Vec::with_capacity(slots.len());
         for slot in slots {
-            let from = match slot.source {
+            let image = match slot.source {
                 Source::Target => Arc::clone(&target),
                 Source::Similar(n) if self.dataset.group_of(similar[n])?.0 == group => {
                     self.decode(group, rows, similar[n])?
@@ -350,13 +356,13 @@ impl Inner {
                     });
                 }
             };
-            references.push((slot, from));
+            references.push((slot, image));
         }
         let references: Vec<(Slot, &Decoded)> =
             references.iter().map(|(s, d)| (*s, d.as_ref())).collect();
         Ok(prepare(
             &self.data,
-            &self.shown,
+            &self.example_config,
             epoch,
             &target,
             &references,
@@ -386,7 +392,7 @@ impl Inner {
     }
 }
 
-/// A cache whose holder panicked is still a cache: every entry was put whole.
+/// A poisoned cache is still usable: entries are inserted whole.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

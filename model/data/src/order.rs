@@ -1,14 +1,13 @@
-//! Law 1: which sample stands where in the endless sequence of training. A seeded permutation of
-//! each epoch with O(1) random access (a Feistel network with cycle walking, Black and Rogaway
-//! 2002), so that any rank can find the samples of any step without a cursor, and the world size
-//! never matters. Pure; called by the loader and by provenance questions.
+//! Law 1: the order of the samples in the infinite training sequence. A seeded permutation of each
+//! epoch with O(1) random access (a Feistel network with cycle walking, Black and Rogaway 2002).
+//! Any rank can find the samples of any step without a cursor, and the order does not depend on the
+//! world size. Pure. Used by the loader and by provenance queries.
 
 use crate::random::hash_words;
 
 const ROUNDS: usize = 6;
 
-/// The order in which `samples` things are seen. Positions count within the list that is trained
-/// on.
+/// The order of `samples` items. Positions are indices into the list of items that are trained on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SampleOrder {
     seed: u64,
@@ -19,11 +18,10 @@ pub struct SampleOrder {
 
 impl SampleOrder {
     /// # Panics
-    /// With no samples there is no sequence; the loader refuses an empty data set before it comes
-    /// here.
+    /// If `samples` is 0. The loader rejects an empty data set before.
     #[must_use]
     pub fn new(seed: u64, samples: u64) -> Self {
-        assert!(samples > 0, "an order needs at least one sample");
+        assert!(samples > 0, "a sample order needs at least one sample");
         let bits = 64 - (samples - 1).leading_zeros();
         Self {
             seed,
@@ -37,10 +35,10 @@ impl SampleOrder {
         self.samples
     }
 
-    /// The sample that stands at `index` (0-based, `< samples`) of `epoch`.
+    /// The sample at `index` (0-based, `< samples`) of `epoch`.
     ///
     /// # Panics
-    /// When `index` is not below the number of samples.
+    /// If `index` is not below the number of samples.
     #[must_use]
     pub fn position(&self, epoch: u64, index: u64) -> u64 {
         assert!(
@@ -49,31 +47,30 @@ impl SampleOrder {
             self.samples
         );
         let keys = self.round_keys(epoch);
-        let mut at = index;
+        let mut value = index;
         loop {
-            // The domain is less than four times the samples, so this walk is short, and it ends
-            // because the network is a bijection: the walk must come back into the range that it
-            // started from.
-            at = self.permute(at, &keys);
-            if at < self.samples {
-                return at;
+            // The domain is less than four times the number of samples, so the walk is short. It
+            // ends because the network is a bijection: the walk must return to the range in which
+            // it started.
+            value = self.permute(value, &keys);
+            if value < self.samples {
+                return value;
             }
         }
     }
 
-    /// Epoch and sample of one place in the endless sequence.
+    /// Epoch and sample at one index of the infinite sequence.
     #[must_use]
-    pub fn at(&self, place: u64) -> (u64, u64) {
-        let epoch = place / self.samples;
-        (epoch, self.position(epoch, place % self.samples))
+    pub fn at(&self, index: u64) -> (u64, u64) {
+        let epoch = index / self.samples;
+        (epoch, self.position(epoch, index % self.samples))
     }
 
-    /// The samples of `step` (1-based, as `proto::id::Step` counts updates): places `(step - 1) *
-    /// global_batch` to
-    /// `step * global_batch` of the endless sequence, as (epoch, sample).
+    /// The samples of `step` (1-based, as `proto::id::Step` counts updates), as (epoch, sample):
+    /// indices `(step - 1) * global_batch` to `step * global_batch` of the infinite sequence.
     ///
     /// # Panics
-    /// For step 0, which is the state before any update.
+    /// If `step` is 0, which is the state before any update.
     pub fn samples_of_step(
         &self,
         step: u64,
@@ -85,7 +82,7 @@ impl SampleOrder {
         );
         let order = *self;
         let first = (step - 1) * u64::from(global_batch);
-        (first..first + u64::from(global_batch)).map(move |place| order.at(place))
+        (first..first + u64::from(global_batch)).map(move |index| order.at(index))
     }
 
     fn round_keys(&self, epoch: u64) -> [u64; ROUNDS] {
@@ -107,7 +104,7 @@ impl SampleOrder {
     }
 }
 
-/// The finaliser of splitmix64: every input bit reaches every output bit.
+/// The finalizer of splitmix64: every input bit affects every output bit.
 fn mix(mut x: u64) -> u64 {
     x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -132,22 +129,25 @@ mod tests {
 
     #[test]
     fn epochs_and_seeds_shuffle_differently() {
-        let list = |seed, epoch| -> Vec<u64> {
+        let shuffled = |seed, epoch| -> Vec<u64> {
             let order = SampleOrder::new(seed, 500);
             (0..500).map(|i| order.position(epoch, i)).collect()
         };
-        assert_ne!(list(1, 0), list(1, 1));
-        assert_ne!(list(1, 0), list(2, 0));
-        let moved = list(1, 0)
+        assert_ne!(shuffled(1, 0), shuffled(1, 1));
+        assert_ne!(shuffled(1, 0), shuffled(2, 0));
+        let moved = shuffled(1, 0)
             .iter()
             .enumerate()
             .filter(|(i, p)| *i as u64 != **p)
             .count();
-        assert!(moved > 480, "a shuffle leaves few in place, moved {moved}");
+        assert!(
+            moved > 480,
+            "a shuffle moves nearly all samples, moved {moved}"
+        );
     }
 
     #[test]
-    fn first_places_are_spread_evenly() {
+    fn the_first_sample_is_uniform_over_seeds() {
         let mut counts = [0u32; 10];
         for seed in 0..5000 {
             counts[SampleOrder::new(seed, 10).position(0, 0) as usize] += 1;
@@ -167,11 +167,13 @@ mod tests {
             seed: u64, samples in 1u64..300, batch in 1u32..40, steps in 1u64..20,
         ) {
             let order = SampleOrder::new(seed, samples);
-            let by_steps: Vec<_> = (1..=steps).flat_map(|s| order.samples_of_step(s, batch)).collect();
+            let by_steps: Vec<_> = (1..=steps)
+                .flat_map(|step| order.samples_of_step(step, batch))
+                .collect();
             let whole: Vec<_> = order.samples_of_step(1, batch * steps as u32).collect();
             prop_assert_eq!(&by_steps, &whole);
-            for (place, (epoch, position)) in whole.iter().enumerate() {
-                prop_assert_eq!(place as u64 / samples, *epoch);
+            for (index, (epoch, position)) in whole.iter().enumerate() {
+                prop_assert_eq!(index as u64 / samples, *epoch);
                 prop_assert!(*position < samples);
             }
         }

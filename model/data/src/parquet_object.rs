@@ -1,5 +1,5 @@
-//! An object in storage as the Parquet reader wants it: a few byte ranges, fetched together. Only
-//! the data-set reader uses it.
+//! Adapts a stored object to the Parquet reader: several byte ranges, fetched together. Used only
+//! by the data-set reader.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use parquet::arrow::async_reader::AsyncFileReader;
 use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 
-/// Enough of a file's end to hold most footers, so that opening one costs one request.
+/// Size of the tail read that contains most footers, so that opening a file costs one request.
 const FOOTER_GUESS: usize = 64 << 10;
 
 #[derive(Debug)]
@@ -36,7 +36,7 @@ impl AsyncFileReader for ParquetObject {
     }
 
     fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, Result<Vec<Bytes>>> {
-        // The store joins neighbouring ranges: the columns of one row group become one request.
+        // The store coalesces neighbouring ranges: the columns of one row group become one request.
         async move {
             self.store
                 .get_ranges(&self.path, &ranges)

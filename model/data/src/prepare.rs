@@ -1,6 +1,6 @@
-//! From decoded samples to one training example (paper, section 5.1 and A.4; notes 3.8). Pure: no
-//! I/O, and every random number comes from [`crate::random`], so the same arguments give the same
-//! example on any rank (law 2).
+//! Prepares one training example from decoded samples (paper, section 5.1 and A.4; notes 3.8).
+//! Pure: no I/O, and all random numbers come from [`crate::random`], so the same arguments give the
+//! same example on any rank (law 2).
 
 use image::{Rgb, RgbImage};
 use proto::spec::{ArchitectureSpec, Clothes, Data, References, Task};
@@ -15,16 +15,16 @@ use crate::image_file::{
 use crate::random::{Purpose, random};
 use crate::reference::{Slot, Source};
 
-/// What an architecture is shown of a sample.
+/// How examples of an architecture are prepared.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Shown {
-    /// How references are chosen and cut; None: there are none.
+pub struct ExampleConfig {
+    /// How references are chosen and cropped. None: no references.
     pub references: Option<References>,
-    /// Noise levels of training (notes 5.3).
+    /// Number of noise levels of training (notes 5.3).
     pub timesteps: u32,
 }
 
-impl From<&ArchitectureSpec> for Shown {
+impl From<&ArchitectureSpec> for ExampleConfig {
     fn from(architecture: &ArchitectureSpec) -> Self {
         Self {
             references: architecture.references().copied(),
@@ -33,12 +33,13 @@ impl From<&ArchitectureSpec> for Shown {
     }
 }
 
-/// The example of `target` in `epoch`. `slots` are those of [`crate::reference::choose`] with the
-/// picture of each; empty for architectures without references.
+/// Prepares the example of `target` in `epoch`. `slots` are the result of
+/// [`crate::reference::choose`] with the image of each slot; empty for architectures without
+/// references.
 #[must_use]
 pub fn prepare(
     data: &Data,
-    shown: &Shown,
+    config: &ExampleConfig,
     epoch: u64,
     target: &Decoded,
     slots: &[(Slot, &Decoded)],
@@ -47,26 +48,33 @@ pub fn prepare(
     let (mut crops, mut pads) = (stream(Purpose::Crop), stream(Purpose::Pad));
     let side = data.resolution;
     let (width, height) = target.image.dimensions();
-    let at = place(width, height, side, 1.0, anywhere(&mut crops));
-    let image = on_pad(target.image.clone(), at, side, colour(&mut pads));
-    let face = face_region(target.metadata.bbox, 1.0, at.width, at.height);
+    let region = place(width, height, side, 1.0, random_alignment(&mut crops));
+    let image = on_pad(target.image.clone(), region, side, random_colour(&mut pads));
+    let face = face_region(target.metadata.bbox, 1.0, region.width, region.height);
     let face = Region {
-        x: face.x + at.x,
-        y: face.y + at.y,
+        x: face.x + region.x,
+        y: face.y + region.y,
         ..face
     };
     let dropped = stream(Purpose::PromptDrop).random_bool(data.prompt_drop.clamp(0.0, 1.0));
     Example {
         position: target.position,
         target: image,
-        target_mask: region_mask(side, at),
+        target_mask: region_mask(side, region),
         face_mask: region_mask(side, face),
-        references: shown
+        references: config
             .references
             .iter()
-            .flat_map(|how| slots.iter().map(move |slot| (how, slot)))
-            .map(|(how, (slot, from))| {
-                reference(how, side, *slot, from, &mut crops, colour(&mut pads))
+            .flat_map(|settings| slots.iter().map(move |slot| (settings, slot)))
+            .map(|(settings, (slot, source))| {
+                reference(
+                    settings,
+                    side,
+                    *slot,
+                    source,
+                    &mut crops,
+                    random_colour(&mut pads),
+                )
             })
             .collect(),
         prompt: if dropped {
@@ -74,25 +82,25 @@ pub fn prepare(
         } else {
             target.metadata.prompts.clone()
         },
-        timestep: stream(Purpose::Timestep).random_range(0..shown.timesteps),
+        timestep: stream(Purpose::Timestep).random_range(0..config.timesteps),
         noise_seed: stream(Purpose::Noise).random(),
     }
 }
 
-/// One reference on request, on a square of so many pixels: cut out of a sample under a concept, or
-/// without one as the task has it. `seed` and `slot` set what is random in it.
+/// One requested reference on a square of `side` pixels, cropped from a sample under a concept.
+/// Without a concept, the task determines it. `seed` and `slot` seed the random choices.
 #[must_use]
 pub fn named_reference(
-    how: &References,
+    settings: &References,
     side: u32,
     concept: Option<Concept>,
-    from: &Decoded,
+    source: &Decoded,
     seed: u64,
     slot: u64,
 ) -> Reference {
-    let stream = |purpose| random(seed, slot, from.position, purpose);
-    let face = stream(Purpose::Concept).random_bool(how.face_probability.clamp(0.0, 1.0));
-    let requested = concept.unwrap_or(match how.task {
+    let stream = |purpose| random(seed, slot, source.position, purpose);
+    let face = stream(Purpose::Concept).random_bool(settings.face_probability.clamp(0.0, 1.0));
+    let requested = concept.unwrap_or(match settings.task {
         Task::Reconstruction => Concept::Figure,
         Task::Composition | Task::Multitask if face => Concept::Face,
         Task::Composition | Task::Multitask => Concept::Clothes,
@@ -102,57 +110,67 @@ pub fn named_reference(
         requested,
     };
     reference(
-        how,
+        settings,
         side,
         slot,
-        from,
+        source,
         &mut stream(Purpose::Crop),
-        colour(&mut stream(Purpose::Pad)),
+        random_colour(&mut stream(Purpose::Pad)),
     )
 }
 
-/// Cuts one reference out of a sample. Whether the clothes are shown at all depends on how much the
-/// face fills.
+/// Crops one reference from a sample. A reference of clothes shows the whole figure instead if the
+/// face is larger than the threshold.
 fn reference(
-    how: &References,
+    settings: &References,
     side: u32,
     slot: Slot,
-    from: &Decoded,
+    source: &Decoded,
     rng: &mut ChaCha8Rng,
     pad: Rgb<u8>,
 ) -> Reference {
-    let [_, _, face_width, face_height] = from.metadata.bbox;
-    let mostly_face = face_width * face_height > how.figure_threshold;
+    let [_, _, face_width, face_height] = source.metadata.bbox;
+    let mostly_face = face_width * face_height > settings.figure_threshold;
     let concept = if slot.requested == Concept::Clothes && mostly_face {
         Concept::Figure
     } else {
         slot.requested
     };
-    let cut = match concept {
-        Concept::Face => crop(&from.image, from.face(how.face_enlargement)),
-        Concept::Clothes => clothes(how.clothes, from, rng, pad),
-        Concept::Figure => whole(how, from, slot.source, rng),
+    let cropped = match concept {
+        Concept::Face => crop(&source.image, source.face(settings.face_enlargement)),
+        Concept::Clothes => crop_clothes(settings.clothes, source, rng, pad),
+        Concept::Figure => crop_figure(settings, source, slot.source, rng),
     };
-    let scale = rng.random_range(how.scale..=1.0);
-    let at = place(cut.width(), cut.height(), side, scale, anywhere(rng));
+    let scale = rng.random_range(settings.scale..=1.0);
+    let region = place(
+        cropped.width(),
+        cropped.height(),
+        side,
+        scale,
+        random_alignment(rng),
+    );
     Reference {
-        image: on_pad(cut, at, side, pad),
+        image: on_pad(cropped, region, side, pad),
         concept,
-        position: from.position,
+        position: source.position,
     }
 }
 
-/// The picture without its face, which is cut off below the chin or painted over; and with the
-/// background kept or replaced by the pad's colour (both are seen in the paper's figures, notes
-/// 1.2).
-fn clothes(how: Clothes, from: &Decoded, rng: &mut ChaCha8Rng, pad: Rgb<u8>) -> RgbImage {
-    let cut_off = rng.random_bool(how.cut_off.clamp(0.0, 1.0));
-    let keep_background = rng.random_bool(how.background.clamp(0.0, 1.0));
-    let (width, height) = from.image.dimensions();
-    let face = from.face(1.0);
+/// The image without its face, which is cut off below the chin or painted over. The background is
+/// retained or replaced by the pad's colour (both occur in the paper's figures, notes 1.2).
+fn crop_clothes(
+    settings: Clothes,
+    source: &Decoded,
+    rng: &mut ChaCha8Rng,
+    pad: Rgb<u8>,
+) -> RgbImage {
+    let cut_off = rng.random_bool(settings.cut_off.clamp(0.0, 1.0));
+    let keep_background = rng.random_bool(settings.background.clamp(0.0, 1.0));
+    let (width, height) = source.image.dimensions();
+    let face = source.face(1.0);
     let below = height - face.bottom();
     let cut_off =
-        cut_off && below > 0 && f64::from(below) >= how.cut_off_minimum * f64::from(height);
+        cut_off && below > 0 && f64::from(below) >= settings.cut_off_minimum * f64::from(height);
     let mut region = if cut_off {
         Region {
             x: 0,
@@ -163,10 +181,10 @@ fn clothes(how: Clothes, from: &Decoded, rng: &mut ChaCha8Rng, pad: Rgb<u8>) -> 
     } else {
         Region::whole(width, height)
     };
-    let mut image = from.image.clone();
+    let mut image = source.image.clone();
     if !keep_background {
-        replace_background(&mut image, &from.mask, pad);
-        let figure = mask_region(&from.mask).and_then(|figure| figure.intersection(&region));
+        replace_background(&mut image, &source.mask, pad);
+        let figure = mask_region(&source.mask).and_then(|figure| figure.intersection(&region));
         region = figure.unwrap_or(region);
     }
     if !cut_off {
@@ -175,41 +193,46 @@ fn clothes(how: Clothes, from: &Decoded, rng: &mut ChaCha8Rng, pad: Rgb<u8>) -> 
     crop(&image, region)
 }
 
-/// The whole picture; of the target itself only a random part, because an identical reference
-/// teaches copying.
-fn whole(how: &References, from: &Decoded, source: Source, rng: &mut ChaCha8Rng) -> RgbImage {
+/// The whole image. Of the target itself only a random part, because an identical reference would
+/// teach the model to copy.
+fn crop_figure(
+    settings: &References,
+    sample: &Decoded,
+    source: Source,
+    rng: &mut ChaCha8Rng,
+) -> RgbImage {
     if source != Source::Target {
-        return from.image.clone();
+        return sample.image.clone();
     }
     let (width, height) = (
-        f64::from(from.image.width()),
-        f64::from(from.image.height()),
+        f64::from(sample.image.width()),
+        f64::from(sample.image.height()),
     );
-    let share = rng.random_range(how.scale..=1.0);
-    let Along { x, y } = anywhere(rng);
-    let (left, top) = (width * (1.0 - share) * x, height * (1.0 - share) * y);
-    let (w, h) = from.image.dimensions();
+    let scale = rng.random_range(settings.scale..=1.0);
+    let Along { x, y } = random_alignment(rng);
+    let (left, top) = (width * (1.0 - scale) * x, height * (1.0 - scale) * y);
+    let (w, h) = sample.image.dimensions();
     crop(
-        &from.image,
-        Region::clipped(left, top, left + width * share, top + height * share, w, h),
+        &sample.image,
+        Region::clipped(left, top, left + width * scale, top + height * scale, w, h),
     )
 }
 
-fn anywhere(rng: &mut ChaCha8Rng) -> Along {
+fn random_alignment(rng: &mut ChaCha8Rng) -> Along {
     Along {
         x: rng.random_range(0.0..=1.0),
         y: rng.random_range(0.0..=1.0),
     }
 }
 
-fn colour(rng: &mut ChaCha8Rng) -> Rgb<u8> {
+fn random_colour(rng: &mut ChaCha8Rng) -> Rgb<u8> {
     Rgb([rng.random(), rng.random(), rng.random()])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::example_data::{data, references, shown};
+    use crate::example_data::{data, example_config, references};
     use crate::sample::Metadata;
     use image::GrayImage;
 
@@ -258,9 +281,9 @@ mod tests {
     }
 
     #[test]
-    fn the_mask_covers_the_picture_and_not_the_pad() {
+    fn the_mask_covers_the_image_and_not_the_pad() {
         let target = figure(1, 48, 96);
-        let example = prepare(&data(), &shown(), 0, &target, &[]);
+        let example = prepare(&data(), &example_config(), 0, &target, &[]);
         assert_eq!(example.target.dimensions(), (64, 64));
         let inside = example
             .target_mask
@@ -272,7 +295,7 @@ mod tests {
             .target
             .enumerate_pixels()
             .find(|(x, y, _)| example.target_mask.get_pixel(*x, *y).0[0] == 0);
-        let (_, _, pad) = pad.expect("a tall picture leaves a pad");
+        let (_, _, pad) = pad.expect("a tall image leaves a pad");
         for (x, y, pixel) in example.target.enumerate_pixels() {
             if example.target_mask.get_pixel(x, y).0[0] == 0 {
                 assert_eq!(pixel, pad, "the pad has one colour");
@@ -281,10 +304,16 @@ mod tests {
     }
 
     #[test]
-    fn the_face_mask_lies_on_the_face_wherever_the_picture_was_put() {
+    fn the_face_mask_is_on_the_face_at_every_alignment() {
         for position in 0..20 {
-            // Of the final size already, so that no edge is blurred.
-            let example = prepare(&data(), &shown(), 0, &figure(position, 32, 64), &[]);
+            // The image has the final size, so no edge is blurred.
+            let example = prepare(
+                &data(),
+                &example_config(),
+                0,
+                &figure(position, 32, 64),
+                &[],
+            );
             let mut faces = 0;
             for (x, y, pixel) in example.target.enumerate_pixels() {
                 if example.face_mask.get_pixel(x, y).0[0] == 255 {
@@ -312,13 +341,13 @@ mod tests {
                 (slot(Concept::Clothes), &from),
                 (slot(Concept::Face), &from),
             ];
-            let example = prepare(&data(), &shown(), 0, &target, &slots);
+            let example = prepare(&data(), &example_config(), 0, &target, &slots);
             let (clothes, face) = (&example.references[0], &example.references[1]);
             assert_eq!(
                 (clothes.concept, face.concept),
                 (Concept::Clothes, Concept::Face)
             );
-            // The pad may by chance look like skin; the true face covers far more than chance.
+            // The pad may by chance have the colour of skin. The real face covers far more pixels.
             assert!(count(&clothes.image, CLOTH) > 250, "position {position}");
             assert!(count(&face.image, SKIN) > 900, "position {position}");
             let greens = count(&face.image, CLOTH);
@@ -330,20 +359,20 @@ mod tests {
     }
 
     #[test]
-    fn clothes_are_shown_as_the_job_says() {
+    fn clothes_are_cropped_as_the_job_says() {
         let from = figure(100, 64, 64);
         let counted = |clothes: Clothes| {
-            let how = References {
+            let references = References {
                 clothes,
                 scale: 1.0,
                 ..references()
             };
-            let shown = Shown {
-                references: Some(how),
+            let config = ExampleConfig {
+                references: Some(references),
                 timesteps: 1000,
             };
             let slots = [(slot(Concept::Clothes), &from)];
-            let example = prepare(&data(), &shown, 0, &figure(3, 64, 64), &slots);
+            let example = prepare(&data(), &config, 0, &figure(3, 64, 64), &slots);
             count(&example.references[0].image, BACK)
         };
         let always = |cut_off: bool, background: bool| Clothes {
@@ -351,11 +380,11 @@ mod tests {
             background: f64::from(u8::from(background)),
             ..Clothes::default()
         };
-        // Whole with its background; cut to half of its height; without any background.
+        // Whole image with its background; lower half only; no background.
         assert!((2000..2500).contains(&counted(always(false, true))));
         assert!((900..1200).contains(&counted(always(true, true))));
         assert_eq!(counted(always(false, false)), 0);
-        // Half of the height is not enough: painted over.
+        // The lower half is below the minimum, so the face is painted over.
         let strict = Clothes {
             cut_off_minimum: 0.9,
             ..always(true, true)
@@ -364,12 +393,12 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_that_is_mostly_face_is_shown_whole() {
+    fn an_image_that_is_mostly_face_is_used_whole() {
         let mut from = figure(100, 64, 64);
         from.metadata.bbox = [0.5, 0.5, 0.8, 0.7];
         let example = prepare(
             &data(),
-            &shown(),
+            &example_config(),
             0,
             &figure(1, 64, 64),
             &[(slot(Concept::Clothes), &from)],
@@ -380,11 +409,14 @@ mod tests {
 
     #[test]
     fn everything_repeats_and_another_epoch_differs() {
-        let (target, from) = (figure(5, 48, 64), figure(6, 64, 64));
-        let slots = [(slot(Concept::Clothes), &from)];
-        let once = prepare(&data(), &shown(), 0, &target, &slots);
-        assert_eq!(once, prepare(&data(), &shown(), 0, &target, &slots));
-        let later = prepare(&data(), &shown(), 1, &target, &slots);
+        let (target, source) = (figure(5, 48, 64), figure(6, 64, 64));
+        let slots = [(slot(Concept::Clothes), &source)];
+        let once = prepare(&data(), &example_config(), 0, &target, &slots);
+        assert_eq!(
+            once,
+            prepare(&data(), &example_config(), 0, &target, &slots)
+        );
+        let later = prepare(&data(), &example_config(), 1, &target, &slots);
         assert_ne!(once.noise_seed, later.noise_seed);
         assert_ne!(once.references[0].image, later.references[0].image);
     }
@@ -396,7 +428,7 @@ mod tests {
             .map(|position| {
                 prepare(
                     &data(),
-                    &shown(),
+                    &example_config(),
                     0,
                     &Decoded {
                         position,

@@ -1,11 +1,11 @@
-//! CLIP's tokenizer (notes 5.1): what the text encoder reads of a prompt, cleaned as `open_clip`
-//! cleans it. No tensors.
+//! CLIP's tokenizer (notes 5.1): the token ids of a prompt for the text encoder, cleaned as
+//! `open_clip` cleans it. No tensors.
 
 use crate::clean::clean;
 use instant_clip_tokenizer::Tokenizer;
 use proto::layout::CLIP_END;
 
-/// Prompts -> token ids.
+/// Converts prompts to token ids.
 pub struct Prompts {
     tokenizer: Tokenizer,
     tokens: usize,
@@ -20,7 +20,7 @@ impl std::fmt::Debug for Prompts {
 }
 
 impl Prompts {
-    /// `tokens` in each line, begin and end included.
+    /// `tokens` is the length of each sequence, start and end token included.
     #[must_use]
     pub fn new(tokens: u32) -> Self {
         Self {
@@ -29,8 +29,8 @@ impl Prompts {
         }
     }
 
-    /// One line of ids: begin, the prompt, end; a long prompt is cut before the end token, a short
-    /// one is filled with it.
+    /// One sequence of ids: start, the prompt, end. A long prompt is truncated before the end
+    /// token, a short one is padded with it.
     #[must_use]
     pub fn ids(&self, prompt: &str) -> Vec<i64> {
         let mut tokens = vec![self.tokenizer.start_of_text()];
@@ -41,7 +41,8 @@ impl Prompts {
         ids
     }
 
-    /// What is left of a prompt in its line, as text: lower case, with a space after each word.
+    /// The part of a prompt that fits into the sequence, as text: lower case, with a space after
+    /// each word.
     #[must_use]
     pub fn kept(&self, prompt: &str) -> String {
         let mut tokens = Vec::new();
@@ -50,7 +51,7 @@ impl Prompts {
         self.tokenizer.decode(tokens).trim_end().to_owned()
     }
 
-    /// Length of a line.
+    /// Length of a sequence.
     #[must_use]
     pub fn tokens(&self) -> usize {
         self.tokens
@@ -62,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn concept_words_are_one_token_and_the_line_is_filled_with_the_end_token() {
+    fn concept_words_are_one_token_and_the_sequence_is_padded_with_the_end_token() {
         // Token ids: notes 2.5.
         let prompts = Prompts::new(77);
         for (word, id) in [
@@ -82,7 +83,7 @@ mod tests {
         assert_eq!(prompts.ids("")[..2], [49_406, CLIP_END]);
     }
 
-    /// `open_clip`'s own answers, as `tests/parity/tokens.py` wrote them down.
+    /// Token ids of `open_clip`, recorded by `tests/parity/tokens.py`.
     #[test]
     fn tokens_are_open_clip_s() {
         let text = include_str!("../../../tests/golden/prompts.json");

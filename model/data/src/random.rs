@@ -1,12 +1,12 @@
-//! Law 2: every random number of a sample is a pure function of (seed, epoch, sample, purpose). No
-//! generator outlives one purpose, so adding a draw to one never moves another, and no rank's
-//! history can leak into a sample.
+//! Law 2: every random number of a sample is a pure function of (seed, epoch, sample, purpose).
+//! Each purpose has its own generator, so an additional random number for one purpose does not
+//! change another, and a sample does not depend on a rank's history.
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
-/// What a random stream is for. The numbers are part of the meaning of a seed: never reuse or
+/// The purpose of a random stream. The numbers are part of the meaning of a seed: never reuse or
 /// change one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Purpose {
@@ -18,7 +18,7 @@ pub enum Purpose {
     Concept = 6,
     PromptDrop = 7,
     Task = 8,
-    /// The autoencoder's draw from its posterior.
+    /// The autoencoder's sample from its posterior.
     Latent = 9,
 }
 
@@ -34,8 +34,7 @@ pub fn random(seed: u64, epoch: u64, sample: u64, purpose: Purpose) -> ChaCha8Rn
     ChaCha8Rng::from_seed(hash.finalize().into())
 }
 
-/// A 64-bit hash of a seed and words, for choices that are made by name (for instance which
-/// characters are held out).
+/// A 64-bit hash of a seed and words, for choices by name (for example of held-out characters).
 #[must_use]
 pub fn hash_words(seed: u64, words: &[&str]) -> u64 {
     let mut hash = Sha256::new();
@@ -55,7 +54,7 @@ mod tests {
     use rand::RngCore;
 
     #[test]
-    fn each_argument_makes_another_stream_and_the_same_make_the_same() {
+    fn each_argument_changes_the_stream_and_equal_arguments_repeat_it() {
         let first = |seed, epoch, sample, purpose| random(seed, epoch, sample, purpose).next_u64();
         let base = first(1, 2, 3, Purpose::Noise);
         assert_eq!(base, first(1, 2, 3, Purpose::Noise));
@@ -70,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn the_stream_is_pinned_so_that_old_jobs_can_be_repeated() {
+    fn the_stream_is_pinned_so_that_old_jobs_can_be_reproduced() {
         assert_eq!(
             random(7, 0, 42, Purpose::Timestep).next_u64(),
             9_553_407_906_246_695_317

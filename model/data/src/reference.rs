@@ -1,6 +1,6 @@
-//! Which pictures a target is drawn from, and under which concept (paper, section 5.1 and A.4;
-//! notes 3.8 and 8). Only choices: no pixel is touched here. Called by the loader, which then
-//! decodes just what was chosen.
+//! Chooses the reference images of a target and their concepts (paper, section 5.1 and A.4; notes
+//! 3.8 and 8). No pixels are touched here. Called by the loader, which then decodes only the chosen
+//! images.
 
 use proto::spec::{Pairing, References, Task};
 use rand::Rng;
@@ -17,19 +17,19 @@ pub enum Source {
     Similar(usize),
 }
 
-/// One reference to be cut. A slot that wishes clothes shows the whole figure instead where the
-/// face fills the picture.
+/// One reference to crop. A slot that requests clothes shows the whole figure instead if the face
+/// fills the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot {
     pub source: Source,
     pub requested: Concept,
 }
 
-/// The N references of the sample at `position`, which has `similar` similar pictures.
+/// Chooses the N references of the sample at `position`, which has `similar` similar images.
 ///
-/// Pairing b draws without replacement where there are at least N similar pictures; otherwise each
-/// appears at least once and the rest is drawn again. Empty when pairing b finds nothing to draw
-/// from, or when N is 0.
+/// Pairing b samples without replacement if there are at least N similar images. Otherwise each
+/// appears at least once and the remaining slots are sampled with replacement. The result is empty
+/// if pairing b has no similar image, or if N is 0.
 #[must_use]
 pub fn choose(
     references: &References,
@@ -42,19 +42,19 @@ pub fn choose(
     let sources = match references.pairing {
         Pairing::A => vec![Source::Target; slots],
         Pairing::B if similar == 0 => Vec::new(),
-        Pairing::B => draw(
+        Pairing::B => sample_similar(
             slots,
             similar,
             &mut random(seed, epoch, position, Purpose::ReferenceChoice),
         ),
     };
-    let whole = is_reconstruction(references, seed, epoch, position);
-    let mut concepts = random(seed, epoch, position, Purpose::Concept);
+    let reconstruction = is_reconstruction(references, seed, epoch, position);
+    let mut rng = random(seed, epoch, position, Purpose::Concept);
     sources
         .into_iter()
         .map(|source| {
-            let face = concepts.random_bool(references.face_probability.clamp(0.0, 1.0));
-            let requested = match (whole, face) {
+            let face = rng.random_bool(references.face_probability.clamp(0.0, 1.0));
+            let requested = match (reconstruction, face) {
                 (true, _) => Concept::Figure,
                 (false, true) => Concept::Face,
                 (false, false) => Concept::Clothes,
@@ -64,8 +64,8 @@ pub fn choose(
         .collect()
 }
 
-/// Whether this sample shows whole pictures (reconstruction) rather than faces and clothes
-/// (composition).
+/// True if the references of this sample show whole images (reconstruction) rather than faces and
+/// clothes (composition).
 #[must_use]
 pub fn is_reconstruction(references: &References, seed: u64, epoch: u64, position: u64) -> bool {
     match references.task {
@@ -76,7 +76,7 @@ pub fn is_reconstruction(references: &References, seed: u64, epoch: u64, positio
     }
 }
 
-fn draw(slots: usize, similar: usize, rng: &mut impl Rng) -> Vec<Source> {
+fn sample_similar(slots: usize, similar: usize, rng: &mut impl Rng) -> Vec<Source> {
     let mut order: Vec<usize> = (0..similar).collect();
     order.shuffle(rng);
     (0..slots)
@@ -102,31 +102,31 @@ mod tests {
             .iter()
             .map(|s| match s.source {
                 Source::Similar(i) => i,
-                Source::Target => panic!("pairing b never shows the target"),
+                Source::Target => panic!("pairing b never uses the target as reference"),
             })
             .collect()
     }
 
     #[test]
-    fn enough_similar_pictures_are_drawn_without_replacement() {
+    fn enough_similar_images_are_sampled_without_replacement() {
         let references = References {
             count: 4,
             ..references()
         };
-        let mut drawn = BTreeSet::new();
+        let mut seen = BTreeSet::new();
         for position in 0..200 {
             let chosen = indices(&choose(&references, SEED, 0, position, 7));
             assert_eq!(chosen.iter().collect::<BTreeSet<_>>().len(), 4);
-            drawn.extend(chosen);
+            seen.extend(chosen);
         }
         assert!(
-            drawn.iter().copied().eq(0..7),
-            "every similar picture is drawn sometimes: {drawn:?}"
+            seen.iter().copied().eq(0..7),
+            "every similar image is chosen sometimes: {seen:?}"
         );
     }
 
     #[test]
-    fn too_few_are_all_shown_before_any_repeats() {
+    fn too_few_are_all_used_before_any_repeats() {
         let references = References {
             count: 4,
             ..references()
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn pairing_a_shows_the_target_only() {
+    fn pairing_a_uses_the_target_only() {
         let references = References {
             pairing: Pairing::A,
             count: 2,
@@ -191,13 +191,13 @@ mod tests {
             let figures = kinds.iter().filter(|c| **c == Concept::Figure).count();
             assert!(
                 figures == 0 || figures == 4,
-                "a sample is of one task: {kinds:?}"
+                "a sample has one task: {kinds:?}"
             );
         }
     }
 
     #[test]
-    fn another_epoch_chooses_anew() {
+    fn another_epoch_chooses_other_references() {
         let chosen = |epoch| {
             (0..20)
                 .map(|p| choose(&references(), SEED, epoch, p, 9))

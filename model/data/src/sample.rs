@@ -1,10 +1,9 @@
 //! One row of a data set, with the paper's fields (section 3; notes 2.1). Plain data: no I/O, no
-//! decoding. Made by the synthesizer, the import and the Parquet reader; read by everything else in
-//! this crate.
+//! decoding. Created by the synthesizer, the import and the Parquet reader.
 
 use bytes::Bytes;
 
-/// Everything about a sample but its picture and mask.
+/// All fields of a sample except its image and mask.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Metadata {
     /// Unique in the data set.
@@ -13,21 +12,21 @@ pub struct Metadata {
     pub character: String,
     /// Exactly one artist tag; the paper's key is plural.
     pub artists: String,
-    /// What the character wears, where the source knows it by name; "" where only `similar` tells.
+    /// Name of the outfit, if the source has one. "" if only `similar` links the rows.
     pub outfit: String,
-    /// Number of the (character, outfit, artist) group, counted in row order. Set by the writer.
+    /// Number of the (character, outfit, artist) group, in row order. Set by the writer.
     pub identity: u64,
-    /// Face: centre x, centre y, width, height, each divided by the picture's width or height.
+    /// Face: centre x, centre y, width, height, each divided by the image's width or height.
     pub bbox: [f64; 4],
     /// General tags in alphabetical order with underscores, joined by ", ".
     pub prompts: String,
     /// The clothing tags, with spaces.
     pub cloths: Vec<String>,
-    /// Ids of pictures of the same character, outfit and artist.
+    /// Ids of images of the same character, outfit and artist.
     pub similar: Vec<String>,
     /// Positions of `similar`, in the same order. Set by the writer.
     pub similar_positions: Vec<u64>,
-    /// Of picture and mask, in pixels.
+    /// Of image and mask, in pixels.
     pub width: u32,
     pub height: u32,
 }
@@ -36,14 +35,14 @@ pub struct Metadata {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
     pub metadata: Metadata,
-    /// An encoded RGB picture: PNG, JPEG or WebP.
+    /// An encoded RGB image: PNG, JPEG or WebP.
     pub image: Bytes,
-    /// An encoded grey picture of the same size: 255 on the figure, 0 on the background, soft in
-    /// between.
+    /// An encoded greyscale image of the same size: 255 on the figure, 0 on the background,
+    /// intermediate values at the edge.
     pub mask: Bytes,
 }
 
-/// Tags in the paper's form: alphabetical, without doubles, joined by ", ".
+/// Tags in the paper's form: alphabetical, without duplicates, joined by ", ".
 #[must_use]
 pub fn join_tags<T: AsRef<str>>(tags: impl IntoIterator<Item = T>) -> String {
     let sorted: std::collections::BTreeSet<String> = tags
@@ -64,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tags_are_sorted_once_each_and_come_apart_again() {
+    fn tags_are_sorted_without_duplicates_and_split_again() {
         let joined = join_tags(["standing", "1girl", "blue hair", "1girl", " "]);
         assert_eq!(joined, "1girl, blue_hair, standing");
         assert!(split_tags(&joined).eq(["1girl", "blue_hair", "standing"]));

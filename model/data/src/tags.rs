@@ -1,5 +1,5 @@
-//! Which tags tell what someone looks like, and which tell what they do and where. Used to ask for
-//! a pose without giving the identity away: then only the references can say who is to be drawn.
+//! Separates tags of appearance from tags of pose, action and scene. Used to request a pose without
+//! the identity, so that only the references determine the identity.
 
 use crate::sample::{join_tags, split_tags};
 
@@ -112,7 +112,7 @@ const WORDS: [&str; 38] = [
     "tareme",
 ];
 
-/// Tags of what stands behind the figures that we draw, beside those that end in `_background`.
+/// Background tags of the synthetic figures, in addition to those that end in `_background`.
 const BACKGROUNDS: [&str; 18] = [
     "outdoors",
     "indoors",
@@ -134,34 +134,35 @@ const BACKGROUNDS: [&str; 18] = [
     "bookshelf",
 ];
 
-/// The ground on which a figure can be told from what is behind it.
+/// Background on which the figure can be segmented.
 const WHITE_BACKGROUND: [&str; 2] = ["simple_background", "white_background"];
 
-/// Whether a tag describes what stands behind the figure.
+/// True if a tag describes the background.
 #[must_use]
 pub fn is_background_tag(tag: &str) -> bool {
     tag.ends_with("_background") || BACKGROUNDS.contains(&tag)
 }
 
-/// Whether a tag describes hair, eyes, skin, body features, accessories or clothes.
+/// True if a tag describes hair, eyes, skin, body features, accessories or clothes.
 #[must_use]
 pub fn is_appearance_tag(tag: &str) -> bool {
-    // "closed_eyes" is an expression, "arm_up" a pose: verbs win over endings.
+    // "closed_eyes" is an expression and not an appearance: these prefixes take precedence over
+    // endings.
     let expression =
         tag.starts_with("closed_") || tag.starts_with("half-closed") || tag.contains("_closed");
     !expression
         && (WORDS.contains(&tag) || ENDINGS.iter().any(|ending| ending_matches(tag, ending)))
 }
 
-/// The prompt without its appearance tags, on a white ground: who is drawn must then come from the
-/// references, and the figure can be cut out of the picture to see who it is.
+/// The prompt without appearance and background tags, on a white background. The identity must then
+/// come from the references, and the figure can be segmented to identify it.
 #[must_use]
 pub fn pose_prompt(prompt: &str) -> String {
     let pose = split_tags(prompt).filter(|tag| !is_appearance_tag(tag) && !is_background_tag(tag));
     join_tags(pose.chain(WHITE_BACKGROUND))
 }
 
-/// A tag ends in a word when it is that word, or has it after "_" or "-".
+/// True if the tag is the word, or ends with it after "_" or "-".
 fn ending_matches(tag: &str, ending: &str) -> bool {
     let word = ending.trim_start_matches('_');
     tag.strip_suffix(word)
@@ -173,11 +174,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn looks_and_grounds_go_and_poses_stay() {
+    fn appearance_and_background_tags_are_removed_and_pose_tags_stay() {
         let prompt = "1girl, blue_hair, closed_eyes, cloud, full_body, long_hair, one_eye_closed, \
-        outdoors, \
-                      pleated_skirt, red_eyes, serafuku, sky, smile, solo, standing, t-shirt, \
-        twintails, waving";
+                      outdoors, pleated_skirt, red_eyes, serafuku, sky, smile, solo, standing, \
+                      t-shirt, twintails, waving";
         assert_eq!(
             pose_prompt(prompt),
             "1girl, closed_eyes, full_body, one_eye_closed, simple_background, smile, solo, \

@@ -1,6 +1,6 @@
-//! Re-reads a whole data set and lists everything that is wrong with it. It repairs nothing and
-//! stops at nothing: one damaged file does not hide the faults of the next. Called by `coordinator
-//! dataset verify`.
+//! Re-reads a whole data set and lists all faults. It repairs nothing and continues after a fault,
+//! so one damaged file does not hide the faults of the next. Called by `coordinator dataset
+//! verify`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ use proto::text::{chain, hex_sha256};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     pub path: String,
-    /// Row group and row inside it, both 0-based, and the row's id; None for a fault of the whole
+    /// Row group and row inside it, both 0-based, and the row's id. None for a fault of the whole
     /// file.
     pub row: Option<(usize, usize, String)>,
     pub what: String,
@@ -44,11 +44,11 @@ pub struct Verification {
     pub findings: Vec<Finding>,
 }
 
-/// Checks files against `dataset.json`, every row, every picture, and the index.
+/// Checks files against `dataset.json`, all rows and images, and the index.
 ///
 /// # Errors
-/// Never for a fault of the data set, only if the metadata of a position that was just read cannot
-/// be found again.
+/// Faults of the data set are findings, not errors. It fails only if a position that was just read
+/// is outside the data set.
 pub async fn verify(dataset: &Dataset) -> Result<Verification, DatasetError> {
     let mut findings = Vec::new();
     let manifest = dataset.manifest();
@@ -74,16 +74,16 @@ pub async fn verify(dataset: &Dataset) -> Result<Verification, DatasetError> {
     let mut rows: BTreeMap<u64, (GroupId, Metadata)> = BTreeMap::new();
     for (first, group) in dataset.groups().collect::<Vec<_>>() {
         match dataset.rows_of_group(group).await {
-            Err(error) => findings.push(of_file(dataset.path_of(group), chain(&error))),
+            Err(error) => findings.push(file_finding(dataset.path_of(group), chain(&error))),
             Ok(samples) => {
                 for (row, sample) in samples.into_iter().enumerate() {
                     let position = first + row as u64;
-                    let place = Place {
+                    let location = RowLocation {
                         dataset,
                         group,
                         row,
                     };
-                    place.check_row(&sample, position, &mut findings);
+                    location.check_row(&sample, position, &mut findings);
                     rows.insert(position, (group, sample.metadata));
                 }
             }
@@ -97,13 +97,13 @@ pub async fn verify(dataset: &Dataset) -> Result<Verification, DatasetError> {
     })
 }
 
-struct Place<'a> {
+struct RowLocation<'a> {
     dataset: &'a Dataset,
     group: GroupId,
     row: usize,
 }
 
-impl Place<'_> {
+impl RowLocation<'_> {
     fn finding(&self, id: &str, what: String) -> Finding {
         Finding {
             path: self.dataset.path_of(self.group).to_owned(),
@@ -114,12 +114,12 @@ impl Place<'_> {
 
     fn check_row(&self, sample: &Sample, position: u64, findings: &mut Vec<Finding>) {
         let row = &sample.metadata;
-        let mut found = |what: String| findings.push(self.finding(&row.id, what));
+        let mut report = |what: String| findings.push(self.finding(&row.id, what));
         if let Err(error) = decode(sample, position) {
-            found(error.to_string());
+            report(error.to_string());
         }
         if let Err(reason) = check_box(row.bbox) {
-            found(reason);
+            report(reason);
         }
         for (field, value) in [
             ("id", &row.id),
@@ -127,26 +127,26 @@ impl Place<'_> {
             ("artists", &row.artists),
         ] {
             if value.is_empty() {
-                found(format!("{field} is empty"));
+                report(format!("{field} is empty"));
             }
         }
     }
 }
 
-/// Whether a face box lies in the picture and is not empty.
+/// Checks that a face box is inside the image and not empty.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The reason why the box is invalid.
 pub fn check_box(bbox: [f64; 4]) -> Result<(), String> {
     let [cx, cy, w, h] = bbox;
-    // Six printed digits, as detectors write them, may stick out by half a millionth.
+    // Detectors print six digits, so a box may exceed the image by half a millionth.
     let inside = |low: f64, high: f64| low >= -1e-5 && high <= 1.0 + 1e-5 && high > low;
     if inside(cx - w / 2.0, cx + w / 2.0) && inside(cy - h / 2.0, cy + h / 2.0) {
         return Ok(());
     }
     Err(format!(
-        "bbox [{cx}, {cy}, {w}, {h}] leaves the picture or is empty; \
-         it is centre x, centre y, width, height in 0..1"
+        "bbox [{cx}, {cy}, {w}, {h}] leaves the image or is empty; \
+         write centre x, centre y, width, height in 0..1"
     ))
 }
 
@@ -158,9 +158,9 @@ async fn check_file(
     findings: &mut Vec<Finding>,
 ) {
     match dataset.bytes_of(path).await {
-        Err(error) => findings.push(of_file(path, chain(&error))),
+        Err(error) => findings.push(file_finding(path, chain(&error))),
         Ok(bytes) if bytes.len() as u64 != size => {
-            findings.push(of_file(
+            findings.push(file_finding(
                 path,
                 format!("has {} bytes, dataset.json says {size}", bytes.len()),
             ));
@@ -168,7 +168,7 @@ async fn check_file(
         Ok(bytes) => {
             let found = hex_sha256(&bytes);
             if found != sha256 {
-                findings.push(of_file(
+                findings.push(file_finding(
                     path,
                     format!("has SHA-256 {found}, dataset.json says {sha256}"),
                 ));
@@ -177,8 +177,8 @@ async fn check_file(
     }
 }
 
-/// Duplicate ids; `similar` that dangles, names itself, lies in another row group, or disagrees
-/// with its positions.
+/// Finds duplicate ids, and `similar` entries that do not exist, name the sample itself, are in
+/// another row group, or disagree with their positions.
 fn check_links(
     dataset: &Dataset,
     rows: &BTreeMap<u64, (GroupId, Metadata)>,
@@ -186,29 +186,30 @@ fn check_links(
 ) -> Result<(), DatasetError> {
     let mut positions: BTreeMap<&str, u64> = BTreeMap::new();
     for (position, (group, row)) in rows {
-        let (_, at) = dataset.group_of(*position)?;
-        let place = Place {
+        let (_, row_in_group) = dataset.group_of(*position)?;
+        let location = RowLocation {
             dataset,
             group: *group,
-            row: at,
+            row: row_in_group,
         };
         if let Some(first) = positions.insert(&row.id, *position) {
-            findings
-                .push(place.finding(&row.id, format!("the id is that of position {first} too")));
+            findings.push(
+                location.finding(&row.id, format!("the id is also that of position {first}")),
+            );
         }
     }
     for (position, (group, row)) in rows {
-        let (_, at) = dataset.group_of(*position)?;
-        let place = Place {
+        let (_, row_in_group) = dataset.group_of(*position)?;
+        let location = RowLocation {
             dataset,
             group: *group,
-            row: at,
+            row: row_in_group,
         };
         if row.similar.len() != row.similar_positions.len() {
-            let (ids, numbers) = (row.similar.len(), row.similar_positions.len());
-            findings.push(place.finding(
+            let (ids, positions) = (row.similar.len(), row.similar_positions.len());
+            findings.push(location.finding(
                 &row.id,
-                format!("similar has {ids} ids and {numbers} positions"),
+                format!("similar has {ids} ids and {positions} positions"),
             ));
         }
         for (n, id) in row.similar.iter().enumerate() {
@@ -222,11 +223,11 @@ fn check_links(
                     row.similar_positions[n]
                 )),
                 Some(at) if dataset.group_of(*at)?.0 != *group => {
-                    Some(format!("similar {id:?} lies in another row group"))
+                    Some(format!("similar {id:?} is in another row group"))
                 }
                 Some(_) => None,
             };
-            findings.extend(fault.map(|what| place.finding(&row.id, what)));
+            findings.extend(fault.map(|what| location.finding(&row.id, what)));
         }
     }
     Ok(())
@@ -240,29 +241,29 @@ async fn check_index(
     let path = &dataset.manifest().index.path;
     let index = match dataset.index().await {
         Ok(index) => index,
-        Err(error) => return findings.push(of_file(path, chain(&error))),
+        Err(error) => return findings.push(file_finding(path, chain(&error))),
     };
     if index.len() as u64 != dataset.len() {
-        findings.push(of_file(
+        findings.push(file_finding(
             path,
             format!("has {} entries for {} samples", index.len(), dataset.len()),
         ));
     }
     if !index.is_sorted_by(|a, b| a.0 < b.0) {
-        findings.push(of_file(path, "is not sorted by id".to_owned()));
+        findings.push(file_finding(path, "is not sorted by id".to_owned()));
     }
     for (id, position) in index {
         // Rows that could not be read have their own finding.
         if rows.get(&position).is_some_and(|(_, row)| row.id != id) || position >= dataset.len() {
-            findings.push(of_file(
+            findings.push(file_finding(
                 path,
-                format!("says {id:?} is at position {position}, which is another sample"),
+                format!("says {id:?} is at position {position}, which is not that sample"),
             ));
         }
     }
 }
 
-fn of_file(path: &str, what: String) -> Finding {
+fn file_finding(path: &str, what: String) -> Finding {
     Finding {
         path: path.to_owned(),
         row: None,

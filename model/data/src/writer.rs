@@ -1,10 +1,10 @@
 //! Writes a data set: Parquet files of samples, an index from id to position, and `dataset.json`
-//! last, so that a reader never sees half of one. The same rows in the same order give the same
-//! bytes. Called by the synthesizer's and the import's command and by tests. It never judges
-//! pictures; the import and the verifier do.
+//! last, so that a reader never sees a partial data set. The same rows in the same order give the
+//! same bytes. Called by the commands `synthesize` and `import` and by tests. Images are not
+//! checked here but by the import and the verifier.
 //!
-//! File names end in the start of their hash: writing a data set again leaves the files of a pinned
-//! older version alone.
+//! File names end in a prefix of their hash, so rewriting a data set does not change the files of
+//! an older pinned version.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -29,19 +29,19 @@ use storage::{StoreError, open};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WriteOptions {
-    /// One line for people: where the rows come from.
+    /// One line that describes the origin of the rows, for humans.
     pub source: String,
-    /// A row group ends after the identity that passes this many bytes of pictures…
+    /// A row group ends after the identity that exceeds this many bytes of images…
     pub row_group_bytes: usize,
     /// … or this many rows.
     pub row_group_rows: usize,
-    /// A file ends after the row group that passes this many bytes.
+    /// A file ends after the row group that exceeds this many bytes.
     pub file_bytes: usize,
 }
 
 impl WriteOptions {
-    /// The sizes that suit both a laptop's disk and an object store: one range read fetches about
-    /// half a megabyte.
+    /// Sizes that suit both a laptop's disk and an object store: one range read fetches about half
+    /// a megabyte.
     #[must_use]
     pub fn new(source: impl Into<String>) -> Self {
         Self {
@@ -68,9 +68,7 @@ pub enum WriteError {
     Arrow(#[from] ArrowError),
     #[error("id {id:?} occurs twice; ids must be unique in a data set")]
     DuplicateId { id: String },
-    #[error(
-        "sample {id:?} is similar to {similar:?}, which is not another picture of its own identity"
-    )]
+    #[error("sample {id:?} is similar to {similar:?}, which is not another image of its identity")]
     Dangling { id: String, similar: String },
     #[error("the data set would be empty; it needs at least one sample")]
     Empty,
@@ -82,7 +80,7 @@ pub struct DatasetWriter {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     options: WriteOptions,
-    /// Rows of the row group that is being filled.
+    /// Rows of the current row group.
     pending: Vec<Sample>,
     pending_bytes: usize,
     file: Option<OpenFile>,
@@ -107,7 +105,7 @@ impl std::fmt::Debug for OpenFile {
 
 impl DatasetWriter {
     /// # Errors
-    /// The URL does not open.
+    /// The URL cannot be opened.
     pub fn open(url: &str, options: WriteOptions) -> Result<Self, WriteError> {
         let (store, prefix) = open(url)?;
         Ok(Self {
@@ -131,10 +129,12 @@ impl DatasetWriter {
     /// An id occurs twice, a similar id is not in this group, or storage fails.
     pub async fn add(&mut self, mut identity: Vec<Sample>) -> Result<(), WriteError> {
         let first = self.positions.len() as u64;
-        let mut own = BTreeMap::new();
+        let mut new_positions = BTreeMap::new();
         for (row, sample) in identity.iter().enumerate() {
             let (id, position) = (&sample.metadata.id, first + row as u64);
-            if own.insert(id.clone(), position).is_some() || self.positions.contains_key(id) {
+            if new_positions.insert(id.clone(), position).is_some()
+                || self.positions.contains_key(id)
+            {
                 return Err(WriteError::DuplicateId { id: id.clone() });
             }
         }
@@ -144,7 +144,7 @@ impl DatasetWriter {
             row.similar_positions = row
                 .similar
                 .iter()
-                .map(|similar| match own.get(similar) {
+                .map(|similar| match new_positions.get(similar) {
                     Some(position) if *similar != row.id => Ok(*position),
                     _ => Err(WriteError::Dangling {
                         id: row.id.clone(),
@@ -155,7 +155,7 @@ impl DatasetWriter {
             self.characters.insert(row.character.clone());
             self.pending_bytes += sample.image.len() + sample.mask.len();
         }
-        self.positions.append(&mut own);
+        self.positions.append(&mut new_positions);
         self.identities += 1;
         self.pending.append(&mut identity);
         let full = self.pending_bytes >= self.options.row_group_bytes
@@ -167,7 +167,8 @@ impl DatasetWriter {
         }
     }
 
-    /// Writes what is left, the index, and then `dataset.json`, which makes the data set exist.
+    /// Writes the remaining rows, the index, and then `dataset.json`, which makes the data set
+    /// visible.
     ///
     /// # Errors
     /// Nothing was added, or storage fails.
@@ -191,8 +192,8 @@ impl DatasetWriter {
                 sha256,
             },
         };
-        let text =
-            serde_json::to_vec_pretty(&manifest).expect("a manifest holds only text and numbers");
+        let text = serde_json::to_vec_pretty(&manifest)
+            .expect("a manifest contains only text and numbers");
         self.put(DATASET_FILE, text).await?;
         Ok(manifest)
     }
@@ -205,7 +206,7 @@ impl DatasetWriter {
         self.pending_bytes = 0;
         let file = match &mut self.file {
             Some(file) => file,
-            none => none.insert(OpenFile {
+            empty => empty.insert(OpenFile {
                 writer: ArrowWriter::try_new(Vec::new(), schema(), Some(sample_properties()))?,
                 row_groups: Vec::new(),
             }),
@@ -238,8 +239,8 @@ impl DatasetWriter {
         Ok(())
     }
 
-    /// Puts `bytes` under a name that ends in the start of their hash: (path, size, SHA-256 in
-    /// hex).
+    /// Writes `bytes` under a name that ends in a prefix of their hash. Returns (path, size,
+    /// SHA-256 in hex).
     async fn put_named(
         &self,
         stem: &str,
@@ -269,8 +270,8 @@ fn sample_properties() -> WriterProperties {
     let mut properties = base_properties();
     for column in IMAGE_COLUMNS {
         let column = || ColumnPath::from(column);
-        // Pictures are compressed already, and their bytes as minimum and maximum would only swell
-        // the footer.
+        // Images are already compressed, and statistics of their bytes would only enlarge the
+        // footer.
         properties = properties
             .set_column_compression(column(), Compression::UNCOMPRESSED)
             .set_column_dictionary_enabled(column(), false)

@@ -1,14 +1,13 @@
-//! A loss curve as a picture: light raw values, a dark smoothed line, axes with numbers. Pure
-//! pixels.
+//! Renders a loss curve: raw values in a light colour, a dark smoothed line, and labelled axes.
 
 use image::{Rgb, RgbImage};
 
 use crate::text::{self, Pixel};
 
-const PAPER: Rgb<u8> = Rgb([255, 255, 255]);
+const BACKGROUND: Rgb<u8> = Rgb([255, 255, 255]);
 const FRAME: Rgb<u8> = Rgb([120, 124, 134]);
-const LATTICE: Rgb<u8> = Rgb([230, 232, 238]);
-const WORDS: Rgb<u8> = Rgb([60, 62, 72]);
+const GRID_LINE: Rgb<u8> = Rgb([230, 232, 238]);
+const TEXT: Rgb<u8> = Rgb([60, 62, 72]);
 const RAW: Rgb<u8> = Rgb([176, 200, 236]);
 const SMOOTH: Rgb<u8> = Rgb([24, 74, 168]);
 const MARGIN: Margin = Margin {
@@ -32,36 +31,36 @@ struct Point {
     loss: f64,
 }
 
-/// A place in the picture, in pixels, before rounding.
+/// A position in the image, in pixels, before rounding.
 #[derive(Clone, Copy)]
-struct Spot {
+struct Position {
     x: f64,
     y: f64,
 }
 
-/// What an axis shows.
+/// The value range of an axis.
 #[derive(Clone, Copy)]
 struct Range {
     low: f64,
     high: f64,
 }
 
-/// A round number on an axis, and how far away the next one is.
+/// A tick: a round value on an axis, and the distance to the next tick.
 struct Tick {
     value: f64,
     step: f64,
 }
 
-/// Draws (step, loss) points; values that are not finite are left out. At least 240 x 160 pixels.
+/// Plots (step, loss) points. Values that are not finite are skipped. At least 240 x 160 pixels.
 #[must_use]
 pub fn loss_curve(points: &[(u64, f64)], title: &str, width: u32, height: u32) -> RgbImage {
     let (width, height) = (width.max(240), height.max(160));
-    let mut image = RgbImage::from_pixel(width, height, PAPER);
+    let mut image = RgbImage::from_pixel(width, height, BACKGROUND);
     let corner = Pixel {
         x: i64::from(MARGIN.left),
         y: 10,
     };
-    text::draw(&mut image, title, corner, 2, WORDS);
+    text::render(&mut image, title, corner, 2, TEXT);
     let points: Vec<Point> = points
         .iter()
         .filter(|(_, loss)| loss.is_finite())
@@ -84,15 +83,15 @@ pub fn loss_curve(points: &[(u64, f64)], title: &str, width: u32, height: u32) -
     image
 }
 
-/// An exponential mean over about a fortieth of the points, started without bias.
+/// Exponential moving average over about a fortieth of the points, with bias correction.
 fn smooth(points: &[Point]) -> Vec<Point> {
-    let keep = 1.0 - 1.0 / (points.len() as f64 / 40.0).max(1.0);
+    let decay = 1.0 - 1.0 / (points.len() as f64 / 40.0).max(1.0);
     let (mut sum, mut weight) = (0.0, 0.0);
     points
         .iter()
         .map(|point| {
-            sum = sum * keep + point.loss * (1.0 - keep);
-            weight = weight * keep + (1.0 - keep);
+            sum = sum * decay + point.loss * (1.0 - decay);
+            weight = weight * decay + (1.0 - decay);
             Point {
                 step: point.step,
                 loss: sum / weight,
@@ -103,8 +102,8 @@ fn smooth(points: &[Point]) -> Vec<Point> {
 
 struct Plot {
     /// Corners of the frame.
-    top_left: Spot,
-    bottom_right: Spot,
+    top_left: Position,
+    bottom_right: Position,
     steps: Range,
     losses: Range,
 }
@@ -112,29 +111,29 @@ struct Plot {
 impl Plot {
     fn around(points: &[Point], width: u32, height: u32) -> Self {
         let losses = Range::of(points.iter().map(|point| point.loss));
-        let air = (losses.high - losses.low) * 0.05;
+        let margin = (losses.high - losses.low) * 0.05;
         Self {
-            top_left: Spot {
+            top_left: Position {
                 x: f64::from(MARGIN.left),
                 y: f64::from(MARGIN.top),
             },
-            bottom_right: Spot {
+            bottom_right: Position {
                 x: f64::from(width - MARGIN.right),
                 y: f64::from(height - MARGIN.bottom),
             },
             steps: Range::of(points.iter().map(|point| point.step)),
             losses: Range {
-                low: losses.low - air,
-                high: losses.high + air,
+                low: losses.low - margin,
+                high: losses.high + margin,
             },
         }
     }
 
-    fn at(&self, point: Point) -> Spot {
+    fn at(&self, point: Point) -> Position {
         let (from, to) = (self.top_left, self.bottom_right);
-        Spot {
-            x: from.x + self.steps.share(point.step) * (to.x - from.x),
-            y: to.y - self.losses.share(point.loss) * (to.y - from.y),
+        Position {
+            x: from.x + self.steps.fraction(point.step) * (to.x - from.x),
+            y: to.y - self.losses.fraction(point.loss) * (to.y - from.y),
         }
     }
 
@@ -144,14 +143,14 @@ impl Plot {
             step: self.steps.low,
             loss: self.losses.low,
         };
-        let spot = |x, y| Spot { x, y };
+        let position = |x, y| Position { x, y };
         let write = |image: &mut RgbImage, label: &str, x: i64, y: i64| {
-            text::draw(image, label, Pixel { x, y }, 1, WORDS);
+            text::render(image, label, Pixel { x, y }, 1, TEXT);
         };
         for tick in self.losses.ticks() {
             let loss = tick.value;
             let y = self.at(Point { loss, ..origin }).y;
-            line(image, spot(from.x, y), spot(to.x, y), 1, LATTICE);
+            line(image, position(from.x, y), position(to.x, y), 1, GRID_LINE);
             let label = tick.label();
             let left = from.x as i64 - 6 - i64::from(text::width(&label, 1));
             write(image, &label, left, y as i64 - 3);
@@ -159,12 +158,12 @@ impl Plot {
         for tick in self.steps.ticks() {
             let step = tick.value;
             let x = self.at(Point { step, ..origin }).x;
-            line(image, spot(x, from.y), spot(x, to.y), 1, LATTICE);
+            line(image, position(x, from.y), position(x, to.y), 1, GRID_LINE);
             let label = tick.label();
             let left = x as i64 - i64::from(text::width(&label, 1) / 2);
             write(image, &label, left, to.y as i64 + 7);
         }
-        let corner = spot(from.x, to.y);
+        let corner = position(from.x, to.y);
         line(image, from, corner, 1, FRAME);
         line(image, corner, to, 1, FRAME);
         write(image, "loss", 6, from.y as i64 - 12);
@@ -173,7 +172,7 @@ impl Plot {
 }
 
 impl Range {
-    /// Of all values, with some room where they are one value or none.
+    /// The range of all values, widened if there is at most one distinct value.
     fn of(values: impl Iterator<Item = f64> + Clone) -> Self {
         let low = values.clone().fold(f64::INFINITY, f64::min);
         let high = values.fold(f64::NEG_INFINITY, f64::max);
@@ -187,12 +186,12 @@ impl Range {
         Self { low, high }
     }
 
-    /// 0 at the low end, 1 at the high one.
-    fn share(self, value: f64) -> f64 {
+    /// 0 at the low end, 1 at the high end.
+    fn fraction(self, value: f64) -> f64 {
         (value - self.low) / (self.high - self.low)
     }
 
-    /// Round numbers inside.
+    /// Round values inside the range.
     fn ticks(self) -> Vec<Tick> {
         let rough = (self.high - self.low) / 5.0;
         let power = 10f64.powf(rough.log10().floor());
@@ -214,29 +213,29 @@ impl Range {
 }
 
 impl Tick {
-    /// As many decimals as the distance between ticks needs.
+    /// The value with as many decimals as the distance between ticks needs.
     fn label(&self) -> String {
         let decimals = (-self.step.log10().floor()).max(0.0) as usize;
         format!("{:.decimals$}", self.value)
     }
 }
 
-fn line(image: &mut RgbImage, a: Spot, b: Spot, thick: u32, colour: Rgb<u8>) {
+fn line(image: &mut RgbImage, a: Position, b: Position, thickness: u32, colour: Rgb<u8>) {
     let length = (b.x - a.x).abs().max((b.y - a.y).abs()).ceil().max(1.0);
     for i in 0..=length as u32 {
         let t = f64::from(i) / length;
-        let at = Spot {
+        let position = Position {
             x: a.x + (b.x - a.x) * t,
             y: a.y + (b.y - a.y) * t,
         };
-        dot(image, at, thick, colour);
+        dot(image, position, thickness, colour);
     }
 }
 
-fn dot(image: &mut RgbImage, at: Spot, side: u32, colour: Rgb<u8>) {
+fn dot(image: &mut RgbImage, corner: Position, side: u32, colour: Rgb<u8>) {
     let from = Pixel {
-        x: at.x.round() as i64,
-        y: at.y.round() as i64,
+        x: corner.x.round() as i64,
+        y: corner.y.round() as i64,
     };
     text::square(image, from, side, colour);
 }
@@ -246,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_falling_loss_falls_on_paper() {
+    fn a_falling_loss_falls_in_the_image() {
         let points: Vec<(u64, f64)> = (0..200)
             .map(|s| (s, 1.0 / (1.0 + s as f64 / 20.0)))
             .collect();
@@ -254,13 +253,13 @@ mod tests {
         let height_at = |x: u32| {
             (0..240)
                 .find(|y| *image.get_pixel(x, *y) == SMOOTH)
-                .expect("the line crosses")
+                .expect("the line crosses this column")
         };
         assert!(height_at(80) < height_at(160) && height_at(160) < height_at(360));
     }
 
     #[test]
-    fn odd_input_is_drawn_without_a_panic() {
+    fn degenerate_input_is_plotted_without_a_panic() {
         for points in [
             vec![],
             vec![(3, 0.5)],

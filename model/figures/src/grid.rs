@@ -1,20 +1,20 @@
-//! Sheets of pictures for people: rows of target, references with their concepts, and what was
-//! drawn. Pure pixels; the rank and the command line save them as PNG.
+//! Image grids for humans: rows of target, references with their concepts, and generated images.
+//! The rank and the command line save them as PNG.
 
 use image::imageops::FilterType;
 use image::{DynamicImage, Rgb, RgbImage};
 
 use crate::text::{self, Pixel};
 
-const PAPER: Rgb<u8> = Rgb([250, 250, 248]);
-const INK: Rgb<u8> = Rgb([255, 255, 255]);
-const CAPTION: Rgb<u8> = Rgb([60, 62, 70]);
+const BACKGROUND: Rgb<u8> = Rgb([250, 250, 248]);
+const LABEL_TEXT: Rgb<u8> = Rgb([255, 255, 255]);
+const CAPTION_TEXT: Rgb<u8> = Rgb([60, 62, 70]);
 const GAP: u32 = 4;
-const STRIP: u32 = 13;
+const LABEL_HEIGHT: u32 = 13;
 /// Height of a line of a caption.
-const LINE: u32 = text::HEIGHT + 3;
+const LINE_HEIGHT: u32 = text::HEIGHT + 3;
 
-/// One picture with the word above it: "target", "drawn", or a concept's word.
+/// One image with a label above it: "target", "drawn", or the word of a concept.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cell {
     pub label: String,
@@ -31,15 +31,15 @@ impl Cell {
     }
 }
 
-/// Rows of cells, `across` rows beside each other, every picture scaled to `side` pixels. An empty
-/// list gives a blank sheet.
+/// Rows of cells, `across` rows next to each other, each image scaled to `side` pixels. An empty
+/// list gives a blank grid.
 #[must_use]
 pub fn image_grid(rows: &[Vec<Cell>], side: u32, across: u32) -> RgbImage {
     let across = across.clamp(1, rows.len().max(1) as u32);
     let cells = rows.iter().map(Vec::len).max().unwrap_or(0).max(1) as u32;
     let lines = (rows.len() as u32).div_ceil(across).max(1);
-    let block = (cells * (side + GAP) + GAP * 2, side + STRIP + GAP);
-    let mut sheet = RgbImage::from_pixel(across * block.0 + GAP, lines * block.1 + GAP, PAPER);
+    let block = (cells * (side + GAP) + GAP * 2, side + LABEL_HEIGHT + GAP);
+    let mut sheet = RgbImage::from_pixel(across * block.0 + GAP, lines * block.1 + GAP, BACKGROUND);
     for (index, row) in rows.iter().enumerate() {
         let (column, line) = (index as u32 % across, index as u32 / across);
         for (n, cell) in row.iter().enumerate() {
@@ -51,7 +51,7 @@ pub fn image_grid(rows: &[Vec<Cell>], side: u32, across: u32) -> RgbImage {
     sheet
 }
 
-/// One row of cells under each other, each with a text below it that breaks where the row ends.
+/// Rows of cells below each other, each with a caption that wraps at the width of the grid.
 #[must_use]
 pub fn captioned_grid(rows: &[(Vec<Cell>, String)], side: u32) -> RgbImage {
     let cells = rows
@@ -61,14 +61,15 @@ pub fn captioned_grid(rows: &[(Vec<Cell>, String)], side: u32) -> RgbImage {
         .unwrap_or(0)
         .max(1) as u32;
     let width = cells * (side + GAP) + GAP;
-    let room = ((width - 2 * GAP) / text::ADVANCE).max(1) as usize;
+    let characters = ((width - 2 * GAP) / text::ADVANCE).max(1) as usize;
     let lines: Vec<Vec<String>> = rows
         .iter()
-        .map(|(_, caption)| broken(caption, room))
+        .map(|(_, caption)| wrap(caption, characters))
         .collect();
-    let height_of = |lines: &[String]| STRIP + side + GAP + lines.len() as u32 * LINE + GAP;
+    let height_of =
+        |lines: &[String]| LABEL_HEIGHT + side + GAP + lines.len() as u32 * LINE_HEIGHT + GAP;
     let height = lines.iter().map(|it| height_of(it)).sum::<u32>() + GAP;
-    let mut sheet = RgbImage::from_pixel(width, height, PAPER);
+    let mut sheet = RgbImage::from_pixel(width, height, BACKGROUND);
     let mut y = GAP;
     for ((cells, _), lines) in rows.iter().zip(&lines) {
         for (n, cell) in cells.iter().enumerate() {
@@ -80,23 +81,23 @@ pub fn captioned_grid(rows: &[(Vec<Cell>, String)], side: u32) -> RgbImage {
             );
         }
         for (n, line) in lines.iter().enumerate() {
-            let top = y + STRIP + side + GAP + n as u32 * LINE;
-            text::draw(&mut sheet, line, pixel(GAP, top), 1, CAPTION);
+            let top = y + LABEL_HEIGHT + side + GAP + n as u32 * LINE_HEIGHT;
+            text::render(&mut sheet, line, pixel(GAP, top), 1, CAPTION_TEXT);
         }
         y += height_of(lines);
     }
     sheet
 }
 
-/// Lines of at most `room` characters, broken between words where that is possible.
-fn broken(text: &str, room: usize) -> Vec<String> {
+/// Wraps text to lines of at most `characters` characters, between words if possible.
+fn wrap(text: &str, characters: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
-        let pieces: Vec<char> = word.chars().collect();
-        for piece in pieces.chunks(room) {
+        let letters: Vec<char> = word.chars().collect();
+        for piece in letters.chunks(characters) {
             let line = lines.last_mut().expect("there is one at least");
             let space = usize::from(!line.is_empty());
-            if line.chars().count() + space + piece.len() > room {
+            if line.chars().count() + space + piece.len() > characters {
                 lines.push(piece.iter().collect());
             } else {
                 line.extend(std::iter::repeat_n(' ', space).chain(piece.iter().copied()));
@@ -113,26 +114,31 @@ fn pixel(x: u32, y: u32) -> Pixel {
     }
 }
 
-/// `at`: the cell's top left corner.
-fn put_cell(sheet: &mut RgbImage, cell: &Cell, at: Pixel, side: u32) {
-    let strip = RgbImage::from_pixel(side, STRIP, strip_colour(&cell.label));
-    image::imageops::replace(sheet, &strip, at.x, at.y);
-    let room = (side / text::ADVANCE) as usize;
-    let label: String = cell.label.chars().take(room).collect();
+/// `corner` is the top left corner of the cell.
+fn put_cell(sheet: &mut RgbImage, cell: &Cell, corner: Pixel, side: u32) {
+    let strip = RgbImage::from_pixel(side, LABEL_HEIGHT, strip_colour(&cell.label));
+    image::imageops::replace(sheet, &strip, corner.x, corner.y);
+    let characters = (side / text::ADVANCE) as usize;
+    let label: String = cell.label.chars().take(characters).collect();
     let inside = Pixel {
-        x: at.x + 3,
-        y: at.y + 3,
+        x: corner.x + 3,
+        y: corner.y + 3,
     };
-    text::draw(sheet, &label, inside, 1, INK);
+    text::render(sheet, &label, inside, 1, LABEL_TEXT);
     let scaled = DynamicImage::ImageRgb8(cell.image.clone()).resize_exact(
         side,
         side,
         FilterType::CatmullRom,
     );
-    image::imageops::replace(sheet, &scaled.into_rgb8(), at.x, at.y + i64::from(STRIP));
+    image::imageops::replace(
+        sheet,
+        &scaled.into_rgb8(),
+        corner.x,
+        corner.y + i64::from(LABEL_HEIGHT),
+    );
 }
 
-/// Each word has its colour, so that a whole sheet can be read at a glance.
+/// Each concept has its own colour, so that a grid can be read at a glance.
 fn strip_colour(label: &str) -> Rgb<u8> {
     match label.split(' ').next().unwrap_or("") {
         "target" => Rgb([70, 74, 92]),
@@ -150,13 +156,13 @@ mod tests {
 
     #[test]
     fn captions_break_between_words_or_inside_long_ones() {
-        assert_eq!(broken("one two three", 7), ["one two", "three"]);
-        assert_eq!(broken("abcdefghij k", 4), ["abcd", "efgh", "ij k"]);
-        assert_eq!(broken("", 4), [""]);
+        assert_eq!(wrap("one two three", 7), ["one two", "three"]);
+        assert_eq!(wrap("abcdefghij k", 4), ["abcd", "efgh", "ij k"]);
+        assert_eq!(wrap("", 4), [""]);
     }
 
     #[test]
-    fn every_cell_finds_its_place() {
+    fn every_cell_is_in_its_position() {
         let solid = |v: u8| RgbImage::from_pixel(10, 10, Rgb([v, v, v]));
         let rows: Vec<Vec<Cell>> = (0..3)
             .map(|r| {
@@ -177,7 +183,10 @@ mod tests {
                 .count();
             assert_eq!(count, 32 * 32, "cell of grey {value}");
         }
-        assert!(sheet.pixels().any(|p| *p == INK), "labels are written");
+        assert!(
+            sheet.pixels().any(|p| *p == LABEL_TEXT),
+            "labels are written"
+        );
         let captioned = captioned_grid(&[(rows[0].clone(), "a word and more words".into())], 32);
         // Two cells, and a text of two lines of twelve characters.
         assert_eq!(
@@ -185,7 +194,7 @@ mod tests {
             (2 * 36 + 4, 4 + 13 + 32 + 4 + 2 * 10 + 4)
         );
         assert!(
-            captioned.pixels().any(|p| *p == CAPTION),
+            captioned.pixels().any(|p| *p == CAPTION_TEXT),
             "captions are written"
         );
         assert_eq!(image_grid(&[], 32, 4).dimensions().0, 32 + 3 * GAP + GAP);

@@ -1,12 +1,11 @@
-//! A map of numbers laid over a picture, for people: dark where it is least, bright where it is
-//! most. Pure pixels.
+//! Overlays a heat map on an image: dark at the minimum, bright at the maximum.
 
 use image::imageops::FilterType;
 use image::{ImageBuffer, Luma, Rgb, RgbImage};
 
-/// Share of the map in the mixture; the rest is the picture.
-const COVER: f32 = 0.6;
-/// From least to most.
+/// Weight of the heat map in the blend; the rest is the image.
+const MAP_WEIGHT: f32 = 0.6;
+/// Colours from minimum to maximum.
 const RAMP: [[f32; 3]; 4] = [
     [20.0, 16.0, 60.0],
     [130.0, 30.0, 110.0],
@@ -14,33 +13,40 @@ const RAMP: [[f32; 3]; 4] = [
     [252.0, 240.0, 140.0],
 ];
 
-/// `values` are rows of `width` numbers; they are stretched over the picture, and from their least
-/// to their most over the colours.
+/// `values` are rows of `width` numbers. They are scaled to the size of the image, and their range
+/// to the range of colours.
 #[must_use]
 pub fn overlay(image: &RgbImage, values: &[f32], width: u32) -> RgbImage {
-    let least = values.iter().copied().fold(f32::INFINITY, f32::min);
-    let most = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let range = if most > least { most - least } else { 1.0 };
-    let scaled = values.iter().map(|value| (value - least) / range).collect();
+    let minimum = values.iter().copied().fold(f32::INFINITY, f32::min);
+    let maximum = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let range = if maximum > minimum {
+        maximum - minimum
+    } else {
+        1.0
+    };
+    let scaled = values
+        .iter()
+        .map(|value| (value - minimum) / range)
+        .collect();
     let height = values.len() as u32 / width.max(1);
     let Some(map) = ImageBuffer::<Luma<f32>, Vec<f32>>::from_raw(width, height, scaled) else {
         return image.clone();
     };
-    let (across, down) = image.dimensions();
-    let map = image::imageops::resize(&map, across, down, FilterType::Triangle);
-    RgbImage::from_fn(across, down, |x, y| {
+    let (image_width, image_height) = image.dimensions();
+    let map = image::imageops::resize(&map, image_width, image_height, FilterType::Triangle);
+    RgbImage::from_fn(image_width, image_height, |x, y| {
         let heat = colour(map.get_pixel(x, y).0[0]);
         let under = image.get_pixel(x, y).0;
-        let mixed = |i: usize| heat[i] * COVER + f32::from(under[i]) * (1.0 - COVER);
+        let mixed = |i: usize| heat[i] * MAP_WEIGHT + f32::from(under[i]) * (1.0 - MAP_WEIGHT);
         Rgb([mixed(0) as u8, mixed(1) as u8, mixed(2) as u8])
     })
 }
 
-fn colour(share: f32) -> [f32; 3] {
-    let at = share.clamp(0.0, 1.0) * (RAMP.len() - 1) as f32;
-    let low = (at as usize).min(RAMP.len() - 2);
-    let (from, to, part) = (RAMP[low], RAMP[low + 1], at - low as f32);
-    std::array::from_fn(|i| from[i] + (to[i] - from[i]) * part)
+fn colour(fraction: f32) -> [f32; 3] {
+    let scaled = fraction.clamp(0.0, 1.0) * (RAMP.len() - 1) as f32;
+    let low = (scaled as usize).min(RAMP.len() - 2);
+    let (from, to, weight) = (RAMP[low], RAMP[low + 1], scaled - low as f32);
+    std::array::from_fn(|i| from[i] + (to[i] - from[i]) * weight)
 }
 
 #[cfg(test)]
@@ -48,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_brightest_place_is_where_the_map_is_most() {
+    fn the_brightest_pixel_is_at_the_maximum_of_the_map() {
         let image = RgbImage::from_pixel(8, 8, Rgb([100, 100, 100]));
         let out = overlay(&image, &[0.1, 0.1, 0.1, 0.4], 2);
         let bright = |x, y| {
@@ -66,7 +72,7 @@ mod tests {
             bright(0, 0)
         );
         assert_eq!(bright(0, 0), bright(0, 1));
-        // The same everywhere: dark, not a division by zero.
+        // A constant map is dark; no division by zero.
         let flat = overlay(&image, &[0.5; 4], 2);
         assert_eq!(flat.get_pixel(7, 7), out.get_pixel(0, 0));
     }

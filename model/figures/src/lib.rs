@@ -1,6 +1,6 @@
-//! Everything that draws: synthetic figures (a data set that needs no download), and grids, heat
-//! maps and curves for people to look at. Used by command lines and ranks; nothing that
-//! `coordinator serve` reaches names this crate.
+//! Rendering: synthetic figures (a data set that needs no download), and image grids, heat maps and
+//! loss curves. Used by command lines and ranks. No code that `coordinator serve` reaches depends
+//! on this crate.
 
 pub mod curve;
 pub mod grid;

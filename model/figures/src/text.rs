@@ -1,5 +1,6 @@
-//! A tiny built-in font, so that grids and charts need no font file. Capital letters, digits and a
-//! few signs, five by seven pixels; small letters are drawn as capitals, anything else as a gap.
+//! A small built-in font, so that grids and charts need no font file. Capital letters, digits and
+//! some punctuation, five by seven pixels. Lower-case letters are rendered as capitals, other
+//! characters as a gap.
 
 use image::{Rgb, RgbImage};
 
@@ -7,25 +8,25 @@ use image::{Rgb, RgbImage};
 pub(crate) const ADVANCE: u32 = 6;
 pub(crate) const HEIGHT: u32 = 7;
 
-/// A place in a picture, in pixels from its top left corner; it may lie outside.
+/// A position in an image, in pixels from its top left corner. It may be outside of the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Pixel {
     pub(crate) x: i64,
     pub(crate) y: i64,
 }
 
-/// Draws `text` with its top left corner at `from`, every font pixel `scale` pixels wide. Clipped
+/// Renders `text` with its top left corner at `from`, each font pixel `scale` pixels wide. Clipped
 /// at the edges.
-pub(crate) fn draw(image: &mut RgbImage, text: &str, from: Pixel, scale: u32, colour: Rgb<u8>) {
+pub(crate) fn render(image: &mut RgbImage, text: &str, from: Pixel, scale: u32, colour: Rgb<u8>) {
     let mut left = from.x;
     for character in text.chars() {
         for (row, bits) in glyph(character).into_iter().enumerate() {
             for column in (0..5).filter(|c| bits & (0b1_0000 >> c) != 0) {
-                let at = Pixel {
+                let corner = Pixel {
                     x: left + i64::from(column * scale),
                     y: from.y + row as i64 * i64::from(scale),
                 };
-                square(image, at, scale, colour);
+                square(image, corner, scale, colour);
             }
         }
         left += i64::from(ADVANCE * scale);
@@ -49,7 +50,7 @@ pub(crate) fn square(image: &mut RgbImage, from: Pixel, side: u32, colour: Rgb<u
     }
 }
 
-/// Seven rows of five bits, the highest on the left.
+/// Seven rows of five bits, the most significant bit on the left.
 fn glyph(character: char) -> [u8; 7] {
     const LETTERS: [[u8; 7]; 26] = [
         [0x0e, 0x11, 0x11, 0x1f, 0x11, 0x11, 0x11],

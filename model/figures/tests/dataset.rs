@@ -1,5 +1,5 @@
-//! Whole data sets of synthetic figures through real files: round trip, same bytes, planted faults,
-//! rejected imports, loading.
+//! End-to-end tests of data sets of synthetic figures on disk: round trip, determinism, planted
+//! faults, rejected imports, loading.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -11,7 +11,7 @@ use model_data::dataset::{Dataset, DatasetError};
 use model_data::describe::describe;
 use model_data::import::{ImportError, import};
 use model_data::loader::{LoadError, Loader, LoaderOptions};
-use model_data::prepare::Shown;
+use model_data::prepare::ExampleConfig;
 use model_data::sample::{Sample, split_tags};
 use model_data::verify::verify;
 use model_data::writer::{DatasetWriter, WriteError, WriteOptions};
@@ -65,9 +65,9 @@ fn data(folder: &Path) -> Data {
     }
 }
 
-fn loading(cache_bytes: usize) -> LoaderOptions {
+fn loader_options(cache_bytes: usize) -> LoaderOptions {
     LoaderOptions {
-        shown: Shown {
+        examples: ExampleConfig {
             references: Some(References {
                 task: Task::Composition,
                 pairing: Pairing::B,
@@ -98,9 +98,9 @@ async fn what_is_written_is_read_back() {
     );
     let dataset = Dataset::open(&url(dir.path())).await.unwrap();
     assert_eq!(*dataset.manifest(), manifest);
-    let given: Vec<Sample> = synthesize(&options()).collect();
+    let written: Vec<Sample> = synthesize(&options()).collect();
     let scanned = dataset.scan().await.unwrap();
-    for (position, sample) in given.iter().enumerate() {
+    for (position, sample) in written.iter().enumerate() {
         let (group, row) = dataset.group_of(position as u64).unwrap();
         let read = dataset.rows_of_group(group).await.unwrap().swap_remove(row);
         assert_eq!((&read.image, &read.mask), (&sample.image, &sample.mask));
@@ -112,11 +112,11 @@ async fn what_is_written_is_read_back() {
             .iter()
             .zip(&read.metadata.similar_positions)
         {
-            assert_eq!(given[*at as usize].metadata.id, *id);
+            assert_eq!(written[*at as usize].metadata.id, *id);
             assert_eq!(
                 dataset.group_of(*at).unwrap().0,
                 group,
-                "similar pictures share a row group"
+                "similar images share a row group"
             );
         }
         let mut expected = sample.metadata.clone();
@@ -128,7 +128,7 @@ async fn what_is_written_is_read_back() {
     assert!(
         index
             .iter()
-            .all(|(id, at)| given[*at as usize].metadata.id == *id)
+            .all(|(id, at)| written[*at as usize].metadata.id == *id)
     );
     assert!(matches!(
         dataset.group_of(48),
@@ -190,7 +190,7 @@ async fn the_writer_refuses_what_a_reader_could_not_trust() {
         .await
         .unwrap_err()
         .to_string();
-    assert!(missing.contains("dataset.json is not there"), "{missing}");
+    assert!(missing.contains("dataset.json does not exist"), "{missing}");
 }
 
 #[test]
@@ -233,10 +233,10 @@ fn figures_have_true_boxes_masks_and_tags() {
             all += usize::from(face.0[0] > 0);
             on_figure += usize::from(face.0[0] > 0 && mask.0[0] > 127);
         }
-        // A tilted head's box has corners beside the head.
+        // The box of a tilted head has corners next to the head.
         assert!(
             on_figure * 100 > all * 80,
-            "{}: {on_figure} of {all} face pixels are figure",
+            "{}: {on_figure} of {all} face pixels are on the figure",
             row.id
         );
         assert!(
@@ -248,7 +248,7 @@ fn figures_have_true_boxes_masks_and_tags() {
 }
 
 #[test]
-fn the_papers_histogram_of_similar_can_be_asked_for() {
+fn the_papers_histogram_of_similar_can_be_requested() {
     let options = SynthesizeOptions {
         characters: 12,
         outfits: 1,
@@ -272,10 +272,12 @@ fn the_papers_histogram_of_similar_can_be_asked_for() {
 async fn a_step_is_the_same_however_it_is_cut_and_cached() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), identities(&options()), small_groups()).await;
-    let large = Loader::open(&data(dir.path()), loading(64 << 20))
+    let large = Loader::open(&data(dir.path()), loader_options(64 << 20))
         .await
         .unwrap();
-    let none = Loader::open(&data(dir.path()), loading(0)).await.unwrap();
+    let none = Loader::open(&data(dir.path()), loader_options(0))
+        .await
+        .unwrap();
     assert!(!large.held_out().is_empty());
     assert_eq!(large.training().len() + large.held_out().len(), 48);
     for step in [1, 2, 9] {
@@ -301,7 +303,7 @@ async fn a_step_is_the_same_however_it_is_cut_and_cached() {
     ));
     let pinned = LoaderOptions {
         version: Some("other".to_owned()),
-        ..loading(0)
+        ..loader_options(0)
     };
     assert!(matches!(
         Loader::open(&data(dir.path()), pinned).await,
@@ -312,12 +314,12 @@ async fn a_step_is_the_same_however_it_is_cut_and_cached() {
         ..data(dir.path())
     };
     assert!(matches!(
-        Loader::open(&nothing, loading(0)).await,
+        Loader::open(&nothing, loader_options(0)).await,
         Err(LoadError::NothingToTrain { .. })
     ));
 }
 
-/// A data set as the writer would never write it.
+/// Writes a data set that the writer would reject.
 fn write_by_hand(folder: &Path, rows: &[Sample]) {
     let encode = |batch: &arrow_array::RecordBatch| {
         let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).unwrap();
@@ -352,7 +354,9 @@ fn write_by_hand(folder: &Path, rows: &[Sample]) {
     let ((size, sha), (index_size, index_sha)) = (entry(&samples), entry(&index));
     let manifest = serde_json::json!({
         "schema_version": 1, "source": "by hand", "samples": rows.len(), "characters": 1,
-        "files": [{ "path": "s.parquet", "size_bytes": size, "sha256": sha, "row_groups": [rows.len()] }],
+        "files": [{
+            "path": "s.parquet", "size_bytes": size, "sha256": sha, "row_groups": [rows.len()],
+        }],
         "index": { "path": "i.parquet", "size_bytes": index_size, "sha256": index_sha },
     });
     std::fs::write(folder.join("s.parquet"), samples).unwrap();
@@ -364,7 +368,7 @@ fn mask_of(side: u32) -> bytes::Bytes {
     model_data::image_file::encode_gray(GrayImage::new(side, side)).unwrap()
 }
 
-/// One identity with true positions, to plant faults in.
+/// One identity with correct positions, to plant faults in.
 fn good_rows() -> Vec<Sample> {
     let mut rows = identities(&options()).next().unwrap();
     let ids: Vec<String> = rows.iter().map(|r| r.metadata.id.clone()).collect();
@@ -382,13 +386,13 @@ async fn verify_finds_each_planted_fault() {
         ("is not in the data set", |r| {
             r[0].metadata.similar[0] = "nobody".to_owned()
         }),
-        ("the id is that of position 0 too", |r| {
+        ("the id is also that of position 0", |r| {
             r[1].metadata.id = r[0].metadata.id.clone()
         }),
-        ("leaves the picture", |r| {
+        ("leaves the image", |r| {
             r[2].metadata.bbox = [0.9, 0.5, 0.4, 0.2]
         }),
-        ("leaves the picture", |r| {
+        ("leaves the image", |r| {
             r[2].metadata.bbox = [0.5, 0.5, 0.0, f64::NAN]
         }),
         ("the image cannot be decoded", |r| {
@@ -441,7 +445,7 @@ async fn verify_finds_damaged_and_missing_files_and_the_loader_names_the_row() {
             holdout: 0.0,
             ..data(dir.path())
         },
-        loading(0),
+        loader_options(0),
     )
     .await
     .unwrap();
@@ -477,7 +481,7 @@ fn png(image: DynamicImage, path: &Path) {
     image.save_with_format(path, ImageFormat::Png).unwrap();
 }
 
-/// A folder with three good pictures with masks, one with alpha, and one of another size.
+/// A folder with three valid images with masks, one with alpha, and one that does not decode.
 fn import_folder(lines: &[&str]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for name in ["a", "b", "c"] {
@@ -498,19 +502,26 @@ fn import_folder(lines: &[&str]) -> tempfile::TempDir {
         }
     });
     png(alpha.into(), &dir.path().join("alpha.png"));
-    std::fs::write(dir.path().join("broken.png"), b"not a picture").unwrap();
+    std::fs::write(dir.path().join("broken.png"), b"not an image").unwrap();
     std::fs::write(dir.path().join("samples.jsonl"), lines.join("\n")).unwrap();
     dir
 }
 
-const A: &str = r#"{"id":"a","character":"x","artists":"y","bbox":[0.5,0.3,0.4,0.3],"prompts":"smile, 1girl","cloths":["red_skirt"],"similar":["b"],"image":"a.png","mask":"a_mask.png"}"#;
-const B: &str = r#"{"id":"b","character":"x","artists":"y","bbox":[0.5,0.3,0.4,0.3],"prompts":"1girl","similar":["a","gone"],"image":"b.png","mask":"b_mask.png"}"#;
+const A: &str = concat!(
+    r#"{"id":"a","character":"x","artists":"y","bbox":[0.5,0.3,0.4,0.3],"#,
+    r#""prompts":"smile, 1girl","cloths":["red_skirt"],"similar":["b"],"#,
+    r#""image":"a.png","mask":"a_mask.png"}"#,
+);
+const B: &str = concat!(
+    r#"{"id":"b","character":"x","artists":"y","bbox":[0.5,0.3,0.4,0.3],"#,
+    r#""prompts":"1girl","similar":["a","gone"],"image":"b.png","mask":"b_mask.png"}"#,
+);
 const ALPHA: &str =
     r#"{"id":"s","character":"z","artists":"y","prompts":"1boy","outfit":"o","image":"alpha.png"}"#;
 const ALPHA_TWIN: &str =
     r#"{"id":"t","character":"z","artists":"y","prompts":"1boy","outfit":"o","image":"alpha.png"}"#;
 
-/// Lines that cannot be used, and what their reason must say.
+/// Invalid lines, and a part of the expected reason.
 const BAD: [(&str, &str); 10] = [
     (r#"{"id":"c""#, "EOF"),
     (
@@ -519,7 +530,7 @@ const BAD: [(&str, &str); 10] = [
     ),
     (
         r#"{"id":"a","character":"x","artists":"y","prompts":"","image":"c.png"}"#,
-        "is that of line 1 too",
+        "is also that of line 1",
     ),
     (
         r#"{"id":"d","character":"","artists":"y","prompts":"","image":"c.png"}"#,
@@ -542,12 +553,18 @@ const BAD: [(&str, &str); 10] = [
         "there is no mask",
     ),
     (
-        r#"{"id":"i","character":"x","artists":"y","prompts":"","image":"alpha.png","mask":"c_mask.png"}"#,
+        concat!(
+            r#"{"id":"i","character":"x","artists":"y","prompts":"","#,
+            r#""image":"alpha.png","mask":"c_mask.png"}"#,
+        ),
         "is 20x30 pixels",
     ),
     (
-        r#"{"id":"j","character":"x","artists":"y","bbox":[0.9,0.5,0.5,0.1],"prompts":"","image":"c.png"}"#,
-        "leaves the picture",
+        concat!(
+            r#"{"id":"j","character":"x","artists":"y","bbox":[0.9,0.5,0.5,0.1],"#,
+            r#""prompts":"","image":"c.png"}"#,
+        ),
+        "leaves the image",
     ),
 ];
 
@@ -589,20 +606,28 @@ async fn an_import_keeps_the_good_and_names_the_bad() {
     assert_eq!(
         rows[2].similar,
         ["t"],
-        "one outfit without similar: all of it"
+        "without `similar`, all rows of the outfit are similar"
     );
     assert!(
         (rows[2].bbox[0] - 0.5).abs() < 0.05 && rows[2].bbox[1] < 0.4,
         "{:?}",
         rows[2].bbox
     );
-    let told = describe(&dataset).await.unwrap();
+    let description = describe(&dataset).await.unwrap();
     assert_eq!(
-        (told.samples, told.characters, told.identities, told.artists),
+        (
+            description.samples,
+            description.characters,
+            description.identities,
+            description.artists
+        ),
         (4, 2, 2, 1)
     );
-    assert_eq!(told.similar.into_iter().collect::<Vec<_>>(), [(1, 4)]);
-    assert_eq!(told.frequent_cloths, [("red skirt".to_owned(), 1)]);
+    assert_eq!(
+        description.similar.into_iter().collect::<Vec<_>>(),
+        [(1, 4)]
+    );
+    assert_eq!(description.frequent_cloths, [("red skirt".to_owned(), 1)]);
 }
 
 #[tokio::test]

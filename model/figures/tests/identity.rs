@@ -1,10 +1,10 @@
-//! How well `model_data::identity` tells synthetic figures apart.
+//! Accuracy of `model_data::identity` on synthetic figures.
 
 use figures::synthetic::{Similar, SynthesizeOptions, identities};
 use model_data::identity::{Histogram, figure_mask, histogram, mean, nearest};
 use model_data::image_file::decode;
 
-/// (histogram by true mask, histogram by found mask where the ground is plain) of each picture of
+/// (histogram by true mask, histogram by computed mask if the background is plain) of each image of
 /// each identity.
 fn figures(count: u32) -> Vec<Vec<(Histogram, Option<Histogram>)>> {
     let options = SynthesizeOptions {
@@ -20,7 +20,7 @@ fn figures(count: u32) -> Vec<Vec<(Histogram, Option<Histogram>)>> {
             identity
                 .iter()
                 .map(|sample| {
-                    let decoded = decode(sample, 0).expect("synthetic pictures decode");
+                    let decoded = decode(sample, 0).expect("synthetic images decode");
                     let plain = sample.metadata.prompts.contains("simple_background");
                     let found =
                         plain.then(|| histogram(&decoded.image, &figure_mask(&decoded.image)));
@@ -32,12 +32,12 @@ fn figures(count: u32) -> Vec<Vec<(Histogram, Option<Histogram>)>> {
 }
 
 #[test]
-fn true_pictures_are_found_among_eight_nearly_always() {
+fn true_images_are_nearly_always_identified_among_eight() {
     let figures = figures(40);
-    let (mut asked, mut right, mut plain_asked, mut plain_right, mut single) = (0, 0, 0, 0, 0);
+    let (mut total, mut correct, mut plain_total, mut plain_correct, mut single) = (0, 0, 0, 0, 0);
     for own in 0..figures.len() {
         for image in 0..6 {
-            // Seven others, and the rest of its own pictures.
+            // Seven other identities, and the remaining images of its own.
             let candidates: Vec<Histogram> = (0..8)
                 .map(|k| {
                     let other = &figures[(own + k * 5) % figures.len()];
@@ -48,9 +48,9 @@ fn true_pictures_are_found_among_eight_nearly_always() {
                     mean(&rest)
                 })
                 .collect();
-            let (by_mask, by_ground) = &figures[own][image];
-            asked += 1;
-            right += usize::from(nearest(by_mask, &candidates) == Some(0));
+            let (by_mask, by_computed_mask) = &figures[own][image];
+            total += 1;
+            correct += usize::from(nearest(by_mask, &candidates) == Some(0));
             let next = |k: usize| {
                 figures[(own + k * 5) % figures.len()][(image + 1) % 6]
                     .0
@@ -58,20 +58,21 @@ fn true_pictures_are_found_among_eight_nearly_always() {
             };
             single +=
                 usize::from(nearest(by_mask, &(0..8).map(next).collect::<Vec<_>>()) == Some(0));
-            if let Some(found) = by_ground {
-                plain_asked += 1;
-                plain_right += usize::from(nearest(found, &candidates) == Some(0));
+            if let Some(found) = by_computed_mask {
+                plain_total += 1;
+                plain_correct += usize::from(nearest(found, &candidates) == Some(0));
             }
         }
     }
     println!(
-        "nearest of 8: {right}/{asked} by true mask, {plain_right}/{plain_asked} by found mask"
+        "nearest of 8: {correct}/{total} by true mask, {plain_correct}/{plain_total} by computed \
+         mask"
     );
-    println!("nearest of 8 when each is known by one picture only: {single}/{asked}");
-    assert!(single * 100 >= asked * 85, "{single} of {asked}");
-    assert!(right * 100 >= asked * 93, "{right} of {asked}");
+    println!("nearest of 8 with a single image of each: {single}/{total}");
+    assert!(single * 100 >= total * 85, "{single} of {total}");
+    assert!(correct * 100 >= total * 93, "{correct} of {total}");
     assert!(
-        plain_right * 100 >= plain_asked * 85,
-        "{plain_right} of {plain_asked}"
+        plain_correct * 100 >= plain_total * 85,
+        "{plain_correct} of {plain_total}"
     );
 }

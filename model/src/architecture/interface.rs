@@ -1,5 +1,5 @@
-//! What the trainer knows of an architecture. One folder beside this file implements each;
-//! [`super`] lists them.
+//! The interface between the trainer and the architectures. Each architecture is a folder beside
+//! this file; [`super`] lists them.
 
 use crate::component::Prefixes;
 use crate::error::ModelError;
@@ -13,17 +13,17 @@ use std::fmt::Debug;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
-/// A kind of model, before anything of it is built: what a job says of it.
+/// The architecture of a job's model, before any network is built.
 pub(crate) trait Architecture {
-    /// Its components by the beginnings of their parameters' names; they cover every parameter that
-    /// [`Self::build`] makes.
+    /// The components by the prefixes of their parameters' names. The prefixes cover every
+    /// parameter that [`Self::build`] creates.
     fn prefixes(&self) -> Prefixes;
 
-    /// The terms of its loss, in the order of [`SampleLosses::terms`].
+    /// The names of the loss terms, in the order of [`SampleLosses::terms`].
     fn terms(&self) -> &'static [&'static str];
 
-    /// Beginnings of the names of parameters whose first values [`Self::initialize`] sets: no time
-    /// is spent on random ones.
+    /// Name prefixes of the parameters that [`Self::initialize`] sets; their random initialization
+    /// is skipped.
     fn derived(&self) -> &'static [&'static str] {
         &[]
     }
@@ -31,19 +31,19 @@ pub(crate) trait Architecture {
     /// Builds the networks inside `scope`.
     ///
     /// # Errors
-    /// A job that this architecture cannot train.
+    /// The architecture cannot train this job.
     fn build(
         &self,
         scope: &Scope<'_>,
         spec: &TrainWork,
-        place: Place,
+        options: TensorOptions,
     ) -> Result<Box<dyn Network>, ModelError>;
 
-    /// Gives their first values to the parameters that no base model has, after the base weights
-    /// are loaded: from `own`, the architecture's own file among base weights, where there is one.
+    /// Initializes the parameters that no base model has, after the base weights are loaded. `own`
+    /// is the architecture's own file among the base weights, if any.
     ///
     /// # Errors
-    /// A file that does not fit.
+    /// A file that does not match the job.
     fn initialize(
         &self,
         _parameters: &Parameters,
@@ -53,31 +53,30 @@ pub(crate) trait Architecture {
     }
 }
 
-/// A model that is built.
+/// The networks of a model.
 pub(crate) trait Network: Debug {
-    /// The loss of each example of a micro-batch, with its graph.
+    /// The loss of each example of a micro-batch, with its autograd graph.
     ///
     /// # Errors
-    /// An example that does not fit the job.
+    /// An example that does not match the job.
     fn losses(&mut self, examples: &[Example]) -> Result<SampleLosses, ModelError>;
 
-    /// One image for an example, from its conditions (prompt, references, concepts) and the seed.
-    /// Called without gradients.
+    /// Samples one image for an example from its conditions (prompt, references, concepts) and the
+    /// seed. Called under `no_grad`.
     ///
     /// # Errors
-    /// An example that does not fit the job; a number of steps that the noise schedule does not
-    /// have.
+    /// An example that does not match the job; more steps than the noise schedule allows.
     fn sample(
         &mut self,
         example: &Example,
         options: &SampleOptions,
     ) -> Result<RgbImage, ModelError>;
 
-    /// Where the model finds a word in a reference image at a time step, block by block; None: it
-    /// has no references. Called without gradients.
+    /// Attention maps of a word over a reference image at a time step, one for each block; None if
+    /// the model has no references. Called under `no_grad`.
     ///
     /// # Errors
-    /// An image of another size than the job's.
+    /// An image of a different size than the job's.
     fn attention(
         &mut self,
         _reference: &RgbImage,
@@ -88,19 +87,19 @@ pub(crate) trait Network: Debug {
     }
 }
 
-/// The losses of a micro-batch of B examples, each tensor [B] and not divided by anything.
+/// The losses of a micro-batch of B examples. Each tensor is [B] and not divided by the batch size.
 #[derive(Debug)]
 pub(crate) struct SampleLosses {
-    /// What is trained on.
+    /// The loss that is minimized.
     pub(crate) total: Tensor,
-    /// The parts that the total is made of, in the order of [`Architecture::terms`].
+    /// The terms of the total, in the order of [`Architecture::terms`].
     pub(crate) terms: Vec<Tensor>,
 }
 
-/// Where and in which dtype networks compute. Latents, noise, predictions and losses are fp32
-/// outside of them.
+/// The dtype and device of the networks' computations. Latents, noise, predictions and losses are
+/// fp32 outside of the networks.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Place {
+pub(crate) struct TensorOptions {
     pub(crate) dtype: Kind,
     pub(crate) device: Device,
 }
@@ -111,31 +110,30 @@ pub struct SampleOptions {
     pub method: SampleMethod,
     /// 1 to 500.
     pub steps: u32,
-    /// Scale of classifier-free guidance; 1 samples with the prompt alone.
+    /// Scale of classifier-free guidance; 1 disables it.
     pub guidance: f64,
-    /// Scale of guidance by the references, where the architecture has them: 1 takes them as in
-    /// training, more moves further away from what would be predicted without prompt and
-    /// references.
+    /// Scale of guidance by the references, if the architecture has them. 1 disables it; larger
+    /// values move further away from the prediction without prompt and references.
     pub reference_guidance: f64,
-    /// With an example's position it fixes the noise that an image begins from.
+    /// Together with the example's position, determines the initial noise of an image.
     pub seed: u64,
 }
 
 impl SampleOptions {
-    /// The seed of the noise for the example at a position: a bijection, so that neighbours share
-    /// no noise.
+    /// The noise seed of the example at a position. A bijection of positions, so that no two
+    /// examples share noise.
     pub(crate) fn noise_seed(&self, position: u64) -> u64 {
         position.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ self.seed
     }
 }
 
-/// Where an input block of the retrieval encoder finds a word in a reference.
+/// The attention of an input block of the retrieval encoder to a word, over a reference image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttentionMap {
-    /// CompVis' number.
+    /// Index of the input block, as in CompVis.
     pub block: usize,
-    /// Columns of a row.
+    /// The number of columns.
     pub width: u32,
-    /// Row by row.
+    /// Attention probabilities, row by row.
     pub values: Vec<f32>,
 }

@@ -1,6 +1,5 @@
-//! The architectures, each in a folder of its own: what it is built from, its loss terms, how it
-//! samples, and which component a parameter belongs to. This is the only place that knows all of
-//! them; the trainer asks [`interface`].
+//! The architectures, each in its own folder: networks, loss terms, sampling, and the component of
+//! each parameter. Only this file knows all architectures; the trainer uses [`interface`].
 
 pub(crate) mod autoencoder;
 pub(crate) mod interface;
@@ -28,7 +27,7 @@ mod tests {
     use tch::{Device, Kind};
 
     #[test]
-    fn prefixes_cover_every_parameter_and_name_the_components_that_the_job_knows() {
+    fn prefixes_cover_every_parameter_and_the_components_of_the_job() {
         for name in ["autoencoder", "text-to-image", "retrinet"] {
             let references = if name == "retrinet" { 1 } else { 0 };
             let text = format!(
@@ -37,21 +36,21 @@ mod tests {
                  [model]\narchitecture = \"{name}\"\nsize = \"tiny\"\ninit = \"file:///none\"\n\
                  [train]\nsteps = 4\nglobal_batch = 1\nmicro_batch = 1\n"
             );
-            let spec = proto::job::parse_training("job.toml", &text).expect("the job is good");
+            let spec = proto::job::parse_training("job.toml", &text).expect("the job is valid");
             let architecture = of(&spec.model.architecture);
             let parameters = Parameters::seeded(1, Device::Cpu);
-            let place = interface::Place {
+            let options = interface::TensorOptions {
                 dtype: Kind::Float,
                 device: Device::Cpu,
             };
-            let network = architecture.build(&parameters.root(), &spec, place);
+            let network = architecture.build(&parameters.root(), &spec, options);
             network.expect("the job can be built");
             let prefixes = architecture.prefixes();
             let names = parameters.tensors().into_keys();
-            let found: BTreeSet<Component> =
+            let components: BTreeSet<Component> =
                 names.map(|name| prefixes.component_of(&name)).collect();
-            let known = spec.model.architecture.facts().components.iter().copied();
-            assert_eq!(found, known.collect());
+            let expected = spec.model.architecture.facts().components.iter().copied();
+            assert_eq!(components, expected.collect());
             assert!(!architecture.terms().is_empty());
         }
     }

@@ -1,7 +1,7 @@
-//! Activation checkpointing: a block that keeps its inputs and not its inner activations, and is
-//! run again for the backward pass. Gradients are the same to the bit, because the same kernels see
-//! the same numbers. The autograd function lies in `recompute.cpp`; this is the only place that
-//! speaks to it, and with it the only unsafe code of the networks.
+//! Activation checkpointing: a block saves its inputs instead of its inner activations and is
+//! recomputed for the backward pass. Gradients are bit-identical, because the same kernels run on
+//! the same values. The autograd function is in `recompute.cpp`; only this module calls it and
+//! contains the unsafe code of the networks.
 #![allow(unsafe_code)]
 
 use crate::parameter::Scope;
@@ -11,29 +11,29 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use tch::Tensor;
 
-/// A part of a network that may be computed again.
+/// A block of a network that may be recomputed in the backward pass.
 #[derive(Debug)]
 pub(crate) struct ActivationCheckpoint<T> {
     inner: Arc<T>,
-    /// Its own, trained or not.
+    /// The block's parameters, trained or not.
     parameters: Vec<Tensor>,
-    again: bool,
+    enabled: bool,
 }
 
 impl<T: 'static> ActivationCheckpoint<T> {
-    /// `scopes` are all places where `inner` took its weights. It is computed again if the first
-    /// one's component is.
+    /// `scopes` are all scopes of `inner`'s weights. The component of the first scope decides
+    /// whether checkpointing is enabled.
     pub(crate) fn new(scopes: &[&Scope<'_>], inner: T) -> Self {
         Self {
             inner: Arc::new(inner),
-            parameters: scopes.iter().flat_map(|scope| scope.made()).collect(),
-            again: scopes.first().is_some_and(|scope| scope.recomputes()),
+            parameters: scopes.iter().flat_map(|scope| scope.parameters()).collect(),
+            enabled: scopes.first().is_some_and(|scope| scope.checkpointed()),
         }
     }
 
-    /// `forward` on the inputs, forgetting what lies between where that is wanted and a gradient
-    /// can be asked for. `forward` must answer the same to the same, and know of tensors only
-    /// through its arguments.
+    /// Runs `forward` on the inputs. Drops inner activations if checkpointing is enabled and a
+    /// gradient is required. `forward` must be deterministic and use only tensors from its
+    /// arguments.
     pub(crate) fn run<const N: usize>(
         &self,
         inputs: [&Tensor; N],
@@ -43,22 +43,22 @@ impl<T: 'static> ActivationCheckpoint<T> {
         let trained = self
             .parameters
             .iter()
-            .filter(|parameter| self.again && parameter.requires_grad());
+            .filter(|parameter| self.enabled && parameter.requires_grad());
         let trained: Vec<Tensor> = trained.map(Tensor::shallow_clone).collect();
-        let wanted = !trained.is_empty() || inputs.iter().any(Tensor::requires_grad);
-        if !self.again || !wanted {
+        let requires_grad = !trained.is_empty() || inputs.iter().any(Tensor::requires_grad);
+        if !self.enabled || !requires_grad {
             return forward(&self.inner, &inputs);
         }
         let inner = Arc::clone(&self.inner);
         let block: Block = Box::new(move |inputs| {
-            let inputs = inputs.try_into().expect("as many as were given");
+            let inputs = inputs.try_into().expect("the inputs keep their number");
             forward(&inner, inputs)
         });
         recompute(block, &inputs, &trained)
     }
 }
 
-/// What the graph keeps.
+/// The closure that the autograd graph holds.
 type Block = Box<dyn Fn(&[Tensor]) -> Tensor>;
 
 impl<T> Deref for ActivationCheckpoint<T> {
@@ -83,16 +83,16 @@ unsafe extern "C" {
 }
 
 /// # Panics
-/// When libtorch fails, as all of tch's plain calls do; the trainer turns that into an error.
+/// If libtorch fails, as tch's infallible calls do; the trainer converts the panic to an error.
 fn recompute(block: Block, inputs: &[Tensor], parameters: &[Tensor]) -> Tensor {
-    // A box in a box: a plain pointer has no room for a trait object's table.
+    // A box in a box: a thin pointer has no room for a trait object's vtable.
     let block = Box::new(block);
     let (inputs, parameters) = (pointers(inputs), pointers(parameters));
     let count =
         |list: &[*mut c_void]| c_int::try_from(list.len()).expect("a block has few tensors");
-    // SAFETY: the box goes over to C++, which gives it back to `free` once. All tensors live during
-    // the call; C++ keeps references of its own. On a GPU libtorch calls `run` from its device's
-    // thread while the caller waits in `backward`, so no two threads use the block at one time.
+    // SAFETY: C++ takes ownership of the box and passes it to `free` exactly once. All tensors live
+    // during the call; C++ holds its own references. On a GPU libtorch calls `run` from its device
+    // thread while the caller waits in `backward`, so the block is never used concurrently.
     let out = unsafe {
         retri_recompute(
             Box::into_raw(block).cast(),
@@ -105,11 +105,11 @@ fn recompute(block: Block, inputs: &[Tensor], parameters: &[Tensor]) -> Tensor {
         )
     };
     if out.is_null() {
-        // SAFETY: the text lives until this thread's next call.
+        // SAFETY: the string lives until this thread's next call.
         let message = unsafe { CStr::from_ptr(retri_recompute_error()) };
         panic!("{}", message.to_string_lossy());
     }
-    // SAFETY: the call made this tensor for us.
+    // SAFETY: the call returns a new tensor that we own.
     unsafe { Tensor::from_ptr(out.cast()) }
 }
 
@@ -120,21 +120,21 @@ fn pointers(tensors: &[Tensor]) -> Vec<*mut c_void> {
         .collect()
 }
 
-/// Called by C++: the block's output on these inputs, null when it panicked (the panic's message is
-/// on stderr).
+/// Called by C++: returns the block's output on these inputs, or null if it panicked (the panic's
+/// message is on stderr).
 unsafe extern "C" fn run(
     block: *mut c_void,
     inputs: *mut *mut c_void,
     count: c_int,
 ) -> *mut c_void {
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        // SAFETY: `block` is the box of `recompute`, alive until `free`.
+        // SAFETY: `block` is the box of `recompute`, which lives until `free`.
         let block = unsafe { &*block.cast::<Block>() };
         let count = usize::try_from(count).unwrap_or(0);
-        // SAFETY: C++ passes that many tensors, which live during the call; each clone is a
-        // reference of its own.
+        // SAFETY: C++ passes `count` tensors, which live during the call; each clone is a new
+        // reference.
         let inputs: Vec<Tensor> = (0..count)
-            .map(|at| unsafe { Tensor::clone_from_ptr((*inputs.add(at)).cast()) })
+            .map(|i| unsafe { Tensor::clone_from_ptr((*inputs.add(i)).cast()) })
             .collect();
         let mut out = block(&inputs);
         let pointer: *mut c_void = out.as_mut_ptr().cast();
@@ -145,8 +145,8 @@ unsafe extern "C" fn run(
     outcome.unwrap_or(std::ptr::null_mut())
 }
 
-/// Called by C++ when the graph lets go.
+/// Called by C++ when the graph is freed.
 unsafe extern "C" fn free(block: *mut c_void) {
-    // SAFETY: the box of `recompute`, given back once.
+    // SAFETY: `block` is the box of `recompute`; C++ calls `free` exactly once.
     drop(unsafe { Box::from_raw(block.cast::<Block>()) });
 }

@@ -1,11 +1,11 @@
-// An autograd function that keeps a block's inputs instead of its inner activations and runs the
-// block again for the backward pass. tch has no custom autograd functions; this is the whole of
-// what is missing, with a C face. Nothing throws across it: a failing block is an error of the
-// call, a failing backward is libtorch's error of that backward.
+// An autograd function that saves a block's inputs instead of its inner activations and recomputes
+// the block for the backward pass. tch has no custom autograd functions; this file provides the one
+// that is needed, with a C interface. No exception crosses the interface: a failing block is an
+// error of the call, a failing backward is libtorch's error of that backward.
 //
-// The block's trained parameters are inputs of the function, so that their gradients come out of
-// the ordinary backward pass: whoever hooks on them (DistributedDataParallel's Reducer) sees what
-// it would see without.
+// The block's trained parameters are inputs of the function, so that their gradients come from the
+// ordinary backward pass: hooks on them (DistributedDataParallel's Reducer) fire as they would
+// without checkpointing.
 #include <ATen/core/ivalue.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -37,7 +37,8 @@ struct Block : torch::CustomClassHolder {
       pointers.push_back(&input);
     }
     Tensor* out = run(block, pointers.data(), static_cast<int>(pointers.size()));
-    TORCH_CHECK(out != nullptr, "a block that was to be computed again failed; its own message stands above");
+    TORCH_CHECK(out != nullptr,
+                "recomputing a checkpointed block failed; its error is logged above");
     Tensor result = *out;
     delete out;
     return result;
@@ -49,10 +50,10 @@ struct Block : torch::CustomClassHolder {
 };
 
 struct Recompute : torch::autograd::Function<Recompute> {
-  // Only tensors and `TensorList`s become inputs of the graph's node; a vector would be passed over
-  // in silence.
-  static Tensor forward(AutogradContext* ctx, c10::intrusive_ptr<Block> block, at::TensorList inputs,
-                        at::TensorList parameters) {
+  // Only tensors and `TensorList`s become inputs of the graph's node; a vector would be silently
+  // ignored.
+  static Tensor forward(AutogradContext* ctx, c10::intrusive_ptr<Block> block,
+                        at::TensorList inputs, at::TensorList parameters) {
     variable_list saved = inputs.vec();
     Tensor out = (*block)(saved);
     ctx->saved_data["inputs"] = static_cast<int64_t>(inputs.size());
@@ -65,10 +66,11 @@ struct Recompute : torch::autograd::Function<Recompute> {
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
     const auto saved = ctx->get_saved_variables();
     const auto count = static_cast<size_t>(ctx->saved_data["inputs"].toInt());
-    const auto block = c10::static_intrusive_pointer_cast<Block>(ctx->saved_data["block"].toCapsule());
+    const auto block =
+        c10::static_intrusive_pointer_cast<Block>(ctx->saved_data["block"].toCapsule());
     variable_list inputs;
-    variable_list wanted;
-    std::vector<size_t> places;
+    variable_list requires_grad;
+    std::vector<size_t> indices;
     for (size_t i = 0; i < saved.size(); ++i) {
       Tensor tensor = saved[i];
       if (i < count) {
@@ -77,8 +79,8 @@ struct Recompute : torch::autograd::Function<Recompute> {
         inputs.push_back(tensor);
       }
       if (tensor.requires_grad()) {
-        wanted.push_back(tensor);
-        places.push_back(i);
+        requires_grad.push_back(tensor);
+        indices.push_back(i);
       }
     }
     Tensor out;
@@ -86,11 +88,12 @@ struct Recompute : torch::autograd::Function<Recompute> {
       at::AutoGradMode grad(true);
       out = (*block)(inputs);
     }
-    const auto found = torch::autograd::grad({out}, wanted, {gradients[0]}, false, false, true);
-    // The first place is the block's own, which is no tensor.
+    const auto grads =
+        torch::autograd::grad({out}, requires_grad, {gradients[0]}, false, false, true);
+    // The first gradient is that of the block argument, which is not a tensor.
     variable_list result(1 + saved.size());
-    for (size_t i = 0; i < places.size(); ++i) {
-      result[1 + places[i]] = found[i];
+    for (size_t i = 0; i < indices.size(); ++i) {
+      result[1 + indices[i]] = grads[i];
     }
     return result;
   }
@@ -110,14 +113,15 @@ variable_list list(Tensor** tensors, int count) {
 
 extern "C" {
 
-// Takes the block over, whatever happens. Null on failure: `retri_recompute_error` says why.
-Tensor* retri_recompute(void* block, Run run, Free free, Tensor** inputs, int input_count, Tensor** parameters,
-                        int parameter_count) {
+// Always takes ownership of the block. Returns null on failure; see `retri_recompute_error`.
+Tensor* retri_recompute(void* block, Run run, Free free, Tensor** inputs, int input_count,
+                        Tensor** parameters, int parameter_count) {
   try {
     auto holder = c10::make_intrusive<Block>(block, run, free);
-    const auto given = list(inputs, input_count);
+    const auto block_inputs = list(inputs, input_count);
     const auto trained = list(parameters, parameter_count);
-    return new Tensor(Recompute::apply(std::move(holder), at::TensorList(given), at::TensorList(trained)));
+    return new Tensor(Recompute::apply(std::move(holder), at::TensorList(block_inputs),
+                                       at::TensorList(trained)));
   } catch (const std::exception& error) {
     message = error.what();
     return nullptr;

@@ -1,38 +1,39 @@
-//! SHA-256 of what lies in a store or in a local file, read piece by piece, however large it is.
+//! SHA-256 of a stored object or of a local file, computed as a stream so that memory use stays
+//! constant.
 
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use sha2::{Digest, Sha256};
 
-/// What was read of an object.
+/// Size and digest of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hashed {
+pub struct ObjectDigest {
     pub size_bytes: u64,
     pub sha256: [u8; 32],
 }
 
-/// Reads an object, whole.
+/// Reads the whole object.
 ///
 /// # Errors
 /// The object cannot be read.
 pub async fn of_object(
     store: &dyn ObjectStore,
     path: &Path,
-) -> Result<Hashed, object_store::Error> {
+) -> Result<ObjectDigest, object_store::Error> {
     let (mut hash, mut size_bytes) = (Sha256::new(), 0);
     let mut chunks = store.get(path).await?.into_stream();
     while let Some(chunk) = chunks.try_next().await? {
         hash.update(&chunk);
         size_bytes += chunk.len() as u64;
     }
-    Ok(Hashed {
+    Ok(ObjectDigest {
         size_bytes,
         sha256: hash.finalize().into(),
     })
 }
 
-/// Reads a local file, whole.
+/// Reads the whole local file.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -55,7 +56,7 @@ mod tests {
         std::fs::write(&file, &bytes).unwrap();
         let (store, prefix) = crate::open(&format!("file://{}", dir.path().display())).unwrap();
         let found = of_object(&*store, &prefix.join("x")).await.unwrap();
-        let expected = Hashed {
+        let expected = ObjectDigest {
             size_bytes: 100_000,
             sha256: Sha256::digest(&bytes).into(),
         };

@@ -1,11 +1,10 @@
-//! Opens the object storage that a URL names. The only place that turns `file:///…` and `s3://…`
-//! into a store, for data sets, weights, checkpoints and the coordinator's state alike; and
-//! [`hash`] of what lies there. It writes no object. Called by every shell that touches storage.
+//! Opens the object storage that a URL names. This is the only place that turns `file:///…` and
+//! `s3://…` into a store; data sets, weights, checkpoints and the coordinator's state all use it.
+//! [`hash`] computes digests of stored objects. This crate writes no object.
 //!
 //! S3 endpoint, region and credentials come from the usual environment variables: `AWS_ENDPOINT`,
-//! `AWS_ALLOW_HTTP`,
-//! `AWS_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, …
-//! Conditional puts (`PutMode::Create`) work on both kinds.
+//! `AWS_ALLOW_HTTP`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, … Conditional puts
+//! (`PutMode::Create`) work with both schemes.
 
 pub mod hash;
 
@@ -23,7 +22,7 @@ use url::Url;
 pub enum StoreError {
     #[error("{url:?} is not a URL ({reason}); write file:///absolute/folder or s3://bucket/folder")]
     NotAUrl { url: String, reason: String },
-    #[error("{url:?} has the scheme {scheme:?}; only file:// and s3:// are known")]
+    #[error("{url:?} has the scheme {scheme:?}; only file:// and s3:// are supported")]
     Scheme { url: String, scheme: String },
     #[error("{url:?} does not name an absolute local folder; write file:///absolute/folder")]
     NotAFolder { url: String },
@@ -40,14 +39,14 @@ pub enum StoreError {
     },
 }
 
-/// The store behind `url`, and the prefix inside it under which everything of this URL lies.
+/// The store of `url`, and the prefix inside it under which all objects of this URL are stored.
 ///
-/// A `file://` folder is created if it is missing; writes to it are synced to disk before they are
-/// reported done, as an object store's are. Nothing is sent to an `s3://` server yet, so a wrong
-/// bucket shows at the first read or write.
+/// A `file://` folder is created if it is missing. Writes to it are synced to disk before they are
+/// reported done, as with an object store. No request is sent to an `s3://` server here, so a wrong
+/// bucket is detected at the first read or write.
 ///
 /// # Errors
-/// The URL is malformed, of another scheme, or its local folder cannot be created.
+/// The URL is malformed, its scheme is not supported, or its local folder cannot be created.
 pub fn open(url: &str) -> Result<(Arc<dyn ObjectStore>, Path), StoreError> {
     let parsed = parse(url)?;
     match parsed.scheme() {
@@ -69,7 +68,7 @@ pub fn local_folder(url: &str) -> Result<Option<PathBuf>, StoreError> {
     if parsed.scheme() != "file" {
         return Ok(None);
     }
-    folder_of(url, &parsed).map(Some)
+    folder_path(url, &parsed).map(Some)
 }
 
 fn parse(url: &str) -> Result<Url, StoreError> {
@@ -79,12 +78,12 @@ fn parse(url: &str) -> Result<Url, StoreError> {
     })
 }
 
-fn folder_of(url: &str, parsed: &Url) -> Result<PathBuf, StoreError> {
+fn folder_path(url: &str, parsed: &Url) -> Result<PathBuf, StoreError> {
     let folder = parsed.to_file_path().map_err(|()| StoreError::NotAFolder {
         url: url.to_owned(),
     })?;
     if !url.starts_with("file:///") && !url.starts_with("file://localhost/") {
-        // `file:relative` parses as if it were absolute, which would write to a surprising place.
+        // `file:relative` parses as an absolute path, so writes would go to an unexpected folder.
         return Err(StoreError::NotAFolder {
             url: url.to_owned(),
         });
@@ -93,7 +92,7 @@ fn folder_of(url: &str, parsed: &Url) -> Result<PathBuf, StoreError> {
 }
 
 fn open_folder(url: &str, parsed: &Url) -> Result<(Arc<dyn ObjectStore>, Path), StoreError> {
-    let folder = folder_of(url, parsed)?;
+    let folder = folder_path(url, parsed)?;
     std::fs::create_dir_all(&folder).map_err(|source| StoreError::Create {
         url: url.to_owned(),
         folder: folder.clone(),
@@ -113,13 +112,14 @@ fn open_s3(url: &str, parsed: &Url) -> Result<(Arc<dyn ObjectStore>, Path), Stor
         url: url.to_owned(),
         source,
     };
+    install_tls();
     let client = AmazonS3ConfigKey::Client;
     let store = AmazonS3Builder::from_env()
-        // A large object may take its time, as long as something of it comes; by default all of it
-        // has 30 seconds.
+        // The read timeout applies between chunks and the total timeout covers a large object. The
+        // default total timeout is 30 seconds.
         .with_config(client(ClientConfigKey::ReadTimeout), "30 seconds")
         .with_config(client(ClientConfigKey::Timeout), "1 hour")
-        .with_retry(patience())
+        .with_retry(retry_config())
         .with_url(url)
         .build()
         .map_err(fail)?;
@@ -127,9 +127,18 @@ fn open_s3(url: &str, parsed: &Url) -> Result<(Arc<dyn ObjectStore>, Path), Stor
     Ok((Arc::new(store), prefix))
 }
 
-/// A server that is away is asked again for about half a minute, and every second at least: whoever
-/// waits for it goes on when it is back, and not up to 15 seconds later.
-fn patience() -> RetryConfig {
+/// Makes `ring` the TLS implementation of this process, once. The HTTP client is built without a
+/// default, because that one (aws-lc) takes minutes to compile.
+fn install_tls() {
+    // An error means that there is one already.
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .ok();
+}
+
+/// Retries for about half a minute, at most one second apart. With the default maximum back-off a
+/// caller could resume up to 15 seconds after the server is back.
+fn retry_config() -> RetryConfig {
     let backoff = BackoffConfig {
         max_backoff: Duration::from_secs(1),
         ..BackoffConfig::default()
@@ -147,18 +156,26 @@ mod tests {
     use super::*;
     use object_store::{ObjectStoreExt, PutMode, PutPayload};
 
+    /// Without a TLS implementation the client panics when it is built.
+    #[test]
+    fn https_clients_can_be_built() {
+        install_tls();
+        install_tls();
+        reqwest::Client::builder().build().unwrap();
+    }
+
     #[tokio::test]
     async fn a_local_folder_is_made_and_puts_are_conditional() {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("file://{}/a/b", dir.path().display());
         let (store, prefix) = open(&url).unwrap();
-        let at = prefix.join("x");
+        let path = prefix.join("x");
         let put = |text: &'static str| {
-            let (store, at) = (Arc::clone(&store), at.clone());
+            let (store, path) = (Arc::clone(&store), path.clone());
             async move {
                 store
                     .put_opts(
-                        &at,
+                        &path,
                         PutPayload::from_static(text.as_bytes()),
                         PutMode::Create.into(),
                     )
@@ -170,7 +187,10 @@ mod tests {
             put("two").await,
             Err(object_store::Error::AlreadyExists { .. })
         ));
-        assert_eq!(store.get(&at).await.unwrap().bytes().await.unwrap(), "one");
+        assert_eq!(
+            store.get(&path).await.unwrap().bytes().await.unwrap(),
+            "one"
+        );
         assert_eq!(local_folder(&url).unwrap().unwrap(), dir.path().join("a/b"));
     }
 
@@ -185,7 +205,7 @@ mod tests {
     fn wrong_urls_say_what_is_right() {
         let text = |url: &str| open(url).unwrap_err().to_string();
         assert!(text("data/figures").contains("file:///absolute/folder"));
-        assert!(text("http://host/x").contains("only file:// and s3://"));
+        assert!(text("http://host/x").contains("only file:// and s3:// are supported"));
         assert!(text("file:relative").contains("absolute local folder"));
     }
 }

@@ -1,13 +1,13 @@
 //! A tiny job and examples for the tests of this crate.
-#![allow(dead_code, reason = "every test file uses its own part")]
+#![allow(dead_code, reason = "each test file uses a different part")]
 
 use model_data::example::{Concept, Example, Reference};
 use proto::spec::{Architecture, Component, TrainWork};
 
-/// A job of size "tiny" at 32 pixels, of a RetriNet with two references, and no freezing but the
-/// architecture's own.
+/// A job of size "tiny" at 32 pixels with the architecture's default freezing. A RetriNet has two
+/// references.
 pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> TrainWork {
-    // Tests run side by side: one thread each, or they wait for each other.
+    // Tests run in parallel; with one thread each they do not compete for cores.
     tch::set_num_threads(1);
     let name = match architecture {
         Architecture::Autoencoder => "autoencoder",
@@ -19,7 +19,7 @@ pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> TrainWork {
     } else {
         0
     };
-    // RetriNet needs a base on the command line; the model itself can begin from random weights.
+    // The job format requires an init for RetriNet; the model itself can start from random weights.
     let text = format!(
         "name = \"scene\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\nreferences = \
         {references}\nseed = 5\n\
@@ -28,7 +28,7 @@ pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> TrainWork {
         {learning_rate}\nwarmup = 0\n"
     );
     let mut spec = proto::job::parse_training("scene.toml", &text).unwrap();
-    // A random autoencoder's latents are small, and so would be all that depends on pictures.
+    // A random autoencoder's latents are small, so scale them up to make images matter.
     spec.model.architecture.autoencoder_mut().scaling_factor = 20.0;
     spec
 }
@@ -38,7 +38,7 @@ pub(crate) fn frozen(mut spec: TrainWork, freeze: &[Component]) -> TrainWork {
     spec
 }
 
-/// Different pictures, words, time steps and noise for each `seed`.
+/// Different images, words, time steps and noise for each `seed`.
 pub(crate) fn examples(count: u64, seed: u64) -> Vec<Example> {
     (0..count).map(|i| example(seed * 100 + i)).collect()
 }
@@ -72,9 +72,8 @@ fn example(seed: u64) -> Example {
 
 /// Smooth waves of colour: something an autoencoder can learn.
 fn image(seed: u64) -> image::RgbImage {
-    let wave = |at: u32, step: u64| {
-        (f64::from(at) * 0.1 * (1 + seed * step % 5) as f64 + seed as f64).sin()
-    };
+    let wave =
+        |x: u32, step: u64| (f64::from(x) * 0.1 * (1 + seed * step % 5) as f64 + seed as f64).sin();
     let value = |v: f64| ((v + 1.0) * 127.0) as u8;
     image::RgbImage::from_fn(32, 32, |x, y| {
         image::Rgb([value(wave(x, 1)), value(wave(y, 2)), value(wave(x + y, 3))])

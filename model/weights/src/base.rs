@@ -1,7 +1,7 @@
-//! Where a base model's components lie behind a URL: in a folder of ours, in a `diffusers` folder
-//! or in one Stable Diffusion file (layouts: `proto::public::base`). Reads names, configs and
-//! headers, never weights. Called at submit, by ranks before they fetch, and by the export, which
-//! completes a checkpoint from it.
+//! Locates the components of a base model behind a URL: in a folder of this program's layout, in a
+//! `diffusers` folder, or in one Stable Diffusion file (layouts: `proto::public::base`). Reads
+//! names, configs and headers, never weights. Used at submit, by ranks before they fetch, and by
+//! the export, which completes a checkpoint from the base.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -17,17 +17,17 @@ use proto::spec::{Architecture, Model};
 
 use storage::{StoreError, local_folder, open};
 
-/// Longest header of a safetensors file that is read: Stable Diffusion's has 150 KB.
+/// Longest safetensors header that is read. Stable Diffusion's has 150 KB.
 const HEADER_BYTES_MAX: u64 = 64 << 20;
-/// What an exported RetriNet has beside its U-Net, under full names: a job that begins from it goes
-/// on from there.
+/// The component of an exported RetriNet that is not in its U-Net, stored under full tensor names.
+/// A job that starts from the export loads it too.
 pub const RETRINET: &str = proto::architecture::RETRINET;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BaseError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("there is no folder {url}; correct the path, or make the base model first")]
+    #[error("there is no folder {url}; correct the path, or create the base model first")]
     NoFolder { url: String },
     #[error("cannot read {path} of {url}: {source}")]
     Read {
@@ -35,51 +35,51 @@ pub enum BaseError {
         path: String,
         source: object_store::Error,
     },
-    #[error("{path} of {url} is not what is needed: {reason}")]
+    #[error("{path} of {url} cannot be used: {reason}")]
     Malformed {
         url: String,
         path: String,
         reason: String,
     },
-    #[error("{url} holds no {part}{hint}; looked for {looked_for}")]
-    NoPart {
+    #[error("{url} holds no {component}{hint}; looked for {looked_for}")]
+    MissingComponent {
         url: String,
-        part: &'static str,
+        component: &'static str,
         looked_for: String,
-        /// What the file seems to be instead.
+        /// What the file seems to contain instead.
         hint: String,
     },
     #[error("{path} of {url}: {source}")]
-    Other {
+    ConfigMismatch {
         url: String,
         path: String,
         source: Box<Disagreement>,
     },
 }
 
-/// A base model that was looked at.
+/// A base model whose components have been located.
 #[derive(Debug, Clone)]
 pub struct Base {
     url: String,
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     local: Option<PathBuf>,
-    parts: BTreeMap<&'static str, Place>,
+    parts: BTreeMap<&'static str, ComponentFiles>,
     hint: String,
 }
 
-/// Where one component lies; names are relative to the base's folder.
+/// Files of one component. Names are relative to the base's folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// The file, or the folder that has it with its config.
+pub struct ComponentFiles {
+    /// The weights file, or the folder that contains it and its config.
     pub at: String,
     pub weights: Vec<String>,
-    /// `config.json` and an index of weights, where they are.
+    /// `config.json` and the index of weights, if they exist.
     pub beside: Vec<String>,
 }
 
-impl Place {
-    fn file(name: &str) -> Self {
+impl ComponentFiles {
+    fn single_file(name: &str) -> Self {
         Self {
             at: name.to_owned(),
             weights: vec![name.to_owned()],
@@ -94,18 +94,17 @@ impl Place {
 }
 
 impl Base {
-    /// Looks which components a URL offers; a URL that ends with `.safetensors` is one file.
+    /// Lists the components at a URL. A URL that ends with `.safetensors` is one file.
     ///
     /// # Errors
-    /// No such folder or file, storage that does not answer, a header or an index that cannot be
-    /// read.
+    /// The folder or file does not exist, storage fails, or a header or an index cannot be read.
     pub async fn find(url: &str) -> Result<Self, BaseError> {
         let (folder, file) = match url.rsplit_once('/') {
             Some((folder, file)) if file.ends_with(".safetensors") => (folder, Some(file)),
             _ => (url, None),
         };
         let local = local_folder(folder)?;
-        // Opening a local store would make its folder, which must not happen to a mistyped path.
+        // Opening a local store would create its folder, which must not happen for a mistyped path.
         if local.as_ref().is_some_and(|folder| !folder.is_dir()) {
             return Err(BaseError::NoFolder {
                 url: folder.to_owned(),
@@ -121,13 +120,13 @@ impl Base {
             hint: String::new(),
         };
         match file {
-            Some(file) => base.look_into(&decoded(url, file)?).await?,
-            None => base.look_around().await?,
+            Some(file) => base.inspect_file(&decode_file_name(url, file)?).await?,
+            None => base.inspect_folder().await?,
         }
         Ok(base)
     }
 
-    /// The local folder, where the URL is one.
+    /// The local folder, if the URL names one.
     #[must_use]
     pub fn local(&self) -> Option<&std::path::Path> {
         self.local.as_deref()
@@ -138,18 +137,18 @@ impl Base {
         &self.url
     }
 
-    /// By component; also [`RETRINET`] where an export has it.
+    /// By component name. Includes [`RETRINET`] if the base is an export that has it.
     #[must_use]
-    pub fn parts(&self) -> &BTreeMap<&'static str, Place> {
+    pub fn parts(&self) -> &BTreeMap<&'static str, ComponentFiles> {
         &self.parts
     }
 
-    /// The components that a job of this architecture begins from, as far as they are here, in the
-    /// order in which they are loaded.
+    /// The components that a job of this architecture loads from the base, as far as they exist, in
+    /// loading order.
     pub fn taken_over(
         &self,
         architecture: Architecture,
-    ) -> impl Iterator<Item = (&'static str, &Place)> {
+    ) -> impl Iterator<Item = (&'static str, &ComponentFiles)> {
         let facts = architecture.facts();
         let names = facts
             .base_parts
@@ -159,23 +158,23 @@ impl Base {
         names.filter_map(|name| Some((name, self.parts.get(name)?)))
     }
 
-    /// Refuses a base that a job cannot begin from: a part that its architecture needs is not
-    /// there, or a config says something else than the job's tables.
+    /// Rejects a base that a job cannot start from: a component that its architecture needs is
+    /// missing, or a config differs from the job's architecture tables.
     ///
     /// # Errors
-    /// The first part or field.
+    /// The first missing component or differing field.
     pub async fn suits(&self, model: &Model) -> Result<(), BaseError> {
         for (name, needed) in model.architecture.facts().base_parts {
-            let Some(place) = self.parts.get(name) else {
+            let Some(files) = self.parts.get(name) else {
                 if *needed {
-                    return Err(self.missing(name));
+                    return Err(self.missing_component(name));
                 }
                 continue;
             };
-            let Some(path) = place.config() else { continue };
+            let Some(path) = files.config() else { continue };
             let bytes = self.read(path).await?;
             let text = std::str::from_utf8(&bytes).map_err(|error| self.malformed(path, error))?;
-            agree(name, text, model).map_err(|source| BaseError::Other {
+            agree(name, text, model).map_err(|source| BaseError::ConfigMismatch {
                 url: self.url.clone(),
                 path: path.to_owned(),
                 source: Box::new(source),
@@ -184,16 +183,16 @@ impl Base {
         Ok(())
     }
 
-    /// An object of the base, whole.
+    /// The whole content of an object of the base.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The object cannot be read.
     pub async fn read(&self, name: &str) -> Result<Bytes, BaseError> {
         let read = async { self.store.get(&self.path(name)).await?.bytes().await };
-        read.await.map_err(|source| self.unreadable(name, source))
+        read.await.map_err(|source| self.read_error(name, source))
     }
 
-    /// The store, and where in it a name of this base lies.
+    /// The store, and the path in it of a name relative to this base.
     #[must_use]
     pub fn object(&self, name: &str) -> (&Arc<dyn ObjectStore>, Path) {
         (&self.store, self.path(name))
@@ -201,61 +200,62 @@ impl Base {
 
     fn path(&self, name: &str) -> Path {
         name.split('/')
-            .fold(self.prefix.clone(), |path, part| path.join(part))
+            .fold(self.prefix.clone(), |path, segment| path.join(segment))
     }
 
-    async fn look_around(&mut self) -> Result<(), BaseError> {
+    async fn inspect_folder(&mut self) -> Result<(), BaseError> {
         for part in PARTS {
             let file = part.file();
-            let place = if self.has(&file).await? {
-                Some(Place::file(&file))
+            let files = if self.exists(&file).await? {
+                Some(ComponentFiles::single_file(&file))
             } else {
-                self.folder(part).await?
+                self.component_in_folder(part).await?
             };
-            self.parts.extend(place.map(|place| (part.name, place)));
+            self.parts.extend(files.map(|files| (part.name, files)));
         }
         for name in [RETRINET_FILE.to_owned(), format!("unet/{RETRINET_FILE}")] {
-            if self.has(&name).await? {
-                self.parts.insert(RETRINET, Place::file(&name));
+            if self.exists(&name).await? {
+                self.parts
+                    .insert(RETRINET, ComponentFiles::single_file(&name));
                 break;
             }
         }
         Ok(())
     }
 
-    async fn folder(&self, part: Part) -> Result<Option<Place>, BaseError> {
-        let at = part.folder;
-        let config = format!("{at}/{CONFIG_FILE}");
+    async fn component_in_folder(&self, part: Part) -> Result<Option<ComponentFiles>, BaseError> {
+        let folder = part.folder;
+        let config = format!("{folder}/{CONFIG_FILE}");
         let beside: Vec<String> = self
-            .has(&config)
+            .exists(&config)
             .await?
             .then_some(config)
             .into_iter()
             .collect();
         for file in WEIGHT_FILES {
-            let name = format!("{at}/{file}");
-            if self.has(&name).await? {
-                return Ok(Some(Place {
-                    at: at.to_owned(),
+            let name = format!("{folder}/{file}");
+            if self.exists(&name).await? {
+                return Ok(Some(ComponentFiles {
+                    at: folder.to_owned(),
                     weights: vec![name],
                     beside,
                 }));
             }
             let index = format!("{name}.index.json");
-            if self.has(&index).await? {
-                let weights = self.indexed(at, &index).await?;
-                return Ok(Some(Place {
-                    at: at.to_owned(),
+            if self.exists(&index).await? {
+                let weights = self.files_of_index(folder, &index).await?;
+                return Ok(Some(ComponentFiles {
+                    at: folder.to_owned(),
                     weights,
                     beside: beside.into_iter().chain([index]).collect(),
                 }));
             }
         }
         match beside.first() {
-            // Weights in a form that is not read are not to be taken for none.
+            // A folder with weights in an unsupported format must not count as a missing component.
             Some(config) => {
                 let reason = format!(
-                    "no weights lie beside it; looked for {}",
+                    "there are no weights next to it; looked for {}",
                     WEIGHT_FILES.join(" or ")
                 );
                 Err(self.malformed(config, reason))
@@ -264,8 +264,8 @@ impl Base {
         }
     }
 
-    /// The files that an index names, which lie beside it.
-    async fn indexed(&self, folder: &str, index: &str) -> Result<Vec<String>, BaseError> {
+    /// The files that an index names. They must be in the folder of the index.
+    async fn files_of_index(&self, folder: &str, index: &str) -> Result<Vec<String>, BaseError> {
         #[derive(serde::Deserialize)]
         struct Index {
             weight_map: BTreeMap<String, String>,
@@ -277,7 +277,7 @@ impl Base {
         if let Some(outside) = files.iter().find(|file| file.contains(['/', '\\'])) {
             return Err(self.malformed(
                 index,
-                format!("it names {outside:?}, which does not lie beside it"),
+                format!("it names {outside:?}, which is not in the same folder"),
             ));
         }
         Ok(files
@@ -286,11 +286,12 @@ impl Base {
             .collect())
     }
 
-    async fn look_into(&mut self, file: &str) -> Result<(), BaseError> {
+    async fn inspect_file(&mut self, file: &str) -> Result<(), BaseError> {
         let names = self.tensor_names(file).await?;
         for part in PARTS {
             if names.iter().any(|name| name.starts_with(part.prefix)) {
-                self.parts.insert(part.name, Place::file(file));
+                self.parts
+                    .insert(part.name, ComponentFiles::single_file(file));
             }
         }
         self.hint = match (foreign(names.iter().map(String::as_str)), names.first()) {
@@ -303,14 +304,14 @@ impl Base {
         Ok(())
     }
 
-    /// Names in the header of a safetensors file.
+    /// Tensor names in the header of a safetensors file.
     async fn tensor_names(&self, file: &str) -> Result<BTreeSet<String>, BaseError> {
         let path = self.path(file);
-        let range = async |range| {
-            let read = self.store.get_range(&path, range).await;
-            read.map_err(|source| self.unreadable(file, source))
+        let read_range = async |range| {
+            let bytes = self.store.get_range(&path, range).await;
+            bytes.map_err(|source| self.read_error(file, source))
         };
-        let length: [u8; 8] = range(0..8)
+        let length: [u8; 8] = read_range(0..8)
             .await?
             .as_ref()
             .try_into()
@@ -320,7 +321,7 @@ impl Base {
             let reason = format!("its safetensors header would be {length} bytes long");
             return Err(self.malformed(file, reason));
         }
-        let header = range(8..8 + length).await?;
+        let header = read_range(8..8 + length).await?;
         let header: BTreeMap<String, serde::de::IgnoredAny> =
             serde_json::from_slice(&header).map_err(|error| self.malformed(file, error))?;
         Ok(header
@@ -329,15 +330,15 @@ impl Base {
             .collect())
     }
 
-    async fn has(&self, name: &str) -> Result<bool, BaseError> {
+    async fn exists(&self, name: &str) -> Result<bool, BaseError> {
         match self.store.head(&self.path(name)).await {
             Ok(_) => Ok(true),
             Err(object_store::Error::NotFound { .. }) => Ok(false),
-            Err(source) => Err(self.unreadable(name, source)),
+            Err(source) => Err(self.read_error(name, source)),
         }
     }
 
-    pub(crate) fn unreadable(&self, path: &str, source: object_store::Error) -> BaseError {
+    pub(crate) fn read_error(&self, path: &str, source: object_store::Error) -> BaseError {
         BaseError::Read {
             url: self.url.clone(),
             path: path.to_owned(),
@@ -353,9 +354,9 @@ impl Base {
         }
     }
 
-    fn missing(&self, name: &'static str) -> BaseError {
+    fn missing_component(&self, name: &'static str) -> BaseError {
         let part = PARTS.iter().find(|part| part.name == name);
-        let part = part.expect("architectures are made of the parts in the table");
+        let part = part.expect("every component of an architecture is in the table");
         let looked_for = if self.url.ends_with(".safetensors") {
             format!("tensors under {}", part.prefix)
         } else {
@@ -366,17 +367,17 @@ impl Base {
                 WEIGHT_FILES.join(" or ")
             )
         };
-        BaseError::NoPart {
+        BaseError::MissingComponent {
             url: self.url.clone(),
-            part: name,
+            component: name,
             looked_for,
             hint: self.hint.clone(),
         }
     }
 }
 
-/// A file's name as it is called in its folder, from the end of a URL.
-fn decoded(url: &str, file: &str) -> Result<String, BaseError> {
+/// The file name at the end of a URL, without URL escapes.
+fn decode_file_name(url: &str, file: &str) -> Result<String, BaseError> {
     let path = Path::from_url_path(file).map_err(|error| BaseError::Malformed {
         url: url.to_owned(),
         path: file.to_owned(),
@@ -404,7 +405,7 @@ mod tests {
     }
 
     /// A safetensors file of empty tensors.
-    fn file(names: &[&str]) -> Vec<u8> {
+    fn safetensors_file(names: &[&str]) -> Vec<u8> {
         let entry =
             |name: &&str| format!(r#""{name}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#);
         let header = format!(
@@ -416,22 +417,23 @@ mod tests {
 
     #[tokio::test]
     async fn a_diffusers_folder_is_understood_with_index_and_half_precision() {
-        let place = tempfile::tempdir().unwrap();
-        let url = format!("file://{}", place.path().display());
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", folder.path().display());
         for name in [
             "vae/config.json",
             "vae/diffusion_pytorch_model.fp16.safetensors",
             "text_encoder/model.safetensors",
         ] {
-            put(place.path(), name, b"{}");
+            put(folder.path(), name, b"{}");
         }
-        let index = br#"{"weight_map": {"a": "2.safetensors", "b": "1.safetensors", "c": "2.safetensors"}}"#;
+        let index = br#"{"weight_map": {"a": "2.safetensors", "b": "1.safetensors",
+                       "c": "2.safetensors"}}"#;
         put(
-            place.path(),
+            folder.path(),
             "unet/diffusion_pytorch_model.safetensors.index.json",
             index,
         );
-        put(place.path(), "unet/retrinet.safetensors", b"");
+        put(folder.path(), "unet/retrinet.safetensors", b"");
         let base = Base::find(&url).await.unwrap();
         assert_eq!(base.parts()["autoencoder"].at, "vae");
         assert_eq!(base.parts()["text_encoder"].beside, Vec::<String>::new());
@@ -440,7 +442,7 @@ mod tests {
         assert_eq!(base.parts()[RETRINET].at, "unet/retrinet.safetensors");
         let index = br#"{"weight_map": {"a": "../other.safetensors"}}"#;
         put(
-            place.path(),
+            folder.path(),
             "unet/diffusion_pytorch_model.safetensors.index.json",
             index,
         );
@@ -450,8 +452,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_base_that_does_not_suit_is_refused_with_its_file_and_field() {
-        let place = tempfile::tempdir().unwrap();
-        let url = format!("file://{}", place.path().display());
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", folder.path().display());
         let refusal = async || {
             let base = Base::find(&url).await.unwrap();
             base.suits(&model()).await.unwrap_err().to_string()
@@ -467,24 +469,25 @@ mod tests {
         };
         let error = base.suits(&autoencoder).await.unwrap_err().to_string();
         assert!(error.contains("holds no autoencoder"), "{error}");
-        put(place.path(), "autoencoder.safetensors", b"");
-        put(place.path(), "text_encoder.safetensors", b"");
+        put(folder.path(), "autoencoder.safetensors", b"");
+        put(folder.path(), "text_encoder.safetensors", b"");
         let error = refusal().await;
         assert!(
             error.contains("holds no unet; looked for unet.safetensors and unet/{config.json, "),
             "{error}"
         );
         let config = br#"{"cross_attention_dim": 768}"#;
-        put(place.path(), "unet/config.json", config);
+        put(folder.path(), "unet/config.json", config);
         let error = Base::find(&url).await.unwrap_err().to_string();
         assert!(
             error.starts_with("unet/config.json of file://")
                 && error.contains(
-                    "no weights lie beside it; looked for diffusion_pytorch_model.safetensors or"
+                    "there are no weights next to it; \
+                     looked for diffusion_pytorch_model.safetensors or"
                 ),
             "{error}"
         );
-        put(place.path(), "unet/model.safetensors", b"");
+        put(folder.path(), "unet/model.safetensors", b"");
         let error = refusal().await;
         assert!(
             error.contains("unet/config.json of file://")
@@ -499,13 +502,13 @@ mod tests {
             error.contains("there is no folder") && error.contains("/none"),
             "{error}"
         );
-        assert!(!place.path().join("none").exists());
+        assert!(!folder.path().join("none").exists());
     }
 
     #[tokio::test]
     async fn a_single_file_says_what_it_holds_or_whose_it_is() {
-        let place = tempfile::tempdir().unwrap();
-        let url = |name: &str| format!("file://{}/{name}.safetensors", place.path().display());
+        let folder = tempfile::tempdir().unwrap();
+        let url = |name: &str| format!("file://{}/{name}.safetensors", folder.path().display());
         let text = "cond_stage_model.transformer.text_model.final_layer_norm.bias";
         let all = [
             "betas",
@@ -513,7 +516,7 @@ mod tests {
             "first_stage_model.quant_conv.bias",
             text,
         ];
-        put(place.path(), "v1 5.safetensors", &file(&all));
+        put(folder.path(), "v1 5.safetensors", &safetensors_file(&all));
         let base = Base::find(&url("v1%205")).await.unwrap();
         assert_eq!(base.parts().len(), 3);
         assert_eq!(base.parts()["unet"].weights, ["v1 5.safetensors"]);
@@ -523,7 +526,7 @@ mod tests {
             "conditioner.embedders.0.x",
             "first_stage_model.x",
         ];
-        put(place.path(), "xl.safetensors", &file(&xl));
+        put(folder.path(), "xl.safetensors", &safetensors_file(&xl));
         let base = Base::find(&url("xl")).await.unwrap();
         let error = base.suits(&model()).await.unwrap_err().to_string();
         assert!(
@@ -532,11 +535,15 @@ mod tests {
             ),
             "{error}"
         );
-        put(place.path(), "other.safetensors", &file(&["lora.a"]));
+        put(
+            folder.path(),
+            "other.safetensors",
+            &safetensors_file(&["lora.a"]),
+        );
         let base = Base::find(&url("other")).await.unwrap();
         let error = base.suits(&model()).await.unwrap_err().to_string();
         assert!(error.contains("its first tensor is \"lora.a\""), "{error}");
-        put(place.path(), "short.safetensors", b"PK");
+        put(folder.path(), "short.safetensors", b"PK");
         assert!(Base::find(&url("short")).await.is_err());
         let error = Base::find(&url("gone")).await.unwrap_err().to_string();
         assert!(error.contains("cannot read gone.safetensors"), "{error}");

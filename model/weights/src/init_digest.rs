@@ -1,7 +1,7 @@
-//! The figure by which a checkpoint names the base weights that its job began with: SHA-256 over
-//! the names of the components that the job took over and the SHA-256 of each of their files, in
-//! lower-case hex. Ranks compute it from the files that they map, the export from what lies behind
-//! the URL; both in this one way.
+//! The digest by which a checkpoint names the base weights that its job started from: SHA-256 over
+//! the names of the components that the job loaded and the SHA-256 of each of their files, in
+//! lower-case hex. Ranks compute it from the files that they map, the export from the objects
+//! behind the URL. Both use this code.
 
 use crate::base::{Base, BaseError};
 use proto::spec::Architecture;
@@ -9,7 +9,7 @@ use proto::text::hex;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
-/// The digest in the making. Components come in the order of [`Base::taken_over`], the files of
+/// Accumulates the digest. Components are added in the order of [`Base::taken_over`], the files of
 /// each by name.
 #[derive(Debug, Default)]
 pub struct InitDigest(Sha256);
@@ -30,23 +30,23 @@ impl InitDigest {
     }
 }
 
-/// The digest of what a job of this architecture would take over from `base` now. Reads all of its
-/// files, once each.
+/// The digest of the components that a job of this architecture would load from `base` now. Reads
+/// each of their files once.
 ///
 /// # Errors
-/// A file that cannot be read.
+/// A file cannot be read.
 pub async fn init_digest(base: &Base, architecture: Architecture) -> Result<String, BaseError> {
     let mut digest = InitDigest::default();
     // One file may hold several components.
-    let mut known: BTreeMap<&str, [u8; 32]> = BTreeMap::new();
-    for (component, place) in base.taken_over(architecture) {
-        let mut hashes = Vec::with_capacity(place.weights.len());
-        for file in &place.weights {
-            let hash = match known.get(file.as_str()) {
+    let mut hashed: BTreeMap<&str, [u8; 32]> = BTreeMap::new();
+    for (component, files) in base.taken_over(architecture) {
+        let mut hashes = Vec::with_capacity(files.weights.len());
+        for file in &files.weights {
+            let hash = match hashed.get(file.as_str()) {
                 Some(hash) => *hash,
                 None => sha256(base, file).await?,
             };
-            known.insert(file, hash);
+            hashed.insert(file, hash);
             hashes.push(hash);
         }
         digest.add(component, hashes);
@@ -58,7 +58,7 @@ async fn sha256(base: &Base, file: &str) -> Result<[u8; 32], BaseError> {
     let (store, path) = base.object(file);
     match storage::hash::of_object(&**store, &path).await {
         Ok(found) => Ok(found.sha256),
-        Err(source) => Err(base.unreadable(file, source)),
+        Err(source) => Err(base.read_error(file, source)),
     }
 }
 
@@ -80,7 +80,7 @@ mod tests {
             std::fs::write(path, bytes).unwrap();
         };
         let url = format!("file://{}", folder.path().display());
-        let of = async |architecture| {
+        let digest_of = async |architecture| {
             let base = Base::find(&url).await.unwrap();
             init_digest(&base, architecture).await.unwrap()
         };
@@ -94,19 +94,22 @@ mod tests {
         put("retrinet.safetensors", b"four");
         let mut expected = InitDigest::default();
         expected.add("autoencoder", [hash(b"one")]);
-        assert_eq!(of(Architecture::Autoencoder).await, expected.finish());
+        assert_eq!(
+            digest_of(Architecture::Autoencoder).await,
+            expected.finish()
+        );
         let mut expected = InitDigest::default();
         expected.add("autoencoder", [hash(b"one")]);
         expected.add("unet", [hash(b"two"), hash(b"three")]);
         expected.add("retrinet", [hash(b"four")]);
-        assert_eq!(of(Architecture::Retrinet).await, expected.finish());
+        assert_eq!(digest_of(Architecture::Retrinet).await, expected.finish());
 
         let (with, without) = (
-            of(Architecture::Retrinet).await,
-            of(Architecture::TextToImage).await,
+            digest_of(Architecture::Retrinet).await,
+            digest_of(Architecture::TextToImage).await,
         );
         put("retrinet.safetensors", b"f0ur");
-        assert_ne!(of(Architecture::Retrinet).await, with);
-        assert_eq!(of(Architecture::TextToImage).await, without);
+        assert_ne!(digest_of(Architecture::Retrinet).await, with);
+        assert_eq!(digest_of(Architecture::TextToImage).await, without);
     }
 }

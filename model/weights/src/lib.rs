@@ -1,6 +1,6 @@
-//! Base weights: where a base model's components lie behind a URL, and the digest by which a
-//! checkpoint names them. Reads names, configs and headers, and whole files only to hash them;
-//! tensors are `model`'s. No libtorch.
+//! Base weights: locates the components of a base model behind a URL, and computes the digest by
+//! which a checkpoint names them. Reads names, configs and headers; whole files are read only to
+//! hash them. Tensors are handled by `model`. No libtorch.
 
 pub mod base;
 pub mod init_digest;

@@ -1,4 +1,4 @@
-//! The autoencoder alone: it sees images, no prompts and no noise levels.
+//! The autoencoder alone. It reads images, but no prompts and no noise levels.
 
 use super::config::{AutoencoderConfig, Component};
 use super::facts::{Facts, Sampling};
@@ -34,9 +34,9 @@ impl Autoencoder {
     }
 }
 
-pub(super) fn lacks(field: &str) -> String {
+pub(super) fn why_unused(field: &str) -> String {
     if references::has(field) {
-        return "autoencoder is shown no references".to_owned();
+        return "autoencoder uses no references".to_owned();
     }
-    "an autoencoder sees pictures alone, without prompt and noise".to_owned()
+    "an autoencoder trains on images only, without prompts and noise".to_owned()
 }

@@ -1,10 +1,10 @@
-//! What networks are built from, and the choices inside them: plain data. The architectures beside
-//! this file are made of it.
+//! Configurations of networks, and the choices inside them. Plain data, used by the architectures
+//! in this folder.
 
 use serde::{Deserialize, Serialize};
 
-/// A part of a model that can be frozen and has its own learning rate. `Encoder` includes the time
-/// embedding; `CrossAttention` includes the zero convolutions ("conjunction network" on the
+/// A component of a model that can be frozen and has its own learning rate. `Encoder` includes the
+/// time embedding; `CrossAttention` includes the zero convolutions ("conjunction network" on the
 /// authors' page).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -70,12 +70,12 @@ pub struct TextEncoderConfig {
     pub width: u32,
     pub layers: u32,
     pub heads: u32,
-    /// Prompts are cut or padded to this many tokens, begin and end included.
+    /// Prompts are truncated or padded to this many tokens, including begin and end.
     pub tokens: u32,
 }
 
-/// How RetriNet's retrieval block reads the paper where it leaves a choice (notes 3.5). Ours: the
-/// defaults.
+/// Design choices of RetriNet's retrieval block that the paper leaves open (notes 3.5). The
+/// defaults are ours.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Retrieval {
@@ -94,11 +94,11 @@ pub enum Attend {
     EveryLevel,
 }
 
-/// The time step that the retrieval encoder is told.
+/// The time step that is passed to the retrieval encoder.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RetrievalTime {
-    /// The target's.
+    /// The time step of the target.
     #[default]
     Target,
     Zero,
@@ -107,11 +107,11 @@ pub enum RetrievalTime {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LossWeighting {
-    /// The plain loss of what is predicted; the paper's with epsilon.
+    /// The unweighted loss of the prediction; with epsilon prediction, the paper's.
     Epsilon,
     /// min(snr, 5) / snr (Hang et al. 2023).
     MinSnr,
-    /// (1 - abar) / abar, clipped to [0.5, 20]: stresses high noise, where colours and so identity
-    /// are decided.
+    /// (1 - abar) / abar, clipped to [0.5, 20]. Emphasizes high noise levels, which determine
+    /// colours and thereby identity.
     Noise,
 }

@@ -1,8 +1,7 @@
-//! What every latent diffusion model reads: its networks, its noise schedule, and what a prediction
-//! is worth.
+//! Settings of every latent diffusion model: its networks, its noise schedule and its objective.
 
 use super::config::{AutoencoderConfig, LossWeighting, TextEncoderConfig, UNetConfig};
-use super::fields::{Fields, Written, refuse_unless_default};
+use super::fields::{Fields, Written, reject_unless_default};
 use crate::job::faults::Faults;
 use serde::{Deserialize, Serialize};
 
@@ -21,9 +20,9 @@ pub struct Diffusion {
 #[serde(deny_unknown_fields)]
 pub struct Noise {
     pub kind: NoiseKind,
-    /// Time steps, 0 to `steps - 1`, the last the noisiest.
+    /// Number of time steps, 0 to `steps - 1`; the last one is the noisiest.
     pub steps: u32,
-    /// beta of the first time step and of the last; a cosine schedule has its own.
+    /// beta of the first and of the last time step. Unused by a cosine schedule.
     pub beta_start: f64,
     pub beta_end: f64,
     pub prediction: Prediction,
@@ -41,7 +40,7 @@ impl Default for Noise {
     }
 }
 
-/// How beta goes from its first value to its last.
+/// How beta changes from its first value to its last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NoiseKind {
@@ -62,20 +61,20 @@ pub enum Prediction {
     V,
 }
 
-/// Equation 3 and how much each noise level counts in it, fields of `[train]`.
+/// Parameters of equation 3 and its weighting of noise levels; fields of `[train]`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Objective {
     /// lambda of equation 3.
     pub face_loss_weight: f64,
-    /// A cell of the latent counts in the first term where the image covers more than this fraction
-    /// of it; 0 to below 1. Ours: 0.5. The face's mask keeps its fractions.
+    /// A latent cell counts in the first term if the image covers more than this fraction of it; at
+    /// least 0 and below 1. Ours: 0.5. The mask of the face is not thresholded.
     pub target_mask_threshold: f64,
-    /// How much each noise level counts.
+    /// The weight of each noise level.
     pub loss_weighting: LossWeighting,
 }
 
-/// Fewer time steps than this are no schedule, and more are a slip.
+/// Allowed numbers of time steps. More than the maximum is assumed to be a mistake.
 const STEPS: std::ops::RangeInclusive<u32> = 10..=10_000;
 
 impl Diffusion {
@@ -122,12 +121,12 @@ impl Noise {
         });
         let (start, end) = (noise.beta_start, noise.beta_end);
         if noise.kind == NoiseKind::Cosine {
-            let why = "model.noise.kind is cosine, which has no such end";
+            let why = "model.noise.kind is cosine, which does not use it";
             for (field, value) in [
                 ("model.noise.beta_start", start),
                 ("model.noise.beta_end", end),
             ] {
-                refuse_unless_default(field, &value.into(), why, faults);
+                reject_unless_default(field, &value.into(), why, faults);
             }
             return noise;
         }
@@ -135,7 +134,7 @@ impl Noise {
             ("model.noise.beta_start", start),
             ("model.noise.beta_end", end),
         ] {
-            // Not a number is in no range.
+            // The comparisons also reject NaN.
             faults.need(0.0 < beta && beta < 1.0, field, || {
                 format!("is {beta}; it must lie between 0 and 1, both excluded")
             });
@@ -156,7 +155,7 @@ impl Objective {
             target_mask_threshold: fields.read("train.target_mask_threshold"),
             loss_weighting: fields.read("train.loss_weighting"),
         };
-        faults.rate("train.face_loss_weight", objective.face_loss_weight);
+        faults.non_negative("train.face_loss_weight", objective.face_loss_weight);
         let threshold = objective.target_mask_threshold;
         faults.need(
             (0.0..1.0).contains(&threshold),

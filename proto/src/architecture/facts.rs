@@ -1,29 +1,28 @@
-//! What holds of an architecture whatever a job says.
+//! Static properties of an architecture, independent of any job.
 
 use super::config::Component;
 
-/// What holds of an architecture whatever a job says.
+/// Static properties of an architecture, independent of any job.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts {
-    /// As job.toml writes it.
+    /// The name in job.toml.
     pub name: &'static str,
-    /// In a sentence about a trained job: "job x trained a …".
+    /// The noun for sentences such as "job x trained a …".
     pub noun: &'static str,
-    /// The parts that it is made of, in the order in which data meets them.
+    /// Its components, in the order in which data passes through them.
     pub components: &'static [Component],
-    /// What stays frozen when job.toml does not say.
+    /// Components that are frozen if job.toml does not set `freeze`.
     pub frozen_by_default: &'static [Component],
-    /// Components that its loss cannot train: they must be frozen.
+    /// Components that its loss cannot train. They must be frozen.
     pub always_frozen: &'static [Component],
-    /// The parts of a base model that it takes over when they are there, and whether they must be
-    /// there.
+    /// The components that it loads from base weights, and whether each is required.
     pub base_parts: &'static [(&'static str, bool)],
-    /// The file, among base weights, with what no base model has.
+    /// The file among base weights that holds components which no base model has.
     pub own_file: Option<&'static str>,
     pub sampling: Sampling,
 }
 
-/// What sampling may ask of an architecture.
+/// Which inputs of sampling an architecture supports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sampling {
     /// `prompts`

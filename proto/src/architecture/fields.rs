@@ -1,7 +1,6 @@
 //! The fields of `[data]`, `[model]` and `[train]` that only some architectures read. An
-//! architecture takes out those that it knows; what is left over was written for nothing and is
-//! refused, unless it stands at its default: texts that were stored with every field written out
-//! have it there.
+//! architecture takes the fields that it reads. A remaining field has no effect and is rejected,
+//! unless it has its default value, because stored job texts have every field written out.
 
 use super::config::{AutoencoderConfig, TextEncoderConfig, UNetConfig};
 use crate::job::faults::Faults;
@@ -10,7 +9,7 @@ use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use toml::{Table, Value};
 
-/// Every such field, and what it is when job.toml does not say.
+/// All such fields with their default values.
 const DEFAULTS: &str = r#"
 [data]
 task = "composition"
@@ -26,7 +25,13 @@ multitask_reconstruction = 0.5
 
 [model]
 retrieval = { attend = "every-block", time = "target" }
-noise = { kind = "scaled-linear", steps = 1000, beta_start = 0.00085, beta_end = 0.012, prediction = "epsilon" }
+
+[model.noise]
+kind = "scaled-linear"
+steps = 1000
+beta_start = 0.00085
+beta_end = 0.012
+prediction = "epsilon"
 
 [train]
 face_loss_weight = 1.0
@@ -37,45 +42,51 @@ loss_weighting = "epsilon"
 /// See the module's header.
 pub(crate) struct Fields {
     pub(super) autoencoder: AutoencoderConfig,
-    /// None: taken.
+    /// None once taken.
     unet: Option<UNetConfig>,
     text_encoder: Option<TextEncoderConfig>,
     defaults: BTreeMap<String, Value>,
-    /// As written, and not yet taken.
-    left: BTreeMap<String, Value>,
+    /// Fields of job.toml that were not taken yet.
+    remaining: BTreeMap<String, Value>,
 }
 
 impl Fields {
-    /// `written`: the tables of job.toml with the types that the raw job has. `networks`: the named
-    /// size with what is written over it.
+    /// `written` holds the tables of job.toml with the types of the raw job. The networks are those
+    /// of the named size with the overrides of job.toml.
     pub(crate) fn new(
         written: &Table,
         (unet, autoencoder, text): (UNetConfig, AutoencoderConfig, TextEncoderConfig),
     ) -> Self {
         let defaults = leaves(&defaults());
-        let mut left = leaves(written);
-        left.retain(|field, _| defaults.contains_key(field));
+        let mut remaining = leaves(written);
+        remaining.retain(|field, _| defaults.contains_key(field));
         Self {
             autoencoder,
             unet: Some(unet),
             text_encoder: Some(text),
             defaults,
-            left,
+            remaining,
         }
     }
 
-    /// Takes a field; its default where it is not written.
+    /// Takes a field; returns its default if job.toml does not set it.
     pub(super) fn read<T: DeserializeOwned>(&mut self, field: &str) -> T {
         let default = self.defaults.get(field).cloned();
-        let value = self.left.remove(field).or(default);
-        let value = value.expect("every field that is read stands among the defaults");
-        value.try_into().expect("the raw table has its type")
+        let value = self.remaining.remove(field).or(default);
+        let value = value.expect("every field that is read has a default");
+        value
+            .try_into()
+            .expect("the raw table has checked the type")
     }
 
-    /// Takes a field whose default is the architecture's own.
+    /// Takes a field if job.toml sets it. For fields whose default depends on the architecture.
     pub(super) fn written<T: DeserializeOwned>(&mut self, field: &str) -> Option<T> {
-        let value = self.left.remove(field)?;
-        Some(value.try_into().expect("the raw table has its type"))
+        let value = self.remaining.remove(field)?;
+        Some(
+            value
+                .try_into()
+                .expect("the raw table has checked the type"),
+        )
     }
 
     pub(super) fn unet(&mut self) -> UNetConfig {
@@ -88,16 +99,16 @@ impl Fields {
             .expect("an architecture has one text encoder")
     }
 
-    /// A field that is read with the section it stands in.
+    /// Accepts a field that is read elsewhere, with the rest of its section.
     pub(super) fn allow(&mut self, field: &str) {
-        self.left.remove(field);
+        self.remaining.remove(field);
     }
 
-    /// Refuses what nobody took; `lacks` says why a field means nothing.
-    pub(crate) fn refuse_rest(
+    /// Rejects the remaining fields. `why_unused` explains why a field has no effect.
+    pub(crate) fn reject_unused(
         self,
         name: &str,
-        lacks: impl Fn(&str) -> String,
+        why_unused: impl Fn(&str) -> String,
         faults: &mut Faults,
     ) {
         let sizes: Vec<_> = size::NAMES
@@ -113,36 +124,36 @@ impl Fields {
         for (field, is_of_a_size) in [("model.unet", unet), ("model.text_encoder", text)] {
             faults.need(is_of_a_size, field, || {
                 format!(
-                    "is for text-to-image and retrinet; an {name} has no such part: leave the \
-                table out"
+                    "is for text-to-image and retrinet; an {name} has no such component: leave \
+                    the table out"
                 )
             });
         }
-        let mut rest = self.left;
-        rest.retain(|field, value| self.defaults.get(field) != Some(value));
-        if rest
+        let mut unused = self.remaining;
+        unused.retain(|field, value| self.defaults.get(field) != Some(value));
+        if unused
             .keys()
             .any(|field| field.starts_with("model.retrieval."))
         {
-            rest.retain(|field, _| !field.starts_with("model.retrieval."));
+            unused.retain(|field, _| !field.starts_with("model.retrieval."));
             let message = format!("is for retrinet; {name} has no retrieval block: leave it out");
             faults.add("model.retrieval", message);
         }
-        for (field, value) in &rest {
-            refuse(field, value, &lacks(field), faults);
+        for (field, value) in &unused {
+            reject(field, value, &why_unused(field), faults);
         }
     }
 }
 
-/// Refuses a field for a reason, unless it has its default.
-pub(super) fn refuse_unless_default(field: &str, value: &Value, why: &str, faults: &mut Faults) {
+/// Rejects a field for a reason, unless it has its default value.
+pub(super) fn reject_unless_default(field: &str, value: &Value, why: &str, faults: &mut Faults) {
     if leaves(&defaults()).get(field) != Some(value) {
-        refuse(field, value, why, faults);
+        reject(field, value, why, faults);
     }
 }
 
-fn refuse(field: &str, value: &Value, why: &str, faults: &mut Faults) {
-    let message = format!("is {value}; it means nothing because {why}: leave it out");
+fn reject(field: &str, value: &Value, why: &str, faults: &mut Faults) {
+    let message = format!("is {value}; it has no effect because {why}: leave it out");
     faults.add(field, message);
 }
 
@@ -150,7 +161,7 @@ fn defaults() -> Table {
     DEFAULTS.parse().expect("the defaults are TOML")
 }
 
-/// Every value by its dotted name.
+/// All values by their dotted names.
 fn leaves(table: &Table) -> BTreeMap<String, Value> {
     let mut found = BTreeMap::new();
     for (name, value) in table {
@@ -167,7 +178,7 @@ fn leaves(table: &Table) -> BTreeMap<String, Value> {
     found
 }
 
-/// Fields written out, by their dotted names.
+/// Collects fields by their dotted names, to write them as TOML.
 #[derive(Default)]
 pub(crate) struct Written(Table);
 

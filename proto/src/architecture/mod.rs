@@ -1,6 +1,6 @@
-//! What a job trains: one file for each architecture with its part of job.toml, its components,
-//! what is frozen when job.toml does not say, its base weights, and what sampling may ask of it.
-//! This file is the only one that tells them apart; everybody else asks [`Architecture`] and
+//! The architectures that a job can train. Each has a file with its part of job.toml, its
+//! components, the components frozen by default, its base weights, and what sampling supports. Only
+//! this file distinguishes between architectures; all other code uses [`Architecture`] and
 //! [`ArchitectureSpec`].
 
 mod autoencoder;
@@ -28,12 +28,12 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Architecture {
-    /// The autoencoder alone: the first half of a base model.
+    /// The autoencoder alone, the first half of a base model.
     Autoencoder,
-    /// A text-to-image U-Net with its text encoder, on a given autoencoder: the second half of a
-    /// base model.
+    /// A text-to-image U-Net with its text encoder, trained with a given autoencoder; the second
+    /// half of a base model.
     TextToImage,
-    /// The paper's model, on a given base model.
+    /// The paper's model, trained from a given base model.
     Retrinet,
 }
 
@@ -73,7 +73,7 @@ impl Architecture {
         self.facts().frozen_by_default
     }
 
-    /// Takes its fields out of what is written.
+    /// Takes the architecture's fields from those of job.toml.
     pub(crate) fn read(self, fields: &mut Fields, faults: &mut Faults) -> ArchitectureSpec {
         match self {
             Self::Autoencoder => ArchitectureSpec::Autoencoder(Autoencoder::read(fields)),
@@ -82,12 +82,12 @@ impl Architecture {
         }
     }
 
-    /// Why a field that it does not read means nothing.
-    pub(crate) fn lacks(self, field: &str) -> String {
+    /// Why a field that it does not read has no effect.
+    pub(crate) fn why_unused(self, field: &str) -> String {
         match self {
-            Self::Autoencoder => autoencoder::lacks(field),
-            Self::TextToImage => text_to_image::lacks(field),
-            Self::Retrinet => retrinet::lacks(field),
+            Self::Autoencoder => autoencoder::why_unused(field),
+            Self::TextToImage => text_to_image::why_unused(field),
+            Self::Retrinet => retrinet::why_unused(field),
         }
     }
 }
@@ -152,7 +152,7 @@ impl ArchitectureSpec {
         self.diffusion().map(|it| &it.text_encoder)
     }
 
-    /// Noise levels of its examples.
+    /// Number of time steps of its noise schedule.
     #[must_use]
     pub fn timesteps(&self) -> u32 {
         let noise = self.diffusion().map(|it| it.noise);
@@ -167,7 +167,7 @@ impl ArchitectureSpec {
         }
     }
 
-    /// How its references are chosen and cut; None: it is shown none.
+    /// How its references are selected and cropped; None if it uses none.
     #[must_use]
     pub fn references(&self) -> Option<&References> {
         match self {

@@ -1,7 +1,7 @@
-//! How the references of a sample are chosen and cut: fields of `[data]` for the architectures that
-//! are shown any.
+//! How the references of a sample are selected and cropped: fields of `[data]` for architectures
+//! that use references.
 
-use super::fields::{Fields, Written, refuse_unless_default};
+use super::fields::{Fields, Written, reject_unless_default};
 use crate::job::faults::Faults;
 use serde::{Deserialize, Serialize};
 
@@ -10,25 +10,25 @@ use serde::{Deserialize, Serialize};
 pub struct References {
     pub task: Task,
     pub pairing: Pairing,
-    /// N, the number of references of one sample. The paper: 4.
+    /// N, the number of references per sample. The paper: 4.
     pub count: u32,
-    /// Probability that a reference slot shows the face (else the clothes). Ours: 0.5.
+    /// Probability that a reference shows the face (else the clothes). Ours: 0.5.
     pub face_probability: f64,
-    /// The face box of a reference is this much larger than the annotated one. Ours: 1.33, measured
-    /// on the paper's figure 2.
+    /// Factor by which the annotated face box is enlarged in a reference. Ours: 1.33, measured on
+    /// the paper's figure 2.
     pub face_enlargement: f64,
-    /// Above this fraction of the image's area the face box counts as "the majority" and the whole
-    /// figure is shown instead of the clothes. Ours: 0.5.
+    /// If the face box covers more than this fraction of the image, it counts as "the majority" and
+    /// the whole figure is shown instead of the clothes. Ours: 0.5.
     pub figure_threshold: f64,
     pub clothes: Clothes,
-    /// A reference fills this fraction of its square at least, so that its position never equals
-    /// the target's. Ours: 0.8.
+    /// Minimum fraction of its square that a reference fills. Below 1, so that its position never
+    /// equals the target's. Ours: 0.8.
     pub scale: f64,
-    /// Fraction of reconstruction samples when task is multitask. Ours: 0.5.
+    /// Fraction of reconstruction samples if the task is multitask. Ours: 0.5.
     pub multitask_reconstruction: f64,
 }
 
-/// Their fields in `[data]`.
+/// The fields of `[data]` about references.
 const FIELDS: [&str; 11] = [
     "data.task",
     "data.pairing",
@@ -49,7 +49,7 @@ pub(super) fn has(field: &str) -> bool {
 }
 
 impl References {
-    /// `count`: when job.toml does not say.
+    /// `count` is the default number of references.
     pub(super) fn read(fields: &mut Fields, count: u32, faults: &mut Faults) -> Self {
         let references = Self {
             task: fields.read("data.task"),
@@ -67,13 +67,13 @@ impl References {
             multitask_reconstruction: fields.read("data.multitask_reconstruction"),
         };
         references.check(faults);
-        references.refuse_idle(faults);
+        references.reject_unused(faults);
         references
     }
 
     fn check(&self, faults: &mut Faults) {
         for (field, value) in self.fractions() {
-            faults.share(field, value);
+            faults.fraction(field, value);
         }
         faults.need(
             (0.1..=1.0).contains(&self.scale),
@@ -105,9 +105,9 @@ impl References {
         ]
     }
 
-    /// Fields that mean nothing under another task.
-    fn refuse_idle(&self, faults: &mut Faults) {
-        let (task, idle): (_, &[&str]) = match self.task {
+    /// Rejects fields that have no effect with the configured task.
+    fn reject_unused(&self, faults: &mut Faults) {
+        let (task, unused): (_, &[&str]) = match self.task {
             Task::Multitask => return,
             Task::Composition => ("composition", &["data.multitask_reconstruction"]),
             Task::Reconstruction => ("reconstruction", &FIELDS[4..]),
@@ -115,8 +115,8 @@ impl References {
         let why = format!("data.task is {task}");
         let enlargement = [("data.face_enlargement", self.face_enlargement)];
         for (field, value) in self.fractions().into_iter().chain(enlargement) {
-            if idle.contains(&field) {
-                refuse_unless_default(field, &value.into(), &why, faults);
+            if unused.contains(&field) {
+                reject_unless_default(field, &value.into(), &why, faults);
             }
         }
     }
@@ -137,16 +137,17 @@ impl References {
     }
 }
 
-/// How clothes are shown without the face (both ways are seen in the paper's figures). All ours.
+/// How the face is removed from references of clothes (the paper's figures show both ways). All
+/// values are ours.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Clothes {
-    /// Probability that everything above the chin is cut off; else the face box is painted over
-    /// with the pad's colour.
+    /// Probability that everything above the chin is cropped off; else the face box is filled with
+    /// the padding colour.
     pub cut_off: f64,
-    /// It is only cut off where so much of the picture's height is left below the chin.
+    /// The image is cropped only if at least this fraction of its height is below the chin.
     pub cut_off_minimum: f64,
-    /// Probability that the background is kept; else it is filled with the pad's colour.
+    /// Probability that the background is retained; else it is filled with the padding colour.
     pub background: f64,
 }
 
@@ -164,11 +165,11 @@ impl Default for Clothes {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Task {
-    /// Whole pictures with the word "figure".
+    /// Whole images with the word "figure".
     Reconstruction,
-    /// Faces and clothes, drawn per slot.
+    /// Faces and clothes, sampled per reference.
     Composition,
-    /// Both, mixed by sample.
+    /// Both, mixed per sample.
     Multitask,
 }
 
@@ -178,6 +179,6 @@ pub enum Task {
 pub enum Pairing {
     /// The target itself under another random transform.
     A,
-    /// Other pictures of the same character and outfit.
+    /// Other images of the same character and outfit.
     B,
 }

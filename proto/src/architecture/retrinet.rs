@@ -1,4 +1,4 @@
-//! The paper's model (section 5.1), on a given base model.
+//! The paper's model (section 5.1), trained from a given base model.
 
 use super::config::{Component, Retrieval};
 use super::diffusion::Diffusion;
@@ -8,9 +8,9 @@ use super::references::References;
 use crate::job::faults::Faults;
 use serde::{Deserialize, Serialize};
 
-/// The key of a RetriNet's own weights among base weights, and the stem of their file.
+/// The key of RetriNet's own weights among base weights, and the stem of their file name.
 pub const OWN_FILE: &str = "retrinet";
-/// N when job.toml does not say: the paper's.
+/// Default for N, from the paper.
 const REFERENCES: u32 = 4;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,7 +56,7 @@ impl Retrinet {
     pub(super) fn read(fields: &mut Fields, faults: &mut Faults) -> Self {
         let references = References::read(fields, REFERENCES, faults);
         faults.need(references.count > 0, "data.references", || {
-            "is 0; retrinet draws a target from references, so at least 1 is needed (the paper \
+            "is 0; retrinet generates images from references, so at least 1 is needed (the paper \
             uses 4)"
                 .into()
         });
@@ -71,7 +71,7 @@ impl Retrinet {
     }
 }
 
-/// It reads every field that there is today.
-pub(super) fn lacks(_field: &str) -> String {
-    "retrinet has no use for it".to_owned()
+/// Currently retrinet reads all fields.
+pub(super) fn why_unused(_field: &str) -> String {
+    "retrinet does not use it".to_owned()
 }

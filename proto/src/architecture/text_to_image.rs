@@ -1,4 +1,4 @@
-//! A text-to-image U-Net with its text encoder, on a given autoencoder.
+//! A text-to-image U-Net with its text encoder, trained with a given autoencoder.
 
 use super::config::Component;
 use super::diffusion::Diffusion;
@@ -45,7 +45,7 @@ impl TextToImage {
     }
 }
 
-/// It reads all that is not about references.
-pub(super) fn lacks(_field: &str) -> String {
-    "text-to-image is shown no references".to_owned()
+/// It reads all fields except those about references.
+pub(super) fn why_unused(_field: &str) -> String {
+    "text-to-image uses no references".to_owned()
 }

@@ -1,6 +1,6 @@
-//! What is wrong with a job.toml, field by field, as it is found.
+//! Collects the errors of a job.toml, by field.
 
-/// Something wrong with one field.
+/// An error in one field.
 pub(crate) struct Fault {
     pub(crate) field: String,
     pub(crate) message: String,
@@ -17,16 +17,16 @@ impl Faults {
         });
     }
 
-    /// Notes a fault unless `good`.
-    pub(crate) fn need(&mut self, good: bool, field: &str, message: impl FnOnce() -> String) {
-        if !good {
+    /// Adds a fault unless `valid`.
+    pub(crate) fn need(&mut self, valid: bool, field: &str, message: impl FnOnce() -> String) {
+        if !valid {
             self.add(field, message());
         }
     }
 
-    pub(crate) fn share(&mut self, field: &str, value: f64) {
+    pub(crate) fn fraction(&mut self, field: &str, value: f64) {
         self.need((0.0..=1.0).contains(&value), field, || {
-            format!("is {value}; a share lies between 0 and 1")
+            format!("is {value}; it must lie between 0 and 1")
         });
     }
 
@@ -34,18 +34,18 @@ impl Faults {
         self.need(value > 0, field, || "is 0; it must be at least 1".into());
     }
 
-    /// Larger networks than `most` are slips: they would fill the memory of every node before
-    /// anything failed.
-    pub(crate) fn count(&mut self, field: &str, value: u32, most: u32) {
+    /// Requires 1 to `max`. A larger network is assumed to be a mistake; it would exhaust the
+    /// memory of a node before anything else failed.
+    pub(crate) fn count(&mut self, field: &str, value: u32, max: u32) {
         self.positive(field, value.into());
-        self.need(value <= most, field, || {
-            format!("is {value}; at most {most}")
+        self.need(value <= max, field, || {
+            format!("is {value}; it must be at most {max}")
         });
     }
 
-    pub(crate) fn rate(&mut self, field: &str, value: f64) {
-        let good = value.is_finite() && value >= 0.0;
-        self.need(good, field, || {
+    pub(crate) fn non_negative(&mut self, field: &str, value: f64) {
+        let valid = value.is_finite() && value >= 0.0;
+        self.need(valid, field, || {
             format!("is {value}; it must be a number of at least 0")
         });
     }

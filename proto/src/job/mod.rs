@@ -1,6 +1,6 @@
-//! job.toml: text -> [`JobSpec`] with errors that name file, line, field, value and what is
-//! allowed, and back. No I/O: whether the data set is there is for the caller to find out. Called
-//! by `coordinator submit`, by the coordinator again, and by ranks.
+//! Parses job.toml into a [`JobSpec`], with errors that name file, line, field, value and what is
+//! allowed, and writes it back. No I/O: the caller checks whether the data set exists. Called by
+//! `coordinator submit`, by the coordinator again, and by ranks.
 
 mod check;
 pub(crate) mod faults;
@@ -8,7 +8,7 @@ mod raw;
 
 use crate::architecture::fields::Written;
 use crate::id::JobId;
-use crate::place;
+use crate::location;
 use crate::sample::{ImageSource, NamedReference, SampleWork, Weights};
 use crate::spec::{JobSpec, Optimizer, Resources, Train, TrainWork, Work};
 use raw::{
@@ -18,17 +18,17 @@ use raw::{
 use std::fmt;
 use std::path::Path;
 
-/// Everything wrong with one job.toml, in the order of its lines.
+/// All errors of one job.toml, in line order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobErrors(pub Vec<JobError>);
 
-/// One thing wrong.
+/// An error at one field.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct JobError {
     pub file: String,
     /// 1-based.
     pub line: usize,
-    /// Dotted, for instance `train.global_batch`; empty when the text is no TOML.
+    /// Dotted, for instance `train.global_batch`; empty if the text is not TOML.
     pub field: String,
     /// The value and what is allowed.
     pub message: String,
@@ -58,9 +58,9 @@ impl fmt::Display for JobErrors {
 
 impl std::error::Error for JobErrors {}
 
-/// Reads a job. `file` is for messages only. Paths without a scheme are taken relative to
-/// `directory`; without one they are refused, because the coordinator cannot know what they were
-/// relative to.
+/// Parses a job. `file` is only used in messages. Paths without a scheme are relative to
+/// `directory`. Without a directory they are rejected, because the coordinator cannot know the base
+/// of relative paths.
 pub fn parse(file: &str, text: &str, directory: Option<&Path>) -> Result<JobSpec, JobErrors> {
     let at = |(line, field, message)| JobError {
         file: file.to_owned(),
@@ -69,13 +69,13 @@ pub fn parse(file: &str, text: &str, directory: Option<&Path>) -> Result<JobSpec
         message,
     };
     let raw: JobToml = toml::from_str(text)
-        .map_err(|error| JobErrors(vec![at(place::of_toml_error(text, &error))]))?;
+        .map_err(|error| JobErrors(vec![at(location::of_toml_error(text, &error))]))?;
     check::check(raw, directory).map_err(|faults| {
         let mut errors: Vec<JobError> = faults
             .into_iter()
             .map(|fault| {
                 at((
-                    place::line_of(text, &fault.field),
+                    location::line_of(text, &fault.field),
                     fault.field,
                     fault.message,
                 ))
@@ -86,14 +86,13 @@ pub fn parse(file: &str, text: &str, directory: Option<&Path>) -> Result<JobSpec
     })
 }
 
-/// Reads a job that the coordinator has stored or sent: [`to_toml`]'s text, or that of an older
-/// release.
+/// Parses a job that the coordinator has stored or sent: the output of [`to_toml`], possibly of an
+/// older release.
 pub fn parse_stored(job: &JobId, text: &str) -> Result<JobSpec, JobErrors> {
     parse(&format!("job.toml of {job}"), text, None)
 }
 
-/// What a job trains, of a text whose paths are absolute. A job that does something else is an
-/// error of its table.
+/// Parses a training job whose paths are absolute. Another kind of work is an error at its table.
 pub fn parse_training(file: &str, text: &str) -> Result<TrainWork, JobErrors> {
     match parse(file, text, None)?.work {
         Work::Train(work) => Ok(*work),
@@ -101,23 +100,23 @@ pub fn parse_training(file: &str, text: &str) -> Result<TrainWork, JobErrors> {
             file,
             text,
             other.table(),
-            "is what this job does; only a job with [train] has weights of its own".to_owned(),
+            "this job does not train; only a job with [train] has weights of its own".to_owned(),
         )])),
     }
 }
 
-/// The error of a field that reads well and is found wrong later, at the line where it stands.
+/// The error for a field that parsed correctly and was found invalid later, with its line.
 #[must_use]
 pub fn error_at(file: &str, text: &str, field: &str, message: String) -> JobError {
     JobError {
         file: file.to_owned(),
-        line: place::line_of(text, field),
+        line: location::line_of(text, field),
         field: field.to_owned(),
         message,
     }
 }
 
-/// The canonical job.toml: every field written out. `parse(to_toml(spec)) == spec`.
+/// The canonical job.toml, with every field written out. `parse(to_toml(spec)) == spec`.
 #[must_use]
 pub fn to_toml(spec: &JobSpec) -> String {
     let mut raw = JobToml {
@@ -146,7 +145,7 @@ pub fn to_toml(spec: &JobSpec) -> String {
     toml::to_string(&raw).expect("plain tables, numbers and strings are TOML")
 }
 
-/// The tables that say what is trained: what every job has, and what its architecture reads.
+/// The tables of a training job: the common fields and those that its architecture reads.
 fn training_toml(work: &TrainWork) -> TrainingToml {
     let (data, model) = (&work.data, &work.model);
     let mut written = Written::default();
@@ -169,7 +168,7 @@ fn training_toml(work: &TrainWork) -> TrainingToml {
     let tables = toml::Value::Table(written.into_table());
     tables
         .try_into()
-        .expect("what is written has the types of the raw tables")
+        .expect("the written fields have the types of the raw tables")
 }
 
 fn resources_toml(resources: &Resources) -> ResourcesToml {
@@ -243,7 +242,7 @@ fn train_toml(train: &Train) -> TrainToml {
         decay: Some(train.decay),
         clip: Some(train.clip.unwrap_or(0.0)),
         ema: Some(train.ema.unwrap_or(0.0)),
-        // The architecture's.
+        // Written by the architecture.
         face_loss_weight: None,
         target_mask_threshold: None,
         loss_weighting: None,

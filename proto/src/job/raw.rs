@@ -1,5 +1,5 @@
-//! job.toml as typed: every field optional that has a default, nothing checked but its type. The
-//! meaning is [`crate::spec::JobSpec`]; the way between is [`super::check`].
+//! job.toml as parsed: fields with defaults are optional, and only types are checked. The validated
+//! form is [`crate::spec::JobSpec`]; [`super::check`] converts between them.
 
 use crate::architecture::{NoiseKind, Prediction};
 use crate::sample::{Concept, SampleMethod, SamplePrompt};
@@ -25,7 +25,7 @@ pub(super) struct JobToml {
     pub(super) sample: Option<SampleToml>,
 }
 
-/// The tables that say what is trained.
+/// The tables of a training job.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TrainingToml {
@@ -69,10 +69,10 @@ pub(super) enum WeightsToml {
 #[serde(deny_unknown_fields)]
 pub(super) struct ReferenceToml {
     pub(super) concept: Option<Concept>,
-    /// Of a sample of the job's data set.
+    /// The id of a sample of the job's data set.
     pub(super) id: Option<String>,
     pub(super) file: Option<String>,
-    /// Of the file; `coordinator submit` writes it.
+    /// The digest of the file, written by `coordinator submit`.
     pub(super) sha256: Option<String>,
 }
 
@@ -184,9 +184,9 @@ pub(super) struct TrainToml {
     pub(super) learning_rates: BTreeMap<Component, f64>,
     pub(super) warmup: Option<u64>,
     pub(super) decay: Option<Decay>,
-    /// Largest gradient norm; 0 turns clipping off.
+    /// Maximum gradient norm; 0 disables clipping.
     pub(super) clip: Option<f64>,
-    /// Decay of the weights' moving average; 0 turns it off.
+    /// Decay of the moving average of the weights; 0 disables it.
     pub(super) ema: Option<f64>,
     pub(super) face_loss_weight: Option<f64>,
     pub(super) target_mask_threshold: Option<f64>,

@@ -1,4 +1,4 @@
-//! Every message that a wrong job.toml gets.
+//! Tests of the error messages for invalid job.toml texts.
 #![allow(clippy::unwrap_used)]
 
 use super::{parse, to_toml};
@@ -39,20 +39,20 @@ fn job(text: &str) -> Result<JobSpec, String> {
     parse("job.toml", text, Some(Path::new("/jobs/here"))).map_err(|errors| errors.to_string())
 }
 
-/// What the job trains.
+/// The training work of the job.
 fn read(text: &str) -> Result<TrainWork, String> {
     job(text).map(|job| job.training().unwrap().clone())
 }
 
-/// The canonical text of the job means the same.
+/// Checks that the canonical text of the job parses to the same job.
 fn check_canonical(text: &str) {
     let spec = job(text).unwrap();
     assert_eq!(parse("canonical", &to_toml(&spec), None).unwrap(), spec);
 }
 
-/// `GOOD` with one piece replaced gives this message.
+/// Checks the message for `GOOD` with one part replaced.
 fn check(from: &str, to: &str, message: &str) {
-    assert!(GOOD.contains(from), "{from:?} is not in the good job");
+    assert!(GOOD.contains(from), "{from:?} is not in GOOD");
     assert_eq!(read(&GOOD.replacen(from, to, 1)).unwrap_err(), message);
 }
 
@@ -84,12 +84,12 @@ fn priority_and_team_are_bounded() {
     };
     expect(
         "priority = 101",
-        "resources.priority: is 101; it must be -100 to 100, and higher goes first",
+        "resources.priority: is 101; it must be -100 to 100 (higher values are scheduled first)",
     );
     expect(
         "team = \"A b\"",
-        "resources.team: is \"A b\"; it must be 1 to 40 lower-case letters, digits and dashes, a \
-        letter first",
+        "resources.team: is \"A b\"; it must be 1 to 40 lower-case letters, digits and dashes, \
+        starting with a letter",
     );
 }
 
@@ -104,19 +104,16 @@ fn unknown_keys_get_a_suggestion() {
         "global_batch",
         "globl_batch",
         "job.toml:18: train.globl_batch: unknown field `globl_batch`, expected one of `steps`, \
-        `global_batch`, \
-         `micro_batch`, `learning_rate`, `learning_rates`, `warmup`, `decay`, `clip`, `ema`, \
-        `face_loss_weight`, \
-         `target_mask_threshold`, `loss_weighting`, `precision`, `on_nonfinite`, \
-        `latent_cache_mib`, `reduction`, `threads`, `digest_every`, \
-         `optimizer`; did you mean `global_batch`?",
+        `global_batch`, `micro_batch`, `learning_rate`, `learning_rates`, `warmup`, `decay`, \
+        `clip`, `ema`, `face_loss_weight`, `target_mask_threshold`, `loss_weighting`, \
+        `precision`, `on_nonfinite`, `latent_cache_mib`, `reduction`, `threads`, `digest_every`, \
+        `optimizer`; did you mean `global_batch`?",
     );
     check(
         "architecture = \"retrinet\"",
         "architecture = \"retronet\"",
         "job.toml:12: model.architecture: unknown variant `retronet`, expected one of \
-        `autoencoder`, \
-         `text-to-image`, `retrinet`; did you mean `retrinet`?",
+        `autoencoder`, `text-to-image`, `retrinet`; did you mean `retrinet`?",
     );
     check(
         "size = \"small\"",
@@ -127,13 +124,12 @@ fn unknown_keys_get_a_suggestion() {
 }
 
 #[test]
-fn values_that_are_planned_are_told_from_slips() {
+fn planned_values_are_distinguished_from_misspellings() {
     check(
         "architecture = \"retrinet\"",
         "architecture = \"controlnet\"",
-        "job.toml:12: model.architecture: not there yet: unknown variant `controlnet`, expected \
-        one of `autoencoder`, \
-         `text-to-image`, `retrinet`",
+        "job.toml:12: model.architecture: not supported yet: unknown variant `controlnet`, \
+        expected one of `autoencoder`, `text-to-image`, `retrinet`",
     );
 }
 
@@ -172,14 +168,13 @@ fn numbers_that_do_not_fit_together_are_refused() {
     check(
         "resolution = 64",
         "resolution = 72",
-        "job.toml:8: data.resolution: is 72; this model takes positive multiples of 16",
+        "job.toml:8: data.resolution: is 72; it must be a positive multiple of 16",
     );
     check(
         "references = 2",
         "references = 0",
-        "job.toml:9: data.references: is 0; retrinet draws a target from references, so at least \
-        1 is needed (the \
-         paper uses 4)",
+        "job.toml:9: data.references: is 0; retrinet generates images from references, so at \
+        least 1 is needed (the paper uses 4)",
     );
     check(
         "min = 1, max = 2",
@@ -190,28 +185,26 @@ fn numbers_that_do_not_fit_together_are_refused() {
         "micro_batch = 8",
         "micro_batch = 32",
         "job.toml:4: resources.workers.max: 2 ranks are more than the 1 micro-batches of a step; \
-        raise \
-         train.global_batch or lower train.micro_batch",
+        raise train.global_batch or lower train.micro_batch",
     );
     check(
         "size = \"small\"",
         "size = \"small\"\nfreeze = [\"autoencoder\", \"text-encoder\", \"encoder\", \"middle\", \
-        \"decoder\", \
-         \"retrieval-encoder\", \"cross-attention\"]",
+        \"decoder\", \"retrieval-encoder\", \"cross-attention\"]",
         "job.toml:14: model.freeze: names every component, so nothing is left to train; leave out \
-        at least one of \
-         text-encoder, encoder, middle, decoder, retrieval-encoder, cross-attention",
+        at least one of text-encoder, encoder, middle, decoder, retrieval-encoder, \
+        cross-attention",
     );
     check(
         "size = \"small\"",
         "size = \"small\"\nunet = { heads = 5 }",
-        "job.toml:14: model.unet.heads: is 5; it must divide every width, and 48 is one",
+        "job.toml:14: model.unet.heads: is 5; it must divide every width, but does not divide 48",
     );
     check(
         "size = \"small\"",
         "size = \"small\"\nfreeze = [\"encoder\"]",
         "job.toml:14: model.freeze: is [encoder], without autoencoder; the noise loss cannot \
-        train it, so it must be named",
+        train autoencoder, so it must be frozen",
     );
     check(
         "size = \"small\"",
@@ -221,13 +214,12 @@ fn numbers_that_do_not_fit_together_are_refused() {
     check(
         "size = \"small\"",
         "size = \"small\"\nautoencoder = { scaling_factor = 0.0 }",
-        "job.toml:14: model.autoencoder.scaling_factor: is 0; it must be a number over 0",
+        "job.toml:14: model.autoencoder.scaling_factor: is 0; it must be a number above 0",
     );
     check(
         "size = \"small\"",
         "size = \"small\"\nautoencoder = { channel_mult = [1, 0] }",
-        "job.toml:14: model.autoencoder.channel_mult: names 0; every level is at least as wide as \
-        1 times the channels",
+        "job.toml:14: model.autoencoder.channel_mult: contains 0; every entry must be at least 1",
     );
 }
 
@@ -236,22 +228,22 @@ fn networks_and_jobs_beyond_all_machines_are_refused() {
     check(
         "size = \"small\"",
         "size = \"small\"\nunet = { res_blocks = 4000000000 }",
-        "job.toml:14: model.unet.res_blocks: is 4000000000; at most 16",
+        "job.toml:14: model.unet.res_blocks: is 4000000000; it must be at most 16",
     );
     check(
         "size = \"small\"",
         "size = \"small\"\nautoencoder = { channel_mult = [1, 65] }",
-        "job.toml:14: model.autoencoder.channel_mult: names 65; at most 64",
+        "job.toml:14: model.autoencoder.channel_mult: contains 65; entries must be at most 64",
     );
     check(
         "steps = 100",
         "steps = 9000000000000000000",
-        "job.toml:17: train.steps: is 9000000000000000000; at most 1000000000000",
+        "job.toml:17: train.steps: is 9000000000000000000; it must be at most 1000000000000",
     );
     check(
         "global_batch = 32",
         "global_batch = 2000000",
-        "job.toml:18: train.global_batch: is 2000000; at most 1048576",
+        "job.toml:18: train.global_batch: is 2000000; it must be at most 1048576",
     );
 }
 
@@ -265,8 +257,8 @@ fn all_faults_come_together_in_line_order() {
     assert_eq!(
         read(&text).unwrap_err(),
         "job.toml:1: name: is \"De mo\"; it must be 1 to 40 lower-case letters, digits and \
-        dashes, a letter first\n\
-         job.toml:22: checkpoint.every: is 0; it must be at least 1"
+        dashes, starting with a letter\n\
+        job.toml:22: checkpoint.every: is 0; it must be at least 1"
     );
 }
 
@@ -280,7 +272,8 @@ fn urls_must_be_reachable_from_everywhere() {
     let without_directory = parse("job.toml", GOOD, None).unwrap_err().to_string();
     assert_eq!(
         without_directory,
-        "job.toml:7: data.dataset: is \"../figures\"; here it must be file:///… or s3://bucket/…"
+        "job.toml:7: data.dataset: is \"../figures\"; it must be a URL: file:///… or \
+        s3://bucket/…"
     );
 }
 
@@ -329,7 +322,7 @@ fn only_components_that_keep_activations_can_be_computed_again() {
     check(
         "size = \"small\"",
         "size = \"small\"\nactivation_checkpointing = [\"middle\"]",
-        "job.toml:14: model.activation_checkpointing: names middle, which is frozen and keeps no \
+        "job.toml:14: model.activation_checkpointing: names middle, which is frozen and stores no \
         activations: leave it out",
     );
     let other = GOOD.replace("references = 2\n", "").replace(
@@ -339,8 +332,7 @@ fn only_components_that_keep_activations_can_be_computed_again() {
     assert_eq!(
         read(&other).unwrap_err(),
         "job.toml:12: model.activation_checkpointing: names cross-attention, which text-to-image \
-        does not have; it \
-         has autoencoder, text-encoder, encoder, middle, decoder",
+        does not have; it has autoencoder, text-encoder, encoder, middle, decoder",
     );
 }
 
@@ -397,8 +389,8 @@ fn latents_are_kept_only_where_they_stay_the_same() {
     assert_eq!(
         message,
         "job.toml:19: train.latent_cache_mib: is 64; with train.reduction = \"exact\" on cuda it \
-        must be 0, because a \
-         GPU may give a picture other bits in other company"
+        must be 0, because on a GPU the bits of a latent may depend on the other images of the \
+        batch"
     );
 }
 
@@ -442,7 +434,7 @@ fn what_the_paper_leaves_open_is_a_field_with_a_default() {
     refused(
         "[data]",
         "clothes = { cut_off = 2 }",
-        "data.clothes.cut_off: is 2; a share",
+        "data.clothes.cut_off: is 2; it must lie",
     );
     refused(
         "[data]",

@@ -1,23 +1,22 @@
-//! Whether the `config.json` of public weights says what a job's [model] tables say. Weights of
-//! another architecture are found out here, at submit and again at load, before a tensor is read.
-//! Pure.
+//! Checks whether the `config.json` of public weights agrees with a job's `[model]` tables. Detects
+//! weights of another architecture at submission and again at load, before a tensor is read. Pure.
 
 use super::config::{self, ConfigError};
 use crate::layout::{AutoencoderLayout, TextLayout, UNetLayout};
 use crate::spec::{AutoencoderConfig, Model};
 use std::fmt::Debug;
 
-/// Why weights cannot be a job's.
+/// Why weights do not fit a job.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Disagreement {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("{theirs} is {found}, but the job has {ours} = {expected}")]
     Field {
-        /// Of config.json.
+        /// The field in config.json.
         theirs: &'static str,
         found: String,
-        /// Of job.toml.
+        /// The field in job.toml.
         ours: &'static str,
         expected: String,
     },
@@ -27,7 +26,7 @@ pub enum Disagreement {
 /// tables.
 ///
 /// # Errors
-/// The first field that the networks cannot obey, or that differs.
+/// The first field that the networks do not support or that differs.
 pub fn agree(component: &str, config: &str, model: &Model) -> Result<(), Disagreement> {
     let job = &model.architecture;
     match (component, job.diffusion()) {
@@ -35,7 +34,7 @@ pub fn agree(component: &str, config: &str, model: &Model) -> Result<(), Disagre
             scaling(config, job.autoencoder())?;
             autoencoder(&config::autoencoder(config)?, &job.autoencoder().into())
         }
-        // Nobody reads a part that the architecture does not have.
+        // A component that the architecture does not have is not read.
         (_, None) => Ok(()),
         ("text_encoder", Some(job)) => {
             text(&config::text(config, false)?, &(&job.text_encoder).into())
@@ -112,7 +111,7 @@ fn unet(found: &UNetLayout, job: &UNetLayout) -> Result<(), Disagreement> {
     arithmetic(found, job)
 }
 
-/// What has no size and no field of its own in job.toml, save the groups.
+/// Compares fields that change the arithmetic but not the shapes.
 fn arithmetic(found: &UNetLayout, job: &UNetLayout) -> Result<(), Disagreement> {
     same(
         "norm_num_groups",
@@ -167,7 +166,7 @@ fn autoencoder(found: &AutoencoderLayout, job: &AutoencoderLayout) -> Result<(),
     )
 }
 
-/// Older files do not say it; all of these were made with Stable Diffusion's.
+/// Older files do not contain the factor; all of these use Stable Diffusion's.
 fn scaling(config: &str, job: &AutoencoderConfig) -> Result<(), Disagreement> {
     let Some(found) = config::scaling_factor(config)? else {
         return Ok(());
@@ -252,30 +251,36 @@ mod tests {
     #[test]
     fn stable_diffusion_s_defaults_are_the_size_sd15() {
         agree("unet", r#"{"cross_attention_dim": 768}"#, &model()).unwrap();
-        let vae = r#"{"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "scaling_factor": 0.18215,
-            "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"],
-            "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"]}"#;
+        let vae = r#"{"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2,
+            "scaling_factor": 0.18215,
+            "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D",
+            "DownEncoderBlock2D"],
+            "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D",
+            "UpDecoderBlock2D"]}"#;
         agree("autoencoder", vae, &model()).unwrap();
         let error = refusal("autoencoder", &vae.replace("0.18215", "0.13025"));
         assert_eq!(
             error,
             "scaling_factor is 0.13025, but the job has model.autoencoder.scaling_factor = 0.18215"
         );
-        let clip = r#"{"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}"#;
+        let clip = r#"{"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+            "num_attention_heads": 12}"#;
         agree("text_encoder", clip, &model()).unwrap();
     }
 
     #[test]
-    fn another_architecture_is_told_by_its_first_field() {
+    fn another_architecture_is_detected_by_its_first_field() {
         // Stable Diffusion 2.1
-        let config = r#"{"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": true}"#;
+        let config = r#"{"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20],
+            "use_linear_projection": true}"#;
         assert_eq!(
             refusal("unet", config),
             "attention_head_dim, by level, is [5, 10, 20, 20], but the job has model.unet.heads = \
             [8, 8, 8, 8]"
         );
         let config = r#"{"block_out_channels": [320, 640], "cross_attention_dim": 768,
-            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}"#;
+            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}"#;
         assert_eq!(
             refusal("unet", config),
             "block_out_channels is [320, 640], but the job has model.unet.channels * channel_mult \

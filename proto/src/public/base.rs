@@ -1,23 +1,23 @@
-//! What base weights consist of: the components, and the files in which each may lie. Three layouts
-//! are known: our own folder (`unet.safetensors`, …), a `diffusers` folder (`unet/config.json` and
-//! its weights, …) and one Stable Diffusion file with everything in it. Who looks for the files is
-//! `base_weights::base`; who reads them is `model`.
+//! The components of base weights and the files that may hold them. Three layouts are supported:
+//! our own folder (`unet.safetensors`, …), a `diffusers` folder (`unet/config.json` and its
+//! weights, …) and a Stable Diffusion single file with all components. `base_weights::base` locates
+//! the files; `model` reads them.
 
 use super::names::{SINGLE_FILE_AUTOENCODER, SINGLE_FILE_TEXT, SINGLE_FILE_UNET};
 
 /// One component of a base model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Part {
-    /// Ours: of job.toml's tables and before the names of its parameters.
+    /// Our name: that of the table in job.toml, and the prefix of its parameter names.
     pub name: &'static str,
-    /// Its folder where `diffusers` wrote the model.
+    /// Its folder in the layout of `diffusers`.
     pub folder: &'static str,
-    /// Before the names of its tensors in a single file.
+    /// Prefix of its tensor names in a single file.
     pub prefix: &'static str,
 }
 
 impl Part {
-    /// Its file in a folder of ours.
+    /// Its file in our own layout.
     #[must_use]
     pub fn file(&self) -> String {
         format!("{}.safetensors", self.name)
@@ -42,8 +42,8 @@ pub const PARTS: [Part; 3] = [
     },
 ];
 
-/// What a component's folder calls its weights, the preferred first; each may also be cut into
-/// several files that `<name>.index.json` lists.
+/// Names of the weight file in a component's folder, in order of preference. Each may also be split
+/// into several files, listed in `<name>.index.json`.
 pub const WEIGHT_FILES: [&str; 4] = [
     "diffusion_pytorch_model.safetensors",
     "model.safetensors",
@@ -51,5 +51,5 @@ pub const WEIGHT_FILES: [&str; 4] = [
     "model.fp16.safetensors",
 ];
 
-/// What a component's folder says of itself.
+/// The configuration file in a component's folder.
 pub const CONFIG_FILE: &str = "config.json";

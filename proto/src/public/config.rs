@@ -1,5 +1,6 @@
-//! The `config.json` of public weights. Every field that changes the arithmetic is obeyed or
-//! refused by name; those of training, of other classes and of the past are passed over.
+//! Reads the `config.json` of public weights. Every field that changes the arithmetic is either
+//! supported or rejected by name. Fields about training, of other classes and of older releases are
+//! ignored.
 
 use crate::layout::{
     Activation, AutoencoderLayout, CLIP_END, CLIP_VOCABULARY, Frequencies, ImageLayout, TextLayout,
@@ -7,7 +8,7 @@ use crate::layout::{
 };
 use serde_json::{Map, Value, json};
 
-/// A field that is missing or that our networks cannot follow.
+/// A field that is invalid or that our networks do not support.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     #[error("is not a JSON object: {0}")]
@@ -22,32 +23,32 @@ pub enum ConfigError {
 
 type Found<T> = Result<T, ConfigError>;
 
-/// A JSON object whose fields are taken one by one, so that what is left over can be looked at.
+/// A JSON object whose fields are taken one by one, so that the remaining ones can be checked.
 struct Fields {
-    left: Map<String, Value>,
-    /// Before field names in messages: "text_config.".
-    within: String,
+    remaining: Map<String, Value>,
+    /// Prefix of field names in messages, for instance "text_config.".
+    prefix: String,
 }
 
 impl Fields {
     fn parse(text: &str) -> Found<Self> {
         let value: Value =
             serde_json::from_str(text).map_err(|error| ConfigError::Json(error.to_string()))?;
-        let Value::Object(left) = value else {
+        let Value::Object(remaining) = value else {
             return Err(ConfigError::Json(format!("it is {value}")));
         };
         Ok(Self {
-            left,
-            within: String::new(),
+            remaining,
+            prefix: String::new(),
         })
     }
 
-    /// The object inside that has this name; None when there is none.
+    /// Takes the nested object with this name; None if there is none.
     fn inner(&mut self, name: &str) -> Option<Self> {
-        match self.left.remove(name)? {
-            Value::Object(left) => Some(Self {
-                left,
-                within: format!("{}{name}.", self.within),
+        match self.remaining.remove(name)? {
+            Value::Object(remaining) => Some(Self {
+                remaining,
+                prefix: format!("{}{name}.", self.prefix),
             }),
             _ => None,
         }
@@ -55,19 +56,20 @@ impl Fields {
 
     fn fault(&self, field: &str, value: &Value, expected: impl Into<String>) -> ConfigError {
         ConfigError::Field {
-            field: format!("{}{field}", self.within),
+            field: format!("{}{field}", self.prefix),
             value: value.to_string(),
             expected: expected.into(),
         }
     }
 
-    /// The value, with null as if it were not there.
+    /// Takes a value; null counts as absent.
     fn take(&mut self, field: &str) -> Option<Value> {
-        self.left.remove(field).filter(|value| !value.is_null())
+        self.remaining
+            .remove(field)
+            .filter(|value| !value.is_null())
     }
 
-    /// Refuses the weights of another network by its name; a file that does not name its network is
-    /// believed.
+    /// Rejects weights of another network class. A file without a class name is accepted.
     fn class(&mut self, field: &str, known: &[&str]) -> Found<()> {
         let Some(value) = self.take(field) else {
             return Ok(());
@@ -155,10 +157,10 @@ impl Fields {
             .ok_or_else(|| self.fault(FIELD, &value, "a list of 1 to 8 widths is expected"))
     }
 
-    /// The same number of residual blocks on each level, which is what the block layout has.
+    /// The number of residual blocks, which must be the same on each level.
     fn res_blocks(&mut self, levels: usize, default: i64) -> Found<usize> {
         const FIELD: &str = "layers_per_block";
-        let value = self.left.get(FIELD).cloned().unwrap_or_default();
+        let value = self.remaining.get(FIELD).cloned().unwrap_or_default();
         let counts = self.by_level(FIELD, levels, default)?;
         if counts.iter().any(|count| *count != counts[0]) {
             return Err(self.fault(FIELD, &value, "the same number on every level is expected"));
@@ -166,27 +168,23 @@ impl Fields {
         Ok(counts[0] as usize)
     }
 
-    /// Refuses what is left over unless it is off (null, false), has the one value that we know, or
-    /// is known to change no number.
-    fn finish(self, only: &[(&str, Value)], passed_over: &[&str]) -> Found<()> {
-        for (field, value) in &self.left {
-            if field.starts_with('_') || passed_over.contains(&field.as_str()) || off(value) {
+    /// Rejects remaining fields, unless they are off (null, false), have the one supported value,
+    /// or are known not to change results.
+    fn finish(self, supported: &[(&str, Value)], ignored: &[&str]) -> Found<()> {
+        for (field, value) in &self.remaining {
+            if field.starts_with('_') || ignored.contains(&field.as_str()) || off(value) {
                 continue;
             }
-            match only.iter().find(|(name, _)| name == field) {
+            match supported.iter().find(|(name, _)| name == field) {
                 Some((_, known)) if same(known, value) => {}
                 Some((_, known)) => {
-                    return Err(self.fault(
-                        field,
-                        value,
-                        format!("only {known} can be computed here"),
-                    ));
+                    return Err(self.fault(field, value, format!("only {known} is supported")));
                 }
                 None => {
                     return Err(self.fault(
                         field,
                         value,
-                        "this field is not known; only null or false can be passed over",
+                        "this field is unknown; it is only ignored if it is null or false",
                     ));
                 }
             }
@@ -199,7 +197,7 @@ fn off(value: &Value) -> bool {
     matches!(value, Value::Null | Value::Bool(false))
 }
 
-/// Equal, with 1 and 1.0 the same.
+/// Whether the values are equal, where 1 equals 1.0.
 fn same(known: &Value, value: &Value) -> bool {
     known == value
         || known
@@ -210,15 +208,15 @@ fn same(known: &Value, value: &Value) -> bool {
 /// Reads the `config.json` of a `UNet2DConditionModel`.
 ///
 /// # Errors
-/// The first field that cannot be obeyed.
+/// The first field that is not supported.
 pub fn unet(text: &str) -> Found<UNetLayout> {
     let mut fields = Fields::parse(text)?;
     fields.class("_class_name", &["UNet2DConditionModel"])?;
     let widths = fields.widths(&[320, 640, 1280, 1280])?;
     let levels = widths.len();
     let attends = attends(&mut fields, levels)?;
-    // The field's name is a mistake of the past: it holds the number of heads, and diffusers
-    // refuses num_attention_heads.
+    // The field's name is a historical mistake: it holds the number of heads, and diffusers rejects
+    // num_attention_heads.
     let heads = fields.by_level("attention_head_dim", levels, 8)?;
     let norm_groups = fields.count("norm_num_groups", 32)?;
     for (level, width) in widths.iter().enumerate() {
@@ -252,7 +250,7 @@ pub fn unet(text: &str) -> Found<UNetLayout> {
         attends,
         heads,
     };
-    let only = [
+    let supported = [
         ("act_fn", json!("silu")),
         ("attention_type", json!("default")),
         ("conv_in_kernel", json!(3)),
@@ -265,15 +263,15 @@ pub fn unet(text: &str) -> Found<UNetLayout> {
         ("time_embedding_type", json!("positional")),
         ("transformer_layers_per_block", json!(1)),
     ];
-    // A linear projection is a 1x1 convolution on tokens; upcasting changes nothing in fp32.
-    let passed_over = [
+    // A linear projection is a 1x1 convolution on tokens. Upcasting has no effect in fp32.
+    let ignored = [
         "addition_embed_type_num_heads",
         "dropout",
         "sample_size",
         "upcast_attention",
         "use_linear_projection",
     ];
-    fields.finish(&only, &passed_over)?;
+    fields.finish(&supported, &ignored)?;
     Ok(layout)
 }
 
@@ -304,7 +302,7 @@ fn attends(fields: &mut Fields, levels: usize) -> Found<Vec<bool>> {
         return Err(fields.fault(
             "up_block_types",
             &json!(up),
-            "the decoder must attend on the levels on which the encoder does",
+            "the decoder must have attention on the same levels as the encoder",
         ));
     }
     Ok(down)
@@ -313,7 +311,7 @@ fn attends(fields: &mut Fields, levels: usize) -> Found<Vec<bool>> {
 /// Reads the `config.json` of an `AutoencoderKL`.
 ///
 /// # Errors
-/// The first field that cannot be obeyed.
+/// The first field that is not supported.
 pub fn autoencoder(text: &str) -> Found<AutoencoderLayout> {
     let mut fields = Fields::parse(text)?;
     fields.class("_class_name", &["AutoencoderKL"])?;
@@ -343,7 +341,7 @@ pub fn autoencoder(text: &str) -> Found<AutoencoderLayout> {
         norm_groups,
         widths,
     };
-    let only = [
+    let supported = [
         ("act_fn", json!("silu")),
         ("in_channels", json!(3)),
         ("out_channels", json!(3)),
@@ -351,39 +349,39 @@ pub fn autoencoder(text: &str) -> Found<AutoencoderLayout> {
         ("use_post_quant_conv", json!(true)),
         ("use_quant_conv", json!(true)),
     ];
-    // false here would take a layer away.
+    // `finish` ignores false, but here it would remove a layer.
     for field in [
         "mid_block_add_attention",
         "use_post_quant_conv",
         "use_quant_conv",
     ] {
-        if fields.left.get(field) == Some(&json!(false)) {
-            return Err(fields.fault(field, &json!(false), "only true can be computed here"));
+        if fields.remaining.get(field) == Some(&json!(false)) {
+            return Err(fields.fault(field, &json!(false), "only true is supported"));
         }
     }
-    // What is done with latents before and after, which is not the autoencoder's.
-    let passed_over = ["force_upcast", "sample_size", "scaling_factor"];
-    fields.finish(&only, &passed_over)?;
+    // These do not affect the computation inside the autoencoder.
+    let ignored = ["force_upcast", "sample_size", "scaling_factor"];
+    fields.finish(&supported, &ignored)?;
     Ok(layout)
 }
 
-/// What an `AutoencoderKL`'s latents are multiplied by before a U-Net sees them, where its
-/// `config.json` says it.
+/// The factor by which an `AutoencoderKL`'s latents are scaled before the U-Net, if its
+/// `config.json` has one.
 ///
 /// # Errors
-/// It is no number.
+/// The factor is not a number.
 pub fn scaling_factor(text: &str) -> Found<Option<f64>> {
     let mut fields = Fields::parse(text)?;
-    let said = fields.left.contains_key("scaling_factor");
+    let is_present = fields.remaining.contains_key("scaling_factor");
     let factor = fields.number("scaling_factor", f64::NAN)?;
-    Ok(Some(factor).filter(|factor| said && !factor.is_nan()))
+    Ok(Some(factor).filter(|factor| is_present && !factor.is_nan()))
 }
 
-/// Reads the `config.json` of a `CLIPTextModel`, or the text half of a `CLIPModel`'s. `projected`:
-/// the weights hold a projection.
+/// Reads the `config.json` of a `CLIPTextModel`, or the text part of a `CLIPModel`'s. `projected`:
+/// whether the weights contain a projection.
 ///
 /// # Errors
-/// The first field that cannot be obeyed.
+/// The first field that is not supported.
 pub fn text(text: &str, projected: bool) -> Found<TextLayout> {
     let mut whole = Fields::parse(text)?;
     whole.class("model_type", &["clip_text_model", "clip"])?;
@@ -395,18 +393,18 @@ pub fn text(text: &str, projected: bool) -> Found<TextLayout> {
     Ok(TextLayout {
         vocabulary: fields.count("vocab_size", CLIP_VOCABULARY)?,
         tokens: fields.count("max_position_embeddings", 77)?,
-        // Files from before the end token was written down say 2.
+        // Older files have 2 instead of the id of the end token.
         end: Some(fields.count("eos_token_id", CLIP_END)?).filter(|end| *end != 2),
         projection: projected.then_some(projection),
         transformer,
     })
 }
 
-/// Reads the `config.json` of a `CLIPVisionModelWithProjection`, or the image half of a
+/// Reads the `config.json` of a `CLIPVisionModelWithProjection`, or the image part of a
 /// `CLIPModel`'s.
 ///
 /// # Errors
-/// The first field that cannot be obeyed.
+/// The first field that is not supported.
 pub fn image(text: &str) -> Found<ImageLayout> {
     let mut whole = Fields::parse(text)?;
     whole.class("model_type", &["clip_vision_model", "clip"])?;
@@ -475,30 +473,35 @@ mod tests {
     use super::*;
     use crate::size;
 
-    /// What lies beside the public weights of Stable Diffusion 1.5 (notes 3.1, 5.1, 5.2).
-    const SD15_UNET: &str = r#"{"_class_name": "UNet2DConditionModel", "_diffusers_version": "0.6.0", "act_fn": "silu",
-        "attention_head_dim": 8, "block_out_channels": [320, 640, 1280, 1280], "center_input_sample": false,
-        "cross_attention_dim": 768, "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D",
-        "CrossAttnDownBlock2D", "DownBlock2D"], "downsample_padding": 1, "flip_sin_to_cos": true, "freq_shift": 0,
-        "in_channels": 4, "layers_per_block": 2, "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 32,
-        "out_channels": 4, "sample_size": 64, "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D",
+    /// The `config.json` of the U-Net of Stable Diffusion 1.5 (notes 3.1, 5.1, 5.2).
+    const SD15_UNET: &str = r#"{"_class_name": "UNet2DConditionModel",
+        "_diffusers_version": "0.6.0", "act_fn": "silu", "attention_head_dim": 8,
+        "block_out_channels": [320, 640, 1280, 1280], "center_input_sample": false,
+        "cross_attention_dim": 768, "down_block_types": ["CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"], "downsample_padding": 1,
+        "flip_sin_to_cos": true, "freq_shift": 0, "in_channels": 4, "layers_per_block": 2,
+        "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 32, "out_channels": 4,
+        "sample_size": 64, "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D",
         "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]}"#;
 
     #[test]
     fn stable_diffusion_s_own_files_say_what_our_size_says() {
         let (our_unet, our_autoencoder, our_text) = size::named("sd15").unwrap();
         assert_eq!(unet(SD15_UNET).unwrap(), UNetLayout::from(&our_unet));
-        let vae = r#"{"act_fn": "silu", "block_out_channels": [128, 256, 512, 512], "down_block_types":
-            ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"], "in_channels": 3,
-            "latent_channels": 4, "layers_per_block": 2, "norm_num_groups": 32, "out_channels": 3, "sample_size": 512,
-            "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"]}"#;
+        let vae = r#"{"act_fn": "silu", "block_out_channels": [128, 256, 512, 512],
+            "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D",
+            "DownEncoderBlock2D"], "in_channels": 3, "latent_channels": 4, "layers_per_block": 2,
+            "norm_num_groups": 32, "out_channels": 3, "sample_size": 512,
+            "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D",
+            "UpDecoderBlock2D"]}"#;
         assert_eq!(
             autoencoder(vae).unwrap(),
             AutoencoderLayout::from(&our_autoencoder)
         );
-        let clip = r#"{"attention_dropout": 0.0, "bos_token_id": 0, "eos_token_id": 2, "hidden_act": "quick_gelu",
-            "hidden_size": 768, "intermediate_size": 3072, "layer_norm_eps": 1e-05, "max_position_embeddings": 77,
-            "num_attention_heads": 12, "num_hidden_layers": 12, "vocab_size": 49408, "projection_dim": 768}"#;
+        let clip = r#"{"attention_dropout": 0.0, "bos_token_id": 0, "eos_token_id": 2,
+            "hidden_act": "quick_gelu", "hidden_size": 768, "intermediate_size": 3072,
+            "layer_norm_eps": 1e-05, "max_position_embeddings": 77, "num_attention_heads": 12,
+            "num_hidden_layers": 12, "vocab_size": 49408, "projection_dim": 768}"#;
         let expected = TextLayout {
             end: None,
             ..TextLayout::from(&our_text)
@@ -507,7 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_obeyed() {
+    fn fields_change_the_layout() {
         let changed = |field: &str, value: Value| {
             let mut config: Map<String, Value> = serde_json::from_str(SD15_UNET).unwrap();
             config.insert(field.to_owned(), value);
@@ -535,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_obeyed_is_refused_by_name() {
+    fn unsupported_values_are_rejected_by_name() {
         let refused = |field: &str, value: Value| {
             let mut config: Map<String, Value> = serde_json::from_str(SD15_UNET).unwrap();
             config.insert(field.to_owned(), value);
@@ -545,12 +548,12 @@ mod tests {
         };
         assert_eq!(
             refused("act_fn", json!("mish")),
-            "act_fn is \"mish\"; only \"silu\" can be computed here"
+            "act_fn is \"mish\"; only \"silu\" is supported"
         );
         assert_eq!(
             refused("class_embed_type", json!("timestep")),
-            "class_embed_type is \"timestep\"; this field is not known; only null or false can be \
-            passed over"
+            "class_embed_type is \"timestep\"; this field is unknown; it is only ignored if it is \
+            null or false"
         );
         assert_eq!(
             refused("layers_per_block", json!([1, 2, 2, 2])),
@@ -603,8 +606,9 @@ mod tests {
 
     #[test]
     fn a_clip_model_holds_both_towers() {
-        let both = r#"{"projection_dim": 24, "text_config": {"hidden_size": 32, "num_attention_heads": 4, "eos_token_id": 49407},
-            "vision_config": {"hidden_size": 48, "num_attention_heads": 4, "image_size": 28, "patch_size": 7}}"#;
+        let both = r#"{"projection_dim": 24, "text_config": {"hidden_size": 32,
+            "num_attention_heads": 4, "eos_token_id": 49407}, "vision_config": {"hidden_size": 48,
+            "num_attention_heads": 4, "image_size": 28, "patch_size": 7}}"#;
         let text = text(both, true).unwrap();
         assert_eq!(
             (text.transformer.width, text.projection, text.end),

@@ -1,7 +1,7 @@
-//! Public weights: which files hold what ([`base`]), how others name the tensors that we name after
-//! CompVis ([`names`]), what their `config.json` says ([`config`]) and ours must say
-//! ([`write`](mod@write)), and whether a job's tables say the same ([`agree`]). Text only: files
-//! are found and read by `base-weights`, `model` and `coordinator`.
+//! Public weights: the files of each component ([`base`]), the tensor names of other libraries,
+//! where ours follow CompVis ([`names`]), reading their `config.json` ([`config`]) and writing ours
+//! ([`write`](mod@write)), and comparing it with a job's tables ([`agree`]). Text only:
+//! `base-weights`, `model` and `coordinator` locate and read the files.
 
 pub mod agree;
 pub mod base;

@@ -1,18 +1,18 @@
-//! Names of tensors in public files. Ours are CompVis' for U-Net and autoencoder and Hugging Face's
-//! for CLIP; a file of `diffusers` has others (notes 3.2, 5.2), a Stable Diffusion single file the
-//! same behind a prefix.
+//! Tensor names in public files. Ours are those of CompVis for U-Net and autoencoder, and those of
+//! Hugging Face for CLIP. Files of `diffusers` use other names (notes 3.2, 5.2); a Stable Diffusion
+//! single file uses the same names with a prefix.
 
 use crate::layout::UNetLayout;
 
-/// Before the names of a component in a Stable Diffusion single file.
+/// Prefixes of a component's tensor names in a Stable Diffusion single file.
 pub const SINGLE_FILE_UNET: &str = "model.diffusion_model.";
 pub const SINGLE_FILE_AUTOENCODER: &str = "first_stage_model.";
 pub const SINGLE_FILE_TEXT: &str = "cond_stage_model.transformer.";
 
-/// The model whose names these are, when it is one that people may take for Stable Diffusion 1.
+/// Recognizes tensor names of other models that may be mistaken for Stable Diffusion 1.
 #[must_use]
 pub fn foreign<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<&'static str> {
-    const SIGNS: [(&str, &str); 5] = [
+    const PREFIXES: [(&str, &str); 5] = [
         ("cond_stage_model.model.", "Stable Diffusion 2"),
         ("conditioner.embedders.", "Stable Diffusion XL"),
         ("model.diffusion_model.joint_blocks.", "Stable Diffusion 3"),
@@ -20,16 +20,17 @@ pub fn foreign<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<&'static 
         ("double_blocks.", "Flux"),
     ];
     names.find_map(|name| {
-        let sign = SIGNS.iter().find(|(prefix, _)| name.starts_with(prefix));
-        sign.map(|(_, model)| *model)
+        let found = PREFIXES.iter().find(|(prefix, _)| name.starts_with(prefix));
+        found.map(|(_, model)| *model)
     })
 }
 
-/// What only a RetriNet has, under full names, beside its U-Net: written by `coordinator checkpoint
-/// export`, read by jobs that begin from there and by `worker forward`.
+/// The file with the tensors of RetriNet that are not part of its U-Net, under full names. Written
+/// by `coordinator checkpoint export`, read by jobs that use it as base weights and by `worker
+/// forward`.
 pub const RETRINET_FILE: &str = "retrinet.safetensors";
 
-/// In that file's header: the job's [model.retrieval] as JSON.
+/// The metadata key in that file's header for the job's `[model.retrieval]` as JSON.
 pub const RETRIEVAL_NOTE: &str = "retrieval";
 
 /// The `diffusers` name of a U-Net tensor.
@@ -62,33 +63,34 @@ pub fn diffusers_unet(name: &str, layout: &UNetLayout) -> Option<String> {
         };
     }
     let (layer, rest) = rest.split_once('.')?;
-    // Every level has one block more than residual blocks: in the encoder the one that halves, in
-    // the decoder the one that takes the skip of that.
-    let each = layout.res_blocks + 1;
+    // Every level has one block more than `res_blocks`: in the encoder the downsampling block, in
+    // the decoder the block that receives its skip connection.
+    let blocks_per_level = layout.res_blocks + 1;
     match (part, layer) {
         ("input_blocks", _) if block == 0 => Some(format!("conv_in.{rest}")),
         ("input_blocks", _) => {
-            let (level, at) = ((block - 1) / each, (block - 1) % each);
-            if at == layout.res_blocks {
+            let level = (block - 1) / blocks_per_level;
+            let index = (block - 1) % blocks_per_level;
+            if index == layout.res_blocks {
                 let rest = rest.strip_prefix("op.")?;
                 return Some(format!("down_blocks.{level}.downsamplers.0.conv.{rest}"));
             }
-            within(&format!("down_blocks.{level}"), at, layer, rest)
+            block_name(&format!("down_blocks.{level}"), index, layer, rest)
         }
         ("output_blocks", _) => {
-            let (level, at) = (block / each, block % each);
+            let (level, index) = (block / blocks_per_level, block % blocks_per_level);
             match rest.strip_prefix("conv.") {
                 Some(rest) if layer != "0" => {
                     Some(format!("up_blocks.{level}.upsamplers.0.conv.{rest}"))
                 }
-                _ => within(&format!("up_blocks.{level}"), at, layer, rest),
+                _ => block_name(&format!("up_blocks.{level}"), index, layer, rest),
             }
         }
         _ => None,
     }
 }
 
-/// Our name of a U-Net tensor of the encoder that `diffusers` wrote; None for the rest.
+/// Our name for a `diffusers` tensor of the U-Net's encoder; None for all other tensors.
 #[must_use]
 pub fn encoder_from_diffusers(name: &str, layout: &UNetLayout) -> Option<String> {
     if let Some(rest) = name.strip_prefix("conv_in.") {
@@ -103,8 +105,8 @@ pub fn encoder_from_diffusers(name: &str, layout: &UNetLayout) -> Option<String>
         ));
     }
     let (kind, rest) = rest.split_once('.')?;
-    let (at, rest) = rest.split_once('.')?;
-    let block = first + at.parse::<usize>().ok()?;
+    let (index, rest) = rest.split_once('.')?;
+    let block = first + index.parse::<usize>().ok()?;
     match kind {
         "attentions" => Some(format!("input_blocks.{block}.1.{rest}")),
         _ => {
@@ -116,27 +118,27 @@ pub fn encoder_from_diffusers(name: &str, layout: &UNetLayout) -> Option<String>
     }
 }
 
-/// Today's `diffusers` name of an autoencoder tensor that an older one may have written.
+/// The current `diffusers` name of an autoencoder tensor that an older release may have written.
 #[must_use]
 pub fn autoencoder_of_today(name: &str) -> String {
     const ATTENTION: &str = ".mid_block.attentions.0.";
-    let once = [
+    let names = [
         ("query", "to_q"),
         ("key", "to_k"),
         ("value", "to_v"),
         ("proj_attn", "to_out.0"),
     ];
-    let renamed = once.iter().find_map(|(once, today)| {
-        let (tower, kind) = name.split_once(&format!("{ATTENTION}{once}."))?;
-        Some(format!("{tower}{ATTENTION}{today}.{kind}"))
+    let renamed = names.iter().find_map(|(old, current)| {
+        let (tower, kind) = name.split_once(&format!("{ATTENTION}{old}."))?;
+        Some(format!("{tower}{ATTENTION}{current}.{kind}"))
     });
     renamed.unwrap_or_else(|| name.to_owned())
 }
 
-fn within(block: &str, at: usize, layer: &str, rest: &str) -> Option<String> {
+fn block_name(level: &str, index: usize, layer: &str, rest: &str) -> Option<String> {
     match layer {
-        "0" => Some(format!("{block}.resnets.{at}.{}", res_block(rest)?)),
-        _ => Some(format!("{block}.attentions.{at}.{rest}")),
+        "0" => Some(format!("{level}.resnets.{index}.{}", res_block(rest)?)),
+        _ => Some(format!("{level}.attentions.{index}.{rest}")),
     }
 }
 
@@ -155,19 +157,19 @@ fn res_block(name: &str) -> Option<String> {
         .find_map(|(ours, theirs)| Some(format!("{theirs}{}", name.strip_prefix(ours)?)))
 }
 
-/// The `diffusers` names of an autoencoder tensor in a model of so many levels: today's, then that
-/// of older files.
+/// The `diffusers` names of an autoencoder tensor in a model with this many levels: the current
+/// one, then that of older files.
 #[must_use]
 pub fn diffusers_autoencoder(name: &str, levels: usize) -> Vec<String> {
     let Some((tower, rest)) = name
         .split_once('.')
         .filter(|(tower, _)| ["encoder", "decoder"].contains(tower))
     else {
-        // quant_conv and post_quant_conv are called the same.
+        // quant_conv and post_quant_conv have the same names.
         return vec![name.to_owned()];
     };
     let parts: Vec<&str> = rest.split('.').collect();
-    let count_back = |level: &str| {
+    let reversed = |level: &str| {
         level
             .parse()
             .map_or(0, |level: usize| (levels - 1).saturating_sub(level))
@@ -183,7 +185,9 @@ pub fn diffusers_autoencoder(name: &str, levels: usize) -> Vec<String> {
             ];
             let layers = LAYERS.iter().find(|(ours, ..)| ours == layer);
             let named = |layer: &str| format!("mid_block.attentions.0.{layer}.{kind}");
-            layers.map_or_else(Vec::new, |(_, today, once)| vec![named(today), named(once)])
+            layers.map_or_else(Vec::new, |(_, current, old)| {
+                vec![named(current), named(old)]
+            })
         }
         ["mid", block, rest @ ..] => {
             let block = if *block == "block_1" { 0 } else { 1 };
@@ -202,7 +206,7 @@ pub fn diffusers_autoencoder(name: &str, levels: usize) -> Vec<String> {
             )]
         }
         ["up", level, "block", block, rest @ ..] => {
-            let level = count_back(level);
+            let level = reversed(level);
             vec![format!(
                 "up_blocks.{level}.resnets.{block}.{}",
                 shortcut(rest)
@@ -211,7 +215,7 @@ pub fn diffusers_autoencoder(name: &str, levels: usize) -> Vec<String> {
         ["up", level, "upsample", rest @ ..] => {
             vec![format!(
                 "up_blocks.{}.upsamplers.0.{}",
-                count_back(level),
+                reversed(level),
                 rest.join(".")
             )]
         }

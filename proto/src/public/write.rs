@@ -1,11 +1,11 @@
-//! The `config.json` that `diffusers` and `transformers` need beside our weights: the inverse of
-//! [`super::config`]. Pure.
+//! Writes the `config.json` that `diffusers` and `transformers` need for our weights. The inverse
+//! of [`super::config`]. Pure.
 
 use crate::layout::{CLIP_END, CLIP_VOCABULARY};
 use crate::spec::{AutoencoderConfig, Model, TextEncoderConfig, UNetConfig};
 use serde_json::{Value, json};
 
-/// The version whose fields these are; newer ones read them too.
+/// The release of diffusers that defines these fields; newer releases read them too.
 const DIFFUSERS: &str = "0.42.1";
 
 /// The config of a component ("autoencoder", "text_encoder" or "unet") of a model that works at
@@ -43,7 +43,7 @@ fn unet(config: &UNetConfig, side: u32) -> Value {
         "_class_name": "UNet2DConditionModel",
         "_diffusers_version": DIFFUSERS,
         "act_fn": "silu",
-        // The field's name is a mistake of the past: it holds the number of heads.
+        // The field's name is a historical mistake: it holds the number of heads.
         "attention_head_dim": config.heads,
         "block_out_channels": widths(config.channels, &config.channel_mult),
         "cross_attention_dim": config.context_dim,

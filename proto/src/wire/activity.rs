@@ -1,4 +1,4 @@
-//! Where a rank's thread is.
+//! Conversion of a rank's activity.
 
 use super::{WireError, wrong};
 use crate::id::Step;
@@ -34,16 +34,12 @@ impl TryFrom<pb::Activity> for Activity {
         let stage = match Wire::try_from(activity.stage) {
             Ok(Wire::Samples) => Stage::Samples,
             Ok(Wire::MicroBatch) if activity.number == 0 => {
-                return wrong("doing.number", 0, "it is counted from 1 on");
+                return wrong("activity.number", 0, "micro-batches are counted from 1");
             }
             Ok(Wire::MicroBatch) => match u32::try_from(activity.number) {
                 Ok(number) => Stage::MicroBatch(number),
                 Err(_) => {
-                    return wrong(
-                        "doing.number",
-                        activity.number,
-                        "a step has fewer micro-batches",
-                    );
+                    return wrong("activity.number", activity.number, "it must fit in 32 bits");
                 }
             },
             Ok(Wire::Unit) => Stage::Unit(activity.number),
@@ -53,9 +49,9 @@ impl TryFrom<pb::Activity> for Activity {
             Ok(Wire::Checkpoint) => Stage::Checkpoint,
             Ok(Wire::Unspecified) | Err(_) => {
                 return wrong(
-                    "doing.piece",
+                    "activity.stage",
                     activity.stage,
-                    "it must be one of the pieces of train.proto",
+                    "it must be one of the stages in train.proto",
                 );
             }
         };
@@ -72,8 +68,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_piece_crosses_the_wire_unchanged_and_no_other_does() {
-        let pieces = [
+    fn every_stage_crosses_the_wire_unchanged_and_no_other_does() {
+        let stages = [
             Stage::Samples,
             Stage::MicroBatch(3),
             Stage::Reduction,
@@ -83,7 +79,7 @@ mod tests {
             Stage::Unit(5),
             Stage::Unit(u64::MAX),
         ];
-        for stage in pieces {
+        for stage in stages {
             let activity = Activity {
                 step: Step(4),
                 stage,
@@ -104,11 +100,11 @@ mod tests {
         };
         assert_eq!(
             refused(9, 0),
-            "field `doing.piece` is 9; it must be one of the pieces of train.proto"
+            "field `activity.stage` is 9; it must be one of the stages in train.proto"
         );
         assert_eq!(
             refused(pb::activity::Stage::MicroBatch.into(), 0),
-            "field `doing.number` is 0; it is counted from 1 on"
+            "field `activity.number` is 0; micro-batches are counted from 1"
         );
     }
 }

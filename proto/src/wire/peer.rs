@@ -1,10 +1,10 @@
-//! Workers that ask each other whether they are there.
+//! Conversion of peers and of peers that do not answer.
 
 use super::{LONG_TEXT_MAX, TEXT_MAX, WireError, present, text, wrong};
 use crate::message::{Peer, Unreached};
 use crate::pb;
 
-/// Where a worker answers others.
+/// Validates the address at which a worker answers pings.
 pub(super) fn address(value: String) -> Result<String, WireError> {
     let value = text("peer_address", value, TEXT_MAX)?;
     let port = value.rsplit_once(':').filter(|(host, _)| !host.is_empty());

@@ -1,5 +1,5 @@
-//! The named terms of a step's loss <-> generated protobuf, and how reports that are older than the
-//! names are read.
+//! Conversion of the named terms of a step's loss, including reports stored by releases without
+//! named terms.
 
 use super::{WireError, wrong};
 use crate::message::{LossTerm, TERMS_MAX};
@@ -14,8 +14,8 @@ impl From<&LossTerm> for pb::LossTerm {
     }
 }
 
-/// The terms of a step's loss. A report that was stored before terms had names has two of them in
-/// fields of their own.
+/// The terms of a step's loss. A report stored by a release without named terms has two of them in
+/// dedicated fields.
 #[must_use]
 pub fn loss_terms(step: &pb::StepReport) -> Vec<LossTerm> {
     let term = |name: &str, value| LossTerm {
@@ -34,7 +34,7 @@ pub fn loss_terms(step: &pb::StepReport) -> Vec<LossTerm> {
         .collect()
 }
 
-/// The same of a report that comes in.
+/// The validated terms of an incoming report.
 pub(super) fn checked(step: &pb::StepReport) -> Result<Vec<LossTerm>, WireError> {
     let count = step.terms.len();
     if TERMS_MAX < count {
@@ -52,10 +52,10 @@ pub(super) fn checked(step: &pb::StepReport) -> Result<Vec<LossTerm>, WireError>
     }
 }
 
-/// What may become a key of JSON and a label of a metric.
+/// Whether the name is usable as a JSON key and as a metric label.
 fn is_name(name: &str) -> bool {
-    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-    (1..=64).contains(&name.len()) && name.chars().all(good)
+    let is_allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    (1..=64).contains(&name.len()) && name.chars().all(is_allowed)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Leases of units, and what became of them.
+//! Conversion of unit leases and unit outcomes.
 
 use super::{LIST_MAX, LONG_TEXT_MAX, WireError, bounded, text, wrong};
 use crate::id::Rank;
@@ -14,22 +14,22 @@ fn ranges_to_wire(ranges: &[UnitRange]) -> Vec<pb::UnitRange> {
     ranges.iter().map(wire).collect()
 }
 
-/// Sorted, without overlap, none empty.
+/// Requires ranges that are sorted, do not overlap and are not empty.
 fn ranges_from_wire(
     field: &'static str,
     ranges: Vec<pb::UnitRange>,
 ) -> Result<Vec<UnitRange>, WireError> {
-    let mut free = 0;
+    let mut previous_end = 0;
     for range in &ranges {
-        if range.first < free || range.end <= range.first {
+        if range.first < previous_end || range.end <= range.first {
             let value = format!("{} to {}", range.first, range.end);
             return wrong(
                 field,
                 value,
-                "ranges of units are sorted, do not overlap, and none is empty",
+                "ranges of units must be sorted, not overlap and not be empty",
             );
         }
-        free = range.end;
+        previous_end = range.end;
     }
     let plain = |range: pb::UnitRange| UnitRange {
         first: range.first,
@@ -108,7 +108,11 @@ impl TryFrom<pb::UnitOrder> for UnitOrder {
         for lease in order.leases {
             let units = ranges_from_wire("units.leases", lease.units)?;
             if leases.insert(Rank(lease.rank), units).is_some() {
-                return wrong("units.leases", lease.rank, "a rank has one lease");
+                return wrong(
+                    "units.leases",
+                    lease.rank,
+                    "each rank has at most one lease",
+                );
             }
         }
         Ok(Self {
@@ -156,7 +160,7 @@ mod tests {
             change(&mut wire);
             UnitOrder::try_from(wire).unwrap_err().to_string()
         };
-        let expected = "; ranges of units are sorted, do not overlap, and none is empty";
+        let expected = "; ranges of units must be sorted, not overlap and not be empty";
         assert_eq!(
             refused(|it| it.leases[0].units[1].first = 1),
             format!("field `units.leases` is 1 to 6{expected}")
@@ -167,7 +171,7 @@ mod tests {
         );
         assert_eq!(
             refused(|it| it.leases[1].rank = 0),
-            "field `units.leases` is 0; a rank has one lease"
+            "field `units.leases` is 0; each rank has at most one lease"
         );
     }
 }

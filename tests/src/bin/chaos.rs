@@ -1,18 +1,18 @@
-//! `make chaos KILLS=n SEED=n`: see `tests/src/chaos/mod.rs`. Exits with 0 only when every job
-//! ended as if nothing had been.
+//! `make chaos KILLS=n SEED=n`: see `tests/src/chaos/mod.rs`. Exits with 0 only if every job ends
+//! with the weights of an undisturbed run.
 
 use anyhow::{Context, Result, bail};
 use std::process::ExitCode;
 use std::time::Duration;
-use tests::chaos::{Options, Strikes, run};
+use tests::chaos::{Faults, Options, run};
 
-/// Steps of one job: some ten faults.
+/// Steps of one job, enough for about ten faults.
 const STEPS: u64 = 400;
-/// The longest that anything stays stopped or down: more than two `detect_within`.
+/// The longest time that anything stays stopped or down: more than two `detect_within`.
 const LONGEST: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
-    match live() {
+    match run_arguments() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn live() -> Result<()> {
+fn run_arguments() -> Result<()> {
     let (mut kills, mut seed) = (100, 1);
     let mut arguments = std::env::args().skip(1);
     while let Some(flag) = arguments.next() {
@@ -39,7 +39,7 @@ fn live() -> Result<()> {
     }
     let summary = run(&Options {
         seed,
-        strikes: Strikes::Kills(kills),
+        faults: Faults::Kills(kills),
         steps: STEPS,
         longest: LONGEST,
     })?;

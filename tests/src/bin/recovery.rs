@@ -1,8 +1,8 @@
-//! `make bench-recovery`: how long a job of four CPU ranks on loopback stands still when one of
-//! them is killed (SIGKILL), from the kill to the first step that was surely begun after it,
-//! completed and told; median and maximum over KILLS kills. The job may run on fewer: the others go
-//! on at once, and take the fourth in again when its process has started. Beside it
-//! `tests/bench/recovery_peers.py` does the same to torchrun and torchft. Measures, judges nothing.
+//! `make bench-recovery`: how long a job of four CPU ranks on loopback stalls when one of them is
+//! killed (SIGKILL), from the kill to the first reported step that certainly began after it; median
+//! and maximum over KILLS kills. The job may run on fewer ranks: the others continue at once, and
+//! the fourth joins again when its process has started. `tests/bench/recovery_peers.py` does the
+//! same to torchrun and torchft. Only measures.
 
 use anyhow::{Context, Result};
 use proto::pb::PhaseSeconds;
@@ -53,12 +53,12 @@ fn main() -> Result<()> {
     cluster.stop()
 }
 
-/// How long the job stood still after each kill, shortest first.
+/// How long the job stalled after each kill, shortest first.
 fn measure(cluster: &Cluster, watch: &mut Watch, kills: usize) -> Result<Vec<Duration>> {
     let (mut times, mut quiet) = (Vec::new(), Vec::new());
     let mut step = 0;
     for kill in 0..kills {
-        // All are together again, and some quiet steps first.
+        // Wait until all ranks train again and have done some undisturbed steps.
         let before = watch.until("training", |view| {
             view.phase == Phase::Training && view.world == FULL && step + QUIET_STEPS < view.step
         })?;
@@ -71,13 +71,13 @@ fn measure(cluster: &Cluster, watch: &mut Watch, kills: usize) -> Result<Vec<Dur
         let victim = kill % WORKERS;
         let start = Instant::now();
         cluster.kill_rank(victim)?;
-        // The first step that is told may have been done before the kill; the one after it was not.
-        let told = watch.until("a step told", |view| {
+        // The first reported step may have been done before the kill; the next one was not.
+        let reported = watch.until("a reported step", |view| {
             before.generation < view.generation
                 && view.phase == Phase::Training
                 && before.step <= view.step
         })?;
-        let after = watch.until("the next step", |view| told.step < view.step)?;
+        let after = watch.until("the next step", |view| reported.step < view.step)?;
         let took = start.elapsed();
         step = after.step;
         println!(
@@ -92,7 +92,10 @@ fn measure(cluster: &Cluster, watch: &mut Watch, kills: usize) -> Result<Vec<Dur
     times.sort();
     quiet.sort_by(f64::total_cmp);
     if let Some(median) = quiet.get(quiet.len() / 2) {
-        println!("a quiet step takes {:.0} ms (median)", 1000.0 * median);
+        println!(
+            "an undisturbed step takes {:.0} ms (median)",
+            1000.0 * median
+        );
     }
     Ok(times)
 }

@@ -1,6 +1,6 @@
-//! `make bench-schedule`: how often a second the coordinator's machine decides anew who runs where,
-//! with a full cluster and a long queue: in each round one job is cancelled and another submitted,
-//! and both change the places of others. Measures, judges nothing.
+//! `make bench-schedule`: how many times per second the coordinator's state machine can schedule,
+//! with a full cluster and a long queue. Each round cancels one job and submits another; both
+//! change the placement of others. Only measures.
 
 use anyhow::{Context, Result};
 use coordinator_core::event::{Durable, Effect, Input, JobPhase, Reply, RequestId};
@@ -16,7 +16,7 @@ const WORKERS: u32 = 128;
 const DEVICES: u32 = 8;
 const JOBS: u64 = 200;
 const ROUNDS: u64 = 50;
-/// No time passes, so nobody is late.
+/// No time passes, so no deadline expires.
 const NOW: u64 = 100_000;
 
 fn main() -> Result<()> {
@@ -47,7 +47,7 @@ fn main() -> Result<()> {
     let begin = Instant::now();
     for number in JOBS + 1..=JOBS + ROUNDS {
         let request = RequestId(2 * number + 1);
-        let job = jobs.pop_front().context("there are always as many jobs")?;
+        let job = jobs.pop_front().context("the number of jobs is constant")?;
         machine.handle(NOW, Input::Cancel { request, job });
         jobs.push_back(submit(&mut machine, number)?);
     }

@@ -1,23 +1,22 @@
-//! Lives through simulated worlds, for people: `sim --seeds COUNT` lives the first COUNT on all
-//! cores and names those that break, one line each; `sim --seed N --trace` tells one in plain
-//! words; `--bug NAME` plants a bug in it; `sim --bugs` plants each bug of the list in turn and
-//! prints which seed finds it. `sim --hash` prints one hash over all worlds, of numbers alone, to
-//! compare two versions of the code; `--each` one more per world. `--gangs` leaves out whoever
-//! wants pictures, `--mixed` puts in jobs of many units. `--million` lives through one world with a
-//! job of a million units.
+//! Runs simulated worlds. `sim --seeds COUNT` runs the first COUNT seeds on all cores and prints
+//! one line for each that breaks; `sim --seed N --trace` prints the trace of one; `--bug NAME`
+//! plants a bug; `sim --bugs` plants every bug in turn and prints the seed that finds it. `sim
+//! --hash` prints one stable hash over all worlds, to compare two versions of the code; `--each`
+//! also one per world. `--gangs` leaves out sampling jobs, `--mixed` adds jobs of many units.
+//! `--million` runs one world with a job of a million units.
 
 use anyhow::{Context, anyhow, bail};
 use std::process::ExitCode;
 use std::time::Instant;
-use tests::world::{self, Bug, Kinds, Story};
+use tests::world::{self, Bug, Kinds, TraceMode};
 
-/// Each planted bug must be found within so many worlds.
+/// Each planted bug must be found within this many worlds.
 const BUG_WORLDS: u64 = 5_000;
 
 fn main() -> ExitCode {
-    match live() {
+    match run() {
         Ok(()) => ExitCode::SUCCESS,
-        // One line, whatever the environment wishes of backtraces.
+        // One line, even if the environment asks for backtraces.
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -25,9 +24,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn live() -> anyhow::Result<()> {
-    let (mut seeds, mut seed, mut bug, mut story, mut bugs) =
-        (1_000, None, None, Story::Hashed, false);
+fn run() -> anyhow::Result<()> {
+    let (mut seeds, mut seed, mut bug, mut mode, mut bugs) =
+        (1_000, None, None, TraceMode::Hashed, false);
     let (mut hash, mut each, mut kinds, mut million) = (false, false, Kinds::All, false);
     let mut arguments = std::env::args().skip(1);
     while let Some(flag) = arguments.next() {
@@ -36,7 +35,7 @@ fn live() -> anyhow::Result<()> {
             "--seed" => seed = Some(number(&flag, arguments.next())?),
             "--bug" => bug = Some(planted(&arguments.next().unwrap_or_default())?),
             "--bugs" => bugs = true,
-            "--trace" => story = Story::Told,
+            "--trace" => mode = TraceMode::Printed,
             "--hash" => hash = true,
             "--each" => each = true,
             "--gangs" => kinds = Kinds::Gangs,
@@ -48,13 +47,13 @@ fn live() -> anyhow::Result<()> {
             ),
         }
     }
-    // A machine that finds itself broken panics; its world says so in its one line.
+    // A panic of a machine is reported in the one line of its world.
     std::panic::set_hook(Box::new(|_| {}));
     match seed {
-        Some(seed) => one(kinds, seed, bug, story),
+        Some(seed) => one(kinds, seed, bug, mode),
         None if million => many_units(),
         None if hash => hashes(seeds, kinds, each),
-        None if bugs => table(),
+        None if bugs => bug_table(),
         None => many(kinds, seeds, bug),
     }
 }
@@ -68,11 +67,11 @@ fn number(flag: &str, value: Option<String>) -> anyhow::Result<u64> {
 
 fn planted(name: &str) -> anyhow::Result<Bug> {
     let found = Bug::ALL.into_iter().find(|bug| format!("{bug:?}") == name);
-    found.with_context(|| format!("there is no bug `{name}` to plant, only {:?}", Bug::ALL))
+    found.with_context(|| format!("there is no planted bug `{name}`, only {:?}", Bug::ALL))
 }
 
-fn one(kinds: Kinds, seed: u64, bug: Option<Bug>, story: Story) -> anyhow::Result<()> {
-    match world::run_of(kinds, seed, bug, story) {
+fn one(kinds: Kinds, seed: u64, bug: Option<Bug>, mode: TraceMode) -> anyhow::Result<()> {
+    match world::run_of(kinds, seed, bug, mode) {
         Ok(outcome) => println!("seed {seed} ends well: {outcome}"),
         Err(broken) => bail!("{broken}"),
     }
@@ -81,17 +80,17 @@ fn one(kinds: Kinds, seed: u64, bug: Option<Bug>, story: Story) -> anyhow::Resul
 
 fn many(kinds: Kinds, count: u64, bug: Option<Bug>) -> anyhow::Result<()> {
     let began = Instant::now();
-    let crowd = world::crowd(kinds, count, bug, |broken| println!("{broken}"));
+    let sweep = world::sweep(kinds, count, bug, |broken| println!("{broken}"));
     println!(
         "{count} worlds, {} broken, in {:.0} s on {} cores; {}; the shortest world had {} events",
-        crowd.broken.len(),
+        sweep.broken.len(),
         began.elapsed().as_secs_f64(),
-        crowd.threads,
-        crowd.sum,
-        crowd.shortest
+        sweep.threads,
+        sweep.sum,
+        sweep.shortest
     );
-    if !crowd.broken.is_empty() {
-        bail!("{} worlds broke", crowd.broken.len());
+    if !sweep.broken.is_empty() {
+        bail!("{} worlds broke", sweep.broken.len());
     }
     Ok(())
 }
@@ -99,7 +98,7 @@ fn many(kinds: Kinds, count: u64, bug: Option<Bug>) -> anyhow::Result<()> {
 fn many_units() -> anyhow::Result<()> {
     let many = world::many_units(1_000_000).map_err(|broken| anyhow!("{broken}"))?;
     println!(
-        "{} units in {:.0} s of virtual time: {} events, {:.0} in a second; {} saves, the largest \
+        "{} units in {:.0} s of virtual time: {} events, {:.0} per second; {} saves, the largest \
         record of the job has {} bytes{}",
         many.units,
         many.lasted_ms as f64 / 1000.0,
@@ -122,7 +121,7 @@ fn hashes(count: u64, kinds: Kinds, each: bool) -> anyhow::Result<()> {
             Err(broken) => println!("{broken}"),
         }
     }
-    println!("trace hash of seeds 0..{count}: {:016x}", hashes.all);
+    println!("stable hash of seeds 0..{count}: {:016x}", hashes.all);
     let broken = hashes.each.values().filter(|hash| hash.is_err()).count();
     if broken != 0 {
         bail!("{broken} worlds broke");
@@ -130,12 +129,12 @@ fn hashes(count: u64, kinds: Kinds, each: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn table() -> anyhow::Result<()> {
+fn bug_table() -> anyhow::Result<()> {
     let mut missed = Vec::new();
-    println!("{:<20} {:>6}  what it shows", "planted bug", "seed");
+    println!("{:<20} {:>6}  violation", "planted bug", "seed");
     for bug in Bug::ALL {
         let found = (0..BUG_WORLDS)
-            .find_map(|seed| world::run_of(bug.kinds(), seed, Some(bug), Story::Dropped).err());
+            .find_map(|seed| world::run_of(bug.kinds(), seed, Some(bug), TraceMode::Off).err());
         match found {
             Some(broken) => println!(
                 "{:<20} {:>6}  {}",

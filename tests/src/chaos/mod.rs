@@ -1,15 +1,15 @@
 //! Chaos on real processes: a tiny elastic job on loopback, with everything on a real S3 server,
-//! while a seed decides who is killed, stopped and continued, drained, added and asked to leave:
-//! ranks, daemons, the coordinator, the object store. Faults overlap. Every job must end with a
-//! clean audit and, to the last bit, with the weights of a run that nobody disturbed. It does for
-//! the processes what systemd would: who is gone is started again. It never mends anything by hand.
+//! under random faults: ranks, daemons, the coordinator and the object store are killed, stopped
+//! and continued; workers are drained, added and shut down. Faults overlap. Every job must end with
+//! a clean audit and with the weights of an undisturbed run, bit for bit. As systemd would, it
+//! restarts processes that have exited; it repairs nothing else.
 //!
 //! Called by `make chaos` (`tests/src/bin/chaos.rs`) and, with few faults, by
-//! `tests/tests/cluster_chaos.rs`. What it waits for is steps that were done; time is only how long
-//! a fault lasts, and what it reports.
+//! `tests/tests/cluster_chaos.rs`. It waits for completed steps, never for time; time only limits
+//! the length of a fault and is reported.
 
+mod fault;
 mod observer;
-mod strike;
 mod summary;
 
 use crate::cluster::job::{TinyJob, synthesize};
@@ -17,62 +17,62 @@ use crate::cluster::seaweedfs::{BUCKET, SeaweedFs};
 use crate::cluster::{Cluster, Options as ClusterOptions};
 use crate::world::Rng;
 use anyhow::{Context, Result, bail, ensure};
+pub use fault::Kind;
+use fault::Undo;
 use observer::{Observer, Seen};
 use proto::phase::Phase;
 use std::path::Path;
 use std::time::{Duration, Instant};
-pub use strike::Kind;
-use strike::Undo;
 pub use summary::Summary;
 
-/// Workers that are always wanted; one more comes and goes.
+/// Workers that always run; one more is added and removed.
 const WORKERS: usize = 3;
-/// Steps of a job between two strikes at most.
-const QUIET_STEPS_MAX: u64 = 6;
-/// A job that does no step for so long, though nothing is stopped or down, hangs. Far above any
-/// deadline of the system.
+/// The most steps between two faults.
+const UNDISTURBED_STEPS_MAX: u64 = 6;
+/// A job that does no step in this time, with nothing stopped or down, hangs. Far above all
+/// deadlines of the system.
 const HANG: Duration = Duration::from_secs(180);
-/// A planned strike that hit nobody in so many jobs hits nobody ever.
+/// A listed fault that finds no target within this many jobs is an error.
 const JOBS_MAX: u32 = 3;
 const SLICE: Duration = Duration::from_millis(50);
 
-/// Which strikes there are.
+/// The faults to inject.
 #[derive(Debug, Clone)]
-pub enum Strikes {
-    /// As the seed says, until there were so many SIGKILLs.
+pub enum Faults {
+    /// Random ones, until there were this many SIGKILLs.
     Kills(usize),
     /// Exactly these, in this order.
-    These(Vec<Kind>),
+    Listed(Vec<Kind>),
 }
 
 #[derive(Debug, Clone)]
 pub struct Options {
     pub seed: u64,
-    pub strikes: Strikes,
-    /// Steps of a job. A job that ends before the last strike is followed by another.
+    pub faults: Faults,
+    /// Steps of a job. A job that ends before the last fault is followed by another.
     pub steps: u64,
-    /// Longest time that something stays stopped or down.
+    /// The longest time that something stays stopped or down.
     pub longest: Duration,
 }
 
-/// Runs it to its end.
+/// Runs all jobs and faults to their end.
 ///
 /// # Errors
-/// The first thing that is not as it should be, with the seed and where the logs lie.
+/// The first failed check, with the seed and the location of the logs.
 pub fn run(options: &Options) -> Result<Summary> {
     let directory = tempfile::tempdir().context("a folder for the object store")?;
     let seed = options.seed;
     let mut chaos = Chaos::start(options, directory.path())
         .with_context(|| format!("before chaos with seed {seed} begins"))?;
-    match chaos.live() {
+    match chaos.run() {
         Ok(()) => chaos.end(),
         Err(error) => {
-            let (said, why) = (chaos.cluster.last_words(), chaos.why());
+            let (logs, explanation) = (chaos.cluster.log_tail(), chaos.explanation());
             bail!(
-                "{said}\n{why}\nchaos with seed {seed} fails after {} strikes: {error:#}\nlogs \
-                lie in {}, the object store's in {}",
-                chaos.summary.strikes.len(),
-                chaos.cluster.keep().display(),
+                "{logs}\n{explanation}\nchaos with seed {seed} fails after {} faults: {error:#}\n\
+                logs are in {}, those of the object store in {}",
+                chaos.summary.faults.len(),
+                chaos.cluster.keep_directory().display(),
                 directory.keep().display()
             )
         }
@@ -85,31 +85,31 @@ struct Chaos<'a> {
     cluster: Cluster,
     store: SeaweedFs,
     job: Job,
-    /// The digest of a job that nobody disturbed.
+    /// The digest of an undisturbed job.
     expected: String,
-    /// What will be taken back, and when.
+    /// Faults to undo, and when.
     undos: Vec<(Instant, Undo)>,
-    /// Strikes after which two further steps are not told yet.
-    open: Vec<Open>,
-    /// When the object store was last touched: only then may the coordinator end by itself.
-    store_struck: Option<Instant>,
+    /// Faults after which fewer than two further steps have been reported.
+    pending: Vec<PendingFault>,
+    /// When the object store last had a fault: the coordinator may exit only because of that.
+    store_fault_at: Option<Instant>,
     summary: Summary,
 }
 
-/// The job that is disturbed.
+/// The job under test.
 struct Job {
     id: String,
     observer: Observer,
     seen: Seen,
-    /// When its newest step was told; None before the first.
+    /// When its newest step was reported; None before the first.
     stepped: Option<Instant>,
 }
 
-struct Open {
-    /// Its place in the summary.
-    strike: usize,
+struct PendingFault {
+    /// Its index in the summary.
+    fault: usize,
     at: Instant,
-    /// The first step that is told after it may have been done before; the next one was not.
+    /// The first reported step after the fault. It may have been done before; the next one was not.
     first: Option<u64>,
     before: u64,
 }
@@ -126,7 +126,10 @@ impl<'a> Chaos<'a> {
         cluster.ok(&synthesize(&dataset()))?;
         let id = cluster.submit(&job_toml(options.steps))?;
         let view = cluster.wait_done(&id)?;
-        ensure!(view.restarts == 0, "nobody disturbed {id}: {view:?}");
+        ensure!(
+            view.restarts == 0,
+            "{id} restarted without a fault: {view:?}"
+        );
         let expected = cluster
             .ok(&["checkpoint", "digest", &id])?
             .trim()
@@ -141,62 +144,61 @@ impl<'a> Chaos<'a> {
             summary: Summary::new(options.seed, options.steps, &expected),
             expected,
             undos: Vec::new(),
-            open: Vec::new(),
-            store_struck: None,
+            pending: Vec::new(),
+            store_fault_at: None,
         })
     }
 
-    fn live(&mut self) -> Result<()> {
-        let mut planned = match &self.options.strikes {
-            Strikes::These(kinds) => kinds.clone().into_iter(),
-            Strikes::Kills(_) => Vec::new().into_iter(),
+    fn run(&mut self) -> Result<()> {
+        let mut planned = match &self.options.faults {
+            Faults::Listed(kinds) => kinds.clone().into_iter(),
+            Faults::Kills(_) => Vec::new().into_iter(),
         };
         loop {
-            let kind = match self.options.strikes {
-                Strikes::These(_) => planned.next(),
-                Strikes::Kills(wanted) => {
-                    (self.summary.kills() < wanted).then(|| Kind::drawn(&mut self.rng))
+            let kind = match self.options.faults {
+                Faults::Listed(_) => planned.next(),
+                Faults::Kills(wanted) => {
+                    (self.summary.kills() < wanted).then(|| Kind::random(&mut self.rng))
                 }
             };
             let Some(kind) = kind else { break };
-            // Now and then the next fault comes before the last one is got over; never a third.
-            let at_once = self.open.len() == 1 && self.rng.chance(300);
+            // Sometimes a second fault is injected before recovery from the first; never a third.
+            let at_once = self.pending.len() == 1 && self.rng.chance(300);
             if !at_once {
-                let steps = self.rng.between(1, QUIET_STEPS_MAX);
-                self.go_on(steps)?;
+                let steps = self.rng.between(1, UNDISTURBED_STEPS_MAX);
+                self.wait_undisturbed_steps(steps)?;
             }
-            // What the seed draws may hit nobody; what is planned waits until whom it is for is
-            // there again.
-            let planned = matches!(self.options.strikes, Strikes::These(_));
-            while !self.strike(kind)? && planned {
-                self.calm_down()?;
-                self.go_on(1)?;
+            // A random fault may find no target; a listed one waits until its target is back.
+            let planned = matches!(self.options.faults, Faults::Listed(_));
+            while !self.inject(kind)? && planned {
+                self.wait_recovered()?;
+                self.wait_undisturbed_steps(1)?;
                 ensure!(
                     self.summary.jobs() < JOBS_MAX,
-                    "{} hits nobody",
-                    kind.words()
+                    "{} finds no target",
+                    kind.description()
                 );
             }
         }
-        self.calm_down()?;
+        self.wait_recovered()?;
         self.until("the end of the job", |chaos| chaos.job.seen.is_over())?;
         self.check_end()
     }
 
-    /// Waits until every strike is got over and the job has done some steps more.
-    fn go_on(&mut self, steps: u64) -> Result<()> {
-        self.until("steps after the last strike", |chaos| {
-            chaos.open.is_empty() || chaos.job.seen.is_over()
+    /// Waits until the job has recovered from every fault and has done `steps` more steps.
+    fn wait_undisturbed_steps(&mut self, steps: u64) -> Result<()> {
+        self.until("steps after the last fault", |chaos| {
+            chaos.pending.is_empty() || chaos.job.seen.is_over()
         })?;
         let until = self.job.seen.step + steps;
-        self.until("quiet steps", |chaos| {
+        self.until("undisturbed steps", |chaos| {
             chaos.job.seen.is_over() || chaos.job.stepped.is_some() && until <= chaos.job.seen.step
         })?;
         if self.job.seen.is_over() {
-            self.calm_down()?;
+            self.wait_recovered()?;
             self.check_end()?;
             self.job = Job::submit(&self.cluster, self.options.steps)?;
-            self.open.clear();
+            self.pending.clear();
             self.until("the next job's first step", |chaos| {
                 chaos.job.stepped.is_some()
             })?;
@@ -204,23 +206,23 @@ impl<'a> Chaos<'a> {
         Ok(())
     }
 
-    /// Waits until everything that was stopped, downed or drained is back.
-    fn calm_down(&mut self) -> Result<()> {
+    /// Waits until everything that was stopped, killed or drained is back.
+    fn wait_recovered(&mut self) -> Result<()> {
         self.until("everything to be back", |chaos| {
-            chaos.undos.is_empty() && chaos.is_whole()
+            chaos.undos.is_empty() && chaos.all_running()
         })
     }
 
-    /// Hears of the job and tends the processes until `condition` is true.
+    /// Receives views and supervises processes until `condition` is true.
     fn until(&mut self, what: &str, condition: impl Fn(&Self) -> bool) -> Result<()> {
         let mut since = Instant::now();
         let mut before = (self.job.seen.step, self.undos.len());
         loop {
-            self.tend()?;
+            self.supervise()?;
             if condition(self) {
                 return Ok(());
             }
-            self.hear(SLICE)?;
+            self.receive_view(SLICE)?;
             let now = (self.job.seen.step, self.undos.len());
             if now != before || !self.undos.is_empty() {
                 (before, since) = (now, Instant::now());
@@ -235,10 +237,10 @@ impl<'a> Chaos<'a> {
         }
     }
 
-    /// Takes in what is told of the job, for a moment.
-    fn hear(&mut self, within: Duration) -> Result<()> {
+    /// Processes the next view of the job, if one arrives in time.
+    fn receive_view(&mut self, within: Duration) -> Result<()> {
         if self.job.seen.is_over() {
-            // Nothing more is told; what is waited for are processes.
+            // No more views follow; the caller waits for processes.
             std::thread::sleep(within);
             return Ok(());
         }
@@ -257,23 +259,27 @@ impl<'a> Chaos<'a> {
         }
         self.job.seen = seen;
         let seen = &self.job.seen;
-        for open in &mut self.open {
-            if open.first.is_none() && steps && open.at <= seen.at && open.before < seen.step {
-                open.first = Some(seen.step);
+        for pending in &mut self.pending {
+            if pending.first.is_none()
+                && steps
+                && pending.at <= seen.at
+                && pending.before < seen.step
+            {
+                pending.first = Some(seen.step);
             }
         }
         let summary = &mut self.summary;
-        self.open.retain(|open| {
-            let over = open.first.is_some_and(|first| first < seen.step) || seen.is_over();
+        self.pending.retain(|pending| {
+            let over = pending.first.is_some_and(|first| first < seen.step) || seen.is_over();
             if over {
-                summary.got_over(open.strike, seen.at.duration_since(open.at));
+                summary.recovered(pending.fault, seen.at.duration_since(pending.at));
             }
             !over
         });
         Ok(())
     }
 
-    /// The job has ended: it must be as if nothing had been.
+    /// The job has ended: it must equal the undisturbed run.
     fn check_end(&mut self) -> Result<()> {
         let id = self.job.id.clone();
         let view = self.cluster.json(&["describe", &id])?;
@@ -312,8 +318,8 @@ impl<'a> Chaos<'a> {
         Ok(self.summary)
     }
 
-    /// What the coordinator says of the job, for people.
-    fn why(&self) -> String {
+    /// The output of `coordinator why`, for the error message.
+    fn explanation(&self) -> String {
         if !self.coordinator_answers() {
             return "the coordinator is down or stopped\n".to_owned();
         }
@@ -341,7 +347,8 @@ fn dataset() -> String {
     format!("s3://{BUCKET}/figures")
 }
 
-/// Five micro-batches, so that no world but one divides them evenly; any world from one on will do.
+/// Five micro-batches, which only a world of one divides evenly. The job runs on one worker or
+/// more.
 fn job_toml(steps: u64) -> String {
     let tiny = TinyJob {
         name: "chaos".to_owned(),

@@ -1,5 +1,5 @@
-//! Who watches the job through all of it: a thread that follows the coordinator's stream of views,
-//! and comes back to it whenever it breaks. It only tells; it never judges.
+//! A thread that follows the coordinator's stream of views, and reconnects whenever it breaks. It
+//! only forwards the views.
 
 use crate::cluster::watch::Watch;
 use anyhow::{Result, bail};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// Between two attempts to reach a coordinator that is down.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What was told of the job, and when.
+/// A view of the job, and when it arrived.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
     pub(crate) at: Instant,
@@ -49,8 +49,8 @@ pub(crate) struct Observer {
 }
 
 impl Observer {
-    /// Follows `job` at the coordinator with this URL until the job is over, or nobody listens any
-    /// more.
+    /// Follows `job` at the coordinator with this URL until the job has ended or the receiver is
+    /// dropped.
     pub(crate) fn start(url: &str, job: &str) -> Self {
         let (sender, views) = mpsc::channel();
         let (url, job) = (url.to_owned(), job.to_owned());
@@ -58,10 +58,10 @@ impl Observer {
         Self { views }
     }
 
-    /// The next view, if one comes within this time.
+    /// The next view, if one arrives within this time.
     ///
     /// # Errors
-    /// The job is over and its last view was told already.
+    /// The job has ended, and its last view has been returned.
     pub(crate) fn next(&self, within: Duration) -> Result<Option<Seen>> {
         match self.views.recv_timeout(within) {
             Ok(seen) => Ok(Some(seen)),
@@ -71,7 +71,7 @@ impl Observer {
     }
 }
 
-/// One stream, until it breaks. Returns whether to open another.
+/// Follows one stream until it breaks. Returns whether to open another.
 fn follow(url: &str, job: &str, views: &mpsc::Sender<Seen>) -> bool {
     if let Ok(mut watch) = Watch::start(url, job) {
         while let Ok(Some(view)) = watch.next_view() {

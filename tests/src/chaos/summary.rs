@@ -1,5 +1,4 @@
-//! What chaos did and how long anybody waited: kept while it runs, printed once at the end. Judges
-//! nothing.
+//! Statistics of a chaos run: its faults and the recovery times, printed at the end.
 
 use super::Kind;
 use std::collections::BTreeMap;
@@ -12,14 +11,14 @@ pub struct Summary {
     steps: u64,
     digest: String,
     began: Instant,
-    /// Every strike, and how long it was until a step was done that began after it.
-    pub(crate) strikes: Vec<(Kind, Option<Duration>)>,
-    /// Between two steps told, and how many strikes there had been.
+    /// Every fault, and the time until the first completed step that began after it.
+    pub(crate) faults: Vec<(Kind, Option<Duration>)>,
+    /// The longest time between two reported steps, and the number of faults before it.
     longest: (Duration, usize),
     jobs: u32,
     incidents: usize,
     generations: u64,
-    coordinator_left: u32,
+    coordinator_exited: u32,
 }
 
 impl Summary {
@@ -29,12 +28,12 @@ impl Summary {
             steps,
             digest: digest.to_owned(),
             began: Instant::now(),
-            strikes: Vec::new(),
+            faults: Vec::new(),
             longest: (Duration::ZERO, 0),
             jobs: 0,
             incidents: 0,
             generations: 0,
-            coordinator_left: 0,
+            coordinator_exited: 0,
         }
     }
 
@@ -44,29 +43,29 @@ impl Summary {
 
     #[must_use]
     pub fn kills(&self) -> usize {
-        self.strikes
+        self.faults
             .iter()
             .filter(|(kind, _)| kind.is_kill())
             .count()
     }
 
-    /// How many strikes of this kind hit somebody.
+    /// How many faults of this kind had a target.
     #[must_use]
     pub fn count(&self, kind: Kind) -> usize {
-        self.strikes.iter().filter(|(it, _)| *it == kind).count()
+        self.faults.iter().filter(|(it, _)| *it == kind).count()
     }
 
-    pub(crate) fn struck(&mut self, kind: Kind) -> usize {
-        self.strikes.push((kind, None));
-        self.strikes.len() - 1
+    pub(crate) fn add_fault(&mut self, kind: Kind) -> usize {
+        self.faults.push((kind, None));
+        self.faults.len() - 1
     }
 
-    pub(crate) fn got_over(&mut self, strike: usize, after: Duration) {
-        self.strikes[strike].1 = Some(after);
+    pub(crate) fn recovered(&mut self, fault: usize, after: Duration) {
+        self.faults[fault].1 = Some(after);
     }
 
     pub(crate) fn waited(&mut self, time: Duration) {
-        self.longest = self.longest.max((time, self.strikes.len()));
+        self.longest = self.longest.max((time, self.faults.len()));
     }
 
     pub(crate) fn job_done(&mut self, incidents: usize, generations: u64) {
@@ -79,15 +78,15 @@ impl Summary {
         self.jobs
     }
 
-    pub(crate) fn coordinator_left(&mut self) {
-        self.coordinator_left += 1;
+    pub(crate) fn coordinator_exited(&mut self) {
+        self.coordinator_exited += 1;
     }
 }
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut times: BTreeMap<Kind, Vec<Duration>> = BTreeMap::new();
-        for (kind, after) in &self.strikes {
+        for (kind, after) in &self.faults {
             times.entry(*kind).or_default().extend(after);
         }
         writeln!(
@@ -95,7 +94,7 @@ impl fmt::Display for Summary {
             "CHAOS seed {}: {} SIGKILLs and {} other faults in {:.0} s",
             self.seed,
             self.kills(),
-            self.strikes.len() - self.kills(),
+            self.faults.len() - self.kills(),
             self.elapsed().as_secs_f64()
         )?;
         writeln!(
@@ -111,23 +110,21 @@ impl fmt::Display for Summary {
             writeln!(
                 f,
                 "  {:<38} {count:>5}  {median:>8.2} s {longest:>8.2} s",
-                kind.words()
+                kind.description()
             )?;
         }
-        let (longest, strikes) = self.longest;
-        let after = strikes
-            .checked_sub(1)
-            .and_then(|last| self.strikes.get(last));
+        let (longest, faults) = self.longest;
+        let after = faults.checked_sub(1).and_then(|last| self.faults.get(last));
         writeln!(
             f,
-            "  longest wait between two steps told: {:.2} s, after {}",
+            "  longest time between two reported steps: {:.2} s, after {}",
             longest.as_secs_f64(),
-            after.map_or("no fault", |(kind, _)| kind.words())
+            after.map_or("no fault", |(kind, _)| kind.description())
         )?;
         writeln!(
             f,
-            "  the coordinator ended by itself, the object store being away: {} times",
-            self.coordinator_left
+            "  the coordinator exited because the object store was unavailable: {} times",
+            self.coordinator_exited
         )?;
         writeln!(
             f,

@@ -1,4 +1,4 @@
-//! One run of a program to its end, with what it printed.
+//! Runs a program to its end and captures its output.
 
 use anyhow::{Context, Result, bail};
 use std::process::{Command, Stdio};
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 /// How a program ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// As typed, for messages.
+    /// The command line, for messages.
     pub command: String,
     /// None: killed by a signal.
     pub code: Option<i32>,
@@ -15,10 +15,10 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// What it printed on stdout, given that it exited with 0.
+    /// Its stdout, if it exited with 0.
     ///
     /// # Errors
-    /// It did not; the message holds what it printed.
+    /// It did not; the message contains its output.
     pub fn success(self) -> Result<String> {
         match self.code {
             Some(0) => Ok(self.stdout),
@@ -32,7 +32,7 @@ impl Outcome {
         }
     }
 
-    /// What it printed on stderr, given that it exited with 1 or more.
+    /// Its stderr, if it exited with 1 or more.
     ///
     /// # Errors
     /// It succeeded or was killed.
@@ -40,7 +40,7 @@ impl Outcome {
         match self.code {
             Some(code) if code != 0 => Ok(self.stderr),
             code => bail!(
-                "`{}` ended with {code:?}, it should have failed\n{}",
+                "`{}` ended with {code:?}; it should have failed\n{}",
                 self.command,
                 self.stdout
             ),

@@ -1,5 +1,5 @@
-//! The smallest HTTP client that can read our own and Prometheus' answers: one GET per connection,
-//! in HTTP/1.0, so that the body ends where the connection does.
+//! A minimal HTTP client for our own endpoints and Prometheus: one GET per connection, in HTTP/1.0,
+//! so that the body ends with the connection.
 
 use anyhow::{Context, Result, ensure};
 use std::fmt::Write as _;
@@ -7,12 +7,12 @@ use std::io::{Read, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-const SILENCE_MAX: Duration = Duration::from_secs(30);
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The body of `http://host:port/path`.
 ///
 /// # Errors
-/// No connection, silence, or a status other than 200; the message holds the body.
+/// No connection, a timeout, or a status other than 200; the message contains the body.
 pub fn get(url: &str) -> Result<String> {
     let rest = url
         .strip_prefix("http://")
@@ -21,7 +21,7 @@ pub fn get(url: &str) -> Result<String> {
         .split_once('/')
         .with_context(|| format!("{url} has no path"))?;
     let mut stream = TcpStream::connect(host).with_context(|| format!("connecting to {host}"))?;
-    stream.set_read_timeout(Some(SILENCE_MAX))?;
+    stream.set_read_timeout(Some(READ_TIMEOUT))?;
     write!(
         stream,
         "GET /{path} HTTP/1.0\r\nHost: {host}\r\nConnection: close\r\n\r\n"
@@ -43,7 +43,7 @@ pub fn get(url: &str) -> Result<String> {
     Ok(body.to_owned())
 }
 
-/// `text` as a query parameter's value.
+/// Percent-encodes `text` as the value of a query parameter.
 #[must_use]
 pub fn escape(text: &str) -> String {
     let mut escaped = String::new();
@@ -51,7 +51,7 @@ pub fn escape(text: &str) -> String {
         if byte.is_ascii_alphanumeric() {
             escaped.push(char::from(byte));
         } else {
-            write!(escaped, "%{byte:02X}").expect("a String takes everything");
+            write!(escaped, "%{byte:02X}").expect("writing to a String cannot fail");
         }
     }
     escaped

@@ -1,5 +1,5 @@
-//! The tests' job: RetriNet of the smallest size on 32 pixels and a handful of synthetic figures,
-//! small enough that its processes cost more than its training.
+//! The tests' job: the smallest RetriNet at 32 pixels on a few synthetic figures. Starting its
+//! processes takes longer than its training.
 
 use super::{Cluster, Options};
 use anyhow::{Context, Result, ensure};
@@ -7,10 +7,10 @@ use proto::pb::JobView;
 use proto::phase::Phase;
 use std::ops::RangeInclusive;
 
-/// A cluster with the tests' data set in its folder; the data set's URL.
+/// Starts a cluster with the tests' data set in its folder. Also returns the data set's URL.
 ///
 /// # Errors
-/// A process did not start, or no figures could be drawn.
+/// A process did not start, or the data set could not be made.
 pub fn with_figures(workers: usize) -> Result<(Cluster, String)> {
     let cluster = Cluster::start(Options::with_workers(workers))?;
     let dataset = format!("file://{}", cluster.directory().join("figures").display());
@@ -18,11 +18,11 @@ pub fn with_figures(workers: usize) -> Result<(Cluster, String)> {
     Ok((cluster, dataset))
 }
 
-/// What `coordinator checkpoint digest` says of a job's newest checkpoint, or of one that
+/// The output of `coordinator checkpoint digest` for a job's newest checkpoint, or for one that
 /// `JOB@STEP` names.
 ///
 /// # Errors
-/// It fails, or says something else than a digest.
+/// It fails, or prints something else than a digest.
 pub fn digest(cluster: &Cluster, job: &str) -> Result<String> {
     let digest = cluster
         .ok(&["checkpoint", "digest", job])?
@@ -35,7 +35,7 @@ pub fn digest(cluster: &Cluster, job: &str) -> Result<String> {
     Ok(digest)
 }
 
-/// Arguments that make the tests' data set at `url`.
+/// Arguments that create the tests' data set at `url`.
 #[must_use]
 pub fn synthesize(url: &str) -> Vec<&str> {
     let sizes = [
@@ -53,23 +53,22 @@ pub fn synthesize(url: &str) -> Vec<&str> {
     [&["dataset", "synthesize"], &sizes[..], &["--out", url]].concat()
 }
 
-/// What differs between the tests' jobs.
+/// The parameters of the tests' jobs.
 #[derive(Debug, Clone)]
 pub struct TinyJob {
     pub name: String,
     /// URL of the data set's folder.
     pub dataset: String,
-    /// Exactly so many workers, one rank each.
+    /// The exact number of workers, with one rank each.
     pub workers: u32,
     pub steps: u64,
     pub checkpoint_every: u64,
 }
 
 impl TinyJob {
-    /// Long enough that a fault at step 10 lands in its middle, with a commit before and steps to
-    /// repeat.
+    /// Long enough for a fault at step 10, after a committed checkpoint and with steps to repeat.
     #[must_use]
-    pub fn of_forty_steps(dataset: &str, workers: u32) -> Self {
+    pub fn forty_steps(dataset: &str, workers: u32) -> Self {
         Self {
             name: "tiny".to_owned(),
             dataset: dataset.to_owned(),
@@ -79,7 +78,7 @@ impl TinyJob {
         }
     }
 
-    /// job.toml's text.
+    /// The text of job.toml.
     #[must_use]
     pub fn to_toml(&self) -> String {
         let Self {
@@ -115,8 +114,8 @@ impl TinyJob {
     }
 }
 
-/// A job for so many workers of five micro-batches, in exact sums, and without a checkpoint but
-/// that with which it leaves.
+/// A job for this range of workers, with five micro-batches, exact reduction, and no periodic
+/// checkpoint.
 #[must_use]
 pub fn elastic(dataset: &str, workers: RangeInclusive<u32>, steps: u64) -> String {
     let (min, max) = workers.into_inner();
@@ -136,11 +135,11 @@ pub fn elastic(dataset: &str, workers: RangeInclusive<u32>, steps: u64) -> Strin
         .replace("[checkpoint]", "reduction = \"exact\"\n[checkpoint]")
 }
 
-/// Waits until that many ranks have done some steps together.
+/// Waits until `world` ranks have done some steps together.
 ///
 /// # Errors
-/// The job ends, or nothing new is said for too long.
-pub fn trains(cluster: &Cluster, id: &str, world: u32) -> Result<JobView> {
+/// The job ends, or sends no view for too long.
+pub fn wait_training(cluster: &Cluster, id: &str, world: u32) -> Result<JobView> {
     let together = |view: &JobView| view.phase == Phase::Training && view.world == world;
     let begun = cluster.wait(id, &format!("{world} ranks"), together)?;
     cluster.wait(id, &format!("a step of {world} ranks"), |view| {
@@ -148,22 +147,27 @@ pub fn trains(cluster: &Cluster, id: &str, world: u32) -> Result<JobView> {
     })
 }
 
-/// Pauses the job, which has written `before` checkpoints until then, and compares what it has with
-/// what one undisturbed rank has after as many steps. Returns how many these are.
+/// Pauses the job, which has `before` checkpoints by then, and compares its weights with those of
+/// one undisturbed rank after the same number of steps. Returns that number.
 ///
 /// # Errors
-/// They differ, the audit finds something, or it was not one checkpoint that the pause brought.
-pub fn nothing_was_lost(cluster: &Cluster, dataset: &str, id: &str, before: usize) -> Result<u64> {
+/// They differ, the audit is not clean, or the pause did not write exactly one checkpoint.
+pub fn check_nothing_lost(
+    cluster: &Cluster,
+    dataset: &str,
+    id: &str,
+    before: usize,
+) -> Result<u64> {
     cluster.ok(&["pause", id])?;
     let view = cluster.wait(id, "a pause", |view| view.phase == Phase::Paused)?;
     let newest = view.checkpoints.iter().max_by_key(|it| it.step);
     let checkpoint = newest.filter(|_| view.checkpoints.len() == before + 1);
     let checkpoint =
-        checkpoint.with_context(|| format!("one checkpoint was to be written: {view:?}"))?;
+        checkpoint.with_context(|| format!("the pause should write one checkpoint: {view:?}"))?;
     let undisturbed = cluster.submit(&elastic(dataset, 1..=1, checkpoint.step))?;
     cluster.wait_done(&undisturbed)?;
     let digest = |id: &str| cluster.ok(&["checkpoint", "digest", id]);
-    ensure!(digest(id)? == digest(&undisturbed)?, "bits were lost");
+    ensure!(digest(id)? == digest(&undisturbed)?, "the weights differ");
     let audit = cluster.json(&["audit", id])?;
     ensure!(audit["clean"] == true, "{audit}");
     Ok(checkpoint.step)

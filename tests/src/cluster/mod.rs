@@ -1,10 +1,9 @@
-//! Real processes on loopback: one coordinator, some workers and their ranks, exactly as a person
-//! would start them, on free ports and in a folder of their own. Whatever a [`Cluster`] started is
-//! killed by process id when it is dropped; nothing is ever looked up by name. Waiting is hearing
-//! from a process or of its end, never sleeping.
+//! Real processes on loopback: one coordinator, some workers and their ranks, started as a user
+//! would, on free ports and in their own folder. All processes that a [`Cluster`] started are
+//! killed by process id when it is dropped; nothing is looked up by name. Waiting means waiting for
+//! output of a process or for its exit, never sleeping.
 //!
-//! Called by `tests/tests/cluster*.rs`. The binaries are those beside the test's own (`make
-//! build`).
+//! Used by `tests/tests/cluster*.rs`. The binaries are those beside the test's own (`make build`).
 
 pub mod command;
 pub mod http;
@@ -29,16 +28,16 @@ use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 use watch::Watch;
 
-/// What a cluster is made of.
+/// Configuration of a cluster.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Workers at the start, named w1, w2, …, with one CPU device each.
     pub workers: usize,
-    /// Where state, checkpoints and data lie; None: a folder of the cluster's own.
+    /// URL of the object store for state, checkpoints and data; None: the cluster's own folder.
     pub store: Option<String>,
-    /// Variables that every process gets, for instance S3 credentials.
+    /// Environment variables of every process, for instance S3 credentials.
     pub environment: Vec<(String, String)>,
-    /// The hosts that workers are on; None: all are on this one.
+    /// The hosts of the workers; None: all run on this host.
     pub network: Option<Arc<Network>>,
 }
 
@@ -54,8 +53,8 @@ impl Options {
     }
 }
 
-/// Long enough that a busy machine is not taken for a dead one; only the loss of a whole worker
-/// waits for it.
+/// Long enough that a busy machine does not count as lost. Only the loss of a whole worker is
+/// detected by this timeout.
 const DETECT_WITHIN_MS: u64 = 4000;
 
 #[derive(Debug)]
@@ -64,15 +63,15 @@ pub struct Cluster {
     directory: tempfile::TempDir,
     coordinator: Option<Process>,
     workers: Vec<Option<Process>>,
-    /// Chosen by the first start, kept by every later one.
+    /// Chosen at the first start and kept at every later one.
     url: String,
     metrics: String,
-    /// Where workers look for it, if not at `url`.
+    /// The URL that workers use for the coordinator, if not `url`.
     relay: Option<String>,
     coordinators: usize,
 }
 
-/// A coordinator whose place another took.
+/// A coordinator that another one has replaced.
 #[derive(Debug)]
 pub struct Former {
     pub process: Process,
@@ -82,10 +81,10 @@ pub struct Former {
 const ANY_PORT: &str = "http://127.0.0.1:0";
 
 impl Cluster {
-    /// Returns when the coordinator and every worker have said that they are ready.
+    /// Returns when the coordinator and every worker are ready.
     ///
     /// # Errors
-    /// A process did not start; the message ends with what it last printed.
+    /// A process did not start; the message ends with its last output.
     pub fn start(options: Options) -> Result<Self> {
         let directory = tempfile::tempdir().context("a folder for the cluster")?;
         let mut cluster = Self {
@@ -111,7 +110,7 @@ impl Cluster {
     /// Starts the coordinator, at the same addresses and on the same store as the last time.
     ///
     /// # Errors
-    /// It did not get ready.
+    /// It did not become ready.
     pub fn start_coordinator(&mut self) -> Result<()> {
         let mut command = self.command("coordinator")?;
         command
@@ -142,11 +141,11 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts another coordinator on the same store, at addresses of its own. The one before is
-    /// returned as it is.
+    /// Starts another coordinator on the same store, at new addresses. Returns the previous one,
+    /// which still runs.
     ///
     /// # Errors
-    /// There is none before, or the new one did not get ready.
+    /// No coordinator is running, or the new one did not become ready.
     pub fn replace_coordinator(&mut self) -> Result<Former> {
         let process = self.coordinator.take();
         let process = process.context("the coordinator is not running")?;
@@ -157,16 +156,15 @@ impl Cluster {
         Ok(Former { process, url })
     }
 
-    /// Workers that are started from now on look for the coordinator there.
+    /// Workers that are started from now on use this URL for the coordinator.
     pub fn reach_coordinator_at(&mut self, url: &str) {
         self.relay = Some(url.to_owned());
     }
 
-    /// Starts worker number `index` (0-based), or starts it again; there may be more than at the
-    /// start.
+    /// Starts or restarts worker `index` (0-based), which may exceed the initial number of workers.
     ///
     /// # Errors
-    /// It did not get ready.
+    /// It did not become ready.
     pub fn start_worker(&mut self, index: usize) -> Result<()> {
         let name = format!("w{}", index + 1);
         let mut command = match &self.options.network {
@@ -208,7 +206,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Kills the coordinator, as a power cut would (SIGKILL).
+    /// Kills the coordinator (SIGKILL).
     ///
     /// # Errors
     /// It is not running.
@@ -229,13 +227,13 @@ impl Cluster {
             .with_context(|| format!("worker {index} is not running"))?;
         let ranks = daemon.children()?;
         daemon.kill()?;
-        ranks.into_iter().try_for_each(process::wait_until_gone)
+        ranks.into_iter().try_for_each(process::wait_until_exited)
     }
 
-    /// Asks a worker's daemon to leave (SIGTERM) and returns when it has; it must exit with 0.
+    /// Shuts a worker's daemon down (SIGTERM) and returns when it has exited, which must be with 0.
     ///
     /// # Errors
-    /// It is not running, or ends otherwise.
+    /// It is not running, or exits with another code.
     pub fn terminate_worker(&mut self, index: usize) -> Result<()> {
         let daemon = self.workers[index]
             .take()
@@ -243,7 +241,7 @@ impl Cluster {
         daemon.terminate()
     }
 
-    /// Kills the one rank of a worker (SIGKILL); its daemon lives on.
+    /// Kills the only rank of a worker (SIGKILL); its daemon keeps running.
     ///
     /// # Errors
     /// The worker has no rank or several.
@@ -259,7 +257,7 @@ impl Cluster {
         self.worker(index)?.children()
     }
 
-    /// The process id of the one rank of a worker.
+    /// The process id of the only rank of a worker.
     ///
     /// # Errors
     /// The worker has no rank or several.
@@ -272,10 +270,10 @@ impl Cluster {
         Ok(ranks[0])
     }
 
-    /// Asks coordinator and workers to end (SIGTERM), workers first; all must exit with 0.
+    /// Shuts workers and then the coordinator down (SIGTERM); all must exit with 0.
     ///
     /// # Errors
-    /// One of them ended otherwise.
+    /// One of them exits with another code.
     pub fn stop(mut self) -> Result<()> {
         for worker in self.workers.drain(..).flatten() {
             worker.terminate()?;
@@ -306,40 +304,40 @@ impl Cluster {
         Ok(self.worker(index)?.id())
     }
 
-    /// How the coordinator ended, if it did so by itself.
+    /// The exit status of the coordinator, if it has exited by itself.
     ///
     /// # Errors
-    /// The system does not say.
+    /// The operating system reports an error.
     pub fn coordinator_ended(&mut self) -> Result<Option<ExitStatus>> {
         self.coordinator.as_mut().map_or(Ok(None), Process::ended)
     }
 
-    /// How a worker's daemon ended, if it did so by itself.
+    /// The exit status of a worker's daemon, if it has exited by itself.
     ///
     /// # Errors
-    /// The system does not say.
+    /// The operating system reports an error.
     pub fn worker_ended(&mut self, index: usize) -> Result<Option<ExitStatus>> {
         let worker = self.workers.get_mut(index).and_then(Option::as_mut);
         worker.map_or(Ok(None), Process::ended)
     }
 
-    /// From now on it is not running; it had ended.
+    /// Marks the coordinator, which has exited, as not running.
     pub fn forget_coordinator(&mut self) {
         self.coordinator = None;
     }
 
-    /// From now on it is not running; it had ended.
+    /// Marks a worker, whose daemon has exited, as not running.
     pub fn forget_worker(&mut self, index: usize) {
         self.workers[index] = None;
     }
 
-    /// The folder with the logs stays when the cluster goes; returns which it is.
-    pub fn keep(&mut self) -> PathBuf {
+    /// Keeps the folder with the logs when the cluster is dropped; returns its path.
+    pub fn keep_directory(&mut self) -> PathBuf {
         self.directory.disable_cleanup(true);
         self.directory.path().to_owned()
     }
 
-    /// Where the coordinator listens.
+    /// The URL of the coordinator.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
@@ -350,13 +348,13 @@ impl Cluster {
         worker.with_context(|| format!("worker {index} is not running"))
     }
 
-    /// Where the coordinator serves /metrics, for instance `http://127.0.0.1:40123`.
+    /// The URL at which the coordinator serves /metrics, for instance `http://127.0.0.1:40123`.
     #[must_use]
     pub fn coordinator_metrics(&self) -> &str {
         &self.metrics
     }
 
-    /// Where worker number `index` serves /metrics.
+    /// The URL at which worker `index` serves /metrics.
     ///
     /// # Errors
     /// It is not running.
@@ -364,7 +362,7 @@ impl Cluster {
         self.worker(index)?.announced("metrics")
     }
 
-    /// The folder that goes away with the cluster.
+    /// The cluster's folder, which is deleted with it.
     #[must_use]
     pub fn directory(&self) -> &Path {
         self.directory.path()
@@ -380,15 +378,15 @@ impl Cluster {
     /// Runs `coordinator ARGUMENTS` against this cluster.
     ///
     /// # Errors
-    /// The program cannot be started. That it fails is an [`Outcome`].
+    /// The program cannot be started. Its failure is an [`Outcome`].
     pub fn run(&self, arguments: &[&str]) -> Result<Outcome> {
         run(self.client(&self.url, arguments)?)
     }
 
-    /// `coordinator ARGUMENTS` against the coordinator with this URL, not yet started.
+    /// The command `coordinator ARGUMENTS` for the coordinator with this URL, not yet started.
     ///
     /// # Errors
-    /// There is no such program.
+    /// The program has not been built.
     pub fn client(&self, url: &str, arguments: &[&str]) -> Result<Command> {
         let mut command = self.command("coordinator")?;
         command.args(arguments).env("COORDINATOR_URL", url);
@@ -406,11 +404,11 @@ impl Cluster {
     /// Runs `coordinator ARGUMENTS --output json`, which must succeed.
     ///
     /// # Errors
-    /// It fails, or what it prints is no JSON.
+    /// It fails, or its output is not JSON.
     pub fn json(&self, arguments: &[&str]) -> Result<Value> {
         let text = self.ok(&[arguments, &["--output", "json"]].concat())?;
         serde_json::from_str(&text)
-            .with_context(|| format!("{arguments:?} printed no JSON: {text}"))
+            .with_context(|| format!("the output of {arguments:?} is not JSON: {text}"))
     }
 
     /// Submits a job and returns its id.
@@ -425,7 +423,7 @@ impl Cluster {
     /// Writes a job file into the cluster's folder.
     ///
     /// # Errors
-    /// The disk.
+    /// The file cannot be written.
     pub fn write_job(&self, job_toml: &str) -> Result<String> {
         let file = self.directory.path().join("job.toml");
         std::fs::write(&file, job_toml).with_context(|| format!("writing {}", file.display()))?;
@@ -435,7 +433,7 @@ impl Cluster {
     /// Watches the job until `condition` is true of it.
     ///
     /// # Errors
-    /// The job ends or nothing new is said for too long, with the condition never true.
+    /// The job ends or sends no view for too long before the condition is true.
     pub fn wait(
         &self,
         job: &str,
@@ -444,13 +442,13 @@ impl Cluster {
     ) -> Result<JobView> {
         self.watch(job)?
             .until(what, condition)
-            .with_context(|| self.last_words())
+            .with_context(|| self.log_tail())
     }
 
-    /// Waits until the job has ended and demands that it is done.
+    /// Waits until the job is done.
     ///
     /// # Errors
-    /// It ended otherwise.
+    /// It ends in another phase.
     pub fn wait_done(&self, job: &str) -> Result<JobView> {
         self.wait(job, "phase done", |view| view.phase == Phase::Done)
     }
@@ -458,7 +456,7 @@ impl Cluster {
     /// Waits until the job has done `step` steps.
     ///
     /// # Errors
-    /// It ended before.
+    /// It ends before.
     pub fn wait_step(&self, job: &str, step: u64) -> Result<JobView> {
         self.wait(job, &format!("step {step}"), |view| step <= view.step)
     }
@@ -466,17 +464,17 @@ impl Cluster {
     /// The job's views as they change.
     ///
     /// # Errors
-    /// The coordinator cannot be reached, or does not know the job.
+    /// The coordinator is unreachable, or does not know the job.
     pub fn watch(&self, job: &str) -> Result<Watch> {
         Watch::start(&self.url, job)
     }
 
-    /// The end of every process's output, for error messages.
+    /// The last lines of every process's output, for error messages.
     #[must_use]
-    pub fn last_words(&self) -> String {
+    pub fn log_tail(&self) -> String {
         let processes = self.coordinator.iter().chain(self.workers.iter().flatten());
         processes
-            .map(Process::last_words)
+            .map(Process::log_tail)
             .collect::<Vec<_>>()
             .join("\n")
     }
@@ -500,8 +498,8 @@ impl Cluster {
 /// It has not been built.
 pub fn binary(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().context("the path of the running test")?;
-    let folder = own.parent().context("a program lies in a folder")?;
-    // A test lies in target/PROFILE/deps, a program of this crate beside the others.
+    let folder = own.parent().context("the program has no parent folder")?;
+    // A test is in target/PROFILE/deps, a program of this crate beside the others.
     let folder = match folder.file_name() {
         Some(name) if name == "deps" => folder.parent().unwrap_or(folder),
         _ => folder,
@@ -520,7 +518,7 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 pub fn checkout() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
-        .expect("tests/ lies in the checkout")
+        .expect("tests/ has a parent folder")
         .to_owned()
 }
 

@@ -1,7 +1,7 @@
-//! Workers on hosts of their own: each in a network namespace, with a cable (a pair of veth
-//! devices) to every other and to the test, that can be cut in one direction or both. What is sent
-//! into a cut cable gets lost in silence, as in a switch that fails; nobody is told. Needs
-//! `unshare`, `nsenter` and `ip`, and root or a kernel that lets users make namespaces.
+//! Workers on separate hosts: each in a network namespace, with a link (a pair of veth devices) to
+//! every other and to the test. Links can be cut in one or both directions; packets are then
+//! dropped silently, as by a failing switch. Needs `unshare`, `nsenter` and `ip`, and root or
+//! unprivileged user namespaces.
 
 use anyhow::{Context, Result, ensure};
 use std::io::{BufRead, BufReader};
@@ -9,12 +9,12 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 
 const INSIDE: &str = "RETRI_TEST_NETWORK";
 
-/// Runs a test in a network namespace of its own, so that it changes nothing of this machine: the
-/// test starts itself again in there. `test` is its full name.
+/// Runs a test in its own network namespace, so that it does not change this host: the test binary
+/// starts itself again in there. `test` is the test's full name.
 ///
 /// # Errors
-/// There can be no namespace here, or the test fails.
-pub fn alone(test: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
+/// No namespace can be created, or the test fails.
+pub fn in_namespace(test: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
     if std::env::var_os(INSIDE).is_some() {
         return body();
     }
@@ -34,31 +34,30 @@ pub fn alone(test: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
         .context("starting unshare, of the package util-linux")?;
     ensure!(
         status.success(),
-        "{test} failed in its network namespace ({status}); if `unshare: …` stands above, this \
-        test needs root or a kernel that \
-         lets users make namespaces (sysctl user.max_user_namespaces, \
-        kernel.apparmor_restrict_unprivileged_userns)"
+        "{test} failed in its network namespace ({status}); if `unshare` reports an error \
+        above, this test needs root or unprivileged user namespaces \
+        (sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns)"
     );
     Ok(())
 }
 
-/// Host 0 is the test's own, with the coordinator; workers follow.
+/// Host 0 is the test's own and has the coordinator; the others have one worker each.
 #[derive(Debug)]
 pub struct Network(Vec<Host>);
 
 #[derive(Debug)]
 struct Host {
     number: usize,
-    /// A process that does nothing in the host's namespace, and ends when its input does. None: our
-    /// own.
+    /// An idle process that holds the host's namespace open, and exits when its stdin is closed.
+    /// None: our own namespace.
     holder: Option<(Child, ChildStdin)>,
 }
 
 impl Network {
-    /// All cables are whole.
+    /// Creates the hosts and all links between them.
     ///
     /// # Errors
-    /// The system does not let us.
+    /// The system does not permit it.
     pub fn of_workers(count: usize) -> Result<Self> {
         let hosts: Result<Vec<Host>> = (0..=count).map(Host::start).collect();
         let network = Self(hosts?);
@@ -75,25 +74,25 @@ impl Network {
         address(host)
     }
 
-    /// This program, not yet started, on that host.
+    /// The command for a program on that host, not yet started.
     pub fn on(&self, host: usize, program: impl AsRef<std::ffi::OsStr>) -> Command {
         self.0[host].command(program)
     }
 
-    /// From now on what one host sends to the other is lost.
+    /// From now on packets from one host to the other are dropped.
     ///
     /// # Errors
-    /// The system does not let us.
+    /// The system does not permit it.
     pub fn cut(&self, from: usize, to: usize) -> Result<()> {
-        // Nobody has that number: whatever is sent to it is dropped on the other side.
-        let nobody = "02:00:00:00:00:01";
+        // No device has this MAC address, so the receiver drops all frames.
+        let unused_mac = "02:00:00:00:00:01";
         let (neighbour, device) = (address(to), device(to));
         let lost = [
             "neigh",
             "replace",
             &neighbour,
             "lladdr",
-            nobody,
+            unused_mac,
             "dev",
             &device,
             "nud",
@@ -102,11 +101,11 @@ impl Network {
         self.0[from].ip(&lost)
     }
 
-    /// It arrives again.
+    /// Undoes `cut`.
     ///
     /// # Errors
-    /// It was not cut.
-    pub fn mend(&self, from: usize, to: usize) -> Result<()> {
+    /// The link was not cut.
+    pub fn restore(&self, from: usize, to: usize) -> Result<()> {
         self.0[from].ip(&["neigh", "del", &address(to), "dev", &device(to)])
     }
 }
@@ -126,7 +125,7 @@ impl Host {
                 .context("starting unshare, of the package util-linux")?;
             let input = holder.stdin.take().context("stdin was asked for")?;
             let output = holder.stdout.take().context("stdout was asked for")?;
-            // It is in its namespace when it speaks.
+            // Once it prints a line it is in its namespace.
             BufReader::new(output).read_line(&mut String::new())?;
             host.holder = Some((holder, input));
         }
@@ -167,7 +166,7 @@ impl Host {
         Ok(())
     }
 
-    /// A cable from a lower host to a higher one.
+    /// Creates the link from a lower host to a higher one.
     fn connect(&self, other: &Self) -> Result<()> {
         let (here, there) = (device(other.number), device(self.number));
         let pid = other.holder.as_ref().map_or(0, |(holder, _)| holder.id());
@@ -197,7 +196,7 @@ impl Drop for Host {
     fn drop(&mut self) {
         if let Some((mut holder, input)) = self.holder.take() {
             drop(input);
-            // Ignored: there is nobody to tell.
+            // Ignored: a destructor cannot return an error.
             let _ = holder.wait();
         }
     }
@@ -207,7 +206,7 @@ fn address(host: usize) -> String {
     format!("10.77.0.{}", host + 1)
 }
 
-/// What leads to that host.
+/// The name of the device that leads to that host.
 fn device(to: usize) -> String {
     format!("to{to}")
 }

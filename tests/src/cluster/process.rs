@@ -1,4 +1,4 @@
-//! One server process: its log, its first words, its end. Nothing survives the value that holds it.
+//! One server process: its log, its first output, its exit. The process is killed when dropped.
 
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
@@ -11,29 +11,28 @@ use std::time::Duration;
 
 /// A process that is not ready after this long is broken, on any machine.
 const START_WITHIN: Duration = Duration::from_secs(60);
-const LAST_WORDS_LINES: usize = 15;
+const LOG_TAIL_LINES: usize = 15;
 
 #[derive(Debug)]
 pub struct Process {
     name: String,
     child: Child,
-    /// What it printed until it was ready.
+    /// Its output until it was ready.
     first_lines: Vec<String>,
     log: PathBuf,
-    /// Each ends when its stream does.
+    /// Threads that copy its output into the log; each ends with its stream.
     followers: Vec<JoinHandle<()>>,
 }
 
 impl Process {
     /// Starts `command` and returns when it has printed a line that contains `ready`, on stdout or
-    /// stderr. All that it prints goes to `<directory>/<name>.log`, behind the words of earlier
-    /// processes of that name.
+    /// stderr. Its output is appended to `<directory>/<name>.log`.
     ///
     /// # Errors
-    /// It cannot be started, ends, or is not ready in time; the message ends with its last words.
+    /// It cannot be started, exits, or is not ready in time; the message ends with its last output.
     pub fn start(name: &str, mut command: Command, directory: &Path, ready: &str) -> Result<Self> {
         let log = directory.join(format!("{name}.log"));
-        let sink = File::options()
+        let log_file = File::options()
             .create(true)
             .append(true)
             .open(&log)
@@ -49,8 +48,8 @@ impl Process {
         let stdout = child.stdout.take().context("stdout was asked for")?;
         let stderr = child.stderr.take().context("stderr was asked for")?;
         let followers = [
-            follow(stdout, sink.try_clone()?, sender.clone()),
-            follow(stderr, sink, sender),
+            follow(stdout, log_file.try_clone()?, sender.clone()),
+            follow(stderr, log_file, sender),
         ];
         let mut process = Self {
             name: name.to_owned(),
@@ -67,10 +66,10 @@ impl Process {
                 return Ok(process);
             }
         }
-        bail!("{name} did not get ready\n{}", process.last_words())
+        bail!("{name} did not become ready\n{}", process.log_tail())
     }
 
-    /// The value of the newest `key=value` among the words that it printed until it was ready.
+    /// The value of the last `key=value` that it printed until it was ready.
     ///
     /// # Errors
     /// There is none.
@@ -82,9 +81,12 @@ impl Process {
         let value = words
             .filter_map(|word| word.strip_prefix(key)?.strip_prefix('='))
             .next_back();
-        value
-            .map(str::to_owned)
-            .with_context(|| format!("{} said {:?} without {key}=", self.name, self.first_lines))
+        value.map(str::to_owned).with_context(|| {
+            format!(
+                "{} printed {:?} without {key}=",
+                self.name, self.first_lines
+            )
+        })
     }
 
     #[must_use]
@@ -92,15 +94,15 @@ impl Process {
         self.child.id()
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has exited.
     ///
     /// # Errors
-    /// The system does not say.
+    /// The operating system reports an error.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         let name = &self.name;
         self.child
             .try_wait()
-            .with_context(|| format!("asking after {name}"))
+            .with_context(|| format!("the exit status of {name}"))
     }
 
     /// Ids of its child processes, in ascending order.
@@ -109,12 +111,12 @@ impl Process {
     /// /proc cannot be read.
     pub fn children(&self) -> Result<Vec<u32>> {
         let mut children = Vec::new();
-        // Every thread of the process has its own list.
+        // Every thread of the process has its own list of children.
         let threads = PathBuf::from(format!("/proc/{}/task", self.child.id()));
         for thread in
             std::fs::read_dir(&threads).with_context(|| format!("reading {}", threads.display()))?
         {
-            // A thread may end while we read: then its children are another's.
+            // A thread may end meanwhile; its children then move to another thread.
             let list = std::fs::read_to_string(thread?.path().join("children")).unwrap_or_default();
             children.extend(
                 list.split_whitespace()
@@ -125,28 +127,28 @@ impl Process {
         Ok(children)
     }
 
-    /// SIGKILL, and waits for the end.
+    /// Sends SIGKILL and waits for the exit.
     ///
     /// # Errors
-    /// The system refuses.
+    /// The operating system refuses.
     pub fn kill(mut self) -> Result<()> {
         self.end().with_context(|| format!("killing {}", self.name))
     }
 
-    /// Waits for the end, which must be under way; returns how it ended and its last words.
+    /// Waits for a process that is about to exit; returns its exit status and its last output.
     ///
     /// # Errors
-    /// The system does not say.
+    /// The operating system reports an error.
     pub fn wait(mut self) -> Result<(ExitStatus, String)> {
         let status = self.child.wait()?;
         for follower in self.followers.drain(..) {
-            // One that panicked has nothing more to write.
+            // A thread that panicked has nothing more to write.
             follower.join().ok();
         }
-        Ok((status, self.last_words()))
+        Ok((status, self.log_tail()))
     }
 
-    /// SIGTERM, and waits for the end, which must come with exit code 0.
+    /// Sends SIGTERM and waits for the exit, which must be with code 0.
     ///
     /// # Errors
     /// Another exit code.
@@ -155,25 +157,24 @@ impl Process {
         let status = self.child.wait()?;
         ensure!(
             status.success(),
-            "{} ended with {status} after SIGTERM\n{}",
+            "{} exited with {status} after SIGTERM\n{}",
             self.name,
-            self.last_words()
+            self.log_tail()
         );
         Ok(())
     }
 
-    /// The end of its log.
+    /// The last lines of its log.
     #[must_use]
-    pub fn last_words(&self) -> String {
+    pub fn log_tail(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
-        let last = &lines[lines.len().saturating_sub(LAST_WORDS_LINES)..];
-        format!("--- last words of {}:\n{}", self.name, last.join("\n"))
+        let last = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
+        format!("--- last output of {}:\n{}", self.name, last.join("\n"))
     }
 
     fn end(&mut self) -> std::io::Result<()> {
-        // Killing what has already ended and been waited for is harmless: the standard library
-        // knows.
+        // Harmless for a process that has been waited for: the standard library checks that.
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
@@ -186,8 +187,8 @@ impl Drop for Process {
     }
 }
 
-/// Drains a stream into the log, so that the process never blocks on a full pipe, and tells whoever
-/// still listens.
+/// Drains a stream into the log, so that the process never blocks on a full pipe, and sends the
+/// lines to the channel as long as it has a receiver.
 fn follow(
     stream: impl Read + Send + 'static,
     mut log: File,
@@ -196,7 +197,7 @@ fn follow(
     std::thread::spawn(move || {
         let mut lines = Some(lines);
         for line in BufReader::new(stream).lines().map_while(Result::ok) {
-            // A full disk shows in the test itself.
+            // A full disk fails the test itself.
             writeln!(log, "{line}").ok();
             if lines
                 .as_ref()
@@ -223,17 +224,17 @@ pub fn signal(name: &str, pid: u32) -> Result<()> {
     Ok(())
 }
 
-/// Waits for the end of a process that is not our child.
+/// Waits for the exit of a process that is not our child.
 ///
 /// # Errors
-/// It is still there after a long time.
-pub fn wait_until_gone(pid: u32) -> Result<()> {
+/// It still exists after a long time.
+pub fn wait_until_exited(pid: u32) -> Result<()> {
     let status = Command::new("timeout")
         .args(["30", "tail", &format!("--pid={pid}"), "-f", "/dev/null"])
         .status()?;
     ensure!(
         status.success(),
-        "process {pid} should have died with its parent and lives on"
+        "process {pid} should have died with its parent and still runs"
     );
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A real Prometheus with the configuration that we ship, pointed at a test's cluster.
+//! A real Prometheus with our configuration from `deploy/`, scraping a test's cluster.
 
 use super::command::{Outcome, run};
 use super::process::Process;
@@ -17,8 +17,8 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// Starts it with `deploy/prometheus/prometheus.yml`, changed only in how often it scrapes, and
-    /// with these targets (`host:port`). Files go below `directory`.
+    /// Starts it with `deploy/prometheus/prometheus.yml`, with a shorter scrape interval and these
+    /// targets (`host:port`). Its files are below `directory`.
     ///
     /// # Errors
     /// The tool is not installed, the configuration is wrong, or it did not start.
@@ -72,11 +72,11 @@ impl Prometheus {
         let answer: Value =
             serde_json::from_str(&http::get(&url).with_context(|| expression.to_owned())?)?;
         let series = answer["data"]["result"].as_array().cloned();
-        series.with_context(|| format!("{expression} was answered with {answer}"))
+        series.with_context(|| format!("the answer to {expression} is {answer}"))
     }
 }
 
-/// JSON is YAML.
+/// Writes the targets as JSON, which is valid YAML.
 fn write_targets(file: &Path, targets: &[String]) -> Result<()> {
     std::fs::write(file, json!([{ "targets": targets }]).to_string())
         .with_context(|| format!("writing {}", file.display()))
@@ -92,7 +92,7 @@ pub fn promtool(arguments: &[&str]) -> Result<Outcome> {
     run(command)
 }
 
-/// What `promtool check metrics` finds wrong with an OpenMetrics page; empty when it is good.
+/// The findings of `promtool check metrics` for an OpenMetrics page; empty if there are none.
 ///
 /// # Errors
 /// It is not installed.
@@ -104,19 +104,19 @@ pub fn lint_metrics(page: &str) -> Result<String> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut child = command.spawn().context("starting promtool")?;
-    // The pipe closes at the end of this statement: that is the end of the page.
+    // Closes the pipe at the end of this statement, which ends the page.
     child
         .stdin
         .take()
         .context("stdin was asked for")?
         .write_all(as_plain_text(page).as_bytes())?;
     let output = child.wait_with_output()?;
-    let said = [output.stdout, output.stderr].concat();
-    Ok(String::from_utf8_lossy(&said).into_owned())
+    let findings = [output.stdout, output.stderr].concat();
+    Ok(String::from_utf8_lossy(&findings).into_owned())
 }
 
-/// OpenMetrics as the older text format, which is all that promtool reads: there, a counter's
-/// description has the name of its samples, with `_total`.
+/// Converts OpenMetrics to the older text format, the only one that promtool reads: in it the
+/// description of a counter uses the name of its samples, with `_total`.
 fn as_plain_text(page: &str) -> String {
     let counters: Vec<&str> = page
         .lines()

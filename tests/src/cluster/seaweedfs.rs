@@ -1,5 +1,5 @@
-//! A real S3 server: SeaweedFS in one process, on free ports and in a folder of its own, with one
-//! bucket. It can be killed and started again, and then has what it had.
+//! A real S3 server: SeaweedFS in one process, on free ports and in its own folder, with one
+//! bucket. It can be killed and restarted, and keeps its data.
 
 use super::process::Process;
 use super::tool;
@@ -11,7 +11,7 @@ use std::process::Command;
 pub const BUCKET: &str = "retri";
 const ACCESS_KEY: &str = "test-key";
 const SECRET_KEY: &str = "test-secret-of-no-worth";
-/// All that the server listens on; each would take a fixed port otherwise.
+/// All ports of the server; each has a fixed default that must be overridden.
 const PORTS: [&str; 10] = [
     "s3.port",
     "s3.port.grpc",
@@ -29,12 +29,12 @@ const PORTS: [&str; 10] = [
 pub struct SeaweedFs {
     directory: PathBuf,
     ports: [u16; PORTS.len()],
-    /// None: it was killed. Killed when dropped.
+    /// None: it was killed.
     process: Option<Process>,
 }
 
 impl SeaweedFs {
-    /// Returns when the bucket is there. Files go below `directory`.
+    /// Returns when the bucket exists. Its files are below `directory`.
     ///
     /// # Errors
     /// The tool is not installed, or did not start.
@@ -48,7 +48,7 @@ impl SeaweedFs {
         Ok(server)
     }
 
-    /// Starts it with the ports and files that it had before.
+    /// Starts it with the same ports and files as before.
     ///
     /// # Errors
     /// It did not start.
@@ -87,7 +87,7 @@ impl SeaweedFs {
         Ok(())
     }
 
-    /// SIGKILL, and waits for the end.
+    /// Sends SIGKILL and waits for the exit.
     ///
     /// # Errors
     /// It is not running.
@@ -110,7 +110,7 @@ impl SeaweedFs {
         Ok(process.id())
     }
 
-    /// What a client of this server needs in its environment.
+    /// The environment variables that clients of this server need.
     #[must_use]
     pub fn environment(&self) -> Vec<(String, String)> {
         let endpoint = format!("http://127.0.0.1:{}", self.ports[0]);
@@ -127,7 +127,7 @@ impl SeaweedFs {
     }
 }
 
-/// Ports that nobody listens on. All are held until all are known, so that they differ.
+/// Free ports. All are held until all are known, so that they differ.
 fn free_ports() -> Result<[u16; PORTS.len()]> {
     let mut held = Vec::new();
     let mut ports = [0; PORTS.len()];

@@ -1,4 +1,4 @@
-//! Where `deploy/setup/test_tools.py` put the servers that tests talk to.
+//! The location of the servers that `deploy/setup/test_tools.py` installs for tests.
 
 use anyhow::{Context, Result, ensure};
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 /// A file below the cache's `test-tools/`, for instance `seaweedfs/weed`.
 ///
 /// # Errors
-/// It is not there.
+/// It does not exist.
 pub fn path(file: &str) -> Result<PathBuf> {
     let cache = match std::env::var_os("RETRI_CACHE").filter(|value| !value.is_empty()) {
         Some(cache) => PathBuf::from(cache),

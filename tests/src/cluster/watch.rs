@@ -1,5 +1,5 @@
-//! The coordinator's own stream of a job's views, one whenever something changes: the tests' only
-//! clock. It is what `coordinator watch` reads.
+//! The coordinator's stream of a job's views, which `coordinator watch` reads: one whenever
+//! something changes. Tests wait for these views only.
 
 use anyhow::{Context, Result, bail};
 use proto::pb::{JobRequest, JobView, control_client::ControlClient};
@@ -10,8 +10,8 @@ use tokio::time::timeout;
 use tonic::Streaming;
 use tonic::transport::Endpoint;
 
-/// Longest silence of a job that is alive, with room for a busy machine: a hang becomes a message
-/// instead.
+/// The longest time between two views of a running job, with a margin for a busy machine. A longer
+/// one counts as a hang.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
@@ -25,7 +25,7 @@ impl Watch {
     /// Begins to watch `job` at the coordinator with this URL.
     ///
     /// # Errors
-    /// It cannot be reached, or does not know the job.
+    /// It is unreachable, or does not know the job.
     pub fn start(url: &str, job: &str) -> Result<Self> {
         let runtime = Builder::new_current_thread()
             .enable_all()
@@ -46,17 +46,17 @@ impl Watch {
         })
     }
 
-    /// The next view; None when there will be no more, because the job has ended.
+    /// The next view; None if the job has ended.
     ///
     /// # Errors
-    /// Silence, or the coordinator is gone.
+    /// A timeout, or the coordinator is unreachable.
     pub fn next_view(&mut self) -> Result<Option<&JobView>> {
-        // The timer belongs to the runtime, so the waiting is made inside it.
+        // The timer must be created inside the runtime.
         let next = self
             .runtime
             .block_on(async { timeout(SILENCE_MAX, self.views.message()).await });
         let Ok(next) = next else {
-            bail!("nothing new for too long, last was {:?}", self.last)
+            bail!("no view within {SILENCE_MAX:?}, last was {:?}", self.last)
         };
         let Some(view) = next.with_context(|| format!("after {:?}", self.last))? else {
             return Ok(None);
@@ -65,10 +65,10 @@ impl Watch {
         Ok(Some(&self.last))
     }
 
-    /// Reads on until `condition` is true and returns that view.
+    /// Reads views until `condition` is true and returns that view.
     ///
     /// # Errors
-    /// The views end or stop with the condition never true.
+    /// The job ends or sends no view for too long before the condition is true.
     pub fn until(&mut self, what: &str, condition: impl Fn(&JobView) -> bool) -> Result<JobView> {
         while let Some(view) = self
             .next_view()

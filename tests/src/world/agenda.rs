@@ -1,5 +1,5 @@
-//! Virtual time: what happens when. Two things at the same moment happen in the order in which they
-//! were put down.
+//! The event queue in virtual time. Events of the same time are handled in the order in which they
+//! were added.
 
 use super::ranks::{Pid, ShardWrite};
 use coordinator_core::event as coordinator;
@@ -12,8 +12,8 @@ use worker_core::event::RankKey;
 
 #[derive(Debug)]
 pub(crate) enum SimEvent {
-    /// A person asks for something; again until it is answered.
-    Ask {
+    /// A client sends a request; repeated until it is answered.
+    ClientSends {
         client_request: usize,
     },
     Fault {
@@ -21,44 +21,44 @@ pub(crate) enum SimEvent {
     },
 
     CoordinatorStart,
-    /// A coordinator whose place another took ends.
+    /// The process of a replaced coordinator ends.
     FormerDies {
         boot: u64,
     },
     CoordinatorWake {
         boot: u64,
     },
-    /// A save of that start is durable at last: what was to follow it follows.
-    CoordinatorGoesOn {
+    /// A slow save of this boot is durable: perform the remaining effects.
+    CoordinatorSaved {
         boot: u64,
         effects: Vec<coordinator::Effect>,
     },
-    /// A save of that start takes too long.
-    CoordinatorGivesUp {
+    /// A save of this boot exceeded its deadline.
+    CoordinatorSaveTimeout {
         boot: u64,
     },
-    /// A report that was sent to this start of the coordinator.
-    CoordinatorHears {
+    /// A report that was sent to this boot of the coordinator.
+    CoordinatorReceives {
         boot: u64,
         report: WorkerReport,
     },
-    CoordinatorLosesLink {
+    CoordinatorDisconnected {
         boot: u64,
         worker: WorkerId,
     },
-    ManifestLands {
+    ManifestWritten {
         boot: u64,
         manifest: Box<CheckpointManifest>,
     },
-    ManifestAnswered {
+    ManifestReply {
         boot: u64,
         job: JobId,
         checkpoint: CheckpointRef,
         result: Result<(), String>,
     },
 
-    /// The store does what a coordinator of that start asked for.
-    CheckpointGoes {
+    /// The store deletes a checkpoint, as this boot of the coordinator requested.
+    CheckpointDeleted {
         boot: u64,
         job: JobId,
         checkpoint: CheckpointRef,
@@ -72,7 +72,7 @@ pub(crate) enum SimEvent {
         node: usize,
         boot: u64,
     },
-    NodeHears {
+    NodeReceives {
         node: usize,
         boot: u64,
         state: DesiredState,
@@ -81,14 +81,14 @@ pub(crate) enum SimEvent {
         node: usize,
         boot: u64,
     },
-    /// It asks its peers whether they are there.
-    NodeAsks {
+    /// The daemon pings its peers.
+    NodePings {
         node: usize,
         boot: u64,
     },
 
     /// A line of a rank reaches its daemon.
-    RankSaid {
+    RankReported {
         node: usize,
         boot: u64,
         process: RankKey,
@@ -101,7 +101,7 @@ pub(crate) enum SimEvent {
         success: bool,
         outcome: String,
     },
-    RankTold {
+    RankReceives {
         pid: Pid,
         rank: Rank,
         assignment: Box<Assignment>,
@@ -109,16 +109,16 @@ pub(crate) enum SimEvent {
     RankLoaded {
         pid: Pid,
     },
-    RankBeat {
+    RankHeartbeat {
         pid: Pid,
     },
-    /// It tries again to reach the others.
+    /// The rank retries to join its group.
     RankJoins {
         pid: Pid,
     },
-    RankWrites(ShardWrite),
-    RankSaysWritten(ShardWrite),
-    /// Its group is broken, if it is still in that generation.
+    WriteShard(ShardWrite),
+    ReportShard(ShardWrite),
+    /// The rank's group fails, if the rank is still in this generation.
     RankBreaks {
         pid: Pid,
         generation: Generation,
@@ -137,7 +137,7 @@ pub(crate) enum SimEvent {
         job: JobId,
         generation: Generation,
     },
-    /// The process is through with the unit that it began as its so manieth.
+    /// The process ends the unit that it began as number `begun`.
     UnitEnds {
         pid: Pid,
         begun: u64,
@@ -145,12 +145,12 @@ pub(crate) enum SimEvent {
 }
 
 impl SimEvent {
-    /// The rank process that must have a processor for this to happen. A kill needs none.
+    /// The rank process that must be running for this event. A kill needs none.
     pub(crate) fn process(&self) -> Option<Pid> {
         match self {
-            Self::RankTold { pid, .. }
+            Self::RankReceives { pid, .. }
             | Self::RankLoaded { pid }
-            | Self::RankBeat { pid }
+            | Self::RankHeartbeat { pid }
             | Self::RankJoins { pid }
             | Self::RankBreaks { pid, .. }
             | Self::RankFinishes { pid, .. }
@@ -158,32 +158,30 @@ impl SimEvent {
             | Self::RankDies {
                 pid, success: true, ..
             } => Some(*pid),
-            Self::RankWrites(shard_write) | Self::RankSaysWritten(shard_write) => {
-                Some(shard_write.pid)
-            }
+            Self::WriteShard(shard_write) | Self::ReportShard(shard_write) => Some(shard_write.pid),
             _ => None,
         }
     }
 
-    /// True for what comes to the coordinator's running process.
+    /// True for events that the coordinator's process handles.
     pub(crate) fn is_for_coordinator(&self) -> bool {
         matches!(
             self,
-            Self::Ask { .. }
+            Self::ClientSends { .. }
                 | Self::CoordinatorWake { .. }
-                | Self::CoordinatorHears { .. }
-                | Self::CoordinatorLosesLink { .. }
-                | Self::ManifestAnswered { .. }
+                | Self::CoordinatorReceives { .. }
+                | Self::CoordinatorDisconnected { .. }
+                | Self::ManifestReply { .. }
         )
     }
 }
 
-/// A request of the outside world, and which of its wishes it carries.
+/// Pending request ids, and the index of the client request that each belongs to.
 pub(crate) type Requests = BTreeMap<coordinator::RequestId, usize>;
 
 #[derive(Debug, Default)]
 pub(crate) struct Agenda {
-    /// When, in which order, and in which slot it lies.
+    /// Time, sequence number and slot of every event.
     times: BinaryHeap<Reverse<(u64, u64, usize)>>,
     slots: Vec<Option<SimEvent>>,
     free: Vec<usize>,
@@ -191,20 +189,20 @@ pub(crate) struct Agenda {
 }
 
 impl Agenda {
-    pub(crate) fn put(&mut self, at: u64, happening: SimEvent) {
+    pub(crate) fn put(&mut self, at: u64, event: SimEvent) {
         self.count += 1;
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() - 1
         });
-        self.slots[slot] = Some(happening);
+        self.slots[slot] = Some(event);
         self.times.push(Reverse((at, self.count, slot)));
     }
 
     pub(crate) fn next(&mut self) -> Option<(u64, SimEvent)> {
         let Reverse((at, _, slot)) = self.times.pop()?;
-        let happening = self.slots[slot].take()?;
+        let event = self.slots[slot].take()?;
         self.free.push(slot);
-        Some((at, happening))
+        Some((at, event))
     }
 }

@@ -1,5 +1,5 @@
-//! Bugs that can be planted in a world, to show that the oracle bites. They live in the harness,
-//! between machines and world; the machines themselves are the ones that ship.
+//! Bugs that can be planted in a world, to test the oracle. They are in the harness, between
+//! machines and world; the state machines themselves are not changed.
 
 use super::Kinds;
 use proto::message::GracefulStop;
@@ -7,61 +7,61 @@ use rank_core::gang::{Effect, GangRank, Input};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
-    /// A desired state is sent once; repetitions are swallowed.
+    /// A desired state is sent once; repetitions are dropped.
     SendOnce,
     /// A restarted daemon keeps its boot number.
     SameBoot,
     /// Ranks report a shard before it is written.
     ShardBeforeWritten,
-    /// The coordinator's shell saves after it sent and replied.
+    /// The coordinator's shell saves after it has sent and replied.
     SaveLast,
-    /// Now and then a save is reported done and is not.
+    /// Some saves are confirmed and not performed.
     SaveLost,
     /// Ranks resume at the checkpoint's step without its state.
     StateNotLoaded,
-    /// A survivor keeps what it had summed up of the step that was under way.
+    /// A survivor keeps the partial sum of the interrupted step.
     PartialStepKept,
-    /// A generation goes on from the lowest step that a survivor holds.
-    LowestStepTaken,
-    /// A new process takes over the step of the survivors and not their state.
+    /// A generation continues from the lowest step that a survivor holds.
+    LowestStepSelected,
+    /// A new process gets the step of the survivors and not their state.
     StateNotHandedOver,
-    /// The coordinator's shell gives the same time for ever.
+    /// The coordinator's clock stands still.
     ClockStopped,
     /// Daemons report every rank under the newest generation.
     GenerationsMixed,
-    /// Daemons do not kill what they are told to kill.
+    /// Daemons ignore the effect `Kill`.
     KillIgnored,
-    /// One rank takes the micro-batches of another.
+    /// One rank computes the micro-batches of another.
     WrongShard,
-    /// Now and then entries of a ledger are reported saved and are not.
+    /// Some ledger entries are confirmed and not saved.
     LedgerLost,
-    /// A coordinator whose place another took still saves.
+    /// Saves of a replaced coordinator are not fenced off.
     SavesUnfenced,
-    /// A coordinator whose place another took still writes manifests.
+    /// Manifests of a replaced coordinator are not fenced off.
     ManifestsUnfenced,
-    /// A drained worker's name is not saved.
+    /// Drained workers are not saved.
     DrainForgotten,
-    /// Ranks that stop in order for the next generation do not keep what they hold.
-    HandOverForgotten,
-    /// Survivors that wait for more workers do not keep what they hold.
-    StandbyForgets,
-    /// Daemons take every peer for reached.
-    CutUnseen,
-    /// Units are leased to two workers, and each puts an output of its own.
+    /// Ranks that stop gracefully for the next generation lose their state.
+    SurvivorStateDropped,
+    /// Survivors that become standbys lose their state.
+    StandbyStateDropped,
+    /// Daemons count every peer as reachable.
+    PartitionUnreported,
+    /// Units are leased to two workers, and each puts its own output.
     UnitLeasedTwice,
-    /// Now and then a unit is said to be done and its output is not there.
+    /// Some units are reported as done, and their output does not exist.
     UnitOutputLost,
-    /// A unit that was leased to one worker is given to no other.
+    /// A unit that was leased once is never leased to another worker.
     UnitNeverLeasedAgain,
-    /// A drained worker goes on with the units that it has.
+    /// A drained worker keeps its units.
     DrainKeepsUnits,
-    /// A rank goes by the order to halt that it has itself, not by what all were told.
+    /// A rank acts on its own stop order instead of the one that all ranks agreed on.
     StopReceivedByOne,
-    /// The last rank of a generation that halts for a checkpoint says that it has finished and
-    /// writes no shard.
-    StopShardForgotten,
-    /// Of what the ranks hold the furthest step wins, also when it is of an older generation.
-    OlderLineWins,
+    /// The last rank of a generation that stops with a checkpoint finishes without writing its
+    /// shard.
+    StopShardMissing,
+    /// The highest step wins, even if it is of an older generation.
+    StaleGenerationWins,
 }
 
 impl Bug {
@@ -73,7 +73,7 @@ impl Bug {
         Self::SaveLost,
         Self::StateNotLoaded,
         Self::PartialStepKept,
-        Self::LowestStepTaken,
+        Self::LowestStepSelected,
         Self::StateNotHandedOver,
         Self::ClockStopped,
         Self::GenerationsMixed,
@@ -83,19 +83,19 @@ impl Bug {
         Self::SavesUnfenced,
         Self::ManifestsUnfenced,
         Self::DrainForgotten,
-        Self::HandOverForgotten,
-        Self::StandbyForgets,
-        Self::CutUnseen,
+        Self::SurvivorStateDropped,
+        Self::StandbyStateDropped,
+        Self::PartitionUnreported,
         Self::UnitLeasedTwice,
         Self::UnitOutputLost,
         Self::UnitNeverLeasedAgain,
         Self::DrainKeepsUnits,
         Self::StopReceivedByOne,
-        Self::StopShardForgotten,
-        Self::OlderLineWins,
+        Self::StopShardMissing,
+        Self::StaleGenerationWins,
     ];
 
-    /// In which worlds there is something for it to spoil.
+    /// The worlds in which the bug can have an effect.
     #[must_use]
     pub fn kinds(self) -> Kinds {
         match self {
@@ -108,17 +108,21 @@ impl Bug {
     }
 }
 
-/// Tells the machine of a rank what happened and returns what it wants. What is planted in it
-/// changes the one or the other.
-pub(crate) fn gang_rank(bug: Option<Bug>, machine: &mut GangRank, mut event: Input) -> Vec<Effect> {
+/// Passes an input to the machine of a rank and returns its effects. A planted bug changes the one
+/// or the other.
+pub(crate) fn handle_gang_input(
+    bug: Option<Bug>,
+    machine: &mut GangRank,
+    mut event: Input,
+) -> Vec<Effect> {
     match (bug, &mut event) {
-        (Some(Bug::LowestStepTaken), Input::Met { holdings }) => {
+        (Some(Bug::LowestStepSelected), Input::Met { holdings }) => {
             let lowest = holdings.iter().flatten().min().copied();
             for holding in holdings.iter_mut() {
                 *holding = holding.filter(|label| Some(*label) == lowest);
             }
         }
-        (Some(Bug::OlderLineWins), Input::Met { holdings }) => {
+        (Some(Bug::StaleGenerationWins), Input::Met { holdings }) => {
             let newest = holdings
                 .iter()
                 .flatten()
@@ -136,7 +140,7 @@ pub(crate) fn gang_rank(bug: Option<Bug>, machine: &mut GangRank, mut event: Inp
     let mut effects = machine.handle(event);
     let serving = machine.serving();
     let is_last = serving.rank.0 + 1 == serving.world;
-    if bug == Some(Bug::StopShardForgotten)
+    if bug == Some(Bug::StopShardMissing)
         && is_last
         && serving.graceful_stop == Some(GracefulStop::WithCheckpoint)
     {

@@ -1,4 +1,4 @@
-//! The people outside: each has wishes and asks until there is an answer.
+//! Simulated clients: each has requests and repeats them until they are answered.
 
 use super::World;
 use super::agenda::SimEvent;
@@ -16,33 +16,33 @@ use proto::spec::{
 };
 use std::collections::BTreeMap;
 
-/// How long a person waits for an answer before asking again.
-const PATIENCE_MS: u64 = 4_000;
+/// A client repeats an unanswered request after this time.
+const RETRY_MS: u64 = 4_000;
 
 #[derive(Debug, Clone)]
 pub(crate) struct ClientRequest {
     kind: Kind,
-    about: About,
+    subject: Subject,
     pub(crate) granted: bool,
-    /// The job that it became.
-    pub(crate) became: Option<JobId>,
+    /// The job that the submission created.
+    pub(crate) job: Option<JobId>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum About {
+enum Subject {
     Job(Planned),
-    /// By its number.
+    /// By its index.
     Node(usize),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Submit,
-    /// Whoever waits for a job that is not going to be done does not want this one any more.
+    /// Cancels the job when it can never start, because a job that it waits for was not done.
     GiveUp,
     Cancel,
     Sample,
-    /// Undone by the wish that follows it, from `until` on.
+    /// Undone by the request that follows it in the list, from `until` on.
     Pause {
         until: u64,
     },
@@ -57,20 +57,20 @@ enum Kind {
     Undrain,
 }
 
-/// For whom a job waits before it starts.
+/// State of the jobs that a job waits for before it starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum WaitsFor {
-    Nobody,
-    Living,
-    /// For one that has ended without being done.
-    Dead,
+enum Dependencies {
+    Done,
+    Pending,
+    /// One of them has ended and is not done.
+    Failed,
 }
 
 impl World {
     pub(crate) fn plan_requests(&mut self) {
         let mut client_requests = Vec::new();
         for (job, planned) in self.plan.jobs.iter().enumerate() {
-            let job = About::Job(Planned::Trained(job));
+            let job = Subject::Job(Planned::Trained(job));
             client_requests.push((job, Kind::Submit, Some(planned.at)));
             client_requests.push((job, Kind::Cancel, planned.cancel_at));
             client_requests.push((job, Kind::Sample, planned.sample_at));
@@ -83,12 +83,12 @@ impl World {
             }
         }
         for drain in &self.plan.drains {
-            let node = About::Node(drain.node);
+            let node = Subject::Node(drain.node);
             client_requests.push((node, Kind::Drain { until: drain.until }, Some(drain.from)));
             client_requests.push((node, Kind::Undrain, None));
         }
         for (units, planned) in self.plan.units.iter().enumerate() {
-            let job = About::Job(Planned::Units(units));
+            let job = Subject::Job(Planned::Units(units));
             client_requests.push((job, Kind::Submit, Some(planned.at)));
             client_requests.push((job, Kind::Cancel, planned.cancel_at));
             if let Some((from, until)) = planned.pause {
@@ -106,10 +106,10 @@ impl World {
         let units = units.map(|(job, planned)| (Planned::Units(job), planned.at, &planned.after));
         for (job, at, after) in trained.chain(units) {
             if !after.is_empty() {
-                client_requests.push((About::Job(job), Kind::GiveUp, Some(at)));
+                client_requests.push((Subject::Job(job), Kind::GiveUp, Some(at)));
             }
         }
-        for (about, kind, at) in client_requests {
+        for (subject, kind, at) in client_requests {
             let undoes = matches!(kind, Kind::Resume | Kind::Undrain);
             if at.is_none() && !undoes {
                 continue;
@@ -117,32 +117,33 @@ impl World {
             if let Some(at) = at {
                 self.agenda.put(
                     at,
-                    SimEvent::Ask {
+                    SimEvent::ClientSends {
                         client_request: self.client_requests.len(),
                     },
                 );
             }
             self.client_requests.push(ClientRequest {
                 kind,
-                about,
+                subject,
                 granted: false,
-                became: None,
+                job: None,
             });
         }
     }
 
-    /// One more job, of a person who asks for nothing else.
-    pub(crate) fn encore(&mut self) {
-        let job = PlannedJob::encore(self.plan.jobs.len() as u64, self.now);
+    /// Adds one more job, without further requests.
+    pub(crate) fn extra_job(&mut self) {
+        let job = PlannedJob::extra_job(self.plan.jobs.len() as u64, self.now);
         let client_request = self.client_requests.len();
         self.client_requests.push(ClientRequest {
             kind: Kind::Submit,
-            about: About::Job(Planned::Trained(self.plan.jobs.len())),
+            subject: Subject::Job(Planned::Trained(self.plan.jobs.len())),
             granted: false,
-            became: None,
+            job: None,
         });
         self.plan.jobs.push(job);
-        self.agenda.put(self.now, SimEvent::Ask { client_request });
+        self.agenda
+            .put(self.now, SimEvent::ClientSends { client_request });
     }
 
     pub(crate) fn ask(&mut self, number: usize) {
@@ -151,12 +152,12 @@ impl World {
             return;
         }
         self.agenda.put(
-            self.now + PATIENCE_MS,
-            SimEvent::Ask {
+            self.now + RETRY_MS,
+            SimEvent::ClientSends {
                 client_request: number,
             },
         );
-        if client_request.kind == Kind::GiveUp && !self.is_in_vain(number) {
+        if client_request.kind == Kind::GiveUp && !self.dependencies_failed(number) {
             return;
         }
         self.next_request += 1;
@@ -168,11 +169,11 @@ impl World {
         self.coordinator_handles(event);
     }
 
-    /// What a wish comes to; None as long as it cannot be said.
+    /// The coordinator input of a request; None as long as it cannot be built.
     fn request(&self, request: RequestId, client_request: &ClientRequest) -> Option<Input> {
-        let job = match client_request.about {
-            About::Job(job) => job,
-            About::Node(node) => {
+        let job = match client_request.subject {
+            Subject::Job(job) => job,
+            Subject::Node(node) => {
                 return Some(Input::Drain {
                     request,
                     worker: self.nodes[node].name.clone(),
@@ -201,7 +202,7 @@ impl World {
         })
     }
 
-    /// Once the jobs are known for which it waits.
+    /// None until the jobs that it waits for have ids.
     fn submit(&self, request: RequestId, job: Planned) -> Option<Input> {
         let after = match job {
             Planned::Trained(job) => &self.plan.jobs[job].after,
@@ -222,34 +223,34 @@ impl World {
         Some(submit(request, spec))
     }
 
-    /// True when a job waits for one that has ended without being done. The wish is over when it
-    /// waits for nobody any more.
-    fn is_in_vain(&mut self, number: usize) -> bool {
-        let About::Job(planned) = self.client_requests[number].about else {
+    /// True if the job waits for one that has ended and is not done. Marks the request as granted
+    /// once all dependencies are done.
+    fn dependencies_failed(&mut self, number: usize) -> bool {
+        let Subject::Job(planned) = self.client_requests[number].subject else {
             return false;
         };
         let id = self.submitted(planned);
         let Some(record) = id.and_then(|id| self.durable.jobs.get(&id)) else {
             return false;
         };
-        match self.waits_for(record) {
-            WaitsFor::Nobody => self.client_requests[number].granted = true,
-            WaitsFor::Living => {}
-            WaitsFor::Dead => return true,
+        match self.dependencies(record) {
+            Dependencies::Done => self.client_requests[number].granted = true,
+            Dependencies::Pending => {}
+            Dependencies::Failed => return true,
         }
         false
     }
 
-    fn waits_for(&self, record: &JobRecord) -> WaitsFor {
+    fn dependencies(&self, record: &JobRecord) -> Dependencies {
         let spec = self
             .specs
             .get(&record.id)
             .filter(|_| !record.phase.is_over());
         let Some(spec) = spec else {
-            return WaitsFor::Nobody;
+            return Dependencies::Done;
         };
         let other = |id: &JobId| self.durable.jobs.get(id);
-        // Whoever wants weights that are not there yet waits for them, too.
+        // A job that samples from the newest checkpoint also waits for the first one.
         let reads = spec
             .work
             .sampling()
@@ -260,93 +261,94 @@ impl World {
         let phases = || spec.after.iter().filter_map(|id| Some(&other(id)?.phase));
         let done = |phase: &JobPhase| matches!(phase, JobPhase::Done { .. });
         if source.is_some_and(never) || phases().any(|phase| phase.is_over() && !done(phase)) {
-            WaitsFor::Dead
+            Dependencies::Failed
         } else if source.is_none() && phases().all(done) {
-            WaitsFor::Nobody
+            Dependencies::Done
         } else {
-            WaitsFor::Living
+            Dependencies::Pending
         }
     }
 
-    /// A job that nobody knows of, because the answer was lost, and that waits for one that will
-    /// not be done.
-    pub(crate) fn is_forgotten(&self, record: &JobRecord) -> bool {
+    /// A job that no client knows, because the answer was lost, and that waits for one that will
+    /// never be done.
+    pub(crate) fn is_abandoned(&self, record: &JobRecord) -> bool {
         let known =
-            |client_request: &ClientRequest| client_request.became.as_ref() == Some(&record.id);
-        self.waits_for(record) == WaitsFor::Dead && !self.client_requests.iter().any(known)
+            |client_request: &ClientRequest| client_request.job.as_ref() == Some(&record.id);
+        self.dependencies(record) == Dependencies::Failed && !self.client_requests.iter().any(known)
     }
 
-    /// The job that a planned job became, once that is known outside.
+    /// The id of a planned job, once a client has received it.
     pub(crate) fn submitted(&self, job: Planned) -> Option<JobId> {
         let submit = self.client_requests.iter().find(|client_request| {
-            client_request.kind == Kind::Submit && client_request.about == About::Job(job)
+            client_request.kind == Kind::Submit && client_request.subject == Subject::Job(job)
         })?;
-        submit.became.clone()
+        submit.job.clone()
     }
 
     pub(crate) fn on_reply(&mut self, request: RequestId, reply: Reply) {
         let Some(number) = self.requests.remove(&request) else {
             return;
         };
-        let asked = match self.client_requests[number].about {
-            About::Job(job) => self.submitted(job),
-            About::Node(_) => None,
+        let requested = match self.client_requests[number].subject {
+            Subject::Job(job) => self.submitted(job),
+            Subject::Node(_) => None,
         };
-        self.oracle.on_reply(&self.durable, &reply, asked.as_ref());
+        self.oracle
+            .on_reply(&self.durable, &reply, requested.as_ref());
         let over = |id: &JobId| {
             self.durable
                 .jobs
                 .get(id)
                 .is_some_and(|job| job.phase.is_over())
         };
-        let in_vain = match self.client_requests[number].about {
-            About::Job(Planned::Units(units))
+        let is_over = match self.client_requests[number].subject {
+            Subject::Job(Planned::Units(units))
                 if self.client_requests[number].kind == Kind::Submit =>
             {
                 let source = self.submitted(Planned::Trained(self.plan.units[units].source));
                 source.is_some_and(|source| over(&source))
             }
-            About::Job(_) | About::Node(_) => asked.as_ref().is_some_and(over),
+            Subject::Job(_) | Subject::Node(_) => requested.as_ref().is_some_and(over),
         };
         let client_request = &mut self.client_requests[number];
-        let units = matches!(client_request.about, About::Job(Planned::Units(_)));
+        let units = matches!(client_request.subject, Subject::Job(Planned::Units(_)));
         match reply {
             Reply::Accepted { job } => {
                 client_request.granted = true;
-                client_request.became = Some(job);
+                client_request.job = Some(job);
             }
             Reply::Phase { .. } | Reply::Worker { .. } => client_request.granted = true,
-            // No checkpoint yet: one may come as long as the job lives.
+            // No checkpoint yet; one may follow as long as the job has not ended.
             Reply::Refused { .. } if client_request.kind == Kind::Sample => {
-                client_request.granted = in_vain
+                client_request.granted = is_over
             }
             Reply::Refused { .. } if units && client_request.kind == Kind::Submit => {
-                let about = client_request.about;
+                let subject = client_request.subject;
                 let client_requests = self
                     .client_requests
                     .iter_mut()
-                    .filter(|client_request| client_request.about == about && in_vain);
+                    .filter(|client_request| client_request.subject == subject && is_over);
                 return client_requests.for_each(|client_request| client_request.granted = true);
             }
-            // No such worker yet: it will come.
-            Reply::Refused { .. } if matches!(client_request.about, About::Node(_)) => {}
+            // The worker has not registered yet.
+            Reply::Refused { .. } if matches!(client_request.subject, Subject::Node(_)) => {}
             Reply::Refused { .. } => client_request.granted = client_request.kind != Kind::Submit,
         }
-        // Whoever paused or drained something takes it back later, and only once.
+        // A pause or drain is undone later, and only once.
         if let (true, Kind::Pause { until } | Kind::Drain { until }) =
             (client_request.granted, client_request.kind)
         {
             let at = until.max(self.now + 1);
             self.agenda.put(
                 at,
-                SimEvent::Ask {
+                SimEvent::ClientSends {
                     client_request: number + 1,
                 },
             );
         }
     }
 
-    /// The planned jobs by the data seed that marks them, for whoever meets a record.
+    /// The planned jobs by data seed, which identifies them in a record.
     pub(crate) fn planned(&self) -> BTreeMap<u64, &PlannedJob> {
         self.plan.jobs.iter().map(|job| (job.seed, job)).collect()
     }
@@ -397,7 +399,7 @@ fn spec(job: &PlannedJob) -> JobSpec {
     };
     let train = Train {
         steps: job.steps,
-        // No rank is without a micro-batch.
+        // Every rank has at least one micro-batch.
         global_batch: job.micro_batches.max(job.workers_max * job.devices),
         micro_batch: 1,
         optimizer: Optimizer::AdamW {
@@ -437,7 +439,7 @@ fn spec(job: &PlannedJob) -> JobSpec {
     }
 }
 
-/// Never looked at: nothing here draws.
+/// A placeholder; the simulation trains no model.
 fn model() -> Model {
     Model {
         architecture: ArchitectureSpec::Retrinet(Retrinet {

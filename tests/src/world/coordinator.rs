@@ -1,13 +1,13 @@
 //! The coordinator's shell in the simulated world: it performs effects in order, can be killed
-//! between any two of them, and starts again from what was saved. The machine inside is the one
-//! that ships.
+//! between any two of them, and restarts from what was saved. The state machine inside is the
+//! production one.
 
 use super::World;
 use super::agenda::SimEvent;
 use super::bug::Bug;
-use super::numbers::Who;
+use super::describe;
 use super::plan::DETECT_WITHIN_MS;
-use super::tell;
+use super::stable_hash::Actor;
 use coordinator_core::event::{Durable, Effect, Event, Input, Record};
 use coordinator_core::{Config, Coordinator, Deadlines};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
@@ -15,25 +15,25 @@ use proto::id::{JobId, WorkerId};
 use proto::message::DesiredState;
 use std::collections::BTreeMap;
 
-/// The wall clock at the world's beginning, so that setting it back leaves it above 0.
+/// The wall clock at the start of the world; setting it back must leave it above 0.
 const WALL_AT_START: u64 = 1_000_000;
 
 #[derive(Debug)]
 pub(crate) struct CoordinatorHost {
     machine: Option<Coordinator>,
-    /// Counts starts; what was sent to an earlier start is lost.
+    /// Counts starts; what was sent to an earlier boot is lost.
     pub(crate) boot: u64,
-    /// How far its wall clock is from the world's time.
+    /// Offset of its wall clock from the time of the world.
     skew: i64,
     /// For [`Bug::ClockStopped`].
     stopped: bool,
     wake_at: Option<u64>,
-    /// Until then it does nothing, and what comes for it waits.
+    /// It handles no event before this time.
     pub(crate) stalled_until: u64,
-    /// It is in the middle of its effects: whatever happens to it waits until it has gone on with
-    /// the rest.
-    pub(crate) saves: bool,
-    /// Which node a worker's stream leads to.
+    /// It waits for a slow save: its events are deferred until it has performed the remaining
+    /// effects.
+    pub(crate) is_saving: bool,
+    /// The node of each connected worker.
     links: BTreeMap<WorkerId, usize>,
     /// Last desired state by worker, for [`Bug::SendOnce`].
     sent: BTreeMap<WorkerId, DesiredState>,
@@ -49,13 +49,13 @@ impl CoordinatorHost {
             stopped,
             wake_at: None,
             stalled_until: 0,
-            saves: false,
+            is_saving: false,
             links,
             sent,
         }
     }
 
-    /// Another process, which takes the place of this one.
+    /// A new process that replaces `former`.
     pub(crate) fn after(former: &Self) -> Self {
         Self {
             boot: former.boot,
@@ -92,9 +92,9 @@ impl World {
             detect_within_ms: DETECT_WITHIN_MS,
             quotas: self.plan.quotas.clone(),
         };
-        // Recovery goes through text, as it does in the state store.
-        let text = serde_json::to_string(&self.durable).expect("durable state is plain data");
-        let durable: Durable = serde_json::from_str(&text).expect("what was written can be read");
+        // As in the state store, recovery parses the stored text.
+        let text = serde_json::to_string(&self.durable).expect("durable state can be serialized");
+        let durable: Durable = serde_json::from_str(&text).expect("stored state can be parsed");
         host.boot += 1;
         host.machine = Some(Coordinator::restore(config, durable, host.wall(self.now)));
         host.wake_at = None;
@@ -111,7 +111,7 @@ impl World {
         self.coordinator.links.clear();
         self.coordinator.sent.clear();
         self.coordinator.stalled_until = 0;
-        self.coordinator.saves = false;
+        self.coordinator.is_saving = false;
         self.requests.clear();
         for node in 0..self.nodes.len() {
             if self.nodes[node].linked_to != self.coordinator.boot {
@@ -129,7 +129,7 @@ impl World {
             format!("the coordinator's clock is set by {by_ms} ms")
         });
         self.coordinator.skew = (self.coordinator.skew + by_ms).clamp(-900_000, 900_000);
-        // A real shell's sleep is not moved by the wall clock, so it looks again soon.
+        // A real shell sleeps on the monotonic clock, so it re-checks its deadline soon.
         self.coordinator.wake_at = None;
         let boot = self.coordinator.boot;
         self.agenda
@@ -157,7 +157,7 @@ impl World {
                 .and_then(Coordinator::next_deadline);
             self.oracle
                 .require(next.is_none_or(|next| wall < next), || {
-                    "the deadline does not move on".to_owned()
+                    "the deadline does not advance".to_owned()
                 });
         } else {
             self.schedule_coordinator_wake();
@@ -184,8 +184,8 @@ impl World {
         };
         let boot = self.coordinator.boot;
         self.trace
-            .machine(self.now, Who::Coordinator { boot }, &event, || {
-                tell::heard(&event)
+            .machine(self.now, Actor::Coordinator { boot }, &event, || {
+                describe::input(&event)
             });
         let mut effects = machine.handle(wall, event);
         if self.bug == Some(Bug::SaveLast) {
@@ -194,50 +194,49 @@ impl World {
         self.perform_all(effects);
     }
 
-    /// In order, until one of them is the last thing that this process does.
+    /// Performs effects in order, until one of them ends the process.
     pub(crate) fn perform_all(&mut self, effects: Vec<Effect>) {
         let mut effects = effects.into_iter();
         while let Some(effect) = effects.next() {
             let boot = self.coordinator.boot;
             self.trace
-                .machine(self.now, Who::Coordinator { boot }, &effect, || {
-                    tell::wanted(&effect)
+                .machine(self.now, Actor::Coordinator { boot }, &effect, || {
+                    describe::effect(&effect)
                 });
-            if self.fenced && self.is_refused(&effect) {
+            if self.former_acts && self.is_refused(&effect) {
                 self.trace.line(self.now, || {
                     "the store refuses the first coordinator".to_owned()
                 });
                 self.coordinator.machine = None;
                 return;
             }
-            if matches!(effect, Effect::Save(_)) && self.trouble(self.plan.noise.save_trouble) {
+            if matches!(effect, Effect::Save(_)) && self.roll_fault(self.plan.noise.save_faults) {
                 return self.save_fails(effect);
             }
-            if matches!(effect, Effect::Save(_)) && self.trouble(self.plan.noise.save_trouble) {
+            if matches!(effect, Effect::Save(_)) && self.roll_fault(self.plan.noise.save_faults) {
                 return self.save_takes_long(effect, effects.collect());
             }
             self.perform(effect);
-            if self.trouble(self.plan.noise.crash_between_effects) {
-                return self.partition_coordinator();
+            if self.roll_fault(self.plan.noise.coordinator_crash) {
+                return self.crash_acting_coordinator();
             }
         }
-        if !self.fenced {
-            self.oracle.on_told(&self.durable);
+        if !self.former_acts {
+            self.oracle.check_leases(&self.durable);
         }
         self.schedule_coordinator_wake();
     }
 
-    /// True in so many of 1000 cases, as long as the world is rough.
-    pub(crate) fn trouble(&mut self, permille: u64) -> bool {
-        self.is_rough() && self.rng.chance(permille)
+    /// True in `permille` of 1000 cases while the world has faults.
+    pub(crate) fn roll_fault(&mut self, permille: u64) -> bool {
+        self.has_faults() && self.rng.chance(permille)
     }
 
-    /// The state store answers with an error, whether or not it has written: that is the end of the
-    /// process.
+    /// The state store returns an error, and may have written nevertheless. The process exits.
     fn save_fails(&mut self, save: Effect) {
         let written = self.rng.chance(500);
         let what = if written {
-            "is written and not answered"
+            "is written, and its answer is lost"
         } else {
             "fails"
         };
@@ -245,11 +244,11 @@ impl World {
         if written {
             self.perform(save);
         }
-        self.partition_coordinator();
+        self.crash_acting_coordinator();
     }
 
-    /// The state store takes its time, and whatever comes for the coordinator waits; too long is as
-    /// good as an error.
+    /// The state store is slow, and the coordinator's events are deferred. A save that exceeds its
+    /// deadline counts as failed.
     fn save_takes_long(&mut self, save: Effect, rest: Vec<Effect>) {
         let most = Deadlines::new(DETECT_WITHIN_MS).save_ms();
         let takes = self.rng.between(1, most + most / 5);
@@ -258,22 +257,22 @@ impl World {
         self.perform(save);
         let at = self.now + takes.min(most);
         self.coordinator.stalled_until = at;
-        self.coordinator.saves = true;
+        self.coordinator.is_saving = true;
         let boot = self.coordinator.boot;
         let next = if takes < most {
-            SimEvent::CoordinatorGoesOn {
+            SimEvent::CoordinatorSaved {
                 boot,
                 effects: rest,
             }
         } else {
-            SimEvent::CoordinatorGivesUp { boot }
+            SimEvent::CoordinatorSaveTimeout { boot }
         };
         self.agenda.put(at, next);
     }
 
-    /// The coordinator that acts dies here and now, between two effects.
-    pub(crate) fn partition_coordinator(&mut self) {
-        if self.fenced {
+    /// The coordinator that handles the current event crashes between two effects.
+    pub(crate) fn crash_acting_coordinator(&mut self) {
+        if self.former_acts {
             self.trace
                 .line(self.now, || "the first coordinator dies".to_owned());
             self.coordinator.machine = None;
@@ -283,7 +282,7 @@ impl World {
         self.crash_coordinator(down_ms);
     }
 
-    /// Whether the store refuses a coordinator whose place another took.
+    /// Whether the store fences off this effect of a replaced coordinator.
     fn is_refused(&self, effect: &Effect) -> bool {
         match effect {
             Effect::Save(_) => self.bug != Some(Bug::SavesUnfenced),
@@ -299,8 +298,8 @@ impl World {
                 if let Some(writes) = &mut self.writes {
                     writes.push(records.clone());
                 }
-                if let Some(measured) = &mut self.measured {
-                    measured.on_save(&records);
+                if let Some(save_stats) = &mut self.save_stats {
+                    save_stats.on_save(&records);
                 }
                 let lost = self.bug == Some(Bug::SaveLost) && self.rng.chance(100);
                 for record in records {
@@ -313,7 +312,7 @@ impl World {
                         continue;
                     }
                     if let Record::Job(job) = &record {
-                        self.specs.learn(job);
+                        self.specs.insert(job);
                     }
                     self.oracle
                         .on_save(&self.durable, &record, &self.store, &self.specs);
@@ -328,64 +327,65 @@ impl World {
                 self.oracle.on_saved(&self.durable, &self.specs, &devices);
             }
             Effect::Send { worker, state } => {
-                // What a former coordinator still says is of old generations, which can publish
-                // nothing.
-                if !self.fenced {
+                // A former coordinator sends only old generations, which cannot publish.
+                if !self.former_acts {
                     self.oracle.on_send(&self.durable, &worker, &state);
                     self.oracle.on_lease(&worker, &state);
                 }
-                let state = self.spoilt(&worker, state);
+                let state = self.with_unit_bugs(&worker, state);
                 self.send_down(&worker, state);
             }
             Effect::Reply { request, reply } => self.on_reply(request, reply),
             Effect::WriteManifest { manifest } => {
                 self.oracle
                     .on_write_manifest(&self.durable, &manifest, &self.store);
-                let slow = self.trouble(self.plan.noise.manifest_trouble / 2);
+                let slow = self.roll_fault(self.plan.noise.manifest_faults / 2);
                 let delay = if slow {
                     self.rng.between(1, 2 * DETECT_WITHIN_MS)
                 } else {
                     self.rng.between(5, 60)
                 };
                 let boot = self.coordinator.boot;
-                self.agenda
-                    .put(self.now + delay, SimEvent::ManifestLands { boot, manifest });
+                self.agenda.put(
+                    self.now + delay,
+                    SimEvent::ManifestWritten { boot, manifest },
+                );
             }
             Effect::DeleteCheckpoint { job, checkpoint } => {
                 self.oracle.on_delete(&self.durable, &job, checkpoint);
                 self.delete_later(job, checkpoint);
             }
-            Effect::Emit(event) if !self.fenced => {
+            Effect::Emit(event) if !self.former_acts => {
                 self.oracle.on_event(&self.durable, &event);
-                // What began to halt when all was well came to its end in time. A group that was
-                // torn apart in silence notices it only after 30 `detect_within`, and until then no
-                // halt that began can end.
+                // A stop that began long after the faults ended must end in time. A group that was
+                // silently partitioned notices only after 30 `detect_within`, and until then no
+                // stop can end.
                 if let Event::Stopped { job, reason, .. } = &event
                     && self.plan.heal_at + 45 * DETECT_WITHIN_MS < self.now
                 {
                     let late = reason.contains(" within ");
                     self.oracle
-                        .require(!late, || format!("{job} halts: {reason}"));
+                        .require(!late, || format!("{job} stops late: {reason}"));
                 }
             }
             Effect::Emit(_) => {}
         }
     }
 
-    /// The store takes its time, or fails: then the checkpoint stays, which harms nobody.
+    /// The store may be slow, or fail; then the checkpoint stays, which is harmless.
     fn delete_later(&mut self, job: JobId, checkpoint: CheckpointRef) {
-        let trouble = self.trouble(self.plan.noise.manifest_trouble);
-        if trouble && self.rng.chance(500) {
+        let fault = self.roll_fault(self.plan.noise.manifest_faults);
+        if fault && self.rng.chance(500) {
             self.trace
                 .line(self.now, || "the store fails to delete".to_owned());
             return;
         }
-        let most = if trouble { 2 * DETECT_WITHIN_MS } else { 60 };
+        let most = if fault { 2 * DETECT_WITHIN_MS } else { 60 };
         let at = self.now + self.rng.between(1, most);
         let boot = self.coordinator.boot;
         self.agenda.put(
             at,
-            SimEvent::CheckpointGoes {
+            SimEvent::CheckpointDeleted {
                 boot,
                 job,
                 checkpoint,
@@ -393,8 +393,8 @@ impl World {
         );
     }
 
-    /// A checkpoint is deleted, if the process that wants it still lives.
-    pub(crate) fn checkpoint_goes(&mut self, boot: u64, job: &JobId, checkpoint: CheckpointRef) {
+    /// Deletes the checkpoint if the process that requested it still runs.
+    pub(crate) fn checkpoint_deleted(&mut self, boot: u64, job: &JobId, checkpoint: CheckpointRef) {
         let former = self
             .former
             .as_ref()
@@ -419,14 +419,14 @@ impl World {
         let copies = std::iter::repeat_n(state, deliveries.len());
         for (at, state) in deliveries.into_iter().zip(copies) {
             self.agenda
-                .put(at, SimEvent::NodeHears { node, boot, state });
+                .put(at, SimEvent::NodeReceives { node, boot, state });
         }
     }
 
-    /// A manifest reaches the store, whether or not the one who sent it still lives.
-    pub(crate) fn manifest_lands(&mut self, boot: u64, manifest: &CheckpointManifest) {
-        let trouble = self.trouble(self.plan.noise.manifest_trouble);
-        let kind = if trouble { self.rng.between(1, 3) } else { 0 };
+    /// A manifest reaches the store, whether or not its sender still runs.
+    pub(crate) fn manifest_written(&mut self, boot: u64, manifest: &CheckpointManifest) {
+        let fault = self.roll_fault(self.plan.noise.manifest_faults);
+        let kind = if fault { self.rng.between(1, 3) } else { 0 };
         let result = match kind {
             // The call fails and nothing is written.
             1 => Err("503 slow down".to_owned()),
@@ -434,7 +434,7 @@ impl World {
             _ => self.store.put_manifest(manifest),
         };
         let result = match kind {
-            // It is written, and the answer is lost or is an error.
+            // It is written, and the answer is lost or an error.
             2 => return,
             3 => Err("connection reset".to_owned()),
             _ => result,
@@ -447,7 +447,7 @@ impl World {
         let at = self.now + self.rng.between(1, 20);
         self.agenda.put(
             at,
-            SimEvent::ManifestAnswered {
+            SimEvent::ManifestReply {
                 boot,
                 job,
                 checkpoint,

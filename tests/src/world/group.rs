@@ -1,15 +1,15 @@
-//! What the ranks of one generation do together in the simulated world: meet at rank 0's store,
-//! settle who has the state, then step in lockstep. When one of them is gone the others notice,
-//! sooner if it died and later if it hangs; some of them may have ended the step that was under
-//! way. They keep what they hold and wait for the next generation.
+//! What the ranks of one generation do together in the simulated world: rendezvous at rank 0's
+//! store, synchronize the newest state to all ranks, then step in lockstep. The others notice a
+//! lost rank, sooner if it died and later if it hangs; some of them may have completed the current
+//! step. They keep their state and wait for the next generation.
 
 use super::World;
 use super::agenda::SimEvent;
 use super::bug::{self, Bug};
+use super::describe;
 use super::plan::DETECT_WITHIN_MS;
 use super::ranks::{Pid, Process, ShardWrite};
 use super::store;
-use super::tell;
 use super::toy;
 use coordinator_core::event::JobPhase;
 use proto::checkpoint::CheckpointRef;
@@ -20,24 +20,24 @@ use rank_core::gang::{Effect, Input as GangInput};
 use rank_core::state::{StateLabel, StateSource};
 use std::collections::BTreeMap;
 
-/// The ranks that met, by rank.
+/// Processes that have joined, by rank.
 #[derive(Debug, Default)]
 pub(crate) struct Group {
     joined: BTreeMap<Rank, Pid>,
 }
 
-/// What the machines of a generation want after they were all told the same.
+/// Effects of the machines of a generation after all got the same input.
 #[derive(Debug, Default)]
-struct Wanted {
-    /// Who writes a shard, by rank.
+struct GroupEffects {
+    /// Processes that write a shard, by rank.
     save: Vec<Pid>,
     step: Vec<Pid>,
     leave: Vec<Pid>,
 }
 
 impl World {
-    /// Joins the generation when the store's address is known, with a deadline from then on, and
-    /// starts it when it is the last.
+    /// Joins the generation once the store's address is known, and starts it if this is the last
+    /// rank. The deadline for joining begins with the first attempt.
     pub(crate) fn try_join(&mut self, pid: Pid) {
         let Some(process) = self.working(pid) else {
             return;
@@ -53,8 +53,8 @@ impl World {
         let Some(address) = address else {
             return;
         };
-        if process.meets != Some(key.generation) {
-            process.meets = Some(key.generation);
+        if process.rendezvous != Some(key.generation) {
+            process.rendezvous = Some(key.generation);
             let generation = key.generation;
             let error = "timed out waiting for the other ranks to join".to_owned();
             let breaks = SimEvent::RankBreaks {
@@ -85,14 +85,14 @@ impl World {
         {
             return self.agenda.put(at, SimEvent::RankJoins { pid });
         }
-        let place = (key.job.clone(), key.generation);
-        let mut joined = self.groups.remove(&place).unwrap_or_default().joined;
+        let group_key = (key.job.clone(), key.generation);
+        let mut joined = self.groups.remove(&group_key).unwrap_or_default().joined;
         joined.insert(key.rank, pid);
         joined.retain(|_, pid| self.is_in(*pid, key.generation));
         let all: Vec<Pid> = joined.values().copied().collect();
-        self.groups.insert(place, Group { joined });
+        self.groups.insert(group_key, Group { joined });
         if all.len() == world as usize {
-            let paused = all.iter().filter_map(|pid| self.pause(*pid)).max();
+            let paused = all.iter().filter_map(|pid| self.paused_until(*pid)).max();
             if let Some(at) = paused.or_else(|| self.cut_among(&all)) {
                 return self.agenda.put(at, SimEvent::RankJoins { pid });
             }
@@ -100,7 +100,7 @@ impl World {
         }
     }
 
-    /// When to look again whether these processes reach each other, if some of them do not now.
+    /// When to re-check the connections of these processes; None: all are connected.
     fn cut_among(&self, pids: &[Pid]) -> Option<u64> {
         let node = |pid: &Pid| self.processes.get(pid).map(|process| process.node);
         let nodes: Vec<usize> = pids.iter().filter_map(node).collect();
@@ -111,20 +111,21 @@ impl World {
         Some(until.min(self.now + DETECT_WITHIN_MS))
     }
 
-    /// The process is there and serves in this generation, whether it hangs or not.
+    /// The process exists and belongs to this generation, whether it hangs or not.
     fn is_in(&self, pid: Pid, generation: Generation) -> bool {
         let process = self.processes.get(&pid);
         process.is_some_and(|process| process.key.generation == generation)
     }
 
-    /// All ranks have met: who has the state gives it to those that lack it, and they begin.
+    /// All ranks have joined: synchronize the newest state to all of them and begin.
     fn begin(&mut self, pids: &[Pid], job: JobId, generation: Generation) {
         let Some(first) = self.processes.get(&pids[0]) else {
             return;
         };
         let resume = first.assignment.gang().and_then(|gang| gang.resume);
-        let told: Vec<Option<StateLabel>> = pids.iter().map(|pid| self.told_label(*pid)).collect();
-        let holdings: Vec<(Generation, u64, u64)> = (pids.iter().zip(&told))
+        let reported: Vec<Option<StateLabel>> =
+            pids.iter().map(|pid| self.reported_label(*pid)).collect();
+        let holdings: Vec<(Generation, u64, u64)> = (pids.iter().zip(&reported))
             .filter_map(|(pid, label)| {
                 let (label, process) = ((*label)?, self.processes.get(pid)?);
                 Some((label.generation, label.step.0, process.value))
@@ -133,7 +134,7 @@ impl World {
         let saved = resume.map(|resume| (resume.generation, resume.step.0));
         let (mut states, mut from_memory) = (BTreeMap::new(), false);
         for pid in pids {
-            let Some(source) = self.source_of(*pid, &told) else {
+            let Some(source) = self.source_of(*pid, &reported) else {
                 continue;
             };
             let state = match source {
@@ -150,18 +151,18 @@ impl World {
             states.insert(*pid, state);
         }
         if states.len() < pids.len() {
-            return self.part(states.keys(), generation);
+            return self.abort_start(states.keys(), generation);
         }
         let began = states.values().next().map_or(0, |(step, _)| *step);
         self.trace.line(self.now, || {
-            let whence = if from_memory {
+            let origin = if from_memory {
                 "memory"
             } else {
                 "a checkpoint or nothing"
             };
             format!(
-                "{job} generation {generation}: {} ranks have met and begin after step {began}, \
-                from {whence}",
+                "{job} generation {generation}: {} ranks have joined and begin after step {began}, \
+                from {origin}",
                 pids.len()
             )
         });
@@ -174,81 +175,81 @@ impl World {
         if !self.durable.jobs.contains_key(&job) {
             return;
         }
-        let mut wanted = self.begin_with(states, generation, from_memory);
-        wanted
+        let mut group_effects = self.begin_with(states, generation, from_memory);
+        group_effects
             .save
             .sort_by_key(|pid| pids.iter().position(|it| it == pid));
-        self.save(&wanted.save, generation, began);
-        if !wanted.leave.is_empty() {
+        self.save(&group_effects.save, generation, began);
+        if !group_effects.leave.is_empty() {
             return self.finish(pids, generation);
         }
         self.agenda
             .put(self.now + 10, SimEvent::GroupSteps { job, generation });
     }
 
-    /// What this process tells the others that it holds.
-    fn told_label(&self, pid: Pid) -> Option<StateLabel> {
+    /// The state that this process reports to the others.
+    fn reported_label(&self, pid: Pid) -> Option<StateLabel> {
         let process = self.processes.get(&pid)?;
-        process.held().filter(|_| !process.forgets)
+        process.held().filter(|_| !process.withholds_state)
     }
 
-    /// Where this rank takes its state from, having heard what all hold.
-    fn source_of(&mut self, pid: Pid, told: &[Option<StateLabel>]) -> Option<StateSource> {
+    /// Where this rank gets its state from, given what all ranks hold.
+    fn source_of(&mut self, pid: Pid, reported: &[Option<StateLabel>]) -> Option<StateSource> {
         let bug = self.bug;
-        let holdings = told.to_vec();
+        let holdings = reported.to_vec();
         let machine = self.processes.get_mut(&pid)?.machine.as_mut()?;
-        let effects = bug::gang_rank(bug, machine, GangInput::Met { holdings });
+        let effects = bug::handle_gang_input(bug, machine, GangInput::Met { holdings });
         effects.into_iter().find_map(|effect| match effect {
             Effect::Synchronize { source, .. } => Some(source),
             _ => None,
         })
     }
 
-    /// Every process has the state with which the generation begins: step and value.
+    /// Gives every process the state with which the generation begins: step and value.
     fn begin_with(
         &mut self,
         states: BTreeMap<Pid, (u64, u64)>,
         generation: Generation,
         from_memory: bool,
-    ) -> Wanted {
+    ) -> GroupEffects {
         let forgetful = self.bug == Some(Bug::StateNotHandedOver) && from_memory;
-        let mut wanted = Wanted::default();
+        let mut group_effects = GroupEffects::default();
         for (pid, (step, value)) in states {
-            let lacks = self.told_label(pid).is_none();
+            let lacks_state = self.reported_label(pid).is_none();
             let Some(process) = self.processes.get_mut(&pid) else {
                 continue;
             };
-            if !(forgetful && lacks) {
+            if !(forgetful && lacks_state) {
                 process.value = value;
             }
-            process.forgets = false;
+            process.withholds_state = false;
             process.reached = Some((generation, step));
-            process.reduces_since = None;
-            self.gang_rank_in(pid, GangInput::Synchronized, &mut wanted);
+            process.reducing_since = None;
+            self.handle_in_group(pid, GangInput::Synchronized, &mut group_effects);
         }
-        wanted
+        group_effects
     }
 
-    /// The machine of a process is told what all are told at the same time; what is to be done
-    /// together is added to `wanted`.
-    fn gang_rank_in(&mut self, pid: Pid, event: GangInput, wanted: &mut Wanted) {
+    /// Handles an input that all ranks of a generation get at the same time. Effects that concern
+    /// the group are added to `group_effects`.
+    fn handle_in_group(&mut self, pid: Pid, event: GangInput, group_effects: &mut GroupEffects) {
         let bug = self.bug;
         let process = self.processes.get_mut(&pid);
         let Some(machine) = process.and_then(|it| it.machine.as_mut()) else {
             return;
         };
-        for effect in bug::gang_rank(bug, machine, event) {
+        for effect in bug::handle_gang_input(bug, machine, event) {
             match effect {
                 Effect::Phase(phase) => {
                     if let Some(process) = self.processes.get_mut(&pid) {
                         process.phase = phase;
                     }
-                    self.say(pid, vec![], vec![]);
+                    self.send_report(pid, vec![], vec![]);
                 }
                 Effect::Digest(step) => self.digest(pid, step),
-                Effect::Save(_) => wanted.save.push(pid),
-                Effect::Step(_) => wanted.step.push(pid),
-                Effect::Leave => wanted.leave.push(pid),
+                Effect::Save(_) => group_effects.save.push(pid),
+                Effect::Step(_) => group_effects.step.push(pid),
+                Effect::Leave => group_effects.leave.push(pid),
                 Effect::TakeUp(_)
                 | Effect::OpenStore
                 | Effect::Meet
@@ -259,8 +260,8 @@ impl World {
         }
     }
 
-    /// One of those that met has left again: the others notice before they begin.
-    fn part<'a>(&mut self, left: impl Iterator<Item = &'a Pid>, generation: Generation) {
+    /// A rank failed before the generation began: break the group of the others.
+    fn abort_start<'a>(&mut self, left: impl Iterator<Item = &'a Pid>, generation: Generation) {
         for pid in left.copied() {
             let at = self.now + self.rng.between(5, 100);
             let error = "connection closed by peer".to_owned();
@@ -275,7 +276,7 @@ impl World {
         }
     }
 
-    /// Reads a checkpoint as a rank does; None when the rank fails of it.
+    /// Reads a checkpoint as a rank does; None if the rank fails.
     pub(crate) fn load(
         &mut self,
         pid: Pid,
@@ -283,21 +284,21 @@ impl World {
         checkpoint: CheckpointRef,
     ) -> Option<(u64, u64)> {
         let forgetful = self.bug == Some(Bug::StateNotLoaded);
-        if self.trouble(self.plan.noise.load_trouble) {
+        if self.roll_fault(self.plan.noise.load_faults) {
             self.rank_fails(pid, "cannot resume: 503 slow down".to_owned());
             return None;
         }
         match self.store.load(source, checkpoint) {
             Ok(value) => Some((checkpoint.step.0, if forgetful { 0 } else { value })),
             Err(error) => {
-                // An orphan may come too late for its checkpoint; whom the record names may not.
+                // The checkpoint of an orphan may be deleted, but not that of a current rank.
                 let key = self.processes.get(&pid)?.key.clone();
                 let current = self.durable.jobs.get(&key.job).is_some_and(|job| {
                     job.generation == key.generation
                         && matches!(job.phase, JobPhase::Running { .. })
                 });
                 self.oracle.require(!current, || {
-                    format!("{} cannot resume: {error}", tell::key(&key))
+                    format!("{} cannot resume: {error}", describe::key(&key))
                 });
                 self.rank_fails(pid, error);
                 None
@@ -305,7 +306,7 @@ impl World {
         }
     }
 
-    /// One step of all ranks of a generation, or the end of it.
+    /// Performs one step of all ranks of a generation, or ends the generation.
     pub(crate) fn group_steps(&mut self, job: JobId, generation: Generation) {
         let Some(group) = self.groups.get(&(job.clone(), generation)) else {
             return;
@@ -326,24 +327,25 @@ impl World {
         if self.cut_among(&pids).is_some() {
             let silent = self.rng.chance(300);
             self.trace.line(self.now, || {
-                format!("{job} generation {generation} is torn apart in step {step}")
+                format!("{job} generation {generation} is partitioned in step {step}")
             });
             return self.group_breaks(&pids, generation, silent, &spec);
         }
         let waits = |pid: &Pid| {
-            self.pause(*pid).is_some() || self.processes.get(pid).is_some_and(Process::is_saving)
+            self.paused_until(*pid).is_some()
+                || self.processes.get(pid).is_some_and(Process::is_saving)
         };
         if pids.iter().any(waits) {
             return self
                 .agenda
                 .put(self.now + 50, SimEvent::GroupSteps { job, generation });
         }
-        let wanted = self.step_together(&pids, step, &spec);
-        let agreed = wanted.step.is_empty() || wanted.leave.is_empty();
+        let group_effects = self.step_together(&pids, step, &spec);
+        let agreed = group_effects.step.is_empty() || group_effects.leave.is_empty();
         self.oracle.require(agreed, || {
             format!(
                 "{job} generation {generation}: after step {step} some of its ranks stop and \
-                others go on"
+                others continue"
             )
         });
         let mut next = self.now
@@ -351,15 +353,15 @@ impl World {
                 .planned()
                 .get(&spec.data.seed)
                 .map_or(100, |planned| planned.step_ms);
-        if !wanted.save.is_empty() {
+        if !group_effects.save.is_empty() {
             next = next.max(self.now + 220);
-            self.save(&wanted.save, generation, step);
+            self.save(&group_effects.save, generation, step);
         }
-        if !wanted.leave.is_empty() {
-            if self.bug == Some(Bug::HandOverForgotten) {
-                for pid in pids.iter().filter(|pid| !wanted.save.contains(pid)) {
+        if !group_effects.leave.is_empty() {
+            if self.bug == Some(Bug::SurvivorStateDropped) {
+                for pid in pids.iter().filter(|pid| !group_effects.save.contains(pid)) {
                     if let Some(process) = self.working(*pid) {
-                        process.forgets = true;
+                        process.withholds_state = true;
                     }
                 }
             }
@@ -369,7 +371,7 @@ impl World {
             .put(next, SimEvent::GroupSteps { job, generation });
     }
 
-    /// Every rank writes its share, each in its own time.
+    /// Every rank writes its shard after a random delay.
     pub(crate) fn save(&mut self, pids: &[Pid], generation: Generation, step: u64) {
         for pid in pids.iter().copied() {
             let delay = self.rng.between(5, 200);
@@ -384,17 +386,17 @@ impl World {
                 value,
             };
             self.agenda
-                .put(self.now + delay, SimEvent::RankWrites(shard_write));
+                .put(self.now + delay, SimEvent::WriteShard(shard_write));
             if self.bug == Some(Bug::ShardBeforeWritten) {
                 self.agenda
-                    .put(self.now + 1, SimEvent::RankSaysWritten(shard_write));
+                    .put(self.now + 1, SimEvent::ReportShard(shard_write));
             }
         }
     }
 
     fn finish(&mut self, pids: &[Pid], generation: Generation) {
         for pid in pids.iter().copied() {
-            // After the share of the last step.
+            // After the shard of the last step.
             let at = self.now + 200 + self.rng.between(1, 20);
             self.agenda
                 .put(at, SimEvent::RankFinishes { pid, generation });
@@ -406,28 +408,28 @@ impl World {
     }
 
     fn sum(&self, world: usize, step: u64, spec: &TrainWork) -> u64 {
-        let world = u32::try_from(world).expect("a handful of ranks");
+        let world = u32::try_from(world).expect("a small number of ranks");
         let wrong = self.bug == Some(Bug::WrongShard) && 1 < world;
-        let shard_write = |rank: u32| if wrong && rank == 1 { 0 } else { rank };
+        let shard_of = |rank: u32| if wrong && rank == 1 { 0 } else { rank };
         let (seed, micro_batches) = (spec.data.seed, u64::from(spec.micro_batches()));
         let sums = (0..world)
-            .map(|rank| toy::partial_sum(seed, step, micro_batches, shard_write(rank), world));
+            .map(|rank| toy::partial_sum(seed, step, micro_batches, shard_of(rank), world));
         sums.fold(0, u64::wrapping_add)
     }
 
-    fn step_together(&mut self, pids: &[Pid], step: u64, spec: &TrainWork) -> Wanted {
+    fn step_together(&mut self, pids: &[Pid], step: u64, spec: &TrainWork) -> GroupEffects {
         let sum = self.sum(pids.len(), step, spec);
-        // What one was told all learn in the same step.
-        let told = |pid: &Pid| self.processes.get(pid)?.machine.as_ref()?.graceful_stop();
-        let graceful_stop = pids.iter().any(|pid| told(pid).is_some());
-        let mut wanted = Wanted::default();
+        // A stop order that one rank has received reaches all ranks in the same step.
+        let reported = |pid: &Pid| self.processes.get(pid)?.machine.as_ref()?.graceful_stop();
+        let graceful_stop = pids.iter().any(|pid| reported(pid).is_some());
+        let mut group_effects = GroupEffects::default();
         for pid in pids {
             self.step_of(*pid, sum);
             let stepped = GangInput::Stepped {
                 step: Step(step),
                 graceful_stop,
             };
-            self.gang_rank_in(*pid, stepped, &mut wanted);
+            self.handle_in_group(*pid, stepped, &mut group_effects);
         }
         let (count, first) = (pids.len(), pids[0]);
         if let Some(process) = self.processes.get(&first) {
@@ -448,11 +450,11 @@ impl World {
             skipped_steps: 0,
             loss_scale: 1.0,
         };
-        self.say(pids[0], vec![report], vec![]);
-        wanted
+        self.send_report(pids[0], vec![report], vec![]);
+        group_effects
     }
 
-    /// The toy of this process is that after one step more.
+    /// Applies one step to the toy model of this process.
     fn step_of(&mut self, pid: Pid, sum: u64) {
         let Some(process) = self.processes.get_mut(&pid) else {
             return;
@@ -473,25 +475,25 @@ impl World {
     }
 
     fn group_breaks(&mut self, pids: &[Pid], generation: Generation, hung: bool, spec: &TrainWork) {
-        // Who died may have sent its part before; then some of the others have the whole sum and
-        // some have not.
-        let sent = !hung && self.rng.chance(300);
+        // The lost rank may have sent its part of the sum; then some of the others complete the
+        // step.
+        let was_sent = !hung && self.rng.chance(300);
         let alive: Vec<Pid> = pids
             .iter()
             .copied()
             .filter(|pid| self.is_in(*pid, generation))
             .collect();
         for pid in alive {
-            let ends = sent && self.rng.chance(500);
-            let kept = self.bug == Some(Bug::PartialStepKept) && self.rng.chance(500);
+            let completes = was_sent && self.rng.chance(500);
+            let keeps_partial = self.bug == Some(Bug::PartialStepKept) && self.rng.chance(500);
             let step = self.processes.get(&pid).map_or(0, Process::step) + 1;
             let sum = self.sum(pids.len(), step, spec);
             let now = self.now;
             if let Some(process) = self.working(pid) {
-                process.reduces_since = Some(now);
-                if ends {
+                process.reducing_since = Some(now);
+                if completes {
                     self.step_of(pid, sum);
-                    // It comes to nothing more before it notices.
+                    // It notices the failure before it begins another step.
                     let (step, graceful_stop) = (Step(step), false);
                     let stepped = GangInput::Stepped {
                         step,
@@ -501,7 +503,7 @@ impl World {
                     if let Some(machine) = process.and_then(|it| it.machine.as_mut()) {
                         drop(machine.handle(stepped));
                     }
-                } else if kept {
+                } else if keeps_partial {
                     process.value = process.value.wrapping_add(sum);
                 }
             }
@@ -522,8 +524,8 @@ impl World {
         }
     }
 
-    /// The work of this rank is done; what it has to say about shards it says before or together
-    /// with it. Who drew pictures leaves; who trained keeps its state until it is told to.
+    /// The work of this rank is done; its shards are reported before or together with that. A rank
+    /// that sampled exits; a rank that trained keeps its state until it is told to exit.
     pub(crate) fn rank_finishes(&mut self, pid: Pid, generation: Generation) {
         let Some(process) = self.working(pid) else {
             return;
@@ -537,10 +539,10 @@ impl World {
                 .put(self.now + 50, SimEvent::RankFinishes { pid, generation });
         }
         if process.machine.is_some() {
-            return self.gang_rank(pid, GangInput::Left);
+            return self.handle_gang_input(pid, GangInput::Left);
         }
         process.phase = RankPhase::Finished;
-        self.say(pid, vec![], vec![]);
+        self.send_report(pid, vec![], vec![]);
         let at = self.now + self.rng.between(10, 400);
         self.agenda.put(
             at,

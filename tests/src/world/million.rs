@@ -1,46 +1,46 @@
-//! One job of very many units and nothing that goes wrong: how much a machine does in a second, and
-//! how much it holds.
+//! One job of very many units, without faults: measures events per second and the size of the
+//! record.
 
 use super::plan::{Noise, Plan, PlannedJob};
 use super::units::plan::PlannedUnits;
-use super::{Broken, Story, World};
+use super::{Broken, TraceMode, World};
 use coordinator_core::event::Record;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// Nodes and devices of each.
+/// Devices of each node.
 const DEVICES: u32 = 8;
 const NODES: [u32; 4] = [DEVICES; 4];
 const UNIT_MS: u64 = 10;
-/// Records are measured once in so many saves.
-const MEASURED: u64 = 10;
+/// Every tenth save is measured.
+const MEASURE_EVERY: u64 = 10;
 
-/// How a job of many units went.
+/// Measurements of a job of many units.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Many {
+pub struct ManyUnits {
     pub units: u64,
     pub events: u64,
     pub seconds: f64,
-    /// Virtual.
+    /// In virtual time.
     pub lasted_ms: u64,
     pub saves: u64,
-    /// Largest record of the job, as it is stored.
+    /// The largest record of the job, as stored.
     pub record_bytes: usize,
-    /// Largest resident memory of this process so far; None where the system does not say.
+    /// Peak resident memory of this process; None if the system does not report it.
     pub resident_kib: Option<u64>,
 }
 
-/// What is saved of the job.
+/// Number and largest size of the saves.
 #[derive(Debug, Default)]
-pub(crate) struct Measured {
+pub(crate) struct SaveStats {
     saves: u64,
     record_bytes: usize,
 }
 
-impl Measured {
+impl SaveStats {
     pub(crate) fn on_save(&mut self, records: &[Record]) {
         self.saves += 1;
-        if !self.saves.is_multiple_of(MEASURED) {
+        if !self.saves.is_multiple_of(MEASURE_EVERY) {
             return;
         }
         for record in records {
@@ -50,16 +50,16 @@ impl Measured {
     }
 }
 
-/// Lives through a world with one job of so many units, and one more that closes it.
+/// Runs a world with one job of `units` units and the closing unit.
 ///
 /// # Errors
-/// What the oracle did not accept.
-pub fn many_units(units: u32) -> Result<Many, Broken> {
+/// A violation that the oracle found.
+pub fn many_units(units: u32) -> Result<ManyUnits, Broken> {
     let began = Instant::now();
     let plan = Plan {
         nodes: NODES.to_vec(),
-        // Somebody must have trained what the units are made with.
-        jobs: vec![PlannedJob::encore(0, 0)],
+        // The job whose weights the units use.
+        jobs: vec![PlannedJob::extra_job(0, 0)],
         units: vec![PlannedUnits::plain(units, UNIT_MS, DEVICES)],
         drains: Vec::new(),
         quotas: BTreeMap::new(),
@@ -67,18 +67,18 @@ pub fn many_units(units: u32) -> Result<Many, Broken> {
         heal_at: 0,
         noise: Noise::default(),
     };
-    let mut world = World::of_plan(plan, 0, None, Story::Dropped);
-    world.patience_ms = u64::from(units) * UNIT_MS + super::PATIENCE_MS;
-    world.measured = Some(Measured::default());
-    let outcome = world.live_or_break(0)?;
-    let measured = world.measured.unwrap_or_default();
-    Ok(Many {
+    let mut world = World::of_plan(plan, 0, None, TraceMode::Off);
+    world.finish_within_ms = u64::from(units) * UNIT_MS + super::FINISH_WITHIN_MS;
+    world.save_stats = Some(SaveStats::default());
+    let outcome = world.run_catching_panics(0)?;
+    let save_stats = world.save_stats.unwrap_or_default();
+    Ok(ManyUnits {
         units: u64::from(units) + 1,
         events: outcome.events,
         seconds: began.elapsed().as_secs_f64(),
         lasted_ms: world.now,
-        saves: measured.saves,
-        record_bytes: measured.record_bytes,
+        saves: save_stats.saves,
+        record_bytes: save_stats.record_bytes,
         resident_kib: resident_kib(),
     })
 }

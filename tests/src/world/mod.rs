@@ -1,18 +1,16 @@
-//! Whole clusters in one value: both machines as they ship, under one virtual clock, with
-//! everything around them played by chance from one seed: network, processes, disks, clocks,
-//! people. A world has a rough youth, in which messages are lost, late, doubled and overtaken and
-//! everything crashes, and then heals; every job must come to its end, with the number that an
-//! undisturbed run gives. The same seed is the same world, to the last event.
+//! Simulated clusters: the production state machines under one virtual clock, with network,
+//! processes, disks, clocks and clients simulated from one seed. A world first has faults: messages
+//! are lost, delayed, duplicated and reordered, and everything crashes. Then the faults end, and
+//! every job must end with the value of an undisturbed run. The same seed gives the same events.
 
 mod agenda;
 mod bug;
 mod clients;
 mod coordinator;
-mod crowd;
+mod describe;
 mod group;
 mod million;
 mod node;
-mod numbers;
 mod oracle;
 mod outcome;
 mod plan;
@@ -20,9 +18,10 @@ mod prefix;
 mod ranks;
 mod rng;
 mod specs;
+mod stable_hash;
 mod store;
+mod sweep;
 mod takeover;
-mod tell;
 mod toy;
 mod trace;
 mod units;
@@ -34,12 +33,10 @@ use coordinator::CoordinatorHost;
 use coordinator_core::event::{
     Durable, Input, JobPhase, JobRecord, RESTARTS_WITHOUT_PROGRESS_MAX, Record,
 };
-pub use crowd::{Crowd, Hashes, crowd, hashes};
 use group::Group;
-use million::Measured;
-pub use million::{Many, many_units};
+use million::SaveStats;
+pub use million::{ManyUnits, many_units};
 use node::Node;
-use numbers::{RankTold, Who};
 use oracle::Oracle;
 pub use outcome::{Broken, Kinds, Outcome};
 use plan::{DETECT_WITHIN_MS, Fault, Plan};
@@ -49,47 +46,58 @@ use proto::spec::JobSpec;
 use ranks::{Pid, Process};
 pub(crate) use rng::Rng;
 use specs::Specs;
+use stable_hash::{Actor, ReceivedOrder};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use store::Store;
-pub use trace::Story;
+pub use sweep::{Hashes, Sweep, hashes, sweep};
 use trace::Trace;
+pub use trace::TraceMode;
 use units::UnitProcess;
-use units::spoil::Spoil;
-use units::watch::Watch;
+use units::bugs::UnitBugs;
+use units::watchdog::Watchdog;
 
-/// How long a healed world may take to bring everything to an end, in virtual milliseconds.
-const PATIENCE_MS: u64 = 600_000;
-/// No world is shorter.
+/// All jobs must end within this time after the faults have ended, in virtual milliseconds.
+const FINISH_WITHIN_MS: u64 = 600_000;
+/// A world gets further jobs until it has this many events.
 pub const EVENTS_MIN: u64 = 1_000;
-/// How long it is watched after that: ranks must have left.
+/// How long it runs on after the last job: all ranks must exit.
 const AFTERMATH_MS: u64 = 4 * DETECT_WITHIN_MS;
 
-/// Lives through the world of this seed.
+/// Runs the world of this seed.
 ///
 /// # Errors
-/// The first thing that the oracle did not accept.
-pub fn run(seed: u64, bug: Option<Bug>, story: Story) -> Result<Outcome, Broken> {
-    run_of(Kinds::All, seed, bug, story)
+/// The first violation that the oracle found.
+pub fn run(seed: u64, bug: Option<Bug>, mode: TraceMode) -> Result<Outcome, Broken> {
+    run_of(Kinds::All, seed, bug, mode)
 }
 
-/// The same, with only some kinds of work in it.
+/// Like [`run`], with only some kinds of jobs.
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_of(kinds: Kinds, seed: u64, bug: Option<Bug>, story: Story) -> Result<Outcome, Broken> {
-    World::new(kinds, seed, bug, story).live_or_break(seed)
+pub fn run_of(
+    kinds: Kinds,
+    seed: u64,
+    bug: Option<Bug>,
+    mode: TraceMode,
+) -> Result<Outcome, Broken> {
+    World::new(kinds, seed, bug, mode).run_catching_panics(seed)
 }
 
-/// The story of a world, line by line, and how it ended.
-pub fn tell(kinds: Kinds, seed: u64, bug: Option<Bug>) -> (Vec<String>, Result<Outcome, Broken>) {
-    let mut world = World::new(kinds, seed, bug, Story::Kept);
-    let result = world.live_or_break(seed);
-    (world.trace.take_kept(), result)
+/// The trace of a world, line by line, and how the world ended.
+pub fn run_collecting(
+    kinds: Kinds,
+    seed: u64,
+    bug: Option<Bug>,
+) -> (Vec<String>, Result<Outcome, Broken>) {
+    let mut world = World::new(kinds, seed, bug, TraceMode::Collected);
+    let result = world.run_catching_panics(seed);
+    (world.trace.take_lines(), result)
 }
 
-/// What a machine that found itself broken said, in one line.
-fn panic_words(panic: &(dyn std::any::Any + Send)) -> String {
+/// The message of a panic, in one line.
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
     format!(
@@ -102,8 +110,8 @@ fn panic_words(panic: &(dyn std::any::Any + Send)) -> String {
 struct World {
     now: u64,
     kinds: Kinds,
-    /// How long it may take to come to its end once it has healed.
-    patience_ms: u64,
+    /// All jobs must end within this time after `heal_at`.
+    finish_within_ms: u64,
     rng: Rng,
     plan: Plan,
     bug: Option<Bug>,
@@ -112,40 +120,40 @@ struct World {
     oracle: Oracle,
     store: Store,
     specs: Specs,
-    /// What the state store holds.
+    /// Contents of the state store.
     durable: Durable,
-    /// Every save, in order, where somebody wants to see them.
+    /// Every save, in order; None: not recorded.
     writes: Option<Vec<Vec<Record>>>,
-    /// How much they are, where somebody wants to know.
-    measured: Option<Measured>,
+    /// Number and size of saves; None: not measured.
+    save_stats: Option<SaveStats>,
     coordinator: CoordinatorHost,
-    /// The one before it, while it lives on.
+    /// The replaced coordinator, while its process still runs.
     former: Option<CoordinatorHost>,
-    /// True while the former one acts.
-    fenced: bool,
+    /// True while the former coordinator handles an event.
+    former_acts: bool,
     nodes: Vec<Node>,
     processes: BTreeMap<Pid, Process>,
-    /// Of those that work on units.
+    /// State of the processes that work on units.
     unit_processes: BTreeMap<Pid, UnitProcess>,
     next_pid: Pid,
     groups: BTreeMap<(JobId, Generation), Group>,
-    /// Pairs of nodes that do not reach each other, and until when.
+    /// Pairs of nodes that cannot reach each other, and until when.
     cuts: BTreeMap<(usize, usize), u64>,
     client_requests: Vec<ClientRequest>,
-    watch: Watch,
-    spoil: Spoil,
+    watchdog: Watchdog,
+    unit_bugs: UnitBugs,
     requests: Requests,
     next_request: u64,
 }
 
 impl World {
-    fn new(kinds: Kinds, seed: u64, bug: Option<Bug>, story: Story) -> Self {
-        let mut world = Self::of_plan(Plan::new(kinds, seed), seed, bug, story);
+    fn new(kinds: Kinds, seed: u64, bug: Option<Bug>, mode: TraceMode) -> Self {
+        let mut world = Self::of_plan(Plan::new(kinds, seed), seed, bug, mode);
         world.kinds = kinds;
         world
     }
 
-    fn of_plan(plan: Plan, seed: u64, bug: Option<Bug>, story: Story) -> Self {
+    fn of_plan(plan: Plan, seed: u64, bug: Option<Bug>, mode: TraceMode) -> Self {
         let nodes = plan
             .nodes
             .iter()
@@ -155,21 +163,21 @@ impl World {
         let mut world = Self {
             now: 0,
             kinds: Kinds::All,
-            patience_ms: PATIENCE_MS,
+            finish_within_ms: FINISH_WITHIN_MS,
             rng: Rng::new(seed, 2),
             plan,
             bug,
-            trace: Trace::new(story),
+            trace: Trace::new(mode),
             agenda: Agenda::default(),
             oracle: Oracle::default(),
             store: Store::default(),
             specs: Specs::default(),
             durable: Durable::default(),
             writes: None,
-            measured: None,
+            save_stats: None,
             coordinator: CoordinatorHost::new(bug == Some(Bug::ClockStopped)),
             former: None,
-            fenced: false,
+            former_acts: false,
             nodes,
             processes: BTreeMap::new(),
             unit_processes: BTreeMap::new(),
@@ -177,8 +185,8 @@ impl World {
             groups: BTreeMap::new(),
             cuts: BTreeMap::new(),
             client_requests: Vec::new(),
-            watch: Watch::default(),
-            spoil: Spoil::default(),
+            watchdog: Watchdog::default(),
+            unit_bugs: UnitBugs::default(),
             requests: BTreeMap::new(),
             next_request: 0,
         };
@@ -201,10 +209,10 @@ impl World {
         world
     }
 
-    /// A machine that panics breaks its world and no other.
-    fn live_or_break(&mut self, seed: u64) -> Result<Outcome, Broken> {
-        let result = catch_unwind(AssertUnwindSafe(|| self.live()));
-        let result = result.unwrap_or_else(|panic| Err(panic_words(&*panic)));
+    /// A panic of a machine ends its world and no other.
+    fn run_catching_panics(&mut self, seed: u64) -> Result<Outcome, Broken> {
+        let result = catch_unwind(AssertUnwindSafe(|| self.run_to_end()));
+        let result = result.unwrap_or_else(|panic| Err(panic_text(&*panic)));
         result.map_err(|what| {
             self.trace.line(self.now, || format!("BROKEN: {what}"));
             Broken {
@@ -217,22 +225,22 @@ impl World {
         })
     }
 
-    fn live(&mut self) -> Result<Outcome, String> {
+    fn run_to_end(&mut self) -> Result<Outcome, String> {
         self.trace
-            .value(0, &self.plan, || Some(tell::plan(&self.plan)));
+            .value(0, &self.plan, || Some(describe::plan(&self.plan)));
         let mut events = 0;
-        let mut patient_since = self.plan.heal_at;
-        let mut over_at = None;
-        while let Some((at, happening)) = self.agenda.next() {
+        let mut waiting_since = self.plan.heal_at;
+        let mut finished_at = None;
+        while let Some((at, event)) = self.agenda.next() {
             self.now = at;
             events += 1;
-            if let Some(until) = self.waits(&happening) {
-                self.agenda.put(until, happening);
+            if let Some(until) = self.deferred_until(&event) {
+                self.agenda.put(until, event);
                 continue;
             }
-            self.handle_event(happening);
+            self.handle_event(event);
             if self.kinds == Kinds::Mixed {
-                self.look();
+                self.check_progress();
             }
             if let Some(violation) = self.oracle.violation.take() {
                 return Err(violation);
@@ -240,16 +248,16 @@ impl World {
             if self.now < self.plan.heal_at {
                 continue;
             }
-            match over_at {
-                None if self.is_settled() && events < EVENTS_MIN => {
-                    patient_since = self.now;
-                    self.encore();
+            match finished_at {
+                None if self.is_finished() && events < EVENTS_MIN => {
+                    waiting_since = self.now;
+                    self.extra_job();
                 }
-                None if self.is_settled() => over_at = Some(self.now),
-                None if patient_since + self.patience_ms < self.now => {
-                    return Err(self.not_at_rest());
+                None if self.is_finished() => finished_at = Some(self.now),
+                None if waiting_since + self.finish_within_ms < self.now => {
+                    return Err(self.hang_error());
                 }
-                Some(over_at) if over_at + AFTERMATH_MS < self.now => break,
+                Some(finished_at) if finished_at + AFTERMATH_MS < self.now => break,
                 None | Some(_) => {}
             }
         }
@@ -257,23 +265,23 @@ impl World {
         Ok(self.outcome(events))
     }
 
-    /// Until when whoever this happens to gets no processor.
-    fn waits(&self, happening: &SimEvent) -> Option<u64> {
+    /// Until when the receiver of this event is stalled; None: it can handle the event now.
+    fn deferred_until(&self, event: &SimEvent) -> Option<u64> {
         let stalled = self.coordinator.stalled_until;
-        if happening.is_for_coordinator() && self.now < stalled {
+        if event.is_for_coordinator() && self.now < stalled {
             return Some(stalled);
         }
-        if self.coordinator.saves && happening.is_for_coordinator() {
+        if self.coordinator.is_saving && event.is_for_coordinator() {
             return Some(stalled.max(self.now));
         }
-        self.pause(happening.process()?)
+        self.paused_until(event.process()?)
     }
 
     fn outcome(&self, events: u64) -> Outcome {
         let mut outcome = Outcome {
             events,
             hash: self.trace.hash(),
-            numbers: self.trace.numbers(),
+            stable_hash: self.trace.stable_hash(),
             ..Outcome::default()
         };
         for record in self.durable.jobs.values() {
@@ -288,48 +296,48 @@ impl World {
         outcome
     }
 
-    /// True until the world heals.
-    fn is_rough(&self) -> bool {
+    /// True until the faults end.
+    fn has_faults(&self) -> bool {
         self.now < self.plan.heal_at
     }
 
-    fn is_settled(&self) -> bool {
-        // What is durable is over for the coordinator only when it learns of it.
-        let is_over = |job: &JobRecord| job.phase.is_over() || self.is_forgotten(job);
-        let over = self.durable.jobs.values().all(is_over) && !self.coordinator.saves;
+    fn is_finished(&self) -> bool {
+        // A job has ended for the coordinator only once its save has been confirmed.
+        let is_over = |job: &JobRecord| job.phase.is_over() || self.is_abandoned(job);
+        let over = self.durable.jobs.values().all(is_over) && !self.coordinator.is_saving;
         over && self
             .client_requests
             .iter()
             .all(|client_request| client_request.granted)
     }
 
-    fn not_at_rest(&self) -> String {
+    fn hang_error(&self) -> String {
         let jobs = self
             .durable
             .jobs
             .values()
             .filter(|job| !job.phase.is_over());
-        let jobs: Vec<String> = jobs.map(tell::phase).collect();
+        let jobs: Vec<String> = jobs.map(describe::phase).collect();
         let client_requests = self
             .client_requests
             .iter()
             .filter(|client_request| !client_request.granted)
             .count();
         format!(
-            "hangs: {}; {client_requests} wishes without an answer",
+            "hangs: {}; {client_requests} requests without an answer",
             jobs.join("; ")
         )
     }
 
-    /// The end of a healed world.
+    /// Checks the final state.
     fn check_end(&self) -> Result<(), String> {
-        if !self.is_settled() {
-            return Err(self.not_at_rest());
+        if !self.is_finished() {
+            return Err(self.hang_error());
         }
         if let Some(process) = self.processes.values().next() {
             return Err(format!(
-                "{} still runs when all is over",
-                tell::key(&process.key)
+                "{} still runs after the last job has ended",
+                describe::key(&process.key)
             ));
         }
         self.durable
@@ -377,7 +385,7 @@ impl World {
                     || reason.is_empty() =>
             {
                 Err(format!(
-                    "{id} failed after {} fruitless generations: {reason:?}",
+                    "{id} failed after {} restarts without progress: {reason:?}",
                     record.restarts_without_progress
                 ))
             }
@@ -392,35 +400,37 @@ impl World {
         }
     }
 
-    fn handle_event(&mut self, happening: SimEvent) {
-        match happening {
-            SimEvent::Ask { client_request } => self.ask(client_request),
+    fn handle_event(&mut self, event: SimEvent) {
+        match event {
+            SimEvent::ClientSends { client_request } => self.ask(client_request),
             SimEvent::Fault { number } => self.fault(self.plan.faults[number].1),
             SimEvent::CoordinatorStart => self.start_coordinator(),
             SimEvent::FormerDies { boot } => self.former_dies(boot),
             SimEvent::CoordinatorWake { boot } => {
                 self.as_coordinator(boot, |world| world.coordinator_wakes(boot))
             }
-            SimEvent::CoordinatorGoesOn { boot, effects } => {
+            SimEvent::CoordinatorSaved { boot, effects } => {
                 self.as_coordinator(boot, |world| {
-                    world.coordinator.saves = false;
+                    world.coordinator.is_saving = false;
                     world.perform_all(effects);
                 });
             }
-            SimEvent::CoordinatorGivesUp { boot } => {
+            SimEvent::CoordinatorSaveTimeout { boot } => {
                 self.as_coordinator(boot, |world| {
-                    world.coordinator.saves = false;
-                    world.partition_coordinator();
+                    world.coordinator.is_saving = false;
+                    world.crash_acting_coordinator();
                 });
             }
-            SimEvent::CoordinatorHears { boot, report } => self.coordinator_hears(boot, report),
-            SimEvent::CoordinatorLosesLink { boot, worker } => {
+            SimEvent::CoordinatorReceives { boot, report } => {
+                self.coordinator_receives(boot, report)
+            }
+            SimEvent::CoordinatorDisconnected { boot, worker } => {
                 self.as_coordinator(boot, |world| {
                     world.coordinator_handles(Input::Disconnected { worker })
                 });
             }
-            SimEvent::ManifestLands { boot, manifest } => self.manifest_lands(boot, &manifest),
-            SimEvent::ManifestAnswered {
+            SimEvent::ManifestWritten { boot, manifest } => self.manifest_written(boot, &manifest),
+            SimEvent::ManifestReply {
                 boot,
                 job,
                 checkpoint,
@@ -435,17 +445,17 @@ impl World {
             }
             SimEvent::NodeStart { node, clock_back } => self.start_node(node, clock_back),
             SimEvent::NodeWake { node, boot } => self.node_wakes(node, boot),
-            SimEvent::NodeHears { node, boot, state } => {
+            SimEvent::NodeReceives { node, boot, state } => {
                 self.node_handles(node, boot, worker_core::event::Input::Desired(state));
             }
             SimEvent::LinkOpen { node, boot } => self.open_link(node, boot),
-            SimEvent::NodeAsks { node, boot } => self.node_asks(node, boot),
-            SimEvent::RankSaid {
+            SimEvent::NodePings { node, boot } => self.ping_peers(node, boot),
+            SimEvent::RankReported {
                 node,
                 boot,
                 process,
                 report,
-            } => self.rank_said(node, boot, process, report),
+            } => self.rank_reported(node, boot, process, report),
             SimEvent::RankExited {
                 node,
                 boot,
@@ -453,31 +463,31 @@ impl World {
                 success,
                 outcome,
             } => self.rank_exited(node, boot, key, success, outcome),
-            of_a_rank => self.happen_to_rank(of_a_rank),
+            rank_event => self.handle_rank_event(rank_event),
         }
     }
 
-    fn happen_to_rank(&mut self, happening: SimEvent) {
-        match happening {
-            SimEvent::RankTold {
+    fn handle_rank_event(&mut self, event: SimEvent) {
+        match event {
+            SimEvent::RankReceives {
                 pid,
                 rank,
                 assignment,
             } => {
-                let told = RankTold(rank, &assignment);
-                self.trace.number(self.now, Who::Process(pid), &told);
-                self.rank_told(pid, rank, *assignment);
+                let order = ReceivedOrder(rank, &assignment);
+                self.trace.record(self.now, Actor::Process(pid), &order);
+                self.rank_receives(pid, rank, *assignment);
             }
             SimEvent::RankLoaded { pid } => self.rank_loaded(pid),
-            SimEvent::RankBeat { pid } => self.rank_beats(pid),
+            SimEvent::RankHeartbeat { pid } => self.rank_heartbeat(pid),
             SimEvent::RankJoins { pid } => self.try_join(pid),
-            SimEvent::CheckpointGoes {
+            SimEvent::CheckpointDeleted {
                 boot,
                 job,
                 checkpoint,
-            } => self.checkpoint_goes(boot, &job, checkpoint),
-            SimEvent::RankWrites(shard_write) => self.rank_writes(shard_write),
-            SimEvent::RankSaysWritten(shard_write) => self.rank_says_written(shard_write),
+            } => self.checkpoint_deleted(boot, &job, checkpoint),
+            SimEvent::WriteShard(shard_write) => self.write_shard(shard_write),
+            SimEvent::ReportShard(shard_write) => self.report_shard(shard_write),
             SimEvent::RankBreaks {
                 pid,
                 generation,
@@ -491,7 +501,7 @@ impl World {
             } => self.rank_dies(pid, success, outcome),
             SimEvent::GroupSteps { job, generation } => self.group_steps(job, generation),
             SimEvent::UnitEnds { pid, begun } => self.unit_ends(pid, begun),
-            other => unreachable!("{other:?} is of no rank"),
+            other => unreachable!("{other:?} is not an event of a rank"),
         }
     }
 
@@ -507,13 +517,13 @@ impl World {
             Fault::NodeShutdown { node, down_ms } => self.shut_node_down(node, down_ms),
             Fault::CoordinatorCrash { down_ms } => self.crash_coordinator(down_ms),
             Fault::LinkBreak { node, away_ms } => {
-                self.nodes[node].deaf_until(self.now + away_ms);
+                self.nodes[node].link_blocked_until(self.now + away_ms);
                 let delay = self.rng.between(1, 2 * DETECT_WITHIN_MS);
                 self.break_link(node, delay);
             }
             Fault::CoordinatorStall { for_ms } => {
                 self.trace.line(self.now, || {
-                    format!("the coordinator stands still for {for_ms} ms")
+                    format!("the coordinator is stalled for {for_ms} ms")
                 });
                 let until = self.now + for_ms;
                 self.coordinator.stalled_until = self.coordinator.stalled_until.max(until);
@@ -521,7 +531,7 @@ impl World {
             Fault::RankPause { node, for_ms } => self.pause_rank(node, for_ms),
             Fault::RanksCut { node, for_ms } => self.cut_ranks(node, for_ms),
             Fault::PairCut { nodes, for_ms } => self.cut_pair(nodes, for_ms),
-            Fault::Deaf { node, for_ms } => self.deafen(node, for_ms),
+            Fault::LinkStall { node, for_ms } => self.stall_link(node, for_ms),
             Fault::TakeOver { for_ms } => self.take_over(for_ms),
             Fault::OneWay { node, up, for_ms } => self.cut_one_way(node, up, for_ms),
             Fault::ClockJump { by_ms } => self.jump_clock(by_ms),

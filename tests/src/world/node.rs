@@ -1,12 +1,12 @@
-//! A node in the simulated world: the daemon's shell and its stream to the coordinator. The machine
-//! inside is the one that ships. A daemon that dies takes its rank processes with it.
+//! A node in the simulated world: the daemon's shell and its stream to the coordinator. The state
+//! machine inside is the production one. The ranks of a daemon die with it.
 
 use super::World;
 use super::agenda::SimEvent;
 use super::bug::Bug;
-use super::numbers::Who;
-use super::plan::{DETECT_WITHIN_MS, FOR_GOOD_MS};
-use super::tell;
+use super::describe;
+use super::plan::{DETECT_WITHIN_MS, FOREVER_MS};
+use super::stable_hash::Actor;
 use coordinator_core::event as coordinator;
 use proto::id::{Generation, WorkerId};
 use proto::message::{Peer, WorkerReport};
@@ -22,29 +22,29 @@ pub(crate) struct Node {
     pub(crate) boot: u64,
     wake_at: Option<u64>,
     linked: bool,
-    /// The start of the coordinator that its stream leads to.
+    /// The boot of the coordinator that its stream leads to.
     pub(crate) linked_to: u64,
-    /// For how long it stays away after it has left.
+    /// How long it stays down after a shutdown.
     away_ms: u64,
-    /// Until then nothing gets through, up and down.
+    /// Messages up and down are lost until these times.
     cut_up: u64,
     cut_down: u64,
-    /// Until then its ranks reach no rank of another node.
+    /// Its ranks cannot reach ranks of other nodes until this time.
     pub(crate) ranks_cut: u64,
-    /// Whom its daemon asks whether they are there, and whether the next time is on the agenda.
+    /// The peers that its daemon pings, and whether the next ping is scheduled.
     peers: Vec<Peer>,
-    asks: bool,
-    /// Until then its stream carries nothing.
-    deaf_until: u64,
-    /// The last delivery on its stream, up and down: a stream keeps its order.
+    pings: bool,
+    /// Its stream carries nothing and cannot be opened until this time.
+    link_blocked_until: u64,
+    /// The last delivery on its stream, up and down; a stream delivers in order.
     last_up: u64,
     last_down: u64,
 }
 
 impl Node {
-    pub(crate) fn new(number: usize, devices: u32) -> Self {
+    pub(crate) fn new(index: usize, devices: u32) -> Self {
         Self {
-            name: format!("w{}", number + 1),
+            name: format!("w{}", index + 1),
             devices,
             machine: None,
             boot: 0,
@@ -56,8 +56,8 @@ impl Node {
             cut_down: 0,
             ranks_cut: 0,
             peers: Vec::new(),
-            asks: false,
-            deaf_until: 0,
+            pings: false,
+            link_blocked_until: 0,
             last_up: 0,
             last_down: 0,
         }
@@ -71,8 +71,8 @@ impl Node {
         self.machine.as_ref().is_some_and(Worker::is_leaving)
     }
 
-    pub(crate) fn deaf_until(&mut self, at: u64) {
-        self.deaf_until = at;
+    pub(crate) fn link_blocked_until(&mut self, at: u64) {
+        self.link_blocked_until = at;
     }
 
     fn id(&self) -> WorkerId {
@@ -84,8 +84,8 @@ impl Node {
 }
 
 impl World {
-    pub(crate) fn start_node(&mut self, number: usize, clock_back: bool) {
-        let node = &mut self.nodes[number];
+    pub(crate) fn start_node(&mut self, index: usize, clock_back: bool) {
+        let node = &mut self.nodes[index];
         if node.machine.is_some() {
             return;
         }
@@ -106,54 +106,55 @@ impl World {
         };
         node.machine = Some(Worker::new(config, self.now));
         node.wake_at = None;
-        (node.peers, node.asks) = (Vec::new(), false);
+        (node.peers, node.pings) = (Vec::new(), false);
         let boot = node.boot;
         self.agenda.put(
             self.now + self.rng.between(1, 500),
-            SimEvent::LinkOpen { node: number, boot },
+            SimEvent::LinkOpen { node: index, boot },
         );
     }
 
-    pub(crate) fn crash_node(&mut self, number: usize, down_ms: u64, clock_back: bool) {
-        if self.nodes[number].machine.take().is_none() {
+    pub(crate) fn crash_node(&mut self, index: usize, down_ms: u64, clock_back: bool) {
+        if self.nodes[index].machine.take().is_none() {
             return;
         }
-        let worker = self.nodes[number].id();
+        let worker = self.nodes[index].id();
         self.trace
-            .line(self.now, || format!("{worker} is gone, for {down_ms} ms"));
-        self.processes.retain(|_, process| process.node != number);
+            .line(self.now, || format!("{worker} crashes, for {down_ms} ms"));
+        self.processes.retain(|_, process| process.node != index);
         let delay = self.rng.between(1, 2 * DETECT_WITHIN_MS);
-        self.break_link(number, delay);
+        self.break_link(index, delay);
         self.agenda.put(
             self.now + down_ms,
             SimEvent::NodeStart {
-                node: number,
+                node: index,
                 clock_back,
             },
         );
     }
 
-    pub(crate) fn shut_node_down(&mut self, number: usize, down_ms: u64) {
-        let boot = self.nodes[number].boot;
-        self.nodes[number].away_ms = down_ms;
-        self.node_handles(number, boot, Input::Shutdown);
+    pub(crate) fn shut_node_down(&mut self, index: usize, down_ms: u64) {
+        let boot = self.nodes[index].boot;
+        self.nodes[index].away_ms = down_ms;
+        self.node_handles(index, boot, Input::Shutdown);
     }
 
-    pub(crate) fn deafen(&mut self, number: usize, for_ms: u64) {
-        let name = &self.nodes[number].name;
-        self.trace
-            .line(self.now, || format!("{name} is cut off for {for_ms} ms"));
-        self.nodes[number].deaf_until = self.now + for_ms;
-    }
-
-    pub(crate) fn cut_one_way(&mut self, number: usize, up: bool, for_ms: u64) {
-        let name = &self.nodes[number].name;
-        let way = if up { "up" } else { "down" };
+    pub(crate) fn stall_link(&mut self, index: usize, for_ms: u64) {
+        let name = &self.nodes[index].name;
         self.trace.line(self.now, || {
-            format!("{name} is cut off {way} for {for_ms} ms")
+            format!("the stream of {name} stalls for {for_ms} ms")
+        });
+        self.nodes[index].link_blocked_until = self.now + for_ms;
+    }
+
+    pub(crate) fn cut_one_way(&mut self, index: usize, up: bool, for_ms: u64) {
+        let name = &self.nodes[index].name;
+        let direction = if up { "up" } else { "down" };
+        self.trace.line(self.now, || {
+            format!("the {direction}link of {name} is cut for {for_ms} ms")
         });
         let until = self.now + for_ms;
-        let node = &mut self.nodes[number];
+        let node = &mut self.nodes[index];
         *(if up {
             &mut node.cut_up
         } else {
@@ -161,29 +162,29 @@ impl World {
         }) = until;
     }
 
-    pub(crate) fn cut_ranks(&mut self, number: usize, for_ms: u64) {
-        let name = &self.nodes[number].name;
+    pub(crate) fn cut_ranks(&mut self, index: usize, for_ms: u64) {
+        let name = &self.nodes[index].name;
         self.trace.line(self.now, || {
-            format!("ranks on {name} reach no rank of another node for {for_ms} ms")
+            format!("ranks on {name} cannot reach ranks of other nodes for {for_ms} ms")
         });
-        self.nodes[number].ranks_cut = self.now + for_ms;
+        self.nodes[index].ranks_cut = self.now + for_ms;
     }
 
     pub(crate) fn cut_pair(&mut self, nodes: (usize, usize), for_ms: u64) {
         let (a, b) = (&self.nodes[nodes.0].name, &self.nodes[nodes.1].name);
         self.trace.line(self.now, || {
-            let how_long = if for_ms == FOR_GOOD_MS {
-                "any more".to_owned()
+            let how_long = if for_ms == FOREVER_MS {
+                "any longer".to_owned()
             } else {
                 format!("for {for_ms} ms")
             };
-            format!("{a} and {b} do not reach each other {how_long}")
+            format!("{a} and {b} cannot reach each other {how_long}")
         });
         let until = self.cuts.entry(nodes).or_default();
         *until = (self.now + for_ms).max(*until);
     }
 
-    /// Until when these two nodes do not reach each other, if they do not now.
+    /// Until when these two nodes cannot reach each other; None: they can.
     pub(crate) fn cut_between(&self, a: usize, b: usize) -> Option<u64> {
         let pair = self.cuts.get(&(a.min(b), a.max(b))).copied().unwrap_or(0);
         let until = pair
@@ -192,32 +193,32 @@ impl World {
         (a != b && self.now < until).then_some(until)
     }
 
-    /// The daemon asks its peers; those that are there and are reached answer at once.
-    pub(crate) fn node_asks(&mut self, number: usize, boot: u64) {
-        let node = &mut self.nodes[number];
+    /// The daemon pings its peers; those that run and are reachable answer at once.
+    pub(crate) fn ping_peers(&mut self, index: usize, boot: u64) {
+        let node = &mut self.nodes[index];
         if node.machine.is_none() || node.boot != boot {
             return;
         }
         if node.peers.is_empty() {
-            node.asks = false;
+            node.pings = false;
             return;
         }
         for Peer { worker, .. } in node.peers.clone() {
-            let blind = self.bug == Some(Bug::CutUnseen);
+            let blind = self.bug == Some(Bug::PartitionUnreported);
             let there = |other: &Node| other.id() == worker && other.machine.is_some();
             let other = self.nodes.iter().position(there);
-            if other.is_some_and(|other| blind || self.cut_between(number, other).is_none()) {
-                self.node_handles(number, boot, Input::PeerAnswered { peer: worker });
+            if other.is_some_and(|other| blind || self.cut_between(index, other).is_none()) {
+                self.node_handles(index, boot, Input::PeerAnswered { peer: worker });
             }
         }
         let at = self.now + DETECT_WITHIN_MS / 3;
         self.agenda
-            .put(at, SimEvent::NodeAsks { node: number, boot });
+            .put(at, SimEvent::NodePings { node: index, boot });
     }
 
-    /// The stream breaks: the daemon knows at once, the coordinator after `delay` ms.
-    pub(crate) fn break_link(&mut self, number: usize, delay: u64) {
-        let node = &mut self.nodes[number];
+    /// The stream breaks: the daemon notices at once, the coordinator after `delay` ms.
+    pub(crate) fn break_link(&mut self, index: usize, delay: u64) {
+        let node = &mut self.nodes[index];
         if !std::mem::take(&mut node.linked) {
             return;
         }
@@ -232,33 +233,33 @@ impl World {
             .for_each(|it| it.unlink(&worker));
         self.agenda.put(
             self.now + delay,
-            SimEvent::CoordinatorLosesLink { boot: host, worker },
+            SimEvent::CoordinatorDisconnected { boot: host, worker },
         );
-        self.node_handles(number, boot, Input::Disconnected);
+        self.node_handles(index, boot, Input::Disconnected);
         self.agenda
-            .put(self.now + 200, SimEvent::LinkOpen { node: number, boot });
+            .put(self.now + 200, SimEvent::LinkOpen { node: index, boot });
     }
 
-    pub(crate) fn open_link(&mut self, number: usize, boot: u64) {
-        let node = &mut self.nodes[number];
+    pub(crate) fn open_link(&mut self, index: usize, boot: u64) {
+        let node = &mut self.nodes[index];
         if node.machine.is_none() || node.boot != boot || node.linked {
             return;
         }
-        if !self.coordinator.is_up() || self.now < node.deaf_until {
+        if !self.coordinator.is_up() || self.now < node.link_blocked_until {
             self.agenda
-                .put(self.now + 500, SimEvent::LinkOpen { node: number, boot });
+                .put(self.now + 500, SimEvent::LinkOpen { node: index, boot });
             return;
         }
         node.linked = true;
         node.linked_to = self.coordinator.boot;
         (node.last_up, node.last_down) = (self.now, self.now);
         let worker = node.id();
-        self.coordinator.link(worker, number);
-        self.node_handles(number, boot, Input::Connected);
+        self.coordinator.link(worker, index);
+        self.node_handles(index, boot, Input::Connected);
     }
 
-    pub(crate) fn node_wakes(&mut self, number: usize, boot: u64) {
-        let node = &mut self.nodes[number];
+    pub(crate) fn node_wakes(&mut self, index: usize, boot: u64) {
+        let node = &mut self.nodes[index];
         if boot != node.boot {
             return;
         }
@@ -268,21 +269,21 @@ impl World {
             .next_deadline()
             .is_some_and(|deadline| deadline <= self.now)
         {
-            self.node_handles(number, boot, Input::Deadline);
-            let next = self.nodes[number]
+            self.node_handles(index, boot, Input::Deadline);
+            let next = self.nodes[index]
                 .machine
                 .as_ref()
                 .and_then(Worker::next_deadline);
             let moved = next.is_none_or(|next| self.now < next);
             self.oracle
-                .require(moved, || "a daemon's deadline does not move on".to_owned());
+                .require(moved, || "a daemon's deadline does not advance".to_owned());
         } else {
-            self.schedule_node_wake(number);
+            self.schedule_node_wake(index);
         }
     }
 
-    fn schedule_node_wake(&mut self, number: usize) {
-        let node = &mut self.nodes[number];
+    fn schedule_node_wake(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
         let Some(at) = node.machine.as_ref().and_then(Worker::next_deadline) else {
             return;
         };
@@ -291,15 +292,15 @@ impl World {
             self.agenda.put(
                 at.max(self.now),
                 SimEvent::NodeWake {
-                    node: number,
+                    node: index,
                     boot: node.boot,
                 },
             );
         }
     }
 
-    pub(crate) fn node_handles(&mut self, number: usize, boot: u64, event: Input) {
-        let node = &mut self.nodes[number];
+    pub(crate) fn node_handles(&mut self, index: usize, boot: u64, event: Input) {
+        let node = &mut self.nodes[index];
         if node.boot != boot {
             return;
         }
@@ -310,66 +311,61 @@ impl World {
             name: node.name.clone(),
             boot,
         };
-        let who = Who::Daemon { node: number, boot };
-        self.trace.machine(self.now, who, &event, || {
-            tell::daemon_heard(&worker, &event)
+        let actor = Actor::Daemon { node: index, boot };
+        self.trace.machine(self.now, actor, &event, || {
+            describe::daemon_input(&worker, &event)
         });
         for effect in machine.handle(self.now, event) {
-            self.trace.machine(self.now, who, &effect, || {
-                tell::daemon_wanted(&worker, &effect)
+            self.trace.machine(self.now, actor, &effect, || {
+                describe::daemon_effect(&worker, &effect)
             });
             match effect {
                 Effect::Spawn {
                     key,
                     device,
                     assignment,
-                } => self.spawn(number, key, device, *assignment),
+                } => self.spawn(index, key, device, *assignment),
                 Effect::Update {
                     key,
                     rank,
                     assignment,
                     ..
-                } => self.tell_rank(number, &key, rank, assignment),
-                Effect::Stop { key } => self.stop_rank(number, &key),
-                Effect::Kill { key } => self.kill_rank(number, &key),
+                } => self.send_order(index, &key, rank, assignment),
+                Effect::Stop { key } => self.stop_rank(index, &key),
+                Effect::Kill { key } => self.kill_rank(index, &key),
                 Effect::Ask { peers, .. } => {
-                    let node = &mut self.nodes[number];
+                    let node = &mut self.nodes[index];
                     node.peers = peers;
-                    if !std::mem::replace(&mut node.asks, true) {
+                    if !std::mem::replace(&mut node.pings, true) {
                         self.agenda
-                            .put(self.now + 5, SimEvent::NodeAsks { node: number, boot });
+                            .put(self.now + 5, SimEvent::NodePings { node: index, boot });
                     }
                 }
-                Effect::Report(report) => self.send_up(number, report),
+                Effect::Report(report) => self.send_up(index, report),
                 Effect::Emit(_) => {}
                 Effect::Exit => {
-                    let left = self
-                        .processes
-                        .values()
-                        .any(|process| process.node == number);
+                    let left = self.processes.values().any(|process| process.node == index);
                     self.oracle
-                        .require(!left, || format!("{worker} leaves and its ranks do not"));
-                    self.nodes[number].machine = None;
+                        .require(!left, || format!("{worker} exits before its ranks"));
+                    self.nodes[index].machine = None;
                     let delay = self.rng.between(1, 50);
-                    self.break_link(number, delay);
+                    self.break_link(index, delay);
                     let start = SimEvent::NodeStart {
-                        node: number,
+                        node: index,
                         clock_back: false,
                     };
-                    return self
-                        .agenda
-                        .put(self.now + self.nodes[number].away_ms, start);
+                    return self.agenda.put(self.now + self.nodes[index].away_ms, start);
                 }
             }
-            if self.trouble(self.plan.noise.daemon_partitioned) {
+            if self.roll_fault(self.plan.noise.daemon_crash) {
                 let down_ms = self.rng.between(10, 2_000);
-                return self.crash_node(number, down_ms, false);
+                return self.crash_node(index, down_ms, false);
             }
         }
-        self.schedule_node_wake(number);
+        self.schedule_node_wake(index);
     }
 
-    fn send_up(&mut self, number: usize, mut report: WorkerReport) {
+    fn send_up(&mut self, index: usize, mut report: WorkerReport) {
         if self.bug == Some(Bug::GenerationsMixed) {
             for rank in &mut report.ranks {
                 let newest = self
@@ -380,27 +376,27 @@ impl World {
                 rank.generation = newest;
             }
         }
-        let boot = self.nodes[number].linked_to;
-        let deliveries = self.deliveries(number, true);
+        let boot = self.nodes[index].linked_to;
+        let deliveries = self.deliveries(index, true);
         let copies = std::iter::repeat_n(report, deliveries.len());
         for (at, report) in deliveries.into_iter().zip(copies) {
             self.agenda
-                .put(at, SimEvent::CoordinatorHears { boot, report });
+                .put(at, SimEvent::CoordinatorReceives { boot, report });
         }
     }
 
-    pub(crate) fn coordinator_hears(&mut self, boot: u64, report: WorkerReport) {
+    pub(crate) fn coordinator_receives(&mut self, boot: u64, report: WorkerReport) {
         self.as_coordinator(boot, |world| {
             world.coordinator_handles(coordinator::Input::Received { report })
         });
     }
 
     /// When copies of a message on this node's stream arrive: none, one or two.
-    pub(crate) fn deliveries(&mut self, number: usize, up: bool) -> Vec<u64> {
+    pub(crate) fn deliveries(&mut self, index: usize, up: bool) -> Vec<u64> {
         let delay = self.rng.between(1, 60);
-        let node = &mut self.nodes[number];
+        let node = &mut self.nodes[index];
         let cut = if up { node.cut_up } else { node.cut_down };
-        if !node.linked || self.now < node.deaf_until || self.now < cut {
+        if !node.linked || self.now < node.link_blocked_until || self.now < cut {
             return Vec::new();
         }
         let last = if up {
@@ -412,19 +408,20 @@ impl World {
         if self.now < self.plan.heal_at {
             let noise = self.plan.noise;
             if self.rng.chance(noise.lost) {
-                let (name, way) = (&node.name, if up { "of" } else { "for" });
-                self.trace
-                    .line(self.now, || format!("a message {way} {name} is lost"));
+                let (name, preposition) = (&node.name, if up { "from" } else { "to" });
+                self.trace.line(self.now, || {
+                    format!("a message {preposition} {name} is lost")
+                });
                 return Vec::new();
             }
             if self.rng.chance(noise.delayed) {
-                // What follows it waits behind it.
+                // Messages behind it are delayed, too.
                 at += self.rng.between(100, DETECT_WITHIN_MS);
             }
             if self.rng.chance(noise.reordered) {
                 return vec![at + self.rng.between(0, 2_000)];
             }
-            if self.rng.chance(noise.doubled) {
+            if self.rng.chance(noise.duplicated) {
                 *last = at.max(*last);
                 return vec![*last, *last + self.rng.between(0, 1_000)];
             }

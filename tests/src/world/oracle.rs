@@ -1,10 +1,10 @@
-//! What must be true of every world at every event, whoever fails. The first thing that is not is
-//! kept; the world stops there. It sees what crosses the edge of the machines, never their inside.
+//! Invariants that are checked after every event, whatever has failed. The world stops at the first
+//! violation. The oracle sees inputs and effects of the machines, never their internal state.
 
+use super::describe;
 use super::specs::Specs;
 use super::store::Store;
-use super::tell;
-use super::units::oracle::Seen;
+use super::units::oracle::UnitHistory;
 use coordinator_core::event::{Durable, Event, JobPhase, JobRecord, Member, Record, Reply};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Generation, JobId, Step, WorkerId};
@@ -19,9 +19,9 @@ pub(crate) struct Oracle {
     pub(crate) violation: Option<String>,
     accepted: BTreeSet<JobId>,
     started: BTreeSet<RankKey>,
-    /// Every ledger as it was saved, read as an audit reads it.
+    /// Every saved ledger, replayed as `audit` does.
     ledgers: BTreeMap<JobId, Replay>,
-    pub(crate) units: Seen,
+    pub(crate) units: UnitHistory,
 }
 
 impl Oracle {
@@ -31,7 +31,7 @@ impl Oracle {
         }
     }
 
-    /// A record is about to become durable.
+    /// Checks a record before it becomes durable.
     pub(crate) fn on_save(
         &mut self,
         durable: &Durable,
@@ -61,8 +61,8 @@ impl Oracle {
             self.require(readable.is_ok(), || {
                 format!(
                     "{id} commits {}: {}",
-                    tell::checkpoint(*checkpoint),
-                    words(&readable)
+                    describe::checkpoint(*checkpoint),
+                    error_text(&readable)
                 )
             });
         }
@@ -78,7 +78,7 @@ impl Oracle {
         let committed = (newest(old), newest(new));
         let change = || {
             let word = |newest: Option<CheckpointRef>| {
-                newest.map_or("nothing".to_owned(), tell::checkpoint)
+                newest.map_or("nothing".to_owned(), describe::checkpoint)
             };
             format!("from {} to {}", word(committed.0), word(committed.1))
         };
@@ -118,7 +118,7 @@ impl Oracle {
         }
     }
 
-    /// What an audit finds when all is over.
+    /// The audit of a job's ledger at the end.
     pub(crate) fn audit(&self, record: &JobRecord) -> Result<(), String> {
         let id = &record.id;
         let Some(replay) = self.ledgers.get(id) else {
@@ -155,7 +155,7 @@ impl Oracle {
         Ok(())
     }
 
-    /// The coordinator started from what is durable.
+    /// The coordinator has started from the durable state.
     pub(crate) fn on_restore(&mut self, durable: &Durable) {
         self.units.forget_leases();
         let lost = self
@@ -168,7 +168,7 @@ impl Oracle {
         }
     }
 
-    pub(crate) fn on_reply(&mut self, durable: &Durable, reply: &Reply, asked: Option<&JobId>) {
+    pub(crate) fn on_reply(&mut self, durable: &Durable, reply: &Reply, requested: Option<&JobId>) {
         match reply {
             Reply::Accepted { job } => {
                 let saved = durable.jobs.contains_key(job);
@@ -176,21 +176,21 @@ impl Oracle {
                 self.accepted.insert(job.clone());
             }
             Reply::Phase { phase } => {
-                let saved = asked
+                let saved = requested
                     .and_then(|id| durable.jobs.get(id))
                     .map(JobRecord::word);
                 self.require(saved == Some(phase), || {
-                    let (asked, saved) = (
-                        asked.map_or("no job", |id| &id.0),
+                    let (requested, saved) = (
+                        requested.map_or("no job", |id| &id.0),
                         saved.unwrap_or("unknown"),
                     );
-                    format!("{asked} is told to be {phase} and is {saved}")
+                    format!("{requested} is reported as {phase} and is {saved}")
                 });
             }
             Reply::Worker { worker, drained } => {
                 let saved = durable.drained.contains(worker);
                 self.require(saved == *drained, || {
-                    format!("{worker} is told to be drained: {drained}, and is saved as {saved}")
+                    format!("{worker} is reported as drained: {drained}, and is saved as {saved}")
                 });
             }
             Reply::Refused { .. } => {}
@@ -207,13 +207,13 @@ impl Oracle {
                 };
                 let is_its =
                     |m: &&Member| m.worker == *worker && m.first_rank == assignment.first_rank;
-                // Of a job of units every worker has a generation of its own.
+                // In a job of units every worker has its own generation.
                 let Some(units) = &job.units else {
-                    let has_place = members.iter().chain(&job.standbys).any(|m| is_its(&m));
-                    return job.generation == assignment.generation && has_place;
+                    let is_assigned = members.iter().chain(&job.standbys).any(|m| is_its(&m));
+                    return job.generation == assignment.generation && is_assigned;
                 };
-                let mut places = members.iter().zip(&units.generations);
-                places.any(|(m, generation)| is_its(&m) && *generation == assignment.generation)
+                let mut assigned = members.iter().zip(&units.generations);
+                assigned.any(|(m, generation)| is_its(&m) && *generation == assignment.generation)
             });
             let gang = assignment.gang().cloned().unwrap_or_default();
             let resumed = gang.resume.map_or(Step(0), |resume| resume.step);
@@ -249,26 +249,26 @@ impl Oracle {
                 format!(
                     "{id}: manifest of step {}: {}",
                     manifest.step,
-                    words(&shards)
+                    error_text(&shards)
                 )
             });
         }
     }
 
     pub(crate) fn on_delete(&mut self, durable: &Durable, id: &JobId, checkpoint: CheckpointRef) {
-        let kept = durable
+        let is_named = durable
             .jobs
             .get(id)
             .is_some_and(|job| job.checkpoints.contains(&checkpoint));
-        self.require(!kept, || {
+        self.require(!is_named, || {
             format!(
                 "{id}: {} is deleted while the record names it",
-                tell::checkpoint(checkpoint)
+                describe::checkpoint(checkpoint)
             )
         });
     }
 
-    /// Metrics, too, tell only what a restart remembers.
+    /// Events must not report what is not durable.
     pub(crate) fn on_event(&mut self, durable: &Durable, event: &Event) {
         let saved = match event {
             Event::Committed { job, checkpoint } => durable
@@ -291,23 +291,22 @@ impl Oracle {
                 generation,
                 reason,
             } => {
-                // Deadlines of last resort: where daemons and streams work, nobody ever waits for
-                // them.
-                let last_resort = [
+                // Fallback deadlines: they must not expire while daemons and streams work.
+                let fallback_errors = [
                     "does not run rank",
                     "all ranks are finished",
                     "timed out waiting for the other ranks to join",
                 ];
-                let last_resort = last_resort.iter().any(|sign| reason.contains(sign));
-                self.require(!last_resort, || {
-                    format!("{job} generation {generation} needs its last resort: {reason}")
+                let is_fallback = fallback_errors.iter().any(|error| reason.contains(error));
+                self.require(!is_fallback, || {
+                    format!("{job} generation {generation} needs a fallback deadline: {reason}")
                 });
                 true
             }
             Event::Stopping {
                 job, generation, ..
             } => {
-                self.units.stops(job, *generation);
+                self.units.on_stopping(job, *generation);
                 true
             }
             Event::WorkerUp { .. }
@@ -322,13 +321,13 @@ impl Oracle {
             | Event::Parted { .. }
             | Event::Ignored { .. } => true,
         };
-        self.require(saved, || format!("{event:?} is told and not saved"));
+        self.require(saved, || format!("{event:?} is emitted and not saved"));
     }
 
-    /// A generation begins to train from `began`. `holdings`: what its ranks held: generation,
-    /// step, value; `saved`: its checkpoint's generation and step; `reached`: the newest that any
-    /// of these processes ever came to, whether it still holds it or not. Whole steps of the newest
-    /// line are not done again.
+    /// A generation begins to train after step `began`, which must be the newest one known.
+    /// `holdings`: states that its ranks hold, as generation, step and value; `saved`: generation
+    /// and step of its checkpoint; `reached`: the newest generation and step that any of these
+    /// processes ever had, whether it still holds it or not.
     pub(crate) fn on_begin(
         &mut self,
         job: &JobId,
@@ -347,8 +346,8 @@ impl Oracle {
         self.require(newest.is_none_or(|(_, step)| began == step), || {
             let (held, step) = newest.unwrap_or((Generation(0), 0));
             format!(
-                "{job} generation {generation} begins at step {began} with step {step} of \
-                generation {held} at hand"
+                "{job} generation {generation} begins at step {began}, and step {step} of \
+                generation {held} is available"
             )
         });
         let of_newest: BTreeSet<u64> = holdings
@@ -364,7 +363,7 @@ impl Oracle {
         });
     }
 
-    /// A daemon starts a rank process.
+    /// A daemon spawns a rank process.
     pub(crate) fn on_spawn(
         &mut self,
         key: &RankKey,
@@ -373,23 +372,26 @@ impl Oracle {
         is_standby: bool,
     ) {
         self.require(device < devices, || {
-            format!("{} starts on device {device} of {devices}", tell::key(key))
+            format!(
+                "{} starts on device {device} of {devices}",
+                describe::key(key)
+            )
         });
         self.require(held_by.is_none(), || {
-            let held_by = held_by.map_or(String::new(), tell::key);
-            format!("{} starts on the device of {held_by}", tell::key(key))
+            let held_by = held_by.map_or(String::new(), describe::key);
+            format!("{} starts on the device of {held_by}", describe::key(key))
         });
-        // A reserve does no step, so it may come again.
+        // A standby does no step, so it may be started again.
         let first = is_standby || self.started.insert(key.clone());
         self.require(first, || {
-            format!("{} is started a second time", tell::key(key))
+            format!("{} is started a second time", describe::key(key))
         });
     }
 }
 
-/// What went wrong, if it did.
-fn words<T>(result: &Result<T, String>) -> &str {
-    result.as_ref().err().map_or("all is well", String::as_str)
+/// The error, or a placeholder.
+fn error_text<T>(result: &Result<T, String>) -> &str {
+    result.as_ref().err().map_or("no error", String::as_str)
 }
 
 fn newest(record: &JobRecord) -> Option<CheckpointRef> {

@@ -1,21 +1,21 @@
-//! Which worlds there are, and how one ends.
+//! Kinds of worlds, and how a world ends.
 
 use super::Bug;
 use std::fmt;
 
-/// What there is to do in a world.
+/// Which jobs a world has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kinds {
-    /// Whatever its seed says.
+    /// Training and sampling, as the seed says.
     All,
-    /// The same without those who want pictures: training alone.
+    /// Training jobs only.
     Gangs,
-    /// The same with jobs of many units beside them, of which some wait for others.
+    /// Training jobs and jobs of many units; some wait for others.
     Mixed,
 }
 
 impl Kinds {
-    /// How a person names it; None: it need not be named.
+    /// Its command line flag; None: the default.
     #[must_use]
     pub fn flag(self) -> Option<&'static str> {
         match self {
@@ -26,24 +26,24 @@ impl Kinds {
     }
 }
 
-/// How a world ended well.
+/// Statistics of a world that ended without a violation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outcome {
     pub done: u32,
     pub failed: u32,
     pub cancelled: u32,
-    /// Generations that did not do their work.
+    /// Restarts of all jobs.
     pub restarts: u32,
     pub events: u64,
-    /// Of the whole story, when it was hashed.
+    /// Hash of the trace, if it was computed.
     pub hash: u64,
-    /// Of the story's numbers, when they were: the same as long as the machines decide the same,
-    /// whatever things are called.
-    pub numbers: u64,
+    /// Stable hash, if it was computed: it changes only when the machines decide differently, not
+    /// when something is renamed.
+    pub stable_hash: u64,
 }
 
 impl Outcome {
-    /// Adds up worlds; a sum has no hash.
+    /// Adds the counts of another world; a sum has no hash.
     pub fn add(&mut self, other: &Self) {
         self.done += other.done;
         self.failed += other.failed;
@@ -68,7 +68,7 @@ impl fmt::Display for Outcome {
             "{events} events, {restarts} restarts; jobs: {done} done, {failed} failed, \
             {cancelled} cancelled"
         )?;
-        // A sum has none.
+        // A sum of outcomes has no hash.
         if self.hash != 0 {
             write!(f, "; trace hash {:016x}", self.hash)?;
         }
@@ -76,12 +76,12 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// What went wrong, and how to see it again.
+/// A violation, and how to reproduce it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Broken {
     pub kinds: Kinds,
     pub seed: u64,
-    /// What was planted in it.
+    /// The planted bug.
     pub bug: Option<Bug>,
     pub at_ms: u64,
     pub what: String,

@@ -1,16 +1,16 @@
-//! What is to happen in one world, drawn from its seed before it begins: its nodes, its jobs, and
-//! what goes wrong until it heals. After `heal_at` nothing goes wrong any more.
+//! The plan of a world, generated from its seed: nodes, jobs, client requests and faults. There are
+//! no faults after `heal_at`.
 
 use super::Kinds;
 use super::rng::Rng;
 use super::units::plan::{Planned, PlannedUnits};
 use std::collections::BTreeMap;
 
-/// The one knob of both machines, in milliseconds.
+/// The setting `detect_within_ms` of both machines.
 pub(crate) const DETECT_WITHIN_MS: u64 = 3_000;
 
 /// Longer than any world.
-pub(crate) const FOR_GOOD_MS: u64 = 1 << 40;
+pub(crate) const FOREVER_MS: u64 = 1 << 40;
 
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -25,30 +25,30 @@ pub(crate) struct Plan {
     pub(crate) noise: Noise,
 }
 
-/// Small things that go wrong again and again until the world heals, in 1 of 1000.
+/// Random faults until `heal_at`, with their rates per 1000.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Noise {
     pub(crate) lost: u64,
-    pub(crate) doubled: u64,
+    pub(crate) duplicated: u64,
     pub(crate) reordered: u64,
-    /// A message is late, and all that follow it.
+    /// A message is delayed, and all behind it on the stream.
     pub(crate) delayed: u64,
-    /// The coordinator dies between two effects.
-    pub(crate) crash_between_effects: u64,
-    /// A daemon does.
-    pub(crate) daemon_partitioned: u64,
-    /// The store fails, is slow, or does what was asked and does not say so: for the coordinator's
-    /// state, manifests and deletions, shards, and when a rank reads.
-    pub(crate) save_trouble: u64,
-    pub(crate) manifest_trouble: u64,
-    pub(crate) shard_trouble: u64,
-    pub(crate) load_trouble: u64,
+    /// The coordinator crashes between two effects.
+    pub(crate) coordinator_crash: u64,
+    /// A daemon crashes between two effects.
+    pub(crate) daemon_crash: u64,
+    /// The store fails, is slow, or loses its answer: for the coordinator's state, for manifests
+    /// and deletions, for shards, and for reads of ranks.
+    pub(crate) save_faults: u64,
+    pub(crate) manifest_faults: u64,
+    pub(crate) shard_faults: u64,
+    pub(crate) load_faults: u64,
     pub(crate) slow_start: u64,
 }
 
 impl Noise {
     fn new(rng: &mut Rng) -> Self {
-        let mut rough = |most: u64| {
+        let mut rate = |most: u64| {
             if rng.chance(500) {
                 rng.between(0, most)
             } else {
@@ -56,46 +56,46 @@ impl Noise {
             }
         };
         Self {
-            lost: rough(150),
-            doubled: rough(100),
-            reordered: rough(30),
-            delayed: rough(60),
-            crash_between_effects: rough(8),
-            daemon_partitioned: rough(2),
-            save_trouble: rough(20),
-            manifest_trouble: rough(400),
-            shard_trouble: rough(150),
-            load_trouble: rough(100),
-            slow_start: rough(200),
+            lost: rate(150),
+            duplicated: rate(100),
+            reordered: rate(30),
+            delayed: rate(60),
+            coordinator_crash: rate(8),
+            daemon_crash: rate(2),
+            save_faults: rate(20),
+            manifest_faults: rate(400),
+            shard_faults: rate(150),
+            load_faults: rate(100),
+            slow_start: rate(200),
         }
     }
 
-    /// What of it there is, for people.
-    pub(crate) fn words(&self) -> String {
+    /// The rates that are not 0, for the trace.
+    pub(crate) fn describe(&self) -> String {
         let all = [
             (self.lost, "lost messages"),
-            (self.doubled, "doubled ones"),
-            (self.reordered, "overtaking ones"),
-            (self.delayed, "late ones"),
+            (self.duplicated, "duplicated messages"),
+            (self.reordered, "reordered messages"),
+            (self.delayed, "delayed messages"),
             (
-                self.crash_between_effects,
-                "a coordinator that dies between effects",
+                self.coordinator_crash,
+                "coordinator crashes between effects",
             ),
-            (self.daemon_partitioned, "daemons that die between effects"),
-            (self.save_trouble, "saves that fail"),
-            (self.manifest_trouble, "manifests that fail"),
-            (self.shard_trouble, "shards that fail"),
-            (self.load_trouble, "reads that fail"),
+            (self.daemon_crash, "daemon crashes between effects"),
+            (self.save_faults, "failed saves"),
+            (self.manifest_faults, "failed manifests"),
+            (self.shard_faults, "failed shards"),
+            (self.load_faults, "failed reads"),
             (self.slow_start, "slow starts"),
         ];
         let there = all.iter().filter(|(permille, _)| *permille != 0);
-        let words: Vec<String> = there
+        let parts: Vec<String> = there
             .map(|(permille, what)| format!("{what} ({permille} of 1000)"))
             .collect();
-        if words.is_empty() {
+        if parts.is_empty() {
             "no noise".to_owned()
         } else {
-            words.join(", ")
+            parts.join(", ")
         }
     }
 }
@@ -116,15 +116,15 @@ pub(crate) struct PlannedJob {
     pub(crate) sample_at: Option<u64>,
     pub(crate) priority: i32,
     pub(crate) team: &'static str,
-    /// When it is paused and resumed.
+    /// When it is paused and when it is resumed.
     pub(crate) pause: Option<(u64, u64)>,
-    /// When it is given how many workers.
+    /// When it is scaled, and to how many workers.
     pub(crate) scale: Option<(u64, u32)>,
     /// It starts when these are done.
     pub(crate) after: Vec<Planned>,
 }
 
-/// A node that somebody drains for a while.
+/// A node that is drained for a while.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PlannedDrain {
     pub(crate) node: usize,
@@ -138,21 +138,21 @@ pub(crate) enum Fault {
     RankCrash {
         node: usize,
     },
-    /// A rank process of this node stays and does nothing more.
+    /// A rank process of this node hangs.
     RankHang {
         node: usize,
     },
-    /// A rank process of this node gets no processor for a while.
+    /// A rank process of this node is paused for a while.
     RankPause {
         node: usize,
         for_ms: u64,
     },
-    /// Ranks of this node and of others do not reach each other; daemons and coordinator do.
+    /// Ranks of this node and of others cannot reach each other; daemons and coordinator can.
     RanksCut {
         node: usize,
         for_ms: u64,
     },
-    /// Neither ranks nor daemons of these two nodes reach each other; all others do.
+    /// Neither ranks nor daemons of these two nodes can reach each other; all others can.
     PairCut {
         nodes: (usize, usize),
         for_ms: u64,
@@ -162,7 +162,7 @@ pub(crate) enum Fault {
         down_ms: u64,
         clock_back: bool,
     },
-    /// The daemon is asked to leave, and started again.
+    /// The daemon is asked to shut down, and restarted.
     NodeShutdown {
         node: usize,
         down_ms: u64,
@@ -170,31 +170,31 @@ pub(crate) enum Fault {
     CoordinatorCrash {
         down_ms: u64,
     },
-    /// The coordinator's process gets no processor; what comes for it waits.
+    /// The coordinator's process is stalled; its events are deferred.
     CoordinatorStall {
         for_ms: u64,
     },
-    /// The stream breaks, and can be opened again after that time.
+    /// The stream breaks, and can be reopened after that time.
     LinkBreak {
         node: usize,
         away_ms: u64,
     },
-    /// The stream stands and carries nothing.
-    Deaf {
+    /// The stream stays open and carries nothing.
+    LinkStall {
         node: usize,
         for_ms: u64,
     },
-    /// What goes one way on the stream is lost, and what goes the other way is not.
+    /// Messages in one direction of the stream are lost.
     OneWay {
         node: usize,
         up: bool,
         for_ms: u64,
     },
-    /// A second coordinator starts on the same store; the first lives on for that time.
+    /// A second coordinator starts on the same store; the first runs on for that time.
     TakeOver {
         for_ms: u64,
     },
-    /// The coordinator's wall clock is set.
+    /// The coordinator's wall clock jumps.
     ClockJump {
         by_ms: i64,
     },
@@ -219,14 +219,15 @@ impl Plan {
             .map(|_| (rng.between(0, heal_at), Fault::new(&mut rng, nodes.len())))
             .collect();
         let noise = Noise::new(&mut rng);
-        // People have dice of their own, so that one wish more does not change who crashes when.
+        // Client requests have their own random stream, so that they do not change the faults.
         let mut rng = Rng::new(seed, 3);
         jobs.iter_mut()
-            .for_each(|job| job.client_request(&mut rng, heal_at));
-        let drains = PlannedDrain::some(&mut rng, nodes.len(), heal_at);
+            .for_each(|job| job.add_requests(&mut rng, heal_at));
+        let drains = PlannedDrain::random(&mut rng, nodes.len(), heal_at);
         let cuts = cuts(&mut Rng::new(seed, 4), nodes.len(), heal_at);
-        if cuts.iter().any(|(_, cut)| cut.is_for_good()) {
-            jobs.iter_mut().for_each(|job| job.spare_one(&nodes));
+        if cuts.iter().any(|(_, cut)| cut.is_permanent()) {
+            jobs.iter_mut()
+                .for_each(|job| job.tolerate_node_loss(&nodes));
         }
         let mut quotas = quotas(&mut rng, &jobs);
         let faults = faults.into_iter().chain(cuts).collect();
@@ -235,7 +236,7 @@ impl Plan {
             Kinds::All => {}
             Kinds::Gangs => jobs.iter_mut().for_each(|job| job.sample_at = None),
             Kinds::Mixed => {
-                units = PlannedUnits::some(seed, &nodes, &mut jobs, heal_at);
+                units = PlannedUnits::random(seed, &nodes, &mut jobs, heal_at);
                 let most = units.iter().map(|units| units.devices).max().unwrap_or(0);
                 quotas
                     .values_mut()
@@ -288,8 +289,8 @@ impl PlannedJob {
         }
     }
 
-    /// Submitted when all else is over, so that no world is short: any worker will do for it.
-    pub(crate) fn encore(number: u64, at: u64) -> Self {
+    /// Submitted when all other jobs have ended, so that no world is short. It runs on any worker.
+    pub(crate) fn extra_job(number: u64, at: u64) -> Self {
         Self {
             at,
             steps: 100,
@@ -311,14 +312,14 @@ impl PlannedJob {
         }
     }
 
-    /// It is content with one node less than there are for it.
-    fn spare_one(&mut self, nodes: &[u32]) {
+    /// Lowers `workers_min` so that the job can run without one of the fitting nodes.
+    fn tolerate_node_loss(&mut self, nodes: &[u32]) {
         let fitting = nodes.iter().filter(|has| self.devices <= **has).count() as u32;
         self.workers_min = self.workers_min.min(fitting.saturating_sub(1).max(1));
     }
 
-    /// What people want of it beyond that.
-    fn client_request(&mut self, rng: &mut Rng, heal_at: u64) {
+    /// Adds priority, team, pause and scale.
+    fn add_requests(&mut self, rng: &mut Rng, heal_at: u64) {
         self.priority = rng.between(0, 2) as i32;
         self.team = if rng.chance(500) { "a" } else { "b" };
         self.pause = rng.chance(250).then(|| {
@@ -335,7 +336,7 @@ impl PlannedJob {
 }
 
 impl PlannedDrain {
-    fn some(rng: &mut Rng, nodes: usize, heal_at: u64) -> Vec<Self> {
+    fn random(rng: &mut Rng, nodes: usize, heal_at: u64) -> Vec<Self> {
         let count = if rng.chance(400) {
             rng.between(1, 2)
         } else {
@@ -350,19 +351,19 @@ impl PlannedDrain {
     }
 }
 
-/// Pairs of nodes whose connection is cut, in some worlds; in some of these one is never mended.
+/// Network partitions of node pairs, in some worlds; in some of these one is permanent.
 fn cuts(rng: &mut Rng, nodes: usize, heal_at: u64) -> Vec<(u64, Fault)> {
     if nodes < 2 || !rng.chance(350) {
         return Vec::new();
     }
-    let for_good = rng.chance(400);
+    let permanent = rng.chance(400);
     let count = rng.between(1, 2);
     let one = |number| {
         let from = rng.between(0, heal_at);
         let first = rng.pick(nodes);
         let other = (first + 1 + rng.pick(nodes - 1)) % nodes;
-        let for_ms = if for_good && number == count {
-            FOR_GOOD_MS
+        let for_ms = if permanent && number == count {
+            FOREVER_MS
         } else {
             rng.between(500, 40 * DETECT_WITHIN_MS).min(heal_at - from)
         };
@@ -372,7 +373,7 @@ fn cuts(rng: &mut Rng, nodes: usize, heal_at: u64) -> Vec<(u64, Fault)> {
     (1..=count).map(one).collect()
 }
 
-/// Of team a, sometimes: tight, but with room for each of its jobs.
+/// Sometimes a tight quota for team a, with room for each of its jobs alone.
 fn quotas(rng: &mut Rng, jobs: &[PlannedJob]) -> BTreeMap<String, u32> {
     if !rng.chance(200) {
         return BTreeMap::new();
@@ -386,8 +387,8 @@ fn quotas(rng: &mut Rng, jobs: &[PlannedJob]) -> BTreeMap<String, u32> {
 }
 
 impl Fault {
-    fn is_for_good(&self) -> bool {
-        matches!(self, Self::PairCut { for_ms, .. } if *for_ms == FOR_GOOD_MS)
+    fn is_permanent(&self) -> bool {
+        matches!(self, Self::PairCut { for_ms, .. } if *for_ms == FOREVER_MS)
     }
 
     fn new(rng: &mut Rng, nodes: usize) -> Self {
@@ -416,7 +417,7 @@ impl Fault {
                 node,
                 away_ms: short * 2,
             },
-            11 => Self::Deaf {
+            11 => Self::LinkStall {
                 node,
                 for_ms: short * 2,
             },

@@ -1,41 +1,42 @@
-//! Restores a coordinator from every prefix of the writes of one world: whatever the moment at
-//! which it died, what was durable is enough to go on. Each is driven for a while by workers that
-//! know nothing; the machine checks its own invariants after every event.
+//! Restores a coordinator from every prefix of the writes of one world: the durable state must be
+//! sufficient after a crash at any moment. Each restored coordinator then receives reports of
+//! workers without ranks; the machine checks its own invariants after every event.
 
 use super::plan::DETECT_WITHIN_MS;
-use super::{Kinds, Story, World};
+use super::{Kinds, TraceMode, World};
 use coordinator_core::event::{Durable, Input, Record};
 use coordinator_core::{Config, Coordinator};
 use proto::id::WorkerId;
 use proto::message::WorkerReport;
 use proto::spec::DeviceKind;
 
-/// How often each restored coordinator hears of every worker.
+/// How many reports each restored coordinator receives from every worker.
 const ROUNDS: u64 = 12;
 
-/// How many prefixes were restored.
+/// Returns the number of prefixes.
 ///
 /// # Errors
-/// The first prefix that cannot be gone on from, and why.
+/// The first prefix that cannot be restored, and why.
 pub fn restore_every_prefix(seed: u64) -> Result<usize, String> {
-    let mut world = World::new(Kinds::All, seed, None, Story::Dropped);
+    let mut world = World::new(Kinds::All, seed, None, TraceMode::Off);
     world.writes = Some(Vec::new());
-    world.live()?;
+    world.run_to_end()?;
     let writes = world.writes.take().unwrap_or_default();
     let mut durable = Durable::default();
-    go_on(&world, &durable).map_err(|what| format!("seed {seed}, nothing written: {what}"))?;
+    check_restore(&world, &durable)
+        .map_err(|what| format!("seed {seed}, nothing written: {what}"))?;
     for (number, records) in writes.iter().enumerate() {
         records
             .iter()
             .cloned()
             .for_each(|record| durable.apply(record));
-        go_on(&world, &durable)
+        check_restore(&world, &durable)
             .map_err(|what| format!("seed {seed}, after write {number}: {what}"))?;
     }
     Ok(writes.len() + 1)
 }
 
-fn go_on(world: &World, durable: &Durable) -> Result<(), String> {
+fn check_restore(world: &World, durable: &Durable) -> Result<(), String> {
     let config = Config {
         store_url: "memory:".to_owned(),
         detect_within_ms: DETECT_WITHIN_MS,
@@ -65,7 +66,7 @@ fn go_on(world: &World, durable: &Durable) -> Result<(), String> {
             .next_deadline()
             .is_some_and(|deadline| deadline <= now)
         {
-            return Err("its deadline does not move on".to_owned());
+            return Err("its deadline does not advance".to_owned());
         }
     }
     for (id, before) in &durable.jobs {
@@ -76,7 +77,7 @@ fn go_on(world: &World, durable: &Durable) -> Result<(), String> {
         }
         let rests = job.phase.is_over() || job.paused || durable.drained.len() == world.nodes.len();
         if !rests && job.generation == before.generation && job.phase.word() == "running" {
-            return Err(format!("{id} counts on members that are gone: {job:?}"));
+            return Err(format!("{id} still runs on members that are lost: {job:?}"));
         }
     }
     Ok(())

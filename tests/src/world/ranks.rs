@@ -1,16 +1,16 @@
-//! Rank processes in the simulated world: each holds the rank's machine as it ships, and a toy in
-//! place of a model. They start, meet, train step by step in lockstep, write shards, go on in the
-//! next generation with what they hold, and leave. They die, hang, and are orphaned in an old
-//! generation, where they go on as if nothing had happened. What happens to a process from outside
-//! is here; what the ranks of a generation do together is in `group.rs`.
+//! Rank processes in the simulated world: each has the rank's production state machine, and a toy
+//! in place of a model. They start, rendezvous, train in lockstep, write shards, continue in the
+//! next generation with the state that they hold, and exit. They die, hang, or are orphaned in an
+//! old generation, where they run on. This file handles single processes; `group.rs` handles what
+//! the ranks of a generation do together.
 
 use super::World;
 use super::agenda::SimEvent;
 use super::bug::{self, Bug};
-use super::numbers::{ShardPut, Who};
+use super::describe;
 use super::plan::DETECT_WITHIN_MS;
+use super::stable_hash::{Actor, ShardPut};
 use super::store;
-use super::tell;
 use proto::checkpoint::checkpoint_folder;
 use proto::id::{Generation, Rank, Step};
 use proto::message::{
@@ -22,53 +22,52 @@ use worker_core::event::{Input, RankKey};
 
 /// Steps between digests.
 const DIGEST_EVERY: u64 = 3;
-/// Of a job that nobody knows: a planted bug forgot it.
+/// For a job without a record, which a planted bug has lost.
 const UNKNOWN: Rules = Rules {
     steps: 1,
     checkpoint_every: 1,
     digest_every: DIGEST_EVERY,
 };
 
-/// Process number, never used twice.
+/// Process id, never reused.
 pub(crate) type Pid = u64;
 
 #[derive(Debug)]
 pub(crate) struct Process {
-    /// What it was started as.
+    /// The rank as which it was started.
     process: RankKey,
-    /// What it is now.
+    /// Its current rank.
     pub(crate) key: RankKey,
     pub(crate) node: usize,
     boot: u64,
     device: u32,
     pub(crate) assignment: Assignment,
     pub(crate) phase: RankPhase,
-    /// It exists and does nothing.
+    /// It exists and makes no progress.
     pub(crate) hung: bool,
-    /// Until then it gets no processor; what comes for it waits.
+    /// It handles no event before this time.
     pub(crate) paused_until: u64,
-    /// What it decides by, where it is a rank of a gang.
+    /// Its state machine, if it is a rank of a gang.
     pub(crate) machine: Option<GangRank>,
     /// The toy's value after the step that the machine holds.
     pub(crate) value: u64,
-    /// The newest generation and step that it ever came to.
+    /// The newest generation and step that it ever reached.
     pub(crate) reached: Option<(Generation, u64)>,
-    /// The generation whose meeting place it was told last.
-    pub(crate) meets: Option<Generation>,
-    /// Since when it waits in a sum that does not come to its end.
-    pub(crate) reduces_since: Option<u64>,
-    /// Planted: it does not tell the others what it holds, until it holds something new.
-    pub(crate) forgets: bool,
-    /// What it came to, newest last.
+    /// The generation whose rendezvous address it received last.
+    pub(crate) rendezvous: Option<Generation>,
+    /// Since when it is blocked in a reduction.
+    pub(crate) reducing_since: Option<u64>,
+    /// Planted bug: it does not report its state to the others until it has a new one.
+    pub(crate) withholds_state: bool,
+    /// Digests of its weights, newest last.
     pub(crate) digests: Vec<WeightDigest>,
-    /// When its newest order reaches it: orders keep their order.
+    /// When its newest order arrives; orders arrive in sequence.
     last_order: u64,
-    /// When its last line reaches the daemon: lines keep their order, and the exit comes after
-    /// them.
+    /// When its last line reaches the daemon; lines arrive in sequence, and the exit after them.
     last_line: u64,
 }
 
-/// What one process writes of a checkpoint.
+/// A shard that one process writes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ShardWrite {
     pub(crate) pid: Pid,
@@ -105,10 +104,9 @@ impl World {
         self.next_pid += 1;
         let pid = self.next_pid;
         let boot = self.nodes[node].boot;
-        let slow = self.is_rough() && self.rng.chance(self.plan.noise.slow_start);
+        let slow = self.has_faults() && self.rng.chance(self.plan.noise.slow_start);
         let delay = if slow && self.rng.chance(150) {
-            // Base weights over a slow network: longer than the ranks wait for each other once they
-            // meet.
+            // Base weights over a slow network: longer than the deadline for joining.
             self.rng.between(8_000, 40 * DETECT_WITHIN_MS)
         } else if slow {
             self.rng.between(2_000, 8_000)
@@ -140,9 +138,9 @@ impl World {
             machine,
             value: 0,
             reached: None,
-            meets: None,
-            reduces_since: None,
-            forgets: false,
+            rendezvous: None,
+            reducing_since: None,
+            withholds_state: false,
             digests: vec![],
             last_order: self.now,
             last_line: self.now,
@@ -152,7 +150,7 @@ impl World {
             .put(self.now + delay, SimEvent::RankLoaded { pid });
     }
 
-    /// The process, if it is there and not hung.
+    /// The process, if it exists and does not hang.
     pub(crate) fn working(&mut self, pid: Pid) -> Option<&mut Process> {
         self.processes.get_mut(&pid).filter(|process| !process.hung)
     }
@@ -165,7 +163,7 @@ impl World {
         found.map(|(pid, _)| *pid)
     }
 
-    pub(crate) fn tell_rank(
+    pub(crate) fn send_order(
         &mut self,
         node: usize,
         key: &RankKey,
@@ -175,7 +173,7 @@ impl World {
         let Some(pid) = self.find(node, key) else {
             return;
         };
-        // It notices a newer generation when it comes out of what it is doing.
+        // A rank notices an order after its current operation.
         let delay = self.rng.between(2, 40);
         let now = self.now;
         let Some(process) = self.processes.get_mut(&pid) else {
@@ -185,7 +183,7 @@ impl World {
         let at = process.last_order;
         self.agenda.put(
             at,
-            SimEvent::RankTold {
+            SimEvent::RankReceives {
                 pid,
                 rank,
                 assignment,
@@ -229,47 +227,47 @@ impl World {
         }
     }
 
-    /// A fault: some rank of this node dies at once.
+    /// A fault: a rank of this node dies at once.
     pub(crate) fn crash_rank(&mut self, node: usize) {
-        if let Some(pid) = self.some_rank(node) {
+        if let Some(pid) = self.pick_rank(node) {
             self.rank_dies(pid, false, "killed by signal 11");
         }
     }
 
-    /// A fault: some rank of this node does nothing more.
+    /// A fault: a rank of this node hangs.
     pub(crate) fn hang_rank(&mut self, node: usize) {
-        let Some(pid) = self.some_rank(node) else {
+        let Some(pid) = self.pick_rank(node) else {
             return;
         };
         if let Some(process) = self.processes.get_mut(&pid) {
             process.hung = true;
             let key = &process.key;
             self.trace
-                .line(self.now, || format!("{} hangs", tell::key(key)));
+                .line(self.now, || format!("{} hangs", describe::key(key)));
         }
     }
 
-    /// A fault: some rank of this node gets no processor for a while.
+    /// A fault: a rank of this node is paused for a while.
     pub(crate) fn pause_rank(&mut self, node: usize, for_ms: u64) {
-        let Some(pid) = self.some_rank(node) else {
+        let Some(pid) = self.pick_rank(node) else {
             return;
         };
         if let Some(process) = self.processes.get_mut(&pid) {
             process.paused_until = self.now + for_ms;
             let key = &process.key;
             self.trace.line(self.now, || {
-                format!("{} stands still for {for_ms} ms", tell::key(key))
+                format!("{} is paused for {for_ms} ms", describe::key(key))
             });
         }
     }
 
-    /// When this process goes on, if it stands still now.
-    pub(crate) fn pause(&self, pid: Pid) -> Option<u64> {
+    /// Until when this process is paused; None: it runs.
+    pub(crate) fn paused_until(&self, pid: Pid) -> Option<u64> {
         let until = self.processes.get(&pid)?.paused_until;
         (self.now < until).then_some(until)
     }
 
-    fn some_rank(&mut self, node: usize) -> Option<Pid> {
+    fn pick_rank(&mut self, node: usize) -> Option<Pid> {
         let here = self
             .processes
             .iter()
@@ -284,9 +282,10 @@ impl World {
             return;
         };
         let (node, boot, key) = (process.node, process.boot, process.process);
-        self.unit_rank_gone(pid, &key.job);
-        self.trace
-            .line(self.now, || format!("{} ends: {outcome}", tell::key(&key)));
+        self.unit_rank_exited(pid, &key.job);
+        self.trace.line(self.now, || {
+            format!("{} ends: {outcome}", describe::key(&key))
+        });
         let at = (self.now + self.rng.between(1, 5)).max(process.last_line);
         let outcome = outcome.to_owned();
         self.agenda.put(
@@ -301,15 +300,20 @@ impl World {
         );
     }
 
-    /// The process says where it is; also its sign of life.
-    pub(crate) fn say(&mut self, pid: Pid, steps: Vec<StepReport>, shards: Vec<ShardReport>) {
+    /// The process reports its state; the report is also its heartbeat.
+    pub(crate) fn send_report(
+        &mut self,
+        pid: Pid,
+        steps: Vec<StepReport>,
+        shards: Vec<ShardReport>,
+    ) {
         let delay = self.rng.between(1, 4);
         let now = self.now;
         let (units, activity) = self.unit_report(pid);
         let Some(process) = self.working(pid) else {
             return;
         };
-        let reduces = process.reduces_since.map(|since| Activity {
+        let reduces = process.reducing_since.map(|since| Activity {
             step: Step(process.step() + 1),
             stage: Stage::Reduction,
             for_ms: now - since,
@@ -320,7 +324,7 @@ impl World {
             generation: process.key.generation,
             rank: process.key.rank,
             phase: process.phase.clone(),
-            // The number of the process stands for its port.
+            // The process id stands for its port.
             store_address: joined.then(|| format!("host:{pid}")),
             steps,
             shards,
@@ -333,7 +337,7 @@ impl World {
         let process = process.process.clone();
         self.agenda.put(
             at,
-            SimEvent::RankSaid {
+            SimEvent::RankReported {
                 node,
                 boot,
                 process,
@@ -342,15 +346,17 @@ impl World {
         );
     }
 
-    pub(crate) fn rank_beats(&mut self, pid: Pid) {
+    pub(crate) fn rank_heartbeat(&mut self, pid: Pid) {
         if self.working(pid).is_some() {
-            self.say(pid, vec![], vec![]);
-            self.agenda
-                .put(self.now + DETECT_WITHIN_MS / 3, SimEvent::RankBeat { pid });
+            self.send_report(pid, vec![], vec![]);
+            self.agenda.put(
+                self.now + DETECT_WITHIN_MS / 3,
+                SimEvent::RankHeartbeat { pid },
+            );
         }
     }
 
-    pub(crate) fn rank_said(
+    pub(crate) fn rank_reported(
         &mut self,
         node: usize,
         boot: u64,
@@ -376,7 +382,7 @@ impl World {
         self.node_handles(node, boot, exited);
     }
 
-    /// Libraries and weights are there: it is ready to meet the others.
+    /// Libraries and weights are loaded: it is ready to join its group.
     pub(crate) fn rank_loaded(&mut self, pid: Pid) {
         let Some(process) = self.working(pid) else {
             return;
@@ -384,11 +390,11 @@ impl World {
         if process.assignment.units().is_some() {
             return self.units_loaded(pid);
         }
-        self.gang_rank(pid, GangInput::Loaded);
+        self.handle_gang_input(pid, GangInput::Loaded);
     }
 
-    pub(crate) fn rank_told(&mut self, pid: Pid, rank: Rank, assignment: Assignment) {
-        let forgets = self.bug == Some(Bug::StandbyForgets);
+    pub(crate) fn rank_receives(&mut self, pid: Pid, rank: Rank, assignment: Assignment) {
+        let withholds_state = self.bug == Some(Bug::StandbyStateDropped);
         let Some(process) = self.working(pid) else {
             return;
         };
@@ -396,16 +402,16 @@ impl World {
         process.assignment = assignment;
         if process.assignment.units().is_some() {
             (process.key.generation, process.key.rank) = (process.assignment.generation, rank);
-            return self.units_told(pid);
+            return self.units_ordered(pid);
         }
         let Some(order) = Order::of(&process.assignment, rank) else {
             return self.try_join(pid);
         };
         if newer {
-            process.reduces_since = None;
-            process.forgets |= forgets && process.assignment.is_standby();
+            process.reducing_since = None;
+            process.withholds_state |= withholds_state && process.assignment.is_standby();
         }
-        self.gang_rank(pid, GangInput::Ordered(order));
+        self.handle_gang_input(pid, GangInput::Ordered(order));
         let Some(process) = self.working(pid) else {
             return;
         };
@@ -415,13 +421,13 @@ impl World {
         let serving = machine.serving();
         (process.key.generation, process.key.rank) = (serving.generation, serving.rank);
         if !newer && !machine.is_saving() {
-            // The address may be known now.
+            // The rendezvous address may be known now.
             self.try_join(pid);
         }
     }
 
-    /// The machine of this process is told something, and what it wants is done.
-    pub(crate) fn gang_rank(&mut self, pid: Pid, event: GangInput) {
+    /// The machine of this process handles an input; its effects are performed.
+    pub(crate) fn handle_gang_input(&mut self, pid: Pid, event: GangInput) {
         let bug = self.bug;
         let Some(process) = self.working(pid) else {
             return;
@@ -429,14 +435,14 @@ impl World {
         let Some(machine) = &mut process.machine else {
             return;
         };
-        for effect in bug::gang_rank(bug, machine, event) {
-            self.do_for_rank(pid, effect);
+        for effect in bug::handle_gang_input(bug, machine, event) {
+            self.perform_rank_effect(pid, effect);
         }
     }
 
-    /// What a rank does alone. What all do together (steps, their end, state that is handed over)
-    /// is up to the group.
-    fn do_for_rank(&mut self, pid: Pid, effect: Effect) {
+    /// Performs the effects of a single rank. The group performs steps, their end and the transfer
+    /// of state.
+    fn perform_rank_effect(&mut self, pid: Pid, effect: Effect) {
         let Some(process) = self.working(pid) else {
             return;
         };
@@ -448,16 +454,16 @@ impl World {
             Effect::Phase(phase) => {
                 let begins = std::mem::replace(&mut process.phase, phase) == RankPhase::Starting;
                 if begins {
-                    self.rank_beats(pid);
+                    self.rank_heartbeat(pid);
                 } else {
-                    self.say(pid, vec![], vec![]);
+                    self.send_report(pid, vec![], vec![]);
                 }
             }
             Effect::Meet => self.try_join(pid),
             Effect::Abort => {
-                // It notices at once; an order takes its time to come.
-                let error = "a newer generation takes its place".to_owned();
-                self.gang_rank(pid, GangInput::Broke { error });
+                // The abort takes effect at once; the delay is that of the order.
+                let error = "a newer generation replaces this one".to_owned();
+                self.handle_gang_input(pid, GangInput::Broke { error });
             }
             Effect::Save(Step(step)) => {
                 let generation = process.key.generation;
@@ -476,8 +482,8 @@ impl World {
         let Some(process) = self.working(pid) else {
             return;
         };
-        // Only who still waits for the others gets tired of it.
-        let waits = match process.phase {
+        // A timeout for joining concerns only ranks that still wait.
+        let is_waiting = match process.phase {
             RankPhase::Joining => true,
             RankPhase::Training => !error.contains("to join"),
             RankPhase::Starting
@@ -486,10 +492,10 @@ impl World {
             | RankPhase::Finished
             | RankPhase::Failed { .. } => false,
         };
-        if !waits || process.key.generation != generation {
+        if !is_waiting || process.key.generation != generation {
             return;
         }
-        self.gang_rank(pid, GangInput::Broke { error });
+        self.handle_gang_input(pid, GangInput::Broke { error });
     }
 
     pub(crate) fn rank_fails(&mut self, pid: Pid, error: String) {
@@ -500,11 +506,11 @@ impl World {
             error,
             permanent: false,
         };
-        self.say(pid, vec![], vec![]);
+        self.send_report(pid, vec![], vec![]);
         self.rank_dies(pid, false, "exit status 1");
     }
 
-    pub(crate) fn rank_writes(&mut self, shard_write: ShardWrite) {
+    pub(crate) fn write_shard(&mut self, shard_write: ShardWrite) {
         let ShardWrite {
             pid,
             generation,
@@ -518,19 +524,19 @@ impl World {
         if key.generation != generation {
             return;
         }
-        let trouble = self.trouble(self.plan.noise.shard_trouble);
-        let kind = if trouble { self.rng.between(1, 4) } else { 0 };
+        let fault = self.roll_fault(self.plan.noise.shard_faults);
+        let kind = if fault { self.rng.between(1, 4) } else { 0 };
         if kind == 1 {
             return self.rank_fails(pid, "writing a checkpoint: 503 slow down".to_owned());
         }
         if kind == 2 {
             let (key, at) = (
-                tell::key(&key),
+                describe::key(&key),
                 self.now + self.rng.between(1_000, 3 * DETECT_WITHIN_MS),
             );
             self.trace
                 .line(self.now, || format!("the store is slow for {key}"));
-            return self.agenda.put(at, SimEvent::RankWrites(shard_write));
+            return self.agenda.put(at, SimEvent::WriteShard(shard_write));
         }
         let Some(process) = self.working(pid) else {
             return;
@@ -541,22 +547,22 @@ impl World {
             step: Step(step),
             value,
         };
-        self.trace.number(self.now, Who::Process(pid), &put);
+        self.trace.record(self.now, Actor::Process(pid), &put);
         self.store.put_shard(
             &checkpoint_folder(&key.job, Step(step), key.generation),
             &entry.path,
             value,
         );
         if kind == 3 {
-            // Written, and the answer is lost.
+            // The shard is written, and the answer is lost.
             return self.rank_fails(pid, "writing a checkpoint: connection reset".to_owned());
         }
         if self.bug != Some(Bug::ShardBeforeWritten) {
-            self.rank_says_written(shard_write);
+            self.report_shard(shard_write);
         }
     }
 
-    pub(crate) fn rank_says_written(&mut self, shard_write: ShardWrite) {
+    pub(crate) fn report_shard(&mut self, shard_write: ShardWrite) {
         let ShardWrite {
             pid,
             generation,
@@ -571,8 +577,8 @@ impl World {
         }
         let shard = store::entry(process.key.rank.0, process.assignment.world(), value);
         let environment = "toy".to_owned();
-        self.gang_rank(pid, GangInput::Saved { step: Step(step) });
-        self.say(
+        self.handle_gang_input(pid, GangInput::Saved { step: Step(step) });
+        self.send_report(
             pid,
             vec![],
             vec![ShardReport {

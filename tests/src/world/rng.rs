@@ -1,12 +1,11 @@
-//! The world's only source of chance: SplitMix64 from one seed. The same seed always rolls the
-//! same.
+//! The only random number generator of the simulation: SplitMix64, seeded.
 
 #[derive(Debug, Clone)]
 pub(crate) struct Rng(u64);
 
 impl Rng {
-    /// `purpose` keeps streams of one seed apart, so that one more roll here does not change what
-    /// happens there.
+    /// `purpose` selects an independent stream of the same seed, so that an additional draw for one
+    /// purpose does not change the others.
     pub(crate) fn new(seed: u64, purpose: u64) -> Self {
         let mut rng = Self(seed ^ purpose.wrapping_mul(0xD1B5_4A32_D192_ED03));
         rng.roll();

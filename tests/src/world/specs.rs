@@ -1,4 +1,4 @@
-//! What jobs are: their text, read once.
+//! Job specifications, each parsed once from its stored text.
 
 use coordinator_core::event::JobRecord;
 use proto::id::JobId;
@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 pub(crate) struct Specs(BTreeMap<JobId, JobSpec>);
 
 impl Specs {
-    /// A job is saved, perhaps for the first time.
+    /// Parses the job's text when the job is saved for the first time.
     ///
     /// # Panics
-    /// If the coordinator accepted what is no job.
-    pub(crate) fn learn(&mut self, record: &JobRecord) {
+    /// If the coordinator accepted an invalid job.
+    pub(crate) fn insert(&mut self, record: &JobRecord) {
         if !self.0.contains_key(&record.id) {
             let spec = proto::job::parse_stored(&record.id, &record.job_toml);
             let spec = spec.unwrap_or_else(|errors| panic!("{errors}"));

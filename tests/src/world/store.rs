@@ -1,5 +1,5 @@
-//! The object store's stand-in: names and contents, whole or not there, with conditional put. It
-//! never fails by itself; the world decides which calls fail and which answers are lost.
+//! A fake object store: names and contents, atomic puts, conditional put. It never fails by itself;
+//! the world decides which calls fail and which answers are lost.
 
 use proto::checkpoint::{
     CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry, checkpoint_folder,
@@ -16,12 +16,12 @@ pub(crate) struct Store {
     units: BTreeMap<JobId, Outputs>,
 }
 
-/// What units of a job have put.
+/// Outputs of the units of a job.
 #[derive(Debug, Default)]
 struct Outputs {
-    /// Under the name that depends on the unit alone.
+    /// Units with an output under the expected name, which depends on the unit alone.
     named: BTreeSet<u64>,
-    /// Unit and any other name.
+    /// Outputs under unexpected names: unit and name.
     others: BTreeSet<(u64, u64)>,
 }
 
@@ -30,7 +30,7 @@ impl Store {
         self.shards.insert(format!("{folder}/{file}"), value);
     }
 
-    /// A name that is not 0 is none that a unit's output should have.
+    /// Puts the output of a unit. 0 is the expected name, any other value an unexpected one.
     pub(crate) fn put_unit(&mut self, job: &JobId, unit: u64, name: u64) {
         if !self.units.contains_key(job) {
             self.units.insert(job.clone(), Outputs::default());
@@ -53,7 +53,7 @@ impl Store {
         self.units.get(job).is_some_and(of)
     }
 
-    /// How many outputs a job has, and how many units they are of.
+    /// The number of outputs of a job, and the number of units that have one.
     pub(crate) fn count_units(&self, job: &JobId) -> (usize, usize) {
         let Some(Outputs { named, others }) = self.units.get(job) else {
             return (0, 0);
@@ -63,11 +63,13 @@ impl Store {
         (named.len() + others.len(), of)
     }
 
-    /// Only if there is none; the same again is success.
+    /// Conditional put: succeeds if there is none or an equal one.
     pub(crate) fn put_manifest(&mut self, manifest: &CheckpointManifest) -> Result<(), String> {
         let name = manifest_name(&manifest.job, manifest.step, manifest.generation);
         match self.manifests.get(&name) {
-            Some(there) if there != manifest => Err(format!("{name} exists and is another")),
+            Some(existing) if existing != manifest => {
+                Err(format!("{name} exists with other contents"))
+            }
             Some(_) => Ok(()),
             None => {
                 self.manifests.insert(name, manifest.clone());
@@ -92,25 +94,25 @@ impl Store {
         ))
     }
 
-    /// What is wrong with the shards that the manifest names.
+    /// Checks the shards that the manifest names.
     pub(crate) fn check_shards(&self, manifest: &CheckpointManifest) -> Result<(), String> {
         let folder = checkpoint_folder(&manifest.job, manifest.step, manifest.generation);
         let world = manifest.shards.len();
-        let whole = (0..world).map(|rank| file(rank, world));
-        if !whole.eq(manifest.shards.iter().map(|entry| entry.path.clone())) {
+        let expected = (0..world).map(|rank| file(rank, world));
+        if !expected.eq(manifest.shards.iter().map(|entry| entry.path.clone())) {
             let paths: Vec<&str> = manifest
                 .shards
                 .iter()
                 .map(|entry| entry.path.as_str())
                 .collect();
-            return Err(format!("{folder} is not whole: {}", paths.join(", ")));
+            return Err(format!("{folder} is incomplete: {}", paths.join(", ")));
         }
         for entry in &manifest.shards {
             let name = format!("{folder}/{}", entry.path);
             let value = self
                 .shards
                 .get(&name)
-                .ok_or_else(|| format!("{name} is named and not there"))?;
+                .ok_or_else(|| format!("{name} is named and does not exist"))?;
             if digest(*value) != entry.sha256 {
                 return Err(format!(
                     "{name} holds {value}, whose digest is not {}",
@@ -127,7 +129,7 @@ impl Store {
         let manifest = self
             .manifests
             .get(&name)
-            .ok_or_else(|| format!("{name} is not there"))?;
+            .ok_or_else(|| format!("{name} does not exist"))?;
         self.check_shards(manifest)?;
         let folder = checkpoint_folder(job, checkpoint.step, checkpoint.generation);
         let values: BTreeSet<u64> = manifest
@@ -143,7 +145,7 @@ impl Store {
     }
 }
 
-/// A shard's entry as a rank writes it.
+/// The manifest entry of a shard, as a rank reports it.
 pub(crate) fn entry(rank: u32, world: u32, value: u64) -> ShardEntry {
     ShardEntry {
         path: file(rank as usize, world as usize),

@@ -1,19 +1,19 @@
-//! Two coordinators at a time: a second one starts on the same store while the first still lives
-//! and half of the nodes still talk to it. Whatever the first then writes is refused, and that is
-//! the end of it.
+//! Two coordinators at a time: a second one starts on the same store while the first still runs and
+//! half of the nodes are still connected to it. The store refuses the first one's next write, and
+//! the first exits.
 
 use super::World;
 use super::agenda::SimEvent;
 use super::coordinator::CoordinatorHost;
 
 impl World {
-    /// A fault: somebody starts a second coordinator.
+    /// A fault: a second coordinator is started.
     pub(crate) fn take_over(&mut self, for_ms: u64) {
         if !self.coordinator.is_up() || self.former.is_some() {
             return;
         }
         self.trace.line(self.now, || {
-            format!("a second coordinator is started; the first lives on for {for_ms} ms")
+            format!("a second coordinator starts; the first runs on for {for_ms} ms")
         });
         let boot = self.coordinator.boot;
         let next = CoordinatorHost::after(&self.coordinator);
@@ -30,8 +30,7 @@ impl World {
         self.agenda.put(at, SimEvent::FormerDies { boot });
     }
 
-    /// Lets the coordinator of that start do something, be it the present one, the former one, or
-    /// neither.
+    /// Runs `act` as the coordinator of this boot: the current one, the former one, or neither.
     pub(crate) fn as_coordinator(&mut self, boot: u64, act: impl FnOnce(&mut Self)) {
         if boot == self.coordinator.boot {
             return act(self);
@@ -39,28 +38,28 @@ impl World {
         let Some(former) = self.former.take_if(|former| former.boot == boot) else {
             return;
         };
-        let present = std::mem::replace(&mut self.coordinator, former);
-        self.fenced = true;
+        let current = std::mem::replace(&mut self.coordinator, former);
+        self.former_acts = true;
         act(self);
-        self.fenced = false;
-        let former = std::mem::replace(&mut self.coordinator, present);
+        self.former_acts = false;
+        let former = std::mem::replace(&mut self.coordinator, current);
         if former.is_up() {
             self.former = Some(former);
         } else {
-            self.bury(former.boot);
+            self.on_former_exit(former.boot);
         }
     }
 
-    /// Its process is at its end, refused or not.
+    /// The former coordinator's process ends, fenced off or not.
     pub(crate) fn former_dies(&mut self, boot: u64) {
         if self.former.take_if(|former| former.boot == boot).is_some() {
-            self.bury(boot);
+            self.on_former_exit(boot);
         }
     }
 
-    fn bury(&mut self, boot: u64) {
+    fn on_former_exit(&mut self, boot: u64) {
         self.trace
-            .line(self.now, || "the first coordinator is gone".to_owned());
+            .line(self.now, || "the first coordinator has exited".to_owned());
         for node in 0..self.nodes.len() {
             if self.nodes[node].linked_to == boot {
                 self.break_link(node, 1);

@@ -1,73 +1,73 @@
-//! The world's story: told, hashed or dropped. Hashing is how the simulator itself is tested: all
-//! that any machine was told and wanted goes into the hash, also what is not worth telling.
-//! `numbers.rs` has the hash that compares two versions.
+//! The trace of a world: printed, hashed or dropped. The hash covers every input and effect of
+//! every machine, also those that are not printed; it shows that the simulator is deterministic.
+//! `stable_hash` has the hash that compares two versions of the code.
 
-use super::numbers::{Numbered, Numbers, Who};
+use super::stable_hash::{Actor, StableHash, StableHasher};
 use std::fmt::{self, Debug, Write as _};
 use std::hash::{DefaultHasher, Hasher};
 
-/// What becomes of the story.
+/// What happens to the trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Story {
-    Dropped,
-    /// To the last word.
+pub enum TraceMode {
+    Off,
+    /// Every input, effect and line, as text.
     Hashed,
-    /// As numbers alone, which stay what they are when words change.
-    Numbered,
-    /// In plain words; each line goes to standard output as it happens.
-    Told,
-    /// Kept, for tests.
-    Kept,
+    /// Only ids, kinds and numbers: the hash does not change when something is renamed.
+    StablyHashed,
+    /// Each line goes to standard output at once.
+    Printed,
+    /// Lines are collected, for tests.
+    Collected,
 }
 
 #[derive(Debug)]
 pub(crate) struct Trace {
-    story: Story,
+    mode: TraceMode,
     hasher: DefaultHasher,
-    numbers: Numbers,
-    kept: Vec<String>,
+    stable_hasher: StableHasher,
+    lines: Vec<String>,
 }
 
 impl Trace {
-    pub(crate) fn new(story: Story) -> Self {
-        // DefaultHasher::new() has fixed keys: the same story has the same hash in every process.
+    pub(crate) fn new(mode: TraceMode) -> Self {
+        // DefaultHasher::new() has fixed keys: the same trace has the same hash in every process.
         Self {
-            story,
+            mode,
             hasher: DefaultHasher::new(),
-            numbers: Numbers::default(),
-            kept: Vec::new(),
+            stable_hasher: StableHasher::default(),
+            lines: Vec::new(),
         }
     }
 
     pub(crate) fn line(&mut self, now: u64, text: impl FnOnce() -> String) {
-        match self.story {
-            Story::Dropped | Story::Numbered => {}
-            Story::Hashed => {
+        match self.mode {
+            TraceMode::Off | TraceMode::StablyHashed => {}
+            TraceMode::Hashed => {
                 self.hasher.write_u64(now);
                 self.hasher.write(text().as_bytes());
             }
-            Story::Told | Story::Kept => self.tell(now, &text()),
+            TraceMode::Printed | TraceMode::Collected => self.emit(now, &text()),
         }
     }
 
-    /// What a machine was told or wants. `words`: None when nobody would care to hear it.
-    pub(crate) fn machine<T: Debug + Numbered>(
+    /// An input or an effect of a machine. `text`: None if it is not worth a line.
+    pub(crate) fn machine<T: Debug + StableHash>(
         &mut self,
         now: u64,
-        who: Who,
+        actor: Actor,
         value: &T,
-        words: impl FnOnce() -> Option<String>,
+        text: impl FnOnce() -> Option<String>,
     ) {
-        self.number(now, who, value);
-        self.value(now, value, words);
+        self.record(now, actor, value);
+        self.value(now, value, text);
     }
 
-    /// Of what crosses no edge of a machine in one value: its numbers.
-    pub(crate) fn number(&mut self, now: u64, who: Who, value: &impl Numbered) {
-        if matches!(self.story, Story::Hashed | Story::Numbered) {
-            self.numbers.put(now);
-            who.number(&mut self.numbers);
-            value.number(&mut self.numbers);
+    /// Adds to the stable hash what is not a single input or effect of a machine.
+    pub(crate) fn record(&mut self, now: u64, actor: Actor, value: &impl StableHash) {
+        if matches!(self.mode, TraceMode::Hashed | TraceMode::StablyHashed) {
+            self.stable_hasher.put(now);
+            actor.stable_hash(&mut self.stable_hasher);
+            value.stable_hash(&mut self.stable_hasher);
         }
     }
 
@@ -75,26 +75,27 @@ impl Trace {
         &mut self,
         now: u64,
         value: &impl Debug,
-        words: impl FnOnce() -> Option<String>,
+        text: impl FnOnce() -> Option<String>,
     ) {
-        match self.story {
-            Story::Dropped | Story::Numbered => {}
-            Story::Hashed => {
+        match self.mode {
+            TraceMode::Off | TraceMode::StablyHashed => {}
+            TraceMode::Hashed => {
                 self.hasher.write_u64(now);
-                write!(Ink(&mut self.hasher), "{value:?}").expect("a hash takes everything");
+                write!(HashWriter(&mut self.hasher), "{value:?}")
+                    .expect("writing to a hasher cannot fail");
             }
-            Story::Told | Story::Kept => {
-                if let Some(words) = words() {
-                    self.tell(now, &words);
+            TraceMode::Printed | TraceMode::Collected => {
+                if let Some(text) = text() {
+                    self.emit(now, &text);
                 }
             }
         }
     }
 
-    fn tell(&mut self, now: u64, text: &str) {
+    fn emit(&mut self, now: u64, text: &str) {
         let line = format!("{:>9.3} s  {text}", now as f64 / 1000.0);
-        if self.story == Story::Kept {
-            self.kept.push(line);
+        if self.mode == TraceMode::Collected {
+            self.lines.push(line);
         } else {
             println!("{line}");
         }
@@ -104,20 +105,20 @@ impl Trace {
         self.hasher.finish()
     }
 
-    /// Of all numbers so far.
-    pub(crate) fn numbers(&self) -> u64 {
-        self.numbers.value()
+    /// The stable hash of everything so far.
+    pub(crate) fn stable_hash(&self) -> u64 {
+        self.stable_hasher.value()
     }
 
-    pub(crate) fn take_kept(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.kept)
+    pub(crate) fn take_lines(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.lines)
     }
 }
 
-/// Text that goes straight into a hash.
-struct Ink<'a>(&'a mut DefaultHasher);
+/// Writes text straight into a hasher.
+struct HashWriter<'a>(&'a mut DefaultHasher);
 
-impl fmt::Write for Ink<'_> {
+impl fmt::Write for HashWriter<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.0.write(text.as_bytes());
         Ok(())

@@ -1,5 +1,4 @@
-//! The face of the worker daemon's machine: what it is told and what it wants done. Plain values,
-//! no I/O.
+//! Inputs, effects and events of the worker daemon's machine. Plain values, no I/O.
 
 use proto::id::{Generation, JobId, Rank, WorkerId};
 use proto::message::{Assignment, DesiredState, Peer, RankReport, WorkerReport};
@@ -7,8 +6,8 @@ use proto::message::{Assignment, DesiredState, Peer, RankReport, WorkerReport};
 /// Milliseconds of the shell's monotonic clock. The machine never reads a clock.
 pub type Millis = u64;
 
-/// A rank of one generation. A process is named for ever by the rank that it was started as,
-/// whatever ranks of later generations it becomes.
+/// A rank of one generation. A process is always identified by the rank it was started as, even
+/// after it has become a rank of a later generation.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RankKey {
     pub job: JobId,
@@ -20,18 +19,18 @@ pub struct RankKey {
 pub enum Input {
     /// The stream to the coordinator is open.
     Connected,
-    /// It broke; ranks go on.
+    /// The stream broke. Ranks continue.
     Disconnected,
-    /// What should be, from the coordinator.
+    /// The desired state from the coordinator.
     Desired(DesiredState),
-    /// A line from a rank process; also its sign of life. It speaks of the generation that it has
-    /// taken up.
+    /// A report of a rank process, which is also its heartbeat. `report` names the generation that
+    /// the process has adopted.
     RankSaid {
         process: RankKey,
         report: RankReport,
     },
-    /// This process is gone; comes after everything that it said. `outcome` says how: "exit status
-    /// 0", "killed by signal 9", and the last line it wrote.
+    /// A process exited. Follows all of its reports. `outcome` is for instance "exit status 0" or
+    /// "killed by signal 9", with the last line of its output.
     RankExited {
         key: RankKey,
         success: bool,
@@ -41,51 +40,52 @@ pub enum Input {
     PeerAnswered {
         peer: WorkerId,
     },
-    /// It was asked and did not answer, or somebody else did.
+    /// This peer did not answer a ping, or another worker answered at its address.
     PeerFailed {
         peer: WorkerId,
         error: String,
     },
-    /// Leave in order (SIGTERM): tell the coordinator, let ranks go on until their jobs have handed
-    /// over or the grace is over, then [`Effect::Exit`]. A second time: stop ranks now.
+    /// Shut down gracefully (SIGTERM): report it to the coordinator, let ranks continue until their
+    /// jobs have handed over or the grace period ends, then [`Effect::Exit`]. A second shutdown
+    /// stops all ranks immediately.
     Shutdown,
     Deadline,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
-    /// Start a process for this rank on this device and hand it the assignment as its first line.
+    /// Start a process for this rank on this device and send it the assignment as its first line.
     Spawn {
         key: RankKey,
         device: u32,
         assignment: Box<Assignment>,
     },
-    /// Hand a running process its assignment again, because something in it changed, or that of a
-    /// newer generation, in which it is `rank`.
+    /// Send a running process a changed assignment, or that of a newer generation, in which it is
+    /// `rank`.
     Update {
         key: RankKey,
         rank: Rank,
         device: u32,
         assignment: Box<Assignment>,
     },
-    /// Ask the process to leave.
+    /// Ask the process to exit.
     Stop {
         key: RankKey,
     },
-    /// Kill it now. Its exit is reported by `RankExited` like any other.
+    /// Kill the process. Its exit is reported by [`Input::RankExited`].
     Kill {
         key: RankKey,
     },
-    /// Ask these peers, and no others, again and again whether they are there: some times in each
-    /// `detect_within`, with one `detect_within` for an answer. Each outcome is an event.
+    /// Ping these peers, and no others, several times per `detect_within`, with `detect_within` as
+    /// timeout. Each result is an input.
     Ask {
         peers: Vec<Peer>,
         detect_within_ms: u64,
     },
-    /// Send to the coordinator; drop it when there is no stream.
+    /// Send a report to the coordinator; drop it if there is no stream.
     Report(WorkerReport),
     Emit(Event),
-    /// All ranks are gone after `Shutdown`.
+    /// Exit the daemon: all ranks have exited after [`Input::Shutdown`].
     Exit,
 }
 
@@ -99,17 +99,20 @@ pub enum Event {
         from: RankKey,
         to: RankKey,
     },
-    /// The rank was silent for longer than its deadline and is killed.
+    /// The rank missed its heartbeat deadline, or did not leave an older generation in time. It is
+    /// killed.
     RankSilent {
         key: RankKey,
         silent_ms: u64,
     },
+    /// A rank's process exited.
     RankGone {
         key: RankKey,
         success: bool,
         outcome: String,
     },
-    /// Orders for somebody else, or older than what is known; ignored.
+    /// A message was ignored: orders for another worker, outdated orders, or a report without a
+    /// process.
     Ignored {
         worker: WorkerId,
         what: String,

@@ -1,10 +1,10 @@
-//! What a node should do next about its ranks: a pure machine. It turns the coordinator's desired
-//! state into rank processes, one per device, and tells the coordinator what they say. A process
-//! that runs when its job gets a newer generation with a place for it here is kept and becomes a
-//! rank of that, because it holds the state. It has no async, clock, randomness, sockets, files or
-//! logging; the daemon's loop calls [`Worker::handle`] and performs the effects in order.
+//! The state machine of the worker daemon. It turns the coordinator's desired state into rank
+//! processes, one per device, and reports their state to the coordinator. If a job gets a newer
+//! generation that includes this worker, running processes become ranks of it, because they hold
+//! the training state. The machine has no async, clock, randomness, sockets, files or logging; the
+//! daemon's loop calls [`Worker::handle`] and performs the effects in order.
 //!
-//! While the coordinator is away ranks go on: the last desired state still holds.
+//! While the coordinator is unreachable ranks continue: the last desired state remains valid.
 
 mod clock;
 mod deadline;
@@ -21,21 +21,21 @@ use peers::Peers;
 use proto::id::{Generation, JobId, Rank, WorkerId};
 use proto::message::{Assignment, DesiredState, RankPhase, RankReport, SILENT, WorkerReport};
 use proto::spec::DeviceKind;
-use rank::{Life, RankState};
+use rank::{ProcessState, RankState};
 use std::collections::{BTreeMap, BTreeSet};
 pub use view::{RankView, View};
 
-/// What the machine is told once.
+/// The fixed configuration of the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     pub worker: WorkerId,
     pub device: DeviceKind,
     pub devices: u32,
-    /// Where it answers other workers; None: nowhere.
+    /// Where it answers pings of other workers; None: it does not.
     pub peer_address: Option<String>,
 }
 
-/// Why a worker that leaves does not run a rank.
+/// The error of a rank that is stopped or not started because of a shutdown.
 const SHUTTING_DOWN: &str = "the worker is shutting down";
 
 /// The machine.
@@ -45,68 +45,67 @@ pub struct Worker {
     deadlines: Deadlines,
     clock: Clock,
     connected: bool,
-    leave: Leave,
-    /// What should be: the newest generation of each job that names this worker.
+    shutdown: Shutdown,
+    /// The desired state: the newest generation of each job that is assigned to this worker.
     assignments: BTreeMap<JobId, Assignment>,
     ranks: BTreeMap<RankKey, RankState>,
-    /// The newest generation of each job that this worker was taken off. Its ranks are never
-    /// started again: a second life of a rank would repeat steps and overwrite shards that a
-    /// manifest may already name.
+    /// The newest generation of each job from which this worker was removed. Its ranks are never
+    /// started again: a restarted rank would repeat steps and overwrite shards that a manifest may
+    /// already name.
     retired: BTreeMap<JobId, Generation>,
     peers: Peers,
-    /// Something changed that the coordinator has not been told.
-    news: bool,
-    reported: Millis,
+    /// Whether something changed since the last report.
+    report_due: bool,
+    last_report_at: Millis,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Leave {
-    No,
-    /// Asked to: no rank starts any more, and those that run have until then to hand over what they
-    /// hold.
-    Asked {
+enum Shutdown {
+    NotRequested,
+    /// No rank is started any more. Running ranks may hand over their state until the deadline.
+    Draining {
         until: Millis,
     },
-    /// Asked again: they are sent away.
-    Now,
-    /// [`Effect::Exit`] was given.
-    Gone,
+    /// All ranks are being stopped.
+    Immediate,
+    /// [`Effect::Exit`] was emitted.
+    Exited,
 }
 
 impl Worker {
-    /// A daemon that was just started: no ranks, no coordinator.
+    /// The state of a daemon that just started: no ranks, no connection.
     #[must_use]
     pub fn new(config: Config, now: Millis) -> Self {
         Self {
-            deadlines: Deadlines::UNTIL_TOLD,
+            deadlines: Deadlines::INITIAL,
             config,
             clock: Clock::new(now),
             connected: false,
-            leave: Leave::No,
+            shutdown: Shutdown::NotRequested,
             assignments: BTreeMap::new(),
             ranks: BTreeMap::new(),
             retired: BTreeMap::new(),
             peers: Peers::default(),
-            news: true,
-            reported: now,
+            report_due: true,
+            last_report_at: now,
         }
     }
 
-    /// Takes one event; the effects are to be performed in order. Never fails and never panics on
-    /// strange input: what cannot be meant is ignored and noted.
-    pub fn handle(&mut self, now: Millis, event: Input) -> Vec<Effect> {
+    /// Handles one input. The caller performs the effects in order. Never fails and never panics on
+    /// invalid input, which is ignored and emitted as [`Event::Ignored`].
+    pub fn handle(&mut self, now: Millis, input: Input) -> Vec<Effect> {
         let due = self.due();
         let now = self.clock.advance(now, due, self.deadlines.patience_ms());
         let mut effects = Vec::new();
-        match event {
+        match input {
             Input::Connected => {
                 self.connected = true;
-                self.news = true;
+                self.report_due = true;
             }
             Input::Disconnected => self.connected = false,
             Input::Desired(state) => self.on_desired(now, state, &mut effects),
             Input::RankSaid { process, report } => {
-                self.on_rank_said(now, &process, report, &mut effects)
+                self.on_rank_report(now, &process, report, &mut effects)
             }
             Input::RankExited {
                 key,
@@ -115,24 +114,24 @@ impl Worker {
             } => {
                 self.on_rank_exited(&key, success, outcome, &mut effects);
             }
-            Input::PeerAnswered { peer } => self.news |= self.peers.answered(&peer, now),
+            Input::PeerAnswered { peer } => self.report_due |= self.peers.answered(&peer, now),
             Input::PeerFailed { peer, error } => self.peers.failed(&peer, error),
             Input::Shutdown => self.on_shutdown(now),
             Input::Deadline => {}
         }
-        self.news |= self.peers.tend(now, self.deadlines);
-        self.dismiss(now, &mut effects);
+        self.report_due |= self.peers.mark_overdue(now, self.deadlines);
+        self.stop_unassigned(now, &mut effects);
         self.kill_overdue(now, &mut effects);
         self.start(now, &mut effects);
         self.report(now, &mut effects);
-        self.exit_when_empty(&mut effects);
+        self.exit_if_done(&mut effects);
         effects
     }
 
-    /// When [`Input::Deadline`] is wanted, in the clock of [`Self::handle`].
+    /// When the next [`Input::Deadline`] is due, in the time of [`Self::handle`].
     #[must_use]
     pub fn next_deadline(&self) -> Option<Millis> {
-        self.due().map(|deadline| self.clock.shell_of(deadline))
+        self.due().map(|deadline| self.clock.to_shell(deadline))
     }
 
     #[must_use]
@@ -141,7 +140,7 @@ impl Worker {
             key,
             device: state.device(),
             report: &state.report,
-            assignment: state.handed.as_deref(),
+            assignment: state.assignment.as_deref(),
         });
         View {
             connected: self.connected,
@@ -150,10 +149,10 @@ impl Worker {
         }
     }
 
-    /// True once the daemon was asked to leave: it takes no new rank.
+    /// True once a shutdown was requested; no new rank is accepted then.
     #[must_use]
     pub fn is_leaving(&self) -> bool {
-        self.leave != Leave::No
+        self.shutdown != Shutdown::NotRequested
     }
 
     /// The next deadline, in the time of [`Clock`].
@@ -165,16 +164,16 @@ impl Worker {
             .min();
         let report = self
             .connected
-            .then(|| self.deadlines.report_at(self.reported));
-        let leave = match self.leave {
-            Leave::Asked { until } => Some(until),
-            Leave::No | Leave::Now | Leave::Gone => None,
+            .then(|| self.deadlines.report_at(self.last_report_at));
+        let shutdown = match self.shutdown {
+            Shutdown::Draining { until } => Some(until),
+            Shutdown::NotRequested | Shutdown::Immediate | Shutdown::Exited => None,
         };
         let peers = self.peers.deadline(self.deadlines);
         ranks
             .into_iter()
             .chain(report)
-            .chain(leave)
+            .chain(shutdown)
             .chain(peers)
             .min()
     }
@@ -192,8 +191,8 @@ impl Worker {
             return;
         }
         let deadlines = Deadlines::new(state.detect_within_ms);
-        let others = self.peers.take(state.peers, now);
-        if others || self.deadlines != deadlines {
+        let peers_changed = self.peers.set(state.peers, now);
+        if peers_changed || self.deadlines != deadlines {
             effects.push(Effect::Ask {
                 peers: self.peers.list(),
                 detect_within_ms: state.detect_within_ms,
@@ -210,9 +209,9 @@ impl Worker {
                 wanted.insert(assignment.job.clone(), assignment);
                 continue;
             }
-            // A message that was overtaken by a newer one.
+            // The messages arrived out of order.
             let what = format!(
-                "{} generation {} is over",
+                "{} generation {} is outdated",
                 assignment.job, assignment.generation
             );
             effects.push(Effect::Emit(Event::Ignored {
@@ -233,28 +232,33 @@ impl Worker {
                 *retired = old.generation.max(*retired);
             }
         }
-        self.move_over(now, effects);
-        self.hand_on(effects);
+        self.move_processes(now, effects);
+        self.forward_assignments(effects);
     }
 
-    /// Gives running processes the ranks of a newer generation of their job, in order.
-    fn move_over(&mut self, now: Millis, effects: &mut Vec<Effect>) {
-        if !matches!(self.leave, Leave::No | Leave::Asked { .. }) {
+    /// Assigns the ranks of a newer generation to running processes of the job, in order.
+    fn move_processes(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+        if !matches!(
+            self.shutdown,
+            Shutdown::NotRequested | Shutdown::Draining { .. }
+        ) {
             return;
         }
         let leave_by = self.deadlines.leave_at(now);
         for assignment in self.assignments.values() {
-            for key in places(assignment, self.config.devices) {
+            for key in rank_keys(assignment, self.config.devices) {
                 if self.ranks.contains_key(&key) || self.is_retired(assignment) {
                     continue;
                 }
                 let assignment = Box::new(assignment.clone());
                 let successor = self.ranks.iter().find_map(|(old, state)| {
-                    let same = old.job == key.job;
-                    let new = same.then(|| state.successor(&key, assignment.clone(), leave_by))?;
+                    let same_job = old.job == key.job;
+                    let new =
+                        same_job.then(|| state.successor(&key, assignment.clone(), leave_by))?;
                     Some((old.clone(), new?))
                 });
-                // Of units, another rank may go on where this one has nobody.
+                // In a job of units, a later rank may have a process that continues even if this
+                // one has none.
                 let Some((old, state)) = successor else {
                     continue;
                 };
@@ -270,25 +274,25 @@ impl Worker {
                     to: key.clone(),
                 }));
                 self.ranks.insert(key, state);
-                self.news = true;
+                self.report_due = true;
             }
         }
     }
 
-    /// Passes changed assignments on to the processes that run them.
-    fn hand_on(&mut self, effects: &mut Vec<Effect>) {
+    /// Sends changed assignments to the processes that run them.
+    fn forward_assignments(&mut self, effects: &mut Vec<Effect>) {
         for (key, state) in &mut self.ranks {
             let Some(assignment) = self.assignments.get(&key.job) else {
                 continue;
             };
-            let Life::Running { device, .. } = state.life else {
+            let ProcessState::Running { device, .. } = state.process_state else {
                 continue;
             };
-            if !names(assignment, key) || state.handed.as_deref() == Some(assignment) {
+            if !assigns(assignment, key) || state.assignment.as_deref() == Some(assignment) {
                 continue;
             }
             let assignment = Box::new(assignment.clone());
-            self.news |= state.hand(assignment.clone());
+            self.report_due |= state.set_assignment(assignment.clone());
             effects.push(Effect::Update {
                 key: state.process.clone(),
                 rank: key.rank,
@@ -298,27 +302,28 @@ impl Worker {
         }
     }
 
-    fn on_rank_said(
+    fn on_rank_report(
         &mut self,
         now: Millis,
         process: &RankKey,
-        said: RankReport,
+        report: RankReport,
         effects: &mut Vec<Effect>,
     ) {
         let deadlines = self.deadlines;
-        let place = (&said.generation, &said.rank);
-        match self.process(process) {
-            Some((key, state)) if (&key.generation, &key.rank) == place && key.job == said.job => {
-                self.news |= state.merge(said, now);
+        let reported = (&report.job, report.generation, report.rank);
+        match self.find_process(process) {
+            Some((key, state)) if (&key.job, key.generation, key.rank) == reported => {
+                self.report_due |= state.merge(report, now);
             }
-            // It has not yet heard of the newer one; what it says of the older one is over.
-            Some((key, state)) if said.generation < key.generation && key.job == said.job => {
-                state.lives(said.activity, deadlines, now);
+            // The process has not adopted the newer generation yet. Its report of the older one
+            // only counts as a heartbeat.
+            Some((key, state)) if report.generation < key.generation && key.job == report.job => {
+                state.record_heartbeat(report.activity, deadlines, now);
             }
             Some(_) | None => {
                 let what = format!(
-                    "{} generation {} rank {} has no process here",
-                    said.job, said.generation, said.rank
+                    "{} generation {} rank {} has no process on this worker",
+                    report.job, report.generation, report.rank
                 );
                 effects.push(Effect::Emit(Event::Ignored {
                     worker: self.config.worker.clone(),
@@ -328,10 +333,11 @@ impl Worker {
         }
     }
 
-    /// The rank that this process is now, if the process is there.
-    fn process(&mut self, process: &RankKey) -> Option<(&RankKey, &mut RankState)> {
-        let there = |state: &RankState| state.process == *process && state.life != Life::Gone;
-        self.ranks.iter_mut().find(|(_, state)| there(state))
+    /// The rank that this process currently is, if the process exists.
+    fn find_process(&mut self, process: &RankKey) -> Option<(&RankKey, &mut RankState)> {
+        self.ranks.iter_mut().find(|(_, state)| {
+            state.process == *process && state.process_state != ProcessState::Exited
+        })
     }
 
     fn on_rank_exited(
@@ -341,12 +347,12 @@ impl Worker {
         outcome: String,
         effects: &mut Vec<Effect>,
     ) {
-        let Some((key, state)) = self.process(process) else {
+        let Some((key, state)) = self.find_process(process) else {
             return;
         };
         let key = key.clone();
         let error = if success {
-            format!("left before its work was done ({outcome})")
+            format!("exited before its work was done ({outcome})")
         } else {
             outcome.clone()
         };
@@ -354,8 +360,8 @@ impl Worker {
             error,
             permanent: false,
         });
-        state.life = Life::Gone;
-        self.news = true;
+        state.process_state = ProcessState::Exited;
+        self.report_due = true;
         effects.push(Effect::Emit(Event::RankGone {
             key,
             success,
@@ -364,46 +370,46 @@ impl Worker {
     }
 
     fn on_shutdown(&mut self, now: Millis) {
-        let until = self.deadlines.gone_at(now);
-        self.leave = match self.leave {
-            Leave::No => Leave::Asked { until },
-            Leave::Asked { .. } | Leave::Now => Leave::Now,
-            Leave::Gone => Leave::Gone,
+        let until = self.deadlines.grace_ends_at(now);
+        self.shutdown = match self.shutdown {
+            Shutdown::NotRequested => Shutdown::Draining { until },
+            Shutdown::Draining { .. } | Shutdown::Immediate => Shutdown::Immediate,
+            Shutdown::Exited => Shutdown::Exited,
         };
-        self.news = true;
+        self.report_due = true;
     }
 
-    /// Taken off this generation once. A reserve does no step and writes nothing, so it may come
-    /// and go.
+    /// Whether this worker was removed from the assignment's generation before. Standbys do not
+    /// count as removed, because they do no steps and write nothing.
     fn is_retired(&self, assignment: &Assignment) -> bool {
         let retired = self.retired.get(&assignment.job);
         !assignment.is_standby() && retired.is_some_and(|retired| assignment.generation <= *retired)
     }
 
-    /// Sends away the ranks that should not be, and forgets those that are gone and that nobody
-    /// asks about.
-    fn dismiss(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+    /// Stops the ranks that are no longer assigned, and removes those that have exited and are no
+    /// longer assigned.
+    fn stop_unassigned(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         let kill_at = self.deadlines.kill_at(now);
-        if matches!(self.leave, Leave::Asked { until } if until <= now) {
-            self.leave = Leave::Now;
+        if matches!(self.shutdown, Shutdown::Draining { until } if until <= now) {
+            self.shutdown = Shutdown::Immediate;
         }
-        let leaving = matches!(self.leave, Leave::Now | Leave::Gone);
+        let stop_all = matches!(self.shutdown, Shutdown::Immediate | Shutdown::Exited);
         for (key, state) in &mut self.ranks {
-            let named = self
+            let assigned = self
                 .assignments
                 .get(&key.job)
-                .is_some_and(|a| names(a, key));
-            if named && !leaving {
+                .is_some_and(|a| assigns(a, key));
+            if assigned && !stop_all {
                 continue;
             }
-            if let Life::Running { device, .. } = state.life {
-                if leaving {
+            if let ProcessState::Running { device, .. } = state.process_state {
+                if stop_all {
                     state.advance(RankPhase::Failed {
                         error: SHUTTING_DOWN.to_owned(),
                         permanent: false,
                     });
                 }
-                state.life = Life::Leaving { device, kill_at };
+                state.process_state = ProcessState::Stopping { device, kill_at };
                 effects.push(Effect::Stop {
                     key: state.process.clone(),
                 });
@@ -412,13 +418,14 @@ impl Worker {
         let assignments = &self.assignments;
         let before = self.ranks.len();
         self.ranks.retain(|key, state| {
-            let named = assignments.get(&key.job).is_some_and(|a| names(a, key));
-            named || state.life != Life::Gone
+            let assigned = assignments.get(&key.job).is_some_and(|a| assigns(a, key));
+            assigned || state.process_state != ProcessState::Exited
         });
-        self.news |= self.ranks.len() != before;
+        self.report_due |= self.ranks.len() != before;
     }
 
-    /// Kills ranks that are silent, and those that did not leave when asked.
+    /// Kills ranks that sent no heartbeat in time or did not leave an older generation in time, and
+    /// processes that did not stop in time.
     fn kill_overdue(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         let kill_at = self.deadlines.kill_at(now);
         for (key, state) in &mut self.ranks {
@@ -428,34 +435,34 @@ impl Worker {
             {
                 continue;
             }
-            if let Life::Running {
+            if let ProcessState::Running {
                 device,
-                heard,
-                spoke,
+                last_heard,
+                has_reported,
                 ..
-            } = state.life
+            } = state.process_state
             {
-                let silent_ms = now.saturating_sub(heard);
-                let phase = phase_word(&state.report.phase);
+                let silent_ms = now.saturating_sub(last_heard);
+                let phase = describe_phase(&state.report.phase);
                 let activity = state.report.activity;
-                let place =
+                let doing =
                     activity.map_or_else(String::new, |activity| format!(", in {activity}"));
-                let error = if self.deadlines.silent_at(heard, spoke) <= now {
-                    format!("{SILENT} {silent_ms} ms while {phase}{place}; killed by its daemon")
+                let error = if self.deadlines.silent_at(last_heard, has_reported) <= now {
+                    format!("{SILENT} {silent_ms} ms while {phase}{doing}; killed by its daemon")
                 } else {
                     "did not leave the older generation in time; killed by its daemon".to_owned()
                 };
-                self.news |= state.advance(RankPhase::Failed {
+                self.report_due |= state.advance(RankPhase::Failed {
                     error,
                     permanent: false,
                 });
-                state.life = Life::Leaving { device, kill_at };
+                state.process_state = ProcessState::Stopping { device, kill_at };
                 effects.push(Effect::Emit(Event::RankSilent {
                     key: key.clone(),
                     silent_ms,
                 }));
-            } else if let Life::Leaving { device, .. } = state.life {
-                state.life = Life::Leaving { device, kill_at };
+            } else if let ProcessState::Stopping { device, .. } = state.process_state {
+                state.process_state = ProcessState::Stopping { device, kill_at };
             }
             effects.push(Effect::Kill {
                 key: state.process.clone(),
@@ -463,32 +470,32 @@ impl Worker {
         }
     }
 
-    /// Starts the ranks that should be and are not, each on the lowest device that no process
-    /// holds. A rank for which there is none waits: an older process is on its way out. A worker
-    /// that leaves starts none, and says so.
+    /// Starts the assigned ranks that have no process, each on the lowest free device. If no device
+    /// is free, a rank waits until an older process has exited. During a shutdown ranks are
+    /// refused.
     fn start(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         let held: BTreeSet<u32> = self.ranks.values().filter_map(RankState::device).collect();
         let mut free = (0..self.config.devices).filter(|device| !held.contains(device));
         for assignment in self.assignments.values() {
-            for key in places(assignment, self.config.devices) {
+            for key in rank_keys(assignment, self.config.devices) {
                 if self.ranks.contains_key(&key) {
                     continue;
                 }
-                let refusal = if self.leave != Leave::No {
+                let refusal = if self.shutdown != Shutdown::NotRequested {
                     Some(SHUTTING_DOWN)
                 } else if self.is_retired(assignment) {
-                    Some("this worker was taken off this generation and does not go back")
+                    Some("this worker was removed from this generation and cannot rejoin it")
                 } else {
                     None
                 };
                 if let Some(error) = refusal {
                     self.ranks
                         .insert(key.clone(), RankState::refused(&key, error));
-                    self.news = true;
+                    self.report_due = true;
                     continue;
                 }
-                // A process keeps its name to its end, and no other may bear it: what is heard of
-                // the one would be taken for the other.
+                // A process keeps its key until it exits, and keys must be unique: otherwise a
+                // report of the one would be attributed to the other.
                 if self
                     .ranks
                     .values()
@@ -502,7 +509,7 @@ impl Worker {
                     key.clone(),
                     RankState::started(&key, device, boxed.clone(), now),
                 );
-                self.news = true;
+                self.report_due = true;
                 effects.push(Effect::Spawn {
                     key: key.clone(),
                     device,
@@ -513,15 +520,17 @@ impl Worker {
         }
     }
 
-    /// Tells the coordinator what is new, and repeats itself often enough to keep its lease.
+    /// Reports changes to the coordinator, and repeats the report often enough to keep the lease.
     fn report(&mut self, now: Millis, effects: &mut Vec<Effect>) {
-        if !self.connected || !(self.news || self.deadlines.report_at(self.reported) <= now) {
+        if !self.connected
+            || !(self.report_due || self.deadlines.report_at(self.last_report_at) <= now)
+        {
             return;
         }
-        self.news = false;
-        self.reported = now;
-        // A worker that is leaving has nothing to offer.
-        let devices = if self.leave == Leave::No {
+        self.report_due = false;
+        self.last_report_at = now;
+        // A worker that is shutting down offers no devices.
+        let devices = if self.shutdown == Shutdown::NotRequested {
             self.config.devices
         } else {
             0
@@ -530,44 +539,55 @@ impl Worker {
             worker: self.config.worker.clone(),
             device: self.config.device,
             devices,
-            ranks: self.ranks.values().map(|state| state.told(now)).collect(),
+            ranks: self
+                .ranks
+                .values()
+                .map(|state| state.current_report(now))
+                .collect(),
             peer_address: self.config.peer_address.clone(),
             unreached: self.peers.unreached(),
         }));
     }
 
-    fn exit_when_empty(&mut self, effects: &mut Vec<Effect>) {
-        let empty = self.ranks.values().all(|state| state.life == Life::Gone);
-        if matches!(self.leave, Leave::Asked { .. } | Leave::Now) && empty {
-            self.leave = Leave::Gone;
+    fn exit_if_done(&mut self, effects: &mut Vec<Effect>) {
+        let all_exited = self
+            .ranks
+            .values()
+            .all(|state| state.process_state == ProcessState::Exited);
+        if matches!(
+            self.shutdown,
+            Shutdown::Draining { .. } | Shutdown::Immediate
+        ) && all_exited
+        {
+            self.shutdown = Shutdown::Exited;
             effects.push(Effect::Exit);
         }
     }
 }
 
-/// The ranks that an assignment has for this worker. More than it has devices can never start; the
-/// coordinator's own deadline says so to people.
-fn places(assignment: &Assignment, devices: u32) -> Vec<RankKey> {
-    let place = |offset| RankKey {
+/// The ranks that an assignment has for this worker, limited to its number of devices. More could
+/// never start; the coordinator's own deadline reports that to users.
+fn rank_keys(assignment: &Assignment, devices: u32) -> Vec<RankKey> {
+    let rank_key = |offset| RankKey {
         job: assignment.job.clone(),
         generation: assignment.generation,
         rank: Rank(assignment.first_rank.0.saturating_add(offset)),
     };
-    (0..assignment.ranks.min(devices)).map(place).collect()
+    (0..assignment.ranks.min(devices)).map(rank_key).collect()
 }
 
-/// Whether the assignment has this rank for this worker.
-fn names(assignment: &Assignment, key: &RankKey) -> bool {
+/// Whether the assignment contains this rank.
+fn assigns(assignment: &Assignment, key: &RankKey) -> bool {
     let first = assignment.first_rank;
     assignment.generation == key.generation
         && first <= key.rank
         && key.rank.0 - first.0 < assignment.ranks
 }
 
-fn phase_word(phase: &RankPhase) -> &'static str {
+fn describe_phase(phase: &RankPhase) -> &'static str {
     match phase {
-        RankPhase::Ready => "waiting for a place",
-        RankPhase::Finished | RankPhase::Failed { .. } => "leaving",
+        RankPhase::Ready => "on standby",
+        RankPhase::Finished | RankPhase::Failed { .. } => "exiting",
         RankPhase::Starting
         | RankPhase::Joining
         | RankPhase::Training

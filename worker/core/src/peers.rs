@@ -1,7 +1,6 @@
-//! Whether this worker gets through to those with which it shares a job: where daemons do not,
-//! their ranks do not either. The shell asks every peer again and again and tells what came of it;
-//! here it is decided who does not answer for too long. What follows from that is the coordinator's
-//! to decide.
+//! Detects peers that this worker cannot reach. If two daemons cannot reach each other, neither can
+//! their ranks. The shell pings each peer repeatedly and reports every result; this file decides
+//! which peers have not answered for too long. The coordinator decides what follows from that.
 
 use crate::deadline::Deadlines;
 use crate::event::Millis;
@@ -15,15 +14,15 @@ pub(crate) struct Peers(BTreeMap<WorkerId, State>);
 #[derive(Debug)]
 struct State {
     address: String,
-    /// When it last answered; before the first time, when it was named.
-    heard: Millis,
+    /// Time of the last answer, or of the assignment before the first answer.
+    last_answer: Millis,
     error: Option<String>,
     unreached: bool,
 }
 
 impl Peers {
-    /// Takes whom the coordinator names. True when they are others than before.
-    pub(crate) fn take(&mut self, peers: Vec<Peer>, now: Millis) -> bool {
+    /// Sets the peers that the coordinator assigned. Returns true if they changed.
+    pub(crate) fn set(&mut self, peers: Vec<Peer>, now: Millis) -> bool {
         let mut old = std::mem::take(&mut self.0);
         let mut changed = false;
         for Peer { worker, address } in peers {
@@ -31,7 +30,7 @@ impl Peers {
             changed |= known.is_none();
             let state = known.unwrap_or(State {
                 address,
-                heard: now,
+                last_answer: now,
                 error: None,
                 unreached: false,
             });
@@ -48,12 +47,12 @@ impl Peers {
         self.0.iter().map(peer).collect()
     }
 
-    /// True when it did not answer before.
+    /// Returns true if the peer counted as unreachable before.
     pub(crate) fn answered(&mut self, peer: &WorkerId, now: Millis) -> bool {
         let Some(state) = self.0.get_mut(peer) else {
             return false;
         };
-        (state.heard, state.error) = (now, None);
+        (state.last_answer, state.error) = (now, None);
         std::mem::take(&mut state.unreached)
     }
 
@@ -63,21 +62,23 @@ impl Peers {
         }
     }
 
-    /// True when somebody is overdue now who was not before.
-    pub(crate) fn tend(&mut self, now: Millis, deadlines: Deadlines) -> bool {
-        let mut news = false;
+    /// Marks overdue peers as unreachable. Returns true if a peer is newly unreachable.
+    pub(crate) fn mark_overdue(&mut self, now: Millis, deadlines: Deadlines) -> bool {
+        let mut changed = false;
         for state in self.0.values_mut() {
-            let overdue = deadlines.unreached_at(state.heard) <= now;
-            news |= overdue && !state.unreached;
+            let overdue = deadlines.unreached_at(state.last_answer) <= now;
+            changed |= overdue && !state.unreached;
             state.unreached = overdue;
         }
-        news
+        changed
     }
 
-    /// When the next one is overdue.
+    /// When the next peer becomes overdue.
     pub(crate) fn deadline(&self, deadlines: Deadlines) -> Option<Millis> {
-        let waits = self.0.values().filter(|state| !state.unreached);
-        waits.map(|state| deadlines.unreached_at(state.heard)).min()
+        let reachable = self.0.values().filter(|state| !state.unreached);
+        reachable
+            .map(|state| deadlines.unreached_at(state.last_answer))
+            .min()
     }
 
     pub(crate) fn unreached(&self) -> Vec<Unreached> {
@@ -87,7 +88,7 @@ impl Peers {
             error: format!(
                 "{}: {}",
                 state.address,
-                state.error.as_deref().unwrap_or("it did not answer")
+                state.error.as_deref().unwrap_or("no answer")
             ),
         };
         overdue.map(unreached).collect()

@@ -1,6 +1,6 @@
-//! One rank of this node: what its process is doing and what is told of it to the coordinator. A
-//! rank belongs to one generation for ever; its process may become a rank of the next. It never
-//! decides; the machine in `lib.rs` does.
+//! The state of one rank of this node: its process and the report that is sent to the coordinator.
+//! A rank always belongs to one generation; its process may become a rank of the next. All
+//! decisions are made by the machine in `lib.rs`.
 
 use crate::deadline::Deadlines;
 use crate::event::{Millis, RankKey};
@@ -9,110 +9,112 @@ use proto::message::{
     Activity, Assignment, DIGESTS_MAX, RankPhase, RankReport, STEPS_MAX, UnitRange, UnitReport,
 };
 
-/// Shards that are kept for a coordinator that is away; older ones are dropped first, and their
-/// checkpoints with them.
+/// Maximum number of unacknowledged shards. If the coordinator is unreachable for long, older ones
+/// are dropped first, and their checkpoints are never committed.
 const SHARDS_MAX: usize = 32;
 
 #[derive(Debug)]
 pub(crate) struct RankState {
-    /// What its process was started as.
+    /// The rank as which its process was started.
     pub(crate) process: RankKey,
-    pub(crate) life: Life,
-    /// The latest report, with steps and shards gathered until the coordinator has them.
+    pub(crate) process_state: ProcessState,
+    /// The latest report. Steps and shards are accumulated until the coordinator acknowledges them.
     pub(crate) report: RankReport,
-    /// What the process was last told.
-    pub(crate) handed: Option<Box<Assignment>>,
+    /// The assignment that was last sent to the process.
+    pub(crate) assignment: Option<Box<Assignment>>,
 }
 
-/// What the process is doing.
+/// The state of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Life {
-    /// It runs and should; `heard` is its last sign of life, the first once it `spoke`. `leave_by`:
-    /// until then it must have taken up this generation, if it has not yet; moved on while it is in
-    /// a piece of a step that is its own.
+pub(crate) enum ProcessState {
+    /// It runs as assigned. `last_heard` is the time of its last report, or of its start before the
+    /// first report (`has_reported`). `leave_by` is the deadline for leaving its older generation,
+    /// if it has not yet; the deadline is postponed while the process is in a stage that waits for
+    /// no other process.
     Running {
         device: u32,
-        heard: Millis,
-        spoke: bool,
+        last_heard: Millis,
+        has_reported: bool,
         leave_by: Option<Millis>,
     },
-    /// It was asked to leave, or killed. It holds its device until it is gone.
-    Leaving { device: u32, kill_at: Millis },
-    /// No process. The report stays until the coordinator no longer names the generation.
-    Gone,
+    /// It was asked to stop, or killed. It holds its device until it has exited.
+    Stopping { device: u32, kill_at: Millis },
+    /// There is no process. The report is retained until the assignments no longer name the
+    /// generation.
+    Exited,
 }
 
 impl RankState {
-    /// A process that was just started.
+    /// A rank whose process was just started.
     pub(crate) fn started(
         key: &RankKey,
         device: u32,
         assignment: Box<Assignment>,
         now: Millis,
     ) -> Self {
-        let life = Life::Running {
+        let process_state = ProcessState::Running {
             device,
-            heard: now,
-            spoke: false,
+            last_heard: now,
+            has_reported: false,
             leave_by: None,
         };
         Self {
             process: key.clone(),
-            life,
-            report: blank(key, RankPhase::Starting),
-            handed: Some(assignment),
+            process_state,
+            report: new_report(key, RankPhase::Starting),
+            assignment: Some(assignment),
         }
     }
 
-    /// The rank of a newer generation that this rank's process becomes; None where there is none
-    /// that could. One that works on units stays the rank that it is: its lease goes on.
+    /// The state of this rank's process as a rank of a newer generation; None if the process cannot
+    /// continue. In a job of units a process keeps its rank number, because its lease continues.
     pub(crate) fn successor(
         &self,
         key: &RankKey,
         assignment: Box<Assignment>,
         leave_by: Millis,
     ) -> Option<Self> {
-        let Life::Running {
+        let ProcessState::Running {
             device,
-            heard,
-            spoke,
+            last_heard,
+            has_reported,
             ..
-        } = self.life
+        } = self.process_state
         else {
             return None;
         };
         let failed = matches!(self.report.phase, RankPhase::Failed { .. });
-        let is_other = assignment.units().is_some() && key.rank != self.report.rank;
-        if failed || key.generation <= self.report.generation || is_other {
+        let is_other_rank = assignment.units().is_some() && key.rank != self.report.rank;
+        if failed || key.generation <= self.report.generation || is_other_rank {
             return None;
         }
-        // Who is still loading goes on loading, however long it takes.
-        let starts = self.report.phase == RankPhase::Starting;
-        let life = Life::Running {
+        // A process that is still loading has no older generation to leave.
+        let is_loading = self.report.phase == RankPhase::Starting;
+        let process_state = ProcessState::Running {
             device,
-            heard,
-            spoke,
-            leave_by: (!starts).then_some(leave_by),
+            last_heard,
+            has_reported,
+            leave_by: (!is_loading).then_some(leave_by),
         };
-        let phase = if starts {
+        let phase = if is_loading {
             RankPhase::Starting
         } else {
             RankPhase::Joining
         };
         let mut next = Self {
             process: self.process.clone(),
-            life,
-            report: blank(key, phase),
-            handed: Some(assignment),
+            process_state,
+            report: new_report(key, phase),
+            assignment: Some(assignment),
         };
         if let Some(lease) = next.lease() {
-            next.report.units = within(lease, self.report.units.clone());
+            next.report.units = restrict_to_lease(lease, self.report.units.clone());
             next.report.activity = self.report.activity;
         }
         Some(next)
     }
 
-    /// A rank that will not be started here, and why.
+    /// A rank that is not started on this worker, with the reason.
     pub(crate) fn refused(key: &RankKey, error: &str) -> Self {
         let phase = RankPhase::Failed {
             error: error.to_owned(),
@@ -120,50 +122,57 @@ impl RankState {
         };
         Self {
             process: key.clone(),
-            life: Life::Gone,
-            report: blank(key, phase),
-            handed: None,
+            process_state: ProcessState::Exited,
+            report: new_report(key, phase),
+            assignment: None,
         }
     }
 
     pub(crate) fn device(&self) -> Option<u32> {
-        match self.life {
-            Life::Running { device, .. } | Life::Leaving { device, .. } => Some(device),
-            Life::Gone => None,
+        match self.process_state {
+            ProcessState::Running { device, .. } | ProcessState::Stopping { device, .. } => {
+                Some(device)
+            }
+            ProcessState::Exited => None,
         }
     }
 
-    /// When this rank next needs the machine.
+    /// The next deadline of this rank.
     pub(crate) fn deadline(&self, deadlines: Deadlines) -> Option<Millis> {
-        match self.life {
-            Life::Running {
-                heard,
-                spoke,
+        match self.process_state {
+            ProcessState::Running {
+                last_heard,
+                has_reported,
                 leave_by,
                 ..
             } => {
-                let silent = deadlines.silent_at(heard, spoke);
+                let silent = deadlines.silent_at(last_heard, has_reported);
                 Some(leave_by.map_or(silent, |leave_by| leave_by.min(silent)))
             }
-            Life::Leaving { kill_at, .. } => Some(kill_at),
-            Life::Gone => None,
+            ProcessState::Stopping { kill_at, .. } => Some(kill_at),
+            ProcessState::Exited => None,
         }
     }
 
-    /// The process lives, and still speaks of an older generation: of what it is `activity` there.
-    /// A piece that is all its own cannot be left half-way, and its own watch bounds it: the time
-    /// to leave counts from its end.
-    pub(crate) fn lives(&mut self, activity: Option<Activity>, deadlines: Deadlines, now: Millis) {
-        let Life::Running {
-            heard,
-            spoke,
+    /// Records a heartbeat of a process that still reports for an older generation. A stage that
+    /// waits for no other process cannot be interrupted and is bounded by the process's own
+    /// watchdog, so the time for leaving starts at its end.
+    pub(crate) fn record_heartbeat(
+        &mut self,
+        activity: Option<Activity>,
+        deadlines: Deadlines,
+        now: Millis,
+    ) {
+        let ProcessState::Running {
+            last_heard,
+            has_reported,
             leave_by,
             ..
-        } = &mut self.life
+        } = &mut self.process_state
         else {
             return;
         };
-        (*heard, *spoke) = (now, true);
+        (*last_heard, *has_reported) = (now, true);
         if let Some(leave_by) = leave_by
             && activity.is_some_and(|activity| activity.stage.is_own())
         {
@@ -171,27 +180,27 @@ impl RankState {
         }
     }
 
-    /// Takes in what the process said of this generation. True when the coordinator should hear of
-    /// it.
-    pub(crate) fn merge(&mut self, said: RankReport, now: Millis) -> bool {
-        if let Life::Running {
-            heard,
-            spoke,
+    /// Merges a report of the process for this generation. Returns true if the coordinator should
+    /// receive a new report.
+    pub(crate) fn merge(&mut self, report: RankReport, now: Millis) -> bool {
+        if let ProcessState::Running {
+            last_heard,
+            has_reported,
             leave_by,
             ..
-        } = &mut self.life
+        } = &mut self.process_state
         {
-            (*heard, *spoke) = (now, true);
+            (*last_heard, *has_reported) = (now, true);
             *leave_by = None;
         }
-        let mut changed = self.advance(said.phase);
-        self.report.activity = said.activity;
-        if said.store_address.is_some() && said.store_address != self.report.store_address {
-            self.report.store_address = said.store_address;
+        let mut changed = self.advance(report.phase);
+        self.report.activity = report.activity;
+        if report.store_address.is_some() && report.store_address != self.report.store_address {
+            self.report.store_address = report.store_address;
             changed = true;
         }
-        let (acknowledged, committed) = self.known();
-        for step in said.steps {
+        let (acknowledged, committed) = self.acknowledged_and_committed();
+        for step in report.steps {
             let newest = self
                 .report
                 .steps
@@ -204,7 +213,7 @@ impl RankState {
         }
         let surplus = self.report.steps.len().saturating_sub(STEPS_MAX);
         self.report.steps.drain(..surplus);
-        for shard in said.shards {
+        for shard in report.shards {
             if shard.step > committed && !self.report.shards.contains(&shard) {
                 self.report.shards.push(shard);
                 changed = true;
@@ -212,7 +221,7 @@ impl RankState {
         }
         let surplus = self.report.shards.len().saturating_sub(SHARDS_MAX);
         self.report.shards.drain(..surplus);
-        for digest in said.digests {
+        for digest in report.digests {
             let newest = self.report.digests.last();
             if newest.is_none_or(|newest| newest.step < digest.step) {
                 self.report.digests.push(digest);
@@ -221,7 +230,9 @@ impl RankState {
         }
         let surplus = self.report.digests.len().saturating_sub(DIGESTS_MAX);
         self.report.digests.drain(..surplus);
-        let units = self.lease().map(|lease| within(lease, said.units));
+        let units = self
+            .lease()
+            .map(|lease| restrict_to_lease(lease, report.units));
         if let Some(units) = units
             && units != self.report.units
         {
@@ -231,46 +242,50 @@ impl RankState {
         changed
     }
 
-    /// What is told of it at `now`: what it did when it was last heard it has been doing since.
-    pub(crate) fn told(&self, now: Millis) -> RankReport {
+    /// The report to send at `now`. The last known activity is assumed to continue.
+    pub(crate) fn current_report(&self, now: Millis) -> RankReport {
         let mut report = self.report.clone();
-        if let (Some(activity), Life::Running { heard, .. }) = (&mut report.activity, self.life) {
-            activity.for_ms = activity.for_ms.saturating_add(now.saturating_sub(heard));
+        if let (Some(activity), ProcessState::Running { last_heard, .. }) =
+            (&mut report.activity, self.process_state)
+        {
+            activity.for_ms = activity
+                .for_ms
+                .saturating_add(now.saturating_sub(last_heard));
         }
         report
     }
 
-    /// Keeps the newest assignment and drops what the coordinator has by now. True when the report
-    /// became shorter.
-    pub(crate) fn hand(&mut self, assignment: Box<Assignment>) -> bool {
-        self.handed = Some(assignment);
-        let (acknowledged, committed) = self.known();
+    /// Stores the newest assignment and drops what it acknowledges from the report. Returns true if
+    /// the report changed.
+    pub(crate) fn set_assignment(&mut self, assignment: Box<Assignment>) -> bool {
+        self.assignment = Some(assignment);
+        let (acknowledged, committed) = self.acknowledged_and_committed();
         let before = self.report.steps.len() + self.report.shards.len();
         self.report.steps.retain(|step| step.step > acknowledged);
         self.report.shards.retain(|shard| shard.step > committed);
         let units = self.report.units.clone();
         if let Some(lease) = self.lease() {
-            self.report.units = within(lease, units.clone());
+            self.report.units = restrict_to_lease(lease, units.clone());
         }
         self.report.steps.len() + self.report.shards.len() != before || self.report.units != units
     }
 
-    /// The units that its order names for this rank; None in a gang.
+    /// The units that are leased to this rank; None in a gang.
     fn lease(&self) -> Option<&[UnitRange]> {
-        let order = self.handed.as_ref()?.units()?;
+        let order = self.assignment.as_ref()?.units()?;
         let lease = order.leases.get(&self.report.rank);
         Some(lease.map_or(&[], Vec::as_slice))
     }
 
-    /// Moves the phase on. What ended stays as it ended: the first failure is the telling one, and
-    /// a rank that finished has finished whatever its process does on its way out. One that holds
-    /// what it trained and was not asked to leave can still fail: what it holds is lost then, and a
-    /// checkpoint of it never comes. True when it moved.
+    /// Advances the phase. Final phases do not change: the first failure is the root cause, and a
+    /// finished rank stays finished however its process exits. Exception: a finished rank that
+    /// holds trained state and was not asked to stop can still fail, because its state is then lost
+    /// before a checkpoint of it is written. Returns true if the phase changed.
     pub(crate) fn advance(&mut self, phase: RankPhase) -> bool {
-        let fails = matches!(phase, RankPhase::Failed { .. });
+        let is_failure = matches!(phase, RankPhase::Failed { .. });
         let ended = match self.report.phase {
             RankPhase::Failed { .. } => true,
-            RankPhase::Finished => !(fails && self.holds()),
+            RankPhase::Finished => !(is_failure && self.holds_state()),
             RankPhase::Starting
             | RankPhase::Ready
             | RankPhase::Joining
@@ -284,16 +299,19 @@ impl RankState {
         true
     }
 
-    /// Its process runs, was not asked to leave, and trains: it keeps its state for whatever comes
-    /// next.
-    fn holds(&self) -> bool {
-        let trains = self.handed.as_ref().is_some_and(|it| it.gang().is_some());
-        matches!(self.life, Life::Running { .. }) && trains
+    /// Whether its process runs, was not asked to stop, and holds training state for the next
+    /// generation.
+    fn holds_state(&self) -> bool {
+        let trains = self
+            .assignment
+            .as_ref()
+            .is_some_and(|it| it.gang().is_some());
+        matches!(self.process_state, ProcessState::Running { .. }) && trains
     }
 
-    /// The acknowledged and the committed step, as last handed down.
-    fn known(&self) -> (Step, Step) {
-        self.handed
+    /// The acknowledged and the committed step of the last assignment.
+    fn acknowledged_and_committed(&self) -> (Step, Step) {
+        self.assignment
             .as_ref()
             .and_then(|it| it.gang())
             .map_or((Step(0), Step(0)), |it| {
@@ -302,24 +320,28 @@ impl RankState {
     }
 }
 
-/// What is said of units that the lease names. What it names no more the coordinator knows, or
-/// somebody else does.
-fn within(lease: &[UnitRange], said: UnitReport) -> UnitReport {
-    let overlap = |a: &UnitRange, b: &UnitRange| {
+/// Removes units from a report that are not in the lease. These are acknowledged or were leased to
+/// another rank.
+fn restrict_to_lease(lease: &[UnitRange], report: UnitReport) -> UnitReport {
+    let intersection = |a: &UnitRange, b: &UnitRange| {
         let (first, end) = (a.first.max(b.first), a.end.min(b.end));
         (first < end).then_some(UnitRange { first, end })
     };
-    let done = said.done.iter();
-    let done = done.flat_map(|done| lease.iter().filter_map(move |leased| overlap(done, leased)));
+    let done = report.done.iter();
+    let done = done.flat_map(|done| {
+        lease
+            .iter()
+            .filter_map(move |leased| intersection(done, leased))
+    });
     let is_leased = |unit: u64| lease.iter().any(|range| range.contains(unit));
-    let failed = said.failed.into_iter();
+    let failed = report.failed.into_iter();
     UnitReport {
         done: done.collect(),
         failed: failed.filter(|failure| is_leased(failure.unit)).collect(),
     }
 }
 
-fn blank(key: &RankKey, phase: RankPhase) -> RankReport {
+fn new_report(key: &RankKey, phase: RankPhase) -> RankReport {
     RankReport {
         job: key.job.clone(),
         generation: key.generation,

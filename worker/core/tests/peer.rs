@@ -1,4 +1,4 @@
-//! Which workers the daemon says it does not reach, and when.
+//! Which workers the daemon reports as unreachable, and when.
 #![allow(clippy::unwrap_used, reason = "a test panics to fail")]
 
 mod desk;
@@ -23,11 +23,11 @@ fn peers(names: &[&str]) -> Vec<Peer> {
     names.iter().map(peer).collect()
 }
 
-/// The names that the last report says are not reached, with why.
+/// The peers that the last report lists as unreachable, with the errors.
 fn unreached(effects: &[Effect]) -> Vec<String> {
     let last = reports(effects).pop().expect("a report");
-    let words = last.unreached.iter();
-    words
+    let unreached = last.unreached.iter();
+    unreached
         .map(|it| format!("{}: {}", it.peer.name, it.error))
         .collect()
 }
@@ -37,7 +37,7 @@ fn answers(desk: &mut Desk, name: &str) -> Vec<Effect> {
 }
 
 #[test]
-fn a_peer_that_does_not_answer_is_told_once_it_is_overdue_and_no_more_when_it_does() {
+fn a_peer_that_does_not_answer_is_reported_once_it_is_overdue_and_no_more_when_it_does() {
     let mut desk = Desk::new();
     let effects = desk.desire_among(vec![assignment(1, 0, 1)], peers(&["w2", "w3"]));
     let ask = Effect::Ask {
@@ -56,16 +56,16 @@ fn a_peer_that_does_not_answer_is_told_once_it_is_overdue_and_no_more_when_it_do
         unreached(&desk.wait(1)),
         ["w3: w3:7073: connection refused"]
     );
-    // It is told again and again, and that it answers again at once.
+    // It is reported repeatedly; its next answer is reported at once.
     answers(&mut desk, "w2");
     assert_eq!(unreached(&desk.wait(DETECT_WITHIN_MS / 3)).len(), 1);
     assert_eq!(unreached(&answers(&mut desk, "w3")), [] as [&str; 0]);
     let quiet = answers(&mut desk, "w3");
-    assert_eq!(reports(&quiet), [], "nothing is new");
+    assert_eq!(reports(&quiet), [], "nothing has changed");
 }
 
 #[test]
-fn the_time_that_the_daemon_itself_was_away_is_not_held_against_peers() {
+fn time_during_which_the_daemon_itself_was_suspended_does_not_count_against_peers() {
     let mut desk = Desk::new();
     desk.desire_among(vec![assignment(1, 0, 1)], peers(&["w2"]));
     desk.now += 50 * DETECT_WITHIN_MS;
@@ -78,7 +78,7 @@ fn the_time_that_the_daemon_itself_was_away_is_not_held_against_peers() {
 }
 
 #[test]
-fn whom_the_coordinator_does_not_name_is_asked_no_more_and_forgotten() {
+fn peers_that_are_no_longer_assigned_are_not_pinged_and_forgotten() {
     let mut desk = Desk::new();
     desk.desire_among(vec![assignment(1, 0, 1)], peers(&["w2"]));
     assert_eq!(unreached(&desk.wait(2 * DETECT_WITHIN_MS)).len(), 1);
@@ -95,6 +95,6 @@ fn whom_the_coordinator_does_not_name_is_asked_no_more_and_forgotten() {
         detect_within_ms: DETECT_WITHIN_MS
     }));
     assert_eq!(unreached(&desk.wait(DETECT_WITHIN_MS)), [] as [&str; 0]);
-    // Nor does its late answer mean anything.
+    // Its late answer is ignored.
     assert_eq!(answers(&mut desk, "w2"), []);
 }

@@ -1,5 +1,4 @@
-//! Which rank processes the daemon's machine starts, keeps, gives another rank, sends away and
-//! kills.
+//! Which rank processes the daemon's machine starts, moves to another rank, stops and kills.
 #![allow(clippy::unwrap_used)]
 
 mod desk;
@@ -15,11 +14,11 @@ fn each_assigned_rank_gets_a_process_on_a_device_of_its_own() {
     let mut desk = Desk::new();
     let effects = desk.desire(vec![assignment(1, 2, 2)]);
     assert_eq!(spawned(&effects), [(key(1, 2), 0), (key(1, 3), 1)]);
-    assert_eq!(reports(&effects)[0].ranks.len(), 2, "it is told at once");
+    assert_eq!(reports(&effects)[0].ranks.len(), 2, "reported at once");
     assert_eq!(
         desk.desire(vec![assignment(1, 2, 2)]),
         [],
-        "the same again changes nothing"
+        "repeating it changes nothing"
     );
 }
 
@@ -27,11 +26,11 @@ fn each_assigned_rank_gets_a_process_on_a_device_of_its_own() {
 fn a_running_process_becomes_a_rank_of_the_next_generation() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 2, 2)]);
-    desk.say(&key(1, 2), RankPhase::Training);
-    desk.say(&key(1, 3), RankPhase::Training);
+    desk.report(&key(1, 2), RankPhase::Training);
+    desk.report(&key(1, 3), RankPhase::Training);
     let effects = desk.desire(vec![assignment(2, 0, 1)]);
-    // One place is left for two: the first keeps its process, under its new number, and the other
-    // is sent away.
+    // One rank is left for two processes: the first continues under a new rank number, and the
+    // other is stopped.
     assert!(effects.contains(&Effect::Update {
         key: key(1, 2),
         rank: Rank(0),
@@ -42,13 +41,13 @@ fn a_running_process_becomes_a_rank_of_the_next_generation() {
     assert_eq!(spawned(&effects), []);
     assert_eq!(desk.phase(&key(2, 0)), RankPhase::Joining);
 
-    // What it still says of the older generation only shows that it lives.
-    desk.say(&key(1, 2), RankPhase::Finished);
+    // A report for the older generation only counts as a heartbeat.
+    desk.report(&key(1, 2), RankPhase::Finished);
     assert_eq!(desk.phase(&key(2, 0)), RankPhase::Joining);
     let broken = RankPhase::Broken {
         error: "a peer closed".to_owned(),
     };
-    let report = said(&key(2, 0), broken.clone());
+    let report = rank_report(&key(2, 0), broken.clone());
     let process = key(1, 2);
     desk.handle(Input::RankSaid { process, report });
     assert_eq!(desk.phase(&key(2, 0)), broken);
@@ -60,7 +59,7 @@ fn a_running_process_becomes_a_rank_of_the_next_generation() {
 fn a_process_that_does_not_leave_an_older_generation_is_killed() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 0, 1)]);
-    desk.say(&key(1, 0), RankPhase::Training);
+    desk.report(&key(1, 0), RankPhase::Training);
     desk.desire(vec![assignment(2, 0, 1)]);
     for _ in 0..19 {
         assert!(
@@ -68,7 +67,7 @@ fn a_process_that_does_not_leave_an_older_generation_is_killed() {
                 .wait(DETECT_WITHIN_MS / 2)
                 .contains(&Effect::Kill { key: key(1, 0) })
         );
-        desk.say(&key(1, 0), RankPhase::Training);
+        desk.report(&key(1, 0), RankPhase::Training);
     }
     assert!(
         desk.wait(DETECT_WITHIN_MS / 2)
@@ -88,11 +87,11 @@ fn activity(stage: Stage) -> Option<Activity> {
     })
 }
 
-/// Says every half `detect_within`, a hundred times, what it does as a rank of an older generation;
-/// how often until it was killed.
+/// Reports this stage every half `detect_within` as a rank of an older generation, at most 100
+/// times. Returns the number of reports until the process was killed.
 fn killed_after(desk: &mut Desk, rank: &RankKey, stage: Option<Stage>) -> Option<u32> {
     (1..=100).find(|_| {
-        let mut report = said(rank, RankPhase::Training);
+        let mut report = rank_report(rank, RankPhase::Training);
         report.activity = stage.and_then(activity);
         let process = key(1, 0);
         desk.handle(Input::RankSaid { process, report });
@@ -102,14 +101,13 @@ fn killed_after(desk: &mut Desk, rank: &RankKey, stage: Option<Stage>) -> Option
 }
 
 #[test]
-fn a_process_at_work_of_its_own_in_an_older_generation_is_waited_for_and_has_its_time_to_leave_after_it()
- {
+fn the_time_to_leave_an_older_generation_starts_after_a_stage_of_own_work() {
     let own = [Stage::MicroBatch(3), Stage::Update, Stage::Digest];
     let others = [Stage::Samples, Stage::Reduction, Stage::Checkpoint].map(Some);
     for waits in others.into_iter().chain([None]) {
         let mut desk = Desk::new();
         desk.desire(vec![assignment(1, 0, 1)]);
-        desk.say(&key(1, 0), RankPhase::Training);
+        desk.report(&key(1, 0), RankPhase::Training);
         desk.desire(vec![assignment(2, 0, 1)]);
         for stage in own {
             assert_eq!(
@@ -118,7 +116,7 @@ fn a_process_at_work_of_its_own_in_an_older_generation_is_waited_for_and_has_its
                 "{stage}"
             );
         }
-        // From the last word of the work on, half a `detect_within` ago.
+        // Counted from the last report of its own work, half a `detect_within` ago.
         assert_eq!(
             killed_after(&mut desk, &key(1, 0), waits),
             Some(19),
@@ -131,7 +129,7 @@ fn a_process_at_work_of_its_own_in_an_older_generation_is_waited_for_and_has_its
 fn a_process_at_work_of_its_own_that_falls_silent_is_killed_as_soon_as_any_other() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 0, 1)]);
-    desk.say(&key(1, 0), RankPhase::Training);
+    desk.report(&key(1, 0), RankPhase::Training);
     desk.desire(vec![assignment(2, 0, 1)]);
     assert_eq!(
         killed_after(&mut desk, &key(1, 0), Some(Stage::MicroBatch(3))),
@@ -146,13 +144,13 @@ fn a_process_at_work_of_its_own_that_falls_silent_is_killed_as_soon_as_any_other
     );
 }
 
-/// The generation after next may come while it is still at work for the one before; it may be in
-/// reserve of it.
+/// A second newer generation may arrive while the process still works in the oldest one; the
+/// process may be a standby in it.
 #[test]
 fn a_process_at_work_of_its_own_is_waited_for_through_several_generations() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 0, 1)]);
-    desk.say(&key(1, 0), RankPhase::Training);
+    desk.report(&key(1, 0), RankPhase::Training);
     for generation in [2, 3] {
         desk.desire(vec![assignment(generation, 4, 1)]);
         assert_eq!(
@@ -161,17 +159,17 @@ fn a_process_at_work_of_its_own_is_waited_for_through_several_generations() {
         );
         assert_eq!(desk.phase(&key(generation, 4)), RankPhase::Joining);
     }
-    // It has taken the newest up: nothing hurries it there, whatever it does.
-    desk.say_as(&key(1, 0), &key(3, 4), RankPhase::Ready);
+    // It has adopted the newest generation, so there is no deadline for leaving an older one.
+    desk.report_as(&key(1, 0), &key(3, 4), RankPhase::Ready);
     for _ in 0..100 {
         assert!(
             !desk
                 .wait(DETECT_WITHIN_MS / 2)
                 .contains(&Effect::Kill { key: key(1, 0) })
         );
-        desk.say_as(&key(1, 0), &key(3, 4), RankPhase::Ready);
+        desk.report_as(&key(1, 0), &key(3, 4), RankPhase::Ready);
     }
-    // What it held up before does not count in the next one.
+    // The time that it took before does not count in the next generation.
     desk.desire(vec![assignment(4, 0, 1)]);
     assert_eq!(
         killed_after(&mut desk, &key(3, 4), Some(Stage::Reduction)),
@@ -180,13 +178,13 @@ fn a_process_at_work_of_its_own_is_waited_for_through_several_generations() {
 }
 
 #[test]
-fn what_cannot_go_on_is_replaced_when_it_is_gone() {
+fn a_process_that_cannot_continue_is_replaced_when_it_has_exited() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 0, 2)]);
-    desk.say(&key(1, 0), error("out of memory"));
+    desk.report(&key(1, 0), error("out of memory"));
     let effects = desk.desire(vec![assignment(2, 0, 2)]);
-    // Rank 1's process becomes rank 0 of the next generation; rank 0's is on its way out and holds
-    // its device.
+    // Rank 1's process becomes rank 0 of the next generation. Rank 0's process is stopping and
+    // holds its device.
     assert!(effects.contains(&Effect::Stop { key: key(1, 0) }));
     assert_eq!(spawned(&effects), []);
     assert!(
@@ -196,7 +194,7 @@ fn what_cannot_go_on_is_replaced_when_it_is_gone() {
     );
     assert!(
         desk.wait(1).contains(&Effect::Kill { key: key(1, 0) }),
-        "its grace is over"
+        "its time to stop is over"
     );
     assert_eq!(
         spawned(&desk.exit(&key(1, 0), false, "killed by signal 9")),
@@ -212,22 +210,22 @@ fn a_silent_rank_is_killed_and_reported() {
         !desk
             .wait(9 * DETECT_WITHIN_MS)
             .contains(&Effect::Kill { key: key(1, 0) }),
-        "before its first word it loads libraries"
+        "before its first report it loads libraries"
     );
-    let mut last = said(&key(1, 0), RankPhase::Training);
+    let mut last = rank_report(&key(1, 0), RankPhase::Training);
     last.activity = activity(Stage::MicroBatch(2));
     desk.handle(Input::RankSaid {
         process: key(1, 0),
         report: last,
     });
-    let told = reports(&desk.wait(DETECT_WITHIN_MS / 3))
+    let report = reports(&desk.wait(DETECT_WITHIN_MS / 3))
         .remove(0)
         .ranks
         .remove(0);
     assert_eq!(
-        told.activity.map(|activity| activity.for_ms),
+        report.activity.map(|activity| activity.for_ms),
         Some(50 + DETECT_WITHIN_MS / 3),
-        "it has been doing it since"
+        "the last activity is assumed to continue"
     );
     assert!(
         !desk
@@ -257,7 +255,7 @@ fn a_rank_that_falls_silent_while_it_loads_is_killed_as_soon_as_any_other() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 0, 1)]);
     desk.wait(5 * DETECT_WITHIN_MS);
-    desk.say(&key(1, 0), RankPhase::Starting);
+    desk.report(&key(1, 0), RankPhase::Starting);
     let kill = Effect::Kill { key: key(1, 0) };
     assert!(!desk.wait(DETECT_WITHIN_MS - 1).contains(&kill));
     assert!(desk.wait(1).contains(&kill));
@@ -272,18 +270,18 @@ fn a_rank_that_holds_what_it_trained_and_ends_unasked_has_failed() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 0, 2)]);
     for rank in [0, 1] {
-        desk.say(&key(1, rank), RankPhase::Finished);
+        desk.report(&key(1, rank), RankPhase::Finished);
     }
     desk.exit(&key(1, 0), false, "killed by signal 9");
     assert_eq!(desk.phase(&key(1, 0)), error("killed by signal 9"));
-    // Asked to leave it has finished, however it goes.
+    // After it was asked to stop it stays finished, however it exits.
     desk.desire(vec![]);
     desk.exit(&key(1, 1), false, "killed by signal 9");
     assert!(desk.machine.view().ranks.is_empty());
 }
 
 #[test]
-fn a_rank_that_never_starts_to_speak_is_killed() {
+fn a_rank_that_never_reports_is_killed() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 0, 1)]);
     assert!(
@@ -301,17 +299,13 @@ fn a_rank_that_was_taken_away_is_not_started_again() {
             .contains(&Effect::Stop { key: key(1, 0) })
     );
     let effects = desk.exit(&key(1, 0), true, "exit status 0");
-    assert_eq!(
-        reports(&effects)[0].ranks,
-        [],
-        "nobody asks about it any more"
-    );
+    assert_eq!(reports(&effects)[0].ranks, [], "it is no longer assigned");
     let effects = desk.desire(vec![assignment(1, 0, 1)]);
     assert_eq!(spawned(&effects), []);
     let phase = desk.phase(&key(1, 0));
     assert_eq!(
         phase,
-        error("this worker was taken off this generation and does not go back")
+        error("this worker was removed from this generation and cannot rejoin it")
     );
     assert_eq!(
         spawned(&desk.desire(vec![assignment(2, 0, 1)])),
@@ -323,20 +317,20 @@ fn a_rank_that_was_taken_away_is_not_started_again() {
 fn a_shutdown_waits_for_the_ranks_and_offers_nothing_meanwhile() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 0, 1)]);
-    desk.say(&key(1, 0), RankPhase::Training);
+    desk.report(&key(1, 0), RankPhase::Training);
     let effects = desk.handle(Input::Shutdown);
     assert!(!effects.contains(&Effect::Stop { key: key(1, 0) }));
     let report = &reports(&effects)[0];
     assert_eq!(
         (report.devices, &report.ranks[0].phase),
         (0, &RankPhase::Training),
-        "its rank goes on, and nothing new comes"
+        "its rank continues, and it offers no devices"
     );
-    // A generation that was on its way is still served; no process starts for it.
+    // A newer generation that was already formed gets the running process; no process is started.
     assert_eq!(spawned(&desk.desire(vec![assignment(2, 0, 2)])), []);
     assert_eq!(desk.phase(&key(2, 0)), RankPhase::Joining);
     assert_eq!(desk.phase(&key(2, 1)), error("the worker is shutting down"));
-    // The coordinator has taken its place away: others have what it held.
+    // The coordinator has removed the assignment: the state was handed over.
     let effects = desk.desire(vec![]);
     assert!(effects.contains(&Effect::Stop { key: key(1, 0) }));
     let effects = desk.exit(&key(1, 0), true, "exit status 0");
@@ -350,16 +344,19 @@ fn a_shutdown_ends_with_its_grace_or_when_it_is_asked_for_again() {
     let leaving = || {
         let mut desk = Desk::new();
         desk.desire(vec![assignment(1, 0, 1)]);
-        desk.say(&key(1, 0), RankPhase::Training);
+        desk.report(&key(1, 0), RankPhase::Training);
         desk.handle(Input::Shutdown);
         desk
     };
     let mut desk = leaving();
     for _ in 0..2 * GRACE - 1 {
         assert!(!stops(&desk.wait(DETECT_WITHIN_MS / 2)));
-        desk.say(&key(1, 0), RankPhase::Training);
+        desk.report(&key(1, 0), RankPhase::Training);
     }
-    assert!(stops(&desk.wait(DETECT_WITHIN_MS / 2)), "the grace is over");
+    assert!(
+        stops(&desk.wait(DETECT_WITHIN_MS / 2)),
+        "the grace period is over"
+    );
     assert_eq!(desk.phase(&key(1, 0)), error("the worker is shutting down"));
     let mut desk = leaving();
     assert!(stops(&desk.handle(Input::Shutdown)));
@@ -368,12 +365,12 @@ fn a_shutdown_ends_with_its_grace_or_when_it_is_asked_for_again() {
 }
 
 #[test]
-fn a_reserve_gets_ready_and_takes_its_place_in_the_next_generation() {
+fn a_standby_gets_ready_and_becomes_a_member_of_the_next_generation() {
     let mut desk = Desk::new();
-    // The world has four ranks; this is a fifth.
+    // The world size is four; this is a fifth rank.
     let effects = desk.desire(vec![assignment(1, 4, 1)]);
     assert_eq!(spawned(&effects), [(key(1, 4), 0)]);
-    desk.say(&key(1, 4), RankPhase::Ready);
+    desk.report(&key(1, 4), RankPhase::Ready);
     assert_eq!(desk.phase(&key(1, 4)), RankPhase::Ready);
     let effects = desk.desire(vec![assignment(2, 1, 1)]);
     assert_eq!(spawned(&effects), []);
@@ -383,8 +380,8 @@ fn a_reserve_gets_ready_and_takes_its_place_in_the_next_generation() {
         device: 0,
         assignment: Box::new(assignment(2, 1, 1))
     }));
-    // Out of it, and under another number in reserve of the same generation: it did nothing there
-    // that could be repeated.
+    // After its removal it may become a standby of the same generation under another rank number,
+    // because a standby repeats no steps.
     assert!(
         desk.desire(vec![])
             .contains(&Effect::Stop { key: key(1, 4) })
@@ -397,7 +394,7 @@ fn a_reserve_gets_ready_and_takes_its_place_in_the_next_generation() {
 }
 
 #[test]
-fn no_process_gets_the_name_of_one_that_has_not_ended() {
+fn no_process_gets_the_key_of_one_that_has_not_exited() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 4, 1)]);
     desk.desire(vec![assignment(2, 1, 1)]);
@@ -405,8 +402,8 @@ fn no_process_gets_the_name_of_one_that_has_not_ended() {
         desk.desire(vec![])
             .contains(&Effect::Stop { key: key(1, 4) })
     );
-    // An overtaken order names it again, while it is on its way out as a rank of the newer
-    // generation; a device is free.
+    // An outdated order assigns its key again while it is stopping as a rank of the newer
+    // generation. A device is free.
     assert_eq!(spawned(&desk.desire(vec![assignment(1, 4, 1)])), []);
     assert_eq!(
         spawned(&desk.exit(&key(1, 4), true, "exit status 0")),
@@ -415,7 +412,7 @@ fn no_process_gets_the_name_of_one_that_has_not_ended() {
 }
 
 #[test]
-fn a_process_that_still_loads_is_not_hurried_by_a_newer_generation() {
+fn a_process_that_still_loads_has_no_deadline_for_leaving_an_older_generation() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 0, 1)]);
     desk.desire(vec![assignment(2, 0, 1)]);
@@ -423,6 +420,6 @@ fn a_process_that_still_loads_is_not_hurried_by_a_newer_generation() {
     for _ in 0..40 {
         let effects = desk.wait(DETECT_WITHIN_MS / 2);
         assert!(!effects.contains(&Effect::Kill { key: key(1, 0) }));
-        desk.say(&key(1, 0), RankPhase::Starting);
+        desk.report(&key(1, 0), RankPhase::Starting);
     }
 }

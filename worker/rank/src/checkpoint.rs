@@ -1,9 +1,9 @@
-//! A rank's share of a checkpoint to the store, and a whole checkpoint back. Every byte is hashed
-//! on the way out and checked on the way in. Never writes a manifest: the coordinator does, when
-//! all shares are there. Called by [`crate::train`] and [`crate::sample`].
+//! Writes a rank's shard of a checkpoint to the object store and reads whole checkpoints back.
+//! Every shard is hashed when written and verified when read. The coordinator writes the manifest
+//! once all shards exist. Called by [`crate::train`] and [`crate::unit_runner`].
 
 use crate::deadline::Deadlines;
-use crate::outage::outlast;
+use crate::outage::retry_through_outage;
 use crate::position::Position;
 use crate::sharding;
 use crate::upload::put;
@@ -32,7 +32,7 @@ pub(crate) enum CheckpointError {
         path: String,
         source: object_store::Error,
     },
-    #[error("{path} is no manifest")]
+    #[error("{path} is not a valid manifest")]
     Manifest {
         path: String,
         source: serde_json::Error,
@@ -45,11 +45,11 @@ pub(crate) enum CheckpointError {
         expected: String,
     },
     #[error(
-        "the base weights have the SHA-256 {found}, and {path} was made with {expected}: what the \
-        job does not train comes from \
-         them; put back the files that model.init named then"
+        "the base weights have the SHA-256 {found}, and {path} was made with {expected}: the \
+        weights that the job does not train come from the base; restore the files that model.init \
+        named when the checkpoint was made"
     )]
-    OtherBase {
+    BaseMismatch {
         path: String,
         found: String,
         expected: String,
@@ -58,7 +58,7 @@ pub(crate) enum CheckpointError {
     Format { path: String, source: WeightsFault },
 }
 
-/// Where a job's checkpoints lie.
+/// A job's checkpoints in the object store.
 #[derive(Debug, Clone)]
 pub(crate) struct Checkpoints {
     store: Arc<dyn ObjectStore>,
@@ -84,9 +84,9 @@ impl Checkpoints {
             .fold(self.prefix.clone(), |path, part| path.join(part))
     }
 
-    /// Writes this rank's part of `state` (sorted by name, the same on every rank) and returns its
-    /// manifest entry. Outlasts a store that is away.
-    pub(crate) async fn write_share(
+    /// Writes this rank's shard of `state` (sorted by name, the same on every rank) and returns its
+    /// manifest entry. Retries during an outage of the object store.
+    pub(crate) async fn write_shard(
         &self,
         deadlines: Deadlines,
         checkpoint: CheckpointRef,
@@ -96,13 +96,12 @@ impl Checkpoints {
         let Position { rank, world } = position;
         let file = format!("rank-{rank}-of-{world}.safetensors");
         let path = self.path(checkpoint, &file);
-        let sizes: Vec<u64> = state.iter().map(|(_, tensor)| bytes_of(tensor)).collect();
-        let own = &state[sharding::tensors(&sizes, position)];
-        let own = own
+        let sizes: Vec<u64> = state.iter().map(|(_, tensor)| size_bytes(tensor)).collect();
+        let shard = state[sharding::tensors(&sizes, position)]
             .iter()
             .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
             .collect();
-        let bytes = weights::serialize(&own, Storage::Float32).map_err(|source| {
+        let bytes = weights::serialize(&shard, Storage::Float32).map_err(|source| {
             CheckpointError::Format {
                 path: path.to_string(),
                 source,
@@ -114,7 +113,7 @@ impl Checkpoints {
             sha256: hex_sha256(&bytes),
         };
         let bytes = Bytes::from(bytes);
-        outlast(deadlines, "writing a share of a checkpoint", || async {
+        retry_through_outage(deadlines, "writing a checkpoint shard", || async {
             let put = put(&*self.store, &path, bytes.clone(), deadlines).await;
             put.map_err(|source| CheckpointError::Object {
                 action: "write",
@@ -126,7 +125,7 @@ impl Checkpoints {
         Ok(entry)
     }
 
-    /// Reads the manifest and every shard, checked against it.
+    /// Reads the manifest and every shard, and verifies the shards against the manifest.
     pub(crate) async fn read(
         &self,
         checkpoint: CheckpointRef,
@@ -152,8 +151,8 @@ impl Checkpoints {
         Ok((manifest, tensors))
     }
 
-    /// [`Self::read`] for this trainer; refused where it has what the checkpoint lacks from another
-    /// base.
+    /// [`Self::read`] for this trainer. Fails if the trainer uses base weights that are not in the
+    /// checkpoint and differ from those that the checkpoint was made with.
     pub(crate) async fn read_for(
         &self,
         trainer: &Trainer,
@@ -162,8 +161,8 @@ impl Checkpoints {
         let (manifest, tensors) = self.read(checkpoint).await?;
         let found = trainer.init_digest();
         if trainer.rests_on_base() && found != manifest.init_digest {
-            let name = |digest: Option<String>| digest.unwrap_or_else(|| "of none".to_owned());
-            return Err(CheckpointError::OtherBase {
+            let name = |digest: Option<String>| digest.unwrap_or_else(|| "(none)".to_owned());
+            return Err(CheckpointError::BaseMismatch {
                 path: self.path(checkpoint, MANIFEST_FILE).to_string(),
                 found: name(found),
                 expected: name(manifest.init_digest),
@@ -173,7 +172,7 @@ impl Checkpoints {
     }
 
     async fn get(&self, path: &Path) -> Result<Bytes, CheckpointError> {
-        let wrong = |source| CheckpointError::Object {
+        let read_error = |source| CheckpointError::Object {
             action: "read",
             path: path.to_string(),
             source,
@@ -181,10 +180,10 @@ impl Checkpoints {
         self.store
             .get(path)
             .await
-            .map_err(wrong)?
+            .map_err(read_error)?
             .bytes()
             .await
-            .map_err(wrong)
+            .map_err(read_error)
     }
 }
 
@@ -209,7 +208,7 @@ fn verify(path: &str, shard: &ShardEntry, bytes: &[u8]) -> Result<(), Checkpoint
     Ok(())
 }
 
-fn bytes_of(tensor: &Tensor) -> u64 {
+fn size_bytes(tensor: &Tensor) -> u64 {
     (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
 }
 
@@ -236,8 +235,8 @@ mod tests {
             .collect()
     }
 
-    /// Writes what two ranks and the coordinator write.
-    async fn written(folder: &std::path::Path) -> Checkpoints {
+    /// Writes a checkpoint as two ranks and the coordinator do.
+    async fn write_checkpoint(folder: &std::path::Path) -> Checkpoints {
         let url = format!("file://{}", folder.display());
         let job = JobId("demo-1".into());
         let checkpoints = Checkpoints::open(&url, &job).unwrap();
@@ -245,9 +244,9 @@ mod tests {
         for rank in 0..2 {
             shards.push(
                 checkpoints
-                    .write_share(
+                    .write_shard(
                         Deadlines::new(3000),
-                        place(),
+                        checkpoint_ref(),
                         Position { rank, world: 2 },
                         &state(),
                     )
@@ -265,7 +264,7 @@ mod tests {
             shards,
             environment: "test".into(),
         };
-        let path = checkpoints.path(place(), MANIFEST_FILE);
+        let path = checkpoints.path(checkpoint_ref(), MANIFEST_FILE);
         checkpoints
             .store
             .put(&path, serde_json::to_vec(&manifest).unwrap().into())
@@ -274,7 +273,7 @@ mod tests {
         checkpoints
     }
 
-    fn place() -> CheckpointRef {
+    fn checkpoint_ref() -> CheckpointRef {
         CheckpointRef {
             step: STEP,
             generation: GENERATION,
@@ -282,10 +281,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn shares_of_two_ranks_come_back_as_one_state() {
+    async fn shards_of_two_ranks_are_read_as_one_state() {
         let folder = tempfile::tempdir().unwrap();
-        let checkpoints = written(folder.path()).await;
-        let (manifest, tensors) = checkpoints.read(place()).await.unwrap();
+        let checkpoints = write_checkpoint(folder.path()).await;
+        let (manifest, tensors) = checkpoints.read(checkpoint_ref()).await.unwrap();
         assert_eq!(manifest.shards.len(), 2);
         let expected = state();
         assert_eq!(tensors.len(), expected.len());
@@ -297,7 +296,7 @@ mod tests {
     #[tokio::test]
     async fn a_changed_byte_a_cut_shard_and_a_missing_one_are_named() {
         let folder = tempfile::tempdir().unwrap();
-        let checkpoints = written(folder.path()).await;
+        let checkpoints = write_checkpoint(folder.path()).await;
         let shard = folder
             .path()
             .join("jobs/demo-1/checkpoints/0000000004-g2/rank-1-of-2.safetensors");
@@ -305,16 +304,28 @@ mod tests {
         let mut bad = good.clone();
         *bad.last_mut().unwrap() ^= 1;
         std::fs::write(&shard, &bad).unwrap();
-        let error = checkpoints.read(place()).await.unwrap_err().to_string();
+        let error = checkpoints
+            .read(checkpoint_ref())
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("rank-1-of-2.safetensors is damaged: its SHA-256 is"),
             "{error}"
         );
         std::fs::write(&shard, &good[..good.len() - 1]).unwrap();
-        let error = checkpoints.read(place()).await.unwrap_err().to_string();
+        let error = checkpoints
+            .read(checkpoint_ref())
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("its size is"), "{error}");
         std::fs::remove_file(&shard).unwrap();
-        let error = checkpoints.read(place()).await.unwrap_err().to_string();
+        let error = checkpoints
+            .read(checkpoint_ref())
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("cannot read") && error.contains("rank-1-of-2"),
             "{error}"

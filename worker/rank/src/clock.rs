@@ -1,4 +1,4 @@
-//! Splits a step's wall time into phases without gaps: each lap starts where the one before ended.
+//! Splits a step's wall time into contiguous phases: each lap starts where the previous one ended.
 
 use std::time::Instant;
 

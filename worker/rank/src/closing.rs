@@ -1,10 +1,10 @@
-//! The closing unit of sampling: `grid.png`, and then `images.json`, so that who sees it sees all.
-//! Both are made of what lies in the store. An image that was set aside is named as missing. Called
-//! by [`crate::studio`].
+//! The closing unit of a sampling job: writes `grid.png`, then `pictures.json`. The JSON file comes
+//! last, so its presence means that all outputs exist. Both are built from the objects in the
+//! store. Images of units that were given up are listed as missing. Called by [`crate::sample`].
 
-use crate::sidecar::Drawn;
-use crate::studio::{Studio, image_name};
+use crate::sidecar::ImageRecord;
 use crate::subject::Subject;
+use crate::unit_runner::{UnitRunner, image_name};
 use figures::grid::{Cell, image_grid};
 use futures::{StreamExt, TryStreamExt};
 use image::{Rgb, RgbImage};
@@ -13,101 +13,104 @@ use serde::Serialize;
 const GRID: &str = "grid.png";
 const LIST: &str = "pictures.json";
 
-/// Rows of the grid; the other pictures are written on their own only.
+/// At most so many rows are in the grid.
 const GRID_ROWS: u64 = 24;
-/// Rows beside each other, and the side of a picture in the grid.
+/// Rows side by side.
 const GRID_ACROSS: u32 = 2;
+/// Side of an image in the grid, in pixels.
 const GRID_SIDE: u32 = 96;
-/// In place of an image that is missing.
+/// Colour of the placeholder for a missing image.
 const MISSING: Rgb<u8> = Rgb([128, 128, 128]);
 
-/// Records that are read at one time.
-const READS: usize = 32;
+/// Image records that are read concurrently.
+const CONCURRENT_READS: usize = 32;
 
-/// `images.json`.
+/// `pictures.json`.
 #[derive(Debug, Serialize)]
 struct Record {
-    images: Vec<Drawn>,
+    #[serde(rename = "pictures")]
+    images: Vec<ImageRecord>,
     summary: Summary,
-    /// Images whose units were set aside.
+    /// Files of the images whose units were given up.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     missing: Vec<String>,
 }
 
-/// Only pictures whose identity can be told count.
+/// Accuracy of the identity test, over the images whose identity can be evaluated.
 #[derive(Debug, Serialize, PartialEq)]
 struct Summary {
     correct: usize,
     count: usize,
-    /// Candidates of each picture.
-    of: usize,
-    /// `correct / count` of somebody who guesses.
+    /// Candidate identities per image.
+    #[serde(rename = "of")]
+    candidates: usize,
+    /// Expected `correct / count` of random guessing.
     chance: f64,
-    /// Whether the pictures are of characters that training never showed.
+    /// True if the characters are excluded from training.
     held_out: bool,
 }
 
-/// `unit`: its own number.
-pub(crate) fn close(studio: &mut Studio<'_>, unit: u64) -> anyhow::Result<()> {
-    if studio.wait(unit, studio.images.has(LIST))? {
+/// `unit`: the number of the closing unit.
+pub(crate) fn close(runner: &mut UnitRunner<'_>, unit: u64) -> anyhow::Result<()> {
+    if runner.wait(unit, runner.images.has(LIST))? {
         return Ok(());
     }
-    let (drawn, missing) = studio.wait(unit, read_all(studio))?;
-    let rows = grid_rows(studio, unit)?;
+    let (images, missing) = runner.wait(unit, read_all(runner))?;
+    let rows = grid_rows(runner, unit)?;
     let widest = rows.iter().map(Vec::len).max().unwrap_or(0);
     let across = if widest > 6 { 1 } else { GRID_ACROSS };
     let grid = image_grid(&rows, GRID_SIDE, across);
-    studio.wait(unit, studio.images.put_image(GRID, grid))?;
-    let summary = summarize(studio, &drawn);
+    runner.wait(unit, runner.images.put_image(GRID, grid))?;
+    let summary = summarize(runner, &images);
     tracing::info!(
         correct = summary.correct,
         count = summary.count,
-        of = summary.of,
+        candidates = summary.candidates,
         missing = missing.len(),
-        "all images are made and judged"
+        "all images are generated and evaluated"
     );
     let record = Record {
-        images: drawn,
+        images,
         summary,
         missing,
     };
-    studio.wait(
+    runner.wait(
         unit,
-        studio.images.put(LIST, serde_json::to_vec_pretty(&record)?),
+        runner.images.put(LIST, serde_json::to_vec_pretty(&record)?),
     )
 }
 
-/// The records of all images in order, and the images that are not there.
-async fn read_all(studio: &Studio<'_>) -> anyhow::Result<(Vec<Drawn>, Vec<String>)> {
-    let (mut drawn, mut missing) = (Vec::new(), Vec::new());
-    let reads = futures::stream::iter(0..studio.work.images()).map(|unit| async move {
-        let record = studio
+/// The records of all images in order, and the files of missing images.
+async fn read_all(runner: &UnitRunner<'_>) -> anyhow::Result<(Vec<ImageRecord>, Vec<String>)> {
+    let (mut records, mut missing) = (Vec::new(), Vec::new());
+    let reads = futures::stream::iter(0..runner.work.images()).map(|unit| async move {
+        let record = runner
             .images
             .get(&format!("{}.json", image_name(unit)))
             .await?;
         anyhow::Ok((unit, record))
     });
-    let mut reads = std::pin::pin!(reads.buffered(READS));
+    let mut reads = std::pin::pin!(reads.buffered(CONCURRENT_READS));
     while let Some((unit, record)) = reads.try_next().await? {
         match record {
-            Some(record) => drawn.push(serde_json::from_slice(&record)?),
+            Some(record) => records.push(serde_json::from_slice(&record)?),
             None => missing.push(format!("{}.png", image_name(unit))),
         }
     }
-    Ok((drawn, missing))
+    Ok((records, missing))
 }
 
-/// A row for each subject and prompt.
-fn grid_rows(studio: &mut Studio<'_>, unit: u64) -> anyhow::Result<Vec<Vec<Cell>>> {
-    let work = studio.work;
+/// One row per subject and prompt.
+fn grid_rows(runner: &mut UnitRunner<'_>, unit: u64) -> anyhow::Result<Vec<Vec<Cell>>> {
+    let work = runner.work;
     let (prompts, seeds) = (work.prompts.len().max(1) as u64, work.seeds.len() as u64);
     let mut rows = Vec::new();
     for row in 0..GRID_ROWS.min(u64::from(work.count) * prompts) {
-        let (mut images, mut there) = (Vec::new(), false);
+        let (mut images, mut any_found) = (Vec::new(), false);
         for image in row * seeds..(row + 1) * seeds {
             let name = format!("{}.png", image_name(image));
-            let found = studio.wait(unit, studio.images.get_image(&name))?;
-            there |= found.is_some();
+            let found = runner.wait(unit, runner.images.get_image(&name))?;
+            any_found |= found.is_some();
             images.push(found.map_or_else(
                 || {
                     Cell::new(
@@ -118,19 +121,19 @@ fn grid_rows(studio: &mut Studio<'_>, unit: u64) -> anyhow::Result<Vec<Vec<Cell>
                 |image| Cell::new("drawn", image),
             ));
         }
-        if !there {
-            // What kept its images from being made may keep the subject from being read.
+        if !any_found {
+            // The subject may be unreadable for the same reason that its images were not generated.
             rows.push(images);
             continue;
         }
-        let subject = studio.take_subject(unit, u32::try_from(row / prompts)?)?;
+        let subject = runner.take_subject(unit, u32::try_from(row / prompts)?)?;
         rows.push(grid_row(&subject.1, images));
-        studio.keep_subject(subject);
+        runner.cache_subject(subject);
     }
     Ok(rows)
 }
 
-/// Target, references with their concepts, and what was drawn with each seed.
+/// Target, references with their concepts, and the image of each seed.
 fn grid_row(subject: &Subject, images: Vec<Cell>) -> Vec<Cell> {
     let target = subject
         .target
@@ -141,32 +144,36 @@ fn grid_row(subject: &Subject, images: Vec<Cell>) -> Vec<Cell> {
     target.into_iter().chain(references).chain(images).collect()
 }
 
-fn summarize(studio: &Studio<'_>, drawn: &[Drawn]) -> Summary {
-    let judged: Vec<(u64, bool)> = drawn
+fn summarize(runner: &UnitRunner<'_>, images: &[ImageRecord]) -> Summary {
+    let evaluated: Vec<(u64, bool)> = images
         .iter()
-        .filter_map(|drawn| {
-            let target = drawn.target.as_ref()?;
+        .filter_map(|image| {
+            let target = image.target.as_ref()?;
             Some((target.position, target.correct?))
         })
         .collect();
-    let of = judged.first().map_or(0, |(position, _)| {
-        studio.identities.candidates_of(&studio.loader, *position)
+    let candidates = evaluated.first().map_or(0, |(position, _)| {
+        runner.identities.candidate_count(&runner.loader, *position)
     });
-    let correct = judged.iter().filter(|(_, correct)| *correct).count();
+    let correct = evaluated.iter().filter(|(_, correct)| *correct).count();
     summary(
         correct,
-        judged.len(),
-        of,
-        !studio.loader.held_out().is_empty(),
+        evaluated.len(),
+        candidates,
+        !runner.loader.held_out().is_empty(),
     )
 }
 
-fn summary(correct: usize, count: usize, of: usize, held_out: bool) -> Summary {
+fn summary(correct: usize, count: usize, candidates: usize, held_out: bool) -> Summary {
     Summary {
         correct,
         count,
-        of,
-        chance: if of == 0 { 0.0 } else { 1.0 / of as f64 },
+        candidates,
+        chance: if candidates == 0 {
+            0.0
+        } else {
+            1.0 / candidates as f64
+        },
         held_out,
     }
 }
@@ -176,11 +183,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_chance_is_that_of_somebody_who_guesses() {
+    fn the_chance_is_that_of_random_guessing() {
         let two_of_three = summary(2, 3, 8, true);
         assert!((two_of_three.chance - 0.125).abs() < 1e-9);
         let nothing = summary(0, 0, 0, false);
-        assert_eq!((nothing.correct, nothing.count, nothing.of), (0, 0, 0));
+        assert_eq!(
+            (nothing.correct, nothing.count, nothing.candidates),
+            (0, 0, 0)
+        );
         assert!(nothing.chance.abs() < 1e-9 && !nothing.held_out);
     }
 }

@@ -1,8 +1,8 @@
-//! Every time-out of a rank, derived from the one knob `detect_within` (law 9). Pure numbers.
+//! Every timeout of a rank, derived from the one setting `detect_within` (law 9). Pure arithmetic.
 //!
-//! Whether another rank is alive is its daemon's business, which kills it, and the coordinator's,
-//! which then ends the generation: our daemon tells us to stop. Whether our own thread comes on is
-//! ours. The waits here only bound what nobody else would notice.
+//! Ranks do not detect failures of their peers: a daemon kills its unresponsive rank, and the
+//! coordinator then ends the generation, which the other ranks learn from their daemons. A rank
+//! only watches its own model thread. The timeouts here bound waits that nothing else would notice.
 
 use std::time::Duration;
 
@@ -18,47 +18,47 @@ impl Deadlines {
         }
     }
 
-    /// Between two signs of life to the daemon; it may miss two.
+    /// Interval between heartbeats to the daemon, which tolerates two missed ones.
     pub(crate) fn heartbeat(self) -> Duration {
         self.detect_within / 3
     }
 
-    /// For all ranks to meet, once none of them is loading any more.
+    /// Rendezvous of all ranks, once all of them have loaded.
     pub(crate) fn join(self) -> Duration {
         self.detect_within * 30
     }
 
-    /// For the slowest rank in one collective call: another may still be writing its share of a
-    /// checkpoint, or reading one.
+    /// One collective call, including the wait for the slowest rank, which may still be writing its
+    /// shard of a checkpoint or reading one.
     pub(crate) fn collective(self) -> Duration {
         self.detect_within * 30
     }
 
-    /// For a piece of a step that needs nobody else; `longest`: what one of its kind took so far.
-    /// The first of a kind may build what the later ones have.
-    pub(crate) fn own_chunk(self, longest: Option<Duration>) -> Duration {
+    /// A stage of a step that does not depend on other ranks. `longest`: the longest stage of its
+    /// kind so far. The first stage of a kind may have to initialize what later ones reuse.
+    pub(crate) fn local_stage(self, longest: Option<Duration>) -> Duration {
         match longest {
             Some(longest) => self.detect_within * 12 + longest * 4,
             None => self.detect_within * 100,
         }
     }
 
-    /// For an object store to come back, while the newest state is in memory alone.
+    /// Longest outage of the object store that is survived with the newest state only in memory.
     pub(crate) fn outage(self) -> Duration {
         self.detect_within * 1200
     }
 
-    /// Before it is asked again.
-    pub(crate) fn outage_pause(self) -> Duration {
+    /// Interval between retries during an outage.
+    pub(crate) fn outage_retry_interval(self) -> Duration {
         self.detect_within
     }
 
-    /// For an object store to let go of the parts of an upload that was given up.
-    pub(crate) fn take_back(self) -> Duration {
+    /// Abort of a multipart upload.
+    pub(crate) fn abort_upload(self) -> Duration {
         self.detect_within * 10
     }
 
-    /// For one answer of an object store, in `doctor`.
+    /// One response of an object store or the coordinator, in `doctor`.
     pub(crate) fn probe(self) -> Duration {
         self.detect_within * 3
     }

@@ -1,12 +1,12 @@
-//! Which device this rank computes on, refused with a clear word where libtorch holds no code for
-//! it or it lacks the numbers that the job computes in.
+//! Selects the rank's device. Fails with a clear error if this libtorch has no code for it, or if
+//! it does not support the job's precision.
 
 use crate::collective::device::{Gpu, gpus, library_architectures, supports};
 use anyhow::{Context, bail};
 use proto::spec::{DeviceKind, Precision};
 use tch::Device;
 
-/// The device of this node with this number.
+/// The node's device with this index.
 pub(crate) fn choose(kind: DeviceKind, index: u32, precision: Precision) -> anyhow::Result<Device> {
     if kind == DeviceKind::Cuda {
         let found = gpus()?;
@@ -23,16 +23,15 @@ fn check(
     precision: Precision,
 ) -> anyhow::Result<()> {
     if library.is_empty() {
-        bail!("a GPU is asked for, and this worker-rank is built without CUDA; build with CUDA=1");
+        bail!("a GPU is required, but this worker-rank was built without CUDA; build with CUDA=1");
     }
     let gpu = found
         .iter()
         .find(|gpu| gpu.index == index)
-        .with_context(|| format!("GPU {index} is asked for; {} were found", found.len()))?;
+        .with_context(|| format!("GPU {index} is required, but {} were found", found.len()))?;
     if !supports(library, &gpu.architecture) {
         bail!(
-            "GPU {index} ({}) is {}, and this libtorch holds code for {}; use a libtorch built \
-            for it",
+            "GPU {index} ({}) is {}, but this libtorch has code for {}; use one built for it",
             gpu.name,
             gpu.architecture,
             library.join(" ")
@@ -40,7 +39,7 @@ fn check(
     }
     if precision == Precision::Bf16 && !has_bf16(&gpu.architecture) {
         bail!(
-            "train.precision is bf16, which GPU {index} ({}) of {} does not have (sm_80 and newer \
+            "train.precision is bf16, which GPU {index} ({}, {}) does not support (sm_80 and newer \
             do); use fp16 or fp32",
             gpu.name,
             gpu.architecture
@@ -49,7 +48,7 @@ fn check(
     Ok(())
 }
 
-/// Older GPUs compute bf16 by detours that are slower than fp32.
+/// Older GPUs emulate bf16, which is slower than fp32.
 fn has_bf16(architecture: &str) -> bool {
     let version = architecture.trim_start_matches("sm_").trim_end_matches('a');
     version.parse::<u32>().is_ok_and(|version| version >= 80)
@@ -84,7 +83,7 @@ mod tests {
             .to_string();
         assert!(
             error.starts_with(
-                "train.precision is bf16, which GPU 0 (Tesla V100) of sm_70 does not have"
+                "train.precision is bf16, which GPU 0 (Tesla V100, sm_70) does not support"
             ),
             "{error}"
         );

@@ -1,6 +1,6 @@
-//! `worker-rank doctor`: is this node fit to train? Looks at libtorch, devices, the object store
-//! and the ports, and says what it found, one line each. Leaves nothing behind: what it writes to
-//! the store, it deletes again. Called by `worker doctor` with the node's settings.
+//! `worker-rank doctor`: checks that this node can train. Checks libtorch, devices, the object
+//! store and the ports, and prints one line per check. Deletes the object that it writes to the
+//! store. Called by `worker doctor` with the node's settings.
 
 use crate::collective::device::{gpus, library_architectures, libtorch_version, supports};
 use crate::deadline::Deadlines;
@@ -14,28 +14,28 @@ use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
 
-/// The shipped `detect_within`, from which the time for the store's answer derives.
+/// The default `detect_within`; the probe timeout derives from it.
 const DETECT_WITHIN_MS: u64 = 3_000;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Node {
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Ranks that this node is to run at once.
+    /// Number of ranks that this node runs at once.
     #[arg(long, default_value_t = 1)]
     devices: u32,
-    /// Where ranks listen.
+    /// Address on which ranks listen.
     #[arg(long, default_value = "127.0.0.1")]
     address: String,
     #[arg(long)]
     metrics_listen: Option<SocketAddr>,
-    /// The coordinator to reach, http://HOST:PORT.
+    /// Coordinator to connect to, http://HOST:PORT.
     #[arg(long)]
     coordinator: Option<String>,
-    /// Object store to reach.
+    /// Object store to check.
     #[arg(long)]
     store: Option<String>,
-    /// table or json.
+    /// Output format: table or json.
     #[arg(long, default_value = "table")]
     output: String,
 }
@@ -53,7 +53,7 @@ struct Findings {
     checks: Vec<Check>,
 }
 
-/// Prints the findings; true when nothing is wrong.
+/// Prints the results. Returns true if every check passed.
 pub(crate) fn run(node: &Node) -> anyhow::Result<bool> {
     let mut checks = vec![libtorch(), threads(node)];
     checks.extend(devices(node));
@@ -63,7 +63,7 @@ pub(crate) fn run(node: &Node) -> anyhow::Result<bool> {
         Some(url) => object_store(url)?,
         None => check(
             "object store",
-            Ok("not looked at; name one with --store".to_owned()),
+            Ok("not checked; pass one with --store".to_owned()),
         ),
     });
     let findings = Findings {
@@ -96,16 +96,15 @@ fn check(name: &'static str, outcome: Result<String, String>) -> Check {
 
 fn libtorch() -> Check {
     let architectures = library_architectures();
-    let flavour = match cfg!(feature = "cuda") {
-        true => format!("CUDA flavour with code for {}", architectures.join(" ")),
-        false => "CPU flavour".to_owned(),
+    let build = match cfg!(feature = "cuda") {
+        true => format!("CUDA build with code for {}", architectures.join(" ")),
+        false => "CPU build".to_owned(),
     };
-    // A product of ones: that the library loads is proven by our being here, that it computes is
-    // not.
+    // The library is loaded already. The product of two matrices of ones checks that it computes.
     let ones = Tensor::ones([8, 8], (Kind::Float, Device::Cpu));
     let sum = ones.matmul(&ones).sum(Kind::Double).double_value(&[]);
     let outcome = if (sum - 512.0).abs() < 1e-6 {
-        Ok(format!("{}, {flavour}", libtorch_version()))
+        Ok(format!("{}, {build}", libtorch_version()))
     } else {
         Err(format!(
             "{} computes 8 x 8 ones as {sum} instead of 512",
@@ -118,7 +117,7 @@ fn libtorch() -> Check {
 fn threads(node: &Node) -> Check {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let found = format!(
-        "{cores} cores, libtorch takes {} threads unless the job says otherwise",
+        "{cores} cores, libtorch uses {} threads unless the job sets them",
         tch::get_num_threads()
     );
     let enough = node.device != "cpu" || node.devices as usize <= cores;
@@ -126,7 +125,7 @@ fn threads(node: &Node) -> Check {
         Ok(found)
     } else {
         Err(format!(
-            "{found}; {} CPU devices are too many",
+            "{found}; {} CPU devices are more than the cores",
             node.devices
         ))
     };
@@ -141,10 +140,7 @@ fn devices(node: &Node) -> Vec<Check> {
     if node.device != DeviceKind::Cuda.name() {
         let slots = format!("{} CPU slots", node.devices);
         let gpus = if cfg!(feature = "cuda") {
-            format!(
-                "; {} GPUs found, `device` does not ask for them",
-                found.len()
-            )
+            format!("; {} GPUs found but not used: `device` is cpu", found.len())
         } else {
             String::new()
         };
@@ -167,7 +163,7 @@ fn devices(node: &Node) -> Vec<Check> {
         let outcome = if fits {
             Ok(text)
         } else {
-            Err(format!("{text}; libtorch holds no code for it"))
+            Err(format!("{text}; libtorch has no code for it"))
         };
         checks.push(check("device", outcome));
     }
@@ -213,8 +209,8 @@ fn answers_as_worker(listen: SocketAddr) -> bool {
     ask().is_ok_and(|answer| answer.contains("retri_worker_"))
 }
 
-/// Whether anybody listens there: a firewall and a wrong port are the usual reasons why a worker
-/// never comes.
+/// Checks that the coordinator accepts connections. Usual causes of failure: a firewall, a wrong
+/// port.
 fn coordinator(url: &str) -> Check {
     let wait = Deadlines::new(DETECT_WITHIN_MS).probe();
     let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
@@ -222,8 +218,8 @@ fn coordinator(url: &str) -> Check {
         .trim_end_matches('/')
         .to_socket_addrs()
         .and_then(|mut addresses| {
-            let nowhere = || std::io::Error::other("the name has no address");
-            TcpStream::connect_timeout(&addresses.next().ok_or_else(nowhere)?, wait)
+            let no_address = || std::io::Error::other("the host name has no address");
+            TcpStream::connect_timeout(&addresses.next().ok_or_else(no_address)?, wait)
         });
     let outcome = match reached {
         Ok(_) => Ok(format!("{url} accepts connections")),
@@ -238,7 +234,7 @@ fn object_store(url: &str) -> anyhow::Result<Check> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    // Opening a local store would make its folder.
+    // Opening a local store would create its folder.
     if let Ok(Some(folder)) = storage::local_folder(url)
         && !folder.is_dir()
     {
@@ -256,7 +252,7 @@ fn object_store(url: &str) -> anyhow::Result<Check> {
     Ok(check("object store", outcome))
 }
 
-/// What ranks do with a store, with one small object that is gone afterwards.
+/// Lists, writes, reads and deletes one small object, as ranks do.
 async fn write_read_delete(url: &str) -> anyhow::Result<()> {
     let (objects, prefix) = storage::open(url)?;
     objects
@@ -275,18 +271,18 @@ async fn write_read_delete(url: &str) -> anyhow::Result<()> {
     let read = read.context("reading")?;
     anyhow::ensure!(
         read == written.as_bytes(),
-        "{probe} reads back as something else than was written"
+        "{probe} reads back different from what was written"
     );
     Ok(())
 }
 
-/// Keeps two nodes that look at the same moment from deleting each other's object.
+/// Part of the object name, so that nodes that run at the same time do not share an object.
 fn hostname() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     name.trim().to_owned()
 }
 
-/// Most stores that do not answer were not told where they are or who asks.
+/// The most common cause: no endpoint or credentials are set.
 fn advice(url: &str) -> &'static str {
     if url.starts_with("s3:") {
         "; are AWS_ENDPOINT, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY set?"

@@ -1,9 +1,9 @@
-//! What this process runs on, in words for manifests, and how much memory it took. Reads only.
+//! The environment description for manifests, and the peak memory use. Reads only.
 
 use crate::collective::device::libtorch_version;
 use proto::spec::{DeviceKind, TrainWork};
 
-/// "libtorch 2.10.0, cpu, 1 thread": bits are comparable only where these agree.
+/// "libtorch 2.10.0, cpu, 1 thread": results are bit-identical only where these agree.
 pub(crate) fn describe(spec: &TrainWork, device: DeviceKind) -> String {
     let threads = spec.train.threads;
     let plural = if threads == 1 { "" } else { "s" };
@@ -17,7 +17,7 @@ pub(crate) fn describe(spec: &TrainWork, device: DeviceKind) -> String {
     )
 }
 
-/// Largest resident set so far, in bytes; 0 where the kernel does not tell.
+/// Peak resident set size in bytes; 0 if unknown.
 pub(crate) fn peak_memory_bytes() -> u64 {
     std::fs::read_to_string("/proc/self/status").map_or(0, |text| high_water_mark(&text))
 }

@@ -1,5 +1,5 @@
-//! `worker forward`: one component on the tensors of a file. The arithmetic is the model's; here
-//! are the options.
+//! `worker forward`: runs one component on the tensors of a file. The computation is in
+//! [`model::forward`]; this module has the options.
 
 use crate::collective::precision::full_fp32;
 use crate::device;
@@ -24,12 +24,12 @@ pub(crate) struct Options {
     /// Safetensors file to write, fp32
     #[arg(long, value_name = "FILE")]
     outputs: PathBuf,
-    /// What convolutions and matrix products compute in
+    /// Dtype of convolutions and matrix products
     #[arg(long, value_enum, default_value = "fp32")]
-    precision: Numbers,
+    precision: Dtype,
     #[arg(long, value_enum, default_value = "cpu")]
-    device: Place,
-    /// Threads of libtorch; all cores unless said otherwise
+    device: DeviceChoice,
+    /// Number of libtorch threads [default: all cores]
     #[arg(long, value_name = "COUNT")]
     threads: Option<u16>,
     /// U-Net only: also the gradients of the mean square of its output, by input and by weight
@@ -54,27 +54,27 @@ enum Component {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Numbers {
+enum Dtype {
     Fp32,
     Fp16,
     Bf16,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Place {
+enum DeviceChoice {
     Cpu,
     Cuda,
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let kind = match options.device {
-        Place::Cpu => DeviceKind::Cpu,
-        Place::Cuda => DeviceKind::Cuda,
+        DeviceChoice::Cpu => DeviceKind::Cpu,
+        DeviceChoice::Cuda => DeviceKind::Cuda,
     };
     let precision = match options.precision {
-        Numbers::Fp32 => Precision::Fp32,
-        Numbers::Fp16 => Precision::Fp16,
-        Numbers::Bf16 => Precision::Bf16,
+        Dtype::Fp32 => Precision::Fp32,
+        Dtype::Fp16 => Precision::Fp16,
+        Dtype::Bf16 => Precision::Bf16,
     };
     let device = device::choose(kind, 0, precision)?;
     if let Some(threads) = options.threads {

@@ -1,7 +1,6 @@
-//! `worker-rank gpu-check`: what only a machine with a GPU can show. Does the GPU compute what the
-//! CPU computes, does NCCL answer, how long does a step take in each precision? Needs no
-//! coordinator, daemon, data set or network. With `--device cpu` it rehearses itself: CPU against
-//! CPU, and no NCCL.
+//! `worker-rank gpu-check`: checks that need a GPU. Compares GPU results with the CPU, runs NCCL,
+//! and times a step in each precision. Needs no coordinator, daemon, data set or network. With
+//! `--device cpu` it tests itself: it compares the CPU with itself and skips NCCL.
 
 use crate::collective::device::{gpus, library_architectures, libtorch_version};
 use crate::collective::precision::full_fp32;
@@ -19,7 +18,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
-/// Largest accepted relative difference between CPU and GPU: fp32 sums in another order.
+/// Largest accepted relative difference between CPU and GPU, which sum fp32 in different orders.
 const LOSS_TOLERANCE: f64 = 1e-4;
 const GRADIENT_TOLERANCE: f64 = 1e-3;
 
@@ -35,20 +34,20 @@ pub(crate) struct Options {
     device: String,
 }
 
-/// Prints what it finds, one line each; an error is a check that failed.
+/// Prints one line per result. Returns an error if a check fails.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let kind = if options.device == DeviceKind::Cpu.name() {
         DeviceKind::Cpu
     } else {
         DeviceKind::Cuda
     };
-    say(&format!(
+    print_line(&format!(
         "libtorch {} for {}",
         libtorch_version(),
         library_architectures().join(" ")
     ))?;
     for gpu in gpus()? {
-        say(&format!(
+        print_line(&format!(
             "GPU {}: {}, {}",
             gpu.index, gpu.name, gpu.architecture
         ))?;
@@ -69,10 +68,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     ] {
         step_time(precision, device, timed)?;
     }
-    say("gpu-check ok")
+    print_line("gpu-check ok")
 }
 
-fn say(line: &str) -> anyhow::Result<()> {
+fn print_line(line: &str) -> anyhow::Result<()> {
     writeln!(std::io::stdout().lock(), "{line}")?;
     Ok(())
 }
@@ -87,23 +86,23 @@ fn spec(size: &str, resolution: u32) -> anyhow::Result<TrainWork> {
     Ok(proto::job::parse_training("the check's own job", &text)?)
 }
 
-/// The same weights on both devices, the same micro-batch: the same loss and gradients.
+/// Checks that both devices compute the same loss and gradients from the same weights and inputs.
 fn agreement(size: &str, resolution: u32, device: Device) -> anyhow::Result<()> {
     let spec = spec(size, resolution)?;
     let examples = examples(2, resolution);
-    let mut ours = Trainer::new(&spec, None, Device::Cpu)?;
-    // Zero convolutions begin at zero and hide the retrieval encoder; after two updates every
-    // gradient counts.
+    let mut cpu = Trainer::new(&spec, None, Device::Cpu)?;
+    // Zero-initialized convolutions hide the retrieval encoder. After two updates every gradient is
+    // nonzero.
     for step in 1..=2 {
-        backward(&mut ours, &examples)?;
-        ours.update(step)?;
+        backward(&mut cpu, &examples)?;
+        cpu.update(step)?;
     }
-    let mut theirs = copy(&ours, &spec, device)?;
-    let expected = backward(&mut ours, &examples)?;
-    let found = backward(&mut theirs, &examples)?;
+    let mut other = copy(&cpu, &spec, device)?;
+    let expected = backward(&mut cpu, &examples)?;
+    let found = backward(&mut other, &examples)?;
     let loss = relative(expected, found);
     let (mut worst, mut worst_name) = (0.0f64, "");
-    for ((name, a), (_, b)) in ours.parameters().iter().zip(theirs.parameters()) {
+    for ((name, a), (_, b)) in cpu.parameters().iter().zip(other.parameters()) {
         let (a, b) = (a.grad(), b.grad().to_device(Device::Cpu));
         let norm = a.norm().double_value(&[]);
         let difference = (&a - &b).norm().double_value(&[]) / norm.max(1e-6);
@@ -111,7 +110,7 @@ fn agreement(size: &str, resolution: u32, device: Device) -> anyhow::Result<()> 
             (worst, worst_name) = (difference, name);
         }
     }
-    say(&format!(
+    print_line(&format!(
         "agreement {size}: loss differs by {loss:.1e}, gradients by at most {worst:.1e} \
         ({worst_name})"
     ))?;
@@ -138,8 +137,8 @@ fn backward(trainer: &mut Trainer, examples: &[Example]) -> anyhow::Result<f64> 
     Ok(loss.total)
 }
 
-/// The same model on another device: base weights by file, as a rank gets them, the rest as from a
-/// checkpoint.
+/// Copies the model to another device. As in a rank, base weights are read from files and the rest
+/// is loaded like a checkpoint.
 fn copy(from: &Trainer, spec: &TrainWork, device: Device) -> anyhow::Result<Trainer> {
     let folder = std::env::temp_dir().join(format!("gpu-check-{}", std::process::id()));
     std::fs::create_dir_all(&folder)
@@ -161,7 +160,7 @@ fn copy(from: &Trainer, spec: &TrainWork, device: Device) -> anyhow::Result<Trai
     Ok(copy)
 }
 
-/// A world of one, through NCCL all the same.
+/// Runs NCCL with a single rank.
 fn nccl(device: Device) -> anyhow::Result<()> {
     let store = Store::serve("127.0.0.1", NCCL_TIMEOUT)?;
     let membership = Membership {
@@ -177,18 +176,18 @@ fn nccl(device: Device) -> anyhow::Result<()> {
     let values = Tensor::arange(1 << 20, (Kind::Float, device));
     let expected = values.copy();
     let start = Instant::now();
-    group.all_reduce(&values, "adding up 4 MiB over NCCL")?;
+    group.all_reduce(&values, "all-reduce of 4 MiB over NCCL")?;
     ensure!(
         values.equal(&expected),
         "a sum over one rank changed the values"
     );
-    say(&format!(
-        "nccl: one rank added up 4 MiB in {:.3} s",
+    print_line(&format!(
+        "nccl: one rank reduced 4 MiB in {:.3} s",
         start.elapsed().as_secs_f64()
     ))
 }
 
-/// Forward, backward and update of the small RetriNet.
+/// Times forward, backward and update of the small RetriNet.
 fn step_time(
     (name, precision): (&str, Precision),
     device: Device,
@@ -207,19 +206,19 @@ fn step_time(
         }
         let loss = backward(&mut trainer, &examples)?;
         ensure!(loss.is_finite(), "{name}: the loss is {loss}");
-        // Reads the gradient's norm, and so waits for the device.
+        // Reading the gradient norm synchronizes with the device.
         trainer
             .update(u64::from(step) + 1)
             .with_context(|| name.to_owned())?;
     }
     let seconds = start.elapsed().as_secs_f64() / f64::from(timed);
     let rate = f64::from(MICRO_BATCH) / seconds;
-    say(&format!(
+    print_line(&format!(
         "step {size} {name}: {seconds:.4} s, {rate:.0} samples/s at micro-batch {MICRO_BATCH}"
     ))
 }
 
-/// Pictures of coloured noise; the same on every machine.
+/// Deterministic images of coloured noise.
 fn examples(count: u32, resolution: u32) -> Vec<Example> {
     (0..count)
         .map(|n| {
@@ -260,7 +259,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rehearsal_on_the_cpu_agrees_with_itself() {
+    fn the_cpu_agrees_with_itself() {
         agreement("tiny", 32, Device::Cpu).unwrap();
     }
 

@@ -1,7 +1,7 @@
-//! How the ranks of a generation meet: rank 0 opens a store and says where, the coordinator tells
-//! everybody once no rank is loading any more, everybody writes its name there, and only when all
-//! have is the process group formed. So a rank that does not come is named, and one that loads for
-//! long is waited for. Called by [`crate::train`].
+//! Rendezvous of a generation's ranks. Rank 0 opens a store and reports its address; the
+//! coordinator sends it to all ranks once every rank has loaded; every rank registers in the store;
+//! the process group is formed once all have registered. So a missing rank is named in the error,
+//! and slow loading does not cause a timeout. Called by [`crate::train`].
 
 use crate::collective::{CollectiveError, Group, Membership, Store};
 use crate::deadline::Deadlines;
@@ -9,18 +9,18 @@ use crate::link::Link;
 use anyhow::Context;
 use rank_core::gang::Order;
 
-/// Rank 0's store, open and announced as early as can be, so that nobody waits for it while
-/// loading. `address`: of this machine.
+/// Opens rank 0's store and reports its address. Called as early as possible, so that no rank waits
+/// for it. `address`: an address of this machine.
 pub(crate) fn open_store(link: &Link, order: Order, address: &str) -> anyhow::Result<Store> {
     let deadlines = Deadlines::new(order.detect_within_ms);
     let store = Store::serve(address, deadlines.join())
-        .context("is `address` of this worker's settings an address of this machine?")?;
+        .context("is `address` in the settings of this worker an address of this machine?")?;
     link.store_address(format!("{address}:{}", store.port()));
     Ok(store)
 }
 
-/// Returns when all ranks are there. `store`: from [`open_store`], on rank 0.
-pub(crate) fn meet(
+/// Forms the process group once all ranks have registered. `store`: from [`open_store`], on rank 0.
+pub(crate) fn rendezvous(
     link: &Link,
     store: Option<Store>,
     membership: Membership,
@@ -35,10 +35,10 @@ pub(crate) fn meet(
     if world == 1 {
         return Ok(Group::alone(membership));
     }
-    // Rank 0 too: from here on the others are on their way.
+    // Rank 0 waits too: the timeouts below start once all ranks have loaded.
     let address = link.wait_store_address(generation, deadlines)?;
     let wait = deadlines.join();
-    link.unless_over(generation, move || {
+    link.unless_superseded_blocking(generation, move || {
         let store = match store {
             Some(store) => store,
             None => Store::connect(&address, wait)?,
@@ -50,7 +50,7 @@ pub(crate) fn meet(
             store
                 .wait(&key(other), wait)
                 .map_err(|error| CollectiveError {
-                    action: format!("rank {other} did not come: {}", error.action),
+                    action: format!("rank {other} did not join: {}", error.action),
                     ..error
                 })?;
         }

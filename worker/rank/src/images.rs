@@ -1,5 +1,5 @@
-//! `jobs/<job>/images/` in the store: where images and what is said of them go. Everything is put
-//! once; what is there already stays. Called by [`crate::studio`].
+//! `jobs/<job>/pictures/` in the object store: the images of a sampling job and their JSON records.
+//! Objects are written once and never overwritten. Called by [`crate::unit_runner`].
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -33,11 +33,11 @@ impl Images {
         match self.objects.head(&path).await {
             Ok(_) => Ok(true),
             Err(Error::NotFound { .. }) => Ok(false),
-            Err(error) => Err(error).with_context(|| format!("cannot look for {path}")),
+            Err(error) => Err(error).with_context(|| format!("cannot check for {path}")),
         }
     }
 
-    /// None: it is not there.
+    /// None if the object does not exist.
     pub(crate) async fn get(&self, name: &str) -> anyhow::Result<Option<Bytes>> {
         let path = self.path(name);
         let read = async { self.objects.get(&path).await?.bytes().await };
@@ -48,7 +48,7 @@ impl Images {
         }
     }
 
-    /// None: it is not there.
+    /// None if the object does not exist.
     pub(crate) async fn get_image(&self, name: &str) -> anyhow::Result<Option<RgbImage>> {
         let Some(bytes) = self.get(name).await? else {
             return Ok(None);
@@ -58,15 +58,15 @@ impl Images {
         Ok(Some(decoded.into_rgb8()))
     }
 
-    /// Returns what lies there afterwards.
+    /// Returns the stored image: `image`, or the one that already existed.
     pub(crate) async fn put_image(&self, name: &str, image: RgbImage) -> anyhow::Result<RgbImage> {
         let mut bytes = Cursor::new(Vec::new());
         image.write_to(&mut bytes, ImageFormat::Png)?;
         if self.put_new(name, bytes.into_inner()).await? {
             return Ok(image);
         }
-        let there = self.get_image(name).await?;
-        there.with_context(|| format!("{} was there and is gone", self.path(name)))
+        let existing = self.get_image(name).await?;
+        existing.with_context(|| format!("{} existed and was deleted", self.path(name)))
     }
 
     pub(crate) async fn put(&self, name: &str, bytes: Vec<u8>) -> anyhow::Result<()> {
@@ -74,7 +74,7 @@ impl Images {
         Ok(())
     }
 
-    /// False: there was one already, and it stays.
+    /// False if the object already existed; it is left unchanged.
     async fn put_new(&self, name: &str, bytes: Vec<u8>) -> anyhow::Result<bool> {
         let path = self.path(name);
         let put = self

@@ -1,7 +1,7 @@
-//! Base weights: turns the job's `init` URL into local files. A `file://` base is used in place;
-//! anything else is fetched once into the cache, into a folder named by the hash of what the store
-//! says of its objects, so that a changed object is fetched anew; its files are hashed on the way,
-//! and again at each use. Never looks inside a file: the model does.
+//! Base weights: resolves the job's `init` URL to local files. A `file://` base is used in place.
+//! Any other base is downloaded once into a cache folder that is named by a hash of the objects'
+//! metadata, so that a changed object is downloaded again. Cached files are hashed during the
+//! download and verified at each use. File contents are not parsed here but by the model.
 
 use anyhow::{Context, bail, ensure};
 use base_weights::base::Base;
@@ -14,15 +14,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// In a cached folder, written last: SHA-256 of each of its files.
+/// SHA-256 of each file of a cached folder. Written last.
 const HASHES_FILE: &str = "sha256.json";
-/// What `coordinator checkpoint export` says of its files, in a folder of ours.
+/// Written by `coordinator checkpoint export`: the SHA-256 of the exported files.
 const EXPORT_FILE: &str = "export.json";
 
 type Hashes = BTreeMap<String, String>;
 
-/// Component name -> local file or folder, for those components that the URL has and the
-/// architecture uses.
+/// Maps component names to local files or folders, for the components that the base contains and
+/// the architecture uses.
 pub(crate) async fn fetch(
     url: &str,
     model: &Model,
@@ -31,60 +31,69 @@ pub(crate) async fn fetch(
     let attempt = async {
         let base = Base::find(url).await?;
         base.suits(model).await?;
-        let wanted = Wanted::of(&base, model.architecture.kind());
+        let required = RequiredFiles::of(&base, model.architecture.kind());
         let folder = match base.local() {
             Some(folder) => folder.to_owned(),
-            None => cached(&base, &wanted, cache).await?,
+            None => cached(&base, &required, cache).await?,
         };
-        compare_with_export(&base, &wanted, &folder).await?;
-        let places = wanted.places.into_iter();
-        anyhow::Ok(places.map(|(name, at)| (name, folder.join(at))).collect())
+        compare_with_export(&base, &required, &folder).await?;
+        let locations = required.locations.into_iter();
+        anyhow::Ok(
+            locations
+                .map(|(name, location)| (name, folder.join(location)))
+                .collect(),
+        )
     };
     attempt.await.with_context(|| format!("model.init {url}"))
 }
 
-/// What a job takes over from a base.
-struct Wanted {
-    /// By component, relative to the base's folder.
-    places: BTreeMap<String, String>,
-    /// All that must be fetched.
+/// The files of a base that a job needs.
+struct RequiredFiles {
+    /// File or folder of each component, relative to the base's folder.
+    locations: BTreeMap<String, String>,
+    /// All files to download.
     files: BTreeSet<String>,
-    /// The large ones of them.
+    /// The weight files among them.
     weights: BTreeSet<String>,
 }
 
-impl Wanted {
+impl RequiredFiles {
     fn of(base: &Base, architecture: Architecture) -> Self {
-        let mut wanted = Self {
-            places: BTreeMap::new(),
+        let mut required = Self {
+            locations: BTreeMap::new(),
             files: BTreeSet::new(),
             weights: BTreeSet::new(),
         };
-        for (name, place) in base.taken_over(architecture) {
-            wanted.places.insert(name.to_owned(), place.at.clone());
-            wanted
+        for (name, component) in base.taken_over(architecture) {
+            required
+                .locations
+                .insert(name.to_owned(), component.at.clone());
+            required
                 .files
-                .extend(place.weights.iter().chain(&place.beside).cloned());
-            wanted.weights.extend(place.weights.iter().cloned());
+                .extend(component.weights.iter().chain(&component.beside).cloned());
+            required.weights.extend(component.weights.iter().cloned());
         }
-        wanted
+        required
     }
 }
 
-/// The folder with a remote base's files; the first of a node's ranks fetches them, the others wait
-/// for it.
-async fn cached(base: &Base, wanted: &Wanted, cache: &Path) -> anyhow::Result<PathBuf> {
-    let folder = cache.join(version(base, wanted).await?);
-    std::fs::create_dir_all(cache).with_context(|| format!("cannot make {}", cache.display()))?;
+/// The cache folder with a remote base's files. The first rank of a node downloads them while the
+/// others wait for the lock.
+async fn cached(base: &Base, required: &RequiredFiles, cache: &Path) -> anyhow::Result<PathBuf> {
+    let folder = cache.join(version(base, required).await?);
+    std::fs::create_dir_all(cache).with_context(|| format!("cannot create {}", cache.display()))?;
     let lock = std::fs::File::create(folder.with_extension("lock"))?;
-    // Held until it is dropped, or until this process ends.
+    // Held until it is dropped or this process exits.
     lock.lock()
         .with_context(|| format!("cannot lock {}", folder.display()))?;
     if folder.is_dir() {
-        match unchanged(&folder) {
+        match verify_cached(&folder) {
             Ok(()) => return Ok(folder),
             Err(error) => {
-                tracing::warn!(folder = %folder.display(), "fetching base weights again: {error:#}")
+                tracing::warn!(
+                    folder = %folder.display(),
+                    "downloading base weights again: {error:#}"
+                );
             }
         }
         std::fs::remove_dir_all(&folder)?;
@@ -94,8 +103,8 @@ async fn cached(base: &Base, wanted: &Wanted, cache: &Path) -> anyhow::Result<Pa
         std::fs::remove_dir_all(&partial)?;
     }
     let mut hashes = Hashes::new();
-    for name in &wanted.files {
-        tracing::info!(file = name, of = base.url(), "fetching base weights");
+    for name in &required.files {
+        tracing::info!(file = name, of = base.url(), "downloading base weights");
         hashes.insert(
             name.clone(),
             download(base, name, &partial.join(name)).await?,
@@ -109,10 +118,10 @@ async fn cached(base: &Base, wanted: &Wanted, cache: &Path) -> anyhow::Result<Pa
     Ok(folder)
 }
 
-/// Names what the store has now: URL, sizes and versions of all wanted files.
-async fn version(base: &Base, wanted: &Wanted) -> anyhow::Result<String> {
+/// Identifies the current objects: a hash of the URL and of the sizes and versions of all files.
+async fn version(base: &Base, required: &RequiredFiles) -> anyhow::Result<String> {
     let mut text = base.url().to_owned();
-    for name in &wanted.files {
+    for name in &required.files {
         let (store, path) = base.object(name);
         let meta = store
             .head(&path)
@@ -126,13 +135,13 @@ async fn version(base: &Base, wanted: &Wanted) -> anyhow::Result<String> {
     Ok(hex_sha256(text.as_bytes()))
 }
 
-/// Writes an object to a file as it comes in; its SHA-256.
+/// Streams an object to a file and returns its SHA-256.
 async fn download(base: &Base, name: &str, to: &Path) -> anyhow::Result<String> {
     let (store, path) = base.object(name);
     let reading = || format!("cannot read {path}");
     let writing = || {
         format!(
-            "cannot keep base weights in {}; is the disk full?",
+            "cannot write base weights to {}; is the disk full?",
             to.display()
         )
     };
@@ -149,28 +158,32 @@ async fn download(base: &Base, name: &str, to: &Path) -> anyhow::Result<String> 
     }
     ensure!(
         size == expected,
-        "{path} broke off after {size} of {expected} bytes"
+        "the download of {path} ended after {size} of {expected} bytes"
     );
     file.sync_all().with_context(writing)?;
     Ok(hex(&hash.finalize()))
 }
 
-/// Whether the files of a cached folder are still what was fetched.
-fn unchanged(folder: &Path) -> anyhow::Result<()> {
-    let hashes = std::fs::read(folder.join(HASHES_FILE)).context("its hashes are missing")?;
+/// Verifies the files of a cached folder against their hashes.
+fn verify_cached(folder: &Path) -> anyhow::Result<()> {
+    let hashes = std::fs::read(folder.join(HASHES_FILE)).context("the hashes are missing")?;
     let hashes: Hashes = serde_json::from_slice(&hashes)?;
     for (name, expected) in hashes {
-        let found = hash_of(&folder.join(&name))?;
+        let found = hash_file(&folder.join(&name))?;
         ensure!(
             found == expected,
-            "{name} has SHA-256 {found}, it was fetched with {expected}"
+            "{name} has the SHA-256 {found}, but was downloaded with {expected}"
         );
     }
     Ok(())
 }
 
-/// Refuses weights that are not what the export that lies beside them wrote.
-async fn compare_with_export(base: &Base, wanted: &Wanted, folder: &Path) -> anyhow::Result<()> {
+/// Verifies weights against the hashes of the export, if there are any.
+async fn compare_with_export(
+    base: &Base,
+    required: &RequiredFiles,
+    folder: &Path,
+) -> anyhow::Result<()> {
     #[derive(serde::Deserialize)]
     struct Export {
         files: Hashes,
@@ -185,11 +198,11 @@ async fn compare_with_export(base: &Base, wanted: &Wanted, folder: &Path) -> any
     let Ok(export) = serde_json::from_slice::<Export>(&bytes) else {
         bail!("{EXPORT_FILE} is not what `coordinator checkpoint export` writes");
     };
-    for name in &wanted.weights {
+    for name in &required.weights {
         let Some(expected) = export.files.get(name) else {
             continue;
         };
-        let found = hash_of(&folder.join(name))?;
+        let found = hash_file(&folder.join(name))?;
         ensure!(
             found == *expected,
             "{name} is damaged: its SHA-256 is {found}, {EXPORT_FILE} says {expected}"
@@ -198,7 +211,7 @@ async fn compare_with_export(base: &Base, wanted: &Wanted, folder: &Path) -> any
     Ok(())
 }
 
-fn hash_of(path: &Path) -> anyhow::Result<String> {
+fn hash_file(path: &Path) -> anyhow::Result<String> {
     let hash =
         storage::hash::of_file(path).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(hex(&hash))
@@ -247,7 +260,7 @@ mod tests {
             found["autoencoder"],
             folder.path().join("autoencoder.safetensors")
         );
-        // An export's hashes are compared.
+        // The hashes of an export are verified.
         let hash = hex_sha256(b"x");
         let export =
             |hash: &str| format!(r#"{{"files": {{"autoencoder.safetensors": "{hash}"}}}}"#);
@@ -266,12 +279,12 @@ mod tests {
         let (remote, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         put(remote.path(), "vae/config.json", b"{}");
         put(remote.path(), "vae/model.safetensors", b"one");
-        put(remote.path(), "unet/model.safetensors", b"not wanted");
+        put(remote.path(), "unet/model.safetensors", b"not required");
         let url = format!("file://{}", remote.path().display());
         let folder = async || {
             let base = Base::find(&url).await.unwrap();
-            let wanted = Wanted::of(&base, Architecture::Autoencoder);
-            cached(&base, &wanted, cache.path()).await.unwrap()
+            let required = RequiredFiles::of(&base, Architecture::Autoencoder);
+            cached(&base, &required, cache.path()).await.unwrap()
         };
         let first = folder().await;
         let weights = first.join("vae/model.safetensors");
@@ -282,13 +295,13 @@ mod tests {
         );
         put(&first, "mark", b"");
         assert_eq!(folder().await, first);
-        assert!(first.join("mark").exists(), "it is fetched once");
+        assert!(first.join("mark").exists(), "it is downloaded once");
         std::fs::write(&weights, b"0ne").unwrap();
         assert_eq!(folder().await, first);
         assert_eq!(
             std::fs::read(&weights).unwrap(),
             b"one",
-            "a damaged file is fetched again"
+            "a damaged file is downloaded again"
         );
         put(remote.path(), "vae/model.safetensors", b"second");
         let second = folder().await;

@@ -1,10 +1,10 @@
-//! The model thread's line to the daemon: what it says goes to the task in [`crate::conversation`],
-//! and what the daemon ordered reaches it through the rank's machine. Decides nothing.
+//! The model thread's handle to the daemon. Its messages go to the task in [`crate::connection`];
+//! the daemon's orders reach it through the rank's state machine. Makes no decisions.
 
 use crate::collective::{Aborter, CollectiveError, exit_now};
-use crate::conversation::{Conversation, EXIT_STOPPED, Word, first_report};
+use crate::connection::{Connection, EXIT_STOPPED, Message, first_report};
 use crate::deadline::Deadlines;
-use crate::task::{Machine, Shared, Task, Wanted, lock};
+use crate::task::{Machine, PendingEffects, Shared, Task, lock};
 use crate::watchdog::{Progress, Watchdog};
 use anyhow::Context;
 use proto::id::{Generation, Rank};
@@ -21,17 +21,17 @@ use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// Words that may wait for the socket; the model's thread waits when there are more.
-const WORDS_MAX: usize = 64;
+/// Capacity of the message channel. The model thread blocks when it is full.
+const MESSAGES_MAX: usize = 64;
 
-/// The model thread's end. Its calls wait only while the daemon does not read.
+/// The model thread's end. Sending blocks only while the daemon does not read.
 #[derive(Debug)]
 pub(crate) struct Link {
     runtime: Handle,
-    words: mpsc::Sender<Word>,
+    messages: mpsc::Sender<Message>,
     task: watch::Receiver<Task>,
     shared: Shared,
-    wanted: Mutex<threads::Receiver<Wanted>>,
+    effects: Mutex<threads::Receiver<PendingEffects>>,
     progress: Progress,
 }
 
@@ -47,7 +47,7 @@ impl Link {
             let first = lines
                 .next_line()
                 .await?
-                .context("the daemon closed before it gave an order")?;
+                .context("the daemon disconnected before its first order")?;
             let task = match serde_json::from_str(&first)
                 .context("cannot read the daemon's first order")?
             {
@@ -62,29 +62,29 @@ impl Link {
                 },
                 RankOrder::Stop => exit_now(EXIT_STOPPED),
             };
-            let (words, said) = mpsc::channel(WORDS_MAX);
-            let (sender, receiver) = watch::channel(task.clone());
+            let (messages, receiver) = mpsc::channel(MESSAGES_MAX);
+            let (task_sender, task_receiver) = watch::channel(task.clone());
             let shared = Shared::default();
-            let (wants, wanted) = threads::channel();
+            let (effects_sender, effects) = threads::channel();
             let deadlines = Deadlines::new(task.assignment.detect_within_ms);
             let progress = Progress::default();
-            let conversation = Conversation {
+            let connection = Connection {
                 report: first_report(&task),
                 writer,
-                task: sender,
+                task: task_sender,
                 shared: shared.clone(),
-                wants,
+                effects: effects_sender,
                 failed: false,
-                watch: Watchdog::new(progress.clone(), deadlines, Instant::now()),
+                watchdog: Watchdog::new(progress.clone(), deadlines, Instant::now()),
             };
-            tokio::spawn(conversation.run(lines, said, deadlines.heartbeat()));
+            tokio::spawn(connection.run(lines, receiver, deadlines.heartbeat()));
             Ok((
                 Self {
                     runtime: runtime.clone(),
-                    words,
-                    task: receiver,
+                    messages,
+                    task: task_receiver,
                     shared,
-                    wanted: Mutex::new(wanted),
+                    effects: Mutex::new(effects),
                     progress,
                 },
                 task,
@@ -92,50 +92,51 @@ impl Link {
         })
     }
 
-    /// The process trains: from now on a machine hears every order. Returns the first.
+    /// Starts the state machine of a training rank, which receives every later order. Returns the
+    /// first order.
     ///
     /// # Errors
-    /// The order is not of a gang.
-    pub(crate) fn train(&self, rules: gang::Rules) -> anyhow::Result<gang::Order> {
+    /// The order is not for a gang.
+    pub(crate) fn start_gang(&self, rules: gang::Rules) -> anyhow::Result<gang::Order> {
         let mut machine = self.shared.machine();
         let task = self.task.borrow();
         let first = gang::Order::of(&task.assignment, task.rank);
-        let first = first.context("the order is for a rank that works alone")?;
+        let first = first.context("the order is not for a gang")?;
         *machine = Machine::Gang(GangRank::new(rules, first));
         Ok(first)
     }
 
-    /// The process works on units: from now on a machine hears every order.
-    pub(crate) fn take_units(&self) {
+    /// Starts the state machine of a rank that runs units, which receives every later order.
+    pub(crate) fn start_units(&self) {
         let mut machine = self.shared.machine();
         let task = self.task.borrow();
         let first = units::Order::of(&task.assignment, task.rank);
         *machine = Machine::Units(UnitRank::new(first));
     }
 
-    /// Tells the machine what happened. What it wants is to be done in this order.
-    pub(crate) fn tell(&self, event: gang::Input) -> Vec<gang::Effect> {
+    /// Passes an input to the gang machine. The returned effects must be performed in order.
+    pub(crate) fn handle(&self, input: gang::Input) -> Vec<gang::Effect> {
         match &mut *self.shared.machine() {
-            Machine::Gang(machine) => machine.handle(event),
+            Machine::Gang(machine) => machine.handle(input),
             Machine::None | Machine::Units(_) => Vec::new(),
         }
     }
 
-    /// The same of a rank that works on units.
-    pub(crate) fn tell_units(&self, event: units::Input) -> Vec<units::Effect> {
+    /// Passes an input to the units machine. The returned effects must be performed in order.
+    pub(crate) fn handle_units(&self, input: units::Input) -> Vec<units::Effect> {
         match &mut *self.shared.machine() {
-            Machine::Units(machine) => machine.handle(event),
+            Machine::Units(machine) => machine.handle(input),
             Machine::None | Machine::Gang(_) => Vec::new(),
         }
     }
 
-    /// Waits until an order makes the machine want something of a thread that has nothing to do.
-    /// The process may be told to leave instead.
-    pub(crate) fn wait_wanted(&self) -> anyhow::Result<Vec<gang::Effect>> {
-        let wanted = lock(&self.wanted);
+    /// Blocks the idle model thread until an order causes effects of the gang machine.
+    pub(crate) fn wait_gang_effects(&self) -> anyhow::Result<Vec<gang::Effect>> {
+        let pending = lock(&self.effects);
         loop {
-            if let Wanted::Gang(generation, effects) = wanted.recv().context("the daemon is gone")?
-                // What was wanted in a generation that it has left meanwhile is void.
+            if let PendingEffects::Gang(generation, effects) =
+                pending.recv().context("the daemon disconnected")?
+                // Drop the effects of a generation that the rank has left in the meantime.
                 && self.gang(|machine| machine.serving().generation) == Some(generation)
             {
                 return Ok(effects);
@@ -143,11 +144,13 @@ impl Link {
         }
     }
 
-    /// The same of a rank that works on units.
-    pub(crate) fn wait_units(&self) -> anyhow::Result<Vec<units::Effect>> {
-        let wanted = lock(&self.wanted);
+    /// Blocks the idle model thread until an order causes effects of the units machine.
+    pub(crate) fn wait_unit_effects(&self) -> anyhow::Result<Vec<units::Effect>> {
+        let pending = lock(&self.effects);
         loop {
-            if let Wanted::Units(effects) = wanted.recv().context("the daemon is gone")? {
+            if let PendingEffects::Units(effects) =
+                pending.recv().context("the daemon disconnected")?
+            {
                 return Ok(effects);
             }
         }
@@ -157,96 +160,95 @@ impl Link {
         self.shared.machine().gang().map(read)
     }
 
-    /// The machine has something new to say.
-    pub(crate) fn news(&self) {
-        self.say(Word::News);
+    /// Sends the changed state of the units machine.
+    pub(crate) fn report_units(&self) {
+        self.send(Message::UnitsChanged);
     }
 
-    /// A unit is begun. Returns when the daemon can read that: should the process die of it, it is
-    /// known which one it was.
+    /// Reports that a unit begins. Returns once the report is written to the socket, so that the
+    /// daemon knows which unit was running if the process dies.
     pub(crate) fn begin_unit(&self, unit: u64) {
-        self.progress.unit(unit);
+        self.progress.begin_unit(unit);
         let (sender, receiver) = oneshot::channel();
-        self.say(Word::Flush(sender));
-        // Ignored: without an answer the task is gone, and the process with it.
+        self.send(Message::Flush(sender));
+        // Ignored: the sender is dropped only when the process exits.
         let _ = receiver.blocking_recv();
     }
 
-    /// What the process holds.
+    /// The state that the process holds in memory.
     pub(crate) fn held(&self) -> Option<StateLabel> {
         self.gang(GangRank::held).flatten()
     }
 
-    /// From now on this process speaks as a rank of this generation.
-    pub(crate) fn take_up(&self, generation: Generation, rank: Rank) {
-        self.say(Word::TakeUp(generation, rank));
+    /// From now on this process reports as this rank of this generation.
+    pub(crate) fn start_generation(&self, generation: Generation, rank: Rank) {
+        self.send(Message::StartGeneration(generation, rank));
     }
 
     pub(crate) fn phase(&self, phase: RankPhase) {
-        self.say(Word::Phase(phase));
+        self.send(Message::Phase(phase));
     }
 
     pub(crate) fn store_address(&self, address: String) {
-        self.say(Word::StoreAddress(address));
+        self.send(Message::StoreAddress(address));
     }
 
-    /// Every rank tells every step: who becomes rank 0 later can still report them.
+    /// Every rank passes on every step: a rank that becomes rank 0 later must report them.
     pub(crate) fn step(&self, report: StepReport) {
-        self.say(Word::Step(report));
+        self.send(Message::Step(report));
     }
 
     pub(crate) fn shard(&self, report: ShardReport) {
-        self.say(Word::Shard(report));
+        self.send(Message::Shard(report));
     }
 
     pub(crate) fn digest(&self, digest: WeightDigest) {
-        self.say(Word::Digest(digest));
+        self.send(Message::Digest(digest));
     }
 
-    /// Where the model's thread says what it is about to do in a step.
+    /// The progress that the watchdog observes.
     pub(crate) fn progress(&self) -> &Progress {
         &self.progress
     }
 
-    /// This process as it is called now.
-    pub(crate) fn who(&self) -> String {
+    /// This process's current rank and generation, for error messages.
+    pub(crate) fn rank_name(&self) -> String {
         let task = self.task.borrow();
         format!("rank {} of generation {}", task.rank, task.generation())
     }
 
-    /// Whether the generation is to end in order, and how.
+    /// Whether the generation is to stop gracefully, and how.
     pub(crate) fn graceful_stop(&self) -> Option<GracefulStop> {
         self.gang(GangRank::graceful_stop).flatten()
     }
 
-    /// Whether a newer generation than this is ordered.
-    pub(crate) fn is_over(&self, generation: Generation) -> bool {
+    /// True if a newer generation is ordered.
+    pub(crate) fn is_superseded(&self, generation: Generation) -> bool {
         generation < self.task.borrow().generation()
     }
 
-    /// From now on an order for a newer generation ends the collectives of this group. Any older
-    /// group is forgotten.
-    pub(crate) fn guard(&self, generation: Generation, aborter: Option<Aborter>) {
-        let mut interrupt = self.shared.interrupt();
-        *interrupt = aborter;
-        if self.is_over(generation)
-            && let Some(aborter) = interrupt.take()
+    /// Registers the aborter of the generation's group and drops the previous one. An order for a
+    /// newer generation aborts the group's collectives.
+    pub(crate) fn set_aborter(&self, generation: Generation, aborter: Option<Aborter>) {
+        let mut current = self.shared.aborter();
+        *current = aborter;
+        if self.is_superseded(generation)
+            && let Some(aborter) = current.take()
         {
             aborter.abort();
         }
     }
 
-    /// Says the last word and returns once the daemon can read it. The caller then leaves the
-    /// process.
-    pub(crate) fn last(&self, phase: RankPhase) {
+    /// Sends the final phase. Returns once it is written to the socket; the caller then exits.
+    pub(crate) fn send_final(&self, phase: RankPhase) {
         let (sender, receiver) = oneshot::channel();
-        self.say(Word::Last(phase, sender));
-        // Ignored: without an answer the task is gone, and the process with it.
+        self.send(Message::Final(phase, sender));
+        // Ignored: the sender is dropped only when the process exits.
         let _ = receiver.blocking_recv();
     }
 
-    /// Waits until the coordinator tells where rank 0's store is: when no rank is loading any more,
-    /// which may take as long as a store is waited for.
+    /// Waits for the rendezvous address (rank 0's store). The coordinator sends it once every rank
+    /// has loaded, which may take as long as an outage of the object store.
     pub(crate) fn wait_store_address(
         &self,
         generation: Generation,
@@ -258,25 +260,24 @@ impl Link {
                 .wait_for(|task| generation < task.generation() || task.store_address().is_some());
             let Ok(found) = tokio::time::timeout(deadlines.outage(), known).await else {
                 return Err(CollectiveError {
-                    action: "meeting the other ranks".into(),
+                    action: "rendezvous".into(),
                     reason: format!(
-                        "one of them still loads after {} s",
+                        "another rank is still loading after {} s",
                         deadlines.outage().as_secs_f64()
                     ),
                 }
                 .into());
             };
-            let found = found.context("the daemon is gone")?;
+            let found = found.context("the daemon disconnected")?;
             if generation < found.generation() {
                 return Err(superseded(generation).into());
             }
             let address = found.store_address().cloned();
-            address.context("an address that is there")
+            address.context("the order has no store address")
         })
     }
 
-    /// Waits for object storage, until a newer generation is ordered: nobody then waits for this
-    /// any more.
+    /// Runs `work` until a newer generation is ordered.
     pub(crate) fn unless_superseded<T>(
         &self,
         generation: Generation,
@@ -286,14 +287,16 @@ impl Link {
         self.runtime.block_on(async {
             tokio::select! {
                 done = work => Ok(done),
-                _ = task.wait_for(|task| generation < task.generation()) => Err(superseded(generation)),
+                _ = task.wait_for(|task| generation < task.generation()) => {
+                    Err(superseded(generation))
+                }
             }
         })
     }
 
-    /// Waits for what cannot be interrupted, on a thread of its own, which is left behind when a
-    /// newer generation is ordered first.
-    pub(crate) fn unless_over<T: Send + 'static>(
+    /// Runs the uninterruptible `wait` on a separate thread until a newer generation is ordered.
+    /// The thread is then abandoned.
+    pub(crate) fn unless_superseded_blocking<T: Send + 'static>(
         &self,
         generation: Generation,
         wait: impl FnOnce() -> Result<T, CollectiveError> + Send + 'static,
@@ -302,21 +305,23 @@ impl Link {
         self.runtime.block_on(async {
             let waiting = tokio::task::spawn_blocking(wait);
             tokio::select! {
-                outcome = waiting => Ok(outcome.context("meeting the other ranks")??),
-                _ = task.wait_for(|task| generation < task.generation()) => Err(superseded(generation).into()),
+                outcome = waiting => Ok(outcome.context("rendezvous")??),
+                _ = task.wait_for(|task| generation < task.generation()) => {
+                    Err(superseded(generation).into())
+                }
             }
         })
     }
 
-    fn say(&self, word: Word) {
-        // Ignored: the task ends only by ending the process.
-        let _ = self.words.blocking_send(word);
+    fn send(&self, message: Message) {
+        // Cannot fail: the task ends only with the process.
+        let _ = self.messages.blocking_send(message);
     }
 }
 
 pub(crate) fn superseded(generation: Generation) -> CollectiveError {
     CollectiveError {
         action: format!("generation {generation}"),
-        reason: "a newer generation takes its place".into(),
+        reason: "superseded by a newer generation".into(),
     }
 }

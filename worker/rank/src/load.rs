@@ -1,4 +1,4 @@
-//! What a rank loads before it can work: the model with its base weights, and the data set.
+//! Loads the model with its base weights, and the data set.
 
 use crate::init;
 use crate::process::{Permanent, Rank};
@@ -7,10 +7,10 @@ use model_data::loader::{Loader, LoaderOptions};
 use proto::spec::TrainWork;
 use tch::Device;
 
-/// Memory for samples of one rank: a data set that fits stays decoded.
+/// Sample cache of one rank. A data set that fits stays decoded in memory.
 const CACHE_BYTES: usize = 1 << 30;
 
-/// The model with its base weights, on its device, with the job's thread count.
+/// Builds the model with its base weights on `device`, and sets the job's thread count.
 pub(crate) fn build(rank: &Rank<'_>, spec: &TrainWork, device: Device) -> anyhow::Result<Trainer> {
     tch::set_num_threads(i32::try_from(spec.train.threads).unwrap_or(i32::MAX));
     let weights = match &spec.model.init {

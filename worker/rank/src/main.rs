@@ -1,11 +1,11 @@
-//! `worker-rank`: the process that holds libtorch. One per device, started by the worker daemon,
-//! which holds none; also the part of `worker doctor` that needs libtorch.
+//! `worker-rank`: the process that links libtorch. The worker daemon, which does not link it,
+//! starts one per device. Also implements the part of `worker doctor` that needs libtorch.
 
 mod checkpoint;
 mod clock;
 mod closing;
 mod collective;
-mod conversation;
+mod connection;
 mod deadline;
 mod device;
 mod doctor;
@@ -30,18 +30,18 @@ mod sharding;
 mod sidecar;
 mod state;
 mod step;
-mod studio;
 mod subject;
 mod task;
 mod tokenize;
 mod train;
+mod unit_runner;
 mod upload;
 mod watchdog;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
-/// The libtorch side of a worker. People use `worker`; this program is started by it.
+/// The libtorch process of a worker. Started by `worker`, not by hand.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true)]
 struct Arguments {
@@ -51,12 +51,11 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Be a rank of a job's generations, one after another, as the daemon at the socket says.
+    /// Run one rank of a job, as ordered by the daemon at the socket.
     Run(process::Settings),
     /// Check libtorch, devices, object store and ports of this node.
     Doctor(doctor::Node),
-    /// Compare the GPU with the CPU, try NCCL and time steps; for a machine with a GPU and nothing
-    /// else of ours.
+    /// Compare the GPU with the CPU, try NCCL and time steps. Needs only a GPU.
     GpuCheck(gpu_check::Options),
     Forward(forward::Options),
     Tokenize(tokenize::Options),
@@ -83,7 +82,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Plain lines on standard error; the daemon gives each its rank and time.
+/// Logs plain lines to standard error; the daemon adds rank and time.
 fn start_logging() {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)

@@ -1,8 +1,8 @@
-//! Attention maps as in the paper's figure 6: where in a reference the retrieval encoder finds a
-//! word, by input block and time step. For every reference and every word that is asked for, the
-//! encoder reads the reference under that word; drawn is how much each place attends to the word's
-//! token, mean over the heads, from the least (dark) to the most (bright) of its own map. Called by
-//! [`crate::studio`].
+//! Attention maps as in the paper's figure 6: where in a reference the retrieval encoder attends to
+//! a word, by input block and time step. The encoder runs on each reference with each requested
+//! word. A map shows the attention of each position to the word's token, averaged over the heads
+//! and scaled from its own minimum (dark) to its own maximum (bright). Called by
+//! [`crate::unit_runner`].
 
 use crate::subject::Subject;
 use figures::grid::{Cell, image_grid};
@@ -13,12 +13,12 @@ use model::trainer::Trainer;
 use proto::sample::SampleWork;
 use serde::Serialize;
 
-/// Side of a picture in a sheet of maps.
+/// Side of one image in a sheet of maps, in pixels.
 const SIDE: u32 = 96;
-/// Time steps shown, from the first of drawing to the last, with which drawing ends.
+/// Number of time steps shown, from the first sampling step to the last.
 const TIMES: usize = 4;
 
-/// Pictures by file name, and what they are.
+/// Images by file name, and their record.
 pub(crate) struct Maps {
     pub(crate) images: Vec<(String, RgbImage)>,
     pub(crate) record: Record,
@@ -31,22 +31,24 @@ pub(crate) struct Record {
 
 #[derive(Debug, Serialize)]
 struct Map {
-    /// The overlay; all of a reference and a word are in `sheet` too.
+    /// The overlay.
     file: String,
+    /// All overlays of the same reference and word.
     sheet: String,
-    /// 0-based, as in the pictures' records.
+    /// 0-based, as in the image records.
     reference: usize,
     word: &'static str,
-    /// CompVis' number, as the figure has it.
+    /// CompVis' block number, as in the paper's figure.
     input_block: usize,
     timestep: usize,
-    /// Share of attention that the word's token gets, at the darkest place and at the brightest.
+    /// Attention probability of the word's token at the darkest position.
     least: f32,
+    /// The same at the brightest position.
     most: f32,
 }
 
-/// All maps of one subject; `name` begins the names of their files.
-pub(crate) fn draw(
+/// All maps of one subject; `name` is the prefix of their file names.
+pub(crate) fn render(
     trainer: &mut Trainer,
     subject: &Subject,
     request: &SampleWork,
@@ -54,13 +56,13 @@ pub(crate) fn draw(
 ) -> anyhow::Result<Maps> {
     let schedule = trainer.noise_schedule().clone();
     let sampler = Sampler::new(schedule, request.method, request.steps)?;
-    let times = spread(sampler.timesteps(), TIMES);
+    let timesteps = spaced(sampler.timesteps(), TIMES);
     let (mut images, mut maps) = (Vec::new(), Vec::new());
     for (index, reference) in subject.example.references.iter().enumerate() {
         for word in &request.attention {
             let sheet = format!("{name}-{index}-{}.png", word.word());
             let mut rows = Vec::new();
-            for &timestep in &times {
+            for &timestep in &timesteps {
                 let mut row = vec![Cell::new(reference.concept.word(), reference.image.clone())];
                 for found in trainer.attention(&reference.image, *word, timestep)? {
                     let image = overlay(&reference.image, &found.values, found.width);
@@ -96,12 +98,12 @@ pub(crate) fn draw(
     })
 }
 
-/// So many of a list, from its first to its last.
-fn spread(all: &[usize], count: usize) -> Vec<usize> {
+/// `count` evenly spaced items, from the first to the last.
+fn spaced(all: &[usize], count: usize) -> Vec<usize> {
     let last = all.len().saturating_sub(1);
     let mut chosen: Vec<usize> = (0..count)
         .map(|i| i * last / (count - 1))
-        .filter_map(|at| all.get(at).copied())
+        .filter_map(|index| all.get(index).copied())
         .collect();
     chosen.dedup();
     chosen
@@ -109,12 +111,12 @@ fn spread(all: &[usize], count: usize) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::spread;
+    use super::spaced;
 
     #[test]
-    fn times_reach_from_first_to_last() {
-        assert_eq!(spread(&[9, 8, 7, 6, 5, 4, 3], 4), [9, 7, 5, 3]);
-        assert_eq!(spread(&[9, 8], 4), [9, 8]);
-        assert_eq!(spread(&[9], 4), [9]);
+    fn timesteps_reach_from_first_to_last() {
+        assert_eq!(spaced(&[9, 8, 7, 6, 5, 4, 3], 4), [9, 7, 5, 3]);
+        assert_eq!(spaced(&[9, 8], 4), [9, 8]);
+        assert_eq!(spaced(&[9], 4), [9]);
     }
 }

@@ -1,28 +1,33 @@
-//! An object store that does not answer for a while. The newest state is in the ranks' memory
-//! alone: one that gave up would lose it, and so it tries again, for as long as nobody orders
-//! something else.
+//! Retries during an outage of the object store. The newest state may exist only in the ranks'
+//! memory: a rank that exited would lose it, so it retries until the daemon orders something else.
 
 use crate::deadline::Deadlines;
 use anyhow::Chain;
 use std::error::Error;
 use std::time::Instant;
 
-/// Asks until there is an answer that is not of an outage, or the outage has lasted too long.
-/// `what`: what is tried, for the log.
-pub(crate) async fn outlast<T, E: Error + 'static, F: Future<Output = Result<T, E>>>(
+/// Retries until the outcome is not an outage, or until [`Deadlines::outage`] has passed. `what`
+/// names the attempt in the log.
+pub(crate) async fn retry_through_outage<
+    T,
+    E: Error + 'static,
+    F: Future<Output = Result<T, E>>,
+>(
     deadlines: Deadlines,
     what: &str,
     mut attempt: impl FnMut() -> F,
 ) -> Result<T, E> {
-    let begun = Instant::now();
+    let started = Instant::now();
     loop {
         let error = match attempt().await {
-            Err(error) if is_outage(Chain::new(&error)) && begun.elapsed() < deadlines.outage() => {
+            Err(error)
+                if is_outage(Chain::new(&error)) && started.elapsed() < deadlines.outage() =>
+            {
                 error
             }
             outcome => return outcome,
         };
-        let pause = deadlines.outage_pause();
+        let pause = deadlines.outage_retry_interval();
         let error = Chain::new(&error)
             .map(ToString::to_string)
             .collect::<Vec<_>>()
@@ -30,15 +35,15 @@ pub(crate) async fn outlast<T, E: Error + 'static, F: Future<Output = Result<T, 
         tracing::warn!(
             what,
             error,
-            again_in_s = pause.as_secs_f64(),
-            "the object store does not do it; what is in memory is kept and it is tried again"
+            retry_in_s = pause.as_secs_f64(),
+            "the object store is not available; retrying with the state kept in memory"
         );
         tokio::time::sleep(pause).await;
     }
 }
 
-/// Whether this may pass: no answer, a full disk, an error of the server; not what it says of the
-/// object or of us.
+/// True for errors that may be transient: no answer, a full disk, an error of the server. False for
+/// errors about the object or our access to it.
 pub(crate) fn is_outage(mut chain: Chain<'_>) -> bool {
     chain.any(|cause| {
         matches!(
@@ -53,7 +58,7 @@ mod tests {
     use super::*;
     use object_store::Error as StoreError;
 
-    /// As whoever uses a store says it: the store's own error is the cause.
+    /// A caller's error, whose source is the store's error.
     #[derive(Debug, thiserror::Error)]
     #[error("cannot write a")]
     struct Failed(#[source] StoreError);
@@ -77,10 +82,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_outage_is_outlasted_and_a_refusal_is_told_at_once() {
+    async fn an_outage_is_retried_and_a_refusal_is_returned_at_once() {
         let deadlines = Deadlines::new(3);
         let mut tries = 0;
-        let outcome = outlast(deadlines, "writing", || {
+        let outcome = retry_through_outage(deadlines, "writing", || {
             tries += 1;
             std::future::ready(if tries < 5 {
                 Err(no_answer())
@@ -90,7 +95,7 @@ mod tests {
         });
         assert_eq!(outcome.await.unwrap(), 5);
         let mut tries = 0;
-        let outcome = outlast(deadlines, "writing", || {
+        let outcome = retry_through_outage(deadlines, "writing", || {
             tries += 1;
             std::future::ready(Err::<(), _>(missing()))
         });

@@ -1,8 +1,8 @@
-//! A rank's place among the ranks that share something out.
+//! A rank and its world size.
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Position {
     pub(crate) rank: u32,
-    /// How many ranks there are.
+    /// Number of ranks.
     pub(crate) world: u32,
 }

@@ -1,8 +1,8 @@
-//! Loads the next step's micro-batches while the current step computes. Never touches a tensor.
+//! Loads the next step's micro-batches while the current step computes. Uses no tensors.
 //! Called by [`crate::train`].
 
 use crate::deadline::Deadlines;
-use crate::outage::outlast;
+use crate::outage::retry_through_outage;
 use crate::position::Position;
 use model_data::example::Example;
 use model_data::loader::{LoadError, Loader};
@@ -12,10 +12,10 @@ use std::ops::RangeInclusive;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-/// Steps that lie ready beside the one that is computed.
+/// Steps that are buffered ahead of the current one.
 const STEPS_AHEAD: usize = 1;
 
-/// This rank's part of one step.
+/// This rank's micro-batches of one step.
 #[derive(Debug)]
 pub(crate) struct StepExamples {
     pub(crate) step: u64,
@@ -44,7 +44,7 @@ impl Prefetch {
         runtime.spawn(async move {
             for step in steps {
                 let range = own.start * micro_batch..own.end * micro_batch;
-                let read = outlast(deadlines, "reading samples", || {
+                let read = retry_through_outage(deadlines, "reading samples", || {
                     loader.examples(step, global_batch, range.clone())
                 });
                 let examples = tokio::select! {
@@ -53,10 +53,10 @@ impl Prefetch {
                 };
                 let result = examples.map(|examples| StepExamples {
                     step,
-                    micro_batches: cut(examples, micro_batch),
+                    micro_batches: split(examples, micro_batch),
                 });
                 let failed = result.is_err();
-                // A receiver that is gone wants no more.
+                // Stop after an error, or when the receiver is dropped.
                 if sender.send(result).await.is_err() || failed {
                     return;
                 }
@@ -71,14 +71,14 @@ impl Prefetch {
     }
 }
 
-fn cut(examples: Vec<Example>, micro_batch: u32) -> Vec<Vec<Example>> {
-    let mut parts = Vec::new();
+fn split(examples: Vec<Example>, size: u32) -> Vec<Vec<Example>> {
+    let mut micro_batches = Vec::new();
     let mut rest = examples.into_iter();
     loop {
-        let part: Vec<Example> = rest.by_ref().take(micro_batch as usize).collect();
-        if part.is_empty() {
-            return parts;
+        let micro_batch: Vec<Example> = rest.by_ref().take(size as usize).collect();
+        if micro_batch.is_empty() {
+            return micro_batches;
         }
-        parts.push(part);
+        micro_batches.push(micro_batch);
     }
 }

@@ -1,4 +1,4 @@
-//! What every part of a rank process needs, whatever the work. Plain data.
+//! The context that all parts of a rank process share. Plain data.
 
 use crate::link::Link;
 use crate::task::Task;
@@ -13,29 +13,29 @@ pub(crate) struct Settings {
     pub(crate) socket: PathBuf,
     #[arg(long)]
     pub(crate) job: String,
-    /// The address of this machine on which it talks to other ranks.
+    /// The address of this machine for traffic between ranks.
     #[arg(long)]
     pub(crate) address: String,
-    /// Where base weights from object storage are kept.
+    /// Cache of base weights from object storage.
     #[arg(long)]
     pub(crate) cache_dir: PathBuf,
-    /// The daemon's process id: this process dies with it.
+    /// The daemon's process id: this process is killed when the daemon exits.
     #[arg(long)]
     pub(crate) parent: i32,
 }
 
-/// A process at work.
+/// A running rank process.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rank<'a> {
     pub(crate) runtime: &'a Handle,
     pub(crate) link: &'a Link,
-    /// What it was started for. The job, the store and the device are those of every later order.
+    /// The first order. Later orders have the same job, store and device.
     pub(crate) task: &'a Task,
     pub(crate) job: &'a JobSpec,
     pub(crate) settings: &'a Settings,
 }
 
-/// A failure that another generation would repeat: the job ends with it.
+/// A permanent failure: every later generation would fail alike, so the job fails.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Permanent(pub(crate) String);

@@ -1,6 +1,6 @@
-//! The life of one rank process: connect to the daemon, do the work, say how it ended, leave. What
-//! goes wrong with the group is no end: the process waits for the next generation. Whatever else
-//! goes wrong becomes one line that says which rank, where and why. Called by `main`.
+//! The life of a rank process: connect to the daemon, run the work, report how it ended, exit. A
+//! failure of the group does not end the process: it waits for the next generation. Any other
+//! failure is reported in one line with the rank, the context and the reason. Called by `main`.
 
 use crate::collective::precision::full_fp32;
 use crate::collective::{exit_now, first_line};
@@ -14,12 +14,12 @@ use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokio::runtime::Builder;
 
-/// Threads for sockets, storage and sample loading; the model has the main thread.
+/// Threads for sockets, storage and sample loading; the model runs on the main thread.
 const RUNTIME_THREADS: usize = 2;
 
-/// Returns only when the work could not even begin.
+/// Returns only if the process cannot connect; otherwise the process exits.
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
-    die_with(settings.parent)?;
+    exit_with_parent(settings.parent)?;
     full_fp32();
     let runtime = Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
@@ -43,17 +43,17 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         Ok(never) => match never {},
         Err(error) => {
             let permanent = error.downcast_ref::<Permanent>().is_some();
-            // What an object store answers begins with a line that only says that it is XML.
+            // The first line of an object store's error is only an XML declaration: join it.
             let error = format!("{error:#}").replace("?>\n", "?> ");
-            let error = format!("{}: {}", link.who(), first_line(&error));
+            let error = format!("{}: {}", link.rank_name(), first_line(&error));
             eprintln!("error: {error}");
-            link.last(RankPhase::Failed { error, permanent });
+            link.send_final(RankPhase::Failed { error, permanent });
             exit_now(1)
         }
     }
 }
 
-/// Leaves only by an error: the daemon tells the process when to end.
+/// Returns only on an error: the daemon orders the process to stop.
 fn work(rank: &Rank<'_>) -> anyhow::Result<Infallible> {
     let (assignment, settings) = (&rank.task.assignment, rank.settings);
     anyhow::ensure!(
@@ -68,12 +68,12 @@ fn work(rank: &Rank<'_>) -> anyhow::Result<Infallible> {
             let source = order
                 .source
                 .as_ref()
-                .context("the order names no trained job")?;
+                .context("the order has no source job")?;
             sample::sample(rank, work, source).context("sampling")
         }
         (work @ Work::Train(_), Run::Units(_)) | (work @ Work::Sample(_), Run::Gang(_)) => {
             anyhow::bail!(
-                "the daemon's order runs [{}] of {} in the other way",
+                "the daemon's order does not match [{}] of {}: gang or units",
                 work.table(),
                 assignment.job
             )
@@ -81,12 +81,15 @@ fn work(rank: &Rank<'_>) -> anyhow::Result<Infallible> {
     }
 }
 
-/// Asks the kernel to end this process with its parent, and leaves at once if the parent is gone
-/// already.
-fn die_with(parent: i32) -> anyhow::Result<()> {
+/// Asks the kernel to kill this process when its parent exits. Fails if the parent has already
+/// exited.
+fn exit_with_parent(parent: i32) -> anyhow::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     let now = rustix::process::getppid().map(rustix::process::Pid::as_raw_pid);
-    anyhow::ensure!(now == Some(parent), "the daemon (process {parent}) is gone");
+    anyhow::ensure!(
+        now == Some(parent),
+        "the daemon (process {parent}) has exited"
+    );
     Ok(())
 }
 

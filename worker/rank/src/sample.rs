@@ -1,13 +1,13 @@
-//! Sampling as one rank process sees it: it loads model and data once, then makes the units of its
-//! lease one by one, as the rank's machine ([`rank_core::units`]) wants. Which image unit n is
-//! follows from n alone; its outputs are put once. Called by [`crate::run`].
+//! Sampling in one rank process: it loads the model and the data set once, then runs the units of
+//! its lease one by one, as the rank's state machine ([`rank_core::units`]) orders. Unit n is the
+//! same image on every rank, and its outputs are written once. Called by [`crate::run`].
 
 use crate::closing;
 use crate::collective::first_line;
 use crate::deadline::Deadlines;
 use crate::outage::is_outage;
 use crate::process::Rank;
-use crate::studio::Studio;
+use crate::unit_runner::UnitRunner;
 use proto::message::SourceJob;
 use proto::sample::{SampleUnit, SampleWork};
 use rank_core::units::{Effect, Input};
@@ -15,25 +15,25 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Instant;
 
-/// Leaves only by an error of the process: one of a unit is reported, and the next is taken.
+/// Returns only on an error of the process. A failed unit is reported, and the next one is run.
 pub(crate) fn sample(
     rank: &Rank<'_>,
     work: &SampleWork,
     source: &SourceJob,
 ) -> anyhow::Result<Infallible> {
-    rank.link.take_units();
-    let mut studio = Studio::open(rank, work, source)?;
-    let mut wanted = VecDeque::from(rank.link.tell_units(Input::Loaded));
+    rank.link.start_units();
+    let mut runner = UnitRunner::open(rank, work, source)?;
+    let mut effects = VecDeque::from(rank.link.handle_units(Input::Loaded));
     loop {
-        let Some(effect) = wanted.pop_front() else {
-            wanted.extend(rank.link.wait_units()?);
+        let Some(effect) = effects.pop_front() else {
+            effects.extend(rank.link.wait_unit_effects()?);
             continue;
         };
         match effect {
-            Effect::Report => rank.link.news(),
+            Effect::Report => rank.link.report_units(),
             Effect::Begin(unit) => {
                 rank.link.begin_unit(unit);
-                let event = match make(rank, &mut studio, unit) {
+                let input = match run_with_retries(rank, &mut runner, unit) {
                     Ok(()) => Input::Done { unit },
                     Err(error) => {
                         let error = first_line(&format!("{error:#}")).to_owned();
@@ -41,43 +41,45 @@ pub(crate) fn sample(
                         Input::Failed { unit, error }
                     }
                 };
-                rank.link.progress().leave();
-                wanted.extend(rank.link.tell_units(event));
+                rank.link.progress().end();
+                effects.extend(rank.link.handle_units(input));
             }
         }
     }
 }
 
-/// Makes the outputs of a unit, unless they are there.
-fn outputs(studio: &mut Studio<'_>, unit: u64) -> anyhow::Result<()> {
-    match studio.begin(unit)? {
+/// Writes the outputs of a unit, unless they exist.
+fn run_unit(runner: &mut UnitRunner<'_>, unit: u64) -> anyhow::Result<()> {
+    match runner.begin(unit)? {
         SampleUnit::Image {
             subject,
             prompt,
             seed,
-        } => studio.image(unit, subject, prompt, seed),
-        SampleUnit::Attention { subject } => studio.maps(unit, subject),
-        SampleUnit::Closing => closing::close(studio, unit),
+        } => runner.image(unit, subject, prompt, seed),
+        SampleUnit::Attention { subject } => runner.attention_maps(unit, subject),
+        SampleUnit::Closing => closing::close(runner, unit),
     }
 }
 
-/// Makes a unit. An object store that is away for a while costs time and no unit: it is made again.
-fn make(rank: &Rank<'_>, studio: &mut Studio<'_>, unit: u64) -> anyhow::Result<()> {
+/// Runs a unit, and repeats it during an outage of the object store.
+fn run_with_retries(rank: &Rank<'_>, runner: &mut UnitRunner<'_>, unit: u64) -> anyhow::Result<()> {
     let deadlines = Deadlines::new(rank.task.assignment.detect_within_ms);
-    let begun = Instant::now();
+    let started = Instant::now();
     loop {
-        let error = match outputs(studio, unit) {
-            Err(error) if is_outage(error.chain()) && begun.elapsed() < deadlines.outage() => error,
+        let error = match run_unit(runner, unit) {
+            Err(error) if is_outage(error.chain()) && started.elapsed() < deadlines.outage() => {
+                error
+            }
             outcome => return outcome,
         };
-        let pause = deadlines.outage_pause();
+        let pause = deadlines.outage_retry_interval();
         tracing::warn!(
             unit,
             error = format!("{error:#}"),
-            again_in_s = pause.as_secs_f64(),
-            "the object store does not do it; the unit is tried again"
+            retry_in_s = pause.as_secs_f64(),
+            "the object store is not available; retrying the unit"
         );
-        rank.link.progress().waits();
+        rank.link.progress().wait_for_store();
         rank.runtime.block_on(tokio::time::sleep(pause));
     }
 }

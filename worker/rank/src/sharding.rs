@@ -1,14 +1,15 @@
-//! Which part of a checkpoint is whose: pure arithmetic, so that every rank agrees without asking.
-//! Which part of a step is, stands in [`proto::sharding`].
+//! Partitions a checkpoint into shards. Pure arithmetic, so that all ranks agree without
+//! communication. The partition of a step's micro-batches is in [`proto::sharding`].
 
 use crate::position::Position;
 use std::ops::Range;
 
-/// The tensors of a checkpoint that `rank` of `world` writes: a contiguous range of indices, split
-/// where the bytes are as even as whole tensors allow. All ranks' ranges together are all tensors.
+/// The range of tensors that `rank` of `world` writes, given the bytes of each tensor. The ranges
+/// of all ranks cover all tensors, without overlap, and are as even in bytes as whole tensors
+/// allow.
 pub(crate) fn tensors(bytes: &[u64], Position { rank, world }: Position) -> Range<usize> {
     let total: u128 = bytes.iter().map(|&b| u128::from(b)).sum();
-    // A tensor belongs to the rank in whose part of the bytes its middle lies.
+    // A tensor belongs to the rank whose range of bytes contains the tensor's midpoint.
     let owner = |middle_doubled: u128| middle_doubled * u128::from(world) / (2 * total.max(1));
     let mut offset: u128 = 0;
     let mut range = 0..0;
@@ -41,9 +42,12 @@ mod tests {
                 let range = tensors(&bytes, Position { rank, world });
                 assert_eq!(range.start, next, "rank {rank} of {world}");
                 next = range.end;
-                let share: u64 = bytes[range].iter().sum();
+                let shard_bytes: u64 = bytes[range].iter().sum();
                 let even = total / u64::from(world);
-                assert!(share.abs_diff(even) <= 2 * 91, "{share} of {even}");
+                assert!(
+                    shard_bytes.abs_diff(even) <= 2 * 91,
+                    "{shard_bytes} of {even}"
+                );
             }
             assert_eq!(next, bytes.len());
         }

@@ -1,18 +1,19 @@
-//! What is written down beside a drawn picture: everything that made it, so that it can be drawn
-//! again. Plain data. Called by [`crate::studio`].
+//! The JSON record beside each generated image: every input that is needed to generate it again.
+//! Plain data. Called by [`crate::unit_runner`].
 
-use crate::score::Verdict;
+use crate::score::Classification;
 use crate::subject::{Origin, Subject};
 use model_data::loader::Loader;
 use proto::sample::{Concept, SampleMethod, SampleWork};
 use proto::spec::{Pairing, Task};
 use serde::{Deserialize, Serialize};
 
-/// What all pictures of a request share.
+/// The inputs that all images of a job have in common.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Subjects {
-    /// The job that drew, and the one that trained.
+pub(crate) struct Provenance {
+    /// The sampling job.
     pub(crate) job: String,
+    /// The training job.
     pub(crate) source: String,
     /// None: the base weights.
     pub(crate) checkpoint: Option<Checkpoint>,
@@ -21,7 +22,7 @@ pub(crate) struct Subjects {
     pub(crate) resolution: u32,
     pub(crate) task: Task,
     pub(crate) pairing: Pairing,
-    /// Bits are comparable only where these agree.
+    /// Images are bit-identical only within the same environment.
     pub(crate) environment: String,
 }
 
@@ -31,13 +32,13 @@ pub(crate) struct Checkpoint {
     pub(crate) generation: u64,
     /// As `coordinator checkpoint digest` prints it.
     pub(crate) digest: String,
-    /// As `coordinator checkpoint export` says it.
+    /// As `coordinator checkpoint export` prints it.
     pub(crate) weights: String,
 }
 
-/// One picture; `NNN.json` beside `NNN.png`.
+/// One image: `NNN.json` beside `NNN.png`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Drawn {
+pub(crate) struct ImageRecord {
     pub(crate) file: String,
     pub(crate) prompt: String,
     pub(crate) seed: u64,
@@ -45,46 +46,46 @@ pub(crate) struct Drawn {
     pub(crate) steps: u32,
     pub(crate) guidance: f64,
     pub(crate) reference_guidance: f64,
-    pub(crate) references: Vec<Shown>,
-    /// Absent where the references were named.
+    pub(crate) references: Vec<ReferenceRecord>,
+    /// None if the request names its references.
     pub(crate) target: Option<Target>,
     #[serde(flatten)]
-    pub(crate) of: Subjects,
+    pub(crate) provenance: Provenance,
 }
 
-/// A reference as the model saw it.
+/// A reference as the model received it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Shown {
+pub(crate) struct ReferenceRecord {
     pub(crate) concept: Concept,
     #[serde(flatten)]
-    pub(crate) from: Origin,
+    pub(crate) origin: Origin,
 }
 
-/// The sample that was to be drawn, and whose picture it became.
+/// The sample that the image should reproduce, and the identity that the image is nearest to.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Target {
     pub(crate) position: u64,
     pub(crate) id: String,
     pub(crate) character: String,
     pub(crate) outfit: String,
-    /// Which candidate the picture is nearest to; 0 is its own identity. Absent where its identity
-    /// cannot be told.
+    /// Index of the candidate that the image is nearest to; 0 is the target's identity. None if the
+    /// identity cannot be evaluated.
     pub(crate) nearest: Option<usize>,
     pub(crate) nearest_identity: Option<u64>,
     pub(crate) correct: Option<bool>,
 }
 
-impl Subjects {
-    pub(crate) fn drawn(
+impl Provenance {
+    pub(crate) fn image_record(
         &self,
         name: &str,
         subject: &Subject,
         prompt: &str,
         seed: u64,
         request: &SampleWork,
-    ) -> Drawn {
-        let references = subject.example.references.iter().zip(&subject.from);
-        Drawn {
+    ) -> ImageRecord {
+        let references = subject.example.references.iter().zip(&subject.origins);
+        ImageRecord {
             file: format!("{name}.png"),
             prompt: prompt.to_owned(),
             seed,
@@ -93,13 +94,13 @@ impl Subjects {
             guidance: request.guidance,
             reference_guidance: request.reference_guidance,
             references: references
-                .map(|(reference, from)| Shown {
+                .map(|(reference, origin)| ReferenceRecord {
                     concept: reference.concept,
-                    from: from.clone(),
+                    origin: origin.clone(),
                 })
                 .collect(),
             target: None,
-            of: self.clone(),
+            provenance: self.clone(),
         }
     }
 }
@@ -108,7 +109,7 @@ impl Target {
     pub(crate) fn of(
         loader: &Loader,
         position: u64,
-        verdict: Option<Verdict>,
+        classification: Option<Classification>,
     ) -> anyhow::Result<Self> {
         let sample = &loader.rows()[usize::try_from(position)?];
         Ok(Self {
@@ -116,9 +117,9 @@ impl Target {
             id: sample.id.clone(),
             character: sample.character.clone(),
             outfit: sample.outfit.clone(),
-            nearest: verdict.map(|verdict| verdict.nearest),
-            nearest_identity: verdict.map(|verdict| verdict.identity),
-            correct: verdict.map(|verdict| verdict.nearest == 0),
+            nearest: classification.map(|found| found.nearest),
+            nearest_identity: classification.map(|found| found.identity),
+            correct: classification.map(|found| found.nearest == 0),
         })
     }
 }

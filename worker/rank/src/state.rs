@@ -1,10 +1,10 @@
-//! The state with which a generation begins: the ranks tell each other what they hold in memory,
-//! and those that lack the newest get it from one that has it, over the group. Which it is
-//! [`rank_core::state`] says. Afterwards all ranks hold the same bits, or the one that is alone is
+//! Synchronizes the initial state of a generation. The ranks exchange labels of the states that
+//! they hold in memory; [`rank_core::state`] selects the newest one; a rank that holds it
+//! broadcasts it to the others. Finally the ranks compare fingerprints, and a rank that differs is
 //! named. Called by [`crate::train`].
 
 use crate::collective::{CollectiveError, Group};
-use crate::exact::fill;
+use crate::exact::split_into_runs;
 use anyhow::{Context, ensure};
 use model::trainer::Trainer;
 use model::weights::NamedTensors;
@@ -13,55 +13,57 @@ use proto::id::{Generation, Rank, Step};
 use rank_core::state::{StateLabel, StateSource, Statement, agree};
 use tch::{Device, Kind, Tensor};
 
-/// What one rank says of itself when all have met.
+/// The state of one rank after the rendezvous.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Said {
+pub(crate) struct StateReport {
     pub(crate) held: Option<StateLabel>,
     fingerprint: i64,
 }
 
-/// Hears what every rank holds, in rank order. Refuses ranks whose base weights differ.
-pub(crate) fn exchange(
+/// Gathers the state of every rank, in rank order. Fails if the ranks differ in their base weights.
+pub(crate) fn gather_states(
     group: &Group,
     trainer: &Trainer,
     held: Option<StateLabel>,
-) -> anyhow::Result<Vec<Said>> {
+) -> anyhow::Result<Vec<StateReport>> {
     let own = [
         i64::from(held.is_some()),
-        number(held.map_or(0, |held| held.generation.0)),
-        number(held.map_or(0, |held| held.step.0)),
+        saturating(held.map_or(0, |held| held.generation.0)),
+        saturating(held.map_or(0, |held| held.step.0)),
         fingerprint(trainer),
-        base(trainer),
+        base_fingerprint(trainer),
     ];
-    let rows = tell(group, &own, "telling who has which state")?;
+    let rows = all_gather(group, &own, "exchanging the state labels")?;
     let bases = (0..).zip(&rows).map(|(rank, row)| statement(rank, row[4]));
     agree(bases, "the base weights that model.init names")?;
-    let said = rows.iter().map(|row| Said {
-        held: holder(row),
+    let reports = rows.iter().map(|row| StateReport {
+        held: label(row),
         fingerprint: row[3],
     });
-    Ok(said.collect())
+    Ok(reports.collect())
 }
 
-/// Takes over the state of `source` with the others; reads a checkpoint with `read` if it must.
-/// `said`: from [`exchange`]. `holds`: this rank has it in memory. `took`: told as soon as it has
-/// something new there, while the others may still wait for theirs.
+/// Brings all ranks to the state of `source`. `reports`: from [`gather_states`]. `holds`: this rank
+/// has the state in memory. `read`: reads a checkpoint. `on_loaded`: called as soon as this rank
+/// has loaded a new state, while others may still be waiting for theirs.
 pub(crate) fn synchronize(
     group: &Group,
     trainer: &mut Trainer,
-    said: &[Said],
+    reports: &[StateReport],
     (source, holds): (StateSource, bool),
     read: impl FnOnce(&Trainer, CheckpointRef) -> anyhow::Result<NamedTensors>,
-    took: impl FnOnce(StateLabel),
+    on_loaded: impl FnOnce(StateLabel),
 ) -> anyhow::Result<()> {
     match source {
         StateSource::Memory { root, label, all } => {
-            let holders = (0..).zip(said).filter(|(_, said)| said.held == Some(label));
-            let holders = holders.map(|(rank, said)| statement(rank, said.fingerprint));
+            let holders = (0..)
+                .zip(reports)
+                .filter(|(_, report)| report.held == Some(label));
+            let holders = holders.map(|(rank, report)| statement(rank, report.fingerprint));
             agree(holders, &format!("the state after step {}", label.step))?;
             if !all {
-                hand_over(group, trainer, root, label.step, holds)?;
-                took(label);
+                broadcast_state(group, trainer, root, label.step, holds)?;
+                on_loaded(label);
             }
         }
         StateSource::Checkpoint(checkpoint) => {
@@ -69,19 +71,19 @@ pub(crate) fn synchronize(
             trainer
                 .load_state(&tensors, checkpoint.step.0)
                 .context("cannot resume")?;
-            took(checkpoint.into());
+            on_loaded(checkpoint.into());
         }
-        // A process that trained holds no base weights any more, but then it holds something newer.
+        // A process that has trained no longer has the base weights, but a newer state.
         StateSource::Base => ensure!(
             trainer.step() == 0,
-            "state of step {} is lost",
+            "the newest state is the base weights, but this rank is at step {}",
             trainer.step()
         ),
     }
-    let rows = tell(
+    let rows = all_gather(
         group,
         &[fingerprint(trainer)],
-        "comparing the state of all ranks",
+        "comparing the states of all ranks",
     )?;
     let all = (0..).zip(&rows).map(|(rank, row)| statement(rank, row[0]));
     agree(all, &format!("the state of step {}", source.step()))?;
@@ -93,38 +95,38 @@ fn statement(rank: u32, value: i64) -> Statement {
     Statement { rank, value }
 }
 
-fn number(value: u64) -> i64 {
+fn saturating(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-fn holder(row: &[i64]) -> Option<StateLabel> {
+fn label(row: &[i64]) -> Option<StateLabel> {
     (row[0] == 1).then(|| StateLabel {
         generation: Generation(row[1].cast_unsigned()),
         step: Step(row[2].cast_unsigned()),
     })
 }
 
-/// Every rank's numbers, in rank order.
-fn tell(group: &Group, own: &[i64], what: &str) -> Result<Vec<Vec<i64>>, CollectiveError> {
+/// Gathers every rank's values, in rank order, by an all-reduce of zero-padded rows.
+fn all_gather(group: &Group, own: &[i64], what: &str) -> Result<Vec<Vec<i64>>, CollectiveError> {
     let world = group.membership().world as usize;
     let mut all = vec![0; world * own.len()];
     let rank = group.membership().rank as usize;
     all[rank * own.len()..][..own.len()].copy_from_slice(own);
     let all = Tensor::from_slice(&all).to_device(group.membership().device);
     group.all_reduce(&all, what)?;
-    let all = Vec::<i64>::try_from(&all.to_device(Device::Cpu)).expect("whole numbers, flat");
+    let all = Vec::<i64>::try_from(&all.to_device(Device::Cpu)).expect("a flat tensor of integers");
     Ok(all.chunks(own.len()).map(<[i64]>::to_vec).collect())
 }
 
-/// The beginning of the digest of the base weights, as a number; 0 where nothing of them is left.
-fn base(trainer: &Trainer) -> i64 {
+/// The first 60 bits of the digest of the base weights; 0 if no base weights are in use.
+fn base_fingerprint(trainer: &Trainer) -> i64 {
     let digest = trainer.init_digest().filter(|_| trainer.rests_on_base());
     let digest = digest.unwrap_or_default();
-    let beginning = digest.get(..15).unwrap_or_default();
-    i64::from_str_radix(beginning, 16).unwrap_or(0)
+    let prefix = digest.get(..15).unwrap_or_default();
+    i64::from_str_radix(prefix, 16).unwrap_or(0)
 }
 
-/// A number that changes with any one bit of the state; computed where the state lies.
+/// A checksum that changes with any single bit of the state. Computed on the state's device.
 fn fingerprint(trainer: &Trainer) -> i64 {
     tch::no_grad(|| {
         let fold = |sum: i64, (_, tensor): (String, Tensor)| {
@@ -133,8 +135,8 @@ fn fingerprint(trainer: &Trainer) -> i64 {
                 4 => flat.view_dtype(Kind::Int),
                 _ => flat.view_dtype(Kind::Uint8),
             };
-            let own = words.sum(Kind::Int64).int64_value(&[]);
-            sum.wrapping_mul(0x0100_0000_01b3).wrapping_add(own)
+            let tensor_sum = words.sum(Kind::Int64).int64_value(&[]);
+            sum.wrapping_mul(0x0100_0000_01b3).wrapping_add(tensor_sum)
         };
         trainer
             .state()
@@ -143,11 +145,11 @@ fn fingerprint(trainer: &Trainer) -> i64 {
     })
 }
 
-/// Bytes that are sent together, at least where there are so many.
+/// Minimum bytes of one broadcast; the last one may be smaller.
 const BUCKET_BYTES: usize = 1 << 25;
 
-/// Everybody gets the state of `root`; `holds`: this rank has it already and only listens.
-fn hand_over(
+/// Broadcasts the state of `root`. `holds`: this rank has the state already and discards the bytes.
+fn broadcast_state(
     group: &Group,
     trainer: &mut Trainer,
     root: Rank,
@@ -157,20 +159,20 @@ fn hand_over(
     let state = trainer.state();
     let mut received = NamedTensors::new();
     tch::no_grad(|| -> Result<(), CollectiveError> {
-        for bucket in fill(&state, BUCKET_BYTES, |(_, tensor)| size(tensor)) {
+        for bucket in split_into_runs(&state, BUCKET_BYTES, |(_, tensor)| size(tensor)) {
             let bytes: Vec<Tensor> = bucket.iter().map(|(_, tensor)| as_bytes(tensor)).collect();
             let bytes = Tensor::cat(&bytes, 0);
-            group.broadcast(&bytes, root.0, "handing over the state")?;
+            group.broadcast(&bytes, root.0, "broadcasting the state")?;
             if holds {
                 continue;
             }
             let mut start = 0;
             for (name, like) in bucket {
                 let length = size(like) as i64;
-                // A copy, so that it begins where numbers of its kind may.
-                let own = bytes.narrow(0, start, length).copy();
-                let own = own.view_dtype(like.kind()).view(like.size().as_slice());
-                received.insert(name.clone(), own);
+                // Copied for alignment: a view of another dtype needs an aligned offset.
+                let tensor = bytes.narrow(0, start, length).copy();
+                let tensor = tensor.view_dtype(like.kind()).view(like.size().as_slice());
+                received.insert(name.clone(), tensor);
                 start += length;
             }
         }
@@ -179,7 +181,7 @@ fn hand_over(
     if !holds {
         trainer
             .load_state(&received, step.0)
-            .with_context(|| format!("the state that rank {root} sent"))?;
+            .with_context(|| format!("the state broadcast by rank {root}"))?;
     }
     Ok(())
 }

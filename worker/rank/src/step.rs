@@ -1,6 +1,6 @@
-//! One step of a rank: forward and backward of its micro-batches, the sum over all ranks, and the
-//! update. The order of samples and all randomness are the data's (laws 1 and 2). Called by
-//! [`crate::train`].
+//! One training step of a rank: forward and backward of its micro-batches, the reduction over all
+//! ranks, and the update. The order of samples and all randomness come from the data (laws 1 and
+//! 2). Called by [`crate::train`].
 
 use crate::clock::Clock;
 use crate::collective::{CollectiveError, Group, first_line};
@@ -18,41 +18,41 @@ use proto::sharding;
 use proto::spec::TrainWork;
 use tch::{Device, Kind, Tensor};
 
-/// What a step needs of the process and of the generation.
-pub(crate) struct Stepping<'a> {
+/// The parts of the process and of the generation that a step uses.
+pub(crate) struct StepContext<'a> {
     pub(crate) rank: &'a Rank<'a>,
     pub(crate) spec: &'a TrainWork,
     pub(crate) generation: Generation,
     pub(crate) trainer: &'a mut Trainer,
     pub(crate) group: &'a Group,
     pub(crate) exact: Option<&'a mut ExactSum>,
-    /// Tells samples' ids; the examples come through `prefetch`.
+    /// For the ids of samples; the examples come from `prefetch`.
     pub(crate) loader: &'a Loader,
     pub(crate) prefetch: &'a mut Prefetch,
 }
 
-/// A step whose update is in the weights.
+/// A step whose update was applied.
 #[derive(Debug)]
-pub(crate) struct Done {
-    /// As it is to be reported, but for what follows the update.
+pub(crate) struct CompletedStep {
+    /// The report, without the parts that follow the update.
     pub(crate) report: StepReport,
-    /// Whether some rank had been told to halt.
+    /// True if some rank had been ordered to stop gracefully.
     pub(crate) graceful_stop: bool,
-    /// Since the update.
+    /// Last lap: the end of the update.
     pub(crate) clock: Clock,
 }
 
-/// The loss of a step as reported, each value the mean over the global batch.
+/// The loss of a step. Each value is the mean over the global batch.
 #[derive(Debug, Clone)]
 struct Losses {
-    /// The whole loss, then its terms in the order of [`Trainer::loss_terms`].
+    /// The total loss, then its terms in the order of [`Trainer::loss_terms`].
     values: Vec<f64>,
-    /// Samples whose loss is not finite, by their place in the step; the values leave them out.
+    /// Indices within the step of samples with a non-finite loss. The values exclude them.
     nonfinite: Vec<u32>,
 }
 
-impl Stepping<'_> {
-    pub(crate) fn step(&mut self, step: u64) -> anyhow::Result<Done> {
+impl StepContext<'_> {
+    pub(crate) fn step(&mut self, step: u64) -> anyhow::Result<CompletedStep> {
         let mut clock = Clock::start();
         let mut seconds = PhaseSeconds::default();
         self.begin(step, Stage::Samples);
@@ -60,20 +60,20 @@ impl Stepping<'_> {
             .rank
             .link
             .unless_superseded(self.generation, self.prefetch.next())?;
-        let examples = examples.context("the loader ended early")??;
+        let examples = examples.context("the loader has no more steps")??;
         seconds.data = clock.lap();
         ensure!(
             examples.step == step,
-            "the loader is at step {}",
+            "the loader returned step {}",
             examples.step
         );
         self.trainer.zero_gradients();
         seconds.optimizer = clock.lap();
-        let own = self.accumulate(&examples, &mut clock, &mut seconds)?;
+        let local = self.accumulate(&examples, &mut clock, &mut seconds)?;
         self.begin(step, Stage::Reduction);
-        let sums = self.sum(&own, step);
+        let sums = self.reduce_losses(&local, step);
         let (loss, graceful_stop) = sums.map_err(|error| match error.downcast::<TooLarge>() {
-            Ok(large) => self.permanent_failure(&large, step, &[]),
+            Ok(error) => self.permanent_failure(&error, step, &[]),
             Err(other) => other,
         })?;
         seconds.communication += clock.lap();
@@ -83,7 +83,7 @@ impl Stepping<'_> {
         } else {
             self.trainer.skip(step)
         };
-        let update = update.map_err(|error| self.give_up(error, step, &loss.nonfinite))?;
+        let update = update.map_err(|error| self.update_error(error, step, &loss.nonfinite))?;
         seconds.optimizer += clock.lap();
         let report = StepReport {
             step: Step(step),
@@ -97,7 +97,7 @@ impl Stepping<'_> {
             skipped_steps: update.skipped_steps,
             loss_scale: update.loss_scale,
         };
-        Ok(Done {
+        Ok(CompletedStep {
             report,
             graceful_stop,
             clock,
@@ -117,8 +117,8 @@ impl Stepping<'_> {
         self.rank.link.progress().begin(step, stage);
     }
 
-    /// Forward and backward of this rank's micro-batches; only the last one's backward
-    /// communicates.
+    /// Runs forward and backward of this rank's micro-batches. With the Reducer, the last backward
+    /// also reduces the gradients.
     fn accumulate(
         &mut self,
         examples: &StepExamples,
@@ -134,15 +134,15 @@ impl Stepping<'_> {
             .len()
             .checked_sub(1)
             .context("no micro-batch for this rank")?;
-        // The Reducer averages over ranks, while losses are already divided by the global batch.
+        // The Reducer averages over the ranks, but losses are already divided by the global batch.
         let scale = match self.exact {
             Some(_) => 1.0,
             None => f64::from(self.group.membership().world),
         };
-        let mut place = self.first_sample();
+        let mut offset = self.first_sample();
         for (index, micro_batch) in examples.micro_batches.iter().enumerate() {
-            // A step may have many, and the others do not wait for them.
-            if self.rank.link.is_over(self.generation) {
+            // Checked here because a step may have many micro-batches.
+            if self.rank.link.is_superseded(self.generation) {
                 return Err(superseded(self.generation).into());
             }
             let reduces = index == last && self.exact.is_none();
@@ -151,8 +151,8 @@ impl Stepping<'_> {
                 self.group.agree_on_buckets("preparing to reduce")?;
                 seconds.communication += clock.lap();
             }
-            // The backward that reduces ends when the gradients of all ranks are in. It is our own
-            // until our last gradient is ready: the Reducer's group marks that.
+            // A backward that reduces also waits for the other ranks. The Reducer's hook switches
+            // the stage to `Reduction` once the last local gradient is ready.
             self.begin(examples.step, Stage::MicroBatch(index as u32 + 1));
             let loss = self
                 .trainer
@@ -162,77 +162,76 @@ impl Stepping<'_> {
                 *sum += value;
             }
             sum.nonfinite
-                .extend(loss.nonfinite.iter().map(|at| place + *at as u32));
-            place += micro_batch.len() as u32;
+                .extend(loss.nonfinite.iter().map(|index| offset + *index as u32));
+            offset += micro_batch.len() as u32;
             seconds.forward += clock.lap();
             if reduces {
                 self.group.reduce_next_backward("preparing to reduce")?;
             }
             let outcome = (loss.loss * scale).f_backward();
             let lap = clock.lap();
-            outcome.map_err(|error| self.explain(&error))?;
+            outcome.map_err(|error| self.backward_error(&error))?;
             if let Some(exact) = &mut self.exact {
                 exact.add(&values, self.trainer.loss_scale());
                 seconds.backward += lap + clock.lap();
                 continue;
             }
-            // The collectives that ran before our last gradient was ready overlapped with the
-            // backward and cost nothing.
-            let own = reduces.then(|| self.group.own_backward()).flatten();
-            let own = own.map_or(lap, |own| own.as_secs_f64().min(lap));
-            seconds.backward += own;
-            seconds.communication += lap - own;
+            // Collectives that ran before the last local gradient was ready overlapped with the
+            // backward and are counted as backward.
+            let local = reduces.then(|| self.group.local_backward()).flatten();
+            let local = local.map_or(lap, |local| local.as_secs_f64().min(lap));
+            seconds.backward += local;
+            seconds.communication += lap - local;
         }
         Ok(sum)
     }
 
-    fn explain(&self, error: &tch::TchError) -> CollectiveError {
+    fn backward_error(&self, error: &tch::TchError) -> CollectiveError {
         let reason = first_line(&error.to_string()).to_owned();
-        self.group.blame(CollectiveError {
+        self.group.name_peer(CollectiveError {
             action: "backward and reducing gradients".into(),
             reason,
         })
     }
 
-    /// Every rank's part of the loss together (of the gradients too, where the Reducer did not do
-    /// it), and whether one of them was told to halt: what one knows they all learn in the same
-    /// step.
-    fn sum(&mut self, own: &Losses, step: u64) -> anyhow::Result<(Losses, bool)> {
+    /// Sums the losses over all ranks (with `exact` also the gradients). Also returns whether any
+    /// rank was ordered to stop gracefully, so that all ranks stop after the same step.
+    fn reduce_losses(&mut self, local: &Losses, step: u64) -> anyhow::Result<(Losses, bool)> {
         let stops = self.rank.link.graceful_stop().is_some();
-        let nonfinite = self.all_nonfinite(&own.nonfinite, step)?;
+        let nonfinite = self.all_nonfinite(&local.nonfinite, step)?;
         if let Some(exact) = &mut self.exact {
             let sums = exact.reduce(self.group, (self.trainer.loss_scale(), stops), step)?;
             let loss = Losses {
                 values: sums.losses,
                 nonfinite,
             };
-            return Ok((loss, sums.progress != 0));
+            return Ok((loss, sums.flagged != 0));
         }
         let stops = f64::from(u8::from(stops));
-        let sums = [own.values.as_slice(), &[stops]].concat();
+        let sums = [local.values.as_slice(), &[stops]].concat();
         let sums = Tensor::from_slice(&sums).to_device(self.group.membership().device);
         self.group
-            .all_reduce(&sums, &format!("adding up the loss of step {step}"))?;
+            .all_reduce(&sums, &format!("all-reduce of the loss of step {step}"))?;
         let mut values = Vec::<f64>::try_from(&sums.to_device(Device::Cpu).to_kind(Kind::Double))?;
-        let stops = values.pop().context("no sum came back")?;
+        let stops = values.pop().context("the all-reduce returned no values")?;
         Ok((Losses { values, nonfinite }, stops != 0.0))
     }
 
-    /// The samples of the step, by their place in it, whose loss is not finite on any rank.
-    fn all_nonfinite(&self, own: &[u32], step: u64) -> anyhow::Result<Vec<u32>> {
-        let mut progress = vec![0i64; self.spec.train.global_batch as usize];
-        own.iter().for_each(|place| progress[*place as usize] = 1);
-        let progress = Tensor::from_slice(&progress).to_device(self.group.membership().device);
+    /// Indices within the step of the samples whose loss is not finite on any rank.
+    fn all_nonfinite(&self, local: &[u32], step: u64) -> anyhow::Result<Vec<u32>> {
+        let mut flags = vec![0i64; self.spec.train.global_batch as usize];
+        local.iter().for_each(|index| flags[*index as usize] = 1);
+        let flags = Tensor::from_slice(&flags).to_device(self.group.membership().device);
         self.group.all_reduce(
-            &progress,
-            &format!("adding up what is not finite in step {step}"),
+            &flags,
+            &format!("all-reduce of the non-finite samples of step {step}"),
         )?;
-        let progress = Vec::<i64>::try_from(&progress.to_device(Device::Cpu))?;
-        let marked = (0..).zip(progress).filter(|(_, mark)| *mark != 0);
-        Ok(marked.map(|(place, _)| place).collect())
+        let flags = Vec::<i64>::try_from(&flags.to_device(Device::Cpu))?;
+        let flagged = (0..).zip(flags).filter(|(_, flag)| *flag != 0);
+        Ok(flagged.map(|(index, _)| index).collect())
     }
 
-    /// The place in a step of the first sample of this rank.
+    /// Index within a step of this rank's first sample.
     fn first_sample(&self) -> u32 {
         let membership = self.group.membership();
         let (rank, world) = (membership.rank, membership.world);
@@ -240,11 +239,11 @@ impl Stepping<'_> {
             * self.spec.train.micro_batch
     }
 
-    /// An update that cannot be, with the samples that it is about: those at `places` of the step,
-    /// or all of it.
-    fn give_up(&self, error: ModelError, step: u64, places: &[u32]) -> anyhow::Error {
+    /// The error of a failed update. A permanent one names the samples at `indices` within the
+    /// step, or all samples if there are none.
+    fn update_error(&self, error: ModelError, step: u64, indices: &[u32]) -> anyhow::Error {
         if error.is_permanent() {
-            self.permanent_failure(&error, step, places)
+            self.permanent_failure(&error, step, indices)
         } else {
             error.into()
         }
@@ -254,7 +253,7 @@ impl Stepping<'_> {
         &self,
         error: &dyn std::error::Error,
         step: u64,
-        places: &[u32],
+        indices: &[u32],
     ) -> anyhow::Error {
         let global_batch = self.spec.train.global_batch;
         let samples = self.loader.places(step, global_batch, 0..global_batch);
@@ -263,19 +262,19 @@ impl Stepping<'_> {
             .unwrap_or_default()
             .into_iter()
             .zip(0..)
-            .filter(|(_, place)| places.is_empty() || places.contains(place))
+            .filter(|(_, index)| indices.is_empty() || indices.contains(index))
             .map(|((_, position), _)| format!("{position} (id {})", rows[position as usize].id))
             .collect();
         Permanent(format!(
             "{error}; the samples at positions {}",
-            listed(&names)
+            format_list(&names)
         ))
         .into()
     }
 }
 
-/// The first of many names, and how many follow.
-fn listed(names: &[String]) -> String {
+/// Joins the first names and counts the rest.
+fn format_list(names: &[String]) -> String {
     const SHOWN: usize = 8;
     let shown = names[..names.len().min(SHOWN)].join(", ");
     match names.len().saturating_sub(SHOWN) {

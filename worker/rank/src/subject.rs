@@ -1,5 +1,5 @@
-//! Whom pictures are drawn of: a sample of the data set with the references that training would
-//! choose, or references that the request names. Called by [`crate::studio`].
+//! The subject of generated images: a sample of the data set with the references that training
+//! would choose, or references that the request names. Called by [`crate::unit_runner`].
 
 use anyhow::{Context, ensure};
 use image::{GrayImage, Rgb, RgbImage};
@@ -14,18 +14,18 @@ use proto::spec::TrainWork;
 use proto::text::hex_sha256;
 use serde::{Deserialize, Serialize};
 
-/// White, like the ground that prompts of pose speak of.
+/// White, like the background in pose prompts.
 const BACKGROUND: Rgb<u8> = Rgb([255, 255, 255]);
 
-/// References, and the prompts to draw from them.
+/// References, and the prompts to generate images with.
 #[derive(Debug)]
 pub(crate) struct Subject {
     pub(crate) example: Example,
     pub(crate) prompts: Vec<String>,
-    /// Position of the sample that is to be drawn; None for named references.
+    /// Position of the sample that the images should reproduce; None for named references.
     pub(crate) target: Option<u64>,
-    /// Where each reference comes from.
-    pub(crate) from: Vec<Origin>,
+    /// The origin of each reference.
+    pub(crate) origins: Vec<Origin>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,19 +33,19 @@ pub(crate) struct Subject {
 pub(crate) enum Origin {
     /// A sample of the data set.
     Sample(String),
-    /// A picture of the user's, by its name and SHA-256.
+    /// A file of the user, with its name and SHA-256.
     File { name: String, sha256: String },
 }
 
-/// A sample, and the epoch whose random numbers it is shown with.
+/// A sample, and the epoch that seeds its random choices.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Chosen {
     pub(crate) epoch: u64,
     pub(crate) position: u64,
 }
 
-/// The sample as training would show it.
-pub(crate) async fn of_data(
+/// The subject of a sample, prepared as in training.
+pub(crate) async fn from_sample(
     loader: &Loader,
     spec: &TrainWork,
     chosen: Chosen,
@@ -62,18 +62,20 @@ pub(crate) async fn of_data(
     }
     let row =
         |position: u64| &loader.rows()[usize::try_from(position).expect("positions are indices")];
-    let from = example.references.iter();
-    let from = from.map(|reference| Origin::Sample(row(reference.position).id.clone()));
+    let references = example.references.iter();
+    let origins = references
+        .map(|reference| Origin::Sample(row(reference.position).id.clone()))
+        .collect();
     let full = &row(chosen.position).prompts;
-    let own = match request.prompt {
+    let prompt = match request.prompt {
         SamplePrompt::Full => full.clone(),
         SamplePrompt::Pose => pose_prompt(full),
         SamplePrompt::Empty => String::new(),
     };
     Ok(Subject {
-        from: from.collect(),
+        origins,
         prompts: if request.prompts.is_empty() {
-            vec![own]
+            vec![prompt]
         } else {
             request.prompts.clone()
         },
@@ -82,29 +84,32 @@ pub(crate) async fn of_data(
     })
 }
 
-/// The references that the request names. Their random numbers come from its first seed, and the
-/// noise of a picture from its own seed alone.
-pub(crate) async fn named(
+/// The subject with the references that the request names. The random choices of references depend
+/// on the first seed, the noise of an image only on its own seed.
+pub(crate) async fn from_request(
     loader: &Loader,
     store_url: &str,
     spec: &TrainWork,
     request: &SampleWork,
 ) -> anyhow::Result<Subject> {
     let data = &spec.data;
-    let how = spec.model.architecture.references();
-    let how = how.context("this job's model takes no references")?;
+    let settings = spec.model.architecture.references();
+    let settings = settings.context("this job's model takes no references")?;
     let seed = request.seeds.first().copied().unwrap_or(0);
-    let (mut references, mut from) = (Vec::new(), Vec::new());
+    let (mut references, mut origins) = (Vec::new(), Vec::new());
     for (slot, named) in request.references.iter().enumerate() {
-        let (reference, source) = match &named.from {
+        let (reference, origin) = match &named.from {
             ImageSource::Sample { id } => {
                 let position = loader.rows().iter().position(|row| row.id == *id);
                 let position = position.with_context(|| {
-                    format!("{} has no sample {id:?} to refer to", data.dataset)
+                    format!(
+                        "{} has no sample {id:?}, which is a reference",
+                        data.dataset
+                    )
                 })?;
                 let decoded = loader.decoded(position as u64).await?;
                 let reference = named_reference(
-                    how,
+                    settings,
                     data.resolution,
                     named.concept,
                     &decoded,
@@ -114,18 +119,18 @@ pub(crate) async fn named(
                 (reference, Origin::Sample(id.clone()))
             }
             ImageSource::File { name, sha256 } => {
-                let image = fetch(store_url, request, sha256)
+                let image = read_file(store_url, request, sha256)
                     .await
                     .with_context(|| format!("reference {name}"))?;
-                let source = Origin::File {
+                let origin = Origin::File {
                     name: name.clone(),
                     sha256: sha256.clone(),
                 };
-                (whole(image, named, data.resolution), source)
+                (padded(image, named, data.resolution), origin)
             }
         };
         references.push(reference);
-        from.push(source);
+        origins.push(origin);
     }
     let side = data.resolution;
     Ok(Subject {
@@ -144,12 +149,16 @@ pub(crate) async fn named(
             (prompts, _) => prompts.to_vec(),
         },
         target: None,
-        from,
+        origins,
     })
 }
 
-/// A picture that `coordinator sample` put beside the trained job.
-async fn fetch(store_url: &str, request: &SampleWork, sha256: &str) -> anyhow::Result<RgbImage> {
+/// Reads a file that `coordinator sample` stored with the trained job.
+async fn read_file(
+    store_url: &str,
+    request: &SampleWork,
+    sha256: &str,
+) -> anyhow::Result<RgbImage> {
     let (store, prefix) = storage::open(store_url)?;
     let path = ["jobs", &request.job.0, "references", sha256]
         .into_iter()
@@ -161,13 +170,13 @@ async fn fetch(store_url: &str, request: &SampleWork, sha256: &str) -> anyhow::R
     Ok(flatten(open_image("reference", &bytes)?, BACKGROUND))
 }
 
-/// A picture as it is, in the middle of a white square.
-fn whole(image: RgbImage, named: &NamedReference, side: u32) -> Reference {
-    let at = place(image.width(), image.height(), side, 1.0, Along::MIDDLE);
+/// The whole image, centred on a white square.
+fn padded(image: RgbImage, named: &NamedReference, side: u32) -> Reference {
+    let region = place(image.width(), image.height(), side, 1.0, Along::MIDDLE);
     Reference {
-        image: on_pad(image, at, side, BACKGROUND),
+        image: on_pad(image, region, side, BACKGROUND),
         concept: named.concept.unwrap_or(Concept::Figure),
-        // Of no sample.
+        // Not a sample of the data set.
         position: u64::MAX,
     }
 }

@@ -1,5 +1,5 @@
-//! What the daemon gave this process to do, and what both of its threads reach: the rank's machine,
-//! and the hold on the group that the model's thread waits in. Decides nothing.
+//! The daemon's order, and the state that the model thread shares with the connection task: the
+//! rank's state machine and the aborter of the current group. Makes no decisions.
 
 use crate::collective::Aborter;
 use proto::id::{Generation, Rank};
@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub(crate) struct Task {
     pub(crate) assignment: Assignment,
     pub(crate) rank: Rank,
-    /// The device of this node.
+    /// Index of the device on this node.
     pub(crate) device: u32,
 }
 
@@ -21,17 +21,17 @@ impl Task {
         self.assignment.generation
     }
 
-    /// Where the ranks of a gang meet, once that is known.
+    /// The rendezvous address of a gang, once it is known.
     pub(crate) fn store_address(&self) -> Option<&String> {
         let gang = self.assignment.gang()?;
         gang.store_address.as_ref()
     }
 }
 
-/// The rank's machine.
+/// The rank's state machine.
 #[derive(Debug, Default)]
 pub(crate) enum Machine {
-    /// The process does not yet know what its work is.
+    /// The work has not started.
     #[default]
     None,
     Gang(GangRank),
@@ -47,10 +47,10 @@ impl Machine {
     }
 }
 
-/// What the machine wants of the model's thread because of an order, while that has nothing to do.
+/// Effects of an order, for the model thread to perform once it is idle.
 #[derive(Debug)]
-pub(crate) enum Wanted {
-    /// In this generation; void when the rank has left it.
+pub(crate) enum PendingEffects {
+    /// Void if the rank has left this generation.
     Gang(Generation, Vec<gang::Effect>),
     Units(Vec<units::Effect>),
 }
@@ -59,8 +59,8 @@ pub(crate) enum Wanted {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shared {
     machine: Arc<Mutex<Machine>>,
-    /// Frees the model's thread from the group that it waits in.
-    interrupt: Arc<Mutex<Option<Aborter>>>,
+    /// Aborts the collectives of the current group.
+    aborter: Arc<Mutex<Option<Aborter>>>,
 }
 
 impl Shared {
@@ -68,12 +68,12 @@ impl Shared {
         lock(&self.machine)
     }
 
-    pub(crate) fn interrupt(&self) -> MutexGuard<'_, Option<Aborter>> {
-        lock(&self.interrupt)
+    pub(crate) fn aborter(&self) -> MutexGuard<'_, Option<Aborter>> {
+        lock(&self.aborter)
     }
 }
 
-/// What is behind the lock is whole at any moment.
+/// Ignores poisoning: no critical section leaves the data inconsistent.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

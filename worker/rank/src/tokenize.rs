@@ -1,15 +1,15 @@
-//! `worker tokenize`: prompts as the text encoder reads them. The tokenizer is `model-data`'s; here
-//! is its door.
+//! `worker tokenize`: the token ids of prompts, as the text encoder receives them. The tokenizer is
+//! in `model-data`; this module has the command.
 
 use anyhow::Context;
 use model_data::prompt::Prompts;
 use std::io::{BufRead, Write};
 
-/// Print the token ids of prompts: one JSON string on each line of standard input, one JSON list
-/// for each.
+/// Print the token ids of prompts. Reads one JSON string per line of standard input and prints one
+/// JSON list for each.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Length of a line, begin and end included; the rest of it is filled with the end token
+    /// Token ids per prompt, including the begin and end tokens; padded with the end token
     #[arg(long, default_value_t = 77, value_parser = clap::value_parser!(u32).range(2..=1024))]
     tokens: u32,
 }
@@ -19,7 +19,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     for (number, line) in std::io::stdin().lock().lines().enumerate() {
         let prompt: String = serde_json::from_str(&line?)
-            .with_context(|| format!("line {} of standard input is no JSON string", number + 1))?;
+            .with_context(|| format!("line {} of the input is not a JSON string", number + 1))?;
         writeln!(out, "{}", serde_json::to_string(&prompts.ids(&prompt))?)?;
     }
     Ok(())

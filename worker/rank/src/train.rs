@@ -1,19 +1,19 @@
-//! Training as one rank process sees it: what the rank's machine ([`rank_core::gang`]) wants is
-//! done here, one after the other, and the machine is told what came of it. Between generations the
-//! model, the optimizer and the data set stay as they are. Called by [`crate::run`].
+//! Training in one rank process. Performs the effects of the rank's state machine
+//! ([`rank_core::gang`]) in order, and passes the outcomes back as inputs. The model, the optimizer
+//! and the data set stay loaded between generations. Called by [`crate::run`].
 
 use crate::checkpoint::Checkpoints;
 use crate::collective::{CollectiveError, Group, Membership, Store, first_line};
 use crate::deadline::Deadlines;
 use crate::exact::ExactSum;
-use crate::group::{meet, open_store};
+use crate::group::{open_store, rendezvous};
 use crate::link::superseded;
 use crate::load::{build, open_data};
 use crate::position::Position;
 use crate::prefetch::Prefetch;
 use crate::process::Rank;
-use crate::state::{Said, exchange, synchronize};
-use crate::step::{Done, Stepping};
+use crate::state::{StateReport, gather_states, synchronize};
+use crate::step::{CompletedStep, StepContext};
 use crate::{device, environment};
 use anyhow::Context;
 use model::trainer::Trainer;
@@ -29,39 +29,38 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use tch::Device;
 
-/// Serves in one generation after another, and leaves only by an error of its own or because it is
-/// told to. What goes wrong with the group costs the step that was under way: the state in memory
-/// is that of the last whole step.
+/// Runs one generation after another. Returns only on an error of this process. A failure of the
+/// group discards the step in progress: the state in memory is that of the last completed step.
 pub(crate) fn train(rank: &Rank<'_>, spec: &TrainWork) -> anyhow::Result<Infallible> {
-    let first = rank.link.train(Rules::of(spec))?;
+    let first = rank.link.start_gang(Rules::of(spec))?;
     let mut state = RankState::prepare(rank, spec, first)?;
-    let mut wanted = VecDeque::from(rank.link.tell(Input::Loaded));
+    let mut effects = VecDeque::from(rank.link.handle(Input::Loaded));
     loop {
-        let Some(effect) = wanted.pop_front() else {
-            wanted.extend(rank.link.wait_wanted()?);
+        let Some(effect) = effects.pop_front() else {
+            effects.extend(rank.link.wait_gang_effects()?);
             continue;
         };
         match state.perform(effect) {
             Ok(None) => {}
-            Ok(Some(event)) => wanted.extend(rank.link.tell(event)),
-            Err(error) if is_of_group(&error) => {
+            Ok(Some(input)) => effects.extend(rank.link.handle(input)),
+            Err(error) if is_collective_error(&error) => {
                 state.close();
                 let error = first_line(&format!("{error:#}")).to_owned();
-                let generation = state.turn.order.generation;
-                tracing::warn!(%generation, held = ?rank.link.held(), error, "the group is broken");
-                wanted = rank.link.tell(Input::Broke { error }).into();
+                let generation = state.current.order.generation;
+                tracing::warn!(%generation, held = ?rank.link.held(), error, "the group failed");
+                effects = rank.link.handle(Input::Broke { error }).into();
             }
             Err(error) => return Err(error),
         }
     }
 }
 
-/// What ends the generation and not the process.
-fn is_of_group(error: &anyhow::Error) -> bool {
+/// True if the error ends the generation but not the process.
+fn is_collective_error(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| cause.is::<CollectiveError>())
 }
 
-/// What outlives a generation.
+/// State that outlives a generation.
 struct RankState<'a> {
     rank: &'a Rank<'a>,
     spec: &'a TrainWork,
@@ -71,30 +70,31 @@ struct RankState<'a> {
     exact: Option<ExactSum>,
     loader: Loader,
     checkpoints: Checkpoints,
-    turn: Turn,
+    current: GenerationState,
 }
 
-/// What belongs to one generation.
-struct Turn {
+/// State of one generation.
+struct GenerationState {
     order: Order,
-    /// Until the ranks have met.
+    /// Rank 0's store, until the rendezvous.
     store: Option<Store>,
     group: Option<Group>,
-    said: Vec<Said>,
+    /// The state of every rank at the rendezvous.
+    reports: Vec<StateReport>,
     prefetch: Option<Prefetch>,
-    /// The newest step, until it is reported, and the shard that was written after it.
-    done: Option<(Done, Option<ShardReport>)>,
+    /// The newest step until it is reported, and the shard that was written after it.
+    unreported: Option<(CompletedStep, Option<ShardReport>)>,
 }
 
-impl Turn {
+impl GenerationState {
     fn new(order: Order) -> Self {
         Self {
             order,
             store: None,
             group: None,
-            said: Vec::new(),
+            reports: Vec::new(),
             prefetch: None,
-            done: None,
+            unreported: None,
         }
     }
 
@@ -121,16 +121,14 @@ impl<'a> RankState<'a> {
         let mut trainer = build(rank, spec, device)?;
         let exact = match spec.train.reduction {
             Reduction::Exact => {
-                // It moves the gradients, so they must be there.
+                // Gradients must exist before they are moved into buckets.
                 trainer.zero_gradients();
-                {
-                    let losses = 1 + trainer.loss_terms().len();
-                    Some(ExactSum::new(
-                        trainer.parameters(),
-                        spec.micro_batches(),
-                        losses,
-                    ))
-                }
+                let losses = 1 + trainer.loss_terms().len();
+                Some(ExactSum::new(
+                    trainer.parameters(),
+                    spec.micro_batches(),
+                    losses,
+                ))
             }
             Reduction::Fast => None,
         };
@@ -145,25 +143,25 @@ impl<'a> RankState<'a> {
             exact,
             loader,
             checkpoints: Checkpoints::open(&assignment.store_url, &assignment.job)?,
-            turn: Turn::new(first),
+            current: GenerationState::new(first),
         })
     }
 
-    /// Does what the machine wants, and says what came of it where the machine waits for that.
+    /// Performs one effect. Returns the outcome if the machine expects one.
     fn perform(&mut self, effect: Effect) -> anyhow::Result<Option<Input>> {
         let link = self.rank.link;
         match effect {
             Effect::TakeUp(order) => {
                 self.close();
-                self.turn = Turn::new(order);
-                link.take_up(order.generation, order.rank);
+                self.current = GenerationState::new(order);
+                link.start_generation(order.generation, order.rank);
             }
             Effect::Phase(phase) => link.phase(phase),
             Effect::OpenStore => {
                 let address = &self.rank.settings.address;
-                self.turn.store = Some(open_store(link, self.turn.order, address)?);
+                self.current.store = Some(open_store(link, self.current.order, address)?);
             }
-            Effect::Meet => return self.meet().map(Some),
+            Effect::Meet => return self.rendezvous().map(Some),
             Effect::Synchronize { source, holds } => {
                 self.synchronize(source, holds)?;
                 return Ok(Some(Input::Synchronized));
@@ -177,73 +175,85 @@ impl<'a> RankState<'a> {
             Effect::Report(_) => self.report(),
             Effect::Leave => {
                 self.close();
-                tracing::info!(
-                    step = self.trainer.step(),
-                    "the generation ends here, in order"
-                );
+                tracing::info!(step = self.trainer.step(), "the generation ends gracefully");
                 return Ok(Some(Input::Left));
             }
-            // The link's: it comes from other threads.
+            // Performed by the connection task.
             Effect::Abort => {}
         }
         Ok(None)
     }
 
-    /// Lets go of the group. The peers notice.
+    /// Drops the group, which closes the connections to the peers.
     fn close(&mut self) {
-        let order = self.turn.order;
-        self.turn = Turn::new(order);
-        self.rank.link.guard(order.generation, None);
-        self.rank.link.progress().leave();
+        let order = self.current.order;
+        self.current = GenerationState::new(order);
+        self.rank.link.set_aborter(order.generation, None);
+        self.rank.link.progress().end();
     }
 
-    fn meet(&mut self) -> anyhow::Result<Input> {
-        let Self { rank, turn, .. } = self;
+    fn rendezvous(&mut self) -> anyhow::Result<Input> {
+        let Self { rank, current, .. } = self;
         let Position {
             rank: number,
             world,
-        } = turn.position();
+        } = current.position();
         let membership = Membership {
             job: rank.task.assignment.job.0.clone(),
-            generation: turn.order.generation,
+            generation: current.order.generation,
             rank: number,
             world,
             host: rank.settings.address.clone(),
             device: self.device,
-            timeout: turn.deadlines().collective(),
+            timeout: current.deadlines().collective(),
         };
-        let group = meet(rank.link, turn.store.take(), membership, turn.deadlines())?;
-        rank.link.guard(turn.order.generation, group.aborter());
-        turn.said = exchange(&group, &self.trainer, rank.link.held())?;
-        turn.group = Some(group);
-        let holdings = turn.said.iter().map(|said| said.held).collect();
+        let group = rendezvous(
+            rank.link,
+            current.store.take(),
+            membership,
+            current.deadlines(),
+        )?;
+        rank.link
+            .set_aborter(current.order.generation, group.aborter());
+        current.reports = gather_states(&group, &self.trainer, rank.link.held())?;
+        current.group = Some(group);
+        let holdings = current.reports.iter().map(|report| report.held).collect();
         Ok(Input::Met { holdings })
     }
 
-    /// Takes over the state, and prepares to train from there.
+    /// Synchronizes the state of all ranks and prepares to train from there.
     fn synchronize(&mut self, source: StateSource, holds: bool) -> anyhow::Result<()> {
-        let (link, turn) = (self.rank.link, &mut self.turn);
-        let group = turn.group.as_mut().context("the ranks have not met")?;
-        let generation = turn.order.generation;
+        let (link, current) = (self.rank.link, &mut self.current);
+        let group = current.group.as_mut().context("there is no group yet")?;
+        let generation = current.order.generation;
         let read = |trainer: &Trainer, checkpoint| {
             let read = self.checkpoints.read_for(trainer, checkpoint);
             Ok(link.unless_superseded(generation, read)??)
         };
-        let took = |label| drop(link.tell(Input::Holds(label)));
+        let on_loaded = |label| drop(link.handle(Input::Holds(label)));
         let trainer = &mut self.trainer;
-        synchronize(group, trainer, &turn.said, (source, holds), read, took)?;
+        synchronize(
+            group,
+            trainer,
+            &current.reports,
+            (source, holds),
+            read,
+            on_loaded,
+        )?;
         // Gradients must exist before the Reducer makes them views into its buckets.
         trainer.zero_gradients();
         match &mut self.exact {
             Some(exact) => exact.clear(),
             None => {
                 let progress = link.progress().clone();
-                group.attach(trainer.parameters(), move || progress.own_gradients_ready())?;
+                group.attach_reducer(trainer.parameters(), move || {
+                    progress.local_gradients_ready();
+                })?;
             }
         }
         let steps = source.step().0 + 1..=self.spec.train.steps;
         let (deadlines, position, loader) =
-            (turn.deadlines(), turn.position(), self.loader.clone());
+            (current.deadlines(), current.position(), self.loader.clone());
         let prefetch = Prefetch::start(
             self.rank.runtime,
             deadlines,
@@ -252,33 +262,36 @@ impl<'a> RankState<'a> {
             position,
             steps,
         );
-        turn.prefetch = Some(prefetch);
+        current.prefetch = Some(prefetch);
         let Position { rank, world } = position;
         tracing::info!(rank, world, ?source, "training");
         Ok(())
     }
 
     fn step(&mut self, step: Step) -> anyhow::Result<Input> {
-        let generation = self.turn.order.generation;
-        if self.rank.link.is_over(generation) {
+        let generation = self.current.order.generation;
+        if self.rank.link.is_superseded(generation) {
             return Err(superseded(generation).into());
         }
-        let turn = &mut self.turn;
-        let mut stepping = Stepping {
+        let current = &mut self.current;
+        let mut context = StepContext {
             rank: self.rank,
             spec: self.spec,
             generation,
             trainer: &mut self.trainer,
-            group: turn.group.as_ref().context("the ranks have not met")?,
+            group: current.group.as_ref().context("there is no group yet")?,
             exact: self.exact.as_mut(),
             loader: &self.loader,
-            prefetch: turn.prefetch.as_mut().context("nothing is loaded ahead")?,
+            prefetch: current
+                .prefetch
+                .as_mut()
+                .context("prefetching has not started")?,
         };
-        let done = stepping
+        let completed = context
             .step(step.0)
             .with_context(|| format!("step {step}"))?;
-        let graceful_stop = done.graceful_stop;
-        turn.done = Some((done, None));
+        let graceful_stop = completed.graceful_stop;
+        current.unreported = Some((completed, None));
         Ok(Input::Stepped {
             step,
             graceful_stop,
@@ -289,25 +302,25 @@ impl<'a> RankState<'a> {
         let link = self.rank.link;
         link.progress().begin(step.0, Stage::Digest);
         let sha256 = weights::digest(&self.trainer.state().into_iter().collect());
-        link.progress().leave();
+        link.progress().end();
         link.digest(WeightDigest { step, sha256 });
     }
 
-    /// Writes this rank's shard of a checkpoint. One that follows a step is reported with it.
+    /// Writes this rank's shard of a checkpoint. A shard after a step is reported with that step.
     fn save(&mut self, step: Step) -> anyhow::Result<()> {
-        if self.turn.done.is_none() {
+        if self.current.unreported.is_none() {
             let shard = self.write_shard(step)?;
             self.rank.link.shard(shard);
             return Ok(());
         }
         self.rank.link.progress().begin(step.0, Stage::Checkpoint);
         let written = self.write_shard(step);
-        if let Some((done, shard)) = &mut self.turn.done {
-            done.report.seconds.checkpoint = done.clock.lap();
+        if let Some((completed, shard)) = &mut self.current.unreported {
+            completed.report.seconds.checkpoint = completed.clock.lap();
             match written {
                 Ok(written) => *shard = Some(written),
                 Err(error) => {
-                    // A shard that was not written takes nothing from the step.
+                    // The step is complete even if its shard was not written.
                     self.report();
                     return Err(error.context(format!("step {step}")));
                 }
@@ -317,12 +330,15 @@ impl<'a> RankState<'a> {
     }
 
     fn write_shard(&self, step: Step) -> anyhow::Result<ShardReport> {
-        let (turn, state) = (&self.turn, self.trainer.state());
-        let generation = turn.order.generation;
+        let (current, state) = (&self.current, self.trainer.state());
+        let generation = current.order.generation;
         let checkpoint = CheckpointRef { step, generation };
-        let write =
-            self.checkpoints
-                .write_share(turn.deadlines(), checkpoint, turn.position(), &state);
+        let write = self.checkpoints.write_shard(
+            current.deadlines(),
+            checkpoint,
+            current.position(),
+            &state,
+        );
         let shard = self.rank.link.unless_superseded(generation, write)?;
         Ok(ShardReport {
             step,
@@ -332,17 +348,17 @@ impl<'a> RankState<'a> {
         })
     }
 
-    /// The step first, then its shard: a commit tells that the step is known, and it would never be
-    /// told.
+    /// Reports the step before its shard: committing a checkpoint acknowledges its step, and an
+    /// acknowledged step is no longer reported.
     fn report(&mut self) {
-        // To tell may take as long as the daemon does not listen.
-        self.rank.link.progress().leave();
-        let Some((done, shard)) = self.turn.done.take() else {
+        // Sending blocks while the daemon does not read.
+        self.rank.link.progress().end();
+        let Some((completed, shard)) = self.current.unreported.take() else {
             return;
         };
         self.rank.link.step(StepReport {
             peak_memory_bytes: environment::peak_memory_bytes(),
-            ..done.report
+            ..completed.report
         });
         if let Some(shard) = shard {
             self.rank.link.shard(shard);

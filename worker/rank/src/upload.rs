@@ -1,7 +1,7 @@
-//! An object to the store, there whole or not at all. What is larger than a part goes up in parts,
-//! each of them a request with its own time and its own further tries: a share has gigabytes, and
-//! no one request may take as long. Parts of an upload that is given up are taken back, as far as
-//! the store answers. Called by [`crate::checkpoint`].
+//! Atomic upload of an object to the store. Large objects are uploaded in parts, each a request
+//! with its own timeout and retries: a shard can have gigabytes, too much for one request. An
+//! unfinished upload is aborted, best effort, so that its parts are deleted. Called by
+//! [`crate::checkpoint`].
 
 use crate::deadline::Deadlines;
 use bytes::Bytes;
@@ -10,12 +10,12 @@ use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, Result};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-/// Of an object that is written in parts. Four parts of each of eight ranks go through 100 Mbit/s
-/// in the time of one request.
+/// Size of one part. Eight ranks can upload four parts each over 100 Mbit/s within the timeout of
+/// one request.
 const PART_BYTES: usize = 8 << 20;
-/// Parts that are under way at one time.
-const PARTS_AT_ONCE: usize = 4;
-/// An object of S3 has no more.
+/// Concurrent part uploads.
+const PARTS_IN_FLIGHT: usize = 4;
+/// The limit of S3.
 const PARTS_MAX: usize = 10_000;
 
 pub(crate) async fn put(
@@ -24,29 +24,31 @@ pub(crate) async fn put(
     bytes: Bytes,
     deadlines: Deadlines,
 ) -> Result<()> {
-    put_by(PART_BYTES, store, path, bytes, deadlines).await
+    put_in_parts(PART_BYTES, store, path, bytes, deadlines).await
 }
 
-async fn put_by(
-    part: usize,
+async fn put_in_parts(
+    part_bytes: usize,
     store: &dyn ObjectStore,
     path: &Path,
     bytes: Bytes,
     deadlines: Deadlines,
 ) -> Result<()> {
-    if bytes.len() <= part {
+    if bytes.len() <= part_bytes {
         let _ = store.put(path, bytes.into()).await?;
         return Ok(());
     }
     let target = store.put_multipart(path).await?;
-    Upload::to(target, path, deadlines).send(part, &bytes).await
+    Upload::new(target, path, deadlines)
+        .send(part_bytes, &bytes)
+        .await
 }
 
-/// Parts on their way. Dropped before the object is there (an error, or nobody waits for it any
-/// more), it takes them back.
+/// A multipart upload in progress. If it is dropped before it completes (on an error or a
+/// cancellation), it is aborted.
 #[derive(Debug)]
 struct Upload {
-    /// None as soon as the object is there.
+    /// None once the upload is complete.
     target: Option<Box<dyn MultipartUpload>>,
     path: Path,
     parts: JoinSet<Result<()>>,
@@ -54,7 +56,7 @@ struct Upload {
 }
 
 impl Upload {
-    fn to(target: Box<dyn MultipartUpload>, path: &Path, deadlines: Deadlines) -> Self {
+    fn new(target: Box<dyn MultipartUpload>, path: &Path, deadlines: Deadlines) -> Self {
         Self {
             target: Some(target),
             path: path.clone(),
@@ -63,21 +65,21 @@ impl Upload {
         }
     }
 
-    async fn send(mut self, part: usize, bytes: &Bytes) -> Result<()> {
-        let part = part.max(bytes.len().div_ceil(PARTS_MAX));
-        for start in (0..bytes.len()).step_by(part) {
-            self.until_fewer_than(PARTS_AT_ONCE).await?;
-            let slice = bytes.slice(start..bytes.len().min(start + part));
-            let one = self.target().put_part(slice.into());
-            self.parts.spawn(one);
+    async fn send(mut self, part_bytes: usize, bytes: &Bytes) -> Result<()> {
+        let part_bytes = part_bytes.max(bytes.len().div_ceil(PARTS_MAX));
+        for start in (0..bytes.len()).step_by(part_bytes) {
+            self.wait_until_fewer_than(PARTS_IN_FLIGHT).await?;
+            let slice = bytes.slice(start..bytes.len().min(start + part_bytes));
+            let part = self.target().put_part(slice.into());
+            self.parts.spawn(part);
         }
-        self.until_fewer_than(1).await?;
+        self.wait_until_fewer_than(1).await?;
         let _ = self.target().complete().await?;
         self.target = None;
         Ok(())
     }
 
-    async fn until_fewer_than(&mut self, count: usize) -> Result<()> {
+    async fn wait_until_fewer_than(&mut self, count: usize) -> Result<()> {
         while count <= self.parts.len()
             && let Some(part) = self.parts.join_next().await
         {
@@ -88,37 +90,36 @@ impl Upload {
 
     fn target(&mut self) -> &mut dyn MultipartUpload {
         let target = self.target.as_mut();
-        target.expect("it is let go of at the end, with the upload")
+        target.expect("the target is taken only when the upload ends")
     }
 }
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        // Without a runtime the process is on its way out.
+        // Without a runtime the process is exiting.
         let (Some(target), Ok(runtime)) = (self.target.take(), Handle::try_current()) else {
             return;
         };
         let parts = std::mem::take(&mut self.parts);
-        // Whoever gave up does not wait for it.
-        runtime.spawn(take_back(target, self.path.clone(), parts, self.deadlines));
+        // In the background: the caller must not wait for it.
+        runtime.spawn(abort(target, self.path.clone(), parts, self.deadlines));
     }
 }
 
-async fn take_back(
+async fn abort(
     mut target: Box<dyn MultipartUpload>,
     path: Path,
     mut parts: JoinSet<Result<()>>,
     deadlines: Deadlines,
 ) {
-    // One that arrived after the others were taken back would stay.
+    // A part that arrives after the abort would stay in the store.
     parts.shutdown().await;
-    let error = match tokio::time::timeout(deadlines.take_back(), target.abort()).await {
+    let error = match tokio::time::timeout(deadlines.abort_upload(), target.abort()).await {
         Ok(Ok(())) => return,
         Ok(Err(error)) => error.to_string(),
         Err(elapsed) => elapsed.to_string(),
     };
-    tracing::warn!(%path, error, "parts of an upload that was given up may stay in the object \
-    store");
+    tracing::warn!(%path, error, "cannot abort an upload; its parts may stay in the object store");
 }
 
 #[cfg(test)]
@@ -131,27 +132,27 @@ mod tests {
 
     const DEADLINES: u64 = 3000;
 
-    /// What a store is asked.
+    /// A request to the store.
     #[derive(Debug, PartialEq, Eq)]
-    enum Asked {
+    enum Request {
         Part(usize),
         Complete,
         Abort,
     }
 
-    /// What it answers to parts and to `complete`.
+    /// The response to a part or to `complete`.
     #[derive(Debug, Clone, Copy)]
-    enum Answer {
-        Yes,
-        No,
+    enum Response {
+        Success,
+        Failure,
         Never,
     }
 
-    impl Answer {
-        async fn come(self) -> Result<()> {
+    impl Response {
+        async fn resolve(self) -> Result<()> {
             match self {
-                Self::Yes => Ok(()),
-                Self::No => Err(Error::Generic {
+                Self::Success => Ok(()),
+                Self::Failure => Err(Error::Generic {
                     store: "S3",
                     source: "503".into(),
                 }),
@@ -162,15 +163,17 @@ mod tests {
 
     #[derive(Debug)]
     struct Recorder {
-        part: Answer,
-        complete: Answer,
-        asked: UnboundedSender<Asked>,
+        part: Response,
+        complete: Response,
+        requests: UnboundedSender<Request>,
     }
 
     impl MultipartUpload for Recorder {
         fn put_part(&mut self, data: PutPayload) -> UploadPart {
-            self.asked.send(Asked::Part(data.content_length())).unwrap();
-            Box::pin(self.part.come())
+            self.requests
+                .send(Request::Part(data.content_length()))
+                .unwrap();
+            Box::pin(self.part.resolve())
         }
 
         fn complete<'a, 'b>(&'a mut self) -> BoxFuture<'b, Result<PutResult>>
@@ -178,9 +181,9 @@ mod tests {
             'a: 'b,
             Self: 'b,
         {
-            self.asked.send(Asked::Complete).unwrap();
+            self.requests.send(Request::Complete).unwrap();
             Box::pin(async {
-                self.complete.come().await?;
+                self.complete.resolve().await?;
                 Ok(PutResult {
                     e_tag: None,
                     version: None,
@@ -194,76 +197,76 @@ mod tests {
             'a: 'b,
             Self: 'b,
         {
-            self.asked.send(Asked::Abort).unwrap();
+            self.requests.send(Request::Abort).unwrap();
             Box::pin(std::future::ready(Ok(())))
         }
     }
 
-    /// An upload of eleven bytes in parts of five to a store that answers so.
+    /// An upload of eleven bytes in parts of five to a store that responds as given.
     fn upload(
-        part: Answer,
-        complete: Answer,
-    ) -> (impl Future<Output = Result<()>>, UnboundedReceiver<Asked>) {
-        let (asked, heard) = unbounded_channel();
+        part: Response,
+        complete: Response,
+    ) -> (impl Future<Output = Result<()>>, UnboundedReceiver<Request>) {
+        let (requests, received) = unbounded_channel();
         let target = Box::new(Recorder {
             part,
             complete,
-            asked,
+            requests,
         });
-        let upload = Upload::to(target, &Path::from("share"), Deadlines::new(DEADLINES));
+        let upload = Upload::new(target, &Path::from("shard"), Deadlines::new(DEADLINES));
         let bytes = Bytes::from_iter(0..11);
-        (async move { upload.send(5, &bytes).await }, heard)
+        (async move { upload.send(5, &bytes).await }, received)
     }
 
-    /// All that was asked, to the end of the upload.
-    async fn all(mut heard: UnboundedReceiver<Asked>) -> Vec<Asked> {
-        let mut asked = Vec::new();
-        while let Some(one) = heard.recv().await {
-            asked.push(one);
+    /// All remaining requests, until the upload is dropped.
+    async fn all(mut received: UnboundedReceiver<Request>) -> Vec<Request> {
+        let mut requests = Vec::new();
+        while let Some(request) = received.recv().await {
+            requests.push(request);
         }
-        asked
+        requests
     }
 
-    const PARTS: [Asked; 3] = [Asked::Part(5), Asked::Part(5), Asked::Part(1)];
+    const PARTS: [Request; 3] = [Request::Part(5), Request::Part(5), Request::Part(1)];
 
     #[tokio::test]
-    async fn an_upload_that_is_complete_is_not_taken_back() {
-        let (sending, heard) = upload(Answer::Yes, Answer::Yes);
+    async fn a_complete_upload_is_not_aborted() {
+        let (sending, received) = upload(Response::Success, Response::Success);
         sending.await.unwrap();
-        let expected: Vec<_> = PARTS.into_iter().chain([Asked::Complete]).collect();
-        assert_eq!(all(heard).await, expected);
+        let expected: Vec<_> = PARTS.into_iter().chain([Request::Complete]).collect();
+        assert_eq!(all(received).await, expected);
     }
 
     #[tokio::test]
-    async fn parts_are_taken_back_when_one_of_them_or_the_end_fails() {
-        let (sending, heard) = upload(Answer::No, Answer::Yes);
+    async fn an_upload_is_aborted_when_a_part_or_the_completion_fails() {
+        let (sending, received) = upload(Response::Failure, Response::Success);
         sending.await.unwrap_err();
-        let expected: Vec<_> = PARTS.into_iter().chain([Asked::Abort]).collect();
-        assert_eq!(all(heard).await, expected);
-        let (sending, heard) = upload(Answer::Yes, Answer::No);
+        let expected: Vec<_> = PARTS.into_iter().chain([Request::Abort]).collect();
+        assert_eq!(all(received).await, expected);
+        let (sending, received) = upload(Response::Success, Response::Failure);
         sending.await.unwrap_err();
         let expected: Vec<_> = PARTS
             .into_iter()
-            .chain([Asked::Complete, Asked::Abort])
+            .chain([Request::Complete, Request::Abort])
             .collect();
-        assert_eq!(all(heard).await, expected);
+        assert_eq!(all(received).await, expected);
     }
 
-    /// As when a newer generation comes first.
+    /// Happens when the generation is superseded during an upload.
     #[tokio::test]
-    async fn parts_are_taken_back_when_nobody_waits_for_the_object_any_more() {
+    async fn an_upload_is_aborted_when_it_is_cancelled() {
         for (part, complete, last) in [
-            (Answer::Never, Answer::Yes, Asked::Part(1)),
-            (Answer::Yes, Answer::Never, Asked::Complete),
+            (Response::Never, Response::Success, Request::Part(1)),
+            (Response::Success, Response::Never, Request::Complete),
         ] {
-            let (sending, mut heard) = upload(part, complete);
-            let until = async { while heard.recv().await.unwrap() != last {} };
+            let (sending, mut received) = upload(part, complete);
+            let until = async { while received.recv().await.unwrap() != last {} };
             tokio::select! {
                 biased;
                 sent = sending => panic!("{sent:?}"),
                 () = until => {}
             }
-            assert_eq!(all(heard).await, [Asked::Abort]);
+            assert_eq!(all(received).await, [Request::Abort]);
         }
     }
 
@@ -275,7 +278,7 @@ mod tests {
         for length in [0, 1, 5, 6, 10, 23] {
             let bytes = Bytes::from_iter(0..length);
             let path = Path::from(format!("of {length}"));
-            put_by(5, &*store, &path, bytes.clone(), Deadlines::new(DEADLINES))
+            put_in_parts(5, &*store, &path, bytes.clone(), Deadlines::new(DEADLINES))
                 .await
                 .unwrap();
             let found = store.get(&path).await.unwrap().bytes().await.unwrap();

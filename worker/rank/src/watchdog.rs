@@ -1,8 +1,8 @@
-//! Where the model's thread is in a step (or which unit it is at), and whether it has been there
-//! for too long. The thread marks every piece that it begins ([`Progress`]); the line to the daemon
-//! looks at each beat ([`Watchdog`]). A process whose thread hangs in a piece that is all its own
-//! ends itself, and the others go on without it: nobody else can tell it from one that waits for
-//! them.
+//! The progress of the model thread within a step (or unit), and a watchdog over it. The thread
+//! records every stage that it begins ([`Progress`]); the connection task checks it at each
+//! heartbeat ([`Watchdog`]). A process whose thread hangs in a local stage ends itself, and the
+//! other ranks go on without it: from outside it cannot be distinguished from a rank that waits for
+//! its peers.
 
 use crate::deadline::Deadlines;
 use proto::id::Step;
@@ -11,105 +11,105 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The model thread's end.
+/// The current stage, as recorded by the model thread.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Progress(Arc<Mutex<Book>>);
+pub(crate) struct Progress(Arc<Mutex<StageLog>>);
 
 #[derive(Debug, Default)]
-struct Book {
-    at: Option<At>,
-    /// Pieces begun so far: tells one from the next of the same name.
-    begun: u64,
-    /// How long a piece of each kind took at most.
+struct StageLog {
+    current: Option<CurrentStage>,
+    /// Number of transitions so far; distinguishes consecutive stages of the same name.
+    transitions: u64,
+    /// The longest duration of each kind of stage.
     longest: BTreeMap<&'static str, Duration>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct At {
+struct CurrentStage {
     step: Step,
     stage: Stage,
     since: Instant,
-    /// In the middle of it the thread waits for the object store, which may be away for long.
-    waits: bool,
+    /// The thread waits for the object store, which may have a long outage.
+    waits_for_store: bool,
 }
 
-impl At {
-    fn activity(self, so_far: Duration) -> Activity {
+impl CurrentStage {
+    fn activity(self, elapsed: Duration) -> Activity {
         Activity {
             step: self.step,
             stage: self.stage,
-            for_ms: u64::try_from(so_far.as_millis()).unwrap_or(u64::MAX),
+            for_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
         }
     }
 }
 
 impl Progress {
-    /// The piece before is over.
+    /// Begins a stage, which ends the previous one.
     pub(crate) fn begin(&self, step: u64, stage: Stage) {
-        self.turn(Instant::now(), Some((Step(step), stage)));
+        self.transition(Instant::now(), Some((Step(step), stage)));
     }
 
-    /// A unit is begun, or gone on with; it belongs to no step.
-    pub(crate) fn unit(&self, number: u64) {
-        self.turn(Instant::now(), Some((Step(0), Stage::Unit(number))));
+    /// Begins or continues a unit, which belongs to no step.
+    pub(crate) fn begin_unit(&self, number: u64) {
+        self.transition(Instant::now(), Some((Step(0), Stage::Unit(number))));
     }
 
-    /// The piece that is under way waits for the object store from here on.
-    pub(crate) fn waits(&self) {
-        if let Some(at) = &mut self.book().at {
-            at.waits = true;
+    /// From now on the current stage waits for the object store.
+    pub(crate) fn wait_for_store(&self) {
+        if let Some(current) = &mut self.log().current {
+            current.waits_for_store = true;
         }
     }
 
-    /// The backward that is under way only waits for others from here on. Called on whichever
-    /// thread computed the last gradient.
-    pub(crate) fn own_gradients_ready(&self) {
-        self.reduces(Instant::now());
+    /// From now on the current backward only waits for other ranks. Called on the thread that
+    /// computed the last gradient.
+    pub(crate) fn local_gradients_ready(&self) {
+        self.begin_reduction(Instant::now());
     }
 
-    fn reduces(&self, now: Instant) {
-        let at = self.book().at;
-        if let Some(At { step, stage, .. }) = at
+    fn begin_reduction(&self, now: Instant) {
+        let current = self.log().current;
+        if let Some(CurrentStage { step, stage, .. }) = current
             && matches!(stage, Stage::MicroBatch(_))
         {
-            self.turn(now, Some((step, Stage::Reduction)));
+            self.transition(now, Some((step, Stage::Reduction)));
         }
     }
 
-    /// No step is under way.
-    pub(crate) fn leave(&self) {
-        self.turn(Instant::now(), None);
+    /// Ends the current stage; none follows.
+    pub(crate) fn end(&self) {
+        self.transition(Instant::now(), None);
     }
 
-    fn turn(&self, now: Instant, next: Option<(Step, Stage)>) {
-        let mut book = self.book();
-        if let Some(at) = book.at.take() {
-            let longest = book.longest.entry(kind(at.stage)).or_default();
-            *longest = (*longest).max(now - at.since);
+    fn transition(&self, now: Instant, next: Option<(Step, Stage)>) {
+        let mut log = self.log();
+        if let Some(ended) = log.current.take() {
+            let longest = log.longest.entry(kind(ended.stage)).or_default();
+            *longest = (*longest).max(now - ended.since);
         }
-        book.begun += 1;
-        book.at = next.map(|(step, stage)| At {
+        log.transitions += 1;
+        log.current = next.map(|(step, stage)| CurrentStage {
             step,
             stage,
             since: now,
-            waits: false,
+            waits_for_store: false,
         });
     }
 
-    fn book(&self) -> MutexGuard<'_, Book> {
+    fn log(&self) -> MutexGuard<'_, StageLog> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The other end: looks at each beat.
+/// Checks [`Progress`] at each heartbeat.
 #[derive(Debug)]
 pub(crate) struct Watchdog {
     progress: Progress,
     deadlines: Deadlines,
-    looked: Instant,
-    /// The piece that it saw last, by its number, and for how long it has seen it.
-    seen: u64,
-    seen_for: Duration,
+    last_check: Instant,
+    /// The number of transitions at the last check, and for how long it has not changed.
+    transitions: u64,
+    unchanged_for: Duration,
 }
 
 impl Watchdog {
@@ -117,53 +117,52 @@ impl Watchdog {
         Self {
             progress,
             deadlines,
-            looked: now,
-            seen: 0,
-            seen_for: Duration::ZERO,
+            last_check: now,
+            transitions: 0,
+            unchanged_for: Duration::ZERO,
         }
     }
 
     pub(crate) fn activity(&self, now: Instant) -> Option<Activity> {
-        let at = self.progress.book().at?;
-        let so_far = now.saturating_duration_since(at.since);
-        Some(at.activity(so_far))
+        let current = self.progress.log().current?;
+        let elapsed = now.saturating_duration_since(current.since);
+        Some(current.activity(elapsed))
     }
 
-    /// What is wrong, once the thread hangs. A look that comes late (the whole process was stopped,
-    /// or the machine) counts as no more than two beats.
-    pub(crate) fn look(&mut self, now: Instant) -> Option<String> {
-        let passed = now.saturating_duration_since(self.looked);
-        self.looked = now;
-        let book = self.progress.book();
-        if self.seen != book.begun {
-            (self.seen, self.seen_for) = (book.begun, Duration::ZERO);
+    /// Returns an error if the thread hangs. A late check (the process or the machine was
+    /// suspended) counts as at most two heartbeats.
+    pub(crate) fn check(&mut self, now: Instant) -> Option<String> {
+        let passed = now.saturating_duration_since(self.last_check);
+        self.last_check = now;
+        let log = self.progress.log();
+        if self.transitions != log.transitions {
+            (self.transitions, self.unchanged_for) = (log.transitions, Duration::ZERO);
             return None;
         }
-        self.seen_for += passed.min(self.deadlines.heartbeat() * 2);
-        let at = book.at.filter(|at| at.stage.is_own() && !at.waits)?;
-        let longest = book.longest.get(kind(at.stage)).copied();
-        (self.deadlines.own_chunk(longest) <= self.seen_for)
-            .then(|| hangs(at, self.seen_for, longest))
+        self.unchanged_for += passed.min(self.deadlines.heartbeat() * 2);
+        let current = log
+            .current
+            .filter(|current| current.stage.is_own() && !current.waits_for_store)?;
+        let longest = log.longest.get(kind(current.stage)).copied();
+        (self.deadlines.local_stage(longest) <= self.unchanged_for)
+            .then(|| hang_error(current, self.unchanged_for, longest))
     }
 }
 
-fn hangs(at: At, so_far: Duration, longest: Option<Duration>) -> String {
-    let kind = kind(at.stage);
-    let before = match longest {
-        Some(longest) => format!(
-            "no {kind} before took longer than {:.1} s",
-            longest.as_secs_f64()
-        ),
-        None => format!("it is the first {kind}"),
+fn hang_error(current: CurrentStage, elapsed: Duration, longest: Option<Duration>) -> String {
+    let kind = kind(current.stage);
+    let longest = match longest {
+        Some(longest) => format!("longest {kind} so far: {:.1} s", longest.as_secs_f64()),
+        None => format!("first {kind}"),
     };
     format!(
-        "{HANGS} {}: for {:.1} s, and {before}; it ends itself",
-        at.activity(so_far),
-        so_far.as_secs_f64()
+        "{HANGS} {}: for {:.1} s ({longest}); the process exits",
+        current.activity(elapsed),
+        elapsed.as_secs_f64()
     )
 }
 
-/// Pieces of one kind take about as long.
+/// Stages of one kind have similar durations.
 fn kind(stage: Stage) -> &'static str {
     match stage {
         Stage::Samples => "wait for samples",
@@ -180,149 +179,149 @@ fn kind(stage: Stage) -> &'static str {
 mod tests {
     use super::*;
 
-    const BEAT: Duration = Duration::from_secs(1);
+    const HEARTBEAT: Duration = Duration::from_secs(1);
 
-    /// A thread, who looks at it, and a clock; `detect_within` is three beats.
-    struct Bench {
+    /// A thread's progress, its watchdog and a clock. `detect_within` is three heartbeats.
+    struct Fixture {
         progress: Progress,
-        watch: Watchdog,
+        watchdog: Watchdog,
         now: Instant,
     }
 
-    impl Bench {
+    impl Fixture {
         fn new() -> Self {
             let (progress, now) = (Progress::default(), Instant::now());
-            let watch = Watchdog::new(progress.clone(), Deadlines::new(3000), now);
+            let watchdog = Watchdog::new(progress.clone(), Deadlines::new(3000), now);
             Self {
                 progress,
-                watch,
+                watchdog,
                 now,
             }
         }
 
         fn begin(&self, stage: Stage) {
-            self.progress.turn(self.now, Some((Step(12), stage)));
+            self.progress.transition(self.now, Some((Step(12), stage)));
         }
 
-        /// Looks after each of so many beats: the first verdict, and after how many beats it came.
-        fn beats(&mut self, count: u32) -> Option<(u32, String)> {
+        /// Checks at each of `count` heartbeats. Returns the first error and the number of its
+        /// heartbeat.
+        fn heartbeats(&mut self, count: u32) -> Option<(u32, String)> {
             (1..=count).find_map(|beat| {
-                self.now += BEAT;
-                self.watch.look(self.now).map(|verdict| (beat, verdict))
+                self.now += HEARTBEAT;
+                self.watchdog.check(self.now).map(|error| (beat, error))
             })
         }
     }
 
     #[test]
-    fn a_piece_may_take_twelve_detect_within_and_four_times_the_longest_of_its_kind() {
-        let mut bench = Bench::new();
-        bench.begin(Stage::MicroBatch(1));
-        assert_eq!(bench.beats(5), None);
-        bench.begin(Stage::Update);
-        assert_eq!(bench.beats(2), None);
-        bench.begin(Stage::MicroBatch(2));
-        // The first look finds that it is a new piece; 36 s and 20 s after that.
-        let (beats, verdict) = bench.beats(100).unwrap();
+    fn a_stage_may_take_twelve_detect_within_and_four_times_the_longest_of_its_kind() {
+        let mut fixture = Fixture::new();
+        fixture.begin(Stage::MicroBatch(1));
+        assert_eq!(fixture.heartbeats(5), None);
+        fixture.begin(Stage::Update);
+        assert_eq!(fixture.heartbeats(2), None);
+        fixture.begin(Stage::MicroBatch(2));
+        // The first check sees a new stage; the error comes 36 s + 20 s later.
+        let (beats, error) = fixture.heartbeats(100).unwrap();
         assert_eq!(beats, 1 + 36 + 4 * 5);
         assert_eq!(
-            verdict,
-            "hangs in micro-batch 2 of step 12: for 56.0 s, and no micro-batch before took longer \
-            than 5.0 s; \
-             it ends itself"
+            error,
+            "hangs in micro-batch 2 of step 12: for 56.0 s (longest micro-batch so far: 5.0 s); \
+            the process exits"
         );
     }
 
     #[test]
-    fn a_micro_batch_turns_into_the_reduction_and_is_as_long_as_it_was_its_own() {
-        let mut bench = Bench::new();
-        bench.progress.own_gradients_ready();
-        assert_eq!(bench.watch.activity(bench.now), None);
-        bench.begin(Stage::MicroBatch(2));
-        assert_eq!(bench.beats(5), None);
-        bench.progress.reduces(bench.now);
-        let activity = bench.watch.activity(bench.now).unwrap();
+    fn a_micro_batch_becomes_the_reduction_and_only_its_local_part_counts() {
+        let mut fixture = Fixture::new();
+        fixture.progress.local_gradients_ready();
+        assert_eq!(fixture.watchdog.activity(fixture.now), None);
+        fixture.begin(Stage::MicroBatch(2));
+        assert_eq!(fixture.heartbeats(5), None);
+        fixture.progress.begin_reduction(fixture.now);
+        let activity = fixture.watchdog.activity(fixture.now).unwrap();
         assert_eq!(
             (activity.step, activity.stage),
             (Step(12), Stage::Reduction)
         );
-        assert_eq!(bench.beats(1000), None);
-        bench.begin(Stage::Update);
-        bench.progress.reduces(bench.now);
+        assert_eq!(fixture.heartbeats(1000), None);
+        fixture.begin(Stage::Update);
+        fixture.progress.begin_reduction(fixture.now);
         assert_eq!(
-            bench.watch.activity(bench.now).unwrap().stage,
+            fixture.watchdog.activity(fixture.now).unwrap().stage,
             Stage::Update
         );
-        bench.begin(Stage::MicroBatch(1));
-        assert_eq!(bench.beats(100).unwrap().0, 1 + 36 + 4 * 5);
+        fixture.begin(Stage::MicroBatch(1));
+        assert_eq!(fixture.heartbeats(100).unwrap().0, 1 + 36 + 4 * 5);
     }
 
     #[test]
     fn a_unit_that_never_ends_is_named() {
-        let mut bench = Bench::new();
-        let draw = |bench: &Bench, number| {
+        let mut fixture = Fixture::new();
+        let begin = |fixture: &Fixture, number| {
             let unit = (Step(0), Stage::Unit(number));
-            bench.progress.turn(bench.now, Some(unit));
+            fixture.progress.transition(fixture.now, Some(unit));
         };
-        draw(&bench, 1);
-        bench.beats(2);
-        draw(&bench, 2);
-        let (_, told) = bench.beats(60).unwrap();
-        let before = "no unit before took longer than 2.0 s; it ends itself";
+        begin(&fixture, 1);
+        fixture.heartbeats(2);
+        begin(&fixture, 2);
+        let (_, error) = fixture.heartbeats(60).unwrap();
+        let longest = "(longest unit so far: 2.0 s); the process exits";
         assert!(
-            told.starts_with("hangs in unit 2: for ") && told.ends_with(before),
-            "{told}"
+            error.starts_with("hangs in unit 2: for ") && error.ends_with(longest),
+            "{error}"
         );
     }
 
     #[test]
     fn a_unit_that_waits_for_the_object_store_does_not_hang() {
-        let mut bench = Bench::new();
-        bench.begin(Stage::Unit(7));
-        bench.progress.waits();
-        assert_eq!(bench.beats(1000), None);
+        let mut fixture = Fixture::new();
+        fixture.begin(Stage::Unit(7));
+        fixture.progress.wait_for_store();
+        assert_eq!(fixture.heartbeats(1000), None);
         assert_eq!(
-            bench.watch.activity(bench.now).unwrap().stage,
+            fixture.watchdog.activity(fixture.now).unwrap().stage,
             Stage::Unit(7)
         );
-        bench.begin(Stage::Unit(7));
-        assert!(bench.beats(10_000).is_some());
+        fixture.begin(Stage::Unit(7));
+        assert!(fixture.heartbeats(10_000).is_some());
     }
 
     #[test]
     fn the_first_of_a_kind_may_take_long() {
-        let mut bench = Bench::new();
-        bench.begin(Stage::Update);
-        let (beats, verdict) = bench.beats(1000).unwrap();
+        let mut fixture = Fixture::new();
+        fixture.begin(Stage::Update);
+        let (beats, error) = fixture.heartbeats(1000).unwrap();
         assert_eq!(beats, 1 + 300);
-        assert!(verdict.contains("and it is the first update"), "{verdict}");
+        assert!(error.contains("(first update)"), "{error}");
     }
 
     #[test]
-    fn who_waits_for_others_does_not_hang() {
-        let mut bench = Bench::new();
+    fn a_thread_that_waits_for_other_ranks_does_not_hang() {
+        let mut fixture = Fixture::new();
         for stage in [Stage::Samples, Stage::Reduction, Stage::Checkpoint] {
-            bench.begin(stage);
-            assert_eq!(bench.beats(1000), None, "{stage}");
+            fixture.begin(stage);
+            assert_eq!(fixture.heartbeats(1000), None, "{stage}");
         }
-        bench.progress.turn(bench.now, None);
-        assert_eq!(bench.beats(1000), None);
-        assert_eq!(bench.watch.activity(bench.now), None);
+        fixture.progress.transition(fixture.now, None);
+        assert_eq!(fixture.heartbeats(1000), None);
+        assert_eq!(fixture.watchdog.activity(fixture.now), None);
     }
 
     #[test]
-    fn a_process_that_was_away_is_not_blamed_for_it() {
-        let mut bench = Bench::new();
-        bench.begin(Stage::Digest);
-        bench.begin(Stage::Digest);
-        assert_eq!(bench.beats(1), None);
-        bench.now += Duration::from_hours(1);
-        assert_eq!(bench.watch.look(bench.now), None);
-        let activity = bench.watch.activity(bench.now).unwrap();
+    fn a_suspended_process_is_not_reported_as_hanging() {
+        let mut fixture = Fixture::new();
+        fixture.begin(Stage::Digest);
+        fixture.begin(Stage::Digest);
+        assert_eq!(fixture.heartbeats(1), None);
+        fixture.now += Duration::from_hours(1);
+        assert_eq!(fixture.watchdog.check(fixture.now), None);
+        let activity = fixture.watchdog.activity(fixture.now).unwrap();
         assert_eq!(
             (activity.stage, activity.for_ms),
             (Stage::Digest, 3_601_000)
         );
-        let (beats, _) = bench.beats(100).unwrap();
+        let (beats, _) = fixture.heartbeats(100).unwrap();
         assert_eq!(beats, 36 - 2);
     }
 }

@@ -1,4 +1,4 @@
-//! Processes as the daemon sees them: how they end, and what goes over their sockets.
+//! Rank processes as seen by the daemon: how they exit, and what is sent over their sockets.
 #![allow(clippy::unwrap_used)]
 use super::*;
 use proto::checkpoint::CheckpointRef;
@@ -36,15 +36,16 @@ fn assignment() -> Box<Assignment> {
     })
 }
 
-struct Scene {
+struct Fixture {
     folder: tempfile::TempDir,
     children: Children,
-    events: mpsc::Receiver<Input>,
+    inputs: mpsc::Receiver<Input>,
     logs: Logs,
 }
 
-/// Children whose program is a shell script: it does not talk, the test does in its place.
-fn scene(script: &str) -> Scene {
+/// Children whose program is a shell script. The test takes over the program's part of the
+/// protocol.
+fn fixture(script: &str) -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("worker-rank");
     std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
@@ -55,18 +56,18 @@ fn scene(script: &str) -> Scene {
         cache_dir: folder.path().into(),
         address: "127.0.0.1".into(),
     };
-    let (sender, events) = mpsc::channel(16);
+    let (sender, inputs) = mpsc::channel(16);
     let logs = Logs::default();
-    Scene {
+    Fixture {
         children: Children::new(settings, sender, logs.clone()),
         folder,
-        events,
+        inputs,
         logs,
     }
 }
 
-async fn connect(scene: &Scene) -> BufReader<UnixStream> {
-    let path = scene
+async fn connect(fixture: &Fixture) -> BufReader<UnixStream> {
+    let path = fixture
         .folder
         .path()
         .join(format!("{}-1.sock", std::process::id()));
@@ -87,13 +88,13 @@ async fn order(stream: &mut BufReader<UnixStream>) -> RankOrder {
 
 #[tokio::test]
 async fn a_process_that_fails_is_reported_with_its_status_last_line_and_output() {
-    let mut scene = scene("echo on the way; echo oh no >&2; exit 7");
-    scene.children.spawn(key(), 0, assignment());
+    let mut fixture = fixture("echo on the way; echo oh no >&2; exit 7");
+    fixture.children.spawn(key(), 0, assignment());
     let Some(Input::RankExited {
         key: found,
         success,
         outcome,
-    }) = scene.events.recv().await
+    }) = fixture.inputs.recv().await
     else {
         panic!("an exit")
     };
@@ -101,7 +102,7 @@ async fn a_process_that_fails_is_reported_with_its_status_last_line_and_output()
         (found, success, outcome.as_str()),
         (key(), false, "exit status 7; its last line: oh no")
     );
-    let mut lines: Vec<String> = scene
+    let mut lines: Vec<String> = fixture
         .logs
         .take()
         .into_iter()
@@ -113,14 +114,14 @@ async fn a_process_that_fails_is_reported_with_its_status_last_line_and_output()
 
 #[tokio::test]
 async fn a_program_that_is_missing_is_reported_as_an_exit() {
-    let mut scene = scene("");
-    std::fs::remove_file(scene.folder.path().join("worker-rank")).unwrap();
-    scene.children.spawn(key(), 0, assignment());
+    let mut fixture = fixture("");
+    std::fs::remove_file(fixture.folder.path().join("worker-rank")).unwrap();
+    fixture.children.spawn(key(), 0, assignment());
     let Some(Input::RankExited {
         success: false,
         outcome,
         ..
-    }) = scene.events.recv().await
+    }) = fixture.inputs.recv().await
     else {
         panic!("an exit")
     };
@@ -132,9 +133,9 @@ async fn a_program_that_is_missing_is_reported_as_an_exit() {
 
 #[tokio::test]
 async fn orders_go_down_reports_come_up_and_a_kill_ends_it() {
-    let mut scene = scene("exec tail -f /dev/null");
-    scene.children.spawn(key(), 4, assignment());
-    let mut stream = connect(&scene).await;
+    let mut fixture = fixture("exec tail -f /dev/null");
+    fixture.children.spawn(key(), 4, assignment());
+    let mut stream = connect(&fixture).await;
     let first = order(&mut stream).await;
     assert_eq!(
         first,
@@ -151,7 +152,7 @@ async fn orders_go_down_reports_come_up_and_a_kill_ends_it() {
         }),
         ..*assignment()
     });
-    scene.children.update(&key(), Rank(0), 4, known.clone());
+    fixture.children.update(&key(), Rank(0), 4, known.clone());
     assert_eq!(
         order(&mut stream).await,
         RankOrder::Assignment {
@@ -160,7 +161,7 @@ async fn orders_go_down_reports_come_up_and_a_kill_ends_it() {
             device: 4
         }
     );
-    scene.children.stop(&key());
+    fixture.children.stop(&key());
     assert_eq!(order(&mut stream).await, RankOrder::Stop);
     let report = RankReport {
         job: key().job,
@@ -177,16 +178,16 @@ async fn orders_go_down_reports_come_up_and_a_kill_ends_it() {
     let line = format!("{}\n", serde_json::to_string(&report).unwrap());
     stream.get_mut().write_all(line.as_bytes()).await.unwrap();
     assert_eq!(
-        scene.events.recv().await,
+        fixture.inputs.recv().await,
         Some(Input::RankSaid {
             process: key(),
             report
         })
     );
-    scene.children.kill(&key());
+    fixture.children.kill(&key());
     let outcome = "killed by signal 9".to_owned();
     assert_eq!(
-        scene.events.recv().await,
+        fixture.inputs.recv().await,
         Some(Input::RankExited {
             key: key(),
             success: false,
@@ -196,20 +197,20 @@ async fn orders_go_down_reports_come_up_and_a_kill_ends_it() {
 }
 
 #[tokio::test]
-async fn a_process_that_speaks_for_another_rank_is_killed() {
-    let mut scene = scene("exec tail -f /dev/null");
-    scene.children.spawn(key(), 0, assignment());
-    let mut stream = connect(&scene).await;
+async fn a_process_that_reports_for_another_job_is_killed() {
+    let mut fixture = fixture("exec tail -f /dev/null");
+    fixture.children.spawn(key(), 0, assignment());
+    let mut stream = connect(&fixture).await;
     stream
         .get_mut()
         .write_all(b"{\"job\":\"other-1\"}\n")
         .await
         .unwrap();
-    // The stream closes as the process's would.
+    // Closes the stream as the process would.
     drop(stream);
-    let event = scene.events.recv().await;
+    let input = fixture.inputs.recv().await;
     assert!(
-        matches!(event, Some(Input::RankExited { success: false, .. })),
-        "{event:?}"
+        matches!(input, Some(Input::RankExited { success: false, .. })),
+        "{input:?}"
     );
 }

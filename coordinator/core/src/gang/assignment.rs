@@ -1,4 +1,4 @@
-//! What a worker is told to do for a gang.
+//! A worker's assignment for a gang.
 
 use super::job::{Gang, State};
 use crate::config::Config;
@@ -7,14 +7,14 @@ use proto::id::WorkerId;
 use proto::message::{Assignment, GangOrder, Run};
 
 impl Gang {
-    /// What this worker should do for the job.
+    /// What this worker should run for the job.
     pub(crate) fn assignment(&self, worker: &WorkerId, config: &Config) -> Option<Assignment> {
         let of_worker = |member: &&Member| member.worker == *worker;
-        let place = self.members().iter().find(of_worker);
-        let member = place.or_else(|| self.standby_members().iter().find(of_worker))?;
-        let running = self.running().filter(|_| place.is_some());
+        let own = self.members().iter().find(of_worker);
+        let member = own.or_else(|| self.standby_members().iter().find(of_worker))?;
+        let running = self.running().filter(|_| own.is_some());
         let world = match &self.state {
-            State::Queued(queued) => queued.kept_world.unwrap_or(0),
+            State::Queued(queued) => queued.ended_world.unwrap_or(0),
             State::Running(running) => running.world(),
             State::Ended(_) => 0,
         };
@@ -35,7 +35,7 @@ impl Gang {
                 world,
                 store_address: running.and_then(|running| running.rendezvous()).cloned(),
                 resume: self.newest.resume,
-                acknowledged_step: self.ledgered(),
+                acknowledged_step: self.saved_step(),
                 committed_step: self.committed(),
             }),
         })

@@ -1,5 +1,5 @@
-//! How the last generation ended, as long as somebody may still tell it better: the victims of a
-//! broken connection are often heard before the culprit.
+//! The end of the last generation, kept while the root cause may still be reported: secondary
+//! errors of a broken connection often arrive before the error that caused them.
 
 use crate::record::Member;
 use proto::id::{Generation, Rank};
@@ -8,8 +8,8 @@ use proto::id::{Generation, Rank};
 pub(crate) struct Blame {
     pub(crate) generation: Generation,
     pub(crate) members: Vec<Member>,
-    /// What the incident says after the cause.
-    pub(crate) follows: String,
+    /// The part of the incident's sentence after the cause.
+    pub(crate) consequence: String,
 }
 
 /// A rank of one generation.

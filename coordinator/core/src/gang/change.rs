@@ -1,23 +1,23 @@
-//! What a gang asks of placement, and how it goes over from the members that it has to those that
-//! it should have.
+//! What a gang requests from placement, and how it changes from its current members to the desired
+//! ones.
 
 use super::job::{Gang, State};
+use crate::format::join_names;
 use crate::partitions::Partitions;
 use crate::placement::Demand;
 use crate::rank::RankLive;
 use crate::record::{Member, Millis};
-use crate::words::listed;
 use proto::id::WorkerId;
 use proto::message::RankPhase;
 
 impl Gang {
-    /// What it asks of placement, if it wants to run.
+    /// What it requests from placement, if it should run.
     pub(crate) fn demand(&self, partitions: &Partitions, now: Millis) -> Option<Demand> {
-        if !self.asks() {
+        if !self.should_run() {
             return None;
         }
         let resources = &self.head.spec.resources;
-        let workers_max = self.head.most();
+        let workers_max = self.head.max_workers();
         Some(Demand {
             job: self.head.id.clone(),
             number: self.head.number,
@@ -33,9 +33,9 @@ impl Gang {
                 Vec::new()
             },
             avoid: Vec::new(),
-            // A generation that trains is taken apart by what its ranks do, not by what daemons
-            // say.
-            partitions: partitions.beyond(self.members().iter().map(|member| &member.worker)),
+            // Only the state of its ranks ends a running generation, not the daemons' reports of
+            // unreachable peers.
+            partitions: partitions.not_among(self.members().iter().map(|member| &member.worker)),
             in_grace_period: self.is_in_grace_period(now),
             holds: self
                 .members()
@@ -45,21 +45,21 @@ impl Gang {
         })
     }
 
-    /// Until when it would rather have all workers that it can use, if it waits for that.
+    /// When the grace period ends, if the job is waiting in it.
     pub(super) fn grace_ends_at(&self, now: Millis) -> Option<Millis> {
         let until = self.in_grace_period()?;
-        (self.asks() && self.is_in_grace_period(now)).then_some(until)
+        (self.should_run() && self.is_in_grace_period(now)).then_some(until)
     }
 
-    /// True while it wants to run, be it that it does.
-    fn asks(&self) -> bool {
+    /// True while it should run, including while it runs.
+    fn should_run(&self) -> bool {
         match &self.state {
-            // While a manifest is on its way nobody knows from where the job would go on.
+            // While a manifest is being written, the checkpoint to resume from is not known.
             State::Queued(_) => {
-                !(self.head.held_up.is_some()
+                !(self.head.blocked_by.is_some()
                     || self.head.paused
                     || self.writing.is_some()
-                    || self.head.is_lost())
+                    || self.head.must_fail())
             }
             State::Running(_) => true,
             State::Ended(_) => false,
@@ -75,39 +75,42 @@ impl Gang {
 
     fn is_in_grace_period(&self, now: Millis) -> bool {
         self.in_grace_period().is_some_and(|until| now < until)
-            && self.ready().len() < self.head.least()
+            && self.ready().len() < self.head.min_workers()
     }
 
-    /// Of the workers that it is given, its members and those that are ready to join them.
+    /// Of the assigned workers, its members and the standbys that are ready to join them.
     pub(crate) fn next_members(&self, given: &[WorkerId]) -> Vec<WorkerId> {
         let ready = self.ready();
-        let there = |worker: &&WorkerId| self.is_member(worker) || ready.contains(worker);
-        given.iter().filter(there).cloned().collect()
+        let available = |worker: &&WorkerId| self.is_member(worker) || ready.contains(worker);
+        given.iter().filter(available).cloned().collect()
     }
 
-    /// How its generation should go over to the next, which would have the members `next`.
+    /// How its generation should change to the next one, whose members would be `next`.
     pub(crate) fn change(&self, next: &[WorkerId]) -> Change {
         let Some(running) = self.running() else {
             return Change::No;
         };
         let stays = next.iter().filter(|worker| self.is_member(worker)).count();
-        let enough = 0 < stays && self.head.least() <= next.len();
-        let now = || Change::Now(next.to_vec(), format!("it goes on on {}", listed(next)));
+        let enough = 0 < stays && self.head.min_workers() <= next.len();
+        let now = || Change::Now(next.to_vec(), format!("continues on {}", join_names(next)));
         if self.is_between_steps() {
-            return if enough { now() } else { Change::Elsewhere };
+            return if enough { now() } else { Change::Relocate };
         }
         if let Some(warm) = self
             .warm_members(next)
-            .filter(|warm| self.head.least() <= warm.len())
+            .filter(|warm| self.head.min_workers() <= warm.len())
         {
-            let why = format!("{} do not wait for others to start", listed(&warm));
+            let why = format!(
+                "continues on {} without waiting for others to start",
+                join_names(&warm)
+            );
             return Change::Now(warm, why);
         }
         let grows = stays == self.members().len();
         let phases = || running.ranks.values().map(|rank| &rank.phase);
         if grows {
-            // Worth a stop only once the generation has made a step, and once for all that get
-            // ready.
+            // Stop only after the generation has completed a step, and once for all preparing
+            // standbys.
             let stepped = self.newest.last_step.is_some()
                 && phases().all(|it| *it == Some(RankPhase::Training));
             let grace_over = self.ready().len() == self.standbys.members().len();
@@ -118,30 +121,31 @@ impl Gang {
             };
         }
         if !enough {
-            return Change::Elsewhere;
+            return Change::Relocate;
         }
-        let forms =
+        let is_forming =
             phases().all(|it| matches!(it, None | Some(RankPhase::Starting | RankPhase::Joining)));
-        if forms {
+        if is_forming {
             return now();
         }
         Change::AtStep
     }
 
-    /// While a generation forms of processes that live on and others that are just started: those
-    /// that are not starting any more. None: nobody need wait for a start, or it is not clear yet.
+    /// While a generation forms from live processes and newly started ones: the members that are
+    /// not starting any more. None if no member needs to wait for a start, or if that is not known
+    /// yet.
     fn warm_members(&self, next: &[WorkerId]) -> Option<Vec<WorkerId>> {
         let running = self.running()?;
         let ranks = || running.ranks.values();
-        let known =
+        let forming =
             |rank: &RankLive| matches!(rank.phase, Some(RankPhase::Starting | RankPhase::Joining));
-        let starts = |rank: &RankLive| rank.phase == Some(RankPhase::Starting);
-        if !ranks().all(known) || ranks().all(|it| it.cold) {
+        let is_starting = |rank: &RankLive| rank.phase == Some(RankPhase::Starting);
+        if !ranks().all(forming) || ranks().all(|it| it.cold) {
             return None;
         }
         let cold = |member: &&Member| {
             let own = running.ranks.iter().filter(|(rank, _)| member.runs(**rank));
-            own.map(|(_, live)| live).any(starts)
+            own.map(|(_, live)| live).any(is_starting)
         };
         let cold: Vec<&WorkerId> = self
             .members()
@@ -157,13 +161,13 @@ impl Gang {
     }
 }
 
-/// How a generation goes over to the next.
+/// How a generation changes to the next one.
 pub(crate) enum Change {
     No,
-    /// At once, to these workers, and why: nobody is in the middle of a step.
+    /// Immediately, to these workers, with the reason. No rank is in the middle of a step.
     Now(Vec<WorkerId>, String),
-    /// After the step that is under way.
+    /// After the current step.
     AtStep,
-    /// Too few of its processes would go on.
-    Elsewhere,
+    /// Too few of its processes would continue.
+    Relocate,
 }

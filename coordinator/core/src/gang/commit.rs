@@ -1,6 +1,6 @@
-//! Checkpoints: when all ranks of a generation have written their shards of a step, one manifest
-//! makes them a checkpoint (law 8), once, by the newest generation only (law 4). Here is decided
-//! what is written and kept; writing is the shell's work.
+//! Checkpoints: when all ranks of a generation have written their shards of a step, a manifest
+//! commits them as a checkpoint (law 8), exactly once, and only for the newest generation (law 4).
+//! This module decides what to write and to retain; the shell does the writing.
 
 use super::job::Gang;
 use super::writing::Writing;
@@ -12,8 +12,8 @@ use proto::id::{Rank, Step};
 use proto::message::ShardReport;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Hands the next complete checkpoint of the running generation to the shell, unless one is on its
-/// way.
+/// Requests the manifest of the next complete checkpoint of the running generation, unless one is
+/// being written.
 pub(super) fn begin(
     job: &mut Gang,
     deadlines: Deadlines,
@@ -37,7 +37,7 @@ pub(super) fn begin(
         manifest,
         retry_at,
         attempts: 1,
-        error: "no answer".to_owned(),
+        error: "no response".to_owned(),
     });
     Ok(())
 }
@@ -50,7 +50,7 @@ fn manifest(
     let digests: BTreeSet<&Option<String>> =
         shards.values().map(|shard| &shard.init_digest).collect();
     if 1 < digests.len() {
-        let what = format!("ranks began from different base weights: {digests:?}");
+        let what = format!("ranks started from different base weights: {digests:?}");
         return Err(Ending::ShardsDisagree { step, what });
     }
     let init_digest = shards
@@ -71,14 +71,14 @@ fn manifest(
         dataset_version: job.head.dataset_version.clone(),
         init_digest,
         shards: entries,
-        // Mixed machines are named side by side: bits are comparable only where these agree.
+        // Lists all environments: results are bitwise comparable only if these are equal.
         environment: environments.into_iter().collect::<Vec<_>>().join(" + "),
     })
 }
 
-/// Takes the shell's answer. True when the checkpoint is now committed. An answer that nobody waits
-/// for (doubled, or to a manifest that was given up) changes nothing.
-pub(super) fn answered(
+/// Handles the result of a manifest write. Returns true if the checkpoint is now committed. An
+/// unexpected result (a duplicate, or of an abandoned manifest) changes nothing.
+pub(super) fn apply_result(
     job: &mut Gang,
     checkpoint: CheckpointRef,
     result: Result<(), String>,
@@ -92,8 +92,8 @@ pub(super) fn answered(
         return false;
     };
     if let Err(error) = result {
-        // It is tried again at its deadline, not at once: a store that is down stays down for a
-        // while.
+        // It is retried at its deadline, not immediately: an outage of the store usually lasts
+        // longer.
         writing.error = error;
         return false;
     }
@@ -102,7 +102,7 @@ pub(super) fn answered(
     job.checkpoints.push(checkpoint);
     job.ledger_commit(world, checkpoint.step);
     job.head.restarts_without_progress = 0;
-    // What still waits to be written has its time from now on.
+    // The timeout for the remaining shards starts again now.
     if let Some(running) = job.running_mut() {
         running.finished_at = None;
         running.shards = running
@@ -114,7 +114,7 @@ pub(super) fn answered(
     true
 }
 
-/// Tries again, or gives up, when the answer is due.
+/// Retries the manifest write when its result is overdue, or gives up after too many attempts.
 pub(super) fn retry(
     job: &mut Gang,
     deadlines: Deadlines,
@@ -149,18 +149,18 @@ pub(super) fn retry(
 }
 
 impl Gang {
-    /// Takes the shell's answer. True when the checkpoint is now committed.
-    pub(crate) fn manifest_answered(
+    /// Handles the result of a manifest write. Returns true if the checkpoint is now committed.
+    pub(crate) fn on_manifest_result(
         &mut self,
         checkpoint: CheckpointRef,
         result: Result<(), String>,
         outbox: &mut Outbox,
     ) -> bool {
-        answered(self, checkpoint, result, outbox)
+        apply_result(self, checkpoint, result, outbox)
     }
 
-    /// Takes the checkpoints that are too many out of the record and names them for deletion.
-    /// `pinned` are those that another job reads.
+    /// Removes surplus checkpoints from the record and requests their deletion. `pinned` are those
+    /// that another job reads.
     pub(crate) fn retain(&mut self, pinned: &BTreeSet<CheckpointRef>, outbox: &mut Outbox) {
         let surplus = self.checkpoints.len().saturating_sub(self.plan.keep);
         let old: Vec<CheckpointRef> = self.checkpoints[..surplus].to_vec();
@@ -168,7 +168,7 @@ impl Gang {
             .into_iter()
             .filter(|checkpoint| !pinned.contains(checkpoint))
         {
-            self.checkpoints.retain(|kept| *kept != checkpoint);
+            self.checkpoints.retain(|other| *other != checkpoint);
             self.save(outbox);
             outbox.delete(self.head.id.clone(), checkpoint);
         }

@@ -1,4 +1,4 @@
-//! What a gang waits for only so long.
+//! Timeouts of a gang.
 
 use super::job::Gang;
 use crate::deadline::Deadlines;
@@ -7,11 +7,11 @@ use crate::record::Millis;
 use proto::id::Rank;
 
 impl Gang {
-    /// What its running generation ends of at `now`, if of anything.
+    /// Why its running generation must end at `now` because of a timeout, if it must.
     pub(super) fn overdue(&self, deadlines: Deadlines, now: Millis) -> Option<Ending> {
         let running = self.running()?;
         if let Some(silent) = running.longest_silent()
-            && deadlines.report_timeout(silent.live.heard) <= now
+            && deadlines.report_timeout(silent.live.last_report) <= now
         {
             let member = running.owner(silent.rank)?;
             return Some(Ending::RankMissing {
@@ -23,7 +23,7 @@ impl Gang {
             .finished_at
             .is_some_and(|since| deadlines.last_shards(since) <= now);
         let step = self.steps_max();
-        // A halting generation is over before the last step, and has a deadline of its own.
+        // A stopping generation ends before the last step and has its own deadline.
         if !due
             || self.writing.is_some()
             || self.committed() == step
@@ -44,16 +44,16 @@ impl Gang {
         let running = self.running();
         let silent = running
             .and_then(|running| running.longest_silent())
-            .map(|silent| deadlines.report_timeout(silent.live.heard));
+            .map(|silent| deadlines.report_timeout(silent.live.last_report));
         let finished = running
             .filter(|running| running.graceful_stop.is_none() && self.writing.is_none())
             .and_then(|running| running.finished_at)
             .map(|since| deadlines.last_shards(since));
         let retry = self.writing.as_ref().map(|writing| writing.retry_at);
-        let settle = self.grace_ends_at(now);
-        let graceful_stop = self.stops_at();
+        let grace = self.grace_ends_at(now);
+        let graceful_stop = self.stop_deadline();
         let standby = self.next_standby_deadline(deadlines);
-        [silent, finished, retry, settle, graceful_stop, standby]
+        [silent, finished, retry, grace, graceful_stop, standby]
             .into_iter()
             .flatten()
             .min()

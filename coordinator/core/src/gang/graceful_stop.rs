@@ -1,9 +1,9 @@
-//! The planned end of a generation: its ranks are asked to finish their step together and wait.
-//! Where some of their processes go on in the next generation they keep what they hold and give it
-//! to the others ([`GracefulStop::WithoutCheckpoint`]); where none does they write a checkpoint
-//! first ([`GracefulStop::WithCheckpoint`]). Pauses, drains, changes of scale and priorities all
-//! end a generation in this way. Here is decided when the end has come; who asks for it is decided
-//! by placement.
+//! The graceful stop of a generation: its ranks finish their step together and wait. If some of
+//! their processes continue in the next generation, they keep their state and send it to the others
+//! ([`GracefulStop::WithoutCheckpoint`]). If none does, they write a checkpoint first
+//! ([`GracefulStop::WithCheckpoint`]). Pauses, drains, changes of scale and priorities all end a
+//! generation this way. This module decides when the stop is complete; placement decides when to
+//! request it.
 
 use super::job::Gang;
 use super::running::Running;
@@ -17,8 +17,8 @@ use proto::id::WorkerId;
 use proto::message::{GracefulStop, RankPhase};
 
 impl Gang {
-    /// Asks the running generation to end in order: it is not taken back, but a checkpoint may be
-    /// asked for later.
+    /// Requests a graceful stop of the running generation. It cannot be revoked, but a checkpoint
+    /// can be requested later.
     pub(crate) fn graceful_stop(
         &mut self,
         why: Planned,
@@ -58,61 +58,61 @@ impl Gang {
         self.running()?.graceful_stop.as_ref()
     }
 
-    /// Why it halts, if it does.
-    pub(crate) fn stops_because(&self) -> Option<String> {
+    /// Why it is stopping, if it is.
+    pub(crate) fn stop_reason(&self) -> Option<String> {
         self.stopping()
             .map(|graceful_stop| graceful_stop.why.to_string())
     }
 
-    /// When a halting generation ends at the latest.
-    pub(super) fn stops_at(&self) -> Option<Millis> {
+    /// The deadline of the graceful stop.
+    pub(super) fn stop_deadline(&self) -> Option<Millis> {
         self.stopping().map(|graceful_stop| graceful_stop.until)
     }
 
-    /// Ends a halting generation that frees all its workers, when nothing is to be waited for any
-    /// more, or one that did not come to its end in time; the latter keeps its processes. Not a
-    /// fault: it counts neither as a restart nor as fruitless. True when it ended now.
-    pub(crate) fn let_go(&mut self, outbox: &mut Outbox) -> bool {
+    /// Ends a stopping generation that releases all its workers, once nothing is left to wait for,
+    /// or one that missed its deadline; the latter keeps its processes. This is not a fault: it
+    /// counts neither as a restart nor as a restart without progress. Returns true if it ended now.
+    pub(crate) fn release_workers(&mut self, outbox: &mut Outbox) -> bool {
         let Some(graceful_stop) = self.stopping() else {
             return false;
         };
-        let (saves, late) = (
+        let (with_checkpoint, timed_out) = (
             graceful_stop.how == GracefulStop::WithCheckpoint,
             graceful_stop.until <= outbox.now,
         );
-        if !(late || saves && (self.is_idle() || self.has_left())) {
+        if !(timed_out || with_checkpoint && (self.has_no_state() || self.is_checkpointed())) {
             return false;
         }
-        let kept = if late && !self.head.paused {
+        let retained = if timed_out && !self.head.paused {
             self.members().to_vec()
         } else {
             Vec::new()
         };
-        let what = if late {
-            self.too_slow(graceful_stop)
+        let what = if timed_out {
+            self.timeout_reason(graceful_stop)
         } else {
             String::new()
         };
         let reason = format!(
-            "{}{what}; goes on from step {}",
+            "{}{what}; resumes from step {}",
             graceful_stop.why,
             self.committed()
         );
-        if late {
-            // What it asked for stays the reason why it waits; what it cost stands here.
+        if timed_out {
+            // The reason of the queued job is replaced later; the incident keeps the timeout.
             self.head.record_incident(reason.clone(), outbox);
         }
         self.send_to_members(outbox);
         self.emit_stopped(reason.clone(), outbox);
-        self.queue(reason, outbox.now, kept, outbox);
+        self.queue(reason, outbox.now, retained, outbox);
         true
     }
 
-    /// Whom a halt waited for in vain, as the end of a sentence.
-    fn too_slow(&self, graceful_stop: &Stopping) -> String {
+    /// What the graceful stop was still waiting for at its deadline, as the end of a sentence.
+    fn timeout_reason(&self, graceful_stop: &Stopping) -> String {
         let work = match graceful_stop.how {
-            GracefulStop::WithCheckpoint => "ended its step and written its share of a checkpoint",
-            GracefulStop::WithoutCheckpoint => "ended its step",
+            GracefulStop::WithCheckpoint => "finished its step and written its checkpoint shard",
+            GracefulStop::WithoutCheckpoint => "finished its step",
         };
         let seconds = graceful_stop.until.saturating_sub(graceful_stop.asked) as f64 / 1000.0;
         let last_of = |running: &Running| {
@@ -121,17 +121,16 @@ impl Gang {
             Some(format!("rank {} on {}", last.rank, member.worker.name))
         };
         match self.running().and_then(last_of) {
-            Some(who) => format!("; {who} had not {work} within {seconds} s"),
+            Some(rank) => format!("; {rank} had not {work} within {seconds} s"),
             None => format!("; its checkpoint was not committed within {seconds} s"),
         }
     }
 
-    /// Goes over to the next generation without a pause: some of its processes go on.
+    /// Forms the next generation immediately; some of the processes continue in it.
     pub(crate) fn regroup(&mut self, workers: Vec<WorkerId>, why: &str, outbox: &mut Outbox) {
         self.send_to_members(outbox);
         self.emit_stopped(why.to_owned(), outbox);
-        // Their ranks need not tell again what was heard; where it ends, the next generation
-        // begins.
+        // The ranks need not report the known steps again: the next generation begins after them.
         let reached = if self.is_between_steps() {
             self.newest.acknowledged
         } else {
@@ -153,7 +152,8 @@ impl Gang {
         });
     }
 
-    /// All ranks have stopped together after a step that is not the last, and hold it.
+    /// True if all ranks have stopped after the same step, which is not the last, and hold its
+    /// state.
     pub(crate) fn is_between_steps(&self) -> bool {
         let Some(running) = self.running() else {
             return false;
@@ -164,8 +164,8 @@ impl Gang {
         stopped && !over
     }
 
-    /// Whoever has not begun to train has nothing to keep, unless it came with something.
-    fn is_idle(&self) -> bool {
+    /// True if no rank has state to save: none has begun to train or has state from before.
+    fn has_no_state(&self) -> bool {
         let Some(running) = self.running() else {
             return true;
         };
@@ -183,9 +183,8 @@ impl Gang {
         running.ranks.values().all(idle)
     }
 
-    /// All ranks are finished before the last step, and the checkpoint with which they left is
-    /// committed.
-    fn has_left(&self) -> bool {
+    /// True if all ranks finished before the last step and their final checkpoint is committed.
+    fn is_checkpointed(&self) -> bool {
         let newest = self.checkpoints.last();
         let own = newest.is_some_and(|newest| newest.generation == self.head.generation);
         let stopped = |running: &Running| running.all_finished() && running.shards.is_empty();

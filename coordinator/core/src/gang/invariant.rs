@@ -1,4 +1,4 @@
-//! What must hold of a gang after every event.
+//! Invariants of a gang, checked after every input.
 
 use super::job::{Gang, State};
 use super::running::Running;
@@ -8,7 +8,7 @@ use proto::id::{Generation, Rank};
 use std::collections::BTreeSet;
 
 impl Gang {
-    /// Panics with what is wrong.
+    /// Panics if an invariant is broken.
     pub(crate) fn check(&self, fleet: &Fleet) {
         record(self);
         standbys(fleet, self);
@@ -25,13 +25,13 @@ fn record(job: &Gang) {
     };
     assert!(
         job.checkpoints.windows(2).all(rising),
-        "{id}: commits went back: {:?}",
+        "{id}: committed checkpoints are not in order: {:?}",
         job.checkpoints
     );
     if let Some(newest) = job.checkpoints.last() {
         assert!(
             newest.generation <= head.generation,
-            "{id}: a commit of a generation to come"
+            "{id}: a commit of a future generation"
         );
         assert!(
             newest.step <= job.steps_max(),
@@ -40,7 +40,7 @@ fn record(job: &Gang) {
     }
     assert!(
         head.restarts_without_progress <= RESTARTS_WITHOUT_PROGRESS_MAX,
-        "{id}: {} fruitless generations",
+        "{id}: {} generations without progress",
         head.restarts_without_progress
     );
     assert!(
@@ -51,7 +51,7 @@ fn record(job: &Gang) {
         assert_eq!(
             writing.checkpoint().generation,
             head.generation,
-            "{id}: an older generation publishes"
+            "{id}: an older generation writes a manifest"
         );
     }
 }
@@ -61,7 +61,7 @@ fn standbys(fleet: &Fleet, job: &Gang) {
     let mut ranks = Vec::new();
     for standby in job.standbys.members() {
         let worker = &standby.worker;
-        assert!(fleet.holds(worker), "{id}: its standby {worker} is gone");
+        assert!(fleet.is_alive(worker), "{id}: its standby {worker} is down");
         assert!(
             !job.is_member(worker),
             "{id}: {worker} is a member and on standby"
@@ -69,14 +69,14 @@ fn standbys(fleet: &Fleet, job: &Gang) {
         let world = job.running().map_or(0, Running::world);
         assert!(
             world <= standby.first_rank.0,
-            "{id}: a standby has the number of a rank"
+            "{id}: a standby has the rank of a member"
         );
         ranks.extend(standby.numbers());
     }
     ranks.sort();
     assert!(
         job.standbys.ranks().keys().copied().eq(ranks),
-        "{id}: what is known of standbys is not of its standbys"
+        "{id}: the tracked standby ranks are not those of its standbys"
     );
 }
 
@@ -86,7 +86,7 @@ fn check_running(fleet: &Fleet, job: &Gang, running: &Running) {
         Generation(0) < job.head.generation,
         "{id} runs without a generation"
     );
-    assert!(!job.head.is_lost(), "{id} should have failed");
+    assert!(!job.head.must_fail(), "{id} should have failed");
     let mut next = 0;
     let mut workers = BTreeSet::new();
     for member in &running.members {
@@ -94,12 +94,12 @@ fn check_running(fleet: &Fleet, job: &Gang, running: &Running) {
         assert_eq!(member.first_rank, Rank(next), "{id}: ranks have gaps");
         next += member.ranks;
         assert!(workers.insert(worker), "{id}: {worker} is a member twice");
-        assert!(fleet.holds(worker), "{id}: its member {worker} is gone");
+        assert!(fleet.is_alive(worker), "{id}: its member {worker} is down");
     }
     assert!(0 < next, "{id} runs without ranks");
     assert!(
         running.ranks.keys().copied().eq((0..next).map(Rank)),
-        "{id}: live ranks are not its ranks"
+        "{id}: the tracked ranks are not those of its members"
     );
     assert!(
         job.newest.acknowledged <= job.steps_max().max(job.committed()),

@@ -1,5 +1,4 @@
-//! A gang: what it holds over its whole life, and what it holds in each phase. What is durable of
-//! it is its record.
+//! The state of a gang, over its whole life and in each phase. Its durable part is its record.
 
 use super::blame::Blame;
 use super::ledger::Ledger;
@@ -24,15 +23,15 @@ pub(crate) struct Gang {
     pub(super) state: State,
     /// Committed checkpoints that still exist, oldest first.
     pub(crate) checkpoints: Vec<CheckpointRef>,
-    /// The newest step that was ever reported or committed, as of the last end of a generation.
+    /// The newest step ever reported or committed, as of the end of the last generation.
     pub(super) reached: Step,
     pub(super) ledger: Ledger,
-    /// The manifest that is on its way, which may outlive its generation. No new generation is
-    /// formed before its fate is known.
+    /// The manifest that is being written. It may outlive its generation; no new generation is
+    /// formed before its result is known.
     pub(super) writing: Option<Writing>,
     pub(super) newest: Newest,
     pub(super) standbys: Standbys,
-    /// Workers whose standby failed, and until when no other is tried there.
+    /// Workers whose standby failed, and when the back-off of each ends.
     pub(super) backing_off: BTreeMap<WorkerId, Millis>,
     pub(super) blame: Option<Blame>,
 }
@@ -49,20 +48,20 @@ pub(super) enum State {
 pub(super) struct Queued {
     /// What it waits for.
     pub(super) reason: String,
-    /// Until then it would rather have all workers it can use.
+    /// Until this time it waits for all workers that it can use.
     pub(super) grace_until: Millis,
-    /// The world of the generation that ended, as long as its survivors were not told to leave it.
-    pub(super) kept_world: Option<u32>,
+    /// The world size of the generation that ended, until its survivors are ordered to leave it.
+    pub(super) ended_world: Option<u32>,
 }
 
-/// What of its training matters to whoever runs it.
+/// The parameters of its training that scheduling needs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan {
     pub(crate) steps: Step,
     pub(crate) global_batch: u32,
-    /// Of one step, over all ranks.
+    /// Per step, over all ranks.
     pub(crate) micro_batches: u32,
-    /// Checkpoints that stay.
+    /// Number of checkpoints to retain.
     pub(crate) keep: usize,
 }
 
@@ -78,7 +77,7 @@ impl Plan {
 }
 
 impl Gang {
-    /// A job as its record says, at the moment it was submitted or the coordinator restarted.
+    /// Creates a gang from its record, at submission or after a restart of the coordinator.
     pub(crate) fn new(
         record: JobRecord,
         spec: JobSpec,
@@ -87,10 +86,10 @@ impl Gang {
         now: Millis,
     ) -> Self {
         let head = Head::new(&record, spec);
-        // Checkpoints of the running generation came after it resumed.
+        // The running generation resumed from a checkpoint of an earlier one.
         let earlier = |checkpoint: &&CheckpointRef| checkpoint.generation < record.generation;
         let mut newest = Newest::new(record.checkpoints.iter().rev().find(earlier).copied());
-        // What its ledger holds of the running generation need not be heard again.
+        // Steps of the running generation that are in the ledger need not be reported again.
         if record.ledger.generation == record.generation {
             newest.acknowledged = newest.acknowledged.max(record.ledger.step);
         }
@@ -99,13 +98,13 @@ impl Gang {
             JobPhase::Queued { reason } => State::Queued(Queued {
                 reason,
                 grace_until: deadlines.start_grace(now),
-                // The record does not say whether they were told; to tell them once more does no
-                // harm.
-                kept_world: (!record.standbys.is_empty()).then_some(0),
+                // The record does not say whether this order was sent; sending it again is
+                // harmless.
+                ended_world: (!record.standbys.is_empty()).then_some(0),
             }),
             JobPhase::Running { members } => {
                 world = members.iter().map(|member| member.ranks).sum();
-                // Its ranks may hold anything.
+                // Its ranks may hold state.
                 State::Running(Running::new(members, true, now))
             }
             JobPhase::Done { ended_ms } => State::Ended(Ended::Done { ended_ms }),
@@ -129,7 +128,7 @@ impl Gang {
         }
     }
 
-    /// What a restart needs of it.
+    /// The durable state of the gang.
     pub(crate) fn record(&self) -> JobRecord {
         let head = &self.head;
         JobRecord {
@@ -189,7 +188,7 @@ impl Gang {
         }
     }
 
-    /// Of the running generation; nobody when none runs.
+    /// The members of the running generation; empty if none runs.
     pub(crate) fn members(&self) -> &[Member] {
         self.running().map_or(&[], |running| &running.members)
     }
@@ -226,7 +225,7 @@ impl Gang {
         outbox.save.insert(self.head.id.clone());
     }
 
-    /// Its phase as people see it.
+    /// The phase shown to users.
     pub(crate) fn shown(&self) -> Phase {
         let phase = match &self.state {
             State::Queued(_) => Phase::Queued,

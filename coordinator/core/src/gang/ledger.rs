@@ -1,7 +1,7 @@
-//! A job's ledger as the machine writes it: every step that rank 0 reported or that a commit
-//! proves, every state that all ranks agreed on. What is new waits a moment so that quick steps
-//! share one save; a step is acknowledged to its rank only when its entry is saved, so that none is
-//! lost with the coordinator.
+//! Writes a job's ledger: every step that rank 0 reported or that a commit proves, and every weight
+//! digest that all ranks agreed on. New entries are batched so that quick steps share one save. A
+//! step is acknowledged to its rank only when its entry is saved, so that a crash of the
+//! coordinator loses none.
 
 use proto::id::{Generation, Rank, Step};
 use proto::ledger::{Entry, Line, Tip};
@@ -10,17 +10,17 @@ use std::collections::BTreeMap;
 #[derive(Debug)]
 pub(crate) struct Ledger {
     saved: Tip,
-    /// With what is not saved yet.
+    /// The end of the ledger, including unsaved entries.
     tip: Tip,
     pending: Vec<Entry>,
-    /// What the ranks of that generation came to, where not all have spoken.
+    /// Weight digests of the generation `digests_of`, for steps that not all ranks have reported.
     pub(super) digests: BTreeMap<Step, BTreeMap<Rank, String>>,
     pub(super) digests_of: Generation,
-    /// The newest step on whose digest all agreed.
+    /// The newest step on whose digest all ranks agreed.
     pub(super) agreed: Step,
 }
 
-/// A generation that did a step: how many ranks it has, and from where it resumed.
+/// The generation of a step: its world size and the step that it resumed from.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Origin {
     pub(crate) generation: Generation,
@@ -40,12 +40,12 @@ impl Ledger {
         }
     }
 
-    /// Where it ends as far as it is saved.
+    /// The end of the saved ledger.
     pub(crate) fn saved(&self) -> &Tip {
         &self.saved
     }
 
-    /// Where it ends, with what is not saved yet.
+    /// The end of the ledger, including unsaved entries.
     pub(crate) fn tip(&self) -> &Tip {
         &self.tip
     }
@@ -54,7 +54,7 @@ impl Ledger {
         !self.pending.is_empty()
     }
 
-    /// Takes what is to be saved with the job's record.
+    /// Takes the entries to save with the job's record.
     pub(crate) fn take(&mut self) -> Vec<Entry> {
         self.saved.clone_from(&self.tip);
         std::mem::take(&mut self.pending)
@@ -65,8 +65,8 @@ impl Ledger {
         self.pending.push(entry);
     }
 
-    /// A generation spoke for the first time: that it did step `step`. It began where it resumed,
-    /// or further on when its ranks still had what an older one did.
+    /// Writes the start of a generation at its first reported step, `step`. It started at the step
+    /// that it resumed from, or later if its ranks still held the state of an older generation.
     pub(crate) fn begin(&mut self, origin: Origin, step: Step) {
         if self.tip.generation != origin.generation {
             let before = Step(step.0.saturating_sub(1));

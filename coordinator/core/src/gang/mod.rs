@@ -1,7 +1,7 @@
 //! Gangs: jobs whose ranks train together. A gang has generations, of which one runs at a time,
-//! standbys for the next, a ledger, and checkpoints on their way into the store. [`job`] says what
-//! a gang holds in which phase; the other modules are what happens to it. It knows nothing of other
-//! jobs.
+//! standbys for the next one, a ledger, and checkpoints that are being written. [`job`] defines the
+//! state of a gang in each phase; the other modules implement its transitions. A gang does not know
+//! about other jobs.
 
 mod assignment;
 mod blame;

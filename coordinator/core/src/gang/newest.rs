@@ -1,15 +1,16 @@
-//! What is known of the newest generation, whether it still runs or not.
+//! The progress of the newest generation, whether it still runs or not.
 
 use proto::checkpoint::CheckpointRef;
 use proto::id::Step;
 use proto::message::StepReport;
 
-/// How far it came.
+/// The progress of the newest generation.
 #[derive(Debug, Default)]
 pub(crate) struct Newest {
-    /// The checkpoint that it began from.
+    /// The checkpoint that it resumed from.
     pub(crate) resume: Option<CheckpointRef>,
-    /// The newest step that rank 0 reported; the resumed step before that.
+    /// The newest step that rank 0 reported; before the first report, the step that it resumed
+    /// from.
     pub(crate) acknowledged: Step,
     pub(crate) last_step: Option<StepReport>,
 }

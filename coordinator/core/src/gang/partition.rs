@@ -1,5 +1,5 @@
-//! A generation of which some workers do not reach each other. It is not ended on the word of
-//! daemons alone: it must also stand still.
+//! A generation in which some workers cannot reach each other. Daemon reports alone do not end it:
+//! all its ranks must also be waiting.
 
 use super::job::Gang;
 use crate::deadline::Deadlines;
@@ -10,10 +10,9 @@ use crate::record::Millis;
 use proto::message::{RankPhase, Stage};
 
 impl Gang {
-    /// Why its generation cannot go on, if some of its workers do not reach each other and all its
-    /// ranks wait: for the others to join, or in a collective. Those that are left out are told by
-    /// placement. The news of one pair may come a little before that of the next, so it waits a
-    /// moment for all.
+    /// The ending of its generation, if some of its workers cannot reach each other and all its
+    /// ranks are waiting, for the others to join or in a collective. Placement then decides which
+    /// workers to exclude. Waits until then: other failed links may still be reported.
     pub(crate) fn partitioned(
         &mut self,
         partitions: &Partitions,
@@ -36,14 +35,13 @@ impl Gang {
     }
 }
 
-/// For how long a rank has been doing nothing but wait for the others; None: it does something of
-/// its own.
+/// How long a rank has only been waiting for the others. None if it is working.
 fn waited(rank: &RankLive, now: Millis) -> Option<u64> {
     match (&rank.phase, rank.activity) {
         (Some(RankPhase::Training), Some(activity)) if activity.stage == Stage::Reduction => Some(
             activity
                 .for_ms
-                .saturating_add(now.saturating_sub(rank.heard)),
+                .saturating_add(now.saturating_sub(rank.last_report)),
         ),
         (Some(RankPhase::Joining | RankPhase::Finished | RankPhase::Broken { .. }), _) => {
             Some(now.saturating_sub(rank.since))

@@ -1,5 +1,5 @@
-//! Every change of a gang's phase: a generation is formed, ends, and the job with it when there is
-//! nothing more to do or to hope for.
+//! All phase changes of a gang: a generation forms and ends, and the job ends when it is complete
+//! or has failed permanently.
 
 use super::blame::{Blame, RankOf};
 use super::job::{Gang, Queued, State};
@@ -8,7 +8,7 @@ use super::running::Running;
 use super::standbys::Standbys;
 use crate::deadline::Deadlines;
 use crate::event::Event;
-use crate::explain::{Ending, waiting};
+use crate::explain::{Ending, blocked_ranks};
 use crate::head::Ended;
 use crate::outbox::Outbox;
 use crate::record::{Member, Millis, RESTARTS_WITHOUT_PROGRESS_MAX};
@@ -19,14 +19,14 @@ impl Gang {
     /// Forms the next generation on these workers.
     pub(crate) fn form(&mut self, workers: Vec<WorkerId>, outbox: &mut Outbox) {
         let ranks = self.head.devices_per_worker();
-        let place = |(worker, first): (WorkerId, u32)| Member {
+        let member = |(worker, first): (WorkerId, u32)| Member {
             worker,
             first_rank: Rank(first * ranks),
             ranks,
         };
-        let members: Vec<Member> = workers.into_iter().zip(0..).map(place).collect();
+        let members: Vec<Member> = workers.into_iter().zip(0..).map(member).collect();
         let inherits = !self.standbys.members().is_empty() || !self.members().is_empty();
-        let formerly: Vec<WorkerId> = self.standby_workers().cloned().collect();
+        let former_standbys: Vec<WorkerId> = self.standby_workers().cloned().collect();
         outbox.send_to_all(self.standbys.members());
         let world = ranks * u32::try_from(members.len()).unwrap_or(u32::MAX);
         self.begin(world);
@@ -36,14 +36,13 @@ impl Gang {
             world,
         });
         let mut running = Running::new(members, inherits, outbox.now);
-        running.formerly_standby = formerly;
+        running.former_standbys = former_standbys;
         self.state = State::Running(running);
         self.save(outbox);
         self.send_to_members(outbox);
     }
 
-    /// The next generation's number: nothing is known of it yet, and nobody is left of the one
-    /// before.
+    /// Starts the next generation number, without reports and without standbys.
     pub(super) fn begin(&mut self, world: u32) {
         self.head.generation = self.head.generation.next();
         self.newest = Newest::new(self.checkpoints.last().copied());
@@ -70,8 +69,8 @@ impl Gang {
         }
     }
 
-    /// No generation runs any more, and `survivors` keep what they hold, beside the newcomers that
-    /// got ready for the next.
+    /// Queues the job. `survivors` keep their state as standbys, in addition to the newcomers that
+    /// prepared for the next generation.
     pub(super) fn queue(
         &mut self,
         reason: String,
@@ -83,7 +82,7 @@ impl Gang {
         let queued = State::Queued(Queued {
             reason,
             grace_until,
-            kept_world: Some(world),
+            ended_world: Some(world),
         });
         if let State::Running(running) = std::mem::replace(&mut self.state, queued) {
             self.standbys.adopt(survivors, running.ranks);
@@ -91,8 +90,8 @@ impl Gang {
         self.save(outbox);
     }
 
-    /// Ends the running generation, which did not do its work. The job is queued again;
-    /// [`Self::settle`] decides whether that was once too often.
+    /// Ends the running generation after a fault and queues the job again. [`Self::reconcile`]
+    /// decides whether the job fails.
     pub(crate) fn end_generation(
         &mut self,
         ending: &Ending,
@@ -105,11 +104,11 @@ impl Gang {
         }
         let members = self.members().to_vec();
         let generation = self.head.generation;
-        let what = if let Some(worker) = self.blamed_late(ending).cloned() {
+        let what = if let Some(worker) = self.late_root_cause(ending).cloned() {
             self.reattribute(&worker, None, ending, outbox);
             ending.to_string()
         } else {
-            self.count(ending, &members, outbox)
+            self.record_failure(ending, &members, outbox)
         };
         let survives = |member: &Member| ending.lost_worker() != Some(&member.worker);
         let survivors = members.into_iter().filter(survives).collect();
@@ -122,10 +121,10 @@ impl Gang {
         });
     }
 
-    /// The worker whose rank broke the generation before, when that is heard only while the next
-    /// one forms: its process was given a place in it and had ended already. That is one fault and
+    /// The worker whose rank broke the previous generation, if that is reported only while the next
+    /// one forms: its process had already ended when it became a member. This counts as one fault,
     /// not two.
-    fn blamed_late<'a>(&self, ending: &'a Ending) -> Option<&'a WorkerId> {
+    fn late_root_cause<'a>(&self, ending: &'a Ending) -> Option<&'a WorkerId> {
         let Ending::RankFailed { worker, .. } = ending else {
             return None;
         };
@@ -141,42 +140,44 @@ impl Gang {
         (was_there && !begun && !ending.is_secondary() && !ending.is_permanent()).then_some(worker)
     }
 
-    /// Writes down that a generation did not do its work; what happened, and what follows.
-    fn count(&mut self, ending: &Ending, members: &[Member], outbox: &mut Outbox) -> String {
+    /// Records that a generation failed. Returns what happened and the consequence.
+    fn record_failure(
+        &mut self,
+        ending: &Ending,
+        members: &[Member],
+        outbox: &mut Outbox,
+    ) -> String {
         self.head.restarts += 1;
         self.head.permanent_failure |= ending.is_permanent();
         if self.reached < self.newest.acknowledged {
             self.reached = self.newest.acknowledged;
             self.head.restarts_without_progress = 0;
-        } else if !ending.is_outside() {
+        } else if !ending.is_external() {
             self.head.restarts_without_progress += 1;
         }
-        let follows = if self.head.permanent_failure {
-            "another generation would end in the same way".to_owned()
+        let consequence = if self.head.permanent_failure {
+            "another generation would fail in the same way".to_owned()
         } else if self.head.restarts_without_progress < RESTARTS_WITHOUT_PROGRESS_MAX {
             format!(
-                "the job goes on from what survivors hold, or step {}",
+                "the job resumes from the survivors' state or from step {}",
                 self.committed()
             )
         } else {
-            format!(
-                "that is generation {RESTARTS_WITHOUT_PROGRESS_MAX} in a row that got no further"
-            )
+            format!("generation {RESTARTS_WITHOUT_PROGRESS_MAX} in a row without progress")
         };
         let generation = self.head.generation;
-        let what = format!("{ending}{}; {follows}", waiting(ending, members));
+        let what = format!("{ending}{}; {consequence}", blocked_ranks(ending, members));
         self.head.record_incident(what.clone(), outbox);
         self.blame = ending.is_secondary().then_some(Blame {
             generation,
             members: members.to_vec(),
-            follows,
+            consequence,
         });
         what
     }
 
-    /// The culprit of the generation that ended last is found after a victim was heard: its own
-    /// words (or its silence) replace the victim's. `rank` says of which rank the news is; None: of
-    /// the whole worker.
+    /// Replaces a secondary error with the root cause of the last generation's end, which was
+    /// reported later. `rank` is the failed rank; None means the whole worker.
     pub(crate) fn reattribute(
         &mut self,
         worker: &WorkerId,
@@ -197,11 +198,11 @@ impl Gang {
         }
         let what = format!(
             "{ending}{}; {}",
-            waiting(ending, &blame.members),
-            blame.follows
+            blocked_ranks(ending, &blame.members),
+            blame.consequence
         );
         match &mut self.state {
-            // A generation that was formed since will say it again.
+            // If a generation has formed since, it will report the failure again.
             State::Queued(_) => self.head.permanent_failure |= ending.is_permanent(),
             State::Ended(Ended::Failed { reason, .. }) => reason.clone_from(&what),
             State::Running(_) | State::Ended(Ended::Done { .. } | Ended::Cancelled { .. }) => {}
@@ -214,16 +215,15 @@ impl Gang {
         self.save(outbox);
     }
 
-    /// Ends the job when there is nothing more to do or to hope for. True when it is over now and
-    /// was not before.
+    /// Ends the job if it is complete or has failed permanently. Returns true if it ended now.
     pub(crate) fn reconcile(&mut self, outbox: &mut Outbox) -> bool {
-        // The last commit is the work; ranks get the chance to leave in order.
+        // The last commit completes the work; a running generation may still finish gracefully.
         let complete = self.committed() == self.steps_max();
         let answered = self.writing.is_none();
         match &self.state {
             State::Running(running) if complete && running.all_finished() => self.done(outbox),
             State::Queued(_) if complete && answered => self.done(outbox),
-            State::Queued(_) if self.head.is_lost() && answered => self.fail(outbox),
+            State::Queued(_) if self.head.must_fail() && answered => self.fail(outbox),
             State::Queued(_) | State::Running(_) | State::Ended(_) => return false,
         }
         true
@@ -231,7 +231,7 @@ impl Gang {
 
     fn done(&mut self, outbox: &mut Outbox) {
         let ended_ms = outbox.wall;
-        self.over(Ended::Done { ended_ms }, outbox);
+        self.end(Ended::Done { ended_ms }, outbox);
         outbox.emit(Event::JobDone {
             job: self.head.id.clone(),
             step: self.committed(),
@@ -245,11 +245,11 @@ impl Gang {
             .last()
             .map(|incident| incident.what.clone());
         let mut reason = last.unwrap_or_else(|| {
-            format!("{RESTARTS_WITHOUT_PROGRESS_MAX} generations in a row got no further")
+            format!("{RESTARTS_WITHOUT_PROGRESS_MAX} generations in a row made no progress")
         });
         if self.head.permanent_failure {
             reason += &match self.checkpoints.last() {
-                Some(good) => format!("; the last good checkpoint is that of step {}", good.step),
+                Some(good) => format!("; the last good checkpoint is at step {}", good.step),
                 None => "; there is no checkpoint yet".to_owned(),
             };
         }
@@ -257,7 +257,7 @@ impl Gang {
             reason: reason.clone(),
             ended_ms: outbox.wall,
         };
-        self.over(ended, outbox);
+        self.end(ended, outbox);
         outbox.emit(Event::JobFailed {
             job: self.head.id.clone(),
             reason,
@@ -266,13 +266,13 @@ impl Gang {
 
     pub(crate) fn cancel(&mut self, outbox: &mut Outbox) {
         let ended_ms = outbox.wall;
-        self.over(Ended::Cancelled { ended_ms }, outbox);
+        self.end(Ended::Cancelled { ended_ms }, outbox);
         outbox.emit(Event::JobCancelled {
             job: self.head.id.clone(),
         });
     }
 
-    fn over(&mut self, ended: Ended, outbox: &mut Outbox) {
+    fn end(&mut self, ended: Ended, outbox: &mut Outbox) {
         self.send_to_members(outbox);
         outbox.send_to_all(self.standbys.members());
         self.standbys.clear();

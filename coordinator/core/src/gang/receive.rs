@@ -1,4 +1,4 @@
-//! A gang takes a report of one of its ranks, or the passing of time.
+//! How a gang handles reports of its ranks and the passing of time.
 
 use super::blame::RankOf;
 use super::commit;
@@ -13,16 +13,16 @@ use crate::violation::Violation;
 use proto::id::WorkerId;
 use proto::message::RankReport;
 
-/// What a rank's report leads to beyond its job.
+/// Consequences of a rank's report that the caller must handle.
 #[derive(Debug, Default)]
 pub(crate) struct Received {
-    /// Why its generation is to end, if it is.
+    /// Why its generation must end, if it must.
     pub(crate) ending: Option<Ending>,
     pub(crate) violations: Vec<Violation>,
 }
 
 impl Gang {
-    /// Takes the report of a rank of the running generation.
+    /// Applies the report of a rank of the running generation.
     pub(crate) fn receive(
         &mut self,
         worker: &WorkerId,
@@ -36,15 +36,15 @@ impl Gang {
         let State::Running(running) = &mut self.state else {
             return Received::default();
         };
-        let news = running.take(&mut self.newest, report, bounds, outbox.now);
-        if news.for_all {
+        let outcome = running.apply(&mut self.newest, report, bounds, outbox.now);
+        if outcome.notify_all {
             self.send_to_members(outbox);
         }
-        for step in &news.steps {
+        for step in &outcome.steps {
             self.ledger_step(step);
         }
         let disagreement = self.ledger_digests(report.rank, &report.digests);
-        for step in news.steps {
+        for step in outcome.steps {
             outbox.emit(Event::Stepped {
                 job: report.job.clone(),
                 generation: report.generation,
@@ -53,11 +53,11 @@ impl Gang {
         }
         Received {
             ending: disagreement.or_else(|| failure(worker, report)),
-            violations: news.violations,
+            violations: outcome.violations,
         }
     }
 
-    /// What is told late of a generation that ended may still say who was to blame. It ends
+    /// Applies a late report of a generation that ended. It may reveal the root cause, but it ends
     /// nothing.
     pub(crate) fn receive_late(
         &mut self,
@@ -74,7 +74,7 @@ impl Gang {
         }
     }
 
-    /// This worker is gone, with all that it had.
+    /// A worker is lost with all its processes.
     pub(crate) fn lose_worker(
         &mut self,
         worker: &WorkerId,
@@ -89,14 +89,14 @@ impl Gang {
         }
     }
 
-    /// Moves on as far as it goes by itself. True when it is over now and was not before.
-    pub(crate) fn tend(
+    /// Advances as far as possible without further input. Returns true if the job ended now.
+    pub(crate) fn advance(
         &mut self,
         partitions: &Partitions,
         deadlines: Deadlines,
         outbox: &mut Outbox,
     ) -> bool {
-        self.tend_standbys(deadlines, outbox);
+        self.expire_standbys(deadlines, outbox);
         let endings = [
             commit::retry(self, deadlines, outbox).err(),
             commit::begin(self, deadlines, outbox).err(),

@@ -1,5 +1,5 @@
-//! Is what a worker says of a rank possible? Checked before anything is believed: late and
-//! impossible words are ignored. It changes nothing and never panics.
+//! Classifies a rank's report before it is applied, so that late and impossible reports are
+//! ignored. This changes no state and never panics.
 
 use super::job::Gang;
 use crate::record::Member;
@@ -7,14 +7,14 @@ use crate::violation::Violation;
 use proto::id::WorkerId;
 use proto::message::RankReport;
 
-/// What to make of a rank's report.
+/// The classification of a rank's report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Class {
-    /// Of the running generation, by the worker that runs the rank.
+    /// A rank of the running generation, reported by its worker.
     Live,
-    /// Of a standby, by its worker.
+    /// A standby, reported by its worker.
     Standby,
-    /// Of a generation that is over, or of a standby that is no more.
+    /// An ended generation or a dropped standby.
     Late,
     Impossible(Violation),
 }
@@ -25,7 +25,7 @@ pub(crate) fn classify(job: &Gang, worker: &WorkerId, report: &RankReport) -> Cl
         let job = report.job.clone();
         return Class::Impossible(Violation::FutureGeneration {
             job,
-            said: report.generation,
+            reported: report.generation,
             newest,
         });
     }
@@ -40,7 +40,7 @@ pub(crate) fn classify(job: &Gang, worker: &WorkerId, report: &RankReport) -> Cl
     let Some(running) = job.running() else {
         return Class::Late;
     };
-    if running.world() <= report.rank.0 && job.standbys.gave_out(report.rank) {
+    if running.world() <= report.rank.0 && job.standbys.was_assigned(report.rank) {
         return Class::Late;
     }
     let Some(member) = running.members.iter().find(of_worker) else {

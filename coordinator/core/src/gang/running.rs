@@ -1,6 +1,6 @@
-//! A running generation: its members, and what its ranks said, as far as the coordinator heard
-//! since it started. Only its members are durable: after a restart the rest is rebuilt from the
-//! next reports. It takes reports that [`super::report`] found possible.
+//! A running generation: its members and the reports of its ranks since the coordinator started.
+//! Only the members are durable: after a restart the rest is rebuilt from the next reports. It
+//! applies only reports that [`super::report`] classified as valid.
 
 use super::newest::Newest;
 use super::stopping::Stopping;
@@ -11,7 +11,7 @@ use proto::id::{Rank, Step, WorkerId};
 use proto::message::{RankPhase, RankReport, ShardReport, Stage, StepReport};
 use std::collections::BTreeMap;
 
-/// Checkpoints of one generation that may lack shards at one time; the oldest are given up first.
+/// Maximum number of incomplete checkpoints per generation. The oldest are dropped first.
 const PENDING_MAX: usize = 8;
 
 #[derive(Debug)]
@@ -19,52 +19,52 @@ pub(crate) struct Running {
     pub(crate) members: Vec<Member>,
     /// Every rank of the members.
     pub(crate) ranks: BTreeMap<Rank, RankLive>,
-    /// Where rank 0's c10d store listens.
+    /// The address of rank 0's c10d store.
     store_address: Option<String>,
-    /// When the last step was heard; before the first, when the last rank began to train.
+    /// When the last step was reported; before the first, when a rank last changed its phase.
     pub(crate) stepped_at: Millis,
     /// Shards of checkpoints that are not committed yet.
     pub(crate) shards: BTreeMap<Step, BTreeMap<Rank, ShardReport>>,
-    /// Since when all ranks are finished.
+    /// When all ranks had finished.
     pub(crate) finished_at: Option<Millis>,
-    /// Set once it was asked to end in order.
+    /// Set once a graceful stop was requested.
     pub(crate) graceful_stop: Option<Stopping>,
-    /// It was formed of processes that may hold state.
+    /// It was formed from processes that may hold state.
     pub(crate) inherits: bool,
-    /// Since when some of its workers do not reach each other.
+    /// Since when some of its workers cannot reach each other.
     pub(crate) partitioned_since: Option<Millis>,
-    /// Who was on standby when it was formed, until it is clear who is so beside it.
-    pub(crate) formerly_standby: Vec<WorkerId>,
+    /// The standbys at the time it was formed, until its own standbys are assigned.
+    pub(crate) former_standbys: Vec<WorkerId>,
 }
 
-/// A rank and what it said last.
+/// A rank and its last reported state.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RankAt<'a> {
     pub(crate) rank: Rank,
     pub(crate) live: &'a RankLive,
 }
 
-/// Whom the others wait for in a step.
+/// The rank that the others wait for in a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Slowest {
     pub(crate) rank: Rank,
     pub(crate) stage: Stage,
     pub(crate) for_ms: u64,
-    /// So many others are in the reduction already.
+    /// Number of other ranks that are already in the reduction.
     pub(crate) waiting: usize,
 }
 
-/// What a rank's report brought.
+/// What is new in a rank's report.
 #[derive(Debug, Default)]
-pub(crate) struct News {
+pub(crate) struct ReportOutcome {
     /// Steps not seen before in this generation, in order.
     pub(crate) steps: Vec<StepReport>,
-    /// All members must be told: where they meet.
-    pub(crate) for_all: bool,
+    /// The rendezvous address changed, so all members must be notified.
+    pub(crate) notify_all: bool,
     pub(crate) violations: Vec<Violation>,
 }
 
-/// What steps of a job's ranks can be news.
+/// The range of steps that ranks of a job can report.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
     /// The job's number of steps.
@@ -87,7 +87,7 @@ impl Bounds {
 }
 
 impl Running {
-    /// Formed (or found running after a restart) at `now`.
+    /// A generation that was formed at `now`, or restored at `now` after a restart.
     pub(crate) fn new(members: Vec<Member>, inherits: bool, now: Millis) -> Self {
         let ranks = members.iter().flat_map(Member::numbers);
         Self {
@@ -100,7 +100,7 @@ impl Running {
             graceful_stop: None,
             inherits,
             partitioned_since: None,
-            formerly_standby: Vec::new(),
+            former_standbys: Vec::new(),
         }
     }
 
@@ -113,20 +113,20 @@ impl Running {
         self.members.iter().find(|member| member.runs(rank))
     }
 
-    /// Takes the report of a rank of this generation, which is the job's newest.
-    pub(crate) fn take(
+    /// Applies the report of a rank of this generation, which is the job's newest.
+    pub(crate) fn apply(
         &mut self,
         newest: &mut Newest,
         report: &RankReport,
         bounds: Bounds,
         now: Millis,
-    ) -> News {
-        let mut news = News::default();
-        let met = self.rendezvous().cloned();
+    ) -> ReportOutcome {
+        let mut outcome = ReportOutcome::default();
+        let previous = self.rendezvous().cloned();
         let Some(rank) = self.ranks.get_mut(&report.rank) else {
-            return news;
+            return outcome;
         };
-        if rank.take(&report.phase, now) && newest.last_step.is_none() {
+        if rank.apply(&report.phase, now) && newest.last_step.is_none() {
             self.stepped_at = now;
         }
         rank.activity = report
@@ -138,37 +138,39 @@ impl Running {
             }
             for step in &report.steps {
                 if bounds.excludes(step.step) {
-                    news.violations.push(bounds.violation(step.step));
+                    outcome.violations.push(bounds.violation(step.step));
                 } else if newest.acknowledged < step.step {
                     newest.acknowledged = step.step;
                     newest.last_step = Some(step.clone());
                     self.stepped_at = now;
-                    news.steps.push(step.clone());
+                    outcome.steps.push(step.clone());
                 }
             }
         }
-        news.for_all = self.rendezvous() != met.as_ref();
-        self.take_shards(report, bounds, &mut news);
+        outcome.notify_all = self.rendezvous() != previous.as_ref();
+        self.apply_shards(report, bounds, &mut outcome);
         let digests = report.digests.iter().map(|digest| digest.step);
         let steps = digests.chain(report.activity.iter().map(|activity| activity.step));
         let outside = steps.filter(|step| bounds.excludes(*step));
-        news.violations
+        outcome
+            .violations
             .extend(outside.map(|step| bounds.violation(step)));
-        news
+        outcome
     }
 
-    fn take_shards(&mut self, report: &RankReport, bounds: Bounds, news: &mut News) {
+    fn apply_shards(&mut self, report: &RankReport, bounds: Bounds, outcome: &mut ReportOutcome) {
         for shard in &report.shards {
             if shard.step <= bounds.committed {
                 continue;
             }
             if bounds.steps_max < shard.step {
-                news.violations.push(bounds.violation(shard.step));
+                outcome.violations.push(bounds.violation(shard.step));
                 continue;
             }
             let path = &shard.shard.path;
             if path.is_empty() || path.starts_with('.') || path.contains(['/', '\\']) {
-                news.violations
+                outcome
+                    .violations
                     .push(Violation::ShardPath { path: path.clone() });
                 continue;
             }
@@ -177,26 +179,27 @@ impl Running {
                 .iter()
                 .any(|(rank, other)| *rank != report.rank && other.shard.path == *path)
             {
-                news.violations
+                outcome
+                    .violations
                     .push(Violation::ShardPath { path: path.clone() });
                 continue;
             }
-            // A rank lives once, so its first word on a shard is its only one.
+            // A rank writes each shard once, so its first report of a shard is final.
             of_step.entry(report.rank).or_insert_with(|| shard.clone());
         }
-        // Unfinished checkpoints do not pile up when one rank's shards never come.
+        // Bounds the incomplete checkpoints if one rank never reports its shards.
         while PENDING_MAX < self.shards.len() {
             self.shards.pop_first();
         }
     }
 
-    /// Where the ranks meet: at rank 0's store, as soon as none of them is loading any more.
-    /// Whoever is ready earlier waits for this word, so that no load is too slow for those that
-    /// wait; only then does the time begin in which all must meet.
+    /// The rendezvous address: that of rank 0's store, once no rank is loading. Ranks that are
+    /// ready earlier wait for this address, so that a slow load cannot exceed the rendezvous
+    /// timeout of the others: it starts only when they get the address.
     pub(crate) fn rendezvous(&self) -> Option<&String> {
-        let loads = |rank: &RankLive| matches!(rank.phase, None | Some(RankPhase::Starting));
-        let loads = self.ranks.values().any(loads);
-        self.store_address.as_ref().filter(|_| !loads)
+        let loading = |rank: &RankLive| matches!(rank.phase, None | Some(RankPhase::Starting));
+        let loading = self.ranks.values().any(loading);
+        self.store_address.as_ref().filter(|_| !loading)
     }
 
     pub(crate) fn all_finished(&self) -> bool {
@@ -204,26 +207,26 @@ impl Running {
         !self.ranks.is_empty() && self.ranks.values().all(finished)
     }
 
-    /// The rank that the others wait for in a step, as far as they have told: of those that are not
-    /// in the reduction yet the one that has been longest in what it does.
+    /// The rank that the others wait for in a step, according to the reports: of the ranks that are
+    /// not in the reduction yet, the one that has spent the longest in its current stage.
     pub(crate) fn slowest(&self, now: Millis) -> Option<Slowest> {
         let activity = |live: &RankLive| {
             let activity = live
                 .activity
                 .filter(|_| live.phase == Some(RankPhase::Training))?;
-            let since_heard = now.saturating_sub(live.heard);
-            Some((activity.stage, activity.for_ms.saturating_add(since_heard)))
+            let since_report = now.saturating_sub(live.last_report);
+            Some((activity.stage, activity.for_ms.saturating_add(since_report)))
         };
-        let told: Vec<_> = self
+        let reported: Vec<_> = self
             .ranks
             .iter()
             .filter_map(|(rank, live)| Some((*rank, activity(live)?)))
             .collect();
-        let behind = told
+        let working = reported
             .iter()
             .filter(|(_, (stage, _))| *stage != Stage::Reduction);
-        let (rank, (stage, for_ms)) = behind.max_by_key(|(_, (_, for_ms))| *for_ms).copied()?;
-        let waiting = told
+        let (rank, (stage, for_ms)) = working.max_by_key(|(_, (_, for_ms))| *for_ms).copied()?;
+        let waiting = reported
             .iter()
             .filter(|(_, (stage, _))| *stage == Stage::Reduction);
         Some(Slowest {
@@ -234,15 +237,15 @@ impl Running {
         })
     }
 
-    /// The rank that was silent longest.
+    /// The rank with the oldest report.
     pub(crate) fn longest_silent(&self) -> Option<RankAt<'_>> {
-        self.ranks().min_by_key(|at| at.live.heard)
+        self.ranks().min_by_key(|at| at.live.last_report)
     }
 
-    /// Of the ranks that are so, the one that has been longest.
-    pub(crate) fn last_rank(&self, so: impl Fn(&RankLive) -> bool) -> Option<RankAt<'_>> {
+    /// The rank that has been in its phase the longest, among those that match the predicate.
+    pub(crate) fn last_rank(&self, predicate: impl Fn(&RankLive) -> bool) -> Option<RankAt<'_>> {
         self.ranks()
-            .filter(|at| so(at.live))
+            .filter(|at| predicate(at.live))
             .min_by_key(|at| at.live.since)
     }
 

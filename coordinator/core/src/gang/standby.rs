@@ -1,9 +1,9 @@
-//! Standbys: processes of a job that have no place in its generation. Beside a running generation
-//! they are newcomers, which load everything before the others wait for them, or are left out
-//! because a member does not reach them; of a queued job they are survivors, which keep the newest
-//! state in memory until there are enough workers again. A standby is a worker's part in the
-//! generation, numbered from its world on. It takes devices that nobody else is given, and gives
-//! them back as soon as somebody is. Who has a place is decided by placement.
+//! Standbys: processes of a job that are not members of its generation. Standbys of a running
+//! generation are newcomers, which load everything before the others wait for them, or are excluded
+//! because a member cannot reach them. Standbys of a queued job are survivors, which keep the
+//! newest state in memory until there are enough workers again. The ranks of standbys are numbered
+//! from the world size. A standby uses devices that are not assigned otherwise, and releases them
+//! as soon as they are. Placement decides the members.
 
 use super::job::{Gang, State};
 use crate::deadline::Deadlines;
@@ -17,7 +17,7 @@ use proto::id::WorkerId;
 use proto::message::{RankPhase, RankReport};
 use std::collections::BTreeSet;
 
-/// Takes that many devices, if they are there.
+/// Takes `needs` devices of the worker, if they are free.
 fn take(free: &mut Devices, worker: &WorkerId, needs: u32) -> bool {
     match free.get_mut(worker) {
         Some(free) if needs <= *free => {
@@ -29,11 +29,11 @@ fn take(free: &mut Devices, worker: &WorkerId, needs: u32) -> bool {
 }
 
 impl Gang {
-    /// A queued job's survivors stay where nobody else has a place, and where nobody wants the
-    /// worker empty, if what they hold is elsewhere too. Once no manifest of the generation that
-    /// ended is on its way, they leave it: the next number is a generation without members, in
-    /// which they wait.
-    pub(crate) fn keep_where_there_is_room(
+    /// Keeps a queued job's survivors on devices that are not assigned otherwise. Survivors on
+    /// leaving workers are dropped if their state also exists elsewhere. Once no manifest of the
+    /// ended generation is being written, the survivors move to the next generation, which has no
+    /// members, and wait there.
+    pub(crate) fn retain_survivors(
         &mut self,
         leaving: &BTreeSet<WorkerId>,
         free: &mut Devices,
@@ -45,23 +45,22 @@ impl Gang {
         if self.standbys.members().is_empty() {
             return;
         }
-        let told = queued.kept_world.is_none();
+        let already_moved = queued.ended_world.is_none();
         let unsaved = self.writing.is_some() || self.is_beyond_checkpoint();
-        let holds = (unsaved || !self.head.paused) && !self.head.is_lost();
+        let keep = (unsaved || !self.head.paused) && !self.head.must_fail();
         let stays = |worker: &WorkerId| !leaving.contains(worker);
-        let elsewhere = !unsaved || self.standby_workers().any(stays);
-        let dropped = self.standbys.part(|it| {
-            holds
-                && !(elsewhere && leaving.contains(&it.worker))
+        let held_elsewhere = !unsaved || self.standby_workers().any(stays);
+        let dropped = self.standbys.retain(|it| {
+            keep && !(held_elsewhere && leaving.contains(&it.worker))
                 && take(free, &it.worker, it.ranks)
         });
         outbox.send_to_all(&dropped);
-        if self.writing.is_none() && !told {
+        if self.writing.is_none() && !already_moved {
             outbox.send_to_all(self.standbys.members());
             let workers: Vec<WorkerId> = self.standby_workers().cloned().collect();
             self.begin(0);
             if let State::Queued(queued) = &mut self.state {
-                queued.kept_world = None;
+                queued.ended_world = None;
             }
             self.add_standbys(workers, outbox);
         } else if !dropped.is_empty() {
@@ -69,13 +68,13 @@ impl Gang {
         }
     }
 
-    /// True of a job that waits, and whose survivors hold steps that no checkpoint has.
+    /// True if the job waits and its survivors hold steps that no checkpoint contains.
     pub(crate) fn holds_steps_alone(&self) -> bool {
-        let waits = self.is_queued() && self.writing.is_none() && !self.head.is_lost();
+        let waits = self.is_queued() && self.writing.is_none() && !self.head.must_fail();
         waits && self.is_beyond_checkpoint()
     }
 
-    /// Of the workers that it is given, those that are no members.
+    /// The assigned workers that are not members yet, with their devices taken from `free`.
     pub(crate) fn newcomers(&self, given: &[WorkerId], free: &mut Devices) -> Vec<WorkerId> {
         let needs = self.head.devices_per_worker();
         let newcomers = given
@@ -87,24 +86,25 @@ impl Gang {
             .collect()
     }
 
-    /// Of those that were on standby, those that have no place because a member does not reach
-    /// them: they stay where nobody else has a place and the job could use them, with what they
-    /// hold, and are asked on whether they are reached.
-    pub(crate) fn left_out(
+    /// Standbys that cannot become members because a member cannot reach them. They keep their
+    /// state on devices that are not assigned otherwise, as long as the job could use them, and
+    /// their connections continue to be checked.
+    pub(crate) fn excluded_standbys(
         &mut self,
         wanted: &[WorkerId],
         partitions: &Partitions,
         drained: &BTreeSet<String>,
         free: &mut Devices,
     ) -> Vec<WorkerId> {
-        let formerly = self
+        let former = self
             .running_mut()
-            .map(|running| std::mem::take(&mut running.formerly_standby));
-        let mut workers = formerly.unwrap_or_default();
+            .map(|running| std::mem::take(&mut running.former_standbys));
+        let mut workers = former.unwrap_or_default();
         workers.extend(self.standby_workers().cloned());
         workers.sort();
         workers.dedup();
-        let most = (self.head.most() as usize).saturating_sub(self.members().len() + wanted.len());
+        let limit =
+            (self.head.max_workers() as usize).saturating_sub(self.members().len() + wanted.len());
         let needs = self.head.devices_per_worker();
         let stays = |worker: &WorkerId| {
             !self.head.paused
@@ -112,19 +112,21 @@ impl Gang {
                 && !wanted.contains(worker)
                 && !drained.contains(&worker.name)
                 && !self.backing_off.contains_key(worker)
-                && partitions.from(worker).any(|other| self.is_member(other))
+                && partitions
+                    .unreachable_from(worker)
+                    .any(|other| self.is_member(other))
         };
         workers.retain(|worker| stays(worker));
-        workers.truncate(most);
+        workers.truncate(limit);
         workers.retain(|worker| take(free, worker, needs));
         workers
     }
 
-    /// These workers are its standbys, and no others.
-    pub(crate) fn get_ready(&mut self, wanted: &[WorkerId], outbox: &mut Outbox) {
+    /// Sets its standbys to exactly these workers.
+    pub(crate) fn set_standbys(&mut self, wanted: &[WorkerId], outbox: &mut Outbox) {
         let dropped = self
             .standbys
-            .part(|standby| wanted.contains(&standby.worker));
+            .retain(|standby| wanted.contains(&standby.worker));
         if !dropped.is_empty() {
             outbox.send_to_all(&dropped);
             self.save(outbox);
@@ -152,17 +154,17 @@ impl Gang {
         self.standby_workers().any(|standby| standby == worker)
     }
 
-    /// Who keeps the state of a job that waits, as the end of a sentence.
-    pub(crate) fn kept(&self) -> String {
+    /// Names the workers that hold the state of a waiting job, as the end of a sentence.
+    pub(crate) fn state_held_by(&self) -> String {
         let names: Vec<&str> = self.standby_workers().map(|it| it.name.as_str()).collect();
         match names.is_empty() {
             true => String::new(),
-            false => format!("; its state is kept by {}", names.join(", ")),
+            false => format!("; its state is held by {}", names.join(", ")),
         }
     }
 
-    /// Those whose processes could take a place at once: beside a running generation when they have
-    /// loaded everything, of a queued job when they are not loading still.
+    /// The standbys that could become members at once: of a running generation those that have
+    /// loaded everything, of a queued job those that are not loading.
     pub(crate) fn ready(&self) -> Vec<WorkerId> {
         let queued = self.is_queued();
         let is_ready = |standby: &&Member| {
@@ -178,7 +180,7 @@ impl Gang {
         ready.map(|standby| standby.worker.clone()).collect()
     }
 
-    /// Takes the report of a standby.
+    /// Applies the report of a standby.
     pub(crate) fn receive_standby(
         &mut self,
         worker: &WorkerId,
@@ -187,18 +189,17 @@ impl Gang {
         outbox: &mut Outbox,
     ) {
         if let Some(live) = self.standbys.rank_mut(report.rank) {
-            live.take(&report.phase, outbox.now);
+            live.apply(&report.phase, outbox.now);
         }
         if let RankPhase::Failed { error, .. } = &report.phase {
             self.lose_standby(worker, error, deadlines, outbox);
         }
     }
 
-    /// Gives up standbys whose worker does not report them, and lets those try again that failed
-    /// some time ago.
-    pub(super) fn tend_standbys(&mut self, deadlines: Deadlines, outbox: &mut Outbox) {
+    /// Drops standbys that their workers do not report, and ends expired back-offs.
+    pub(super) fn expire_standbys(&mut self, deadlines: Deadlines, outbox: &mut Outbox) {
         self.backing_off.retain(|_, until| outbox.now < *until);
-        let overdue = |live: &RankLive| deadlines.report_timeout(live.heard) <= outbox.now;
+        let overdue = |live: &RankLive| deadlines.report_timeout(live.last_report) <= outbox.now;
         let late = self
             .standbys
             .ranks()
@@ -209,19 +210,23 @@ impl Gang {
             .map(|standby| standby.worker.clone())
             .collect();
         for worker in workers {
-            self.lose_standby(&worker, "its worker does not run it", deadlines, outbox);
+            self.lose_standby(&worker, "its worker does not report it", deadlines, outbox);
         }
     }
 
     pub(super) fn next_standby_deadline(&self, deadlines: Deadlines) -> Option<Millis> {
-        let heard = self.standbys.ranks().values().map(|live| live.heard).min();
-        let due = heard.map(|heard| deadlines.report_timeout(heard));
+        let last_report = self
+            .standbys
+            .ranks()
+            .values()
+            .map(|live| live.last_report)
+            .min();
+        let due = last_report.map(|last_report| deadlines.report_timeout(last_report));
         let again = self.backing_off.values().min().copied();
         due.into_iter().chain(again).min()
     }
 
-    /// A standby on this worker cannot go on. Another is not tried there for a while: nobody waits
-    /// for it.
+    /// A standby on this worker failed. The worker gets a back-off; no rank waits for the standby.
     fn lose_standby(
         &mut self,
         worker: &WorkerId,
@@ -242,15 +247,15 @@ impl Gang {
             worker: worker.clone(),
             reason: reason.to_owned(),
         });
-        outbox.tell.insert(worker.name.clone());
+        outbox.send.insert(worker.name.clone());
         self.drop_standby(worker, outbox);
     }
 
-    /// The worker is gone, or has no process of the job any more.
+    /// Removes the standby of a worker that is down or no longer runs its process.
     pub(super) fn drop_standby(&mut self, worker: &WorkerId, outbox: &mut Outbox) {
         if !self
             .standbys
-            .part(|standby| standby.worker != *worker)
+            .retain(|standby| standby.worker != *worker)
             .is_empty()
         {
             self.save(outbox);

@@ -1,5 +1,5 @@
-//! Processes of a job that have no place in its generation: who they are and what they last said.
-//! Their ranks are numbered from the generation's world on.
+//! The set of standbys of a job and their last reports. Their ranks are numbered from the
+//! generation's world size.
 
 use crate::rank::RankLive;
 use crate::record::{Member, Millis};
@@ -11,12 +11,12 @@ pub(crate) struct Standbys {
     members: Vec<Member>,
     /// Every rank of the members.
     ranks: BTreeMap<Rank, RankLive>,
-    /// Lower numbers of this generation were given out, to members and standbys.
+    /// The next free rank of this generation. Lower ranks were assigned to members and standbys.
     next_rank: u32,
 }
 
 impl Standbys {
-    /// None yet, beside a generation of that world.
+    /// An empty set for a generation of this world size.
     pub(crate) fn new(world: u32) -> Self {
         Self {
             members: Vec::new(),
@@ -25,17 +25,17 @@ impl Standbys {
         }
     }
 
-    /// Those that were there when the coordinator started.
+    /// Restores the standbys after a restart of the coordinator.
     pub(crate) fn restore(members: Vec<Member>, world: u32, now: Millis) -> Self {
         let mut restored = Self::new(world);
         for member in &members {
-            restored.expect(member, now);
+            restored.track(member, now);
         }
         restored.members = members;
         restored
     }
 
-    fn expect(&mut self, member: &Member, now: Millis) {
+    fn track(&mut self, member: &Member, now: Millis) {
         for rank in member.numbers() {
             self.ranks.insert(rank, RankLive::new(now));
         }
@@ -43,7 +43,7 @@ impl Standbys {
         self.next_rank = self.next_rank.max(end);
     }
 
-    /// One more, on this worker.
+    /// Adds a standby on this worker.
     pub(crate) fn add(&mut self, worker: WorkerId, ranks: u32, now: Millis) -> &Member {
         let first_rank = Rank(self.next_rank);
         let member = Member {
@@ -51,26 +51,26 @@ impl Standbys {
             first_rank,
             ranks,
         };
-        self.expect(&member, now);
+        self.track(&member, now);
         self.members.push(member);
         &self.members[self.members.len() - 1]
     }
 
-    /// Members of a generation that ended become standbys, with what they said.
+    /// Members of an ended generation become standbys and keep their reported state.
     pub(crate) fn adopt(&mut self, members: Vec<Member>, mut ranks: BTreeMap<Rank, RankLive>) {
         self.members.extend(members);
         self.ranks.append(&mut ranks);
-        self.forget_lost();
+        self.drop_stale_ranks();
     }
 
-    /// Keeps those that `stays` says; the others, in order.
-    pub(crate) fn part(&mut self, stays: impl FnMut(&Member) -> bool) -> Vec<Member> {
-        let (kept, dropped): (Vec<Member>, Vec<Member>) = std::mem::take(&mut self.members)
+    /// Keeps the standbys for which `stays` returns true. Returns the others, in order.
+    pub(crate) fn retain(&mut self, stays: impl FnMut(&Member) -> bool) -> Vec<Member> {
+        let (retained, dropped): (Vec<Member>, Vec<Member>) = std::mem::take(&mut self.members)
             .into_iter()
             .partition(stays);
-        self.members = kept;
+        self.members = retained;
         if !dropped.is_empty() {
-            self.forget_lost();
+            self.drop_stale_ranks();
         }
         dropped
     }
@@ -80,7 +80,7 @@ impl Standbys {
         self.ranks.clear();
     }
 
-    fn forget_lost(&mut self) {
+    fn drop_stale_ranks(&mut self) {
         let members = &self.members;
         self.ranks
             .retain(|rank, _| members.iter().any(|member| member.runs(*rank)));
@@ -102,8 +102,8 @@ impl Standbys {
         self.ranks.get_mut(&rank)
     }
 
-    /// True of a number that a standby of this generation had or has.
-    pub(crate) fn gave_out(&self, rank: Rank) -> bool {
+    /// True if this rank was assigned in this generation, even if it was dropped since.
+    pub(crate) fn was_assigned(&self, rank: Rank) -> bool {
         rank.0 < self.next_rank
     }
 }

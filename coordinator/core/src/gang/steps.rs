@@ -1,4 +1,4 @@
-//! What goes into a job's ledger, and what the ranks' digests say.
+//! Writes steps, commits and weight digests to a job's ledger.
 
 use super::job::{Gang, State};
 use super::ledger::Origin;
@@ -15,25 +15,25 @@ impl Gang {
         self.newest.resume.map_or(Step(0), |resume| resume.step)
     }
 
-    /// True when steps were told that no checkpoint has.
+    /// True if steps were reported that no checkpoint contains.
     pub(crate) fn is_beyond_checkpoint(&self) -> bool {
         self.committed() < self.ledger.tip().step
     }
 
-    /// Rank 0 of the newest generation reported a step. Those before it, since the last that is
-    /// known, were done too.
+    /// Rank 0 of the newest generation reported a step. This implies all steps since the last known
+    /// one.
     pub(crate) fn ledger_step(&mut self, report: &StepReport) {
         let loss = Some(report.loss).filter(|loss| loss.is_finite());
         let world = self.running().map_or(0, Running::world);
         self.ledger_through(world, report.step, Some(loss));
     }
 
-    /// A checkpoint of the newest generation is committed: all steps up to it were done.
+    /// A checkpoint of the newest generation was committed. This implies all steps up to it.
     pub(crate) fn ledger_commit(&mut self, world: usize, step: Step) {
         self.ledger_through(u32::try_from(world).unwrap_or(u32::MAX), step, None);
     }
 
-    /// `loss` is that of the last step, where it was heard.
+    /// `loss` is that of the last step, if it was reported.
     fn ledger_through(&mut self, world: u32, last: Step, loss: Option<Option<f64>>) {
         let (generation, samples) = (self.head.generation, self.plan.global_batch);
         let origin = Origin {
@@ -70,7 +70,8 @@ impl Gang {
         }
     }
 
-    /// What a rank came to. When all have spoken of a step they agree, or the job is at its end.
+    /// Applies a rank's weight digests. Once all ranks have reported a step, the digests must be
+    /// equal; otherwise the job ends.
     pub(crate) fn ledger_digests(
         &mut self,
         rank: Rank,
@@ -88,8 +89,9 @@ impl Gang {
             ledger.digests.clear();
             (ledger.digests_of, ledger.agreed) = (generation, Step(0));
         }
-        let news = |digest: &&WeightDigest| ledger.agreed < digest.step && digest.step <= steps_max;
-        let fresh: Vec<&WeightDigest> = digests.iter().filter(news).collect();
+        let is_new =
+            |digest: &&WeightDigest| ledger.agreed < digest.step && digest.step <= steps_max;
+        let fresh: Vec<&WeightDigest> = digests.iter().filter(is_new).collect();
         for digest in fresh {
             let of_step = ledger.digests.entry(digest.step).or_default();
             of_step.entry(rank).or_insert_with(|| digest.sha256.clone());
@@ -97,12 +99,12 @@ impl Gang {
         while DIGESTS_MAX < ledger.digests.len() {
             ledger.digests.pop_first();
         }
-        let (told_generation, told_step) = (ledger.tip().generation, ledger.tip().step);
-        let said_by_all = |of_step: &BTreeMap<Rank, String>| of_step.len() == world;
+        let (tip_generation, tip_step) = (ledger.tip().generation, ledger.tip().step);
+        let complete = |of_step: &BTreeMap<Rank, String>| of_step.len() == world;
         while let Some(first) = ledger
             .digests
             .first_entry()
-            .filter(|first| said_by_all(first.get()))
+            .filter(|first| complete(first.get()))
         {
             let step = *first.key();
             let values: BTreeSet<&String> = first.get().values().collect();
@@ -111,12 +113,12 @@ impl Gang {
                 .filter(|_| values.len() == 1)
                 .map(|sha256| (*sha256).clone())
             else {
-                let said = first.remove();
-                let what = disagreement(step, &said, members);
+                let by_rank = first.remove();
+                let what = disagreement(step, &by_rank, members);
                 return Some(Ending::WeightsDisagree { what });
             };
-            // Rank 0's word on the step comes with its digest, or before long.
-            if told_generation != generation || told_step < step {
+            // Rank 0 reports the step together with its digest, or soon after.
+            if tip_generation != generation || tip_step < step {
                 break;
             }
             first.remove();
@@ -134,7 +136,7 @@ impl Gang {
         self.ledger.is_pending()
     }
 
-    /// Takes what is to be saved; the job's record then says so.
+    /// Takes the ledger entries to save. The job's record is updated to match.
     pub(crate) fn take_ledger(&mut self) -> Option<Record> {
         let job = self.head.id.clone();
         self.has_ledger_pending().then(|| Record::Ledger {
@@ -143,9 +145,9 @@ impl Gang {
         })
     }
 
-    /// The newest step of the running generation whose entry is saved: its rank need not tell it
+    /// The newest step of the running generation whose entry is saved. Its rank need not report it
     /// again.
-    pub(super) fn ledgered(&self) -> Step {
+    pub(super) fn saved_step(&self) -> Step {
         let resumed = self.resumed();
         let tip = self.ledger.saved();
         if tip.generation == self.head.generation {
@@ -156,44 +158,44 @@ impl Gang {
     }
 }
 
-fn disagreement(step: Step, said: &BTreeMap<Rank, String>, members: &[Member]) -> String {
-    let place = |rank: Rank| {
+fn disagreement(step: Step, by_rank: &BTreeMap<Rank, String>, members: &[Member]) -> String {
+    let describe = |rank: Rank| {
         let member = members.iter().find(|member| member.runs(rank));
         member.map_or_else(
             || format!("rank {rank}"),
             |member| format!("rank {rank} on {}", member.worker.name),
         )
     };
-    let short = |sha256: &str| sha256.get(..12).unwrap_or(sha256).to_owned();
+    let abbreviate = |sha256: &str| sha256.get(..12).unwrap_or(sha256).to_owned();
     let mut by_value: BTreeMap<&String, Vec<Rank>> = BTreeMap::new();
-    for (rank, sha256) in said {
+    for (rank, sha256) in by_rank {
         by_value.entry(sha256).or_default().push(*rank);
     }
-    let alone = by_value
+    let unique = by_value
         .iter()
         .filter(|(_, ranks)| ranks.len() == 1)
         .collect::<Vec<_>>();
-    if let [(value, ranks)] = alone[..]
+    if let [(value, ranks)] = unique[..]
         && by_value.len() == 2
     {
         let others = by_value
             .keys()
             .find(|other| *other != value)
-            .map_or_else(String::new, |other| short(other));
+            .map_or_else(String::new, |other| abbreviate(other));
         return format!(
-            "{} is alone: its weights after step {step} are {}, those of the other {} ranks \
-            {others}",
-            place(ranks[0]),
-            short(value),
-            said.len() - 1
+            "{} diverged: its weights after step {step} are {}, those of the other {} ranks are \
+             {others}",
+            describe(ranks[0]),
+            abbreviate(value),
+            by_rank.len() - 1
         );
     }
-    let each: Vec<String> = said
+    let each: Vec<String> = by_rank
         .iter()
-        .map(|(rank, sha256)| format!("{} {}", place(*rank), short(sha256)))
+        .map(|(rank, sha256)| format!("{} {}", describe(*rank), abbreviate(sha256)))
         .collect();
     format!(
-        "the ranks' weights after step {step} differ, and nobody can tell whose are right: {}",
+        "the ranks' weights differ after step {step}, and it is unknown which are correct: {}",
         each.join(", ")
     )
 }

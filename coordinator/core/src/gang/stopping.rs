@@ -1,20 +1,20 @@
-//! The planned end of a generation, once it was asked for.
+//! A requested graceful stop of a generation.
 
 use crate::record::Millis;
 use proto::message::GracefulStop;
 use std::fmt;
 
-/// Why a generation should end although nothing is wrong.
+/// Why a generation should end without a fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Planned {
     Paused,
-    /// It goes on with these workers instead of those it has.
+    /// It continues on these workers.
     Moves {
         to: Vec<String>,
     },
-    /// Others need its workers more, or they are drained; what it waits for then.
-    MakesWay {
-        lack: String,
+    /// Other jobs take its workers, or its workers are drained. `shortage` is why it then waits.
+    Preempted {
+        shortage: String,
     },
 }
 
@@ -23,16 +23,16 @@ pub(crate) struct Stopping {
     pub(crate) why: Planned,
     pub(crate) how: GracefulStop,
     pub(crate) asked: Millis,
-    /// Then it ends, whatever its ranks have done.
+    /// When it ends, whatever its ranks have done.
     pub(crate) until: Millis,
 }
 
 impl fmt::Display for Planned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Paused => f.write_str("somebody paused it"),
-            Self::Moves { to } => write!(f, "it is to run on {}", to.join(", ")),
-            Self::MakesWay { lack } => write!(f, "it makes way: {lack}"),
+            Self::Paused => f.write_str("paused by a user"),
+            Self::Moves { to } => write!(f, "moves to {}", to.join(", ")),
+            Self::Preempted { shortage } => write!(f, "preempted: {shortage}"),
         }
     }
 }

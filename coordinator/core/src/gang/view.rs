@@ -1,7 +1,7 @@
-//! What is shown of a gang.
+//! The view of a gang.
 
 use super::job::Gang;
-use crate::shown::{JobView, RankView};
+use crate::view_model::{JobView, RankView};
 
 impl Gang {
     pub(crate) fn view(&self) -> JobView<'_> {
@@ -21,7 +21,7 @@ impl Gang {
             ranks: ranks.collect(),
             last_step: self.newest.last_step.as_ref(),
             step: self.newest.acknowledged.max(self.committed()),
-            stopping: self.stops_because(),
+            stopping: self.stop_reason(),
             units: None,
         }
     }

@@ -1,17 +1,17 @@
-//! Why a gang is where it is.
+//! Explains why a gang is in its current state.
 
 use super::job::{Gang, State};
 use super::running::{RankAt, Running};
+use crate::format::seconds;
 use crate::head::Ended;
 use crate::partitions::Partitions;
 use crate::placement::{Decision, Shortage};
 use crate::record::Millis;
-use crate::shown::{WaitsFor, Why};
-use crate::words::seconds;
+use crate::view_model::{WaitsFor, Why};
 use proto::message::RankPhase;
 
 impl Gang {
-    /// What it waits for at `now`; `decision` is what placement decided of it last.
+    /// What it waits for at `now`. `decision` is the last decision of placement about it.
     pub(crate) fn why(
         &self,
         decision: Option<&Decision>,
@@ -25,7 +25,7 @@ impl Gang {
             State::Queued(queued) => self.why_queued(&queued.reason, decision),
             State::Ended(Ended::Done { .. }) => Why::new("over", "it is done", None),
             State::Ended(Ended::Cancelled { .. }) => {
-                Why::new("over", "somebody cancelled it", None)
+                Why::new("over", "it was cancelled by a user", None)
             }
             State::Ended(Ended::Failed { reason, .. }) => {
                 Why::new("over", &format!("it failed: {reason}"), None)
@@ -33,12 +33,15 @@ impl Gang {
         }
     }
 
-    /// Adds who could join and does not reach those that it should join.
+    /// Adds the standbys that cannot join because they cannot reach a member.
     fn why_left_out(&self, mut why: Why, partitions: &Partitions) -> Why {
         let members = || self.members().iter().map(|member| &member.worker);
         for standby in self.standby_workers() {
             let pairs = partitions.among(members().chain([standby]));
-            if partitions.from(standby).any(|other| self.is_member(other)) {
+            if partitions
+                .unreachable_from(standby)
+                .any(|other| self.is_member(other))
+            {
                 why.sentence = format!("{}; {} is left out: {pairs}", why.sentence, standby.name);
             }
         }
@@ -48,26 +51,25 @@ impl Gang {
     fn why_queued(&self, reason: &str, decision: Option<&Decision>) -> Why {
         let id = &self.head.id;
         if self.writing.is_some() {
-            let sentence = "it waits to hear whether its last manifest was written".to_owned();
             return Why::new(
                 "manifest",
-                &sentence,
-                Some("an answer of the object store".to_owned()),
+                "it waits for its last manifest to be written",
+                Some("a response from the object store".to_owned()),
             );
         }
         if self.head.paused {
             return Why::new(
                 "paused",
-                "somebody paused it",
+                "it was paused by a user",
                 Some(format!("`coordinator resume {id}`")),
             );
         }
-        if let Some(reason) = &self.head.held_up {
-            return Why::held_up(reason, id);
+        if let Some(reason) = &self.head.blocked_by {
+            return Why::blocked(reason, id);
         }
         match decision {
             Some(Decision::Wait(shortage)) => Why {
-                sentence: format!("it {shortage}{}", self.kept()),
+                sentence: format!("it {shortage}{}", self.state_held_by()),
                 constraint: shortage.constraint(),
                 remedy: Some(Shortage::remedy(shortage)),
                 waits_for: None,
@@ -75,7 +77,7 @@ impl Gang {
             Some(Decision::Run(_)) => Why::new(
                 "release",
                 &format!("it {reason}"),
-                Some("their halt, which has begun".to_owned()),
+                Some("the graceful stop of those jobs, which has begun".to_owned()),
             ),
             None => Why::new("workers", reason, None),
         }
@@ -85,7 +87,7 @@ impl Gang {
         if let Some(rank) =
             running.last_rank(|rank| matches!(rank.phase, Some(RankPhase::Failed { .. })))
         {
-            return waits(running, "failed-rank", "ends because", rank, now);
+            return waits(running, "failed-rank", "is ending", rank, now);
         }
         let behind = running.last_rank(|rank| {
             matches!(
@@ -97,24 +99,25 @@ impl Gang {
             return waits(
                 running,
                 "forming",
-                "forms a group and waits because",
+                "is forming its process group",
                 rank,
                 now,
             );
         }
-        if let Some(why) = self.stops_because() {
+        if let Some(why) = self.stop_reason() {
             let finishing = running.last_rank(|rank| rank.phase != Some(RankPhase::Finished));
             let mut answer = match finishing {
                 Some(rank) => waits(
                     running,
                     "halting",
-                    "ends its generation in order and waits because",
+                    "is stopping its generation gracefully",
                     rank,
                     now,
                 ),
                 None => Why::new(
                     "halting",
-                    "ends its generation in order and waits for its checkpoint to be committed",
+                    "it is stopping its generation gracefully and waits for its checkpoint to be \
+                     committed",
                     None,
                 ),
             };
@@ -126,18 +129,18 @@ impl Gang {
         {
             let step = writing.checkpoint().step;
             let sentence = format!(
-                "all ranks are done; it waits for the manifest of step {step} to be written"
+                "all ranks have finished; it waits for the manifest of step {step} to be written"
             );
             return Why::new(
                 "manifest",
                 &sentence,
-                Some("an answer of the object store".to_owned()),
+                Some("a response from the object store".to_owned()),
             );
         }
         if running.all_finished() {
             return Why::new(
                 "last-checkpoint",
-                "all ranks are done; it waits for the shards of the last checkpoint",
+                "all ranks have finished; it waits for the shards of the last checkpoint",
                 None,
             );
         }
@@ -152,16 +155,16 @@ impl Gang {
             .as_ref()
             .map(|step| step.seconds.total());
         let last = last.map_or_else(String::new, |seconds| {
-            format!("; the step before took {seconds:.1} s")
+            format!("; the previous step took {seconds:.1} s")
         });
-        let (waits_for, awaited) = awaited(running, now);
-        let for_so_long = seconds(for_ms);
-        // The ranks know it; what rank 0 told last may be of the generation before.
+        let (waits_for, waiting_for) = waiting_for(running, now);
+        let duration = seconds(for_ms);
+        // The ranks' activities name the step; rank 0's last step may be of an earlier generation.
         let activity = running.ranks.values().filter_map(|rank| rank.activity);
         let activity = activity.map(|activity| activity.step.0).max().unwrap_or(0);
         let step = activity.max(self.newest.acknowledged.0 + 1);
         let sentence =
-            format!("it trains: step {step} has been going on for {for_so_long}{last}{awaited}");
+            format!("it is training: step {step} has taken {duration} so far{last}{waiting_for}");
         Why {
             sentence,
             constraint: "step",
@@ -171,9 +174,9 @@ impl Gang {
     }
 }
 
-/// Whom a step waits for, as the end of a sentence too: who is slowest by what the ranks say, or
-/// else who was heard least recently.
-fn awaited(running: &Running, now: Millis) -> (Option<WaitsFor>, String) {
+/// The rank that a step waits for, also as the end of a sentence: the slowest rank according to the
+/// reports, or else the rank with the oldest report.
+fn waiting_for(running: &Running, now: Millis) -> (Option<WaitsFor>, String) {
     if let Some(slowest) = running.slowest(now)
         && let Some(at) = running.at(slowest.rank)
         && let Some(mut it) = waits_for(running, at, at.live.since, now)
@@ -182,7 +185,7 @@ fn awaited(running: &Running, now: Millis) -> (Option<WaitsFor>, String) {
         it.phase = format!("{}: {}", it.phase, slowest.stage);
         let others = match slowest.waiting {
             0 => String::new(),
-            1 => ", and another waits for it in the reduction".to_owned(),
+            1 => ", and 1 other waits for it in the reduction".to_owned(),
             waiting => format!(", and {waiting} others wait for it in the reduction"),
         };
         let text = format!(
@@ -196,10 +199,10 @@ fn awaited(running: &Running, now: Millis) -> (Option<WaitsFor>, String) {
     }
     let waits_for = running
         .longest_silent()
-        .and_then(|at| waits_for(running, at, at.live.heard, now));
+        .and_then(|at| waits_for(running, at, at.live.last_report, now));
     let text = waits_for.as_ref().map_or_else(String::new, |it| {
         format!(
-            "; least recently heard: rank {} on {}, {} ago",
+            "; the oldest report is from rank {} on {}, {} ago",
             it.rank,
             it.worker.name,
             seconds(it.for_ms)
@@ -247,7 +250,7 @@ fn waits(
         | None => String::new(),
     };
     Why {
-        sentence: format!("it {what} {text}{error}{others}"),
+        sentence: format!("it {what}: {text}{error}{others}"),
         constraint,
         remedy: None,
         waits_for,

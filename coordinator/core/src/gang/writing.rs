@@ -1,4 +1,4 @@
-//! A manifest that was handed to the shell and not yet answered.
+//! A manifest write that was requested from the shell and has no result yet.
 
 use crate::record::Millis;
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
@@ -6,10 +6,10 @@ use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 #[derive(Debug)]
 pub(crate) struct Writing {
     pub(crate) manifest: CheckpointManifest,
-    /// It is handed over again then.
+    /// When the write is requested again.
     pub(crate) retry_at: Millis,
     pub(crate) attempts: u32,
-    /// The last answer.
+    /// The last error.
     pub(crate) error: String,
 }
 

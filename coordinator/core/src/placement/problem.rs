@@ -1,4 +1,4 @@
-//! What placement decides from.
+//! The input of placement.
 
 use crate::partitions::Partitions;
 use proto::id::{JobId, WorkerId};
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Demand {
     pub(crate) job: JobId,
-    /// Its place in the queue.
+    /// Its position in submit order.
     pub(crate) number: u64,
     pub(crate) priority: i32,
     pub(crate) team: String,
@@ -17,15 +17,16 @@ pub(crate) struct Demand {
     pub(crate) workers_max: u32,
     pub(crate) devices_per_worker: u32,
     pub(crate) device: DeviceKind,
-    /// It still waits for `workers_max` before it is content with fewer.
+    /// It still waits for `workers_max` before it starts with fewer.
     pub(crate) in_grace_period: bool,
     /// The workers of its running generation.
     pub(crate) holds: Vec<WorkerId>,
-    /// Where survivors of its last generation hold the newest state, while it waits.
+    /// While it waits: workers with survivors of its last generation, which hold the newest state.
     pub(crate) warm: Vec<WorkerId>,
-    /// Workers that it is not given for now: its processes ended there.
+    /// Workers in back-off, because its processes ended there. They are not assigned to it.
     pub(crate) avoid: Vec<WorkerId>,
-    /// It is given no two workers that do not reach each other, beside those that it holds.
+    /// Unreachable pairs, except between workers that it holds. It is never assigned both workers
+    /// of a pair.
     pub(crate) partitions: Partitions,
 }
 
@@ -41,18 +42,18 @@ pub(crate) struct NodeCapacity {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     Open,
-    /// It cannot be told anything now: whoever is there stays, and nobody comes.
+    /// It is disconnected: jobs on it stay, and no job is added.
     CutOff,
-    /// Somebody drains it: whoever is there leaves.
+    /// It is drained: jobs on it leave.
     Drained,
 }
 
-/// Everything that decides.
+/// The complete input of the solver.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Problem {
     /// In submit order.
     pub(crate) demands: Vec<Demand>,
     pub(crate) nodes: Vec<NodeCapacity>,
-    /// Devices that a team may hold at one time; teams that are not named may hold any number.
+    /// Maximum number of devices per team. A team without an entry has no limit.
     pub(crate) quotas: BTreeMap<String, u32>,
 }

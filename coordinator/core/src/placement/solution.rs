@@ -1,4 +1,4 @@
-//! What placement decides.
+//! The output of placement.
 
 use super::problem::Problem;
 use super::shortage::Shortage;
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// One member on each of these workers, in order of their names.
+    /// One member on each of these workers, sorted by name.
     Run(Vec<WorkerId>),
     Wait(Box<Shortage>),
 }
@@ -17,5 +17,5 @@ pub(crate) type Solution = BTreeMap<JobId, Decision>;
 /// Devices by worker.
 pub(crate) type Devices = BTreeMap<WorkerId, u32>;
 
-/// What was decided last, and on what.
-pub(crate) type Solved = Option<(Problem, Solution)>;
+/// The last problem and its solution.
+pub(crate) type LastPlacement = Option<(Problem, Solution)>;

@@ -1,8 +1,8 @@
-//! What is given to whom while a solution is made. It knows what a gang may take and at whose cost;
-//! [`super`] knows in which order they take it.
+//! The assignments while a solution is computed. This module computes which nodes a gang may take
+//! and at what cost; [`super`] decides the order in which gangs take them.
 
 use super::problem::{Access, Demand, NodeCapacity, Problem};
-use super::shortage::{Blocker, Lack, Shortage};
+use super::shortage::{Blocker, Constraint, Shortage};
 use super::solution::{Decision, Solution};
 use proto::id::WorkerId;
 use std::cmp::Reverse;
@@ -12,60 +12,61 @@ pub(super) struct Table<'a> {
     problem: &'a Problem,
     nodes: Vec<NodeState<'a>>,
     jobs: Vec<JobState>,
-    /// Devices given, by team and number of the job.
+    /// Assigned devices, by team and job number.
     teams: BTreeMap<&'a str, BTreeMap<u64, u32>>,
-    /// The same, by team.
+    /// Assigned devices, by team.
     totals: BTreeMap<&'a str, u32>,
 }
 
 struct NodeState<'a> {
     node: &'a NodeCapacity,
-    /// Devices that were not given to anybody yet, though somebody may hold them still.
+    /// Devices that are not assigned yet. A job may still hold them.
     free: u32,
-    /// The same less what waiting jobs keep for themselves.
-    open: u32,
-    /// Jobs that hold devices here beyond what they were given, and how many all of them hold.
+    /// Free devices minus those reserved for waiting jobs.
+    unreserved: u32,
+    /// Jobs that hold devices here that were not assigned to them yet.
     holders: Vec<usize>,
+    /// Number of devices that `holders` hold.
     held: u32,
-    /// The first job that keeps something here.
-    kept_for: Option<usize>,
+    /// The first job with a reservation here.
+    reserved_for: Option<usize>,
 }
 
 #[derive(Default)]
 struct JobState {
     given: Vec<usize>,
-    /// Where it holds devices beyond what it was given.
+    /// Nodes where it holds devices that were not assigned to it yet.
     holds: Vec<usize>,
-    /// None: admitted, or not looked at yet.
-    lack: Option<Lack>,
-    /// Seats that it may not take, because others that it may take do not reach them.
-    left_out: Vec<usize>,
+    /// None if it is admitted or was not considered yet.
+    constraint: Option<Constraint>,
+    /// Nodes that it may not take, because other nodes that it may take cannot reach them.
+    excluded: Vec<usize>,
 }
 
-/// How dear a seat is: who must go, and what follows for the dearest of them. Ordered.
+/// The cost of taking a node: which jobs lose a worker, and the most important of them. Ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Cost {
     /// It holds devices there already.
     Own,
     Free,
-    /// Jobs that have more than their minimum lose some.
-    Shrinks(Dearness),
-    /// Jobs fall below their minimum.
-    MakesWay(Dearness),
+    /// Jobs shrink, but keep their minimum.
+    Shrinks(Importance),
+    /// Jobs fall below their minimum and are preempted.
+    Preempts(Importance),
 }
 
-/// Of a job that loses a worker: its priority, then its age.
-type Dearness = (i32, Reverse<u64>);
+/// The importance of a job that loses a worker: its priority, then its age.
+type Importance = (i32, Reverse<u64>);
 
 impl<'a> Table<'a> {
     pub(super) fn new(problem: &'a Problem) -> Self {
         let state = |node: &'a NodeCapacity| NodeState {
             node,
             free: node.devices,
-            open: node.devices,
+            unreserved: node.devices,
             holders: Vec::new(),
             held: 0,
-            kept_for: None,
+            reserved_for: None,
         };
         let mut nodes: Vec<NodeState<'a>> = problem.nodes.iter().map(state).collect();
         let by_worker: BTreeMap<&WorkerId, usize> = problem
@@ -101,7 +102,7 @@ impl<'a> Table<'a> {
         &self.problem.demands[job]
     }
 
-    /// Devices given to the job's team.
+    /// Devices assigned to the job's team.
     pub(super) fn team_devices(&self, job: usize) -> u32 {
         self.totals
             .get(self.demand(job).team.as_str())
@@ -109,7 +110,7 @@ impl<'a> Table<'a> {
             .unwrap_or(0)
     }
 
-    /// Of these, those of jobs that were submitted before it.
+    /// Devices assigned to jobs of its team that were submitted before it.
     pub(super) fn older_devices(&self, job: usize) -> u32 {
         let demand = self.demand(job);
         let team = self.teams.get(demand.team.as_str());
@@ -125,59 +126,64 @@ impl<'a> Table<'a> {
     }
 
     pub(super) fn is_admitted(&self, job: usize) -> bool {
-        self.jobs[job].lack.is_none()
+        self.jobs[job].constraint.is_none()
     }
 
-    /// Gives a job its minimum, or keeps for it what there is.
+    /// Assigns a job its minimum, or reserves free nodes for it.
     pub(super) fn admit(&mut self, job: usize) {
         let demand = self.demand(job);
-        let least = demand.workers_min.max(1);
-        self.leave_out(job);
-        if let Some(lack) = self.over_quota(job, least) {
-            return self.refuse(job, lack);
+        let min_workers = demand.workers_min.max(1);
+        self.exclude_unreachable(job);
+        if let Some(constraint) = self.over_quota(job, min_workers) {
+            return self.set_waiting(job, constraint);
         }
         let grace_over = !demand.in_grace_period
             || self.costs(job).filter(|cost| *cost <= Cost::Free).count()
                 >= demand.workers_max as usize;
-        if grace_over && least as usize <= self.costs(job).count() {
-            for _ in 0..least {
+        if grace_over && min_workers as usize <= self.costs(job).count() {
+            for _ in 0..min_workers {
                 self.take_cheapest(job);
             }
             return;
         }
-        let enough = least as usize <= self.costs(job).count();
-        self.refuse(
+        let enough = min_workers as usize <= self.costs(job).count();
+        self.set_waiting(
             job,
             if enough {
-                Lack::GracePeriod
+                Constraint::GracePeriod
             } else {
-                Lack::Workers
+                Constraint::Workers
             },
         );
-        let could = |state: &NodeState<'_>| {
+        let usable = |state: &NodeState<'_>| {
             state.node.access != Access::Drained && fits(demand, state.node)
         };
-        let able: Vec<&WorkerId> = (self.nodes.iter().filter(|state| could(state)))
+        let usable_workers: Vec<&WorkerId> = (self.nodes.iter().filter(|state| usable(state)))
             .map(|state| &state.node.worker)
             .collect();
-        if demand.partitions.together(&[], &[], &able).len() < least as usize {
+        if demand
+            .partitions
+            .choose_connected(&[], &[], &usable_workers)
+            .len()
+            < min_workers as usize
+        {
             return;
         }
-        for state in self.nodes.iter_mut().filter(|state| could(state)) {
-            state.open -= state.open.min(demand.devices_per_worker);
-            state.kept_for.get_or_insert(job);
+        for state in self.nodes.iter_mut().filter(|state| usable(state)) {
+            state.unreserved -= state.unreserved.min(demand.devices_per_worker);
+            state.reserved_for.get_or_insert(job);
         }
     }
 
-    /// Chooses those of the seats that it may take that all reach each other: its own first, then
-    /// the cheapest.
-    fn leave_out(&mut self, job: usize) {
+    /// Excludes nodes so that the remaining ones can all reach each other. Prefers nodes that the
+    /// job holds, then the cheapest.
+    fn exclude_unreachable(&mut self, job: usize) {
         let partitions = &self.demand(job).partitions;
         if partitions.is_empty() {
             return;
         }
         let mut nodes: Vec<_> = (0..self.nodes.len())
-            .filter_map(|index| Some((self.cost(job, index)?, self.rank_for(job, index), index)))
+            .filter_map(|index| Some((self.cost(job, index)?, self.preference(job, index), index)))
             .collect();
         nodes.sort();
         let worker = |index: usize| &self.nodes[index].node.worker;
@@ -190,29 +196,29 @@ impl<'a> Table<'a> {
             };
             list.push(worker(*index));
         }
-        let together = partitions.together(&own, &warm, &cold);
+        let together = partitions.choose_connected(&own, &warm, &cold);
         let indices = nodes.into_iter().map(|(_, _, index)| index);
-        self.jobs[job].left_out = indices
+        self.jobs[job].excluded = indices
             .filter(|index| !together.contains(&worker(*index)))
             .collect();
     }
 
-    /// It waits, and nobody need spare what it holds.
-    fn refuse(&mut self, job: usize, lack: Lack) {
+    /// The job waits, and its held devices become available.
+    fn set_waiting(&mut self, job: usize, constraint: Constraint) {
         for index in self.jobs[job].holds.clone() {
-            self.let_go(job, index);
+            self.release(job, index);
         }
-        self.jobs[job].lack = Some(lack);
+        self.jobs[job].constraint = Some(constraint);
     }
 
-    /// Gives an admitted job one worker more, if it can use it.
+    /// Assigns one more worker to an admitted job, if it can use one. Returns whether it did.
     pub(super) fn grow(&mut self, job: usize) -> bool {
         let demand = self.demand(job);
         let more = self.workers(job) < demand.workers_max as usize
             && self.over_quota(job, 1).is_none()
             && self
                 .costs(job)
-                .any(|cost| !matches!(cost, Cost::MakesWay(_)));
+                .any(|cost| !matches!(cost, Cost::Preempts(_)));
         if more {
             self.take_cheapest(job);
         }
@@ -222,8 +228,8 @@ impl<'a> Table<'a> {
     pub(super) fn into_solution(self) -> Solution {
         let decide = |(job, demand): (usize, &Demand)| {
             let state = &self.jobs[job];
-            let decision = match &state.lack {
-                Some(lack) => Decision::Wait(Box::new(self.shortage(job, lack))),
+            let decision = match &state.constraint {
+                Some(constraint) => Decision::Wait(Box::new(self.shortage(job, constraint))),
                 None => {
                     let mut workers: Vec<WorkerId> = state
                         .given
@@ -244,16 +250,16 @@ impl<'a> Table<'a> {
             .collect()
     }
 
-    fn over_quota(&self, job: usize, workers: u32) -> Option<Lack> {
+    fn over_quota(&self, job: usize, workers: u32) -> Option<Constraint> {
         let demand = self.demand(job);
         let quota = *self.problem.quotas.get(&demand.team)?;
         let used = self.team_devices(job);
         let needs = u64::from(workers) * u64::from(demand.devices_per_worker);
         let over = u64::from(quota) < u64::from(used) + needs;
-        over.then_some(Lack::Quota { quota, used })
+        over.then_some(Constraint::Quota { quota, used })
     }
 
-    /// What each seat costs that the job may take.
+    /// The cost of each node that the job may take.
     fn costs(&self, job: usize) -> impl Iterator<Item = Cost> {
         (0..self.nodes.len()).filter_map(move |index| self.cost(job, index))
     }
@@ -263,7 +269,7 @@ impl<'a> Table<'a> {
         let needs = demand.devices_per_worker;
         if !fits(demand, state.node)
             || state.free < needs
-            || self.jobs[job].left_out.contains(&index)
+            || self.jobs[job].excluded.contains(&index)
         {
             return None;
         }
@@ -274,7 +280,7 @@ impl<'a> Table<'a> {
             return Some(Cost::Own);
         }
         if state.node.access != Access::Open
-            || state.open < needs
+            || state.unreserved < needs
             || self.jobs[job].given.contains(&index)
         {
             return None;
@@ -283,23 +289,23 @@ impl<'a> Table<'a> {
             return Some(Cost::Free);
         }
         let victims = self.victims(job, index);
-        let dearness = |victim: &usize| {
+        let importance = |victim: &usize| {
             (
                 self.demand(*victim).priority,
                 Reverse(self.demand(*victim).number),
             )
         };
-        Some(match victims.iter().map(dearness).max() {
+        Some(match victims.iter().map(importance).max() {
             None => Cost::Free,
-            Some(dearest) if victims.iter().all(|victim| self.has_surplus(*victim)) => {
-                Cost::Shrinks(dearest)
+            Some(highest) if victims.iter().all(|victim| self.has_surplus(*victim)) => {
+                Cost::Shrinks(highest)
             }
-            Some(dearest) => Cost::MakesWay(dearest),
+            Some(highest) => Cost::Preempts(highest),
         })
     }
 
-    /// Who must leave a seat so that the job can come: those that have more than they need, of the
-    /// lowest priority, the youngest, first.
+    /// The jobs that must leave a node to make room: first those above their minimum, then by
+    /// lowest priority, then the youngest.
     fn victims(&self, job: usize, index: usize) -> Vec<usize> {
         let state = &self.nodes[index];
         let mut idle = state.free.saturating_sub(state.held);
@@ -330,27 +336,27 @@ impl<'a> Table<'a> {
 
     fn take_cheapest(&mut self, job: usize) {
         let index = (0..self.nodes.len())
-            .filter_map(|index| Some((self.cost(job, index)?, self.rank_for(job, index), index)))
+            .filter_map(|index| Some((self.cost(job, index)?, self.preference(job, index), index)))
             .min()
             .map(|(_, _, index)| index)
-            .expect("the caller counted the seats");
+            .expect("the caller checked that a node is available");
         let needs = self.demand(job).devices_per_worker;
-        if !self.let_go(job, index) {
+        if !self.release(job, index) {
             for victim in self.victims(job, index) {
-                self.let_go(victim, index);
+                self.release(victim, index);
                 let state = &self.jobs[victim];
                 if state.given.len() + state.holds.len()
                     < self.demand(victim).workers_min.max(1) as usize
                 {
                     for other in state.holds.clone() {
-                        self.let_go(victim, other);
+                        self.release(victim, other);
                     }
                 }
             }
         }
         let state = &mut self.nodes[index];
         state.free -= needs;
-        state.open = state.open.saturating_sub(needs);
+        state.unreserved = state.unreserved.saturating_sub(needs);
         self.jobs[job].given.push(index);
         let demand = &self.problem.demands[job];
         let team = self.teams.entry(demand.team.as_str()).or_default();
@@ -358,9 +364,9 @@ impl<'a> Table<'a> {
         *self.totals.entry(demand.team.as_str()).or_default() += needs;
     }
 
-    /// Among seats of one cost: one where the job's state is, then the one with most free devices,
-    /// then by name.
-    fn rank_for(&self, job: usize, index: usize) -> (bool, Reverse<u32>, &'a WorkerId) {
+    /// The preference among nodes of equal cost: nodes that hold the job's state, then those with
+    /// the most free devices, then by name.
+    fn preference(&self, job: usize, index: usize) -> (bool, Reverse<u32>, &'a WorkerId) {
         let state = &self.nodes[index];
         let worker = &state.node.worker;
         (
@@ -370,8 +376,8 @@ impl<'a> Table<'a> {
         )
     }
 
-    /// A job no longer counts on what it holds there. False when it held nothing.
-    fn let_go(&mut self, job: usize, index: usize) -> bool {
+    /// Releases what the job holds on the node. Returns false if it held nothing.
+    fn release(&mut self, job: usize, index: usize) -> bool {
         let held = self.jobs[job].holds.contains(&index);
         if held {
             self.jobs[job].holds.retain(|other| *other != index);
@@ -381,10 +387,10 @@ impl<'a> Table<'a> {
         held
     }
 
-    /// Told against what is left at the end, so that solving again tells the same.
-    fn shortage(&self, job: usize, lack: &Lack) -> Shortage {
+    /// Computed from the final state of the table, so that solving again gives the same result.
+    fn shortage(&self, job: usize, constraint: &Constraint) -> Shortage {
         let demand = self.demand(job);
-        let mut shortage = Shortage::new(demand, lack.clone());
+        let mut shortage = Shortage::new(demand, constraint.clone());
         let usable = |state: &&NodeState<'_>| {
             fits(demand, state.node) && state.node.access != Access::Drained
         };
@@ -408,13 +414,13 @@ impl<'a> Table<'a> {
             {
                 &mut shortage.busy
             } else {
-                match state.kept_for {
-                    Some(keeper) if keeper != job => {
+                match state.reserved_for {
+                    Some(owner) if owner != job => {
                         let blocker = Blocker {
                             worker: name,
-                            job: self.demand(keeper).job.clone(),
+                            job: self.demand(owner).job.clone(),
                         };
-                        shortage.kept.push(blocker);
+                        shortage.reserved.push(blocker);
                         continue;
                     }
                     Some(_) | None => &mut shortage.ready,

@@ -39,7 +39,7 @@ fn node(number: u32, devices: u32) -> NodeCapacity {
     }
 }
 
-/// So many workers with one device each.
+/// `count` workers with one device each.
 fn nodes(count: u32) -> Vec<NodeCapacity> {
     (1..=count).map(|number| node(number, 1)).collect()
 }
@@ -62,15 +62,15 @@ fn problem(demands: &[Demand], nodes: Vec<NodeCapacity>) -> Problem {
 /// `expected` names the workers of each job, or what it waits for, in the order of the jobs.
 fn expect(problem: &Problem, expected: &[&str]) {
     let solution = solve(problem);
-    let told: Vec<String> = problem
+    let actual: Vec<String> = problem
         .demands
         .iter()
-        .map(|demand| tell(&solution[&demand.job]))
+        .map(|demand| describe(&solution[&demand.job]))
         .collect();
-    assert_eq!(told, expected);
+    assert_eq!(actual, expected);
 }
 
-fn tell(decision: &Decision) -> String {
+fn describe(decision: &Decision) -> String {
     match decision {
         Decision::Run(workers) => workers
             .iter()
@@ -85,34 +85,35 @@ fn tell(decision: &Decision) -> String {
 fn a_gang_takes_what_it_can_use_and_no_less_than_it_needs() {
     expect(&problem(&[gang(1, 1, 2, 1)], nodes(3)), &["w1 w2"]);
     expect(&problem(&[gang(1, 2, 3, 1)], nodes(2)), &["w1 w2"]);
-    let lacks = "needs 2 cpu workers with 3 free devices; 1 is free (w2); busy: w1";
+    let waits = "needs 2 cpu workers with 3 free devices; 1 is free (w2); busy: w1";
     let busy = holding(gang(1, 1, 1, 2), &[1]);
     expect(
         &problem(&[busy, gang(2, 2, 2, 3)], vec![node(1, 4), node(2, 4)]),
-        &["w1", lacks],
+        &["w1", waits],
     );
 }
 
 #[test]
-fn those_that_could_not_fit_keep_nobody_waiting() {
-    let lacks = "needs 3 cpu workers with 1 free device; 1 is free (w1); busy: w2";
+fn a_job_that_could_not_fit_delays_no_other() {
+    let waits = "needs 3 cpu workers with 1 free device; 1 is free (w1); busy: w2";
     let demands = [gang(1, 3, 3, 1), gang(2, 1, 1, 2)];
     expect(
         &problem(&demands, vec![node(1, 1), node(2, 2)]),
-        &[lacks, "w2"],
+        &[waits, "w2"],
     );
 }
 
 #[test]
-fn a_settling_gang_wants_all_that_it_can_use() {
+fn a_gang_in_its_grace_period_waits_for_all_workers_that_it_can_use() {
     let in_grace_period = Demand {
         in_grace_period: true,
         ..gang(1, 1, 2, 1)
     };
-    let lacks = "needs 1 cpu worker with 1 free device; 1 is free (w1); waits a moment for up to 2";
+    let waits = "needs 1 cpu worker with 1 free device; 1 is free (w1); \
+                 waits briefly for up to 2 workers";
     expect(
         &problem(std::slice::from_ref(&in_grace_period), nodes(1)),
-        &[lacks],
+        &[waits],
     );
     expect(&problem(&[in_grace_period], nodes(2)), &["w1 w2"]);
 }
@@ -127,8 +128,8 @@ fn the_reason_tells_workers_apart_and_says_what_would_help() {
         &problem(&[cuda], nodes(1)),
         &["needs 1 cuda worker with 1 free device; none is up"],
     );
-    let lacks = "needs 1 cpu worker with 8 free devices; none is free; too few devices: w1";
-    expect(&problem(&[gang(1, 1, 1, 8)], vec![node(1, 4)]), &[lacks]);
+    let waits = "needs 1 cpu worker with 8 free devices; none is free; too few devices: w1";
+    expect(&problem(&[gang(1, 1, 1, 8)], vec![node(1, 4)]), &[waits]);
     let drained = NodeCapacity {
         access: Access::Drained,
         ..node(1, 1)
@@ -160,7 +161,7 @@ fn a_drained_worker_loses_what_it_has_and_one_that_is_cut_off_keeps_it() {
         ),
         &["w2"],
     );
-    let away = NodeCapacity {
+    let disconnected = NodeCapacity {
         access: Access::CutOff,
         ..node(1, 1)
     };
@@ -168,14 +169,14 @@ fn a_drained_worker_loses_what_it_has_and_one_that_is_cut_off_keeps_it() {
     expect(
         &problem(
             &[holding(gang(1, 1, 1, 1), &[1]), gang(2, 1, 1, 1)],
-            vec![away],
+            vec![disconnected],
         ),
         &["w1", busy],
     );
 }
 
 #[test]
-fn a_higher_priority_shrinks_others_first_and_then_takes_their_place() {
+fn a_higher_priority_shrinks_others_first_and_then_preempts_them() {
     let high = |workers| Demand {
         priority: 5,
         ..gang(9, workers, workers, 1)
@@ -253,20 +254,20 @@ fn a_quota_bounds_a_team_and_holds_nobody_else_back() {
 }
 
 #[test]
-fn a_job_that_waits_keeps_what_it_could_use() {
+fn a_job_that_waits_reserves_what_it_could_use() {
     let running = holding(gang(1, 1, 1, 1), &[1]);
     let big = "needs 2 cpu workers with 1 free device; 1 is free (w2); busy: w1";
-    let kept = "needs 1 cpu worker with 1 free device; none is free; busy: w1; w2 is kept for \
-    job-2, which is before it";
+    let reserved = "needs 1 cpu worker with 1 free device; none is free; busy: w1; \
+                    w2 is reserved for job-2, which is ahead in the queue";
     expect(
         &problem(
             &[running.clone(), gang(2, 2, 2, 1), gang(3, 1, 1, 1)],
             nodes(2),
         ),
-        &["w1", big, kept],
+        &["w1", big, reserved],
     );
-    // What the first could not use, or does not need, delays it nowhere.
-    let mut indices = vec![node(1, 2), node(2, 2), node(3, 1)];
+    // Workers that the first job cannot use or does not need are not reserved for it.
+    let mut nodes = vec![node(1, 2), node(2, 2), node(3, 1)];
     let demands = [
         holding(gang(1, 1, 1, 2), &[1]),
         gang(2, 2, 2, 2),
@@ -274,11 +275,11 @@ fn a_job_that_waits_keeps_what_it_could_use() {
     ];
     let big =
         "needs 2 cpu workers with 2 free devices; 1 is free (w2); busy: w1; too few devices: w3";
-    expect(&problem(&demands, indices.clone()), &["w1", big, "w3"]);
-    indices[1] = node(2, 3);
-    indices.pop();
+    expect(&problem(&demands, nodes.clone()), &["w1", big, "w3"]);
+    nodes[1] = node(2, 3);
+    nodes.pop();
     let big = "needs 2 cpu workers with 2 free devices; 1 is free (w2); busy: w1";
-    expect(&problem(&demands, indices), &["w1", big, "w2"]);
+    expect(&problem(&demands, nodes), &["w1", big, "w2"]);
 }
 
 fn any_demands(priorities: u32) -> impl Strategy<Value = Vec<Demand>> {
@@ -325,8 +326,8 @@ fn any_nodes() -> impl Strategy<Value = Vec<NodeCapacity>> {
     })
 }
 
-/// Some jobs run where an earlier solution put them; the others came later, and workers were
-/// drained since.
+/// Some jobs run where an earlier solution placed them. The others came later, and workers have
+/// changed since.
 fn any_problem(priorities: u32) -> impl Strategy<Value = Problem> {
     let quotas = prop::option::of(1..10_u32);
     (
@@ -348,7 +349,7 @@ fn any_problem(priorities: u32) -> impl Strategy<Value = Problem> {
                 quotas: BTreeMap::new(),
             };
             let solution = solve(&early);
-            carry_out(&mut early, &solution);
+            apply_solution(&mut early, &solution);
             let holds: BTreeMap<JobId, Vec<WorkerId>> = early
                 .demands
                 .into_iter()
@@ -370,7 +371,7 @@ fn any_problem(priorities: u32) -> impl Strategy<Value = Problem> {
         })
 }
 
-/// The same, and some workers do not reach each other.
+/// The same, and some workers cannot reach each other.
 fn any_partitioned_problem(priorities: u32) -> impl Strategy<Value = Problem> {
     let pairs = prop::collection::vec((1..8_u32, 1..8_u32), 0..6);
     let warm = prop::collection::vec(1..8_u32, 0..3);
@@ -379,8 +380,8 @@ fn any_partitioned_problem(priorities: u32) -> impl Strategy<Value = Problem> {
         for (a, b) in pairs.into_iter().filter(|(a, b)| a != b) {
             partitions.add(&id(a), &id(b), "no answer");
         }
-        let told = |demand: Demand| Demand {
-            partitions: partitions.beyond(demand.holds.iter()),
+        let partitioned = |demand: Demand| Demand {
+            partitions: partitions.not_among(demand.holds.iter()),
             warm: if demand.holds.is_empty() {
                 warm.iter().copied().map(id).collect()
             } else {
@@ -389,7 +390,7 @@ fn any_partitioned_problem(priorities: u32) -> impl Strategy<Value = Problem> {
             ..demand
         };
         Problem {
-            demands: problem.demands.into_iter().map(told).collect(),
+            demands: problem.demands.into_iter().map(partitioned).collect(),
             ..problem
         }
     })
@@ -402,10 +403,10 @@ fn runs<'a>(solution: &'a Solution, demand: &Demand) -> &'a [WorkerId] {
     }
 }
 
-/// How many seats have room for the job beside these.
-fn room(problem: &Problem, demand: &Demand, beside: &[(&Demand, &[WorkerId])]) -> usize {
+/// How many nodes have room for the job in addition to the other jobs.
+fn room(problem: &Problem, demand: &Demand, others: &[(&Demand, &[WorkerId])]) -> usize {
     let free = |node: &NodeCapacity| {
-        let here = beside
+        let here = others
             .iter()
             .filter(|(_, workers)| workers.contains(&node.worker));
         node.devices
@@ -438,7 +439,7 @@ fn a_job_that_waits_goes_on_where_its_state_is() {
         &problem(&[warm(gang(1, 2, 2, 1), &[3])], nodes(3)),
         &["w1 w3"],
     );
-    // Even if it leaves out more than it need.
+    // Even if it excludes more workers than necessary.
     let alone = [(3, 1), (3, 2)];
     expect(
         &problem(
@@ -465,21 +466,24 @@ fn workers_that_do_not_reach_each_other_are_not_given_together() {
         &problem(&[partitions(gang(1, 2, 4, 1), &alone)], nodes(4)),
         &["w2 w3 w4"],
     );
-    // One that they make impossible keeps no devices from others.
-    let lacks = "needs 2 cpu workers with 1 free device; 1 is free (w2); busy: w1; w1 and w2 do \
-    not reach each other (w1 \
-                 asks w2 at w:7073: no answer)";
+    // A job that the partition makes impossible reserves no devices.
+    let waits = "needs 2 cpu workers with 1 free device; 1 is free (w2); busy: w1; \
+                 w1 and w2 cannot reach each other (from w1 to w2 at w:7073: no answer)";
     expect(
         &problem(
             &[partitions(gang(1, 2, 2, 1), &pair), gang(2, 1, 1, 1)],
             nodes(2),
         ),
-        &[lacks, "w1"],
+        &[waits, "w1"],
     );
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 1_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn gangs_are_whole_and_no_device_is_given_twice(problem in any_partitioned_problem(3)) {
@@ -493,13 +497,13 @@ proptest! {
             }
             let count = u32::try_from(workers.len()).expect("a few");
             prop_assert!(demand.workers_min <= count && count <= demand.workers_max);
-            prop_assert_eq!(workers.iter().collect::<BTreeSet<_>>().len(), workers.len(), "one \
-            member per worker");
-            prop_assert!(demand.partitions.among(workers.iter()).is_empty(), "{:?} of \
-            {:?}", workers, demand.partitions);
+            let distinct = workers.iter().collect::<BTreeSet<_>>().len();
+            prop_assert_eq!(distinct, workers.len(), "one member per worker");
+            let partitioned = demand.partitions.among(workers.iter());
+            prop_assert!(partitioned.is_empty(), "{:?} of {:?}", workers, demand.partitions);
             for worker in workers {
-                let node = problem.nodes.iter().find(|node| node.worker == *worker).expect("a \
-                seat");
+                let node = problem.nodes.iter().find(|node| node.worker == *worker);
+                let node = node.expect("a node");
                 prop_assert_eq!(node.device, demand.device);
                 let may = match node.access {
                     Access::Open => true,
@@ -512,8 +516,8 @@ proptest! {
             *teams.entry(&demand.team).or_default() += count * demand.devices_per_worker;
         }
         for node in &problem.nodes {
-            prop_assert!(used.get(&node.worker).copied().unwrap_or(0) <= node.devices, "{:?}: \
-            {:?}", node, used);
+            let used_here = used.get(&node.worker).copied().unwrap_or(0);
+            prop_assert!(used_here <= node.devices, "{:?}: {:?}", node, used);
         }
         for (team, quota) in &problem.quotas {
             prop_assert!(teams.get(team.as_str()).copied().unwrap_or(0) <= *quota);
@@ -524,31 +528,45 @@ proptest! {
     fn solving_a_solution_changes_nothing(problem in any_partitioned_problem(3)) {
         let solution = solve(&problem);
         let mut held = problem;
-        carry_out(&mut held, &solution);
+        apply_solution(&mut held, &solution);
         let again = solve(&held);
         prop_assert_eq!(again, solution);
     }
 
-    /// Whoever starts behind a job that waits, that job could start when it could have started
-    /// without them: whichever of the jobs that run now have ended by then.
+    /// Jobs that start behind a waiting job do not delay it: whichever of the running jobs end, it
+    /// can start whenever it could have started without them.
     #[test]
-    fn who_starts_behind_a_job_that_waits_does_not_delay_it(problem in any_problem(3), ended: u16) {
+    fn a_job_that_starts_behind_a_waiting_job_does_not_delay_it(
+        problem in any_problem(3),
+        ended: u16,
+    ) {
         let solution = solve(&problem);
         for demand in problem.demands.iter().filter(|demand| runs(&solution, demand).is_empty()) {
             let behind = |other: &Demand| {
                 other.priority < demand.priority
-                    || (other.priority == demand.priority && other.team == demand.team && demand.number < other.number)
+                    || (other.priority == demand.priority
+                        && other.team == demand.team
+                        && demand.number < other.number)
             };
             let Decision::Wait(shortage) = &solution[&demand.job] else { continue };
-            if shortage.to_string().contains("quota") || room(&problem, demand, &[]) < demand.workers_min as usize {
+            if shortage.to_string().contains("quota")
+                || room(&problem, demand, &[]) < demand.workers_min as usize
+            {
                 continue;
             }
-            let index = |other: &'_ Demand| runs(&solution, other).to_vec();
-            let others: Vec<(&Demand, Vec<WorkerId>)> =
-                problem.demands.iter().filter(|other| other.job != demand.job).map(|other| (other, index(other))).collect();
+            let assigned = |other: &'_ Demand| runs(&solution, other).to_vec();
+            let others: Vec<(&Demand, Vec<WorkerId>)> = problem
+                .demands
+                .iter()
+                .filter(|other| other.job != demand.job)
+                .map(|other| (other, assigned(other)))
+                .collect();
             let stays = |other: &Demand| !behind(other) && ended >> other.number & 1 == 0;
-            let without: Vec<(&Demand, &[WorkerId])> =
-                others.iter().filter(|(other, _)| stays(other)).map(|(other, workers)| (*other, workers.as_slice())).collect();
+            let without: Vec<(&Demand, &[WorkerId])> = others
+                .iter()
+                .filter(|(other, _)| stays(other))
+                .map(|(other, workers)| (*other, workers.as_slice()))
+                .collect();
             let started = |other: &Demand| behind(other) && other.holds.is_empty();
             let with: Vec<(&Demand, &[WorkerId])> = others
                 .iter()
@@ -563,21 +581,26 @@ proptest! {
         }
     }
 
-    /// Jobs end, the longest running first, and new ones come for ever: whoever fits on the cluster
-    /// gets its turn.
+    /// Jobs end, the longest running first, and new ones keep coming: every job that fits on the
+    /// cluster starts eventually.
     #[test]
-    fn nobody_starves(demands in any_demands(1), nodes in any_nodes(), newcomers in any_demands(1)) {
+    fn no_job_starves(
+        demands in any_demands(1),
+        nodes in any_nodes(),
+        newcomers in any_demands(1),
+    ) {
         let open = |node: NodeCapacity| NodeCapacity { access: Access::Open, ..node };
         let mut problem = problem(&demands, nodes.into_iter().map(open).collect());
         problem.demands.iter_mut().for_each(|demand| demand.in_grace_period = false);
         let empty = Problem { demands: vec![], ..problem.clone() };
         problem.demands.retain(|demand| demand.workers_min as usize <= room(&empty, demand, &[]));
-        let mut waiting: BTreeSet<JobId> = problem.demands.iter().map(|demand| demand.job.clone()).collect();
+        let mut waiting: BTreeSet<JobId> =
+            problem.demands.iter().map(|demand| demand.job.clone()).collect();
         let mut running: Vec<JobId> = Vec::new();
         let mut number = 100;
         for _ in 0..60 {
             let solution = solve(&problem);
-            carry_out(&mut problem, &solution);
+            apply_solution(&mut problem, &solution);
             for demand in problem.demands.iter().filter(|demand| !demand.holds.is_empty()) {
                 waiting.remove(&demand.job);
                 if !running.contains(&demand.job) {
@@ -591,9 +614,14 @@ proptest! {
             for newcomer in &newcomers {
                 number += 1;
                 let job = JobId(format!("job-{number}"));
-                problem.demands.push(Demand { job, number, in_grace_period: false, ..newcomer.clone() });
+                problem.demands.push(Demand {
+                    job,
+                    number,
+                    in_grace_period: false,
+                    ..newcomer.clone()
+                });
             }
-            // The queue is cut at its end, as if those who see how long it is went away.
+            // Bounds the queue by dropping jobs at its end.
             let mut index = 0;
             problem.demands.retain(|demand| {
                 index += 1;

@@ -1,30 +1,36 @@
-//! What a worker is told to do for a job of units.
+//! A worker's assignment for a job of units.
 
 use super::job::Units;
-use super::lease::named;
+use super::lease::order_units;
 use crate::config::Config;
 use proto::id::WorkerId;
 use proto::message::{Assignment, GracefulStop, Run, UnitOrder};
 
 impl Units {
-    /// What this worker should do for the job.
+    /// What this worker should run for the job.
     pub(crate) fn assignment(&self, worker: &WorkerId, config: &Config) -> Option<Assignment> {
-        let part = self.part(worker)?;
-        let leases = part.ranks.iter().map(|(rank, units)| (*rank, named(units)));
+        let participant = self.participant(worker)?;
+        let leases = participant
+            .ranks
+            .iter()
+            .map(|(rank, units)| (*rank, order_units(units)));
         let head = &self.head;
         Some(Assignment {
             job: head.id.clone(),
-            generation: part.generation,
+            generation: participant.generation,
             job_toml: head.job_toml.clone(),
             dataset_version: head.dataset_version.clone(),
             store_url: config.store_url.clone(),
             detect_within_ms: config.detect_within_ms,
-            first_rank: part.member.first_rank,
-            ranks: part.member.ranks,
-            graceful_stop: part.leaving.as_ref().map(|_| GracefulStop::WithCheckpoint),
+            first_rank: participant.member.first_rank,
+            ranks: participant.member.ranks,
+            graceful_stop: participant
+                .leaving
+                .as_ref()
+                .map(|_| GracefulStop::WithCheckpoint),
             run: Run::Units(UnitOrder {
                 source: head.source.clone(),
-                leases: leases.filter(|(_, named)| !named.is_empty()).collect(),
+                leases: leases.filter(|(_, units)| !units.is_empty()).collect(),
             }),
         })
     }

@@ -1,4 +1,4 @@
-//! What a job of units waits for only so long.
+//! Timeouts of a job of units.
 
 use super::fail::Missing;
 use super::job::Units;
@@ -6,13 +6,14 @@ use crate::deadline::Deadlines;
 use crate::record::Millis;
 
 impl Units {
-    /// Ranks that should have been reported by now, one of each worker.
+    /// Ranks whose report is overdue, at most one per worker.
     pub(super) fn overdue(&self, deadlines: Deadlines, now: Millis) -> Vec<Missing> {
-        let missing = self.parts().iter().filter_map(|part| {
-            let mut ranks = part.ranks.iter();
-            let (rank, _) = ranks.find(|(_, it)| deadlines.report_timeout(it.live.heard) <= now)?;
+        let missing = self.participants().iter().filter_map(|participant| {
+            let mut ranks = participant.ranks.iter();
+            let (rank, _) =
+                ranks.find(|(_, it)| deadlines.report_timeout(it.live.last_report) <= now)?;
             Some(Missing {
-                worker: part.worker().clone(),
+                worker: participant.worker().clone(),
                 rank: *rank,
             })
         });
@@ -20,12 +21,18 @@ impl Units {
     }
 
     pub(crate) fn next_deadline(&self, deadlines: Deadlines) -> Option<Millis> {
-        let ranks = self.parts().iter().flat_map(|part| part.ranks.values());
-        let heard = ranks.map(|rank| rank.live.heard).min();
-        let leaving = self.parts().iter().filter_map(|part| part.leaving.as_ref());
+        let ranks = self
+            .participants()
+            .iter()
+            .flat_map(|participant| participant.ranks.values());
+        let last_report = ranks.map(|rank| rank.live.last_report).min();
+        let leaving = self
+            .participants()
+            .iter()
+            .filter_map(|participant| participant.leaving.as_ref());
         let leaving = leaving.map(|leaving| leaving.until);
-        heard
-            .map(|heard| deadlines.report_timeout(heard))
+        last_report
+            .map(|last_report| deadlines.report_timeout(last_report))
             .into_iter()
             .chain(leaving)
             .chain(self.backing_off.values().copied())

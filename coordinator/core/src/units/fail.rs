@@ -1,7 +1,7 @@
-//! What goes wrong with units, with the processes that work on them, and with workers.
+//! Failures of units, of the processes that run them, and of workers.
 
 use super::job::Units;
-use super::part::{Leaving, Part};
+use super::participant::{Leaving, Participant};
 use crate::deadline::Deadlines;
 use crate::event::Event;
 use crate::explain::{Ending, failure};
@@ -13,7 +13,7 @@ use proto::message::{RankReport, Stage, UnitRange};
 use proto::spec::{OnFailedUnit, UNIT_FAILURES_MAX};
 
 impl Units {
-    /// A unit that this worker held failed there, and is in nobody's lease now.
+    /// A unit failed on this worker. It is no longer in any lease.
     pub(super) fn fail_unit(
         &mut self,
         worker: &WorkerId,
@@ -21,7 +21,7 @@ impl Units {
         error: String,
         outbox: &mut Outbox,
     ) {
-        let error: String = error.chars().take(WORDS_MAX).collect();
+        let error: String = error.chars().take(ERROR_CHARS_MAX).collect();
         let failures = self.pool.fail(unit, &worker.name, error.clone());
         outbox.emit(Event::UnitFailed {
             job: self.head.id.clone(),
@@ -31,7 +31,7 @@ impl Units {
             error: error.clone(),
         });
         self.save(outbox);
-        self.has_free_units();
+        self.mark_units_freed();
         if failures < UNIT_FAILURES_MAX {
             return;
         }
@@ -62,7 +62,7 @@ impl Units {
         }
     }
 
-    /// A rank process ended. The unit that it was at is to blame; if it was at none, the worker is.
+    /// A rank process ended. Its current unit is blamed; without one, the worker is.
     pub(super) fn process_ended(
         &mut self,
         worker: &WorkerId,
@@ -74,32 +74,32 @@ impl Units {
             return;
         };
         if self.is_asked_to_leave(worker) && !ending.is_permanent() {
-            // Its daemon, or we, may have ended the process in the middle of a unit, which is
-            // nobody's fault.
-            return self.let_rank_go(worker, report.rank, outbox);
+            // The daemon or the coordinator may have ended the process in the middle of a unit,
+            // which is no fault.
+            return self.release_rank(worker, report.rank, outbox);
         }
-        let in_hand = self.take_in_hand(worker, report);
-        let what = match in_hand {
-            Some(unit) => format!("{ending}; it was at unit {unit}"),
-            None => format!("{ending}; it was at no unit"),
+        let current_unit = self.take_current_unit(worker, report);
+        let what = match current_unit {
+            Some(unit) => format!("{ending}; its current unit was {unit}"),
+            None => format!("{ending}; it had no current unit"),
         };
         self.head.permanent_failure |= ending.is_permanent();
-        if in_hand.is_none() {
-            self.leave_if_others_work(worker, &what, deadlines, outbox);
+        if current_unit.is_none() {
+            self.back_off_worker(worker, &what, deadlines, outbox);
         }
-        self.lose_rank(worker, report.rank, in_hand.is_some(), what, outbox);
-        if let Some(unit) = in_hand {
+        self.lose_rank(worker, report.rank, current_unit.is_some(), what, outbox);
+        if let Some(unit) = current_unit {
             self.fail_unit(worker, unit, ending.to_string(), outbox);
         }
     }
 
-    /// The unit that a rank was at when it ended, out of its lease.
-    fn take_in_hand(&mut self, worker: &WorkerId, report: &RankReport) -> Option<u64> {
-        let part = self
-            .parts_mut()
+    /// Removes the current unit of an ended rank from its lease, and returns it.
+    fn take_current_unit(&mut self, worker: &WorkerId, report: &RankReport) -> Option<u64> {
+        let participant = self
+            .participants_mut()
             .iter_mut()
-            .find(|part| part.worker() == worker)?;
-        let rank = part.ranks.get_mut(&report.rank)?;
+            .find(|participant| participant.worker() == worker)?;
+        let rank = participant.ranks.get_mut(&report.rank)?;
         let Some(Stage::Unit(unit)) = rank.live.activity.map(|activity| activity.stage) else {
             return None;
         };
@@ -108,7 +108,7 @@ impl Units {
         held.then_some(unit)
     }
 
-    /// The worker is up and does not report a rank.
+    /// The worker is up but does not report a rank.
     pub(super) fn rank_missing(
         &mut self,
         missing: &Missing,
@@ -119,7 +119,7 @@ impl Units {
             rank: missing.rank,
             worker: missing.worker.clone(),
         };
-        self.leave_if_others_work(&missing.worker, &ending.to_string(), deadlines, outbox);
+        self.back_off_worker(&missing.worker, &ending.to_string(), deadlines, outbox);
         self.lose_rank(
             &missing.worker,
             missing.rank,
@@ -129,114 +129,120 @@ impl Units {
         );
     }
 
-    /// A worker on which processes end with no unit in hand is left alone for a while, where there
-    /// are others.
-    fn leave_if_others_work(
+    /// Puts a worker into back-off if its processes end without a current unit and other workers
+    /// are available.
+    fn back_off_worker(
         &mut self,
         worker: &WorkerId,
         why: &str,
         deadlines: Deadlines,
         outbox: &Outbox,
     ) {
-        let works = |other: &Part| other.leaving.is_none() && other.worker() != worker;
-        if !self.parts().iter().any(works) {
+        let works = |other: &Participant| other.leaving.is_none() && other.worker() != worker;
+        if !self.participants().iter().any(works) {
             return;
         }
         let until = deadlines.standby_backoff(outbox.now);
         self.backing_off.insert(worker.clone(), until);
-        let part = self
-            .parts_mut()
+        let participant = self
+            .participants_mut()
             .iter_mut()
-            .find(|part| part.worker() == worker);
-        if let Some(part) = part.filter(|part| part.leaving.is_none()) {
-            part.leaving = Some(Leaving {
+            .find(|participant| participant.worker() == worker);
+        if let Some(participant) = participant.filter(|participant| participant.leaving.is_none()) {
+            participant.leaving = Some(Leaving {
                 why: why.to_owned(),
                 until: deadlines.graceful_stop(outbox.now),
             });
         }
     }
 
-    /// A rank has no process any more. Its worker's part begins again under the next generation, in
-    /// which a process is started for it; the worker's other ranks keep what they hold.
+    /// A rank lost its process. Its worker gets the next generation, in which a new process is
+    /// started for the rank; the worker's other ranks keep their leases.
     fn lose_rank(
         &mut self,
         worker: &WorkerId,
         rank: Rank,
-        in_unit: bool,
+        during_unit: bool,
         what: String,
         outbox: &mut Outbox,
     ) {
         self.head.restarts += 1;
-        if !in_unit {
+        if !during_unit {
             self.head.restarts_without_progress =
                 (self.head.restarts_without_progress + 1).min(RESTARTS_WITHOUT_PROGRESS_MAX);
         }
-        let follows = if self.head.permanent_failure {
-            "; another attempt would end in the same way".to_owned()
+        let consequence = if self.head.permanent_failure {
+            "; another attempt would fail in the same way".to_owned()
         } else if self.head.restarts_without_progress < RESTARTS_WITHOUT_PROGRESS_MAX {
             String::new()
         } else {
             format!(
-                "; that is process {RESTARTS_WITHOUT_PROGRESS_MAX} in a row that ended with no \
-                unit in hand"
+                "; process {RESTARTS_WITHOUT_PROGRESS_MAX} in a row that ended without a current \
+                 unit"
             )
         };
-        let what = format!("{what}{follows}");
+        let what = format!("{what}{consequence}");
         self.head.record_incident(what.clone(), outbox);
         if !self.is_asked_to_leave(worker) {
             self.next_generation(worker, &what, outbox);
         }
-        self.let_rank_go(worker, rank, outbox);
+        self.release_rank(worker, rank, outbox);
     }
 
     fn is_asked_to_leave(&self, worker: &WorkerId) -> bool {
-        let part = self.parts().iter().find(|part| part.worker() == worker);
-        part.is_some_and(|part| part.leaving.is_some())
+        let participant = self
+            .participants()
+            .iter()
+            .find(|participant| participant.worker() == worker);
+        participant.is_some_and(|participant| participant.leaving.is_some())
     }
 
-    /// What the rank held is free for others.
-    fn let_rank_go(&mut self, worker: &WorkerId, rank: Rank, outbox: &mut Outbox) {
-        let part = self
-            .parts_mut()
+    /// Releases the units of a rank.
+    fn release_rank(&mut self, worker: &WorkerId, rank: Rank, outbox: &mut Outbox) {
+        let participant = self
+            .participants_mut()
             .iter_mut()
-            .find(|part| part.worker() == worker);
-        let Some(lost) = part.and_then(|part| part.ranks.get_mut(&rank)) else {
+            .find(|participant| participant.worker() == worker);
+        let Some(lost) = participant.and_then(|participant| participant.ranks.get_mut(&rank))
+        else {
             return;
         };
         let (lease, done) = (
             std::mem::take(&mut lost.lease),
             std::mem::take(&mut lost.done),
         );
-        outbox.tell.insert(worker.name.clone());
+        outbox.send.insert(worker.name.clone());
         self.release(lease, done);
         self.save(outbox);
     }
 
-    /// A worker's part begins again: nothing is heard of it yet. Its ranks keep what they hold.
+    /// Starts the next generation of a worker, without reports yet. Its ranks keep their leases.
     pub(super) fn next_generation(&mut self, worker: &WorkerId, reason: &str, outbox: &mut Outbox) {
         let (job, generation) = (self.head.id.clone(), self.head.generation.next());
-        let part = self
-            .parts_mut()
+        let participant = self
+            .participants_mut()
             .iter_mut()
-            .find(|part| part.worker() == worker);
-        let Some(part) = part else { return };
+            .find(|participant| participant.worker() == worker);
+        let Some(participant) = participant else {
+            return;
+        };
         outbox.emit(Event::GenerationEnded {
             job: job.clone(),
-            generation: part.generation,
+            generation: participant.generation,
             reason: reason.to_owned(),
         });
         outbox.emit(Event::GenerationFormed {
             job,
             generation,
-            world: part.member.ranks,
+            world: participant.member.ranks,
         });
-        part.generation = generation;
-        for rank in part.ranks.values_mut() {
+        participant.generation = generation;
+        for rank in participant.ranks.values_mut() {
             rank.live = RankLive::new(outbox.now);
-            rank.told_failed.clear();
+            rank.reported_failed.clear();
         }
         self.head.generation = generation;
-        outbox.tell.insert(worker.name.clone());
+        outbox.send.insert(worker.name.clone());
         self.save(outbox);
     }
 }
@@ -248,5 +254,5 @@ pub(super) struct Missing {
     pub(super) rank: Rank,
 }
 
-/// Longest error of a unit that is kept, in characters.
-const WORDS_MAX: usize = 600;
+/// Maximum length of a unit's error, in characters.
+const ERROR_CHARS_MAX: usize = 600;

@@ -1,4 +1,4 @@
-//! What must hold of a job of units after every event.
+//! Invariants of a job of units, checked after every input.
 
 use super::job::{State, Units};
 use crate::fleet::Fleet;
@@ -7,7 +7,7 @@ use proto::message::UnitRange;
 use std::collections::BTreeSet;
 
 impl Units {
-    /// Panics with what is wrong.
+    /// Panics if an invariant is broken.
     pub(crate) fn check(&mut self, fleet: &Fleet) {
         let (head, id) = (&self.head, &self.head.id);
         assert!(
@@ -16,20 +16,24 @@ impl Units {
         );
         assert!(
             head.restarts_without_progress <= RESTARTS_WITHOUT_PROGRESS_MAX,
-            "{id}: too many fruitless processes"
+            "{id}: too many processes without progress"
         );
         if let State::Running(running) = &self.state {
-            assert!(!head.is_lost(), "{id} should have failed");
-            assert!(!running.parts.is_empty(), "{id} runs without workers");
+            assert!(!head.must_fail(), "{id} should have failed");
+            assert!(
+                !running.participants.is_empty(),
+                "{id} runs without workers"
+            );
             let (mut workers, mut generations) = (BTreeSet::new(), BTreeSet::new());
-            for part in &running.parts {
-                let worker = part.worker();
+            for participant in &running.participants {
+                let worker = participant.worker();
                 assert!(workers.insert(worker), "{id}: {worker} is a member twice");
-                assert!(fleet.holds(worker), "{id}: its member {worker} is gone");
+                assert!(fleet.is_alive(worker), "{id}: its member {worker} is down");
                 assert!(
-                    generations.insert(part.generation) && part.generation <= head.generation,
-                    "{id}: generation {} of {worker} is not its own",
-                    part.generation
+                    generations.insert(participant.generation)
+                        && participant.generation <= head.generation,
+                    "{id}: generation {} of {worker} is not unique, or from the future",
+                    participant.generation
                 );
             }
         }
@@ -38,9 +42,12 @@ impl Units {
         }
     }
 
-    /// Every unit is in one place: to be leased, leased to one rank, done, or set aside.
+    /// Every unit is in exactly one place: to be leased, leased to one rank, done, or set aside.
     fn check_units(&self) {
-        let ranks = self.parts().iter().flat_map(|part| part.ranks.values());
+        let ranks = self
+            .participants()
+            .iter()
+            .flat_map(|participant| participant.ranks.values());
         let held = ranks.flat_map(|rank| rank.lease.iter().chain(rank.done.iter()));
         let mut all: Vec<UnitRange> = held.chain(self.pool.all()).collect();
         all.sort();
@@ -49,7 +56,7 @@ impl Units {
             assert_eq!(
                 range.first,
                 next,
-                "{}: unit {} is nowhere, or twice somewhere",
+                "{}: unit {} is missing or in two places",
                 self.head.id,
                 range.first.min(next)
             );
@@ -58,7 +65,7 @@ impl Units {
         assert_eq!(
             next,
             self.pool.plan().count,
-            "{}: units are lost",
+            "{}: units are missing",
             self.head.id
         );
     }

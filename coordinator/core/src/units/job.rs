@@ -1,8 +1,8 @@
-//! A job of units: what it holds over its whole life, and what it holds in each phase. What is
-//! durable of it is its record.
+//! The state of a job of units, over its whole life and in each phase. Its durable part is its
+//! record.
 
 use super::pace::Rate;
-use super::part::Part;
+use super::participant::Participant;
 use super::pool::Pool;
 use crate::head::{Ended, Head};
 use crate::outbox::Outbox;
@@ -19,20 +19,20 @@ pub(crate) struct Units {
     pub(super) state: State,
     pub(super) pool: Pool,
     pub(super) rate: Rate,
-    /// Workers on which a process ended with no unit in hand while there were others, and until
-    /// when none is tried there.
+    /// Workers on which a process ended without a current unit while there were others, and when
+    /// the back-off of each ends.
     pub(super) backing_off: BTreeMap<WorkerId, Millis>,
-    /// Units were done that the record does not name yet.
+    /// Units were completed that are not in the record yet.
     pub(super) has_unsaved: bool,
     /// A lease or the pool changed since it was last checked.
     pub(super) is_changed: bool,
-    /// A ledger without entries: units have none.
+    /// An empty ledger; units write no entries.
     ledger: Tip,
 }
 
 #[derive(Debug)]
 pub(super) enum State {
-    /// What it waits for.
+    /// `reason` is what it waits for.
     Queued {
         reason: String,
     },
@@ -40,17 +40,17 @@ pub(super) enum State {
     Ended(Ended),
 }
 
-/// At least one worker works on it.
+/// At least one worker runs units of it.
 #[derive(Debug)]
 pub(super) struct Running {
-    /// In the order in which they came.
-    pub(super) parts: Vec<Part>,
-    /// Units became free that ranks without any could have.
-    pub(super) has_news: bool,
+    /// In the order in which they joined.
+    pub(super) participants: Vec<Participant>,
+    /// Units became available for ranks without a lease.
+    pub(super) units_freed: bool,
 }
 
 impl Units {
-    /// A job as its record says, at the moment it was submitted or the coordinator restarted.
+    /// Creates the job from its record, at submission or after a restart of the coordinator.
     pub(crate) fn new(record: JobRecord, spec: JobSpec, plan: UnitPlan, now: Millis) -> Self {
         let head = Head::new(&record, spec);
         let units = record.units.unwrap_or_default();
@@ -62,11 +62,12 @@ impl Units {
         let state = match record.phase {
             JobPhase::Queued { reason } => State::Queued { reason },
             JobPhase::Running { members } => {
-                let parts = members.into_iter().zip(generations);
-                let part = |(member, generation)| Part::restored(member, generation, now);
+                let participants = members.into_iter().zip(generations);
+                let participant =
+                    |(member, generation)| Participant::restored(member, generation, now);
                 State::Running(Running {
-                    parts: parts.map(part).collect(),
-                    has_news: true,
+                    participants: participants.map(participant).collect(),
+                    units_freed: true,
                 })
             }
             JobPhase::Done { ended_ms } => State::Ended(Ended::Done { ended_ms }),
@@ -87,11 +88,14 @@ impl Units {
         }
     }
 
-    /// What a restart needs of it.
+    /// The durable state of the job.
     pub(crate) fn record(&self) -> JobRecord {
-        let parts = self.parts();
+        let participants = self.participants();
         let units = UnitsRecord {
-            generations: parts.iter().map(|part| part.generation).collect(),
+            generations: participants
+                .iter()
+                .map(|participant| participant.generation)
+                .collect(),
             ..self.pool.record()
         };
         let head = &self.head;
@@ -110,7 +114,10 @@ impl Units {
                     reason: reason.clone(),
                 },
                 State::Running(_) => JobPhase::Running {
-                    members: parts.iter().map(|part| part.member.clone()).collect(),
+                    members: participants
+                        .iter()
+                        .map(|participant| participant.member.clone())
+                        .collect(),
                 },
                 State::Ended(ended) => ended.phase(),
             },
@@ -138,36 +145,40 @@ impl Units {
         matches!(self.state, State::Ended(_))
     }
 
-    pub(super) fn parts(&self) -> &[Part] {
+    pub(super) fn participants(&self) -> &[Participant] {
         match &self.state {
-            State::Running(running) => &running.parts,
+            State::Running(running) => &running.participants,
             State::Queued { .. } | State::Ended(_) => &[],
         }
     }
 
-    pub(super) fn parts_mut(&mut self) -> &mut [Part] {
+    pub(super) fn participants_mut(&mut self) -> &mut [Participant] {
         match &mut self.state {
-            State::Running(running) => &mut running.parts,
+            State::Running(running) => &mut running.participants,
             State::Queued { .. } | State::Ended(_) => &mut [],
         }
     }
 
     pub(crate) fn members(&self) -> impl Iterator<Item = &Member> {
-        self.parts().iter().map(|part| &part.member)
+        self.participants()
+            .iter()
+            .map(|participant| &participant.member)
     }
 
-    /// Its part on this worker.
-    pub(super) fn part(&self, worker: &WorkerId) -> Option<&Part> {
-        self.parts().iter().find(|part| part.worker() == worker)
+    /// Its participant on this worker.
+    pub(super) fn participant(&self, worker: &WorkerId) -> Option<&Participant> {
+        self.participants()
+            .iter()
+            .find(|participant| participant.worker() == worker)
     }
 
     pub(crate) fn is_member(&self, worker: &WorkerId) -> bool {
-        self.part(worker).is_some()
+        self.participant(worker).is_some()
     }
 
-    /// Units that are neither done nor set aside.
+    /// Number of units that are neither done nor set aside.
     pub(super) fn remaining(&self) -> u64 {
-        let leased: u64 = self.parts().iter().map(Part::leased).sum();
+        let leased: u64 = self.participants().iter().map(Participant::leased).sum();
         self.pool.waiting() + leased
     }
 
@@ -177,11 +188,11 @@ impl Units {
 
     pub(super) fn send_to_all(&self, outbox: &mut Outbox) {
         outbox
-            .tell
+            .send
             .extend(self.members().map(|it| it.worker.name.clone()));
     }
 
-    /// Its phase as people see it.
+    /// The phase shown to users.
     pub(crate) fn shown(&self) -> Phase {
         let phase = match &self.state {
             State::Queued { .. } => Phase::Queued,

@@ -1,7 +1,7 @@
-//! Which units a rank is leased, and when the record says what was done.
+//! Leases units to ranks and records completed units.
 
 use super::job::{State, Units};
-use super::part::{Part, RankUnits};
+use super::participant::{Participant, RankUnits};
 use super::pool::Failures;
 use super::ranges::Ranges;
 use crate::deadline::Deadlines;
@@ -10,8 +10,8 @@ use proto::id::{Rank, WorkerId};
 use proto::message::{RankPhase, UnitRange};
 
 impl Units {
-    /// Leases more units to a rank that has few left, or none. One that still loads has none:
-    /// others may be faster.
+    /// Leases more units to a rank that has few or none left. A rank that is still loading gets
+    /// none: others may be faster.
     pub(super) fn lease(
         &mut self,
         worker: &WorkerId,
@@ -23,27 +23,27 @@ impl Units {
             return;
         };
         let ranks: u64 = running
-            .parts
+            .participants
             .iter()
             .filter(|it| it.leaving.is_none())
-            .map(count)
+            .map(rank_count)
             .sum();
-        // Few units are shared out, so that all ranks end together.
+        // When few units are left they are spread over the ranks, so that all finish together.
         let fair = (self.pool.open() / ranks.max(1) / 2).max(1);
         let Some(index) = running
-            .parts
+            .participants
             .iter()
-            .position(|part| part.worker() == worker)
+            .position(|participant| participant.worker() == worker)
         else {
             return;
         };
-        let (before, standby_backoff) = running.parts.split_at_mut(index);
-        let Some((part, after)) = standby_backoff.split_first_mut() else {
+        let (before, rest) = running.participants.split_at_mut(index);
+        let Some((participant, after)) = rest.split_first_mut() else {
             return;
         };
-        let name = part.member.worker.name.as_str();
-        let leaving = part.leaving.is_some();
-        let Some(holder) = part
+        let name = participant.member.worker.name.as_str();
+        let leaving = participant.leaving.is_some();
+        let Some(holder) = participant
             .ranks
             .get_mut(&rank)
             .filter(|it| !leaving && can_work(it))
@@ -62,26 +62,25 @@ impl Units {
                 .chain(after.iter())
                 .filter(|it| it.leaving.is_none())
         };
-        let told_failed = &holder.told_failed;
+        let reported_failed = &holder.reported_failed;
         let failed_on =
             |failures: &Failures, name: &str| failures.workers.iter().any(|worker| worker == name);
-        let elsewhere = |failures: &Failures| {
-            others().any(|part| !failed_on(failures, &part.member.worker.name))
-        };
-        let may = |unit: u64, failures: &Failures| {
-            !(told_failed.contains(&unit) || failed_on(failures, name) && elsewhere(failures))
+        let untried =
+            |failures: &Failures| others().any(|it| !failed_on(failures, &it.member.worker.name));
+        let may_retry = |unit: u64, failures: &Failures| {
+            !(reported_failed.contains(&unit) || failed_on(failures, name) && untried(failures))
         };
         let taken = self
             .pool
-            .take(group.size().min(fair).saturating_sub(held), may);
+            .take(group.size().min(fair).saturating_sub(held), may_retry);
         if taken.is_empty() {
             let only_here = |unit: &u64, failures: &Failures| {
-                told_failed.contains(unit) && !(failed_on(failures, name) && elsewhere(failures))
+                reported_failed.contains(unit) && !(failed_on(failures, name) && untried(failures))
             };
-            // It begins again under the next generation, in which what it said of them is over.
-            let again = held == 0 && self.pool.again().any(|(unit, it)| only_here(unit, it));
-            if again {
-                self.next_generation(worker, "units that failed are tried again", outbox);
+            // It retries them under the next generation, in which its old failure reports are void.
+            let retry = held == 0 && self.pool.retry().any(|(unit, it)| only_here(unit, it));
+            if retry {
+                self.next_generation(worker, "failed units are retried", outbox);
             }
             return;
         }
@@ -90,20 +89,20 @@ impl Units {
             .for_each(|range| holder.lease.insert(range));
         holder.group = group;
         self.is_changed = true;
-        outbox.tell.insert(worker.name.clone());
+        outbox.send.insert(worker.name.clone());
     }
 
-    /// Leases units to every rank that could have some, where some became free.
+    /// Leases units to every rank that can work, if units became available.
     pub(super) fn lease_all(&mut self, deadlines: Deadlines, outbox: &mut Outbox) {
         let State::Running(running) = &mut self.state else {
             return;
         };
-        if !std::mem::take(&mut running.has_news) || self.pool.open() == 0 {
+        if !std::mem::take(&mut running.units_freed) || self.pool.open() == 0 {
             return;
         }
-        let ranks = running.parts.iter().flat_map(|part| {
-            let ranks = part.ranks.iter().filter(|(_, rank)| can_work(rank));
-            ranks.map(|(rank, _)| (part.worker().clone(), *rank))
+        let ranks = running.participants.iter().flat_map(|participant| {
+            let ranks = participant.ranks.iter().filter(|(_, rank)| can_work(rank));
+            ranks.map(|(rank, _)| (participant.worker().clone(), *rank))
         });
         let ranks: Vec<(WorkerId, Rank)> = ranks.collect();
         for (worker, rank) in ranks {
@@ -115,54 +114,54 @@ impl Units {
         self.has_unsaved
     }
 
-    /// The record says from now on what was done; it is to be saved with this event. Leases name
-    /// those units no more.
-    pub(crate) fn put_into_record(&mut self, outbox: &mut Outbox) {
+    /// Adds completed units to the record, which is saved with this input. They are removed from
+    /// the leases.
+    pub(crate) fn record_done_units(&mut self, outbox: &mut Outbox) {
         if !std::mem::take(&mut self.has_unsaved) {
             return;
         }
         let mut all = Ranges::default();
-        for part in self.parts_mut() {
-            let mut told = false;
-            for rank in part.ranks.values_mut() {
+        for participant in self.participants_mut() {
+            let mut changed = false;
+            for rank in participant.ranks.values_mut() {
                 let done = std::mem::take(&mut rank.done);
-                told |= !done.is_empty();
+                changed |= !done.is_empty();
                 done.iter().for_each(|range| all.insert(range));
             }
-            if told {
-                outbox.tell.insert(part.member.worker.name.clone());
+            if changed {
+                outbox.send.insert(participant.member.worker.name.clone());
             }
         }
         self.pool.save(&all);
-        self.rate.note(outbox.now, self.pool.done().count());
+        self.rate.record(outbox.now, self.pool.done().count());
         self.is_changed = true;
         self.save(outbox);
     }
 
-    /// A rank holds these units no more: what it did is done, and the rest is to be leased.
+    /// Takes back the units of a rank: `done` are complete, and `lease` is to be leased again.
     pub(super) fn release(&mut self, lease: Ranges, done: Ranges) {
         self.has_unsaved |= !done.is_empty();
         done.iter().for_each(|range| self.pool.add_unsaved(range));
         lease.iter().for_each(|range| self.pool.give_back(range));
-        self.has_free_units();
+        self.mark_units_freed();
     }
 
-    pub(super) fn has_free_units(&mut self) {
+    pub(super) fn mark_units_freed(&mut self) {
         self.is_changed = true;
         if let State::Running(running) = &mut self.state {
-            running.has_news = true;
+            running.units_freed = true;
         }
     }
 }
 
-fn count(part: &Part) -> u64 {
-    part.ranks.len() as u64
+fn rank_count(participant: &Participant) -> u64 {
+    participant.ranks.len() as u64
 }
 
-/// It has loaded everything, and works on.
+/// True if the rank has loaded everything and can run units.
 fn can_work(rank: &RankUnits) -> bool {
     match rank.live.phase {
-        Some(RankPhase::Ready | RankPhase::Joining | RankPhase::Training) => rank.is_known,
+        Some(RankPhase::Ready | RankPhase::Joining | RankPhase::Training) => rank.has_reported,
         None
         | Some(
             RankPhase::Starting
@@ -173,8 +172,8 @@ fn can_work(rank: &RankUnits) -> bool {
     }
 }
 
-/// What an order names: units to do, and those that are done and not saved.
-pub(super) fn named(rank: &RankUnits) -> Vec<UnitRange> {
+/// The units in a rank's order: those to run, and those that are completed but not saved.
+pub(super) fn order_units(rank: &RankUnits) -> Vec<UnitRange> {
     let mut all = rank.lease.clone();
     rank.done.iter().for_each(|range| all.insert(range));
     all.to_vec()

@@ -1,7 +1,7 @@
-//! Which workers a job of units asks for, and how they come and go: one by one.
+//! Which workers a job of units requests, and how they join and leave one by one.
 
 use super::job::{Running, State, Units};
-use super::part::{Leaving, Part};
+use super::participant::{Leaving, Participant};
 use crate::deadline::Deadlines;
 use crate::event::Event;
 use crate::outbox::Outbox;
@@ -11,16 +11,19 @@ use crate::record::Member;
 use proto::id::{Rank, WorkerId};
 
 impl Units {
-    /// What it asks of placement, if it wants to run: one worker, and as many as there is work for.
+    /// What it requests from placement, if it should run: at least one worker, and as many as it
+    /// has work for.
     pub(crate) fn demand(&self) -> Option<Demand> {
         let head = &self.head;
-        if self.is_over() || head.paused || head.held_up.is_some() || head.is_lost() {
+        if self.is_over() || head.paused || head.blocked_by.is_some() || head.must_fail() {
             return None;
         }
-        let stays = |part: &&Part| part.leaving.is_none();
-        let holds = || self.parts().iter().filter(stays);
-        let working = holds().filter(|part| 0 < part.leased());
-        let working: Vec<WorkerId> = working.map(|part| part.worker().clone()).collect();
+        let stays = |participant: &&Participant| participant.leaving.is_none();
+        let holds = || self.participants().iter().filter(stays);
+        let working = holds().filter(|participant| 0 < participant.leased());
+        let working: Vec<WorkerId> = working
+            .map(|participant| participant.worker().clone())
+            .collect();
         let useful = self
             .remaining()
             .div_ceil(u64::from(head.devices_per_worker().max(1)));
@@ -34,12 +37,14 @@ impl Units {
             workers_min: 1,
             workers_max: u32::try_from(useful)
                 .unwrap_or(u32::MAX)
-                .min(head.most())
+                .min(head.max_workers())
                 .max(1),
             devices_per_worker: resources.devices_per_worker,
             device: resources.device,
             in_grace_period: false,
-            holds: holds().map(|part| part.worker().clone()).collect(),
+            holds: holds()
+                .map(|participant| participant.worker().clone())
+                .collect(),
             warm: working,
             avoid: self.backing_off.keys().cloned().collect(),
             // Its workers need not reach each other.
@@ -47,7 +52,7 @@ impl Units {
         })
     }
 
-    /// A worker comes, with a generation of its own.
+    /// A worker joins, with a generation of its own.
     pub(crate) fn join(&mut self, worker: WorkerId, outbox: &mut Outbox) {
         let member = Member {
             worker,
@@ -62,22 +67,21 @@ impl Units {
             world: member.ranks,
         });
         outbox.send_to_all(std::slice::from_ref(&member));
-        let part = Part::new(member, generation, outbox);
+        let participant = Participant::new(member, generation, outbox);
         match &mut self.state {
-            State::Running(running) => running.parts.push(part),
+            State::Running(running) => running.participants.push(participant),
             State::Queued { .. } | State::Ended(_) => {
                 self.state = State::Running(Running {
-                    parts: vec![part],
-                    has_news: true,
+                    participants: vec![participant],
+                    units_freed: true,
                 });
             }
         }
         self.save(outbox);
     }
 
-    /// Workers that it holds, and that are not among `given`, finish the units that they are at,
-    /// and leave.
-    pub(crate) fn leave_all_but(
+    /// Asks all workers that are not in `given` to finish their current units and leave.
+    pub(crate) fn release_all_but(
         &mut self,
         given: &[WorkerId],
         why: impl Fn(&WorkerId) -> String,
@@ -85,73 +89,78 @@ impl Units {
         outbox: &mut Outbox,
     ) {
         let (job, until) = (self.head.id.clone(), deadlines.graceful_stop(outbox.now));
-        for part in self.parts_mut() {
-            if part.leaving.is_some() || given.contains(part.worker()) {
+        for participant in self.participants_mut() {
+            if participant.leaving.is_some() || given.contains(participant.worker()) {
                 continue;
             }
-            let why = why(part.worker());
+            let why = why(participant.worker());
             outbox.emit(Event::Stopping {
                 job: job.clone(),
-                generation: part.generation,
+                generation: participant.generation,
                 reason: why.clone(),
             });
-            outbox.tell.insert(part.member.worker.name.clone());
-            part.leaving = Some(Leaving { why, until });
+            outbox.send.insert(participant.member.worker.name.clone());
+            participant.leaving = Some(Leaving { why, until });
         }
     }
 
-    /// Lets those go that are to leave and have finished, hold nothing, or took too long. True when
-    /// one went.
-    pub(crate) fn let_go(&mut self, outbox: &mut Outbox) -> bool {
+    /// Releases leaving workers that have finished, hold no lease, or missed the deadline. Returns
+    /// true if any was released.
+    pub(crate) fn release_workers(&mut self, outbox: &mut Outbox) -> bool {
         let now = outbox.now;
-        let mut gone = Vec::new();
-        for part in self.parts() {
-            let Some(leaving) = &part.leaving else {
+        let mut released = Vec::new();
+        for participant in self.participants() {
+            let Some(leaving) = &participant.leaving else {
                 continue;
             };
-            let worker = part.worker();
-            if part.joined_in == outbox.event {
-                // Who joins and leaves in one event could do so again and again: jobs of units that
-                // ask for one worker would hand it to each other without end.
+            let worker = participant.worker();
+            if participant.joined_in == outbox.input {
+                // A worker must not join and leave during one input: jobs of units that compete for
+                // one worker could pass it back and forth without end.
                 continue;
             }
-            if part.leased() == 0 || part.works_on_nothing() {
-                gone.push((worker.clone(), leaving.why.clone(), false));
+            if participant.leased() == 0 || participant.is_idle() {
+                released.push((worker.clone(), leaving.why.clone(), false));
             } else if leaving.until <= now {
                 let what = format!(
                     "{}; {} had not finished its units in time",
                     leaving.why, worker.name
                 );
-                gone.push((worker.clone(), what, true));
+                released.push((worker.clone(), what, true));
             }
         }
-        let any = !gone.is_empty();
-        for (worker, why, late) in gone {
+        let any = !released.is_empty();
+        for (worker, why, late) in released {
             if late {
                 self.head.record_incident(why.clone(), outbox);
             }
-            self.drop_part(&worker, why, outbox);
+            self.drop_participant(&worker, why, outbox);
         }
         any
     }
 
-    /// This worker works on it no more; what it held is leased again.
-    pub(super) fn drop_part(&mut self, worker: &WorkerId, reason: String, outbox: &mut Outbox) {
+    /// Removes this worker from the job. Its units are leased again.
+    pub(super) fn drop_participant(
+        &mut self,
+        worker: &WorkerId,
+        reason: String,
+        outbox: &mut Outbox,
+    ) {
         let State::Running(running) = &mut self.state else {
             return;
         };
         let Some(index) = running
-            .parts
+            .participants
             .iter()
-            .position(|part| part.worker() == worker)
+            .position(|participant| participant.worker() == worker)
         else {
             return;
         };
-        let part = running.parts.remove(index);
-        let is_last = running.parts.is_empty();
-        let (job, generation) = (self.head.id.clone(), part.generation);
+        let participant = running.participants.remove(index);
+        let is_last = running.participants.is_empty();
+        let (job, generation) = (self.head.id.clone(), participant.generation);
         let event = reason.clone();
-        outbox.emit(match part.leaving {
+        outbox.emit(match participant.leaving {
             Some(_) => Event::Stopped {
                 job,
                 generation,
@@ -163,8 +172,8 @@ impl Units {
                 reason: event,
             },
         });
-        outbox.tell.insert(worker.name.clone());
-        for rank in part.ranks.into_values() {
+        outbox.send.insert(worker.name.clone());
+        for rank in participant.ranks.into_values() {
             self.release(rank.lease, rank.done);
         }
         if is_last {

@@ -1,7 +1,7 @@
-//! Units: jobs of numbered, idempotent pieces of work. Each worker of such a job works alone, with
-//! a generation of its own, so that workers come and go without touching each other; each of its
-//! ranks is leased units in small groups. [`job`] says what a job of units holds in which phase;
-//! the other modules are what happens to it. It knows nothing of other jobs.
+//! Jobs of units: numbered, idempotent pieces of work. Each worker of such a job works alone, in a
+//! generation of its own, so that workers join and leave without affecting each other. Each of its
+//! ranks is leased units in small groups. [`job`] defines the state of such a job in each phase;
+//! the other modules implement its transitions. It does not know about other jobs.
 
 mod assignment;
 mod deadlines;
@@ -11,7 +11,7 @@ mod job;
 mod lease;
 mod members;
 mod pace;
-mod part;
+mod participant;
 mod phase;
 mod pool;
 mod ranges;

@@ -1,19 +1,19 @@
-//! How fast units go: how many a rank is leased at once, and what is shown.
+//! The pace of units: the size of leases, and the displayed rate.
 
 use crate::record::Millis;
 use std::collections::VecDeque;
 
-/// Most units that a rank holds at once.
+/// Maximum number of units that a rank is leased at once.
 const GROUP_MAX: u64 = 4096;
 
-/// How many units a rank is leased at once: its group. It begins with one. A group that was gone in
-/// less than half a `detect_within` is followed by one twice as large, so that fast units need no
-/// message each; one that took longer than twice that time by one half as large, so that slow units
-/// are not hoarded by a rank while another has none.
+/// The number of units that a rank is leased at once: its group, which starts at one. If a group
+/// took less than half a `detect_within`, the next one is twice as large, so that fast units do not
+/// need a message each. If it took more than two `detect_within`, the next one is half as large, so
+/// that a rank does not hold slow units while another rank has none.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Group {
     size: u64,
-    /// When it was leased; None: it is the first.
+    /// When it was leased. None for the first group.
     since: Option<Millis>,
 }
 
@@ -25,23 +25,24 @@ impl Group {
         }
     }
 
-    /// So many are leased when at most [`Self::low`] are left.
+    /// The number of units to hold after a refill. A refill happens when at most [`Self::low`] are
+    /// left.
     pub(crate) fn size(self) -> u64 {
         self.size
     }
 
-    /// A rank that has so few left is leased more: before it has none, where units are fast.
+    /// The refill threshold. It is above zero for fast units, so that a rank does not run out.
     pub(crate) fn low(self) -> u64 {
         self.size / 2
     }
 
-    /// The next group is leased now; `aim_ms` is how long one should last.
+    /// Updates the size for a group that is leased now. `aim_ms` is the target duration of a group.
     pub(crate) fn next(&mut self, now: Millis, aim_ms: u64) {
         if let Some(since) = self.since {
-            let took = now.saturating_sub(since);
-            if took < aim_ms {
+            let elapsed = now.saturating_sub(since);
+            if elapsed < aim_ms {
                 self.size = (self.size * 2).min(GROUP_MAX);
-            } else if aim_ms.saturating_mul(4) < took {
+            } else if aim_ms.saturating_mul(4) < elapsed {
                 self.size = (self.size / 2).max(1);
             }
         }
@@ -49,46 +50,46 @@ impl Group {
     }
 }
 
-/// Time over which a rate is taken.
+/// The window over which the rate is measured.
 const WINDOW_MS: u64 = 60_000;
-/// Moments of the window that are remembered.
-const MOMENTS_MAX: usize = 64;
+/// Maximum number of samples in the window.
+const SAMPLES_MAX: usize = 64;
 
-/// Units that were done lately.
+/// The recent rate of completed units.
 #[derive(Debug, Default)]
 pub(crate) struct Rate {
-    /// When how many units were done, oldest first.
-    moments: VecDeque<Moment>,
+    /// Oldest first.
+    samples: VecDeque<Sample>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Moment {
+struct Sample {
     at: Millis,
     done: u64,
 }
 
 impl Rate {
-    /// So many units are done now.
-    pub(crate) fn note(&mut self, now: Millis, done: u64) {
-        let soon = |last: &Moment| now < last.at.saturating_add(WINDOW_MS / MOMENTS_MAX as u64);
-        if 1 < self.moments.len() && self.moments.get(self.moments.len() - 2).is_some_and(soon) {
-            self.moments.pop_back();
+    /// Records the total number of completed units.
+    pub(crate) fn record(&mut self, now: Millis, done: u64) {
+        let soon = |last: &Sample| now < last.at.saturating_add(WINDOW_MS / SAMPLES_MAX as u64);
+        if 1 < self.samples.len() && self.samples.get(self.samples.len() - 2).is_some_and(soon) {
+            self.samples.pop_back();
         }
-        self.moments.push_back(Moment { at: now, done });
-        while 2 < self.moments.len()
-            && (MOMENTS_MAX < self.moments.len()
+        self.samples.push_back(Sample { at: now, done });
+        while 2 < self.samples.len()
+            && (SAMPLES_MAX < self.samples.len()
                 || self
-                    .moments
+                    .samples
                     .get(1)
                     .is_some_and(|it| it.at.saturating_add(WINDOW_MS) < now))
         {
-            self.moments.pop_front();
+            self.samples.pop_front();
         }
     }
 
-    /// Units per second, as of `now`; 0 when nothing was done for the length of the window.
+    /// Units per second at `now`; 0 if nothing was completed within the window.
     pub(crate) fn per_second(&self, now: Millis) -> f64 {
-        let (Some(first), Some(last)) = (self.moments.front(), self.moments.back()) else {
+        let (Some(first), Some(last)) = (self.samples.front(), self.samples.back()) else {
             return 0.0;
         };
         if last.at.saturating_add(WINDOW_MS) < now {
@@ -118,9 +119,9 @@ mod tests {
     fn a_rate_is_that_of_the_last_minute() {
         let mut rate = Rate::default();
         for second in 0..200 {
-            rate.note(second * 1000, second * second);
+            rate.record(second * 1000, second * second);
         }
-        assert!(rate.moments.len() <= MOMENTS_MAX);
+        assert!(rate.samples.len() <= SAMPLES_MAX);
         let recent = rate.per_second(199_000);
         assert!((335.0..341.0).contains(&recent), "{recent}");
         assert!(rate.per_second(400_000).abs() < f64::EPSILON);

@@ -1,4 +1,4 @@
-//! Every change of phase of a job of units that is not the coming and going of workers.
+//! Phase changes of a job of units, other than workers joining and leaving.
 
 use super::job::{State, Units};
 use crate::event::Event;
@@ -27,8 +27,7 @@ impl Units {
         }
     }
 
-    /// Ends the job when there is nothing more to do or to hope for. True when it is over now and
-    /// was not before.
+    /// Ends the job if it is complete or has failed permanently. Returns true if it ended now.
     pub(super) fn reconcile(&mut self, outbox: &mut Outbox) -> bool {
         if self.is_over() {
             return false;
@@ -38,19 +37,19 @@ impl Units {
             self.fail(format!("all {aside} units were set aside"), outbox);
         } else if self.pool.is_over() {
             let ended_ms = outbox.wall;
-            self.over(Ended::Done { ended_ms }, outbox);
+            self.end(Ended::Done { ended_ms }, outbox);
             outbox.emit(Event::JobDone {
                 job: self.head.id.clone(),
                 step: Step(0),
             });
-        } else if self.head.is_lost() {
+        } else if self.head.must_fail() {
             let last = self
                 .head
                 .incidents
                 .last()
                 .map(|incident| incident.what.clone());
             self.fail(
-                last.unwrap_or_else(|| "it could not go on".to_owned()),
+                last.unwrap_or_else(|| "it failed permanently".to_owned()),
                 outbox,
             );
         } else {
@@ -59,13 +58,13 @@ impl Units {
         true
     }
 
-    /// It fails for a reason that another attempt would meet again.
+    /// Fails the job permanently.
     pub(crate) fn fail(&mut self, reason: String, outbox: &mut Outbox) {
         let ended = Ended::Failed {
             reason: reason.clone(),
             ended_ms: outbox.wall,
         };
-        self.over(ended, outbox);
+        self.end(ended, outbox);
         outbox.emit(Event::JobFailed {
             job: self.head.id.clone(),
             reason,
@@ -74,23 +73,26 @@ impl Units {
 
     pub(crate) fn cancel(&mut self, outbox: &mut Outbox) {
         let ended_ms = outbox.wall;
-        self.over(Ended::Cancelled { ended_ms }, outbox);
+        self.end(Ended::Cancelled { ended_ms }, outbox);
         outbox.emit(Event::JobCancelled {
             job: self.head.id.clone(),
         });
     }
 
-    fn over(&mut self, ended: Ended, outbox: &mut Outbox) {
+    fn end(&mut self, ended: Ended, outbox: &mut Outbox) {
         self.send_to_all(outbox);
-        let parts = match std::mem::replace(&mut self.state, State::Ended(ended)) {
-            State::Running(running) => running.parts,
+        let participants = match std::mem::replace(&mut self.state, State::Ended(ended)) {
+            State::Running(running) => running.participants,
             State::Queued { .. } | State::Ended(_) => Vec::new(),
         };
-        for rank in parts.into_iter().flat_map(|part| part.ranks.into_values()) {
+        for rank in participants
+            .into_iter()
+            .flat_map(|participant| participant.ranks.into_values())
+        {
             self.release(rank.lease, rank.done);
         }
         self.backing_off.clear();
-        self.put_into_record(outbox);
+        self.record_done_units(outbox);
         self.save(outbox);
     }
 }

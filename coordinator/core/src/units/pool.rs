@@ -1,5 +1,5 @@
-//! The units that no rank holds: those to be leased, and those that need nobody any more. Every
-//! unit of a job is here once, or in the lease of one rank.
+//! The units that no rank holds: those to be leased, and those that are done or set aside. Every
+//! unit of a job is either here exactly once or leased to one rank.
 
 use super::ranges::Ranges;
 use crate::record::{FailedUnit, NAMED_UNITS_MAX, UnitsRecord};
@@ -10,33 +10,34 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug)]
 pub(crate) struct Pool {
     plan: UnitPlan,
-    /// To be leased; they never failed.
+    /// Units to lease that never failed.
     open: Ranges,
-    /// To be leased again; they failed.
-    again: BTreeSet<u64>,
-    /// Done, as the record says.
+    /// Failed units to lease again.
+    retry: BTreeSet<u64>,
+    /// Completed units according to the record.
     done: Ranges,
-    /// Done by ranks that are gone; the record does not say so yet.
+    /// Units completed by ranks that no longer exist, not in the record yet.
     unsaved: Ranges,
     set_aside: Ranges,
-    /// Of units that are not done.
+    /// Failures of units that are not done.
     failures: BTreeMap<u64, Failures>,
-    /// The unit that is leased when all others are done or set aside.
+    /// The closing unit, while it must not be leased: it waits until all others are done or set
+    /// aside.
     closing: Option<u64>,
 }
 
 /// How often a unit failed, and where.
 #[derive(Debug, Clone)]
 pub(crate) struct Failures {
-    /// Names of workers, one for each time.
+    /// Names of workers, one per failure.
     pub(crate) workers: Vec<String>,
-    /// The last.
+    /// The last error.
     pub(crate) error: String,
 }
 
 impl Pool {
-    /// As the record says; what was leased is to be leased again. Numbers that the plan does not
-    /// have are left out.
+    /// Restores the pool from the record. Leased units are to be leased again. Numbers outside the
+    /// plan are ignored.
     pub(crate) fn new(plan: UnitPlan, record: &UnitsRecord) -> Self {
         let all = UnitRange {
             first: 0,
@@ -49,7 +50,7 @@ impl Pool {
         let mut pool = Self {
             plan,
             open: Ranges::of([all]),
-            again: BTreeSet::new(),
+            retry: BTreeSet::new(),
             failures: BTreeMap::new(),
             closing: None,
             unsaved: Ranges::default(),
@@ -62,7 +63,7 @@ impl Pool {
         for failed in &record.failed {
             if pool.open.contains(failed.unit) {
                 pool.open.remove(UnitRange::one(failed.unit));
-                pool.again.insert(failed.unit);
+                pool.retry.insert(failed.unit);
             } else if !pool.set_aside.contains(failed.unit) {
                 continue;
             }
@@ -78,23 +79,23 @@ impl Pool {
 
     fn hold_back_closing(&mut self) {
         let last = self.plan.count.saturating_sub(1);
-        let waits = self.open.contains(last) || self.again.contains(&last);
-        if self.plan.closing && waits && self.over() < last {
+        let waits = self.open.contains(last) || self.retry.contains(&last);
+        if self.plan.closing && waits && self.finished_count() < last {
             self.open.remove(UnitRange::one(last));
-            self.again.remove(&last);
+            self.retry.remove(&last);
             self.closing = Some(last);
         }
     }
 
-    /// Done or set aside, as the record says.
-    fn over(&self) -> u64 {
+    /// Number of units that are done or set aside according to the record.
+    fn finished_count(&self) -> u64 {
         self.done.count() + self.set_aside.count()
     }
 
-    /// Lets the closing unit be leased if all others are over. True when it may be now and might
-    /// not before.
+    /// Makes the closing unit available if all others are done or set aside. Returns true if it
+    /// became available now.
     pub(crate) fn open_closing(&mut self) -> bool {
-        let ready = self.over() + 1 == self.plan.count;
+        let ready = self.finished_count() + 1 == self.plan.count;
         let Some(closing) = self.closing.take_if(|_| ready) else {
             return false;
         };
@@ -106,19 +107,19 @@ impl Pool {
         self.plan
     }
 
-    /// Every unit is done or set aside, as the record says.
+    /// True if every unit is done or set aside according to the record.
     pub(crate) fn is_over(&self) -> bool {
-        self.over() == self.plan.count
+        self.finished_count() == self.plan.count
     }
 
-    /// Units that are to be leased, now or later.
+    /// Number of units to lease now or later.
     pub(crate) fn waiting(&self) -> u64 {
-        self.open.count() + self.again.len() as u64 + u64::from(self.closing.is_some())
+        self.open.count() + self.retry.len() as u64 + u64::from(self.closing.is_some())
     }
 
-    /// Units that can be leased now.
+    /// Number of units that can be leased now.
     pub(crate) fn open(&self) -> u64 {
-        self.open.count() + self.again.len() as u64
+        self.open.count() + self.retry.len() as u64
     }
 
     pub(crate) fn done(&self) -> &Ranges {
@@ -129,9 +130,9 @@ impl Pool {
         &self.set_aside
     }
 
-    /// Units that failed and can be leased again.
-    pub(crate) fn again(&self) -> impl Iterator<Item = (&u64, &Failures)> {
-        self.again
+    /// Failed units that can be leased again.
+    pub(crate) fn retry(&self) -> impl Iterator<Item = (&u64, &Failures)> {
+        self.retry
             .iter()
             .filter_map(|unit| self.failures.get_key_value(unit))
     }
@@ -140,47 +141,47 @@ impl Pool {
         &self.failures
     }
 
-    /// Units that failed and are to be tried again.
+    /// Number of failed units to retry.
     pub(crate) fn failed(&self) -> u64 {
         let tried = |unit: &&u64| !self.set_aside.contains(**unit);
         self.failures.keys().filter(tried).count() as u64
     }
 
-    /// Takes units for a rank, those that failed elsewhere first. `may` says of one that failed
-    /// whether this rank may have it.
+    /// Takes units for a rank, failed ones first. `may_retry` decides whether this rank may retry a
+    /// failed unit.
     pub(crate) fn take(
         &mut self,
-        most: u64,
-        may: impl Fn(u64, &Failures) -> bool,
+        limit: u64,
+        may_retry: impl Fn(u64, &Failures) -> bool,
     ) -> Vec<UnitRange> {
         let mut taken = Vec::new();
-        for unit in &self.again {
+        for unit in &self.retry {
             let failures = self.failures.get(unit);
-            if (taken.len() as u64) < most && failures.is_none_or(|it| may(*unit, it)) {
+            if (taken.len() as u64) < limit && failures.is_none_or(|it| may_retry(*unit, it)) {
                 taken.push(UnitRange::one(*unit));
             }
         }
         for range in &taken {
-            self.again.remove(&range.first);
+            self.retry.remove(&range.first);
         }
-        let standby_backoff = most.saturating_sub(taken.len() as u64);
-        taken.extend(self.open.take(standby_backoff));
+        let rest = limit.saturating_sub(taken.len() as u64);
+        taken.extend(self.open.take(rest));
         taken
     }
 
-    /// Takes what of a range can be leased: a rank holds it already.
+    /// Takes the units of a range that can be leased, because a rank already holds them.
     pub(crate) fn claim(&mut self, range: UnitRange) -> Vec<UnitRange> {
         let mut claimed = self.open.within(range);
         claimed.iter().for_each(|it| self.open.remove(*it));
-        let again: Vec<u64> = self.again.range(range.first..range.end).copied().collect();
-        for unit in again {
-            self.again.remove(&unit);
+        let retry: Vec<u64> = self.retry.range(range.first..range.end).copied().collect();
+        for unit in retry {
+            self.retry.remove(&unit);
             claimed.push(UnitRange::one(unit));
         }
         claimed
     }
 
-    /// Units that a rank held, and did not do, are to be leased.
+    /// Returns units that a rank held and did not complete, to be leased again.
     pub(crate) fn give_back(&mut self, range: UnitRange) {
         self.open.insert(range);
         let failed: Vec<u64> = self
@@ -190,11 +191,12 @@ impl Pool {
             .collect();
         for unit in failed {
             self.open.remove(UnitRange::one(unit));
-            self.again.insert(unit);
+            self.retry.insert(unit);
         }
     }
 
-    /// A unit that a rank held failed, and is to be leased again. How often it has failed now.
+    /// Records the failure of a leased unit, which is to be leased again. Returns its number of
+    /// failures.
     pub(crate) fn fail(&mut self, unit: u64, worker: &str, error: String) -> u32 {
         let failures = self.failures.entry(unit).or_insert_with(|| Failures {
             workers: Vec::new(),
@@ -202,13 +204,14 @@ impl Pool {
         });
         failures.workers.push(worker.to_owned());
         failures.error = error;
-        self.again.insert(unit);
+        self.retry.insert(unit);
         u32::try_from(failures.workers.len()).unwrap_or(u32::MAX)
     }
 
-    /// A unit that failed is not leased any more. Only so many are named later.
+    /// Sets a failed unit aside, so that it is not leased again. Only [`NAMED_UNITS_MAX`] units
+    /// keep their failures.
     pub(crate) fn set_aside_failed(&mut self, unit: u64) {
-        self.again.remove(&unit);
+        self.retry.remove(&unit);
         self.set_aside.insert(UnitRange::one(unit));
         let named = self
             .failures
@@ -219,12 +222,12 @@ impl Pool {
         }
     }
 
-    /// Units of a rank that is gone were done.
+    /// Adds units that were completed by a rank that no longer exists.
     pub(crate) fn add_unsaved(&mut self, range: UnitRange) {
         self.unsaved.insert(range);
     }
 
-    /// The record says from now on that these are done too, beside those of ranks that are gone.
+    /// Adds these units and the unsaved ones to the completed units of the record.
     pub(crate) fn save(&mut self, done: &Ranges) {
         let unsaved = std::mem::take(&mut self.unsaved);
         for range in unsaved.iter().chain(done.iter()) {
@@ -251,9 +254,9 @@ impl Pool {
         }
     }
 
-    /// Every range of it, to prove that none is anywhere twice.
+    /// All ranges, to check that no unit is in two places.
     pub(crate) fn all(&self) -> impl Iterator<Item = UnitRange> {
-        let alone = self.again.iter().chain(&self.closing);
+        let alone = self.retry.iter().chain(&self.closing);
         self.open
             .iter()
             .chain(self.done.iter())

@@ -1,11 +1,12 @@
-//! A set of unit numbers as sorted ranges: as large as it has holes, not as it has members.
+//! A set of unit numbers, stored as sorted ranges. Its size depends on the number of gaps, not on
+//! the number of units.
 
 use proto::message::UnitRange;
 use std::collections::BTreeMap;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Ranges {
-    /// First number to the one after the last. No two ranges touch.
+    /// Maps the first number of a range to its exclusive end. No two ranges are adjacent.
     ranges: BTreeMap<u64, u64>,
     count: u64,
 }
@@ -19,7 +20,7 @@ impl Ranges {
         all
     }
 
-    /// How many numbers are in it.
+    /// The number of units in the set.
     pub(crate) fn count(&self) -> u64 {
         self.count
     }
@@ -44,13 +45,13 @@ impl Ranges {
         self.iter().collect()
     }
 
-    /// Adds a range, of which some may be there already.
+    /// Adds a range. It may overlap the set.
     pub(crate) fn insert(&mut self, range: UnitRange) {
         let UnitRange { mut first, mut end } = range;
         if end <= first {
             return;
         }
-        // What touches it becomes one with it.
+        // Merges overlapping and adjacent ranges.
         while let Some((known, known_end)) = self.ranges.range(..=end).next_back()
             && first <= *known_end
         {
@@ -63,7 +64,7 @@ impl Ranges {
         self.count += end - first;
     }
 
-    /// Takes away what of a range is there.
+    /// Removes a range. It may be only partly in the set.
     pub(crate) fn remove(&mut self, range: UnitRange) {
         let UnitRange { first, end } = range;
         if end <= first {
@@ -75,16 +76,16 @@ impl Ranges {
             let (known, known_end) = (*known, *known_end);
             self.ranges.remove(&known);
             self.count -= known_end - known;
-            for standby_backoff in [(known, first.max(known)), (end.min(known_end), known_end)] {
-                if standby_backoff.0 < standby_backoff.1 {
-                    self.ranges.insert(standby_backoff.0, standby_backoff.1);
-                    self.count += standby_backoff.1 - standby_backoff.0;
+            for rest in [(known, first.max(known)), (end.min(known_end), known_end)] {
+                if rest.0 < rest.1 {
+                    self.ranges.insert(rest.0, rest.1);
+                    self.count += rest.1 - rest.0;
                 }
             }
         }
     }
 
-    /// What of a range is there.
+    /// The intersection with a range.
     pub(crate) fn within(&self, range: UnitRange) -> Vec<UnitRange> {
         let UnitRange { first, end } = range;
         if end <= first {
@@ -101,16 +102,16 @@ impl Ranges {
             .collect()
     }
 
-    /// Takes the lowest numbers, as many as that or all.
-    pub(crate) fn take(&mut self, mut most: u64) -> Vec<UnitRange> {
+    /// Removes and returns the lowest units, at most `limit`.
+    pub(crate) fn take(&mut self, mut limit: u64) -> Vec<UnitRange> {
         let mut taken = Vec::new();
-        while 0 < most
+        while 0 < limit
             && let Some((first, end)) = self.ranges.pop_first()
         {
-            let cut = end.min(first.saturating_add(most));
+            let cut = end.min(first.saturating_add(limit));
             taken.push(UnitRange { first, end: cut });
             self.count -= cut - first;
-            most -= cut - first;
+            limit -= cut - first;
             if cut < end {
                 self.ranges.insert(cut, end);
             }
@@ -134,7 +135,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_the_set_that_it_says(acts in prop::collection::vec((0..4_u8, 0..40_u64, 0..12_u64), 0..60)) {
+        fn it_behaves_like_a_set(
+            acts in prop::collection::vec((0..4_u8, 0..40_u64, 0..12_u64), 0..60),
+        ) {
             let (mut ranges, mut set) = (Ranges::default(), BTreeSet::new());
             for (act, first, length) in acts {
                 let numbers = first..first + length;
@@ -148,10 +151,14 @@ mod tests {
                         set.retain(|it| !numbers.contains(it));
                     }
                     _ => {
-                        let within: Vec<u64> =
-                            ranges.within(range(first, length)).iter().flat_map(|it| it.first..it.end).collect();
-                        prop_assert_eq!(within, set.iter().copied().filter(|it| numbers.contains(it)).collect::<Vec<_>>());
-                        let taken: Vec<u64> = ranges.take(length).iter().flat_map(|it| it.first..it.end).collect();
+                        let flat = |ranges: Vec<UnitRange>| -> Vec<u64> {
+                            ranges.iter().flat_map(|it| it.first..it.end).collect()
+                        };
+                        let within = flat(ranges.within(range(first, length)));
+                        let expected: Vec<u64> =
+                            set.iter().copied().filter(|it| numbers.contains(it)).collect();
+                        prop_assert_eq!(within, expected);
+                        let taken = flat(ranges.take(length));
                         let lowest: Vec<u64> = set.iter().copied().take(taken.len()).collect();
                         prop_assert_eq!(&taken, &lowest);
                         prop_assert!(taken.len() as u64 == length || ranges.is_empty());

@@ -1,7 +1,7 @@
-//! A job of units takes a report of one of its ranks, the loss of a worker, or the passing of time.
+//! How a job of units handles reports of its ranks, the loss of a worker, and the passing of time.
 
 use super::job::{State, Units};
-use super::part::RankUnits;
+use super::participant::RankUnits;
 use super::pool::Pool;
 use crate::deadline::Deadlines;
 use crate::explain::Ending;
@@ -10,18 +10,19 @@ use crate::violation::Violation;
 use proto::id::{Step, WorkerId};
 use proto::message::{RankPhase, RankReport, Stage, UnitFailure, UnitRange};
 
-/// What a report of a rank brings beside what it did.
+/// What is new in a rank's report.
 #[derive(Debug, Default)]
-struct News {
-    /// Units of its lease that failed, heard for the first time.
+struct ReportOutcome {
+    /// Units of its lease whose failure is reported for the first time.
     failed: Vec<UnitFailure>,
-    did_some: bool,
-    /// Its process has ended now.
+    /// It completed units.
+    completed_any: bool,
+    /// Its process ended.
     ended: bool,
 }
 
 impl Units {
-    /// Takes a rank's report; what of it cannot be true.
+    /// Applies a rank's report. Returns a violation if part of it cannot be true.
     pub(crate) fn receive(
         &mut self,
         worker: &WorkerId,
@@ -30,80 +31,88 @@ impl Units {
         outbox: &mut Outbox,
     ) -> Option<Violation> {
         let newest = self.head.generation;
-        let (job, said) = (report.job.clone(), report.generation);
-        if newest < said {
-            return Some(Violation::FutureGeneration { job, said, newest });
+        let (job, reported) = (report.job.clone(), report.generation);
+        if newest < reported {
+            return Some(Violation::FutureGeneration {
+                job,
+                reported,
+                newest,
+            });
         }
         let State::Running(running) = &mut self.state else {
             return None;
         };
-        let Some(part) = running
-            .parts
+        let Some(participant) = running
+            .participants
             .iter_mut()
-            .find(|part| part.worker() == worker)
+            .find(|participant| participant.worker() == worker)
         else {
-            let generation = said;
+            let generation = reported;
             return Some(Violation::NotMember { job, generation });
         };
-        let (newest, leaves) = (part.generation, part.leaving.is_some());
-        if said != newest {
-            // What ended with an older one was dealt with when it ended.
+        let (newest, leaves) = (participant.generation, participant.leaving.is_some());
+        if reported != newest {
+            // A failure of an older generation was handled when that generation ended.
             let failed = matches!(report.phase, RankPhase::Failed { .. });
-            return (!failed).then_some(Violation::OldGeneration { job, said, newest });
+            return (!failed).then_some(Violation::OldGeneration {
+                job,
+                reported,
+                newest,
+            });
         }
-        let Some(rank) = part.ranks.get_mut(&report.rank) else {
+        let Some(rank) = participant.ranks.get_mut(&report.rank) else {
             return Some(Violation::RankOutside {
                 rank: report.rank,
-                first: part.member.first_rank,
-                ranks: part.member.ranks,
+                first: participant.member.first_rank,
+                ranks: participant.member.ranks,
             });
         };
-        let (news, violation) = take(rank, &mut self.pool, report, outbox.now);
-        self.has_unsaved |= news.did_some;
-        self.is_changed |= news.did_some;
-        if news.did_some && self.head.restarts_without_progress != 0 {
+        let (outcome, violation) = apply(rank, &mut self.pool, report, outbox.now);
+        self.has_unsaved |= outcome.completed_any;
+        self.is_changed |= outcome.completed_any;
+        if outcome.completed_any && self.head.restarts_without_progress != 0 {
             self.head.restarts_without_progress = 0;
             self.save(outbox);
         }
-        for UnitFailure { unit, error } in news.failed {
+        for UnitFailure { unit, error } in outcome.failed {
             self.fail_unit(worker, unit, error, outbox);
         }
         if report.phase == RankPhase::Finished && !leaves {
-            // A coordinator that is gone asked it to. It takes that back with the generation.
+            // A previous coordinator asked it to leave. The next generation revokes that.
             self.next_generation(
                 worker,
-                "the coordinator that asked it to leave is gone",
+                "the coordinator that asked it to leave has been replaced",
                 outbox,
             );
         }
-        if news.ended {
+        if outcome.ended {
             self.process_ended(worker, report, deadlines, outbox);
         }
         self.lease(worker, report.rank, deadlines, outbox);
         violation
     }
 
-    /// This worker is gone, with all that it had.
+    /// A worker is lost with all its processes.
     pub(crate) fn lose_worker(&mut self, worker: &WorkerId, ending: &Ending, outbox: &mut Outbox) {
         if self.is_member(worker) {
             self.head.restarts += 1;
             let what = format!("{ending}; its units are leased again");
             self.head.record_incident(what.clone(), outbox);
-            self.drop_part(worker, what, outbox);
+            self.drop_participant(worker, what, outbox);
         }
     }
 
-    /// Moves on as far as it goes by itself. True when it is over now and was not before.
-    pub(crate) fn tend(&mut self, deadlines: Deadlines, outbox: &mut Outbox) -> bool {
+    /// Advances as far as possible without further input. Returns true if the job ended now.
+    pub(crate) fn advance(&mut self, deadlines: Deadlines, outbox: &mut Outbox) -> bool {
         self.backing_off.retain(|_, until| outbox.now < *until);
         for missing in self.overdue(deadlines, outbox.now) {
             self.rank_missing(&missing, deadlines, outbox);
         }
         if !self.is_over() && self.remaining() <= 1 {
-            // The closing unit, or the end, waits for the record.
-            self.put_into_record(outbox);
+            // The closing unit and the end of the job depend on the record.
+            self.record_done_units(outbox);
             if self.pool.open_closing() {
-                self.has_free_units();
+                self.mark_units_freed();
             }
         }
         self.lease_all(deadlines, outbox);
@@ -111,15 +120,15 @@ impl Units {
     }
 }
 
-/// Takes what a rank says of itself and of units that it holds.
-fn take(
+/// Applies a rank's report of itself and of its leased units.
+fn apply(
     rank: &mut RankUnits,
     pool: &mut Pool,
     report: &RankReport,
     now: u64,
-) -> (News, Option<Violation>) {
+) -> (ReportOutcome, Option<Violation>) {
     let units = pool.plan().count;
-    let new_phase = rank.live.take(&report.phase, now);
+    let new_phase = rank.live.apply(&report.phase, now);
     let mut violation = None;
     rank.live.activity = report.activity.filter(|activity| match activity.stage {
         Stage::Unit(unit) if activity.step == Step(0) && unit < units => true,
@@ -129,36 +138,36 @@ fn take(
         }
         _ => false,
     });
-    if !std::mem::replace(&mut rank.is_known, true) {
+    if !std::mem::replace(&mut rank.has_reported, true) {
         adopt(rank, pool, report);
     }
-    let mut news = News {
+    let mut outcome = ReportOutcome {
         ended: new_phase
             && matches!(
                 report.phase,
                 RankPhase::Failed { .. } | RankPhase::Broken { .. }
             ),
-        ..News::default()
+        ..ReportOutcome::default()
     };
     for range in &report.units.done {
         for done in rank.lease.within(*range) {
             rank.lease.remove(done);
             rank.done.insert(done);
-            news.did_some = true;
+            outcome.completed_any = true;
         }
     }
     for failure in &report.units.failed {
-        if rank.lease.contains(failure.unit) && rank.told_failed.insert(failure.unit) {
+        if rank.lease.contains(failure.unit) && rank.reported_failed.insert(failure.unit) {
             rank.lease.remove(UnitRange::one(failure.unit));
-            news.failed.push(failure.clone());
+            outcome.failed.push(failure.clone());
         }
     }
-    (news, violation)
+    (outcome, violation)
 }
 
-/// A rank that the coordinator did not hear since its restart holds what it names, unless somebody
-/// else does by now. A unit that it says has failed was counted before if the record knows of
-/// failures of it.
+/// Restores the lease of a rank from its first report after a restart of the coordinator: it holds
+/// the units that it names, unless another rank holds them by now. A failed unit was counted before
+/// the restart if the record has failures of it.
 fn adopt(rank: &mut RankUnits, pool: &mut Pool, report: &RankReport) {
     let activity = rank
         .live
@@ -177,5 +186,5 @@ fn adopt(rank: &mut RankUnits, pool: &mut Pool, report: &RankReport) {
             rank.lease.insert(held);
         }
     }
-    rank.told_failed.extend(counted);
+    rank.reported_failed.extend(counted);
 }

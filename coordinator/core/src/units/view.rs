@@ -1,17 +1,17 @@
-//! What is shown of a job of units. Nothing that is not saved is told of.
+//! The view of a job of units. It shows only saved progress.
 
 use super::job::Units;
-use super::part::Part;
+use super::participant::Participant;
 use crate::record::Millis;
-use crate::shown::{JobView, RankView, SetAside, UnitsView};
+use crate::view_model::{JobView, RankView, SetAside, UnitsView};
 use proto::id::Step;
 
 impl Units {
     pub(crate) fn view(&self, now: Millis) -> JobView<'_> {
-        let ranks = self.parts().iter().flat_map(|part| {
-            part.ranks.iter().map(|(rank, units)| RankView {
+        let ranks = self.participants().iter().flat_map(|participant| {
+            participant.ranks.iter().map(|(rank, units)| RankView {
                 rank: *rank,
-                worker: part.worker(),
+                worker: participant.worker(),
                 phase: units.live.phase.as_ref(),
                 activity: units.live.activity,
             })
@@ -22,7 +22,7 @@ impl Units {
             ranks: ranks.collect(),
             last_step: None,
             step: Step(0),
-            stopping: self.stops_because(),
+            stopping: self.stop_reason(),
             units: Some(self.units_view(now)),
         }
     }
@@ -39,7 +39,7 @@ impl Units {
             total,
             done,
             set_aside,
-            leased: self.parts().iter().map(Part::leased).sum(),
+            leased: self.participants().iter().map(Participant::leased).sum(),
             failed: pool.failed(),
             per_second: if self.is_running() {
                 self.rate.per_second(now)
@@ -56,9 +56,12 @@ impl Units {
         }
     }
 
-    /// Why all its workers are asked to leave, if they are.
-    fn stops_because(&self) -> Option<String> {
-        let mut leaving = self.parts().iter().map(|part| part.leaving.as_ref());
+    /// Why all its workers are being released, if they are.
+    fn stop_reason(&self) -> Option<String> {
+        let mut leaving = self
+            .participants()
+            .iter()
+            .map(|participant| participant.leaving.as_ref());
         let all = self.is_running() && leaving.clone().all(|it| it.is_some());
         leaving
             .next()

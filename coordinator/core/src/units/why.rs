@@ -1,24 +1,24 @@
-//! Why a job of units is where it is.
+//! Explains why a job of units is in its current state.
 
 use super::job::{State, Units};
-use super::part::{Part, RankUnits};
+use super::participant::{Participant, RankUnits};
+use crate::format::seconds;
 use crate::head::Ended;
 use crate::placement::{Decision, Shortage};
 use crate::record::Millis;
-use crate::shown::{WaitsFor, Why};
-use crate::words::seconds;
+use crate::view_model::{WaitsFor, Why};
 use proto::id::Rank;
 use proto::message::RankPhase;
 
 impl Units {
-    /// What it waits for at `now`; `decision` is what placement decided of it last.
+    /// What it waits for at `now`. `decision` is the last decision of placement about it.
     pub(crate) fn why(&self, decision: Option<&Decision>, now: Millis) -> Why {
         match &self.state {
             State::Running(_) => self.why_running(now),
             State::Queued { reason } => self.why_queued(reason, decision),
             State::Ended(Ended::Done { .. }) => Why::new("over", "it is done", None),
             State::Ended(Ended::Cancelled { .. }) => {
-                Why::new("over", "somebody cancelled it", None)
+                Why::new("over", "it was cancelled by a user", None)
             }
             State::Ended(Ended::Failed { reason, .. }) => {
                 Why::new("over", &format!("it failed: {reason}"), None)
@@ -31,12 +31,12 @@ impl Units {
         if self.head.paused {
             return Why::new(
                 "paused",
-                "somebody paused it",
+                "it was paused by a user",
                 Some(format!("`coordinator resume {id}`")),
             );
         }
-        if let Some(reason) = &self.head.held_up {
-            return Why::held_up(reason, id);
+        if let Some(reason) = &self.head.blocked_by {
+            return Why::blocked(reason, id);
         }
         match decision {
             Some(Decision::Wait(shortage)) => Why {
@@ -48,21 +48,24 @@ impl Units {
             Some(Decision::Run(_)) => Why::new(
                 "release",
                 &format!("it {reason}"),
-                Some("their halt, which has begun".to_owned()),
+                Some("the graceful stop of those jobs, which has begun".to_owned()),
             ),
             None => Why::new("workers", reason, None),
         }
     }
 
     fn why_running(&self, now: Millis) -> Why {
-        let leaving = self.parts().iter().filter(|part| part.leaving.is_some());
+        let leaving = self
+            .participants()
+            .iter()
+            .filter(|participant| participant.leaving.is_some());
         let names: Vec<&str> = leaving
-            .map(|part| part.member.worker.name.as_str())
+            .map(|participant| participant.member.worker.name.as_str())
             .collect();
-        let gives_back = match names.is_empty() {
+        let releases = match names.is_empty() {
             true => String::new(),
             false => format!(
-                "; it gives back {} after the units that they are at",
+                "; it releases {} after their current units",
                 names.join(", ")
             ),
         };
@@ -87,11 +90,12 @@ impl Units {
         };
         Why {
             sentence: format!(
-                "it works on units: {} of {total} are done{aside}, {:.1} a second{at}{gives_back}",
+                "it is running units: {} of {total} are done{aside}, {:.1} per second{at}\
+                 {releases}",
                 pool.done().count(),
                 self.rate.per_second(now)
             ),
-            constraint: if names.len() == self.parts().len() {
+            constraint: if names.len() == self.participants().len() {
                 "halting"
             } else {
                 "units"
@@ -101,37 +105,38 @@ impl Units {
         }
     }
 
-    /// The rank that has been longest at what it does: at its unit, or else at its start.
+    /// The rank that has been in its current unit the longest, or else in its current phase.
     fn slowest(&self, now: Millis) -> Option<WaitsFor> {
         let ranks = self
-            .parts()
+            .participants()
             .iter()
-            .flat_map(|part| part.ranks.iter().map(move |it| (part, it)));
-        let all = ranks.map(|(part, (rank, units))| waits_for(part, *rank, units, now));
+            .flat_map(|participant| participant.ranks.iter().map(move |it| (participant, it)));
+        let all =
+            ranks.map(|(participant, (rank, units))| waits_for(participant, *rank, units, now));
         all.max_by_key(|it| (it.phase.starts_with(AT_UNIT), it.for_ms))
     }
 }
 
 const AT_UNIT: &str = "in unit";
 
-fn waits_for(part: &Part, rank: Rank, units: &RankUnits, now: Millis) -> WaitsFor {
+fn waits_for(participant: &Participant, rank: Rank, units: &RankUnits, now: Millis) -> WaitsFor {
     let live = &units.live;
     let working = live
         .activity
         .filter(|_| live.phase == Some(RankPhase::Training));
     let (phase, for_ms) = match working {
         Some(activity) => {
-            let since_heard = now.saturating_sub(live.heard);
+            let since_report = now.saturating_sub(live.last_report);
             (
                 format!("in {}", activity.stage),
-                activity.for_ms.saturating_add(since_heard),
+                activity.for_ms.saturating_add(since_report),
             )
         }
         None => (live.phase_word().to_owned(), now.saturating_sub(live.since)),
     };
     WaitsFor {
         rank,
-        worker: part.worker().clone(),
+        worker: participant.worker().clone(),
         phase,
         for_ms,
     }

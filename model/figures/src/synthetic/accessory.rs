@@ -1,4 +1,4 @@
-//! What sits on the head, in head coordinates: accessories of the character and hats of the outfit.
+//! Items on the head, in head coordinates: accessories of the character and hats of the outfit.
 
 use super::canvas::Canvas;
 use super::clothes::{bow, flower};
@@ -8,7 +8,7 @@ use super::hair::both_sides;
 
 const GOLD: Colour = Colour(244, 196, 54);
 
-/// Parts that stick out from behind the hair.
+/// Parts that are visible behind the hair.
 pub(super) fn behind(canvas: &mut Canvas, character: &Character) {
     let hair = character.hair.1;
     match character.accessory {

@@ -1,6 +1,6 @@
-//! What stands behind the figure, drawn apart from it so that the figure's own alpha is its mask.
-//! Pale and calm colours, so that figure and ground are told apart. Drawn in the units of the shown
-//! box: (0, 0) to (100, 100).
+//! The background of an image, drawn separately from the figure so that the figure's alpha is its
+//! mask. The colours are pale, so that figure and background can be separated. Coordinates are
+//! those of the view box: (0, 0) to (100, 100).
 
 use std::fmt::Write;
 
@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use super::colour::{Colour, WHITE};
 use super::pose::Framing;
 
-/// SVG of the picture without its figure, and its tags.
+/// SVG of the background, and its tags.
 pub(super) fn draw(
     size: u32,
     framing: Framing,
@@ -73,11 +73,14 @@ impl Scene {
         let _ = write!(self.svg, r#"<path d="{d}" fill="{}"/>"#, colour.hex());
     }
 
-    /// The whole ground from one colour above to another below.
+    /// Fills the background with a vertical gradient.
     fn sky(&mut self, top: Colour, bottom: Colour) {
         let _ = write!(
             self.svg,
-            r#"<defs><linearGradient id="s" x1="0" y1="0" x2="0" y2="1"><stop offset="0" stop-color="{}"/><stop offset="1" stop-color="{}"/></linearGradient></defs><rect width="100" height="100" fill="url(#s)"/>"#,
+            r#"<defs><linearGradient id="s" x1="0" y1="0" x2="0" y2="1"><stop
+                offset="0" stop-color="{}"/><stop
+                offset="1" stop-color="{}"/></linearGradient></defs><rect
+                width="100" height="100" fill="url(#s)"/>"#,
             top.hex(),
             bottom.hex()
         );
@@ -95,7 +98,7 @@ impl Scene {
     }
 }
 
-/// A pale colour: any hue, little of it.
+/// A pale colour: any hue, low saturation.
 fn pale(rng: &mut ChaCha8Rng) -> Colour {
     let one = |rng: &mut ChaCha8Rng| rng.random_range(176..=244);
     Colour(one(rng), one(rng), one(rng))
@@ -278,7 +281,7 @@ mod tests {
     use rand::SeedableRng;
 
     #[test]
-    fn every_ground_s_tags_are_known_as_ground() {
+    fn the_tags_of_all_backgrounds_are_background_tags() {
         let mut seen = std::collections::BTreeSet::new();
         for seed in 0..300 {
             let (_, tags) = draw(16, Framing::FullBody, &mut ChaCha8Rng::seed_from_u64(seed));

@@ -1,5 +1,5 @@
-//! Joints and bare skin. Body coordinates: the origin is between the shoulders, hips at y = 48,
-//! soles near y = 104.
+//! Joints and bare skin. Body coordinates: the origin is between the shoulders, the hips are at y =
+//! 48, the soles near y = 104.
 
 use super::canvas::{Canvas, Point};
 use super::colour::{Colour, Named};
@@ -32,7 +32,7 @@ pub(super) fn leg_joints(pose: &Pose, index: usize, side: f64) -> [Point; 3] {
     ]
 }
 
-/// The part of a bent limb between two shares of its length.
+/// The part of a bent limb between two fractions of its length.
 pub(super) fn part([a, b, c]: [Point; 3], from: f64, to: f64) -> [Point; 3] {
     let at = |t: f64| {
         if t <= 0.5 {
@@ -54,8 +54,8 @@ fn along((x, y): Point, degrees: f64, length: f64) -> Point {
     (x + length * angle.sin(), y + length * angle.cos())
 }
 
-fn between(a: Point, b: Point, share: f64) -> Point {
-    (a.0 + (b.0 - a.0) * share, a.1 + (b.1 - a.1) * share)
+fn between(a: Point, b: Point, fraction: f64) -> Point {
+    (a.0 + (b.0 - a.0) * fraction, a.1 + (b.1 - a.1) * fraction)
 }
 
 pub(super) fn leg(canvas: &mut Canvas, joints: [Point; 3], skin: Colour) {
@@ -67,13 +67,13 @@ pub(super) fn arm(canvas: &mut Canvas, joints: [Point; 3], skin: Colour) {
 }
 
 pub(super) fn hand(canvas: &mut Canvas, arm: &Arm, joints: [Point; 3], skin: Colour) {
-    let [_, elbow, at] = joints;
-    let length = (at.0 - elbow.0).hypot(at.1 - elbow.1).max(1.0);
-    let (dx, dy) = ((at.0 - elbow.0) / length, (at.1 - elbow.1) / length);
+    let [_, elbow, hand] = joints;
+    let length = (hand.0 - elbow.0).hypot(hand.1 - elbow.1).max(1.0);
+    let (dx, dy) = ((hand.0 - elbow.0) / length, (hand.1 - elbow.1) / length);
     let finger = |canvas: &mut Canvas, spread: f64| {
         let (fx, fy) = (dx - dy * spread, dy + dx * spread);
-        let tip = (at.0 + fx * 14.0, at.1 + fy * 14.0);
-        canvas.limb([at, between(at, tip, 0.5), tip], 4.6, skin);
+        let tip = (hand.0 + fx * 14.0, hand.1 + fy * 14.0);
+        canvas.limb([hand, between(hand, tip, 0.5), tip], 4.6, skin);
     };
     match arm.hand {
         Hand::Round => {}
@@ -83,7 +83,7 @@ pub(super) fn hand(canvas: &mut Canvas, arm: &Arm, joints: [Point; 3], skin: Col
         }
         Hand::Point => finger(canvas, 0.0),
     }
-    canvas.ball((at.0 + dx * 2.0, at.1 + dy * 2.0), 6.6, 6.6, skin);
+    canvas.ball((hand.0 + dx * 2.0, hand.1 + dy * 2.0), 6.6, 6.6, skin);
 }
 
 pub(super) fn neck_and_torso(canvas: &mut Canvas, skin: Named) {

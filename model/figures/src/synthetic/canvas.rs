@@ -1,5 +1,5 @@
-//! Collects SVG in one artist's manner: how lines and shadows look is decided here, so that the
-//! parts only say shapes and colours. It knows nothing of figures.
+//! Builds SVG in the style of one artist. Lines and shading are decided here, so that the parts
+//! specify only shapes and colours. Independent of figures.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -32,16 +32,18 @@ impl Canvas {
         let fill = self.shaded(colour);
         let (line, width) = (self.line_colour(colour).hex(), self.artist.line);
         self.put(format_args!(
-            r#"<path d="{d}" fill="{fill}" stroke="{line}" stroke-width="{width}" stroke-linejoin="round" stroke-linecap="round"/>"#
+            r#"<path d="{d}" fill="{fill}" stroke="{line}" stroke-width="{width}"
+                stroke-linejoin="round" stroke-linecap="round"/>"#
         ));
     }
 
-    /// An outlined shape of one colour, whatever the artist's shading: large faces look patched
-    /// otherwise.
+    /// An outlined shape of one colour, independent of the artist's shading: large faces would look
+    /// patchy with it.
     pub(super) fn plain(&mut self, d: &str, colour: Colour, width: f64) {
         let line = self.line_colour(colour).hex();
         self.put(format_args!(
-            r#"<path d="{d}" fill="{}" stroke="{line}" stroke-width="{width}" stroke-linejoin="round"/>"#,
+            r#"<path d="{d}" fill="{}" stroke="{line}" stroke-width="{width}"
+                stroke-linejoin="round"/>"#,
             colour.hex()
         ));
     }
@@ -51,7 +53,7 @@ impl Canvas {
         self.put(format_args!(r#"<path d="{d}" fill="{}"/>"#, colour.hex()));
     }
 
-    /// As [`Self::flat`], partly see-through.
+    /// As [`Self::flat`], partly transparent.
     pub(super) fn veil(&mut self, d: &str, colour: Colour, opacity: f64) {
         self.put(format_args!(
             r#"<path d="{d}" fill="{}" fill-opacity="{opacity}"/>"#,
@@ -59,10 +61,11 @@ impl Canvas {
         ));
     }
 
-    /// A line of its own colour.
+    /// A line in the given colour.
     pub(super) fn line(&mut self, d: &str, colour: Colour, width: f64) {
         self.put(format_args!(
-            r#"<path d="{d}" fill="none" stroke="{}" stroke-width="{width}" stroke-linejoin="round" stroke-linecap="round"/>"#,
+            r#"<path d="{d}" fill="none" stroke="{}" stroke-width="{width}"
+                stroke-linejoin="round" stroke-linecap="round"/>"#,
             colour.hex()
         ));
     }
@@ -87,21 +90,23 @@ impl Canvas {
         let fill = self.shaded(colour);
         let (line, width) = (self.line_colour(colour).hex(), self.artist.line);
         self.put(format_args!(
-            r#"<ellipse cx="{:.1}" cy="{:.1}" rx="{rx:.1}" ry="{ry:.1}" fill="{fill}" stroke="{line}" stroke-width="{width}"/>"#,
+            r#"<ellipse cx="{:.1}" cy="{:.1}" rx="{rx:.1}" ry="{ry:.1}"
+                fill="{fill}" stroke="{line}" stroke-width="{width}"/>"#,
             at.0, at.1
         ));
     }
 
     pub(super) fn ring(&mut self, at: Point, rx: f64, ry: f64, colour: Colour, width: f64) {
         self.put(format_args!(
-            r#"<ellipse cx="{:.1}" cy="{:.1}" rx="{rx:.1}" ry="{ry:.1}" fill="none" stroke="{}" stroke-width="{width}"/>"#,
+            r#"<ellipse cx="{:.1}" cy="{:.1}" rx="{rx:.1}" ry="{ry:.1}"
+                fill="none" stroke="{}" stroke-width="{width}"/>"#,
             at.0,
             at.1,
             colour.hex()
         ));
     }
 
-    /// A soft arm, leg or sleeve: a thick outlined stroke from `a` past `bend` to `b`.
+    /// A curved arm, leg or sleeve: a thick outlined stroke from `a` past `bend` to `b`.
     pub(super) fn limb(&mut self, [a, bend, b]: [Point; 3], width: f64, colour: Colour) {
         let toward = |p: Point| (p.0 + (bend.0 - p.0) * 0.82, p.1 + (bend.1 - p.1) * 0.82);
         let (c1, c2) = (toward(a), toward(b));
@@ -150,7 +155,9 @@ impl Canvas {
         if id == next {
             let _ = write!(
                 self.defs,
-                r#"<linearGradient id="g{id}" x1="0" y1="0" x2="0" y2="1"><stop offset="0" stop-color="{}"/><stop offset="1" stop-color="{}"/></linearGradient>"#,
+                r#"<linearGradient id="g{id}" x1="0" y1="0" x2="0" y2="1"><stop
+                    offset="0" stop-color="{}"/><stop
+                    offset="1" stop-color="{}"/></linearGradient>"#,
                 top.hex(),
                 bottom.hex()
             );
@@ -158,13 +165,13 @@ impl Canvas {
         format!("url(#g{id})")
     }
 
-    /// Any SVG.
+    /// Appends any SVG.
     pub(super) fn put(&mut self, svg: std::fmt::Arguments<'_>) {
         // Writing to a String cannot fail.
         let _ = self.body.write_fmt(svg);
     }
 
-    /// The whole document: `size` pixels wide and high, showing the box at (x, y) of `side` units.
+    /// The whole document: `size` pixels wide and high, with a view box at (x, y) of `side` units.
     pub(super) fn finish(self, size: u32, (x, y): Point, side: f64) -> String {
         format!(
             r#"<svg xmlns="http://www.w3.org/2000/svg" width="{size}" height="{size}" viewBox="{x:.2} {y:.2} {side:.2} {side:.2}"><defs>{}</defs>{}</svg>"#,
@@ -196,7 +203,9 @@ impl Canvas {
             let dark = colour.shade(0.78).mix(Colour(70, 40, 120), 0.08);
             let _ = write!(
                 self.defs,
-                r#"<linearGradient id="g{id}" x1="0.15" y1="0" x2="0.6" y2="1"><stop offset="0.66" stop-color="{}"/><stop offset="0.67" stop-color="{}"/></linearGradient>"#,
+                r#"<linearGradient id="g{id}" x1="0.15" y1="0" x2="0.6" y2="1"><stop
+                    offset="0.66" stop-color="{}"/><stop
+                    offset="0.67" stop-color="{}"/></linearGradient>"#,
                 colour.hex(),
                 dark.hex()
             );

@@ -1,5 +1,4 @@
-//! Garments in body coordinates (see body.rs). Legs first, then body, then sleeves; scene.rs says
-//! when.
+//! Garments in body coordinates (see body.rs). The order of drawing is determined by scene.rs.
 
 use super::body::{arm_joints, leg_joints, part};
 use super::canvas::{Canvas, Point};
@@ -64,7 +63,7 @@ fn shoe(canvas: &mut Canvas, outfit: &Outfit, joints: [Point; 3], side: f64) {
     canvas.end();
 }
 
-/// Everything between neck and knees but the sleeves.
+/// All garments between neck and knees except sleeves.
 pub(super) fn body(canvas: &mut Canvas, outfit: &Outfit, spread: f64) {
     if outfit.one_piece() {
         return one_piece(canvas, outfit, spread);
@@ -79,7 +78,7 @@ pub(super) fn body(canvas: &mut Canvas, outfit: &Outfit, spread: f64) {
         canvas.shape("M-7 20H7V29H-7Z", outfit.main.1.shade(1.15));
         return canvas.ellipse((0.0, 24.0), 2.4, 2.4, outfit.accent.1);
     }
-    // Long tops hang over the bottom; short ones are tucked in.
+    // Long tops cover the bottom; short ones are tucked in.
     if matches!(outfit.top, Top::Hoodie | Top::Sweater) {
         bottom(canvas, outfit, spread);
         top(canvas, outfit);
@@ -331,7 +330,7 @@ fn wide(canvas: &mut Canvas, joints: [Point; 3], colour: Colour, trim: Colour) {
     );
 }
 
-/// What lies over body and arms: scarf and cape collar.
+/// Garments in front of body and arms: scarf and cape collar.
 pub(super) fn over(canvas: &mut Canvas, outfit: &Outfit) {
     if outfit.scarf {
         let colour = outfit.accent.1;
@@ -351,7 +350,7 @@ pub(super) fn over(canvas: &mut Canvas, outfit: &Outfit) {
     }
 }
 
-/// What hangs behind the body: the cape.
+/// Garments behind the body: the cape.
 pub(super) fn behind(canvas: &mut Canvas, outfit: &Outfit) {
     if outfit.top == Top::Cape {
         canvas.shape(

@@ -1,12 +1,12 @@
-//! Colours with their tag words. The palettes are few, saturated and far apart, so that a small
-//! model (and a person) can tell identities by colour at 64 pixels.
+//! Colours with their tag words. The palettes have few, saturated and distant colours, so that a
+//! small model (and a person) can distinguish identities by colour at 64 pixels.
 
 /// An sRGB colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Colour(pub(super) u8, pub(super) u8, pub(super) u8);
 
 impl Colour {
-    /// Darker below 1, lighter above: towards white, not towards a clipped channel.
+    /// Darker below 1, lighter above. Lightening mixes in white instead of clipping channels.
     pub(super) fn shade(self, factor: f64) -> Self {
         let one = |v: u8| {
             let v = f64::from(v);
@@ -20,10 +20,11 @@ impl Colour {
         Self(one(self.0), one(self.1), one(self.2))
     }
 
-    /// A share of `other` mixed in.
-    pub(super) fn mix(self, other: Self, share: f64) -> Self {
-        let one =
-            |a: u8, b: u8| (f64::from(a) * (1.0 - share) + f64::from(b) * share).round() as u8;
+    /// Mixes in a fraction of `other`.
+    pub(super) fn mix(self, other: Self, fraction: f64) -> Self {
+        let one = |a: u8, b: u8| {
+            (f64::from(a) * (1.0 - fraction) + f64::from(b) * fraction).round() as u8
+        };
         Self(
             one(self.0, other.0),
             one(self.1, other.1),

@@ -1,5 +1,5 @@
-//! What makes an identity: a character, an outfit, an artist. Drawn by lot from a seed, and the
-//! tags that describe them.
+//! The attributes of an identity (character, outfit, artist), sampled from a seed, and the tags
+//! that describe them.
 
 use rand::Rng;
 use rand::seq::IndexedRandom;
@@ -14,15 +14,15 @@ pub(super) enum Shading {
     Cel,
 }
 
-/// A manner of drawing.
+/// A drawing style.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Artist {
     pub(super) name: &'static str,
-    /// Outline width in units of a 256-unit picture.
+    /// Outline width in units of a 256-unit image.
     pub(super) line: f64,
     pub(super) tinted_lines: bool,
     pub(super) shading: Shading,
-    /// Eyes are this much taller than usual.
+    /// Scale of the height of the eyes.
     pub(super) eye_height: f64,
     pub(super) blush: f64,
 }
@@ -54,7 +54,7 @@ pub(super) const ARTISTS: [Artist; 3] = [
     },
 ];
 
-/// An enum whose variants can be drawn by lot.
+/// An enum whose variants can be sampled.
 macro_rules! choices {
     ($name:ident { $($variant:ident),+ $(,)? }) => {
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,8 +193,8 @@ pub(super) struct Outfit {
 }
 
 impl Character {
-    /// `hair` is decided by the caller, who deals the colours out evenly.
-    pub(super) fn draw(hair: Named, rng: &mut ChaCha8Rng) -> Self {
+    /// `hair` is chosen by the caller, which distributes the colours evenly.
+    pub(super) fn sample(hair: Named, rng: &mut ChaCha8Rng) -> Self {
         let girl = rng.random_bool(0.72);
         let boyish = [Back::Short, Back::Short, Back::Bob, Back::Ponytail];
         let boy_bangs = [Bangs::Spiky, Bangs::Tufts, Bangs::Swept, Bangs::Parted];
@@ -303,7 +303,7 @@ impl Character {
 }
 
 impl Outfit {
-    pub(super) fn draw(character: &Character, rng: &mut ChaCha8Rng) -> Self {
+    pub(super) fn sample(character: &Character, rng: &mut ChaCha8Rng) -> Self {
         let boy_tops = [
             Top::Shirt,
             Top::Hoodie,
@@ -376,13 +376,12 @@ impl Outfit {
         }
     }
 
-    /// Whether one garment covers body and hips.
+    /// True if one garment covers body and hips.
     pub(super) fn one_piece(&self) -> bool {
         matches!(self.top, Top::Dress | Top::Kimono | Top::Maid | Top::Qipao)
     }
 
-    /// Clothing tags that can be seen down to the hips, to the knees, to the feet (`depth` 0, 1,
-    /// 2).
+    /// Clothing tags that are visible down to the hips, the knees or the feet (`depth` 0, 1, 2).
     pub(super) fn tags(&self, depth: u8) -> Vec<String> {
         let main = self.main.0;
         let mut tags = match self.top {
@@ -500,8 +499,8 @@ impl Outfit {
     }
 }
 
-fn pick<'a, T>(from: &'a [T], rng: &mut ChaCha8Rng) -> &'a T {
-    from.choose(rng)
+fn pick<'a, T>(list: &'a [T], rng: &mut ChaCha8Rng) -> &'a T {
+    list.choose(rng)
         .expect("the lists of this file are not empty")
 }
 

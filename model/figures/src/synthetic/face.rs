@@ -1,5 +1,4 @@
-//! The face in head coordinates: skin, eyes, brows, mouth. Expressions change here and nowhere
-//! else.
+//! The face in head coordinates: skin, eyes, brows, mouth. Expressions affect only this module.
 
 use super::canvas::{Canvas, Point};
 use super::colour::{Colour, INK, WHITE};
@@ -28,7 +27,7 @@ pub(super) fn draw(canvas: &mut Canvas, character: &Character, expression: Expre
         skin,
         line,
     );
-    // The shadow of the hair on the forehead.
+    // Shadow of the hair on the forehead.
     canvas.veil(
         "M-41 -16C-38 -2 38 -2 41 -16C40 -50 -40 -50 -41 -16Z",
         skin.shade(0.72),
@@ -114,14 +113,14 @@ fn eye(canvas: &mut Canvas, character: &Character, expression: Expression, yaw: 
     canvas.end();
 }
 
-/// An eye that is open, around its centre.
+/// An open eye, relative to its centre.
 struct OpenEye {
     half_width: f64,
     half_height: f64,
     /// -1 on the left, 1 on the right.
     side: f64,
     yaw: f64,
-    /// How far it hangs lower.
+    /// Vertical offset, downwards.
     drop: f64,
 }
 
@@ -207,7 +206,7 @@ fn brow(
     side: f64,
     h: f64,
 ) {
-    // The inner end goes down in anger and up in sorrow.
+    // The inner end is lower in anger and higher in sorrow.
     let (inner, raise) = match expression {
         Expression::Angry => (7.0, 0.0),
         Expression::Smug => (3.0, -1.0),

@@ -1,11 +1,11 @@
-//! Hair in head coordinates: the origin is the middle of the head, the chin at (0, 42), the crown
-//! at (0, -56).
+//! Hair in head coordinates: the origin is the centre of the head, the chin is at (0, 42), the
+//! crown at (0, -56).
 
 use super::canvas::Canvas;
 use super::colour::Colour;
 use super::design::{Back, Bangs, Character};
 
-/// What lies behind body and face.
+/// Hair behind body and face.
 pub(super) fn back(canvas: &mut Canvas, character: &Character, yaw: f64) {
     let hair = character.hair.1;
     let dark = hair.shade(0.82);
@@ -46,14 +46,14 @@ pub(super) fn back(canvas: &mut Canvas, character: &Character, yaw: f64) {
         });
     }
     canvas.end();
-    // The crown, so that the face never shows background at its edge.
+    // The crown covers the gap between hair and face, so that no background is visible there.
     canvas.shape(
         "M-48 0C-56 -34 -36 -57 0 -57C36 -57 56 -34 48 0Q40 30 0 30Q-40 30 -48 0Z",
         dark,
     );
 }
 
-/// Tails, braids and drills; nothing for hair that hangs.
+/// Tied hair: tails, braids and drills. Draws nothing for loose hair.
 fn tied(canvas: &mut Canvas, back: Back, hair: Colour) {
     match back {
         Back::Ponytail => {
@@ -120,8 +120,8 @@ fn short_back(canvas: &mut Canvas, dark: Colour) {
     );
 }
 
-/// What lies over the face: bangs, sidelocks, highlight, and the ahoge unless a hat presses it
-/// down. `yaw` turns the tips.
+/// Hair in front of the face: bangs, sidelocks, highlight, and the ahoge unless there is a hat.
+/// `yaw` shifts the tips.
 pub(super) fn front(canvas: &mut Canvas, character: &Character, hat: bool, yaw: f64) {
     let hair = character.hair.1;
     if character.sidelocks {
@@ -197,7 +197,7 @@ pub(super) fn front(canvas: &mut Canvas, character: &Character, hat: bool, yaw: 
     shine(canvas, hair);
 }
 
-/// The band of light around the crown.
+/// The highlight around the crown.
 fn shine(canvas: &mut Canvas, hair: Colour) {
     let light = hair.shade(if hair.luma() > 0.75 { 1.6 } else { 1.38 });
     canvas.veil(
@@ -209,7 +209,7 @@ fn shine(canvas: &mut Canvas, hair: Colour) {
     );
 }
 
-/// The lower edge of the bangs, from right to left: tips and the notch after each.
+/// The lower edge of the bangs, from right to left: each tip and the notch after it.
 fn tufts(yaw: f64, list: &[(i32, i32, i32, i32)]) -> String {
     let (mut x, mut y) = (48.0, 10.0);
     let mut d = String::new();
@@ -219,7 +219,7 @@ fn tufts(yaw: f64, list: &[(i32, i32, i32, i32)]) -> String {
             (turn(tip_x), f64::from(*tip_y)),
             (turn(notch_x), f64::from(*notch_y)),
         );
-        // Bellied strands: each side leaves its notch steeply and arrives at the tip from above.
+        // Curved strands: each side leaves its notch steeply and reaches the tip from above.
         d += &format!(
             "Q{:.1} {:.1} {:.1} {:.1}Q{:.1} {:.1} {:.1} {:.1}",
             x,

@@ -1,9 +1,9 @@
-//! Synthetic figures: a data set of chibi characters that needs no download, drawn as SVG from
-//! geometry, so that face box, mask and tags are exact. The same options give the same bytes.
+//! Synthetic figures: a data set of chibi characters that needs no download. They are drawn as SVG
+//! from geometry, so face box, mask and tags are exact. The same options give the same bytes.
 //! Called by `coordinator dataset synthesize` and tests.
 //!
-//! An identity is a character (hair, eyes, skin, accessories) in an outfit, drawn by an artist; its
-//! pictures differ in pose, expression, framing, angle and background.
+//! An identity is a character (hair, eyes, skin, accessories) in an outfit, drawn in the style of
+//! an artist. Its images differ in pose, expression, framing, angle and background.
 
 mod accessory;
 mod background;
@@ -30,30 +30,30 @@ use model_data::random::hash_words;
 use model_data::sample::{Metadata, Sample, join_tags};
 use pose::Shot;
 
-/// How many of its identity's other pictures a sample names as similar.
+/// How many other images of its identity a sample lists as similar.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Similar {
-    /// All of them.
+    /// All other images.
     All,
-    /// As many as in the paper's data set (notes 2.2): 81 % of samples have fewer than 4.
+    /// The distribution of the paper's data set (notes 2.2): 81 % of samples have fewer than 4.
     Paper,
-    /// Of every `sum` samples, entry `n` names `n` others.
+    /// Relative weights: entry `n` is the weight of samples that list `n` others.
     Parts(Vec<u32>),
 }
 
 impl Similar {
-    /// The most that a sample can name. None: as many as there are.
+    /// Largest number of similar images of a sample. None: all other images.
     #[must_use]
     pub fn longest(&self) -> Option<usize> {
         let classes = self.classes()?;
         classes
             .iter()
-            .filter(|(parts, _)| *parts > 0)
+            .filter(|(weight, _)| *weight > 0)
             .map(|(_, length)| *length)
             .max()
     }
 
-    /// How many samples of how many name so many others. None: all name all.
+    /// (Weight, number of similar images) of each class. None: all samples list all others.
     fn classes(&self) -> Option<Vec<(u32, usize)>> {
         match self {
             Self::All => None,
@@ -63,8 +63,8 @@ impl Similar {
     }
 }
 
-/// Samples of the paper's data set by the length of their `similar` (notes 2.2, the middle or the
-/// least of each class).
+/// Number of samples of the paper's data set by the length of their `similar` (notes 2.2, the
+/// middle or the minimum of each class).
 const PAPER_SIMILAR: [(u32, usize); 7] = [
     (65_594, 1),
     (19_636, 2),
@@ -80,7 +80,7 @@ pub struct SynthesizeOptions {
     pub characters: u32,
     /// Outfits of each character.
     pub outfits: u32,
-    /// Pictures of each identity (character and outfit), at least 2.
+    /// Images of each identity (character and outfit), at least 2.
     pub images: u32,
     /// Width and height in pixels.
     pub size: u32,
@@ -89,7 +89,7 @@ pub struct SynthesizeOptions {
 }
 
 impl SynthesizeOptions {
-    /// One line for people: the data set's source.
+    /// One line that describes the origin of the data set, for humans.
     #[must_use]
     pub fn source(&self) -> String {
         format!(
@@ -99,13 +99,13 @@ impl SynthesizeOptions {
     }
 }
 
-/// All samples, identity by identity. Each identity is a pure function of the seed and its numbers,
-/// so more characters, outfits or images extend a set without changing what was there.
+/// All samples, identity by identity. Each identity is a pure function of the seed and its indices,
+/// so more characters, outfits or images extend a data set without changing existing identities.
 pub fn synthesize(options: &SynthesizeOptions) -> impl Iterator<Item = Sample> + use<> {
     identities(options).flatten()
 }
 
-/// As [`synthesize`], one whole identity at a time, which is what the writer takes.
+/// As [`synthesize`], one whole identity at a time, as the writer needs it.
 pub fn identities(options: &SynthesizeOptions) -> impl Iterator<Item = Vec<Sample>> + use<> {
     let options = options.clone();
     let outfits = options.outfits;
@@ -114,22 +114,22 @@ pub fn identities(options: &SynthesizeOptions) -> impl Iterator<Item = Vec<Sampl
         .map(move |(character, outfit)| identity(&options, character, outfit))
 }
 
-fn identity(options: &SynthesizeOptions, character_number: u32, outfit_number: u32) -> Vec<Sample> {
+fn identity(options: &SynthesizeOptions, character_index: u32, outfit_index: u32) -> Vec<Sample> {
     let stream = |words: &[&str]| ChaCha8Rng::seed_from_u64(hash_words(options.seed, words));
-    let (c, o) = (character_number.to_string(), outfit_number.to_string());
-    // Every twelve characters have the twelve hair colours, shuffled: no two neighbours are easily
-    // confused.
-    let (round, turn) = (
-        character_number / HAIR.len() as u32,
-        character_number % HAIR.len() as u32,
+    let (c, o) = (character_index.to_string(), outfit_index.to_string());
+    // Each twelve consecutive characters have the twelve hair colours in shuffled order, so that
+    // neighbours differ.
+    let (round, index_in_round) = (
+        character_index / HAIR.len() as u32,
+        character_index % HAIR.len() as u32,
     );
     let hair = SampleOrder::new(options.seed, HAIR.len() as u64)
-        .position(u64::from(round), u64::from(turn));
-    let character = Character::draw(HAIR[hair as usize], &mut stream(&["character", &c]));
+        .position(u64::from(round), u64::from(index_in_round));
+    let character = Character::sample(HAIR[hair as usize], &mut stream(&["character", &c]));
     let mut rng = stream(&["outfit", &c, &o]);
-    let outfit = Outfit::draw(&character, &mut rng);
+    let outfit = Outfit::sample(&character, &mut rng);
     let artist = *ARTISTS.iter().choose(&mut rng).expect("there are artists");
-    let id = |image: u32| format!("{character_number:05}-{outfit_number:02}-{image:03}");
+    let id = |image: u32| format!("{character_index:05}-{outfit_index:02}-{image:03}");
     (0..options.images)
         .map(|image| {
             let mut rng = stream(&["image", &c, &o, &image.to_string()]);
@@ -137,14 +137,14 @@ fn identity(options: &SynthesizeOptions, character_number: u32, outfit_number: u
                 .filter(|other| *other != image)
                 .collect();
             if let Some(classes) = options.similar.classes() {
-                let wanted = draw_length(&classes, &mut rng);
+                let length = sample_length(&classes, &mut rng);
                 others.shuffle(&mut rng);
-                others.truncate(wanted);
+                others.truncate(length);
             }
             let base = Metadata {
                 id: id(image),
-                character: format!("figure_{character_number:05}"),
-                outfit: format!("outfit_{outfit_number:02}"),
+                character: format!("figure_{character_index:05}"),
+                outfit: format!("outfit_{outfit_index:02}"),
                 artists: artist.name.to_owned(),
                 similar: others.into_iter().map(id).collect(),
                 width: options.size,
@@ -163,7 +163,7 @@ fn sample(
     outfit: &Outfit,
     rng: &mut ChaCha8Rng,
 ) -> Sample {
-    let shot = Shot::draw(rng);
+    let shot = Shot::sample(rng);
     let (background, background_tags) = background::draw(base.width, shot.framing, rng);
     let figure = scene::figure(artist, character, outfit, &shot, base.width);
     let (image, mask) = render::render(&background, &figure, base.width);
@@ -193,15 +193,15 @@ fn sample(
     }
 }
 
-/// A length, in proportion to the parts of each class.
-fn draw_length(classes: &[(u32, usize)], rng: &mut ChaCha8Rng) -> usize {
-    let total = classes.iter().map(|(parts, _)| *parts).sum();
+/// Samples a length in proportion to the weights of the classes.
+fn sample_length(classes: &[(u32, usize)], rng: &mut ChaCha8Rng) -> usize {
+    let total = classes.iter().map(|(weight, _)| *weight).sum();
     let mut rank = rng.random_range(0..total);
-    for (parts, length) in classes {
-        match rank.checked_sub(*parts) {
+    for (weight, length) in classes {
+        match rank.checked_sub(*weight) {
             Some(rest) => rank = rest,
             None => return *length,
         }
     }
-    unreachable!("a rank lies below the sum of all parts")
+    unreachable!("a rank is below the sum of all weights")
 }

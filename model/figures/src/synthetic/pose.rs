@@ -1,5 +1,5 @@
-//! What differs between two pictures of one identity: pose, expression, framing, angles. Drawn by
-//! lot, with their tags.
+//! Random attributes of one image of an identity: pose, expression, framing and angles, with their
+//! tags.
 
 use rand::Rng;
 use rand::seq::IndexedRandom;
@@ -12,7 +12,7 @@ pub(super) enum Hand {
     Point,
 }
 
-/// Where an arm is drawn: behind the body, before the body, or before the head.
+/// Layer of an arm: behind the body, in front of the body, or in front of the head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layer {
     Behind,
@@ -21,7 +21,7 @@ pub(super) enum Layer {
 }
 
 /// Angles in degrees: the upper part from straight down outwards, then the lower part relative to
-/// it.
+/// the upper part.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Arm {
     pub(super) angles: (f64, f64),
@@ -31,14 +31,14 @@ pub(super) struct Arm {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Pose {
-    /// Tags that any framing shows, and tags that only the legs show.
+    /// Tags of every framing that shows the body, and tags that need visible legs.
     pub(super) tags: &'static [&'static str],
     pub(super) leg_tags: &'static [&'static str],
     pub(super) arms: [Arm; 2],
     pub(super) legs: [(f64, f64); 2],
     /// Lengths of thigh and shin.
     pub(super) leg_lengths: (f64, f64),
-    /// How far the body is above its standing height.
+    /// Height of the body above its standing height.
     pub(super) lift: f64,
 }
 
@@ -258,7 +258,7 @@ impl Framing {
         }
     }
 
-    /// Which of [`super::design::Outfit::tags`] can be seen.
+    /// The visible depth for [`super::design::Outfit::tags`].
     pub(super) fn depth(self) -> u8 {
         match self {
             Self::FullBody => 2,
@@ -268,7 +268,7 @@ impl Framing {
     }
 }
 
-/// One picture's pose.
+/// The random attributes of one image.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Shot {
     pub(super) pose: Pose,
@@ -280,13 +280,13 @@ pub(super) struct Shot {
     /// -1 left .. 1 right.
     pub(super) yaw: f64,
     pub(super) mirrored: bool,
-    /// The shown box, in the units of a 256-unit picture: top left corner and side.
+    /// The view box, in the units of a 256-unit image: top left corner and side.
     pub(super) corner: (f64, f64),
     pub(super) side: f64,
 }
 
 impl Shot {
-    pub(super) fn draw(rng: &mut ChaCha8Rng) -> Self {
+    pub(super) fn sample(rng: &mut ChaCha8Rng) -> Self {
         let mut pose = *POSES.choose(rng).expect("there are poses");
         let mut jitter = |angles: &mut (f64, f64), by: f64| {
             angles.0 += rng.random_range(-by..=by);
@@ -311,7 +311,7 @@ impl Shot {
         };
         let shift = |rng: &mut ChaCha8Rng, by: f64| rng.random_range(-by..=by);
         let (dx, dy) = (shift(rng, side * 0.06), shift(rng, side * 0.015));
-        // A portrait or bust follows the body where it sits or jumps.
+        // A portrait or upper body follows the body when it sits or jumps.
         let follow = if framing == Framing::FullBody {
             0.0
         } else {

@@ -1,5 +1,5 @@
-//! From SVG to encoded picture and mask. The figure is drawn on nothing: its own alpha, softened a
-//! little, is the mask.
+//! Renders SVG to an encoded image and mask. The figure is rendered on a transparent background;
+//! its alpha, slightly blurred, is the mask.
 
 use bytes::Bytes;
 use image::{GrayImage, RgbImage};
@@ -8,10 +8,10 @@ use resvg::usvg::{Options, Tree};
 
 use model_data::image_file::{encode_gray, encode_rgb};
 
-/// PNG bytes of the figure over the ground, and of its mask; both `size` pixels wide and high.
+/// PNG bytes of the figure over the background, and of its mask; both `size` pixels wide and high.
 pub(super) fn render(background: &str, figure: &str, size: u32) -> (Bytes, Bytes) {
-    let figure = draw(figure, size);
-    let mut image = draw(background, size);
+    let figure = rasterize(figure, size);
+    let mut image = rasterize(background, size);
     image.draw_pixmap(
         0,
         0,
@@ -20,7 +20,7 @@ pub(super) fn render(background: &str, figure: &str, size: u32) -> (Bytes, Bytes
         Transform::identity(),
         None,
     );
-    // The ground is opaque, so premultiplied bytes are plain ones.
+    // The background is opaque, so premultiplied values equal plain ones.
     let rgb: Vec<u8> = image
         .data()
         .chunks_exact(4)
@@ -31,19 +31,20 @@ pub(super) fn render(background: &str, figure: &str, size: u32) -> (Bytes, Bytes
     let mask =
         GrayImage::from_vec(size, size, soften(&alpha, size as usize)).expect("one pixel each");
     (
-        encode_rgb(image).expect("a picture in memory can be encoded"),
-        encode_gray(mask).expect("a picture in memory can be encoded"),
+        encode_rgb(image).expect("an image in memory can be encoded"),
+        encode_gray(mask).expect("an image in memory can be encoded"),
     )
 }
 
-fn draw(svg: &str, size: u32) -> Pixmap {
+fn rasterize(svg: &str, size: u32) -> Pixmap {
     let tree = Tree::from_str(svg, &Options::default()).expect("this module writes valid SVG");
-    let mut pixmap = Pixmap::new(size, size).expect("sizes are checked before anything is drawn");
+    let mut pixmap =
+        Pixmap::new(size, size).expect("sizes are checked before anything is rendered");
     resvg::render(&tree, Transform::identity(), &mut pixmap.as_mut());
     pixmap
 }
 
-/// A three-by-three blur: IS-Net's masks have soft edges too (notes 2.4).
+/// A three-by-three blur, because IS-Net's masks have soft edges too (notes 2.4).
 fn soften(alpha: &[u8], size: usize) -> Vec<u8> {
     let across = |y: usize, x: usize| {
         let row = &alpha[y * size..(y + 1) * size];

@@ -1,23 +1,22 @@
-//! Puts the parts together, in order from back to front, and knows where the face comes to lie.
-//! Called by mod.rs.
+//! Composes the parts from back to front, and computes the face box. Called by mod.rs.
 
 use super::canvas::{Canvas, Point};
 use super::design::{Artist, Character, Outfit};
 use super::pose::{Layer, Shot};
 use super::{accessory, body, clothes, face, hair};
 
-/// Where the shoulders of a standing figure are, in units of a 256-unit picture.
+/// Position of the shoulders of a standing figure, in units of a 256-unit image.
 const SHOULDERS: Point = (128.0, 137.0);
-/// The middle of the head over the shoulders.
+/// Offset of the head's centre above the shoulders.
 const HEAD: f64 = -51.0;
-/// The head turns about the chin.
+/// The head rotates about the chin.
 const NECK: f64 = 40.0;
-/// The body leans about the soles.
+/// The body rotates about the soles.
 const SOLES: f64 = 104.0;
-/// What a face detector would mark, in head coordinates: forehead to chin, cheek to cheek.
+/// The box that a face detector would mark, in head coordinates: forehead to chin, cheek to cheek.
 const FACE: [Point; 2] = [(-38.0, -24.0), (38.0, 44.0)];
 
-/// SVG of the figure alone, on nothing.
+/// SVG of the figure on a transparent background.
 pub(super) fn figure(
     artist: Artist,
     character: &Character,
@@ -68,7 +67,7 @@ fn arms(canvas: &mut Canvas, character: &Character, outfit: &Outfit, shot: &Shot
     }
 }
 
-/// How far apart the knees are beyond standing, which skirts follow.
+/// Spread of the knees beyond standing, by which skirts widen.
 fn leg_spread(shot: &Shot) -> f64 {
     let knee = |index, side: f64| body::leg_joints(&shot.pose, index, side)[1].0 * side;
     ((knee(0, -1.0) + knee(1, 1.0)) / 2.0 - 12.0).clamp(0.0, 16.0)
@@ -88,15 +87,15 @@ fn transform(shot: &Shot) -> String {
     )
 }
 
-/// The face as normalised (centre x, centre y, width, height), clipped to the picture: the box
-/// around the four corners of [`FACE`] after every transform that the figure goes through.
+/// The face as normalised (centre x, centre y, width, height), clipped to the image: the bounding
+/// box of the corners of [`FACE`] after all transforms of the figure.
 pub(super) fn face_box(shot: &Shot) -> [f64; 4] {
     let (mut low, mut high) = ((f64::MAX, f64::MAX), (f64::MIN, f64::MIN));
     for x in [FACE[0].0, FACE[1].0] {
         for y in [FACE[0].1, FACE[1].1] {
-            let at = on_image(shot, (x, y));
-            low = (low.0.min(at.0), low.1.min(at.1));
-            high = (high.0.max(at.0), high.1.max(at.1));
+            let corner = on_image(shot, (x, y));
+            low = (low.0.min(corner.0), low.1.min(corner.1));
+            high = (high.0.max(corner.0), high.1.max(corner.1));
         }
     }
     let clip = |v: f64| v.clamp(0.0, 1.0);
@@ -111,9 +110,9 @@ pub(super) fn face_box(shot: &Shot) -> [f64; 4] {
     .map(round)
 }
 
-/// A point in head coordinates, as shares of the picture's width and height.
-fn on_image(shot: &Shot, at: Point) -> Point {
-    let in_body = rotate(at, shot.tilt, (0.0, NECK));
+/// Converts a point in head coordinates to fractions of the image's width and height.
+fn on_image(shot: &Shot, point: Point) -> Point {
+    let in_body = rotate(point, shot.tilt, (0.0, NECK));
     let leaning = rotate((in_body.0, in_body.1 + HEAD), shot.lean, (0.0, SOLES));
     let (x, y) = (
         leaning.0 + SHOULDERS.0,

@@ -1,8 +1,8 @@
-//! The autoencoder alone: the first half of a base model. It sees images, no prompts and no noise
-//! levels.
+//! Trains only the autoencoder, the first half of a base model. Its inputs are images, without
+//! prompts or noise levels.
 
-use super::interface::{Architecture, Network, Place, SampleLosses, SampleOptions};
-use crate::autoencoder::Autoencoder as Networks;
+use super::interface::{Architecture, Network, SampleLosses, SampleOptions, TensorOptions};
+use crate::autoencoder::Autoencoder as AutoencoderKl;
 use crate::batch::{Batch, BatchShape, to_images};
 use crate::component::Prefixes;
 use crate::error::ModelError;
@@ -29,60 +29,66 @@ impl Architecture for Autoencoder {
         &self,
         scope: &Scope<'_>,
         spec: &TrainWork,
-        place: Place,
+        options: TensorOptions,
     ) -> Result<Box<dyn Network>, ModelError> {
         let layout = (&self.0.autoencoder).into();
-        Ok(Box::new(Built {
-            autoencoder: Networks::new(&scope.sub("autoencoder"), &layout),
-            // As many references as the first example has.
+        Ok(Box::new(AutoencoderNetwork {
+            autoencoder: AutoencoderKl::new(&scope.sub("autoencoder"), &layout),
+            // None: as many references as the first example has.
             shape: BatchShape {
                 resolution: spec.data.resolution,
                 references: None,
                 timesteps: spec.model.architecture.timesteps() as usize,
             },
-            place,
+            options,
         }))
     }
 }
 
 #[derive(Debug)]
-struct Built {
-    autoencoder: Networks,
+struct AutoencoderNetwork {
+    autoencoder: AutoencoderKl,
     shape: BatchShape,
-    place: Place,
+    options: TensorOptions,
 }
 
-impl Network for Built {
-    /// Means over an example's images, references included.
+impl Network for AutoencoderNetwork {
+    /// The mean loss over an example's images, including its references.
     fn losses(&mut self, examples: &[Example]) -> Result<SampleLosses, ModelError> {
-        let batch = Batch::new(examples, self.shape, self.place.device)?;
-        let images = batch.images.to_kind(self.place.dtype);
+        let batch = Batch::new(examples, self.shape, self.options.device)?;
+        let images = batch.images.to_kind(self.options.dtype);
         let moments = self.autoencoder.encode(&images).fp32();
-        let latents = moments.draw(&posterior_noise(&batch, &moments.mean));
-        let decoded = self.autoencoder.decode(&latents.to_kind(self.place.dtype));
+        let latents = moments.sample(&posterior_noise(&batch, &moments.mean));
+        let decoded = self
+            .autoencoder
+            .decode(&latents.to_kind(self.options.dtype));
         let decoded = decoded.to_kind(Kind::Float);
         let loss = image_loss(&decoded, &batch.images, &moments);
         Ok(SampleLosses {
-            total: mean_of_each(&batch, &loss.total),
-            terms: vec![mean_of_each(&batch, &loss.reconstruction)],
+            total: mean_per_example(&batch, &loss.total),
+            terms: vec![mean_per_example(&batch, &loss.reconstruction)],
         })
     }
 
-    /// The target as the autoencoder gives it back.
+    /// The reconstruction of the target.
     fn sample(&mut self, example: &Example, _: &SampleOptions) -> Result<RgbImage, ModelError> {
-        let batch = Batch::new(std::slice::from_ref(example), self.shape, self.place.device)?;
-        let target = batch.images.narrow(0, 0, 1).to_kind(self.place.dtype);
-        let seen = self
+        let batch = Batch::new(
+            std::slice::from_ref(example),
+            self.shape,
+            self.options.device,
+        )?;
+        let target = batch.images.narrow(0, 0, 1).to_kind(self.options.dtype);
+        let decoded = self
             .autoencoder
             .decode(&self.autoencoder.encode(&target).mean);
-        Ok(to_images(&seen.to_kind(Kind::Float)).swap_remove(0))
+        Ok(to_images(&decoded.to_kind(Kind::Float)).swap_remove(0))
     }
 }
 
-/// One stream for each example, divided among its images, in the order of the batch's images.
+/// One random stream for each example, split among its images, in the order of the batch's images.
 fn posterior_noise(batch: &Batch, mean: &Tensor) -> Tensor {
-    let (size, each) = (mean.size(), 1 + batch.references);
-    let shape = [each, size[1], size[2], size[3]];
+    let (size, images) = (mean.size(), 1 + batch.references);
+    let shape = [images, size[1], size[2], size[3]];
     let noise = noise::normal(
         &batch.noise_seeds,
         Purpose::Posterior,
@@ -91,19 +97,19 @@ fn posterior_noise(batch: &Batch, mean: &Tensor) -> Tensor {
     );
     let noise = noise.transpose(0, 1);
     let target = noise.get(0);
-    let rest = noise
+    let references = noise
         .narrow(0, 1, batch.references)
         .transpose(0, 1)
         .flatten(0, 1);
-    Tensor::cat(&[target, rest], 0)
+    Tensor::cat(&[target, references], 0)
 }
 
 /// [B * (1 + N)] -> [B].
-fn mean_of_each(batch: &Batch, losses: &Tensor) -> Tensor {
-    let own = losses.narrow(0, 0, batch.count);
-    let rest = losses.narrow(0, batch.count, batch.count * batch.references);
-    let rest = rest
+fn mean_per_example(batch: &Batch, losses: &Tensor) -> Tensor {
+    let targets = losses.narrow(0, 0, batch.count);
+    let references = losses.narrow(0, batch.count, batch.count * batch.references);
+    let references = references
         .view([batch.count, batch.references])
         .sum_dim_intlist(1i64, false, Kind::Float);
-    (own + rest) / (1 + batch.references) as f64
+    (targets + references) / (1 + batch.references) as f64
 }

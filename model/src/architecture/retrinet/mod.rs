@@ -1,5 +1,5 @@
-//! The paper's model, on a given base model: a text-to-image U-Net whose skip connections take what
-//! a retrieval block finds in reference images.
+//! The paper's model: the text-to-image U-Net of a base model, with residuals on its skip
+//! connections that a retrieval block computes from reference images.
 
 mod block;
 mod weights;
@@ -7,7 +7,9 @@ mod weights;
 pub use block::{Conditions, References, RetrievalBlock, predict};
 pub(crate) use weights::load;
 
-use super::interface::{Architecture, AttentionMap, Network, Place, SampleLosses, SampleOptions};
+use super::interface::{
+    Architecture, AttentionMap, Network, SampleLosses, SampleOptions, TensorOptions,
+};
 use crate::batch::Batch;
 use crate::component::Prefixes;
 use crate::diffusion::{self, LatentDiffusion, Latents};
@@ -44,7 +46,7 @@ impl Architecture for Retrinet {
         &diffusion::TERMS
     }
 
-    /// The retrieval encoder begins as the U-Net's encoder.
+    /// The retrieval encoder is initialized as a copy of the U-Net's encoder.
     fn derived(&self) -> &'static [&'static str] {
         &["retrieval."]
     }
@@ -53,12 +55,12 @@ impl Architecture for Retrinet {
         &self,
         scope: &Scope<'_>,
         spec: &TrainWork,
-        place: Place,
+        options: TensorOptions,
     ) -> Result<Box<dyn Network>, ModelError> {
         let job = &self.0;
         let layout = UNetLayout::from(&job.diffusion.unet);
-        Ok(Box::new(Built {
-            diffusion: LatentDiffusion::new(scope, &job.diffusion, spec, place)?,
+        Ok(Box::new(RetrinetNetwork {
+            diffusion: LatentDiffusion::new(scope, &job.diffusion, spec, options)?,
             unet: UNet::new(&scope.sub("unet"), &layout),
             block: RetrievalBlock::new(scope, &layout, job.retrieval),
             references: job.references.count as usize,
@@ -75,16 +77,16 @@ impl Architecture for Retrinet {
 }
 
 #[derive(Debug)]
-struct Built {
+struct RetrinetNetwork {
     diffusion: LatentDiffusion,
     unet: UNet,
     block: RetrievalBlock,
-    /// Of each example while training.
+    /// References per example in training.
     references: usize,
 }
 
-impl Built {
-    /// What the prediction for a batch depends on. `prompts` may hold several branches of the
+impl RetrinetNetwork {
+    /// The conditions of the prediction for a batch. `prompts` may contain several branches of the
     /// batch's size.
     fn conditions(&mut self, batch: &Batch, latents: &Latents, prompts: &[String]) -> Conditions {
         let text = self.diffusion.text_states(prompts);
@@ -100,7 +102,7 @@ impl Built {
             references: Some(References {
                 latents: latents.references.to_kind(self.diffusion.dtype()),
                 words,
-                each: batch.references,
+                per_target: batch.references,
             }),
         }
     }
@@ -111,7 +113,7 @@ impl Built {
     }
 }
 
-impl Network for Built {
+impl Network for RetrinetNetwork {
     fn losses(&mut self, examples: &[Example]) -> Result<SampleLosses, ModelError> {
         let batch = self.diffusion.batch(examples, Some(self.references))?;
         let latents = self.diffusion.latents(&batch);
@@ -121,7 +123,7 @@ impl Network for Built {
         Ok(self.diffusion.losses(&batch, examples, &noisy, &predicted))
     }
 
-    /// From any number of references.
+    /// Accepts any number of references.
     fn sample(
         &mut self,
         example: &Example,
@@ -136,7 +138,7 @@ impl Network for Built {
         }
         let latents = self.diffusion.latents(&batch);
         let mut conditions = self.conditions(&batch, &latents, &prompts);
-        let mut bare = Conditions {
+        let mut unconditional = Conditions {
             timesteps: conditions.timesteps.shallow_clone(),
             text: self.diffusion.text_states(&[String::new()]),
             references: None,
@@ -146,10 +148,10 @@ impl Network for Built {
                 conditions.timesteps = timesteps.shallow_clone();
                 let predicted = self.predict(latents, &conditions);
                 if by_references {
-                    bare.timesteps = timesteps.shallow_clone();
-                    let bare = self.predict(latents, &bare);
-                    let (words, references) = (options.guidance, options.reference_guidance);
-                    guide_by_references(&bare, &predicted, words, references)
+                    unconditional.timesteps = timesteps.shallow_clone();
+                    let unconditional = self.predict(latents, &unconditional);
+                    let (scale, reference_scale) = (options.guidance, options.reference_guidance);
+                    guide_by_references(&unconditional, &predicted, scale, reference_scale)
                 } else if guided {
                     guide(&predicted, options.guidance)
                 } else {
@@ -158,8 +160,8 @@ impl Network for Built {
             })
     }
 
-    /// Attention probabilities that the places of a reference give to a word in the retrieval
-    /// encoder, mean over its heads.
+    /// The retrieval encoder's attention probabilities from the cells of a reference to a word,
+    /// averaged over the heads.
     fn attention(
         &mut self,
         reference: &RgbImage,
@@ -168,38 +170,39 @@ impl Network for Built {
     ) -> Result<Option<Vec<AttentionMap>>, ModelError> {
         let batch = self
             .diffusion
-            .batch(&[shown(reference, timestep)], Some(0))?;
+            .batch(&[as_target(reference, timestep)], Some(0))?;
         let latents = self.diffusion.latents(&batch);
         let words = self.diffusion.text_states(&[word.word().to_owned()]);
         let dtype = self.diffusion.dtype();
         let references = References {
             latents: latents.targets.to_kind(dtype),
             words,
-            each: 1,
+            per_target: 1,
         };
         let timesteps = self.diffusion.timesteps(&batch.timesteps);
         let time = self
             .unet
             .embed_time(&self.block.timesteps(&timesteps), dtype);
-        let found = self.block.attention(&references, &time);
-        let maps = found.into_iter().map(|(block, width, probabilities)| {
-            // Token 0 begins the line, token 1 is the word.
-            let word = probabilities
+        let attention = self.block.attention(&references, &time);
+        let maps = attention.into_iter().map(|found| {
+            // Token 0 is the start token, token 1 the word.
+            let word = found
+                .probabilities
                 .select(3, 1)
                 .mean_dim(1i64, false, Kind::Float);
             let word = word.flatten(0, 1).to_device(Device::Cpu);
             AttentionMap {
-                block,
-                width: width as u32,
-                values: Vec::try_from(word).expect("a line of numbers"),
+                block: found.block,
+                width: found.width as u32,
+                values: Vec::try_from(word).expect("the tensor is one-dimensional"),
             }
         });
         Ok(Some(maps.collect()))
     }
 }
 
-/// A reference in the place of a target, to be looked at alone.
-fn shown(reference: &RgbImage, timestep: usize) -> Example {
+/// An example with a reference image as its target and without references.
+fn as_target(reference: &RgbImage, timestep: usize) -> Example {
     let mask = image::GrayImage::new(reference.width(), reference.height());
     Example {
         position: 0,

@@ -1,4 +1,5 @@
-//! Weights that only a RetriNet has: from its own file, or from the base U-Net.
+//! Loads or initializes the weights that only a RetriNet has: from its own file, or from the base
+//! U-Net.
 
 use super::block::RetrievalBlock;
 use crate::error::ModelError;
@@ -11,45 +12,45 @@ use proto::spec::Retrieval;
 use std::path::Path;
 use tch::Device;
 
-/// Beginnings of the names of what a base model has.
-const BASE: [&str; 3] = ["autoencoder.", "text_encoder.", "unet."];
+/// Name prefixes of a base model's parameters.
+const BASE_PREFIXES: [&str; 3] = ["autoencoder.", "text_encoder.", "unet."];
 
-/// First values of the retrieval block: those of `own`, else the retrieval encoder is a copy of the
-/// U-Net's encoder (paper, section 5.1) and the rest stays as it was made.
+/// Initializes the retrieval block from `own`. Without it, the retrieval encoder is a copy of the
+/// U-Net's encoder (paper, section 5.1) and the other parameters keep their initial values.
 ///
 /// # Errors
-/// A file of a RetriNet with other choices, or that does not fit.
+/// A file of a RetriNet with different retrieval settings, or one that does not match.
 pub(super) fn initialize(
     parameters: &Parameters,
-    choices: Retrieval,
+    retrieval: Retrieval,
     own: Option<(&Path, &Source)>,
 ) -> Result<(), ModelError> {
     let Some((path, source)) = own else {
         return copy_encoder(parameters, "the base U-Net");
     };
     let found = source.retrieval()?;
-    if found != choices {
+    if found != retrieval {
         return Err(ModelError::Config {
             field: "retrieval",
-            value: format!("{choices:?}"),
+            value: format!("{retrieval:?}"),
             expected: format!("{} was trained with {found:?}", path.display()),
         });
     }
     load_own(parameters, source)
 }
 
-/// A U-Net with the retrieval block that lies in [`RETRINET_FILE`] beside it. Without that file it
-/// is the RetriNet before training: its retrieval encoder is a copy of the U-Net's encoder and its
-/// zero convolutions are zero.
+/// Loads a U-Net and the retrieval block from [`RETRINET_FILE`] beside it. Without that file the
+/// result is a RetriNet before training: its retrieval encoder is a copy of the U-Net's encoder and
+/// its zero convolutions are zero.
 ///
 /// # Errors
 /// As [`public::unet`].
 pub(crate) fn load(path: &Path, device: Device) -> Result<(UNet, RetrievalBlock), ModelError> {
-    let source = Source::open_with_neighbour(path)?;
+    let source = Source::open_with_sibling_config(path)?;
     let layout = source.unet_layout()?;
     let parameters = Parameters::seeded(0, device)
-        .awaiting("unet.".to_owned())
-        .awaiting("retrieval.".to_owned());
+        .skip_init("unet.".to_owned())
+        .skip_init("retrieval.".to_owned());
     let folder = if path.is_dir() {
         path
     } else {
@@ -57,9 +58,9 @@ pub(crate) fn load(path: &Path, device: Device) -> Result<(UNet, RetrievalBlock)
     };
     let file = folder.join(RETRINET_FILE);
     let trained = file.is_file().then(|| Source::open(&file)).transpose()?;
-    let choices = trained.as_ref().map(Source::retrieval).transpose()?;
+    let retrieval = trained.as_ref().map(Source::retrieval).transpose()?;
     let unet = UNet::new(&parameters.root().sub("unet"), &layout);
-    let block = RetrievalBlock::new(&parameters.root(), &layout, choices.unwrap_or_default());
+    let block = RetrievalBlock::new(&parameters.root(), &layout, retrieval.unwrap_or_default());
     public::load_unet(&source, &layout, &parameters.under("unet."))?;
     match trained {
         Some(trained) => load_own(&parameters, &trained)?,
@@ -70,7 +71,7 @@ pub(crate) fn load(path: &Path, device: Device) -> Result<(UNet, RetrievalBlock)
 
 fn load_own(parameters: &Parameters, source: &Source) -> Result<(), ModelError> {
     let mut own = parameters.tensors();
-    own.retain(|name, _| !BASE.iter().any(|prefix| name.starts_with(prefix)));
+    own.retain(|name, _| !BASE_PREFIXES.iter().any(|prefix| name.starts_with(prefix)));
     source
         .load(&own, |name| vec![name.to_owned()], |_| true)
         .map(drop)

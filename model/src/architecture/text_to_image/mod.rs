@@ -1,7 +1,7 @@
-//! A text-to-image U-Net with its text encoder, on a given autoencoder: the second half of a base
-//! model.
+//! A text-to-image U-Net with its text encoder, on a pretrained autoencoder: the second half of a
+//! base model.
 
-use super::interface::{Architecture, Network, Place, SampleLosses, SampleOptions};
+use super::interface::{Architecture, Network, SampleLosses, SampleOptions, TensorOptions};
 use crate::component::Prefixes;
 use crate::diffusion::{self, LatentDiffusion};
 use crate::error::ModelError;
@@ -35,23 +35,23 @@ impl Architecture for TextToImage {
         &self,
         scope: &Scope<'_>,
         spec: &TrainWork,
-        place: Place,
+        options: TensorOptions,
     ) -> Result<Box<dyn Network>, ModelError> {
-        Ok(Box::new(Built {
-            diffusion: LatentDiffusion::new(scope, &self.0.diffusion, spec, place)?,
+        Ok(Box::new(TextToImageNetwork {
+            diffusion: LatentDiffusion::new(scope, &self.0.diffusion, spec, options)?,
             unet: UNet::new(&scope.sub("unet"), &(&self.0.diffusion.unet).into()),
         }))
     }
 }
 
 #[derive(Debug)]
-struct Built {
+struct TextToImageNetwork {
     diffusion: LatentDiffusion,
     unet: UNet,
 }
 
-impl Built {
-    /// Predicted noise for latents [batch, c, h, w] under text states of one or two branches.
+impl TextToImageNetwork {
+    /// The prediction for latents [batch, c, h, w] with text states of one or two branches.
     fn predict(&self, latents: &Tensor, timesteps: &Tensor, text: &Tensor) -> Tensor {
         let latents = latents.to_kind(self.diffusion.dtype());
         let inputs = UNetInputs::new(&latents, timesteps, text);
@@ -59,7 +59,7 @@ impl Built {
     }
 }
 
-impl Network for Built {
+impl Network for TextToImageNetwork {
     fn losses(&mut self, examples: &[Example]) -> Result<SampleLosses, ModelError> {
         let batch = self.diffusion.batch(examples, Some(0))?;
         let latents = self.diffusion.latents(&batch).targets;

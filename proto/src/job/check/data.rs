@@ -1,4 +1,4 @@
-//! [data]: defaults, bounds, and paths as URLs. Called by [`super::check`].
+//! `[data]`: defaults, bounds, and paths as URLs. Called by [`super::check`].
 
 use crate::job::faults::Faults;
 use crate::job::raw::DataToml;
@@ -13,20 +13,20 @@ pub(super) fn data(raw: &DataToml, directory: Option<&Path>, faults: &mut Faults
         holdout: raw.holdout.unwrap_or(0.0),
         seed: raw.seed.unwrap_or(0),
     };
-    faults.share("data.prompt_drop", data.prompt_drop);
+    faults.fraction("data.prompt_drop", data.prompt_drop);
     faults.need((0.0..1.0).contains(&data.holdout), "data.holdout", || {
         format!(
-            "is {}; it must be at least 0 and below 1, or nothing is left to train on",
+            "is {}; it must be at least 0 and below 1, because otherwise no training data is left",
             data.holdout
         )
     });
     faults.need(data.resolution <= 4096, "data.resolution", || {
-        format!("is {}; at most 4096", data.resolution)
+        format!("is {}; it must be at most 4096", data.resolution)
     });
     data
 }
 
-/// A URL as it is, a path made absolute as `file://`.
+/// Returns a URL unchanged, and a path as an absolute `file://` URL.
 pub(super) fn absolute(
     field: &str,
     value: &str,
@@ -38,7 +38,7 @@ pub(super) fn absolute(
             format!("is {value:?}; the scheme must be file:// or s3://")
         });
         faults.need(!rest.is_empty(), field, || {
-            format!("is {value:?}; nothing follows the scheme")
+            format!("is {value:?}; it has nothing after the scheme")
         });
         return value.to_owned();
     }
@@ -54,14 +54,14 @@ pub(super) fn absolute(
     let Some(directory) = directory else {
         faults.add(
             field,
-            format!("is {value:?}; here it must be file:///… or s3://bucket/…"),
+            format!("is {value:?}; it must be a URL: file:///… or s3://bucket/…"),
         );
         return value.to_owned();
     };
-    file_url(&normal(&directory.join(value)))
+    file_url(&normalize(&directory.join(value)))
 }
 
-/// What has a meaning in a URL and none in a path is written as its code.
+/// Percent-encodes characters that are special in a URL but not in a path.
 fn file_url(path: &Path) -> String {
     let text = path.display().to_string();
     format!(
@@ -72,8 +72,8 @@ fn file_url(path: &Path) -> String {
     )
 }
 
-/// Takes `.` and `..` out of a path, as text.
-fn normal(path: &Path) -> std::path::PathBuf {
+/// Removes `.` and `..` from a path without accessing the file system.
+fn normalize(path: &Path) -> std::path::PathBuf {
     use std::path::Component as Part;
     let mut out = std::path::PathBuf::new();
     for part in path.components() {

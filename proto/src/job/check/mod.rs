@@ -1,6 +1,6 @@
-//! Raw job.toml -> [`JobSpec`]: defaults, relative paths, and every rule that joins two fields.
-//! Pure; all faults are reported together. One file for each section with rules of its own, one for
-//! what widths and sides must divide, and one for what would be read by nobody.
+//! Validates a raw job.toml and converts it to a [`JobSpec`]: defaults, relative paths, and all
+//! rules that involve two fields. Pure; all faults are reported together. There is a file for each
+//! section with rules of its own, and one for divisibility of widths and image sides.
 
 mod data;
 mod model;
@@ -18,9 +18,9 @@ use toml::{Table, Value};
 
 const PRIORITY_MAX: i32 = 100;
 const WORKERS_MAX: u32 = 4096;
-const NAME: &str = "1 to 40 lower-case letters, digits and dashes, a letter first";
+const NAME: &str = "1 to 40 lower-case letters, digits and dashes, starting with a letter";
 
-/// Most jobs that one job waits for.
+/// Maximum number of jobs that one job waits for.
 const AFTER_MAX: usize = 256;
 
 pub(super) fn check(raw: JobToml, directory: Option<&Path>) -> Result<JobSpec, Vec<Fault>> {
@@ -39,7 +39,7 @@ pub(super) fn check(raw: JobToml, directory: Option<&Path>) -> Result<JobSpec, V
     }
 }
 
-/// The one kind of work that the tables name; None, with a fault, where they name none or several.
+/// The kind of work that the tables select; None, with a fault, if they select none or several.
 fn work(raw: &JobToml, directory: Option<&Path>, faults: &mut Faults) -> Option<(Resources, Work)> {
     let tables = tables(raw);
     match (&raw.train, &raw.sample) {
@@ -52,7 +52,7 @@ fn work(raw: &JobToml, directory: Option<&Path>, faults: &mut Faults) -> Option<
             for table in tables.iter().filter(|table| **table != "sample") {
                 faults.add(
                     table,
-                    "belongs to [train], and this job has [sample]: leave the table out",
+                    "belongs to [train], but this job has [sample]: leave the table out",
                 );
             }
             let resources = resources(&raw.resources, (1, WORKERS_MAX), faults);
@@ -63,7 +63,7 @@ fn work(raw: &JobToml, directory: Option<&Path>, faults: &mut Faults) -> Option<
             faults.add(
                 "sample",
                 format!(
-                    "is a second kind of work; a job has exactly one of [train] and [sample], and \
+                    "is a second kind of work; a job has exactly one of [train] and [sample], but \
                     this one has {}",
                     listed(&tables)
                 ),
@@ -72,15 +72,15 @@ fn work(raw: &JobToml, directory: Option<&Path>, faults: &mut Faults) -> Option<
         }
         (None, None) => {
             let found = if tables.is_empty() {
-                "no table of work".to_owned()
+                "neither".to_owned()
             } else {
                 listed(&tables)
             };
             faults.add(
                 "",
                 format!(
-                    "there is no kind of work; a job has exactly one of [train] and [sample], \
-                and this one has {found}"
+                    "the kind of work is missing; a job has exactly one of [train] and [sample], \
+                    but this one has {found}"
                 ),
             );
             None
@@ -88,17 +88,17 @@ fn work(raw: &JobToml, directory: Option<&Path>, faults: &mut Faults) -> Option<
     }
 }
 
-/// The tables that say what the job does, as they are given.
+/// The tables about the job's work that are present.
 fn tables(raw: &JobToml) -> Vec<&'static str> {
-    let given = [
+    let present = [
         ("data", raw.data.is_some()),
         ("model", raw.model.is_some()),
         ("train", raw.train.is_some()),
         ("checkpoint", raw.checkpoint.is_some()),
         ("sample", raw.sample.is_some()),
     ];
-    let given = given.into_iter().filter(|(_, given)| *given);
-    given.map(|(table, _)| table).collect()
+    let present = present.into_iter().filter(|(_, present)| *present);
+    present.map(|(table, _)| table).collect()
 }
 
 fn listed(tables: &[&str]) -> String {
@@ -113,9 +113,9 @@ fn training(
     directory: Option<&Path>,
     faults: &mut Faults,
 ) -> Option<TrainWork> {
-    for (table, given) in [("data", raw.data.is_some()), ("model", raw.model.is_some())] {
-        faults.need(given, "train", || {
-            format!("needs a table [{table}] beside it, and there is none")
+    for (table, present) in [("data", raw.data.is_some()), ("model", raw.model.is_some())] {
+        faults.need(present, "train", || {
+            format!("requires a table [{table}], which is missing")
         });
     }
     let (data, model): (&DataToml, &ModelToml) = (raw.data.as_ref()?, raw.model.as_ref()?);
@@ -129,11 +129,11 @@ fn training(
         train,
         checkpoint: checkpoint(raw.checkpoint.as_ref(), faults),
     };
-    together(&work, resources, faults);
+    check_across_sections(&work, resources, faults);
     Some(work)
 }
 
-/// The tables that architectures read, as typed as the raw ones.
+/// The tables that architectures read, with the types of the raw ones.
 fn written(data: &DataToml, model: &ModelToml, train: &TrainToml) -> Table {
     fn value(raw: &impl serde::Serialize) -> Value {
         Value::try_from(raw).expect("plain tables, numbers and strings are TOML")
@@ -161,14 +161,14 @@ fn checkpoint(raw: Option<&CheckpointToml>, faults: &mut Faults) -> CheckpointPo
 
 fn after(raw: &[String], faults: &mut Faults) -> Vec<JobId> {
     faults.need(raw.len() <= AFTER_MAX, "after", || {
-        format!("names {} jobs; at most {AFTER_MAX}", raw.len())
+        format!("names {} jobs; at most {AFTER_MAX} are allowed", raw.len())
     });
     let mut seen = BTreeSet::new();
     for job in raw {
         if let Err(error) = crate::wire::job_id(job.clone()) {
             faults.add(
                 "after",
-                format!("names {job:?}, which is no job's id: {}", error.expected),
+                format!("names {job:?}, which is not a job id: {}", error.expected),
             );
         }
         faults.need(seen.insert(job), "after", || {
@@ -185,9 +185,9 @@ fn name(name: &str, faults: &mut Faults) {
 }
 
 fn is_name(name: &str) -> bool {
-    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let is_allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     (1..=40).contains(&name.len())
-        && name.chars().all(good)
+        && name.chars().all(is_allowed)
         && name.starts_with(|c: char| c.is_ascii_lowercase())
 }
 
@@ -210,7 +210,8 @@ fn resources(raw: &ResourcesToml, workers: (u32, u32), faults: &mut Faults) -> R
         "resources.priority",
         || {
             format!(
-                "is {priority}; it must be -{PRIORITY_MAX} to {PRIORITY_MAX}, and higher goes first"
+                "is {priority}; it must be -{PRIORITY_MAX} to {PRIORITY_MAX} (higher values are \
+                scheduled first)"
             )
         },
     );
@@ -232,13 +233,13 @@ fn resources(raw: &ResourcesToml, workers: (u32, u32), faults: &mut Faults) -> R
         },
     );
     faults.need(workers_max <= WORKERS_MAX, "resources.workers.max", || {
-        format!("is {workers_max}; at most {WORKERS_MAX} workers")
+        format!("is {workers_max}; it must be at most {WORKERS_MAX}")
     });
     resources
 }
 
-/// Rules that join sections.
-fn together(spec: &TrainWork, resources: &Resources, faults: &mut Faults) {
+/// Rules that involve several sections.
+fn check_across_sections(spec: &TrainWork, resources: &Resources, faults: &mut Faults) {
     for (component, rate) in &spec.train.learning_rates {
         let field = format!("train.learning_rates.{}", kebab(component));
         let model = &spec.model;
@@ -264,7 +265,7 @@ fn together(spec: &TrainWork, resources: &Resources, faults: &mut Faults) {
             || {
                 format!(
                     "{ranks} ranks are more than the {} micro-batches of a step; raise \
-                train.global_batch or lower train.micro_batch",
+                    train.global_batch or lower train.micro_batch",
                     spec.micro_batches()
                 )
             },
@@ -274,24 +275,27 @@ fn together(spec: &TrainWork, resources: &Resources, faults: &mut Faults) {
     faults.need(
         cache == 0 || spec.model.architecture.diffusion().is_some(),
         field,
-        || format!("is {cache}; an autoencoder in training gives other latents after every step"),
+        || {
+            format!(
+                "is {cache}; it must be 0 for an autoencoder, whose latents change with every step"
+            )
+        },
     );
     let exact_on_gpu =
         spec.train.reduction == Reduction::Exact && resources.device == DeviceKind::Cuda;
     faults.need(cache == 0 || !exact_on_gpu, field, || {
         format!(
-            "is {cache}; with train.reduction = \"exact\" on cuda it must be 0, because a GPU may \
-            give a picture other \
-             bits in other company"
+            "is {cache}; with train.reduction = \"exact\" on cuda it must be 0, because on a GPU \
+            the bits of a latent may depend on the other images of the batch"
         )
     });
     faults.need(cache <= 1 << 20, field, || {
-        format!("is {cache}; at most 1048576 (1 TiB)")
+        format!("is {cache}; it must be at most 1048576 (1 TiB)")
     });
     shape::shapes(spec, faults);
 }
 
-/// The word that job.toml uses for a value.
+/// The name of a value in job.toml.
 fn kebab(value: &impl serde::Serialize) -> String {
     let text = toml::Value::try_from(value)
         .map(|it| it.to_string())

@@ -1,5 +1,5 @@
-//! [model]: the named sizes and what overrides them, and which components may be frozen or computed
-//! again. Called by [`super::check`].
+//! `[model]`: the named sizes and their overrides, frozen components, and activation checkpointing.
+//! Called by [`super::check`].
 
 use super::data::absolute;
 use super::kebab;
@@ -7,13 +7,13 @@ use crate::architecture::Facts;
 use crate::architecture::fields::Fields;
 use crate::job::faults::Faults;
 use crate::job::raw::{AutoencoderToml, ModelToml, TextEncoderToml, UNetToml};
-use crate::place::nearest;
+use crate::location::nearest;
 use crate::size;
 use crate::spec::{AutoencoderConfig, Component, Model, TextEncoderConfig, UNetConfig};
 use std::path::Path;
 use toml::Table;
 
-/// `written`: the tables of job.toml that architectures read.
+/// `written` holds the tables of job.toml that architectures read.
 pub(super) fn model(
     raw: &ModelToml,
     written: &Table,
@@ -23,7 +23,7 @@ pub(super) fn model(
     let (kind, facts) = (raw.architecture, raw.architecture.facts());
     let mut fields = Fields::new(written, networks(raw, faults));
     let architecture = kind.read(&mut fields, faults);
-    fields.refuse_rest(facts.name, |field| kind.lacks(field), faults);
+    fields.reject_unused(facts.name, |field| kind.why_unused(field), faults);
     let freeze = freeze(raw, facts, faults);
     Model {
         architecture,
@@ -36,7 +36,7 @@ pub(super) fn model(
     }
 }
 
-/// The named size with what is written over it.
+/// The networks of the named size with the overrides of job.toml.
 fn networks(
     raw: &ModelToml,
     faults: &mut Faults,
@@ -71,14 +71,16 @@ fn freeze(raw: &ModelToml, facts: &Facts, faults: &mut Faults) -> Vec<Component>
     freeze.dedup();
     for component in &freeze {
         let known = facts.components.contains(component);
-        faults.need(known, "model.freeze", || foreign(*component, facts));
+        faults.need(known, "model.freeze", || {
+            unknown_component(*component, facts)
+        });
     }
     for component in facts.always_frozen {
         faults.need(freeze.contains(component), "model.freeze", || {
             let (freeze, component) = (listed(&freeze), kebab(component));
             format!(
-                "is [{freeze}], without {component}; the noise loss cannot train it, so it \
-            must be named"
+                "is [{freeze}], without {component}; the noise loss cannot train {component}, so \
+                it must be frozen"
             )
         });
     }
@@ -96,7 +98,7 @@ fn freeze(raw: &ModelToml, facts: &Facts, faults: &mut Faults) -> Vec<Component>
     freeze
 }
 
-fn foreign(component: Component, facts: &Facts) -> String {
+fn unknown_component(component: Component, facts: &Facts) -> String {
     format!(
         "names {}, which {} does not have; it has {}",
         kebab(&component),
@@ -110,8 +112,8 @@ fn listed<'a>(components: impl IntoIterator<Item = &'a Component>) -> String {
     words.join(", ")
 }
 
-/// Only what a gradient passes through keeps activations: what is trained, and the decoder, through
-/// which it reaches all that is trained before it.
+/// Only components that a gradient passes through store activations: the trained ones, and the
+/// decoder, through which the gradient reaches the trained components before it.
 fn checkpointed(
     raw: &ModelToml,
     facts: &Facts,
@@ -124,11 +126,11 @@ fn checkpointed(
     let field = "model.activation_checkpointing";
     for component in &components {
         let known = facts.components.contains(component);
-        faults.need(known, field, || foreign(*component, facts));
-        let passed = !freeze.contains(component) || *component == Component::Decoder;
-        faults.need(!known || passed, field, || {
+        faults.need(known, field, || unknown_component(*component, facts));
+        let has_gradient = !freeze.contains(component) || *component == Component::Decoder;
+        faults.need(!known || has_gradient, field, || {
             format!(
-                "names {}, which is frozen and keeps no activations: leave it out",
+                "names {}, which is frozen and stores no activations: leave it out",
                 kebab(component)
             )
         });

@@ -1,22 +1,23 @@
-//! [sample]: defaults and bounds. Called by [`super::check`].
+//! `[sample]`: defaults and bounds. Called by [`super::check`].
 
 use crate::id::{JobId, Step};
 use crate::job::faults::Faults;
 use crate::job::raw::{ReferenceToml, SampleToml, WeightsToml};
-use crate::place::nearest;
+use crate::location::nearest;
 use crate::sample::{ImageSource, NamedReference, SampleMethod, SamplePrompt, SampleWork, Weights};
 
-/// Longest prompt and longest name of a file, in bytes.
+/// Maximum lengths of a prompt and of a file name, in bytes.
 const PROMPT_MAX: usize = 16 << 10;
 const NAME_MAX: usize = 1024;
-/// Most prompts, and most seeds.
+/// Maximum number of prompts, and of seeds.
 const LIST_MAX: usize = 4096;
 const IMAGES_MAX: u64 = 1_000_000;
 const REFERENCES_MAX: usize = 64;
-/// Samples of a job that names no references.
+/// Default number of subjects of a job that names no references.
 const COUNT: u32 = 16;
 
-/// `is_local`: the user's files can be read here; elsewhere each must have its digest already.
+/// `is_local`: the user's files are readable here. Otherwise each file must already have its
+/// digest.
 pub(super) fn sample(raw: &SampleToml, is_local: bool, faults: &mut Faults) -> SampleWork {
     let count = if raw.references.is_empty() { COUNT } else { 1 };
     let method = raw.method.unwrap_or(SampleMethod::Ddim);
@@ -37,10 +38,10 @@ pub(super) fn sample(raw: &SampleToml, is_local: bool, faults: &mut Faults) -> S
         attention: raw.attention.clone(),
         on_failed_unit: raw.on_failed_unit.unwrap_or_default(),
     };
-    let most = method.steps_max();
-    faults.need((1..=most).contains(&work.steps), "sample.steps", || {
+    let max = method.steps_max();
+    faults.need((1..=max).contains(&work.steps), "sample.steps", || {
         format!(
-            "is {}; {} takes 1 to {most} steps for an image",
+            "is {}; {} takes 1 to {max} steps per image",
             work.steps,
             method.name()
         )
@@ -49,7 +50,7 @@ pub(super) fn sample(raw: &SampleToml, is_local: bool, faults: &mut Faults) -> S
         ("sample.guidance", work.guidance),
         ("sample.reference_guidance", work.reference_guidance),
     ] {
-        // Not a number is in no range.
+        // The range also rejects NaN.
         faults.need((0.0..=100.0).contains(&scale), field, || {
             format!("is {scale}; it must be between 0 and 100")
         });
@@ -65,13 +66,13 @@ fn lists(work: &SampleWork, faults: &mut Faults) {
         "sample.count",
         || {
             format!(
-                "is {}; named references are one subject, so it must be 1",
+                "is {}; with named references there is one subject, so it must be 1",
                 work.count
             )
         },
     );
     faults.need(!work.seeds.is_empty(), "sample.seeds", || {
-        "is empty; an image needs a seed, such as [0]".into()
+        "is empty; at least one seed is needed, such as [0]".into()
     });
     let lists = [
         ("sample.seeds", work.seeds.len()),
@@ -79,14 +80,14 @@ fn lists(work: &SampleWork, faults: &mut Faults) {
     ];
     for (field, length) in lists {
         faults.need(length <= LIST_MAX, field, || {
-            format!("has {length} entries; at most {LIST_MAX}")
+            format!("has {length} entries; at most {LIST_MAX} are allowed")
         });
     }
     if let Some(long) = work.prompts.iter().find(|prompt| prompt.len() > PROMPT_MAX) {
         faults.add(
             "sample.prompts",
             format!(
-                "has one of {} bytes; a prompt has at most {PROMPT_MAX}",
+                "has a prompt of {} bytes; at most {PROMPT_MAX} are allowed",
                 long.len()
             ),
         );
@@ -95,8 +96,8 @@ fn lists(work: &SampleWork, faults: &mut Faults) {
         let images = work.images();
         faults.need(images <= IMAGES_MAX, "sample.count", || {
             format!(
-                "asks for {images} images; samples times prompts times seeds are at most \
-            {IMAGES_MAX}"
+                "results in {images} images (count times prompts times seeds); at most \
+                {IMAGES_MAX} are allowed"
             )
         });
     }
@@ -136,27 +137,33 @@ fn weights(raw: Option<&WeightsToml>, faults: &mut Faults) -> Weights {
 fn references(raw: &[ReferenceToml], is_local: bool, faults: &mut Faults) -> Vec<NamedReference> {
     let field = "sample.references";
     faults.need(raw.len() <= REFERENCES_MAX, field, || {
-        format!("names {}; at most {REFERENCES_MAX} are taken", raw.len())
+        format!(
+            "has {} entries; at most {REFERENCES_MAX} are allowed",
+            raw.len()
+        )
     });
     raw.iter()
         .filter_map(|reference| {
             let from = match (&reference.id, &reference.file) {
                 (Some(id), None) => {
-                    named(id, faults);
+                    check_name(id, faults);
                     faults.need(reference.sha256.is_none(), field, || {
-                        format!("has a sha256 beside id {id:?}; only a file has one: leave it out")
+                        format!("has a sha256 for id {id:?}; only a file has one: leave it out")
                     });
                     ImageSource::Sample { id: id.clone() }
                 }
                 (None, Some(file)) => {
-                    named(file, faults);
+                    check_name(file, faults);
                     ImageSource::File {
                         name: file.clone(),
                         sha256: digest(reference.sha256.as_deref(), file, is_local, faults),
                     }
                 }
                 (Some(_), Some(_)) | (None, None) => {
-                    faults.add(field, "has an entry without exactly one of id and file");
+                    faults.add(
+                        field,
+                        "has an entry that does not have exactly one of id and file",
+                    );
                     return None;
                 }
             };
@@ -166,36 +173,36 @@ fn references(raw: &[ReferenceToml], is_local: bool, faults: &mut Faults) -> Vec
         .collect()
 }
 
-fn named(name: &str, faults: &mut Faults) {
+fn check_name(name: &str, faults: &mut Faults) {
     faults.need(
         (1..=NAME_MAX).contains(&name.len()),
         "sample.references",
         || {
             format!(
-                "has a name of {} bytes; an id or a file has 1 to {NAME_MAX}",
+                "has an id or file name of {} bytes; it must have 1 to {NAME_MAX}",
                 name.len()
             )
         },
     );
 }
 
-/// It becomes part of a path.
+/// Validates the digest strictly, because it becomes part of a path.
 fn digest(given: Option<&str>, file: &str, is_local: bool, faults: &mut Faults) -> String {
     let Some(digits) = given else {
         faults.need(is_local, "sample.references", || {
             format!(
-                "names {file} without its sha256; `coordinator submit` stores the file and \
-            writes it"
+                "names {file} without its sha256; `coordinator submit` stores the file and adds \
+                the digest"
             )
         });
         return String::new();
     };
-    let good = digits.len() == 64
+    let valid = digits.len() == 64
         && digits
             .bytes()
             .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    faults.need(good, "sample.references", || {
-        format!("names {file} with the sha256 {digits:?}; it must be 64 small hex digits")
+    faults.need(valid, "sample.references", || {
+        format!("names {file} with the sha256 {digits:?}; it must be 64 lower-case hex digits")
     });
     digits.to_owned()
 }

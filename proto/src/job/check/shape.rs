@@ -1,11 +1,11 @@
-//! Numbers of which networks are made: widths, heads, groups, and the sides of pictures that they
-//! divide. Called by [`super::check`].
+//! Shapes of networks: widths, heads, groups, and the image sides that they require. Called by
+//! [`super::check`].
 
 use crate::architecture::Diffusion;
 use crate::job::faults::Faults;
 use crate::spec::TrainWork;
 
-/// Widths, heads, groups and resolution.
+/// Checks widths, heads, groups and resolution.
 pub(super) fn shapes(spec: &TrainWork, faults: &mut Faults) {
     let autoencoder = spec.model.architecture.autoencoder();
     levels(
@@ -25,7 +25,7 @@ pub(super) fn shapes(spec: &TrainWork, faults: &mut Faults) {
     faults.need(
         scaling.is_finite() && scaling > 0.0,
         "model.autoencoder.scaling_factor",
-        || format!("is {scaling}; it must be a number over 0"),
+        || format!("is {scaling}; it must be a number above 0"),
     );
     let factor = autoencoder.channel_mult.len().saturating_sub(1);
     let mut side_multiple = 1_u32 << factor.min(20);
@@ -37,7 +37,7 @@ pub(super) fn shapes(spec: &TrainWork, faults: &mut Faults) {
     faults.need(
         resolution > 0 && resolution.is_multiple_of(side_multiple),
         "data.resolution",
-        || format!("is {resolution}; this model takes positive multiples of {side_multiple}"),
+        || format!("is {resolution}; it must be a positive multiple of {side_multiple}"),
     );
 }
 
@@ -69,7 +69,7 @@ fn diffusion_shapes(diffusion: &Diffusion, faults: &mut Faults) {
         faults.add(
             "model.unet.heads",
             format!(
-                "is {}; it must divide every width, and {width} is one",
+                "is {}; it must divide every width, but does not divide {width}",
                 unet.heads
             ),
         );
@@ -129,7 +129,7 @@ fn levels(table: &str, channels: u32, mult: &[u32], groups: u32, faults: &mut Fa
     faults.need(
         (1..=8).contains(&mult.len()),
         &format!("{table}.channel_mult"),
-        || format!("has {} entries; 1 to 8 levels are possible", mult.len()),
+        || format!("has {} entries; it must have 1 to 8", mult.len()),
     );
     faults.need(
         (1..=4096).contains(&channels),
@@ -137,12 +137,12 @@ fn levels(table: &str, channels: u32, mult: &[u32], groups: u32, faults: &mut Fa
         || format!("is {channels}; it must lie between 1 and 4096"),
     );
     faults.need(!mult.contains(&0), &format!("{table}.channel_mult"), || {
-        "names 0; every level is at least as wide as 1 times the channels".into()
+        "contains 0; every entry must be at least 1".into()
     });
     if let Some(wide) = mult.iter().find(|entry| **entry > 64) {
         faults.add(
             &format!("{table}.channel_mult"),
-            format!("names {wide}; at most 64"),
+            format!("contains {wide}; entries must be at most 64"),
         );
     }
     let indivisible = |width: &u32| groups == 0 || !width.is_multiple_of(groups);
@@ -153,7 +153,7 @@ fn levels(table: &str, channels: u32, mult: &[u32], groups: u32, faults: &mut Fa
     {
         faults.add(
             &format!("{table}.norm_groups"),
-            format!("is {groups}; it must divide every width, and {width} is one"),
+            format!("is {groups}; it must divide every width, but does not divide {width}"),
         );
     }
 }

@@ -1,4 +1,4 @@
-//! [train]: defaults and bounds. Called by [`super::check`].
+//! `[train]`: defaults and bounds. Called by [`super::check`].
 
 use super::kebab;
 use crate::job::faults::Faults;
@@ -28,9 +28,9 @@ pub(super) fn train(raw: &TrainToml, faults: &mut Faults) -> Train {
         digest_every: raw.digest_every.unwrap_or(100),
     };
     faults.positive("train.steps", train.steps);
-    // Positions in the endless order of samples are 64-bit numbers.
+    // Positions in the infinite sample order are 64-bit numbers.
     faults.need(train.steps <= STEPS_MAX, "train.steps", || {
-        format!("is {}; at most {STEPS_MAX}", train.steps)
+        format!("is {}; it must be at most {STEPS_MAX}", train.steps)
     });
     faults.positive("train.micro_batch", train.micro_batch.into());
     faults.count("train.global_batch", train.global_batch, GLOBAL_BATCH_MAX);
@@ -41,11 +41,11 @@ pub(super) fn train(raw: &TrainToml, faults: &mut Faults) -> Train {
             train.global_batch, train.micro_batch
         )
     });
-    faults.rate("train.learning_rate", train.learning_rate);
+    faults.non_negative("train.learning_rate", train.learning_rate);
     for (component, rate) in &train.learning_rates {
-        faults.rate(&format!("train.learning_rates.{}", kebab(component)), *rate);
+        faults.non_negative(&format!("train.learning_rates.{}", kebab(component)), *rate);
     }
-    faults.rate("train.clip", train.clip.unwrap_or(0.0));
+    faults.non_negative("train.clip", train.clip.unwrap_or(0.0));
     let ema = train.ema.unwrap_or(0.0);
     faults.need((0.0..1.0).contains(&ema), "train.ema", || {
         format!("is {ema}; it must be at least 0 (no average) and below 1, such as 0.9999")
@@ -78,7 +78,7 @@ fn optimizer(raw: &OptimizerToml, faults: &mut Faults) -> Optimizer {
         "train.optimizer.epsilon",
         || format!("is {epsilon}; it must be a number above 0"),
     );
-    faults.rate("train.optimizer.weight_decay", weight_decay);
+    faults.non_negative("train.optimizer.weight_decay", weight_decay);
     Optimizer::AdamW {
         beta1,
         beta2,

@@ -1,12 +1,11 @@
-//! Fields that do not go together, and fields that nothing would read.
+//! Invalid combinations of fields, and fields that have no effect.
 
 use super::{GOOD, check_canonical, read};
 
 #[test]
 fn wrong_combinations_in_model_and_data_are_refused_by_field_value_and_what_would_be_right() {
     let components = "expected one of `autoencoder`, `text-encoder`, `encoder`, `middle`, \
-    `decoder`, `retrieval-encoder`, \
-                      `cross-attention`; did you mean `decoder`?";
+    `decoder`, `retrieval-encoder`, `cross-attention`; did you mean `decoder`?";
     for (section, line, message) in [
         (
             "[model]",
@@ -27,7 +26,7 @@ fn wrong_combinations_in_model_and_data_are_refused_by_field_value_and_what_woul
         (
             "[data]",
             "prompt_drop = nan",
-            "data.prompt_drop: is NaN; a share lies between 0 and 1",
+            "data.prompt_drop: is NaN; it must lie between 0 and 1",
         ),
         (
             "[data]",
@@ -37,7 +36,8 @@ fn wrong_combinations_in_model_and_data_are_refused_by_field_value_and_what_woul
         (
             "[data]",
             "holdout = 1",
-            "data.holdout: is 1; it must be at least 0 and below 1, or nothing is left to train on",
+            "data.holdout: is 1; it must be at least 0 and below 1, because otherwise no training \
+            data is left",
         ),
         (
             "[model]",
@@ -53,7 +53,8 @@ fn wrong_combinations_in_model_and_data_are_refused_by_field_value_and_what_woul
         (
             "[model]",
             "autoencoder = { norm_groups = 3 }",
-            "model.autoencoder.norm_groups: is 3; it must divide every width, and 16 is one",
+            "model.autoencoder.norm_groups: is 3; it must divide every width, but does not divide \
+            16",
         ),
         (
             "[model]",
@@ -72,8 +73,8 @@ fn wrong_combinations_in_model_and_data_are_refused_by_field_value_and_what_woul
     }
 }
 
-/// A job of this architecture with a line more in a section is refused with this message.
-fn idle(architecture: &str, (section, line): (&str, &str), message: &str) {
+/// Checks the message for a job of this architecture with an additional line in a section.
+fn check_unused(architecture: &str, (section, line): (&str, &str), message: &str) {
     let references = if architecture == "retrinet" {
         "references = 2\n"
     } else {
@@ -111,10 +112,10 @@ fn a_field_that_nothing_would_read_is_refused() {
         ("clothes = { background = 1 }", "clothes.background: is 1.0"),
     ];
     for architecture in ["autoencoder", "text-to-image"] {
-        let why = format!("{architecture} is shown no references");
+        let why = format!("{architecture} uses no references");
         for (line, value) in of_references {
-            let message = format!("data.{value}; it means nothing because {why}: leave it out");
-            idle(architecture, ("[data]", line), &message);
+            let message = format!("data.{value}; it has no effect because {why}: leave it out");
+            check_unused(architecture, ("[data]", line), &message);
         }
     }
     let of_noise = [
@@ -136,19 +137,19 @@ fn a_field_that_nothing_would_read_is_refused() {
         ),
     ];
     for (section, line, value) in of_noise {
-        let why = "an autoencoder sees pictures alone, without prompt and noise";
-        let message = format!("{value}; it means nothing because {why}: leave it out");
-        idle("autoencoder", (section, line), &message);
+        let why = "an autoencoder trains on images only, without prompts and noise";
+        let message = format!("{value}; it has no effect because {why}: leave it out");
+        check_unused("autoencoder", (section, line), &message);
     }
     for (line, table) in [
         ("unet = { channels = 96 }", "unet"),
         ("text_encoder = { layers = 3 }", "text_encoder"),
     ] {
         let message = format!(
-            "model.{table}: is for text-to-image and retrinet; an autoencoder has no such part: \
-            leave the table out"
+            "model.{table}: is for text-to-image and retrinet; an autoencoder has no such \
+            component: leave the table out"
         );
-        idle("autoencoder", ("[model]", line), &message);
+        check_unused("autoencoder", ("[model]", line), &message);
     }
 }
 
@@ -159,13 +160,12 @@ fn a_task_has_the_fields_that_it_reads() {
     with("task = \"composition\"\nface_probability = 1").unwrap();
     assert_eq!(
         with("multitask_reconstruction = 0.1").unwrap_err(),
-        "job.toml:7: data.multitask_reconstruction: is 0.1; it means nothing because data.task is \
-        composition: leave \
-         it out"
+        "job.toml:7: data.multitask_reconstruction: is 0.1; it has no effect because data.task is \
+        composition: leave it out"
     );
     assert_eq!(
         with("task = \"reconstruction\"\nfigure_threshold = 0.1").unwrap_err(),
-        "job.toml:8: data.figure_threshold: is 0.1; it means nothing because data.task is \
+        "job.toml:8: data.figure_threshold: is 0.1; it has no effect because data.task is \
         reconstruction: leave it out"
     );
 }

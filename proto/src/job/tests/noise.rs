@@ -1,4 +1,4 @@
-//! [model.noise], and texts that were written before there was one.
+//! `[model.noise]`, and job texts of releases without it.
 
 use super::{GOOD, check_canonical, read};
 use crate::architecture::{Noise, NoiseKind, Prediction};
@@ -13,7 +13,7 @@ fn noise(text: &str) -> Noise {
         .noise
 }
 
-/// `GOOD` with these lines of [model].
+/// `GOOD` with additional lines in `[model]`.
 fn with(lines: &str) -> String {
     GOOD.replacen("size = \"small\"", &format!("size = \"small\"\n{lines}"), 1)
 }
@@ -54,8 +54,8 @@ fn a_schedule_that_cannot_be_is_refused() {
     for (field, message) in [
         (
             "kind = \"cosin\"",
-            "model.noise.kind: unknown variant `cosin`, expected one of `scaled-linear`, `linear`, \
-          `cosine`; did you mean `cosine`?",
+            "model.noise.kind: unknown variant `cosin`, expected one of `scaled-linear`, \
+            `linear`, `cosine`; did you mean `cosine`?",
         ),
         (
             "prediction = \"x\"",
@@ -84,14 +84,13 @@ fn a_schedule_that_cannot_be_is_refused() {
         ),
         (
             "kind = \"cosine\", beta_end = 0.02",
-            "model.noise.beta_end: is 0.02; it means nothing because \
-          model.noise.kind is cosine, which has no such end: leave it out",
+            "model.noise.beta_end: is 0.02; it has no effect because model.noise.kind is cosine, \
+            which does not use it: leave it out",
         ),
         (
             "step = 5",
             "model.noise.step: unknown field `step`, expected one of `kind`, `steps`, \
-            `beta_start`, \
-          `beta_end`, `prediction`; did you mean `steps`?",
+            `beta_start`, `beta_end`, `prediction`; did you mean `steps`?",
         ),
     ] {
         let error = read(&with(&format!("noise = {{ {field} }}"))).unwrap_err();
@@ -102,14 +101,13 @@ fn a_schedule_that_cannot_be_is_refused() {
         .replace("references = 2\n", "");
     assert_eq!(
         read(&autoencoder).unwrap_err(),
-        "job.toml:13: model.noise.prediction: is \"v\"; it means nothing because an autoencoder \
-        sees pictures alone, \
-         without prompt and noise: leave it out"
+        "job.toml:13: model.noise.prediction: is \"v\"; it has no effect because an autoencoder \
+        trains on images only, without prompts and noise: leave it out"
     );
 }
 
-/// As releases without [model.noise] wrote it, whatever the architecture: every field, also those
-/// that it does not read.
+/// The canonical text of releases without `[model.noise]`. It has all fields for every
+/// architecture, including those that the architecture does not read.
 const OLD: &str = r#"name = "old"
 [resources]
 devices_per_worker = 1

@@ -1,4 +1,4 @@
-//! Kinds of work: which table a job has, and what stands in `[sample]`.
+//! Kinds of work: which table a job has, and the contents of `[sample]`.
 
 use super::*;
 use crate::id::{JobId, Step};
@@ -7,12 +7,12 @@ use crate::spec::{OnFailedUnit, Work};
 
 const SAMPLE: &str = "name = \"images\"\nafter = [\"demo-1\"]\n[sample]\njob = \"demo-1\"\n";
 
-fn refused(text: &str, message: &str) {
+fn check_error(text: &str, message: &str) {
     assert_eq!(job(text).unwrap_err(), message);
 }
 
-/// As the coordinator reads it, where there are no files.
-fn refused_there(text: &str, message: &str) {
+/// Checks the error of the coordinator, which has no access to the user's files.
+fn check_coordinator_error(text: &str, message: &str) {
     let error = parse("job.toml", text, None).unwrap_err().to_string();
     assert_eq!(error, message);
 }
@@ -70,54 +70,51 @@ fn every_field_of_sample_survives_its_canonical_text() {
 
 #[test]
 fn a_job_has_exactly_one_kind_of_work() {
-    refused(
+    check_error(
         "name = \"x\"\n[data]\ndataset = \"file:///d\"\nresolution = 64\n",
-        "job.toml:1: there is no kind of work; a job has exactly one of [train] and [sample], and \
-        this one has [data]",
+        "job.toml:1: the kind of work is missing; a job has exactly one of [train] and [sample], \
+        but this one has [data]",
     );
-    refused(
+    check_error(
         "name = \"x\"\n",
-        "job.toml:1: there is no kind of work; a job has exactly one of [train] and [sample], and \
-        this one has no \
-         table of work",
+        "job.toml:1: the kind of work is missing; a job has exactly one of [train] and [sample], \
+        but this one has neither",
     );
-    refused(
+    check_error(
         &format!("{GOOD}[sample]\njob = \"demo-1\"\n"),
         "job.toml:23: sample: is a second kind of work; a job has exactly one of [train] and \
-        [sample], and this one has \
-         [data], [model], [train], [checkpoint], [sample]",
+        [sample], but this one has [data], [model], [train], [checkpoint], [sample]",
     );
-    refused(
+    check_error(
         &format!("{SAMPLE}[checkpoint]\nevery = 5\n"),
-        "job.toml:5: checkpoint: belongs to [train], and this job has [sample]: leave the table \
+        "job.toml:5: checkpoint: belongs to [train], but this job has [sample]: leave the table \
         out",
     );
-    refused(
+    check_error(
         "name = \"x\"\n[train]\nsteps = 1\nglobal_batch = 1\nmicro_batch = 1\n",
-        "job.toml:2: train: needs a table [data] beside it, and there is none\n\
-         job.toml:2: train: needs a table [model] beside it, and there is none",
+        "job.toml:2: train: requires a table [data], which is missing\n\
+        job.toml:2: train: requires a table [model], which is missing",
     );
-    refused(
+    check_error(
         "name = \"x\"\n[smaple]\njob = \"demo-1\"\n",
         "job.toml:2: smaple: unknown field `smaple`, expected one of `name`, `after`, \
-        `resources`, `data`, `model`, \
-         `train`, `checkpoint`, `sample`; did you mean `sample`?",
+        `resources`, `data`, `model`, `train`, `checkpoint`, `sample`; did you mean `sample`?",
     );
 }
 
 #[test]
 fn after_names_jobs_by_id_and_each_once() {
     let with = |after: &str| SAMPLE.replace("[\"demo-1\"]", after);
-    refused(
+    check_error(
         &with("[\"../x\"]"),
-        "job.toml:2: after: names \"../x\", which is no job's id: it must be 1 to 64 lower-case \
+        "job.toml:2: after: names \"../x\", which is not a job id: it must be 1 to 64 lower-case \
         letters, digits and dashes",
     );
-    refused(
+    check_error(
         &with("[\"demo-1\", \"demo-1\"]"),
         "job.toml:2: after: names demo-1 twice: leave one out",
     );
-    refused(
+    check_error(
         &with("\"demo-1\""),
         "job.toml:2: after: is the string \"demo-1\"; it must be a list in square brackets",
     );
@@ -126,7 +123,7 @@ fn after_names_jobs_by_id_and_each_once() {
 #[test]
 fn what_stands_in_sample_is_bounded() {
     let expect = |line: &str, message: &str| {
-        refused(
+        check_error(
             &format!("{SAMPLE}{line}\n"),
             &format!("job.toml:5: sample.{message}"),
         );
@@ -139,7 +136,7 @@ fn what_stands_in_sample_is_bounded() {
     expect("count = 0", "count: is 0; it must be at least 1");
     expect(
         "steps = 501",
-        "steps: is 501; ddim takes 1 to 500 steps for an image",
+        "steps: is 501; ddim takes 1 to 500 steps per image",
     );
     expect(
         "guidance = 101",
@@ -151,11 +148,12 @@ fn what_stands_in_sample_is_bounded() {
     );
     expect(
         "seeds = []",
-        "seeds: is empty; an image needs a seed, such as [0]",
+        "seeds: is empty; at least one seed is needed, such as [0]",
     );
     expect(
         "count = 2_000_000",
-        "count: asks for 2000000 images; samples times prompts times seeds are at most 1000000",
+        "count: results in 2000000 images (count times prompts times seeds); at most 1000000 are \
+        allowed",
     );
     expect(
         "task = \"paint\"",
@@ -168,30 +166,29 @@ fn what_stands_in_sample_is_bounded() {
     );
     expect(
         "references = [{ concept = \"face\" }]",
-        "references: has an entry without exactly one of id and file",
+        "references: has an entry that does not have exactly one of id and file",
     );
     expect(
         "references = [{ file = \"x\", sha256 = \"../state\" }]",
-        "references: names x with the sha256 \"../state\"; it must be 64 small hex digits",
+        "references: names x with the sha256 \"../state\"; it must be 64 lower-case hex digits",
     );
     expect(
         "resolution = 64",
         "resolution: unknown field `resolution`, expected one of `job`, `weights`, `count`, \
-        `method`, `steps`, \
-         `guidance`, `reference_guidance`, `seeds`, `prompt`, `prompts`, `task`, `pairing`, \
-        `attention`, \
-         `on_failed_unit`, `references`",
+        `method`, `steps`, `guidance`, `reference_guidance`, `seeds`, `prompt`, `prompts`, \
+        `task`, `pairing`, `attention`, `on_failed_unit`, `references`",
     );
     let two = format!("{SAMPLE}count = 2\nreferences = [{{ id = \"7\" }}]\n");
-    refused(
+    check_error(
         &two,
-        "job.toml:5: sample.count: is 2; named references are one subject, so it must be 1",
+        "job.toml:5: sample.count: is 2; with named references there is one subject, so it must \
+        be 1",
     );
     let file = format!("{SAMPLE}references = [{{ file = \"me.png\" }}]\n");
     assert!(job(&file).is_ok());
-    refused_there(
+    check_coordinator_error(
         &file,
         "job.toml:5: sample.references: names me.png without its sha256; `coordinator submit` \
-        stores the file and writes it",
+        stores the file and adds the digest",
     );
 }

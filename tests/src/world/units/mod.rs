@@ -1,54 +1,54 @@
-//! Rank processes that work on units: each takes one after the other of what its lease names, puts
-//! its output once and says so until the lease names it no more. They die of poisoned units, or
-//! give errors, and the store is away now and then.
+//! Rank processes that work on units: each processes the units of its lease in sequence, puts every
+//! output once, and reports the unit until it is no longer in the lease. Poisoned units kill them
+//! or give errors, and the store is sometimes unavailable.
 
+pub(crate) mod bugs;
 pub(crate) mod oracle;
 pub(crate) mod plan;
-pub(crate) mod spoil;
-pub(crate) mod watch;
+pub(crate) mod watchdog;
 
 use super::World;
 use super::agenda::SimEvent;
 use super::bug::Bug;
-use super::numbers::{Numbered, Numbers, Who};
+use super::describe;
 use super::plan::DETECT_WITHIN_MS;
 use super::ranks::Pid;
-use super::tell;
+use super::stable_hash::{Actor, StableHash, StableHasher};
 use plan::{PlannedUnits, Poison};
 use proto::id::{JobId, Step};
 use proto::message::{Activity, Stage, UnitReport};
 use rank_core::units::{Effect, Input, Order, UnitRank};
 use worker_core::event::RankKey;
 
-/// A process that has loaded everything, and what it decides by.
+/// A loaded process and its state machine.
 #[derive(Debug)]
 pub(crate) struct UnitProcess {
     machine: UnitRank,
-    /// When it began the unit that it is at.
+    /// When it began its current unit.
     since: u64,
-    /// Counts units begun: what was put on the agenda for an earlier one is forgotten.
+    /// Counts begun units; events of an earlier unit are ignored.
     begun: u64,
-    /// Its daemon kills it, and has said so.
+    /// Its daemon has decided to kill it.
     killed: bool,
 }
 
-/// A rank process has put the output of a unit.
+/// The output of a unit that a rank process has put.
 pub(crate) struct UnitPut<'a> {
     key: &'a RankKey,
     unit: u64,
 }
 
-impl Numbered for UnitPut<'_> {
-    fn number(&self, numbers: &mut Numbers) {
-        numbers.put(102_u8);
-        numbers.put(self.key.rank.0);
-        numbers.put(self.key.generation.0);
-        numbers.put(self.unit);
+impl StableHash for UnitPut<'_> {
+    fn stable_hash(&self, hasher: &mut StableHasher) {
+        hasher.put(102_u8);
+        hasher.put(self.key.rank.0);
+        hasher.put(self.key.generation.0);
+        hasher.put(self.unit);
     }
 }
 
 impl World {
-    /// What this process says of its units, and at which it is.
+    /// The process's report of its units, and its current unit.
     pub(crate) fn unit_report(&self, pid: Pid) -> (UnitReport, Option<Activity>) {
         let Some(process) = self.unit_processes.get(&pid) else {
             return (UnitReport::default(), None);
@@ -61,7 +61,7 @@ impl World {
         (process.machine.says().units, activity)
     }
 
-    /// It has loaded the weights that its units are made with.
+    /// The process loads the weights that its units need.
     pub(crate) fn units_loaded(&mut self, pid: Pid) {
         let Some(process) = self.working(pid) else {
             return;
@@ -89,22 +89,24 @@ impl World {
             killed: false,
         };
         self.unit_processes.insert(pid, process);
-        self.unit_rank(pid, Input::Loaded);
-        self.agenda
-            .put(self.now + DETECT_WITHIN_MS / 3, SimEvent::RankBeat { pid });
+        self.handle_unit_input(pid, Input::Loaded);
+        self.agenda.put(
+            self.now + DETECT_WITHIN_MS / 3,
+            SimEvent::RankHeartbeat { pid },
+        );
     }
 
-    /// Its lease may be another, or it should leave.
-    pub(crate) fn units_told(&mut self, pid: Pid) {
+    /// The order may change its lease, or ask it to exit.
+    pub(crate) fn units_ordered(&mut self, pid: Pid) {
         let Some(process) = self.working(pid) else {
             return;
         };
         let order = Order::of(&process.assignment, process.key.rank);
-        self.unit_rank(pid, Input::Ordered(order));
+        self.handle_unit_input(pid, Input::Ordered(order));
     }
 
-    /// The machine of this process is told something, and what it wants is done.
-    fn unit_rank(&mut self, pid: Pid, event: Input) {
+    /// The machine of this process handles an input; its effects are performed.
+    fn handle_unit_input(&mut self, pid: Pid, event: Input) {
         let now = self.now;
         let Some(process) = self.unit_processes.get_mut(&pid) else {
             return;
@@ -125,7 +127,7 @@ impl World {
         };
         process.phase = phase;
         if !effects.is_empty() {
-            self.say(pid, vec![], vec![]);
+            self.send_report(pid, vec![], vec![]);
         }
     }
 
@@ -134,7 +136,7 @@ impl World {
             return;
         };
         self.trace.line(self.now, || {
-            format!("{} begins unit {unit}", tell::key(&key))
+            format!("{} begins unit {unit}", describe::key(&key))
         });
         self.oracle
             .on_unit_begun(&self.durable, &self.specs, &self.store, &key.job, unit);
@@ -145,7 +147,7 @@ impl World {
         self.agenda.put(at, SimEvent::UnitEnds { pid, begun });
     }
 
-    /// The planned job that a job became.
+    /// The planned job of a job id.
     fn planned_units(&self, job: &JobId) -> Option<&PlannedUnits> {
         let mark = *self.specs.get(job)?.work.sampling()?.seeds.first()?;
         self.plan.units.iter().find(|planned| planned.mark == mark)
@@ -163,11 +165,11 @@ impl World {
         let Some(key) = self.processes.get(&pid).map(|process| process.key.clone()) else {
             return;
         };
-        let tried = self.oracle.units.failures(&key.job, unit);
+        let failures = self.oracle.units.failures(&key.job, unit);
         let planned = self.planned_units(&key.job);
         let poison = planned.and_then(|planned| planned.poison.get(&unit));
         let kills = match poison {
-            Some(Poison::Passes { times, .. }) if *times <= tried => None,
+            Some(Poison::Passes { times, .. }) if *times <= failures => None,
             Some(Poison::Passes { kills, .. }) => Some(*kills),
             Some(Poison::Kills) => Some(true),
             Some(Poison::Fails) => Some(false),
@@ -175,20 +177,20 @@ impl World {
         };
         match kills {
             Some(true) => self.rank_dies(pid, false, "killed by signal 9"),
-            Some(false) => self.unit_fails(pid, unit, "the picture has no pixels".to_owned()),
+            Some(false) => self.unit_fails(pid, unit, "the image has no pixels".to_owned()),
             None => self.put_unit(pid, &key, unit, begun),
         }
     }
 
-    /// The output goes to the store, which may fail, be slow, or take it and not say so.
+    /// Puts the output into the store, which may fail, be slow, or lose its answer.
     fn put_unit(&mut self, pid: Pid, key: &RankKey, unit: u64, begun: u64) {
-        let trouble = self.trouble(self.plan.noise.shard_trouble);
-        let kind = if trouble { self.rng.between(1, 8) } else { 0 };
+        let fault = self.roll_fault(self.plan.noise.shard_faults);
+        let kind = if fault { self.rng.between(1, 8) } else { 0 };
         match kind {
             1 => return self.unit_fails(pid, unit, "503 slow down".to_owned()),
             2..=6 => {
                 self.trace.line(self.now, || {
-                    format!("the store is away for {}", tell::key(key))
+                    format!("the store is unavailable to {}", describe::key(key))
                 });
                 let at = self.now + self.rng.between(100, 2 * DETECT_WITHIN_MS);
                 return self.agenda.put(at, SimEvent::UnitEnds { pid, begun });
@@ -200,14 +202,14 @@ impl World {
         let lost = self.bug == Some(Bug::UnitOutputLost) && self.rng.chance(20);
         if !lost {
             self.trace
-                .number(self.now, Who::Process(pid), &UnitPut { key, unit });
+                .record(self.now, Actor::Process(pid), &UnitPut { key, unit });
             self.store.put_unit(&key.job, unit, name);
         }
         if kind == 7 {
-            // It is there, and nobody will say so.
+            // The output exists, and is never reported.
             return self.rank_dies(pid, false, "killed by signal 11");
         }
-        self.unit_rank(pid, Input::Done { unit });
+        self.handle_unit_input(pid, Input::Done { unit });
     }
 
     fn unit_fails(&mut self, pid: Pid, unit: u64, error: String) {
@@ -215,11 +217,11 @@ impl World {
             return;
         };
         let job = process.key.job.clone();
-        self.oracle.units.failed(&job, unit);
-        self.unit_rank(pid, Input::Failed { unit, error });
+        self.oracle.units.on_failed(&job, unit);
+        self.handle_unit_input(pid, Input::Failed { unit, error });
     }
 
-    /// Its daemon kills it, and blames the unit that it is at before the process is gone.
+    /// The daemon kills it, and attributes this to its current unit before the process has exited.
     pub(crate) fn unit_rank_killed(&mut self, pid: Pid) {
         let Some(job) = self
             .processes
@@ -234,18 +236,18 @@ impl World {
         };
         process.killed = true;
         if let Some(unit) = process.machine.working_on() {
-            self.oracle.units.failed(&job, unit);
+            self.oracle.units.on_failed(&job, unit);
         }
     }
 
-    /// A process ended by itself or was killed, or left because a message came late: whoever knows
-    /// no better blames the unit that it was at.
-    pub(crate) fn unit_rank_gone(&mut self, pid: Pid, job: &JobId) {
+    /// A process has exited, was killed, or exited because a message was late: without other
+    /// information this is attributed to its current unit.
+    pub(crate) fn unit_rank_exited(&mut self, pid: Pid, job: &JobId) {
         let process = self.unit_processes.remove(&pid);
         let process = process.filter(|process| !process.killed);
         let unit = process.and_then(|process| process.machine.working_on());
         if let Some(unit) = unit {
-            self.oracle.units.failed(job, unit);
+            self.oracle.units.on_failed(job, unit);
         }
     }
 }

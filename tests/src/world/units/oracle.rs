@@ -1,6 +1,6 @@
-//! What must be true of units at every event: each counts once and only when its output is in the
-//! store, who fails is named, the closing unit comes last, nobody starts before those that it waits
-//! for are done, devices and quotas are kept between all kinds of jobs.
+//! Invariants of units: each counts once, and only when its output is in the store; failed units
+//! are named; the closing unit comes last; no job starts before its dependencies are done; all
+//! kinds of jobs together respect devices and quotas.
 
 use crate::world::World;
 use crate::world::oracle::Oracle;
@@ -14,20 +14,20 @@ use proto::message::{DesiredState, UnitRange};
 use proto::spec::{OnFailedUnit, UNIT_FAILURES_MAX};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What happened to units, as the world saw it.
+/// What the world observed of units.
 #[derive(Debug, Default)]
-pub(crate) struct Seen {
+pub(crate) struct UnitHistory {
     /// How often a unit gave an error or its process died at it.
     failures: BTreeMap<(JobId, u64), u32>,
-    /// What each worker was told last that it holds of a job.
+    /// The last lease of each worker, by job.
     leases: BTreeMap<(JobId, WorkerId), Vec<UnitRange>>,
     is_changed: bool,
-    /// Generations that were asked to end in order.
+    /// Generations that were asked to stop.
     pub(super) stopping: BTreeSet<(JobId, Generation)>,
 }
 
-impl Seen {
-    /// Of the unit that failed most.
+impl UnitHistory {
+    /// Failures of the unit that failed most often.
     fn most_failures(&self, job: &JobId) -> u32 {
         let units = self
             .failures
@@ -42,22 +42,22 @@ impl Seen {
             .unwrap_or(0)
     }
 
-    pub(crate) fn stops(&mut self, job: &JobId, generation: Generation) {
+    pub(crate) fn on_stopping(&mut self, job: &JobId, generation: Generation) {
         self.stopping.insert((job.clone(), generation));
     }
 
-    /// Another coordinator begins: it leases what is not done.
+    /// A new coordinator leases all units that are not done.
     pub(crate) fn forget_leases(&mut self) {
         self.leases.clear();
     }
 
-    pub(crate) fn failed(&mut self, job: &JobId, unit: u64) {
+    pub(crate) fn on_failed(&mut self, job: &JobId, unit: u64) {
         *self.failures.entry((job.clone(), unit)).or_default() += 1;
     }
 }
 
 impl Oracle {
-    /// The coordinator tells a worker what units it holds.
+    /// The coordinator sends a worker its leases.
     pub(crate) fn on_lease(&mut self, worker: &WorkerId, state: &DesiredState) {
         let leases = &mut self.units.leases;
         leases.retain(|(_, other), _| other != worker);
@@ -71,8 +71,8 @@ impl Oracle {
         }
     }
 
-    /// No two ranks hold the same unit. Asked when all that follows from an event is told.
-    pub(crate) fn on_told(&mut self, durable: &Durable) {
+    /// No two workers hold the same unit. Checked after all effects of an event.
+    pub(crate) fn check_leases(&mut self, durable: &Durable) {
         if !std::mem::take(&mut self.units.is_changed) {
             return;
         }
@@ -101,8 +101,8 @@ impl Oracle {
         self.require(twice.is_none(), || twice.unwrap_or_default());
     }
 
-    /// Nobody starts before those that it waits for are done, and no device is given twice. Asked
-    /// when a save is whole.
+    /// No job runs before its dependencies are done, and no device is assigned twice. Checked after
+    /// a whole save.
     pub(crate) fn on_saved(
         &mut self,
         durable: &Durable,
@@ -123,7 +123,7 @@ impl Oracle {
                 !other.is_some_and(|other| matches!(other.phase, JobPhase::Done { .. }))
             });
             self.require(waits.is_none(), || {
-                let other = waits.map_or("nobody", |id| &id.0);
+                let other = waits.map_or("no job", |id| &id.0);
                 format!("{} runs and waits for {other}", record.id)
             });
             for member in members {
@@ -133,13 +133,13 @@ impl Oracle {
         for (worker, used) in used {
             let has = devices.get(&worker.name).copied().unwrap_or(0);
             self.require(used <= has, || {
-                format!("{worker} has {has} devices and {used} are given away")
+                format!("{worker} has {has} devices and {used} are assigned")
             });
         }
     }
 
-    /// What a record says of units only grows, and each unit counts once: those that are done are
-    /// in the store, and those that are set aside were tried often enough.
+    /// The sets of done and set-aside units only grow and are disjoint. Outputs of done units are
+    /// in the store; set-aside units have failed often enough.
     pub(crate) fn on_units_saved(
         &mut self,
         old: Option<&JobRecord>,
@@ -152,7 +152,7 @@ impl Oracle {
         };
         let Some(plan) = specs.get(id).and_then(|spec| spec.work.units()) else {
             return self.require(false, || {
-                format!("{id} has units in its record and none in its text")
+                format!("{id} has units in its record and none in its job.toml")
             });
         };
         let none = Vec::new();
@@ -162,7 +162,7 @@ impl Oracle {
         let over = |ranges: &[UnitRange]| ranges.iter().map(|range| range.count()).sum::<u64>();
         let count = over(&units.done) + over(&units.set_aside);
         self.require(count <= plan.count, || {
-            format!("{id}: {count} of {} units are over", plan.count)
+            format!("{id}: {count} of {} units have ended", plan.count)
         });
         for ranges in [&units.done, &units.set_aside] {
             let sorted = ranges.windows(2).all(|pair| pair[0].end < pair[1].first);
@@ -175,10 +175,10 @@ impl Oracle {
         for (ranges, before) in [(&units.done, done_before), (&units.set_aside, aside_before)] {
             let lost = before.iter().find(|range| !has_range(ranges, **range));
             self.require(lost.is_none(), || {
-                format!("{id}: units {lost:?} were over and are not")
+                format!("{id}: units {lost:?} had ended and are open again")
             });
         }
-        for range in beyond(&units.done, done_before) {
+        for range in difference(&units.done, done_before) {
             let missing = (range.first..range.end).find(|unit| !store.has_unit(id, *unit));
             self.require(missing.is_none(), || {
                 format!(
@@ -187,7 +187,7 @@ impl Oracle {
                 )
             });
         }
-        for range in beyond(&units.set_aside, aside_before) {
+        for range in difference(&units.set_aside, aside_before) {
             for unit in range.first..range.end {
                 let failures = self.units.failures(id, unit);
                 self.require(UNIT_FAILURES_MAX <= failures, || {
@@ -197,7 +197,7 @@ impl Oracle {
         }
     }
 
-    /// A rank begins a unit. The last one waits for all others.
+    /// A rank begins a unit. The closing unit needs all others.
     pub(crate) fn on_unit_begun(
         &mut self,
         durable: &Durable,
@@ -208,7 +208,7 @@ impl Oracle {
     ) {
         let Some(record) = durable.jobs.get(job) else {
             return self.require(false, || {
-                format!("unit {unit} of {job} is begun and there is no such job")
+                format!("unit {unit} of {job} is begun, and the job does not exist")
             });
         };
         let Some(plan) = specs.get(job).and_then(|spec| spec.work.units()) else {
@@ -224,7 +224,7 @@ impl Oracle {
                 (0..unit).find(|unit| !store.has_unit(job, *unit) && !is_set_aside(record, *unit));
             self.require(missing.is_none(), || {
                 format!(
-                    "the last unit of {job} is begun, and unit {} is not there",
+                    "the last unit of {job} is begun, and unit {} has no output",
                     missing.unwrap_or(0)
                 )
             });
@@ -232,7 +232,7 @@ impl Oracle {
     }
 }
 
-/// Those that work for the job.
+/// The members of a running job.
 pub(super) fn members(record: &JobRecord) -> &[Member] {
     match &record.phase {
         JobPhase::Running { members } => members,
@@ -267,8 +267,8 @@ fn first_of(ranges: &[UnitRange], holds: &dyn Fn(u64) -> bool) -> Option<u64> {
     })
 }
 
-/// What of sorted ranges was not in others before.
-fn beyond(ranges: &[UnitRange], before: &[UnitRange]) -> Vec<UnitRange> {
+/// The parts of `ranges` that are not in `before`; both are sorted.
+fn difference(ranges: &[UnitRange], before: &[UnitRange]) -> Vec<UnitRange> {
     let mut new = Vec::new();
     let mut before = before.iter().copied().peekable();
     for range in ranges {
@@ -293,13 +293,13 @@ fn beyond(ranges: &[UnitRange], before: &[UnitRange]) -> Vec<UnitRange> {
 }
 
 impl World {
-    /// The end of a job of units: every unit's output is there once, or the unit is named and was
-    /// tried often enough.
+    /// Checks the end of a job of units: every unit has one output, or is named as failed often
+    /// enough.
     pub(crate) fn check_units_end(&self, record: &JobRecord) -> Result<(), String> {
         let id = &record.id;
         let plan = self.specs.get(id).and_then(|spec| spec.work.units());
         let (Some(plan), Some(units)) = (plan, &record.units) else {
-            return Err(format!("{id} has units and none"));
+            return Err(format!("{id} has units in only one of record and job.toml"));
         };
         let (outputs, of) = self.store.count_units(id);
         if outputs != of {
@@ -312,7 +312,7 @@ impl World {
                 });
                 if let Some(unit) = missing {
                     return Err(format!(
-                        "{id} is done, and unit {unit} is neither there nor set aside"
+                        "{id} is done, and unit {unit} has no output and is not set aside"
                     ));
                 }
                 if plan.on_failed == OnFailedUnit::Stop && !units.set_aside.is_empty() {
@@ -335,7 +335,7 @@ impl World {
         }
     }
 
-    /// It failed of a unit that failed often enough, or of processes that came to no unit.
+    /// The job failed because of a unit that failed often enough, or of processes without progress.
     fn check_failed_units(
         &self,
         record: &JobRecord,
@@ -354,7 +354,7 @@ impl World {
             return Ok(());
         }
         Err(format!(
-            "{id} failed, and no unit of it did so often enough: {reason:?}"
+            "{id} failed, and none of its units failed often enough: {reason:?}"
         ))
     }
 }

@@ -1,17 +1,17 @@
-//! Jobs of units in a world: drawn from dice of their own, so that a world of gangs alone stays
-//! what it is.
+//! Planned jobs of units. They have their own random stream, so that worlds without them do not
+//! change.
 
 use crate::world::plan::PlannedJob;
 use crate::world::rng::Rng;
 use proto::spec::OnFailedUnit;
 use std::collections::BTreeMap;
 
-/// Marks of jobs of units begin here, those of trained jobs are smaller.
+/// The first mark of jobs of units; seeds of training jobs are smaller.
 const FIRST_MARK: u64 = 2_000_000;
-/// So long a job takes one rank at most, in virtual milliseconds.
+/// The longest time that a job takes on one rank, in virtual milliseconds.
 const WORK_MS_MAX: u64 = 60_000;
 
-/// A job of a world, by its place in the plan.
+/// A planned job, by its index in the plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Planned {
     Trained(usize),
@@ -21,14 +21,14 @@ pub(crate) enum Planned {
 #[derive(Debug, Clone)]
 pub(crate) struct PlannedUnits {
     pub(crate) at: u64,
-    /// Its first seed, by which whoever meets a record knows it.
+    /// Its first seed, which identifies it in a record.
     pub(crate) mark: u64,
-    /// One unit more closes the job.
+    /// Images; the job has one more unit, the closing one.
     pub(crate) images: u32,
     pub(crate) unit_ms: u64,
-    /// The trained job that they are made with.
+    /// The training job whose weights it uses.
     pub(crate) source: usize,
-    /// Without a checkpoint of it.
+    /// True: it uses the base weights instead of a checkpoint.
     pub(crate) base: bool,
     /// It starts when these are done.
     pub(crate) after: Vec<Planned>,
@@ -43,22 +43,22 @@ pub(crate) struct PlannedUnits {
     pub(crate) scale: Option<(u64, u32)>,
 }
 
-/// What is wrong with a unit.
+/// How a unit fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Poison {
     /// It kills its process, each time.
     Kills,
     /// It gives an error, each time.
     Fails,
-    /// It gives an error or kills its process the first so many times, and is well after that.
+    /// It gives an error or kills its process the first `times` times, and then succeeds.
     Passes { kills: bool, times: u32 },
 }
 
 impl PlannedUnits {
-    /// Some jobs of units beside these, and who waits for whom: none waits for one that comes later
-    /// in the order trained jobs, then units; a trained job waits for one of base weights that
-    /// waits for nobody.
-    pub(crate) fn some(
+    /// Generates jobs of units, and dependencies between all jobs. No job waits for a later one, in
+    /// the order training jobs, then jobs of units; but a training job may wait for the first job
+    /// of units, if that uses base weights and has no dependencies.
+    pub(crate) fn random(
         seed: u64,
         nodes: &[u32],
         jobs: &mut [PlannedJob],
@@ -71,7 +71,7 @@ impl PlannedUnits {
             units.push(one);
         }
         for number in 0..units.len() {
-            let after = waits(&mut rng, number, &units, jobs.len());
+            let after = dependencies(&mut rng, number, &units, jobs.len());
             units[number].after = after;
         }
         for (number, job) in jobs.iter_mut().enumerate().skip(1) {
@@ -135,7 +135,7 @@ impl PlannedUnits {
         }
     }
 
-    /// Nothing but work: so many units, on so many devices of every worker.
+    /// A job without faults and requests, on `devices` devices of every worker.
     pub(crate) fn plain(images: u32, unit_ms: u64, devices: u32) -> Self {
         Self {
             at: 0,
@@ -171,9 +171,14 @@ impl Poison {
     }
 }
 
-/// For whom this job of units waits. Where its images want the newest checkpoint of a job that it
-/// waits for, they are made with the last one.
-fn waits(rng: &mut Rng, number: usize, units: &[PlannedUnits], trained: usize) -> Vec<Planned> {
+/// The jobs that this job of units waits for. If it samples from the newest checkpoint of one of
+/// them, that is the last checkpoint.
+fn dependencies(
+    rng: &mut Rng,
+    number: usize,
+    units: &[PlannedUnits],
+    trained: usize,
+) -> Vec<Planned> {
     let mut after = Vec::new();
     if rng.chance(350) {
         after.push(Planned::Trained(units[number].source));
@@ -181,7 +186,7 @@ fn waits(rng: &mut Rng, number: usize, units: &[PlannedUnits], trained: usize) -
     if rng.chance(150) {
         after.push(Planned::Trained(rng.pick(trained)));
     }
-    // One that is refused because there is no checkpoint may never be.
+    // A job that needs a checkpoint may be refused for ever; only jobs of base weights qualify.
     let earlier = (0..number).filter(|it| units[*it].base);
     let earlier: Vec<usize> = earlier.collect();
     if !earlier.is_empty() && rng.chance(350) {

@@ -1,5 +1,5 @@
-//! A desk for trying out the daemon's machine: events in, effects out. No time passes unless a test
-//! says so.
+//! A test harness for the daemon's machine: inputs in, effects out. Time only passes if a test says
+//! so.
 #![allow(dead_code, reason = "every test file uses its own part")]
 
 use proto::checkpoint::ShardEntry;
@@ -37,11 +37,11 @@ impl Desk {
         desk
     }
 
-    pub(crate) fn handle(&mut self, event: Input) -> Vec<Effect> {
-        self.machine.handle(self.now, event)
+    pub(crate) fn handle(&mut self, input: Input) -> Vec<Effect> {
+        self.machine.handle(self.now, input)
     }
 
-    /// Lives through this time, awake at every deadline.
+    /// Lets this time pass, waking the machine at every deadline.
     pub(crate) fn wait(&mut self, ms: u64) -> Vec<Effect> {
         let end = self.now + ms;
         let mut effects = Vec::new();
@@ -74,12 +74,12 @@ impl Desk {
         }))
     }
 
-    pub(crate) fn say(&mut self, key: &RankKey, phase: RankPhase) -> Vec<Effect> {
-        self.say_as(key, key, phase)
+    pub(crate) fn report(&mut self, key: &RankKey, phase: RankPhase) -> Vec<Effect> {
+        self.report_as(key, key, phase)
     }
 
-    /// A process that was started as another rank.
-    pub(crate) fn say_as(
+    /// Reports as `key` from the process that was started as the rank `process`.
+    pub(crate) fn report_as(
         &mut self,
         process: &RankKey,
         key: &RankKey,
@@ -87,7 +87,7 @@ impl Desk {
     ) -> Vec<Effect> {
         self.handle(Input::RankSaid {
             process: process.clone(),
-            report: said(key, phase),
+            report: rank_report(key, phase),
         })
     }
 
@@ -99,7 +99,7 @@ impl Desk {
         })
     }
 
-    /// What the rank is reported as.
+    /// The phase that is reported for the rank.
     pub(crate) fn phase(&self, key: &RankKey) -> RankPhase {
         let view = self.machine.view();
         view.ranks
@@ -146,12 +146,12 @@ pub(crate) fn assignment(generation: u64, first_rank: u32, ranks: u32) -> Assign
     }
 }
 
-/// Of four ranks.
+/// A gang of four ranks.
 pub(crate) fn gang(order: GangOrder) -> Run {
     Run::Gang(GangOrder { world: 4, ..order })
 }
 
-/// The order of a job of units, with what is leased to each rank.
+/// An assignment of a job of units with the leases of each rank.
 pub(crate) fn units(generation: u64, ranks: u32, leases: &[(u32, UnitRange)]) -> Assignment {
     let mut all: BTreeMap<Rank, Vec<UnitRange>> = BTreeMap::new();
     for (rank, range) in leases {
@@ -166,7 +166,7 @@ pub(crate) fn units(generation: u64, ranks: u32, leases: &[(u32, UnitRange)]) ->
     }
 }
 
-pub(crate) fn said(key: &RankKey, phase: RankPhase) -> RankReport {
+pub(crate) fn rank_report(key: &RankKey, phase: RankPhase) -> RankReport {
     let RankKey {
         job,
         generation,

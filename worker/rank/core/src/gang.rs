@@ -1,7 +1,7 @@
-//! A rank of a gang: one process that serves in one generation after another. In each it meets the
-//! other ranks, takes over the newest state, trains step by step, writes its shard of a checkpoint
-//! now and then, and stops in order or because the group broke. What it holds in memory is always
-//! the state after a whole step.
+//! A rank of a gang: one process that serves in successive generations. In each it meets the other
+//! ranks at the rendezvous, synchronizes to the newest state, trains step by step, regularly writes
+//! its shard of a checkpoint, and stops gracefully or because the process group broke. The state in
+//! memory is always that after a whole step.
 
 use crate::state::{StateLabel, StateSource};
 use proto::checkpoint::CheckpointRef;
@@ -9,14 +9,14 @@ use proto::id::{Generation, Rank, Step};
 use proto::message::{Assignment, GracefulStop, RankPhase};
 use proto::spec::TrainWork;
 
-/// What the job says once.
+/// The parameters of the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rules {
-    /// The job is done after so many steps.
+    /// Total number of steps of the job.
     pub steps: u64,
-    /// A checkpoint follows every so many steps, and the last.
+    /// Steps between checkpoints. The last step always has one.
     pub checkpoint_every: u64,
-    /// A digest of the weights follows every so many steps; 0: never.
+    /// Steps between digests of the weights; 0: no digests.
     pub digest_every: u64,
 }
 
@@ -30,23 +30,24 @@ impl Rules {
         }
     }
 
-    /// Whether a checkpoint follows this step.
-    fn saves(&self, step: Step) -> bool {
+    /// Whether a checkpoint is written after this step.
+    fn needs_checkpoint(&self, step: Step) -> bool {
         step.0 != 0 && (step.0 == self.steps || step.0.is_multiple_of(self.checkpoint_every))
     }
 
-    fn digests(&self, step: Step) -> bool {
+    fn needs_digest(&self, step: Step) -> bool {
         self.digest_every != 0 && step.0.is_multiple_of(self.digest_every)
     }
 }
 
-/// This rank's part of an assignment.
+/// The assignment as seen by this rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Order {
     pub generation: Generation,
     pub rank: Rank,
     pub world: u32,
-    /// It has no place in the generation and waits for one in which it has.
+    /// The rank is a standby: it is not a member of the generation and waits for one that includes
+    /// it.
     pub standby: bool,
     /// The newest committed checkpoint when the generation was formed.
     pub resume: Option<CheckpointRef>,
@@ -55,7 +56,7 @@ pub struct Order {
 }
 
 impl Order {
-    /// None: the assignment is for ranks that work alone.
+    /// None if the assignment is for a job of units.
     #[must_use]
     pub fn of(assignment: &Assignment, rank: Rank) -> Option<Self> {
         let gang = assignment.gang()?;
@@ -73,65 +74,68 @@ impl Order {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
-    /// The model, its base weights and the data set are there.
+    /// The model, its base weights and the data set are loaded.
     Loaded,
-    /// The daemon gave an order: the same one with changes, or that of a newer generation.
+    /// The daemon sent an order: a changed one of the same generation, or that of a newer one.
     Ordered(Order),
-    /// The ranks of the generation have met. What each holds, in rank order.
+    /// The rendezvous of the generation is complete. `holdings`: the state in memory of each rank,
+    /// in rank order.
     Met { holdings: Vec<Option<StateLabel>> },
-    /// This state is in memory from now on. The others may still be taking over theirs.
+    /// This state is in memory from now on. Other ranks may still be receiving theirs.
     Holds(StateLabel),
-    /// All ranks have the state that [`Effect::Synchronize`] named.
+    /// All ranks have the state of [`Effect::Synchronize`].
     Synchronized,
-    /// The weights are those after this step. `graceful_stop`: some rank of the generation had been
-    /// told to halt before it.
+    /// This step is complete. `graceful_stop`: a graceful stop had been requested from some rank of
+    /// the generation before the step.
     Stepped { step: Step, graceful_stop: bool },
     /// This rank's shard of the checkpoint after this step is in the store.
     Saved { step: Step },
-    /// The group is closed, as [`Effect::Leave`] wanted.
+    /// The process group is closed, as requested by [`Effect::Leave`].
     Left,
-    /// The group broke, or what was under way was given up for a newer generation.
+    /// The process group broke, or the current effect was aborted for a newer generation.
     Broke { error: String },
 }
 
-/// What the shell is to do, one after the other. When one fails with the group the rest is dropped
-/// and [`Input::Broke`] told.
+/// Effects, performed by the shell in order. If one fails because the group broke, the remaining
+/// effects are dropped and [`Input::Broke`] follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// From now on the process speaks as a rank of this order's generation.
+    /// Report as a rank of this order's generation from now on.
     TakeUp(Order),
     Phase(RankPhase),
-    /// Open the store in which the ranks meet, and say where it is.
+    /// Open the c10d store for the rendezvous, and report its address.
     OpenStore,
-    /// Wait for the address of the store, meet the other ranks there, and hear what each holds.
+    /// Wait for the address of the store, join the rendezvous, and gather the state label of each
+    /// rank.
     Meet,
-    /// Take over this state; `holds`: it is in memory already. Then prepare to train from there.
+    /// Synchronize to this state, then prepare to train from it. `holds`: this rank has it in
+    /// memory.
     Synchronize {
         source: StateSource,
         holds: bool,
     },
     Step(Step),
-    /// Hash the weights after this step and say so.
+    /// Hash the weights after this step and report the digest.
     Digest(Step),
     /// Write this rank's shard of a checkpoint after this step.
     Save(Step),
-    /// Report this step, and then its shard where one was written.
+    /// Report this step, and then its shard if one was written.
     Report(Step),
-    /// Close the group; nothing of this generation follows.
+    /// Close the process group of this generation.
     Leave,
-    /// Free the thread that serves in the older generation from whatever it waits for.
+    /// Unblock the thread that still serves in the older generation.
     Abort,
 }
 
-/// Where the process is in its generation.
+/// The state of the process in its generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Loading,
     Standby,
-    Meeting,
+    Rendezvous,
     Synchronizing(StateSource),
     Training,
-    /// The ranks stop together. `unsaved`: after a step that is in memory alone.
+    /// All ranks stop. `unsaved`: the last step is only in memory.
     Leaving {
         unsaved: bool,
     },
@@ -145,15 +149,15 @@ enum Stage {
 #[derive(Debug)]
 pub struct GangRank {
     rules: Rules,
-    /// The order of the generation that it serves in.
+    /// The order of the generation in which it serves.
     serving: Order,
-    /// The order that came last; of the same generation, or a newer one that it takes up as soon as
-    /// it is out of this one.
+    /// The last order received. If it is of a newer generation, it is adopted once the current one
+    /// has been left.
     newest: Order,
     stage: Stage,
     /// The step whose shard is being written.
     saving: Option<Step>,
-    /// What is in memory, once it trained or read a checkpoint.
+    /// The label of the state in memory; None until it has trained or loaded a state.
     held: Option<StateLabel>,
 }
 
@@ -170,20 +174,19 @@ impl GangRank {
         }
     }
 
-    /// The order of the generation that it serves in.
+    /// The order of the generation in which it serves.
     #[must_use]
     pub fn serving(&self) -> Order {
         self.serving
     }
 
-    /// What it tells the other ranks when they have met.
+    /// The label of the state in memory, which is exchanged at the rendezvous.
     #[must_use]
     pub fn held(&self) -> Option<StateLabel> {
         self.held
     }
 
-    /// What it tells the other ranks in each step: whether the generation is to end in order, and
-    /// how.
+    /// The requested graceful stop, which is exchanged between the ranks in each step.
     #[must_use]
     pub fn graceful_stop(&self) -> Option<GracefulStop> {
         self.serving.graceful_stop
@@ -194,10 +197,10 @@ impl GangRank {
         self.saving.is_some()
     }
 
-    /// What is to be done now that this happened.
-    pub fn handle(&mut self, event: Input) -> Vec<Effect> {
-        match event {
-            Input::Loaded => self.take_up(),
+    /// Handles one input and returns the effects to perform.
+    pub fn handle(&mut self, input: Input) -> Vec<Effect> {
+        match input {
+            Input::Loaded => self.adopt_newest(),
             Input::Ordered(order) => self.on_ordered(order),
             Input::Met { holdings } => self.on_met(&holdings),
             Input::Holds(label) => {
@@ -222,27 +225,27 @@ impl GangRank {
         self.newest = order;
         if order.generation == self.serving.generation {
             self.serving = order;
-            return self.save_late();
+            return self.save_after_stop();
         }
         match self.stage {
-            // It takes up the order that is the newest when it has loaded.
+            // The newest order at the end of loading is adopted.
             Stage::Loading => {
                 self.serving = order;
                 Vec::new()
             }
-            Stage::Standby | Stage::Broken => self.take_up(),
-            Stage::Finished { .. } if self.saving.is_none() => self.take_up(),
+            Stage::Standby | Stage::Broken => self.adopt_newest(),
+            Stage::Finished { .. } if self.saving.is_none() => self.adopt_newest(),
             Stage::Finished { .. }
-            | Stage::Meeting
+            | Stage::Rendezvous
             | Stage::Synchronizing(_)
             | Stage::Training
             | Stage::Leaving { .. } => vec![Effect::Abort],
         }
     }
 
-    /// It stopped without a checkpoint, because others were to go on from its memory, and now
-    /// nobody goes on.
-    fn save_late(&mut self) -> Vec<Effect> {
+    /// Saves after a stop without checkpoint: the state was to be continued from memory, but now a
+    /// checkpoint is requested because no process continues.
+    fn save_after_stop(&mut self) -> Vec<Effect> {
         let (Stage::Leaving { unsaved } | Stage::Finished { unsaved }) = &mut self.stage else {
             return Vec::new();
         };
@@ -255,8 +258,8 @@ impl GangRank {
         vec![Effect::Save(step)]
     }
 
-    /// It becomes a rank of the newest generation.
-    fn take_up(&mut self) -> Vec<Effect> {
+    /// Becomes a rank of the newest generation.
+    fn adopt_newest(&mut self) -> Vec<Effect> {
         self.serving = self.newest;
         self.saving = None;
         let mut effects = vec![Effect::TakeUp(self.serving)];
@@ -265,7 +268,7 @@ impl GangRank {
             effects.push(Effect::Phase(RankPhase::Ready));
             return effects;
         }
-        self.stage = Stage::Meeting;
+        self.stage = Stage::Rendezvous;
         if self.serving.rank == Rank(0) && 1 < self.serving.world {
             effects.push(Effect::OpenStore);
         }
@@ -289,47 +292,46 @@ impl GangRank {
             return Vec::new();
         };
         let step = source.step();
-        self.hold(step);
+        self.set_held(step);
         if self.is_superseded() {
-            return self.take_up();
+            return self.adopt_newest();
         }
         let mut effects = vec![Effect::Phase(RankPhase::Training)];
-        // The generation before this one may have ended before all shards of this step were
-        // written.
+        // The previous generation may have ended before all shards of this step were written.
         let unsaved = self.serving.resume.is_none_or(|resume| resume.step < step);
-        if self.rules.saves(step) && unsaved {
+        if self.rules.needs_checkpoint(step) && unsaved {
             self.saving = Some(step);
             effects.push(Effect::Save(step));
         }
         let ends = self.rules.steps <= step.0;
-        effects.push(self.go_on(step, ends, false));
+        effects.push(self.next_effect(step, ends, false));
         effects
     }
 
     fn on_stepped(&mut self, step: Step, graceful_stop: bool) -> Vec<Effect> {
-        self.hold(step);
+        self.set_held(step);
         let mut effects = Vec::new();
-        if self.rules.digests(step) {
+        if self.rules.needs_digest(step) {
             effects.push(Effect::Digest(step));
         }
         if self.is_superseded() {
             effects.push(Effect::Report(step));
-            effects.extend(self.take_up());
+            effects.extend(self.adopt_newest());
             return effects;
         }
-        let saves = self.rules.saves(step)
+        let writes_checkpoint = self.rules.needs_checkpoint(step)
             || graceful_stop && self.serving.graceful_stop == Some(GracefulStop::WithCheckpoint);
-        if saves {
+        if writes_checkpoint {
             self.saving = Some(step);
             effects.push(Effect::Save(step));
         }
         effects.push(Effect::Report(step));
         let ends = graceful_stop || self.rules.steps <= step.0;
-        effects.push(self.go_on(step, ends, !saves));
+        effects.push(self.next_effect(step, ends, !writes_checkpoint));
         effects
     }
 
-    fn go_on(&mut self, step: Step, ends: bool, unsaved: bool) -> Effect {
+    fn next_effect(&mut self, step: Step, ends: bool, unsaved: bool) -> Effect {
         if ends {
             self.stage = Stage::Leaving { unsaved };
             return Effect::Leave;
@@ -341,14 +343,14 @@ impl GangRank {
     fn on_saved(&mut self, step: Step) -> Vec<Effect> {
         self.saving = self.saving.filter(|saving| *saving != step);
         match self.stage {
-            Stage::Finished { .. } if self.is_superseded() => self.take_up(),
+            Stage::Finished { .. } if self.is_superseded() => self.adopt_newest(),
             _ => Vec::new(),
         }
     }
 
     fn on_left(&mut self) -> Vec<Effect> {
         if self.is_superseded() {
-            return self.take_up();
+            return self.adopt_newest();
         }
         let Stage::Leaving { unsaved } = self.stage else {
             return Vec::new();
@@ -357,17 +359,17 @@ impl GangRank {
         vec![Effect::Phase(RankPhase::Finished)]
     }
 
-    /// The partial step is dropped: what is held is the state after the last whole one.
+    /// The partial step is dropped; the state in memory is that after the last whole step.
     fn on_broke(&mut self, error: String) -> Vec<Effect> {
         self.saving = None;
         if self.is_superseded() {
-            return self.take_up();
+            return self.adopt_newest();
         }
         self.stage = Stage::Broken;
         vec![Effect::Phase(RankPhase::Broken { error })]
     }
 
-    fn hold(&mut self, step: Step) {
+    fn set_held(&mut self, step: Step) {
         let generation = self.serving.generation;
         self.held = Some(StateLabel { generation, step });
     }

@@ -1,9 +1,9 @@
-//! What a rank should do next: pure machines. The rank process and the simulated world run the same
-//! ones. They have no clock, I/O, async, randomness or logging. A machine is told what happened and
-//! answers with what is to be done, in order: [`gang`] for ranks that step together, [`units`] for
-//! ranks that work alone.
+//! The state machines of a rank. Pure: no clock, I/O, async, randomness or logging. The rank
+//! process and the simulator run the same machines. A machine receives inputs and returns effects,
+//! in order: [`gang`] for ranks that train together, [`units`] for ranks that work independently.
 //!
-//! Every wait belongs to the shell, which ends it with an event: the machines need no time.
+//! All waiting is done by the shell, which reports the result as an input; the machines need no
+//! time.
 
 pub mod gang;
 pub mod state;

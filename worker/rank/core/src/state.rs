@@ -1,13 +1,13 @@
-//! Which state a generation begins from. All ranks hear what each of them holds and decide the
-//! same, without asking again.
+//! Selects the state from which a generation starts. All ranks know the state labels of all ranks
+//! and make the same decision without further communication.
 
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, Rank, Step};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Names a state, in memory or in a checkpoint: whole steps only. The state of a later generation
-/// is the newer one, whatever its step: that generation began from the newest state that it found,
+/// Identifies a state after a whole step, in memory or in a checkpoint. A state of a later
+/// generation is newer, whatever its step: that generation started from the newest state available,
 /// and only one generation trains at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StateLabel {
@@ -28,7 +28,7 @@ impl From<CheckpointRef> for StateLabel {
 /// Where a generation's state comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StateSource {
-    /// The memory of `root`; `all`: every rank holds it.
+    /// The memory of `root`. `all`: every rank holds the state.
     Memory {
         root: Rank,
         label: StateLabel,
@@ -40,8 +40,8 @@ pub enum StateSource {
 }
 
 impl StateSource {
-    /// The newest state there is. `holdings`: what each rank holds, in rank order. Memory is
-    /// preferred to a checkpoint of the same state.
+    /// The newest available state. `holdings`: the state in memory of each rank, in rank order.
+    /// Memory is preferred to a checkpoint of the same state.
     #[must_use]
     pub fn newest(holdings: &[Option<StateLabel>], resume: Option<CheckpointRef>) -> Self {
         let newest = holdings.iter().flatten().max().copied();
@@ -70,24 +70,24 @@ impl StateSource {
     }
 }
 
-/// What one rank says of something that should be the same on all ranks.
+/// The value of one rank for something that should be equal on all ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Statement {
     pub rank: Rank,
     pub value: i64,
 }
 
-/// The ranks do not agree.
+/// The values of the ranks differ.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disagreement {
     what: String,
     by_value: BTreeMap<i64, Vec<u32>>,
 }
 
-/// Compares what the ranks say of `what`.
+/// Compares the values of the ranks for `what`.
 ///
 /// # Errors
-/// Not all of them say the same. The error names the ranks that are fewer.
+/// The values differ. The error names the ranks in the minority.
 pub fn agree(
     statements: impl IntoIterator<Item = Statement>,
     what: &str,
@@ -107,22 +107,22 @@ impl fmt::Display for Disagreement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { what, by_value } = self;
         let most = by_value.values().map(Vec::len).max().unwrap_or(0);
-        let fewer: Vec<String> = by_value
+        let minority: Vec<String> = by_value
             .values()
             .filter(|ranks| ranks.len() < most)
             .flatten()
             .map(|rank| format!("rank {rank}"))
             .collect();
-        if fewer.is_empty() {
+        if minority.is_empty() {
             return write!(
                 f,
-                "the ranks differ in {what}, and there are as many on each side: {by_value:?}"
+                "the ranks differ in {what}, without a majority: {by_value:?}"
             );
         }
         write!(
             f,
             "{} differs from the others in {what}",
-            fewer.join(" and ")
+            minority.join(" and ")
         )
     }
 }
@@ -161,9 +161,9 @@ mod tests {
             memory(2, 1, 8, false)
         );
         assert_eq!(newest(&[b, b], Some(saved(1, 8))), memory(0, 1, 8, true));
-        // Generation 2 went on from step 7; what generation 1 did in step 8 is no longer true.
+        // Generation 2 continued from step 7, so step 8 of generation 1 is superseded.
         assert_eq!(newest(&[b, c], None), memory(1, 2, 7, false));
-        // An old survivor comes back after the others committed more and were lost.
+        // A rank with an old state returns after the others have committed more and were lost.
         assert_eq!(
             newest(&[b, None], Some(saved(3, 12))),
             StateSource::Checkpoint(saved(3, 12))
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rank_that_is_alone_with_its_answer_is_named() {
+    fn the_rank_with_a_different_value_is_named() {
         let check = |values: &[i64]| {
             let statements = (0..).zip(values).map(|(rank, value)| Statement {
                 rank: Rank(rank),
@@ -188,6 +188,6 @@ mod tests {
         assert_eq!(check(&[]), Ok(()));
         let alone = "rank 1 differs from the others in the state".to_owned();
         assert_eq!(check(&[5, 6, 5]), Err(alone));
-        assert!(check(&[5, 6]).unwrap_err().contains("as many on each side"));
+        assert!(check(&[5, 6]).unwrap_err().contains("without a majority"));
     }
 }

@@ -1,19 +1,19 @@
-//! A rank of a job of units: a process that works alone. It takes the units of its lease one by
-//! one, lowest number first, and says of each what became of it until the lease names it no more.
-//! The coordinator moves units between ranks by their leases alone.
+//! A rank of a job of units: a process that works independently. It processes the units of its
+//! lease one by one, lowest number first, and reports the outcome of each until the lease no longer
+//! contains it. The coordinator moves units between ranks only by changing their leases.
 
 use proto::id::{Generation, Rank};
 use proto::message::{Assignment, RankPhase, UnitFailure, UnitRange, UnitReport};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// This rank's part of an assignment.
+/// The assignment as seen by this rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
     pub generation: Generation,
     pub rank: Rank,
     /// Units that are not known to be done, sorted, without overlap.
     pub lease: Vec<UnitRange>,
-    /// It is to end the unit that it is at and take no other.
+    /// The rank is to finish its current unit and begin no other.
     pub graceful_stop: bool,
 }
 
@@ -29,7 +29,7 @@ impl Order {
         }
     }
 
-    fn names(&self, unit: u64) -> bool {
+    fn contains(&self, unit: u64) -> bool {
         let after = self.lease.partition_point(|range| range.end <= unit);
         self.lease
             .get(after)
@@ -39,25 +39,25 @@ impl Order {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
-    /// Everything that units need is in memory.
+    /// Everything that units need is loaded.
     Loaded,
-    /// The daemon gave an order: the same one with changes, or that of a newer generation.
+    /// The daemon sent an order: a changed one of the same generation, or that of a newer one.
     Ordered(Order),
     /// The outputs of this unit are in the store.
     Done { unit: u64 },
-    /// This unit gave an error. The process can go on with others.
+    /// This unit failed. The process can continue with others.
     Failed { unit: u64, error: String },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// Send [`UnitRank::says`] to the daemon: there is something new in it.
+    /// Send [`UnitRank::says`] to the daemon, because it has changed.
     Report,
-    /// Tell the daemon that this unit is begun, and then begin it.
+    /// Report to the daemon that this unit begins, and then begin it.
     Begin(u64),
 }
 
-/// What the process says of itself at one moment.
+/// The reported state of the process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Says {
     pub generation: Generation,
@@ -69,9 +69,9 @@ pub struct Says {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Loading,
-    /// It is at this unit, or waits for a lease that names one.
+    /// It processes this unit, or waits for a lease with further units.
     Working(Option<u64>),
-    /// It was told to halt, and has.
+    /// It has stopped gracefully.
     Finished,
 }
 
@@ -117,7 +117,7 @@ impl UnitRank {
         }
     }
 
-    /// The unit that it is at.
+    /// The unit that it currently processes.
     #[must_use]
     pub fn working_on(&self) -> Option<u64> {
         match self.stage {
@@ -126,34 +126,34 @@ impl UnitRank {
         }
     }
 
-    /// What is to be done now that this happened.
-    pub fn handle(&mut self, event: Input) -> Vec<Effect> {
-        match event {
+    /// Handles one input and returns the effects to perform.
+    pub fn handle(&mut self, input: Input) -> Vec<Effect> {
+        match input {
             Input::Loaded => {
                 self.stage = Stage::Working(None);
-                self.go_on(true)
+                self.next_effects(true)
             }
             Input::Ordered(order) => self.on_ordered(order),
             Input::Done { unit } => {
-                self.leave(unit);
-                // Somebody else may have it by now.
-                if self.order.names(unit) {
+                self.finish(unit);
+                // The unit may have been leased to another rank meanwhile.
+                if self.order.contains(unit) {
                     self.done.insert(unit);
                 }
-                self.go_on(true)
+                self.next_effects(true)
             }
             Input::Failed { unit, error } => {
-                self.leave(unit);
-                if self.order.names(unit) {
+                self.finish(unit);
+                if self.order.contains(unit) {
                     self.failed.insert(unit, error);
                 }
-                self.go_on(true)
+                self.next_effects(true)
             }
         }
     }
 
-    /// A newer generation changes nothing for the unit that it is at: what counts is whether the
-    /// lease names it at its end.
+    /// A newer generation does not affect the current unit. Its outcome counts if the lease
+    /// contains it when it ends.
     fn on_ordered(&mut self, order: Order) -> Vec<Effect> {
         if order.generation < self.order.generation {
             return Vec::new();
@@ -161,32 +161,33 @@ impl UnitRank {
         let newer = self.order.generation < order.generation;
         self.order = order;
         let before = (self.done.len(), self.failed.len());
-        self.done.retain(|unit| self.order.names(*unit));
-        self.failed.retain(|unit, _| self.order.names(*unit));
+        self.done.retain(|unit| self.order.contains(*unit));
+        self.failed.retain(|unit, _| self.order.contains(*unit));
         if newer && self.stage == Stage::Finished {
             self.stage = Stage::Working(None);
         }
-        self.go_on(newer || before != (self.done.len(), self.failed.len()))
+        self.next_effects(newer || before != (self.done.len(), self.failed.len()))
     }
 
-    fn leave(&mut self, unit: u64) {
+    fn finish(&mut self, unit: u64) {
         if self.stage == Stage::Working(Some(unit)) {
             self.stage = Stage::Working(None);
         }
     }
 
-    /// The next unit, where it is at none. `news`: there is something to say.
-    fn go_on(&mut self, news: bool) -> Vec<Effect> {
+    /// Begins the next unit if none is being processed. `changed`: whether there is something new
+    /// to report.
+    fn next_effects(&mut self, changed: bool) -> Vec<Effect> {
         let mut effects = Vec::new();
         if self.stage == Stage::Working(None) && self.order.graceful_stop {
             self.stage = Stage::Finished;
             return vec![Effect::Report];
         }
-        if news && self.stage != Stage::Loading {
+        if changed && self.stage != Stage::Loading {
             effects.push(Effect::Report);
         }
         if self.stage == Stage::Working(None)
-            && let Some(unit) = self.next()
+            && let Some(unit) = self.next_unit()
         {
             self.stage = Stage::Working(Some(unit));
             effects.push(Effect::Begin(unit));
@@ -194,7 +195,7 @@ impl UnitRank {
         effects
     }
 
-    fn next(&self) -> Option<u64> {
+    fn next_unit(&self) -> Option<u64> {
         let mut leased = self
             .order
             .lease
@@ -204,7 +205,7 @@ impl UnitRank {
     }
 }
 
-/// Numbers that follow each other as ranges.
+/// Merges consecutive numbers into ranges.
 fn ranges(units: &BTreeSet<u64>) -> Vec<UnitRange> {
     let mut ranges: Vec<UnitRange> = Vec::new();
     for unit in units {

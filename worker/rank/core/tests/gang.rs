@@ -1,4 +1,4 @@
-//! What a rank of a gang decides, event by event.
+//! The decisions of a rank of a gang, input by input.
 #![allow(clippy::unwrap_used)]
 
 use proto::checkpoint::CheckpointRef;
@@ -52,7 +52,7 @@ fn broke() -> Input {
     Input::Broke { error }
 }
 
-fn takes_up(order: Order) -> Vec<Effect> {
+fn adopts(order: Order) -> Vec<Effect> {
     let joining = Effect::Phase(RankPhase::Joining);
     vec![Effect::TakeUp(order), joining, Effect::Meet]
 }
@@ -60,7 +60,7 @@ fn takes_up(order: Order) -> Vec<Effect> {
 /// A rank of generation 1 that trains from the base weights.
 fn training() -> GangRank {
     let mut rank = GangRank::new(RULES, order(1));
-    assert_eq!(rank.handle(Input::Loaded), takes_up(order(1)));
+    assert_eq!(rank.handle(Input::Loaded), adopts(order(1)));
     let holdings = vec![None, None];
     let source = StateSource::Base;
     let holds = false;
@@ -118,13 +118,13 @@ fn rank_0_opens_the_store_and_a_world_of_one_needs_none() {
 }
 
 #[test]
-fn who_is_told_to_hold_keeps_the_step_in_memory_and_saves_when_nobody_goes_on() {
+fn a_stop_without_checkpoint_keeps_the_step_in_memory_and_a_later_request_saves_it() {
     let mut rank = training();
     assert_eq!(
         rank.handle(stopping(1, GracefulStop::WithoutCheckpoint)),
         []
     );
-    // It goes by what all were told.
+    // The stop only takes effect once all ranks know of it.
     assert!(
         rank.handle(stepped(1, false))
             .contains(&Effect::Step(Step(2)))
@@ -145,7 +145,7 @@ fn who_is_told_to_hold_keeps_the_step_in_memory_and_saves_when_nobody_goes_on() 
 }
 
 #[test]
-fn who_is_told_to_save_writes_a_shard_of_the_step_at_which_all_stop() {
+fn a_stop_with_checkpoint_writes_a_shard_of_the_step_at_which_all_stop() {
     let mut rank = training();
     rank.handle(stopping(1, GracefulStop::WithCheckpoint));
     let effects = rank.handle(stepped(1, true));
@@ -170,7 +170,7 @@ fn a_broken_group_costs_the_partial_step_alone() {
         [Effect::Phase(RankPhase::Broken { error })]
     );
     assert_eq!(rank.held(), Some(label(1, 1)));
-    assert_eq!(rank.handle(Input::Ordered(order(2))), takes_up(order(2)));
+    assert_eq!(rank.handle(Input::Ordered(order(2))), adopts(order(2)));
     let holdings = vec![Some(label(1, 0)), Some(label(1, 1))];
     let source = StateSource::Memory {
         root: Rank(1),
@@ -187,18 +187,18 @@ fn a_broken_group_costs_the_partial_step_alone() {
 }
 
 #[test]
-fn a_newer_generation_frees_the_thread_and_is_taken_up_when_it_is_out() {
+fn a_newer_generation_unblocks_the_thread_and_is_adopted_after_the_older_one_is_left() {
     let mut rank = training();
     assert_eq!(rank.handle(Input::Ordered(order(2))), [Effect::Abort]);
     assert_eq!(rank.serving().generation, Generation(1));
-    // The step came to its end all the same: it counts, and nothing of it is saved.
+    // The step still completed: it counts, but is not saved.
     let mut expected = vec![Effect::Report(Step(4))];
-    expected.extend(takes_up(order(2)));
+    expected.extend(adopts(order(2)));
     assert_eq!(rank.handle(stepped(4, false)), expected);
     assert_eq!(rank.held(), Some(label(1, 4)));
     assert_eq!(rank.handle(Input::Ordered(order(3))), [Effect::Abort]);
     assert_eq!(rank.handle(Input::Ordered(order(2))), [], "older");
-    assert_eq!(rank.handle(broke()), takes_up(order(3)));
+    assert_eq!(rank.handle(broke()), adopts(order(3)));
 }
 
 #[test]
@@ -213,10 +213,10 @@ fn a_newer_generation_does_not_wait_for_a_shard_of_an_older_one() {
             [Effect::Save(Step(2))]
         );
         assert_eq!(rank.handle(Input::Ordered(order(2))), [Effect::Abort]);
-        assert_eq!(rank.handle(end), takes_up(order(2)));
+        assert_eq!(rank.handle(end), adopts(order(2)));
     };
     late(broke());
-    // It was just written.
+    // The shard was just written.
     late(Input::Saved { step: Step(2) });
 }
 
@@ -235,14 +235,14 @@ fn a_standby_keeps_what_it_holds_and_gets_ready() {
         [Effect::TakeUp(standby), ready]
     );
     assert_eq!(rank.held(), Some(label(1, 1)));
-    assert_eq!(rank.handle(Input::Ordered(order(3))), takes_up(order(3)));
+    assert_eq!(rank.handle(Input::Ordered(order(3))), adopts(order(3)));
 }
 
 #[test]
-fn who_still_loads_takes_up_the_newest_order_when_it_has_loaded() {
+fn a_process_that_still_loads_adopts_the_newest_order_when_it_has_loaded() {
     let mut rank = GangRank::new(RULES, order(1));
     assert_eq!(rank.handle(Input::Ordered(order(2))), []);
-    assert_eq!(rank.handle(Input::Loaded), takes_up(order(2)));
+    assert_eq!(rank.handle(Input::Loaded), adopts(order(2)));
 }
 
 #[test]
@@ -270,8 +270,7 @@ fn a_step_that_no_checkpoint_has_yet_is_saved_when_the_next_generation_begins() 
     assert_eq!(begins(5, Some(4)), [training, Effect::Step(Step(6))]);
 }
 
-/// The group may break while the others still take over the state: what came already is what is
-/// held.
+/// The group may break while other ranks still receive the state. This rank holds it already.
 #[test]
 fn a_state_that_was_taken_over_is_held_before_all_have_it() {
     let mut rank = GangRank::new(RULES, order(3));

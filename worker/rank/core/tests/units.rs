@@ -1,4 +1,4 @@
-//! What a rank of a job of units decides, event by event.
+//! The decisions of a rank of a job of units, input by input.
 #![allow(clippy::unwrap_used)]
 
 use proto::id::{Generation, Rank};
@@ -37,8 +37,8 @@ fn begins(unit: u64) -> Vec<Effect> {
     vec![Effect::Report, Effect::Begin(unit)]
 }
 
-/// A process that has loaded and is at the first unit of this lease.
-fn at_work(lease: &[UnitRange]) -> UnitRank {
+/// A process that has loaded and processes the first unit of this lease.
+fn working(lease: &[UnitRange]) -> UnitRank {
     let mut rank = UnitRank::new(order(1, lease));
     assert_eq!(rank.says().phase, RankPhase::Starting);
     assert_eq!(rank.handle(Input::Loaded), begins(lease[0].first));
@@ -47,12 +47,12 @@ fn at_work(lease: &[UnitRange]) -> UnitRank {
 }
 
 #[test]
-fn it_takes_its_units_one_by_one_and_repeats_what_is_done_until_the_lease_names_it_no_more() {
-    let mut rank = at_work(&[range(3, 5), range(8, 9)]);
+fn units_are_processed_one_by_one_and_reported_until_the_lease_no_longer_contains_them() {
+    let mut rank = working(&[range(3, 5), range(8, 9)]);
     assert_eq!(rank.handle(done(3)), begins(4));
     assert_eq!(rank.handle(done(4)), begins(8));
     assert_eq!(rank.says().units.done, [range(3, 5)]);
-    // Unit 3 is acknowledged, and there is more to do.
+    // Unit 3 is acknowledged, and the lease grows.
     assert_eq!(
         rank.handle(leased(&[range(4, 5), range(8, 10)])),
         [Effect::Report]
@@ -61,19 +61,19 @@ fn it_takes_its_units_one_by_one_and_repeats_what_is_done_until_the_lease_names_
     assert_eq!(rank.handle(done(8)), begins(9));
     assert_eq!(rank.handle(done(9)), [Effect::Report]);
     assert_eq!(rank.says().units.done, [range(4, 5), range(8, 10)]);
-    // It waits for more, and does not leave.
+    // It waits for more units and does not exit.
     assert_eq!(rank.says().phase, RankPhase::Training);
     assert_eq!(rank.handle(leased(&[])), [Effect::Report]);
     assert_eq!(
         rank.handle(leased(&[range(20, 21)])),
         [Effect::Begin(20)],
-        "there is nothing to say but that"
+        "nothing else has changed"
     );
 }
 
 #[test]
 fn a_unit_that_fails_is_named_and_the_next_is_taken() {
-    let mut rank = at_work(&[range(0, 2)]);
+    let mut rank = working(&[range(0, 2)]);
     let error = "no such reference".to_owned();
     let unit = 0;
     let failed = Input::Failed {
@@ -83,7 +83,7 @@ fn a_unit_that_fails_is_named_and_the_next_is_taken() {
     assert_eq!(rank.handle(failed.clone()), begins(1));
     assert_eq!(rank.says().units.failed, [UnitFailure { unit, error }]);
     rank.handle(done(1));
-    // It is not tried again under the same lease, and is under a new one.
+    // It is not retried under the same lease, but under a new one.
     assert_eq!(rank.handle(leased(&[range(0, 2)])), []);
     rank.handle(leased(&[range(1, 2)]));
     assert_eq!(rank.says().units.failed, []);
@@ -92,16 +92,16 @@ fn a_unit_that_fails_is_named_and_the_next_is_taken() {
 
 #[test]
 fn a_unit_that_was_taken_away_meanwhile_is_not_reported() {
-    let mut rank = at_work(&[range(0, 2)]);
+    let mut rank = working(&[range(0, 2)]);
     rank.handle(leased(&[range(1, 2)]));
-    assert_eq!(rank.working_on(), Some(0), "it is not left half-way");
+    assert_eq!(rank.working_on(), Some(0), "it is not interrupted");
     assert_eq!(rank.handle(done(0)), begins(1));
     assert_eq!(rank.says().units.done, []);
 }
 
 #[test]
-fn who_is_told_to_halt_ends_the_unit_that_it_is_at_and_takes_no_other() {
-    let mut rank = at_work(&[range(0, 3)]);
+fn a_graceful_stop_finishes_the_current_unit_and_begins_no_other() {
+    let mut rank = working(&[range(0, 3)]);
     assert_eq!(rank.handle(stopped(&[range(0, 3)])), []);
     assert_eq!(rank.says().phase, RankPhase::Training);
     assert_eq!(rank.handle(done(0)), [Effect::Report]);
@@ -111,7 +111,7 @@ fn who_is_told_to_halt_ends_the_unit_that_it_is_at_and_takes_no_other() {
         (RankPhase::Finished, vec![range(0, 1)])
     );
     assert_eq!(rank.handle(stopped(&[range(0, 3)])), []);
-    // Whoever still loads takes none.
+    // A process that still loads begins none.
     let mut rank = UnitRank::new(order(1, &[range(0, 3)]));
     rank.handle(stopped(&[range(0, 3)]));
     assert_eq!(rank.handle(Input::Loaded), [Effect::Report]);
@@ -119,8 +119,8 @@ fn who_is_told_to_halt_ends_the_unit_that_it_is_at_and_takes_no_other() {
 }
 
 #[test]
-fn a_newer_generation_is_taken_up_at_once_and_the_unit_under_way_goes_on() {
-    let mut rank = at_work(&[range(0, 2)]);
+fn a_newer_generation_is_adopted_at_once_and_the_current_unit_continues() {
+    let mut rank = working(&[range(0, 2)]);
     let newer = |lease: &[UnitRange]| Input::Ordered(order(2, lease));
     assert_eq!(
         rank.handle(newer(&[range(0, 1), range(7, 8)])),
@@ -130,8 +130,8 @@ fn a_newer_generation_is_taken_up_at_once_and_the_unit_under_way_goes_on() {
     assert_eq!(rank.handle(leased(&[range(0, 2)])), [], "older");
     assert_eq!(rank.handle(done(0)), begins(7));
     assert_eq!(rank.says().units.done, [range(0, 1)]);
-    // One that had finished goes on.
-    let mut rank = at_work(&[range(0, 2)]);
+    // A finished rank continues.
+    let mut rank = working(&[range(0, 2)]);
     rank.handle(stopped(&[range(0, 2)]));
     rank.handle(done(0));
     assert_eq!(rank.handle(newer(&[range(1, 2)])), begins(1));

@@ -1,4 +1,4 @@
-//! What libtorch and the machine offer: devices, and whether the library holds code for them. No
+//! Queries the GPUs of the machine and the architectures that libtorch has code for. Makes no
 //! decisions.
 
 use super::{CollectiveError, ffi};
@@ -9,11 +9,11 @@ use std::ffi::{CStr, c_char, c_int};
 pub(crate) struct Gpu {
     pub(crate) index: u32,
     pub(crate) name: String,
-    /// For instance `sm_70` for a V100.
+    /// For example `sm_70` for a V100.
     pub(crate) architecture: String,
 }
 
-/// For instance `2.10.0`.
+/// For example `2.10.0`.
 pub(crate) fn libtorch_version() -> String {
     // SAFETY: the shim returns a string literal.
     unsafe { CStr::from_ptr(ffi::retri_libtorch_version()) }
@@ -21,9 +21,9 @@ pub(crate) fn libtorch_version() -> String {
         .into_owned()
 }
 
-/// Every GPU that this process sees; empty in a CPU build.
+/// All GPUs visible to this process; empty in a CPU build.
 pub(crate) fn gpus() -> Result<Vec<Gpu>, CollectiveError> {
-    // SAFETY: takes nothing, catches everything.
+    // SAFETY: takes no arguments and catches every exception.
     let count = unsafe { ffi::retri_cuda_devices() };
     if count < 0 {
         return Err(CollectiveError::last("cannot count the GPUs"));
@@ -34,7 +34,7 @@ pub(crate) fn gpus() -> Result<Vec<Gpu>, CollectiveError> {
 fn gpu(index: c_int) -> Result<Gpu, CollectiveError> {
     let mut name = [0u8; 256];
     let bytes = c_int::try_from(name.len()).expect("256 fits");
-    // SAFETY: the buffer is as long as we say, and the shim ends what it writes with a zero.
+    // SAFETY: the buffer has the given length, and the shim writes a NUL-terminated string.
     let capability =
         unsafe { ffi::retri_cuda_capability(index, name.as_mut_ptr().cast::<c_char>(), bytes) };
     if capability < 0 {
@@ -53,23 +53,23 @@ fn gpu(index: c_int) -> Result<Gpu, CollectiveError> {
     })
 }
 
-/// The architectures that this libtorch was compiled for: as it says itself, or, where no driver
-/// lets it speak, as is known of its published wheel. Empty in a CPU build.
+/// The architectures that this libtorch was compiled for: from its build description, or, without a
+/// driver, those of the published wheel. Empty in a CPU build.
 pub(crate) fn library_architectures() -> Vec<String> {
     if !cfg!(feature = "cuda") {
         return Vec::new();
     }
     // SAFETY: the shim returns a pointer to a string that lives as long as the process.
     let text = unsafe { CStr::from_ptr(ffi::retri_cuda_build()) };
-    let said = architectures(&text.to_string_lossy());
-    if said.is_empty() {
+    let reported = architectures(&text.to_string_lossy());
+    if reported.is_empty() {
         known_architectures(&libtorch_version())
     } else {
-        said
+        reported
     }
 }
 
-/// Of the ordinary wheels. 2.10 is the newest with code for V100 (sm_70).
+/// Architectures of the published wheels. 2.10 is the newest with code for V100 (sm_70).
 fn known_architectures(version: &str) -> Vec<String> {
     let list = match version {
         v if v.starts_with("2.10.") => "sm_70 sm_75 sm_80 sm_86 sm_90 sm_100 sm_120",
@@ -79,7 +79,7 @@ fn known_architectures(version: &str) -> Vec<String> {
     list.split_whitespace().map(str::to_owned).collect()
 }
 
-/// Reads `…;-gencode;arch=compute_70,code=sm_70;…` out of libtorch's description of its build.
+/// Parses `…;-gencode;arch=compute_70,code=sm_70;…` in libtorch's build description.
 fn architectures(description: &str) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     for part in description.split("code=").skip(1) {
@@ -94,8 +94,8 @@ fn architectures(description: &str) -> Vec<String> {
     found
 }
 
-/// Can this libtorch run on that GPU? Code for sm_XY runs on the same major version with an equal
-/// or higher minor one.
+/// True if this libtorch can run on that GPU. Code for sm_XY runs on the same major version with an
+/// equal or higher minor one.
 pub(crate) fn supports(library: &[String], architecture: &str) -> bool {
     let version = |name: &str| {
         name.strip_prefix("sm_")?

@@ -1,4 +1,4 @@
-//! The C face of `shim.cpp`, declared. Called by [`super::group`] and [`super::store`] only.
+//! Declarations of the C interface of `shim.cpp`. Called only from the modules of this folder.
 
 use std::ffi::{c_char, c_int, c_void};
 
@@ -52,7 +52,7 @@ unsafe extern "C" {
         parameters: *const *mut c_void,
         count: c_int,
         user: *mut c_void,
-        tell: unsafe extern "C" fn(*mut c_void),
+        notify: unsafe extern "C" fn(*mut c_void),
         release: unsafe extern "C" fn(*mut c_void),
     ) -> c_int;
     pub(super) fn retri_reducer_forward(group: *mut c_void) -> c_int;

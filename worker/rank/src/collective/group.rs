@@ -1,6 +1,6 @@
-//! The ranks of one generation as a group: sums, and DistributedDataParallel's Reducer over the
-//! trained parameters. A world of one needs no peers: the same calls do nothing then, so that the
-//! step loop has one path.
+//! The process group of one generation: collectives, and DistributedDataParallel's Reducer over the
+//! trained parameters. With a world size of one, the same calls do nothing, so that the step loop
+//! has a single code path.
 
 use super::store::{Store, c_text, millis};
 use super::{CollectiveError, ffi};
@@ -10,45 +10,45 @@ use std::ptr::NonNull;
 use std::time::Duration;
 use tch::{Device, Tensor};
 
-/// This rank's place, and how to be reached.
+/// This rank's identity within a generation, and its address.
 #[derive(Debug, Clone)]
 pub(crate) struct Membership {
-    /// Scopes every key of the group in the store: nothing of another generation can be met.
+    /// Job and generation scope every key in the store, so that generations cannot mix.
     pub(crate) job: String,
     pub(crate) generation: Generation,
     pub(crate) rank: u32,
     pub(crate) world: u32,
-    /// The address of this machine on which it talks to the other ranks (Gloo).
+    /// The address of this machine for traffic between ranks (Gloo).
     pub(crate) host: String,
     pub(crate) device: Device,
-    /// Longest wait for the slowest rank, in one call.
+    /// Timeout of one collective call.
     pub(crate) timeout: Duration,
 }
 
 #[derive(Debug)]
 pub(crate) struct Group {
-    /// None: a world of one.
+    /// None with a world size of one.
     raw: Option<NonNull<c_void>>,
     membership: Membership,
-    /// Kept open on rank 0, whose store the others use.
+    /// Kept open: rank 0 serves the store to the others.
     store: Option<Store>,
 }
 
 // SAFETY: c10d's objects may be used from any thread, one at a time.
 unsafe impl Send for Group {}
 
-/// Ends the collectives of a group from another thread. Once.
+/// Aborts the collectives of a group from another thread.
 #[derive(Debug)]
 pub(crate) struct Aborter(NonNull<c_void>);
 
-// SAFETY: as for `Group`; c10d means `abort` to be called while another thread waits.
+// SAFETY: as for `Group`; c10d supports `abort` while another thread waits.
 unsafe impl Send for Aborter {}
 
 impl Aborter {
-    /// Whoever waits in a collective of the group gets an error, and so do its peers.
+    /// Running collectives of the group fail, on this rank and on its peers.
     pub(crate) fn abort(self) {
-        // SAFETY: the shim takes what it handed out in `aborter`; `forget` keeps us from freeing it
-        // too.
+        // SAFETY: the shim takes ownership of the pointer from `aborter`; `forget` prevents a
+        // double free.
         unsafe { ffi::retri_backend_abort(self.0.as_ptr()) }
         std::mem::forget(self);
     }
@@ -56,7 +56,7 @@ impl Aborter {
 
 impl Drop for Aborter {
     fn drop(&mut self) {
-        // SAFETY: it came from the shim and is freed once.
+        // SAFETY: the pointer came from the shim and is freed once.
         unsafe { ffi::retri_backend_free(self.0.as_ptr()) }
     }
 }
@@ -70,7 +70,7 @@ impl Group {
         }
     }
 
-    /// Meets the others in `store`. All ranks are there when it returns.
+    /// Forms the group through `store`. All ranks have joined when it returns.
     pub(crate) fn join(store: Store, membership: Membership) -> Result<Self, CollectiveError> {
         let prefix = format!("{}/g{}/", membership.job, membership.generation);
         let raw = open(&store, &prefix, &membership)?;
@@ -96,14 +96,13 @@ impl Group {
         &self.membership
     }
 
-    /// The sum over all ranks, in place, the same bits on each.
+    /// Sums over all ranks in place, bit-identical on every rank.
     pub(crate) fn all_reduce(&self, tensor: &Tensor, what: &str) -> Result<(), CollectiveError> {
         self.all_reduce_each(std::slice::from_ref(tensor), what, |_| ())
     }
 
-    /// The same of several at a time: `done` is called with the place of one after the other while
-    /// those behind it are on their way. When it returns nobody works on any of them any more,
-    /// whatever failed.
+    /// Starts an all-reduce of each tensor, and calls `done` with the index of each in order, while
+    /// later ones are still in transit. No operation is pending when it returns, also on failure.
     pub(crate) fn all_reduce_each(
         &self,
         tensors: &[Tensor],
@@ -127,14 +126,14 @@ impl Group {
             }
             works.push(work);
         }
-        for (place, work) in works.into_iter().enumerate() {
-            // SAFETY: it came from the shim and is waited for once.
+        for (index, work) in works.into_iter().enumerate() {
+            // SAFETY: the pointer came from the shim and is waited for once.
             let code = unsafe { ffi::retri_work_wait(work) };
             if outcome.is_ok() {
                 outcome = self.checked(code, what);
                 match &outcome {
-                    Ok(()) => done(place),
-                    // The others would each wait for as long as this one did.
+                    Ok(()) => done(index),
+                    // Abort the others: each would wait for another timeout.
                     Err(_) => self.aborter().into_iter().for_each(Aborter::abort),
                 }
             }
@@ -142,7 +141,7 @@ impl Group {
         outcome
     }
 
-    /// Everybody gets `root`'s values, in place.
+    /// Broadcasts `root`'s values in place.
     pub(crate) fn broadcast(
         &self,
         tensor: &Tensor,
@@ -157,11 +156,12 @@ impl Group {
         self.checked(code, what)
     }
 
-    /// Hangs the Reducer on the parameters: same list, same order on every rank. Gradients become
-    /// views into its buckets, so they must be zeroed in place from now on. In every backward that
-    /// reduces, `ready` is called as soon as this rank's own last gradient is there, on whichever
-    /// thread that is: from then on the backward waits for others. A world of one has none.
-    pub(crate) fn attach(
+    /// Attaches the Reducer to the parameters, whose list and order must be the same on every rank.
+    /// Gradients become views into its buckets, so they must be zeroed in place from now on. In
+    /// every backward that reduces, `ready` is called as soon as this rank's last local gradient is
+    /// computed, on the thread that computed it: from then on the backward waits for other ranks.
+    /// Does nothing with a world size of one.
+    pub(crate) fn attach_reducer(
         &mut self,
         parameters: &[(String, Tensor)],
         ready: impl Fn() + Send + Sync + 'static,
@@ -174,17 +174,25 @@ impl Group {
         let count = c_int::try_from(pointers.len()).expect("parameters are far fewer than 2^31");
         let ready: Box<Ready> = Box::new(Box::new(ready));
         // SAFETY: `pointers` are live tensors during the call; the reducer keeps its own references
-        // to them. `ready` is the shim's from here on, which hands it to `release` once, after the
-        // last `tell`.
+        // to them. The shim takes ownership of `ready` and passes it to `release` once, after the
+        // last `notify`.
         let code = unsafe {
             let user = Box::into_raw(ready).cast();
-            ffi::retri_reducer(raw.as_ptr(), pointers.as_ptr(), count, user, tell, release)
+            ffi::retri_reducer(
+                raw.as_ptr(),
+                pointers.as_ptr(),
+                count,
+                user,
+                notify,
+                release,
+            )
         };
         self.checked(code, "preparing to reduce gradients")
     }
 
-    /// Before the forward whose backward reduces. It waits for the other ranks the second time: the
-    /// Reducer knows by then in which order gradients come, and they agree on it.
+    /// Call before the forward whose backward reduces. The second call waits for the other ranks:
+    /// the Reducer then knows the order in which gradients become ready, and the ranks agree on
+    /// buckets.
     pub(crate) fn agree_on_buckets(&self, what: &str) -> Result<(), CollectiveError> {
         let Some(raw) = self.raw else { return Ok(()) };
         // SAFETY: `raw` is a live group.
@@ -192,8 +200,8 @@ impl Group {
         self.checked(code, what)
     }
 
-    /// The next backward ends with every gradient being the mean over ranks. Backwards before it
-    /// only accumulate here.
+    /// The next backward reduces every gradient to the mean over the ranks. Other backwards only
+    /// accumulate locally.
     pub(crate) fn reduce_next_backward(&self, what: &str) -> Result<(), CollectiveError> {
         let Some(raw) = self.raw else { return Ok(()) };
         // SAFETY: `raw` is a live group.
@@ -201,20 +209,20 @@ impl Group {
         self.checked(code, what)
     }
 
-    /// How long after `reduce_next_backward` this rank's own last gradient was ready; None where
+    /// Time from `reduce_next_backward` until this rank's last local gradient was ready. None if
     /// nothing was reduced.
-    pub(crate) fn own_backward(&self) -> Option<Duration> {
+    pub(crate) fn local_backward(&self) -> Option<Duration> {
         let raw = self.raw?;
         // SAFETY: `raw` is a live group.
         let nanos = unsafe { ffi::retri_reducer_ready_nanos(raw.as_ptr()) };
         u64::try_from(nanos).ok().map(Duration::from_nanos)
     }
 
-    /// None: a world of one never waits.
+    /// None with a world size of one.
     pub(crate) fn aborter(&self) -> Option<Aborter> {
         let raw = self.raw?;
-        // SAFETY: `raw` is a live group; what is handed out holds its own reference to the
-        // connections.
+        // SAFETY: `raw` is a live group; the returned pointer holds its own reference to the
+        // backend.
         NonNull::new(unsafe { ffi::retri_group_backend(raw.as_ptr()) }).map(Aborter)
     }
 
@@ -222,12 +230,12 @@ impl Group {
         if code == 0 {
             Ok(())
         } else {
-            Err(self.blame(CollectiveError::last(what)))
+            Err(self.name_peer(CollectiveError::last(what)))
         }
     }
 
-    /// Says in our words what a transport's message means for the generation.
-    pub(crate) fn blame(&self, error: CollectiveError) -> CollectiveError {
+    /// Translates a transport error into which peer failed and how, if the message is known.
+    pub(crate) fn name_peer(&self, error: CollectiveError) -> CollectiveError {
         let Membership {
             rank,
             world,
@@ -247,7 +255,7 @@ impl Group {
             "connection refused",
         ]
         .iter()
-        .any(|sign| lower.contains(sign))
+        .any(|pattern| lower.contains(pattern))
         {
             format!("{peer} closed its connection")
         } else if lower.contains("timed out") || lower.contains("timeout") {
@@ -262,17 +270,17 @@ impl Group {
     }
 }
 
-/// Called by the shim when the own gradients of a backward are there.
+/// Called by the shim when the local gradients of a backward are ready.
 type Ready = Box<dyn Fn() + Send + Sync>;
 
-unsafe extern "C" fn tell(user: *mut c_void) {
-    // SAFETY: `user` is the `Ready` that `attach` gave away, until `release`.
+unsafe extern "C" fn notify(user: *mut c_void) {
+    // SAFETY: `user` is the `Ready` that `attach_reducer` passed, and is valid until `release`.
     let ready = unsafe { &*user.cast::<Ready>() };
     ready();
 }
 
 unsafe extern "C" fn release(user: *mut c_void) {
-    // SAFETY: as above, and this comes once.
+    // SAFETY: as above, and called once.
     drop(unsafe { Box::from_raw(user.cast::<Ready>()) });
 }
 
@@ -282,7 +290,7 @@ impl Drop for Group {
             // SAFETY: `raw` came from the shim and is freed once.
             unsafe { ffi::retri_group_free(raw.as_ptr()) }
         }
-        // Others may still be connected to it, and its end may wait for them.
+        // In the background: dropping the store may wait for ranks that are still connected.
         if let Some(store) = self.store.take() {
             std::thread::spawn(move || drop(store));
         }
@@ -351,7 +359,7 @@ mod tests {
         }
     }
 
-    /// Runs both ranks, each on a thread of its own, and returns what they return.
+    /// Runs both ranks, each on its own thread, and returns their results.
     fn two<T: Send + 'static>(body: impl Fn(Group) -> T + Clone + Send + 'static) -> (T, T) {
         let store = Store::serve("127.0.0.1", TIMEOUT).unwrap();
         let address = format!("127.0.0.1:{}", store.port());
@@ -381,18 +389,18 @@ mod tests {
     }
 
     #[test]
-    fn several_sums_at_a_time_are_told_in_order_and_one_that_fails_ends_all() {
+    fn concurrent_sums_complete_in_order_and_one_failure_ends_all() {
         let (a, b) = two(|group| {
             let tensors: Vec<Tensor> = (1..=5)
                 .map(|n| Tensor::from_slice(&[f64::from(n); 1000]))
                 .collect();
             let mut sums = Vec::new();
-            let told = |place: usize| sums.push((place, tensors[place].double_value(&[999])));
-            group.all_reduce_each(&tensors, "summing", told).unwrap();
+            let done = |index: usize| sums.push((index, tensors[index].double_value(&[999])));
+            group.all_reduce_each(&tensors, "summing", done).unwrap();
             if group.membership().rank == 1 {
                 return (sums, None);
             }
-            let error = group.all_reduce_each(&tensors, "summing more", |place| panic!("{place}"));
+            let error = group.all_reduce_each(&tensors, "summing more", |index| panic!("{index}"));
             (sums, Some(error.unwrap_err().to_string()))
         });
         assert_eq!(a.0, [(0, 2.0), (1, 4.0), (2, 6.0), (3, 8.0), (4, 10.0)]);
@@ -417,7 +425,7 @@ mod tests {
             let rank = f64::from(group.membership().rank);
             let (name, weight) = weight(3);
             group
-                .attach(&[(name, weight.shallow_clone())], || {})
+                .attach_reducer(&[(name, weight.shallow_clone())], || {})
                 .unwrap();
             (weight.sum(Kind::Float) * (1.0 + rank))
                 .f_backward()
@@ -426,7 +434,7 @@ mod tests {
             group.agree_on_buckets("agreeing").unwrap();
             group.reduce_next_backward("reducing").unwrap();
             (weight.sum(Kind::Float) * 10.0).f_backward().unwrap();
-            assert!(group.own_backward().is_some());
+            assert!(group.local_backward().is_some());
             (before, Vec::<f32>::try_from(weight.grad()).unwrap())
         });
         assert_eq!(a.0, vec![1.0; 3]);
@@ -435,63 +443,61 @@ mod tests {
         assert_eq!(a.1, b.1);
     }
 
-    /// Rank 1 comes to the reduction only when rank 0 says that it is there: a word that came with
-    /// the reduced gradients would never come.
+    /// Rank 1 enters the reduction only after rank 0's notification. The test would hang if the
+    /// notification came only with the reduced gradients.
     #[test]
-    fn a_rank_tells_when_its_own_gradients_are_ready_and_only_then_waits_for_others() {
+    fn a_rank_is_notified_when_its_local_gradients_are_ready_and_only_then_waits_for_others() {
         const STEPS: usize = 3;
-        let (say, said) = std::sync::mpsc::channel();
-        let said = Arc::new(Mutex::new(said));
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let receiver = Arc::new(Mutex::new(receiver));
         let (first, second) = two(move |mut group| {
             let rank = group.membership().rank;
-            let (told, counted) = (Arc::new(AtomicUsize::new(0)), say.clone());
-            let counts = Arc::clone(&told);
+            let (count, sender) = (Arc::new(AtomicUsize::new(0)), sender.clone());
+            let counter = Arc::clone(&count);
             let weights = [weight(3), weight(5)];
             let shallow =
                 |(name, weight): &(String, Tensor)| (name.clone(), weight.shallow_clone());
             group
-                .attach(&weights.each_ref().map(shallow), move || {
-                    counts.fetch_add(1, Ordering::SeqCst);
+                .attach_reducer(&weights.each_ref().map(shallow), move || {
+                    counter.fetch_add(1, Ordering::SeqCst);
                     if rank == 0 {
-                        counted.send(()).unwrap();
+                        sender.send(()).unwrap();
                     }
                 })
                 .unwrap();
-            let [one, both] = [1, 2].map(|count| {
+            let [one, both] = [1, 2].map(|used| {
                 let weights = weights.each_ref().map(|(_, weight)| weight.shallow_clone());
                 move || {
-                    let sums = weights[..count]
-                        .iter()
-                        .map(|weight| weight.sum(Kind::Float));
+                    let sums = weights[..used].iter().map(|weight| weight.sum(Kind::Float));
                     sums.reduce(|a, b| a + b).unwrap().f_backward().unwrap();
                 }
             });
             for step in 1..=STEPS {
                 both();
                 assert_eq!(
-                    told.load(Ordering::SeqCst),
+                    count.load(Ordering::SeqCst),
                     step - 1,
-                    "this one only accumulates"
+                    "this backward only accumulates"
                 );
                 group.agree_on_buckets("agreeing").unwrap();
                 group.reduce_next_backward("reducing").unwrap();
                 if rank == 1 {
-                    said.lock().unwrap().recv_timeout(TIMEOUT).unwrap();
+                    receiver.lock().unwrap().recv_timeout(TIMEOUT).unwrap();
                 }
                 both();
-                assert_eq!(told.load(Ordering::SeqCst), step);
+                assert_eq!(count.load(Ordering::SeqCst), step);
             }
             group.agree_on_buckets("agreeing").unwrap();
             group.reduce_next_backward("reducing").unwrap();
             one();
             assert_eq!(
-                told.load(Ordering::SeqCst),
+                count.load(Ordering::SeqCst),
                 STEPS,
-                "a gradient is still to come"
+                "one gradient is not ready yet"
             );
-            let released = Arc::downgrade(&told);
-            drop((told, group));
-            assert!(released.upgrade().is_none(), "with its group it goes too");
+            let released = Arc::downgrade(&count);
+            drop((count, group));
+            assert!(released.upgrade().is_none(), "released with its group");
             Vec::<f32>::try_from(weights[0].1.grad()).unwrap()
         });
         assert_eq!(first, second);
@@ -501,8 +507,8 @@ mod tests {
     fn a_peer_that_leaves_is_named() {
         let (error, _) = two(|group| {
             let tensor = Tensor::from_slice(&[1.0f64]);
-            // Both are there; then rank 1's group is dropped, so the second sum cannot end well.
-            group.all_reduce(&tensor, "meeting").unwrap();
+            // Both ranks join; then rank 1's group is dropped, so the second sum must fail.
+            group.all_reduce(&tensor, "joining").unwrap();
             (group.membership().rank == 0).then(|| {
                 group
                     .all_reduce(&tensor, "reducing step 12")
@@ -518,12 +524,12 @@ mod tests {
     }
 
     #[test]
-    fn a_rank_that_waits_for_a_peer_that_lives_and_does_not_come_is_freed_by_an_abort() {
+    fn a_rank_that_waits_for_an_absent_live_peer_is_released_by_an_abort() {
         let ((error, _), _) = two(|group| {
             let tensor = Tensor::from_slice(&[1.0f64]);
-            group.all_reduce(&tensor, "meeting").unwrap();
+            group.all_reduce(&tensor, "joining").unwrap();
             if group.membership().rank == 1 {
-                // Kept until rank 0 has had its answer.
+                // Kept alive until rank 0 has its result.
                 return (String::new(), Some(group));
             }
             let aborter = group.aborter().unwrap();
@@ -539,14 +545,14 @@ mod tests {
             let stat = std::path::Path::new("/proc")
                 .join(named.recv().unwrap())
                 .join("stat");
-            // Until the kernel says that the thread sleeps.
+            // Spin until the kernel reports the thread as sleeping.
             while !std::fs::read_to_string(&stat).unwrap().contains(") S ") {
                 std::thread::yield_now();
             }
             aborter.abort();
             (waiting.join().unwrap(), None)
         });
-        // Not by the time-out.
+        // By the abort, not by the timeout.
         assert!(
             error.starts_with("reducing step 3") && error.contains("the group is aborted"),
             "{error}"
@@ -560,15 +566,15 @@ mod tests {
             ..membership(0)
         });
         let tensor = Tensor::from_slice(&[2.0f64]);
-        group.attach(&[], || {}).unwrap();
+        group.attach_reducer(&[], || {}).unwrap();
         group.agree_on_buckets("agreeing").unwrap();
         group.all_reduce(&tensor, "summing").unwrap();
         assert_eq!(Vec::<f64>::try_from(tensor).unwrap(), vec![2.0]);
-        assert_eq!(group.own_backward(), None);
+        assert_eq!(group.local_backward(), None);
     }
 
     #[test]
-    fn an_address_that_is_none_is_refused() {
+    fn an_invalid_address_is_refused() {
         let error = Store::connect("nowhere", TIMEOUT).unwrap_err().to_string();
         assert!(
             error.contains("\"nowhere\"") && error.contains("host:port"),

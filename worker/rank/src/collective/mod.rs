@@ -1,6 +1,6 @@
-//! Ranks talking to each other: libtorch's c10d behind a safe face. The only folder with `unsafe`
-//! code; each block says why it holds. Never decides anything: [`crate::train`] does. Every failure
-//! is a [`CollectiveError`].
+//! Communication between ranks: a safe interface to libtorch's c10d. The only folder with `unsafe`
+//! code; each block states why it is sound. Makes no decisions: [`crate::train`] does. Every
+//! failure is a [`CollectiveError`].
 #![allow(unsafe_code)]
 
 pub(crate) mod device;
@@ -14,7 +14,7 @@ pub(crate) use store::Store;
 
 use std::ffi::CStr;
 
-/// What failed, and the first line of what libtorch said of it.
+/// The action that failed, and the first line of libtorch's message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{action}: {reason}")]
 pub(crate) struct CollectiveError {
@@ -23,7 +23,7 @@ pub(crate) struct CollectiveError {
 }
 
 impl CollectiveError {
-    /// Takes the message of the shim call that has just failed on this thread.
+    /// Reads the message of the last failed shim call on this thread.
     fn last(action: impl Into<String>) -> Self {
         // SAFETY: the shim returns a pointer to a thread-local string that lives until this
         // thread's next shim call.
@@ -45,8 +45,8 @@ pub(crate) fn first_line(message: &str) -> &str {
     line.strip_prefix("Internal torch error: ").unwrap_or(line)
 }
 
-/// Leaves the process at once, from any thread. Destructors of c10d would wait for peers that may
-/// be gone.
+/// Exits the process at once, from any thread, without destructors: those of c10d would wait for
+/// peers that may have exited.
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: `_exit` takes any code and does not return.
     unsafe { ffi::retri_exit(code) }

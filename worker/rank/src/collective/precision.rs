@@ -1,9 +1,8 @@
-//! Switches of libtorch's arithmetic that `tch` does not reach. Called where a process begins to
-//! compute.
+//! Settings of libtorch's arithmetic that `tch` does not expose. Called before a process computes.
 
 use super::ffi;
 
-/// Makes a GPU compute fp32 as fp32, so that it can be compared with a CPU.
+/// Disables TF32, so that fp32 results of a GPU can be compared with a CPU.
 pub(crate) fn full_fp32() {
     // SAFETY: sets two flags of libtorch's global context.
     unsafe { ffi::retri_full_fp32() }

@@ -1,7 +1,7 @@
-// A C face over libtorch's c10d, called by ffi.rs only. Every function catches every C++ exception
-// and leaves the message in a thread-local string that retri_error() returns; none lets one cross
-// into Rust. Tensors cross as `at::Tensor*`, which is what tch hands out. With RETRI_CUDA the NCCL
-// process group is there too.
+// A C interface to libtorch's c10d, called only through ffi.rs. Every function catches all C++
+// exceptions, so that none unwinds into Rust, and stores the message in a thread-local string that
+// retri_error() returns. Tensors are passed as `at::Tensor*`, the pointer type of tch. With
+// RETRI_CUDA the NCCL process group is included.
 #include <torch/torch.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
@@ -31,7 +31,7 @@ using Millis = std::chrono::milliseconds;
 
 thread_local std::string last_error;
 
-// Buckets as DistributedDataParallel sizes them: the first small, so that communication starts
+// Bucket sizes of DistributedDataParallel. The first bucket is small, so that communication starts
 // early.
 constexpr int64_t first_bucket_bytes = 1024 * 1024;
 constexpr int64_t bucket_bytes = 25 * 1024 * 1024;
@@ -40,28 +40,28 @@ struct Store {
   c10::intrusive_ptr<c10d::TCPStore> tcp;
 };
 
-// Counts the own gradients of a prepared backward and tells when the last one is ready, on
-// whichever thread autograd computes it. Each of the trained parameters has its hook once in such a
-// backward; others are not counted.
+// Counts the local gradients of a prepared backward and notifies when the last one is ready, on the
+// autograd thread that computed it. In such a backward the hook of each trained parameter runs
+// once. Other backwards are not counted.
 struct Countdown {
-  Countdown(int total, void* user, void (*tell)(void*), void (*release)(void*))
-      : total(total), user(user), tell(tell), release(release) {}
+  Countdown(int total, void* user, void (*notify)(void*), void (*release)(void*))
+      : total(total), user(user), notify(notify), release(release) {}
   Countdown(const Countdown&) = delete;
   Countdown& operator=(const Countdown&) = delete;
   ~Countdown() { release(user); }
 
   void begin() { left = total; }
 
-  void one() {
+  void decrement() {
     if (left.load() > 0 && left.fetch_sub(1) == 1) {
-      tell(user);
+      notify(user);
     }
   }
 
   const int total;
   std::atomic<int> left{0};
   void* const user;
-  void (*const tell)(void*);
+  void (*const notify)(void*);
   void (*const release)(void*);
 };
 
@@ -69,17 +69,18 @@ struct CountdownHook : torch::autograd::FunctionPostHook {
   explicit CountdownHook(std::shared_ptr<Countdown> countdown) : countdown(std::move(countdown)) {}
 
   torch::autograd::variable_list operator()(
-      const torch::autograd::variable_list& outputs, const torch::autograd::variable_list&) override {
-    countdown->one();
+      const torch::autograd::variable_list& outputs,
+      const torch::autograd::variable_list&) override {
+    countdown->decrement();
     return outputs;
   }
 
   const std::shared_ptr<Countdown> countdown;
 };
 
-// A countdown's hooks on the parameters; takes them off at its end.
-struct OwnGradients {
-  OwnGradients(const std::vector<at::Tensor>& parameters, std::shared_ptr<Countdown> counts)
+// The hooks of a countdown on the parameters; removed by the destructor.
+struct LocalGradients {
+  LocalGradients(const std::vector<at::Tensor>& parameters, std::shared_ptr<Countdown> counts)
       : countdown(std::move(counts)) {
     for (const auto& parameter : parameters) {
       auto node = torch::autograd::impl::grad_accumulator(parameter);
@@ -87,16 +88,16 @@ struct OwnGradients {
       hooks.emplace_back(std::move(node), key);
     }
   }
-  OwnGradients(const OwnGradients&) = delete;
-  OwnGradients& operator=(const OwnGradients&) = delete;
-  ~OwnGradients() {
+  LocalGradients(const LocalGradients&) = delete;
+  LocalGradients& operator=(const LocalGradients&) = delete;
+  ~LocalGradients() {
     for (auto& [node, key] : hooks) {
       node->del_post_hook(key);
     }
   }
 
   const std::shared_ptr<Countdown> countdown;
-  // A parameter does not keep its node alive.
+  // The nodes are kept here: a parameter holds its node only weakly.
   std::vector<std::pair<std::shared_ptr<torch::autograd::Node>, uintptr_t>> hooks;
 };
 
@@ -104,17 +105,17 @@ struct Group {
   c10::intrusive_ptr<c10d::ProcessGroup> group;
   c10::intrusive_ptr<c10d::Backend> backend;
   std::unique_ptr<c10d::Reducer> reducer;
-  std::unique_ptr<OwnGradients> own;
+  std::unique_ptr<LocalGradients> local;
 
-  c10d::Reducer& reduces() {
-    TORCH_CHECK(reducer != nullptr, "no reducer was made for this group");
+  c10d::Reducer& require_reducer() {
+    TORCH_CHECK(reducer != nullptr, "this group has no reducer");
     return *reducer;
   }
 };
 
 using Work = c10::intrusive_ptr<c10d::Work>;
 
-// Runs `body`; on an exception keeps its message and returns `failed`.
+// Runs `body`. On an exception, stores its message and returns `failed`.
 template <typename Result, typename Body>
 Result guarded(Result failed, Body body) {
   try {
@@ -122,20 +123,21 @@ Result guarded(Result failed, Body body) {
   } catch (const std::exception& error) {
     last_error = error.what();
   } catch (...) {
-    last_error = "an exception that is no std::exception";
+    last_error = "an exception that is not a std::exception";
   }
   return failed;
 }
 
-// c10d's abort does nothing for Gloo: this ends its connections, and with them every wait. Merely
-// closing a connection would leave its own waits waiting.
-struct OpenGloo : c10d::ProcessGroupGloo {
-  static void end(c10d::ProcessGroupGloo& group) {
-    for (auto& context : group.*(&OpenGloo::contexts_)) {
+// c10d's abort does nothing for Gloo. This fails all connections of the group, and with them every
+// wait. Closing a connection alone would not wake the waits on this side.
+struct GlooAccess : c10d::ProcessGroupGloo {
+  static void fail_connections(c10d::ProcessGroupGloo& group) {
+    for (auto& context : group.*(&GlooAccess::contexts_)) {
       for (int peer = 0; peer < group.getSize(); peer++) {
         guarded(-1, [&] {
           if (auto& pair = context->getPair(peer)) {
-            static_cast<gloo::transport::tcp::Pair*>(pair.get())->signalExceptionExternal("the group is aborted");
+            auto* tcp_pair = static_cast<gloo::transport::tcp::Pair*>(pair.get());
+            tcp_pair->signalExceptionExternal("the group is aborted");
           }
           return 0;
         });
@@ -144,10 +146,10 @@ struct OpenGloo : c10d::ProcessGroupGloo {
   }
 };
 
-// Whoever waits in a collective of this backend gets an error.
+// Makes the running collectives of this backend fail.
 void abort_backend(c10d::Backend& backend) {
   if (auto* gloo = dynamic_cast<c10d::ProcessGroupGloo*>(&backend)) {
-    OpenGloo::end(*gloo);
+    GlooAccess::fail_connections(*gloo);
   } else {
     backend.abort();
   }
@@ -182,7 +184,7 @@ std::unique_ptr<c10d::Reducer> make_reducer(
       gradient_as_bucket_view, std::move(names), first_bucket_bytes,
       /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false
 #if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 11
-      // Empty: the two limits above hold.
+      // Empty: use the two limits above.
       ,
       /*bucket_bytes_cap_list=*/std::vector<int64_t>()
 #endif
@@ -197,17 +199,18 @@ const char* retri_error() {
   return last_error.c_str();
 }
 
-// The version whose headers this was compiled with.
+// The version of the headers that this was compiled with.
 const char* retri_libtorch_version() {
   return TORCH_VERSION;
 }
 
-// Leaves the process at once: no destructor of a library may wait for a peer that is gone.
+// Exits the process at once, without destructors: one could wait for a peer that has exited.
 void retri_exit(int code) {
   _exit(code);
 }
 
-// A store for one generation. port 0 with server: any free port. Does not wait for other ranks.
+// Opens the store of one generation. With `server`, port 0 means any free port. Does not wait for
+// other ranks.
 void* retri_store(const char* host, int port, int server, int64_t timeout_ms) {
   return guarded<void*>(nullptr, [&]() -> void* {
     c10d::TCPStoreOptions options;
@@ -231,7 +234,7 @@ int retri_store_set(void* store, const char* key, const char* value) {
   });
 }
 
-// Waits until the key is there.
+// Waits until the key is set.
 int retri_store_wait(void* store, const char* key, int64_t timeout_ms) {
   return guarded(-1, [&] {
     static_cast<Store*>(store)->tcp->wait({std::string(key)}, Millis(timeout_ms));
@@ -243,7 +246,7 @@ void retri_store_free(void* store) {
   delete static_cast<Store*>(store);
 }
 
-// host: the address on which this rank talks to the others.
+// host: the address of this rank for traffic between ranks.
 void* retri_group_gloo(
     void* store, const char* prefix, const char* host, int rank, int world, int64_t timeout_ms) {
   return guarded<void*>(nullptr, [&]() -> void* {
@@ -260,7 +263,7 @@ void* retri_group_gloo(
 void* retri_group_nccl(
     void* store, const char* prefix, int device, int rank, int world, int64_t timeout_ms) {
   return guarded<void*>(nullptr, [&]() -> void* {
-    // 1: on a time-out or a communicator's error the watchdog aborts the communicator and ends the
+    // 1: on a timeout or a communicator error, the watchdog aborts the communicator and ends the
     // process.
     setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1", 1);
     const auto heartbeat_s = std::max<int64_t>(1, timeout_ms / 1000);
@@ -268,7 +271,7 @@ void* retri_group_nccl(
     auto scoped = c10::make_intrusive<c10d::PrefixStore>(prefix, static_cast<Store*>(store)->tcp);
     auto options = c10d::ProcessGroupNCCL::Options::create();
     options->timeout = Millis(timeout_ms);
-    // Non-blocking: a peer that never comes is met by our time-out and not by a hang inside NCCL.
+    // Non-blocking, so that a missing peer causes our timeout and not a hang inside NCCL.
     options->config.blocking = 0;
     auto backend = c10::make_intrusive<c10d::ProcessGroupNCCL>(scoped, rank, world, options);
     backend->setBoundDeviceId(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device)));
@@ -278,7 +281,7 @@ void* retri_group_nccl(
 }
 #endif
 
-// Starts a sum over all ranks. The tensor must not be touched until retri_work_wait has returned.
+// Starts a sum over all ranks. The tensor must not be accessed until retri_work_wait has returned.
 void* retri_all_reduce(void* group, at::Tensor* tensor) {
   return guarded<void*>(nullptr, [&]() -> void* {
     std::vector<at::Tensor> tensors{*tensor};
@@ -286,7 +289,7 @@ void* retri_all_reduce(void* group, at::Tensor* tensor) {
   });
 }
 
-// Takes the work.
+// Takes ownership of the work.
 int retri_work_wait(void* work) {
   const std::unique_ptr<Work> owned(static_cast<Work*>(work));
   return guarded(-1, [&] {
@@ -305,13 +308,13 @@ int retri_broadcast(void* group, at::Tensor* tensor, int root) {
   });
 }
 
-// The group's connections, to be aborted from another thread than the one that waits in a
-// collective. Lives as long as it must, whatever becomes of the group.
+// A handle to the group's backend, for aborting it from another thread than the one that waits in a
+// collective. Keeps the backend alive independently of the group.
 void* retri_group_backend(void* group) {
   return new c10::intrusive_ptr<c10d::Backend>(static_cast<Group*>(group)->backend);
 }
 
-// Starts aborting on a thread of its own, because an abort can itself block. Takes the backend.
+// Aborts on a separate thread, because an abort can block. Takes ownership of the backend.
 void retri_backend_abort(void* backend) {
   std::thread([backend = static_cast<c10::intrusive_ptr<c10d::Backend>*>(backend)] {
     guarded(-1, [&] {
@@ -326,30 +329,31 @@ void retri_backend_free(void* backend) {
   delete static_cast<c10::intrusive_ptr<c10d::Backend>*>(backend);
 }
 
-// Returns once the reducer's hooks hang on the parameters. Their order must be the same on every
-// rank. `tell` is called with `user` in every backward that reduces, as soon as the last own
-// gradient is ready; `release` when it never will be again, whatever this call returns.
+// Attaches the reducer's hooks to the parameters, whose order must be the same on every rank. In
+// every backward that reduces, `notify` is called with `user` as soon as the last local gradient is
+// ready. `release` is called once, after the last `notify`, also if this call fails.
 int retri_reducer(
-    void* group, at::Tensor* const* parameters, int count, void* user, void (*tell)(void*), void (*release)(void*)) {
+    void* group, at::Tensor* const* parameters, int count, void* user, void (*notify)(void*),
+    void (*release)(void*)) {
   return guarded(-1, [&] {
-    auto countdown = std::make_shared<Countdown>(count, user, tell, release);
+    auto countdown = std::make_shared<Countdown>(count, user, notify, release);
     std::vector<at::Tensor> list;
     for (int i = 0; i < count; i++) {
       list.push_back(*parameters[i]);
     }
     auto* owner = static_cast<Group*>(group);
-    // Before the reducer's, which starts to reduce the last bucket.
-    owner->own = std::make_unique<OwnGradients>(list, std::move(countdown));
+    // Attached before the reducer's hooks, which start to reduce the last bucket.
+    owner->local = std::make_unique<LocalGradients>(list, std::move(countdown));
     owner->reducer = make_reducer(list, owner->group);
     return 0;
   });
 }
 
-// Before the forward whose backward reduces. Once, after the first such backward, the ranks agree
-// anew on the buckets, and wait for each other.
+// Call before the forward whose backward reduces. Once, after the first such backward, the ranks
+// rebuild the buckets, and wait for each other.
 int retri_reducer_forward(void* group) {
   return guarded(-1, [&] {
-    auto& reducer = static_cast<Group*>(group)->reduces();
+    auto& reducer = static_cast<Group*>(group)->require_reducer();
     reducer.prepare_for_forward();
     reducer.rebuild_buckets();
     return 0;
@@ -360,28 +364,27 @@ int retri_reducer_forward(void* group) {
 int retri_reducer_backward(void* group) {
   return guarded(-1, [&] {
     auto* owner = static_cast<Group*>(group);
-    owner->reduces().prepare_for_backward({});
-    owner->own->countdown->begin();
+    owner->require_reducer().prepare_for_backward({});
+    owner->local->countdown->begin();
     return 0;
   });
 }
 
-// Nanoseconds from retri_reducer_backward to the moment when the last own gradient was ready. -1:
-// not known.
+// Nanoseconds from retri_reducer_backward until the last local gradient was ready; -1 if unknown.
 int64_t retri_reducer_ready_nanos(void* group) {
   return guarded<int64_t>(-1, [&]() -> int64_t {
-    const auto ready = static_cast<Group*>(group)->reduces().get_backward_stats();
+    const auto ready = static_cast<Group*>(group)->require_reducer().get_backward_stats();
     return ready.empty() ? -1 : *std::max_element(ready.begin(), ready.end());
   });
 }
 
-// Takes the reducer's hooks off the parameters at once; the rest on a thread of its own, because
-// connections to peers that are gone can be slow to end.
+// Removes the reducer's hooks from the parameters at once, and frees the rest on a separate thread,
+// because connections to exited peers can be slow to close.
 void retri_group_free(void* group) {
   guarded(-1, [&] {
     auto* owner = static_cast<Group*>(group);
     owner->reducer.reset();
-    owner->own.reset();
+    owner->local.reset();
     std::thread([owner] {
       guarded(-1, [&] {
         abort_backend(*owner->backend);
@@ -393,7 +396,7 @@ void retri_group_free(void* group) {
   });
 }
 
-// Does this library hold CUDA code, and can it see devices?
+// Number of visible CUDA devices; 0 in a CPU build, -1 on an error.
 int retri_cuda_devices() {
 #ifdef RETRI_CUDA
   return guarded(-1, [&] { return static_cast<int>(at::cuda::device_count()); });
@@ -402,8 +405,8 @@ int retri_cuda_devices() {
 #endif
 }
 
-// Writes the device's name and compute capability as major * 10 + minor; -1 with retri_error()
-// otherwise.
+// Writes the device's name and returns its compute capability as major * 10 + minor. Returns -1 and
+// sets retri_error() on an error.
 int retri_cuda_capability(int device, char* name, int name_bytes) {
 #ifdef RETRI_CUDA
   return guarded(-1, [&] {
@@ -420,8 +423,8 @@ int retri_cuda_capability(int device, char* name, int name_bytes) {
 #endif
 }
 
-// What the library says of its own build, the compiler's architecture flags among it. "" in a CPU
-// build, and where the driver is missing, without which it says nothing.
+// The library's build description, which includes the compiler's architecture flags. Empty in a CPU
+// build and without a driver.
 const char* retri_cuda_build() {
 #ifdef RETRI_CUDA
   static const std::string text =
@@ -432,8 +435,8 @@ const char* retri_cuda_build() {
 #endif
 }
 
-// Forbids the GPU to round fp32 inputs of convolutions and matrix products to 10 bits, which newer
-// ones do for speed.
+// Disables TF32: newer GPUs otherwise round the fp32 inputs of convolutions and matrix products to
+// 10 bits of mantissa.
 void retri_full_fp32() {
   at::globalContext().setAllowTF32CuDNN(false);
   at::globalContext().setAllowTF32CuBLAS(false);

@@ -1,6 +1,5 @@
-//! The key-value store through which the ranks of one generation find each other. Rank 0 serves it;
-//! it lives and dies with the generation and is never used again (a stale address in a store is how
-//! restarts hang).
+//! The key-value store for the rendezvous of one generation, served by rank 0. A store is never
+//! reused by another generation: a stale address in it would make a restart hang.
 
 use super::{CollectiveError, ffi};
 use std::ffi::{CString, c_void};
@@ -17,19 +16,19 @@ pub(crate) struct Store {
 unsafe impl Send for Store {}
 
 impl Store {
-    /// Serves a store on a free port and connects to it as `host`. Does not wait for anybody.
+    /// Serves a store on a free port of `host` and connects to it. Does not wait for other ranks.
     pub(crate) fn serve(host: &str, timeout: Duration) -> Result<Self, CollectiveError> {
         Self::open(host, 0, true, timeout)
     }
 
     /// Connects to `address` (`host:port`), retrying until `timeout`.
     pub(crate) fn connect(address: &str, timeout: Duration) -> Result<Self, CollectiveError> {
-        let wrong = || CollectiveError {
+        let invalid = || CollectiveError {
             action: format!("cannot reach the store at {address:?}"),
             reason: "it should be host:port".into(),
         };
-        let (host, port) = address.rsplit_once(':').ok_or_else(wrong)?;
-        let port: u16 = port.parse().map_err(|_| wrong())?;
+        let (host, port) = address.rsplit_once(':').ok_or_else(invalid)?;
+        let port: u16 = port.parse().map_err(|_| invalid())?;
         Self::open(host, port, false, timeout)
     }
 
@@ -40,7 +39,7 @@ impl Store {
         timeout: Duration,
     ) -> Result<Self, CollectiveError> {
         let host_c = c_text("host", host)?;
-        // SAFETY: the string is alive during the call; the shim copies what it keeps.
+        // SAFETY: the string is alive during the call; the shim copies it.
         let raw = unsafe {
             ffi::retri_store(host_c.as_ptr(), port.into(), server.into(), millis(timeout))
         };
@@ -73,7 +72,7 @@ impl Store {
         }
     }
 
-    /// Blocks until somebody has set `key`.
+    /// Blocks until `key` is set.
     pub(crate) fn wait(&self, key: &str, timeout: Duration) -> Result<(), CollectiveError> {
         let key_c = c_text("key", key)?;
         // SAFETY: `raw` is a live store; the string is alive during the call.

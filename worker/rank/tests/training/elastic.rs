@@ -1,6 +1,6 @@
-//! Generations that follow one another while processes live on.
+//! Processes that live on through several generations.
 
-use crate::world::{TestRank, World, last_digest, meet, resumed_from, world_of};
+use crate::world::{TestRank, World, last_digest, resumed_from, start_gang, world_of};
 use proto::id::{Generation, Step};
 use proto::message::{Assignment, GracefulStop, RankOrder, RankPhase};
 use std::io::Write;
@@ -8,7 +8,7 @@ use std::net::TcpListener;
 use std::process::Command;
 
 #[test]
-fn ranks_that_are_told_to_halt_leave_together_with_a_checkpoint_and_a_resumed_run_ends_the_same() {
+fn ranks_stop_gracefully_together_with_a_checkpoint_and_a_resumed_run_ends_the_same() {
     let world = World::new();
     let whole = world.run(&world.assignment);
     let stopped = Assignment {
@@ -36,7 +36,7 @@ fn ranks_that_are_told_to_halt_leave_together_with_a_checkpoint_and_a_resumed_ru
     let rest = world.run(&resumed);
     assert_eq!(
         rest[0].digests, whole[0].digests,
-        "no bit is lost at the checkpoint of a halt"
+        "resuming after a graceful stop is bit-exact"
     );
 }
 
@@ -61,7 +61,7 @@ fn survivors_keep_their_state_and_give_it_to_a_new_process() {
         };
         let undisturbed = last_digest(&world.run(&job(1, 3))[0]);
 
-        let mut ranks = meet(&world, &mut [], &job(2, 3));
+        let mut ranks = start_gang(&world, &mut [], &job(2, 3));
         let [first, second, third] = &mut ranks[..] else {
             panic!("three")
         };
@@ -80,18 +80,19 @@ fn survivors_keep_their_state_and_give_it_to_a_new_process() {
             );
         }
         let process = first.child.id();
-        // The third becomes rank 0; whoever has the newest step gives it to the new one.
-        let mut new = meet(&world, &mut [third, first], &job(3, 3));
+        // The third process becomes rank 0; a rank with the newest state broadcasts it to the new
+        // one.
+        let mut new = start_gang(&world, &mut [third, first], &job(3, 3));
         let reports = [third.finish(), first.finish(), new[0].finish()];
         assert_eq!(first.child.id(), process);
         for report in &reports {
             assert_eq!(report.phase, RankPhase::Finished, "{reduction}: {report:?}");
             assert_eq!(last_digest(report), last_digest(&reports[0]), "{reduction}");
         }
-        // Those steps that were made before are told by who is rank 0 now.
+        // The new rank 0 reports the earlier steps too.
         let steps: Vec<u64> = reports[0].steps.iter().map(|step| step.step.0).collect();
         assert_eq!(steps, (1..=24).collect::<Vec<_>>(), "{reduction}");
-        // Three floats add up otherwise when the buckets are cut otherwise; whole numbers do not.
+        // Float sums depend on how the buckets are split, integer sums do not.
         if reduction == "exact" {
             assert_eq!(last_digest(&reports[0]), undisturbed);
         }
@@ -99,7 +100,7 @@ fn survivors_keep_their_state_and_give_it_to_a_new_process() {
 }
 
 #[test]
-fn a_generation_ends_for_ranks_that_work_waits_for_nobody_and_may_shrink_and_grow() {
+fn a_new_generation_interrupts_ranks_at_work_and_may_shrink_and_grow() {
     let world = World::new();
     let toml = world
         .assignment
@@ -114,12 +115,12 @@ fn a_generation_ends_for_ranks_that_work_waits_for_nobody_and_may_shrink_and_gro
         ..world.assignment.clone()
     };
     let undisturbed = last_digest(&world.run(&job(1, 1))[0]);
-    let mut ranks = meet(&world, &mut [], &job(2, 2));
+    let mut ranks = start_gang(&world, &mut [], &job(2, 2));
     let [first, second] = &mut ranks[..] else {
         panic!("two")
     };
     first.until(|report| report.steps.len() > 1);
-    // The second is stopped and says nothing; an order frees the first from waiting for it.
+    // The second process is suspended; a new order releases the first from waiting for it.
     let stopped = second.child.id().to_string();
     assert!(
         Command::new("kill")
@@ -130,7 +131,7 @@ fn a_generation_ends_for_ranks_that_work_waits_for_nobody_and_may_shrink_and_gro
     );
     first.order_as(0, &job(3, 1));
     first.until(|report| report.generation == Generation(3) && report.phase == RankPhase::Training);
-    // It wakes up two generations later and is given the state.
+    // It resumes two generations later and receives the state.
     assert!(
         Command::new("kill")
             .args(["-CONT", &stopped])
@@ -138,7 +139,7 @@ fn a_generation_ends_for_ranks_that_work_waits_for_nobody_and_may_shrink_and_gro
             .unwrap()
             .success()
     );
-    meet(&world, &mut [first, second], &job(4, 2));
+    start_gang(&world, &mut [first, second], &job(4, 2));
     for rank in &mut ranks {
         let report = rank.finish();
         assert_eq!(
@@ -150,23 +151,23 @@ fn a_generation_ends_for_ranks_that_work_waits_for_nobody_and_may_shrink_and_gro
 }
 
 #[test]
-fn a_rank_that_holds_writes_nothing_until_it_is_told_to_and_a_reserve_waits_for_its_place() {
+fn a_rank_stopped_without_checkpoint_saves_only_when_ordered_and_a_standby_keeps_its_state() {
     let world = World::new();
-    let hold = Assignment {
+    let without_checkpoint = Assignment {
         graceful_stop: Some(GracefulStop::WithoutCheckpoint),
         ..world.assignment.clone()
     };
-    let mut rank = TestRank::start(world.folder.path(), &hold, 0);
+    let mut rank = TestRank::start(world.folder.path(), &without_checkpoint, 0);
     let held = rank.until(|report| report.phase == RankPhase::Finished);
     assert!(held.shards.is_empty() && held.steps.iter().map(|step| step.step.0).eq([1]));
-    let save = Assignment {
+    let with_checkpoint = Assignment {
         graceful_stop: Some(GracefulStop::WithCheckpoint),
         ..world.assignment.clone()
     };
-    rank.order(&save);
+    rank.order(&with_checkpoint);
     let saved = rank.until(|report| !report.shards.is_empty());
     assert!(saved.shards.iter().map(|shard| shard.step.0).eq([1]));
-    // Out of the generation, and in again: what it held it holds still.
+    // It becomes a standby and then a member again, and still holds its state.
     let standby = Assignment {
         generation: Generation(2),
         run: world_of(0),
@@ -184,7 +185,7 @@ fn a_rank_that_holds_writes_nothing_until_it_is_told_to_and_a_reserve_waits_for_
 }
 
 #[test]
-fn a_rank_leaves_when_it_is_told_to_and_when_its_daemon_is_gone() {
+fn a_rank_exits_when_ordered_to_and_when_its_daemon_disconnects() {
     let world = World::new();
     let endless = world
         .assignment
@@ -194,32 +195,33 @@ fn a_rank_leaves_when_it_is_told_to_and_when_its_daemon_is_gone() {
         job_toml: endless,
         ..world.assignment.clone()
     };
-    let mut told = TestRank::start(world.folder.path(), &assignment, 0);
-    told.until(|report| report.phase == RankPhase::Training);
+    let mut stopped = TestRank::start(world.folder.path(), &assignment, 0);
+    stopped.until(|report| report.phase == RankPhase::Training);
     writeln!(
-        told.reader.get_mut(),
+        stopped.reader.get_mut(),
         "{}",
         serde_json::to_string(&RankOrder::Stop).unwrap()
     )
     .unwrap();
-    assert!(told.child.wait().unwrap().success());
+    assert!(stopped.child.wait().unwrap().success());
     let second = Assignment {
         generation: Generation(2),
         ..assignment
     };
-    let mut left = TestRank::start(world.folder.path(), &second, 0);
-    left.until(|report| report.phase == RankPhase::Training);
-    left.reader
+    let mut orphaned = TestRank::start(world.folder.path(), &second, 0);
+    orphaned.until(|report| report.phase == RankPhase::Training);
+    orphaned
+        .reader
         .get_ref()
         .shutdown(std::net::Shutdown::Both)
         .unwrap();
-    assert_eq!(left.child.wait().unwrap().code(), Some(3));
+    assert_eq!(orphaned.child.wait().unwrap().code(), Some(3));
 }
 
 #[test]
-fn a_rank_leaves_the_upload_of_a_generation_that_is_over_and_keeps_its_step() {
+fn a_rank_cancels_the_upload_of_a_superseded_generation_and_keeps_its_step() {
     let world = World::new();
-    // A store that takes what is sent and never answers.
+    // A store that accepts connections and never responds.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", silent.local_addr().unwrap());
     let environment = [
@@ -242,9 +244,9 @@ fn a_rank_leaves_the_upload_of_a_generation_that_is_over_and_keeps_its_step() {
     assert_eq!(
         steps,
         [1, 2],
-        "the step is told though its share was not written"
+        "the step is reported although its shard was not written"
     );
-    // The share is still owed, and the next generation begins with it.
+    // The shard is still missing: the next generation writes it first.
     let second = silent.accept().unwrap();
     drop((first, second));
 }

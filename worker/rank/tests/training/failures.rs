@@ -1,7 +1,7 @@
-//! What ends a rank or a job, and the words it ends with.
+//! Failures that end a rank or a job, and their error messages.
 
 use crate::world::{
-    TestRank, World, copy_renamed, failure, last_digest, met_at, resumed_from, world_of,
+    TestRank, World, copy_renamed, failure, last_digest, resumed_from, with_store_address, world_of,
 };
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Step};
@@ -9,7 +9,7 @@ use proto::message::{Activity, Assignment, RankPhase, RankReport, Stage};
 use proto::sample::SampleWork;
 
 #[test]
-fn what_goes_wrong_is_said_in_one_line_with_rank_place_and_reason() {
+fn a_failure_is_reported_in_one_line_with_rank_context_and_reason() {
     let world = World::new();
     let check = |change: fn(&mut Assignment), parts: &[&str]| {
         let mut assignment = world.assignment.clone();
@@ -43,7 +43,7 @@ fn what_goes_wrong_is_said_in_one_line_with_rank_place_and_reason() {
 }
 
 #[test]
-fn a_rank_keeps_what_it_holds_while_the_store_takes_no_checkpoint_and_writes_it_afterwards() {
+fn a_rank_keeps_its_state_while_the_store_rejects_checkpoints_and_writes_it_afterwards() {
     let world = World::new();
     let whole = last_digest(&world.run(&world.assignment)[0]);
     let second = Assignment {
@@ -51,12 +51,12 @@ fn a_rank_keeps_what_it_holds_while_the_store_takes_no_checkpoint_and_writes_it_
         detect_within_ms: 300,
         ..world.assignment.clone()
     };
-    // A file where the store wants a folder: every write fails, as it does on a full disk.
+    // A file in the place of the folder: every write fails, as on a full disk.
     let folder = world.folder.path().join("store/jobs/tiny-2");
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join("checkpoints"), "").unwrap();
     let mut rank = TestRank::start(world.folder.path(), &second, 0);
-    // Two pauses between tries.
+    // Two retry intervals.
     let waits = |activity: Activity| activity.stage == Stage::Checkpoint && 600 < activity.for_ms;
     let report = rank.until(|report| report.activity.is_some_and(waits));
     assert_eq!(
@@ -72,8 +72,8 @@ fn a_rank_keeps_what_it_holds_while_the_store_takes_no_checkpoint_and_writes_it_
     assert_eq!(last_digest(&report), whole);
 }
 
-/// A base of nothing but an autoencoder, with the weights that a job had after `step`; the line
-/// that names it.
+/// Writes base weights with only an autoencoder, from a job's checkpoint after `step`. Returns the
+/// `init` line for job.toml.
 fn base_of(world: &World, autoencoder: &Assignment, (name, step): (&str, u64)) -> String {
     let shard = world.checkpoint(autoencoder, Step(step));
     let folder = world.folder.path().join(name);
@@ -111,8 +111,8 @@ fn base_weights_that_changed_since_the_checkpoint_are_refused_with_both_digests(
     // The same URL, other weights.
     base_of(&world, &autoencoder, ("base", 4));
     let work = SampleWork::of(first.job.clone());
-    let draws = world.sampling(&first, "tiny-1-sample-5", &work, resume);
-    for assignment in [resumed(4), draws] {
+    let sampling = world.sampling(&first, "tiny-1-sample-5", &work, resume);
+    for assignment in [resumed(4), sampling] {
         let reports = world.run(&assignment);
         let error = failure(&reports[0]);
         assert!(
@@ -123,7 +123,7 @@ fn base_weights_that_changed_since_the_checkpoint_are_refused_with_both_digests(
             "{error}"
         );
     }
-    // Two ranks that begin, each from its own.
+    // Two ranks that start from different base weights.
     let pair = |init: &str| Assignment {
         run: world_of(2),
         ..job(6, "text-to-image", init)
@@ -131,12 +131,12 @@ fn base_weights_that_changed_since_the_checkpoint_are_refused_with_both_digests(
     let other = base_of(&world, &autoencoder, ("other", 2));
     let mut opener = TestRank::start(world.folder.path(), &pair(&init), 0);
     let opened = opener.until(|report| report.store_address.is_some());
-    let known = |init: &str| Assignment {
-        run: met_at(&pair(init), opened.store_address.clone()),
+    let addressed = |init: &str| Assignment {
+        run: with_store_address(&pair(init), opened.store_address.clone()),
         ..pair(init)
     };
-    opener.order(&known(&init));
-    let second = known(&other);
+    opener.order(&addressed(&init));
+    let second = addressed(&other);
     let mut second = TestRank::start(world.folder.path(), &second, 1);
     for report in [opener.finish(), second.finish()] {
         let error = failure(&report);
@@ -174,7 +174,7 @@ fn base_weights_that_are_not_finite_end_the_job_with_url_file_and_tensor() {
             && error.contains("holds a value that is not finite"),
         "{error}"
     );
-    // No generation after it would do better.
+    // The failure is permanent: every later generation would fail alike.
     assert!(matches!(
         report.phase,
         RankPhase::Failed {
@@ -184,7 +184,7 @@ fn base_weights_that_are_not_finite_end_the_job_with_url_file_and_tensor() {
     ));
 }
 
-/// Two ranks of a job whose first update throws the weights out of all bounds.
+/// Runs two ranks of a job whose first update makes the weights diverge.
 fn diverging(world: &World, on_nonfinite: &str) -> (Assignment, Vec<RankReport>) {
     let rate = format!("learning_rate = 1e30\non_nonfinite = \"{on_nonfinite}\"");
     let pair = Assignment {
@@ -210,7 +210,7 @@ fn a_loss_that_is_no_number_ends_the_job_on_all_ranks_with_step_and_samples() {
         phase => panic!("{phase:?}"),
     };
     let (first, second) = (error(&reports[0]), error(&reports[1]));
-    assert_eq!(first, second, "all ranks say the same");
+    assert_eq!(first, second, "all ranks report the same error");
     assert!(
         first.starts_with(
             "step 2: the loss is not finite; nothing was changed; the samples at positions "
@@ -269,9 +269,8 @@ fn a_loss_that_an_exact_sum_cannot_hold_ends_the_job_on_all_ranks_with_step_and_
         for part in [
             ": step ",
             ": the gradient or loss of a micro-batch is larger than an exact sum holds (6.5536e4 \
-            for an element of the \
-             gradient, 1.048576e6 for a loss)",
-            "nothing was changed; if such numbers are right, use train.reduction = \"fast\"",
+            for an element of the gradient, 1.048576e6 for a loss)",
+            "nothing was changed; if such values are expected, use train.reduction = \"fast\"",
             "; the samples at positions ",
         ] {
             assert!(error.contains(part), "{error:?} lacks {part:?}");

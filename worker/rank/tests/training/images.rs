@@ -1,5 +1,4 @@
-//! Drawing: the same request gives the same pictures, with the weights and the references that were
-//! asked for.
+//! Sampling: the same request gives the same images, with the requested weights and references.
 
 use crate::world::{TestRank, World, copy_renamed, units_of};
 use proto::id::{Generation, Step};
@@ -11,7 +10,7 @@ use serde_json::Value;
 use std::path::Path;
 
 #[test]
-fn pictures_are_drawn_from_a_checkpoint_and_judged() {
+fn images_are_generated_from_a_checkpoint_and_evaluated() {
     let world = World::new();
     let trained = world.run(&world.assignment);
     let checkpoint = world.commit(&world.assignment, &trained, Step(4));
@@ -27,7 +26,7 @@ fn pictures_are_drawn_from_a_checkpoint_and_judged() {
     let images = |job: &str, at| world.images(&world.assignment, job, &request, at);
     let (mut record, files) = images("tiny-1-sample-2", Some(checkpoint));
     assert_eq!(files.len(), 5);
-    // Four identities in all: the own one and three others.
+    // Four identities in total: the target's and three others.
     assert_eq!(record["summary"]["of"], 4);
     assert_eq!(record["summary"]["count"], 5);
     assert_eq!(record["pictures"].as_array().unwrap().len(), 5);
@@ -38,7 +37,7 @@ fn pictures_are_drawn_from_a_checkpoint_and_judged() {
             .contains("_hair"),
         "{record}"
     );
-    // The same request gives the same pictures, whatever the batch of the job.
+    // The images do not depend on the batch size of the job.
     let batched = Assignment {
         job_toml: world
             .assignment
@@ -53,11 +52,11 @@ fn pictures_are_drawn_from_a_checkpoint_and_judged() {
     }
     assert_eq!((again, same), (record, files.clone()));
     let (_, base) = images("tiny-1-sample-4", None);
-    assert_ne!(base, files, "the base draws otherwise");
+    assert_ne!(base, files, "the base weights give other images");
 }
 
 #[test]
-fn pictures_are_drawn_with_the_moving_average_where_there_is_one() {
+fn images_are_generated_with_the_moving_average_if_there_is_one() {
     let world = World::new();
     let quick = world
         .assignment
@@ -74,10 +73,10 @@ fn pictures_are_drawn_with_the_moving_average_where_there_is_one() {
         ..SampleWork::of(world.assignment.job.clone())
     };
     let checkpoint = world.commit(&averaged, &reports, Step(4));
-    let (record, drawn) = world.images(&averaged, "tiny-1-sample-1", &request, Some(checkpoint));
+    let (record, images) = world.images(&averaged, "tiny-1-sample-1", &request, Some(checkpoint));
     let weights = |record: &Value| record["pictures"][0]["checkpoint"]["weights"].clone();
     assert_eq!(weights(&record), "moving average");
-    // A job that keeps no average, with those or with the last weights for its own.
+    // A job without an average, whose weights are either the averages or the last weights.
     let plain = |generation, taken: &'static str| {
         let plain = Assignment {
             job_toml: quick.clone(),
@@ -111,17 +110,17 @@ fn pictures_are_drawn_with_the_moving_average_where_there_is_one() {
         files
     };
     assert!(
-        plain(2, "ema/") == drawn,
-        "the average itself draws the same"
+        plain(2, "ema/") == images,
+        "the average as weights gives the same images"
     );
     assert!(
-        plain(3, "weights/") != drawn,
-        "the last weights draw otherwise"
+        plain(3, "weights/") != images,
+        "the last weights give other images"
     );
 }
 
 #[test]
-fn pictures_are_drawn_from_the_sample_itself_or_from_others_as_asked() {
+fn references_are_the_sample_itself_or_others_as_requested() {
     let world = World::new();
     for (pairing, itself) in [(Pairing::A, true), (Pairing::B, false)] {
         let request = SampleWork {
@@ -131,29 +130,29 @@ fn pictures_are_drawn_from_the_sample_itself_or_from_others_as_asked() {
         };
         let job = format!("tiny-1-sample-{itself}");
         let (record, _) = world.images(&world.assignment, &job, &request, None);
-        let drawn = &record["pictures"][0];
+        let image = &record["pictures"][0];
         assert_eq!(
-            drawn["references"][0]["sample"] == drawn["target"]["id"],
+            image["references"][0]["sample"] == image["target"]["id"],
             itself,
-            "{drawn}"
+            "{image}"
         );
     }
 }
 
 #[test]
-fn named_references_are_drawn_with_every_prompt_and_seed_and_looked_at() {
+fn named_references_are_sampled_with_every_prompt_and_seed_and_attention_maps_are_written() {
     let world = World::new();
-    let draw = |job: &str, work: &SampleWork| world.images(&world.assignment, job, work, None);
+    let sample = |job: &str, work: &SampleWork| world.images(&world.assignment, job, work, None);
     let plain = SampleWork {
         steps: 2,
         ..SampleWork::of(world.assignment.job.clone())
     };
-    let (record, _) = draw("tiny-1-sample-1", &plain);
+    let (record, _) = sample("tiny-1-sample-1", &plain);
     let id = record["pictures"][0]["target"]["id"]
         .as_str()
         .unwrap()
         .to_owned();
-    // A picture of the user's, where `coordinator sample` puts it.
+    // A user's file, where `coordinator sample` stores it.
     let folder = world.folder.path().join("store/jobs");
     let file = std::fs::read(folder.join("tiny-1-sample-1/pictures/000.png")).unwrap();
     let sha256 = hex_sha256(&file);
@@ -178,9 +177,9 @@ fn named_references_are_drawn_with_every_prompt_and_seed_and_looked_at() {
         attention: vec![Concept::Face, Concept::Clothes],
         ..plain
     };
-    let (record, files) = draw("tiny-1-sample-2", &request);
+    let (record, files) = sample("tiny-1-sample-2", &request);
     assert_eq!(files.len(), 6, "three prompts with two seeds");
-    assert_ne!(files[0], files[1], "another seed draws otherwise");
+    assert_ne!(files[0], files[1], "another seed gives another image");
     let last = &record["pictures"][5];
     assert_eq!(
         (&last["prompt"], &last["seed"]),
@@ -200,18 +199,18 @@ fn named_references_are_drawn_with_every_prompt_and_seed_and_looked_at() {
     let read = |name: &str| std::fs::read(images.join(name)).unwrap();
     let sidecar: Value = serde_json::from_slice(&read("005.json")).unwrap();
     assert_eq!(&sidecar, last);
-    // One of the pictures alone is the same.
+    // Generating one of the images alone gives the same image.
     let alone = SampleWork {
         seeds: vec![7],
         prompts: vec![String::new()],
         ..request.clone()
     };
-    assert_eq!(draw("tiny-1-sample-3", &alone).1, [files[2].clone()]);
-    // Three references, two words, two time steps, and the block that attends.
-    look_at_maps(&images, 3 * 2 * 2);
+    assert_eq!(sample("tiny-1-sample-3", &alone).1, [files[2].clone()]);
+    // Three references, two words, two time steps, one block with attention.
+    check_maps(&images, 3 * 2 * 2);
 }
 
-fn look_at_maps(images: &Path, count: usize) {
+fn check_maps(images: &Path, count: usize) {
     let read = |name: &str| std::fs::read(images.join(name)).unwrap();
     let maps: Value = serde_json::from_slice(&read("attention-000.json")).unwrap();
     let maps = maps["maps"].as_array().unwrap();
@@ -259,7 +258,7 @@ fn a_unit_that_fails_is_named_and_its_process_goes_on() {
 }
 
 #[test]
-fn a_unit_is_begun_when_the_daemon_knows_it_and_what_is_there_is_not_drawn_again() {
+fn a_unit_is_reported_before_it_begins_and_existing_outputs_are_kept() {
     let world = World::new();
     let work = SampleWork {
         count: 3,
@@ -276,8 +275,8 @@ fn a_unit_is_begun_when_the_daemon_knows_it_and_what_is_there_is_not_drawn_again
     let begun = rank.until(|report| report.activity.is_some());
     assert_eq!(begun.activity.unwrap().stage, Stage::Unit(1));
     rank.until(|report| report.units.done == [range(1, 2)]);
-    // Somebody else made the image of unit 0 meanwhile. It stays, and its record is still to be
-    // written.
+    // Another rank wrote the image of unit 0, but not its record. The image must be kept and the
+    // record written.
     let folder = world
         .folder
         .path()
@@ -291,16 +290,16 @@ fn a_unit_is_begun_when_the_daemon_knows_it_and_what_is_there_is_not_drawn_again
     assert!(read("000.png") == first && read("001.json") == record);
     let zeroth: Value = serde_json::from_slice(&read("000.json")).unwrap();
     assert_eq!(zeroth["file"], "000.png");
-    // The lease names nothing any more; the last unit finds that one image was set aside.
+    // The image of unit 2 is missing; the closing unit must list it.
     for name in ["002.png", "002.json"] {
         std::fs::remove_file(folder.join(name)).unwrap();
     }
     rank.order(&order(&[range(3, 4)], None));
     rank.until(|report| report.units.done == [range(3, 4)]);
-    let (list, files) = world.drawn("tiny-1-sample-1");
+    let (list, files) = world.outputs("tiny-1-sample-1");
     assert_eq!(list["missing"], serde_json::json!(["002.png"]));
     assert_eq!((files.len(), &list["summary"]["count"]), (2, &2.into()));
-    // Told to halt it takes no other.
+    // After a graceful stop it begins no other unit.
     rank.order(&order(
         &[range(2, 3)],
         Some(GracefulStop::WithoutCheckpoint),

@@ -1,6 +1,5 @@
-//! Real `worker-rank` processes, with this test as their daemon: they train a tiny job, meet over
-//! Gloo, write their shares and come back from them. One file for each thing that can be asked of
-//! them.
+//! Runs real `worker-rank` processes with this test as their daemon. They train a tiny job over
+//! Gloo, write checkpoint shards and resume from them. One file per topic.
 #![allow(clippy::unwrap_used)]
 
 mod elastic;

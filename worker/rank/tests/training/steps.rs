@@ -1,5 +1,5 @@
-//! What ranks that share steps come to: the same weights and figures as one, and the same again
-//! after a checkpoint.
+//! Several ranks train to the same weights and losses as one, and again after resuming from a
+//! checkpoint.
 
 use crate::world::{World, resumed_from, world_of};
 use proto::id::{Generation, Step};
@@ -11,8 +11,8 @@ fn assert_close(a: &BTreeMap<String, Vec<f32>>, b: &BTreeMap<String, Vec<f32>>) 
     assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
     for (name, values) in a {
         for (x, y) in values.iter().zip(&b[name]) {
-            // Adam divides by the root of small second moments, which blows up the last bits of a
-            // float sum.
+            // Adam divides by the root of small second moments, which amplifies the rounding of
+            // float sums.
             assert!(
                 (x - y).abs() <= 2e-4 * (1.0 + x.abs()),
                 "{name}: {x} and {y}"
@@ -36,7 +36,7 @@ fn two_ranks_train_to_the_weights_of_one_and_report_every_step() {
         two.iter().all(|report| report.phase == RankPhase::Finished),
         "{two:?}"
     );
-    // Uneven: three micro-batches over two ranks. Rank 1's share is rank 1's own weights.
+    // Uneven: three micro-batches over two ranks. Rank 1's shard has rank 1's weights.
     assert_close(&world.state(&world.assignment, 4), &world.state(&pair, 4));
     assert_eq!(two[1].steps, vec![], "rank 0 alone reports steps");
     let steps: Vec<u64> = two[0].steps.iter().map(|step| step.step.0).collect();
@@ -54,7 +54,7 @@ fn two_ranks_train_to_the_weights_of_one_and_report_every_step() {
     assert_eq!(two[0].digests.len(), 2);
     assert_eq!(
         two[0].digests, two[1].digests,
-        "all ranks come to the same weights"
+        "all ranks have the same weights"
     );
 }
 
@@ -74,7 +74,7 @@ fn a_resumed_rank_ends_with_the_bits_of_one_that_never_stopped() {
     assert_eq!(world.state(&world.assignment, 4), world.state(&second, 4));
 }
 
-/// Two ranks with these lines added to the job's [model] and [train].
+/// Runs two ranks with lines added to the job's [model] and [train] tables.
 fn pair_with(
     world: &World,
     generation: u64,
@@ -100,23 +100,23 @@ fn pair_with(
 }
 
 #[test]
-fn the_reducer_sees_the_same_bits_from_blocks_that_are_computed_again() {
+fn activation_checkpointing_does_not_change_the_reduced_bits() {
     let world = World::new();
     let (plain, _) = pair_with(&world, 1, "", "");
-    let again =
+    let lines =
         "activation_checkpointing = [\"decoder\", \"retrieval-encoder\", \"cross-attention\"]";
-    let (again, _) = pair_with(&world, 2, again, "");
-    assert_eq!(world.state(&plain, 4), world.state(&again, 4));
+    let (checkpointed, _) = pair_with(&world, 2, lines, "");
+    assert_eq!(world.state(&plain, 4), world.state(&checkpointed, 4));
 }
 
 #[test]
-fn ranks_in_fp16_agree_on_the_loss_scale_and_come_back_with_it() {
+fn ranks_in_fp16_agree_on_the_loss_scale_and_resume_with_it() {
     let world = World::new();
     let (pair, reports) = pair_with(&world, 1, "", "precision = \"fp16\"");
     let last = reports[0].steps.last().unwrap();
     let saved = world.state(&pair, 4);
     assert_eq!(f64::from(saved["guard/loss_scale"][0]), last.loss_scale);
-    // The ranks wrote one state together: from its middle they come to the same end.
+    // Resuming from the checkpoint in the middle ends with the same state.
     let resumed = Assignment {
         generation: Generation(2),
         run: resumed_from(&pair, Some(world.commit(&pair, &reports, Step(2)))),

@@ -1,4 +1,4 @@
-//! The data set, the store and the daemon that the tests of rank processes start from.
+//! The data set, the store and the daemon for the tests of rank processes.
 
 use figures::synthetic::{Similar, SynthesizeOptions, identities};
 use model_data::writer::{DatasetWriter, WriteOptions};
@@ -39,7 +39,7 @@ digest_every = 2
 every = 2
 "#;
 
-/// The data set, the store and the assignment that all tests start from.
+/// The data set, the store and the default assignment.
 pub(crate) struct World {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) assignment: Assignment,
@@ -84,7 +84,7 @@ impl World {
         Self { folder, assignment }
     }
 
-    /// Starts all ranks of the assignment's world and returns the last report of each.
+    /// Runs all ranks of the assignment and returns the last report of each.
     pub(crate) fn run(&self, assignment: &Assignment) -> Vec<RankReport> {
         let mut ranks: Vec<TestRank> = (0..assignment.world())
             .map(|rank| TestRank::start(self.folder.path(), assignment, rank))
@@ -93,17 +93,16 @@ impl World {
             let address = ranks[0]
                 .until(|report| report.store_address.is_some())
                 .store_address;
-            let known = Assignment {
-                run: met_at(assignment, address),
+            let addressed = Assignment {
+                run: with_store_address(assignment, address),
                 ..assignment.clone()
             };
-            ranks.iter_mut().for_each(|rank| rank.order(&known));
+            ranks.iter_mut().for_each(|rank| rank.order(&addressed));
         }
         ranks.iter_mut().map(TestRank::finish).collect()
     }
 
-    /// The order to make all units of `work` but the last on one rank, from a trained job's
-    /// checkpoint.
+    /// The assignment of a sampling job that leases all units of `work` but the last to one rank.
     pub(crate) fn sampling(
         &self,
         of: &Assignment,
@@ -129,7 +128,7 @@ impl World {
         }
     }
 
-    /// Draws as job `job`; pictures.json, and the pictures that it names.
+    /// Runs a sampling job. Returns pictures.json, and the images that it lists.
     pub(crate) fn images(
         &self,
         of: &Assignment,
@@ -153,11 +152,11 @@ impl World {
         });
         rank.until(|report| report.units.done == [UnitRange::one(last)]);
         rank.stop();
-        self.drawn(job)
+        self.outputs(job)
     }
 
-    /// What a job that drew has written.
-    pub(crate) fn drawn(&self, job: &str) -> (Value, Vec<Vec<u8>>) {
+    /// The outputs of a sampling job: pictures.json, and the images that it lists.
+    pub(crate) fn outputs(&self, job: &str) -> (Value, Vec<Vec<u8>>) {
         let folder = self
             .folder
             .path()
@@ -172,7 +171,7 @@ impl World {
         (record, files)
     }
 
-    /// What the coordinator does when all shares are there.
+    /// Commits a checkpoint as the coordinator does when all shards exist.
     pub(crate) fn commit(
         &self,
         assignment: &Assignment,
@@ -212,7 +211,7 @@ impl World {
         self.folder.path().join("store").join(folder)
     }
 
-    /// All tensors of a checkpoint, over its shards.
+    /// All tensors of a checkpoint, merged from its shards.
     pub(crate) fn state(&self, assignment: &Assignment, step: u64) -> BTreeMap<String, Vec<f32>> {
         let mut state = BTreeMap::new();
         for rank in 0..assignment.world() {
@@ -234,7 +233,7 @@ impl World {
     }
 }
 
-/// A gang of so many ranks, before they meet.
+/// A gang of `world` ranks without a store address.
 pub(crate) fn world_of(world: u32) -> Run {
     Run::Gang(GangOrder {
         world,
@@ -246,7 +245,7 @@ fn gang_of(assignment: &Assignment) -> GangOrder {
     assignment.gang().unwrap().clone()
 }
 
-/// The assignment's gang, which starts from this checkpoint.
+/// The assignment's gang, resuming from a checkpoint.
 pub(crate) fn resumed_from(assignment: &Assignment, resume: Option<CheckpointRef>) -> Run {
     Run::Gang(GangOrder {
         resume,
@@ -254,8 +253,8 @@ pub(crate) fn resumed_from(assignment: &Assignment, resume: Option<CheckpointRef
     })
 }
 
-/// The assignment's gang, whose store is known.
-pub(crate) fn met_at(assignment: &Assignment, store_address: Option<String>) -> Run {
+/// The assignment's gang with a store address.
+pub(crate) fn with_store_address(assignment: &Assignment, store_address: Option<String>) -> Run {
     Run::Gang(GangOrder {
         store_address,
         ..gang_of(assignment)
@@ -282,7 +281,7 @@ pub(crate) fn version(folder: &Path) -> String {
     proto::text::hex_sha256(&std::fs::read(folder.join("dataset.json")).unwrap())
 }
 
-/// One process and our end of its socket.
+/// One process, and the daemon's end of its socket.
 pub(crate) struct TestRank {
     pub(crate) child: Child,
     pub(crate) reader: BufReader<UnixStream>,
@@ -295,7 +294,7 @@ impl TestRank {
         Self::start_with(folder, assignment, rank, &[])
     }
 
-    /// With variables in its environment.
+    /// Starts a process with extra environment variables.
     pub(crate) fn start_with(
         folder: &Path,
         assignment: &Assignment,
@@ -335,7 +334,7 @@ impl TestRank {
         this
     }
 
-    /// A newer generation may give it another rank.
+    /// Sends an order with another rank.
     pub(crate) fn order_as(&mut self, rank: u32, assignment: &Assignment) {
         self.rank = Rank(rank);
         self.order(assignment);
@@ -343,7 +342,7 @@ impl TestRank {
 
     pub(crate) fn stop(&mut self) {
         let stop = serde_json::to_string(&RankOrder::Stop).unwrap();
-        // One that drew what it was asked for leaves by itself and may be gone already.
+        // Ignored: the process may have exited.
         let _ = writeln!(self.reader.get_mut(), "{stop}");
     }
 
@@ -370,18 +369,19 @@ impl TestRank {
         self.last.clone()
     }
 
-    pub(crate) fn until(&mut self, wanted: impl Fn(&RankReport) -> bool) -> RankReport {
+    pub(crate) fn until(&mut self, condition: impl Fn(&RankReport) -> bool) -> RankReport {
         loop {
             let report = self
                 .next()
                 .unwrap_or_else(|| panic!("ended with {:?}", self.last));
-            if wanted(&report) {
+            if condition(&report) {
                 return report;
             }
         }
     }
 
-    /// Its last report. Who trained stays until it is told to leave, because it holds the state.
+    /// Waits until the process exits, and returns its last report. A finished rank is stopped here:
+    /// it stays alive by itself, because it holds the state.
     pub(crate) fn finish(&mut self) -> RankReport {
         while let Some(report) = self.next() {
             if report.phase == RankPhase::Finished {
@@ -408,7 +408,7 @@ impl Drop for TestRank {
     }
 }
 
-/// Copies those tensors of a safetensors file that get a name.
+/// Copies the tensors of a safetensors file for which `rename` returns a name.
 pub(crate) fn copy_renamed(from: &Path, to: &Path, rename: impl Fn(&str) -> Option<String>) {
     let bytes = std::fs::read(from).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -427,15 +427,15 @@ pub(crate) fn failure(report: &RankReport) -> &str {
     }
 }
 
-/// What `coordinator checkpoint digest` would say of the state after the last step.
+/// The digest of the state after the last step, as `coordinator checkpoint digest` prints it.
 pub(crate) fn last_digest(report: &RankReport) -> String {
     let digest = report.digests.last();
     let digest = digest.unwrap_or_else(|| panic!("no digest: {report:?}"));
     digest.sha256.clone()
 }
 
-/// Starts ranks of an assignment that differs in its first ones: those run already.
-pub(crate) fn meet(
+/// Starts a gang. The processes in `running` become its first ranks; the others are started.
+pub(crate) fn start_gang(
     world: &World,
     running: &mut [&mut TestRank],
     assignment: &Assignment,
@@ -456,14 +456,14 @@ pub(crate) fn meet(
     let generation = assignment.generation;
     let opened =
         opener.until(|report| report.generation == generation && report.store_address.is_some());
-    let known = Assignment {
-        run: met_at(assignment, opened.store_address),
+    let addressed = Assignment {
+        run: with_store_address(assignment, opened.store_address),
         ..assignment.clone()
     };
     running
         .iter_mut()
         .map(|rank| &mut **rank)
         .chain(&mut started)
-        .for_each(|rank| rank.order(&known));
+        .for_each(|rank| rank.order(&addressed));
     started
 }

@@ -1,4 +1,4 @@
-// Only declared: our code holds c10d objects that hold such contexts, and calls getPair alone. See
+// Declarations only: c10d objects hold such contexts, and shim.cpp calls only getPair. See
 // rendezvous/store.h.
 #pragma once
 #include <chrono>
@@ -8,8 +8,8 @@
 
 namespace gloo {
 namespace transport {
-// One connection; signalExceptionExternal is what gloo itself calls on all of them when a wait
-// takes too long.
+// One connection. gloo itself calls signalExceptionExternal on all connections when a wait times
+// out.
 class Pair {
  public:
   virtual ~Pair() = 0;
@@ -18,7 +18,7 @@ class Pair {
 namespace tcp {
 class Pair : public ::gloo::transport::Pair {
  public:
-  // Its return value takes a hidden parameter: leaving it out would shift the others.
+  // The return type must be declared: it is passed as a hidden parameter, which shifts the others.
   std::exception_ptr signalExceptionExternal(const std::string& message);
 };
 } // namespace tcp

@@ -1,6 +1,6 @@
-// libtorch contains gloo but ships no header of it, and ProcessGroupGloo.hpp includes five. These
-// files declare the few types that it names, so that the header compiles. Everything goes through
-// c10d, save the end of a group's connections, for which c10d has no call.
+// libtorch contains gloo but ships none of its headers, and ProcessGroupGloo.hpp includes five.
+// These files declare the few types that it names, so that it compiles. All calls go through c10d,
+// except the abort of a group's connections, for which c10d has no function.
 #pragma once
 #include <chrono>
 #include <string>
@@ -14,7 +14,8 @@ class Store {
   virtual void set(const std::string& key, const std::vector<char>& value) = 0;
   virtual std::vector<char> get(const std::string& key) = 0;
   virtual void wait(const std::vector<std::string>& keys) = 0;
-  virtual void wait(const std::vector<std::string>& keys, const std::chrono::milliseconds& timeout) = 0;
+  virtual void wait(
+      const std::vector<std::string>& keys, const std::chrono::milliseconds& timeout) = 0;
 };
 } // namespace rendezvous
 } // namespace gloo

@@ -1,11 +1,11 @@
-//! The task that owns the socket to the daemon, and the report. It beats when nothing happens, so
-//! that a rank deep in a kernel is known to be alive; it tells the rank's machine of every order,
-//! and frees the model's thread from a collective where the machine wants that; and it ends the
-//! process when the daemon says so or is gone, or when that thread hangs. Started by
-//! [`crate::link`].
+//! The task that owns the socket to the daemon and the rank's report. It sends the report
+//! periodically as a heartbeat, also while the model thread is busy in a kernel. It passes every
+//! order to the rank's state machine and aborts the model thread's collective if the machine
+//! requests it. It ends the process when the daemon orders it or disconnects, or when the model
+//! thread hangs. Started by [`crate::link`].
 
 use crate::collective::{Aborter, exit_now};
-use crate::task::{Machine, Shared, Task, Wanted};
+use crate::task::{Machine, PendingEffects, Shared, Task};
 use crate::watchdog::Watchdog;
 use proto::id::{Generation, Rank};
 use proto::message::{
@@ -20,67 +20,67 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
-/// Exit code when the daemon asked to stop, or went away.
+/// Exit code when the daemon ordered the process to stop.
 pub(crate) const EXIT_STOPPED: i32 = 0;
+/// Exit code when the daemon disconnected.
 const EXIT_ORPHANED: i32 = 3;
-/// Exit code when the model's thread hangs.
+/// Exit code when the model thread hangs.
 const EXIT_HUNG: i32 = 4;
 
-/// What the model's thread tells.
+/// Messages from the model thread. Each one updates the report and sends it.
 #[derive(Debug)]
-pub(crate) enum Word {
-    /// It is a rank of this generation from now on.
-    TakeUp(Generation, Rank),
+pub(crate) enum Message {
+    /// From now on the process is this rank of this generation.
+    StartGeneration(Generation, Rank),
     Phase(RankPhase),
     StoreAddress(String),
     Step(StepReport),
     Shard(ShardReport),
     Digest(WeightDigest),
-    /// The machine has something new to say.
-    News,
-    /// Whom to tell that all that was said before is on the wire.
+    /// The state of the units machine changed.
+    UnitsChanged,
+    /// Acknowledged once all earlier messages are written to the socket.
     Flush(oneshot::Sender<()>),
-    /// The last word, and whom to tell that it is on the wire.
-    Last(RankPhase, oneshot::Sender<()>),
+    /// The final phase. Acknowledged once it is written to the socket.
+    Final(RankPhase, oneshot::Sender<()>),
 }
 
-pub(crate) struct Conversation {
-    /// Holds the steps whoever this rank is; only rank 0 sends them.
+pub(crate) struct Connection {
+    /// Every rank records steps here; only rank 0 sends them.
     pub(crate) report: RankReport,
     pub(crate) writer: OwnedWriteHalf,
     pub(crate) task: watch::Sender<Task>,
     pub(crate) shared: Shared,
-    pub(crate) wants: threads::Sender<Wanted>,
-    pub(crate) watch: Watchdog,
-    /// Once said it is the last: the machine knows nothing of it.
+    pub(crate) effects: threads::Sender<PendingEffects>,
+    pub(crate) watchdog: Watchdog,
+    /// The failed phase is final. The machine does not know about it and must not overwrite it.
     pub(crate) failed: bool,
 }
 
-impl Conversation {
+impl Connection {
     pub(crate) async fn run(
         mut self,
         mut lines: Lines<BufReader<OwnedReadHalf>>,
-        mut said: mpsc::Receiver<Word>,
-        beat: Duration,
+        mut messages: mpsc::Receiver<Message>,
+        heartbeat: Duration,
     ) {
-        let mut ticks = tokio::time::interval(beat);
+        let mut ticks = tokio::time::interval(heartbeat);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 line = lines.next_line() => match line {
-                    Ok(Some(line)) => self.hear(&line).await,
+                    Ok(Some(line)) => self.receive(&line).await,
                     Ok(None) | Err(_) => exit_now(EXIT_ORPHANED),
                 },
-                Some(word) = said.recv() => self.note(word).await,
-                _ = ticks.tick() => self.beat().await,
+                Some(message) = messages.recv() => self.apply(message).await,
+                _ = ticks.tick() => self.on_heartbeat().await,
             }
         }
     }
 
-    async fn beat(&mut self) {
-        let hangs = self.watch.look(Instant::now());
-        if let Some(error) = hangs {
-            // Nothing is logged: the thread that hangs may hold whatever a log line needs.
+    async fn on_heartbeat(&mut self) {
+        if let Some(error) = self.watchdog.check(Instant::now()) {
+            // Do not log here: the hanging thread may hold a lock that logging needs.
             self.fail(error).await;
             exit_now(EXIT_HUNG)
         }
@@ -96,7 +96,7 @@ impl Conversation {
         self.send().await;
     }
 
-    async fn hear(&mut self, line: &str) {
+    async fn receive(&mut self, line: &str) {
         match serde_json::from_str(line) {
             Ok(RankOrder::Assignment {
                 assignment,
@@ -108,24 +108,26 @@ impl Conversation {
                     rank,
                     device,
                 };
-                if self.take_order(task) {
+                if self.apply_order(task) {
                     self.send().await;
                 }
             }
             Ok(RankOrder::Stop) => exit_now(EXIT_STOPPED),
-            Err(error) => tracing::error!(%error, line, "cannot read the daemon's order; ignored"),
+            Err(error) => {
+                tracing::error!(%error, line, "ignoring an unreadable order from the daemon");
+            }
         }
     }
 
-    /// True when there is something to say because of it.
-    fn take_order(&mut self, task: Task) -> bool {
+    /// Returns true if the report must be sent because of the order.
+    fn apply_order(&mut self, task: Task) -> bool {
         let known = self.task.borrow().generation();
         if task.generation() < known {
             return false;
         }
         prune(&mut self.report, &task.assignment);
         let (assignment, rank) = (task.assignment.clone(), task.rank);
-        // Ignored: the receiver lives as long as the process.
+        // Cannot fail: the receiver lives as long as the process.
         let _ = self.task.send(task);
         match &mut *self.shared.machine() {
             Machine::None => false,
@@ -135,34 +137,34 @@ impl Conversation {
                 };
                 let effects = machine.handle(gang::Input::Ordered(order));
                 if effects.contains(&gang::Effect::Abort) {
-                    let group = self.shared.interrupt().take();
-                    group.into_iter().for_each(Aborter::abort);
+                    let aborter = self.shared.aborter().take();
+                    aborter.into_iter().for_each(Aborter::abort);
                 } else if !effects.is_empty() {
-                    self.want(Wanted::Gang(machine.serving().generation, effects));
+                    self.forward(PendingEffects::Gang(machine.serving().generation, effects));
                 }
                 false
             }
             Machine::Units(machine) => {
                 let order = units::Order::of(&assignment, rank);
                 let mut effects = machine.handle(units::Input::Ordered(order));
-                let news = effects.contains(&units::Effect::Report);
+                let changed = effects.contains(&units::Effect::Report);
                 effects.retain(|effect| *effect != units::Effect::Report);
                 if !effects.is_empty() {
-                    self.want(Wanted::Units(effects));
+                    self.forward(PendingEffects::Units(effects));
                 }
-                news
+                changed
             }
         }
     }
 
-    fn want(&self, wanted: Wanted) {
-        // Ignored: the model's thread ends only with the process.
-        let _ = self.wants.send(wanted);
+    fn forward(&self, effects: PendingEffects) {
+        // Cannot fail: the model thread ends only with the process.
+        let _ = self.effects.send(effects);
     }
 
-    async fn note(&mut self, word: Word) {
-        match word {
-            Word::TakeUp(generation, rank) => {
+    async fn apply(&mut self, message: Message) {
+        match message {
+            Message::StartGeneration(generation, rank) => {
                 if generation != self.report.generation {
                     (self.report.generation, self.report.rank) = (generation, rank);
                     self.report.phase = RankPhase::Joining;
@@ -171,34 +173,34 @@ impl Conversation {
                     self.report.digests.clear();
                 }
             }
-            Word::Phase(phase) => self.report.phase = phase,
-            Word::StoreAddress(address) => self.report.store_address = Some(address),
-            Word::Step(step) => {
-                // A step that is done again, from older state, is the one that counts.
+            Message::Phase(phase) => self.report.phase = phase,
+            Message::StoreAddress(address) => self.report.store_address = Some(address),
+            Message::Step(step) => {
+                // A step that is repeated from older state replaces the reports from there on.
                 self.report.steps.retain(|known| known.step < step.step);
                 self.report.steps.push(step);
                 let excess = self.report.steps.len().saturating_sub(STEPS_MAX);
                 self.report.steps.drain(..excess);
             }
-            Word::Shard(shard) => self.report.shards.push(shard),
-            Word::Digest(digest) => {
+            Message::Shard(shard) => self.report.shards.push(shard),
+            Message::Digest(digest) => {
                 self.report.digests.push(digest);
                 let excess = self.report.digests.len().saturating_sub(DIGESTS_MAX);
                 self.report.digests.drain(..excess);
             }
-            Word::News => {}
-            Word::Flush(told) => {
+            Message::UnitsChanged => {}
+            Message::Flush(sent) => {
                 self.send().await;
-                // Ignored: the model's thread ends only with the process.
-                let _ = told.send(());
+                // Cannot fail: the model thread ends only with the process.
+                let _ = sent.send(());
                 return;
             }
-            Word::Last(phase, told) => {
+            Message::Final(phase, sent) => {
                 self.failed = true;
                 self.report.phase = phase;
                 self.send().await;
-                // Ignored: nobody waits when the process is on its way out already.
-                let _ = told.send(());
+                // Ignored: nobody waits if the process is already exiting.
+                let _ = sent.send(());
                 return;
             }
         }
@@ -207,17 +209,17 @@ impl Conversation {
 
     async fn send(&mut self) {
         if let Machine::Units(machine) = &*self.shared.machine() {
-            let says = machine.says();
-            (self.report.generation, self.report.rank) = (says.generation, says.rank);
-            self.report.units = says.units;
+            let status = machine.says();
+            (self.report.generation, self.report.rank) = (status.generation, status.rank);
+            self.report.units = status.units;
             if !self.failed {
-                self.report.phase = says.phase;
+                self.report.phase = status.phase;
             }
         }
-        self.report.activity = self.watch.activity(Instant::now());
+        self.report.activity = self.watchdog.activity(Instant::now());
         let steps = match self.report.rank {
             Rank(0) => None,
-            // Others keep theirs for themselves.
+            // Other ranks keep their steps in case they become rank 0.
             Rank(_) => Some(std::mem::take(&mut self.report.steps)),
         };
         let mut line = serde_json::to_vec(&self.report).expect("reports are plain data");
@@ -231,7 +233,7 @@ impl Conversation {
     }
 }
 
-/// What a process says before it has done anything.
+/// The report of a process that has not started any work.
 pub(crate) fn first_report(task: &Task) -> RankReport {
     RankReport {
         job: task.assignment.job.clone(),
@@ -247,7 +249,7 @@ pub(crate) fn first_report(task: &Task) -> RankReport {
     }
 }
 
-/// Drops what the coordinator knows already.
+/// Drops what the coordinator has acknowledged.
 fn prune(report: &mut RankReport, assignment: &Assignment) {
     let Some(gang) = assignment.gang() else {
         return;

@@ -1,9 +1,9 @@
-//! Where in the text a field stands, and what the TOML reader's errors mean to a person.
+//! Line numbers of fields in TOML text, and readable messages for errors of the TOML parser.
 
 use toml::de::{DeTable, DeValue};
 
-/// Line (1-based) of a dotted field; of its nearest parent that is written when the field itself is
-/// not; 1 at worst.
+/// The line (1-based) of a dotted field. If the field is absent, the line of its nearest parent
+/// that is present, else 1.
 pub(crate) fn line_of(text: &str, field: &str) -> usize {
     let Ok(document) = DeTable::parse(text) else {
         return 1;
@@ -24,30 +24,30 @@ pub(crate) fn line_of(text: &str, field: &str) -> usize {
     line
 }
 
-/// Of a line that is no TOML, so many characters are told.
-const LINE_SHOWN: usize = 80;
+/// Maximum number of characters that an error quotes of an invalid line.
+const QUOTED_MAX: usize = 80;
 
-/// Line, field and message of an error of the TOML reader.
+/// Line, field and message of an error of the TOML parser.
 pub(crate) fn of_toml_error(text: &str, error: &toml::de::Error) -> (usize, String, String) {
     let start = error.span().map_or(0, |span| span.start);
     let line = line_at(text, start);
     let mut message = plain(&error.message().replace('\n', ", "));
     let Ok(document) = DeTable::parse(text) else {
-        // No field can be named; what stands there can.
-        let written: String = text.lines().nth(line - 1).unwrap_or_default().trim().into();
-        let shown: String = written.chars().take(LINE_SHOWN).collect();
-        return (line, String::new(), format!("{message} in `{shown}`"));
+        // Without valid TOML there is no field name, so quote the line.
+        let content: String = text.lines().nth(line - 1).unwrap_or_default().trim().into();
+        let quoted: String = content.chars().take(QUOTED_MAX).collect();
+        return (line, String::new(), format!("{message} in `{quoted}`"));
     };
     let field = field_at(document.get_ref(), start);
     if is_planned(&field, &message) {
-        message = format!("not there yet: {message}");
+        message = format!("not supported yet: {message}");
     } else if let Some(hint) = did_you_mean(&message) {
         message = format!("{message}; did you mean `{hint}`?");
     }
     (line, field, message)
 }
 
-/// The reader's words for a value of a wrong type, without the names of Rust's types.
+/// Rewrites the parser's message about a value of the wrong type without names of Rust types.
 fn plain(message: &str) -> String {
     let Some((found, expected)) = message
         .strip_prefix("invalid type: ")
@@ -60,7 +60,7 @@ fn plain(message: &str) -> String {
         "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, 0 or more",
         "i64" | "i32" => "a whole number",
         "f64" | "f32" => "a number",
-        "a string" => "a text in quotes",
+        "a string" => "a quoted string",
         "a sequence" => "a list in square brackets",
         other if other.starts_with("struct ") || other == "a map" => {
             "a table, such as { key = value }"
@@ -78,7 +78,7 @@ fn line_at(text: &str, offset: usize) -> usize {
         + 1
 }
 
-/// Dotted name of the innermost field whose key or value covers `offset`.
+/// The dotted name of the innermost field whose key or value contains `offset`.
 fn field_at(table: &DeTable<'_>, offset: usize) -> String {
     let mut best = String::new();
     for (key, value) in table {
@@ -99,13 +99,13 @@ fn field_at(table: &DeTable<'_>, offset: usize) -> String {
     best
 }
 
-/// Values that are planned and not there yet, by field.
+/// Values that are planned but not supported yet, by field.
 const PLANNED: [(&str, &[&str]); 1] = [(
     "model.architecture",
     &["fastcomposer", "controlnet", "ip-adapter", "kandinsky"],
 )];
 
-/// Whether the value that a message calls unknown is only not there yet.
+/// Whether the value that a message calls unknown is a planned one.
 fn is_planned(field: &str, message: &str) -> bool {
     let value = message
         .strip_prefix("unknown variant `")
@@ -119,7 +119,7 @@ fn is_planned(field: &str, message: &str) -> bool {
         .is_some_and(|(value, words)| words.contains(&value))
 }
 
-/// Reads "unknown field `x`, expected one of `a`, `b`" and picks the nearest.
+/// Parses "unknown field `x`, expected one of `a`, `b`" and returns the nearest allowed name.
 fn did_you_mean(message: &str) -> Option<&str> {
     if !message.starts_with("unknown") {
         return None;
@@ -129,8 +129,8 @@ fn did_you_mean(message: &str) -> Option<&str> {
     nearest(unknown, allowed)
 }
 
-/// The allowed word that `unknown` is probably a slip of; None when nothing is near.
-pub fn nearest<'a>(unknown: &str, allowed: &[&'a str]) -> Option<&'a str> {
+/// The allowed word of which `unknown` is probably a misspelling; None if none is similar.
+pub(crate) fn nearest<'a>(unknown: &str, allowed: &[&'a str]) -> Option<&'a str> {
     allowed
         .iter()
         .map(|word| (strsim::damerau_levenshtein(unknown, word), *word))

@@ -1,4 +1,4 @@
-//! Planted bugs of units that lie between what the coordinator says and what workers hear.
+//! Planted bugs of units: they change the coordinator's messages before the workers receive them.
 
 use crate::world::World;
 use crate::world::bug::Bug;
@@ -6,20 +6,24 @@ use proto::id::{JobId, WorkerId};
 use proto::message::{Assignment, DesiredState, Run, UnitRange};
 use std::collections::BTreeMap;
 
-/// What these bugs remember.
+/// State of these bugs.
 #[derive(Debug, Default)]
-pub(crate) struct Spoil {
-    /// What each worker was leased last.
+pub(crate) struct UnitBugs {
+    /// The last lease of each worker, by job.
     leases: BTreeMap<(JobId, WorkerId), Vec<UnitRange>>,
-    /// Who was leased a unit first.
+    /// The worker that held a unit first.
     first: BTreeMap<(JobId, u64), WorkerId>,
-    /// What each worker was told of units before it was drained.
-    told: BTreeMap<WorkerId, Vec<Assignment>>,
+    /// The last assignments of units that each worker received before it was drained.
+    sent: BTreeMap<WorkerId, Vec<Assignment>>,
 }
 
 impl World {
-    /// What the worker hears instead.
-    pub(crate) fn spoilt(&mut self, worker: &WorkerId, mut state: DesiredState) -> DesiredState {
+    /// The state that the worker receives instead.
+    pub(crate) fn with_unit_bugs(
+        &mut self,
+        worker: &WorkerId,
+        mut state: DesiredState,
+    ) -> DesiredState {
         match self.bug {
             Some(Bug::UnitLeasedTwice) => self.lease_twice(worker, &mut state),
             Some(Bug::UnitNeverLeasedAgain) => self.lease_once(worker, &mut state),
@@ -36,24 +40,24 @@ impl World {
                 continue;
             };
             let own: Vec<UnitRange> = order.leases.values().flatten().copied().collect();
-            let others = self.spoil.leases.iter();
+            let others = self.unit_bugs.leases.iter();
             let mut others = others.filter(|((of, other), _)| *of == job && other != worker);
             if let Some((_, theirs)) = others.next()
                 && let Some(first) = order.leases.values_mut().next()
             {
-                let apart = |range: &&UnitRange| {
+                let disjoint = |range: &&UnitRange| {
                     own.iter()
                         .all(|own| own.end <= range.first || range.end <= own.first)
                 };
-                first.extend(theirs.iter().filter(apart));
+                first.extend(theirs.iter().filter(disjoint));
                 first.sort();
             }
-            self.spoil.leases.insert((job, worker.clone()), own);
+            self.unit_bugs.leases.insert((job, worker.clone()), own);
         }
     }
 
     fn lease_once(&mut self, worker: &WorkerId, state: &mut DesiredState) {
-        let first = &mut self.spoil.first;
+        let first = &mut self.unit_bugs.first;
         for assignment in &mut state.assignments {
             let job = assignment.job.clone();
             let Run::Units(order) = &mut assignment.run else {
@@ -74,14 +78,14 @@ impl World {
         if !self.durable.drained.contains(&worker.name) {
             let units = state.assignments.iter().filter(|it| it.units().is_some());
             let units: Vec<Assignment> = units.cloned().collect();
-            self.spoil.told.insert(worker.clone(), units);
+            self.unit_bugs.sent.insert(worker.clone(), units);
             return;
         }
-        if let Some(told) = self.spoil.told.get(worker) {
+        if let Some(sent) = self.unit_bugs.sent.get(worker) {
             state
                 .assignments
                 .retain(|assignment| assignment.units().is_none());
-            state.assignments.extend(told.iter().cloned());
+            state.assignments.extend(sent.iter().cloned());
         }
     }
 }

@@ -1,6 +1,6 @@
-//! What a rank that samples keeps loaded, and how it makes one unit: an image with a JSON file of
-//! everything that made it, the attention maps of one subject, or the closing files. A unit whose
-//! outputs are there already costs a look. Called by [`crate::sample`].
+//! Runs the units of a sampling job with the model and the data set loaded once. A unit is one
+//! image with its JSON record, the attention maps of one subject, or the closing files. A unit
+//! whose outputs exist in the store is skipped. Called by [`crate::sample`].
 
 use crate::checkpoint::Checkpoints;
 use crate::images::Images;
@@ -8,8 +8,8 @@ use crate::load::{build, open_data};
 use crate::maps;
 use crate::process::Rank;
 use crate::score::Identities;
-use crate::sidecar::{Checkpoint, Subjects, Target};
-use crate::subject::{Chosen, Subject, named, of_data};
+use crate::sidecar::{Checkpoint, Provenance, Target};
+use crate::subject::{Chosen, Subject, from_request, from_sample};
 use crate::{device, environment};
 use anyhow::Context;
 use image::RgbImage;
@@ -23,22 +23,22 @@ use proto::message::SourceJob;
 use proto::sample::{SampleUnit, SampleWork};
 use proto::spec::{Pairing, Task, TrainWork};
 
-/// See the module's header.
-pub(crate) struct Studio<'a> {
+/// See the module documentation.
+pub(crate) struct UnitRunner<'a> {
     pub(crate) rank: &'a Rank<'a>,
     pub(crate) work: &'a SampleWork,
-    /// Of the trained job, with what the work says of task and pairing.
+    /// The trained job's spec, with the task and pairing of this job.
     spec: TrainWork,
     trainer: Trainer,
     pub(crate) loader: Loader,
     pub(crate) images: Images,
     pub(crate) identities: Identities,
-    subjects: Subjects,
-    /// The subject of the unit before: the next one often has the same.
-    newest: Option<(u32, Subject)>,
+    provenance: Provenance,
+    /// The subject of the previous unit, which the next unit often shares.
+    cached: Option<(u32, Subject)>,
 }
 
-impl<'a> Studio<'a> {
+impl<'a> UnitRunner<'a> {
     pub(crate) fn open(
         rank: &'a Rank<'a>,
         work: &'a SampleWork,
@@ -56,12 +56,12 @@ impl<'a> Studio<'a> {
         let device = device::choose(kind, rank.task.device, spec.train.precision)?;
         let mut trainer = build(rank, &spec, device)?;
         let mut checkpoint = None;
-        if let Some(at) = source.checkpoint {
-            checkpoint = Some(load(rank, work, &spec, &mut trainer, at)?);
+        if let Some(reference) = source.checkpoint {
+            checkpoint = Some(load(rank, work, &spec, &mut trainer, reference)?);
         }
         let data = open_data(&spec, &assignment.dataset_version);
         let loader = rank.runtime.block_on(data)?;
-        let subjects = Subjects {
+        let provenance = Provenance {
             job: assignment.job.0.clone(),
             source: work.job.0.clone(),
             checkpoint,
@@ -80,27 +80,27 @@ impl<'a> Studio<'a> {
             images: Images::open(&assignment.store_url, &assignment.job)?,
             identities: Identities::of(&loader, first_seed(work)),
             loader,
-            subjects,
-            newest: None,
+            provenance,
+            cached: None,
         })
     }
 
-    /// What this unit is, which is begun now.
+    /// Marks the unit as begun and returns its description.
     pub(crate) fn begin(&self, unit: u64) -> anyhow::Result<SampleUnit> {
-        self.rank.link.progress().unit(unit);
-        let what = self.work.unit(unit);
-        what.with_context(|| format!("{} has no unit {unit}", self.subjects.job))
+        self.rank.link.progress().begin_unit(unit);
+        let description = self.work.unit(unit);
+        description.with_context(|| format!("{} has no unit {unit}", self.provenance.job))
     }
 
-    /// Waits for the object store in the middle of a unit.
-    pub(crate) fn wait<T>(&self, unit: u64, storage: impl Future<Output = T>) -> T {
-        self.rank.link.progress().waits();
-        let outcome = self.rank.runtime.block_on(storage);
-        self.rank.link.progress().unit(unit);
+    /// Runs an operation of the object store during a unit.
+    pub(crate) fn wait<T>(&self, unit: u64, operation: impl Future<Output = T>) -> T {
+        self.rank.link.progress().wait_for_store();
+        let outcome = self.rank.runtime.block_on(operation);
+        self.rank.link.progress().begin_unit(unit);
         outcome
     }
 
-    /// Makes one image and its record, unless they are there. `seed` is an index.
+    /// Generates one image and its record, unless they exist. `seed` is an index.
     pub(crate) fn image(
         &mut self,
         unit: u64,
@@ -111,17 +111,17 @@ impl<'a> Studio<'a> {
         let seed = self.work.seeds.get(seed).copied().context("no such seed")?;
         let name = image_name(unit);
         let (png, json) = (format!("{name}.png"), format!("{name}.json"));
-        // The record comes second: with it the unit is there.
+        // The record is written last, so its presence completes the unit.
         if self.wait(unit, self.images.has(&json))? && self.wait(unit, self.images.has(&png))? {
             return Ok(());
         }
         let subject = self.take_subject(unit, subject)?;
-        let outcome = self.image_of(unit, &subject.1, prompt, seed, &name);
-        self.newest = Some(subject);
+        let outcome = self.generate_image(unit, &subject.1, prompt, seed, &name);
+        self.cached = Some(subject);
         outcome
     }
 
-    fn image_of(
+    fn generate_image(
         &mut self,
         unit: u64,
         subject: &Subject,
@@ -144,57 +144,58 @@ impl<'a> Studio<'a> {
             .trainer
             .sample(std::slice::from_ref(&example), &options)?;
         let image = images.into_iter().next();
-        let image = image.context("the model gave no image for one example")?;
-        let mut drawn = self.subjects.drawn(name, subject, prompt, seed, work);
-        // What lies there is what is judged: on another kind of device it may differ in the last
-        // bits.
-        let image = self.wait(unit, self.images.put_image(&drawn.file, image))?;
+        let image = image.context("the model returned no image")?;
+        let mut record = self
+            .provenance
+            .image_record(name, subject, prompt, seed, work);
+        // Classify the stored image: one from another kind of device may differ in the last bits.
+        let image = self.wait(unit, self.images.put_image(&record.file, image))?;
         if let Some(position) = subject.target {
-            drawn.target = Some(self.judge(unit, position, &image)?);
+            record.target = Some(self.classify(unit, position, &image)?);
         }
-        let json = serde_json::to_vec_pretty(&drawn)?;
+        let json = serde_json::to_vec_pretty(&record)?;
         self.wait(unit, self.images.put(&format!("{name}.json"), json))?;
-        tracing::info!(unit, file = drawn.file, "an image is made");
+        tracing::info!(unit, file = record.file, "generated an image");
         Ok(())
     }
 
-    fn judge(&mut self, unit: u64, position: u64, image: &RgbImage) -> anyhow::Result<Target> {
-        self.rank.link.progress().waits();
-        let judged = self.identities.judge(&self.loader, position, image);
-        let verdict = self.rank.runtime.block_on(judged)?;
-        self.rank.link.progress().unit(unit);
-        Target::of(&self.loader, position, verdict)
+    fn classify(&mut self, unit: u64, position: u64, image: &RgbImage) -> anyhow::Result<Target> {
+        self.rank.link.progress().wait_for_store();
+        let operation = self.identities.classify(&self.loader, position, image);
+        let classification = self.rank.runtime.block_on(operation)?;
+        self.rank.link.progress().begin_unit(unit);
+        Target::of(&self.loader, position, classification)
     }
 
-    /// What the retrieval encoder attends to.
-    pub(crate) fn maps(&mut self, unit: u64, number: u32) -> anyhow::Result<()> {
+    /// Renders the attention maps of one subject, unless they exist.
+    pub(crate) fn attention_maps(&mut self, unit: u64, number: u32) -> anyhow::Result<()> {
         let name = format!("attention-{number:03}");
         let json = format!("{name}.json");
         if self.wait(unit, self.images.has(&json))? {
             return Ok(());
         }
         let subject = self.take_subject(unit, number)?;
-        let drawn = maps::draw(&mut self.trainer, &subject.1, self.work, &name);
-        self.newest = Some(subject);
-        let drawn = drawn?;
-        for (name, image) in drawn.images {
+        let maps = maps::render(&mut self.trainer, &subject.1, self.work, &name);
+        self.cached = Some(subject);
+        let maps = maps?;
+        for (name, image) in maps.images {
             self.wait(unit, self.images.put_image(&name, image))?;
         }
         self.wait(
             unit,
             self.images
-                .put(&json, serde_json::to_vec_pretty(&drawn.record)?),
+                .put(&json, serde_json::to_vec_pretty(&maps.record)?),
         )
     }
 
-    /// The subject of this number, read where it is not at hand.
+    /// Takes the cached subject if it has this number, or reads it.
     pub(crate) fn take_subject(
         &mut self,
         unit: u64,
         number: u32,
     ) -> anyhow::Result<(u32, Subject)> {
-        match self.newest.take() {
-            Some(newest) if newest.0 == number => Ok(newest),
+        match self.cached.take() {
+            Some(cached) if cached.0 == number => Ok(cached),
             _ => Ok((number, self.subject(unit, number)?)),
         }
     }
@@ -203,15 +204,15 @@ impl<'a> Studio<'a> {
         let (work, loader) = (self.work, &self.loader);
         if work.references.is_empty() {
             let chosen = choose(loader, number, first_seed(work))?;
-            return self.wait(unit, of_data(loader, &self.spec, chosen, work));
+            return self.wait(unit, from_sample(loader, &self.spec, chosen, work));
         }
         let store = &self.rank.task.assignment.store_url;
-        self.wait(unit, named(loader, store, &self.spec, work))
+        self.wait(unit, from_request(loader, store, &self.spec, work))
     }
 
-    /// Keeps a subject for the next unit.
-    pub(crate) fn keep_subject(&mut self, subject: (u32, Subject)) {
-        self.newest = Some(subject);
+    /// Caches a subject for the next unit.
+    pub(crate) fn cache_subject(&mut self, subject: (u32, Subject)) {
+        self.cached = Some(subject);
     }
 }
 
@@ -223,19 +224,21 @@ pub(crate) fn first_seed(work: &SampleWork) -> u64 {
     work.seeds.first().copied().unwrap_or(0)
 }
 
-/// Puts the weights of this checkpoint into the model, averaged where the job keeps an average.
+/// Loads a checkpoint into the model, with the moving average if the job has one.
 fn load(
     rank: &Rank<'_>,
     work: &SampleWork,
     spec: &TrainWork,
     trainer: &mut Trainer,
-    at: CheckpointRef,
+    reference: CheckpointRef,
 ) -> anyhow::Result<Checkpoint> {
     let checkpoints = Checkpoints::open(&rank.task.assignment.store_url, &work.job)?;
-    let tensors = rank.runtime.block_on(checkpoints.read_for(trainer, at))?;
+    let tensors = rank
+        .runtime
+        .block_on(checkpoints.read_for(trainer, reference))?;
     let checkpoint = Checkpoint {
-        step: at.step.0,
-        generation: at.generation.0,
+        step: reference.step.0,
+        generation: reference.generation.0,
         digest: digest(&tensors),
         weights: match spec.train.ema {
             Some(_) => "moving average",
@@ -243,14 +246,14 @@ fn load(
         }
         .to_owned(),
     };
-    trainer.load_state(&tensors, at.step.0)?;
+    trainer.load_state(&tensors, reference.step.0)?;
     trainer.take_averages();
     Ok(checkpoint)
 }
 
-/// Subject `number`: a sample of the characters that training never shows, or of any when none is
-/// held out; a permutation chosen by the first seed. More subjects than samples: again, under other
-/// random numbers.
+/// Chooses the sample of subject `number`: from the held-out samples, or from all training samples
+/// if none are held out, in a permutation seeded with the first seed. If there are more subjects
+/// than samples, the samples repeat in a new epoch with other random choices.
 fn choose(loader: &Loader, number: u32, seed: u64) -> anyhow::Result<Chosen> {
     let pool = if loader.held_out().is_empty() {
         loader.training()

@@ -1,16 +1,16 @@
-//! Small things about text that people read: durations, sizes, moments. Pure.
+//! Output for people: formats durations, sizes and timestamps, and prints lines to stdout.
 //! Called by every command that prints.
 
 use std::time::Duration;
 
-/// Prints a line for people or programs. Whoever read it may have gone (`… | head -1`): then there
-/// is nobody left to work for.
-macro_rules! say {
+/// Prints a line to stdout. Exits if the reader has closed the pipe (`… | head -1`), because nobody
+/// would see further output.
+macro_rules! outln {
     ($($text:tt)*) => {
-        $crate::words::print_line(format_args!($($text)*))
+        $crate::text::print_line(format_args!($($text)*))
     };
 }
-pub(crate) use say;
+pub(crate) use outln;
 
 pub(crate) fn print_line(text: std::fmt::Arguments<'_>) {
     use std::io::Write;
@@ -47,8 +47,8 @@ pub(crate) fn bytes(value: u64) -> String {
     }
 }
 
-/// How long ago `then_ms` was at `now_ms`, both in milliseconds since 1970; a moment ahead of ours
-/// counts as now.
+/// How long ago `then_ms` was at `now_ms`, both in milliseconds since 1970. A timestamp in the
+/// future counts as now.
 pub(crate) fn ago(then_ms: u64, now_ms: u64) -> String {
     format!(
         "{} ago",
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_read_well() {
+    fn durations_and_sizes_are_formatted() {
         assert_eq!(duration(Duration::from_secs(7387)), "2h03m");
         assert_eq!(duration(Duration::from_secs(247)), "4m07s");
         assert_eq!(duration(Duration::from_millis(250)), "250ms");

@@ -1,13 +1,13 @@
-//! Whatever workers claim, in whatever order, the coordinator's machine does not panic, and its
-//! deadline moves on.
+//! Arbitrary reports in arbitrary order never make the coordinator's machine panic, and its
+//! deadline always advances.
 
 #![allow(clippy::unwrap_used)]
 
 #[allow(dead_code, reason = "shared with others, which together use all of it")]
-mod desk;
+mod harness;
 
 use coordinator_core::event::{Input, JobPhase};
-use desk::{Desk, failed, rank, sample_of, sampling, spec, with_shard, with_step};
+use harness::{Harness, failed, rank, sample_of, sampling, spec, with_shard, with_step};
 use proptest::prelude::*;
 use proto::id::JobId;
 use proto::message::{Activity, RankPhase, RankReport, Stage, UnitFailure, UnitRange};
@@ -16,21 +16,21 @@ use proto::spec::OnFailedUnit;
 
 #[derive(Debug, Clone)]
 enum Act {
-    Hear {
+    Receive {
         worker: &'static str,
         ranks: Vec<RankReport>,
     },
     Wait {
         ms: u64,
     },
-    Back {
+    ClockBack {
         ms: u64,
     },
     Submit {
         min: u32,
         max: u32,
     },
-    /// Of the base weights of the first job, if there is one.
+    /// A job that samples from the base weights of the first job, if there is one.
     Images {
         count: u32,
         set_aside: bool,
@@ -55,13 +55,13 @@ enum Act {
     Restart,
 }
 
-/// Every third is one of units.
+/// Every third job is a job of units.
 fn job(number: u64) -> JobId {
     let name = if number % 3 == 2 { "images" } else { "toy" };
     JobId(format!("{name}-{number}"))
 }
 
-/// What a rank may say of units, be it true or not.
+/// What a rank may report about units, whether possible or not.
 fn units() -> impl Strategy<Value = (Vec<UnitRange>, Vec<u64>, Option<u64>)> {
     let number = || prop_oneof![8 => 0..12_u64, 1 => Just(u64::MAX)];
     let range = (number(), number()).prop_map(|(first, end)| UnitRange { first, end });
@@ -115,11 +115,13 @@ fn report() -> impl Strategy<Value = RankReport> {
 fn act() -> impl Strategy<Value = Act> {
     let worker = prop::sample::select(vec!["w1", "w2", "w2#2", "w3", "w3#9"]);
     prop_oneof![
-        8 => (worker, prop::collection::vec(report(), 0..3)).prop_map(|(worker, ranks)| Act::Hear { worker, ranks }),
+        8 => (worker, prop::collection::vec(report(), 0..3))
+            .prop_map(|(worker, ranks)| Act::Receive { worker, ranks }),
         2 => (0..3_000_u64).prop_map(|ms| Act::Wait { ms }),
-        1 => (0..9_000_u64).prop_map(|ms| Act::Back { ms }),
+        1 => (0..9_000_u64).prop_map(|ms| Act::ClockBack { ms }),
         2 => (1..3_u32, 0..2_u32).prop_map(|(min, more)| Act::Submit { min, max: min + more }),
-        3 => (1..12_u32, any::<bool>()).prop_map(|(count, set_aside)| Act::Images { count, set_aside }),
+        3 => (1..12_u32, any::<bool>())
+            .prop_map(|(count, set_aside)| Act::Images { count, set_aside }),
         1 => (0..6_u64, any::<bool>()).prop_map(|(job, paused)| Act::Pause { job, paused }),
         1 => (prop::sample::select(vec!["w1", "w2", "w3"]), any::<bool>())
             .prop_map(|(worker, drained)| Act::Drain { worker, drained }),
@@ -131,17 +133,21 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 300,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
-    fn strange_input_never_breaks_the_machine(acts in prop::collection::vec(act(), 1..80)) {
-        let mut desk = Desk::new();
+    fn arbitrary_input_never_breaks_the_machine(acts in prop::collection::vec(act(), 1..80)) {
+        let mut harness = Harness::new();
         for act in acts {
             match act {
-                Act::Hear { worker, ranks } => drop(desk.receive(worker, ranks)),
-                Act::Wait { ms } => drop(desk.wait(ms)),
-                Act::Back { ms } => desk.now -= ms.min(desk.now),
-                Act::Submit { min, max } => drop(desk.submit(spec(min, max))),
+                Act::Receive { worker, ranks } => drop(harness.receive(worker, ranks)),
+                Act::Wait { ms } => drop(harness.wait(ms)),
+                Act::ClockBack { ms } => harness.now -= ms.min(harness.now),
+                Act::Submit { min, max } => drop(harness.submit(spec(min, max))),
                 Act::Images { count, set_aside } => {
                     let mut images = sample_of(&job(1));
                     let work = sampling(&mut images);
@@ -149,8 +155,8 @@ proptest! {
                     if set_aside {
                         work.on_failed_unit = OnFailedUnit::SetAside;
                     }
-                    // Refused where there is no such job.
-                    drop(desk.ask(|request| Input::Submit {
+                    // Refused if there is no such job.
+                    drop(harness.ask(|request| Input::Submit {
                         request,
                         job_toml: proto::job::to_toml(&images),
                         dataset_version: String::new(),
@@ -158,30 +164,32 @@ proptest! {
                     }));
                 }
                 Act::Pause { job: number, paused } => {
-                    drop(desk.ask(|request| Input::Pause { request, job: job(number), paused }));
+                    drop(harness.ask(|request| Input::Pause { request, job: job(number), paused }));
                 }
                 Act::Drain { worker, drained } => {
                     let worker = worker.to_owned();
-                    drop(desk.ask(|request| Input::Drain { request, worker, drained }));
+                    drop(harness.ask(|request| Input::Drain { request, worker, drained }));
                 }
-                Act::Cancel { job: number } => drop(desk.ask(|request| Input::Cancel { request, job: job(number) })),
+                Act::Cancel { job: number } => {
+                    drop(harness.ask(|request| Input::Cancel { request, job: job(number) }));
+                }
                 Act::Written { job: number, step, generation, fine } => {
                     let checkpoint = proto::checkpoint::CheckpointRef {
                         step: proto::id::Step(step),
                         generation: proto::id::Generation(generation),
                     };
                     let result = if fine { Ok(()) } else { Err("503".to_owned()) };
-                    desk.handle(Input::ManifestWritten { job: job(number), checkpoint, result });
+                    harness.handle(Input::ManifestWritten { job: job(number), checkpoint, result });
                 }
-                Act::Restart => desk.restart(),
+                Act::Restart => harness.restart(),
             }
-            let now = desk.now;
-            desk.handle(Input::Deadline);
-            prop_assert!(desk.machine.next_deadline().is_none_or(|deadline| now < deadline));
-            // Nothing waits without a deadline or a reason.
-            for record in desk.durable.jobs.values() {
-                let waits = matches!(&record.phase, JobPhase::Queued { reason } if reason.is_empty());
-                prop_assert!(!waits);
+            let now = harness.now;
+            harness.handle(Input::Deadline);
+            prop_assert!(harness.machine.next_deadline().is_none_or(|deadline| now < deadline));
+            // Every queued job has a reason.
+            for record in harness.durable.jobs.values() {
+                let JobPhase::Queued { reason } = &record.phase else { continue };
+                prop_assert!(!reason.is_empty());
             }
         }
     }

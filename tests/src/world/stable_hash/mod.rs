@@ -1,7 +1,7 @@
-//! The story of a world as numbers alone: time, kind, ids, steps. No name of a type or field and no
-//! sentence goes in, so that two versions of the code, between which things were renamed and
-//! reworded, can be compared: where they decide the same, the hash is the same. Therefore the
-//! number of each kind is written out here and is never given to another.
+//! A hash of a world's trace from numbers alone: time, kind, ids, steps. It contains no names of
+//! types or fields and no sentences, so that two versions of the code can be compared after
+//! renames: the hash is the same if all decisions are. The number of each kind is therefore written
+//! out here and must never be reused.
 
 mod coordinator;
 mod worker;
@@ -16,12 +16,11 @@ use proto::message::{
 };
 use worker_core::event::RankKey;
 
-/// A running hash of numbers. It is not the standard library's, whose values may change with the
-/// compiler.
+/// A running hash of numbers. The hash of the standard library may change with the compiler.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Numbers(u64);
+pub(crate) struct StableHasher(u64);
 
-impl Numbers {
+impl StableHasher {
     pub(crate) fn put(&mut self, number: impl Into<u64>) {
         let mut z = (self.0 ^ number.into()).wrapping_add(0x9E37_79B9_7F4A_7C15);
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -33,7 +32,7 @@ impl Numbers {
         self.0
     }
 
-    /// How many there are, and each of them.
+    /// All elements and their count.
     fn all<'a, T: 'a>(
         &mut self,
         all: impl IntoIterator<Item = &'a T>,
@@ -54,7 +53,7 @@ impl Numbers {
         }
     }
 
-    /// An id as a person types it.
+    /// An id, as text.
     fn id(&mut self, id: &str) {
         self.put(id.len() as u64);
         id.bytes().for_each(|byte| self.put(byte));
@@ -107,14 +106,14 @@ impl Numbers {
     }
 }
 
-/// What goes into the hash of numbers.
-pub(crate) trait Numbered {
-    fn number(&self, numbers: &mut Numbers);
+/// A value that can be added to the stable hash.
+pub(crate) trait StableHash {
+    fn stable_hash(&self, hasher: &mut StableHasher);
 }
 
-/// Who was told something, or wants it.
+/// The source of an effect, or the receiver of an input.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Who {
+pub(crate) enum Actor {
     Coordinator {
         boot: u64,
     },
@@ -126,61 +125,61 @@ pub(crate) enum Who {
     Process(Pid),
 }
 
-impl Numbered for Who {
-    fn number(&self, numbers: &mut Numbers) {
+impl StableHash for Actor {
+    fn stable_hash(&self, hasher: &mut StableHasher) {
         let (kind, id, boot) = match self {
             Self::Coordinator { boot } => (1_u8, 0, *boot),
             Self::Daemon { node, boot } => (2, *node as u64, *boot),
             Self::Process(pid) => (3, *pid, 0),
         };
-        numbers.put(kind);
-        numbers.put(id);
-        numbers.put(boot);
+        hasher.put(kind);
+        hasher.put(id);
+        hasher.put(boot);
     }
 }
 
-/// A rank process is told what it should be.
-pub(crate) struct RankTold<'a>(pub(crate) Rank, pub(crate) &'a Assignment);
+/// An order that a rank process received.
+pub(crate) struct ReceivedOrder<'a>(pub(crate) Rank, pub(crate) &'a Assignment);
 
-/// A rank process has put its shard of a checkpoint.
+/// A shard that a rank process has put.
 pub(crate) struct ShardPut<'a> {
     pub(crate) key: &'a RankKey,
     pub(crate) step: Step,
-    /// What the toy came to.
+    /// The value of the toy model.
     pub(crate) value: u64,
 }
 
-impl Numbered for RankTold<'_> {
-    fn number(&self, numbers: &mut Numbers) {
-        numbers.put(100_u8);
-        numbers.put(self.0.0);
-        self.1.number(numbers);
+impl StableHash for ReceivedOrder<'_> {
+    fn stable_hash(&self, hasher: &mut StableHasher) {
+        hasher.put(100_u8);
+        hasher.put(self.0.0);
+        self.1.stable_hash(hasher);
     }
 }
 
-impl Numbered for ShardPut<'_> {
-    fn number(&self, numbers: &mut Numbers) {
-        numbers.put(101_u8);
-        numbers.key(self.key);
-        numbers.put(self.step.0);
-        numbers.put(self.value);
+impl StableHash for ShardPut<'_> {
+    fn stable_hash(&self, hasher: &mut StableHasher) {
+        hasher.put(101_u8);
+        hasher.key(self.key);
+        hasher.put(self.step.0);
+        hasher.put(self.value);
     }
 }
 
-impl Numbered for WorkerReport {
-    fn number(&self, numbers: &mut Numbers) {
-        numbers.worker(&self.worker);
-        numbers.put(self.devices);
-        numbers.all(&self.ranks, |numbers, rank| rank.number(numbers));
-        numbers.all(&self.unreached, |numbers, it| numbers.worker(&it.peer));
+impl StableHash for WorkerReport {
+    fn stable_hash(&self, hasher: &mut StableHasher) {
+        hasher.worker(&self.worker);
+        hasher.put(self.devices);
+        hasher.all(&self.ranks, |hasher, rank| rank.stable_hash(hasher));
+        hasher.all(&self.unreached, |hasher, it| hasher.worker(&it.peer));
     }
 }
 
-impl Numbered for RankReport {
-    fn number(&self, numbers: &mut Numbers) {
-        numbers.job(&self.job);
-        numbers.put(self.generation.0);
-        numbers.put(self.rank.0);
+impl StableHash for RankReport {
+    fn stable_hash(&self, hasher: &mut StableHasher) {
+        hasher.job(&self.job);
+        hasher.put(self.generation.0);
+        hasher.put(self.rank.0);
         let phase = match &self.phase {
             RankPhase::Starting => 1_u8,
             RankPhase::Ready => 2,
@@ -195,27 +194,27 @@ impl Numbered for RankReport {
                 permanent: true, ..
             } => 8,
         };
-        numbers.put(phase);
-        numbers.put(self.store_address.is_some());
-        numbers.all(&self.steps, |numbers, step| numbers.put(step.step.0));
-        numbers.all(&self.shards, |numbers, shard| numbers.put(shard.step.0));
-        numbers.all(&self.digests, |numbers, digest| {
-            numbers.put(digest.step.0);
-            numbers.id(&digest.sha256);
+        hasher.put(phase);
+        hasher.put(self.store_address.is_some());
+        hasher.all(&self.steps, |hasher, step| hasher.put(step.step.0));
+        hasher.all(&self.shards, |hasher, shard| hasher.put(shard.step.0));
+        hasher.all(&self.digests, |hasher, digest| {
+            hasher.put(digest.step.0);
+            hasher.id(&digest.sha256);
         });
-        numbers.some(self.activity, activity);
-        // Ranks of gangs have none, as before there were units.
+        hasher.some(self.activity, activity);
+        // Skipped for ranks of gangs, as before units existed.
         let UnitReport { done, failed } = &self.units;
         if !done.is_empty() || !failed.is_empty() {
-            numbers.put(1_u8);
-            numbers.all(done, |numbers, range| numbers.units(*range));
-            numbers.all(failed, |numbers, failure| numbers.put(failure.unit));
+            hasher.put(1_u8);
+            hasher.all(done, |hasher, range| hasher.units(*range));
+            hasher.all(failed, |hasher, failure| hasher.put(failure.unit));
         }
     }
 }
 
-fn activity(numbers: &mut Numbers, activity: Activity) {
-    numbers.put(activity.step.0);
+fn activity(hasher: &mut StableHasher, activity: Activity) {
+    hasher.put(activity.step.0);
     let (stage, count) = match activity.stage {
         Stage::Samples => (1_u8, 0),
         Stage::MicroBatch(count) => (2, u64::from(count)),
@@ -225,41 +224,41 @@ fn activity(numbers: &mut Numbers, activity: Activity) {
         Stage::Checkpoint => (6, 0),
         Stage::Unit(unit) => (7, unit),
     };
-    numbers.put(stage);
-    numbers.put(count);
-    numbers.put(activity.for_ms);
+    hasher.put(stage);
+    hasher.put(count);
+    hasher.put(activity.for_ms);
 }
 
-impl Numbered for DesiredState {
-    fn number(&self, numbers: &mut Numbers) {
-        numbers.worker(&self.worker);
-        numbers.all(&self.assignments, |numbers, it| it.number(numbers));
-        numbers.all(&self.peers, |numbers, peer| numbers.worker(&peer.worker));
+impl StableHash for DesiredState {
+    fn stable_hash(&self, hasher: &mut StableHasher) {
+        hasher.worker(&self.worker);
+        hasher.all(&self.assignments, |hasher, it| it.stable_hash(hasher));
+        hasher.all(&self.peers, |hasher, peer| hasher.worker(&peer.worker));
     }
 }
 
-impl Numbered for Assignment {
-    fn number(&self, numbers: &mut Numbers) {
-        numbers.job(&self.job);
-        numbers.put(self.generation.0);
+impl StableHash for Assignment {
+    fn stable_hash(&self, hasher: &mut StableHasher) {
+        hasher.job(&self.job);
+        hasher.put(self.generation.0);
         let kind = match &self.run {
             Run::Gang(_) => 1_u8,
             Run::Units(_) => 2,
         };
-        numbers.put(kind);
-        numbers.put(self.first_rank.0);
-        numbers.put(self.ranks);
+        hasher.put(kind);
+        hasher.put(self.first_rank.0);
+        hasher.put(self.ranks);
         match &self.run {
-            Run::Gang(order) => order.number(numbers),
+            Run::Gang(order) => order.stable_hash(hasher),
             Run::Units(order) => {
-                numbers.some(
+                hasher.some(
                     order.source.as_ref().and_then(|it| it.checkpoint),
-                    Numbers::checkpoint,
+                    StableHasher::checkpoint,
                 );
-                numbers.put(order.leases.len() as u64);
+                hasher.put(order.leases.len() as u64);
                 for (rank, ranges) in &order.leases {
-                    numbers.put(rank.0);
-                    numbers.all(ranges, |numbers, range| numbers.units(*range));
+                    hasher.put(rank.0);
+                    hasher.all(ranges, |hasher, range| hasher.units(*range));
                 }
             }
         }
@@ -268,16 +267,16 @@ impl Numbered for Assignment {
             Some(GracefulStop::WithoutCheckpoint) => 1,
             Some(GracefulStop::WithCheckpoint) => 2,
         };
-        numbers.put(graceful_stop);
+        hasher.put(graceful_stop);
     }
 }
 
-impl Numbered for GangOrder {
-    fn number(&self, numbers: &mut Numbers) {
-        numbers.put(self.world);
-        numbers.put(self.store_address.is_some());
-        numbers.some(self.resume, Numbers::checkpoint);
-        numbers.put(self.acknowledged_step.0);
-        numbers.put(self.committed_step.0);
+impl StableHash for GangOrder {
+    fn stable_hash(&self, hasher: &mut StableHasher) {
+        hasher.put(self.world);
+        hasher.put(self.store_address.is_some());
+        hasher.some(self.resume, StableHasher::checkpoint);
+        hasher.put(self.acknowledged_step.0);
+        hasher.put(self.committed_step.0);
     }
 }

@@ -1,5 +1,5 @@
-//! A desk for trying out the coordinator's machine: events in, effects out, with what was saved
-//! kept as a state store keeps it. No time passes unless a test says so.
+//! A test harness for the coordinator's machine: inputs in, effects out. It applies saves to a
+//! durable state like a state store. Time passes only if a test advances it.
 
 use coordinator_core::event::{
     Durable, Effect, Event, Input, JobPhase, JobRecord, Reply, RequestId,
@@ -22,14 +22,14 @@ use std::collections::BTreeMap;
 
 pub(crate) const DETECT_WITHIN_MS: u64 = 1_000;
 
-pub(crate) struct Desk {
+pub(crate) struct Harness {
     pub(crate) machine: Coordinator,
     pub(crate) durable: Durable,
     pub(crate) now: u64,
     requests: u64,
 }
 
-impl Desk {
+impl Harness {
     pub(crate) fn new() -> Self {
         let durable = Durable::default();
         Self {
@@ -40,14 +40,14 @@ impl Desk {
         }
     }
 
-    /// Handles an event; saves are applied, and must come first.
+    /// Handles an input. Saves are applied, and must be the first effect.
     pub(crate) fn handle(&mut self, event: Input) -> Vec<Effect> {
         let effects = self.machine.handle(self.now, event);
         let late = effects
             .iter()
             .skip(1)
             .any(|effect| matches!(effect, Effect::Save(_)));
-        assert!(!late, "a save after something else: {effects:?}");
+        assert!(!late, "a save after another effect: {effects:?}");
         if let Some(Effect::Save(records)) = effects.first() {
             records
                 .iter()
@@ -62,7 +62,7 @@ impl Desk {
         self.handle(Input::Deadline)
     }
 
-    /// The process ends and another starts from what was saved.
+    /// Restarts the coordinator from the saved state.
     pub(crate) fn restart(&mut self) {
         for record in self.durable.jobs.values() {
             proto::job::parse_stored(&record.id, &record.job_toml)
@@ -108,12 +108,12 @@ impl Desk {
         job
     }
 
-    /// `worker` as `name` or `name#boot` reports these ranks.
+    /// `worker`, as `name` or `name#boot`, reports these ranks.
     pub(crate) fn receive(&mut self, worker: &str, ranks: Vec<RankReport>) -> Vec<Effect> {
         self.receive_unreachable(worker, &[], ranks)
     }
 
-    /// The same of a worker that does not reach these others.
+    /// The same for a worker that cannot reach these others.
     pub(crate) fn receive_unreachable(
         &mut self,
         worker: &str,
@@ -150,18 +150,18 @@ impl Desk {
         }
     }
 
-    /// A job on w1 and w2, both training, steps 1 to 4 with a checkpoint every 2.
+    /// A job that trains on w1 and w2: steps 1 to 4, with a checkpoint every 2 steps.
     pub(crate) fn training() -> (Self, JobId) {
-        let mut desk = Self::new();
-        desk.receive("w1", vec![]);
-        desk.receive("w2", vec![]);
-        let job = desk.submit(spec(2, 2));
-        desk.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
-        desk.receive("w2", vec![rank(&job, 1, 1, RankPhase::Training)]);
-        (desk, job)
+        let mut harness = Self::new();
+        harness.receive("w1", vec![]);
+        harness.receive("w2", vec![]);
+        let job = harness.submit(spec(2, 2));
+        harness.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
+        harness.receive("w2", vec![rank(&job, 1, 1, RankPhase::Training)]);
+        (harness, job)
     }
 
-    /// Both ranks report their shard of `step`; the last report's effects.
+    /// Both ranks report their shard of `step`. Returns the effects of the last report.
     pub(crate) fn shards(&mut self, job: &JobId, step: u64) -> Vec<Effect> {
         let generation = self.generation(job);
         self.receive(
@@ -197,7 +197,7 @@ impl Desk {
         })
     }
 
-    /// Commits a checkpoint from first shard to saved record.
+    /// Commits a checkpoint: reports all shards, then confirms the manifest.
     pub(crate) fn commit(&mut self, job: &JobId, step: u64) -> Vec<Effect> {
         assert_eq!(manifests(&self.shards(job, step)).len(), 1);
         self.written(job, step, Ok(()))
@@ -293,11 +293,11 @@ pub(crate) fn sends(effects: &[Effect]) -> BTreeMap<String, DesiredState> {
     effects.iter().filter_map(send).collect()
 }
 
-/// What the worker is told about its only job.
-pub(crate) fn told(effects: &[Effect], worker: &str) -> Assignment {
+/// The worker's only assignment.
+pub(crate) fn assigned(effects: &[Effect], worker: &str) -> Assignment {
     let state = sends(effects)
         .remove(&id(worker).to_string())
-        .expect("the worker is told");
+        .expect("the worker is sent its desired state");
     assert_eq!(state.assignments.len(), 1, "{state:?}");
     state.assignments[0].clone()
 }
@@ -326,7 +326,7 @@ pub(crate) fn ignored(effects: &[Effect]) -> Vec<String> {
     effects.iter().filter_map(what).collect()
 }
 
-/// A job that samples 4 images of another, and writes their grid: 5 units.
+/// A job that samples 4 images from another job's model and writes a grid of them: 5 units.
 pub(crate) fn sample_of(source: &JobId) -> JobSpec {
     let work = SampleWork {
         count: 4,
@@ -370,8 +370,7 @@ fn resources(workers_min: u32, workers_max: u32) -> Resources {
 }
 
 fn model() -> Model {
-    let (unet, autoencoder, text_encoder) =
-        proto::size::named("tiny").expect("a size of this name");
+    let (unet, autoencoder, text_encoder) = proto::size::named("tiny").expect("a size named tiny");
     Model {
         architecture: ArchitectureSpec::Retrinet(Retrinet {
             diffusion: Diffusion {
@@ -416,7 +415,7 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
     let train = Train {
         steps: 4,
         global_batch: 8,
-        // Each rank needs one of a step.
+        // Each rank needs a micro-batch per step.
         micro_batch: if workers_max <= 2 { 4 } else { 1 },
         optimizer: Optimizer::AdamW {
             beta1: 0.9,

@@ -1,4 +1,4 @@
-//! One worker's part in a job of units: its generation, its ranks, and what they are leased.
+//! A worker that participates in a job of units: its generation, its ranks, and their leases.
 
 use super::pace::Group;
 use super::ranges::Ranges;
@@ -10,12 +10,12 @@ use proto::message::RankPhase;
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug)]
-pub(crate) struct Part {
+pub(crate) struct Participant {
     pub(crate) member: Member,
     pub(crate) generation: Generation,
-    /// The number of the event in which it joined; 0: before the coordinator restarted.
+    /// The number of the input in which it joined; 0 if it was restored after a restart.
     pub(crate) joined_in: u64,
-    /// Every rank of the member, from 0 on.
+    /// Every rank of the member, starting at 0.
     pub(crate) ranks: BTreeMap<Rank, RankUnits>,
     /// Set once it was asked to finish and leave.
     pub(crate) leaving: Option<Leaving>,
@@ -24,30 +24,29 @@ pub(crate) struct Part {
 #[derive(Debug)]
 pub(crate) struct Leaving {
     pub(crate) why: String,
-    /// Then it is dropped, whatever its ranks have done.
+    /// When it is dropped, whatever its ranks have done.
     pub(crate) until: Millis,
 }
 
-/// A rank: what it said last, and what it holds.
+/// A rank: its last reported state and its units.
 #[derive(Debug)]
 pub(crate) struct RankUnits {
     pub(crate) live: RankLive,
-    /// Units that it should do.
+    /// Units that it should run.
     pub(crate) lease: Ranges,
-    /// Units of its lease that it has done, and whose record is not saved: its order still names
-    /// them.
+    /// Completed units that are not saved yet. Its order still names them.
     pub(crate) done: Ranges,
-    /// Units that it was heard to fail in this generation. They are not leased to it again in it:
-    /// it may say so once more.
-    pub(crate) told_failed: BTreeSet<u64>,
+    /// Units that it reported as failed in this generation. They are not leased to it again in this
+    /// generation, because it may report the same failure twice.
+    pub(crate) reported_failed: BTreeSet<u64>,
     pub(crate) group: Group,
-    /// False after a restart of the coordinator, until it is heard: it may hold units that are not
-    /// known to be its.
-    pub(crate) is_known: bool,
+    /// False after a restart of the coordinator until its first report: it may hold units that the
+    /// coordinator does not know of.
+    pub(crate) has_reported: bool,
 }
 
-impl Part {
-    /// It joins in this event: its ranks hold nothing from before.
+impl Participant {
+    /// A worker that joins now. Its ranks hold no units.
     pub(crate) fn new(member: Member, generation: Generation, outbox: &Outbox) -> Self {
         let ranks = member.numbers();
         Self {
@@ -56,12 +55,12 @@ impl Part {
                 .collect(),
             member,
             generation,
-            joined_in: outbox.event,
+            joined_in: outbox.input,
             leaving: None,
         }
     }
 
-    /// It was there before the coordinator restarted.
+    /// A worker that was restored after a restart of the coordinator.
     pub(crate) fn restored(member: Member, generation: Generation, now: Millis) -> Self {
         let ranks = member.numbers();
         Self {
@@ -79,13 +78,13 @@ impl Part {
         &self.member.worker
     }
 
-    /// Units that its ranks should do.
+    /// Number of units that its ranks should run.
     pub(crate) fn leased(&self) -> u64 {
         self.ranks.values().map(|rank| rank.lease.count()).sum()
     }
 
-    /// None of its ranks is at a unit: each has ended, or has not loaded what it needs to begin.
-    pub(crate) fn works_on_nothing(&self) -> bool {
+    /// True if none of its ranks runs a unit: each has ended or is still loading.
+    pub(crate) fn is_idle(&self) -> bool {
         let idle = |rank: &RankUnits| match rank.live.phase {
             Some(
                 RankPhase::Starting
@@ -94,21 +93,21 @@ impl Part {
                 | RankPhase::Broken { .. },
             ) => true,
             Some(RankPhase::Ready | RankPhase::Joining | RankPhase::Training) => false,
-            None => rank.is_known,
+            None => rank.has_reported,
         };
         self.ranks.values().all(idle)
     }
 }
 
 impl RankUnits {
-    fn new(is_known: bool, now: Millis) -> Self {
+    fn new(has_reported: bool, now: Millis) -> Self {
         Self {
             live: RankLive::new(now),
             lease: Ranges::default(),
             done: Ranges::default(),
-            told_failed: BTreeSet::new(),
+            reported_failed: BTreeSet::new(),
             group: Group::first(),
-            is_known,
+            has_reported,
         }
     }
 }

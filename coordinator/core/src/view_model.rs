@@ -1,53 +1,53 @@
-//! What is shown of jobs and workers, as values.
+//! Views of jobs and workers, as plain values.
 
 use crate::record::{JobRecord, Millis};
 use proto::id::{JobId, Rank, Step, WorkerId};
 use proto::message::{Activity, RankPhase, StepReport};
 use proto::spec::{DeviceKind, JobSpec};
 
-/// How the reason of a job begins that waits for one that will not be done.
+/// The reason of a job whose dependency failed starts with this word.
 pub(crate) const DEPENDENCY_FAILED: &str = "dependency-failed";
 
-/// Everything at one moment. Jobs in submit order, workers by name.
+/// All jobs, in submit order, and all workers, by name.
 #[derive(Debug, Clone)]
 pub struct View<'a> {
     pub jobs: Vec<JobView<'a>>,
     pub workers: Vec<WorkerView<'a>>,
 }
 
-/// What is durable of a job and what its ranks last said.
+/// A job's durable record and the last reports of its ranks.
 #[derive(Debug, Clone)]
 pub struct JobView<'a> {
     pub record: JobRecord,
-    /// What its text means; None where its record cannot be read.
+    /// Parsed from its text. None if its record cannot be read.
     pub spec: Option<&'a JobSpec>,
-    /// One per rank of the running generation, in rank order; of units one per rank of each worker,
-    /// whose ranks are numbered from 0 on. Empty when none runs.
+    /// One per rank of the running generation, in rank order. For a job of units, one per rank of
+    /// each worker; each worker's ranks are numbered from 0. Empty if none runs.
     pub ranks: Vec<RankView<'a>>,
-    /// The newest step that rank 0 of the newest generation reported; None before the first.
+    /// The newest step that rank 0 of the newest generation reported. None before the first.
     pub last_step: Option<&'a StepReport>,
-    /// How far the job is: the newest reported or committed step.
+    /// The newest reported or committed step.
     pub step: Step,
-    /// Why the running generation was asked to end in order, if it was.
+    /// Why a graceful stop of the running generation was requested, if it was.
     pub stopping: Option<String>,
-    /// How far its units are; None: it is a gang.
+    /// The progress of its units. None if it is a gang.
     pub units: Option<UnitsView>,
 }
 
-/// How far a job of units is, as far as it is saved.
+/// The saved progress of a job of units.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UnitsView {
     pub total: u64,
     pub done: u64,
-    /// Of ranks, and not known to be done.
+    /// Leased to ranks and not known to be done.
     pub leased: u64,
-    /// Not tried any more.
+    /// Failed too often and not retried.
     pub set_aside: u64,
-    /// Failed, and to be tried again.
+    /// Failed and to be retried.
     pub failed: u64,
-    /// Units that were done in a second, over the last minute.
+    /// Units completed per second, over the last minute.
     pub per_second: f64,
-    /// The first of those that are set aside.
+    /// The first units that were set aside.
     pub named: Vec<SetAside>,
 }
 
@@ -55,9 +55,9 @@ pub struct UnitsView {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SetAside {
     pub unit: u64,
-    /// Names of the workers on which it failed, once for each time.
+    /// Names of the workers on which it failed, one per failure.
     pub workers: Vec<String>,
-    /// What it said last.
+    /// The last error.
     pub error: String,
 }
 
@@ -79,9 +79,9 @@ impl JobView<'_> {
 pub struct RankView<'a> {
     pub rank: Rank,
     pub worker: &'a WorkerId,
-    /// None: its worker has not reported it yet.
+    /// None if its worker has not reported it yet.
     pub phase: Option<&'a RankPhase>,
-    /// Where it was when it was last heard.
+    /// What it was doing at the last report.
     pub activity: Option<Activity>,
 }
 
@@ -92,47 +92,48 @@ pub struct WorkerView<'a> {
     pub devices: u32,
     /// Devices that running generations hold.
     pub used: u32,
-    /// False once its lease has run out.
+    /// False after its lease has expired.
     pub up: bool,
-    /// Somebody drains it: it gets nothing new and loses what it has.
+    /// It is drained: it gets no new work and its work moves away.
     pub drained: bool,
-    /// Names of the workers that it shares a job with and has no connection to.
+    /// Names of the workers that it shares a job with and cannot reach.
     pub unreachable: Vec<String>,
-    /// The coordinator's clock when it last reported; None: not since the coordinator started.
+    /// The coordinator's clock at its last report. None if it has not reported since the
+    /// coordinator started.
     pub last_heard_ms: Option<Millis>,
 }
 
-/// Why a job is where it is.
+/// Why a job is in its current state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Why {
     /// One sentence without a full stop.
     pub sentence: String,
-    /// One word for what holds the job: `over`, `paused`, `workers`, `connection`, `quota`,
-    /// `in_grace_period`, `release`, `manifest`, `stopping`, `forming`, `step`, `last-checkpoint`,
+    /// The limiting constraint in one word: `over`, `paused`, `workers`, `connection`, `quota`,
+    /// `settling`, `release`, `manifest`, `halting`, `forming`, `step`, `last-checkpoint`,
     /// `failed-rank`, `units`, `dependency` or `dependency-failed`.
     pub constraint: &'static str,
-    /// What would let it go on; None where nothing is needed.
+    /// What would let it continue. None if nothing is needed.
     pub remedy: Option<String>,
-    /// The rank that all others wait for.
+    /// The rank that blocks all others.
     pub waits_for: Option<WaitsFor>,
 }
 
-/// A rank, where it is, and for how long it has been there.
+/// A rank, its activity, and the duration of that activity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WaitsFor {
     pub rank: Rank,
     pub worker: WorkerId,
-    /// What it does there, in a few words.
+    /// Its activity, in a few words.
     pub phase: String,
     pub for_ms: u64,
 }
 
 impl Why {
-    /// It does not ask for workers yet.
-    pub(crate) fn held_up(reason: &str, id: &JobId) -> Self {
+    /// The job waits for a dependency and asks for no workers yet.
+    pub(crate) fn blocked(reason: &str, id: &JobId) -> Self {
         let failed = reason.starts_with(DEPENDENCY_FAILED);
         let remedy = failed
-            .then(|| format!("`coordinator cancel {id}`, and a new job after one that is done"));
+            .then(|| format!("`coordinator cancel {id}`, then a new job after one that is done"));
         Self::new(
             if failed {
                 DEPENDENCY_FAILED

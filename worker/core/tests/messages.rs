@@ -1,5 +1,5 @@
-//! What the daemon's machine hears of ranks and the coordinator, what it hands on, and what it
-//! ignores.
+//! How the daemon's machine handles messages of ranks and of the coordinator: what it forwards and
+//! what it ignores.
 #![allow(clippy::unwrap_used)]
 
 mod desk;
@@ -33,17 +33,17 @@ fn a_changed_assignment_is_handed_on() {
 }
 
 #[test]
-fn what_ranks_said_while_the_daemon_slept_is_heard_before_they_are_judged() {
+fn reports_sent_while_the_daemon_was_suspended_are_read_before_ranks_count_as_silent() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 0, 1)]);
-    desk.say(&key(1, 0), RankPhase::Training);
+    desk.report(&key(1, 0), RankPhase::Training);
     desk.now += 100 * DETECT_WITHIN_MS;
     assert!(
         !desk
             .handle(Input::Deadline)
             .contains(&Effect::Kill { key: key(1, 0) })
     );
-    desk.say(&key(1, 0), RankPhase::Training);
+    desk.report(&key(1, 0), RankPhase::Training);
     assert!(
         !desk
             .wait(DETECT_WITHIN_MS - 1)
@@ -53,7 +53,7 @@ fn what_ranks_said_while_the_daemon_slept_is_heard_before_they_are_judged() {
 }
 
 #[test]
-fn how_a_rank_ends_is_told_in_its_own_words_where_it_had_some() {
+fn the_end_of_a_rank_is_reported_with_its_own_error_if_it_sent_one() {
     let cases: [(Option<RankPhase>, bool, &str, RankPhase); 3] = [
         (
             None,
@@ -71,28 +71,28 @@ fn how_a_rank_ends_is_told_in_its_own_words_where_it_had_some() {
             Some(RankPhase::Training),
             true,
             "exit status 0",
-            error("left before its work was done (exit status 0)"),
+            error("exited before its work was done (exit status 0)"),
         ),
     ];
-    for (last_words, success, outcome, expected) in cases {
+    for (last_report, success, outcome, expected) in cases {
         let mut desk = Desk::new();
         desk.desire(vec![assignment(1, 0, 1)]);
-        if let Some(phase) = last_words {
-            desk.say(&key(1, 0), phase);
+        if let Some(phase) = last_report {
+            desk.report(&key(1, 0), phase);
         }
         desk.exit(&key(1, 0), success, outcome);
         assert_eq!(desk.phase(&key(1, 0)), expected);
         let again = desk.desire(vec![assignment(1, 0, 1)]);
-        assert_eq!(spawned(&again), [], "a rank lives once");
+        assert_eq!(spawned(&again), [], "a rank is started only once");
     }
-    // Who works on units and was told to halt has finished, and holds nothing.
+    // A rank of a job of units that stopped gracefully has finished, and holds no state.
     for (success, outcome) in [(true, "exit status 0"), (false, "exit status 139")] {
         let mut desk = Desk::new();
         desk.desire(vec![Assignment {
             run: Run::Units(UnitOrder::default()),
             ..assignment(1, 0, 1)
         }]);
-        desk.say(&key(1, 0), RankPhase::Finished);
+        desk.report(&key(1, 0), RankPhase::Finished);
         desk.exit(&key(1, 0), success, outcome);
         assert_eq!(desk.phase(&key(1, 0)), RankPhase::Finished);
     }
@@ -103,7 +103,7 @@ fn steps_and_shards_are_kept_until_the_coordinator_has_them() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 0, 1)]);
     for number in 1..=3 {
-        let mut report = said(&key(1, 0), RankPhase::Training);
+        let mut report = rank_report(&key(1, 0), RankPhase::Training);
         report.steps.push(step(number));
         report.shards.push(shard(number));
         let effects = desk.handle(Input::RankSaid {
@@ -135,7 +135,7 @@ fn steps_and_shards_are_kept_until_the_coordinator_has_them() {
             .collect::<Vec<_>>(),
         [2, 3]
     );
-    let mut late = said(&key(1, 0), RankPhase::Training);
+    let mut late = rank_report(&key(1, 0), RankPhase::Training);
     late.steps.push(step(2));
     late.shards.push(shard(1));
     desk.handle(Input::RankSaid {
@@ -146,7 +146,7 @@ fn steps_and_shards_are_kept_until_the_coordinator_has_them() {
     assert_eq!(
         (rank.steps.len(), rank.shards.len()),
         (1, 2),
-        "what the coordinator has does not come back"
+        "acknowledged steps and shards are not reported again"
     );
 }
 
@@ -161,8 +161,12 @@ fn reports_repeat_themselves_and_cease_without_a_stream() {
     assert_eq!(reports(&desk.wait(1)).len(), 1);
     desk.desire(vec![assignment(1, 0, 1)]);
     desk.handle(Input::Disconnected);
-    let effects = desk.say(&key(1, 0), RankPhase::Training);
-    assert_eq!(effects, [], "ranks go on; nobody is there to tell");
+    let effects = desk.report(&key(1, 0), RankPhase::Training);
+    assert_eq!(
+        effects,
+        [],
+        "ranks continue; there is no stream to report to"
+    );
     assert_eq!(
         reports(&desk.handle(Input::Connected))[0].ranks[0].phase,
         RankPhase::Training
@@ -170,7 +174,7 @@ fn reports_repeat_themselves_and_cease_without_a_stream() {
 }
 
 #[test]
-fn orders_for_another_boot_are_not_ours() {
+fn orders_for_another_boot_are_ignored() {
     let mut desk = Desk::new();
     let state = DesiredState {
         worker: id(6),
@@ -180,17 +184,17 @@ fn orders_for_another_boot_are_not_ours() {
     };
     let effects = desk.handle(Input::Desired(state));
     assert_eq!(spawned(&effects), []);
-    assert!(
-        matches!(&effects[0], Effect::Emit(Event::Ignored { what, .. }) if what == "orders for \
-        w1#6; this is w1#7")
-    );
+    assert!(matches!(
+        &effects[0],
+        Effect::Emit(Event::Ignored { what, .. }) if what == "orders for w1#6; this is w1#7"
+    ));
 }
 
 #[test]
-fn an_overtaken_state_neither_brings_back_an_old_generation_nor_ends_the_new() {
+fn an_outdated_state_neither_restores_an_old_generation_nor_ends_the_new_one() {
     let mut desk = Desk::new();
     desk.desire(vec![assignment(1, 0, 1)]);
-    desk.say(&key(1, 0), RankPhase::Training);
+    desk.report(&key(1, 0), RankPhase::Training);
     desk.desire(vec![assignment(2, 0, 1)]);
     let effects = desk.desire(vec![assignment(1, 0, 1)]);
     assert!(
@@ -203,9 +207,9 @@ fn an_overtaken_state_neither_brings_back_an_old_generation_nor_ends_the_new() {
 }
 
 #[test]
-fn what_an_unknown_rank_says_is_ignored() {
+fn reports_of_an_unknown_rank_are_ignored() {
     let mut desk = Desk::new();
-    let effects = desk.say(&key(1, 0), RankPhase::Training);
+    let effects = desk.report(&key(1, 0), RankPhase::Training);
     assert!(
         matches!(&effects[..], [Effect::Emit(Event::Ignored { .. })]),
         "{effects:?}"
@@ -214,6 +218,6 @@ fn what_an_unknown_rank_says_is_ignored() {
     assert_eq!(
         spawned(&desk.desire(vec![assignment(1, u32::MAX, u32::MAX)])).len(),
         1,
-        "strange orders do no harm"
+        "invalid orders are tolerated"
     );
 }

@@ -1,5 +1,5 @@
-//! The story of a world in plain words: one sentence for what a machine was told or wants, if it is
-//! worth a sentence. Heartbeats, and states that are only repeated, are not.
+//! One sentence for an input or effect of a machine, for the printed trace. Heartbeats and repeated
+//! states have none.
 
 use super::plan::Plan;
 use coordinator_core::event as coordinator;
@@ -14,13 +14,13 @@ use worker_core::event::RankKey;
 pub(crate) fn plan(plan: &Plan) -> String {
     let devices: Vec<String> = plan.nodes.iter().map(ToString::to_string).collect();
     format!(
-        "a world of {} nodes with {} devices, {} jobs and {} faults; rough until {} s, with {}",
+        "a world of {} nodes with {} devices, {} jobs and {} faults until {} s, with {}",
         plan.nodes.len(),
         devices.join(", "),
         plan.jobs.len(),
         plan.faults.len(),
         plan.heal_at as f64 / 1000.0,
-        plan.noise.words()
+        plan.noise.describe()
     )
 }
 
@@ -38,10 +38,10 @@ pub(crate) fn key(key: &RankKey) -> String {
     )
 }
 
-/// What the coordinator was told.
-pub(crate) fn heard(event: &coordinator::Input) -> Option<String> {
+/// An input of the coordinator.
+pub(crate) fn input(event: &coordinator::Input) -> Option<String> {
     use coordinator::Input;
-    let words = match event {
+    let text = match event {
         Input::Submit { spec, .. } => {
             let resources = &spec.resources;
             let (min, max) = (resources.workers_min, resources.workers_max);
@@ -51,24 +51,24 @@ pub(crate) fn heard(event: &coordinator::Input) -> Option<String> {
                 Work::Sample(work) => (work.units().count, "units"),
             };
             format!(
-                "somebody submits a job of {count} {what} for {min} to {max} workers with \
+                "a client submits a job of {count} {what} for {min} to {max} workers with \
                 {devices} devices each"
             )
         }
-        Input::Cancel { job, .. } => format!("somebody cancels {job}"),
+        Input::Cancel { job, .. } => format!("a client cancels {job}"),
         Input::Pause {
             job, paused: true, ..
-        } => format!("somebody pauses {job}"),
-        Input::Pause { job, .. } => format!("somebody resumes {job}"),
-        Input::Scale { job, workers, .. } => format!("somebody wants {job} on {workers} workers"),
+        } => format!("a client pauses {job}"),
+        Input::Pause { job, .. } => format!("a client resumes {job}"),
+        Input::Scale { job, workers, .. } => format!("a client scales {job} to {workers} workers"),
         Input::Drain {
             worker,
             drained: true,
             ..
-        } => format!("somebody drains {worker}"),
-        Input::Drain { worker, .. } => format!("somebody takes back the drain of {worker}"),
+        } => format!("a client drains {worker}"),
+        Input::Drain { worker, .. } => format!("a client undrains {worker}"),
         Input::Disconnected { worker } => {
-            format!("the coordinator learns that the stream of {worker} broke")
+            format!("the coordinator sees that the stream of {worker} broke")
         }
         Input::ManifestWritten {
             job,
@@ -78,26 +78,24 @@ pub(crate) fn heard(event: &coordinator::Input) -> Option<String> {
             let at = checkpoint(*at);
             match result {
                 Ok(()) => {
-                    format!("the coordinator learns that the manifest of {job} {at} is written")
+                    format!("the manifest of {job} {at} is written")
                 }
                 Err(error) => {
-                    format!(
-                        "the coordinator learns that the manifest of {job} {at} failed: {error}"
-                    )
+                    format!("writing the manifest of {job} {at} failed: {error}")
                 }
             }
         }
         Input::Received { .. } | Input::Deadline => return None,
         #[allow(unreachable_patterns)]
-        other => format!("the coordinator hears {other:?}"),
+        other => format!("the coordinator receives {other:?}"),
     };
-    Some(words)
+    Some(text)
 }
 
-/// What the coordinator wants.
-pub(crate) fn wanted(effect: &coordinator::Effect) -> Option<String> {
+/// An effect of the coordinator.
+pub(crate) fn effect(effect: &coordinator::Effect) -> Option<String> {
     use coordinator::Effect;
-    let words = match effect {
+    let text = match effect {
         Effect::Save(records) => {
             let saved: Vec<String> = records.iter().map(record).collect();
             format!("the coordinator saves {}", saved.join("; "))
@@ -110,12 +108,12 @@ pub(crate) fn wanted(effect: &coordinator::Effect) -> Option<String> {
                 drained: true,
             } => format!("the coordinator answers: {worker} is drained"),
             Reply::Worker { worker, .. } => {
-                format!("the coordinator answers: {worker} is used again")
+                format!("the coordinator answers: {worker} is undrained")
             }
             Reply::Refused { reason } => format!("the coordinator refuses: {reason}"),
         },
         Effect::WriteManifest { manifest } => format!(
-            "the coordinator puts the manifest of {} step {} (generation {})",
+            "the coordinator writes the manifest of {} step {} (generation {})",
             manifest.job, manifest.step, manifest.generation
         ),
         Effect::DeleteCheckpoint {
@@ -124,30 +122,30 @@ pub(crate) fn wanted(effect: &coordinator::Effect) -> Option<String> {
         } => {
             format!("the coordinator deletes {job} {}", checkpoint(*at))
         }
-        Effect::Emit(event) => return noted(event),
+        Effect::Emit(event) => return coordinator_event(event),
         Effect::Send { .. } => return None,
         #[allow(unreachable_patterns)]
-        other => format!("the coordinator wants {other:?}"),
+        other => format!("the coordinator emits {other:?}"),
     };
-    Some(words)
+    Some(text)
 }
 
 fn record(record: &Record) -> String {
     match record {
-        Record::Counters(counters) => format!("that there were {} jobs", counters.jobs),
-        Record::Drained(names) if names.is_empty() => "that nobody is drained".to_owned(),
+        Record::Counters(counters) => format!("a count of {} jobs", counters.jobs),
+        Record::Drained(names) if names.is_empty() => "that no worker is drained".to_owned(),
         Record::Drained(names) => {
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            format!("that {} is drained", names.join(" and "))
+            format!("the drained workers {}", names.join(", "))
         }
         Record::Ledger { job, entries } => {
-            format!("{} entries more of {job}'s ledger", entries.len())
+            format!("{} new ledger entries of {job}", entries.len())
         }
         Record::Job(job) => phase(job),
     }
 }
 
-/// A job as its record says, in a few words.
+/// The state of a job, from its record.
 pub(crate) fn phase(job: &JobRecord) -> String {
     let what = match &job.phase {
         JobPhase::Queued { reason } => format!("{}: {reason}", job.word()),
@@ -176,11 +174,11 @@ fn name(worker: &WorkerId) -> String {
     worker.to_string()
 }
 
-fn noted(event: &coordinator::Event) -> Option<String> {
+fn coordinator_event(event: &coordinator::Event) -> Option<String> {
     use coordinator::Event;
-    let words = match event {
+    let text = match event {
         Event::WorkerUp { worker } => format!("{worker} is up"),
-        Event::WorkerDown { worker, reason } => format!("{worker} counts as down: {reason}"),
+        Event::WorkerDown { worker, reason } => format!("{worker} is down: {reason}"),
         Event::JobQueued { job, reason } => format!("{job} waits: {reason}"),
         Event::GenerationFormed {
             job,
@@ -191,34 +189,34 @@ fn noted(event: &coordinator::Event) -> Option<String> {
             job,
             generation,
             worker,
-        } => format!("{worker} is in reserve beside {job} generation {generation}"),
+        } => format!("{worker} is a standby of {job} generation {generation}"),
         Event::StandbyLost {
             job,
             generation,
             worker,
             reason,
-        } => format!("{worker} is no reserve of {job} generation {generation} any more: {reason}"),
+        } => format!("{worker} is no standby of {job} generation {generation} any more: {reason}"),
         Event::GenerationEnded {
             job,
             generation,
             reason,
-        } => format!("{job} generation {generation} is broken: {reason}"),
+        } => format!("{job} generation {generation} has ended: {reason}"),
         Event::Stopping {
             job,
             generation,
             reason,
-        } => format!("{job} generation {generation} is asked to end in order: {reason}"),
+        } => format!("{job} generation {generation} is asked to stop: {reason}"),
         Event::Stopped {
             job,
             generation,
             reason,
-        } => format!("{job} generation {generation} has ended in order: {reason}"),
+        } => format!("{job} generation {generation} has stopped: {reason}"),
         Event::Stepped {
             job,
             generation,
             report,
         } => format!(
-            "the coordinator hears of step {} of {job} generation {generation}",
+            "the coordinator receives step {} of {job} generation {generation}",
             report.step
         ),
         Event::Committed {
@@ -235,25 +233,25 @@ fn noted(event: &coordinator::Event) -> Option<String> {
             worker,
             failures,
             error,
-        } => format!("unit {unit} of {job} fails on {worker}, for the {failures}. time: {error}"),
+        } => format!("unit {unit} of {job} fails on {worker}, failure {failures}: {error}"),
         Event::UnitSetAside { job, unit, .. } => format!("unit {unit} of {job} is set aside"),
-        Event::Parted { what } => format!("the coordinator learns that {what}"),
+        Event::Parted { what } => format!("the coordinator sees that {what}"),
     };
-    Some(words)
+    Some(text)
 }
 
-/// What a daemon was told.
-pub(crate) fn daemon_heard(id: &WorkerId, event: &worker::Input) -> Option<String> {
+/// An input of a daemon.
+pub(crate) fn daemon_input(id: &WorkerId, event: &worker::Input) -> Option<String> {
     use worker::Input;
-    let words = match event {
+    let text = match event {
         Input::Connected => format!("{id} has a stream to the coordinator"),
         Input::RankSaid { report, .. } => match &report.phase {
             RankPhase::Broken { error } => format!(
-                "{id} hears from rank {} of {} generation {}: the group is broken: {error}",
+                "{id} receives from rank {} of {} generation {}: the group is broken: {error}",
                 report.rank, report.job, report.generation
             ),
             RankPhase::Failed { error, .. } => format!(
-                "{id} hears from rank {} of {} generation {}: failed: {error}",
+                "{id} receives from rank {} of {} generation {}: failed: {error}",
                 report.rank, report.job, report.generation
             ),
             RankPhase::Starting
@@ -265,22 +263,22 @@ pub(crate) fn daemon_heard(id: &WorkerId, event: &worker::Input) -> Option<Strin
         Input::RankExited {
             key: it, outcome, ..
         } => {
-            format!("{id} learns that {} ended: {outcome}", key(it))
+            format!("{id} sees that {} exited: {outcome}", key(it))
         }
-        Input::Shutdown => format!("{id} is asked to leave"),
+        Input::Shutdown => format!("{id} is asked to shut down"),
         Input::Disconnected
         | Input::Desired(_)
         | Input::PeerAnswered { .. }
         | Input::PeerFailed { .. }
         | Input::Deadline => return None,
     };
-    Some(words)
+    Some(text)
 }
 
-/// What a daemon wants.
-pub(crate) fn daemon_wanted(id: &WorkerId, effect: &worker::Effect) -> Option<String> {
+/// An effect of a daemon.
+pub(crate) fn daemon_effect(id: &WorkerId, effect: &worker::Effect) -> Option<String> {
     use worker::{Effect, Event};
-    let words = match effect {
+    let text = match effect {
         Effect::Spawn {
             key: it, device, ..
         } => format!("{id} starts {} on device {device}", key(it)),
@@ -290,20 +288,23 @@ pub(crate) fn daemon_wanted(id: &WorkerId, effect: &worker::Effect) -> Option<St
             assignment,
             ..
         } if it.generation < assignment.generation => format!(
-            "{id} hands the process of {} generation {}, as rank {rank}",
+            "{id} sends the process of {} generation {}, as rank {rank}",
             key(it),
             assignment.generation
         ),
-        Effect::Stop { key: it } => format!("{id} asks {} to leave", key(it)),
+        Effect::Stop { key: it } => format!("{id} asks {} to exit", key(it)),
         Effect::Kill { key: it } => format!("{id} kills {}", key(it)),
         Effect::Emit(Event::RankSilent { key: it, silent_ms }) => {
-            format!("{id} has not heard {} for {silent_ms} ms", key(it))
+            format!(
+                "{id} has received nothing from {} for {silent_ms} ms",
+                key(it)
+            )
         }
         Effect::Emit(Event::Ignored { what, .. }) => {
             format!("{id} ignores the coordinator: {what}")
         }
-        Effect::Exit => format!("{id} leaves"),
+        Effect::Exit => format!("{id} exits"),
         _ => return None,
     };
-    Some(words)
+    Some(text)
 }

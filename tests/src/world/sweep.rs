@@ -1,33 +1,37 @@
-//! Many worlds, on all cores. Each is a value of its own; only their numbers come together.
+//! Runs many independent worlds on all cores and sums up their outcomes.
 
-use super::numbers::Numbers;
-use super::{Broken, Bug, Kinds, Outcome, Story, run_of};
+use super::stable_hash::StableHasher;
+use super::{Broken, Bug, Kinds, Outcome, TraceMode, run_of};
 use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::available_parallelism;
 
-/// What became of many worlds.
+/// Outcomes of many worlds.
 #[derive(Debug)]
-pub struct Crowd {
+pub struct Sweep {
     pub sum: Outcome,
-    /// In the order of their seeds.
+    /// Sorted by seed.
     pub broken: Vec<Broken>,
-    /// Events of the shortest one that ended well.
+    /// The fewest events of a world that did not break.
     pub shortest: u64,
     pub threads: usize,
 }
 
-/// Lives through the worlds of the first `count` seeds. `tell` hears of each that breaks, when it
-/// does.
+/// Runs the worlds of the first `count` seeds. Calls `on_failure` when a world breaks.
 ///
 /// # Panics
-/// If `tell` does.
-pub fn crowd(kinds: Kinds, count: u64, bug: Option<Bug>, tell: impl Fn(&Broken) + Sync) -> Crowd {
+/// If `on_failure` panics.
+pub fn sweep(
+    kinds: Kinds,
+    count: u64,
+    bug: Option<Bug>,
+    on_failure: impl Fn(&Broken) + Sync,
+) -> Sweep {
     let threads = available_parallelism().map_or(1, NonZero::get);
     let next = AtomicU64::new(0);
-    let all = Mutex::new(Crowd {
+    let all = Mutex::new(Sweep {
         sum: Outcome::default(),
         broken: Vec::new(),
         shortest: u64::MAX,
@@ -39,15 +43,15 @@ pub fn crowd(kinds: Kinds, count: u64, bug: Option<Bug>, tell: impl Fn(&Broken) 
             if count <= seed {
                 break;
             }
-            let result = run_of(kinds, seed, bug, Story::Dropped);
-            let mut all = all.lock().expect("whoever panicked has ended this already");
+            let result = run_of(kinds, seed, bug, TraceMode::Off);
+            let mut all = all.lock().expect("the lock is not poisoned");
             match result {
                 Ok(outcome) => {
                     all.sum.add(&outcome);
                     all.shortest = all.shortest.min(outcome.events);
                 }
                 Err(broken) => {
-                    tell(&broken);
+                    on_failure(&broken);
                     all.broken.push(broken);
                 }
             }
@@ -56,27 +60,25 @@ pub fn crowd(kinds: Kinds, count: u64, bug: Option<Bug>, tell: impl Fn(&Broken) 
     std::thread::scope(|scope| {
         (0..threads).for_each(|_| drop(scope.spawn(work)));
     });
-    let mut all = all
-        .into_inner()
-        .expect("whoever panicked has ended this already");
+    let mut all = all.into_inner().expect("the lock is not poisoned");
     all.broken.sort_by_key(|broken| broken.seed);
     all
 }
 
-/// The hashes of numbers of many worlds.
+/// The stable hashes of many worlds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hashes {
-    /// By seed, or why there is none.
+    /// By seed; the error if the world broke.
     pub each: BTreeMap<u64, Result<u64, Broken>>,
-    /// Of all of them, in order.
+    /// The hash of all of them, in order.
     pub all: u64,
 }
 
-/// Lives through the worlds of the first `count` seeds and hashes their numbers, to compare two
-/// versions.
+/// Computes the stable hashes of the worlds of the first `count` seeds, to compare two versions of
+/// the code.
 ///
 /// # Panics
-/// If a thread of it did.
+/// If a worker thread panics.
 #[must_use]
 pub fn hashes(count: u64, kinds: Kinds) -> Hashes {
     let threads = available_parallelism().map_or(1, NonZero::get);
@@ -87,20 +89,17 @@ pub fn hashes(count: u64, kinds: Kinds) -> Hashes {
             if count <= seed {
                 break;
             }
-            let hash = run_of(kinds, seed, None, Story::Numbered).map(|outcome| outcome.numbers);
-            let mut each = each
-                .lock()
-                .expect("whoever panicked has ended this already");
+            let hash = run_of(kinds, seed, None, TraceMode::StablyHashed)
+                .map(|outcome| outcome.stable_hash);
+            let mut each = each.lock().expect("the lock is not poisoned");
             each.insert(seed, hash);
         }
     };
     std::thread::scope(|scope| {
         (0..threads).for_each(|_| drop(scope.spawn(work)));
     });
-    let each = each
-        .into_inner()
-        .expect("whoever panicked has ended this already");
-    let mut all = Numbers::default();
+    let each = each.into_inner().expect("the lock is not poisoned");
+    let mut all = StableHasher::default();
     for hash in each.values() {
         match hash {
             Ok(hash) => all.put(*hash),

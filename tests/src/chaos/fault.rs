@@ -1,39 +1,39 @@
-//! The faults: who is hit, what is done to it, and what is taken back later. And the care for the
-//! processes between faults, which is what systemd does: whoever ended is started again, and
-//! whoever ended without a reason is the culprit.
+//! The faults: choice of the target, injection and undo. And the supervision of the processes
+//! between faults, as systemd does it: processes that exited because of a fault are restarted; any
+//! other exit is an error.
 
-use super::{Chaos, Open, WORKERS};
+use super::{Chaos, PendingFault, WORKERS};
 use crate::cluster::process::signal;
 use crate::world::Rng;
 use anyhow::{Context, Result, ensure};
 use std::time::{Duration, Instant};
 
-/// How long after the object store was back the coordinator may still end because of it: its save's
-/// deadline, with room.
+/// How long after the object store is back the coordinator may still exit because of it: the
+/// deadline of a save, with a margin.
 const STORE_AFTERMATH: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// SIGKILL to a rank.
     KillRank,
-    /// SIGKILL to a daemon; its ranks die with it. Started again later.
+    /// SIGKILL to a daemon; its ranks die with it. Restarted later.
     KillDaemon,
-    /// SIGKILL to the coordinator. Started again later.
+    /// SIGKILL to the coordinator. Restarted later.
     KillCoordinator,
-    /// SIGKILL to the object store. Started again later.
+    /// SIGKILL to the object store. Restarted later.
     KillStore,
-    /// SIGSTOP to a rank, for ever: somebody must notice.
+    /// SIGSTOP to a rank, permanently: its daemon must notice.
     StopRank,
     /// SIGSTOP, and SIGCONT later.
     PauseRank,
     PauseDaemon,
     PauseCoordinator,
     PauseStore,
-    /// A worker is drained, and used again later.
+    /// A worker is drained, and undrained later.
     Drain,
-    /// One worker more.
+    /// A worker is added.
     Add,
-    /// The added worker is asked to leave (SIGTERM).
+    /// The added worker is shut down (SIGTERM).
     Remove,
 }
 
@@ -53,7 +53,7 @@ impl Kind {
         Self::Remove,
     ];
 
-    pub(crate) fn drawn(rng: &mut Rng) -> Self {
+    pub(crate) fn random(rng: &mut Rng) -> Self {
         match rng.between(1, 100) {
             1..=34 => Self::KillRank,
             35..=47 => Self::KillDaemon,
@@ -79,25 +79,25 @@ impl Kind {
     }
 
     #[must_use]
-    pub fn words(self) -> &'static str {
+    pub fn description(self) -> &'static str {
         match self {
             Self::KillRank => "SIGKILL to a rank",
             Self::KillDaemon => "SIGKILL to a daemon",
             Self::KillCoordinator => "SIGKILL to the coordinator",
             Self::KillStore => "SIGKILL to the object store",
-            Self::StopRank => "SIGSTOP to a rank, for ever",
+            Self::StopRank => "SIGSTOP to a rank, permanently",
             Self::PauseRank => "SIGSTOP, SIGCONT to a rank",
             Self::PauseDaemon => "SIGSTOP, SIGCONT to a daemon",
             Self::PauseCoordinator => "SIGSTOP, SIGCONT to the coordinator",
             Self::PauseStore => "SIGSTOP, SIGCONT to the object store",
-            Self::Drain => "a worker drained, and used again",
+            Self::Drain => "a worker drained and undrained",
             Self::Add => "a worker added",
             Self::Remove => "SIGTERM to the added worker",
         }
     }
 }
 
-/// What a fault left behind and time mends.
+/// How a fault is undone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Undo {
     ContinueRank(u32),
@@ -108,31 +108,31 @@ pub(crate) enum Undo {
     StartCoordinator,
     StartStore,
     Undrain(usize),
-    /// A daemon that was asked to leave has left.
-    Gone(usize),
+    /// A daemon that was shut down has exited.
+    Exited(usize),
 }
 
 impl Chaos<'_> {
-    /// Does it, if there is somebody to do it to. Returns whether there was.
-    pub(crate) fn strike(&mut self, kind: Kind) -> Result<bool> {
+    /// Injects the fault, if it has a target. Returns whether it had.
+    pub(crate) fn inject(&mut self, kind: Kind) -> Result<bool> {
         let before = self.job.seen.step;
         let at = Instant::now();
-        let Some(whom) = self.perform(kind)? else {
+        let Some(target) = self.perform(kind)? else {
             return Ok(false);
         };
         let seen = &self.job.seen;
         println!(
-            "{:8.1} s  {} generation {} world {} step {before}: {} ({whom})",
+            "{:8.1} s  {} generation {} world {} step {before}: {} ({target})",
             self.summary.elapsed().as_secs_f64(),
             self.job.id,
             seen.generation,
             seen.world,
-            kind.words(),
+            kind.description(),
         );
-        let strike = self.summary.struck(kind);
+        let fault = self.summary.add_fault(kind);
         let first = None;
-        self.open.push(Open {
-            strike,
+        self.pending.push(PendingFault {
+            fault,
             at,
             first,
             before,
@@ -140,41 +140,45 @@ impl Chaos<'_> {
         Ok(true)
     }
 
-    /// Whom it hit; None: nobody was there.
+    /// Returns the target; None: there was none.
     fn perform(&mut self, kind: Kind) -> Result<Option<String>> {
         match kind {
-            Kind::KillRank | Kind::StopRank | Kind::PauseRank => return self.strike_rank(kind),
-            Kind::KillDaemon | Kind::PauseDaemon | Kind::Drain => return self.strike_worker(kind),
-            Kind::Add | Kind::Remove => return self.change_fleet(kind),
+            Kind::KillRank | Kind::StopRank | Kind::PauseRank => {
+                return self.inject_into_rank(kind);
+            }
+            Kind::KillDaemon | Kind::PauseDaemon | Kind::Drain => {
+                return self.inject_into_worker(kind);
+            }
+            Kind::Add | Kind::Remove => return self.add_or_remove_worker(kind),
             Kind::KillCoordinator | Kind::PauseCoordinator if !self.coordinator_answers() => {
                 return Ok(None);
             }
-            Kind::KillStore | Kind::PauseStore if self.store_is_struck() => return Ok(None),
+            Kind::KillStore | Kind::PauseStore if self.store_is_down() => return Ok(None),
             Kind::KillCoordinator => {
                 self.cluster.kill_coordinator()?;
-                self.later(Undo::StartCoordinator);
+                self.schedule_undo(Undo::StartCoordinator);
             }
             Kind::PauseCoordinator => {
                 signal("STOP", self.cluster.coordinator_pid()?)?;
-                self.later(Undo::ContinueCoordinator);
+                self.schedule_undo(Undo::ContinueCoordinator);
             }
             Kind::KillStore => {
                 self.store.kill()?;
-                self.store_struck = Some(Instant::now());
-                self.later(Undo::StartStore);
+                self.store_fault_at = Some(Instant::now());
+                self.schedule_undo(Undo::StartStore);
             }
             Kind::PauseStore => {
                 signal("STOP", self.store.pid()?)?;
-                self.store_struck = Some(Instant::now());
-                self.later(Undo::ContinueStore);
+                self.store_fault_at = Some(Instant::now());
+                self.schedule_undo(Undo::ContinueStore);
             }
         }
         Ok(Some("the only one".to_owned()))
     }
 
-    fn strike_rank(&mut self, kind: Kind) -> Result<Option<String>> {
+    fn inject_into_rank(&mut self, kind: Kind) -> Result<Option<String>> {
         let mut ranks = Vec::new();
-        for worker in self.idle_workers() {
+        for worker in self.unaffected_workers() {
             ranks.extend(self.cluster.ranks(worker)?);
         }
         ranks.retain(|pid| {
@@ -192,18 +196,18 @@ impl Chaos<'_> {
         } else {
             "STOP"
         };
-        // It may just have ended.
+        // The process may just have exited.
         if signal(name, pid).is_err() {
             return Ok(None);
         }
         if kind == Kind::PauseRank {
-            self.later(Undo::ContinueRank(pid));
+            self.schedule_undo(Undo::ContinueRank(pid));
         }
         Ok(Some(format!("process {pid}")))
     }
 
-    fn strike_worker(&mut self, kind: Kind) -> Result<Option<String>> {
-        let workers = self.idle_workers();
+    fn inject_into_worker(&mut self, kind: Kind) -> Result<Option<String>> {
+        let workers = self.unaffected_workers();
         if workers.is_empty() || kind == Kind::Drain && !self.coordinator_answers() {
             return Ok(None);
         }
@@ -211,33 +215,33 @@ impl Chaos<'_> {
         match kind {
             Kind::Drain => {
                 let name = Self::name(worker);
-                // Refused while the coordinator does not know it (yet).
+                // Refused while the coordinator does not know the worker.
                 let asked = self.cluster.run(&["drain", &name, "--no-wait"])?;
                 if asked.code != Some(0) {
                     return Ok(None);
                 }
-                self.later(Undo::Undrain(worker));
+                self.schedule_undo(Undo::Undrain(worker));
             }
             Kind::PauseDaemon => {
                 signal("STOP", self.cluster.worker_pid(worker)?)?;
-                self.later(Undo::ContinueDaemon(worker));
+                self.schedule_undo(Undo::ContinueDaemon(worker));
             }
             _ => {
                 self.cluster.kill_worker(worker)?;
-                self.later(Undo::StartDaemon(worker));
+                self.schedule_undo(Undo::StartDaemon(worker));
             }
         }
         Ok(Some(Self::name(worker)))
     }
 
-    fn change_fleet(&mut self, kind: Kind) -> Result<Option<String>> {
+    fn add_or_remove_worker(&mut self, kind: Kind) -> Result<Option<String>> {
         let extra = WORKERS;
-        let there = self.idle_workers().contains(&extra);
+        let is_running = self.unaffected_workers().contains(&extra);
         match kind {
             Kind::Add if !self.cluster.has_worker(extra) => self.cluster.start_worker(extra)?,
-            Kind::Remove if there => {
+            Kind::Remove if is_running => {
                 signal("TERM", self.cluster.worker_pid(extra)?)?;
-                self.undos.push((Instant::now(), Undo::Gone(extra)));
+                self.undos.push((Instant::now(), Undo::Exited(extra)));
             }
             _ => return Ok(None),
         }
@@ -248,12 +252,12 @@ impl Chaos<'_> {
         format!("w{}", worker + 1)
     }
 
-    fn later(&mut self, undo: Undo) {
+    fn schedule_undo(&mut self, undo: Undo) {
         let longest = u64::try_from(self.options.longest.as_millis()).unwrap_or(u64::MAX);
         let longest = match undo {
-            // Long enough that the coordinator may give up a save, which ends it.
+            // Long enough for a save to exceed its deadline, which ends the coordinator.
             Undo::StartStore | Undo::ContinueStore => longest * 4,
-            // Half of all others are short.
+            // Half of the other faults are short.
             _ if self.rng.chance(500) => longest / 10,
             _ => longest,
         };
@@ -261,14 +265,14 @@ impl Chaos<'_> {
         self.undos.push((Instant::now() + after, undo));
     }
 
-    /// Workers whose daemons run and are not hit already.
-    fn idle_workers(&self) -> Vec<usize> {
-        let hit = |worker: &usize| {
+    /// Workers whose daemons run without a fault.
+    fn unaffected_workers(&self) -> Vec<usize> {
+        let has_fault = |worker: &usize| {
             self.undos.iter().any(|(_, undo)| match undo {
                 Undo::ContinueDaemon(it)
                 | Undo::StartDaemon(it)
                 | Undo::Undrain(it)
-                | Undo::Gone(it) => it == worker,
+                | Undo::Exited(it) => it == worker,
                 Undo::ContinueRank(_)
                 | Undo::ContinueCoordinator
                 | Undo::ContinueStore
@@ -277,53 +281,55 @@ impl Chaos<'_> {
             })
         };
         let all = 0..=WORKERS;
-        all.filter(|worker| self.cluster.has_worker(*worker) && !hit(worker))
+        all.filter(|worker| self.cluster.has_worker(*worker) && !has_fault(worker))
             .collect()
     }
 
     pub(crate) fn coordinator_answers(&self) -> bool {
         let away = [Undo::ContinueCoordinator, Undo::StartCoordinator];
-        !self.undos.iter().any(|(_, undo)| away.contains(undo)) && !self.store_is_struck()
+        !self.undos.iter().any(|(_, undo)| away.contains(undo)) && !self.store_is_down()
     }
 
-    fn store_is_struck(&self) -> bool {
+    fn store_is_down(&self) -> bool {
         let away = [Undo::ContinueStore, Undo::StartStore];
         self.undos.iter().any(|(_, undo)| away.contains(undo))
     }
 
-    /// Whether everybody who should run does.
-    pub(crate) fn is_whole(&self) -> bool {
+    /// Whether all required processes run.
+    pub(crate) fn all_running(&self) -> bool {
         self.cluster.has_coordinator() && (0..WORKERS).all(|worker| self.cluster.has_worker(worker))
     }
 
-    /// Takes back what is due, and starts whoever ended.
-    pub(crate) fn tend(&mut self) -> Result<()> {
+    /// Undoes faults that are due, and handles processes that have exited.
+    pub(crate) fn supervise(&mut self) -> Result<()> {
         let now = Instant::now();
-        // One by one, because what can be taken back depends on what else is still away.
+        // One by one: whether one can be undone depends on the others.
         for due in self.undos.clone() {
-            if due.0 <= now && self.take_back(&due.1)? {
+            if due.0 <= now && self.undo(&due.1)? {
                 self.undos.retain(|other| *other != due);
             }
         }
         if let Some(status) = self.cluster.coordinator_ended()? {
-            let excused = self.store_is_struck()
+            let is_expected = self.store_is_down()
                 || self
-                    .store_struck
+                    .store_fault_at
                     .is_some_and(|at| at.elapsed() < STORE_AFTERMATH);
-            ensure!(excused, "the coordinator ended by itself: {status}");
-            self.summary.coordinator_left();
-            println!("          the coordinator ended with {status}: the object store was away");
+            ensure!(is_expected, "the coordinator ended by itself: {status}");
+            self.summary.coordinator_exited();
+            println!(
+                "          the coordinator ended with {status}: the object store was unavailable"
+            );
             self.cluster.forget_coordinator();
             self.undos.push((now, Undo::StartCoordinator));
         }
         for worker in 0..=WORKERS {
-            let leaves = self
+            let is_leaving = self
                 .undos
                 .iter()
-                .any(|(_, undo)| *undo == Undo::Gone(worker));
+                .any(|(_, undo)| *undo == Undo::Exited(worker));
             if let Some(status) = self.cluster.worker_ended(worker)? {
                 ensure!(
-                    leaves && status.success(),
+                    is_leaving && status.success(),
                     "the daemon of {} ended by itself: {status}",
                     Self::name(worker)
                 );
@@ -333,30 +339,30 @@ impl Chaos<'_> {
         Ok(())
     }
 
-    /// Whether it is done; if not, it is tried again.
-    fn take_back(&mut self, undo: &Undo) -> Result<bool> {
+    /// Returns whether it is done; if not, it is tried again.
+    fn undo(&mut self, undo: &Undo) -> Result<bool> {
         match undo {
-            // It may have been killed meanwhile: that was the fault's price.
+            // The rank may have been killed meanwhile, as a consequence of the fault.
             Undo::ContinueRank(pid) => drop(signal("CONT", *pid)),
             Undo::ContinueDaemon(worker) => signal("CONT", self.cluster.worker_pid(*worker)?)?,
             Undo::ContinueCoordinator => signal("CONT", self.cluster.coordinator_pid()?)?,
             Undo::ContinueStore => {
                 signal("CONT", self.store.pid()?)?;
-                self.store_struck = Some(Instant::now());
+                self.store_fault_at = Some(Instant::now());
             }
             Undo::StartStore => {
                 self.store.restart().context("the object store")?;
-                self.store_struck = Some(Instant::now());
+                self.store_fault_at = Some(Instant::now());
             }
             Undo::StartDaemon(worker) => self.cluster.start_worker(*worker)?,
-            Undo::StartCoordinator if self.store_is_struck() => return Ok(false),
+            Undo::StartCoordinator if self.store_is_down() => return Ok(false),
             Undo::StartCoordinator => self.cluster.start_coordinator()?,
             Undo::Undrain(_) if !self.coordinator_answers() => return Ok(false),
             Undo::Undrain(worker) => {
                 let answer = self.cluster.run(&["undrain", &Self::name(*worker)])?;
                 return Ok(answer.code == Some(0));
             }
-            Undo::Gone(worker) => return Ok(!self.cluster.has_worker(*worker)),
+            Undo::Exited(worker) => return Ok(!self.cluster.has_worker(*worker)),
         }
         Ok(true)
     }

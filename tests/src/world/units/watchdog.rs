@@ -1,5 +1,5 @@
-//! What a healed world does in time: a worker that somebody drained gets rid of its units, and
-//! nobody waits for devices that less urgent units hold.
+//! Liveness after the faults have ended: a drained worker releases its units in time, and no job
+//! waits for devices that units of lower priority hold.
 
 use super::oracle::members;
 use crate::world::World;
@@ -11,68 +11,71 @@ use proto::spec::JobSpec;
 use std::collections::BTreeMap;
 use worker_core::event::RankKey;
 
-/// How often somebody looks.
-const LOOK_MS: u64 = 1_000;
-/// What began before a world healed may last so much longer: streams that carry nothing, processes
-/// that stand still.
+/// Time between checks.
+const CHECK_EVERY_MS: u64 = 1_000;
+/// Faults that began before `heal_at`, such as stalled streams and paused processes, may last this
+/// much longer.
 const AFTERMATH_MS: u64 = 4 * DETECT_WITHIN_MS;
-/// A drained worker has ended its units and has no process of theirs any more.
-const EMPTY_WITHIN_MS: u64 = 4 * DETECT_WITHIN_MS;
-/// Units make way for a more urgent job.
-const MAKE_WAY_WITHIN_MS: u64 = 20 * DETECT_WITHIN_MS;
+/// A drained worker must have no processes of units after this time.
+const DRAIN_WITHIN_MS: u64 = 4 * DETECT_WITHIN_MS;
+/// Units must be preempted for a job of higher priority within this time.
+const PREEMPT_WITHIN_MS: u64 = 20 * DETECT_WITHIN_MS;
 
-/// Since when what should not last does.
+/// Since when each temporary condition holds.
 #[derive(Debug, Default)]
-pub(crate) struct Watch {
-    next_look: u64,
-    /// By the number of the node.
+pub(crate) struct Watchdog {
+    next_check: u64,
+    /// By node index.
     drained: BTreeMap<usize, u64>,
-    waits: BTreeMap<JobId, u64>,
+    blocked: BTreeMap<JobId, u64>,
 }
 
 impl World {
-    /// Whether everything is as it should be by now.
-    pub(crate) fn look(&mut self) {
-        if self.now < self.watch.next_look || self.now < self.plan.heal_at + AFTERMATH_MS {
+    /// Requires that no temporary condition has lasted too long.
+    pub(crate) fn check_progress(&mut self) {
+        if self.now < self.watchdog.next_check || self.now < self.plan.heal_at + AFTERMATH_MS {
             return;
         }
-        self.watch.next_look = self.now + LOOK_MS;
+        self.watchdog.next_check = self.now + CHECK_EVERY_MS;
         let drained = (0..self.nodes.len()).filter(|node| {
             let name = &self.nodes[*node].name;
             self.durable.drained.contains(name)
         });
         let drained: Vec<usize> = drained.collect();
-        self.watch.drained.retain(|node, _| drained.contains(node));
+        self.watchdog
+            .drained
+            .retain(|node, _| drained.contains(node));
         for node in drained {
-            let since = *self.watch.drained.entry(node).or_insert(self.now);
-            if since + EMPTY_WITHIN_MS < self.now {
-                self.require_empty(node);
+            let since = *self.watchdog.drained.entry(node).or_insert(self.now);
+            if since + DRAIN_WITHIN_MS < self.now {
+                self.require_drained(node);
             }
         }
         self.require_quotas();
-        let urgent = self.waits_for_less_urgent();
-        self.watch
-            .waits
+        let urgent = self.blocked_by_lower_priority();
+        self.watchdog
+            .blocked
             .retain(|job, _| Some(job) == urgent.as_ref());
         if let Some(job) = urgent {
-            let since = *self.watch.waits.entry(job.clone()).or_insert(self.now);
-            let in_time = self.now <= since + MAKE_WAY_WITHIN_MS;
+            let since = *self.watchdog.blocked.entry(job.clone()).or_insert(self.now);
+            let in_time = self.now <= since + PREEMPT_WITHIN_MS;
             self.oracle.require(in_time, || {
                 format!(
-                    "{job} waits since {since} ms for devices that less urgent units hold or nobody"
+                    "{job} waits since {since} ms for devices that are free or held by units of \
+                    lower priority"
                 )
             });
         }
     }
 
-    fn require_empty(&mut self, node: usize) {
+    fn require_drained(&mut self, node: usize) {
         let there = || {
             self.processes
                 .values()
                 .filter(|process| process.node == node)
         };
-        // A process that hangs is its daemon's to find, and has a deadline of its own; the others
-        // of its worker wait for it.
+        // A hanging process is killed at a deadline of its daemon; the others of its worker wait
+        // for that.
         let hangs = |key: &RankKey| {
             there()
                 .any(|it| it.hung && (&it.key.job, it.key.generation) == (&key.job, key.generation))
@@ -90,7 +93,7 @@ impl World {
         });
     }
 
-    /// No team has more than its quota, save what is about to leave.
+    /// No team exceeds its quota; generations that are stopping do not count.
     fn require_quotas(&mut self) {
         let mut teams: BTreeMap<&str, u32> = BTreeMap::new();
         for record in self.durable.jobs.values() {
@@ -101,8 +104,8 @@ impl World {
             for (number, member) in members(record).iter().enumerate() {
                 let generation = generations.and_then(|it| it.get(number).copied());
                 let generation = generation.unwrap_or(record.generation);
-                let leaves = (record.id.clone(), generation);
-                if !self.oracle.units.stopping.contains(&leaves) {
+                let key = (record.id.clone(), generation);
+                if !self.oracle.units.stopping.contains(&key) {
                     *teams.entry(&spec.resources.team).or_default() += member.ranks;
                 }
             }
@@ -115,9 +118,9 @@ impl World {
         }
     }
 
-    /// The most urgent job that waits, if there is one such, and devices enough on one node that
-    /// nobody holds or only units of less urgent jobs.
-    fn waits_for_less_urgent(&self) -> Option<JobId> {
+    /// The waiting job of highest priority, if it is unique and one node has enough devices that
+    /// are free or held by units of lower priority.
+    fn blocked_by_lower_priority(&self) -> Option<JobId> {
         let jobs = || self.durable.jobs.values();
         let waiting =
             jobs().filter(|job| matches!(job.phase, JobPhase::Queued { .. }) && !job.paused);
@@ -140,22 +143,21 @@ impl World {
         let mut held: BTreeMap<&str, u32> = BTreeMap::new();
         for other in jobs() {
             let yields = other.units.is_some() && priority(other) < most;
-            for member in places(other).filter(|_| !yields) {
+            for member in holders(other).filter(|_| !yields) {
                 *held.entry(&member.worker.name).or_default() += member.ranks;
             }
         }
-        // It may have been given the workers of a gang that ends in order, which has a deadline of
-        // its own.
+        // It may be waiting for the workers of a gang that is stopping, which has its own deadline.
         let stops = |other: &JobRecord| {
-            let leaves = (other.id.clone(), other.generation);
-            other.units.is_none() && self.oracle.units.stopping.contains(&leaves)
+            let key = (other.id.clone(), other.generation);
+            other.units.is_none() && self.oracle.units.stopping.contains(&key)
         };
         if jobs().any(stops) {
             return None;
         }
         let fits = self.nodes.iter().any(|node| {
             let held = held.get(node.name.as_str()).copied().unwrap_or(0);
-            // A daemon that was asked to leave takes no more work, however long its ranks take.
+            // A daemon that is shutting down accepts no work, however long its ranks take.
             let stays = node.is_linked() && !node.is_leaving();
             let used = !self.durable.drained.contains(&node.name) && stays;
             used && held + resources.devices_per_worker <= node.devices
@@ -175,7 +177,7 @@ impl World {
     }
 }
 
-/// Those that hold devices for the job.
-fn places(record: &JobRecord) -> impl Iterator<Item = &Member> {
+/// Members and standbys: all that hold devices for the job.
+fn holders(record: &JobRecord) -> impl Iterator<Item = &Member> {
     members(record).iter().chain(&record.standbys)
 }
