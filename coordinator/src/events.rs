@@ -65,11 +65,13 @@ pub(crate) fn log(event: &Event) {
             tracing::warn!(%job, %generation, %worker, %reason, "standby lost");
         }
         Event::JobDone { job, step } => tracing::info!(%job, %step, "job is done"),
-        Event::JobFailed { job, reason } => tracing::error!(%job, %reason, "job failed"),
+        Event::JobFailed { job, cause } => tracing::error!(%job, %cause, "job failed"),
         Event::JobCancelled { job } => tracing::info!(%job, "job is cancelled"),
         Event::UnitFailed { .. } | Event::UnitSetAside { .. } => log_unit(event),
-        Event::Parted { what } => tracing::warn!("{what}"),
-        Event::Ignored { worker, what } => tracing::warn!(%worker, %what, "report ignored"),
+        Event::Unreachable { pair } => tracing::warn!("{pair}"),
+        Event::Ignored { worker, violation } => {
+            tracing::warn!(%worker, %violation, "report ignored");
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use model_data::writer::{DatasetWriter, WriteOptions};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry};
 use proto::id::{Generation, JobId, Step};
 use proto::ledger::Tip;
+use proto::reason::Waiting;
 use proto::text::hex_sha256;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -46,7 +47,7 @@ pub(crate) fn job_record(id: &str) -> JobRecord {
         workers: None,
         generation: Generation(0),
         phase: JobPhase::Queued {
-            reason: "new".into(),
+            reason: Waiting::Submitted,
         },
         checkpoints: Vec::new(),
         reached: Step(0),

@@ -38,6 +38,11 @@ pub(crate) fn job_view(
         name: job.spec.map_or_else(String::new, |spec| spec.name.clone()),
         phase: phase.word().into(),
         reason,
+        cause: match &record.phase {
+            JobPhase::Queued { reason } => Some(reason.into()),
+            JobPhase::Failed { cause, .. } => Some(cause.into()),
+            JobPhase::Running { .. } | JobPhase::Done { .. } | JobPhase::Cancelled { .. } => None,
+        },
         generation: record.generation.0,
         world: members.iter().map(|it| it.ranks).sum(),
         step: job.step.0,
@@ -117,7 +122,7 @@ pub(crate) fn worker_view(
 fn units(units: &UnitsView) -> pb::UnitsView {
     let named = units.named.iter().map(|it| pb::UnitFailure {
         unit: it.unit,
-        error: it.error.clone(),
+        error: it.error.to_string(),
     });
     pb::UnitsView {
         total: units.total,
@@ -132,7 +137,7 @@ fn units(units: &UnitsView) -> pb::UnitsView {
 fn phase(job: &JobView<'_>) -> (Phase, String) {
     let record = &job.record;
     match (&record.phase, &job.units) {
-        (JobPhase::Queued { reason }, _) => (record.shown(), reason.clone()),
+        (JobPhase::Queued { reason }, _) => (record.shown(), reason.to_string()),
         (JobPhase::Running { .. }, Some(units)) => running_units(job, units),
         (JobPhase::Running { .. }, None) => match (&job.stopping, running_phase(&job.ranks)) {
             (Some(why), (Phase::Training | Phase::Finishing, reason)) => {
@@ -148,7 +153,7 @@ fn phase(job: &JobView<'_>) -> (Phase, String) {
                 .map_or(0, |work| work.train.steps);
             (Phase::Done, format!("all {steps} steps are done"))
         }
-        (JobPhase::Failed { reason, .. }, _) => (Phase::Failed, reason.clone()),
+        (JobPhase::Failed { cause, .. }, _) => (Phase::Failed, cause.to_string()),
         (JobPhase::Cancelled { .. }, _) => (Phase::Cancelled, "cancelled on request".into()),
     }
 }
@@ -235,8 +240,8 @@ fn running_phase(ranks: &[RankView<'_>]) -> (Phase, String) {
             Some(RankPhase::Broken { error }) => {
                 return forming(&format!("waits for the next generation: {error}"), rank);
             }
-            Some(RankPhase::Failed { error, .. }) => {
-                return forming(&format!("failed: {error}"), rank);
+            Some(RankPhase::Failed { failure }) => {
+                return forming(&format!("failed: {failure}"), rank);
             }
         }
     }
@@ -272,7 +277,7 @@ fn member(member: &Member, job: &JobView<'_>) -> pb::Member {
 fn rank_phase(phase: Option<&RankPhase>) -> String {
     match phase {
         None => "unknown".into(),
-        Some(phase @ RankPhase::Failed { error, .. }) => format!("{}: {error}", phase.word()),
+        Some(phase @ RankPhase::Failed { failure }) => format!("{}: {failure}", phase.word()),
         Some(phase) => phase.word().into(),
     }
 }
@@ -281,7 +286,8 @@ fn incident(incident: &Incident) -> pb::Incident {
     pb::Incident {
         at_ms: incident.at_ms,
         generation: incident.generation.0,
-        what: incident.what.clone(),
+        what: incident.what.to_string(),
+        cause: Some((&incident.what).into()),
     }
 }
 

@@ -16,6 +16,7 @@ mod location;
 pub mod message;
 pub mod phase;
 pub mod public;
+pub mod reason;
 pub mod sample;
 pub mod settings;
 pub mod sharding;

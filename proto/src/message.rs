@@ -5,6 +5,7 @@
 
 use crate::checkpoint::{CheckpointRef, ShardEntry};
 use crate::id::{Generation, JobId, Rank, Step, WorkerId};
+use crate::reason::RankFailure;
 use crate::spec::DeviceKind;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -186,11 +187,6 @@ impl fmt::Display for Activity {
     }
 }
 
-/// Prefix of the error that a daemon reports for a rank that sent no heartbeat in time.
-pub const SILENT: &str = "silent for";
-/// Prefix of the error that a rank reports if its own compute thread makes no progress.
-pub const HANGS: &str = "hangs in";
-
 /// Longest `steps` list; older entries are dropped first, which only leaves a gap in the loss
 /// curve.
 pub const STEPS_MAX: usize = 512;
@@ -219,11 +215,9 @@ pub enum RankPhase {
     /// All work is done and every shard is written. A rank that trained keeps its state in memory
     /// until it receives [`RankOrder::Stop`].
     Finished,
-    /// The process exited or gave up. `error` is the first line of the cause, with its context.
-    /// `permanent`: another generation would fail in the same way, so none is started.
+    /// The process exited or gave up.
     Failed {
-        error: String,
-        permanent: bool,
+        failure: RankFailure,
     },
 }
 

@@ -2,10 +2,12 @@
 //! coordinator and command line. Pure.
 
 use crate::message::RankPhase;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The phase of a job, as users see it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Phase {
     /// Waits for workers.
     Queued,

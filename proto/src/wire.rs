@@ -2,7 +2,9 @@
 //! here, once, so that machines only see valid values. No I/O; called by the gRPC shells.
 
 mod activity;
+mod failure;
 mod peer;
+mod reason;
 mod terms;
 mod units;
 
@@ -182,28 +184,28 @@ impl TryFrom<pb::WorkerReport> for WorkerReport {
 impl From<&RankReport> for pb::RankReport {
     fn from(report: &RankReport) -> Self {
         use pb::rank_report::Phase;
-        let (phase, error, permanent) = match &report.phase {
-            RankPhase::Starting => (Phase::Starting, String::new(), false),
-            RankPhase::Ready => (Phase::Ready, String::new(), false),
-            RankPhase::Joining => (Phase::Joining, String::new(), false),
-            RankPhase::Training => (Phase::Training, String::new(), false),
-            RankPhase::Finished => (Phase::Finished, String::new(), false),
-            RankPhase::Broken { error } => (Phase::Broken, error.clone(), false),
-            RankPhase::Failed { error, permanent } => (Phase::Failed, error.clone(), *permanent),
+        let (phase, error, failure) = match &report.phase {
+            RankPhase::Starting => (Phase::Starting, "", None),
+            RankPhase::Ready => (Phase::Ready, "", None),
+            RankPhase::Joining => (Phase::Joining, "", None),
+            RankPhase::Training => (Phase::Training, "", None),
+            RankPhase::Finished => (Phase::Finished, "", None),
+            RankPhase::Broken { error } => (Phase::Broken, error.as_str(), None),
+            RankPhase::Failed { failure } => (Phase::Failed, "", Some(failure.into())),
         };
         Self {
             job: report.job.0.clone(),
             generation: report.generation.0,
             rank: report.rank.0,
             phase: phase.into(),
-            error,
+            error: error.to_owned(),
             store_address: report.store_address.clone(),
             steps: report.steps.iter().map(Into::into).collect(),
             shards: report.shards.iter().map(Into::into).collect(),
             digests: report.digests.iter().map(Into::into).collect(),
-            permanent,
             units: Some((&report.units).into()),
             activity: report.activity.as_ref().map(Into::into),
+            failure,
         }
     }
 }
@@ -223,8 +225,7 @@ impl TryFrom<pb::RankReport> for RankReport {
                 error: text("error", report.error, LONG_TEXT_MAX)?,
             },
             Ok(Phase::Failed) => RankPhase::Failed {
-                error: text("error", report.error, LONG_TEXT_MAX)?,
-                permanent: report.permanent,
+                failure: present("failure", report.failure)?.try_into()?,
             },
             Ok(Phase::Unspecified) | Err(_) => {
                 return wrong(
@@ -553,6 +554,7 @@ impl From<pb::CheckpointRef> for CheckpointRef {
 mod tests {
     use super::*;
     use crate::message::{UnitFailure, UnitRange, UnitReport, Unreached};
+    use crate::reason::RankFailure;
 
     fn report() -> WorkerReport {
         WorkerReport {
@@ -567,8 +569,7 @@ mod tests {
                 generation: Generation(3),
                 rank: Rank(1),
                 phase: RankPhase::Failed {
-                    error: "no space".into(),
-                    permanent: true,
+                    failure: RankFailure::error("no space", true),
                 },
                 store_address: Some("127.0.0.1:5".into()),
                 steps: Vec::new(),

@@ -72,19 +72,63 @@ fn listed<'a>(jobs: &'a Value, id: &str) -> &'a Value {
         .unwrap_or_else(|| panic!("{id} is missing: {jobs}"))
 }
 
+/// A store that an earlier version wrote, and what was in it.
+struct Fixture {
+    folder: &'static str,
+    /// Step of `unwanted-3`, `waiting-5` and `endless-6`, as far as their ledgers were saved.
+    steps: [u64; 3],
+    /// Ledger entries of `finished-1`, `unwanted-3` and `waiting-5`.
+    entries: [usize; 3],
+    /// Output of `coordinator checkpoint digest` of `finished-1` and `waiting-5`.
+    digests: [&'static str; 2],
+}
+
+/// Records of version 1, of protocol 5: before jobs had kinds of work.
+const PROTOCOL_5: Fixture = Fixture {
+    folder: "store-v5",
+    steps: [27, 10, 74],
+    entries: [8, 34, 13],
+    digests: [
+        FINISHED,
+        "7d253dc4d247d5e9d55f7c198ad9ede74efbb5eda45e241deac6b3f89bf174b2",
+    ],
+};
+/// Records of version 2, of protocol 6: reasons were stored as sentences.
+const PROTOCOL_6: Fixture = Fixture {
+    folder: "store-v6",
+    steps: [23, 13, 53],
+    entries: [8, 29, 17],
+    digests: [
+        FINISHED,
+        "5f29b88abcffcde471ec44a4001680b8714e8c8ff30003dd257011c5c6127444",
+    ],
+};
+/// Both versions trained the same job to the same bits.
+const FINISHED: &str = "cbfa0b7cef776ad2e4c53f7da57961ba8e7d4e54eefc7aee413e6cc08d595c6f";
+
 #[test]
 fn every_job_of_a_store_of_protocol_5_is_there_as_it_was() -> Result<()> {
-    let (cluster, _directory) = open("store-v5")?;
+    every_job_is_there(&PROTOCOL_5)
+}
+
+#[test]
+fn every_job_of_a_store_of_protocol_6_is_there_as_it_was() -> Result<()> {
+    every_job_is_there(&PROTOCOL_6)
+}
+
+fn every_job_is_there(fixture: &Fixture) -> Result<()> {
+    let (cluster, _directory) = open(fixture.folder)?;
     let jobs = cluster.json(&["jobs"])?;
     // Phases of a job that was running and may have noticed the loss of its workers.
     let ran = ["forming", "training", "queued"];
+    let [unwanted, waiting, endless] = fixture.steps;
     let expected: [(&str, &[&str], u64); 9] = [
         ("finished-1", &["done"], 6),
         ("broken-2", &["failed"], 0),
-        ("unwanted-3", &["cancelled"], 27),
+        ("unwanted-3", &["cancelled"], unwanted),
         ("finished-1-sample-4", &["done"], 0),
-        ("waiting-5", &["paused"], 10),
-        ("endless-6", &ran, 74),
+        ("waiting-5", &["paused"], waiting),
+        ("endless-6", &ran, endless),
         ("finished-1-sample-7", &ran, 0),
         ("finished-1-sample-8", &["queued"], 0),
         ("queued-9", &["queued"], 0),
@@ -117,11 +161,23 @@ fn every_job_of_a_store_of_protocol_5_is_there_as_it_was() -> Result<()> {
 
 #[test]
 fn ledgers_and_checkpoints_of_a_store_of_protocol_5_hold() -> Result<()> {
-    let (cluster, _directory) = open("store-v5")?;
+    ledgers_and_checkpoints_hold(&PROTOCOL_5)
+}
+
+#[test]
+fn ledgers_and_checkpoints_of_a_store_of_protocol_6_hold() -> Result<()> {
+    ledgers_and_checkpoints_hold(&PROTOCOL_6)
+}
+
+fn ledgers_and_checkpoints_hold(fixture: &Fixture) -> Result<()> {
+    let (cluster, _directory) = open(fixture.folder)?;
+    let [unwanted, waiting, _] = fixture.steps;
+    let [of_finished, of_unwanted, of_waiting] = fixture.entries;
+    let [finished, paused] = fixture.digests;
     for (id, entries, steps) in [
-        ("finished-1", 8, 6),
-        ("unwanted-3", 34, 27),
-        ("waiting-5", 13, 10),
+        ("finished-1", of_finished, 6),
+        ("unwanted-3", of_unwanted, unwanted),
+        ("waiting-5", of_waiting, waiting),
     ] {
         let (view, ledger) = ledger(&cluster, id)?;
         let tip = view.ledger.context("a tip")?;
@@ -142,7 +198,7 @@ fn ledgers_and_checkpoints_of_a_store_of_protocol_5_hold() -> Result<()> {
         let last = replay.done().iter().map(|done| done.last).max();
         ensure!(last == Some(Step(steps)), "{id} ends at step {last:?}");
     }
-    for (id, step, digest) in [("finished-1", 6, FINISHED), ("waiting-5", 10, WAITING)] {
+    for (id, step, digest) in [("finished-1", 6, finished), ("waiting-5", waiting, paused)] {
         let described = cluster.json(&["describe", id])?;
         ensure!(
             described["checkpoints"][0]["step"] == step,
@@ -158,14 +214,17 @@ fn ledgers_and_checkpoints_of_a_store_of_protocol_5_hold() -> Result<()> {
     cluster.stop()
 }
 
-/// Output of `coordinator checkpoint digest` when the store was written.
-const FINISHED: &str = "cbfa0b7cef776ad2e4c53f7da57961ba8e7d4e54eefc7aee413e6cc08d595c6f";
-const WAITING: &str = "7d253dc4d247d5e9d55f7c198ad9ede74efbb5eda45e241deac6b3f89bf174b2";
-
 /// The coordinator also writes to the store: jobs are changed, and the changes survive a restart.
 #[test]
-fn jobs_of_a_store_of_protocol_5_go_on() -> Result<()> {
-    let (mut cluster, _directory) = open("store-v5")?;
+fn jobs_of_stores_of_earlier_protocols_continue() -> Result<()> {
+    for fixture in [&PROTOCOL_5, &PROTOCOL_6] {
+        jobs_continue(fixture).with_context(|| fixture.folder)?;
+    }
+    Ok(())
+}
+
+fn jobs_continue(fixture: &Fixture) -> Result<()> {
+    let (mut cluster, _directory) = open(fixture.folder)?;
     cluster.ok(&["cancel", "endless-6"])?;
     cluster.ok(&["cancel", "finished-1-sample-8"])?;
     cluster.ok(&["resume", "waiting-5"])?;

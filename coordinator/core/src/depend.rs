@@ -4,11 +4,11 @@
 use crate::job::Job;
 use crate::machine::Coordinator;
 use crate::outbox::Outbox;
-use crate::view_model::DEPENDENCY_FAILED;
 use proto::checkpoint::CheckpointRef;
 use proto::id::{JobId, Step};
 use proto::message::SourceJob;
 use proto::phase::Phase;
+use proto::reason::{Cause, Dependency, DependencyState, MissingSource, Waiting};
 use proto::sample::Weights;
 use proto::spec::JobSpec;
 use std::collections::BTreeSet;
@@ -16,10 +16,10 @@ use std::collections::BTreeSet;
 /// The result of looking up the weights that a job reads.
 pub(crate) enum SourceLookup {
     Found(SourceJob),
-    /// They do not exist. `waits_for` names what may still produce them, if anything.
+    /// They do not exist. `may_appear`: the job that is read may still write them.
     Missing {
-        reason: String,
-        waits_for: Option<String>,
+        source: MissingSource,
+        may_appear: bool,
     },
 }
 
@@ -89,12 +89,12 @@ impl Coordinator {
                 None => {}
                 Some(SourceLookup::Found(source)) => found = Some(source),
                 Some(SourceLookup::Missing {
-                    waits_for: Some(what),
-                    ..
-                }) => blocked_by = Some(format!("waits for {what}")),
-                Some(SourceLookup::Missing { reason, .. }) => {
+                    source,
+                    may_appear: true,
+                }) => blocked_by = Some(Waiting::Source { source }),
+                Some(SourceLookup::Missing { source, .. }) => {
                     if let Some(Job::Units(units)) = self.jobs.get_mut(id) {
-                        units.fail(reason, outbox);
+                        units.fail(Cause::NoSource { source }, outbox);
                     }
                     return;
                 }
@@ -113,32 +113,35 @@ impl Coordinator {
         }
     }
 
-    /// Names the dependencies that are not done, as the reason why the job waits.
-    fn blocking_dependencies(&self, job: &Job) -> Option<String> {
+    /// The dependencies that are not done, as the reason why the job waits.
+    fn blocking_dependencies(&self, job: &Job) -> Option<Waiting> {
         let head = job.head();
-        let phase = |id: &JobId| self.jobs.get(id).map(Job::shown);
-        let dependencies: Vec<(&JobId, Option<Phase>)> =
-            head.spec.after.iter().map(|id| (id, phase(id))).collect();
-        let failed = dependencies.iter().filter_map(|(id, phase)| match phase {
-            Some(Phase::Failed) => Some(format!("{id} failed")),
-            Some(Phase::Cancelled) => Some(format!("{id} was cancelled")),
-            None => Some(format!("the record of {id} cannot be read")),
-            Some(_) => None,
-        });
-        let failed: Vec<String> = failed.collect();
+        let state = |id: &JobId| match self.jobs.get(id).map(Job::shown) {
+            Some(Phase::Done) => None,
+            Some(Phase::Failed) => Some(DependencyState::Failed),
+            Some(Phase::Cancelled) => Some(DependencyState::Cancelled),
+            Some(phase) => Some(DependencyState::Pending(phase)),
+            None if self.unreadable.contains_key(id) => Some(DependencyState::Unreadable),
+            None => Some(DependencyState::Missing),
+        };
+        let dependency = |id: &JobId| {
+            Some(Dependency {
+                job: id.clone(),
+                state: state(id)?,
+            })
+        };
+        let is_pending = |it: &Dependency| matches!(it.state, DependencyState::Pending(_));
+        let open = head.spec.after.iter().filter_map(dependency);
+        let (pending, failed): (Vec<_>, Vec<_>) = open.partition(is_pending);
         if !failed.is_empty() {
-            return Some(format!(
-                "{DEPENDENCY_FAILED}: {}; cancel {} and resubmit it after a job that is done",
-                failed.join(", "),
-                head.id
-            ));
+            return Some(Waiting::DependencyFailed {
+                job: head.id.clone(),
+                dependencies: failed,
+            });
         }
-        let pending = dependencies.iter().filter_map(|(id, phase)| match phase {
-            Some(Phase::Done) | None => None,
-            Some(phase) => Some(format!("{id}, which is {phase}")),
-        });
-        let pending: Vec<String> = pending.collect();
-        (!pending.is_empty()).then(|| format!("waits for {}", pending.join(", and for ")))
+        (!pending.is_empty()).then_some(Waiting::Dependencies {
+            dependencies: pending,
+        })
     }
 
     /// Looks up the weights that a job reads. None if it reads none.
@@ -147,8 +150,11 @@ impl Coordinator {
         let id = &sample.job;
         let Some(source) = self.jobs.get(id).and_then(Job::gang) else {
             return Some(SourceLookup::Missing {
-                reason: self.no_such_job(id),
-                waits_for: None,
+                source: MissingSource::Job {
+                    job: id.clone(),
+                    unreadable: self.unreadable.contains_key(id),
+                },
+                may_appear: false,
             });
         };
         let checkpoints = &source.checkpoints;
@@ -166,9 +172,8 @@ impl Coordinator {
             Weights::Newest => match checkpoints.last() {
                 Some(newest) => found(Some(*newest)),
                 None => SourceLookup::Missing {
-                    reason: format!("job {id} has no committed checkpoint yet"),
-                    waits_for: may_appear(source.steps_max())
-                        .then(|| format!("the first checkpoint of {id}")),
+                    source: MissingSource::NoCheckpoint { job: id.clone() },
+                    may_appear: may_appear(source.steps_max()),
                 },
             },
             Weights::Step(step) => match checkpoints
@@ -177,24 +182,14 @@ impl Coordinator {
                 .find(|checkpoint| checkpoint.step == step)
             {
                 Some(checkpoint) => found(Some(*checkpoint)),
-                None => {
-                    let steps: Vec<String> = checkpoints
-                        .iter()
-                        .map(|checkpoint| checkpoint.step.to_string())
-                        .collect();
-                    let steps = if steps.is_empty() {
-                        "none".to_owned()
-                    } else {
-                        steps.join(", ")
-                    };
-                    SourceLookup::Missing {
-                        reason: format!(
-                            "job {id} has no checkpoint of step {step}; it has: {steps}"
-                        ),
-                        waits_for: may_appear(step)
-                            .then(|| format!("the checkpoint of step {step} of {id}")),
-                    }
-                }
+                None => SourceLookup::Missing {
+                    source: MissingSource::NoStep {
+                        job: id.clone(),
+                        step,
+                        steps: checkpoints.iter().map(|it| it.step).collect(),
+                    },
+                    may_appear: may_appear(step),
+                },
             },
         })
     }

@@ -10,6 +10,10 @@ pub use crate::record::{
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Generation, JobId, Step, WorkerId};
 use proto::message::{DesiredState, StepReport, WorkerReport};
+use proto::reason::{
+    Cause, Ending, GenerationEnd, StandbyLoss, StopCause, Stopped, UnitError, UnreachablePair,
+    Violation, Waiting,
+};
 use proto::spec::JobSpec;
 
 /// Matches a reply to its request. Chosen by the shell, unique within one process.
@@ -125,11 +129,11 @@ pub enum Event {
     },
     WorkerDown {
         worker: WorkerId,
-        reason: String,
+        reason: Ending,
     },
     JobQueued {
         job: JobId,
-        reason: String,
+        reason: Waiting,
     },
     GenerationFormed {
         job: JobId,
@@ -139,19 +143,19 @@ pub enum Event {
     GenerationEnded {
         job: JobId,
         generation: Generation,
-        reason: String,
+        reason: GenerationEnd,
     },
     /// A graceful stop of a generation was requested.
     Stopping {
         job: JobId,
         generation: Generation,
-        reason: String,
+        reason: StopCause,
     },
     /// The graceful stop is complete.
     Stopped {
         job: JobId,
         generation: Generation,
-        reason: String,
+        reason: Stopped,
     },
     /// This worker should start standby processes for the next generation, or keep running ones.
     StandbyAdded {
@@ -164,7 +168,7 @@ pub enum Event {
         job: JobId,
         generation: Generation,
         worker: WorkerId,
-        reason: String,
+        reason: StandbyLoss,
     },
     /// The first report of this step in this generation.
     Stepped {
@@ -182,7 +186,7 @@ pub enum Event {
     },
     JobFailed {
         job: JobId,
-        reason: String,
+        cause: Cause,
     },
     JobCancelled {
         job: JobId,
@@ -193,21 +197,21 @@ pub enum Event {
         unit: u64,
         worker: WorkerId,
         failures: u32,
-        error: String,
+        error: UnitError,
     },
     /// The unit failed too often and is not retried.
     UnitSetAside {
         job: JobId,
         unit: u64,
-        error: String,
+        error: UnitError,
     },
-    /// Two live workers cannot reach each other. `what` names them and the worker that reported it.
-    Parted {
-        what: String,
+    /// Two live workers cannot reach each other.
+    Unreachable {
+        pair: UnreachablePair,
     },
     /// An impossible report from `worker`, which was ignored.
     Ignored {
         worker: WorkerId,
-        what: String,
+        violation: Violation,
     },
 }

@@ -3,11 +3,10 @@
 use proto::id::WorkerId;
 use std::collections::BTreeSet;
 
-/// The workers' names, sorted and separated by commas.
-pub(crate) fn join_names<'a>(workers: impl IntoIterator<Item = &'a WorkerId>) -> String {
+/// The workers' names, sorted.
+pub(crate) fn names<'a>(workers: impl IntoIterator<Item = &'a WorkerId>) -> Vec<String> {
     let workers: BTreeSet<&WorkerId> = workers.into_iter().collect();
-    let names: Vec<&str> = workers.iter().map(|worker| worker.name.as_str()).collect();
-    names.join(", ")
+    workers.iter().map(|worker| worker.name.clone()).collect()
 }
 
 /// A duration in seconds.

@@ -1,7 +1,6 @@
 //! Handles one input: applies it to workers and jobs, advances all jobs, and collects the effects.
 
 use crate::event::{Effect, Event, Input, Reply};
-use crate::explain::Ending;
 use crate::invariant;
 use crate::job::Job;
 use crate::machine::Coordinator;
@@ -10,6 +9,7 @@ use crate::record::{Millis, Record};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{JobId, WorkerId};
 use proto::message::{DesiredState, Peer};
+use proto::reason::Ending;
 use std::collections::BTreeSet;
 
 impl Coordinator {
@@ -113,7 +113,7 @@ impl Coordinator {
             };
             outbox.emit(Event::WorkerDown {
                 worker: worker.clone(),
-                reason: ending.to_string(),
+                reason: ending.clone(),
             });
             self.lose_worker(&worker, &ending, outbox);
         }
@@ -121,8 +121,9 @@ impl Coordinator {
 
     fn detect_partitions(&mut self, outbox: &mut Outbox) {
         let partitions = self.fleet.partitions();
-        for what in partitions.new_since(&self.partitions) {
-            outbox.emit(Event::Parted { what });
+        for pair in partitions.new_since(&self.partitions) {
+            let pair = pair.clone();
+            outbox.emit(Event::Unreachable { pair });
         }
         self.partitions = partitions;
     }

@@ -8,6 +8,7 @@ use crate::record::{
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId};
 use proto::message::SourceJob;
+use proto::reason::{Cause, Fault, Waiting};
 use proto::spec::JobSpec;
 
 #[derive(Debug)]
@@ -30,14 +31,14 @@ pub(crate) struct Head {
     pub(crate) restarts: u32,
     pub(crate) incidents: Vec<Incident>,
     /// The dependency that it waits for before it asks for workers, as of the last input.
-    pub(crate) blocked_by: Option<String>,
+    pub(crate) blocked_by: Option<Waiting>,
 }
 
 /// How a job ended. This is final.
 #[derive(Debug)]
 pub(crate) enum Ended {
     Done { ended_ms: Millis },
-    Failed { reason: String, ended_ms: Millis },
+    Failed { cause: Cause, ended_ms: Millis },
     Cancelled { ended_ms: Millis },
 }
 
@@ -104,7 +105,7 @@ impl Head {
     }
 
     /// Records an incident of the newest generation.
-    pub(crate) fn record_incident(&mut self, what: String, outbox: &Outbox) {
+    pub(crate) fn record_incident(&mut self, what: Fault, outbox: &Outbox) {
         let surplus = (self.incidents.len() + 1).saturating_sub(INCIDENTS_MAX);
         self.incidents.drain(..surplus);
         self.incidents.push(Incident {
@@ -121,8 +122,8 @@ impl Ended {
             Self::Done { ended_ms } => JobPhase::Done {
                 ended_ms: *ended_ms,
             },
-            Self::Failed { reason, ended_ms } => JobPhase::Failed {
-                reason: reason.clone(),
+            Self::Failed { cause, ended_ms } => JobPhase::Failed {
+                cause: cause.clone(),
                 ended_ms: *ended_ms,
             },
             Self::Cancelled { ended_ms } => JobPhase::Cancelled {

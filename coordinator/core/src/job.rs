@@ -2,7 +2,6 @@
 
 use crate::config::Config;
 use crate::deadline::Deadlines;
-use crate::explain::Ending;
 use crate::fleet::Fleet;
 use crate::gang::{Gang, Plan};
 use crate::head::Head;
@@ -15,6 +14,7 @@ use crate::view_model::{JobView, Why};
 use proto::id::WorkerId;
 use proto::message::Assignment;
 use proto::phase::Phase;
+use proto::reason::{Ending, Waiting};
 use proto::spec::{JobSpec, Work};
 
 #[derive(Debug)]
@@ -104,7 +104,7 @@ impl Job {
         either!(self, job => job.save(outbox));
     }
 
-    pub(crate) fn wait(&mut self, reason: String, outbox: &mut Outbox) {
+    pub(crate) fn wait(&mut self, reason: Waiting, outbox: &mut Outbox) {
         either!(self, job => job.wait(reason, outbox));
     }
 

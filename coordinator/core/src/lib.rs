@@ -39,7 +39,6 @@ mod stored;
 mod units;
 mod view;
 mod view_model;
-mod violation;
 mod why;
 
 pub use config::Config;

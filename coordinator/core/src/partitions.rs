@@ -2,17 +2,15 @@
 //! pair has the error that one of them reported.
 
 use proto::id::WorkerId;
+use proto::reason::UnreachablePair;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
-/// Maximum number of pairs named in one sentence.
-const NAMED_MAX: usize = 4;
 /// Maximum length of a worker's error, in characters.
 const ERROR_CHARS_MAX: usize = 200;
 
 /// Pairs of workers without a connection, with the report of one of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Partitions(BTreeMap<Pair, String>);
+pub(crate) struct Partitions(BTreeMap<Pair, UnreachablePair>);
 
 /// The smaller id comes first.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,8 +19,19 @@ struct Pair(WorkerId, WorkerId);
 impl Partitions {
     pub(crate) fn add(&mut self, worker: &WorkerId, peer: &WorkerId, error: &str) {
         let error: String = error.chars().take(ERROR_CHARS_MAX).collect();
-        let report = format!("from {} to {} at {error}", worker.name, peer.name);
-        self.0.entry(pair(worker, peer)).or_insert(report);
+        let key = pair(worker, peer);
+        let report = UnreachablePair {
+            workers: (key.0.name.clone(), key.1.name.clone()),
+            from: worker.name.clone(),
+            to: peer.name.clone(),
+            error,
+        };
+        self.0.entry(key).or_insert(report);
+    }
+
+    /// All pairs, in order.
+    pub(crate) fn list(&self) -> Vec<UnreachablePair> {
+        self.0.values().cloned().collect()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -57,13 +66,16 @@ impl Partitions {
         )
     }
 
-    /// The pairs that are not in `known`, each as a sentence.
-    pub(crate) fn new_since<'a>(&'a self, known: &'a Self) -> impl Iterator<Item = String> {
+    /// The pairs that are not in `known`.
+    pub(crate) fn new_since<'a>(
+        &'a self,
+        known: &'a Self,
+    ) -> impl Iterator<Item = &'a UnreachablePair> {
         let new = self
             .0
             .iter()
             .filter(|(pair, _)| !known.0.contains_key(pair));
-        new.map(|(pair, report)| sentence(pair, report))
+        new.map(|(_, report)| report)
     }
 
     /// The workers that this worker cannot reach.
@@ -118,37 +130,15 @@ impl Partitions {
     }
 }
 
-fn sentence(pair: &Pair, report: &str) -> String {
-    let Pair(a, b) = pair;
-    format!(
-        "{} and {} cannot reach each other ({report})",
-        a.name, b.name
-    )
-}
-
 fn pair(a: &WorkerId, b: &WorkerId) -> Pair {
     let (a, b) = if a < b { (a, b) } else { (b, a) };
     Pair(a.clone(), b.clone())
 }
 
-impl fmt::Display for Partitions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sentences = self.0.iter().take(NAMED_MAX);
-        let sentences: Vec<String> = sentences
-            .map(|(pair, report)| sentence(pair, report))
-            .collect();
-        f.write_str(&sentences.join(", "))?;
-        match self.0.len().saturating_sub(NAMED_MAX) {
-            0 => Ok(()),
-            1 => f.write_str(", and 1 more pair"),
-            more => write!(f, ", and {more} more pairs"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proto::reason::Ending;
 
     fn id(number: u32) -> WorkerId {
         WorkerId {
@@ -198,13 +188,20 @@ mod tests {
         partitions.add(&id(1), &id(2), "10.0.0.2:7073: no answer");
         let expected = "w1 and w2 cannot reach each other \
                         (from w2 to w1 at 10.0.0.1:7073: connection refused)";
-        assert_eq!(partitions.to_string(), expected);
+        let told = |partitions: &Partitions| {
+            let pairs = partitions.list();
+            Ending::Partitioned { pairs }.to_string()
+        };
+        assert_eq!(
+            told(&partitions),
+            format!("{expected}; every rank waits for another rank")
+        );
         for other in 3..9 {
             partitions.add(&id(1), &id(other), "");
         }
         assert!(
-            partitions.to_string().ends_with(", and 3 more pairs"),
-            "{partitions}"
+            told(&partitions).contains(", and 3 more pairs; "),
+            "{partitions:?}"
         );
         assert_eq!(
             partitions.unreachable_from(&id(2)).collect::<Vec<_>>(),

@@ -21,7 +21,6 @@ mod table;
 
 pub(crate) use problem::{Access, Demand, NodeCapacity, Problem};
 use proto::id::WorkerId;
-pub(crate) use shortage::Shortage;
 pub(crate) use solution::{Decision, Devices, LastPlacement, Solution};
 use std::cmp::Reverse;
 use table::Table;

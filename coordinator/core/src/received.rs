@@ -1,15 +1,15 @@
 //! Handles a worker's report: renews its lease, registers it, and applies its ranks' reports.
 
 use crate::event::Event;
-use crate::explain::{Ending, failure};
+use crate::explain::failure;
 use crate::fleet::Arrival;
 use crate::gang::{Class, classify};
 use crate::job::Job;
 use crate::machine::Coordinator;
 use crate::outbox::Outbox;
-use crate::violation::Violation;
 use proto::id::{JobId, WorkerId};
 use proto::message::{RankReport, WorkerReport};
+use proto::reason::{Ending, Violation};
 use std::collections::BTreeMap;
 
 impl Coordinator {
@@ -26,22 +26,21 @@ impl Coordinator {
             Arrival::Replaced { old } => {
                 self.reported_violations
                     .retain(|(reporter, _)| *reporter != old);
-                let reason = format!("restarted as {worker}");
-                outbox.emit(Event::WorkerDown {
-                    worker: old.clone(),
-                    reason,
-                });
-                outbox.emit(Event::WorkerUp {
-                    worker: worker.clone(),
-                });
                 let ending = Ending::WorkerRestarted {
                     old: old.clone(),
                     new: worker.clone(),
                 };
+                outbox.emit(Event::WorkerDown {
+                    worker: old.clone(),
+                    reason: ending.clone(),
+                });
+                outbox.emit(Event::WorkerUp {
+                    worker: worker.clone(),
+                });
                 self.lose_worker(&old, &ending, outbox);
             }
             Arrival::Stale { newer } => {
-                self.ignore(worker, &Violation::OldBoot { newer }, outbox);
+                self.ignore(worker, Violation::OldBoot { newer }, outbox);
                 return;
             }
         }
@@ -73,14 +72,14 @@ impl Coordinator {
     ) -> Option<Ending> {
         let Some(job) = self.jobs.get_mut(&report.job) else {
             let job = report.job.clone();
-            self.ignore(worker, &Violation::UnknownJob { job }, outbox);
+            self.ignore(worker, Violation::UnknownJob { job }, outbox);
             return None;
         };
         let job = match job {
             Job::Gang(gang) => gang,
             Job::Units(units) => {
                 if let Some(violation) = units.receive(worker, report, self.deadlines, outbox) {
-                    self.ignore(worker, &violation, outbox);
+                    self.ignore(worker, violation, outbox);
                 }
                 return None;
             }
@@ -89,7 +88,7 @@ impl Coordinator {
             Class::Live => {
                 let received = job.receive(worker, report, outbox);
                 for violation in received.violations {
-                    self.ignore(worker, &violation, outbox);
+                    self.ignore(worker, violation, outbox);
                 }
                 return received.ending;
             }
@@ -104,7 +103,7 @@ impl Coordinator {
                     let (job, reported) = (report.job.clone(), report.generation);
                     self.ignore(
                         worker,
-                        &Violation::OldGeneration {
+                        Violation::OldGeneration {
                             job,
                             reported,
                             newest,
@@ -113,19 +112,19 @@ impl Coordinator {
                     );
                 }
             }
-            Class::Impossible(violation) => self.ignore(worker, &violation, outbox),
+            Class::Impossible(violation) => self.ignore(worker, violation, outbox),
         }
         None
     }
 
-    fn ignore(&mut self, worker: &WorkerId, violation: &Violation, outbox: &mut Outbox) {
+    fn ignore(&mut self, worker: &WorkerId, violation: Violation, outbox: &mut Outbox) {
         if self
             .reported_violations
             .insert((worker.clone(), violation.kind()))
         {
             outbox.emit(Event::Ignored {
                 worker: worker.clone(),
-                what: violation.to_string(),
+                violation,
             });
         }
     }

@@ -6,6 +6,7 @@ use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::ledger::{Entry, Tip};
 use proto::message::{SourceJob, UnitRange};
 use proto::phase::Phase;
+use proto::reason::{Cause, Fault, UnitError, Waiting, data_or_sentence};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -128,7 +129,7 @@ pub struct FailedUnit {
     /// Names of the workers on which it failed, one per failure.
     pub workers: Vec<String>,
     /// The last error.
-    pub error: String,
+    pub error: UnitError,
 }
 
 /// Maximum number of units set aside that are listed with their last error.
@@ -164,7 +165,9 @@ impl JobRecord {
     /// Marks the record as unreadable, for display.
     pub(crate) fn into_unreadable(mut self, error: &str) -> Self {
         self.phase = JobPhase::Failed {
-            reason: format!("the job's record cannot be read: {error}"),
+            cause: Cause::Unreadable {
+                error: error.to_owned(),
+            },
             ended_ms: self.submitted_ms,
         };
         self
@@ -194,7 +197,8 @@ pub const RESTARTS_WITHOUT_PROGRESS_MAX: u32 = 5;
 pub enum JobPhase {
     /// Waits for workers; `reason` names what is missing.
     Queued {
-        reason: String,
+        #[serde(deserialize_with = "data_or_sentence")]
+        reason: Waiting,
     },
     /// A generation exists. The ranks' reports tell whether it is forming or training.
     Running {
@@ -204,7 +208,8 @@ pub enum JobPhase {
         ended_ms: Millis,
     },
     Failed {
-        reason: String,
+        #[serde(alias = "reason", deserialize_with = "data_or_sentence")]
+        cause: Cause,
         ended_ms: Millis,
     },
     Cancelled {
@@ -254,8 +259,9 @@ pub struct Member {
 pub struct Incident {
     pub at_ms: Millis,
     pub generation: Generation,
-    /// What happened to which rank or worker, and the consequence, in one sentence.
-    pub what: String,
+    /// What happened to which rank or worker, and the consequence.
+    #[serde(deserialize_with = "data_or_sentence")]
+    pub what: Fault,
 }
 
 impl Member {

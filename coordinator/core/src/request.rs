@@ -9,6 +9,7 @@ use crate::record::{JobPhase, JobRecord, RECORD_VERSION, UnitsRecord};
 use proto::id::{Generation, JobId, Step};
 use proto::ledger::Tip;
 use proto::message::SourceJob;
+use proto::reason::Waiting;
 use proto::sample::{SampleWork, Weights};
 use proto::spec::{ArchitectureSpec, JobSpec};
 
@@ -61,9 +62,9 @@ impl Coordinator {
                 Some(SourceLookup::Found(_)) if waits && sample.weights == Weights::Newest => None,
                 Some(SourceLookup::Found(source)) => Some(source),
                 Some(SourceLookup::Missing {
-                    waits_for: Some(_), ..
+                    may_appear: true, ..
                 }) if waits => None,
-                Some(SourceLookup::Missing { reason, .. }) => return Err(reason),
+                Some(SourceLookup::Missing { source, .. }) => return Err(source.to_string()),
                 None => None,
             };
         }
@@ -130,7 +131,7 @@ impl Coordinator {
             workers: None,
             generation: Generation(0),
             phase: JobPhase::Queued {
-                reason: "just submitted".to_owned(),
+                reason: Waiting::Submitted,
             },
             checkpoints: Vec::new(),
             reached: Step(0),

@@ -3,8 +3,8 @@
 //! priorities.
 
 use crate::fleet;
-use crate::format::join_names;
-use crate::gang::{Change, Gang, Planned};
+use crate::format::names;
+use crate::gang::{Change, Gang};
 use crate::job::Job;
 use crate::machine::Coordinator;
 use crate::outbox::Outbox;
@@ -12,10 +12,8 @@ use crate::placement::{self, Access, Decision, Devices, NodeCapacity, Problem};
 use crate::record::{Member, Millis};
 use proto::id::{JobId, WorkerId};
 use proto::message::GracefulStop;
+use proto::reason::{StopCause, Stopped, Waiting};
 use std::collections::BTreeSet;
-
-/// The reason of a paused job.
-const PAUSED: &str = "paused by a user; `coordinator resume` continues it";
 
 impl Coordinator {
     /// Moves the running jobs towards the placement.
@@ -32,21 +30,16 @@ impl Coordinator {
         }
         for job in self.jobs.values_mut().filter(|job| job.head().paused) {
             // Each call affects one phase only.
-            job.wait(PAUSED.to_owned(), outbox);
+            job.wait(Waiting::Paused, outbox);
             match job {
                 Job::Gang(gang) => gang.graceful_stop(
-                    Planned::Paused,
+                    StopCause::Paused,
                     GracefulStop::WithCheckpoint,
                     self.deadlines,
                     outbox,
                 ),
                 Job::Units(units) => {
-                    units.release_all_but(
-                        &[],
-                        |_| Planned::Paused.to_string(),
-                        self.deadlines,
-                        outbox,
-                    );
+                    units.release_all_but(&[], |_| StopCause::Paused, self.deadlines, outbox);
                 }
             }
         }
@@ -104,14 +97,17 @@ impl Coordinator {
             Decision::Run(_) if job.head.paused => {}
             Decision::Run(workers) => self.adjust(id, workers, used, outbox),
             Decision::Wait(shortage) if queued => {
-                let state_held_by = job.state_held_by();
-                self.set_reason(id, format!("{shortage}{state_held_by}"), outbox);
+                let reason = Waiting::Shortage {
+                    shortage: shortage.clone(),
+                    state_holders: job.state_holders(),
+                };
+                self.set_reason(id, reason, outbox);
             }
             Decision::Wait(shortage) => {
-                let shortage = shortage.to_string();
+                let shortage = shortage.clone();
                 self.graceful_stop(
                     id,
-                    Planned::Preempted { shortage },
+                    StopCause::Preempted { shortage },
                     GracefulStop::WithCheckpoint,
                     outbox,
                 );
@@ -139,11 +135,7 @@ impl Coordinator {
         };
         let occupied = self.occupied(&workers, needs, used);
         if !occupied.is_empty() {
-            let reason = format!(
-                "waits for {} to release {}",
-                self.holders(&occupied),
-                join_names(&occupied)
-            );
+            let reason = self.waits_for_release(&occupied);
             return self.set_reason(id, reason, outbox);
         }
         for worker in &workers {
@@ -206,12 +198,12 @@ impl Coordinator {
         let next = job.next_members(given);
         match job.change(&next) {
             Change::No => {}
-            Change::Now(workers, why) => self.regroup(id, workers, &why, used, outbox),
+            Change::Now(workers, why) => self.regroup(id, workers, why, used, outbox),
             Change::AtStep => {
                 let to = next.iter().map(|worker| worker.name.clone()).collect();
                 self.graceful_stop(
                     id,
-                    Planned::Moves { to },
+                    StopCause::Moves { to },
                     GracefulStop::WithoutCheckpoint,
                     outbox,
                 );
@@ -225,15 +217,15 @@ impl Coordinator {
                     // Newcomers prepare while the generation trains. If it is already stopped
                     // between steps, it regroups with them at once.
                     if job.is_between_steps() {
-                        let why = format!("continues on {}", join_names(given));
-                        self.regroup(id, given.to_vec(), &why, used, outbox);
+                        let why = Stopped::Continues { on: names(given) };
+                        self.regroup(id, given.to_vec(), why, used, outbox);
                     }
                     return;
                 }
                 let to = given.iter().map(|worker| worker.name.clone()).collect();
                 self.graceful_stop(
                     id,
-                    Planned::Moves { to },
+                    StopCause::Moves { to },
                     GracefulStop::WithCheckpoint,
                     outbox,
                 );
@@ -245,7 +237,7 @@ impl Coordinator {
         &mut self,
         id: &JobId,
         workers: Vec<WorkerId>,
-        why: &str,
+        why: Stopped,
         used: &mut Devices,
         outbox: &mut Outbox,
     ) {
@@ -263,13 +255,19 @@ impl Coordinator {
         job.regroup(workers, why, outbox);
     }
 
-    fn set_reason(&mut self, id: &JobId, reason: String, outbox: &mut Outbox) {
+    fn set_reason(&mut self, id: &JobId, reason: Waiting, outbox: &mut Outbox) {
         if let Some(job) = self.jobs.get_mut(id) {
             job.wait(reason, outbox);
         }
     }
 
-    fn graceful_stop(&mut self, id: &JobId, why: Planned, how: GracefulStop, outbox: &mut Outbox) {
+    fn graceful_stop(
+        &mut self,
+        id: &JobId,
+        why: StopCause,
+        how: GracefulStop,
+        outbox: &mut Outbox,
+    ) {
         if let Some(job) = self.jobs.get_mut(id).and_then(Job::gang_mut) {
             job.graceful_stop(why, how, self.deadlines, outbox);
         }
@@ -289,7 +287,7 @@ impl Coordinator {
         let needs = units.head.devices_per_worker();
         let (given, shortage) = match decision {
             Decision::Run(workers) => (&workers[..], None),
-            Decision::Wait(shortage) => (&[][..], Some(shortage.to_string())),
+            Decision::Wait(shortage) => (&[][..], Some(shortage)),
         };
         let new = given.iter().filter(|worker| !units.is_member(worker));
         let new: Vec<WorkerId> = new.cloned().collect();
@@ -298,13 +296,12 @@ impl Coordinator {
             .into_iter()
             .filter(|worker| !occupied.contains(worker))
             .collect();
-        let reason = match &shortage {
-            Some(shortage) => shortage.clone(),
-            None => format!(
-                "waits for {} to release {}",
-                self.holders(&occupied),
-                join_names(&occupied)
-            ),
+        let reason = match shortage {
+            Some(shortage) => Waiting::Shortage {
+                shortage: shortage.clone(),
+                state_holders: Vec::new(),
+            },
+            None => self.waits_for_release(&occupied),
         };
         let leaving: BTreeSet<WorkerId> = self
             .fleet
@@ -315,13 +312,16 @@ impl Coordinator {
         let Some(Job::Units(units)) = self.jobs.get_mut(id) else {
             return;
         };
-        let why = |worker: &WorkerId| match &shortage {
-            Some(shortage) => Planned::Preempted {
+        let why = |worker: &WorkerId| match shortage {
+            Some(shortage) => StopCause::Preempted {
                 shortage: shortage.clone(),
-            }
-            .to_string(),
-            None if leaving.contains(worker) => format!("{} is being drained", worker.name),
-            None => format!("{} is needed elsewhere or no longer needed", worker.name),
+            },
+            None if leaving.contains(worker) => StopCause::Drained {
+                worker: worker.name.clone(),
+            },
+            None => StopCause::NotNeeded {
+                worker: worker.name.clone(),
+            },
         };
         units.release_all_but(given, why, self.deadlines, outbox);
         for worker in joining {
@@ -347,18 +347,16 @@ impl Coordinator {
             .collect()
     }
 
-    fn holders(&self, workers: &BTreeSet<WorkerId>) -> String {
+    /// The jobs that hold these workers, as the reason why another waits for them.
+    fn waits_for_release(&self, workers: &BTreeSet<WorkerId>) -> Waiting {
         let uses_worker = |job: &&JobId| {
             self.jobs[*job]
                 .members()
                 .any(|member| workers.contains(&member.worker))
         };
-        let jobs: Vec<&str> = self
-            .jobs
-            .keys()
-            .filter(uses_worker)
-            .map(|job| job.0.as_str())
-            .collect();
-        jobs.join(", ")
+        Waiting::Release {
+            jobs: self.jobs.keys().filter(uses_worker).cloned().collect(),
+            workers: names(workers),
+        }
     }
 }

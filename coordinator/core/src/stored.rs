@@ -6,6 +6,7 @@ use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Step};
 use proto::ledger::Tip;
 use proto::message::{SourceJob, UnitRange};
+use proto::reason::Waiting;
 use proto::sample::{Concept, NamedReference, SampleMethod, SamplePrompt, SampleWork, Weights};
 use proto::spec::{JobSpec, OnFailedUnit, Pairing, Resources, Task, Work};
 use serde::{Deserialize, Deserializer, de};
@@ -180,7 +181,7 @@ fn convert_sampling_job(record: JobRecord, resources: Resources, sample: OldSamp
     let mut units = UnitsRecord::default();
     let phase = match record.phase {
         JobPhase::Running { .. } => JobPhase::Queued {
-            reason: "restarts as a job of units".to_owned(),
+            reason: Waiting::Upgraded,
         },
         phase @ JobPhase::Done { .. } => {
             units.done.push(all);

@@ -1,12 +1,10 @@
 //! Views of jobs and workers, as plain values.
 
 use crate::record::{JobRecord, Millis};
-use proto::id::{JobId, Rank, Step, WorkerId};
+use proto::id::{Rank, Step, WorkerId};
 use proto::message::{Activity, RankPhase, StepReport};
+use proto::reason::{StopCause, UnitError, Waiting};
 use proto::spec::{DeviceKind, JobSpec};
-
-/// The reason of a job whose dependency failed starts with this word.
-pub(crate) const DEPENDENCY_FAILED: &str = "dependency-failed";
 
 /// All jobs, in submit order, and all workers, by name.
 #[derive(Debug, Clone)]
@@ -29,7 +27,7 @@ pub struct JobView<'a> {
     /// The newest reported or committed step.
     pub step: Step,
     /// Why a graceful stop of the running generation was requested, if it was.
-    pub stopping: Option<String>,
+    pub stopping: Option<StopCause>,
     /// The progress of its units. None if it is a gang.
     pub units: Option<UnitsView>,
 }
@@ -58,7 +56,7 @@ pub struct SetAside {
     /// Names of the workers on which it failed, one per failure.
     pub workers: Vec<String>,
     /// The last error.
-    pub error: String,
+    pub error: UnitError,
 }
 
 impl JobView<'_> {
@@ -109,7 +107,7 @@ pub struct Why {
     /// One sentence without a full stop.
     pub sentence: String,
     /// The limiting constraint in one word: `over`, `paused`, `workers`, `connection`, `quota`,
-    /// `settling`, `release`, `manifest`, `halting`, `forming`, `step`, `last-checkpoint`,
+    /// `grace-period`, `release`, `manifest`, `stopping`, `forming`, `step`, `last-checkpoint`,
     /// `failed-rank`, `units`, `dependency` or `dependency-failed`.
     pub constraint: &'static str,
     /// What would let it continue. None if nothing is needed.
@@ -130,19 +128,18 @@ pub struct WaitsFor {
 
 impl Why {
     /// The job waits for a dependency and asks for no workers yet.
-    pub(crate) fn blocked(reason: &str, id: &JobId) -> Self {
-        let failed = reason.starts_with(DEPENDENCY_FAILED);
-        let remedy = failed
-            .then(|| format!("`coordinator cancel {id}`, then a new job after one that is done"));
-        Self::new(
-            if failed {
-                DEPENDENCY_FAILED
-            } else {
-                "dependency"
-            },
-            &format!("it {reason}"),
-            remedy,
-        )
+    pub(crate) fn blocked(reason: &Waiting) -> Self {
+        let (constraint, remedy) = match reason {
+            Waiting::DependencyFailed { job, dependencies } => {
+                let retry = dependencies.first().map_or_else(String::new, |first| {
+                    format!("`coordinator retry {}`, or ", first.job)
+                });
+                let remedy = format!("{retry}`coordinator cancel {job}`");
+                ("dependency-failed", Some(remedy))
+            }
+            _ => ("dependency", None),
+        };
+        Self::new(constraint, &format!("it {reason}"), remedy)
     }
 
     pub(crate) fn new(constraint: &'static str, sentence: &str, remedy: Option<String>) -> Self {

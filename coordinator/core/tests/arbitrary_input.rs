@@ -189,7 +189,7 @@ proptest! {
             // Every queued job has a reason.
             for record in harness.durable.jobs.values() {
                 let JobPhase::Queued { reason } = &record.phase else { continue };
-                prop_assert!(!reason.is_empty());
+                prop_assert!(!reason.to_string().is_empty());
             }
         }
     }

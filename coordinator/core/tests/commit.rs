@@ -201,6 +201,7 @@ fn shards_of_different_base_weights_form_no_checkpoint() {
     assert!(
         harness.job(&job).incidents[0]
             .what
+            .to_string()
             .contains("different base weights")
     );
 }

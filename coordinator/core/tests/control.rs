@@ -156,11 +156,11 @@ fn a_graceful_stop_that_takes_too_long_or_fails_ends_all_the_same() {
     }
     assert_eq!(harness.job(&job).word(), "paused");
     assert_eq!(harness.job(&job).restarts, 0);
-    let incidents: Vec<&str> = harness
+    let incidents: Vec<String> = harness
         .job(&job)
         .incidents
         .iter()
-        .map(|it| it.what.as_str())
+        .map(|it| it.what.to_string())
         .collect();
     let seconds = 40.0 * DETECT_WITHIN_MS as f64 / 1000.0;
     assert_eq!(

@@ -14,6 +14,7 @@ use harness::{
 };
 use proto::id::{JobId, Rank, Step};
 use proto::message::{Activity, GracefulStop, RankPhase, Stage, WorkerReport};
+use proto::reason::RankFailure;
 use proto::spec::DeviceKind;
 
 fn broken() -> RankPhase {
@@ -145,7 +146,7 @@ fn one_dead_process_is_one_fault_whichever_report_comes_first() {
         (1, 1, 1)
     );
     assert_eq!(
-        record.incidents[0].what,
+        record.incidents[0].what.to_string(),
         "rank 1 on w2#1 failed: killed by signal 9; the job resumes from the survivors' state or \
          from step 0"
     );
@@ -165,11 +166,21 @@ fn one_dead_process_is_one_fault_whichever_report_comes_first() {
 #[test]
 fn the_ranks_that_waited_for_a_silent_rank_are_named() {
     let (mut harness, job) = three();
-    let silent =
-        "silent for 1000 ms while training, in micro-batch 1 of step 3; killed by its daemon";
-    harness.receive("w2", vec![rank(&job, 1, 1, failed(silent))]);
+    let silent = RankFailure::Silent {
+        for_ms: 1000,
+        phase: "training".to_owned(),
+        activity: Some(Activity {
+            step: Step(3),
+            stage: Stage::MicroBatch(1),
+            for_ms: 900,
+        }),
+    };
+    let failed = RankPhase::Failed {
+        failure: silent.clone(),
+    };
+    harness.receive("w2", vec![rank(&job, 1, 1, failed)]);
     assert_eq!(
-        harness.job(&job).incidents[0].what,
+        harness.job(&job).incidents[0].what.to_string(),
         format!(
             "rank 1 on w2#1 failed: {silent}; rank 0 on w1, rank 2 on w3 waited for it; the job \
              resumes from the survivors' state or from step 0"
@@ -214,10 +225,19 @@ fn the_ranks_that_wait_for_a_hanging_rank_are_named() {
         (waits_for.rank, waits_for.phase.as_str(), waits_for.for_ms),
         (Rank(1), "training: micro-batch 2", 800)
     );
-    let hangs = "hangs in micro-batch 2 of step 2: for 12.0 s (first micro-batch); \
-    the process exits";
-    harness.receive("w2", vec![rank(&job, 1, 1, failed(hangs))]);
-    let what = &harness.job(&job).incidents[0].what;
+    let hangs = RankFailure::Hangs {
+        activity: Activity {
+            step: Step(2),
+            stage: Stage::MicroBatch(2),
+            for_ms: 12_000,
+        },
+        longest_ms: None,
+    };
+    let failed = RankPhase::Failed {
+        failure: hangs.clone(),
+    };
+    harness.receive("w2", vec![rank(&job, 1, 1, failed)]);
+    let what = harness.job(&job).incidents[0].what.to_string();
     assert!(
         what.starts_with(&format!(
             "rank 1 on w2#1 failed: {hangs}; rank 0 on w1, rank 2 on w3 waited for it; "

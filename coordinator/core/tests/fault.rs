@@ -38,7 +38,7 @@ fn a_failed_rank_ends_its_generation_and_the_job_goes_on_from_the_last_commit() 
     assert_eq!(assignment.gang().unwrap().acknowledged_step, Step(2));
     let incident = &harness.job(&job).incidents[0];
     assert_eq!(
-        incident.what,
+        incident.what.to_string(),
         "rank 1 on w2#1 failed: out of memory; the job resumes from the survivors' state or from \
          step 2"
     );
@@ -54,9 +54,14 @@ fn the_root_cause_is_named_although_a_secondary_error_was_reported_first() {
         "w1",
         vec![rank(&job, 1, 0, failed("Connection closed by peer [w2]"))],
     );
-    assert!(harness.job(&job).incidents[0].what.starts_with("rank 0"));
+    assert!(
+        harness.job(&job).incidents[0]
+            .what
+            .to_string()
+            .starts_with("rank 0")
+    );
     harness.receive("w2", vec![rank(&job, 1, 1, failed("killed by signal 9"))]);
-    let what = &harness.job(&job).incidents[0].what;
+    let what = harness.job(&job).incidents[0].what.to_string();
     assert_eq!(
         what,
         "rank 1 on w2#1 failed: killed by signal 9; the job resumes from the survivors' state or \
@@ -80,6 +85,7 @@ fn a_worker_without_reports_ends_its_generation() {
     assert!(
         harness.job(&job).incidents[0]
             .what
+            .to_string()
             .starts_with("worker w2#1 sent no report for 1000 ms")
     );
     assert_eq!(
@@ -103,6 +109,7 @@ fn a_restarted_worker_is_another_worker() {
     assert!(
         harness.job(&job).incidents[0]
             .what
+            .to_string()
             .starts_with("worker w2#1 restarted as w2#2")
     );
     assert_eq!(
@@ -119,7 +126,10 @@ fn a_member_that_does_not_come_back_to_a_restarted_coordinator_is_lost() {
     harness.now += 2 * DETECT_WITHIN_MS;
     harness.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
     assert!(
-        harness.job(&job).incidents[0].what.starts_with("worker w"),
+        harness.job(&job).incidents[0]
+            .what
+            .to_string()
+            .starts_with("worker w"),
         "{:?}",
         harness.job(&job).incidents
     );
@@ -272,7 +282,7 @@ fn a_rank_that_never_appears_ends_its_generation() {
         harness.receive("w2", vec![]);
     }
     assert_eq!(
-        harness.job(&job).incidents[0].what,
+        harness.job(&job).incidents[0].what.to_string(),
         "worker w2#1 is up but does not run rank 1; rank 0 on w1 waited for it; the job resumes \
          from the survivors' state or from step 0"
     );

@@ -109,7 +109,7 @@ fn one_of_a_pair_is_left_out_with_its_state_and_comes_back_when_it_is_reachable(
     );
     let record = harness.job(&job);
     assert_eq!(
-        record.incidents[0].what,
+        record.incidents[0].what.to_string(),
         "w1 and w3 cannot reach each other (from w1 to w3 at w3:7073: no answer); every rank \
          waits for another rank; the job resumes from the survivors' state or from step 0"
     );

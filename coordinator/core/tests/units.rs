@@ -231,6 +231,7 @@ fn a_unit_whose_worker_dies_is_leased_again_and_completed_units_are_kept() {
     assert!(
         harness.job(&job).incidents[0]
             .what
+            .to_string()
             .ends_with("its units are leased again")
     );
     // It comes back as another worker and joins again.
@@ -300,7 +301,7 @@ fn a_unit_that_kills_its_process_is_set_aside_and_does_not_take_the_fleet_with_i
     assert_eq!(units.set_aside, [range(0, 1)]);
     assert_eq!(units.failed[0].workers, ["w3", "w3", "w3"]);
     assert!(
-        units.failed[0].error.contains("exit status 11"),
+        units.failed[0].error.to_string().contains("exit status 11"),
         "{:?}",
         units.failed
     );
@@ -438,6 +439,7 @@ fn a_worker_that_misses_its_deadline_is_dropped_and_its_unit_is_leased_again() {
     assert!(
         harness.job(&job).incidents[0]
             .what
+            .to_string()
             .contains("w3 had not finished its units in time")
     );
     harness.ask(|request| Input::Pause {

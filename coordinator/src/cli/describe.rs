@@ -60,7 +60,10 @@ fn plot(job: &str, steps: &[pb::StepReport], file: &Path) -> Result<()> {
 fn print(view: &pb::JobView, summary: Option<&Summary>) {
     let now = now_ms();
     line("job", &view.job);
-    line("phase", &format!("{}: {}", view.phase, view.reason));
+    line(
+        "phase",
+        &format!("{}: {}", view.phase, view.reason_sentence()),
+    );
     line("submitted", &ago(view.submitted_ms, now));
     if view.ended_ms != 0 {
         let took = Duration::from_millis(view.ended_ms.saturating_sub(view.submitted_ms));
@@ -180,7 +183,7 @@ fn print_incidents(view: &pb::JobView, now: u64) {
         table.add_row([
             ago(incident.at_ms, now),
             incident.generation.to_string(),
-            incident.what.clone(),
+            incident.sentence(),
         ]);
     }
     outln!("\n{table}");

@@ -44,7 +44,7 @@ pub(crate) async fn jobs(global: &Global) -> Result<Outcome> {
                 .last()
                 .map_or_else(|| "-".into(), |it| it.step.to_string()),
             ago(job.submitted_ms, now),
-            job.reason.clone(),
+            job.reason_sentence(),
         ]);
     }
     outln!("{table}");

@@ -10,7 +10,8 @@ pub(crate) fn job(view: &pb::JobView) -> Value {
         "job": view.job,
         "name": view.name,
         "phase": view.phase,
-        "reason": view.reason,
+        "reason": view.reason_sentence(),
+        "cause": view.cause.as_ref().and_then(reason_json),
         "generation": view.generation,
         "world": view.world,
         "step": view.step,
@@ -87,7 +88,12 @@ fn member(member: &pb::Member) -> Value {
 }
 
 fn incident(incident: &pb::Incident) -> Value {
-    json!({ "at_ms": incident.at_ms, "generation": incident.generation, "what": incident.what })
+    json!({
+        "at_ms": incident.at_ms,
+        "generation": incident.generation,
+        "what": incident.sentence(),
+        "cause": incident.cause.as_ref().and_then(reason_json),
+    })
 }
 
 pub(crate) fn worker(worker: &pb::WorkerView) -> Value {
@@ -113,4 +119,8 @@ pub(crate) fn log_line(line: &pb::LogLine) -> Value {
         "at_ms": line.at_ms,
         "text": line.text,
     })
+}
+/// A reason as data, for scripts.
+fn reason_json(reason: &pb::Reason) -> Option<Value> {
+    serde_json::from_str(&reason.json).ok()
 }

@@ -214,7 +214,7 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
             "{} ended {}: {}",
             view.job,
             view.phase,
-            view.reason
+            view.reason_sentence()
         ));
     }
     let (files, summary) = download(&view, &args.out).await?;

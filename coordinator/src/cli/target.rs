@@ -53,7 +53,7 @@ impl Target {
                 "job {} has no committed checkpoint; it is {}: {}",
                 self.job,
                 view.phase,
-                view.reason
+                view.reason_sentence()
             ),
             (Some(step), steps) => {
                 anyhow!(

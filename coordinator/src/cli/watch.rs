@@ -134,7 +134,7 @@ fn last_line(view: &pb::JobView) -> String {
         duration(took),
         progress_noun(view),
         super::job::progress(view),
-        view.reason
+        view.reason_sentence()
     )
 }
 
@@ -159,7 +159,7 @@ fn position(view: &pb::JobView) -> (u64, u64) {
 #[allow(clippy::cast_precision_loss)] // A few digits are printed.
 fn units_text(view: &pb::JobView, units: &pb::UnitsView) -> String {
     if units.per_second <= 0.0 {
-        return view.reason.clone();
+        return view.reason_sentence();
     }
     let left = units.total.saturating_sub(units.done + units.set_aside) as f64 / units.per_second;
     let left = duration(Duration::from_secs_f64(left.clamp(1.0, 1e9)));
@@ -185,7 +185,7 @@ impl Progress {
             return units_text(view, units);
         }
         let Some(step) = &view.last_step else {
-            return view.reason.clone();
+            return view.reason_sentence();
         };
         // After a restart the job may resume from an earlier step.
         if self.seen.back().is_some_and(|(_, seen)| view.step < *seen) {
@@ -255,7 +255,7 @@ impl Display {
         let new_phase = self.phase != view.phase;
         if new_phase {
             self.phase.clone_from(&view.phase);
-            self.print(&format!("{}: {}", view.phase, view.reason));
+            self.print(&format!("{}: {}", view.phase, view.reason_sentence()));
         }
         let (at, end) = position(view);
         if let Some(bar) = &self.bar {

@@ -13,6 +13,7 @@ use coordinator_core::{Config, Coordinator, Deadlines};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{JobId, WorkerId};
 use proto::message::DesiredState;
+use proto::reason::Stopped;
 use std::collections::BTreeMap;
 
 /// The wall clock at the start of the world; setting it back must leave it above 0.
@@ -363,7 +364,13 @@ impl World {
                 if let Event::Stopped { job, reason, .. } = &event
                     && self.plan.heal_at + 45 * DETECT_WITHIN_MS < self.now
                 {
-                    let late = reason.contains(" within ");
+                    let late = matches!(
+                        reason,
+                        Stopped::Released {
+                            overdue: Some(_),
+                            ..
+                        }
+                    );
                     self.oracle
                         .require(!late, || format!("{job} stops late: {reason}"));
                 }

@@ -158,7 +158,7 @@ pub(crate) fn phase(job: &JobRecord) -> String {
                 names.join(", ")
             )
         }
-        JobPhase::Failed { reason, .. } => format!("failed: {reason}"),
+        JobPhase::Failed { cause, .. } => format!("failed: {cause}"),
         JobPhase::Done { .. } | JobPhase::Cancelled { .. } => job.word().to_owned(),
     };
     let committed = job.checkpoints.last().map(|last| checkpoint(*last));
@@ -224,9 +224,11 @@ fn coordinator_event(event: &coordinator::Event) -> Option<String> {
             checkpoint: at,
         } => format!("{job} {} is committed", checkpoint(*at)),
         Event::JobDone { job, step } => format!("{job} is done at step {step}"),
-        Event::JobFailed { job, reason } => format!("{job} has failed: {reason}"),
+        Event::JobFailed { job, cause } => format!("{job} has failed: {cause}"),
         Event::JobCancelled { job } => format!("{job} is cancelled"),
-        Event::Ignored { worker, what } => format!("the coordinator ignores {worker}: {what}"),
+        Event::Ignored { worker, violation } => {
+            format!("the coordinator ignores {worker}: {violation}")
+        }
         Event::UnitFailed {
             job,
             unit,
@@ -235,7 +237,7 @@ fn coordinator_event(event: &coordinator::Event) -> Option<String> {
             error,
         } => format!("unit {unit} of {job} fails on {worker}, failure {failures}: {error}"),
         Event::UnitSetAside { job, unit, .. } => format!("unit {unit} of {job} is set aside"),
-        Event::Parted { what } => format!("the coordinator sees that {what}"),
+        Event::Unreachable { pair } => format!("the coordinator sees that {pair}"),
     };
     Some(text)
 }
@@ -250,8 +252,8 @@ pub(crate) fn daemon_input(id: &WorkerId, event: &worker::Input) -> Option<Strin
                 "{id} receives from rank {} of {} generation {}: the group is broken: {error}",
                 report.rank, report.job, report.generation
             ),
-            RankPhase::Failed { error, .. } => format!(
-                "{id} receives from rank {} of {} generation {}: failed: {error}",
+            RankPhase::Failed { failure } => format!(
+                "{id} receives from rank {} of {} generation {}: failed: {failure}",
                 report.rank, report.job, report.generation
             ),
             RankPhase::Starting

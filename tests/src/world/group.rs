@@ -20,6 +20,9 @@ use rank_core::gang::{Effect, Input as GangInput};
 use rank_core::state::{StateLabel, StateSource};
 use std::collections::BTreeMap;
 
+/// The error of a rank whose peers did not join in time.
+pub(crate) const JOIN_TIMEOUT: &str = "timed out waiting for the other ranks to join";
+
 /// Processes that have joined, by rank.
 #[derive(Debug, Default)]
 pub(crate) struct Group {
@@ -56,7 +59,7 @@ impl World {
         if process.rendezvous != Some(key.generation) {
             process.rendezvous = Some(key.generation);
             let generation = key.generation;
-            let error = "timed out waiting for the other ranks to join".to_owned();
+            let error = JOIN_TIMEOUT.to_owned();
             let breaks = SimEvent::RankBreaks {
                 pid,
                 generation,

@@ -379,13 +379,12 @@ impl World {
                 }
                 Ok(())
             }
-            (JobPhase::Failed { reason, .. }, _)
-                if (record.restarts_without_progress < RESTARTS_WITHOUT_PROGRESS_MAX
-                    && !record.permanent_failure)
-                    || reason.is_empty() =>
+            (JobPhase::Failed { cause, .. }, _)
+                if record.restarts_without_progress < RESTARTS_WITHOUT_PROGRESS_MAX
+                    && !record.permanent_failure =>
             {
                 Err(format!(
-                    "{id} failed after {} restarts without progress: {reason:?}",
+                    "{id} failed after {} restarts without progress: {cause}",
                     record.restarts_without_progress
                 ))
             }

@@ -2,6 +2,7 @@
 //! violation. The oracle sees inputs and effects of the machines, never their internal state.
 
 use super::describe;
+use super::group::JOIN_TIMEOUT;
 use super::specs::Specs;
 use super::store::Store;
 use super::units::oracle::UnitHistory;
@@ -10,6 +11,7 @@ use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Generation, JobId, Step, WorkerId};
 use proto::ledger::{Entry, Replay, Tip};
 use proto::message::DesiredState;
+use proto::reason::{Ending, Fault, GenerationEnd, RankFailure};
 use proto::spec::JobSpec;
 use std::collections::{BTreeMap, BTreeSet};
 use worker_core::event::RankKey;
@@ -292,12 +294,17 @@ impl Oracle {
                 reason,
             } => {
                 // Fallback deadlines: they must not expire while daemons and streams work.
-                let fallback_errors = [
-                    "does not run rank",
-                    "all ranks are finished",
-                    "timed out waiting for the other ranks to join",
-                ];
-                let is_fallback = fallback_errors.iter().any(|error| reason.contains(error));
+                let is_fallback = match reason {
+                    GenerationEnd::Ending(ending)
+                    | GenerationEnd::Fault(
+                        Fault::Generation { ending, .. }
+                        | Fault::Process { ending, .. }
+                        | Fault::Worker { ending },
+                    ) => is_fallback(ending),
+                    GenerationEnd::Fault(_)
+                    | GenerationEnd::UnitsRetried
+                    | GenerationEnd::CoordinatorReplaced => false,
+                };
                 self.require(!is_fallback, || {
                     format!("{job} generation {generation} needs a fallback deadline: {reason}")
                 });
@@ -318,7 +325,7 @@ impl Oracle {
             | Event::Stepped { .. }
             | Event::UnitFailed { .. }
             | Event::UnitSetAside { .. }
-            | Event::Parted { .. }
+            | Event::Unreachable { .. }
             | Event::Ignored { .. } => true,
         };
         self.require(saved, || format!("{event:?} is emitted and not saved"));
@@ -396,4 +403,24 @@ fn error_text<T>(result: &Result<T, String>) -> &str {
 
 fn newest(record: &JobRecord) -> Option<CheckpointRef> {
     record.checkpoints.last().copied()
+}
+
+/// True if a fallback deadline ended the generation: of the coordinator, or of ranks that wait for
+/// each other to join.
+fn is_fallback(ending: &Ending) -> bool {
+    match ending {
+        Ending::RankMissing { .. } | Ending::LastCheckpointMissing { .. } => true,
+        Ending::RankFailed {
+            failure: RankFailure::Error { text, .. },
+            ..
+        } => text.contains(JOIN_TIMEOUT),
+        Ending::GroupBroken { error, .. } => error.contains(JOIN_TIMEOUT),
+        Ending::RankFailed { .. }
+        | Ending::WorkerLost { .. }
+        | Ending::WorkerRestarted { .. }
+        | Ending::Partitioned { .. }
+        | Ending::WeightsDisagree { .. }
+        | Ending::ShardsDisagree { .. }
+        | Ending::ManifestRefused { .. } => false,
+    }
 }

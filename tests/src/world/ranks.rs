@@ -16,6 +16,7 @@ use proto::id::{Generation, Rank, Step};
 use proto::message::{
     Activity, Assignment, RankPhase, RankReport, ShardReport, Stage, StepReport, WeightDigest,
 };
+use proto::reason::RankFailure;
 use rank_core::gang::{Effect, GangRank, Input as GangInput, Order, Rules};
 use rank_core::state::StateLabel;
 use worker_core::event::{Input, RankKey};
@@ -503,8 +504,7 @@ impl World {
             return;
         };
         process.phase = RankPhase::Failed {
-            error,
-            permanent: false,
+            failure: RankFailure::error(&error, false),
         };
         self.send_report(pid, vec![], vec![]);
         self.rank_dies(pid, false, "exit status 1");

@@ -19,7 +19,8 @@ pub use deadline::GRACE;
 use event::{Effect, Event, Input, Millis, RankKey};
 use peers::Peers;
 use proto::id::{Generation, JobId, Rank, WorkerId};
-use proto::message::{Assignment, DesiredState, RankPhase, RankReport, SILENT, WorkerReport};
+use proto::message::{Assignment, DesiredState, RankPhase, RankReport, WorkerReport};
+use proto::reason::RankFailure;
 use proto::spec::DeviceKind;
 use rank::{ProcessState, RankState};
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,9 +35,6 @@ pub struct Config {
     /// Where it answers pings of other workers; None: it does not.
     pub peer_address: Option<String>,
 }
-
-/// The error of a rank that is stopped or not started because of a shutdown.
-const SHUTTING_DOWN: &str = "the worker is shutting down";
 
 /// The machine.
 #[derive(Debug)]
@@ -351,14 +349,11 @@ impl Worker {
             return;
         };
         let key = key.clone();
-        let error = if success {
-            format!("exited before its work was done ({outcome})")
-        } else {
-            outcome.clone()
-        };
         state.advance(RankPhase::Failed {
-            error,
-            permanent: false,
+            failure: RankFailure::Exited {
+                outcome: outcome.clone(),
+                success,
+            },
         });
         state.process_state = ProcessState::Exited;
         self.report_due = true;
@@ -405,8 +400,7 @@ impl Worker {
             if let ProcessState::Running { device, .. } = state.process_state {
                 if stop_all {
                     state.advance(RankPhase::Failed {
-                        error: SHUTTING_DOWN.to_owned(),
-                        permanent: false,
+                        failure: RankFailure::WorkerLeaves,
                     });
                 }
                 state.process_state = ProcessState::Stopping { device, kill_at };
@@ -443,19 +437,16 @@ impl Worker {
             } = state.process_state
             {
                 let silent_ms = now.saturating_sub(last_heard);
-                let phase = describe_phase(&state.report.phase);
-                let activity = state.report.activity;
-                let doing =
-                    activity.map_or_else(String::new, |activity| format!(", in {activity}"));
-                let error = if self.deadlines.silent_at(last_heard, has_reported) <= now {
-                    format!("{SILENT} {silent_ms} ms while {phase}{doing}; killed by its daemon")
+                let failure = if self.deadlines.silent_at(last_heard, has_reported) <= now {
+                    RankFailure::Silent {
+                        for_ms: silent_ms,
+                        phase: describe_phase(&state.report.phase).to_owned(),
+                        activity: state.report.activity,
+                    }
                 } else {
-                    "did not leave the older generation in time; killed by its daemon".to_owned()
+                    RankFailure::NotLeft
                 };
-                self.report_due |= state.advance(RankPhase::Failed {
-                    error,
-                    permanent: false,
-                });
+                self.report_due |= state.advance(RankPhase::Failed { failure });
                 state.process_state = ProcessState::Stopping { device, kill_at };
                 effects.push(Effect::Emit(Event::RankSilent {
                     key: key.clone(),
@@ -482,15 +473,15 @@ impl Worker {
                     continue;
                 }
                 let refusal = if self.shutdown != Shutdown::NotRequested {
-                    Some(SHUTTING_DOWN)
+                    Some(RankFailure::WorkerLeaves)
                 } else if self.is_retired(assignment) {
-                    Some("this worker was removed from this generation and cannot rejoin it")
+                    Some(RankFailure::Removed)
                 } else {
                     None
                 };
-                if let Some(error) = refusal {
+                if let Some(failure) = refusal {
                     self.ranks
-                        .insert(key.clone(), RankState::refused(&key, error));
+                        .insert(key.clone(), RankState::refused(&key, failure));
                     self.report_due = true;
                     continue;
                 }

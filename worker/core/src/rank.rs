@@ -8,6 +8,7 @@ use proto::id::Step;
 use proto::message::{
     Activity, Assignment, DIGESTS_MAX, RankPhase, RankReport, STEPS_MAX, UnitRange, UnitReport,
 };
+use proto::reason::RankFailure;
 
 /// Maximum number of unacknowledged shards. If the coordinator is unreachable for long, older ones
 /// are dropped first, and their checkpoints are never committed.
@@ -115,11 +116,8 @@ impl RankState {
     }
 
     /// A rank that is not started on this worker, with the reason.
-    pub(crate) fn refused(key: &RankKey, error: &str) -> Self {
-        let phase = RankPhase::Failed {
-            error: error.to_owned(),
-            permanent: false,
-        };
+    pub(crate) fn refused(key: &RankKey, failure: RankFailure) -> Self {
+        let phase = RankPhase::Failed { failure };
         Self {
             process: key.clone(),
             process_state: ProcessState::Exited,

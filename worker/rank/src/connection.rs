@@ -12,6 +12,7 @@ use proto::message::{
     Assignment, DIGESTS_MAX, RankOrder, RankPhase, RankReport, STEPS_MAX, ShardReport, StepReport,
     UnitReport, WeightDigest,
 };
+use proto::reason::RankFailure;
 use rank_core::{gang, units};
 use std::sync::mpsc as threads;
 use std::time::{Duration, Instant};
@@ -79,20 +80,17 @@ impl Connection {
     }
 
     async fn on_heartbeat(&mut self) {
-        if let Some(error) = self.watchdog.check(Instant::now()) {
+        if let Some(failure) = self.watchdog.check(Instant::now()) {
             // Do not log here: the hanging thread may hold a lock that logging needs.
-            self.fail(error).await;
+            self.fail(failure).await;
             exit_now(EXIT_HUNG)
         }
         self.send().await;
     }
 
-    async fn fail(&mut self, error: String) {
+    async fn fail(&mut self, failure: RankFailure) {
         self.failed = true;
-        self.report.phase = RankPhase::Failed {
-            error,
-            permanent: false,
-        };
+        self.report.phase = RankPhase::Failed { failure };
         self.send().await;
     }
 

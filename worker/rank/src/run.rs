@@ -9,6 +9,7 @@ use crate::process::{Permanent, Rank, Settings};
 use crate::{sample, train};
 use anyhow::Context;
 use proto::message::{RankPhase, Run};
+use proto::reason::RankFailure;
 use proto::spec::Work;
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -47,7 +48,8 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
             let error = format!("{error:#}").replace("?>\n", "?> ");
             let error = format!("{}: {}", link.rank_name(), first_line(&error));
             eprintln!("error: {error}");
-            link.send_final(RankPhase::Failed { error, permanent });
+            let failure = RankFailure::error(&error, permanent);
+            link.send_final(RankPhase::Failed { failure });
             exit_now(1)
         }
     }

@@ -6,7 +6,8 @@
 
 use crate::deadline::Deadlines;
 use proto::id::Step;
-use proto::message::{Activity, HANGS, Stage};
+use proto::message::{Activity, Stage};
+use proto::reason::{RankFailure, stage_kind};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -84,7 +85,7 @@ impl Progress {
     fn transition(&self, now: Instant, next: Option<(Step, Stage)>) {
         let mut log = self.log();
         if let Some(ended) = log.current.take() {
-            let longest = log.longest.entry(kind(ended.stage)).or_default();
+            let longest = log.longest.entry(stage_kind(ended.stage)).or_default();
             *longest = (*longest).max(now - ended.since);
         }
         log.transitions += 1;
@@ -129,9 +130,9 @@ impl Watchdog {
         Some(current.activity(elapsed))
     }
 
-    /// Returns an error if the thread hangs. A late check (the process or the machine was
+    /// Returns the failure if the thread hangs. A late check (the process or the machine was
     /// suspended) counts as at most two heartbeats.
-    pub(crate) fn check(&mut self, now: Instant) -> Option<String> {
+    pub(crate) fn check(&mut self, now: Instant) -> Option<RankFailure> {
         let passed = now.saturating_duration_since(self.last_check);
         self.last_check = now;
         let log = self.progress.log();
@@ -143,35 +144,21 @@ impl Watchdog {
         let current = log
             .current
             .filter(|current| current.stage.is_own() && !current.waits_for_store)?;
-        let longest = log.longest.get(kind(current.stage)).copied();
+        let longest = log.longest.get(stage_kind(current.stage)).copied();
         (self.deadlines.local_stage(longest) <= self.unchanged_for)
-            .then(|| hang_error(current, self.unchanged_for, longest))
+            .then(|| hang_failure(current, self.unchanged_for, longest))
     }
 }
 
-fn hang_error(current: CurrentStage, elapsed: Duration, longest: Option<Duration>) -> String {
-    let kind = kind(current.stage);
-    let longest = match longest {
-        Some(longest) => format!("longest {kind} so far: {:.1} s", longest.as_secs_f64()),
-        None => format!("first {kind}"),
-    };
-    format!(
-        "{HANGS} {}: for {:.1} s ({longest}); the process exits",
-        current.activity(elapsed),
-        elapsed.as_secs_f64()
-    )
-}
-
-/// Stages of one kind have similar durations.
-fn kind(stage: Stage) -> &'static str {
-    match stage {
-        Stage::Samples => "wait for samples",
-        Stage::MicroBatch(_) => "micro-batch",
-        Stage::Reduction => "reduction",
-        Stage::Update => "update",
-        Stage::Digest => "digest",
-        Stage::Checkpoint => "checkpoint",
-        Stage::Unit(_) => "unit",
+fn hang_failure(
+    current: CurrentStage,
+    elapsed: Duration,
+    longest: Option<Duration>,
+) -> RankFailure {
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    RankFailure::Hangs {
+        activity: current.activity(elapsed),
+        longest_ms: longest.map(ms),
     }
 }
 
@@ -205,7 +192,7 @@ mod tests {
 
         /// Checks at each of `count` heartbeats. Returns the first error and the number of its
         /// heartbeat.
-        fn heartbeats(&mut self, count: u32) -> Option<(u32, String)> {
+        fn heartbeats(&mut self, count: u32) -> Option<(u32, RankFailure)> {
             (1..=count).find_map(|beat| {
                 self.now += HEARTBEAT;
                 self.watchdog.check(self.now).map(|error| (beat, error))
@@ -224,11 +211,15 @@ mod tests {
         // The first check sees a new stage; the error comes 36 s + 20 s later.
         let (beats, error) = fixture.heartbeats(100).unwrap();
         assert_eq!(beats, 1 + 36 + 4 * 5);
-        assert_eq!(
-            error,
-            "hangs in micro-batch 2 of step 12: for 56.0 s (longest micro-batch so far: 5.0 s); \
-            the process exits"
-        );
+        let expected = RankFailure::Hangs {
+            activity: Activity {
+                step: Step(12),
+                stage: Stage::MicroBatch(2),
+                for_ms: 56_000,
+            },
+            longest_ms: Some(5_000),
+        };
+        assert_eq!(error, expected);
     }
 
     #[test]
@@ -266,11 +257,14 @@ mod tests {
         fixture.heartbeats(2);
         begin(&fixture, 2);
         let (_, error) = fixture.heartbeats(60).unwrap();
-        let longest = "(longest unit so far: 2.0 s); the process exits";
-        assert!(
-            error.starts_with("hangs in unit 2: for ") && error.ends_with(longest),
-            "{error}"
-        );
+        let RankFailure::Hangs {
+            activity,
+            longest_ms,
+        } = error
+        else {
+            panic!("{error}")
+        };
+        assert_eq!((activity.stage, longest_ms), (Stage::Unit(2), Some(2_000)));
     }
 
     #[test]
@@ -293,7 +287,16 @@ mod tests {
         fixture.begin(Stage::Update);
         let (beats, error) = fixture.heartbeats(1000).unwrap();
         assert_eq!(beats, 1 + 300);
-        assert!(error.contains("(first update)"), "{error}");
+        assert!(
+            matches!(
+                error,
+                RankFailure::Hangs {
+                    longest_ms: None,
+                    ..
+                }
+            ),
+            "{error}"
+        );
     }
 
     #[test]

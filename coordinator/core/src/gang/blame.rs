@@ -3,13 +3,13 @@
 
 use crate::record::Member;
 use proto::id::{Generation, Rank};
+use proto::reason::Consequence;
 
 #[derive(Debug)]
 pub(crate) struct Blame {
     pub(crate) generation: Generation,
     pub(crate) members: Vec<Member>,
-    /// The part of the incident's sentence after the cause.
-    pub(crate) consequence: String,
+    pub(crate) consequence: Consequence,
 }
 
 /// A rank of one generation.

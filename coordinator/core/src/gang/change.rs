@@ -2,13 +2,14 @@
 //! ones.
 
 use super::job::{Gang, State};
-use crate::format::join_names;
+use crate::format::names;
 use crate::partitions::Partitions;
 use crate::placement::Demand;
 use crate::rank::RankLive;
 use crate::record::{Member, Millis};
 use proto::id::WorkerId;
 use proto::message::RankPhase;
+use proto::reason::Stopped;
 
 impl Gang {
     /// What it requests from placement, if it should run.
@@ -92,7 +93,10 @@ impl Gang {
         };
         let stays = next.iter().filter(|worker| self.is_member(worker)).count();
         let enough = 0 < stays && self.head.min_workers() <= next.len();
-        let now = || Change::Now(next.to_vec(), format!("continues on {}", join_names(next)));
+        let now = || {
+            let why = Stopped::Continues { on: names(next) };
+            Change::Now(next.to_vec(), why)
+        };
         if self.is_between_steps() {
             return if enough { now() } else { Change::Relocate };
         }
@@ -100,10 +104,7 @@ impl Gang {
             .warm_members(next)
             .filter(|warm| self.head.min_workers() <= warm.len())
         {
-            let why = format!(
-                "continues on {} without waiting for others to start",
-                join_names(&warm)
-            );
+            let why = Stopped::ContinuesWarm { on: names(&warm) };
             return Change::Now(warm, why);
         }
         let grows = stays == self.members().len();
@@ -165,7 +166,7 @@ impl Gang {
 pub(crate) enum Change {
     No,
     /// Immediately, to these workers, with the reason. No rank is in the middle of a step.
-    Now(Vec<WorkerId>, String),
+    Now(Vec<WorkerId>, Stopped),
     /// After the current step.
     AtStep,
     /// Too few of its processes would continue.

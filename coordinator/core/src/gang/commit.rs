@@ -5,11 +5,11 @@
 use super::job::Gang;
 use super::writing::Writing;
 use crate::deadline::{Deadlines, MANIFEST_ATTEMPTS_MAX};
-use crate::explain::Ending;
 use crate::outbox::Outbox;
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Rank, Step};
 use proto::message::ShardReport;
+use proto::reason::{Disagreement, Ending};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Requests the manifest of the next complete checkpoint of the running generation, unless one is
@@ -50,8 +50,9 @@ fn manifest(
     let digests: BTreeSet<&Option<String>> =
         shards.values().map(|shard| &shard.init_digest).collect();
     if 1 < digests.len() {
-        let what = format!("ranks started from different base weights: {digests:?}");
-        return Err(Ending::ShardsDisagree { step, what });
+        let digests = digests.into_iter().cloned().collect();
+        let shards = Disagreement::BaseWeights { digests };
+        return Err(Ending::ShardsDisagree { step, shards });
     }
     let init_digest = shards
         .values()

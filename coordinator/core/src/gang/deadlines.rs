@@ -2,9 +2,9 @@
 
 use super::job::Gang;
 use crate::deadline::Deadlines;
-use crate::explain::Ending;
 use crate::record::Millis;
 use proto::id::Rank;
+use proto::reason::Ending;
 
 impl Gang {
     /// Why its running generation must end at `now` because of a timeout, if it must.

@@ -7,21 +7,23 @@
 
 use super::job::Gang;
 use super::running::Running;
-use super::stopping::{Planned, Stopping};
+use super::stopping::Stopping;
 use crate::deadline::Deadlines;
 use crate::event::Event;
+use crate::explain::rank_on;
 use crate::outbox::Outbox;
 use crate::rank::RankLive;
 use crate::record::Millis;
 use proto::id::WorkerId;
 use proto::message::{GracefulStop, RankPhase};
+use proto::reason::{Fault, Overdue, StopCause, Stopped, Waiting};
 
 impl Gang {
     /// Requests a graceful stop of the running generation. It cannot be revoked, but a checkpoint
     /// can be requested later.
     pub(crate) fn graceful_stop(
         &mut self,
-        why: Planned,
+        why: StopCause,
         how: GracefulStop,
         deadlines: Deadlines,
         outbox: &mut Outbox,
@@ -40,7 +42,7 @@ impl Gang {
         outbox.emit(Event::Stopping {
             job: self.head.id.clone(),
             generation: self.head.generation,
-            reason: why.to_string(),
+            reason: why.clone(),
         });
         let (asked, until) = (outbox.now, deadlines.graceful_stop(outbox.now));
         if let Some(running) = self.running_mut() {
@@ -59,9 +61,9 @@ impl Gang {
     }
 
     /// Why it is stopping, if it is.
-    pub(crate) fn stop_reason(&self) -> Option<String> {
+    pub(crate) fn stop_reason(&self) -> Option<StopCause> {
         self.stopping()
-            .map(|graceful_stop| graceful_stop.why.to_string())
+            .map(|graceful_stop| graceful_stop.why.clone())
     }
 
     /// The deadline of the graceful stop.
@@ -88,48 +90,42 @@ impl Gang {
         } else {
             Vec::new()
         };
-        let what = if timed_out {
-            self.timeout_reason(graceful_stop)
-        } else {
-            String::new()
+        let stopped = Stopped::Released {
+            cause: graceful_stop.why.clone(),
+            overdue: timed_out.then(|| self.overdue_stop(graceful_stop)),
+            resumes_from: self.committed(),
         };
-        let reason = format!(
-            "{}{what}; resumes from step {}",
-            graceful_stop.why,
-            self.committed()
-        );
         if timed_out {
             // The reason of the queued job is replaced later; the incident keeps the timeout.
-            self.head.record_incident(reason.clone(), outbox);
+            let fault = Fault::StopOverdue {
+                stopped: stopped.clone(),
+            };
+            self.head.record_incident(fault, outbox);
         }
         self.send_to_members(outbox);
-        self.emit_stopped(reason.clone(), outbox);
-        self.queue(reason, outbox.now, retained, outbox);
+        self.emit_stopped(stopped.clone(), outbox);
+        self.queue(Waiting::Stopped { stopped }, outbox.now, retained, outbox);
         true
     }
 
-    /// What the graceful stop was still waiting for at its deadline, as the end of a sentence.
-    fn timeout_reason(&self, graceful_stop: &Stopping) -> String {
-        let work = match graceful_stop.how {
-            GracefulStop::WithCheckpoint => "finished its step and written its checkpoint shard",
-            GracefulStop::WithoutCheckpoint => "finished its step",
-        };
-        let seconds = graceful_stop.until.saturating_sub(graceful_stop.asked) as f64 / 1000.0;
+    /// What the graceful stop was still waiting for at its deadline.
+    fn overdue_stop(&self, graceful_stop: &Stopping) -> Overdue {
         let last_of = |running: &Running| {
             let last = running.last_rank(|rank| rank.phase != Some(RankPhase::Finished))?;
-            let member = running.owner(last.rank)?;
-            Some(format!("rank {} on {}", last.rank, member.worker.name))
+            Some(rank_on(last.rank, &running.members))
         };
-        match self.running().and_then(last_of) {
-            Some(rank) => format!("; {rank} had not {work} within {seconds} s"),
-            None => format!("; its checkpoint was not committed within {seconds} s"),
-        }
+        let after_ms = graceful_stop.until.saturating_sub(graceful_stop.asked);
+        Overdue::new(
+            self.running().and_then(last_of),
+            graceful_stop.how,
+            after_ms,
+        )
     }
 
     /// Forms the next generation immediately; some of the processes continue in it.
-    pub(crate) fn regroup(&mut self, workers: Vec<WorkerId>, why: &str, outbox: &mut Outbox) {
+    pub(crate) fn regroup(&mut self, workers: Vec<WorkerId>, why: Stopped, outbox: &mut Outbox) {
         self.send_to_members(outbox);
-        self.emit_stopped(why.to_owned(), outbox);
+        self.emit_stopped(why, outbox);
         // The ranks need not report the known steps again: the next generation begins after them.
         let reached = if self.is_between_steps() {
             self.newest.acknowledged
@@ -140,7 +136,7 @@ impl Gang {
         self.newest.acknowledged = self.newest.acknowledged.max(reached);
     }
 
-    fn emit_stopped(&mut self, reason: String, outbox: &mut Outbox) {
+    fn emit_stopped(&mut self, reason: Stopped, outbox: &mut Outbox) {
         if self.reached < self.newest.acknowledged {
             self.reached = self.newest.acknowledged;
             self.head.restarts_without_progress = 0;

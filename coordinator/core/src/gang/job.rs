@@ -13,6 +13,7 @@ use crate::record::{JobPhase, JobRecord, Member, Millis, RECORD_VERSION};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Step, WorkerId};
 use proto::phase::Phase;
+use proto::reason::Waiting;
 use proto::spec::{JobSpec, TrainWork};
 use std::collections::BTreeMap;
 
@@ -47,7 +48,7 @@ pub(super) enum State {
 #[derive(Debug)]
 pub(super) struct Queued {
     /// What it waits for.
-    pub(super) reason: String,
+    pub(super) reason: Waiting,
     /// Until this time it waits for all workers that it can use.
     pub(super) grace_until: Millis,
     /// The world size of the generation that ended, until its survivors are ordered to leave it.
@@ -108,9 +109,7 @@ impl Gang {
                 State::Running(Running::new(members, true, now))
             }
             JobPhase::Done { ended_ms } => State::Ended(Ended::Done { ended_ms }),
-            JobPhase::Failed { reason, ended_ms } => {
-                State::Ended(Ended::Failed { reason, ended_ms })
-            }
+            JobPhase::Failed { cause, ended_ms } => State::Ended(Ended::Failed { cause, ended_ms }),
             JobPhase::Cancelled { ended_ms } => State::Ended(Ended::Cancelled { ended_ms }),
         };
         Self {

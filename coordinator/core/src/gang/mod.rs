@@ -29,4 +29,3 @@ mod writing;
 pub(crate) use change::Change;
 pub(crate) use job::{Gang, Plan};
 pub(crate) use report::{Class, classify};
-pub(crate) use stopping::Planned;

@@ -3,11 +3,11 @@
 
 use super::job::Gang;
 use crate::deadline::Deadlines;
-use crate::explain::Ending;
 use crate::partitions::Partitions;
 use crate::rank::RankLive;
 use crate::record::Millis;
 use proto::message::{RankPhase, Stage};
+use proto::reason::Ending;
 
 impl Gang {
     /// The ending of its generation, if some of its workers cannot reach each other and all its
@@ -30,7 +30,7 @@ impl Gang {
             |rank: &RankLive| waited(rank, now).is_some_and(|ms| deadlines.stuck_ms() <= ms);
         let stuck = deadlines.partition_grace(since) <= now && running.ranks.values().all(waits);
         stuck.then(|| Ending::Partitioned {
-            what: pairs.to_string(),
+            pairs: pairs.list(),
         })
     }
 }

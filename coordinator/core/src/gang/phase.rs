@@ -8,12 +8,13 @@ use super::running::Running;
 use super::standbys::Standbys;
 use crate::deadline::Deadlines;
 use crate::event::Event;
-use crate::explain::{Ending, blocked_ranks};
+use crate::explain::blocked_ranks;
 use crate::head::Ended;
 use crate::outbox::Outbox;
 use crate::record::{Member, Millis, RESTARTS_WITHOUT_PROGRESS_MAX};
 use proto::id::{Rank, WorkerId};
 use proto::message::RankPhase;
+use proto::reason::{Cause, Consequence, Ending, Fault, GenerationEnd, LastGood, Waiting};
 
 impl Gang {
     /// Forms the next generation on these workers.
@@ -49,7 +50,7 @@ impl Gang {
         self.standbys = Standbys::new(world);
     }
 
-    pub(crate) fn wait(&mut self, reason: String, outbox: &mut Outbox) {
+    pub(crate) fn wait(&mut self, reason: Waiting, outbox: &mut Outbox) {
         let State::Queued(queued) = &mut self.state else {
             return;
         };
@@ -73,7 +74,7 @@ impl Gang {
     /// prepared for the next generation.
     pub(super) fn queue(
         &mut self,
-        reason: String,
+        reason: Waiting,
         grace_until: Millis,
         survivors: Vec<Member>,
         outbox: &mut Outbox,
@@ -104,16 +105,23 @@ impl Gang {
         }
         let members = self.members().to_vec();
         let generation = self.head.generation;
-        let what = if let Some(worker) = self.late_root_cause(ending).cloned() {
+        let fault = if let Some(worker) = self.late_root_cause(ending).cloned() {
             self.reattribute(&worker, None, ending, outbox);
-            ending.to_string()
+            Fault::Generation {
+                ending: ending.clone(),
+                blocked: blocked_ranks(ending, &members),
+                consequence: Consequence::Resumes {
+                    from: self.committed(),
+                },
+            }
         } else {
             self.record_failure(ending, &members, outbox)
         };
         let survives = |member: &Member| ending.lost_worker() != Some(&member.worker);
         let survivors = members.into_iter().filter(survives).collect();
-        self.queue(what, deadlines.start_grace(outbox.now), survivors, outbox);
-        let reason = ending.to_string();
+        let grace_until = deadlines.start_grace(outbox.now);
+        self.queue(Waiting::Fault { fault }, grace_until, survivors, outbox);
+        let reason = GenerationEnd::Ending(ending.clone());
         outbox.emit(Event::GenerationEnded {
             job: self.head.id.clone(),
             generation,
@@ -140,13 +148,13 @@ impl Gang {
         (was_there && !begun && !ending.is_secondary() && !ending.is_permanent()).then_some(worker)
     }
 
-    /// Records that a generation failed. Returns what happened and the consequence.
+    /// Records that a generation failed.
     fn record_failure(
         &mut self,
         ending: &Ending,
         members: &[Member],
         outbox: &mut Outbox,
-    ) -> String {
+    ) -> Fault {
         self.head.restarts += 1;
         self.head.permanent_failure |= ending.is_permanent();
         if self.reached < self.newest.acknowledged {
@@ -156,24 +164,29 @@ impl Gang {
             self.head.restarts_without_progress += 1;
         }
         let consequence = if self.head.permanent_failure {
-            "another generation would fail in the same way".to_owned()
+            Consequence::Permanent
         } else if self.head.restarts_without_progress < RESTARTS_WITHOUT_PROGRESS_MAX {
-            format!(
-                "the job resumes from the survivors' state or from step {}",
-                self.committed()
-            )
+            Consequence::Resumes {
+                from: self.committed(),
+            }
         } else {
-            format!("generation {RESTARTS_WITHOUT_PROGRESS_MAX} in a row without progress")
+            Consequence::NoProgress {
+                generations: RESTARTS_WITHOUT_PROGRESS_MAX,
+            }
         };
         let generation = self.head.generation;
-        let what = format!("{ending}{}; {consequence}", blocked_ranks(ending, members));
-        self.head.record_incident(what.clone(), outbox);
+        let fault = Fault::Generation {
+            ending: ending.clone(),
+            blocked: blocked_ranks(ending, members),
+            consequence: consequence.clone(),
+        };
+        self.head.record_incident(fault.clone(), outbox);
         self.blame = ending.is_secondary().then_some(Blame {
             generation,
             members: members.to_vec(),
             consequence,
         });
-        what
+        fault
     }
 
     /// Replaces a secondary error with the root cause of the last generation's end, which was
@@ -196,20 +209,29 @@ impl Gang {
         if !blame.members.iter().any(concerns) {
             return;
         }
-        let what = format!(
-            "{ending}{}; {}",
-            blocked_ranks(ending, &blame.members),
-            blame.consequence
-        );
+        let fault = Fault::Generation {
+            ending: ending.clone(),
+            blocked: blocked_ranks(ending, &blame.members),
+            consequence: blame.consequence.clone(),
+        };
         match &mut self.state {
             // If a generation has formed since, it will report the failure again.
             State::Queued(_) => self.head.permanent_failure |= ending.is_permanent(),
-            State::Ended(Ended::Failed { reason, .. }) => reason.clone_from(&what),
+            State::Ended(Ended::Failed { cause, .. }) => {
+                let checkpoint = match cause {
+                    Cause::Fault { checkpoint, .. } => *checkpoint,
+                    _ => None,
+                };
+                *cause = Cause::Fault {
+                    fault: fault.clone(),
+                    checkpoint,
+                };
+            }
             State::Running(_) | State::Ended(Ended::Done { .. } | Ended::Cancelled { .. }) => {}
         }
         let mut incidents = self.head.incidents.iter_mut();
         if let Some(incident) = incidents.rfind(|it| it.generation == blame.generation) {
-            incident.what = what;
+            incident.what = fault;
         }
         self.blame = None;
         self.save(outbox);
@@ -239,28 +261,27 @@ impl Gang {
     }
 
     fn fail(&mut self, outbox: &mut Outbox) {
-        let last = self
-            .head
-            .incidents
-            .last()
-            .map(|incident| incident.what.clone());
-        let mut reason = last.unwrap_or_else(|| {
-            format!("{RESTARTS_WITHOUT_PROGRESS_MAX} generations in a row made no progress")
-        });
-        if self.head.permanent_failure {
-            reason += &match self.checkpoints.last() {
-                Some(good) => format!("; the last good checkpoint is at step {}", good.step),
-                None => "; there is no checkpoint yet".to_owned(),
-            };
-        }
+        let last = self.head.incidents.last();
+        let cause = match last.map(|incident| incident.what.clone()) {
+            Some(fault) => Cause::Fault {
+                fault,
+                checkpoint: self
+                    .head
+                    .permanent_failure
+                    .then(|| LastGood(self.checkpoints.last().map(|good| good.step))),
+            },
+            None => Cause::NoProgress {
+                generations: RESTARTS_WITHOUT_PROGRESS_MAX,
+            },
+        };
         let ended = Ended::Failed {
-            reason: reason.clone(),
+            cause: cause.clone(),
             ended_ms: outbox.wall,
         };
         self.end(ended, outbox);
         outbox.emit(Event::JobFailed {
             job: self.head.id.clone(),
-            reason,
+            cause,
         });
     }
 

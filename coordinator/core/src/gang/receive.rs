@@ -6,12 +6,13 @@ use super::job::{Gang, State};
 use super::running::Bounds;
 use crate::deadline::Deadlines;
 use crate::event::Event;
-use crate::explain::{Ending, failure};
+use crate::explain::failure;
 use crate::outbox::Outbox;
 use crate::partitions::Partitions;
-use crate::violation::Violation;
 use proto::id::WorkerId;
 use proto::message::RankReport;
+use proto::reason::Ending;
+use proto::reason::Violation;
 
 /// Consequences of a rank's report that the caller must handle.
 #[derive(Debug, Default)]

@@ -3,9 +3,9 @@
 
 use super::job::Gang;
 use crate::record::Member;
-use crate::violation::Violation;
 use proto::id::WorkerId;
 use proto::message::RankReport;
+use proto::reason::Violation;
 
 /// The classification of a rank's report.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,9 +6,9 @@ use super::newest::Newest;
 use super::stopping::Stopping;
 use crate::rank::RankLive;
 use crate::record::{Member, Millis};
-use crate::violation::Violation;
 use proto::id::{Rank, Step, WorkerId};
 use proto::message::{RankPhase, RankReport, ShardReport, Stage, StepReport};
+use proto::reason::Violation;
 use std::collections::BTreeMap;
 
 /// Maximum number of incomplete checkpoints per generation. The oldest are dropped first.

@@ -15,6 +15,7 @@ use crate::rank::RankLive;
 use crate::record::{Member, Millis};
 use proto::id::WorkerId;
 use proto::message::{RankPhase, RankReport};
+use proto::reason::StandbyLoss;
 use std::collections::BTreeSet;
 
 /// Takes `needs` devices of the worker, if they are free.
@@ -154,13 +155,9 @@ impl Gang {
         self.standby_workers().any(|standby| standby == worker)
     }
 
-    /// Names the workers that hold the state of a waiting job, as the end of a sentence.
-    pub(crate) fn state_held_by(&self) -> String {
-        let names: Vec<&str> = self.standby_workers().map(|it| it.name.as_str()).collect();
-        match names.is_empty() {
-            true => String::new(),
-            false => format!("; its state is held by {}", names.join(", ")),
-        }
+    /// Names of the workers that hold the state of a waiting job.
+    pub(crate) fn state_holders(&self) -> Vec<String> {
+        self.standby_workers().map(|it| it.name.clone()).collect()
     }
 
     /// The standbys that could become members at once: of a running generation those that have
@@ -191,8 +188,9 @@ impl Gang {
         if let Some(live) = self.standbys.rank_mut(report.rank) {
             live.apply(&report.phase, outbox.now);
         }
-        if let RankPhase::Failed { error, .. } = &report.phase {
-            self.lose_standby(worker, error, deadlines, outbox);
+        if let RankPhase::Failed { failure } = &report.phase {
+            let loss = StandbyLoss::Failed(failure.clone());
+            self.lose_standby(worker, loss, deadlines, outbox);
         }
     }
 
@@ -210,7 +208,7 @@ impl Gang {
             .map(|standby| standby.worker.clone())
             .collect();
         for worker in workers {
-            self.lose_standby(&worker, "its worker does not report it", deadlines, outbox);
+            self.lose_standby(&worker, StandbyLoss::NotReported, deadlines, outbox);
         }
     }
 
@@ -230,7 +228,7 @@ impl Gang {
     fn lose_standby(
         &mut self,
         worker: &WorkerId,
-        reason: &str,
+        reason: StandbyLoss,
         deadlines: Deadlines,
         outbox: &mut Outbox,
     ) {
@@ -245,7 +243,7 @@ impl Gang {
             job: self.head.id.clone(),
             generation: self.head.generation,
             worker: worker.clone(),
-            reason: reason.to_owned(),
+            reason,
         });
         outbox.send.insert(worker.name.clone());
         self.drop_standby(worker, outbox);

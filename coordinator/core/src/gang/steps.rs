@@ -3,11 +3,12 @@
 use super::job::{Gang, State};
 use super::ledger::Origin;
 use super::running::Running;
-use crate::explain::Ending;
+use crate::explain::rank_on;
 use crate::record::{Member, Record};
 use proto::id::{Rank, Step};
 use proto::ledger::Line;
 use proto::message::{DIGESTS_MAX, StepReport, WeightDigest};
+use proto::reason::{Ending, WeightDisagreement};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Gang {
@@ -114,8 +115,8 @@ impl Gang {
                 .map(|sha256| (*sha256).clone())
             else {
                 let by_rank = first.remove();
-                let what = disagreement(step, &by_rank, members);
-                return Some(Ending::WeightsDisagree { what });
+                let weights = disagreement(&by_rank, members);
+                return Some(Ending::WeightsDisagree { step, weights });
             };
             // Rank 0 reports the step together with its digest, or soon after.
             if tip_generation != generation || tip_step < step {
@@ -158,15 +159,7 @@ impl Gang {
     }
 }
 
-fn disagreement(step: Step, by_rank: &BTreeMap<Rank, String>, members: &[Member]) -> String {
-    let describe = |rank: Rank| {
-        let member = members.iter().find(|member| member.runs(rank));
-        member.map_or_else(
-            || format!("rank {rank}"),
-            |member| format!("rank {rank} on {}", member.worker.name),
-        )
-    };
-    let abbreviate = |sha256: &str| sha256.get(..12).unwrap_or(sha256).to_owned();
+fn disagreement(by_rank: &BTreeMap<Rank, String>, members: &[Member]) -> WeightDisagreement {
     let mut by_value: BTreeMap<&String, Vec<Rank>> = BTreeMap::new();
     for (rank, sha256) in by_rank {
         by_value.entry(sha256).or_default().push(*rank);
@@ -177,25 +170,19 @@ fn disagreement(step: Step, by_rank: &BTreeMap<Rank, String>, members: &[Member]
         .collect::<Vec<_>>();
     if let [(value, ranks)] = unique[..]
         && by_value.len() == 2
+        && let Some((others_sha256, others)) = by_value.iter().find(|(other, _)| *other != value)
     {
-        let others = by_value
-            .keys()
-            .find(|other| *other != value)
-            .map_or_else(String::new, |other| abbreviate(other));
-        return format!(
-            "{} diverged: its weights after step {step} are {}, those of the other {} ranks are \
-             {others}",
-            describe(ranks[0]),
-            abbreviate(value),
-            by_rank.len() - 1
-        );
+        return WeightDisagreement::One {
+            rank: rank_on(ranks[0], members),
+            sha256: (*value).clone(),
+            others: u32::try_from(others.len()).unwrap_or(u32::MAX),
+            others_sha256: (*others_sha256).clone(),
+        };
     }
-    let each: Vec<String> = by_rank
+    let each = by_rank
         .iter()
-        .map(|(rank, sha256)| format!("{} {}", describe(*rank), abbreviate(sha256)))
-        .collect();
-    format!(
-        "the ranks' weights differ after step {step}, and it is unknown which are correct: {}",
-        each.join(", ")
-    )
+        .map(|(rank, sha256)| (rank_on(*rank, members), sha256.clone()));
+    WeightDisagreement::Many {
+        ranks: each.collect(),
+    }
 }

@@ -5,10 +5,11 @@ use super::running::{RankAt, Running};
 use crate::format::seconds;
 use crate::head::Ended;
 use crate::partitions::Partitions;
-use crate::placement::{Decision, Shortage};
+use crate::placement::Decision;
 use crate::record::Millis;
 use crate::view_model::{WaitsFor, Why};
 use proto::message::RankPhase;
+use proto::reason::{Pairs, Shortage, Waiting};
 
 impl Gang {
     /// What it waits for at `now`. `decision` is the last decision of placement about it.
@@ -27,8 +28,9 @@ impl Gang {
             State::Ended(Ended::Cancelled { .. }) => {
                 Why::new("over", "it was cancelled by a user", None)
             }
-            State::Ended(Ended::Failed { reason, .. }) => {
-                Why::new("over", &format!("it failed: {reason}"), None)
+            State::Ended(Ended::Failed { cause, .. }) => {
+                let retry = format!("`coordinator retry {}`", self.head.id);
+                Why::new("over", &format!("it failed: {cause}"), Some(retry))
             }
         }
     }
@@ -42,13 +44,15 @@ impl Gang {
                 .unreachable_from(standby)
                 .any(|other| self.is_member(other))
             {
+                let pairs = pairs.list();
+                let pairs = Pairs(&pairs);
                 why.sentence = format!("{}; {} is left out: {pairs}", why.sentence, standby.name);
             }
         }
         why
     }
 
-    fn why_queued(&self, reason: &str, decision: Option<&Decision>) -> Why {
+    fn why_queued(&self, reason: &Waiting, decision: Option<&Decision>) -> Why {
         let id = &self.head.id;
         if self.writing.is_some() {
             return Why::new(
@@ -65,11 +69,17 @@ impl Gang {
             );
         }
         if let Some(reason) = &self.head.blocked_by {
-            return Why::blocked(reason, id);
+            return Why::blocked(reason);
         }
         match decision {
             Some(Decision::Wait(shortage)) => Why {
-                sentence: format!("it {shortage}{}", self.state_held_by()),
+                sentence: format!(
+                    "it {}",
+                    Waiting::Shortage {
+                        shortage: shortage.clone(),
+                        state_holders: self.state_holders(),
+                    }
+                ),
                 constraint: shortage.constraint(),
                 remedy: Some(Shortage::remedy(shortage)),
                 waits_for: None,
@@ -79,7 +89,7 @@ impl Gang {
                 &format!("it {reason}"),
                 Some("the graceful stop of those jobs, which has begun".to_owned()),
             ),
-            None => Why::new("workers", reason, None),
+            None => Why::new("workers", &reason.to_string(), None),
         }
     }
 
@@ -109,13 +119,13 @@ impl Gang {
             let mut answer = match finishing {
                 Some(rank) => waits(
                     running,
-                    "halting",
+                    "stopping",
                     "is stopping its generation gracefully",
                     rank,
                     now,
                 ),
                 None => Why::new(
-                    "halting",
+                    "stopping",
                     "it is stopping its generation gracefully and waits for its checkpoint to be \
                      committed",
                     None,
@@ -239,7 +249,8 @@ fn waits(
         format!("; {others} others wait for it")
     };
     let error = match &live.phase {
-        Some(RankPhase::Broken { error } | RankPhase::Failed { error, .. }) => format!(": {error}"),
+        Some(RankPhase::Broken { error }) => format!(": {error}"),
+        Some(RankPhase::Failed { failure }) => format!(": {failure}"),
         Some(
             RankPhase::Starting
             | RankPhase::Ready

@@ -1,8 +1,8 @@
 //! The output of placement.
 
 use super::problem::Problem;
-use super::shortage::Shortage;
 use proto::id::{JobId, WorkerId};
+use proto::reason::Shortage;
 use std::collections::BTreeMap;
 
 #[derive(Debug, Clone, PartialEq, Eq)]

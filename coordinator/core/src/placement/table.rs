@@ -2,9 +2,10 @@
 //! and at what cost; [`super`] decides the order in which gangs take them.
 
 use super::problem::{Access, Demand, NodeCapacity, Problem};
-use super::shortage::{Blocker, Constraint, Shortage};
+use super::shortage::shortage;
 use super::solution::{Decision, Solution};
 use proto::id::WorkerId;
+use proto::reason::{Constraint, Reservation, Shortage};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
@@ -390,7 +391,7 @@ impl<'a> Table<'a> {
     /// Computed from the final state of the table, so that solving again gives the same result.
     fn shortage(&self, job: usize, constraint: &Constraint) -> Shortage {
         let demand = self.demand(job);
-        let mut shortage = Shortage::new(demand, constraint.clone());
+        let mut shortage = shortage(demand, constraint.clone());
         let usable = |state: &&NodeState<'_>| {
             fits(demand, state.node) && state.node.access != Access::Drained
         };
@@ -399,7 +400,7 @@ impl<'a> Table<'a> {
             .iter()
             .filter(usable)
             .map(|state| &state.node.worker);
-        shortage.partitions = demand.partitions.among(usable);
+        shortage.unreachable = demand.partitions.among(usable).list();
         for state in self
             .nodes
             .iter()
@@ -416,11 +417,10 @@ impl<'a> Table<'a> {
             } else {
                 match state.reserved_for {
                     Some(owner) if owner != job => {
-                        let blocker = Blocker {
+                        shortage.reserved.push(Reservation {
                             worker: name,
                             job: self.demand(owner).job.clone(),
-                        };
-                        shortage.reserved.push(blocker);
+                        });
                         continue;
                     }
                     Some(_) | None => &mut shortage.ready,

@@ -4,12 +4,13 @@ use super::job::Units;
 use super::participant::{Leaving, Participant};
 use crate::deadline::Deadlines;
 use crate::event::Event;
-use crate::explain::{Ending, failure};
+use crate::explain::failure;
 use crate::outbox::Outbox;
 use crate::rank::RankLive;
 use crate::record::RESTARTS_WITHOUT_PROGRESS_MAX;
 use proto::id::{Rank, WorkerId};
 use proto::message::{RankReport, Stage, UnitRange};
+use proto::reason::{Consequence, Ending, Fault, GenerationEnd, StopCause, UnitError};
 use proto::spec::{OnFailedUnit, UNIT_FAILURES_MAX};
 
 impl Units {
@@ -18,10 +19,9 @@ impl Units {
         &mut self,
         worker: &WorkerId,
         unit: u64,
-        error: String,
+        error: UnitError,
         outbox: &mut Outbox,
     ) {
-        let error: String = error.chars().take(ERROR_CHARS_MAX).collect();
         let failures = self.pool.fail(unit, &worker.name, error.clone());
         outbox.emit(Event::UnitFailed {
             job: self.head.id.clone(),
@@ -35,24 +35,22 @@ impl Units {
         if failures < UNIT_FAILURES_MAX {
             return;
         }
-        let on = self
-            .pool
-            .failures()
-            .get(&unit)
-            .map(|it| it.workers.join(", "));
-        let what = format!(
-            "unit {unit} failed {failures} times, on {}: {error}",
-            on.unwrap_or_default()
-        );
-        match self.pool.plan().on_failed {
+        let on_failed = self.pool.plan().on_failed;
+        let workers = self.pool.failures().get(&unit).map(|it| &it.workers);
+        let fault = Fault::Unit {
+            unit,
+            failures,
+            workers: workers.cloned().unwrap_or_default(),
+            error: error.clone(),
+            set_aside: on_failed == OnFailedUnit::SetAside,
+        };
+        self.head.record_incident(fault, outbox);
+        match on_failed {
             OnFailedUnit::Stop => {
                 self.head.permanent_failure = true;
-                self.head.record_incident(what, outbox);
             }
             OnFailedUnit::SetAside => {
                 self.pool.set_aside_failed(unit);
-                self.head
-                    .record_incident(format!("{what}; it is set aside"), outbox);
                 outbox.emit(Event::UnitSetAside {
                     job: self.head.id.clone(),
                     unit,
@@ -79,17 +77,13 @@ impl Units {
             return self.release_rank(worker, report.rank, outbox);
         }
         let current_unit = self.take_current_unit(worker, report);
-        let what = match current_unit {
-            Some(unit) => format!("{ending}; its current unit was {unit}"),
-            None => format!("{ending}; it had no current unit"),
-        };
         self.head.permanent_failure |= ending.is_permanent();
         if current_unit.is_none() {
-            self.back_off_worker(worker, &what, deadlines, outbox);
+            self.back_off_worker(worker, &ending, deadlines, outbox);
         }
-        self.lose_rank(worker, report.rank, current_unit.is_some(), what, outbox);
+        self.lose_rank(worker, report.rank, current_unit, &ending, outbox);
         if let Some(unit) = current_unit {
-            self.fail_unit(worker, unit, ending.to_string(), outbox);
+            self.fail_unit(worker, unit, UnitError::Ended(ending), outbox);
         }
     }
 
@@ -119,14 +113,8 @@ impl Units {
             rank: missing.rank,
             worker: missing.worker.clone(),
         };
-        self.back_off_worker(&missing.worker, &ending.to_string(), deadlines, outbox);
-        self.lose_rank(
-            &missing.worker,
-            missing.rank,
-            false,
-            ending.to_string(),
-            outbox,
-        );
+        self.back_off_worker(&missing.worker, &ending, deadlines, outbox);
+        self.lose_rank(&missing.worker, missing.rank, None, &ending, outbox);
     }
 
     /// Puts a worker into back-off if its processes end without a current unit and other workers
@@ -134,7 +122,7 @@ impl Units {
     fn back_off_worker(
         &mut self,
         worker: &WorkerId,
-        why: &str,
+        ending: &Ending,
         deadlines: Deadlines,
         outbox: &Outbox,
     ) {
@@ -150,7 +138,10 @@ impl Units {
             .find(|participant| participant.worker() == worker);
         if let Some(participant) = participant.filter(|participant| participant.leaving.is_none()) {
             participant.leaving = Some(Leaving {
-                why: why.to_owned(),
+                why: StopCause::BacksOff {
+                    worker: worker.name.clone(),
+                    ending: Box::new(ending.clone()),
+                },
                 until: deadlines.graceful_stop(outbox.now),
             });
         }
@@ -162,29 +153,32 @@ impl Units {
         &mut self,
         worker: &WorkerId,
         rank: Rank,
-        during_unit: bool,
-        what: String,
+        unit: Option<u64>,
+        ending: &Ending,
         outbox: &mut Outbox,
     ) {
         self.head.restarts += 1;
-        if !during_unit {
+        if unit.is_none() {
             self.head.restarts_without_progress =
                 (self.head.restarts_without_progress + 1).min(RESTARTS_WITHOUT_PROGRESS_MAX);
         }
         let consequence = if self.head.permanent_failure {
-            "; another attempt would fail in the same way".to_owned()
+            Consequence::Permanent
         } else if self.head.restarts_without_progress < RESTARTS_WITHOUT_PROGRESS_MAX {
-            String::new()
+            Consequence::Continues
         } else {
-            format!(
-                "; process {RESTARTS_WITHOUT_PROGRESS_MAX} in a row that ended without a current \
-                 unit"
-            )
+            Consequence::NoProgress {
+                generations: RESTARTS_WITHOUT_PROGRESS_MAX,
+            }
         };
-        let what = format!("{what}{consequence}");
-        self.head.record_incident(what.clone(), outbox);
+        let fault = Fault::Process {
+            ending: ending.clone(),
+            unit,
+            consequence,
+        };
+        self.head.record_incident(fault.clone(), outbox);
         if !self.is_asked_to_leave(worker) {
-            self.next_generation(worker, &what, outbox);
+            self.next_generation(worker, GenerationEnd::Fault(fault), outbox);
         }
         self.release_rank(worker, rank, outbox);
     }
@@ -217,7 +211,12 @@ impl Units {
     }
 
     /// Starts the next generation of a worker, without reports yet. Its ranks keep their leases.
-    pub(super) fn next_generation(&mut self, worker: &WorkerId, reason: &str, outbox: &mut Outbox) {
+    pub(super) fn next_generation(
+        &mut self,
+        worker: &WorkerId,
+        reason: GenerationEnd,
+        outbox: &mut Outbox,
+    ) {
         let (job, generation) = (self.head.id.clone(), self.head.generation.next());
         let participant = self
             .participants_mut()
@@ -229,7 +228,7 @@ impl Units {
         outbox.emit(Event::GenerationEnded {
             job: job.clone(),
             generation: participant.generation,
-            reason: reason.to_owned(),
+            reason,
         });
         outbox.emit(Event::GenerationFormed {
             job,
@@ -253,6 +252,3 @@ pub(super) struct Missing {
     pub(super) worker: WorkerId,
     pub(super) rank: Rank,
 }
-
-/// Maximum length of a unit's error, in characters.
-const ERROR_CHARS_MAX: usize = 600;

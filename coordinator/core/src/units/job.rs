@@ -10,6 +10,7 @@ use crate::record::{JobPhase, JobRecord, Member, Millis, RECORD_VERSION, UnitsRe
 use proto::id::{Generation, Step, WorkerId};
 use proto::ledger::Tip;
 use proto::phase::Phase;
+use proto::reason::Waiting;
 use proto::spec::{JobSpec, UnitPlan};
 use std::collections::BTreeMap;
 
@@ -34,7 +35,7 @@ pub(crate) struct Units {
 pub(super) enum State {
     /// `reason` is what it waits for.
     Queued {
-        reason: String,
+        reason: Waiting,
     },
     Running(Running),
     Ended(Ended),
@@ -71,9 +72,7 @@ impl Units {
                 })
             }
             JobPhase::Done { ended_ms } => State::Ended(Ended::Done { ended_ms }),
-            JobPhase::Failed { reason, ended_ms } => {
-                State::Ended(Ended::Failed { reason, ended_ms })
-            }
+            JobPhase::Failed { cause, ended_ms } => State::Ended(Ended::Failed { cause, ended_ms }),
             JobPhase::Cancelled { ended_ms } => State::Ended(Ended::Cancelled { ended_ms }),
         };
         Self {

@@ -8,6 +8,7 @@ use crate::deadline::Deadlines;
 use crate::outbox::Outbox;
 use proto::id::{Rank, WorkerId};
 use proto::message::{RankPhase, UnitRange};
+use proto::reason::GenerationEnd;
 
 impl Units {
     /// Leases more units to a rank that has few or none left. A rank that is still loading gets
@@ -80,7 +81,7 @@ impl Units {
             // It retries them under the next generation, in which its old failure reports are void.
             let retry = held == 0 && self.pool.retry().any(|(unit, it)| only_here(unit, it));
             if retry {
-                self.next_generation(worker, "failed units are retried", outbox);
+                self.next_generation(worker, GenerationEnd::UnitsRetried, outbox);
             }
             return;
         }

@@ -9,6 +9,7 @@ use crate::partitions::Partitions;
 use crate::placement::Demand;
 use crate::record::Member;
 use proto::id::{Rank, WorkerId};
+use proto::reason::{Fault, GenerationEnd, StopCause, Stopped, Waiting};
 
 impl Units {
     /// What it requests from placement, if it should run: at least one worker, and as many as it
@@ -84,7 +85,7 @@ impl Units {
     pub(crate) fn release_all_but(
         &mut self,
         given: &[WorkerId],
-        why: impl Fn(&WorkerId) -> String,
+        why: impl Fn(&WorkerId) -> StopCause,
         deadlines: Deadlines,
         outbox: &mut Outbox,
     ) {
@@ -122,19 +123,24 @@ impl Units {
             if participant.leased() == 0 || participant.is_idle() {
                 released.push((worker.clone(), leaving.why.clone(), false));
             } else if leaving.until <= now {
-                let what = format!(
-                    "{}; {} had not finished its units in time",
-                    leaving.why, worker.name
-                );
-                released.push((worker.clone(), what, true));
+                released.push((worker.clone(), leaving.why.clone(), true));
             }
         }
         let any = !released.is_empty();
-        for (worker, why, late) in released {
+        for (worker, cause, late) in released {
             if late {
-                self.head.record_incident(why.clone(), outbox);
+                let fault = Fault::UnitsOverdue {
+                    cause: cause.clone(),
+                    worker: worker.name.clone(),
+                };
+                self.head.record_incident(fault, outbox);
             }
-            self.drop_participant(&worker, why, outbox);
+            let stopped = Stopped::Worker {
+                cause,
+                worker: worker.name.clone(),
+                late,
+            };
+            self.drop_participant(&worker, Waiting::Stopped { stopped }, outbox);
         }
         any
     }
@@ -143,7 +149,7 @@ impl Units {
     pub(super) fn drop_participant(
         &mut self,
         worker: &WorkerId,
-        reason: String,
+        reason: Waiting,
         outbox: &mut Outbox,
     ) {
         let State::Running(running) = &mut self.state else {
@@ -159,19 +165,19 @@ impl Units {
         let participant = running.participants.remove(index);
         let is_last = running.participants.is_empty();
         let (job, generation) = (self.head.id.clone(), participant.generation);
-        let event = reason.clone();
-        outbox.emit(match participant.leaving {
-            Some(_) => Event::Stopped {
+        match &reason {
+            Waiting::Stopped { stopped } => outbox.emit(Event::Stopped {
                 job,
                 generation,
-                reason: event,
-            },
-            None => Event::GenerationEnded {
+                reason: stopped.clone(),
+            }),
+            Waiting::Fault { fault } => outbox.emit(Event::GenerationEnded {
                 job,
                 generation,
-                reason: event,
-            },
-        });
+                reason: GenerationEnd::Fault(fault.clone()),
+            }),
+            _ => {}
+        }
         outbox.send.insert(worker.name.clone());
         for rank in participant.ranks.into_values() {
             self.release(rank.lease, rank.done);

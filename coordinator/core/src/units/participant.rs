@@ -7,6 +7,7 @@ use crate::rank::RankLive;
 use crate::record::{Member, Millis};
 use proto::id::{Generation, Rank, WorkerId};
 use proto::message::RankPhase;
+use proto::reason::StopCause;
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub(crate) struct Participant {
 
 #[derive(Debug)]
 pub(crate) struct Leaving {
-    pub(crate) why: String,
+    pub(crate) why: StopCause,
     /// When it is dropped, whatever its ranks have done.
     pub(crate) until: Millis,
 }

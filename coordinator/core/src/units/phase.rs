@@ -4,10 +4,12 @@ use super::job::{State, Units};
 use crate::event::Event;
 use crate::head::Ended;
 use crate::outbox::Outbox;
+use crate::record::RESTARTS_WITHOUT_PROGRESS_MAX;
 use proto::id::Step;
+use proto::reason::{Cause, Waiting};
 
 impl Units {
-    pub(crate) fn wait(&mut self, reason: String, outbox: &mut Outbox) {
+    pub(crate) fn wait(&mut self, reason: Waiting, outbox: &mut Outbox) {
         let State::Queued { reason: known } = &mut self.state else {
             return;
         };
@@ -34,7 +36,7 @@ impl Units {
         }
         let (done, aside) = (self.pool.done().count(), self.pool.set_aside().count());
         if self.pool.is_over() && done == 0 {
-            self.fail(format!("all {aside} units were set aside"), outbox);
+            self.fail(Cause::AllUnitsSetAside { units: aside }, outbox);
         } else if self.pool.is_over() {
             let ended_ms = outbox.wall;
             self.end(Ended::Done { ended_ms }, outbox);
@@ -43,15 +45,17 @@ impl Units {
                 step: Step(0),
             });
         } else if self.head.must_fail() {
-            let last = self
-                .head
-                .incidents
-                .last()
-                .map(|incident| incident.what.clone());
-            self.fail(
-                last.unwrap_or_else(|| "it failed permanently".to_owned()),
-                outbox,
-            );
+            let last = self.head.incidents.last();
+            let cause = match last.map(|incident| incident.what.clone()) {
+                Some(fault) => Cause::Fault {
+                    fault,
+                    checkpoint: None,
+                },
+                None => Cause::NoProgress {
+                    generations: RESTARTS_WITHOUT_PROGRESS_MAX,
+                },
+            };
+            self.fail(cause, outbox);
         } else {
             return false;
         }
@@ -59,15 +63,15 @@ impl Units {
     }
 
     /// Fails the job permanently.
-    pub(crate) fn fail(&mut self, reason: String, outbox: &mut Outbox) {
+    pub(crate) fn fail(&mut self, cause: Cause, outbox: &mut Outbox) {
         let ended = Ended::Failed {
-            reason: reason.clone(),
+            cause: cause.clone(),
             ended_ms: outbox.wall,
         };
         self.end(ended, outbox);
         outbox.emit(Event::JobFailed {
             job: self.head.id.clone(),
-            reason,
+            cause,
         });
     }
 

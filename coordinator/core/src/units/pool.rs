@@ -4,6 +4,7 @@
 use super::ranges::Ranges;
 use crate::record::{FailedUnit, NAMED_UNITS_MAX, UnitsRecord};
 use proto::message::UnitRange;
+use proto::reason::UnitError;
 use proto::spec::UnitPlan;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,7 +33,7 @@ pub(crate) struct Failures {
     /// Names of workers, one per failure.
     pub(crate) workers: Vec<String>,
     /// The last error.
-    pub(crate) error: String,
+    pub(crate) error: UnitError,
 }
 
 impl Pool {
@@ -197,10 +198,10 @@ impl Pool {
 
     /// Records the failure of a leased unit, which is to be leased again. Returns its number of
     /// failures.
-    pub(crate) fn fail(&mut self, unit: u64, worker: &str, error: String) -> u32 {
+    pub(crate) fn fail(&mut self, unit: u64, worker: &str, error: UnitError) -> u32 {
         let failures = self.failures.entry(unit).or_insert_with(|| Failures {
             workers: Vec::new(),
-            error: String::new(),
+            error: error.clone(),
         });
         failures.workers.push(worker.to_owned());
         failures.error = error;

@@ -4,11 +4,10 @@ use super::job::{State, Units};
 use super::participant::RankUnits;
 use super::pool::Pool;
 use crate::deadline::Deadlines;
-use crate::explain::Ending;
 use crate::outbox::Outbox;
-use crate::violation::Violation;
 use proto::id::{Step, WorkerId};
 use proto::message::{RankPhase, RankReport, Stage, UnitFailure, UnitRange};
+use proto::reason::{Ending, Fault, GenerationEnd, UnitError, Violation, Waiting};
 
 /// What is new in a rank's report.
 #[derive(Debug, Default)]
@@ -75,15 +74,11 @@ impl Units {
             self.save(outbox);
         }
         for UnitFailure { unit, error } in outcome.failed {
-            self.fail_unit(worker, unit, error, outbox);
+            self.fail_unit(worker, unit, UnitError::text(&error), outbox);
         }
         if report.phase == RankPhase::Finished && !leaves {
             // A previous coordinator asked it to leave. The next generation revokes that.
-            self.next_generation(
-                worker,
-                "the coordinator that asked it to leave has been replaced",
-                outbox,
-            );
+            self.next_generation(worker, GenerationEnd::CoordinatorReplaced, outbox);
         }
         if outcome.ended {
             self.process_ended(worker, report, deadlines, outbox);
@@ -96,9 +91,11 @@ impl Units {
     pub(crate) fn lose_worker(&mut self, worker: &WorkerId, ending: &Ending, outbox: &mut Outbox) {
         if self.is_member(worker) {
             self.head.restarts += 1;
-            let what = format!("{ending}; its units are leased again");
-            self.head.record_incident(what.clone(), outbox);
-            self.drop_participant(worker, what, outbox);
+            let fault = Fault::Worker {
+                ending: ending.clone(),
+            };
+            self.head.record_incident(fault.clone(), outbox);
+            self.drop_participant(worker, Waiting::Fault { fault }, outbox);
         }
     }
 

@@ -5,6 +5,7 @@ use super::participant::Participant;
 use crate::record::Millis;
 use crate::view_model::{JobView, RankView, SetAside, UnitsView};
 use proto::id::Step;
+use proto::reason::StopCause;
 
 impl Units {
     pub(crate) fn view(&self, now: Millis) -> JobView<'_> {
@@ -57,7 +58,7 @@ impl Units {
     }
 
     /// Why all its workers are being released, if they are.
-    fn stop_reason(&self) -> Option<String> {
+    fn stop_reason(&self) -> Option<StopCause> {
         let mut leaving = self
             .participants()
             .iter()

@@ -4,11 +4,12 @@ use super::job::{State, Units};
 use super::participant::{Participant, RankUnits};
 use crate::format::seconds;
 use crate::head::Ended;
-use crate::placement::{Decision, Shortage};
+use crate::placement::Decision;
 use crate::record::Millis;
 use crate::view_model::{WaitsFor, Why};
 use proto::id::Rank;
 use proto::message::RankPhase;
+use proto::reason::{Shortage, Waiting};
 
 impl Units {
     /// What it waits for at `now`. `decision` is the last decision of placement about it.
@@ -20,13 +21,14 @@ impl Units {
             State::Ended(Ended::Cancelled { .. }) => {
                 Why::new("over", "it was cancelled by a user", None)
             }
-            State::Ended(Ended::Failed { reason, .. }) => {
-                Why::new("over", &format!("it failed: {reason}"), None)
+            State::Ended(Ended::Failed { cause, .. }) => {
+                let retry = format!("`coordinator retry {}`", self.head.id);
+                Why::new("over", &format!("it failed: {cause}"), Some(retry))
             }
         }
     }
 
-    fn why_queued(&self, reason: &str, decision: Option<&Decision>) -> Why {
+    fn why_queued(&self, reason: &Waiting, decision: Option<&Decision>) -> Why {
         let id = &self.head.id;
         if self.head.paused {
             return Why::new(
@@ -36,7 +38,7 @@ impl Units {
             );
         }
         if let Some(reason) = &self.head.blocked_by {
-            return Why::blocked(reason, id);
+            return Why::blocked(reason);
         }
         match decision {
             Some(Decision::Wait(shortage)) => Why {
@@ -50,7 +52,7 @@ impl Units {
                 &format!("it {reason}"),
                 Some("the graceful stop of those jobs, which has begun".to_owned()),
             ),
-            None => Why::new("workers", reason, None),
+            None => Why::new("workers", &reason.to_string(), None),
         }
     }
 
@@ -96,7 +98,7 @@ impl Units {
                 self.rate.per_second(now)
             ),
             constraint: if names.len() == self.participants().len() {
-                "halting"
+                "stopping"
             } else {
                 "units"
             },

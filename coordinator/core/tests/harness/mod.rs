@@ -12,6 +12,7 @@ use proto::message::{
     Assignment, DesiredState, PhaseSeconds, RankPhase, RankReport, ShardReport, StepReport,
     UnitReport, Unreached, WorkerReport,
 };
+use proto::reason::RankFailure;
 use proto::sample::SampleWork;
 use proto::spec::{
     ArchitectureSpec, CheckpointPolicy, Clothes, Component, Data, Decay, DeviceKind, JobSpec,
@@ -145,7 +146,8 @@ impl Harness {
 
     pub(crate) fn reason(&self, id: &JobId) -> String {
         match &self.job(id).phase {
-            JobPhase::Queued { reason } | JobPhase::Failed { reason, .. } => reason.clone(),
+            JobPhase::Queued { reason } => reason.to_string(),
+            JobPhase::Failed { cause, .. } => cause.to_string(),
             phase => panic!("{id} is {phase:?}"),
         }
     }
@@ -239,16 +241,14 @@ pub(crate) fn rank(job: &JobId, generation: u64, rank: u32, phase: RankPhase) ->
 
 pub(crate) fn failed(error: &str) -> RankPhase {
     RankPhase::Failed {
-        error: error.to_owned(),
-        permanent: false,
+        failure: RankFailure::error(error, false),
     }
 }
 
 /// A failure that another generation would repeat.
 pub(crate) fn failed_for_good(error: &str) -> RankPhase {
     RankPhase::Failed {
-        error: error.to_owned(),
-        permanent: true,
+        failure: RankFailure::error(error, true),
     }
 }
 
@@ -320,7 +320,7 @@ pub(crate) fn deleted(effects: &[Effect]) -> Vec<u64> {
 
 pub(crate) fn ignored(effects: &[Effect]) -> Vec<String> {
     let what = |effect: &Effect| match effect {
-        Effect::Emit(Event::Ignored { what, .. }) => Some(what.clone()),
+        Effect::Emit(Event::Ignored { violation, .. }) => Some(violation.to_string()),
         _ => None,
     };
     effects.iter().filter_map(what).collect()

@@ -250,7 +250,7 @@ impl StableHash for coordinator::Event {
             }
             Self::JobFailed { job, .. } => hasher.of_job(13, job),
             Self::JobCancelled { job } => hasher.of_job(14, job),
-            Self::Parted { .. } => hasher.put(15_u8),
+            Self::Unreachable { .. } => hasher.put(15_u8),
             Self::Ignored { worker, .. } => hasher.of_worker(16, worker),
             Self::UnitFailed {
                 job, unit, worker, ..

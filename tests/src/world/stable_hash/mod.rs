@@ -187,12 +187,8 @@ impl StableHash for RankReport {
             RankPhase::Training => 4,
             RankPhase::Broken { .. } => 5,
             RankPhase::Finished => 6,
-            RankPhase::Failed {
-                permanent: false, ..
-            } => 7,
-            RankPhase::Failed {
-                permanent: true, ..
-            } => 8,
+            RankPhase::Failed { failure } if !failure.is_permanent() => 7,
+            RankPhase::Failed { .. } => 8,
         };
         hasher.put(phase);
         hasher.put(self.store_address.is_some());

@@ -11,6 +11,7 @@ use coordinator_core::event::{
 };
 use proto::id::{Generation, JobId, WorkerId};
 use proto::message::{DesiredState, UnitRange};
+use proto::reason::{Cause, UnitError};
 use proto::spec::{OnFailedUnit, UNIT_FAILURES_MAX};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -320,14 +321,15 @@ impl World {
                         "{id} is done, and set units aside that should have stopped it"
                     ));
                 }
-                let named = units.failed.iter().all(|failed| !failed.error.is_empty());
+                let empty = |error: &UnitError| *error == UnitError::Text(String::new());
+                let named = units.failed.iter().all(|failed| !empty(&failed.error));
                 if !named {
                     return Err(format!("{id} does not say why its units failed"));
                 }
                 Ok(())
             }
-            JobPhase::Failed { reason, .. } => {
-                self.check_failed_units(record, reason, plan.on_failed)
+            JobPhase::Failed { cause, .. } => {
+                self.check_failed_units(record, cause, plan.on_failed)
             }
             JobPhase::Cancelled { .. } | JobPhase::Queued { .. } | JobPhase::Running { .. } => {
                 Ok(())
@@ -339,22 +341,26 @@ impl World {
     fn check_failed_units(
         &self,
         record: &JobRecord,
-        reason: &str,
+        cause: &Cause,
         on_failed: OnFailedUnit,
     ) -> Result<(), String> {
         let id = &record.id;
         let stopped = on_failed == OnFailedUnit::Stop
             && self.oracle.units.most_failures(id) >= UNIT_FAILURES_MAX;
-        let aside = reason.contains("were set aside");
-        if stopped
-            || aside
-            || RESTARTS_WITHOUT_PROGRESS_MAX <= record.restarts_without_progress
-            || reason.contains("checkpoint")
+        let explained = match cause {
+            Cause::AllUnitsSetAside { .. } | Cause::NoSource { .. } => true,
+            Cause::Text { .. }
+            | Cause::Fault { .. }
+            | Cause::NoProgress { .. }
+            | Cause::TimeLimit { .. }
+            | Cause::Unreadable { .. } => false,
+        };
+        if stopped || explained || RESTARTS_WITHOUT_PROGRESS_MAX <= record.restarts_without_progress
         {
             return Ok(());
         }
         Err(format!(
-            "{id} failed, and none of its units failed often enough: {reason:?}"
+            "{id} failed, and none of its units failed often enough: {cause}"
         ))
     }
 }

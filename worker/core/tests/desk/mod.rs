@@ -8,6 +8,7 @@ use proto::message::{
     Assignment, DesiredState, GangOrder, Peer, PhaseSeconds, RankPhase, RankReport, Run,
     ShardReport, StepReport, UnitOrder, UnitRange, UnitReport, WorkerReport,
 };
+use proto::reason::RankFailure;
 use proto::spec::DeviceKind;
 use std::collections::BTreeMap;
 use worker_core::event::{Effect, Input, RankKey};
@@ -217,8 +218,7 @@ pub(crate) fn shard(step: u64) -> ShardReport {
 
 pub(crate) fn error(text: &str) -> RankPhase {
     RankPhase::Failed {
-        error: text.to_owned(),
-        permanent: false,
+        failure: RankFailure::error(text, false),
     }
 }
 

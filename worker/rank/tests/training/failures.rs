@@ -6,6 +6,7 @@ use crate::world::{
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Step};
 use proto::message::{Activity, Assignment, RankPhase, RankReport, Stage};
+use proto::reason::RankFailure;
 use proto::sample::SampleWork;
 
 #[test]
@@ -16,9 +17,7 @@ fn a_failure_is_reported_in_one_line_with_rank_context_and_reason() {
         change(&mut assignment);
         assignment.generation = Generation(10 + parts[0].len() as u64);
         let last = world.run(&assignment).remove(0);
-        let RankPhase::Failed { error, .. } = last.phase else {
-            panic!("{parts:?}: {last:?}")
-        };
+        let error = failure(&last);
         assert!(error.starts_with("rank 0 of generation "), "{error}");
         for part in parts {
             assert!(error.contains(part), "{error:?} lacks {part:?}");
@@ -177,10 +176,7 @@ fn base_weights_that_are_not_finite_end_the_job_with_url_file_and_tensor() {
     // The failure is permanent: every later generation would fail alike.
     assert!(matches!(
         report.phase,
-        RankPhase::Failed {
-            permanent: true,
-            ..
-        }
+        RankPhase::Failed { failure } if failure.is_permanent()
     ));
 }
 
@@ -204,9 +200,13 @@ fn a_loss_that_is_no_number_ends_the_job_on_all_ranks_with_step_and_samples() {
     let (_, reports) = diverging(&World::new(), "stop");
     let error = |report: &RankReport| match &report.phase {
         RankPhase::Failed {
-            error,
-            permanent: true,
-        } => error.split_once(": ").unwrap().1.to_owned(),
+            failure:
+                RankFailure::Error {
+                    text,
+                    permanent: true,
+                    ..
+                },
+        } => text.split_once(": ").unwrap().1.to_owned(),
         phase => panic!("{phase:?}"),
     };
     let (first, second) = (error(&reports[0]), error(&reports[1]));
@@ -260,8 +260,12 @@ fn a_loss_that_an_exact_sum_cannot_hold_ends_the_job_on_all_ranks_with_step_and_
     };
     for report in world.run(&pair) {
         let RankPhase::Failed {
-            error,
-            permanent: true,
+            failure:
+                RankFailure::Error {
+                    text: error,
+                    permanent: true,
+                    ..
+                },
         } = report.phase
         else {
             panic!("{report:?}")

@@ -1,11 +1,12 @@
 //! A live process whose model thread hangs.
 
-use crate::world::{TestRank, World, failure, last_digest, start_gang, world_of};
+use crate::world::{TestRank, World, last_digest, start_gang, world_of};
 use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use proto::id::Generation;
-use proto::message::{Activity, Assignment, HANGS, RankPhase, RankReport};
+use proto::message::{Activity, Assignment, RankPhase, RankReport};
+use proto::reason::RankFailure;
 use std::io::{BufRead, ErrorKind};
 use std::time::Duration;
 
@@ -119,12 +120,13 @@ fn hang(reduction: &str) -> (String, String) {
         assert!(!undetected, "the hang is not detected: {report:?}");
         report.phase != RankPhase::Training
     });
-    let error = failure(&last);
-    let prefix = format!("{HANGS} {} of step {}: for ", activity.stage, activity.step);
-    assert!(
-        error.starts_with(&prefix) && error.ends_with("; the process exits"),
-        "{error}"
-    );
+    let RankPhase::Failed {
+        failure: RankFailure::Hangs { activity: at, .. },
+    } = last.phase
+    else {
+        panic!("{last:?}")
+    };
+    assert_eq!((at.step, at.stage), (activity.step, activity.stage));
     assert_eq!(second.child.wait().unwrap().code(), Some(4));
     first.until(|report| matches!(report.phase, RankPhase::Broken { .. }));
     first.order_as(0, &job(3, 1));

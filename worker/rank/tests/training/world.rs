@@ -420,9 +420,9 @@ pub(crate) fn copy_renamed(from: &Path, to: &Path, rename: impl Fn(&str) -> Opti
 }
 
 /// The error with which a rank ended.
-pub(crate) fn failure(report: &RankReport) -> &str {
+pub(crate) fn failure(report: &RankReport) -> String {
     match &report.phase {
-        RankPhase::Failed { error, .. } => error,
+        RankPhase::Failed { failure } => failure.to_string(),
         phase => panic!("{phase:?}"),
     }
 }

@@ -1,12 +1,12 @@
 //! Protocol violations: reports that cannot be true. They are ignored; each kind is logged once per
 //! worker.
 
-use proto::id::{Generation, JobId, Rank, Step, WorkerId};
+use crate::id::{Generation, JobId, Rank, Step, WorkerId};
 use std::fmt;
 
 /// A report that cannot be true.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Violation {
+pub enum Violation {
     UnknownJob {
         job: JobId,
     },
@@ -47,7 +47,8 @@ pub(crate) enum Violation {
 
 impl Violation {
     /// The kind of violation. Each kind is logged once per worker.
-    pub(crate) fn kind(&self) -> &'static str {
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
         match self {
             Self::UnknownJob { .. } => "unknown job",
             Self::OldBoot { .. } => "old boot",
