@@ -9,12 +9,13 @@ use std::fmt;
 /// Maximum number of pairs named in one sentence.
 const PAIRS_NAMED_MAX: usize = 4;
 
-/// Why a job gets no workers, and the state of the workers of its device kind, as sorted names.
+/// Why a job gets no workers, and the state of the workers of its device kind, as sorted names. The
+/// lists are empty for [`Constraint::Quota`]: they do not matter then, and a job's reason should
+/// change only with what makes it wait.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shortage {
     pub constraint: Constraint,
     pub workers_min: u32,
-    pub workers_max: u32,
     pub devices_per_worker: u32,
     pub device: DeviceKind,
     pub team: String,
@@ -32,8 +33,10 @@ pub struct Shortage {
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Constraint {
     Workers,
-    /// There are enough, but it waits briefly for more.
-    GracePeriod,
+    /// There are enough, but it waits briefly for up to this number.
+    GracePeriod {
+        workers_max: u32,
+    },
     Quota {
         quota: u32,
         used: u32,
@@ -70,7 +73,7 @@ impl Shortage {
         match self.constraint {
             Constraint::Workers if !self.unreachable.is_empty() => "connection",
             Constraint::Workers => "workers",
-            Constraint::GracePeriod => "grace-period",
+            Constraint::GracePeriod { .. } => "grace-period",
             Constraint::Quota { .. } => "quota",
         }
     }
@@ -96,7 +99,7 @@ impl Shortage {
                     pluralize(over, "device")
                 )
             }
-            Constraint::GracePeriod => {
+            Constraint::GracePeriod { .. } => {
                 "nothing: it starts shortly with the workers that are up".to_owned()
             }
             Constraint::Workers => self.more_workers(),
@@ -180,8 +183,8 @@ impl fmt::Display for Shortage {
         if !self.unreachable.is_empty() {
             write!(f, "; {}", Pairs(&self.unreachable))?;
         }
-        if self.constraint == Constraint::GracePeriod {
-            write!(f, "; waits briefly for up to {} workers", self.workers_max)?;
+        if let Constraint::GracePeriod { workers_max } = self.constraint {
+            write!(f, "; waits briefly for up to {workers_max} workers")?;
         }
         Ok(())
     }

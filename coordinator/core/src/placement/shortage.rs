@@ -8,7 +8,6 @@ pub(super) fn shortage(demand: &Demand, constraint: Constraint) -> Shortage {
     Shortage {
         constraint,
         workers_min: demand.workers_min.max(1),
-        workers_max: demand.workers_max,
         devices_per_worker: demand.devices_per_worker,
         device: demand.device,
         team: demand.team.clone(),

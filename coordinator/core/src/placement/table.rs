@@ -151,7 +151,9 @@ impl<'a> Table<'a> {
         self.set_waiting(
             job,
             if enough {
-                Constraint::GracePeriod
+                Constraint::GracePeriod {
+                    workers_max: demand.workers_max,
+                }
             } else {
                 Constraint::Workers
             },
@@ -392,6 +394,9 @@ impl<'a> Table<'a> {
     fn shortage(&self, job: usize, constraint: &Constraint) -> Shortage {
         let demand = self.demand(job);
         let mut shortage = shortage(demand, constraint.clone());
+        if matches!(constraint, Constraint::Quota { .. }) {
+            return shortage;
+        }
         let usable = |state: &&NodeState<'_>| {
             fits(demand, state.node) && state.node.access != Access::Drained
         };
