@@ -165,13 +165,23 @@ impl Units {
         let participant = running.participants.remove(index);
         let is_last = running.participants.is_empty();
         let (job, generation) = (self.head.id.clone(), participant.generation);
-        match &reason {
-            Waiting::Stopped { stopped } => outbox.emit(Event::Stopped {
+        match (&reason, &participant.leaving) {
+            (Waiting::Stopped { stopped }, _) => outbox.emit(Event::Stopped {
                 job,
                 generation,
                 reason: stopped.clone(),
             }),
-            Waiting::Fault { fault } => outbox.emit(Event::GenerationEnded {
+            // It was to leave anyway.
+            (_, Some(leaving)) => outbox.emit(Event::Stopped {
+                job,
+                generation,
+                reason: Stopped::Worker {
+                    cause: leaving.why.clone(),
+                    worker: worker.name.clone(),
+                    late: false,
+                },
+            }),
+            (Waiting::Fault { fault }, None) => outbox.emit(Event::GenerationEnded {
                 job,
                 generation,
                 reason: GenerationEnd::Fault(fault.clone()),
