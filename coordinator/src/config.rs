@@ -1,6 +1,7 @@
 //! Settings of `coordinator serve`: [`proto::settings`] merges the layers, this module validates
 //! the values. It opens nothing that they name. Called once, by `serve`.
 
+use crate::retention::Retention;
 use proto::settings::{self, Log, RawLog, SettingsError};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -25,6 +26,7 @@ pub(crate) struct Config {
     pub(crate) detect_within_ms: u64,
     /// Devices by team.
     pub(crate) quotas: BTreeMap<String, u32>,
+    pub(crate) retention: Retention,
     pub(crate) log: Log,
 }
 
@@ -36,7 +38,15 @@ struct Raw {
     store: String,
     detect_within_ms: i64,
     quotas: Vec<String>,
+    retention: RawRetention,
     log: RawLog,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawRetention {
+    jobs: i64,
+    days: i64,
+    checkpoints: bool,
 }
 
 impl Config {
@@ -73,8 +83,19 @@ impl Config {
             let expected = "each must be a team and its devices, such as \"vision=16\"";
             settings.wrong("quotas", format!("{text:?}"), expected)
         })?;
+        let count = |key, value: i64| match u64::try_from(value) {
+            Ok(0) => Ok(None),
+            Ok(count) => Ok(Some(count)),
+            Err(_) => Err(settings.wrong(key, value, "it must be 0 (no limit) or more")),
+        };
+        let retention = Retention {
+            jobs: count("retention.jobs", raw.retention.jobs)?,
+            days: count("retention.days", raw.retention.days)?,
+            checkpoints: raw.retention.checkpoints,
+        };
         Ok(Self {
             quotas,
+            retention,
             listen,
             metrics_listen,
             store: raw.store.clone(),

@@ -3,13 +3,13 @@
 //! a client or a slow log. It waits only for a save to be durable, because nothing may become
 //! visible before (law 7).
 
-use crate::checkpoint::commit::Archive;
+use crate::checkpoint::commit::CheckpointStore;
 use crate::events;
 use crate::journal::Journal;
 use crate::status::{self, Detail};
 use crate::store::{StateError, StateStore};
 use crate::text::now_ms;
-use coordinator_core::event::{Effect, Event, Input, Reply, RequestId};
+use coordinator_core::event::{Effect, Event, Input, Record, Reply, RequestId};
 use coordinator_core::{Coordinator, Why};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{JobId, WorkerId};
@@ -167,7 +167,7 @@ pub(crate) struct Daemon {
     store: StateStore,
     store_url: String,
     journal: Journal,
-    archive: Archive,
+    archive: CheckpointStore,
     commands: mpsc::Receiver<Command>,
     changes: watch::Sender<u64>,
     sessions: BTreeMap<WorkerId, (u64, watch::Sender<Option<DesiredState>>)>,
@@ -187,7 +187,7 @@ impl Daemon {
         store: StateStore,
         store_url: String,
         journal: Journal,
-        archive: Archive,
+        archive: CheckpointStore,
         last_steps: BTreeMap<JobId, pb::StepReport>,
     ) -> (Self, Handle) {
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
@@ -297,7 +297,22 @@ impl Daemon {
 
     async fn perform(&mut self, effect: Effect) -> Result<(), StateError> {
         match effect {
-            Effect::Save(records) => self.store.save(&records).await?,
+            Effect::Save(records) => {
+                self.store.save(&records).await?;
+                for record in records {
+                    match record {
+                        Record::Archived(job) => self.forget(&job.id),
+                        Record::Deleted(job) => {
+                            self.forget(&job);
+                            self.purge(job);
+                        }
+                        Record::Counters(_)
+                        | Record::Drained(_)
+                        | Record::Job(_)
+                        | Record::Ledger { .. } => {}
+                    }
+                }
+            }
             Effect::Send { worker, state } => {
                 if let Some((_, desired)) = self.sessions.get(&worker) {
                     desired.send_replace(Some(state));
@@ -349,6 +364,23 @@ impl Daemon {
             Effect::Emit(event) => self.record_event(&event),
         }
         Ok(())
+    }
+
+    /// A job left the machine's memory.
+    fn forget(&mut self, job: &JobId) {
+        self.last_steps.remove(job);
+        self.totals.remove(job);
+    }
+
+    /// Deletes what the state still has of a deleted job. If that fails, the next start repeats it.
+    pub(crate) fn purge(&mut self, job: JobId) {
+        let store = self.store.clone();
+        self.tasks.spawn(async move {
+            if let Err(error) = store.purge(&job).await {
+                tracing::warn!(%job, %error, "the logs of a deleted job are not deleted yet");
+            }
+            None
+        });
     }
 
     fn record_event(&mut self, event: &Event) {

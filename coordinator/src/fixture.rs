@@ -38,6 +38,7 @@ pub(crate) fn job_record(id: &str) -> JobRecord {
         version: RECORD_VERSION,
         id: JobId(id.into()),
         job_toml: job_toml("file:///data"),
+        overrides: Vec::new(),
         dataset_version: "0".repeat(64),
         source: None,
         submitted_ms: 5,

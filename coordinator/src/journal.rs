@@ -290,7 +290,7 @@ mod tests {
             journal.logs(&job, 0, 10).await.unwrap(),
             [(0, line(0)), (1, line(1))]
         );
-        assert_eq!(second.last_steps().await.unwrap()[&job].step, 10);
+        assert_eq!(second.last_step(&job).await.unwrap().unwrap().step, 10);
     }
 
     #[tokio::test]

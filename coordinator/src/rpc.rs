@@ -9,13 +9,15 @@
 //! | UNAVAILABLE | the coordinator is stopping |
 
 use crate::daemon::{Handle, Stopping};
+use crate::jobs::{Filter, Jobs, JobsError};
 use crate::journal::Journal;
 use crate::pin::pin;
 use crate::store::StateError;
 use coordinator_core::event::{Input, Reply, RequestId};
 use proto::id::JobId;
+use proto::job::overrides::Override;
 use proto::pb;
-use proto::phase::is_over;
+use proto::phase::{Phase, is_over};
 use proto::sample::{ImageSource, SampleWork};
 use proto::spec::{JobSpec, Work};
 use proto::wire::{WireError, job_id, worker_name};
@@ -29,25 +31,32 @@ use tonic::{Request, Response, Status};
 
 /// Entries per read from the store.
 const PAGE: usize = 512;
+/// Jobs per reply.
+const JOBS_MAX: usize = 1000;
 
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 type Sender<T> = mpsc::Sender<Result<T, Status>>;
 
 #[derive(Debug, Clone)]
 pub(crate) struct ControlService {
+    jobs: Jobs,
     handle: Handle,
     journal: Journal,
 }
 
 impl ControlService {
-    pub(crate) fn new(handle: Handle, journal: Journal) -> Self {
-        Self { handle, journal }
+    pub(crate) fn new(jobs: Jobs) -> Self {
+        Self {
+            handle: jobs.handle.clone(),
+            journal: jobs.journal.clone(),
+            jobs,
+        }
     }
 
     /// The job of that name, or NOT_FOUND with the newest job names.
     async fn job(&self, name: &str) -> Result<(JobId, pb::JobView), Status> {
         let job = job_id(name.to_owned()).map_err(invalid)?;
-        if let Some(view) = self.handle.job(job.clone()).await.map_err(unavailable)? {
+        if let Some(view) = self.jobs.get(&job).await.map_err(failed)? {
             return Ok((job, view));
         }
         let jobs = self.handle.snapshot().await.map_err(unavailable)?.jobs;
@@ -79,7 +88,7 @@ impl ControlService {
             }
             last = loop {
                 changes.changed().await.map_err(|_| unavailable(Stopping))?;
-                match self.handle.job(job.clone()).await.map_err(unavailable)? {
+                match self.jobs.get(&job).await.map_err(failed)? {
                     Some(view) if view != last => break view,
                     Some(_) => {}
                     None => return Err(Status::not_found(format!("job {job} no longer exists"))),
@@ -216,6 +225,17 @@ impl ControlService {
         }
     }
 
+    /// Refuses a change of a job that is only in the archive.
+    async fn refuse_archived(&self, job: &JobId) -> Result<(), Status> {
+        match self.jobs.archived_phase(job).await.map_err(failed)? {
+            Some(phase) => Err(Status::failed_precondition(format!(
+                "job {job} is {phase} and will not run again; `coordinator retry` continues a \
+                 failed job"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Requests a change of a job and replies with its phase.
     async fn request_change(
         &self,
@@ -292,6 +312,7 @@ impl pb::control_server::Control for ControlService {
         // Store the job with all defaults filled in, so that a later change of a default cannot
         // affect a running job.
         let job_toml = proto::job::to_toml(&spec);
+        let archived = self.jobs.archived_names(&spec).await.map_err(failed)?;
         let reply = self
             .handle
             .request(move |request| Input::Submit {
@@ -299,6 +320,7 @@ impl pb::control_server::Control for ControlService {
                 spec: Box::new(spec),
                 job_toml,
                 dataset_version,
+                archived,
             })
             .await;
         let job = Self::accepted_job(reply)?;
@@ -310,6 +332,10 @@ impl pb::control_server::Control for ControlService {
         request: Request<pb::JobRequest>,
     ) -> Result<Response<pb::PhaseReply>, Status> {
         let (job, _) = self.job(&request.into_inner().job).await?;
+        if let Some(phase) = self.jobs.archived_phase(&job).await.map_err(failed)? {
+            let phase = phase.to_string();
+            return Ok(Response::new(pb::PhaseReply { phase }));
+        }
         self.request_change(move |request| Input::Cancel { request, job })
             .await
     }
@@ -320,6 +346,7 @@ impl pb::control_server::Control for ControlService {
     ) -> Result<Response<pb::PhaseReply>, Status> {
         let pb::PauseRequest { job, paused } = request.into_inner();
         let (job, _) = self.job(&job).await?;
+        self.refuse_archived(&job).await?;
         self.request_change(move |request| Input::Pause {
             request,
             job,
@@ -334,6 +361,7 @@ impl pb::control_server::Control for ControlService {
     ) -> Result<Response<pb::PhaseReply>, Status> {
         let pb::ScaleRequest { job, workers } = request.into_inner();
         let (job, _) = self.job(&job).await?;
+        self.refuse_archived(&job).await?;
         self.request_change(move |request| Input::Scale {
             request,
             job,
@@ -365,7 +393,7 @@ impl pb::control_server::Control for ControlService {
         request: Request<pb::JobRequest>,
     ) -> Result<Response<pb::WhyReply>, Status> {
         let (job, _) = self.job(&request.into_inner().job).await?;
-        let why = self.handle.why(job.clone()).await.map_err(unavailable)?;
+        let why = self.jobs.why(&job).await.map_err(failed)?;
         let why = why.ok_or_else(|| Status::not_found(format!("job {job} no longer exists")))?;
         Ok(Response::new(pb::WhyReply {
             sentence: why.sentence,
@@ -382,10 +410,74 @@ impl pb::control_server::Control for ControlService {
 
     async fn list_jobs(
         &self,
-        _request: Request<pb::ListJobsRequest>,
+        request: Request<pb::ListJobsRequest>,
     ) -> Result<Response<pb::ListJobsReply>, Status> {
-        let jobs = self.handle.snapshot().await.map_err(unavailable)?.jobs;
-        Ok(Response::new(pb::ListJobsReply { jobs }))
+        let request = request.into_inner();
+        if !request.phase.is_empty() && !Phase::ALL.iter().any(|it| it.word() == request.phase) {
+            let all: Vec<&str> = Phase::ALL.iter().map(|it| it.word()).collect();
+            return Err(Status::invalid_argument(format!(
+                "field `phase` is {:?}; it must be one of {}",
+                request.phase,
+                all.join(", ")
+            )));
+        }
+        let before = request.before.map(job_id).transpose().map_err(invalid)?;
+        let limit = match request.limit {
+            0 => JOBS_MAX,
+            limit => limit as usize,
+        };
+        let filter = Filter {
+            phase: request.phase,
+            team: request.team,
+            name: request.name,
+        };
+        let listed = self
+            .jobs
+            .list(&filter, limit.min(JOBS_MAX), before.as_ref());
+        let (jobs, next) = listed.await.map_err(failed)?;
+        Ok(Response::new(pb::ListJobsReply {
+            jobs,
+            next: next.map(|it| it.0),
+        }))
+    }
+
+    async fn retry(
+        &self,
+        request: Request<pb::RetryRequest>,
+    ) -> Result<Response<pb::PhaseReply>, Status> {
+        let pb::RetryRequest { job, set } = request.into_inner();
+        let (job, _) = self.job(&job).await?;
+        let overrides = set.iter().map(|it| it.parse::<Override>());
+        let overrides: Vec<Override> = overrides
+            .collect::<Result<_, _>>()
+            .map_err(|error| Status::invalid_argument(format!("field `set`: {error}")))?;
+        let archived = self.jobs.archived(&job).await.map_err(failed)?;
+        self.request_change(move |request| Input::Retry {
+            request,
+            job,
+            overrides,
+            archived,
+        })
+        .await
+    }
+
+    async fn delete(
+        &self,
+        request: Request<pb::DeleteRequest>,
+    ) -> Result<Response<pb::DeleteReply>, Status> {
+        let pb::DeleteRequest { job, checkpoints } = request.into_inner();
+        let (job, _) = self.job(&job).await?;
+        let deleted = self.jobs.delete(job.clone()).await.map_err(failed)?;
+        deleted.map_err(Status::failed_precondition)?;
+        let mut files = 0;
+        if checkpoints {
+            files = self.jobs.delete_files(&job).await.map_err(|error| {
+                Status::internal(format!(
+                    "job {job} is deleted, but not its files under jobs/{job}/: {error}"
+                ))
+            })?;
+        }
+        Ok(Response::new(pb::DeleteReply { files }))
     }
 
     async fn describe_job(
@@ -495,4 +587,11 @@ fn unavailable(error: Stopping) -> Status {
 #[allow(clippy::needless_pass_by_value)] // The signature that `map_err` needs.
 fn unreadable(error: StateError) -> Status {
     Status::internal(error.to_string())
+}
+
+fn failed(error: JobsError) -> Status {
+    match error {
+        JobsError::Stopping(error) => unavailable(error),
+        JobsError::State(error) => unreadable(error),
+    }
 }

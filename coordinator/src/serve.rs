@@ -3,11 +3,13 @@
 //! `main`, and by tests with port 0.
 
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::commit::Archive;
+use crate::checkpoint::commit::CheckpointStore;
 use crate::config::Config;
 use crate::daemon::Daemon;
+use crate::jobs::Jobs;
 use crate::journal::Journal;
 use crate::metrics;
+use crate::retention;
 use crate::rpc::ControlService;
 use crate::session::FleetService;
 use crate::store::{StateError, StateStore};
@@ -29,6 +31,8 @@ use tonic::transport::server::TcpIncoming;
 
 /// Largest accepted message: a report of many ranks with long lists.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Ended jobs that stay in memory.
+const ENDED_JOBS_MAX: usize = 64;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServeError {
@@ -91,29 +95,41 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     let metrics_listener = listen("metrics_listen", config.metrics_listen).await?;
     let deadlines = Deadlines::new(config.detect_within_ms);
     let store = StateStore::open(&config.store, Duration::from_millis(deadlines.save_ms())).await?;
-    let archive = Archive::open(&config.store)?;
-    let (durable, last_steps) = (store.load().await?, store.last_steps().await?);
+    let archive = CheckpointStore::open(&config.store)?;
+    let durable = store.load().await?;
+    let last_steps = store.last_steps(durable.jobs.keys()).await?;
     tracing::info!(jobs = durable.jobs.len(), "state restored");
     let core = coordinator_core::Config {
         store_url: config.store.clone(),
         detect_within_ms: config.detect_within_ms,
         quotas: config.quotas.clone(),
+        ended_jobs_max: ENDED_JOBS_MAX,
     };
     let machine = Coordinator::restore(core, durable, now_ms());
     let journal = Journal::start(store.clone());
-    let (daemon, handle) = Daemon::new(
+    let (mut daemon, handle) = Daemon::new(
         machine,
         store.clone(),
         config.store.clone(),
         journal.clone(),
-        archive,
+        archive.clone(),
         last_steps,
     );
+    for job in store.half_deleted().await? {
+        daemon.purge(job);
+    }
     let (stop, stopped) = watch::channel(false);
+    let jobs = Jobs::new(
+        handle.clone(),
+        journal,
+        store.clone(),
+        archive,
+        config.store.clone(),
+    );
     let rpc = rpc_listener.1;
     let metrics = metrics_listener.1;
     let keepalive = Duration::from_millis(config.detect_within_ms);
-    let control = ControlServer::new(ControlService::new(handle.clone(), journal))
+    let control = ControlServer::new(ControlService::new(jobs.clone()))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let fleet = FleetServer::new(FleetService::new(handle.clone()))
@@ -132,6 +148,7 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
             axum::serve(metrics_listener.0, metrics::router(handle)).await,
         )
     });
+    servers.spawn(retention::run(jobs, config.retention));
     let daemon = tokio::spawn(daemon.run(stopped));
     Ok(Running {
         rpc,

@@ -201,7 +201,7 @@ async fn a_dry_run_stores_nothing_and_a_submit_outlives_a_restart() {
     );
     assert!(
         client
-            .list_jobs(pb::ListJobsRequest {})
+            .list_jobs(pb::ListJobsRequest::default())
             .await
             .unwrap()
             .into_inner()
@@ -344,7 +344,12 @@ async fn an_invalid_report_ends_only_its_own_stream_and_names_the_field() {
         status.message().contains("field `devices` is 5000"),
         "{status}"
     );
-    assert!(client.list_jobs(pb::ListJobsRequest {}).await.is_ok());
+    assert!(
+        client
+            .list_jobs(pb::ListJobsRequest::default())
+            .await
+            .is_ok()
+    );
     running.stop().await.unwrap();
 }
 
@@ -379,7 +384,7 @@ async fn a_client_with_another_protocol_version_is_refused() {
     let (running, _client) = server(dir.path()).await;
     let mut unstamped = ControlClient::new(channel(&running).await);
     let status = unstamped
-        .list_jobs(pb::ListJobsRequest {})
+        .list_jobs(pb::ListJobsRequest::default())
         .await
         .unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
@@ -405,7 +410,7 @@ async fn a_second_coordinator_takes_over_and_the_first_writes_nothing_more() {
         .unwrap();
     let (second, mut other) = server(dir.path()).await;
     let jobs = other
-        .list_jobs(pb::ListJobsRequest {})
+        .list_jobs(pb::ListJobsRequest::default())
         .await
         .unwrap()
         .into_inner()

@@ -81,6 +81,17 @@ pub(crate) fn job_view(
         source: job
             .spec
             .and_then(|spec| Some(spec.work.sampling()?.job.0.clone())),
+        overrides: record
+            .overrides
+            .iter()
+            .map(|it| pb::Override {
+                key: it.key.clone(),
+                value: it.value.clone(),
+            })
+            .collect(),
+        team: job
+            .spec
+            .map_or_else(String::new, |spec| spec.resources.team.clone()),
         after: job
             .spec
             .map(|spec| spec.after.iter().map(|job| job.0.clone()).collect())

@@ -9,6 +9,8 @@
 //! | `claim` | constant; writing it proves that this process is not fenced |
 //! | `drained` | JSON: names of drained workers |
 //! | `job/<id>` | JSON of `JobRecord` |
+//! | `archive/<newest first>/<id>` | JSON of [`Archived`]: an ended job that left the memory |
+//! | `deleted/<id>` | a deleted job whose other keys are not all deleted yet |
 //! | `ledger/<job>/<number>` | JSON of `proto::ledger::Entry` |
 //! | `last/<job>` | protobuf `StepReport`: the newest step seen |
 //! | `steps/<job>/<step>` | protobuf `StepReport` |
@@ -17,10 +19,12 @@
 use coordinator_core::event::{Counters, Durable, JobRecord, Record};
 use prost::Message;
 use proto::id::JobId;
+use proto::job::overrides::parse_with_overrides;
 use proto::pb;
-use slatedb::config::Settings;
-use slatedb::{CloseReason, Db, ErrorKind, WriteBatch};
-use std::collections::BTreeMap;
+use serde::{Deserialize, Serialize};
+use slatedb::config::{DbReaderOptions, Settings};
+use slatedb::{CloseReason, Db, DbReader, DbReaderMode, ErrorKind, WriteBatch};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Flush interval of steps and log lines; records are flushed at once.
@@ -29,6 +33,10 @@ const COUNTERS_KEY: &str = "counters";
 const DRAINED_KEY: &str = "drained";
 const CLAIM_KEY: &str = "claim";
 const JOB_PREFIX: &str = "job/";
+const ARCHIVE_PREFIX: &str = "archive/";
+const DELETED_PREFIX: &str = "deleted/";
+/// Keys that are deleted at a time.
+const PURGE_BATCH: usize = 1024;
 const LAST_PREFIX: &str = "last/";
 
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +60,11 @@ pub(crate) enum StateError {
         within.as_secs_f64()
     )]
     Slow { url: String, within: Duration },
+    #[error(
+        "there is a coordinator's state under {url} already; restore into an empty store, or move \
+        that folder away"
+    )]
+    NotEmpty { url: String },
     #[error("the database of the coordinator's state under {url} closed itself: {reason}")]
     Closed { url: String, reason: String },
     #[error(
@@ -141,34 +154,144 @@ impl StateStore {
                 }
             }
         }
+        self.load_named(&mut durable).await?;
         Ok(durable)
+    }
+
+    /// Adds the archived jobs that a job which is not over names.
+    async fn load_named(&self, durable: &mut Durable) -> Result<(), StateError> {
+        let live = durable.jobs.values().filter(|job| !job.phase.is_over());
+        let named: BTreeSet<JobId> = live.flat_map(JobRecord::names).collect();
+        for job in named {
+            if !durable.jobs.contains_key(&job)
+                && let Some(archived) = self.archived(&job).await?
+            {
+                durable.apply(Record::Archived(Box::new(archived.record)));
+            }
+        }
+        Ok(())
+    }
+
+    /// An archived job.
+    pub(crate) async fn archived(&self, job: &JobId) -> Result<Option<Archived>, StateError> {
+        let key = archive_key(job);
+        let bytes = self.db.get(&key).await;
+        match bytes.map_err(|it| self.failed("read", it))? {
+            Some(bytes) => self.json(&key, &bytes).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Up to `limit` archived jobs after `after` in the archive, newest first. One that cannot be
+    /// read is logged and left out.
+    pub(crate) async fn archive(
+        &self,
+        after: Option<&JobId>,
+        limit: usize,
+    ) -> Result<Vec<Archived>, StateError> {
+        let from = after.map_or_else(Vec::new, |job| {
+            let mut key = archive_key(job)[ARCHIVE_PREFIX.len()..].as_bytes().to_vec();
+            key.push(0);
+            key
+        });
+        let mut jobs = Vec::new();
+        for (key, bytes) in self.scan(ARCHIVE_PREFIX, from, limit).await? {
+            match self.json::<Archived>(&key, &bytes) {
+                Ok(job) => jobs.push(job),
+                Err(error) => tracing::error!(%error, "an archived job is left out"),
+            }
+        }
+        Ok(jobs)
+    }
+
+    /// The newest step that was seen of a job.
+    pub(crate) async fn last_step(
+        &self,
+        job: &JobId,
+    ) -> Result<Option<pb::StepReport>, StateError> {
+        let key = last_key(job);
+        let bytes = self.db.get(&key).await;
+        match bytes.map_err(|it| self.failed("read", it))? {
+            Some(bytes) => self.decode(&key, &bytes).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Deleted jobs whose ledger, steps and log lines are not all deleted yet.
+    pub(crate) async fn half_deleted(&self) -> Result<Vec<JobId>, StateError> {
+        let keys = self.scan(DELETED_PREFIX, Vec::new(), usize::MAX).await?;
+        let job = |key: String| JobId(key[DELETED_PREFIX.len()..].to_owned());
+        Ok(keys.into_iter().map(|(key, _)| job(key)).collect())
+    }
+
+    /// Deletes what is left of a deleted job. Can be repeated.
+    pub(crate) async fn purge(&self, job: &JobId) -> Result<(), StateError> {
+        for prefix in [ledger_prefix(job), steps_prefix(job), logs_prefix(job)] {
+            loop {
+                let entries = self.scan(&prefix, Vec::new(), PURGE_BATCH).await?;
+                if entries.is_empty() {
+                    break;
+                }
+                let mut batch = WriteBatch::new();
+                for (key, _) in entries {
+                    batch.delete(key);
+                }
+                self.append(batch).await?;
+            }
+        }
+        let mut batch = WriteBatch::new();
+        batch.delete(last_key(job));
+        batch.delete(format!("{DELETED_PREFIX}{job}"));
+        self.commit(batch).await
     }
 
     /// Saves these records atomically. Returns when they are durable.
     pub(crate) async fn save(&self, records: &[Record]) -> Result<(), StateError> {
         let mut batch = WriteBatch::new();
-        let mut put = |key: String, json: serde_json::Result<Vec<u8>>| {
-            batch.put(
-                key,
-                json.expect("records are maps, lists and finite numbers, which JSON can represent"),
-            );
-        };
         for record in records {
             match record {
-                Record::Counters(counters) => {
-                    put(COUNTERS_KEY.to_owned(), serde_json::to_vec(counters))
+                Record::Counters(counters) => batch.put(COUNTERS_KEY, to_json(counters)),
+                Record::Drained(names) => batch.put(DRAINED_KEY, to_json(names)),
+                Record::Job(job) => {
+                    batch.put(format!("{JOB_PREFIX}{}", job.id), to_json(job));
+                    batch.delete(archive_key(&job.id));
                 }
-                Record::Drained(names) => put(DRAINED_KEY.to_owned(), serde_json::to_vec(names)),
-                Record::Job(job) => put(format!("{JOB_PREFIX}{}", job.id), serde_json::to_vec(job)),
+                Record::Archived(job) => {
+                    let archived = Archived::new((**job).clone());
+                    batch.put(archive_key(&job.id), to_json(&archived));
+                    batch.delete(format!("{JOB_PREFIX}{}", job.id));
+                }
+                Record::Deleted(job) => {
+                    batch.put(format!("{DELETED_PREFIX}{job}"), b"1");
+                    batch.delete(format!("{JOB_PREFIX}{job}"));
+                    batch.delete(archive_key(job));
+                }
                 Record::Ledger { job, entries } => {
                     for entry in entries {
                         let key = format!("{}{}", ledger_prefix(job), ordered(entry.number));
-                        put(key, serde_json::to_vec(entry));
+                        batch.put(key, to_json(entry));
                     }
                 }
             }
         }
         self.commit(batch).await
+    }
+
+    /// Writes all entries of a backup to an empty state.
+    pub(crate) async fn restore(&self, entries: Vec<(Vec<u8>, Vec<u8>)>) -> Result<(), StateError> {
+        if !self.scan("", Vec::new(), 1).await?.is_empty() {
+            return Err(StateError::NotEmpty {
+                url: self.url.clone(),
+            });
+        }
+        for part in entries.chunks(PURGE_BATCH) {
+            let mut batch = WriteBatch::new();
+            for (key, value) in part {
+                batch.put(key, value);
+            }
+            self.commit(batch).await?;
+        }
+        Ok(())
     }
 
     /// Proves that no other coordinator took over, by a write that fails if this process is fenced.
@@ -246,12 +369,16 @@ impl StateStore {
         Ok(entries.into_iter().map(text).collect())
     }
 
-    /// The newest step of every job that ever finished one.
-    pub(crate) async fn last_steps(&self) -> Result<BTreeMap<JobId, pb::StepReport>, StateError> {
+    /// The newest steps of these jobs, of those that have done any.
+    pub(crate) async fn last_steps(
+        &self,
+        jobs: impl Iterator<Item = &JobId>,
+    ) -> Result<BTreeMap<JobId, pb::StepReport>, StateError> {
         let mut steps = BTreeMap::new();
-        for (key, bytes) in self.scan(LAST_PREFIX, Vec::new(), usize::MAX).await? {
-            let step = self.decode(&key, &bytes)?;
-            steps.insert(JobId(key[LAST_PREFIX.len()..].to_owned()), step);
+        for job in jobs {
+            if let Some(step) = self.last_step(job).await? {
+                steps.insert(job.clone(), step);
+            }
         }
         Ok(steps)
     }
@@ -314,6 +441,65 @@ impl StateStore {
             },
         }
     }
+}
+
+/// All entries of the state under `<store_url>/state/`, without fencing a coordinator that uses it.
+pub(crate) async fn read_state(store_url: &str) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StateError> {
+    let (store, prefix) = storage::open(store_url)?;
+    let url = format!("{}/state", store_url.trim_end_matches('/'));
+    let failed = |source| StateError::Db {
+        action: "read",
+        url: url.clone(),
+        source,
+    };
+    let reader = DbReader::open(
+        prefix.join("state"),
+        store,
+        DbReaderMode::ManagedCheckpoint,
+        DbReaderOptions::default(),
+    );
+    let reader = reader.await.map_err(failed)?;
+    let mut entries = Vec::new();
+    let mut iterator = reader.scan(..).await.map_err(failed)?;
+    while let Some(entry) = iterator.next().await.map_err(failed)? {
+        entries.push((entry.key.to_vec(), entry.value.to_vec()));
+    }
+    reader.close().await.map_err(failed)?;
+    Ok(entries)
+}
+
+/// An ended job in the archive, with what `jobs` filters by.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Archived {
+    pub(crate) name: String,
+    pub(crate) team: String,
+    pub(crate) record: JobRecord,
+}
+
+impl Archived {
+    fn new(record: JobRecord) -> Self {
+        let spec = parse_with_overrides(&record.id, &record.job_toml, &record.overrides).ok();
+        let (name, team) = spec.map_or_else(Default::default, |spec| {
+            (spec.name.clone(), spec.resources.team)
+        });
+        Self { name, team, record }
+    }
+}
+
+fn to_json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value)
+        .expect("records are maps, lists and finite numbers, which JSON can represent")
+}
+
+/// Sorts the newest job first.
+fn archive_key(job: &JobId) -> String {
+    let number: u64 = job
+        .0
+        .rsplit('-')
+        .next()
+        .and_then(|it| it.parse().ok())
+        .unwrap_or(0);
+    format!("{ARCHIVE_PREFIX}{}/{job}", ordered(u64::MAX - number))
 }
 
 pub(crate) fn last_key(job: &JobId) -> String {

@@ -48,6 +48,8 @@ pub enum Line {
         first: u64,
         samples: u64,
     },
+    /// A user set a key of job.toml (`coordinator retry --set`), which holds from here on.
+    Override { key: String, value: String },
     /// All ranks of the newest generation had this state after a step.
     Digest {
         generation: Generation,
@@ -99,7 +101,7 @@ impl Tip {
                 generation, from, ..
             } => (self.generation, self.step) = (*generation, *from),
             Line::Step { step, .. } | Line::Unheard { through: step, .. } => self.step = *step,
-            Line::Digest { .. } => {}
+            Line::Digest { .. } | Line::Override { .. } => {}
         }
         self.entries += 1;
         self.hash.clone_from(&entry.hash);
@@ -166,6 +168,7 @@ pub struct Replay {
     /// In the order in which they were done.
     done: Vec<Done>,
     digests: Vec<(Step, String)>,
+    overrides: Vec<(String, String)>,
     unheard: u64,
 }
 
@@ -179,6 +182,7 @@ impl Replay {
             global_batch,
             done: Vec::new(),
             digests: Vec::new(),
+            overrides: Vec::new(),
             unheard: 0,
         }
     }
@@ -289,6 +293,9 @@ impl Replay {
                 }
                 self.digests.push((*step, sha256.clone()));
             }
+            Line::Override { key, value } => {
+                self.overrides.push((key.clone(), value.clone()));
+            }
         }
         Ok(())
     }
@@ -376,6 +383,12 @@ impl Replay {
     #[must_use]
     pub fn digests(&self) -> &[(Step, String)] {
         &self.digests
+    }
+
+    /// Keys of job.toml that users set, with their values, in order.
+    #[must_use]
+    pub fn overrides(&self) -> &[(String, String)] {
+        &self.overrides
     }
 
     /// Number of steps whose loss was not reported or was not finite.

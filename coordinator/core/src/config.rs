@@ -9,6 +9,9 @@ pub struct Config {
     pub store_url: String,
     /// The setting from which every timeout derives, in milliseconds (law 9).
     pub detect_within_ms: u64,
+    /// Number of ended jobs that stay in memory, so that whoever watches one sees its end. Older
+    /// ones are archived, unless a job that is not over names them.
+    pub ended_jobs_max: usize,
     /// Maximum number of devices per team. A team without an entry has no limit.
     pub quotas: BTreeMap<String, u32>,
 }

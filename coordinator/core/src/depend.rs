@@ -160,7 +160,7 @@ impl Coordinator {
         let checkpoints = &source.checkpoints;
         let found = |checkpoint: Option<CheckpointRef>| {
             SourceLookup::Found(SourceJob {
-                job_toml: source.head.job_toml.clone(),
+                job_toml: source.head.effective_toml(),
                 checkpoint,
             })
         };

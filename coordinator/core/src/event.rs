@@ -9,6 +9,7 @@ pub use crate::record::{
 };
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Generation, JobId, Step, WorkerId};
+use proto::job::overrides::Override;
 use proto::message::{DesiredState, StepReport, WorkerReport};
 use proto::reason::{
     Cause, Ending, GenerationEnd, StandbyLoss, StopCause, Stopped, UnitError, UnreachablePair,
@@ -30,6 +31,22 @@ pub enum Input {
         spec: Box<JobSpec>,
         job_toml: String,
         dataset_version: String,
+        /// Records of the archived jobs that it names.
+        archived: Vec<JobRecord>,
+    },
+    /// Continue a failed or cancelled job from its last checkpoint, with these changes of its
+    /// job.toml. `archived` is its record if it is archived.
+    Retry {
+        request: RequestId,
+        job: JobId,
+        overrides: Vec<Override>,
+        archived: Vec<JobRecord>,
+    },
+    /// Delete an ended job. `archived` is its record if it is archived.
+    Delete {
+        request: RequestId,
+        job: JobId,
+        archived: Vec<JobRecord>,
     },
     Cancel {
         request: RequestId,
@@ -110,6 +127,10 @@ pub enum Reply {
     /// The job's current phase.
     Phase {
         phase: String,
+    },
+    /// The job is deleted.
+    Deleted {
+        job: JobId,
     },
     /// Whether the worker is now drained.
     Worker {

@@ -28,8 +28,27 @@ impl Coordinator {
                 spec,
                 job_toml,
                 dataset_version,
+                archived,
             } => {
+                self.recall(archived, outbox.now);
                 self.on_submit(request, *spec, job_toml, dataset_version, &mut outbox);
+            }
+            Input::Retry {
+                request,
+                job,
+                overrides,
+                archived,
+            } => {
+                self.recall(archived, outbox.now);
+                self.on_retry(request, &job, overrides, &mut outbox);
+            }
+            Input::Delete {
+                request,
+                job,
+                archived,
+            } => {
+                self.recall(archived, outbox.now);
+                self.on_delete(request, &job, &mut outbox);
             }
             Input::Cancel { request, job } => self.on_cancel(request, &job, &mut outbox),
             Input::Pause {
@@ -66,6 +85,7 @@ impl Coordinator {
         self.update_dependencies(&mut outbox);
         self.schedule(&mut outbox);
         self.save_batches(&mut outbox);
+        self.archive_ended(&mut outbox);
         invariant::check(self);
         self.due = self.find_due();
         self.conclude(outbox)
@@ -162,6 +182,7 @@ impl Coordinator {
             .map(|job| Record::Job(Box::new(job.record())))
             .collect();
         records.append(&mut outbox.ledger_entries);
+        records.append(&mut outbox.removed);
         if outbox.save_drained {
             records.insert(0, Record::Drained(self.drained.clone()));
         }

@@ -7,6 +7,7 @@ use crate::record::{
 };
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId};
+use proto::job::overrides::{Override, effective_text};
 use proto::message::SourceJob;
 use proto::reason::{Cause, Fault, Waiting};
 use proto::spec::JobSpec;
@@ -18,6 +19,7 @@ pub(crate) struct Head {
     pub(crate) number: u64,
     pub(crate) spec: JobSpec,
     pub(crate) job_toml: String,
+    pub(crate) overrides: Vec<Override>,
     pub(crate) dataset_version: String,
     /// The trained job that it reads, once the checkpoint is known.
     pub(crate) source: Option<SourceJob>,
@@ -66,6 +68,7 @@ impl Head {
             number: digits.and_then(|digits| digits.parse().ok()).unwrap_or(0),
             spec,
             job_toml: record.job_toml.clone(),
+            overrides: record.overrides.clone(),
             dataset_version: record.dataset_version.clone(),
             source: record.source.clone(),
             blocked_by: None,
@@ -78,6 +81,11 @@ impl Head {
             restarts: record.restarts,
             incidents: record.incidents.clone(),
         }
+    }
+
+    /// The text that its ranks get and that manifests contain.
+    pub(crate) fn effective_toml(&self) -> String {
+        effective_text(&self.job_toml, &self.spec, &self.overrides)
     }
 
     /// True if the job must fail: another attempt would make no progress.
@@ -117,6 +125,15 @@ impl Head {
 }
 
 impl Ended {
+    /// By the wall clock.
+    pub(crate) fn at_ms(&self) -> Millis {
+        match self {
+            Self::Done { ended_ms }
+            | Self::Failed { ended_ms, .. }
+            | Self::Cancelled { ended_ms } => *ended_ms,
+        }
+    }
+
     pub(crate) fn phase(&self) -> JobPhase {
         match self {
             Self::Done { ended_ms } => JobPhase::Done {

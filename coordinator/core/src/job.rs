@@ -4,7 +4,7 @@ use crate::config::Config;
 use crate::deadline::Deadlines;
 use crate::fleet::Fleet;
 use crate::gang::{Gang, Plan};
-use crate::head::Head;
+use crate::head::{Ended, Head};
 use crate::outbox::Outbox;
 use crate::partitions::Partitions;
 use crate::placement::{Decision, Demand};
@@ -12,6 +12,7 @@ use crate::record::{JobRecord, Member, Millis, Record};
 use crate::units::Units;
 use crate::view_model::{JobView, Why};
 use proto::id::WorkerId;
+use proto::ledger::Line;
 use proto::message::Assignment;
 use proto::phase::Phase;
 use proto::reason::{Ending, Waiting};
@@ -72,6 +73,27 @@ impl Job {
 
     pub(crate) fn record(&self) -> JobRecord {
         either!(self, job => job.record())
+    }
+
+    /// When it ended, by the wall clock; None if it has not.
+    pub(crate) fn ended_ms(&self) -> Option<Millis> {
+        let ended = match self {
+            Self::Gang(gang) => gang.ended(),
+            Self::Units(units) => units.ended(),
+        };
+        ended.map(Ended::at_ms)
+    }
+
+    /// The result of a manifest write is still to come.
+    pub(crate) fn is_writing(&self) -> bool {
+        self.gang().is_some_and(Gang::is_writing)
+    }
+
+    /// Appends to its ledger. Units have none.
+    pub(crate) fn ledger_write(&mut self, line: Line) {
+        if let Self::Gang(gang) = self {
+            gang.ledger_write(line);
+        }
     }
 
     pub(crate) fn is_queued(&self) -> bool {

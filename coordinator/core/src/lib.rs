@@ -10,6 +10,7 @@
 //! Module dependencies point one way: values (records, events, deadlines, endings) <- jobs
 //! ([`gang`], [`units`]) <- the machine's state ([`machine`]) <- the handlers of inputs.
 
+mod archive;
 mod clock;
 mod config;
 mod control;
@@ -44,4 +45,5 @@ mod why;
 pub use config::Config;
 pub use deadline::Deadlines;
 pub use machine::Coordinator;
+pub use view::EndedJob;
 pub use view_model::{JobView, RankView, SetAside, UnitsView, View, WaitsFor, Why, WorkerView};

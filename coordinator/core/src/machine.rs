@@ -9,6 +9,8 @@ use crate::partitions::Partitions;
 use crate::placement::LastPlacement;
 use crate::record::{Counters, Durable, JobRecord, Millis};
 use proto::id::{JobId, WorkerId};
+use proto::job::overrides::parse_with_overrides;
+use proto::spec::JobSpec;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The coordinator's state machine.
@@ -19,6 +21,8 @@ pub struct Coordinator {
     pub(crate) clock: Clock,
     pub(crate) counters: Counters,
     pub(crate) jobs: BTreeMap<JobId, Job>,
+    /// Those of `jobs` whose newest record is archived.
+    pub(crate) recalled: BTreeSet<JobId>,
     /// Placeholder records of jobs whose stored record cannot be read. They are shown but never
     /// saved.
     pub(crate) unreadable: BTreeMap<JobId, JobRecord>,
@@ -52,10 +56,10 @@ impl Coordinator {
             unreadable.insert(id.clone(), JobRecord::unreadable(id, &error));
         }
         for (id, record) in durable.jobs {
-            let spec = match proto::job::parse_stored(&id, &record.job_toml) {
+            let spec = match parse_record(&record) {
                 Ok(spec) => spec,
                 Err(error) => {
-                    unreadable.insert(id, record.into_unreadable(&error.to_string()));
+                    unreadable.insert(id, record.into_unreadable(&error));
                     continue;
                 }
             };
@@ -78,6 +82,7 @@ impl Coordinator {
             clock,
             counters,
             jobs,
+            recalled: durable.archived,
             unreadable,
             fleet,
             partitions: Partitions::default(),
@@ -88,6 +93,7 @@ impl Coordinator {
             ledger_saved_at: 0,
             reported_violations: BTreeSet::new(),
         };
+        machine.drop_unnamed();
         machine.due = machine.find_due();
         machine
     }
@@ -137,4 +143,9 @@ impl Coordinator {
             .map(|newest| format!("; the newest is {newest}"));
         format!("there is no job {id}{}", newest.unwrap_or_default())
     }
+}
+
+/// What a stored job is: its text with its overrides.
+pub(crate) fn parse_record(record: &JobRecord) -> Result<JobSpec, String> {
+    parse_with_overrides(&record.id, &record.job_toml, &record.overrides)
 }

@@ -23,6 +23,8 @@ pub(crate) struct Outbox {
     pub(crate) save_drained: bool,
     /// New ledger entries.
     pub(crate) ledger_entries: Vec<Record>,
+    /// Jobs that are archived or deleted.
+    pub(crate) removed: Vec<Record>,
     /// Names of workers to send the desired state to: it may have changed, or they sent a report.
     pub(crate) send: BTreeSet<String>,
     manifests: Vec<CheckpointManifest>,
@@ -43,6 +45,7 @@ impl Outbox {
             save_counters: false,
             save_drained: false,
             ledger_entries: Vec::new(),
+            removed: Vec::new(),
             send: BTreeSet::new(),
             manifests: Vec::new(),
             replies: Vec::new(),

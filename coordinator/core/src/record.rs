@@ -3,6 +3,7 @@
 
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
+use proto::job::overrides::{Override, parse_with_overrides};
 use proto::ledger::{Entry, Tip};
 use proto::message::{SourceJob, UnitRange};
 use proto::phase::Phase;
@@ -23,6 +24,10 @@ pub enum Record {
     /// Names of all drained workers.
     Drained(BTreeSet<String>),
     Job(Box<JobRecord>),
+    /// An ended job that leaves the coordinator's memory. A later [`Record::Job`] brings it back.
+    Archived(Box<JobRecord>),
+    /// A job of which nothing is kept.
+    Deleted(JobId),
     /// Entries to append to the job's ledger. The job's record in the same save names the last one.
     Ledger {
         job: JobId,
@@ -35,7 +40,11 @@ pub enum Record {
 pub struct Durable {
     pub counters: Counters,
     pub drained: BTreeSet<String>,
+    /// All jobs, or all but archived ones that no other job names.
     pub jobs: BTreeMap<JobId, JobRecord>,
+    /// Those of `jobs` that are archived.
+    #[serde(default)]
+    pub archived: BTreeSet<JobId>,
     /// Jobs whose records cannot be read, with the error. They are shown as failed, and their
     /// stored records are not changed.
     #[serde(default)]
@@ -52,7 +61,16 @@ impl Durable {
             // A restart needs only the end of each ledger, which is in the job's record.
             Record::Ledger { .. } => {}
             Record::Job(job) => {
+                self.archived.remove(&job.id);
                 self.jobs.insert(job.id.clone(), *job);
+            }
+            Record::Archived(job) => {
+                self.archived.insert(job.id.clone());
+                self.jobs.insert(job.id.clone(), *job);
+            }
+            Record::Deleted(job) => {
+                self.archived.remove(&job);
+                self.jobs.remove(&job);
             }
         }
     }
@@ -75,6 +93,8 @@ pub struct JobRecord {
     pub id: JobId,
     /// The submitted text, byte for byte. The spec is parsed from it alone.
     pub job_toml: String,
+    /// What users have set since (`coordinator retry --set`), oldest first.
+    pub overrides: Vec<Override>,
     /// Version of its data set, or that of the trained job that it reads. Pinned at submission.
     pub dataset_version: String,
     /// The trained job that it reads, pinned to a checkpoint. None if it reads no job, or the
@@ -143,6 +163,7 @@ impl JobRecord {
             ledger: Tip::begin(&id, "", ""),
             id,
             job_toml: String::new(),
+            overrides: Vec::new(),
             dataset_version: String::new(),
             source: None,
             submitted_ms: 0,
@@ -171,6 +192,19 @@ impl JobRecord {
             ended_ms: self.submitted_ms,
         };
         self
+    }
+
+    /// Jobs that it waits for or reads. Empty if its text cannot be read.
+    #[must_use]
+    pub fn names(&self) -> Vec<JobId> {
+        let spec = parse_with_overrides(&self.id, &self.job_toml, &self.overrides);
+        spec.map_or_else(
+            |_| Vec::new(),
+            |spec| {
+                let read = spec.work.sampling().map(|sample| sample.job.clone());
+                spec.after.into_iter().chain(read).collect()
+            },
+        )
     }
 
     /// The phase shown to users.

@@ -123,6 +123,7 @@ impl Coordinator {
             id: id.clone(),
             ledger: Tip::begin(&id, &pinned.dataset_version, &job_toml),
             job_toml,
+            overrides: Vec::new(),
             dataset_version: pinned.dataset_version,
             source: pinned.source,
             submitted_ms: outbox.wall,

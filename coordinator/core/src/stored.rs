@@ -4,6 +4,7 @@
 use crate::record::{Incident, JobPhase, JobRecord, Member, Millis, RECORD_VERSION, UnitsRecord};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Step};
+use proto::job::overrides::Override;
 use proto::ledger::Tip;
 use proto::message::{SourceJob, UnitRange};
 use proto::reason::Waiting;
@@ -22,6 +23,8 @@ struct StoredJob {
     /// Version 1.
     work: Option<OldWork>,
     job_toml: String,
+    #[serde(default)]
+    overrides: Vec<Override>,
     dataset_version: String,
     #[serde(default)]
     source: Option<SourceJob>,
@@ -122,6 +125,7 @@ impl TryFrom<StoredJob> for JobRecord {
             version: RECORD_VERSION,
             id: stored.id,
             job_toml: stored.job_toml,
+            overrides: stored.overrides,
             dataset_version: stored.dataset_version,
             source: stored.source,
             submitted_ms: stored.submitted_ms,

@@ -1,11 +1,14 @@
 //! Builds the read-only view for status tables, metrics and tests. [`Coordinator::view`] creates it
 //! on demand; it is never stored.
 
+use crate::deadline::Deadlines;
 use crate::fleet::Worker;
 use crate::gang::Gang;
 use crate::job::Job;
-use crate::machine::Coordinator;
-use crate::view_model::{JobView, View, WorkerView};
+use crate::machine::{Coordinator, parse_record};
+use crate::partitions::Partitions;
+use crate::record::JobRecord;
+use crate::view_model::{JobView, View, Why, WorkerView};
 use proto::id::WorkerId;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -49,5 +52,35 @@ fn view_worker<'a>(
         drained: drained.contains(&worker.id.name),
         unreachable: Vec::new(),
         last_heard_ms: worker.last_report_wall,
+    }
+}
+
+/// A job that has ended and is not in the machine's memory, for views.
+#[derive(Debug)]
+pub struct EndedJob(Result<Job, JobRecord>);
+
+impl EndedJob {
+    #[must_use]
+    pub fn new(record: JobRecord) -> Self {
+        let no_deadlines = Deadlines::new(u64::MAX);
+        Self(match parse_record(&record) {
+            Ok(spec) => Ok(Job::new(record, spec, no_deadlines, 0)),
+            Err(error) => Err(record.into_unreadable(&error)),
+        })
+    }
+
+    #[must_use]
+    pub fn view(&self) -> JobView<'_> {
+        match &self.0 {
+            Ok(job) => job.view(0),
+            Err(record) => JobView::unreadable(record),
+        }
+    }
+
+    /// Why it is in its state.
+    #[must_use]
+    pub fn why(&self) -> Option<Why> {
+        let job = self.0.as_ref().ok()?;
+        Some(job.why(None, &Partitions::default(), 0))
     }
 }

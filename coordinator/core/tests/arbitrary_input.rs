@@ -161,6 +161,7 @@ proptest! {
                         job_toml: proto::job::to_toml(&images),
                         dataset_version: String::new(),
                         spec: Box::new(images),
+                        archived: vec![],
                     }));
                 }
                 Act::Pause { job: number, paused } => {

@@ -45,6 +45,7 @@ fn an_impossible_gang_is_refused() {
         spec: Box::new(spec(3, 2)),
         job_toml: String::new(),
         dataset_version: String::new(),
+        archived: vec![],
     };
     let Reply::Refused { reason } = harness.ask(submit) else {
         panic!("accepted")

@@ -11,12 +11,12 @@ use std::sync::Arc;
 
 /// The store's checkpoints.
 #[derive(Debug, Clone)]
-pub(crate) struct Archive {
+pub(crate) struct CheckpointStore {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
 }
 
-impl Archive {
+impl CheckpointStore {
     pub(crate) fn open(store_url: &str) -> Result<Self, CheckpointError> {
         let (store, prefix) = storage::open(store_url)?;
         Ok(Self { store, prefix })
@@ -99,6 +99,29 @@ impl Archive {
             .map_err(failed)?;
         Ok(())
     }
+
+    /// Deletes everything that a job has written: checkpoints, manifests first, and images. Returns
+    /// the number of files.
+    pub(crate) async fn delete_job(&self, job: &JobId) -> Result<u64, CheckpointError> {
+        let folder = self.prefix.clone().join("jobs").join(job.0.as_str());
+        let failed = |source| storage_error("delete", &folder, source);
+        let files: Vec<Path> = self
+            .store
+            .list(Some(&folder))
+            .map_ok(|it| it.location)
+            .try_collect()
+            .await
+            .map_err(failed)?;
+        let is_manifest = |path: &Path| path.filename() == Some(MANIFEST_FILE);
+        let (manifests, others): (Vec<Path>, Vec<Path>) = files.into_iter().partition(is_manifest);
+        let count = (manifests.len() + others.len()) as u64;
+        for part in [manifests, others] {
+            let part = futures::stream::iter(part.into_iter().map(Ok)).boxed();
+            let deleted = self.store.delete_stream(part);
+            deleted.try_collect::<Vec<_>>().await.map_err(failed)?;
+        }
+        Ok(count)
+    }
 }
 
 #[cfg(test)]
@@ -115,7 +138,7 @@ mod tests {
             manifest,
             reference,
         } = test_checkpoint(2, false).await;
-        let archive = Archive::open(&url).unwrap();
+        let archive = CheckpointStore::open(&url).unwrap();
         let mut short = manifest.clone();
         short.shards[1].size_bytes += 1;
         let error = archive
@@ -163,7 +186,7 @@ mod tests {
             manifest,
             reference,
         } = test_checkpoint(2, true).await;
-        let archive = Archive::open(&url).unwrap();
+        let archive = CheckpointStore::open(&url).unwrap();
         archive.delete(&manifest.job, reference).await.unwrap();
         archive.delete(&manifest.job, reference).await.unwrap();
         let folder = proto::checkpoint::checkpoint_folder(

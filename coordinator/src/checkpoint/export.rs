@@ -371,7 +371,7 @@ fn unwritable(path: &Path, error: &std::io::Error) -> CheckpointError {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::checkpoint::commit::Archive;
+    use crate::checkpoint::commit::CheckpointStore;
     use crate::fixture::{TestCheckpoint, test_checkpoint};
     use proto::spec::Architecture;
     use safetensors::{Dtype, SafeTensors};
@@ -437,7 +437,7 @@ mod tests {
         manifest.init_digest = Some(then.clone());
         let model = format!("[model]\ninit = \"{base_url}\"");
         manifest.job_toml = manifest.job_toml.replace("[model]", &model);
-        let archive = Archive::open(&url).unwrap();
+        let archive = CheckpointStore::open(&url).unwrap();
         archive.write_manifest(&manifest).await.unwrap();
         let checkpoint = Checkpoint::at(&url, &manifest.job, reference).unwrap();
         let options = ExportOptions {

@@ -17,6 +17,7 @@ mod preview;
 mod provenance;
 mod reference;
 mod sample;
+mod state;
 mod submit;
 mod target;
 mod watch;
@@ -85,8 +86,8 @@ pub(crate) enum Command {
     },
     /// Check job.toml and submit it to the coordinator; prints the job's id
     Submit(submit::SubmitArgs),
-    /// List all jobs
-    Jobs,
+    /// List jobs, the newest last
+    Jobs(job::JobsArgs),
     /// Show one job: phase and reason, members, step times, checkpoints and incidents
     Describe(describe::DescribeArgs),
     /// Follow a job until it ends; exit code 0 only if it is done
@@ -101,6 +102,10 @@ pub(crate) enum Command {
     Provenance(provenance::ProvenanceArgs),
     /// Stop a job permanently; its checkpoints remain
     Cancel { job: String },
+    /// Continue a failed or cancelled job under its own id, from its last checkpoint
+    Retry(job::RetryArgs),
+    /// Delete an ended job: its record, ledger, curve and log lines
+    Delete(job::DeleteArgs),
     /// Checkpoint a job at its current step and release its workers; returns when this is done
     Pause(control::PauseArgs),
     /// Resume a paused job from its checkpoint
@@ -118,6 +123,9 @@ pub(crate) enum Command {
     /// Verify, digest or export one checkpoint
     #[command(subcommand)]
     Checkpoint(checkpoint::CheckpointCommand),
+    /// Back up the coordinator's state, or restore it
+    #[command(subcommand)]
+    State(state::StateCommand),
     /// Create, describe and verify data sets
     #[command(subcommand)]
     Dataset(dataset::DatasetCommand),
@@ -138,7 +146,7 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<Outcome> {
     match command {
         Command::Serve { .. } => unreachable!("main handles `serve`"),
         Command::Submit(args) => submit::submit(global, &args).await,
-        Command::Jobs => job::jobs(global).await,
+        Command::Jobs(args) => job::jobs(global, &args).await,
         Command::Describe(args) => describe::describe(global, &args).await,
         Command::Watch { job } => watch::watch(global, &job).await,
         Command::Logs(args) => logs::logs(global, &args).await,
@@ -146,6 +154,9 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<Outcome> {
         Command::Audit { job } => audit::audit(global, &job).await,
         Command::Provenance(args) => provenance::provenance(global, &args).await,
         Command::Cancel { job } => job::cancel(global, &job).await,
+        Command::Retry(args) => job::retry(global, &args).await,
+        Command::Delete(args) => job::delete(global, &args).await,
+        Command::State(command) => state::run(global, command).await,
         Command::Pause(args) => control::pause(global, &args).await,
         Command::Resume { job } => control::resume(global, &job).await,
         Command::Scale(args) => control::scale(global, &args).await,

@@ -4,6 +4,7 @@
 
 mod check;
 pub(crate) mod faults;
+pub mod overrides;
 mod raw;
 
 use crate::architecture::fields::Written;

@@ -103,7 +103,7 @@ impl fmt::Display for Waiting {
             Self::Submitted => f.write_str("was just submitted"),
             Self::Retried => f.write_str("continues on request"),
             Self::Upgraded => f.write_str("starts again, in units"),
-            Self::Paused => f.write_str("paused by a user; `coordinator resume` lets it continue"),
+            Self::Paused => f.write_str("paused by a user; `coordinator resume` continues it"),
             Self::Shortage {
                 shortage,
                 state_holders,

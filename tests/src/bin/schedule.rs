@@ -3,7 +3,9 @@
 //! change the placement of others. Only measures.
 
 use anyhow::{Context, Result};
-use coordinator_core::event::{Durable, Effect, Input, JobPhase, Reply, RequestId};
+use coordinator_core::event::{
+    Durable, Effect, Input, JobPhase, JobRecord, Record, Reply, RequestId,
+};
 use coordinator_core::{Config, Coordinator};
 use proto::id::{JobId, WorkerId};
 use proto::job;
@@ -16,16 +18,71 @@ const WORKERS: u32 = 128;
 const DEVICES: u32 = 8;
 const JOBS: u64 = 200;
 const ROUNDS: u64 = 50;
+/// Jobs that ended before.
+const ENDED: u64 = 100_000;
 /// No time passes, so no deadline expires.
 const NOW: u64 = 100_000;
 
 fn main() -> Result<()> {
-    let config = Config {
+    let begin = Instant::now();
+    let (rate, running) = measure(Durable::default())?;
+    println!(
+        "BENCH scheduling: {JOBS} jobs, {running} of them running, on {WORKERS} workers of \
+         {DEVICES} devices: {rate:.0} schedules per second ({:.1} s)",
+        begin.elapsed().as_secs_f64()
+    );
+    let begin = Instant::now();
+    let (with_ended, _) = measure(ended_jobs()?)?;
+    println!(
+        "BENCH scheduling after {ENDED} ended jobs: {with_ended:.0} schedules per second, {:.2} of \
+         the rate without them ({:.1} s, with reading and archiving them once)",
+        with_ended / rate,
+        begin.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+/// State of a release that kept ended jobs in memory.
+fn ended_jobs() -> Result<Durable> {
+    let mut machine = Coordinator::restore(config(), Durable::default(), NOW);
+    let job = submit(&mut machine, 1)?;
+    let request = RequestId(1);
+    let mut record = None;
+    for effect in machine.handle(NOW, Input::Cancel { request, job }) {
+        if let Effect::Save(records) = effect {
+            record = records.into_iter().find_map(|record| match record {
+                Record::Job(job) => Some(*job),
+                _ => None,
+            });
+        }
+    }
+    let record = record.context("a cancelled job is saved")?;
+    let mut durable = Durable::default();
+    durable.counters.jobs = ENDED;
+    for number in 1..=ENDED {
+        let id = JobId(format!("job-{number}"));
+        let job = JobRecord {
+            id: id.clone(),
+            ..record.clone()
+        };
+        durable.jobs.insert(id, job);
+    }
+    Ok(durable)
+}
+
+fn config() -> Config {
+    Config {
         store_url: "file:///store".to_owned(),
         detect_within_ms: 3_000,
         quotas: BTreeMap::new(),
-    };
-    let mut machine = Coordinator::restore(config, Durable::default(), NOW);
+        ended_jobs_max: 64,
+    }
+}
+
+/// Schedules per second, and how many jobs run.
+fn measure(durable: Durable) -> Result<(f64, usize)> {
+    let ended = durable.counters.jobs;
+    let mut machine = Coordinator::restore(config(), durable, NOW);
     for number in 1..=WORKERS {
         let report = WorkerReport {
             worker: WorkerId {
@@ -42,10 +99,10 @@ fn main() -> Result<()> {
     }
     let mut jobs = VecDeque::new();
     for number in 1..=JOBS {
-        jobs.push_back(submit(&mut machine, number)?);
+        jobs.push_back(submit(&mut machine, ended + number)?);
     }
     let begin = Instant::now();
-    for number in JOBS + 1..=JOBS + ROUNDS {
+    for number in ended + JOBS + 1..=ended + JOBS + ROUNDS {
         let request = RequestId(2 * number + 1);
         let job = jobs.pop_front().context("the number of jobs is constant")?;
         machine.handle(NOW, Input::Cancel { request, job });
@@ -59,13 +116,7 @@ fn main() -> Result<()> {
         .iter()
         .filter(|job| runs(&job.record.phase))
         .count();
-    println!(
-        "BENCH scheduling: {JOBS} jobs, {running} of them running, on {WORKERS} workers of \
-        {DEVICES} devices: {:.0} \
-         schedules per second",
-        2.0 * ROUNDS as f64 / seconds
-    );
-    Ok(())
+    Ok((2.0 * ROUNDS as f64 / seconds, running))
 }
 
 /// Jobs of three priorities, five teams and many sizes.
@@ -88,6 +139,7 @@ fn submit(machine: &mut Coordinator, number: u64) -> Result<JobId> {
         spec: Box::new(job::parse("job.toml", &text, None)?),
         job_toml: text,
         dataset_version: "version".to_owned(),
+        archived: vec![],
     };
     let effects = machine.handle(NOW, event);
     let accepted = effects.into_iter().find_map(|effect| match effect {

@@ -40,6 +40,7 @@ fn run() -> anyhow::Result<()> {
             "--each" => each = true,
             "--gangs" => kinds = Kinds::Gangs,
             "--mixed" => kinds = Kinds::Mixed,
+            "--archived" => kinds = Kinds::Archived,
             "--million" => million = true,
             _ => bail!(
                 "`{flag}`: usage: sim [--seeds COUNT] [--seed N] [--bug NAME] [--trace] [--bugs] \

@@ -162,11 +162,24 @@ impl World {
         }
         self.next_request += 1;
         let request = RequestId(self.next_request);
-        let Some(event) = self.request(request, &client_request) else {
+        let Some(mut event) = self.request(request, &client_request) else {
             return;
         };
+        if let Input::Submit { spec, archived, .. } = &mut event {
+            *archived = self.archived_jobs(spec);
+        }
         self.requests.insert(request, number);
         self.coordinator_handles(event);
+    }
+
+    /// Records of the archived jobs that a job names, as the shell reads them from the archive.
+    fn archived_jobs(&self, spec: &JobSpec) -> Vec<JobRecord> {
+        let reads = spec.work.sampling().map(|sample| &sample.job);
+        let named = spec.after.iter().chain(reads);
+        let archived = named.filter(|id| self.durable.archived.contains(*id));
+        archived
+            .filter_map(|id| self.durable.jobs.get(id).cloned())
+            .collect()
     }
 
     /// The coordinator input of a request; None as long as it cannot be built.
@@ -317,7 +330,9 @@ impl World {
                 client_request.granted = true;
                 client_request.job = Some(job);
             }
-            Reply::Phase { .. } | Reply::Worker { .. } => client_request.granted = true,
+            Reply::Phase { .. } | Reply::Worker { .. } | Reply::Deleted { .. } => {
+                client_request.granted = true;
+            }
             // No checkpoint yet; one may follow as long as the job has not ended.
             Reply::Refused { .. } if client_request.kind == Kind::Sample => {
                 client_request.granted = is_over
@@ -378,6 +393,8 @@ fn submit(request: RequestId, spec: JobSpec) -> Input {
         job_toml: proto::job::to_toml(&spec),
         spec: Box::new(spec),
         dataset_version: "toy".to_owned(),
+        // Filled in when it is sent.
+        archived: Vec::new(),
     }
 }
 

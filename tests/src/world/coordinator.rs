@@ -6,6 +6,7 @@ use super::World;
 use super::agenda::SimEvent;
 use super::bug::Bug;
 use super::describe;
+use super::outcome::Kinds;
 use super::plan::DETECT_WITHIN_MS;
 use super::stable_hash::Actor;
 use coordinator_core::event::{Durable, Effect, Event, Input, Record};
@@ -92,6 +93,10 @@ impl World {
             store_url: "memory:".to_owned(),
             detect_within_ms: DETECT_WITHIN_MS,
             quotas: self.plan.quotas.clone(),
+            ended_jobs_max: match self.kinds {
+                Kinds::Archived => 0,
+                Kinds::All | Kinds::Gangs | Kinds::Mixed => 64,
+            },
         };
         // As in the state store, recovery parses the stored text.
         let text = serde_json::to_string(&self.durable).expect("durable state can be serialized");

@@ -110,6 +110,7 @@ pub(crate) fn effect(effect: &coordinator::Effect) -> Option<String> {
             Reply::Worker { worker, .. } => {
                 format!("the coordinator answers: {worker} is undrained")
             }
+            Reply::Deleted { job } => format!("the coordinator answers: {job} is deleted"),
             Reply::Refused { reason } => format!("the coordinator refuses: {reason}"),
         },
         Effect::WriteManifest { manifest } => format!(
@@ -142,6 +143,8 @@ fn record(record: &Record) -> String {
             format!("{} new ledger entries of {job}", entries.len())
         }
         Record::Job(job) => phase(job),
+        Record::Archived(job) => format!("{} in the archive", job.id),
+        Record::Deleted(job) => format!("that {job} is deleted"),
     }
 }
 

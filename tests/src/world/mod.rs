@@ -239,7 +239,7 @@ impl World {
                 continue;
             }
             self.handle_event(event);
-            if self.kinds == Kinds::Mixed {
+            if matches!(self.kinds, Kinds::Mixed | Kinds::Archived) {
                 self.check_progress();
             }
             if let Some(violation) = self.oracle.violation.take() {

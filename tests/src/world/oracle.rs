@@ -51,6 +51,14 @@ impl Oracle {
             Record::Drained(_) => return,
             Record::Ledger { job, entries } => return self.on_ledger(durable, specs, job, entries),
             Record::Job(new) => (durable.jobs.get(&new.id), new),
+            Record::Archived(new) => {
+                let saved = durable.jobs.get(&new.id) == Some(new) && new.phase.is_over();
+                self.require(saved, || {
+                    format!("{} is archived otherwise than it was saved", new.id)
+                });
+                (durable.jobs.get(&new.id), new)
+            }
+            Record::Deleted(_) => return,
         };
         let id = &new.id;
         for checkpoint in &new.checkpoints {
@@ -195,7 +203,7 @@ impl Oracle {
                     format!("{worker} is reported as drained: {drained}, and is saved as {saved}")
                 });
             }
-            Reply::Refused { .. } => {}
+            Reply::Refused { .. } | Reply::Deleted { .. } => {}
         }
     }
 

@@ -12,6 +12,8 @@ pub enum Kinds {
     Gangs,
     /// Training jobs and jobs of many units; some wait for others.
     Mixed,
+    /// The same, and the coordinator archives every job as soon as it has ended.
+    Archived,
 }
 
 impl Kinds {
@@ -22,6 +24,7 @@ impl Kinds {
             Self::All => None,
             Self::Gangs => Some("gangs"),
             Self::Mixed => Some("mixed"),
+            Self::Archived => Some("archived"),
         }
     }
 }

@@ -235,7 +235,7 @@ impl Plan {
         match kinds {
             Kinds::All => {}
             Kinds::Gangs => jobs.iter_mut().for_each(|job| job.sample_at = None),
-            Kinds::Mixed => {
+            Kinds::Mixed | Kinds::Archived => {
                 units = PlannedUnits::random(seed, &nodes, &mut jobs, heal_at);
                 let most = units.iter().map(|units| units.devices).max().unwrap_or(0);
                 quotas

@@ -41,6 +41,7 @@ fn check_restore(world: &World, durable: &Durable) -> Result<(), String> {
         store_url: "memory:".to_owned(),
         detect_within_ms: DETECT_WITHIN_MS,
         quotas: world.plan.quotas.clone(),
+        ended_jobs_max: 64,
     };
     let mut machine = Coordinator::restore(config, durable.clone(), 1);
     let mut after = durable.clone();

@@ -6,6 +6,7 @@ mod desk;
 use desk::{DETECT_WITHIN_MS, Desk, error, key, rank_report, spawned, units};
 use proto::id::Step;
 use proto::message::{Activity, RankPhase, RankReport, Stage, UnitFailure, UnitRange};
+use proto::reason::RankFailure;
 use worker_core::event::{Effect, Input};
 
 fn range(first: u64, end: u64) -> UnitRange {
@@ -78,7 +79,15 @@ fn after_a_crash_the_current_unit_and_the_completed_units_are_reported() {
     });
     desk.exit(&key(1, 0), false, "killed by signal 11");
     let report = desk.reported(1, 0);
-    assert_eq!(report.phase, error("killed by signal 11"));
+    assert_eq!(
+        report.phase,
+        RankPhase::Failed {
+            failure: RankFailure::Exited {
+                outcome: "killed by signal 11".to_owned(),
+                success: false,
+            },
+        }
+    );
     assert_eq!(report.activity.unwrap().stage, Stage::Unit(1));
     assert_eq!(report.units.done, [range(0, 1)]);
     // A later order does not change that.

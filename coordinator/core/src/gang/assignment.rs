@@ -22,7 +22,7 @@ impl Gang {
         Some(Assignment {
             job: head.id.clone(),
             generation: head.generation,
-            job_toml: head.job_toml.clone(),
+            job_toml: head.effective_toml(),
             dataset_version: head.dataset_version.clone(),
             store_url: config.store_url.clone(),
             detect_within_ms: config.detect_within_ms,

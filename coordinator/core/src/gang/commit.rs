@@ -68,7 +68,7 @@ fn manifest(
         job: job.head.id.clone(),
         step,
         generation: job.head.generation,
-        job_toml: job.head.job_toml.clone(),
+        job_toml: job.head.effective_toml(),
         dataset_version: job.head.dataset_version.clone(),
         init_digest,
         shards: entries,

@@ -12,6 +12,7 @@ use crate::outbox::Outbox;
 use crate::record::{JobPhase, JobRecord, Member, Millis, RECORD_VERSION};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Step, WorkerId};
+use proto::ledger::Line;
 use proto::phase::Phase;
 use proto::reason::Waiting;
 use proto::spec::{JobSpec, TrainWork};
@@ -134,6 +135,7 @@ impl Gang {
             version: RECORD_VERSION,
             id: head.id.clone(),
             job_toml: head.job_toml.clone(),
+            overrides: head.overrides.clone(),
             dataset_version: head.dataset_version.clone(),
             source: head.source.clone(),
             submitted_ms: head.submitted_ms,
@@ -170,7 +172,23 @@ impl Gang {
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        matches!(self.state, State::Ended(_))
+        self.ended().is_some()
+    }
+
+    pub(crate) fn ended(&self) -> Option<&Ended> {
+        match &self.state {
+            State::Ended(ended) => Some(ended),
+            State::Queued(_) | State::Running(_) => None,
+        }
+    }
+
+    /// The result of a manifest write is still to come.
+    pub(crate) fn is_writing(&self) -> bool {
+        self.writing.is_some()
+    }
+
+    pub(crate) fn ledger_write(&mut self, line: Line) {
+        self.ledger.write(line);
     }
 
     pub(super) fn running(&self) -> Option<&Running> {

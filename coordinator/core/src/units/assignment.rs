@@ -18,7 +18,7 @@ impl Units {
         Some(Assignment {
             job: head.id.clone(),
             generation: participant.generation,
-            job_toml: head.job_toml.clone(),
+            job_toml: head.effective_toml(),
             dataset_version: head.dataset_version.clone(),
             store_url: config.store_url.clone(),
             detect_within_ms: config.detect_within_ms,

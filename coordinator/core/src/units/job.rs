@@ -102,6 +102,7 @@ impl Units {
             version: RECORD_VERSION,
             id: head.id.clone(),
             job_toml: head.job_toml.clone(),
+            overrides: head.overrides.clone(),
             dataset_version: head.dataset_version.clone(),
             source: head.source.clone(),
             submitted_ms: head.submitted_ms,
@@ -141,7 +142,14 @@ impl Units {
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        matches!(self.state, State::Ended(_))
+        self.ended().is_some()
+    }
+
+    pub(crate) fn ended(&self) -> Option<&Ended> {
+        match &self.state {
+            State::Ended(ended) => Some(ended),
+            State::Queued { .. } | State::Running(_) => None,
+        }
     }
 
     pub(super) fn participants(&self) -> &[Participant] {

@@ -83,12 +83,21 @@ impl Harness {
         reply.expect("every request is answered at once")
     }
 
+    /// Records of those jobs that are archived, as the shell reads them.
+    pub(crate) fn archived(&self, jobs: &[JobId]) -> Vec<JobRecord> {
+        let archived = jobs.iter().filter(|id| self.durable.archived.contains(*id));
+        archived.map(|id| self.durable.jobs[id].clone()).collect()
+    }
+
     pub(crate) fn refused(&mut self, spec: JobSpec) -> String {
+        let names = named(&spec);
+        let archived = self.archived(&names);
         let reply = self.ask(|request| Input::Submit {
             request,
             job_toml: proto::job::to_toml(&spec),
             dataset_version: "version".to_owned(),
             spec: Box::new(spec),
+            archived,
         });
         let Reply::Refused { reason } = reply else {
             panic!("{reply:?}")
@@ -97,11 +106,14 @@ impl Harness {
     }
 
     pub(crate) fn submit(&mut self, spec: JobSpec) -> JobId {
+        let names = named(&spec);
+        let archived = self.archived(&names);
         let reply = self.ask(|request| Input::Submit {
             request,
             job_toml: proto::job::to_toml(&spec),
             dataset_version: "version".to_owned(),
             spec: Box::new(spec),
+            archived,
         });
         let Reply::Accepted { job } = reply else {
             panic!("{reply:?}")
@@ -207,10 +219,16 @@ impl Harness {
 }
 
 pub(crate) fn machine(durable: &Durable, now: u64) -> Coordinator {
+    machine_with(durable, now, 64)
+}
+
+/// A machine that keeps this many ended jobs in memory.
+pub(crate) fn machine_with(durable: &Durable, now: u64, ended_jobs_max: usize) -> Coordinator {
     let config = Config {
         store_url: "file:///store".to_owned(),
         detect_within_ms: DETECT_WITHIN_MS,
         quotas: BTreeMap::new(),
+        ended_jobs_max,
     };
     Coordinator::restore(config, durable.clone(), now)
 }
@@ -449,4 +467,10 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
             checkpoint,
         })),
     }
+}
+
+/// Jobs that a job waits for or reads.
+fn named(spec: &JobSpec) -> Vec<JobId> {
+    let read = spec.work.sampling().map(|sample| sample.job.clone());
+    spec.after.iter().cloned().chain(read).collect()
 }

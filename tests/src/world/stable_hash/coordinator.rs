@@ -22,6 +22,16 @@ impl StableHash for coordinator::Input {
                 // Nothing for a job without dependencies, as before dependencies existed.
                 spec.after.iter().for_each(|job| hasher.job(job));
             }
+            Self::Retry { request, job, .. } => {
+                hasher.put(11_u8);
+                hasher.put(request.0);
+                hasher.job(job);
+            }
+            Self::Delete { request, job, .. } => {
+                hasher.put(12_u8);
+                hasher.put(request.0);
+                hasher.job(job);
+            }
             Self::Cancel { request, job } => {
                 hasher.put(3_u8);
                 hasher.put(request.0);
@@ -132,6 +142,14 @@ impl StableHash for Record {
                 hasher.put(3_u8);
                 job.stable_hash(hasher);
             }
+            Self::Archived(job) => {
+                hasher.put(5_u8);
+                hasher.job(&job.id);
+            }
+            Self::Deleted(job) => {
+                hasher.put(6_u8);
+                hasher.job(job);
+            }
             Self::Ledger { job, entries } => {
                 hasher.put(4_u8);
                 hasher.job(job);
@@ -188,6 +206,10 @@ impl StableHash for Reply {
                 hasher.put(*drained);
             }
             Self::Refused { .. } => hasher.put(4_u8),
+            Self::Deleted { job } => {
+                hasher.put(5_u8);
+                hasher.job(job);
+            }
         }
     }
 }

@@ -1,0 +1,209 @@
+//! Jobs by id, wherever they are: in the machine's memory, or in the archive of ended jobs. Used by
+//! the rpc service and by retention.
+
+use crate::checkpoint::commit::CheckpointStore;
+use crate::daemon::{Handle, Stopping};
+use crate::journal::Journal;
+use crate::status::{self, Detail};
+use crate::store::{Archived, StateError, StateStore};
+use coordinator_core::event::Input;
+use coordinator_core::event::{JobRecord, Reply};
+use coordinator_core::{EndedJob, Why};
+use proto::id::JobId;
+use proto::pb;
+use proto::phase::Phase;
+use proto::spec::JobSpec;
+
+/// Archived jobs that are read from the store at a time.
+const PAGE: usize = 256;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Jobs {
+    pub(crate) handle: Handle,
+    pub(crate) journal: Journal,
+    store: StateStore,
+    checkpoints: CheckpointStore,
+    store_url: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JobsError {
+    #[error(transparent)]
+    Stopping(#[from] Stopping),
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// Which jobs are listed; an empty filter matches every job.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Filter {
+    pub(crate) phase: String,
+    pub(crate) team: String,
+    /// The job's name or id.
+    pub(crate) name: String,
+}
+
+impl Filter {
+    fn matches(&self, phase: &str, team: &str, name: &str, id: &str) -> bool {
+        let is = |filter: &str, value: &str| filter.is_empty() || filter == value;
+        is(&self.phase, phase) && is(&self.team, team) && (is(&self.name, name) || self.name == id)
+    }
+}
+
+impl Jobs {
+    pub(crate) fn new(
+        handle: Handle,
+        journal: Journal,
+        store: StateStore,
+        checkpoints: CheckpointStore,
+        store_url: String,
+    ) -> Self {
+        Self {
+            handle,
+            journal,
+            store,
+            checkpoints,
+            store_url,
+        }
+    }
+
+    /// The job of that id, if there is one.
+    pub(crate) async fn get(&self, job: &JobId) -> Result<Option<pb::JobView>, JobsError> {
+        if let Some(view) = self.handle.job(job.clone()).await? {
+            return Ok(Some(view));
+        }
+        match self.store.archived(job).await? {
+            Some(archived) => Ok(Some(self.view(archived, Detail::Full).await?)),
+            None => Ok(None),
+        }
+    }
+
+    async fn view(&self, archived: Archived, detail: Detail) -> Result<pb::JobView, StateError> {
+        let last_step = self.store.last_step(&archived.record.id).await?;
+        let job = EndedJob::new(archived.record);
+        let view = job.view();
+        Ok(status::job_view(
+            &view,
+            last_step.as_ref(),
+            &self.store_url,
+            detail,
+        ))
+    }
+
+    pub(crate) async fn why(&self, job: &JobId) -> Result<Option<Why>, JobsError> {
+        if let Some(why) = self.handle.why(job.clone()).await? {
+            return Ok(Some(why));
+        }
+        let archived = self.store.archived(job).await?;
+        Ok(archived.and_then(|it| EndedJob::new(it.record).why()))
+    }
+
+    /// The record of a job that is only in the archive, as a list of at most one.
+    pub(crate) async fn archived(&self, job: &JobId) -> Result<Vec<JobRecord>, JobsError> {
+        if self.handle.job(job.clone()).await?.is_some() {
+            return Ok(Vec::new());
+        }
+        let archived = self.store.archived(job).await?;
+        Ok(archived.into_iter().map(|it| it.record).collect())
+    }
+
+    /// Records of the archived jobs that a job names.
+    pub(crate) async fn archived_names(&self, spec: &JobSpec) -> Result<Vec<JobRecord>, JobsError> {
+        let read = spec.work.sampling().map(|sample| &sample.job);
+        let mut records = Vec::new();
+        for job in spec.after.iter().chain(read) {
+            records.extend(self.archived(job).await?);
+        }
+        Ok(records)
+    }
+
+    /// Up to `limit` jobs that match, in submit order, and the id before which older ones may
+    /// follow. `before`: only jobs older than this one.
+    pub(crate) async fn list(
+        &self,
+        filter: &Filter,
+        limit: usize,
+        before: Option<&JobId>,
+    ) -> Result<(Vec<pb::JobView>, Option<JobId>), JobsError> {
+        // Newest first until the end.
+        let mut jobs = Vec::new();
+        let older = |job: &str| before.is_none_or(|before| number(job) < number(&before.0));
+        let in_memory = self.handle.snapshot().await?.jobs;
+        for job in in_memory.into_iter().rev() {
+            if older(&job.job) && filter.matches(&job.phase, &job.team, &job.name, &job.job) {
+                jobs.push(job);
+            }
+        }
+        // The archive's newest may be newer than the oldest in memory.
+        let mut after = before.cloned();
+        let mut is_all = false;
+        while jobs.len() <= limit || jobs.iter().any(|job| after_is_newer(after.as_ref(), job)) {
+            let page = self.store.archive(after.as_ref(), PAGE).await?;
+            let Some(last) = page.last() else {
+                is_all = true;
+                break;
+            };
+            after = Some(last.record.id.clone());
+            for archived in page {
+                let (record, phase) = (&archived.record, archived.record.shown());
+                if filter.matches(phase.word(), &archived.team, &archived.name, &record.id.0) {
+                    jobs.push(self.view(archived, Detail::Brief).await?);
+                }
+            }
+        }
+        jobs.sort_by_key(|job| std::cmp::Reverse(number(&job.job)));
+        jobs.dedup_by(|a, b| a.job == b.job);
+        let more = limit < jobs.len() || !is_all;
+        jobs.truncate(limit);
+        let next = jobs
+            .last()
+            .filter(|_| more)
+            .map(|job| JobId(job.job.clone()));
+        jobs.reverse();
+        Ok((jobs, next))
+    }
+
+    /// Archived jobs after `after`, newest first.
+    pub(crate) async fn archive(&self, after: Option<&JobId>) -> Result<Vec<Archived>, JobsError> {
+        Ok(self.store.archive(after, PAGE).await?)
+    }
+
+    /// Deletes an ended job from the state. The reason if it may not be deleted.
+    pub(crate) async fn delete(&self, job: JobId) -> Result<Result<(), String>, JobsError> {
+        let archived = self.archived(&job).await?;
+        let reply = self.handle.request(move |request| Input::Delete {
+            request,
+            job,
+            archived,
+        });
+        Ok(match reply.await? {
+            Reply::Refused { reason } => Err(reason),
+            _ => Ok(()),
+        })
+    }
+
+    /// Deletes the files of a job that is deleted. Returns their number.
+    pub(crate) async fn delete_files(
+        &self,
+        job: &JobId,
+    ) -> Result<u64, crate::checkpoint::CheckpointError> {
+        self.checkpoints.delete_job(job).await
+    }
+
+    /// Phase of a job that is only in the archive, where requests change nothing any more.
+    pub(crate) async fn archived_phase(&self, job: &JobId) -> Result<Option<Phase>, JobsError> {
+        let records = self.archived(job).await?;
+        Ok(records.first().map(JobRecord::shown))
+    }
+}
+
+/// The number at the end of a job's id, which gives the submit order.
+fn number(job: &str) -> u64 {
+    let digits = job.rsplit('-').next();
+    digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
+
+/// Whether archived jobs that are not read yet may be newer than this one.
+fn after_is_newer(after: Option<&JobId>, job: &pb::JobView) -> bool {
+    after.is_none_or(|after| number(&job.job) < number(&after.0))
+}
