@@ -124,9 +124,12 @@ pub enum Cause {
     Unreadable { error: String },
 }
 
-/// The newest committed checkpoint of a failed job. None: there is none.
+/// The newest committed checkpoint of a failed job. None: there is none. A field with a name: in
+/// JSON, an absent step in a transparent type would read as an absent [`LastGood`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LastGood(pub Option<Step>);
+pub struct LastGood {
+    pub step: Option<Step>,
+}
 
 /// Why a generation ended, as an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -251,10 +254,10 @@ impl fmt::Display for Cause {
                 fault.fmt(f)?;
                 match checkpoint {
                     None => Ok(()),
-                    Some(LastGood(Some(step))) => {
+                    Some(LastGood { step: Some(step) }) => {
                         write!(f, "; the last good checkpoint is at step {step}")
                     }
-                    Some(LastGood(None)) => f.write_str("; there is no checkpoint yet"),
+                    Some(LastGood { step: None }) => f.write_str("; there is no checkpoint yet"),
                 }
             }
             Self::NoProgress { generations } => {

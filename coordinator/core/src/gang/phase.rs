@@ -265,10 +265,9 @@ impl Gang {
         let cause = match last.map(|incident| incident.what.clone()) {
             Some(fault) => Cause::Fault {
                 fault,
-                checkpoint: self
-                    .head
-                    .permanent_failure
-                    .then(|| LastGood(self.checkpoints.last().map(|good| good.step))),
+                checkpoint: self.head.permanent_failure.then(|| LastGood {
+                    step: self.checkpoints.last().map(|good| good.step),
+                }),
             },
             None => Cause::NoProgress {
                 generations: RESTARTS_WITHOUT_PROGRESS_MAX,
