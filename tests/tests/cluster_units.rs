@@ -3,11 +3,14 @@
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Context, Result};
+use proto::id::JobId;
 use proto::pb::JobView;
+use proto::reason::{Cause, Dependency, DependencyState, Fault, Waiting};
 use std::collections::BTreeMap;
 use std::path::Path;
 use tests::cluster::Cluster;
 use tests::cluster::job::{TinyJob, with_figures};
+use tests::cluster::reason::{cause, waiting};
 
 /// Six subjects with two seeds each, slow enough for faults in the middle.
 fn images(name: &str, job: &str, lines: &str) -> String {
@@ -56,7 +59,7 @@ fn images_are_the_same_whoever_dies_while_they_are_made() -> Result<()> {
     let after = format!("after = [\"{trained}\"]\n");
     let undisturbed = cluster.submit(&images("alone", &trained, &format!("{after}{alone}")))?;
     let why = cluster.json(&["why", &undisturbed])?;
-    assert!(why["why"].to_string().contains(&trained), "{why}");
+    assert_eq!(why["constraint"], "dependency", "{why}");
     cluster.wait_done(&trained)?;
     let view = cluster.wait_done(&undisturbed)?;
     // Twelve images, six sheets of attention maps, and the closing unit.
@@ -100,15 +103,25 @@ fn a_job_waits_for_those_that_it_comes_after() -> Result<()> {
     };
     let first = cluster.submit(&endless.to_toml())?;
     let second = cluster.submit(&format!("after = [\"{first}\"]\n{}", endless.to_toml()))?;
-    let reason = |words: &str| -> Result<()> {
-        let has = |view: &JobView| view.phase == "queued" && view.reason.contains(words);
-        cluster.wait(&second, words, has)?;
-        Ok(())
-    };
-    reason(&first)?;
+    cluster.wait(&second, "a wait for the first job", |view| {
+        matches!(
+            waiting(view),
+            Some(Waiting::Dependencies { dependencies }) if dependencies[0].job.0 == first
+        )
+    })?;
     cluster.wait_step(&first, 3)?;
     cluster.ok(&["cancel", &first])?;
-    reason(&format!("dependency-failed: {first} was cancelled"))?;
+    let dependency = Dependency {
+        job: JobId(first.clone()),
+        state: DependencyState::Cancelled,
+    };
+    let failed = Some(Waiting::DependencyFailed {
+        job: JobId(second.clone()),
+        dependencies: vec![dependency],
+    });
+    cluster.wait(&second, "the failure of the first job", |view| {
+        waiting(view) == failed
+    })?;
     let unknown = endless.to_toml();
     let unknown = cluster.write_job(&format!("after = [\"nobody-7\"]\n{unknown}"))?;
     let refused = cluster.run(&["submit", &unknown])?.failure()?;
@@ -147,11 +160,21 @@ fn a_unit_that_cannot_be_made_is_named() -> Result<()> {
     };
     let stopped = send(&broken("stopped", "stop"))?;
     let view = cluster.wait(&stopped, "its end", |view| view.phase == "failed")?;
-    assert!(
-        view.reason.contains("unit 0 failed 3 times") && view.reason.contains(&sha256),
-        "{}",
-        view.reason
-    );
+    let Some(Cause::Fault {
+        fault:
+            Fault::Unit {
+                unit,
+                failures,
+                error,
+                ..
+            },
+        ..
+    }) = cause(&view)
+    else {
+        panic!("{view:?}")
+    };
+    assert_eq!((unit, failures), (0, 3), "{view:?}");
+    assert!(error.to_string().contains(&sha256), "{error}");
     let aside = send(&broken("aside", "set-aside"))?;
     let view = cluster.wait_done(&aside)?;
     let units = view.units.clone().context("units")?;

@@ -263,7 +263,7 @@ fn planted_bugs_are_found() {
             Bug::UnitNeverLeasedAgain => &["hangs"],
             Bug::DrainKeepsUnits => &["is drained and keeps units"],
             Bug::StopReceivedByOne => &["some of its ranks stop and others continue"],
-            Bug::StopShardMissing => &["its checkpoint was not committed within"],
+            Bug::StopShardMissing => &["stops late, with its checkpoint"],
             Bug::GenerationsMixed => &[
                 "named and does not exist",
                 "is incomplete",

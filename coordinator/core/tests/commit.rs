@@ -8,11 +8,12 @@ mod harness;
 
 use coordinator_core::event::{Input, JobPhase};
 use harness::{
-    DETECT_WITHIN_MS, Harness, assigned, deleted, failed, ignored, manifests, rank, sample_of,
-    sampling, sends, with_shard,
+    DETECT_WITHIN_MS, Harness, assigned, deleted, failed, ignored, manifests, rank, resumes,
+    sample_of, sampling, sends, with_shard,
 };
-use proto::id::{JobId, Step};
+use proto::id::{Generation, JobId, Step};
 use proto::message::RankPhase;
+use proto::reason::{Disagreement, Ending, MissingSource, Violation};
 use proto::sample::Weights;
 
 #[test]
@@ -121,13 +122,13 @@ fn an_older_generation_commits_nothing() {
     assert_eq!(manifests(&effects), vec![]);
     assert_eq!(
         ignored(&effects),
-        ["still reports generation 1 of toy-1, which is at generation 2"]
+        [Violation::OldGeneration {
+            job: job.clone(),
+            reported: Generation(1),
+            newest: Generation(2),
+        }]
     );
-    assert_eq!(
-        ignored(&harness.receive("w2", late())),
-        Vec::<String>::new(),
-        "once"
-    );
+    assert_eq!(ignored(&harness.receive("w2", late())), [], "once");
 }
 
 #[test]
@@ -162,10 +163,8 @@ fn retention_deletes_checkpoints_that_no_job_reads() {
 #[test]
 fn sampling_without_a_checkpoint_is_refused_with_what_exists() {
     let (mut harness, job) = Harness::training();
-    assert_eq!(
-        harness.refused(sample_of(&job)),
-        "job toy-1 has no committed checkpoint yet"
-    );
+    let missing = MissingSource::NoCheckpoint { job: job.clone() };
+    assert_eq!(harness.refused(sample_of(&job)), missing.to_string());
     let unknown = sample_of(&JobId("toy-9".to_owned()));
     assert_eq!(
         harness.refused(unknown),
@@ -176,10 +175,12 @@ fn sampling_without_a_checkpoint_is_refused_with_what_exists() {
     assert!(harness.refused(none).starts_with("count: 0"));
     let mut late = sample_of(&job);
     sampling(&mut late).weights = Weights::Step(Step(9));
-    assert_eq!(
-        harness.refused(late),
-        "job toy-1 has no checkpoint of step 9; it has: none"
-    );
+    let missing = MissingSource::NoStep {
+        job: job.clone(),
+        step: Step(9),
+        steps: vec![],
+    };
+    assert_eq!(harness.refused(late), missing.to_string());
     harness.commit(&job, 2);
     let images = harness.submit(sample_of(&job));
     assert_eq!(
@@ -198,10 +199,10 @@ fn shards_of_different_base_weights_form_no_checkpoint() {
         vec![with_shard(rank(&job, 1, 0, RankPhase::Training), 2)],
     );
     assert_eq!(manifests(&harness.receive("w2", vec![other])), vec![]);
-    assert!(
-        harness.job(&job).incidents[0]
-            .what
-            .to_string()
-            .contains("different base weights")
-    );
+    let digests = vec![None, Some("ff".to_owned())];
+    let ending = Ending::ShardsDisagree {
+        step: Step(2),
+        shards: Disagreement::BaseWeights { digests },
+    };
+    assert_eq!(harness.faults(&job), [&resumes(ending, &[], 0)]);
 }

@@ -7,9 +7,13 @@
 mod harness;
 
 use coordinator_core::event::{Effect, Event, Input, JobPhase, Reply};
-use harness::{DETECT_WITHIN_MS, Harness, assigned, failed, rank, spec, with_step};
+use harness::{
+    DETECT_WITHIN_MS, Harness, assigned, failed, names, rank, rank_on, short_of, shortage, spec,
+    with_step,
+};
 use proto::id::{JobId, Rank, Step};
 use proto::message::{GracefulStop, RankPhase};
+use proto::reason::{Fault, Overdue, Shortage, StopCause, Stopped, Waiting};
 use proto::spec::{JobSpec, Resources};
 
 fn pause(harness: &mut Harness, job: &JobId, paused: bool) -> Reply {
@@ -95,10 +99,7 @@ fn a_paused_job_leaves_with_a_checkpoint_and_goes_on_from_it() {
     );
     stop_with_checkpoint(&mut harness, &job, 1);
     assert_eq!(harness.job(&job).word(), "paused");
-    assert_eq!(
-        harness.reason(&job),
-        "paused by a user; `coordinator resume` continues it"
-    );
+    assert_eq!(*harness.waiting(&job), Waiting::Paused);
     assert_eq!(
         (
             harness.job(&job).restarts,
@@ -156,20 +157,16 @@ fn a_graceful_stop_that_takes_too_long_or_fails_ends_all_the_same() {
     }
     assert_eq!(harness.job(&job).word(), "paused");
     assert_eq!(harness.job(&job).restarts, 0);
-    let incidents: Vec<String> = harness
-        .job(&job)
-        .incidents
-        .iter()
-        .map(|it| it.what.to_string())
-        .collect();
-    let seconds = 40.0 * DETECT_WITHIN_MS as f64 / 1000.0;
-    assert_eq!(
-        incidents,
-        [format!(
-            "paused by a user; rank 0 on w1 had not finished its step and written its checkpoint \
-             shard within {seconds} s; resumes from step 0"
-        )]
-    );
+    let stopped = Stopped::Released {
+        cause: StopCause::Paused,
+        overdue: Some(Overdue {
+            rank: Some(rank_on(0, "w1")),
+            with_checkpoint: true,
+            after_ms: 40 * DETECT_WITHIN_MS,
+        }),
+        resumes_from: Step(0),
+    };
+    assert_eq!(harness.faults(&job), [&Fault::StopOverdue { stopped }]);
     let (mut harness, job) = Harness::training();
     pause(&mut harness, &job, true);
     harness.receive("w1", vec![rank(&job, 1, 0, failed("boom"))]);
@@ -297,10 +294,12 @@ fn a_drained_worker_is_emptied_gracefully_and_gets_no_new_work() {
         ["w1", "w3"]
     );
     let next = harness.submit(spec(1, 1));
-    assert_eq!(
-        harness.reason(&next),
-        "needs 1 cpu worker with 1 free device; none is free; busy: w1, w3; drained: w2"
-    );
+    let needs = Shortage {
+        busy: names(&["w1", "w3"]),
+        drained: names(&["w2"]),
+        ..shortage(1)
+    };
+    assert_eq!(*harness.waiting(&next), short_of(needs, &[]));
     harness.restart();
     harness.receive("w2#5", vec![]);
     assert_eq!(
@@ -325,7 +324,11 @@ fn a_higher_priority_preempts_a_lower_one_which_comes_back() {
         harness.receive("w1", vec![rank(&low, 1, 0, RankPhase::Training)]);
         harness.receive("w2", vec![rank(&low, 1, 1, RankPhase::Training)]);
     }
-    assert_eq!(harness.reason(&high), "waits for toy-1 to release w1, w2");
+    let release = Waiting::Release {
+        jobs: vec![low.clone()],
+        workers: names(&["w1", "w2"]),
+    };
+    assert_eq!(*harness.waiting(&high), release);
     let effects = harness.receive("w1", vec![rank(&low, 1, 0, RankPhase::Training)]);
     let stopping = |effect: &&Effect| matches!(effect, Effect::Emit(Event::Stopping { .. }));
     assert_eq!(
@@ -339,10 +342,11 @@ fn a_higher_priority_preempts_a_lower_one_which_comes_back() {
     );
     stop_with_checkpoint(&mut harness, &low, 1);
     assert_eq!(harness.job(&high).word(), "running");
-    assert_eq!(
-        harness.reason(&low),
-        "needs 2 cpu workers with 1 free device; none is free; busy: w1, w2"
-    );
+    let needs = Shortage {
+        busy: names(&["w1", "w2"]),
+        ..shortage(2)
+    };
+    assert_eq!(*harness.waiting(&low), short_of(needs, &[]));
     let cancelled = high.clone();
     harness.ask(|request| Input::Cancel {
         request,

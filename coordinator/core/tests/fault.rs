@@ -7,11 +7,14 @@ mod harness;
 
 use coordinator_core::event::{JobPhase, RESTARTS_WITHOUT_PROGRESS_MAX};
 use harness::{
-    DETECT_WITHIN_MS, Harness, assigned, failed, failed_for_good, ignored, manifests, rank,
-    with_step,
+    DETECT_WITHIN_MS, Harness, assigned, failed, failed_for_good, id, ignored, manifests, names,
+    rank, rank_failed, resumes, short_of, shortage, with_step,
 };
-use proto::id::{JobId, Step};
+use proto::id::{Generation, JobId, Rank, Step};
 use proto::message::RankPhase;
+use proto::reason::{
+    Blocked, Cause, Consequence, Ending, Fault, LastGood, RankFailure, Shortage, Violation,
+};
 
 #[test]
 fn a_rank_that_fails_after_the_last_commit_does_not_cost_another_generation() {
@@ -36,12 +39,8 @@ fn a_failed_rank_ends_its_generation_and_the_job_goes_on_from_the_last_commit() 
         (2, Step(2))
     );
     assert_eq!(assignment.gang().unwrap().acknowledged_step, Step(2));
-    let incident = &harness.job(&job).incidents[0];
-    assert_eq!(
-        incident.what.to_string(),
-        "rank 1 on w2#1 failed: out of memory; the job resumes from the survivors' state or from \
-         step 2"
-    );
+    let ending = rank_failed(1, "w2", RankFailure::error("out of memory", false));
+    assert_eq!(harness.faults(&job), [&resumes(ending, &[], 2)]);
     // The same report again is late: its generation has ended.
     harness.receive("w2", vec![rank(&job, 1, 1, failed("out of memory"))]);
     assert_eq!(harness.generation(&job), 2);
@@ -54,20 +53,13 @@ fn the_root_cause_is_named_although_a_secondary_error_was_reported_first() {
         "w1",
         vec![rank(&job, 1, 0, failed("Connection closed by peer [w2]"))],
     );
-    assert!(
-        harness.job(&job).incidents[0]
-            .what
-            .to_string()
-            .starts_with("rank 0")
-    );
+    let secondary = RankFailure::error("Connection closed by peer [w2]", false);
+    let secondary = rank_failed(0, "w1", secondary);
+    assert_eq!(harness.faults(&job), [&resumes(secondary, &[], 0)]);
     harness.receive("w2", vec![rank(&job, 1, 1, failed("killed by signal 9"))]);
-    let what = harness.job(&job).incidents[0].what.to_string();
-    assert_eq!(
-        what,
-        "rank 1 on w2#1 failed: killed by signal 9; the job resumes from the survivors' state or \
-         from step 0"
-    );
-    assert_eq!(harness.job(&job).incidents.len(), 1);
+    let root = RankFailure::error("killed by signal 9", false);
+    let root = rank_failed(1, "w2", root);
+    assert_eq!(harness.faults(&job), [&resumes(root, &[], 0)]);
     assert_eq!(
         harness.generation(&job),
         2,
@@ -82,16 +74,16 @@ fn a_worker_without_reports_ends_its_generation() {
     harness.receive("w1", vec![]);
     assert_eq!(harness.machine.next_deadline(), Some(harness.now + 1));
     harness.wait(1);
-    assert!(
-        harness.job(&job).incidents[0]
-            .what
-            .to_string()
-            .starts_with("worker w2#1 sent no report for 1000 ms")
-    );
-    assert_eq!(
-        harness.reason(&job),
-        "needs 2 cpu workers with 1 free device; 1 is free (w1); its state is held by w1"
-    );
+    let lost = Ending::WorkerLost {
+        worker: id("w2"),
+        silent_for_ms: DETECT_WITHIN_MS,
+    };
+    assert_eq!(harness.faults(&job), [&resumes(lost, &[(0, "w1")], 0)]);
+    let needs = Shortage {
+        ready: names(&["w1"]),
+        ..shortage(2)
+    };
+    assert_eq!(*harness.waiting(&job), short_of(needs, &["w1"]));
     harness.receive("w2", vec![]);
     assert_eq!(
         harness.generation(&job),
@@ -106,15 +98,13 @@ fn a_restarted_worker_is_another_worker() {
     let effects = harness.receive("w2#2", vec![]);
     assert_eq!(harness.generation(&job), 2);
     assert_eq!(assigned(&effects, "w2#2").generation.0, 2);
-    assert!(
-        harness.job(&job).incidents[0]
-            .what
-            .to_string()
-            .starts_with("worker w2#1 restarted as w2#2")
-    );
+    let (old, new) = (id("w2#1"), id("w2#2"));
+    let restarted = Ending::WorkerRestarted { old, new };
+    assert_eq!(harness.faults(&job), [&resumes(restarted, &[], 0)]);
+    let newer = id("w2#2");
     assert_eq!(
         ignored(&harness.receive("w2#1", vec![])),
-        ["reports although w2#2 has replaced it"]
+        [Violation::OldBoot { newer }]
     );
     assert_eq!(harness.generation(&job), 2);
 }
@@ -126,10 +116,13 @@ fn a_member_that_does_not_come_back_to_a_restarted_coordinator_is_lost() {
     harness.now += 2 * DETECT_WITHIN_MS;
     harness.receive("w1", vec![rank(&job, 1, 0, RankPhase::Training)]);
     assert!(
-        harness.job(&job).incidents[0]
-            .what
-            .to_string()
-            .starts_with("worker w"),
+        matches!(
+            harness.faults(&job)[..],
+            [Fault::Generation {
+                ending: Ending::WorkerLost { .. },
+                ..
+            }]
+        ),
         "{:?}",
         harness.job(&job).incidents
     );
@@ -146,11 +139,15 @@ fn a_fault_that_comes_back_every_time_is_the_jobs_own() {
             vec![rank(&job, generation, 0, failed("no such file"))],
         );
     }
-    let reason = harness.reason(&job);
-    assert_eq!(
-        reason,
-        "rank 0 on w1#1 failed: no such file; generation 5 in a row without progress"
-    );
+    let fault = Fault::Generation {
+        ending: rank_failed(0, "w1", RankFailure::error("no such file", false)),
+        blocked: Blocked::default(),
+        consequence: Consequence::NoProgress {
+            generations: RESTARTS_WITHOUT_PROGRESS_MAX,
+        },
+    };
+    let checkpoint = None;
+    assert_eq!(*harness.cause(&job), Cause::Fault { fault, checkpoint });
 }
 
 #[test]
@@ -162,22 +159,30 @@ fn a_failure_that_would_repeat_ends_the_job_at_once_and_names_the_last_good_chec
         vec![rank(&job, 1, 1, failed_for_good("step 3: the loss is NaN"))],
     );
     assert_eq!(harness.generation(&job), 1, "no generation follows");
-    assert_eq!(
-        harness.reason(&job),
-        "rank 1 on w2#1 failed: step 3: the loss is NaN; another generation would fail in the \
-         same way; the last good checkpoint is at step 2"
-    );
+    let cause = Cause::Fault {
+        fault: Fault::Generation {
+            ending: rank_failed(1, "w2", RankFailure::error("step 3: the loss is NaN", true)),
+            blocked: Blocked::default(),
+            consequence: Consequence::Permanent,
+        },
+        checkpoint: Some(LastGood {
+            step: Some(Step(2)),
+        }),
+    };
+    assert_eq!(*harness.cause(&job), cause);
     // Without a commit there is none to name.
     let (mut harness, job) = Harness::training();
     harness.receive(
         "w1",
         vec![rank(&job, 1, 0, failed_for_good("step 1: the loss is NaN"))],
     );
-    assert!(
-        harness
-            .reason(&job)
-            .ends_with("; there is no checkpoint yet")
-    );
+    assert!(matches!(
+        harness.cause(&job),
+        Cause::Fault {
+            checkpoint: Some(LastGood { step: None }),
+            ..
+        }
+    ));
 }
 
 #[test]
@@ -212,7 +217,12 @@ fn a_permanent_failure_reported_after_its_secondary_error_ends_the_job_too() {
     );
     harness.written(&job, 2, Ok(()));
     assert_eq!(harness.generation(&job), 1);
-    assert!(harness.reason(&job).contains("step 3: the loss is NaN"));
+    let permanent = RankFailure::error("step 3: the loss is NaN", true);
+    let permanent = rank_failed(1, "w2", permanent);
+    assert!(matches!(
+        harness.cause(&job),
+        Cause::Fault { fault: Fault::Generation { ending, .. }, .. } if *ending == permanent
+    ));
 }
 
 #[test]
@@ -235,39 +245,48 @@ fn an_impossible_report_is_ignored_and_logged_once() {
         (
             "w1",
             rank(&other, 1, 0, failed("x")),
-            "reports a rank of other-7, which was never submitted here",
+            Violation::UnknownJob { job: other.clone() },
         ),
         (
             "w1",
             rank(&job, 9, 0, failed("x")),
-            "reports generation 9 of toy-1, whose newest generation is 1",
+            Violation::FutureGeneration {
+                job: job.clone(),
+                reported: Generation(9),
+                newest: Generation(1),
+            },
         ),
         (
             "w3",
             rank(&job, 1, 0, failed("x")),
-            "reports a rank of toy-1 generation 1, of which it is not a member",
+            Violation::NotMember {
+                job: job.clone(),
+                generation: Generation(1),
+            },
         ),
         (
             "w1",
             rank(&job, 1, 1, failed("x")),
-            "reports rank 1; it runs 1 ranks starting at rank 0",
+            Violation::RankOutside {
+                rank: Rank(1),
+                first: Rank(0),
+                ranks: 1,
+            },
         ),
         (
             "w1",
             with_step(rank(&job, 1, 0, RankPhase::Training), 5),
-            "reports step 5 of a job that has steps 1 to 4",
+            Violation::StepOutside {
+                step: Step(5),
+                steps_max: Step(4),
+            },
         ),
     ];
-    for (worker, report, what) in cases {
-        assert_eq!(
-            ignored(&harness.receive(worker, vec![report.clone()])),
-            [what]
-        );
-        assert_eq!(
-            ignored(&harness.receive(worker, vec![report])),
-            Vec::<String>::new(),
-            "once"
-        );
+    for (worker, report, violation) in cases {
+        let effects = harness.receive(worker, vec![report.clone()]);
+        assert_eq!(ignored(&effects), [violation]);
+        let effects = harness.receive(worker, vec![report]);
+        assert_eq!(ignored(&effects), [], "once");
     }
     assert_eq!(harness.generation(&job), 1);
     assert_eq!(harness.machine.view().jobs[0].step, Step(0));
@@ -281,9 +300,9 @@ fn a_rank_that_never_appears_ends_its_generation() {
         harness.receive("w1", vec![rank(&job, 1, 0, RankPhase::Joining)]);
         harness.receive("w2", vec![]);
     }
-    assert_eq!(
-        harness.job(&job).incidents[0].what.to_string(),
-        "worker w2#1 is up but does not run rank 1; rank 0 on w1 waited for it; the job resumes \
-         from the survivors' state or from step 0"
-    );
+    let missing = Ending::RankMissing {
+        rank: Rank(1),
+        worker: id("w2"),
+    };
+    assert_eq!(harness.faults(&job), [&resumes(missing, &[(0, "w1")], 0)]);
 }

@@ -7,10 +7,11 @@
 mod harness;
 
 use coordinator_core::event::{Effect, JobPhase, Record};
-use harness::{DETECT_WITHIN_MS, Harness, assigned, failed, id, ignored, rank, with_step};
+use harness::{DETECT_WITHIN_MS, Harness, assigned, failed, id, ignored, rank, rank_on, with_step};
 use proto::id::{JobId, Step};
 use proto::ledger::{Entry, Replay, Tip};
 use proto::message::{RankPhase, RankReport, WeightDigest};
+use proto::reason::{Cause, Ending, Fault, Violation, WeightDisagreement};
 
 /// Reads saved ledger entries like `coordinator audit`.
 struct LedgerReader {
@@ -73,6 +74,29 @@ fn with_digest(mut report: RankReport, step: u64, sha256: &str) -> RankReport {
         sha256,
     });
     report
+}
+
+/// How the last generation of a failed job ended.
+fn ending(harness: &Harness, job: &JobId) -> Ending {
+    match harness.cause(job) {
+        Cause::Fault {
+            fault: Fault::Generation { ending, .. },
+            ..
+        } => ending.clone(),
+        cause => panic!("{cause:?}"),
+    }
+}
+
+/// After step 1 the weights of two ranks differ.
+fn two_disagree() -> Ending {
+    let ranks = vec![
+        (rank_on(0, "w1"), "aa".to_owned()),
+        (rank_on(1, "w2"), "bb".to_owned()),
+    ];
+    Ending::WeightsDisagree {
+        step: Step(1),
+        weights: WeightDisagreement::Many { ranks },
+    }
 }
 
 #[test]
@@ -175,10 +199,7 @@ fn an_agreed_digest_is_written_once_and_a_disagreement_ends_the_job() {
     harness.receive("w1", vec![first]);
     harness.receive("w2", vec![second("bb")]);
     assert!(matches!(harness.job(&job).phase, JobPhase::Failed { .. }));
-    let reason = harness.reason(&job);
-    let expected = "the ranks' weights differ after step 1, and it is unknown which are correct: \
-                    rank 0 on w1 aa, rank 1 on w2 bb";
-    assert!(reason.starts_with(expected), "{reason}");
+    assert_eq!(ending(&harness, &job), two_disagree());
 }
 
 #[test]
@@ -191,20 +212,16 @@ fn a_digest_of_an_impossible_step_is_ignored_logged_once_and_evicts_no_other() {
     harness.receive("w1", vec![with_digest(steps(&job, 1, &[1]), 1, "aa")]);
     assert_eq!(
         ignored(&harness.receive("w1", vec![strange.clone()])),
-        ["reports step 100 of a job that has steps 1 to 4"]
+        [Violation::StepOutside {
+            step: Step(100),
+            steps_max: Step(4),
+        }]
     );
-    assert_eq!(
-        ignored(&harness.receive("w1", vec![strange])),
-        Vec::<String>::new()
-    );
+    assert_eq!(ignored(&harness.receive("w1", vec![strange])), []);
     // The other rank's digest of step 1 is still compared with the first rank's.
     let other = with_digest(rank(&job, 1, 1, RankPhase::Training), 1, "bb");
     harness.receive("w2", vec![other]);
-    let reason = harness.reason(&job);
-    assert!(
-        reason.starts_with("the ranks' weights differ after step 1"),
-        "{reason}"
-    );
+    assert_eq!(ending(&harness, &job), two_disagree());
 }
 
 #[test]
@@ -220,11 +237,13 @@ fn of_three_ranks_the_one_that_diverged_is_named() {
         let report = with_digest(rank(&job, 1, number, RankPhase::Training), 4, sha256);
         harness.receive(&id(&format!("w{}", number + 1)).name, vec![report]);
     }
-    let expected = "rank 1 on w2 diverged: its weights after step 4 are bb, those of the other 2 \
-                    ranks are aa";
-    assert!(
-        harness.reason(&job).starts_with(expected),
-        "{}",
-        harness.reason(&job)
-    );
+    let weights = WeightDisagreement::One {
+        rank: rank_on(1, "w2"),
+        sha256: "bb".to_owned(),
+        others: 2,
+        others_sha256: "aa".to_owned(),
+    };
+    let step = Step(4);
+    let expected = Ending::WeightsDisagree { step, weights };
+    assert_eq!(ending(&harness, &job), expected);
 }

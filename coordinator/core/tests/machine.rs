@@ -5,23 +5,27 @@
 #[allow(dead_code, reason = "shared with others, which together use all of it")]
 mod harness;
 
+use coordinator_core::WaitsFor;
 use coordinator_core::event::{Effect, Input, JobPhase, Reply};
 use harness::{
-    DETECT_WITHIN_MS, Harness, assigned, id, manifests, rank, sends, spec, with_shard, with_step,
+    DETECT_WITHIN_MS, Harness, assigned, id, manifests, names, rank, sends, short_of, shortage,
+    spec, with_shard, with_step,
 };
 use proto::id::{JobId, Rank, Step};
 use proto::message::RankPhase;
+use proto::reason::{Constraint, Shortage};
 
 #[test]
-fn a_job_is_saved_before_the_reply_and_its_reason_names_what_it_waits_for() {
+fn a_job_is_saved_before_the_reply_and_its_reason_has_what_it_waits_for() {
     let mut harness = Harness::new();
     harness.receive("w1", vec![]);
     let job = harness.submit(spec(2, 2));
     assert_eq!(job, JobId("toy-1".to_owned()));
-    assert_eq!(
-        harness.reason(&job),
-        "needs 2 cpu workers with 1 free device; 1 is free (w1)"
-    );
+    let needs = Shortage {
+        ready: names(&["w1"]),
+        ..shortage(2)
+    };
+    assert_eq!(*harness.waiting(&job), short_of(needs, &[]));
     assert_eq!(
         harness.submit(spec(1, 1)),
         JobId("toy-2".to_owned()),
@@ -31,10 +35,11 @@ fn a_job_is_saved_before_the_reply_and_its_reason_names_what_it_waits_for() {
         harness.job(&JobId("toy-2".to_owned())).phase,
         JobPhase::Running { .. }
     ));
-    assert_eq!(
-        harness.reason(&job),
-        "needs 2 cpu workers with 1 free device; none is free; busy: w1"
-    );
+    let needs = Shortage {
+        busy: names(&["w1"]),
+        ..shortage(2)
+    };
+    assert_eq!(*harness.waiting(&job), short_of(needs, &[]));
 }
 
 #[test]
@@ -88,13 +93,12 @@ fn a_job_that_can_use_more_workers_waits_briefly_for_them() {
     harness.receive("w1", vec![]);
     let job = harness.submit(spec(1, 2));
     assert_eq!(harness.generation(&job), 0);
-    assert!(
-        harness
-            .reason(&job)
-            .ends_with("1 is free (w1); waits briefly for up to 2 workers"),
-        "{}",
-        harness.reason(&job)
-    );
+    let needs = Shortage {
+        constraint: Constraint::GracePeriod { workers_max: 2 },
+        ready: names(&["w1"]),
+        ..shortage(1)
+    };
+    assert_eq!(*harness.waiting(&job), short_of(needs, &[]));
     harness.now += DETECT_WITHIN_MS / 2;
     harness.receive("w1", vec![]);
     assert_eq!(
@@ -278,14 +282,17 @@ fn why_names_an_unreported_rank_of_a_forming_generation() {
     let job = harness.submit(spec(1, 1));
     harness.now += DETECT_WITHIN_MS / 2;
     let why = |harness: &Harness| harness.machine.why(harness.now, &job).unwrap();
-    assert_eq!(
-        why(&harness).sentence,
-        "it is forming its process group: rank 0 on w1 has not been reported for 0.5 s"
-    );
-    assert_eq!(why(&harness).waits_for.unwrap().phase, "not reported");
+    assert_eq!(why(&harness).constraint, "forming");
+    let waits_for = |for_ms, phase: &str| WaitsFor {
+        rank: Rank(0),
+        worker: id("w1"),
+        phase: phase.to_owned(),
+        for_ms,
+    };
+    let unreported = waits_for(DETECT_WITHIN_MS / 2, "not reported");
+    assert_eq!(why(&harness).waits_for, Some(unreported));
     harness.receive("w1", vec![rank(&job, 1, 0, RankPhase::Starting)]);
-    assert_eq!(
-        why(&harness).sentence,
-        "it is forming its process group: rank 0 on w1 has been starting for 0.0 s"
-    );
+    assert_eq!(why(&harness).constraint, "forming");
+    let starting = waits_for(0, RankPhase::Starting.word());
+    assert_eq!(why(&harness).waits_for, Some(starting));
 }

@@ -7,12 +7,17 @@ mod harness;
 
 use coordinator_core::event::{Effect, Event, Input, JobPhase, RESTARTS_WITHOUT_PROGRESS_MAX};
 use harness::{
-    DETECT_WITHIN_MS, Harness, failed, failed_for_good, id, ignored, rank, sample_of, sampling,
-    sends,
+    DETECT_WITHIN_MS, Harness, failed, failed_for_good, id, ignored, names, rank, rank_failed,
+    sample_of, sampling, sends,
 };
-use proto::id::{JobId, Rank, Step};
+use proto::id::{Generation, JobId, Rank, Step};
 use proto::message::{
     Activity, GracefulStop, RankPhase, RankReport, Stage, UnitFailure, UnitRange,
+};
+use proto::phase::Phase;
+use proto::reason::{
+    Cause, Consequence, Dependency, DependencyState, Ending, Fault, MissingSource, RankFailure,
+    StopCause, UnitError, Violation, Waiting,
 };
 use proto::spec::{JobSpec, OnFailedUnit};
 use std::collections::BTreeMap;
@@ -82,6 +87,12 @@ fn at(mut report: RankReport, unit: u64) -> RankReport {
         for_ms: 100,
     });
     report
+}
+
+/// Why a job failed whose last fault was this one.
+fn failed_by(fault: Fault) -> Cause {
+    let checkpoint = None;
+    Cause::Fault { fault, checkpoint }
 }
 
 /// One worker completes its leases until the job ends. Time advances by `ms` after each report.
@@ -228,19 +239,18 @@ fn a_unit_whose_worker_dies_is_leased_again_and_completed_units_are_kept() {
             .iter()
             .any(|it| matches!(it, Effect::Emit(Event::GenerationEnded { .. })))
     );
-    assert!(
-        harness.job(&job).incidents[0]
-            .what
-            .to_string()
-            .ends_with("its units are leased again")
-    );
+    let ending = Ending::WorkerLost {
+        worker: id("w3"),
+        silent_for_ms: DETECT_WITHIN_MS,
+    };
+    assert_eq!(harness.faults(&job), [&Fault::Worker { ending }]);
     // It comes back as another worker and joins again.
     harness.receive("w3#2", vec![]);
     assert_eq!(harness.generation(&job), 3);
 }
 
 #[test]
-fn a_unit_that_fails_three_times_on_different_workers_ends_the_job_and_is_named() {
+fn a_unit_that_fails_three_times_on_different_workers_ends_the_job_and_is_its_cause() {
     let (mut harness, source) = trained();
     let job = harness.submit(images(&source, 50));
     let mut leases = BTreeMap::new();
@@ -272,10 +282,14 @@ fn a_unit_that_fails_three_times_on_different_workers_ends_the_job_and_is_named(
     harness.receive("w4", vec![with_failed(works(&job, 2), 0)]);
     harness.receive("w5", vec![with_done(works(&job, 3), &[range(2, 3)])]);
     harness.receive("w5", vec![with_failed(works(&job, 3), 0)]);
-    assert_eq!(
-        harness.reason(&job),
-        "unit 0 failed 3 times, on w3, w4, w5: no reference 0"
-    );
+    let fault = Fault::Unit {
+        unit: 0,
+        failures: 3,
+        workers: names(&["w3", "w4", "w5"]),
+        error: UnitError::text("no reference 0"),
+        set_aside: false,
+    };
+    assert_eq!(*harness.cause(&job), failed_by(fault));
 }
 
 #[test]
@@ -300,10 +314,10 @@ fn a_unit_that_kills_its_process_is_set_aside_and_does_not_take_the_fleet_with_i
     let units = harness.job(&job).units.clone().unwrap();
     assert_eq!(units.set_aside, [range(0, 1)]);
     assert_eq!(units.failed[0].workers, ["w3", "w3", "w3"]);
-    assert!(
-        units.failed[0].error.to_string().contains("exit status 11"),
-        "{:?}",
-        units.failed
+    let exited = RankFailure::error("exit status 11", false);
+    assert_eq!(
+        units.failed[0].error,
+        UnitError::Ended(rank_failed(0, "w3", exited))
     );
     assert_eq!(
         harness.job(&job).restarts_without_progress,
@@ -343,17 +357,25 @@ fn processes_that_end_without_a_current_unit_finally_end_the_job() {
             failed("no space left"),
         )],
     );
-    assert!(
-        harness.reason(&job).contains("process 5 in a row"),
-        "{}",
-        harness.reason(&job)
-    );
+    let fault = Fault::Process {
+        ending: rank_failed(0, "w3", RankFailure::error("no space left", false)),
+        unit: None,
+        consequence: Consequence::NoProgress {
+            generations: RESTARTS_WITHOUT_PROGRESS_MAX,
+        },
+    };
+    assert_eq!(*harness.cause(&job), failed_by(fault));
     let other = harness.submit(images(&source, 3));
     harness.receive(
         "w3",
         vec![rank(&other, 1, 0, failed_for_good("no such weights"))],
     );
-    assert!(harness.reason(&other).contains("no such weights"));
+    let fault = Fault::Process {
+        ending: rank_failed(0, "w3", RankFailure::error("no such weights", true)),
+        unit: None,
+        consequence: Consequence::Permanent,
+    };
+    assert_eq!(*harness.cause(&other), failed_by(fault));
 }
 
 #[test]
@@ -376,7 +398,7 @@ fn a_drained_worker_finishes_its_current_unit_and_releases_the_others() {
         (Some(GracefulStop::WithCheckpoint), &[range(0, 1)][..])
     );
     let why = harness.machine.why(harness.now, &job).unwrap();
-    assert!(why.sentence.contains("it releases w3"), "{}", why.sentence);
+    assert_eq!(why.constraint, "units", "the other worker stays");
     let effects = harness.receive(
         "w3",
         vec![with_done(
@@ -436,12 +458,11 @@ fn a_worker_that_misses_its_deadline_is_dropped_and_its_unit_is_leased_again() {
         harness.receive("w3", vec![at(works(&job, 1), 0)]);
     }
     assert_eq!(harness.job(&job).word(), "paused");
-    assert!(
-        harness.job(&job).incidents[0]
-            .what
-            .to_string()
-            .contains("w3 had not finished its units in time")
-    );
+    let fault = Fault::UnitsOverdue {
+        cause: StopCause::Paused,
+        worker: "w3".to_owned(),
+    };
+    assert_eq!(harness.faults(&job), [&fault]);
     harness.ask(|request| Input::Pause {
         request,
         job: job.clone(),
@@ -499,9 +520,12 @@ fn a_gang_of_higher_priority_takes_workers_one_by_one_and_units_take_them_back()
         }
     }
     assert!(
-        harness.reason(&gang).contains("to release w"),
-        "{}",
-        harness.reason(&gang)
+        matches!(
+            harness.waiting(&gang),
+            Waiting::Release { jobs, workers } if jobs[..] == [job.clone()] && !workers.is_empty()
+        ),
+        "{:?}",
+        harness.waiting(&gang)
     );
     let mut released = 0;
     for (worker, generation) in [("w3", 1), ("w4", 2), ("w5", 3)] {
@@ -555,12 +579,12 @@ fn why_names_the_rank_that_has_been_in_its_unit_the_longest() {
     harness.receive("w3", vec![at(works(&job, 1), 0)]);
     harness.now += 300;
     let why = harness.machine.why(harness.now, &job).unwrap();
-    assert_eq!(
-        why.sentence,
-        "it is running units: 0 of 4 are done, 0.0 per second; rank 0 on w3 has been in unit 0 \
-         for 0.4 s"
-    );
     assert_eq!(why.constraint, "units");
+    let waits_for = why.waits_for.unwrap();
+    assert_eq!(
+        (waits_for.rank, waits_for.worker, waits_for.for_ms),
+        (Rank(0), id("w3"), 400)
+    );
 }
 
 #[test]
@@ -578,11 +602,14 @@ fn impossible_reports_are_ignored_and_logged_once() {
     );
     assert_eq!(
         ignored(&harness.receive("w3", vec![strange])),
-        ["reports unit 99 of a job of 4 units"]
+        [Violation::UnitOutside { unit: 99, units: 4 }]
     );
     assert_eq!(
         ignored(&harness.receive("w4", vec![works(&job, 1)])),
-        ["reports a rank of images-2 generation 1, of which it is not a member"]
+        [Violation::NotMember {
+            job: job.clone(),
+            generation: Generation(1),
+        }]
     );
     harness.wait(DETECT_WITHIN_MS / 2);
     assert_eq!(
@@ -598,7 +625,15 @@ fn a_job_waits_for_those_that_it_comes_after() {
     let mut spec = images(&source, 3);
     spec.after = vec![source.clone()];
     let job = harness.submit(spec.clone());
-    assert_eq!(harness.reason(&job), "waits for toy-1, which is running");
+    let dependency = Dependency {
+        job: source.clone(),
+        state: DependencyState::Pending(Phase::Running),
+    };
+    let dependencies = vec![dependency];
+    assert_eq!(
+        *harness.waiting(&job),
+        Waiting::Dependencies { dependencies }
+    );
     harness.receive("w9", vec![]);
     assert_eq!(harness.generation(&job), 0);
     harness.restart();
@@ -639,13 +674,15 @@ fn a_job_whose_dependency_failed_waits_until_it_is_cancelled() {
         request,
         job: source.clone(),
     });
-    assert!(
-        harness
-            .reason(&job)
-            .starts_with("dependency-failed: toy-1 was cancelled"),
-        "{}",
-        harness.reason(&job)
-    );
+    let dependency = Dependency {
+        job: source,
+        state: DependencyState::Cancelled,
+    };
+    let failed = Waiting::DependencyFailed {
+        job: job.clone(),
+        dependencies: vec![dependency],
+    };
+    assert_eq!(*harness.waiting(&job), failed);
     harness.restart();
     harness.receive("w9", vec![]);
     let why = harness.machine.why(harness.now, &job).unwrap();
@@ -739,10 +776,12 @@ fn an_explicit_step_is_pinned_as_soon_as_it_exists() {
     let later = harness.submit(spec.clone());
     assert!(harness.job(&later).source.is_none(), "it may come");
     sampling(&mut spec).weights = proto::sample::Weights::Step(Step(1));
-    assert_eq!(
-        harness.refused(spec),
-        "job toy-1 has no checkpoint of step 1; it has: 2, 3"
-    );
+    let missing = MissingSource::NoStep {
+        job: source,
+        step: Step(1),
+        steps: vec![Step(2), Step(3)],
+    };
+    assert_eq!(harness.refused(spec), missing.to_string());
 }
 
 #[test]

@@ -11,6 +11,7 @@ pub mod job;
 pub mod network;
 pub mod process;
 pub mod prometheus;
+pub mod reason;
 pub mod relay;
 pub mod seaweedfs;
 pub mod tool;

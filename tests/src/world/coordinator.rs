@@ -363,25 +363,33 @@ impl World {
             }
             Effect::Emit(event) if !self.former_acts => {
                 self.oracle.on_event(&self.durable, &event);
-                // A stop that began long after the faults ended must end in time. A group that was
-                // silently partitioned notices only after 30 `detect_within`, and until then no
-                // stop can end.
-                if let Event::Stopped { job, reason, .. } = &event
-                    && self.plan.heal_at + 45 * DETECT_WITHIN_MS < self.now
-                {
-                    let late = matches!(
-                        reason,
-                        Stopped::Released {
-                            overdue: Some(_),
-                            ..
-                        }
-                    );
-                    self.oracle
-                        .require(!late, || format!("{job} stops late: {reason}"));
-                }
+                self.check_stopped_in_time(&event);
             }
             Effect::Emit(_) => {}
         }
+    }
+
+    /// A stop that began long after the faults ended must end in time. A group that was silently
+    /// partitioned notices only after 30 `detect_within`, and until then no stop can end.
+    fn check_stopped_in_time(&mut self, event: &Event) {
+        let Event::Stopped { job, reason, .. } = event else {
+            return;
+        };
+        let Stopped::Released {
+            overdue: Some(overdue),
+            ..
+        } = reason
+        else {
+            return;
+        };
+        let in_peace = self.plan.heal_at + 45 * DETECT_WITHIN_MS < self.now;
+        self.oracle.require(!in_peace, || {
+            let what = match overdue.rank {
+                Some(_) => "with its ranks",
+                None => "with its checkpoint",
+            };
+            format!("{job} stops late, {what}: {reason}")
+        });
     }
 
     /// The store may be slow, or fail; then the checkpoint stays, which is harmless.

@@ -12,7 +12,10 @@ use proto::message::{
     Assignment, DesiredState, PhaseSeconds, RankPhase, RankReport, ShardReport, StepReport,
     UnitReport, Unreached, WorkerReport,
 };
-use proto::reason::RankFailure;
+use proto::reason::{
+    Blocked, Cause, Consequence, Constraint, Ending, Fault, RankFailure, RankOn, Shortage,
+    UnreachablePair, Violation, Waiting,
+};
 use proto::sample::SampleWork;
 use proto::spec::{
     ArchitectureSpec, CheckpointPolicy, Clothes, Component, Data, Decay, DeviceKind, JobSpec,
@@ -156,12 +159,25 @@ impl Harness {
         self.job(id).generation.0
     }
 
-    pub(crate) fn reason(&self, id: &JobId) -> String {
+    /// Why the job is queued.
+    pub(crate) fn waiting(&self, id: &JobId) -> &Waiting {
         match &self.job(id).phase {
-            JobPhase::Queued { reason } => reason.to_string(),
-            JobPhase::Failed { cause, .. } => cause.to_string(),
+            JobPhase::Queued { reason } => reason,
             phase => panic!("{id} is {phase:?}"),
         }
+    }
+
+    /// Why the job failed.
+    pub(crate) fn cause(&self, id: &JobId) -> &Cause {
+        match &self.job(id).phase {
+            JobPhase::Failed { cause, .. } => cause,
+            phase => panic!("{id} is {phase:?}"),
+        }
+    }
+
+    /// What its incidents say, oldest first.
+    pub(crate) fn faults(&self, id: &JobId) -> Vec<&Fault> {
+        self.job(id).incidents.iter().map(|it| &it.what).collect()
     }
 
     /// A job that trains on w1 and w2: steps 1 to 4, with a checkpoint every 2 steps.
@@ -336,12 +352,76 @@ pub(crate) fn deleted(effects: &[Effect]) -> Vec<u64> {
     effects.iter().filter_map(step).collect()
 }
 
-pub(crate) fn ignored(effects: &[Effect]) -> Vec<String> {
-    let what = |effect: &Effect| match effect {
-        Effect::Emit(Event::Ignored { violation, .. }) => Some(violation.to_string()),
+pub(crate) fn ignored(effects: &[Effect]) -> Vec<Violation> {
+    let violation = |effect: &Effect| match effect {
+        Effect::Emit(Event::Ignored { violation, .. }) => Some(violation.clone()),
         _ => None,
     };
-    effects.iter().filter_map(what).collect()
+    effects.iter().filter_map(violation).collect()
+}
+
+pub(crate) fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// The shortage of a job of [`spec`] that needs so many workers, when none is up.
+pub(crate) fn shortage(workers_min: u32) -> Shortage {
+    Shortage {
+        constraint: Constraint::Workers,
+        workers_min,
+        devices_per_worker: 1,
+        device: DeviceKind::Cpu,
+        team: "default".to_owned(),
+        ready: vec![],
+        busy: vec![],
+        reserved: vec![],
+        drained: vec![],
+        too_small: vec![],
+        unreachable: vec![],
+    }
+}
+
+/// The reason of a job that waits for workers, while these hold its state.
+pub(crate) fn short_of(shortage: Shortage, state_holders: &[&str]) -> Waiting {
+    Waiting::Shortage {
+        shortage: Box::new(shortage),
+        state_holders: names(state_holders),
+    }
+}
+
+/// `a` reports that it cannot reach `b`, by [`Harness::receive_unreachable`]. `a` comes before `b`.
+pub(crate) fn unreachable(a: &str, b: &str) -> UnreachablePair {
+    UnreachablePair {
+        workers: (a.to_owned(), b.to_owned()),
+        from: a.to_owned(),
+        to: b.to_owned(),
+        error: format!("{b}:7073: no answer"),
+    }
+}
+
+pub(crate) fn rank_on(rank: u32, worker: &str) -> RankOn {
+    RankOn {
+        rank: Rank(rank),
+        worker: Some(worker.to_owned()),
+    }
+}
+
+pub(crate) fn rank_failed(rank: u32, worker: &str, failure: RankFailure) -> Ending {
+    Ending::RankFailed {
+        rank: Rank(rank),
+        worker: id(worker),
+        failure,
+    }
+}
+
+/// A generation that ended early while these ranks waited; the job resumes from a step.
+pub(crate) fn resumes(ending: Ending, blocked: &[(u32, &str)], step: u64) -> Fault {
+    let blocked = blocked.iter().map(|(rank, worker)| rank_on(*rank, worker));
+    Fault::Generation {
+        ending,
+        blocked: Blocked::new(blocked.collect()),
+        consequence: Consequence::Resumes { from: Step(step) },
+    }
 }
 
 /// A job that samples 4 images from another job's model and writes a grid of them: 5 units.
