@@ -705,7 +705,7 @@ fn reasons_of_waiting_jobs() {
         (Waiting::Upgraded, "starts again, in units"),
         (
             Waiting::Paused,
-            "paused by a user; `coordinator resume` lets it continue",
+            "paused by a user; `coordinator resume` continues it",
         ),
         (
             short_of(&[]),
