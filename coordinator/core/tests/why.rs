@@ -1,5 +1,5 @@
-//! The sentences and remedies of `why`. Tests of behaviour compare its constraint, and the rank that
-//! a job waits for, but no text.
+//! The sentences and remedies of `why`. Tests of behaviour compare its constraint, and the rank
+//! that a job waits for, but no text.
 
 #![allow(clippy::unwrap_used)]
 
