@@ -59,7 +59,7 @@ fn the_end_of_a_rank_is_reported_with_its_own_error_if_it_sent_one() {
             None,
             false,
             "killed by signal 9",
-            error("killed by signal 9"),
+            exited("killed by signal 9", false),
         ),
         (
             Some(error("loss is NaN in step 3")),
@@ -71,7 +71,7 @@ fn the_end_of_a_rank_is_reported_with_its_own_error_if_it_sent_one() {
             Some(RankPhase::Training),
             true,
             "exit status 0",
-            error("exited before its work was done (exit status 0)"),
+            exited("exit status 0", true),
         ),
     ];
     for (last_report, success, outcome, expected) in cases {

@@ -3,7 +3,7 @@
 
 mod desk;
 
-use desk::{DETECT_WITHIN_MS, Desk, error, key, rank_report, spawned, units};
+use desk::{DETECT_WITHIN_MS, Desk, key, rank_report, spawned, units};
 use proto::id::Step;
 use proto::message::{Activity, RankPhase, RankReport, Stage, UnitFailure, UnitRange};
 use proto::reason::RankFailure;

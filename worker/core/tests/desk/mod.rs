@@ -5,8 +5,8 @@
 use proto::checkpoint::ShardEntry;
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::message::{
-    Assignment, DesiredState, GangOrder, Peer, PhaseSeconds, RankPhase, RankReport, Run,
-    ShardReport, StepReport, UnitOrder, UnitRange, UnitReport, WorkerReport,
+    Activity, Assignment, DesiredState, GangOrder, Peer, PhaseSeconds, RankPhase, RankReport, Run,
+    ShardReport, Stage, StepReport, UnitOrder, UnitRange, UnitReport, WorkerReport,
 };
 use proto::reason::RankFailure;
 use proto::spec::DeviceKind;
@@ -214,6 +214,32 @@ pub(crate) fn shard(step: u64) -> ShardReport {
         init_digest: None,
         environment: String::new(),
     }
+}
+
+pub(crate) fn failed(failure: RankFailure) -> RankPhase {
+    RankPhase::Failed { failure }
+}
+
+/// The process ended without an error of its own.
+pub(crate) fn exited(outcome: &str, success: bool) -> RankPhase {
+    failed(RankFailure::Exited {
+        outcome: outcome.to_owned(),
+        success,
+    })
+}
+
+/// Killed after 900 ms without a heartbeat, in this phase and at this step and micro-batch.
+pub(crate) fn silent(phase: &str, at: Option<(u64, u32)>) -> RankPhase {
+    let activity = at.map(|(step, micro_batch)| Activity {
+        step: Step(step),
+        stage: Stage::MicroBatch(micro_batch),
+        for_ms: 50,
+    });
+    failed(RankFailure::Silent {
+        for_ms: 900,
+        phase: phase.to_owned(),
+        activity,
+    })
 }
 
 pub(crate) fn error(text: &str) -> RankPhase {
