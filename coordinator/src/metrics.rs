@@ -239,7 +239,8 @@ impl Families {
     #[allow(clippy::cast_precision_loss)] // Prometheus has only doubles.
     fn job(&self, job: &pb::JobView, totals: Option<&Totals>) {
         let name = || vec![(TRAINING_JOB, job.job.clone())];
-        let with = |key, value: &str| vec![(TRAINING_JOB, job.job.clone()), (key, value.to_owned())];
+        let with =
+            |key, value: &str| vec![(TRAINING_JOB, job.job.clone()), (key, value.to_owned())];
         self.phase
             .get_or_create(&with("phase", &job.phase))
             .set(1.0);
@@ -250,7 +251,9 @@ impl Families {
         self.generation
             .get_or_create(&name())
             .set(job.generation as f64);
-        self.world_size.get_or_create(&name()).set(f64::from(job.world));
+        self.world_size
+            .get_or_create(&name())
+            .set(f64::from(job.world));
         self.restarts
             .get_or_create(&name())
             .inc_by(f64::from(job.restarts));
