@@ -58,4 +58,4 @@ E2
 ) || fail "the loss did not fall: $summary"
 stop
 echo "images: $out/pictures/grid.png, loss curve: $out/loss.png"
-echo "DEMO OK $summary checkpoint=${checkpoint%/manifest.json} pictures=$out/pictures"
+echo "DEMO OK $summary checkpoint=${checkpoint%/manifest.json} images=$out/pictures"
