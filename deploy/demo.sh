@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# `make demo`: one coordinator and two workers on loopback, the demo job from sample data to pictures, then everything
-# is stopped again, also after a failure or Ctrl-C. Leaves its results in .demo/out-DATA. Argument: figures or wesnoth.
+# `make demo`: starts a coordinator and two workers on loopback, runs the demo job from sample data
+# to images, and stops everything again, also after a failure or Ctrl-C. The results are in
+# .demo/out-DATA.
+#   demo.sh [figures|wesnoth]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${1:-figures}
@@ -26,8 +28,10 @@ case $data in
   wesnoth)
     job=deploy/jobs/wesnoth.toml
     if [ ! -f "$demo/wesnoth/dataset.json" ]; then
-      python3 deploy/data/wesnoth.py --out "$demo/wesnoth-import" || fail "the sprites could not be fetched"
-      $bin/coordinator dataset import "$demo/wesnoth-import" --out "file://$demo/wesnoth" || fail "the import failed"
+      python3 deploy/data/wesnoth.py --out "$demo/wesnoth-import" ||
+        fail "the sprites could not be downloaded"
+      $bin/coordinator dataset import "$demo/wesnoth-import" --out "file://$demo/wesnoth" ||
+        fail "the import failed"
     fi
     ;;
   *) fail "DATA=$data is unknown; it must be figures or wesnoth" ;;
@@ -38,8 +42,10 @@ start_cluster
 id=$($bin/coordinator submit "$job") || fail "the job was refused"
 echo "job $id"
 foreground $bin/coordinator watch "$id" || fail "job $id did not finish"
-$bin/coordinator describe "$id" --curve "$out/loss.png" --output json >"$out/job.json" || fail "no loss curve"
-foreground $bin/coordinator sample "$id" --count 8 --seed 1 --steps 30 --guidance 3 --out "$out/pictures" || fail "no pictures could be drawn"
+$bin/coordinator describe "$id" --curve "$out/loss.png" --output json >"$out/job.json" ||
+  fail "no loss curve"
+foreground $bin/coordinator sample "$id" --count 8 --seed 1 --steps 30 --guidance 3 \
+  --out "$out/pictures" || fail "no images could be generated"
 checkpoint=$(find "$run/store/jobs/$id/checkpoints" -name manifest.json | sort | tail -n 1)
 [ -n "$checkpoint" ] || fail "there is no checkpoint"
 $bin/coordinator checkpoint verify "$id" >/dev/null || fail "the checkpoint does not verify"
@@ -51,5 +57,5 @@ sys.exit(0 if curve["loss_last"] < curve["loss_first"] else 1)
 E2
 ) || fail "the loss did not fall: $summary"
 stop
-echo "pictures: $out/pictures/grid.png, loss curve: $out/loss.png"
-echo "DEMO OK $summary checkpoint=${checkpoint%/manifest.json} pictures=$out/pictures"
+echo "images: $out/pictures/grid.png, loss curve: $out/loss.png"
+echo "DEMO OK $summary checkpoint=${checkpoint%/manifest.json} images=$out/pictures"

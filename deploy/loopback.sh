@@ -1,11 +1,12 @@
-# Sourced by demo.sh and bench.sh: one coordinator and two workers on loopback, stopped again whatever happens. The caller sets
-# `run`, the folder for logs, store and sockets, and `fail`, a function that says what went wrong and exits.
+# Sourced by demo.sh, bench.sh and leakage.sh: a coordinator and two workers on loopback, which are
+# stopped when the script ends, however it ends. The caller sets `run`, the folder for logs, store
+# and sockets, and `fail`, a function that prints what went wrong and exits.
 # shellcheck shell=bash
 bin=target/debug
 pids=()
 
 stop() {
-  # Workers first, so that none reports a lost coordinator. Who does not leave in time is killed.
+  # Workers first, so that none reports a lost coordinator. What does not exit in time is killed.
   for ((i = ${#pids[@]} - 1; i >= 0; i--)); do
     kill -TERM "${pids[i]}" 2>/dev/null || continue
     { sleep 30 && kill -KILL "${pids[i]}"; } 2>/dev/null &
@@ -16,12 +17,12 @@ stop() {
   pids=()
 }
 
-foreground() { # a long command that does not keep a signal from ending the script at once
+foreground() { # runs a long command; a signal still ends the script at once
   "$@" &
   pids+=("$!")
   local status=0
   wait "$!" || status=$?
-  unset 'pids[-1]' # its number may be somebody else's from now on
+  unset 'pids[-1]' # the process id may be reused from now on
   return "$status"
 }
 trap stop EXIT
@@ -30,12 +31,15 @@ trap 'exit 130' INT TERM
 start() { # log file, then the command; sets `ready` to its first line
   local log=$run/$1.log
   shift
-  rm -f "$log" # an earlier run's must not be taken for this one's
+  rm -f "$log" # not to be confused with that of an earlier run
   "$@" >"$log" 2>&1 &
   local pid=$!
   pids+=("$pid")
   until ready=$(grep -s -m1 '^[a-z]* ready ' "$log"); do
-    kill -0 "$pid" 2>/dev/null || { tail -n 5 "$log" >&2; fail "$(basename "$log" .log) did not start"; }
+    kill -0 "$pid" 2>/dev/null || {
+      tail -n 5 "$log" >&2
+      fail "$(basename "$log" .log) did not start"
+    }
     sleep 0.05
   done
 }
@@ -53,8 +57,8 @@ start_cluster() { # exports COORDINATOR_URL
   done
 }
 
-figures() { # the demo's data set, drawn once; the same seed gives the same bytes
+figures() { # generates the demo's data set, once; equal seeds give equal bytes
   [ -f .demo/figures/dataset.json ] ||
     $bin/coordinator dataset synthesize --characters 120 --outfits 2 --images 8 --size 96 --seed 1 \
-      --out "file://$PWD/.demo/figures" || fail "the figures could not be drawn"
+      --out "file://$PWD/.demo/figures" || fail "the figures could not be generated"
 }

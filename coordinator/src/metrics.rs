@@ -4,25 +4,25 @@
 //!
 //! | name | labels | unit | help |
 //! |---|---|---|---|
-//! | `retri_job_phase` | job, phase | 1 | always 1; the label names the phase |
-//! | `retri_job_step` | job | steps | newest finished step |
-//! | `retri_job_steps_wanted` | job | steps | total steps of the job |
-//! | `retri_job_loss` | job, term | | newest loss: total and each term (equation 3: target, face) |
-//! | `retri_job_gradient_norm` | job | | L2 norm of the newest gradient before clipping |
-//! | `retri_job_learning_rate` | job | | learning rate of the newest step |
-//! | `retri_job_step_seconds` | job, phase | seconds | wall time of the newest step by phase |
-//! | `retri_job_phase_seconds_total` | job, phase | seconds | the same, summed since the start |
-//! | `retri_job_samples_total` | job | samples | samples trained since the coordinator started |
-//! | `retri_job_samples_per_second` | job | samples/s | throughput of the newest step |
-//! | `retri_job_generation` | job | | newest generation |
-//! | `retri_job_world` | job | ranks | ranks of the running generation |
-//! | `retri_job_restarts_total` | job | | generations that ended early |
-//! | `retri_job_peak_memory_bytes` | job | bytes | largest resident memory of rank 0 so far |
-//! | `retri_job_skipped_steps` | job | steps | steps skipped because of a non-finite value |
-//! | `retri_job_loss_scale` | job | | loss scale of the backward pass; 1 except in fp16 |
-//! | `retri_job_units` | job, state | units | units by state: total, done, leased, set-aside |
-//! | `retri_job_units_per_second` | job | units/s | units done per second over the last minute |
-//! | `retri_checkpoint_committed_step` | job | steps | step of the newest committed checkpoint |
+//! | `retri_job_phase` | training_job, phase | 1 | always 1; the label names the phase |
+//! | `retri_job_step` | training_job | steps | newest finished step |
+//! | `retri_job_steps_target` | training_job | steps | total steps of the job |
+//! | `retri_job_loss` | training_job, term | | newest loss: total and each term (equation 3: target, face) |
+//! | `retri_job_gradient_norm` | training_job | | L2 norm of the newest gradient before clipping |
+//! | `retri_job_learning_rate` | training_job | | learning rate of the newest step |
+//! | `retri_job_step_seconds` | training_job, phase | seconds | wall time of the newest step by phase |
+//! | `retri_job_phase_seconds_total` | training_job, phase | seconds | the same, summed since the start |
+//! | `retri_job_samples_total` | training_job | samples | samples trained since the coordinator started |
+//! | `retri_job_samples_per_second` | training_job | samples/s | throughput of the newest step |
+//! | `retri_job_generation` | training_job | | newest generation |
+//! | `retri_job_world_size` | training_job | ranks | world size of the running generation; 0 while the job waits |
+//! | `retri_job_restarts_total` | training_job | | generations that ended early |
+//! | `retri_job_peak_memory_bytes` | training_job | bytes | largest resident memory of rank 0 so far |
+//! | `retri_job_skipped_steps` | training_job | steps | steps skipped because of a non-finite value |
+//! | `retri_job_loss_scale` | training_job | | loss scale of the backward pass; 1 except in fp16 |
+//! | `retri_job_units` | training_job, state | units | units by state: total, done, leased, set-aside |
+//! | `retri_job_units_per_second` | training_job | units/s | units done per second over the last minute |
+//! | `retri_checkpoint_committed_step` | training_job | steps | step of the newest committed checkpoint |
 //! | `retri_worker_up` | worker | 1 | 1 while the worker's lease is valid |
 //! | `retri_worker_devices` | worker, state | devices | devices by state: used, free |
 
@@ -44,6 +44,9 @@ use std::sync::atomic::AtomicU64;
 
 /// Jobs that ended longer ago than this are not exported.
 const ENDED_JOB_TTL_MS: u64 = 3_600_000;
+
+/// The label of a job's id. Not `job`: Prometheus sets that to the name of the scrape configuration.
+const TRAINING_JOB: &str = "training_job";
 
 type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
@@ -83,7 +86,7 @@ async fn healthz(State(handle): State<Handle>) -> Response {
 struct Families {
     phase: Gauges,
     step: Gauges,
-    steps_wanted: Gauges,
+    steps_target: Gauges,
     loss: Gauges,
     gradient_norm: Gauges,
     learning_rate: Gauges,
@@ -92,7 +95,7 @@ struct Families {
     samples: Counters,
     samples_per_second: Gauges,
     generation: Gauges,
-    world: Gauges,
+    world_size: Gauges,
     restarts: Counters,
     peak_memory: Gauges,
     skipped_steps: Gauges,
@@ -119,9 +122,9 @@ impl Families {
             ),
             ("retri_job_step", "Newest finished step", &self.step),
             (
-                "retri_job_steps_wanted",
+                "retri_job_steps_target",
                 "Total steps of the job",
-                &self.steps_wanted,
+                &self.steps_target,
             ),
             (
                 "retri_job_loss",
@@ -154,9 +157,9 @@ impl Families {
                 &self.generation,
             ),
             (
-                "retri_job_world",
-                "Ranks of the running generation",
-                &self.world,
+                "retri_job_world_size",
+                "World size of the running generation; 0 while the job waits",
+                &self.world_size,
             ),
             (
                 "retri_job_peak_memory_bytes",
@@ -235,19 +238,22 @@ impl Families {
 
     #[allow(clippy::cast_precision_loss)] // Prometheus has only doubles.
     fn job(&self, job: &pb::JobView, totals: Option<&Totals>) {
-        let name = || vec![("job", job.job.clone())];
-        let with = |key, value: &str| vec![("job", job.job.clone()), (key, value.to_owned())];
+        let name = || vec![(TRAINING_JOB, job.job.clone())];
+        let with =
+            |key, value: &str| vec![(TRAINING_JOB, job.job.clone()), (key, value.to_owned())];
         self.phase
             .get_or_create(&with("phase", &job.phase))
             .set(1.0);
         self.step.get_or_create(&name()).set(job.step as f64);
-        self.steps_wanted
+        self.steps_target
             .get_or_create(&name())
             .set(job.steps as f64);
         self.generation
             .get_or_create(&name())
             .set(job.generation as f64);
-        self.world.get_or_create(&name()).set(f64::from(job.world));
+        self.world_size
+            .get_or_create(&name())
+            .set(f64::from(job.world));
         self.restarts
             .get_or_create(&name())
             .inc_by(f64::from(job.restarts));
@@ -441,13 +447,13 @@ mod tests {
     fn a_scrape_has_the_figures_of_the_snapshot() {
         let text = render(&snapshot(), 2 * ENDED_JOB_TTL_MS);
         for line in [
-            "retri_job_step{job=\"demo-1\"} 7.0",
-            "retri_job_loss{job=\"demo-1\",term=\"total\"} 0.5",
-            "retri_job_step_seconds{job=\"demo-1\",phase=\"forward\"} 1.5",
-            "retri_job_samples_per_second{job=\"demo-1\"} 4.0",
-            "retri_job_samples_total{job=\"demo-1\"} 56.0",
-            "retri_job_restarts_total{job=\"demo-1\"} 2.0",
-            "retri_checkpoint_committed_step{job=\"demo-1\"} 4.0",
+            "retri_job_step{training_job=\"demo-1\"} 7.0",
+            "retri_job_loss{training_job=\"demo-1\",term=\"total\"} 0.5",
+            "retri_job_step_seconds{training_job=\"demo-1\",phase=\"forward\"} 1.5",
+            "retri_job_samples_per_second{training_job=\"demo-1\"} 4.0",
+            "retri_job_samples_total{training_job=\"demo-1\"} 56.0",
+            "retri_job_restarts_total{training_job=\"demo-1\"} 2.0",
+            "retri_checkpoint_committed_step{training_job=\"demo-1\"} 4.0",
             "retri_worker_up{worker=\"w1\"} 1.0",
             "retri_worker_devices{worker=\"w1\",state=\"free\"} 1.0",
         ] {

@@ -1,24 +1,27 @@
 #!/usr/bin/env python3
-"""Turns the unit sprites of the Battle for Wesnoth into the import form of `coordinator dataset import`.
+"""Converts the unit sprites of Battle for Wesnoth to the format of `coordinator dataset import`.
 
     python3 deploy/data/wesnoth.py --out DIR
 
-Fetches Debian's package of Wesnoth data by name with `apt-get download` into a cache ($RETRI_CACHE, else
-~/.cache/retri) and unpacks it there without installing it. Writes DIR/samples.jsonl and copies of the frames. Python's
-standard library is enough.
+Downloads Debian's package of Wesnoth data with `apt-get download` into a cache ($RETRI_CACHE, else
+~/.cache/retri) and unpacks it there without installing it. Writes DIR/samples.jsonl and copies of
+the frames. Needs only Python's standard library.
 
-What becomes what:
-  character   the unit type (its .cfg file's id), "_(female)" added for female variants; it is the outfit too
-  pictures    the unit's frames, as they are: drawn art with exact alpha, which the import takes as the mask; frames
-              that do not show the whole unit (dying, teleporting, shadows, overlays) are left out
+Fields of a sample:
+  character   the unit type (the id in its .cfg file), with "_(female)" for female variants; it has
+              one outfit
+  image       a frame of the unit, unchanged: drawn art with exact alpha, which the import uses as
+              the mask. Frames that do not show the whole unit (dying, teleporting, shadows,
+              overlays) are left out
   prompts     race, gender, level, weapon and pose, from the .cfg file and the frame's name
-  cloths      words for clothes that the unit's description uses; often none
-  similar     left out: the import links all frames of a unit
-  bbox        left out: the package marks no faces, so the import guesses the upper part of the figure, and says so
+  cloths      words for clothes in the unit's description; often none
+  similar     none: the import links all frames of a unit
+  bbox        none: the package has no face boxes, so the import guesses the upper part of the
+              figure, and says so
   artists     "wesnoth": the package credits its artists together
 
-Frames show their team colour as magenta, as in the package. The art is licensed under the GPL, version 2 or later
-(Wesnoth's own copyright file is copied along): fetch it, train on it, do not commit it.
+The team colour of a frame is magenta, as in the package. The art is licensed under the GPL, version
+2 or later (Wesnoth's copyright file is copied too): download it, train on it, do not commit it.
 """
 
 import argparse
@@ -32,10 +35,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Newest first would change the pictures between Debian releases; the first that the release has is taken.
+# Oldest first, so that the images do not change between Debian releases. The first one available is
+# used.
 PACKAGES = ["wesnoth-1.16-data", "wesnoth-1.18-data"]
 SKIPPED_FRAMES = re.compile(
-    r"die|death|dying|dead|explo|halo|projectile|missile|bolt|beam|mask|shadow|teleport|glow|overlay|trail", re.I
+    r"die|death|dying|dead|explo|halo|projectile|missile|bolt|beam|mask|shadow|teleport|glow"
+    r"|overlay|trail",
+    re.I,
 )
 POSES = [
     (r"attack|melee|ranged|strike|stab|slash|thrust|shoot|throw|fire", "attack"),
@@ -48,23 +54,58 @@ POSES = [
     (r"swim", "swimming"),
 ]
 WEAPONS = {
-    "sword": "holding_sword", "longsword": "holding_sword", "bow": "holding_bow", "longbow": "holding_bow",
-    "crossbow": "holding_crossbow", "staff": "holding_staff", "spear": "holding_spear", "axe": "holding_axe",
-    "mace": "holding_mace", "hammer": "holding_hammer", "dagger": "holding_dagger", "lance": "holding_lance",
-    "trident": "holding_trident", "club": "holding_club", "scimitar": "holding_sword", "pike": "holding_spear",
-    "javelin": "holding_spear", "halberd": "holding_spear", "knife": "holding_dagger", "sabre": "holding_sword",
+    "sword": "holding_sword",
+    "longsword": "holding_sword",
+    "bow": "holding_bow",
+    "longbow": "holding_bow",
+    "crossbow": "holding_crossbow",
+    "staff": "holding_staff",
+    "spear": "holding_spear",
+    "axe": "holding_axe",
+    "mace": "holding_mace",
+    "hammer": "holding_hammer",
+    "dagger": "holding_dagger",
+    "lance": "holding_lance",
+    "trident": "holding_trident",
+    "club": "holding_club",
+    "scimitar": "holding_sword",
+    "pike": "holding_spear",
+    "javelin": "holding_spear",
+    "halberd": "holding_spear",
+    "knife": "holding_dagger",
+    "sabre": "holding_sword",
 }
 CLOTHES = {
-    r"robe": "robe", r"armou?r|plate mail|chain ?mail": "armor", r"cloak": "cloak", r"hood": "hood", r"helm": "helmet",
-    r"shield": "shield", r"\bfurs?\b": "fur", r"gown|dress": "dress", r"turban": "turban",
+    r"robe": "robe",
+    r"armou?r|plate mail|chain ?mail": "armor",
+    r"cloak": "cloak",
+    r"hood": "hood",
+    r"helm": "helmet",
+    r"shield": "shield",
+    r"\bfurs?\b": "fur",
+    r"gown|dress": "dress",
+    r"turban": "turban",
 }
-HUMANOID = {"human", "elf", "dwarf", "dunefolk", "merman", "lizard", "naga", "orc", "goblin", "khalifate"}
+HUMANOID = {
+    "human",
+    "elf",
+    "dwarf",
+    "dunefolk",
+    "merman",
+    "lizard",
+    "naga",
+    "orc",
+    "goblin",
+    "khalifate",
+}
 
 
 def main():
     parser = argparse.ArgumentParser(description="Wesnoth unit sprites as an import folder")
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
-    parser.add_argument("--min-frames", type=int, default=4, help="units with fewer different frames are left out")
+    parser.add_argument(
+        "--min-frames", type=int, default=4, help="units with fewer different frames are left out"
+    )
     options = parser.parse_args()
     root = unpacked(cache_folder())
     core = next(iter(sorted(root.glob("usr/share/games/wesnoth/*/data/core"))), None)
@@ -75,9 +116,14 @@ def main():
     for copyright_file in root.glob("usr/share/doc/wesnoth-*-data/copyright"):
         shutil.copyfile(copyright_file, options.out / "copyright")
     if not rows:
-        sys.exit(f"wesnoth.py: {len(units)} units but no frames in {core}/images; the package changed its layout")
+        sys.exit(
+            f"wesnoth.py: {len(units)} units but no frames in {core}/images; "
+            "the package changed its layout"
+        )
     print(f"{rows} frames of {identities} units in {options.out}")
-    print("face boxes are left to the import, which guesses them from the upper part of each figure")
+    print(
+        "face boxes are left to the import, which guesses them from the upper part of each figure"
+    )
 
 
 def cache_folder():
@@ -88,13 +134,15 @@ def cache_folder():
 
 
 def unpacked(cache):
-    """The package's files; fetched and unpacked once, and only complete folders get the final name."""
+    """The package's files, downloaded and unpacked once. Only complete folders are renamed."""
     files = cache / "files"
     if files.is_dir():
         return files
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
-            sys.exit(f"wesnoth.py: {tool} is missing; this data set comes from a Debian or Ubuntu package")
+            sys.exit(
+                f"wesnoth.py: {tool} is missing; this data set is from a Debian or Ubuntu package"
+            )
     package = next(iter(sorted(cache.glob("wesnoth-*-data_*.deb"))), None) or download(cache)
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         target = Path(scratch) / "files"
@@ -115,11 +163,13 @@ def download(cache):
                 return found.rename(cache / found.name)
             errors.append(done.stderr.strip())
     names = " or ".join(PACKAGES)
-    sys.exit(f"wesnoth.py: cannot download {names}; `apt-get update` may help\n" + "\n".join(errors))
+    sys.exit(
+        f"wesnoth.py: cannot download {names}; `apt-get update` may help\n" + "\n".join(errors)
+    )
 
 
 def read_units(path):
-    """The unit types of a .cfg file: top-level fields of [unit_type], and a second unit for [female]."""
+    """The unit types of a .cfg file, and another unit for each [female]. Top-level fields only."""
     text = path.read_text(encoding="utf-8", errors="replace")
     for block in re.findall(r"\[unit_type\](.*?)\[/unit_type\]", text, re.S):
         female = re.search(r"\[female\](.*?)\[/female\]", block, re.S)
@@ -136,7 +186,12 @@ def read_units(path):
         if unit["id"] and unit["image"]:
             yield unit
             if female and field(female.group(1), "image"):
-                yield {**unit, "image": field(female.group(1), "image"), "female": True, "variant": "_(female)"}
+                yield {
+                    **unit,
+                    "image": field(female.group(1), "image"),
+                    "female": True,
+                    "variant": "_(female)",
+                }
 
 
 def field(text, name):
@@ -145,7 +200,7 @@ def field(text, name):
 
 
 def write_rows(images, units, options):
-    """Copies frames and writes samples.jsonl; the number of rows and of units."""
+    """Copies frames and writes samples.jsonl. Returns the numbers of rows and of units."""
     bases = {}
     for unit in units:
         base = images / re.sub(r"[~:].*$", "", unit["image"])
@@ -156,7 +211,7 @@ def write_rows(images, units, options):
         here = [base for base in bases if base.parent == folder]
         for picture in sorted(folder.glob("*.png")):
             owner = owner_of(picture.stem, here)
-            if owner is not None and not SKIPPED_FRAMES.search(picture.stem[len(owner.name):]):
+            if owner is not None and not SKIPPED_FRAMES.search(picture.stem[len(owner.name) :]):
                 frames[owner].append(picture)
     options.out.mkdir(parents=True, exist_ok=True)
     rows, identities = 0, 0
@@ -177,13 +232,15 @@ def write_rows(images, units, options):
 
 
 def owner_of(stem, bases):
-    """The unit whose name is the longest beginning of the frame's name, up to a separator."""
-    fits = [b for b in bases if stem == b.name or (stem.startswith(b.name) and stem[len(b.name)] == "-")]
+    """The unit whose name is the longest prefix of the frame's name, up to a separator."""
+    fits = [
+        b for b in bases if stem == b.name or (stem.startswith(b.name) and stem[len(b.name)] == "-")
+    ]
     return max(fits, key=lambda b: len(b.name), default=None)
 
 
 def different(pictures):
-    """Without exact copies: many animations repeat a frame."""
+    """Without identical frames: many animations repeat one."""
     seen = {hashlib.sha256(p.read_bytes()).hexdigest(): p for p in reversed(pictures)}
     return sorted(seen.values())
 
@@ -199,7 +256,7 @@ def row_of(unit, base, picture, images):
         tags.add("pointy_ears")
     if unit["level"].isdigit():
         tags.add(f"level_{unit['level']}")
-    suffix = picture.stem[len(base.name):].lower()
+    suffix = picture.stem[len(base.name) :].lower()
     poses = [tag for pattern, tag in POSES if re.search(pattern, suffix)]
     tags.update(poses or ["standing"])
     in_name = [w for w in re.split(r"[^a-z]+", suffix) if w in WEAPONS]

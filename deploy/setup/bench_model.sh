@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make bench-model`: a training micro-step of ours beside one of PyTorch's. Arguments go to micro_step.py.
+# `make bench-model`: compares a training micro-step with PyTorch's. Arguments go to micro_step.py.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck source=deploy/setup/public_tools.sh

@@ -1,21 +1,26 @@
 #!/usr/bin/env bash
-# `make bench-recovery`: four CPU ranks, one of them killed again and again: ours KILLS times, then the same under torchrun and under
-# torchft, PEER_KILLS times each (they are slow: 20 take about half an hour). All summaries once more at the end.
+# `make bench-recovery`: trains on four CPU ranks and kills one of them repeatedly: KILLS times with
+# this system, then PEER_KILLS times each under torchrun and torchft (20 take about half an hour).
+# Repeats all summaries at the end.
 #   bench_recovery.sh KILLS PEER_KILLS
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-[[ "$1" =~ ^[0-9]+$ && "$2" =~ ^[0-9]+$ ]] || { echo "bench_recovery: KILLS=$1 PEER_KILLS=$2: both must be whole numbers" >&2; exit 2; }
+[[ "$1" =~ ^[0-9]+$ && "$2" =~ ^[0-9]+$ ]] || {
+  echo "bench_recovery: KILLS=$1 PEER_KILLS=$2: both must be whole numbers" >&2
+  exit 2
+}
 said=$(mktemp)
 trap 'rm -f "$said"' EXIT
 target/debug/recovery "$1" | tee "$said"
 if (($2 > 0)); then
-  # torch comes with the GPU flavour of libtorch, which is a whole wheel; torchft once into the cache.
+  # The GPU flavour of libtorch is the whole wheel of torch. torchft is installed into the cache.
   python3 deploy/setup/libtorch.py cuda
   tools=${RETRI_CACHE:-$HOME/.cache/retri}/recovery-tools
   if [ ! -f "$tools/ready" ]; then
     rm -rf "$tools"
-    python3 -m pip install --quiet --no-compile --target "$tools" numpy==2.2.6 opentelemetry-api==1.45.2 \
-      opentelemetry-sdk==1.45.2 opentelemetry-exporter-otlp-proto-http==1.45.2
+    python3 -m pip install --quiet --no-compile --target "$tools" \
+      numpy==2.2.6 opentelemetry-api==1.45.2 opentelemetry-sdk==1.45.2 \
+      opentelemetry-exporter-otlp-proto-http==1.45.2
     python3 -m pip install --quiet --no-compile --no-deps --target "$tools" torchft==0.2.0
     touch "$tools/ready"
   fi

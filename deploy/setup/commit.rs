@@ -11,7 +11,7 @@ fn commit() {
     };
     let commit = git(&["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]);
     println!("cargo:rustc-env=RETRI_COMMIT={}", commit.as_deref().unwrap_or("unknown"));
-    // It has a line for every commit and checkout.
+    // Git appends a line to this log at every commit and checkout.
     if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]) {
         println!("cargo:rerun-if-changed={log}");
     }

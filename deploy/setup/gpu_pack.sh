@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Packs what `make gpu-check` hands over: `target-gpu-check/gpu-check/` with a stripped worker-rank (under 60 MiB)
-# and gpu_check.sh. It is built against the libtorch of machines with newer GPUs (2.11), not the one we train with.
+# `make gpu-check`: packs a stripped worker-rank (under 60 MiB) and gpu_check.sh into
+# target-gpu-check/gpu-check/. The program is built against libtorch 2.11, which newer GPUs need,
+# and not against the version for training.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python3 deploy/setup/libtorch.py gpu-check
 export LIBTORCH="$PWD/.libtorch-gpu-check"
-# tch is made for 2.10 and works with 2.11 too.
+# tch is made for 2.10, and also works with 2.11.
 export LIBTORCH_BYPASS_VERSION_CHECK=1
 cargo build --locked -p rank --features rank/cuda --target-dir target-gpu-check
 pack=target-gpu-check/gpu-check
@@ -17,4 +18,4 @@ if [ "$size" -gt $((60 * 1024 * 1024)) ]; then
   echo "gpu-check: worker-rank has $size bytes stripped; at most 60 MiB are allowed" >&2
   exit 1
 fi
-echo "gpu-check: $pack is ready ($((size / 1024 / 1024)) MiB); run gpu_check.sh on a machine with a GPU"
+echo "gpu-check: $pack is ready ($((size / 1024 / 1024)) MiB); run gpu_check.sh on a GPU"

@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
-"""Puts libtorch where the build looks for it: a cached folder, and a link to it in the checkout.
+"""Installs libtorch into a cache, and links to it from the checkout, where the build looks for it.
 
-    libtorch.py              CPU flavour, link `.libtorch`             (called by `make setup`; about 700 MB)
-    libtorch.py cuda         GPU flavour, link `.libtorch-cuda`        (called by `make build CUDA=1`; 7 GB)
-    libtorch.py gpu-check    GPU flavour of the version that machines with newer GPUs have; `.libtorch-gpu-check`
+    libtorch.py              CPU flavour, link `.libtorch` (900 MB to download, 500 MB on disk;
+                             called by `make setup`)
+    libtorch.py cuda         GPU flavour, link `.libtorch-cuda` (7 GB; called by `make build
+                             CUDA=1`)
+    libtorch.py gpu-check    GPU flavour of the version for newer GPUs, link `.libtorch-gpu-check`
 
-The cache lies outside the checkout ($RETRI_CACHE, else ~/.cache/retri), so that a second clone downloads nothing.
-The CPU flavour unpacks only what is linked. A GPU flavour is the whole wheel with its CUDA packages, and the CUDA
-headers that c10d's NCCL header includes; its link points at the folder `torch`, with `nvidia` beside it.
+The cache is outside the checkout ($RETRI_CACHE, else ~/.cache/retri), so that a second clone
+downloads nothing. The CPU flavour has only the headers and the libraries that are linked. A GPU
+flavour is the whole wheel with its CUDA packages, and the CUDA headers that c10d's NCCL header
+includes; its link points at the folder `torch`, with `nvidia` beside it.
 """
+
 import os
 import pathlib
 import shutil
@@ -23,7 +27,14 @@ CPU_WHEELS = [
     "nvidia-cuda-runtime-cu12==12.8.90",
     "nvidia-cuda-cupti-cu12==12.8.90",
 ]
-CPU_LIBRARIES = ("libtorch_cpu.so", "libc10.so", "libtorch.so", "libgomp", "libcudart.so.12", "libcupti.so.12")
+CPU_LIBRARIES = (
+    "libtorch_cpu.so",
+    "libc10.so",
+    "libtorch.so",
+    "libgomp",
+    "libcudart.so.12",
+    "libcupti.so.12",
+)
 # ProcessGroupNCCL.hpp includes CUDA headers that torch's own dependencies lack: crt/ and CCCL.
 CUDA_WHEELS = {
     "cuda": ("2.10.0", ["nvidia-cuda-nvcc-cu12==12.8.93", "nvidia-cuda-cccl-cu12==12.8.90"]),
@@ -47,18 +58,34 @@ def main() -> None:
             install_cuda(version, headers, home)
         link(checkout / (".libtorch-" + flavour), home / "torch")
     else:
-        sys.exit(f"setup: unknown flavour {flavour!r}; it is cpu (the default), {' or '.join(CUDA_WHEELS)}")
+        sys.exit(
+            f"setup: unknown flavour {flavour!r}; it is cpu (the default), "
+            f"{' or '.join(CUDA_WHEELS)}"
+        )
 
 
 def install_cpu(cache: pathlib.Path, home: pathlib.Path) -> None:
-    """Downloads the wheels and unpacks the libraries and headers; `build-version` is written last, so that an
-    interrupted run is done again."""
+    """Downloads the wheels and unpacks the libraries and headers. `build-version` is written last,
+    so that an interrupted installation is repeated."""
     wheels = cache / "wheels"
     wheels.mkdir(parents=True, exist_ok=True)
     print(f"setup: downloading libtorch {VERSION} (CPU, once) into {cache}", flush=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), *CPU_WHEELS]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(wheels),
+        *CPU_WHEELS,
+    ]
     if subprocess.run(command).returncode != 0:
-        sys.exit(f"setup: pip could not download {', '.join(CPU_WHEELS)}; is the package index reachable?")
+        sys.exit(
+            f"setup: pip could not download {', '.join(CPU_WHEELS)}; "
+            "is the package index reachable?"
+        )
     partial = home.with_name(home.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "lib").mkdir(parents=True)
@@ -66,7 +93,7 @@ def install_cpu(cache: pathlib.Path, home: pathlib.Path) -> None:
         unpack(wheel, partial)
     torch_link = partial / "lib" / "libtorch.so"
     torch_link.unlink(missing_ok=True)
-    # torch-sys asks the linker for -ltorch; all of it is in libtorch_cpu.so.
+    # torch-sys links -ltorch, but everything is in libtorch_cpu.so.
     torch_link.symlink_to("libtorch_cpu.so")
     (partial / "build-version").write_text(VERSION)
     shutil.rmtree(home, ignore_errors=True)
@@ -75,18 +102,31 @@ def install_cpu(cache: pathlib.Path, home: pathlib.Path) -> None:
 
 
 def install_cuda(version: str, headers: list[str], home: pathlib.Path) -> None:
-    """Installs the whole wheel and its CUDA packages into a folder of their own, not into any Python."""
+    """Installs the whole wheel and its CUDA packages into their own folder, not into a Python."""
     partial = home.with_name(home.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     print(f"setup: installing libtorch {version} (CUDA, 7 GB, once) into {home}", flush=True)
     packages = [f"torch=={version}", *headers]
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--no-cache-dir", "--target",
-               str(partial), *packages]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-compile",
+        "--no-cache-dir",
+        "--target",
+        str(partial),
+        *packages,
+    ]
     if subprocess.run(command).returncode != 0:
         shutil.rmtree(partial, ignore_errors=True)
-        sys.exit(f"setup: pip could not install {', '.join(packages)}; is the package index reachable, the disk full?")
-    # Python's compiler of kernels is 600 MB and nothing that we link.
+        sys.exit(
+            f"setup: pip could not install {', '.join(packages)}; "
+            "is the package index reachable, or the disk full?"
+        )
+    # Triton, 600 MB, is not linked.
     shutil.rmtree(partial / "triton", ignore_errors=True)
     (partial / "torch" / "build-version").write_text(version)
     shutil.rmtree(home, ignore_errors=True)

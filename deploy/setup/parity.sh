@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# `make parity`: the built worker beside diffusers, transformers and open_clip's tokenizer. Arguments go to parity.py.
+# `make parity`: compares the compiled worker with diffusers, transformers and open_clip's
+# tokenizer. Arguments go to parity.py.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck source=deploy/setup/public_tools.sh

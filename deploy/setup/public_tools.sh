@@ -1,11 +1,14 @@
-# Sourced by the scripts that hold our model against public implementations: their Python packages, once, in the cache outside
-# the checkout; torch from the GPU flavour of libtorch, which is a whole wheel. To be sourced at the checkout's top.
+# Sourced, in the root of the checkout, by the scripts that compare with public implementations.
+# Installs their Python packages once into the cache outside the checkout. torch is that of the GPU
+# flavour of libtorch, which is the whole wheel.
 python3 deploy/setup/libtorch.py cuda
 tools=${RETRI_CACHE:-$HOME/.cache/retri}/parity-tools
 if [ ! -f "$tools/ready" ]; then
   rm -rf "$tools"
-  python3 -m pip install --quiet --target "$tools" diffusers==0.42.1 transformers==5.23.0 safetensors numpy ftfy
+  python3 -m pip install --quiet --target "$tools" \
+    diffusers==0.42.1 transformers==5.23.0 safetensors numpy ftfy
   python3 -m pip install --quiet --no-deps --target "$tools" open_clip_torch==3.3.0
   touch "$tools/ready"
 fi
-export PYTHONPATH=$tools:$(dirname "$(readlink -f .libtorch-cuda)") HF_HUB_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1
+export PYTHONPATH=$tools:$(dirname "$(readlink -f .libtorch-cuda)")
+export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every test of the workspace and ends with one line of totals. Called by `make test`.
+# `make test`: runs every test of the workspace, and prints the totals in the last line.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python3 deploy/setup/test_tools.py
@@ -7,6 +7,10 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 status=0
 cargo test --locked --workspace --no-fail-fast 2>&1 | tee "$log" || status=$?
-sum() { awk -v word="$1" '/^test result:/ {for (i = 2; i <= NF; i++) if ($i ~ "^" word) n += $(i - 1)} END {print n + 0}' "$log"; }
+sum() { # the number before this word in all result lines
+  awk -v word="$1" '
+    /^test result:/ {for (i = 2; i <= NF; i++) if ($i ~ "^" word) n += $(i - 1)}
+    END {print n + 0}' "$log"
+}
 echo "$(sum passed) passed, $(sum failed) failed, $(sum ignored) skipped"
 exit $status

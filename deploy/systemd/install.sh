@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Installs one role on this node from a checkout in which `make release` has run (on GPU nodes `make release CUDA=1`):
+# Installs one role on this node. Run `make release` first (on GPU nodes `make release CUDA=1`).
 #   sudo deploy/systemd/install.sh coordinator
 #   sudo CUDA=1 deploy/systemd/install.sh worker
-# Programs go to /opt/retri/bin with links in /usr/local/bin, the unit to /etc/systemd/system, settings to /etc/retri
-# (those that exist are left alone). Starts nothing. DESTDIR=… installs below another root,
-# PROFILE=debug what `make build` has made.
+# Programs go to /opt/retri/bin with links in /usr/local/bin, the unit to /etc/systemd/system, and
+# settings to /etc/retri; settings that exist are kept. Starts nothing. To upgrade a worker, stop it
+# first. DESTDIR=… installs below another root; PROFILE=debug installs what `make build` compiled.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 role=${1:-}
@@ -13,7 +13,7 @@ flavour=; [ "${CUDA:-0}" = 1 ] && flavour=-cuda
 bin=target$flavour/${PROFILE:-release}
 case $role in
   coordinator) programs=(coordinator) ;;
-  # With the command line: who looks for a fault on a node asks from there.
+  # With the command line, for diagnosing faults on the node.
   worker) programs=(worker worker-rank coordinator) ;;
   *) echo "install: which role? deploy/systemd/install.sh coordinator|worker" >&2; exit 2 ;;
 esac
@@ -28,15 +28,16 @@ for program in "${programs[@]}"; do
   ln -sfn "/opt/retri/bin/$program" "$root/usr/local/bin/$program"
 done
 install -D -m 644 deploy/README.md "$root/opt/retri/share/README.md"
-install -D -m 644 "deploy/systemd/retri-$role.service" "$root/etc/systemd/system/retri-$role.service"
-[ -e "$root/etc/retri/$role.toml" ] || install -D -m 644 "deploy/$role.toml" "$root/etc/retri/$role.toml"
-[ -e "$root/etc/retri/s3.env" ] || install -D -m 600 deploy/systemd/s3.env "$root/etc/retri/s3.env"
+unit=retri-$role.service settings=$root/etc/retri
+install -D -m 644 "deploy/systemd/$unit" "$root/etc/systemd/system/$unit"
+[ -e "$settings/$role.toml" ] || install -D -m 644 "deploy/$role.toml" "$settings/$role.toml"
+[ -e "$settings/s3.env" ] || install -D -m 600 deploy/systemd/s3.env "$settings/s3.env"
 
 if [ "$role" = worker ]; then
   mkdir -p "$root/opt/retri/torch"
   cp -a ".libtorch$flavour/lib" "$root/opt/retri/torch/"
-  # The CUDA libraries lie where libtorch looks for them: beside its own folder.
+  # libtorch looks for the CUDA libraries beside its own folder.
   if [ -n "$flavour" ]; then cp -a .libtorch-cuda/../nvidia "$root/opt/retri/"; fi
 fi
 if [ -z "$root" ]; then systemctl daemon-reload; fi
-echo "installed; look at /etc/retri/$role.toml, then: systemctl enable --now retri-$role"
+echo "installed; edit /etc/retri/$role.toml, then: systemctl enable --now retri-$role"

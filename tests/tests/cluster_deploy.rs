@@ -174,6 +174,8 @@ fn installing_keeps_settings_that_are_there() -> Result<()> {
         command
             .arg("coordinator")
             .env("DESTDIR", root.path())
+            // The programs of `make test`. A release build is for real nodes.
+            .env("PROFILE", "debug")
             .env_remove("CUDA");
         run(command)?.success()?;
         Ok(())
@@ -186,6 +188,12 @@ fn installing_keeps_settings_that_are_there() -> Result<()> {
     ] {
         ensure!(root.path().join(file).is_file(), "{file} was not installed");
     }
+    let link = std::fs::read_link(root.path().join("usr/local/bin/coordinator"))?;
+    ensure!(
+        link == Path::new("/opt/retri/bin/coordinator"),
+        "the link on PATH points to {}",
+        link.display()
+    );
     let config = root.path().join("etc/retri/coordinator.toml");
     std::fs::write(&config, "# ours\n")?;
     install()?;

@@ -63,6 +63,11 @@ fn every_panel_shows_data_of_a_running_job() -> Result<()> {
             found.trim().is_empty(),
             "promtool on {address}: {found}\n{page}"
         );
+        // Prometheus sets this label itself, and would rename ours to `exported_job`.
+        ensure!(
+            page.contains("{training_job=") && !page.contains("{job=") && !page.contains(",job="),
+            "{address} serves a label `job`, or no label `training_job`:\n{page}"
+        );
         http::get(&format!("http://{address}/healthz"))?;
     }
     cluster.ok(&["cancel", &id])?;

@@ -1,7 +1,8 @@
-//! The jobs under deploy/jobs: each is accepted, and demo.toml documents every field.
+//! The jobs under deploy/jobs: each is accepted, and the examples document every field with its
+//! default.
 #![allow(clippy::unwrap_used)]
 
-use proto::job::{parse, to_toml};
+use proto::job::parse;
 use proto::spec::{Component, JobSpec, Pairing, Precision, Task, Work};
 use std::path::{Path, PathBuf};
 
@@ -104,13 +105,105 @@ fn table_3_has_its_fourteen_jobs() {
     );
 }
 
+/// The fields of a table of job.toml ("" for the fields outside of tables), from the error for an
+/// unknown one.
+fn known_fields(table: &str) -> Vec<String> {
+    let header = if table.is_empty() {
+        String::new()
+    } else {
+        format!("[{table}]\n")
+    };
+    let text = format!("{header}no_such_field = 1\n");
+    let errors = parse("job.toml", &text, None).unwrap_err().to_string();
+    let (_, listed) = errors
+        .split_once(", expected ")
+        .unwrap_or_else(|| panic!("[{table}]: {errors}"));
+    // A suggestion may follow the list.
+    let listed = listed.split(';').next().unwrap();
+    let names = listed.split('`').skip(1).step_by(2);
+    names.map(str::to_owned).collect()
+}
+
+/// The fields of these tables that the example does not show.
+fn undocumented(file: &str, tables: &[&str]) -> Vec<String> {
+    let text = std::fs::read_to_string(jobs().join(file)).unwrap();
+    let missing = |table: &str, field: &str| {
+        let header = [table, field].join(".");
+        let header = header.trim_start_matches('.');
+        !text.contains(&format!("{field} = ")) && !text.contains(&format!("[{header}]\n"))
+    };
+    let mut found = Vec::new();
+    for table in tables {
+        let fields = known_fields(table);
+        assert!(2 <= fields.len(), "[{table}]: {fields:?}");
+        let fields = fields.into_iter().filter(|field| missing(table, field));
+        found.extend(fields.map(|field| format!("{file}: {table}.{field}")));
+    }
+    found
+}
+
 #[test]
-fn demo_toml_documents_every_field() {
+fn the_examples_document_every_field() {
+    let tables = [
+        "resources",
+        "resources.workers",
+        "data",
+        "data.clothes",
+        "model",
+        "model.retrieval",
+        "model.noise",
+        "model.unet",
+        "model.autoencoder",
+        "model.text_encoder",
+        "train",
+        "train.optimizer",
+        "checkpoint",
+    ];
+    assert_eq!(undocumented("demo.toml", &tables), Vec::<String>::new());
+    assert_eq!(
+        undocumented("sample.toml", &["sample"]),
+        Vec::<String>::new()
+    );
+    let demo = std::fs::read_to_string(jobs().join("demo.toml")).unwrap();
+    for field in known_fields("") {
+        // The tables of other kinds of work have examples of their own.
+        let shown = demo.contains(&format!("{field} = ")) || demo.contains(&format!("[{field}]\n"));
+        assert!(
+            shown || jobs().join(format!("{field}.toml")).is_file(),
+            "no example shows {field}"
+        );
+    }
+}
+
+/// Fields whose commented-out value is an example and not the default.
+const EXAMPLES: [&str; 2] = ["after", "ema"];
+
+#[test]
+fn fields_that_are_commented_out_show_their_defaults() {
     let text = std::fs::read_to_string(jobs().join("demo.toml")).unwrap();
-    let canonical = to_toml(&parse("demo.toml", &text, Some(&jobs())).unwrap());
-    let keys = canonical
+    let is_name = |name: &str| name.chars().all(|it| it.is_ascii_lowercase() || it == '_');
+    let uncomment = |line: &str| {
+        let bare = line.strip_prefix("# ")?;
+        let is_field = bare
+            .split_once(" = ")
+            .is_some_and(|(name, _)| is_name(name) && !EXAMPLES.contains(&name));
+        let is_header = bare.starts_with('[') && bare.ends_with(']');
+        (is_field || is_header).then(|| bare.to_owned())
+    };
+    let mut uncommented = 0;
+    let lines: Vec<String> = text
         .lines()
-        .filter_map(|line| line.split_once(" = ").map(|(key, _)| key));
-    let undocumented: Vec<&str> = keys.filter(|key| !text.contains(key)).collect();
-    assert_eq!(undocumented, Vec::<&str>::new());
+        .map(|line| match uncomment(line) {
+            Some(bare) => {
+                uncommented += 1;
+                bare
+            }
+            None => line.to_owned(),
+        })
+        .collect();
+    assert!(30 < uncommented, "only {uncommented} lines");
+    let spec = |text: &str| {
+        parse("demo.toml", text, Some(&jobs())).unwrap_or_else(|errors| panic!("{errors}"))
+    };
+    assert_eq!(spec(&lines.join("\n")), spec(&text));
 }

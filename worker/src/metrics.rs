@@ -14,13 +14,14 @@ use worker_core::View;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RankLabels {
-    job: String,
+    /// Not `job`: Prometheus sets that to the name of the scrape configuration.
+    training_job: String,
     rank: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct JobLabels {
-    job: String,
+    training_job: String,
 }
 
 /// The daemon's metrics. Cheap to clone; clones share their values.
@@ -100,7 +101,7 @@ impl Metrics {
     pub(crate) fn rank_started(&self, job: &str) {
         self.rank_starts
             .get_or_create(&JobLabels {
-                job: job.to_owned(),
+                training_job: job.to_owned(),
             })
             .inc();
     }
@@ -108,7 +109,7 @@ impl Metrics {
     pub(crate) fn rank_failed(&self, job: &str) {
         self.rank_failures
             .get_or_create(&JobLabels {
-                job: job.to_owned(),
+                training_job: job.to_owned(),
             })
             .inc();
     }
@@ -130,7 +131,7 @@ impl Metrics {
         // Ranks are in key order, so a newer generation of the same rank overwrites an older one.
         for rank in &view.ranks {
             let labels = RankLabels {
-                job: rank.key.job.0.clone(),
+                training_job: rank.key.job.0.clone(),
                 rank: rank.key.rank.0,
             };
             let up = matches!(rank.report.phase, RankPhase::Joining | RankPhase::Training)
