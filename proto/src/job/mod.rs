@@ -7,6 +7,7 @@ pub(crate) mod faults;
 mod raw;
 
 use crate::architecture::fields::Written;
+use crate::duration;
 use crate::id::JobId;
 use crate::location;
 use crate::sample::{ImageSource, NamedReference, SampleWork, Weights};
@@ -17,6 +18,9 @@ use raw::{
 };
 use std::fmt;
 use std::path::Path;
+
+/// The value of `train.time_limit` without a limit.
+const NO_LIMIT: &str = "none";
 
 /// All errors of one job.toml, in line order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -252,6 +256,7 @@ fn train_toml(train: &Train) -> TrainToml {
         reduction: Some(train.reduction),
         threads: Some(train.threads),
         digest_every: Some(train.digest_every),
+        time_limit: Some(train.time_limit.map_or(NO_LIMIT.into(), duration::format)),
         optimizer: OptimizerToml {
             name: Some(OptimizerName::AdamW),
             beta1: Some(beta1),

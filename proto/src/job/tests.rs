@@ -6,6 +6,7 @@ use crate::spec::{
     Attend, Clothes, Component, JobSpec, OnNonfinite, Precision, Retrieval, TrainWork,
 };
 use std::path::Path;
+use std::time::Duration;
 
 mod combination;
 mod noise;
@@ -107,7 +108,7 @@ fn unknown_keys_get_a_suggestion() {
         `global_batch`, `micro_batch`, `learning_rate`, `learning_rates`, `warmup`, `decay`, \
         `clip`, `ema`, `face_loss_weight`, `target_mask_threshold`, `loss_weighting`, \
         `precision`, `on_nonfinite`, `latent_cache_mib`, `reduction`, `threads`, `digest_every`, \
-        `optimizer`; did you mean `global_batch`?",
+        `time_limit`, `optimizer`; did you mean `global_batch`?",
     );
     check(
         "architecture = \"retrinet\"",
@@ -140,6 +141,40 @@ fn a_reduction_is_fast_unless_the_job_says_exact() {
         "micro_batch = 8\nreduction = \"exakt\"",
         "job.toml:20: train.reduction: unknown variant `exakt`, expected `fast` or `exact`; did \
         you mean `exact`?",
+    );
+}
+
+#[test]
+fn a_time_limit_is_a_duration_or_none() {
+    let with =
+        |value: &str| GOOD.replace("steps = 100", &format!("steps = 100\ntime_limit = {value}"));
+    let limit = |text: &str| read(text).unwrap().train.time_limit;
+    assert_eq!(limit(GOOD), None);
+    assert_eq!(limit(&with("\"none\"")), None);
+    for (value, seconds) in [
+        ("\"36h\"", 129_600),
+        ("\"90m\"", 5_400),
+        ("\"1h30m\"", 5_400),
+    ] {
+        let text = with(value);
+        assert_eq!(limit(&text), Some(Duration::from_secs(seconds)));
+        check_canonical(&text);
+    }
+    check_canonical(&with("\"none\""));
+    for wrong in ["", "36", "0h", "1.5h", "30m1h", "forever", "-1h"] {
+        check(
+            "steps = 100",
+            &format!("steps = 100\ntime_limit = \"{wrong}\""),
+            &format!(
+                "job.toml:18: train.time_limit: is \"{wrong}\"; it must be a duration such as \
+                \"45s\", \"90m\", \"1h30m\", \"36h\" or \"2d\", or \"none\""
+            ),
+        );
+    }
+    check(
+        "steps = 100",
+        "steps = 100\ntime_limit = 3600",
+        "job.toml:18: train.time_limit: is the integer `3600`; it must be a quoted string",
     );
 }
 

@@ -420,6 +420,7 @@ fn spec(job: &PlannedJob) -> JobSpec {
         reduction: Reduction::Fast,
         threads: 1,
         digest_every: 0,
+        time_limit: None,
     };
     let checkpoint = CheckpointPolicy {
         every: job.every,

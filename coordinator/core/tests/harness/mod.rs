@@ -435,6 +435,7 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
         reduction: Reduction::Fast,
         threads: 1,
         digest_every: 0,
+        time_limit: None,
     };
     let model = model();
     let checkpoint = CheckpointPolicy { every: 2, keep: 1 };

@@ -1,9 +1,12 @@
 //! `[train]`: defaults and bounds. Called by [`super::check`].
 
 use super::kebab;
+use crate::duration;
+use crate::job::NO_LIMIT;
 use crate::job::faults::Faults;
 use crate::job::raw::{OptimizerToml, TrainToml};
 use crate::spec::{Decay, OnNonfinite, Optimizer, Precision, Reduction, Train};
+use std::time::Duration;
 
 const STEPS_MAX: u64 = 1_000_000_000_000;
 const GLOBAL_BATCH_MAX: u32 = 1 << 20;
@@ -26,6 +29,7 @@ pub(super) fn train(raw: &TrainToml, faults: &mut Faults) -> Train {
         reduction: raw.reduction.unwrap_or(Reduction::Fast),
         threads: raw.threads.unwrap_or(1),
         digest_every: raw.digest_every.unwrap_or(100),
+        time_limit: time_limit(raw.time_limit.as_deref(), faults),
     };
     faults.positive("train.steps", train.steps);
     // Positions in the infinite sample order are 64-bit numbers.
@@ -57,6 +61,18 @@ pub(super) fn train(raw: &TrainToml, faults: &mut Faults) -> Train {
         )
     });
     train
+}
+
+fn time_limit(raw: Option<&str>, faults: &mut Faults) -> Option<Duration> {
+    let text = raw.filter(|text| *text != NO_LIMIT)?;
+    let limit = duration::parse(text);
+    faults.need(limit.is_some(), "train.time_limit", || {
+        format!(
+            "is {text:?}; it must be {}, or \"{NO_LIMIT}\"",
+            duration::EXPECTED
+        )
+    });
+    limit
 }
 
 fn optimizer(raw: &OptimizerToml, faults: &mut Faults) -> Optimizer {
