@@ -36,7 +36,7 @@ for name in ("1-fast", "2-fast", "1-exact", "2-exact"):
     shares = {phase: mean(curve["shares"][phase] for curve in curves) for phase in curves[0]["shares"]}
     shares = ", ".join(f"{phase} {100 * share:.1f} %" for phase, share in shares.items())
     memory = max(curve["peak_memory_bytes"] for curve in curves) / 2**20
-    print(f"{name[0]} rank(s), {name[2:]}: {rates[name]:.1f} samples/s, peak memory of rank 0 {memory:.0f} MiB, {shares}")
+    print(f"{name[0]} rank(s), {name[2:]}: {rates[name]:.1f} samples/s, peak host memory of rank 0 {memory:.0f} MiB, {shares}")
 print(f"BENCH two ranks / one rank = {rates['2-fast'] / rates['1-fast']:.2f}")
 for world in (1, 2):
     more = 100 * (rates[f"{world}-fast"] / rates[f"{world}-exact"] - 1)

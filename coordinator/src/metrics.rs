@@ -17,7 +17,8 @@
 //! | `retri_job_generation` | job | | newest generation |
 //! | `retri_job_world` | job | ranks | ranks of the running generation |
 //! | `retri_job_restarts_total` | job | | generations that ended early |
-//! | `retri_job_peak_memory_bytes` | job | bytes | largest resident memory of rank 0 so far |
+//! | `retri_job_peak_memory_bytes` | job | bytes | largest host memory of rank 0 so far |
+//! | `retri_job_peak_device_memory_bytes` | job | bytes | largest GPU memory of its tensors; 0 on a CPU |
 //! | `retri_job_skipped_steps` | job | steps | steps skipped because of a non-finite value |
 //! | `retri_job_loss_scale` | job | | loss scale of the backward pass; 1 except in fp16 |
 //! | `retri_job_units` | job, state | units | units by state: total, done, leased, set-aside |
@@ -95,6 +96,7 @@ struct Families {
     world: Gauges,
     restarts: Counters,
     peak_memory: Gauges,
+    peak_device_memory: Gauges,
     skipped_steps: Gauges,
     loss_scale: Gauges,
     units: Gauges,
@@ -160,8 +162,13 @@ impl Families {
             ),
             (
                 "retri_job_peak_memory_bytes",
-                "Largest resident memory of rank 0 so far",
+                "Largest resident memory of rank 0 on its host so far",
                 &self.peak_memory,
+            ),
+            (
+                "retri_job_peak_device_memory_bytes",
+                "Largest memory of rank 0's tensors on its GPU so far; 0 on a CPU",
+                &self.peak_device_memory,
             ),
             (
                 "retri_job_skipped_steps",
@@ -300,6 +307,9 @@ impl Families {
         self.peak_memory
             .get_or_create(&name())
             .set(step.peak_memory_bytes as f64);
+        self.peak_device_memory
+            .get_or_create(&name())
+            .set(step.peak_device_memory_bytes as f64);
         self.skipped_steps
             .get_or_create(&name())
             .set(step.skipped_steps as f64);

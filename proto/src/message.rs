@@ -241,8 +241,11 @@ pub struct StepReport {
     pub learning_rate: f64,
     pub samples: u32,
     pub seconds: PhaseSeconds,
-    /// Largest resident memory of the rank so far.
+    /// Largest resident memory of the rank's process on the host so far.
     pub peak_memory_bytes: u64,
+    /// Largest memory of tensors on the rank's GPU so far, as c10's caching allocator counts it
+    /// (`torch.cuda.max_memory_allocated`); 0 on a CPU.
+    pub peak_device_memory_bytes: u64,
     /// Number of steps so far whose update was skipped because the loss or a gradient was not
     /// finite. The loss of such a step is that of its finite samples; its gradient norm is reported
     /// as 0.

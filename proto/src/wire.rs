@@ -284,6 +284,7 @@ impl From<&StepReport> for pb::StepReport {
                 checkpoint: report.seconds.checkpoint,
             }),
             peak_memory_bytes: report.peak_memory_bytes,
+            peak_device_memory_bytes: report.peak_device_memory_bytes,
             skipped_steps: report.skipped_steps,
             loss_scale: report.loss_scale,
             terms: report.terms.iter().map(Into::into).collect(),
@@ -312,6 +313,7 @@ impl TryFrom<pb::StepReport> for StepReport {
                 checkpoint: seconds.checkpoint,
             },
             peak_memory_bytes: report.peak_memory_bytes,
+            peak_device_memory_bytes: report.peak_device_memory_bytes,
             skipped_steps: report.skipped_steps,
             loss_scale: report.loss_scale,
         })

@@ -1,6 +1,7 @@
 //! Summary statistics of a loss curve. Pure. Used by `describe`.
 
 use crate::metrics::phases;
+use crate::text::bytes;
 use proto::message::PhaseSeconds;
 use proto::pb;
 use serde_json::{Value, json};
@@ -16,7 +17,10 @@ pub(crate) struct Summary {
     pub(crate) samples_per_second: f64,
     /// Fraction of the total step time by phase, in execution order.
     pub(crate) fractions: Vec<(&'static str, f64)>,
+    /// Host memory.
     pub(crate) peak_memory_bytes: u64,
+    /// 0 on a CPU.
+    pub(crate) peak_device_memory_bytes: u64,
 }
 
 impl Summary {
@@ -65,6 +69,11 @@ impl Summary {
                 .map(|it| it.peak_memory_bytes)
                 .max()
                 .unwrap_or(0),
+            peak_device_memory_bytes: steps
+                .iter()
+                .map(|it| it.peak_device_memory_bytes)
+                .max()
+                .unwrap_or(0),
         })
     }
 
@@ -81,7 +90,17 @@ impl Summary {
             "samples_per_second": self.samples_per_second,
             "shares": fractions,
             "peak_memory_bytes": self.peak_memory_bytes,
+            "peak_device_memory_bytes": self.peak_device_memory_bytes,
         })
+    }
+
+    /// `1.5 GiB at most on the host`, and on a GPU what its tensors occupied.
+    pub(crate) fn memory_text(&self) -> String {
+        let host = format!("{} at most on the host", bytes(self.peak_memory_bytes));
+        match self.peak_device_memory_bytes {
+            0 => format!("{host} (rank 0)"),
+            device => format!("{host}, {} on the GPU (rank 0)", bytes(device)),
+        }
     }
 
     /// `forward 40.0 %, backward 55.0 %, …`, without phases that took no time.
@@ -123,6 +142,15 @@ mod tests {
         assert_eq!(summary.samples_per_second, 4.0);
         assert_eq!(summary.fractions_text(), "forward 25.0 %, backward 75.0 %");
         assert_eq!(summary.peak_memory_bytes, 40);
+        assert_eq!(summary.memory_text(), "40 B at most on the host (rank 0)");
+        let on_gpu = Summary {
+            peak_device_memory_bytes: 3 << 30,
+            ..summary
+        };
+        assert_eq!(
+            on_gpu.memory_text(),
+            "40 B at most on the host, 3.0 GiB on the GPU (rank 0)"
+        );
         assert_eq!(Summary::of(&[]), None);
     }
 }

@@ -4,7 +4,7 @@ use super::client::{self, connect};
 use super::curve::Summary;
 use super::job::progress;
 use super::{Global, Outcome, Output, json, print_json, table};
-use crate::text::{ago, bytes, duration, now_ms, outln};
+use crate::text::{ago, duration, now_ms, outln};
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use proto::pb;
@@ -113,10 +113,7 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
             &format!("{:.1} samples/s", summary.samples_per_second),
         );
         line("step time", &summary.fractions_text());
-        line(
-            "memory",
-            &format!("{} at most (rank 0)", bytes(summary.peak_memory_bytes)),
-        );
+        line("memory", &summary.memory_text());
     }
     let steps: Vec<String> = view
         .checkpoints

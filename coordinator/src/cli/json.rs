@@ -62,6 +62,7 @@ pub(crate) fn step(step: &pb::StepReport) -> Value {
             "checkpoint": seconds.checkpoint,
         },
         "peak_memory_bytes": step.peak_memory_bytes,
+        "peak_device_memory_bytes": step.peak_device_memory_bytes,
         "skipped_steps": step.skipped_steps,
         "loss_scale": step.loss_scale,
     });

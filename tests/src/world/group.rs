@@ -447,6 +447,7 @@ impl World {
             samples: 1,
             seconds: PhaseSeconds::default(),
             peak_memory_bytes: 0,
+            peak_device_memory_bytes: 0,
             skipped_steps: 0,
             loss_scale: 1.0,
         };

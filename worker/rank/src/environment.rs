@@ -17,7 +17,7 @@ pub(crate) fn describe(spec: &TrainWork, device: DeviceKind) -> String {
     )
 }
 
-/// Peak resident set size in bytes; 0 if unknown.
+/// Peak resident set size in bytes, which is memory of the host; 0 if unknown.
 pub(crate) fn peak_memory_bytes() -> u64 {
     std::fs::read_to_string("/proc/self/status").map_or(0, |text| high_water_mark(&text))
 }

@@ -3,6 +3,7 @@
 //! and the data set stay loaded between generations. Called by [`crate::run`].
 
 use crate::checkpoint::Checkpoints;
+use crate::collective::device::peak_device_memory_bytes;
 use crate::collective::{CollectiveError, Group, Membership, Store, first_line};
 use crate::deadline::Deadlines;
 use crate::exact::ExactSum;
@@ -358,6 +359,7 @@ impl<'a> RankState<'a> {
         };
         self.rank.link.step(StepReport {
             peak_memory_bytes: environment::peak_memory_bytes(),
+            peak_device_memory_bytes: peak_device_memory_bytes(self.device),
             ..completed.report
         });
         if let Some(shard) = shard {

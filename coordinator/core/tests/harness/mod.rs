@@ -279,6 +279,7 @@ pub(crate) fn with_step(mut report: RankReport, step: u64) -> RankReport {
         samples: 1,
         seconds: PhaseSeconds::default(),
         peak_memory_bytes: 0,
+        peak_device_memory_bytes: 0,
         skipped_steps: 0,
         loss_scale: 1.0,
     });

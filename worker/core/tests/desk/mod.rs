@@ -196,6 +196,7 @@ pub(crate) fn step(step: u64) -> StepReport {
         samples: 1,
         seconds: PhaseSeconds::default(),
         peak_memory_bytes: 0,
+        peak_device_memory_bytes: 0,
         skipped_steps: 0,
         loss_scale: 1.0,
     }

@@ -66,5 +66,6 @@ unsafe extern "C" {
         name_bytes: c_int,
     ) -> c_int;
     pub(super) fn retri_cuda_build() -> *const c_char;
+    pub(super) fn retri_cuda_peak_bytes(device: c_int) -> i64;
     pub(super) fn retri_full_fp32();
 }

@@ -13,6 +13,7 @@
 #ifdef RETRI_CUDA
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 #endif
 #include <unistd.h>
@@ -432,6 +433,23 @@ const char* retri_cuda_build() {
   return text.c_str();
 #else
   return "";
+#endif
+}
+
+// The largest number of bytes that tensors have occupied on the device so far; -1 on an error and in
+// a CPU build.
+int64_t retri_cuda_peak_bytes(int device) {
+#ifdef RETRI_CUDA
+  return guarded<int64_t>(-1, [&]() -> int64_t {
+    const auto stats =
+        c10::cuda::CUDACachingAllocator::getDeviceStats(static_cast<c10::DeviceIndex>(device));
+    const auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    return stats.allocated_bytes[all].peak;
+  });
+#else
+  (void)device;
+  last_error = "this build has no CUDA; build with CUDA=1";
+  return -1;
 #endif
 }
 
