@@ -7,7 +7,7 @@
 //! | `retri_job_phase` | job, phase | 1 | always 1; the label names the phase |
 //! | `retri_job_step` | job | steps | newest finished step |
 //! | `retri_job_steps_wanted` | job | steps | total steps of the job |
-//! | `retri_job_loss` | job, term | | newest loss: total and each term (equation 3: target, face) |
+//! | `retri_job_loss` | job, term | | newest loss: total, each term (equation 3: target, face), validation |
 //! | `retri_job_gradient_norm` | job | | L2 norm of the newest gradient before clipping |
 //! | `retri_job_learning_rate` | job | | learning rate of the newest step |
 //! | `retri_job_step_seconds` | job, phase | seconds | wall time of the newest step by phase |
@@ -127,7 +127,7 @@ impl Families {
             ),
             (
                 "retri_job_loss",
-                "Loss of the newest step by term",
+                "Loss of the newest step by term; term validation: of the newest validation",
                 &self.loss,
             ),
             (
@@ -267,6 +267,11 @@ impl Families {
             self.samples
                 .get_or_create(&name())
                 .inc_by(totals.samples as f64);
+            for term in &totals.validation {
+                self.loss
+                    .get_or_create(&with("term", &term.name))
+                    .set(term.value);
+            }
             for (phase, seconds) in phases(&totals.seconds) {
                 self.phase_seconds
                     .get_or_create(&with("phase", phase))
@@ -377,11 +382,12 @@ fn phase_seconds(seconds: Option<&pb::PhaseSeconds>) -> PhaseSeconds {
         communication: it.communication,
         optimizer: it.optimizer,
         checkpoint: it.checkpoint,
+        validation: it.validation,
     })
 }
 
 /// The phases of a step by name, in execution order.
-pub(crate) fn phases(seconds: &PhaseSeconds) -> [(&'static str, f64); 6] {
+pub(crate) fn phases(seconds: &PhaseSeconds) -> [(&'static str, f64); 7] {
     [
         ("data", seconds.data),
         ("forward", seconds.forward),
@@ -389,12 +395,14 @@ pub(crate) fn phases(seconds: &PhaseSeconds) -> [(&'static str, f64); 6] {
         ("communication", seconds.communication),
         ("optimizer", seconds.optimizer),
         ("checkpoint", seconds.checkpoint),
+        ("validation", seconds.validation),
     ]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proto::message::LossTerm;
 
     fn snapshot() -> Snapshot {
         let step = pb::StepReport {
@@ -438,6 +446,10 @@ mod tests {
         };
         let totals = Totals {
             samples: 56,
+            validation: vec![LossTerm {
+                name: "validation_face".into(),
+                value: 0.25,
+            }],
             ..Totals::default()
         };
         Snapshot {
@@ -453,6 +465,7 @@ mod tests {
         for line in [
             "retri_job_step{job=\"demo-1\"} 7.0",
             "retri_job_loss{job=\"demo-1\",term=\"total\"} 0.5",
+            "retri_job_loss{job=\"demo-1\",term=\"validation_face\"} 0.25",
             "retri_job_step_seconds{job=\"demo-1\",phase=\"forward\"} 1.5",
             "retri_job_samples_per_second{job=\"demo-1\"} 4.0",
             "retri_job_samples_total{job=\"demo-1\"} 56.0",

@@ -148,6 +148,8 @@ pub enum Stage {
     Digest,
     /// Writing its shard of a checkpoint, which the object store may delay.
     Checkpoint,
+    /// Forward of the rank's n-th validation batch after the step (counted from 1).
+    Validation(u32),
     /// Processing the unit of this number; not part of a step.
     Unit(u64),
 }
@@ -157,7 +159,11 @@ impl Stage {
     #[must_use]
     pub fn is_own(self) -> bool {
         match self {
-            Self::MicroBatch(_) | Self::Update | Self::Digest | Self::Unit(_) => true,
+            Self::MicroBatch(_)
+            | Self::Update
+            | Self::Digest
+            | Self::Validation(_)
+            | Self::Unit(_) => true,
             Self::Samples | Self::Reduction | Self::Checkpoint => false,
         }
     }
@@ -172,6 +178,7 @@ impl fmt::Display for Stage {
             Self::Update => f.write_str("the update"),
             Self::Digest => f.write_str("the digest"),
             Self::Checkpoint => f.write_str("the checkpoint"),
+            Self::Validation(number) => write!(f, "validation batch {number}"),
             Self::Unit(number) => write!(f, "unit {number}"),
         }
     }
@@ -196,6 +203,9 @@ pub const HANGS: &str = "hangs in";
 pub const STEPS_MAX: usize = 512;
 /// Longest `digests` list; older entries are dropped first.
 pub const DIGESTS_MAX: usize = 8;
+/// Name of the validation loss among the terms of a step, and, followed by an underscore and the
+/// name of a term, of the validation of that term.
+pub const VALIDATION: &str = "validation";
 /// Longest `terms` list; far more than any architecture has.
 pub const TERMS_MAX: usize = 32;
 
@@ -234,8 +244,8 @@ pub struct StepReport {
     pub step: Step,
     /// The total loss.
     pub loss: f64,
-    /// The terms of the loss before weighting, with the architecture's names and in its order; at
-    /// most [`TERMS_MAX`].
+    /// The terms of the loss before weighting, with the architecture's names and in its order, then
+    /// those of a validation after this step ([`VALIDATION`]); at most [`TERMS_MAX`].
     pub terms: Vec<LossTerm>,
     pub gradient_norm: f64,
     pub learning_rate: f64,
@@ -252,6 +262,15 @@ pub struct StepReport {
     pub skipped_steps: u64,
     /// The factor of the loss scaler after this step; 1 except in fp16.
     pub loss_scale: f64,
+}
+
+impl LossTerm {
+    /// Whether the term belongs to the validation after the step, and not to its loss.
+    #[must_use]
+    pub fn is_validation(&self) -> bool {
+        let rest = self.name.strip_prefix(VALIDATION);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+    }
 }
 
 /// A named term of the loss.
@@ -277,6 +296,8 @@ pub struct PhaseSeconds {
     pub optimizer: f64,
     /// Writing a checkpoint.
     pub checkpoint: f64,
+    /// Validation after the step, including the wait for its samples and for other ranks.
+    pub validation: f64,
 }
 
 impl PhaseSeconds {
@@ -288,6 +309,7 @@ impl PhaseSeconds {
             + self.communication
             + self.optimizer
             + self.checkpoint
+            + self.validation
     }
 }
 

@@ -2,9 +2,16 @@
 
 use crate::metrics::phases;
 use crate::text::bytes;
-use proto::message::PhaseSeconds;
+use proto::message::{LossTerm, PhaseSeconds};
 use proto::pb;
+use proto::wire::loss_terms;
 use serde_json::{Value, json};
+
+/// The terms of the validation after a step, the loss first; empty if there was none.
+pub(crate) fn validation_terms(step: &pb::StepReport) -> Vec<LossTerm> {
+    let terms = loss_terms(step).into_iter();
+    terms.filter(LossTerm::is_validation).collect()
+}
 
 /// Summary of a job's finished steps.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,6 +24,8 @@ pub(crate) struct Summary {
     pub(crate) samples_per_second: f64,
     /// Fraction of the total step time by phase, in execution order.
     pub(crate) fractions: Vec<(&'static str, f64)>,
+    /// The newest validation: its step and its terms.
+    pub(crate) validation: Option<(u64, Vec<LossTerm>)>,
     /// Host memory.
     pub(crate) peak_memory_bytes: u64,
     /// 0 on a CPU.
@@ -44,6 +53,7 @@ impl Summary {
                 it.communication,
                 it.optimizer,
                 it.checkpoint,
+                it.validation,
             ];
             for ((_, sum), value) in seconds.iter_mut().zip(values) {
                 *sum += value;
@@ -64,6 +74,10 @@ impl Summary {
                 .into_iter()
                 .map(|(phase, it)| (phase, it / total))
                 .collect(),
+            validation: steps.iter().rev().find_map(|step| {
+                let terms = validation_terms(step);
+                (!terms.is_empty()).then_some((step.step, terms))
+            }),
             peak_memory_bytes: steps
                 .iter()
                 .map(|it| it.peak_memory_bytes)
@@ -83,12 +97,20 @@ impl Summary {
             .iter()
             .map(|(phase, fraction)| ((*phase).to_owned(), json!(fraction)))
             .collect();
+        let validation = self.validation.as_ref().map(|(step, terms)| {
+            let mut value = json!({ "step": step });
+            for term in terms {
+                value[format!("loss_{}", term.name)] = json!(term.value);
+            }
+            value
+        });
         json!({
             "steps": self.steps,
             "loss_first": self.loss_first,
             "loss_last": self.loss_last,
             "samples_per_second": self.samples_per_second,
             "shares": fractions,
+            "validation": validation,
             "peak_memory_bytes": self.peak_memory_bytes,
             "peak_device_memory_bytes": self.peak_device_memory_bytes,
         })
@@ -152,5 +174,39 @@ mod tests {
             "40 B at most on the host, 3.0 GiB on the GPU (rank 0)"
         );
         assert_eq!(Summary::of(&[]), None);
+    }
+
+    #[test]
+    fn the_newest_validation_is_named_with_its_step() {
+        let step = |step, terms: &[(&str, f64)]| pb::StepReport {
+            step,
+            terms: terms
+                .iter()
+                .map(|(name, value)| pb::LossTerm {
+                    name: (*name).to_owned(),
+                    value: *value,
+                })
+                .collect(),
+            ..Default::default()
+        };
+        let steps = [
+            step(1, &[("target", 1.0), ("validation", 0.5)]),
+            step(
+                2,
+                &[
+                    ("target", 1.0),
+                    ("validation", 0.25),
+                    ("validation_face", 0.125),
+                ],
+            ),
+            step(3, &[("target", 1.0), ("validations", 9.0)]),
+        ];
+        let json = Summary::of(&steps).unwrap().json();
+        let expected = json!({
+            "step": 2, "loss_validation": 0.25, "loss_validation_face": 0.125
+        });
+        assert_eq!(json["validation"], expected);
+        let json = Summary::of(&steps[2..]).unwrap().json();
+        assert_eq!(json["validation"], Value::Null);
     }
 }

@@ -1,12 +1,14 @@
 //! `coordinator describe`: shows one job in full.
 
 use super::client::{self, connect};
-use super::curve::Summary;
+use super::curve::{Summary, validation_terms};
 use super::job::progress;
 use super::{Global, Outcome, Output, json, print_json, table};
 use crate::text::{ago, duration, now_ms, outln};
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
+use figures::curve::{Curves, loss_curve};
+use proto::message::LossTerm;
 use proto::pb;
 use proto::wire::loss_terms;
 use std::path::{Path, PathBuf};
@@ -50,8 +52,16 @@ fn plot(job: &str, steps: &[pb::StepReport], file: &Path) -> Result<()> {
         ));
     }
     let points: Vec<(u64, f64)> = steps.iter().map(|it| (it.step, it.loss)).collect();
+    let validation: Vec<(u64, f64)> = steps
+        .iter()
+        .filter_map(|step| Some((step.step, validation_terms(step).first()?.value)))
+        .collect();
+    let curves = Curves {
+        training: &points,
+        validation: &validation,
+    };
     let (width, height) = CURVE_SIZE;
-    let image = figures::curve::loss_curve(&points, &format!("loss of {job}"), width, height);
+    let image = loss_curve(curves, &format!("loss of {job}"), width, height);
     image
         .save_with_format(file, image::ImageFormat::Png)
         .with_context(|| format!("cannot write {}", file.display()))
@@ -87,10 +97,7 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
     }
     if let Some(step) = &view.last_step {
         let terms = loss_terms(step).into_iter();
-        let terms: Vec<String> = terms
-            .map(|it| format!("{} {:.4}", it.name, it.value))
-            .collect();
-        let terms = format!("({})", terms.join(", "));
+        let terms = format!("({})", terms_text(terms.filter(|it| !it.is_validation())));
         let (norm, rate) = (step.gradient_norm, step.learning_rate);
         line(
             "loss",
@@ -108,6 +115,10 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
                 summary.loss_first, summary.loss_last, summary.steps
             ),
         );
+        if let Some((step, terms)) = &summary.validation {
+            let terms = terms_text(terms.iter().cloned());
+            line("validation", &format!("{terms} after step {step}"));
+        }
         line(
             "speed",
             &format!("{:.1} samples/s", summary.samples_per_second),
@@ -132,6 +143,14 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
     line("store", &view.store_url);
     print_members(view);
     print_incidents(view, now);
+}
+
+/// `target 0.1234, face 0.0123`.
+fn terms_text(terms: impl Iterator<Item = LossTerm>) -> String {
+    let terms: Vec<String> = terms
+        .map(|it| format!("{} {:.4}", it.name, it.value))
+        .collect();
+    terms.join(", ")
 }
 
 fn line(name: &str, value: &str) {

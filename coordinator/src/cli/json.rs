@@ -60,6 +60,7 @@ pub(crate) fn step(step: &pb::StepReport) -> Value {
             "communication": seconds.communication,
             "optimizer": seconds.optimizer,
             "checkpoint": seconds.checkpoint,
+            "validation": seconds.validation,
         },
         "peak_memory_bytes": step.peak_memory_bytes,
         "peak_device_memory_bytes": step.peak_device_memory_bytes,

@@ -256,6 +256,8 @@ fn train_toml(train: &Train) -> TrainToml {
         reduction: Some(train.reduction),
         threads: Some(train.threads),
         digest_every: Some(train.digest_every),
+        validate_every: Some(train.validate_every),
+        validate_samples: Some(train.validate_samples),
         time_limit: Some(train.time_limit.map_or(NO_LIMIT.into(), duration::format)),
         optimizer: OptimizerToml {
             name: Some(OptimizerName::AdamW),

@@ -254,6 +254,7 @@ impl World {
                 | Effect::OpenStore
                 | Effect::Meet
                 | Effect::Synchronize { .. }
+                | Effect::Validate(_)
                 | Effect::Report(_)
                 | Effect::Abort => {}
             }

@@ -27,6 +27,7 @@ const UNKNOWN: Rules = Rules {
     steps: 1,
     checkpoint_every: 1,
     digest_every: DIGEST_EVERY,
+    validate_every: 0,
 };
 
 /// Process id, never reused.
@@ -473,6 +474,7 @@ impl World {
             | Effect::Synchronize { .. }
             | Effect::Step(_)
             | Effect::Digest(_)
+            | Effect::Validate(_)
             | Effect::Report(_)
             | Effect::Leave => {}
         }

@@ -15,6 +15,7 @@ use crate::prefetch::Prefetch;
 use crate::process::Rank;
 use crate::state::{StateReport, gather_states, synchronize};
 use crate::step::{CompletedStep, StepContext};
+use crate::validation::{self, ValidationContext};
 use crate::{device, environment};
 use anyhow::Context;
 use model::trainer::Trainer;
@@ -70,6 +71,8 @@ struct RankState<'a> {
     /// With `reduction = "exact"`; otherwise the group's Reducer sums gradients.
     exact: Option<ExactSum>,
     loader: Loader,
+    /// Positions of the validation samples.
+    validation: Vec<u64>,
     checkpoints: Checkpoints,
     current: GenerationState,
 }
@@ -142,6 +145,7 @@ impl<'a> RankState<'a> {
             device,
             trainer,
             exact,
+            validation: validation::samples(spec, loader.held_out())?,
             loader,
             checkpoints: Checkpoints::open(&assignment.store_url, &assignment.job)?,
             current: GenerationState::new(first),
@@ -173,6 +177,7 @@ impl<'a> RankState<'a> {
                 self.save(step)?;
                 return Ok(Some(Input::Saved { step }));
             }
+            Effect::Validate(step) => self.validate(step)?,
             Effect::Report(_) => self.report(),
             Effect::Leave => {
                 self.close();
@@ -347,6 +352,44 @@ impl<'a> RankState<'a> {
             init_digest: self.trainer.init_digest(),
             environment: environment::describe(self.spec, self.rank.job.resources.device),
         })
+    }
+
+    /// Adds the validation loss to the report of the step.
+    fn validate(&mut self, step: Step) -> anyhow::Result<()> {
+        let current = &mut self.current;
+        if let Some((completed, _)) = &mut current.unreported {
+            // What lies between the update and the validation has its own figures, or none.
+            completed.clock.lap();
+        }
+        let mut context = ValidationContext {
+            rank: self.rank,
+            spec: self.spec,
+            generation: current.order.generation,
+            deadlines: current.deadlines(),
+            trainer: &mut self.trainer,
+            group: current.group.as_ref().context("there is no group yet")?,
+            loader: &self.loader,
+            samples: &self.validation,
+        };
+        let outcome = context.validate(step);
+        let Some((completed, _)) = &mut current.unreported else {
+            return outcome.map(drop);
+        };
+        completed.report.seconds.validation = completed.clock.lap();
+        match outcome {
+            Ok(terms) => {
+                if let (0, Some(loss)) = (current.order.rank.0, terms.first()) {
+                    tracing::info!(%step, loss = loss.value, "validation");
+                }
+                completed.report.terms.extend(terms);
+                Ok(())
+            }
+            Err(error) => {
+                // The step is complete even if its validation is not.
+                self.report();
+                Err(error.context(format!("validation after step {step}")))
+            }
+        }
     }
 
     /// Reports the step before its shard: committing a checkpoint acknowledges its step, and an

@@ -171,6 +171,7 @@ fn kind(stage: Stage) -> &'static str {
         Stage::Update => "update",
         Stage::Digest => "digest",
         Stage::Checkpoint => "checkpoint",
+        Stage::Validation(_) => "validation batch",
         Stage::Unit(_) => "unit",
     }
 }

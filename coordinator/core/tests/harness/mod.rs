@@ -436,6 +436,8 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
         reduction: Reduction::Fast,
         threads: 1,
         digest_every: 0,
+        validate_every: 0,
+        validate_samples: 64,
         time_limit: None,
     };
     let model = model();

@@ -10,6 +10,10 @@ use std::time::Duration;
 
 const STEPS_MAX: u64 = 1_000_000_000_000;
 const GLOBAL_BATCH_MAX: u32 = 1 << 20;
+/// Default number of held-out samples of a validation.
+const VALIDATE_SAMPLES: u32 = 64;
+/// Its values of all batches fit in one all-reduce.
+const VALIDATE_SAMPLES_MAX: u32 = 1 << 16;
 
 pub(super) fn train(raw: &TrainToml, faults: &mut Faults) -> Train {
     let train = Train {
@@ -29,6 +33,8 @@ pub(super) fn train(raw: &TrainToml, faults: &mut Faults) -> Train {
         reduction: raw.reduction.unwrap_or(Reduction::Fast),
         threads: raw.threads.unwrap_or(1),
         digest_every: raw.digest_every.unwrap_or(100),
+        validate_every: raw.validate_every.unwrap_or(0),
+        validate_samples: raw.validate_samples.unwrap_or(VALIDATE_SAMPLES),
         time_limit: time_limit(raw.time_limit.as_deref(), faults),
     };
     faults.positive("train.steps", train.steps);
@@ -54,6 +60,11 @@ pub(super) fn train(raw: &TrainToml, faults: &mut Faults) -> Train {
     faults.need((0.0..1.0).contains(&ema), "train.ema", || {
         format!("is {ema}; it must be at least 0 (no average) and below 1, such as 0.9999")
     });
+    faults.count(
+        "train.validate_samples",
+        train.validate_samples,
+        VALIDATE_SAMPLES_MAX,
+    );
     faults.need((1..=256).contains(&train.threads), "train.threads", || {
         format!(
             "is {}; a rank computes with 1 to 256 threads",
