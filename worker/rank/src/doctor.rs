@@ -3,6 +3,7 @@
 //! store. Called by `worker doctor` with the node's settings.
 
 use crate::collective::device::{gpus, library_architectures, libtorch_version, supports};
+use crate::collective::network;
 use crate::deadline::Deadlines;
 use anyhow::Context;
 use futures::TryStreamExt;
@@ -58,6 +59,7 @@ pub(crate) fn run(node: &Node) -> anyhow::Result<bool> {
     let mut checks = vec![libtorch(), threads(node)];
     checks.extend(devices(node));
     checks.extend(ports(node));
+    checks.push(network(node, std::env::var(network::VARIABLE).ok()));
     checks.extend(node.coordinator.as_deref().map(coordinator));
     checks.push(match &node.store {
         Some(url) => object_store(url)?,
@@ -194,6 +196,18 @@ fn ports(node: &Node) -> Vec<Check> {
         checks.push(check("metrics port", metrics));
     }
     checks
+}
+
+/// The interface that carries gradients. `set`: the value of [`network::VARIABLE`].
+fn network(node: &Node, set: Option<String>) -> Check {
+    let (library, set) = match node.device == DeviceKind::Cuda.name() {
+        true => ("NCCL", set),
+        // Gloo reads no such variable.
+        false => ("Gloo", None),
+    };
+    let interface = network::choose(set, &node.address);
+    let outcome = interface.map(|it| format!("{library} uses {it}"));
+    check("network", outcome.map_err(|error| error.to_string()))
 }
 
 fn answers_as_worker(listen: SocketAddr) -> bool {
@@ -344,6 +358,32 @@ mod tests {
             })
             .ok
         );
+    }
+
+    #[test]
+    fn the_network_interface_is_named_with_the_reason() {
+        let found = |device: &str, address: &str, set: Option<&str>| {
+            let node = Node {
+                device: device.into(),
+                address: address.into(),
+                ..node()
+            };
+            let Check { ok, found, .. } = network(&node, set.map(str::to_owned));
+            (ok, found)
+        };
+        let (ok, text) = found("cuda", "127.0.0.1", None);
+        assert!(ok && text.starts_with("NCCL uses "), "{text}");
+        assert!(
+            text.ends_with(", which has 127.0.0.1 (`address`)"),
+            "{text}"
+        );
+        let (ok, text) = found("cuda", "203.0.113.1", Some("eth7"));
+        assert!(
+            ok && text.contains("eth7: NCCL_SOCKET_IFNAME is set"),
+            "{text}"
+        );
+        let (ok, text) = found("cpu", "203.0.113.1", Some("eth7"));
+        assert!(!ok && text.contains("203.0.113.1: no interface"), "{text}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use crate::checkpoint::Checkpoints;
 use crate::collective::device::peak_device_memory_bytes;
+use crate::collective::network::{self, Interface};
 use crate::collective::{CollectiveError, Group, Membership, Store, first_line};
 use crate::deadline::Deadlines;
 use crate::exact::ExactSum;
@@ -24,7 +25,7 @@ use model_data::loader::Loader;
 use proto::checkpoint::CheckpointRef;
 use proto::id::Step;
 use proto::message::{ShardReport, Stage, StepReport, WeightDigest};
-use proto::spec::{Reduction, TrainWork};
+use proto::spec::{DeviceKind, Reduction, TrainWork};
 use rank_core::gang::{Effect, Input, Order, Rules};
 use rank_core::state::StateSource;
 use std::collections::VecDeque;
@@ -67,6 +68,8 @@ struct RankState<'a> {
     rank: &'a Rank<'a>,
     spec: &'a TrainWork,
     device: Device,
+    /// For NCCL's sockets; None on a CPU.
+    interface: Option<Interface>,
     trainer: Trainer,
     /// With `reduction = "exact"`; otherwise the group's Reducer sums gradients.
     exact: Option<ExactSum>,
@@ -122,6 +125,14 @@ impl<'a> RankState<'a> {
             rank.task.device,
             spec.train.precision,
         )?;
+        // Before the minutes that loading can take: a wrong address fails at once.
+        let interface = match rank.job.resources.device {
+            DeviceKind::Cpu => None,
+            DeviceKind::Cuda => Some(network::of_this_process(&rank.settings.address)?),
+        };
+        if let Some(interface) = &interface {
+            tracing::info!(%interface, "NCCL's network interface");
+        }
         let mut trainer = build(rank, spec, device)?;
         let exact = match spec.train.reduction {
             Reduction::Exact => {
@@ -143,6 +154,7 @@ impl<'a> RankState<'a> {
             rank,
             spec,
             device,
+            interface,
             trainer,
             exact,
             validation: validation::samples(spec, loader.held_out())?,
@@ -199,7 +211,12 @@ impl<'a> RankState<'a> {
     }
 
     fn rendezvous(&mut self) -> anyhow::Result<Input> {
-        let Self { rank, current, .. } = self;
+        let Self {
+            rank,
+            interface,
+            current,
+            ..
+        } = self;
         let Position {
             rank: number,
             world,
@@ -210,6 +227,7 @@ impl<'a> RankState<'a> {
             rank: number,
             world,
             host: rank.settings.address.clone(),
+            interface: interface.clone(),
             device: self.device,
             timeout: current.deadlines().collective(),
         };

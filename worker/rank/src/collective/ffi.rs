@@ -24,6 +24,7 @@ unsafe extern "C" {
         timeout_ms: i64,
     ) -> c_int;
     pub(super) fn retri_store_free(store: *mut c_void);
+    pub(super) fn retri_interfaces(list: *mut c_char, list_bytes: c_int) -> c_int;
     pub(super) fn retri_group_gloo(
         store: *mut c_void,
         prefix: *const c_char,
@@ -36,6 +37,7 @@ unsafe extern "C" {
     pub(super) fn retri_group_nccl(
         store: *mut c_void,
         prefix: *const c_char,
+        sockets: *const c_char,
         device: c_int,
         rank: c_int,
         world: c_int,

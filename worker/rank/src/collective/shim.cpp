@@ -16,8 +16,12 @@
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 #endif
+#include <arpa/inet.h>
+#include <ifaddrs.h>
+#include <net/if.h>
 #include <unistd.h>
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <memory>
@@ -247,6 +251,37 @@ void retri_store_free(void* store) {
   delete static_cast<Store*>(store);
 }
 
+// Writes the interfaces of this machine that are up, one `NAME ADDRESS` a line, in the kernel's
+// order.
+int retri_interfaces(char* list, int list_bytes) {
+  return guarded(-1, [&] {
+    ifaddrs* first = nullptr;
+    TORCH_CHECK(getifaddrs(&first) == 0, "getifaddrs: ", strerror(errno));
+    const std::unique_ptr<ifaddrs, void (*)(ifaddrs*)> owner(first, freeifaddrs);
+    std::string text;
+    for (const auto* it = first; it != nullptr; it = it->ifa_next) {
+      if (it->ifa_addr == nullptr || (it->ifa_flags & IFF_UP) == 0) {
+        continue;
+      }
+      const void* address = nullptr;
+      if (it->ifa_addr->sa_family == AF_INET) {
+        address = &reinterpret_cast<const sockaddr_in*>(it->ifa_addr)->sin_addr;
+      } else if (it->ifa_addr->sa_family == AF_INET6) {
+        address = &reinterpret_cast<const sockaddr_in6*>(it->ifa_addr)->sin6_addr;
+      } else {
+        continue;
+      }
+      std::array<char, INET6_ADDRSTRLEN> digits{};
+      if (inet_ntop(it->ifa_addr->sa_family, address, digits.data(), digits.size()) != nullptr) {
+        text += std::string(it->ifa_name) + " " + digits.data() + "\n";
+      }
+    }
+    TORCH_CHECK(text.size() < static_cast<size_t>(list_bytes), "too many network interfaces");
+    snprintf(list, static_cast<size_t>(list_bytes), "%s", text.c_str());
+    return 0;
+  });
+}
+
 // host: the address of this rank for traffic between ranks.
 void* retri_group_gloo(
     void* store, const char* prefix, const char* host, int rank, int world, int64_t timeout_ms) {
@@ -261,14 +296,19 @@ void* retri_group_gloo(
 }
 
 #ifdef RETRI_CUDA
+// sockets: the value of NCCL_SOCKET_IFNAME; empty: the one in the environment stays.
 void* retri_group_nccl(
-    void* store, const char* prefix, int device, int rank, int world, int64_t timeout_ms) {
+    void* store, const char* prefix, const char* sockets, int device, int rank, int world,
+    int64_t timeout_ms) {
   return guarded<void*>(nullptr, [&]() -> void* {
     // 1: on a timeout or a communicator error, the watchdog aborts the communicator and ends the
     // process.
     setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1", 1);
     const auto heartbeat_s = std::max<int64_t>(1, timeout_ms / 1000);
     setenv("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", std::to_string(heartbeat_s).c_str(), 1);
+    if (*sockets != '\0') {
+      setenv("NCCL_SOCKET_IFNAME", sockets, 1);
+    }
     auto scoped = c10::make_intrusive<c10d::PrefixStore>(prefix, static_cast<Store*>(store)->tcp);
     auto options = c10d::ProcessGroupNCCL::Options::create();
     options->timeout = Millis(timeout_ms);
