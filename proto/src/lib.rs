@@ -9,6 +9,7 @@ pub mod architecture;
 pub mod checkpoint;
 pub mod dataset;
 pub mod duration;
+pub mod environment;
 pub mod id;
 pub mod job;
 pub mod layout;

@@ -4,6 +4,7 @@
 //! daemon's Unix socket.
 
 use crate::checkpoint::{CheckpointRef, ShardEntry};
+use crate::environment::RankEnvironment;
 use crate::id::{Generation, JobId, Rank, Step, WorkerId};
 use crate::spec::DeviceKind;
 use serde::{Deserialize, Serialize};
@@ -322,6 +323,7 @@ pub struct ShardReport {
     /// See [`crate::checkpoint::CheckpointManifest`]; equal on all ranks of a generation.
     pub init_digest: Option<String>,
     pub environment: String,
+    pub rank_environment: RankEnvironment,
 }
 
 /// The digest of the state after a step. Equal to what `coordinator checkpoint digest` prints for a

@@ -12,6 +12,7 @@ use super::plan::DETECT_WITHIN_MS;
 use super::stable_hash::{Actor, ShardPut};
 use super::store;
 use proto::checkpoint::checkpoint_folder;
+use proto::environment::RankEnvironment;
 use proto::id::{Generation, Rank, Step};
 use proto::message::{
     Activity, Assignment, RankPhase, RankReport, ShardReport, Stage, StepReport, WeightDigest,
@@ -588,6 +589,7 @@ impl World {
                 shard,
                 init_digest: None,
                 environment,
+                rank_environment: RankEnvironment::default(),
             }],
         );
     }

@@ -5,6 +5,7 @@
 use crate::collective::device::{gpus, library_architectures, libtorch_version, supports};
 use crate::collective::network;
 use crate::deadline::Deadlines;
+use crate::environment::host_name;
 use anyhow::Context;
 use futures::TryStreamExt;
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -274,7 +275,8 @@ async fn write_read_delete(url: &str) -> anyhow::Result<()> {
         .try_next()
         .await
         .context("listing")?;
-    let probe = prefix.join(format!("doctor-{}-{}", hostname(), std::process::id()));
+    // With the host's name, so that nodes that run at the same time do not share an object.
+    let probe = prefix.join(format!("doctor-{}-{}", host_name(), std::process::id()));
     let written = probe.to_string();
     objects
         .put(&probe, written.clone().into())
@@ -288,12 +290,6 @@ async fn write_read_delete(url: &str) -> anyhow::Result<()> {
         "{probe} reads back different from what was written"
     );
     Ok(())
-}
-
-/// Part of the object name, so that nodes that run at the same time do not share an object.
-fn hostname() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    name.trim().to_owned()
 }
 
 /// The most common cause: no endpoint or credentials are set.

@@ -23,6 +23,7 @@ use model::trainer::Trainer;
 use model::weights;
 use model_data::loader::Loader;
 use proto::checkpoint::CheckpointRef;
+use proto::environment::RankEnvironment;
 use proto::id::Step;
 use proto::message::{ShardReport, Stage, StepReport, WeightDigest};
 use proto::spec::{DeviceKind, Reduction, TrainWork};
@@ -70,6 +71,7 @@ struct RankState<'a> {
     device: Device,
     /// For NCCL's sockets; None on a CPU.
     interface: Option<Interface>,
+    environment: RankEnvironment,
     trainer: Trainer,
     /// With `reduction = "exact"`; otherwise the group's Reducer sums gradients.
     exact: Option<ExactSum>,
@@ -155,6 +157,11 @@ impl<'a> RankState<'a> {
             spec,
             device,
             interface,
+            environment: environment::of_rank(
+                rank.job.resources.device,
+                rank.task.device,
+                &rank.settings.address,
+            ),
             trainer,
             exact,
             validation: validation::samples(spec, loader.held_out())?,
@@ -214,6 +221,7 @@ impl<'a> RankState<'a> {
         let Self {
             rank,
             interface,
+            environment,
             current,
             ..
         } = self;
@@ -235,6 +243,7 @@ impl<'a> RankState<'a> {
             rank.link,
             current.store.take(),
             membership,
+            environment.clone(),
             current.deadlines(),
         )?;
         rank.link
@@ -369,6 +378,7 @@ impl<'a> RankState<'a> {
             shard: shard.context("writing a checkpoint")?,
             init_digest: self.trainer.init_digest(),
             environment: environment::describe(self.spec, self.rank.job.resources.device),
+            rank_environment: self.environment.clone(),
         })
     }
 

@@ -7,6 +7,7 @@ use coordinator_core::event::{
 use coordinator_core::{Config, Coordinator};
 use proto::architecture::{Diffusion, Noise, Objective, Retrinet};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, ShardEntry};
+use proto::environment::RankEnvironment;
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::message::{
     Assignment, DesiredState, PhaseSeconds, RankPhase, RankReport, ShardReport, StepReport,
@@ -265,6 +266,7 @@ pub(crate) fn with_shard(mut report: RankReport, step: u64) -> RankReport {
         shard,
         init_digest: None,
         environment,
+        rank_environment: RankEnvironment::default(),
     });
     report
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "every test file uses its own part")]
 
 use proto::checkpoint::ShardEntry;
+use proto::environment::RankEnvironment;
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::message::{
     Assignment, DesiredState, GangOrder, Peer, PhaseSeconds, RankPhase, RankReport, Run,
@@ -213,6 +214,7 @@ pub(crate) fn shard(step: u64) -> ShardReport {
         shard,
         init_digest: None,
         environment: String::new(),
+        rank_environment: RankEnvironment::default(),
     }
 }
 

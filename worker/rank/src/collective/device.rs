@@ -22,6 +22,14 @@ pub(crate) fn libtorch_version() -> String {
         .into_owned()
 }
 
+/// For example `AVX2, TF32 off`.
+pub(crate) fn numerics() -> String {
+    // SAFETY: the shim returns a pointer to a string that lives until this thread's next call.
+    unsafe { CStr::from_ptr(ffi::retri_numerics()) }
+        .to_string_lossy()
+        .into_owned()
+}
+
 /// All GPUs visible to this process; empty in a CPU build.
 pub(crate) fn gpus() -> Result<Vec<Gpu>, CollectiveError> {
     // SAFETY: takes no arguments and catches every exception.

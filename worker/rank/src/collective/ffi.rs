@@ -5,6 +5,7 @@ use std::ffi::{c_char, c_int, c_void};
 unsafe extern "C" {
     pub(super) fn retri_error() -> *const c_char;
     pub(super) fn retri_libtorch_version() -> *const c_char;
+    pub(super) fn retri_numerics() -> *const c_char;
     pub(super) fn retri_exit(code: c_int) -> !;
     pub(super) fn retri_store(
         host: *const c_char,
@@ -17,6 +18,12 @@ unsafe extern "C" {
         store: *mut c_void,
         key: *const c_char,
         value: *const c_char,
+    ) -> c_int;
+    pub(super) fn retri_store_get(
+        store: *mut c_void,
+        key: *const c_char,
+        value: *mut c_char,
+        value_bytes: c_int,
     ) -> c_int;
     pub(super) fn retri_store_wait(
         store: *mut c_void,

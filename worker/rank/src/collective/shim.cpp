@@ -2,6 +2,7 @@
 // exceptions, so that none unwinds into Rust, and stores the message in a thread-local string that
 // retri_error() returns. Tensors are passed as `at::Tensor*`, the pointer type of tch. With
 // RETRI_CUDA the NCCL process group is included.
+#include <ATen/Version.h>
 #include <torch/torch.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
@@ -209,6 +210,18 @@ const char* retri_libtorch_version() {
   return TORCH_VERSION;
 }
 
+// The instruction set of the CPU kernels, and whether fp32 is rounded to TF32 at this moment. Valid
+// until this thread's next call.
+const char* retri_numerics() {
+  thread_local std::string text;
+  text = guarded(std::string("unknown"), [] {
+    const bool tf32 =
+        at::globalContext().allowTF32CuDNN() || at::globalContext().allowTF32CuBLAS();
+    return at::get_cpu_capability() + (tf32 ? ", TF32 on" : ", TF32 off");
+  });
+  return text.c_str();
+}
+
 // Exits the process at once, without destructors: one could wait for a peer that has exited.
 void retri_exit(int code) {
   _exit(code);
@@ -236,6 +249,17 @@ int retri_store_set(void* store, const char* key, const char* value) {
     const std::string text(value);
     static_cast<Store*>(store)->tcp->set(key, std::vector<uint8_t>(text.begin(), text.end()));
     return 0;
+  });
+}
+
+// Writes the value of a key that is set, and returns its length.
+int retri_store_get(void* store, const char* key, char* value, int value_bytes) {
+  return guarded(-1, [&] {
+    const auto bytes = static_cast<Store*>(store)->tcp->get(key);
+    TORCH_CHECK(bytes.size() <= static_cast<size_t>(value_bytes), "it is ", bytes.size(),
+        " bytes long; at most ", value_bytes, " are expected");
+    std::copy(bytes.begin(), bytes.end(), value);
+    return static_cast<int>(bytes.size());
   });
 }
 
