@@ -40,7 +40,7 @@ for name in ("1-fast", "2-fast", "1-exact", "2-exact"):
     parts = ", ".join(f"{phase} {100 * part:.1f} %" for phase, part in parts.items())
     memory = max(curve["peak_memory_bytes"] for curve in curves) / 2**20
     print(f"{name[0]} rank(s), {name[2:]}: {rates[name]:.1f} samples/s, "
-          f"peak memory of rank 0 {memory:.0f} MiB, {parts}")
+          f"peak host memory of rank 0 {memory:.0f} MiB, {parts}")
 print(f"BENCH two ranks / one rank = {rates['2-fast'] / rates['1-fast']:.2f}")
 for world in (1, 2):
     more = 100 * (rates[f"{world}-fast"] / rates[f"{world}-exact"] - 1)

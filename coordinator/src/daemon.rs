@@ -13,7 +13,7 @@ use coordinator_core::event::{Effect, Event, Input, Record, Reply, RequestId};
 use coordinator_core::{Coordinator, Why};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{JobId, WorkerId};
-use proto::message::{DesiredState, PhaseSeconds, WorkerReport};
+use proto::message::{DesiredState, LossTerm, PhaseSeconds, WorkerReport};
 use proto::pb;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -47,11 +47,13 @@ pub(crate) struct Session {
     pub(crate) desired: watch::Receiver<Option<DesiredState>>,
 }
 
-/// Sums over a job's steps since this process started.
-#[derive(Debug, Clone, Copy, Default)]
+/// Sums over a job's steps since this process started, and its newest validation.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Totals {
     pub(crate) samples: u64,
     pub(crate) seconds: PhaseSeconds,
+    /// The terms of the newest validation; empty before the first.
+    pub(crate) validation: Vec<LossTerm>,
 }
 
 /// Everything that `/metrics` and the list commands show.
@@ -392,6 +394,11 @@ impl Daemon {
             let totals = self.totals.entry(job.clone()).or_default();
             totals.samples += u64::from(report.samples);
             totals.seconds = sum(totals.seconds, report.seconds);
+            let validation = report.terms.iter().filter(|term| term.is_validation());
+            let validation: Vec<LossTerm> = validation.cloned().collect();
+            if !validation.is_empty() {
+                totals.validation = validation;
+            }
         }
     }
 
@@ -440,7 +447,7 @@ impl Daemon {
             totals: self
                 .totals
                 .iter()
-                .map(|(job, totals)| (job.0.clone(), *totals))
+                .map(|(job, totals)| (job.0.clone(), totals.clone()))
                 .collect(),
         }
     }
@@ -470,5 +477,6 @@ fn sum(a: PhaseSeconds, b: PhaseSeconds) -> PhaseSeconds {
         communication: a.communication + b.communication,
         optimizer: a.optimizer + b.optimizer,
         checkpoint: a.checkpoint + b.checkpoint,
+        validation: a.validation + b.validation,
     }
 }

@@ -114,6 +114,7 @@ pub(crate) async fn test_checkpoint(world: usize, committed: bool) -> TestCheckp
         init_digest: None,
         shards,
         environment: "test".into(),
+        ranks: std::collections::BTreeMap::new(),
     };
     if committed {
         let json = serde_json::to_vec(&manifest).expect("a manifest is JSON");

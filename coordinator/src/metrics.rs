@@ -7,7 +7,7 @@
 //! | `retri_job_phase` | training_job, phase | 1 | always 1; the label names the phase |
 //! | `retri_job_step` | training_job | steps | newest finished step |
 //! | `retri_job_steps_target` | training_job | steps | total steps of the job |
-//! | `retri_job_loss` | training_job, term | | newest loss: total and each term (equation 3: target, face) |
+//! | `retri_job_loss` | training_job, term | | newest loss: total, each term (equation 3: target, face), validation |
 //! | `retri_job_gradient_norm` | training_job | | L2 norm of the newest gradient before clipping |
 //! | `retri_job_learning_rate` | training_job | | learning rate of the newest step |
 //! | `retri_job_step_seconds` | training_job, phase | seconds | wall time of the newest step by phase |
@@ -17,7 +17,8 @@
 //! | `retri_job_generation` | training_job | | newest generation |
 //! | `retri_job_world_size` | training_job | ranks | world size of the running generation; 0 while the job waits |
 //! | `retri_job_restarts_total` | training_job | | generations that ended early |
-//! | `retri_job_peak_memory_bytes` | training_job | bytes | largest resident memory of rank 0 so far |
+//! | `retri_job_peak_memory_bytes` | training_job | bytes | largest host memory of rank 0 so far |
+//! | `retri_job_peak_device_memory_bytes` | training_job | bytes | largest GPU memory of its tensors; 0 on a CPU |
 //! | `retri_job_skipped_steps` | training_job | steps | steps skipped because of a non-finite value |
 //! | `retri_job_loss_scale` | training_job | | loss scale of the backward pass; 1 except in fp16 |
 //! | `retri_job_units` | training_job, state | units | units by state: total, done, leased, set-aside |
@@ -98,6 +99,7 @@ struct Families {
     world_size: Gauges,
     restarts: Counters,
     peak_memory: Gauges,
+    peak_device_memory: Gauges,
     skipped_steps: Gauges,
     loss_scale: Gauges,
     units: Gauges,
@@ -128,7 +130,7 @@ impl Families {
             ),
             (
                 "retri_job_loss",
-                "Loss of the newest step by term",
+                "Loss of the newest step by term; term validation: of the newest validation",
                 &self.loss,
             ),
             (
@@ -163,8 +165,13 @@ impl Families {
             ),
             (
                 "retri_job_peak_memory_bytes",
-                "Largest resident memory of rank 0 so far",
+                "Largest resident memory of rank 0 on its host so far",
                 &self.peak_memory,
+            ),
+            (
+                "retri_job_peak_device_memory_bytes",
+                "Largest memory of rank 0's tensors on its GPU so far; 0 on a CPU",
+                &self.peak_device_memory,
             ),
             (
                 "retri_job_skipped_steps",
@@ -266,6 +273,11 @@ impl Families {
             self.samples
                 .get_or_create(&name())
                 .inc_by(totals.samples as f64);
+            for term in &totals.validation {
+                self.loss
+                    .get_or_create(&with("term", &term.name))
+                    .set(term.value);
+            }
             for (phase, seconds) in phases(&totals.seconds) {
                 self.phase_seconds
                     .get_or_create(&with("phase", phase))
@@ -306,6 +318,9 @@ impl Families {
         self.peak_memory
             .get_or_create(&name())
             .set(step.peak_memory_bytes as f64);
+        self.peak_device_memory
+            .get_or_create(&name())
+            .set(step.peak_device_memory_bytes as f64);
         self.skipped_steps
             .get_or_create(&name())
             .set(step.skipped_steps as f64);
@@ -373,11 +388,12 @@ fn phase_seconds(seconds: Option<&pb::PhaseSeconds>) -> PhaseSeconds {
         communication: it.communication,
         optimizer: it.optimizer,
         checkpoint: it.checkpoint,
+        validation: it.validation,
     })
 }
 
 /// The phases of a step by name, in execution order.
-pub(crate) fn phases(seconds: &PhaseSeconds) -> [(&'static str, f64); 6] {
+pub(crate) fn phases(seconds: &PhaseSeconds) -> [(&'static str, f64); 7] {
     [
         ("data", seconds.data),
         ("forward", seconds.forward),
@@ -385,12 +401,14 @@ pub(crate) fn phases(seconds: &PhaseSeconds) -> [(&'static str, f64); 6] {
         ("communication", seconds.communication),
         ("optimizer", seconds.optimizer),
         ("checkpoint", seconds.checkpoint),
+        ("validation", seconds.validation),
     ]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proto::message::LossTerm;
 
     fn snapshot() -> Snapshot {
         let step = pb::StepReport {
@@ -434,6 +452,10 @@ mod tests {
         };
         let totals = Totals {
             samples: 56,
+            validation: vec![LossTerm {
+                name: "validation_face".into(),
+                value: 0.25,
+            }],
             ..Totals::default()
         };
         Snapshot {
@@ -449,6 +471,7 @@ mod tests {
         for line in [
             "retri_job_step{training_job=\"demo-1\"} 7.0",
             "retri_job_loss{training_job=\"demo-1\",term=\"total\"} 0.5",
+            "retri_job_loss{training_job=\"demo-1\",term=\"validation_face\"} 0.25",
             "retri_job_step_seconds{training_job=\"demo-1\",phase=\"forward\"} 1.5",
             "retri_job_samples_per_second{training_job=\"demo-1\"} 4.0",
             "retri_job_samples_total{training_job=\"demo-1\"} 56.0",

@@ -13,6 +13,12 @@ pub(crate) enum PinError {
     Dataset(#[from] LoadError),
     #[error("there is no folder {url}; create the data set first, or correct the path")]
     NoFolder { url: String },
+    #[error("is {every}, but no sample of {url} is held out: data.holdout is {holdout}; raise it")]
+    NothingHeldOut {
+        every: u64,
+        url: String,
+        holdout: f64,
+    },
     #[error("{}", proto::text::chain(.0))]
     Init(#[from] BaseError),
 }
@@ -22,6 +28,7 @@ impl PinError {
     pub(crate) fn field(&self) -> &'static str {
         match self {
             Self::Dataset(_) | Self::NoFolder { .. } => "data.dataset",
+            Self::NothingHeldOut { .. } => "train.validate_every",
             Self::Init(_) => "model.init",
         }
     }
@@ -39,6 +46,13 @@ pub(crate) async fn pin(spec: &TrainWork) -> Result<String, PinError> {
     // Open it as a rank does, so that an empty training set fails now and not after queueing.
     let options = LoaderOptions::new(&spec.model.architecture, 0, None);
     let loader = Loader::open(&spec.data, options).await?;
+    if spec.train.validate_every != 0 && loader.held_out().is_empty() {
+        return Err(PinError::NothingHeldOut {
+            every: spec.train.validate_every,
+            url: url.clone(),
+            holdout: spec.data.holdout,
+        });
+    }
     if let Some(init) = &spec.model.init {
         Base::find(init).await?.suits(&spec.model).await?;
     }

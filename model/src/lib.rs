@@ -30,6 +30,7 @@ pub mod schedule;
 pub mod text;
 pub mod trainer;
 pub mod unet;
+pub mod validation;
 pub mod vision;
 pub mod weights;
 

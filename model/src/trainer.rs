@@ -14,9 +14,11 @@ use crate::nonfinite::{Nonfinite, NonfiniteGuard};
 use crate::optimizer::{AdamW, UpdateReport, UpdateStep};
 use crate::parameter::Parameters;
 use crate::schedule::NoiseSchedule;
+use crate::validation;
 use crate::weights::{self, NamedTensors};
 use model_data::example::{Concept, Example};
-use proto::spec::TrainWork;
+use proto::message::VALIDATION;
+use proto::spec::{LossWeighting, TrainWork};
 use std::collections::BTreeMap;
 use std::fmt;
 use tch::{Device, Kind, Tensor};
@@ -33,6 +35,8 @@ pub struct Trainer {
     optimizer: AdamW,
     guard: NonfiniteGuard,
     schedule: NoiseSchedule,
+    /// None for a model without noise levels.
+    loss_weighting: Option<LossWeighting>,
     init_digest: Option<String>,
     step: u64,
 }
@@ -117,7 +121,8 @@ impl Trainer {
         for (_, tensor) in &trained {
             let _ = tensor.set_requires_grad(true);
         }
-        let noise = model.architecture.diffusion().map(|it| it.noise);
+        let diffusion = model.architecture.diffusion();
+        let noise = diffusion.map(|it| it.noise);
         Ok(Self {
             name: model.architecture.facts().name,
             terms: architecture.terms(),
@@ -127,6 +132,7 @@ impl Trainer {
             optimizer,
             guard: NonfiniteGuard::new(&spec.train),
             schedule: NoiseSchedule::new(&noise.unwrap_or_default()),
+            loss_weighting: diffusion.map(|it| it.objective.loss_weighting),
             init_digest,
             step: 0,
         })
@@ -216,6 +222,54 @@ impl Trainer {
                 nonfinite,
             })
         })
+    }
+
+    /// The names of the values of [`Self::validate`]: `validation`, then `validation_TERM` for each
+    /// loss term. With a single term it is `validation`.
+    #[must_use]
+    pub fn validation_terms(&self) -> Vec<String> {
+        let terms = self.terms.iter().map(|term| format!("{VALIDATION}_{term}"));
+        let terms = terms.filter(|_| 1 < self.terms.len());
+        std::iter::once(VALIDATION.to_owned())
+            .chain(terms)
+            .collect()
+    }
+
+    /// The time steps at which each validation sample is measured; empty for a model without noise
+    /// levels.
+    #[must_use]
+    pub fn validation_timesteps(&self) -> Vec<u32> {
+        match self.loss_weighting {
+            Some(_) => validation::timesteps(self.schedule.timesteps()),
+            None => Vec::new(),
+        }
+    }
+
+    /// The losses of the examples at their time steps, summed over the examples, in the order of
+    /// [`Self::validation_terms`]. They are not weighted by noise level: equation 3 as the paper
+    /// writes it. For an autoencoder, its reconstruction. Changes no state.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn validate(&mut self, examples: &[Example]) -> Result<Vec<f64>, ModelError> {
+        let losses = catch_panic("computing the validation loss", || {
+            let losses = tch::no_grad(|| self.network.losses(examples))?;
+            Ok(stack_losses(losses).to_device(Device::Cpu))
+        })?;
+        let rows = losses.size()[0];
+        // A single term is the loss without what only regularizes.
+        let first = if rows == 2 { 1 } else { 0 };
+        let sum = |row: i64| {
+            let values = (0i64..).zip(examples).map(|(column, example)| {
+                let weight = self.loss_weighting.map_or(1.0, |weighting| {
+                    self.schedule
+                        .loss_weight(example.timestep as usize, weighting)
+                });
+                losses.double_value(&[row, column]) / weight
+            });
+            values.sum()
+        };
+        Ok((first..rows).map(sum).collect())
     }
 
     /// Clips the parameters' gradients, then updates with the learning rates of `step`, the 1-based

@@ -90,6 +90,52 @@ fn time_steps_past_the_end_of_the_job_s_schedule_are_refused() {
 }
 
 #[test]
+fn a_validation_is_the_loss_without_weights_by_noise_level_and_leaves_the_state_alone() {
+    let weighted = |weighting| {
+        let mut spec = job(Architecture::Retrinet, 0.01);
+        let diffusion = spec.model.architecture.diffusion_mut().unwrap();
+        diffusion.objective.loss_weighting = weighting;
+        Trainer::new(&spec, None, Device::Cpu).unwrap()
+    };
+    let mut plain = weighted(LossWeighting::Epsilon);
+    let before = digest(&state(&plain));
+    let batch = examples(3, 1);
+    let loss = plain.forward(&batch, 1).unwrap();
+    let found = plain.validate(&batch).unwrap();
+    let names = ["validation", "validation_target", "validation_face"];
+    assert_eq!(plain.validation_terms(), names);
+    let expected = [&[loss.total], loss.terms.as_slice()].concat();
+    for (found, expected) in found.iter().zip(&expected) {
+        assert!(
+            (found - expected).abs() < 1e-5 * expected,
+            "{found} {expected}"
+        );
+    }
+    assert_eq!(plain.validate(&batch).unwrap(), found);
+    assert_eq!(digest(&state(&plain)), before);
+    let mut noise = weighted(LossWeighting::Noise);
+    assert_ne!(noise.forward(&batch, 1).unwrap().total, loss.total);
+    for (found, expected) in noise.validate(&batch).unwrap().iter().zip(&found) {
+        assert!(
+            (found - expected).abs() < 1e-5 * expected,
+            "{found} {expected}"
+        );
+    }
+    let timesteps = plain.validation_timesteps();
+    assert_eq!(timesteps, [62, 187, 312, 437, 562, 687, 812, 937]);
+
+    let mut autoencoder = new(Architecture::Autoencoder, 0.01);
+    assert_eq!(autoencoder.validation_terms(), ["validation"]);
+    assert_eq!(autoencoder.validation_timesteps(), [0u32; 0]);
+    let loss = autoencoder.forward(&batch, 1).unwrap();
+    let [reconstruction] = autoencoder.validate(&batch).unwrap()[..] else {
+        panic!("one value")
+    };
+    assert!((reconstruction - loss.terms[0]).abs() < 1e-5 * reconstruction);
+    assert!(reconstruction < loss.total, "without the divergence");
+}
+
+#[test]
 fn a_retrinet_learns_a_batch() {
     learns(Architecture::Retrinet, 0.01, 25, 0.2);
 }

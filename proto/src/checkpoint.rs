@@ -1,10 +1,12 @@
 //! The checkpoint manifest and the digest of a checkpoint's contents. A checkpoint exists if and
 //! only if its manifest exists (law 8). The manifest is stored as JSON. No I/O.
 
-use crate::id::{Generation, JobId, Step};
+use crate::environment::RankEnvironment;
+use crate::id::{Generation, JobId, Rank, Step};
 use crate::text::hex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 
 pub const MANIFEST_FILE: &str = "manifest.json";
 
@@ -26,6 +28,9 @@ pub struct CheckpointManifest {
     /// For instance "libtorch 2.10.0, cpu, 1 thread". Results are bit-for-bit comparable only
     /// between equal environments.
     pub environment: String,
+    /// The environment of each rank that wrote a shard; empty in checkpoints of older releases.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ranks: BTreeMap<Rank, RankEnvironment>,
 }
 
 /// One safetensors file of a checkpoint.
@@ -83,6 +88,21 @@ impl TensorsDigest {
 mod tests {
     use super::*;
     use crate::text::hex_sha256;
+
+    #[test]
+    fn a_manifest_of_an_older_release_has_no_ranks_and_is_written_back_as_it_was() {
+        let old = r#"{"job":"a-1","step":6,"generation":1,"job_toml":"","dataset_version":"0","init_digest":null,"shards":[],"environment":"libtorch 2.10.0, cpu, 1 thread"}"#;
+        let manifest: CheckpointManifest = serde_json::from_str(old).expect("it is a manifest");
+        assert_eq!(manifest.ranks, BTreeMap::new());
+        assert_eq!(serde_json::to_string(&manifest).expect("plain data"), old);
+        let ranks = [(Rank(10), RankEnvironment::default())].into();
+        let new = CheckpointManifest { ranks, ..manifest };
+        let text = serde_json::to_string(&new).expect("plain data");
+        assert_eq!(
+            serde_json::from_str::<CheckpointManifest>(&text).ok(),
+            Some(new)
+        );
+    }
 
     #[test]
     fn the_digest_is_of_heads_and_bytes_in_order() {

@@ -3,11 +3,13 @@
 //! Read in this order: ids ([`id`]), job specifications ([`spec`], [`job`]), messages ([`message`],
 //! [`wire`]), objects in the store ([`dataset`], [`checkpoint`]), the proof of what was trained
 //! ([`ledger`]), network layouts ([`layout`], [`public`]), daemon settings ([`settings`]), names of
-//! phases ([`phase`]) and shared text formats ([`text`]).
+//! phases ([`phase`]) and shared text formats ([`text`], [`duration`]).
 
 pub mod architecture;
 pub mod checkpoint;
 pub mod dataset;
+pub mod duration;
+pub mod environment;
 pub mod id;
 pub mod job;
 pub mod layout;

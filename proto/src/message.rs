@@ -4,6 +4,7 @@
 //! daemon's Unix socket.
 
 use crate::checkpoint::{CheckpointRef, ShardEntry};
+use crate::environment::RankEnvironment;
 use crate::id::{Generation, JobId, Rank, Step, WorkerId};
 use crate::reason::RankFailure;
 use crate::spec::DeviceKind;
@@ -149,6 +150,8 @@ pub enum Stage {
     Digest,
     /// Writing its shard of a checkpoint, which the object store may delay.
     Checkpoint,
+    /// Forward of the rank's n-th validation batch after the step (counted from 1).
+    Validation(u32),
     /// Processing the unit of this number; not part of a step.
     Unit(u64),
 }
@@ -158,7 +161,11 @@ impl Stage {
     #[must_use]
     pub fn is_own(self) -> bool {
         match self {
-            Self::MicroBatch(_) | Self::Update | Self::Digest | Self::Unit(_) => true,
+            Self::MicroBatch(_)
+            | Self::Update
+            | Self::Digest
+            | Self::Validation(_)
+            | Self::Unit(_) => true,
             Self::Samples | Self::Reduction | Self::Checkpoint => false,
         }
     }
@@ -173,6 +180,7 @@ impl fmt::Display for Stage {
             Self::Update => f.write_str("the update"),
             Self::Digest => f.write_str("the digest"),
             Self::Checkpoint => f.write_str("the checkpoint"),
+            Self::Validation(number) => write!(f, "validation batch {number}"),
             Self::Unit(number) => write!(f, "unit {number}"),
         }
     }
@@ -192,6 +200,9 @@ impl fmt::Display for Activity {
 pub const STEPS_MAX: usize = 512;
 /// Longest `digests` list; older entries are dropped first.
 pub const DIGESTS_MAX: usize = 8;
+/// Name of the validation loss among the terms of a step, and, followed by an underscore and the
+/// name of a term, of the validation of that term.
+pub const VALIDATION: &str = "validation";
 /// Longest `terms` list; far more than any architecture has.
 pub const TERMS_MAX: usize = 32;
 
@@ -228,21 +239,33 @@ pub struct StepReport {
     pub step: Step,
     /// The total loss.
     pub loss: f64,
-    /// The terms of the loss before weighting, with the architecture's names and in its order; at
-    /// most [`TERMS_MAX`].
+    /// The terms of the loss before weighting, with the architecture's names and in its order, then
+    /// those of a validation after this step ([`VALIDATION`]); at most [`TERMS_MAX`].
     pub terms: Vec<LossTerm>,
     pub gradient_norm: f64,
     pub learning_rate: f64,
     pub samples: u32,
     pub seconds: PhaseSeconds,
-    /// Largest resident memory of the rank so far.
+    /// Largest resident memory of the rank's process on the host so far.
     pub peak_memory_bytes: u64,
+    /// Largest memory of tensors on the rank's GPU so far, as c10's caching allocator counts it
+    /// (`torch.cuda.max_memory_allocated`); 0 on a CPU.
+    pub peak_device_memory_bytes: u64,
     /// Number of steps so far whose update was skipped because the loss or a gradient was not
     /// finite. The loss of such a step is that of its finite samples; its gradient norm is reported
     /// as 0.
     pub skipped_steps: u64,
     /// The factor of the loss scaler after this step; 1 except in fp16.
     pub loss_scale: f64,
+}
+
+impl LossTerm {
+    /// Whether the term belongs to the validation after the step, and not to its loss.
+    #[must_use]
+    pub fn is_validation(&self) -> bool {
+        let rest = self.name.strip_prefix(VALIDATION);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+    }
 }
 
 /// A named term of the loss.
@@ -268,6 +291,8 @@ pub struct PhaseSeconds {
     pub optimizer: f64,
     /// Writing a checkpoint.
     pub checkpoint: f64,
+    /// Validation after the step, including the wait for its samples and for other ranks.
+    pub validation: f64,
 }
 
 impl PhaseSeconds {
@@ -279,6 +304,7 @@ impl PhaseSeconds {
             + self.communication
             + self.optimizer
             + self.checkpoint
+            + self.validation
     }
 }
 
@@ -291,6 +317,7 @@ pub struct ShardReport {
     /// See [`crate::checkpoint::CheckpointManifest`]; equal on all ranks of a generation.
     pub init_digest: Option<String>,
     pub environment: String,
+    pub rank_environment: RankEnvironment,
 }
 
 /// The digest of the state after a step. Equal to what `coordinator checkpoint digest` prints for a

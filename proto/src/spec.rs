@@ -13,6 +13,7 @@ pub use crate::sample::SampleWork;
 pub use crate::units::{OnFailedUnit, UNIT_FAILURES_MAX, UnitPlan};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -182,6 +183,13 @@ pub struct Train {
     /// Steps between digests of weights and optimizer state, which are compared across ranks; 0: no
     /// digests.
     pub digest_every: u64,
+    /// Steps between validations; 0: no validation.
+    pub validate_every: u64,
+    /// Number of held-out samples of a validation; all if there are fewer.
+    pub validate_samples: u32,
+    /// Longest time that the job trains in total, over all generations; None: no limit. Only the
+    /// time counts in which all ranks of a generation train. The coordinator enforces it.
+    pub time_limit: Option<Duration>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -2,6 +2,7 @@
 //! here, once, so that machines only see valid values. No I/O; called by the gRPC shells.
 
 mod activity;
+mod environment;
 mod failure;
 mod peer;
 mod reason;
@@ -283,8 +284,10 @@ impl From<&StepReport> for pb::StepReport {
                 communication: report.seconds.communication,
                 optimizer: report.seconds.optimizer,
                 checkpoint: report.seconds.checkpoint,
+                validation: report.seconds.validation,
             }),
             peak_memory_bytes: report.peak_memory_bytes,
+            peak_device_memory_bytes: report.peak_device_memory_bytes,
             skipped_steps: report.skipped_steps,
             loss_scale: report.loss_scale,
             terms: report.terms.iter().map(Into::into).collect(),
@@ -311,8 +314,10 @@ impl TryFrom<pb::StepReport> for StepReport {
                 communication: seconds.communication,
                 optimizer: seconds.optimizer,
                 checkpoint: seconds.checkpoint,
+                validation: seconds.validation,
             },
             peak_memory_bytes: report.peak_memory_bytes,
+            peak_device_memory_bytes: report.peak_device_memory_bytes,
             skipped_steps: report.skipped_steps,
             loss_scale: report.loss_scale,
         })
@@ -328,6 +333,7 @@ impl From<&ShardReport> for pb::ShardReport {
             sha256: report.shard.sha256.clone(),
             init_digest: report.init_digest.clone(),
             environment: report.environment.clone(),
+            rank_environment: Some((&report.rank_environment).into()),
         }
     }
 }
@@ -353,6 +359,8 @@ impl TryFrom<pb::ShardReport> for ShardReport {
             },
             init_digest: report.init_digest,
             environment: report.environment,
+            rank_environment: present("shards.rank_environment", report.rank_environment)?
+                .try_into()?,
         })
     }
 }
@@ -553,6 +561,7 @@ impl From<pb::CheckpointRef> for CheckpointRef {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::environment::RankEnvironment;
     use crate::message::{UnitFailure, UnitRange, UnitReport, Unreached};
     use crate::reason::RankFailure;
 
@@ -582,6 +591,15 @@ mod tests {
                     },
                     init_digest: None,
                     environment: "cpu".into(),
+                    rank_environment: RankEnvironment {
+                        host: "node-1".into(),
+                        address: "10.0.0.1".into(),
+                        release: "0.1.0 (commit aa)".into(),
+                        libtorch: "2.10.0".into(),
+                        device: "a CPU".into(),
+                        numerics: "AVX2, TF32 off".into(),
+                        driver: "550".into(),
+                    },
                 }],
                 digests: vec![WeightDigest {
                     step: Step(8),
@@ -640,6 +658,17 @@ mod tests {
         expect(
             |it| it.ranks[0].shards[0].path = "../x".into(),
             "field `shards.path` is \"../x\"; it must be a plain file name",
+        );
+        expect(
+            |it| it.ranks[0].shards[0].rank_environment = None,
+            "field `shards.rank_environment` is missing; it must be given",
+        );
+        expect(
+            |it| {
+                let shard = &mut it.ranks[0].shards[0];
+                shard.rank_environment.get_or_insert_default().device = "x".repeat(2000);
+            },
+            "field `shards.rank_environment` is 2000 bytes long; it must be shorter",
         );
         expect(
             |it| it.ranks[0].digests[0].sha256 = "f".into(),

@@ -59,6 +59,10 @@ fn shard() -> impl Strategy<Value = pb::ShardReport> {
             size_bytes,
             sha256,
             init_digest,
+            rank_environment: Some(pb::RankEnvironment {
+                host: environment.clone(),
+                ..Default::default()
+            }),
             environment,
         },
     )

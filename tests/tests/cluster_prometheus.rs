@@ -32,7 +32,11 @@ fn every_panel_shows_data_of_a_running_job() -> Result<()> {
         steps: 1_000_000,
         checkpoint_every: 10,
     };
-    let id = cluster.submit(&endless.to_toml())?;
+    let validated = endless.to_toml().replace(
+        "[checkpoint]",
+        "validate_every = 5\nvalidate_samples = 2\n[checkpoint]",
+    );
+    let id = cluster.submit(&validated)?;
     let mut watch = cluster.watch(&id)?;
     let mut left: Vec<(String, String)> = queries(&id)?;
     ensure!(!left.is_empty(), "the dashboard has no queries");

@@ -165,6 +165,7 @@ pub(crate) async fn checkpoints(global: &Global, job: &str) -> Result<Outcome> {
                 "shards": it.shards.len(),
                 "bytes": size(it),
                 "environment": it.environment,
+                "ranks": it.ranks,
                 "folder": proto::checkpoint::checkpoint_folder(&it.job, it.step, it.generation),
             })
         };

@@ -1,14 +1,20 @@
 //! `coordinator describe`: shows one job in full.
 
 use super::client::{self, connect};
-use super::curve::Summary;
+use super::curve::{Summary, validation_terms};
 use super::job::progress;
 use super::{Global, Outcome, Output, json, print_json, table};
-use crate::text::{ago, bytes, duration, now_ms, outln};
+use crate::checkpoint::Checkpoint;
+use crate::text::{ago, duration, now_ms, outln};
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
+use figures::curve::{Curves, loss_curve};
+use proto::environment::RankEnvironment;
+use proto::id::{JobId, Rank};
+use proto::message::LossTerm;
 use proto::pb;
 use proto::wire::loss_terms;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,14 +37,35 @@ pub(crate) async fn describe(global: &Global, args: &DescribeArgs) -> Result<Out
     if let Some(file) = &args.curve {
         plot(&args.job, &steps, file)?;
     }
+    let made_by = match view.checkpoints.last() {
+        Some(newest) => Some(read_ranks(&view, *newest).await),
+        None => None,
+    };
     match global.output {
         Output::Json => {
             let mut value = json::job(&view);
             value["curve"] = summary.map_or(serde_json::Value::Null, |it| it.json());
             value["steps_done"] = steps.iter().map(json::step).collect();
+            // None: there is no checkpoint, or it cannot be read from here.
+            value["ranks_of_checkpoint"] = match made_by {
+                Some(Ok(ranks)) => serde_json::to_value(ranks)?,
+                Some(Err(_)) | None => serde_json::Value::Null,
+            };
             print_json(&value);
         }
-        Output::Table => print(&view, summary.as_ref()),
+        Output::Table => {
+            print(&view, summary.as_ref());
+            match made_by {
+                Some(Ok(ranks)) => print_ranks(&ranks),
+                Some(Err(error)) => line(
+                    "made by",
+                    &format!("unknown; the newest checkpoint cannot be read: {error:#}"),
+                ),
+                None => {}
+            }
+            print_members(&view);
+            print_incidents(&view, now_ms());
+        }
     }
     Ok(Outcome::True)
 }
@@ -50,8 +77,16 @@ fn plot(job: &str, steps: &[pb::StepReport], file: &Path) -> Result<()> {
         ));
     }
     let points: Vec<(u64, f64)> = steps.iter().map(|it| (it.step, it.loss)).collect();
+    let validation: Vec<(u64, f64)> = steps
+        .iter()
+        .filter_map(|step| Some((step.step, validation_terms(step).first()?.value)))
+        .collect();
+    let curves = Curves {
+        training: &points,
+        validation: &validation,
+    };
     let (width, height) = CURVE_SIZE;
-    let image = figures::curve::loss_curve(&points, &format!("loss of {job}"), width, height);
+    let image = loss_curve(curves, &format!("loss of {job}"), width, height);
     image
         .save_with_format(file, image::ImageFormat::Png)
         .with_context(|| format!("cannot write {}", file.display()))
@@ -90,10 +125,7 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
     }
     if let Some(step) = &view.last_step {
         let terms = loss_terms(step).into_iter();
-        let terms: Vec<String> = terms
-            .map(|it| format!("{} {:.4}", it.name, it.value))
-            .collect();
-        let terms = format!("({})", terms.join(", "));
+        let terms = format!("({})", terms_text(terms.filter(|it| !it.is_validation())));
         let (norm, rate) = (step.gradient_norm, step.learning_rate);
         line(
             "loss",
@@ -111,15 +143,16 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
                 summary.loss_first, summary.loss_last, summary.steps
             ),
         );
+        if let Some((step, terms)) = &summary.validation {
+            let terms = terms_text(terms.iter().cloned());
+            line("validation", &format!("{terms} after step {step}"));
+        }
         line(
             "speed",
             &format!("{:.1} samples/s", summary.samples_per_second),
         );
         line("step time", &summary.fractions_text());
-        line(
-            "memory",
-            &format!("{} at most (rank 0)", bytes(summary.peak_memory_bytes)),
-        );
+        line("memory", &summary.memory_text());
     }
     let steps: Vec<String> = view
         .checkpoints
@@ -136,8 +169,54 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
         .as_str(),
     );
     line("store", &view.store_url);
-    print_members(view);
-    print_incidents(view, now);
+}
+
+/// The environments of the ranks that wrote a checkpoint.
+async fn read_ranks(
+    view: &pb::JobView,
+    checkpoint: pb::CheckpointRef,
+) -> Result<BTreeMap<Rank, RankEnvironment>> {
+    let job = JobId(view.job.clone());
+    let checkpoint = Checkpoint::at(&view.store_url, &job, checkpoint.into())?;
+    Ok(checkpoint.manifest().await?.ranks)
+}
+
+/// Which machines and libraries the newest checkpoint was made with. Equal ones are one line.
+fn print_ranks(ranks: &BTreeMap<Rank, RankEnvironment>) {
+    let mut groups: Vec<(&RankEnvironment, Vec<String>)> = Vec::new();
+    for (rank, environment) in ranks {
+        match groups.iter_mut().find(|(known, _)| *known == environment) {
+            Some((_, group)) => group.push(rank.to_string()),
+            None => groups.push((environment, vec![rank.to_string()])),
+        }
+    }
+    for (environment, ranks) in groups {
+        let RankEnvironment {
+            release,
+            libtorch,
+            device,
+            numerics,
+            driver,
+            ..
+        } = environment;
+        let driver = match driver.as_str() {
+            "" => String::new(),
+            version => format!(", driver {version}"),
+        };
+        let what = format!(
+            "{}: {device}{driver}, libtorch {libtorch}, {numerics}, release {release}",
+            environment.location()
+        );
+        line(&format!("rank {}", ranks.join(", ")), &what);
+    }
+}
+
+/// `target 0.1234, face 0.0123`.
+fn terms_text(terms: impl Iterator<Item = LossTerm>) -> String {
+    let terms: Vec<String> = terms
+        .map(|it| format!("{} {:.4}", it.name, it.value))
+        .collect();
+    terms.join(", ")
 }
 
 fn line(name: &str, value: &str) {

@@ -61,8 +61,10 @@ pub(crate) fn step(step: &pb::StepReport) -> Value {
             "communication": seconds.communication,
             "optimizer": seconds.optimizer,
             "checkpoint": seconds.checkpoint,
+            "validation": seconds.validation,
         },
         "peak_memory_bytes": step.peak_memory_bytes,
+        "peak_device_memory_bytes": step.peak_device_memory_bytes,
         "skipped_steps": step.skipped_steps,
         "loss_scale": step.loss_scale,
     });

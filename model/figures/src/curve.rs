@@ -1,4 +1,5 @@
-//! Renders a loss curve: raw values in a light colour, a dark smoothed line, and labelled axes.
+//! Renders a loss curve: raw values in a light colour, a dark smoothed line, the validation loss in
+//! a third colour, and labelled axes.
 
 use image::{Rgb, RgbImage};
 
@@ -10,6 +11,7 @@ const GRID_LINE: Rgb<u8> = Rgb([230, 232, 238]);
 const TEXT: Rgb<u8> = Rgb([60, 62, 72]);
 const RAW: Rgb<u8> = Rgb([176, 200, 236]);
 const SMOOTH: Rgb<u8> = Rgb([24, 74, 168]);
+const VALIDATION: Rgb<u8> = Rgb([208, 96, 24]);
 const MARGIN: Margin = Margin {
     left: 64,
     right: 18,
@@ -51,9 +53,17 @@ struct Tick {
     step: f64,
 }
 
-/// Plots (step, loss) points. Values that are not finite are skipped. At least 240 x 160 pixels.
+/// The values of a plot, each a step and a loss. Values that are not finite are skipped.
+#[derive(Debug, Clone, Copy)]
+pub struct Curves<'a> {
+    pub training: &'a [(u64, f64)],
+    /// May be empty.
+    pub validation: &'a [(u64, f64)],
+}
+
+/// Plots a loss curve. At least 240 x 160 pixels.
 #[must_use]
-pub fn loss_curve(points: &[(u64, f64)], title: &str, width: u32, height: u32) -> RgbImage {
+pub fn loss_curve(curves: Curves<'_>, title: &str, width: u32, height: u32) -> RgbImage {
     let (width, height) = (width.max(240), height.max(160));
     let mut image = RgbImage::from_pixel(width, height, BACKGROUND);
     let corner = Pixel {
@@ -61,15 +71,8 @@ pub fn loss_curve(points: &[(u64, f64)], title: &str, width: u32, height: u32) -
         y: 10,
     };
     text::render(&mut image, title, corner, 2, TEXT);
-    let points: Vec<Point> = points
-        .iter()
-        .filter(|(_, loss)| loss.is_finite())
-        .map(|(step, loss)| Point {
-            step: *step as f64,
-            loss: *loss,
-        })
-        .collect();
-    let plot = Plot::around(&points, width, height);
+    let (points, validation) = (points(curves.training), points(curves.validation));
+    let plot = Plot::around(&[points.as_slice(), &validation].concat(), width, height);
     plot.axes(&mut image);
     for pair in points.windows(2) {
         line(&mut image, plot.at(pair[0]), plot.at(pair[1]), 1, RAW);
@@ -80,7 +83,33 @@ pub fn loss_curve(points: &[(u64, f64)], title: &str, width: u32, height: u32) -
     for pair in smooth(&points).windows(2) {
         line(&mut image, plot.at(pair[0]), plot.at(pair[1]), 2, SMOOTH);
     }
+    for pair in validation.windows(2) {
+        line(
+            &mut image,
+            plot.at(pair[0]),
+            plot.at(pair[1]),
+            2,
+            VALIDATION,
+        );
+    }
+    for point in &validation {
+        dot(&mut image, plot.at(*point), 4, VALIDATION);
+    }
+    if !validation.is_empty() {
+        let label = "validation";
+        let right = i64::from(width - MARGIN.right) - i64::from(text::width(label, 1));
+        text::render(&mut image, label, Pixel { x: right, y: 14 }, 1, VALIDATION);
+    }
     image
+}
+
+fn points(values: &[(u64, f64)]) -> Vec<Point> {
+    let finite = values.iter().filter(|(_, loss)| loss.is_finite());
+    let points = finite.map(|(step, loss)| Point {
+        step: *step as f64,
+        loss: *loss,
+    });
+    points.collect()
 }
 
 /// Exponential moving average over about a fortieth of the points, with bias correction.
@@ -244,12 +273,26 @@ fn dot(image: &mut RgbImage, corner: Position, side: u32, colour: Rgb<u8>) {
 mod tests {
     use super::*;
 
+    fn training(points: &[(u64, f64)]) -> Curves<'_> {
+        Curves {
+            training: points,
+            validation: &[],
+        }
+    }
+
+    fn both(points: &[(u64, f64)]) -> Curves<'_> {
+        Curves {
+            training: points,
+            validation: points,
+        }
+    }
+
     #[test]
     fn a_falling_loss_falls_in_the_image() {
         let points: Vec<(u64, f64)> = (0..200)
             .map(|s| (s, 1.0 / (1.0 + s as f64 / 20.0)))
             .collect();
-        let image = loss_curve(&points, "demo", 400, 240);
+        let image = loss_curve(training(&points), "demo", 400, 240);
         let height_at = |x: u32| {
             (0..240)
                 .find(|y| *image.get_pixel(x, *y) == SMOOTH)
@@ -266,8 +309,26 @@ mod tests {
             vec![(1, f64::NAN), (2, f64::INFINITY)],
             vec![(5, 1.0), (5, 1.0)],
         ] {
-            assert_eq!(loss_curve(&points, "x", 10, 10).dimensions(), (240, 160));
+            for curves in [training(&points), both(&points)] {
+                assert_eq!(loss_curve(curves, "x", 10, 10).dimensions(), (240, 160));
+            }
         }
+    }
+
+    #[test]
+    fn a_validation_has_a_line_of_its_own_in_the_same_frame() {
+        let points: Vec<(u64, f64)> = (0..100).map(|s| (s, 0.5)).collect();
+        let curves = Curves {
+            validation: &[(10, 0.9), (90, 0.7)],
+            ..training(&points)
+        };
+        let image = loss_curve(curves, "demo", 400, 240);
+        let height = |x: u32, colour| (40..200).find(|y| *image.get_pixel(x, *y) == colour);
+        let (left, right) = (height(120, VALIDATION), height(300, VALIDATION));
+        assert!(left.is_some() && left < right, "{left:?} {right:?}");
+        assert!(right < height(300, SMOOTH));
+        let without = loss_curve(training(&points), "demo", 400, 240);
+        assert!(without.pixels().all(|pixel| *pixel != VALIDATION));
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod overrides;
 mod raw;
 
 use crate::architecture::fields::Written;
+use crate::duration;
 use crate::id::JobId;
 use crate::location;
 use crate::sample::{ImageSource, NamedReference, SampleWork, Weights};
@@ -18,6 +19,9 @@ use raw::{
 };
 use std::fmt;
 use std::path::Path;
+
+/// The value of `train.time_limit` without a limit.
+const NO_LIMIT: &str = "none";
 
 /// All errors of one job.toml, in line order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -253,6 +257,9 @@ fn train_toml(train: &Train) -> TrainToml {
         reduction: Some(train.reduction),
         threads: Some(train.threads),
         digest_every: Some(train.digest_every),
+        validate_every: Some(train.validate_every),
+        validate_samples: Some(train.validate_samples),
+        time_limit: Some(train.time_limit.map_or(NO_LIMIT.into(), duration::format)),
         optimizer: OptimizerToml {
             name: Some(OptimizerName::AdamW),
             beta1: Some(beta1),

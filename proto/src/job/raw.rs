@@ -197,6 +197,10 @@ pub(super) struct TrainToml {
     pub(super) reduction: Option<Reduction>,
     pub(super) threads: Option<u32>,
     pub(super) digest_every: Option<u64>,
+    pub(super) validate_every: Option<u64>,
+    pub(super) validate_samples: Option<u32>,
+    /// A duration, or [`super::NO_LIMIT`].
+    pub(super) time_limit: Option<String>,
     #[serde(default)]
     pub(super) optimizer: OptimizerToml,
 }

@@ -6,6 +6,7 @@ use crate::spec::{
     Attend, Clothes, Component, JobSpec, OnNonfinite, Precision, Retrieval, TrainWork,
 };
 use std::path::Path;
+use std::time::Duration;
 
 mod combination;
 mod noise;
@@ -107,7 +108,7 @@ fn unknown_keys_get_a_suggestion() {
         `global_batch`, `micro_batch`, `learning_rate`, `learning_rates`, `warmup`, `decay`, \
         `clip`, `ema`, `face_loss_weight`, `target_mask_threshold`, `loss_weighting`, \
         `precision`, `on_nonfinite`, `latent_cache_mib`, `reduction`, `threads`, `digest_every`, \
-        `optimizer`; did you mean `global_batch`?",
+        `validate_every`, `validate_samples`, `time_limit`, `optimizer`; did you mean `global_batch`?",
     );
     check(
         "architecture = \"retrinet\"",
@@ -141,6 +142,67 @@ fn a_reduction_is_fast_unless_the_job_says_exact() {
         "job.toml:20: train.reduction: unknown variant `exakt`, expected `fast` or `exact`; did \
         you mean `exact`?",
     );
+}
+
+#[test]
+fn a_time_limit_is_a_duration_or_none() {
+    let with =
+        |value: &str| GOOD.replace("steps = 100", &format!("steps = 100\ntime_limit = {value}"));
+    let limit = |text: &str| read(text).unwrap().train.time_limit;
+    assert_eq!(limit(GOOD), None);
+    assert_eq!(limit(&with("\"none\"")), None);
+    for (value, seconds) in [
+        ("\"36h\"", 129_600),
+        ("\"90m\"", 5_400),
+        ("\"1h30m\"", 5_400),
+    ] {
+        let text = with(value);
+        assert_eq!(limit(&text), Some(Duration::from_secs(seconds)));
+        check_canonical(&text);
+    }
+    check_canonical(&with("\"none\""));
+    for wrong in ["", "36", "0h", "1.5h", "30m1h", "forever", "-1h"] {
+        check(
+            "steps = 100",
+            &format!("steps = 100\ntime_limit = \"{wrong}\""),
+            &format!(
+                "job.toml:18: train.time_limit: is \"{wrong}\"; it must be a duration such as \
+                \"45s\", \"90m\", \"1h30m\", \"36h\" or \"2d\", or \"none\""
+            ),
+        );
+    }
+    check(
+        "steps = 100",
+        "steps = 100\ntime_limit = 3600",
+        "job.toml:18: train.time_limit: is the integer `3600`; it must be a quoted string",
+    );
+}
+
+#[test]
+fn a_validation_needs_samples_that_are_held_out() {
+    let spec = read(GOOD).unwrap().train;
+    assert_eq!((spec.validate_every, spec.validate_samples), (0, 64));
+    check(
+        "steps = 100",
+        "steps = 100\nvalidate_every = 10",
+        "job.toml:18: train.validate_every: is 10, but data.holdout is 0; validation needs \
+        held-out samples: set data.holdout above 0, such as 0.05, or leave this out",
+    );
+    let held_out = GOOD.replace("references = 2", "references = 2\nholdout = 0.1");
+    let with = |line: &str| held_out.replace("steps = 100", &format!("steps = 100\n{line}"));
+    let text = with("validate_every = 10\nvalidate_samples = 7");
+    let train = read(&text).unwrap().train;
+    assert_eq!((train.validate_every, train.validate_samples), (10, 7));
+    check_canonical(&text);
+    for (value, message) in [
+        ("0", "is 0; it must be at least 1"),
+        ("65537", "is 65537; it must be at most 65536"),
+    ] {
+        assert_eq!(
+            read(&with(&format!("validate_samples = {value}"))).unwrap_err(),
+            format!("job.toml:19: train.validate_samples: {message}")
+        );
+    }
 }
 
 #[test]

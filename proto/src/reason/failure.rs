@@ -103,6 +103,7 @@ pub fn stage_kind(stage: Stage) -> &'static str {
         Stage::Update => "update",
         Stage::Digest => "digest",
         Stage::Checkpoint => "checkpoint",
+        Stage::Validation(_) => "validation batch",
         Stage::Unit(_) => "unit",
     }
 }

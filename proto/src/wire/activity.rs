@@ -15,6 +15,7 @@ impl From<&Activity> for pb::Activity {
             Stage::Update => (Wire::Update, 0),
             Stage::Digest => (Wire::Digest, 0),
             Stage::Checkpoint => (Wire::Checkpoint, 0),
+            Stage::Validation(number) => (Wire::Validation, number.into()),
             Stage::Unit(number) => (Wire::Unit, number),
         };
         Self {
@@ -33,15 +34,8 @@ impl TryFrom<pb::Activity> for Activity {
         use pb::activity::Stage as Wire;
         let stage = match Wire::try_from(activity.stage) {
             Ok(Wire::Samples) => Stage::Samples,
-            Ok(Wire::MicroBatch) if activity.number == 0 => {
-                return wrong("activity.number", 0, "micro-batches are counted from 1");
-            }
-            Ok(Wire::MicroBatch) => match u32::try_from(activity.number) {
-                Ok(number) => Stage::MicroBatch(number),
-                Err(_) => {
-                    return wrong("activity.number", activity.number, "it must fit in 32 bits");
-                }
-            },
+            Ok(Wire::MicroBatch) => Stage::MicroBatch(batch_number(activity.number)?),
+            Ok(Wire::Validation) => Stage::Validation(batch_number(activity.number)?),
             Ok(Wire::Unit) => Stage::Unit(activity.number),
             Ok(Wire::Reduction) => Stage::Reduction,
             Ok(Wire::Update) => Stage::Update,
@@ -63,6 +57,14 @@ impl TryFrom<pb::Activity> for Activity {
     }
 }
 
+fn batch_number(number: u64) -> Result<u32, WireError> {
+    match u32::try_from(number) {
+        Ok(0) => wrong("activity.number", 0, "batches are counted from 1"),
+        Ok(number) => Ok(number),
+        Err(_) => wrong("activity.number", number, "it must fit in 32 bits"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,6 +78,7 @@ mod tests {
             Stage::Update,
             Stage::Digest,
             Stage::Checkpoint,
+            Stage::Validation(2),
             Stage::Unit(5),
             Stage::Unit(u64::MAX),
         ];
@@ -104,7 +107,7 @@ mod tests {
         );
         assert_eq!(
             refused(pb::activity::Stage::MicroBatch.into(), 0),
-            "field `activity.number` is 0; micro-batches are counted from 1"
+            "field `activity.number` is 0; batches are counted from 1"
         );
     }
 }

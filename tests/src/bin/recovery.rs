@@ -108,6 +108,7 @@ fn whole_step(seconds: PhaseSeconds) -> f64 {
         communication,
         optimizer,
         checkpoint,
+        validation,
     } = seconds;
-    data + forward + backward + communication + optimizer + checkpoint
+    data + forward + backward + communication + optimizer + checkpoint + validation
 }

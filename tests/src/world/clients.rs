@@ -437,6 +437,9 @@ fn spec(job: &PlannedJob) -> JobSpec {
         reduction: Reduction::Fast,
         threads: 1,
         digest_every: 0,
+        validate_every: 0,
+        validate_samples: 64,
+        time_limit: None,
     };
     let checkpoint = CheckpointPolicy {
         every: job.every,

@@ -257,6 +257,7 @@ impl World {
                 | Effect::OpenStore
                 | Effect::Meet
                 | Effect::Synchronize { .. }
+                | Effect::Validate(_)
                 | Effect::Report(_)
                 | Effect::Abort => {}
             }
@@ -450,6 +451,7 @@ impl World {
             samples: 1,
             seconds: PhaseSeconds::default(),
             peak_memory_bytes: 0,
+            peak_device_memory_bytes: 0,
             skipped_steps: 0,
             loss_scale: 1.0,
         };

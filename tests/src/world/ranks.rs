@@ -12,6 +12,7 @@ use super::plan::DETECT_WITHIN_MS;
 use super::stable_hash::{Actor, ShardPut};
 use super::store;
 use proto::checkpoint::checkpoint_folder;
+use proto::environment::RankEnvironment;
 use proto::id::{Generation, Rank, Step};
 use proto::message::{
     Activity, Assignment, RankPhase, RankReport, ShardReport, Stage, StepReport, WeightDigest,
@@ -28,6 +29,7 @@ const UNKNOWN: Rules = Rules {
     steps: 1,
     checkpoint_every: 1,
     digest_every: DIGEST_EVERY,
+    validate_every: 0,
 };
 
 /// Process id, never reused.
@@ -474,6 +476,7 @@ impl World {
             | Effect::Synchronize { .. }
             | Effect::Step(_)
             | Effect::Digest(_)
+            | Effect::Validate(_)
             | Effect::Report(_)
             | Effect::Leave => {}
         }
@@ -586,6 +589,7 @@ impl World {
                 shard,
                 init_digest: None,
                 environment,
+                rank_environment: RankEnvironment::default(),
             }],
         );
     }

@@ -100,7 +100,12 @@ fn killed_after(desk: &mut Desk, rank: &RankKey, stage: Option<Stage>) -> Option
 
 #[test]
 fn the_time_to_leave_an_older_generation_starts_after_a_stage_of_own_work() {
-    let own = [Stage::MicroBatch(3), Stage::Update, Stage::Digest];
+    let own = [
+        Stage::MicroBatch(3),
+        Stage::Update,
+        Stage::Digest,
+        Stage::Validation(1),
+    ];
     let others = [Stage::Samples, Stage::Reduction, Stage::Checkpoint].map(Some);
     for waits in others.into_iter().chain([None]) {
         let mut desk = Desk::new();

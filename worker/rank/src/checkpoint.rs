@@ -263,6 +263,7 @@ mod tests {
             init_digest: None,
             shards,
             environment: "test".into(),
+            ranks: std::collections::BTreeMap::new(),
         };
         let path = checkpoints.path(checkpoint_ref(), MANIFEST_FILE);
         checkpoints

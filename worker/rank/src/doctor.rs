@@ -3,7 +3,9 @@
 //! store. Called by `worker doctor` with the node's settings.
 
 use crate::collective::device::{gpus, library_architectures, libtorch_version, supports};
+use crate::collective::network;
 use crate::deadline::Deadlines;
+use crate::environment::host_name;
 use anyhow::Context;
 use futures::TryStreamExt;
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -58,6 +60,7 @@ pub(crate) fn run(node: &Node) -> anyhow::Result<bool> {
     let mut checks = vec![libtorch(), threads(node)];
     checks.extend(devices(node));
     checks.extend(ports(node));
+    checks.push(network(node, std::env::var(network::VARIABLE).ok()));
     checks.extend(node.coordinator.as_deref().map(coordinator));
     checks.push(match &node.store {
         Some(url) => object_store(url)?,
@@ -196,6 +199,18 @@ fn ports(node: &Node) -> Vec<Check> {
     checks
 }
 
+/// The interface that carries gradients. `set`: the value of [`network::VARIABLE`].
+fn network(node: &Node, set: Option<String>) -> Check {
+    let (library, set) = match node.device == DeviceKind::Cuda.name() {
+        true => ("NCCL", set),
+        // Gloo reads no such variable.
+        false => ("Gloo", None),
+    };
+    let interface = network::choose(set, &node.address);
+    let outcome = interface.map(|it| format!("{library} uses {it}"));
+    check("network", outcome.map_err(|error| error.to_string()))
+}
+
 fn answers_as_worker(listen: SocketAddr) -> bool {
     let ask = || -> std::io::Result<String> {
         let wait = Duration::from_secs(1);
@@ -260,7 +275,8 @@ async fn write_read_delete(url: &str) -> anyhow::Result<()> {
         .try_next()
         .await
         .context("listing")?;
-    let probe = prefix.join(format!("doctor-{}-{}", hostname(), std::process::id()));
+    // With the host's name, so that nodes that run at the same time do not share an object.
+    let probe = prefix.join(format!("doctor-{}-{}", host_name(), std::process::id()));
     let written = probe.to_string();
     objects
         .put(&probe, written.clone().into())
@@ -274,12 +290,6 @@ async fn write_read_delete(url: &str) -> anyhow::Result<()> {
         "{probe} reads back different from what was written"
     );
     Ok(())
-}
-
-/// Part of the object name, so that nodes that run at the same time do not share an object.
-fn hostname() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    name.trim().to_owned()
 }
 
 /// The most common cause: no endpoint or credentials are set.
@@ -344,6 +354,32 @@ mod tests {
             })
             .ok
         );
+    }
+
+    #[test]
+    fn the_network_interface_is_named_with_the_reason() {
+        let found = |device: &str, address: &str, set: Option<&str>| {
+            let node = Node {
+                device: device.into(),
+                address: address.into(),
+                ..node()
+            };
+            let Check { ok, found, .. } = network(&node, set.map(str::to_owned));
+            (ok, found)
+        };
+        let (ok, text) = found("cuda", "127.0.0.1", None);
+        assert!(ok && text.starts_with("NCCL uses "), "{text}");
+        assert!(
+            text.ends_with(", which has 127.0.0.1 (`address`)"),
+            "{text}"
+        );
+        let (ok, text) = found("cuda", "203.0.113.1", Some("eth7"));
+        assert!(
+            ok && text.contains("eth7: NCCL_SOCKET_IFNAME is set"),
+            "{text}"
+        );
+        let (ok, text) = found("cpu", "203.0.113.1", Some("eth7"));
+        assert!(!ok && text.contains("203.0.113.1: no interface"), "{text}");
     }
 
     #[test]

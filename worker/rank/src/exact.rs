@@ -297,6 +297,7 @@ mod tests {
             rank: 0,
             world: 1,
             host: "127.0.0.1".into(),
+            interface: None,
             device: Device::Cpu,
             timeout: Duration::from_secs(1),
         })

@@ -169,6 +169,7 @@ fn nccl(device: Device) -> anyhow::Result<()> {
         rank: 0,
         world: 1,
         host: "127.0.0.1".into(),
+        interface: None,
         device,
         timeout: NCCL_TIMEOUT,
     };

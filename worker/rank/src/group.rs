@@ -1,13 +1,18 @@
 //! Rendezvous of a generation's ranks. Rank 0 opens a store and reports its address; the
 //! coordinator sends it to all ranks once every rank has loaded; every rank registers in the store;
 //! the process group is formed once all have registered. So a missing rank is named in the error,
-//! and slow loading does not cause a timeout. Called by [`crate::train`].
+//! and slow loading does not cause a timeout. Ranks whose libraries differ are refused before they
+//! compute together. Called by [`crate::train`].
 
 use crate::collective::{CollectiveError, Group, Membership, Store};
 use crate::deadline::Deadlines;
 use crate::link::Link;
 use anyhow::Context;
+use proto::environment::RankEnvironment;
+use proto::id::Rank;
+use rank_core::environment::agree;
 use rank_core::gang::Order;
+use std::time::Duration;
 
 /// Opens rank 0's store and reports its address. Called as early as possible, so that no rank waits
 /// for it. `address`: an address of this machine.
@@ -20,17 +25,17 @@ pub(crate) fn open_store(link: &Link, order: Order, address: &str) -> anyhow::Re
 }
 
 /// Forms the process group once all ranks have registered. `store`: from [`open_store`], on rank 0.
+/// Ranks whose environment differs from that of most are refused: they fail with a [`Refusal`], and
+/// for the others the generation ends.
 pub(crate) fn rendezvous(
     link: &Link,
     store: Option<Store>,
     membership: Membership,
+    environment: RankEnvironment,
     deadlines: Deadlines,
 ) -> anyhow::Result<Group> {
     let Membership {
-        generation,
-        rank,
-        world,
-        ..
+        generation, world, ..
     } = membership;
     if world == 1 {
         return Ok(Group::alone(membership));
@@ -43,17 +48,124 @@ pub(crate) fn rendezvous(
             Some(store) => store,
             None => Store::connect(&address, wait)?,
         };
-        let scope = format!("{}/g{}", membership.job, membership.generation);
-        let key = |rank: u32| format!("{scope}/rank {rank}");
-        store.set(&key(rank), "here")?;
-        for other in (0..world).filter(|&other| other != rank) {
-            store
-                .wait(&key(other), wait)
-                .map_err(|error| CollectiveError {
-                    action: format!("rank {other} did not join: {}", error.action),
-                    ..error
-                })?;
-        }
-        Group::join(store, membership)
+        check_in(&store, &membership, &environment, wait)?;
+        Ok(Group::join(store, membership)?)
     })
+}
+
+/// Registers this rank, waits for all others, and compares the environments of all.
+fn check_in(
+    store: &Store,
+    membership: &Membership,
+    environment: &RankEnvironment,
+    wait: Duration,
+) -> anyhow::Result<()> {
+    let Membership { rank, world, .. } = *membership;
+    let scope = format!("{}/g{}", membership.job, membership.generation);
+    let key = |rank: u32| format!("{scope}/rank {rank}");
+    let own = serde_json::to_string(environment).context("an environment is plain data")?;
+    store.set(&key(rank), &own)?;
+    let mut all = Vec::new();
+    for other in 0..world {
+        store
+            .wait(&key(other), wait)
+            .map_err(|error| CollectiveError {
+                action: format!("rank {other} did not join: {}", error.action),
+                ..error
+            })?;
+        all.push(environment_of(&store.get(&key(other))?));
+    }
+    agree(&all).map_err(|refusal| {
+        if refusal.refused.contains(&Rank(rank)) {
+            return refusal.into();
+        }
+        let error = CollectiveError {
+            action: "the rendezvous refuses other ranks".into(),
+            reason: refusal.to_string(),
+        };
+        error.into()
+    })
+}
+
+/// What a rank has registered with. Other releases may write something else, which differs.
+fn environment_of(text: &str) -> RankEnvironment {
+    serde_json::from_str(text).unwrap_or_else(|_| RankEnvironment {
+        host: "an unknown host".into(),
+        address: "unknown address".into(),
+        release: "another release".into(),
+        ..RankEnvironment::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proto::id::Generation;
+    use rank_core::environment::Refusal;
+    use tch::Device;
+
+    const WAIT: Duration = Duration::from_secs(30);
+
+    fn environment(libtorch: &str) -> RankEnvironment {
+        RankEnvironment {
+            host: format!("host-of-{libtorch}"),
+            libtorch: libtorch.into(),
+            ..RankEnvironment::default()
+        }
+    }
+
+    /// Each rank checks in on a thread of its own; returns how it went for each.
+    fn meet(environments: Vec<RankEnvironment>) -> Vec<anyhow::Result<()>> {
+        let world = u32::try_from(environments.len()).unwrap();
+        let server = Store::serve("127.0.0.1", WAIT).unwrap();
+        let address = format!("127.0.0.1:{}", server.port());
+        let ranks = (0..).zip(environments).map(|(rank, environment)| {
+            let address = address.clone();
+            let membership = Membership {
+                job: "test-1".into(),
+                generation: Generation(1),
+                rank,
+                world,
+                host: "127.0.0.1".into(),
+                interface: None,
+                device: Device::Cpu,
+                timeout: WAIT,
+            };
+            std::thread::spawn(move || {
+                let store = Store::connect(&address, WAIT).unwrap();
+                check_in(&store, &membership, &environment, WAIT)
+            })
+        });
+        let ranks: Vec<_> = ranks.collect();
+        ranks.into_iter().map(|it| it.join().unwrap()).collect()
+    }
+
+    #[test]
+    fn ranks_with_equal_libraries_join() {
+        let all = meet(vec![environment("2.10.0"); 2]);
+        assert!(all.iter().all(Result::is_ok), "{all:?}");
+    }
+
+    #[test]
+    fn the_rank_with_another_library_fails_and_for_the_others_the_generation_ends() {
+        let environments = ["2.10.0", "2.9.1", "2.10.0"].map(environment);
+        let named = "rank 1 on host-of-2.9.1 () has libtorch \"2.9.1\" instead of \"2.10.0\"";
+        for (rank, outcome) in meet(environments.into()).into_iter().enumerate() {
+            let error = outcome.unwrap_err();
+            assert!(error.to_string().contains(named), "{error}");
+            assert_eq!(error.is::<Refusal>(), rank == 1);
+            assert_eq!(error.is::<CollectiveError>(), rank != 1);
+        }
+    }
+
+    #[test]
+    fn what_another_release_registers_differs() {
+        assert_eq!(environment_of("here").release, "another release");
+        let known = environment("2.10.0");
+        assert_eq!(
+            environment_of(&serde_json::to_string(&known).unwrap()),
+            known
+        );
+    }
 }

@@ -299,7 +299,7 @@ impl Link {
     pub(crate) fn unless_superseded_blocking<T: Send + 'static>(
         &self,
         generation: Generation,
-        wait: impl FnOnce() -> Result<T, CollectiveError> + Send + 'static,
+        wait: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
     ) -> anyhow::Result<T> {
         let mut task = self.task.clone();
         self.runtime.block_on(async {

@@ -36,6 +36,7 @@ mod tokenize;
 mod train;
 mod unit_runner;
 mod upload;
+mod validation;
 mod watchdog;
 
 use clap::{Parser, Subcommand};

@@ -94,6 +94,7 @@ impl StepContext<'_> {
             samples: self.spec.train.global_batch,
             seconds,
             peak_memory_bytes: 0,
+            peak_device_memory_bytes: 0,
             skipped_steps: update.skipped_steps,
             loss_scale: update.loss_scale,
         };

@@ -3,6 +3,8 @@
 //! and the data set stay loaded between generations. Called by [`crate::run`].
 
 use crate::checkpoint::Checkpoints;
+use crate::collective::device::peak_device_memory_bytes;
+use crate::collective::network::{self, Interface};
 use crate::collective::{CollectiveError, Group, Membership, Store, first_line};
 use crate::deadline::Deadlines;
 use crate::exact::ExactSum;
@@ -14,15 +16,17 @@ use crate::prefetch::Prefetch;
 use crate::process::Rank;
 use crate::state::{StateReport, gather_states, synchronize};
 use crate::step::{CompletedStep, StepContext};
+use crate::validation::{self, ValidationContext};
 use crate::{device, environment};
 use anyhow::Context;
 use model::trainer::Trainer;
 use model::weights;
 use model_data::loader::Loader;
 use proto::checkpoint::CheckpointRef;
+use proto::environment::RankEnvironment;
 use proto::id::Step;
 use proto::message::{ShardReport, Stage, StepReport, WeightDigest};
-use proto::spec::{Reduction, TrainWork};
+use proto::spec::{DeviceKind, Reduction, TrainWork};
 use rank_core::gang::{Effect, Input, Order, Rules};
 use rank_core::state::StateSource;
 use std::collections::VecDeque;
@@ -65,10 +69,15 @@ struct RankState<'a> {
     rank: &'a Rank<'a>,
     spec: &'a TrainWork,
     device: Device,
+    /// For NCCL's sockets; None on a CPU.
+    interface: Option<Interface>,
+    environment: RankEnvironment,
     trainer: Trainer,
     /// With `reduction = "exact"`; otherwise the group's Reducer sums gradients.
     exact: Option<ExactSum>,
     loader: Loader,
+    /// Positions of the validation samples.
+    validation: Vec<u64>,
     checkpoints: Checkpoints,
     current: GenerationState,
 }
@@ -118,6 +127,14 @@ impl<'a> RankState<'a> {
             rank.task.device,
             spec.train.precision,
         )?;
+        // Before the minutes that loading can take: a wrong address fails at once.
+        let interface = match rank.job.resources.device {
+            DeviceKind::Cpu => None,
+            DeviceKind::Cuda => Some(network::of_this_process(&rank.settings.address)?),
+        };
+        if let Some(interface) = &interface {
+            tracing::info!(%interface, "NCCL's network interface");
+        }
         let mut trainer = build(rank, spec, device)?;
         let exact = match spec.train.reduction {
             Reduction::Exact => {
@@ -139,8 +156,15 @@ impl<'a> RankState<'a> {
             rank,
             spec,
             device,
+            interface,
+            environment: environment::of_rank(
+                rank.job.resources.device,
+                rank.task.device,
+                &rank.settings.address,
+            ),
             trainer,
             exact,
+            validation: validation::samples(spec, loader.held_out())?,
             loader,
             checkpoints: Checkpoints::open(&assignment.store_url, &assignment.job)?,
             current: GenerationState::new(first),
@@ -172,6 +196,7 @@ impl<'a> RankState<'a> {
                 self.save(step)?;
                 return Ok(Some(Input::Saved { step }));
             }
+            Effect::Validate(step) => self.validate(step)?,
             Effect::Report(_) => self.report(),
             Effect::Leave => {
                 self.close();
@@ -193,7 +218,13 @@ impl<'a> RankState<'a> {
     }
 
     fn rendezvous(&mut self) -> anyhow::Result<Input> {
-        let Self { rank, current, .. } = self;
+        let Self {
+            rank,
+            interface,
+            environment,
+            current,
+            ..
+        } = self;
         let Position {
             rank: number,
             world,
@@ -204,6 +235,7 @@ impl<'a> RankState<'a> {
             rank: number,
             world,
             host: rank.settings.address.clone(),
+            interface: interface.clone(),
             device: self.device,
             timeout: current.deadlines().collective(),
         };
@@ -211,6 +243,7 @@ impl<'a> RankState<'a> {
             rank.link,
             current.store.take(),
             membership,
+            environment.clone(),
             current.deadlines(),
         )?;
         rank.link
@@ -345,7 +378,46 @@ impl<'a> RankState<'a> {
             shard: shard.context("writing a checkpoint")?,
             init_digest: self.trainer.init_digest(),
             environment: environment::describe(self.spec, self.rank.job.resources.device),
+            rank_environment: self.environment.clone(),
         })
+    }
+
+    /// Adds the validation loss to the report of the step.
+    fn validate(&mut self, step: Step) -> anyhow::Result<()> {
+        let current = &mut self.current;
+        if let Some((completed, _)) = &mut current.unreported {
+            // What lies between the update and the validation has its own figures, or none.
+            completed.clock.lap();
+        }
+        let mut context = ValidationContext {
+            rank: self.rank,
+            spec: self.spec,
+            generation: current.order.generation,
+            deadlines: current.deadlines(),
+            trainer: &mut self.trainer,
+            group: current.group.as_ref().context("there is no group yet")?,
+            loader: &self.loader,
+            samples: &self.validation,
+        };
+        let outcome = context.validate(step);
+        let Some((completed, _)) = &mut current.unreported else {
+            return outcome.map(drop);
+        };
+        completed.report.seconds.validation = completed.clock.lap();
+        match outcome {
+            Ok(terms) => {
+                if let (0, Some(loss)) = (current.order.rank.0, terms.first()) {
+                    tracing::info!(%step, loss = loss.value, "validation");
+                }
+                completed.report.terms.extend(terms);
+                Ok(())
+            }
+            Err(error) => {
+                // The step is complete even if its validation is not.
+                self.report();
+                Err(error.context(format!("validation after step {step}")))
+            }
+        }
     }
 
     /// Reports the step before its shard: committing a checkpoint acknowledges its step, and an
@@ -358,6 +430,7 @@ impl<'a> RankState<'a> {
         };
         self.rank.link.step(StepReport {
             peak_memory_bytes: environment::peak_memory_bytes(),
+            peak_device_memory_bytes: peak_device_memory_bytes(self.device),
             ..completed.report
         });
         if let Some(shard) = shard {

@@ -74,6 +74,10 @@ fn manifest(
         shards: entries,
         // Lists all environments: results are bitwise comparable only if these are equal.
         environment: environments.into_iter().collect::<Vec<_>>().join(" + "),
+        ranks: shards
+            .iter()
+            .map(|(rank, shard)| (*rank, shard.rank_environment.clone()))
+            .collect(),
     })
 }
 

@@ -7,6 +7,7 @@ use coordinator_core::event::{
 use coordinator_core::{Config, Coordinator};
 use proto::architecture::{Diffusion, Noise, Objective, Retrinet};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, ShardEntry};
+use proto::environment::RankEnvironment;
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::message::{
     Assignment, DesiredState, PhaseSeconds, RankPhase, RankReport, ShardReport, StepReport,
@@ -299,6 +300,7 @@ pub(crate) fn with_shard(mut report: RankReport, step: u64) -> RankReport {
         shard,
         init_digest: None,
         environment,
+        rank_environment: RankEnvironment::default(),
     });
     report
 }
@@ -313,6 +315,7 @@ pub(crate) fn with_step(mut report: RankReport, step: u64) -> RankReport {
         samples: 1,
         seconds: PhaseSeconds::default(),
         peak_memory_bytes: 0,
+        peak_device_memory_bytes: 0,
         skipped_steps: 0,
         loss_scale: 1.0,
     });
@@ -533,6 +536,9 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
         reduction: Reduction::Fast,
         threads: 1,
         digest_every: 0,
+        validate_every: 0,
+        validate_samples: 64,
+        time_limit: None,
     };
     let model = model();
     let checkpoint = CheckpointPolicy { every: 2, keep: 1 };

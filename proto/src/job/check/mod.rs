@@ -271,6 +271,17 @@ fn check_across_sections(spec: &TrainWork, resources: &Resources, faults: &mut F
             },
         );
     }
+    let every = spec.train.validate_every;
+    faults.need(
+        every == 0 || spec.data.holdout > 0.0,
+        "train.validate_every",
+        || {
+            format!(
+                "is {every}, but data.holdout is 0; validation needs held-out samples: set \
+                data.holdout above 0, such as 0.05, or leave this out"
+            )
+        },
+    );
     let (cache, field) = (spec.train.latent_cache_mib, "train.latent_cache_mib");
     faults.need(
         cache == 0 || spec.model.architecture.diffusion().is_some(),

@@ -1,12 +1,19 @@
 //! `[train]`: defaults and bounds. Called by [`super::check`].
 
 use super::kebab;
+use crate::duration;
+use crate::job::NO_LIMIT;
 use crate::job::faults::Faults;
 use crate::job::raw::{OptimizerToml, TrainToml};
 use crate::spec::{Decay, OnNonfinite, Optimizer, Precision, Reduction, Train};
+use std::time::Duration;
 
 const STEPS_MAX: u64 = 1_000_000_000_000;
 const GLOBAL_BATCH_MAX: u32 = 1 << 20;
+/// Default number of held-out samples of a validation.
+const VALIDATE_SAMPLES: u32 = 64;
+/// Its values of all batches fit in one all-reduce.
+const VALIDATE_SAMPLES_MAX: u32 = 1 << 16;
 
 pub(super) fn train(raw: &TrainToml, faults: &mut Faults) -> Train {
     let train = Train {
@@ -26,6 +33,9 @@ pub(super) fn train(raw: &TrainToml, faults: &mut Faults) -> Train {
         reduction: raw.reduction.unwrap_or(Reduction::Fast),
         threads: raw.threads.unwrap_or(1),
         digest_every: raw.digest_every.unwrap_or(100),
+        validate_every: raw.validate_every.unwrap_or(0),
+        validate_samples: raw.validate_samples.unwrap_or(VALIDATE_SAMPLES),
+        time_limit: time_limit(raw.time_limit.as_deref(), faults),
     };
     faults.positive("train.steps", train.steps);
     // Positions in the infinite sample order are 64-bit numbers.
@@ -50,6 +60,11 @@ pub(super) fn train(raw: &TrainToml, faults: &mut Faults) -> Train {
     faults.need((0.0..1.0).contains(&ema), "train.ema", || {
         format!("is {ema}; it must be at least 0 (no average) and below 1, such as 0.9999")
     });
+    faults.count(
+        "train.validate_samples",
+        train.validate_samples,
+        VALIDATE_SAMPLES_MAX,
+    );
     faults.need((1..=256).contains(&train.threads), "train.threads", || {
         format!(
             "is {}; a rank computes with 1 to 256 threads",
@@ -57,6 +72,18 @@ pub(super) fn train(raw: &TrainToml, faults: &mut Faults) -> Train {
         )
     });
     train
+}
+
+fn time_limit(raw: Option<&str>, faults: &mut Faults) -> Option<Duration> {
+    let text = raw.filter(|text| *text != NO_LIMIT)?;
+    let limit = duration::parse(text);
+    faults.need(limit.is_some(), "train.time_limit", || {
+        format!(
+            "is {text:?}; it must be {}, or \"{NO_LIMIT}\"",
+            duration::EXPECTED
+        )
+    });
+    limit
 }
 
 fn optimizer(raw: &OptimizerToml, faults: &mut Faults) -> Optimizer {

@@ -219,6 +219,7 @@ fn activity(hasher: &mut StableHasher, activity: Activity) {
         Stage::Digest => (5, 0),
         Stage::Checkpoint => (6, 0),
         Stage::Unit(unit) => (7, unit),
+        Stage::Validation(count) => (8, u64::from(count)),
     };
     hasher.put(stage);
     hasher.put(count);

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "every test file uses its own part")]
 
 use proto::checkpoint::ShardEntry;
+use proto::environment::RankEnvironment;
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::message::{
     Activity, Assignment, DesiredState, GangOrder, Peer, PhaseSeconds, RankPhase, RankReport, Run,
@@ -197,6 +198,7 @@ pub(crate) fn step(step: u64) -> StepReport {
         samples: 1,
         seconds: PhaseSeconds::default(),
         peak_memory_bytes: 0,
+        peak_device_memory_bytes: 0,
         skipped_steps: 0,
         loss_scale: 1.0,
     }
@@ -213,6 +215,7 @@ pub(crate) fn shard(step: u64) -> ShardReport {
         shard,
         init_digest: None,
         environment: String::new(),
+        rank_environment: RankEnvironment::default(),
     }
 }
 

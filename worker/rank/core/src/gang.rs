@@ -18,6 +18,8 @@ pub struct Rules {
     pub checkpoint_every: u64,
     /// Steps between digests of the weights; 0: no digests.
     pub digest_every: u64,
+    /// Steps between validations; 0: no validation.
+    pub validate_every: u64,
 }
 
 impl Rules {
@@ -27,6 +29,7 @@ impl Rules {
             steps: spec.train.steps,
             checkpoint_every: spec.checkpoint.every,
             digest_every: spec.train.digest_every,
+            validate_every: spec.train.validate_every,
         }
     }
 
@@ -37,6 +40,10 @@ impl Rules {
 
     fn needs_digest(&self, step: Step) -> bool {
         self.digest_every != 0 && step.0.is_multiple_of(self.digest_every)
+    }
+
+    fn needs_validation(&self, step: Step) -> bool {
+        self.validate_every != 0 && step.0.is_multiple_of(self.validate_every)
     }
 }
 
@@ -119,6 +126,8 @@ pub enum Effect {
     Digest(Step),
     /// Write this rank's shard of a checkpoint after this step.
     Save(Step),
+    /// Compute the validation loss after this step, together with the other ranks.
+    Validate(Step),
     /// Report this step, and then its shard if one was written.
     Report(Step),
     /// Close the process group of this generation.
@@ -324,6 +333,9 @@ impl GangRank {
         if writes_checkpoint {
             self.saving = Some(step);
             effects.push(Effect::Save(step));
+        }
+        if self.rules.needs_validation(step) {
+            effects.push(Effect::Validate(step));
         }
         effects.push(Effect::Report(step));
         let ends = graceful_stop || self.rules.steps <= step.0;

@@ -5,6 +5,7 @@
 //! All waiting is done by the shell, which reports the result as an input; the machines need no
 //! time.
 
+pub mod environment;
 pub mod gang;
 pub mod state;
 pub mod units;

@@ -11,6 +11,7 @@ const RULES: Rules = Rules {
     steps: 6,
     checkpoint_every: 4,
     digest_every: 3,
+    validate_every: 0,
 };
 
 fn order(generation: u64) -> Order {
@@ -101,6 +102,42 @@ fn a_rank_trains_to_the_end_and_saves_where_the_job_says() {
         [Effect::Phase(RankPhase::Finished)]
     );
     assert_eq!(rank.held(), Some(label(1, 6)));
+}
+
+#[test]
+fn a_rank_validates_where_the_job_says_and_never_after_a_newer_order() {
+    let rules = Rules {
+        validate_every: 2,
+        ..RULES
+    };
+    let mut rank = GangRank::new(rules, order(1));
+    rank.handle(Input::Loaded);
+    let holdings = vec![None, None];
+    rank.handle(Input::Met { holdings });
+    rank.handle(Input::Synchronized);
+    let [save, validate, report, next] =
+        [Effect::Save, Effect::Validate, Effect::Report, Effect::Step];
+    let s = Step;
+    assert_eq!(rank.handle(stepped(1, false)), [report(s(1)), next(s(2))]);
+    assert_eq!(
+        rank.handle(stepped(2, false)),
+        [validate(s(2)), report(s(2)), next(s(3))]
+    );
+    rank.handle(stepped(3, false));
+    // The checkpoint first: it is kept even if the validation breaks.
+    assert_eq!(
+        rank.handle(stepped(4, false)),
+        [save(s(4)), validate(s(4)), report(s(4)), next(s(5))]
+    );
+    rank.handle(Input::Saved { step: s(4) });
+    rank.handle(stepped(5, false));
+    assert_eq!(
+        rank.handle(Input::Ordered(order(2))),
+        [Effect::Abort],
+        "the other ranks may be in the validation"
+    );
+    let effects = rank.handle(stepped(6, false));
+    assert!(!effects.contains(&validate(s(6))), "{effects:?}");
 }
 
 #[test]

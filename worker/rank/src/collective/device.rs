@@ -3,6 +3,7 @@
 
 use super::{CollectiveError, ffi};
 use std::ffi::{CStr, c_char, c_int};
+use tch::Device;
 
 /// One GPU as the driver describes it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -17,6 +18,14 @@ pub(crate) struct Gpu {
 pub(crate) fn libtorch_version() -> String {
     // SAFETY: the shim returns a string literal.
     unsafe { CStr::from_ptr(ffi::retri_libtorch_version()) }
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// For example `AVX2, TF32 off`.
+pub(crate) fn numerics() -> String {
+    // SAFETY: the shim returns a pointer to a string that lives until this thread's next call.
+    unsafe { CStr::from_ptr(ffi::retri_numerics()) }
         .to_string_lossy()
         .into_owned()
 }
@@ -51,6 +60,18 @@ fn gpu(index: c_int) -> Result<Gpu, CollectiveError> {
         name,
         architecture: format!("sm_{capability}"),
     })
+}
+
+/// The largest memory that tensors of this process have occupied on a GPU so far, in bytes, as
+/// c10's caching allocator counts it (`torch.cuda.max_memory_allocated`). Contexts, NCCL's buffers
+/// and memory that the allocator holds in reserve are not included. 0 on a CPU, and if unknown.
+pub(crate) fn peak_device_memory_bytes(device: Device) -> u64 {
+    let Device::Cuda(index) = device else {
+        return 0;
+    };
+    let index = c_int::try_from(index).expect("devices are far fewer than 2^31");
+    // SAFETY: takes a number and catches every exception.
+    u64::try_from(unsafe { ffi::retri_cuda_peak_bytes(index) }).unwrap_or(0)
 }
 
 /// The architectures that this libtorch was compiled for: from its build description, or, without a
@@ -115,6 +136,14 @@ pub(crate) fn supports(library: &[String], architecture: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tensors_on_the_cpu_are_no_device_memory() {
+        assert_eq!(peak_device_memory_bytes(Device::Cpu), 0);
+        if !cfg!(feature = "cuda") {
+            assert_eq!(peak_device_memory_bytes(Device::Cuda(0)), 0);
+        }
+    }
 
     #[test]
     fn the_librarys_list_is_read_and_compared_as_cuda_does() {

@@ -5,6 +5,7 @@ use std::ffi::{c_char, c_int, c_void};
 unsafe extern "C" {
     pub(super) fn retri_error() -> *const c_char;
     pub(super) fn retri_libtorch_version() -> *const c_char;
+    pub(super) fn retri_numerics() -> *const c_char;
     pub(super) fn retri_exit(code: c_int) -> !;
     pub(super) fn retri_store(
         host: *const c_char,
@@ -18,12 +19,19 @@ unsafe extern "C" {
         key: *const c_char,
         value: *const c_char,
     ) -> c_int;
+    pub(super) fn retri_store_get(
+        store: *mut c_void,
+        key: *const c_char,
+        value: *mut c_char,
+        value_bytes: c_int,
+    ) -> c_int;
     pub(super) fn retri_store_wait(
         store: *mut c_void,
         key: *const c_char,
         timeout_ms: i64,
     ) -> c_int;
     pub(super) fn retri_store_free(store: *mut c_void);
+    pub(super) fn retri_interfaces(list: *mut c_char, list_bytes: c_int) -> c_int;
     pub(super) fn retri_group_gloo(
         store: *mut c_void,
         prefix: *const c_char,
@@ -36,6 +44,7 @@ unsafe extern "C" {
     pub(super) fn retri_group_nccl(
         store: *mut c_void,
         prefix: *const c_char,
+        sockets: *const c_char,
         device: c_int,
         rank: c_int,
         world: c_int,
@@ -66,5 +75,6 @@ unsafe extern "C" {
         name_bytes: c_int,
     ) -> c_int;
     pub(super) fn retri_cuda_build() -> *const c_char;
+    pub(super) fn retri_cuda_peak_bytes(device: c_int) -> i64;
     pub(super) fn retri_full_fp32();
 }

@@ -2,6 +2,7 @@
 //! trained parameters. With a world size of one, the same calls do nothing, so that the step loop
 //! has a single code path.
 
+use super::network::Interface;
 use super::store::{Store, c_text, millis};
 use super::{CollectiveError, ffi};
 use proto::id::Generation;
@@ -20,6 +21,9 @@ pub(crate) struct Membership {
     pub(crate) world: u32,
     /// The address of this machine for traffic between ranks (Gloo).
     pub(crate) host: String,
+    /// What NCCL's sockets use; None with Gloo.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    pub(crate) interface: Option<Interface>,
     pub(crate) device: Device,
     /// Timeout of one collective call.
     pub(crate) timeout: Duration,
@@ -310,10 +314,20 @@ fn open(
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => {
             let device = c_int::try_from(device).expect("devices are far fewer than 2^31");
+            let sockets = membership.interface.as_ref().and_then(Interface::to_set);
+            let sockets = c_text("interface", &sockets.unwrap_or_default())?;
             // SAFETY: the store is alive during the call and the group keeps its own reference;
             // strings are copied.
             Ok(unsafe {
-                ffi::retri_group_nccl(store.raw(), prefix.as_ptr(), device, rank, world, timeout)
+                ffi::retri_group_nccl(
+                    store.raw(),
+                    prefix.as_ptr(),
+                    sockets.as_ptr(),
+                    device,
+                    rank,
+                    world,
+                    timeout,
+                )
             })
         }
         Device::Cpu => {
@@ -354,6 +368,7 @@ mod tests {
             rank,
             world: 2,
             host: "127.0.0.1".into(),
+            interface: None,
             device: Device::Cpu,
             timeout: TIMEOUT,
         }

@@ -6,6 +6,7 @@
 pub(crate) mod device;
 mod ffi;
 mod group;
+pub(crate) mod network;
 pub(crate) mod precision;
 mod store;
 

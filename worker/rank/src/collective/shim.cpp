@@ -2,6 +2,7 @@
 // exceptions, so that none unwinds into Rust, and stores the message in a thread-local string that
 // retri_error() returns. Tensors are passed as `at::Tensor*`, the pointer type of tch. With
 // RETRI_CUDA the NCCL process group is included.
+#include <ATen/Version.h>
 #include <torch/torch.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
@@ -13,10 +14,15 @@
 #ifdef RETRI_CUDA
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 #endif
+#include <arpa/inet.h>
+#include <ifaddrs.h>
+#include <net/if.h>
 #include <unistd.h>
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <memory>
@@ -204,6 +210,18 @@ const char* retri_libtorch_version() {
   return TORCH_VERSION;
 }
 
+// The instruction set of the CPU kernels, and whether fp32 is rounded to TF32 at this moment. Valid
+// until this thread's next call.
+const char* retri_numerics() {
+  thread_local std::string text;
+  text = guarded(std::string("unknown"), [] {
+    const bool tf32 =
+        at::globalContext().allowTF32CuDNN() || at::globalContext().allowTF32CuBLAS();
+    return at::get_cpu_capability() + (tf32 ? ", TF32 on" : ", TF32 off");
+  });
+  return text.c_str();
+}
+
 // Exits the process at once, without destructors: one could wait for a peer that has exited.
 void retri_exit(int code) {
   _exit(code);
@@ -234,6 +252,17 @@ int retri_store_set(void* store, const char* key, const char* value) {
   });
 }
 
+// Writes the value of a key that is set, and returns its length.
+int retri_store_get(void* store, const char* key, char* value, int value_bytes) {
+  return guarded(-1, [&] {
+    const auto bytes = static_cast<Store*>(store)->tcp->get(key);
+    TORCH_CHECK(bytes.size() <= static_cast<size_t>(value_bytes), "it is ", bytes.size(),
+        " bytes long; at most ", value_bytes, " are expected");
+    std::copy(bytes.begin(), bytes.end(), value);
+    return static_cast<int>(bytes.size());
+  });
+}
+
 // Waits until the key is set.
 int retri_store_wait(void* store, const char* key, int64_t timeout_ms) {
   return guarded(-1, [&] {
@@ -244,6 +273,37 @@ int retri_store_wait(void* store, const char* key, int64_t timeout_ms) {
 
 void retri_store_free(void* store) {
   delete static_cast<Store*>(store);
+}
+
+// Writes the interfaces of this machine that are up, one `NAME ADDRESS` a line, in the kernel's
+// order.
+int retri_interfaces(char* list, int list_bytes) {
+  return guarded(-1, [&] {
+    ifaddrs* first = nullptr;
+    TORCH_CHECK(getifaddrs(&first) == 0, "getifaddrs: ", strerror(errno));
+    const std::unique_ptr<ifaddrs, void (*)(ifaddrs*)> owner(first, freeifaddrs);
+    std::string text;
+    for (const auto* it = first; it != nullptr; it = it->ifa_next) {
+      if (it->ifa_addr == nullptr || (it->ifa_flags & IFF_UP) == 0) {
+        continue;
+      }
+      const void* address = nullptr;
+      if (it->ifa_addr->sa_family == AF_INET) {
+        address = &reinterpret_cast<const sockaddr_in*>(it->ifa_addr)->sin_addr;
+      } else if (it->ifa_addr->sa_family == AF_INET6) {
+        address = &reinterpret_cast<const sockaddr_in6*>(it->ifa_addr)->sin6_addr;
+      } else {
+        continue;
+      }
+      std::array<char, INET6_ADDRSTRLEN> digits{};
+      if (inet_ntop(it->ifa_addr->sa_family, address, digits.data(), digits.size()) != nullptr) {
+        text += std::string(it->ifa_name) + " " + digits.data() + "\n";
+      }
+    }
+    TORCH_CHECK(text.size() < static_cast<size_t>(list_bytes), "too many network interfaces");
+    snprintf(list, static_cast<size_t>(list_bytes), "%s", text.c_str());
+    return 0;
+  });
 }
 
 // host: the address of this rank for traffic between ranks.
@@ -260,14 +320,19 @@ void* retri_group_gloo(
 }
 
 #ifdef RETRI_CUDA
+// sockets: the value of NCCL_SOCKET_IFNAME; empty: the one in the environment stays.
 void* retri_group_nccl(
-    void* store, const char* prefix, int device, int rank, int world, int64_t timeout_ms) {
+    void* store, const char* prefix, const char* sockets, int device, int rank, int world,
+    int64_t timeout_ms) {
   return guarded<void*>(nullptr, [&]() -> void* {
     // 1: on a timeout or a communicator error, the watchdog aborts the communicator and ends the
     // process.
     setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1", 1);
     const auto heartbeat_s = std::max<int64_t>(1, timeout_ms / 1000);
     setenv("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", std::to_string(heartbeat_s).c_str(), 1);
+    if (*sockets != '\0') {
+      setenv("NCCL_SOCKET_IFNAME", sockets, 1);
+    }
     auto scoped = c10::make_intrusive<c10d::PrefixStore>(prefix, static_cast<Store*>(store)->tcp);
     auto options = c10d::ProcessGroupNCCL::Options::create();
     options->timeout = Millis(timeout_ms);
@@ -432,6 +497,23 @@ const char* retri_cuda_build() {
   return text.c_str();
 #else
   return "";
+#endif
+}
+
+// The largest number of bytes that tensors have occupied on the device so far; -1 on an error and in
+// a CPU build.
+int64_t retri_cuda_peak_bytes(int device) {
+#ifdef RETRI_CUDA
+  return guarded<int64_t>(-1, [&]() -> int64_t {
+    const auto stats =
+        c10::cuda::CUDACachingAllocator::getDeviceStats(static_cast<c10::DeviceIndex>(device));
+    const auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    return stats.allocated_bytes[all].peak;
+  });
+#else
+  (void)device;
+  last_error = "this build has no CUDA; build with CUDA=1";
+  return -1;
 #endif
 }
 

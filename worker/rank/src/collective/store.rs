@@ -2,9 +2,12 @@
 //! reused by another generation: a stale address in it would make a restart hang.
 
 use super::{CollectiveError, ffi};
-use std::ffi::{CString, c_void};
+use std::ffi::{CString, c_char, c_int, c_void};
 use std::ptr::NonNull;
 use std::time::Duration;
+
+/// Longest value of a key.
+const VALUE_BYTES_MAX: usize = 1 << 16;
 
 /// A connection to the store; on rank 0 also its server.
 #[derive(Debug)]
@@ -70,6 +73,26 @@ impl Store {
                 "cannot write {key} to the store"
             )))
         }
+    }
+
+    /// The value of a key that is set, at most [`VALUE_BYTES_MAX`] bytes.
+    pub(crate) fn get(&self, key: &str) -> Result<String, CollectiveError> {
+        let key_c = c_text("key", key)?;
+        let mut value = vec![0u8; VALUE_BYTES_MAX];
+        let bytes = c_int::try_from(value.len()).expect("64 KiB fit");
+        // SAFETY: `raw` is a live store, the string is alive during the call, and the buffer has
+        // the given length.
+        let length = unsafe {
+            let value = value.as_mut_ptr().cast::<c_char>();
+            ffi::retri_store_get(self.raw.as_ptr(), key_c.as_ptr(), value, bytes)
+        };
+        let action = || format!("cannot read {key} from the store");
+        let length = usize::try_from(length).map_err(|_| CollectiveError::last(action()))?;
+        value.truncate(length);
+        String::from_utf8(value).map_err(|error| CollectiveError {
+            action: action(),
+            reason: error.to_string(),
+        })
     }
 
     /// Blocks until `key` is set.

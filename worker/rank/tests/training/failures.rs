@@ -71,6 +71,42 @@ fn a_rank_keeps_its_state_while_the_store_rejects_checkpoints_and_writes_it_afte
     assert_eq!(last_digest(&report), whole);
 }
 
+#[test]
+fn a_rank_whose_process_rounds_differently_is_refused_by_name() {
+    let world = World::new();
+    let pair = Assignment {
+        run: world_of(2),
+        ..world.assignment.clone()
+    };
+    // A variable that MKL reads: the same sums have other bits.
+    let variables = [("MKL_CBWR", "COMPATIBLE")];
+    let folder = world.folder.path();
+    let mut first = TestRank::start(folder, &pair, 0);
+    let mut other = TestRank::start_with(folder, &pair, 1, &variables);
+    let opened = first.until(|report| report.store_address.is_some());
+    let addressed = Assignment {
+        run: with_store_address(&pair, opened.store_address),
+        ..pair
+    };
+    first.order(&addressed);
+    other.order(&addressed);
+    let last = other.finish();
+    let error = failure(&last);
+    assert!(
+        error.contains("rank 1 on ")
+            && error.contains(" (127.0.0.1) has numerics \"")
+            && error.contains(", MKL_CBWR=COMPATIBLE\" instead of \"")
+            && error.contains(", as on rank 0 ("),
+        "{error}"
+    );
+    // Rank 0 keeps its state and waits for a generation with other ranks.
+    let report = first.until(|report| matches!(report.phase, RankPhase::Broken { .. }));
+    let RankPhase::Broken { error } = report.phase else {
+        unreachable!()
+    };
+    assert!(error.contains("MKL_CBWR=COMPATIBLE"), "{error}");
+}
+
 /// Writes base weights with only an autoencoder, from a job's checkpoint after `step`. Returns the
 /// `init` line for job.toml.
 fn base_of(world: &World, autoencoder: &Assignment, (name, step): (&str, u64)) -> String {

@@ -7,4 +7,5 @@ mod failures;
 mod hang;
 mod images;
 mod steps;
+mod validation;
 mod world;

@@ -193,6 +193,7 @@ impl World {
             init_digest: shards[0].init_digest.clone(),
             shards: shards.iter().map(|shard| shard.shard.clone()).collect(),
             environment: shards[0].environment.clone(),
+            ranks: BTreeMap::new(),
         };
         let folder = self.checkpoint(assignment, step);
         std::fs::write(
