@@ -39,6 +39,7 @@ pub(crate) fn job_record(id: &str) -> JobRecord {
         id: JobId(id.into()),
         job_toml: job_toml("file:///data"),
         overrides: Vec::new(),
+        trained_ms: 0,
         dataset_version: "0".repeat(64),
         source: None,
         submitted_ms: 5,

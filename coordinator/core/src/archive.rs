@@ -3,6 +3,7 @@
 //! ended job stays as long as a job that is not over names it.
 
 use crate::event::{Reply, RequestId};
+use crate::gang::Gang;
 use crate::job::Job;
 use crate::machine::{Coordinator, parse_record};
 use crate::outbox::Outbox;
@@ -177,7 +178,14 @@ impl Coordinator {
         let spec = parse_record(&record)?;
         let committed = record.checkpoints.last().map_or(0, |last| last.step.0);
         check_progress(&spec, committed)?;
+        let trained_s = record.trained_ms / 1000;
         let mut job = Job::new(record, spec, self.deadlines, now);
+        if job.gang().is_some_and(Gang::is_time_up) {
+            return Err(format!(
+                "train.time_limit: job {id} has trained for {trained_s} s, which is all of its time \
+                 limit; set a larger one: --set train.time_limit=…"
+            ));
+        }
         for Override { key, value } in new {
             job.ledger_write(Line::Override { key, value });
         }

@@ -95,6 +95,9 @@ pub struct JobRecord {
     pub job_toml: String,
     /// What users have set since (`coordinator retry --set`), oldest first.
     pub overrides: Vec<Override>,
+    /// For how long all its ranks have trained, in milliseconds, over all generations, as of this
+    /// save; 0 for units.
+    pub trained_ms: u64,
     /// Version of its data set, or that of the trained job that it reads. Pinned at submission.
     pub dataset_version: String,
     /// The trained job that it reads, pinned to a checkpoint. None if it reads no job, or the
@@ -164,6 +167,7 @@ impl JobRecord {
             id,
             job_toml: String::new(),
             overrides: Vec::new(),
+            trained_ms: 0,
             dataset_version: String::new(),
             source: None,
             submitted_ms: 0,

@@ -124,6 +124,7 @@ impl Coordinator {
             ledger: Tip::begin(&id, &pinned.dataset_version, &job_toml),
             job_toml,
             overrides: Vec::new(),
+            trained_ms: 0,
             dataset_version: pinned.dataset_version,
             source: pinned.source,
             submitted_ms: outbox.wall,

@@ -25,6 +25,8 @@ struct StoredJob {
     job_toml: String,
     #[serde(default)]
     overrides: Vec<Override>,
+    #[serde(default)]
+    trained_ms: u64,
     dataset_version: String,
     #[serde(default)]
     source: Option<SourceJob>,
@@ -126,6 +128,7 @@ impl TryFrom<StoredJob> for JobRecord {
             id: stored.id,
             job_toml: stored.job_toml,
             overrides: stored.overrides,
+            trained_ms: stored.trained_ms,
             dataset_version: stored.dataset_version,
             source: stored.source,
             submitted_ms: stored.submitted_ms,

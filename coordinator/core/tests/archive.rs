@@ -10,9 +10,11 @@ use harness::{Harness, failed_for_good, machine_with, rank, sample_of, spec};
 use proto::id::{JobId, Step};
 use proto::job::overrides::Override;
 use proto::ledger::Line;
-use proto::message::RankPhase;
+use proto::message::{GracefulStop, RankPhase};
 use proto::phase::Phase;
-use proto::reason::Waiting;
+use proto::reason::{Cause, Waiting};
+use proto::spec::Work;
+use std::time::Duration;
 
 /// A coordinator that archives every job once it has ended, and a running job with a checkpoint of
 /// step 2.
@@ -258,4 +260,61 @@ fn what_cannot_be_retried_is_refused_with_the_reason() {
         &retry(&mut harness, &JobId("none-7".to_owned()), &[]),
         "there is no job",
     );
+}
+
+#[test]
+fn a_job_whose_time_is_used_up_stops_with_a_checkpoint_and_fails_until_it_gets_more() {
+    let mut harness = Harness::new();
+    harness.receive("w1", vec![]);
+    let mut limited = spec(1, 1);
+    if let Work::Train(work) = &mut limited.work {
+        work.train.time_limit = Some(Duration::from_secs(5));
+    }
+    let job = harness.submit(limited);
+    let training = |harness: &mut Harness, generation: u64| {
+        harness.receive("w1", vec![rank(&job, generation, 0, RankPhase::Training)])
+    };
+    // Waiting and loading do not count.
+    harness.wait(900);
+    harness.receive("w1", vec![rank(&job, 1, 0, RankPhase::Starting)]);
+    for _ in 0..5 {
+        training(&mut harness, 1);
+        harness.wait(900);
+    }
+    assert_eq!(harness.job(&job).shown(), Phase::Running);
+    training(&mut harness, 1);
+    harness.wait(900);
+    let effects = training(&mut harness, 1);
+    assert_eq!(
+        harness::assigned(&effects, "w1").graceful_stop,
+        Some(GracefulStop::WithCheckpoint)
+    );
+    let report = harness::with_shard(rank(&job, 1, 0, RankPhase::Finished), 3);
+    harness.receive("w1", vec![report]);
+    harness.written(&job, 3, Ok(()));
+    harness.handle(Input::Deadline);
+    assert!(
+        matches!(
+            &harness.job(&job).phase,
+            JobPhase::Failed {
+                cause: Cause::TimeLimit {
+                    limit_s: 5,
+                    step: Step(3)
+                },
+                ..
+            }
+        ),
+        "{:?}",
+        harness.job(&job).phase
+    );
+    is_refused(
+        &retry(&mut harness, &job, &[]),
+        "train.time_limit: job toy-1 has trained for 5 s",
+    );
+    let reply = retry(&mut harness, &job, &["train.time_limit=1m"]);
+    assert!(matches!(reply, Reply::Phase { .. }), "{reply:?}");
+    assert!(matches!(
+        harness.job(&job).phase,
+        JobPhase::Queued { .. } | JobPhase::Running { .. }
+    ));
 }

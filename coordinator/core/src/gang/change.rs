@@ -60,6 +60,7 @@ impl Gang {
                 !(self.head.blocked_by.is_some()
                     || self.head.paused
                     || self.writing.is_some()
+                    || self.is_time_up()
                     || self.head.must_fail())
             }
             State::Running(_) => true,

@@ -53,9 +53,18 @@ impl Gang {
         let grace = self.grace_ends_at(now);
         let graceful_stop = self.stop_deadline();
         let standby = self.next_standby_deadline(deadlines);
-        [silent, finished, retry, grace, graceful_stop, standby]
-            .into_iter()
-            .flatten()
-            .min()
+        let time_limit = self.time_limit_at(now);
+        [
+            silent,
+            finished,
+            retry,
+            grace,
+            graceful_stop,
+            standby,
+            time_limit,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 }

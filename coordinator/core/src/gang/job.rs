@@ -31,6 +31,10 @@ pub(crate) struct Gang {
     /// The manifest that is being written. It may outlive its generation; no new generation is
     /// formed before its result is known.
     pub(super) writing: Option<Writing>,
+    /// For how long all ranks have trained, over all generations, up to `counted_at`.
+    pub(super) trained_ms: u64,
+    /// None until the first input.
+    pub(super) counted_at: Option<Millis>,
     pub(super) newest: Newest,
     pub(super) standbys: Standbys,
     /// Workers whose standby failed, and when the back-off of each ends.
@@ -65,6 +69,8 @@ pub(crate) struct Plan {
     pub(crate) micro_batches: u32,
     /// Number of checkpoints to retain.
     pub(crate) keep: usize,
+    /// How long it may train in total, in seconds.
+    pub(crate) time_limit_s: Option<u64>,
 }
 
 impl Plan {
@@ -74,6 +80,7 @@ impl Plan {
             global_batch: work.train.global_batch,
             micro_batches: work.micro_batches(),
             keep: work.checkpoint.keep.max(1) as usize,
+            time_limit_s: work.train.time_limit.map(|limit| limit.as_secs()),
         }
     }
 }
@@ -121,6 +128,8 @@ impl Gang {
             reached: record.reached,
             ledger: Ledger::new(record.ledger),
             writing: None,
+            trained_ms: record.trained_ms,
+            counted_at: None,
             newest,
             standbys: Standbys::restore(record.standbys, world, now),
             backing_off: BTreeMap::new(),
@@ -136,6 +145,7 @@ impl Gang {
             id: head.id.clone(),
             job_toml: head.job_toml.clone(),
             overrides: head.overrides.clone(),
+            trained_ms: self.trained_ms,
             dataset_version: head.dataset_version.clone(),
             source: head.source.clone(),
             submitted_ms: head.submitted_ms,

@@ -22,6 +22,7 @@ mod standby;
 mod standbys;
 mod steps;
 mod stopping;
+mod time_limit;
 mod view;
 mod why;
 mod writing;

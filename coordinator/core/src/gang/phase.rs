@@ -246,6 +246,7 @@ impl Gang {
             State::Running(running) if complete && running.all_finished() => self.done(outbox),
             State::Queued(_) if complete && answered => self.done(outbox),
             State::Queued(_) if self.head.must_fail() && answered => self.fail(outbox),
+            State::Queued(_) if self.is_time_up() && answered => self.fail(outbox),
             State::Queued(_) | State::Running(_) | State::Ended(_) => return false,
         }
         true
@@ -262,14 +263,17 @@ impl Gang {
 
     fn fail(&mut self, outbox: &mut Outbox) {
         let last = self.head.incidents.last();
-        let cause = match last.map(|incident| incident.what.clone()) {
-            Some(fault) => Cause::Fault {
+        let last_good = || LastGood {
+            step: self.checkpoints.last().map(|good| good.step),
+        };
+        let fault = last.map(|incident| incident.what.clone());
+        let cause = match (self.time_limit_cause(), fault) {
+            (Some(cause), _) if !self.head.must_fail() => cause,
+            (_, Some(fault)) => Cause::Fault {
                 fault,
-                checkpoint: self.head.permanent_failure.then(|| LastGood {
-                    step: self.checkpoints.last().map(|good| good.step),
-                }),
+                checkpoint: self.head.permanent_failure.then(last_good),
             },
-            None => Cause::NoProgress {
+            (_, None) => Cause::NoProgress {
                 generations: RESTARTS_WITHOUT_PROGRESS_MAX,
             },
         };

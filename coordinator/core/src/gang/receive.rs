@@ -97,6 +97,7 @@ impl Gang {
         deadlines: Deadlines,
         outbox: &mut Outbox,
     ) -> bool {
+        self.count_time(deadlines, outbox);
         self.expire_standbys(deadlines, outbox);
         let endings = [
             commit::retry(self, deadlines, outbox).err(),

@@ -103,6 +103,7 @@ impl Units {
             id: head.id.clone(),
             job_toml: head.job_toml.clone(),
             overrides: head.overrides.clone(),
+            trained_ms: 0,
             dataset_version: head.dataset_version.clone(),
             source: head.source.clone(),
             submitted_ms: head.submitted_ms,
