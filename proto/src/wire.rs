@@ -262,7 +262,12 @@ impl TryFrom<pb::RankReport> for RankReport {
                 .map(TryInto::try_into)
                 .transpose()?
                 .unwrap_or_default(),
-            activity: report.activity.map(TryInto::try_into).transpose()?,
+            // A newer worker may be in a stage that this release does not know.
+            activity: report
+                .activity
+                .filter(|it| pb::activity::Stage::try_from(it.stage).is_ok())
+                .map(TryInto::try_into)
+                .transpose()?,
         })
     }
 }

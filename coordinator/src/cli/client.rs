@@ -45,6 +45,12 @@ pub(crate) fn request_error(global: &Global, status: &Status) -> anyhow::Error {
         Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition => {
             anyhow!("{}", status.message())
         }
+        Code::Unimplemented => anyhow!(
+            "the coordinator at {} does not know this command: it is older than this command line \
+             (release {}); upgrade the coordinator",
+            global.coordinator,
+            env!("CARGO_PKG_VERSION")
+        ),
         _ => anyhow!(
             "the coordinator at {} failed to handle the request: {}",
             global.coordinator,
