@@ -206,14 +206,41 @@ fn named_references_are_sampled_with_every_prompt_and_seed_and_attention_maps_ar
         ..request.clone()
     };
     assert_eq!(sample("tiny-1-sample-3", &alone).1, [files[2].clone()]);
-    // Three references, two words, two time steps, one block with attention.
-    check_maps(&images, 3 * 2 * 2);
+    // Three references, two words, three time steps, one block with attention.
+    check_maps(&images, 3 * 2 * 3);
 }
 
 fn check_maps(images: &Path, count: usize) {
     let read = |name: &str| std::fs::read(images.join(name)).unwrap();
     let maps: Value = serde_json::from_slice(&read("attention-000.json")).unwrap();
+    let sheets = maps["sheets"].as_array().unwrap();
+    assert_eq!(sheets.len(), 3 * 2, "{sheets:?}");
     let maps = maps["maps"].as_array().unwrap();
+    for sheet in sheets {
+        assert_eq!(
+            sheet["timesteps"].as_array().unwrap().last(),
+            Some(&0.into())
+        );
+        // One scale, from the least to the most of all maps of the sheet.
+        let of = |key: &str| {
+            let maps = maps.iter().filter(|map| map["sheet"] == sheet["file"]);
+            maps.map(|map| map[key].as_f64().unwrap())
+                .collect::<Vec<f64>>()
+        };
+        let least = of("least").into_iter().fold(f64::INFINITY, f64::min);
+        let most = of("most").into_iter().fold(0.0, f64::max);
+        let scale = (
+            sheet["dark"].as_f64().unwrap(),
+            sheet["bright"].as_f64().unwrap(),
+        );
+        assert_eq!(scale, (least, most), "{sheet}");
+        assert!(
+            sheet["caption"]
+                .as_str()
+                .unwrap()
+                .contains("one scale for all maps")
+        );
+    }
     assert_eq!(maps.len(), count, "{maps:?}");
     for map in maps {
         assert_eq!(map["input_block"], 3);
