@@ -9,6 +9,7 @@ use std::path::Path;
 
 mod combination;
 mod noise;
+mod pairing;
 mod work;
 
 const GOOD: &str = r#"name = "demo"
