@@ -18,7 +18,7 @@ use proto::id::JobId;
 use proto::job::overrides::Override;
 use proto::pb;
 use proto::phase::{Phase, is_over};
-use proto::sample::{ImageSource, SampleWork};
+use proto::sample::SampleWork;
 use proto::spec::{JobSpec, Work};
 use proto::wire::{WireError, job_id, worker_name};
 use std::collections::HashMap;
@@ -545,10 +545,10 @@ impl pb::control_server::Control for ControlService {
 /// Sets the digest of every file reference that lacks one; ranks find the file by its digest.
 fn set_file_digests(work: &mut SampleWork, files: &HashMap<String, String>) -> Result<(), String> {
     for reference in &mut work.references {
-        let ImageSource::File { name, sha256 } = &mut reference.from else {
-            continue;
-        };
-        if sha256.is_empty() {
+        for (name, sha256) in reference.from.files_mut() {
+            if !sha256.is_empty() {
+                continue;
+            }
             let digest = files.get(name).filter(|it| is_sha256(it));
             let digest = digest.ok_or_else(|| {
                 format!("names {name}, which is not in the store; `coordinator submit` uploads it")

@@ -152,6 +152,7 @@ fn example(spec: &TrainWork, n: u32) -> Example {
             image::Luma([if x.max(y) < side / 3 { 255 } else { 0 }])
         }),
         references: (0..references(spec)).map(reference).collect(),
+        references_dropped: false,
         prompt: format!("1girl, number_{n}, smile"),
         timestep: 40 + 60 * (n % 16),
         noise_seed: u64::from(n) + 1,

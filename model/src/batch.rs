@@ -3,6 +3,7 @@
 
 use crate::error::ModelError;
 use crate::latent::{ImageKey, image_key};
+use crate::noise::{self, Purpose};
 use model_data::example::{Concept, Example};
 use tch::{Device, Kind, Tensor};
 
@@ -34,6 +35,8 @@ pub(crate) struct Batch {
     pub(crate) concepts: Vec<Concept>,
     pub(crate) timesteps: Vec<i64>,
     pub(crate) noise_seeds: Vec<u64>,
+    /// B flags: whether training drops the example's references.
+    pub(crate) references_dropped: Vec<bool>,
 }
 
 impl Batch {
@@ -90,7 +93,22 @@ impl Batch {
                 .map(|example| i64::from(example.timestep))
                 .collect(),
             noise_seeds: examples.iter().map(|example| example.noise_seed).collect(),
+            references_dropped: examples.iter().map(|it| it.references_dropped).collect(),
         })
+    }
+
+    /// Noise for samples from the posteriors of all images, of the shape of their latents [B * (1 +
+    /// N), c, h, w]. One random stream for each example, split among its images.
+    pub(crate) fn posterior_noise(&self, latents: &[i64], device: Device) -> Tensor {
+        let shape = [1 + self.references, latents[1], latents[2], latents[3]];
+        let noise = noise::normal(&self.noise_seeds, Purpose::Posterior, &shape, device);
+        let noise = noise.transpose(0, 1);
+        let target = noise.get(0);
+        let references = noise
+            .narrow(0, 1, self.references)
+            .transpose(0, 1)
+            .flatten(0, 1);
+        Tensor::cat(&[target, references], 0)
     }
 }
 
@@ -195,6 +213,7 @@ mod tests {
             target_mask: mask.clone(),
             face_mask: mask,
             references: Vec::new(),
+            references_dropped: false,
             prompt: String::new(),
             timestep: 3,
             noise_seed: 1,

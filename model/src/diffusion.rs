@@ -3,7 +3,7 @@
 //! predicts the noise.
 
 use crate::architecture::interface::{SampleLosses, SampleOptions, TensorOptions};
-use crate::autoencoder::Autoencoder;
+use crate::autoencoder::{Autoencoder, Moments};
 use crate::batch::{Batch, BatchShape, masks, to_images};
 use crate::error::ModelError;
 use crate::latent::LatentCache;
@@ -16,7 +16,7 @@ use crate::text::{TextEncoder, token_ids};
 use image::RgbImage;
 use model_data::example::{Concept, Example};
 use model_data::prompt::Prompts;
-use proto::architecture::{Diffusion, Objective, Prediction};
+use proto::architecture::{Diffusion, Latents as Posterior, Objective, Prediction};
 use proto::spec::{Component, TrainWork};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
@@ -33,6 +33,8 @@ pub(crate) struct LatentDiffusion {
     prompts: Prompts,
     schedule: NoiseSchedule,
     objective: Objective,
+    /// What training encodes images to.
+    posterior: Posterior,
     /// Pixels per latent cell, along one side.
     factor: i64,
     /// Latents are multiplied by this before the U-Net sees them.
@@ -92,6 +94,7 @@ impl LatentDiffusion {
             prompts: Prompts::new(job.text_encoder.tokens),
             schedule: NoiseSchedule::new(&job.noise),
             objective: job.objective,
+            posterior: job.latents,
             factor: i64::from(job.autoencoder.factor()),
             scaling: job.autoencoder.scaling_factor,
             resolution: spec.data.resolution,
@@ -125,17 +128,55 @@ impl LatentDiffusion {
         Batch::new(examples, shape, self.options.device)
     }
 
-    /// The latents of all images of a batch; cached images are not encoded. Uses the posterior's
-    /// mean instead of a sample: the simplest choice that is the same on every device.
+    /// The latents of all images of a batch for sampling: the means of their posteriors, the
+    /// simplest choice that is the same on every device.
     pub(crate) fn latents(&mut self, batch: &Batch) -> Latents {
+        let latents = match self.encode(batch) {
+            Encoded::Means(means) => means,
+            Encoded::Posteriors(moments) => moments.mean,
+        };
+        self.split(batch, latents)
+    }
+
+    /// The latents of all images of a batch for training: as `model.latents` says, the means of
+    /// their posteriors, or samples that depend only on each example's noise seed.
+    pub(crate) fn training_latents(&mut self, batch: &Batch) -> Latents {
+        let latents = match self.encode(batch) {
+            Encoded::Means(means) => means,
+            Encoded::Posteriors(moments) => {
+                let (size, device) = (moments.mean.size(), moments.mean.device());
+                moments.sample(&batch.posterior_noise(&size, device))
+            }
+        };
+        self.split(batch, latents)
+    }
+
+    /// Encodes all images of a batch that are not cached.
+    fn encode(&mut self, batch: &Batch) -> Encoded {
         let images = batch.images.to_kind(self.options.dtype);
         let batched = images.size()[0] > 1;
-        let encode = |images: &Tensor| encode(&self.autoencoder, images, batched);
-        let mean = match &mut self.latent_cache {
+        let posterior = self.posterior;
+        let encode = |images: &Tensor| encode(&self.autoencoder, images, batched, posterior);
+        let encoded = match &mut self.latent_cache {
             Some(cache) => cache.encode(&images, &batch.keys, encode),
             None => encode(&images),
         };
-        let latents = mean.to_kind(Kind::Float) * self.scaling;
+        let encoded = encoded.to_kind(Kind::Float);
+        match posterior {
+            Posterior::Mean => Encoded::Means(encoded),
+            Posterior::Sample => {
+                let halves = encoded.chunk(2, 1);
+                Encoded::Posteriors(Moments {
+                    mean: halves[0].shallow_clone(),
+                    log_variance: halves[1].shallow_clone(),
+                })
+            }
+        }
+    }
+
+    /// Scales latents [B * (1 + N), c, h, w] and separates targets from references.
+    fn split(&self, batch: &Batch, latents: Tensor) -> Latents {
+        let latents = latents * self.scaling;
         let references = latents.size()[0] - batch.count;
         Latents {
             targets: latents.narrow(0, 0, batch.count),
@@ -259,18 +300,36 @@ impl LatentDiffusion {
 /// five images of 384 pixels would temporarily need 3 GB.
 const UNBATCHED_SIDE: i64 = 256;
 
-/// The posterior means of images [P, 3, S, S]. The result for an image must not depend on the other
+/// Unscaled latents of a batch, fp32, [B * (1 + N), c, h, w].
+enum Encoded {
+    Means(Tensor),
+    Posteriors(Moments),
+}
+
+/// The posterior means of images [P, 3, S, S], or their means and log variances [P, 2c, h, w] if
+/// training samples from the posterior. The result for an image must not depend on the other
 /// images. Kernels for a batch of one sum in a different order than those for larger batches, so a
 /// single small image left over from a batch (`batched`) is duplicated.
-fn encode(autoencoder: &Autoencoder, images: &Tensor, batched: bool) -> Tensor {
-    let means = |images: &Tensor| autoencoder.encode(images).mean;
+fn encode(
+    autoencoder: &Autoencoder,
+    images: &Tensor,
+    batched: bool,
+    posterior: Posterior,
+) -> Tensor {
+    let moments = |images: &Tensor| {
+        let moments = autoencoder.encode(images);
+        match posterior {
+            Posterior::Mean => moments.mean,
+            Posterior::Sample => Tensor::cat(&[moments.mean, moments.log_variance], 1),
+        }
+    };
     if images.size()[2] >= UNBATCHED_SIDE {
-        let single: Vec<Tensor> = images.split(1, 0).iter().map(means).collect();
+        let single: Vec<Tensor> = images.split(1, 0).iter().map(moments).collect();
         Tensor::cat(&single, 0)
     } else if batched && images.size()[0] == 1 {
-        means(&Tensor::cat(&[images, images], 0)).narrow(0, 0, 1)
+        moments(&Tensor::cat(&[images, images], 0)).narrow(0, 0, 1)
     } else {
-        means(images)
+        moments(images)
     }
 }
 

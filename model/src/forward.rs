@@ -149,6 +149,7 @@ fn run(
                     per_target: references.size()[1],
                     latents: references.flatten(0, 1),
                     words: inputs.float("reference_hidden_states", 4)?.flatten(0, 1),
+                    kept: None,
                 }),
             };
             Ok(vec![(

@@ -5,6 +5,7 @@ mod scene;
 
 use model::SampleOptions;
 use model::trainer::Trainer;
+use proto::architecture::Latents;
 use proto::sample::SampleMethod;
 use proto::spec::{
     Architecture, ArchitectureSpec, Attend, Component, Retrieval, RetrievalTime, TrainWork,
@@ -229,6 +230,7 @@ fn guided_sampling_depends_on_prompt_and_seed_and_not_on_the_target() {
                     steps: 3,
                     guidance,
                     reference_guidance: 1.0,
+                    negative_prompt: String::new(),
                     seed,
                 },
             )
@@ -280,6 +282,7 @@ fn guidance_by_references_does_nothing_until_they_are_used() {
             steps: 3,
             guidance: 2.0,
             reference_guidance,
+            negative_prompt: String::new(),
             seed: 1,
         };
         trainer.sample(&batch, &options).unwrap().swap_remove(0)
@@ -408,4 +411,140 @@ fn activation_checkpointing_of_an_autoencoder_gives_the_same_bits() {
             .iter()
             .all(|(name, gradient)| gradient.equal(&expected[name]))
     );
+}
+
+#[test]
+fn dropped_references_train_what_guidance_by_references_subtracts() {
+    let scene = base();
+    // The decoder is frozen, so that without references the trained RetriNet is still its base.
+    let mut spec = job(Architecture::Retrinet, 0.05);
+    spec.model.freeze.push(Component::Decoder);
+    let mut retrinet = trainer(&spec, Some(&scene));
+    steps(&mut retrinet, 1, 4);
+    let mut plain_spec = job(Architecture::TextToImage, 0.01);
+    plain_spec.model.freeze = vec![Component::Autoencoder, Component::TextEncoder];
+    let mut plain = trainer(&plain_spec, Some(&scene));
+    let loss = |trainer: &mut Trainer, batch: &[_]| trainer.forward(batch, 4).unwrap().total;
+    let batch = examples(4, 50);
+    let mut dropped = batch.clone();
+    dropped
+        .iter_mut()
+        .for_each(|example| example.references_dropped = true);
+    let base = loss(&mut plain, &batch);
+    assert_eq!(
+        loss(&mut retrinet, &dropped).to_bits(),
+        base.to_bits(),
+        "all are dropped"
+    );
+    let with = loss(&mut retrinet, &batch);
+    assert!((with - base).abs() > 1e-4 * base, "{with} {base}");
+    // Dropped references teach the retrieval block nothing, but every parameter has a gradient.
+    retrinet.zero_gradients();
+    let loss = retrinet.forward(&dropped, 4).unwrap();
+    loss.loss.f_backward().unwrap();
+    for (name, gradient) in gradients(&retrinet) {
+        assert!(gradient.defined(), "{name}");
+        assert_eq!(gradient.abs().max().double_value(&[]), 0.0, "{name}");
+    }
+    // Sampling shows references whether or not training would drop them.
+    let sample = |trainer: &mut Trainer, batch: &[_]| trainer.sample(batch, &options()).unwrap();
+    assert_eq!(
+        sample(&mut retrinet, &batch[..1]),
+        sample(&mut retrinet, &dropped[..1])
+    );
+}
+
+fn options() -> SampleOptions {
+    SampleOptions {
+        method: SampleMethod::Ddim,
+        steps: 3,
+        guidance: 3.0,
+        reference_guidance: 1.0,
+        negative_prompt: String::new(),
+        seed: 1,
+    }
+}
+
+#[test]
+fn a_negative_prompt_is_what_guidance_leads_away_from() {
+    let scene = base();
+    for architecture in [Architecture::Retrinet, Architecture::TextToImage] {
+        let mut spec = job(architecture, 0.05);
+        spec.model.freeze = vec![Component::Autoencoder];
+        let mut trainer = trainer(&spec, Some(&scene));
+        steps(&mut trainer, 1, 3);
+        let mut batch = examples(1, 3);
+        batch[0].prompt = "1girl, blue_hair".into();
+        let mut sample = |negative: &str, options: SampleOptions| {
+            let options = SampleOptions {
+                negative_prompt: negative.to_owned(),
+                ..options
+            };
+            trainer.sample(&batch, &options).unwrap().swap_remove(0)
+        };
+        let strong = SampleOptions {
+            // The words of this barely trained model matter little.
+            guidance: 2000.0,
+            ..options()
+        };
+        let empty = sample("", strong.clone());
+        let hat = sample("hat, 1boy", strong);
+        // Away from the prompt itself there is no guidance.
+        let unguided = SampleOptions {
+            guidance: 1.0,
+            ..options()
+        };
+        let plain = sample("", unguided);
+        let same = sample("1girl, blue_hair", options());
+        assert!(largest_difference(&plain, &same) <= 1, "{architecture:?}");
+        for other in [&plain, &empty] {
+            assert!(largest_difference(other, &hat) > 1, "{architecture:?}");
+        }
+    }
+}
+
+#[test]
+fn latents_are_sampled_from_the_posterior_only_where_the_job_says_so() {
+    let scene = base();
+    let with = |latents| {
+        let mut spec = job(Architecture::Retrinet, 0.01);
+        spec.model.architecture.diffusion_mut().unwrap().latents = latents;
+        trainer(&spec, Some(&scene))
+    };
+    let mut mean = with(Latents::Mean);
+    let mut sampled = with(Latents::Sample);
+    let loss = |trainer: &mut Trainer, batch: &[_]| trainer.forward(batch, 4).unwrap().total;
+    let batch = examples(4, 9);
+    let (first, second) = (loss(&mut mean, &batch), loss(&mut sampled, &batch));
+    assert!((first - second).abs() > 1e-6 * first, "{first} {second}");
+    assert_eq!(second.to_bits(), loss(&mut sampled, &batch).to_bits());
+    // A sample of latents depends on its example alone.
+    let alone: f64 = (0..4).map(|i| loss(&mut sampled, &batch[i..=i])).sum();
+    assert!((alone - second).abs() < 1e-5 * second, "{alone} {second}");
+    // Images are sampled from the means of their references.
+    let image = |trainer: &mut Trainer| trainer.sample(&batch[..1], &options()).unwrap();
+    assert_eq!(image(&mut mean), image(&mut sampled));
+}
+
+#[test]
+fn cached_posteriors_change_no_bit() {
+    let scene = base();
+    let with = |cache| {
+        let mut spec = job(Architecture::Retrinet, 0.01);
+        spec.model.architecture.diffusion_mut().unwrap().latents = Latents::Sample;
+        spec.train.latent_cache_mib = cache;
+        trainer(&spec, Some(&scene))
+    };
+    let (mut plain, mut caching) = (with(0), with(1));
+    let mut batch = examples(4, 9);
+    for example in &mut batch {
+        example.target_mask = image::GrayImage::from_pixel(32, 32, image::Luma([255]));
+    }
+    for epoch in 0..3 {
+        for example in &mut batch {
+            example.noise_seed += epoch;
+        }
+        let [a, b] = [&mut plain, &mut caching].map(|it| it.forward(&batch, 4).unwrap().total);
+        assert_eq!(a.to_bits(), b.to_bits(), "epoch {epoch}");
+    }
 }

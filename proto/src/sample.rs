@@ -28,6 +28,9 @@ pub struct SampleWork {
     /// Which prompt of a subject is used if no `prompts` are given.
     pub prompt: SamplePrompt,
     pub prompts: Vec<String>,
+    /// The unconditional text of classifier-free guidance: what images are guided away from. Empty:
+    /// the empty prompt. Has no effect on a model without prompts.
+    pub negative_prompt: String,
     /// The reference images; empty: those that training would use for each subject.
     pub references: Vec<NamedReference>,
     /// How references are selected and cropped; None: as in the job.
@@ -82,6 +85,7 @@ impl SampleWork {
             seeds: vec![0],
             prompt: SamplePrompt::Full,
             prompts: Vec::new(),
+            negative_prompt: String::new(),
             references: Vec::new(),
             task: None,
             pairing: None,
@@ -185,7 +189,7 @@ impl Concept {
 }
 
 /// A reference that a user named.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NamedReference {
     /// None: as the task has it.
@@ -193,13 +197,76 @@ pub struct NamedReference {
     pub from: ImageSource,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+impl NamedReference {
+    /// What is assumed about a user's file because it is not annotated; None if nothing is.
+    #[must_use]
+    pub fn assumption(&self) -> Option<String> {
+        let ImageSource::File { face_box, mask, .. } = &self.from else {
+            return None;
+        };
+        let concept = self.concept.unwrap_or(Concept::Figure);
+        match (face_box, mask) {
+            (None, None) if concept == Concept::Figure => {
+                Some("used whole, centred on white".to_owned())
+            }
+            (None, None) => Some(format!(
+                "used whole, centred on white, as if it showed only {}: it has no face box",
+                concept.word()
+            )),
+            (None, Some(_)) => Some("shows no face: it has no face box".to_owned()),
+            (Some(_), None) if self.concept != Some(Concept::Face) => {
+                Some("everything belongs to the figure: it has no mask".to_owned())
+            }
+            (Some(_), _) => None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ImageSource {
     /// A sample of the job's data set, cropped to the concept.
     Sample { id: String },
-    /// A file at `jobs/<job>/references/<sha256>` in the store; it is used uncropped.
-    File { name: String, sha256: String },
+    /// A file at `jobs/<job>/references/<sha256>` in the store. With a face box or a mask it is
+    /// prepared as a sample of the data set is; without either it is used whole.
+    File {
+        name: String,
+        sha256: String,
+        /// The face: centre x, centre y, width and height, each divided by the image's width or
+        /// height, as in the data set.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        face_box: Option<[f64; 4]>,
+        /// The mask of the figure, of the image's size.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mask: Option<MaskFile>,
+    },
+}
+
+/// The mask of a user's image: white on the figure, black on the background. It is stored as the
+/// image is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MaskFile {
+    pub name: String,
+    pub sha256: String,
+}
+
+impl ImageSource {
+    /// The user's files of this source: their names and digests.
+    pub fn files_mut(&mut self) -> Vec<(&str, &mut String)> {
+        match self {
+            Self::Sample { .. } => Vec::new(),
+            Self::File {
+                name, sha256, mask, ..
+            } => {
+                let mask = mask.iter_mut();
+                let mask = mask.map(|mask| (mask.name.as_str(), &mut mask.sha256));
+                std::iter::once((name.as_str(), sha256))
+                    .chain(mask)
+                    .collect()
+            }
+        }
+    }
 }
 
 /// The sampler (notes 5.4).

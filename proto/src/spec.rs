@@ -6,7 +6,7 @@ pub use crate::architecture::config::{
     Attend, AutoencoderConfig, Component, LossWeighting, Retrieval, RetrievalTime,
     TextEncoderConfig, UNetConfig,
 };
-pub use crate::architecture::references::{Clothes, Pairing, References, Task};
+pub use crate::architecture::references::{Clothes, Pairing, References, Task, Transform};
 pub use crate::architecture::{Architecture, ArchitectureSpec};
 use crate::id::JobId;
 pub use crate::sample::SampleWork;

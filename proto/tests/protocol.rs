@@ -3,11 +3,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+use prost::Message;
 use proto::id::{JobId, Step};
 use proto::message::{DesiredState, RankPhase, WorkerReport};
 use proto::pb;
 use proto::reason::RankFailure;
-use prost::Message;
 
 /// A worker's report as protocol 7 sent it: a failed rank with a finished step and a shard.
 const REPORT: &str = include_str!("protocol-7/report.hex");
@@ -195,7 +195,9 @@ fn an_order_that_protocol_7_cannot_carry_out_is_refused_by_name() {
 fn a_job_that_uses_a_newer_field_is_refused_by_name() {
     let id = JobId("demo-1".to_owned());
     let text = JOB.replace("[train]\n", "[train]\nlevitate = true\n");
-    let error = proto::job::parse_stored(&id, &text).unwrap_err().to_string();
+    let error = proto::job::parse_stored(&id, &text)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("levitate"), "{error}");
 }
 

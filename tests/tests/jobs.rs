@@ -175,6 +175,31 @@ fn the_examples_document_every_field() {
     }
 }
 
+#[test]
+fn what_the_paper_leaves_open_is_called_ours_where_a_user_reads_it() {
+    let demo = std::fs::read_to_string(jobs().join("demo.toml")).unwrap();
+    for field in [
+        "# reference_drop =",
+        "# transform =",
+        "# latents =",
+        "learning_rate =",
+    ] {
+        let above = demo.split(field).next().unwrap().trim_end();
+        let line = above.lines().last().unwrap();
+        assert!(line.contains("ours"), "above {field}: {line}");
+    }
+    assert!(demo.contains("inside a cross-attention is ours too"));
+    for file in files(&jobs().join("table3")) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let above = text.split("learning_rate =").next().unwrap();
+        let line = above.lines().last().unwrap();
+        assert!(
+            line.starts_with("# Ours: the paper names no learning rate"),
+            "{file:?}"
+        );
+    }
+}
+
 /// Fields whose commented-out value is an example and not the default.
 const EXAMPLES: [&str; 2] = ["after", "ema"];
 
@@ -206,4 +231,23 @@ fn fields_that_are_commented_out_show_their_defaults() {
         parse("demo.toml", text, Some(&jobs())).unwrap_or_else(|errors| panic!("{errors}"))
     };
     assert_eq!(spec(&lines.join("\n")), spec(&text));
+}
+
+/// The script that writes the report and the report in the repository name the same conditions.
+#[test]
+fn the_leakage_report_names_its_conditions() {
+    let folder = jobs().join("../experiments");
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+    let joined = |text: &str| text.replace("\"\n    \"", "").replace("\\\"", "\"");
+    let (script, report) = (joined(&read("leakage.py")), read("leakage/report.md"));
+    for condition in [
+        "The encoder is not frozen: all of the U-Net trains",
+        "N = 1: one reference for each sample.",
+        "`loss_weighting = \"noise\"`, which stresses high noise levels",
+        "Identity is judged mostly by colour: the nearest of 16 colour histograms.",
+    ] {
+        for (name, text) in [("leakage.py", &script), ("report.md", &report)] {
+            assert!(text.contains(condition), "{name} does not say: {condition}");
+        }
+    }
 }

@@ -162,6 +162,11 @@ fn check_settings(sample: &SampleWork, architecture: &ArchitectureSpec) -> Resul
         ("pairing", sample.pairing.is_some(), references),
         ("attention", !sample.attention.is_empty(), references),
         ("prompts", !sample.prompts.is_empty(), prompts),
+        (
+            "negative_prompt",
+            !sample.negative_prompt.is_empty(),
+            prompts,
+        ),
     ];
     let unsupported = |(_, set, supported): &&(&str, bool, bool)| *set && !supported;
     if let Some((field, ..)) = settings.iter().find(unsupported) {

@@ -169,6 +169,7 @@ fn convert_sampling_job(record: JobRecord, resources: Resources, sample: OldSamp
         seeds: sample.seeds,
         prompt: sample.prompt,
         prompts: sample.prompts,
+        negative_prompt: String::new(),
         references: sample.references,
         task: sample.task,
         pairing: sample.pairing,

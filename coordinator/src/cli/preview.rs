@@ -125,10 +125,14 @@ fn draw_masks(target: &GrayImage, face: &GrayImage) -> RgbImage {
 }
 
 fn caption(example: &Example, prompts: &Prompts) -> String {
-    match prompts.kept(&example.prompt) {
+    let mut caption = match prompts.kept(&example.prompt) {
         prompt if prompt.is_empty() => "(no prompt)".to_owned(),
         prompt => prompt,
+    };
+    if example.references_dropped {
+        caption.push_str(" (references dropped)");
     }
+    caption
 }
 
 fn sample(example: &Example, loader: &Loader, prompts: &Prompts) -> Value {
@@ -149,5 +153,6 @@ fn sample(example: &Example, loader: &Loader, prompts: &Prompts) -> Value {
         "prompt_as_read": prompts.kept(&example.prompt),
         "timestep": example.timestep,
         "references": references,
+        "references_dropped": example.references_dropped,
     })
 }

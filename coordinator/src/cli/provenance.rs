@@ -9,7 +9,7 @@ use crate::text::outln;
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use model_data::loader::Loader;
-use model_data::reference::{Slot, Source, choose};
+use model_data::reference::{Slot, Source, are_dropped, choose};
 use proto::ledger::Done;
 use proto::sharding::rank_of;
 use std::collections::BTreeSet;
@@ -95,7 +95,11 @@ fn occurrences(ledger: &LedgerReader, loader: &Loader, sample: u64) -> Result<Ve
                 let similar: &[u64] = &rows[position as usize].similar_positions;
                 let slots =
                     references.map(|it| choose(it, spec.data.seed, epoch, position, similar.len()));
-                let roles = roles(&slots.unwrap_or_default(), position, similar, sample);
+                // Training does not show references that it drops.
+                let dropped =
+                    references.is_some_and(|it| are_dropped(it, spec.data.seed, epoch, position));
+                let slots = slots.filter(|_| !dropped).unwrap_or_default();
+                let roles = roles(&slots, position, similar, sample);
                 occurrences.extend(roles.into_iter().map(|reference_of| Occurrence {
                     step,
                     epoch,

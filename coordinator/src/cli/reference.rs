@@ -2,45 +2,103 @@
 //! job's folder in the store, where ranks read them. Called by [`super::sample`] and
 //! [`super::submit`].
 
-use anyhow::{Context, Result};
-use model_data::image_file::open_image;
+use anyhow::{Context, Result, bail};
+use model_data::user_image::UserImage;
 use object_store::ObjectStoreExt;
 use proto::pb;
-use proto::sample::{Concept, ImageSource, NamedReference};
+use proto::sample::{Concept, ImageSource, MaskFile, NamedReference};
 use proto::text::hex_sha256;
 use std::collections::HashMap;
 use std::path::Path;
 use std::str::FromStr;
 
-/// A parsed `[CONCEPT:]ID|FILE` argument.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A parsed `[CONCEPT:]ID|FILE[@X,Y,W,H][+MASK]` argument.
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ReferenceArg {
     concept: Option<Concept>,
     id_or_file: String,
+    face_box: Option<[f64; 4]>,
+    /// Named after a face box. Without a box, `+` may also belong to an id or a file name.
+    mask: Option<String>,
 }
 
-impl FromStr for ReferenceArg {
+/// References separated by commas. The commas of a face box do not separate.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ReferenceArgs(Vec<ReferenceArg>);
+
+impl FromStr for ReferenceArgs {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // An id may itself contain a colon.
-        let split = text.split_once(':');
-        let known = split.and_then(|(word, rest)| Some((parse_concept(word).ok()?, rest)));
-        let (concept, id_or_file) = match known {
-            Some((concept, rest)) => (Some(concept), rest),
-            None => (None, text),
-        };
-        if id_or_file.is_empty() {
-            return Err(
-                "an id or a file must follow; write for instance face:12 or figure:me.png"
-                    .to_owned(),
-            );
+        let mut parts = text.split(',');
+        let mut references = Vec::new();
+        while let Some(part) = parts.next() {
+            // An `@` that no number follows belongs to an id or a file name.
+            let box_begins = part
+                .rsplit_once('@')
+                .and_then(|(name, x)| Some((name, x.parse().ok()?)));
+            references.push(match box_begins {
+                None => named(part)?,
+                Some((name, x)) => boxed(name, x, [parts.next(), parts.next(), parts.next()])?,
+            });
         }
-        Ok(Self {
-            concept,
-            id_or_file: id_or_file.to_owned(),
-        })
+        Ok(Self(references))
     }
+}
+
+/// The arguments of all occurrences of the option.
+pub(crate) fn flatten(lists: &[ReferenceArgs]) -> Vec<ReferenceArg> {
+    lists.iter().flat_map(|list| list.0.clone()).collect()
+}
+
+fn named(text: &str) -> Result<ReferenceArg, String> {
+    // An id may itself contain a colon.
+    let split = text.split_once(':');
+    let known = split.and_then(|(word, rest)| Some((parse_concept(word).ok()?, rest)));
+    let (concept, id_or_file) = match known {
+        Some((concept, rest)) => (Some(concept), rest),
+        None => (None, text),
+    };
+    if id_or_file.is_empty() {
+        return Err(
+            "an id or a file must follow; write for instance face:12 or figure:me.png".to_owned(),
+        );
+    }
+    Ok(ReferenceArg {
+        concept,
+        id_or_file: id_or_file.to_owned(),
+        face_box: None,
+        mask: None,
+    })
+}
+
+/// A file with a face box that begins with `x`; the mask follows the last number.
+fn boxed(name: &str, x: f64, rest: [Option<&str>; 3]) -> Result<ReferenceArg, String> {
+    let invalid = || {
+        let rest: Vec<&str> = rest.iter().flatten().copied().collect();
+        format!(
+            "`{name}@{x},{}` has no face box of four numbers; write FILE@X,Y,W,H or \
+            FILE@X,Y,W,H+MASK with the face's centre, width and height as fractions of the image",
+            rest.join(",")
+        )
+    };
+    let [Some(y), Some(width), Some(last)] = rest else {
+        return Err(invalid());
+    };
+    let (height, mask) = match last.split_once('+') {
+        Some((height, mask)) if !mask.is_empty() => (height, Some(mask.to_owned())),
+        Some(_) => return Err(invalid()),
+        None => (last, None),
+    };
+    let mut face_box = [x, 0.0, 0.0, 0.0];
+    for (number, text) in face_box[1..].iter_mut().zip([y, width, height]) {
+        *number = text.parse().map_err(|_| invalid())?;
+    }
+    Ok(ReferenceArg {
+        face_box: Some(face_box),
+        mask,
+        ..named(name)?
+    })
 }
 
 /// Parses the name of a concept.
@@ -52,21 +110,55 @@ pub(crate) fn parse_concept(word: &str) -> Result<Concept, String> {
 }
 
 /// Resolves each argument: the path of an existing file is a file, everything else is a sample id.
-pub(crate) fn resolve(arguments: &[ReferenceArg]) -> Vec<NamedReference> {
-    let from = |text: &str| match Path::new(text).is_file() {
-        true => ImageSource::File {
-            name: text.to_owned(),
+/// `FILE+MASK` is an image with its mask if FILE exists.
+pub(crate) fn resolve(arguments: &[ReferenceArg]) -> Result<Vec<NamedReference>> {
+    arguments.iter().map(resolve_one).collect()
+}
+
+fn resolve_one(argument: &ReferenceArg) -> Result<NamedReference> {
+    let is_file = |text: &str| Path::new(text).is_file();
+    let text = argument.id_or_file.as_str();
+    let with_mask = text
+        .rsplit_once('+')
+        .filter(|(file, mask)| is_file(file) && !mask.is_empty());
+    let (file, mask) = match (with_mask, &argument.mask) {
+        _ if is_file(text) => (Some(text), argument.mask.as_deref()),
+        (Some((file, mask)), None) => (Some(file), Some(mask)),
+        _ => (None, None),
+    };
+    let concept = argument.concept;
+    let Some(file) = file else {
+        if argument.face_box.is_some() {
+            bail!("there is no file {text}; a face box is for a file, a sample has its own");
+        }
+        let id = text.to_owned();
+        let from = ImageSource::Sample { id };
+        return Ok(NamedReference { concept, from });
+    };
+    if let Some(mask) = mask.filter(|mask| !is_file(mask)) {
+        bail!("there is no file {mask}, which is the mask of {file}");
+    }
+    let from = ImageSource::File {
+        name: file.to_owned(),
+        sha256: String::new(),
+        face_box: argument.face_box,
+        mask: mask.map(|mask| MaskFile {
+            name: mask.to_owned(),
             sha256: String::new(),
-        },
-        false => ImageSource::Sample {
-            id: text.to_owned(),
-        },
+        }),
     };
-    let reference = |it: &ReferenceArg| NamedReference {
-        concept: it.concept,
-        from: from(&it.id_or_file),
+    Ok(NamedReference { concept, from })
+}
+
+/// What is assumed about files without face box or mask: a line for each.
+pub(crate) fn assumptions(references: &[NamedReference]) -> Vec<String> {
+    let line = |reference: &NamedReference| {
+        let ImageSource::File { name, .. } = &reference.from else {
+            return None;
+        };
+        Some(format!("{name}: {}", reference.assumption()?))
     };
-    arguments.iter().map(reference).collect()
+    references.iter().filter_map(line).collect()
 }
 
 /// Whether files are uploaded to the store.
@@ -87,31 +179,58 @@ pub(crate) async fn store_files(
 ) -> Result<HashMap<String, String>> {
     let mut digests = HashMap::new();
     for reference in references {
-        let ImageSource::File { name, sha256 } = &reference.from else {
+        let ImageSource::File {
+            name,
+            sha256,
+            face_box,
+            mask,
+        } = &reference.from
+        else {
             continue;
         };
-        if !sha256.is_empty() {
-            // The file is already in the store.
-            continue;
+        // A file with a digest is already in the store.
+        let read = |name: &str, sha256: &str| {
+            let file = folder.join(name);
+            let bytes = sha256.is_empty().then(|| std::fs::read(&file));
+            let bytes = bytes.transpose();
+            bytes.with_context(|| format!("cannot read {}", file.display()))
+        };
+        let bytes = read(name, sha256)?;
+        let mask = match mask {
+            Some(mask) => read(&mask.name, &mask.sha256)?.map(|bytes| (&mask.name, bytes)),
+            None => None,
+        };
+        if let Some(bytes) = &bytes {
+            let image = UserImage {
+                name,
+                bytes,
+                face_box: *face_box,
+                mask: mask
+                    .as_ref()
+                    .map(|(name, bytes)| (name.as_str(), bytes.as_slice())),
+            };
+            image.decode()?;
         }
-        let file = folder.join(name);
-        let bytes =
-            std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let _ = open_image("reference", &bytes).with_context(|| name.clone())?;
-        let sha256 = hex_sha256(&bytes);
-        if upload == Upload::Yes {
-            let (store, prefix) = storage::open(&trained.store_url)?;
-            let path = ["jobs", &trained.job, "references", &sha256]
-                .into_iter()
-                .fold(prefix, |path, part| path.join(part));
-            store
-                .put(&path, bytes.into())
-                .await
-                .with_context(|| format!("cannot write {path}"))?;
+        for (name, bytes) in bytes.map(|bytes| (name, bytes)).into_iter().chain(mask) {
+            let sha256 = hex_sha256(&bytes);
+            if upload == Upload::Yes {
+                put(trained, &sha256, bytes).await?;
+            }
+            digests.insert(name.clone(), sha256);
         }
-        digests.insert(name.clone(), sha256);
     }
     Ok(digests)
+}
+
+/// Stores a file under its digest, where ranks look for it.
+async fn put(trained: &pb::JobView, sha256: &str, bytes: Vec<u8>) -> Result<()> {
+    let (store, prefix) = storage::open(&trained.store_url)?;
+    let path = ["jobs", &trained.job, "references", sha256]
+        .into_iter()
+        .fold(prefix, |path, part| path.join(part));
+    let put = store.put(&path, bytes.into()).await;
+    put.with_context(|| format!("cannot write {path}"))?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -121,12 +240,14 @@ mod tests {
 
     #[test]
     fn a_reference_may_begin_with_its_concept() {
-        let parse = |text: &str| text.parse::<ReferenceArg>();
+        let parse = |text: &str| text.parse::<ReferenceArgs>();
         let expect = |concept, id_or_file: &str| {
-            Ok(ReferenceArg {
+            Ok(ReferenceArgs(vec![ReferenceArg {
                 concept,
                 id_or_file: id_or_file.to_owned(),
-            })
+                face_box: None,
+                mask: None,
+            }]))
         };
         assert_eq!(parse("face:12"), expect(Some(Concept::Face), "12"));
         assert_eq!(parse("12"), expect(None, "12"));
@@ -147,6 +268,70 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_file_may_have_a_face_box_and_a_mask() {
+        let parse = |text: &str| text.parse::<ReferenceArgs>().map(|list| flatten(&[list]));
+        let found =
+            parse("face:me@home.png@0.5,.25,0.1,0.2,12,clothes:b.png@1,2,3,4+m,13").unwrap();
+        let of = |it: &ReferenceArg| (it.id_or_file.clone(), it.face_box, it.mask.clone());
+        assert_eq!(
+            found.iter().map(of).collect::<Vec<_>>(),
+            [
+                ("me@home.png".into(), Some([0.5, 0.25, 0.1, 0.2]), None),
+                ("12".into(), None, None),
+                ("b.png".into(), Some([1.0, 2.0, 3.0, 4.0]), Some("m".into())),
+                ("13".into(), None, None),
+            ]
+        );
+        for text in [
+            "a.png@0.5",
+            "a.png@0.5,1,2",
+            "a.png@0.5,1,2,x",
+            "a.png@0.5,1,2,3+",
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(
+                error.contains(text) && error.contains("four numbers"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_mask_belongs_to_a_file_that_exists() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        for name in ["a.png", "m.png", "a+b.png"] {
+            std::fs::write(path(name), "").unwrap();
+        }
+        let resolve = |text: String| {
+            let found = resolve(&flatten(&[text.parse().unwrap()]));
+            found.map(|mut found| found.swap_remove(0).from)
+        };
+        let file = |name: &str, mask: Option<&str>| ImageSource::File {
+            name: path(name),
+            sha256: String::new(),
+            face_box: None,
+            mask: mask.map(|mask| MaskFile {
+                name: path(mask),
+                sha256: String::new(),
+            }),
+        };
+        assert_eq!(resolve(path("a+b.png")).unwrap(), file("a+b.png", None));
+        let masked = format!("{}+{}", path("a.png"), path("m.png"));
+        assert_eq!(resolve(masked).unwrap(), file("a.png", Some("m.png")));
+        let id = ImageSource::Sample { id: "1+2".into() };
+        assert_eq!(resolve("1+2".into()).unwrap(), id);
+        let error = |text: String| resolve(text).unwrap_err().to_string();
+        let missing = error(format!("{}+{}", path("a.png"), path("x.png")));
+        let expected = format!("there is no file {}, which is the mask of", path("x.png"));
+        assert!(missing.contains(&expected), "{missing}");
+        assert_eq!(
+            error("12@0.5,0.5,0.1,0.1".into()),
+            "there is no file 12; a face box is for a file, a sample has its own"
+        );
+    }
+
     #[tokio::test]
     async fn files_are_uploaded_to_the_store_and_ids_are_not() {
         let dir = tempfile::tempdir().unwrap();
@@ -157,10 +342,10 @@ mod tests {
             store_url: format!("file://{}/store", dir.path().display()),
             ..Default::default()
         };
-        let parse = |text: &str| text.parse::<ReferenceArg>().unwrap();
+        let parse = |text: &str| flatten(&[text.parse().unwrap()]).swap_remove(0);
         let file = parse(&format!("face:{}", image.display()));
         let store = async |arguments: &[ReferenceArg]| {
-            let references = resolve(arguments);
+            let references = resolve(arguments)?;
             let files = store_files(&references, Path::new(""), &trained, Upload::Yes).await?;
             anyhow::Ok((references, files))
         };
@@ -175,6 +360,26 @@ mod tests {
             std::fs::read(&image).unwrap()
         );
         assert_eq!(found[1].from, ImageSource::Sample { id: "17".into() });
+        // An image and its mask are stored, if they fit together.
+        let mask = dir.path().join("mask.png");
+        image::GrayImage::from_pixel(2, 2, image::Luma([255]))
+            .save(&mask)
+            .unwrap();
+        let boxed = |numbers: &str| {
+            let text = format!("face:{}@{numbers}+{}", image.display(), mask.display());
+            parse(&text)
+        };
+        let (found, files) = store(&[boxed("0.5,0.5,0.5,0.5")]).await.unwrap();
+        assert_eq!((found.len(), files.len()), (1, 2));
+        let sha256 = &files[&mask.display().to_string()];
+        let stored = dir.path().join("store/jobs/demo-1/references").join(sha256);
+        assert_eq!(
+            std::fs::read(stored).unwrap(),
+            std::fs::read(&mask).unwrap()
+        );
+        let error = store(&[boxed("0.9,0.5,0.5,0.5")]).await.unwrap_err();
+        let expected = "me.png: the face box 0.9,0.5,0.5,0.5 leaves the image of 2x2 pixels";
+        assert!(error.to_string().contains(expected), "{error}");
         std::fs::write(&image, b"no picture").unwrap();
         let file = parse(&image.display().to_string());
         let error = format!("{:#}", store(&[file]).await.unwrap_err());

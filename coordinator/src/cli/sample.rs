@@ -39,10 +39,23 @@ pub(crate) struct SampleArgs {
     /// own prompt
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// References: ids of samples of the data set, cropped to their concept, or image files, used
-    /// whole. Each may have a concept prefix, for instance `face:12,clothes:7,figure:me.png`
-    #[arg(long, value_name = "[CONCEPT:]ID|FILE", value_delimiter = ',')]
-    references: Vec<reference::ReferenceArg>,
+    /// What images are guided away from: the unconditional text of classifier-free guidance. Needs a
+    /// --guidance other than 1
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    negative_prompt: String,
+    /// References: ids of samples of the data set, cropped to their concept, or image files. Each
+    /// may have a concept prefix, for instance `face:12,clothes:7,figure:me.png`. A file with the
+    /// box of its face (centre x, centre y, width, height, as fractions of the image) or with a
+    /// mask of its figure (white on it) is prepared as a sample is, for instance
+    /// `face:me.png@0.5,0.3,0.2,0.15` or `clothes:me.png@0.5,0.3,0.2,0.15+mask.png`. Other files
+    /// are used whole
+    #[arg(long, value_name = "[CONCEPT:]ID|FILE[@X,Y,W,H][+MASK]")]
+    references: Vec<reference::ReferenceArgs>,
     /// How references are chosen and cropped [default: as in the trained job]
     #[arg(long, value_enum)]
     task: Option<TaskName>,
@@ -51,7 +64,8 @@ pub(crate) struct SampleArgs {
     #[arg(long, value_enum)]
     pairing: Option<PairingName>,
     /// Also write attention maps of these concepts over the references, by input block and time
-    /// step, for instance `face,clothes` (the paper's figure 6)
+    /// step, for instance `face,clothes` (the paper's figure 6). The time steps go from that of the first
+    /// sampling step down to 0, and all maps of a sheet have one scale
     #[arg(
         long,
         value_name = "WORDS",
@@ -157,7 +171,8 @@ impl SampleArgs {
                 PairingName::B => Pairing::B,
             }),
             attention: self.attention.clone(),
-            references: reference::resolve(&self.references),
+            negative_prompt: self.negative_prompt.clone(),
+            references: reference::resolve(&reference::flatten(&self.references))?,
             weights: match self.target.step {
                 _ if self.base => Weights::Base,
                 Some(step) => Weights::Step(Step(step)),
@@ -192,6 +207,9 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
     if args.target.step.is_some() {
         // Fails early, and lists the existing checkpoints, if that step has none.
         let _ = args.target.select(&trained)?;
+    }
+    for line in reference::assumptions(&work.references) {
+        eprintln!("{line}");
     }
     let files =
         reference::store_files(&work.references, Path::new(""), &trained, Upload::Yes).await?;

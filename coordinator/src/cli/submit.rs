@@ -33,6 +33,9 @@ pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome
     if let Work::Sample(work) = spec.work {
         // Its image files are in the user's folder; workers read them from the store.
         let trained = client::describe(global, &mut client, &work.job.0).await?;
+        for line in reference::assumptions(&work.references) {
+            eprintln!("{line}");
+        }
         let upload = if args.dry_run {
             Upload::No
         } else {

@@ -14,10 +14,14 @@ pub struct Example {
     pub target: RgbImage,
     /// 255 where `target` has image content, 0 on the padding (M_tgt of equation 3).
     pub target_mask: GrayImage,
-    /// 255 inside the face box, 0 elsewhere (M_face of equation 3).
+    /// 255 inside the face box, 0 elsewhere (M_face of equation 3). All 0 if the target's random
+    /// crop does not show the face (pairing a).
     pub face_mask: GrayImage,
     /// N references; empty for architectures without references.
     pub references: Vec<Reference>,
+    /// True if training drops the references of this sample: the model predicts without them.
+    /// Sampling ignores it.
+    pub references_dropped: bool,
     /// Tags, or "" if the prompt was dropped.
     pub prompt: String,
     /// Uniform in 0..1000.

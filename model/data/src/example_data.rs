@@ -1,7 +1,7 @@
 //! A `Data` section, an example configuration and small settings for this crate's own tests.
 
 use crate::prepare::ExampleConfig;
-use proto::spec::{Clothes, Data, Pairing, References, Task};
+use proto::spec::{Clothes, Data, Pairing, References, Task, Transform};
 
 pub(crate) const SEED: u64 = 7;
 
@@ -20,6 +20,8 @@ pub(crate) fn references() -> References {
         task: Task::Composition,
         pairing: Pairing::B,
         count: 2,
+        drop: 0.0,
+        transform: Transform::default(),
         face_probability: 0.5,
         face_enlargement: 1.33,
         figure_threshold: 0.5,

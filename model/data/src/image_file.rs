@@ -45,6 +45,13 @@ impl Decoded {
         self.image.as_raw().len() + self.mask.as_raw().len()
     }
 
+    /// False for a user's image whose face box is not known; samples of a data set have one.
+    #[must_use]
+    pub fn has_face(&self) -> bool {
+        let [_, _, width, height] = self.metadata.bbox;
+        width > 0.0 && height > 0.0
+    }
+
     /// The face as a pixel box, enlarged around its centre and clipped to the image.
     #[must_use]
     pub fn face(&self, enlargement: f64) -> Region {

@@ -24,5 +24,7 @@ pub mod random;
 pub mod reference;
 pub mod sample;
 pub mod tags;
+mod transform;
+pub mod user_image;
 pub mod verify;
 pub mod writer;

@@ -2,8 +2,8 @@
 //! Pure: no I/O, and all random numbers come from [`crate::random`], so the same arguments give the
 //! same example on any rank (law 2).
 
-use image::{Rgb, RgbImage};
-use proto::spec::{ArchitectureSpec, Clothes, Data, References, Task};
+use image::{GrayImage, Rgb, RgbImage};
+use proto::spec::{ArchitectureSpec, Clothes, Data, References, Task, Transform};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
@@ -13,7 +13,8 @@ use crate::image_file::{
     replace_background,
 };
 use crate::random::{Purpose, random};
-use crate::reference::{Slot, Source};
+use crate::reference::{Slot, Source, are_dropped};
+use crate::transform::View;
 
 /// How examples of an architecture are prepared.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,21 +48,43 @@ pub fn prepare(
     let stream = |purpose| random(data.seed, epoch, target.position, purpose);
     let (mut crops, mut pads) = (stream(Purpose::Crop), stream(Purpose::Pad));
     let side = data.resolution;
-    let (width, height) = target.image.dimensions();
-    let region = place(width, height, side, 1.0, random_alignment(&mut crops));
-    let image = on_pad(target.image.clone(), region, side, random_colour(&mut pads));
-    let face = face_region(target.metadata.bbox, 1.0, region.width, region.height);
-    let face = Region {
-        x: face.x + region.x,
-        y: face.y + region.y,
-        ..face
+    let transform = config.references.and_then(|it| it.transform());
+    let shown = match transform {
+        None => Shown {
+            image: target.image.clone(),
+            face: Some(target.metadata.bbox),
+            scale: 1.0,
+        },
+        Some(transform) => transformed(&transform, target, &mut stream(Purpose::TargetTransform)),
     };
+    let (width, height) = shown.image.dimensions();
+    let region = place(
+        width,
+        height,
+        side,
+        shown.scale,
+        random_alignment(&mut crops),
+    );
+    let image = on_pad(shown.image, region, side, random_colour(&mut pads));
+    let face_mask = match shown.face {
+        None => GrayImage::new(side, side),
+        Some(bbox) => {
+            let face = face_region(bbox, 1.0, region.width, region.height);
+            let face = Region {
+                x: face.x + region.x,
+                y: face.y + region.y,
+                ..face
+            };
+            region_mask(side, face)
+        }
+    };
+    let mut views = stream(Purpose::ReferenceTransform);
     let dropped = stream(Purpose::PromptDrop).random_bool(data.prompt_drop.clamp(0.0, 1.0));
     Example {
         position: target.position,
         target: image,
         target_mask: region_mask(side, region),
-        face_mask: region_mask(side, face),
+        face_mask,
         references: config
             .references
             .iter()
@@ -72,11 +95,15 @@ pub fn prepare(
                     side,
                     *slot,
                     source,
+                    transform.map(|transform| (transform, &mut views)),
                     &mut crops,
                     random_colour(&mut pads),
                 )
             })
             .collect(),
+        references_dropped: config
+            .references
+            .is_some_and(|it| are_dropped(&it, data.seed, epoch, target.position)),
         prompt: if dropped {
             String::new()
         } else {
@@ -87,8 +114,29 @@ pub fn prepare(
     }
 }
 
+/// A target under its random transform.
+struct Shown {
+    image: RgbImage,
+    /// The face in it, as fractions; None if it is cropped away.
+    face: Option<[f64; 4]>,
+    /// The fraction of its square that its longer side fills.
+    scale: f64,
+}
+
+fn transformed(transform: &Transform, target: &Decoded, rng: &mut ChaCha8Rng) -> Shown {
+    let size = target.image.dimensions();
+    let view = View::random(transform, size, rng);
+    Shown {
+        image: view.apply(&target.image),
+        face: view.bbox(target.metadata.bbox, size),
+        scale: rng.random_range(transform.target_scale..=1.0),
+    }
+}
+
 /// One requested reference on a square of `side` pixels, cropped from a sample under a concept.
-/// Without a concept, the task determines it. `seed` and `slot` seed the random choices.
+/// Without a concept, the task determines it. `seed` and `slot` seed the random choices. It is
+/// another image than the target, so the random transforms of pairing a do not apply. An image
+/// without a face has an empty face box.
 #[must_use]
 pub fn named_reference(
     settings: &References,
@@ -114,18 +162,21 @@ pub fn named_reference(
         side,
         slot,
         source,
+        None,
         &mut stream(Purpose::Crop),
         random_colour(&mut stream(Purpose::Pad)),
     )
 }
 
 /// Crops one reference from a sample. A reference of clothes shows the whole figure instead if the
-/// face is larger than the threshold.
+/// face is larger than the threshold. A random transform acts on what the concept shows, so that it
+/// neither brings a face back nor cuts a concept away.
 fn reference(
     settings: &References,
     side: u32,
     slot: Slot,
     source: &Decoded,
+    transform: Option<(Transform, &mut ChaCha8Rng)>,
     rng: &mut ChaCha8Rng,
     pad: Rgb<u8>,
 ) -> Reference {
@@ -139,7 +190,14 @@ fn reference(
     let cropped = match concept {
         Concept::Face => crop(&source.image, source.face(settings.face_enlargement)),
         Concept::Clothes => crop_clothes(settings.clothes, source, rng, pad),
+        Concept::Figure if transform.is_some() => source.image.clone(),
         Concept::Figure => crop_figure(settings, source, slot.source, rng),
+    };
+    let cropped = match transform {
+        None => cropped,
+        Some((transform, views)) => {
+            View::random(&transform, cropped.dimensions(), views).apply(&cropped)
+        }
     };
     let scale = rng.random_range(settings.scale..=1.0);
     let region = place(
@@ -167,14 +225,14 @@ fn crop_clothes(
     let cut_off = rng.random_bool(settings.cut_off.clamp(0.0, 1.0));
     let keep_background = rng.random_bool(settings.background.clamp(0.0, 1.0));
     let (width, height) = source.image.dimensions();
-    let face = source.face(1.0);
-    let below = height - face.bottom();
+    let face = source.has_face().then(|| source.face(1.0));
+    let below = face.map_or(0, |face| height - face.bottom());
     let cut_off =
         cut_off && below > 0 && f64::from(below) >= settings.cut_off_minimum * f64::from(height);
     let mut region = if cut_off {
         Region {
             x: 0,
-            y: face.bottom(),
+            y: height - below,
             width,
             height: below,
         }
@@ -187,7 +245,7 @@ fn crop_clothes(
         let figure = mask_region(&source.mask).and_then(|figure| figure.intersection(&region));
         region = figure.unwrap_or(region);
     }
-    if !cut_off {
+    if let (Some(face), false) = (face, cut_off) {
         fill(&mut image, face, pad);
     }
     crop(&image, region)
@@ -234,7 +292,7 @@ mod tests {
     use super::*;
     use crate::example_data::{data, example_config, references};
     use crate::sample::Metadata;
-    use image::GrayImage;
+    use proto::spec::Pairing;
 
     const SKIN: Rgb<u8> = Rgb([250, 220, 200]);
     const BACK: Rgb<u8> = Rgb([10, 20, 30]);
@@ -443,5 +501,221 @@ mod tests {
         let mean = examples.iter().map(|e| f64::from(e.timestep)).sum::<f64>() / 1000.0;
         assert!((450.0..550.0).contains(&mean), "{mean}");
         assert!(examples.iter().all(|e| e.timestep < 1000));
+    }
+
+    /// References of pairing a. `settings` changes them.
+    fn pairing_a(settings: impl Fn(&mut References)) -> ExampleConfig {
+        let mut references = References {
+            pairing: Pairing::A,
+            task: Task::Reconstruction,
+            ..references()
+        };
+        settings(&mut references);
+        ExampleConfig {
+            references: Some(references),
+            timesteps: 1000,
+        }
+    }
+
+    fn own(requested: Concept) -> Slot {
+        Slot {
+            source: Source::Target,
+            requested,
+        }
+    }
+
+    #[test]
+    fn pairing_b_and_pairing_a_without_transforms_are_as_they_always_were() {
+        let digest = |config: &ExampleConfig, source: Source| {
+            let mut bytes = Vec::new();
+            for position in 0..8 {
+                let (target, other) = (figure(position, 48, 64), figure(100, 64, 64));
+                let from = if source == Source::Target {
+                    &target
+                } else {
+                    &other
+                };
+                let concepts = [Concept::Face, Concept::Clothes, Concept::Figure];
+                let slots = concepts.map(|requested| (Slot { source, requested }, from));
+                let example = prepare(&data(), config, 2, &target, &slots);
+                bytes.extend_from_slice(example.target.as_raw());
+                bytes.extend_from_slice(example.target_mask.as_raw());
+                bytes.extend_from_slice(example.face_mask.as_raw());
+                for reference in &example.references {
+                    bytes.extend_from_slice(reference.image.as_raw());
+                }
+                bytes.extend_from_slice(example.prompt.as_bytes());
+                bytes.extend_from_slice(&example.noise_seed.to_le_bytes());
+            }
+            proto::text::hex_sha256(&bytes)
+        };
+        assert_eq!(
+            digest(&example_config(), Source::Similar(0)),
+            "a9aeab9732d12cd52a7867b20ca2e56c5bcbd04f7353df9408ee6ae014c21dbe"
+        );
+        let off = pairing_a(|references| references.transform = Transform::OFF);
+        assert_eq!(
+            digest(&off, Source::Target),
+            "ce6e6956e75a26bc3024b35ecbb5fa01c0396b5d6a43eba890f703e66c08b064"
+        );
+        let on = pairing_a(|_| ());
+        assert_ne!(digest(&on, Source::Target), digest(&off, Source::Target));
+    }
+
+    const LEFT: Rgb<u8> = Rgb([200, 20, 20]);
+    const RIGHT: Rgb<u8> = Rgb([20, 20, 200]);
+
+    /// Red on the left and blue on the right, square.
+    fn two_sides(position: u64) -> Decoded {
+        let image = RgbImage::from_fn(64, 64, |x, _| if x < 32 { LEFT } else { RIGHT });
+        Decoded {
+            image,
+            ..figure(position, 64, 64)
+        }
+    }
+
+    /// Whether red is on the right.
+    fn is_flipped(image: &RgbImage) -> bool {
+        let mean_x = |colour| {
+            let pixels = image.enumerate_pixels();
+            let of: Vec<u64> = pixels
+                .filter(|(_, _, pixel)| **pixel == colour)
+                .map(|(x, ..)| u64::from(x))
+                .collect();
+            of.iter().sum::<u64>() / of.len().max(1) as u64
+        };
+        mean_x(LEFT) > mean_x(RIGHT)
+    }
+
+    #[test]
+    fn in_pairing_a_target_and_references_are_transformed_independently() {
+        let config = pairing_a(|_| ());
+        let (mut flips, mut moved) = (std::collections::BTreeMap::new(), 0);
+        for position in 0..200 {
+            let target = two_sides(position);
+            let slots = [
+                (own(Concept::Figure), &target),
+                (own(Concept::Figure), &target),
+            ];
+            let example = prepare(&data(), &config, 0, &target, &slots);
+            let [first, second] = [0, 1].map(|n| &example.references[n].image);
+            assert_ne!(first, second, "position {position}");
+            assert_ne!(*first, example.target, "position {position}");
+            *flips
+                .entry([&example.target, first, second].map(is_flipped))
+                .or_insert(0) += 1;
+            // A square image has a pad now, and the mask ends where it begins.
+            let inside = example.target_mask.as_raw().iter().filter(|it| **it == 255);
+            moved += u32::from(inside.count() < 64 * 64);
+            for (x, y, pixel) in example.target.enumerate_pixels() {
+                let shows = example.target_mask.get_pixel(x, y).0[0] == 255;
+                let is_image = pixel.0[1] == 20 && pixel.0[0] as u32 + pixel.0[2] as u32 == 220;
+                assert!(
+                    !shows || is_image,
+                    "position {position} at {x} {y}: {pixel:?}"
+                );
+            }
+        }
+        assert!(moved > 150, "{moved} of 200 squares moved");
+        // All eight combinations occur, each in about an eighth of the samples.
+        assert_eq!(flips.len(), 8, "{flips:?}");
+        assert!(flips.values().all(|count| *count >= 8), "{flips:?}");
+    }
+
+    #[test]
+    fn the_face_mask_follows_a_transformed_target() {
+        let config = pairing_a(|_| ());
+        for position in 0..60 {
+            // The face is left of the middle, so that flips matter.
+            let mut target = figure(position, 64, 64);
+            let mut image = RgbImage::from_pixel(64, 64, BACK);
+            fill(
+                &mut image,
+                Region {
+                    x: 8,
+                    y: 16,
+                    width: 20,
+                    height: 20,
+                },
+                SKIN,
+            );
+            target.image = image;
+            target.metadata.bbox = [18.0 / 64.0, 26.0 / 64.0, 20.0 / 64.0, 20.0 / 64.0];
+            let example = prepare(&data(), &config, 0, &target, &[]);
+            let (mut inside, mut skin) = (0, 0);
+            for (x, y, pixel) in example.target.enumerate_pixels() {
+                let is_face = example.face_mask.get_pixel(x, y).0[0] == 255;
+                let shown = example.target_mask.get_pixel(x, y).0[0] == 255;
+                assert!(shown || !is_face, "position {position}: a face on the pad");
+                inside += u32::from(is_face);
+                skin += u32::from(is_face && close(*pixel, SKIN));
+            }
+            // Only its edges are mixed with the background.
+            assert!(
+                inside > 100 && skin * 10 >= inside * 8,
+                "{position}: {skin} of {inside}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_face_that_the_crop_leaves_out_has_no_mask() {
+        let config = pairing_a(|it| it.transform.crop = [0.3, 0.3]);
+        let faces = (0..100).filter(|position| {
+            let mut target = figure(*position, 64, 64);
+            target.metadata.bbox = [0.1, 0.1, 0.1, 0.1];
+            let example = prepare(&data(), &config, 0, &target, &[]);
+            example.face_mask.as_raw().contains(&255)
+        });
+        let faces = faces.count();
+        assert!((1..60).contains(&faces), "{faces} of 100");
+    }
+
+    #[test]
+    fn transformed_references_of_clothes_show_no_face() {
+        let config = pairing_a(|it| it.task = Task::Composition);
+        for position in 0..60 {
+            let target = figure(position, 64, 64);
+            let slots = [
+                (own(Concept::Clothes), &target),
+                (own(Concept::Face), &target),
+            ];
+            let example = prepare(&data(), &config, 0, &target, &slots);
+            let [clothes, face] = [0, 1].map(|n| &example.references[n].image);
+            assert!(count(clothes, CLOTH) > 200, "position {position}");
+            assert!(count(face, SKIN) > 900, "position {position}");
+        }
+    }
+
+    #[test]
+    fn references_drop_at_their_rate_and_independently_of_prompts() {
+        let dropping = |drop| ExampleConfig {
+            references: Some(References {
+                drop,
+                ..references()
+            }),
+            timesteps: 1000,
+        };
+        let target = figure(0, 16, 16);
+        let count = |config: &ExampleConfig, prompt: bool, references: bool| {
+            let examples = (0..1000).map(|position| {
+                let target = Decoded {
+                    position,
+                    ..target.clone()
+                };
+                prepare(&data(), config, 0, &target, &[])
+            });
+            examples
+                .filter(|it| (it.prompt.is_empty(), it.references_dropped) == (prompt, references))
+                .count()
+        };
+        let quarter = dropping(0.25);
+        let counts = [(true, true), (false, true), (true, false), (false, false)]
+            .map(|(prompt, references)| count(&quarter, prompt, references));
+        for (count, expected) in counts.into_iter().zip([125_usize, 125, 375, 375]) {
+            assert!(count.abs_diff(expected) < 50, "{counts:?}");
+        }
+        let never = dropping(0.0);
+        assert_eq!(count(&never, true, true) + count(&never, false, true), 0);
     }
 }

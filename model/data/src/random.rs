@@ -20,6 +20,11 @@ pub enum Purpose {
     Task = 8,
     /// The autoencoder's sample from its posterior.
     Latent = 9,
+    /// The random transform of the target, in pairing a.
+    TargetTransform = 10,
+    /// The random transforms of the references, in pairing a.
+    ReferenceTransform = 11,
+    ReferenceDrop = 12,
 }
 
 /// The random stream of one sample for one purpose. `sample` is the position in the data set,

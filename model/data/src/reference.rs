@@ -76,6 +76,13 @@ pub fn is_reconstruction(references: &References, seed: u64, epoch: u64, positio
     }
 }
 
+/// True if training drops all references of this sample. Independent of the drop of its prompt.
+#[must_use]
+pub fn are_dropped(references: &References, seed: u64, epoch: u64, position: u64) -> bool {
+    let probability = references.drop.clamp(0.0, 1.0);
+    random(seed, epoch, position, Purpose::ReferenceDrop).random_bool(probability)
+}
+
 fn sample_similar(slots: usize, similar: usize, rng: &mut impl Rng) -> Vec<Source> {
     let mut order: Vec<usize> = (0..similar).collect();
     order.shuffle(rng);

@@ -1,4 +1,4 @@
-//! Overlays a heat map on an image: dark at the minimum, bright at the maximum.
+//! Overlays a heat map on an image: dark at the minimum of a scale, bright at its maximum.
 
 use image::imageops::FilterType;
 use image::{ImageBuffer, Luma, Rgb, RgbImage};
@@ -13,20 +13,39 @@ const RAMP: [[f32; 3]; 4] = [
     [252.0, 240.0, 140.0],
 ];
 
-/// `values` are rows of `width` numbers. They are scaled to the size of the image, and their range
-/// to the range of colours.
+/// The values that are dark and bright.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scale {
+    pub dark: f32,
+    pub bright: f32,
+}
+
+impl Scale {
+    /// From the smallest to the largest of these values. Maps that share a scale can be compared.
+    pub fn of(values: impl Iterator<Item = f32>) -> Self {
+        let empty = Self {
+            dark: f32::INFINITY,
+            bright: f32::NEG_INFINITY,
+        };
+        values.fold(empty, |scale, value| Self {
+            dark: scale.dark.min(value),
+            bright: scale.bright.max(value),
+        })
+    }
+}
+
+/// `values` are rows of `width` numbers. They are scaled to the size of the image, and the range of
+/// `scale` to the range of colours.
 #[must_use]
-pub fn overlay(image: &RgbImage, values: &[f32], width: u32) -> RgbImage {
-    let minimum = values.iter().copied().fold(f32::INFINITY, f32::min);
-    let maximum = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let range = if maximum > minimum {
-        maximum - minimum
+pub fn overlay(image: &RgbImage, values: &[f32], width: u32, scale: Scale) -> RgbImage {
+    let range = if scale.bright > scale.dark {
+        scale.bright - scale.dark
     } else {
         1.0
     };
     let scaled = values
         .iter()
-        .map(|value| (value - minimum) / range)
+        .map(|value| (value - scale.dark) / range)
         .collect();
     let height = values.len() as u32 / width.max(1);
     let Some(map) = ImageBuffer::<Luma<f32>, Vec<f32>>::from_raw(width, height, scaled) else {
@@ -56,7 +75,8 @@ mod tests {
     #[test]
     fn the_brightest_pixel_is_at_the_maximum_of_the_map() {
         let image = RgbImage::from_pixel(8, 8, Rgb([100, 100, 100]));
-        let out = overlay(&image, &[0.1, 0.1, 0.1, 0.4], 2);
+        let own = |values: &[f32]| overlay(&image, values, 2, Scale::of(values.iter().copied()));
+        let out = own(&[0.1, 0.1, 0.1, 0.4]);
         let bright = |x, y| {
             out.get_pixel(x, y)
                 .0
@@ -73,7 +93,15 @@ mod tests {
         );
         assert_eq!(bright(0, 0), bright(0, 1));
         // A constant map is dark; no division by zero.
-        let flat = overlay(&image, &[0.5; 4], 2);
+        let flat = own(&[0.5; 4]);
         assert_eq!(flat.get_pixel(7, 7), out.get_pixel(0, 0));
+        // On a wider scale the same map is less bright.
+        let wide = Scale {
+            dark: 0.1,
+            bright: 0.9,
+        };
+        let compared = overlay(&image, &[0.1, 0.1, 0.1, 0.4], 2, wide);
+        assert_eq!(compared.get_pixel(0, 0), out.get_pixel(0, 0));
+        assert!(compared.get_pixel(7, 7).0[0] < out.get_pixel(7, 7).0[0]);
     }
 }

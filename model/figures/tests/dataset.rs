@@ -17,7 +17,7 @@ use model_data::verify::verify;
 use model_data::writer::{DatasetWriter, WriteError, WriteOptions};
 use parquet::arrow::ArrowWriter;
 use proto::dataset::DatasetManifest;
-use proto::spec::{Clothes, Data, Pairing, References, Task};
+use proto::spec::{Clothes, Data, Pairing, References, Task, Transform};
 use proto::text::hex_sha256;
 
 fn options() -> SynthesizeOptions {
@@ -72,6 +72,8 @@ fn loader_options(cache_bytes: usize) -> LoaderOptions {
                 task: Task::Composition,
                 pairing: Pairing::B,
                 count: 2,
+                drop: 0.0,
+                transform: Transform::default(),
                 face_probability: 0.5,
                 face_enlargement: 1.33,
                 figure_threshold: 0.5,

@@ -105,7 +105,7 @@ pub(crate) struct TensorOptions {
 }
 
 /// How images are sampled.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SampleOptions {
     pub method: SampleMethod,
     /// 1 to 500.
@@ -115,6 +115,9 @@ pub struct SampleOptions {
     /// Scale of guidance by the references, if the architecture has them. 1 disables it; larger
     /// values move further away from the prediction without prompt and references.
     pub reference_guidance: f64,
+    /// The text of the unconditional branch of classifier-free guidance, and of the prediction
+    /// without references; usually empty.
+    pub negative_prompt: String,
     /// Together with the example's position, determines the initial noise of an image.
     pub seed: u64,
 }

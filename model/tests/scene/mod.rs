@@ -60,6 +60,7 @@ fn example(seed: u64) -> Example {
             image::Luma([if x < 12 && y < 14 { 255 } else { 0 }])
         }),
         references: (0..2).map(reference).collect(),
+        references_dropped: false,
         prompt: if seed.is_multiple_of(2) {
             String::new()
         } else {

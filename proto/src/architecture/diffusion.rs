@@ -11,6 +11,7 @@ pub struct Diffusion {
     pub autoencoder: AutoencoderConfig,
     pub text_encoder: TextEncoderConfig,
     pub unet: UNetConfig,
+    pub latents: Latents,
     pub noise: Noise,
     pub objective: Objective,
 }
@@ -51,6 +52,18 @@ pub enum NoiseKind {
     Cosine,
 }
 
+/// What training encodes targets and references to, from the autoencoder's posterior. The paper
+/// does not say; this choice is ours. Sampling and attention maps always use the mean.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Latents {
+    /// The mean of the posterior.
+    #[default]
+    Mean,
+    /// A sample from the posterior, another one in each epoch, as Stable Diffusion trains.
+    Sample,
+}
+
 /// What the U-Net predicts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -84,6 +97,7 @@ impl Diffusion {
             autoencoder: fields.autoencoder.clone(),
             text_encoder: fields.text_encoder(),
             unet: fields.unet(),
+            latents: fields.read("model.latents"),
             noise: Noise::read(fields, faults),
             objective: Objective::read(fields, faults),
         }
@@ -93,6 +107,10 @@ impl Diffusion {
         written.put("model.unet", &self.unet);
         written.put("model.text_encoder", &self.text_encoder);
         written.put("model.noise", self.noise);
+        // Older releases do not know the field, so only jobs that use it name it.
+        if self.latents != Latents::default() {
+            written.put("model.latents", self.latents);
+        }
         let objective = self.objective;
         written.put("train.face_loss_weight", objective.face_loss_weight);
         written.put(

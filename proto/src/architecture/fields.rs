@@ -3,6 +3,7 @@
 //! unless it has its default value, because stored job texts have every field written out.
 
 use super::config::{AutoencoderConfig, TextEncoderConfig, UNetConfig};
+use crate::job::Origin;
 use crate::job::faults::Faults;
 use crate::size;
 use serde::de::DeserializeOwned;
@@ -15,6 +16,8 @@ const DEFAULTS: &str = r#"
 task = "composition"
 pairing = "b"
 references = 0
+reference_drop = 0.0
+transform = { crop = [0.8, 1.0], flip = 0.5, target_scale = 0.8 }
 prompt_drop = 0.5
 face_probability = 0.5
 face_enlargement = 1.33
@@ -24,6 +27,7 @@ reference_scale = 0.8
 multitask_reconstruction = 0.5
 
 [model]
+latents = "mean"
 retrieval = { attend = "every-block", time = "target" }
 
 [model.noise]
@@ -48,6 +52,7 @@ pub(crate) struct Fields {
     defaults: BTreeMap<String, Value>,
     /// Fields of job.toml that were not taken yet.
     remaining: BTreeMap<String, Value>,
+    origin: Origin,
 }
 
 impl Fields {
@@ -56,6 +61,7 @@ impl Fields {
     pub(crate) fn new(
         written: &Table,
         (unet, autoencoder, text): (UNetConfig, AutoencoderConfig, TextEncoderConfig),
+        origin: Origin,
     ) -> Self {
         let defaults = leaves(&defaults());
         let mut remaining = leaves(written);
@@ -66,6 +72,7 @@ impl Fields {
             text_encoder: Some(text),
             defaults,
             remaining,
+            origin,
         }
     }
 
@@ -77,6 +84,17 @@ impl Fields {
         value
             .try_into()
             .expect("the raw table has checked the type")
+    }
+
+    /// Whether job.toml sets a field that was not taken yet.
+    pub(super) fn has(&self, field: &str) -> bool {
+        self.remaining.contains_key(field)
+    }
+
+    /// Whether the job was stored, perhaps by an older release. A field that it does not set then
+    /// means what that release did.
+    pub(super) fn is_stored(&self) -> bool {
+        self.origin == Origin::Stored
     }
 
     /// Takes a field if job.toml sets it. For fields whose default depends on the architecture.

@@ -13,7 +13,7 @@ mod retrinet;
 mod text_to_image;
 
 pub use autoencoder::Autoencoder;
-pub use diffusion::{Diffusion, Noise, NoiseKind, Objective, Prediction};
+pub use diffusion::{Diffusion, Latents, Noise, NoiseKind, Objective, Prediction};
 pub use facts::{Facts, Sampling};
 pub use references::References;
 pub use retrinet::{OWN_FILE as RETRINET, Retrinet};

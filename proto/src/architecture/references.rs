@@ -4,6 +4,7 @@
 use super::fields::{Fields, Written, reject_unless_default};
 use crate::job::faults::Faults;
 use serde::{Deserialize, Serialize};
+use toml::Value;
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -12,6 +13,12 @@ pub struct References {
     pub pairing: Pairing,
     /// N, the number of references per sample. The paper: 4.
     pub count: u32,
+    /// Probability that all references of a training sample are dropped, independently of its
+    /// prompt. The model then predicts as the U-Net alone does, which is what
+    /// `sample.reference_guidance` guides away from. Ours: 0.
+    pub drop: f64,
+    /// The random transforms of pairing a. Pairing b never uses them.
+    pub transform: Transform,
     /// Probability that a reference shows the face (else the clothes). Ours: 0.5.
     pub face_probability: f64,
     /// Factor by which the annotated face box is enlarged in a reference. Ours: 1.33, measured on
@@ -29,11 +36,16 @@ pub struct References {
 }
 
 /// The fields of `[data]` about references.
-const FIELDS: [&str; 11] = [
+const FIELDS: [&str; 15] = [
     "data.task",
     "data.pairing",
     "data.references",
+    "data.reference_drop",
+    "data.transform.crop",
+    "data.transform.flip",
+    "data.transform.target_scale",
     "data.reference_scale",
+    // From here on, unused by reconstruction.
     "data.multitask_reconstruction",
     "data.face_probability",
     "data.face_enlargement",
@@ -51,10 +63,13 @@ pub(super) fn has(field: &str) -> bool {
 impl References {
     /// `count` is the default number of references.
     pub(super) fn read(fields: &mut Fields, count: u32, faults: &mut Faults) -> Self {
+        let pairing = fields.read("data.pairing");
         let references = Self {
             task: fields.read("data.task"),
-            pairing: fields.read("data.pairing"),
+            pairing,
             count: fields.written("data.references").unwrap_or(count),
+            drop: fields.read("data.reference_drop"),
+            transform: Transform::read(fields, pairing, faults),
             face_probability: fields.read("data.face_probability"),
             face_enlargement: fields.read("data.face_enlargement"),
             figure_threshold: fields.read("data.figure_threshold"),
@@ -71,7 +86,16 @@ impl References {
         references
     }
 
+    /// The random transforms of target and references; None: pairing b, or a job that turns them
+    /// off.
+    #[must_use]
+    pub fn transform(&self) -> Option<Transform> {
+        let used = self.pairing == Pairing::A && self.transform != Transform::OFF;
+        used.then_some(self.transform)
+    }
+
     fn check(&self, faults: &mut Faults) {
+        faults.fraction("data.reference_drop", self.drop);
         for (field, value) in self.fractions() {
             faults.fraction(field, value);
         }
@@ -110,7 +134,7 @@ impl References {
         let (task, unused): (_, &[&str]) = match self.task {
             Task::Multitask => return,
             Task::Composition => ("composition", &["data.multitask_reconstruction"]),
-            Task::Reconstruction => ("reconstruction", &FIELDS[4..]),
+            Task::Reconstruction => ("reconstruction", &FIELDS[8..]),
         };
         let why = format!("data.task is {task}");
         let enlargement = [("data.face_enlargement", self.face_enlargement)];
@@ -125,6 +149,13 @@ impl References {
         written.put("data.task", self.task);
         written.put("data.pairing", self.pairing);
         written.put("data.references", self.count);
+        // Older releases know neither field, so only jobs that use them name them.
+        if self.drop > 0.0 {
+            written.put("data.reference_drop", self.drop);
+        }
+        if self.pairing == Pairing::A {
+            written.put("data.transform", self.transform);
+        }
         written.put("data.face_probability", self.face_probability);
         written.put("data.face_enlargement", self.face_enlargement);
         written.put("data.figure_threshold", self.figure_threshold);
@@ -134,6 +165,94 @@ impl References {
             "data.multitask_reconstruction",
             self.multitask_reconstruction,
         );
+    }
+}
+
+/// The random transforms of pairing a, `[data.transform]`. The paper applies "two different
+/// transforms" to one image and names none (section 4.1), so all of this is ours. Target and
+/// references each draw their own: a random resized crop, a horizontal flip, and a position on the
+/// pad.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Transform {
+    /// Smallest and largest fraction that a crop keeps of each side of the image (not of its area),
+    /// one fraction for both sides, uniform in between. It is placed anywhere in the image with
+    /// equal probability. References are cropped after their concept is cut out. Ours: 0.8 to 1.
+    pub crop: [f64; 2],
+    /// Probability of a horizontal flip. Ours: 0.5.
+    pub flip: f64,
+    /// Minimum fraction of its square that the longer side of a target fills; the rest is pad, on
+    /// which the target is placed at random. For references this is [`References::scale`]. Ours:
+    /// 0.8.
+    pub target_scale: f64,
+}
+
+impl Default for Transform {
+    fn default() -> Self {
+        Self {
+            crop: [0.8, 1.0],
+            flip: 0.5,
+            target_scale: 0.8,
+        }
+    }
+}
+
+impl Transform {
+    /// No transform beyond those of pairing b. A whole image that is its own reference is still a
+    /// random part of it.
+    pub const OFF: Self = Self {
+        crop: [1.0, 1.0],
+        flip: 0.0,
+        target_scale: 1.0,
+    };
+
+    fn read(fields: &mut Fields, pairing: Pairing, faults: &mut Faults) -> Self {
+        // A job of pairing a that an older release stored names no transform and had none. It must
+        // not change while it runs.
+        if pairing == Pairing::A && fields.is_stored() && !fields.has("data.transform.crop") {
+            return Self::OFF;
+        }
+        let transform = Self {
+            crop: fields.read("data.transform.crop"),
+            flip: fields.read("data.transform.flip"),
+            target_scale: fields.read("data.transform.target_scale"),
+        };
+        if pairing == Pairing::B {
+            transform.reject_unused(faults);
+        } else {
+            transform.check(faults);
+        }
+        transform
+    }
+
+    fn check(&self, faults: &mut Faults) {
+        let [least, most] = self.crop;
+        // The comparisons also reject NaN.
+        let valid = 0.1 <= least && least <= most && most <= 1.0;
+        faults.need(valid, "data.transform.crop", || {
+            format!(
+                "is [{least}, {most}]; it must be the smallest and the largest fraction of each \
+                side that is kept, both between 0.1 and 1"
+            )
+        });
+        faults.fraction("data.transform.flip", self.flip);
+        let scale = self.target_scale;
+        faults.need(
+            (0.1..=1.0).contains(&scale),
+            "data.transform.target_scale",
+            || format!("is {scale}; it must lie between 0.1 and 1"),
+        );
+    }
+
+    fn reject_unused(&self, faults: &mut Faults) {
+        let values: [(_, Value); 3] = [
+            ("data.transform.crop", self.crop.to_vec().into()),
+            ("data.transform.flip", self.flip.into()),
+            ("data.transform.target_scale", self.target_scale.into()),
+        ];
+        for (field, value) in values {
+            reject_unless_default(field, &value, "data.pairing is b", faults);
+        }
     }
 }
 

@@ -67,6 +67,25 @@ impl std::error::Error for JobErrors {}
 /// `directory`. Without a directory they are rejected, because the coordinator cannot know the base
 /// of relative paths.
 pub fn parse(file: &str, text: &str, directory: Option<&Path>) -> Result<JobSpec, JobErrors> {
+    parse_from(file, text, directory, Origin::Submitted)
+}
+
+/// Where a job's text comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A user: what the text does not set has this release's default.
+    Submitted,
+    /// A coordinator, perhaps of an older release: what the text does not set has the meaning that
+    /// it had in that release.
+    Stored,
+}
+
+fn parse_from(
+    file: &str,
+    text: &str,
+    directory: Option<&Path>,
+    origin: Origin,
+) -> Result<JobSpec, JobErrors> {
     let at = |(line, field, message)| JobError {
         file: file.to_owned(),
         line,
@@ -75,7 +94,7 @@ pub fn parse(file: &str, text: &str, directory: Option<&Path>) -> Result<JobSpec
     };
     let raw: JobToml = toml::from_str(text)
         .map_err(|error| JobErrors(vec![at(location::of_toml_error(text, &error))]))?;
-    check::check(raw, directory).map_err(|faults| {
+    check::check(raw, directory, origin).map_err(|faults| {
         let mut errors: Vec<JobError> = faults
             .into_iter()
             .map(|fault| {
@@ -94,12 +113,12 @@ pub fn parse(file: &str, text: &str, directory: Option<&Path>) -> Result<JobSpec
 /// Parses a job that the coordinator has stored or sent: the output of [`to_toml`], possibly of an
 /// older release.
 pub fn parse_stored(job: &JobId, text: &str) -> Result<JobSpec, JobErrors> {
-    parse(&format!("job.toml of {job}"), text, None)
+    parse_from(&format!("job.toml of {job}"), text, None, Origin::Stored)
 }
 
-/// Parses a training job whose paths are absolute. Another kind of work is an error at its table.
+/// Parses a training job that the coordinator has stored, or one in its form. Another kind of work is an error at its table.
 pub fn parse_training(file: &str, text: &str) -> Result<TrainWork, JobErrors> {
-    match parse(file, text, None)?.work {
+    match parse_from(file, text, None, Origin::Stored)?.work {
         Work::Train(work) => Ok(*work),
         other @ Work::Sample(_) => Err(JobErrors(vec![error_at(
             file,
@@ -205,6 +224,8 @@ fn sample_toml(work: &SampleWork) -> SampleToml {
         seeds: Some(work.seeds.clone()),
         prompt: Some(work.prompt),
         prompts: work.prompts.clone(),
+        // Older releases do not know the field, so only jobs that use it name it.
+        negative_prompt: Some(work.negative_prompt.clone()).filter(|prompt| !prompt.is_empty()),
         task: work.task,
         pairing: work.pairing,
         attention: work.attention.clone(),
@@ -221,12 +242,23 @@ fn reference_toml(reference: &NamedReference) -> ReferenceToml {
             id: Some(id.clone()),
             ..ReferenceToml::default()
         },
-        ImageSource::File { name, sha256 } => ReferenceToml {
-            concept,
-            file: Some(name.clone()),
-            sha256: Some(sha256.clone()).filter(|digits| !digits.is_empty()),
-            ..ReferenceToml::default()
-        },
+        ImageSource::File {
+            name,
+            sha256,
+            face_box,
+            mask,
+        } => {
+            let digest = |sha256: &String| Some(sha256.clone()).filter(|it| !it.is_empty());
+            ReferenceToml {
+                concept,
+                id: None,
+                file: Some(name.clone()),
+                sha256: digest(sha256),
+                face_box: *face_box,
+                mask: mask.as_ref().map(|mask| mask.name.clone()),
+                mask_sha256: mask.as_ref().and_then(|mask| digest(&mask.sha256)),
+            }
+        }
     }
 }
 

@@ -1,11 +1,11 @@
 //! job.toml as parsed: fields with defaults are optional, and only types are checked. The validated
 //! form is [`crate::spec::JobSpec`]; [`super::check`] converts between them.
 
-use crate::architecture::{NoiseKind, Prediction};
+use crate::architecture::{Latents, NoiseKind, Prediction};
 use crate::sample::{Concept, SampleMethod, SamplePrompt};
 use crate::spec::{
     Architecture, Clothes, Component, Decay, DeviceKind, LossWeighting, OnFailedUnit, OnNonfinite,
-    Pairing, Precision, Reduction, Retrieval, Task,
+    Pairing, Precision, Reduction, Retrieval, Task, Transform,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -48,6 +48,7 @@ pub(super) struct SampleToml {
     pub(super) prompt: Option<SamplePrompt>,
     #[serde(default)]
     pub(super) prompts: Vec<String>,
+    pub(super) negative_prompt: Option<String>,
     pub(super) task: Option<Task>,
     pub(super) pairing: Option<Pairing>,
     #[serde(default)]
@@ -74,6 +75,11 @@ pub(super) struct ReferenceToml {
     pub(super) file: Option<String>,
     /// The digest of the file, written by `coordinator submit`.
     pub(super) sha256: Option<String>,
+    /// The face in the file: centre x, centre y, width, height, as fractions.
+    pub(super) face_box: Option<[f64; 4]>,
+    /// A file with the mask of the figure, and its digest.
+    pub(super) mask: Option<String>,
+    pub(super) mask_sha256: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -100,6 +106,8 @@ pub(super) struct DataToml {
     pub(super) task: Option<Task>,
     pub(super) pairing: Option<Pairing>,
     pub(super) references: Option<u32>,
+    pub(super) reference_drop: Option<f64>,
+    pub(super) transform: Option<Transform>,
     pub(super) resolution: u32,
     pub(super) prompt_drop: Option<f64>,
     pub(super) face_probability: Option<f64>,
@@ -120,6 +128,7 @@ pub(super) struct ModelToml {
     pub(super) init: Option<String>,
     pub(super) freeze: Option<Vec<Component>>,
     pub(super) activation_checkpointing: Option<Vec<Component>>,
+    pub(super) latents: Option<Latents>,
     pub(super) retrieval: Option<Retrieval>,
     pub(super) noise: Option<NoiseToml>,
     #[serde(default)]

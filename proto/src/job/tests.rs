@@ -10,6 +10,7 @@ use std::time::Duration;
 
 mod combination;
 mod noise;
+mod pairing;
 mod work;
 
 const GOOD: &str = r#"name = "demo"

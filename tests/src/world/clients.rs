@@ -5,14 +5,14 @@ use super::agenda::SimEvent;
 use super::plan::PlannedJob;
 use super::units::plan::{Planned, PlannedUnits};
 use coordinator_core::event::{Input, JobPhase, JobRecord, Reply, RequestId};
-use proto::architecture::{Diffusion, Noise, Objective, Retrinet};
+use proto::architecture::{Diffusion, Latents, Noise, Objective, Retrinet};
 use proto::id::JobId;
 use proto::sample::{SampleWork, Weights};
 use proto::spec::{
     ArchitectureSpec, AutoencoderConfig, CheckpointPolicy, Clothes, Component, Data, Decay,
     DeviceKind, JobSpec, LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision,
     Reduction, References, Resources, Retrieval, Task, TextEncoderConfig, Train, TrainWork,
-    UNetConfig, Work,
+    Transform, UNetConfig, Work,
 };
 use std::collections::BTreeMap;
 
@@ -488,6 +488,7 @@ fn model() -> Model {
                     heads: 1,
                     tokens: 8,
                 },
+                latents: Latents::default(),
                 noise: Noise::default(),
                 objective: Objective {
                     face_loss_weight: 0.0,
@@ -500,6 +501,8 @@ fn model() -> Model {
                 task: Task::Multitask,
                 pairing: Pairing::B,
                 count: 1,
+                drop: 0.0,
+                transform: Transform::default(),
                 face_probability: 0.5,
                 face_enlargement: 1.33,
                 figure_threshold: 0.5,

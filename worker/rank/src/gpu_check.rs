@@ -236,6 +236,7 @@ fn examples(count: u32, resolution: u32) -> Vec<Example> {
                     Luma([if x.max(y) < resolution / 3 { 255 } else { 0 }])
                 }),
                 references: vec![reference(1, Concept::Face), reference(2, Concept::Clothes)],
+                references_dropped: false,
                 prompt: "1girl, blue_hair, smile".into(),
                 timestep: 40 + 60 * (n % 16),
                 noise_seed: u64::from(n) + 1,

@@ -5,7 +5,7 @@ use crate::score::Classification;
 use crate::subject::{Origin, Subject};
 use model_data::loader::Loader;
 use proto::sample::{Concept, SampleMethod, SampleWork};
-use proto::spec::{Pairing, Task};
+use proto::spec::{Pairing, Task, Transform};
 use serde::{Deserialize, Serialize};
 
 /// The inputs that all images of a job have in common.
@@ -22,6 +22,9 @@ pub(crate) struct Provenance {
     pub(crate) resolution: u32,
     pub(crate) task: Task,
     pub(crate) pairing: Pairing,
+    /// The random transforms of pairing a, if references are drawn under them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) transform: Option<Transform>,
     /// Images are bit-identical only within the same environment.
     pub(crate) environment: String,
 }
@@ -46,6 +49,9 @@ pub(crate) struct ImageRecord {
     pub(crate) steps: u32,
     pub(crate) guidance: f64,
     pub(crate) reference_guidance: f64,
+    /// Empty: the empty prompt, which records of older releases do not say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) negative_prompt: String,
     pub(crate) references: Vec<ReferenceRecord>,
     /// None if the request names its references.
     pub(crate) target: Option<Target>,
@@ -93,6 +99,7 @@ impl Provenance {
             steps: request.steps,
             guidance: request.guidance,
             reference_guidance: request.reference_guidance,
+            negative_prompt: request.negative_prompt.clone(),
             references: references
                 .map(|(reference, origin)| ReferenceRecord {
                     concept: reference.concept,

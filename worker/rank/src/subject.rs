@@ -1,16 +1,18 @@
 //! The subject of generated images: a sample of the data set with the references that training
 //! would choose, or references that the request names. Called by [`crate::unit_runner`].
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
 use image::{GrayImage, Rgb, RgbImage};
 use model_data::example::{Example, Reference};
-use model_data::image_file::{Along, flatten, on_pad, open_image, place};
+use model_data::image_file::{Along, Decoded, on_pad, place};
 use model_data::loader::Loader;
 use model_data::prepare::named_reference;
 use model_data::tags::pose_prompt;
+use model_data::user_image::{NO_POSITION, UserImage};
 use object_store::ObjectStoreExt;
-use proto::sample::{Concept, ImageSource, NamedReference, SamplePrompt, SampleWork};
-use proto::spec::TrainWork;
+use proto::sample::{Concept, ImageSource, MaskFile, NamedReference, SamplePrompt, SampleWork};
+use proto::spec::{References, TrainWork};
 use proto::text::hex_sha256;
 use serde::{Deserialize, Serialize};
 
@@ -28,13 +30,47 @@ pub(crate) struct Subject {
     pub(crate) origins: Vec<Origin>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Origin {
     /// A sample of the data set.
     Sample(String),
-    /// A file of the user, with its name and SHA-256.
-    File { name: String, sha256: String },
+    /// A file of the user.
+    File(UserFile),
+}
+
+impl Origin {
+    fn of_file(named: &NamedReference) -> anyhow::Result<Self> {
+        let ImageSource::File {
+            name,
+            sha256,
+            face_box,
+            mask,
+        } = &named.from
+        else {
+            bail!("a sample of the data set is no file");
+        };
+        Ok(Self::File(UserFile {
+            name: name.clone(),
+            sha256: sha256.clone(),
+            face_box: *face_box,
+            mask: mask.clone(),
+            assumed: named.assumption(),
+        }))
+    }
+}
+
+/// A file of the user, how it is annotated, and what is assumed because it is not.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct UserFile {
+    name: String,
+    sha256: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    face_box: Option<[f64; 4]>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mask: Option<MaskFile>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    assumed: Option<String>,
 }
 
 /// A sample, and the epoch that seeds its random choices.
@@ -118,15 +154,13 @@ pub(crate) async fn from_request(
                 );
                 (reference, Origin::Sample(id.clone()))
             }
-            ImageSource::File { name, sha256 } => {
-                let image = read_file(store_url, request, sha256)
+            ImageSource::File { name, .. } => {
+                let decoded = read_image(store_url, request, &named.from)
                     .await
                     .with_context(|| format!("reference {name}"))?;
-                let origin = Origin::File {
-                    name: name.clone(),
-                    sha256: sha256.clone(),
-                };
-                (padded(image, named, data.resolution), origin)
+                let seeds = (seed, slot as u64);
+                let reference = of_file(settings, data.resolution, named, decoded, seeds);
+                (reference, Origin::of_file(named)?)
             }
         };
         references.push(reference);
@@ -140,6 +174,7 @@ pub(crate) async fn from_request(
             target_mask: GrayImage::new(side, side),
             face_mask: GrayImage::new(side, side),
             references,
+            references_dropped: false,
             prompt: String::new(),
             timestep: 0,
             noise_seed: 0,
@@ -153,12 +188,59 @@ pub(crate) async fn from_request(
     })
 }
 
-/// Reads a file that `coordinator sample` stored with the trained job.
-async fn read_file(
+/// A user's image: cut as a sample of the data set is if it is annotated, else whole. `seeds` are
+/// the request's seed and the reference's index.
+fn of_file(
+    settings: &References,
+    side: u32,
+    named: &NamedReference,
+    decoded: Decoded,
+    (seed, slot): (u64, u64),
+) -> Reference {
+    match &named.from {
+        ImageSource::File {
+            face_box: None,
+            mask: None,
+            ..
+        } => padded(decoded.image, named, side),
+        ImageSource::File { .. } | ImageSource::Sample { .. } => {
+            named_reference(settings, side, named.concept, &decoded, seed, slot)
+        }
+    }
+}
+
+/// Reads a user's image, and its mask if it has one.
+async fn read_image(
     store_url: &str,
     request: &SampleWork,
-    sha256: &str,
-) -> anyhow::Result<RgbImage> {
+    source: &ImageSource,
+) -> anyhow::Result<Decoded> {
+    let ImageSource::File {
+        name,
+        sha256,
+        face_box,
+        mask,
+    } = source
+    else {
+        bail!("a sample of the data set is no file");
+    };
+    let bytes = read_file(store_url, request, sha256).await?;
+    let mask_bytes = match mask {
+        Some(mask) => Some(read_file(store_url, request, &mask.sha256).await?),
+        None => None,
+    };
+    let mask = mask.as_ref().zip(mask_bytes.as_ref());
+    let image = UserImage {
+        name,
+        bytes: &bytes,
+        face_box: *face_box,
+        mask: mask.map(|(mask, bytes)| (mask.name.as_str(), bytes.as_ref())),
+    };
+    Ok(image.decode()?)
+}
+
+/// Reads a file that `coordinator sample` stored with the trained job.
+async fn read_file(store_url: &str, request: &SampleWork, sha256: &str) -> anyhow::Result<Bytes> {
     let (store, prefix) = storage::open(store_url)?;
     let path = ["jobs", &request.job.0, "references", sha256]
         .into_iter()
@@ -167,7 +249,7 @@ async fn read_file(
     let bytes = bytes.await.with_context(|| format!("cannot read {path}"))?;
     let found = hex_sha256(&bytes);
     ensure!(found == sha256, "{path} is damaged: its SHA-256 is {found}");
-    Ok(flatten(open_image("reference", &bytes)?, BACKGROUND))
+    Ok(bytes)
 }
 
 /// The whole image, centred on a white square.
@@ -176,7 +258,6 @@ fn padded(image: RgbImage, named: &NamedReference, side: u32) -> Reference {
     Reference {
         image: on_pad(image, region, side, BACKGROUND),
         concept: named.concept.unwrap_or(Concept::Figure),
-        // Not a sample of the data set.
-        position: u64::MAX,
+        position: NO_POSITION,
     }
 }

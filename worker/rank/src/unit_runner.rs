@@ -70,6 +70,7 @@ impl<'a> UnitRunner<'a> {
             resolution: spec.data.resolution,
             task: references.map_or(Task::Composition, |it| it.task),
             pairing: references.map_or(Pairing::B, |it| it.pairing),
+            transform: references.and_then(|it| it.transform()),
             environment: environment::describe(&spec, kind),
         };
         Ok(Self {
@@ -138,6 +139,7 @@ impl<'a> UnitRunner<'a> {
             steps: work.steps,
             guidance: work.guidance,
             reference_guidance: work.reference_guidance,
+            negative_prompt: work.negative_prompt.clone(),
             seed,
         };
         let images = self

@@ -5,7 +5,7 @@ use coordinator_core::event::{
     Durable, Effect, Event, Input, JobPhase, JobRecord, Reply, RequestId,
 };
 use coordinator_core::{Config, Coordinator};
-use proto::architecture::{Diffusion, Noise, Objective, Retrinet};
+use proto::architecture::{Diffusion, Latents, Noise, Objective, Retrinet};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, ShardEntry};
 use proto::environment::RankEnvironment;
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
@@ -21,7 +21,7 @@ use proto::sample::SampleWork;
 use proto::spec::{
     ArchitectureSpec, CheckpointPolicy, Clothes, Component, Data, Decay, DeviceKind, JobSpec,
     LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, References,
-    Resources, Retrieval, Task, Train, TrainWork, Work,
+    Resources, Retrieval, Task, Train, TrainWork, Transform, Work,
 };
 use std::collections::BTreeMap;
 
@@ -478,6 +478,7 @@ fn model() -> Model {
                 autoencoder,
                 text_encoder,
                 unet,
+                latents: Latents::default(),
                 noise: Noise::default(),
                 objective: Objective {
                     face_loss_weight: 0.1,
@@ -490,6 +491,8 @@ fn model() -> Model {
                 task: Task::Composition,
                 pairing: Pairing::B,
                 count: 4,
+                drop: 0.0,
+                transform: Transform::default(),
                 face_probability: 0.5,
                 face_enlargement: 1.33,
                 figure_threshold: 0.5,

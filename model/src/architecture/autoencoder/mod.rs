@@ -7,7 +7,6 @@ use crate::batch::{Batch, BatchShape, to_images};
 use crate::component::Prefixes;
 use crate::error::ModelError;
 use crate::loss::image_loss;
-use crate::noise::{self, Purpose};
 use crate::parameter::Scope;
 use image::RgbImage;
 use model_data::example::Example;
@@ -58,7 +57,8 @@ impl Network for AutoencoderNetwork {
         let batch = Batch::new(examples, self.shape, self.options.device)?;
         let images = batch.images.to_kind(self.options.dtype);
         let moments = self.autoencoder.encode(&images).fp32();
-        let latents = moments.sample(&posterior_noise(&batch, &moments.mean));
+        let latents =
+            moments.sample(&batch.posterior_noise(&moments.mean.size(), moments.mean.device()));
         let decoded = self
             .autoencoder
             .decode(&latents.to_kind(self.options.dtype));
@@ -83,25 +83,6 @@ impl Network for AutoencoderNetwork {
             .decode(&self.autoencoder.encode(&target).mean);
         Ok(to_images(&decoded.to_kind(Kind::Float)).swap_remove(0))
     }
-}
-
-/// One random stream for each example, split among its images, in the order of the batch's images.
-fn posterior_noise(batch: &Batch, mean: &Tensor) -> Tensor {
-    let (size, images) = (mean.size(), 1 + batch.references);
-    let shape = [images, size[1], size[2], size[3]];
-    let noise = noise::normal(
-        &batch.noise_seeds,
-        Purpose::Posterior,
-        &shape,
-        mean.device(),
-    );
-    let noise = noise.transpose(0, 1);
-    let target = noise.get(0);
-    let references = noise
-        .narrow(0, 1, batch.references)
-        .transpose(0, 1)
-        .flatten(0, 1);
-    Tensor::cat(&[target, references], 0)
 }
 
 /// [B * (1 + N)] -> [B].

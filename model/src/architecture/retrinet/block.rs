@@ -30,6 +30,9 @@ pub struct References {
     pub words: Tensor,
     /// n, the number of references of one target.
     pub per_target: i64,
+    /// [batch, 1, 1, 1]: 0 for targets that are predicted without their references, as the U-Net
+    /// alone predicts, 1 for the others. None: all are predicted with them.
+    pub kept: Option<Tensor>,
 }
 
 impl RetrievalBlock {
@@ -135,7 +138,14 @@ pub fn predict(
     // 3. encoder and middle on the target
     let encoded = unet.encode(&inputs, time);
     // 4. the residuals for the skip connections, and the decoder
-    let residuals = block.residuals(&encoded.skips, &features);
+    let mut residuals = block.residuals(&encoded.skips, &features);
+    if let Some(kept) = &references.kept {
+        // Every parameter stays in the graph, because DDP's Reducer waits for all gradients.
+        let kept = repeat_batch(kept, inputs.branches()).to_kind(latents.kind());
+        for residual in residuals.iter_mut().flatten() {
+            *residual = &*residual * &kept;
+        }
+    }
     let inputs = UNetInputs {
         skips: &residuals,
         ..inputs

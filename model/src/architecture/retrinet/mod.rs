@@ -103,6 +103,7 @@ impl RetrinetNetwork {
                 latents: latents.references.to_kind(self.diffusion.dtype()),
                 words,
                 per_target: batch.references,
+                kept: None,
             }),
         }
     }
@@ -116,9 +117,12 @@ impl RetrinetNetwork {
 impl Network for RetrinetNetwork {
     fn losses(&mut self, examples: &[Example]) -> Result<SampleLosses, ModelError> {
         let batch = self.diffusion.batch(examples, Some(self.references))?;
-        let latents = self.diffusion.latents(&batch);
+        let latents = self.diffusion.training_latents(&batch);
         let noisy = self.diffusion.noisy(&batch, &latents.targets);
-        let conditions = self.conditions(&batch, &latents, &batch.prompts);
+        let mut conditions = self.conditions(&batch, &latents, &batch.prompts);
+        if let Some(references) = &mut conditions.references {
+            references.kept = kept(&batch, noisy.latents.device());
+        }
         let predicted = self.predict(&noisy.latents, &conditions);
         Ok(self.diffusion.losses(&batch, examples, &noisy, &predicted))
     }
@@ -134,13 +138,15 @@ impl Network for RetrinetNetwork {
         let guided = options.guidance != 1.0 || by_references;
         let mut prompts = batch.prompts.clone();
         if guided {
-            prompts.insert(0, String::new());
+            prompts.insert(0, options.negative_prompt.clone());
         }
         let latents = self.diffusion.latents(&batch);
         let mut conditions = self.conditions(&batch, &latents, &prompts);
         let mut unconditional = Conditions {
             timesteps: conditions.timesteps.shallow_clone(),
-            text: self.diffusion.text_states(&[String::new()]),
+            text: self
+                .diffusion
+                .text_states(std::slice::from_ref(&options.negative_prompt)),
             references: None,
         };
         self.diffusion
@@ -178,6 +184,7 @@ impl Network for RetrinetNetwork {
             latents: latents.targets.to_kind(dtype),
             words,
             per_target: 1,
+            kept: None,
         };
         let timesteps = self.diffusion.timesteps(&batch.timesteps);
         let time = self
@@ -201,6 +208,17 @@ impl Network for RetrinetNetwork {
     }
 }
 
+/// [B, 1, 1, 1]: 0 where training drops the references. None if it drops none.
+fn kept(batch: &Batch, device: Device) -> Option<Tensor> {
+    let dropped = &batch.references_dropped;
+    dropped.contains(&true).then(|| {
+        let kept: Vec<f32> = dropped.iter().map(|it| f32::from(u8::from(!it))).collect();
+        Tensor::from_slice(&kept)
+            .view([-1, 1, 1, 1])
+            .to_device(device)
+    })
+}
+
 /// An example with a reference image as its target and without references.
 fn as_target(reference: &RgbImage, timestep: usize) -> Example {
     let mask = image::GrayImage::new(reference.width(), reference.height());
@@ -210,8 +228,71 @@ fn as_target(reference: &RgbImage, timestep: usize) -> Example {
         target_mask: mask.clone(),
         face_mask: mask,
         references: Vec::new(),
+        references_dropped: false,
         prompt: String::new(),
         timestep: timestep as u32,
         noise_seed: 0,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::parameter::Parameters;
+    use proto::spec::Retrieval;
+
+    /// Standard normal values, different for each seed.
+    fn normal(seed: u64, shape: &[i64]) -> Tensor {
+        use crate::noise::{Purpose, normal};
+        normal(&[seed], Purpose::Target, shape, Device::Cpu).squeeze_dim(0)
+    }
+
+    /// Training with dropped references must see what guidance by references subtracts.
+    #[test]
+    fn a_target_whose_references_are_dropped_is_predicted_as_without_references() {
+        tch::set_num_threads(1);
+        let (config, ..) = proto::size::named("tiny").unwrap();
+        let layout = UNetLayout::from(&config);
+        let parameters = Parameters::seeded(1, Device::Cpu);
+        let scope = parameters.root();
+        let unet = UNet::new(&scope.sub("unet"), &layout);
+        let block = RetrievalBlock::new(&scope, &layout, Retrieval::default());
+        // Zero convolutions and the last layer begin at 0, where nothing can be told apart.
+        for (name, mut tensor) in parameters.tensors() {
+            if tensor.abs().max().double_value(&[]) == 0.0 && name.ends_with("weight") {
+                let values = normal(name.len() as u64, &tensor.size()) * 0.1;
+                tch::no_grad(|| tensor.copy_(&values));
+            }
+        }
+        let (channels, width) = (
+            i64::from(config.latent_channels),
+            i64::from(config.context_dim),
+        );
+        let latents = normal(1, &[2, channels, 8, 8]);
+        let conditions = |references: bool, kept: Option<Tensor>| Conditions {
+            timesteps: Tensor::from_slice(&[100i64, 700]),
+            text: normal(2, &[2, 7, width]),
+            references: references.then(|| References {
+                latents: normal(3, &[4, channels, 8, 8]),
+                words: normal(4, &[4, 7, width]),
+                per_target: 2,
+                kept,
+            }),
+        };
+        let predicted = |references, kept: Option<&[f32]>| {
+            let kept = kept.map(|kept| Tensor::from_slice(kept).view([-1, 1, 1, 1]));
+            let conditions = conditions(references, kept);
+            tch::no_grad(|| predict(&unet, &block, &latents, &conditions))
+        };
+        let (without, with) = (predicted(false, None), predicted(true, None));
+        for target in [0, 1] {
+            assert!(!without.get(target).equal(&with.get(target)));
+        }
+        let mixed = predicted(true, Some(&[0.0, 1.0]));
+        assert!(mixed.get(0).equal(&without.get(0)));
+        assert!(mixed.get(1).equal(&with.get(1)));
+        assert!(predicted(true, Some(&[0.0, 0.0])).equal(&without));
+        assert!(predicted(true, Some(&[1.0, 1.0])).equal(&with));
     }
 }

@@ -62,7 +62,7 @@ impl TextToImageNetwork {
 impl Network for TextToImageNetwork {
     fn losses(&mut self, examples: &[Example]) -> Result<SampleLosses, ModelError> {
         let batch = self.diffusion.batch(examples, Some(0))?;
-        let latents = self.diffusion.latents(&batch).targets;
+        let latents = self.diffusion.training_latents(&batch).targets;
         let noisy = self.diffusion.noisy(&batch, &latents);
         let text = self.diffusion.text_states(&batch.prompts);
         let timesteps = self.diffusion.timesteps(&batch.timesteps);
@@ -81,7 +81,7 @@ impl Network for TextToImageNetwork {
         let guided = options.guidance != 1.0;
         let mut prompts = batch.prompts.clone();
         if guided {
-            prompts.insert(0, String::new());
+            prompts.insert(0, options.negative_prompt.clone());
         }
         let text = self.diffusion.text_states(&prompts);
         self.diffusion

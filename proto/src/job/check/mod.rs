@@ -8,6 +8,7 @@ mod sample;
 mod shape;
 mod train;
 
+use super::Origin;
 use super::faults::{Fault, Faults};
 use super::raw::{CheckpointToml, DataToml, JobToml, ModelToml, ResourcesToml, TrainToml};
 use crate::id::JobId;
@@ -23,11 +24,15 @@ const NAME: &str = "1 to 40 lower-case letters, digits and dashes, starting with
 /// Maximum number of jobs that one job waits for.
 const AFTER_MAX: usize = 256;
 
-pub(super) fn check(raw: JobToml, directory: Option<&Path>) -> Result<JobSpec, Vec<Fault>> {
+pub(super) fn check(
+    raw: JobToml,
+    directory: Option<&Path>,
+    origin: Origin,
+) -> Result<JobSpec, Vec<Fault>> {
     let mut faults = Faults::default();
     name(&raw.name, &mut faults);
     let after = after(&raw.after, &mut faults);
-    let spec = work(&raw, directory, &mut faults).map(|(resources, work)| JobSpec {
+    let spec = work(&raw, (directory, origin), &mut faults).map(|(resources, work)| JobSpec {
         name: raw.name,
         resources,
         after,
@@ -40,12 +45,16 @@ pub(super) fn check(raw: JobToml, directory: Option<&Path>) -> Result<JobSpec, V
 }
 
 /// The kind of work that the tables select; None, with a fault, if they select none or several.
-fn work(raw: &JobToml, directory: Option<&Path>, faults: &mut Faults) -> Option<(Resources, Work)> {
+fn work(
+    raw: &JobToml,
+    (directory, origin): (Option<&Path>, Origin),
+    faults: &mut Faults,
+) -> Option<(Resources, Work)> {
     let tables = tables(raw);
     match (&raw.train, &raw.sample) {
         (Some(train), None) => {
             let resources = resources(&raw.resources, (1, 1), faults);
-            let work = training(train, raw, &resources, directory, faults)?;
+            let work = training(train, raw, &resources, (directory, origin), faults)?;
             Some((resources, Work::Train(Box::new(work))))
         }
         (None, Some(sample)) => {
@@ -110,7 +119,7 @@ fn training(
     train: &TrainToml,
     raw: &JobToml,
     resources: &Resources,
-    directory: Option<&Path>,
+    (directory, origin): (Option<&Path>, Origin),
     faults: &mut Faults,
 ) -> Option<TrainWork> {
     for (table, present) in [("data", raw.data.is_some()), ("model", raw.model.is_some())] {
@@ -120,7 +129,7 @@ fn training(
     }
     let (data, model): (&DataToml, &ModelToml) = (raw.data.as_ref()?, raw.model.as_ref()?);
     let written = written(data, model, train);
-    let model = model::model(model, &written, directory, faults);
+    let model = model::model(model, &written, (directory, origin), faults);
     let data = data::data(data, directory, faults);
     let train = train::train(train, faults);
     let work = TrainWork {

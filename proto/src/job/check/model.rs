@@ -5,6 +5,7 @@ use super::data::absolute;
 use super::kebab;
 use crate::architecture::Facts;
 use crate::architecture::fields::Fields;
+use crate::job::Origin;
 use crate::job::faults::Faults;
 use crate::job::raw::{AutoencoderToml, ModelToml, TextEncoderToml, UNetToml};
 use crate::location::nearest;
@@ -17,11 +18,11 @@ use toml::Table;
 pub(super) fn model(
     raw: &ModelToml,
     written: &Table,
-    directory: Option<&Path>,
+    (directory, origin): (Option<&Path>, Origin),
     faults: &mut Faults,
 ) -> Model {
     let (kind, facts) = (raw.architecture, raw.architecture.facts());
-    let mut fields = Fields::new(written, networks(raw, faults));
+    let mut fields = Fields::new(written, networks(raw, faults), origin);
     let architecture = kind.read(&mut fields, faults);
     fields.reject_unused(facts.name, |field| kind.why_unused(field), faults);
     let freeze = freeze(raw, facts, faults);

@@ -4,7 +4,9 @@ use crate::id::{JobId, Step};
 use crate::job::faults::Faults;
 use crate::job::raw::{ReferenceToml, SampleToml, WeightsToml};
 use crate::location::nearest;
-use crate::sample::{ImageSource, NamedReference, SampleMethod, SamplePrompt, SampleWork, Weights};
+use crate::sample::{
+    Concept, ImageSource, MaskFile, NamedReference, SampleMethod, SamplePrompt, SampleWork, Weights,
+};
 
 /// Maximum lengths of a prompt and of a file name, in bytes.
 const PROMPT_MAX: usize = 16 << 10;
@@ -13,6 +15,8 @@ const NAME_MAX: usize = 1024;
 const LIST_MAX: usize = 4096;
 const IMAGES_MAX: u64 = 1_000_000;
 const REFERENCES_MAX: usize = 64;
+/// Maximum number of characters that an error quotes.
+const QUOTED_MAX: usize = 80;
 /// Default number of subjects of a job that names no references.
 const COUNT: u32 = 16;
 
@@ -32,6 +36,7 @@ pub(super) fn sample(raw: &SampleToml, is_local: bool, faults: &mut Faults) -> S
         seeds: raw.seeds.clone().unwrap_or_else(|| vec![0]),
         prompt: raw.prompt.unwrap_or(SamplePrompt::Full),
         prompts: raw.prompts.clone(),
+        negative_prompt: raw.negative_prompt.clone().unwrap_or_default(),
         references: references(&raw.references, is_local, faults),
         task: raw.task,
         pairing: raw.pairing,
@@ -55,8 +60,24 @@ pub(super) fn sample(raw: &SampleToml, is_local: bool, faults: &mut Faults) -> S
             format!("is {scale}; it must be between 0 and 100")
         });
     }
+    negative_prompt(&work, faults);
     lists(&work, faults);
     work
+}
+
+fn negative_prompt(work: &SampleWork, faults: &mut Faults) {
+    let (field, text) = ("sample.negative_prompt", &work.negative_prompt);
+    faults.need(text.len() <= PROMPT_MAX, field, || {
+        format!("has {} bytes; at most {PROMPT_MAX} are allowed", text.len())
+    });
+    // Guidance of exactly 1 is no guidance.
+    faults.need(text.is_empty() || work.guidance != 1.0, field, || {
+        let quoted: String = text.chars().take(QUOTED_MAX).collect();
+        format!(
+            "is {quoted:?}; it has no effect because sample.guidance is 1: leave it out, or guide \
+            by more than 1"
+        )
+    });
 }
 
 fn lists(work: &SampleWork, faults: &mut Faults) {
@@ -147,16 +168,38 @@ fn references(raw: &[ReferenceToml], is_local: bool, faults: &mut Faults) -> Vec
             let from = match (&reference.id, &reference.file) {
                 (Some(id), None) => {
                     check_name(id, faults);
-                    faults.need(reference.sha256.is_none(), field, || {
-                        format!("has a sha256 for id {id:?}; only a file has one: leave it out")
-                    });
+                    for (key, set) in [
+                        ("sha256", reference.sha256.is_some()),
+                        ("face_box", reference.face_box.is_some()),
+                        ("mask", reference.mask.is_some()),
+                        ("mask_sha256", reference.mask_sha256.is_some()),
+                    ] {
+                        faults.need(!set, field, || {
+                            format!("has a {key} for id {id:?}; only a file has one: leave it out")
+                        });
+                    }
                     ImageSource::Sample { id: id.clone() }
                 }
                 (None, Some(file)) => {
                     check_name(file, faults);
+                    check_annotations(reference, file, faults);
+                    let mask = reference.mask.as_ref().map(|mask| {
+                        check_name(mask, faults);
+                        MaskFile {
+                            name: mask.clone(),
+                            sha256: digest(
+                                reference.mask_sha256.as_deref(),
+                                mask,
+                                is_local,
+                                faults,
+                            ),
+                        }
+                    });
                     ImageSource::File {
                         name: file.clone(),
                         sha256: digest(reference.sha256.as_deref(), file, is_local, faults),
+                        face_box: reference.face_box,
+                        mask,
                     }
                 }
                 (Some(_), Some(_)) | (None, None) => {
@@ -171,6 +214,45 @@ fn references(raw: &[ReferenceToml], is_local: bool, faults: &mut Faults) -> Vec
             Some(NamedReference { concept, from })
         })
         .collect()
+}
+
+/// Checks what can be checked of a face box and a mask without the image.
+fn check_annotations(reference: &ReferenceToml, file: &str, faults: &mut Faults) {
+    let field = "sample.references";
+    if let Some(face_box) = reference.face_box {
+        let [x, y, width, height] = face_box;
+        // The comparisons also reject NaN.
+        let valid = face_box.iter().all(|it| it.is_finite()) && width > 0.0 && height > 0.0;
+        faults.need(valid && x >= 0.0 && y >= 0.0, field, || {
+            format!(
+                "has the face_box {face_box:?} for {file}; it must be the face's centre x, centre \
+                y, width and height, as fractions of the image's width and height"
+            )
+        });
+    }
+    let annotated = match (&reference.face_box, &reference.mask) {
+        (Some(_), _) => "face_box",
+        (None, Some(_)) => "mask",
+        (None, None) => {
+            faults.need(reference.mask_sha256.is_none(), field, || {
+                format!("has a mask_sha256 for {file}, but no mask: leave it out")
+            });
+            return;
+        }
+    };
+    faults.need(reference.concept != Some(Concept::Figure), field, || {
+        format!(
+            "has a {annotated} for {file}; it has no effect because a figure is shown whole: leave \
+            it out"
+        )
+    });
+    let needs_box = annotated == "mask" && reference.concept != Some(Concept::Clothes);
+    faults.need(!needs_box, field, || {
+        format!(
+            "has a mask for {file} without a face_box; only concept clothes can do without: add \
+            the box, or name the concept"
+        )
+    });
 }
 
 fn check_name(name: &str, faults: &mut Faults) {

@@ -96,6 +96,16 @@ fn a_field_that_nothing_would_read_is_refused() {
         ("task = \"multitask\"", "task: is \"multitask\""),
         ("pairing = \"a\"", "pairing: is \"a\""),
         ("references = 4", "references: is 4"),
+        ("reference_drop = 0.5", "reference_drop: is 0.5"),
+        (
+            "transform = { crop = [0.5, 1.0] }",
+            "transform.crop: is [0.5, 1.0]",
+        ),
+        ("transform = { flip = 0.1 }", "transform.flip: is 0.1"),
+        (
+            "transform = { target_scale = 0.9 }",
+            "transform.target_scale: is 0.9",
+        ),
         ("reference_scale = 0.9", "reference_scale: is 0.9"),
         (
             "multitask_reconstruction = 0.1",

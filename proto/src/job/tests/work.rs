@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::id::{JobId, Step};
-use crate::sample::{ImageSource, NamedReference, SampleMethod, Weights};
+use crate::sample::{Concept, ImageSource, MaskFile, NamedReference, SampleMethod, Weights};
 use crate::spec::{OnFailedUnit, Work};
 
 const SAMPLE: &str = "name = \"images\"\nafter = [\"demo-1\"]\n[sample]\njob = \"demo-1\"\n";
@@ -59,6 +59,8 @@ fn every_field_of_sample_survives_its_canonical_text() {
     let file = ImageSource::File {
         name: "me.png".into(),
         sha256: "0f".repeat(32),
+        face_box: None,
+        mask: None,
     };
     let file = NamedReference {
         concept: None,
@@ -176,7 +178,7 @@ fn what_stands_in_sample_is_bounded() {
         "resolution = 64",
         "resolution: unknown field `resolution`, expected one of `job`, `weights`, `count`, \
         `method`, `steps`, `guidance`, `reference_guidance`, `seeds`, `prompt`, `prompts`, \
-        `task`, `pairing`, `attention`, `on_failed_unit`, `references`",
+        `negative_prompt`, `task`, `pairing`, `attention`, `on_failed_unit`, `references`",
     );
     let two = format!("{SAMPLE}count = 2\nreferences = [{{ id = \"7\" }}]\n");
     check_error(
@@ -191,4 +193,129 @@ fn what_stands_in_sample_is_bounded() {
         "job.toml:5: sample.references: names me.png without its sha256; `coordinator submit` \
         stores the file and adds the digest",
     );
+}
+
+#[test]
+fn a_negative_prompt_needs_guidance() {
+    let with = |lines: &str| format!("{SAMPLE}{lines}\n");
+    let text = with("negative_prompt = \"blurry\"\nguidance = 2");
+    let Work::Sample(work) = job(&text).unwrap().work else {
+        panic!("the job samples")
+    };
+    assert_eq!(work.negative_prompt, "blurry");
+    check_canonical(&text);
+    check_error(
+        &with("guidance = 1\nnegative_prompt = \"blurry\""),
+        "job.toml:6: sample.negative_prompt: is \"blurry\"; it has no effect because \
+        sample.guidance is 1: leave it out, or guide by more than 1",
+    );
+    let long = format!("negative_prompt = \"{}\"", "x".repeat((16 << 10) + 1));
+    check_error(
+        &with(&long),
+        "job.toml:5: sample.negative_prompt: has 16385 bytes; at most 16384 are allowed",
+    );
+    // Older releases do not know the field.
+    assert!(!to_toml(&job(SAMPLE).unwrap()).contains("negative_prompt"));
+    assert!(job(&with("guidance = 1\nnegative_prompt = \"\"")).is_ok());
+}
+
+#[test]
+fn a_file_may_have_a_face_box_and_a_mask() {
+    let with = |reference: &str| format!("{SAMPLE}references = [{{ {reference} }}]\n");
+    let digest = "0f".repeat(32);
+    let text = with(&format!(
+        "concept = \"clothes\", file = \"me.png\", sha256 = \"{digest}\", face_box = [0.5, 0.25, 0.1, \
+        0.2], mask = \"m.png\", mask_sha256 = \"{digest}\""
+    ));
+    let Work::Sample(work) = job(&text).unwrap().work else {
+        panic!("the job samples")
+    };
+    let file = ImageSource::File {
+        name: "me.png".into(),
+        sha256: digest.clone(),
+        face_box: Some([0.5, 0.25, 0.1, 0.2]),
+        mask: Some(MaskFile {
+            name: "m.png".into(),
+            sha256: digest,
+        }),
+    };
+    assert_eq!(work.references[0].from, file);
+    check_canonical(&text);
+    let refused = |reference: &str, message: &str| {
+        check_error(
+            &with(reference),
+            &format!("job.toml:5: sample.references: {message}"),
+        );
+    };
+    refused(
+        "file = \"me.png\", face_box = [0.5, 0.5, 0.0, 0.2]",
+        "has the face_box [0.5, 0.5, 0.0, 0.2] for me.png; it must be the face's centre x, centre \
+        y, width and height, as fractions of the image's width and height",
+    );
+    refused(
+        "file = \"me.png\", face_box = [0.5, nan, 0.1, 0.2]",
+        "has the face_box [0.5, NaN, 0.1, 0.2] for me.png; it must be the face's centre x, centre \
+        y, width and height, as fractions of the image's width and height",
+    );
+    refused(
+        "id = \"7\", face_box = [0.5, 0.5, 0.1, 0.2]",
+        "has a face_box for id \"7\"; only a file has one: leave it out",
+    );
+    refused(
+        "concept = \"figure\", file = \"me.png\", face_box = [0.5, 0.5, 0.1, 0.2]",
+        "has a face_box for me.png; it has no effect because a figure is shown whole: leave it out",
+    );
+    refused(
+        "concept = \"face\", file = \"me.png\", mask = \"m.png\"",
+        "has a mask for me.png without a face_box; only concept clothes can do without: add the \
+        box, or name the concept",
+    );
+    refused(
+        "file = \"me.png\", mask_sha256 = \"00\"",
+        "has a mask_sha256 for me.png, but no mask: leave it out",
+    );
+    let unstored =
+        "concept = \"clothes\", file = \"me.png\", sha256 = \"DIGEST\", mask = \"m.png\"";
+    check_coordinator_error(
+        &with(&unstored.replace("DIGEST", &"0f".repeat(32))),
+        "job.toml:5: sample.references: names m.png without its sha256; `coordinator submit` \
+        stores the file and adds the digest",
+    );
+}
+
+#[test]
+fn what_is_assumed_of_a_file_is_said() {
+    let assumed = |concept, face_box: Option<[f64; 4]>, masked: bool| {
+        let mask = masked.then(|| MaskFile {
+            name: "m.png".into(),
+            sha256: String::new(),
+        });
+        let from = ImageSource::File {
+            name: "me.png".into(),
+            sha256: String::new(),
+            face_box,
+            mask,
+        };
+        NamedReference { concept, from }.assumption()
+    };
+    let said = |text: &str| Some(text.to_owned());
+    let face_box = Some([0.5, 0.5, 0.1, 0.1]);
+    assert_eq!(
+        assumed(Some(Concept::Face), None, false),
+        said("used whole, centred on white, as if it showed only face: it has no face box")
+    );
+    assert_eq!(
+        assumed(None, None, false),
+        said("used whole, centred on white")
+    );
+    assert_eq!(
+        assumed(Some(Concept::Clothes), None, true),
+        said("shows no face: it has no face box")
+    );
+    assert_eq!(
+        assumed(Some(Concept::Clothes), face_box, false),
+        said("everything belongs to the figure: it has no mask")
+    );
+    assert_eq!(assumed(Some(Concept::Face), face_box, false), None);
+    assert_eq!(assumed(Some(Concept::Clothes), face_box, true), None);
 }

@@ -3,7 +3,9 @@
 use crate::world::{TestRank, World, copy_renamed, units_of};
 use proto::id::{Generation, Step};
 use proto::message::{Assignment, GracefulStop, RankPhase, Stage, UnitRange};
-use proto::sample::{Concept, ImageSource, NamedReference, SampleMethod, SamplePrompt, SampleWork};
+use proto::sample::{
+    Concept, ImageSource, MaskFile, NamedReference, SampleMethod, SamplePrompt, SampleWork,
+};
 use proto::spec::{Pairing, Task};
 use proto::text::hex_sha256;
 use serde_json::Value;
@@ -155,9 +157,7 @@ fn named_references_are_sampled_with_every_prompt_and_seed_and_attention_maps_ar
     // A user's file, where `coordinator sample` stores it.
     let folder = world.folder.path().join("store/jobs");
     let file = std::fs::read(folder.join("tiny-1-sample-1/pictures/000.png")).unwrap();
-    let sha256 = hex_sha256(&file);
-    std::fs::create_dir_all(folder.join("tiny-1/references")).unwrap();
-    std::fs::write(folder.join("tiny-1/references").join(&sha256), file).unwrap();
+    let sha256 = put_file(&folder.join("tiny-1/references"), &file);
     let named = |concept, from| NamedReference { concept, from };
     let request = SampleWork {
         seeds: vec![7, 9],
@@ -169,6 +169,8 @@ fn named_references_are_sampled_with_every_prompt_and_seed_and_attention_maps_ar
                 ImageSource::File {
                     name: "me.png".into(),
                     sha256: sha256.clone(),
+                    face_box: None,
+                    mask: None,
                 },
             ),
             named(None, ImageSource::Sample { id: id.clone() }),
@@ -191,7 +193,12 @@ fn named_references_are_sampled_with_every_prompt_and_seed_and_attention_maps_ar
     );
     let references = serde_json::json!([
         { "concept": "face", "sample": id },
-        { "concept": "clothes", "file": { "name": "me.png", "sha256": sha256 } },
+        { "concept": "clothes", "file": {
+            "name": "me.png",
+            "sha256": sha256,
+            "assumed": "used whole, centred on white, as if it showed only clothes: it has no face \
+            box",
+        } },
         { "concept": "figure", "sample": id },
     ]);
     assert_eq!(last["references"], references);
@@ -206,14 +213,138 @@ fn named_references_are_sampled_with_every_prompt_and_seed_and_attention_maps_ar
         ..request.clone()
     };
     assert_eq!(sample("tiny-1-sample-3", &alone).1, [files[2].clone()]);
-    // Three references, two words, two time steps, one block with attention.
-    check_maps(&images, 3 * 2 * 2);
+    // Three references, two words, three time steps, one block with attention.
+    check_maps(&images, 3 * 2 * 3);
+}
+
+/// Stores a user's file where `coordinator sample` does; returns its digest.
+fn put_file(folder: &Path, bytes: &[u8]) -> String {
+    let sha256 = hex_sha256(bytes);
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::write(folder.join(&sha256), bytes).unwrap();
+    sha256
+}
+
+/// A job that shows the clothes of a user's file.
+fn clothes_of(
+    world: &World,
+    sha256: &str,
+    face_box: Option<[f64; 4]>,
+    mask: Option<&MaskFile>,
+) -> SampleWork {
+    SampleWork {
+        steps: 2,
+        guidance: 2.0,
+        negative_prompt: "hat".into(),
+        references: vec![NamedReference {
+            concept: Some(Concept::Clothes),
+            from: ImageSource::File {
+                name: "me.png".into(),
+                sha256: sha256.to_owned(),
+                face_box,
+                mask: mask.cloned(),
+            },
+        }],
+        ..SampleWork::of(world.assignment.job.clone())
+    }
+}
+
+#[test]
+fn a_users_file_with_its_face_and_mask_is_cut_as_a_sample_is() {
+    let world = World::new();
+    let folder = world.folder.path().join("store/jobs/tiny-1/references");
+    let put = |image: image::DynamicImage| {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        image.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+        put_file(&folder, bytes.get_ref())
+    };
+    let image = image::RgbImage::from_fn(40, 40, |x, y| image::Rgb([x as u8 * 6, y as u8 * 6, 90]));
+    let mask = image::GrayImage::from_fn(40, 40, |x, _| {
+        image::Luma([if (10..30).contains(&x) { 255 } else { 0 }])
+    });
+    let image = put(image.into());
+    let mask = MaskFile {
+        name: "mask.png".into(),
+        sha256: put(mask.into()),
+    };
+    let small = MaskFile {
+        name: "small.png".into(),
+        sha256: put(image::GrayImage::from_pixel(8, 8, image::Luma([255])).into()),
+    };
+    let work = |face_box, mask: Option<&MaskFile>| clothes_of(&world, &image, face_box, mask);
+    let face_box = Some([0.5, 0.25, 0.2, 0.2]);
+    let sample = |job: &str, work: &SampleWork| world.images(&world.assignment, job, work, None);
+    let (whole, _) = sample("tiny-1-sample-1", &work(None, None));
+    let (record, _) = sample("tiny-1-sample-2", &work(face_box, Some(&mask)));
+    let file = |record: &Value| record["pictures"][0]["references"][0]["file"].clone();
+    assert!(
+        file(&whole)["assumed"]
+            .as_str()
+            .unwrap()
+            .starts_with("used whole")
+    );
+    let expected = serde_json::json!({
+        "name": "me.png",
+        "sha256": image,
+        "face_box": [0.5, 0.25, 0.2, 0.2],
+        "mask": { "name": "mask.png", "sha256": mask.sha256 },
+    });
+    assert_eq!(file(&record), expected);
+    assert_eq!(record["pictures"][0]["negative_prompt"], "hat");
+    // What does not fit the image is named.
+    for (job, work, message) in [
+        (
+            "tiny-1-sample-3",
+            work(Some([20.0, 10.0, 8.0, 8.0]), None),
+            "me.png: the face box 20,10,8,8 leaves the image of 40x40 pixels",
+        ),
+        (
+            "tiny-1-sample-4",
+            work(face_box, Some(&small)),
+            "small.png: is 8x8 pixels; a mask must have the size of its image, and me.png is 40x40",
+        ),
+    ] {
+        let assignment = world.sampling(&world.assignment, job, &work, None);
+        let mut rank = TestRank::start(world.folder.path(), &assignment, 0);
+        let report = rank.until(|report| !report.units.failed.is_empty());
+        let error = &report.units.failed[0].error;
+        assert!(error.contains(message), "{error}");
+        rank.stop();
+        assert!(rank.child.wait().unwrap().success());
+    }
 }
 
 fn check_maps(images: &Path, count: usize) {
     let read = |name: &str| std::fs::read(images.join(name)).unwrap();
     let maps: Value = serde_json::from_slice(&read("attention-000.json")).unwrap();
+    let sheets = maps["sheets"].as_array().unwrap();
+    assert_eq!(sheets.len(), 3 * 2, "{sheets:?}");
     let maps = maps["maps"].as_array().unwrap();
+    for sheet in sheets {
+        assert_eq!(
+            sheet["timesteps"].as_array().unwrap().last(),
+            Some(&0.into())
+        );
+        // One scale, from the least to the most of all maps of the sheet.
+        let of = |key: &str| {
+            let maps = maps.iter().filter(|map| map["sheet"] == sheet["file"]);
+            maps.map(|map| map[key].as_f64().unwrap())
+                .collect::<Vec<f64>>()
+        };
+        let least = of("least").into_iter().fold(f64::INFINITY, f64::min);
+        let most = of("most").into_iter().fold(0.0, f64::max);
+        let scale = (
+            sheet["dark"].as_f64().unwrap(),
+            sheet["bright"].as_f64().unwrap(),
+        );
+        assert_eq!(scale, (least, most), "{sheet}");
+        assert!(
+            sheet["caption"]
+                .as_str()
+                .unwrap()
+                .contains("one scale for all maps")
+        );
+    }
     assert_eq!(maps.len(), count, "{maps:?}");
     for map in maps {
         assert_eq!(map["input_block"], 3);
