@@ -14,6 +14,7 @@ mod session;
 mod status;
 mod store;
 mod text;
+mod time;
 
 #[cfg(test)]
 mod fixture;
