@@ -16,6 +16,7 @@ mod session;
 mod status;
 mod store;
 mod text;
+mod time;
 
 #[cfg(test)]
 mod fixture;

@@ -2,6 +2,7 @@
 //! returns the data set version that the job pins. Called by `submit` on the user's machine and
 //! again by the coordinator.
 
+use anyhow::Chain;
 use base_weights::base::{Base, BaseError};
 use model_data::loader::{LoadError, Loader, LoaderOptions};
 use proto::spec::TrainWork;
@@ -24,6 +25,28 @@ pub(crate) enum PinError {
 }
 
 impl PinError {
+    /// Whether this machine may be unable to see the input, which may exist elsewhere: no folder, no
+    /// connection, no permission.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        use object_store::Error as ObjectError;
+        if matches!(
+            self,
+            Self::NoFolder { .. } | Self::Init(BaseError::NoFolder { .. })
+        ) {
+            return true;
+        }
+        Chain::new(self).any(|cause| {
+            matches!(
+                cause.downcast_ref::<ObjectError>(),
+                Some(
+                    ObjectError::Generic { .. }
+                        | ObjectError::PermissionDenied { .. }
+                        | ObjectError::Unauthenticated { .. }
+                )
+            )
+        })
+    }
+
     /// The field of job.toml that caused the error.
     pub(crate) fn field(&self) -> &'static str {
         match self {
@@ -36,6 +59,13 @@ impl PinError {
 
 /// Checks the job's inputs and returns the SHA-256 of `dataset.json`.
 pub(crate) async fn pin(spec: &TrainWork) -> Result<String, PinError> {
+    let version = pin_dataset(spec).await?;
+    check_init(spec).await?;
+    Ok(version)
+}
+
+/// Checks the job's data set and returns the SHA-256 of its `dataset.json`.
+pub(crate) async fn pin_dataset(spec: &TrainWork) -> Result<String, PinError> {
     let url = &spec.data.dataset;
     // Opening a local store creates its folder; a mistyped path must not create one.
     if let Ok(Some(folder)) = local_folder(url)
@@ -53,8 +83,13 @@ pub(crate) async fn pin(spec: &TrainWork) -> Result<String, PinError> {
             holdout: spec.data.holdout,
         });
     }
+    Ok(loader.dataset().version().to_owned())
+}
+
+/// Checks the job's base weights, if it names any.
+pub(crate) async fn check_init(spec: &TrainWork) -> Result<(), PinError> {
     if let Some(init) = &spec.model.init {
         Base::find(init).await?.suits(&spec.model).await?;
     }
-    Ok(loader.dataset().version().to_owned())
+    Ok(())
 }

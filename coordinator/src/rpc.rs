@@ -21,7 +21,7 @@ use proto::phase::{Phase, is_over};
 use proto::sample::SampleWork;
 use proto::spec::{JobSpec, Work};
 use proto::wire::{WireError, job_id, worker_name};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::pin::Pin;
 use tokio::sync::mpsc;
@@ -148,6 +148,13 @@ impl ControlService {
         let mut written = self.journal.written();
         let mut changes = self.handle.changes();
         let mut next = 0;
+        let matches = |line: &pb::LogLine| {
+            request.rank.is_none_or(|it| it == line.rank)
+                && request.since_ms.is_none_or(|it| it <= line.at_ms)
+        };
+        // The last lines of those that exist now; None once they are sent.
+        let tail = |lines: u64| usize::try_from(lines).unwrap_or(usize::MAX);
+        let mut last_lines = request.tail.map(|lines| (tail(lines), VecDeque::new()));
         loop {
             let over = match self.handle.job(job.clone()).await.map_err(unavailable)? {
                 Some(view) => is_over(&view.phase),
@@ -163,11 +170,19 @@ impl ControlService {
                     .map_err(unreadable)?;
                 let Some((last, _)) = lines.last() else { break };
                 next = last + 1;
-                for (_, line) in lines {
-                    let matches = request.rank.is_none_or(|it| it == line.rank);
-                    if matches && to.send(Ok(line)).await.is_err() {
+                for (_, line) in lines.into_iter().filter(|(_, line)| matches(line)) {
+                    if let Some((limit, kept)) = &mut last_lines {
+                        kept.push_back(line);
+                        let excess = kept.len().saturating_sub(*limit);
+                        kept.drain(..excess);
+                    } else if to.send(Ok(line)).await.is_err() {
                         return Ok(());
                     }
+                }
+            }
+            for line in last_lines.take().into_iter().flat_map(|(_, kept)| kept) {
+                if to.send(Ok(line)).await.is_err() {
+                    return Ok(());
                 }
             }
             if over || !request.follow {

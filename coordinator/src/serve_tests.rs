@@ -254,6 +254,84 @@ fn gang(assignment: &pb::Assignment) -> &pb::GangOrder {
     }
 }
 
+/// Sends lines 1 to 9, of ranks 0 and 1 in turn, each one second later, and asks for some.
+async fn the_coordinator_selects_log_lines(
+    client: &mut Client,
+    worker: &mut FakeWorker,
+    job: &str,
+) {
+    let line = |second: u64| pb::LogLine {
+        job: job.into(),
+        rank: u32::try_from(second % 2).unwrap(),
+        at_ms: second * 1000,
+        text: format!("line {second}"),
+        ..Default::default()
+    };
+    worker.report.logs = (1..=9).map(line).collect();
+    worker.reports.send(worker.report.clone()).await.unwrap();
+    worker.report.logs.clear();
+    worker.until(|_| true).await;
+    let all = pb::LogsRequest {
+        job: job.to_owned(),
+        ..Default::default()
+    };
+    let cases = [
+        (
+            pb::LogsRequest {
+                tail: Some(2),
+                ..all.clone()
+            },
+            "8 9",
+        ),
+        (
+            pb::LogsRequest {
+                tail: Some(0),
+                ..all.clone()
+            },
+            "",
+        ),
+        (
+            pb::LogsRequest {
+                since_ms: Some(7_000),
+                ..all.clone()
+            },
+            "7 8 9",
+        ),
+        (
+            pb::LogsRequest {
+                tail: Some(2),
+                rank: Some(0),
+                ..all.clone()
+            },
+            "6 8",
+        ),
+        (
+            pb::LogsRequest {
+                tail: Some(9),
+                rank: Some(1),
+                since_ms: Some(6_000),
+                ..all.clone()
+            },
+            "7 9",
+        ),
+        (
+            pb::LogsRequest {
+                since_ms: Some(10_000),
+                ..all
+            },
+            "",
+        ),
+    ];
+    for (request, expected) in cases {
+        let mut stream = client.logs(request.clone()).await.unwrap().into_inner();
+        let mut found = Vec::new();
+        while let Some(line) = stream.message().await.unwrap() {
+            found.push(line.text.replace("line ", ""));
+        }
+        assert_eq!(found.join(" "), expected, "{request:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_worker_gets_its_assignment_and_its_steps_become_curve_metrics_and_logs() {
     let dir = tempfile::tempdir().unwrap();
@@ -314,6 +392,7 @@ async fn a_worker_gets_its_assignment_and_its_steps_become_curve_metrics_and_log
     let mut logs = client.logs(logs).await.unwrap().into_inner();
     assert_eq!(logs.message().await.unwrap().unwrap().text, "hello");
     assert!(logs.message().await.unwrap().is_none());
+    the_coordinator_selects_log_lines(&mut client, &mut worker, &job).await;
     let workers = client
         .list_workers(pb::ListWorkersRequest {})
         .await

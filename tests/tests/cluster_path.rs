@@ -112,6 +112,14 @@ fn the_logs_of_its_ranks_are_served(cluster: &Cluster, id: &str) -> Result<()> {
         .collect::<Result<_, _>>()?;
     assert!(!lines.is_empty());
     assert!(lines.iter().all(|line| line["rank"] == 1), "{one}");
+    let last = cluster.ok(&["logs", id, "--tail", "1"])?;
+    assert_eq!(last.lines().count(), 1, "{last}");
+    assert!(all.ends_with(&last), "{last} is not the end of {all}");
+    // `2026-01-31T08:00:00.250Z g1 r0 …`
+    let (time, _) = last.split_once(' ').context("a line without a time")?;
+    assert!(time.len() == 24 && time.ends_with('Z'), "{time}");
+    assert_eq!(cluster.ok(&["logs", id, "--since", "2h"])?, all);
+    assert_eq!(cluster.ok(&["logs", id, "--since", "2999-01-01"])?, "");
     let curve = cluster.directory().join("loss.png");
     cluster.ok(&["describe", id, "--curve", &curve.display().to_string()])?;
     assert!(std::fs::read(curve)?.starts_with(b"\x89PNG"));

@@ -397,3 +397,64 @@ fn a_missing_prerequisite_is_named_with_its_package() {
         ]
     );
 }
+
+#[test]
+fn a_job_is_checked_without_a_coordinator_and_what_cannot_be_reached_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    figures(folder, "figures");
+    let submit = ["submit", "job.toml", "--dry-run", "--offline"];
+    let job = |dataset: &str, train: &str| {
+        let text = format!(
+            "name = \"demo\"\n[data]\ndataset = \"{dataset}\"\nresolution = 32\n[model]\narchitecture \
+            = \"autoencoder\"\nsize = \"tiny\"\n[train]\nsteps = 4\nglobal_batch = 4\nmicro_batch = \
+            2\n{train}\n"
+        );
+        std::fs::write(folder.join("job.toml"), text).unwrap();
+    };
+    job("figures", "");
+    let text = succeed("coordinator", folder, &submit);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!((lines[0], lines.len()), ("job.toml is valid", 2), "{text}");
+    assert!(
+        lines[1].starts_with("checked: data.dataset file://") && lines[1].contains("(version "),
+        "{text}"
+    );
+    let json = [&submit[..], &["--output", "json"]].concat();
+    let json: Value = serde_json::from_str(&succeed("coordinator", folder, &json)).unwrap();
+    assert_eq!(json["not_checked"], serde_json::json!([]));
+    assert_eq!(json["checked"].as_array().unwrap().len(), 1);
+
+    job("elsewhere", "");
+    let text = succeed("coordinator", folder, &submit);
+    assert!(
+        text.starts_with(
+            "job.toml is valid\nNOT checked: data.dataset: there is no folder file://"
+        ) && text.lines().count() == 2,
+        "{text}"
+    );
+    assert!(
+        !folder.join("elsewhere").exists(),
+        "a check creates nothing"
+    );
+
+    job("figures", "clip = -1");
+    let error = fail("coordinator", folder, &submit);
+    assert!(
+        error.contains("job.toml:12: train.clip: is -1; it must be a number of at least 0"),
+        "{error}"
+    );
+    std::fs::create_dir(folder.join("empty")).unwrap();
+    job("empty", "");
+    let error = fail("coordinator", folder, &submit);
+    assert!(
+        error.contains("job.toml:3: data.dataset: no data set at \"file://"),
+        "{error}"
+    );
+    let alone = run("coordinator", folder, &["submit", "job.toml", "--offline"]);
+    let usage = String::from_utf8(alone.stderr).unwrap();
+    assert!(
+        !alone.status.success() && usage.contains("--dry-run"),
+        "{usage}"
+    );
+}

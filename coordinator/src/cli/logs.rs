@@ -2,6 +2,8 @@
 
 use super::client::{connect, request_error};
 use super::{Global, Outcome, Output, json};
+use crate::text::now_ms;
+use crate::time::{Since, rfc3339};
 use anyhow::Result;
 use clap::Args;
 use proto::pb;
@@ -13,6 +15,13 @@ pub(crate) struct LogsArgs {
     /// Only lines of this rank
     #[arg(long)]
     rank: Option<u32>,
+    /// Only the last N of the lines; with --follow, then new ones
+    #[arg(long, value_name = "N")]
+    tail: Option<u64>,
+    /// Only lines since then: how long ago (90s, 15m, 2h30m) or a time (2026-01-31T08:00:00Z,
+    /// 2026-01-31). The time of a line is that of its worker's clock
+    #[arg(long, value_name = "DURATION|TIME", value_parser = Since::parse)]
+    since: Option<Since>,
     /// Keep printing new lines until the job ends
     #[arg(short, long)]
     follow: bool,
@@ -24,6 +33,8 @@ pub(crate) async fn logs(global: &Global, args: &LogsArgs) -> Result<Outcome> {
         job: args.job.clone(),
         rank: args.rank,
         follow: args.follow,
+        tail: args.tail,
+        since_ms: args.since.map(|since| since.at(now_ms())),
     };
     let failed = |status: tonic::Status| request_error(global, &status);
     let mut lines = client.logs(request).await.map_err(failed)?.into_inner();
@@ -31,7 +42,10 @@ pub(crate) async fn logs(global: &Global, args: &LogsArgs) -> Result<Outcome> {
     while let Some(line) = lines.message().await.map_err(failed)? {
         let written = match global.output {
             Output::Json => writeln!(out, "{}", json::log_line(&line)),
-            Output::Table => writeln!(out, "g{} r{} {}", line.generation, line.rank, line.text),
+            Output::Table => {
+                let (at, generation, rank) = (rfc3339(line.at_ms), line.generation, line.rank);
+                writeln!(out, "{at} g{generation} r{rank} {}", line.text)
+            }
         };
         if written.is_err() {
             // The reader has closed the pipe, as in `coordinator logs J | head`.

@@ -4,7 +4,7 @@
 use super::client::{self, Client, connect, request_error};
 use super::reference::{self, Upload};
 use super::{Global, Outcome, Output, print_json, watch};
-use crate::pin::pin;
+use crate::pin::{PinError, check_init, pin, pin_dataset};
 use crate::text::outln;
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
@@ -21,6 +21,10 @@ pub(crate) struct SubmitArgs {
     /// Check everything here and on the coordinator, but store nothing
     #[arg(long)]
     dry_run: bool,
+    /// With --dry-run: ask no coordinator. What cannot be reached from this machine is not checked,
+    /// and said
+    #[arg(long, requires = "dry_run")]
+    offline: bool,
     /// Follow the job until it ends; exit code 0 only if it is done
     #[arg(long, conflicts_with = "dry_run")]
     watch: bool,
@@ -28,6 +32,9 @@ pub(crate) struct SubmitArgs {
 
 pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome> {
     let mut job = Submission::read(&args.file)?;
+    if args.offline {
+        return check_offline(global, &job).await;
+    }
     let spec = check(&job).await?;
     let mut client = connect(global).await?;
     if let Work::Sample(work) = spec.work {
@@ -115,12 +122,68 @@ async fn check(job: &Submission) -> Result<JobSpec> {
     if let Work::Train(work) = &spec.work
         && let Err(error) = pin(work).await
     {
-        return Err(anyhow!(proto::job::error_at(
-            &job.file_name,
-            &job.text,
-            error.field(),
-            error.to_string()
-        )));
+        return Err(input_error(job, &error));
     }
     Ok(spec)
+}
+
+fn input_error(job: &Submission, error: &PinError) -> anyhow::Error {
+    anyhow!(proto::job::error_at(
+        &job.file_name,
+        &job.text,
+        error.field(),
+        error.to_string()
+    ))
+}
+
+/// Checks the job without a coordinator, with the messages of [`check`]. Inputs that cannot be
+/// reached from here are listed.
+async fn check_offline(global: &Global, job: &Submission) -> Result<Outcome> {
+    let spec = proto::job::parse(&job.file_name, &job.text, Some(&job.directory))?;
+    let mut checked = Vec::new();
+    let mut unchecked = Vec::new();
+    match &spec.work {
+        Work::Train(work) => {
+            let dataset = pin_dataset(work).await.map(|version| {
+                checked.push(format!(
+                    "data.dataset {} (version {})",
+                    work.data.dataset,
+                    &version[..12]
+                ));
+            });
+            let init = check_init(work).await.map(|()| {
+                let init = work.model.init.iter();
+                checked.extend(init.map(|url| format!("model.init {url}")));
+            });
+            for error in [dataset.err(), init.err()].into_iter().flatten() {
+                if !error.is_unreachable() {
+                    return Err(input_error(job, &error));
+                }
+                unchecked.push(format!("{}: {error}", error.field()));
+            }
+        }
+        Work::Sample(work) => unchecked.push(format!(
+            "sample.job: only a coordinator knows {}, and with it the data set and references",
+            work.job
+        )),
+    }
+    let earlier = spec.after.iter();
+    unchecked.extend(earlier.map(|it| format!("after: only a coordinator knows {it}")));
+    match global.output {
+        Output::Json => print_json(&serde_json::json!({
+            "job": null,
+            "checked": checked,
+            "not_checked": unchecked,
+        })),
+        Output::Table => {
+            outln!("{} is valid", job.file_name);
+            for input in checked {
+                outln!("checked: {input}");
+            }
+            for input in unchecked {
+                outln!("NOT checked: {input}");
+            }
+        }
+    }
+    Ok(Outcome::True)
 }
