@@ -35,8 +35,8 @@ rates = {}
 for name in ("1-fast", "2-fast", "1-exact", "2-exact"):
     curves = [json.load(open(path))["curve"] for path in glob.glob(f"{sys.argv[1]}/{name}.*.json")]
     rates[name] = harmonic_mean([curve["samples_per_second"] for curve in curves])
-    phases = curves[0]["shares"]
-    parts = {phase: mean(curve["shares"][phase] for curve in curves) for phase in phases}
+    phases = curves[0]["fractions"]
+    parts = {phase: mean(curve["fractions"][phase] for curve in curves) for phase in phases}
     parts = ", ".join(f"{phase} {100 * part:.1f} %" for phase, part in parts.items())
     memory = max(curve["peak_memory_bytes"] for curve in curves) / 2**20
     print(f"{name[0]} rank(s), {name[2:]}: {rates[name]:.1f} samples/s, "

@@ -45,7 +45,7 @@ foreground $bin/coordinator watch "$id" || fail "job $id did not finish"
 $bin/coordinator describe "$id" --curve "$out/loss.png" --output json >"$out/job.json" ||
   fail "no loss curve"
 foreground $bin/coordinator sample "$id" --count 8 --seed 1 --steps 30 --guidance 3 \
-  --out "$out/pictures" || fail "no images could be generated"
+  --out "$out/images" || fail "no images could be generated"
 checkpoint=$(find "$run/store/jobs/$id/checkpoints" -name manifest.json | sort | tail -n 1)
 [ -n "$checkpoint" ] || fail "there is no checkpoint"
 $bin/coordinator checkpoint verify "$id" >/dev/null || fail "the checkpoint does not verify"
@@ -57,5 +57,5 @@ sys.exit(0 if curve["loss_last"] < curve["loss_first"] else 1)
 E2
 ) || fail "the loss did not fall: $summary"
 stop
-echo "images: $out/pictures/grid.png, loss curve: $out/loss.png"
-echo "DEMO OK $summary checkpoint=${checkpoint%/manifest.json} images=$out/pictures"
+echo "images: $out/images/grid.png, loss curve: $out/loss.png"
+echo "DEMO OK $summary checkpoint=${checkpoint%/manifest.json} images=$out/images"

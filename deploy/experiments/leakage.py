@@ -87,17 +87,20 @@ keep = 4
 
 # What a reader must know before carrying the figures over; stands in the report.
 CONDITIONS = [
-    "The encoder is not frozen: all of the U-Net trains (`freeze` names autoencoder and text encoder only). The paper freezes "
-    "encoder and middle.",
+    "The encoder is not frozen: all of the U-Net trains (`freeze` names autoencoder and text encoder"
+    " only). The paper freezes encoder and middle.",
     "N = 1: one reference for each sample. The paper uses 4.",
-    "`loss_weighting = \"noise\"`, which stresses high noise levels, where colours are decided. The paper's loss is not "
-    "weighted.",
-    "Identity is judged mostly by colour: the nearest of 16 colour histograms. The shape of face, hair and clothes does not "
-    "count; the network's features, which see shape, tell identities apart less well even on true pictures.",
+    '`loss_weighting = "noise"`, which stresses high noise levels, where colours are decided. The '
+    "paper's loss is not weighted.",
+    "Identity is judged mostly by colour: the nearest of 16 colour histograms. The shape of face, "
+    "hair and clothes does not count; the network's features, which see shape, tell identities "
+    "apart less well even on true images.",
 ]
-# What pairing a does to target and reference; the defaults of data.transform are what the jobs train with.
-TRANSFORMS = ("Pairing a: target and reference each have a random transform of their own, the defaults of `data.transform` "
-              "(crop of 0.8 to 1 of each side, flip with probability 0.5, position on the pad).")
+# What pairing a does to target and reference: the defaults of data.transform.
+TRANSFORMS = (
+    "Pairing a: target and reference each have a random transform of their own, the defaults of "
+    "`data.transform` (crop of 0.8 to 1 of each side, flip with probability 0.5, position on the pad)."
+)
 
 
 def main():
@@ -183,7 +186,7 @@ class Cluster:
     def sample(self, job, base=False):
         """The records of its images; sampled once."""
         out = self.folder / (f"{job}-base" if base else job)
-        if not (out / "pictures.json").exists():
+        if not (out / "images.json").exists():
             count = str(self.options.images)
             self.ask(
                 "sample",
@@ -197,7 +200,7 @@ class Cluster:
                 str(out),
                 *["--base"][:base],
             )
-        records = json.loads((out / "pictures.json").read_text())["pictures"]
+        records = json.loads((out / "images.json").read_text())["images"]
         for record in records:
             record["image"] = np.asarray(Image.open(out / record["file"]).convert("RGB"))
         return records

@@ -6,7 +6,7 @@ use crate::id::{JobId, Step};
 use crate::units::{OnFailedUnit, UnitPlan};
 use serde::{Deserialize, Serialize};
 
-/// Images of a trained job, written to `jobs/<this job>/pictures/`.
+/// Images of a trained job, written to `jobs/<this job>/images/`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SampleWork {

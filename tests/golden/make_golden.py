@@ -14,7 +14,13 @@ import sys
 import numpy as np
 import torch
 from diffusers import (
-    AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, Transformer2DModel, UNet2DConditionModel)
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    PNDMScheduler,
+    Transformer2DModel,
+    UNet2DConditionModel,
+)
 from diffusers.models.resnet import ResnetBlock2D
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -28,7 +34,9 @@ def unit(name, count):
     seed = 2166136261
     for byte in name.encode():
         seed = ((seed ^ byte) * 16777619) % 2**32
-    x = (np.arange(count, dtype=np.uint64) * np.uint64(2654435761) + np.uint64(seed)) % np.uint64(2**32)
+    x = (np.arange(count, dtype=np.uint64) * np.uint64(2654435761) + np.uint64(seed)) % np.uint64(
+        2**32
+    )
     for shift, factor in ((15, 2246822519), (13, 3266489917)):
         x = ((x ^ (x >> np.uint64(shift))) * np.uint64(factor)) % np.uint64(2**32)
     x = x ^ (x >> np.uint64(16))
@@ -88,12 +96,14 @@ def unet_name(key, layers, attends):
         return f"time_embed.{(int(m[1]) - 1) * 2}.{m[2]}"
     for old, new in ENDS.items():
         if key.startswith(old):
-            return new + key[len(old):]
+            return new + key[len(old) :]
     if m := re.match(r"mid_block\.(resnets|attentions)\.(\d)\.(.*)", key):
         if m[1] == "attentions":
             return f"middle_block.1.{m[3]}"
         return f"middle_block.{2 * int(m[2])}.{res_name(m[3])}"
-    m = re.match(r"(down|up)_blocks\.(\d)\.(resnets|attentions|downsamplers|upsamplers)\.(\d)\.(.*)", key)
+    m = re.match(
+        r"(down|up)_blocks\.(\d)\.(resnets|attentions|downsamplers|upsamplers)\.(\d)\.(.*)", key
+    )
     side, level, kind, j, rest = m[1], int(m[2]), m[3], int(m[4]), m[5]
     block = per * level + j + 1 if side == "down" else per * level + j
     stem = "input_blocks" if side == "down" else "output_blocks"
@@ -145,8 +155,13 @@ def blocks():
     res = ResnetBlock2D(in_channels=16, out_channels=24, temb_channels=32, groups=8, eps=1e-5)
     load(res, lambda key: "res." + res_name(key))
     OUT["res.out"] = res(values("res.x", [2, 16, 6, 6]), values("res.time", [2, 32]))
-    transformer = Transformer2DModel(num_attention_heads=2, attention_head_dim=8, in_channels=16,
-                                     cross_attention_dim=12, norm_num_groups=8)
+    transformer = Transformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=16,
+        cross_attention_dim=12,
+        norm_num_groups=8,
+    )
     load(transformer, lambda key: "transformer." + key)
     x, context = values("transformer.x", [2, 16, 4, 6]), values("transformer.context", [2, 5, 12])
     OUT["transformer.out"] = transformer(x, encoder_hidden_states=context).sample
@@ -159,7 +174,11 @@ def reference_attention():
     q = torch.nn.functional.layer_norm(h.flatten(2).transpose(1, 2), [c], w("norm_q.weight", [c]))
     kv = g.reshape(2, n, c, 16).permute(0, 1, 3, 2).reshape(2, n * 16, c)
     kv = torch.nn.functional.layer_norm(kv, [c], w("norm_kv.weight", [c]))
-    q, k, v = q @ w("to_q.weight", [c, c]).T, kv @ w("to_k.weight", [c, c]).T, kv @ w("to_v.weight", [c, c]).T
+    q, k, v = (
+        q @ w("to_q.weight", [c, c]).T,
+        kv @ w("to_k.weight", [c, c]).T,
+        kv @ w("to_v.weight", [c, c]).T,
+    )
     split = lambda x: x.reshape(2, -1, heads, c // heads).transpose(1, 2)
     weight = (split(q) @ split(k).transpose(2, 3) / (c // heads) ** 0.5).softmax(-1)
     a = (weight @ split(v)).transpose(1, 2).reshape(2, 16, c)
@@ -171,13 +190,25 @@ def reference_attention():
 def unet():
     attends = [True, True, False]
     model = UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(8, 16, 16),
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=2,
+        block_out_channels=(8, 16, 16),
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=12, attention_head_dim=2, norm_num_groups=4)
-    load(model, lambda key: "unet." + unet_name(key, 2, attends[::-1] if key.startswith("up") else attends))
+        cross_attention_dim=12,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    load(
+        model,
+        lambda key: "unet." + unet_name(key, 2, attends[::-1] if key.startswith("up") else attends),
+    )
     x = values("unet.x", [2, 4, 8, 8]).requires_grad_(True)
-    out = model(x, torch.tensor([7, 801]), encoder_hidden_states=values("unet.context", [2, 5, 12])).sample
+    out = model(
+        x, torch.tensor([7, 801]), encoder_hidden_states=values("unet.context", [2, 5, 12])
+    ).sample
     out.square().mean().backward()
     OUT["unet.out"], OUT["unet.x.grad"] = out, x.grad
     OUT["unet.down.grad"] = model.down_blocks[0].downsamplers[0].conv.weight.grad
@@ -186,8 +217,15 @@ def unet():
 
 def autoencoder():
     model = AutoencoderKL(
-        in_channels=3, out_channels=3, block_out_channels=(8, 16, 16), layers_per_block=1, latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=4)
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 16, 16),
+        layers_per_block=1,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=4,
+    )
     # The attention's projections are linear here and 1x1 convolutions there: `fill` sees the same fan in.
     load(model, lambda key: "autoencoder." + vae_name(key, 3))
     moments = model.encode(values("autoencoder.x", [2, 3, 16, 16]) * 2).latent_dist
@@ -196,18 +234,32 @@ def autoencoder():
 
 
 def text():
-    model = CLIPTextModel(CLIPTextConfig(
-        vocab_size=49408, hidden_size=16, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=77, hidden_act="quick_gelu"))
-    load(model, lambda key: "text." + (key if key.startswith("text_model.") else "text_model." + key))
+    model = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=49408,
+            hidden_size=16,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=77,
+            hidden_act="quick_gelu",
+        )
+    )
+    load(
+        model, lambda key: "text." + (key if key.startswith("text_model.") else "text_model." + key)
+    )
     # "", "face", "clothes": begin, word, then end tokens (notes on CLIP's vocabulary).
     ids = [[49406] + word + [49407] * (76 - len(word)) for word in ([], [1710], [7080])]
-    OUT["text.out"] = model(torch.tensor(ids), attention_mask=None).last_hidden_state[:, :12].contiguous()
+    OUT["text.out"] = (
+        model(torch.tensor(ids), attention_mask=None).last_hidden_state[:, :12].contiguous()
+    )
 
 
 def adamw():
     parameter = torch.nn.Parameter(values("adamw.start", [10]))
-    optimizer = torch.optim.AdamW([parameter], lr=0.1, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.3)
+    optimizer = torch.optim.AdamW(
+        [parameter], lr=0.1, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.3
+    )
     trail = []
     for step in range(1, 5):
         parameter.grad = values(f"adamw.gradient.{step}", [10]) * 3
@@ -226,6 +278,8 @@ if __name__ == "__main__":
         reference_attention()
         autoencoder()
         text()
-    save_file({name: x.detach().to(torch.float32).contiguous() for name, x in OUT.items()}, sys.argv[1])
+    save_file(
+        {name: x.detach().to(torch.float32).contiguous() for name, x in OUT.items()}, sys.argv[1]
+    )
     for name, tensor in sorted(OUT.items()):
         print(f"{name}: {list(tensor.shape)}, largest {tensor.abs().max():.4f}")

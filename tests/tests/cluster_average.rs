@@ -53,7 +53,7 @@ fn an_averaged_job_is_drawn_and_exported_with_its_average() -> Result<()> {
         )?;
         assert!(exported == saved(kind)?, "{words}");
     }
-    let out = folder.join("pictures");
+    let out = folder.join("images");
     let to = out.display().to_string();
     cluster.ok(&[
         "sample", &id, "--count", "1", "--steps", "1", "--seed", "3", "--out", &to,

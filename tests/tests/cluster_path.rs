@@ -150,14 +150,14 @@ fn checkpoints_are_complete(cluster: &Cluster, id: &str) -> Result<()> {
 }
 
 fn images_are_sampled(cluster: &Cluster, id: &str) -> Result<()> {
-    let out = cluster.directory().join("pictures");
+    let out = cluster.directory().join("images");
     let folder = out.display().to_string();
     cluster.ok(&[
         "sample", id, "--count", "2", "--steps", "2", "--seed", "3", "--out", &folder,
     ])?;
     let grid = std::fs::read(out.join("grid.png")).context("grid.png")?;
     assert!(grid.starts_with(b"\x89PNG"));
-    let summary: Value = serde_json::from_slice(&std::fs::read(out.join("pictures.json"))?)?;
+    let summary: Value = serde_json::from_slice(&std::fs::read(out.join("images.json"))?)?;
     assert!(summary.to_string().contains("correct"), "{summary}");
     assert!(out.join("000.png").is_file() && out.join("001.png").is_file());
     Ok(())

@@ -42,7 +42,7 @@ fn the_whole_path_on_s3() -> Result<()> {
     cluster.ok(&["checkpoint", "verify", &id])?;
     assert_eq!(cluster.ok(&["checkpoint", "digest", &id])?.trim().len(), 64);
 
-    let out = cluster.directory().join("pictures");
+    let out = cluster.directory().join("images");
     let folder = out.display().to_string();
     cluster.ok(&[
         "sample", &id, "--count", "1", "--steps", "2", "--out", &folder,

@@ -27,7 +27,7 @@ fn image_files(cluster: &Cluster, job: &str) -> Result<BTreeMap<String, Vec<u8>>
         .directory()
         .join("store/jobs")
         .join(job)
-        .join("pictures");
+        .join("images");
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
         let path = entry?.path();
@@ -189,7 +189,7 @@ fn a_unit_that_cannot_be_made_is_named() -> Result<()> {
         .directory()
         .join("store/jobs")
         .join(&aside)
-        .join("pictures/pictures.json");
+        .join("images/images.json");
     let list: serde_json::Value = serde_json::from_slice(&std::fs::read(Path::new(&list))?)?;
     assert_eq!(list["missing"][0], "000.png", "{list}");
     cluster.stop()

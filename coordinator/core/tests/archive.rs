@@ -277,13 +277,13 @@ fn a_job_whose_time_is_used_up_stops_with_a_checkpoint_and_fails_until_it_gets_m
     // Waiting and loading do not count.
     harness.wait(900);
     harness.receive("w1", vec![rank(&job, 1, 0, RankPhase::Starting)]);
-    for _ in 0..5 {
-        training(&mut harness, 1);
-        harness.wait(900);
-    }
-    assert_eq!(harness.job(&job).shown(), Phase::Running);
     training(&mut harness, 1);
-    harness.wait(900);
+    for _ in 0..5 {
+        harness.wait(900);
+        let effects = training(&mut harness, 1);
+        assert_eq!(harness::assigned(&effects, "w1").graceful_stop, None);
+    }
+    harness.wait(600);
     let effects = training(&mut harness, 1);
     assert_eq!(
         harness::assigned(&effects, "w1").graceful_stop,

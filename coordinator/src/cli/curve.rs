@@ -109,7 +109,7 @@ impl Summary {
             "loss_first": self.loss_first,
             "loss_last": self.loss_last,
             "samples_per_second": self.samples_per_second,
-            "shares": fractions,
+            "fractions": fractions,
             "validation": validation,
             "peak_memory_bytes": self.peak_memory_bytes,
             "peak_device_memory_bytes": self.peak_device_memory_bytes,

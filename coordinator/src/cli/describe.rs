@@ -119,6 +119,9 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
             view.generation, view.world, view.restarts
         ),
     );
+    for it in &view.overrides {
+        line("set since", &format!("{}={}", it.key, it.value));
+    }
     line("data set", &format!("version {}", view.dataset_version));
     if let Some(units) = &view.units {
         print_units(units);

@@ -29,6 +29,8 @@ pub(crate) fn job(view: &pb::JobView) -> Value {
         "work": view.work,
         "sample_of": view.source,
         "after": view.after,
+        "overrides": view.overrides.iter().map(|it| json!({ "key": it.key, "value": it.value })).collect::<Vec<_>>(),
+        "team": view.team,
         "units": view.units.as_ref().map(units),
         "job_toml": view.job_toml,
     })

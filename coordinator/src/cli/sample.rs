@@ -19,7 +19,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// Written last by the rank: describes every image and its score.
-const SUMMARY_FILE: &str = "pictures.json";
+const SUMMARY_FILE: &str = "images.json";
 /// Default number of samples to generate.
 const SUBJECTS: u32 = 16;
 
@@ -267,11 +267,11 @@ fn resources_like(trained: &pb::JobView) -> Result<Resources> {
     })
 }
 
-/// Copies `jobs/<job>/pictures/*` into `out`; returns the number of files and the summary in
-/// pictures.json.
+/// Copies `jobs/<job>/images/*` into `out`; returns the number of files and the summary in
+/// images.json.
 async fn download(view: &pb::JobView, out: &Path) -> Result<(usize, Value)> {
     let (store, prefix) = storage::open(&view.store_url)?;
-    let folder = ["jobs", &view.job, "pictures"]
+    let folder = ["jobs", &view.job, "images"]
         .into_iter()
         .fold(prefix, |path, part| path.join(part));
     std::fs::create_dir_all(out)

@@ -1,4 +1,4 @@
-//! The closing unit of a sampling job: writes `grid.png`, then `pictures.json`. The JSON file comes
+//! The closing unit of a sampling job: writes `grid.png`, then `images.json`. The JSON file comes
 //! last, so its presence means that all outputs exist. Both are built from the objects in the
 //! store. Images of units that were given up are listed as missing. Called by [`crate::sample`].
 
@@ -11,7 +11,7 @@ use image::{Rgb, RgbImage};
 use serde::Serialize;
 
 const GRID: &str = "grid.png";
-const LIST: &str = "pictures.json";
+const LIST: &str = "images.json";
 
 /// At most so many rows are in the grid.
 const GRID_ROWS: u64 = 24;
@@ -25,10 +25,9 @@ const MISSING: Rgb<u8> = Rgb([128, 128, 128]);
 /// Image records that are read concurrently.
 const CONCURRENT_READS: usize = 32;
 
-/// `pictures.json`.
+/// `images.json`.
 #[derive(Debug, Serialize)]
 struct Record {
-    #[serde(rename = "pictures")]
     images: Vec<ImageRecord>,
     summary: Summary,
     /// Files of the images whose units were given up.

@@ -75,10 +75,24 @@ fn check_in(
             })?;
         all.push(environment_of(&store.get(&key(other))?));
     }
-    agree(&all).map_err(|refusal| {
-        if refusal.refused.contains(&Rank(rank)) {
-            return refusal.into();
+    let refusal = match agree(&all) {
+        Ok(()) => return Ok(()),
+        Err(refusal) => refusal,
+    };
+    // Rank 0 serves the store: it stays until every rank has read what it needs to know that it is
+    // refused. A rank that is gone meanwhile is no reason to wait longer than for a join.
+    let read = |rank: u32| format!("{scope}/rank {rank} has read");
+    store.set(&read(rank), "yes")?;
+    if rank == 0 {
+        for other in 1..world {
+            if store.wait(&read(other), wait).is_err() {
+                break;
+            }
         }
+    }
+    Err(if refusal.refused.contains(&Rank(rank)) {
+        refusal.into()
+    } else {
         let error = CollectiveError {
             action: "the rendezvous refuses other ranks".into(),
             reason: refusal.to_string(),

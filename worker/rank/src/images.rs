@@ -1,4 +1,4 @@
-//! `jobs/<job>/pictures/` in the object store: the images of a sampling job and their JSON records.
+//! `jobs/<job>/images/` in the object store: the images of a sampling job and their JSON records.
 //! Objects are written once and never overwritten. Called by [`crate::unit_runner`].
 
 use anyhow::Context;
@@ -18,7 +18,7 @@ pub(crate) struct Images {
 impl Images {
     pub(crate) fn open(store_url: &str, job: &JobId) -> anyhow::Result<Self> {
         let (objects, prefix) = storage::open(store_url)?;
-        let folder = ["jobs", &job.0, "pictures"]
+        let folder = ["jobs", &job.0, "images"]
             .into_iter()
             .fold(prefix, |path, part| path.join(part));
         Ok(Self { objects, folder })

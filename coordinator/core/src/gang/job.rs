@@ -31,10 +31,10 @@ pub(crate) struct Gang {
     /// The manifest that is being written. It may outlive its generation; no new generation is
     /// formed before its result is known.
     pub(super) writing: Option<Writing>,
-    /// For how long all ranks have trained, over all generations, up to `counted_at`.
+    /// For how long all ranks have trained, over all generations, up to `training_since`.
     pub(super) trained_ms: u64,
-    /// None until the first input.
-    pub(super) counted_at: Option<Millis>,
+    /// The last input, if all ranks trained then.
+    pub(super) training_since: Option<Millis>,
     pub(super) newest: Newest,
     pub(super) standbys: Standbys,
     /// Workers whose standby failed, and when the back-off of each ends.
@@ -129,7 +129,7 @@ impl Gang {
             ledger: Ledger::new(record.ledger),
             writing: None,
             trained_ms: record.trained_ms,
-            counted_at: None,
+            training_since: None,
             newest,
             standbys: Standbys::restore(record.standbys, world, now),
             backing_off: BTreeMap::new(),

@@ -22,14 +22,17 @@ impl Gang {
         self.used_up_limit().is_some()
     }
 
-    /// Counts the time since the last input, and stops a generation whose time is used up.
+    /// Counts the time since the last input, if all ranks trained then, and stops a generation whose
+    /// time is used up.
     pub(super) fn count_time(&mut self, deadlines: Deadlines, outbox: &mut Outbox) {
-        let since = self.counted_at.replace(outbox.now);
-        if !self.is_training() {
+        if let Some(since) = self.training_since {
+            let passed = outbox.now.saturating_sub(since);
+            self.trained_ms = self.trained_ms.saturating_add(passed);
+        }
+        self.training_since = self.is_training().then_some(outbox.now);
+        if !self.is_running() {
             return;
         }
-        let passed = outbox.now.saturating_sub(since.unwrap_or(outbox.now));
-        self.trained_ms = self.trained_ms.saturating_add(passed);
         if let Some(limit_s) = self.used_up_limit() {
             let why = StopCause::TimeLimit { limit_s };
             self.graceful_stop(why, GracefulStop::WithCheckpoint, deadlines, outbox);
@@ -47,9 +50,9 @@ impl Gang {
     pub(super) fn time_limit_at(&self, now: Millis) -> Option<Millis> {
         let limit_ms = self.plan.time_limit_s?.saturating_mul(1000);
         match &self.state {
-            State::Running(running) if running.graceful_stop.is_none() && self.is_training() => {
+            State::Running(running) if running.graceful_stop.is_none() => {
                 let left = limit_ms.saturating_sub(self.trained_ms);
-                Some(self.counted_at.unwrap_or(now).saturating_add(left))
+                Some(self.training_since?.saturating_add(left))
             }
             State::Queued(_) if self.is_time_up() => Some(now),
             State::Running(_) | State::Queued(_) | State::Ended(_) => None,

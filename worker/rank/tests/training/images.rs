@@ -31,9 +31,9 @@ fn images_are_generated_from_a_checkpoint_and_evaluated() {
     // Four identities in total: the target's and three others.
     assert_eq!(record["summary"]["of"], 4);
     assert_eq!(record["summary"]["count"], 5);
-    assert_eq!(record["pictures"].as_array().unwrap().len(), 5);
+    assert_eq!(record["images"].as_array().unwrap().len(), 5);
     assert!(
-        !record["pictures"][0]["prompt"]
+        !record["images"][0]["prompt"]
             .as_str()
             .unwrap()
             .contains("_hair"),
@@ -49,7 +49,7 @@ fn images_are_generated_from_a_checkpoint_and_evaluated() {
     };
     let (mut again, same) = world.images(&batched, "tiny-1-sample-3", &request, Some(checkpoint));
     for record in [&mut record, &mut again] {
-        let images = record["pictures"].as_array_mut().unwrap();
+        let images = record["images"].as_array_mut().unwrap();
         images.iter_mut().for_each(|it| it["job"] = "any".into());
     }
     assert_eq!((again, same), (record, files.clone()));
@@ -76,7 +76,7 @@ fn images_are_generated_with_the_moving_average_if_there_is_one() {
     };
     let checkpoint = world.commit(&averaged, &reports, Step(4));
     let (record, images) = world.images(&averaged, "tiny-1-sample-1", &request, Some(checkpoint));
-    let weights = |record: &Value| record["pictures"][0]["checkpoint"]["weights"].clone();
+    let weights = |record: &Value| record["images"][0]["checkpoint"]["weights"].clone();
     assert_eq!(weights(&record), "moving average");
     // A job without an average, whose weights are either the averages or the last weights.
     let plain = |generation, taken: &'static str| {
@@ -132,7 +132,7 @@ fn references_are_the_sample_itself_or_others_as_requested() {
         };
         let job = format!("tiny-1-sample-{itself}");
         let (record, _) = world.images(&world.assignment, &job, &request, None);
-        let image = &record["pictures"][0];
+        let image = &record["images"][0];
         assert_eq!(
             image["references"][0]["sample"] == image["target"]["id"],
             itself,
@@ -150,13 +150,13 @@ fn named_references_are_sampled_with_every_prompt_and_seed_and_attention_maps_ar
         ..SampleWork::of(world.assignment.job.clone())
     };
     let (record, _) = sample("tiny-1-sample-1", &plain);
-    let id = record["pictures"][0]["target"]["id"]
+    let id = record["images"][0]["target"]["id"]
         .as_str()
         .unwrap()
         .to_owned();
     // A user's file, where `coordinator sample` stores it.
     let folder = world.folder.path().join("store/jobs");
-    let file = std::fs::read(folder.join("tiny-1-sample-1/pictures/000.png")).unwrap();
+    let file = std::fs::read(folder.join("tiny-1-sample-1/images/000.png")).unwrap();
     let sha256 = put_file(&folder.join("tiny-1/references"), &file);
     let named = |concept, from| NamedReference { concept, from };
     let request = SampleWork {
@@ -182,7 +182,7 @@ fn named_references_are_sampled_with_every_prompt_and_seed_and_attention_maps_ar
     let (record, files) = sample("tiny-1-sample-2", &request);
     assert_eq!(files.len(), 6, "three prompts with two seeds");
     assert_ne!(files[0], files[1], "another seed gives another image");
-    let last = &record["pictures"][5];
+    let last = &record["images"][5];
     assert_eq!(
         (&last["prompt"], &last["seed"]),
         (&"1girl, hat".into(), &9.into())
@@ -202,7 +202,7 @@ fn named_references_are_sampled_with_every_prompt_and_seed_and_attention_maps_ar
         { "concept": "figure", "sample": id },
     ]);
     assert_eq!(last["references"], references);
-    let images = folder.join("tiny-1-sample-2/pictures");
+    let images = folder.join("tiny-1-sample-2/images");
     let read = |name: &str| std::fs::read(images.join(name)).unwrap();
     let sidecar: Value = serde_json::from_slice(&read("005.json")).unwrap();
     assert_eq!(&sidecar, last);
@@ -276,7 +276,7 @@ fn a_users_file_with_its_face_and_mask_is_cut_as_a_sample_is() {
     let sample = |job: &str, work: &SampleWork| world.images(&world.assignment, job, work, None);
     let (whole, _) = sample("tiny-1-sample-1", &work(None, None));
     let (record, _) = sample("tiny-1-sample-2", &work(face_box, Some(&mask)));
-    let file = |record: &Value| record["pictures"][0]["references"][0]["file"].clone();
+    let file = |record: &Value| record["images"][0]["references"][0]["file"].clone();
     assert!(
         file(&whole)["assumed"]
             .as_str()
@@ -290,7 +290,7 @@ fn a_users_file_with_its_face_and_mask_is_cut_as_a_sample_is() {
         "mask": { "name": "mask.png", "sha256": mask.sha256 },
     });
     assert_eq!(file(&record), expected);
-    assert_eq!(record["pictures"][0]["negative_prompt"], "hat");
+    assert_eq!(record["images"][0]["negative_prompt"], "hat");
     // What does not fit the image is named.
     for (job, work, message) in [
         (
@@ -411,7 +411,7 @@ fn a_unit_is_reported_before_it_begins_and_existing_outputs_are_kept() {
     let folder = world
         .folder
         .path()
-        .join("store/jobs/tiny-1-sample-1/pictures");
+        .join("store/jobs/tiny-1-sample-1/images");
     let first = std::fs::read(folder.join("001.png")).unwrap();
     let record = std::fs::read(folder.join("001.json")).unwrap();
     std::fs::write(folder.join("000.png"), &first).unwrap();

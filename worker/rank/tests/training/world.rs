@@ -128,7 +128,7 @@ impl World {
         }
     }
 
-    /// Runs a sampling job. Returns pictures.json, and the images that it lists.
+    /// Runs a sampling job. Returns images.json, and the images that it lists.
     pub(crate) fn images(
         &self,
         of: &Assignment,
@@ -155,17 +155,17 @@ impl World {
         self.outputs(job)
     }
 
-    /// The outputs of a sampling job: pictures.json, and the images that it lists.
+    /// The outputs of a sampling job: images.json, and the images that it lists.
     pub(crate) fn outputs(&self, job: &str) -> (Value, Vec<Vec<u8>>) {
         let folder = self
             .folder
             .path()
             .join("store/jobs")
             .join(job)
-            .join("pictures");
+            .join("images");
         let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
-        let record: Value = serde_json::from_slice(&read("pictures.json")).unwrap();
-        let files = record["pictures"].as_array().unwrap().iter();
+        let record: Value = serde_json::from_slice(&read("images.json")).unwrap();
+        let files = record["images"].as_array().unwrap().iter();
         let files = files.map(|it| read(it["file"].as_str().unwrap())).collect();
         assert!(read("grid.png").starts_with(b"\x89PNG"));
         (record, files)
