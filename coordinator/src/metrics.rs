@@ -300,7 +300,15 @@ impl Families {
                 .get_or_create(&name())
                 .set(units.per_second);
         }
-        let Some(step) = &job.last_step else { return };
+        if let Some(step) = &job.last_step {
+            self.last_step(job, step);
+        }
+    }
+
+    fn last_step(&self, job: &pb::JobView, step: &pb::StepReport) {
+        let name = || vec![(TRAINING_JOB, job.job.clone())];
+        let with =
+            |key, value: &str| vec![(TRAINING_JOB, job.job.clone()), (key, value.to_owned())];
         self.loss
             .get_or_create(&with("term", "total"))
             .set(step.loss);

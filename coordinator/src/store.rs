@@ -190,7 +190,7 @@ impl StateStore {
         limit: usize,
     ) -> Result<Vec<Archived>, StateError> {
         let from = after.map_or_else(Vec::new, |job| {
-            let mut key = archive_key(job)[ARCHIVE_PREFIX.len()..].as_bytes().to_vec();
+            let mut key = archive_key(job).as_bytes()[ARCHIVE_PREFIX.len()..].to_vec();
             key.push(0);
             key
         });

@@ -268,6 +268,7 @@ fn the_doctor_says_what_is_wrong_and_its_exit_code_too() {
             "devices",
             "rank ports",
             "metrics port",
+            "network",
             "coordinator",
             "object store"
         ]

@@ -57,7 +57,7 @@ pub(crate) struct Children {
 }
 
 impl Children {
-    /// [`Input::RankSaid`] and [`Input::RankExited`] are sent to `inputs`.
+    /// [`Input::RankReported`] and [`Input::RankExited`] are sent to `inputs`.
     pub(crate) fn new(settings: RankSettings, inputs: mpsc::Sender<Input>, logs: Logs) -> Self {
         Self {
             settings,
@@ -304,7 +304,14 @@ impl RankProcess {
             Some(report) => {
                 let process = self.key.clone();
                 // A send error is ignored: without a receiver the daemon has ended.
-                drop(self.inputs.send(Input::RankSaid { process, report }).await);
+                drop(
+                    self.inputs
+                        .send(Input::RankReported {
+                            process,
+                            report: Box::new(report),
+                        })
+                        .await,
+                );
             }
             None => {
                 let RankKey { job, rank, .. } = &self.key;

@@ -92,7 +92,7 @@ pub(crate) enum SimEvent {
         node: usize,
         boot: u64,
         process: RankKey,
-        report: RankReport,
+        report: Box<RankReport>,
     },
     RankExited {
         node: usize,

@@ -250,7 +250,7 @@ pub(crate) fn daemon_input(id: &WorkerId, event: &worker::Input) -> Option<Strin
     use worker::Input;
     let text = match event {
         Input::Connected => format!("{id} has a stream to the coordinator"),
-        Input::RankSaid { report, .. } => match &report.phase {
+        Input::RankReported { report, .. } => match &report.phase {
             RankPhase::Broken { error } => format!(
                 "{id} receives from rank {} of {} generation {}: the group is broken: {error}",
                 report.rank, report.job, report.generation

@@ -454,7 +454,7 @@ impl World {
                 boot,
                 process,
                 report,
-            } => self.rank_reported(node, boot, process, report),
+            } => self.rank_reported(node, boot, process, *report),
             SimEvent::RankExited {
                 node,
                 boot,

@@ -344,7 +344,7 @@ impl World {
                 node,
                 boot,
                 process,
-                report,
+                report: Box::new(report),
             },
         );
     }
@@ -366,7 +366,14 @@ impl World {
         process: RankKey,
         report: RankReport,
     ) {
-        self.node_handles(node, boot, Input::RankSaid { process, report });
+        self.node_handles(
+            node,
+            boot,
+            Input::RankReported {
+                process,
+                report: Box::new(report),
+            },
+        );
     }
 
     pub(crate) fn rank_exited(

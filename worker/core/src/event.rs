@@ -25,9 +25,9 @@ pub enum Input {
     Desired(DesiredState),
     /// A report of a rank process, which is also its heartbeat. `report` names the generation that
     /// the process has adopted.
-    RankSaid {
+    RankReported {
         process: RankKey,
-        report: RankReport,
+        report: Box<RankReport>,
     },
     /// A process exited. Follows all of its reports. `outcome` is for instance "exit status 0" or
     /// "killed by signal 9", with the last line of its output.

@@ -102,8 +102,8 @@ impl Worker {
             }
             Input::Disconnected => self.connected = false,
             Input::Desired(state) => self.on_desired(now, state, &mut effects),
-            Input::RankSaid { process, report } => {
-                self.on_rank_report(now, &process, report, &mut effects)
+            Input::RankReported { process, report } => {
+                self.on_rank_report(now, &process, *report, &mut effects)
             }
             Input::RankExited {
                 key,

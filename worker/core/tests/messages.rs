@@ -106,9 +106,9 @@ fn steps_and_shards_are_kept_until_the_coordinator_has_them() {
         let mut report = rank_report(&key(1, 0), RankPhase::Training);
         report.steps.push(step(number));
         report.shards.push(shard(number));
-        let effects = desk.handle(Input::RankSaid {
+        let effects = desk.handle(Input::RankReported {
             process: key(1, 0),
-            report,
+            report: Box::new(report),
         });
         assert_eq!(reports(&effects)[0].ranks[0].steps.len(), number as usize);
     }
@@ -138,9 +138,9 @@ fn steps_and_shards_are_kept_until_the_coordinator_has_them() {
     let mut late = rank_report(&key(1, 0), RankPhase::Training);
     late.steps.push(step(2));
     late.shards.push(shard(1));
-    desk.handle(Input::RankSaid {
+    desk.handle(Input::RankReported {
         process: key(1, 0),
-        report: late,
+        report: Box::new(late),
     });
     let rank = desk.machine.view().ranks[0].report.clone();
     assert_eq!(

@@ -50,7 +50,10 @@ fn a_running_process_becomes_a_rank_of_the_next_generation() {
     };
     let report = rank_report(&key(2, 0), broken.clone());
     let process = key(1, 2);
-    desk.handle(Input::RankSaid { process, report });
+    desk.handle(Input::RankReported {
+        process,
+        report: Box::new(report),
+    });
     assert_eq!(desk.phase(&key(2, 0)), broken);
     desk.exit(&key(1, 2), false, "killed by signal 9");
     assert_eq!(desk.phase(&key(2, 0)), exited("killed by signal 9", false));
@@ -92,7 +95,10 @@ fn killed_after(desk: &mut Desk, rank: &RankKey, stage: Option<Stage>) -> Option
         let mut report = rank_report(rank, RankPhase::Training);
         report.activity = stage.and_then(activity);
         let process = key(1, 0);
-        desk.handle(Input::RankSaid { process, report });
+        desk.handle(Input::RankReported {
+            process,
+            report: Box::new(report),
+        });
         desk.wait(DETECT_WITHIN_MS / 2)
             .contains(&Effect::Kill { key: key(1, 0) })
     })
@@ -214,9 +220,9 @@ fn a_silent_rank_is_killed_and_reported() {
     );
     let mut last = rank_report(&key(1, 0), RankPhase::Training);
     last.activity = activity(Stage::MicroBatch(2));
-    desk.handle(Input::RankSaid {
+    desk.handle(Input::RankReported {
         process: key(1, 0),
-        report: last,
+        report: Box::new(last),
     });
     let report = reports(&desk.wait(DETECT_WITHIN_MS / 3))
         .remove(0)

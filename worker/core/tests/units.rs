@@ -33,7 +33,10 @@ impl Desk {
         let mut report = rank_report(&key(generation, rank), RankPhase::Training);
         change(&mut report);
         let process = key(1, rank);
-        self.handle(Input::RankSaid { process, report })
+        self.handle(Input::RankReported {
+            process,
+            report: Box::new(report),
+        })
     }
 
     fn reported(&self, generation: u64, rank: u32) -> RankReport {

@@ -179,9 +179,9 @@ async fn orders_go_down_reports_come_up_and_a_kill_ends_it() {
     stream.get_mut().write_all(line.as_bytes()).await.unwrap();
     assert_eq!(
         fixture.inputs.recv().await,
-        Some(Input::RankSaid {
+        Some(Input::RankReported {
             process: key(),
-            report
+            report: Box::new(report)
         })
     );
     fixture.children.kill(&key());

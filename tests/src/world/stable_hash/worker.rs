@@ -12,7 +12,7 @@ impl StableHash for worker::Input {
                 hasher.put(42_u8);
                 state.stable_hash(hasher);
             }
-            Self::RankSaid { process, report } => {
+            Self::RankReported { process, report } => {
                 hasher.put(43_u8);
                 hasher.key(process);
                 report.stable_hash(hasher);

@@ -87,9 +87,9 @@ impl Desk {
         key: &RankKey,
         phase: RankPhase,
     ) -> Vec<Effect> {
-        self.handle(Input::RankSaid {
+        self.handle(Input::RankReported {
             process: process.clone(),
-            report: rank_report(key, phase),
+            report: Box::new(rank_report(key, phase)),
         })
     }
 
