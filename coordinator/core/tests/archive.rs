@@ -76,7 +76,7 @@ fn an_ended_job_is_archived_after_its_end_was_saved_and_shown() {
     harness.ask(|request| Input::Cancel { request, job: id });
     assert_eq!(
         in_memory(&harness),
-        [job.clone()],
+        std::slice::from_ref(&job),
         "whoever watches sees its end"
     );
     let effects = harness.handle(Input::Deadline);

@@ -75,30 +75,32 @@ fn check_in(
             })?;
         all.push(environment_of(&store.get(&key(other))?));
     }
-    let refusal = match agree(&all) {
-        Ok(()) => return Ok(()),
-        Err(refusal) => refusal,
-    };
-    // Rank 0 serves the store: it stays until every rank has read what it needs to know that it is
-    // refused. A rank that is gone meanwhile is no reason to wait longer than for a join.
-    let read = |rank: u32| format!("{scope}/rank {rank} has read");
-    store.set(&read(rank), "yes")?;
-    if rank == 0 {
-        for other in 1..world {
-            if store.wait(&read(other), wait).is_err() {
-                break;
-            }
+    agree(&all).map_err(|refusal| {
+        wait_for_readers(store, (rank, world), &scope, wait);
+        if refusal.refused.contains(&Rank(rank)) {
+            return refusal.into();
         }
-    }
-    Err(if refusal.refused.contains(&Rank(rank)) {
-        refusal.into()
-    } else {
         let error = CollectiveError {
             action: "the rendezvous refuses other ranks".into(),
             reason: refusal.to_string(),
         };
         error.into()
     })
+}
+
+/// Called by every rank once it has read what all have registered, if they do not join: rank 0, which
+/// serves the store and closes it then, waits until every rank has read it. Without a rank that
+/// does not answer in time the refusal is the same.
+fn wait_for_readers(store: &Store, (rank, world): (u32, u32), scope: &str, wait: Duration) {
+    let key = |rank: u32| format!("{scope}/rank {rank} has read");
+    let outcome = if rank == 0 {
+        (1..world).try_for_each(|other| store.wait(&key(other), wait))
+    } else {
+        store.set(&key(rank), "yes")
+    };
+    if let Err(error) = outcome {
+        tracing::warn!(%error, "some rank may not learn why the rendezvous was refused");
+    }
 }
 
 /// What a rank has registered with. Other releases may write something else, which differs.
@@ -117,6 +119,8 @@ mod tests {
     use super::*;
     use proto::id::Generation;
     use rank_core::environment::Refusal;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use tch::Device;
 
     const WAIT: Duration = Duration::from_secs(30);
@@ -129,13 +133,16 @@ mod tests {
         }
     }
 
-    /// Each rank checks in on a thread of its own; returns how it went for each.
-    fn meet(environments: Vec<RankEnvironment>) -> Vec<anyhow::Result<()>> {
+    /// Each rank checks in on a thread of its own. Returns its store, which the group would keep, or
+    /// why it does not join.
+    fn meet(environments: Vec<RankEnvironment>) -> Vec<anyhow::Result<Store>> {
         let world = u32::try_from(environments.len()).unwrap();
-        let server = Store::serve("127.0.0.1", WAIT).unwrap();
-        let address = format!("127.0.0.1:{}", server.port());
+        let mut server = Some(Store::serve("127.0.0.1", WAIT).unwrap());
+        let address = format!("127.0.0.1:{}", server.as_ref().unwrap().port());
         let ranks = (0..).zip(environments).map(|(rank, environment)| {
             let address = address.clone();
+            // Rank 0 closes the store as soon as it does not join.
+            let own = server.take();
             let membership = Membership {
                 job: "test-1".into(),
                 generation: Generation(1),
@@ -147,8 +154,8 @@ mod tests {
                 timeout: WAIT,
             };
             std::thread::spawn(move || {
-                let store = Store::connect(&address, WAIT).unwrap();
-                check_in(&store, &membership, &environment, WAIT)
+                let store = own.unwrap_or_else(|| Store::connect(&address, WAIT).unwrap());
+                check_in(&store, &membership, &environment, WAIT).map(|()| store)
             })
         });
         let ranks: Vec<_> = ranks.collect();
@@ -171,6 +178,22 @@ mod tests {
             assert_eq!(error.is::<Refusal>(), rank == 1);
             assert_eq!(error.is::<CollectiveError>(), rank != 1);
         }
+    }
+
+    #[test]
+    fn rank_0_keeps_the_store_open_until_all_ranks_have_read() {
+        let server = Store::serve("127.0.0.1", WAIT).unwrap();
+        let address = format!("127.0.0.1:{}", server.port());
+        let has_read = Arc::new(AtomicBool::new(false));
+        let of_other = Arc::clone(&has_read);
+        let other = std::thread::spawn(move || {
+            let store = Store::connect(&address, WAIT).unwrap();
+            of_other.store(true, Ordering::SeqCst);
+            wait_for_readers(&store, (1, 2), "test-1/g1", WAIT);
+        });
+        wait_for_readers(&server, (0, 2), "test-1/g1", WAIT);
+        assert!(has_read.load(Ordering::SeqCst));
+        other.join().unwrap();
     }
 
     #[test]

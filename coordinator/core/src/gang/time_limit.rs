@@ -30,7 +30,7 @@ impl Gang {
             self.trained_ms = self.trained_ms.saturating_add(passed);
         }
         self.training_since = self.is_training().then_some(outbox.now);
-        if !self.is_running() {
+        if self.training_since.is_none() {
             return;
         }
         if let Some(limit_s) = self.used_up_limit() {
