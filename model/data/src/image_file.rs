@@ -6,6 +6,7 @@ use bytes::Bytes;
 use image::imageops::FilterType;
 use image::{DynamicImage, GrayImage, ImageFormat, Rgb, RgbImage};
 
+use crate::decode::{self, Expect, MaskSource, Origin};
 use crate::sample::{Metadata, Sample};
 
 /// Larger images are rejected before their pixels are allocated. No training image needs the size,
@@ -70,27 +71,20 @@ impl Decoded {
 /// The bytes are not an image, or the image has another size than the row says.
 pub fn decode(sample: &Sample, position: u64) -> Result<Decoded, ImageError> {
     let row = &sample.metadata;
-    let image = flatten(open_image("image", &sample.image)?, Rgb([255, 255, 255]));
-    let mask = open_image("mask", &sample.mask)?.into_luma8();
-    for (what, width, height) in [
-        ("image", image.width(), image.height()),
-        ("mask", mask.width(), mask.height()),
-    ] {
-        if (width, height) != (row.width, row.height) {
-            return Err(ImageError::Size {
-                what,
-                found_width: width,
-                found_height: height,
-                width: row.width,
-                height: row.height,
-            });
-        }
-    }
+    let expect = Expect {
+        what: "image",
+        origin: Origin::Stored,
+        size: Some((row.width, row.height)),
+        face: None,
+        check_mask: false,
+    };
+    let mask = MaskSource::File(&sample.mask);
+    let pixels = decode::decode(&sample.image, mask, &expect, &mut Vec::new())?;
     Ok(Decoded {
         position,
         metadata: row.clone(),
-        image,
-        mask,
+        image: pixels.image,
+        mask: pixels.mask,
     })
 }
 

@@ -7,6 +7,7 @@ mod cache;
 mod clean;
 pub mod columns;
 pub mod dataset;
+pub mod decode;
 pub mod describe;
 pub mod example;
 #[cfg(test)]
