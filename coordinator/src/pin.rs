@@ -57,15 +57,24 @@ impl PinError {
     }
 }
 
-/// Checks the job's inputs and returns the SHA-256 of `dataset.json`.
-pub(crate) async fn pin(spec: &TrainWork) -> Result<String, PinError> {
-    let version = pin_dataset(spec).await?;
-    check_init(spec).await?;
-    Ok(version)
+/// A data set that a job can use.
+#[derive(Debug)]
+pub(crate) struct Pinned {
+    /// SHA-256 of its `dataset.json`.
+    pub(crate) version: String,
+    /// How many samples the job leaves out because of their rating.
+    pub(crate) left_out: Option<String>,
 }
 
-/// Checks the job's data set and returns the SHA-256 of its `dataset.json`.
-pub(crate) async fn pin_dataset(spec: &TrainWork) -> Result<String, PinError> {
+/// Checks the job's inputs.
+pub(crate) async fn pin(spec: &TrainWork) -> Result<Pinned, PinError> {
+    let pinned = pin_dataset(spec).await?;
+    check_init(spec).await?;
+    Ok(pinned)
+}
+
+/// Checks the job's data set.
+pub(crate) async fn pin_dataset(spec: &TrainWork) -> Result<Pinned, PinError> {
     let url = &spec.data.dataset;
     // Opening a local store creates its folder; a mistyped path must not create one.
     if let Ok(Some(folder)) = local_folder(url)
@@ -83,7 +92,10 @@ pub(crate) async fn pin_dataset(spec: &TrainWork) -> Result<String, PinError> {
             holdout: spec.data.holdout,
         });
     }
-    Ok(loader.dataset().version().to_owned())
+    Ok(Pinned {
+        version: loader.dataset().version().to_owned(),
+        left_out: loader.left_out(),
+    })
 }
 
 /// Checks the job's base weights, if it names any.

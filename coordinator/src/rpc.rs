@@ -209,16 +209,21 @@ impl ControlService {
         );
         match &spec.work {
             Work::Train(work) => {
-                let version = pin(work).await.map_err(|error| {
+                let pinned = pin(work).await.map_err(|error| {
                     Status::invalid_argument(format!("{file}: {}: {error}", error.field()))
                 })?;
-                let summary = format!(
+                let version = pinned.version;
+                let mut summary = format!(
                     "{} steps of {} samples from {} (version {}), {placement}",
                     work.train.steps,
                     work.train.global_batch,
                     work.data.dataset,
                     &version[..12],
                 );
+                if let Some(left_out) = pinned.left_out {
+                    summary.push_str("; ");
+                    summary.push_str(&left_out);
+                }
                 Ok((version, summary))
             }
             Work::Sample(work) => {

@@ -18,6 +18,7 @@ mod location;
 pub mod message;
 pub mod phase;
 pub mod public;
+pub mod rating;
 pub mod reason;
 pub mod sample;
 pub mod settings;

@@ -9,6 +9,7 @@ pub use crate::architecture::config::{
 pub use crate::architecture::references::{Clothes, Pairing, References, Task, Transform};
 pub use crate::architecture::{Architecture, ArchitectureSpec};
 use crate::id::JobId;
+use crate::rating::Ratings;
 pub use crate::sample::SampleWork;
 pub use crate::units::{OnFailedUnit, UNIT_FAILURES_MAX, UnitPlan};
 use serde::{Deserialize, Serialize};
@@ -133,6 +134,9 @@ pub struct Data {
     /// Fraction of characters held out from training, selected by a hash of (seed, character).
     /// Images are generated for these.
     pub holdout: f64,
+    /// The samples that the job uses, as targets and as references: those with one of these ratings.
+    #[serde(default)]
+    pub ratings: Ratings,
     /// The only seed of the job: sample order, noise, crops, and weights without `init`.
     pub seed: u64,
 }

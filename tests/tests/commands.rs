@@ -153,7 +153,7 @@ fn an_import_reports_each_rejected_row_and_strict_makes_nothing() {
     let here = folder.path();
     let import = here.join("import");
     std::fs::create_dir(&import).unwrap();
-    // An image with an alpha channel as mask: a grid from `dataset preview`.
+    // The image is a grid from `dataset preview`.
     figures(here, "figures");
     let job = "name = \"show\"\n[data]\ndataset = \"figures\"\nresolution = \
     32\n[model]\narchitecture = \"autoencoder\"\n\
@@ -172,11 +172,15 @@ fn an_import_reports_each_rejected_row_and_strict_makes_nothing() {
         ],
     );
     std::fs::copy(import.join("a.png"), import.join("b.png")).unwrap();
+    let (width, height) = image::image_dimensions(import.join("a.png")).unwrap();
+    let value = |x, _| image::Luma([if x < width * 3 / 4 { 255 } else { 0 }]);
+    let mask = image::GrayImage::from_fn(width, height, value);
+    mask.save(import.join("mask.png")).unwrap();
     let row = |id: &str, image: &str| {
         format!(
             "{{\"id\":\"{id}\",\"character\":\"c\",\"artists\":\"x\",\
              \"bbox\":[0.5,0.3,0.2,0.2],\"prompts\":\"1girl\",\
-             \"outfit\":\"o\",\"image\":\"{image}\",\"mask\":\"{image}\"}}\n"
+             \"outfit\":\"o\",\"image\":\"{image}\",\"mask\":\"mask.png\"}}\n"
         )
     };
     let rows = [

@@ -9,10 +9,12 @@ use clap::Subcommand;
 use figures::synthetic::{Similar, SynthesizeOptions, identities};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use model_data::dataset::Dataset;
+use model_data::decode::ChangeCounts;
 use model_data::import::{ImportError, ImportReport, SAMPLES_FILE};
 use model_data::writer::{DatasetWriter, WriteOptions};
 use proto::dataset::DatasetManifest;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
@@ -216,6 +218,11 @@ async fn import(
             // Print every reason, not only the first, so that all can be fixed at once.
             if let ImportError::Strict { report } | ImportError::Nothing { report, .. } = &error {
                 print_rejects(report);
+                report
+                    .changes
+                    .lines()
+                    .iter()
+                    .for_each(|line| eprintln!("{line}"));
             }
             return Err(error.into());
         }
@@ -237,9 +244,29 @@ async fn import(
                 report.guessed_boxes,
                 report.alone
             );
+            outln!("ratings: {}", counted(&report.ratings));
+            print_changes(&report.changes);
         }
     }
     Ok(Outcome::True)
+}
+
+/// "3 general, 1 unrated".
+fn counted(counts: &BTreeMap<String, u64>) -> String {
+    let parts: Vec<String> = counts
+        .iter()
+        .map(|(word, count)| format!("{count} {word}"))
+        .collect();
+    parts.join(", ")
+}
+
+/// What an import changed or guessed: a line for each kind.
+fn print_changes(changes: &ChangeCounts) {
+    let lines = changes.lines();
+    if !lines.is_empty() {
+        outln!("changed or guessed, in samples:");
+    }
+    lines.iter().for_each(|line| outln!("  {line}"));
 }
 
 fn print_rejects(report: &ImportReport) {
@@ -296,6 +323,8 @@ async fn describe(global: &Global, dataset: &Dataset) -> Result<Outcome> {
         "images",
         &format!("{narrow} to {wide} pixels wide, {low} to {high} high"),
     );
+    line("ratings", &counted(&it.ratings));
+    print_changes(&it.changes);
     let mut similar = table(&["SIMILAR", "SAMPLES", "SHARE"]);
     for (count, samples) in &it.similar {
         similar.add_row([
@@ -341,6 +370,7 @@ async fn verify(global: &Global, dataset: &Dataset) -> Result<Outcome> {
             } else {
                 format!("{} faults", it.findings.len())
             };
+            print_changes(&it.changes);
             outln!("{}: {} samples read: {result}", dataset.url(), it.samples);
         }
     }

@@ -70,11 +70,14 @@ pub(crate) async fn preview(
                 .collect();
             print_json(&json!({ "out": args.out, "step": args.step, "samples": samples }));
         }
-        Output::Table => outln!(
-            "{}: {count} samples of step {}",
-            args.out.display(),
-            args.step
-        ),
+        Output::Table => {
+            outln!(
+                "{}: {count} samples of step {}",
+                args.out.display(),
+                args.step
+            );
+            loader.left_out().iter().for_each(|line| outln!("{line}"));
+        }
     }
     Ok(Outcome::True)
 }

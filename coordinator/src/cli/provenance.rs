@@ -67,18 +67,12 @@ pub(crate) async fn provenance(global: &Global, args: &ProvenanceArgs) -> Result
 }
 
 fn occurrences(ledger: &LedgerReader, loader: &Loader, sample: u64) -> Result<Vec<Occurrence>> {
-    let (spec, rows) = (&ledger.spec, loader.rows());
+    let spec = &ledger.spec;
     let references = spec.model.architecture.references();
-    let lists_sample = |(position, row): (usize, &model_data::sample::Metadata)| {
-        row.similar_positions
-            .contains(&sample)
-            .then_some(position as u64)
-    };
-    let listing: BTreeSet<u64> = rows
-        .iter()
-        .enumerate()
+    let lists_sample = |position: &u64| loader.similar(*position).contains(&sample);
+    let listing: BTreeSet<u64> = (0..loader.rows().len() as u64)
         .filter(|_| references.is_some())
-        .filter_map(lists_sample)
+        .filter(lists_sample)
         .collect();
     let (batch, micro_batches) = (spec.train.global_batch, spec.micro_batches());
     let mut occurrences = Vec::new();
@@ -92,14 +86,14 @@ fn occurrences(ledger: &LedgerReader, loader: &Loader, sample: u64) -> Result<Ve
                 else {
                     continue;
                 };
-                let similar: &[u64] = &rows[position as usize].similar_positions;
+                let similar = loader.similar(position);
                 let slots =
                     references.map(|it| choose(it, spec.data.seed, epoch, position, similar.len()));
                 // Training does not show references that it drops.
                 let dropped =
                     references.is_some_and(|it| are_dropped(it, spec.data.seed, epoch, position));
                 let slots = slots.filter(|_| !dropped).unwrap_or_default();
-                let roles = roles(&slots, position, similar, sample);
+                let roles = roles(&slots, position, &similar, sample);
                 occurrences.extend(roles.into_iter().map(|reference_of| Occurrence {
                     step,
                     epoch,

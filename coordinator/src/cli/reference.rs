@@ -3,6 +3,7 @@
 //! [`super::submit`].
 
 use anyhow::{Context, Result, bail};
+use model_data::regular;
 use model_data::user_image::UserImage;
 use object_store::ObjectStoreExt;
 use proto::pb;
@@ -127,6 +128,9 @@ fn resolve_one(argument: &ReferenceArg) -> Result<NamedReference> {
         _ => (None, None),
     };
     let concept = argument.concept;
+    if file.is_none() && is_special(text) {
+        regular::open(Path::new(text)).with_context(|| format!("cannot read {text}"))?;
+    }
     let Some(file) = file else {
         if argument.face_box.is_some() {
             bail!("there is no file {text}; a face box is for a file, a sample has its own");
@@ -148,6 +152,11 @@ fn resolve_one(argument: &ReferenceArg) -> Result<NamedReference> {
         }),
     };
     Ok(NamedReference { concept, from })
+}
+
+/// Whether a path is a pipe, a device or a socket. A directory may have the name of a sample.
+fn is_special(path: &str) -> bool {
+    std::fs::metadata(path).is_ok_and(|it| !it.is_file() && !it.is_dir())
 }
 
 /// What is assumed about files without face box or mask: a line for each.
@@ -191,7 +200,7 @@ pub(crate) async fn store_files(
         // A file with a digest is already in the store.
         let read = |name: &str, sha256: &str| {
             let file = folder.join(name);
-            let bytes = sha256.is_empty().then(|| std::fs::read(&file));
+            let bytes = sha256.is_empty().then(|| regular::read(&file));
             let bytes = bytes.transpose();
             bytes.with_context(|| format!("cannot read {}", file.display()))
         };
@@ -209,7 +218,11 @@ pub(crate) async fn store_files(
                     .as_ref()
                     .map(|(name, bytes)| (name.as_str(), bytes.as_slice())),
             };
-            image.decode()?;
+            let mut changes = Vec::new();
+            image.decode(&mut changes)?;
+            for change in changes {
+                eprintln!("{name}: {}", change.sentence());
+            }
         }
         for (name, bytes) in bytes.map(|bytes| (name, bytes)).into_iter().chain(mask) {
             let sha256 = hex_sha256(&bytes);
@@ -362,7 +375,7 @@ mod tests {
         assert_eq!(found[1].from, ImageSource::Sample { id: "17".into() });
         // An image and its mask are stored, if they fit together.
         let mask = dir.path().join("mask.png");
-        image::GrayImage::from_pixel(2, 2, image::Luma([255]))
+        image::GrayImage::from_fn(2, 2, |x, _| image::Luma([if x == 1 { 255 } else { 0 }]))
             .save(&mask)
             .unwrap();
         let boxed = |numbers: &str| {
@@ -387,5 +400,12 @@ mod tests {
             error.contains("me.png: the reference cannot be decoded"),
             "{error}"
         );
+        // A pipe has no end, and nobody may write into it.
+        let pipe = dir.path().join("pipe.png");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        let error = resolve(&[parse(&pipe.display().to_string())]).unwrap_err();
+        let error = format!("{error:#}");
+        assert!(error.contains("pipe.png: it is a named pipe"), "{error}");
     }
 }

@@ -144,12 +144,13 @@ async fn check_offline(global: &Global, job: &Submission) -> Result<Outcome> {
     let mut unchecked = Vec::new();
     match &spec.work {
         Work::Train(work) => {
-            let dataset = pin_dataset(work).await.map(|version| {
+            let dataset = pin_dataset(work).await.map(|pinned| {
                 checked.push(format!(
                     "data.dataset {} (version {})",
                     work.data.dataset,
-                    &version[..12]
+                    &pinned.version[..12]
                 ));
+                checked.extend(pinned.left_out.map(|line| format!("data.ratings: {line}")));
             });
             let init = check_init(work).await.map(|()| {
                 let init = work.model.init.iter();

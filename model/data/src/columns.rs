@@ -1,7 +1,6 @@
 //! The Parquet columns of a data set, and the conversion between rows and Arrow batches. No I/O.
 //! Called by the writer and the reader. The column names are the paper's field names (notes 2.1);
-//! `outfit`, `identity`, `width`, `height` and `similar_positions` are additions (design, section
-//! 5).
+//! `outfit`, `identity`, `width`, `height`, `similar_positions`, `rating` and `changes` are additions.
 
 use std::sync::{Arc, LazyLock};
 
@@ -36,6 +35,10 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
         field("height", DataType::UInt32),
         field("image", DataType::Binary),
         field("mask", DataType::Binary),
+        // Since schema 1 has readers that skip columns they do not know, these were added to it. Older
+        // data sets lack them.
+        field("rating", DataType::Utf8),
+        field("changes", list(DataType::Utf8)),
     ]))
 });
 
@@ -116,6 +119,8 @@ pub fn to_batch(rows: &[Sample]) -> Result<RecordBatch, ArrowError> {
         numbers(|m| m.height),
         binary(|r| &r.image),
         binary(|r| &r.mask),
+        text(|m| &m.rating),
+        texts(|m| &m.changes),
     ];
     RecordBatch::try_new(schema(), columns)
 }
@@ -134,6 +139,9 @@ pub fn metadata_of(batch: &RecordBatch) -> Result<Vec<Metadata>, ColumnError> {
     let (width, height) = (number("width")?, number("height")?);
     let (bbox, positions) = (list("bbox")?, list("similar_positions")?);
     let (cloths, similar) = (list("cloths")?, list("similar")?);
+    let exists = |column: &str| batch.column_by_name(column).is_some();
+    let rating = exists("rating").then(|| text("rating")).transpose()?;
+    let changes = exists("changes").then(|| list("changes")).transpose()?;
     (0..batch.num_rows())
         .map(|row| {
             Ok(Metadata {
@@ -147,6 +155,11 @@ pub fn metadata_of(batch: &RecordBatch) -> Result<Vec<Metadata>, ColumnError> {
                 cloths: texts_of(cloths, row, "cloths")?,
                 similar: texts_of(similar, row, "similar")?,
                 similar_positions: positions_of(positions, row)?,
+                rating: rating.map_or("", |it| it.value(row)).to_owned(),
+                changes: match changes {
+                    Some(changes) => texts_of(changes, row, "changes")?,
+                    None => Vec::new(),
+                },
                 width: width.value(row),
                 height: height.value(row),
             })

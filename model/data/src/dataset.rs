@@ -17,7 +17,7 @@ use proto::dataset::{DATASET_FILE, DATASET_SCHEMA_VERSION, DatasetManifest};
 use tokio::sync::OnceCell;
 
 use crate::columns::{
-    ColumnError, IMAGE_COLUMNS, metadata_of, number_column, rows_of, schema, text_column,
+    ColumnError, IMAGE_COLUMNS, metadata_of, number_column, rows_of, text_column,
 };
 use crate::parquet_object::ParquetObject;
 use crate::sample::{Metadata, Sample};
@@ -79,6 +79,14 @@ pub enum DatasetError {
 pub struct GroupId {
     pub file: usize,
     pub group: usize,
+}
+
+/// Which columns of a row group are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Columns {
+    All,
+    /// All but images and masks.
+    Metadata,
 }
 
 #[derive(Debug, Clone)]
@@ -209,7 +217,7 @@ impl Dataset {
     /// # Errors
     /// Storage fails, or the file differs from the manifest.
     pub async fn rows_of_group(&self, group: GroupId) -> Result<Vec<Sample>, DatasetError> {
-        let batch = self.read(group, None).await?;
+        let batch = self.read(group, Columns::All).await?;
         rows_of(&batch).map_err(|source| self.columns_error(group, source))
     }
 
@@ -218,12 +226,9 @@ impl Dataset {
     /// # Errors
     /// As [`Self::rows_of_group`].
     pub async fn scan(&self) -> Result<Vec<Metadata>, DatasetError> {
-        let columns: Vec<usize> = (0..schema().fields().len())
-            .filter(|i| !IMAGE_COLUMNS.contains(&schema().field(*i).name().as_str()))
-            .collect();
         let mut rows = Vec::new();
         for (_, group) in self.groups() {
-            let batch = self.read(group, Some(&columns)).await?;
+            let batch = self.read(group, Columns::Metadata).await?;
             rows.extend(metadata_of(&batch).map_err(|source| self.columns_error(group, source))?);
         }
         Ok(rows)
@@ -282,12 +287,8 @@ impl Dataset {
         })
     }
 
-    /// One row group as one batch; `columns` are indices into the schema.
-    async fn read(
-        &self,
-        group: GroupId,
-        columns: Option<&[usize]>,
-    ) -> Result<RecordBatch, DatasetError> {
+    /// One row group as one batch.
+    async fn read(&self, group: GroupId, columns: Columns) -> Result<RecordBatch, DatasetError> {
         let file = &self.inner.manifest.files[group.file];
         let rows = file.row_groups[group.group] as usize;
         let failed = |source| DatasetError::Parquet {
@@ -307,8 +308,16 @@ impl Dataset {
             ParquetRecordBatchStreamBuilder::new_with_metadata(self.reader(group.file), footer)
                 .with_row_groups(vec![group.group])
                 .with_batch_size(rows.max(1));
-        if let Some(columns) = columns {
-            let mask = ProjectionMask::roots(builder.parquet_schema(), columns.iter().copied());
+        if columns == Columns::Metadata {
+            // By name: data sets of other releases have other columns.
+            let fields = builder.schema().fields().iter();
+            let names = fields.map(|field| field.name().as_str());
+            let kept: Vec<usize> = names
+                .enumerate()
+                .filter(|(_, name)| !IMAGE_COLUMNS.contains(name))
+                .map(|(index, _)| index)
+                .collect();
+            let mask = ProjectionMask::roots(builder.parquet_schema(), kept);
             builder = builder.with_projection(mask);
         }
         let batches: Vec<RecordBatch> = builder

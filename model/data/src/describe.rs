@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proto::dataset::DatasetManifest;
+use proto::rating::Rating;
 use serde::Serialize;
 
 use crate::dataset::{Dataset, DatasetError};
+use crate::decode::ChangeCounts;
 use crate::sample::Metadata;
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -24,6 +26,10 @@ pub struct Description {
     /// Smallest and largest width and height, in pixels.
     pub widths: (u32, u32),
     pub heights: (u32, u32),
+    /// Rating -> number of samples that have it; "unrated" for those without one.
+    pub ratings: BTreeMap<String, u64>,
+    /// What the import changed or guessed.
+    pub changes: ChangeCounts,
     /// Number of similar images -> number of samples that have so many.
     pub similar: BTreeMap<u64, u64>,
     /// The most frequent first; at most [`FREQUENT`] each.
@@ -49,6 +55,7 @@ pub async fn describe(dataset: &Dataset) -> Result<Description, DatasetError> {
 fn summarize(manifest: &DatasetManifest, version: &str, rows: &[Metadata]) -> Description {
     let mut similar = BTreeMap::new();
     let (mut characters, mut cloths) = (BTreeMap::new(), BTreeMap::new());
+    let (mut ratings, mut changes) = (BTreeMap::new(), ChangeCounts::default());
     let (mut identities, mut artists) = (BTreeSet::new(), BTreeSet::new());
     for row in rows {
         *similar.entry(row.similar.len() as u64).or_insert(0) += 1;
@@ -56,6 +63,10 @@ fn summarize(manifest: &DatasetManifest, version: &str, rows: &[Metadata]) -> De
         row.cloths
             .iter()
             .for_each(|tag| *cloths.entry(tag.clone()).or_insert(0) += 1);
+        let rating = Some(row.rating.as_str()).filter(|it| !it.is_empty());
+        let rating = rating.unwrap_or(Rating::Unrated.word()).to_owned();
+        *ratings.entry(rating).or_insert(0) += 1;
+        changes.add(&row.id, row.changes.iter().map(String::as_str));
         identities.insert(row.identity);
         artists.insert(&row.artists);
     }
@@ -82,6 +93,8 @@ fn summarize(manifest: &DatasetManifest, version: &str, rows: &[Metadata]) -> De
             + manifest.index.size_bytes,
         widths: range(|r| r.width),
         heights: range(|r| r.height),
+        ratings,
+        changes,
         similar,
         frequent_characters: most_frequent(characters),
         frequent_cloths: most_frequent(cloths),

@@ -11,6 +11,7 @@ pub(crate) fn data() -> Data {
         resolution: 64,
         prompt_drop: 0.5,
         holdout: 0.1,
+        ratings: proto::rating::Ratings::default(),
         seed: SEED,
     }
 }

@@ -9,11 +9,7 @@ use image::{DynamicImage, GrayImage, ImageFormat, Rgb, RgbImage};
 use crate::decode::{self, Expect, MaskSource, Origin};
 use crate::sample::{Metadata, Sample};
 
-/// Larger images are rejected before their pixels are allocated. No training image needs the size,
-/// and a damaged header may claim any size.
-const LARGEST_SIDE: u32 = 8192;
-
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
     #[error("the {what} cannot be decoded as PNG, JPEG or WebP: {reason}")]
     Decode { what: &'static str, reason: String },
@@ -25,8 +21,43 @@ pub enum ImageError {
         width: u32,
         height: u32,
     },
+    #[error("the {what} is cut off: {reason}")]
+    Cut { what: &'static str, reason: String },
+    #[error(
+        "the mask is {}x{} pixels, the image is {}x{}{}",
+        found.0, found.1, size.0, size.1,
+        if *turned { " after it was turned upright; turn the mask, too" } else { "" }
+    )]
+    MaskSize {
+        found: (u32, u32),
+        size: (u32, u32),
+        /// The mask has the size of the image before it was turned.
+        turned: bool,
+    },
+    #[error(
+        "there is no mask: give a mask file, or an image with an alpha channel that hides the \
+         background"
+    )]
+    NoMask,
+    #[error("the {what} {reason}")]
+    Mask { what: &'static str, reason: String },
     #[error("the image cannot be encoded as PNG: {reason}")]
     Encode { reason: String },
+}
+
+impl ImageError {
+    /// The file that it is about: "mask", or what the caller calls the image.
+    #[must_use]
+    pub fn file(&self) -> &'static str {
+        match self {
+            Self::Decode { what, .. }
+            | Self::Cut { what, .. }
+            | Self::Size { what, .. }
+            | Self::Mask { what, .. } => what,
+            Self::MaskSize { .. } => "mask",
+            Self::NoMask | Self::Encode { .. } => "image",
+        }
+    }
 }
 
 /// A sample with decoded image and mask.
@@ -76,7 +107,7 @@ pub fn decode(sample: &Sample, position: u64) -> Result<Decoded, ImageError> {
         origin: Origin::Stored,
         size: Some((row.width, row.height)),
         face: None,
-        check_mask: false,
+        check: false,
     };
     let mask = MaskSource::File(&sample.mask);
     let pixels = decode::decode(&sample.image, mask, &expect, &mut Vec::new())?;
@@ -86,22 +117,6 @@ pub fn decode(sample: &Sample, position: u64) -> Result<Decoded, ImageError> {
         image: pixels.image,
         mask: pixels.mask,
     })
-}
-
-/// Decodes PNG, JPEG or WebP, detected by content.
-///
-/// # Errors
-/// The bytes are none of these, or the image is larger than 8192 pixels along a side.
-pub fn open_image(what: &'static str, bytes: &[u8]) -> Result<DynamicImage, ImageError> {
-    let fail = |reason: String| ImageError::Decode { what, reason };
-    let mut reader = image::ImageReader::new(std::io::Cursor::new(bytes))
-        .with_guessed_format()
-        .map_err(|e| fail(e.to_string()))?;
-    let mut limits = image::Limits::default();
-    limits.max_image_width = Some(LARGEST_SIDE);
-    limits.max_image_height = Some(LARGEST_SIDE);
-    reader.limits(limits);
-    reader.decode().map_err(|e| fail(e.to_string()))
 }
 
 /// Converts to RGB. An image with alpha is composited over `background`.

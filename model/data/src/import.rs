@@ -14,25 +14,32 @@
 //! - `image`: path of a PNG, JPEG or WebP inside the folder
 //! - `mask`: path of a greyscale image of the same size, 255 on the figure; if absent: the alpha
 //!   channel of the image
+//! - `rating`: general, sensitive, questionable or explicit; optional
 //!
-//! A guessed face is the upper part of the mask, and is counted in the report. Images with
-//! transparency are composited over white. An invalid row is skipped and reported with its line and
-//! reason. A `similar` that names a missing or skipped row is dropped and reported. With `strict`,
-//! any such report makes the import fail before `dataset.json` is written.
+//! Images and masks are read by [`crate::decode`], texts by [`crate::names`], and a guessed face is
+//! the upper part of the mask. Whatever these change or guess is counted in the report, and kept in
+//! the column `changes`. An invalid row is skipped and reported with its line and reason. A `similar`
+//! that names a missing or skipped row is dropped and reported. With `strict`, any such report makes
+//! the import fail before `dataset.json` is written.
+
+mod face;
+mod rows;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::BufRead;
 use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
-use image::{DynamicImage, GrayImage, Rgb};
 use proto::dataset::DatasetManifest;
-use serde::{Deserialize, Serialize};
+use proto::rating::Rating;
+use serde::Serialize;
 
-use crate::image_file::{ImageError, encode_gray, encode_rgb, flatten, mask_region, open_image};
-use crate::sample::{Metadata, Sample, join_tags, split_tags};
-use crate::verify::check_box;
+use crate::decode::{Change, ChangeCounts, ChangeKind, Expect, MaskSource, Origin, decode};
+use crate::image_file::{ImageError, encode_gray, encode_rgb};
+use crate::regular;
+use crate::sample::{Metadata, Sample};
 use crate::writer::{DatasetWriter, WriteError, WriteOptions};
+use face::guess_face;
+use rows::{Row, read_rows};
 
 pub const SAMPLES_FILE: &str = "samples.jsonl";
 
@@ -46,6 +53,12 @@ pub enum ImportError {
         path: PathBuf,
         source: std::io::Error,
     },
+    #[error(
+        "{} is UTF-16 text; save it as UTF-8 (in Windows editors: UTF-8, with or without a byte \
+         order mark)",
+        path.display()
+    )]
+    Utf16 { path: PathBuf },
     #[error(
         "strict: {} of {} rows of {SAMPLES_FILE} were rejected and {} links dropped, \
          no data set was made; the first: {}",
@@ -80,6 +93,10 @@ pub struct ImportReport {
     pub guessed_boxes: u64,
     /// Accepted rows without a similar image.
     pub alone: u64,
+    /// Accepted rows by rating; "unrated" for those without one.
+    pub ratings: BTreeMap<String, u64>,
+    /// What was changed or guessed, over all rows that were read, accepted or not.
+    pub changes: ChangeCounts,
 }
 
 impl ImportReport {
@@ -89,25 +106,6 @@ impl ImportReport {
             None => "the file has no rows".to_owned(),
         }
     }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Row {
-    id: String,
-    character: String,
-    artists: String,
-    bbox: Option<[f64; 4]>,
-    prompts: String,
-    #[serde(default)]
-    cloths: Vec<String>,
-    similar: Option<Vec<String>>,
-    #[serde(default)]
-    outfit: String,
-    image: String,
-    mask: Option<String>,
-    #[serde(skip)]
-    line: u64,
 }
 
 /// Imports `folder` into a new data set at `url`. `source` is its one-line description.
@@ -148,56 +146,6 @@ pub async fn import(
         });
     }
     Ok((writer.finish().await?, report))
-}
-
-fn read_rows(folder: &Path, report: &mut ImportReport) -> Result<Vec<Row>, ImportError> {
-    let path = folder.join(SAMPLES_FILE);
-    let failed = |source| ImportError::Read {
-        path: path.clone(),
-        source,
-    };
-    let file = std::fs::File::open(&path).map_err(failed)?;
-    let (mut rows, mut ids) = (Vec::new(), BTreeMap::new());
-    for (index, text) in std::io::BufReader::new(file).split(b'\n').enumerate() {
-        let (line, text) = (index as u64 + 1, text.map_err(failed)?);
-        if text.trim_ascii().is_empty() {
-            continue;
-        }
-        report.rows += 1;
-        let parsed = serde_json::from_slice::<Row>(&text)
-            .map_err(|e| e.to_string())
-            .and_then(|row| check_fields(row, line, &mut ids));
-        match parsed {
-            Ok(row) => rows.push(row),
-            Err(reason) => report.rejected.push((line, reason)),
-        }
-    }
-    Ok(rows)
-}
-
-fn check_fields(mut row: Row, line: u64, ids: &mut BTreeMap<String, u64>) -> Result<Row, String> {
-    for (field, value) in [
-        ("id", &row.id),
-        ("character", &row.character),
-        ("artists", &row.artists),
-    ] {
-        if value.trim().is_empty() {
-            return Err(format!("{field} is empty; it is required"));
-        }
-    }
-    row.bbox.map_or(Ok(()), check_box)?;
-    if let Some(first) = ids.get(&row.id) {
-        return Err(format!("id {:?} is also that of line {first}", row.id));
-    }
-    ids.insert(row.id.clone(), line);
-    row.line = line;
-    row.prompts = join_tags(split_tags(&row.prompts));
-    row.cloths = row
-        .cloths
-        .iter()
-        .map(|tag| tag.trim().replace('_', " "))
-        .collect();
-    Ok(row)
 }
 
 /// Groups rows by outfit or by `similar`, in the order of their first lines. Links to missing rows
@@ -251,10 +199,20 @@ fn group_rows(mut rows: Vec<Row>, report: &mut ImportReport) -> Vec<Vec<Row>> {
 /// The valid samples of one group. Their links to invalid rows are dropped.
 fn load_group(folder: &Path, group: Vec<Row>, report: &mut ImportReport) -> Vec<Sample> {
     let mut loaded = Vec::new();
-    for row in group {
-        match load_images(folder, &row) {
+    for mut row in group {
+        let mut changes = std::mem::take(&mut row.changes);
+        let images = load_images(folder, &row, &mut changes);
+        let words: Vec<String> = changes.iter().map(ToString::to_string).collect();
+        let sample = format!("line {}", row.line);
+        report
+            .changes
+            .add(&sample, words.iter().map(String::as_str));
+        row.changes = changes;
+        match images {
             Ok(images) => {
                 report.guessed_boxes += u64::from(row.bbox.is_none());
+                let rating = row.rating.as_deref().unwrap_or(Rating::Unrated.word());
+                *report.ratings.entry(rating.to_owned()).or_insert(0) += 1;
                 loaded.push((row, images));
             }
             Err(reason) => report.rejected.push((row.line, reason)),
@@ -296,6 +254,8 @@ fn load_group(folder: &Path, group: Vec<Row>, report: &mut ImportReport) -> Vec<
                 prompts: row.prompts,
                 cloths: row.cloths,
                 similar,
+                rating: row.rating.unwrap_or_default(),
+                changes: row.changes.iter().map(ToString::to_string).collect(),
                 width: images.width,
                 height: images.height,
                 ..Metadata::default()
@@ -314,97 +274,46 @@ struct Images {
     height: u32,
 }
 
-fn load_images(folder: &Path, row: &Row) -> Result<Images, String> {
+/// Reads a row's image and mask. What was changed or guessed is appended to `changes`, also before
+/// an error.
+fn load_images(folder: &Path, row: &Row, changes: &mut Vec<Change>) -> Result<Images, String> {
     let message = |e: ImageError| e.to_string();
     let bytes = read_inside(folder, "image", &row.image)?;
-    let image = open_image("image", &bytes).map_err(message)?;
-    let (width, height) = (image.width(), image.height());
-    let transparent = image.color().has_alpha();
-    let mask = match &row.mask {
-        Some(path) => load_mask(folder, path, width, height)?,
-        None if transparent => alpha(&image),
-        None => {
-            return Err(
-                "there is no mask: give a mask file, or an image with an alpha channel".to_owned(),
-            );
-        }
+    let mask_bytes = match &row.mask {
+        Some(path) => Some(read_inside(folder, "mask", path)?),
+        None => None,
     };
+    let expect = Expect {
+        what: "image",
+        origin: Origin::File,
+        size: None,
+        face: row.bbox,
+        check: true,
+    };
+    let source = mask_bytes
+        .as_ref()
+        .map_or(MaskSource::Alpha, |bytes| MaskSource::File(bytes));
+    let pixels = decode(&bytes, source, &expect, changes).map_err(message)?;
+    let (width, height) = pixels.image.dimensions();
     let bbox = match row.bbox {
         Some(bbox) => bbox,
         None => {
-            guess_face(&mask).ok_or("the mask is empty, so no face can be guessed; give a bbox")?
+            changes.push(Change::new(ChangeKind::FaceGuessed, ""));
+            guess_face(&pixels.mask)
+                .ok_or("the mask is empty, so no face can be guessed; give a bbox")?
         }
     };
-    let image = if transparent {
-        encode_rgb(flatten(image, Rgb([255, 255, 255]))).map_err(message)?
-    } else {
-        bytes
+    let image = match pixels.stored_as {
+        Some(length) => bytes.slice(..length),
+        None => encode_rgb(pixels.image).map_err(message)?,
     };
     Ok(Images {
         image,
-        mask: encode_gray(mask).map_err(message)?,
+        mask: encode_gray(pixels.mask).map_err(message)?,
         bbox,
         width,
         height,
     })
-}
-
-fn load_mask(folder: &Path, path: &str, width: u32, height: u32) -> Result<GrayImage, String> {
-    let bytes = read_inside(folder, "mask", path)?;
-    let mask = open_image("mask", &bytes)
-        .map_err(|e| e.to_string())?
-        .into_luma8();
-    if mask.dimensions() != (width, height) {
-        let (w, h) = mask.dimensions();
-        return Err(format!(
-            "the mask {path:?} is {w}x{h} pixels, the image is {width}x{height}"
-        ));
-    }
-    Ok(mask)
-}
-
-/// Guesses the face of a row without `bbox`: a square of 0.3 of the figure's height at its upper
-/// end. Thin tips above the head (a raised sword, a feather) are skipped: the head starts at the
-/// first row that is a quarter as wide as the widest.
-fn guess_face(mask: &GrayImage) -> Option<[f64; 4]> {
-    let (width, height) = (f64::from(mask.width()), f64::from(mask.height()));
-    let figure = mask_region(mask)?;
-    let rows: Vec<Vec<u32>> = (figure.y..figure.bottom())
-        .map(|y| {
-            (0..mask.width())
-                .filter(|x| mask.get_pixel(*x, y).0[0] >= 128)
-                .collect()
-        })
-        .collect();
-    let widest = rows.iter().map(Vec::len).max()?;
-    let top = rows.iter().position(|row| row.len() * 4 >= widest)?;
-    let side = (f64::from(figure.height) * 0.3).max(2.0);
-    let mut columns: Vec<u32> = rows
-        .iter()
-        .skip(top)
-        .take(side as usize)
-        .flatten()
-        .copied()
-        .collect();
-    columns.sort_unstable();
-    let centre = f64::from(*columns.get(columns.len() / 2)?) + 0.5;
-    let y = f64::from(figure.y) + top as f64;
-    let clip = |low: f64, high: f64, end: f64| (low.max(0.0), high.min(end));
-    let (left, right) = clip(centre - side / 2.0, centre + side / 2.0, width);
-    let (upper, lower) = clip(y, y + side, height);
-    Some([
-        (left + right) / 2.0 / width,
-        (upper + lower) / 2.0 / height,
-        (right - left) / width,
-        (lower - upper) / height,
-    ])
-}
-
-fn alpha(image: &DynamicImage) -> GrayImage {
-    let rgba = image.to_rgba8();
-    let values = rgba.as_raw().chunks_exact(4).map(|p| p[3]).collect();
-    GrayImage::from_vec(rgba.width(), rgba.height(), values)
-        .expect("one alpha value for each pixel")
 }
 
 /// Reads a file of the folder. A path that leaves the folder is rejected, because import folders
@@ -419,7 +328,7 @@ fn read_inside(folder: &Path, field: &str, path: &str) -> Result<Bytes, String> 
             "{field} {path:?} leaves the folder; write a path inside it"
         ));
     }
-    std::fs::read(folder.join(relative))
+    regular::read(&folder.join(relative))
         .map(Bytes::from)
         .map_err(|e| format!("{field} {path:?} cannot be read: {e}"))
 }

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{StreamExt, TryStreamExt};
+use proto::rating::{Rating, Ratings, left_out_line};
 use proto::spec::{ArchitectureSpec, Data, Pairing};
 
 use crate::cache::Cache;
@@ -59,14 +60,17 @@ pub enum LoadError {
         pinned: String,
     },
     #[error(
-        "nothing to train on in {url:?}: {held_out} of {samples} samples are held out and \
-         {without_similar} have no similar image"
+        "nothing to train on in {url:?}: {held_out} of {samples} samples are held out, \
+         {without_similar} have no similar image{}",
+        left_out.as_ref().map_or(String::new(), |line| format!(", {line}"))
     )]
     NothingToTrain {
         url: String,
         samples: u64,
         held_out: u64,
         without_similar: u64,
+        /// How many samples have ratings that the job does not use.
+        left_out: Option<String>,
     },
     #[error("sample {position} of {url:?} has no similar image to use as reference (pairing b)")]
     NoSimilar { url: String, position: u64 },
@@ -123,6 +127,10 @@ struct Inner {
     data: Data,
     example_config: ExampleConfig,
     rows: Vec<Metadata>,
+    /// The ratings that are used in this data set.
+    ratings: Ratings,
+    /// Samples of other ratings, by rating.
+    left_out: BTreeMap<String, u64>,
     training: Vec<u64>,
     held_out: Vec<u64>,
     order: SampleOrder,
@@ -148,9 +156,14 @@ impl Loader {
         let rows = dataset.scan().await?;
         let references = options.examples.references;
         let needs_similar = references.is_some_and(|it| it.count > 0 && it.pairing == Pairing::B);
+        let rated = rows.iter().any(|row| !row.rating.is_empty());
+        let ratings = data.ratings.in_dataset(rated);
+        let mut left_out = BTreeMap::new();
         let (mut training, mut held_out, mut without_similar) = (Vec::new(), Vec::new(), 0);
         for (position, row) in rows.iter().enumerate() {
-            if needs_similar && row.similar_positions.is_empty() {
+            if !ratings.allow(&row.rating) {
+                *left_out.entry(rating_word(&row.rating)).or_insert(0) += 1;
+            } else if needs_similar && similar(&rows, &ratings, position).next().is_none() {
                 without_similar += 1;
             } else if is_held_out(data.seed, &row.character, data.holdout) {
                 held_out.push(position as u64);
@@ -164,6 +177,7 @@ impl Loader {
                 samples: dataset.len(),
                 held_out: held_out.len() as u64,
                 without_similar,
+                left_out: left_out_line(&left_out, &data.ratings),
             });
         }
         let order = SampleOrder::new(data.seed, training.len() as u64);
@@ -173,6 +187,8 @@ impl Loader {
                 data: data.clone(),
                 example_config: options.examples,
                 rows,
+                ratings,
+                left_out,
                 training,
                 held_out,
                 order,
@@ -203,6 +219,27 @@ impl Loader {
     #[must_use]
     pub fn held_out(&self) -> &[u64] {
         &self.inner.held_out
+    }
+
+    /// Whether a sample has a rating that the job uses.
+    #[must_use]
+    pub fn uses(&self, position: u64) -> bool {
+        let row = usize::try_from(position).ok();
+        let row = row.and_then(|row| self.inner.rows.get(row));
+        row.is_some_and(|row| self.inner.ratings.allow(&row.rating))
+    }
+
+    /// The samples that may be references of a sample in pairing b: its similar images of the
+    /// ratings that the job uses.
+    #[must_use]
+    pub fn similar(&self, position: u64) -> Vec<u64> {
+        self.inner.similar(position)
+    }
+
+    /// How many samples the job leaves out because of their rating; None if it uses all.
+    #[must_use]
+    pub fn left_out(&self) -> Option<String> {
+        left_out_line(&self.inner.left_out, &self.inner.data.ratings)
     }
 
     /// (epoch, position) of the samples `range` within the global batch of `step` (1-based).
@@ -312,7 +349,38 @@ impl Loader {
     }
 }
 
+/// The word of a rating in messages.
+fn rating_word(rating: &str) -> String {
+    let word = if rating.is_empty() {
+        Rating::Unrated.word()
+    } else {
+        rating
+    };
+    word.to_owned()
+}
+
+/// The similar images of a row that have one of these ratings.
+fn similar<'a>(
+    rows: &'a [Metadata],
+    ratings: &'a Ratings,
+    row: usize,
+) -> impl Iterator<Item = u64> + 'a {
+    // A damaged data set may name a position outside; that is an error where it is read.
+    let is_used = |position: &u64| {
+        let row = usize::try_from(*position)
+            .ok()
+            .and_then(|row| rows.get(row));
+        row.is_none_or(|row| ratings.allow(&row.rating))
+    };
+    rows[row].similar_positions.iter().copied().filter(is_used)
+}
+
 impl Inner {
+    fn similar(&self, position: u64) -> Vec<u64> {
+        let row = usize::try_from(position).expect("positions are indices");
+        similar(&self.rows, &self.ratings, row).collect()
+    }
+
     fn example(
         &self,
         groups: &BTreeMap<GroupId, Arc<Vec<Sample>>>,
@@ -331,7 +399,7 @@ impl Inner {
                 &[],
             ));
         };
-        let similar = &target.metadata.similar_positions;
+        let similar = self.similar(position);
         let slots = choose(&references, self.data.seed, epoch, position, similar.len());
         if slots.is_empty() {
             return Err(LoadError::NoSimilar {

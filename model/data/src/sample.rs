@@ -1,6 +1,7 @@
 //! One row of a data set, with the paper's fields (section 3; notes 2.1). Plain data: no I/O, no
 //! decoding. Created by the synthesizer, the import and the Parquet reader.
 
+use crate::names;
 use bytes::Bytes;
 
 /// All fields of a sample except its image and mask.
@@ -26,6 +27,10 @@ pub struct Metadata {
     pub similar: Vec<String>,
     /// Positions of `similar`, in the same order. Set by the writer.
     pub similar_positions: Vec<u64>,
+    /// One of `proto::rating::Rating`'s words; "" if the sample has none.
+    pub rating: String,
+    /// What the import changed or guessed, as `kind=detail` ([`crate::decode::Change`]).
+    pub changes: Vec<String>,
     /// Of image and mask, in pixels.
     pub width: u32,
     pub height: u32,
@@ -42,12 +47,13 @@ pub struct Sample {
     pub mask: Bytes,
 }
 
-/// Tags in the paper's form: alphabetical, without duplicates, joined by ", ".
+/// Tags in the paper's form ([`crate::names`]): lower case with underscores, alphabetical, without
+/// duplicates, joined by ", ".
 #[must_use]
 pub fn join_tags<T: AsRef<str>>(tags: impl IntoIterator<Item = T>) -> String {
     let sorted: std::collections::BTreeSet<String> = tags
         .into_iter()
-        .map(|t| t.as_ref().trim().replace(' ', "_"))
+        .map(|t| names::tag(t.as_ref()))
         .filter(|t| !t.is_empty())
         .collect();
     sorted.into_iter().collect::<Vec<_>>().join(", ")

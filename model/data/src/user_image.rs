@@ -2,14 +2,13 @@
 //! set is. Pure: the caller reads the files. Used by the command line, to check files before they
 //! are stored, and by ranks.
 
-use image::{GrayImage, Rgb, RgbImage};
-
-use crate::image_file::{Decoded, ImageError, flatten, mask_region, open_image};
+use crate::decode::{Change, Expect, MaskSource, Origin, decode};
+use crate::image_file::{Decoded, ImageError};
 use crate::sample::Metadata;
 use crate::verify::check_box;
 
-/// White, like the background in pose prompts.
-const BACKGROUND: Rgb<u8> = Rgb([255, 255, 255]);
+/// What a user's image is called in errors.
+const REFERENCE: &str = "reference";
 
 /// A reference that is not a sample of the data set.
 pub const NO_POSITION: u64 = u64::MAX;
@@ -38,28 +37,6 @@ pub enum UserImageError {
         /// The box in fractions, if it was probably meant in pixels.
         hint: String,
     },
-    #[error(
-        "{mask}: is {found_width}x{found_height} pixels; a mask must have the size of its image, \
-         and {name} is {width}x{height}"
-    )]
-    MaskSize {
-        name: String,
-        mask: String,
-        found_width: u32,
-        found_height: u32,
-        width: u32,
-        height: u32,
-    },
-    #[error(
-        "{mask}: shows no figure for {name} ({width}x{height} pixels); a mask must be white on the \
-         figure"
-    )]
-    EmptyMask {
-        name: String,
-        mask: String,
-        width: u32,
-        height: u32,
-    },
 }
 
 /// A user's image and what is known about it.
@@ -76,33 +53,35 @@ pub struct UserImage<'a> {
 }
 
 impl UserImage<'_> {
-    /// Decodes the image as if it were a sample, on white where it is transparent.
+    /// Decodes the image as the import does: upright, in sRGB, on white where it is transparent.
+    /// What was changed or guessed is appended to `changes`.
     ///
     /// # Errors
     /// A file that is no image, a face box outside the image, or a mask that does not fit it.
-    pub fn decode(&self) -> Result<Decoded, UserImageError> {
-        let name = || self.name.to_owned();
-        let image = open_image("reference", self.bytes).map_err(|source| {
-            let name = name();
-            UserImageError::Image { name, source }
-        })?;
-        let image = flatten(image, BACKGROUND);
-        let (width, height) = image.dimensions();
-        if let Some(face_box) = self.face_box
-            && check_box(face_box).is_err()
-        {
+    pub fn decode(&self, changes: &mut Vec<Change>) -> Result<Decoded, UserImageError> {
+        let face = self.face_box.filter(|it| check_box(*it).is_ok());
+        let expect = Expect {
+            what: REFERENCE,
+            origin: Origin::File,
+            size: None,
+            face,
+            check: true,
+        };
+        let mask = self
+            .mask
+            .map_or(MaskSource::Whole, |(_, bytes)| MaskSource::File(bytes));
+        let pixels = decode(self.bytes, mask, &expect, changes);
+        let pixels = pixels.map_err(|source| self.error(source))?;
+        let (width, height) = pixels.image.dimensions();
+        if let (Some(face_box), None) = (self.face_box, face) {
             return Err(UserImageError::FaceBox {
-                name: name(),
+                name: self.name.to_owned(),
                 face_box: numbers(face_box),
                 width,
                 height,
                 hint: hint(face_box, (width, height)),
             });
         }
-        let mask = match self.mask {
-            None => GrayImage::from_pixel(width, height, image::Luma([255])),
-            Some(mask) => self.decode_mask(mask, &image)?,
-        };
         let metadata = Metadata {
             bbox: self.face_box.unwrap_or_default(),
             width,
@@ -112,41 +91,22 @@ impl UserImage<'_> {
         Ok(Decoded {
             position: NO_POSITION,
             metadata,
-            image,
-            mask,
+            image: pixels.image,
+            mask: pixels.mask,
         })
     }
 
-    fn decode_mask(
-        &self,
-        (mask, bytes): (&str, &[u8]),
-        image: &RgbImage,
-    ) -> Result<GrayImage, UserImageError> {
-        let (name, mask) = (self.name.to_owned(), mask.to_owned());
-        let (width, height) = image.dimensions();
-        let found = match open_image("mask", bytes) {
-            Ok(found) => found.into_luma8(),
-            Err(source) => return Err(UserImageError::Mask { name, mask, source }),
-        };
-        if found.dimensions() != (width, height) {
-            return Err(UserImageError::MaskSize {
+    /// The error with the name of the file that it is about.
+    fn error(&self, source: ImageError) -> UserImageError {
+        let name = self.name.to_owned();
+        match self.mask {
+            Some((mask, _)) if source.file() != REFERENCE => UserImageError::Mask {
                 name,
-                mask,
-                found_width: found.width(),
-                found_height: found.height(),
-                width,
-                height,
-            });
+                mask: mask.to_owned(),
+                source,
+            },
+            _ => UserImageError::Image { name, source },
         }
-        if mask_region(&found).is_none() {
-            return Err(UserImageError::EmptyMask {
-                name,
-                mask,
-                width,
-                height,
-            });
-        }
-        Ok(found)
     }
 }
 
@@ -175,6 +135,7 @@ mod tests {
     use crate::example_data::references;
     use crate::image_file::{encode_gray, encode_rgb};
     use crate::prepare::named_reference;
+    use image::{GrayImage, Rgb, RgbImage};
     use proto::spec::{Clothes, References};
 
     const SKIN: Rgb<u8> = Rgb([250, 220, 200]);
@@ -204,7 +165,7 @@ mod tests {
             face_box,
             mask: mask.as_ref().map(|mask| ("mask.png", mask.as_ref())),
         };
-        image.decode()
+        image.decode(&mut Vec::new())
     }
 
     fn figure() -> GrayImage {
@@ -266,7 +227,8 @@ mod tests {
     #[test]
     fn errors_name_the_file_the_box_and_the_size_of_the_image() {
         let expect = |face_box, mask, message: &str| {
-            assert_eq!(decode(face_box, mask).unwrap_err().to_string(), message);
+            let error = decode(face_box, mask).unwrap_err();
+            assert_eq!(proto::text::chain(&error), message);
         };
         let must = "it must be the face's centre x, centre y, width and height, as fractions of \
                     the image's width and height";
@@ -289,13 +251,13 @@ mod tests {
         expect(
             None,
             Some(GrayImage::new(8, 9)),
-            "mask.png: is 8x9 pixels; a mask must have the size of its image, and me.png is 40x80",
+            "mask.png, the mask of me.png: the mask is 8x9 pixels, the image is 40x80",
         );
         expect(
             None,
             Some(GrayImage::new(40, 80)),
-            "mask.png: shows no figure for me.png (40x80 pixels); a mask must be white on the \
-             figure",
+            "mask.png, the mask of me.png: the mask has no pixel of figure: its only value is 0; the \
+             figure must be 255",
         );
     }
 }

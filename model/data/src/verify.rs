@@ -2,13 +2,15 @@
 //! so one damaged file does not hide the faults of the next. Called by `coordinator dataset
 //! verify`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use proto::rating::Rating;
 use serde::Serialize;
 
 use crate::dataset::{Dataset, DatasetError, GroupId};
-use crate::image_file::decode;
+use crate::decode::{ChangeCounts, Expect, MaskSource, Origin, decode};
+use crate::names;
 use crate::sample::{Metadata, Sample};
 use proto::text::{chain, hex_sha256};
 
@@ -42,6 +44,8 @@ pub struct Verification {
     /// Samples that were read.
     pub samples: u64,
     pub findings: Vec<Finding>,
+    /// What the import changed or guessed; no faults.
+    pub changes: ChangeCounts,
 }
 
 /// Checks files against `dataset.json`, all rows and images, and the index.
@@ -72,6 +76,7 @@ pub async fn verify(dataset: &Dataset) -> Result<Verification, DatasetError> {
     )
     .await;
     let mut rows: BTreeMap<u64, (GroupId, Metadata)> = BTreeMap::new();
+    let mut changes = ChangeCounts::default();
     for (first, group) in dataset.groups().collect::<Vec<_>>() {
         match dataset.rows_of_group(group).await {
             Err(error) => findings.push(file_finding(dataset.path_of(group), chain(&error))),
@@ -83,17 +88,21 @@ pub async fn verify(dataset: &Dataset) -> Result<Verification, DatasetError> {
                         group,
                         row,
                     };
-                    location.check_row(&sample, position, &mut findings);
+                    location.check_row(&sample, &mut findings);
+                    let row = &sample.metadata;
+                    changes.add(&row.id, row.changes.iter().map(String::as_str));
                     rows.insert(position, (group, sample.metadata));
                 }
             }
         }
     }
     check_links(dataset, &rows, &mut findings)?;
+    check_spellings(dataset, &rows, &mut findings)?;
     check_index(dataset, &rows, &mut findings).await;
     Ok(Verification {
         samples: rows.len() as u64,
         findings,
+        changes,
     })
 }
 
@@ -112,23 +121,50 @@ impl RowLocation<'_> {
         }
     }
 
-    fn check_row(&self, sample: &Sample, position: u64, findings: &mut Vec<Finding>) {
+    fn check_row(&self, sample: &Sample, findings: &mut Vec<Finding>) {
         let row = &sample.metadata;
         let mut report = |what: String| findings.push(self.finding(&row.id, what));
-        if let Err(error) = decode(sample, position) {
+        let box_fault = check_box(row.bbox).err();
+        let expect = Expect {
+            what: "image",
+            origin: Origin::Stored,
+            size: Some((row.width, row.height)),
+            face: box_fault.is_none().then_some(row.bbox),
+            check: true,
+        };
+        let mut pending = Vec::new();
+        let mask = MaskSource::File(&sample.mask);
+        if let Err(error) = decode(&sample.image, mask, &expect, &mut pending) {
             report(error.to_string());
         }
-        if let Err(reason) = check_box(row.bbox) {
+        for change in pending.iter().filter(|it| it.kind.is_fault_of_stored()) {
+            let what = change.sentence();
+            report(format!(
+                "an import would change it today, so import it again: {what}"
+            ));
+        }
+        if let Some(reason) = box_fault {
             report(reason);
         }
-        for (field, value) in [
-            ("id", &row.id),
-            ("character", &row.character),
-            ("artists", &row.artists),
+        for (field, value, cleaned) in [
+            ("id", &row.id, names::id(&row.id)),
+            ("character", &row.character, names::name(&row.character)),
+            ("artists", &row.artists, names::name(&row.artists)),
         ] {
-            if value.is_empty() {
-                report(format!("{field} is empty"));
+            match cleaned {
+                Err(reason) => report(format!("{field} {reason}")),
+                Ok(cleaned) if cleaned != *value => report(format!(
+                    "{field} is {value:?}; an import writes {cleaned:?} today (white space, invisible \
+                     characters, Unicode form NFC)"
+                )),
+                Ok(_) => {}
             }
+        }
+        if Rating::parse(&row.rating).is_none() {
+            report(format!(
+                "rating is {:?}; it must be general, sensitive, questionable, explicit, or empty",
+                row.rating
+            ));
         }
     }
 }
@@ -228,6 +264,45 @@ fn check_links(
                 Some(_) => None,
             };
             findings.extend(fault.map(|what| location.finding(&row.id, what)));
+        }
+    }
+    Ok(())
+}
+
+/// Finds characters and artists that are spelled in several ways. Each spelling would be a character
+/// of its own: `holdout` could hide one and train on the other.
+fn check_spellings(
+    dataset: &Dataset,
+    rows: &BTreeMap<u64, (GroupId, Metadata)>,
+    findings: &mut Vec<Finding>,
+) -> Result<(), DatasetError> {
+    type Field = (&'static str, fn(&Metadata) -> &String);
+    let fields: [Field; 2] = [
+        ("character", |it| &it.character),
+        ("artists", |it| &it.artists),
+    ];
+    for (field, of) in fields {
+        let mut first: BTreeMap<String, &String> = BTreeMap::new();
+        let mut reported: BTreeSet<&String> = BTreeSet::new();
+        for (position, (group, row)) in rows {
+            let name = of(row);
+            let spelling = *first.entry(names::key(name)).or_insert(name);
+            if spelling == name || !reported.insert(name) {
+                continue;
+            }
+            let (_, row_in_group) = dataset.group_of(*position)?;
+            let location = RowLocation {
+                dataset,
+                group: *group,
+                row: row_in_group,
+            };
+            findings.push(location.finding(
+                &row.id,
+                format!(
+                    "{field} {name:?} differs from {spelling:?} only in case or spaces; an import \
+                     writes one spelling today"
+                ),
+            ));
         }
     }
     Ok(())

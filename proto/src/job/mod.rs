@@ -11,6 +11,7 @@ use crate::architecture::fields::Written;
 use crate::duration;
 use crate::id::JobId;
 use crate::location;
+use crate::rating::Ratings;
 use crate::sample::{ImageSource, NamedReference, SampleWork, Weights};
 use crate::spec::{JobSpec, Optimizer, Resources, Train, TrainWork, Work};
 use raw::{
@@ -179,6 +180,10 @@ fn training_toml(work: &TrainWork) -> TrainingToml {
     written.put("data.resolution", data.resolution);
     written.put("data.prompt_drop", data.prompt_drop);
     written.put("data.holdout", data.holdout);
+    // Older releases do not know the field, so only jobs that use it name it.
+    if data.ratings != Ratings::default() {
+        written.put("data.ratings", &data.ratings);
+    }
     written.put("data.seed", data.seed);
     written.put("model.architecture", model.architecture.kind());
     if let Some(init) = &model.init {

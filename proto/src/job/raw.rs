@@ -2,6 +2,7 @@
 //! form is [`crate::spec::JobSpec`]; [`super::check`] converts between them.
 
 use crate::architecture::{Latents, NoiseKind, Prediction};
+use crate::rating::Rating;
 use crate::sample::{Concept, SampleMethod, SamplePrompt};
 use crate::spec::{
     Architecture, Clothes, Component, Decay, DeviceKind, LossWeighting, OnFailedUnit, OnNonfinite,
@@ -117,6 +118,7 @@ pub(super) struct DataToml {
     pub(super) reference_scale: Option<f64>,
     pub(super) multitask_reconstruction: Option<f64>,
     pub(super) holdout: Option<f64>,
+    pub(super) ratings: Option<Vec<Rating>>,
     pub(super) seed: Option<u64>,
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 mod combination;
 mod noise;
 mod pairing;
+mod ratings;
 mod work;
 
 const GOOD: &str = r#"name = "demo"

@@ -412,6 +412,7 @@ fn spec(job: &PlannedJob) -> JobSpec {
         resolution: 8,
         prompt_drop: 0.5,
         holdout: 0.0,
+        ratings: proto::rating::Ratings::default(),
         seed: job.seed,
     };
     let train = Train {

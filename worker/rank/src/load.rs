@@ -38,5 +38,9 @@ pub(crate) fn build(rank: &Rank<'_>, spec: &TrainWork, device: Device) -> anyhow
 pub(crate) async fn open_data(spec: &TrainWork, version: &str) -> anyhow::Result<Loader> {
     let version = Some(version.to_owned());
     let options = LoaderOptions::new(&spec.model.architecture, CACHE_BYTES, version);
-    Ok(Loader::open(&spec.data, options).await?)
+    let loader = Loader::open(&spec.data, options).await?;
+    if let Some(left_out) = loader.left_out() {
+        tracing::info!("{left_out}");
+    }
+    Ok(loader)
 }

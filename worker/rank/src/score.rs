@@ -60,7 +60,8 @@ impl Identities {
         if held_out.has_enough() {
             return held_out;
         }
-        let all: Vec<u64> = (0..loader.rows().len() as u64).collect();
+        let all = 0..loader.rows().len() as u64;
+        let all: Vec<u64> = all.filter(|position| loader.uses(*position)).collect();
         Self::new(loader, &all, seed)
     }
 

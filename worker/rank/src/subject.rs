@@ -40,7 +40,7 @@ pub(crate) enum Origin {
 }
 
 impl Origin {
-    fn of_file(named: &NamedReference) -> anyhow::Result<Self> {
+    fn of_file(named: &NamedReference, changes: Vec<String>) -> anyhow::Result<Self> {
         let ImageSource::File {
             name,
             sha256,
@@ -56,6 +56,7 @@ impl Origin {
             face_box: *face_box,
             mask: mask.clone(),
             assumed: named.assumption(),
+            changes,
         }))
     }
 }
@@ -71,6 +72,9 @@ pub(crate) struct UserFile {
     mask: Option<MaskFile>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     assumed: Option<String>,
+    /// What was changed or guessed to read it, as `kind=detail`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    changes: Vec<String>,
 }
 
 /// A sample, and the epoch that seeds its random choices.
@@ -143,6 +147,14 @@ pub(crate) async fn from_request(
                         data.dataset
                     )
                 })?;
+                let rating = &loader.rows()[position].rating;
+                ensure!(
+                    loader.uses(position as u64),
+                    "the reference {id:?} of {} is rated {}, and data.ratings of the trained job is {}",
+                    data.dataset,
+                    if rating.is_empty() { "unrated" } else { rating },
+                    data.ratings
+                );
                 let decoded = loader.decoded(position as u64).await?;
                 let reference = named_reference(
                     settings,
@@ -155,12 +167,12 @@ pub(crate) async fn from_request(
                 (reference, Origin::Sample(id.clone()))
             }
             ImageSource::File { name, .. } => {
-                let decoded = read_image(store_url, request, &named.from)
+                let (decoded, changes) = read_image(store_url, request, &named.from)
                     .await
                     .with_context(|| format!("reference {name}"))?;
                 let seeds = (seed, slot as u64);
                 let reference = of_file(settings, data.resolution, named, decoded, seeds);
-                (reference, Origin::of_file(named)?)
+                (reference, Origin::of_file(named, changes)?)
             }
         };
         references.push(reference);
@@ -209,12 +221,12 @@ fn of_file(
     }
 }
 
-/// Reads a user's image, and its mask if it has one.
+/// Reads a user's image, and its mask if it has one. Also what was changed to read them.
 async fn read_image(
     store_url: &str,
     request: &SampleWork,
     source: &ImageSource,
-) -> anyhow::Result<Decoded> {
+) -> anyhow::Result<(Decoded, Vec<String>)> {
     let ImageSource::File {
         name,
         sha256,
@@ -236,7 +248,9 @@ async fn read_image(
         face_box: *face_box,
         mask: mask.map(|(mask, bytes)| (mask.name.as_str(), bytes.as_ref())),
     };
-    Ok(image.decode()?)
+    let mut changes = Vec::new();
+    let decoded = image.decode(&mut changes)?;
+    Ok((decoded, changes.iter().map(ToString::to_string).collect()))
 }
 
 /// Reads a file that `coordinator sample` stored with the trained job.

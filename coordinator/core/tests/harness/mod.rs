@@ -514,6 +514,7 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
         resolution: 64,
         prompt_drop: 0.5,
         holdout: 0.1,
+        ratings: proto::rating::Ratings::default(),
         seed: 1,
     };
     let train = Train {

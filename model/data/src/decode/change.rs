@@ -3,6 +3,7 @@
 //! those are in [`ChangeKind::title`].
 
 use serde::{Serialize, Serializer};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// One change, or one guess, about one sample.
@@ -17,6 +18,69 @@ impl Change {
     pub fn new(kind: ChangeKind, detail: impl Into<String>) -> Self {
         let detail = detail.into();
         Self { kind, detail }
+    }
+}
+
+impl Change {
+    /// For people.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        let title = self.kind.title();
+        if self.detail.is_empty() {
+            return title.to_owned();
+        }
+        format!("{title} ({})", self.detail)
+    }
+}
+
+/// How many samples have a kind of change.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ChangeCount {
+    pub samples: u64,
+    /// One of them, and the detail.
+    pub example: String,
+}
+
+/// Counts by the name of the kind, which may be of a later release.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct ChangeCounts(pub BTreeMap<String, ChangeCount>);
+
+impl ChangeCounts {
+    /// Counts the changes of one sample, each kind once. `sample` names it in an example.
+    pub fn add<'a>(&mut self, sample: &str, changes: impl IntoIterator<Item = &'a str>) {
+        let mut seen: Vec<&str> = Vec::new();
+        for change in changes {
+            let (name, detail) = change.split_once('=').unwrap_or((change, ""));
+            if seen.contains(&name) {
+                continue;
+            }
+            seen.push(name);
+            let count = self.0.entry(name.to_owned()).or_default();
+            count.samples += 1;
+            if count.samples == 1 {
+                count.example = match detail {
+                    "" => sample.to_owned(),
+                    detail => format!("{sample}: {detail}"),
+                };
+            }
+        }
+    }
+
+    /// A line for each kind.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        let line = |(name, count): (&String, &ChangeCount)| {
+            let title = match ChangeKind::parse(name) {
+                Some(kind) => kind.title(),
+                None => name,
+            };
+            format!(
+                "{}: {title} (for instance {})",
+                count.samples, count.example
+            )
+        };
+        self.0.iter().map(line).collect()
     }
 }
 
@@ -85,6 +149,7 @@ kinds! {
     Spelling, "spelling", "name that differs from an earlier one only in case or spaces: the earlier spelling is used";
     Tags, "tags", "tags cleaned (lower case, underscores, Unicode form NFC), sorted or made unique";
     Rating, "rating", "short or capitalised rating spelled out";
+    ByteOrderMark, "byte-order-mark", "byte order mark (BOM) at the start of a line skipped";
 }
 
 impl ChangeKind {
@@ -92,5 +157,27 @@ impl ChangeKind {
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|kind| kind.name() == name)
+    }
+
+    /// True if the pixels of the image are no longer those of its file.
+    pub(super) fn rewrites_image(self) -> bool {
+        matches!(
+            self,
+            Self::Orientation | Self::Profile | Self::Frame | Self::Transparency | Self::Depth
+        )
+    }
+
+    /// True if a row of a data set with this change pending shows the model something else than its
+    /// author saw: a fault of the data set, which another import repairs.
+    #[must_use]
+    pub fn is_fault_of_stored(self) -> bool {
+        matches!(
+            self,
+            Self::Orientation
+                | Self::Profile
+                | Self::MaskNumbers
+                | Self::MaskColours
+                | Self::MaskDepth
+        )
     }
 }

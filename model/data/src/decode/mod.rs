@@ -5,12 +5,20 @@
 //! error that names it.
 
 mod change;
+mod colour;
+mod complete;
+mod huffman;
+mod jpeg;
+mod mask;
+mod orientation;
+mod raw;
 
-use image::{GrayImage, Rgb, RgbImage};
+use image::{DynamicImage, GrayImage, Rgb, RgbImage};
 
-pub use change::{Change, ChangeKind};
+pub use change::{Change, ChangeCount, ChangeCounts, ChangeKind};
 
-use crate::image_file::{ImageError, flatten, open_image};
+use crate::image_file::{ImageError, flatten};
+use raw::Raw;
 
 /// Transparent images are composited over white, like the background in pose prompts.
 const BACKGROUND: Rgb<u8> = Rgb([255, 255, 255]);
@@ -49,8 +57,8 @@ pub struct Expect {
     /// The face: centre x, centre y, width, height as fractions. It must show a pixel of the
     /// figure.
     pub face: Option<[f64; 4]>,
-    /// False: a mask is accepted whatever it shows. The loader's rows were checked at import.
-    pub check_mask: bool,
+    /// False: only what the pixels need is checked. The loader's rows were checked at import.
+    pub check: bool,
 }
 
 /// An image and the mask of its figure.
@@ -59,9 +67,9 @@ pub struct Pixels {
     pub image: RgbImage,
     /// Same size; 255 on the figure.
     pub mask: GrayImage,
-    /// True if the image's file, decoded as [`Origin::Stored`], gives these pixels, so that it can
-    /// be stored as it is.
-    pub file_is_image: bool,
+    /// The first bytes of the image's file that give these pixels as [`Origin::Stored`], so that
+    /// they can be stored as they are. None: the pixels were changed.
+    pub stored_as: Option<usize>,
 }
 
 /// Decodes an image and its mask. What was changed or guessed is appended to `changes`, also before
@@ -76,37 +84,162 @@ pub fn decode(
     expect: &Expect,
     changes: &mut Vec<Change>,
 ) -> Result<Pixels, ImageError> {
-    let _ = changes;
-    let decoded = open_image(expect.what, image)?;
-    let alpha = decoded.color().has_alpha();
+    let is_file = expect.origin == Origin::File;
+    let begun = changes.len();
+    let raw = raw::read(expect.what, image, is_file || expect.check)?;
+    let end = image.len() - raw.trailing;
+    let (pixels, turned) = if is_file {
+        as_shown(raw, "", changes)
+    } else {
+        (as_stored(raw, expect.check, changes), false)
+    };
+    let alpha = pixels.color().has_alpha().then(|| mask::alpha_of(&pixels));
+    let is_transparent = |it: &GrayImage| it.as_raw().iter().any(|it| *it != u8::MAX);
+    let alpha = alpha.filter(is_transparent);
+    if is_file && alpha.is_some() {
+        changes.push(Change::new(ChangeKind::Transparency, ""));
+    }
+    let is_rewritten = changes[begun..].iter().any(|it| it.kind.rewrites_image());
+    let image = flatten(pixels, BACKGROUND);
+    let size = expect.size.unwrap_or(image.dimensions());
+    same_size(expect.what, image.dimensions(), size)?;
     let mask = match mask {
-        MaskSource::File(bytes) => open_image("mask", bytes)?.into_luma8(),
-        MaskSource::Alpha => alpha_of(&decoded.to_rgba8()),
-        MaskSource::Whole => {
-            GrayImage::from_pixel(decoded.width(), decoded.height(), image::Luma([255]))
+        MaskSource::Whole => GrayImage::from_pixel(size.0, size.1, image::Luma([255])),
+        MaskSource::Alpha => of_alpha(alpha, expect, changes)?,
+        MaskSource::File(bytes) => {
+            let mask = of_file(bytes, expect, changes)?;
+            let found = mask.dimensions();
+            if is_file && found != size {
+                return Err(ImageError::MaskSize {
+                    found,
+                    size,
+                    turned: turned && found == (size.1, size.0),
+                });
+            }
+            same_size("mask", found, size)?;
+            check("mask", &mask, expect)?;
+            mask
         }
     };
-    let image = flatten(decoded, BACKGROUND);
-    let (width, height) = expect.size.unwrap_or(image.dimensions());
-    for (what, found) in [("image", image.dimensions()), ("mask", mask.dimensions())] {
-        if found != (width, height) {
-            return Err(ImageError::Size {
-                what,
-                found_width: found.0,
-                found_height: found.1,
-                width,
-                height,
-            });
-        }
-    }
     Ok(Pixels {
         image,
         mask,
-        file_is_image: !alpha,
+        stored_as: (!is_rewritten).then_some(end),
     })
 }
 
-fn alpha_of(image: &image::RgbaImage) -> GrayImage {
-    let values = image.as_raw().chunks_exact(4).map(|it| it[3]).collect();
-    GrayImage::from_vec(image.width(), image.height(), values).expect("one alpha for each pixel")
+/// An image as a viewer shows it: upright and in sRGB, 8 bits per channel. Also whether it was
+/// turned. `of` begins each detail, to say which file it is about.
+fn as_shown(raw: Raw, of: &str, changes: &mut Vec<Change>) -> (DynamicImage, bool) {
+    let mut note = |kind, detail: String| changes.push(Change::new(kind, format!("{of}{detail}")));
+    let orientation = orientation::of(&raw);
+    if let Some(frame) = raw.frame {
+        note(ChangeKind::Frame, frame);
+    }
+    if raw.trailing > 0 {
+        note(ChangeKind::Trailing, String::new());
+    }
+    if raw.cmyk {
+        note(ChangeKind::Cmyk, String::new());
+    }
+    let mut pixels = raw.pixels;
+    if is_wide(&pixels) {
+        note(ChangeKind::Depth, String::new());
+        pixels = narrow(pixels);
+    }
+    if let Some(change) = raw.profile.and_then(|it| colour::to_srgb(&mut pixels, &it)) {
+        note(change.kind, change.detail);
+    }
+    let turned = orientation.is_some();
+    if let Some((orientation, found)) = orientation {
+        note(ChangeKind::Orientation, found);
+        pixels.apply_orientation(orientation);
+    }
+    (pixels, turned)
+}
+
+/// The image of a row, as it is. With `check`, reports what an import would do to it today.
+fn as_stored(raw: Raw, check: bool, changes: &mut Vec<Change>) -> DynamicImage {
+    if !check {
+        return raw.pixels;
+    }
+    let pixels = raw.pixels.clone();
+    let _ = as_shown(raw, "", changes);
+    pixels
+}
+
+fn is_wide(pixels: &DynamicImage) -> bool {
+    pixels.color().bytes_per_pixel() > pixels.color().channel_count()
+}
+
+fn narrow(pixels: DynamicImage) -> DynamicImage {
+    match (pixels.color().has_color(), pixels.color().has_alpha()) {
+        (true, true) => pixels.into_rgba8().into(),
+        (true, false) => pixels.into_rgb8().into(),
+        (false, true) => pixels.into_luma_alpha8().into(),
+        (false, false) => pixels.into_luma8().into(),
+    }
+}
+
+/// The mask that the alpha channel of a transparent image gives.
+fn of_alpha(
+    alpha: Option<GrayImage>,
+    expect: &Expect,
+    changes: &mut Vec<Change>,
+) -> Result<GrayImage, ImageError> {
+    let alpha = alpha.ok_or(ImageError::NoMask)?;
+    check("alpha channel", &alpha, expect)?;
+    changes.push(Change::new(ChangeKind::MaskAlpha, ""));
+    Ok(alpha)
+}
+
+/// The mask that a file of its own gives.
+fn of_file(
+    bytes: &[u8],
+    expect: &Expect,
+    changes: &mut Vec<Change>,
+) -> Result<GrayImage, ImageError> {
+    let is_file = expect.origin == Origin::File;
+    let mut raw = raw::read("mask", bytes, is_file || expect.check)?;
+    if !is_file && !expect.check {
+        return Ok(raw.pixels.into_luma8());
+    }
+    // Its values are no colours, and its depth is part of their meaning.
+    raw.profile = None;
+    let values = raw.pixels.clone();
+    raw.pixels = DynamicImage::new_luma8(1, 1);
+    let orientation = orientation::of(&raw);
+    let _ = as_shown(raw, "mask: ", changes);
+    let read = mask::read(&values, || raw::png_indices(bytes), changes);
+    let mut mask = DynamicImage::ImageLuma8(read.map_err(|reason| ImageError::Mask {
+        what: "mask",
+        reason,
+    })?);
+    if !is_file {
+        return Ok(values.into_luma8());
+    }
+    if let Some((orientation, _)) = orientation {
+        mask.apply_orientation(orientation);
+    }
+    Ok(mask.into_luma8())
+}
+
+fn check(what: &'static str, mask: &GrayImage, expect: &Expect) -> Result<(), ImageError> {
+    if !expect.check {
+        return Ok(());
+    }
+    mask::check(mask, expect.face).map_err(|reason| ImageError::Mask { what, reason })
+}
+
+fn same_size(what: &'static str, found: (u32, u32), size: (u32, u32)) -> Result<(), ImageError> {
+    if found == size {
+        return Ok(());
+    }
+    Err(ImageError::Size {
+        what,
+        found_width: found.0,
+        found_height: found.1,
+        width: size.0,
+        height: size.1,
+    })
 }

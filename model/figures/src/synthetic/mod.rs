@@ -29,6 +29,7 @@ use model_data::order::SampleOrder;
 use model_data::random::hash_words;
 use model_data::sample::{Metadata, Sample, join_tags};
 use pose::Shot;
+use proto::rating::Rating;
 
 /// How many other images of its identity a sample lists as similar.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,6 +150,7 @@ fn identity(options: &SynthesizeOptions, character_index: u32, outfit_index: u32
                 similar: others.into_iter().map(id).collect(),
                 width: options.size,
                 height: options.size,
+                rating: Rating::General.word().to_owned(),
                 ..Metadata::default()
             };
             sample(base, artist, &character, &outfit, &mut rng)

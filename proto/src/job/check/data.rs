@@ -2,6 +2,7 @@
 
 use crate::job::faults::Faults;
 use crate::job::raw::DataToml;
+use crate::rating::{Rating, Ratings};
 use crate::spec::Data;
 use std::path::Path;
 
@@ -11,6 +12,7 @@ pub(super) fn data(raw: &DataToml, directory: Option<&Path>, faults: &mut Faults
         resolution: raw.resolution,
         prompt_drop: raw.prompt_drop.unwrap_or(0.5),
         holdout: raw.holdout.unwrap_or(0.0),
+        ratings: ratings(raw.ratings.as_deref(), faults),
         seed: raw.seed.unwrap_or(0),
     };
     faults.fraction("data.prompt_drop", data.prompt_drop);
@@ -24,6 +26,17 @@ pub(super) fn data(raw: &DataToml, directory: Option<&Path>, faults: &mut Faults
         format!("is {}; it must be at most 4096", data.resolution)
     });
     data
+}
+
+fn ratings(raw: Option<&[Rating]>, faults: &mut Faults) -> Ratings {
+    let Some(raw) = raw else {
+        return Ratings::default();
+    };
+    faults.need(!raw.is_empty(), "data.ratings", || {
+        "is []; it must name at least one of general, sensitive, questionable, explicit, unrated"
+            .to_owned()
+    });
+    Ratings::new(raw.iter().copied())
 }
 
 /// Returns a URL unchanged, and a path as an absolute `file://` URL.

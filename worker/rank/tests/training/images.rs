@@ -301,7 +301,7 @@ fn a_users_file_with_its_face_and_mask_is_cut_as_a_sample_is() {
         (
             "tiny-1-sample-4",
             work(face_box, Some(&small)),
-            "small.png: is 8x8 pixels; a mask must have the size of its image, and me.png is 40x40",
+            "small.png, the mask of me.png: the mask is 8x8 pixels, the image is 40x40",
         ),
     ] {
         let assignment = world.sampling(&world.assignment, job, &work, None);
