@@ -8,6 +8,15 @@ pub(crate) fn log(event: &Event) {
     match event {
         Event::WorkerUp { worker } => tracing::info!(%worker, "worker is up"),
         Event::WorkerDown { worker, reason } => tracing::warn!(%worker, %reason, "worker is down"),
+        Event::WorkersForgotten { workers } => {
+            let first = workers.first().map(|it| it.name.as_str());
+            let count = workers.len();
+            tracing::info!(
+                count,
+                first,
+                "workers that never held anything are forgotten"
+            );
+        }
         Event::JobQueued { job, reason } => tracing::info!(%job, %reason, "job is queued"),
         Event::GenerationFormed {
             job,

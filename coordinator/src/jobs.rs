@@ -107,6 +107,13 @@ impl Jobs {
         Ok(archived.into_iter().map(|it| it.record).collect())
     }
 
+    /// The number of ended jobs of this team, and of all.
+    pub(crate) async fn ended(&self, team: &str) -> Result<(u64, u64), JobsError> {
+        let (own, all) = self.handle.ended(team.to_owned()).await?;
+        let (archived_own, archived_all) = self.store.archived_of(team);
+        Ok((own + archived_own, all + archived_all))
+    }
+
     /// Records of the archived jobs that a job names.
     pub(crate) async fn archived_names(&self, spec: &JobSpec) -> Result<Vec<JobRecord>, JobsError> {
         let read = spec.work.sampling().map(|sample| &sample.job);

@@ -5,9 +5,13 @@
 use crate::store::{StateError, StateStore, last_key, logs_prefix, ordered, steps_prefix};
 use prost::Message;
 use proto::id::JobId;
+use proto::limits::cut;
 use proto::pb;
 use slatedb::WriteBatch;
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Log lines stored per job; older ones are deleted.
@@ -16,6 +20,8 @@ pub(crate) const LOG_LINES_MAX: u64 = 20_000;
 const LINE_BYTES_MAX: usize = 4096;
 const QUEUE_MAX: usize = 8192;
 const BATCH_MAX: usize = 512;
+/// Between two warnings about dropped entries.
+const WARN_EVERY: Duration = Duration::from_secs(10);
 
 /// Cheap to clone; all clones write one journal.
 #[derive(Debug, Clone)]
@@ -24,6 +30,28 @@ pub(crate) struct Journal {
     /// Number of batches written. Readers that follow a log wait for it to change.
     written: watch::Receiver<u64>,
     store: StateStore,
+    dropped: Arc<Dropped>,
+}
+
+/// Entries for which the queue had no room, counted so that one warning says how many.
+#[derive(Debug, Default)]
+struct Dropped(Mutex<(u64, Option<Instant>)>);
+
+impl Dropped {
+    fn add(&self, job: &JobId, what: &str) {
+        let mut count = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        count.0 += 1;
+        if count.1.is_none_or(|last| WARN_EVERY <= last.elapsed()) {
+            let dropped = std::mem::take(&mut count.0);
+            count.1 = Some(Instant::now());
+            tracing::warn!(
+                dropped,
+                %job,
+                "entries of the journal come faster than the store takes them; the last dropped \
+                 one is a {what} of this job"
+            );
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -55,6 +83,7 @@ impl Journal {
             entries,
             written,
             store,
+            dropped: Arc::default(),
         }
     }
 
@@ -68,11 +97,11 @@ impl Journal {
 
     /// Never waits.
     pub(crate) fn log(&self, job: &JobId, mut line: pb::LogLine) {
-        if LINE_BYTES_MAX < line.text.len() {
-            let boundary = |it: &usize| line.text.is_char_boundary(*it);
-            let end = (0..=LINE_BYTES_MAX).rev().find(boundary).unwrap_or(0);
-            line.text.truncate(end);
-            line.text.push('…');
+        line.text = cut(&line.text, LINE_BYTES_MAX);
+        // One job's lines must not displace another job's steps.
+        if self.entries.capacity() < QUEUE_MAX / 2 {
+            self.dropped.add(job, "log line");
+            return;
         }
         self.offer(Entry::Log {
             job: job.clone(),
@@ -81,11 +110,10 @@ impl Journal {
     }
 
     fn offer(&self, entry: Entry) {
-        if self.entries.try_send(entry).is_err() {
-            tracing::warn!(
-                queue = QUEUE_MAX,
-                "journal queue is full, a step or log line was dropped"
-            );
+        if let Err(TrySendError::Full(Entry::Step { job, .. } | Entry::Log { job, .. })) =
+            self.entries.try_send(entry)
+        {
+            self.dropped.add(&job, "step or log line");
         }
     }
 

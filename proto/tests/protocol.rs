@@ -186,8 +186,13 @@ fn an_order_that_protocol_7_cannot_carry_out_is_refused_by_name() {
         detect_within_ms: 3000,
     };
     let seen = pb::DesiredState::decode(&next.encode_to_vec()[..]).unwrap();
-    let error = DesiredState::try_from(seen).unwrap_err().to_string();
-    assert!(error.contains("run"), "{error}");
+    let state = DesiredState::try_from(seen).unwrap();
+    assert_eq!(state.assignments, []);
+    let [refusal] = state.refused.as_slice() else {
+        panic!("{:?}", state.refused)
+    };
+    assert_eq!((refusal.job.0.as_str(), refusal.ranks), ("demo-1", 1));
+    assert!(refusal.error.contains("`run`"), "{}", refusal.error);
 }
 
 /// A job that uses a field of protocol 8 is refused by the older side, by the field's name.

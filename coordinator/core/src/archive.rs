@@ -9,7 +9,7 @@ use crate::machine::{Coordinator, parse_record};
 use crate::outbox::Outbox;
 use crate::record::{JobPhase, JobRecord, Millis, Record};
 use proto::id::JobId;
-use proto::job::overrides::{Override, check_progress};
+use proto::job::overrides::{Override, check_limits, check_progress};
 use proto::ledger::Line;
 use proto::reason::Waiting;
 use std::collections::BTreeSet;
@@ -176,6 +176,8 @@ impl Coordinator {
         };
         record.overrides.extend(new.iter().cloned());
         let spec = parse_record(&record)?;
+        check_limits(&spec, &record.overrides)?;
+        self.check_waiting(&spec.resources.team)?;
         let committed = record.checkpoints.last().map_or(0, |last| last.step.0);
         check_progress(&spec, committed)?;
         let trained_s = record.trained_ms / 1000;

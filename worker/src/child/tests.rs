@@ -1,6 +1,7 @@
 //! Rank processes as seen by the daemon: how they exit, and what is sent over their sockets.
 #![allow(clippy::unwrap_used)]
 use super::*;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Step};
 use proto::message::{GangOrder, RankPhase, Run, UnitReport};
@@ -104,7 +105,7 @@ async fn a_process_that_fails_is_reported_with_its_status_last_line_and_output()
     );
     let mut lines: Vec<String> = fixture
         .logs
-        .take()
+        .take(usize::MAX)
         .into_iter()
         .map(|line| line.text)
         .collect();
