@@ -1,11 +1,11 @@
 //! Rank processes as seen by the daemon: how they exit, and what is sent over their sockets.
 #![allow(clippy::unwrap_used)]
 use super::*;
-use tokio::io::{AsyncBufReadExt, BufReader};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Step};
 use proto::message::{GangOrder, RankPhase, Run, UnitReport};
 use std::os::unix::fs::PermissionsExt;
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 fn key() -> RankKey {
     RankKey {
