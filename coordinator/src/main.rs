@@ -26,6 +26,8 @@ mod time;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
+mod limit_tests;
+#[cfg(test)]
 mod serve_tests;
 
 use anyhow::Context;

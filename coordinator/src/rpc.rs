@@ -20,7 +20,7 @@ use crate::store::StateError;
 use crate::streams::{Reader, Replies, Streams, caller};
 use coordinator_core::event::{Input, Reply, RequestId};
 use proto::id::JobId;
-use proto::limits::{TEXT_BYTES, cut};
+use proto::limits::{NAMED_BYTES, TEXT_BYTES, cut};
 use proto::pb;
 use proto::phase::{Phase, is_over};
 use proto::spec::{JobSpec, Work};
@@ -329,6 +329,13 @@ impl pb::control_server::Control for ControlService {
             }));
         }
         let archived = self.jobs.archived_names(&spec).await.map_err(failed)?;
+        let bytes: usize = archived.iter().map(|job| job.job_toml.len()).sum();
+        if NAMED_BYTES < bytes {
+            return Err(Status::failed_precondition(format!(
+                "{file}: the archived jobs that it names have {bytes} bytes of text in all; at \
+                 most {NAMED_BYTES} are accepted"
+            )));
+        }
         let reply = self
             .handle
             .request(move |request| Input::Submit {

@@ -167,7 +167,7 @@ impl StateStore {
     async fn load_teams(&self) -> Result<(), StateError> {
         let mut after = None;
         loop {
-            let page = self.archive(after.as_ref(), PURGE_BATCH).await?;
+            let page = self.archive(after.as_ref(), crate::jobs::PAGE).await?;
             let Some(last) = page.last() else {
                 return Ok(());
             };

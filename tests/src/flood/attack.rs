@@ -63,7 +63,7 @@ impl Tally {
 #[derive(Debug)]
 pub(crate) struct Attack {
     stop: Arc<AtomicBool>,
-    /// Rounds that it has completed.
+    /// Rounds that it has completed, since it is at full strength.
     rounds: Arc<AtomicU64>,
     thread: JoinHandle<Result<Tally>>,
 }
@@ -214,7 +214,10 @@ impl Flood {
                     connected &= !answer.as_ref().is_err_and(broken);
                     self.tally.count(answer);
                 }
-                self.round();
+                // Jobs that are stored are a flood only when there is no room for more.
+                if dry_run || 0 < self.tally.refused {
+                    self.round();
+                }
             }
         }
         Ok(())
