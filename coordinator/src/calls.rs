@@ -3,6 +3,7 @@
 //! not wait. Around the service of commands; called by tonic.
 
 use crate::connections::Peer;
+use crate::log_limit::LogLimit;
 use proto::limits::{ERROR_BYTES, cut};
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -12,10 +13,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
-use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::server::NamedService;
+use tonic::{Code, Status};
 
 /// Requests in progress, of one address and in all.
 const REQUESTS: (usize, usize) = (16, 64);
@@ -23,6 +24,10 @@ const REQUESTS: (usize, usize) = (16, 64);
 const STREAMS: (usize, usize) = (64, 256);
 /// How long a request waits for its turn.
 const TURN_WITHIN: Duration = Duration::from_secs(10);
+/// So many refused requests in ten seconds deserve a warning: no person does that.
+const REFUSALS: u64 = 20;
+/// Bytes of a refusal in the log.
+const REFUSAL_BYTES: usize = 300;
 /// Longer than any request takes; the deletion of a large job's files takes longest.
 const REQUEST_WITHIN: Duration = Duration::from_secs(600);
 
@@ -38,6 +43,7 @@ struct Inner {
     all: Arc<Semaphore>,
     /// An entry lives as long as one of its permits.
     addresses: Mutex<HashMap<IpAddr, Weak<Semaphore>>>,
+    warnings: LogLimit,
 }
 
 /// One of [`Shares`]; free again when it is dropped.
@@ -57,6 +63,7 @@ impl Shares {
             count,
             all: Arc::new(Semaphore::new(count)),
             addresses: Mutex::new(HashMap::new()),
+            warnings: LogLimit::at_most(1),
         }))
     }
 
@@ -123,7 +130,9 @@ impl Shares {
                  later"
             ),
         };
-        tracing::warn!("refused: {text}");
+        if let Some(count) = self.0.warnings.admit() {
+            tracing::warn!(count, "refused: {text}");
+        }
         Status::resource_exhausted(text)
     }
 }
@@ -134,6 +143,7 @@ pub(crate) struct Turns<S> {
     inner: S,
     /// None: they only count as requests of their connection.
     shares: Option<Shares>,
+    refusals: Arc<LogLimit>,
 }
 
 impl<S> Turns<S> {
@@ -142,6 +152,7 @@ impl<S> Turns<S> {
         Self {
             inner,
             shares: Some(Shares::new("requests", REQUESTS)),
+            refusals: Arc::new(LogLimit::burst(REFUSALS)),
         }
     }
 
@@ -150,6 +161,7 @@ impl<S> Turns<S> {
         Self {
             inner,
             shares: None,
+            refusals: Arc::new(LogLimit::burst(REFUSALS)),
         }
     }
 }
@@ -178,6 +190,7 @@ where
         let peer = request.extensions().get::<Arc<Peer>>().cloned();
         let in_progress = peer.as_ref().map(Peer::begin);
         let shares = self.shares.clone();
+        let refusals = Arc::clone(&self.refusals);
         let mut inner = self.inner.clone();
         Box::pin(async move {
             let share = match (&shares, &peer) {
@@ -190,7 +203,23 @@ where
             let answered = timeout(REQUEST_WITHIN, inner.call(request)).await;
             drop((share, in_progress));
             match answered {
-                Ok(response) => Ok(response?.map(Body::new)),
+                Ok(response) => {
+                    let response = response?;
+                    let refused = Status::from_header_map(response.headers());
+                    if let Some(status) = refused.filter(|it| it.code() != Code::Ok)
+                        && let Some(count) = refusals.admit()
+                    {
+                        let address = peer.as_ref().map(|peer| peer.address);
+                        let last = cut(status.message(), REFUSAL_BYTES);
+                        tracing::warn!(
+                            count,
+                            ?address,
+                            last,
+                            "requests are refused again and again"
+                        );
+                    }
+                    Ok(response.map(Body::new))
+                }
                 Err(_) => {
                     let seconds = REQUEST_WITHIN.as_secs();
                     let text = format!("the request was not received or answered in {seconds} s");

@@ -11,6 +11,7 @@
 //! | 32 | requests in progress on one connection |
 //! | descriptors - 256 | connections in all; the rest is for the store |
 
+use crate::log_limit::LogLimit;
 use futures::task::AtomicWaker;
 use std::collections::VecDeque;
 use std::io;
@@ -43,7 +44,7 @@ pub(crate) const RESERVED_FILES: u64 = 256;
 const METRICS: usize = 64;
 /// After a failed accept: the first pause, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
-/// Between two warnings about the same kind of limit.
+/// How often it is looked whether connections were refused after the last warning.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
 /// What counts as taking part.
@@ -67,6 +68,7 @@ struct Shared {
     unattached: usize,
     all: usize,
     state: Mutex<State>,
+    warnings: LogLimit,
 }
 
 #[derive(Debug, Default)]
@@ -74,14 +76,6 @@ struct State {
     /// Those that carry no attached worker, oldest first.
     unattached: VecDeque<Arc<Peer>>,
     attached: usize,
-    warnings: Warnings,
-}
-
-/// What was refused or closed since the last warning.
-#[derive(Debug, Default)]
-struct Warnings {
-    count: u64,
-    last: Option<Instant>,
 }
 
 /// The other end of a connection, known to its requests.
@@ -139,6 +133,7 @@ impl Gate {
             unattached,
             all,
             state: Mutex::new(State::default()),
+            warnings: LogLimit::at_most(1),
         }))
     }
 
@@ -160,7 +155,10 @@ impl Gate {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = tokio::time::sleep(WARN_EVERY) => {
-                    self.0.lock().warnings.flush(self.0.what);
+                    if let Some(count) = self.0.warnings.rest() {
+                        let what = self.0.what;
+                        tracing::warn!(what, count, "too many connections: refused, or closed as idle");
+                    }
                     continue;
                 }
             };
@@ -206,16 +204,20 @@ impl Gate {
         };
         if let Some((of, reason)) = full {
             let closed = state.close_idlest(of);
-            let warnings = &mut state.warnings;
-            let what = if closed {
-                "an idle one was closed"
-            } else {
-                "the new one was refused"
-            };
-            let count = if of.is_some() { own } else { total };
-            warnings.add(shared.what, || {
-                format!("{address}: {count} {reason}; {what}")
-            });
+            if let Some(connections) = shared.warnings.admit() {
+                let count = if of.is_some() { own } else { total };
+                let done = if closed {
+                    "the idlest was closed"
+                } else {
+                    "the new one was refused"
+                };
+                let what = shared.what;
+                tracing::warn!(
+                    what,
+                    connections,
+                    "too many connections: {address}: {count} {reason}; {done}"
+                );
+            }
             if !closed {
                 return None;
             }
@@ -266,30 +268,6 @@ impl State {
         self.unattached.retain(|peer| !Arc::ptr_eq(peer, &idlest));
         idlest.close("it did nothing, and others wait");
         true
-    }
-}
-
-impl Warnings {
-    /// Logs the first at once, and then how many there were.
-    fn add(&mut self, what: &'static str, text: impl FnOnce() -> String) {
-        self.count += 1;
-        if self.last.is_none_or(|last| WARN_EVERY <= last.elapsed()) {
-            let (count, text) = (std::mem::take(&mut self.count), text());
-            self.last = Some(Instant::now());
-            tracing::warn!(what, count, "too many connections: {text}");
-        }
-    }
-
-    fn flush(&mut self, what: &'static str) {
-        if 0 < self.count {
-            let count = std::mem::take(&mut self.count);
-            self.last = Some(Instant::now());
-            tracing::warn!(
-                what,
-                count,
-                "too many connections: refused, or closed as idle"
-            );
-        }
     }
 }
 

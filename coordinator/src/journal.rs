@@ -2,6 +2,7 @@
 //! loop never waits for it. Entries that do not fit its queue are dropped with a warning, because
 //! correctness does not depend on them. Filled by the daemon's loop; read by the rpc service.
 
+use crate::log_limit::LogLimit;
 use crate::store::{StateError, StateStore, last_key, logs_prefix, ordered, steps_prefix};
 use prost::Message;
 use proto::id::JobId;
@@ -9,8 +10,7 @@ use proto::limits::cut;
 use proto::pb;
 use slatedb::WriteBatch;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -20,8 +20,6 @@ pub(crate) const LOG_LINES_MAX: u64 = 20_000;
 const LINE_BYTES_MAX: usize = 4096;
 const QUEUE_MAX: usize = 8192;
 const BATCH_MAX: usize = 512;
-/// Between two warnings about dropped entries.
-const WARN_EVERY: Duration = Duration::from_secs(10);
 
 /// Cheap to clone; all clones write one journal.
 #[derive(Debug, Clone)]
@@ -30,28 +28,8 @@ pub(crate) struct Journal {
     /// Number of batches written. Readers that follow a log wait for it to change.
     written: watch::Receiver<u64>,
     store: StateStore,
-    dropped: Arc<Dropped>,
-}
-
-/// Entries for which the queue had no room, counted so that one warning says how many.
-#[derive(Debug, Default)]
-struct Dropped(Mutex<(u64, Option<Instant>)>);
-
-impl Dropped {
-    fn add(&self, job: &JobId, what: &str) {
-        let mut count = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        count.0 += 1;
-        if count.1.is_none_or(|last| WARN_EVERY <= last.elapsed()) {
-            let dropped = std::mem::take(&mut count.0);
-            count.1 = Some(Instant::now());
-            tracing::warn!(
-                dropped,
-                %job,
-                "entries of the journal come faster than the store takes them; the last dropped \
-                 one is a {what} of this job"
-            );
-        }
-    }
+    /// Entries for which the queue had no room.
+    dropped: Arc<LogLimit>,
 }
 
 #[derive(Debug)]
@@ -83,7 +61,7 @@ impl Journal {
             entries,
             written,
             store,
-            dropped: Arc::default(),
+            dropped: Arc::new(LogLimit::at_most(1)),
         }
     }
 
@@ -100,7 +78,7 @@ impl Journal {
         line.text = cut(&line.text, LINE_BYTES_MAX);
         // One job's lines must not displace another job's steps.
         if self.entries.capacity() < QUEUE_MAX / 2 {
-            self.dropped.add(job, "log line");
+            self.warn_dropped(job);
             return;
         }
         self.offer(Entry::Log {
@@ -109,11 +87,22 @@ impl Journal {
         });
     }
 
+    fn warn_dropped(&self, job: &JobId) {
+        if let Some(dropped) = self.dropped.admit() {
+            tracing::warn!(
+                dropped,
+                %job,
+                "steps or log lines come faster than the store takes them; some were dropped, the \
+                 last of this job"
+            );
+        }
+    }
+
     fn offer(&self, entry: Entry) {
         if let Err(TrySendError::Full(Entry::Step { job, .. } | Entry::Log { job, .. })) =
             self.entries.try_send(entry)
         {
-            self.dropped.add(&job, "step or log line");
+            self.warn_dropped(&job);
         }
     }
 

@@ -10,6 +10,7 @@ mod daemon;
 mod events;
 mod jobs;
 mod journal;
+mod log_limit;
 mod metrics;
 mod pin;
 mod quota;

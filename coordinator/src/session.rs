@@ -4,12 +4,13 @@
 
 use crate::connections::{FIRST_WITHIN, Peer};
 use crate::daemon::{AttachError, Handle, Session};
+use crate::log_limit::LogLimit;
 use proto::id::{JobId, WorkerId};
 use proto::message::WorkerReport;
 use proto::pb;
 use proto::wire::{WireError, job_id};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -25,6 +26,10 @@ const LINES_MAX: usize = 4096;
 /// A worker that sends no report for this many `detect_within` is gone, even if its connection is
 /// not.
 const SILENT: u32 = 10;
+
+/// Warnings about dropped lines, and about streams that end with an error.
+static DROPPED: LazyLock<LogLimit> = LazyLock::new(|| LogLimit::at_most(1));
+static ENDED: LazyLock<LogLimit> = LazyLock::new(|| LogLimit::at_most(20));
 
 type Outbound = mpsc::Sender<Result<pb::DesiredState, Status>>;
 type Lines = Vec<(JobId, pb::LogLine)>;
@@ -60,9 +65,11 @@ impl pb::fleet_server::Fleet for FleetService {
         tokio::spawn(async move {
             let served = service.serve(request.into_inner(), peer.as_ref(), &outbound);
             if let Err(status) = served.await {
-                let (code, reason) = (status.code(), status.message());
-                let address = peer.as_ref().map(|peer| peer.address);
-                tracing::warn!(?code, reason, ?address, "worker stream ended");
+                if let Some(count) = ENDED.admit() {
+                    let (code, reason) = (status.code(), status.message());
+                    let address = peer.as_ref().map(|peer| peer.address);
+                    tracing::warn!(?code, reason, ?address, count, "worker stream ended");
+                }
                 // Fails if the worker has disconnected, or if it reads nothing.
                 outbound.try_send(Err(status)).ok();
             }
@@ -177,7 +184,9 @@ fn joined(worker: &WorkerId, mut earlier: Lines, new: Lines) -> Lines {
     earlier.extend(new);
     let dropped = earlier.len().saturating_sub(LINES_MAX);
     if 0 < dropped {
-        tracing::warn!(%worker, dropped, "too many log lines at once; the oldest were dropped");
+        if let Some(times) = DROPPED.admit() {
+            tracing::warn!(%worker, dropped, times, "too many log lines at once; the oldest are lost");
+        }
         earlier.drain(..dropped);
     }
     earlier
@@ -195,9 +204,11 @@ fn decode(mut message: pb::WorkerReport) -> Result<(WorkerReport, Lines), Status
         .filter_map(|line| Some((job_id(line.job.clone()).ok()?, line)));
     let lines: Lines = lines.collect();
     let dropped = given - lines.len();
-    if 0 < dropped {
+    if 0 < dropped
+        && let Some(times) = DROPPED.admit()
+    {
         let worker = &report.worker;
-        tracing::warn!(%worker, dropped, "log lines name no job and were dropped");
+        tracing::warn!(%worker, dropped, times, "log lines name no job and were dropped");
     }
     Ok((report, lines))
 }

@@ -90,14 +90,11 @@ impl Kind {
     pub fn warning(self) -> Option<&'static str> {
         match self {
             Self::IdleConnections => Some("too many connections"),
-            Self::Watches => Some("streams in progress"),
-            Self::Garbage
-            | Self::LargeMessages
-            | Self::LongTexts
-            | Self::LargeJobs
-            | Self::Submits
-            | Self::InventedWorkers
-            | Self::Reports => None,
+            Self::Watches => Some("streams in progress, the most"),
+            // "requests are refused again and again" depends on how many there are in ten seconds.
+            Self::LargeMessages | Self::LongTexts | Self::Submits => None,
+            // What they do is allowed, or ends at once.
+            Self::Garbage | Self::LargeJobs | Self::InventedWorkers | Self::Reports => None,
         }
     }
 }
@@ -183,7 +180,10 @@ fn round(cluster: &Cluster, target: &Target, kind: Option<Kind>, length: Length)
     })?;
     let seconds = since.elapsed().as_secs_f64();
     let why = cluster.run(&["why", &target.victim])?.success()?;
-    ensure!(why.contains("training"), "why the victim is not done: {why}");
+    ensure!(
+        why.contains("training"),
+        "why the victim is not done: {why}"
+    );
     let (probes, longest_silence) = probe.stop()?;
     let tally = attack.map(Attack::stop).transpose()?.unwrap_or_default();
     ensure!(
