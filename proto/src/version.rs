@@ -5,8 +5,9 @@
 //! What keeps this true: fields of `train.proto` are only added, with a default that means what the
 //! older protocol did; enum values that the other side does not know are ignored or replaced, never
 //! an error of the whole message; and a job's canonical text names a newer field only where the job
-//! uses it, so that an older worker refuses exactly such jobs, by the field's name. A request that an
-//! older coordinator does not have is answered with UNIMPLEMENTED, which the command line explains.
+//! uses it, so that an older worker refuses exactly such jobs, by the field's name. A request that
+//! an older coordinator does not have is answered with UNIMPLEMENTED, which the command line
+//! explains.
 
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Request, Status};
@@ -79,8 +80,8 @@ pub fn check(request: Request<()>) -> Result<Request<()>, Status> {
     };
     let Some(theirs) = protocol_of(request.metadata()) else {
         return Err(Status::failed_precondition(format!(
-            "the caller names no protocol (it says {:?}); this is release {RELEASE}, which speaks protocol \
-             {PROTOCOL}; upgrade the caller",
+            "the caller names no protocol (it says {:?}); this is release {RELEASE}, which speaks \
+             protocol {PROTOCOL}; upgrade the caller",
             text(PROTOCOL_KEY)
         )));
     };
@@ -88,14 +89,14 @@ pub fn check(request: Request<()>) -> Result<Request<()>, Status> {
         Ok(()) => return Ok(request),
         Err(Mismatch::New) => "upgrade this one first",
         Err(Mismatch::Old) if theirs < FIRST_COMPATIBLE => {
-            "protocols before 7 cannot be mixed with later ones: upgrade the coordinator, every worker and \
-             every command line; stored jobs and checkpoints stay valid"
+            "protocols before 7 cannot be mixed with later ones: upgrade the coordinator, every \
+             worker and every command line; stored jobs and checkpoints stay valid"
         }
         Err(Mismatch::Old) => "upgrade the caller",
     };
     Err(Status::failed_precondition(format!(
-        "the caller speaks protocol {theirs} (release {}), and this is release {RELEASE}, which talks with \
-         protocols {} to {}; {todo}",
+        "the caller speaks protocol {theirs} (release {}), and this is release {RELEASE}, which \
+         talks with protocols {} to {}; {todo}",
         text(RELEASE_KEY),
         FIRST_COMPATIBLE.max(PROTOCOL - 1),
         PROTOCOL + 1
