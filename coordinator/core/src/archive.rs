@@ -184,8 +184,8 @@ impl Coordinator {
         let mut job = Job::new(record, spec, self.deadlines, now);
         if job.gang().is_some_and(Gang::is_time_up) {
             return Err(format!(
-                "train.time_limit: job {id} has trained for {trained_s} s, which is all of its time \
-                 limit; set a larger one: --set train.time_limit=…"
+                "train.time_limit: job {id} has trained for {trained_s} s, which is all of its \
+                 time limit; set a larger one: --set train.time_limit=…"
             ));
         }
         for Override { key, value } in new {

@@ -142,7 +142,8 @@ pub fn parse_stored(job: &JobId, text: &str) -> Result<JobSpec, JobErrors> {
     parse_from(&format!("job.toml of {job}"), text, None, Origin::Stored)
 }
 
-/// Parses a training job that the coordinator has stored, or one in its form. Another kind of work is an error at its table.
+/// Parses a training job that the coordinator has stored, or one in its form. Another kind of work
+/// is an error at its table.
 pub fn parse_training(file: &str, text: &str) -> Result<TrainWork, JobErrors> {
     match parse_from(file, text, None, Origin::Stored)?.work {
         Work::Train(work) => Ok(*work),
