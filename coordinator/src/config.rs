@@ -188,8 +188,8 @@ mod tests {
         expect(
             "quotas = [\"vision\"]",
             "c.toml:1: quotas: is \"vision\"; each must be a team and its devices, such as \
-            \"vision=16\" or \"vision=16 waiting=50 ended=1000\"; \"any\" is no limit of devices, and \
-            \"*=any waiting=50\" is for teams that are not listed",
+            \"vision=16\" or \"vision=16 waiting=50 ended=1000\"; \"any\" is no limit of devices, \
+            and \"*=any waiting=50\" is for teams that are not listed",
         );
         expect(
             "max_workers = 5000",

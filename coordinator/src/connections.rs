@@ -157,7 +157,8 @@ impl Gate {
                 () = tokio::time::sleep(WARN_EVERY) => {
                     if let Some(count) = self.0.warnings.rest() {
                         let what = self.0.what;
-                        tracing::warn!(what, count, "too many connections: refused, or closed as idle");
+                        let text = "too many connections: refused, or closed as idle";
+                        tracing::warn!(what, count, "{text}");
                     }
                     continue;
                 }

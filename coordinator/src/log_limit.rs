@@ -43,8 +43,8 @@ impl LogLimit {
         }
     }
 
-    /// Counts a line. Returns how many it stands for, with those that were left out before it; None:
-    /// it is left out.
+    /// Counts a line. Returns how many it stands for, with those that were left out before it;
+    /// None: it is left out.
     pub(crate) fn admit(&self) -> Option<u64> {
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         if window.since.is_none_or(|since| WINDOW <= since.elapsed()) {

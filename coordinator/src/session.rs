@@ -185,7 +185,7 @@ fn joined(worker: &WorkerId, mut earlier: Lines, new: Lines) -> Lines {
     let dropped = earlier.len().saturating_sub(LINES_MAX);
     if 0 < dropped {
         if let Some(times) = DROPPED.admit() {
-            tracing::warn!(%worker, dropped, times, "too many log lines at once; the oldest are lost");
+            tracing::warn!(%worker, dropped, times, "too many log lines; the oldest are lost");
         }
         earlier.drain(..dropped);
     }

@@ -1,5 +1,5 @@
-//! What a sender cannot do to the others: invented workers are forgotten, waiting jobs are bounded by
-//! quotas, and a rank that its worker refuses ends its own job alone.
+//! What a sender cannot do to the others: invented workers are forgotten, waiting jobs are bounded
+//! by quotas, and a rank that its worker refuses ends its own job alone.
 
 #![allow(clippy::unwrap_used)]
 

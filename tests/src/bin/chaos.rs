@@ -1,6 +1,6 @@
 //! `make chaos KILLS=n SEED=n`: see `tests/src/chaos/mod.rs`. Exits with 0 only if every job ends
-//! with the weights of an undisturbed run. `make chaos FLOOD=1`: see `tests/src/flood/mod.rs`. Exits
-//! with 0 only if a job beside every flood loses no step.
+//! with the weights of an undisturbed run. `make chaos FLOOD=1`: see `tests/src/flood/mod.rs`.
+//! Exits with 0 only if a job beside every flood loses no step.
 
 use anyhow::{Context, Result, bail};
 use std::process::ExitCode;

@@ -166,7 +166,8 @@ impl Flood {
         while self.goes_on() {
             let before = open.len();
             open.retain_mut(|stream| {
-                matches!(stream.read(&mut [0; 64]), Err(error) if error.kind() == ErrorKind::WouldBlock)
+                let read = stream.read(&mut [0; 64]);
+                read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
             });
             self.tally.refused += (before - open.len()) as u64;
             while open.len() < CONNECTIONS && self.goes_on() {

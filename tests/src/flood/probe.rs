@@ -1,5 +1,5 @@
-//! Asks the coordinator for its workers, again and again, each time on a new connection as a command
-//! does, and measures how long the longest answer took.
+//! Asks the coordinator for its workers, again and again, each time on a new connection as a
+//! command does, and measures how long the longest answer took.
 
 use anyhow::{Context, Result};
 use proto::pb::ListWorkersRequest;

@@ -148,8 +148,8 @@ impl Pool {
         self.failures.keys().filter(tried).count() as u64
     }
 
-    /// Takes units for a rank, failed ones first, in at most `ranges` ranges. `may_retry` decides whether this rank may retry a
-    /// failed unit.
+    /// Takes units for a rank, failed ones first, in at most `ranges` ranges. `may_retry` decides
+    /// whether this rank may retry a failed unit.
     pub(crate) fn take(
         &mut self,
         limit: u64,
