@@ -13,7 +13,7 @@ use crate::jobs::{Filter, Jobs, JobsError};
 use crate::journal::Journal;
 use crate::pin::pin;
 use crate::store::StateError;
-use coordinator_core::event::{Input, Reply, RequestId};
+use coordinator_core::event::{DatasetPin, Input, Reply, RequestId};
 use proto::id::JobId;
 use proto::job::overrides::Override;
 use proto::pb;
@@ -196,9 +196,12 @@ impl ControlService {
         }
     }
 
-    /// Checks that the job's inputs exist. Returns the version of its data set (empty if it uses
-    /// that of another job) and a summary of the job in one sentence.
-    async fn check_inputs(&self, file: &str, spec: &JobSpec) -> Result<(String, String), Status> {
+    /// Checks that the job's inputs exist. Returns what is pinned of them, and a summary of the job.
+    async fn check_inputs(
+        &self,
+        file: &str,
+        spec: &JobSpec,
+    ) -> Result<(DatasetPin, String), Status> {
         let resources = &spec.resources;
         let placement = format!(
             "on {} to {} {} workers with {} ranks each",
@@ -209,23 +212,30 @@ impl ControlService {
         );
         match &spec.work {
             Work::Train(work) => {
-                let version = pin(work).await.map_err(|error| {
+                let pinned = pin(work).await.map_err(|error| {
                     Status::invalid_argument(format!("{file}: {}: {error}", error.field()))
                 })?;
-                let summary = format!(
+                let mut summary = format!(
                     "{} steps of {} samples from {} (version {}), {placement}",
                     work.train.steps,
                     work.train.global_batch,
                     work.data.dataset,
-                    &version[..12],
+                    &pinned.version[..12],
                 );
-                Ok((version, summary))
+                for note in pinned.notes() {
+                    summary.push_str(&format!("\nnote: {note}"));
+                }
+                let dataset = DatasetPin {
+                    version: pinned.version,
+                    cut_prompts: pinned.cut_prompts.map(|it| it.cut),
+                };
+                Ok((dataset, summary))
             }
             Work::Sample(work) => {
                 self.job(&work.job.0).await?;
                 let (images, job, steps) = (work.images(), &work.job, work.steps);
                 Ok((
-                    String::new(),
+                    DatasetPin::default(),
                     format!("{images} images of {job} in {steps} steps, {placement}"),
                 ))
             }
@@ -317,7 +327,7 @@ impl pb::control_server::Control for ControlService {
                 )]))
             })?;
         }
-        let (dataset_version, summary) = self.check_inputs(file, &spec).await?;
+        let (dataset, summary) = self.check_inputs(file, &spec).await?;
         if dry_run {
             return Ok(Response::new(pb::SubmitReply {
                 job: String::new(),
@@ -334,7 +344,7 @@ impl pb::control_server::Control for ControlService {
                 request,
                 spec: Box::new(spec),
                 job_toml,
-                dataset_version,
+                dataset,
                 archived,
             })
             .await;
