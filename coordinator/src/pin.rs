@@ -5,6 +5,7 @@
 use anyhow::Chain;
 use base_weights::base::{Base, BaseError};
 use model_data::loader::{LoadError, Loader, LoaderOptions};
+use model_data::prompt_length::CutPrompts;
 use proto::spec::TrainWork;
 use storage::local_folder;
 
@@ -57,20 +58,37 @@ impl PinError {
     }
 }
 
-/// A data set that a job can use.
+/// Number of lost tags that [`Pinned::notes`] names.
+const LOST_TAGS: usize = 5;
+
+/// What was found out about a job's inputs.
 #[derive(Debug)]
 pub(crate) struct Pinned {
-    /// SHA-256 of its `dataset.json`.
+    /// SHA-256 of `dataset.json`.
     pub(crate) version: String,
-    /// How many samples the job leaves out because of their rating.
+    /// None if the architecture reads no prompts.
+    pub(crate) cut_prompts: Option<CutPrompts>,
+    /// How many samples the job leaves out because of their rating, as a sentence.
     pub(crate) left_out: Option<String>,
+    /// Of the base weights, one sentence each.
+    pub(crate) of_init: Vec<String>,
+}
+
+impl Pinned {
+    /// What the user should know, one sentence each.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let prompts = self.cut_prompts.as_ref();
+        let prompts = prompts.and_then(|it| it.sentence(LOST_TAGS));
+        let of_dataset = self.left_out.iter().cloned().chain(prompts);
+        of_dataset.chain(self.of_init.clone()).collect()
+    }
 }
 
 /// Checks the job's inputs.
 pub(crate) async fn pin(spec: &TrainWork) -> Result<Pinned, PinError> {
     let pinned = pin_dataset(spec).await?;
-    check_init(spec).await?;
-    Ok(pinned)
+    let of_init = check_init(spec).await?;
+    Ok(Pinned { of_init, ..pinned })
 }
 
 /// Checks the job's data set.
@@ -92,16 +110,21 @@ pub(crate) async fn pin_dataset(spec: &TrainWork) -> Result<Pinned, PinError> {
             holdout: spec.data.holdout,
         });
     }
+    let text_encoder = spec.model.architecture.text_encoder();
     Ok(Pinned {
         version: loader.dataset().version().to_owned(),
+        cut_prompts: text_encoder.map(|it| loader.cut_prompts(it.tokens)),
         left_out: loader.left_out(),
+        of_init: Vec::new(),
     })
 }
 
-/// Checks the job's base weights, if it names any.
-pub(crate) async fn check_init(spec: &TrainWork) -> Result<(), PinError> {
-    if let Some(init) = &spec.model.init {
-        Base::find(init).await?.suits(&spec.model).await?;
-    }
-    Ok(())
+/// Checks the job's base weights, if it names any. Returns what the user should know of them.
+pub(crate) async fn check_init(spec: &TrainWork) -> Result<Vec<String>, PinError> {
+    let Some(init) = &spec.model.init else {
+        return Ok(Vec::new());
+    };
+    let base = Base::find(init).await?;
+    base.suits(&spec.model).await?;
+    Ok(base.notes())
 }

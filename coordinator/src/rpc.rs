@@ -18,7 +18,7 @@ use crate::journal::Journal;
 use crate::pin::pin;
 use crate::store::StateError;
 use crate::streams::{Reader, Replies, Streams, caller};
-use coordinator_core::event::{Input, Reply, RequestId};
+use coordinator_core::event::{DatasetPin, Input, Reply, RequestId};
 use proto::id::JobId;
 use proto::limits::{NAMED_BYTES, TEXT_BYTES, cut};
 use proto::pb;
@@ -220,9 +220,12 @@ impl ControlService {
         Ok(last.front().copied().unwrap_or(next))
     }
 
-    /// Checks that the job's inputs exist. Returns the version of its data set (empty if it uses
-    /// that of another job) and a summary of the job in one sentence.
-    async fn check_inputs(&self, file: &str, spec: &JobSpec) -> Result<(String, String), Status> {
+    /// Checks that the job's inputs exist. Returns what is pinned of them, and a summary of the job.
+    async fn check_inputs(
+        &self,
+        file: &str,
+        spec: &JobSpec,
+    ) -> Result<(DatasetPin, String), Status> {
         let resources = &spec.resources;
         let placement = format!(
             "on {} to {} {} workers with {} ranks each",
@@ -237,25 +240,27 @@ impl ControlService {
                     let text = format!("{file}: {}: {error}", error.field());
                     short(Status::invalid_argument, &text)
                 })?;
-                let version = pinned.version;
                 let mut summary = format!(
                     "{} steps of {} samples from {} (version {}), {placement}",
                     work.train.steps,
                     work.train.global_batch,
                     work.data.dataset,
-                    &version[..12],
+                    &pinned.version[..12],
                 );
-                if let Some(left_out) = pinned.left_out {
-                    summary.push_str("; ");
-                    summary.push_str(&left_out);
+                for note in pinned.notes() {
+                    summary.push_str(&format!("\nnote: {note}"));
                 }
-                Ok((version, summary))
+                let dataset = DatasetPin {
+                    version: pinned.version,
+                    cut_prompts: pinned.cut_prompts.map(|it| it.cut),
+                };
+                Ok((dataset, summary))
             }
             Work::Sample(work) => {
                 self.job(&work.job.0).await?;
                 let (images, job, steps) = (work.images(), &work.job, work.steps);
                 Ok((
-                    String::new(),
+                    DatasetPin::default(),
                     format!("{images} images of {job} in {steps} steps, {placement}"),
                 ))
             }
@@ -325,7 +330,7 @@ impl pb::control_server::Control for ControlService {
         // The job is stored with all defaults filled in, so that a later change of a default cannot
         // affect a running job.
         let (spec, job_toml) = parsed.await?;
-        let (dataset_version, summary) = self.check_inputs(&file, &spec).await?;
+        let (dataset, summary) = self.check_inputs(&file, &spec).await?;
         self.admission.check_ended(&spec.resources.team).await?;
         if dry_run {
             return Ok(Response::new(pb::SubmitReply {
@@ -347,7 +352,7 @@ impl pb::control_server::Control for ControlService {
                 request,
                 spec: Box::new(spec),
                 job_toml,
-                dataset_version,
+                dataset,
                 archived,
             })
             .await;

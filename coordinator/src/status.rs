@@ -69,6 +69,7 @@ pub(crate) fn job_view(
         },
         store_url: store_url.to_owned(),
         dataset_version: record.dataset_version.clone(),
+        cut_prompts: record.cut_prompts,
         restarts: record.restarts,
         ledger: Some(pb::LedgerTip {
             entries: record.ledger.entries,

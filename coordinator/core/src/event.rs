@@ -21,16 +21,24 @@ use proto::spec::JobSpec;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 
+/// What is pinned of a job's data set at submission.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DatasetPin {
+    /// Empty if the job uses the data set of another job.
+    pub version: String,
+    /// Training samples whose prompt is longer than what the text encoder reads. None if it reads
+    /// no prompts.
+    pub cut_prompts: Option<u64>,
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
     /// A validated job. `job_toml` is its canonical text, which parses to `spec`.
-    /// `dataset_version` is the version of its data set, or empty if the job uses that of another
-    /// job.
     Submit {
         request: RequestId,
         spec: Box<JobSpec>,
         job_toml: String,
-        dataset_version: String,
+        dataset: DatasetPin,
         /// Records of the archived jobs that it names.
         archived: Vec<JobRecord>,
     },

@@ -27,11 +27,11 @@ impl Coordinator {
                 request,
                 spec,
                 job_toml,
-                dataset_version,
+                dataset,
                 archived,
             } => {
                 self.recall(archived, outbox.now);
-                self.on_submit(request, *spec, job_toml, dataset_version, &mut outbox);
+                self.on_submit(request, *spec, job_toml, dataset, &mut outbox);
             }
             Input::Retry {
                 request,

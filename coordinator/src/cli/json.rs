@@ -26,6 +26,7 @@ pub(crate) fn job(view: &pb::JobView) -> Value {
         "ended_ms": (view.ended_ms != 0).then_some(view.ended_ms),
         "store_url": view.store_url,
         "dataset_version": view.dataset_version,
+        "cut_prompts": view.cut_prompts,
         "work": view.work,
         "sample_of": view.source,
         "after": view.after,

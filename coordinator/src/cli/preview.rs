@@ -68,7 +68,12 @@ pub(crate) async fn preview(
                 .iter()
                 .map(|it| sample(it, &loader, &prompts))
                 .collect();
-            print_json(&json!({ "out": args.out, "step": args.step, "samples": samples }));
+            print_json(&json!({
+                "out": args.out,
+                "step": args.step,
+                "samples": samples,
+                "left_out": loader.left_out(),
+            }));
         }
         Output::Table => {
             outln!(

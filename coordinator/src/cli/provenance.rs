@@ -42,17 +42,16 @@ pub(crate) async fn provenance(global: &Global, args: &ProvenanceArgs) -> Result
         ));
     }
     let loader = ledger.open_dataset().await?;
-    let found = loader.rows().iter().position(|row| row.id == args.sample);
-    let position = found.with_context(|| {
+    let position = loader.position_of(&args.sample).with_context(|| {
         format!(
             "there is no sample {:?} in {}, version {}",
             args.sample, ledger.spec.data.dataset, ledger.view.dataset_version
         )
     })?;
-    let occurrences = occurrences(&ledger, &loader, position as u64)?;
+    let occurrences = occurrences(&ledger, &loader, position)?;
     match global.output {
         Output::Json => {
-            let trained = loader.training().binary_search(&(position as u64)).is_ok();
+            let trained = loader.training().binary_search(&position).is_ok();
             print_json(&serde_json::json!({
                 "job": args.job,
                 "sample": args.sample,

@@ -19,30 +19,39 @@
 //! Images and masks are read by [`crate::decode`], texts by [`crate::names`], and a guessed face is
 //! the upper part of the mask. Whatever these change or guess is counted in the report, and kept in
 //! the column `changes`. An invalid row is skipped and reported with its line and reason. A `similar`
-//! that names a missing or skipped row is dropped and reported. With `strict`, any such report makes
-//! the import fail before `dataset.json` is written.
+//! that names a missing or skipped row is dropped and reported. An identity that is too large for one
+//! row group is split into several, and reported. With `strict`, any such report makes the import
+//! fail before `dataset.json` is written.
+//!
+//! Images are decoded and encoded on all cores, and written in the order of the rows. Memory is
+//! bounded by [`DECODE_MIB`], [`PART_BYTES`] and the text of `samples.jsonl`.
 
 mod face;
+mod group;
+mod load;
 mod rows;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Component, Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
-use proto::dataset::DatasetManifest;
-use proto::rating::Rating;
 use serde::Serialize;
 
-use crate::decode::{Change, ChangeCounts, ChangeKind, Expect, MaskSource, Origin, decode};
-use crate::image_file::{ImageError, encode_gray, encode_rgb};
-use crate::regular;
-use crate::sample::{Metadata, Sample};
-use crate::writer::{DatasetWriter, WriteError, WriteOptions};
-use face::guess_face;
-use rows::{Row, read_rows};
+use crate::decode::ChangeCounts;
+use crate::prompt_length::CutPrompts;
+use crate::writer::{DatasetWriter, WriteError, WriteOptions, Written};
+use group::group_rows;
+use load::load_groups;
+use rows::read_rows;
 
 pub const SAMPLES_FILE: &str = "samples.jsonl";
 
+/// An identity with more bytes of images is split. A rank reads all of an identity at once, so this
+/// is far below what a row group could hold.
+pub const PART_BYTES: usize = 256 << 20;
+/// An identity with more rows is split, because each row lists all others as similar.
+pub const PART_ROWS: usize = 1024;
+/// Memory for images that are being decoded, in MiB.
+pub const DECODE_MIB: u32 = 2048;
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     #[error(
@@ -60,9 +69,10 @@ pub enum ImportError {
     )]
     Utf16 { path: PathBuf },
     #[error(
-        "strict: {} of {} rows of {SAMPLES_FILE} were rejected and {} links dropped, \
-         no data set was made; the first: {}",
-        report.rejected.len(), report.rows, report.dropped.len(), report.first_fault())]
+        "strict: {} of {} rows of {SAMPLES_FILE} were rejected, {} links dropped and {} \
+         identities split; no data set was made; the first: {}",
+        report.rejected.len(), report.rows, report.dropped.len(), report.split.len(),
+        report.first_fault())]
     Strict { report: Box<ImportReport> },
     #[error("no row of {} is valid; the first reason: {}", path.display(), report.first_fault())]
     Nothing {
@@ -89,10 +99,14 @@ pub struct ImportReport {
     pub rejected: Vec<(u64, String)>,
     /// `similar` entries that were dropped from accepted rows: line and reason.
     pub dropped: Vec<(u64, String)>,
+    /// Identities that were split: line of the first row, and what was split.
+    pub split: Vec<(u64, String)>,
     /// Accepted rows without `bbox`, whose face was guessed.
     pub guessed_boxes: u64,
     /// Accepted rows without a similar image.
     pub alone: u64,
+    /// Accepted rows whose prompt is longer than what CLIP reads.
+    pub cut_prompts: CutPrompts,
     /// Accepted rows by rating; "unrated" for those without one.
     pub ratings: BTreeMap<String, u64>,
     /// What was changed or guessed, over all rows that were read, accepted or not.
@@ -101,46 +115,56 @@ pub struct ImportReport {
 
 impl ImportReport {
     fn first_fault(&self) -> String {
-        match self.rejected.iter().chain(&self.dropped).min() {
+        let faults = self.rejected.iter().chain(&self.dropped);
+        match faults.chain(&self.split).min() {
             Some((line, reason)) => format!("line {line}: {reason}"),
             None => "the file has no rows".to_owned(),
         }
     }
 }
 
-/// Imports `folder` into a new data set at `url`. `source` is its one-line description.
+/// How to import.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImportOptions {
+    /// One-line description of the data set.
+    pub source: String,
+    /// Fail if a row is rejected, a link dropped or an identity split.
+    pub strict: bool,
+    /// Replace the data set at the URL, if there is one.
+    pub replace: bool,
+}
+
+/// Imports `folder` into a new data set at `url`.
 ///
 /// # Errors
-/// The folder or URL cannot be used, no row is valid, or `strict` is set and a row or link is not.
+/// The folder or URL cannot be used, there is a data set at the URL and `replace` is not set, no
+/// row is valid, or `strict` is set and a row or link is not.
 pub async fn import(
     folder: &Path,
     url: &str,
-    source: &str,
-    strict: bool,
-) -> Result<(DatasetManifest, ImportReport), ImportError> {
+    options: &ImportOptions,
+) -> Result<(Written, ImportReport), ImportError> {
+    let write_options = WriteOptions {
+        replace: options.replace,
+        ..WriteOptions::new(&options.source)
+    };
+    // First, because it takes no time to find out that the URL cannot be written to.
+    let mut writer = DatasetWriter::open(url, write_options).await?;
     let mut report = ImportReport::default();
     let rows = read_rows(folder, &mut report)?;
-    let mut writer = DatasetWriter::open(url, WriteOptions::new(source))?;
-    for group in group_rows(rows, &mut report) {
-        let samples = load_group(folder, group, &mut report);
-        if !samples.is_empty() {
-            report.accepted += samples.len() as u64;
-            let alone = samples
-                .iter()
-                .filter(|sample| sample.metadata.similar.is_empty());
-            report.alone += alone.count() as u64;
-            writer.add(samples).await?;
-        }
-    }
+    let groups = group_rows(rows, &mut report);
+    load_groups(folder, groups, &mut writer, &mut report).await?;
     report.rejected.sort();
     report.dropped.sort();
+    report.split.sort();
     if report.accepted == 0 {
         return Err(ImportError::Nothing {
             path: folder.join(SAMPLES_FILE),
             report: Box::new(report),
         });
     }
-    if strict && !(report.rejected.is_empty() && report.dropped.is_empty()) {
+    let faults = [&report.rejected, &report.dropped, &report.split];
+    if options.strict && faults.iter().any(|list| !list.is_empty()) {
         return Err(ImportError::Strict {
             report: Box::new(report),
         });
@@ -148,214 +172,3 @@ pub async fn import(
     Ok((writer.finish().await?, report))
 }
 
-/// Groups rows by outfit or by `similar`, in the order of their first lines. Links to missing rows
-/// are dropped here.
-fn group_rows(mut rows: Vec<Row>, report: &mut ImportReport) -> Vec<Vec<Row>> {
-    let index: BTreeMap<String, usize> = rows
-        .iter()
-        .enumerate()
-        .map(|(i, r)| (r.id.clone(), i))
-        .collect();
-    let owner = |row: &Row| (row.character.clone(), row.artists.clone());
-    let owners: Vec<(String, String)> = rows.iter().map(owner).collect();
-    let mut links = Links::new(rows.len());
-    let mut outfits: BTreeMap<(String, String, String), usize> = BTreeMap::new();
-    for (i, row) in rows.iter_mut().enumerate() {
-        if !row.outfit.is_empty() {
-            let key = (
-                row.character.clone(),
-                row.artists.clone(),
-                row.outfit.clone(),
-            );
-            links.join(i, *outfits.entry(key).or_insert(i));
-        }
-        let (line, own_id) = (row.line, row.id.clone());
-        let mut link = |id: &String| {
-            let reason = match index.get(id) {
-                None => format!("similar names {id:?}, which does not exist"),
-                Some(_) if *id == own_id => "similar names the row itself".to_owned(),
-                Some(j) if owners[*j] != owners[i] => {
-                    format!("similar names {id:?}, which is of another character or artist")
-                }
-                Some(j) => {
-                    links.join(i, *j);
-                    return true;
-                }
-            };
-            report.dropped.push((line, reason));
-            false
-        };
-        if let Some(similar) = &mut row.similar {
-            similar.retain(&mut link);
-        }
-    }
-    let mut groups: BTreeMap<usize, Vec<Row>> = BTreeMap::new();
-    for (i, row) in rows.into_iter().enumerate() {
-        groups.entry(links.root(i)).or_default().push(row);
-    }
-    groups.into_values().collect()
-}
-
-/// The valid samples of one group. Their links to invalid rows are dropped.
-fn load_group(folder: &Path, group: Vec<Row>, report: &mut ImportReport) -> Vec<Sample> {
-    let mut loaded = Vec::new();
-    for mut row in group {
-        let mut changes = std::mem::take(&mut row.changes);
-        let images = load_images(folder, &row, &mut changes);
-        let words: Vec<String> = changes.iter().map(ToString::to_string).collect();
-        let sample = format!("line {}", row.line);
-        report
-            .changes
-            .add(&sample, words.iter().map(String::as_str));
-        row.changes = changes;
-        match images {
-            Ok(images) => {
-                report.guessed_boxes += u64::from(row.bbox.is_none());
-                let rating = row.rating.as_deref().unwrap_or(Rating::Unrated.word());
-                *report.ratings.entry(rating.to_owned()).or_insert(0) += 1;
-                loaded.push((row, images));
-            }
-            Err(reason) => report.rejected.push((row.line, reason)),
-        }
-    }
-    let loaded_ids: BTreeSet<String> = loaded.iter().map(|(row, _)| row.id.clone()).collect();
-    let same_outfit = |row: &Row| -> Vec<String> {
-        let others = loaded
-            .iter()
-            .filter(|(r, _)| !row.outfit.is_empty() && r.outfit == row.outfit && r.id != row.id);
-        others.map(|(r, _)| r.id.clone()).collect()
-    };
-    let similar: Vec<Vec<String>> = loaded
-        .iter()
-        .map(|(row, _)| {
-            let mut similar = row.similar.clone().unwrap_or_else(|| same_outfit(row));
-            similar.retain(|id| {
-                if !loaded_ids.contains(id) {
-                    report.dropped.push((
-                        row.line,
-                        format!("similar names {id:?}, which was rejected"),
-                    ));
-                }
-                loaded_ids.contains(id)
-            });
-            similar
-        })
-        .collect();
-    loaded
-        .into_iter()
-        .zip(similar)
-        .map(|((row, images), similar)| Sample {
-            metadata: Metadata {
-                id: row.id,
-                character: row.character,
-                artists: row.artists,
-                outfit: row.outfit,
-                bbox: images.bbox,
-                prompts: row.prompts,
-                cloths: row.cloths,
-                similar,
-                rating: row.rating.unwrap_or_default(),
-                changes: row.changes.iter().map(ToString::to_string).collect(),
-                width: images.width,
-                height: images.height,
-                ..Metadata::default()
-            },
-            image: images.image,
-            mask: images.mask,
-        })
-        .collect()
-}
-
-struct Images {
-    image: Bytes,
-    mask: Bytes,
-    bbox: [f64; 4],
-    width: u32,
-    height: u32,
-}
-
-/// Reads a row's image and mask. What was changed or guessed is appended to `changes`, also before
-/// an error.
-fn load_images(folder: &Path, row: &Row, changes: &mut Vec<Change>) -> Result<Images, String> {
-    let message = |e: ImageError| e.to_string();
-    let bytes = read_inside(folder, "image", &row.image)?;
-    let mask_bytes = match &row.mask {
-        Some(path) => Some(read_inside(folder, "mask", path)?),
-        None => None,
-    };
-    let expect = Expect {
-        what: "image",
-        origin: Origin::File,
-        size: None,
-        face: row.bbox,
-        check: true,
-    };
-    let source = mask_bytes
-        .as_ref()
-        .map_or(MaskSource::Alpha, |bytes| MaskSource::File(bytes));
-    let pixels = decode(&bytes, source, &expect, changes).map_err(message)?;
-    let (width, height) = pixels.image.dimensions();
-    let bbox = match row.bbox {
-        Some(bbox) => bbox,
-        None => {
-            changes.push(Change::new(ChangeKind::FaceGuessed, ""));
-            guess_face(&pixels.mask)
-                .ok_or("the mask is empty, so no face can be guessed; give a bbox")?
-        }
-    };
-    let image = match pixels.stored_as {
-        Some(length) => bytes.slice(..length),
-        None => encode_rgb(pixels.image).map_err(message)?,
-    };
-    Ok(Images {
-        image,
-        mask: encode_gray(pixels.mask).map_err(message)?,
-        bbox,
-        width,
-        height,
-    })
-}
-
-/// Reads a file of the folder. A path that leaves the folder is rejected, because import folders
-/// are untrusted.
-fn read_inside(folder: &Path, field: &str, path: &str) -> Result<Bytes, String> {
-    let relative = Path::new(path);
-    if !relative
-        .components()
-        .all(|c| matches!(c, Component::Normal(_) | Component::CurDir))
-    {
-        return Err(format!(
-            "{field} {path:?} leaves the folder; write a path inside it"
-        ));
-    }
-    regular::read(&folder.join(relative))
-        .map(Bytes::from)
-        .map_err(|e| format!("{field} {path:?} cannot be read: {e}"))
-}
-
-/// Union-find over rows that are linked directly or transitively. The smallest index of a group is
-/// its root.
-struct Links {
-    parent: Vec<usize>,
-}
-
-impl Links {
-    fn new(count: usize) -> Self {
-        Self {
-            parent: (0..count).collect(),
-        }
-    }
-
-    fn root(&mut self, mut node: usize) -> usize {
-        while self.parent[node] != node {
-            self.parent[node] = self.parent[self.parent[node]];
-            node = self.parent[node];
-        }
-        node
-    }
-
-    fn join(&mut self, a: usize, b: usize) {
-        let (a, b) = (self.root(a), self.root(b));
-        self.parent[a.max(b)] = a.min(b);
-    }
-}

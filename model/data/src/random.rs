@@ -25,6 +25,8 @@ pub enum Purpose {
     /// The random transforms of the references, in pairing a.
     ReferenceTransform = 11,
     ReferenceDrop = 12,
+    /// The order of the tags in a prompt.
+    PromptOrder = 13,
 }
 
 /// The random stream of one sample for one purpose. `sample` is the position in the data set,

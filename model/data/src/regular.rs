@@ -5,6 +5,9 @@ use std::fs::{File, FileType, Metadata};
 use std::io::{Error, ErrorKind, Read, Result};
 use std::path::Path;
 
+/// Larger files are not read into memory: no image of the largest size that is read needs more.
+pub const LARGEST_FILE: u64 = 256 << 20;
+
 /// Opens a regular file.
 ///
 /// # Errors
@@ -21,11 +24,22 @@ pub fn open(path: &Path) -> Result<File> {
 /// Reads a regular file whole.
 ///
 /// # Errors
-/// As [`open`], or reading fails.
+/// As [`open`], the file is larger than [`LARGEST_FILE`], or reading fails.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
-    let mut file = open(path)?;
+    let file = open(path)?;
+    let too_large = || {
+        let message = format!("it has more than {LARGEST_FILE} bytes");
+        Error::new(ErrorKind::FileTooLarge, message)
+    };
+    if file.metadata()?.len() > LARGEST_FILE {
+        return Err(too_large());
+    }
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
+    // It may grow while it is read.
+    let read = file.take(LARGEST_FILE + 1).read_to_end(&mut bytes)? as u64;
+    if read > LARGEST_FILE {
+        return Err(too_large());
+    }
     Ok(bytes)
 }
 
@@ -107,6 +121,11 @@ mod tests {
                 format!("it is {kind}, and only a regular file is read")
             );
         }
+        // It has no blocks, only a length.
+        let large = File::create(at("large")).unwrap();
+        large.set_len(LARGEST_FILE + 1).unwrap();
+        let error = read(&at("large")).unwrap_err().to_string();
+        assert_eq!(error, "it has more than 268435456 bytes");
         assert_eq!(
             read(&at("missing")).unwrap_err().kind(),
             ErrorKind::NotFound

@@ -9,7 +9,7 @@ use proto::rating::Rating;
 use serde::Serialize;
 
 use crate::dataset::{Dataset, DatasetError, GroupId};
-use crate::decode::{ChangeCounts, Expect, MaskSource, Origin, decode};
+use crate::decode::{Change, ChangeCounts, Expect, MaskSource, Origin, decode};
 use crate::names;
 use crate::sample::{Metadata, Sample};
 use proto::text::{chain, hex_sha256};
@@ -44,7 +44,7 @@ pub struct Verification {
     /// Samples that were read.
     pub samples: u64,
     pub findings: Vec<Finding>,
-    /// What the import changed or guessed; no faults.
+    /// What the import changed or guessed, or would today; no faults.
     pub changes: ChangeCounts,
 }
 
@@ -88,9 +88,10 @@ pub async fn verify(dataset: &Dataset) -> Result<Verification, DatasetError> {
                         group,
                         row,
                     };
-                    location.check_row(&sample, &mut findings);
+                    let today = location.check_row(&sample, &mut findings);
                     let row = &sample.metadata;
-                    changes.add(&row.id, row.changes.iter().map(String::as_str));
+                    let all = row.changes.iter().chain(&today);
+                    changes.add(&row.id, all.map(String::as_str));
                     rows.insert(position, (group, sample.metadata));
                 }
             }
@@ -121,7 +122,8 @@ impl RowLocation<'_> {
         }
     }
 
-    fn check_row(&self, sample: &Sample, findings: &mut Vec<Finding>) {
+    /// Returns what an import would change today without a fault, as the column `changes` has it.
+    fn check_row(&self, sample: &Sample, findings: &mut Vec<Finding>) -> Vec<String> {
         let row = &sample.metadata;
         let mut report = |what: String| findings.push(self.finding(&row.id, what));
         let box_fault = check_box(row.bbox).err();
@@ -137,7 +139,10 @@ impl RowLocation<'_> {
         if let Err(error) = decode(&sample.image, mask, &expect, &mut pending) {
             report(error.to_string());
         }
-        for change in pending.iter().filter(|it| it.kind.is_fault_of_stored()) {
+        let (faults, harmless): (Vec<Change>, Vec<Change>) = pending
+            .into_iter()
+            .partition(|it| it.kind.is_fault_of_stored());
+        for change in faults {
             let what = change.sentence();
             report(format!(
                 "an import would change it today, so import it again: {what}"
@@ -146,10 +151,15 @@ impl RowLocation<'_> {
         if let Some(reason) = box_fault {
             report(reason);
         }
+        let outfit = match row.outfit.as_str() {
+            "" => Ok(String::new()),
+            outfit => names::name(outfit),
+        };
         for (field, value, cleaned) in [
             ("id", &row.id, names::id(&row.id)),
             ("character", &row.character, names::name(&row.character)),
             ("artists", &row.artists, names::name(&row.artists)),
+            ("outfit", &row.outfit, outfit),
         ] {
             match cleaned {
                 Err(reason) => report(format!("{field} {reason}")),
@@ -166,6 +176,7 @@ impl RowLocation<'_> {
                 row.rating
             ));
         }
+        harmless.iter().map(ToString::to_string).collect()
     }
 }
 
@@ -213,8 +224,8 @@ async fn check_file(
     }
 }
 
-/// Finds duplicate ids, and `similar` entries that do not exist, name the sample itself, are in
-/// another row group, or disagree with their positions.
+/// Finds duplicate ids, and `similar` entries that do not exist, name the sample itself, are of
+/// another character or artist, are in another row group, or disagree with their positions.
 fn check_links(
     dataset: &Dataset,
     rows: &BTreeMap<u64, (GroupId, Metadata)>,
@@ -261,12 +272,19 @@ fn check_links(
                 Some(at) if dataset.group_of(*at)?.0 != *group => {
                     Some(format!("similar {id:?} is in another row group"))
                 }
+                Some(at) if rows.get(at).is_some_and(|(_, other)| !same_owner(row, other)) => Some(
+                    format!("similar names {id:?}, which is of another character or artist"),
+                ),
                 Some(_) => None,
             };
             findings.extend(fault.map(|what| location.finding(&row.id, what)));
         }
     }
     Ok(())
+}
+
+fn same_owner(a: &Metadata, b: &Metadata) -> bool {
+    (&a.character, &a.artists) == (&b.character, &b.artists)
 }
 
 /// Finds characters and artists that are spelled in several ways. Each spelling would be a character

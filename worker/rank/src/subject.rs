@@ -106,10 +106,11 @@ pub(crate) async fn from_sample(
     let origins = references
         .map(|reference| Origin::Sample(row(reference.position).id.clone()))
         .collect();
-    let full = &row(chosen.position).prompts;
+    // As the model was trained, whose prompts may have another order than those of the data set.
+    let full = loader.prompt(chosen.epoch, chosen.position);
     let prompt = match request.prompt {
-        SamplePrompt::Full => full.clone(),
-        SamplePrompt::Pose => pose_prompt(full),
+        SamplePrompt::Pose => pose_prompt(&full),
+        SamplePrompt::Full => full,
         SamplePrompt::Empty => String::new(),
     };
     Ok(Subject {
@@ -140,22 +141,21 @@ pub(crate) async fn from_request(
     for (slot, named) in request.references.iter().enumerate() {
         let (reference, origin) = match &named.from {
             ImageSource::Sample { id } => {
-                let position = loader.rows().iter().position(|row| row.id == *id);
-                let position = position.with_context(|| {
+                let position = loader.position_of(id).with_context(|| {
                     format!(
                         "{} has no sample {id:?}, which is a reference",
                         data.dataset
                     )
                 })?;
-                let rating = &loader.rows()[position].rating;
+                let rating = &loader.rows()[position as usize].rating;
                 ensure!(
-                    loader.uses(position as u64),
+                    loader.uses(position),
                     "the reference {id:?} of {} is rated {}, and data.ratings of the trained job is {}",
                     data.dataset,
                     if rating.is_empty() { "unrated" } else { rating },
                     data.ratings
                 );
-                let decoded = loader.decoded(position as u64).await?;
+                let decoded = loader.decoded(position).await?;
                 let reference = named_reference(
                     settings,
                     data.resolution,

@@ -124,7 +124,7 @@ impl<'a> Bits<'a> {
     /// Skips a block of a sequential scan.
     pub(super) fn skip_block(&mut self, dc: &Table, ac: &Table) -> Option<()> {
         self.skip_difference(dc)?;
-        self.skip_band(ac, 1..=63, &mut 0)
+        self.skip_band(ac, 1..=63, &mut 0, &mut 0)
     }
 
     /// Skips a DC value.
@@ -134,12 +134,13 @@ impl<'a> Bits<'a> {
     }
 
     /// Skips the AC values of a block. `ended` is the number of following blocks that have none, which
-    /// only progressive scans announce.
+    /// only progressive scans announce. `nonzero` gets a bit for each coefficient that is not zero.
     pub(super) fn skip_band(
         &mut self,
         ac: &Table,
         band: RangeInclusive<usize>,
         ended: &mut usize,
+        nonzero: &mut u64,
     ) -> Option<()> {
         if *ended > 0 {
             *ended -= 1;
@@ -156,9 +157,54 @@ impl<'a> Bits<'a> {
                     return Some(());
                 }
                 _ => {
-                    at += run as usize + 1;
+                    at += run as usize;
+                    // Only a damaged file has one after the band.
+                    *nonzero |= 1u64.checked_shl(at as u32).unwrap_or(0);
+                    at += 1;
                     self.skip(size)?;
                 }
+            }
+        }
+        Some(())
+    }
+
+    /// Skips the bits that a scan adds to the AC values of a block: one for each value that is not
+    /// zero already, and those of values that begin here (T.81, G.1.2.3).
+    pub(super) fn refine_band(
+        &mut self,
+        ac: &Table,
+        band: RangeInclusive<usize>,
+        ended: &mut usize,
+        nonzero: &mut u64,
+    ) -> Option<()> {
+        let mut at = *band.start();
+        while *ended == 0 && at <= *band.end() {
+            let symbol = self.symbol(ac)?;
+            let (mut zeros, size) = (u32::from(symbol >> 4), symbol & 0x0f);
+            if size == 0 && zeros < 15 {
+                *ended = (1usize << zeros) + self.number(zeros)? as usize;
+                break;
+            }
+            // The sign of the value that begins.
+            self.skip(u32::from(size > 0))?;
+            for next in at..=*band.end() {
+                at = next + 1;
+                let bit = 1u64 << next;
+                if *nonzero & bit != 0 {
+                    self.skip(1)?;
+                } else if zeros > 0 {
+                    zeros -= 1;
+                } else {
+                    *nonzero |= if size > 0 { bit } else { 0 };
+                    break;
+                }
+            }
+        }
+        if *ended > 0 {
+            *ended -= 1;
+            let is_nonzero = |at: usize| *nonzero & (1u64 << at) != 0;
+            for _ in (at..=*band.end()).filter(|at| is_nonzero(*at)) {
+                self.skip(1)?;
             }
         }
         Some(())

@@ -18,6 +18,9 @@ struct Component {
     down: usize,
     /// The lowest bit that a scan has sent, by coefficient.
     lowest_bit: [u8; COEFFICIENTS],
+    /// The coefficients of each block that are not zero so far, a bit each. Scans that refine them
+    /// have a bit for each of these. Only in progressive frames.
+    nonzero: Vec<u64>,
 }
 
 /// What the markers have said so far.
@@ -139,13 +142,21 @@ impl Walk {
             return;
         };
         self.progressive = marker == 0xc2;
+        self.components.clear();
         self.height = u16::from_be_bytes([*h1, *h0]).into();
         self.width = u16::from_be_bytes([*w1, *w0]).into();
+        // Lossless and hierarchical frames have other scans, and arithmetic codes no blocks that can
+        // be counted. The decoder refuses these, and images of this size, by name.
+        let largest = super::raw::LARGEST_SIDE as usize;
+        if !matches!(marker, 0xc0..=0xc2) || self.width.max(self.height) > largest {
+            return;
+        }
         let component = |it: &[u8]| Component {
             id: it[0],
             across: usize::from(it[1] >> 4).max(1),
             down: usize::from(it[1] & 0x0f).max(1),
             lowest_bit: [NOT_SENT; COEFFICIENTS],
+            nonzero: Vec::new(),
         };
         self.components = segment[6..].chunks_exact(3).map(component).collect();
     }
@@ -231,13 +242,40 @@ impl Walk {
         (units, blocks.collect())
     }
 
-    /// Counts the blocks of a scan. Scans that only refine coefficients are not counted: which bits
-    /// they have depends on all scans before, and what they add is hardly seen.
-    fn check_blocks(&self, scan: &Scan, data: &[u8]) -> Result<(), String> {
-        if scan.high > 0 && scan.first > 0 {
-            return Ok(());
-        }
+    /// Counts the blocks of a scan.
+    fn check_blocks(&mut self, scan: &Scan, data: &[u8]) -> Result<(), String> {
         let (units, blocks) = self.units(scan);
+        // A scan of AC coefficients has one component.
+        let mut nonzero = match scan.components[..] {
+            [(index, ..)] if self.progressive && scan.first > 0 => {
+                std::mem::take(&mut self.components[index].nonzero)
+            }
+            _ => Vec::new(),
+        };
+        if self.progressive && scan.first > 0 {
+            nonzero.resize(units, 0);
+        }
+        let read = self.read_units(scan, data, (units, &blocks), &mut nonzero);
+        if let [(index, ..)] = scan.components[..] {
+            self.components[index].nonzero = nonzero;
+        }
+        match read {
+            Err(unit) => Err(format!("a scan ends after {unit} of {units} units of blocks")),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Skips all units of a scan.
+    ///
+    /// # Errors
+    /// The number of units that are there. A scan without its tables is left to the decoder.
+    fn read_units(
+        &self,
+        scan: &Scan,
+        data: &[u8],
+        (units, blocks): (usize, &[(usize, usize)]),
+        nonzero: &mut [u64],
+    ) -> Result<(), usize> {
         let table = |kind: usize, number: usize| self.tables[kind].get(number)?.as_ref();
         let mut bits = Bits::new(data);
         // Blocks that a run of progressive AC has already ended.
@@ -247,27 +285,32 @@ impl Walk {
                 bits.restart();
                 ended = 0;
             }
-            for (dc, ac) in &blocks {
+            for (dc, ac) in blocks {
                 let (dc, ac) = (table(0, *dc), table(1, *ac));
-                let read = if !self.progressive {
-                    let (Some(dc), Some(ac)) = (dc, ac) else {
-                        return Ok(());
-                    };
-                    bits.skip_block(dc, ac)
-                } else if scan.first > 0 {
-                    let Some(ac) = ac else { return Ok(()) };
-                    bits.skip_band(ac, scan.first..=scan.last, &mut ended)
-                } else if scan.high > 0 {
-                    bits.skip(1)
-                } else {
-                    let Some(dc) = dc else { return Ok(()) };
-                    bits.skip_difference(dc)
+                let band = scan.first..=scan.last;
+                let read = match (self.progressive, scan.first > 0, scan.high > 0) {
+                    (false, _, _) => {
+                        let (Some(dc), Some(ac)) = (dc, ac) else {
+                            return Ok(());
+                        };
+                        bits.skip_block(dc, ac)
+                    }
+                    (true, false, true) => bits.skip(1),
+                    (true, false, false) => {
+                        let Some(dc) = dc else { return Ok(()) };
+                        bits.skip_difference(dc)
+                    }
+                    (true, true, refines) => {
+                        let Some(ac) = ac else { return Ok(()) };
+                        let nonzero = &mut nonzero[unit];
+                        if refines {
+                            bits.refine_band(ac, band, &mut ended, nonzero)
+                        } else {
+                            bits.skip_band(ac, band, &mut ended, nonzero)
+                        }
+                    }
                 };
-                if read.is_none() {
-                    return Err(format!(
-                        "a scan ends after {unit} of {units} units of blocks"
-                    ));
-                }
+                read.ok_or(unit)?;
             }
         }
         Ok(())

@@ -128,8 +128,10 @@ fn of_colours(pixels: &DynamicImage, changes: &mut Vec<Change>) -> Result<GrayIm
         return Ok(GrayImage::from_fn(rgb.width(), rgb.height(), grey));
     }
     let mut colours: Vec<[u8; 3]> = Vec::new();
+    let mut last = None;
     for pixel in rgb.pixels() {
-        if !colours.contains(&pixel.0) {
+        // Neighbours are mostly equal.
+        if last.replace(pixel.0) != Some(pixel.0) && !colours.contains(&pixel.0) {
             colours.push(pixel.0);
         }
         if colours.len() > COLOURS {

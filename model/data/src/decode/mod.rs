@@ -96,7 +96,7 @@ pub fn decode(
     let alpha = pixels.color().has_alpha().then(|| mask::alpha_of(&pixels));
     let is_transparent = |it: &GrayImage| it.as_raw().iter().any(|it| *it != u8::MAX);
     let alpha = alpha.filter(is_transparent);
-    if is_file && alpha.is_some() {
+    if (is_file || expect.check) && alpha.is_some() {
         changes.push(Change::new(ChangeKind::Transparency, ""));
     }
     let is_rewritten = changes[begun..].iter().any(|it| it.kind.rewrites_image());

@@ -14,7 +14,7 @@ use crate::image_file::ImageError;
 
 /// Larger images are rejected before their pixels are allocated. No training image needs the size,
 /// and a damaged header may claim any size.
-const LARGEST_SIDE: u32 = 8192;
+pub(super) const LARGEST_SIDE: u32 = 8192;
 
 /// A decoded file.
 #[derive(Debug)]
@@ -121,6 +121,8 @@ fn read_png(bytes: &[u8], end: usize) -> Result<Raw, String> {
     // Palettes, transparent colours and fewer than 8 bits become channels of 8 bits.
     decoder.set_transformations(png::Transformations::EXPAND);
     let mut reader = decoder.read_info().map_err(message)?;
+    // Otherwise the image before the animation is none of its frames.
+    let begins_animation = reader.info().frame_control.is_some();
     let size = reader.output_buffer_size().ok_or("it is too large")?;
     let mut samples = vec![0; size];
     let frame = reader.next_frame(&mut samples).map_err(message)?;
@@ -133,19 +135,23 @@ fn read_png(bytes: &[u8], end: usize) -> Result<Raw, String> {
     }
     let animation = info.animation_control;
     let texts = info.utf8_text.iter();
-    let mut xmp = texts.filter(|it| it.keyword.contains("XML:com.adobe.xmp"));
+    let mut xmp = texts.filter(|it| it.keyword == "XML:com.adobe.xmp");
     Ok(Raw {
         profile: Profile::of_png(info),
         exif: info
             .exif_metadata
             .as_ref()
             .map(|it| it.to_vec())
-            .or_else(|| legacy_exif(info)),
+            .or_else(|| legacy(info, ["exif", "APP1"])),
         xmp: xmp
             .find_map(|it| it.get_text().ok())
-            .map(String::into_bytes),
+            .map(String::into_bytes)
+            .or_else(|| legacy(info, ["xmp", "APP1"])),
         cmyk: false,
-        frame: animation.map(|it| format!("the first of {}", it.num_frames)),
+        frame: animation.map(|it| match begins_animation {
+            true => format!("the first of {}", it.num_frames),
+            false => format!("the still image before {} frames", it.num_frames),
+        }),
         trailing: bytes.len() - end,
         pixels: png_pixels(reader.output_color_type(), (width, height), samples)?,
     })
@@ -208,19 +214,20 @@ pub(super) fn png_indices(bytes: &[u8]) -> Option<image::GrayImage> {
     Some(image::GrayImage::from_fn(width, height, index))
 }
 
-/// EXIF as ImageMagick wrote it before PNG had a chunk for it: hexadecimal text with a length.
-fn legacy_exif(info: &png::Info<'_>) -> Option<Vec<u8>> {
-    let is_exif = |keyword: &str| keyword == "Raw profile type exif";
+/// EXIF or XMP as ImageMagick wrote them before PNG had a place for them: hexadecimal text with a
+/// length, in a text of one of these names. "APP1" may hold either.
+fn legacy(info: &png::Info<'_>, names: [&str; 2]) -> Option<Vec<u8>> {
+    let is_named = |keyword: &str| {
+        let name = keyword.strip_prefix("Raw profile type ");
+        name.is_some_and(|name| names.contains(&name))
+    };
     let short = info.uncompressed_latin1_text.iter();
+    let short = short.filter(|it| is_named(&it.keyword));
+    let long = info.compressed_latin1_text.iter();
+    let long = long.filter(|it| is_named(&it.keyword));
     let text = short
-        .filter(|it| is_exif(&it.keyword))
         .map(|it| it.text.clone())
-        .chain(
-            info.compressed_latin1_text
-                .iter()
-                .filter(|it| is_exif(&it.keyword))
-                .filter_map(|it| it.get_text().ok()),
-        )
+        .chain(long.filter_map(|it| it.get_text().ok()))
         .next()?;
     let digits: Vec<u8> = text.lines().skip(3).flat_map(str::bytes).collect();
     let pairs = digits.chunks_exact(2);

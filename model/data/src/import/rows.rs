@@ -15,7 +15,7 @@ use crate::sample::{join_tags, split_tags};
 use crate::verify::check_box;
 
 /// A line of the file.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Row {
     pub(super) id: String,

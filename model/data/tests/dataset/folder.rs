@@ -4,7 +4,7 @@ use arrow_array::{Array, RecordBatch, StringArray, UInt64Array};
 use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage};
 use model_data::columns::to_batch;
 use model_data::dataset::Dataset;
-use model_data::import::{ImportError, ImportReport, import};
+use model_data::import::{ImportError, ImportOptions, ImportReport, import};
 use model_data::sample::{Metadata, Sample};
 use model_data::verify::verify;
 use parquet::arrow::ArrowWriter;
@@ -46,8 +46,18 @@ impl Folder {
         text: &[u8],
     ) -> Result<(Dataset, ImportReport), ImportError> {
         self.write("samples.jsonl", text);
+        self.import_listed().await
+    }
+
+    /// Imports with the `samples.jsonl` that is there.
+    pub(crate) async fn import_listed(&self) -> Result<(Dataset, ImportReport), ImportError> {
         let url = url(self.out.path());
-        let (_, report) = import(self.dir.path(), &url, "test", false).await?;
+        let options = ImportOptions {
+            source: "test".to_owned(),
+            replace: true,
+            ..ImportOptions::default()
+        };
+        let (_, report) = import(self.dir.path(), &url, &options).await?;
         Ok((Dataset::open(&url).await.unwrap(), report))
     }
 

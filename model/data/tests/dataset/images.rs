@@ -160,9 +160,8 @@ async fn only_regular_files_are_read() {
         }
     }
     std::fs::create_dir(folder.path("samples.jsonl")).unwrap();
-    let missing =
-        model_data::import::import(folder.path("").as_path(), "file:///nowhere", "test", false);
-    let error = proto::text::chain(&missing.await.unwrap_err());
+    let error = folder.import_listed().await.unwrap_err();
+    let error = proto::text::chain(&error);
     assert!(
         error.contains("it is a directory, and only a regular file is read"),
         "{error}"

@@ -11,6 +11,7 @@ pub(super) fn data(raw: &DataToml, directory: Option<&Path>, faults: &mut Faults
         dataset: absolute("data.dataset", &raw.dataset, directory, faults),
         resolution: raw.resolution,
         prompt_drop: raw.prompt_drop.unwrap_or(0.5),
+        prompt_order: raw.prompt_order.unwrap_or_default(),
         holdout: raw.holdout.unwrap_or(0.0),
         ratings: ratings(raw.ratings.as_deref(), faults),
         seed: raw.seed.unwrap_or(0),
