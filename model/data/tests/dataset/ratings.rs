@@ -80,6 +80,30 @@ async fn safe_samples_are_used_by_default_and_the_others_are_counted() {
     assert_eq!(open(&all).await.unwrap().training(), [0, 1, 2, 3, 4]);
 }
 
+/// A terminal may write an accent as two characters, and a copied id may have a space.
+#[tokio::test]
+async fn a_sample_is_found_by_its_id_as_a_user_writes_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut rows = identity(&["", ""]);
+    for (row, id) in rows.iter_mut().zip(["caf\u{e9}", " old"]) {
+        row.metadata.id = id.to_owned();
+        row.metadata.similar = Vec::new();
+    }
+    rows[0].metadata.similar = vec![" old".to_owned()];
+    write(folder.path(), rows, &[]).await;
+    let loader = open(&job(folder.path(), None)).await.unwrap();
+    for (id, found) in [
+        ("caf\u{e9}", Some(0)),
+        (" cafe\u{301}", Some(0)),
+        ("Caf\u{e9}", None),
+        (" old", Some(1)),
+        ("old", None),
+        ("", None),
+    ] {
+        assert_eq!(loader.position_of(id), found, "{id:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_sample_whose_similar_images_are_all_left_out_has_none() {
     let folder = tempfile::tempdir().unwrap();

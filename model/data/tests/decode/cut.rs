@@ -3,6 +3,7 @@
 use crate::files::{OF_A_FILE, RED, difference, figure, import, png, read, scene};
 use model_data::decode::{Expect, MaskSource, Origin};
 use model_data::image_file::ImageError;
+use proptest::prelude::*;
 
 /// All formats, and all kinds of scans: sequential with and without restart markers, with smaller
 /// colour planes, grey and CMYK, progressive, interlaced, lossy and lossless, animated.
@@ -90,13 +91,7 @@ fn a_jpeg_that_was_cut_and_got_a_new_end_is_refused() {
         let scans: Vec<usize> = (0..bytes.len() - 1)
             .filter(|at| bytes[*at..].starts_with(&[0xff, 0xda]))
             .collect();
-        // The last scan of a progressive file only refines.
-        let end = if scans.len() > 1 {
-            scans[scans.len() - 1]
-        } else {
-            bytes.len() - 3
-        };
-        for length in scans[0]..end {
+        for length in scans[0]..bytes.len() - 3 {
             let mut cut = bytes[..length].to_vec();
             cut.extend([0xff, 0xd9]);
             let (pixels, _) = import(&cut, MaskSource::Whole, &OF_A_FILE);
@@ -144,6 +139,55 @@ fn the_first_frame_of_an_animation_is_taken_and_said() {
         assert_eq!(pixels.image, scene(), "{name}");
         assert_eq!(changes, ["frame=the first of 3"]);
         assert_eq!(pixels.stored_as, None, "the other frames are not stored");
+    }
+}
+
+/// An animated PNG may begin with an image for programs that do not animate.
+#[test]
+fn a_still_image_before_an_animation_is_said_to_be_none_of_its_frames() {
+    let animated = read("animated.png");
+    let at = animated.windows(4).position(|it| it == b"fcTL").unwrap() - 4;
+    // Length, name, 26 bytes and check sum.
+    let mut still = animated[..at].to_vec();
+    still.extend(&animated[at + 38..]);
+    let (pixels, changes) = import(&still, MaskSource::Whole, &OF_A_FILE);
+    assert_eq!(pixels.unwrap().image, scene());
+    assert_eq!(changes, ["frame=the still image before 3 frames"]);
+}
+
+proptest! {
+    /// Whatever is damaged, the decoder returns, and what it returns fits together.
+    #[test]
+    fn no_damage_makes_the_decoder_panic(
+        file in 0..WHOLE.len(),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        as_mask: bool,
+    ) {
+        let mut bytes = read(WHOLE[file]);
+        for (index, value) in damage {
+            let at = index.index(bytes.len());
+            bytes[at] = value;
+        }
+        let (image, mask) = match as_mask {
+            true => (read("plain.png"), MaskSource::File(&bytes)),
+            false => (bytes.clone(), MaskSource::Alpha),
+        };
+        for origin in [Origin::File, Origin::Stored] {
+            let expect = Expect { origin, ..OF_A_FILE };
+            if let (Ok(pixels), _) = import(&image, mask, &expect) {
+                prop_assert_eq!(pixels.image.dimensions(), pixels.mask.dimensions());
+            }
+        }
+    }
+
+    /// Also if nothing but the first bytes is that of an image.
+    #[test]
+    fn noise_is_refused(bytes in prop::collection::vec(any::<u8>(), 0..300), kind in 0..4usize) {
+        let starts: [&[u8]; 4] = [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"RIFF\x40\0\0\0WEBP"];
+        let mut file = starts[kind].to_vec();
+        file.extend(&bytes);
+        let (pixels, _) = import(&file, MaskSource::Whole, &OF_A_FILE);
+        prop_assert!(pixels.is_err());
     }
 }
 

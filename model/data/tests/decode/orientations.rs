@@ -7,6 +7,7 @@ use crate::files::{
 use image::{GrayImage, ImageBuffer, Pixel, Rgb, RgbImage};
 use model_data::decode::{Expect, MaskSource, Origin, decode};
 use model_data::image_file::ImageError;
+use model_data::user_image::UserImage;
 use proptest::prelude::*;
 
 /// The file's pixels of an image that is shown under an orientation, from the definition of the tag
@@ -49,18 +50,19 @@ fn itxt(orientation: u8) -> Vec<u8> {
     data
 }
 
-fn raw_profile(orientation: u8) -> Vec<u8> {
-    let mut bytes = b"Exif\0\0".to_vec();
-    bytes.extend(exif(orientation, true));
+/// ImageMagick's text of a profile.
+fn raw_profile(name: &str, prefix: &[u8], data: &[u8]) -> Vec<u8> {
+    let bytes = [prefix, data].concat();
     let hex: String = bytes.iter().map(|it| format!("{it:02x}")).collect();
-    let text = format!(
-        "Raw profile type exif\0\nexif\n    {:4}\n{hex}\n",
-        bytes.len()
-    );
-    text.into_bytes()
+    let length = bytes.len();
+    format!("Raw profile type {name}\0\n{name}\n    {length:4}\n{hex}\n").into_bytes()
 }
 
-const CONTAINERS: [(&str, u8, Container); 11] = [
+fn png_with_text(image: &RgbImage, text: &[u8]) -> Vec<u8> {
+    png_with(&png(image.clone()), *b"tEXt", text, Place::AfterHeader)
+}
+
+const CONTAINERS: [(&str, u8, Container); 14] = [
     ("JPEG, EXIF, little-endian", 24, |it, o| {
         jpeg_with(&jpeg(it.clone()), b"Exif\0\0", &exif(o, false))
     }),
@@ -95,13 +97,17 @@ const CONTAINERS: [(&str, u8, Container); 11] = [
     ("PNG, XMP after the pixels", 0, |it, o| {
         png_with(&png(it.clone()), *b"iTXt", &itxt(o), Place::AfterPixels)
     }),
-    ("PNG, ImageMagick's text", 0, |it, o| {
-        png_with(
-            &png(it.clone()),
-            *b"tEXt",
-            &raw_profile(o),
-            Place::AfterHeader,
-        )
+    ("PNG, text of EXIF", 0, |it, o| {
+        png_with_text(it, &raw_profile("exif", b"Exif\0\0", &exif(o, true)))
+    }),
+    ("PNG, text of APP1 with EXIF", 0, |it, o| {
+        png_with_text(it, &raw_profile("APP1", b"Exif\0\0", &exif(o, false)))
+    }),
+    ("PNG, text of XMP", 0, |it, o| {
+        png_with_text(it, &raw_profile("xmp", b"", &xmp(o, false)))
+    }),
+    ("PNG, text of APP1 with XMP", 0, |it, o| {
+        png_with_text(it, &raw_profile("APP1", XMP_PREFIX, &xmp(o, true)))
     }),
     ("WebP, EXIF", 0, |it, o| {
         webp(it, Some(exif(o, false)), None)
@@ -209,6 +215,25 @@ fn a_row_of_a_data_set_means_its_pixels_and_the_orientation_is_reported() {
         matches!(pixels, Err(ImageError::Size { what: "image", .. })),
         "{pixels:?}"
     );
+}
+
+/// Sampling's files of a user go the same way.
+#[test]
+fn a_users_file_is_turned_and_its_mask_fits_afterwards() {
+    let (mask, face) = (png(figure()), [0.5, 0.25, 0.2, 0.2]);
+    for (name, tolerance, container) in CONTAINERS {
+        let file = container(&stored(&scene(), 6), 6);
+        let image = UserImage {
+            name: "me",
+            bytes: &file,
+            face_box: Some(face),
+            mask: Some(("mask.png", &mask)),
+        };
+        let mut changes = Vec::new();
+        let decoded = image.decode(&mut changes).unwrap();
+        assert!(difference(&decoded.image, &scene()) <= tolerance, "{name}");
+        assert_eq!((decoded.mask, changes.len()), (figure(), 1), "{name}");
+    }
 }
 
 proptest! {
