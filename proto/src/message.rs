@@ -340,6 +340,18 @@ pub struct DesiredState {
     pub detect_within_ms: u64,
     /// All other workers with ranks of one of its jobs. The worker pings each of them repeatedly.
     pub peers: Vec<Peer>,
+    /// Another daemon of the same name took this worker's place; it must leave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<Successor>,
+}
+
+/// The daemon that took the place of another one of its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Successor {
+    pub worker: WorkerId,
+    /// Where it answers pings.
+    pub address: Option<String>,
 }
 
 /// The ranks of one generation of one job that a worker runs.

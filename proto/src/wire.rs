@@ -404,6 +404,7 @@ impl From<&DesiredState> for pb::DesiredState {
             assignments: state.assignments.iter().map(Into::into).collect(),
             detect_within_ms: state.detect_within_ms,
             peers: state.peers.iter().map(Into::into).collect(),
+            successor: state.successor.as_ref().map(Into::into),
         }
     }
 }
@@ -424,6 +425,7 @@ impl TryFrom<pb::DesiredState> for DesiredState {
                 .into_iter()
                 .map(TryInto::try_into)
                 .collect::<Result<_, _>>()?,
+            successor: state.successor.map(TryInto::try_into).transpose()?,
         })
     }
 }

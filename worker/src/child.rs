@@ -6,6 +6,7 @@
 //! daemon: it requests a parent-death signal from the kernel, and exits when its socket closes.
 
 use crate::logs::{Line, Logs};
+use crate::start::socket_path;
 use anyhow::Context;
 use proto::id::{JobId, Rank};
 use proto::message::{Assignment, RankOrder, RankReport};
@@ -72,10 +73,7 @@ impl Children {
     /// Starts a process; a failure to start is reported as its exit.
     pub(crate) fn spawn(&mut self, key: RankKey, device: u32, assignment: Box<Assignment>) {
         self.started += 1;
-        let socket =
-            self.settings
-                .run_dir
-                .join(format!("{}-{}.sock", std::process::id(), self.started));
+        let socket = socket_path(&self.settings.run_dir, self.started);
         let (sender, receiver) = watch::channel(Orders {
             rank: key.rank,
             device,
@@ -454,11 +452,9 @@ pub(crate) fn run_rank_program(
         .args(options)
         .status()
         .with_context(|| format!("cannot start {}", program.display()))?;
-    Ok(if status.success() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    // For instance 1 if a check failed, or 141 if the reader has left.
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 #[cfg(test)]

@@ -193,7 +193,15 @@ impl Coordinator {
             .send
             .iter()
             .filter_map(|name| self.fleet.reachable(name));
-        let states = workers.map(|worker| self.desired(&worker.id)).collect();
+        let mut states: Vec<DesiredState> =
+            workers.map(|worker| self.desired(&worker.id)).collect();
+        states.extend(outbox.leave.take().map(|(worker, successor)| DesiredState {
+            worker,
+            assignments: Vec::new(),
+            detect_within_ms: self.config.detect_within_ms,
+            peers: Vec::new(),
+            successor: Some(successor),
+        }));
         outbox.into_effects(records, states)
     }
 
@@ -204,6 +212,7 @@ impl Coordinator {
             assignments: self.jobs.values().filter_map(assignment).collect(),
             detect_within_ms: self.config.detect_within_ms,
             peers: self.peers(worker),
+            successor: None,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Conversion of peers and of peers that do not answer.
 
 use super::{LONG_TEXT_MAX, TEXT_MAX, WireError, present, text, wrong};
-use crate::message::{Peer, Unreached};
+use crate::message::{Peer, Successor, Unreached};
 use crate::pb;
 
 /// Validates the address at which a worker answers pings.
@@ -50,6 +50,26 @@ impl TryFrom<pb::Peer> for Peer {
         Ok(Self {
             worker: present("peers.worker", peer.worker)?.try_into()?,
             address: address(peer.address)?,
+        })
+    }
+}
+
+impl From<&Successor> for pb::Successor {
+    fn from(successor: &Successor) -> Self {
+        Self {
+            worker: Some((&successor.worker).into()),
+            address: successor.address.clone(),
+        }
+    }
+}
+
+impl TryFrom<pb::Successor> for Successor {
+    type Error = WireError;
+
+    fn try_from(successor: pb::Successor) -> Result<Self, WireError> {
+        Ok(Self {
+            worker: present("successor.worker", successor.worker)?.try_into()?,
+            address: successor.address.map(address).transpose()?,
         })
     }
 }

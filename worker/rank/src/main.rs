@@ -65,7 +65,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Run(settings) => {
-            start_logging();
+            shell::log::start_plain();
             run::run(&settings).map(|()| true)
         }
         Command::Doctor(node) => doctor::run(&node),
@@ -77,18 +77,8 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            shell::errln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
-}
-
-/// Logs plain lines to standard error; the daemon adds rank and time.
-fn start_logging() {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .without_time()
-        .with_target(false)
-        .init();
 }
