@@ -1,5 +1,8 @@
 //! The coordinator's binary: the `serve` daemon and the command-line client.
 
+// They panic when nobody reads; `outln!` and `errln!` of `shell` do not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod checkpoint;
 mod cli;
 mod config;

@@ -59,6 +59,17 @@ pub(crate) async fn cause(url: &str) -> String {
     }
 }
 
+/// The URL and the server that it means.
+fn place(url: &str) -> String {
+    let endpoint = ["AWS_ENDPOINT", "AWS_ENDPOINT_URL"]
+        .into_iter()
+        .find_map(|name| std::env::var(name).ok());
+    match endpoint.filter(|_| url.starts_with("s3:")) {
+        Some(endpoint) => format!("{url} at {endpoint}"),
+        None => url.to_owned(),
+    }
+}
+
 struct Wait<'a> {
     url: &'a str,
     say: &'a (dyn Fn(&str) + Sync),
@@ -130,10 +141,15 @@ impl<'a> Wait<'a> {
             tokio::select! {
                 ended = &mut attempt => return ended.unwrap_or_else(|_| Err(Trouble {
                     kind: TroubleKind::Passing,
-                    text: format!("{url} does not answer within {} s", ANSWER_WITHIN.as_secs()),
+                    text: format!(
+                        "{} does not answer within {} s",
+                        place(url),
+                        ANSWER_WITHIN.as_secs()
+                    ),
                 })),
                 () = tokio::time::sleep(SAY_AFTER) => {
-                    self.say("no answer", &format!("waiting for the store: no answer from {url} yet"));
+                    let text = format!("waiting for the store: no answer from {} yet", place(url));
+                    self.say("no answer", &text);
                 }
             }
         }

@@ -163,7 +163,7 @@ fn on_a_full_disk(command: &Command, folder: &Path) -> Result<Command> {
     ensure!(made.success(), "mkfifo {}", pipe.display());
     let script = "mount -t tmpfs -o size=256k tmpfs \"$1\" || exit 99
         head -c 1000000 /dev/zero >\"$1/fill\" 2>/dev/null
-        (read -r line <\"$2\"; rm \"$1/fill\") &
+        (read -r line <\"$2\"; rm \"$1/fill\") >/dev/null 2>&1 &
         shift 2; exec \"$@\"";
     let mut full = Command::new("unshare");
     if !rustix::process::geteuid().is_root() {

@@ -1,6 +1,9 @@
 //! `worker`: the program of a node. Reads settings and runs the requested command. This process is
 //! not linked with libtorch.
 
+// They panic when nobody reads; `outln!` and `errln!` of `shell` do not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod child;
 mod config;
 mod daemon;

@@ -151,7 +151,10 @@ fn serve(client: TcpStream, answer: (&str, &str, &str)) -> std::io::Result<()> {
             break;
         }
         if method.is_empty() {
-            line.split(' ').next().unwrap_or_default().clone_into(&mut method);
+            line.split(' ')
+                .next()
+                .unwrap_or_default()
+                .clone_into(&mut method);
         }
         let lower = line.to_ascii_lowercase();
         if let Some(value) = lower.strip_prefix("content-length:") {

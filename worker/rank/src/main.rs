@@ -1,6 +1,9 @@
 //! `worker-rank`: the process that links libtorch. The worker daemon, which does not link it,
 //! starts one per device. Also implements the part of `worker doctor` that needs libtorch.
 
+// They panic when nobody reads; `outln!` and `errln!` of `shell` do not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod checkpoint;
 mod clock;
 mod closing;
