@@ -128,6 +128,11 @@ pub(crate) fn worker_view(
             .map_or(0, |heard| now_ms.saturating_sub(heard)),
         drained: worker.drained,
         unreachable: worker.unreachable.clone(),
+        displaced: worker.displaced.map(|it| pb::Displaced {
+            worker: Some(it.worker.into()),
+            address: it.address.map(str::to_owned),
+            ago_ms: now_ms.saturating_sub(it.last_report_ms),
+        }),
     }
 }
 

@@ -7,6 +7,7 @@
 
 use crate::lines::{LineReader, RawLine};
 use crate::logs::{LINE_BYTES_MAX, Line, Logs};
+use crate::start::socket_path;
 use anyhow::Context;
 use proto::id::{JobId, Rank};
 use proto::message::{Assignment, RankOrder, RankReport};
@@ -76,10 +77,7 @@ impl Children {
     /// Starts a process; a failure to start is reported as its exit.
     pub(crate) fn spawn(&mut self, key: RankKey, device: u32, assignment: Box<Assignment>) {
         self.started += 1;
-        let socket =
-            self.settings
-                .run_dir
-                .join(format!("{}-{}.sock", std::process::id(), self.started));
+        let socket = socket_path(&self.settings.run_dir, self.started);
         let (sender, receiver) = watch::channel(Orders {
             rank: key.rank,
             device,
@@ -460,11 +458,9 @@ pub(crate) fn run_rank_program(
         .args(options)
         .status()
         .with_context(|| format!("cannot start {}", program.display()))?;
-    Ok(if status.success() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    // For instance 1 if a check failed, or 141 if the reader has left.
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ pub use crate::record::{
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Generation, JobId, Step, WorkerId};
 use proto::job::overrides::Override;
-use proto::message::{DesiredState, StepReport, WorkerReport};
+use proto::message::{DesiredState, StepReport, Successor, WorkerReport};
 use proto::reason::{
     Cause, Ending, GenerationEnd, StandbyLoss, StopCause, Stopped, UnitError, UnreachablePair,
     Violation, Waiting,
@@ -241,6 +241,12 @@ pub enum Event {
     /// Two live workers cannot reach each other.
     Unreachable {
         pair: UnreachablePair,
+    },
+    /// `worker` still reports although `by`, of the same name, has replaced it: two nodes have one
+    /// name. It is told to leave.
+    WorkerDisplaced {
+        worker: WorkerId,
+        by: Successor,
     },
     /// An impossible report from `worker`, which was ignored.
     Ignored {

@@ -199,11 +199,19 @@ impl Coordinator {
             .send
             .iter()
             .filter_map(|name| self.fleet.reachable(name));
-        let states = workers.map(|worker| self.desired(&worker.id));
-        let states: Vec<DesiredState> = states.collect();
+        let mut states: Vec<DesiredState> =
+            workers.map(|worker| self.desired(&worker.id)).collect();
         for state in states.iter().filter(|it| !it.assignments.is_empty()) {
             self.fleet.set_held(&state.worker);
         }
+        states.extend(outbox.leave.take().map(|(worker, successor)| DesiredState {
+            worker,
+            assignments: Vec::new(),
+            detect_within_ms: self.config.detect_within_ms,
+            peers: Vec::new(),
+            refused: Vec::new(),
+            successor: Some(successor),
+        }));
         outbox.into_effects(records, states)
     }
 
@@ -215,6 +223,7 @@ impl Coordinator {
             detect_within_ms: self.config.detect_within_ms,
             peers: self.peers(worker),
             refused: Vec::new(),
+            successor: None,
         }
     }
 

@@ -3,7 +3,7 @@
 
 use super::preview::{PreviewArgs, preview};
 use super::{Global, Outcome, Output, print_json, table};
-use crate::text::{bytes, outln};
+use crate::text::{bytes, errln, outln};
 use anyhow::{Context, Result, anyhow};
 use clap::Subcommand;
 use figures::synthetic::{Similar, SynthesizeOptions, identities};
@@ -154,7 +154,12 @@ async fn synthesize(global: &Global, args: &SynthesizeArgs) -> Result<Outcome> {
     };
     let mut writer = DatasetWriter::open(&url, write_options).await?;
     let total = u64::from(args.characters) * u64::from(args.outfits);
-    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    let target = if shell::terminal::can_redraw() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
+    let bar = ProgressBar::with_draw_target(Some(total), target);
     for identity in identities(&options) {
         writer.add(identity).await?;
         bar.inc(1);
@@ -287,7 +292,7 @@ fn print_rejects(report: &ImportReport) {
         ("identity split", &report.split),
     ] {
         for (line, reason) in list {
-            eprintln!("{SAMPLES_FILE}:{line}: {what}: {reason}");
+            errln!("{SAMPLES_FILE}:{line}: {what}: {reason}");
         }
     }
 }

@@ -117,6 +117,11 @@ pub(crate) fn worker(worker: &pb::WorkerView) -> Value {
         "apart": worker.unreachable,
         "jobs": worker.jobs,
         "last_heard_ms": worker.last_heard_ms,
+        "displaced": worker.displaced.as_ref().map(|it| json!({
+            "boot": it.worker.as_ref().map(|it| it.boot),
+            "address": it.address,
+            "ago_ms": it.ago_ms,
+        })),
     })
 }
 
