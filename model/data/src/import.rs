@@ -171,4 +171,3 @@ pub async fn import(
     }
     Ok((writer.finish().await?, report))
 }
-

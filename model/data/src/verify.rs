@@ -272,9 +272,15 @@ fn check_links(
                 Some(at) if dataset.group_of(*at)?.0 != *group => {
                     Some(format!("similar {id:?} is in another row group"))
                 }
-                Some(at) if rows.get(at).is_some_and(|(_, other)| !same_owner(row, other)) => Some(
-                    format!("similar names {id:?}, which is of another character or artist"),
-                ),
+                Some(at)
+                    if rows
+                        .get(at)
+                        .is_some_and(|(_, other)| !same_owner(row, other)) =>
+                {
+                    Some(format!(
+                        "similar names {id:?}, which is of another character or artist"
+                    ))
+                }
                 Some(_) => None,
             };
             findings.extend(fault.map(|what| location.finding(&row.id, what)));

@@ -260,7 +260,9 @@ impl Walk {
             self.components[index].nonzero = nonzero;
         }
         match read {
-            Err(unit) => Err(format!("a scan ends after {unit} of {units} units of blocks")),
+            Err(unit) => Err(format!(
+                "a scan ends after {unit} of {units} units of blocks"
+            )),
             Ok(()) => Ok(()),
         }
     }

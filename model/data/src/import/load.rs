@@ -98,7 +98,12 @@ async fn load_row(folder: Arc<Path>, row: Row, memory: &Semaphore) -> LoadedRow 
     });
     let (mut row, files) = match read.await {
         Ok((row, Ok(files))) => (row, files),
-        Ok((row, Err(reason))) => return LoadedRow { row, images: Err(reason) },
+        Ok((row, Err(reason))) => {
+            return LoadedRow {
+                row,
+                images: Err(reason),
+            };
+        }
         Err(error) => return LoadedRow::lost(line, &error),
     };
     // The semaphore is never closed; without a permit the row would only use more memory.
@@ -331,4 +336,3 @@ fn read_inside(folder: &Path, field: &str, path: &str) -> Result<Bytes, String> 
         .map(Bytes::from)
         .map_err(|e| format!("{field} {path:?} cannot be read: {e}"))
 }
-

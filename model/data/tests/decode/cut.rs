@@ -1,8 +1,9 @@
 //! Files that are cut off, damaged, animated, followed by other bytes, or no images.
 
 use crate::files::{OF_A_FILE, RED, difference, figure, import, png, read, scene};
+use image::Rgb;
 use model_data::decode::{Expect, MaskSource, Origin};
-use model_data::image_file::ImageError;
+use model_data::image_file::{ImageError, flatten};
 use proptest::prelude::*;
 
 /// All formats, and all kinds of scans: sequential with and without restart markers, with smaller
@@ -128,6 +129,25 @@ fn every_kind_of_scan_shows_the_scene() {
             _ => &[],
         };
         assert_eq!(changes, expected, "{name}");
+    }
+}
+
+/// Jobs are pinned to the pixels that earlier releases read, with the `image` crate alone.
+#[test]
+fn rows_of_a_data_set_have_the_pixels_that_they_always_had() {
+    let stored = Expect {
+        origin: Origin::Stored,
+        check: false,
+        ..OF_A_FILE
+    };
+    for name in WHOLE {
+        let bytes = read(name);
+        let before = image::load_from_memory(&bytes).unwrap();
+        let (pixels, _) = import(&bytes, MaskSource::File(&bytes), &stored);
+        let pixels = pixels.unwrap();
+        assert_eq!(pixels.mask, before.to_luma8(), "{name}");
+        let white = Rgb([255; 3]);
+        assert_eq!(pixels.image, flatten(before, white), "{name}");
     }
 }
 

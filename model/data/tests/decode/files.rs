@@ -3,6 +3,7 @@
 use image::{DynamicImage, GrayImage, Rgb, RgbImage};
 use model_data::decode::{Change, Expect, MaskSource, Origin, Pixels, decode};
 use model_data::image_file::ImageError;
+use png::{BitDepth, ColorType};
 use std::path::Path;
 
 pub(crate) const WIDTH: u32 = 48;
@@ -191,4 +192,56 @@ pub(crate) fn xmp(orientation: u8, element: bool) -> Vec<u8> {
          </x:xmpmeta>"
     )
     .into_bytes()
+}
+
+/// A PNG of any colour type and depth. `samples` gives the channels of a pixel, in the file's units.
+pub(crate) fn file(
+    (width, height): (u32, u32),
+    colour: ColorType,
+    depth: BitDepth,
+    palette: &[[u8; 3]],
+    samples: impl Fn(u32, u32) -> Vec<u16>,
+) -> Vec<u8> {
+    let bits = depth as usize;
+    let mut data = Vec::new();
+    for y in 0..height {
+        let line: Vec<u16> = (0..width).flat_map(|x| samples(x, y)).collect();
+        if bits == 16 {
+            data.extend(line.iter().flat_map(|it| it.to_be_bytes()));
+            continue;
+        }
+        for group in line.chunks(8 / bits) {
+            let mut byte = 0u8;
+            for (index, sample) in group.iter().enumerate() {
+                byte |= u8::try_from(*sample).unwrap() << (8 - bits * (index + 1));
+            }
+            data.push(byte);
+        }
+    }
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, width, height);
+    encoder.set_color(colour);
+    encoder.set_depth(depth);
+    if colour == ColorType::Indexed {
+        encoder.set_palette(palette.as_flattened().to_vec());
+    }
+    encoder
+        .write_header()
+        .unwrap()
+        .write_image_data(&data)
+        .unwrap();
+    bytes
+}
+
+pub(crate) const DEPTHS: [BitDepth; 5] = [
+    BitDepth::One,
+    BitDepth::Two,
+    BitDepth::Four,
+    BitDepth::Eight,
+    BitDepth::Sixteen,
+];
+
+/// The largest sample.
+pub(crate) fn most(depth: BitDepth) -> u16 {
+    u16::MAX >> (16 - depth as u16)
 }

@@ -6,5 +6,6 @@
 mod colours;
 mod cut;
 mod files;
+mod kinds;
 mod masks;
 mod orientations;

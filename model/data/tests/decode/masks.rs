@@ -1,62 +1,13 @@
 //! All kinds of masks at all bit depths: what can be meant is converted, the others are refused by
 //! what they are.
 
-use crate::files::{HEIGHT, OF_A_FILE, WIDTH, figure, import, jpeg, png, read, scene};
+use crate::files::{
+    DEPTHS, HEIGHT, OF_A_FILE, WIDTH, figure, file, import, jpeg, most, png, read, scene,
+};
 use image::{GrayImage, Luma, Rgb, RgbImage, Rgba, RgbaImage};
 use model_data::decode::{Expect, MaskSource, Origin};
 use png::{BitDepth, ColorType};
 use proptest::prelude::*;
-
-/// A PNG of any colour type and depth. `samples` gives the channels of a pixel, in the file's units.
-fn file(
-    (width, height): (u32, u32),
-    colour: ColorType,
-    depth: BitDepth,
-    palette: &[[u8; 3]],
-    samples: impl Fn(u32, u32) -> Vec<u16>,
-) -> Vec<u8> {
-    let bits = depth as usize;
-    let mut data = Vec::new();
-    for y in 0..height {
-        let line: Vec<u16> = (0..width).flat_map(|x| samples(x, y)).collect();
-        if bits == 16 {
-            data.extend(line.iter().flat_map(|it| it.to_be_bytes()));
-            continue;
-        }
-        for group in line.chunks(8 / bits) {
-            let mut byte = 0u8;
-            for (index, sample) in group.iter().enumerate() {
-                byte |= u8::try_from(*sample).unwrap() << (8 - bits * (index + 1));
-            }
-            data.push(byte);
-        }
-    }
-    let mut bytes = Vec::new();
-    let mut encoder = png::Encoder::new(&mut bytes, width, height);
-    encoder.set_color(colour);
-    encoder.set_depth(depth);
-    if colour == ColorType::Indexed {
-        encoder.set_palette(palette.as_flattened().to_vec());
-    }
-    encoder
-        .write_header()
-        .unwrap()
-        .write_image_data(&data)
-        .unwrap();
-    bytes
-}
-
-const DEPTHS: [BitDepth; 5] = [
-    BitDepth::One,
-    BitDepth::Two,
-    BitDepth::Four,
-    BitDepth::Eight,
-    BitDepth::Sixteen,
-];
-
-fn most(depth: BitDepth) -> u16 {
-    u16::MAX >> (16 - depth as u16)
-}
 
 /// A grey mask of one value on the figure and one on the background.
 fn grey(depth: BitDepth, on: u16, off: u16) -> Vec<u8> {
