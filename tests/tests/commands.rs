@@ -147,10 +147,8 @@ fn what_a_job_shows_its_model_can_be_drawn() {
     assert!(wrong.contains("nowhere"), "{wrong}");
 }
 
-#[test]
-fn an_import_reports_each_rejected_row_and_strict_makes_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let here = folder.path();
+/// A folder to import: two good rows, and two that are rejected. Returns a job on `figures`.
+fn folder_to_import(here: &Path) -> String {
     let import = here.join("import");
     std::fs::create_dir(&import).unwrap();
     // The image is a grid from `dataset preview`.
@@ -183,15 +181,24 @@ fn an_import_reports_each_rejected_row_and_strict_makes_nothing() {
              \"outfit\":\"o\",\"image\":\"{image}\",\"mask\":\"mask.png\"}}\n"
         )
     };
+    let rated = row("1", "a.png").replace("\"image\"", "\"rating\":\"Explicit\",\"image\"");
     let rows = [
-        row("1", "a.png"),
+        // As a Windows editor saves it.
+        format!("\u{feff}{rated}"),
         row("2", "b.png"),
         row("3", "missing.png"),
         "no json\n".to_owned(),
     ]
     .concat();
     std::fs::write(import.join("samples.jsonl"), rows).unwrap();
+    job.to_owned()
+}
 
+#[test]
+fn an_import_reports_each_rejected_row_and_strict_makes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    folder_to_import(here);
     let strict = fail(
         "coordinator",
         here,
@@ -211,12 +218,45 @@ fn an_import_reports_each_rejected_row_and_strict_makes_nothing() {
     );
     assert!(
         output_text.contains(
-            "4 rows read, 2 accepted, 2 rejected, 0 similar entries dropped, 0 face boxes \
-            guessed, 0 without"
+            "4 rows read, 2 accepted, 2 rejected, 0 similar entries dropped, 0 identities split, \
+             0 face boxes guessed, 0 without"
         ),
         "{output_text}"
     );
+    let changed = "ratings: 1 explicit, 1 unrated\nchanged or guessed, in samples:\n  \
+                   1: byte order mark (BOM) at the start of a line skipped (for instance line 1)\n  \
+                   1: short or capitalised rating spelled out (for instance line 1: \"Explicit\" is \
+                   explicit)\n";
+    assert!(output_text.contains(changed), "{output_text}");
     succeed("coordinator", here, &["dataset", "verify", "out"]);
+}
+
+#[test]
+fn a_job_gets_the_ratings_that_it_names_and_is_told_what_it_does_not_get() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let job = folder_to_import(here);
+    let import = ["dataset", "import", "import", "--out", "out"];
+    succeed("coordinator", here, &import);
+    let out = job.replace("\"figures\"", "\"out\"");
+    let preview = [
+        "dataset",
+        "preview",
+        "--job",
+        "rated.toml",
+        "--out",
+        "grid.png",
+    ];
+    std::fs::write(here.join("rated.toml"), &out).unwrap();
+    let nothing = fail("coordinator", here, &preview);
+    let left_out = "2 samples are left out by their rating (1 explicit, 1 unrated): data.ratings is \
+                    general, sensitive";
+    assert!(nothing.contains(left_out), "{nothing}");
+    let named = out.replace("[model]", "ratings = [\"explicit\"]\n[model]");
+    std::fs::write(here.join("rated.toml"), named).unwrap();
+    let shown = succeed("coordinator", here, &preview);
+    let left_out = "1 samples are left out by their rating (1 unrated): data.ratings is explicit";
+    assert!(shown.contains(left_out), "{shown}");
 }
 
 #[test]
