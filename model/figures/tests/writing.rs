@@ -49,6 +49,7 @@ async fn load(folder: &Path, version: &str) -> Result<Loader, LoadError> {
         resolution: 16,
         prompt_drop: 0.0,
         prompt_order: PromptOrder::AsWritten,
+        ratings: proto::rating::Ratings::default(),
         holdout: 0.0,
         seed: 1,
     };

@@ -279,6 +279,7 @@ impl StableHash for coordinator::Event {
             Self::JobCancelled { job } => hasher.of_job(14, job),
             Self::Unreachable { .. } => hasher.put(15_u8),
             Self::Ignored { worker, .. } => hasher.of_worker(16, worker),
+            Self::WorkerDisplaced { worker, .. } => hasher.of_worker(21, worker),
             Self::UnitFailed {
                 job, unit, worker, ..
             } => {

@@ -112,6 +112,10 @@ impl StableHash for worker::Event {
                 hasher.put(5_u8);
                 hasher.worker(worker);
             }
+            Self::Displaced { worker, .. } => {
+                hasher.put(6_u8);
+                hasher.worker(worker);
+            }
         }
     }
 }
