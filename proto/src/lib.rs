@@ -17,6 +17,7 @@ pub mod ledger;
 mod location;
 pub mod message;
 pub mod phase;
+pub mod printable;
 pub mod public;
 pub mod reason;
 pub mod sample;
