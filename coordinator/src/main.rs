@@ -27,12 +27,9 @@ use anyhow::Context;
 use clap::Parser;
 use cli::{Cli, Command, Outcome};
 use config::Config;
-use proto::settings::{Log, LogFormat};
 use std::ffi::OsString;
-use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -55,7 +52,7 @@ fn main() -> ExitCode {
                 }
             }
             for line in text.lines() {
-                eprintln!("error: {line}");
+                text::errln!("error: {line}");
             }
             ExitCode::FAILURE
         }
@@ -75,20 +72,7 @@ async fn serve(file: Option<&Path>) -> anyhow::Result<Outcome> {
         Some((key.into_string().ok()?, value.into_string().ok()?))
     };
     let config = Config::load(file, std::env::vars_os().filter_map(text))?;
-    log_to_stderr(&config.log);
+    logging::start(&config.log);
     serve::serve(config).await?;
     Ok(Outcome::True)
-}
-
-fn log_to_stderr(log: &Log) {
-    let filter = EnvFilter::new(&log.filter);
-    let ansi = std::io::stderr().is_terminal();
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(ansi);
-    match log.format {
-        LogFormat::Text => subscriber.init(),
-        LogFormat::Json => subscriber.json().init(),
-    }
 }

@@ -40,6 +40,7 @@ use prometheus_client::registry::Registry;
 use proto::message::PhaseSeconds;
 use proto::pb;
 use proto::phase::is_over;
+use proto::printable::printable;
 use proto::wire::loss_terms;
 use std::sync::atomic::AtomicU64;
 
@@ -247,7 +248,7 @@ impl Families {
     fn job(&self, job: &pb::JobView, totals: Option<&Totals>) {
         let name = || vec![(TRAINING_JOB, job.job.clone())];
         let with =
-            |key, value: &str| vec![(TRAINING_JOB, job.job.clone()), (key, value.to_owned())];
+            |key, value: &str| vec![(TRAINING_JOB, job.job.clone()), (key, label(value))];
         self.phase
             .get_or_create(&with("phase", &job.phase))
             .set(1.0);
@@ -308,7 +309,7 @@ impl Families {
     fn last_step(&self, job: &pb::JobView, step: &pb::StepReport) {
         let name = || vec![(TRAINING_JOB, job.job.clone())];
         let with =
-            |key, value: &str| vec![(TRAINING_JOB, job.job.clone()), (key, value.to_owned())];
+            |key, value: &str| vec![(TRAINING_JOB, job.job.clone()), (key, label(value))];
         self.loss
             .get_or_create(&with("term", "total"))
             .set(step.loss);
@@ -349,7 +350,7 @@ impl Families {
         let name = worker
             .worker
             .as_ref()
-            .map_or_else(String::new, |it| it.name.clone());
+            .map_or_else(String::new, |it| label(&it.name));
         let up = vec![("worker", name.clone())];
         let devices = |state: &str| vec![("worker", name.clone()), ("state", state.to_owned())];
         // All boot numbers of a worker share one series, which is up if any of them is.
@@ -367,6 +368,11 @@ impl Families {
                 .set(f64::from(free));
         }
     }
+}
+
+/// A label's value. Reports name workers and terms, and whoever reads `/metrics` may print them.
+fn label(value: &str) -> String {
+    printable(value).into_owned()
 }
 
 fn render(snapshot: &Snapshot, now: u64) -> String {
@@ -415,6 +421,7 @@ pub(crate) fn phases(seconds: &PhaseSeconds) -> [(&'static str, f64); 7] {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use proto::message::LossTerm;
 
@@ -497,6 +504,20 @@ mod tests {
             !text.contains("old-1"),
             "a job that ended long ago is not exported"
         );
+    }
+
+    #[test]
+    fn a_name_forges_no_series_and_moves_no_cursor() {
+        let mut snapshot = snapshot();
+        let name = "\u{1b}[2Jw1\r\n\"} 1\nretri_forged{a=\"\u{202e}";
+        for worker in &mut snapshot.workers {
+            worker.worker.as_mut().unwrap().name = name.to_owned();
+        }
+        let text = render(&snapshot, 2);
+        assert!(!text.replace('\n', "").contains(proto::printable::is_deceptive), "{text:?}");
+        assert!(!text.lines().any(|it| it.starts_with("retri_forged")), "{text}");
+        let shown = r#"retri_worker_up{worker="\\u{1b}[2Jw1\\r\\n\"} 1\\nretri_forged{a=\"\\u{202e}"} 1.0"#;
+        assert!(text.lines().any(|it| it == shown), "{shown} is not in\n{text}");
     }
 
     #[test]

@@ -1,10 +1,12 @@
-//! Output for people: formats durations, sizes and timestamps, and prints lines to stdout.
-//! Called by every command that prints.
+//! Output for people: formats durations, sizes and timestamps, and prints lines. Called by every
+//! command that prints. What is printed comes from job files, data sets and workers, so all of it
+//! is escaped here: see [`proto::printable`].
 
+use proto::printable::{Printable, printable_lines};
 use std::time::Duration;
 
-/// Prints a line to stdout. Exits if the reader has closed the pipe (`… | head -1`), because nobody
-/// would see further output.
+/// Prints exactly one line to stdout, whatever its values contain. Exits if the reader has closed
+/// the pipe (`… | head -1`), because nobody would see further output.
 macro_rules! outln {
     ($($text:tt)*) => {
         $crate::text::print_line(format_args!($($text)*))
@@ -12,7 +14,25 @@ macro_rules! outln {
 }
 pub(crate) use outln;
 
+/// Prints exactly one line to stderr, whatever its values contain.
+macro_rules! errln {
+    ($($text:tt)*) => {
+        eprintln!("{}", proto::printable::Printable(format_args!($($text)*)))
+    };
+}
+pub(crate) use errln;
+
 pub(crate) fn print_line(text: std::fmt::Arguments<'_>) {
+    write_line(format_args!("{}", Printable(text)));
+}
+
+/// Prints a text that has lines of its own, such as a table. Its values must be escaped already, so
+/// that none of them adds a line.
+pub(crate) fn print_lines(text: &str) {
+    write_line(format_args!("{}", printable_lines(text)));
+}
+
+fn write_line(text: std::fmt::Arguments<'_>) {
     use std::io::Write;
     if writeln!(std::io::stdout(), "{text}").is_err() {
         std::process::exit(1);

@@ -11,8 +11,7 @@ mod metrics;
 mod peers;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use config::Config;
-use proto::settings::LogFormat;
+use proto::printable::printable_lines;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -69,7 +68,7 @@ fn main() -> ExitCode {
     match run(Arguments::parse()) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", printable_lines(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }
@@ -79,7 +78,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Command::Daemon { config } => {
             let config = config::load(config.as_deref(), variables())?;
-            start_logging(&config);
+            logging::start(&config.log);
             // A single-threaded runtime on the main thread: the parent-death signal of a rank is
             // tied to the thread that started it.
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -110,17 +109,4 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 fn variables() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os()
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
-}
-
-fn start_logging(config: &Config) {
-    let filter = tracing_subscriber::EnvFilter::new(&config.log.filter);
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match config.log.format {
-        LogFormat::Text => builder
-            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-            .init(),
-        LogFormat::Json => builder.json().init(),
-    }
 }

@@ -3,7 +3,7 @@
 
 use super::preview::{PreviewArgs, preview};
 use super::{Global, Outcome, Output, print_json, table};
-use crate::text::{bytes, outln};
+use crate::text::{bytes, errln, outln};
 use anyhow::{Context, Result, anyhow};
 use clap::Subcommand;
 use figures::synthetic::{Similar, SynthesizeOptions, identities};
@@ -248,7 +248,7 @@ fn print_rejects(report: &ImportReport) {
         ("similar entry dropped", &report.dropped),
     ] {
         for (line, reason) in list {
-            eprintln!("{SAMPLES_FILE}:{line}: {what}: {reason}");
+            errln!("{SAMPLES_FILE}:{line}: {what}: {reason}");
         }
     }
 }
@@ -304,7 +304,7 @@ async fn describe(global: &Global, dataset: &Dataset) -> Result<Outcome> {
             percent(*samples, it.samples),
         ]);
     }
-    outln!("\n{similar}");
+    similar.print_below();
     for (name, list) in [
         ("CHARACTER", &it.frequent_characters),
         ("CLOTHES", &it.frequent_cloths),
@@ -317,7 +317,7 @@ async fn describe(global: &Global, dataset: &Dataset) -> Result<Outcome> {
                 percent(*samples, it.samples),
             ]);
         }
-        outln!("\n{frequent}");
+        frequent.print_below();
     }
     Ok(Outcome::True)
 }

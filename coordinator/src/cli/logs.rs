@@ -7,6 +7,7 @@ use crate::time::{Since, rfc3339};
 use anyhow::Result;
 use clap::Args;
 use proto::pb;
+use proto::printable::{Printable, printable_json};
 use std::io::Write;
 
 #[derive(Debug, Args)]
@@ -41,10 +42,13 @@ pub(crate) async fn logs(global: &Global, args: &LogsArgs) -> Result<Outcome> {
     let mut out = std::io::stdout().lock();
     while let Some(line) = lines.message().await.map_err(failed)? {
         let written = match global.output {
-            Output::Json => writeln!(out, "{}", json::log_line(&line)),
+            Output::Json => {
+                let line = json::log_line(&line).to_string();
+                writeln!(out, "{}", printable_json(&line))
+            }
             Output::Table => {
                 let (at, generation, rank) = (rfc3339(line.at_ms), line.generation, line.rank);
-                writeln!(out, "{at} g{generation} r{rank} {}", line.text)
+                writeln!(out, "{at} g{generation} r{rank} {}", Printable(&line.text))
             }
         };
         if written.is_err() {

@@ -5,7 +5,7 @@ use super::client::{self, Client, connect, request_error};
 use super::reference::{self, Upload};
 use super::{Global, Outcome, Output, print_json, watch};
 use crate::pin::{PinError, check_init, pin, pin_dataset};
-use crate::text::outln;
+use crate::text::{errln, outln};
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use proto::pb;
@@ -41,7 +41,7 @@ pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome
         // Its image files are in the user's folder; workers read them from the store.
         let trained = client::describe(global, &mut client, &work.job.0).await?;
         for line in reference::assumptions(&work.references) {
-            eprintln!("{line}");
+            errln!("{line}");
         }
         let upload = if args.dry_run {
             Upload::No

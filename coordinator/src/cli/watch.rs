@@ -4,10 +4,11 @@
 
 use super::client::{Client, connect, is_retryable, request_error};
 use super::{Global, Outcome, Output, json, print_json};
-use crate::text::{duration, outln};
+use crate::text::{duration, errln, outln};
 use anyhow::{Result, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
 use proto::pb;
+use proto::printable::Printable;
 use proto::phase::{Phase, is_over};
 use std::collections::VecDeque;
 use std::io::IsTerminal;
@@ -277,8 +278,8 @@ impl Display {
 
     fn print(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.println(format!("{} {text}", self.job)),
-            None => eprintln!("{} {text}", self.job),
+            Some(bar) => bar.println(Printable(format!("{} {text}", self.job)).to_string()),
+            None => errln!("{} {text}", self.job),
         }
     }
 

@@ -40,6 +40,7 @@ mod validation;
 mod watchdog;
 
 use clap::{Parser, Subcommand};
+use proto::printable::printable_lines;
 use std::process::ExitCode;
 
 /// The libtorch process of a worker. Started by `worker`, not by hand.
@@ -65,7 +66,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Run(settings) => {
-            start_logging();
+            logging::start_plain();
             run::run(&settings).map(|()| true)
         }
         Command::Doctor(node) => doctor::run(&node),
@@ -77,18 +78,8 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", printable_lines(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }
-}
-
-/// Logs plain lines to standard error; the daemon adds rank and time.
-fn start_logging() {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .without_time()
-        .with_target(false)
-        .init();
 }

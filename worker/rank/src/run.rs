@@ -9,6 +9,7 @@ use crate::process::{Permanent, Rank, Settings};
 use crate::{sample, train};
 use anyhow::Context;
 use proto::message::{RankPhase, Run};
+use proto::printable::Printable;
 use proto::reason::RankFailure;
 use proto::spec::Work;
 use std::convert::Infallible;
@@ -47,7 +48,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
             // The first line of an object store's error is only an XML declaration: join it.
             let error = format!("{error:#}").replace("?>\n", "?> ");
             let error = format!("{}: {}", link.rank_name(), first_line(&error));
-            eprintln!("error: {error}");
+            eprintln!("error: {}", Printable(&error));
             let failure = RankFailure::error(&error, permanent);
             link.send_final(RankPhase::Failed { failure });
             exit_now(1)
