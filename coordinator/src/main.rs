@@ -5,6 +5,7 @@ mod cli;
 mod config;
 mod daemon;
 mod events;
+mod inspect;
 mod jobs;
 mod journal;
 mod metrics;
@@ -33,6 +34,9 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if matches!(cli.command, Command::Inspect) {
+        return inspect::child::run();
+    }
     let result = tokio::runtime::Runtime::new()
         .context("cannot start the async runtime")
         .and_then(|runtime| runtime.block_on(run(cli)));

@@ -247,8 +247,7 @@ impl Families {
     #[allow(clippy::cast_precision_loss)] // Prometheus has only doubles.
     fn job(&self, job: &pb::JobView, totals: Option<&Totals>) {
         let name = || vec![(TRAINING_JOB, job.job.clone())];
-        let with =
-            |key, value: &str| vec![(TRAINING_JOB, job.job.clone()), (key, label(value))];
+        let with = |key, value: &str| vec![(TRAINING_JOB, job.job.clone()), (key, label(value))];
         self.phase
             .get_or_create(&with("phase", &job.phase))
             .set(1.0);
@@ -308,8 +307,7 @@ impl Families {
 
     fn last_step(&self, job: &pb::JobView, step: &pb::StepReport) {
         let name = || vec![(TRAINING_JOB, job.job.clone())];
-        let with =
-            |key, value: &str| vec![(TRAINING_JOB, job.job.clone()), (key, label(value))];
+        let with = |key, value: &str| vec![(TRAINING_JOB, job.job.clone()), (key, label(value))];
         self.loss
             .get_or_create(&with("term", "total"))
             .set(step.loss);
@@ -514,10 +512,22 @@ mod tests {
             worker.worker.as_mut().unwrap().name = name.to_owned();
         }
         let text = render(&snapshot, 2);
-        assert!(!text.replace('\n', "").contains(proto::printable::is_deceptive), "{text:?}");
-        assert!(!text.lines().any(|it| it.starts_with("retri_forged")), "{text}");
-        let shown = r#"retri_worker_up{worker="\\u{1b}[2Jw1\\r\\n\"} 1\\nretri_forged{a=\"\\u{202e}"} 1.0"#;
-        assert!(text.lines().any(|it| it == shown), "{shown} is not in\n{text}");
+        assert!(
+            !text
+                .replace('\n', "")
+                .contains(proto::printable::is_deceptive),
+            "{text:?}"
+        );
+        assert!(
+            !text.lines().any(|it| it.starts_with("retri_forged")),
+            "{text}"
+        );
+        let shown =
+            r#"retri_worker_up{worker="\\u{1b}[2Jw1\\r\\n\"} 1\\nretri_forged{a=\"\\u{202e}"} 1.0"#;
+        assert!(
+            text.lines().any(|it| it == shown),
+            "{shown} is not in\n{text}"
+        );
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Checks that a job's data set and base weights exist and give it something to train on, and
-//! returns the data set version that the job pins. Called by `submit` on the user's machine and
-//! again by the coordinator.
+//! returns the data set version that the job pins. Called by `submit` on the user's machine, and
+//! again for the coordinator, in a process of its own ([`crate::inspect`]).
 
 use anyhow::Chain;
 use base_weights::base::{Base, BaseError};
-use model_data::loader::{LoadError, Loader, LoaderOptions};
+use model_data::dataset::Dataset;
+use model_data::loader::{Counts, LoadError};
+use model_data::prepare::ExampleConfig;
 use proto::spec::TrainWork;
 use storage::local_folder;
 
@@ -73,17 +75,18 @@ pub(crate) async fn pin_dataset(spec: &TrainWork) -> Result<String, PinError> {
     {
         return Err(PinError::NoFolder { url: url.clone() });
     }
-    // Open it as a rank does, so that an empty training set fails now and not after queueing.
-    let options = LoaderOptions::new(&spec.model.architecture, 0, None);
-    let loader = Loader::open(&spec.data, options).await?;
-    if spec.train.validate_every != 0 && loader.held_out().is_empty() {
+    let dataset = Dataset::open(url).await.map_err(LoadError::from)?;
+    // Read it as a rank does, so that an empty training set fails now and not after queueing.
+    let examples = ExampleConfig::from(&spec.model.architecture);
+    let counts = Counts::of(&dataset, &spec.data, &examples).await?;
+    if spec.train.validate_every != 0 && counts.held_out == 0 {
         return Err(PinError::NothingHeldOut {
             every: spec.train.validate_every,
             url: url.clone(),
             holdout: spec.data.holdout,
         });
     }
-    Ok(loader.dataset().version().to_owned())
+    Ok(dataset.version().to_owned())
 }
 
 /// Checks the job's base weights, if it names any.

@@ -6,12 +6,13 @@
 //! | NOT_FOUND | no such job |
 //! | INVALID_ARGUMENT | a field or job.toml is wrong; the message names it |
 //! | FAILED_PRECONDITION | the state machine refused; the message says why |
+//! | RESOURCE_EXHAUSTED | too many requests of this kind wait; try again |
 //! | UNAVAILABLE | the coordinator is stopping |
 
 use crate::daemon::{Handle, Stopping};
+use crate::inspect::{InspectError, Inspector};
 use crate::jobs::{Filter, Jobs, JobsError};
 use crate::journal::Journal;
-use crate::pin::pin;
 use crate::store::StateError;
 use coordinator_core::event::{Input, Reply, RequestId};
 use proto::id::JobId;
@@ -42,6 +43,7 @@ pub(crate) struct ControlService {
     jobs: Jobs,
     handle: Handle,
     journal: Journal,
+    inspector: Inspector,
 }
 
 impl ControlService {
@@ -49,6 +51,7 @@ impl ControlService {
         Self {
             handle: jobs.handle.clone(),
             journal: jobs.journal.clone(),
+            inspector: Inspector::new(),
             jobs,
         }
     }
@@ -209,8 +212,12 @@ impl ControlService {
         );
         match &spec.work {
             Work::Train(work) => {
-                let version = pin(work).await.map_err(|error| {
-                    Status::invalid_argument(format!("{file}: {}: {error}", error.field()))
+                let version = self.inspector.pin(spec, work).await;
+                let version = version.map_err(|error| match error {
+                    InspectError::Busy => Status::resource_exhausted(error.to_string()),
+                    InspectError::Refused { .. } => {
+                        Status::invalid_argument(format!("{file}: {error}"))
+                    }
                 })?;
                 let summary = format!(
                     "{} steps of {} samples from {} (version {}), {placement}",

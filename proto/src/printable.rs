@@ -71,11 +71,7 @@ impl<W: Write> Write for Escaping<'_, W> {
     }
 }
 
-fn escape(
-    text: &str,
-    stays: fn(char) -> bool,
-    write: fn(char, &mut String),
-) -> Cow<'_, str> {
+fn escape(text: &str, stays: fn(char) -> bool, write: fn(char, &mut String)) -> Cow<'_, str> {
     let is_escaped = |character: char| is_deceptive(character) && !stays(character);
     if !text.contains(is_escaped) {
         return Cow::Borrowed(text);
@@ -117,7 +113,10 @@ mod tests {
             ("\u{9b}31m", r"\u{9b}31m"),
             ("a\r\nERROR b\0", r"a\r\nERROR b\u{0}"),
             ("abc\u{202e}cba\u{2066}", r"abc\u{202e}cba\u{2066}"),
-            ("a\u{200b}b\u{feff}\u{e0041}", r"a\u{200b}b\u{feff}\u{e0041}"),
+            (
+                "a\u{200b}b\u{feff}\u{e0041}",
+                r"a\u{200b}b\u{feff}\u{e0041}",
+            ),
             ("a\u{2028}b\u{85}c", r"a\u{2028}b\u{85}c"),
         ];
         for (text, expected) in cases {
@@ -125,14 +124,28 @@ mod tests {
             assert_eq!(Printable(text).to_string(), expected);
         }
         assert_eq!(printable_lines("a\nb\r\u{1b}"), "a\nb\\r\\u{1b}");
-        assert_eq!(printable_json("{\n\"\u{202e}\u{e0041}\"}"), "{\n\"\\u202e\\udb40\\udc41\"}");
+        assert_eq!(
+            printable_json("{\n\"\u{202e}\u{e0041}\"}"),
+            "{\n\"\\u202e\\udb40\\udc41\"}"
+        );
     }
 
     /// Texts in which deceptive characters are as frequent as others.
     fn hostile() -> impl Strategy<Value = String> {
         let special = prop::sample::select(vec![
-            '\0', '\n', '\r', '\t', '\u{1b}', '\u{7f}', '\u{9b}', '\u{202e}', '\u{2066}', '\\',
-            '"', '\u{e0041}', '\u{200b}',
+            '\0',
+            '\n',
+            '\r',
+            '\t',
+            '\u{1b}',
+            '\u{7f}',
+            '\u{9b}',
+            '\u{202e}',
+            '\u{2066}',
+            '\\',
+            '"',
+            '\u{e0041}',
+            '\u{200b}',
         ]);
         let character = prop_oneof![special, any::<char>(), prop::char::range('a', 'f')];
         prop::collection::vec(character, 0..64).prop_map(String::from_iter)

@@ -7,6 +7,7 @@ use crate::link::Link;
 use crate::logs::Logs;
 use crate::metrics::{self, Metrics};
 use crate::peers::Peers;
+use crate::run_dir::RunDir;
 use anyhow::Context;
 use proto::id::WorkerId;
 use sd_notify::NotifyState;
@@ -29,13 +30,9 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         "{} is missing; it is built with this program and must be in the same folder",
         program.display()
     );
-    for (key, folder) in [
-        ("run_dir", &config.run_dir),
-        ("cache_dir", &config.cache_dir),
-    ] {
-        std::fs::create_dir_all(folder)
-            .with_context(|| format!("cannot create `{key}` {}", folder.display()))?;
-    }
+    let run_dir = RunDir::prepare(config.run_dir.as_deref())?;
+    std::fs::create_dir_all(&config.cache_dir)
+        .with_context(|| format!("cannot create `cache_dir` {}", config.cache_dir.display()))?;
     let id = WorkerId {
         name: config.name.clone(),
         boot,
@@ -68,7 +65,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     announce(&id, &address.to_string())?;
     let settings = RankSettings {
         program,
-        run_dir: config.run_dir.clone(),
+        run_dir: run_dir.path().to_owned(),
         cache_dir: config.cache_dir.clone(),
         address: config.address.clone(),
     };
@@ -86,7 +83,10 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         peers,
         metrics,
     };
-    daemon.serve(inputs, signals).await
+    let outcome = daemon.serve(inputs, signals).await;
+    // Only now: ranks that end are told so through a socket in it.
+    drop(run_dir);
+    outcome
 }
 
 /// Prints the first line on standard output, for scripts, and notifies systemd of readiness.

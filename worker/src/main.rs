@@ -9,6 +9,7 @@ mod link;
 mod logs;
 mod metrics;
 mod peers;
+mod run_dir;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use proto::printable::printable_lines;

@@ -85,6 +85,9 @@ pub(crate) enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    /// Look into a data set or a base model for the coordinator, which starts this itself
+    #[command(hide = true)]
+    Inspect,
     /// Check job.toml and submit it to the coordinator; prints the job's id
     Submit(submit::SubmitArgs),
     /// List jobs, the newest last
@@ -142,10 +145,10 @@ pub(crate) enum Outcome {
     False,
 }
 
-/// Runs every command but `serve`.
+/// Runs every command but `serve` and `inspect`.
 pub(crate) async fn run(global: &Global, command: Command) -> Result<Outcome> {
     match command {
-        Command::Serve { .. } => unreachable!("main handles `serve`"),
+        Command::Serve { .. } | Command::Inspect => unreachable!("main handles them"),
         Command::Submit(args) => submit::submit(global, &args).await,
         Command::Jobs(args) => job::jobs(global, &args).await,
         Command::Describe(args) => describe::describe(global, &args).await,
@@ -184,7 +187,8 @@ fn table(header: &[&str]) -> Table {
 
 impl Table {
     fn add_row<const COLUMNS: usize>(&mut self, cells: [String; COLUMNS]) {
-        self.0.add_row(cells.map(|cell| printable(&cell).into_owned()));
+        self.0
+            .add_row(cells.map(|cell| printable(&cell).into_owned()));
     }
 
     fn print(&self) {

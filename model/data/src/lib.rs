@@ -24,6 +24,7 @@ pub mod random;
 pub mod reference;
 pub mod sample;
 pub mod tags;
+mod thrift;
 mod transform;
 pub mod user_image;
 pub mod verify;

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{StreamExt, TryStreamExt};
@@ -111,6 +112,70 @@ impl LoaderOptions {
     }
 }
 
+/// Into what a job divides the samples of its data set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    pub training: u64,
+    pub held_out: u64,
+    /// Neither: pairing b needs another image of their identity.
+    pub without_similar: u64,
+}
+
+enum Role {
+    Training,
+    HeldOut,
+    WithoutSimilar,
+}
+
+impl Counts {
+    /// Reads the metadata columns as [`Loader::open`] does, but keeps nothing of them.
+    ///
+    /// # Errors
+    /// The data set is damaged, or leaves nothing to train on.
+    pub async fn of(
+        dataset: &Dataset,
+        data: &Data,
+        examples: &ExampleConfig,
+    ) -> Result<Self, LoadError> {
+        let mut counts = Self::default();
+        let mut groups = pin!(dataset.metadata());
+        while let Some(rows) = groups.try_next().await? {
+            for row in &rows {
+                counts.add(row, data, examples);
+            }
+        }
+        counts.check(dataset)?;
+        Ok(counts)
+    }
+
+    fn add(&mut self, row: &Metadata, data: &Data, examples: &ExampleConfig) -> Role {
+        let references = examples.references;
+        let needs_similar = references.is_some_and(|it| it.count > 0 && it.pairing == Pairing::B);
+        if needs_similar && row.similar_positions.is_empty() {
+            self.without_similar += 1;
+            Role::WithoutSimilar
+        } else if is_held_out(data.seed, &row.character, data.holdout) {
+            self.held_out += 1;
+            Role::HeldOut
+        } else {
+            self.training += 1;
+            Role::Training
+        }
+    }
+
+    fn check(&self, dataset: &Dataset) -> Result<(), LoadError> {
+        if self.training > 0 {
+            return Ok(());
+        }
+        Err(LoadError::NothingToTrain {
+            url: dataset.url().to_owned(),
+            samples: dataset.len(),
+            held_out: self.held_out,
+            without_similar: self.without_similar,
+        })
+    }
+}
+
 /// Cheap to clone; clones share the cache.
 #[derive(Debug, Clone)]
 pub struct Loader {
@@ -146,26 +211,16 @@ impl Loader {
             });
         }
         let rows = dataset.scan().await?;
-        let references = options.examples.references;
-        let needs_similar = references.is_some_and(|it| it.count > 0 && it.pairing == Pairing::B);
-        let (mut training, mut held_out, mut without_similar) = (Vec::new(), Vec::new(), 0);
+        let (mut training, mut held_out) = (Vec::new(), Vec::new());
+        let mut counts = Counts::default();
         for (position, row) in rows.iter().enumerate() {
-            if needs_similar && row.similar_positions.is_empty() {
-                without_similar += 1;
-            } else if is_held_out(data.seed, &row.character, data.holdout) {
-                held_out.push(position as u64);
-            } else {
-                training.push(position as u64);
+            match counts.add(row, data, &options.examples) {
+                Role::Training => training.push(position as u64),
+                Role::HeldOut => held_out.push(position as u64),
+                Role::WithoutSimilar => {}
             }
         }
-        if training.is_empty() {
-            return Err(LoadError::NothingToTrain {
-                url: data.dataset.clone(),
-                samples: dataset.len(),
-                held_out: held_out.len() as u64,
-                without_similar,
-            });
-        }
+        counts.check(&dataset)?;
         let order = SampleOrder::new(data.seed, training.len() as u64);
         Ok(Self {
             inner: Arc::new(Inner {

@@ -76,7 +76,10 @@ impl Line<'_> {
         let is_ansi = self.writer.has_ansi_escapes();
         match (name.strip_prefix("r#").unwrap_or(name), is_ansi) {
             ("message", _) => self.writer.write_str(&value),
-            (name, true) => write!(self.writer, "\u{1b}[3m{name}\u{1b}[0m\u{1b}[2m=\u{1b}[0m{value}"),
+            (name, true) => write!(
+                self.writer,
+                "\u{1b}[3m{name}\u{1b}[0m\u{1b}[2m=\u{1b}[0m{value}"
+            ),
             (name, false) => write!(self.writer, "{name}={value}"),
         }
     }
@@ -167,7 +170,10 @@ mod tests {
             let shown = r"\u{1b}]0;owned\u{7}w9\r\n2026-01-01 ERROR forged\u{202e}";
             assert_eq!(text.matches(shown).count(), 5, "{text}");
             assert!(text.contains(&format!("hello {shown}")), "{text}");
-            assert!(ansi || text.contains(&format!(" worker={shown} ")), "{text}");
+            assert!(
+                ansi || text.contains(&format!(" worker={shown} ")),
+                "{text}"
+            );
             assert!(ansi || text.ends_with(" count=3\n"), "{text}");
         }
     }
@@ -183,7 +189,10 @@ mod tests {
         tracing::subscriber::with_default(subscriber, emit);
         let text = buffer.text();
         assert_eq!(text.matches('\n').count(), 1, "{text:?}");
-        assert!(!text.contains('\u{202e}') && text.contains("\\u202e"), "{text}");
+        assert!(
+            !text.contains('\u{202e}') && text.contains("\\u202e"),
+            "{text}"
+        );
         let line: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(line["fields"]["worker"], HOSTILE);
     }
