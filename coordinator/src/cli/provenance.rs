@@ -161,7 +161,7 @@ fn print(occurrences: &[Occurrence], loader: &Loader, sample: &str) {
             },
         ]);
     }
-    outln!("{table}");
+    table.print();
 }
 
 #[cfg(test)]

@@ -8,20 +8,19 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{StreamExt, TryStreamExt};
-use proto::rating::{Rating, Ratings, left_out_line};
-use proto::spec::{ArchitectureSpec, Data, Pairing, PromptOrder};
+use proto::rating::Ratings;
+use proto::spec::{ArchitectureSpec, Data, PromptOrder};
 
 use crate::cache::Cache;
 use crate::dataset::{Dataset, DatasetError, GroupId};
 use crate::example::Example;
-use crate::holdout::is_held_out;
 use crate::image_file::{Decoded, ImageError, decode};
 use crate::names;
 use crate::order::SampleOrder;
 use crate::prepare::{ExampleConfig, prepare};
-use crate::prompt_length::{CutPrompts, PromptCounter};
 use crate::prompt_order::{TagCounts, in_order};
 use crate::reference::{Slot, Source, choose};
+use crate::roles::{Counts, Role, role, similar};
 use crate::sample::{Metadata, Sample};
 
 /// Row groups that are fetched in parallel.
@@ -132,8 +131,7 @@ struct Inner {
     rows: Vec<Metadata>,
     /// The ratings that are used in this data set.
     ratings: Ratings,
-    /// Samples of other ratings, by rating.
-    left_out: BTreeMap<String, u64>,
+    counts: Counts,
     training: Vec<u64>,
     held_out: Vec<u64>,
     order: SampleOrder,
@@ -152,32 +150,20 @@ impl Loader {
     pub async fn open(data: &Data, options: LoaderOptions) -> Result<Self, LoadError> {
         let dataset = open_version(&data.dataset, options.version).await?;
         let rows = dataset.scan().await?;
-        let references = options.examples.references;
-        let needs_similar = references.is_some_and(|it| it.count > 0 && it.pairing == Pairing::B);
+        let (mut training, mut held_out) = (Vec::new(), Vec::new());
         let rated = rows.iter().any(|row| !row.rating.is_empty());
         let ratings = data.ratings.in_dataset(rated);
-        let mut left_out = BTreeMap::new();
-        let (mut training, mut held_out, mut without_similar) = (Vec::new(), Vec::new(), 0);
+        let mut counts = Counts::default();
         for (position, row) in rows.iter().enumerate() {
-            if !ratings.allow(&row.rating) {
-                *left_out.entry(rating_word(&row.rating)).or_insert(0) += 1;
-            } else if needs_similar && similar(&rows, &ratings, position).next().is_none() {
-                without_similar += 1;
-            } else if is_held_out(data.seed, &row.character, data.holdout) {
-                held_out.push(position as u64);
-            } else {
-                training.push(position as u64);
+            let role = role(&rows, 0, position, &ratings, data, &options.examples);
+            counts.add(role, row);
+            match role {
+                Role::Training => training.push(position as u64),
+                Role::HeldOut => held_out.push(position as u64),
+                Role::WithoutSimilar | Role::LeftOut => {}
             }
         }
-        if training.is_empty() {
-            return Err(LoadError::NothingToTrain {
-                url: data.dataset.clone(),
-                samples: dataset.len(),
-                held_out: held_out.len() as u64,
-                without_similar,
-                left_out: left_out_line(&left_out, &data.ratings),
-            });
-        }
+        counts.check(&dataset, &data.ratings)?;
         let order = SampleOrder::new(data.seed, training.len() as u64);
         let tags = match data.prompt_order {
             PromptOrder::RareFirst => TagCounts::of(rows.iter().map(|row| row.prompts.as_str())),
@@ -190,7 +176,7 @@ impl Loader {
                 example_config: options.examples,
                 rows,
                 ratings,
-                left_out,
+                counts,
                 training,
                 held_out,
                 order,
@@ -252,25 +238,15 @@ impl Loader {
     /// How many samples the job leaves out because of their rating; None if it uses all.
     #[must_use]
     pub fn left_out(&self) -> Option<String> {
-        left_out_line(&self.inner.left_out, &self.inner.data.ratings)
+        self.inner.counts.left_out_line(&self.inner.data.ratings)
     }
 
-    /// The prompt of a sample in an epoch, in the job's order of tags, before it is perhaps dropped.
+    /// The prompt of a sample in an epoch, in the job's order of tags, before it is perhaps
+    /// dropped.
     #[must_use]
     pub fn prompt(&self, epoch: u64, position: u64) -> String {
         let written = &self.inner.rows[position as usize].prompts;
         self.inner.prompt(written, epoch, position)
-    }
-
-    /// The prompts of the samples that are trained on that are longer than `tokens`, in the order
-    /// of the first epoch.
-    #[must_use]
-    pub fn cut_prompts(&self, tokens: u32) -> CutPrompts {
-        let mut counter = PromptCounter::new(tokens);
-        for position in &self.inner.training {
-            counter.add(&self.prompt(0, *position));
-        }
-        counter.finish()
     }
 
     /// (epoch, position) of the samples `range` within the global batch of `step` (1-based).
@@ -380,36 +356,10 @@ impl Loader {
     }
 }
 
-/// The word of a rating in messages.
-fn rating_word(rating: &str) -> String {
-    let word = if rating.is_empty() {
-        Rating::Unrated.word()
-    } else {
-        rating
-    };
-    word.to_owned()
-}
-
-/// The similar images of a row that have one of these ratings.
-fn similar<'a>(
-    rows: &'a [Metadata],
-    ratings: &'a Ratings,
-    row: usize,
-) -> impl Iterator<Item = u64> + 'a {
-    // A damaged data set may name a position outside; that is an error where it is read.
-    let is_used = |position: &u64| {
-        let row = usize::try_from(*position)
-            .ok()
-            .and_then(|row| rows.get(row));
-        row.is_none_or(|row| ratings.allow(&row.rating))
-    };
-    rows[row].similar_positions.iter().copied().filter(is_used)
-}
-
 impl Inner {
     fn similar(&self, position: u64) -> Vec<u64> {
         let row = usize::try_from(position).expect("positions are indices");
-        similar(&self.rows, &self.ratings, row).collect()
+        similar(&self.rows, 0, &self.ratings, row).collect()
     }
 
     fn prompt(&self, written: &str, epoch: u64, position: u64) -> String {

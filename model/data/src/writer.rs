@@ -4,8 +4,8 @@
 //! checked here but by the import and the verifier.
 //!
 //! File names end in a prefix of their hash, so replacing a data set does not change the files of
-//! an older version. Its `dataset.json` is kept as `dataset-<version>.json`: jobs that are pinned to
-//! it go on.
+//! an older version. Its `dataset.json` is kept as `dataset-<version>.json`: jobs that are pinned
+//! to it go on.
 //!
 //! Time is linear in the number of rows. Memory is one file (`file_bytes`), the rows of one row
 //! group, and for each row its id and about 40 bytes.
@@ -396,13 +396,15 @@ impl DatasetWriter {
 /// Bytes of a row in its row group, or a little more.
 fn size_of(sample: &Sample) -> usize {
     let row = &sample.metadata;
-    let lists = row.cloths.iter().chain(&row.similar).map(|it| it.len() + 8);
+    let lists = [&row.cloths, &row.similar, &row.changes];
+    let lists = lists.into_iter().flatten().map(|it| it.len() + 8);
     let texts = [
         &row.id,
         &row.character,
         &row.artists,
         &row.outfit,
         &row.prompts,
+        &row.rating,
     ];
     let texts = texts.iter().map(|it| it.len()).sum::<usize>();
     sample.image.len() + sample.mask.len() + texts + lists.sum::<usize>()

@@ -152,7 +152,7 @@ async fn an_identity_that_is_too_large_is_refused_by_name_and_two_never_share_to
         writer.finish().await
     };
     // Texts need a little, too.
-    let written = write(largest + 1000).await.unwrap();
+    let written = write(largest + 2000).await.unwrap();
     assert_eq!(written.manifest.files[0].row_groups, [3, 3, 3]);
     let written = write(1 << 30).await.unwrap();
     assert_eq!(written.manifest.files[0].row_groups, [9]);
@@ -171,7 +171,8 @@ fn import_folder(rows: usize, similar: &str) -> tempfile::TempDir {
         let image = RgbImage::from_pixel(12, 16, Rgb([60 * colour, 90, 200]));
         image.save(path(&format!("{colour}.png"))).unwrap();
     }
-    GrayImage::from_pixel(12, 16, Luma([255]))
+    let figure = |x, _| Luma([if x < 9 { 255 } else { 0 }]);
+    GrayImage::from_fn(12, 16, figure)
         .save(path("mask.png"))
         .unwrap();
     std::fs::write(path("broken.png"), b"not an image").unwrap();

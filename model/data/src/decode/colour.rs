@@ -10,6 +10,7 @@ use moxcms::{
     Transform8BitExecutor, TransformOptions, XyY,
 };
 use std::collections::HashMap;
+use std::panic::catch_unwind;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use super::change::{Change, ChangeKind};
@@ -160,7 +161,9 @@ fn known(profile: &Profile) -> Known {
     if let Some(known) = lock().get(&key) {
         return known.clone();
     }
-    let known = effect(profile);
+    // The profile may be a stranger's.
+    let known = catch_unwind(|| effect(profile));
+    let known = known.unwrap_or_else(|_| Err("the profile is damaged".to_owned()));
     let mut all = lock();
     if all.len() >= KEPT {
         all.clear();

@@ -3,6 +3,7 @@
 
 use image::{DynamicImage, ImageBuffer};
 use std::io::Cursor;
+use std::panic::catch_unwind;
 use zune_core::bytestream::ZCursor;
 use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
@@ -39,6 +40,15 @@ pub(super) struct Raw {
 /// The bytes are none of these, are cut off or damaged, or the image is larger than 8192 pixels
 /// along a side.
 pub(super) fn read(what: &'static str, bytes: &[u8], blocks: bool) -> Result<Raw, ImageError> {
+    // A panic of a decoder must not end whoever reads an image that a stranger made.
+    let read = catch_unwind(|| read_any(what, bytes, blocks));
+    read.unwrap_or_else(|_| {
+        let reason = "the decoder panicked; the file is damaged".to_owned();
+        Err(ImageError::Decode { what, reason })
+    })
+}
+
+fn read_any(what: &'static str, bytes: &[u8], blocks: bool) -> Result<Raw, ImageError> {
     let failed = |reason: String| ImageError::Decode { what, reason };
     let cut = |reason: String| ImageError::Cut { what, reason };
     match bytes {

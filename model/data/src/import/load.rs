@@ -1,7 +1,7 @@
 //! Loads the images of an import on all cores, and writes them in the order of the rows.
 
 use std::collections::BTreeSet;
-use std::path::{Component, Path};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,10 +15,11 @@ use super::{DECODE_MIB, ImportError, ImportReport, PART_BYTES, PART_ROWS};
 use crate::decode::{Change, ChangeKind, Expect, MaskSource, Origin, decode};
 use crate::image_file::{ImageError, encode_gray, encode_rgb};
 use crate::prompt_length::{CLIP_TOKENS, PromptCounter};
-use crate::regular;
 use crate::sample::{Metadata, Sample};
 use crate::writer::{DatasetWriter, WriteError};
 
+/// Largest file of an image or a mask.
+const IMAGE_FILE_BYTES_MAX: u64 = 256 << 20;
 /// Memory that an image needs while it is imported, in bytes per pixel: twice RGBA of 16 bits, and
 /// twice RGBA of 8 bits.
 const BYTES_PER_PIXEL: u64 = 24;
@@ -320,19 +321,9 @@ fn load_images(files: &Files, row: &Row, changes: &mut Vec<Change>) -> Result<Im
     })
 }
 
-/// Reads a file of the folder. A path that leaves the folder is rejected, because import folders
-/// are untrusted.
+/// Reads a file of the folder and of nowhere else, because import folders are untrusted.
 fn read_inside(folder: &Path, field: &str, path: &str) -> Result<Bytes, String> {
-    let relative = Path::new(path);
-    if !relative
-        .components()
-        .all(|c| matches!(c, Component::Normal(_) | Component::CurDir))
-    {
-        return Err(format!(
-            "{field} {path:?} leaves the folder; write a path inside it"
-        ));
-    }
-    regular::read(&folder.join(relative))
+    storage::confined::read_inside(folder, path, IMAGE_FILE_BYTES_MAX)
         .map(Bytes::from)
-        .map_err(|e| format!("{field} {path:?} cannot be read: {e}"))
+        .map_err(|error| format!("{field} {path:?} {error}"))
 }

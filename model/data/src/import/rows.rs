@@ -1,18 +1,21 @@
 //! Reads `samples.jsonl` and applies the rules of texts ([`crate::names`]) to its rows. No images.
 
 use std::collections::BTreeMap;
-use std::io::BufRead;
+use std::io::{BufRead, Read};
 use std::path::Path;
 
 use proto::rating::Rating;
 use serde::Deserialize;
+use storage::confined::open_inside;
 
 use super::{ImportError, ImportReport, SAMPLES_FILE};
 use crate::decode::{Change, ChangeKind};
 use crate::names;
-use crate::regular;
 use crate::sample::{join_tags, split_tags};
 use crate::verify::check_box;
+
+/// Longest line of the file.
+const LINE_BYTES_MAX: u64 = 1 << 20;
 
 /// A line of the file.
 #[derive(Debug, Default, Deserialize)]
@@ -47,10 +50,14 @@ pub(super) fn read_rows(folder: &Path, report: &mut ImportReport) -> Result<Vec<
         path: path.clone(),
         source,
     };
-    let file = regular::open(&path).map_err(failed)?;
+    let file = open_inside(folder, SAMPLES_FILE);
+    let file = file.map_err(|error| failed(std::io::Error::other(error)))?;
     let (mut rows, mut seen) = (Vec::new(), Seen::default());
-    for (index, text) in std::io::BufReader::new(file).split(b'\n').enumerate() {
-        let (line, text) = (index as u64 + 1, text.map_err(failed)?);
+    let mut reader = std::io::BufReader::new(file);
+    for line in 1.. {
+        let Some(text) = read_line(&mut reader, line).map_err(failed)? else {
+            break;
+        };
         if line == 1 && (text.starts_with(&[0xff, 0xfe]) || text.starts_with(&[0xfe, 0xff])) {
             return Err(ImportError::Utf16 { path });
         }
@@ -76,6 +83,20 @@ pub(super) fn read_rows(folder: &Path, report: &mut ImportReport) -> Result<Vec<
         }
     }
     Ok(rows)
+}
+
+/// The next line. None at the end of the file.
+fn read_line(reader: &mut impl BufRead, line: u64) -> std::io::Result<Option<Vec<u8>>> {
+    let mut text = Vec::new();
+    let mut reader = reader.take(LINE_BYTES_MAX + 1);
+    if reader.read_until(b'\n', &mut text)? == 0 {
+        return Ok(None);
+    }
+    if LINE_BYTES_MAX < text.len() as u64 {
+        let reason = format!("line {line} has more than {LINE_BYTES_MAX} bytes");
+        return Err(std::io::Error::other(reason));
+    }
+    Ok(Some(text))
 }
 
 /// The reason with the column in the line of the file. The parser sees one line only, and calls it

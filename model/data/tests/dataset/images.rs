@@ -152,20 +152,18 @@ async fn only_regular_files_are_read() {
         .arg(folder.path("pipe.png"))
         .status();
     assert!(made.unwrap().success());
-    for (name, kind) in [("folder", "a directory"), ("pipe.png", "a named pipe")] {
+    for (name, kind) in [("folder", "a folder"), ("pipe.png", "a named pipe")] {
         for field in ["image", "mask"] {
             let found = folder.rejection(row("a", json!({ field: name }))).await;
-            let expected = format!("{field} \"{name}\" cannot be read: it is {kind}, and only");
+            let expected = format!("{field} \"{name}\" is {kind}; it must be a file");
             assert!(found.contains(&expected), "{found}");
         }
     }
+    std::fs::remove_file(folder.path("samples.jsonl")).unwrap();
     std::fs::create_dir(folder.path("samples.jsonl")).unwrap();
     let error = folder.import_listed().await.unwrap_err();
     let error = proto::text::chain(&error);
-    assert!(
-        error.contains("it is a directory, and only a regular file is read"),
-        "{error}"
-    );
+    assert!(error.contains("is a folder; it must be a file"), "{error}");
 }
 
 /// Names of images as people have them.

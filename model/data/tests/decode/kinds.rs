@@ -75,7 +75,8 @@ fn one_transparent_colour_shows_the_white_behind_it() {
         let transparent: Vec<u8> = key.iter().flat_map(|it: &u16| it.to_be_bytes()).collect();
         let (found, changes) = shown(&plain(colour, depth, key, &transparent));
         assert_eq!(found, WHITE, "{colour:?} {depth:?}");
-        assert_eq!(changes[0], "transparency", "{colour:?} {depth:?}");
+        let is_said = changes.contains(&"transparency".to_owned());
+        assert!(is_said, "{colour:?} {depth:?}: {changes:?}");
         // Another colour stays.
         let other: Vec<u16> = key.iter().map(|_| 0).collect();
         let (found, changes) = shown(&plain(colour, depth, &other, &transparent));
