@@ -46,8 +46,8 @@ impl Rating {
         rated.into_iter().find(|it| it.word() == word)
     }
 
-    /// The rating that a person means: also in capitals, with spaces around it, by its first letter,
-    /// or "safe", which Danbooru wrote before it had "sensitive" (both are safe here).
+    /// The rating that a person means: also in capitals, with spaces around it, by its first
+    /// letter, or "safe", which Danbooru wrote before it had "sensitive" (both are safe here).
     #[must_use]
     pub fn meant(text: &str) -> Option<Self> {
         match text.trim().to_lowercase().as_str() {

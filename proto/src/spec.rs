@@ -137,7 +137,8 @@ pub struct Data {
     /// Fraction of characters held out from training, selected by a hash of (seed, character).
     /// Images are generated for these.
     pub holdout: f64,
-    /// The samples that the job uses, as targets and as references: those with one of these ratings.
+    /// The samples that the job uses, as targets and as references: those with one of these
+    /// ratings.
     #[serde(default)]
     pub ratings: Ratings,
     /// The only seed of the job: sample order, noise, crops, and weights without `init`.

@@ -224,9 +224,10 @@ fn an_import_reports_each_rejected_row_and_strict_makes_nothing() {
         "{output_text}"
     );
     let changed = "ratings: 1 explicit, 1 unrated\nchanged or guessed, in samples:\n  \
-                   1: byte order mark (BOM) at the start of a line skipped (for instance line 1)\n  \
-                   1: short or capitalised rating spelled out (for instance line 1: \"Explicit\" is \
-                   explicit)\n";
+                   1: byte order mark (BOM) at the start of a line skipped (for instance line \
+                   1)\n  \
+                   1: short or capitalised rating spelled out (for instance line 1: \"Explicit\" \
+                   is explicit)\n";
     assert!(output_text.contains(changed), "{output_text}");
     succeed("coordinator", here, &["dataset", "verify", "out"]);
 }
@@ -249,8 +250,8 @@ fn a_job_gets_the_ratings_that_it_names_and_is_told_what_it_does_not_get() {
     ];
     std::fs::write(here.join("rated.toml"), &out).unwrap();
     let nothing = fail("coordinator", here, &preview);
-    let left_out = "2 samples are left out by their rating (1 explicit, 1 unrated): data.ratings is \
-                    general, sensitive";
+    let left_out = "2 samples are left out by their rating (1 explicit, 1 unrated): data.ratings \
+                    is general, sensitive";
     assert!(nothing.contains(left_out), "{nothing}");
     let named = out.replace("[model]", "ratings = [\"explicit\"]\n[model]");
     std::fs::write(here.join("rated.toml"), named).unwrap();

@@ -37,8 +37,8 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
         field("height", DataType::UInt32),
         field("image", DataType::Binary),
         field("mask", DataType::Binary),
-        // Since schema 1 has readers that skip columns they do not know, these were added to it. Older
-        // data sets lack them.
+        // Since schema 1 has readers that skip columns they do not know, these were added to it.
+        // Older data sets lack them.
         field("rating", DataType::Utf8),
         field("changes", list(DataType::Utf8)),
     ]))

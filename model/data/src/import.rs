@@ -18,10 +18,10 @@
 //!
 //! Images and masks are read by [`crate::decode`], texts by [`crate::names`], and a guessed face is
 //! the upper part of the mask. Whatever these change or guess is counted in the report, and kept in
-//! the column `changes`. An invalid row is skipped and reported with its line and reason. A `similar`
-//! that names a missing or skipped row is dropped and reported. An identity that is too large for one
-//! row group is split into several, and reported. With `strict`, any such report makes the import
-//! fail before `dataset.json` is written.
+//! the column `changes`. An invalid row is skipped and reported with its line and reason. A
+//! `similar` that names a missing or skipped row is dropped and reported. An identity that is too
+//! large for one row group is split into several, and reported. With `strict`, any such report
+//! makes the import fail before `dataset.json` is written.
 //!
 //! Images are decoded and encoded on all cores, and written in the order of the rows. Memory is
 //! bounded by [`DECODE_MIB`], [`PART_BYTES`] and the text of `samples.jsonl`.

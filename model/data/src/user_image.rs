@@ -256,8 +256,8 @@ mod tests {
         expect(
             None,
             Some(GrayImage::new(40, 80)),
-            "mask.png, the mask of me.png: the mask has no pixel of figure: its only value is 0; the \
-             figure must be 255",
+            "mask.png, the mask of me.png: the mask has no pixel of figure: its only value is 0; \
+             the figure must be 255",
         );
     }
 }

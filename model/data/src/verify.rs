@@ -164,8 +164,8 @@ impl RowLocation<'_> {
             match cleaned {
                 Err(reason) => report(format!("{field} {reason}")),
                 Ok(cleaned) if cleaned != *value => report(format!(
-                    "{field} is {value:?}; an import writes {cleaned:?} today (white space, invisible \
-                     characters, Unicode form NFC)"
+                    "{field} is {value:?}; an import writes {cleaned:?} today (white space, \
+                     invisible characters, Unicode form NFC)"
                 )),
                 Ok(_) => {}
             }
@@ -293,8 +293,8 @@ fn same_owner(a: &Metadata, b: &Metadata) -> bool {
     (&a.character, &a.artists) == (&b.character, &b.artists)
 }
 
-/// Finds characters and artists that are spelled in several ways. Each spelling would be a character
-/// of its own: `holdout` could hide one and train on the other.
+/// Finds characters and artists that are spelled in several ways. Each spelling would be a
+/// character of its own: `holdout` could hide one and train on the other.
 fn check_spellings(
     dataset: &Dataset,
     rows: &BTreeMap<u64, (GroupId, Metadata)>,

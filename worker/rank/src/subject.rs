@@ -150,7 +150,8 @@ pub(crate) async fn from_request(
                 let rating = &loader.rows()[position as usize].rating;
                 ensure!(
                     loader.uses(position),
-                    "the reference {id:?} of {} is rated {}, and data.ratings of the trained job is {}",
+                    "the reference {id:?} of {} is rated {}, and data.ratings of the trained job \
+                     is {}",
                     data.dataset,
                     if rating.is_empty() { "unrated" } else { rating },
                     data.ratings

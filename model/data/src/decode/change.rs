@@ -1,6 +1,6 @@
-//! What the import and the decoder changed or guessed about a sample. Kept in the column `changes` of
-//! a data set as `kind=detail`, counted by the import, `describe` and `verify`. Data, no sentences:
-//! those are in [`ChangeKind::title`].
+//! What the import and the decoder changed or guessed about a sample. Kept in the column `changes`
+//! of a data set as `kind=detail`, counted by the import, `describe` and `verify`. Data, no
+//! sentences: those are in [`ChangeKind::title`].
 
 use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
@@ -146,7 +146,7 @@ kinds! {
     FaceGuessed, "face-guessed", "face box guessed from the mask";
     Id, "id", "id cleaned (white space, invisible characters, Unicode form NFC)";
     Name, "name", "character, artist or outfit cleaned (white space, Unicode form NFC)";
-    Spelling, "spelling", "name that differs from an earlier one only in case or spaces: the earlier spelling is used";
+    Spelling, "spelling", "name spelled as an earlier one that differs only in case or spaces";
     Tags, "tags", "tags cleaned (lower case, underscores, Unicode form NFC), sorted or made unique";
     Rating, "rating", "short or capitalised rating spelled out";
     ByteOrderMark, "byte-order-mark", "byte order mark (BOM) at the start of a line skipped";

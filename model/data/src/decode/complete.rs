@@ -1,6 +1,6 @@
-//! Whether an image file is there to its end. Decoders are forgiving: they fill what is missing with
-//! grey, and say nothing. So the file is walked by its own marks: here the chunks of PNG and WebP, in
-//! [`super::jpeg`] the markers and scans of JPEG. Pure, no pixels.
+//! Whether an image file is there to its end. Decoders are forgiving: they fill what is missing
+//! with grey, and say nothing. So the file is walked by its own marks: here the chunks of PNG and
+//! WebP, in [`super::jpeg`] the markers and scans of JPEG. Pure, no pixels.
 
 /// Finds the end of the image.
 ///

@@ -1,5 +1,5 @@
-//! Huffman codes of JPEG (ITU-T T.81, annexes C and F), as far as needed to count blocks: values are
-//! skipped, not computed.
+//! Huffman codes of JPEG (ITU-T T.81, annexes C and F), as far as needed to count blocks: values
+//! are skipped, not computed.
 
 use std::ops::RangeInclusive;
 
@@ -133,8 +133,9 @@ impl<'a> Bits<'a> {
         self.skip(u32::from(size).min(16))
     }
 
-    /// Skips the AC values of a block. `ended` is the number of following blocks that have none, which
-    /// only progressive scans announce. `nonzero` gets a bit for each coefficient that is not zero.
+    /// Skips the AC values of a block. `ended` is the number of following blocks that have none,
+    /// which only progressive scans announce. `nonzero` gets a bit for each coefficient that is not
+    /// zero.
     pub(super) fn skip_band(
         &mut self,
         ac: &Table,

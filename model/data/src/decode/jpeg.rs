@@ -1,6 +1,6 @@
 //! Whether a JPEG is there to its end: all its markers, all bits of all coefficients that its scans
-//! announce, and, if asked, all blocks of each scan. Tools that repair a cut file write the end marker
-//! after what they have, so the marker alone proves little. Pure, no pixels.
+//! announce, and, if asked, all blocks of each scan. Tools that repair a cut file write the end
+//! marker after what they have, so the marker alone proves little. Pure, no pixels.
 
 use super::huffman::{Bits, Table};
 
@@ -145,8 +145,8 @@ impl Walk {
         self.components.clear();
         self.height = u16::from_be_bytes([*h1, *h0]).into();
         self.width = u16::from_be_bytes([*w1, *w0]).into();
-        // Lossless and hierarchical frames have other scans, and arithmetic codes no blocks that can
-        // be counted. The decoder refuses these, and images of this size, by name.
+        // Lossless and hierarchical frames have other scans, and arithmetic codes no blocks that
+        // can be counted. The decoder refuses these, and images of this size, by name.
         let largest = super::raw::LARGEST_SIDE as usize;
         if !matches!(marker, 0xc0..=0xc2) || self.width.max(self.height) > largest {
             return;

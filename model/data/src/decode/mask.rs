@@ -1,6 +1,6 @@
-//! What the values of a mask mean. A mask is read as 255 on the figure and 0 on the background, with
-//! soft edges. Tools write masks in other ways; those that can mean one thing only are converted,
-//! the others are refused by what they are.
+//! What the values of a mask mean. A mask is read as 255 on the figure and 0 on the background,
+//! with soft edges. Tools write masks in other ways; those that can mean one thing only are
+//! converted, the others are refused by what they are.
 
 use image::{DynamicImage, GrayImage, Luma};
 

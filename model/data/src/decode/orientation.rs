@@ -1,5 +1,5 @@
-//! How an image is turned before it is shown: the EXIF tag, or XMP's copy of it where EXIF has none.
-//! EXIF wins, as in browsers and viewers (Metadata Working Group, guidelines 2.0).
+//! How an image is turned before it is shown: the EXIF tag, or XMP's copy of it where EXIF has
+//! none. EXIF wins, as in browsers and viewers (Metadata Working Group, guidelines 2.0).
 
 use image::metadata::Orientation;
 

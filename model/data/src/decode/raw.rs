@@ -33,8 +33,8 @@ pub(super) struct Raw {
     pub(super) trailing: usize,
 }
 
-/// Decodes PNG, JPEG or WebP, detected by content. With `blocks`, also a JPEG that was cut and got a
-/// new end is refused.
+/// Decodes PNG, JPEG or WebP, detected by content. With `blocks`, also a JPEG that was cut and got
+/// a new end is refused.
 ///
 /// # Errors
 /// The bytes are none of these, are cut off or damaged, or the image is larger than 8192 pixels

@@ -89,8 +89,8 @@ struct Files {
     mask: Option<Bytes>,
 }
 
-/// Loads the images of a row on threads for blocking work. They are decoded when there is memory for
-/// them.
+/// Loads the images of a row on threads for blocking work. They are decoded when there is memory
+/// for them.
 async fn load_row(folder: Arc<Path>, row: Row, memory: &Semaphore) -> LoadedRow {
     let line = row.line;
     let read = tokio::task::spawn_blocking(move || {
@@ -283,8 +283,8 @@ fn read_files(folder: &Path, row: &Row) -> Result<Files, String> {
     })
 }
 
-/// Decodes a row's image and mask. What was changed or guessed is appended to `changes`, also before
-/// an error.
+/// Decodes a row's image and mask. What was changed or guessed is appended to `changes`, also
+/// before an error.
 fn load_images(files: &Files, row: &Row, changes: &mut Vec<Change>) -> Result<Images, String> {
     let message = |e: ImageError| e.to_string();
     let expect = Expect {

@@ -62,8 +62,8 @@ async fn safe_samples_are_used_by_default_and_the_others_are_counted() {
     assert_eq!(loader.training(), [0, 1]);
     assert_eq!(
         loader.left_out().unwrap(),
-        "4 samples are left out by their rating (1 explicit, 1 extreme, 1 questionable, 1 unrated): \
-         data.ratings is general, sensitive"
+        "4 samples are left out by their rating (1 explicit, 1 extreme, 1 questionable, \
+         1 unrated): data.ratings is general, sensitive"
     );
     // No reference is of another rating either.
     assert_eq!((loader.similar(0), loader.similar(1)), (vec![1], vec![0]));

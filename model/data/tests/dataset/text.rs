@@ -117,8 +117,8 @@ async fn names_that_look_the_same_are_the_same() {
              line 5: \" e\\u{feff}\" is \"e\")",
             "2: character, artist or outfit cleaned (white space, Unicode form NFC) (for instance \
              line 2: character \" Cafe\\u{301}  Miku\\u{a0}\" is \"Café Miku\")",
-            "1: name that differs from an earlier one only in case or spaces: the earlier spelling \
-             is used (for instance line 3: character \"café_miku\" is \"Café Miku\")",
+            "1: name spelled as an earlier one that differs only in case or spaces (for instance \
+             line 3: character \"café_miku\" is \"Café Miku\")",
         ]
     );
 }

@@ -194,7 +194,8 @@ pub(crate) fn xmp(orientation: u8, element: bool) -> Vec<u8> {
     .into_bytes()
 }
 
-/// A PNG of any colour type and depth. `samples` gives the channels of a pixel, in the file's units.
+/// A PNG of any colour type and depth. `samples` gives the channels of a pixel, in the file's
+/// units.
 pub(crate) fn file(
     (width, height): (u32, u32),
     colour: ColorType,

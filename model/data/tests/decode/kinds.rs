@@ -1,5 +1,5 @@
-//! Images of every colour type and bit depth of PNG, with and without transparency: each shows what a
-//! viewer shows on white.
+//! Images of every colour type and bit depth of PNG, with and without transparency: each shows what
+//! a viewer shows on white.
 
 use crate::files::{DEPTHS, OF_A_FILE, Place, file, import, most, png_with};
 use image::RgbImage;

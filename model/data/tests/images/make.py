@@ -1,5 +1,5 @@
-"""Writes the images beside it, with the encoders that most people's files come from (Pillow, which uses
-libjpeg-turbo, libpng and libwebp). Run: python make.py, with pillow and numpy.
+"""Writes the images beside it, with the encoders that most people's files come from (Pillow, which
+uses libjpeg-turbo, libpng and libwebp). Run: python make.py, with pillow.
 
 All show the scene of ../decode/files.rs: 48x32 pixels, red left above, green right above, blue below.
 """
@@ -65,7 +65,8 @@ def interlaced(image, name):
     """Adam7, which Pillow does not write."""
     raw = b""
     for x0, y0, dx, dy in [
-        (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2),
+        (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
+        (0, 1, 1, 2),
     ]:
         for y in range(y0, HEIGHT, dy):
             raw += b"\0" + b"".join(bytes(image.getpixel((x, y))) for x in range(x0, WIDTH, dx))
