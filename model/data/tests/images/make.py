@@ -1,7 +1,8 @@
 """Writes the images beside it, with the encoders that most people's files come from (Pillow, which
 uses libjpeg-turbo, libpng and libwebp). Run: python make.py, with pillow.
 
-All show the scene of ../decode/files.rs: 48x32 pixels, red left above, green right above, blue below.
+All show the scene of ../decode/files.rs: 48x32 pixels, red left above, green right above, blue
+below.
 """
 
 import struct
