@@ -92,7 +92,8 @@ bench-loader: setup ## compare the loader of samples with MosaicML Streaming and
 ## one target and four references at 384 pixels, on all CPUs
 	@deploy/setup/bench_loader.sh
 
-bench-writer: setup ## time and memory of the data-set writer alone, for ROWS rows (1,000,000) of 1 kB
+bench-writer: setup ## time and memory of the data-set writer alone
+## for ROWS rows (1,000,000) of 1 kB
 	@$(CARGO) build --locked --quiet --workspace --example bench_writer
 	@target/debug/examples/bench_writer $(ROWS)
 

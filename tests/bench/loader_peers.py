@@ -1,5 +1,5 @@
-"""Samples per second of our loader beside MosaicML Streaming with Pillow, from the same images. Part
-of `make bench-loader`.
+"""Samples per second of our loader beside MosaicML Streaming with Pillow, from the same images.
+Part of `make bench-loader`.
 
     loader_peers.py PROGRAM COORDINATOR [--resolution PIXELS] [--references N] [--rounds N]
 
@@ -10,8 +10,8 @@ read from disk, decoded from JPEG and resized (triangle filter) to a padded squa
 - Ours does what a rank does: it also decodes the masks, crops faces or clothes, and chooses all
   random numbers. Its threads are one for each CPU.
 - The peer is a StreamingDataset of uncompressed MDS shards whose `__getitem__` reads the references
-  by index, and the DataLoader of PyTorch with one worker process for each CPU. It only resizes whole
-  images, and reads no masks, so it does less.
+  by index, and the DataLoader of PyTorch with one worker process for each CPU. It only resizes
+  whole images, and reads no masks, so it does less.
 
 Both sides take turns, so that changes of the machine's speed affect both, and neither finds an
 image in a cache of decoded images; files are in the page cache. Prints the rates of each round, and
@@ -84,7 +84,8 @@ def write(folder):
     source, shards = os.path.join(folder, "source"), os.path.join(folder, "shards")
     os.mkdir(source)
     columns = {"image": "bytes", "identity": "int"}
-    with MDSWriter(out=shards, columns=columns) as writer, open(f"{source}/samples.jsonl", "w") as rows:
+    lines = open(os.path.join(source, "samples.jsonl"), "w")
+    with lines, MDSWriter(out=shards, columns=columns) as writer:
         for identity in range(IDENTITIES):
             ids = [f"{identity}-{n}" for n in range(IMAGES)]
             for n, name in enumerate(ids):
@@ -104,7 +105,7 @@ def write(folder):
                     "mask": f"{name}.png",
                     "similar": [it for it in ids if it != name],
                 }
-                rows.write(json.dumps(row) + "\n")
+                lines.write(json.dumps(row) + "\n")
                 writer.write({"image": jpeg, "identity": identity})
     return source, shards
 
