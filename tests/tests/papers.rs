@@ -176,7 +176,13 @@ fn the_top_level_is_as_expected() {
 fn no_line_is_longer_than_100_columns() {
     let mut texts = Vec::new();
     for folder in [
-        "proto", "shell", "coordinator", "worker", "model", "deploy", "tests",
+        "proto",
+        "shell",
+        "coordinator",
+        "worker",
+        "model",
+        "deploy",
+        "tests",
     ] {
         for kind in ["rs", "py", "sh", "md", "toml", "proto"] {
             texts.extend(files(folder, kind));
