@@ -190,6 +190,21 @@ impl Families {
                 &self.loss_scale,
             ),
             (
+                "retri_checkpoint_committed_step",
+                "Step of the newest committed checkpoint",
+                &self.committed_step,
+            ),
+        ];
+        for (name, help, family) in gauges {
+            registry.register(name, help, family.clone());
+        }
+        self.register_data_gauges(registry);
+        self.register_worker_gauges(registry);
+    }
+
+    fn register_data_gauges(&self, registry: &mut Registry) {
+        let gauges = [
+            (
                 "retri_job_cut_prompts",
                 "Training samples whose prompt is longer than what the model reads",
                 &self.cut_prompts,
@@ -205,16 +220,10 @@ impl Families {
                 "Units done per second over the last minute",
                 &self.units_per_second,
             ),
-            (
-                "retri_checkpoint_committed_step",
-                "Step of the newest committed checkpoint",
-                &self.committed_step,
-            ),
         ];
         for (name, help, family) in gauges {
             registry.register(name, help, family.clone());
         }
-        self.register_worker_gauges(registry);
     }
 
     fn register_worker_gauges(&self, registry: &mut Registry) {

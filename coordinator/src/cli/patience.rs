@@ -37,7 +37,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_takes_long_is_said_within_five_seconds_and_again() {
-        for (seconds, expected) in [(3, &[][..]), (10, &[4]), (70, &[4, 34, 64])] {
+        let cases: [(u64, &[u64]); 3] = [(3, &[]), (10, &[4]), (70, &[4, 34, 64])];
+        for (seconds, expected) in cases {
             let said = RefCell::new(Vec::new());
             let work = sleep(Duration::from_secs(seconds));
             say_while(work, |at| said.borrow_mut().push(at)).await;

@@ -329,6 +329,7 @@ fn summary_line(job: &str, out: &Path, files: usize, summary: &Value) -> String 
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

@@ -1,7 +1,7 @@
 //! Our side of `make bench-loader` (tests/bench/loader_peers.py): for each line on stdin, loads,
 //! decodes and prepares that many samples and prints how long it took, as JSON. A sample is a
-//! target and its references. Samples are never repeated, and the caches are so small that no image
-//! is found in them. Not part of release builds.
+//! target and its references. Without caches, so that every image is decoded. Not part of release
+//! builds.
 //!
 //!     bench_loader URL RESOLUTION REFERENCES
 #![allow(clippy::unwrap_used)]
