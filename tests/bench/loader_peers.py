@@ -197,7 +197,8 @@ def main():
                 print(f"round {round}: ours {our_rate:.1f}, peer {peer_rate:.1f} samples/s")
                 rates["ours"].append(our_rate)
                 rates["peer"].append(peer_rate)
-        ours.process.stdin.close()
+        # Its stdin does not end before the peer's workers, which inherited it.
+        ours.process.terminate()
         ours.process.wait()
     medians = {name: statistics.median(list) for name, list in rates.items()}
     print(
