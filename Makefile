@@ -28,7 +28,7 @@ SIM_FLAGS := --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(BUG),--bug $(B
 	$(if $(BUGS),--bugs) $(if $(KINDS),--$(KINDS)) $(if $(TRACE),--trace)
 
 .PHONY: help setup build programs release test sim lint demo chaos bench bench-recovery \
-	bench-model bench-schedule leakage parity gpu-check clean
+	bench-loader bench-model bench-schedule bench-writer leakage parity gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s  %s\n", $$1, $$2} \
@@ -87,6 +87,15 @@ bench-model: build ## compare a training micro-step with PyTorch's: speed, and m
 bench-recovery: build ## kill one of four ranks KILLS times (20): time until the next step
 ## and PEER_KILLS times (5) under torchrun and under torchft
 	@deploy/setup/bench_recovery.sh $(or $(KILLS),20) $(PEER_KILLS)
+
+bench-loader: setup ## compare the loader of samples with MosaicML Streaming and Pillow
+## one target and four references at 384 pixels, on all CPUs
+	@deploy/setup/bench_loader.sh
+
+bench-writer: setup ## time and memory of the data-set writer alone
+## for ROWS rows (1,000,000) of 1 kB
+	@$(CARGO) build --locked --quiet --workspace --example bench_writer
+	@target/debug/examples/bench_writer $(ROWS)
 
 bench-schedule: build ## measure how often per second the coordinator can schedule
 	@target/debug/schedule

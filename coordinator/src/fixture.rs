@@ -42,6 +42,7 @@ pub(crate) fn job_record(id: &str) -> JobRecord {
         trained_ms: 0,
         dataset_version: "0".repeat(64),
         cut_prompts: None,
+        lost_tags: Vec::new(),
         source: None,
         submitted_ms: 5,
         standbys: Vec::new(),

@@ -22,6 +22,7 @@
 //! | `retri_job_skipped_steps` | training_job | steps | steps skipped because of a non-finite value |
 //! | `retri_job_loss_scale` | training_job | | loss scale of the backward pass; 1 except in fp16 |
 //! | `retri_job_cut_prompts` | training_job | samples | training samples whose prompt is longer than what the model reads |
+//! | `retri_job_lost_tag_samples` | training_job, tag | samples | training samples that lose the tag because of that; the most frequent tags |
 //! | `retri_job_units` | training_job, state | units | units by state: total, done, leased, set-aside |
 //! | `retri_job_units_per_second` | training_job | units/s | units done per second over the last minute |
 //! | `retri_checkpoint_committed_step` | training_job | steps | step of the newest committed checkpoint |
@@ -106,6 +107,7 @@ struct Families {
     skipped_steps: Gauges,
     loss_scale: Gauges,
     cut_prompts: Gauges,
+    lost_tags: Gauges,
     units: Gauges,
     units_per_second: Gauges,
     committed_step: Gauges,
@@ -188,17 +190,6 @@ impl Families {
                 &self.loss_scale,
             ),
             (
-                "retri_job_cut_prompts",
-                "Training samples whose prompt is longer than what the model reads",
-                &self.cut_prompts,
-            ),
-            ("retri_job_units", "Units of the job by state", &self.units),
-            (
-                "retri_job_units_per_second",
-                "Units done per second over the last minute",
-                &self.units_per_second,
-            ),
-            (
                 "retri_checkpoint_committed_step",
                 "Step of the newest committed checkpoint",
                 &self.committed_step,
@@ -207,7 +198,32 @@ impl Families {
         for (name, help, family) in gauges {
             registry.register(name, help, family.clone());
         }
+        self.register_data_gauges(registry);
         self.register_worker_gauges(registry);
+    }
+
+    fn register_data_gauges(&self, registry: &mut Registry) {
+        let gauges = [
+            (
+                "retri_job_cut_prompts",
+                "Training samples whose prompt is longer than what the model reads",
+                &self.cut_prompts,
+            ),
+            (
+                "retri_job_lost_tag_samples",
+                "Training samples that lose the tag, because their prompt is too long",
+                &self.lost_tags,
+            ),
+            ("retri_job_units", "Units of the job by state", &self.units),
+            (
+                "retri_job_units_per_second",
+                "Units done per second over the last minute",
+                &self.units_per_second,
+            ),
+        ];
+        for (name, help, family) in gauges {
+            registry.register(name, help, family.clone());
+        }
     }
 
     fn register_worker_gauges(&self, registry: &mut Registry) {
@@ -279,6 +295,11 @@ impl Families {
         }
         if let Some(cut) = job.cut_prompts {
             self.cut_prompts.get_or_create(&name()).set(cut as f64);
+        }
+        for lost in &job.lost_tags {
+            self.lost_tags
+                .get_or_create(&with("tag", &lost.tag))
+                .set(lost.samples as f64);
         }
         if let Some(totals) = totals {
             self.samples
@@ -452,6 +473,10 @@ mod tests {
             step: 7,
             restarts: 2,
             cut_prompts: Some(31),
+            lost_tags: vec![pb::LostTag {
+                tag: "white dress".into(),
+                samples: 12,
+            }],
             last_step: Some(step),
             checkpoints: vec![pb::CheckpointRef {
                 step: 4,
@@ -503,6 +528,7 @@ mod tests {
             "retri_job_restarts_total{training_job=\"demo-1\"} 2.0",
             "retri_checkpoint_committed_step{training_job=\"demo-1\"} 4.0",
             "retri_job_cut_prompts{training_job=\"demo-1\"} 31.0",
+            "retri_job_lost_tag_samples{training_job=\"demo-1\",tag=\"white dress\"} 12.0",
             "retri_worker_up{worker=\"w1\"} 1.0",
             "retri_worker_devices{worker=\"w1\",state=\"free\"} 1.0",
         ] {

@@ -4,10 +4,11 @@
 
 use anyhow::Chain;
 use base_weights::base::{Base, BaseError};
+use coordinator_core::event::LostTag;
 use model_data::dataset::Dataset;
 use model_data::loader::LoadError;
 use model_data::prepare::ExampleConfig;
-use model_data::prompt_length::CutPrompts;
+use model_data::prompt_length::{CutPrompts, short};
 use model_data::roles::Counts;
 use proto::spec::TrainWork;
 use serde::{Deserialize, Serialize};
@@ -62,8 +63,8 @@ impl PinError {
     }
 }
 
-/// Number of lost tags that [`Pinned::notes`] names.
-const LOST_TAGS: usize = 5;
+/// Number of lost tags that a sentence about prompts names.
+pub(crate) const LOST_TAGS: usize = 5;
 
 /// What was found out about a job's inputs.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -79,6 +80,17 @@ pub(crate) struct Pinned {
 }
 
 impl Pinned {
+    /// The tags that are cut off most often. Few and short, because a job's record keeps them.
+    pub(crate) fn lost_tags(&self) -> Vec<LostTag> {
+        let cut = self.cut_prompts.iter();
+        let lost = cut.flat_map(|it| it.lost.iter().take(LOST_TAGS));
+        lost.map(|(tag, samples)| LostTag {
+            tag: short(tag),
+            samples: *samples,
+        })
+        .collect()
+    }
+
     /// What the user should know, one sentence each.
     pub(crate) fn notes(&self) -> Vec<String> {
         let prompts = self.cut_prompts.as_ref();
@@ -131,5 +143,5 @@ pub(crate) async fn check_init(spec: &TrainWork) -> Result<Vec<String>, PinError
     };
     let base = Base::find(init).await?;
     base.suits(&spec.model).await?;
-    Ok(base.notes())
+    Ok(base.notes(&spec.model))
 }

@@ -23,6 +23,7 @@ use proto::id::JobId;
 use proto::limits::{NAMED_BYTES, TEXT_BYTES, cut};
 use proto::pb;
 use proto::phase::{Phase, is_over};
+use proto::printable::Printable;
 use proto::spec::{JobSpec, Work};
 use proto::wire::{job_id, worker_name};
 use std::collections::VecDeque;
@@ -254,11 +255,14 @@ impl ControlService {
                     &pinned.version[..12],
                 );
                 for note in pinned.notes() {
-                    summary.push_str(&format!("\nnote: {note}"));
+                    // A tag must not add a line.
+                    summary.push_str(&format!("\nnote: {}", Printable(note)));
                 }
+                let lost_tags = pinned.lost_tags();
                 let dataset = DatasetPin {
                     version: pinned.version,
                     cut_prompts: pinned.cut_prompts.map(|it| it.cut),
+                    lost_tags,
                 };
                 Ok((dataset, summary))
             }

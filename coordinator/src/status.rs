@@ -1,7 +1,7 @@
 //! Converts the state machine's view to protobuf messages, with the phase and the reason as text.
 //! Pure. Called by the daemon's loop on request.
 
-use coordinator_core::event::{Incident, JobPhase, Member};
+use coordinator_core::event::{Incident, JobPhase, LostTag, Member};
 use coordinator_core::{JobView, RankView, UnitsView, WorkerView};
 use proto::message::RankPhase;
 use proto::pb;
@@ -70,6 +70,7 @@ pub(crate) fn job_view(
         store_url: store_url.to_owned(),
         dataset_version: record.dataset_version.clone(),
         cut_prompts: record.cut_prompts,
+        lost_tags: record.lost_tags.iter().map(lost_tag).collect(),
         restarts: record.restarts,
         ledger: Some(pb::LedgerTip {
             entries: record.ledger.entries,
@@ -296,6 +297,13 @@ fn rank_phase(phase: Option<&RankPhase>) -> String {
         None => "unknown".into(),
         Some(phase @ RankPhase::Failed { failure }) => format!("{}: {failure}", phase.word()),
         Some(phase) => phase.word().into(),
+    }
+}
+
+fn lost_tag(lost: &LostTag) -> pb::LostTag {
+    pb::LostTag {
+        tag: lost.tag.clone(),
+        samples: lost.samples,
     }
 }
 

@@ -58,6 +58,24 @@ EOF
 pin recovery-no-deps.txt --no-deps <<'EOF'
 torchft==0.2.0
 EOF
+# `make bench-loader`. Without what MosaicML Streaming does not use there.
+pin loader.txt --no-deps <<'EOF'
+mosaicml-streaming==0.13.0
+numpy==2.2.6
+pillow==11.3.0
+brotli
+catalogue
+python-snappy
+cramjam
+requests
+certifi
+charset-normalizer
+idna
+urllib3
+tqdm
+xxhash<4
+zstd
+EOF
 # deploy/experiments. Without what they need, because that would install another torch.
 pin experiments.txt --no-deps <<'EOF'
 numpy==2.2.6

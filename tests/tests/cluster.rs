@@ -236,8 +236,30 @@ fn wrong_input_is_refused_with_what_would_be_right() -> Result<()> {
 
     // A dry run succeeds and submits nothing.
     let file = cluster.write_job(&good)?;
-    cluster.ok(&["submit", &file, "--dry-run"])?;
+    let checked = cluster.ok(&["submit", &file, "--dry-run"])?;
     assert_eq!(cluster.json(&["jobs"])?, Value::Array(Vec::new()));
+    // Each note has a line of its own.
+    let notes: Vec<&str> = checked.lines().skip(1).collect();
+    assert_eq!(notes.len(), 1, "{checked}");
+    assert!(
+        notes[0].starts_with("note: ") && notes[0].contains("prompts are longer"),
+        "{checked}"
+    );
+    // The job remembers them, for `describe` and for metrics.
+    let view = cluster.json(&["describe", &cluster.submit(&good)?])?;
+    let most = &view["lost_tags"][0];
+    assert!(
+        notes[0].contains(&format!(
+            "{} ({})",
+            most["tag"].as_str().unwrap_or("none"),
+            most["samples"]
+        )),
+        "{view}"
+    );
+    assert!(
+        view["cut_prompts"].as_u64() >= most["samples"].as_u64(),
+        "{view}"
+    );
 
     cluster.kill_coordinator()?;
     let unreachable = cluster.run(&["jobs"])?.failure()?;

@@ -1,11 +1,12 @@
-//! Real processes on loopback: two daemons of one name, and watches that end before their job.
+//! Real processes on loopback: two daemons of one name, and what is closed or interrupted around a
+//! running job: the terminal of its daemon, and watches of it.
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Context, Result, ensure};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 use tests::cluster::job::{TinyJob, with_figures};
-use tests::cluster::process::Process;
+use tests::cluster::process::{Process, signal};
 use tests::cluster::{Cluster, binary};
 
 fn daemon(cluster: &Cluster, folder: &str) -> Result<Process> {
@@ -45,6 +46,27 @@ fn of_two_daemons_of_one_name_the_older_leaves_and_says_why() -> Result<()> {
     };
     cluster.wait_done(&cluster.submit(&job.to_toml())?)?;
     second.terminate()?;
+    cluster.stop()
+}
+
+/// SIGHUP acts as SIGTERM: the job writes a checkpoint before its only daemon leaves.
+#[test]
+fn a_closed_terminal_costs_a_job_no_step() -> Result<()> {
+    let (cluster, dataset) = with_figures(1)?;
+    let job = TinyJob {
+        steps: 1_000_000,
+        checkpoint_every: 1_000_000,
+        ..TinyJob::forty_steps(&dataset, 1)
+    };
+    let id = cluster.submit(&job.to_toml())?;
+    let before = cluster.wait_step(&id, 2)?;
+    signal("HUP", cluster.worker_pid(0)?)?;
+    let after = cluster.wait(&id, "a checkpoint", |view| !view.checkpoints.is_empty())?;
+    ensure!(
+        after.checkpoints[0].step >= before.step && after.restarts == 0,
+        "{after:?}"
+    );
+    // The daemon ends with exit code 0.
     cluster.stop()
 }
 

@@ -208,6 +208,7 @@ fn a_retrinet_begins_from_a_base_of_two_jobs(cluster: &Cluster, dataset: &str) -
     assert_eq!(
         files,
         [
+            "scheduler/scheduler_config.json",
             "text_encoder/config.json",
             "text_encoder/model.safetensors",
             "unet/config.json",

@@ -4,8 +4,8 @@
 //! on every report.
 
 pub use crate::record::{
-    Counters, Durable, FailedUnit, INCIDENTS_MAX, Incident, JobPhase, JobRecord, Member, Millis,
-    NAMED_UNITS_MAX, RECORD_VERSION, RESTARTS_WITHOUT_PROGRESS_MAX, Record, UnitsRecord,
+    Counters, Durable, FailedUnit, INCIDENTS_MAX, Incident, JobPhase, JobRecord, LostTag, Member,
+    Millis, NAMED_UNITS_MAX, RECORD_VERSION, RESTARTS_WITHOUT_PROGRESS_MAX, Record, UnitsRecord,
 };
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Generation, JobId, Step, WorkerId};
@@ -29,6 +29,8 @@ pub struct DatasetPin {
     /// Training samples whose prompt is longer than what the text encoder reads. None if it reads
     /// no prompts.
     pub cut_prompts: Option<u64>,
+    /// The tags that are cut off most often, the most frequent first.
+    pub lost_tags: Vec<LostTag>,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -3,7 +3,7 @@
 
 use crate::outbox::Outbox;
 use crate::record::{
-    INCIDENTS_MAX, Incident, JobPhase, JobRecord, Millis, RESTARTS_WITHOUT_PROGRESS_MAX,
+    INCIDENTS_MAX, Incident, JobPhase, JobRecord, LostTag, Millis, RESTARTS_WITHOUT_PROGRESS_MAX,
 };
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId};
@@ -22,6 +22,7 @@ pub(crate) struct Head {
     pub(crate) overrides: Vec<Override>,
     pub(crate) dataset_version: String,
     pub(crate) cut_prompts: Option<u64>,
+    pub(crate) lost_tags: Vec<LostTag>,
     /// The trained job that it reads, once the checkpoint is known.
     pub(crate) source: Option<SourceJob>,
     pub(crate) submitted_ms: Millis,
@@ -72,6 +73,7 @@ impl Head {
             overrides: record.overrides.clone(),
             dataset_version: record.dataset_version.clone(),
             cut_prompts: record.cut_prompts,
+            lost_tags: record.lost_tags.clone(),
             source: record.source.clone(),
             blocked_by: None,
             submitted_ms: record.submitted_ms,

@@ -85,6 +85,13 @@ pub struct Counters {
 /// The record version that this release writes. It also reads older versions.
 pub const RECORD_VERSION: u32 = 3;
 
+/// A tag that the model does not read whole in some samples, because their prompt is too long.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostTag {
+    pub tag: String,
+    pub samples: u64,
+}
+
 /// The durable state of a job. Deserialized by [`crate::stored`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct JobRecord {
@@ -104,6 +111,9 @@ pub struct JobRecord {
     /// job reads no prompts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cut_prompts: Option<u64>,
+    /// The tags that are cut off most often, the most frequent first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub lost_tags: Vec<LostTag>,
     /// The trained job that it reads, pinned to a checkpoint. None if it reads no job, or the
     /// checkpoint is not known yet.
     pub source: Option<SourceJob>,
@@ -174,6 +184,7 @@ impl JobRecord {
             trained_ms: 0,
             dataset_version: String::new(),
             cut_prompts: None,
+            lost_tags: Vec::new(),
             source: None,
             submitted_ms: 0,
             paused: false,

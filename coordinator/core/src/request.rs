@@ -153,6 +153,7 @@ impl Coordinator {
             trained_ms: 0,
             dataset_version: pinned.dataset.version,
             cut_prompts: pinned.dataset.cut_prompts,
+            lost_tags: pinned.dataset.lost_tags,
             source: pinned.source,
             submitted_ms: outbox.wall,
             standbys: Vec::new(),

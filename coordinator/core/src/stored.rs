@@ -1,7 +1,9 @@
 //! Reads job records of every release. Version 1 had no version number, contained the parsed job,
 //! and stored a sampling job as a gang with the text of the job that it read.
 
-use crate::record::{Incident, JobPhase, JobRecord, Member, Millis, RECORD_VERSION, UnitsRecord};
+use crate::record::{
+    Incident, JobPhase, JobRecord, LostTag, Member, Millis, RECORD_VERSION, UnitsRecord,
+};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Step};
 use proto::job::overrides::Override;
@@ -30,6 +32,8 @@ struct StoredJob {
     dataset_version: String,
     #[serde(default)]
     cut_prompts: Option<u64>,
+    #[serde(default)]
+    lost_tags: Vec<LostTag>,
     #[serde(default)]
     source: Option<SourceJob>,
     submitted_ms: Millis,
@@ -133,6 +137,7 @@ impl TryFrom<StoredJob> for JobRecord {
             trained_ms: stored.trained_ms,
             dataset_version: stored.dataset_version,
             cut_prompts: stored.cut_prompts,
+            lost_tags: stored.lost_tags,
             source: stored.source,
             submitted_ms: stored.submitted_ms,
             paused: stored.paused,

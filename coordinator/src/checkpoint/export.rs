@@ -2,8 +2,8 @@
 //! `vae/` and `text_encoder/`, each with its `config.json`, and the weights that only a RetriNet
 //! has in `unet/`, under full names. A job can use such a folder as `model.init`. Weights that the
 //! job did not train are copied from its base, so that the folder is complete; a base that has
-//! changed since is refused before anything is written. `export.json` records the origin of all
-//! weights. Only one component at a time is in memory. Called by `coordinator checkpoint export`.
+//! changed since is refused before anything is written, and so is a folder that is not empty, because
+//! files of two models would mix. `export.json` records the origin of all weights. Only one component at a time is in memory. Called by `coordinator checkpoint export`.
 
 use super::component::{Component, Weights, read_tensors, retrieval_encoder};
 use super::{Checkpoint, CheckpointError, TensorLocation};
@@ -12,6 +12,7 @@ use base_weights::init_digest::init_digest;
 use proto::checkpoint::{CheckpointManifest, MANIFEST_FILE};
 use proto::public::base::{CONFIG_FILE, PARTS, Part};
 use proto::public::names::{RETRIEVAL_NOTE, RETRINET_FILE};
+use proto::public::scheduler::{self, SCHEDULER_FILE};
 use proto::public::write::config;
 use proto::spec::{self, TrainWork};
 use proto::text::{hex, hex_sha256};
@@ -75,6 +76,12 @@ impl Checkpoint {
             return Err(CheckpointError::Refused(format!(
                 "--out {} is the base folder of the job (model.init), which the job still needs; \
                 choose another folder",
+                out.display()
+            )));
+        }
+        if let Some(first) = first_entry(out) {
+            return Err(CheckpointError::Refused(format!(
+                "--out {} is not empty, it has {first:?}; choose another folder, or empty it",
                 out.display()
             )));
         }
@@ -185,6 +192,12 @@ impl Export<'_> {
             files.insert(name, hex_sha256(text.as_bytes()));
             let name = format!("{}/{file}", part.folder);
             files.insert(name.clone(), self.write_weights(&name, weights)?);
+        }
+        // What the U-Net predicts is in no weight, and readers would guess.
+        if let Some(diffusion) = self.spec.model.architecture.diffusion() {
+            let text = scheduler::write(&diffusion.noise);
+            write(&self.out.join(SCHEDULER_FILE), text.as_bytes())?;
+            files.insert(SCHEDULER_FILE.to_owned(), hex_sha256(text.as_bytes()));
         }
         if let Some(own) = self.spec.model.architecture.facts().own_file {
             let name = format!("unet/{RETRINET_FILE}");
@@ -353,6 +366,12 @@ fn is_base_folder(base: &Base, out: &Path) -> bool {
     !base.url().ends_with(".safetensors") && base.local().is_some_and(same)
 }
 
+/// Something in the folder, if it exists and is not empty.
+fn first_entry(folder: &Path) -> Option<std::ffi::OsString> {
+    let entry = std::fs::read_dir(folder).ok()?.next()?;
+    Some(entry.ok()?.file_name())
+}
+
 fn write(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     create_parent(path)?;
     std::fs::write(path, bytes).map_err(|error| unwritable(path, &error))
@@ -396,7 +415,7 @@ mod tests {
         assert_eq!(origin.digest, checkpoint.digest().await.unwrap());
         assert_eq!(
             origin.files.keys().collect::<Vec<_>>(),
-            ["unet/config.json", FILE]
+            [SCHEDULER_FILE, "unet/config.json", FILE]
         );
         assert_eq!(origin.weights, "as trained");
         let bytes = std::fs::read(whole.join(FILE)).unwrap();
@@ -405,6 +424,17 @@ mod tests {
         assert_eq!(tensors.len(), 7);
         let name = "up_blocks.0.resnets.0.norm1.weight";
         assert_eq!(tensors.tensor(name).unwrap().shape(), [2, 4]);
+
+        let text = std::fs::read_to_string(whole.join(SCHEDULER_FILE)).unwrap();
+        assert!(text.contains("\"prediction_type\": \"epsilon\""), "{text}");
+        // Files of two exports would mix.
+        let error = checkpoint.export(&whole, options(true)).await.unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.contains("is not empty") && error.contains("choose another"),
+            "{error}"
+        );
+        assert_eq!(std::fs::read(whole.join(FILE)).unwrap(), bytes);
 
         checkpoint.export(&half, options(true)).await.unwrap();
         let bytes = std::fs::read(half.join(FILE)).unwrap();

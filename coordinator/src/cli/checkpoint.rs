@@ -35,7 +35,7 @@ pub(crate) enum CheckpointCommand {
         /// The job's newest checkpoint, or that of a step
         #[arg(value_name = "JOB[@STEP]")]
         target: Target,
-        /// Output folder; created if it is missing
+        /// Output folder; created if it is missing, and otherwise empty
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
         /// Write f16 weights, which halves the size

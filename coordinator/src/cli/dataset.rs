@@ -1,8 +1,10 @@
 //! `coordinator dataset …`: creates, reads and verifies data sets in object storage. Needs no
 //! coordinator.
 
+use super::patience::aloud;
 use super::preview::{PreviewArgs, preview};
 use super::{Global, Outcome, Output, print_json, table};
+use crate::pin::LOST_TAGS;
 use crate::text::{bytes, errln, outln};
 use anyhow::{Context, Result, anyhow};
 use clap::Subcommand;
@@ -11,6 +13,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 use model_data::dataset::Dataset;
 use model_data::decode::ChangeCounts;
 use model_data::import::{ImportError, ImportOptions, ImportReport, SAMPLES_FILE};
+use model_data::prompt_length::CutPrompts;
 use model_data::writer::{DatasetWriter, WriteOptions, Written};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -152,7 +155,7 @@ async fn synthesize(global: &Global, args: &SynthesizeArgs) -> Result<Outcome> {
         replace: args.out.replace,
         ..WriteOptions::new(options.source())
     };
-    let mut writer = DatasetWriter::open(&url, write_options).await?;
+    let mut writer = aloud(&url, DatasetWriter::open(&url, write_options)).await?;
     let total = u64::from(args.characters) * u64::from(args.outfits);
     let target = if shell::terminal::can_redraw() {
         ProgressDrawTarget::stderr()
@@ -223,7 +226,9 @@ async fn import(global: &Global, args: &ImportArgs) -> Result<Outcome> {
         strict: args.strict,
         replace: args.out.replace,
     };
-    let (written, report) = match model_data::import::import(folder, url, &options).await {
+    let work = model_data::import::import(folder, url, &options);
+    let what = format!("the import of {} to {url}", folder.display());
+    let (written, report) = match aloud(&what, work).await {
         Ok(done) => done,
         Err(error) => {
             // Print every reason, not only the first, so that all can be fixed at once.
@@ -261,6 +266,7 @@ async fn import(global: &Global, args: &ImportArgs) -> Result<Outcome> {
                 report.alone
             );
             outln!("ratings: {}", counted(&report.ratings));
+            outln!("{}", prompts_line(&report.cut_prompts));
             print_changes(&report.changes);
         }
     }
@@ -285,6 +291,13 @@ fn print_changes(changes: &ChangeCounts) {
     lines.iter().for_each(|line| outln!("  {line}"));
 }
 
+/// How many prompts are cut, and which tags are lost most.
+fn prompts_line(cut: &CutPrompts) -> String {
+    let tokens = cut.tokens;
+    cut.sentence(LOST_TAGS)
+        .unwrap_or_else(|| format!("no prompt is longer than the {tokens} tokens of CLIP"))
+}
+
 fn print_rejects(report: &ImportReport) {
     for (what, list) in [
         ("rejected", &report.rejected),
@@ -306,11 +319,11 @@ async fn open(text: &str) -> Result<Dataset> {
     {
         return Err(anyhow!("there is no folder {}", folder.display()));
     }
-    Ok(Dataset::open(&url).await?)
+    Ok(aloud(&url, Dataset::open(&url)).await?)
 }
 
 async fn describe(global: &Global, dataset: &Dataset) -> Result<Outcome> {
-    let it = model_data::describe::describe(dataset).await?;
+    let it = aloud(dataset.url(), model_data::describe::describe(dataset)).await?;
     if global.output == Output::Json {
         print_json(&serde_json::to_value(&it)?);
         return Ok(Outcome::True);
@@ -341,6 +354,7 @@ async fn describe(global: &Global, dataset: &Dataset) -> Result<Outcome> {
         &format!("{narrow} to {wide} pixels wide, {low} to {high} high"),
     );
     line("ratings", &counted(&it.ratings));
+    line("prompts", &prompts_line(&it.cut_prompts));
     print_changes(&it.changes);
     let mut similar = table(&["SIMILAR", "SAMPLES", "SHARE"]);
     for (count, samples) in &it.similar {
@@ -354,7 +368,11 @@ async fn describe(global: &Global, dataset: &Dataset) -> Result<Outcome> {
     for (name, list) in [
         ("CHARACTER", &it.frequent_characters),
         ("CLOTHES", &it.frequent_cloths),
+        ("LOST TAG", &it.cut_prompts.lost),
     ] {
+        if list.is_empty() {
+            continue;
+        }
         let mut frequent = table(&[name, "SAMPLES", "SHARE"]);
         for (word, samples) in list {
             frequent.add_row([
@@ -374,7 +392,7 @@ fn percent(count: u64, total: u64) -> String {
 }
 
 async fn verify(global: &Global, dataset: &Dataset) -> Result<Outcome> {
-    let it = model_data::verify::verify(dataset).await?;
+    let it = aloud(dataset.url(), model_data::verify::verify(dataset)).await?;
     let good = it.findings.is_empty();
     match global.output {
         Output::Json => print_json(&serde_json::to_value(&it)?),

@@ -125,7 +125,15 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
     line("data set", &format!("version {}", view.dataset_version));
     if let Some(cut) = view.cut_prompts.filter(|cut| *cut > 0) {
         let what = "training samples are longer than what the model reads, and cut";
-        line("prompts", &format!("of {cut} {what}"));
+        let lost = view.lost_tags.iter();
+        let lost: Vec<String> = lost
+            .map(|it| format!("{} ({})", it.tag, it.samples))
+            .collect();
+        let lost = match lost.as_slice() {
+            [] => String::new(),
+            tags => format!("; lost most often: {}", tags.join(", ")),
+        };
+        line("prompts", &format!("of {cut} {what}{lost}"));
     }
     if let Some(units) = &view.units {
         print_units(units);

@@ -27,6 +27,7 @@ pub(crate) fn job(view: &pb::JobView) -> Value {
         "store_url": view.store_url,
         "dataset_version": view.dataset_version,
         "cut_prompts": view.cut_prompts,
+        "lost_tags": view.lost_tags.iter().map(lost_tag).collect::<Vec<_>>(),
         "work": view.work,
         "sample_of": view.source,
         "after": view.after,
@@ -94,6 +95,10 @@ fn member(member: &pb::Member) -> Value {
         "ranks": member.ranks,
         "phases": member.phases,
     })
+}
+
+fn lost_tag(lost: &pb::LostTag) -> Value {
+    json!({ "tag": lost.tag, "samples": lost.samples })
 }
 
 fn incident(incident: &pb::Incident) -> Value {

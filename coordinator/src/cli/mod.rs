@@ -14,6 +14,7 @@ mod job;
 mod json;
 mod ledger;
 mod logs;
+mod patience;
 mod preview;
 mod provenance;
 mod reference;

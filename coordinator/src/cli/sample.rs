@@ -203,6 +203,7 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
     if args.base && args.target.step.is_some() {
         return Err(anyhow!("--base uses no checkpoint; leave out @STEP"));
     }
+    prepare_folder(&args.out)?;
     let mut client = connect(global).await?;
     let trained = client::describe(global, &mut client, &args.target.job.0).await?;
     if args.target.step.is_some() {
@@ -268,6 +269,20 @@ fn resources_like(trained: &pb::JobView) -> Result<Resources> {
     })
 }
 
+/// Makes the folder of the images, so that a job does not run for a folder that cannot be written.
+/// Images of another job must not mix with the new ones, which have the same names.
+fn prepare_folder(out: &Path) -> Result<()> {
+    std::fs::create_dir_all(out)
+        .with_context(|| format!("cannot create the folder {}", out.display()))?;
+    if out.join(SUMMARY_FILE).exists() {
+        return Err(anyhow!(
+            "--out {} has the images of another job already ({SUMMARY_FILE}); choose another folder",
+            out.display()
+        ));
+    }
+    Ok(())
+}
+
 /// Copies `jobs/<job>/images/*` into `out`; returns the number of files and the summary in
 /// images.json.
 async fn download(view: &pb::JobView, out: &Path) -> Result<(usize, Value)> {
@@ -275,8 +290,6 @@ async fn download(view: &pb::JobView, out: &Path) -> Result<(usize, Value)> {
     let folder = ["jobs", &view.job, "images"]
         .into_iter()
         .fold(prefix, |path, part| path.join(part));
-    std::fs::create_dir_all(out)
-        .with_context(|| format!("cannot create the folder {}", out.display()))?;
     let listed: Vec<_> = store.list(Some(&folder)).try_collect().await?;
     let mut summary = None;
     for object in &listed {
@@ -316,7 +329,22 @@ fn summary_line(job: &str, out: &Path, files: usize, summary: &Value) -> String 
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn images_of_another_job_are_not_mixed_with_new_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("a/b");
+        prepare_folder(&out).unwrap();
+        prepare_folder(&out).unwrap();
+        std::fs::write(out.join(SUMMARY_FILE), "{}").unwrap();
+        let error = prepare_folder(&out).unwrap_err().to_string();
+        assert!(error.contains("choose another folder"), "{error}");
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let error = prepare_folder(&dir.path().join("file/x")).unwrap_err();
+        assert!(error.to_string().contains("file/x"), "{error}");
+    }
 
     #[test]
     fn the_score_is_shown_if_there_is_one() {

@@ -2,6 +2,7 @@
 //! to the coordinator unchanged.
 
 use super::client::{self, Client, connect, request_error};
+use super::patience::aloud;
 use super::reference::{self, Upload};
 use super::{Global, Outcome, Output, print_json, watch};
 use crate::pin::{PinError, check_init, pin, pin_dataset};
@@ -9,7 +10,7 @@ use crate::text::{errln, outln};
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use proto::pb;
-use proto::spec::{JobSpec, Work};
+use proto::spec::{JobSpec, TrainWork, Work};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -58,11 +59,17 @@ pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome
             "summary": reply.summary,
         })),
         (Output::Json, _) => {}
-        (Output::Table, true) => outln!("{} is valid: {}", args.file.display(), reply.summary),
+        (Output::Table, true) => {
+            // Each of its lines is one of ours: notes follow the summary.
+            let mut lines = reply.summary.lines();
+            let first = lines.next().unwrap_or_default();
+            outln!("{} is valid: {first}", args.file.display());
+            lines.for_each(|note| outln!("{note}"));
+        }
         (Output::Table, false) => {
             // Standard output is the job's id alone, for scripts.
             for note in notes {
-                eprintln!("{note}");
+                errln!("{note}");
             }
             outln!("{}", reply.job);
         }
@@ -127,13 +134,20 @@ pub(crate) async fn send(
 async fn check(job: &Submission) -> Result<(JobSpec, Vec<String>)> {
     let spec = proto::job::parse(&job.file_name, &job.text, Some(&job.directory))?;
     let notes = match &spec.work {
-        Work::Train(work) => match pin(work).await {
+        Work::Train(work) => match aloud(&inputs(work), pin(work)).await {
             Ok(pinned) => pinned.notes(),
             Err(error) => return Err(input_error(job, &error)),
         },
         Work::Sample(_) => Vec::new(),
     };
     Ok((spec, notes))
+}
+
+/// What a job reads.
+fn inputs(work: &TrainWork) -> String {
+    let init = work.model.init.iter();
+    let init: String = init.map(|url| format!(" and {url}")).collect();
+    format!("{}{init}", work.data.dataset)
 }
 
 fn input_error(job: &Submission, error: &PinError) -> anyhow::Error {
@@ -153,7 +167,8 @@ async fn check_offline(global: &Global, job: &Submission) -> Result<Outcome> {
     let mut notes = Vec::new();
     match &spec.work {
         Work::Train(work) => {
-            let dataset = pin_dataset(work).await.map(|pinned| {
+            let dataset = aloud(&work.data.dataset, pin_dataset(work)).await;
+            let dataset = dataset.map(|pinned| {
                 checked.push(format!(
                     "data.dataset {} (version {})",
                     work.data.dataset,
@@ -161,7 +176,8 @@ async fn check_offline(global: &Global, job: &Submission) -> Result<Outcome> {
                 ));
                 notes.extend(pinned.notes());
             });
-            let init = check_init(work).await.map(|of_init| {
+            let init = aloud(&inputs(work), check_init(work)).await;
+            let init = init.map(|of_init| {
                 let init = work.model.init.iter();
                 checked.extend(init.map(|url| format!("model.init {url}")));
                 notes.extend(of_init);

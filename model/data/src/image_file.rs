@@ -3,7 +3,9 @@
 //! the import and the verifier.
 
 use bytes::Bytes;
-use image::imageops::FilterType;
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::{DynamicImage, GrayImage, ImageFormat, Rgb, RgbImage};
 
 use crate::decode::{self, Expect, MaskSource, Origin};
@@ -331,16 +333,29 @@ pub fn on_pad(image: RgbImage, region: Region, side: u32, colour: Rgb<u8>) -> Rg
     canvas
 }
 
-/// Resizes to exactly this size; area-averaged when shrinking.
+/// Resizes to exactly this size; area-averaged when shrinking. Equal pixels give equal pixels on
+/// every CPU (law 2): the sums are of whole numbers, with SIMD or without.
 #[must_use]
 pub fn resize(image: RgbImage, width: u32, height: u32) -> RgbImage {
     if image.dimensions() == (width, height) {
         return image;
     }
-    // DynamicImage's code is compiled with optimizations inside the image crate.
-    DynamicImage::ImageRgb8(image)
-        .resize_exact(width, height, FilterType::Triangle)
-        .into_rgb8()
+    resize_with(&mut Resizer::new(), &image, width, height)
+}
+
+fn resize_with(resizer: &mut Resizer, image: &RgbImage, width: u32, height: u32) -> RgbImage {
+    let mut resized = RgbImage::new(width, height);
+    let triangle = ResizeAlg::Convolution(FilterType::Bilinear);
+    let options = ResizeOptions::new().resize_alg(triangle);
+    let source = TypedImageRef::<U8x3>::from_buffer(image.width(), image.height(), image.as_raw());
+    let target = TypedImage::<U8x3>::from_buffer(width, height, &mut resized);
+    let (source, mut target) = source
+        .and_then(|source| Ok((source, target?)))
+        .expect("an image has three bytes for each of its pixels");
+    resizer
+        .resize_typed(&source, &mut target, &options)
+        .expect("the region is the whole image");
+    resized
 }
 
 /// 255 inside the region, 0 outside.
@@ -365,6 +380,7 @@ fn blend(over: u8, under: u8, alpha: u8) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fast_image_resize::CpuExtensions;
 
     #[test]
     fn faces_are_enlarged_around_their_centre_and_clipped() {
@@ -439,6 +455,52 @@ mod tests {
             let inside = mask.get_pixel(x, y).0[0] == 255;
             assert_eq!(*pixel, if inside { red } else { pad }, "{x} {y}");
             assert_eq!(inside, x >= 4);
+        }
+    }
+
+    /// A pattern with all values, edges and gradients.
+    fn pattern(width: u32, height: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| {
+            let stripes = if (x / 3 + y / 5) % 2 == 0 { 255 } else { 0 };
+            Rgb([(x * 7 + y * 13) as u8, stripes, (x * y) as u8])
+        })
+    }
+
+    /// A rank on another machine must see the same pixels (law 2).
+    #[test]
+    #[allow(unsafe_code)]
+    fn resizing_gives_equal_bytes_with_and_without_simd() {
+        let mut plain = Resizer::new();
+        // SAFETY: every CPU can do without extensions.
+        unsafe { plain.set_cpu_extensions(CpuExtensions::None) };
+        for (from, to) in [
+            ((129, 257), (64, 127)),
+            ((64, 48), (100, 31)),
+            ((7, 5), (64, 64)),
+            ((300, 200), (3, 1)),
+            ((1, 1), (9, 4)),
+        ] {
+            let image = pattern(from.0, from.1);
+            let expected = resize_with(&mut plain, &image, to.0, to.1);
+            assert!(resize(image, to.0, to.1) == expected, "{from:?} to {to:?}");
+        }
+    }
+
+    /// Area-averaged like the exact filter, up to rounding: neither shifted nor aliased.
+    #[test]
+    fn resizing_is_the_triangle_filter_up_to_rounding() {
+        for (from, to) in [
+            ((129, 257), (64, 127)),
+            ((64, 48), (100, 31)),
+            ((31, 9), (9, 31)),
+        ] {
+            let image = pattern(from.0, from.1);
+            let filter = image::imageops::FilterType::Triangle;
+            let exact = image::imageops::resize(&image, to.0, to.1, filter);
+            let resized = resize(image, to.0, to.1);
+            let pairs = resized.as_raw().iter().zip(exact.as_raw());
+            let most = pairs.map(|(a, b)| a.abs_diff(*b)).max();
+            assert!(most <= Some(1), "{from:?} to {to:?}: {most:?}");
         }
     }
 

@@ -56,8 +56,9 @@ impl CutPrompts {
     }
 }
 
-/// A caption instead of a tag may be long.
-fn short(tag: &str) -> String {
+/// A tag as it is shown. A caption instead of a tag may be long, and is cut.
+#[must_use]
+pub fn short(tag: &str) -> String {
     const LONGEST: usize = 40;
     match tag.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}…", &tag[..end]),

@@ -283,12 +283,32 @@ impl Base {
 
     /// What a user should know of how this base is read, one sentence each.
     #[must_use]
-    pub fn notes(&self) -> Vec<String> {
-        let Some(file) = &self.single_file else {
-            return Vec::new();
-        };
+    pub fn notes(&self, model: &Model) -> Vec<String> {
+        let average = self.single_file.iter().map(Self::average_note);
+        average.chain(self.noise_note(model)).collect()
+    }
+
+    /// What is assumed of a base that does not say what its U-Net predicts: most single files, and
+    /// folders without a scheduler. A wrong guess trains without an error.
+    fn noise_note(&self, model: &Model) -> Option<String> {
+        let noise = model.architecture.diffusion()?.noise;
+        let says = self.scheduler.is_some()
+            || self.parts.contains_key(RETRINET)
+            || self.single_file.iter().any(|file| !file.noise.is_empty());
+        let is_read = self.parts.contains_key("unet");
+        (is_read && !says).then(|| {
+            format!(
+                "{} does not say what its U-Net predicts; it is taken for model.noise.prediction = \
+                 {}",
+                self.url,
+                serde_json::json!(noise.prediction)
+            )
+        })
+    }
+
+    fn average_note(file: &SingleFile) -> String {
         let name = &file.name;
-        vec![if file.has_average {
+        if file.has_average {
             format!(
                 "{name} has two sets of U-Net weights: those as trained (model.diffusion_model.*) \
                  are read, the moving average (model_ema.*) is not"
@@ -298,7 +318,7 @@ impl Base {
                 "{name} has one set of U-Net weights (model.diffusion_model.*), which is read; it \
                  has no separate moving average"
             )
-        }]
+        }
     }
 
     /// The whole content of a config or an index of the base.
@@ -842,6 +862,8 @@ mod tests {
             scheduler::write(&noise).as_bytes(),
         );
         suits(&url, &model()).await.unwrap();
+        let base = Base::find(&url).await.unwrap();
+        assert_eq!(base.notes(&model()), Vec::<String>::new());
         let v = scheduler::write(&noise).replace("\"epsilon\"", "\"v_prediction\"");
         put(folder.path(), SCHEDULER_FILE, v.as_bytes());
         let error = suits(&url, &model()).await.unwrap_err();
@@ -873,9 +895,14 @@ mod tests {
         ];
         let notes = async |names: &[&str]| {
             put(folder.path(), "sd.safetensors", &safetensors_file(names));
-            Base::find(&url).await.unwrap().notes().join("\n")
+            let base = Base::find(&url).await.unwrap();
+            base.notes(&model()).join("\n")
         };
-        assert!(notes(&names).await.contains("has one set of U-Net weights"));
+        let text = notes(&names).await;
+        assert!(text.contains("has one set of U-Net weights"), "{text}");
+        let guess = "does not say what its U-Net predicts; it is taken for model.noise.prediction \
+                     = \"epsilon\"";
+        assert!(text.contains(guess), "{text}");
         let with_average = [&names[..], &["model_ema.diffusion_modelx"]].concat();
         let text = notes(&with_average).await;
         assert!(
@@ -886,6 +913,8 @@ mod tests {
         let described = r#""__metadata__":{"modelspec.prediction_type":"v"},"#;
         let file = safetensors_with(&names, described);
         put(folder.path(), "sd.safetensors", &file);
+        let base = Base::find(&url).await.unwrap();
+        assert_eq!(base.notes(&model()).len(), 1);
         let error = suits(&url, &model()).await.unwrap_err();
         assert!(
             error

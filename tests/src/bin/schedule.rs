@@ -141,7 +141,7 @@ fn submit(machine: &mut Coordinator, number: u64) -> Result<JobId> {
         job_toml: text,
         dataset: DatasetPin {
             version: "version".to_owned(),
-            cut_prompts: None,
+            ..DatasetPin::default()
         },
         archived: vec![],
     };

@@ -394,7 +394,7 @@ fn submit(request: RequestId, spec: JobSpec) -> Input {
         spec: Box::new(spec),
         dataset: DatasetPin {
             version: "toy".to_owned(),
-            cut_prompts: None,
+            ..DatasetPin::default()
         },
         // Filled in when it is sent.
         archived: Vec::new(),

@@ -148,6 +148,7 @@ impl Gang {
             trained_ms: self.trained_ms,
             dataset_version: head.dataset_version.clone(),
             cut_prompts: head.cut_prompts,
+            lost_tags: head.lost_tags.clone(),
             source: head.source.clone(),
             submitted_ms: head.submitted_ms,
             paused: head.paused,

@@ -106,6 +106,7 @@ impl Units {
             trained_ms: 0,
             dataset_version: head.dataset_version.clone(),
             cut_prompts: head.cut_prompts,
+            lost_tags: head.lost_tags.clone(),
             source: head.source.clone(),
             submitted_ms: head.submitted_ms,
             paused: head.paused,

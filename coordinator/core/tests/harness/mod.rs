@@ -101,7 +101,7 @@ impl Harness {
             job_toml: proto::job::to_toml(&spec),
             dataset: DatasetPin {
                 version: "version".to_owned(),
-                cut_prompts: None,
+                ..DatasetPin::default()
             },
             spec: Box::new(spec),
             archived,
@@ -120,7 +120,7 @@ impl Harness {
             job_toml: proto::job::to_toml(&spec),
             dataset: DatasetPin {
                 version: "version".to_owned(),
-                cut_prompts: None,
+                ..DatasetPin::default()
             },
             spec: Box::new(spec),
             archived,
