@@ -23,6 +23,8 @@ use tonic::{Request, Response, Status, Streaming};
 const REPORT_EVERY: Duration = Duration::from_millis(10);
 /// Log lines of one worker that wait for its next report; more are dropped, and counted.
 const LINES_MAX: usize = 4096;
+/// So many reports of one worker within ten seconds deserve a warning.
+const REPORTS_MANY: u64 = 5_000;
 /// A worker that sends no report for this many `detect_within` is gone, even if its connection is
 /// not.
 const SILENT: u32 = 10;
@@ -125,6 +127,7 @@ impl FleetService {
         let silent = self.detect_within * SILENT;
         let mut unsent = false;
         let mut heard = Instant::now();
+        let busy = LogLimit::burst(REPORTS_MANY);
         let mut newest: Option<(WorkerReport, Lines)> = None;
         let mut next = heard + REPORT_EVERY;
         loop {
@@ -141,6 +144,10 @@ impl FleetService {
                         }
                     };
                     heard = Instant::now();
+                    if let Some(reports) = busy.admit() {
+                        let text = "a worker reports without a pause; only the newest reports count";
+                        tracing::warn!(%worker, reports, "{text}");
+                    }
                     let (report, lines) = decode(message)?;
                     if report.worker != *worker {
                         return Err(Status::invalid_argument(format!(

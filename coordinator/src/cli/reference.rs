@@ -3,6 +3,7 @@
 //! [`super::submit`].
 
 use anyhow::{Context, Result, bail};
+use model_data::image_file::IMAGE_FILE_BYTES_MAX;
 use model_data::user_image::UserImage;
 use object_store::ObjectStoreExt;
 use proto::pb;
@@ -11,6 +12,7 @@ use proto::text::hex_sha256;
 use std::collections::HashMap;
 use std::path::Path;
 use std::str::FromStr;
+use storage::read::read_file;
 
 /// A parsed `[CONCEPT:]ID|FILE[@X,Y,W,H][+MASK]` argument.
 #[derive(Debug, Clone, PartialEq)]
@@ -191,7 +193,9 @@ pub(crate) async fn store_files(
         // A file with a digest is already in the store.
         let read = |name: &str, sha256: &str| {
             let file = folder.join(name);
-            let bytes = sha256.is_empty().then(|| std::fs::read(&file));
+            let bytes = sha256
+                .is_empty()
+                .then(|| read_file(&file, IMAGE_FILE_BYTES_MAX));
             let bytes = bytes.transpose();
             bytes.with_context(|| format!("cannot read {}", file.display()))
         };

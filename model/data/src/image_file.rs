@@ -10,6 +10,9 @@ use image::{DynamicImage, GrayImage, ImageFormat, Rgb, RgbImage};
 
 use crate::sample::{Metadata, Sample};
 
+/// Largest file of an image or a mask that is read: by the import, by the command that stores a
+/// user's image, and by ranks.
+pub const IMAGE_FILE_BYTES_MAX: u64 = 256 << 20;
 /// Larger images are rejected before their pixels are allocated. No training image needs the size,
 /// and a damaged header may claim any size.
 const LARGEST_SIDE: u32 = 8192;

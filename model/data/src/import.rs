@@ -35,7 +35,9 @@ use image::{DynamicImage, GrayImage, Rgb};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
-use crate::image_file::{ImageError, encode_gray, encode_rgb, flatten, mask_region, open_image};
+use crate::image_file::{
+    IMAGE_FILE_BYTES_MAX, ImageError, encode_gray, encode_rgb, flatten, mask_region, open_image,
+};
 use crate::prompt_length::{CLIP_TOKENS, CutPrompts, PromptCounter};
 use crate::sample::{Metadata, Sample, join_tags, split_tags};
 use crate::verify::check_box;
@@ -44,8 +46,6 @@ use crate::writer::{DatasetWriter, WriteError, WriteOptions, Written};
 pub const SAMPLES_FILE: &str = "samples.jsonl";
 /// Longest line of it.
 const LINE_BYTES_MAX: u64 = 1 << 20;
-/// Largest file of an image or a mask.
-const IMAGE_FILE_BYTES_MAX: u64 = 256 << 20;
 
 /// An identity with more bytes of images is split. A rank reads all of an identity at once, so this
 /// is far below what a row group could hold.

@@ -1,6 +1,9 @@
 //! Reads of files that strangers wrote: never more bytes than a stated limit, and with a note of
 //! which file is read, so that a process that dies of it can be explained.
 
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::OnceLock;
 
 use bytes::Bytes;
@@ -39,6 +42,32 @@ pub async fn read_bounded(
         return Err(ReadError::TooLarge { size, max });
     }
     found.bytes().await.map_err(ReadError::Store)
+}
+
+/// A whole file of this machine of at most `max` bytes. A larger one is refused by its size, unread;
+/// a pipe or a device is no file.
+///
+/// # Errors
+/// The file is larger, or cannot be read.
+pub fn read_file(path: &std::path::Path, max: u64) -> std::io::Result<Vec<u8>> {
+    // Without blocking: opening a pipe would wait for its writer.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return Err(std::io::Error::other("it is not a file"));
+    }
+    let too_large = |size| std::io::Error::other(ReadError::TooLarge { size, max });
+    if max < found.len() {
+        return Err(too_large(found.len()));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(found.len()).unwrap_or_default());
+    // It may grow while it is read, and some files say that they have no size.
+    let read = file.take(max + 1).read_to_end(&mut bytes)? as u64;
+    if max < read {
+        return Err(too_large(read));
+    }
+    Ok(bytes)
 }
 
 static OBSERVER: OnceLock<fn(&str)> = OnceLock::new();
@@ -105,6 +134,31 @@ mod tests {
         assert!(read("small", 4).await.is_err());
         let gone = read_bounded(&*store, &prefix.clone().join("gone"), 4).await;
         assert!(gone.unwrap_err().is_not_found());
+    }
+
+    #[test]
+    fn of_this_machine_only_files_of_at_most_that_size_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let giant = File::create(at("giant")).unwrap();
+        giant.set_len(8 << 40).unwrap();
+        std::fs::write(at("small"), b"12345").unwrap();
+        let made = std::process::Command::new("mkfifo")
+            .arg(at("pipe"))
+            .status();
+        assert!(made.unwrap().success());
+        let refusal = |name: &str, max| read_file(&at(name), max).unwrap_err().to_string();
+        assert_eq!(read_file(&at("small"), 5).unwrap(), b"12345");
+        assert_eq!(refusal("small", 4), "it has 5 bytes; at most 4 are read");
+        assert_eq!(
+            refusal("giant", 1000),
+            "it has 8796093022208 bytes; at most 1000 are read"
+        );
+        assert_eq!(refusal("pipe", 10), "it is not a file");
+        assert!(refusal("gone", 10).contains("No such file"));
+        // It says that it has no bytes.
+        let kernel = read_file("/proc/self/maps".as_ref(), 10).unwrap_err();
+        assert_eq!(kernel.to_string(), "it has 11 bytes; at most 10 are read");
     }
 
     #[tokio::test]
