@@ -223,7 +223,8 @@ impl ControlService {
         Ok(last.front().copied().unwrap_or(next))
     }
 
-    /// Checks that the job's inputs exist. Returns what is pinned of them, and a summary of the job.
+    /// Checks that the job's inputs exist. Returns what is pinned of them, and a summary of the
+    /// job.
     async fn check_inputs(
         &self,
         file: &str,

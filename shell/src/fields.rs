@@ -1,5 +1,5 @@
-//! How the log shows fields: whatever a field or message contains, an event is one line, and nothing
-//! in it moves the cursor or turns the reading direction; see [`proto::printable`].
+//! How the log shows fields: whatever a field or message contains, an event is one line, and
+//! nothing in it moves the cursor or turns the reading direction; see [`proto::printable`].
 
 use proto::printable::Printable;
 use std::fmt::{self, Debug};

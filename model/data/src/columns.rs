@@ -1,5 +1,6 @@
 //! The Parquet columns of a data set, and the conversion between rows and Arrow batches. No I/O.
-//! Called by the writer, and by the reader, whose texts and images are views into Parquet pages. The column names are the paper's field names (notes 2.1);
+//! Called by the writer, and by the reader, whose texts and images are views into Parquet pages.
+//! The column names are the paper's field names (notes 2.1);
 //! `outfit`, `identity`, `width`, `height` and `similar_positions` are additions (design, section
 //! 5).
 

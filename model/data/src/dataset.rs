@@ -115,8 +115,8 @@ impl Dataset {
         Self::open_manifest(url, DATASET_FILE).await
     }
 
-    /// An older version at the same URL, which was replaced (`--replace`) and whose files were kept.
-    /// None if there is none.
+    /// An older version at the same URL, which was replaced (`--replace`) and whose files were
+    /// kept. None if there is none.
     ///
     /// # Errors
     /// Its manifest is not valid for this version of the program, or storage fails.

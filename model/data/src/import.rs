@@ -17,8 +17,8 @@
 //!
 //! A guessed face is the upper part of the mask, and is counted in the report. Images with
 //! transparency are composited over white. An invalid row is skipped and reported with its line and
-//! reason. A `similar` that names a missing or skipped row is dropped and reported. An identity that
-//! is too large for one row group is split into several, and reported. With `strict`, any such
+//! reason. A `similar` that names a missing or skipped row is dropped and reported. An identity
+//! that is too large for one row group is split into several, and reported. With `strict`, any such
 //! report makes the import fail before `dataset.json` is written.
 //!
 //! Images are decoded and encoded on all cores, and written in the order of the rows. Memory is

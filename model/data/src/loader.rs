@@ -285,7 +285,8 @@ impl Loader {
         &self.inner.held_out
     }
 
-    /// The prompt of a sample in an epoch, in the job's order of tags, before it is perhaps dropped.
+    /// The prompt of a sample in an epoch, in the job's order of tags, before it is perhaps
+    /// dropped.
     #[must_use]
     pub fn prompt(&self, epoch: u64, position: u64) -> String {
         let written = &self.inner.rows[position as usize].prompts;
