@@ -80,6 +80,11 @@ fn make_private(path: &Path, user: u32) -> Result<()> {
          give orders to ranks; remove it or choose another path",
         found.uid()
     );
+    let whole =
+        std::fs::canonicalize(path).with_context(|| format!("cannot resolve `run_dir` {shown}"))?;
+    for above in whole.ancestors().skip(1) {
+        check_above(&shown.to_string(), above, &look(above)?, user)?;
+    }
     let mode = found.mode() & 0o7777;
     if mode & 0o077 != 0 {
         std::fs::set_permissions(path, Permissions::from_mode(PRIVATE))
@@ -88,11 +93,6 @@ fn make_private(path: &Path, user: u32) -> Result<()> {
             run_dir = %shown,
             "others could enter run_dir (mode {mode:04o}); it has mode 0700 now"
         );
-    }
-    let whole =
-        std::fs::canonicalize(path).with_context(|| format!("cannot resolve `run_dir` {shown}"))?;
-    for above in whole.ancestors().skip(1) {
-        check_above(&shown.to_string(), above, &look(above)?, user)?;
     }
     Ok(())
 }

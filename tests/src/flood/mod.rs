@@ -24,7 +24,7 @@ pub enum Kind {
     IdleConnections,
     /// Connections that say something which is no request.
     Garbage,
-    /// Requests of 58 MB.
+    /// Requests of 58 MB, and of 2 MB.
     LargeMessages,
     /// A URL of 800 kB, 6.6 MB of prompts, and 256 errors in one text.
     LongTexts,
