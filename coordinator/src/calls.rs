@@ -22,6 +22,8 @@ use tonic::{Code, Status};
 const REQUESTS: (usize, usize) = (16, 64);
 /// Streams of views, steps, lines, of one address and in all.
 const STREAMS: (usize, usize) = (64, 256);
+/// Child processes that look into files, likewise. Each may take 1 GiB, and the unit allows 6.
+const CHILDREN: (usize, usize) = (2, 4);
 /// How long a request waits for its turn.
 const TURN_WITHIN: Duration = Duration::from_secs(10);
 /// So many refused requests in ten seconds deserve a warning: no person does that.
@@ -70,6 +72,26 @@ impl Shares {
     /// For streams, which stay open.
     pub(crate) fn streams() -> Self {
         Self::new("streams", STREAMS)
+    }
+
+    /// For child processes, each of which takes memory and a core.
+    pub(crate) fn children() -> Self {
+        Self::new("child processes", CHILDREN)
+    }
+
+    /// One of them, however long that takes: an address that has all of its own waits for itself.
+    pub(crate) async fn queue(&self, address: IpAddr) -> Share {
+        let own = self.of(address);
+        let turn = async |semaphore: &Arc<Semaphore>| {
+            let permit = Arc::clone(semaphore).acquire_owned().await;
+            permit.expect("the semaphore is never closed")
+        };
+        let own_share = turn(&own).await;
+        Share {
+            _all: turn(&self.0.all).await,
+            _own: own_share,
+            _address: own,
+        }
     }
 
     fn of(&self, address: IpAddr) -> Arc<Semaphore> {
@@ -263,5 +285,19 @@ mod tests {
         drop(first);
         shares.wait(b).await.unwrap();
         assert_eq!(shares.0.addresses.lock().unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn who_queues_without_end_makes_nobody_else_wait() {
+        let shares = Shares::new("child processes", (1, 2));
+        let (a, b) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        let first = shares.queue(a).await;
+        let mut others = Box::pin(async { tokio::join!(shares.queue(a), shares.queue(a)) });
+        assert!(futures::poll!(&mut others).is_pending());
+        let _other = shares.queue(b).await;
+        assert!(futures::poll!(&mut others).is_pending());
+        drop(first);
+        // Two of one address never run at a time.
+        assert!(futures::poll!(&mut others).is_pending());
     }
 }

@@ -15,7 +15,7 @@ use crate::log_limit::LogLimit;
 use futures::task::AtomicWaker;
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -42,6 +42,8 @@ pub(crate) const STREAMS_PER_CONNECTION: u32 = 32;
 pub(crate) const RESERVED_FILES: u64 = 256;
 /// Connections to `/metrics` in all.
 const METRICS: usize = 64;
+/// So many connections within ten seconds that end without a request deserve a warning.
+const STRAYS: u64 = 100;
 /// After a failed accept: the first pause, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// How often it is looked whether connections were refused after the last warning.
@@ -69,6 +71,7 @@ struct Shared {
     all: usize,
     state: Mutex<State>,
     warnings: LogLimit,
+    strays: LogLimit,
 }
 
 #[derive(Debug, Default)]
@@ -134,6 +137,7 @@ impl Gate {
             all,
             state: Mutex::new(State::default()),
             warnings: LogLimit::at_most(1),
+            strays: LogLimit::burst(STRAYS),
         }))
     }
 
@@ -165,7 +169,7 @@ impl Gate {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    if let Some(peer) = self.admit(peer.ip()) {
+                    if let Some(peer) = self.admit(sender(peer.ip())) {
                         // Without it small messages wait for others. An error is no loss.
                         stream.set_nodelay(true).ok();
                         return Connection::new(stream, peer);
@@ -385,7 +389,17 @@ impl Drop for Connection {
         state
             .unattached
             .retain(|peer| !Arc::ptr_eq(peer, &self.peer));
-        self.peer.lock().closed.get_or_insert("it is closed");
+        let mut used = self.peer.lock();
+        // Those that were closed for others were counted then.
+        let is_stray = !used.began && used.closed.is_none();
+        used.closed.get_or_insert("it is closed");
+        drop((used, state));
+        let Shared { what, strays, .. } = &*self.peer.gate;
+        if is_stray && let Some(connections) = strays.admit() {
+            let last = self.peer.address;
+            let text = "many connections ended without a request within ten seconds";
+            tracing::warn!(what, connections, %last, "{text}");
+        }
     }
 }
 
@@ -475,6 +489,18 @@ impl axum::serve::Listener for MetricsListener {
     }
 }
 
+/// The address that limits count for. Who has one IPv6 address has 2^64 of them, so all of a /64 are
+/// one; an IPv4 address is the same one when it arrives through IPv6.
+fn sender(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(whole) if !whole.is_loopback() => {
+            let network = u128::from(whole) & !u128::from(u64::MAX);
+            Ipv6Addr::from(network).into()
+        }
+        other => other,
+    }
+}
+
 /// Raises the limit of open files as far as this process may, and returns it.
 pub(crate) fn raise_file_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -550,6 +576,21 @@ mod tests {
         assert!(worker.next_check().is_ok());
         drop(attachment);
         assert_eq!(counts(&gate), (2, 1));
+    }
+
+    #[test]
+    fn all_ipv6_addresses_of_one_network_are_one_sender() {
+        for (address, expected) in [
+            ("10.0.0.1", "10.0.0.1"),
+            ("::ffff:10.0.0.1", "10.0.0.1"),
+            ("::1", "::1"),
+            ("2001:db8:0:1:2:3:4:5", "2001:db8:0:1::"),
+            ("2001:db8:0:1:ffff::", "2001:db8:0:1::"),
+            ("2001:db8:0:2::1", "2001:db8:0:2::"),
+        ] {
+            let expected: IpAddr = expected.parse().unwrap();
+            assert_eq!(sender(address.parse().unwrap()), expected, "{address}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

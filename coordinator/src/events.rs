@@ -8,12 +8,22 @@ use std::sync::LazyLock;
 
 /// Workers that come and go, and their violations: anybody can invent workers.
 static WORKERS: LazyLock<LogLimit> = LazyLock::new(|| LogLimit::at_most(200));
+/// So many workers that come up within ten seconds deserve a warning.
+static MANY: LazyLock<LogLimit> = LazyLock::new(|| LogLimit::burst(200));
 
 pub(crate) fn log(event: &Event) {
     match event {
         Event::WorkerUp { worker } => {
             if let Some(count) = WORKERS.admit() {
                 tracing::info!(%worker, count, "worker is up");
+            }
+            if let Some(workers) = MANY.admit() {
+                tracing::warn!(
+                    workers,
+                    last = %worker,
+                    "many workers came up within ten seconds; if the cluster has fewer, somebody \
+                     invents them, and they are forgotten an hour after they left"
+                );
             }
         }
         Event::WorkerDown { worker, reason } => {

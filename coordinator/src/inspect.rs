@@ -9,19 +9,19 @@
 pub(crate) mod child;
 mod process;
 
+use crate::calls::Shares;
 use crate::pin::Pinned;
 use child::{Answer, Look, Request};
 use proto::spec::{JobSpec, TrainWork};
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use storage::read::stamp;
 use tokio::sync::Semaphore;
 
-/// Children at the same time: each may take 1 GiB and a core.
-const CHILDREN_MAX: usize = 2;
-/// Submits that wait for one of them.
+/// Submits that look or wait.
 const WAITING_MAX: usize = 64;
 /// Kept answers.
 const ANSWERS_MAX: usize = 256;
@@ -51,7 +51,7 @@ pub(crate) struct Inspector {
 struct Inner {
     program: Program,
     within: Duration,
-    children: Semaphore,
+    children: Shares,
     waiting: Semaphore,
     answers: Mutex<VecDeque<Kept>>,
 }
@@ -101,14 +101,15 @@ impl Inspector {
             inner: Arc::new(Inner {
                 program,
                 within,
-                children: Semaphore::new(CHILDREN_MAX),
-                waiting: Semaphore::new(WAITING_MAX + CHILDREN_MAX),
+                children: Shares::children(),
+                waiting: Semaphore::new(WAITING_MAX),
                 answers: Mutex::default(),
             }),
         }
     }
 
-    /// Checks the inputs of a job that trains, and returns what the job pins of them.
+    /// Checks the inputs of a job that trains, and returns what the job pins of them. One address
+    /// has only some of the children, so that its slow inputs do not make others wait.
     ///
     /// # Errors
     /// An input cannot be used, or too many jobs wait for this.
@@ -116,6 +117,7 @@ impl Inspector {
         &self,
         spec: &JobSpec,
         work: &TrainWork,
+        address: IpAddr,
     ) -> Result<Pinned, InspectError> {
         let request = |look| Request {
             look,
@@ -133,17 +135,23 @@ impl Inspector {
             )
         );
         let mut found = self
-            .look(request(Look::Dataset), &work.data.dataset, key)
+            .look(request(Look::Dataset), &work.data.dataset, key, address)
             .await?;
         if let Some(url) = &work.model.init {
             let key = format!("{:?}", work.model);
-            let base = self.look(request(Look::Base), url, key).await?;
+            let base = self.look(request(Look::Base), url, key, address).await?;
             found.pinned.of_init = base.pinned.of_init;
         }
         Ok(found.pinned)
     }
 
-    async fn look(&self, request: Request, url: &str, key: String) -> Result<Found, InspectError> {
+    async fn look(
+        &self,
+        request: Request,
+        url: &str,
+        key: String,
+        address: IpAddr,
+    ) -> Result<Found, InspectError> {
         let inner = &self.inner;
         let Ok(_waiting) = inner.waiting.try_acquire() else {
             return Err(InspectError::Busy);
@@ -151,8 +159,7 @@ impl Inspector {
         if let Some(found) = self.kept(&key).await {
             return Ok(found);
         }
-        let permit = inner.children.acquire().await;
-        let _permit = permit.expect("the semaphore is never closed");
+        let _share = inner.children.queue(address).await;
         let answer = match &inner.program {
             Program::Child { path, arguments } => {
                 process::run(path, arguments, &request, url, inner.within).await

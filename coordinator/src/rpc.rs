@@ -27,6 +27,7 @@ use proto::printable::Printable;
 use proto::spec::{JobSpec, Work};
 use proto::wire::{job_id, worker_name};
 use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use tonic::{Request, Response, Status};
 
@@ -229,6 +230,7 @@ impl ControlService {
         &self,
         file: &str,
         spec: &JobSpec,
+        address: IpAddr,
     ) -> Result<(DatasetPin, String), Status> {
         let resources = &spec.resources;
         let placement = format!(
@@ -240,7 +242,7 @@ impl ControlService {
         );
         match &spec.work {
             Work::Train(work) => {
-                let pinned = self.inspector.pin(spec, work).await;
+                let pinned = self.inspector.pin(spec, work, address).await;
                 let pinned = pinned.map_err(|error| match error {
                     InspectError::Busy => Status::resource_exhausted(error.to_string()),
                     InspectError::Refused { .. } => {
@@ -320,6 +322,7 @@ impl pb::control_server::Control for ControlService {
         &self,
         request: Request<pb::SubmitRequest>,
     ) -> Result<Response<pb::SubmitReply>, Status> {
+        let address = caller(&request).map_or(Ipv4Addr::UNSPECIFIED.into(), |it| it.address);
         let pb::SubmitRequest {
             file_name,
             job_toml,
@@ -340,7 +343,7 @@ impl pb::control_server::Control for ControlService {
         // The job is stored with all defaults filled in, so that a later change of a default cannot
         // affect a running job.
         let (spec, job_toml) = parsed.await?;
-        let (dataset, summary) = self.check_inputs(&file, &spec).await?;
+        let (dataset, summary) = self.check_inputs(&file, &spec, address).await?;
         self.admission.check_ended(&spec.resources.team).await?;
         if dry_run {
             return Ok(Response::new(pb::SubmitReply {

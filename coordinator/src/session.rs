@@ -23,6 +23,13 @@ use tonic::{Request, Response, Status, Streaming};
 const REPORT_EVERY: Duration = Duration::from_millis(10);
 /// Log lines of one worker that wait for its next report; more are dropped, and counted.
 const LINES_MAX: usize = 4096;
+/// Log lines of one worker within [`WINDOW`], in bytes of their texts and [`LINE_BYTES`] each; more
+/// are dropped, and counted. The store would take them, but they would fill memory and disk.
+const LINES_BYTES_MAX: usize = 8 << 20;
+const LINE_BYTES: usize = 64;
+const WINDOW: Duration = Duration::from_secs(10);
+/// So many reports of one worker within ten seconds deserve a warning.
+const REPORTS_MANY: u64 = 5_000;
 /// A worker that sends no report for this many `detect_within` is gone, even if its connection is
 /// not.
 const SILENT: u32 = 10;
@@ -125,6 +132,8 @@ impl FleetService {
         let silent = self.detect_within * SILENT;
         let mut unsent = false;
         let mut heard = Instant::now();
+        let busy = LogLimit::burst(REPORTS_MANY);
+        let mut budget = Budget::new(heard);
         let mut newest: Option<(WorkerReport, Lines)> = None;
         let mut next = heard + REPORT_EVERY;
         loop {
@@ -141,7 +150,12 @@ impl FleetService {
                         }
                     };
                     heard = Instant::now();
+                    if let Some(reports) = busy.admit() {
+                        let text = "a worker reports without a pause; only the newest reports count";
+                        tracing::warn!(%worker, reports, "{text}");
+                    }
                     let (report, lines) = decode(message)?;
+                    let lines = within(&mut budget, worker, lines);
                     if report.worker != *worker {
                         return Err(Status::invalid_argument(format!(
                             "field `worker` is {}; this stream is {worker}'s", report.worker
@@ -174,6 +188,52 @@ impl FleetService {
             }
         }
     }
+}
+
+/// How much one worker may still write to logs.
+#[derive(Debug)]
+struct Budget {
+    since: Instant,
+    left: usize,
+}
+
+impl Budget {
+    fn new(since: Instant) -> Self {
+        let left = LINES_BYTES_MAX;
+        Self { since, left }
+    }
+
+    /// Keeps the first lines, as many as it has room for. Returns how many were dropped.
+    fn take(&mut self, lines: &mut Lines, now: Instant) -> usize {
+        if self.since + WINDOW <= now {
+            *self = Self::new(now);
+        }
+        let given = lines.len();
+        let mut is_full = false;
+        lines.retain(|(_, line)| {
+            let rest = self.left.checked_sub(line.text.len() + LINE_BYTES);
+            is_full |= rest.is_none();
+            if !is_full {
+                self.left = rest.unwrap_or(0);
+            }
+            !is_full
+        });
+        given - lines.len()
+    }
+}
+
+/// The lines that the worker's budget has room for.
+fn within(budget: &mut Budget, worker: &WorkerId, mut lines: Lines) -> Lines {
+    let dropped = budget.take(&mut lines, Instant::now());
+    if 0 < dropped
+        && let Some(times) = DROPPED.admit()
+    {
+        let seconds = WINDOW.as_secs();
+        let text =
+            "a worker writes more than 8 MiB of log lines within this time; the rest is lost";
+        tracing::warn!(%worker, dropped, times, seconds, "{text}");
+    }
+    lines
 }
 
 /// Lines that wait for the next report, with new ones.
@@ -221,5 +281,37 @@ fn refused(error: AttachError) -> Status {
     match error {
         AttachError::Stopping(stopping) => Status::unavailable(stopping.to_string()),
         AttachError::Full { .. } => Status::resource_exhausted(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_has_room_for_lines_again_after_a_while() {
+        let line = |text: &str| {
+            let text = text.to_owned();
+            let line = pb::LogLine {
+                text,
+                ..Default::default()
+            };
+            (JobId("a-1".to_owned()), line)
+        };
+        let texts = |lines: &Lines| -> Vec<usize> {
+            lines.iter().map(|(_, line)| line.text.len()).collect()
+        };
+        let start = Instant::now();
+        let mut budget = Budget::new(start);
+        let large = "x".repeat(LINES_BYTES_MAX - 3 * LINE_BYTES - 2);
+        let mut lines = vec![line("a"), line(&large), line("b"), line("c")];
+        assert_eq!(budget.take(&mut lines, start), 1);
+        assert_eq!(texts(&lines), [1, large.len(), 1]);
+        let mut lines = vec![line(""), line("d")];
+        assert_eq!(budget.take(&mut lines, start + WINDOW / 2), 2);
+        // None is left out between others.
+        let mut lines = vec![line("e"), line(&"x".repeat(LINES_BYTES_MAX)), line("f")];
+        assert_eq!(budget.take(&mut lines, start + WINDOW), 2);
+        assert_eq!(texts(&lines), [1]);
     }
 }

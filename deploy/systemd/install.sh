@@ -6,6 +6,7 @@
 # settings to /etc/retri; settings that exist are kept. Starts nothing. To upgrade a worker, stop it
 # first. DESTDIR=… installs below another root; PROFILE=debug installs what `make build` compiled.
 set -euo pipefail
+umask 022
 cd "$(dirname "$0")/../.."
 role=${1:-}
 root=${DESTDIR:-}
@@ -17,6 +18,13 @@ case $role in
   worker) programs=(worker worker-rank coordinator) ;;
   *) echo "install: which role? deploy/systemd/install.sh coordinator|worker" >&2; exit 2 ;;
 esac
+
+# A folder as it is, but it belongs to whoever installs (root), who alone may change it: whoever
+# built it must not be able to change what the service loads.
+copy() {
+  cp -a --no-preserve=ownership "$1" "$2"
+  chmod -R u+rwX,go+rX,go-w "$2/$(basename "$1")"
+}
 
 for program in "${programs[@]}"; do
   if [ ! -x "$bin/$program" ]; then
@@ -35,9 +43,9 @@ install -D -m 644 "deploy/systemd/$unit" "$root/etc/systemd/system/$unit"
 
 if [ "$role" = worker ]; then
   mkdir -p "$root/opt/retri/torch"
-  cp -a ".libtorch$flavour/lib" "$root/opt/retri/torch/"
+  copy ".libtorch$flavour/lib" "$root/opt/retri/torch/"
   # libtorch looks for the CUDA libraries beside its own folder.
-  if [ -n "$flavour" ]; then cp -a .libtorch-cuda/../nvidia "$root/opt/retri/"; fi
+  if [ -n "$flavour" ]; then copy .libtorch-cuda/../nvidia "$root/opt/retri/"; fi
 fi
 if [ -z "$root" ]; then systemctl daemon-reload; fi
 echo "installed; edit /etc/retri/$role.toml, then: systemctl enable --now retri-$role"

@@ -1,6 +1,7 @@
 //! The errors of this crate. Each message names the item, its value and the expected value.
 
 use std::path::PathBuf;
+use storage::confined::ConfinedError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -146,6 +147,8 @@ pub enum WeightsFault {
     Format(#[from] safetensors::SafeTensorError),
     #[error(transparent)]
     Index(#[from] serde_json::Error),
+    #[error("it names {file:?}, which {source}")]
+    Outside { file: String, source: ConfinedError },
     #[error("tensor {tensor:?} is stored as {found:?}; F32 or F16 is expected")]
     Kind { tensor: String, found: String },
 }

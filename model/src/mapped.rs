@@ -3,11 +3,14 @@
 #![allow(unsafe_code)]
 
 use crate::error::{ModelError, WeightsFault};
+use base_weights::base::TEXT_BYTES_MAX;
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use storage::confined::open_inside;
+use storage::regular;
 use tch::{Kind, Tensor};
 
 /// One or more files with distinct tensor names.
@@ -33,13 +36,18 @@ impl Mapped {
     /// # Errors
     /// The file cannot be read, is not safetensors, or is truncated.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        Self::open_all(&[path.to_owned()])
+        let file = std::fs::File::open(path).map_err(|error| ModelError::ReadWeights {
+            path: path.to_owned(),
+            source: error.into(),
+        })?;
+        Ok(Self::of(vec![File::map(path.to_owned(), &file)?]))
     }
 
-    /// Maps the files of an index (`*.safetensors.index.json`), which are in the index's folder.
+    /// Maps the files of an index (`*.safetensors.index.json`), which must be in the index's folder.
     ///
     /// # Errors
-    /// The index cannot be read, or [`Self::open`] fails for one of its files.
+    /// The index cannot be read, is larger than 8 MiB, or names a file outside of its folder, or
+    /// [`Self::open`] fails for one of its files.
     pub fn open_index(path: &Path) -> Result<Self, ModelError> {
         #[derive(serde::Deserialize)]
         struct Index {
@@ -49,28 +57,27 @@ impl Mapped {
             path: path.to_owned(),
             source,
         };
-        let text = std::fs::read(path).map_err(|error| fault(error.into()))?;
+        let text = regular::read(path, TEXT_BYTES_MAX).map_err(|error| fault(error.into()))?;
         let index: Index = serde_json::from_slice(&text).map_err(|error| fault(error.into()))?;
         let mut names: Vec<&String> = index.weight_map.values().collect();
         names.sort();
         names.dedup();
-        let folder = path.parent().unwrap_or(Path::new("."));
-        Self::open_all(
-            &names
-                .into_iter()
-                .map(|name| folder.join(name))
-                .collect::<Vec<_>>(),
-        )
+        let folder = match path.parent() {
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
+        };
+        let files = names.into_iter().map(|name| {
+            let opened = open_inside(folder, name);
+            let outside = |source| {
+                let file = name.clone();
+                fault(WeightsFault::Outside { file, source })
+            };
+            File::map(folder.join(name), &opened.map_err(outside)?)
+        });
+        Ok(Self::of(files.collect::<Result<_, _>>()?))
     }
 
-    fn open_all(paths: &[PathBuf]) -> Result<Self, ModelError> {
-        let files = paths.iter().map(|path| {
-            File::open(path).map_err(|source| ModelError::ReadWeights {
-                path: path.clone(),
-                source,
-            })
-        });
-        let files = files.collect::<Result<Vec<_>, _>>()?;
+    fn of(files: Vec<File>) -> Self {
         let names = |(index, file): (usize, &File)| {
             file.header
                 .tensors()
@@ -79,10 +86,10 @@ impl Mapped {
                 .collect::<Vec<_>>()
         };
         let file_indices = files.iter().enumerate().flat_map(names).collect();
-        Ok(Self {
+        Self {
             files,
             file_indices,
-        })
+        }
     }
 
     /// All files with their paths and contents.
@@ -167,18 +174,23 @@ impl Mapped {
 }
 
 impl File {
-    fn open(path: &Path) -> Result<Self, WeightsFault> {
-        let file = std::fs::File::open(path)?;
-        // SAFETY: weight files are written once, renamed into place and never modified. Truncating
-        // a mapped file raises SIGBUS, as with every mapping.
-        let map = unsafe { Mmap::map(&file)? };
-        let (length, header) = SafeTensors::read_metadata(&map)?;
-        Ok(Self {
-            path: path.to_owned(),
-            data_offset: std::mem::size_of::<u64>() + length,
-            map,
-            header,
-        })
+    fn map(path: PathBuf, file: &std::fs::File) -> Result<Self, ModelError> {
+        let parse = || -> Result<_, WeightsFault> {
+            // SAFETY: weight files are written once, renamed into place and never modified.
+            // Truncating a mapped file raises SIGBUS, as with every mapping.
+            let map = unsafe { Mmap::map(file)? };
+            let (length, header) = SafeTensors::read_metadata(&map)?;
+            Ok((map, length, header))
+        };
+        match parse() {
+            Ok((map, length, header)) => Ok(Self {
+                path,
+                data_offset: std::mem::size_of::<u64>() + length,
+                map,
+                header,
+            }),
+            Err(source) => Err(ModelError::ReadWeights { path, source }),
+        }
     }
 }
 
@@ -235,5 +247,42 @@ mod tests {
         std::fs::write(&second, &bytes[..bytes.len() - 1]).unwrap();
         let error = Mapped::open_index(&index).unwrap_err().to_string();
         assert!(error.contains("2.safetensors"), "{error}");
+    }
+
+    #[test]
+    fn an_index_opens_nothing_outside_of_its_folder() {
+        let above = tempfile::tempdir().unwrap();
+        let outside = file(above.path(), "outside.safetensors", "a");
+        let folder = above.path().join("base");
+        std::fs::create_dir(&folder).unwrap();
+        std::os::unix::fs::symlink(&outside, folder.join("link.safetensors")).unwrap();
+        let index = folder.join("w.safetensors.index.json");
+        let refusal = |name: &str| {
+            let text = serde_json::json!({ "weight_map": { "a": name } }).to_string();
+            std::fs::write(&index, text).unwrap();
+            let error = Mapped::open_index(&index).unwrap_err();
+            std::error::Error::source(&error).unwrap().to_string()
+        };
+        for (name, reason) in [
+            ("../outside.safetensors", "leaves the folder"),
+            (outside.to_str().unwrap(), "leaves the folder"),
+            ("link.safetensors", "symbolic link"),
+        ] {
+            let error = refusal(name);
+            let expected = format!("it names {name:?}, which ");
+            assert!(
+                error.starts_with(&expected) && error.contains(reason),
+                "{error}"
+            );
+        }
+        // Sparse: reading it would take 8 TiB.
+        let giant = std::fs::File::create(&index).unwrap();
+        giant.set_len(8 << 40).unwrap();
+        let error = Mapped::open_index(&index).unwrap_err();
+        let error = std::error::Error::source(&error).unwrap().to_string();
+        assert_eq!(
+            error,
+            "it has 8796093022208 bytes; at most 8388608 are read"
+        );
     }
 }

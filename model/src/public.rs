@@ -12,6 +12,7 @@ use crate::text::TextEncoder;
 use crate::unet::UNet;
 use crate::vision::ImageEncoder;
 use crate::weights::{self, NamedTensors};
+use base_weights::base::TEXT_BYTES_MAX;
 use proto::layout::{AutoencoderLayout, TextLayout, UNetLayout};
 use proto::public::agree::agree;
 use proto::public::base::{CONFIG_FILE, WEIGHT_FILES};
@@ -22,6 +23,7 @@ use proto::public::names::{
 };
 use proto::spec::{Model, Retrieval};
 use std::path::Path;
+use storage::regular;
 use tch::Device;
 
 /// An opened folder or file.
@@ -174,7 +176,9 @@ fn config_in(folder: &Path) -> Result<Option<(String, String)>, ModelError> {
     if !file.is_file() {
         return Ok(None);
     }
-    match std::fs::read_to_string(&file) {
+    let text = regular::read(&file, TEXT_BYTES_MAX)
+        .and_then(|bytes| String::from_utf8(bytes).map_err(std::io::Error::other));
+    match text {
         Ok(text) => Ok(Some((text, file.display().to_string()))),
         Err(source) => Err(ModelError::ReadConfig { path: file, source }),
     }

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
+/// Largest manifest that is read. It has some 200 bytes per rank, and a job.toml.
+pub const MANIFEST_BYTES_MAX: u64 = 16 << 20;
 pub const MANIFEST_FILE: &str = "manifest.json";
 
 /// `<store>/jobs/<job>/checkpoints/<step>-g<generation>/manifest.json`

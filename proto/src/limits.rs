@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | a request of a command | [`REQUEST_BYTES`] | refused |
 //! | a job.toml, as written and in its canonical form | [`JOB_TOML_BYTES`] | refused |
+//! | keys, tables and values of a job.toml | [`TOML_ITEMS`] | refused |
 //! | a URL | [`URL_BYTES`] | refused |
 //! | one prompt; all prompts of a job | [`PROMPT_BYTES`], [`PROMPTS_BYTES`] | refused |
 //! | errors of one job.toml | [`JOB_ERRORS`] | the rest is counted |
@@ -25,6 +26,9 @@
 pub const REQUEST_BYTES: usize = 1 << 20;
 /// A job.toml. Shorter than a request by what surrounds it there.
 pub const JOB_TOML_BYTES: usize = 1 << 20;
+/// Parts of keys, tables and values of a job.toml. The parser takes up to 2 kB for each of them,
+/// although each may be one character of the text.
+pub const TOML_ITEMS: usize = 8 * LIST;
 /// URLs of data sets, base weights and object stores.
 pub const URL_BYTES: usize = 2 << 10;
 pub const PROMPT_BYTES: usize = 16 << 10;

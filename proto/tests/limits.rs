@@ -251,6 +251,40 @@ fn the_fullest_state_of_the_largest_jobs_fits_into_one_message() {
     assert!(received == full, "the state changed on its way");
 }
 
+/// In each of these texts every character or two would take the parser 2 kB.
+#[test]
+fn a_text_that_would_unfold_to_much_is_refused_before_it_is_parsed() {
+    let deep = |line: usize| format!("k{line}{}=1\n", ".a".repeat(70));
+    let hostile = [
+        (0..6000).map(deep).collect::<String>(),
+        format!("x=[{}]", "{a={b={}}},".repeat(80_000)),
+        format!("x=[{}]", "1,".repeat(400_000)),
+        (0..60_000).map(|it| format!("[[a.b{it}.c.d]]\n")).collect(),
+        format!("x={}", "[".repeat(500_000)),
+        format!("x{}=1", ".a".repeat(400_000)),
+        // What is not closed is no string beyond its line.
+        format!("y = \"\nx=[{}]", "1,".repeat(400_000)),
+        format!("y = '\nx=[{}]", "1,".repeat(400_000)),
+    ];
+    for text in hostile {
+        let error = proto::job::parse("job.toml", &text, None).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.len() < 200 && error.contains("outside of strings; at most 32768 are accepted"),
+            "{error}"
+        );
+    }
+    // In strings they are text, and what a job may have is far below the limit.
+    let prompts = vec![".,=[{".repeat(40); 4096];
+    let seeds = vec![u64::MAX >> 1; LIST];
+    let text = format!(
+        "name = \"s\"\n[sample]\njob = \"a-1\"\ncount = 1\nprompts = {prompts:?}\n\
+         negative_prompt = '''\n{}'''\nseeds = {seeds:?}\n",
+        "[.\n".repeat(5000)
+    );
+    assert!(admitted(&text).is_some());
+}
+
 #[test]
 fn a_bad_assignment_is_refused_alone_with_field_length_and_limit() {
     let good = assignment(1, "name".into(), gang());

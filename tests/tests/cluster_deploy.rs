@@ -70,12 +70,20 @@ fn check_unit(role: &str, subcommand: &str) -> Result<()> {
         ("Service.DynamicUser", "yes"),
         ("Service.StateDirectory", "retri"),
         ("Service.EnvironmentFile", "-/etc/retri/s3.env"),
+        // More than `RESERVED_FILES`, all workers and all other connections take.
+        ("Service.LimitNOFILE", "65536"),
         ("Install.WantedBy", "multi-user.target"),
     ] {
         ensure!(
             one(key)? == value,
             "{file}: {key} is {}, it should be {value}",
             one(key)?
+        );
+    }
+    for key in ["Service.MemoryMax", "Service.TasksMax"] {
+        ensure!(
+            !matches!(one(key)?, "" | "infinity"),
+            "{file}: {key} is no limit"
         );
     }
     let seconds: u64 = one("Service.TimeoutStopSec")?.parse()?;
@@ -203,6 +211,85 @@ fn installing_keeps_settings_that_are_there() -> Result<()> {
         std::fs::read_to_string(&config)? == "# ours\n",
         "a second install replaced the node's settings"
     );
+    Ok(())
+}
+
+/// A checkout that is somebody else's, with what `make release` makes, and every right on it for all.
+fn build_of_another_user(checkout_copy: &Path) -> Result<()> {
+    let made = [
+        "target/debug/worker",
+        "target/debug/worker-rank",
+        "target/debug/coordinator",
+        "libtorch/lib/libtorch_cpu.so",
+        "libtorch/lib/sub/libc10.so",
+    ];
+    for file in made {
+        let file = checkout_copy.join(file);
+        std::fs::create_dir_all(file.parent().context("a folder above")?)?;
+        std::fs::write(&file, "#!/bin/sh\n")?;
+    }
+    std::os::unix::fs::symlink("libtorch", checkout_copy.join(".libtorch"))?;
+    let mut copy = Command::new("cp");
+    copy.arg("-r")
+        .arg(checkout().join("deploy"))
+        .arg(checkout_copy);
+    run(copy)?.success()?;
+    let mut open = Command::new("chmod");
+    open.args(["-R", "a+rwX"]).arg(checkout_copy);
+    open.arg(checkout_copy.join("target/debug"));
+    run(open)?.success()?;
+    let mut programs = Command::new("chmod");
+    programs
+        .args(["a+x"])
+        .args(made[..3].iter().map(|file| checkout_copy.join(file)));
+    run(programs)?.success()?;
+    // Only root can give files away; for others the rights alone are checked.
+    if rustix::process::geteuid().is_root() {
+        let mut give = Command::new("chown");
+        give.args(["-hR", "1001:1001"]).arg(checkout_copy);
+        run(give)?.success()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_installed_can_be_changed_by_the_installing_user_alone() -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let (build, root) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    build_of_another_user(build.path())?;
+    let mut install = Command::new(build.path().join("deploy/systemd/install.sh"));
+    install.arg("worker").env("DESTDIR", root.path());
+    install.env("PROFILE", "debug").env_remove("CUDA");
+    run(install)?.success()?;
+    let own = rustix::process::geteuid().as_raw();
+    let mut folders = vec![root.path().to_owned()];
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let path = entry?.path();
+            let found = std::fs::symlink_metadata(&path)?;
+            let shown = path.display();
+            ensure!(
+                found.uid() == own,
+                "{shown} belongs to user {}",
+                found.uid()
+            );
+            let mode = found.mode() & 0o7777;
+            let others = mode & 0o022;
+            ensure!(
+                found.is_symlink() || others == 0,
+                "{shown} has mode {mode:o}"
+            );
+            if found.is_dir() {
+                folders.push(path);
+            } else {
+                files += 1;
+            }
+        }
+    }
+    ensure!(8 <= files, "only {files} files were installed");
+    let library = root.path().join("opt/retri/torch/lib/sub/libc10.so");
+    ensure!(library.is_file(), "{} is missing", library.display());
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! The short version of `make chaos FLOOD=1`: a victim trains a few steps beside each flood, on
-//! real processes. It loses no step, the coordinator answers, and each refusal says what the limit
-//! is.
+//! real processes. It loses no step, the coordinator answers and warns (each round waits for the
+//! warning), and each refusal says what the limit is.
 
 use anyhow::{Result, ensure};
 use tests::flood::{Kind, Length, run};
@@ -22,12 +22,6 @@ fn a_job_trains_beside_every_flood_and_loses_no_step() -> Result<()> {
             ensure!(
                 words.contains(refusal),
                 "{what}: `{refusal}` is not in `{words}`\n{report}"
-            );
-        }
-        if let Some(warning) = kind.warning() {
-            ensure!(
-                report.log.contains(warning),
-                "{what}: the coordinator's log has no `{warning}`\n{report}"
             );
         }
     }

@@ -243,7 +243,8 @@ impl RankProcess {
                 accepted = listener.accept() => {
                     let (stream, _) = accepted.map_err(|error| format!("cannot accept the rank: \
                     {error}"))?;
-                    if let Some(other) = other_user(&stream) {
+                    let own = rustix::process::geteuid().as_raw();
+                    if let Some(other) = other_user(&stream, own) {
                         let socket = self.socket.display();
                         tracing::error!(%socket, other, "not the rank is at its socket; refused");
                         continue;
@@ -414,10 +415,9 @@ async fn write_orders(mut writer: OwnedWriteHalf, mut orders: watch::Receiver<Or
     }
 }
 
-/// Who is at the other end, if it is not this daemon's user, as a rank is. The folder of the socket
+/// Who is at the other end, if it is not `own`, this daemon's user, as a rank is. The folder of the socket
 /// is closed to others; this is the second lock.
-fn other_user(stream: &UnixStream) -> Option<String> {
-    let own = rustix::process::geteuid().as_raw();
+fn other_user(stream: &UnixStream, own: u32) -> Option<String> {
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == own => None,
         Ok(peer) => Some(format!("user {}, this daemon is user {own}", peer.uid())),

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 const PRIVATE: u32 = 0o700;
+/// Whom the kernel shows as the owner of what belongs to users outside of a container.
+const OVERFLOW: u32 = 65_534;
 
 /// A prepared folder. One that was not configured is removed with this value.
 #[derive(Debug)]
@@ -78,6 +80,11 @@ fn make_private(path: &Path, user: u32) -> Result<()> {
          give orders to ranks; remove it or choose another path",
         found.uid()
     );
+    let whole =
+        std::fs::canonicalize(path).with_context(|| format!("cannot resolve `run_dir` {shown}"))?;
+    for above in whole.ancestors().skip(1) {
+        check_above(&shown.to_string(), above, &look(above)?, user)?;
+    }
     let mode = found.mode() & 0o7777;
     if mode & 0o077 != 0 {
         std::fs::set_permissions(path, Permissions::from_mode(PRIVATE))
@@ -87,18 +94,24 @@ fn make_private(path: &Path, user: u32) -> Result<()> {
             "others could enter run_dir (mode {mode:04o}); it has mode 0700 now"
         );
     }
-    let whole =
-        std::fs::canonicalize(path).with_context(|| format!("cannot resolve `run_dir` {shown}"))?;
-    for above in whole.ancestors().skip(1) {
-        let mode = look(above)?.mode();
-        let (is_open, is_sticky) = (mode & 0o002 != 0, mode & 0o1000 != 0);
-        ensure!(
-            !is_open || is_sticky,
-            "`run_dir` {shown} is in {}, where every user may replace it; choose another path, or \
-             set that folder's sticky bit (chmod +t)",
-            above.display()
-        );
-    }
+    Ok(())
+}
+
+/// Checks that nobody but root and `user` can replace what is in this folder.
+fn check_above(run_dir: &str, above: &Path, found: &Metadata, user: u32) -> Result<()> {
+    let (owner, mode, shown) = (found.uid(), found.mode(), above.display());
+    // A container may show the system's folders as the overflow user's, whom nobody is.
+    ensure!(
+        [0, user, OVERFLOW].contains(&owner),
+        "`run_dir` {run_dir} is in {shown}, which belongs to user {owner}, who may replace it; \
+         choose another path"
+    );
+    let (is_open, is_sticky) = (mode & 0o002 != 0, mode & 0o1000 != 0);
+    ensure!(
+        !is_open || is_sticky,
+        "`run_dir` {run_dir} is in {shown}, where every user may replace it; choose another path, \
+         or set that folder's sticky bit (chmod +t)"
+    );
     Ok(())
 }
 
@@ -172,6 +185,13 @@ mod tests {
             "{}",
             refusal(&link)
         );
+        let found = look(above.path()).unwrap();
+        if user() != 0 {
+            let error = check_above("x", above.path(), &found, user() + 1).unwrap_err();
+            let expected = format!("which belongs to user {}, who may replace it", user());
+            assert!(error.to_string().contains(&expected), "{error}");
+        }
+        check_above("x", above.path(), &found, user()).unwrap();
         set_mode(above.path(), 0o777);
         let error = refusal(&path);
         assert!(error.contains("where every user may replace it"), "{error}");

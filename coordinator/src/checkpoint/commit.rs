@@ -55,14 +55,15 @@ impl CheckpointStore {
         let json = serde_json::to_vec_pretty(manifest)
             .expect("a manifest is maps, lists and numbers, which JSON can represent");
         let path = checkpoint.path(MANIFEST_FILE);
+        let payload = PutPayload::from(json.clone());
         match self
             .store
-            .put_opts(&path, PutPayload::from(json), PutMode::Create.into())
+            .put_opts(&path, payload, PutMode::Create.into())
             .await
         {
             Ok(_) => Ok(()),
             Err(object_store::Error::AlreadyExists { .. }) => {
-                if checkpoint.manifest().await? == *manifest {
+                if exists_as(&checkpoint, manifest, &json).await? {
                     return Ok(());
                 }
                 Err(CheckpointError::Refused(format!(
@@ -124,6 +125,22 @@ impl CheckpointStore {
     }
 }
 
+/// Whether the stored manifest is this one, whose text is `json`. Whatever lies there, it takes no
+/// more memory than a few manifests: one that is much larger than this one is another.
+async fn exists_as(
+    checkpoint: &Checkpoint,
+    manifest: &CheckpointManifest,
+    json: &[u8],
+) -> Result<bool, CheckpointError> {
+    let found = checkpoint.manifest_bytes(2 * json.len() as u64).await?;
+    if *found == *json {
+        return Ok(true);
+    }
+    // Another release may have written the same manifest as another text.
+    let found: Option<CheckpointManifest> = serde_json::from_slice(&found).ok();
+    Ok(found.is_some_and(|found| found == *manifest))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -168,6 +185,23 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("names other shards"), "{error}");
+        // The same manifest as another text, as another release may write it; and no manifest.
+        let path = archive
+            .checkpoint(&manifest.job, reference)
+            .path(MANIFEST_FILE);
+        let put = async |bytes: Vec<u8>| {
+            archive.store.put(&path, bytes.into()).await.unwrap();
+            archive.write_manifest(&manifest).await
+        };
+        put(serde_json::to_vec(&manifest).unwrap()).await.unwrap();
+        let error = put(b"{".to_vec()).await.unwrap_err().to_string();
+        assert!(error.contains("names other shards"), "{error}");
+        let error = put(vec![b'['; 1 << 20]).await.unwrap_err().to_string();
+        assert!(
+            error.contains("it has 1048576 bytes; at most") && error.contains(MANIFEST_FILE),
+            "{error}"
+        );
+        put(serde_json::to_vec(&manifest).unwrap()).await.unwrap();
         assert_eq!(
             Checkpoint::at(&url, &manifest.job, reference)
                 .unwrap()

@@ -11,7 +11,8 @@ use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use proto::checkpoint::{
-    CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry, checkpoint_folder,
+    CheckpointManifest, CheckpointRef, MANIFEST_BYTES_MAX, MANIFEST_FILE, ShardEntry,
+    checkpoint_folder,
 };
 use proto::id::JobId;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -22,8 +23,6 @@ use storage::read::{ReadError, read_bounded};
 
 /// Longest accepted safetensors header. A header has about 100 bytes per tensor.
 const HEADER_BYTES_MAX: u64 = 64 << 20;
-/// Largest accepted manifest. It has some 200 bytes per rank.
-const MANIFEST_BYTES_MAX: u64 = 16 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CheckpointError {
@@ -107,17 +106,17 @@ impl Checkpoint {
     }
 
     pub(crate) async fn manifest(&self) -> Result<CheckpointManifest, CheckpointError> {
-        let path = self.path(MANIFEST_FILE);
-        let bytes = self.manifest_bytes().await?;
+        let bytes = self.manifest_bytes(MANIFEST_BYTES_MAX).await?;
         serde_json::from_slice(&bytes).map_err(|error| CheckpointError::Manifest {
-            path: path.to_string(),
+            path: self.path(MANIFEST_FILE).to_string(),
             reason: error.to_string(),
         })
     }
 
-    async fn manifest_bytes(&self) -> Result<Bytes, CheckpointError> {
+    /// The manifest's text, of at most `max` bytes.
+    async fn manifest_bytes(&self, max: u64) -> Result<Bytes, CheckpointError> {
         let path = self.path(MANIFEST_FILE);
-        read_bounded(&*self.store, &path, MANIFEST_BYTES_MAX)
+        read_bounded(&*self.store, &path, max)
             .await
             .map_err(|error| match error {
                 ReadError::Store(source) => storage_error("read", &path, source),

@@ -3,7 +3,7 @@
 //! [`super::submit`].
 
 use anyhow::{Context, Result, bail};
-use model_data::regular;
+use model_data::image_file::IMAGE_FILE_BYTES_MAX;
 use model_data::user_image::UserImage;
 use object_store::ObjectStoreExt;
 use proto::pb;
@@ -200,7 +200,9 @@ pub(crate) async fn store_files(
         // A file with a digest is already in the store.
         let read = |name: &str, sha256: &str| {
             let file = folder.join(name);
-            let bytes = sha256.is_empty().then(|| regular::read(&file));
+            let bytes = sha256
+                .is_empty()
+                .then(|| regular::read(&file, IMAGE_FILE_BYTES_MAX));
             let bytes = bytes.transpose();
             bytes.with_context(|| format!("cannot read {}", file.display()))
         };

@@ -22,7 +22,7 @@ async fn pin(inspector: &Inspector, spec: &JobSpec) -> Result<String, String> {
         panic!("the fixture trains");
     };
     inspector
-        .pin(spec, work)
+        .pin(spec, work, IpAddr::from([10, 0, 0, 1]))
         .await
         .map(|pinned| pinned.version)
         .map_err(|error| error.to_string())
@@ -155,7 +155,7 @@ async fn an_answer_is_kept_until_a_file_changes() {
 #[tokio::test]
 async fn more_submits_than_can_wait_are_refused_at_once() {
     let inspector = inspector("exec sleep 100000", Duration::from_secs(600));
-    let _all = inspector.inner.waiting.acquire_many(66).await.unwrap();
+    let _all = inspector.inner.waiting.acquire_many(64).await.unwrap();
     let error = pin(&inspector, &spec("file:///data")).await.unwrap_err();
     assert!(error.contains("64 jobs already wait"), "{error}");
 }

@@ -29,7 +29,7 @@ use storage::{StoreError, open};
 /// Row groups whose metadata is fetched in parallel: an object store takes 20 ms for each.
 const PARALLEL_READS: usize = 8;
 /// Largest `dataset.json`: some 100,000 files.
-const MANIFEST_BYTES_MAX: u64 = 16 << 20;
+pub(crate) const MANIFEST_BYTES_MAX: u64 = 16 << 20;
 /// Largest file that is read whole, to verify it.
 const FILE_BYTES_MAX: u64 = 4 << 30;
 

@@ -11,6 +11,10 @@ use image::{DynamicImage, GrayImage, ImageFormat, Rgb, RgbImage};
 use crate::decode::{self, Expect, MaskSource, Origin};
 use crate::sample::{Metadata, Sample};
 
+/// Largest file of an image or a mask that is read: by the import, by the command that stores a
+/// user's image, and by ranks. No image of the largest size that is decoded needs more.
+pub const IMAGE_FILE_BYTES_MAX: u64 = 256 << 20;
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
     #[error("the {what} cannot be decoded as PNG, JPEG or WebP: {reason}")]

@@ -26,7 +26,6 @@ pub mod prompt_length;
 pub mod prompt_order;
 pub mod random;
 pub mod reference;
-pub mod regular;
 pub mod roles;
 pub mod sample;
 pub mod tags;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use arrow_array::{ArrayRef, RecordBatch, StringArray, UInt64Array};
 use arrow_schema::{ArrowError, DataType, Field, Schema};
 use object_store::path::Path;
-use object_store::{Error as ObjectError, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+use object_store::{Error as ObjectError, ObjectStore, PutMode, PutPayload};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
@@ -28,8 +28,10 @@ use proto::dataset::{
 use proto::text::hex_sha256;
 
 use crate::columns::{IMAGE_COLUMNS, schema, to_batch};
+use crate::dataset::MANIFEST_BYTES_MAX;
 use crate::sample::{Metadata, Sample};
 use crate::text_set::TextSet;
+use storage::read::{ReadError, read_bounded};
 use storage::{StoreError, open};
 
 /// Rows of the index that are encoded at once.
@@ -75,7 +77,7 @@ pub enum WriteError {
     #[error("cannot write {path:?}")]
     Put { path: String, source: ObjectError },
     #[error("cannot read {path:?}, to see whether there is a data set")]
-    Get { path: String, source: ObjectError },
+    Get { path: String, source: ReadError },
     #[error(
         "there is a data set at {url:?} already (version {}); write to another folder, or add \
          --replace", version.get(..12).unwrap_or(version)
@@ -292,10 +294,9 @@ impl DatasetWriter {
     /// The `dataset.json` at the URL, if there is one.
     async fn existing(&self) -> Result<Option<Vec<u8>>, WriteError> {
         let path = self.prefix.clone().join(DATASET_FILE);
-        let read = async { self.store.get(&path).await?.bytes().await };
-        match read.await {
+        match read_bounded(&*self.store, &path, MANIFEST_BYTES_MAX).await {
             Ok(bytes) => Ok(Some(bytes.into())),
-            Err(ObjectError::NotFound { .. }) => Ok(None),
+            Err(error) if error.is_not_found() => Ok(None),
             Err(source) => Err(WriteError::Get {
                 path: path.to_string(),
                 source,

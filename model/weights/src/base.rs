@@ -23,7 +23,7 @@ use storage::read::{ReadError, read_bounded};
 use storage::{StoreError, local_folder, open};
 
 /// Largest config or index of weights that is read. They have some 100 KB.
-const TEXT_BYTES_MAX: u64 = 8 << 20;
+pub const TEXT_BYTES_MAX: u64 = 8 << 20;
 /// The component of an exported RetriNet that is not in its U-Net, stored under full tensor names.
 /// A job that starts from the export loads it too.
 pub const RETRINET: &str = proto::architecture::RETRINET;

@@ -5,8 +5,12 @@
 use super::faults::{Fault, Faults};
 use super::overrides::Override;
 use super::{JobErrors, located, to_toml};
-use crate::limits::{DEVICES, JOB_TOML_BYTES, OVERRIDES, PROMPTS_BYTES, TEXT_BYTES, URL_BYTES};
+use crate::limits::{
+    DEVICES, JOB_TOML_BYTES, OVERRIDES, PROMPTS_BYTES, TEXT_BYTES, TOML_ITEMS, URL_BYTES,
+};
 use crate::spec::{JobSpec, Work};
+use toml_parser::Source;
+use toml_parser::lexer::TokenKind;
 
 /// The canonical text can be longer than the written one by its defaults, and by a backslash for a
 /// character. A text below this fraction cannot grow beyond the limit.
@@ -14,16 +18,33 @@ const SURELY_SHORT: usize = JOB_TOML_BYTES / 8;
 
 /// Before the text is parsed.
 pub(super) fn check_text(text: &str) -> Result<(), Fault> {
-    if text.len() <= JOB_TOML_BYTES {
-        return Ok(());
+    let refused = |message| {
+        let field = String::new();
+        Err(Fault { field, message })
+    };
+    if JOB_TOML_BYTES < text.len() {
+        let bytes = text.len();
+        return refused(format!(
+            "the text has {bytes} bytes; at most {JOB_TOML_BYTES} are accepted"
+        ));
     }
-    Err(Fault {
-        field: String::new(),
-        message: format!(
-            "the text has {} bytes; at most {JOB_TOML_BYTES} are accepted",
-            text.len()
-        ),
-    })
+    // Each of them adds a table or a value at most.
+    let is_item = |kind| {
+        use TokenKind::{Comma, Dot, Equals, LeftCurlyBracket, LeftSquareBracket};
+        matches!(
+            kind,
+            Comma | Dot | Equals | LeftCurlyBracket | LeftSquareBracket
+        )
+    };
+    let tokens = Source::new(text).lex();
+    let items = tokens.filter(|token| is_item(token.kind())).count();
+    if TOML_ITEMS < items {
+        return refused(format!(
+            "the text has {items} dots, commas, equals signs and opening brackets outside of \
+             strings; at most {TOML_ITEMS} are accepted"
+        ));
+    }
+    Ok(())
 }
 
 /// `text`: as it was written.

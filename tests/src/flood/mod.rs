@@ -24,7 +24,7 @@ pub enum Kind {
     IdleConnections,
     /// Connections that say something which is no request.
     Garbage,
-    /// Requests of 58 MB.
+    /// Requests of 58 MB, and of 2 MB.
     LargeMessages,
     /// A URL of 800 kB, 6.6 MB of prompts, and 256 errors in one text.
     LongTexts,
@@ -90,11 +90,15 @@ impl Kind {
     pub fn warning(self) -> Option<&'static str> {
         match self {
             Self::IdleConnections => Some("too many connections"),
+            Self::Garbage => Some("many connections ended without a request"),
             Self::Watches => Some("streams in progress, the most"),
-            // "requests are refused again and again" depends on how many there are in ten seconds.
-            Self::LargeMessages | Self::LongTexts | Self::Submits => None,
-            // What they do is allowed, or ends at once.
-            Self::Garbage | Self::LargeJobs | Self::InventedWorkers | Self::Reports => None,
+            Self::LargeMessages | Self::LongTexts | Self::Submits => {
+                Some("requests are refused again and again")
+            }
+            Self::InventedWorkers => Some("many workers came up within ten seconds"),
+            Self::Reports => Some("a worker reports without a pause"),
+            // What it does is allowed.
+            Self::LargeJobs => None,
         }
     }
 }
@@ -117,14 +121,14 @@ pub struct Round {
     pub longest_silence: Duration,
     pub probes: u64,
     pub tally: Tally,
+    /// The coordinator's first line with [`Kind::warning`] since the flood began.
+    pub warning: Option<String>,
 }
 
 #[derive(Debug)]
 pub struct Report {
     pub rounds: Vec<Round>,
     pub steps: u64,
-    /// The coordinator's whole log.
-    pub log: String,
 }
 
 /// Runs the victim beside each of these floods in turn, with an undisturbed round before each.
@@ -161,11 +165,22 @@ fn flood(cluster: &Cluster, kinds: &[Kind], length: Length) -> Result<Report> {
         rounds.push(disturbed);
     }
     let steps = check_victim(cluster, &victim)?;
-    let log = cluster.coordinator_log()?;
-    Ok(Report { rounds, steps, log })
+    Ok(Report { rounds, steps })
 }
 
+/// The flood goes on until the victim has trained for long enough and the coordinator has warned.
 fn round(cluster: &Cluster, target: &Target, kind: Option<Kind>, length: Length) -> Result<Round> {
+    let before = cluster.coordinator_log()?.len();
+    let warning = || {
+        let words = kind.and_then(Kind::warning)?;
+        let log = cluster.coordinator_log().unwrap_or_default();
+        let new = log.get(before..).unwrap_or_default();
+        Some(
+            new.lines()
+                .find(|line| line.contains(words))
+                .map(str::to_owned),
+        )
+    };
     let attack = kind.map(|kind| Attack::start(kind, target));
     let mut watch = cluster.watch(&target.victim)?;
     // What is measured begins when the flood has.
@@ -174,9 +189,12 @@ fn round(cluster: &Cluster, target: &Target, kind: Option<Kind>, length: Length)
     })?;
     let probe = Probe::start(cluster.url());
     let since = Instant::now();
-    let end = watch.until("steps beside the flood", |view| match length {
-        Length::Steps(steps) => begun.step + steps <= view.step,
-        Length::Time(time) => time <= since.elapsed() && begun.step < view.step,
+    let end = watch.until("steps and a warning beside the flood", |view| {
+        let is_long_enough = match length {
+            Length::Steps(steps) => begun.step + steps <= view.step,
+            Length::Time(time) => time <= since.elapsed() && begun.step < view.step,
+        };
+        is_long_enough && warning() != Some(None)
     })?;
     let seconds = since.elapsed().as_secs_f64();
     let why = cluster.run(&["why", &target.victim])?.success()?;
@@ -199,6 +217,7 @@ fn round(cluster: &Cluster, target: &Target, kind: Option<Kind>, length: Length)
         longest_silence,
         probes,
         tally,
+        warning: warning().flatten(),
     })
 }
 
@@ -242,7 +261,7 @@ impl fmt::Display for Report {
                 round.tally.sent,
                 round.tally.refused,
             )?;
-            if let Some(words) = &round.tally.words {
+            for words in round.tally.words.iter().chain(&round.warning) {
                 let words: String = words.chars().take(200).collect();
                 writeln!(f, "    {words}")?;
             }

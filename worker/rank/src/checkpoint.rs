@@ -11,15 +11,17 @@ use bytes::Bytes;
 use model::error::WeightsFault;
 use model::trainer::Trainer;
 use model::weights::{self, NamedTensors, Storage};
+use object_store::ObjectStore;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
 use proto::checkpoint::{
-    CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry, checkpoint_folder,
+    CheckpointManifest, CheckpointRef, MANIFEST_BYTES_MAX, MANIFEST_FILE, ShardEntry,
+    checkpoint_folder,
 };
 use proto::id::JobId;
 use proto::text::hex_sha256;
 use std::sync::Arc;
 use storage::StoreError;
+use storage::read::{ReadError, read_bounded};
 use tch::Tensor;
 
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +39,8 @@ pub(crate) enum CheckpointError {
         path: String,
         source: serde_json::Error,
     },
+    #[error("{path} is too large: {source}")]
+    TooLarge { path: String, source: ReadError },
     #[error("{path} is damaged: {what} is {found}, the manifest says {expected}")]
     Damaged {
         path: String,
@@ -131,15 +135,16 @@ impl Checkpoints {
         checkpoint: CheckpointRef,
     ) -> Result<(CheckpointManifest, NamedTensors), CheckpointError> {
         let path = self.path(checkpoint, MANIFEST_FILE);
-        let manifest: CheckpointManifest = serde_json::from_slice(&self.get(&path).await?)
-            .map_err(|source| CheckpointError::Manifest {
+        let text = self.get(&path, MANIFEST_BYTES_MAX).await?;
+        let manifest: CheckpointManifest =
+            serde_json::from_slice(&text).map_err(|source| CheckpointError::Manifest {
                 path: path.to_string(),
                 source,
             })?;
         let mut tensors = NamedTensors::new();
         for shard in &manifest.shards {
             let path = self.path(checkpoint, &shard.path);
-            let bytes = self.get(&path).await?;
+            let bytes = self.get(&path, shard.size_bytes).await?;
             verify(path.as_ref(), shard, &bytes)?;
             tensors.extend(
                 weights::parse(&bytes).map_err(|source| CheckpointError::Format {
@@ -171,19 +176,18 @@ impl Checkpoints {
         Ok(tensors)
     }
 
-    async fn get(&self, path: &Path) -> Result<Bytes, CheckpointError> {
-        let read_error = |source| CheckpointError::Object {
-            action: "read",
-            path: path.to_string(),
-            source,
-        };
-        self.store
-            .get(path)
-            .await
-            .map_err(read_error)?
-            .bytes()
-            .await
-            .map_err(read_error)
+    /// An object of at most `max` bytes.
+    async fn get(&self, path: &Path, max: u64) -> Result<Bytes, CheckpointError> {
+        let read = read_bounded(&*self.store, path, max).await;
+        let path = path.to_string();
+        read.map_err(|error| match error {
+            ReadError::Store(source) => CheckpointError::Object {
+                action: "read",
+                path,
+                source,
+            },
+            source @ ReadError::TooLarge { .. } => CheckpointError::TooLarge { path, source },
+        })
     }
 }
 
@@ -216,6 +220,7 @@ fn size_bytes(tensor: &Tensor) -> u64 {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use object_store::ObjectStoreExt;
     use proto::id::{Generation, Step};
     use tch::{Device, Kind};
 
@@ -321,6 +326,18 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("its size is"), "{error}");
+        // Sparse: reading them would take 8 TiB each.
+        let manifest = shard.with_file_name(MANIFEST_FILE);
+        let text = std::fs::read(&manifest).unwrap();
+        for (file, max) in [(&shard, good.len() as u64), (&manifest, MANIFEST_BYTES_MAX)] {
+            let giant = std::fs::File::create(file).unwrap();
+            giant.set_len(8 << 40).unwrap();
+            let error = checkpoints.read(checkpoint_ref()).await.unwrap_err();
+            let expected =
+                format!("is too large: it has 8796093022208 bytes; at most {max} are read");
+            assert!(error.to_string().ends_with(&expected), "{error}");
+            std::fs::write(&manifest, &text).unwrap();
+        }
         std::fs::remove_file(&shard).unwrap();
         let error = checkpoints
             .read(checkpoint_ref())

@@ -4,7 +4,7 @@
 //! download and verified at each use. File contents are not parsed here but by the model.
 
 use anyhow::{Context, bail, ensure};
-use base_weights::base::Base;
+use base_weights::base::{Base, BaseError};
 use futures::StreamExt;
 use object_store::ObjectStoreExt;
 use proto::spec::{Architecture, Model};
@@ -188,12 +188,10 @@ async fn compare_with_export(
     struct Export {
         files: Hashes,
     }
-    let (store, path) = base.object(EXPORT_FILE);
-    let read = async { store.get(&path).await?.bytes().await };
-    let bytes = match read.await {
+    let bytes = match base.read(EXPORT_FILE).await {
         Ok(bytes) => bytes,
-        Err(object_store::Error::NotFound { .. }) => return Ok(()),
-        Err(error) => return Err(error).with_context(|| format!("cannot read {path}")),
+        Err(BaseError::Read { source, .. }) if source.is_not_found() => return Ok(()),
+        Err(error) => return Err(error.into()),
     };
     let Ok(export) = serde_json::from_slice::<Export>(&bytes) else {
         bail!("{EXPORT_FILE} is not what `coordinator checkpoint export` writes");

@@ -347,3 +347,23 @@ pub(crate) fn superseded(generation: Generation) -> CollectiveError {
         reason: "superseded by a newer generation".into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn orders_come_from_the_daemon_alone() {
+        let (stream, _daemon) = UnixStream::pair().unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        check_daemon(&stream, own).unwrap();
+        let error = check_daemon(&stream, own + 1).unwrap_err().to_string();
+        let uid = rustix::process::geteuid().as_raw();
+        let expected = format!(
+            "process {own} of user {uid} listens, expected process {} of user {uid}, the daemon",
+            own + 1
+        );
+        assert_eq!(error, expected);
+    }
+}

@@ -5,16 +5,16 @@ use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use image::{GrayImage, Rgb, RgbImage};
 use model_data::example::{Example, Reference};
-use model_data::image_file::{Along, Decoded, on_pad, place};
+use model_data::image_file::{Along, Decoded, IMAGE_FILE_BYTES_MAX, on_pad, place};
 use model_data::loader::Loader;
 use model_data::prepare::named_reference;
 use model_data::tags::pose_prompt;
 use model_data::user_image::{NO_POSITION, UserImage};
-use object_store::ObjectStoreExt;
 use proto::sample::{Concept, ImageSource, MaskFile, NamedReference, SamplePrompt, SampleWork};
 use proto::spec::{References, TrainWork};
 use proto::text::hex_sha256;
 use serde::{Deserialize, Serialize};
+use storage::read::read_bounded;
 
 /// White, like the background in pose prompts.
 const BACKGROUND: Rgb<u8> = Rgb([255, 255, 255]);
@@ -260,8 +260,8 @@ async fn read_file(store_url: &str, request: &SampleWork, sha256: &str) -> anyho
     let path = ["jobs", &request.job.0, "references", sha256]
         .into_iter()
         .fold(prefix, |path, part| path.join(part));
-    let bytes = async { store.get(&path).await?.bytes().await };
-    let bytes = bytes.await.with_context(|| format!("cannot read {path}"))?;
+    let bytes = read_bounded(&*store, &path, IMAGE_FILE_BYTES_MAX).await;
+    let bytes = bytes.with_context(|| format!("cannot read {path}"))?;
     let found = hex_sha256(&bytes);
     ensure!(found == sha256, "{path} is damaged: its SHA-256 is {found}");
     Ok(bytes)

@@ -215,3 +215,12 @@ async fn a_process_that_reports_for_another_job_is_killed() {
         "{input:?}"
     );
 }
+
+#[tokio::test]
+async fn only_this_user_may_answer_as_a_rank() {
+    let own = rustix::process::geteuid().as_raw();
+    let (stream, _rank) = UnixStream::pair().unwrap();
+    assert_eq!(other_user(&stream, own), None);
+    let other = format!("user {own}, this daemon is user {}", own + 1);
+    assert_eq!(other_user(&stream, own + 1), Some(other));
+}

@@ -13,13 +13,11 @@ use super::face::guess_face;
 use super::rows::Row;
 use super::{DECODE_MIB, ImportError, ImportReport, PART_BYTES, PART_ROWS};
 use crate::decode::{Change, ChangeKind, Expect, MaskSource, Origin, decode};
-use crate::image_file::{ImageError, encode_gray, encode_rgb};
+use crate::image_file::{IMAGE_FILE_BYTES_MAX, ImageError, encode_gray, encode_rgb};
 use crate::prompt_length::{CLIP_TOKENS, PromptCounter};
 use crate::sample::{Metadata, Sample};
 use crate::writer::{DatasetWriter, WriteError};
 
-/// Largest file of an image or a mask.
-const IMAGE_FILE_BYTES_MAX: u64 = 256 << 20;
 /// Memory that an image needs while it is imported, in bytes per pixel: twice RGBA of 16 bits, and
 /// twice RGBA of 8 bits.
 const BYTES_PER_PIXEL: u64 = 24;

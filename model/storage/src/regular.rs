@@ -5,8 +5,7 @@ use std::fs::{File, FileType, Metadata};
 use std::io::{Error, ErrorKind, Read, Result};
 use std::path::Path;
 
-/// Larger files are not read into memory: no image of the largest size that is read needs more.
-pub const LARGEST_FILE: u64 = 256 << 20;
+use crate::read::ReadError;
 
 /// Opens a regular file.
 ///
@@ -21,24 +20,22 @@ pub fn open(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Reads a regular file whole.
+/// Reads a regular file of at most `max` bytes whole. A larger one is refused by its size, unread.
 ///
 /// # Errors
-/// As [`open`], the file is larger than [`LARGEST_FILE`], or reading fails.
-pub fn read(path: &Path) -> Result<Vec<u8>> {
+/// As [`open`], the file is larger, or reading fails.
+pub fn read(path: &Path, max: u64) -> Result<Vec<u8>> {
     let file = open(path)?;
-    let too_large = || {
-        let message = format!("it has more than {LARGEST_FILE} bytes");
-        Error::new(ErrorKind::FileTooLarge, message)
-    };
-    if file.metadata()?.len() > LARGEST_FILE {
-        return Err(too_large());
+    let too_large = |size| Error::new(ErrorKind::FileTooLarge, ReadError::TooLarge { size, max });
+    let size = file.metadata()?.len();
+    if max < size {
+        return Err(too_large(size));
     }
-    let mut bytes = Vec::new();
-    // It may grow while it is read.
-    let read = file.take(LARGEST_FILE + 1).read_to_end(&mut bytes)? as u64;
-    if read > LARGEST_FILE {
-        return Err(too_large());
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
+    // It may grow while it is read, and some files say that they have no size.
+    let read = file.take(max + 1).read_to_end(&mut bytes)? as u64;
+    if max < read {
+        return Err(too_large(read));
     }
     Ok(bytes)
 }
@@ -97,8 +94,8 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         std::fs::write(at("file"), b"bytes").unwrap();
         std::os::unix::fs::symlink("file", at("link")).unwrap();
-        assert_eq!(read(&at("file")).unwrap(), b"bytes");
-        assert_eq!(read(&at("link")).unwrap(), b"bytes");
+        assert_eq!(read(&at("file"), 5).unwrap(), b"bytes");
+        assert_eq!(read(&at("link"), 5).unwrap(), b"bytes");
 
         let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
         let made = std::process::Command::new("mkfifo")
@@ -115,20 +112,39 @@ mod tests {
             (Path::new("/dev/null").to_owned(), "a device"),
         ] {
             // It returns: nobody writes into the pipe.
-            let error = read(&path).unwrap_err().to_string();
+            let error = read(&path, 5).unwrap_err().to_string();
             assert_eq!(
                 error,
                 format!("it is {kind}, and only a regular file is read")
             );
         }
-        // It has no blocks, only a length.
-        let large = File::create(at("large")).unwrap();
-        large.set_len(LARGEST_FILE + 1).unwrap();
-        let error = read(&at("large")).unwrap_err().to_string();
-        assert_eq!(error, "it has more than 268435456 bytes");
         assert_eq!(
-            read(&at("missing")).unwrap_err().kind(),
+            read(&at("missing"), 5).unwrap_err().kind(),
             ErrorKind::NotFound
+        );
+    }
+
+    #[test]
+    fn only_files_of_at_most_that_size_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        // It has no blocks, only a length.
+        File::create(at("giant")).unwrap().set_len(8 << 40).unwrap();
+        std::fs::write(at("small"), b"12345").unwrap();
+        let refusal = |path: &Path, max| read(path, max).unwrap_err().to_string();
+        assert_eq!(read(&at("small"), 5).unwrap(), b"12345");
+        assert_eq!(
+            refusal(&at("small"), 4),
+            "it has 5 bytes; at most 4 are read"
+        );
+        assert_eq!(
+            refusal(&at("giant"), 1000),
+            "it has 8796093022208 bytes; at most 1000 are read"
+        );
+        // It says that it has no bytes.
+        assert_eq!(
+            refusal(Path::new("/proc/self/maps"), 10),
+            "it has 11 bytes; at most 10 are read"
         );
     }
 }
