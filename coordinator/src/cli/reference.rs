@@ -12,6 +12,7 @@ use proto::text::hex_sha256;
 use std::collections::HashMap;
 use std::path::Path;
 use std::str::FromStr;
+use storage::regular;
 
 /// A parsed `[CONCEPT:]ID|FILE[@X,Y,W,H][+MASK]` argument.
 #[derive(Debug, Clone, PartialEq)]
