@@ -207,8 +207,8 @@ fn an_import_reports_each_rejected_row_and_strict_makes_nothing() {
     );
     assert!(
         output_text.contains(
-            "4 rows read, 2 accepted, 2 rejected, 0 similar entries dropped, 0 face boxes \
-            guessed, 0 without"
+            "4 rows read, 2 accepted, 2 rejected, 0 similar entries dropped, 0 identities split, \
+             0 face boxes guessed, 0 without"
         ),
         "{output_text}"
     );
@@ -251,7 +251,7 @@ fn prompts_that_are_cut_are_counted_wherever_a_data_set_is_looked_at() {
     let text = succeed("coordinator", here, &describe);
     let lost = text.split_once("LOST TAG").map_or("", |(_, table)| table);
     assert!(
-        text.contains(counted) && lost.contains("tag_number_49"),
+        text.contains(counted) && lost.contains("tag_number_39"),
         "{text}"
     );
     let json = [&describe[..], &["--output", "json"]].concat();
