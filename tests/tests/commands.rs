@@ -296,7 +296,7 @@ fn prompts_that_are_cut_are_counted_wherever_a_data_set_is_looked_at() {
     let text = succeed("coordinator", here, &describe);
     let lost = text.split_once("LOST TAG").map_or("", |(_, table)| table);
     assert!(
-        text.contains(counted) && lost.contains("tag_number_49"),
+        text.contains(counted) && lost.contains("tag_number_39"),
         "{text}"
     );
     let json = [&describe[..], &["--output", "json"]].concat();

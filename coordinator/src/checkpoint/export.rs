@@ -1,9 +1,10 @@
 //! Writes a checkpoint's weights in the model layout of `diffusers` and `transformers`: `unet/`,
 //! `vae/` and `text_encoder/`, each with its `config.json`, and the weights that only a RetriNet
 //! has in `unet/`, under full names. A job can use such a folder as `model.init`. Weights that the
-//! job did not train are copied from its base, so that the folder is complete; a base that has
-//! changed since is refused before anything is written, and so is a folder that is not empty, because
-//! files of two models would mix. `export.json` records the origin of all weights. Only one component at a time is in memory. Called by `coordinator checkpoint export`.
+//! job did not train are copied from its base, so that the folder is complete. A base that has
+//! changed since is refused before anything is written, and so is a folder that is not empty:
+//! files of two models would mix. `export.json` records the origin of all weights. Only one
+//! component at a time is in memory. Called by `coordinator checkpoint export`.
 
 use super::component::{Component, Weights, read_tensors, retrieval_encoder};
 use super::{Checkpoint, CheckpointError, TensorLocation};

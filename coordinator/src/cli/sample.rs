@@ -276,7 +276,8 @@ fn prepare_folder(out: &Path) -> Result<()> {
         .with_context(|| format!("cannot create the folder {}", out.display()))?;
     if out.join(SUMMARY_FILE).exists() {
         return Err(anyhow!(
-            "--out {} has the images of another job already ({SUMMARY_FILE}); choose another folder",
+            "--out {} has the images of another job already ({SUMMARY_FILE}); choose another \
+             folder",
             out.display()
         ));
     }

@@ -75,7 +75,8 @@ pub(crate) fn run(node: &Node) -> anyhow::Result<bool> {
         checks,
     };
     if node.output == "json" {
-        outln!("{}", serde_json::to_string_pretty(&findings)?);
+        let json = serde_json::to_string_pretty(&findings)?;
+        shell::print::out_lines(&proto::printable::printable_json(&json));
     } else {
         for Check { name, ok, found } in &findings.checks {
             let verdict = if *ok { "ok" } else { "WRONG" };
